@@ -28,7 +28,7 @@ COPY --from=projects /plugins plugins
 # The gateway has no flavour: it runs no model. Only the language services carry the embedded language model.
 RUN mkdir fovea shared services LICENSES && touch README.md LICENSE LICENSES/empty.txt NOTICE {fovea,shared,services}/__init__.py \
  && python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/fovea \
- && extras="${SERVICE}"; [ "${SERVICE}" = gateway ] || extras="${SERVICE},${FLAVOUR}" \
+ && extras="${SERVICE}"; [ "${SERVICE}" = gateway ] || extras="cluster,${SERVICE},${FLAVOUR}" \
  && index=(); [[ "${SERVICE}" = gateway || "${FLAVOUR}" != cpu || "${TORCH_INDEX}" = none ]] || index=(--extra-index-url "${TORCH_INDEX}") \
  && python3 deploy/plugins.py requirements "${SERVICE}" > plugins.txt \
  && install="/opt/pip/bin/pip install --no-cache-dir --no-compile" \

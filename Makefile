@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 # What runs models: cpu or gpu.
 FLAVOUR ?= cpu
-EXTRAS = all,$(FLAVOUR),dev
+EXTRAS = all,cluster,$(FLAVOUR),dev
 # Every plug-in of this repository; the example is for tests and for copying.
 PLUGINS := $(filter-out plugins/example/,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 WORKERS ?= 2

@@ -1,4 +1,4 @@
-"""What the whole suite shares: how it runs (tests/harness) and in which order.
+"""Setup of the whole suite: how it runs (tests/harness) and in which order.
 
 `make test` hands each of two workers a half of the suite, in order (`--dist worksteal`), so that a file's fixtures are
 built once. One worker gets everything that starts whole products and clusters: two at once would take the processor

@@ -53,7 +53,7 @@ LOADED_LATER = (
     "uvicorn.protocols.http.httptools_impl",
     "uvicorn.protocols.websockets.auto",
 )
-"""What a replica imports only when it loads a model or listens."""
+"""Modules that a replica imports only when it loads a model or listens."""
 
 READS_ALL_WEIGHTS = "interpretability"
 """The service that studies the models of others."""

@@ -1,6 +1,6 @@
 """Steering vectors of a gateway: computed from contrasting prompts, listed, fetched and deleted.
 
-A chat uses one by name: `client.chat("…", interventions=[{"vector": "calm@1", "scale": 4}])`.
+A chat uses one by name: `client.chat("…", interventions=[{"vector": "calm@1"}])`.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What every service may lean on. Knows no service; the layers inside are checked by import-linter."""
+"""Code shared by all services. Knows no service; the layers inside are checked by import-linter."""

@@ -40,8 +40,8 @@ class FoveaError(Exception):
     """An error that a caller may see.
 
     Args:
-        detail: What happened and why, in one sentence that is safe to show.
-        hint: What to try, in one sentence.
+        detail: The problem and its cause, in one sentence that is safe to show.
+        hint: Advice, in one sentence.
         field: The option, tensor or parameter that is wrong, where there is one.
         retry_after: Seconds after which a retry makes sense, where it does.
     """

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from shared.errors import Fault, FoveaError, NotFound
 
 Kind = Literal["commands", "fields", "models", "paths"]
-"""What an error looks up in the list of known plug-ins. Console pages are paths."""
+"""Keys of the list of known plug-ins that an error looks up. Console pages are paths."""
 
 _KNOWN = Path(__file__).with_name("known_plugins.json")
 
@@ -84,7 +84,7 @@ def explain_missing(kind: Kind, name: str, what: str, field: str | None = None) 
     """Return the error that says which plug-in to install, or None if no known plug-in brings it.
 
     Args:
-        kind: What `name` is.
+        kind: Kind of `name`.
         name: As the user wrote it.
         what: Begins the sentence, for example "The model 'x'".
         field: Part of the request that named it.

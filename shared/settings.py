@@ -70,7 +70,7 @@ class Settings(BaseSettings):
         "commas, are accepted; the gateway sends the first, so that they can be rotated.",
     )
 
-    # What we stand on.
+    # Foundations.
     redis_url: str | None = Field(
         None,
         description="Redis to use: `redis://`, with TLS `rediss://`, or through Sentinel "
@@ -109,7 +109,7 @@ class Settings(BaseSettings):
 
     # Whom we call.
 
-    # Who may call.
+    # Callers.
     auth: Literal["insecure-local", "keys"] = Field("insecure-local", description="`keys` demands an API key.")
     keys_file: Path | None = Field(None, description="JSON file of hashed API keys; default `<data_dir>/keys.json`.")
     oidc_issuer: str | None = Field(
@@ -231,7 +231,7 @@ class Settings(BaseSettings):
     )
     judge_api_key: SecretStr | None = Field(None, description="Key that judges send to it.")
 
-    # What models remember between requests.
+    # State of models between requests.
     session_key: SecretStr | None = Field(
         None,
         description="Master key under which sessions and documents are sealed; unset, `<data_dir>/session.key`. "
@@ -296,7 +296,7 @@ class Settings(BaseSettings):
         1_000_000, ge=0, description="Payloads above this go to the object store, not to Redis."
     )
 
-    # What we tell.
+    # Logs, metrics and traces.
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: Literal["json", "console"] = Field("console", description="json in production.")
     otlp_endpoint: str | None = Field(

@@ -65,7 +65,7 @@ class Headline(_Record):
 
 
 class Quality(_Record):
-    """What the sparse model is worth, against dense models of equal parameters, equal compute and small size."""
+    """Quality of the sparse model, against dense models of equal parameters, equal compute and small size."""
 
     metric: str
     value: float
@@ -93,7 +93,7 @@ class Retrieval(_Record):
 
 
 class SparsityClaim(_Record):
-    """One claim. Absent facts are null; the lint says which of them are owed."""
+    """One claim. Absent facts are null; the lint names those that are required."""
 
     model: str
     kind: Literal["weight", "activation", "attention"] | None = None
@@ -230,12 +230,12 @@ def _memory(c: SparsityClaim) -> Iterator[str]:
     if c.kind != "attention" or m is None:
         return
     if None in (m.peak_memory_bytes, m.kv_bytes_per_token, m.offload_bytes_per_token):
-        yield "Measured attention owes peak memory, KV bytes and offloaded bytes per token; 0 is a value."
+        yield "Measured attention needs peak memory, KV bytes and offloaded bytes per token; 0 is a value."
 
 
 def _retrieval(c: SparsityClaim) -> Iterator[str]:
     if c.kind == "attention" and (c.retrieval is None or len(set(c.retrieval.depths)) < 3):
-        yield "Attention owes retrieval at three depths or more; averages hide lost long-range access."
+        yield "Attention needs retrieval at three depths or more; averages hide lost long-range access."
 
 
 _RULES: Mapping[str, Callable[[SparsityClaim], Iterator[str]]] = {

@@ -1,1 +1,1 @@
-"""What is tested across rooms: contracts, deployment, the whole product; and the checks that `make lint` runs."""
+"""Tests across packages: contracts, deployment, the whole product; and the checks that `make lint` runs."""

@@ -1,6 +1,6 @@
 """No claim of sparsity is published that breaks a rule: `python -m tests.claims` reads every claim in the tree.
 
-A model whose Card calls it sparse owes one.
+A model whose Card calls it sparse needs one.
 """
 
 import re

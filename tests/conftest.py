@@ -14,7 +14,7 @@ def chromium():
 
 @pytest.fixture
 def complaints():
-    """What the browser complained about; a test that expects a complaint takes it out."""
+    """The browser's complaints; a test that expects a complaint takes it out."""
     found: list[str] = []
     yield found
     assert not found

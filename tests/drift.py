@@ -120,14 +120,14 @@ def claims() -> Iterator[tuple[pathlib.Path, str]]:
 
 
 def known_plugins() -> Iterator[tuple[pathlib.Path, str]]:
-    """What the plug-ins in `plugins/` bring, so that the core can say which one is missing."""
+    """Parts of the plug-ins in `plugins/`, so that the core can say which one is missing."""
     files = [file for file in sorted(ROOT.glob("plugins/*/pyproject.toml")) if file.parent.name != "example"]
     known = {file.parent.name: describe_plugin(file) for file in files}
     yield ROOT / "shared/known_plugins.json", json.dumps(known, indent=1) + "\n"
 
 
 def describe_plugin(project: pathlib.Path) -> dict[str, list[str]]:
-    """What a plug-in brings, as its entry points say."""
+    """Parts of a plug-in, by its entry points."""
     from shared.registry.discovery import pick_servables, scan
 
     groups = tomllib.loads(project.read_text("utf8"))["project"].get("entry-points", {})
@@ -156,7 +156,7 @@ def benchmark_page() -> Iterator[tuple[pathlib.Path, str]]:
 
 
 def scale_page() -> Iterator[tuple[pathlib.Path, str]]:
-    """What limits a fleet, as measured and simulated."""
+    """Limits of a fleet, as measured and simulated."""
     from loadtests.simulation.page import render_page
 
     yield from render_page()

@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "loadtests/bench/results"
 PLACE = re.compile(r"<!--=(?P<key>[^\n]+?)-->(?P<text>.*?)<!--/-->", re.DOTALL)
 GENERATED = (
-    "19-scale",
+    "20-scale",
     "benchmarks",
     "gpu-cost",
     "gpu-kernels",
@@ -183,7 +183,7 @@ def render_models() -> str:
 
 
 def _describe_data(data: Mapping[str, Any]) -> tuple[str, str]:
-    """What weights were trained on, and its terms in a phrase."""
+    """Training data of weights, and its terms in a phrase."""
     terms = re.split(r", no | \(", str(data.get("terms", "")))[0]
     if data.get("origin") == "real":
         return str(data["title"]), terms

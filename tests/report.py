@@ -24,7 +24,7 @@ Row = Mapping[str, Any]
 
 @dataclass
 class Run:
-    """What a run recorded, by test."""
+    """Records of a run, by test."""
 
     began: int = 0
     seconds: float = 0.0

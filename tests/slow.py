@@ -21,12 +21,12 @@ CHECK_S = 120.0
 """How long `make check` may take on two quiet cores."""
 WORKERS = 2
 BALANCE = 0.85
-"""What part of the workers' time is spent in tests: they do not end together, and hand results over."""
+"""The part of the workers' time that is spent in tests: they do not end together, and hand results over."""
 
 
 @dataclass
 class Costs:
-    """What a run spent on tests and on the fixtures that they share."""
+    """Seconds of a run on tests and on shared fixtures."""
 
     own: Counter[str] = field(default_factory=Counter)
     """Seconds by test function."""

@@ -22,7 +22,7 @@ TEXT = Model(base=0.75, each=0.25, most=4, slots=4, is_continuous=True, keys=10)
 
 
 def run(work):
-    """What a coroutine function of the clock comes to."""
+    """Result of a coroutine function of the clock."""
     with simulated_time() as clock:
         return simulate(clock, work(clock))
 

@@ -1,4 +1,4 @@
-"""What the SDK sends and how it reads answers, without a socket: calls, errors, retries, pictures, options."""
+"""Requests of the SDK and its reading of answers, without a socket: calls, errors, retries, pictures, options."""
 
 import io
 import json

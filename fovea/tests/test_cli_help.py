@@ -1,4 +1,4 @@
-"""What `--help` says, word for word, and plug-in verbs: named without being loaded, loaded when invoked."""
+"""Texts of `--help`, word for word, and plug-in verbs: named without being loaded, loaded when invoked."""
 
 import sys
 from importlib import metadata

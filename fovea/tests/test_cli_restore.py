@@ -35,7 +35,7 @@ class Source:
 
 
 class Client:
-    """Answers what it is told to, and remembers what it was sent."""
+    """Gives prepared answers, and remembers the requests."""
 
     def __init__(self, *answers: object) -> None:
         self.answers, self.sent = list(answers), []

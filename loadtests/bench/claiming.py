@@ -1,4 +1,4 @@
-"""What a suite hands back that measures sparsity claims: its table, and the facts of each claim. Knows records only."""
+"""Result of a suite that measures sparsity claims: its table, and the facts of each claim. Knows records only."""
 
 from __future__ import annotations
 

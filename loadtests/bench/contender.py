@@ -29,7 +29,7 @@ class Contender:
     """One way to serve the small model.
 
     Attributes:
-        name: What the table calls it.
+        name: Its name in the table.
         module: Run as `python -m module PORT`; several processes are one contender through `helpers`.
         path, body, headers: The request.
         env: Further environment.

@@ -1,4 +1,4 @@
-"""What the suites of the long-context engine share: SmolLM2 from its wheel, English to read, and reading as served.
+"""Parts shared by the suites of the long-context engine: SmolLM2 from its wheel, English text, and reading as served.
 
 Contenders take turns within a round. Knows nothing about what is compared.
 """

@@ -1,6 +1,6 @@
 """Scores of real pictures that are sent to a running service: masks, boxes and classes.
 
-Knows HTTP and folders of labelled pictures; knows no network. What is scored is the answer, not the model.
+Knows HTTP and folders of labelled pictures; knows no network. The answer is scored, not the model.
 """
 
 from __future__ import annotations

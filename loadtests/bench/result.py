@@ -1,4 +1,4 @@
-"""What a suite hands back: rows of medians with their spread, each a ratio to the baseline of the same run."""
+"""Result of a suite: rows of medians with their spread, each a ratio to the baseline of the same run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One suite's answer. `targets` maps a claim to (reached, wanted)."""
+    """One suite's answer. `targets` maps a claim to (reached, target)."""
 
     suite: str
     title: str
@@ -52,7 +52,7 @@ def row(name: str, unit: str, rounds: Sequence[float], baseline: float, note: st
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """The machine and builds that the numbers were measured on."""
     model = next((line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), "unknown")
     return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system()}
 

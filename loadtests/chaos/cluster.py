@@ -109,7 +109,7 @@ def kill_node(cluster: RayCluster, _url: str) -> dict[str, Any]:
 
 
 def stop_node(cluster: RayCluster, _url: str) -> dict[str, Any]:
-    """What the kubelet does to a pod: the `preStop` hook, then SIGTERM to the first process."""
+    """The kubelet's way with a pod: the `preStop` hook, then SIGTERM to the first process."""
     victim = cluster.list_replicas(SERVICE)[0]
     node = node_of(cluster, victim.pid)
     began = time.monotonic()

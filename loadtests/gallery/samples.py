@@ -1,4 +1,4 @@
-"""What users bring, made from pictures and texts of this repository: a study, a drive, a test collection.
+"""Users' input, made from pictures and texts of this repository: a study, a drive, a test collection.
 
 The first steps of the README and the gallery run on these. No patient and no labels of anybody are in them.
 """

@@ -20,9 +20,9 @@ class Row:
     """One line of the report.
 
     Attributes:
-        part: What it belongs to: `kernels`, `decode`, `vision` …
-        name: What was timed.
-        by: What ran it.
+        part: Its part of the report: `kernels`, `decode`, `vision` …
+        name: Name of the timed work.
+        by: The engine that ran it.
         computed_ms: By the cost model, for our own kernels.
         measured_ms: Median; None where it did not run.
         note: Why not, or what else is to be known.

@@ -1,7 +1,7 @@
 """`python -m loadtests.simulation [cluster] [units] [predict] [days] [grid]`: measures and simulates scale.
 
 Without names all of them, which takes about half an hour; each writes its part of `results.json`, of which
-`python -m tests.drift --write` makes docs/19-scale.md. `units` wants `prometheus` on PATH for its part.
+`python -m tests.drift --write` makes docs/20-scale.md. `units` wants `prometheus` on PATH for its part.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A clock that jumps from event to event: an asyncio loop whose waits take no time, and the module `time` beside it.
+"""A clock that jumps from event to event: an asyncio loop whose waits take no time, and its module `time`.
 
 Whatever waits on such a loop and reads such a clock runs unchanged, days in minutes. One thread, no sockets.
 """

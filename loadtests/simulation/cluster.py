@@ -1,4 +1,4 @@
-"""What the simulation is held against: a real Ray cluster of four nodes behind a real gateway, under known load.
+"""Measure a real Ray cluster of four nodes behind a real gateway under known load, to check the simulation against.
 
 The cluster is that of `loadtests.chaos.cluster`: everything listens on loopback. A request asks the toy model to
 sleep, so that the processor, which other work may use, decides little. Also measures the Ray head's processor time.

@@ -159,7 +159,7 @@ class Days:
             await asyncio.sleep(DAY_S)
 
     async def _scale(self) -> None:
-        """What Ray's controller does: look at the mean load, decide, start or drain."""
+        """Do as Ray's controller: look at the mean load, decide, start or drain."""
         samples: list[float] = []
         while True:
             await asyncio.sleep(METRICS_INTERVAL_S)
@@ -191,7 +191,7 @@ class Days:
                 self._fleet.redis.is_up = True
 
     async def _roll_out(self) -> None:
-        """A new cluster beside the old one, whose replicas go when the new ones are ready, as KubeRay does it."""
+        """A new cluster next to the old one, whose replicas go when the new ones are ready, as KubeRay does it."""
         await asyncio.sleep(ROLLOUT_AT)
         while True:
             self.events.append((self.at, "rollout"))

@@ -32,7 +32,7 @@ NEW_KEYS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What was measured, as the parts of the simulation take it."""
+    """Measured costs, as the parts of the simulation take them."""
 
     redis: RedisCosts
     gateway: GatewayCosts

@@ -38,7 +38,7 @@ class GatewayCosts:
 
 @dataclass(slots=True)
 class Answers:
-    """What callers got: statuses, and seconds of those that were answered, with the wait for a turn."""
+    """Answers to callers: statuses, and seconds of those that were answered, with the wait for a turn."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: list[tuple[float, str, float]] = field(default_factory=list)

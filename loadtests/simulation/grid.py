@@ -19,8 +19,8 @@ POINTS = ((1, 1), (10, 2), *((count, gateways) for gateways in (4, 16, 100) for 
 LOAD = 0.6
 """Share of what the replicas can do that is asked of them."""
 
-WARM_S, WINDOW_S = 3.0, 2.0
-SETTLE_S = 2.0
+WARM_S, WINDOW_S = 2.5, 1.5
+SETTLE_S = 1.0
 SESSIONS_PER_REPLICA = 8
 
 
@@ -36,7 +36,7 @@ async def _run(clock: SimulatedClock, costs: Costs, replicas: int, gateways: int
     for _ in range(replicas):
         await asyncio.sleep(1 / replicas)
         fleet.add_replica()
-    # What they cost together while they start is not what is asked here.
+    # (their start is not measured)
     await asyncio.sleep(1)
     await fleet.add_gateways(gateways)
     mean_s = 0.9 * held_s + 0.1 * new_s

@@ -1,4 +1,4 @@
-"""docs/19-scale.md and its curves, from `results.json`: what limits a fleet, what a replica costs, what to shard."""
+"""docs/20-scale.md and its curves, from `results.json`: what limits a fleet, what a replica costs, what to shard."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 from loadtests.dashboard.chart import Panel, draw_panels
 
 ROOT = Path(__file__).parents[2]
-RESULTS, TEMPLATE = Path(__file__).with_name("results.json"), Path(__file__).with_name("page_template.md")
-PAGE = ROOT / "docs/19-scale.md"
+RESULTS = Path(__file__).with_name("results.json")
+TEMPLATE, DAYS_TEMPLATE = (Path(__file__).with_name(f"{name}_template.md") for name in ("page", "days"))
+PAGE = ROOT / "docs/20-scale.md"
 PICTURES = ROOT / "docs/images"
 
 FULL = 0.7
@@ -36,9 +37,8 @@ def read_request_cost() -> float:
 def render_page() -> Iterator[tuple[Path, str]]:
     """The page and its pictures."""
     found = json.loads(RESULTS.read_text("utf8"))
-    if not {"days", "grid"} <= found.keys():
-        return
-    yield PICTURES / "scale-days.svg", draw_days(found["days"])
+    if "days" in found:
+        yield PICTURES / "scale-days.svg", draw_days(found["days"])
     yield PICTURES / "scale-fleets.svg", draw_grid(found["grid"])
     yield PAGE, write_page(found)
 
@@ -107,7 +107,8 @@ def draw_days(days: Mapping[str, Any]) -> str:
 def draw_grid(grid: Sequence[Mapping[str, Any]]) -> str:
     """Each fleet's figures by its replicas, a line for each number of gateways."""
     most = max(point["replicas"] for point in grid)
-    counts = sorted({point["gateways"] for point in grid if point["replicas"] == most})
+    sizes = Counter(point["gateways"] for point in grid)
+    counts = sorted(count for count, points in sizes.items() if points > 1)
 
     def lines(key: str) -> dict[str, list[tuple[float, float]]]:
         chosen = {count: [p for p in grid if p["gateways"] == count] for count in counts}
@@ -116,7 +117,7 @@ def draw_grid(grid: Sequence[Mapping[str, Any]]) -> str:
     titles = {
         "redis_share": ("Redis, share of its core", "percentunit"),
         "gateway_share": ("A gateway, share of its core", "percentunit"),
-        "answered_per_second": ("Requests answered a second", ""),
+        "gateway_backlog_s": ("Backlog of a gateway", "s"),
         "median_s": ("Median", "s"),
     }
     panels = [Panel(title, unit, lines(key)) for key, (title, unit) in titles.items()]
@@ -125,9 +126,7 @@ def draw_grid(grid: Sequence[Mapping[str, Any]]) -> str:
 
 def write_page(found: Mapping[str, Any]) -> str:
     """The page's text."""
-    rows, days, redis = compare(found["predict"]), found["days"], found["units"]["redis"]
-    events = Counter(what for _, what in days["events"])
-    failed = [f"{count} × {code}" for code, count in sorted(days["statuses"].items()) if code not in {"200", "429"}]
+    rows, redis = compare(found["predict"]), found["units"]["redis"]
     facts = {
         "cpu": found["machine"]["cpu"],
         "sleep": found["cluster"]["sleep_s"],
@@ -136,27 +135,38 @@ def write_page(found: Mapping[str, Any]) -> str:
         "lost": sum(run["lost"] for run in found["cluster"]["runs"].values()),
         "check": _write_check(rows),
         "units": _write_units(found),
-        "full": f"{FULL:.0%}",
+        "full": f"{100 * FULL:.0f} %",
+        "load": f"{found['cluster']['load_average']:.0f}",
+        "most": f"{max(point['replicas'] for point in found['grid']):,}",
         "heads": found["cluster"]["head"][-1]["replicas"],
         "limits": _write_limits(found),
         "grid": _write_grid(found["grid"]),
+        "days": _write_days(found["days"]) if "days" in found else "",
+        "alone": f"{1e6 * redis['renewal_alone_s']:.0f}",
+        "renewal": f"{1e6 * redis['renewal_s']:.0f}",
+        "volatile": f"{1e6 * redis['renewal_volatile_s']:.0f}",
+    }
+    return TEMPLATE.read_text("utf8").format(**facts)
+
+
+def _write_days(days: Mapping[str, Any]) -> str:
+    events = Counter(what for _, what in days["events"])
+    failed = [f"{count} × {code}" for code, count in sorted(days["statuses"].items()) if code not in {"200", "429"}]
+    facts = {
         "gateways": days["gateways"],
         "requests": f"{sum(days['statuses'].values()):,}",
         **{name: events[name] for name in ("burst", "kill", "rollout", "redis")},
         "refused": f"{days['statuses'].get('429', 0):,}",
         "failed": ", ".join(failed) or "none",
         "retried": days["retried"],
-        "held": f"{days['held_share']:.0%}",
-        "redis_share": f"{days['redis_share']:.2%}",
-        "gateway_share": f"{days['gateway_share']:.2%}",
+        "held": f"{100 * days['held_share']:.0f} %",
+        "redis_share": f"{100 * days['redis_share']:.2f} %",
+        "gateway_share": f"{100 * days['gateway_share']:.2f} %",
         "job_median": f"{days['jobs']['wait_median_s']:.0f}",
         "job_longest": f"{days['jobs']['wait_longest_s']:.0f}",
         "pod_hours": days["jobs"]["pod_hours"],
-        "alone": f"{1e6 * redis['renewal_alone_s']:.0f}",
-        "renewal": f"{1e6 * redis['renewal_s']:.0f}",
-        "volatile": f"{1e6 * redis['renewal_volatile_s']:.0f}",
     }
-    return TEMPLATE.read_text("utf8").format(**facts)
+    return DAYS_TEMPLATE.read_text("utf8").format(**facts)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -165,7 +175,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _write_check(rows: Sequence[tuple[str, str, float, float]]) -> str:
-    cells = [(title, name, f"{a:.3g}", f"{b:.3g}", f"{b / a - 1:+.0%}") for title, name, a, b in rows]
+    cells = [(title, name, f"{a:.3g}", f"{b:.3g}", f"{100 * (b / a - 1):+.0f} %") for title, name, a, b in rows]
     return _table(["scenario", "figure", "cluster", "simulated", "difference"], cells)
 
 
@@ -173,7 +183,7 @@ def _write_units(found: Mapping[str, Any]) -> str:
     redis, gateway = found["units"]["redis"], found["units"]["gateway"][-1]
     count, head, scraped = gateway["replicas"], found["cluster"]["head"], found["units"]["prometheus"]
     known, new = (1e3 * (gateway["place_s"] + gateway[f"pick_{kind}_s"]) for kind in ("known", "new"))
-    shares = ", ".join(f"{one['processor_share']:.1%} at {one['replicas']}" for one in head)
+    shares = ", ".join(f"{100 * one['processor_share']:.1f} % at {one['replicas']}" for one in head)
     rows = [
         ("Redis: a renewal, one per second and replica", f"{1e6 * redis['renewal_s']:.0f} µs"),
         ("Redis: a request that is counted", f"{1e6 * redis['count_s']:.0f} µs"),
@@ -209,13 +219,22 @@ def _write_grid(grid: Sequence[Mapping[str, Any]]) -> str:
             f"{point['replicas']:,}",
             point["gateways"],
             f"{point['asked_per_second']:,.0f}",
-            f"{point['answered_per_second']:,.0f}",
             "–" if point["median_s"] is None else f"{point['median_s']:.2f}",
-            f"{point['redis_share']:.0%}",
-            f"{point['gateway_share']:.0%}",
+            f"{100 * point['redis_share']:.0f} %",
+            f"{100 * point['gateway_share']:.0f} %",
+            f"{point['gateway_backlog_s']:.2f}",
             f"{point['redis_bytes_per_second'] / 1e6:,.1f}",
         )
         for point in grid
     ]
-    head = ["replicas", "gateways", "asked / s", "answered / s", "median, s", "Redis", "a gateway", "MB / s from Redis"]
+    head = [
+        "replicas",
+        "gateways",
+        "requests / s",
+        "median, s",
+        "Redis",
+        "a gateway",
+        "backlog, s",
+        "MB / s from Redis",
+    ]
     return _table(head, rows)

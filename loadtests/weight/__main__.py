@@ -87,7 +87,8 @@ def _read_until_ready(product: subprocess.Popen[str]) -> list[str]:
 
 
 def _watch(root: psutil.Process, seconds: float) -> dict[str, dict[str, float]]:
-    """MiB (PSS) and percent of a core of each process below `root`, `root` included."""
+    """Processor seconds of the start, MiB (PSS) and percent of a core of each process from `root` down."""
+    spent = {process: _seconds(process) for process in [root, *root.children(recursive=True)]}
     time.sleep(seconds)
     before = {process: _seconds(process) for process in [root, *root.children(recursive=True)]}
     time.sleep(seconds)
@@ -95,7 +96,11 @@ def _watch(root: psutil.Process, seconds: float) -> dict[str, dict[str, float]]:
     for process, used in before.items():
         with suppress(psutil.Error, OSError):
             percent = 100 * (_seconds(process) - used) / seconds
-            found[f"{_name(process)} {process.pid}"] = {"mib": _pss(process.pid), "percent": round(percent, 2)}
+            found[f"{_name(process)} {process.pid}"] = {
+                "start_s": round(spent.get(process, 0.0), 2),
+                "mib": _pss(process.pid),
+                "percent": round(percent, 2),
+            }
     return found
 
 
@@ -120,11 +125,10 @@ def _name(process: psutil.Process) -> str:
 
 
 def _print(idle: dict[str, dict[str, float]]) -> None:
-    print(f"{'process':52} {'MiB':>7} {'% of a core':>12}")
-    for name, row in sorted(idle.items(), key=lambda item: -item[1]["mib"]):
-        print(f"{name:52} {row['mib']:7.0f} {row['percent']:12.2f}")
-    total = [sum(row[key] for row in idle.values()) for key in ("mib", "percent")]
-    print(f"{len(idle):3} processes{'':39} {total[0]:7.0f} {total[1]:12.2f}")
+    total = {key: sum(row[key] for row in idle.values()) for key in ("start_s", "mib", "percent")}
+    print(f"{'process':60} {'start, CPU s':>12} {'MiB':>7} {'% of a core':>12}")
+    for name, row in [*sorted(idle.items(), key=lambda item: -item[1]["mib"]), (f"{len(idle)} processes", total)]:
+        print(f"{name:60} {row['start_s']:12.1f} {row['mib']:7.0f} {row['percent']:12.2f}")
 
 
 if __name__ == "__main__":

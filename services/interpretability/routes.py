@@ -255,13 +255,13 @@ def _resolve_report(side: str | dict[str, Any], results: TenantResults, field: s
     try:
         return Report.model_validate(side)
     except ValueError as error:
-        detail = f"{field} is no report."
+        detail = f"{field} is not a report."
         raise Malformed(detail, field=field) from error
 
 
 def _effect_maps(report: Report, field: str) -> list[np.ndarray]:
     maps = [np.array(grid.values, dtype=float) for grid in report.grids if grid.name.startswith("effect")]
     if not maps:
-        detail = f"{field} has no effect map: it is no report of circuits."
+        detail = f"{field} has no effect map: it is not a report of circuits."
         raise InvalidOption(detail, field=field)
     return maps

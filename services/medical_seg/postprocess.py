@@ -40,13 +40,13 @@ Check = Callable[[], None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segmentation:
-    """What the map says about a picture.
+    """Findings of the map of a picture.
 
     Attributes:
         mask: (h, w) bool, after dropping components.
         shades: Probabilities (h, w) as uint8, 255 for 1.
         labels: Component number per pixel (h, w); dropped ones too.
-        components: Those that were kept, largest first.
+        components: Kept components, largest first.
         peak: Largest probability.
     """
 

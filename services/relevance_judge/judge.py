@@ -127,7 +127,7 @@ class Judge(Servable[Request, JudgeOut], Generic[Request]):
         return Calibration.model_validate({**stored, "name": name, "version": version})
 
     def judge_pair(self, pair: Pair, request: Request, run: CallContext) -> Verdict:
-        """The verdict on one pair, imputed where the request says so, with price and latency."""
+        """The verdict on one pair, imputed where the request asks for it, with price and latency."""
         run.check()
         started = time.perf_counter()
         found = self.verdict(pair, request, run)
@@ -214,7 +214,7 @@ def apply_calibration(signal: float, request: JudgeIn, template: str, llm: str) 
     """Fields of a verdict that a signal decides: its grade by the request's calibration, or that there is none.
 
     Args:
-        signal: What the cuts are applied to.
+        signal: Signal that the cuts are applied to.
         request: Its calibration, where there is one, has been loaded.
         template: `id@digest` of the template that was used.
         llm: The language model that answered.

@@ -1,7 +1,7 @@
 """Prompt templates of judges: immutable, versioned, addressed by digest. The files are in `templates/`.
 
 Rendering puts query and passage into the last turn between marks that are random per request, in one pass over the
-template's own text: nothing inside query or passage is ever interpreted. What varies stands last, so that a server's
+template's own text: nothing inside query or passage is ever interpreted. Varying parts stand last, so that a server's
 prefix cache can keep the shared beginning of all prompts.
 """
 
@@ -23,7 +23,7 @@ from shared.errors import NotFound
 from shared.registry.discovery import data_folders
 
 Kind = Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
-"""What reads a template: a judge lists its kinds, so a new judge may come with a kind of its own."""
+"""Reader of a template: a judge lists its kinds, so a new judge may come with a kind of its own."""
 
 _FIELD = re.compile(r"\{(query|passage|other|fence|criterion)\}")
 
@@ -43,7 +43,7 @@ class Template(_FrozenModel):
     """One prompt.
 
     Attributes:
-        kind: What is read off the model: `prompted-grade` (a grade in its answer), `yes-no` (the odds of the two),
+        kind: Output that it reads: `prompted-grade` (a grade in its answer), `yes-no` (the odds of the two),
             `digits` (their probabilities), `query-likelihood` (the probability of the query itself); of those that ask
             no language model, `similarity` (how alike the two turns are) and `lexical`.
         turns: The user's turns; between them the model answers. `{query}`, `{passage}`, `{other}`, `{fence}` and

@@ -92,7 +92,7 @@ def _candidate_text(item: Any) -> Any:
 
 
 class Member(BaseModel):
-    """Who votes in an ensemble: a judge with its template, model and calibration."""
+    """A voter of an ensemble: a judge with its template, model and calibration."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -111,7 +111,7 @@ class EnsembleIn(JudgeIn):
         min_length=1,
         max_length=8,
         validate_default=True,
-        description="Who votes: objects, or in short `judge`, `template` or `judge/template`.",
+        description="Voters: objects, or in short `judge`, `template` or `judge/template`.",
     )
     combine: EnsembleRule | Literal["signals"] = Field(
         "majority",
@@ -146,8 +146,8 @@ class Verdict(BaseModel):
     valid: bool
     reason: str | None = Field(None, description="Why it is not valid, or null.")
     expected: float | None = Field(None, description="Mean of the grades by their probabilities.")
-    probabilities: list[float] | None = Field(None, description="Of each grade, lowest first.")
-    signal: float | None = Field(None, description="What the cuts are applied to.")
+    probabilities: list[float] | None = Field(None, description="Probability of each grade, lowest first.")
+    signal: float | None = Field(None, description="Signal that the cuts are applied to.")
     log_likelihood: float | None = Field(None, description="Mean log-probability of the query's tokens.")
     answer: str | None = Field(None, description="The model's last answer, as it came.")
     rationale: list[str] | None = None
@@ -160,7 +160,7 @@ class Verdict(BaseModel):
     )
     attempts: int = 1
     tokens: int = Field(0, description="Read and made, over all tries.")
-    cost: float | None = Field(None, description="Of the tokens, at the request's price.")
+    cost: float | None = Field(None, description="Cost of the tokens, at the request's price.")
     latency_ms: float = 0.0
     flags: list[str] = Field([], description="`cut`, `imputed`, `truncated`, `uncalibrated`.")
 

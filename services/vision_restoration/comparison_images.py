@@ -1,4 +1,4 @@
-"""What is made of a picture and its restoration: their difference, both side by side, and other bit depths.
+"""Pictures made of a picture and its restoration: their difference, both side by side, and other bit depths.
 
 Works on RGB arrays (h, w, 3), band by band where they may be large. Knows no network and no file.
 """
@@ -26,7 +26,7 @@ def to_16_bits(pixels: np.ndarray) -> np.ndarray:
 
 
 def subtract_result(given: np.ndarray, result: np.ndarray) -> np.ndarray:
-    """What was taken away: given minus result, nothing below black."""
+    """The removed light: given minus result, nothing below black."""
     return np.where(given > result, given - result, given.dtype.type(0))
 
 

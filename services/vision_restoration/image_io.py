@@ -65,7 +65,7 @@ class PictureFile:
         format: `png`, `jpeg`, `webp`, `tiff` or `bmp`.
         icc: Colour profile, where it is one of RGB.
         exif: EXIF with the orientation set upright.
-        notes: What could not be kept.
+        notes: Losses of the conversion.
     """
 
     pixels: np.ndarray

@@ -66,7 +66,7 @@ class VariantEngines:
         return refined.model_copy(update={"variant": self.default})
 
     def _remote_name(self, variant: Variant) -> str:
-        """What another server calls the variant: the default one, which `fovea export triton` writes, as the model."""
+        """Name of the variant on another server: the default one, which `fovea export triton` writes, as the model."""
         return self._name if variant == self.default else f"{self._name}-{variant}"
 
     def _artifacts(self, variant: Variant) -> ExportedForms:

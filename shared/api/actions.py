@@ -15,7 +15,7 @@ from shared.api.csv_fields import split_commas
 from shared.api.drawable import Drawable
 
 Form = Literal["curves", "confidence", "activitynet"]
-"""What an answer may hold besides its proposals."""
+"""Parts of an answer besides its proposals."""
 
 
 class ActionsIn(BaseModel):
@@ -79,11 +79,11 @@ class ActionTimes(BaseModel):
 
 
 class ActionsOut(Drawable):
-    """What was found in one video."""
+    """Findings in one video."""
 
     model: str
     version: str
-    engine: str = Field(description="What ran the network: onnx, torch, tensorrt or triton.")
+    engine: str = Field(description="Engine that ran the network: onnx, torch, tensorrt or triton.")
     duration: float = Field(description="Seconds.")
     cells: int = Field(description="Equal cells into which the network divides the video.")
     proposals: list[Proposal] = Field(description="Best first.")

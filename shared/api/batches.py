@@ -38,7 +38,7 @@ class DeletedFile(BaseModel):
 
 
 class BatchRequest(BaseModel):
-    """What to run: a file of requests, a line each."""
+    """The batch to run: a file of requests, a line each."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -21,7 +21,7 @@ Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels."""
 
 Extra = Literal["columns", "crops", "letterbox", "overlay"]
-"""What an answer may hold besides its detections."""
+"""Parts of an answer besides its detections."""
 
 
 class DetectOptions(BaseModel):
@@ -89,7 +89,7 @@ class Detection(BaseModel):
     score: float
     label: str = Field(description="Name of its class.")
     class_id: int
-    area: float = Field(description="Of the box, in pixels.")
+    area: float = Field(description="Area of the box, in pixels.")
     radius: float = Field(description="A quarter of width and height together, in pixels.")
     microns: Micrometres | None = Field(None, description="Where microns_per_pixel is given.")
     track_id: int | None = Field(None, description="The same object in the frames of one stream.")
@@ -131,11 +131,11 @@ class Tally(BaseModel):
 
 
 class DetectOut(Drawable):
-    """What was found in one picture."""
+    """Findings in one picture."""
 
     model: str
     version: str
-    engine: str = Field(description="What ran the network: onnx, torch, tensorrt or triton.")
+    engine: str = Field(description="Engine that ran the network: onnx, torch, tensorrt or triton.")
     width: int = Field(description="Pixels of the upright original.")
     height: int
     detections: list[Detection] = Field(description="Best first; empty where columns were asked for.")

@@ -38,18 +38,18 @@ class Candidate(BaseModel):
 
 
 class Classified(Candidate):
-    """What a patch shows, or the whole picture."""
+    """Class of a patch, or of the whole picture."""
 
     box: tuple[int, int, int, int] = Field(description="x1, y1, x2, y2 of the patch; x2 and y2 are just outside.")
     top: list[Candidate] = Field(description="The most likely classes, best first; the first is the answer.")
 
 
 class ClassifyOut(Drawable):
-    """What a picture shows, patch by patch."""
+    """Classes of a picture, patch by patch."""
 
     model: str
     version: str
-    engine: str = Field(description="What ran the network: onnx, torch, tensorrt or triton.")
+    engine: str = Field(description="Engine that ran the network: onnx, torch, tensorrt or triton.")
     width: int = Field(description="Pixels of the upright original.")
     height: int
     rows: int = Field(description="Of the grid; 1 where the picture was classified whole.")

@@ -8,13 +8,13 @@ from pydantic import BaseModel, PrivateAttr
 
 
 class Drawable(BaseModel):
-    """An answer of a vision model. What it is drawn from stays in the process: it is no field and never on the wire."""
+    """An answer of a vision model. The pixels that it is drawn from stay in the process."""
 
     _scene: Any = PrivateAttr(default=None)
 
     @property
     def scene(self) -> Any:
-        """What the answer is drawn from, where a form other than JSON was asked for; else None."""
+        """Source of the drawing, where a form other than JSON was asked for; else None."""
         return self._scene
 
     def attach(self, scene: object) -> None:

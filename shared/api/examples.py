@@ -1,4 +1,4 @@
-"""Examples of an API: one real request and its answer for each operation, in `api_examples.json` beside the code.
+"""Examples of an API: one real request and its answer for each operation, in `api_examples.json` next to the code.
 
 Each package has a file of its own, so that a plug-in brings the examples of its routes. `python -m tests.reference`
 writes the files from a running platform. A text that begins with `@` stands for a file.

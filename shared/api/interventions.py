@@ -18,7 +18,10 @@ MAX_CAPTURES = 32
 """Captures of one request."""
 
 MAX_SCALE = 1000.0
-"""Largest strength of a vector; its entries times the strength may be 10,000 (`services.llm_longctx.engine.taps`)."""
+"""Largest factor of a vector; its entries times the strength may be 10,000 (`services.llm_longctx.engine.taps`)."""
+
+MAX_STRENGTH = 10.0
+"""Largest strength of a stored vector, beside an activation's length."""
 
 MAX_FACTOR = 100.0
 """Largest factor of a scaled activation."""
@@ -46,16 +49,26 @@ class _Strict(BaseModel):
 
 
 class AddIntervention(_Strict):
-    """Add `scale` times a vector to an activation."""
+    """Add a vector to an activation: `scale` times it, or a stored one at a `strength`."""
 
     type: Literal["add"] = "add"
     site: Site | None = Field(
-        None, description="Where. Left out, the sites of a stored vector: it is added in each of its layers."
+        None, description="Where. Left out, a stored vector's `layer`; `resid_post` alone is each of its layers."
     )
     vector: Annotated[str, Field(max_length=128)] | Vector = Field(
         description="A steering vector's name, with `@version` or its newest; or the numbers."
     )
-    scale: float = Field(1.0, ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False, description="Strength.")
+    scale: float | None = Field(
+        None, ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False, description="Factor; left out, 1 for numbers."
+    )
+    strength: float | None = Field(
+        None,
+        ge=-MAX_STRENGTH,
+        le=MAX_STRENGTH,
+        allow_inf_nan=False,
+        description="Of a stored vector: its length beside that of an activation, 0.2 being a fifth. Its default is "
+        "the vector's own `strength`; a minus turns it round.",
+    )
     heads: Heads | None = Field(None, description="At sites with heads: which; all if left out.")
     positions: Where = Field("all", description="Which tokens.")
 
@@ -185,7 +198,7 @@ class LensToken(BaseModel):
 
 
 class Captured(BaseModel):
-    """What was read by one capture, at one or more tokens.
+    """Values read by one capture, at one or more tokens.
 
     `values` has one entry per position, in their order:
 

@@ -21,7 +21,7 @@ class Job(BaseModel):
     path: str = Field(description="The POST that is run, for example `/v1/segment`.")
     status: JobStatus
     progress: float = Field(0.0, ge=0, le=1)
-    note: str | None = Field(None, description="What it is doing now, for people.")
+    note: str | None = Field(None, description="Its present step, for people.")
     position: int | None = Field(None, description="Jobs ahead in the queue; null unless queued.")
     attempts: int = Field(0, description="Deliveries so far.")
     dead: bool = Field(

@@ -15,7 +15,7 @@ from shared.api.image import ImageBytes
 from shared.api.timings import Times
 
 Form = Literal["mask", "contours", "rle", "probability", "overlay"]
-"""What an answer may hold besides its numbers."""
+"""Parts of an answer besides its numbers."""
 
 
 class SegmentIn(BaseModel):
@@ -69,11 +69,11 @@ class RunLengths(BaseModel):
 
 
 class SegmentOut(Drawable):
-    """What was found in one picture."""
+    """Findings in one picture."""
 
     model: str
     version: str
-    engine: str = Field(description="What ran the network: onnx, torch, tensorrt or triton.")
+    engine: str = Field(description="Engine that ran the network: onnx, torch, tensorrt or triton.")
     width: int = Field(description="Pixels of the upright original.")
     height: int
     empty: bool = Field(description="Whether no pixel is in the mask.")

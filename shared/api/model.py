@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 Task = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
-"""What a model does, as in its route `/v1/<task>`; any name will do."""
+"""Task of a model, as in its route `/v1/<task>`; any name will do."""
 
 KNOWN_TASKS: Final = (
     "chat",

@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 
 class ErrorFacts(BaseModel):
-    """What went wrong, in OpenAI's words."""
+    """An error in OpenAI's form."""
 
     message: str
     type: str

@@ -35,7 +35,7 @@ class PlanIn(BaseModel):
         (), description="Several sets of points; small ones of one size are planned together."
     )
     solver: Literal["auto", "pointer", "exact", "heuristic"] = Field(
-        "auto", description="Who proposes; an answer is verified whoever it was."
+        "auto", description="Solver that proposes; its answer is verified."
     )
     time_limit: float = Field(2.0, gt=0, le=30, description="Seconds for one tour that can't be proven.")
 
@@ -49,7 +49,7 @@ class PlanFacts(BaseModel):
     objective: float = Field(description="Area of the hull, length of the tour; 0 for triangles.")
     lower_bound: float = Field(description="No tour is shorter than this.")
     certified: bool = Field(description="Proven to be right; of a tour, to be shortest.")
-    solver: str = Field(description="Who answered: pointer, qhull, exact or heuristic.")
+    solver: str = Field(description="Solver that answered: pointer, qhull, exact or heuristic.")
     optimality_gap: float = Field(description="objective / lower_bound - 1.")
     step_probabilities: list[float] | None = Field(None, description="Of each step of a learned hull.")
     notes: list[str] = Field(default_factory=list, description="Why somebody else answered than was asked.")

@@ -19,7 +19,7 @@ class Problem(BaseModel):
     type: str = Field("about:blank", description="Stable URI reference of the kind of problem.")
     title: str = Field(description="The kind of problem in words.")
     status: int = Field(description="HTTP status.")
-    detail: str = Field(description="What happened, and why.")
+    detail: str = Field(description="The problem and its cause.")
     code: str = Field(description="Machine-readable word for the kind.")
     hint: str | None = Field(None, description="What to try.")
     field: str | None = Field(None, description="The offending option, tensor or parameter.")

@@ -74,13 +74,13 @@ class ReplicaRecord(BaseModel):
         (), description="Paths that it answers, for routing by path, for example /v1/segment."
     )
     effectful: tuple[str, ...] = Field(
-        (), description="Those routes that leave something behind: a request that may have arrived is not sent again."
+        (), description="Routes that leave something behind: a request that may have arrived is not sent again."
     )
     endless: tuple[str, ...] = Field(
-        (), description="Those routes whose body may never end: neither its size nor the time is bounded."
+        (), description="Routes whose body may never end: neither its size nor the time is bounded."
     )
     affine: tuple[str, ...] = Field(
-        (), description="Those routes whose requests go to the replica that holds what they continue."
+        (), description="Routes whose requests go to the replica that holds what they continue."
     )
     version: str = Field("", description="Version of the service that it serves; empty is the stable one.")
     slots: int = Field(1, ge=1, description="Requests that it works on at once without one delaying the others much.")

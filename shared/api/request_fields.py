@@ -253,5 +253,6 @@ def _list_fields(model: type[BaseModel]) -> Iterator[tuple[str, str | None]]:
 
 def _suggest(name: str, body: BaseModel) -> str:
     """Did you mean …?"""
-    close = get_close_matches(name[:_LONGEST_NAME], [known for known, _ in _list_fields(type(body))], 1, 0.8)
+    known = [field for field, _ in _list_fields(type(body)) if "." not in name]
+    close = get_close_matches(name[:_LONGEST_NAME], known, 1, 0.8)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -71,7 +71,7 @@ class Reasoning(BaseModel):
 
 
 class ResponsesRequest(SamplingOptions):
-    """What to answer, and how."""
+    """A request for an answer."""
 
     model: str | None = None
     input: str | Messages[InputItem] = Field(description="A text, or items: messages, calls and their results.")

@@ -15,7 +15,7 @@ from shared.api.drawable import Drawable
 from shared.api.image import ImageBytes
 
 Layer = Literal["restored", "reflection", "comparison"]
-"""What an answer may hold besides its numbers."""
+"""Parts of an answer besides its numbers."""
 
 
 class RestoreIn(BaseModel):
@@ -42,7 +42,7 @@ class RestoreIn(BaseModel):
     )
     picture: Layer | None = Field(
         None,
-        description="What the answer is where `Accept` asks for a picture instead of JSON; left out, the first of "
+        description="Picture that answers an `Accept` header that asks for one instead of JSON; left out, the first of "
         "`include`: the restored picture unless that asks for another.",
     )
     tile_core: int | None = Field(
@@ -57,7 +57,7 @@ class RestoreIn(BaseModel):
         ge=0,
         le=512,
         multiple_of=32,
-        description="What a tile sees beyond its core on each side; by default enough for tiles to equal the whole.",
+        description="Margin of a tile beyond its core on each side; by default enough for tiles to equal the whole.",
     )
     memory_mib: int = Field(
         1024, ge=64, le=262_144, description="Memory that one tile may take while the network runs, MiB."
@@ -66,14 +66,14 @@ class RestoreIn(BaseModel):
 
     @property
     def shown(self) -> Layer:
-        """What is shown where a picture is asked for."""
+        """Form of the answer where a picture is requested."""
         if self.picture is not None:
             return self.picture
         return self.include[0] if self.include else "restored"
 
 
 class Estimate(BaseModel):
-    """What a request takes on this machine, by the pace of earlier tiles."""
+    """Cost of a request on this machine, by the pace of earlier tiles."""
 
     seconds: float
     memory_mib: int = Field(description="Network and pictures together, beyond what the idle service takes.")
@@ -102,7 +102,7 @@ class RestoreOut(Drawable):
 
     model: str
     version: str
-    engine: str = Field(description="What ran the network: onnx, torch, tensorrt or triton.")
+    engine: str = Field(description="Engine that ran the network: onnx, torch, tensorrt or triton.")
     variant: Literal["paper", "released"]
     width: int = Field(description="Pixels of the upright original, and of the result.")
     height: int
@@ -118,4 +118,4 @@ class RestoreOut(Drawable):
     likeness: ImageSimilarity | None = Field(None, description="Of the result to the reference.")
     input_likeness: ImageSimilarity | None = Field(None, description="Of the input to the reference, to compare with.")
     times: RestoreTimes
-    notes: list[str] = Field(default_factory=list, description="What was odd about the file, and what was not kept.")
+    notes: list[str] = Field(default_factory=list, description="Peculiarities of the file, and lost parts.")

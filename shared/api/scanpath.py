@@ -111,7 +111,7 @@ class ScanpathOut(Drawable):
 
     model: str
     version: str
-    engine: str = Field(description="What ran the network: onnx, torch, tensorrt or triton.")
+    engine: str = Field(description="Engine that ran the network: onnx, torch, tensorrt or triton.")
     width: int = Field(description="Pixels of the upright picture, or of the page of crops.")
     height: int
     layout: list[list[int | None]] = Field(description="Id of the object in each cell of the shelf, row by row.")

@@ -1,4 +1,4 @@
-"""What models keep between requests, on the wire: sessions with a memory, and documents that are asked about."""
+"""State of models between requests, on the wire: sessions with a memory, and documents that are asked about."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SessionList(BaseModel):
 
 
 class LearntToken(BaseModel):
-    """What one token did to the memory; means over layers and heads."""
+    """Effect of one token on the memory; means over layers and heads."""
 
     token: int
     text: str
@@ -58,7 +58,7 @@ class LearntToken(BaseModel):
 
 
 class SurpriseTrace(BaseModel):
-    """What was memorised by the request behind a version, and what was forgotten."""
+    """Tokens that the request behind a version memorised, and those that it forgot."""
 
     id: str
     object: Literal["session.surprise"] = "session.surprise"

@@ -39,12 +39,21 @@ class SteeringLayer(BaseModel):
 
     layer: int
     norm: float = Field(description="Length of the vector.")
-    activation_norm: float = Field(description="Mean length of the prompts' activations here, to choose a scale by.")
+    activation_norm: float = Field(
+        description="Median length of the activations of the prompts' tokens here, the first of each left out."
+    )
     separation: float = Field(
         description="Share of pairs of one positive and one negative prompt that lie the right way round along the "
         "vector (AUC) on the prompts that it was made from; .5 is chance."
     )
     values: list[float] | None = Field(None, description="The vector, with `values=true`.")
+
+
+class SideEffect(BaseModel):
+    """What a vector does to text that has nothing to do with it."""
+
+    strength: float
+    perplexity: float = Field(description="Of a paragraph of plain English prose, with the vector in its `layer`.")
 
 
 class SteeringVector(BaseModel):
@@ -62,6 +71,13 @@ class SteeringVector(BaseModel):
     positive: int = Field(description="Prompts that show what is wanted.")
     negative: int = Field(description="Prompts that show the opposite.")
     layers: list[SteeringLayer]
+    layer: int | None = Field(
+        None, description="Where it is added by default: the best separation, then the longest beside activations."
+    )
+    strength: float | None = Field(
+        None, description="Its default strength: the largest tried at which perplexity rises by half at most."
+    )
+    side_effects: list[SideEffect] = Field([], description="Perplexity by strength; 0 is the model as it is.")
 
 
 class SteeringVectorList(BaseModel):

@@ -19,7 +19,7 @@ class JsonSchemaFormat(BaseModel):
 
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
-    name: str = Field("answer", pattern=r"^[a-zA-Z0-9_-]{1,64}$", description="What the answer is called.")
+    name: str = Field("answer", pattern=r"^[a-zA-Z0-9_-]{1,64}$", description="Name of the answer.")
     description: str | None = None
     schema_: Schema | None = Field(None, alias="schema", description="The schema; left out, any object.")
     strict: bool | None = Field(

@@ -21,7 +21,7 @@ CacheDtype = Literal["auto", "q8", "q4", "r4", "r3"]
 
 
 class StreamOptions(BaseModel):
-    """What a stream tells next to the answer."""
+    """Facts of a stream besides the answer."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -71,7 +71,7 @@ class LongctxUsage(BaseModel):
     method: str
     knobs: dict[str, Any]
     kv_bytes: int = Field(description="Bytes of the pages held at the end.")
-    kv_bytes_dense: int = Field(description="What dense attention would hold.")
+    kv_bytes_dense: int = Field(description="Bytes that dense attention would hold.")
     kv_ratio: float
     kv_cache_dtype: CacheDtype = Field("auto", description="Type of older keys and values.")
     prefill_density: float = Field(description="Share of causal blocks that were read, mean over layers.")
@@ -345,7 +345,7 @@ class ChatCompletion(BaseModel):
 
 
 class Delta(BaseModel):
-    """What a chunk adds to the message."""
+    """Addition of a chunk to the message."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
@@ -354,7 +354,7 @@ class Delta(BaseModel):
 
 
 class ChunkChoice(BaseModel):
-    """What a chunk adds to one answer."""
+    """Addition of a chunk to one answer."""
 
     index: int
     delta: Delta

@@ -70,14 +70,14 @@ class ToolCall(BaseModel):
 
 
 class FunctionCallDelta(BaseModel):
-    """What a chunk adds to a call: its name comes first, its arguments piece by piece."""
+    """Addition of a chunk to a call: its name comes first, its arguments piece by piece."""
 
     name: str | None = None
     arguments: str | None = None
 
 
 class ToolCallDelta(BaseModel):
-    """What a chunk adds to the call with this index."""
+    """Addition of a chunk to the call with this index."""
 
     index: int
     id: str | None = None

@@ -28,7 +28,7 @@ _MAX_EVENT_BYTES: Final = 2**16
 
 
 class UsageRecord(BaseModel):
-    """What one tenant consumed of one model on one day (UTC)."""
+    """One tenant's use of one model on one day (UTC)."""
 
     day: date
     tenant: str
@@ -55,7 +55,7 @@ def find_model(body: bytes) -> str:
 
 
 def read_header(text: str | None) -> dict[str, float]:
-    """The numbers of `USAGE_HEADER`; what is no such object counts as nothing."""
+    """The numbers of `USAGE_HEADER`; anything else counts as nothing."""
     try:
         document = json.loads(text) if text else {}
     except ValueError:

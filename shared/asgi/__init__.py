@@ -1,1 +1,1 @@
-"""What every HTTP front does for a request, whoever answers it: the gateway, a replica or a job."""
+"""Shell around every HTTP request, for all that answer: the gateway, a replica or a job."""

@@ -13,7 +13,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
-"""Content codings that are inflated, and how zlib is told which."""
+"""Content codings that are inflated, with zlib's number of each."""
 
 
 class SlowBody(BadInput):

@@ -34,7 +34,7 @@ _latency = cache(telemetry.REQUEST_LATENCY.labels)
 
 
 class ObservedRequest:
-    """One request while it is served. Whoever answers it fills the attributes; leaving the block records them.
+    """One request while it is served. The answering code fills the attributes; leaving the block records them.
 
     Attributes:
         trace: Request id and trace parent of the request.
@@ -148,8 +148,8 @@ class HttpCall:
         observed: Its span and metrics; holds request id and trace parent.
         deadline: Event-loop time at which the caller stops waiting: of a stream, for its next piece.
         ends_at: Event-loop time at which a stream ends, however lively; infinite for none.
-        tenant: Who calls.
-        usage: What it consumed, by name.
+        tenant: The caller's tenant.
+        usage: Its consumption, by name.
         body: Its body as it arrives.
         watch: Notices a caller that hangs up.
         on_cancel: Called once when the caller hangs up.

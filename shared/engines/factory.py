@@ -36,7 +36,7 @@ class ModelArtifacts:
     """Artifacts of one network: an ONNX graph, a torch network. Each is made when an engine asks for it, never before.
 
     Attributes:
-        name: What a remote server calls it.
+        name: Its name on a remote server.
         inputs: Its tensors, as torch takes them; an ONNX graph and a server state their own.
         outputs: Its tensors, as torch returns them.
         graph: Path of its ONNX file, exported if need be.

@@ -26,7 +26,7 @@ Range = tuple[int, int, int]
 _BATCH: Range = (1, 4, 16)
 _SIDE: Range = (32, 640, 2048)
 _OTHER: Range = (1, 32, 256)
-"""What an engine is built for: batches, sides of pictures, and other axes. A length outside makes TensorRT build
+"""Shapes that an engine is built for: batches, sides of pictures, and other axes. A length outside makes TensorRT build
 another engine while the request waits."""
 
 _PICTURE_AXES = 4

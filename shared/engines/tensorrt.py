@@ -18,7 +18,7 @@ from shared.storage import ObjectStore
 _PROVIDER = "TensorrtExecutionProvider"
 
 _LIBRARIES = ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10")
-"""What the provider loads by name; as wheels bring it, it lies where the loader does not look."""
+"""Libraries that the provider loads by name; as wheels bring it, it lies where the loader does not look."""
 
 
 class TensorRTEngine(OnnxEngine):
@@ -64,7 +64,7 @@ class TensorRTEngine(OnnxEngine):
 
 
 def missing() -> str | None:
-    """What TensorRT lacks on this machine, or None; that the driver works is known only when a graph is opened."""
+    """The part of TensorRT that is missing on this machine, or None; only opening a graph tests the driver."""
     if _PROVIDER not in onnxruntime.get_available_providers():
         return f"this build of ONNX Runtime has no {_PROVIDER} (the extra `gpu` brings it)"
     try:

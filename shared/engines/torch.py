@@ -37,11 +37,11 @@ class TorchEngine:
 
     Args:
         network: Takes the inputs in order, and returns one tensor or a sequence of them; moved to `device`, eval mode.
-        inputs: What it takes.
-        outputs: What it returns, in order.
+        inputs: Its inputs.
+        outputs: Its outputs, in order.
         device: `cpu`, `cuda` or `cuda:N`.
         threads: Intra-op threads of the whole process (torch has one pool); 0 leaves them as they are.
-        call: What to call instead of the network itself, for example one of its methods.
+        call: Function to call instead of the network itself, for example one of its methods.
 
     Raises:
         NotReady: Torch can't use the device.

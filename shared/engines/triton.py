@@ -104,7 +104,7 @@ class TritonEngine:
         """Compute all outputs on the server.
 
         Raises:
-            FoveaError: What the server answers, by its status; NotReady when it is gone, DeadlineExceeded when slow.
+            FoveaError: The server's error, by its status; NotReady when it is gone, DeadlineExceeded when slow.
         """
         arrays = [np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs]
         outputs = [self._library.InferRequestedOutput(spec.name) for spec in self.outputs]

@@ -1,4 +1,4 @@
-"""Translation of failed runs, for all engines. What callers send is checked before, by `shared.serving.oip.tensors`."""
+"""Translation of failed runs, for all engines. Callers' input is checked before, by `shared.serving.oip.tensors`."""
 
 from __future__ import annotations
 

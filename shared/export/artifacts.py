@@ -132,7 +132,7 @@ class ExportedForms:
         )
 
     def callable_of(self, net: nn.Module) -> Callable[..., Any] | None:
-        """What of the network is run; None: the network itself."""
+        """The part of the network to run; None: the network itself."""
         return getattr(net, self.call) if self.call else None
 
     def _export(self) -> Parity:

@@ -14,13 +14,10 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, cast
 
 from shared.errors import Fault, FoveaError
 from shared.export.parity import Parity
-
-if TYPE_CHECKING:
-    from shared.export.artifacts import ExportedForms
 
 
 class ExportChild:
@@ -32,8 +29,12 @@ class ExportChild:
         self._count = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
 
-    def export(self, forms: ExportedForms, path: Path) -> Parity:
+    def export(self, forms: object, path: Path) -> Parity:
         """Export a graph, compared with its network.
+
+        Args:
+            forms: The `ExportedForms` of the network.
+            path: Where the graph goes.
 
         Raises:
             FoveaError: The export failed; a child that died is a `Fault`.

@@ -61,7 +61,7 @@ def export_onnx(
         path: Where the graph goes; replaced at once or not at all.
         inputs: Example tensors by name, in the order in which the network takes them.
         outputs: Names of what it returns.
-        call: What to export instead of the network itself, for example one of its methods.
+        call: Function to export instead of the network itself, for example one of its methods.
         dynamic: Tensor → axis → name of that axis, for axes of any length.
         probes: Further inputs to compare on, of other sizes along the dynamic axes.
         tolerance: Largest difference allowed, relative to the largest value or to 1.

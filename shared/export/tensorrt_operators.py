@@ -25,8 +25,8 @@ _SUPPORTED = (
     "ScatterND Selu Shape Sigmoid Sign Sin Sinh Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt "
     "Squeeze Sub Sum Tan Tanh ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Upsample Where Xor "
 )
-"""What TensorRT's parser of ONNX has a form for, by its table of version 8.4, with LayerNormalization and Trilu, which
-later versions have. What only later versions have and no graph of ours uses is left out."""
+"""Operators with a form in TensorRT's parser of ONNX: those of version 8.4, LayerNormalization and Trilu. Others of
+later versions that no graph of ours uses are left out."""
 
 SUPPORTED = frozenset(_SUPPORTED.split())
 

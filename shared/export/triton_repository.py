@@ -59,7 +59,7 @@ def write_model(
 
     Args:
         folder: The repository.
-        name: What the server calls it; the served Card's name.
+        name: Its name on the server; the served Card's name.
         forms: Its weights and tensors; the graph is exported if need be.
         labels: Class names by id; empty for none.
         options: How Triton runs it.
@@ -125,7 +125,7 @@ def _add_warmup(config: Any, forms: ExportedForms, *, is_batched: bool) -> None:
 
 
 def _add_facts(config: Any, forms: ExportedForms) -> None:
-    """What tells one repository from another: the weights, and how the graph was made."""
+    """Identity of a repository: the weights, and how the graph was made."""
     for key, value in (("weights_sha256", forms.weights.manifest.sha256), ("graph", forms.tag)):
         config.parameters[key].string_value = value
 

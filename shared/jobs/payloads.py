@@ -13,7 +13,7 @@ from shared.storage import ObjectStore
 
 
 class PayloadStore:
-    """Stores payloads under `blobs/` of the object store. What was accepted survives a crash."""
+    """Stores payloads under `blobs/` of the object store. Accepted payloads survive a crash."""
 
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects.under("blobs")

@@ -95,7 +95,7 @@ class RedisClient:
     """Connection of the queue to one Redis. Belongs to the event loop that first uses it; `close` it there."""
 
     def __init__(self, url: str) -> None:
-        """Prepare; nothing is connected before the first call, so a Redis that is away is no error here."""
+        """Prepare; nothing is connected before the first call, so a Redis that is away is not an error here."""
         pool = open_redis_pool(
             url,
             max_connections=_MAX_CONNECTIONS,

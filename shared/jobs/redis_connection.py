@@ -44,7 +44,7 @@ class _SentinelPool(redis.sentinel.SentinelConnectionPool):
 
 @dataclass(frozen=True, slots=True)
 class _SentinelAddress:
-    """What a URL of the form `redis+sentinel://` says."""
+    """A parsed URL of the form `redis+sentinel://`."""
 
     nodes: list[tuple[str, int]]
     master: str

@@ -177,7 +177,7 @@ def _config(facts: Mapping[str, Any], reader: Any) -> dict[str, Any]:
 
 
 def _gemma3(facts: Mapping[str, Any], config: Mapping[str, Any], rope: dict[str, Any]) -> dict[str, Any]:
-    """What only Gemma 3 has: windows, two rotary bases and a scale of queries."""
+    """Parts of Gemma 3 alone: windows, two rotary bases and a scale of queries."""
     every = facts.get("gemma3.attention.sliding_window_pattern", _GEMMA3_EVERY)
     layers, width = config["num_hidden_layers"], config["hidden_size"]
     # The pattern is a number, or one flag per layer that says whether it slides.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -48,8 +49,36 @@ class Origin(BaseModel):
     created: str = ""
 
 
+class QueryCentres(BaseModel):
+    """Centres of each query head's queries before rotation, per rotary pair [L][H][d/2].
+
+    Attributes:
+        real, imag: The mean query, a pair of channels (i, i + d/2) as a complex number.
+        size: The mean length of the pairs.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    real: list[Score]
+    imag: list[Score]
+    size: list[Score]
+
+    @cached_property
+    def tables(self) -> np.ndarray:
+        """All three [3,L,H,d/2] float32."""
+        return np.array([self.real, self.imag, self.size], np.float32)
+
+    @model_validator(mode="after")
+    def _is_regular(self) -> Self:
+        shapes = [np.shape(table) for table in (self.real, self.imag, self.size)]
+        if len(set(shapes)) != 1 or len(shapes[0]) != 3:
+            message = f"real, imag and size are tables [L][H][d/2] of one shape, not {shapes}"
+            raise ValueError(message)
+        return self
+
+
 class HeadPlan(BaseModel):
-    """Roles of key/value heads, chosen query heads, or both. Required are `schema` and one of `roles`, `heads`.
+    """Roles of key/value heads, chosen query heads, query centres, or several of them; at least one is required.
 
     Attributes:
         schema_: Always `head-plan/1`; `schema` on the wire.
@@ -60,6 +89,7 @@ class HeadPlan(BaseModel):
         rule: How roles came from scores, in words.
         full_fraction: Share of full heads.
         heads: (layer, query head) pairs (ACT).
+        centres: Of queries before rotation (TriAttention).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -72,11 +102,12 @@ class HeadPlan(BaseModel):
     rule: str = ""
     full_fraction: float | None = Field(None, ge=0, le=1)
     heads: list[tuple[int, int]] | None = None
+    centres: QueryCentres | None = None
 
     @model_validator(mode="after")
     def _has_content(self) -> Self:
-        if self.roles is None and self.heads is None:
-            message = "a plan needs roles or heads"
+        if self.roles is None and self.heads is None and self.centres is None:
+            message = "a plan needs roles, heads or centres"
             raise ValueError(message)
         for name, table in (("roles", self.roles), *self.scores.items()):
             if table is not None and len({len(row) for row in table}) > 1:
@@ -99,7 +130,9 @@ class HeadPlan(BaseModel):
             first = list_errors(error)[0]
             location = ".".join(map(str, first["loc"])) or "it"
             detail = f"The head plan can't be used: {location}: {first['msg']}."
-            raise Malformed(detail, hint="See head-plan/1: schema, and roles or heads.", field="plan") from error
+            raise Malformed(
+                detail, hint="See head-plan/1: schema, and roles, heads or centres.", field="plan"
+            ) from error
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -107,7 +140,7 @@ class HeadPlan(BaseModel):
 
         Raises:
             TooLarge: The file is larger than any plan.
-            Malformed: It is no plan.
+            Malformed: It is not a plan.
         """
         if path.stat().st_size > MAX_BYTES:
             detail = f"{path.name} has {path.stat().st_size:,} bytes; a head plan has at most {MAX_BYTES:,}."
@@ -140,10 +173,10 @@ class HeadPlan(BaseModel):
             kv_heads: G, where the report's model does not say it; default: as many as query heads.
 
         Raises:
-            Malformed: It is no such report.
+            Malformed: It is not a retrieval report.
         """
         if report.get("schema") != "retrieval-report/1" or not report.get("scores"):
-            detail = f"This is no retrieval report: its schema is {report.get('schema')!r}."
+            detail = f"This is not a retrieval report: its schema is {report.get('schema')!r}."
             raise Malformed(detail, field="report")
         facts, scores = dict(report.get("model") or {}), report["scores"]
         L, H = len(scores), len(scores[0])
@@ -206,6 +239,8 @@ class HeadPlan(BaseModel):
             for pair in self.heads or ()
             if not (0 <= pair[0] < L and 0 <= pair[1] < H)
         ]
+        if self.centres is not None and (shape := np.shape(self.centres.real)) != (L, H, config.head_dim // 2):
+            wrong.append(f"its query centres are {shape}, not {(L, H, config.head_dim // 2)}")
         if wrong:
             detail = f"The head plan does not fit this model: {wrong[0]}."
             raise BadInput(detail, field="plan")

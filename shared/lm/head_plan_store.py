@@ -48,7 +48,7 @@ class HeadPlanStore(Mapping[str, HeadPlan]):
 
         Raises:
             KeyError: There is none.
-            Malformed: The file is no plan.
+            Malformed: The file is not a plan.
         """
         if re.fullmatch(PLAN_NAME, name):
             found = self._find_stored(name) or self._find_bundled(name)

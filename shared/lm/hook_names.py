@@ -107,7 +107,7 @@ def from_hook_name(name: str, config: DecoderConfig, among: Collection[str] = tu
 def to_module_path(site: str, config: DecoderConfig) -> str | None:
     """Return the module path and side of a site, `model.layers.3.self_attn.o_proj.input`; None where it has none.
 
-    Those are the paths of the official implementation in `transformers`, which nnsight reads as attributes.
+    These are the paths of the official implementation in `transformers`, which nnsight reads as attributes.
 
     Raises:
         InvalidTap: No such site in this model.

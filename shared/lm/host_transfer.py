@@ -1,6 +1,6 @@
 """Transfers between host and device: the only places where a decode step sends numbers or waits for the device.
 
-What is sent goes through pinned memory, so that the host goes on at once; what is read makes it wait. Everything else
+Tensors are sent through pinned memory, so that the host goes on at once; reading one makes it wait. Everything else
 must find its tensors on the device: `tests/device` counts what passes here. Knows tensors only.
 """
 

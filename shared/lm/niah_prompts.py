@@ -69,8 +69,8 @@ class Prompt:
     """A question with its context.
 
     Attributes:
-        text: What the model reads, chat template included.
-        user: What a person would have typed: the content of the one user message.
+        text: Input of the model, chat template included.
+        user: A person's message: the content of the one user message.
         ids: Tokens of `text`.
         answer: The right answer, as it would be generated.
         answer_ids: Its tokens.

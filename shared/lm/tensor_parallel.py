@@ -17,6 +17,7 @@ from shared.errors import InvalidOption
 from shared.lm.decoder import Decoder
 from shared.lm.ops import NormLayer, Ops
 from shared.lm.rope import Rotation
+from shared.lm.weights import build_without_weights
 
 _BY_ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 """Layers whose outputs are divided: each process has some of them."""
@@ -56,8 +57,7 @@ def take_shard(model: Decoder, team: Team) -> Decoder:
             hint = f"Divisors of {config.kv_heads} key/value heads are possible."
             raise InvalidOption(detail, hint=hint, field="llm_tensor_parallel")
     sizes = {name: getattr(config, name) // team.size for name in ("heads", "kv_heads", "hidden")}
-    with torch.device("meta"):
-        shard = Decoder(replace(config, **sizes))
+    shard = build_without_weights(replace(config, **sizes))
     state = {name: _part(name, x, team) for name, x in model.state_dict().items()}
     shard.load_state_dict(state, assign=True)
     return shard.eval().requires_grad_(requires_grad=False)

@@ -25,14 +25,14 @@ from shared.errors import InvalidOption, Malformed, NotFound, in_field
 from shared.lm.weights import read_json
 
 _ENDS = frozenset({"<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>", "</s>"})
-"""Special tokens that end an answer whether or not a config says so."""
+"""Special tokens that end an answer whatever a config lists."""
 
 _SPACE = "▁"
 """How SentencePiece writes a space."""
 
 
 _SHIELD = "\ufdd0"
-"""Marks where the name of a special token in a user's text is broken; a code point that is no character in any text."""
+"""Marks where the name of a special token in a user's text is broken; a code point that no text has as a character."""
 
 
 class Tokenizer:

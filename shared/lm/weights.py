@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from shared.errors import Malformed, NotFound, UnsupportedMedia
 from shared.lm.config import DecoderConfig, from_official
@@ -43,11 +44,24 @@ def load_decoder(folder: Path, dtype: torch.dtype = torch.float32, device: str =
     tensors: dict[str, Tensor] = {}
     for file in weights_files(folder):
         tensors |= read_tensors(file)
-    with torch.device("meta"):
-        model = Decoder(config)
+    model = build_without_weights(config)
     _check_fit(model, tensors := to_official_keys(tensors, config), folder)
     model.load_state_dict({k: x.to(device, dtype) for k, x in tensors.items()}, strict=False, assign=True)
     return model.requires_grad_(requires_grad=False).eval()
+
+
+class _NoValues(TorchFunctionMode):
+    """Draws no numbers: on the meta device there are none, and torch would import its compiler to find that out."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        return given["tensor"] if func is nn.init.normal_ else func(*args, **given)
+
+
+def build_without_weights(config: DecoderConfig) -> Decoder:
+    """A decoder on the meta device: shapes without memory, to be filled by `load_state_dict(assign=True)`."""
+    with torch.device("meta"), _NoValues():
+        return Decoder(config)
 
 
 def read_config(folder: Path) -> DecoderConfig:

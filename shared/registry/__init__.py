@@ -1,4 +1,4 @@
-"""What is served, and how it is found: Card, Servable, discovery by package scan, `network()`, weights by digest."""
+"""Served models and their discovery: Card, Servable, discovery by package scan, `network()`, weights by digest."""
 
 from shared.registry.card import Card, Limits, Metric, Paper, SamplingDefaults
 from shared.registry.discovery import builder, network, networks, servables

@@ -31,12 +31,12 @@ class Metric(_Facts):
     name: str = Field(description="For example `dice_at_half`.")
     ours: float | None = Field(description="Measured with the served weights, or null when not measured.")
     paper: float | None = Field(None, description="Published for the full-size model on the paper's data.")
-    data: str = Field(description="What it was measured on, and how much of it.")
+    data: str = Field(description="Data of the measurement, and its amount.")
     note: str | None = None
 
 
 class Limits(_Facts):
-    """What a model takes; None means that the platform's own limit is the only one."""
+    """Limits of a model's input; None means that the platform's own limit is the only one."""
 
     max_batch: int | None = None
     min_side: int | None = Field(None, description="Shortest picture side, pixels.")
@@ -62,7 +62,7 @@ class Card(_Facts):
     `example` is a valid request without its picture fields, used by contract tests, docs and the console.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._/-]*$", description="What callers put into `model`.")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._/-]*$", description="Name of the model in requests.")
     task: Task
     summary: str = Field(description="One sentence: what it does for whom.")
     paper: Paper
@@ -74,9 +74,7 @@ class Card(_Facts):
     parameters: int | None = None
     metrics: tuple[Metric, ...] = ()
     limits: Limits = Limits()
-    notes: tuple[str, ...] = Field(
-        (), description="What a user should know: departures, traps, 'not a medical device'."
-    )
+    notes: tuple[str, ...] = Field((), description="Notes for users: departures, traps, 'not a medical device'.")
     sampling: SamplingDefaults | None = Field(None, description="Of language models: where a request names none.")
     sparsity: SparsityClaim | None = Field(None, description="Owed by every model that calls itself sparse.")
     example: dict[str, Any] = Field(default_factory=dict)

@@ -13,7 +13,7 @@ import numpy as np
 Arrays = Mapping[str, np.ndarray]
 
 SCALE = ".int8_scale"
-"""What the key of a kernel's scales ends with."""
+"""Ending of the key of a kernel's scales."""
 
 LEAST = 512
 """Numbers of a kernel below which packing it is not worth its scales."""

@@ -40,7 +40,7 @@ def measured_metrics(manifest: Manifest) -> tuple[Metric, ...]:
 
 
 def _measured_on(manifest: Manifest, metric: str) -> str:
-    """The held-out pictures, or parts of them; where kinds are told apart, also those of the other kind."""
+    """The held-out pictures, or parts of them; where kinds are distinguished, also those of the other kind."""
     data = manifest.data.get("measured_on") or manifest.data.get("data", "your data")
     kind, _, other = metric.partition("_")
     if kind in {"auroc", "warned"}:

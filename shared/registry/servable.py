@@ -60,7 +60,7 @@ class LoadContext:
         engine: Requested engine; `auto` lets the Servable choose the fastest that is there.
         cache: Folder for derived artefacts, named by digest (exported graphs, dequantised weights).
         weights: Folder of imported checkpoints, by model name; they win over what came with the package.
-        objects: What users made, shared by all processes; None where nothing outlives this one.
+        objects: Users' data, shared by all processes; None where nothing outlives this one.
         threads: Intra-op threads; 0 means the library's default.
         options: Further facts, as text: `llm_model`, `llm_dtype`, `llm_weights`, `llm_kv_cache_dtype`, `triton_url`,
             `vision_precision`, `triton_timeout_s`, `triton_connections`, `max_body_bytes`, `max_pixels`, `max_side`,
@@ -89,15 +89,15 @@ class CallContext:
         pause_s: Seconds that may pass between two pieces of a stream.
         ends_at: A `time.monotonic()` instant at which a stream ends, however lively; infinite for none.
         job: The job's id when it runs as one.
-        tenant: Who calls; what the call stores or reads is this tenant's.
-        scopes: What the caller's key allows; None where nobody says, as without a gateway: everything.
-        audit: What the audit log is to say about the call, by name; empty for nothing.
+        tenant: The caller's tenant; the call stores and reads its data alone.
+        scopes: What the caller's key allows; None without a gateway: everything.
+        audit: Facts for the audit log about the call, by name; empty for nothing.
         cache_salt: Whose caches the call may use: calls of another salt never learn what this one sent.
         media: Content type that the answer is rendered in.
         model: Name of the model that answers, for metrics.
         note: The last note of `progress`.
-        usage: What the call consumed so far, by name: `pictures`, `cpu_seconds` (`shared.api.usage`).
-        state: What a route has loaded for the model to continue, if anything.
+        usage: The call's consumption so far, by name: `pictures`, `cpu_seconds` (`shared.api.usage`).
+        state: State that a route has loaded for the model to continue, if anything.
     """
 
     def __init__(
@@ -231,7 +231,7 @@ class Servable(ABC, Generic[Request, Answer]):
     @classmethod
     @abstractmethod
     def load(cls, context: LoadContext) -> Self:
-        """Verify and load the weights (random ones only if the class says so), ready to predict."""
+        """Verify and load the weights (random ones only if the class asks for them), ready to predict."""
 
     @abstractmethod
     def predict(self, batch: Sequence[Request], run: CallContext) -> list[Answer | FoveaError]:
@@ -247,7 +247,7 @@ class Servable(ABC, Generic[Request, Answer]):
 
     @classmethod
     def media_types(cls) -> tuple[str, ...]:
-        """What `render` offers besides JSON, for content negotiation and docs."""
+        """Forms that `render` offers besides JSON, for content negotiation and docs."""
         return ()
 
     def example(self) -> Request:

@@ -21,7 +21,7 @@ def build_claim(model: str, facts: Mapping[str, Any], **stated: Any) -> Sparsity
 
     Args:
         model: Its name.
-        facts: What was measured: fields of a `SparsityClaim`.
+        facts: Measurements: fields of a `SparsityClaim`.
         stated: The other fields; they win.
     """
     layers: dict[str, float] = facts.get("sparsity_by_layer", {})
@@ -36,6 +36,6 @@ def build_claim(model: str, facts: Mapping[str, Any], **stated: Any) -> Sparsity
 
 @cache
 def read_measurements(file: Path) -> Mapping[str, Mapping[str, Any]]:
-    """What a room's `claims.json` holds, by name; nothing where nothing was measured."""
+    """Content of a package's `claims.json`, by name; nothing where nothing was measured."""
     found: dict[str, dict[str, Any]] = json.loads(file.read_text("utf-8")) if file.exists() else {}
     return found

@@ -46,7 +46,7 @@ class NetworkSpec(_Facts):
 
 
 class Manifest(_Facts):
-    """What a weights file is. `sha256`, `bytes`, `dtype` and `tensors` are those of the file next to it."""
+    """Description of a weights file. `sha256`, `bytes`, `dtype` and `tensors` are those of the file next to it."""
 
     name: str
     origin: Literal["trained", "imported"]
@@ -69,7 +69,7 @@ class Manifest(_Facts):
         description="Of post-processing (temperature, thresholds), chosen on pictures that were not trained on.",
     )
     serves: str | None = Field(None, description="Name of the model that serves these weights, where it is another.")
-    notes: dict[str, Any] = Field(default_factory=dict, description="What else a reader should know.")
+    notes: dict[str, Any] = Field(default_factory=dict, description="Further facts for a reader.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Weights:
 
     Attributes:
         arrays: Tensors of the network by key, floats as float32.
-        manifest: What is known about them.
+        manifest: Their description.
         familiar: Tensors under `familiar.`: features of the pictures that the network knows.
     """
 

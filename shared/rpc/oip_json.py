@@ -171,7 +171,7 @@ def _check_size(head: Tensor, size: Any, left: int | None) -> None:
     if head.data is not None:
         problem = "has both `data` and `binary_data_size`"
     elif type(size) is not int or size < 0:
-        problem = "has a `binary_data_size` that is no number of bytes"
+        problem = "has a `binary_data_size` that is not a number of bytes"
     elif left is None:
         problem = "has a `binary_data_size`, but the header Inference-Header-Content-Length is missing"
     elif size > left:

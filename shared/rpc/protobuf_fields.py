@@ -33,7 +33,7 @@ def iterate_fields(message: bytes) -> Iterator[WireField]:
     """The top-level fields of a message, in its order.
 
     Raises:
-        Malformed: This is no protobuf message, or one of more than `MAX_FIELDS` fields.
+        Malformed: This is not a protobuf message, or one of more than `MAX_FIELDS` fields.
     """
     position, left = 0, MAX_FIELDS
     while position < len(message):

@@ -36,7 +36,7 @@ _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _OS_ERROR: Final = re.compile(r"\(os error (\d+)\)")
 _REFUSED: Final = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
 _RETRY: Final[Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds=15)}
-# Plain HTTP is used where the operator's own endpoint says so (a server in the cluster), never otherwise.
+# Plain HTTP is used where the operator's own endpoint has it (a server in the cluster), never otherwise.
 _CLIENT: Final[Any] = {"connect_timeout": "3s", "timeout": "60s", "allow_http": True}
 
 
@@ -52,7 +52,7 @@ class ObjectFacts:
 
 @dataclass(frozen=True)
 class _Root:
-    """What a URL stands for; opened, and where it is a folder created, with the first call."""
+    """The store of a URL; opened, and where it is a folder created, with the first call."""
 
     url: str
 
@@ -151,7 +151,7 @@ class ObjectStore:
 
     def list_names(self) -> list[str]:
         """First segments of all paths, in order: the names of objects and of the groups below them."""
-        # By their objects: a folder that a failed write left behind is no group.
+        # By their objects: a folder that a failed write left behind is not a group.
         return sorted({facts.path.partition("/")[0] for facts in self.list_objects()})
 
     def upload(self, path: str, file: Path) -> None:
@@ -184,7 +184,7 @@ class ObjectStore:
     def _sync(self, path: str) -> None:
         """Make a file and its name durable: `obstore` leaves both to the kernel.
 
-        What another writer has removed meanwhile was stored, and needs no more.
+        An object that another writer has removed meanwhile was stored, and needs no more.
         """
         if (root := self._root.folder) is None:
             return
@@ -208,7 +208,7 @@ def _facts(found: Any, cut: int) -> ObjectFacts:
 
 
 def _check(path: str) -> str:
-    """Refuse what is no path of an object: names of users are checked before they become part of one."""
+    """Refuse what is not a path of an object: names of users are checked before they become part of one."""
     if not all(map(_SEGMENT.fullmatch, path.split("/"))):
         message = f"{path[:200]!r} is not the path of an object"
         raise ValueError(message)

@@ -18,7 +18,7 @@ def make_files_private(data_dir: Path) -> None:
     A folder that is another user's (a mounted volume) keeps the rights that its owner gave it.
     """
     os.umask(_UMASK)
-    with suppress(OSError):  # a read-only folder is no reason not to start; whoever stores something says so
+    with suppress(OSError):  # a read-only folder does not stop the start; the first write to it fails
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         if data_dir.stat().st_uid == os.getuid():
             data_dir.chmod(0o700)

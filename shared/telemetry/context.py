@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Who is being served.
+    """The caller that is being served.
 
     Attributes:
         traceparent: W3C trace parent of what is called from here; in a batch those of all members, with commas between.

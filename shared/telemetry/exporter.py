@@ -102,7 +102,7 @@ class _FollowLink(Sampler):
         return sampler.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
 
     def get_description(self) -> str:
-        """What it does, in a word."""
+        """Its activity, in a word."""
         return f"FollowLink({self._other.get_description()})"
 
 

@@ -8,7 +8,7 @@ _UNTRACED = frozenset((
     "/livez", "/readyz", "/health", "/ping", "/version", "/metrics", "/metrics/services", "/v2/health/live",
     "/v2/health/ready",
 ))  # fmt: skip
-"""What probes and scrapers ask for all the time."""
+"""Paths that probes and scrapers ask for all the time."""
 
 _UNTRACED_METHODS = frozenset({"ServerLive", "ServerReady", "ModelReady"})
 

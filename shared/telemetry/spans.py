@@ -20,7 +20,7 @@ Kind = Literal["internal", "server", "client", "producer", "consumer"]
 
 
 class Recorder(Protocol):
-    """What makes spans once tracing is on."""
+    """The maker of spans once tracing is on."""
 
     def begin(self, name: str, kind: Kind, parent: str, links: Iterable[str], started_ns: int | None) -> Any:
         """Begin a span of OpenTelemetry's; `parent` and `links` are trace parents, an empty parent begins a trace."""
@@ -105,7 +105,7 @@ class Span:
     def fail(self, error: BaseException | str) -> None:
         """Mark it as failed: by an error of ours its code, else the name of its class.
 
-        What the error says is left to the log, which has the trace's id: it may quote what a caller sent.
+        The error's text is left to the log, which has the trace's id: it may quote what a caller sent.
         """
         if self._otel is not None:
             # Imported here: it is there only while tracing is on.
@@ -152,8 +152,8 @@ def span(
     """Begin a span; use it as a context manager, or end it.
 
     Args:
-        name: What is done, of few different values.
-        attributes: What is known of it; None values are left out.
+        name: Name of the work, of few different values.
+        attributes: Facts about it; None values are left out.
         kind: Its part in a call between processes.
         parent: Trace parent, empty for a new trace; None takes the current context's.
         links: Trace parents of what else led to it.

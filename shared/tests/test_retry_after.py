@@ -1,4 +1,4 @@
-"""Callers that are sent away are told a time that fits the queue and its rate."""
+"""Refused callers get a Retry-After that fits the queue and its rate."""
 
 import pytest
 

@@ -2,7 +2,7 @@
 
 Whatever the file holds (1 to 16 bits, grey, palette, alpha, CMYK, any EXIF orientation), the answer is one uint8 array
 (h, w, 3). Orientation is applied before anything else, alpha is flattened on white, samples of 16 bits keep their high
-byte, and of an animation or a multi-page file the first picture is read and `first_of_many` says so.
+byte, and of an animation or a multi-page file the first picture is read and `first_of_many` is set.
 
 Knows Pillow's parsers, each called directly: `Image.open` tries formats by a process-wide table and judges sizes by a
 process-wide limit. Every call has its own state, so any number of threads may decode at once. Knows nothing about

@@ -81,7 +81,7 @@ def find_exportable(name: str) -> Kind:
         found |= _vision_models(servables(service))
     if name not in found:
         hint = f"Models with an ONNX form: {', '.join(sorted(found))}."
-        raise InvalidOption(f"{name!r} is no vision model.", hint=hint, field="models")
+        raise InvalidOption(f"{name!r} is not a vision model.", hint=hint, field="models")
     return found[name]
 
 

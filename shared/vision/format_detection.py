@@ -1,4 +1,4 @@
-"""What the first bytes of a file say it is. Knows signatures, and where a WebP states its canvas; parses nothing."""
+"""Format of a file, by its first bytes. Knows signatures, and where a WebP states its canvas; parses nothing."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def webp_canvas(data: bytes) -> tuple[int, int]:
 
 
 def _text(head: bytes) -> str | None:
-    """The kind of text, or None for what is no text."""
+    """The kind of text, or None for anything else."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for tag, name in _TEXTUAL:
         if start.startswith(tag):
             return name
     try:
-        # A character cut in two at the end of `head` is no sign of binary data.
+        # A character cut in two at the end of `head` is not a sign of binary data.
         letters = head.decode("utf-8", errors="strict" if len(head) < 512 else "ignore")
     except UnicodeDecodeError:
         return None

@@ -1,6 +1,6 @@
 """Limits of pictures: how large one may be, and how much memory all of them may take.
 
-A size is judged from the header, before a pixel is decoded. What decoding and answering a picture will take is reserved
+A size is judged from the header, before a pixel is decoded. Memory for decoding and answering a picture is reserved
 before it is taken: all models of a process share one budget. A picture that needs more than all of it is refused; one
 that needs what others hold at the moment waits for them. Knows nothing about formats.
 """
@@ -22,7 +22,7 @@ from shared.registry import Card, LoadContext
 from shared.settings import Settings
 
 DEFAULT_MEMORY_BYTES = 2**30
-"""What the pictures of a process may take where nobody says otherwise."""
+"""Default memory for the pictures of a process."""
 
 _PATIENCE_S = 10.0
 """Longest wait for memory that other pictures hold."""
@@ -99,7 +99,7 @@ class DecodeBounds:
         pixels: Width times height.
         min_side: Shortest side, pixels.
         max_side: Longest side, pixels.
-        memory: What decoding takes is reserved here first.
+        memory: Budget in which decoding reserves its memory.
     """
 
     bytes: int = 64 * 2**20
@@ -112,7 +112,7 @@ class DecodeBounds:
 
 
 DEFAULT_BOUNDS = DecodeBounds()
-"""What holds where nobody says otherwise."""
+"""Default bounds."""
 
 
 def platform_bounds(settings: Settings) -> DecodeBounds:

@@ -1,4 +1,4 @@
-"""What a mask consists of: connected regions, their boxes, their outlines as polygons, and COCO's run lengths.
+"""Parts of a mask: connected regions, their boxes, their outlines as polygons, and COCO's run lengths.
 
 A mask is a bool array (h, w); x runs right, y down. Outlines follow the edges between pixels, so that their corners are
 whole numbers in 0..w and 0..h, and filling them gives the mask back exactly. Knows arrays only.

@@ -47,13 +47,13 @@ class Boundaries:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InDistributionModel:
-    """What features of known pictures look like.
+    """Distribution of the features of known pictures.
 
     Attributes:
         mean: (c,).
         whitener: (c, k); features less the mean, times this, have unit variance along each of k axes.
-        rest: What is left of the variance beyond these axes, per axis.
-        boundaries: Between these and other kinds, where those were learnt.
+        rest: Variance beyond these axes, per axis.
+        boundaries: Boundaries to other kinds, where these were fitted.
     """
 
     mean: Array

@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 _UNFAMILIAR = (
-    "The picture is unlike those that these weights learnt from: its features are {:.2f} away, where {:.2f} is the "
+    "The picture is unlike those that these weights were trained on: its features are {:.2f} away, where {:.2f} is the "
     "most among pictures of their kind. What is found in it may mean nothing."
 )
 
 _OUTDATED = (
-    "Whether the picture is of the kind that these weights learnt from is not known: they were made by another version "
+    "Whether the picture is of the trained kind is not known: the weights were made by another version "
     "of Fovea. Train them again, or run `fovea recalibrate`."
 )
 
@@ -73,10 +73,10 @@ class VisionItem(Generic[Request]):
     """One request on its way from `read` to `postprocess`; a family adds fields of its own.
 
     Attributes:
-        request: What was asked.
+        request: The request.
         watch: Times its stages.
         inputs: Tensors that the network takes, in the order of the engine's inputs, without the batch axis.
-        notes: What the answer tells people about the reading.
+        notes: Notes about the reading, for people.
         context: The call that it belongs to; long post-processing calls its `check` between steps.
         outputs: Tensors that the network gave, in the order of the engine's outputs, without the batch axis.
         pixels: The decoded picture, where it is drawn on later and there is memory to keep it.
@@ -100,7 +100,7 @@ class DataConfig:
         names: Class names by id.
         crop: Share of a picture's shorter side that the network is shown.
         constants: Of post-processing, by name.
-        familiar: Features of the pictures that the network knows; None where that was not learnt.
+        familiar: Features of the pictures that the network knows; None where they were not stored.
     """
 
     side: int = 0
@@ -114,7 +114,7 @@ class DataConfig:
         return replace(self, constants=weights.manifest.constants, familiar=InDistributionModel.read(weights.familiar))
 
     def warn(self, features: np.ndarray) -> list[str]:
-        """What to say about a picture with these features (c,): nothing where it is of the kind that was learnt."""
+        """Warning about a picture with these features (c,): none where it is of the trained kind."""
         if self.familiar is None:
             return []
         if features.shape != self.familiar.mean.shape:
@@ -319,5 +319,5 @@ def add_features(forms: ExportedForms, familiar: InDistributionModel | None) -> 
 
 
 def reading_notes(how: str, image: DecodedImage) -> list[str]:
-    """What an answer says about how its picture was read."""
+    """Notes of an answer on how its picture was read."""
     return [how, *(["Only the first frame was read."] if image.first_of_many else [])]

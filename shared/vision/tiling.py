@@ -42,7 +42,7 @@ def windows(height: int, width: int, *, core: int = 512, context: int = 128, gri
     """The tiles of a picture, row by row: cores on the grid, `context` around each, cut at the padded border.
 
     Raises:
-        ValueError: `core` or `context` is no multiple of `grid`, or `core` is not positive.
+        ValueError: `core` or `context` is not a multiple of `grid`, or `core` is not positive.
     """
     if core <= 0 or context < 0 or core % grid or context % grid:
         message = f"core and context must be multiples of {grid}, got {core} and {context}"
@@ -81,14 +81,14 @@ def tiled(
         model: (n, c, h, w) → (n, c2, h, w); sees sides that are multiples of `grid`, at most `core + 2·context`.
         image: (n, c, h, w), sides of 1 or more.
         core: Side of what is kept of a window.
-        context: What a window shows beyond its core on each side; exact when the network looks no further.
+        context: Margin of a window beyond its core on each side; exact when the network looks no further.
         grid: Windows begin on its multiples: the coarsest stride or pooling cell of the network.
 
     Returns:
         (n, c2, h, w), in the type and on the device of the network's answers.
 
     Raises:
-        ValueError: `core` or `context` is no multiple of `grid`.
+        ValueError: `core` or `context` is not a multiple of `grid`.
     """
     height, width = image.shape[2:]
     whole: Tensor | None = None

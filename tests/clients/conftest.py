@@ -1,6 +1,6 @@
 """A gateway on a socket, and behind it a tiny random language model, the embedding model and the rerankers.
 
-What a random model is made to say by a grammar is valid; what it says freely is noise. So these tests show that a
+Output of a random model under a grammar is valid; its free output is noise. So these tests show that a
 client understands our answers, not that the answers are good.
 """
 

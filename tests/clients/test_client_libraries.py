@@ -1,4 +1,4 @@
-"""Conformance with client libraries; one that is not installed is skipped, and the summary says so."""
+"""Conformance with client libraries; one that is not installed is skipped, and the summary lists it."""
 
 import asyncio
 import json

@@ -30,7 +30,7 @@ def commands(tool: str) -> list[str]:
 
 
 def run(command: str, folder: Path) -> str:
-    """What a command says, its errors too: `perf_analyzer` may end well where all requests failed.
+    """Output of a command with its errors: `perf_analyzer` may end well where all requests failed.
 
     Where the tool is not on the PATH, the test is skipped and names it.
     """

@@ -44,7 +44,7 @@ SUITES = (
 )
 
 JOINED = ("detection/word-counter", "medical-seg/toy-colour", "toy-surprise", "toy-strict", "novel-keys")
-"""What the suites must have checked."""
+"""Checks that the suites must have run."""
 
 
 def _run(*words: object, path: str = str(ROOT)) -> str:

@@ -1,4 +1,4 @@
-"""What one machine makes, another with another folder has: everything goes through a real S3 server."""
+"""Data of one machine is there on another with another folder: everything goes through a real S3 server."""
 
 import uuid
 from collections.abc import Callable, Iterator

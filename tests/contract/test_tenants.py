@@ -49,7 +49,7 @@ OWNED = {
 }  # fmt: skip
 
 OPERATORS = re.compile(r"/v1/admin/.*")
-"""What takes the scope `admin`, which no tenant of these has."""
+"""Routes with the scope `admin`, which no tenant of these has."""
 
 SHARED = re.compile(r"/v2/.*|/v1/models/.*|/v1/longctx/methods/.*|/v1/judge/templates/.*")
 """Models, methods and templates: what operators install, not what tenants make."""

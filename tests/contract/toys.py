@@ -1,6 +1,6 @@
 """One toy of each family of vision models: small random weights, small inputs, and every part that the family has.
 
-The whole contract matrix runs on them. What a family's code does with a request does not depend on how large its
+The whole contract matrix runs on them. A family's code treats a request alike however large its
 network is, so a mistake shows here as it would on a real model, in a hundredth of the time.
 """
 

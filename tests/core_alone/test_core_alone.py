@@ -27,7 +27,7 @@ def libraries(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(libraries):
-    """What the core says in an environment without plug-ins."""
+    """Messages of the core in an environment without plug-ins."""
     return _examine(libraries)
 
 

@@ -101,7 +101,7 @@ OPTIONAL = ("nvshmem_", "libcufile_rdma")
 
 
 def run_beside_stub(program: str, site: pathlib.Path, folder: pathlib.Path) -> str:
-    """What a program says next to a stub of the driver, which has each symbol that a library asks for and no device."""
+    """Output of a program next to a stub of the driver, which has each symbol that a library asks for and no device."""
     stub, symbols = folder / "libcuda.so.1", {"cuInit"}
     while True:
         source = "".join(f"int {name}(void) {{ return 100; }} /* no device */\n" for name in sorted(symbols))

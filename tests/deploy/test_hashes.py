@@ -42,7 +42,7 @@ def needed(extras, package="fovea"):
 
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_every_package_of_an_image_has_hashes(extra):
-    names = needed([extra] if extra == "gateway" else [extra, "cpu"])
+    names = needed([extra] if extra == "gateway" else [extra, "cpu", "cluster"])
     assert len(names) > 20
     assert {name for name in names if hashes.is_hashed(name)} - KNOWN.keys() == set()
 
@@ -50,7 +50,7 @@ def test_every_package_of_an_image_has_hashes(extra):
 @pytest.mark.parametrize("service", ["medical-seg", "vision-restoration"])
 def test_the_flavour_without_torch_needs_nothing_of_it(service):
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]["optional-dependencies"]
-    names = needed([service]).union(*(needed([], Requirement(line).name) for line in extras["onnx"]))
+    names = needed([service, "cluster"]).union(*(needed([], Requirement(line).name) for line in extras["onnx"]))
     assert "onnxruntime" in names
     assert {name for name in names if not hashes.is_hashed(name)} == set()
     assert names - KNOWN.keys() == set()

@@ -44,7 +44,7 @@ def test_every_alert_has_a_unit_test():
 
 
 def scrape_config(monitor, targets):
-    """What the Prometheus operator makes of a PodMonitor: one target per pod, with its namespace and name as labels."""
+    """The Prometheus operator's reading of a PodMonitor: one target per pod, with its namespace and name as labels."""
     [endpoint] = monitor["spec"]["podMetricsEndpoints"]
     return {
         "job_name": f"default/{monitor['metadata']['name']}",

@@ -1,4 +1,4 @@
-"""A real Ray of a head and two nodes is told what to run as KubeRay tells it: it asks for nodes, runs and answers."""
+"""A real Ray of a head and two nodes gets its configuration as from KubeRay: it asks for nodes, runs and answers."""
 
 import importlib
 import json
@@ -52,7 +52,7 @@ def add_nodes(cluster, *nodes):
 
 
 def ask_autoscaler(cluster):
-    """What waits for a node, and how many nodes the autoscaler would start; nothing while the head does not answer."""
+    """Resources that wait for a node, and nodes that the autoscaler would start; nothing while the head is silent."""
     command = [sys.executable, "-m", "tests.deploy.nodes_asked_for"]
     place = [f"{HEAD}:{cluster.gcs}", json.dumps(POD), str(MOST)]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What an image's environment loses, and that what is left still works."""
+"""Packages that an image's environment loses; the rest still works."""
 
 import importlib.util
 import pathlib
@@ -20,7 +20,7 @@ TRITON = (
     "triton/backends/nvidia/bin/ptxas",
     "triton/backends/nvidia/driver.c",
 )
-"""What Triton compiles with when the first kernel starts."""
+"""The compiler that Triton uses when the first kernel starts."""
 
 
 def write(folder, *names):

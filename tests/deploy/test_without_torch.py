@@ -103,7 +103,7 @@ def test_without_torch_and_without_graphs_the_reason_is_said(tmp_path, monkeypat
 
 
 def ask_without_torch(service, folder, *flags, **settings):
-    """What each model of a service answers to its example, in a process that does not import torch."""
+    """Answers of each model of a service to its example, in a process that does not import torch."""
     from shared.settings import environment
 
     env = environment(FOVEA_DATA_DIR=str(folder), FOVEA_INTRA_OP_THREADS="1", PYTHONPATH=":".join(sys.path), **settings)

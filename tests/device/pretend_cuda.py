@@ -59,7 +59,7 @@ _FILLS = {_aten.copy_.default, _aten.fill_.Tensor, _aten.masked_fill.Tensor, _at
 
 
 class DeviceFault(RuntimeError):
-    """What a real device would refuse, or what a decode step must not do."""
+    """Calls that a real device would refuse, or that a decode step must not make."""
 
 
 class PretendCuda:
@@ -94,7 +94,7 @@ class PretendCuda:
 
     @contextlib.contextmanager
     def inheriting(self, args: Any) -> Iterator[None]:
-        """What torch itself makes inside a call lies where the call's tensors lie, as `one_hot` and gradients do."""
+        """Tensors that torch makes inside a call lie where the call's tensors lie, as `one_hot` and gradients do."""
         tensors = (x for one in args for x in (one if isinstance(one, list | tuple) else (one,)))
         before = self.inherits
         self.inherits = before or any(isinstance(x, Tensor) and self.device_of(x).type == "cuda" for x in tensors)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from services.llm_longctx.engine import Engine
+from services.llm_longctx.kernels.packed_pages import R4
 from services.llm_longctx.methods import method, methods
 from shared.lm.builders import llama
 from tests.device.pretend_cuda import PretendCuda, to_cuda
@@ -59,7 +60,7 @@ def play(model, how, bits, device: PretendCuda | None = None) -> torch.Tensor:
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("bits", [16, 4, R4])
 @pytest.mark.parametrize(("name", "which"), CASES)
 def test_every_method_runs_as_on_a_cpu(name, which, bits):
     how = method(name, **knobs_of(name)[which])

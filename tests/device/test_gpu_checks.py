@@ -1,4 +1,4 @@
-"""What `make gpu` asks of a card, asked of stand-ins: its checks, its timings, its report and its limits of time."""
+"""The checks of `make gpu` on stand-ins for a card: its checks, its timings, its report and its limits of time."""
 
 import importlib
 import json

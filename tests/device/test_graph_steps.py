@@ -12,6 +12,7 @@ from services.llm_longctx.engine import Engine, GenerationRequest, Sampling
 from services.llm_longctx.engine.attention.step_rows import RowRuns
 from services.llm_longctx.engine.device.fixed_step import FixedStep, StepShape
 from services.llm_longctx.engine.device.graph_steps import GraphSteps
+from services.llm_longctx.kernels.packed_pages import R3
 from services.llm_longctx.kv_cache import PagePool
 from services.llm_longctx.methods import method, methods
 from services.llm_longctx.tests.conftest import Ear
@@ -79,7 +80,7 @@ def answers(how, bits: int, recorder: StandInGraph | None, device: PretendCuda) 
     return [ear.ids for ear in ears]
 
 
-@pytest.mark.parametrize(("name", "bits"), [("dense", 16), ("duo", 16), ("dense", 4)])
+@pytest.mark.parametrize(("name", "bits"), [("dense", 16), ("duo", 16), ("dense", 4), ("dense", R3)])
 def test_replays_answer_as_steps_that_run_as_they_are(graph, name, bits):
     how, device = method(name, **knobs_of(name)[0]), PretendCuda()
     with device.active():

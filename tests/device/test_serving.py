@@ -49,7 +49,7 @@ def engine_on(device: PretendCuda | None, family: str = "llama", **facts) -> Eng
 
 
 def both(run):
-    """What a function finds with an engine on a CPU and on a pretended device."""
+    """Results of a function with an engine on a CPU and on a pretended device."""
     wanted, device = run(None), PretendCuda()
     with device.active():
         found = run(device)

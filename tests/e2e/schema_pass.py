@@ -58,7 +58,7 @@ for _media in ("multipart/related", "multipart/x-mixed-replace", "video/x-motion
 
 @dataclass
 class Asked:
-    """What came back from one operation: answers by status, and the requests that found a fault or no answer."""
+    """Result of one operation: answers by status, and the requests that found a fault or no answer."""
 
     label: str
     statuses: Counter[int] = field(default_factory=Counter)

@@ -1,4 +1,4 @@
-"""The first model of docs/09-your-own-data.md, word for word, beside a product that runs already."""
+"""The first model of docs/09-your-own-data.md, word for word, next to a product that runs already."""
 
 import json
 import os

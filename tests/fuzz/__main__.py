@@ -24,12 +24,12 @@ from tests.fuzz.harnesses import HARNESSES
 FOUND = Path(__file__).parent / "found"
 
 WARM_SHARE = 0.2
-"""Of the time: what the process grows by later is no cache that fills once."""
+"""Of the time: what the process grows by later is not a cache that fills once."""
 
 
 @dataclass
 class Report:
-    """What a harness did: inputs, seconds on the clock and of the processor, what broke it, and megabytes grown."""
+    """Report of a harness: inputs, seconds on the clock and of the processor, what broke it, and megabytes grown."""
 
     name: str
     inputs: int = 0
@@ -68,7 +68,7 @@ def fuzz(name: str, harness: Harness, seconds: float) -> Report:
 
 
 def broken_by(harness: Harness, data: bytes) -> BaseException | None:
-    """What a decoder raises that it must not, None where it ends well.
+    """The error that a decoder must not raise, None where it ends well.
 
     Panics of decoders in Rust are no `Exception`, and would end whoever does not look for them.
     """

@@ -46,7 +46,7 @@ class Harness:
             if error.status >= 500:
                 raise
         if (seconds := time.process_time() - begun) > MAX_CPU_S:
-            gc.collect()  # a collection of what others left is no fault of this input: once more
+            gc.collect()  # a collection of what others left is not a fault of this input: once more
             begun = time.process_time()
             self._run_again(data)
             if time.process_time() - begun > MAX_CPU_S:

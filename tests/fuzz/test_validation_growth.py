@@ -64,7 +64,7 @@ def test_validation_grows_no_faster_than_the_body(name):
     bodies = [list_bodies(model, n) for n in SIZES]
     for (what, small), (_, middle), (_, large) in zip(*bodies, strict=True):
         seconds = validate(model, large)
-        if seconds > FLOOR_S:  # once more, all three: a collection of garbage is no growth
+        if seconds > FLOOR_S:  # once more, all three: a collection of garbage is not growth
             first, second, third = (min(validate(model, body) for _ in range(2)) for body in (small, middle, large))
             assert third <= max(6 * first, 3 * second, FLOOR_S), f"{what}: {first:.3f}, {second:.3f}, {third:.3f} s"
 

@@ -1,4 +1,4 @@
-"""What a card must show: kernels agree with the oracle, steps with a CPU's. A stand-in for a card can be asked, too."""
+"""Requirements on a card: kernels agree with the oracle, steps with a CPU's. They run on a stand-in, too."""
 
 import copy
 from collections.abc import Callable

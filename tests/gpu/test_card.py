@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from services.llm_longctx.engine import Engine, Request
+from services.llm_longctx.kernels.packed_pages import R3, R4
 from services.llm_longctx.serving.local_models import make_local_model
 from services.llm_longctx.tests.conftest import tiny_decoder, write_folder
 from shared.registry import LoadContext
@@ -36,7 +37,7 @@ def test_sampling(vocab):
     checks.check_sampling("cuda", "triton", vocab)
 
 
-@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("bits", [16, 8, 4, R4, R3])
 def test_recorded_steps_answer_as_a_cpu(bits):
     engine = checks.check_engine(lambda model: model.cuda(), tiny_decoder(), "auto", bits, 12)
     assert engine.runner.graphs is not None

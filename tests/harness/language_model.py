@@ -28,7 +28,7 @@ def share_language_model(cache_folder: Path, weights: str = "fp32") -> Path:
 
     Args:
         cache_folder: The `cache` of a `LoadContext`, or `cache` below a data folder.
-        weights: What is converted now if nobody did before, as in `FOVEA_LLM_WEIGHTS`.
+        weights: The form to convert to now if nobody did before, as in `FOVEA_LLM_WEIGHTS`.
     """
     if (shared := _convert(weights)) is not None:
         cache_folder.mkdir(parents=True, exist_ok=True)

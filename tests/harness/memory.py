@@ -1,7 +1,7 @@
 """Give memory back between files of tests, when there is something to give.
 
 Collecting garbage walks every object that is alive, which takes seconds once torch, Ray and transformers are imported.
-What is alive after collection is therefore frozen, and garbage is collected only when the process has grown. This
+Objects alive after a collection are therefore frozen, and garbage is collected only when the process has grown. This
 happens between tests, so that no test's duration contains it.
 """
 

@@ -24,7 +24,7 @@ class AllowedSkip:
     reason: str
     """Part of the message that the skip gives."""
     enable: str
-    """What makes the tests run."""
+    """The way to enable the tests."""
     where: str = ""
     """Environment marker (PEP 508) of the machines that may skip; empty: all."""
     most: int | None = None

@@ -101,7 +101,7 @@ class Workspace:
             raise RuntimeError(f"mutmut ended with {done.returncode}; the end of its log is:\n{tail}")
 
     def outcomes(self, files: Sequence[str]) -> dict[str, str]:
-        """What became of each mutant that ran: its name → `killed`, `timeout`, `survived` and the like."""
+        """Outcome of each mutant that ran: its name → `killed`, `timeout`, `survived` and the like."""
         from mutmut.stats import status_by_exit_code
 
         rows: dict[str, int | None] = {}

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from services.gateway.tests.browsing import MARKS
+from services.gateway.tests.browsing import MARKS, kept
 from services.gateway.tests.stage import fronted
 from services.interpretability.routes import build_router
 from shared.registry import servables
@@ -49,6 +49,17 @@ def test_permalink_of_one_forward_runs_and_draws_without_a_complaint(page):
     assert page.locator(".report h2").inner_text() == "Attention"
     assert page.locator(".report svg title").first.text_content()
     assert page.locator("#option-text").input_value() == "kqzwxm kqzwx"
+
+
+def test_a_figure_tells_its_values_and_is_saved_as_a_picture(page):
+    page.goto(spec_page("attention", lm="tiny", text="kqzwxm kqzwx", layers=[1], heads=[2]))
+    cell = page.locator(".report svg g:has(> title), .report svg rect:has(> title), .report svg a:has(> title)").first
+    cell.wait_for()
+    words = cell.locator("> title").first.text_content()
+    cell.dispatch_event("pointerover")
+    assert page.locator(".figure-tools output").first.inner_text().strip() == words.strip()
+    assert kept(page, "figure 1 as SVG", "figure-1.svg").startswith(b"<svg")
+    assert kept(page, "figure 1 as PNG", "figure-1.png").startswith(b"\x89PNG")
 
 
 def test_click_on_a_head_shows_its_pattern_on_the_text(page):

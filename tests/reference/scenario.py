@@ -106,6 +106,9 @@ def ask_long_contexts(r: Recorder) -> None:
     r.ask("GET /v1/captures/{capture_id}", capture_id=capture_id)
     r.ask("DELETE /v1/captures/{capture_id}", capture_id=capture_id)
     r.ask("DELETE /v1/steering-vectors/{name}", name="cheerful")
+    clean, corrupt = "When Mary and John met, John gave a drink to", "When Mary and John met, Mary gave a drink to"
+    grid = {"site": "resid_pre", "layers": [4, 26], "positions": [6, -1]}
+    r.ask("POST /v1/sweeps", {"prompt": corrupt, "source": clean, "tokens": [" Mary", " John"], **grid})
 
 
 def ask_sessions(r: Recorder) -> None:

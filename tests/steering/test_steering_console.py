@@ -42,7 +42,7 @@ def test_both_answers_stand_beside_each_other_and_go_on_apart(page, steerable):
     vector = page.locator("#steering-vector").input_value()
     expect(page.locator("[data-part=vector-facts]")).to_contain_text("Made from 2 and 2 prompts")
     expect(page.locator("[data-part=strength-facts]")).to_contain_text("% of an activation’s length")
-    page.locator("#steering-strength").fill("12")
+    page.locator("#steering-strength").fill("3")
     sent: list[dict[str, Any]] = []
     page.on(
         "request", lambda one: sent.extend([one.post_data_json] if one.url.endswith("/v1/chat/completions") else [])
@@ -50,25 +50,25 @@ def test_both_answers_stand_beside_each_other_and_go_on_apart(page, steerable):
     _ask(page)
     answers = page.locator(".turn-pair .turn")
     expect(answers).to_have_count(2)
-    expect(answers.nth(1)).to_contain_text(f"{vector} × 12")
+    expect(answers.nth(1)).to_contain_text(f"{vector} × 3 in layer")
     plain, steered = page.locator(".turn-pair .turn-text").all_inner_texts()
     assert plain != steered
     left, right = (answers.nth(place).bounding_box() for place in (0, 1))
     assert left["y"] == right["y"]
     assert left["x"] + left["width"] <= right["x"]
     assert "interventions" not in sent[0]
-    assert (sent[1]["interventions"], sent[0]["seed"]) == ([{"vector": vector, "scale": 12}], sent[1]["seed"])
+    (change,), chosen = sent[1]["interventions"], page.locator("#steering-layer").input_value()
+    assert change == {"vector": vector, "strength": 3, "site": f"resid_post.{chosen}"}
+    assert sent[0]["seed"] == sent[1]["seed"]
     shown = page.locator(".turn-pair .turn-text").evaluate_all("found => found.map(one => one.textContent)")
     for asked, text in zip(sent, shown, strict=True):  # what is shown is what the service says to the same request
         told = httpx2.post(
             f"{steerable[0]}/v1/chat/completions", json=asked | {"stream": False, "stream_options": None}
         )
         assert told.json()["choices"][0]["message"]["content"] == text
-    page.locator("#steering-layer").select_option(index=1)
     _ask(page, "More")
     assert [turn["content"] for turn in sent[2]["messages"]] == [QUESTION, shown[0], "More"]
     assert [turn["content"] for turn in sent[3]["messages"]] == [QUESTION, shown[1], "More"]
-    assert re.fullmatch(r"resid_post\.\d", sent[3]["interventions"][0]["site"])
     page.get_by_text("Steer and look inside").click()
     _ask(page, "Bye")
     expect(page.locator(".turn-pair")).to_have_count(2)
@@ -121,7 +121,7 @@ def test_the_drawer_fits_a_phone_in_either_scheme(page, scheme):
     page.set_viewport_size({"width": 390, "height": 800})
     _open(page)
     _make(page, "phone")
-    page.locator("#steering-strength").fill("9")
+    page.locator("#steering-strength").fill("3")
     _ask(page)
     page.locator(".answer-token").nth(1).click()
     expect(page.locator(".head-map")).to_be_visible()

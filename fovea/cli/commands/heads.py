@@ -34,7 +34,8 @@ def heads() -> None:
 def calibrate(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the plan in requests.")],
     kind: Annotated[
-        Literal["retrieval", "razor", "duo", "act", "statistic"], typer.Option(help="How the heads are chosen.")
+        Literal["retrieval", "razor", "duo", "act", "statistic", "centres"],
+        typer.Option(help="How the heads are chosen."),
     ] = "retrieval",
     lm: Annotated[str | None, typer.Option(help="Language model to study.", show_default=False)] = None,
     share: Annotated[
@@ -52,7 +53,8 @@ def calibrate(
     """Make a head plan and store it under a name.
 
     [bold]fovea heads calibrate mine[/] finds retrieval heads and makes a plan of them. Other kinds: razor finds
-    echo and induction heads, duo trains gates, act searches for heads to calibrate.
+    echo and induction heads, duo trains gates, act searches for heads to calibrate, centres averages queries for
+    triattention.
     """
     screen = gateway.screen
     lm_option = {"lm": lm} if lm else {}
@@ -70,7 +72,8 @@ def calibrate(
         report = run_study(client, screen, request)
     save_report(report, "head-plans", output, screen)
     print_report(screen, report)
-    screen.note(f'"longctx": {{"method": "{"act" if kind == "act" else "duo"}", "plan": "{name}"}}')
+    method = {"act": "act", "centres": "triattention"}.get(kind, "duo")
+    screen.note(f'"longctx": {{"method": "{method}", "plan": "{name}"}}')
 
 
 def _read_evidence(report: dict[str, Any]) -> Any:

@@ -23,7 +23,15 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="`name@version`, or `name` for its newest version.")]
-Scale = Annotated[float, typer.Option("--scale", "-s", help="Strength; a negative value reverses the direction.")]
+Strength = Annotated[
+    float | None,
+    typer.Option(
+        "--strength",
+        "-s",
+        help="Length relative to an activation's (0.2 is a fifth); default: the vector's own. Minus reverses it.",
+        show_default=False,
+    ),
+]
 
 
 @app.callback()
@@ -114,9 +122,9 @@ def delete(name: Name, *, gateway: GatewayOptions) -> None:
 def compare(
     name: Name,
     prompt: Annotated[list[str], typer.Argument(metavar="PROMPT", help="The question.")],
-    scale: Scale = 1.0,
+    strength: Strength = None,
     layer: Annotated[
-        int | None, typer.Option("--layer", "-l", help="One layer; default: all.", show_default=False)
+        int | None, typer.Option("--layer", "-l", help="One layer; default: the vector's own.", show_default=False)
     ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")] = 64,
     model: Model = None,
@@ -125,10 +133,12 @@ def compare(
 ) -> None:
     """Answer a question without and with a vector, greedily.
 
-    [bold]fovea steer compare cheerful "How was your day?" --scale 2[/]
+    [bold]fovea steer compare cheerful "How was your day?" --strength 0.2[/]
     """
     screen, question = gateway.screen, " ".join(prompt)
-    change: dict[str, object] = {"vector": name, "scale": scale}
+    change: dict[str, object] = {"vector": name}
+    if strength is not None:
+        change["strength"] = strength
     if layer is not None:
         change["site"] = f"resid_post.{layer}"
     with gateway.open() as client:
@@ -139,7 +149,8 @@ def compare(
         for answer in answers:
             screen.line(answer)
         return
-    for label, answer in zip(("without", f"with {name}, scale {scale:g}"), answers, strict=True):
+    how = "" if strength is None else f", strength {strength:g}"
+    for label, answer in zip(("without", f"with {name}{how}"), answers, strict=True):
         screen.text(f"{label}:\n{answer.text}\n")
 
 
@@ -170,3 +181,8 @@ def _print_vector(screen: Screen, vector: SteeringVector) -> None:
         for one in vector.layers
     ]
     screen.table(("layer", "length", "activations' length", "separation"), rows)
+    if vector.strength is None:
+        return
+    screen.text(f"by default in layer {vector.layer}, strength {vector.strength:g}; perplexity of plain text there:")
+    effects = [(f"{one.strength:g}", f"{one.perplexity:.1f}") for one in vector.side_effects]
+    screen.table(("strength", "perplexity"), effects)

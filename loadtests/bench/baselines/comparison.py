@@ -1,4 +1,4 @@
-"""What comparisons with a plain network share: our weights, the knobs they were made with, and what is written down.
+"""Parts shared by comparisons with a plain network: our weights, their knobs, and the report.
 
 Knows manifests and fitted networks; knows no task.
 """
@@ -70,7 +70,7 @@ def describe_machine() -> dict[str, str]:
 
 
 def parse_arguments(parser: argparse.ArgumentParser, steps: int) -> tuple[argparse.Namespace, dict[str, int]]:
-    """What was asked for, and the schedule that follows from it.
+    """The request, and the schedule that follows from it.
 
     Args:
         parser: May have arguments of its own.

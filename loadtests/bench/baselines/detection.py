@@ -39,7 +39,7 @@ WEIGHTS = Path(services.detection.__path__[0]) / "weights"
 
 
 class SsdLiteRecipe(BoxRecipe):
-    """What of a recipe of ours is replaced."""
+    """The parts of our recipe that are replaced."""
 
     backbone_share: ClassVar[float] = 0.3
     """Rate of the backbone, which has been trained before, as a share of that of the rest."""

@@ -65,7 +65,7 @@ class SsdLite(nn.Module):
             part.requires_grad_(False)
 
     def train(self, mode: bool = True) -> SsdLite:
-        """As always, but that what is frozen keeps its statistics."""
+        """As usual, except that frozen layers keep their statistics."""
         super().train(mode)
         for part in self._frozen:
             part.eval()
@@ -99,7 +99,7 @@ class SsdLite(nn.Module):
         """SSD's loss, scalar: smooth L1 and cross-entropy with three negatives per positive.
 
         Args:
-            maps: What `forward` gives.
+            maps: Output of `forward`.
             targets: (m, 6): picture, class, centre x, centre y, width, height; the last four as shares.
             side: Width and height in pixels.
         """

@@ -50,7 +50,7 @@ class EngineProcess:
 
     Attributes:
         name: As in the table.
-        build: What it says of its version and build.
+        build: Its version and build, as it reports them.
     """
 
     def __init__(self, name: str, python: Path, script: Path, options: Mapping[str, Any], threads: int) -> None:

@@ -1,4 +1,4 @@
-"""What the services of benches share: a model without fields of its own, and the server around one."""
+"""Parts shared by the services of benches: a model without fields of its own, and the server around one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the served form of YOLO9tr saves: the main branch alone, fused, against the whole network; ONNX Runtime beside.
+"""Cost of the served form of YOLO9tr: the main branch alone, fused, against the whole network; ONNX Runtime beside.
 
 Official sizes and random weights: time does not depend on them. That the boxes are equal is checked before the clock.
 """

@@ -1,4 +1,4 @@
-"""What the platform takes from a real model: YOLO9tr through gateway and service against ONNX Runtime in process.
+"""Cost of the platform around a real model: YOLO9tr through gateway and service against ONNX Runtime in process.
 
 Both have one thread for the model and take turns; requests are Open Inference v2 with binary tensors.
 """
@@ -71,7 +71,7 @@ def _gateway(folder: Path, size: int) -> Contender:
 
 
 def _warm(contender: Contender, seconds: float = 120) -> None:
-    """Ask until the gateway has learnt what stands behind it.
+    """Ask until the gateway knows its replicas.
 
     Raises:
         RuntimeError: It did not in time.

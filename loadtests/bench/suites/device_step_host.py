@@ -101,7 +101,7 @@ class Step:
             s.cache.end_step()
 
     def tables_of_numbers(self) -> None:
-        """What a step did about its tables before: slices, and their addresses, for each row of each layer."""
+        """The earlier way of a step with its tables: slices, and their addresses, for each row of each layer."""
         pool = self._states[0].cache.pool
         starts = np.stack([s.cache.own.start for s in self._states], 1).reshape(LAYERS, -1)
         counts = np.stack([s.cache.own.n for s in self._states], 1).reshape(LAYERS, -1)

@@ -1,4 +1,4 @@
-"""What a flood of one tenant costs another: the latency of single requests, quiet and loud, round after round.
+"""Cost of one tenant's flood for another: the latency of single requests, quiet and loud, round after round.
 
 A gateway with keys stands before one replica of a model that takes 20 ms a request, one after the other. Tenant `bob`
 asks for one thing at a time, with pauses of random length; in loud rounds `alice` has fifty requests open all the time.

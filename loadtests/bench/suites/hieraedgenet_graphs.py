@@ -1,4 +1,4 @@
-"""What a graph without Fourier operators saves: HieraEdgeNet with matrices against its plain export, one thread.
+"""Savings of a graph without Fourier operators: HieraEdgeNet with matrices against its plain export, one thread.
 
 Random weights: time does not depend on them. Both graphs are compared with torch before they are timed.
 """

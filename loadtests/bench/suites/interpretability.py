@@ -1,4 +1,4 @@
-"""What reading only the answer's rows, and reusing lower layers, saves: retrieval-head detection and path patching.
+"""Savings of reading only the answer's rows and of reusing lower layers: retrieval-head detection and path patching.
 
 Detection is compared with the published protocol (50 greedy steps, each one's attention read) on transformers with
 the same weights, dtype and needle cells, and with 50 such steps of our own decoder. The slow ones do one cell of the

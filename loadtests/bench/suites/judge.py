@@ -1,4 +1,4 @@
-"""What the shared prompt prefix is worth to a judge: pairs a second with a few-shot template, known beginning or not.
+"""Speed-up of a judge by a shared prompt prefix: pairs a second with a few-shot template, known beginning or not.
 
 One language model, SmolLM2, serves both contenders in turn, round after round. “Warm” sends the template as it is, so
 that its examples are read once; “cold” puts a mark of its own before each prompt, so that nothing is shared and every

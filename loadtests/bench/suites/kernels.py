@@ -53,7 +53,7 @@ def blocks(tokens: int, density: float, heads: int, seed: int = 0) -> BlockCsr:
 
 
 def density(tokens: int, about: float, heads: int) -> float:
-    """What `blocks` really keep."""
+    """The entries that `blocks` really keep."""
     return blocks(tokens, about, heads).density()
 
 

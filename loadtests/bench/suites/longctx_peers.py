@@ -73,7 +73,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "dhsa": {"method": "dhsa", "variant": "topk", "block": 128, "key_block": 64, "density": 0.22},
     "power": {"method": "power"},
 }
-"""What our engine can spare at the longest prompt."""
+"""The time that our engine saves at the longest prompt."""
 
 
 @dataclass(frozen=True)

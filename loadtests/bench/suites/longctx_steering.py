@@ -1,4 +1,4 @@
-"""What looking inside costs a decode step: a vector, masked heads, captured activations, rows and lens.
+"""Cost of looking inside for a decode step: a vector, masked heads, captured activations, rows and lens.
 
 The contenders take turns on the same sequences of SmolLM2 in the format that is served by default; a step is what the
 scheduler calls, the sampling left out. Clocks are CPU seconds of one thread.

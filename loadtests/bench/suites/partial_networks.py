@@ -1,4 +1,4 @@
-"""What attention on idle channels costs: PATNet-T2 against FasterNet-T2, as ONNX graphs and in torch, one thread.
+"""Cost of attention on idle channels: PATNet-T2 against FasterNet-T2, as ONNX graphs and in torch, one thread.
 
 Random weights: time does not depend on them.
 """

@@ -93,7 +93,7 @@ def _manifest_rows(kind: type[VisionServable], shown: tuple[str, ...]) -> Iterat
 
 
 def _plain_row(kind: type[VisionServable], manifest: Manifest) -> Row | None:
-    """What a plain network of about the same size has, trained and measured on the same pictures."""
+    """Scores of a plain network of about the same size, trained and measured on the same pictures."""
     if manifest.name == "patnet":
         other = read_manifest(kind.folder / "fasternet.safetensors")
         value, (low, high) = other.metrics["top_1"], other.intervals["top_1"]

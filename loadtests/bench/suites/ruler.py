@@ -77,7 +77,7 @@ def measure(rounds: int = 10, count: int = 1024) -> Table:
 
 
 def list_presses(names: Sequence[str], budgets: Sequence[float]) -> list[str]:
-    """Presses as kvpress's process is told of them."""
+    """Presses in the form that kvpress's process reads."""
     return [f"{name}:{budget}" for budget in budgets for name in names]
 
 

@@ -1,4 +1,4 @@
-"""What it costs to serve: CPU milliseconds per request and throughput of seven ways to serve one small ONNX model.
+"""Cost of serving: CPU milliseconds per request and throughput of seven ways to serve one small ONNX model.
 
 All contenders run at once and are driven in turn, round after round, so that the machine's mood hits all alike. CPU
 time is that of the contender's whole process tree, less what it uses while idle.

@@ -48,7 +48,7 @@ KNOBS: Mapping[str, Mapping[str, Any]] = {
 """Scaled to 4,096 tokens: the papers' windows and budgets are as long as that."""
 
 EVICTED: Mapping[str, Any] = {"budget": 512}
-"""What every method that evicts by scores keeps per head, an eighth of 4,096; the rest are defaults."""
+"""Entries that every method that evicts by scores keeps per head, an eighth of 4,096; the rest are defaults."""
 
 
 def contenders() -> Mapping[str, Mapping[str, Any]]:

@@ -31,7 +31,7 @@ from shared.registry.weights import Manifest, read_weights
 RUNS, TOKENS, BLOCKS = 40, 8192, 2
 RECALLED, ROWS = 1024, 48
 PARTS = 3
-"""Thirds of a text by which recall is told."""
+"""Thirds of a text for which recall is reported."""
 
 _Layer = tuple[Callable[[Tensor], Any], Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 
@@ -117,7 +117,7 @@ class _Dense:
     Args:
         layers: Per layer q, k, v [B,T,h,d] of x; what mixed values [B,T,h,d] add; what the feed-forward adds.
         embed, finish: Ids → x, x → logits.
-        ids: What has been read [1,T].
+        ids: Tokens that have been read [1,T].
     """
 
     def __init__(self, layers: list[_Layer], embed: Any, finish: Any, ids: Tensor) -> None:
@@ -207,7 +207,7 @@ def _timed(taken: dict[str, list[float]], net: Any, held: int, tokens: int, kern
 
 
 def _quality(manifest: Manifest, metric: str, plain: str | None) -> dict[str, Any]:
-    """What the manifest says, mean over the seeds that it names; the twin is a dense model of equal parameters."""
+    """The manifest's figures, mean over the seeds that it names; the twin is a dense model of equal parameters."""
     seeds = [manifest.metrics, *(facts for name, facts in manifest.notes.items() if name.startswith("seed_"))]
     twins = [facts for name, facts in manifest.notes.items() if name.startswith("plain_twin")]
     dense = statistics.fmean(twin[plain] for twin in twins) if plain is not None and twins else None

@@ -66,7 +66,7 @@ def unpack_zip(data: bytes) -> list[NamedFile]:
     """Return the files of a zip archive.
 
     Raises:
-        Malformed: It is no zip archive.
+        Malformed: It is not a zip archive.
         TooLarge: It has too many files, or they are too large unpacked.
     """
     try:

@@ -25,7 +25,7 @@ MAX_LINES = 50
 
 @dataclass(frozen=True)
 class TextFinding:
-    """What an object says of text in its pixels, and what was seen.
+    """An object's statement about text in its pixels, and the text that was found.
 
     Attributes:
         declared: Of BurnedInAnnotation: `YES`, `NO`, or None where it does not say.

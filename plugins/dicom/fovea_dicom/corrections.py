@@ -46,7 +46,7 @@ def correct_segmentation(
         segmentation: The version that is corrected.
         corrected: Edited masks.
         bounds: Limits of a PNG.
-        creator: Who corrected it.
+        creator: Name of the person who corrected it.
 
     Raises:
         InvalidOption: The parts do not belong together, or nothing is left in any mask.

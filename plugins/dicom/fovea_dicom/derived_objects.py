@@ -59,11 +59,11 @@ def build_segmentation(
     Args:
         sources: One multi-frame object, or single-frame objects of one series and one size, from `fill_identity`.
         masks: (frames, h, w), some pixel set; empty frames are left out of the object.
-        label: What was segmented.
+        label: The segmented structure.
         model: The model's name.
         version: Its version.
         corrects: The version before, which a person corrected: the new one is in the same series and tracks the same.
-        creator: Who corrected it.
+        creator: Name of the person who corrected it.
     """
     algorithm = hd.AlgorithmIdentificationSequence(
         name=model, version=version, family=codes.DCM.ArtificialIntelligence, source=MANUFACTURER

@@ -1,6 +1,6 @@
 """DICOM objects → frames as RGB pictures: all transfer syntaxes that pydicom's plugins decode, one frame at a time.
 
-What a dataset says of a patient is neither logged nor put into an error: pydicom's own messages quote values, so they
+A dataset's facts about a patient are neither logged nor put into an error: pydicom's own messages quote values, so they
 are silenced for the whole process.
 """
 

@@ -1,6 +1,6 @@
 """Routes of studies: `/v1/segment/dicom`, and DICOMweb: a search of the PACS and a STOW target.
 
-What a PACS stores here becomes a job: the gateway queues the request and answers 202, the worker segments, and
+A study that a PACS stores here becomes a job: the gateway queues the request and answers 202, the worker segments, and
 segmentations and reports go back to the PACS that is configured. DICOM's libraries are imported at the first request.
 """
 
@@ -86,7 +86,7 @@ _BODY: dict[str, Any] = {
 
 
 class StoredAsJob(Conflict):
-    """What is stored becomes a job; the header asks a gateway to queue the request."""
+    """A stored study becomes a job; the header asks a gateway to queue the request."""
 
     headers: ClassVar[Mapping[str, str]] = {"x-fovea-wants": "respond-async"}
 

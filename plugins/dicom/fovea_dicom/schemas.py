@@ -87,7 +87,7 @@ class SeriesOut(BaseModel):
 
 
 class StudyOut(BaseModel):
-    """What was found in a study."""
+    """Findings in a study."""
 
     model: str
     version: str

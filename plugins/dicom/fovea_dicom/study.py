@@ -66,8 +66,8 @@ class StudySegmenter:
 
     Attributes:
         predict: A served model's answer to one picture.
-        model, version: What it is called in derived objects.
-        label: What it segments.
+        model, version: Its name and version in derived objects.
+        label: The structure that it segments.
         bounds: Limits of a frame.
     """
 

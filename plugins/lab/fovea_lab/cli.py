@@ -112,7 +112,7 @@ def parse_numbers(given: str) -> list[float]:
     try:
         return [float(part) if "." in part else int(part) for part in given.split(",") if part.strip()]
     except ValueError as error:
-        raise InvalidOption(f"{given!r} is no comma-separated list of numbers.") from error
+        raise InvalidOption(f"{given!r} is not a comma-separated list of numbers.") from error
 
 
 def _request(tested: MethodOptions, text: Path | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def run_when_idle(scheduler: Scheduler[Any], work: Generator[None, None, T], run: CallContext) -> T:
-    """Do work on the scheduler's thread while no request waits: what it returns. What it raises is raised here.
+    """Do work on the scheduler's thread while no request waits; return its result, or raise its error.
 
     Raises:
         Cancelled: The caller went away, or requests needed the memory.

@@ -18,7 +18,7 @@ from tests.harness.waiting import wait_until as until
 
 
 class Ticket:
-    """What a worker holds of a job; remembers what it was told."""
+    """A worker's ticket of a job; remembers its calls."""
 
     id = "n" * 32
     attempt = 1

@@ -45,7 +45,7 @@ LABELLED = frozenset({"ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_U
 
 
 class LabelStudioBackend:
-    """What a Label Studio asks of its ML backend.
+    """Requests of Label Studio to its ML backend.
 
     Args:
         predictor: Answers with first labels.
@@ -104,7 +104,7 @@ class LabelStudioBackend:
         return self._start(project)
 
     async def train(self, request: Request) -> Response:
-        """What older versions of Label Studio send instead of the event `START_TRAINING`."""
+        """The event that older versions of Label Studio send instead of `START_TRAINING`."""
         return self._start(_project_id(await _read_json(request)))
 
     async def status(self, request: Request) -> Response:
@@ -165,7 +165,7 @@ def build_backend_app(backend: LabelStudioBackend, settings: LabelStudioSettings
 
 
 class _LocalNames:
-    """ASGI middleware that refuses a `Host` which is no name of this machine."""
+    """ASGI middleware that refuses a `Host` which is not a name of this machine."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -176,7 +176,7 @@ class _LocalNames:
             host = without_port(dict(scope["headers"]).get(b"host", b"localhost").decode("latin-1"))
             if not is_loopback(host):
                 hint = "Use http://127.0.0.1, or set FOVEA_LABEL_STUDIO_BACKEND_PASSWORD."
-                error = PermissionDenied(f"Without a password {host[:100]!r} is no name of this backend.", hint=hint)
+                error = PermissionDenied(f"Without a password {host[:100]!r} is not a name of this backend.", hint=hint)
                 await render(scope, error, {"connection": "close"})(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -187,7 +187,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 
 async def _read_json(request: Request) -> dict[str, Any]:
-    """The body; only JSON that says so, which no foreign web page can send without being asked."""
+    """The body; only with JSON's content type, which no foreign web page can send without a preflight."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedMedia("The body must be application/json.", field="content-type")
     return read_json_object(await request.body())

@@ -28,7 +28,7 @@ PREDICT_TIMEOUT_S = 90
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What people's labels train, and when."""
+    """The training on people's labels, and its schedule."""
 
     recipe: Annotated[str | None, typer.Option(help="Recipe that trains on labels; left out, nothing is trained.")] = (
         None

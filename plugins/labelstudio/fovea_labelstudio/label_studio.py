@@ -44,7 +44,7 @@ class LabelStudio:
         """Whether an address of a task's data is a file of this Label Studio.
 
         Raises:
-            InvalidOption: It is no address.
+            InvalidOption: It is not an address.
         """
         found = _split(address)
         if not found.scheme and not found.netloc:
@@ -55,7 +55,7 @@ class LabelStudio:
         """The bytes of a picture.
 
         Raises:
-            InvalidOption: It lies elsewhere, or is no address, or no picture of a task (the token opens more).
+            InvalidOption: It lies elsewhere, or is not an address, or no picture of a task (the token opens more).
             NotReady, PermissionDenied, TooLarge: See `_get`.
         """
         if not self.owns(address):
@@ -64,7 +64,7 @@ class LabelStudio:
         found = _split(address)
         if not self._is_picture(found.path):
             hint = "Pictures lie below /data/, /storage-data/uploaded/, or a task's or project's /resolve/."
-            raise InvalidOption("The address is no picture of a task.", hint=hint, field="tasks")
+            raise InvalidOption("The address is not a picture of a task.", hint=hint, field="tasks")
         # Whole, with our own host: of a path alone, "/http://elsewhere" would become an address elsewhere.
         place = f"{self._root.scheme}://{self._root.netloc}/{found.path.lstrip('/')}"
         return await self._get(f"{place}?{found.query}" if found.query else place)
@@ -91,7 +91,7 @@ class LabelStudio:
         """The body of an answer; `address` is whole, or relative to Label Studio's.
 
         Raises:
-            InvalidOption: It is no address.
+            InvalidOption: It is not an address.
             NotReady: Label Studio can't be reached, or answers with an error.
             PermissionDenied: It does not take the token.
             TooLarge: The answer is.

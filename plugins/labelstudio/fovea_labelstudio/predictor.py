@@ -52,7 +52,7 @@ class Predictor:
 
         Raises:
             InvalidOption: The task has no picture, or one that lies elsewhere.
-            FoveaError: What the gateway or Label Studio answered.
+            FoveaError: The gateway or Label Studio refused.
         """
         answer = await self._ask(await self._picture(task, control), model)
         regions = _to_regions(answer, control)
@@ -93,7 +93,7 @@ class Predictor:
 
 
 def version_of(model: ModelEntry) -> str:
-    """What Label Studio shows as the version of a prediction; another one makes it ask again."""
+    """The version of a prediction in Label Studio; a new one makes it ask again."""
     return f"{model.id} {(model.model_extra or {}).get('version', '')}".strip()
 
 

@@ -24,7 +24,7 @@ RunStatus = Literal["idle", "exporting", "training", "finished", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """What a project's labels are trained into.
+    """The model that a project's labels train.
 
     Attributes:
         task: Task of the model, which says which tag's labels count.
@@ -48,7 +48,7 @@ class RunState:
     """How the last run stands.
 
     Attributes:
-        status: What it does.
+        status: Its present step.
         detail: Why it failed, or what it made, in a sentence.
         pictures: Labelled pictures that were exported.
         left_out: Why tasks were left out, by task.
@@ -112,7 +112,7 @@ class TrainingRuns:
             telemetry.log().error("training failed", project=project, reason=repr(error)[:200])
             self.state.status, self.state.detail = (
                 "failed",
-                f"What Label Studio sent can't be read ({type(error).__name__}).",
+                f"Label Studio's data can't be read ({type(error).__name__}).",
             )
         else:
             log = self._log(project)

@@ -1,4 +1,4 @@
-"""What people labelled, as folders that `fovea train` reads: COCO boxes, pictures with masks, a folder per class.
+"""People's labels, as folders that `fovea train` reads: COCO boxes, pictures with masks, a folder per class.
 
 Of a task's annotations one counts: the ground truth, else the newest; skipped ones never do.
 """
@@ -136,9 +136,9 @@ def _draw(mask: NDArray[np.uint8], value: Region) -> None:
 
 
 def _finite(places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The places themselves; raises ValueError where one is no number."""
+    """The places themselves; raises ValueError where one is not a number."""
     if not np.isfinite(places).all():
-        message = "a place is no number"
+        message = "a place is not a number"
         raise ValueError(message)
     return places
 

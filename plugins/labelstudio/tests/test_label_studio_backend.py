@@ -359,7 +359,7 @@ def draw_disc(number: int) -> tuple[bytes, np.ndarray]:
 
 
 def project(pictures: int) -> dict[str, Any]:
-    """What Label Studio exports: discs, each with its brush, and a task whose picture is gone."""
+    """An export of Label Studio: discs, each with its brush, and a task whose picture is gone."""
     files: dict[str, Any] = {"/api/projects/3": {"label_config": BRUSH}}
     tasks: list[dict[str, Any]] = [{"id": 99, "data": {"image": "/data/gone.png"}, "annotations": [{"result": []}]}]
     for number in range(pictures):

@@ -17,7 +17,7 @@ from services.llm_longctx.engine.requests.request import GenerationRequest
 from services.llm_longctx.engine.sequence import Sequence
 
 MAX_BYTES = 512 * 2**20
-"""What all sessions in flight may come to, unless told otherwise."""
+"""Default limit of all sessions in flight."""
 
 
 class SessionBackend(SequenceBackend[RequestSession]):
@@ -25,7 +25,7 @@ class SessionBackend(SequenceBackend[RequestSession]):
 
     Args:
         vocab: Size of the vocabulary.
-        max_bytes: What all sessions in flight may come to.
+        max_bytes: Limit of all sessions in flight.
         max_batch: Answers in flight.
     """
 

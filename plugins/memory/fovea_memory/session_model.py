@@ -1,4 +1,4 @@
-"""A trained mixer as a Servable: its weights, or random ones that say so, and one session per request.
+"""A trained mixer as a Servable: its weights, or random ones that are labelled, and one session per request.
 
 Subclasses say how the network is built and make the adapter. Knows weights and schedulers; knows no HTTP.
 """

@@ -57,7 +57,7 @@ class RecallTokenizer(OffsetTokenizer):
         try:
             return [self._ids[word.lower()] for word in _WORD.findall(text)]
         except KeyError as error:
-            detail = f"{error.args[0][:40]!r} is no word of this model."
+            detail = f"{error.args[0][:40]!r} is not a word of this model."
             hint = f"It knows fillers ({FILLERS}), keys ({KEYS}), values ({VALUES}) and the question mark."
             raise InvalidOption(detail, hint=hint) from error
 

@@ -18,7 +18,7 @@ _HEAD = 20
 
 @cache
 def _adapter() -> Any:
-    """What an import uses of an adapter: a small network and its digest."""
+    """The parts of an adapter that an import uses: a small network and its digest."""
     torch.manual_seed(0)
     sizes = {"vocab": 30, "width": 8, "layers": 1, "heads": 1, "segment": 4, "window": 4, "persistent": 1}
     net = network("titans-mac", **sizes, depth=1, refresh=3).eval()

@@ -1,4 +1,4 @@
-"""Documents stay where they were read: the record of a replica says so."""
+"""Documents stay where they were read: the record of a replica lists them."""
 
 from fastapi import FastAPI
 

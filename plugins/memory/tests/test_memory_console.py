@@ -69,7 +69,7 @@ def test_what_the_memory_refuses_is_told(page, complaints):
     page.goto("/console/chat?model=fovea-landmark-recall")
     page.locator("#document-text").fill("a zebra")
     page.get_by_role("button", name="Add the document").click()
-    expect(page.get_by_role("alert")).to_contain_text("is no word of this model")
+    expect(page.get_by_role("alert")).to_contain_text("is not a word of this model")
     assert len(complaints) == 1
     complaints.clear()
 
@@ -93,7 +93,7 @@ def _row(page: Any, name: str) -> Any:
 
 def test_sessions_are_listed_with_what_they_remember_and_one_is_gone_on_with(page):
     older, name = _talked(page, "fovea-titans-lmm"), _talked(page)
-    page.get_by_role("link", name="Sessions").click()
+    page.get_by_role("main").get_by_role("link", name="Sessions").click()
     rows = page.locator(".session")
     expect(rows.first.locator("[data-part=id]")).to_have_text(name)
     expect(rows.nth(1).locator("[data-part=id]")).to_have_text(older)

@@ -21,7 +21,7 @@ _NAMES = {
     "chat_template": "model",
     "stop_token_ids": "stop_sequences",
 }
-"""What chats call what these requests call otherwise."""
+"""Names in chats of fields that these requests name otherwise."""
 
 
 def build_chat(request: Conversation) -> ChatRequest:

@@ -13,7 +13,15 @@ from starlette.responses import Response, StreamingResponse
 
 from fovea_messages.build_chat import build_chat, rename_fields
 from fovea_messages.message_builder import Event, MessageBuilder
-from fovea_messages.wire import ACCEPTED, REFUSED, AnthropicMessage, Conversation, MessagesRequest, TokenCount
+from fovea_messages.wire import (
+    ACCEPTED,
+    REFUSED,
+    AnthropicError,
+    AnthropicMessage,
+    Conversation,
+    MessagesRequest,
+    TokenCount,
+)
 from services.llm_longctx.api.model_lookup import find_model
 from services.llm_longctx.api.openai import SSE_HEADERS
 from services.llm_longctx.serving.chat_template import read_template_options
@@ -30,10 +38,22 @@ from shared.serving.http.system_routes import host_of
 
 router = APIRouter(tags=["anthropic"])
 HostDep = Annotated[Host, Depends(host_of)]
-_ROUTE: dict[str, Any] = {"openapi_extra": {"x-error-form": "anthropic", **AFFINE}}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": AnthropicError, "description": "The request can't be served as it is."},
+    "5XX": {"model": AnthropicError, "description": "Not ready, too late, or an internal error."},
+}
+_EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The message, or its events with `stream`.", "content": {"text/event-stream": {}}}
+}
+_FORM = {"x-error-form": "anthropic"}
 
 
-@router.post("/v1/messages", response_model=AnthropicMessage, response_model_exclude_none=True, **_ROUTE)
+@router.post(
+    "/v1/messages",
+    response_model=AnthropicMessage,
+    responses=_EVENTS | _ERRORS,
+    openapi_extra={**_FORM, **AFFINE},
+)
 async def answer(body: MessagesRequest, request: Request, host: HostDep) -> Response:
     """Answer a conversation in the form of Anthropic's Messages API."""
     warnings = check_fields(body, is_strict=body.strict, refused=REFUSED, accepted=ACCEPTED)
@@ -54,7 +74,7 @@ async def answer(body: MessagesRequest, request: Request, host: HostDep) -> Resp
     return Response(text, media_type="application/json")
 
 
-@router.post("/v1/messages/count_tokens", **_ROUTE)
+@router.post("/v1/messages/count_tokens", responses=_ERRORS, openapi_extra=_FORM)
 async def count_tokens(body: Conversation, request: Request, host: HostDep) -> TokenCount:
     """Count the tokens of a conversation under the model's template."""
     with _own_names():

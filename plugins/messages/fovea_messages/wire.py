@@ -87,9 +87,9 @@ class OutputConfig(_Open):
 
 
 class Conversation(NullIsAbsent):
-    """What is answered, and with which tools."""
+    """The conversation to answer, and its tools."""
 
-    model: str
+    model: str | None = Field(None, description="Name of the model; left out, the default one.")
     messages: Messages[Turn] = Field(min_length=1)
     system: str | Messages[ContentBlock] | None = None
     tools: Tools[ToolDefinition] | None = None
@@ -135,6 +135,21 @@ class AnthropicMessage(BaseModel):
     stop_sequence: str | None = None
     usage: MessageUsage
     warnings: list[str] | None = Field(None, description="Ours: fields that were ignored, a sentence each.")
+
+
+class MessagesFault(BaseModel):
+    """What went wrong."""
+
+    type: str
+    message: str
+
+
+class AnthropicError(BaseModel):
+    """Anthropic's error body."""
+
+    type: Literal["error"] = "error"
+    error: MessagesFault
+    request_id: str | None = None
 
 
 class TokenCount(BaseModel):

@@ -5,11 +5,16 @@ import json
 import anthropic
 import httpx2
 import pytest
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi import checks
 
 from services.gateway.tests.stage import fronted
-from services.llm_longctx.tests.conftest import HELLO, MODEL, app_of, write_folder
+from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, app_of, write_folder
 from services.llm_longctx.tests.test_reasoning import FORCED, QWEN
 from shared.api.text import ChatRequest
+from shared.serving.build_app import build
+from shared.settings import Settings
+from tests.harness.openapi_fuzz import fuzz, list_operations
 from tests.harness.waiting import wait_until
 
 SCHEMA = {
@@ -21,9 +26,20 @@ ASK = {"model": MODEL, "messages": HELLO, "max_tokens": 16, "extra_body": GREEDY
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("messages")
-    app = app_of(write_folder(folder / "Tiny Llama", template=QWEN, positions=1024), folder / "data")
+def app(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return app_of(write_folder(folder / "Tiny Llama", template=QWEN, positions=1024), folder / "data")
+
+
+@pytest.fixture(scope="module")
+def service(app):
+    with Server(app) as running:
+        yield running.url
+
+
+@pytest.fixture(scope="module")
+def url(app, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gateway")
     with fronted(app, "llm-longctx", folder) as (found, _, _):
         wait_until(lambda: httpx2.post(f"{found}/v1/messages", json={}).status_code == 400, 60, "the routes")
         yield found
@@ -151,3 +167,16 @@ def test_unknown_fields_are_named(client):
     assert client.messages.create(**ASK | extra).warnings == ["There is no field 'frobnicate': it was ignored."]
     deltas = [e for e in client.messages.create(**ASK | extra, stream=True) if e.type == "message_delta"]
     assert "frobnicate" in deltas[0].warnings[0]
+
+
+APP = build("llm-longctx", servables={}, settings=Settings())
+OPERATIONS = list_operations(APP, "/v1/messages")
+CHECKS = [
+    not_a_server_error, checks.status_code_conformance, checks.content_type_conformance,
+    checks.response_schema_conformance,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("label", OPERATIONS)
+def test_the_document_holds_for_every_request_it_allows(label, service):
+    fuzz(OPERATIONS[label], service, 2, CHECKS, lambda body: body.update(model=None))

@@ -1,4 +1,4 @@
-"""What all tests of training need."""
+"""Fixtures of all tests of training."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
 """Agreement of two answers to one request, 0 to 1 by kind: texts, boxes, masks, pictures, and other JSON.
 
-What a shadow answered against what its caller got. Knows answers on the wire; knows nothing about models.
+Agreement of a shadow's answer with the caller's. Knows answers on the wire; knows nothing about models.
 """
 
 from __future__ import annotations

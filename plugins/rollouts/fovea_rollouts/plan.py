@@ -16,7 +16,7 @@ TRAFFIC_KEY = "fovea:traffic"
 
 
 class TrafficPlan(BaseModel):
-    """Who answers the requests of one service, and who is shown copies."""
+    """The versions that answer the requests of one service, and those that see copies."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

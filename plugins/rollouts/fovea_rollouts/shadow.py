@@ -2,7 +2,7 @@
 
 A copy is sent after the caller has its answer, so nobody waits for it; few are under way at once, and what is beyond is
 dropped and counted. Answers are compared one at a time; those that are too large are skipped and counted. Copies are of
-a tenant of their own: what they store is no caller's. Knows nothing about plans.
+a tenant of their own: what they store is not a caller's. Knows nothing about plans.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class ShadowTraffic(AnswerWatcher):
     async def _fetch(
         self, ctx: RequestContext, service: str, body: bytes, version: str
     ) -> tuple[WholeAnswer | None, float]:
-        """The shadow's answer, None where it is no 200, and the seconds that it took."""
+        """The shadow's answer, None where it is not a 200, and the seconds that it took."""
         replica = self._registry.pick_version(service, version)
         if replica is None:
             return None, 0.0

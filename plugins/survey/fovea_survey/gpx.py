@@ -47,7 +47,7 @@ def parse_gpx(data: bytes) -> Track:
     """The track points of a GPX file.
 
     Raises:
-        Malformed: It is no XML, holds entities, or no two points with a time.
+        Malformed: It is not XML, holds entities, or has fewer than two points with a time.
     """
     try:
         root = fromstring(data)

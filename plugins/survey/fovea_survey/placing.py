@@ -28,7 +28,7 @@ class Placed:
     Attributes:
         driven: Pictures with a place, in order of time; those without a time follow, by name.
         problems: Why the others have none, by their place in the survey.
-        notes: What else the reader must know.
+        notes: Further facts for the reader.
     """
 
     driven: list[Observation]

@@ -1,4 +1,4 @@
-"""What a road authority may rely on: no place is guessed, each damage counts once, and nothing found is left out."""
+"""Promises to a road authority: no place is guessed, each damage counts once, and nothing found is left out."""
 
 import csv
 import io

@@ -63,7 +63,7 @@ def _label(
 
 
 def crop_box(pixels: np.ndarray, box: Box) -> np.ndarray:
-    """What lies inside a box, whole pixels and at least one."""
+    """Pixels inside a box, whole ones and at least one."""
     height, width = pixels.shape[:2]
     left, top = min(int(box[0]), width - 1), min(int(box[1]), height - 1)
     right, bottom = max(math.ceil(box[2]), left + 1), max(math.ceil(box[3]), top + 1)

@@ -23,7 +23,7 @@ CSV, COCO, YOLO, CROPS = "text/csv", "application/vnd.coco+json", "text/plain", 
 _COLUMNS = ("id", "class_id", "label", "score", "x1", "y1", "x2", "y2", "radius_px", "area_px", "radius_um", "area_um2")
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet would run if a text began with it."""
+"""Characters that make a spreadsheet run a text that begins with one."""
 
 
 def to_csv(answer: DetectOut) -> bytes:

@@ -18,7 +18,7 @@ from shared.errors import TooLarge
 from shared.vision.calibration import Platt
 
 NEUTRAL = Platt()
-"""Scores are told as the network gives them."""
+"""Scores are reported as the network gives them."""
 
 MAX_SLICES = 1024
 """Most slices of one picture."""
@@ -86,7 +86,7 @@ def collect_boxes(
         predictions: (4 + classes, a) of each of its views.
         options: How much confidence and overlap; how many.
         classes: Ids that count; None means all.
-        sureness: From the network's scores to those that are told.
+        sureness: From the network's scores to the reported ones.
     """
     pairs = zip(picture.views, predictions, strict=True)
     found = [_placed(view, _suppress(rows, options, classes, sureness)) for view, rows in pairs]

@@ -74,7 +74,7 @@ def layout_from_grid(count: int, grid: tuple[int, int], crop: tuple[int, int]) -
 
 
 def crop_objects(pixels: np.ndarray, boxes: Boxes, size: tuple[int, int]) -> np.ndarray:
-    """What is inside each box, squashed to (height, width): (m, h, w, 3) in 0..1.
+    """Content of each box, squashed to (height, width): (m, h, w, 3) in 0..1.
 
     Raises:
         InvalidOption: A box is empty or outside of the picture.

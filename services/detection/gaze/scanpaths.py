@@ -20,7 +20,7 @@ class DecodedScanpath:
 
     Attributes:
         objects: Fixated objects (t,), without the end.
-        probabilities: What was expected at each step (t, n + 1), the end last.
+        probabilities: Expected fixation at each step (t, n + 1), the end last.
         ended: Whether the path ended by itself.
     """
 

@@ -1,4 +1,4 @@
-"""What FasterNet and PATNet have in common: the skeleton of stages, and convolution of a quarter of the channels.
+"""Parts shared by FasterNet and PATNet: the skeleton of stages, and convolution of a quarter of the channels.
 
 Knows the layout of both official checkpoints; the blocks are the networks' own.
 """

@@ -28,7 +28,7 @@ def fitted_positions(count: int, width: int, *, given: np.ndarray | None = None,
     Args:
         count: Rows k.
         width: Numbers in a row.
-        given: First rows (g, width) to keep as they are: a trained network has learnt with them.
+        given: First rows (g, width) to keep as they are: a trained network was trained with them.
         steps: Steps of the fit.
 
     Returns:

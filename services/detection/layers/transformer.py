@@ -49,7 +49,7 @@ class _Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, x: Tensor, memory: Tensor, *, causal: bool = False) -> Tensor:
-        """What each of x (b, t, d) takes from the memory (b, m, d); causal: from places up to its own."""
+        """Each of x (b, t, d) attends to the memory (b, m, d); causal: from places up to its own."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (
             F.linear(given, weight, bias).reshape(*given.shape[:2], self.heads, -1).transpose(1, 2)

@@ -25,9 +25,9 @@ _NOTES = (
 def _measured(average_map: float, map_50: float, ar_100: float, spread: str) -> tuple[Metric, ...]:
     """Our numbers, from the manifest of the weights, and over all seeds in the note."""
     return (
-        Metric(name="average_map", ours=average_map, data=_DATA, note=f"Mean over tIoU .5:.05:.95. {spread}"),
+        Metric(name="average_map", ours=average_map, data=_DATA, note=f"Mean over tIoU 0.5:0.05:0.95. {spread}"),
         Metric(name="map_50", ours=map_50, data=_DATA, note="mAP at tIoU .5."),
-        Metric(name="ar_100", ours=ar_100, data=_DATA, note="Recall of the best 100 proposals, tIoU .5:.05:.95."),
+        Metric(name="ar_100", ours=ar_100, data=_DATA, note="Recall of the best 100 proposals, tIoU 0.5:0.05:0.95."),
     )
 
 
@@ -86,7 +86,7 @@ class BmnCsaActionDetector(ActionDetector):
                 ours=None,
                 paper=47.5,
                 data="THUMOS-14",
-                note="At tIoU .5 by the usual convention; the abstract does not say. 6.2 above the authors' BMN.",
+                note="At tIoU 0.5 by the usual convention; the abstract does not state it. 6.2 above the authors' BMN.",
             ),
             Metric(name="activitynet_average_map", ours=None, paper=36.25, data="ActivityNet-1.3"),
         ),
@@ -97,7 +97,7 @@ class BmnCsaActionDetector(ActionDetector):
                 "over time weigh the channels, a convolution over them weighs the cells; F + F·a_c + F·a_t."
             ),
             (
-                "What the attention is worth here: +0.021 average mAP over BMN as a mean of three seeds on the same "
+                "Gain by the attention here: +0.021 average mAP over BMN as a mean of three seeds on the same "
                 "videos (+0.024, +0.022, +0.017); the recogniser's scores label the proposals of both alike."
             ),
         ),

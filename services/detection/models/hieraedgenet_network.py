@@ -131,7 +131,7 @@ class HieraEdgeNet(nn.Module):
         return levels
 
     def predictions(self, x: Tensor) -> Tensor:
-        """Decoded boxes (n, 4 + classes, a): centre and size in pixels of `x`, then scores. What is served."""
+        """Decoded boxes (n, 4 + classes, a): centre and size in pixels of `x`, then scores: the served form."""
         return decode(self.maps(x), self.classes, STRIDES)
 
     def predictions_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,7 @@ class OatScanpathPredictor(ScanpathPredictor):
         ),
         notes=(
             (
-                "The weights that come with Fovea learnt from a made-up searcher on drawn glyphs. They show that the "
+                "Fovea's weights are trained on a made-up searcher on drawn glyphs. They show that the "
                 "machinery works and say nothing about people; their crops are 48x32 pixels."
             ),
             (

@@ -40,7 +40,7 @@ class ObjectAttention(nn.Module):
 
     idle = ("generator.", "LinearEmbedding.", "onedpositional_encoding.")
     renamed: ClassVar[dict[str, str]] = {"model.": ""}
-    """What trainers put in front of every key of a published checkpoint."""
+    """Prefix of every key of a published checkpoint, from its trainer."""
     table: Tensor
 
     def __init__(

@@ -12,7 +12,7 @@ _DATA = "1000 synthetic sets of uniform points that nothing else has seen"
 
 
 def _measured() -> tuple[Metric, ...]:
-    """What is measured of the networks alone, before anyone checks or improves their answers."""
+    """Measurements of the networks alone, before their answers are checked or improved."""
     hulls = (
         Metric(name=f"exact_n{n}", ours=ours, paper=paper, data=_DATA,
                note=f"Share of hulls of {n} points that are exactly right. Paper's figure from memory.")

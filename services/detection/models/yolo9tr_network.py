@@ -141,7 +141,7 @@ class Yolo9tr(nn.Module):
         return main
 
     def predictions(self, x: Tensor) -> Tensor:
-        """The decoded main branch (n, 4 + classes, a): centre, size in pixels of `x`, then scores. What is served."""
+        """The decoded main branch (n, 4 + classes, a): centre, size in pixels of `x`, then scores: the served form."""
         return decode(self.maps(x)[0], self.classes, STRIDES)
 
     def predictions_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ def normalise_points(points: np.ndarray, *, stretch: bool) -> np.ndarray:
 
 
 def left_turn_mask(points: np.ndarray) -> Fits:
-    """What may follow on a hull (b, n, 2): only left turns around the start, and the end after three corners."""
+    """Points that may follow on a hull (b, n, 2): only left turns around the start, and the end after three corners."""
     rows = np.arange(len(points))
 
     def fits(slots: np.ndarray, free: np.ndarray) -> np.ndarray:

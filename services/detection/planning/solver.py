@@ -48,11 +48,11 @@ class Plan:
     """A verified answer.
 
     Attributes:
-        task: What was asked.
+        task: The requested task.
         order: Hull, counter-clockwise from its lowest index; or tour from 0, second index below the last.
         triangles: Corners of each triangle, ascending; triangles by incentre, x then y.
         certified: Whether it is proven to be right (hull, triangles) or shortest (tour).
-        solver: Who answered: pointer, qhull, exact or heuristic.
+        solver: The solver that answered: pointer, qhull, exact or heuristic.
         objective: Area of the hull, length of the closed tour; 0 for triangles.
         lower_bound: No tour is shorter; for a hull its area.
         optimality_gap: objective / lower_bound - 1.
@@ -86,7 +86,7 @@ class Pointers:
 
     @classmethod
     def load_packaged(cls) -> Pointers | None:
-        """Those that come with the package; None where they are left out."""
+        """The networks of the package; None where they are left out."""
         files = [FOLDER / f"fovea-pointer-{name}.safetensors" for name in ("hull", "tour")]
         return cls.of(*map(read_weights, files)) if all(file.exists() for file in files) else None
 
@@ -139,7 +139,7 @@ def plans(
 
 @dataclass(frozen=True, slots=True)
 class _Proposal:
-    """What a network proposes."""
+    """A network's proposal."""
 
     order: list[int]
     chances: list[float] | None = None

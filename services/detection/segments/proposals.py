@@ -51,7 +51,7 @@ def interval_iou(starts: np.ndarray, ends: np.ndarray, start: float, end: float)
 
 
 def boundary_labels(segments: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What BMN should say about a video (BMN, section 4.2).
+    """Targets of BMN for a video (BMN, section 4.2).
 
     Args:
         segments: True segments (k, 2) in 0..1.

@@ -123,7 +123,7 @@ class ActionDetector(VisionServable[ActionsIn, ActionsOut, _Video]):
 
 
 def _signals(item: _Video) -> dict[str, Any]:
-    """What the network gave, as an answer shows it: the curves, and the confidence of each pair of cells."""
+    """Output of the network, as an answer shows it: the curves, and the confidence of each pair of cells."""
     confidence, start, end = item.outputs
     return {
         "curves": Curves(start=_rounded(start), end=_rounded(end)),

@@ -194,7 +194,7 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
         return Platt(constants.get("slope", 1.0), constants.get("offset", 0.0))
 
     def _extras(self, item: _Frame) -> dict[str, Any]:
-        """What the request includes next to the detections."""
+        """Parts of the answer besides the detections."""
         request, found, made = item.request, item.found, dict[str, Any]()
         if "columns" in request.include:
             made["columns"] = to_columns(found)

@@ -42,7 +42,7 @@ FEATURE_MAPS_NOTE = (
     "Feature maps of the four stages, for a detector: outputs stage1 to stage4 on the Open Inference "
     "route, or Accept: application/x-npz here."
 )
-"""What Cards of networks with four stages say of these."""
+"""Text about these on Cards of networks with four stages."""
 
 PATCHES_PER_RUN = 32
 """Patches per run of the engine: more would need memory and save no time."""
@@ -122,7 +122,7 @@ class Classifier(VisionServable[ClassifyIn, ClassifyOut, _Frame]):
             item.outputs = _pool(rows) if whole else tuple(rows)
 
     def _run(self, patches: np.ndarray, run: CallContext, keep: Callable[[Arrays], Arrays]) -> list[np.ndarray]:
-        """What is to be kept of the network's outputs (n, …) for any number of patches (n, s, s, 3)."""
+        """The part of the network's outputs (n, …) to keep for any number of patches (n, s, s, 3)."""
         (given,), rows = self.engine.inputs, list[tuple[np.ndarray, ...]]()
         for first in range(0, len(patches), PATCHES_PER_RUN):
             run.check()

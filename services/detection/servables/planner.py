@@ -182,7 +182,7 @@ def _dots(pen: ImageDraw.ImageDraw, dots: list[tuple[float, float]], order: list
 
 
 def _badge(answer: PlanOut) -> tuple[str, tuple[int, int, int]]:
-    """What is proven, in words, and its colour."""
+    """The proven property, in words, and its colour."""
     what = {"hull": f"area {answer.objective:.6g}", "tsp": f"length {answer.objective:.6g}"}.get(
         answer.task, f"{len(answer.triangles or [])} triangles"
     )

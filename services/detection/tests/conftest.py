@@ -1,4 +1,4 @@
-"""What all tests of this service need."""
+"""Fixtures of all tests of this service."""
 
 import pytest
 import torch

@@ -27,7 +27,7 @@ FOREIGN = {
         "detection/models/smear", "detection/models/clothes", "detection/models/pollen", "medical_seg/models/frame",
     ),
 }  # fmt: skip
-"""Models and pictures unlike those that they learnt from."""
+"""Models and pictures unlike those of their training."""
 
 
 @pytest.fixture(scope="module", params=FOREIGN)

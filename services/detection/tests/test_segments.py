@@ -27,10 +27,10 @@ def test_sampling_mask_equals_the_published_one(name):
 def test_a_point_just_left_of_the_video_reads_its_first_cell():
     """The published code truncates towards zero, so that a fraction is negative there."""
     mask = sampling_mask(24, samples=1, per_bin=3, ratio=0.5)
-    # From 0 to 0 the points are -1, .5 and 2: the first is outside, the others weigh cells 0, 1 and 2.
+    # From 0 to 0 the points are -1, 0.5 and 2: the first is outside, the others weigh cells 0, 1 and 2.
     np.testing.assert_allclose(mask[:4, 0, 0, 0], [1 / 6, 1 / 6, 1 / 3, 0], atol=1e-7)
     near = sampling_mask(24, samples=1, per_bin=3, ratio=0.49)
-    assert near[0, 0, 0, 0] == pytest.approx(1 / 3 + (1 - 0.5) / 3, abs=1e-6)  # points -.98, .5, 1.98
+    assert near[0, 0, 0, 0] == pytest.approx(1 / 3 + (1 - 0.5) / 3, abs=1e-6)  # points -0.98, 0.5, 1.98
 
 
 def test_labels_equal_the_published_ones():

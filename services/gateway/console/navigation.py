@@ -22,6 +22,7 @@ _PLATFORM = (
     ("runs", "Runs", "/runs", "play"),
     ("jobs", "Jobs", "/console/jobs", "jobs"),
     ("models", "Models", "/console/models", "models"),
+    ("admin", "Admin", "/console/admin", "key"),
     ("", "API reference", "/docs", "api"),
 )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ _STYLE_SHEETS = (
     "tokens.css", "page.css", "frame.css", "controls.css", "models.css", "gallery.css", "bench.css", "pictures.css",
     "chat.css", "result_view.css", "judge.css", "probe.css", "steering.css", "runs.css",
 )  # fmt: skip
+
+_PICTURE_TASKS = ("segment", "detect", "restore")
+"""Tasks whose pages show a picture; nothing else is special about them here."""
 
 _THEMES = ("light", "dark")
 """Themes that a reader can choose, besides the system's; the cookie is set by `frame.js`."""
@@ -76,18 +80,17 @@ class Console:
         """Build the routes of all pages and of their static files."""
         pages: dict[str, _Handler] = {
             "/": self.home,
-            "/console/segment": self.segment,
-            "/console/detect": self.detect,
-            "/console/restore": self.restore,
+            **{f"/console/{task}": partial(self._render_task_page, task=task) for task in _PICTURE_TASKS},
             "/console/chat": self.chat,
             "/console/judge": self.judge,
             "/console/probe": self.probe,
-            "/console/jobs": self.jobs,
+            "/console/jobs": partial(self.plain, name="jobs"),
+            "/console/admin": partial(self.plain, name="admin"),
             "/console/run/{task}": self.run,
             "/console/models": self.models,
             "/console/models/{name:path}": self.card,
-            "/runs": self.runs,
-            "/runs/{id}": self.runs,
+            "/runs": partial(self.plain, name="runs"),
+            "/runs/{id}": partial(self.plain, name="runs"),
         }
         for slug, added in self._plugins.items():
             pages[f"/console/{slug}"] = self._render_plugin(slug, added)
@@ -114,22 +117,11 @@ class Console:
         entries = await self._client.models(request)
         return self._render("models.html", request, page="models", services=model_view.group_by_service(entries))
 
-    async def runs(self, request: Request) -> Response:
-        """The reader's runs, or one of them; the browser fetches them, and the request here only checks the key."""
+    async def plain(self, request: Request, *, name: str) -> Response:
+        """A page whose content the browser fetches, because it belongs to a key; the request here checks the key."""
         await self._client.models(request)
-        return self._render("runs.html", request, page="runs", run=request.path_params.get("id"))
-
-    async def segment(self, request: Request) -> Response:
-        """A picture and its mask."""
-        return await self._render_task_page(request, "segment", "segment.html", page="segment")
-
-    async def detect(self, request: Request) -> Response:
-        """A picture and the boxes in it."""
-        return await self._render_task_page(request, "detect", "detect.html", page="detect")
-
-    async def restore(self, request: Request) -> Response:
-        """A picture before and after."""
-        return await self._render_task_page(request, "restore", "restore.html", page="restore")
+        run = request.path_params.get("id")
+        return self._render(f"{name}.html", request, page=name, origin=_origin(request), run=run)
 
     async def chat(self, request: Request) -> Response:
         """A conversation; models other than the default start with their own example."""
@@ -143,9 +135,7 @@ class Console:
             methods = task_options.build_method_forms(card, await self._client.methods(request))
             steering = await self._find_steering(request, card)
         starters = task_options.build_starters(example)
-        return await self._render_task_page(
-            request, "chat", "chat.html", page="chat", starters=starters, methods=methods, steering=steering
-        )
+        return await self._render_task_page(request, "chat", starters=starters, methods=methods, steering=steering)
 
     async def _find_steering(self, request: Request, card: dict[str, Any]) -> dict[str, Any] | None:
         """The steering vectors made with a model, or that the key may not steer; None where no service steers."""
@@ -165,17 +155,11 @@ class Console:
 
     async def probe(self, request: Request) -> Response:
         """Experiments on language models; a permalink holds the spec that fills the form."""
-        return await self._render_task_page(request, "probe", "probe.html", page="probe", spec=_read_spec(request))
+        return await self._render_task_page(request, "probe", spec=_read_spec(request))
 
     async def run(self, request: Request) -> Response:
         """The generic page, for any task without a page of its own."""
-        task = request.path_params["task"]
-        return await self._render_task_page(request, task, "run.html", page=task)
-
-    async def jobs(self, request: Request) -> Response:
-        """The reader's jobs, which the browser fetches; the request here only checks the key."""
-        await self._client.models(request)
-        return self._render("jobs.html", request, page="jobs", origin=_origin(request))
+        return await self._render_task_page(request, request.path_params["task"], "run.html")
 
     async def card(self, request: Request) -> Response:
         """One model."""
@@ -222,8 +206,7 @@ class Console:
         self,
         request: Request,
         task: str,
-        template: str,
-        page: str,
+        template: str | None = None,
         *,
         spec: dict[str, Any] | None = None,
         starters: Sequence[str] = (),
@@ -235,9 +218,9 @@ class Console:
         model = _select_model(models, request.query_params.get("model"))
         card = await self._client.card(request, model.id) if model else None
         return self._render(
-            template,
+            template or f"{task}.html",
             request,
-            page=page,
+            page=task,
             task=task,
             title=title_task(task),
             path=task_path(task),

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
@@ -17,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 COMPRESSION = [Middleware(GZipMiddleware, minimum_size=600)]
 """Middleware of routes whose answers are compressed."""
@@ -32,8 +31,9 @@ class CachedFiles(StaticFiles):
         super().__init__(directory=folder, check_dir=False)
         self._cache_control = cache_control
 
-    def file_response(self, full_path: str | PathLike[str], *arguments: Any, **options: Any) -> Response:
-        response = super().file_response(full_path, *arguments, **options)
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """Answer with a file."""
+        response = await super().get_response(path, scope)
         response.headers["cache-control"] = self._cache_control
         return response
 

@@ -14,31 +14,14 @@ _DEFAULT_STARTERS = (
 )
 
 _OWN_CONTROLS = {
-    "chat": frozenset(
-        {
-            "model",
-            "messages",
-            "stream",
-            "stream_options",
-            "n",
-            "user",
-            "tools",
-            "tool_choice",
-            "strict",
-            "logprobs",
-            "top_logprobs",
-            "logit_bias",
-            "response_format",
-            "max_completion_tokens",
-            "session_id",
-            "document_id",
-            "interventions",
-            "capture",
-        }
-    ),
-    "segment": frozenset({"model", "image", "include", "threshold"}),
-    "detect": frozenset({"model", "image", "include", "confidence", "iou", "labels", "stroke"}),
-    "restore": frozenset({"model", "image", "include", "picture"}),
+    task: frozenset(names.split())
+    for task, names in {
+        "chat": "model messages stream stream_options n user tools tool_choice strict logprobs top_logprobs logit_bias "
+        "response_format max_completion_tokens session_id document_id interventions capture",
+        "segment": "model image include threshold",
+        "detect": "model image include confidence iou labels stroke",
+        "restore": "model image include picture",
+    }.items()
 }
 """Options of a request that a page has its own control for, or that make no sense on it."""
 

@@ -12,15 +12,15 @@ from typing import Final
 
 from shared.errors import DeadlineExceeded, Malformed, QueueFull, TooLarge
 
-MAX_READS: Final = 8
+MAX_READS: Final = 3
 """Messages that are read at a time; gRPC may hold the largest message for each."""
 
 MAX_BYTES: Final = 1024
 """Bytes of such a message: none has more than a name."""
 
-READ_TIMEOUT_S: Final = 1.0
+READ_TIMEOUT_S: Final = 0.5
 """Time for a message: an honest one comes with its call. gRPC shows no message before all of it has arrived, so this
-also bounds what it holds for one: what a line carries in a second."""
+also bounds what it holds for one: what a line carries meanwhile."""
 
 
 class AnonymousReader:

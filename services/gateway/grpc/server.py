@@ -40,6 +40,9 @@ _MAX_OWN_BYTES: Final = 2**16
 _ANONYMOUS: Final = frozenset({"ServerLive", "ServerReady"})
 """Methods that need no key."""
 
+_WITHOUT_MESSAGE: Final = _ANONYMOUS | {"ServerMetadata"}
+"""Methods whose message is empty: it is not read, since gRPC would hold all that a caller sends."""
+
 _MAX_CALLS: Final = 4096
 """Calls at a time, of all callers; each caller's own limits are far below."""
 
@@ -167,11 +170,11 @@ class _InferenceHandler(grpc.GenericRpcHandler):
             QueueFull: There is no memory for it.
             DeadlineExceeded: It does not arrive in time.
         """
-        if call.method in _ANONYMOUS:
-            return b"", 0  # their message is empty, and gRPC would hold all that a caller without a key sends
+        if call.method in _WITHOUT_MESSAGE:
+            return b"", 0
         is_own = call.method not in _MODEL_FIELDS
         wait_s = min(self._gateway.settings.body_read_timeout_s, max(call.left_s, 0))
-        async with self._reader.turn(call.tenant, wait_s, _MAX_OWN_BYTES if is_own else None):
+        async with self._reader.turn(call.tenant, wait_s):
             message = await read_first(messages, wait_s)
             if message is None:
                 raise Malformed("The call ended without a message.")

@@ -74,19 +74,18 @@ class MessageReader:
         self._present: Counter[str] = Counter()
 
     @asynccontextmanager
-    async def turn(self, tenant: str, wait_s: float, size: int | None = None) -> AsyncIterator[None]:
-        """Hold memory for a message of at most `size` bytes, or for the largest, while the block reads it.
+    async def turn(self, tenant: str, wait_s: float) -> AsyncIterator[None]:
+        """Hold memory for the largest message while the block reads one.
 
         Raises:
             QueueFull: Others held the memory for `wait_s`, or too many calls of this tenant wait.
         """
-        reserved = self.largest if size is None else size
         if self._present[tenant] >= MAX_READS_PER_TENANT + MAX_WAITING_PER_TENANT:
             detail = f"{MAX_WAITING_PER_TENANT} of your calls wait to be read, which is the limit."
             raise QueueFull(detail, hint="Send fewer at a time, and each message with its call.", retry_after=1)
         self._present[tenant] += 1
         try:
-            async with self._turn_of(tenant, reserved, wait_s):
+            async with self._turn_of(tenant, self.largest, wait_s):
                 yield
         finally:
             self._present[tenant] -= 1

@@ -208,7 +208,7 @@ def _build_lost(
 def _build_timeout(body: ReplayableBody) -> FoveaError:
     """The error for a passed deadline: the caller's fault where the body has not arrived."""
     if not body.complete:
-        detail = "The body had not arrived when the deadline of the request passed."
+        detail = "The body had not arrived when the deadline of the request passed (FOVEA_REQUEST_TIMEOUT_S)."
         slow = body.error = SlowBody(detail, hint="Send it faster.")
         return slow
     return DeadlineExceeded.build()

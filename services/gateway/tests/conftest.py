@@ -106,7 +106,7 @@ class Toy:
         )
 
     async def long(self, _request: Request) -> Response:
-        """What a service says to a request that it would only do as a job."""
+        """A service's refusal of a request that it does only as a job."""
         return Response("This takes long.", 413, {"x-fovea-wants": "respond-async"})
 
     async def echo(self, request: Request) -> Response:
@@ -295,7 +295,7 @@ def chromium():
 
 @pytest.fixture
 def complaints():
-    """What the browser complained about; a test that expects a complaint takes it out."""
+    """The browser's complaints; a test that expects a complaint takes it out."""
     found: list[str] = []
     yield found
     assert not found

@@ -32,11 +32,11 @@ DICE = {"name": "dice_at_half", "ours": 0.8731, "paper": 0.912, "data": "60 held
 
 
 class PatchIn(BaseModel):
-    """What a stub classifier takes."""
+    """Request of a stub classifier."""
 
     image: ImageBytes
     top_k: int = Field(3, ge=1, le=10, description="How many classes are named.")
-    prompt: str | None = Field(None, description="What to look for.")
+    prompt: str | None = Field(None, description="Kind of object to find.")
 
 
 class SinkIn(BaseModel):
@@ -67,7 +67,7 @@ def card(name: str, task: str, model: type[BaseModel], *, ready: bool = True, **
 CARDS = {
     entry["id"]: entry
     for entry in (
-        card("parrot", "chat", ChatRequest, notes=["Repeats what it is told."], details={"methods": True}),
+        card("parrot", "chat", ChatRequest, notes=["Repeats its input."], details={"methods": True}),
         card(
             "disc",
             "segment",
@@ -176,7 +176,7 @@ class Stub:
         return JSONResponse({"model": "patches/tiny", "top_k": top[: int(options.get("top_k", 3))], "options": options})
 
     async def judge(self, request: Request) -> Response:
-        """What was sent, as an answer of many shapes; the first `long` of them only as jobs."""
+        """The request as an answer of many shapes; the first `long` of them only as jobs."""
         if self.long > 0:
             self.long -= 1
             return Response("This takes long.", 413, {"x-fovea-wants": "respond-async"})
@@ -281,7 +281,7 @@ async def _refuse(_request: Request, error: Exception) -> Response:
 
 
 def _components(area: int) -> list[Component]:
-    """Two regions that share the area; the page lists what it is told."""
+    """Two regions that share the area; the page lists its input."""
     boxes = ((10, 20, 60, 80), (100, 40, 140, 90))
     return [Component(box=box, area=area // 2, centre=(1.0, 2.0), probability=0.75) for box in boxes if area]
 

@@ -37,7 +37,7 @@ class Everything(BaseModel):
     count: int = Field(3, ge=1, le=50)
     flag: bool = True
     word: str = "hello"
-    prompt: str | None = Field(None, description="What to look for.")
+    prompt: str | None = Field(None, description="Kind of object to find.")
     essay: Annotated[str, Field(max_length=5000)] = ""
     colour: Colour = Colour.BLUE
     mode: Literal["a", "b"] | None = None
@@ -82,14 +82,14 @@ def test_bounds_choices_defaults_and_descriptions_are_carried_over():
     assert share.help == "A part of `all`."
     assert (colour.choices, colour.default) == (("red", "blue"), "blue")
     assert (forms.choices, forms.default) == (("mask", "rle"), ["mask"])
-    assert (FOUND["ids"].items, FOUND["prompt"].help) == ("integer", "What to look for.")
+    assert (FOUND["ids"].items, FOUND["prompt"].help) == ("integer", "Kind of object to find.")
     assert not FOUND["free"].is_slider
 
 
 @pytest.mark.parametrize(
     ("name", "shown"),
     {
-        "share": "0.25", "flag": "true", "names": "x, y", "forms": "mask", "where": '{\n  "x": 0\n}', "free": "",
+        "share": "0.25", "flag": "true", "names": "x, y", "forms": "mask", "where": '{"x": 0}', "free": "",
         "word": "hello",
     }.items(),
 )  # fmt: skip

@@ -16,7 +16,7 @@ pytestmark = MARKS
 AXE = Path(__file__).parents[3] / "tests/vendor/axe.min.js"
 PLACES = (
     "/", "/runs", "/console/models", "/console/models/disc", "/console/segment", "/console/chat", "/console/judge",
-    "/console/jobs", "/console/run/classify", "/console/run/judge", "/console/nope",
+    "/console/jobs", "/console/admin", "/console/run/classify", "/console/run/judge", "/console/nope",
 )  # fmt: skip
 PICTURE = {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photograph()}
 
@@ -300,3 +300,31 @@ def test_with_a_key_runs_are_on_the_server_for_the_tenants_other_browsers(chromi
                 page.locator(".run-link").click()
                 see(page.locator("[data-part=options]")).to_contain_text("shared words")
             page.context.close()
+
+
+def test_an_operator_makes_rotates_and_revokes_keys_and_reads_the_log(chromium, tmp_path, see):
+    with running(tmp_path, auth="keys") as locked, watched(chromium, locked.url, []) as page:
+        _, text = locked.keys.add("ops", ("infer", "jobs", "admin"))
+        page.goto("/console/admin")
+        page.locator("#key").fill(text)
+        page.get_by_role("button", name="Continue").click()
+        see(page.get_by_role("region", name="Table of services")).to_contain_text("stub")
+        page.get_by_role("tab", name="Keys").click()
+        rows = page.locator("fovea-admin-keys tbody tr")
+        see(rows).to_have_count(1)
+        page.get_by_label("Tenant").fill("lab")
+        page.get_by_label("metrics").check()
+        page.get_by_role("button", name="Make a key").click()
+        see(rows).to_have_count(2)
+        made = page.locator("[data-part=made] code").last.inner_text()
+        assert httpx2.get(f"{locked.url}/v1/models", headers={"authorization": f"Bearer {made}"}).status_code == 200
+        see(rows.nth(1)).to_contain_text("infer, jobs, metrics")
+        rows.nth(1).get_by_role("button", name="Rotate").click()
+        see(rows).to_have_count(3)
+        rows.nth(2).get_by_role("button", name="Revoke").click()
+        rows.nth(2).get_by_role("button", name="Revoke for good").click()
+        see(rows).to_have_count(2)
+        page.get_by_role("tab", name="Audit log").click()
+        see(page.locator("fovea-admin-audit tbody tr").first).to_contain_text("key revoked")
+        page.get_by_role("tab", name="Usage").click()
+        see(page.locator("fovea-admin-usage")).to_contain_text("Tokens in")

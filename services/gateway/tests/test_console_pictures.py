@@ -2,12 +2,13 @@
 
 import io
 import json
+import zipfile
 
 import httpx2
 import pytest
 from PIL import Image
 
-from services.gateway.tests.browsing import MARKS, kept
+from services.gateway.tests.browsing import MARKS, drawn, kept
 from services.gateway.tests.stub_service import photograph
 
 pytestmark = MARKS
@@ -167,3 +168,38 @@ def test_a_report_and_matrices_of_a_job_are_shown_as_such(page, stage, see):
     page.reload()
     row.get_by_role("button", name="Result").click()
     see(row.locator("h2")).to_have_text("Lens")
+
+
+def test_all_pictures_are_exported_together_without_what_was_rejected(page, see):
+    page.goto("/console/segment")
+    _choose(page, _file("a.jpg"), _file("b.jpg", photograph(200, 100)))
+    see(page.get_by_role("option", name="b.jpg, done")).to_be_visible()
+    page.get_by_role("listbox", name="Findings").focus()
+    page.keyboard.press("j")
+    page.keyboard.press("x")
+    coco = json.loads(kept(page, "All as COCO", "coco.json"))
+    assert [image["file_name"] for image in coco["images"]] == ["a.jpg", "b.jpg"]
+    assert [(one["image_id"], one["bbox"]) for one in coco["annotations"]] == [
+        (0, [100, 40, 40, 50]), (1, [10, 20, 50, 60]), (1, [100, 40, 40, 50]),
+    ]  # fmt: skip
+    assert len(kept(page, "All as CSV", "findings.csv").splitlines()) == 5
+    with zipfile.ZipFile(io.BytesIO(kept(page, "All as ZIP, with YOLO labels", "results.zip"))) as archive:
+        assert archive.testzip() is None
+        assert Image.open(archive.open("masks/b.png")).size == (200, 100)
+        assert len(archive.read("labels/a.txt").splitlines()) == 1
+        assert archive.read("labels/classes.txt") == b"region\n"
+        assert json.loads(archive.read("answers/a.json"))["width"] == 320
+
+
+def test_the_wipe_uncovers_the_picture_itself(page):
+    page.goto("/console/segment")
+    _choose(page, _file("a.jpg"))
+    page.locator("[data-part=result]").wait_for()
+    spot = "document.querySelector('[data-part=canvas]').toDataURL()"
+    covered = page.evaluate(spot)
+    page.get_by_label("Wipe").fill("1")
+    drawn(page)
+    assert page.evaluate(spot) != covered
+    page.get_by_label("Wipe").fill("0")
+    drawn(page)
+    assert page.evaluate(spot) == covered

@@ -1,4 +1,4 @@
-"""What continues a session, a document or a prompt goes to the replica that holds it, unless that one is overloaded."""
+"""A request that continues a session, a document or a prompt goes to its replica, unless that one is overloaded."""
 
 import json
 import math

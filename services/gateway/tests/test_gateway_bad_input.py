@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 
 async def raw(url: str, *parts: bytes | float, wait_s: float = 3) -> bytes:
-    """What a server answers to bytes; numbers between them are pauses."""
+    """A server's answer to bytes; numbers between them are pauses."""
     address = urlsplit(url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     with contextlib.suppress(ConnectionError):

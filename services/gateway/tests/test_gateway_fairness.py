@@ -122,7 +122,7 @@ async def test_a_flood_of_one_leaves_another_its_quiet_latency(gateway, toy, tmp
 
 
 class Places:
-    """Requests that hold a place until they are told to leave."""
+    """Requests that hold a place until they are released."""
 
     def __init__(self, fair: FairQueue, **common: Any) -> None:
         self.fair, self.common = fair, {"capacity": 1, "share": 1} | common

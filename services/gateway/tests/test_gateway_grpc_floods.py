@@ -19,6 +19,7 @@ from services.gateway.policy.memory_budget import MAX_WAITING_PER_TENANT, Memory
 from services.gateway.tests.grpc_front import INFER, call
 from shared.errors import QueueFull
 from shared.rpc import open_inference_pb2 as pb
+from tests.harness.waiting import until
 
 CHECK = "/grpc.health.v1.Health/Check"
 SOON_S = 10.0  # a wait that a busy machine keeps; what is refused waits for longer limits
@@ -78,10 +79,11 @@ async def test_a_message_without_a_key_has_a_name_at_most(front):
         await channel.unary_unary(CHECK)(b"x" * 2000)
 
 
-@pytest.mark.parametrize("method", ["ServerLive", "ServerReady"])
-async def test_a_message_that_does_not_matter_is_not_read(front, method):
+@pytest.mark.parametrize("method", ["ServerLive", "ServerReady", "ServerMetadata"])
+async def test_a_message_that_does_not_matter_is_not_read(front, tmp_path, method):
+    _, key = KeyRing(tmp_path / "keys.json").add("alice", ("infer",))
     _, channel = await front(auth="keys")
-    silent = channel.stream_stream(f"/{SERVICE}/{method}")(timeout=SOON_S)
+    silent = channel.stream_stream(f"/{SERVICE}/{method}")(metadata=(("x-api-key", key),), timeout=SOON_S)
     assert isinstance(await silent.read(), bytes)
 
 
@@ -145,6 +147,18 @@ async def test_idle_calls_of_one_tenant_leave_another_its_turn(front, replica, t
     await until_sent(idle)
     assert await call(channel, "ModelInfer", INFER, metadata=(("x-api-key", bob),), timeout=SOON_S) == b"one|" + INFER
     await end(idle)
+
+
+async def test_large_messages_for_the_gateway_itself_hold_memory_of_their_tenant(front, tmp_path):
+    _, key = KeyRing(tmp_path / "keys.json").add("alice", ("infer",))
+    scene, channel = await front(auth="keys")
+    budget = scene.app.state.gateway.proxy.budget
+    before, largest = budget.left, scene.app.state.gateway.settings.max_body_bytes
+    idle = open_idle(channel, f"/{SERVICE}/RepositoryIndex", 1, metadata=(("x-api-key", key),))
+    await until_sent(idle)
+    await until(lambda: budget.left == before - largest, SOON_S)
+    await end(idle)
+    await until(lambda: budget.left == before, SOON_S)
 
 
 async def test_so_many_calls_of_one_tenant_wait_to_be_read():

@@ -1,6 +1,6 @@
 """Whatever one client sends, `/livez` waits for no more than 200 ms; nothing is read before the key is checked.
 
-What counts is how long the gateway holds its event loop, which no load of the machine makes longer; see `loop_watch`.
+The measure is how long the gateway holds its event loop, which no load of the machine makes longer; see `loop_watch`.
 """
 
 import asyncio

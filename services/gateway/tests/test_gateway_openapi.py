@@ -1,4 +1,4 @@
-"""What the gateway says about the whole: models, readiness, the joined document, the reference page."""
+"""The gateway's view of the whole: models, readiness, the joined document, the reference page."""
 
 import asyncio
 import re

@@ -42,7 +42,7 @@ async def test_no_request_that_the_document_allows_makes_the_gateway_fail(gatewa
 
         try:
             fuzz()
-        except Exception as error:  # noqa: BLE001  # all failures are told at once
+        except Exception as error:  # noqa: BLE001  # all failures are listed at once
             failures.append(f"{label}: {error}")
 
     for label in OPERATIONS:

@@ -1,4 +1,4 @@
-"""What crosses the gateway in headers, and who may be behind a request to a loopback port."""
+"""Headers that cross the gateway, and callers that may be behind a request to a loopback port."""
 
 import asyncio
 from typing import Any

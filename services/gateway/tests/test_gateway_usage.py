@@ -1,4 +1,4 @@
-"""What a tenant consumed is in the ledger, from answers and replicas, and nobody else sees it."""
+"""A tenant's consumption is in the ledger, from answers and replicas, and nobody else sees it."""
 
 import csv
 import io

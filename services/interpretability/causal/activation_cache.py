@@ -35,7 +35,7 @@ class ActivationCache:
         z: Mixed values per layer [B,T,H,d].
         v: Values per layer [B,T,G,d].
         pre, mid: Residual stream per layer, before the block and between attention and MLP [B,T,D].
-        attn, mlp: What attention and MLP add, per layer [B,T,D].
+        attn, mlp: Outputs of attention and MLP, per layer [B,T,D].
         final: Residual stream before the final norm [B,T,D].
     """
 

@@ -64,7 +64,7 @@ def bracket_smallest(sizes: Sequence[int], values: Sequence[float], threshold: f
     Args:
         sizes: Sizes that were measured, ascending.
         values: Faithfulness of each.
-        threshold: What is faithful enough.
+        threshold: Faithfulness that suffices.
     """
     above = next((i for i, value in enumerate(values) if value >= threshold), None)
     if above is None:

@@ -63,7 +63,7 @@ class CaseBatch:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What results on this batch depend on, as JSON."""
+        """Facts that results on this batch depend on, as JSON."""
         return {"clean": self.clean, "corrupt": self.corrupt, "answers": self.answers}
 
 

@@ -21,7 +21,7 @@ from services.interpretability.causal.edge_runs import EdgeRun, InputSums, run_c
 from shared.lm.decoder import Decoder
 
 Metric = Literal["logit-difference", "kl"]
-"""What scores explain: right minus wrong answer, or the divergence from the clean run's next-token distribution."""
+"""The metric that scores explain: right minus wrong answer, or the divergence from the clean run's prediction."""
 
 
 def logit_differences(last: Tensor, answers: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def attribute_edges(
         corrupt: Run on their counterfactuals.
         answers: Correct and wrong tokens [B,1+w].
         steps: Points of the integral; 1 is EAP at the clean run.
-        metric: What is explained, mean over prompts.
+        metric: The explained metric, mean over prompts.
 
     Returns:
         The scores; each edge's is the sum over positions, the mean over prompts.

@@ -35,7 +35,7 @@ class EdgeRun:
 
     Attributes:
         last: Logits of the last position [B,V].
-        written: What each source adds to the residual stream [S,B,T,D]; biases belong to no source.
+        written: Contribution of each source to the residual stream [S,B,T,D]; biases belong to no source.
         inputs: Residual stream at each layer's attention and MLP, then at the answer: 2·L + 1 of [B,T,D].
     """
 
@@ -125,7 +125,7 @@ def run_sums(
 
     Args:
         model: The decoder.
-        x: What the first block gets.
+        x: Input of the first block.
         sums: Where targets read.
         keep: `keep(sources, y)` is given what sources write, as they are computed.
     """
@@ -167,7 +167,7 @@ def _project_parts(model: Decoder, layer: int, x: Tensor, turn: Rotation | None)
 
 
 def _write_heads(model: Decoder, layer: int, z: Tensor) -> Tensor:
-    """What each head adds: z [B,T,H,d] → [H,B,T,D]; a norm after the heads scales them by what it did to their sum."""
+    """Contribution of each head: z [B,T,H,d] → [H,B,T,D]; a norm after the heads scales them as it does their sum."""
     weight = output_weight(model, layer).reshape(-1, *z.shape[-2:])
     alone = torch.einsum("bthc,dhc->hbtd", z, weight)
     norm = norm_after_heads(model, layer)

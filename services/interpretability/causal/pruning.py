@@ -45,7 +45,7 @@ class PruningPattern:
                 return cls(1 - int(first) / int(second), int(first), int(second))
         except ValueError:
             pass
-        detail = f"{text!r} is no pattern."
+        detail = f"{text!r} is not a pattern."
         raise InvalidOption(
             detail, hint="Say a share between 0 and 1, such as 0.7, or N:M, such as 2:4.", field="patterns"
         )

@@ -8,7 +8,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from shared.lm.tokenizer import Tokenizer
 
 BYTE_TOKENIZER_ID = "bytes-256/1"
-"""What manifests hash in place of a tokenizer file."""
+"""Text that manifests hash in place of a tokenizer file."""
 
 
 def byte_tokenizer() -> Tokenizer:

@@ -45,7 +45,7 @@ class CellCache:
         """Return the cell of this content: read from the cache, else computed and stored.
 
         Args:
-            content: What the value depends on, as JSON.
+            content: Facts that the value depends on, as JSON.
             work: Computes the value, as JSON; called only on a miss.
         """
         key = json_digest(content)

@@ -42,7 +42,7 @@ EXAMPLE_LM = TINY
 """The model of Cards' examples: present on every machine, and quick."""
 
 NO_GRAPH = "A study of another model, not a network of its own, so there is no ONNX graph."
-"""The note that every experiment's Card owes."""
+"""The note that every experiment's Card must have."""
 
 
 class NeedsJob(TooLarge):
@@ -121,7 +121,7 @@ class Progress:
         Args:
             run: Receives progress, and may cancel.
             cells: How many there will be.
-            scope: What all cells depend on (weights, code, experiment), as JSON.
+            scope: Facts that all cells depend on (weights, code, experiment), as JSON.
             cache: Where cells are kept; None computes each.
         """
         self.seconds = 0.0
@@ -135,9 +135,9 @@ class Progress:
         """Return the value of one cell, as JSON.
 
         Args:
-            content: What it depends on besides the scope, as JSON.
+            content: Facts that it depends on besides the scope, as JSON.
             work: Computes it; its answer must be JSON without NaN (see `report.to_matrix`).
-            note: What it is, for people who watch.
+            note: Its name, for people who watch.
 
         Raises:
             Cancelled: The run was cancelled.
@@ -290,7 +290,7 @@ class Experiment(Servable[S, Report], Generic[S]):
                 results.save_report(self.key(spec, subject), report)
                 results.cells.remove_old()
             if progress.stopped:
-                hint = f"What was done so far: GET /v1/probe/reports/{self.key(spec, subject)}. Sent again, it goes on."
+                hint = f"Partial results: GET /v1/probe/reports/{self.key(spec, subject)}. Sent again, it goes on."
                 return Cancelled("The run was stopped; its cells are kept.", hint=hint)
         except FoveaError as error:
             return error
@@ -322,7 +322,7 @@ class Experiment(Servable[S, Report], Generic[S]):
 
 
 def _identity(subject: StudiedModel) -> dict[str, str]:
-    """What numbers depend on next to the spec."""
+    """Provenance of the numbers besides the spec."""
     return {
         "weights_sha256": subject.weights_sha256,
         "tokenizer_sha256": subject.tokenizer_sha256,

@@ -213,7 +213,7 @@ class Report(_Part):
 
     title: str
     partial: bool = Field(False, description="Whether it was stopped before the end.")
-    warnings: list[str] = Field(default_factory=list, description="What must be known before a number is believed.")
+    warnings: list[str] = Field(default_factory=list, description="Caveats of the numbers.")
     scalars: dict[str, Scalar] = Field(default_factory=dict)
     tables: list[Table] = Field(default_factory=list)
     grids: list[HeatMap] = Field(default_factory=list)

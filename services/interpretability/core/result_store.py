@@ -99,5 +99,5 @@ class TenantResults:
         content = self._objects.get(f"{room}/{key}") if _DIGEST.fullmatch(key) else None
         if content is None:
             detail = f"There is nothing under {key[:64]!r} in {room}."
-            raise NotFound(detail, hint="Whoever made a report can read it, for as long as the object store keeps it.")
+            raise NotFound(detail, hint="A report is readable by its own tenant, as long as the object store keeps it.")
         return content

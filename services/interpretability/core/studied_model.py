@@ -29,7 +29,7 @@ class StudiedModel:
     """A model under study. All calls share it, and none changes it.
 
     Attributes:
-        name: What requests call it.
+        name: Its name in requests.
         model: The decoder, in eval mode.
         tokenizer: Its tokenizer.
         weights_sha256: Digest of its safetensors; llm-longctx reports the same one for the same model.

@@ -99,7 +99,7 @@ def _name_sites(spec: ActivationsSpec, subject: StudiedModel) -> dict[str, str]:
     """Site → name of its array.
 
     Raises:
-        InvalidOption: A name is no activation of this model, or has no name in that naming.
+        InvalidOption: A name is not an activation of this model, or has no name in that naming.
     """
     config, sites = subject.model.config, []
     for name in spec.names:

@@ -67,7 +67,7 @@ class AttentionPatterns(Experiment[AttentionPatternsSpec]):
         ),
         notes=(
             "Rows are computed in blocks next to the fast kernel: a long text with few queries costs a plain forward.",
-            "A wide row is no explanation; what a head writes is found by attribution and patching.",
+            "A wide row is not an explanation; what a head writes is found by attribution and patching.",
             NO_GRAPH,
         ),
         example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwx", "layers": [1, 2]},

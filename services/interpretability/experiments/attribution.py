@@ -95,7 +95,7 @@ class LogitAttribution(Experiment[AttributionSpec]):
                     scale="diverging",
                     unit="logits",
                     text=spec.text,
-                    caption="What each head writes straight towards the first answer (above 0) or the second (below).",
+                    caption="Direct contribution of each head to the first answer (above 0) or the second (below).",
                 )
             ],
             bars=[
@@ -103,7 +103,7 @@ class LogitAttribution(Experiment[AttributionSpec]):
                     name="mlps",
                     unit="logits",
                     bars=[Bar(label=str(l), value=float(v)) for l, v in enumerate(parts.mlps)],
-                    caption="What the MLP of each layer writes towards the first answer.",
+                    caption="Direct contribution of each layer's MLP to the first answer.",
                 )
             ],
         )

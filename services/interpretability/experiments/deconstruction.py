@@ -151,7 +151,7 @@ def _report(spec: DeconstructionSpec, subject: StudiedModel, base: float, change
         grids=grids,
         bars=bars,
         warnings=["Without retraining this measures dependence, not trainability."],
-        scalars={"nll": Scalar(value=base, unit="nats/token", note="Of the text, as the model is.")},
+        scalars={"nll": Scalar(value=base, unit="nats/token", note="On the text, by the unchanged model.")},
     )
 
 

@@ -151,7 +151,7 @@ def _strongest_table(models: dict[str, StudiedModel], scores: dict[str, dict[str
 
 
 def _identify(models: dict[str, StudiedModel]) -> Artefact:
-    """What was compared: a manifest names one model only."""
+    """The compared models: a manifest names one model only."""
     facts = {side: {"model": model.name, "weights_sha256": model.weights_sha256} for side, model in models.items()}
     return Artefact.of("models.json", canonical_json(facts))
 

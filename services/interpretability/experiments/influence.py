@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from scipy.stats import spearmanr
 
 from services.interpretability.causal.losses import token_losses
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
@@ -31,8 +30,11 @@ from services.interpretability.core.report import (
 )
 from services.interpretability.core.studied_model import StudiedModel
 from shared.errors import InvalidOption, Malformed
+from shared.lazy_module import LazyModule
 from shared.lm.decoder import Decoder
 from shared.registry import Card, Paper
+
+stats = LazyModule("scipy.stats")
 
 Head = tuple[int, int]
 
@@ -326,7 +328,7 @@ def _domain_row(name: str, rows: list[dict[str, Any]]) -> list[Any]:
 def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
     if len(a) < 3 or a.std() == 0 or b.std() == 0:
         return None
-    return float(spearmanr(a, b).statistic)
+    return float(stats.spearmanr(a, b).statistic)
 
 
 def _histogram(domain: str, rows: list[dict[str, Any]]) -> Bars:

@@ -1,7 +1,7 @@
 """Sparsity experiment: prunes a shipped network by magnitude and claims only what was measured: zeros, bytes, time.
 
 Zeros are counted in the pruned weights layer by layer, N:M is verified, and both networks are timed in turn on the
-kernels that are here. Those are dense: zeros are multiplied like all other numbers, and the claim says so ("masked
+kernels that are here. Those are dense: zeros are multiplied like all other numbers, and the claim states it ("masked
 dense"). Nothing is trained again, so quality stays open. Knows networks by their manifests; claims are
 `shared.sparsity`'s.
 """
@@ -37,7 +37,7 @@ DEFAULT_NETWORK = "pranet"
 
 @dataclass(frozen=True)
 class _StudiedNetwork(StudiedModel):
-    """A shipped network of any kind; it is no decoder."""
+    """A shipped network of any kind; it is not a decoder."""
 
     model: Any
 
@@ -237,7 +237,7 @@ def _speed_row(text: str, measured: dict[str, Any], claim: SparsityClaim) -> lis
 
 
 def _input_kind(name: str) -> Literal["tokens", "picture"] | None:
-    """What a network takes; None where it takes neither."""
+    """Input of a network; None where it takes neither."""
     if "vocab" in read_manifest(shipped_weights()[name]).network.config:
         return "tokens"
     return "picture" if name.partition("-")[0] in {"pranet", "patnet", "fasternet"} else None

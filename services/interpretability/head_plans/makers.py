@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,9 +30,9 @@ from services.interpretability.head_plans.duo_gates import GateRecipe, GateTrain
 from services.interpretability.head_plans.passkey_data import PasskeyTexts
 from services.interpretability.head_plans.razor import echo_induction, model_id, razor_plan, repeat_tokens
 from services.interpretability.head_plans.spec import HeadPlansSpec
-from services.interpretability.head_plans.statistic import POSITIONS, mean_reach
+from services.interpretability.head_plans.statistic import POSITIONS, mean_reach, query_centres
 from shared.errors import InvalidOption, Malformed
-from shared.lm.head_plan import HeadPlan, ModelId, Origin
+from shared.lm.head_plan import HeadPlan, ModelId, Origin, QueryCentres
 from shared.lm.niah_prompts import build_haystack
 
 ReadArtefact = Callable[[str], str]
@@ -320,7 +321,7 @@ class RetrievalPlanMaker(_PlanMaker):
         try:
             evidence: Mapping[str, Any] = json.loads(self.read_artefact(report))
         except ValueError as error:
-            detail = f"The artefact {report[:12]}… is no retrieval report."
+            detail = f"The artefact {report[:12]}… is not a retrieval report."
             raise Malformed(detail, field="report") from error
         return evidence
 
@@ -380,11 +381,40 @@ class StatisticPlanMaker(_PlanMaker):
         return PlanResult(HeadPlan.from_scores({"reach": scores}, "reach", share, model=self.model, made_by=origin))
 
 
+class CentresPlanMaker(_PlanMaker):
+    """TriAttention's query centres: means over a few texts of prose."""
+
+    @property
+    def texts(self) -> list[int]:
+        """Lengths of the texts."""
+        most, tokens = max(self.spec.lengths), self.spec.tokens
+        return [min(most, tokens - begin) for begin in range(0, tokens, most)]
+
+    def cost(self) -> Cost:
+        """A forward per text."""
+        self.subject.check_window(max(self.texts), "lengths")
+        return Cost(1, self.spec.tokens)
+
+    def make(self, progress: Progress) -> PlanResult:
+        """Read all texts in one cell."""
+        spec, net = self.spec, self.subject.model
+        text = build_haystack(spec.tokens * CHARACTERS_PER_TOKEN, spec.seed)
+        ids = self.subject.tokenizer.encode(text, special=False)[: spec.tokens]
+        parts = [ids[end - n : end] for n, end in zip(self.texts, accumulate(self.texts), strict=True)]
+        found = progress.cell({"centres": [self.texts, spec.seed]}, lambda: query_centres(net, parts).model_dump())
+        origin = Origin(experiment="query_centres", spec={"tokens": len(ids), "texts": len(parts)}, seed=spec.seed)
+        plan = HeadPlan(
+            schema_="head-plan/1", model=self.model, made_by=origin, centres=QueryCentres.model_validate(found)
+        )
+        return PlanResult(plan.check(net.config))
+
+
 MAKERS: Mapping[str, type[PlanMaker]] = {
     "razor": RazorPlanMaker,
     "duo": DuoPlanMaker,
     "act": ActPlanMaker,
     "statistic": StatisticPlanMaker,
+    "centres": CentresPlanMaker,
     "retrieval": RetrievalPlanMaker,
     "table": TablePlanMaker,
 }

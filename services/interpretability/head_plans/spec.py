@@ -13,10 +13,10 @@ from shared.lm.head_plan_store import PLAN_NAME
 class HeadPlansSpec(Spec):
     """Kind of plan and its options; options of other kinds change nothing."""
 
-    kind: Literal["razor", "duo", "act", "statistic", "retrieval", "table"] = Field(
+    kind: Literal["razor", "duo", "act", "statistic", "centres", "retrieval", "table"] = Field(
         "razor",
-        description="Razor's scores, Duo's gates, ACT's heads, Duo's statistic of mean queries and keys, a "
-        "retrieval report, or a published gate table.",
+        description="Razor's scores, Duo's gates, ACT's heads, Duo's statistic of mean queries and keys, "
+        "TriAttention's query centres, a retrieval report, or a published gate table.",
     )
     name: str | None = Field(
         None, pattern=PLAN_NAME, description="Store the plan for llm-longctx as `longctx.plan` NAME; left out, don't."
@@ -37,8 +37,9 @@ class HeadPlansSpec(Spec):
         [256, 416, 560, 704, 864, 1024],
         min_length=1,
         max_length=60,
-        description="duo: tokens of the texts; statistic: the longest is read.",
+        description="duo: tokens of the texts; statistic: the longest is read; centres: as long as the longest.",
     )
+    tokens: int = Field(4096, ge=16, le=1 << 20, description="centres: tokens that are read, several texts together.")
     passkeys: int = Field(4, ge=1, le=10, description="duo: passkeys hidden in a text.")
     words: int = Field(8, ge=1, le=64, description="duo: words of a passkey.")
     sink: int = Field(128, ge=0, le=65536, description="duo: first tokens that a streaming head sees in training.")

@@ -23,14 +23,14 @@ class PlacedCircuit:
 
     Attributes:
         graph: The edges of the model.
-        edges: Those of the circuit, (row, column).
+        edges: Edges of the circuit, (row, column).
         gains: Of all edges [R,S]: what each adds to the answer.
         placed: Part of each source by position [S,T].
         entry: Part of each edge of the embedding by position [R,T].
         model: The model's name.
         ids, tokens: The prompt [T].
         answer: Id and text of the right answer.
-        probability: What the model gives it.
+        probability: Its probability by the model.
     """
 
     graph: EdgeGraph

@@ -61,7 +61,7 @@ class Golden:
 
     @property
     def given(self) -> tuple[Decoder, Tensor, Tensor, Tensor]:
-        """What measurements take: the model, both prompts and the answers."""
+        """Input of measurements: the model, both prompts and the answers."""
         return self.model, self.clean, self.corrupt, self.answers
 
 

@@ -44,7 +44,7 @@ SCHEMA = record(
     ),
     links=listed(record("source target weight", source=TEXT, target=TEXT, weight={"type": "number"})),
 )  # fmt: skip
-"""What Neuronpedia's schema of attribution graphs (version 1) demands."""
+"""Requirements of Neuronpedia's schema of attribution graphs (version 1)."""
 
 
 def ask(kind: Any, context: Any, **options: Any) -> Report:

@@ -179,8 +179,14 @@ def elsewhere(folder):
 
 @pytest.mark.parametrize(
     "options",
-    [{"kind": "razor", "period": 24, "repeats": 3}, QUICK, SEARCH, {"kind": "statistic", "lengths": [100]}],
-    ids=["razor", "duo", "act", "statistic"],
+    [
+        {"kind": "razor", "period": 24, "repeats": 3},
+        QUICK,
+        SEARCH,
+        {"kind": "statistic", "lengths": [100]},
+        {"kind": "centres", "lengths": [60], "tokens": 150},
+    ],
+    ids=["razor", "duo", "act", "statistic", "centres"],
 )
 def test_the_same_spec_makes_the_same_plan_and_it_fits_the_model(study, tiny, options, tmp_path):
     first = plan_of(made(study, **options))
@@ -208,7 +214,7 @@ def test_training_that_was_stopped_goes_on_and_ends_in_the_same_plan(study, cont
 
     with pytest.raises(Cancelled, match="kept"):
         made(study, StopsAfterOne(), name="mine", **QUICK)
-    assert "mine" not in HeadPlanStore(TINY, None, context.objects), "half a training is no plan"
+    assert "mine" not in HeadPlanStore(TINY, None, context.objects), "half a training is not a plan"
     told = []
     resumed = made(study, CallContext(report=lambda share, _note: told.append(share)), **QUICK)
     assert told[-1] == 1

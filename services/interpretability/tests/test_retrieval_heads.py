@@ -111,7 +111,7 @@ def test_copy_is_credited_to_the_step_that_made_the_token():
     rows = np.zeros((5, 1, 1, 25))
     for t in range(5):
         rows[t, 0, 0, 6 + t] = 1.0
-    assert retrieval_score(rows, ids, ids[5:10], span) == 0.0, "one step late is no copy"
+    assert retrieval_score(rows, ids, ids[5:10], span) == 0.0, "one step late is not a copy"
 
 
 def test_split_half_of_equal_halves_is_one_and_of_one_sample_unknown():

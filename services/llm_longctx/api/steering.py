@@ -19,6 +19,7 @@ from services.llm_longctx.serving.chat_template import TemplateOptions
 from services.llm_longctx.serving.steering.admission import SCOPE
 from services.llm_longctx.serving.steering.capture_store import CaptureStore
 from services.llm_longctx.serving.steering.mean_difference import compute_directions
+from services.llm_longctx.serving.steering.side_effects import PROSE, choose_layer, measure_side_effects
 from services.llm_longctx.serving.steering.vector_store import VectorStore
 from shared.api.replica import EFFECTFUL
 from shared.api.sessions import Deleted
@@ -131,6 +132,8 @@ def _create(
         detail = f"The prompts have {total:,} tokens together; {MAX_TOKENS:,} are read."
         raise TooLarge(detail, hint="Send fewer or shorter ones.", field="positive")
     directions, facts = compute_directions(model, sides[0], sides[1], layers, body.tokens, run)
+    best, prose = choose_layer(facts), adapter.tokenize(PROSE, "prose")[: config.positions]
+    strength, side_effects = measure_side_effects(model, prose, best, directions[best.layer], run)
     vector = SteeringVector(
         id=body.name,
         name=body.name,
@@ -143,6 +146,9 @@ def _create(
         positive=len(body.positive),
         negative=len(body.negative),
         layers=facts,
+        layer=best.layer,
+        strength=strength,
+        side_effects=side_effects,
     )
     return vectors.add(vector, directions)
 

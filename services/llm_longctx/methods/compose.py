@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from pydantic import SerializeAsAny
 from torch import Tensor
@@ -112,6 +112,10 @@ class Composed(AttentionMethod):
         return {name: facts for name, facts in identities.items() if facts}
 
     # Hooks.
+
+    def bind(self, plan: HeadPlan | None) -> Self:
+        parts = ("prefill", self.prefill), ("decode", self.decode), ("heads", self.heads)
+        return self.model_copy(update={name: part.bind(plan) for name, part in parts})
 
     def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
         return self.heads.head_plan(config, plan)

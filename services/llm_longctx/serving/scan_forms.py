@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from inspect import isabstract
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ from shared.registry.discovery import plugin_rooms, scan
 T = TypeVar("T")
 
 
-@cache
+@lru_cache(maxsize=8)
 def scan_forms(package: str, base: type[T]) -> tuple[type[T], ...]:
     """The subclasses of `base` in the modules of a package, by their files, then those of plug-ins."""
     return tuple(

@@ -128,10 +128,10 @@ def app_of(path: Path, tmp: Path, *routers, also: dict[str, type] | None = None,
     )
 
 
-def smollm2_app(tmp: Path):
+def smollm2_app(tmp: Path, *routers):
     settings = Settings(data_dir=tmp, intra_op_threads=1, llm_weights="fp32")
     share_language_model(settings.cache_dir)
-    return build("llm-longctx", routers=[routes.router], servables={SMOLLM2: SmolLM2}, settings=settings)
+    return build("llm-longctx", routers=[routes.router, *routers], servables={SMOLLM2: SmolLM2}, settings=settings)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Routes that remember say so in the record of a replica, so that the gateway sends what continues to the same one."""
+"""Routes with memory are listed in a replica's record, so that the gateway sends continuations to the same one."""
 
 from fastapi import FastAPI
 

@@ -93,7 +93,7 @@ def test_packed_matrices_stand_for_the_matrices_that_they_hold(family, bits):
             packed[key] = pack(rounded)
             weight.copy_(torch.from_numpy(rounded.dequantize()))
     ours, exact = decode(net, packed=packed), decode(net, backend="cpu_torch")
-    # What is left is that rows of x are rounded to 8 bits.
+    # The remaining difference: rows of x are rounded to 8 bits.
     assert (ours - exact).norm() <= 0.03 * exact.norm()
     assert (ours - exact).norm() > 0
 

@@ -1,4 +1,4 @@
-"""What operators see of text: metrics that agree with the answers' usage, and spans of a batch and of a preemption."""
+"""Operators' view of text: metrics that agree with the answers' usage, and spans of a batch and of a preemption."""
 
 import gc
 

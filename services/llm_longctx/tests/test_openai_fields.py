@@ -124,6 +124,8 @@ def test_prompts_are_scored_in_chats_and_completions(client):
     assert len(chat.prompt_logprobs) == chat.usage.prompt_tokens
     assert chat.choices[0] == say(client, n=2).choices[0]
     assert say(client).prompt_logprobs is None
+    with pytest.raises(openai.BadRequestError, match="2,116,800 log-probabilities"):
+        go_on(client, [list(range(150))] * 672, extra_body={"prompt_logprobs": 20})
     with pytest.raises(openai.BadRequestError, match="whole answers"):
         say(client, stream=True, extra_body={"prompt_logprobs": 0})
 
@@ -179,7 +181,8 @@ def test_structural_tags_hold_between_their_texts(client):
         more = {"allowed_token_ids": [*allowed, *_ids(client, "ab>[1]</f>truefalse")], "temperature": 2.0}
         texts = [text_of(client, seed=seed, extra_body={**form, **more}, max_tokens=60) for seed in range(4)]
         assert all(piece.startswith(("a>", "b>")) for text in texts for piece in text.split("<f=")[1:-1])
-    for bad in ({"structures": tags["structures"]}, {**tags, "triggers": ["<g="]}):
+    vague = {"begin": "<f=c>", "schema": {"type": "array", "uniqueItems": True}, "end": ""}
+    for bad in ({"structures": tags["structures"]}, {**tags, "triggers": ["<g="]}, {**tags, "structures": [vague]}):
         with pytest.raises(openai.BadRequestError) as caught:
             say(client, extra_body={"response_format": {"type": "structural_tag", **bad}})
         assert caught.value.param == "response_format"
@@ -226,6 +229,12 @@ def test_a_stream_names_unknown_fields_at_its_end(all_routes):
         assert [getattr(chunk, "warnings", None) is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [
             True
         ]
+    options = {"stream": True, "max_tokens": 2}
+    chunks = list(say(all_routes, extra_body={"stream_options": {"include_obfuscation": False, "eager": 1}}, **options))
+    assert chunks[-1].warnings == ["There is no field 'stream_options.eager': it was ignored."]
+    with pytest.raises(openai.BadRequestError) as caught:
+        say(all_routes, extra_body={"stream_options": {"continuous_usage_stats": True}}, **options)
+    assert caught.value.param == "stream_options.continuous_usage_stats"
     events = list(all_routes.responses.create(model=MODEL, input="Hi", max_output_tokens=4, **unknown))
     assert "frobnicate" in events[-1].response.warnings[0]
 

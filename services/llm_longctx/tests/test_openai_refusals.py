@@ -1,4 +1,4 @@
-"""What OpenAI's routes refuse, in OpenAI's form: never a 5xx for bad input, never a 422."""
+"""Refusals of OpenAI's routes, in OpenAI's form: never a 5xx for bad input, never a 422."""
 
 import json
 

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from fovea.cli.main import app
 from services.llm_longctx.api import responses, steering
+from services.llm_longctx.serving.steering.side_effects import PROSE, STRENGTHS
 from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, app_of, go_on, say, text_of
-from shared.lm.taps import trace
+from shared.lm.taps import Add, trace
 
 WIDTH, LAYERS, HEADS = 32, 2, 4
 PROMPT = len("<user>Hello, who are you?\n<assistant>")
@@ -175,7 +176,7 @@ def vector_of(server, **more):
 
 
 def _mean_stream(decoder, ids):
-    return trace(decoder, torch.tensor([ids]), capture=["resid_post.1"])["resid_post.1"][0].mean(0)
+    return trace(decoder, torch.tensor([ids]), capture=["resid_post.1"])["resid_post.1"][0, 1:].mean(0)
 
 
 def test_a_steering_vector_is_made_listed_used_and_deleted(client, server, decoder):
@@ -198,6 +199,14 @@ def test_a_steering_vector_is_made_listed_used_and_deleted(client, server, decod
     by_number = say(client, extra_body={"interventions": [{"vector": numbers, "site": "resid_post.1", "scale": 9.0}]})
     assert by_name.choices[0].message.content == by_number.choices[0].message.content
     assert by_name.choices[0].message.content != text_of(client)
+    scaled = np.array(numbers) * made["strength"] * found[0]["activation_norm"] / found[0]["norm"]
+    ours = {"vector": scaled.tolist(), "site": "resid_post.1"}
+    default, minus = {"vector": "calm@1"}, {"vector": "calm@1", "strength": -made["strength"]}
+    edits = default, minus | {"strength": made["strength"]}, ours, minus
+    answers = [say(client, extra_body={"interventions": [edit]}, logprobs=True).choices[0] for edit in edits]
+    scores = [[token.logprob for token in answer.logprobs.content] for answer in answers]
+    assert scores[0] == scores[1] == pytest.approx(scores[2], abs=1e-4)
+    assert scores[3] != scores[0]
     newest = say(client, extra_body={"interventions": [{"vector": "calm", "scale": 9.0, "site": "resid_post.0"}]})
     assert newest.choices[0].message.content
     assert (
@@ -289,3 +298,38 @@ def test_the_commands_of_the_documentation_run(server, monkeypatch):
     for command in commands:
         ran = CliRunner().invoke(app, shlex.split(command)[1:])
         assert ran.exit_code == 0, (command, ran.output, ran.exception)
+
+
+def test_a_vector_comes_with_a_layer_a_strength_and_its_side_effects(client, server, decoder):
+    made = vector_of(server, name="both", layers=[0, 1], positive=["calm", "at ease", "so quiet"]).json()
+    ratios = {one["layer"]: (one["separation"], one["norm"] / one["activation_norm"]) for one in made["layers"]}
+    assert made["layer"] == max(ratios, key=lambda layer: ratios[layer])
+    adapter = server.app.state.host.servable(MODEL).adapter
+    lengths = []
+    for text in ("calm", "at ease", "so quiet", "loud", "noise!"):
+        rows = trace(decoder, torch.tensor([adapter.tokenize(text, "prompt")]), capture=["resid_post.0"])
+        lengths += rows["resid_post.0"][0, 1:].norm(dim=-1).tolist()
+    norms = {one["layer"]: one for one in made["layers"]}
+    assert norms[0]["activation_norm"] == pytest.approx(sorted(lengths)[(len(lengths) - 1) // 2], rel=1e-5)
+    found = httpx2.get(f"{server.url}/v1/steering-vectors/both@1?values=true").json()
+    best = next(one for one in found["layers"] if one["layer"] == made["layer"])
+    unit = torch.tensor(best["values"]) * best["activation_norm"] / best["norm"]
+    ids = adapter.tokenizer.encode(PROSE)[:192]
+    assert [one["strength"] for one in found["side_effects"]] == [0, *STRENGTHS]
+    for one in found["side_effects"][::4]:
+        edits = [Add(f"resid_post.{made['layer']}", one["strength"] * unit[None, None])]
+        logprobs = trace(decoder, torch.tensor([ids]), edits=edits).logits[0, :-1].log_softmax(-1)
+        loss = -logprobs[range(len(ids) - 1), ids[1:]].mean()
+        assert one["perplexity"] == pytest.approx(float(loss.exp()), rel=1e-4)
+    plain = found["side_effects"][0]["perplexity"]
+    fits = [one["strength"] for one in found["side_effects"][1:] if one["perplexity"] <= 1.5 * plain]
+    assert made["strength"] == max(fits, default=STRENGTHS[0])
+    every = say(client, extra_body={"interventions": [{"vector": "both", "site": "resid_post"}]})
+    assert every.choices[0].message.content
+    for fields, what in (
+        ({"vector": "both", "scale": 1, "strength": 1}, "either scale or strength"),
+        ({"vector": [1.0] * WIDTH, "site": "embed", "strength": 1}, "Numbers have no strength"),
+        ({"vector": "both", "strength": 11}, "less than or equal to 10"),
+    ):
+        assert what in refusal(client, interventions=[fields])["message"]
+    httpx2.delete(f"{server.url}/v1/steering-vectors/both")

@@ -429,7 +429,7 @@ def test_the_queue_is_by_rank_and_tells_places():
     with pytest.raises(QueueFull) as full:
         queue.add(line((0, 4)))
     assert full.value.detail == "3 requests wait for this model, and no more may."
-    assert (full.value.hint, full.value.retry_after) == ("Try again shortly.", 1)
+    assert (full.value.hint, full.value.retry_after) == ("Try again later.", 1)
     queue.put_back(line((0, 0)))
     assert len(queue) == 4
     assert queue.pop_if(lambda each: each is not first) is None

@@ -1,4 +1,4 @@
-"""What a request continues is loaded by plug-ins; without them a request is told which one to install."""
+"""Plug-ins load the state that a request continues; without them the answer names the one to install."""
 
 import pytest
 from fastapi import FastAPI

@@ -1,4 +1,4 @@
-"""What PraNet and PraNet-V2 decode with: receptive-field blocks and the partial decoder.
+"""The decoder of PraNet and PraNet-V2: receptive-field blocks and the partial decoder.
 
 Knows features at 1/8, 1/16 and 1/32; knows nothing about backbones or reverse attention.
 """

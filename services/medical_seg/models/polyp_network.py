@@ -1,4 +1,4 @@
-"""What PraNet and PraNet-V2 have in common: backbone, receptive fields, partial decoder and refining branches.
+"""Parts shared by PraNet and PraNet-V2: backbone, receptive fields, partial decoder and refining branches.
 
 Knows the order and the names of the official checkpoints; the attention is written by the two networks.
 """

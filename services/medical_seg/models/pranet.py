@@ -65,7 +65,7 @@ class PraNetSegmenter(Segmenter):
             metrics=(
                 *_published(
                     "mean_dice",
-                    "Full size; a later paper by the same authors has .628 on ETIS.",
+                    "Full size; a later paper by the same authors has 0.628 on ETIS.",
                     kvasir=0.898,
                     clinicdb=0.899,
                     colondb=0.709,
@@ -74,7 +74,7 @@ class PraNetSegmenter(Segmenter):
                 ),
                 *_published(
                     "mean_iou",
-                    "Full size; a later paper by the same authors has .567 on ETIS.",
+                    "Full size; a later paper by the same authors has 0.567 on ETIS.",
                     kvasir=0.840,
                     clinicdb=0.849,
                     colondb=0.640,

@@ -1,4 +1,4 @@
-"""What the tests of this service share: golden data and the rule that fills networks and pictures from it.
+"""Shared by the tests of this service: golden data and the rule that fills networks and pictures from it.
 
 Every tensor follows from its name by a checksum, so the golden files need to hold only what came out.
 """

@@ -1,4 +1,4 @@
-"""What an answer says of a map: the mask, its numbers and its forms agree with each other and with the threshold."""
+"""An answer about a map: the mask, its numbers and its forms agree with each other and with the threshold."""
 
 import numpy as np
 import pytest

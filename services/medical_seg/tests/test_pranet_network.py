@@ -1,4 +1,4 @@
-"""What holds for the networks at any weights: sizes, the attention's limits, the traps of the papers."""
+"""Properties of the networks at any weights: sizes, the attention's limits, the traps of the papers."""
 
 import pytest
 import torch

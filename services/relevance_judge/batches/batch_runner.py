@@ -1,7 +1,7 @@
 """Batch runner: one judge labels many pairs into a label log. It can be killed at any moment and resumes where it was.
 
 Each distinct (judge, templates, model, settings, query, passage) is judged once, whatever ids it goes under and however
-often the batch is sent. What an endpoint refuses fails that pair alone and is tried again the next time.
+often the batch is sent. A pair that an endpoint refuses fails alone and is tried again the next time.
 """
 
 from __future__ import annotations

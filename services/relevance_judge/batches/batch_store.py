@@ -37,7 +37,7 @@ class BatchOut(BaseModel):
     left: int = Field(description="Pairs that were not judged yet.")
     reused: int = Field(description="Pairs whose labels were there before this call.")
     counts: list[int] = Field(description="Labels per grade.")
-    tokens: int = Field(description="What the labels cost, also those of earlier calls.")
+    tokens: int = Field(description="Cost of the labels, also those of earlier calls.")
     cost: float | None
     stopped: StopReason | None = Field(description="Why pairs are left: the budget is spent, or nobody answers.")
     errors: dict[str, int] = Field(description="Failures by their text, most frequent first.")

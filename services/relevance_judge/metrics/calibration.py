@@ -41,7 +41,7 @@ class Calibration(BaseModel):
         how: Which rule fitted them.
         mean: Of the training signals; with `spread`, their standard deviation, it makes signals of several judges
             comparable.
-        signal, model, template: What the cuts belong to, where that was stated; others are refused.
+        signal, model, template: Origin of the cuts, where that was stated; others are refused.
         training: Ids of the training pairs, `qid docid`.
         name, version: Under which it is stored; None where it is not.
         metrics: Leave-one-query-out: `kappa`, `kappa_quadratic`, `spearman`, `pair_order` (share of pairs of unequal

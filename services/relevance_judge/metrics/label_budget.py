@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from shared.errors import InvalidOption
+from shared.lazy_module import LazyModule
+
+stats = LazyModule("scipy.stats")
 
 MIN_PILOT = 3
 

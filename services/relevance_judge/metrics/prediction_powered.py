@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from shared.errors import InvalidOption
+from shared.lazy_module import LazyModule
+
+stats = LazyModule("scipy.stats")
 
 Floats = NDArray[np.float64]
 

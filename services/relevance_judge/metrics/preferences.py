@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import stats
+from shared.lazy_module import LazyModule
+
+stats = LazyModule("scipy.stats")
 
 
 @dataclass(frozen=True)
 class Preference:
-    """What a judge prefers, asked in both orders.
+    """A judge's preferences, asked in both orders.
 
     Attributes:
         forward: Probability that it prefers the first passage when that is shown first; `backward` when second.

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
 
 from shared.errors import InvalidOption
+from shared.lazy_module import LazyModule
+
+stats = LazyModule("scipy.stats")
 
 Missing = Literal["skip", "zero"]
 Run = Mapping[str, Mapping[str, float]]

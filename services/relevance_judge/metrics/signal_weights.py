@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special
 
 from services.relevance_judge.metrics.pair_order import number_queries, pair_order
 from shared.errors import InvalidOption
+from shared.lazy_module import LazyModule
+
+optimize, special = LazyModule("scipy.optimize"), LazyModule("scipy.special")
 
 Floats = NDArray[np.float64]
 

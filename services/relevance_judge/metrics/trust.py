@@ -33,7 +33,7 @@ class RaterRow:
 
     Attributes:
         pairs: Labelled pairs that it has a signal for.
-        pair_order: Share of pairs of unequal grade within a query that it orders right; .5 is chance.
+        pair_order: Share of pairs of unequal grade within a query that it orders right; 0.5 is chance.
         tau: Kendall's τ-b between signal and label, averaged over queries.
         kappa: Of its own grades, or by cuts at the label shares of all other queries.
         lead: Pair order of the judge less this one's, with an interval over the same samples of queries.

@@ -26,7 +26,7 @@ class ImportedCollection:
     Attributes:
         topics: {qid: text}; passages: {docid: text}, title first.
         labels: {(qid, docid): grade}, also of documents that have no text, which no system can find.
-        notes: What had to be decided on the way.
+        notes: Decisions made on the way.
     """
 
     topics: dict[str, str]

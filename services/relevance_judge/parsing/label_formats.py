@@ -94,7 +94,7 @@ class SignalSet:
     Attributes:
         signals: {(qid, docid): signal}; a row without a signal counts by its grade.
         grades: {(qid, docid): grade} of the rows that have one; empty for a run.
-        template, llm: What made them, where all rows name the same.
+        template, llm: Their template and model, where all rows name the same.
         rows: The rows with a signal, as they came.
     """
 

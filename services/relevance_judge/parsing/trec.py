@@ -29,7 +29,7 @@ def parse_qrels(text: str, source: str = "qrels") -> dict[tuple[str, str], int]:
         source: Its name in errors.
 
     Raises:
-        Malformed: A line without four fields, a grade that is no integer, or a pair repeated with another grade; the
+        Malformed: A line without four fields, a grade that is not an integer, or a pair with two grades; the
             detail names the lines.
     """
     labels: dict[tuple[str, str], int] = {}
@@ -68,7 +68,7 @@ def parse_runs(text: str, source: str = "runs") -> Runs:
     """Runs of `qid Q0 docid rank score tag` lines: {tag: {qid: {docid: score}}}. The rank column is ignored.
 
     Raises:
-        Malformed: A line without six fields, or a score that is no finite number.
+        Malformed: A line without six fields, or a score that is not a finite number.
     """
     runs: Runs = {}
     for number, fields in _split_lines(text, source, 6, "qid Q0 docid rank score tag"):

@@ -87,7 +87,7 @@ class SentenceOut(BaseModel):
 
     text: str
     cited: dict[str, Support] = Field(description="Cited id → how that passage supports the sentence.")
-    best: Support = Field(description="Of the passage that supports it most, cited or not.")
+    best: Support = Field(description="Support by the best passage, cited or not.")
     best_passage: str | None
 
 

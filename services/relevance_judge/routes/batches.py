@@ -37,11 +37,11 @@ class BatchIn(StrictModel):
     """Pairs to judge, by files' text, and how.
 
     The pairs are `pairs`; or the top of `runs` with texts from `topics` and `passages`; or, with neither, every topic
-    with every passage. Those with a label in `qrels` are left out, so a run with its qrels fills their holes.
+    with every passage. Pairs with a label in `qrels` are left out, so a run with its qrels fills their holes.
     """
 
     model: str | None = Field(None, description="The judge; left out, the default one.")
-    options: dict[str, Any] = Field({}, description="Of the judge, as for `POST /v1/judge`, without pairs.")
+    options: dict[str, Any] = Field({}, description="Options of the judge, as for `POST /v1/judge`, without pairs.")
     topics: str = Field("", description="Lines `qid<TAB>text`, or JSON lines with `id` and `text`.")
     passages: str = Field("", description="JSON lines with `id` and `text`, or lines `docid<TAB>text`.")
     runs: str = Field("", description="Run lines, `qid Q0 docid rank score tag`, of one or more systems.")

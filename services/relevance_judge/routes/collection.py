@@ -96,7 +96,7 @@ def _rank(index: LexicalIndex, query: str) -> list[tuple[str, float]]:
 
 
 def _add_others(found: ImportedCollection, ranked: dict[str, list[tuple[str, float]]], count: int) -> list[str]:
-    """Label the hardest unjudged passages of each topic 0, and say so."""
+    """Label the hardest unjudged passages of each topic 0, with a note."""
     judged = {qid for qid, _ in found.labels}
     added = 0
     for qid in [qid for qid in ranked if qid in judged and count]:

@@ -27,7 +27,7 @@ class EnsemblesIn(StrictModel):
     combine: EnsembleRule = Field("majority", description="How votes become one grade.")
     tie: Tie = Field("average", description="Which grade wins a tied majority.")
     rounding: Rounding = Field("half_up", description="How an average becomes a grade.")
-    weights: list[float] | None = Field(None, description="Of an average, one per judge.")
+    weights: list[float] | None = Field(None, description="Weights of an average, one per judge.")
     seed: int = Field(0, ge=0, description="For random ties.")
 
 

@@ -44,7 +44,7 @@ class PreferencesIn(StrictModel):
 
 
 class PreferenceOut(BaseModel):
-    """What the judge prefers in one comparison."""
+    """The judge's preference in one comparison."""
 
     ids: tuple[str, str, str] | None = Field(description="Query and both passages, where they were drawn.")
     preferred: int = Field(description="1 the first, −1 the second, 0 where the order decides.")

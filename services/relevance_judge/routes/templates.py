@@ -45,7 +45,7 @@ class RenderIn(StrictModel):
 
 
 class RenderOut(BaseModel):
-    """What the model would see; one list of turns per criterion, or one alone."""
+    """The model's input; one list of turns per criterion, or one alone."""
 
     system: str
     turns: list[tuple[str, ...]]

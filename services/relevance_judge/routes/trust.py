@@ -33,7 +33,7 @@ class TrustIn(StrictModel):
     judge: str = Field(description="JSON lines of a batch, run lines (their scores) or qrels (their grades).")
     topics: str = Field(description="Lines `qid<TAB>text`, or JSON lines.")
     passages: str = Field(description="JSON lines with id and text; all of a collection, for BM25's frequencies.")
-    name: str = Field("judge", min_length=1, max_length=60, description="Of the judge, in the report.")
+    name: str = Field("judge", min_length=1, max_length=60, description="Name of the judge in the report.")
     embedding: bool = Field(True, description="Compare with the sentence embedder too; takes about 20 ms a passage.")
     draws: int = Field(2000, ge=100, le=10_000, description="Bootstrap samples of queries.")
     seed: int = Field(0, ge=0, lt=2**32)
@@ -44,7 +44,7 @@ class RaterOut(BaseModel):
 
     name: str
     pairs: int
-    pair_order: float | None = Field(description="Share of pairs of a query that it orders as people do; .5 is chance.")
+    pair_order: float | None = Field(description="Share of pairs of a query in people's order; 0.5 is chance.")
     pair_order_interval: tuple[float, float] | None
     tau: float | None = Field(description="Kendall's τ-b with the labels, averaged over queries.")
     tau_interval: tuple[float, float] | None

@@ -1,6 +1,6 @@
 """Versioned store: named JSON documents in numbered versions. A version is written once and never changed.
 
-What a judgement was made with must still be there, unchanged, when somebody asks a year later.
+The parts of a judgement must still be there, unchanged, a year later.
 """
 
 from __future__ import annotations

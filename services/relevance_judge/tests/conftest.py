@@ -1,4 +1,4 @@
-"""What the tests of this service share: golden data and the released label sets."""
+"""Shared by the tests of this service: golden data and the released label sets."""
 
 import json
 from collections.abc import Iterator

@@ -105,7 +105,7 @@ class RRFormer(nn.Module):
 
         Args:
             image: RGB in 0..1 (n, 3, h, w), sides of 32 or more.
-            levels: What `vgg19-features` makes of it.
+            levels: Output of `vgg19-features` on it.
 
         Raises:
             InvalidOption: A side is shorter than 32.

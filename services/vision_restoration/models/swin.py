@@ -199,7 +199,7 @@ class SwinBody(nn.Module):
 
 
 def shift_mask(height: int, width: int, like: Tensor | None = None) -> Tensor:
-    """What keeps parts apart that only the roll made neighbours: (windows, 64, 64), 0 or -100.
+    """Mask between parts that only the roll made neighbours: (windows, 64, 64), 0 or -100.
 
     The regions of an axis of n pixels are [0, n-8), [n-8, n-4) and [n-4, n).
     """

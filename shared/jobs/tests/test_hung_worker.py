@@ -29,7 +29,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def asked(inbox, monkeypatch):
-    """What the worker behind `inbox` asks of the queue, in its order."""
+    """Calls of the worker behind `inbox` to the queue, in order."""
     names: list[str] = []
 
     def note(name: str) -> None:

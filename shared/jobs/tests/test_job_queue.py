@@ -1,4 +1,4 @@
-"""What callers may rely on, against a real Redis."""
+"""Promises to callers, against a real Redis."""
 
 import asyncio
 from dataclasses import replace

@@ -20,7 +20,7 @@ from shared.settings import Settings
 from tests.harness.waiting import until as wait_for
 
 REDELIVERED_S = 10.0
-"""What the product promises between the death of a worker and the second attempt's end."""
+"""The product's promises between the death of a worker and the second attempt's end."""
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +128,7 @@ async def test_accepted_jobs_survive_an_outage_longer_than_the_lease_and_run_onc
     own_redis.start()
     for job in (*running, *waiting):
         done = await ended(far_queue, job)
-        assert (done.status, done.attempts) == ("succeeded", 1), "an outage is no reason to start over"
+        assert (done.status, done.attempts) == ("succeeded", 1), "an outage is not a reason to start over"
         assert (await far_queue.result(job.id, "local")).body == b"1"
     ends = collections.Counter(lines(ledger, "end"))
     assert ends == {job.id: 1 for job in (*running, *waiting)}

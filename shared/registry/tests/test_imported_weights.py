@@ -1,4 +1,4 @@
-"""What one process imports, another one with another folder serves; only what changed is fetched."""
+"""Weights that one process imports are served by another with another folder; only changes are fetched."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is wrong with a request is said in a sentence that names the tensor: JSON with its binary part, and protobuf."""
+"""A refusal is a sentence that names the tensor: JSON with its binary part, and protobuf."""
 
 import json
 import re

@@ -35,7 +35,7 @@ print(json.dumps({
 }))
 """
 
-# What tritonclient has and we leave out: parts of the configuration and statistics that no caller of ours can use.
+# Left out of tritonclient's messages: parts of the configuration and statistics that no caller of ours can use.
 LEFT_OUT = {"ModelConfig", "ModelInput", "ModelOutput", "InferStatistics", "ModelStatistics"}
 
 

@@ -1,4 +1,4 @@
-"""What the image's HEALTHCHECK says of a gateway or replica, of a worker, of one that hangs, and of nothing at all."""
+"""The image's HEALTHCHECK of a gateway or replica, of a worker, of one that hangs, and of nothing at all."""
 
 import http.server
 import threading

@@ -1,4 +1,4 @@
-"""A process that outgrows its memory ends itself, says so, and takes nothing else along."""
+"""A process that outgrows its memory ends itself with a message, and takes nothing else along."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What every request passes, on real sockets: ids, limits, slow and vanishing callers, metrics, and drains."""
+"""The shell around every request, on real sockets: ids, limits, slow and vanishing callers, metrics, and drains."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ LIMIT = 50_000
 
 
 class Body(BaseModel):
-    """What the extra route takes."""
+    """Request of the extra route."""
 
     number: int
 

@@ -113,3 +113,10 @@ def test_up_on_a_port_in_use_says_so_and_ends(tmp_path):
     (line,) = ended.stdout.splitlines()
     assert "Set FOVEA_HTTP_PORT to another port." in line
     assert "Traceback" not in ended.stderr
+
+
+async def test_only_the_services_that_are_named_are_asked(replica, tmp_path):
+    made = await replica({"toy/echo": toys.Echo})
+    assert [light async for light in run_smoke_test(made.http, tmp_path, services={"other"})] == []
+    (result,) = [light async for light in run_smoke_test(made.http, tmp_path, services={"toy"})]
+    assert result.is_ok

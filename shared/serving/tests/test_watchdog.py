@@ -1,4 +1,4 @@
-"""What is stuck is noticed: work past its deadline, a dead thread, a deaf loop, memory that runs away."""
+"""The watchdog notices stuck parts: work past its deadline, a dead thread, a deaf loop, memory that runs away."""
 
 import asyncio
 import math
@@ -93,7 +93,7 @@ def test_a_process_ends_only_for_trouble_that_lasts():
 
 
 class Broken(BaseException):
-    """What no model should raise."""
+    """An error that no model should raise."""
 
 
 async def test_callers_of_a_batch_that_breaks_off_are_answered_and_the_thread_goes_on():

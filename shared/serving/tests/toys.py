@@ -36,7 +36,7 @@ class Text(BaseModel):
 
 
 class Said(BaseModel):
-    """What came back, and with how many others it ran."""
+    """The answer, and the number of others that it ran with."""
 
     text: str
     together: int
@@ -152,7 +152,7 @@ class Picture(BaseModel):
 
 
 class Seen(BaseModel):
-    """What was seen of a picture."""
+    """Facts about a picture."""
 
     bytes: int
     threshold: float

@@ -121,9 +121,11 @@ def _redis(config: Settings) -> list[Diagnosis]:
     return [Diagnosis("redis", "good", redis_server.describe_redis(config))]
 
 
-def _ray(_: Settings) -> list[Diagnosis]:
+def _ray(config: Settings) -> list[Diagnosis]:
     found = _version("ray")
-    return [Diagnosis("ray", "good" if found else "bad", found or "missing. Try: pip install 'fovea[serving]'")]
+    lack: Verdict = "bad" if config.placement == "ray" else "note"
+    missing = "missing; FOVEA_PLACEMENT=ray and clusters need it. Try: pip install 'fovea[cluster]'"
+    return [Diagnosis("ray", "good" if found else lack, found or missing)]
 
 
 def _compilers(_: Settings) -> list[Diagnosis]:

@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shared import telemetry
-from shared.serving.__main__ import run_replica
 from shared.settings import Settings, settings
 
 SHARED_MODULES = (
+    "shared.serving.__main__",
     "numpy",
     "onnxruntime",
     "scipy.ndimage",
@@ -36,7 +36,7 @@ SHARED_MODULES = (
 TORCH_SERVICES = ("llm-longctx", "interpretability")
 """Services that run torch: they are forked from a process of their own, which has imported it."""
 
-TORCH_MODULES = ("torch", "shared.lm.decoder", "shared.lm.taps", "transformers")
+TORCH_MODULES = ("torch", "shared.lm.decoder", "shared.lm.taps", "shared.lm.tokenizer", "shared.lm.embedder")
 
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
 _FIRST_PAUSE_S = 0.5
@@ -148,6 +148,7 @@ def main(services: Sequence[str], config: Settings) -> None:
     """Serve, each as often as `replicas` says, until SIGTERM or SIGINT."""
     telemetry.configure_logs(config.log_level, config.log_format)
     import_shared((*SHARED_MODULES, *(TORCH_MODULES if {*services} & {*TORCH_SERVICES} else ())))
+    run_replica: Callable[[str], None] = importlib.import_module("shared.serving.__main__").run_replica
     names = [service for service in services for _ in range(config.replicas)]
     logs = config.data_dir / "logs"
     for service in services:

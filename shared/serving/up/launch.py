@@ -7,6 +7,7 @@ order.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import secrets
 import signal
 import socket
@@ -183,6 +184,8 @@ class _Product:
         config = self._settings
         if not self._services:
             raise NotReady("No service has a model.", hint="`fovea doctor` says which rooms were left out, and why.")
+        if config.placement == "ray" and importlib.util.find_spec("ray") is None:
+            raise NotReady("FOVEA_PLACEMENT is ray, which is not installed.", hint="Try: pip install 'fovea[cluster]'.")
         for port, variable in ((config.http_port, "FOVEA_HTTP_PORT"), (config.grpc_port, "FOVEA_GRPC_PORT")):
             if taken := port_in_use(config.host, port, variable):
                 raise NotReady(taken)

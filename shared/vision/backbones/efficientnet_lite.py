@@ -66,7 +66,7 @@ class EfficientNetLite0(nn.Module):
         return self.classifier(self.embed(levels[-1])) if self.classes else levels
 
     def embed(self, deepest: Tensor) -> Tensor:
-        """What the classifier sees: (n, 1280) of the deepest level (n, 320, h/32, w/32)."""
+        """Input of the classifier: (n, 1280) of the deepest level (n, 320, h/32, w/32)."""
         seen: Tensor = F.relu6(self.bn2(self.conv_head(deepest)))
         pooled: Tensor = seen.mean(dim=(2, 3))
         return pooled

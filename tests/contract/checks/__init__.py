@@ -1,1 +1,1 @@
-"""What a plug-in owes, as functions that raise AssertionError: the same ones run over plug-ins and over mutants."""
+"""The contract of a plug-in, as functions that raise AssertionError, for plug-ins and for mutants."""

@@ -1,7 +1,7 @@
-"""What every experiment owes. Each check is told a class and gets fresh machines; it raises AssertionError.
+"""The contract of experiments. Each check takes a class and gets fresh machines; it raises AssertionError.
 
 A report follows from its spec, its seed and the model it studies, and from nothing else: not from what was computed
-before, not from where a run was stopped. What is finished is never computed again.
+before, not from where a run was stopped. Finished cells are never computed again.
 """
 
 import copy
@@ -31,7 +31,7 @@ from tests.contract.checks.weights import disturbed, weights_file
 from tests.contract.sameness import differences
 
 SEEDS = range(1, 6)
-"""Seeds that are tried next to the example's; that a draw comes out the same under all of them is no chance."""
+"""Seeds that are tried next to the example's; that a draw comes out the same under all of them is not chance."""
 
 SHARED = 1.25
 """Most calls of an interrupted run and its continuation together, as a share of an undisturbed one's."""
@@ -99,7 +99,7 @@ def timeless(report: Report) -> dict[str, Any]:
 
 
 def found_in(report: Report) -> dict[str, Any]:
-    """What was found: a report without its spec, its manifest and artefacts, which name the model and the seed."""
+    """Findings: a report without its spec, its manifest and artefacts, which name the model and the seed."""
     told = timeless(report)
     return {key: value for key, value in told.items() if key not in {"spec", "manifest", "artefacts"}}
 
@@ -321,7 +321,7 @@ def check_killed_job_goes_on_where_it_was(machines: Machines) -> None:
         resumed = machines.known.pop("resumed")
         assert differences(timeless(undisturbed), timeless(resumed), tolerance=0) == []
         assert rest < whole or not whole, "it began anew"
-        # What cells share, a recorded run, may be made once more.
+        # A recorded run, which cells share, may be made once more.
         assert begun + rest <= SHARED * whole, f"{begun} and {rest} calls instead of {whole}: cells are computed twice"
 
 
@@ -424,7 +424,7 @@ JOB_CHECKS = (
     check_cancelled_job_says_where_its_report_is,
     check_cells_of_other_specs_are_not_taken,
 )
-"""Those for experiments that do not answer at once."""
+"""Checks of experiments that do not answer at once."""
 
 
 def experiment_checks(kind: type[Experiment[Any]]) -> list[Callable[[Machines], None]]:

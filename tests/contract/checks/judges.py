@@ -1,4 +1,4 @@
-"""What every judge owes. Each check is told a class and gives it language models of its own; it raises AssertionError.
+"""The contract of judges. Each check takes a class and gives it language models of its own; it raises AssertionError.
 
 A verdict follows from one pair, the template and what the language model says of them: not from other pairs, not from
 earlier requests, and never from nothing.
@@ -221,7 +221,7 @@ def check_seed_makes_verdicts_repeatable(bench: Bench) -> None:
 
 
 def check_template_is_used(bench: Bench) -> None:
-    """What a verdict names as its template is what the model was shown, word for word, and a caller's choice counts."""
+    """A verdict's template is the one that the model was shown, word for word, and a caller's choice counts."""
     for name in (None, *load_templates()):
         model = Oracle()
         with bench.before(model) as judge:
@@ -316,7 +316,7 @@ def check_cancelled_request_stops_asking(bench: Bench) -> None:
 
 
 def check_options_count(bench: Bench) -> None:
-    """The model that is named is asked, long passages are cut where the request says, tries and prices are told."""
+    """The named model is asked, long passages are cut on request, tries and prices are reported."""
     model = Oracle()
     with bench.before(model) as judge:
         pairs = _pairs()[:1]
@@ -346,7 +346,7 @@ MODEL_CHECKS = (
     check_failing_endpoint_is_an_error_and_no_label,
     check_options_count,
 )
-"""Those for judges that ask a language model."""
+"""Checks of judges that ask a language model."""
 
 JUDGE_CHECKS = tuple(check for name, check in list(globals().items()) if name.startswith("check_"))
 """All of them, in the order in which they stand here."""

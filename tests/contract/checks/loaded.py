@@ -18,7 +18,7 @@ class Loaded:
     servable: Servable[Any, Any]
     place: LoadContext
     known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
-    """What several checks ask for and was found once."""
+    """Results that several checks share."""
 
     @property
     def kind(self) -> type[Servable[Any, Any]]:

@@ -1,4 +1,4 @@
-"""What every Servable owes the platform. Each check is told one that is loaded, and raises AssertionError.
+"""The contract of Servables. Each check takes a loaded one, and raises AssertionError.
 
 The answer is what the Card's network computes with the weights that the Card names; it depends on the request, on each
 of its options, and on nothing else: neither on what came before nor on what is answered next to it.
@@ -524,4 +524,4 @@ SMOKE_CHECKS = (
     check_passed_deadline_stops, check_bad_picture_costs_its_own_request_only,
     check_option_out_of_range_is_refused_by_name,
 )  # fmt: skip
-"""Those that every real model passes in each run; the others are about code that a family's toy has, too."""
+"""Checks that every real model passes in each run; the others are about code that a family's toy has, too."""

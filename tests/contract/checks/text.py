@@ -1,4 +1,4 @@
-"""What every Servable that writes text owes next to the others: its probabilities are those of the Card's network."""
+"""The contract of Servables that write text, besides the others: its probabilities are those of the Card's network."""
 
 from collections.abc import Sequence
 from typing import Any

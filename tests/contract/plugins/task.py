@@ -32,7 +32,7 @@ class ToyWordCounter(Servable[CountWordsIn, CountWordsOut]):
     card: ClassVar[Card] = Card(
         name="toy-word-counter", task="count-words", summary="Counts the words of a text.",
         paper=Paper(title="Words", venue="none", year=2026), licence="Apache-2.0",
-        notes=("Nothing is learnt, so there is no ONNX graph.",), example={"text": "one two one three"},
+        notes=("Nothing is trained, so there is no ONNX graph.",), example={"text": "one two one three"},
     )  # fmt: skip
 
     @classmethod

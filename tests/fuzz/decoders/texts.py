@@ -57,7 +57,7 @@ def _trec(data: bytes) -> object:
 
 
 def _compare(data: bytes) -> object:
-    """What the routes answer to reference labels, a judge's and runs, as JSON without NaN."""
+    """Answers of the routes to reference labels, a judge's and runs, as JSON without NaN."""
     reference, _, rest = data.decode("utf-8", "replace").partition("\f")
     judge, _, runs = rest.partition("\f")
     few = {"draws": 100}

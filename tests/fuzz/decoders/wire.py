@@ -1,4 +1,4 @@
-"""What requests are made of: Open Inference v2 in JSON and protobuf, and fields that the gateway reads on the way."""
+"""Encodings of requests: Open Inference v2 in JSON and protobuf, and fields that the gateway reads on the way."""
 
 import json
 

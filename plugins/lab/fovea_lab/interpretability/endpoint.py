@@ -47,7 +47,7 @@ class LongctxEndpoint:
         try:
             return str(answer.json()["choices"][0]["message"]["content"] or "")
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            detail = "The endpoint's answer is no chat completion."
+            detail = "The endpoint's answer is not a chat completion."
             raise BadInput(detail, field="longctx") from error
 
 

@@ -110,7 +110,7 @@ class NeedleGrid(Experiment[NeedleGridSpec]):
                     name="answers",
                     columns=["needle", "length", "depth", "recall", "answer"],
                     rows=[[*cell, value["recall"], value["answer"]] for (cell, _), value in cells],
-                    caption="What came back in each cell.",
+                    caption="The answer in each cell.",
                 )
             ],
         )

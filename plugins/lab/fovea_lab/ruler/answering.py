@@ -37,7 +37,7 @@ class PromptTokens:
 
 @dataclass(slots=True)
 class Answer:
-    """What was generated, and what was held.
+    """The generated tokens, and the bytes that were held.
 
     Attributes:
         tokens: The answer, without a stop token.
@@ -95,10 +95,10 @@ def answer_prompts(
 
     Args:
         runner: Runs the decoder.
-        prefixes: What is known of contexts, and gives way where memory runs out.
-        prompts: What to answer.
+        prefixes: Cached contexts; they give way where memory runs out.
+        prompts: Prompts to answer.
         stop: Tokens that end an answer.
-        protocol: What a method compresses.
+        protocol: The part of the prompt that a method compresses.
 
     Raises:
         PoolExhausted: They don't fit next to what is held; ask for fewer at a time.

@@ -53,7 +53,7 @@ class RulerOptions:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """What samples are made of."""
+    """Sources of the samples."""
 
     qa: Annotated[Path | None, typer.Option(help="Questions for qa_1 and qa_2.", exists=True, dir_okay=False)] = None
     text: Annotated[Path | None, typer.Option(help="Own prose for haystacks.", exists=True, dir_okay=False)] = None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fovea_lab.ruler.report import Cell, Leader, RulerReport
 
 TOLERANCE = 0.05
-"""Who holds less than the budget by more than this share of it is marked."""
+"""Methods that hold less than the budget by more than this share of it are marked."""
 
 FEW = 40
 """Answers per row under which nothing can be ranked."""

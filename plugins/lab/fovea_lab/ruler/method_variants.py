@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.attention.method_policy import Policy
+from services.llm_longctx.serving.cache_dtype import read_cache_dtype
 from services.llm_longctx.serving.method_selection import build_method, find_plan, fit_policy
 from shared.api.text import LongctxOptions
 from shared.lm.head_plan import HeadPlan
@@ -20,7 +21,7 @@ BASELINES = ("truncate", "empty")
 
 @dataclass(frozen=True)
 class MethodVariant:
-    """What is measured at one budget.
+    """A method as it is measured at one budget.
 
     Attributes:
         name: The method's, or a baseline's; `label` of the options where they give one.
@@ -43,9 +44,11 @@ class MethodVariant:
         # Without a plan of their own evicting methods cut all heads; the default plan is for those that work by one.
         wanted = build_method(self.options)
         plan = find_plan(self.options.plan, plans) if self.options.plan is not None or wanted.needs_plan else None
+        dtype = self.options.kv_cache_dtype
+        bits = None if dtype is None else read_cache_dtype(dtype)
         if self.budget is None:
-            return engine.policy_of(wanted, plan)
-        return fit_policy(engine, wanted, plan, int(self.budget * engine.dense_bytes(tokens)), tokens, 0)
+            return engine.policy_of(wanted, plan, bits)
+        return fit_policy(engine, wanted, plan, int(self.budget * engine.dense_bytes(tokens)), tokens, 0, bits)
 
     def trim(self, context_ids: Sequence[int], seen: int) -> list[int]:
         """The context as the variant reads it, of `seen` tokens that methods compress."""

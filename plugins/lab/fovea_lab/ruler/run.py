@@ -1,6 +1,6 @@
 """RULER-form evaluation of methods on one decoder: samples, variants, blocks of answers, one report.
 
-What was answered before is read from a file of predictions and not answered again. Knows the engine; no HTTP and no
+Earlier answers are read from a file of predictions and not computed again. Knows the engine; no HTTP and no
 terminal.
 """
 
@@ -82,7 +82,7 @@ def run_ruler(
 
     Args:
         on: The model.
-        spec: What to evaluate.
+        spec: The evaluation.
         progress: Hears of the share that is done.
         check: Raises where the caller went away; asked between blocks.
         qa: File of questions for `qa_1` and `qa_2`.
@@ -244,7 +244,7 @@ def _key(on: EvaluatedModel, spec: RulerSpec, protocol: str, variant: MethodVari
 
 
 def _manifest(on: EvaluatedModel, samples: Mapping[tuple[int, str], Sequence[RulerSample]]) -> dict[str, Any]:
-    """What numbers depend on next to the spec."""
+    """Provenance of the numbers besides the spec."""
     digests = {
         f"{task}/{length}": hashlib.sha256("".join(one.digest for one in rows).encode()).hexdigest()
         for (length, task), rows in samples.items()

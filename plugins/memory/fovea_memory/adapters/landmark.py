@@ -144,7 +144,7 @@ class LandmarkAdapter(SessionAdapter):
         return session
 
     def base_key(self, document: StoredDocument) -> bytes:
-        """What a document's checkpoints depend on next to its tokens: its tenant, the weights and how it is read."""
+        """Facts that a document's checkpoints depend on besides its tokens: tenant, weights and the way of reading."""
         how = document.options.model_dump_json(exclude={"cite"})
         return hashlib.sha256(f"{document.tenant}\0{self.digest}\0{how}".encode()).digest()
 

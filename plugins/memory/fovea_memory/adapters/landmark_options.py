@@ -82,6 +82,6 @@ def refuse_knobs(longctx: LongctxOptions | None, model: str) -> None:
 
 
 def _written_fields(longctx: LongctxOptions) -> dict[str, Any]:
-    """What the caller wrote, knobs and fields alike."""
+    """The caller's options, knobs and fields alike."""
     written = {name: getattr(longctx, name) for name in longctx.model_fields_set - _COMMON}
     return {**{k: v for k, v in written.items() if k != "knobs"}, **longctx.knobs}

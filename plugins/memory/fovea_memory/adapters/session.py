@@ -197,6 +197,6 @@ def check_finite(logits: Tensor) -> Tensor:
         NonFinite: They are not.
     """
     if not bool(torch.isfinite(logits).all()):
-        detail = "What the model remembers is not finite any more."
+        detail = "The model's memory is not finite any more."
         raise NonFinite(detail, hint="The session stays at its last good version; send something else.")
     return logits

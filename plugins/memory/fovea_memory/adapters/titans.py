@@ -213,7 +213,7 @@ class TitansAdapter(SessionAdapter):
             return session.export(self.digest, version)
         except StateError as error:
             metrics.count_nonfinite_state(self.name)
-            detail = f"What the model would remember can't be kept: {error}."
+            detail = f"The model's memory can't be kept: {error}."
             raise NonFinite(detail, hint="The session stays at its last good version.") from error
 
     def _describe(self, session: TitansRequestSession, transaction: SessionTransaction | None) -> LongctxAnswer:

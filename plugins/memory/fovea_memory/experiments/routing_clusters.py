@@ -38,7 +38,7 @@ MAX_LISTED_TOKENS = 200
 
 @dataclass(frozen=True)
 class _RoutingModel(StudiedModel):
-    """A routing model under study; it is no decoder of `shared.lm`, so its sizes are read from the network."""
+    """A routing model under study; it is not a decoder of `shared.lm`, so its sizes are read from the network."""
 
     model: Any
 
@@ -116,7 +116,7 @@ class RoutingClusters(Experiment[RoutingClustersSpec]):
         """Return a routing model by name; left out, the first one.
 
         Raises:
-            NotFound: It is no routing model, or has no weights here; the detail lists those there are.
+            NotFound: It is not a routing model, or has no weights here; the detail lists those there are.
         """
         known = {**shipped_weights(), **{file.stem: file for file in sorted(self._imported.glob("*.safetensors"))}}
         routing = {key: file for key, file in known.items() if key.startswith(MODEL_PREFIX)}

@@ -30,7 +30,7 @@ _ITEM = 4
 _MEASURED = {
     "bits_per_byte": "48 held-out windows of 256 bytes",
     "bits_skip": "The same without the layers of the variant",
-    "state_bytes": "What a session of 256 bytes remembers",
+    "state_bytes": "Memory of a session of 256 bytes",
 }
 
 

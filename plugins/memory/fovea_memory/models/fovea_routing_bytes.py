@@ -55,7 +55,7 @@ class RoutingBytes(SessionModel):
             "Messages are joined by a line break; there is no chat template.",
             "Half of the last layer's heads route, with keys of their own; all others are local.",
             "With queries as keys and routing in every layer it was 1.3 % worse than local heads after 800 steps.",
-            "Only the causal mode is served: the released one looks ahead, so that its perplexity is no likelihood.",
+            "Only the causal mode is served: the released one looks ahead, so that its perplexity is not a likelihood.",
             "No ONNX graph: clusters keep rings of keys between steps.",
         ),
         sparsity=build_claim(

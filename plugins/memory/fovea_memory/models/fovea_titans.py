@@ -19,7 +19,7 @@ _SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 _NOTES = (
-    "It knows 41 words and one task: `… dog red … ? dog` is answered with `red`. It is no chat model.",
+    "It knows 41 words and one task: `… dog red … ? dog` is answered with `red`. It is not a chat model.",
     "Messages are joined by a space; there is no chat template.",
     "With session_id it goes on with what a session remembers: constant size, versions, one writer at a time.",
     "No ONNX graph: its weights change while it reads.",

@@ -113,6 +113,6 @@ async def surprise(
     sessions: SessionsDep,
     version: Annotated[int | None, Query(ge=0, lt=2**53, description="By default the newest.")] = None,
 ) -> SurpriseTrace:
-    """What the request behind a version memorised and forgot, token by token."""
+    """The tokens that the request behind a version memorised and forgot."""
     record = await sessions.get_record(session_id)
     return await sessions.trace_surprise(session_id, version, find_session_adapter(host, record.model, request))

@@ -1,1 +1,1 @@
-"""What is kept for callers between requests: sessions and documents, encrypted per tenant."""
+"""State of callers between requests: sessions and documents, encrypted per tenant."""

@@ -285,7 +285,7 @@ def _key_prefix(tenant: str, name: str) -> str:
     """Prefix of a session's Redis keys; the tenant as a digest, because its characters are not checked.
 
     Raises:
-        InvalidOption: The name is no session id.
+        InvalidOption: The name is not a session id.
     """
     if not _ID.fullmatch(name):
         raise InvalidOption("A session's id looks like s_0123456789abcdef0123.", field="session_id")

@@ -1,4 +1,4 @@
-"""What a landmark session has read goes on elsewhere as if nothing had happened, at any cut and from any home."""
+"""A landmark session goes on elsewhere as if nothing had happened, at any cut and from any home."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""schemathesis over sessions and documents: whatever their document allows is no fault of ours."""
+"""schemathesis over sessions and documents: whatever their document allows is not a fault of ours."""
 
 import pytest
 

@@ -124,7 +124,7 @@ def test_empty_blocks_and_unknown_words_are_refused(http):
         assert "landmark" in answer.json()["error"]["message"]
     answer = http.post("/v1/completions", json={"model": MODEL, "prompt": "the zebra"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
-    assert "'zebra' is no word" in answer.json()["error"]["message"]
+    assert "'zebra' is not a word" in answer.json()["error"]["message"]
 
 
 def test_documents_are_listed_shown_and_deleted_for_their_tenant_only(http, adapter):

@@ -1,4 +1,4 @@
-"""Titans' sessions behind OpenAI's routes: versions, one writer, answers given once, and nothing that is no number."""
+"""Titans' sessions behind OpenAI's routes: versions, one writer, answers given once, and no values but numbers."""
 
 import json
 import random

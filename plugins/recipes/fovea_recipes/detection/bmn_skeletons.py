@@ -20,7 +20,7 @@ from services.detection.segments import boundary_labels
 
 
 class _Skeletons(BmnDemo):
-    """What both have in common: persons to train on, persons to measure on."""
+    """Data of both: persons to train on, persons to measure on."""
 
     schedule: Schedule = Schedule(steps=600, batch=8, rate=1e-3, floor=2e-5, decay=1e-3, ema=0.99, validate_every=600)
     data: Path = Field(description="UTKinect-Action3D's joints_*.txt and actionLabel.txt.")

@@ -27,7 +27,7 @@ def to_tensor(images: NDArray[np.uint8]) -> Tensor:
 def predict_boxes(
     network: nn.Module, images: NDArray[np.uint8], predict: Callable[[Tensor], Tensor], batch: int = 16
 ) -> list[Rows]:
-    """Rows (m, 6) of every picture, as average precision wants them: .001, .7, several classes a cell, 300 at most.
+    """Rows (m, 6) of every picture, as average precision wants them: 0.001, 0.7, several classes a cell, 300 at most.
 
     Args:
         network: Put into eval mode; its device is used.

@@ -1,4 +1,4 @@
-"""What the recipes of all box detectors share on photographs: data in memory, mosaics, augmentation, measures.
+"""Parts shared by the recipes of box detectors on photographs: data in memory, mosaics, augmentation, measures.
 
 Knows data sets with boxes and the losses' targets; a recipe adds its network and the loss of its branches.
 """
@@ -122,7 +122,7 @@ class BoxRecipe(FolderRecipe):
         return warp_picture(pixels, warp, (side, side), GREY), _moved(self._train.rows[index], warp, side, side)
 
     def _canvas(self, side: int) -> tuple[int, int]:
-        """What a picture is fitted into before it is cut to `side`: its size when served, in proportion."""
+        """Size that a picture is fitted into before it is cut to `side`: its size when served, in proportion."""
         whole = round(self.side * side / self.scale.side)
         return whole, whole
 

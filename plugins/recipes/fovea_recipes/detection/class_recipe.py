@@ -1,4 +1,4 @@
-"""What the recipes of all classifiers share on photographs: folders of classes, augmentation, a teacher, measures.
+"""Parts shared by the recipes of classifiers on photographs: folders of classes, augmentation, a teacher, measures.
 
 Knows pictures and labels; a recipe adds its network. The teacher is EfficientNet-Lite0, which has seen ImageNet: it is
 fine-tuned on the same folder first, and a small network then learns what it says about every augmented picture.

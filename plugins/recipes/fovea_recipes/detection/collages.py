@@ -83,7 +83,7 @@ class SpatialPolicy:
 
 
 def describe_cells(grid: Grid, fixations: NDArray[np.int64], targets: NDArray[np.int64]) -> Numbers:
-    """What the policy knows (p, n + 1, 7) of each cell and of the end; fixations out of the grid count as the last."""
+    """Features (p, n + 1, 7) that the policy sees of each cell and of the end; fixations outside count as the last."""
     count, places = len(targets), grid[0] * grid[1]
     cells = np.stack(np.divmod(np.arange(places), grid[1]), 1).astype(float)
     fixations = np.clip(fixations, 0, places - 1)

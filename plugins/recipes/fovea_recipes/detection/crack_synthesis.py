@@ -30,7 +30,7 @@ class SurfaceDamage:
     """One place of damage on a square of ground.
 
     Attributes:
-        mask: What it covers, (side, side) bool.
+        mask: The pixels that it covers, (side, side) bool.
         shade: Factor on the brightness of the ground, (side, side); 1 outside.
     """
 

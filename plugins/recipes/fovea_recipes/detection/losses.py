@@ -29,7 +29,7 @@ BINS = 16
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
-    """What the cells of one picture should have said.
+    """Targets of the cells of one picture.
 
     Attributes:
         scores: Target (a, classes): 0 but for the class of the cell's object.
@@ -49,7 +49,7 @@ def assign(scores: Tensor, boxes: Tensor, centres: Tensor, objects: Tensor) -> A
     Args:
         scores: Predicted, 0..1, (a, classes).
         boxes: Predicted, pixels, (a, 4).
-        centres: Of the cells, pixels, (a, 2).
+        centres: Centres of the cells, pixels, (a, 2).
         objects: class, x1, y1, x2, y2 in pixels, (m, 5).
     """
     if not len(objects):

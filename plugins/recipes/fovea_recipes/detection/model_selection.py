@@ -28,7 +28,7 @@ CANDIDATES = tuple(np.round(np.arange(0.05, 0.951, 0.025), 3).tolist())
 
 @dataclass(frozen=True, slots=True)
 class ScoreChoice:
-    """What was chosen, and intervals of its metrics."""
+    """The chosen model, and intervals of its metrics."""
 
     calibration: ServingFacts
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)

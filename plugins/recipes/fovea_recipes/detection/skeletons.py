@@ -74,7 +74,7 @@ def windows(
 
     Args:
         some: Where they are cut from.
-        teachers: What the recogniser learns from; a recording is never judged by one that saw its person.
+        teachers: Recordings that the recogniser is trained on; a recording is never judged by one that saw its person.
         count: Windows drawn at random, turned, stretched in time and noisy; 0 cuts all, half overlapping, unchanged.
         length: Cells.
         classes: How many.

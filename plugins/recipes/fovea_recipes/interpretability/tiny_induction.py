@@ -59,7 +59,7 @@ class TinyInduction(Recipe):
         """Yield one batch of strings.
 
         One string repeats in the first 15 % of the steps, then more do, all of them from 55 % on: with wide gaps from
-        the start, copying is not learnt in these steps.
+        the start, these steps do not suffice to copy.
         """
         ready = (step / self.schedule.steps - 0.15) / 0.4
         yield self._draw(rng, self.schedule.batch, 1 + round((self.strings - 1) * min(max(ready, 0), 1)))

@@ -96,7 +96,7 @@ class _TitansRecipe(Recipe):
         }
 
     def _draw_batch(self, step: int, rng: np.random.Generator) -> RecallBatch:
-        """Lengths grow over the first quarter: what is near is learnt first, and costs least."""
+        """Lengths grow over the first quarter: short distances come first, and cost least."""
         reach = min(1.0, 0.1 + 3.6 * step / self.schedule.steps)
         body = 8 + 2 * int(rng.integers(0, int(reach * (self.longest - 8) / 2) + 1))
         return draw(rng, self.schedule.batch, body, self.questions)

@@ -1,4 +1,4 @@
-"""Crops without a polyp: how often a network marks something in them, and how faint components are told from polyps.
+"""Crops without a polyp: how often a network marks something in them; a rule against faint components.
 
 Knows arrays of frames and probability maps; knows no network.
 """

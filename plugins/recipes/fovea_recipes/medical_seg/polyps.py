@@ -177,7 +177,7 @@ def _tint(rng: np.random.Generator) -> Pixels:
 
 
 def _distract(rng: np.random.Generator, picture: Pixels) -> None:
-    """Draw what looks like an edge but is no polyp, in place: a fold (dark band) or a bubble (bright ring)."""
+    """Draw what looks like an edge but is not a polyp, in place: a fold (dark band) or a bubble (bright ring)."""
     size = len(picture)
     canvas = Image.new("L", (size, size))
     draw = ImageDraw.Draw(canvas)
@@ -210,7 +210,7 @@ def _angle(size: int, x: float, y: float) -> Pixels:
 
 
 def _jpeg(picture: Pixels, quality: int) -> NDArray[np.uint8]:
-    """What a frame grabber keeps: 8 bits, compressed and decompressed."""
+    """The picture that a frame grabber keeps: 8 bits, compressed and decompressed."""
     buffer = io.BytesIO()
     Image.fromarray((picture.clip(0, 1) * 255).round().astype(np.uint8)).save(buffer, "JPEG", quality=quality)
     return np.asarray(Image.open(buffer))

@@ -1,6 +1,6 @@
 """Recipes of byte language models: next-byte prediction on text that is on every machine, and bits per byte.
 
-What a recipe of a service and a study that trains have in common. Knows networks by what they do with ids [B,T]: give
+Parts shared by a service's recipe and a study that trains. Knows networks by what they do with ids [B,T]: give
 logits; knows no architecture.
 """
 

@@ -1,4 +1,4 @@
-"""What is chosen after a fit, for those who serve the weights: constants and familiar features.
+"""Values chosen after a fit, for serving the weights: constants and familiar features.
 
 Knows arrays of features; knows no network. A recipe gives the features and adds constants of its own, such as a
 temperature, chosen on pictures that were not trained on.
@@ -34,7 +34,7 @@ class ServingFacts:
         constants: Of post-processing.
         arrays: Tensors that are not the network's.
         metrics: How well both do, on held-out pictures.
-        notes: What a figure needs.
+        notes: Facts that a figure needs.
     """
 
     constants: dict[str, float] = field(default_factory=dict)
@@ -67,9 +67,9 @@ def fit_novelty_detector(
         groups: Which of them belong together (n,), so that no copy is compared with its original.
         held_out: Features (m, c) of held-out pictures of the same kind.
         others: Features (k, c) of pictures of other kinds, by name: measured on.
-        foreign: Features (k, c) of pictures of other kinds: every second one is learnt from, the others are measured
-            on. How well each kind is told apart without being learnt, by the others alone, is measured too.
-        strange: Features (k, c) of pictures of no kind, by the way they were made: learnt from.
+        foreign: Features (k, c) of pictures of other kinds: every second one is fitted, the others are measured
+            on. Separation of each kind by a detector fitted on the others alone is measured, too.
+        strange: Features (k, c) of pictures of no kind, by the way they were made: used for fitting.
     """
     fitted, kinds = fit_gaussian(known), [*(features[::2] for features in foreign.values()), *strange]
     inside = 1 - (1 - INSIDE) / (1 + len(kinds))  # each of the reasons to warn has its share of false warnings

@@ -33,7 +33,7 @@ _ROOM = 3
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import found, and what it stored.
+    """Result of an import: its findings, and the stored file.
 
     Attributes:
         manifest: Of the stored weights.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def import_checkpoint(
-    model: Annotated[str, typer.Argument(help="What it is a checkpoint of, for example `pranet`.")],
+    model: Annotated[str, typer.Argument(help="The model of the checkpoint, for example `pranet`.")],
     file: Annotated[Path, typer.Argument(help="`.safetensors`, `.pth`, `.pt`, or `.onnx` with nothing folded.")],
 ) -> None:
     """Serve an official checkpoint instead of the demo weights. No code in the file is ever run."""
@@ -69,7 +69,7 @@ def train(
     recipe: Annotated[str | None, typer.Argument(help="Name of the recipe; left out, they are listed.")] = None,
     *,
     own: OwnData,
-    name: Annotated[str | None, typer.Option(help="What the model is called; by default recipe and folder.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model; by default recipe and folder.")] = None,
     folder: Annotated[
         Path | None, typer.Option(help="Checkpoints and derived data; goes on from what is there.")
     ] = None,
@@ -103,9 +103,9 @@ def train(
 
 def recalibrate(
     file: Annotated[Path, typer.Argument(help="The weights, next to their manifest.")],
-    data: Annotated[Path, typer.Option(help="The folder that they learnt from.")],
+    data: Annotated[Path, typer.Option(help="The folder that they were trained on.")],
     others: Annotated[list[Path] | None, typer.Option(help="Pictures of another kind, measured on.")] = None,
-    foreign: Annotated[list[Path] | None, typer.Option(help="Pictures of another kind, half of them learnt.")] = None,
+    foreign: Annotated[list[Path] | None, typer.Option(help="Pictures of another kind; half are fitted.")] = None,
 ) -> None:
     """Fit again which pictures trained weights know; the network stays as it is."""
     recalibrating = importlib.import_module("fovea_recipes.training.recalibrate")

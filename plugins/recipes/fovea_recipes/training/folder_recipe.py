@@ -48,10 +48,10 @@ class DataSource(BaseModel):
 
 
 class FolderRecipe(Recipe):
-    """What recipes on a folder of your own share; `fovea train RECIPE --data DIR` sets `data`.
+    """Parts shared by recipes on a folder of your own; `fovea train RECIPE --data DIR` sets `data`.
 
     Class attributes:
-        origin: What kind of pictures the folder's become in training: they are real unless a recipe makes its own.
+        origin: Kind of the pictures in training: they are real unless a recipe makes its own.
         known: Most training pictures whose features are looked at.
     """
 
@@ -66,7 +66,7 @@ class FolderRecipe(Recipe):
     start: str | None = Field(None, description="Weights to start from, a name or a file: layers of equal shape.")
     source: DataSource = DataSource()
     others: tuple[Path, ...] = Field(
-        (), description="Folders of pictures of other kinds: how well these are told apart is measured."
+        (), description="Folders of pictures of other kinds: how well these are distinguished is measured."
     )
     foreign: tuple[Path, ...] = Field(
         (),
@@ -190,7 +190,7 @@ class FolderRecipe(Recipe):
         return built
 
     def survey(self) -> Survey | None:
-        """What `prepare` found in the folder; None before it."""
+        """Summary of the folder by `prepare`; None before it."""
         return self._survey
 
     def is_held_out(self, paths: Sequence[Path]) -> NDArray[np.bool_]:

@@ -22,8 +22,8 @@ def load_imagenet(network: EfficientNetLite0, mean: tuple[float, ...] = MEAN, st
     all but the last eight: head and classifier.
 
     Args:
-        network: What takes them.
-        mean: What its inputs are normalised with, by RGB channel. Another one than the network learnt with goes into
+        network: The network that they are for.
+        mean: Mean for the normalisation of inputs, by RGB channel. A mean other than that of training goes into
             the first convolution and its norm, so that features stay the same (but for the picture's rim).
         std: As `mean`.
 

@@ -1,8 +1,8 @@
 """The tensors of an ONNX graph under the names they had in the network it was exported from.
 
 Torch's exporter keeps the names of most tensors. The weights of linear layers it transposes and renames; the names of
-the nodes that use them still say which layer that was. What it computed anew (a convolution with its batch norm folded
-in) is no tensor of the network any more and keeps its made-up name, so that whoever compares keys finds it missing.
+the nodes that use them still name the layer. Tensors that it computed anew (a convolution with its batch norm folded
+in) belong to no layer any more and keep their made-up names, so that a comparison of keys finds them missing.
 Knows ONNX files; knows no network.
 """
 
@@ -29,7 +29,7 @@ def read_initializers(file: Path) -> dict[str, Tensor]:
     """All stored tensors of a graph; nothing of the graph is run, and no other file is read.
 
     Raises:
-        Malformed: It is no ONNX file, or keeps its tensors in files next to it.
+        Malformed: It is not an ONNX file, or keeps its tensors in files next to it.
     """
     try:
         graph = onnx.load(file, load_external_data=False).graph

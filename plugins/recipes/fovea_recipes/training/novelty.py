@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize
-from scipy.special import expit
-from scipy.stats import rankdata
 
+from shared.lazy_module import LazyModule
 from shared.vision.novelty import Array, Boundaries, InDistributionModel
+
+optimize, special, stats = (LazyModule(f"scipy.{name}") for name in ("optimize", "special", "stats"))
 
 FOLDS = 5
 """Parts of the known features, each compared with what the others say."""
@@ -82,11 +82,11 @@ def _between(known: Array, foreign: Array) -> Array:
 
     def loss(knobs: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         z, slopes = x @ knobs[:-1] + knobs[-1], knobs[:-1]
-        gap = share * (expit(z) - y)
+        gap = share * (special.expit(z) - y)
         value = (share * (np.logaddexp(0, z) - y * z)).sum() + SLIGHT / 2 * (slopes**2).sum()
         return float(value), np.append(x.T @ gap + SLIGHT * slopes, gap.sum())
 
-    slopes = minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B").x[:-1] / scale
+    slopes = optimize.minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B").x[:-1] / scale
     return np.asarray(slopes / ((known @ slopes).std() + 1e-9), np.float32)
 
 
@@ -103,5 +103,5 @@ def cross_distances(features: Array, groups: NDArray[np.int64], folds: int = FOL
 def auroc(known: ArrayLike, other: ArrayLike) -> float:
     """Chance that something else (m,) is farther away than something known (n,): the area under the ROC curve."""
     first, second = np.asarray(known, np.float64), np.asarray(other, np.float64)
-    ranks = rankdata(np.concatenate([first, second]))
+    ranks = stats.rankdata(np.concatenate([first, second]))
     return float((ranks[len(first) :].sum() - len(second) * (len(second) + 1) / 2) / (len(first) * len(second)))

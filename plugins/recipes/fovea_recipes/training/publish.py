@@ -29,11 +29,11 @@ def publish(
     """Round the weights, measure exactly those on held-out data, and write both file and manifest.
 
     Args:
-        recipe: What was trained.
+        recipe: The recipe that was run.
         fitted: The finished fit; its network holds the rounded weights afterwards.
         folder: Where `<name>.safetensors` and `<name>.json` go.
-        name: Of the weights, and of the model that they are served as; left out, the recipe's own.
-        notes: What else a reader of the manifest should know, for example an ablation that was measured next to it.
+        name: Name of the weights, and of the model that serves them; left out, the recipe's own.
+        notes: Further facts for a reader of the manifest, for example an ablation that was measured next to it.
     """
     _round(fitted.network, recipe.dtype)
     network, config = recipe.strip_training_parts(fitted.network)

@@ -22,13 +22,13 @@ def recalibrate(file: Path, data: Path, others: tuple[Path, ...] = (), foreign: 
 
     Args:
         file: The weights, next to their manifest.
-        data: The folder that they learnt from.
+        data: The folder that they were trained on.
         others: As the recipe's.
         foreign: As the recipe's.
 
     Raises:
         InvalidOption: The weights are of no recipe on folders.
-        Conflict: The folder holds other data than they learnt from.
+        Conflict: The folder holds other data than they were trained on.
     """
     weights = read_weights(file)
     manifest = weights.manifest

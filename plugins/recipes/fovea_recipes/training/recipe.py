@@ -30,7 +30,7 @@ GROUP = "fovea.recipes"
 """Entry points of packages whose modules hold recipes."""
 
 Batch = Mapping[str, Tensor]
-"""What one optimiser step sees, by name; the first axis of each tensor is the sample."""
+"""Batch of one optimiser step, by name; the first axis of each tensor is the sample."""
 
 
 class _Knobs(BaseModel):
@@ -86,7 +86,7 @@ class Recipe(_Knobs, ABC):
     """Data + loss + metric + steps → weights + export, with a manifest.
 
     Class attributes:
-        name: What `fovea train` calls it.
+        name: Its name in `fovea train`.
         weights: Name of the weights that it makes: `<weights>.safetensors` next to `<weights>.json`.
         builds: Name under which `network()` knows what is trained, where it is not that of the weights.
         serves: Name of the model that serves such weights under any name; None: only under that of the weights.
@@ -107,7 +107,7 @@ class Recipe(_Knobs, ABC):
         """Keywords of the `network()` call; they go into the manifest, so that a service builds the same network."""
 
     def strip_training_parts(self, network: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
-        """What of the trained network is published, and its `config()`: parts that only training needs may go."""
+        """The part of the trained network to publish, and its `config()`: parts that only training needs may go."""
         return network, self.config()
 
     def network(self) -> nn.Module:
@@ -143,11 +143,11 @@ class Recipe(_Knobs, ABC):
         return {}
 
     def calibrate(self, network: nn.Module) -> ServingFacts:
-        """What those who serve the weights must know next to them, chosen on pictures that were not trained on."""
+        """Constants for serving the weights, chosen on pictures that were not trained on."""
         return ServingFacts()
 
     def facts(self) -> dict[str, str]:
-        """What a reader of the manifest should know beyond the knobs: what the data is, departures from the paper."""
+        """Facts for a reader of the manifest beyond the knobs: the data, departures from the paper."""
         return {}
 
     def export(self, network: nn.Module, path: Path) -> Parity | None:

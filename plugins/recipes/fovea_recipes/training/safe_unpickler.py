@@ -60,10 +60,10 @@ class _Stub:
         self.state = dict(state) if isinstance(state, dict) else {}
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """What a pickled subclass of dict would keep."""
+        """Content of a pickled subclass of dict."""
 
     def append(self, value: Any) -> None:
-        """What a pickled subclass of list would keep."""
+        """Content of a pickled subclass of list."""
 
     def extend(self, values: Any) -> None:
         """As `append`."""
@@ -126,7 +126,7 @@ def read_unpickled(file: Path) -> CheckpointTensors:
     """The tensors of a model object in a torch file, as float32; averaged weights (`ema`) win where both are there.
 
     Raises:
-        Malformed: It is no torch file, or holds no model.
+        Malformed: It is not a torch file, or holds no model.
     """
     try:
         with zipfile.ZipFile(file) as archive:

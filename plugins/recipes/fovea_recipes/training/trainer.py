@@ -1,6 +1,6 @@
 """The one fit loop: seeded, resumable, with averaged weights, a cosine schedule and early stopping.
 
-Knows optimisation; knows no model, no data and no loss (a Recipe brings those). What happens at step `t` depends on
+Knows optimisation; knows no model, no data and no loss (a Recipe brings those). Step `t` depends on
 the seed and on `t` alone, so a resumed fit ends where an uninterrupted one does.
 """
 
@@ -70,7 +70,7 @@ def fit(
     """Train `recipe` in `folder`, going on from the checkpoint that is there.
 
     Args:
-        recipe: What to train.
+        recipe: The recipe to train.
         folder: Holds `last.safetensors`, `best.safetensors` and the recipe's derived data.
         device: `cpu`, `cuda` or `cuda:N`.
         run: Checked between steps and told the fraction done, for jobs.

@@ -15,7 +15,7 @@ from fovea_recipes.vision_restoration.pairs import ReflectionPairs
 from services.vision_restoration.metrics import psnr, ssim
 
 _MOST_DB = 60.0
-"""What an equal picture counts as."""
+"""Score of an equal picture."""
 
 Picture = NDArray[np.uint8]
 

@@ -17,7 +17,7 @@ _GAMMA = 2.2
 
 
 def behind_glass(scene: Pixels, reflection: Pixels, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
-    """What a camera sees of a scene behind a pane, and the scene through the same pane without the reflection.
+    """A camera's view of a scene behind a pane, and the scene through the same pane without the reflection.
 
     Light adds up in linear intensities: I = t·T + m·k*(R) + v, with t the tint of the glass, m where and how strongly
     it reflects, k the two surfaces and the defocus, v a veil of scattered light.

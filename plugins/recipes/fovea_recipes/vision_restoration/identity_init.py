@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from services.vision_restoration.models.rrformer_network import RRFormer
 
 _QUIET = 0.1
-"""What is left of random weights that lead into a carrying channel."""
+"""Share left of random weights that lead into a carrying channel."""
 
 
 @torch.no_grad()

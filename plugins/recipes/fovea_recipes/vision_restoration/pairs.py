@@ -36,7 +36,7 @@ class ReflectionPairs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReflectionSources:
-    """What pairs are cropped from."""
+    """Pictures that pairs are cropped from."""
 
     photographs: list[Picture]
     scenes: list[Picture]

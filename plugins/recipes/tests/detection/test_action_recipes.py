@@ -1,4 +1,4 @@
-"""The synthetic videos, and the recipes of BMN: what is drawn, learnt and measured."""
+"""The synthetic videos, and the recipes of BMN: drawing, training and measuring."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What `fovea import` stores on one machine, a process with another folder loads, through a real S3 server."""
+"""Weights that `fovea import` stores on one machine are served by another machine, through a real S3 server."""
 
 import os
 import subprocess

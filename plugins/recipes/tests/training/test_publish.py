@@ -1,4 +1,4 @@
-"""What is measured before weights are written is what their file holds."""
+"""Figures measured before weights are written are those of the file."""
 
 import numpy as np
 import pytest

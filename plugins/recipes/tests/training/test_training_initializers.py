@@ -14,7 +14,7 @@ from shared.errors import InvalidOption, Malformed
 
 
 class Block(nn.Module):
-    """What exporters rename: linear layers on tokens, with and without bias."""
+    """Layers that exporters rename: linear ones on tokens, with and without bias."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -36,13 +36,13 @@ _PARSERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
 _SOI = b"\xff\xd8\xff"
 _ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-"""What ends entropy-coded data: a marker that is neither a stuffed byte nor a restart."""
+"""The end of entropy-coded data: a marker that is neither a stuffed byte nor a restart."""
 
 _BLANK = re.compile(rb"\r?\n\r?\n")
 """Where the headers of a part end."""
 
 _FILMS = frozenset({"MP4 video", "Matroska video"})
-"""What `detect_format` calls the containers that are read."""
+"""Names by `detect_format` of the containers that are read."""
 
 _FFMPEG = (
     "Turn it into JPEGs: ffmpeg -i FILE -f mjpeg - | curl --data-binary @- -H 'content-type: video/x-motion-jpeg' …"
@@ -65,7 +65,7 @@ class FrameParser(Protocol):
         ...
 
     def close(self) -> Iterator[bytes]:
-        """What is left when the stream ends."""
+        """The rest when the stream ends."""
         ...
 
 

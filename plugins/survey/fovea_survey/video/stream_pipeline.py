@@ -87,7 +87,7 @@ class FrameQueue:
         """The frame that has waited longest; None when the stream has ended.
 
         Raises:
-            BaseException: What ended it, once the frames before are taken.
+            BaseException: The error that ended it, once the frames before are taken.
         """
         async with self._changed:
             await self._changed.wait_for(lambda: self._waiting or self._closed)

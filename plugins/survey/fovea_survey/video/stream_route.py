@@ -97,7 +97,7 @@ def _options(request: Request) -> DetectStreamOptions:
 
 
 async def _read_body(request: Request, parser: FrameParser) -> AsyncIterator[bytes]:
-    """The body as it arrives; a job is told how much of it is done, unless that is only then taken apart."""
+    """The body as it arrives; a job's progress is its share, unless the body is parsed only afterwards."""
     run: CallContext = request.scope["fovea.run"]
     total, read = int(request.headers.get("content-length", 0)), 0
     async for chunk in request.stream():
@@ -128,7 +128,7 @@ Answers = AsyncGenerator[tuple[DetectedFrame, bytes], None]
 
 
 async def _counted(source: Answers, parser: FrameParser, run: CallContext, model: str) -> Answers:
-    """The answers; a job is told how many of a video's frames have theirs, metrics how many were dropped."""
+    """The answers; a job's progress is the share of frames with an answer; metrics count those that were dropped."""
     async with contextlib.aclosing(source):
         async for answer, data in source:
             DROPPED_FRAMES.labels("detection", model).inc(answer.dropped)

@@ -113,7 +113,7 @@ class VideoFile:
 
 
 def _options(bounds: DecodeBounds) -> str:
-    """What FFmpeg may do: read this file, on one thread, and make no room for more pixels than allowed."""
+    """Limits of FFmpeg: read this file, on one thread, and make no room for more pixels than allowed."""
     return f"protocol_whitelist;file|max_pixels;{bounds.pixels}|threads;1"
 
 

@@ -178,7 +178,7 @@ class CircuitCells:
         logits = trace(self.subject.model, self.subject.tensor(batch.clean), edits=edits, keep=1).logits[:, -1]
         return _score_task(logits, self.subject.tensor(batch.answers))
 
-    # What batches share.
+    # Shared by all batches.
 
     def _over_batches(self, content: Mapping[str, Any], work: Callable[[int], Any]) -> list[Any]:
         numbered = range(len(self.batches))

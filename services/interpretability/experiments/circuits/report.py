@@ -95,7 +95,7 @@ def build_report(spec: CircuitsSpec, subject: StudiedModel, findings: CircuitFin
         scale="diverging",
         unit="logits",
         text=text,
-        caption="What each head writes straight towards the right answer and away from the wrong one, at the end.",
+        caption="Direct contribution of each head towards the right answer and away from the wrong one, at the end.",
     )
     kinds = classify_heads(findings, spec.fraction)
     return Report(

@@ -36,13 +36,13 @@ class EdgeFindings:
     Attributes:
         cases, batches: The prompts, and as they were run.
         graph: The edges of the model.
-        metric: What edges are scored by.
+        metric: Metric by which edges are scored.
         scores: Of all edges [R,S].
         parts: Per batch, scores by position.
         order: Edges, each beginning a circuit.
-        whole, nothing: What all edges and none do.
-        curve: What the first so many edges do.
-        controls: What as many do, chosen by random scores.
+        whole, nothing: Metric with all edges and with none.
+        curve: Metric with the first k edges.
+        controls: Metric with k edges chosen by random scores.
         minimal: Size of the smallest faithful circuit, where one was found.
     """
 
@@ -205,7 +205,7 @@ def _head_map(findings: EdgeFindings, subject: StudiedModel) -> HeatMap:
     totals = findings.gain * np.nansum(findings.scores, 0)
     values = totals[1:].reshape(subject.layers, -1)[:, : subject.heads]
     axes: Any = parts.head_axes(subject.layers, subject.heads)
-    caption = "What a head adds to the answer through all of its edges, estimated; blue helps, orange hinders."
+    caption = "Contribution of a head to the answer through all of its edges, estimated; blue helps, orange hinders."
     return HeatMap(name="heads", values=parts.to_matrix(values), **axes, scale="diverging", caption=caption)
 
 

@@ -100,7 +100,7 @@ class EdgeAttribution(Experiment[EdgeAttributionSpec]):
     def _shrink(self, spec: EdgeAttributionSpec, cells: EdgeCells, findings: EdgeFindings) -> None:
         """Search by bisection for the smallest beginning of the order that is faithful enough.
 
-        What was found so far stays, wherever the search ends: the smallest known circuit is the answer.
+        Results so far stay, wherever the search ends: the smallest known circuit is the answer.
         """
         sizes = sorted(findings.curve)
         bracket = bracket_smallest(sizes, [findings.faith(findings.curve[size]) for size in sizes], spec.threshold)
@@ -122,7 +122,7 @@ def _sizes(spec: EdgeAttributionSpec, graph: EdgeGraph) -> list[int]:
     """Sizes to measure, ascending.
 
     Raises:
-        InvalidOption: One is no number of edges of this model.
+        InvalidOption: One is not a number of edges of this model.
     """
     if bad := [size for size in spec.sizes if not 1 <= size <= graph.edges]:
         detail = f"sizes holds {bad[0]}; this model has {graph.edges:,} edges."

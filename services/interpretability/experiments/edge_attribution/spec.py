@@ -14,7 +14,7 @@ class EdgeAttributionSpec(TaskSpec):
 
     steps: int = Field(5, ge=1, le=100, description="Points of the integral; 1 is EAP, without integration.")
     metric: Literal["logit-difference", "kl"] = Field(
-        "logit-difference", description="What edges are scored by; kl is the divergence from the model's own answer."
+        "logit-difference", description="Metric by which edges are scored; kl: divergence from the model's own answer."
     )
     sizes: list[int] = Field(
         default_factory=list, max_length=50, description="Edges of the circuits that are measured; left out, ten sizes."

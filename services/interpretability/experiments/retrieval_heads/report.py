@@ -210,7 +210,7 @@ def _masking_bars(spec: RetrievalHeadsSpec, masked: Mapping[str, list[AnswerScor
                 name=f"masking_{what}",
                 unit=unit,
                 bars=bars,
-                caption=f"What is left when heads look at everything alike. Random: {spec.controls} draws, mean ± sd, "
+                caption=f"Accuracy with uniform attention in heads. Random: {spec.controls} draws, mean ± sd, "
                 "from heads outside of the top.",
             )
         )

@@ -96,6 +96,7 @@ class Policy:
         """
         chosen = method(wanted) if isinstance(wanted, str) else wanted
         checked = None if plan is None else HeadPlan.parse(plan).check(config, weights_sha256, force=force)
+        chosen = chosen.bind(checked)
         heads, windows = chosen.head_plan(config, checked), windows_of(config)
         full = np.array([heads.full_in(layer, config.kv_heads) for layer in range(config.layers)], bool)
         full[[w is not None for w in windows]] = False

@@ -102,7 +102,7 @@ class WaitingQueue(Generic[S]):
             if not self._sequences or not fits(self._sequences[0]):
                 return None
             sequence = self._sequences.popleft()
-            self._places.leave(sequence)
+            self._places.leave(id(sequence))
             self._report_places()
             return sequence
 
@@ -122,11 +122,11 @@ class WaitingQueue(Generic[S]):
         with self._changed:
             for sequence in [s for s in self._sequences if s.status is SequenceStatus.FINISHED]:
                 self._sequences.remove(sequence)
-                self._places.leave(sequence)
+                self._places.leave(id(sequence))
 
     def _insert(self, sequence: Sequence[S]) -> None:
         insort(self._sequences, sequence, key=lambda s: s.rank)
-        self._places.enter(sequence)
+        self._places.enter(id(sequence))
         self._report_places()
 
     def _report_places(self) -> None:

@@ -52,7 +52,7 @@ class Row:
 def digest_sources(operation: str) -> str:
     """Return a digest of what decides on an operation's machine code; comments, docstrings and `__all__` don't."""
     whole = hashlib.sha256()
-    for file in (_KERNELS / operation / "triton.py", *sorted((_KERNELS / "device").glob("*.py"))):
+    for file in (*sorted((_KERNELS / operation).rglob("triton.py")), *sorted((_KERNELS / "device").glob("*.py"))):
         tree = ast.parse(file.read_text("utf8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)

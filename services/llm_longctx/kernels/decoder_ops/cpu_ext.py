@@ -81,7 +81,8 @@ class NativeOps:
         """See `Ops`."""
         q, k, (B, T, _, d) = q.contiguous(), k.contiguous(), q.shape
         turned = torch.empty_like(q), torch.empty_like(k)
-        cos, sin = (table.expand(B, T, 1, d).reshape(B * T, d) for table in turn)
+        # One row that all share stays a view without strides, which C++ would read beyond.
+        cos, sin = (table.expand(B, T, 1, d).reshape(B * T, d).contiguous() for table in turn)
         bindings.rotate((q, k), cos, sin, turned)
         return turned
 

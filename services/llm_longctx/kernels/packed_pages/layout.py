@@ -39,8 +39,8 @@ def is_cache_format(bits: int) -> TypeGuard[CacheBits]:
 class PackedLayout:
     """Sizes of a page; after the codes come scales, then zeros, of channels of keys, then of entries of values.
 
-    A rotated page has a scale per key and per value instead, 16 of half precision each. Scales are positive: their signs
-    are, from the lowest bit up, the number of the page's head, which seeds the rotation.
+    A rotated page has a scale per key and per value instead, 16 each of half precision. Their signs, from the lowest
+    bit up, are the number of the page's head, which seeds the rotation.
 
     Attributes:
         bits: The format: 8 or 4, or R4 or R3.

@@ -1,7 +1,7 @@
 """Ragged decode over packed pages on a GPU, or in Triton's interpreter: codes are read as they lie and widened there.
 
-A word of 32 bits is loaded once and spread over the codes that it holds. Queries on rotated pages are rotated by a launch
-before, and what was mixed is rotated back by one behind. Problems are cut and merged as in
+A word of 32 bits is loaded once and spread over the codes that it holds. For rotated pages a launch before rotates the
+queries, and one behind rotates back what was mixed. Problems are cut and merged as in
 `decode`. Imported only where Triton is installed. Knows nothing about other back ends.
 """
 
@@ -22,7 +22,7 @@ from services.llm_longctx.kernels.device.shapes import DECODERS
 from services.llm_longctx.kernels.device.triton import LOG2E, absorb, finish
 from services.llm_longctx.kernels.dispatch import is_interpreted
 from services.llm_longctx.kernels.packed_pages.layout import CACHE_FORMATS, PAGE, R4, VALUE_GROUP, PackedLayout
-from services.llm_longctx.kernels.packed_pages.rotated_triton import (
+from services.llm_longctx.kernels.packed_pages.rotated.triton import (
     launch_turn,
     load_keys,
     load_scales,
@@ -35,7 +35,7 @@ def decode_packed(
     q: Tensor, packed: tuple[PackedLayout, Tensor, Tensor], runs: DeviceRuns, parts: Parts | None = None
 ) -> tuple[Tensor, Tensor]:
     """See `decode_packed`; the LSE is float32, and nothing is read by the host."""
-    layout, pages, log_weights = packed
+    layout, pages, _ = packed
     if layout.is_rotated:
         q = turn(layout, q.contiguous(), pages, runs.start, back=False)
     out, lse = _attend(q.contiguous(), packed, runs, parts)
@@ -81,6 +81,8 @@ def _launch(card: GpuCard, layout: PackedLayout, dtype: torch.dtype, G: int, *, 
     keys = min(max(16384 // (wide * dtype.itemsize), 32), 128)
     if layout.width < wide:
         keys = 32  # masks take registers
+    if layout.code_bits == 3:
+        keys = min(keys, 64)  # so do codes of two planes
     constants = {
         "BITS": layout.code_bits,
         "ROTATED": layout.is_rotated,
@@ -115,10 +117,11 @@ def variants(card: GpuCard) -> Iterator[Variant]:
             words = f"{'rotated, ' if layout.is_rotated else ''}{layout.code_bits} bits"
             launch = _launch(card, layout, torch.bfloat16, G, weighted=True)
             kinds = types | {"pages": "*i16"} if layout.is_rotated else types
-            yield Variant("packed_pages", f"{name}, {words}", launch, kinds, frozenset(("span",)), vectorized=0.8)
+            share = 0.5 if layout.code_bits == 3 else 0.8  # a thread loads 4 bytes of the upper plane of few channels
+            yield Variant("packed_pages", f"{name}, {words}", launch, kinds, frozenset(("span",)), vectorized=share)
         kinds = {"x": "*bf16", "out": "*bf16", "halves": "*i16", "start": "*i64", "matrix": "*fp32"}
         launch = launch_turn(PackedLayout(R4, d), G, back=True)
-        yield Variant("packed_pages", f"{name}, rotation", launch, kinds, matrix=False, copies=False)
+        yield Variant("packed_pages", f"{name}, rotation", launch, kinds, matrix=False, copies=False, vectorized=0.8)
 
 
 @triton.jit

@@ -145,6 +145,10 @@ class AttentionMethod(BaseModel):
 
     # Before anything runs.
 
+    def bind(self, plan: HeadPlan | None) -> Self:
+        """This method with what a plan holds for it beside roles and heads; called once, before `head_plan`."""
+        return self
+
     def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
         """Roles and heads from an artefact, validated against the model already. Default: all heads are full.
 

@@ -52,7 +52,7 @@ def _write_tags(trigger: str, structures: Sequence[TagStructure], field: str) ->
     found = []
     for one in structures:
         if one.begin.startswith(trigger):
-            schema = json_expression(True if one.schema_ is None else one.schema_, field, is_strict=False)
+            schema = json_expression(True if one.schema_ is None else one.schema_, field)
             around = (one.begin.removeprefix(trigger), one.end)
             begin, end = (json.dumps(text, ensure_ascii=False) if text else "" for text in around)
             found.append(f"{begin} {schema} {end}")

@@ -23,6 +23,7 @@ from services.llm_longctx.engine.taps import (
 from services.llm_longctx.serving.steering.capture_store import CaptureStore
 from services.llm_longctx.serving.steering.capture_writer import INLINE_NUMBERS
 from services.llm_longctx.serving.steering.patches import PatchBuilder, shape_vector
+from services.llm_longctx.serving.steering.side_effects import STRENGTHS, choose_layer
 from services.llm_longctx.serving.steering.vector_store import VectorStore
 from shared.api import interventions as wire
 from shared.api.text import GenerationOptions
@@ -46,6 +47,10 @@ MAX_ROWS = 2**15
 
 SERVED_SITES = tuple(site for site in SITES if site not in WEIGHT_SITES)
 """Sites that are computed while serving."""
+
+
+ALL_LAYERS = "resid_post"
+"""Site of a stored vector in each of its layers."""
 
 
 class TapBuilder:
@@ -108,30 +113,44 @@ class TapBuilder:
 
     def _find_vectors(self, given: wire.AddIntervention) -> list[tuple[str, Tensor]]:
         """What is added, as [1,1,D] or [1,1,heads,d], by site."""
+        if given.scale is not None and given.strength is not None:
+            raise InvalidOption("Give either scale or strength.", field="strength")
         if isinstance(given.vector, str):
-            found = self._read_stored(given.vector, given.site)
+            found = self._read_stored(given.vector, given)
         elif given.site is None:
             raise InvalidOption("A vector of numbers needs a site, such as resid_post.14.")
+        elif given.strength is not None:
+            detail = "Numbers have no strength: nobody knows how long activations are there."
+            raise InvalidOption(detail, hint="Set scale, or store a vector.", field="strength")
         else:
-            found = [(given.site, torch.tensor(given.vector, device="cpu"))]
-        config, parsed = self._config, [(self._parse_site(site), value * given.scale) for site, value in found]
-        for site, _ in parsed:
+            scale = 1.0 if given.scale is None else given.scale
+            found = [(self._parse_site(given.site), torch.tensor(given.vector, device="cpu") * scale)]
+        for site, _ in found:
             self._check_heads(given.heads, site)
-        return [(str(site), shape_vector(config, site, value)) for site, value in parsed]
+        return [(str(site), shape_vector(self._config, site, value)) for site, value in found]
 
-    def _read_stored(self, name: str, site: str | None) -> list[tuple[str, Tensor]]:
+    def _read_stored(self, name: str, given: wire.AddIntervention) -> list[tuple[Site, Tensor]]:
+        """A stored vector in the layers that are asked for, as long as it is to be there."""
         facts = self._vectors.get(name)
         if facts.weights != self._weights[:16]:
             detail = f"The steering vector {facts.id} belongs to other weights ({facts.model})."
             raise InvalidOption(detail, hint="Make one for this model with POST /v1/steering-vectors.")
-        directions = self._vectors.read(facts)
-        if site is None:
-            return [(f"resid_post.{layer}", value) for layer, value in directions.items()]
-        layer = self._parse_site(site).layer
-        if layer not in directions:
-            known = ", ".join(map(str, directions))
-            raise InvalidOption(f"{facts.id} has no vector for {site}; it has layers {known}.")
-        return [(site, directions[layer])]
+        directions, known = self._vectors.read(facts), {one.layer: one for one in facts.layers}
+        best = choose_layer(facts.layers).layer if facts.layer is None else facts.layer
+        if given.site == ALL_LAYERS:
+            sites = [Site("resid_post", layer) for layer in directions]
+        else:
+            sites = [Site("resid_post", best) if given.site is None else self._parse_site(given.site)]
+        if sites[0].layer not in directions:
+            has = ", ".join(map(str, directions))
+            raise InvalidOption(f"{facts.id} has no vector for {given.site}; it has layers {has}.")
+        strength = (facts.strength or STRENGTHS[0]) if given.strength is None else given.strength
+
+        def scale(layer: int) -> float:
+            one = known[layer]
+            return strength * one.activation_norm / max(one.norm, 1e-9) if given.scale is None else given.scale
+
+        return [(site, directions[site.layer] * scale(site.layer)) for site in sites]
 
     def _build_capture(self, given: wire.Capture, prompt: int, end: int) -> Capture:
         tokens = TokenRange.of(given.positions, prompt, end)

@@ -42,18 +42,21 @@ def compute_directions(
     Raises:
         Cancelled, DeadlineExceeded: Between two prompts.
     """
-    found: list[Tensor] = []
+    found, lengths = list[Tensor](), list[Tensor]()
     for number, ids in enumerate([*positive, *negative]):
         run.check()
         run.progress(number / (len(positive) + len(negative)))
-        found.append(_read_streams(model, ids, layers, tokens))
+        rows = _read_streams(model, ids, layers)
+        found.append(rows[:, -1] if tokens == "last" else rows.mean(1))
+        lengths.append(rows.norm(dim=-1))
+    typical = torch.cat(lengths, 1).median(1).values
     wanted, opposite = torch.stack(found[: len(positive)]), torch.stack(found[len(positive) :])
     directions = wanted.mean(0) - opposite.mean(0)
     facts = [
         SteeringLayer(
             layer=layer,
             norm=float(directions[i].norm()),
-            activation_norm=float(torch.cat((wanted[:, i], opposite[:, i])).norm(dim=-1).mean()),
+            activation_norm=float(typical[i]),
             separation=_separation(wanted[:, i] @ directions[i], opposite[:, i] @ directions[i]),
         )
         for i, layer in enumerate(layers)
@@ -62,12 +65,15 @@ def compute_directions(
 
 
 @torch.inference_mode()
-def _read_streams(model: Decoder, ids: Sequence[int], layers: Sequence[int], tokens: str) -> Tensor:
-    """Residual streams [layers, D] of one prompt."""
+def _read_streams(model: Decoder, ids: Sequence[int], layers: Sequence[int]) -> Tensor:
+    """Residual streams [layers, tokens, D] of one prompt.
+
+    Without its first token, if it has another: where everybody's attention rests, activations are hundreds of times as
+    long as elsewhere (massive activations, Sun et al. 2024) and say nothing about the text.
+    """
     sites = [f"resid_post.{layer}" for layer in layers]
     found = trace(model, torch.tensor([list(ids)], device=model.output_matrix.device), capture=sites, keep=1)
-    rows = torch.stack([found[site][0].float() for site in sites])
-    return (rows[:, -1] if tokens == "last" else rows.mean(1)).cpu()
+    return torch.stack([found[site][0, min(1, len(ids) - 1) :].float() for site in sites]).cpu()
 
 
 def _separation(wanted: Tensor, opposite: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""What a method says of itself: its facts, its knobs, and the head plan that it works by."""
+"""A method's description of itself: its facts, its knobs, and the head plan that it works by."""
 
 import inspect
 import json
@@ -92,7 +92,7 @@ def _named(schema: Mapping) -> list:
 
 
 def check_plan(cls: type[AttentionMethod]) -> None:
-    """A method that works by a head plan follows it, and says so where there is none."""
+    """A method that works by a head plan follows it, and refuses to work without one."""
     config = oracle.model().config
     plain = cls()
     if cls.needs_plan:

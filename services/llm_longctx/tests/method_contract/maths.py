@@ -1,4 +1,4 @@
-"""What a method computes: its reference against plain softmax, the engine against the reference."""
+"""Results of a method: its reference against plain softmax, the engine against the reference."""
 
 import inspect
 import math

@@ -1,4 +1,4 @@
-"""What a method holds, against what it foresaw and what it was allowed."""
+"""Bytes that a method holds, against its forecast and its budget."""
 
 from services.llm_longctx.methods import AttentionMethod
 from services.llm_longctx.tests.method_contract import oracle
@@ -6,7 +6,7 @@ from shared.errors import InvalidOption
 
 
 def check_estimate(cls: type[AttentionMethod]) -> None:
-    """What is foreseen is at least what is held, and at most a page per run above it, at every moment."""
+    """The forecast is at least the held bytes, and at most a page per run above them, at every moment."""
     config = oracle.model().config
     for how in (*oracle.trials(cls), *oracle.default(cls)):
         footprint = how.estimate(config, how.head_plan(config, oracle.parse(oracle.usual_plan(how))), 31, oracle.NEW)

@@ -124,9 +124,9 @@ class Played:
         held: Entries of every head after the prompt and after each token: [T+1][L][G].
         pages: Pages held at the same times [T+1].
         foreseen: Pages that the engine's estimate says at the same times.
-        heads: What the method said about heads.
+        heads: The method's decision about heads.
         hidden: The attention input [N+T,D] of every layer.
-        replays: What was run over the prompt, of every layer.
+        replays: Replayed queries over the prompt, of every layer.
     """
 
     prompt: int
@@ -222,7 +222,7 @@ def ask(how: AttentionMethod, q: Tensor, k: Tensor, v: Tensor, **inputs) -> Refe
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """What N prompt rows and T decode rows of one layer should be, for heads that the method acts on.
+    """Expected N prompt rows and T decode rows of one layer, for heads that the method acts on.
 
     Attributes:
         out: [H,N+T,d].
@@ -238,7 +238,7 @@ class Expected:
 def expected(
     how: AttentionMethod, q: Tensor, k: Tensor, v: Tensor, prompt: int, chunks: Sequence[int] | None = None, **inputs
 ) -> Expected:
-    """What the reference says of prompt and answer: each phase as the method acts in it, dense where it does not.
+    """The reference's prompt and answer: each phase as the method acts in it, dense where it does not.
 
     A reference that takes decode steps (`q_new`, `k_new`, `v_new`) answers for those; any other one is asked about
     prompt and answer as one sequence, and its last rows are the steps.
@@ -276,7 +276,7 @@ def acts_on(how: AttentionMethod, heads, layer: int, config) -> list[bool]:
 
 
 def of_layer(how: AttentionMethod, played: Played, layer: int, **way) -> Expected:
-    """What one layer of a played sequence should have answered: heads that the method leaves alone are dense."""
+    """Expected output of one layer of a played sequence: heads that the method leaves alone are dense."""
     key = (played, layer, repr(way))
     if key not in _EXPECTED:
         _EXPECTED[key] = _of_layer(how, played, layer, **way)
@@ -308,7 +308,7 @@ def _of_layer(how: AttentionMethod, played: Played, layer: int, **way) -> Expect
 
 
 def facts_of(played: Played, layer: int, groups: Sequence[bool], rows: Sequence[bool]) -> dict:
-    """What a reference may want to know besides queries, keys and values of some heads of a layer."""
+    """Input of a reference besides queries, keys and values of some heads of a layer."""
     config, columns = model().config, torch.tensor(rows).repeat_interleave(model().config.head_dim)
     return {
         "layer": layer,

@@ -1,4 +1,4 @@
-"""What happens around a sequence and must not show in it: chunks, neighbours, preemption, cached prefixes."""
+"""Surroundings of a sequence that must not show in it: chunks, neighbours, preemption, cached prefixes."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ GRID = 32
 
 
 def check_chunks(cls: type[AttentionMethod]) -> None:
-    """Any chunking equals one pass where the method says so; elsewhere the same chunks give the same."""
+    """Any chunking equals one pass where the method states it; elsewhere the same chunks give the same."""
     for how in trials(cls):
         if not how.supports.chunked_prefill:
             continue

@@ -56,7 +56,7 @@ class Faded(Dotted):
 
 
 class FadedOpenly(Faded):
-    """The same, and it says so: rows still don't add up."""
+    """The same, and it states it: rows still don't add up."""
 
     actions = frozenset({"visibility", "transform"})
 

@@ -40,7 +40,7 @@ def read_qa(path: Path) -> tuple[QaRow, ...]:
     try:
         rows = _read_rows(text)
     except (KeyError, TypeError, ValueError) as error:
-        detail = f"{path.name} is no file of questions: {error}."
+        detail = f"{path.name} is not a file of questions: {error}."
         hint = (
             'Write a line {"question": …, "answers": […], "documents": […]} per question, or give SQuAD 2 or HotpotQA.'
         )

@@ -20,9 +20,9 @@ class RulerSample:
         index: Which sample of it.
         group: Samples of one group share their context.
         context: Introduction, example and haystack; ends in a line break.
-        question: What is asked.
+        question: The question.
         answer_prefix: How the answer begins; the model goes on.
-        references: What the answer should contain.
+        references: Texts that the answer should contain.
         max_new_tokens: Most tokens of the answer.
         length: Most tokens of prompt and answer together.
         tokens: Tokens of the prompt.

@@ -21,8 +21,8 @@ class Task:
         max_new_tokens: Most tokens of an answer.
         metric: `all`: the share of the references that were found; `part`: whether any was.
         haystack: `noise`, `prose` or `needles`, for kind `niah`.
-        key: What a needle's key is.
-        value: What its value is.
+        key: Kind of a needle's key.
+        value: Kind of its value.
         keys: Needles of different keys.
         values: Values of each key.
         queries: Keys that one question asks for.

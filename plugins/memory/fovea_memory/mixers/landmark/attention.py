@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 Empty = Literal["mask", "keep"]
-"""What a landmark without tokens is: not there, or (as released) a place where attention gets lost."""
+"""Treatment of a landmark without tokens: not there, or (as released) a place where attention gets lost."""
 
 
 def landmark_softmax(scores: Tensor, is_landmark: Tensor, empty: Empty = "mask") -> Tensor:

@@ -25,11 +25,11 @@ Rotate = Callable[[Tensor, Tensor], Tensor]
 """Rotate x [...,d] to positions [...]."""
 
 AGE_BONUS = 1e-5
-"""What a block's rank gains by its age: exact ties (all keys of layer 0 are the same) go to the newest."""
+"""Bonus of a block's rank for its age: exact ties (all keys of layer 0 are the same) go to the newest."""
 
 
 class LandmarkNetwork(Protocol):
-    """What a session needs of a network."""
+    """The parts of a network that a session needs."""
 
     block: int
     landmark_id: int
@@ -94,13 +94,13 @@ class LandmarkSession:
             net: The network.
             batch: Streams B.
             blocks: Blocks that each query retrieves, k; more than are stored means all.
-            selection: Who shares a choice; `max_over_tokens` moves least when blocks are off the device.
+            selection: The queries that share a choice; `max_over_tokens` moves least when blocks are off the device.
             positions: `exact`, or `released` for the GPT code's own slots (one too far right; only for its goldens).
             insert_landmarks: Whether the session writes a landmark behind every L tokens of the whole stream; if not,
                 the caller's tokens hold them.
             capacity: Most blocks kept per layer; the oldest go.
             offload: Where blocks wait: False or `none`, True or `cpu`, `disk`.
-            gate: What blocks are ranked by: their landmarks, or the mean of their keys (a control without training).
+            gate: The ranking of blocks: by their landmarks, or the mean of their keys (a control without training).
 
         Raises:
             ValueError: An option is out of range.

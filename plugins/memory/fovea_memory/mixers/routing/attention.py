@@ -361,7 +361,7 @@ def update_centroids(x: Tensor, centroids: Tensor, decay: float = 0.999) -> Cent
     Args:
         x: Tokens [B,H,T,d].
         centroids: [H,K,d].
-        decay: What stays.
+        decay: Share that stays.
     """
     unit = functional.normalize(x, dim=-1)
     distances = unit @ centroids.mT

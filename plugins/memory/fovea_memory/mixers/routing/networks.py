@@ -48,7 +48,7 @@ class _Means(nn.Module):
 
 
 class _Clusters(nn.Module):
-    """What the checkpoint calls global attention."""
+    """Global attention, in the checkpoint's words."""
 
     def __init__(self, heads: int, clusters: int, head_dim: int) -> None:
         super().__init__()
@@ -234,7 +234,7 @@ class RoutingLM(nn.Module):
         """Logits [B,T,V] of ids [B,T].
 
         Raises:
-            ValueError: More tokens than the context; in `port` mode also a length that is no multiple of local_window.
+            ValueError: More tokens than the context; in `port` mode also a length not divisible by local_window.
         """
         return self.with_loss(ids)[0]
 

@@ -117,7 +117,7 @@ def linear_window(
         clamp: As in `gradients`.
 
     Returns:
-        What each token reads once it is stored [n,m,d]; matrix and momentum behind the window; each token's squared
+        Each token's reading once it is stored [n,m,d]; matrix and momentum behind the window; each token's squared
         error [n,m].
     """
     q, k, v = qkv
@@ -140,7 +140,7 @@ def linear_window(
 
 
 def _decay(log_keep: Tensor) -> tuple[Tensor, Tensor]:
-    """What is left after step t of what came at step s [n,t,s], and of what was there before [n,t,1]."""
+    """Share left after step t of the input at step s [n,t,s], and of what was there before [n,t,1]."""
     m, total = log_keep.shape[1], log_keep.cumsum(-1)
     later = torch.ones(m, m, dtype=torch.bool, device=total.device).triu(1)
     between = (total[:, :, None] - total[:, None, :]).masked_fill(later, -torch.inf).exp()
@@ -176,7 +176,7 @@ def _gelu_slope(z: Tensor) -> Tensor:
 
 
 def _gradient_scale(norm: Tensor, rate: Tensor, clamp: float | None) -> Tensor:
-    """What a token's gradient is multiplied by: its rate, and what brings its norm down to `clamp`."""
+    """Factor of a token's gradient: its rate, and what brings its norm down to `clamp`."""
     if clamp is None:
         return rate
     return rate * (clamp / norm.clamp(min=clamp))

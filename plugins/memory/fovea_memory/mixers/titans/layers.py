@@ -250,7 +250,7 @@ class Segments(TitansLayer):
 class MAC(Segments):
     """The memory as context: a segment attends to what the memory knew when it began, and to itself; x += y · r.
 
-    What the memory knew is asked with each token's own query; y is the attention's answer, which the memory then
+    The memory is queried with each token's own query; y is the attention's answer, which the memory then
     stores, and r what it says to it.
     """
 

@@ -185,7 +185,7 @@ class TitansMemory(nn.Module):
         return x.view(*x.shape[:2], self.heads, self.head_dim).transpose(1, 2)
 
     def _queries(self, x: Tensor, tails: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """What each token asks [B,H,T,d]."""
+        """Queries of each token [B,H,T,d]."""
         if self.paper:
             z, tail = _convolve(self.conv_queries, functional.silu(self.to_queries(x)), tails[0])
             return functional.normalize(self._split_heads(z), dim=-1), [tail]
@@ -193,7 +193,7 @@ class TitansMemory(nn.Module):
         return (self.q_norm(q) if hasattr(self, "q_norm") else q), []
 
     def _pairs(self, x: Tensor, tails: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """What each stored token writes: keys and values [B,H,T',d]."""
+        """Keys and values that each stored token writes: [B,H,T',d]."""
         if self.paper:
             k, first = _convolve(self.conv_keys, functional.silu(self.to_keys(x)), tails[1])
             v, second = _convolve(self.conv_values, functional.silu(self.to_values(x)), tails[2])
@@ -321,7 +321,7 @@ class _Gates(NamedTuple):
     log_keep: Tensor
 
     def part(self, a: int, b: int) -> _Gates:
-        """Those of steps a…b; rates are cut where gradients are made."""
+        """Gradients of steps a…b; rates are cut where gradients are made."""
         moment = None if self.log_moment is None else self.log_moment[..., a:b]
         return _Gates(self.rate, moment, self.log_keep[..., a:b])
 

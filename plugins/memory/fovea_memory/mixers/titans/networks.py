@@ -103,7 +103,7 @@ class TitansSession:
     Attributes:
         index: Tokens read.
         batch: Streams side by side.
-        trace: What the last call's tokens did to each layer's memory [B,t,L,3], means over its heads: the error before
+        trace: Effect of the last call's tokens on each layer's memory [B,t,L,3], means over its heads: the error before
             its rate (the surprise), the rate theta, and the share alpha that was forgotten.
     """
 

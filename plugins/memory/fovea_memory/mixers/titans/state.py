@@ -126,7 +126,7 @@ def unpack_state(data: bytes, model: str = "") -> MemoryState | SessionState:
 
 
 def _verify(data: bytes) -> bytes:
-    """What follows the fixed head, if the head is right about it."""
+    """The bytes after the fixed head, if the head states them rightly."""
     if len(data) < _HEAD.size + 4:
         message = f"{len(data)} bytes are too few for a state"
         raise StateError(message)

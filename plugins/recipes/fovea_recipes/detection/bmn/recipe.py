@@ -78,7 +78,7 @@ class BmnDemo(Recipe):
         return boundary_matching_loss(maps, batch["overlap"], batch["start"], batch["end"], batch["chance"])
 
     def answer(self, network: nn.Module, x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the network says; plain BMN does not see the semantics."""
+        """Output of the network; plain BMN does not see the semantics."""
         maps: tuple[Tensor, Tensor, Tensor] = network(x)
         return maps
 

@@ -26,7 +26,7 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What tells one kind of pollen from the others.
+    """Features that distinguish one kind of pollen from the others.
 
     Attributes:
         pores: Light openings on the rim.

@@ -53,7 +53,7 @@ def products() -> np.ndarray:
 
 
 def noisy(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Pictures with noise of .05, within 0..1."""
+    """Pictures with noise of 0.05, within 0..1."""
     noise = 0.05 * rng.standard_normal(pictures.shape, np.float32)
     return np.asarray(np.clip(pictures + noise, 0, 1))
 

@@ -30,7 +30,7 @@ _IGNORED = -100
 
 
 class _Pointer(Recipe):
-    """What both recipes share: a network, and batches of instances of one size."""
+    """Parts shared by both recipes: a network, and batches of instances of one size."""
 
     hidden: int = 64
     layers: int = 3

@@ -123,5 +123,5 @@ def warp_boxes(boxes: NDArray[np.float32], warp: Warp) -> NDArray[np.float32]:
 
 
 def _bytes(pixels: object) -> Pixels:
-    """What OpenCV gives, whose types say less than it does."""
+    """An array from OpenCV, whose types are vague."""
     return np.asarray(pixels, np.uint8)

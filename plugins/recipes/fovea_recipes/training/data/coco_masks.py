@@ -1,6 +1,6 @@
 """Masks from COCO files: outlines and run lengths become one picture of a mask each, which is drawn once.
 
-Knows the format, and that a pixel belongs to an outline where its centre does. What can't be drawn is named and left
+Knows the format, and that a pixel belongs to an outline where its centre does. Others are named and left
 out, the rest is used.
 """
 
@@ -56,7 +56,7 @@ def draw_coco_masks(folder: Path, pictures: Sequence[Path], drawn: Path, names: 
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    """What a COCO file holds; None of any other JSON."""
+    """Content of a COCO file; None for any other JSON."""
     try:
         held = json.loads(file.read_text("utf8"))
     except ValueError as error:
@@ -129,7 +129,7 @@ def _strangeness(path: Path, named: Path, file: Path) -> tuple[bool, bool]:
 
 
 def _region(segmentation: Any, height: int, width: int) -> Mask:
-    """What a label marks (height, width).
+    """Pixels that a label marks (height, width).
 
     Raises:
         ValueError: It is neither outlines nor run lengths of that size.

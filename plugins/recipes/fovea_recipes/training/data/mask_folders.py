@@ -26,7 +26,7 @@ MASKS = ("masks", "mask", "labels", "annotations")
 """Names of folders of masks; pictures are in any other folder."""
 
 ENDINGS = ("_mask", "-mask", "_seg", "_label")
-"""What the name of a mask may end with next to that of its picture."""
+"""Endings of a mask's name after that of its picture."""
 
 FEW = 16
 """Grey masks whose largest value is no larger hold numbers of classes, not grey levels."""
@@ -112,7 +112,7 @@ def is_mask(path: Path, folder: Path) -> bool:
 
 
 def _place(path: Path, folder: Path) -> tuple[str, ...]:
-    """What a picture and its mask share: folders but for `images` and `masks`, and the name without its ending."""
+    """Name shared by a picture and its mask: folders but for `images` and `masks`, and the name without its ending."""
     parts = path.relative_to(folder).parts[:-1]
     stem = next((path.stem.removesuffix(end) for end in ENDINGS if path.stem.endswith(end)), path.stem)
     return (*(part for part in parts if part.lower() not in {*MASKS, "images", "image", "img", "imgs"}), stem)

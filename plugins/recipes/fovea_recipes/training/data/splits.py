@@ -51,10 +51,10 @@ def held_out(
 
 
 def group_of(path: Path, pattern: str) -> str:
-    """What a picture belongs to; its own name where the pattern is empty or does not match.
+    """Group of a picture; its own name where the pattern is empty or does not match.
 
     Raises:
-        InvalidOption: The pattern is no regular expression.
+        InvalidOption: The pattern is not a regular expression.
     """
     if not pattern:
         return str(path)
@@ -63,7 +63,7 @@ def group_of(path: Path, pattern: str) -> str:
 
 
 def _decided(paths: Sequence[Path], folder: Path, pattern: str) -> NDArray[np.bool_] | None:
-    """What pattern, folders or a list say; None where there is none of them."""
+    """The split that a pattern, folders or a list define; None where there is none of them."""
     if pattern:
         compiled = _compiled(pattern, "held_out")
         return np.array([bool(compiled.search(path.name)) for path in paths])
@@ -91,4 +91,4 @@ def _compiled(pattern: str, field: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         hint = "For example '_(RS_[0-9]+)_': its first group is what belongs together."
-        raise InvalidOption(f"{pattern!r} is no pattern: {error}.", hint=hint, field=field) from error
+        raise InvalidOption(f"{pattern!r} is not a pattern: {error}.", hint=hint, field=field) from error

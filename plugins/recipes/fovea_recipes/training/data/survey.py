@@ -1,6 +1,6 @@
 """A look at a data set before anything is trained on it: counts, sizes, what is wrong, and near copies across a split.
 
-Knows files and pixels; knows no model. What it names is left out or clipped, and said; nothing is changed on disk.
+Knows files and pixels; knows no model. Files that it names are left out or clipped; nothing is changed on disk.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class FileProblem:
 
     Attributes:
         path: The file.
-        kind: What is wrong, for example `can't be read`: problems are listed by it.
+        kind: Kind of problem, for example `can't be read`: problems are listed by it.
         detail: More about this file.
     """
 
@@ -39,14 +39,14 @@ class FileProblem:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a data set is.
+    """Summary of a data set.
 
     Attributes:
         train: Pictures to train on.
         held_out: Pictures that are held out.
         classes: Labels (pictures, boxes or marked pictures) by class.
         sizes: (height, width) of the pictures.
-        problems: What is wrong.
+        problems: Problems found.
         copies: Pairs of a training and a held-out picture that look the same.
     """
 

@@ -148,7 +148,7 @@ class Chat extends RunForm {
     const [problem] = problems.filter((one) => one.name !== "AbortError");
     node.cut = problem ? "cut off" : problems.length ? "stopped" : isLong ? "longest answer reached" : null;
     this.turns.draw(answers);
-    if (!node.cut) for (const answer of answers) if (answer.usage && answer.scores.length) this.heads?.trace(answer);
+    if (!problems.length) for (const answer of answers) if (answer.usage && answer.scores.length) this.heads?.trace(answer);
     await this.history?.keep(this.conversation, selectedModel(this));
     const url = new URL(location.href);
     url.searchParams.set("chat", this.conversation.id);

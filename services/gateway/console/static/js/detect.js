@@ -36,6 +36,7 @@ class Detect extends PicturePage {
     this.on("input", "confidence", () => this.answer && this.listFindings());
     this.on("input", "iou", () => this.redraw());
     this.on("input", "names", () => this.redraw());
+    this.on("input", "wipe", () => this.redraw());
     this.on("change", "confidence", () => this.answer && this.requestedConfidence > this.confidence - 1e-9 && this.run());
     this.on("change", "iou", () => this.run());
     this.on("change", "classes", (event) => this.toggleClass(event.target));
@@ -81,12 +82,16 @@ class Detect extends PicturePage {
     this.redraw();
   }
 
-  /** List the boxes above the confidence, of the classes that are shown. */
   listFindings() {
-    const shown = this.detections.filter((each) => !this.hiddenClasses.has(each.label));
-    this.findings.show(shown.map(({ label, score, box }) => ({
+    this.findings.show(this.describeFindings(this.current), this.current);
+  }
+
+  /** The boxes above the confidence, of the classes that are shown. */
+  describeFindings({ answer }) {
+    const shown = answer.detections.filter((each) => each.score > this.confidence && !this.hiddenClasses.has(each.label));
+    return shown.map(({ label, score, box }) => ({
       words: `${label} ${score.toFixed(2)}`, box, key: box.join(), row: { label, score, x1: box[0], y1: box[1], x2: box[2], y2: box[3] },
-    })), this.current);
+    }));
   }
 
   /** Resize the canvas for a picture. */
@@ -119,7 +124,9 @@ class Detect extends PicturePage {
       if (this.picture) context.drawImage(this.picture, 0, 0, width, height);
       if (!this.answer) return;
       const shown = this.detections.filter((each) => !this.hiddenClasses.has(each.label));
-      for (const each of shown.toReversed()) this.drawBox(context, each, width / this.answer.width);
+      this.drawWiped(context, () => {
+        for (const each of shown.toReversed()) this.drawBox(context, each, width / this.answer.width);
+      });
       this.showCounts(shown);
     });
   }

@@ -4,6 +4,7 @@
  */
 
 import { createButton, createNode } from "./custom_element.js";
+import { listRows, writeCsv } from "./export_all.js";
 import { save } from "./save.js";
 
 const VERDICTS = { a: "accepted", x: "rejected" };
@@ -81,10 +82,7 @@ export class Findings {
 
   /** The findings of the present picture with their verdicts, as a file. */
   save() {
-    const rows = this.entries.map(({ key, row }) => ({ file: this.item.file.name, ...row, verdict: this.item.verdicts.get(key) ?? "" }));
-    const columns = Object.keys(rows[0]);
-    const quote = (value) => (/[",\n]/.test(String(value)) ? `"${String(value).replaceAll('"', '""')}"` : String(value));
-    const lines = [columns, ...rows.map((row) => columns.map((column) => row[column] ?? ""))].map((cells) => cells.map(quote).join(","));
-    save(new Blob([`${lines.join("\n")}\n`], { type: "text/csv" }), `${this.page.stem}.findings.csv`);
+    const text = writeCsv(listRows(this.page, this.item));
+    save(new Blob([text], { type: "text/csv" }), `${this.page.stem}.findings.csv`);
   }
 }

@@ -1,4 +1,4 @@
-/** Reader of NPZ files (NumPy's zip of arrays), as large captures come. Knows 32-bit floats and 64-bit integers. */
+/** Reader of NPZ files (NumPy's zip of arrays), as large captures come. Knows 32-bit floats and 64-bit integers; others are null. */
 
 const END_OF_DIRECTORY = 0x06054b50;
 const DEFLATED = 8;
@@ -33,6 +33,5 @@ function readNpy(buffer) {
   const header = new TextDecoder().decode(new Uint8Array(buffer, 10, start - 10));
   const shape = header.match(/'shape': \(([^)]*)\)/)[1].split(",").filter((part) => part.trim()).map(Number);
   const Kind = { f4: Float32Array, i8: BigInt64Array }[header.match(/'descr': '<(\w+)'/)?.[1]];
-  if (!Kind) throw new Error("The file has an array of a type that is not read here.");
-  return { shape, values: new Kind(buffer.slice(start)) };
+  return Kind ? { shape, values: new Kind(buffer.slice(start)) } : null;
 }

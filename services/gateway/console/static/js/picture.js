@@ -5,6 +5,7 @@
 
 import { decodeBase64, selectedModel, readValues } from "./form.js";
 import { decodePicture } from "./canvas.js";
+import { exportAll } from "./export_all.js";
 import { Filmstrip } from "./filmstrip.js";
 import { describeSize, findExcess, measurePicture, scalePicture } from "./picture_size.js";
 import { RunForm } from "./run_form.js";
@@ -27,7 +28,18 @@ export class PicturePage extends RunForm {
     this.addEventListener("fovea-pictures", (event) => this.addFiles(event.detail));
     this.on("click", "choose", () => this.part("file").click());
     this.on("click", "stop", () => this.items.forEach((item) => item.status === "waiting" && (item.status = "stopped")));
+    this.on("click", "export-all", (_, button) => this.attempt(() => exportAll(this, button.dataset.form)));
     this.openRun();
+  }
+
+  /** What was found in the picture of an item: `{ key, words, box, row }` each. */
+  describeFindings(item) {
+    return [];
+  }
+
+  /** Files of an item's answer for the archive: `{ name, blob }` each. */
+  describeFiles(item) {
+    return [];
   }
 
   get file() {
@@ -197,6 +209,19 @@ export class PicturePage extends RunForm {
   /** The options of a request. */
   get requestOptions() {
     return this.options;
+  }
+
+  /** Draw over the picture, but not left of the wipe's border. */
+  drawWiped(context, draw) {
+    const { width, height } = context.canvas;
+    const border = width * this.part("wipe").valueAsNumber;
+    context.save();
+    context.beginPath();
+    context.rect(border, 0, width - border, height);
+    context.clip();
+    draw();
+    context.restore();
+    if (border) context.fillRect(border - 1, 0, 2, height);
   }
 
   /** Drop the last answer. */

@@ -2,6 +2,7 @@
 
 import { decodeBase64, detectPictureType } from "./form.js";
 import { decodePicture, fitSize } from "./canvas.js";
+import { stemOf } from "./export_all.js";
 import { PicturePage } from "./picture.js";
 import { save } from "./save.js";
 
@@ -20,6 +21,11 @@ class Restore extends PicturePage {
 
   clearAnswer() {
     this.restoredPicture = null;
+  }
+
+  describeFiles(item) {
+    const { restored, format } = item.answer;
+    return restored ? [{ name: `restored/${stemOf(item)}.${format}`, blob: decodeBase64(restored, detectPictureType(restored)) }] : [];
   }
 
   showPicture() {

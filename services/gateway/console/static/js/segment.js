@@ -4,6 +4,7 @@
 
 import { drawBinary, drawOverlay, measure, thresholdMask } from "./mask.js";
 import { blend, createContext, readColour, decodePicture, toBlob, fitSize, readMap } from "./canvas.js";
+import { stemOf } from "./export_all.js";
 import { Findings } from "./findings.js";
 import { decodeBase64 } from "./form.js";
 import { PicturePage } from "./picture.js";
@@ -23,7 +24,7 @@ class Segment extends PicturePage {
     super.connectedCallback();
     this.highlight = null;
     this.findings = new Findings(this);
-    for (const name of ["threshold", "opacity", "outline", "heat", "options"]) this.on("input", name, () => this.redraw());
+    for (const name of ["threshold", "wipe", "opacity", "outline", "heat", "options"]) this.on("input", name, () => this.redraw());
     this.on("click", "save-mask", () => this.saveMask());
     this.on("click", "save-overlay", () => this.saveOverlay());
     this.on("click", "save-json", () => saveJson(this.answer, `${this.stem}.json`));
@@ -52,8 +53,16 @@ class Segment extends PicturePage {
     this.map = readMap(probability, this.resizeCanvas(answer));
     this.show(true, "result");
     this.setText("time", `${Math.round(milliseconds)} ms`);
-    this.findings.show((answer.components ?? []).map(describeRegion), this.current);
+    this.findings.show(this.describeFindings(this.current), this.current);
     this.redraw();
+  }
+
+  describeFindings({ answer }) {
+    return (answer.components ?? []).map(describeRegion);
+  }
+
+  describeFiles(item) {
+    return [{ name: `masks/${stemOf(item)}.png`, blob: decodeBase64(item.answer.mask, "image/png") }];
   }
 
   /** Resize the canvas for a picture. */
@@ -92,8 +101,10 @@ class Segment extends PicturePage {
       if (!this.map) return;
       const scale = (this.answer.width * this.answer.height) / (width * height);
       const region = thresholdMask(this.map, width, height, { ...this.settings, minArea: this.settings.minArea / scale });
-      if (this.highlight) this.drawHighlight(context, width / this.answer.width);
-      blend(context, drawOverlay(this.map, region.mask, width, height, this.drawingOptions));
+      this.drawWiped(context, () => {
+        if (this.highlight) this.drawHighlight(context, width / this.answer.width);
+        blend(context, drawOverlay(this.map, region.mask, width, height, this.drawingOptions));
+      });
       this.showMeasures({ ...measure(this.map, region.mask), regions: region.regions.length }, scale);
     });
   }

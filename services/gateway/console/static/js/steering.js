@@ -36,14 +36,12 @@ export class Steering extends CustomElement {
   /** The intervention of a request; null without a vector, or while the drawer is closed. */
   get intervention() {
     if (!this.isOpen || !this.vector) return null;
-    const layer = this.part("layer").value;
-    return { vector: this.vector.id, scale: this.strength, ...(layer && { site: `resid_post.${layer}` }) };
+    return { vector: this.vector.id, strength: this.strength, site: `resid_post.${this.part("layer").value}` };
   }
 
   /** The choice in words. */
   get label() {
-    const layer = this.part("layer").value;
-    return `${this.vector.id} × ${this.strength}${layer && ` in layer ${layer}`}`;
+    return `${this.vector.id} × ${this.strength} in layer ${this.part("layer").value}`;
   }
 
   /** Fill the list of vectors and choose one of them. */
@@ -65,20 +63,20 @@ export class Steering extends CustomElement {
     }
     const { options } = this.part("layer");
     options.length = 0;
-    options.add(new Option(`All (${range(vector.layers.map((one) => one.layer))})`, ""));
     for (const { layer } of vector.layers) options.add(new Option(layer, layer));
+    this.part("layer").value = vector.layer ?? vector.layers[0].layer;
+    this.part("strength").value = vector.strength ?? 0.1;
     this.setText("vector-facts", `Made from ${vector.positive} and ${vector.negative} prompts; ${vector.tokens === "mean" ? "all tokens, averaged" : "the last token"}.`);
     this.showStrength();
   }
 
   /** Say how strong the strength is, beside the activations that it is added to. */
   showStrength() {
-    const chosen = this.part("layer").value;
-    const layers = this.vector.layers.filter(({ layer }) => !chosen || String(layer) === chosen);
-    const shares = layers.map(({ norm, activation_norm }) => Math.round((100 * Math.abs(this.strength) * norm) / activation_norm));
-    const separations = layers.map(({ separation }) => Math.round(100 * separation));
-    const each = layers.length > 1 ? " in each layer" : "";
-    this.setText("strength-facts", `Adds ${range(shares)} % of an activation’s length${each}. On its own prompts the vector tells ${range(separations)} % of the pairs apart; 50 % is chance.`);
+    const { separation } = this.vector.layers.find(({ layer }) => String(layer) === this.part("layer").value);
+    const [plain, ...effects] = this.vector.side_effects;
+    const at = effects.find((one) => one.strength >= Math.abs(this.strength)) ?? effects.at(-1);
+    const rise = at ? ` At ${at.strength} the perplexity of plain text rises from ${plain.perplexity.toFixed(1)} to ${at.perplexity.toFixed(1)}.` : "";
+    this.setText("strength-facts", `Adds ${Math.round(100 * Math.abs(this.strength))} % of an activation’s length.${rise} On its own prompts the vector tells ${Math.round(100 * separation)} % of the pairs apart; 50 % is chance.`);
   }
 
   /** Make a vector of the two lists, and choose it. */
@@ -107,11 +105,5 @@ export class Steering extends CustomElement {
 }
 
 const lines = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
-
-/** Numbers as `3` or `3–7`. */
-function range(numbers) {
-  const [low, high] = [Math.min(...numbers), Math.max(...numbers)];
-  return low === high ? `${low}` : `${low}–${high}`;
-}
 
 customElements.define("fovea-steering", Steering);

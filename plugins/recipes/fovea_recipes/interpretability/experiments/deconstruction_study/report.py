@@ -81,7 +81,7 @@ def _state_table(models: Measurements) -> Table:
         name="decode state",
         columns=["model", "parameters", "bytes", "bytes per layer"],
         rows=rows,
-        caption="What a stream holds after a whole context, measured, in float32.",
+        caption="Memory of a stream after a whole context, measured, in float32.",
     )
 
 

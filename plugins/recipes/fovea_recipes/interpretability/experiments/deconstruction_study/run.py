@@ -2,7 +2,7 @@
 
 "Deconstructing Attention" (2025). One run trains one variant in one layout with one seed and is cached under its key:
 studies share runs, and a stopped study resumes, also inside a run. The experiment `deconstruction` asks what a trained
-model can do without; this one asks what can be learnt without.
+model can do without; this one asks what a model can be trained without.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class DeconstructionStudy(Experiment[DeconstructionStudySpec]):
 
 def _check_spec(spec: DeconstructionStudySpec) -> None:
     if spec.size.width % (2 * spec.size.heads):
-        detail = f"size.width {spec.size.width} is no even multiple of size.heads {spec.size.heads}."
+        detail = f"size.width {spec.size.width} is not an even multiple of size.heads {spec.size.heads}."
         raise InvalidOption(detail, hint="Rotary positions turn pairs inside each head.", field="size")
     if (spec.data == "text") != (spec.text is not None):
         raise InvalidOption("data=text needs a text, and a text needs data=text.", field="text")
@@ -121,6 +121,6 @@ def _run_of(spec: DeconstructionStudySpec, cell: MixerCell) -> MixerRun:
 
 
 def _cell_content(spec: DeconstructionStudySpec, cell: MixerCell) -> dict[str, Any]:
-    """What a run depends on, next to code and versions."""
+    """Facts that a run depends on, besides code and versions."""
     run = _run_of(spec, cell)
     return {**cell._asdict(), "steps": spec.steps, "size": spec.size.model_dump(), "data": run.split("train").digest}

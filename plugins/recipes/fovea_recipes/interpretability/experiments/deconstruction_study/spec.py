@@ -35,7 +35,7 @@ class MixerCell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What tables and charts call it, without its seed."""
+        """Its name in tables and charts, without its seed."""
         return "standard" if self.variant == "standard" else f"{self.layout} {self.variant}"
 
 

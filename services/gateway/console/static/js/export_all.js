@@ -1,0 +1,56 @@
+/**
+ * Exports of all pictures of a page in one file: findings as CSV and COCO, and an archive with each picture's files.
+ * What was rejected in the list of findings is left out of COCO and of the archive; the CSV has it with its verdict.
+ */
+
+import { save, saveJson } from "./save.js";
+import { buildZip } from "./zip.js";
+
+/** Rows of values as CSV. */
+export function writeCsv(rows) {
+  const columns = [...new Set(rows.flatMap(Object.keys))];
+  const quote = (value) => (/[",\n]/.test(String(value)) ? `"${String(value).replaceAll('"', '""')}"` : String(value));
+  return `${[columns, ...rows.map((row) => columns.map((column) => row[column] ?? ""))].map((cells) => cells.map(quote).join(",")).join("\n")}\n`;
+}
+
+/** Findings of one picture as rows with its file and their verdicts. */
+export const listRows = (page, item) => page.describeFindings(item).map(({ key, row }) => ({ file: item.file.name, ...row, verdict: item.verdicts?.get(key) ?? "" }));
+
+const listKept = (page, item) => page.describeFindings(item).filter(({ key }) => item.verdicts?.get(key) !== "rejected");
+
+function buildCoco(page, items) {
+  const labels = [...new Set(items.flatMap((item) => listKept(page, item).map(({ row }) => row.label ?? "region")))].sort();
+  const images = items.map(({ file, answer }, id) => ({ id, file_name: file.name, width: answer.width, height: answer.height }));
+  const annotations = items.flatMap((item, image) => listKept(page, item).map(({ box: [x1, y1, x2, y2], row }) => ({
+    image_id: image, category_id: labels.indexOf(row.label ?? "region"), bbox: [x1, y1, x2 - x1, y2 - y1], area: row.area ?? (x2 - x1) * (y2 - y1),
+    iscrowd: 0, ...(row.score !== undefined && { score: row.score }),
+  })));
+  return { images, categories: labels.map((name, id) => ({ id, name })), annotations: annotations.map((one, id) => ({ id, ...one })) };
+}
+
+/** One text of YOLO lines a picture, and the names of its classes. */
+function buildYolo(page, items) {
+  const { categories } = buildCoco(page, items);
+  const classOf = new Map(categories.map(({ id, name }) => [name, id]));
+  const lines = (item) => listKept(page, item).map(({ box: [x1, y1, x2, y2], row }) => {
+    const { width, height } = item.answer;
+    return [classOf.get(row.label ?? "region"), ...[(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height].map((share) => share.toFixed(6))].join(" ");
+  });
+  const text = (name, content) => ({ name, blob: new Blob([content], { type: "text/plain" }) });
+  return [
+    text("labels/classes.txt", categories.map(({ name }) => `${name}\n`).join("")),
+    ...items.map((item) => text(`labels/${stemOf(item)}.txt`, lines(item).map((line) => `${line}\n`).join(""))),
+  ];
+}
+
+export const stemOf = ({ file }) => file.name.replace(/\.[^.]*$/, "") || "picture";
+
+/** Save all finished pictures of a page in one form. */
+export async function exportAll(page, form) {
+  const items = page.items.filter(({ status }) => status === "done");
+  if (form === "csv") return save(new Blob([writeCsv(items.flatMap((item) => listRows(page, item)))], { type: "text/csv" }), "findings.csv");
+  if (form === "coco") return saveJson(buildCoco(page, items), "coco.json");
+  const answers = items.map((item) => ({ name: `answers/${stemOf(item)}.json`, blob: new Blob([JSON.stringify(item.answer, null, 1)], { type: "application/json" }) }));
+  const yolo = items.some((item) => page.describeFindings(item).length) ? buildYolo(page, items) : [];
+  return save(await buildZip([...items.flatMap((item) => page.describeFiles(item)), ...yolo, ...answers]), "results.zip");
+}

@@ -1,0 +1,1 @@
+"""Rotated pages in Triton: parts of the kernel that reads packed pages."""

@@ -1,0 +1,34 @@
+"""The benchmark of eviction while decoding, at a small size: what it compares, and that its curves add up."""
+
+import pytest
+
+from loadtests.bench.suites.longctx_decoding import PARTS, follow, list_methods, summarize
+from services.llm_longctx.engine import Engine
+from services.llm_longctx.tests.conftest import tiny_decoder
+
+IDS = [(7 * i + i * i) % 61 for i in range(120)]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return Engine(tiny_decoder(), page=4)
+
+
+@pytest.mark.parametrize("forcing", ["teacher", "free"])
+@pytest.mark.parametrize("name", ["dense", *list_methods(24, 8)])
+def test_bytes_stay_while_dense_grows_and_the_distance_is_that_of_the_same_tokens(engine, name, forcing):
+    knobs = list_methods(24, 8).get(name, {})
+    found = follow(engine, {"method": name, **knobs}, IDS, 40, 72, forcing)
+    assert [len(x) for x in vars(found).values()] == [72] * 5
+    assert all(x > 0 for x in found.ms)
+    if name == "dense":
+        assert max(found.kl) < 1e-9
+        assert all(found.agreed)
+        assert found.kv_bytes == found.dense_bytes
+    else:
+        assert max(found.kl) > 1e-4
+        assert max(found.kv_bytes[16:]) < 0.6 * found.dense_bytes[-1]
+    rows = list(summarize(name, found))
+    assert len(rows) == PARTS + 2
+    assert sum(row.median for row in rows[:PARTS]) / PARTS == pytest.approx(sum(found.kl) / 72)
+    assert rows[PARTS].ratio == found.kv_bytes[-1] / found.dense_bytes[-1]
