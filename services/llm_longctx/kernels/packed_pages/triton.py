@@ -103,7 +103,8 @@ def _launch(card: GpuCard, layout: PackedLayout, dtype: torch.dtype, G: int, *, 
         "PRECISION": precision(dtype),
         "WIDEN": is_interpreted(),  # the interpreter multiplies bfloat16 as if it were whole numbers
     }
-    return Launch(_decode, constants, 4, 3 if card.capability >= 90 else 2)
+    warps = 8 if layout.is_rotated and wide >= 256 else 4  # four have too few registers for levels of 256 channels
+    return Launch(_decode, constants, warps, 3 if card.capability >= 90 else 2)
 
 
 def variants(card: GpuCard) -> Iterator[Variant]:
