@@ -40,8 +40,7 @@ _MAX_OWN_BYTES: Final = 2**16
 _ANONYMOUS: Final = frozenset({"ServerLive", "ServerReady"})
 """Methods that need no key."""
 
-_WITHOUT_MESSAGE: Final = _ANONYMOUS | {"ServerMetadata"}
-"""Methods whose message is empty: it is not read, since gRPC would hold all that a caller sends."""
+_WITHOUT_MESSAGE: Final = _ANONYMOUS | {"ServerMetadata"}  # gRPC would hold all of a message that is read
 
 _MAX_CALLS: Final = 4096
 """Calls at a time, of all callers; each caller's own limits are far below."""

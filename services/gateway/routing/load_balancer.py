@@ -74,7 +74,7 @@ class LoadBalancer:
     def _pick_by_key(self, service: str, replicas: Sequence[ReplicaT], key: AffinityKey) -> ReplicaT:
         holder = self._find_holder(replicas, key)
         mean = (sum(replica.in_flight for replica in replicas) + 1) / len(replicas)
-        for place, replica in enumerate(_iterate_order(replicas, key, holder)):
+        for place, replica in enumerate(_order(replicas, key, holder)):
             if replica.in_flight < max(math.ceil(LOAD_FACTOR * mean), min(replica.slots, FREE_SLOTS)):
                 if not place:
                     self.note_holder(key, replica.id)
@@ -99,7 +99,7 @@ def _pick_least_loaded(replicas: Sequence[ReplicaT]) -> ReplicaT | None:
     return random.choice([replica for replica in replicas if replica.in_flight == fewest])
 
 
-def _iterate_order(replicas: Sequence[ReplicaT], key: AffinityKey, holder: ReplicaT | None) -> Iterator[ReplicaT]:
+def _order(replicas: Sequence[ReplicaT], key: AffinityKey, holder: ReplicaT | None) -> Iterator[ReplicaT]:
     """The holder, then all others by their weights, which a fleet of thousands computes for a new key alone."""
     if holder is not None:
         yield holder

@@ -176,8 +176,7 @@ class ReplicaRegistry:
     def list_ready(self, service: str) -> list[Replica]:
         """List replicas of a service that are alive, ready, and of a version that answers."""
         ready = [replica for replica in self.list_alive(service) if replica.record.ready]
-        versions = {replica.record.version for replica in ready}
-        silent = {version for version in versions if not self.versions.may_answer(service, version)}
+        silent = {each for each in {one.record.version for one in ready} if not self.versions.may_answer(service, each)}
         return [replica for replica in ready if replica.record.version not in silent] if silent else ready
 
     def list_alive(self, service: str) -> list[Replica]:
