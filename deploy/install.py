@@ -23,13 +23,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-import plugins  # beside this file
+import plugins  # next to this file
 
 ROOT = Path(__file__).parents[1]
 VISION = ("vision-restoration", "medical-seg", "detection")
 SERVICES = (*VISION, "llm-longctx", "interpretability", "relevance-judge")
 DEVICES = ("/dev/nvidia0", "/proc/driver/nvidia/version", "/dev/dxg")
-"""What is there where an NVIDIA driver is, under Linux or WSL."""
+"""Files that an NVIDIA driver has, under Linux or WSL."""
 
 _REACH_S = 5.0
 
@@ -101,7 +101,7 @@ def export_graphs(services: Sequence[str], source: Sequence[str]) -> None:
 
 
 _TORCH_NEEDS = ("filelock", "fsspec", "jinja2", "networkx", "setuptools", "sympy", "typing-extensions")
-"""What a torch that was installed without its dependencies imports."""
+"""Imports of a torch that was installed without its dependencies."""
 
 
 def find_requirement(name: str) -> str:

@@ -12,10 +12,10 @@ class HeadlineMetric:
     """One metric, measured here and published.
 
     Attributes:
-        name: What was measured, for example `mean_dice`.
+        name: Name of the metric, for example `mean_dice`.
         ours: Measured with the served weights, or None.
         paper: Published for the same metric, or None; always None next to a figure of synthetic data.
-        data: What ours was measured on.
+        data: Data of our measurement.
     """
 
     name: str

@@ -73,7 +73,7 @@ class SteeringVectors:
 
         Args:
             name: Its name; the version is counted up.
-            positive: What is wanted.
+            positive: Prompts with the property.
             negative: The opposite.
             options: `model`, `layers`, `tokens`, as `shared.api.steering.SteeringVectorRequest` describes them.
         """

@@ -192,7 +192,7 @@ class Settings(BaseSettings):
     replicas: int = Field(1, ge=1, description="Replicas of each service that `fovea up` places.")
     placement: Literal["processes", "ray"] = Field(
         "processes",
-        description="What keeps the replicas of `fovea up` alive: `processes` forks them from one process, which takes "
+        description="Supervisor of the replicas of `fovea up`: `processes` forks them from one process, which takes "
         "less memory and time; `ray` starts Ray Serve, as a cluster does.",
     )
     max_batch_delay_ms: float = Field(2.0, ge=0, description="Longest wait for a micro-batch to fill; 0 never waits.")

@@ -88,7 +88,7 @@ def score_masks(send: Ask, frames: MaskSet, model: str) -> Masks:
 
 
 def score_boxes(send: Ask, held: BoxSet, model: str) -> Boxes:
-    """Served boxes of each picture: all faint ones for average precision, and those that are told by default."""
+    """Served boxes of each picture: all faint ones for average precision, and those that are reported by default."""
     made = Boxes()
     for picture, rows in zip(held.pictures, held.rows, strict=True):
         begun = time.perf_counter()

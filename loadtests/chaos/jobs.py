@@ -177,7 +177,7 @@ def main(
     jobs: Annotated[int, typer.Option(help="How many to submit.")] = 300,
     kills: Annotated[int, typer.Option(help="How many kills; every third is of Redis.")] = 9,
     workers: Annotated[int, typer.Option(help="Worker processes.")] = 2,
-    seconds: Annotated[float, typer.Option(help="What a job takes.")] = 0.2,
+    seconds: Annotated[float, typer.Option(help="Duration of a job.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Makes the times of the kills repeatable.")] = 0,
 ) -> int:
     """Print what was lost, what counted twice, and latencies; 1 if anything was."""

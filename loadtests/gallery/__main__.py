@@ -62,7 +62,7 @@ def read_blocks() -> list[str]:
 
 
 def run_block(block: str, folder: Path, url: str) -> None:
-    """Run a block in a folder with this environment's commands; 1 is a result: a judge that is no better."""
+    """Run a block in a folder with this environment's commands; 1 is a result: a judge that does not do better."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-c", block], cwd=folder, env={**os.environ, "PATH": path, "FOVEA_URL": url}, check=False

@@ -1,1 +1,1 @@
-"""What the idle platform weighs: memory and processor of each process, and the seconds until it answers."""
+"""Weight of the idle platform: memory and processor of each process, and the seconds until it answers."""

@@ -63,7 +63,7 @@ def embed_windows(texts: Sequence[str]) -> tuple[NDArray[np.float32], list[int]]
 
 
 def cosines(query: str, passages: Sequence[str]) -> list[tuple[float, int]]:
-    """Of each passage, the cosine of its window nearest to the query, and the tokens of both."""
+    """Cosine of each passage's window nearest to the query, and the tokens of both."""
     embedder = load_embedder()
     vectors, owners = embed_windows(passages)
     near = vectors @ embedder.embed([query])[0]

@@ -21,7 +21,7 @@ MAX_SCALE = 1000.0
 """Largest factor of a vector; its entries times the strength may be 10,000 (`services.llm_longctx.engine.taps`)."""
 
 MAX_STRENGTH = 10.0
-"""Largest strength of a stored vector, beside an activation's length."""
+"""Largest strength of a stored vector, relative to an activation's length."""
 
 MAX_FACTOR = 100.0
 """Largest factor of a scaled activation."""
@@ -66,7 +66,7 @@ class AddIntervention(_Strict):
         ge=-MAX_STRENGTH,
         le=MAX_STRENGTH,
         allow_inf_nan=False,
-        description="Of a stored vector: its length beside that of an activation, 0.2 being a fifth. Its default is "
+        description="Length of a stored vector relative to an activation's; 0.2 is a fifth. Its default is "
         "the vector's own `strength`; a minus turns it round.",
     )
     heads: Heads | None = Field(None, description="At sites with heads: which; all if left out.")

@@ -25,7 +25,7 @@ class Refusal:
     """A field that is known and not served.
 
     Attributes:
-        hint: What to do instead.
+        hint: Advice.
         default: A value that asks for nothing, and is accepted; where it is None, whatever is false or 0.
     """
 
@@ -226,7 +226,7 @@ def check_fields(
 
 
 def find_fate(name: str, model: type[BaseModel]) -> tuple[str, str]:
-    """What becomes of a field where this model is read: `served`, `accepted`, `refused` or `unknown`, and a note."""
+    """Treatment of a field where this model is read: `served`, `accepted`, `refused` or `unknown`, and a note."""
     known = dict(_list_fields(model))
     note = known.get(name) or ""
     if name in GUIDED and "structured_outputs" in known:

@@ -50,7 +50,7 @@ class SteeringLayer(BaseModel):
 
 
 class SideEffect(BaseModel):
-    """What a vector does to text that has nothing to do with it."""
+    """Effect of a vector on text that has nothing to do with it."""
 
     strength: float
     perplexity: float = Field(description="Of a paragraph of plain English prose, with the vector in its `layer`.")
@@ -72,7 +72,7 @@ class SteeringVector(BaseModel):
     negative: int = Field(description="Prompts that show the opposite.")
     layers: list[SteeringLayer]
     layer: int | None = Field(
-        None, description="Where it is added by default: the best separation, then the longest beside activations."
+        None, description="Where it is added by default: the best separation, then the longest relative to activations."
     )
     strength: float | None = Field(
         None, description="Its default strength: the largest tried at which perplexity rises by half at most."

@@ -25,9 +25,9 @@ class SweepRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(None, description="Name of the model; left out, the default one.")
-    prompt: SweptPrompt = Field(description="What is patched: a text, its token ids, or messages.")
+    prompt: SweptPrompt = Field(description="The patched prompt: a text, its token ids, or messages.")
     source: SweptPrompt | None = Field(
-        None, description="What activations are taken from, of as many tokens; left out, each cell is set to zero."
+        None, description="Source of activations, of as many tokens; left out, each cell is set to zero."
     )
     site: str = Field(
         "resid_pre", max_length=64, description="A site without its layer: resid_pre, z, …, or hook_resid_pre, …."
@@ -36,7 +36,7 @@ class SweepRequest(BaseModel):
     positions: Positions | None = Field(
         None, description="Columns of the grid; all if left out. With `by` head: where each head is patched."
     )
-    by: Literal["position", "head"] = Field("position", description="What a column is.")
+    by: Literal["position", "head"] = Field("position", description="Meaning of a column.")
     heads: Heads | None = Field(None, description="With `by` head: the columns; else the heads that are patched.")
     tokens: list[Annotated[str, Field(min_length=1, max_length=200)] | TokenId] = Field(
         min_length=1, max_length=20, description="Next tokens to look at: texts of one token each, or ids."
@@ -59,7 +59,7 @@ class SweptToken(BaseModel):
 
 
 class NextTokens(BaseModel):
-    """What a run predicts of the tokens that are looked at, in their order."""
+    """Predictions of a run for the requested tokens, in their order."""
 
     logits: list[float]
     probabilities: list[float]

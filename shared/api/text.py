@@ -45,7 +45,7 @@ class LongctxOptions(BaseModel):
     kv_ratio: float | None = Field(None, gt=0, le=1, description="Budget as a share of what dense would hold.")
     on_miss: Literal["nearest", "error", "dense"] = Field(
         "nearest",
-        description="What serves where a method can't keep within the budget: the same with the fewest bytes that its "
+        description="Fallback where a method can't keep within the budget: the same with the fewest bytes that its "
         "pages allow, an error, or dense attention.",
     )
     kv_cache_dtype: CacheDtype | None = Field(
@@ -85,7 +85,7 @@ class LongctxUsage(BaseModel):
 
 
 class ComparedAnswer(BaseModel):
-    """Ours: one of several methods that answered the same request, beside the first of them."""
+    """Ours: one of several methods that answered the same request, compared with the first of them."""
 
     index: int = Field(description="Its choice.")
     longctx: LongctxUsage = Field(description="The method, and the bytes that it held.")
@@ -140,7 +140,7 @@ class LongctxAnswer(BaseModel):
 
 
 class GenerationOptions(SamplingOptions):
-    """What a chat and a completion may ask for beside the prompt."""
+    """Options of a chat and a completion besides the prompt."""
 
     model: str | None = Field(None, description="Name of the model; left out, the default one.")
     n: int = Field(1, ge=1, le=64, description="Answers per prompt.")
@@ -304,7 +304,7 @@ PromptLogprobs = list[dict[int, PromptLogprob] | None]
 """At each place of the prompt: token id → its log-probability; null for the first, which nothing precedes."""
 
 StopReason = int | str
-"""What ended an answer: the stop text, or the id of the stop token that the request named."""
+"""The end of an answer: the stop text, or the id of the stop token that the request named."""
 
 
 class Reply(BaseModel):
@@ -312,7 +312,7 @@ class Reply(BaseModel):
 
     role: Literal["assistant"] = "assistant"
     content: str | None = None
-    reasoning_content: str | None = Field(None, description="What the model thought before it answered.")
+    reasoning_content: str | None = Field(None, description="The model's thoughts before its answer.")
     refusal: None = None
     tool_calls: list[ToolCall] | None = None
 

@@ -49,8 +49,8 @@ class ExportedForms:
         cache: Folder for graphs.
         inputs: Tensors that it takes, in order; -1 is an axis of any length, and axis 0 the batch.
         outputs: Tensors that it gives, in order.
-        tag: What of a graph's file name says how it was made (`352px-v1`): raise it when the code changes what a graph
-            computes, so that cached ones are made anew. The digest of the weights is in the name already.
+        tag: The part of a graph's file name that states how it was made (`352px-v1`): raise it when a graph of the
+            code computes anything else, so that cached ones are made anew. The name holds the weights' digest already.
         call: Method of the network to run; None is the network itself.
         prepare: Last change before it is served (fusing batch norms, dropping branches); may return another module.
         shapes: Where to trace (the first) and to compare; empty: batches of 1 and 3, which is all that a free batch

@@ -66,7 +66,7 @@ class Card(_Facts):
     task: Task
     summary: str = Field(description="One sentence: what it does for whom.")
     paper: Paper
-    licence: str = Field(description="Of the served weights and code, and limits on use of upstream weights.")
+    licence: str = Field(description="Licence of the served weights and code, and limits on use of upstream weights.")
     version: str = "1"
     variants: tuple[str, ...] = ()
     variant: str | None = None

@@ -216,7 +216,7 @@ class Servable(ABC, Generic[Request, Answer]):
         card: Its facts; an instance may carry a refined copy (digest and metrics of the loaded weights).
         In, Out: Pydantic models; fields of `In` are the request's options, and fields typed `ImageBytes` its pictures.
         mode: `sync` answers at once, `stream` yields events, `job` is long and is offered as a job.
-        on_demand: Whether its first request may load it, where the settings say so.
+        on_demand: Whether its first request may load it, where the settings allow it.
     """
 
     card: ClassVar[Card]

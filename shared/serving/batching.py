@@ -111,7 +111,7 @@ class Batcher(Generic[Item, Answer]):
         """Queue an item and wait for its answer.
 
         Args:
-            item: What the work gets.
+            item: Input of the work.
             run: The caller's deadline and cancellation; an item that ended before its turn is never run.
             key: Items run together only if their keys are equal.
             rows: How much of a batch the item takes; an item larger than a batch runs alone.

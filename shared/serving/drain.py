@@ -1,6 +1,6 @@
 """Drain: `python -m shared.serving.drain` asks the replicas of this machine to withdraw, and waits until they are idle.
 
-What a pod does before it is stopped (a `preStop` hook). Asked and answered through files in the data folder, so that it
+Drain of a pod before it is stopped (a `preStop` hook). Asked and answered through files in the data folder, so that it
 works without Redis, Ray or a network: a replica writes `replicas/<id>` while it serves, holding its process id;
 `replicas/<id>.drain` asks it to withdraw, and it removes both once it has finished what it had begun.
 """

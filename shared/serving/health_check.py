@@ -16,7 +16,7 @@ _TIMEOUT_S = 2.0
 
 
 def is_healthy(http_port: int, metrics_port: int) -> bool:
-    """Whether who listens on the first port says so; where nobody does, whether somebody serves metrics."""
+    """Whether the listener on the first port is healthy; without one, whether somebody serves metrics."""
     try:
         return _answers(f"http://127.0.0.1:{http_port}/livez")
     except ConnectionRefusedError:

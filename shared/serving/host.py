@@ -197,7 +197,7 @@ class Host(Catalog):
         return super().missing() | ({"watchdog": trouble} if trouble else {})
 
     def find_trouble(self, lasting_s: float = 0.0) -> str:
-        """What has been stuck for so many seconds or more, in a sentence; empty where nothing has."""
+        """Parts that have been stuck for so many seconds or more, in a sentence; empty where nothing is stuck."""
         dead = [slot.kind.card.name for slot in self.slots if slot.batcher is not None and slot.batcher.is_dead]
         if dead:
             return f"A thread of {', '.join(dead)} has died."
@@ -242,7 +242,7 @@ class Host(Catalog):
         """Answer one request, micro-batched with others that are rendered in the same form.
 
         Raises:
-            FoveaError: What the model says of this request, or QueueFull, DeadlineExceeded, Cancelled, NotReady.
+            FoveaError: The model's error for this request, or QueueFull, DeadlineExceeded, Cancelled, NotReady.
         """
         await self.wake(name)
         _, batcher = self.find_loaded(name)

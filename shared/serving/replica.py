@@ -81,7 +81,7 @@ class ReplicaServer:
             settings: Addresses, the Redis to use, and how long stopping may take.
             http_port: REST.
             grpc_port: Open Inference.
-            before_withdrawal: What is awaited before a replica that is asked to drain withdraws its record.
+            before_withdrawal: Event awaited before a replica that is asked to drain withdraws its record.
             owns_process: Whether it may end the process that it is in, and bound its memory.
         """
         self._before_withdrawal = before_withdrawal
@@ -164,7 +164,7 @@ class ReplicaServer:
         self._files.remove()
 
     def _left(self, begun: float) -> float:
-        """What is left of the grace period since the instant `begun`."""
+        """The rest of the grace period since the instant `begun`."""
         return max(0.0, self._settings.shutdown_grace_s - (time.monotonic() - begun))
 
     @property
@@ -180,7 +180,7 @@ class ReplicaServer:
         return self._serving is not None and not self._serving.done()
 
     def record(self) -> ReplicaRecord:
-        """What the gateway is told."""
+        """Record for the gateway."""
         return ReplicaRecord(
             id=self.id,
             service=self.host.service,
@@ -203,7 +203,7 @@ class ReplicaServer:
         return " ".join(f"{name}: {reason}" for name, reason in self.host.missing().items())[:_MAX_TROUBLE]
 
     async def _drain_when_asked(self) -> None:
-        """Withdraw when somebody asks this machine's replicas to drain, and say so once nothing is in flight."""
+        """Withdraw when somebody asks this machine's replicas to drain, and report it once nothing is in flight."""
         await _poll_until(self._files.is_requested)
         log().info("draining", service=self.host.service)
         if self._jobs is not None:

@@ -74,7 +74,7 @@ def _types(prop: Schema) -> set[str]:
 
 
 def decode_text(field: str, prop: Schema, values: Sequence[str]) -> Any:
-    """What text values (of a form or a query) mean for a field: JSON where its type asks for it, text otherwise.
+    """Meaning of text values (of a form or a query) for a field: JSON where its type asks for it, text otherwise.
 
     Raises:
         InvalidOption: It should be JSON and is not.

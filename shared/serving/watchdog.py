@@ -41,7 +41,7 @@ class Watchdog:
         """Watch a process.
 
         Args:
-            find_trouble: What has been stuck for so many seconds or more, in one sentence; empty where nothing has.
+            find_trouble: Parts that have been stuck for so many seconds or more, in one sentence; or empty.
             give_up: Ends the process, for the trouble that did not pass.
         """
         self._find_trouble, self._give_up = find_trouble, give_up

@@ -47,7 +47,7 @@ class SemanticFpnRecipe(PraNetLiteRecipe):
         return SemanticFpn()
 
     def dice(self, network_: nn.Module) -> NDArray[np.float64]:
-        """Dice at .5 of each held-out frame (n,) with a polyp."""
+        """Dice at 0.5 of each held-out frame (n,) with a polyp."""
         images, masks = self._out.load(self.scale.side)
         maps, marked = predict_maps(network_, images), masks > 128
         some = np.flatnonzero(marked.any((1, 2)))

@@ -27,7 +27,7 @@ def correct(
         str, typer.Option("--pictures", "-p", help="The study that was segmented: FILE, FOLDER or pacs:STUDY_UID.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("out"),
-    creator: Annotated[str, typer.Option(help="Who corrected it; stored in the segmentation.")] = "",
+    creator: Annotated[str, typer.Option(help="Name of the corrector; stored in the segmentation.")] = "",
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = None,

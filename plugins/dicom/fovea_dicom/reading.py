@@ -54,7 +54,7 @@ def read_object(data: bytes) -> FileDataset:
     """Read a DICOM file, without decoding its pixels; elements that can't be read count as missing.
 
     Raises:
-        Malformed: It is no DICOM file, or ends early.
+        Malformed: It is not a DICOM file, or ends early.
     """
     try:
         with warnings.catch_warnings():
@@ -137,7 +137,7 @@ def _decode(dataset: FileDataset, index: int) -> NDArray[Any]:
     try:
         return np.asarray(pixel_array(dataset, index=index))
     except BaseException as error:
-        # A panic is no Exception, so it would pass by whoever answers for errors, and its class can't be imported.
+        # A panic is not an Exception, so it would bypass the error handlers, and its class can't be imported.
         if type(error).__name__ != "PanicException":
             raise
         raise ValueError("The decoder broke off.") from None

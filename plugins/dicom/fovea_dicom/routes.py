@@ -173,7 +173,7 @@ async def store_instances(request: Request) -> JSONResponse:
     files = number_files(parse_related(request.headers.get("content-type", ""), await request.body()))
     if run.job is None and "x-fovea-deadline-ms" in request.headers:  # a gateway, which can make it a job
         hint = "Send it through a gateway that has a queue, or use POST /v1/segment/dicom."
-        raise StoredAsJob("What is stored here is segmented as a job, and there is no queue.", hint=hint)
+        raise StoredAsJob("A stored study is segmented as a job, and there is no queue.", hint=hint)
     found = await _segment(request, files, StudyOptions(store=PacsSettings().url is not None))
     return JSONResponse(_stow_answer(found), media_type="application/dicom+json")
 

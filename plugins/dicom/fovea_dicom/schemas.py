@@ -105,7 +105,7 @@ class CorrectionOptions(BaseModel):
 
     study: str | None = Field(None, description="Fetch the pictures of this study from the PACS.")
     series: str | None = Field(None, description="Only this series of it.")
-    creator: str = Field("", max_length=64, description="Who corrected it; stored as Content Creator's Name.")
+    creator: str = Field("", max_length=64, description="Name of the corrector; stored as Content Creator's Name.")
     store: bool = Field(False, description="Store the new version and its report in the PACS.")
 
 

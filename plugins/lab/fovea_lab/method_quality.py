@@ -192,7 +192,7 @@ def _stream_answers(
 
 
 def _submit(adapter: DecoderAdapter, ids: Sequence[int], spec: NeedleRequest) -> _Pending:
-    """Submit a prompt. It has a context of its own: its place in the queue is no progress of the whole evaluation."""
+    """Submit a prompt. It has a context of its own: its place in the queue is not progress of the whole evaluation."""
     engine = adapter.engine
     policy = select_policy(engine, spec.longctx, adapter.plans, len(ids), spec.steps)
     output = TokenCollector()

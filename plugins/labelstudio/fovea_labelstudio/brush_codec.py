@@ -42,7 +42,7 @@ def decode_brush(rle: Sequence[int], height: int, width: int) -> Mask:
         Malformed: It is not of such a picture.
     """
     try:
-        # Of a number, bytes() makes that many zeros.
+        # bytes() of a number makes that many zeros.
         bits = "".join(f"{byte:08b}" for byte in bytes(list(rle)))
     except (TypeError, ValueError) as error:
         raise Malformed("The brush's run lengths are not bytes.", field="rle") from error

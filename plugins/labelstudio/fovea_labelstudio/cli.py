@@ -33,9 +33,7 @@ class Training:
     recipe: Annotated[str | None, typer.Option(help="Recipe that trains on labels; left out, nothing is trained.")] = (
         None
     )
-    name: Annotated[str | None, typer.Option(help="What the trained model is called; by default MODEL-annotated.")] = (
-        None
-    )
+    name: Annotated[str | None, typer.Option(help="Name of the trained model; by default MODEL-annotated.")] = None
     set_: Annotated[list[str] | None, typer.Option("--set", help="A knob of the recipe, `name=value`.")] = None
     fit_every: Annotated[
         int, typer.Option(min=0, help="Train after so many new labels; 0: when a person asks for it.")

@@ -38,7 +38,7 @@ class TrainingSet:
     Args:
         folder: An empty folder.
         control: The tag whose regions count.
-        max_pixels: Of a picture, from its header.
+        max_pixels: Largest picture, from its header.
     """
 
     def __init__(self, folder: Path, control: ControlTag, max_pixels: int) -> None:

@@ -19,7 +19,7 @@ SHADES = ("#9fb0bf", "#e9c46a", "#f4a261", "#e76f51", "#b02a1e")
 """Of segments, from none to the most damage per kilometre."""
 
 RADII = {"low": 4.0, "medium": 6.0, "high": 8.5}
-"""Of a marker, by severity."""
+"""Colour of a marker, by severity."""
 SPOT = 6.0
 """Damage within this many pixels lies on one spot, whose number is written next to it."""
 MAX_MOVED = 5000

@@ -1,6 +1,6 @@
 """Batch records: what is kept of each batch, every tenant's in the object store. Knows no jobs and no HTTP.
 
-Two gateways may write the same batch. What is decided once is created once; lines, which each could read again from
+Two gateways may write the same batch. Decisions are created once; lines, which each could read again from
 the jobs, are replaced.
 
     tenants/<digest>/openai/batches/<id>/begin.json     the batch as it was created, with its jobs

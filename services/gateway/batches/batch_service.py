@@ -49,7 +49,7 @@ class BatchService:
 
         Args:
             caller: Whose file it is.
-            body: What the caller asks for.
+            body: The caller's request.
             service: Service that answers the endpoint.
             queue: Where the jobs go.
             admit: Called with the number of requests before one is queued; raises where they are too many.

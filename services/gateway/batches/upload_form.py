@@ -14,7 +14,7 @@ async def parse_upload(headers: Headers, body: bytes) -> tuple[str, str, bytes]:
     """Name, purpose and bytes of an upload.
 
     Raises:
-        Malformed: It is no form with `file` and `purpose`.
+        Malformed: It is not a form with `file` and `purpose`.
     """
 
     async def pieces() -> AsyncGenerator[bytes, None]:

@@ -11,13 +11,13 @@ class GalleryEntry:
     """A result.
 
     Attributes:
-        user: Who works so.
-        title: What it shows.
+        user: Kind of user.
+        title: Its subject.
         picture: File in `static`.
         alt: The picture in words.
         origin: Whether its data are real.
-        facts: What the data are.
-        command: What made it, a block of `docs/gallery.md`.
+        facts: Facts about the data.
+        command: Command that made it, a block of `docs/gallery.md`.
         page: Where the console does the same.
     """
 

@@ -101,7 +101,7 @@ class Console:
         ]
 
     async def home(self, request: Request) -> Response:
-        """What can be done, and a result for each kind of user."""
+        """Tasks, and a result for each kind of user."""
         entries = await self._client.models(request)
         return self._render(
             "home.html",

@@ -30,7 +30,7 @@ class Field:
         name: Key in the request.
         kind: Kind of its form control.
         label: The name as text.
-        help: What it means; empty when the schema does not say.
+        help: Its meaning; empty when the schema has none.
         default: The value that is used when the caller gives none, or None.
         required: Whether the request is an error without it.
         choices: Allowed values of a `choice`, or entries of `choices`.

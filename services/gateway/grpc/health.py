@@ -1,4 +1,4 @@
-"""The standard gRPC health service (`grpc.health.v1`). What ready means is up to the caller.
+"""The standard gRPC health service (`grpc.health.v1`). The caller defines readiness.
 
 Anybody may ask, so messages are read apart from those of callers with a key, and few calls watch at a time; one poll
 serves all of them.

@@ -124,7 +124,7 @@ class GrpcProxy:
         """Answer one message from a replica.
 
         Raises:
-            grpc.aio.AioRpcError: What the replica ended the call with.
+            grpc.aio.AioRpcError: The replica's error for the call.
             NotReady: No replica is there, or came back in time.
             DeadlineExceeded: The deadline passed while waiting for one.
         """
@@ -152,7 +152,7 @@ class GrpcProxy:
         """Answer a stream of messages from one replica: the first that can be reached.
 
         Raises:
-            grpc.aio.AioRpcError: What the replica ended the stream with.
+            grpc.aio.AioRpcError: The replica's error for the stream.
             NotReady: No replica is there, or came back in time.
             DeadlineExceeded: The deadline passed while waiting for one.
         """

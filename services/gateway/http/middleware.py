@@ -44,7 +44,7 @@ _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 
 
 class GatewayDependencies(Protocol):
-    """What the middleware needs of the gateway."""
+    """Parts of the gateway that the middleware needs."""
 
     settings: Settings
     registry: ReplicaRegistry
@@ -159,7 +159,7 @@ class GatewayMiddleware(Shell[RequestContext]):
             body.release()
 
     async def _submit(self, ctx: RequestContext, route: Route, body: bytes) -> None:
-        """Queue a request as a job. What it does to a model no replica will tell us, so its body is asked."""
+        """Queue a request as a job. No replica states its effect on a model, so its body is read."""
         await jobs.submit_job(ctx, self._gateway.queue, route.services[0], body)
         if ctx.path.startswith(INSIDE_PATHS) or await _may_steer(body):
             self._audit(ctx, "interventions queued")

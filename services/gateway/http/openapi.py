@@ -29,8 +29,8 @@ RETRY_S = 1.0
 _ERROR_CONTENT = {PROBLEM_CONTENT_TYPE: {"schema": Problem.model_json_schema()}, "application/json": {}}
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"description": "What is wrong with the request, and what to try.", "content": _ERROR_CONTENT},
-    "5XX": {"description": "What is wrong here.", "content": _ERROR_CONTENT},
+    "4XX": {"description": "The fault of the request, and advice.", "content": _ERROR_CONTENT},
+    "5XX": {"description": "A fault of the server.", "content": _ERROR_CONTENT},
 }
 """`responses` of the gateway's own routes: errors as problems, or in the error format of the path."""
 
@@ -60,7 +60,7 @@ class OpenApiDocument:
 
         Args:
             own: Document of the gateway's own routes.
-            name: What is made; one of few.
+            name: Kind of object; one of few.
             build: Makes it, and leaves the document as it is.
         """
         async with self._lock:
@@ -89,7 +89,7 @@ class OpenApiDocument:
 
 
 def _join_texts(own: Mapping[str, Any], texts: Mapping[str, str], *, keys: bool) -> dict[str, Any]:
-    """Join the documents that these texts hold; a text that is no document is left out."""
+    """Join the documents that these texts hold; a text that is not a document is left out."""
     documents = {}
     for service, text in texts.items():
         with suppress(ValueError):

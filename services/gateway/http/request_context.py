@@ -93,14 +93,14 @@ class RequestContext(HttpCall):
 
     Attributes:
         receive: ASGI's.
-        caller: Who sent it.
+        caller: The caller that sent it.
         route: Label for metrics: a template, never the raw path.
         model: Name of the model that answers, or empty.
         extra_headers: Headers for the answer (request id, rate limits).
         streams_events: Whether the answer is an event stream.
         timer: Ends the request after its deadline; None where it may take any time.
         generated_key: Idempotency key for a caller that sends none: the same at every attempt.
-        audit: What the replica said that the audit log is to say.
+        audit: The replica's facts for the audit log.
         scanner: Collects the tokens of its answer.
         recorder: Keeps a copy of its answer, where somebody wants one.
         may_queue: Whether a replica may have it queued as a job, although the caller did not ask for one.

@@ -15,7 +15,7 @@ class McpTool:
     """A tool: a route that takes JSON.
 
     Attributes:
-        name: What assistants call it.
+        name: Its name for assistants.
         path: Its route.
         description: For assistants.
         schema: JSON Schema of its arguments, whole.

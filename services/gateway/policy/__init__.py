@@ -1,1 +1,1 @@
-"""Who may do what: API keys, rate limits, and the rule that keeps a gateway without keys local."""
+"""Access control: API keys, rate limits, and the rule that keeps a gateway without keys local."""

@@ -27,7 +27,7 @@ class AuditLog:
     def write(self, actor: str, act: str, target: str, **details: Any) -> None:
         """Write one act; a line is one write, so that processes may share the file.
 
-        What was done is not undone for want of room in the file: the process' own log gets the act then.
+        An act is not undone for want of room in the file: the process' own log gets the act then.
         """
         entry = {"time": datetime.now(UTC).isoformat(), "actor": actor, "act": act, "target": target, **details}
         try:

@@ -18,7 +18,7 @@ SCOPES: tuple[KeyScope, ...] = ("infer", "jobs", "admin", "metrics", "interventi
 `interventions` looks inside language models and steers them."""
 
 TENANT_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-"""What a tenant's name looks like; it becomes part of Redis keys and log lines."""
+"""Form of a tenant's name; it becomes part of Redis keys and log lines."""
 
 
 class KeyLimits(BaseModel):
@@ -39,7 +39,7 @@ UNLIMITED: Final = KeyLimits()
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who a request is served for: a tenant, its permissions and the limits of its key."""
+    """The caller of a request: a tenant, its permissions and the limits of its key."""
 
     tenant: str
     scopes: frozenset[str]

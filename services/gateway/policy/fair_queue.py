@@ -86,7 +86,7 @@ class FairQueue:
             capacity: Requests that may be in flight to the service together.
             share: Requests that one tenant of weight 1 may have in flight while others are active.
             deadline: Event-loop time until which to wait.
-            weight: What the tenant's share is multiplied by.
+            weight: Factor of the tenant's share.
 
         Raises:
             QueueFull: Too many requests of this tenant wait already.

@@ -27,7 +27,7 @@ from shared.validation_errors import list_errors
 
 
 class KeyFacts(KeyLimits):
-    """What may be shown of a key."""
+    """Public facts of a key."""
 
     id: str = Field(pattern=r"^[0-9a-f]{8}$")
     tenant: str = Field(pattern=TENANT_PATTERN, description="Whose jobs and quotas these are.")

@@ -31,7 +31,7 @@ keys = typer.Typer(help="Make, list and revoke API keys of the gateway on this m
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Scopes = Annotated[
-    list[str], typer.Option("--scope", help=f"What the key allows: {', '.join(SCOPES)}. May be given several times.")
+    list[str], typer.Option("--scope", help=f"Scopes of the key: {', '.join(SCOPES)}. May be given several times.")
 ]
 
 _SPANS = {"h": "hours", "d": "days", "w": "weeks"}

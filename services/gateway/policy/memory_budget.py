@@ -43,7 +43,7 @@ class MemoryBudget:
         if size > self.left:
             return False
         held = self._held[tenant]
-        # What a tenant may hold in all is half of what the others leave; its first piece it may have anyway.
+        # A tenant may hold half of the room that the others leave, and its first piece in any case.
         if self.shared and held and 2 * (held + size) > held + self.left:
             return False
         self._hold(size, tenant)

@@ -32,7 +32,7 @@ _BAD_TOKEN: Final = (
     TypeError,
     ValueError,
 )
-"""What PyJWT raises for odd tokens: times without end, headers without form, brackets without number."""
+"""Errors of PyJWT for odd tokens: times without end, headers without form, brackets without number."""
 
 _REFETCH_S: Final = 5.0
 _KEEP_S: Final = 3600.0

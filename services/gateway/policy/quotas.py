@@ -107,7 +107,7 @@ class RateLimiter:
             _require_within(status, unit)
         for item, unit in _token_limits(caller.limits):
             spent = await self._hit(item, name_tokens(caller.key), 0)
-            # What a request will take is not known before it is answered: the last one may go over.
+            # The use of a request is not known before it is answered: the last one may go over.
             _require_within(replace(spent, used=spent.used + 1), unit)
         return first
 

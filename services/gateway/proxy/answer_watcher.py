@@ -1,4 +1,4 @@
-"""What is done with a request and its answer besides answering it."""
+"""Work on a request and its answer besides answering it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Replayable body: a request body that is read once from the caller and can be sent again to another replica.
 
-What has arrived is kept while a memory budget lasts, so that an upload survives the death of the replica it was going
+Arrived chunks are kept while a memory budget lasts, so that an upload survives the death of the replica it was going
 to. A body of more than `MAX_BUFFERED_BYTES` is streamed while it arrives. Knows nothing about upstreams.
 """
 
@@ -55,7 +55,7 @@ class ReplayableBody:
             await self._read_chunk(must_keep=True)
 
     def payload(self) -> bytes | AsyncIterator[bytes]:
-        """What to send: bytes when all of a small body is here, chunks as they arrive otherwise."""
+        """The body to send: bytes when all of a small body is here, chunks as they arrive otherwise."""
         return self._iterate_chunks() if (whole := self.whole()) is None else whole
 
     def whole(self) -> bytes | None:

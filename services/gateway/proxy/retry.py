@@ -40,14 +40,14 @@ class UpstreamLost(Exception):
 
 @dataclass(slots=True)
 class RetryState:
-    """What has been tried for one request.
+    """Attempts for one request.
 
     Attributes:
         service: Whose replicas may answer.
         request_id: Id of the request, for the log.
         deadline: Event-loop time after which nothing is tried any more.
         late: Kind of the error raised then.
-        key: What a replica may hold of it, if that is known.
+        key: Hashes of the state that a replica may hold of it, if known.
     """
 
     service: str
@@ -82,7 +82,7 @@ class ReplicaRetryPolicy:
         """Send a request to one replica after another.
 
         Args:
-            state: What is known of the request; kept up to date.
+            state: Facts about the request; kept up to date.
             attempt: Sends the request to one replica; raises `UpstreamLost` where that may be worth another try.
 
         Raises:

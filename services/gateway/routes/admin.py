@@ -23,7 +23,7 @@ KeyId = Annotated[str, Path(pattern=r"^[0-9a-f]{8}$", description="The id, as li
 
 
 class KeyChanges(KeyLimits):
-    """What of a key may be changed; what is left out stays."""
+    """Fields of a key that may be changed; an absent field stays."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -17,7 +17,7 @@ def get_context(request: Request) -> RequestContext:
 
 
 def get_caller(request: Request) -> Caller:
-    """Who sent a request."""
+    """The caller of a request."""
     return get_context(request).caller
 
 

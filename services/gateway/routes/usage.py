@@ -31,7 +31,7 @@ async def usage(
     tenant: Annotated[str | None, Query(max_length=64, description="Another tenant, or `*`; needs `admin`.")] = None,
     format: Annotated[Literal["json", "csv"] | None, Query(description="Left out, as `Accept` says.")] = None,  # noqa: A002
 ) -> Response:
-    """What the caller's tenant consumed by day and model; the last 30 days unless other days are named."""
+    """Consumption of the caller's tenant by day and model; the last 30 days unless other days are named."""
     caller = get_caller(request)
     if tenant not in {None, caller.tenant}:
         caller.require_scope("admin")

@@ -40,7 +40,7 @@ _ID_NAMES = tuple(json.dumps(name).encode() for name in _HELD)
 
 @dataclass(frozen=True, slots=True)
 class AffinityKey:
-    """What a replica may hold, as hashes of growing prefixes of a prompt; one hash for a session or a document.
+    """State that a replica may hold, as hashes of growing prefixes of a prompt; one hash for a session or a document.
 
     Attributes:
         chain: Each hash stands for its block and all before it.

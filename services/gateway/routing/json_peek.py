@@ -66,7 +66,7 @@ def read_json_field(body: bytes, name: str) -> str | None:
 def has_json_field(body: bytes, names: Collection[str], max_tokens: int = MAX_TOKENS) -> bool:
     """Whether a top-level field of one of these names says more than null or false, or can't be ruled out to.
 
-    Names count however they are escaped. A body that is no object has no fields.
+    Names count however they are escaped. A body that is not an object has no fields.
     """
     try:
         for quoted, offset in iterate_fields(body, max_tokens):

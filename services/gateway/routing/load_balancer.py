@@ -33,7 +33,7 @@ MAX_PLACES = 200_000
 
 
 class ReplicaLoad(Protocol):
-    """What is known of a replica."""
+    """Facts about a replica."""
 
     in_flight: int
 

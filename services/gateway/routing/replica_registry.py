@@ -166,7 +166,7 @@ class ReplicaRegistry:
         if self._redis is not None:
             await self._redis.aclose()
 
-    # What there is.
+    # Queries.
 
     @property
     def services(self) -> list[str]:

@@ -29,7 +29,7 @@ class VersionPolicy:
     def choose_version(self, service: str, versions: Sequence[str], key: AffinityKey | None) -> str | None:
         """Choose one of several versions that are ready; None where any will do.
 
-        What continues a session, a document or a prompt (`key`) must get the same version each time.
+        A request that continues a session, a document or a prompt (`key`) must get the same version each time.
         """
         return None
 

@@ -1,7 +1,7 @@
 """Sparsity experiment: prunes a shipped network by magnitude and claims only what was measured: zeros, bytes, time.
 
 Zeros are counted in the pruned weights layer by layer, N:M is verified, and both networks are timed in turn on the
-kernels that are here. Those are dense: zeros are multiplied like all other numbers, and the claim states it ("masked
+kernels that are here. These are dense: zeros are multiplied like all other numbers, and the claim states it ("masked
 dense"). Nothing is trained again, so quality stays open. Knows networks by their manifests; claims are
 `shared.sparsity`'s.
 """

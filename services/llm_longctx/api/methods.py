@@ -24,16 +24,16 @@ Name = Annotated[str, Path(description="Name of the attention method, as in `GET
 class MethodDescription(BaseModel):
     """One attention method, described by its class."""
 
-    name: str = Field(description="What `longctx.method` calls it.")
+    name: str = Field(description="Its name in `longctx.method`.")
     summary: str
     help: str
     phases: list[str] = Field(description="Where it acts: prefill, decode; empty is dense.")
     actions: list[str] = Field(description="visibility, eviction, copy, transform.")
     granularity: str
-    evidence: str = Field(description="What it decides by.")
+    evidence: str = Field(description="Evidence that it decides by.")
     needs_plan: bool = Field(description="Whether it works by a head plan.")
     knobs: dict[str, Any] = Field(description="JSON schema of its knobs.")
-    sparsity: LintedClaim | None = Field(None, description="What it claims, and what the claim still lacks.")
+    sparsity: LintedClaim | None = Field(None, description="Its claim, and the gaps of the claim.")
 
 
 @router.get("")

@@ -1,4 +1,4 @@
-"""OpenAI's Responses routes, on the chats of the same models: whole or as events, kept where a request says so.
+"""OpenAI's Responses routes, on the chats of the same models: whole or as events, stored where a request asks for it.
 
 Knows HTTP and the host.
 """
@@ -99,7 +99,7 @@ def delete(response_id: ResponseId, store: StoreDep) -> Deleted:
 
 @dataclass(frozen=True)
 class _Answer:
-    """An answer being made, and where it is kept if its request says so."""
+    """An answer being made, and its place in the store if its request asks for it."""
 
     builder: ResponseBuilder
     input: list[InputItem]
@@ -136,7 +136,7 @@ def _check_characters(body: ResponsesRequest) -> None:
     try:
         body.model_dump_json()
     except PydanticSerializationError as error:
-        raise Malformed("The request holds half a surrogate pair, which is no character.") from error
+        raise Malformed("The request holds half a surrogate pair, which is not a character.") from error
 
 
 def _to_chat(body: ResponsesRequest, earlier: list[InputItem]) -> ChatRequest:

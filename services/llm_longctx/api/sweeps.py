@@ -31,7 +31,7 @@ from shared.serving.http.system_routes import host_of
 LAYER_SITES = tuple(site for site in SERVED_SITES if site not in UNLAYERED_SITES)
 
 MAX_FORWARD_TOKENS = 65_536
-"""Tokens that one sweep runs through the model, beside what is served."""
+"""Tokens that one sweep runs through the model, next to other requests."""
 
 router = APIRouter(tags=["steering"], responses=ERROR_RESPONSES)
 

@@ -99,7 +99,7 @@ class PagedBackend(SequenceBackend[PagedState]):
 
     Attributes:
         runner: The decoder and its pool.
-        policy: What a request gets that names no method.
+        policy: Default method of a request.
         max_batch: Sequences that are decoded at a time.
         monitor: Compares a share of the answers with dense attention; None compares none.
         prefix_cache: Prompts that were read.

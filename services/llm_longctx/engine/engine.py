@@ -36,8 +36,8 @@ class Engine:
 
     Attributes:
         model: The decoder.
-        policy: What a sequence gets that asks for nothing else.
-        dense: What it would get densely.
+        policy: Default method of a sequence.
+        dense: Its dense counterpart.
         pool: The pages.
         max_batch: Sequences that are decoded at a time by continuous batching.
         backend: Name of the kernels' back end, or `auto`.
@@ -185,7 +185,7 @@ class Engine:
         return self._current().step(token)
 
     def entries(self, layer: int, kv_head: int) -> Entries:
-        """What a head of the default sequence holds.
+        """Entries of a head of the default sequence.
 
         Raises:
             InvalidOption: Nothing was read yet.

@@ -23,7 +23,7 @@ class PagedState:
     Attributes:
         policy: The method that serves the sequence.
         cache: Keys and values.
-        memos: What the method wants to see again, per layer.
+        memos: The method's memory, per layer.
         prompt_length: Tokens of the prompt.
         max_length: Tokens that prompt and answer are expected to have together.
         densities: Of block-sparse prefills, per layer and chunk.

@@ -108,7 +108,7 @@ class ModelRunner:
             last: Whether the prompt ends with them.
             keep: Positions that get logits.
             boundaries: Chunk borders for methods that would predict them (DHSA), 0 and N included.
-            taps: What its request changes and reads.
+            taps: Edits and captures of its request.
 
         Raises:
             PoolExhausted: Pages ran out; the sequence is of no use any more.
@@ -146,10 +146,10 @@ class ModelRunner:
         Args:
             states: The sequences.
             tokens: A token for each.
-            taps: What their requests change and read. In C++ who adds vectors to the residual stream stays in
+            taps: Edits and captures of their requests. In C++ who adds vectors to the residual stream stays in
                 the step of all, anything else is a step of its own; in torch it is one step with taps. Either way the
                 logits of the others are what they would be without, bit for bit.
-            draws: What a token is drawn with from each row of logits, where they lie; not in C++ steps.
+            draws: Sampling settings of each row of logits, where they lie; not in C++ steps.
 
         Raises:
             PoolExhausted: The step needs more pages than are free; then nothing has changed. Or addresses ran out in
@@ -268,7 +268,7 @@ class ModelRunner:
         return logits, sample(logits, step.settings, backend=self.backend).double()
 
     def _inputs_of(self, states: Sequence[PagedState]) -> LayerInputs:
-        """What the methods of a step want to see of its layers."""
+        """Inputs of a step's layers that its methods need."""
         needs = [s.policy.method.needs for s in states if s.policy.method.overrides("after_decode")]
         return LayerInputs(self.model, needs)
 

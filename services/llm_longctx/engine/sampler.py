@@ -38,7 +38,7 @@ class Sampler:
         self._share: float | None = None
 
     def settings(self) -> RowSettings:
-        """What the next token is drawn with; the same until one is accepted."""
+        """Sampling settings of the next token; the same until one is accepted."""
         sampling = self._sampling
         if sampling.temperature < GREEDY_BELOW:
             return RowSettings()

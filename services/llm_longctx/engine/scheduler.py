@@ -198,7 +198,7 @@ class Scheduler(Generic[S]):
             self.backend.allocate(sequence)
         except PoolExhausted:
             self._requeue_prefill(sequence)
-        except Exception as error:  # noqa: BLE001  # a sequence that can't begin is no reason to fail the others
+        except Exception as error:  # noqa: BLE001  # a sequence that can't begin does not fail the others
             self._fail_prefill(sequence, error)
 
     def _prefill(self, sequence: Sequence[S]) -> None:

@@ -33,7 +33,7 @@ class SequenceStatus(Enum):
 
 
 class Allocation(Protocol):
-    """What a backend allocated for a sequence: pages, or a session."""
+    """Allocation of a backend for a sequence: pages, or a session."""
 
     def close(self) -> None:
         """Give it back."""
@@ -47,7 +47,7 @@ class Sequence(Generic[S]):
     """One answer of a request.
 
     Attributes:
-        request: What was asked.
+        request: The request.
         answer: Which of the request's answers it is.
         context: The caller's context, so that metrics carry its service and model.
         arrival: Its request's place in the order of arrival.
@@ -58,7 +58,7 @@ class Sequence(Generic[S]):
         num_computed: Prompt tokens that were read.
         output_ids: Tokens drawn, a stop token included.
         is_last_try: Whether it had all memory to itself and did not fit.
-        taps: What it changes and reads inside the model, once it was allocated.
+        taps: Its edits and captures inside the model, once it was allocated.
     """
 
     def __init__(self, request: GenerationRequest, answer: int, arrival: int, vocab: int, context: Context) -> None:
@@ -100,11 +100,11 @@ class Sequence(Generic[S]):
         """Whether the token to feed next is the last one drawn; not so while it is fed again after a preemption."""
         return self._next == len(self.output_ids) - 1
 
-    # What it holds.
+    # State.
 
     @property
     def state(self) -> S:
-        """What its backend allocated for it.
+        """Allocation of its backend for it.
 
         Raises:
             RuntimeError: Nothing was.
@@ -129,7 +129,7 @@ class Sequence(Generic[S]):
             self._state.close()
             self._state = None
 
-    # What it produces.
+    # Output.
 
     def count_logits(self, size: int) -> int | None:
         """Positions of the prompt's next `size` tokens whose logits are needed, from the last on; None for all."""
@@ -152,7 +152,7 @@ class Sequence(Generic[S]):
                 one.request.hooks.on_prompt(one.answer, tokens)
 
     def draw_settings(self) -> RowSettings:
-        """What `choose_token` will draw with after the next step; greedy where it will draw nothing."""
+        """Sampling settings of `choose_token` after the next step; greedy where it will draw nothing."""
         draws = self.request.max_tokens != 0 and self._next + 1 >= len(self.output_ids)
         return self._sampler.settings() if draws else RowSettings()
 

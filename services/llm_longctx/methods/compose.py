@@ -32,7 +32,7 @@ from shared.lm.head_plan import HeadPlan
 
 
 class _Memos(NamedTuple):
-    """What each part remembers."""
+    """Memory of each part."""
 
     prefill: object = None
     decode: object = None
@@ -59,7 +59,7 @@ class Composed(AttentionMethod):
 
     @property
     def supports(self) -> Supports:  # type: ignore[override]  # as above
-        """What all parts support."""
+        """Support common to all parts."""
         supports = [part.supports for part in self._parts]
         refuses = any(one.preemption == "refuse" for one in supports)
         return Supports(

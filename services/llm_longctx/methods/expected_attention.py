@@ -96,7 +96,7 @@ class _Sums:
     second: Tensor
 
     def take(self, heads: list[int]) -> _Sums:
-        """Those of some query heads."""
+        """Rows of some query heads."""
         return _Sums(self.count, take_rows(self.first, heads), take_rows(self.second, heads))
 
 

@@ -141,7 +141,7 @@ class Recycled(AttentionMethod):
         return votes.argsort(dim=-1, descending=True, stable=True)
 
     def _kept(self, ranked: Tensor, appended: int) -> Tensor:
-        """What a copy holds next to `appended` newer entries, of entries in order of their votes."""
+        """Entries that a copy holds besides `appended` newer ones, in order of their votes."""
         return ranked[: self.budget if self.evict == "none" else max(self.budget - appended, 0)]
 
     def _select(self, scores: Sequence[Tensor], query: Tensor, now: int, held: Sequence[Tensor]) -> CacheUpdate:

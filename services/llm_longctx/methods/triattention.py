@@ -50,7 +50,7 @@ class TriAttention(EvictionMethod):
     budget: int | None = Field(2048, ge=1, le=1 << 20, description="Entries kept per head; wins over ratio.")
     every: int | None = Field(128, ge=1, description="While decoding: cut again after so many steps.")
     recent: int = Field(128, ge=1, le=1 << 16, description="Newest entries, which stay as far as the budget goes.")
-    protect_prompt: bool = Field(True, description="Keep the whole prompt, beside the budget.")
+    protect_prompt: bool = Field(True, description="Keep the whole prompt, besides the budget.")
     mode: Literal["union", "per_head", "per_layer_head"] = Field(
         "per_head",
         description="One set for all heads of a layer, one per key/value head, or those with a shared budget.",
@@ -135,7 +135,7 @@ class TriAttention(EvictionMethod):
         return EvictionMethod.fit(self.with_knobs(protect_prompt=False), entries, config, plan, prompt, new)
 
     def _find_centres(self, view: ScoringView, heads: Sequence[int]) -> _Centres:
-        """Those of a view's query heads [H',f]: calibrated ones, else the means of the prompt's queries."""
+        """Queries of a view's query heads [H',f]: calibrated ones, else the means of the prompt's queries."""
         if self._centres is not None:
             return _Centres(*(to_device(x[view.layer][heads], view.k.device) for x in self._centres))
         if isinstance(view.summary, _Prompt):

@@ -46,15 +46,15 @@ class TextOptions:
 
 @dataclass(frozen=True, slots=True)
 class OutputChunk:
-    """What is new in one answer: text, its tokens where log-probabilities are wanted, and the end with its reason.
+    """News of one answer: text, its tokens where log-probabilities are wanted, and the end with its reason.
 
     Attributes:
         index: Which answer.
         produced: Tokens of this answer, given with its end.
         calls: News of its tool calls.
-        captured: What was newly captured.
+        captured: New captures.
         stop: The stop text or the named stop token that ended it.
-        thought: What is new in what the model thinks before it answers.
+        thought: New text of the model's thoughts before its answer.
         scored: The next tokens of the prompt with their log-probabilities.
         has_text: Whether the answer is a text, which a forced call is not.
     """

@@ -199,7 +199,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
 def _compile_grammar(
     adapter: TextModelAdapter, request: ChatRequest, tools: ToolUse | None
 ) -> TokenGrammar | CallGrammar | None:
-    """What an answer may be: forced calls, what the request asks for, or free text in which calls are valid."""
+    """Grammar of an answer: forced calls, the request's own, or free text in which calls are valid."""
     if tools is not None and tools.is_forced:
         return adapter.grammars.compile(tools.grammar_source(), "tools")
     asked = adapter.compile_grammar(request)

@@ -10,7 +10,7 @@ from shared.api.text import ChatRequest
 from shared.errors import InvalidOption
 
 END_MARK = "\ufdd1"
-"""Behind the message that is gone on with; a code point that is no character in any text."""
+"""Behind the message that is gone on with; a code point that no text has as a character."""
 
 _OURS = frozenset({"messages", "tools", "add_generation_prompt"})
 
@@ -33,7 +33,7 @@ class TemplateOptions:
 
 
 def read_template_options(request: ChatRequest, own: str | None, *, may_bring: bool) -> TemplateOptions:
-    """What a request says about its template.
+    """A request's options of its template.
 
     Args:
         request: The chat.

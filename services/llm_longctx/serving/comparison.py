@@ -1,4 +1,4 @@
-"""Comparison of attention methods on one request: an answer by each, and how far each strays from the first.
+"""Comparison of attention methods on one request: an answer by each, and the distance of each from the first.
 
 Each method reads the first answer again, token by token, and its next-token distributions are compared with those that
 the first answer was drawn from. Knows requests and logits; knows nothing about the protocols' forms.
@@ -48,7 +48,7 @@ class _Recorded:
 
 @dataclass(slots=True)
 class _Compared:
-    """How far one method strays from the first answer, per token."""
+    """Distance of one method from the first answer, per token."""
 
     first: _Recorded
     kl: list[float] = field(default_factory=list)

@@ -113,7 +113,7 @@ def _tokenize(model: str, embedder: TokenEmbedder, text: str | list[int], *, may
     try:
         ids = embedder.tokenize(text) if isinstance(text, str) else text
     except UnicodeEncodeError as error:
-        detail = "A text of input holds half a surrogate pair, which is no character."
+        detail = "A text of input holds half a surrogate pair, which is not a character."
         raise InvalidOption(detail, field="input") from error
     if any(token >= embedder.vocab for token in ids):
         detail = f"input holds token {max(ids)}; the ids of {model} are below {embedder.vocab}."

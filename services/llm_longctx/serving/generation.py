@@ -38,7 +38,7 @@ class Generation:
     block stops them.
 
     Attributes:
-        requests: What was begun.
+        requests: Requests that were begun.
         recorder: Receives logits and tokens of the first request's one answer.
         unenforced: Keywords of its schemas that are left to the model.
     """
@@ -156,6 +156,6 @@ class Generation:
             rest, last = parser.end()
             text, calls = text + rest, [*calls, *last]
             reason = "tool_calls" if parser.num_calls and reason == "stop" else reason
-        if self._is_forced:  # what is left of a call that was cut is no text
+        if self._is_forced:  # the rest of a call that was cut is not text
             return replace(piece, text="", calls=tuple(calls), reason=reason, has_text=False)
         return replace(piece, text=text, calls=tuple(calls), reason=reason)

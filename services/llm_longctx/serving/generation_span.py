@@ -76,7 +76,7 @@ class GenerationSpan:
 
 
 def _describe(options: GenerationOptions) -> dict[str, Any]:
-    """What was asked for, by the conventions' names; what was left out is left out."""
+    """The request's options, by the conventions' names; absent ones are left out."""
     most = getattr(options, "max_completion_tokens", None) or getattr(options, "max_tokens", None)
     return {
         "gen_ai.provider.name": "fovea",

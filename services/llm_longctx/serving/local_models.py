@@ -18,7 +18,7 @@ def select_models(name: str) -> Mapping[str, type[Servable[Any, Any]]]:
         name: The beginning of a served name, or the path of a Hugging Face folder or GGUF file.
 
     Returns:
-        Name → class. A path that leads nowhere is served, too, and says so when it is loaded.
+        Name → class. A path that leads nowhere is served, too, and fails with a message when it is loaded.
     """
     known = servables("llm-longctx")
     if any(model.startswith(name) for model in known):

@@ -102,7 +102,7 @@ def _check_budget(options: LongctxOptions, requested: AttentionMethod) -> None:
 
 
 def build_method_usage(requests: Sequence[GenerationRequest], backend: str, default: Policy) -> LongctxUsage:
-    """What the prompts of one HTTP request cost together."""
+    """Joint cost of the prompts of one HTTP request."""
     policy = requests[0].policy or default
     stats = [request.stats for request in requests]
     held, dense = sum(s.kv_bytes for s in stats), sum(s.kv_bytes_dense for s in stats)
@@ -148,7 +148,7 @@ def find_plan(given: str | dict[str, Any] | None, plans: Mapping[str, HeadPlan])
 
     Raises:
         InvalidOption: There is none of that name.
-        Malformed: It is no plan.
+        Malformed: It is not a plan.
     """
     if given is None:
         return plans.get(DEFAULT_PLAN)

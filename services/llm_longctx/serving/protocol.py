@@ -1,6 +1,6 @@
 """Completion protocol of OpenAI's API: how a request becomes chunks, and how chunks become one answer.
 
-What chat and text completion share: stamps, the chunk held back for the extra payload, and the usage at the end.
+Parts shared by chat and text completion: stamps, the chunk held back for the extra payload, and the usage at the end.
 Subclasses know the chunks of theirs. Knows nothing about HTTP or the engine.
 """
 
@@ -50,9 +50,9 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
     """One of the two protocols: its requests, its chunks and its whole answers.
 
     Class attributes:
-        id_prefix: What ids of answers begin with.
+        id_prefix: Beginning of the ids of answers.
         object_name: The `object` of a chunk.
-        operation: What OpenTelemetry's conventions call it.
+        operation: Its name in OpenTelemetry's conventions.
     """
 
     id_prefix: ClassVar[str]
@@ -125,7 +125,7 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
         """Choices of the chunks that carry one piece of an answer; `is_first` for the first piece of it."""
 
     def fields_of(self, piece: OutputChunk, tokenizer: Tokenizer) -> dict[str, Any]:
-        """Fields of the chunks, beside choices, that carry one piece of an answer."""
+        """Fields of the chunks, besides choices, that carry one piece of an answer."""
         return {}
 
     @abstractmethod

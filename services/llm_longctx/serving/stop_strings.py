@@ -35,7 +35,7 @@ class StopStringFilter:
         return self._release(len(self._held_back) - self._partial_stop())
 
     def end(self) -> str:
-        """What was held back, when no more text comes."""
+        """Text that was held back, when no more text comes."""
         return "" if self.is_hit else self._release(len(self._held_back))
 
     def _partial_stop(self) -> int:

@@ -95,7 +95,7 @@ def _check_source(source: Path) -> None:
 
 
 def _choose_format(source: Path, device: str) -> WeightFormat:
-    """What the file holds most of; without kernels for it float32 on a CPU, bfloat16 elsewhere."""
+    """The most frequent type of the file; without kernels for it float32 on a CPU, bfloat16 elsewhere."""
     is_cpu, kernels = device == "cpu", _few_bit_backend(device) in backends()
     if source.is_dir() or not kernels:
         if not is_cpu:

@@ -52,7 +52,7 @@ def measure_bias(reference: Qrels, judge: Qrels, topics: Mapping[str, str], pass
 
 
 def invalid_share(reference: Qrels, invalid: Sequence[tuple[str, str]]) -> list[float | None]:
-    """Of each reference grade, the share of pairs to which the judge gave no valid grade; None where there are none."""
+    """Share of pairs of each reference grade to which the judge gave no valid grade; None where there are none."""
     missed = set(invalid)
     rows = [[pair in missed for pair, grade in reference.items() if grade == wanted] for wanted in GRADES]
     return [sum(row) / len(row) if row else None for row in rows]

@@ -25,7 +25,7 @@ def draw_ratios(counts: Sequence[Ratio], *, draws: int, seed: int) -> Floats:
     """Ratios of sums [c, draws] of several quantities over the same samples of queries.
 
     Args:
-        counts: Of each quantity, {query: (numerator, denominator)}; a query that is missing counts (0, 0).
+        counts: Counts of each quantity, {query: (numerator, denominator)}; a query that is missing counts (0, 0).
         draws: Samples of as many queries as there are.
         seed: Makes it repeatable.
 

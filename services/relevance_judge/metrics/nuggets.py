@@ -44,7 +44,7 @@ def score_answer(
     Args:
         importances: Of each fact.
         supports: How the answer holds it.
-        sentence_hits: Of each sentence of the answer, whether it holds a fact.
+        sentence_hits: Whether each sentence of the answer holds a fact.
     """
     graded = [SUPPORT_VALUES[support] for support in supports]
     whole = [float(value == 1.0) for value in graded]

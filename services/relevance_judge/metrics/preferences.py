@@ -53,7 +53,7 @@ class OrderBias:
 
     Attributes:
         consistent: Comparisons whose outcome does not change with the order.
-        shown_first: Of the inconsistent ones, how often the passage that was shown first won.
+        shown_first: How often the passage shown first won among the inconsistent pairs.
         longer: Of consistent ones with unequal lengths that people call equal (or all, where nobody labelled), how
             often the longer passage won.
         accuracy: Of comparisons that people decided, how often the judge agrees, by the mean of both orders.

@@ -32,7 +32,7 @@ class SignalWeights:
     Attributes:
         weights: One per judge, ≥ 0, of sum 1.
         means, spreads: Of each judge's training signals; a signal counts in these standard deviations.
-        pair_order: Of the weighted sum, each query scored with weights fitted without it; None where undefined.
+        pair_order: Pair order of the weighted sum, each query scored with weights fitted without it; or None.
         equal: The same of the unweighted sum; `alone` of each judge by itself.
     """
 

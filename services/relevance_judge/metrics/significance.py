@@ -110,7 +110,7 @@ def compare_systems(
         baseline: Compare with this system only; it stands second.
         correction: `max-t` compares with the largest difference among all systems under permutation (Carterette's
             randomised form of Tukey's test), the others correct the single p-values.
-        confidence: Of the intervals, which are not corrected.
+        confidence: Confidence of the intervals, which are not corrected.
         draws: Permutations and bootstrap samples.
         seed: Makes them repeatable.
     """

@@ -1,6 +1,6 @@
 """Error rendering for HTTP: problem+json everywhere, except where a protocol demands its own form.
 
-A route says so with `openapi_extra={"x-error-form": "openai"}`; the paths of the protocols themselves are known here.
+A route asks for it with `openapi_extra={"x-error-form": "openai"}`; the protocols' own paths are known here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FORMS: Mapping[str, ErrorForm] = {
 """Path prefix → form, for requests that match no route."""
 
 _FORM = re.compile(r"^(?:str|int|float|bool)$|^constrained-|^\w+\[.*\]$")
-"""What pydantic calls one of several forms that a value may have: `str`, `constrained-str`, `list[float]` …"""
+"""Pydantic's names of the forms that a value may have: `str`, `constrained-str`, `list[float]` …"""
 
 _BY_STATUS: Mapping[int, type[FoveaError]] = {405: MethodNotAllowed, 406: NotAcceptable, 408: SlowBody}
 

@@ -20,8 +20,8 @@ def to_safe_error(error: BaseException, what: str) -> FoveaError:
     A full or a read-only disk is said so: whoever runs the service can help.
 
     Args:
-        error: What was raised.
-        what: What failed, as the subject of a sentence: `The model pranet`.
+        error: The raised error.
+        what: The failed part, as the subject of a sentence: `The model pranet`.
     """
     if isinstance(error, FoveaError):
         return error

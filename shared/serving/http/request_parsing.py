@@ -30,7 +30,7 @@ def read_json_object(body: bytes) -> dict[str, Any]:
     """The JSON object of a body; an empty one of an empty body.
 
     Raises:
-        Malformed: It is no JSON object.
+        Malformed: It is not a JSON object.
     """
     try:
         if isinstance(found := json.loads(body or b"{}"), dict):
@@ -69,7 +69,7 @@ class ParsedRequest:
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """What a job carries of a request, read as an HTTP request is."""
+    """A job's copy of a request, read as an HTTP request is."""
 
     headers: Headers
     query_params: QueryParams

@@ -61,7 +61,7 @@ async def readyz(host: HostOf) -> JSONResponse:
 
 @router.get("/metrics", tags=["health"], response_class=Response)
 async def metrics(request: Request) -> Response:
-    """What was counted, in Prometheus' text format, or in OpenMetrics where it is asked for."""
+    """Metrics, in Prometheus' text format, or in OpenMetrics where it is asked for."""
     text, content_type = telemetry.render_metrics(request.headers.get("accept", ""))
     return Response(text, headers={"content-type": content_type})
 
@@ -89,7 +89,7 @@ class LintedClaim(BaseModel):
 
 @router.get("/v1/models/{name:path}/sparsity", tags=["models"], responses=problems(404, 422))
 async def sparsity(name: Name, host: HostOf) -> LintedClaim:
-    """What is sparse about a model, how it was measured and against what, read by the lint."""
+    """Sparsity of a model, its measurement and baselines, read by the lint."""
     claim = host.servable_type(name).card.sparsity
     if claim is None:
         hint = "Attention methods of chat models claim by themselves: GET /v1/longctx/methods."

@@ -57,7 +57,7 @@ class Fetcher:
         """The bytes behind a URL.
 
         Raises:
-            InvalidOption: It is no http(s) URL, leads to an address that is not public, there is no such file, or its
+            InvalidOption: It is not an http(s) URL, leads to an address that is not public, the file is missing, or its
                 server does not answer in time.
             TooLarge: More than `limit` bytes.
         """
@@ -67,7 +67,7 @@ class Fetcher:
         except TimeoutError as error:
             raise InvalidOption(f"The picture's server did not send it within {self.seconds:g} s.") from error
         except httpx2.InvalidURL as error:
-            raise InvalidOption(f"This is no URL: {error}.") from error
+            raise InvalidOption(f"This is not a URL: {error}.") from error
         except httpx2.HTTPError as error:
             raise InvalidOption("The picture's server could not be read from.") from error
 

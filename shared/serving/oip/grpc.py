@@ -108,7 +108,7 @@ class _OpenInferenceService(grpc.GenericRpcHandler):
         self._handlers = {f"/{SERVICE}/{method.name}": self._handler(method) for method in _list_methods()}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The handler of a method; methods of Triton's service that are not offered get an error that says so."""
+        """The handler of a method; methods of Triton's service that are not offered get an error."""
         path = handler_call_details.method
         if found := self._handlers.get(path):
             return found

@@ -151,7 +151,7 @@ _GROUPS: Mapping[Any, str] = {
 }
 
 _STAGES = {"prefill": "pre", "decode": "run"}
-"""What Open Inference calls the stages of text."""
+"""Open Inference's names of the stages of text."""
 
 
 def _sum_metrics(service: str) -> _Totals:

@@ -73,7 +73,7 @@ def _bodies() -> dict[str, Any]:
 
 
 _ERROR: Final[dict[str, Any]] = {
-    "description": "What is wrong, in one sentence.",
+    "description": "The fault, in one sentence.",
     "content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}},
 }
 

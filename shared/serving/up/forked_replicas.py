@@ -50,7 +50,7 @@ class ForkedReplicas:
 
     Args:
         services: A name for each replica.
-        run: What a replica does in its own process.
+        run: Work of a replica in its own process.
         logs: Folder of their logs.
         grace_s: Seconds that a stopping replica may take.
     """

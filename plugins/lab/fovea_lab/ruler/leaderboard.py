@@ -44,7 +44,7 @@ def _rankings(report: RulerReport) -> Iterator[str]:
         rows = [one for one in shown if (one.protocol, one.length) == (protocol, length)]
         yield from ("", f"## {length:,} tokens, {protocol}", "")
         known = report.informative.get(str(length)) or rows[0].tasks
-        yield f"Over the tasks that dense can do (lower bound ≥ .2), of equal weight: {', '.join(known)}."
+        yield f"Over the tasks that dense can do (lower bound ≥ 0.2), of equal weight: {', '.join(known)}."
         free = [one for one in rows if one.budget is None]
         if free:
             yield from ("", "### Without a budget", "", *_head(), *map(_row, sorted(free, key=lambda x: -x.mean)))

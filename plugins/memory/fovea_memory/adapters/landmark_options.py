@@ -24,7 +24,7 @@ class LandmarkOptions(BaseModel):
 
     blocks: int = Field(2, ge=1, le=64, description="Blocks that each query fetches.")
     selection: Literal["per_token_and_head", "max_over_heads", "max_over_tokens"] = Field(
-        "per_token_and_head", description="Who shares a choice of blocks; `max_over_tokens` moves least."
+        "per_token_and_head", description="Queries that share a choice of blocks; `max_over_tokens` moves least."
     )
     offload: Literal["none", "cpu", "disk"] = Field("none", description="Where blocks wait.")
     capacity: int | None = Field(None, ge=1, le=1 << 20, description="Most blocks kept; the oldest go.")

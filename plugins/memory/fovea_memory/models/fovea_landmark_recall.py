@@ -51,7 +51,7 @@ class LandmarkRecall(SessionModel):
         metrics=tuple(Metric(name=name, ours=None, data=data) for name, data in _MEASURED.items()),
         limits=Limits(max_tokens=CONTEXT),
         notes=(
-            "It knows 41 words and one task: `… dog red … ? dog` is answered with `red`. It is no chat model.",
+            "It knows 41 words and one task: `… dog red … ? dog` is answered with `red`. It is not a chat model.",
             "Messages are joined by a space; there is no chat template.",
             "`longctx` takes blocks, selection, offload, capacity and cite; POST /v1/documents reads a text once.",
             "Citations leave out the first layer, where all landmarks have the same key.",

@@ -69,8 +69,8 @@ class SpatialPolicy:
 
     Attributes:
         grid: Rows and columns; n cells.
-        weights: Of the distance of the jump, the distance to the target, staying, the target itself, what was seen,
-            ending on the target, and ending elsewhere (7,).
+        weights: Weights (7,) of the jump's distance, the distance to the target, staying, the target, seen cells,
+            ending on the target, and ending elsewhere.
     """
 
     grid: Grid

@@ -102,7 +102,7 @@ class OatGaze(Recipe):
         return -float(self.loss(network, self._batch([(c.target, path) for c in self._choose for path in c.paths])))
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """Of the network, of the policy of places and of other people: nats, alignment and behaviour.
+        """Scores of the network, of the policy of places and of other people: nats, alignment and behaviour.
 
         `sequence_score` aligns one drawn path per person with every person's; `_human` aligns people with each other.
         """

@@ -195,7 +195,7 @@ class StepAttention:
 
 
 class HeadViews(Sequence[CacheView]):
-    """What each key/value head of a layer holds, gathered when it is looked at."""
+    """Entries of each key/value head of a layer, gathered on access."""
 
     def __init__(self, s: PagedState, layer: int) -> None:
         self._s, self._layer = s, layer

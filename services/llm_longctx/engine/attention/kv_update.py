@@ -23,8 +23,8 @@ def apply_retention(
     Args:
         s: The sequence.
         layer: Which layer.
-        update: What the method keeps.
-        held: What the heads hold now, new entries included.
+        update: The method's decision.
+        held: Entries of the heads now, new ones included.
         length: Tokens that were read.
 
     Raises:
@@ -55,7 +55,7 @@ def apply_compact_copies(s: PagedState, layer: int, update: CacheUpdate) -> None
 
 
 def _select_entries(held: Entries, retention: RetentionPolicy) -> tuple[Entries, int | None]:
-    """What is kept, a virtual entry last, and how many entries that one stands for where it will absorb more."""
+    """Kept entries, a virtual one last, and the number of entries behind that one where it will absorb more."""
     if retention.positions is not None:
         kept = torch.isin(held.positions, retention.positions)
         if retention.virtual is None:

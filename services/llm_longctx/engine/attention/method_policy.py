@@ -35,7 +35,7 @@ the same shapes."""
 
 
 class _SlidingLayer(AttentionMethod):
-    """What a layer with a window of its own does: it sees the last `window` tokens and keeps no others."""
+    """Attention of a layer with a window of its own: it sees the last `window` tokens and keeps no others."""
 
     name: ClassVar[str] = "sliding-layer"
     window: int
@@ -60,12 +60,12 @@ class Policy:
     Attributes:
         method: The method.
         plan: The artefact that it was given.
-        heads: What it made of it.
+        heads: Its result for each head.
         full: [L,G], heads that keep their whole history.
         config: The model's facts.
         layers: The method of each layer: the request's, or the layer's own window.
         cache_bits: Format of older pages, or 16 for the decoder's own type.
-        asked: What a request asked for instead of these knobs, which were fitted to its budget; empty where it didn't.
+        asked: The request's own budget, to which these knobs were fitted; empty without one.
     """
 
     method: AttentionMethod
@@ -124,7 +124,7 @@ class Policy:
         entries, compact = self.footprint(prompt, new)
         pages = -(-entries // page)
         if self.method.shares_layer_budget or self.method.shares_model_budget:
-            # Who of the heads that are cut holds how much is not known: the most pages that what they share can take.
+            # The shares of the cut heads are not known: count the most pages that their sum can take.
             cut = ~self.full & np.array([layer is self.method for layer in self.layers])[:, None]
             held, extra = np.where(cut, entries, 0).sum(1), cut.sum(1) * (page - 1)
             if self.method.shares_model_budget:
@@ -156,7 +156,7 @@ class Policy:
     def next_chunk(self, read: int, prompt: int) -> int:
         """Tokens of the next chunk of a prompt of which `read` tokens are read.
 
-        Chunks end on multiples of 512 or with the prompt. What is left behind a cached prefix is therefore one product
+        Chunks end on multiples of 512 or with the prompt. The rest behind a cached prefix is therefore one product
         per matrix: read page by page it would take almost twice as long.
         """
         if not self.method.supports.chunked_prefill:
@@ -164,7 +164,7 @@ class Policy:
         return min((read // CHUNK + 1) * CHUNK, prompt) - read
 
     def fingerprint(self, model: str, dtype: torch.dtype, backend: str) -> str:
-        """What a cached prefix depends on besides its tokens; methods that read prompts densely share one."""
+        """Facts that a cached prefix depends on besides its tokens; methods that read prompts densely share one."""
         identity = self.method.identity()
         facts = {
             "model": model,
@@ -187,7 +187,7 @@ class Policy:
 
     @cached_property
     def variant(self) -> str:
-        """What its fidelity is judged by next to the method's name: knobs, or the budget they follow from, and plan."""
+        """Identity for its fidelity besides the method's name: knobs, or the budget they follow from, and plan."""
         facts = self.asked or {"knobs": self.method.model_dump(mode="json")}
         return _digest(
             {**facts, "cache_bits": self.cache_bits, "plan": None if self.plan is None else self.plan.digest}

@@ -206,7 +206,7 @@ def _put_rows(whole: Part, heads: Sequence[int], part: Part) -> None:
 
 
 def _append_chunk(held: Entries, k: Tensor, v: Tensor, offset: int) -> Entries:
-    """What a head holds, then the chunk's own entries."""
+    """Entries of a head, then those of the chunk."""
     return held.join(k, v, torch.arange(offset, offset + len(k), device=k.device))
 
 

@@ -45,7 +45,7 @@ class RowRuns:
     _any_weighted: bool = True
 
     def words(self) -> list[np.ndarray]:
-        """What is sent, in order."""
+        """Sent tensors, in order."""
         rows = [] if self.rows is None else [self.rows]
         return [*rows, self.start, self.n, self.weighted]
 
@@ -88,7 +88,7 @@ class StepRows:
         pool: Where entries lie.
         slots: Where the step's own entries go [L,R].
         own: The runs that the sequences write; its arrays may be changed layer by layer.
-        more: What is read next to them, by sequence.
+        more: Further runs to read, by sequence.
     """
 
     def __init__(self, states: Sequence[PagedState]) -> None:
@@ -137,7 +137,7 @@ class StepRows:
         )
 
     def groups(self, which: Sequence[int] | None = None) -> list[RowRuns]:
-        """What is read next to the own runs by all sequences, or by some: runs of one kind of store together."""
+        """Runs read besides the own ones by all sequences, or by some: runs of one kind of store together."""
         if which is not None and len(which) < len(self.more):
             return self._group(which)
         if self._grouped is None:

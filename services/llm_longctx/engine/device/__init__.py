@@ -1,1 +1,1 @@
-"""What the engine does otherwise on a device: tokens drawn next to the logits, and steps recorded as graphs."""
+"""Differences of the engine on a device: tokens drawn next to the logits, and steps recorded as graphs."""

@@ -31,7 +31,7 @@ _LEAST_LONGEST = 256
 
 
 class StepShape(NamedTuple):
-    """What a step's launches depend on.
+    """Facts that a step's launches depend on.
 
     Attributes:
         batch: Sequences, empty ones included.
@@ -63,7 +63,7 @@ class FixedStep:
     Attributes:
         shape: Its shape.
         ids, positions: Tokens and their positions [B,1].
-        settings: What tokens are drawn with.
+        settings: Settings of sampling.
     """
 
     def __init__(self, shape: StepShape, pool: PagePool, spare: int, backend: str) -> None:

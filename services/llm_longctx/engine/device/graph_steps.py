@@ -1,8 +1,8 @@
 """Graph steps: decode steps that are recorded once per shape and replayed, so that Python launches nothing in between.
 
 Batches are filled up to a few sizes. A shape's first step runs as it is, which compiles its kernels; its second is
-recorded. What can't be recorded runs as it is from then on. Knows shapes and recordings; knows neither a model nor how
-a device records.
+recorded. A step that can't be recorded runs unrecorded from then on. Knows shapes and recordings; knows neither a model
+nor how a device records.
 """
 
 from __future__ import annotations

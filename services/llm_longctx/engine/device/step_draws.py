@@ -28,7 +28,7 @@ class DrawnRow(NamedTuple):
 
     Attributes:
         logits: [V], in the model's type.
-        settings: What it was drawn with, on the device: for a draw from changed logits.
+        settings: Its sampling settings, on the device: for a draw from changed logits.
         choice: The token.
         backend: Of the kernels.
     """
@@ -49,7 +49,7 @@ class StepDraws:
         self._tokens: Tensor | None = None
 
     def words(self) -> np.ndarray:
-        """What is sent: the settings, as int64 numbers of the same bits."""
+        """Sent values: the settings, as int64 numbers of the same bits."""
         return self.rows.values.view(np.int64)
 
     def take(self, sent: Tensor) -> int:

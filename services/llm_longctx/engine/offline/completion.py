@@ -35,7 +35,7 @@ class Request:
         priority: Higher classes are admitted first.
         run: Deadline and cancellation.
         cache_bits: Format of older entries, or 16 for the decoder's own type; None takes the engine's.
-        taps: What it changes and reads inside the model.
+        taps: Its edits and captures inside the model.
     """
 
     ids: Sequence[int]
@@ -56,7 +56,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class CompletionUsage:
-    """What an answer cost; see `RequestStats`."""
+    """Cost of an answer; see `RequestStats`."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -92,7 +92,7 @@ class TokenCollector(RequestHooks):
         tokens: Tokens so far, without a stop token.
         reason: Why the answer ended, an error if it failed; None while it is produced.
         produced: Tokens drawn in the end, a stop token included.
-        captured: What was captured so far.
+        captured: Captures so far.
     """
 
     tokens: list[int] = field(default_factory=list)

@@ -22,7 +22,7 @@ class OpenSequence:
 
     Attributes:
         runner: Runs the decoder.
-        state: What it holds.
+        state: Its state.
     """
 
     def __init__(self, runner: ModelRunner, state: PagedState) -> None:
@@ -71,7 +71,7 @@ class OpenSequence:
         return self.runner.decode([self.state], [int(token)])[0]
 
     def entries(self, layer: int, kv_head: int) -> Entries:
-        """What a head holds: k, v [n,d], positions [n] (-1 = virtual), log_weight [n] or None; no compact copies."""
+        """Entries of a head: k, v [n,d], positions [n] (-1 = virtual), log_weight [n] or None; no compact copies."""
         return self.state.cache.entries(layer, kv_head)
 
     def kv_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Fidelity: how far a method strays from dense attention on the same tokens, both teacher-forced side by side.
+"""Fidelity: the distance of a method from dense attention on the same tokens, both teacher-forced side by side.
 
 Work comes in small pieces, so that whoever serves can do something else in between. Knows two sequences and their
 logits; knows nothing about when it is worth the time.

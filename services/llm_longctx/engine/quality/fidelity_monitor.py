@@ -1,4 +1,4 @@
-"""Fidelity monitor: compares a sampled share of answers with dense, off-peak, and holds back what strays.
+"""Fidelity monitor: compares a sampled share of answers with dense, off-peak, and holds back methods that drift.
 
 Judged is a variant: a method with its knobs, plan and budget, so that nobody's extreme knobs take a method from others.
 While one is held back, it is still tried on the dense answers, so that it can come back. Knows sequences and metrics;

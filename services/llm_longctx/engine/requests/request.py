@@ -18,7 +18,7 @@ FinishReason = Literal["stop", "length"]
 
 
 class RequestHooks:
-    """What takes part in one request from outside the engine: it receives the tokens and brings the grammars.
+    """Outside partner of one request: it receives the tokens and brings the grammars.
 
     Each method gets the index of the answer. All but `open_grammar` are called on the scheduler's thread, so they must
     be quick.
@@ -59,11 +59,11 @@ class TokenRecorder(Protocol):
 
 @dataclass(slots=True)
 class RequestStats:
-    """What a request cost; filled in while it is served.
+    """Cost of a request; filled in while it is served.
 
     Attributes:
         kv_bytes: Most bytes that its answers held at the end of one.
-        kv_bytes_dense: What dense answers of these lengths would hold.
+        kv_bytes_dense: Bytes that dense answers of these lengths would hold.
         prefill_density: Share of causal pairs or blocks that was read, mean over layers; 1 for dense prefill.
         full_steps: Decode steps that looked at everything, where the method skips.
         cached_tokens: Tokens of the prompt that came from the prefix cache.
@@ -106,10 +106,10 @@ class GenerationRequest:
         priority: Higher classes are admitted first.
         run: Deadline and cancellation.
         source: With what a plug-in's backend reads it; None for the paged backend.
-        taps: What it changes and reads inside the model.
+        taps: Its edits and captures inside the model.
         recorder: Receives logits and tokens of its one answer.
         hooks: Receives its tokens.
-        stats: What it cost.
+        stats: Its cost.
     """
 
     prompt_ids: Sequence[int]

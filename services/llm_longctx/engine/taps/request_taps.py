@@ -86,8 +86,8 @@ class CaptureSize:
     Attributes:
         numbers: Numbers that are kept.
         prompt_rows: Residual streams of the prompt that the lens reads.
-        rows: Those of prompt and answers.
-        step_rows: Those of one decode step.
+        rows: Rows of prompt and answers.
+        step_rows: Rows of one decode step.
     """
 
     numbers: int = 0
@@ -102,12 +102,12 @@ class CaptureSize:
 
 @dataclass(frozen=True, eq=False)
 class RequestTaps:
-    """What one request changes and reads.
+    """Edits and captures of one request.
 
     Attributes:
         edits: In the order in which they act.
         captures: In the order of the request.
-        size: What the captures of all its answers may come to.
+        size: Largest size of the captures of all its answers.
     """
 
     edits: tuple[PlacedEdit, ...] = ()
@@ -124,7 +124,7 @@ class RequestTaps:
         return [(one.tokens.begin, b"\1".join(_spell(one))) for one in self.edits]
 
     def digest(self, prompt: int) -> str:
-        """What keys and values of a prompt's first tokens depend on; empty where no edit touches them."""
+        """Edits that keys and values of a prompt's first tokens depend on; empty without any."""
         touching = [spelled for begin, spelled in self._digests if begin < prompt]
         return hashlib.sha256(b"\0".join(touching)).hexdigest() if touching else ""
 

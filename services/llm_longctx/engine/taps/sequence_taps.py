@@ -38,7 +38,7 @@ LENS_ROWS = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CapturedTokens:
-    """What one capture read at some tokens.
+    """Values of one capture at some tokens.
 
     Attributes:
         capture: Index of the capture in the request.
@@ -60,7 +60,7 @@ class SequenceTaps:
     """The taps of one answer.
 
     Attributes:
-        request: What is changed and read.
+        request: Edits and captures.
     """
 
     def __init__(self, request: RequestTaps, model: Decoder) -> None:
@@ -75,7 +75,7 @@ class SequenceTaps:
         self._pending, self._num_captured = list(parent._pending), parent._num_captured
 
     def take(self) -> list[CapturedTokens]:
-        """What was captured since the last call."""
+        """Captures since the last call."""
         taken, self._pending = self._pending, []
         return taken
 

@@ -32,7 +32,7 @@ def open_tap(taps: SequenceTaps, state: PagedState, offset: int, tokens: Sequenc
 def sort_taps(
     states: Sequence[PagedState], taps: Sequence[SequenceTaps | None]
 ) -> tuple[list[Addition], dict[int, SequenceTaps]]:
-    """What is added in the step of all, its rows counted without those who step alone; and those."""
+    """Additions in the common step, with rows counted without sequences that step alone; and these."""
     additions: list[Addition] = []
     alone: dict[int, SequenceTaps] = {}
     for i, (state, one) in enumerate(zip(states, taps, strict=True)):

@@ -45,7 +45,7 @@ class TokenRange:
         return cls(listed[0], listed[-1] + 1, tuple(listed))
 
     def within(self, begin: int, end: int) -> list[int]:
-        """Those of the tokens `begin` … `end`-1 that are meant."""
+        """Tokens in [begin, end) that match the selector."""
         if self.listed is not None:
             return [position for position in self.listed if begin <= position < end]
         return list(range(max(begin, self.begin), min(end, self.end)))

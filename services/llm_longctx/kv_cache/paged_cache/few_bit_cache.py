@@ -1,8 +1,8 @@
 """KV cache of one sequence in few bits: recent entries whole, older ones in packed pages, the first page whole again.
 
 A head's order is `fixed` (the first page, where attention sinks lie, and a virtual entry), shared and packed pages,
-`own` (the recent window). What leaves a sliding window leaves the front of the packed pages. Copies for compact reads
-stay whole. Knows nothing about who decides what is kept.
+`own` (the recent window). Entries that leave a sliding window leave the front of the packed pages. Copies for compact
+reads stay whole. Knows nothing about who decides what is kept.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class FewBitCache(PagedCache):
         self.slide = np.full((layers, kv_heads), -1, np.int64)
         self.packing = np.ones((layers, kv_heads), bool)
 
-    # What is held.
+    # Held entries.
 
     @property
     def shared_store(self) -> PageStore:

@@ -123,7 +123,7 @@ class PagedCache:
         self.windows = SlidingWindows(layers, kv_heads)
         self.virtual = VirtualEntries()
 
-    # What is held.
+    # Held entries.
 
     @property
     def nbytes(self) -> int:
@@ -140,7 +140,7 @@ class PagedCache:
         return {self.pool: self.pages()}
 
     def read_runs(self) -> list[ReadRun]:
-        """What a step reads besides the own runs, which come last."""
+        """Runs that a step reads besides the own ones, which come last."""
         return [ReadRun(0, part.start, np.where(part.start < 0, 0, part.n)) for part in self.shared]
 
     def pages(self) -> np.ndarray:
@@ -229,18 +229,18 @@ class PagedCache:
         Args:
             layer: Which layer.
             head: Which key/value head.
-            entries: What is kept; copied before its old place is given back.
+            entries: Kept entries; copied before their old place is released.
             sink: Entries with positions below it never leave.
             slide: At most so many entries beyond the sinks are held between steps.
             spare: Addresses for so many more entries (where nothing slides).
-            absorbed: What leaves joins the virtual entry, which stands for so many so far; None: it is forgotten.
+            absorbed: Number of entries behind the virtual one, which leaving entries join; None: they are forgotten.
             weighted: Whether the virtual entry's log-weight follows its count.
 
         Raises:
             PoolExhausted: There is no room.
         """
         fixed = (entries.positions < sink) | (entries.positions < 0)
-        # What stays comes first, a virtual entry last of it; then the ring.
+        # Kept entries come first, a virtual one last of them; then the ring.
         held = entries.take(torch.argsort((~fixed).long() * 2 - (entries.positions >= 0).long() * fixed, stable=True))
         n, virtual = len(fixed), int((entries.positions < 0).sum())
         # A short prompt does not fill the sinks: what comes next is one of them, and slides later.
@@ -397,7 +397,7 @@ class PagedCache:
         return SharedPrefix(np.where(self.cut, -1, self.own.start + begin), count)
 
     def adopt(self, part: SharedPrefix) -> None:
-        """Read shared pages behind those one has; they are held once more. What lies side by side becomes one part."""
+        """Read shared pages behind those one has; they are held once more. Adjacent pages become one part."""
         self.shared_store.share(part.pages(self.pool.page))
         if self.shared and part.continues(self.shared[-1]):
             self.shared[-1] = SharedPrefix(self.shared[-1].start, self.shared[-1].n + part.n)

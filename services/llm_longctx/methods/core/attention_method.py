@@ -32,7 +32,7 @@ from shared.sparsity import SparsityClaim
 
 @dataclass(frozen=True, slots=True)
 class Supports:
-    """What the engine may do with sequences of a method.
+    """Operations of the engine that a method supports.
 
     Attributes:
         chunked_prefill: Whether prompts may be read in chunks; else the engine reads them in one (ACT).
@@ -47,12 +47,12 @@ class Supports:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reference:
-    """What an oracle computed, in float64.
+    """Result of an oracle, in float64.
 
     Attributes:
         out: Mixed values; shapes are the method's (see its `reference`).
         mask: Visible pairs, bool.
-        extras: What else the method's maths defines, by name.
+        extras: Further results of the method's maths, by name.
         log_weight: Added to the logits of visible pairs, shaped as `mask`, where some count more than once.
     """
 
@@ -73,12 +73,12 @@ class AttentionMethod(BaseModel):
         phases: Where it acts; `prefill` makes its knobs part of the prefix cache's fingerprint.
         actions: Any of `visibility`, `eviction`, `copy`, `transform`; what it does.
         granularity: `head`, `block` or `token`.
-        evidence: What it decides by: `static`, `last query block`, `block means`, `last query`, `head plan`.
-        supports: What the engine may do with its sequences.
+        evidence: Evidence that it decides by: `static`, `last query block`, `block means`, `last query`, `head plan`.
+        supports: Operations of the engine that it supports.
         chunk_invariant: Whether chunk borders change nothing but rounding. Methods defined by their chunks (false) are
             read in chunks of exactly 512 and hit the prefix cache on that grid only.
         needs_plan: Whether it can't work without a HeadPlan (or a knob in its place).
-        sparsity: What it claims about its sparsity; owed before anybody calls it sparse.
+        sparsity: Its claim of sparsity; required before anybody calls it sparse.
         contract_knobs: Small knobs, or several sets of them, under which the method does something on prompts of a few
             dozen tokens; its contract test runs with each. Every knob must matter next to one of the sets.
         optional_knobs: Knobs of a family of methods that some of its members have no use for.
@@ -120,7 +120,7 @@ class AttentionMethod(BaseModel):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What its hooks want to see, too: `hidden`, the attention input; `output`, the output matrix."""
+        """Further inputs of its hooks: `hidden`, the attention input; `output`, the output matrix."""
         return frozenset()
 
     @property
@@ -146,7 +146,7 @@ class AttentionMethod(BaseModel):
     # Before anything runs.
 
     def bind(self, plan: HeadPlan | None) -> Self:
-        """This method with what a plan holds for it beside roles and heads; called once, before `head_plan`."""
+        """This method with what a plan holds for it besides roles and heads; called once, before `head_plan`."""
         return self
 
     def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
@@ -212,7 +212,7 @@ class AttentionMethod(BaseModel):
         return view.out, view.memo
 
     def after_prefill(self, view: PostPrefillView) -> CacheUpdate:
-        """What is kept, copied and remembered after a chunk; called for every chunk and layer.
+        """Decision after a chunk: entries to keep and copy, and a memo; called for every chunk and layer.
 
         `view.q` [H,T,d] are the chunk's queries, `view.heads[g]` what head g holds with the chunk: k, v [n,d],
         positions [n]. Retain orders may name heads with `view.full[g]` false only; compact copies any head. Where
@@ -227,17 +227,17 @@ class AttentionMethod(BaseModel):
         return ()
 
     def after_replay(self, view: ReplayView) -> object:
-        """What is remembered after a replay, per layer: the new memo."""
+        """Memo after a replay, per layer."""
         return view.memo
 
     def after_prompt(self, view: PromptEndView) -> Mapping[int, CacheUpdate]:
-        """What is kept, by layer; for decisions that need all layers. Memos of layers that are not named go on."""
+        """Kept entries, by layer; for decisions that need all layers. Memos of layers that are not named go on."""
         return {}
 
     # Decode, per step and layer.
 
     def decode_plan(self, step: DecodeView) -> DecodePlan:
-        """What the query q [H,d] at `step.position` reads, per key/value head. Default: everything held.
+        """Entries that the query q [H,d] at `step.position` reads, per key/value head. Default: everything held.
 
         `step.number` counts decode steps from 1. Called per sequence, layer and token, so it must be cheap: return
         shared constants and don't touch `step.heads` unless needed. Don't override it for methods that decode densely.
@@ -245,7 +245,7 @@ class AttentionMethod(BaseModel):
         return DecodePlan()
 
     def after_decode(self, step: DecodeView, scores: Sequence[Tensor]) -> CacheUpdate:
-        """What follows from a step whose plan had `want_scores`.
+        """Decision after a step whose plan had `want_scores`.
 
         `scores[g]` [H/G, n] are the probabilities of the group's queries over `step.heads[g]` (the same n and order,
         the new token's own entry included; softmax over what the view read). `CacheUpdate.compact` re-selects, `retain`
@@ -253,7 +253,7 @@ class AttentionMethod(BaseModel):
         """
         return CacheUpdate(memo=step.memo)
 
-    # What the engine derives; not meant to be overridden.
+    # Derived by the engine; do not override.
 
     def overrides(self, hook: str) -> bool:
         """Whether a hook differs from the dense default, so that the engine can skip the others."""

@@ -75,7 +75,7 @@ class PostPrefillView:
         offset: Position of the first query.
         last: Whether the prompt ends with this chunk.
         full: [G], which key/value heads keep their whole history.
-        heads: What each key/value head holds now [G], the chunk included. Full heads are in order of position.
+        heads: Entries of each key/value head now [G], the chunk included. Full heads are in order of position.
         config: The model's facts.
         memo: As left by the method's last hook.
         prompt: Tokens of the whole prompt.
@@ -111,7 +111,7 @@ class DecodeView:
         position: Its position.
         prompt: Tokens of the prompt; the token fed first after it has step number 1.
         full: [G], which key/value heads keep their whole history.
-        heads: What each key/value head holds [G], the new entry included; made when it is looked at, so looking costs.
+        heads: Entries of each key/value head [G], the new one included; gathered on access, which costs.
         compact: Entries in each head's compact run [G], before this step's own is appended.
         config: The model's facts.
         memo: As left by the method's last hook.
@@ -154,7 +154,7 @@ class ScoringView:
         tokens: Tokens so far; the next one has this position.
         kv_heads: Which of the heads that `summary` tells about these are.
         theta: Angle per position of each rotary pair [d/2]; None where keys are not rotated.
-        summary: What `EvictionMethod.summarize` made of all tokens, for all heads of the layer; None where it does not.
+        summary: Result of `EvictionMethod.summarize` over all tokens, for all heads of the layer; or None.
     """
 
     layer: int
@@ -212,11 +212,11 @@ class ReplayView:
 
     Attributes:
         layer: Which layer.
-        replay: What was replayed.
+        replay: The replay.
         q: Queries of its tokens [H,T,d], at positions that go on from the prompt's.
         k: Their keys [G,T,d], which are in no head.
         full: [G], which key/value heads keep their whole history.
-        heads: What each key/value head holds of the prompt [G].
+        heads: The prompt's entries of each key/value head [G].
         config: The model's facts.
         memo: As left by the method's last hook.
         hidden: Their attention input [T,D], and
@@ -242,7 +242,7 @@ class PromptEndView:
     Attributes:
         tokens: Its length.
         full: [L][G], which key/value heads keep their whole history.
-        heads: What each key/value head holds [L][G]; made when it is looked at.
+        heads: Entries of each key/value head [L][G]; gathered on access.
         config: The model's facts.
         memos: As left by the method's last hooks [L].
         outputs: Output matrices [D,H·d] per layer, for methods whose `needs` name them.
@@ -263,7 +263,7 @@ class AttentionOutput:
     Attributes:
         layer: Which layer.
         q: Queries [H,T,d].
-        heads: What each key/value head holds [G], the new entries included; made when it is looked at.
+        heads: Entries of each key/value head [G], the new ones included; gathered on access.
         out: Mixed values [H,T,d].
         lse: Natural-log sum of exp of each row's scaled logits [H,T].
         offset: Position of the first query.

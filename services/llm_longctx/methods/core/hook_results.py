@@ -164,7 +164,7 @@ class Virtual:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RetentionPolicy:
-    """What one key/value head keeps from now on.
+    """Entries that one key/value head keeps from now on.
 
     Attributes:
         positions: Ascending logical positions [m] that stay, int64; None keeps all. The pages of the others go back.
@@ -193,13 +193,13 @@ class RetentionPolicy:
 
 @dataclass(frozen=True, slots=True)
 class CacheUpdate:
-    """What follows from a chunk or a step, for one sequence at one layer.
+    """Decision after a chunk or a step, for one sequence at one layer.
 
     Attributes:
         retain: Key/value head → what it keeps; heads that are not named keep what they have. Only heads that
             `Heads.full` says are not full may be named.
         compact: Key/value head → positions [K] whose entries are copied into a compact run, replacing the last one.
-        memo: What the method wants to be shown at its next hook of this layer (`memo` of the views). Immutable.
+        memo: The method's note for its next hook of this layer (`memo` of the views). Immutable.
     """
 
     retain: Mapping[int, RetentionPolicy] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """Sparsity claims of attention methods: what each says of itself, and what was measured of it.
 
 The measured part lies next to this file as `claims.json`, written from the results of `make bench ARGS=sparsity`. A
-method that was not measured claims all the same, and the lint says what it owes. Knows claims; knows no method.
+method that was not measured claims all the same, and the lint lists the gaps. Knows claims; knows no method.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def build_method_claim(
 
     Args:
         name: Of the method.
-        granularity: What is left out together.
+        granularity: Unit that is left out.
         mask: `dynamic` where it depends on the text.
         prefill: Whether prompts are read sparsely.
         decode: Whether answers are.

@@ -165,7 +165,7 @@ class TextModelAdapter(ABC):
         return None if source is None else self.grammars.compile(*source)
 
     def add_rules(self, grammar: OpeningGrammar | None, options: SamplingOptions) -> OpeningGrammar | None:
-        """What an answer may be under a request's rules about tokens, and under a grammar if there is one.
+        """Answers allowed under a request's rules about tokens, and under a grammar if there is one.
 
         Raises:
             InvalidOption: They name a token that the model does not know.
@@ -211,10 +211,10 @@ class TextModelAdapter(ABC):
 
     @abstractmethod
     def usage(self, requests: Sequence[GenerationRequest]) -> LongctxUsage:
-        """What the prompts of one HTTP request cost together."""
+        """Joint cost of the prompts of one HTTP request."""
 
     def open_captures(self, requests: Sequence[GenerationRequest]) -> CaptureWriter | None:
-        """What writes the captures of an HTTP request into its answers; None where it has none."""
+        """Writer of the captures of an HTTP request into its answers; None where it has none."""
         return None
 
     async def extra_payload(self, request: GenerationRequest) -> LongctxAnswer | None:
@@ -232,7 +232,7 @@ class TextModelAdapter(ABC):
 def build_samplings(options: GenerationOptions, defaults: SamplingDefaults) -> list[Sampling]:
     """Sampling of each of the `n` answers; a seed makes them repeatable, and different from each other.
 
-    What a request leaves out is the model's own, field by field.
+    A field that a request leaves out is the model's own.
     """
     given = {name: getattr(options, name) for name in SamplingDefaults.model_fields}
     drawn = {name: getattr(defaults, name) if value is None else value for name, value in given.items()}

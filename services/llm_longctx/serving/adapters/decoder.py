@@ -32,7 +32,7 @@ class DecoderAdapter(TextModelAdapter):
     Attributes:
         engine: Runs it; its scheduler is the adapter's.
         plans: Head plans of this model by name: those of the package, and of one tenant.
-        objects: What users made, of all tenants; None where nothing is stored.
+        objects: Users' data, of all tenants; None where nothing is stored.
         tenant: Whose requests it serves.
     """
 

@@ -58,7 +58,7 @@ def json_source(
         schema: The schema.
         field: The request's field that holds it.
         is_strict: Refuse keywords that can't be enforced, instead of leaving them out.
-        whitespace: What may stand between tokens of JSON, as a regular expression; None for nothing.
+        whitespace: Text allowed between tokens of JSON, as a regular expression; None for nothing.
 
     Raises:
         InvalidOption: The schema is too large, refers to nothing, or only endless values meet it.

@@ -48,7 +48,7 @@ def read_structural_tag(text: str, field: str) -> ResponseFormat:
 
 
 def _write_tags(trigger: str, structures: Sequence[TagStructure], field: str) -> str:
-    """What may follow a trigger."""
+    """Text allowed after a trigger."""
     found = []
     for one in structures:
         if one.begin.startswith(trigger):

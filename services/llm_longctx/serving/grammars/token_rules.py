@@ -17,7 +17,7 @@ from shared.errors import InvalidOption
 
 
 class OpeningGrammar(Protocol):
-    """What an answer may be, before its first token."""
+    """Grammar of an answer, before its first token."""
 
     def fork(self) -> Grammar:
         """The same, for one answer."""
@@ -33,7 +33,7 @@ class TokenRules:
         words: Tokens in a row that may not come, two or more: those before the last → what may be the last.
         ends: Tokens that end an answer: bool [V].
         min_tokens: Before so many tokens none of `ends` may come.
-        grammar: What holds beside the rules, or None.
+        grammar: Grammar besides the rules, or None.
     """
 
     barred: Tensor | None
@@ -61,7 +61,7 @@ class TokenRules:
             words: Tokens in a row that may not come.
             ends: Tokens that end an answer.
             min_tokens: Before so many tokens none of `ends` may come.
-            grammar: What holds beside the rules, or None.
+            grammar: Grammar besides the rules, or None.
         """
         if allowed is None and not words and not min_tokens:
             return grammar

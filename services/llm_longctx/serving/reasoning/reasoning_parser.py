@@ -15,7 +15,7 @@ class ReasoningParser(ABC):
     """Reads one answer.
 
     Class attributes:
-        name: What the form is called.
+        name: Name of the form.
     """
 
     name: ClassVar[str]
@@ -31,11 +31,11 @@ class ReasoningParser(ABC):
 
     @abstractmethod
     def feed(self, text: str) -> tuple[str, str]:
-        """What more text adds: to the thoughts, and to the answer."""
+        """Additions of more text: to the thoughts, and to the answer."""
 
     @abstractmethod
     def end(self) -> tuple[str, str]:
-        """What is left of both when the answer is over."""
+        """The rest of both when the answer is over."""
 
 
 def find_reasoning_parser(template: str | None) -> type[ReasoningParser] | None:

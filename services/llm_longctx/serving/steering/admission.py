@@ -1,4 +1,4 @@
-"""Admission of requests that look inside a model: the scope of the key, and what the audit log is told."""
+"""Admission of requests that look inside a model: the scope of the key, and the entry of the audit log."""
 
 from __future__ import annotations
 

@@ -40,10 +40,10 @@ MAX_PROMPT_ROWS = 1024
 """Residual streams of prompts that the lens of one request reads: each is a product with the output matrix."""
 
 MAX_STEP_ROWS = 128
-"""Those of one decode step, over all answers: everybody in the batch waits for them."""
+"""Rows of one decode step, over all answers: everybody in the batch waits for them."""
 
 MAX_ROWS = 2**15
-"""Those of prompts and answers together: 1,092 tokens through 30 layers."""
+"""Rows of prompts and answers together: 1,092 tokens through 30 layers."""
 
 SERVED_SITES = tuple(site for site in SITES if site not in WEIGHT_SITES)
 """Sites that are computed while serving."""
@@ -112,7 +112,7 @@ class TapBuilder:
         return [PlacedEdit(Attend(layer, heads or [], [], keys, torch.tensor(weights, device="cpu")), tokens)]
 
     def _find_vectors(self, given: wire.AddIntervention) -> list[tuple[str, Tensor]]:
-        """What is added, as [1,1,D] or [1,1,heads,d], by site."""
+        """Additions, as [1,1,D] or [1,1,heads,d], by site."""
         if given.scale is not None and given.strength is not None:
             raise InvalidOption("Give either scale or strength.", field="strength")
         if isinstance(given.vector, str):
@@ -166,7 +166,7 @@ class TapBuilder:
         return AttentionCapture(layers, tuple(range(self._config.heads) if heads is None else heads), tokens)
 
     def _measure(self, captures: list[Capture], prompt: int, end: int, n: int) -> CaptureSize:
-        """What the captures may come to, answers of the longest length."""
+        """Largest size of the captures, for answers of the longest length."""
         size, steps = CaptureSize(), Counter[int]()
         for capture in captures:
             at = capture.tokens.within(0, end)

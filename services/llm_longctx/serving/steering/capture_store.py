@@ -29,7 +29,7 @@ _ID = re.compile(r"capture-[0-9a-f]{32}")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredRows:
-    """What one answer captured at one site.
+    """Captures of one answer at one site.
 
     Attributes:
         rows: By position, float32 [D] or [heads,d].

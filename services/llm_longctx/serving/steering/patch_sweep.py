@@ -31,7 +31,7 @@ class SweepCell:
     """One patch.
 
     Attributes:
-        site: What is replaced.
+        site: The replaced activation.
         positions: At which tokens, ascending.
         heads: Of which heads; None for all.
     """

@@ -35,7 +35,7 @@ class PatchBuilder:
         """The tokens that a `set` changes, and its rows.
 
         Args:
-            given: What was asked for.
+            given: The request.
             site: Where.
             heads: Which of its heads; None for all.
             tokens: Its `positions`.

@@ -25,13 +25,13 @@ PROSE = (
 STRENGTHS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 
 MOST_RISE = 1.5
-"""Perplexity at the default strength, beside the model's own: on SmolLM2 text is still fluent there."""
+"""Perplexity at the default strength, relative to the model's own: on SmolLM2 text is still fluent there."""
 
 _MOST_PERPLEXITY = 1e9
 
 
 def choose_layer(layers: list[SteeringLayer]) -> SteeringLayer:
-    """The layer that tells the prompts apart best; among equals the one with the longest vector beside activations."""
+    """The layer that separates the prompts best; among equals the one with the longest vector per activation."""
     return max(layers, key=lambda one: (one.separation, one.norm / max(one.activation_norm, 1e-9)))
 
 

@@ -1,1 +1,1 @@
-"""Tools: what a request lets a model call, how the model is told, and how its calls are read out of its text."""
+"""Tools: functions that a request offers, their description for the model, and how its calls are read."""

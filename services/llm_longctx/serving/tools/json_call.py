@@ -14,7 +14,7 @@ class JsonCall:
     """One call. Llama says `parameters` for `arguments`.
 
     Attributes:
-        text: What was read of it.
+        text: Text that was read of it.
         is_named: Whether its name was read, so that its arguments pass as they come.
         is_whole: Whether its last bracket was read.
         is_broken: Whether it does not begin as an object does.
@@ -43,7 +43,7 @@ class JsonCall:
         return updates, text[size:]
 
     def parse(self) -> list[CallUpdate]:
-        """The whole call, where its parts came in another order; nothing where the text is no call."""
+        """The whole call, where its parts came in another order; nothing where the text is not a call."""
         try:
             call = json.loads(self.text)
             name, arguments = call["name"], call.get("arguments", call.get("parameters", {}))

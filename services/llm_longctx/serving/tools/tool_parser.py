@@ -18,7 +18,7 @@ SchemaRule = Callable[[Mapping[str, Any]], str]
 
 @dataclass(frozen=True, slots=True)
 class CallUpdate:
-    """What is new in one call.
+    """News of one call.
 
     Attributes:
         index: Which call of the answer.
@@ -35,7 +35,7 @@ class ToolParser(ABC):
     """Reads one answer.
 
     Class attributes:
-        name: What the form is called.
+        name: Name of the form.
         last_sign: The last character of what opens a call.
         is_first: Whether a call stands at the beginning of an answer, or behind another call, only.
 
@@ -79,11 +79,11 @@ class ToolParser(ABC):
 
     @abstractmethod
     def feed(self, text: str) -> tuple[str, list[CallUpdate]]:
-        """What more text adds: text of the answer that is no call, and news of calls."""
+        """Additions of more text: text of the answer that is not a call, and news of calls."""
 
     @abstractmethod
     def end(self) -> tuple[str, list[CallUpdate]]:
-        """What is left when the answer is over; a call that was cut off keeps what came of it."""
+        """The rest when the answer is over; a call that was cut off keeps its part."""
 
 
 class TaggedParser(ToolParser):
@@ -109,7 +109,7 @@ class TaggedParser(ToolParser):
 
 
 def split_at(text: str, mark: str) -> tuple[str, str, bool]:
-    """What stands before a mark, what stays for later, and whether the mark was met.
+    """Text before a mark, text that stays for later, and whether the mark was met.
 
     Where it was not, what stays is the end in which it may be beginning.
     """

@@ -1,4 +1,4 @@
-"""Tool use of one request: which functions may be called, whether one must be, in which form, and how it is told.
+"""Tool use of one request: which functions may be called, whether one must be, in which form, and the description.
 
 The form is the one that the model's chat template teaches, or Hermes' under instructions of our own. Knows the
 protocol's fields; knows no tokens.
@@ -47,10 +47,10 @@ To call a function, answer with nothing but its name and its arguments as a JSON
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """What a request says about tools.
+    """A request's options of tools.
 
     Attributes:
-        functions: Those that may be called, in the caller's order.
+        functions: Functions that may be called, in the caller's order.
         parser: The form of calls.
         is_native: Whether the model's template takes tools.
         is_forced: Whether the answer must be calls.
@@ -111,7 +111,7 @@ def spell_message(message: Mapping[str, Any], parser: type[ToolParser] = HermesP
 
 
 def read_tool_use(request: ChatRequest, template: str | None) -> ToolUse | None:
-    """What a request says about tools, under a model's chat template; None where nothing may be called.
+    """A request's options of tools, under a model's chat template; None where nothing may be called.
 
     Raises:
         InvalidOption: Too many functions, two of one name, arguments that no schema describes, a choice of none.

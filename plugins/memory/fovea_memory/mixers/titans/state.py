@@ -76,7 +76,7 @@ def pack_state(state: MemoryState | SessionState, model: str = "", version: int 
     """A state as bytes.
 
     Args:
-        state: Of a memory, or of a session.
+        state: State of a memory, or of a session.
         model: Digest of the weights that it belongs to.
         version: Counts the stored versions of a session.
 

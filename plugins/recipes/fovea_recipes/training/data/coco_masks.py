@@ -38,7 +38,7 @@ def draw_coco_masks(folder: Path, pictures: Sequence[Path], drawn: Path, names: 
         names: Classes that are marked; empty: all.
 
     Raises:
-        InvalidOption: A file is no JSON, lacks a part, or has no class of a name.
+        InvalidOption: A file is not JSON, lacks a part, or has no class of a name.
     """
     files = {file: held for file in sorted(folder.rglob("*.json")) if (held := _read(file)) is not None}
     known = {str(kind["name"]) for held in files.values() for kind in held["categories"]}

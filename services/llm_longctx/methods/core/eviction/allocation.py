@@ -53,7 +53,7 @@ def keep_per_head(scores: Sequence[Tensor], count: int) -> list[Tensor]:
         count: Entries per head.
 
     Returns:
-        What stays, per head bool [n].
+        Entries to keep, per head bool [n].
     """
     return [_best(row, max(count, int(row.isposinf().sum()))) for row in scores]
 
@@ -79,7 +79,7 @@ def keep_per_layer(
         total: Entries of all heads together, where they are not `count` times their number.
 
     Returns:
-        What stays, per head bool [n].
+        Entries to keep, per head bool [n].
     """
     own = int(count * safeguard)
     total = count * len(scores) if total is None else total
@@ -109,7 +109,7 @@ def keep_critical(
         epsilon: Added to scores in the second stage.
 
     Returns:
-        What stays, per head bool [n].
+        Entries to keep, per head bool [n].
     """
     stays = []
     for row, norm, count, own in zip(scores, norms, counts, first, strict=True):

@@ -18,7 +18,7 @@ from shared.lm.config import DecoderConfig
 
 
 class Budgeted(Protocol):
-    """What has a budget; eviction methods do."""
+    """A method with a budget, as eviction methods have."""
 
     name: ClassVar[str]
 
@@ -65,7 +65,7 @@ M = TypeVar("M", bound=Budgeted)
 
 
 def estimate_footprint(method: Budgeted, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
-    """What a cut leaves, and what is appended; with `every` at its most, which is just before a cut."""
+    """Entries that a cut leaves, and those appended; with `every` at its most, which is just before a cut."""
     tokens = prompt if method.every is None else prompt + new
     protected = count_protected(method, config.heads, config.kv_heads, config.head_dim, tokens)
     begin = [
@@ -91,7 +91,7 @@ def fit_budget(method: M, entries: int, config: DecoderConfig, heads: Heads, pro
     """The method with the largest `budget` under which all heads together hold at most so many entries.
 
     Raises:
-        InvalidOption: What is protected does not fit.
+        InvalidOption: The protected entries do not fit.
     """
     cut = config.layers * config.kv_heads - count_full(heads, config)
 

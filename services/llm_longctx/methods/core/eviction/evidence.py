@@ -1,4 +1,4 @@
-"""What eviction scores rest on next to a head's own entries: summaries, rotations, the output matrix.
+"""Inputs of eviction scores besides a head's own entries: summaries, rotations, the output matrix.
 
 Knows tensors; knows no score and no cut.
 """
@@ -23,7 +23,7 @@ class Evidence:
     Attributes:
         kv_heads: Which key/value heads are scored.
         theta: Angle per position of each rotary pair [d/2]; None where keys are not rotated.
-        summary: What `EvictionMethod.summarize` made of all tokens.
+        summary: Result of `EvictionMethod.summarize` over all tokens.
         output: The output matrix [D,H·d], where the method needs it.
     """
 

@@ -1,7 +1,7 @@
 """Cache eviction by scores: the base of methods that rank cached entries and keep the best share of them.
 
-A subclass writes `score`, and nothing else. What is kept, when, how much memory that takes, how a budget becomes knobs
-and what the oracle computes follow from it. Knows nothing about any particular score.
+A subclass writes `score`, and nothing else. The kept entries, the time of cuts, the memory, the
+knobs for a budget and the oracle follow from it. Knows nothing about any particular score.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from services.llm_longctx.methods.core.hook_inputs import CacheView, ReadTokens
 
 
 class CutRules(Protocol):
-    """What decides about cuts; an `EvictionMethod` does."""
+    """Decides about cuts, as an `EvictionMethod` does."""
 
     @property
     def prefill(self) -> str:
@@ -38,7 +38,7 @@ class CutRules(Protocol):
         """Whether all heads of the model compete."""
 
     def summarize(self, summary: object, tokens: ReadTokens) -> object:
-        """What scores need of all tokens."""
+        """Summary of all tokens for scores."""
 
     def evidence_of(self, q: Tensor, k: Tensor, v: Tensor, layer: int, inputs: Mapping[str, Any]) -> Evidence:
         """Evidence of a whole prompt."""
@@ -84,7 +84,7 @@ def replay(
     """Read a prompt in chunks and take steps behind it, in one layer whose heads are all cut.
 
     Args:
-        rules: What scores and when it cuts.
+        rules: Scores and times of cuts.
         q: Queries of prompt and steps [H,N+T,d].
         k: Keys [G,N+T,d].
         v: Values [G,N+T,d].

@@ -78,7 +78,7 @@ class EvictionRules(AttentionMethod):
         if "name" in vars(cls):
             cls.sparsity = build_eviction_claim(cls.name, static=cls.evidence == "static")
 
-    # What a subclass writes.
+    # Written by subclasses.
 
     def score(self, view: ScoringView) -> Tensor:
         """How much each entry is worth, [G',n]: the highest stay, +inf always.
@@ -93,7 +93,7 @@ class EvictionRules(AttentionMethod):
         return 0
 
     def summarize(self, summary: object, tokens: ReadTokens) -> object:
-        """What `score` needs of all tokens read so far, given that of those before; for scores of all queries.
+        """Summary of all tokens read so far for `score`, given that of earlier ones; for scores of all queries.
 
         A method that writes it is read from the first token on: cached prefixes lack the summary.
         """
@@ -107,7 +107,7 @@ class EvictionRules(AttentionMethod):
         """The summary after a replay, for methods that have `replays`."""
         return summary
 
-    # What follows.
+    # Derived.
 
     @model_validator(mode="after")
     def _cuts_in_time(self) -> Self:
@@ -141,7 +141,7 @@ class EvictionRules(AttentionMethod):
 
     @property
     def supports(self) -> Supports:  # type: ignore[override]  # a knob decides
-        """What was cut by a share of one prompt is of no use to a longer one."""
+        """Entries cut by a share of one prompt are of no use to a longer one."""
         depends = self.prefill == "chunk" and (self.budget is None or self.allocation == "pyramid")
         return Supports(prefix_reuse=not (depends or self._summarizes or self.cuts_after_layers))
 
@@ -198,7 +198,7 @@ class EvictionRules(AttentionMethod):
         return value_norms(v, split_output(wo, range(G), wo.shape[1] // d // G, d))
 
     def keep(self, scores: Tensor, norms: Tensor | None = None) -> Tensor:
-        """What a cut at the prompt's end keeps, bool [L,G,N], by scores of all layers and, for `critical`, `norms`."""
+        """Entries that a cut at the prompt's end keeps, bool [L,G,N], by scores and, for `critical`, `norms`."""
         L, G, N = scores.shape
         at, counts = torch.arange(N, device=scores.device), self.counts(N, L)
         weights = [None] * L if norms is None else [list(one) for one in norms]
