@@ -94,7 +94,8 @@ def export_graphs(services: Sequence[str], source: Sequence[str]) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of an installation that was ended
     if services and importlib.util.find_spec("torch") is None:
         _pip("--target", folder, *(["--no-deps", *source] if source else []), find_requirement("torch"))
-        _pip("--target", folder, *map(find_requirement, ("onnx", "onnxscript")), *(_TORCH_NEEDS if source else ()))
+        needs = (*map(find_requirement, ("onnx", "onnxscript")), *(_TORCH_NEEDS if source else ()))
+        _pip("--target", folder, "--upgrade", *needs)  # without it pip warns of the folder that torch has made
     for service in services:
         _call([f"{sys.prefix}/bin/fovea", "export", "graphs", f"{sys.prefix}/graphs", "--service", service], folder)
     shutil.rmtree(folder, ignore_errors=True)

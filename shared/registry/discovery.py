@@ -6,6 +6,7 @@ found in modules whose source assigns a `card`: a service does not import the ne
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
@@ -38,6 +39,9 @@ _ONE_AT_A_TIME = threading.RLock()
 
 _CARD = re.compile(r"^[ \t]+card\b[^=\n]*=", re.MULTILINE)
 """How the source of a Servable gives it a Card."""
+
+_MARKED = "@builder("
+"""How the source of a network marks its builder."""
 
 _MARK = "__fovea_network__"
 _LAYOUTS = "__fovea_layouts__"
@@ -227,12 +231,15 @@ def _find_places(package: str) -> list[str]:
 
 
 def _mentioning(text: str) -> list[ModuleType]:
-    """Modules with builders whose source holds a text: importing all rooms would load all their libraries."""
-    packages = ("shared.lm", *(room for service in SERVICES for room in rooms(service)))
-    with _ONE_AT_A_TIME:
-        names = (name for package in packages for name in module_names(package))
-        told = (name for name in names if "@builder(" in (source := _read_source(name)) and text in source)
-        return [module for name in told if isinstance(module := _load(name), ModuleType)]
+    """Modules of one room with builders whose source holds a text: all rooms would load all their libraries."""
+    for package in ("shared.lm", *(room for service in SERVICES for room in rooms(service))):
+        with _ONE_AT_A_TIME, contextlib.suppress(ModuleNotFoundError):  # a library of another service is not there
+            told = [
+                name for name in module_names(package) if text in (source := _read_source(name)) and _MARKED in source
+            ]
+            if found := [module for name in told if isinstance(module := _load(name), ModuleType)]:
+                return found
+    return []
 
 
 def _read_source(module: str) -> str:
