@@ -32,7 +32,7 @@ MAX_ROWS = 60
 """Printed rows of a table of a report; a note says how many more there are."""
 
 FORMS = {"html": "text/html", "svg": "image/svg+xml"}
-"""Suffix → media type of the forms of a report that are written beside its JSON."""
+"""Suffix → media type of the forms of a report that are written next to its JSON."""
 
 _SHADES = " ░▒▓█"
 

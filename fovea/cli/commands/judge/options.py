@@ -1,4 +1,4 @@
-"""What the commands of `fovea judge` share: options, sending a body, figures and intervals as text."""
+"""Shared parts of the commands of `fovea judge`: options, sending a body, figures and intervals as text."""
 
 from __future__ import annotations
 
