@@ -31,7 +31,7 @@ INTERNAL = 8
 INTERRUPTED = 130
 
 HELP = (
-    "Exit codes: 0 done · 1 a job or some files failed, or the verdict is no · 2 wrong usage or option · "
+    "Exit codes: 0 done · 1 a job or some files failed, or a negative verdict · 2 wrong usage or option · "
     "3 input refused · 4 not found · 5 not allowed (key, scope, quota) · 6 unavailable or busy · 7 timed out · "
     "8 internal error · 130 interrupted"
 )

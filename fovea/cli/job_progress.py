@@ -17,7 +17,7 @@ from shared.errors import FoveaError
 
 
 def describe_state(job: Job) -> str:
-    """State of a job: its place in the queue, its note, its error or its status."""
+    """Describe a job: its place in the queue, its note, its error or its status."""
     if job.status == "queued" and job.position:
         return f"queued, {job.position} ahead"
     return job.note or (str(job.error.get("detail", "")) if job.error else job.status)

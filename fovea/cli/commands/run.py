@@ -21,7 +21,7 @@ CONTEXT_SETTINGS = {"ignore_unknown_options": True}
 
 @dataclass(frozen=True, slots=True)
 class AnswerForm:
-    """Ways to show the answer."""
+    """Form and place of the answer."""
 
     accept: Annotated[
         str | None, typer.Option(help="Media type of the answer, for example image/png.", show_default=False)

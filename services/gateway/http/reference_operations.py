@@ -39,7 +39,7 @@ class Operation:
 
     @property
     def words(self) -> str:
-        """Text that the search covers."""
+        """Lower-case text that the search matches."""
         names = " ".join(parameter["name"] for parameter in self.parameters)
         return f"{self.method} {self.path} {self.summary} {self.text} {names}".lower()
 

@@ -22,7 +22,7 @@ from shared.errors import Malformed
 
 @dataclass(frozen=True, slots=True)
 class JudgeChoice:
-    """The judge that labels, and its options."""
+    """Judge, prompt template and calibration."""
 
     judge: Annotated[
         str | None, typer.Option("--judge", "-j", help="prompted-grade, log-odds …", show_default=False)

@@ -1,4 +1,4 @@
-"""Parts shared by the commands of `fovea judge`: options, sending a body, figures and intervals as text."""
+"""Shared parts of the commands of `fovea judge`: options, sending a body, figures and intervals as text."""
 
 from __future__ import annotations
 
