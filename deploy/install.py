@@ -13,9 +13,9 @@ import argparse
 import importlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 import tomllib
 import urllib.error
 import urllib.request
@@ -46,11 +46,14 @@ def needs_torch(services: Sequence[str]) -> bool:
     return not services or not {*services} <= {*VISION, "relevance-judge"}
 
 
-def list_plugins(services: Sequence[str]) -> list[str]:
-    """Folders of the plug-ins of these services; all where none is named."""
-    if not services:
-        return [f"./{folder.relative_to(ROOT)}" for folder, _ in plugins.iter_projects(ROOT)]
-    return sorted({folder for name in ("gateway", *services) for folder in plugins.list_folders(name)})
+def list_plugins(services: Sequence[str], *, test: bool = False) -> list[str]:
+    """Folders of the plug-ins whose code these services or the gateway call; where none is named, all for running."""
+    names, projects = ("gateway", *services), plugins.iter_projects(ROOT)
+    return [
+        f"./{folder.relative_to(ROOT)}"
+        for folder, project in projects
+        if (any(plugins.is_called(project, name) for name in names) if services else test or folder.name != "docs")
+    ]
 
 
 def torch_source(index: str, devices: Sequence[str] = DEVICES) -> list[str]:
@@ -77,12 +80,8 @@ def install_packages(services: Sequence[str], source: Sequence[str], flavour: st
     if source and needs_torch(services):
         _pip("--no-deps", *source, find_requirement("torch"))
     extras = ",".join([*list_extras(services, flavour), *(["cluster", "dev"] if test else [])])
-    folders = [part for folder in list_plugins(services) for part in ("-e", folder)]
-    if services:  # a page of a plug-in needs none of the libraries of its models
-        _pip("-e", f".[{extras}]", *sorted({one for name in services for one in plugins.list_requirements(name)}))
-        _pip("--no-deps", *folders)
-    else:
-        _pip("-e", f".[{extras}]", *folders)
+    folders = [part for folder in list_plugins(services, test=test) for part in ("-e", folder)]
+    _pip("-e", f".[{extras}]", *folders)
     files = ["requirements-data.txt"] if not {*services} <= {*VISION} or not services else []
     for file in [*files, *(["requirements-tools.txt"] if test else [])]:
         _pip("--no-deps", "-r", file)
@@ -91,12 +90,14 @@ def install_packages(services: Sequence[str], source: Sequence[str], flavour: st
 def export_graphs(services: Sequence[str], source: Sequence[str]) -> None:
     """Export the graphs of vision services into the environment, with a torch of their own where there is none."""
     importlib.invalidate_caches()
-    with tempfile.TemporaryDirectory(dir=sys.prefix) as folder:
-        if services and importlib.util.find_spec("torch") is None:
-            _pip("--target", folder, *(["--no-deps", *source] if source else []), find_requirement("torch"))
-            _pip("--target", folder, *map(find_requirement, ("onnx", "onnxscript")), *(_TORCH_NEEDS if source else ()))
-        for service in services:
-            _call([f"{sys.prefix}/bin/fovea", "export", "graphs", f"{sys.prefix}/graphs", "--service", service], folder)
+    folder = f"{sys.prefix}/exporting"
+    shutil.rmtree(folder, ignore_errors=True)  # of an installation that was ended
+    if services and importlib.util.find_spec("torch") is None:
+        _pip("--target", folder, *(["--no-deps", *source] if source else []), find_requirement("torch"))
+        _pip("--target", folder, *map(find_requirement, ("onnx", "onnxscript")), *(_TORCH_NEEDS if source else ()))
+    for service in services:
+        _call([f"{sys.prefix}/bin/fovea", "export", "graphs", f"{sys.prefix}/graphs", "--service", service], folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 _TORCH_NEEDS = ("filelock", "fsspec", "jinja2", "networkx", "setuptools", "sympy", "typing-extensions")

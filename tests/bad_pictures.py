@@ -138,7 +138,7 @@ def refused() -> tuple[RefusedPicture, ...]:
 
 
 def _turned(page: Image.Image, orientation: int) -> tuple[Image.Image, Image.Exif]:
-    """The page as a camera stores it under an EXIF orientation, and the EXIF that says so."""
+    """The page as a camera stores it under an EXIF orientation, and the EXIF that states it."""
     back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
     exif = Image.Exif()
     exif[0x0112] = orientation

@@ -123,8 +123,12 @@ def services_with_models() -> tuple[str, ...]:
 
 def networks() -> dict[str, Callable[..., Any]]:
     """All marked builders by name, from every service room and `shared.lm`."""
+    return _pick_builders((*scan("shared.lm"), *(m for s in SERVICES for m in _modules(s))))
+
+
+def _pick_builders(modules: Iterable[ModuleType]) -> dict[str, Callable[..., Any]]:
     found: dict[str, Callable[..., Any]] = {}
-    for module in (*scan("shared.lm"), *(m for s in SERVICES for m in _modules(s))):
+    for module in modules:
         for thing in vars(module).values():
             # The mark is the thing's own: a subclass of a marked class is not that network.
             name = getattr(thing, "__dict__", {}).get(_MARK) if callable(thing) else None
@@ -143,7 +147,9 @@ def network(name: str, *args: Any, **config: Any) -> Any:
 
 
 def _builder(name: str) -> Callable[..., Any]:
-    known = networks()
+    known = _pick_builders(_mentioning(f'"{name}"'))
+    if name not in known:
+        known = networks()
     if name not in known:
         detail = f"There is no network {name!r}; known are {', '.join(sorted(known)) or 'none'}."
         raise NotFound(detail, hint=f"Rooms left out: {skipped_modules() or 'none'}.")
@@ -220,20 +226,31 @@ def _find_places(package: str) -> list[str]:
     return list(spec.submodule_search_locations or ()) if spec else []
 
 
+def _mentioning(text: str) -> list[ModuleType]:
+    """Modules with builders whose source holds a text: importing all rooms would load all their libraries."""
+    packages = ("shared.lm", *(room for service in SERVICES for room in rooms(service)))
+    with _ONE_AT_A_TIME:
+        names = (name for package in packages for name in module_names(package))
+        told = (name for name in names if "@builder(" in (source := _read_source(name)) and text in source)
+        return [module for name in told if isinstance(module := _load(name), ModuleType)]
+
+
+def _read_source(module: str) -> str:
+    """A module's source; empty where there is none."""
+    spec = importlib.util.find_spec(module)
+    file = Path(spec.origin or "") if spec else Path()
+    return file.read_text("utf-8") if file.suffix == ".py" else ""
+
+
 def _has_servable(package: str) -> bool:
     files = (file for place in _find_places(package) for file in Path(place).rglob("*.py"))
-    return any(_assigns_card(file) for file in files if "tests" not in file.parts)
+    return any(_CARD.search(file.read_text("utf-8")) for file in files if "tests" not in file.parts)
 
 
 def _may_hold_servable(module: str) -> bool:
     """Whether a module's source assigns a Card, or cannot be read."""
-    spec = importlib.util.find_spec(module)
-    file = Path(spec.origin or "") if spec else Path()
-    return file.suffix != ".py" or _assigns_card(file)
-
-
-def _assigns_card(file: Path) -> bool:
-    return _CARD.search(file.read_text("utf-8")) is not None
+    source = _read_source(module)
+    return not source or _CARD.search(source) is not None
 
 
 def _load_all(package: str) -> dict[str, ModuleType | str]:

@@ -17,11 +17,15 @@ MINI = load_mini_collection()
 @pytest.fixture
 def judge(page):
     page.goto("/console/judge")
-    page.locator("fovea-judge-board tbody tr").first.wait_for()
     return page
 
 
+TABS = {"pair": "Label", "batch": "Label", "agreement": "Agreement", "rankings": "Rankings", "board": "Leaderboard"}
+
+
 def _within(page: Any, element: str) -> Any:
+    """A form of the page, in its tab, which is opened."""
+    page.get_by_role("tab", name=TABS[element]).click()
     return page.locator(f"fovea-judge-{element}")
 
 
@@ -65,6 +69,7 @@ def test_a_batch_runs_as_a_job_is_kept_and_compared(judge):
     agreement = _within(judge, "agreement")
     agreement.get_by_role("button", name="Use the mini-collection").click()
     agreement.locator("[data-part=result]").wait_for()
+    judge.get_by_role("tab", name="Label").click()
     part.get_by_role("button", name="Compare with labels").click()
     agreement.get_by_text("From the batch").first.wait_for()
     agreement.locator("[data-part=result]").wait_for()
@@ -90,6 +95,19 @@ def test_the_grid_holds_every_pair_and_disagreements_come_widest_first_with_thei
     assert "Blue Sky is the name of a day care centre" in differ[0]
 
 
+def test_a_file_is_chosen_once_for_all_steps(judge, tmp_path):
+    (tmp_path / "people.qrels").write_text(format_qrels(MINI.labels))
+    part = _within(judge, "agreement")
+    part.get_by_label("Reference labels").set_input_files(tmp_path / "people.qrels")
+    part.get_by_label("The judge’s labels").set_input_files(tmp_path / "people.qrels")
+    trust = _within(judge, "rankings")
+    trust.get_by_text("Uses people.qrels.").first.wait_for()
+    trust.get_by_label("Runs").set_input_files(next(MINI.folder.glob("runs/*")))
+    trust.get_by_role("button", name="Rank", exact=True).click()
+    trust.locator("[data-part=result]").wait_for()
+    assert figure(trust, "kappa") == "1.0000"
+
+
 def test_systems_are_plotted_and_listed_with_tau_and_kappa(judge):
     part = _within(judge, "rankings")
     part.get_by_role("button", name="Use the mini-collection").click()
@@ -102,6 +120,7 @@ def test_systems_are_plotted_and_listed_with_tau_and_kappa(judge):
 
 def test_the_leaderboard_shows_kappa_with_its_interval_beside_tau(judge):
     part = _within(judge, "board")
+    part.locator("tbody tr").first.wait_for()
     rows = part.locator("tbody[data-part=rows] tr").all_inner_texts()
     assert any(row.startswith("overlap") for row in rows)
     assert all("…" in row for row in rows)

@@ -19,8 +19,13 @@ def texts() -> dict[str, str]:
     return {name: (MINI.folder / name).read_text("utf8") for name in names}
 
 
+def opened(page: Any, element: str) -> None:
+    """Open the tab of a form."""
+    page.goto(f"/console/judge#{'correct' if element == 'corrected' else element}")
+
+
 def shown(page: Any, element: str, action: str = "Use the mini-collection") -> Any:
-    page.goto("/console/judge")
+    opened(page, element)
     part = page.locator(f"fovea-judge-{element}")
     part.get_by_role("button", name=action).click()
     part.locator("[data-part=result]").wait_for(timeout=PATIENCE_MS)
@@ -80,7 +85,7 @@ def test_facts_of_passages_are_looked_for_in_an_answer_and_its_citations_checked
 
 @pytest.mark.parametrize("element", ["trust", "significance", "corrected"])
 def test_what_is_missing_is_named(page, element):
-    page.goto("/console/judge")
+    opened(page, element)
     part = page.locator(f"fovea-judge-{element}")
     part.locator("[data-part=go]").click()
     part.locator("[data-part=fault]").wait_for()

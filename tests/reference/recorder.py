@@ -14,7 +14,8 @@ import jsonschema
 
 from services.gateway.app import build_gateway
 from services.gateway.http.openapi import join_documents
-from shared.api.examples import FILE
+from shared import plugins
+from shared.api.examples import FILE, read_examples
 from shared.registry.discovery import services_with_models
 from shared.settings import Settings
 
@@ -123,6 +124,10 @@ class Recorder:
     def write(self) -> list[Path]:
         """Write the examples to the packages that own their routes; return the files."""
         files: dict[Path, dict[str, Json]] = defaultdict(dict)
+        known = {label for label, _ in list_operations(self.document)}
+        packages = [one for app in self.apps.values() for one in app.state.packages]
+        for package in ("services.gateway", *plugins.packages("gateway"), *packages):
+            self.examples = {k: v for k, v in read_examples(package).items() if k in known} | self.examples
         for label, example in sorted(self.examples.items()):
             package = importlib.import_module(self._find_owner(label, example))
             files[Path(str(package.__file__)).parent / FILE][label] = example

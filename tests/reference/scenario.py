@@ -6,6 +6,8 @@ import base64
 import io
 import itertools
 import json
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +26,15 @@ QUESTION = [{"role": "user", "content": "What is 2 + 5?"}]
 IMAGES = ("image", "reference")
 
 
-def ask_everything(r: Recorder, folder: Path) -> None:
-    """Ask every operation; `folder` takes files that are made on the way."""
-    for part in (ask_about_models, ask_images, ask_texts, ask_long_contexts, ask_judges, ask_probes, ask_background):
-        part(r)
-    ask_studies(r)
-    ask_surveys(r, folder)
-    administer(r)
+def ask_everything(r: Recorder, only: Sequence[str] = ()) -> None:
+    """Ask every operation, or those of some parts, for example `judges`."""
+    for name, part in PARTS.items():
+        if not only or name in only:
+            part(r)
 
 
 def ask_about_models(r: Recorder) -> None:
-    for path in ("/livez", "/readyz", "/health", "/version", "/metrics", "/metrics/services"):
+    for path in ("/livez", "/readyz", "/health", "/ping", "/version", "/metrics", "/metrics/services"):
         r.ask(f"GET {path}")
     r.ask("GET /v1/models", query={"task": "segment"})
     for path, name in (("", "pranet"), ("/example", "fovea-planner"), ("/sparsity", "patnet")):
@@ -62,6 +62,9 @@ def ask_images(r: Recorder) -> None:
 def ask_texts(r: Recorder) -> None:
     r.ask("POST /v1/chat/completions", {"messages": QUESTION, "max_tokens": 24, "temperature": 0})
     r.ask("POST /v1/completions", {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0})
+    message = {"model": "smollm2-135m-instruct", "messages": QUESTION}
+    r.ask("POST /v1/messages", {**message, "max_tokens": 24})
+    r.ask("POST /v1/messages/count_tokens", message)
     tokens = r.ask("POST /tokenize", {"prompt": "What is attention?"})["tokens"]
     r.ask("POST /detokenize", {"tokens": tokens})
     made = r.ask("POST /v1/responses", {"input": "What is 2 + 5?", "max_output_tokens": 24, "store": True})["id"]
@@ -94,6 +97,8 @@ def ask_long_contexts(r: Recorder) -> None:
     r.ask("POST /v1/steering-vectors", steering)
     r.ask("GET /v1/steering-vectors")
     r.ask("GET /v1/steering-vectors/{name}", name="cheerful")
+    sweep = {"prompt": "The capital of France is", "source": "The capital of Italy is", "tokens": [" Paris", " Rome"]}
+    r.ask("POST /v1/sweeps", {**sweep, "layers": [12], "positions": [-2, -1]})
     long = {"prompt": "The tide comes in. " * 40, "max_tokens": 1}
     capture = [{"type": "activation", "site": "resid_post.12", "positions": "all"}]
     answer = r.client.post("/v1/completions", json={**long, "capture": capture}).raise_for_status().json()
@@ -101,6 +106,9 @@ def ask_long_contexts(r: Recorder) -> None:
     r.ask("GET /v1/captures/{capture_id}", capture_id=capture_id)
     r.ask("DELETE /v1/captures/{capture_id}", capture_id=capture_id)
     r.ask("DELETE /v1/steering-vectors/{name}", name="cheerful")
+    clean, corrupt = "When Mary and John met, John gave a drink to", "When Mary and John met, Mary gave a drink to"
+    grid = {"site": "resid_pre", "layers": [4, 26], "positions": [6, -1]}
+    r.ask("POST /v1/sweeps", {"prompt": corrupt, "source": clean, "tokens": [" Mary", " John"], **grid})
 
 
 def ask_sessions(r: Recorder) -> None:
@@ -174,9 +182,10 @@ def ask_judges(r: Recorder) -> None:
     collection = {"documents": document, "topics": f".I 1\n.W\n{QUERY}\n", "relevance": "1 1 1\n"}
     r.ask("POST /v1/judge/collection", collection)
     r.ask("GET /v1/judge/backends")
-    for path in ("/v1/rerank", "/v2/rerank"):
+    for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
         r.ask(f"POST {path}", {"query": QUERY, "documents": [second, first], "top_n": 1})
-    r.ask("POST /v1/score", {"text_1": QUERY, "text_2": [first, second]})
+    for path in ("/score", "/v1/score"):
+        r.ask(f"POST {path}", {"text_1": QUERY, "text_2": [first, second]})
 
 
 def ask_probes(r: Recorder) -> None:
@@ -248,19 +257,21 @@ def ask_studies(r: Recorder) -> None:
     r.write_down("POST /v1/dicomweb/studies", stored)
 
 
-def ask_surveys(r: Recorder, folder: Path) -> None:
+def ask_surveys(r: Recorder) -> None:
     import cv2
 
     from plugins.survey.tests.test_survey import PAVEMENT, photograph
 
     photographs = [("images", (f"{n}.jpg", photograph(50 + n * 4e-4, 8, n))) for n in range(2)]
     r.ask("POST /v1/detect/survey", files=photographs)
-    picture, file = cv2.imread(str(PAVEMENT)), folder / "drive.mp4"
+    folder = tempfile.TemporaryDirectory()
+    picture, file = cv2.imread(str(PAVEMENT)), Path(folder.name) / "drive.mp4"
     film = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), 10, (picture.shape[1], picture.shape[0]))
     for _ in itertools.repeat(None, 2):
         film.write(picture)
     film.release()
     raw = ("video/mp4", "drive.mp4", file.read_bytes())
+    folder.cleanup()
     r.ask("POST /v1/detect/stream", raw=raw, query={"every": 1}, accept="application/x-ndjson")
 
 
@@ -288,3 +299,17 @@ def shrink(picture: str, side: int) -> str:
     out = io.BytesIO()
     image.save(out, "JPEG", quality=60)
     return base64.b64encode(out.getvalue()).decode()
+
+
+PARTS = {
+    "models": ask_about_models,
+    "images": ask_images,
+    "texts": ask_texts,
+    "long_contexts": ask_long_contexts,
+    "judges": ask_judges,
+    "probes": ask_probes,
+    "background": ask_background,
+    "studies": ask_studies,
+    "surveys": ask_surveys,
+    "administration": administer,
+}

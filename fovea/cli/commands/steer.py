@@ -92,7 +92,7 @@ def vectors(*, gateway: GatewayOptions) -> None:
         )
         for one in found
     ]
-    screen.table(("vector", "model", "layers", "prompts"), rows)
+    screen.table(("vector", "model", "layers", "prompts"), rows, head=False)
 
 
 @app.command(no_args_is_help=True)

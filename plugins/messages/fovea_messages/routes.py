@@ -42,17 +42,19 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": AnthropicError, "description": "The request can't be served as it is."},
     "5XX": {"model": AnthropicError, "description": "Not ready, too late, or an internal error."},
 }
-_EVENTS = {200: {"description": "The message, or its events with `stream`.", "content": {"text/event-stream": {}}}}
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The message, or its events with `stream`.", "content": {"text/event-stream": {}}}, **_ERRORS
+}  # fmt: skip
 _FORM = {"x-error-form": "anthropic"}
 
 
 @router.post(
     "/v1/messages",
     response_model=AnthropicMessage,
-    responses=_EVENTS | _ERRORS,
+    responses=_ANSWERS,
     openapi_extra={**_FORM, **AFFINE},
 )
-async def answer(body: MessagesRequest, request: Request, host: HostDep) -> Response:
+async def answer_message(body: MessagesRequest, request: Request, host: HostDep) -> Response:
     """Answer a conversation in the form of Anthropic's Messages API."""
     warnings = check_fields(body, is_strict=body.strict, refused=REFUSED, accepted=ACCEPTED)
     with _own_names():

@@ -137,7 +137,7 @@ class AnthropicMessage(BaseModel):
     warnings: list[str] | None = Field(None, description="Ours: fields that were ignored, a sentence each.")
 
 
-class ErrorFacts(BaseModel):
+class AnthropicErrorFacts(BaseModel):
     """What went wrong."""
 
     type: str
@@ -148,7 +148,7 @@ class AnthropicError(BaseModel):
     """Anthropic's error body."""
 
     type: Literal["error"] = "error"
-    error: ErrorFacts
+    error: AnthropicErrorFacts
     request_id: str | None = None
 
 

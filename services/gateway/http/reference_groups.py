@@ -40,8 +40,17 @@ GROUPS = (
     ),
     PathGroup(
         "Chat, complete and embed text",
-        "OpenAI's protocol: point an OpenAI client at `/v1`. Agents use the same models as MCP tools.",
-        ("/v1/chat", "/v1/completions", "/v1/responses", "/v1/embed", "/tokenize", "/detokenize", "/v1/mcp"),
+        "OpenAI's protocol: point an OpenAI client at `/v1`. Anthropic's protocol and MCP are there, too.",
+        (
+            "/v1/chat",
+            "/v1/completions",
+            "/v1/responses",
+            "/v1/messages",
+            "/v1/embed",
+            "/tokenize",
+            "/detokenize",
+            "/v1/mcp",
+        ),
     ),
     PathGroup(
         "Use long contexts",
@@ -49,14 +58,14 @@ GROUPS = (
         ("/v1/longctx", "/v1/documents", "/v1/sessions"),
     ),
     PathGroup(
-        "Steer generation",
-        "Steering vectors, and activations captured while a model generates.",
-        ("/v1/steering-vectors", "/v1/captures"),
+        "Steer and patch generation",
+        "Steering vectors, activations captured while a model generates, and sweeps that patch them.",
+        ("/v1/steering-vectors", "/v1/captures", "/v1/sweeps"),
     ),
     PathGroup(
         "Judge relevance and rerank",
         "Label passages for queries, measure how far the labels can be trusted, and rank systems with them.",
-        ("/v1/judge", "/v1/rerank", "/v2/rerank", "/v1/score"),
+        ("/v1/judge", "/rerank", "/v1/rerank", "/v2/rerank", "/score", "/v1/score"),
     ),
     PathGroup(
         "Study a language model",
@@ -71,7 +80,9 @@ GROUPS = (
     PathGroup("Find models", "Every model has a Card, an example request and its limits.", ("/v1/models",)),
     PathGroup("Use Open Inference v2", "Tensors in and out, as Triton's clients send them.", ("/v2",)),
     PathGroup("Manage keys, usage and traffic", "These need a key with the scope `admin`.", ("/v1/admin", "/v1/usage")),
-    PathGroup("Check health and metrics", "No key needed.", ("/livez", "/readyz", "/health", "/version", "/metrics")),
+    PathGroup(
+        "Check health and metrics", "No key needed.", ("/livez", "/readyz", "/health", "/ping", "/version", "/metrics")
+    ),
 )
 
 

@@ -89,7 +89,7 @@ def test_bounds_choices_defaults_and_descriptions_are_carried_over():
 @pytest.mark.parametrize(
     ("name", "shown"),
     {
-        "share": "0.25", "flag": "true", "names": "x, y", "forms": "mask", "where": '{\n  "x": 0\n}', "free": "",
+        "share": "0.25", "flag": "true", "names": "x, y", "forms": "mask", "where": '{"x": 0}', "free": "",
         "word": "hello",
     }.items(),
 )  # fmt: skip

@@ -91,7 +91,8 @@ async def test_readiness_names_who_is_not_ready(scene):
     scene.announce("http://127.0.0.1:1", service="detection", name="d", ready=False)
     bad = await scene.client.get("/readyz")
     assert (bad.status_code, bad.json()["not_ready"]) == (503, ["detection"])
-    assert bad.json()["services"]["detection"] == {"ready": 0, "alive": 1}
+    assert bad.json()["services"]["detection"] == {"ready": 0, "alive": 1, "requests": 0}
+    assert {(await scene.client.get(path)).status_code for path in ("/health", "/ping")} == {503}
     assert bad.json()["reasons"] == {"detection": "its replicas are still loading"}
     in_oip = await scene.client.get("/v2/health/ready")
     assert (in_oip.status_code, in_oip.json()) == (503, {"error": "Not ready: detection."})

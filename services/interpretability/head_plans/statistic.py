@@ -81,7 +81,7 @@ def query_centres(net: Decoder, texts: Sequence[Sequence[int]]) -> QueryCentres:
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
         cos, sin = rotation(_frequencies(config, layer, device), torch.arange(q.shape[1], device=device), torch.float64)
-        pairs = rotate(q.double(), (cos, -sin))[0].unflatten(-1, (2, -1))
+        pairs = rotate(q.double(), (cos, -sin))[0].reshape(*q.shape[1:3], 2, -1)
         sums[:, layer] += torch.stack((pairs[:, :, 0].sum(0), pairs[:, :, 1].sum(0), pairs.norm(dim=-2).sum(0)))
         return sdpa(q, k.transpose(1, 2), v.transpose(1, 2), window=config.windows[layer] if config.windows else None)
 

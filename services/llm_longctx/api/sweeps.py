@@ -18,7 +18,7 @@ from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from services.llm_longctx.serving.chat_template import TemplateOptions
 from services.llm_longctx.serving.steering.admission import SCOPE
 from services.llm_longctx.serving.steering.build_taps import SERVED_SITES
-from services.llm_longctx.serving.steering.patch_sweep import Cell, PatchSweep
+from services.llm_longctx.serving.steering.patch_sweep import PatchSweep, SweepCell
 from shared.api.sweeps import NextTokens, Sweep, SweepRequest, SweptPrompt, SweptToken
 from shared.errors import InvalidOption, TooLarge, in_field
 from shared.lm.activation_names import UNLAYERED_SITES, Site, parse_layer, resolve_indices
@@ -58,10 +58,10 @@ def _sweep(body: SweepRequest, adapter: DecoderAdapter, run: CallContext) -> Swe
         raise InvalidOption(detail, hint="See where they differ with /tokenize.", field="source")
     sites, positions, heads = _read_grid(body, config, len(ids))
     if body.by == "head":
-        grid = [[Cell(site, tuple(sorted(positions)), (head,)) for head in heads or ()] for site in sites]
+        grid = [[SweepCell(site, tuple(sorted(positions)), (head,)) for head in heads or ()] for site in sites]
     else:
         chosen = None if heads is None else tuple(heads)
-        grid = [[Cell(site, (at,), chosen) for at in positions] for site in sites]
+        grid = [[SweepCell(site, (at,), chosen) for at in positions] for site in sites]
     cells = [cell for row in grid for cell in row]
     if (total := sum(len(ids) - cell.positions[0] for cell in cells)) > MAX_FORWARD_TOKENS:
         detail = f"{len(cells):,} patches run {total:,} tokens through the model; {MAX_FORWARD_TOKENS:,} are run."

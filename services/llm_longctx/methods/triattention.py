@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
@@ -17,7 +18,7 @@ from services.llm_longctx.methods.core.hook_inputs import DecodeView, ReadTokens
 from services.llm_longctx.methods.core.hook_results import DecodePlan, Footprint, Heads
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
-from shared.lm.host_transfer import take_rows
+from shared.lm.host_transfer import take_rows, to_device
 from shared.lm.rope import rotate, rotation
 
 OFFSETS = tuple(1 << i for i in range(17))
@@ -55,7 +56,7 @@ class TriAttention(EvictionMethod):
         description="One set for all heads of a layer, one per key/value head, or those with a shared budget.",
     )
 
-    _centres: _Centres | None = PrivateAttr(None)
+    _centres: np.ndarray | None = PrivateAttr(None)
 
     @model_validator(mode="before")
     @classmethod
@@ -73,7 +74,7 @@ class TriAttention(EvictionMethod):
         if plan is None or plan.centres is None:
             return self
         bound = self.model_copy()
-        bound._centres = _Centres(*torch.from_numpy(plan.centres.tables))  # noqa: SLF001  # its own copy
+        bound._centres = plan.centres.tables  # noqa: SLF001  # its own copy
         return bound
 
     def summarize(self, summary: object, tokens: ReadTokens) -> object:
@@ -97,7 +98,7 @@ class TriAttention(EvictionMethod):
         mean = torch.complex(centres.real, centres.imag) * turn
         rows = torch.cat((mean.real, mean.imag), -1).view(G, R, d).to(view.k.dtype)
         spread = (centres.size - mean_size(centres)).view(G, R, d // 2).to(view.k.dtype)
-        lengths = view.k.unflatten(-1, (2, d // 2)).norm(dim=-2)
+        lengths = view.k.reshape(*view.k.shape[:2], 2, d // 2).norm(dim=-2)
         logits = rows @ view.k.mT + spread @ lengths.mT
         standard = (logits - logits.mean(-1, keepdim=True)) / logits.std(-1, keepdim=True, correction=0).clamp(min=1e-9)
         best: Tensor = standard.amax(1)
@@ -135,9 +136,8 @@ class TriAttention(EvictionMethod):
 
     def _find_centres(self, view: ScoringView, heads: Sequence[int]) -> _Centres:
         """Those of a view's query heads [H',f]: calibrated ones, else the means of the prompt's queries."""
-        device = view.k.device
         if self._centres is not None:
-            return _Centres(*(take_rows(x[view.layer].to(device), heads) for x in self._centres.parts))
+            return _Centres(*(to_device(x[view.layer][heads], view.k.device) for x in self._centres))
         if isinstance(view.summary, _Prompt):
             mean = (x / view.summary.count for x in view.summary.sums.parts)
             return _Centres(*(take_rows(x, heads) for x in mean))
@@ -147,7 +147,7 @@ class TriAttention(EvictionMethod):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Centres:
-    """Mean queries before rotation as complex numbers per rotary pair, and the pairs' mean lengths [L,H,f] or [H,f]."""
+    """Mean queries before rotation as complex numbers per rotary pair, and the pairs' mean lengths [H,f]."""
 
     real: Tensor
     imag: Tensor
@@ -184,5 +184,5 @@ def _sum_queries(tokens: ReadTokens) -> _Centres:
         at = torch.arange(tokens.offset, tokens.offset + x.shape[1], device=x.device)
         cos, sin = rotation(tokens.theta, at, torch.float32)
         x = rotate(x.transpose(0, 1)[None], (cos, -sin))[0].transpose(0, 1)
-    pairs = x.unflatten(-1, (2, -1))
+    pairs = x.reshape(*x.shape[:2], 2, -1)
     return _Centres(pairs[:, :, 0].sum(1), pairs[:, :, 1].sum(1), pairs.norm(dim=-2).sum(1))

@@ -63,7 +63,7 @@ class _Compared:
         """The token is the first answer's."""
 
 
-class Comparison(Generic[RequestT]):
+class MethodComparison(Generic[RequestT]):
     """One request that several methods answer.
 
     Attributes:
@@ -156,7 +156,7 @@ class _Forced:
 
 def open_comparison(
     adapter: TextModelAdapter, request: RequestT, generation: Generation, state: RequestState | None
-) -> Comparison[RequestT] | None:
+) -> MethodComparison[RequestT] | None:
     """The comparison that a request asks for; None where it asks for none.
 
     Raises:
@@ -176,4 +176,4 @@ def open_comparison(
         detail = "compare takes one prompt, n = 1, no longctx beside it, and no session or document."
         raise InvalidOption(detail, field="compare")
     asked = [LongctxOptions(method=one) if isinstance(one, str) else one for one in request.compare]
-    return Comparison(adapter, [request.model_copy(update={"longctx": one}) for one in asked], generation)
+    return MethodComparison(adapter, [request.model_copy(update={"longctx": one}) for one in asked], generation)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from services.llm_longctx.engine import GenerationRequest, Scheduler
-from services.llm_longctx.engine.requests.request import AnswerRecorder
+from services.llm_longctx.engine.requests.request import TokenRecorder
 from services.llm_longctx.serving.answer_text import OutputChunk, TextHooks, TextOptions
 from services.llm_longctx.serving.grammars.token_rules import OpeningGrammar
 from services.llm_longctx.serving.reasoning.reasoning_parser import ReasoningParser
@@ -57,7 +57,7 @@ class Generation:
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[OutputChunk | FoveaError] = asyncio.Queue()
         self.requests: list[GenerationRequest] = []
-        self.recorder: AnswerRecorder | None = None
+        self.recorder: TokenRecorder | None = None
         self._open = 0  # answers that did not end
         self._running = 0  # those of them that the scheduler has
         self._waiting: deque[GenerationRequest] = deque()

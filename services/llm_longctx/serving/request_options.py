@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from services.llm_longctx.engine import GenerationRequest
 from services.llm_longctx.serving.answer_text import TextOptions
 from shared.api.request_fields import check_fields
 from shared.api.sampling import SamplingOptions
 from shared.api.text import GenerationOptions
 from shared.errors import InvalidOption
+
+MAX_SCORES = 2**21
+"""Log-probabilities of the prompts of one request."""
 
 
 def build_text_options(options: SamplingOptions, **more: Any) -> TextOptions:
@@ -40,6 +44,16 @@ def check_options(options: GenerationOptions) -> list[str]:
     if options.prompt_logprobs is not None and options.stream:
         raise InvalidOption("prompt_logprobs come with whole answers only.", hint="Leave stream out.", field="stream")
     return warnings
+
+
+def check_scores(requests: Sequence[GenerationRequest]) -> None:
+    """Refuse prompts whose log-probabilities are too many for one answer: InvalidOption."""
+    scored = [one for one in requests if one.score_prompt]
+    top = max((max(one.top_logprobs or 0, one.top_prompt_logprobs) for one in scored), default=0)
+    count = (1 + top) * sum(len(one.prompt_ids) * len(one.samplings) for one in scored)
+    if count > MAX_SCORES:
+        detail = f"The prompts come to {count:,} log-probabilities; an answer has at most {MAX_SCORES:,}."
+        raise InvalidOption(detail, hint="Send fewer prompts, or ask for fewer likeliest tokens.", field="prompt")
 
 
 def truncate_prompt(

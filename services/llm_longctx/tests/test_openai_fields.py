@@ -124,6 +124,8 @@ def test_prompts_are_scored_in_chats_and_completions(client):
     assert len(chat.prompt_logprobs) == chat.usage.prompt_tokens
     assert chat.choices[0] == say(client, n=2).choices[0]
     assert say(client).prompt_logprobs is None
+    with pytest.raises(openai.BadRequestError, match="2,116,800 log-probabilities"):
+        go_on(client, [list(range(150))] * 672, extra_body={"prompt_logprobs": 20})
     with pytest.raises(openai.BadRequestError, match="whole answers"):
         say(client, stream=True, extra_body={"prompt_logprobs": 0})
 

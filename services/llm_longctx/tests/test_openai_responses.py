@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 
 import httpx2
 import numpy as np
@@ -195,6 +196,25 @@ def test_small_print(served, friend):
     assert say(friend, n=2).usage.longctx["context_left"] is None
     assert httpx2.get(f"{served.url}/health").status_code == 200
     assert httpx2.get(f"{served.url}/version").json()["version"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("path", ["completions", "responses"])
+def test_a_stream_that_goes_on_outlives_the_deadline_of_a_whole_answer(served, monkeypatch, path, stream):
+    backend = served.app.state.host.servable(MODEL).adapter.scheduler.backend
+    decode = backend.decode_batch
+    monkeypatch.setattr(backend, "decode_batch", lambda batch: (time.sleep(0.1), decode(batch))[1])
+    asks = {"completions": {"prompt": "a", "max_tokens": 20}, "responses": {"input": "a", "max_output_tokens": 20}}
+    answer = httpx2.post(
+        f"{served.url}/v1/{path}",
+        json={**asks[path], "stream": stream, "ignore_eos": True},
+        headers={"x-fovea-deadline-ms": "1000", "x-fovea-stream-ms": "0"},
+        timeout=30,
+    )
+    assert answer.status_code == (200 if stream else 504)
+    assert ("FOVEA_REQUEST_TIMEOUT_S" in answer.text) is not stream
+    if stream:
+        assert {"completions": "data: [DONE]", "responses": "response.incomplete"}[path] in answer.text
 
 
 def test_a_decoders_embeddings_are_means_of_its_states(friend):

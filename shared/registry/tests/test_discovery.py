@@ -92,9 +92,18 @@ def test_file_that_lacks_a_library_is_skipped_and_named(toy_room):
 
 
 def test_our_own_broken_import_is_raised_not_hidden(toy_room):
-    (toy_room / "other.py").write_text("import shared.no_such_room\n")
+    (toy_room / "other.py").write_text("import shared.no_such_room\nclass Other:\n    card = 1\n")
     with pytest.raises(ModuleNotFoundError):
         servables("relevance-judge")
+
+
+def test_networks_are_imported_for_their_name_and_not_for_servables(toy_room):
+    (toy_room / "net.py").write_text(
+        'from shared.registry import builder\n@builder("wide-net")\ndef wide_net(width=2):\n    return width\n'
+    )
+    (toy_room / "other_net.py").write_text('raise ImportError\n# @builder("other-net")\n')
+    assert "toy" in servables("relevance-judge")
+    assert network("wide-net", width=5) == 5
 
 
 def test_unknown_network_lists_the_known():

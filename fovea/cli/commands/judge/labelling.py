@@ -190,7 +190,7 @@ def templates(
     rows = (
         (one["template"]["id"], one["template"]["kind"], one["digest"], one["template"]["summary"]) for one in found
     )
-    screen.table(("template", "kind", "digest", "what it does"), (tuple(map(escape, row)) for row in rows))
+    screen.table(("template", "kind", "digest", "what it does"), (tuple(map(escape, row)) for row in rows), head=False)
 
 
 @expand_options

@@ -63,7 +63,7 @@ def list_(
         screen.note("No documents. `fovea documents add FILE` adds one.")
     else:
         rows = ((d.id, escape(d.name or "–"), d.model, str(d.tokens), str(d.blocks)) for d in found)
-        screen.table(("id", "name", "model", "tokens", "blocks"), rows)
+        screen.table(("id", "name", "model", "tokens", "blocks"), rows, head=False)
 
 
 @app.command()

@@ -55,7 +55,7 @@ def list_(
     rows = (
         (s.id, s.model, str(s.version), str(s.tokens), f"{s.state_bytes:,}", _format_age(s.updated)) for s in found.data
     )
-    screen.table(("session", "model", "version", "tokens", "bytes", "last used"), rows)
+    screen.table(("session", "model", "version", "tokens", "bytes", "last used"), rows, head=False)
     if found.has_more:
         screen.note(f"There are more: --after {escape(found.data[-1].id)}")
 

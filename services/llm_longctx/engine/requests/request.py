@@ -45,7 +45,7 @@ class RequestHooks:
         """Receive the end of the answer after `produced` tokens, a stop token included. The last call."""
 
 
-class AnswerRecorder(Protocol):
+class TokenRecorder(Protocol):
     """Receives what the tokens of one answer are drawn from. Called on the scheduler's thread."""
 
     def add_logits(self, logits: Tensor) -> None:
@@ -127,6 +127,6 @@ class GenerationRequest:
     run: CallContext = field(default_factory=CallContext)
     source: Any = None
     taps: RequestTaps | None = None
-    recorder: AnswerRecorder | None = None
+    recorder: TokenRecorder | None = None
     hooks: RequestHooks = field(default_factory=RequestHooks)
     stats: RequestStats = field(default_factory=RequestStats)

@@ -59,8 +59,8 @@ def pack_pages(
         heads: Number of each page's head in the model [m] int64, which seeds the rotation.
     """
     if _is_native(keys):
-        at = (np.ascontiguousarray(x) for x in (source, page, heads))
-        bindings.pack_pages(keys, values, store, *at, layout.bits)
+        source, page, heads = (np.ascontiguousarray(x) for x in (source, page, heads))
+        bindings.pack_pages(keys, values, store, source, page, heads, layout.bits)
         return
     rows = to_device(source, keys.device)[:, None] + torch.arange(PAGE, device=keys.device)
     packed = reference.pack(layout, keys[rows], values[rows], to_device(heads, keys.device))

@@ -98,7 +98,9 @@ def _to_planes(layout: PackedLayout, codes: Tensor) -> Tensor:
     """Codes [m,blocks,lane,steps…] as bytes [m,…]: of three bits the lower two first, then the upper ones."""
     if layout.code_bits != 3:
         return _to_lanes(layout, codes).flatten(1)
-    upper = (codes >> 2).unflatten(3, (-1, 8, 2))  # even steps in the lower byte, odd ones in the upper
+    upper = (codes >> 2).reshape(
+        *codes.shape[:3], codes.shape[3] // 16, 8, 2
+    )  # even steps in the lower byte, odd ones in the upper
     high = (upper << torch.arange(8, device=codes.device)[:, None]).sum(-2).to(torch.uint8)
     return torch.cat((_to_lanes(layout, codes & 3).flatten(1), high.transpose(2, 3).flatten(1)), 1)
 

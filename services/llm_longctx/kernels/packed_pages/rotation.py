@@ -31,7 +31,8 @@ def hadamard(d: int, device: torch.device) -> Tensor:
             for _ in range(digit):
                 block = torch.cat((torch.cat((block, block), 1), torch.cat((block, -block), 1))) * 0.5**0.5
             blocks.append(block)
-    return torch.block_diag(*blocks).to(device)
+    matrix: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]  # torch has no types for it
+    return matrix.to(device)
 
 
 def signs(heads: Tensor, d: int) -> Tensor:

@@ -81,6 +81,8 @@ def _launch(card: GpuCard, layout: PackedLayout, dtype: torch.dtype, G: int, *, 
     keys = min(max(16384 // (wide * dtype.itemsize), 32), 128)
     if layout.width < wide:
         keys = 32  # masks take registers
+    if layout.code_bits == 3:
+        keys = min(keys, 64)  # so do codes of two planes
     constants = {
         "BITS": layout.code_bits,
         "ROTATED": layout.is_rotated,
@@ -101,7 +103,8 @@ def _launch(card: GpuCard, layout: PackedLayout, dtype: torch.dtype, G: int, *, 
         "PRECISION": precision(dtype),
         "WIDEN": is_interpreted(),  # the interpreter multiplies bfloat16 as if it were whole numbers
     }
-    return Launch(_decode, constants, 4, 3 if card.capability >= 90 else 2)
+    warps = 8 if layout.is_rotated and wide >= 256 else 4  # four have too few registers for levels of 256 channels
+    return Launch(_decode, constants, warps, 3 if card.capability >= 90 else 2)
 
 
 def variants(card: GpuCard) -> Iterator[Variant]:
@@ -115,10 +118,11 @@ def variants(card: GpuCard) -> Iterator[Variant]:
             words = f"{'rotated, ' if layout.is_rotated else ''}{layout.code_bits} bits"
             launch = _launch(card, layout, torch.bfloat16, G, weighted=True)
             kinds = types | {"pages": "*i16"} if layout.is_rotated else types
-            yield Variant("packed_pages", f"{name}, {words}", launch, kinds, frozenset(("span",)), vectorized=0.8)
+            share = 0.5 if layout.code_bits == 3 else 0.8  # a thread loads 4 bytes of the upper plane of few channels
+            yield Variant("packed_pages", f"{name}, {words}", launch, kinds, frozenset(("span",)), vectorized=share)
         kinds = {"x": "*bf16", "out": "*bf16", "halves": "*i16", "start": "*i64", "matrix": "*fp32"}
         launch = launch_turn(PackedLayout(R4, d), G, back=True)
-        yield Variant("packed_pages", f"{name}, rotation", launch, kinds, matrix=False, copies=False)
+        yield Variant("packed_pages", f"{name}, rotation", launch, kinds, matrix=False, copies=False, vectorized=0.8)
 
 
 @triton.jit

@@ -27,7 +27,7 @@ BATCH_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class SweepCell:
     """One patch.
 
     Attributes:
@@ -71,16 +71,16 @@ class PatchSweep:
         return logits, {site: recorder.captured[name] for site, name in zip(sites, names, strict=True)}
 
     @torch.inference_mode()
-    def patch(self, cells: Sequence[Cell], values: Mapping[Site, Tensor] | None) -> dict[Cell, Tensor]:
+    def patch(self, cells: Sequence[SweepCell], values: Mapping[Site, Tensor] | None) -> dict[SweepCell, Tensor]:
         """Patch one cell after another with `values` [1,T,…], or with zero: logits [V] behind the prompt for each.
 
         Raises:
             Cancelled, DeadlineExceeded: Between two batches.
         """
-        waiting: dict[int, list[Cell]] = defaultdict(list)
+        waiting: dict[int, list[SweepCell]] = defaultdict(list)
         for cell in cells:
             waiting[cell.positions[0]].append(cell)
-        found: dict[Cell, Tensor] = {}
+        found: dict[SweepCell, Tensor] = {}
         for begin, group in waiting.items():
             size = max(1, BATCH_BYTES // self._row_bytes())
             for at in range(0, len(group), size):
@@ -90,13 +90,13 @@ class PatchSweep:
                 found |= zip(batch, self._run_batch(begin, batch, values), strict=True)
         return found
 
-    def _run_batch(self, begin: int, cells: Sequence[Cell], values: Mapping[Site, Tensor] | None) -> Tensor:
+    def _run_batch(self, begin: int, cells: Sequence[SweepCell], values: Mapping[Site, Tensor] | None) -> Tensor:
         """Cells that begin at one token: logits [B,V]."""
         edits = [
             (
                 Replace(
                     str(cell.site),
-                    torch.zeros(1) if values is None else values[cell.site][:, begin:],
+                    torch.zeros(1, device=self._ids.device) if values is None else values[cell.site][:, begin:],
                     cell.heads,
                     cell.positions,
                 ),
