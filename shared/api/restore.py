@@ -116,8 +116,6 @@ class RestoreOut(Drawable):
     )
     mean_change: float = Field(0.0, description="Mean absolute difference of result and input, as a share of white.")
     likeness: ImageSimilarity | None = Field(None, description="Of the result to the reference.")
-    input_likeness: ImageSimilarity | None = Field(
-        None, description="Likeness of the input to the reference."
-    )
+    input_likeness: ImageSimilarity | None = Field(None, description="Likeness of the input to the reference.")
     times: RestoreTimes
     notes: list[str] = Field(default_factory=list, description="Peculiarities of the file, and lost parts.")
