@@ -22,7 +22,7 @@ PASSAGES = {
     "tides-1": "The moon's gravity stretches the oceans into two bulges, and coasts see high water about twice a day.",
     "tides-2": "Bees make honey from the nectar of flowers.",
 }
-QUESTION = [{"role": "user", "content": "What is 2 + 5?"}]
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 IMAGES = ("image", "reference")
 
 
@@ -63,11 +63,14 @@ def ask_texts(r: Recorder) -> None:
     r.ask("POST /v1/chat/completions", {"messages": QUESTION, "max_tokens": 24, "temperature": 0})
     r.ask("POST /v1/completions", {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0})
     message = {"model": "smollm2-135m-instruct", "messages": QUESTION}
-    r.ask("POST /v1/messages", {**message, "max_tokens": 24})
+    r.ask("POST /v1/messages", {**message, "max_tokens": 24, "temperature": 0})
     r.ask("POST /v1/messages/count_tokens", message)
     tokens = r.ask("POST /tokenize", {"prompt": "What is attention?"})["tokens"]
     r.ask("POST /detokenize", {"tokens": tokens})
-    made = r.ask("POST /v1/responses", {"input": "What is 2 + 5?", "max_output_tokens": 24, "store": True})["id"]
+    made = r.ask(
+        "POST /v1/responses",
+        {"input": "What is the capital of France?", "max_output_tokens": 24, "temperature": 0, "store": True},
+    )["id"]
     r.ask("GET /v1/responses/{response_id}", response_id=made)
     r.ask("GET /v1/responses/{response_id}/input_items", response_id=made)
     r.ask("DELETE /v1/responses/{response_id}", response_id=made)
