@@ -82,7 +82,7 @@ def _launch(card: GpuCard, layout: PackedLayout, dtype: torch.dtype, G: int, *, 
     if layout.width < wide:
         keys = 32  # masks take registers
     if layout.code_bits == 3:
-        keys = min(keys, 64)  # so do codes of two planes
+        keys = min(keys, 64 if wide < 128 or card.capability >= 90 else 32)  # so do codes of two planes
     constants = {
         "BITS": layout.code_bits,
         "ROTATED": layout.is_rotated,
