@@ -20,7 +20,7 @@ def to_device(
 ) -> Tensor:
     """Send numbers to a device without waiting for it. On a CPU an array or a tensor is used as it lies."""
     if isinstance(values, np.ndarray):
-        found = torch.from_numpy(values)
+        found = torch.from_numpy(values if values.flags.writeable else values.copy())
     elif isinstance(values, Tensor):
         found = values
     else:

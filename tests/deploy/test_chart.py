@@ -428,7 +428,7 @@ def test_versions_are_services_of_their_own_and_the_gateway_knows_their_shares()
     new = [
         f"services.medical-seg.versions[{place}].{name}={value}"
         for place, version in enumerate(
-            ({"name": "canary", "tag": "0.2.0", "percent": 5}, {"name": "next", "min": 2, "shadowPercent": 10})
+            ({"name": "canary", "tag": "0.3.0", "percent": 5}, {"name": "next", "min": 2, "shadowPercent": 10})
         )
         for name, value in version.items()
     ]
@@ -439,7 +439,7 @@ def test_versions_are_services_of_their_own_and_the_gateway_knows_their_shares()
     )
     assert (stable["minReplicas"], following["minReplicas"]) == (1, 2)
     containers = [group["template"]["spec"]["containers"][0] for group in (stable, canary, following)]
-    assert [each["image"].rpartition(":")[2] == "0.2.0" for each in containers] == [False, True, False]
+    assert [each["image"].rpartition(":")[2] == "0.3.0" for each in containers] == [False, True, False]
     versions = [{e["name"]: e.get("value") for e in each["env"]}.get("FOVEA_SERVICE_VERSION") for each in containers]
     assert versions == [None, "canary", "next"]
     env = named(found, "Deployment", "demo-gateway")["spec"]["template"]["spec"]["containers"][0]["env"]

@@ -11,7 +11,9 @@ from tests.deploy.test_hashes import ROOT
 
 SPEC = importlib.util.spec_from_file_location("install", ROOT / "deploy/install.py")
 install = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(install)
+with pytest.MonkeyPatch.context() as patch:
+    patch.delitem(sys.modules, "plugins", raising=False)  # the folder of that name, which other tests import
+    SPEC.loader.exec_module(install)
 
 
 def test_services_are_those_of_the_product():

@@ -136,7 +136,8 @@ async def test_livez_waits_for_no_hostile_input(tmp_path):
         }
         for name, (attack, refusals) in attacks.items():
             watch.take()
-            await live_through(url, attack(), refusals)
+            unread = {None} if "metadata" in name else set()  # answered without a look at its message
+            await live_through(url, attack(), refusals | unread)
             held[name] = watch.take()
     assert min(held.values()) > 0, "the loop was not watched"
     assert {name: seconds for name, seconds in held.items() if seconds > LONGEST_S} == {}

@@ -40,7 +40,7 @@ def test_a_plan_by_hand_needs_little(given):
     ("change", "word"),
     [
         ({"schema": "head-plan/2"}, "schema"),
-        ({"roles": None, "heads": None}, "roles or heads"),
+        ({"roles": None, "heads": None}, "roles, heads or centres"),
         ({"roles": [[1, 0], [1]]}, "length"),
         ({"roles": [[2, 0]] * 3}, "roles"),
         ({"spare": 1}, "spare"),
@@ -129,5 +129,5 @@ def test_a_retrieval_report_becomes_a_plan_by_its_groups():
     assert plan.roles == [[0, 1], [1, 0]]
     assert plan.model == ModelId(name="m", weights_sha256="ff", layers=2, query_heads=4, kv_heads=2)
     assert (len(plan.made_by.spec["report_sha256"]), plan.full_fraction) == (64, 0.5)
-    with pytest.raises(Malformed, match="no retrieval report"):
+    with pytest.raises(Malformed, match="not a retrieval report"):
         HeadPlan.from_retrieval({"schema": "head-plan/1"}, 0.5)

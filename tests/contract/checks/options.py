@@ -43,6 +43,7 @@ _FOUND_NOTHING = {
 _VALUES: Mapping[tuple[str, str], Sequence[Any]] = {
     ("chat", "logit_bias"): [{3: 100.0}, {65: 100.0}],
     ("chat", "longctx"): [{"method": "nobody"}],
+    ("chat", "top_k"): [1],
     ("chat", "interventions"): [[{"type": "scale", "site": "resid_post.9999", "factor": 0.5}]],
     ("chat", "capture"): [[{"type": "activation", "site": "resid_post.9999"}]],
     ("chat", "stream_options"): [{"include_usage": True}],
@@ -68,6 +69,24 @@ FREE: Mapping[tuple[str, str], str] = {
     **{("chat", name): "taken and ignored, as its description says" for name in ("service_tier", "metadata", "store")},
     ("embed", "user"): "taken and ignored, as its description says",
     ("chat", "user"): "taken and ignored, as its description says",
+    **{
+        ("chat", name): "shows with a real vocabulary and template: services/llm_longctx/tests/test_openai_fields.py"
+        for name in (
+            "add_generation_prompt",
+            "add_special_tokens",
+            "bad_words",
+            "chat_template_kwargs",
+            "continue_final_message",
+            "ignore_eos",
+            "include_reasoning",
+            "include_stop_str_in_output",
+            "min_tokens",
+            "skip_special_tokens",
+            "stop_token_ids",
+            "truncate_prompt_tokens",
+            "truncation_side",
+        )
+    },
     ("chat", "session_id"): "the route fetches what it names",
     ("chat", "document_id"): "the route fetches what it names",
     ("plan", "time_limit"): "a bound of time",

@@ -129,6 +129,31 @@ def _close(found: Arrays, wanted: Arrays) -> bool:
     )
 
 
+class ArrayNetwork(nn.Module):
+    """A network that is computed in NumPy, with the state of a module: a change of it changes the network."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = [network]  # in a list, so that a copy of this module leaves the network alone
+        for key, array in network._weights.items():
+            value = nn.Parameter(torch.from_numpy(np.array(array)), requires_grad=False)
+            self.register_parameter(key.replace(".", "/"), value)
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
+        return {key.replace("/", "."): value for key, value in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Any], *_: Any, **__: Any) -> None:  # type: ignore[override]
+        self.network[0]._weights = {key: value.detach().numpy().copy() for key, value in state.items()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ArrayNetwork":
+        return ArrayNetwork(self.network[0])
+
+
+def _is_array_network(thing: Any) -> bool:
+    arrays = vars(thing).get("_weights") if hasattr(thing, "__dict__") else None
+    return isinstance(arrays, Mapping) and bool(arrays) and all(isinstance(one, np.ndarray) for one in arrays.values())
+
+
 def modules_of(thing: Any) -> list[nn.Module]:
     """The networks that an object holds, however deep; parts of a network are not told apart."""
     found: dict[int, nn.Module] = {}
@@ -139,8 +164,8 @@ def modules_of(thing: Any) -> list[nn.Module]:
         if id(one) in seen or depth > 8:
             continue
         seen.add(id(one))
-        if isinstance(one, nn.Module):
-            found[id(one)] = one
+        if isinstance(one, nn.Module) or _is_array_network(one):
+            found[id(one)] = one if isinstance(one, nn.Module) else ArrayNetwork(one)
             continue
         waiting += [(part, depth + 1) for part in _parts(one)]
     return list(found.values())

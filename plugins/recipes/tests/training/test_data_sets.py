@@ -157,7 +157,7 @@ def test_groups_are_never_split(tmp_path):
 def test_a_pattern_that_holds_nothing_out_is_refused(tmp_path):
     with pytest.raises(InvalidOption, match="Nothing is left to hold out"):
         held_out([tmp_path / "a.png", tmp_path / "b.png"], tmp_path, pattern="nowhere")
-    with pytest.raises(InvalidOption, match="no pattern"):
+    with pytest.raises(InvalidOption, match="not a pattern"):
         held_out([tmp_path / "a.png"], tmp_path, pattern="(")
 
 
