@@ -400,7 +400,7 @@ async def test_a_training_that_can_not_be_says_why(tmp_path):
     runs = TrainingRuns(files_of_label_studio(project(1)), plan)
     runs.start(3)
     state = await asyncio.wait_for(runs.wait(), 120)
-    assert (state.status, "ended with 1" in state.detail) == ("failed", True)
+    assert (state.status, "ended with 4" in state.detail) == ("failed", True), state.detail
     assert "no-such-recipe" in (tmp_path / "runs/project-3.log").read_text()
     runs.start(4)
     assert (await runs.wait()).detail == "Label Studio answered 404."
