@@ -44,6 +44,7 @@ _VALUES: Mapping[tuple[str, str], Sequence[Any]] = {
     ("chat", "logit_bias"): [{3: 100.0}, {65: 100.0}],
     ("chat", "longctx"): [{"method": "nobody"}],
     ("chat", "top_k"): [1],
+    ("embed", "truncate_prompt_tokens"): [1, 2],
     ("chat", "interventions"): [[{"type": "scale", "site": "resid_post.9999", "factor": 0.5}]],
     ("chat", "capture"): [[{"type": "activation", "site": "resid_post.9999"}]],
     ("chat", "stream_options"): [{"include_usage": True}],
