@@ -85,7 +85,7 @@ def test_job_reports_and_offers_the_loop_where_there_is_a_plan(page):
     page.goto("/console/probe?model=retrieval-heads")
     page.get_by_role("button", name="Use the example").click()
     page.get_by_role("button", name="Run", exact=True).click()
-    page.locator(".report svg").first.wait_for()
+    page.locator(".report svg").first.wait_for(timeout=150_000)  # the study reads 32 prompts, next to another worker
     page.get_by_role("heading", name="Use these heads").wait_for()
     asked = []
     page.route(
