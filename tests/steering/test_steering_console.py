@@ -123,7 +123,7 @@ def test_the_drawer_fits_a_phone_in_either_scheme(page, scheme):
     _make(page, "phone")
     page.locator("#steering-strength").fill("3")
     _ask(page)
-    page.locator(".answer-token").nth(1).click()
+    page.locator(".answer-token >> visible=true").first.click()  # some tokens are line breaks
     expect(page.locator(".head-map")).to_be_visible()
     assert page.locator("html").evaluate("element => element.scrollWidth") <= 390
     first, second = (page.locator(".turn-pair .turn").nth(place).bounding_box() for place in (0, 1))
