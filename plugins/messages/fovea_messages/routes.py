@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -22,6 +21,7 @@ from fovea_messages.wire import (
     MessagesRequest,
     TokenCount,
 )
+from services.llm_longctx.api.chat_chunks import name_fields, stream_chunks
 from services.llm_longctx.api.model_lookup import find_model
 from services.llm_longctx.api.openai import SSE_HEADERS
 from services.llm_longctx.serving.chat_template import read_template_options
@@ -30,8 +30,7 @@ from shared import telemetry
 from shared.api.problem import anthropic_error
 from shared.api.replica import AFFINE
 from shared.api.request_fields import check_fields
-from shared.api.text import ChatChunk, ChatRequest
-from shared.errors import FoveaError
+from shared.api.text import ChatChunk
 from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error
 from shared.serving.http.system_routes import host_of
@@ -57,12 +56,12 @@ _FORM = {"x-error-form": "anthropic"}
 async def answer_message(body: MessagesRequest, request: Request, host: HostDep) -> Response:
     """Answer a conversation in the form of Anthropic's Messages API."""
     warnings = check_fields(body, is_strict=body.strict, refused=REFUSED, accepted=ACCEPTED)
-    with _own_names():
+    with name_fields(rename_fields):
         chat = build_chat(body)
         request.scope["fovea.run"].is_stream = body.stream
         find_model(host, chat.model, request)
-        chunks = _stream(chat, request, host)
-        first = await anext(chunks)  # what goes wrong at once is an ordinary error
+    chunks = stream_chunks(chat, request, host, rename_fields)
+    first = await anext(chunks)  # an error before the first chunk is an ordinary one
     builder = MessageBuilder(first.model, warnings)
     if body.stream:
         return StreamingResponse(_lines(builder, first, chunks), media_type="text/event-stream", headers=SSE_HEADERS)
@@ -77,30 +76,13 @@ async def answer_message(body: MessagesRequest, request: Request, host: HostDep)
 @router.post("/v1/messages/count_tokens", responses=_ERRORS, openapi_extra=_FORM)
 async def count_tokens(body: Conversation, request: Request, host: HostDep) -> TokenCount:
     """Count the tokens of a conversation under the model's template."""
-    with _own_names():
+    with name_fields(rename_fields):
         chat = build_chat(body)
         adapter = find_model(host, chat.model, request).adapter
         form = read_template_options(chat, adapter.tokenizer.chat_template, may_bring=False)
         tools = read_tool_use(chat, adapter.tokenizer.chat_template)
         text = await asyncio.to_thread(adapter.render_chat, chat.messages, form, tools=tools)
         return TokenCount(input_tokens=len(adapter.tokenize(text, "messages", special=False)))
-
-
-async def _stream(chat: ChatRequest, request: Request, host: Host) -> AsyncIterator[ChatChunk]:
-    with _own_names():
-        async for event in host.stream(request.scope["fovea.model"], chat, request.scope["fovea.run"]):
-            if isinstance(event, ChatChunk):
-                yield event
-
-
-@contextmanager
-def _own_names() -> Iterator[None]:
-    """Let what the chat refuses be said in the words of this request."""
-    try:
-        yield
-    except FoveaError as error:
-        rename_fields(error)
-        raise
 
 
 async def _lines(builder: MessageBuilder, first: ChatChunk, rest: AsyncIterator[ChatChunk]) -> AsyncIterator[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import uuid4
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 from starlette.responses import Response, StreamingResponse
 
+from services.llm_longctx.api.chat_chunks import name_fields, stream_chunks
 from services.llm_longctx.api.openai import ERROR_RESPONSES, OPENAI_ERRORS, SSE_HEADERS, prepare
 from services.llm_longctx.serving.chat import ChatProtocol
 from services.llm_longctx.serving.response_store import ResponseStore, StoredResponse
@@ -27,7 +27,7 @@ from shared.api.request_fields import check_fields
 from shared.api.responses import InputItem, InputItemList, ResponseObject, ResponsesRequest
 from shared.api.sessions import Deleted
 from shared.api.text import ChatChunk, ChatRequest
-from shared.errors import FoveaError, InvalidOption, Malformed
+from shared.errors import InvalidOption, Malformed
 from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error
 from shared.serving.http.system_routes import host_of
@@ -150,7 +150,7 @@ def _to_chat(body: ResponsesRequest, earlier: list[InputItem]) -> ChatRequest:
 
 async def _open_chunks(chat: ChatRequest, request: Request, host: Host) -> AsyncIterator[ChatChunk]:
     """The chunks of the chat; of one that was answered before, those that it had."""
-    with _own_names():
+    with name_fields(rename_fields):
         before = await prepare(chat, request, host)
 
     async def chunks() -> AsyncIterator[ChatChunk]:
@@ -158,22 +158,10 @@ async def _open_chunks(chat: ChatRequest, request: Request, host: Host) -> Async
             for chunk in ChatProtocol().replay(before):
                 yield chunk
             return
-        with _own_names():
-            async for event in host.stream(request.scope["fovea.model"], chat, request.scope["fovea.run"]):
-                if isinstance(event, ChatChunk):
-                    yield event
+        async for chunk in stream_chunks(chat, request, host, rename_fields):
+            yield chunk
 
     return chunks()
-
-
-@contextmanager
-def _own_names() -> Iterator[None]:
-    """Let what the chat refuses be said in the words of this request."""
-    try:
-        yield
-    except FoveaError as error:
-        rename_fields(error)
-        raise
 
 
 async def _event_lines(answer: _Answer, first: ChatChunk, rest: AsyncIterator[ChatChunk]) -> AsyncIterator[str]:
