@@ -13,7 +13,8 @@ from fovea.cli.commands import chat as chat_verb
 from fovea.cli.commands.chat import list_deviations, summarise_usage
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
-from shared.api.text import LongctxUsage, PromptTokensDetails, Usage
+from shared.api.longctx import LongctxUsage
+from shared.api.text import PromptTokensDetails, Usage
 
 PICTURE = photograph()
 

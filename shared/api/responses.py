@@ -8,9 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shared.api.bounded_lists import Messages, Tools
 from shared.api.interventions import MAX_CAPTURES, MAX_INTERVENTIONS, Capture, Captured, Intervention
+from shared.api.longctx import LongctxOptions, LongctxUsage
 from shared.api.sampling import SamplingOptions
 from shared.api.structured import JsonSchemaFormat
-from shared.api.text import LongctxOptions, LongctxUsage, PromptTokensDetails
+from shared.api.text import PromptTokensDetails
 
 
 class InputPart(BaseModel):

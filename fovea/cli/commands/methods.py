@@ -14,7 +14,7 @@ from fovea.cli.option_groups import expand_options
 from fovea.cli.schema_options import describe_options, parse_options, parse_pair
 from fovea.client import Client
 from fovea.results import MethodCard
-from shared.api.text import LongctxOptions
+from shared.api.longctx import LongctxOptions
 from shared.errors import NotFound
 
 

@@ -25,7 +25,7 @@ from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_de
 from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from services.llm_longctx.serving.method_selection import select_policy
-from shared.api.text import LongctxOptions
+from shared.api.longctx import LongctxOptions
 from shared.errors import Cancelled, FoveaError, InvalidOption
 from shared.lm.niah_prompts import NEEDLES, build_haystack
 from shared.registry import CallContext

@@ -15,7 +15,7 @@ from fovea_lab.ruler.spec import RulerSpec
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.tests.conftest import Server, app_of, tiny_decoder, write_folder
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN
-from shared.api.text import LongctxOptions
+from shared.api.longctx import LongctxOptions
 from shared.errors import InvalidOption
 from shared.lm.builders import llama
 from shared.lm.head_plan import HeadPlan

@@ -6,7 +6,7 @@ from typing import Literal
 
 from services.llm_longctx.kernels.packed_pages import R3, R4
 from services.llm_longctx.kv_cache import CacheBits
-from shared.api.text import CacheDtype
+from shared.api.longctx import CacheDtype
 from shared.errors import InvalidOption
 
 _BITS: dict[CacheDtype, CacheBits | Literal[16]] = {"auto": 16, "q8": 8, "q4": 4, "r4": R4, "r3": R3}

@@ -19,7 +19,8 @@ from services.llm_longctx.serving.adapters.base import TextModelAdapter
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from services.llm_longctx.serving.generation import Generation
 from services.llm_longctx.serving.request_state import RequestState
-from shared.api.text import ChatRequest, ComparedAnswer, CompletionRequest, LongctxOptions
+from shared.api.longctx import ComparedAnswer, LongctxOptions
+from shared.api.text import ChatRequest, CompletionRequest
 from shared.errors import FoveaError, InvalidOption
 from shared.lm.host_transfer import to_host
 

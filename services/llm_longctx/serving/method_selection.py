@@ -13,7 +13,7 @@ from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.kv_cache import CacheBits
 from services.llm_longctx.methods import AttentionMethod, compose, method
 from services.llm_longctx.serving.cache_dtype import name_cache_dtype, read_cache_dtype
-from shared.api.text import LongctxOptions, LongctxUsage
+from shared.api.longctx import LongctxOptions, LongctxUsage
 from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan

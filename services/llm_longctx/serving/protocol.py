@@ -24,11 +24,11 @@ from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.steering.admission import admit_taps
 from services.llm_longctx.serving.steering.capture_writer import CaptureWriter
 from shared.api.interventions import Captured
+from shared.api.longctx import ComparedAnswer
 from shared.api.text import (
     ChatChunk,
     ChatCompletion,
     ChatRequest,
-    ComparedAnswer,
     Completion,
     CompletionRequest,
     PromptLogprob,

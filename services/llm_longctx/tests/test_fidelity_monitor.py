@@ -25,7 +25,7 @@ from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on
 from services.llm_longctx.tests.test_engine_pages import DUO, TINY_PLAN, prompt
 from services.llm_longctx.tests.test_scheduler import ask, run
 from shared import telemetry
-from shared.api.text import LongctxOptions
+from shared.api.longctx import LongctxOptions
 from tests.harness.waiting import wait_until as until
 
 FLOOR = 0.8

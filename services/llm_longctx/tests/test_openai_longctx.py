@@ -9,7 +9,7 @@ from services.llm_longctx.methods import method
 from services.llm_longctx.serving import comparison, decoder_model
 from services.llm_longctx.serving.method_selection import select_policy
 from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on, say, tiny_decoder
-from shared.api.text import LongctxOptions
+from shared.api.longctx import LongctxOptions
 from shared.lm.builders import llama
 from shared.lm.head_plan import HeadPlan
 from shared.lm.head_plan_store import save_plan

@@ -12,7 +12,7 @@ from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.serving.cache_dtype import read_cache_dtype
 from services.llm_longctx.serving.method_selection import build_method, find_plan, fit_policy
-from shared.api.text import LongctxOptions
+from shared.api.longctx import LongctxOptions
 from shared.lm.head_plan import HeadPlan
 
 BASELINES = ("truncate", "empty")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from fovea_lab.ruler.samples.task import OFFLINE, TASKS
-from shared.api.text import LongctxOptions
+from shared.api.longctx import LongctxOptions
 from shared.errors import InvalidOption
 
 MAX_SAMPLES = 500

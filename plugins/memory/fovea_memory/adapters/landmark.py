@@ -28,7 +28,8 @@ from fovea_memory.state.document_cache import DocumentCache, last_checkpoint
 from fovea_memory.toy_tokenizers import OffsetTokenizer
 from services.llm_longctx.engine import GenerationRequest
 from services.llm_longctx.serving.request_state import RequestState
-from shared.api.text import Citation, CitedToken, GenerationOptions, LongctxAnswer
+from shared.api.longctx import Citation, CitedToken, LongctxAnswer
+from shared.api.text import GenerationOptions
 from shared.errors import InvalidOption
 
 MAX_CITATIONS = 8

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.api.text import GenerationOptions, LongctxOptions
+from shared.api.longctx import LongctxOptions
+from shared.api.text import GenerationOptions
 from shared.errors import InvalidOption
 from shared.validation_errors import list_errors
 

@@ -19,7 +19,8 @@ from fovea_memory.toy_tokenizers import OffsetTokenizer
 from services.llm_longctx.engine import GenerationRequest, Scheduler
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, priority_of
 from services.llm_longctx.serving.request_state import RequestState
-from shared.api.text import GenerationOptions, LongctxUsage
+from shared.api.longctx import LongctxUsage
+from shared.api.text import GenerationOptions
 from shared.errors import Conflict
 from shared.lm.host_transfer import to_device
 

@@ -20,7 +20,8 @@ from fovea_memory.mixers.titans import StateError, StateMismatch, TitansSession
 from fovea_memory.request_state import SessionTransaction, TokenUpdate
 from services.llm_longctx.engine import GenerationRequest
 from services.llm_longctx.serving.request_state import RequestState
-from shared.api.text import GenerationOptions, LongctxAnswer, Surprise
+from shared.api.longctx import LongctxAnswer, Surprise
+from shared.api.text import GenerationOptions
 from shared.errors import Conflict, InvalidOption, Malformed
 
 CHUNK_TOKENS = 64

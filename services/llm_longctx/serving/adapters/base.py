@@ -24,8 +24,9 @@ from services.llm_longctx.serving.request_options import truncate_prompt
 from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.steering.capture_writer import CaptureWriter
 from services.llm_longctx.serving.tools.tool_use import ToolUse, has_tools, spell_message, to_plain
+from shared.api.longctx import LongctxAnswer, LongctxUsage
 from shared.api.sampling import SamplingOptions
-from shared.api.text import ChatMessage, GenerationOptions, LongctxAnswer, LongctxUsage, PromptTokensDetails, Usage
+from shared.api.text import ChatMessage, GenerationOptions, PromptTokensDetails, Usage
 from shared.errors import InvalidOption, Malformed, in_field
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import SamplingDefaults

@@ -17,7 +17,8 @@ from services.llm_longctx.serving.steering.build_taps import TapBuilder
 from services.llm_longctx.serving.steering.capture_store import CaptureStore
 from services.llm_longctx.serving.steering.capture_writer import CaptureWriter
 from services.llm_longctx.serving.steering.vector_store import VectorStore
-from shared.api.text import GenerationOptions, LongctxUsage
+from shared.api.longctx import LongctxUsage
+from shared.api.text import GenerationOptions
 from shared.lm.head_plan_store import HeadPlanStore
 from shared.storage import ObjectStore
 
