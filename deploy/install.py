@@ -97,6 +97,7 @@ def export_graphs(services: Sequence[str], source: Sequence[str]) -> None:
         needs = (*map(find_requirement, ("onnx", "onnxscript")), *(_TORCH_NEEDS if source else ()))
         _pip("--target", folder, "--upgrade", *needs)  # without it pip warns of the folder that torch has made
     for service in services:
+        print(f"Exporting the graphs of {service} …", flush=True)
         _call([f"{sys.prefix}/bin/fovea", "export", "graphs", f"{sys.prefix}/graphs", "--service", service], folder)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -118,7 +119,9 @@ def _pip(*arguments: str) -> None:
 
 def _call(command: Sequence[str], path: str = "") -> None:
     env = {**os.environ, **({"PYTHONPATH": path} if path else {})}
-    if subprocess.run(command, cwd=ROOT, env=env, check=False).returncode:  # noqa: S603
+    # Lists on standard output are for those who run a command by hand; errors and warnings are shown.
+    done = subprocess.run(command, cwd=ROOT, env=env, check=False, stdout=subprocess.DEVNULL)  # noqa: S603
+    if done.returncode:
         sys.exit(f"Failed: {' '.join(command)}")
 
 
@@ -139,6 +142,7 @@ def main() -> None:
         return
     export_graphs([name for name in VISION if not services or name in services], source)
     if needs_torch(services):
+        print("Building the kernels …", flush=True)
         _call([f"{sys.prefix}/bin/fovea", "build-kernels"])
 
 

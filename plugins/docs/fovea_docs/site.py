@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,12 +32,12 @@ def build_site(target: Path, version: str | None = None) -> None:
         stage(root, staged / "docs", sections)
         (staged / "zensical.toml").write_text(_configure(sections), "utf8")
         command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
-        env = {**os.environ, "NO_COLOR": "1"}
         done = subprocess.run(  # noqa: S603  # our own interpreter
-            command, cwd=staged, capture_output=True, text=True, check=False, env=env
+            command, cwd=staged, capture_output=True, text=True, check=False
         )
         if done.returncode != 0:
-            raise Fault(f"The site can't be built:\n{done.stdout}{done.stderr}")
+            said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)  # it writes in colours, to a pipe, too
+            raise Fault(f"The site can't be built:\n{said}")
         shutil.copytree(staged / "site", target / version if version else target, dirs_exist_ok=True)
     if version:
         _add_version(target / "versions.json", version)
