@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import subprocess
 import tomllib
 
 import pytest
@@ -64,3 +65,10 @@ def test_links_of_the_first_pages_lead_somewhere(page):
     links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", file.read_text("utf8"))
     assert links
     assert [link for link in links if not (file.parent / link).exists()] == []
+
+
+def test_no_file_has_the_marks_of_a_merge():
+    marks = subprocess.run(
+        ["git", "grep", "-nIE", "^(<{7}|>{7}) "], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout
+    assert marks == ""
