@@ -11,7 +11,7 @@ Names:
     Client: synchronous client; safe to share between threads.
     AsyncClient: the same client for asyncio.
     RetryPolicy: how often a client sends a refused request again, and how long it waits between.
-    FoveaError: base class of all errors that a client raises; the classes are those of `shared.errors`.
+    FoveaError: base class of all errors that a client raises; the classes are those of `fovea.errors`.
     ModelEntry: one served model, from `client.models()`.
     ModelCard: everything about one model, from `client.model(name)`.
     MethodCard: one attention method of a served language model.
@@ -24,15 +24,34 @@ Names:
 
 from __future__ import annotations
 
-from fovea.async_client import AsyncClient
-from fovea.chat import ChatAnswer, ChatPiece
-from fovea.client import Client
-from fovea.results import JobResult, MethodCard, ModelCard
-from fovea.retry import RetryPolicy
-from shared.api.job import Job
-from shared.api.mask import SegmentOut
-from shared.api.model import ModelEntry
-from shared.errors import FoveaError
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fovea.api.job import Job
+    from fovea.api.mask import SegmentOut
+    from fovea.api.model import ModelEntry
+    from fovea.async_client import AsyncClient
+    from fovea.chat import ChatAnswer, ChatPiece
+    from fovea.client import Client
+    from fovea.errors import FoveaError
+    from fovea.results import JobResult, MethodCard, ModelCard
+    from fovea.retry import RetryPolicy
+
+_MODULES = {
+    "AsyncClient": "fovea.async_client",
+    "ChatAnswer": "fovea.chat",
+    "ChatPiece": "fovea.chat",
+    "Client": "fovea.client",
+    "FoveaError": "fovea.errors",
+    "Job": "fovea.api.job",
+    "JobResult": "fovea.results",
+    "MethodCard": "fovea.results",
+    "ModelCard": "fovea.results",
+    "ModelEntry": "fovea.api.model",
+    "RetryPolicy": "fovea.retry",
+    "SegmentOut": "fovea.api.mask",
+}
 
 __all__ = [
     "AsyncClient",
@@ -48,3 +67,11 @@ __all__ = [
     "RetryPolicy",
     "SegmentOut",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: services take schemas and errors from `fovea.api` and load no HTTP client."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'fovea' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
+    return value

@@ -11,17 +11,17 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx2
 
 from fovea import endpoints
+from fovea.api.job import FINAL, Job
+from fovea.api.mask import SegmentOut
+from fovea.api.model import ModelEntry
 from fovea.call import Call, StreamCall
 from fovea.chat import ChatAnswer, ChatOptions, ChatPiece, Messages, build_messages
-from fovea.errors import parse_error, translate_errors
+from fovea.error_responses import parse_error, translate_errors
 from fovea.picture import PictureLike
 from fovea.results import JobResult, ModelCard, SegmentOptions
 from fovea.retry import STREAM_RESUME_S, JobWatcher, RetryPolicy, iterate_pauses
 from fovea.steering import AsyncSteeringVectors
 from fovea.transport import LOCAL, Address
-from shared.api.job import FINAL, Job
-from shared.api.mask import SegmentOut
-from shared.api.model import ModelEntry
 
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")

@@ -12,8 +12,8 @@ from typing import Any, Generic, TypeVar
 
 import httpx2
 
-from fovea.errors import parse_error, parse_stream_error
-from shared.errors import Fault
+from fovea.error_responses import parse_error, parse_stream_error
+from fovea.errors import Fault
 
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")

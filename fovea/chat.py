@@ -1,6 +1,6 @@
 """Chat requests and answers as data: messages, options, and answers with a `text` property.
 
-The wire types are those of `shared.api.text`.
+The wire types are those of `fovea.api.text`.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from shared.api.text import ChatChunk, ChatCompletion, ChatMessage
+from fovea.api.text import ChatChunk, ChatCompletion, ChatMessage
 
 
 class ChatOptions(TypedDict, total=False):
-    """Options of a chat request, as `shared.api.text.ChatRequest` describes them; None means the model's default."""
+    """Options of a chat request, as `fovea.api.text.ChatRequest` describes them; None means the model's default."""
 
     max_tokens: int | None
     temperature: float | None

@@ -11,17 +11,17 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx2
 
 from fovea import endpoints
+from fovea.api.job import FINAL, Job
+from fovea.api.mask import SegmentOut
+from fovea.api.model import ModelEntry
 from fovea.call import Call, StreamCall
 from fovea.chat import ChatAnswer, ChatOptions, ChatPiece, Messages, build_messages
-from fovea.errors import parse_error, translate_errors
+from fovea.error_responses import parse_error, translate_errors
 from fovea.picture import PictureLike
 from fovea.results import JobResult, ModelCard, SegmentOptions
 from fovea.retry import STREAM_RESUME_S, JobWatcher, RetryPolicy, iterate_pauses
 from fovea.steering import SteeringVectors
 from fovea.transport import LOCAL, Address
-from shared.api.job import FINAL, Job
-from shared.api.mask import SegmentOut
-from shared.api.model import ModelEntry
 
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
@@ -40,7 +40,7 @@ class Client:
     Raises:
         Malformed: The URL is not valid.
 
-    Every method raises the classes of `shared.errors` for errors of the gateway, and `NotReady` when none answers.
+    Every method raises the classes of `fovea.errors` for errors of the gateway, and `NotReady` when none answers.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Client:
         Args:
             image: Encoded bytes, a path, or a file opened for reading bytes.
             model: Which model; the gateway's default otherwise.
-            options: As `shared.api.mask.SegmentIn` describes them; `include` selects the parts of the answer.
+            options: As `fovea.api.mask.SegmentIn` describes them; `include` selects the parts of the answer.
         """
         return self.send(endpoints.segment(image, model, options))
 

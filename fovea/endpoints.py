@@ -14,14 +14,14 @@ from urllib.parse import quote
 import httpx2
 from pydantic import BaseModel, TypeAdapter
 
+from fovea.api.job import Job, JobList
+from fovea.api.mask import SegmentOut
+from fovea.api.model import ModelEntry, ModelList, sort_tasks
 from fovea.call import Call, StreamCall, read_bytes, read_json
 from fovea.chat import ChatAnswer, ChatPiece
+from fovea.errors import NotFound
 from fovea.picture import PictureLike, read_picture
 from fovea.results import JobResult, MethodCard, ModelCard
-from shared.api.job import Job, JobList
-from shared.api.mask import SegmentOut
-from shared.api.model import ModelEntry, ModelList, sort_tasks
-from shared.errors import NotFound
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -1,120 +1,218 @@
-"""Errors of the client: turns error responses and broken connections into exceptions of `shared.errors`.
+"""One error tree. Each class carries its HTTP status, its gRPC code and a text that is safe to show.
 
-A problem (RFC 9457), OpenAI's `{"error": {…}}` and Open Inference's `{"error": "…"}` become the same classes.
+Bytes become an answer in four steps, and each step has its own errors:
+
+    bytes ──read──▶ body ──parse──▶ In ──predict──▶ Out ──render──▶ bytes
+      │              │               │                │
+      TooLarge       Malformed       InvalidOption    QueueFull, DeadlineExceeded, Cancelled,
+      UnsupportedMedia               NotFound         NotReady, Fault
+
+    FoveaError
+    ├── BadInput 400
+    │   ├── Malformed 400         the bytes are not what they claim to be
+    │   ├── MethodNotAllowed 405  the path exists, but not for this method
+    │   ├── TooLarge 413          bytes, pixels or tokens over a stated limit
+    │   ├── UnsupportedMedia 415  a content type or file format nobody here reads
+    │   └── InvalidOption 422     well formed, but a value is out of range
+    ├── Unauthenticated 401
+    ├── PermissionDenied 403
+    ├── NotFound 404              model, version, job or route
+    ├── Conflict 409              the state forbids it (result of a running job, reused idempotency key)
+    ├── RateLimited 429           the caller's quota
+    ├── QueueFull 429             our queue
+    ├── Cancelled 499             the caller went away or asked for it
+    ├── Fault 500                 ours; the detail stays in the log
+    ├── NotReady 503              no weights, no replica, no queue yet
+    ├── DeadlineExceeded 504
+    └── StorageFull 507           no room for what would have to be stored: a disk or Redis
+
+Knows nothing about HTTP frameworks or gRPC: `fovea.api.problem` renders an error for each front.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import Any
-
-import httpx2
-
-from shared.api.problem import Problem, from_problem
-from shared.errors import DeadlineExceeded, FoveaError, Malformed, NotReady
+from typing import ClassVar
 
 
-def parse_error(response: httpx2.Response) -> FoveaError:
-    """Parse an error response, whose body must have been read, into an exception."""
-    fields = _parse_problem(_parse_body(response))
-    error = from_problem(
-        Problem(
-            title=_text(fields, "title") or response.reason_phrase or "Error",
-            status=response.status_code,
-            detail=_text(fields, "detail") or f"The gateway answered {response.status_code} {response.reason_phrase}.",
-            code=_text(fields, "code") or "",
-            hint=_text(fields, "hint"),
-            field=_text(fields, "field"),
+class FoveaError(Exception):
+    """An error that a caller may see.
+
+    Args:
+        detail: The problem and its cause, in one sentence that is safe to show.
+        hint: Advice, in one sentence.
+        field: The option, tensor or parameter that is wrong, where there is one.
+        retry_after: Seconds after which a retry makes sense, where it does.
+    """
+
+    status: ClassVar[int] = 500
+    grpc: ClassVar[str] = "INTERNAL"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(
+        self, detail: str, *, hint: str | None = None, field: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.hint = hint
+        self.field = field
+        self.retry_after = retry_after
+
+    @property
+    def code(self) -> str:
+        """The class name as a stable machine-readable word, for example `too_large`."""
+        name = type(self).__name__
+        return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
+
+
+class BadInput(FoveaError):
+    """The request can't be served as it is; sending it again will not help."""
+
+    status, grpc, title = 400, "INVALID_ARGUMENT", "Bad input"
+
+
+class Malformed(BadInput):
+    """The bytes are not what they claim to be: broken JSON, base64, tensor or picture."""
+
+    title = "Malformed input"
+
+
+class MethodNotAllowed(BadInput):
+    """The path exists, but not for this method; `allowed` lists the methods that it has, where they are known."""
+
+    status, grpc, title = 405, "UNIMPLEMENTED", "Method not allowed"
+
+    def __init__(self, detail: str, *, hint: str | None = None, allowed: tuple[str, ...] = ()) -> None:
+        super().__init__(detail, hint=hint)
+        self.allowed = allowed
+
+
+class TooLarge(BadInput):
+    """Bytes, pixels, tokens or batch over a stated limit; the detail names the limit and the value."""
+
+    status, title = 413, "Too large"
+
+
+class UnsupportedMedia(BadInput):
+    """A content type or file format that nobody here reads; the detail says what was detected."""
+
+    status, title = 415, "Unsupported media type"
+
+
+class InvalidOption(BadInput):
+    """Well formed, but a value is out of its range; `field` names it."""
+
+    status, title = 422, "Invalid option"
+
+
+class Unauthenticated(FoveaError):
+    """No key, an unknown key or an expired one."""
+
+    status, grpc, title = 401, "UNAUTHENTICATED", "Not authenticated"
+
+
+class PermissionDenied(FoveaError):
+    """A good key without the scope."""
+
+    status, grpc, title = 403, "PERMISSION_DENIED", "Not allowed"
+
+
+class NotFound(FoveaError):
+    """No such model, version, job or route; the detail lists what there is."""
+
+    status, grpc, title = 404, "NOT_FOUND", "Not found"
+
+
+class Conflict(FoveaError):
+    """The present state forbids it."""
+
+    status, grpc, title = 409, "FAILED_PRECONDITION", "Conflict"
+
+
+class RateLimited(FoveaError):
+    """The caller's quota is spent; `retry_after` says until when."""
+
+    status, grpc, title = 429, "RESOURCE_EXHAUSTED", "Quota exceeded"
+
+
+class QueueFull(FoveaError):
+    """Our queue is full; `retry_after` estimates when it is not."""
+
+    status, grpc, title = 429, "RESOURCE_EXHAUSTED", "Queue full"
+
+
+class Cancelled(FoveaError):
+    """The caller went away, or asked for it."""
+
+    status, grpc, title = 499, "CANCELLED", "Cancelled"
+
+
+class Fault(FoveaError):
+    """Our own failure. The detail is generic; the cause goes to the log under the request id."""
+
+    title = "Internal error"
+
+
+class NotReady(FoveaError):
+    """Weights not loaded, no replica alive, or no queue to reach."""
+
+    status, grpc, title = 503, "UNAVAILABLE", "Not ready"
+
+
+class DeadlineExceeded(FoveaError):
+    """The request's deadline passed before it was done."""
+
+    status, grpc, title = 504, "DEADLINE_EXCEEDED", "Deadline exceeded"
+
+    @classmethod
+    def build(cls, *, is_stream: bool = False, is_total: bool = False) -> DeadlineExceeded:
+        """Build the error for a request, or a stream that paused or as a whole (`is_total`) took too long."""
+        job = "send it with `Prefer: respond-async`"
+        if not is_stream:
+            detail = "The answer took longer than FOVEA_REQUEST_TIMEOUT_S or the caller's own deadline allows."
+            return cls(detail, hint=f"Stream the answer where that is offered, {job}, or allow more time.")
+        if is_total:
+            detail = "The stream took longer than FOVEA_STREAM_TIMEOUT_S or the caller's own deadline allows."
+        else:
+            detail = "The stream produced nothing new for as long as FOVEA_REQUEST_TIMEOUT_S allows."
+        return cls(detail, hint=f"Allow more time, or {job}.")
+
+
+class StorageFull(FoveaError):
+    """No room for what would have to be stored: a full disk or a full Redis."""
+
+    status, grpc, title = 507, "RESOURCE_EXHAUSTED", "Storage full"
+
+
+def by_status(status: int) -> type[FoveaError]:
+    """The class that stands for an HTTP status, for clients that turn answers back into exceptions."""
+    known: dict[int, type[FoveaError]] = {
+        cls.status: cls
+        for cls in (
+            BadInput,
+            Unauthenticated,
+            PermissionDenied,
+            NotFound,
+            Conflict,
+            TooLarge,
+            UnsupportedMedia,
+            InvalidOption,
+            RateLimited,
+            Cancelled,
+            NotReady,
+            DeadlineExceeded,
+            StorageFull,
         )
-    )
-    error.retry_after = read_retry_after(response)
-    return error
-
-
-def parse_stream_error(event: Any) -> FoveaError | None:
-    """Parse an event that says that the answer broke off into an exception; None for any other event."""
-    if not isinstance(event, dict) or "choices" in event:
-        return None
-    body = event.get("problem") or (event if event.get("error") and "status" not in event else None)
-    if not isinstance(body, dict):
-        return None
-    fields = _parse_problem(body)
-    status = fields.get("status")
-    return from_problem(
-        Problem(
-            title="The answer broke off",
-            status=status if isinstance(status, int) else 500,
-            detail=_text(fields, "detail") or "The answer broke off.",
-            code=_text(fields, "code") or "",
-            hint=_text(fields, "hint"),
-            field=_text(fields, "field"),
-        )
-    )
+    }
+    return known.get(status, BadInput if 400 <= status < 500 else Fault)
 
 
 @contextmanager
-def translate_errors(url: str) -> Iterator[None]:
-    """Turn failures of the connection to `url` into exceptions of `shared.errors`.
-
-    Raises:
-        NotReady: No gateway answers there, or the connection broke.
-        DeadlineExceeded: The answer did not come in time.
-        Malformed: The address is not valid.
-    """
+def in_field(name: str) -> Iterator[None]:
+    """Errors inside are about this field of the request."""
     try:
         yield
-    except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-        hint = "Start one with `make run`, or give another address with --url."
-        raise NotReady(f"No gateway answers at {url}.", hint=hint) from error
-    except httpx2.TimeoutException as error:
-        hint = "Allow more time, or send the request as a job."
-        raise DeadlineExceeded(f"{url} did not answer in time.", hint=hint) from error
-    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-        raise Malformed(
-            f"{url!r} is not the address of a gateway.", hint="Write it like http://127.0.0.1:8080."
-        ) from error
-    except httpx2.TransportError as error:
-        raise NotReady(
-            f"The connection to {url} broke: {str(error) or type(error).__name__}.", hint="Try again."
-        ) from error
-
-
-def read_retry_after(response: httpx2.Response) -> float | None:
-    """Read the `Retry-After` header in seconds, whether it is a number or a date; None where there is none."""
-    value = response.headers.get("retry-after", "").strip()
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
-        return None
-
-
-def _parse_body(response: httpx2.Response) -> dict[str, Any]:
-    try:
-        body = response.json()
-    except ValueError:
-        return {}
-    return body if isinstance(body, dict) else {}
-
-
-def _parse_problem(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Take the fields of a problem from an error body of any format."""
-    inner = body.get("error")
-    if isinstance(inner, str):  # Open Inference
-        return {"detail": inner}
-    if not isinstance(inner, dict):
-        return body
-    if "detail" in inner:  # a problem inside an event
-        return inner
-    return {"detail": inner.get("message"), "field": inner.get("param"), "code": inner.get("code")}
-
-
-def _text(fields: Mapping[str, Any], name: str) -> str | None:
-    value = fields.get(name)
-    return value if isinstance(value, str) and value else None
+    except FoveaError as error:
+        error.field = name
+        raise

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from shared.errors import NotFound, UnsupportedMedia
+from fovea.errors import NotFound, UnsupportedMedia
 
 PictureLike = bytes | bytearray | memoryview | str | os.PathLike[str] | IO[bytes]
 """Encoded bytes, the path of a file, or a file opened for reading bytes."""

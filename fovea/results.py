@@ -1,4 +1,4 @@
-"""Result types of the clients, next to the wire types of `shared.api`."""
+"""Result types of the clients, next to the wire types of `fovea.api`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any, Literal, TypedDict, TypeVar
 import httpx2
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.api.mask import Form
-from shared.api.model import ModelEntry
-from shared.api.tensors import TensorSpec
+from fovea.api.mask import Form
+from fovea.api.model import ModelEntry
+from fovea.api.tensors import TensorSpec
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class SegmentOptions(TypedDict, total=False):
-    """Options of `segment`, as `shared.api.mask.SegmentIn` describes them."""
+    """Options of `segment`, as `fovea.api.mask.SegmentIn` describes them."""
 
     threshold: float
     normalise: Literal["none", "minmax"]

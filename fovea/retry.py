@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import httpx2
 
-from fovea.errors import read_retry_after
-from shared.api.job import FINAL, Job
-from shared.errors import DeadlineExceeded
+from fovea.api.job import FINAL, Job
+from fovea.error_responses import read_retry_after
+from fovea.errors import DeadlineExceeded
 
 STREAM_RESUME_S = 0.5
 """Seconds before a broken stream of events is resumed."""

@@ -11,9 +11,9 @@ from urllib.parse import quote
 
 import httpx2
 
+from fovea.api.sessions import Deleted, DocumentInfo, DocumentList, DocumentText, Session, SessionList, SurpriseTrace
 from fovea.call import Call, read_bytes
 from fovea.endpoints import parse_as
-from shared.api.sessions import Deleted, DocumentInfo, DocumentList, DocumentText, Session, SessionList, SurpriseTrace
 
 
 def open_session(model: str | None = None) -> Call[Session]:

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 import httpx2
 
+from fovea.api.steering import SteeringVector, SteeringVectorDeleted, SteeringVectorList
 from fovea.call import Call, read_bytes
-from shared.api.steering import SteeringVector, SteeringVectorDeleted, SteeringVectorList
 
 _PATH = "/v1/steering-vectors"
 
@@ -28,7 +28,7 @@ class _AsyncSender(Protocol):
 
 
 def create(name: str, positive: Sequence[Any], negative: Sequence[Any], **options: Any) -> Call[SteeringVector]:
-    """Compute the next version of a vector; options are those of `shared.api.steering.SteeringVectorRequest`."""
+    """Compute the next version of a vector; options are those of `fovea.api.steering.SteeringVectorRequest`."""
     body = {"name": name, "positive": list(positive), "negative": list(negative)}
     given = {key: value for key, value in options.items() if value is not None}
     return Call("POST", _PATH, _read_vector, json=body | given)
@@ -75,7 +75,7 @@ class SteeringVectors:
             name: Its name; the version is counted up.
             positive: Prompts with the property.
             negative: The opposite.
-            options: `model`, `layers`, `tokens`, as `shared.api.steering.SteeringVectorRequest` describes them.
+            options: `model`, `layers`, `tokens`, as `fovea.api.steering.SteeringVectorRequest` describes them.
         """
         return self._client.send(create(name, positive, negative, **options))
 

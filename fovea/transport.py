@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx2
 
-from fovea.errors import translate_errors
+from fovea.error_responses import translate_errors
 
 LOCAL = "http://127.0.0.1:8080"
 """Where `make run` listens."""

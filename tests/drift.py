@@ -55,11 +55,11 @@ def settings_page() -> Iterator[tuple[pathlib.Path, str]]:
 
 def compatibility_page() -> Iterator[tuple[pathlib.Path, str]]:
     """Each field of OpenAI's and vLLM's requests, and what becomes of it here."""
+    from fovea.api.embeddings import EmbeddingsRequest
+    from fovea.api.request_fields import PEERS, find_fate
+    from fovea.api.responses import ResponsesRequest
+    from fovea.api.text import ChatRequest, CompletionRequest
     from services.relevance_judge.routes.rerank import RerankIn, ScoreIn
-    from shared.api.embeddings import EmbeddingsRequest
-    from shared.api.request_fields import PEERS, find_fate
-    from shared.api.responses import ResponsesRequest
-    from shared.api.text import ChatRequest, CompletionRequest
 
     models = (ChatRequest, CompletionRequest, ResponsesRequest, EmbeddingsRequest, RerankIn, ScoreIn)
     lines = [
@@ -123,7 +123,7 @@ def known_plugins() -> Iterator[tuple[pathlib.Path, str]]:
     """Parts of the plug-ins in `plugins/`, so that the core can say which one is missing."""
     files = [file for file in sorted(ROOT.glob("plugins/*/pyproject.toml")) if file.parent.name != "example"]
     known = {file.parent.name: describe_plugin(file) for file in files}
-    yield ROOT / "shared/known_plugins.json", json.dumps(known, indent=1) + "\n"
+    yield ROOT / "fovea/known_plugins.json", json.dumps(known, indent=1) + "\n"
 
 
 def describe_plugin(project: pathlib.Path) -> dict[str, list[str]]:

@@ -22,7 +22,7 @@ from fovea.cli.exit_codes import OUTCOME, choose_exit_code
 from fovea.cli.input_files import ImageSource, find_images
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import parse_options, split_arguments
-from shared.errors import FoveaError, InvalidOption
+from fovea.errors import FoveaError, InvalidOption
 
 CONTEXT_SETTINGS = {"ignore_unknown_options": True}
 """Typer keeps options that it does not know, which are the served model's, among the arguments."""

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from shared.errors import (
+from fovea.errors import (
     BadInput,
     Cancelled,
     Conflict,

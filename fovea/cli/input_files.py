@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from shared.errors import Malformed, NotFound, TooLarge
+from fovea.errors import Malformed, NotFound, TooLarge
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 """Suffixes of the files in a folder that are pictures."""

@@ -9,11 +9,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fovea import endpoints
+from fovea.api.job import Job
 from fovea.call import Call
 from fovea.cli.output import Screen
 from fovea.client import Client
-from shared.api.job import Job
-from shared.errors import FoveaError
+from fovea.errors import FoveaError
 
 
 def describe_state(job: Job) -> str:

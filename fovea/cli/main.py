@@ -28,7 +28,7 @@ from fovea.cli.exit_codes import HELP, INTERRUPTED, choose_exit_code
 from fovea.cli.output import Screen
 from fovea.cli.plugins import PluginGroup
 from fovea.cli.source_handlers import SourcesCommand
-from shared.errors import FoveaError
+from fovea.errors import FoveaError
 
 app = typer.Typer(
     cls=PluginGroup,

@@ -17,8 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from shared.api.problem import problem
-from shared.errors import FoveaError, InvalidOption
+from fovea.api.problem import problem
+from fovea.errors import FoveaError, InvalidOption
 
 _PIPE_WIDTH = 10_000
 

@@ -16,8 +16,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from shared.errors import FoveaError, NotReady
-from shared.plugins import entries, explain_missing, owner
+from fovea.errors import FoveaError, NotReady
+from fovea.plugins import entries, explain_missing, owner
 
 GROUP = "fovea.commands"
 """Entry-point group; a value is a `typer.Typer` or a function."""

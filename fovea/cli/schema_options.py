@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 
 Schema = Mapping[str, Any]
 

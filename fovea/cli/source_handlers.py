@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 from fovea.cli.common_options import Connection
 from fovea.cli.output import Screen
 from fovea.cli.plugins import read_first_line
-from shared.plugins import entries, load_all
+from fovea.plugins import entries, load_all
 
 GROUP = "fovea.sources"
 """Entry-point group; a name begins with the command, a value is a `SourceHandler`, which may be a module."""

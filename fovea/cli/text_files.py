@@ -6,7 +6,7 @@ import gzip
 import sys
 from pathlib import Path
 
-from shared.errors import Malformed, NotFound
+from fovea.errors import Malformed, NotFound
 
 MAX_TEXT_BYTES = 256 * 2**20
 """Largest text file, unpacked."""

@@ -11,20 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fovea import endpoints
+from fovea import endpoints, errors
+from fovea.api.job import Job
+from fovea.api.mask import SegmentOut
+from fovea.api.model import ModelEntry
+from fovea.api.problem import oip_error, openai_error, problem
+from fovea.api.text import ChatMessage
 from fovea.call import Call, StreamCall, read_json
 from fovea.chat import ChatPiece, build_messages
-from fovea.errors import parse_error, parse_stream_error, read_retry_after, translate_errors
+from fovea.error_responses import parse_error, parse_stream_error, read_retry_after, translate_errors
 from fovea.picture import detect_media_type, read_picture
 from fovea.results import JobResult, ModelCard
 from fovea.retry import JobWatcher, RetryPolicy, iterate_pauses
 from fovea.transport import Address
-from shared import errors
-from shared.api.job import Job
-from shared.api.mask import SegmentOut
-from shared.api.model import ModelEntry
-from shared.api.problem import oip_error, openai_error, problem
-from shared.api.text import ChatMessage
 
 KINDS = [
     errors.BadInput, errors.Unauthenticated, errors.PermissionDenied, errors.NotFound, errors.Conflict,

@@ -9,12 +9,12 @@ import threading
 import pytest
 from PIL import Image
 
+from fovea.api.longctx import LongctxUsage
+from fovea.api.text import PromptTokensDetails, Usage
 from fovea.cli.commands import chat as chat_verb
 from fovea.cli.commands.chat import list_deviations, summarise_usage
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
-from shared.api.longctx import LongctxUsage
-from shared.api.text import PromptTokensDetails, Usage
 
 PICTURE = photograph()
 

@@ -11,6 +11,12 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
+from fovea.api.actions import ActionsIn
+from fovea.api.image import ImageBytes
+from fovea.api.mask import SegmentIn
+from fovea.api.plan import PlanIn
+from fovea.api.scanpath import ScanpathIn
+from fovea.api.text import ChatRequest
 from fovea.cli.commands import task_aliases
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.input_files import find_images
@@ -18,13 +24,7 @@ from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import describe_options, is_picture, list_picture_fields, parse_options, split_arguments
 from fovea.cli.typed_options import add_request_options
-from shared.api.actions import ActionsIn
-from shared.api.image import ImageBytes
-from shared.api.mask import SegmentIn
-from shared.api.plan import PlanIn
-from shared.api.scanpath import ScanpathIn
-from shared.api.text import ChatRequest
-from shared.errors import InvalidOption, NotFound, TooLarge
+from fovea.errors import InvalidOption, NotFound, TooLarge
 
 
 class Mixed(BaseModel):

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from fovea.api.boxes import DetectIn
+from fovea.api.classes import ClassifyIn
 from fovea.cli.commands import classify, detect
 from fovea.cli.common_options import Connection
 from fovea.cli.concurrency import run_concurrently
 from fovea.cli.output import Screen
+from fovea.errors import InvalidOption
 from services.gateway.tests.stub_service import photograph
-from shared.api.boxes import DetectIn
-from shared.api.classes import ClassifyIn
-from shared.errors import InvalidOption
 
 FACTS = {"model": "m", "version": "1", "engine": "onnx", "width": 8, "height": 8, "times": {}}
 FOUND = {"box": (1, 2, 5, 6), "score": 0.9, "label": "crack", "class_id": 0, "area": 16, "radius": 2}

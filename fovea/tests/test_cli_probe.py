@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from fovea.api.model import ModelEntry
 from fovea.cli.commands import probe
 from fovea.cli.common_options import Connection
 from fovea.cli.output import Screen
-from shared.api.model import ModelEntry
-from shared.errors import NotReady
+from fovea.errors import NotReady
 
 EVIDENCE = {"schema": "retrieval-report/1", "scores": [[0.5, 0.0]]}
 PLAN = {"schema": "head-plan/1", "roles": [[1, 0]]}

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from fovea.api.job import Job
+from fovea.api.restore import Estimate, ImageSimilarity, RestoreOut, RestoreTimes
 from fovea.cli.commands import restore
 from fovea.cli.output import Screen
+from fovea.errors import DeadlineExceeded, TooLarge
 from fovea.results import JobResult
-from shared.api.job import Job
-from shared.api.restore import Estimate, ImageSimilarity, RestoreOut, RestoreTimes
-from shared.errors import DeadlineExceeded, TooLarge
 
 
 def answer(**changed: object) -> RestoreOut:

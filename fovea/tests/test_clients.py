@@ -6,12 +6,11 @@ import threading
 import httpx2
 import pytest
 
-from fovea import AsyncClient, Client, RetryPolicy
+from fovea import AsyncClient, Client, RetryPolicy, errors
+from fovea.api.mask import SegmentOut
 from fovea.async_client import AsyncJobs
 from fovea.client import Jobs
 from services.gateway.tests.stub_service import photograph
-from shared import errors
-from shared.api.mask import SegmentOut
 
 PICTURE = photograph()
 

@@ -23,7 +23,7 @@ ENGINE = (
     "services/llm_longctx/methods/**/*.py",
     *(f"services/llm_longctx/kernels/**/*.{ending}" for ending in ("py", "cpp", "h")),
 )
-GATEWAY = ("services/gateway/**/*.py", "shared/serving/**/*.py", "shared/api/**/*.py")
+GATEWAY = ("services/gateway/**/*.py", "shared/serving/**/*.py", "fovea/api/**/*.py")
 PARTIAL = (
     "services/detection/layers/partial.py",
     "services/detection/models/patnet.py",

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
+from fovea.errors import NotReady
 from services.llm_longctx.engine.offline.open_sequence import OpenSequence
-from shared.errors import NotReady
 from shared.lm.bundled_models import bundled_gguf
 from shared.lm.decoder import Decoder
 from shared.lm.gguf_file import unpack

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fovea.api.restore import RestoreIn
+from fovea.errors import Cancelled, FoveaError
 from services.vision_restoration.models.rrformer import RRFormerRestorer
-from shared.api.restore import RestoreIn
-from shared.errors import Cancelled, FoveaError
 from shared.registry import CallContext, LoadContext
 
 

@@ -21,8 +21,8 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from shared.api.job import FINAL
-from shared.errors import NotReady, QueueFull
+from fovea.api.job import FINAL
+from fovea.errors import NotReady, QueueFull
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.redis_server import RedisServer

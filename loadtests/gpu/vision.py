@@ -11,10 +11,10 @@ import numpy as np
 import onnxruntime
 import torch
 
+from fovea.errors import FoveaError
 from loadtests.gpu.timing import Row, row_of
 from shared.engines.factory import ModelArtifacts, open_engine
 from shared.engines.onnx import OnnxEngine
-from shared.errors import FoveaError
 from shared.registry import LoadContext
 
 NETWORKS = ("pranet", "yolo9tr", "rrformer-restorer")

@@ -17,9 +17,9 @@ from typing import Self
 import httpx2
 import psutil
 
+from fovea.api.replica import LEASE_S
 from loadtests.bench.contender import free_port
 from services.gateway.policy.auth import KeyRing
-from shared.api.replica import LEASE_S
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings, environment
 

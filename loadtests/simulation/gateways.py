@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fovea.errors import DeadlineExceeded, FoveaError, NotReady
 from loadtests.simulation.clock import Processor, SimulatedClock
 from loadtests.simulation.redis import RateWindows, RedisClient, SimulatedRedis
 from loadtests.simulation.replicas import ReplicaGone, SimulatedReplica, Work
@@ -23,7 +24,6 @@ from services.gateway.routing import replica_registry
 from services.gateway.routing.affinity import held_key
 from services.gateway.routing.replica_registry import Attempt, Replica
 from services.gateway.routing.version_policy import VersionPolicy
-from shared.errors import DeadlineExceeded, FoveaError, NotReady
 from shared.settings import Settings
 
 

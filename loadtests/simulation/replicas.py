@@ -9,10 +9,10 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import Protocol
 
+from fovea.api.replica import ReplicaRecord
 from loadtests.simulation.clock import SimulatedClock
 from loadtests.simulation.redis import RedisClient
 from loadtests.simulation.units import build_record
-from shared.api.replica import ReplicaRecord
 from shared.serving import heartbeat
 
 BATCH_WAIT_S = 0.002

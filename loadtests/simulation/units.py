@@ -21,11 +21,11 @@ from typing import Any
 
 import psutil
 
+from fovea.api.replica import ReplicaRecord, replicas_key
 from services.gateway.policy.caller import Caller
 from services.gateway.policy.fair_queue import FairQueue
 from services.gateway.routing.affinity import AffinityKey, held_key
 from services.gateway.routing.replica_registry import ReplicaRegistry
-from shared.api.replica import ReplicaRecord, replicas_key
 from shared.jobs.key_limits import open_limit_windows
 from shared.jobs.redis_connection import open_async_redis, open_redis
 from shared.jobs.redis_server import RedisServer

@@ -14,6 +14,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
+from fovea import plugins
+from fovea.api.examples import attach_examples
+from fovea.errors import BadInput, InvalidOption, MethodNotAllowed, NotFound, NotReady, Unauthenticated
 from services.gateway.batches.batch_records import BatchRecords
 from services.gateway.batches.batch_service import BatchService
 from services.gateway.batches.file_store import FileStore
@@ -34,9 +37,6 @@ from services.gateway.proxy.proxy import Proxy
 from services.gateway.routes import admin, files, health, jobs, metrics, model_list, oip_server, usage
 from services.gateway.routes.model_list import ModelIndex
 from services.gateway.routing.replica_registry import ReplicaRegistry
-from shared import plugins
-from shared.api.examples import attach_examples
-from shared.errors import BadInput, InvalidOption, MethodNotAllowed, NotFound, NotReady, Unauthenticated
 from shared.jobs.queue import JobQueue
 from shared.jobs.usage_ledger import UsageLedger
 from shared.settings import Settings

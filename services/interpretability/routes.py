@@ -15,6 +15,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from fovea.errors import InvalidOption, Malformed
 from services.interpretability.attention.head_scores import Overlap, overlap
 from services.interpretability.core.experiment import Experiment
 from services.interpretability.core.report import NPZ, HeatMap, Report, Table, head_axes, head_name, to_matrix
@@ -22,7 +23,6 @@ from services.interpretability.core.result_store import TenantResults
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.rendering import render
 from services.interpretability.rendering.html_page import POLICY
-from shared.errors import InvalidOption, Malformed
 from shared.registry import Servable
 from shared.serving import servable_schema
 from shared.serving.host import Host

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from fovea.api.mask import Component, Contour, Form, RunLengths, SegmentIn
+from fovea.errors import TooLarge
 from services.medical_seg.preprocess import upsample_in_strips
-from shared.api.mask import Component, Contour, Form, RunLengths, SegmentIn
-from shared.errors import TooLarge
 from shared.vision.draw import encode, outline_mask, tint_mask
 from shared.vision.mask_regions import (
     Region,

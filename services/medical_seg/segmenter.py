@@ -12,10 +12,10 @@ from typing import ClassVar, cast
 import numpy as np
 from pydantic import BaseModel
 
+from fovea.api.mask import SegmentIn, SegmentOut
+from fovea.api.tensors import TensorSpec
 from services.medical_seg.postprocess import BYTES_PER_PIXEL, draw_mask, encode_forms, extract_mask, measure
 from services.medical_seg.preprocess import resize_and_normalise
-from shared.api.mask import SegmentIn, SegmentOut
-from shared.api.tensors import TensorSpec
 from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext, Card
 from shared.registry.weights import Weights

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 
-from shared.errors import Fault, FoveaError, InvalidOption, NotReady, TooLarge, by_status
+from fovea.errors import Fault, FoveaError, InvalidOption, NotReady, TooLarge, by_status
 from shared.registry import CallContext
 
 Message = Mapping[str, str]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.errors import NotReady
+from fovea.errors import NotReady
 
 if TYPE_CHECKING:
     from shared.lm.embedder import SentenceEmbedder

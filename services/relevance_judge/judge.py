@@ -13,12 +13,12 @@ from typing import Any, ClassVar, Generic, Self
 
 from typing_extensions import TypeVar
 
+from fovea.errors import FoveaError, InvalidOption, NotFound
 from services.relevance_judge.chat_client import ChatClient, Message, PromptTooLong
 from services.relevance_judge.metrics.calibration import Calibration
 from services.relevance_judge.prompt_template import RenderedPrompt, Template, get_template
 from services.relevance_judge.schemas import JudgeIn, JudgeOut, Pair, Verdict
 from services.relevance_judge.storage.versioned_store import VersionedStore
-from shared.errors import FoveaError, InvalidOption, NotFound
 from shared.registry import CallContext, LoadContext, Paper, Servable
 from shared.registry.servable import Mode
 from shared.storage import ObjectStore

@@ -18,8 +18,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fovea.errors import NotFound
 from services.relevance_judge.parsing.grades import ParsedGrade, parse
-from shared.errors import NotFound
 from shared.registry.discovery import data_folders
 
 Kind = Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]

@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 from shared.vision.decode import decode
 from shared.vision.limits import DecodeBounds
 

@@ -16,6 +16,8 @@ from typing import ClassVar, Self, cast, get_args
 import numpy as np
 from pydantic import BaseModel
 
+from fovea.api.restore import Estimate, ImageSimilarity, RestoreIn, RestoreOut
+from fovea.errors import DeadlineExceeded, InvalidOption, in_field
 from services.vision_restoration.comparison_images import (
     compare_side_by_side,
     mean_change,
@@ -29,8 +31,6 @@ from services.vision_restoration.tiled_inference import TilePlan, plan_tiles, re
 from services.vision_restoration.variant import Variant
 from services.vision_restoration.variant_engines import VariantEngines
 from services.vision_restoration.weights_loading import WHOLE, build_artifacts, load_weights
-from shared.api.restore import Estimate, ImageSimilarity, RestoreIn, RestoreOut
-from shared.errors import DeadlineExceeded, InvalidOption, in_field
 from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext, Card, LoadContext
 from shared.registry.weights import Weights

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fovea.api.restore import Estimate, RestoreIn
+from fovea.errors import InvalidOption
 from services.vision_restoration.variant import Variant
-from shared.api.restore import Estimate, RestoreIn
-from shared.errors import InvalidOption
 from shared.registry import CallContext, Engine
 from shared.vision.tiling import mirror_positions, padded_length, windows
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from fovea.api.tensors import TensorSpec
+from fovea.errors import NotReady
 from services.vision_restoration.variant import Variant
-from shared.api.tensors import TensorSpec
-from shared.errors import NotReady
 from shared.export.artifacts import ExportedForms
 from shared.registry.weights import Manifest, NetworkSpec, Weights, find_weights, read_weights
 

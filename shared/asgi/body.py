@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-from shared.errors import BadInput, FoveaError, Malformed, TooLarge, UnsupportedMedia
+from fovea.errors import BadInput, FoveaError, Malformed, TooLarge, UnsupportedMedia
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

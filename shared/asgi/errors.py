@@ -9,8 +9,8 @@ import json
 import math
 from typing import Any, Literal
 
-from shared.api.problem import PROBLEM_CONTENT_TYPE, anthropic_error, oip_error, openai_error, problem
-from shared.errors import FoveaError, MethodNotAllowed
+from fovea.api.problem import PROBLEM_CONTENT_TYPE, anthropic_error, oip_error, openai_error, problem
+from fovea.errors import FoveaError, MethodNotAllowed
 
 ErrorForm = Literal["problem", "openai", "anthropic", "oip"]
 RawHeaders = list[tuple[bytes, bytes]]

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from shared.api.tensors import TensorSpec
-from shared.errors import FoveaError, NotReady
+from fovea.api.tensors import TensorSpec
+from fovea.errors import FoveaError, NotReady
 from shared.registry.servable import Engine, LoadContext
 from shared.telemetry import log
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from shared.api.tensors import TensorSpec
-from shared.errors import FoveaError
+from fovea.api.tensors import TensorSpec
+from fovea.errors import FoveaError
 from shared.storage import ObjectStore
 from shared.telemetry import log
 

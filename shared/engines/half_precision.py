@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from shared.errors import NotReady
+from fovea.errors import NotReady
 
 _KEPT = ("Resize", "Range", "Softmax", "LayerNormalization", "ReduceMean", "ReduceSum", "Pow", "Cast")
 """Operators that stay in float32: sums and powers leave float16's range, and sizes are counted in float32."""

@@ -14,11 +14,11 @@ import ml_dtypes
 import numpy as np
 import onnxruntime
 
-from shared.api.tensors import Datatype, TensorSpec
+from fovea.api.tensors import Datatype, TensorSpec
+from fovea.errors import Malformed, NotReady
 from shared.engines.gpu_providers import Provider, cuda_provider
 from shared.engines.idle_memory import IDLE_SHRINKER
 from shared.engines.validation import to_error
-from shared.errors import Malformed, NotReady
 
 ONNX_DATATYPES: Mapping[str, Datatype] = {
     "tensor(bool)": "BOOL",

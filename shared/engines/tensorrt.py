@@ -9,10 +9,10 @@ from pathlib import Path
 
 import onnxruntime
 
-from shared.api.tensors import TensorSpec
+from fovea.api.tensors import TensorSpec
+from fovea.errors import NotReady
 from shared.engines.gpu_providers import BuiltEngines, Precision, Provider, cuda_provider, tensorrt_provider
 from shared.engines.onnx import OnnxEngine
-from shared.errors import NotReady
 from shared.storage import ObjectStore
 
 _PROVIDER = "TensorrtExecutionProvider"

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.api.tensors import Datatype, TensorSpec
+from fovea.api.tensors import Datatype, TensorSpec
+from fovea.errors import FoveaError, NotReady
 from shared.engines.validation import to_error
-from shared.errors import FoveaError, NotReady
 
 TORCH_DATATYPES: Mapping[torch.dtype, Datatype] = {
     torch.bool: "BOOL",

@@ -14,9 +14,8 @@ import numpy as np
 from tritonclient.utils import InferenceServerException
 from tritonclient.utils.shared_memory import SharedMemoryException
 
-from shared.api.tensors import TensorSpec
-from shared.engines.triton_connections import ConnectionPool, InputRegion, TritonConnection, is_this_host
-from shared.errors import (
+from fovea.api.tensors import TensorSpec
+from fovea.errors import (
     Cancelled,
     Conflict,
     DeadlineExceeded,
@@ -30,6 +29,7 @@ from shared.errors import (
     Unauthenticated,
     by_status,
 )
+from shared.engines.triton_connections import ConnectionPool, InputRegion, TritonConnection, is_this_host
 from shared.rpc.tensors import datatype_of
 
 T = TypeVar("T")

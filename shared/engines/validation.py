@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from shared.errors import Fault, FoveaError, InvalidOption, TooLarge
+from fovea.errors import Fault, FoveaError, InvalidOption, TooLarge
 from shared.rpc.tensors import datatype_of
 
 _MEMORY = ("out of memory", "bad_alloc", "failed to allocate", "not enough memory", "can't allocate memory")

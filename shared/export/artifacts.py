@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from shared.api.tensors import TensorSpec
+from fovea.api.tensors import TensorSpec
+from fovea.errors import FoveaError, NotReady
 from shared.engines import ModelArtifacts, open_engine
-from shared.errors import FoveaError, NotReady
 from shared.export.child import EXPORT_CHILD
 from shared.export.parity import Parity
 from shared.registry import Card, Engine, LoadContext

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, cast
 
-from shared.errors import Fault, FoveaError
+from fovea.errors import Fault, FoveaError
 from shared.export.parity import Parity
 
 

@@ -17,7 +17,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from shared.errors import Fault
+from fovea.errors import Fault
 from shared.export.parity import Parity
 
 __all__ = ["OPSET", "Parity", "export_onnx"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from shared.api.tensors import TensorSpec
+from fovea.api.tensors import TensorSpec
 from shared.export.artifacts import ExportedForms, Shapes
 from shared.export.onnx_export import export_onnx
 from shared.export.parity import Parity

@@ -16,8 +16,8 @@ from typing import Any, Final
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as schema
 
-from shared.api.tensors import TensorSpec
-from shared.errors import InvalidOption
+from fovea.api.tensors import TensorSpec
+from fovea.errors import InvalidOption
 from shared.export.artifacts import ExportedForms
 
 BACKEND: Final = "onnxruntime"

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Final
 
-from shared.api.job import Job
-from shared.api.problem import PROBLEM_CONTENT_TYPE, problem
-from shared.errors import Cancelled, Fault, FoveaError, by_status
+from fovea.api.job import Job
+from fovea.api.problem import PROBLEM_CONTENT_TYPE, problem
+from fovea.errors import Cancelled, Fault, FoveaError, by_status
 from shared.jobs.queue import Payload, Result
 
 JOB_FIELDS: Final = (

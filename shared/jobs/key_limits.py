@@ -15,7 +15,7 @@ from limits.aio.storage import RedisStorage
 from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import RedisError
 
-from shared.errors import RateLimited, Unauthenticated
+from fovea.errors import RateLimited, Unauthenticated
 from shared.jobs.redis_connection import open_redis_pool
 from shared.telemetry import log
 

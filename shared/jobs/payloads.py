@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from shared.errors import Fault
+from fovea.errors import Fault
 from shared.storage import ObjectStore
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from shared.errors import NotReady
+from fovea.errors import NotReady
 from shared.jobs.redis_client import RedisClient, cancel_tasks, translate_redis_errors
 
 _RECONNECT_PAUSE_S = 0.1

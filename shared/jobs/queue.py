@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from shared.api.job import Job
+from fovea.api.job import Job
 
 
 class Counts(NamedTuple):
@@ -63,7 +63,7 @@ class Ticket(Protocol):
 
 
 Handler = Callable[[Payload, Ticket], Awaitable[Result]]
-"""Runs one job. A 4xx, answered or raised as an error of `shared.errors`, fails it for good; 408, 425, 429, 499, 5xx
+"""Runs one job. A 4xx, answered or raised as an error of `fovea.errors`, fails it for good; 408, 425, 429, 499, 5xx
 and any other error are tried again."""
 
 

@@ -19,7 +19,7 @@ from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 
-from shared.errors import NotReady, StorageFull
+from fovea.errors import NotReady, StorageFull
 from shared.jobs.redis_connection import open_redis_pool
 from shared.jobs.redis_keys import ROOT
 

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
-from shared.api.job import FINAL, Job
-from shared.errors import Conflict, NotFound, QueueFull, RateLimited
+from fovea.api.job import FINAL, Job
+from fovea.errors import Conflict, NotFound, QueueFull, RateLimited
 from shared.jobs import codec, redis_keys
 from shared.jobs.payloads import PayloadStore
 from shared.jobs.pubsub import ChangeListener

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import redis
 
-from shared.errors import NotReady
+from fovea.errors import NotReady
 from shared.jobs.redis_connection import open_redis
 from shared.settings import Settings
 

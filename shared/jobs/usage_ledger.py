@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError
 
-from shared.api.usage import USAGE_FIELDS, UsageRecord
+from fovea.api.usage import USAGE_FIELDS, UsageRecord
 from shared.jobs.redis_connection import open_async_redis
 
 _FLUSH_S: Final = 1.0

@@ -13,7 +13,7 @@ from functools import partial
 from random import uniform
 from typing import Final, NamedTuple
 
-from shared.errors import Cancelled, FoveaError
+from fovea.errors import Cancelled, FoveaError
 from shared.jobs import codec
 from shared.jobs.consumer import Attempt, Delivery, NothingToDo, QueueConsumer
 from shared.jobs.lease import JobLeases, JobTicket

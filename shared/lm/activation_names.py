@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from shared.errors import InvalidOption, TooLarge
+from fovea.errors import InvalidOption, TooLarge
 from shared.lm.config import DecoderConfig
 
 SITES = {

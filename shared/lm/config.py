@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shared.errors import BadInput
+from fovea.errors import BadInput
 
 _LLAMA_PATH = {"llama": False, "mistral": False, "qwen2": True, "qwen3": False}
 """Official `model_type`s that are the Llama path → whether q, k and v carry biases whatever else the config says."""

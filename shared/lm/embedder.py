@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer as Library
 
-from shared.errors import Malformed, NotFound
+from fovea.errors import Malformed, NotFound
 from shared.lm.bert import BertConfig, BertEncoder
 from shared.lm.bundled_models import MINILM_WHEEL, bundled_embedder
 from shared.lm.host_transfer import to_device, to_host

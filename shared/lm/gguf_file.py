@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shared.errors import Malformed, NotFound, UnsupportedMedia
+from fovea.errors import Malformed, NotFound, UnsupportedMedia
 from shared.lm.gguf_tokenizer import tokenizer_files
 from shared.lm.quantization import QuantizedMatrix, from_gguf_blocks
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shared.errors import BadInput, Malformed, TooLarge
+from fovea.errors import BadInput, Malformed, TooLarge
 from shared.lm.config import DecoderConfig
 from shared.validation_errors import list_errors
 

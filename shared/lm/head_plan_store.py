@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from shared.errors import Conflict, InvalidOption
+from fovea.errors import Conflict, InvalidOption
 from shared.lm.head_plan import HeadPlan
 from shared.storage import ObjectStore
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 from shared.lm.decoder import Decoder
 from shared.lm.ops import NormLayer, Ops
 from shared.lm.rope import Rotation

@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
-from shared.errors import InvalidOption, Malformed, NotFound, in_field
+from fovea.errors import InvalidOption, Malformed, NotFound, in_field
 from shared.lm.weights import read_json
 
 _ENDS = frozenset({"<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>", "</s>"})

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from shared.errors import Malformed, NotFound, UnsupportedMedia
+from fovea.errors import Malformed, NotFound, UnsupportedMedia
 from shared.lm.config import DecoderConfig, from_official
 from shared.lm.decoder import Decoder
 

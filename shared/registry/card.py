@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.api.model import Task
+from fovea.api.model import Task
 from shared.sparsity import SparsityClaim
 
 __all__ = ["Card", "Limits", "Metric", "Paper", "SamplingDefaults", "Task"]

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from shared import plugins
-from shared.errors import NotFound
+from fovea import plugins
+from fovea.errors import NotFound
 from shared.registry.card import Card
 from shared.registry.servable import Servable
 from shared.sparsity import SparsityClaim

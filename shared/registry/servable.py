@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
 import numpy as np
 from pydantic import BaseModel
 
-from shared.api.tensors import TensorSpec
-from shared.errors import Cancelled, DeadlineExceeded, FoveaError, PermissionDenied
+from fovea.api.tensors import TensorSpec
+from fovea.errors import Cancelled, DeadlineExceeded, FoveaError, PermissionDenied
 from shared.registry.card import Card
 from shared.storage import ObjectStore
 
@@ -96,7 +96,7 @@ class CallContext:
         media: Content type that the answer is rendered in.
         model: Name of the model that answers, for metrics.
         note: The last note of `progress`.
-        usage: The call's consumption so far, by name: `pictures`, `cpu_seconds` (`shared.api.usage`).
+        usage: The call's consumption so far, by name: `pictures`, `cpu_seconds` (`fovea.api.usage`).
         state: State that a route has loaded for the model to continue, if anything.
     """
 

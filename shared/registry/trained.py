@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shared.errors import NotReady
+from fovea.errors import NotReady
 from shared.registry.card import Card
 from shared.registry.measured import measured_metrics
 from shared.registry.servable import Servable

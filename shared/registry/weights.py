@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.numpy import load, save
 
-from shared.errors import NotReady
+from fovea.errors import NotReady
 from shared.registry.int8 import pack_kernels, unpack_kernels
 from shared.settings import settings
 

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from shared.errors import Fault, Malformed
+from fovea.errors import Fault, Malformed
 
 Parameter = bool | int | float | str
 """Value of a request, tensor or answer parameter."""

@@ -14,7 +14,7 @@ import numpy as np
 import pydantic_core
 from pydantic import BaseModel, ValidationError
 
-from shared.errors import Malformed, TooLarge
+from fovea.errors import Malformed, TooLarge
 from shared.rpc.oip import InferAnswer, InferCall, Parameter, refuse_unoffered, to_mapping
 from shared.rpc.oip_wire import InferRequest, InferResponse, Tensor
 from shared.rpc.tensors import datatype_of, from_raw, from_values, to_raw, to_values

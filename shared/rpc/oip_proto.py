@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from shared.errors import Malformed
+from fovea.errors import Malformed
 from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.oip import InferAnswer, InferCall, Parameter, refuse_unoffered, to_mapping
 from shared.rpc.tensors import datatype_of, element_count, from_raw, from_values, to_raw

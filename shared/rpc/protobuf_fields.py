@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from shared.errors import Malformed
+from fovea.errors import Malformed
 
 MAX_FIELDS = 4096
 """Top-level fields that a message may have: no request of Open Inference has more than its tensors and a handful."""

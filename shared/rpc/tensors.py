@@ -14,7 +14,7 @@ from typing import Any, Final
 import ml_dtypes
 import numpy as np
 
-from shared.errors import Fault, Malformed, TooLarge
+from fovea.errors import Fault, Malformed, TooLarge
 
 DTYPES: Final[Mapping[str, np.dtype[Any]]] = MappingProxyType(
     {

@@ -23,8 +23,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from fovea.errors import Cancelled, DeadlineExceeded, FoveaError, NotReady, QueueFull
 from shared import telemetry
-from shared.errors import Cancelled, DeadlineExceeded, FoveaError, NotReady, QueueFull
 from shared.registry import CallContext
 from shared.serving.batch_context import BatchContext, BatchSpan
 from shared.serving.http.errors import to_safe_error

@@ -19,8 +19,8 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from shared import plugins
-from shared.api.examples import attach_examples
+from fovea import plugins
+from fovea.api.examples import attach_examples
 from shared.registry import Servable
 from shared.registry.discovery import servables as discover
 from shared.registry.imported_weights import fetch_weights

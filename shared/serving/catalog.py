@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shared import plugins
-from shared.api.model import ModelEntry
-from shared.errors import InvalidOption, NotFound, NotReady
+from fovea import plugins
+from fovea.api.model import ModelEntry
+from fovea.errors import InvalidOption, NotFound, NotReady
 from shared.registry import Card, Servable
 from shared.serving.batching import Batcher, BatchOptions
 from shared.settings import Settings

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from shared.errors import NotReady
+from fovea.errors import NotReady
 from shared.registry import LoadContext
 from shared.settings import Settings
 from shared.storage import open_object_store

@@ -15,8 +15,8 @@ from typing import Any
 import grpc
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from shared.api.replica import SECRET_HEADER
-from shared.errors import PermissionDenied, Unauthenticated
+from fovea.api.replica import SECRET_HEADER
+from fovea.errors import PermissionDenied, Unauthenticated
 from shared.local_names import without_port
 from shared.serving.http.error_rendering import render
 from shared.settings import Settings

@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
+from fovea.api.replica import LEASE_S, RENEW_S, ReplicaRecord, replicas_key
 from shared import telemetry
-from shared.api.replica import LEASE_S, RENEW_S, ReplicaRecord, replicas_key
 from shared.jobs.redis_connection import open_async_redis, open_redis
 
 _REMOVE_AFTER_S = 60 * LEASE_S

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from fovea.api.tensors import TensorSpec
+from fovea.errors import FoveaError, InvalidOption, QueueFull, TooLarge
 from shared import telemetry
-from shared.api.tensors import TensorSpec
-from shared.errors import FoveaError, InvalidOption, QueueFull, TooLarge
 from shared.registry import CallContext, Engine, Servable
 from shared.retry_after import PlaceEstimate
 from shared.rpc.tensors import require_finite

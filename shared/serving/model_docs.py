@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from shared.api.model import sparsity_in_words
+from fovea.api.model import sparsity_in_words
 from shared.registry import Card, Servable, servables
 from shared.registry.discovery import SERVICES
 from shared.sparsity import SparsityClaim, lint

@@ -21,7 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from shared.api.replica import RENEW_S, ReplicaRecord, route_fields
+from fovea.api.replica import RENEW_S, ReplicaRecord, route_fields
 from shared.registry.discovery import service_package
 from shared.rpc.joined_writes import JoinedWritesProtocol
 from shared.serving.build_app import build

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode
 
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 
 Schema = Mapping[str, Any]
 

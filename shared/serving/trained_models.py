@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shared.errors import NotReady
+from fovea.errors import NotReady
 from shared.registry import Servable
 from shared.registry.imported_weights import fetch_weights
 from shared.registry.trained import trained_servables

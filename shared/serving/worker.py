@@ -16,8 +16,8 @@ from typing import Annotated, NoReturn
 import typer
 import uvloop
 
+from fovea.errors import TooLarge
 from shared import telemetry
-from shared.errors import TooLarge
 from shared.serving.jobs.job_runner import JobRunner
 from shared.serving.jobs.replica_directory import ReplicaDirectory
 from shared.serving.jobs.replica_handler import ReplicaJobHandler

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from shared.errors import FoveaError
+from fovea.errors import FoveaError
 from shared.storage.object_store import ObjectStore
 from shared.telemetry import log
 

@@ -28,7 +28,7 @@ import obstore
 from obstore import exceptions
 from obstore.store import LocalStore, from_url
 
-from shared.errors import NotReady, StorageFull
+from fovea.errors import NotReady, StorageFull
 from shared.settings import Settings
 
 _SEGMENT: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._@=+-]{1,255}")

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from fovea.errors import NotFound
 from shared import telemetry
-from shared.errors import NotFound
 from shared.settings import Settings
 from shared.tests.recorded_spans import is_child, recorded_spans  # noqa: F401  # a fixture
 

@@ -24,7 +24,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from shared.errors import FoveaError, Malformed, TooLarge, UnsupportedMedia
+from fovea.errors import FoveaError, Malformed, TooLarge, UnsupportedMedia
 from shared.vision.format_detection import detect_format, webp_canvas
 from shared.vision.limits import DEFAULT_BOUNDS, DecodeBounds, check_size
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 from shared.export.triton_repository import TritonOptions, write_model
 from shared.registry import Servable
 from shared.registry.discovery import servables, services_with_models

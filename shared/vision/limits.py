@@ -17,7 +17,7 @@ from functools import cache
 
 import numpy as np
 
-from shared.errors import Malformed, QueueFull, TooLarge
+from fovea.errors import Malformed, QueueFull, TooLarge
 from shared.registry import Card, LoadContext
 from shared.settings import Settings
 

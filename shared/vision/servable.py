@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
 import numpy as np
 from pydantic import BaseModel
 
-from shared.api.drawable import Drawable
-from shared.api.tensors import TensorSpec
-from shared.errors import Cancelled, FoveaError, in_field
+from fovea.api.drawable import Drawable
+from fovea.api.tensors import TensorSpec
+from fovea.errors import Cancelled, FoveaError, in_field
 from shared.export.artifacts import ExportedForms, open_engine_with_card
 from shared.registry import CallContext, Card, Engine, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights

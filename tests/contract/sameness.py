@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from shared.errors import FoveaError
+from fovea.errors import FoveaError
 from shared.vision.decode import decode
 
 VOLATILE = frozenset({"times", "timings", "id", "created", "request_id", "seconds", "elapsed", "latency_ms", "ms"})

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from fovea.errors import StorageFull
 from services.gateway.app import build_gateway
 from services.relevance_judge.routes import router
 from services.relevance_judge.tests.fake_endpoint import FakeModel
-from shared.errors import StorageFull
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.serving.build_app import build

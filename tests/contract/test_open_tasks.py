@@ -16,9 +16,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from typer.testing import CliRunner
 
+from fovea.api.replica import EFFECTFUL, ENDLESS, ReplicaRecord
 from fovea.cli.main import app as command
 from services.gateway.tests.stage import fronted
-from shared.api.replica import EFFECTFUL, ENDLESS, ReplicaRecord
 from shared.serving.build_app import build
 from shared.serving.replica import ReplicaServer
 from shared.settings import Settings

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from shared.errors import NotFound, NotReady
+from fovea.errors import NotFound, NotReady
 from shared.registry import CallContext, LoadContext, servables
 from shared.rpc.tensors import DTYPES
 from shared.serving.tests.oip_mirrors import serving

@@ -15,6 +15,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from fovea.api.replica import ReplicaRecord
 from services.gateway.app import build_gateway
 from services.gateway.policy.auth import KeyRing
 from services.interpretability.routes import build_router
@@ -23,7 +24,6 @@ from services.llm_longctx.serving.local_models import make_local_model
 from services.llm_longctx.tests.conftest import write_folder
 from services.relevance_judge.routes import router as judge_router
 from services.relevance_judge.tests.fake_endpoint import FakeModel
-from shared.api.replica import ReplicaRecord
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.registry import servables

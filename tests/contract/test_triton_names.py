@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from shared.errors import NotFound
+from fovea.errors import NotFound
 from shared.registry import LoadContext
 from shared.registry.discovery import servables, services_with_models
 from shared.vision.servable import VisionServable

@@ -14,15 +14,15 @@ from starlette.testclient import TestClient
 import fovea
 import services
 import shared
+from fovea.errors import NotFound
+from fovea.plugins import entries
 from services.gateway.app import build_gateway
 from services.gateway.routing.route_table import RouteTable
-from shared.errors import NotFound
-from shared.plugins import entries
 from shared.registry.discovery import SERVICES, servables, service_package
 from shared.settings import Settings
 
 KNOWN: dict[str, dict[str, list[str]]] = json.loads(
-    Path(shared.__file__).with_name("known_plugins.json").read_text("utf8")
+    Path(fovea.__file__).with_name("known_plugins.json").read_text("utf8")
 )
 GROUPS = ("adapters", "commands", "findings", "models", "pages", "recipes", "routes", "traffic")
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.core_alone.environment import ROOT, link_libraries, run_alone
 
-KNOWN = json.loads((ROOT / "shared/known_plugins.json").read_text("utf8"))
+KNOWN = json.loads((ROOT / "fovea/known_plugins.json").read_text("utf8"))
 
 
 def _examine(libraries, tree=ROOT):

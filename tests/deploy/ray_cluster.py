@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import httpx2
 import redis
 
-from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
+from fovea.api.replica import LEASE_S, ReplicaRecord, replicas_key
 from shared.jobs.redis_server import RedisServer
 from shared.serving.up import reaper
 from shared.settings import Settings

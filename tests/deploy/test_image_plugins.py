@@ -64,7 +64,7 @@ def test_the_gateway_s_image_has_canaries():
 
 def test_what_the_gateway_loads_of_plug_ins_needs_its_own_libraries_alone():
     program = """
-from shared.plugins import load_all
+from fovea.plugins import load_all
 loaded = [*load_all("fovea.pages"), *load_all("fovea.traffic"), *load_all("fovea.routes", "gateway")]
 print(*loaded, "torch" in sys.modules)
 """

@@ -11,7 +11,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from shared.errors import FoveaError, NotReady
+from fovea.errors import FoveaError, NotReady
 from shared.registry import CallContext, LoadContext
 from shared.registry.discovery import servables
 from shared.vision.export_cli import export

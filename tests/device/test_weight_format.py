@@ -2,10 +2,10 @@
 
 import pytest
 
+from fovea.errors import NotReady
 from services.llm_longctx.serving import weight_format
 from services.llm_longctx.serving.weight_format import load_weights
 from services.llm_longctx.tests.conftest import write_folder
-from shared.errors import NotReady
 from tests.device.pretend_cuda import PretendCuda
 
 

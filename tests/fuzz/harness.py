@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.errors import FoveaError
+from fovea.errors import FoveaError
 
 MAX_CPU_S = 5.0
 """Processor seconds that an input of a few kilobytes may take, on a busy machine too."""

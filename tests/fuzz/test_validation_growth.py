@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from shared.errors import FoveaError
+from fovea.errors import FoveaError
 from shared.serving.http.json_bounds import MAX_PARTS, PartsCounter
 from shared.serving.http.request_parsing import ParsedRequest, build_requests
 from shared.validation_errors import MAX_ERRORS, list_errors
@@ -90,5 +90,5 @@ def test_a_task_route_refuses_many_unknown_fields_by_the_first():
 def test_every_service_has_request_models():
     services = {name.split(".")[1] for name in MODELS if name.startswith("services.")}
     assert {"interpretability", "relevance_judge"} <= services
-    assert "shared.api.text.ChatRequest" in MODELS
+    assert "fovea.api.text.ChatRequest" in MODELS
     assert len(MODELS) > 20

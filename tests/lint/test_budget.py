@@ -14,7 +14,7 @@ def tree(tmp_path):
         "fovea/cli/a.py": 2,
         "services/eye/a.py": 3,
         "services/eye/tests/test_a.py": 9,
-        "shared/errors.py": 1,
+        "shared/settings.py": 1,
         "plugins/more/fovea_more/a.py": 4,
         "plugins/more/tests/test_b.py": 9,
     }.items():
@@ -55,6 +55,6 @@ def test_a_package_that_is_not_listed_is_found(tree):
 
 @pytest.mark.parametrize("line", ["import fovea_more\n", "from fovea_more.a import x\n", "import os, fovea_more.a\n"])
 def test_an_import_of_a_plug_in_by_the_core_is_found(tree, line, capsys):
-    (tree / "shared/errors.py").write_text(line)
+    (tree / "shared/settings.py").write_text(line)
     assert budget.main(tree) == 1
-    assert "shared/errors.py:1: the core imports the plug-in fovea_more" in capsys.readouterr().out
+    assert "shared/settings.py:1: the core imports the plug-in fovea_more" in capsys.readouterr().out

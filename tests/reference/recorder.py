@@ -12,10 +12,10 @@ from typing import Any
 import httpx2
 import jsonschema
 
+from fovea import plugins
+from fovea.api.examples import FILE, read_examples
 from services.gateway.app import build_gateway
 from services.gateway.http.openapi import join_documents
-from shared import plugins
-from shared.api.examples import FILE, read_examples
 from shared.registry.discovery import services_with_models
 from shared.settings import Settings
 

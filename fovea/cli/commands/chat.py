@@ -13,14 +13,14 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from fovea.api.text import ChatMessage, Usage
 from fovea.chat import ChatOptions
 from fovea.cli.commands.methods import build_longctx
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.client import Client
-from shared.api.text import ChatMessage, Usage
-from shared.errors import FoveaError, Malformed
+from fovea.errors import FoveaError, Malformed
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
+from fovea.api.classes import ClassifyIn, ClassifyOut
 from fovea.async_client import AsyncClient
 from fovea.cli.batch_images import CONTEXT_SETTINGS, ImageBatch, ImageResult
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
 from fovea.cli.option_groups import expand_options
 from fovea.cli.typed_options import add_request_options
-from shared.api.classes import ClassifyIn, ClassifyOut
 
 __all__ = ["CONTEXT_SETTINGS", "classify"]
 

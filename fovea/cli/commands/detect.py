@@ -11,15 +11,15 @@ from typing import Annotated, Any
 
 import typer
 
+from fovea.api.boxes import DetectIn, DetectOut
+from fovea.api.coco import CocoDataset
 from fovea.async_client import AsyncClient
 from fovea.cli.batch_images import CONTEXT_SETTINGS, ImageBatch, ImageResult
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
 from fovea.cli.option_groups import expand_options
 from fovea.cli.typed_options import add_request_options
-from shared.api.boxes import DetectIn, DetectOut
-from shared.api.coco import CocoDataset
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 
 __all__ = ["CONTEXT_SETTINGS", "detect"]
 

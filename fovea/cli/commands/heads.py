@@ -15,7 +15,7 @@ from fovea.cli.commands.probe import print_report, run_study, save_report
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.option_groups import expand_options
 from fovea.cli.schema_options import parse_options, parse_pair
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 
 app = typer.Typer(
     no_args_is_help=True, help="Make plans of which heads keep the whole cache and which keep only its ends."

@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from fovea.api.job import Job
 from fovea.cli.common_options import Connection, GatewayOptions
 from fovea.cli.job_progress import describe_state, follow_job
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen, colour_status
-from shared.api.job import Job
 
 app = typer.Typer(help="List, follow, cancel and retry queued requests.", no_args_is_help=True)
 

@@ -9,13 +9,13 @@ import typer
 from rich.markup import escape
 
 from fovea import endpoints
+from fovea.api.longctx import LongctxOptions
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.option_groups import expand_options
 from fovea.cli.schema_options import describe_options, parse_options, parse_pair
 from fovea.client import Client
+from fovea.errors import NotFound
 from fovea.results import MethodCard
-from shared.api.longctx import LongctxOptions
-from shared.errors import NotFound
 
 
 @expand_options

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from fovea.api.model import ModelEntry, sparsity_in_words
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import describe_options
 from fovea.headline_metric import pick_headline
 from fovea.results import ModelCard
-from shared.api.model import ModelEntry, sparsity_in_words
 
 
 @expand_options

@@ -18,14 +18,14 @@ import typer
 from rich.markup import escape
 
 from fovea import endpoints
+from fovea.api.model import ModelEntry
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.job_progress import follow_job
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import parse_options, parse_pair
 from fovea.client import Client
-from shared.api.model import ModelEntry
-from shared.errors import FoveaError, InvalidOption, NotFound
+from fovea.errors import FoveaError, InvalidOption, NotFound
 
 PLAN_FILE = "head-plan.json"
 MAX_ROWS = 60

@@ -16,6 +16,8 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fovea import endpoints
+from fovea.api.job import Job
+from fovea.api.restore import RestoreIn, RestoreOut
 from fovea.async_client import AsyncClient
 from fovea.call import Call
 from fovea.cli.common_options import Connection, GatewayOptions, Model
@@ -23,9 +25,7 @@ from fovea.cli.input_files import ImageSource, find_images
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.typed_options import add_request_options
-from shared.api.job import Job
-from shared.api.restore import RestoreIn, RestoreOut
-from shared.errors import DeadlineExceeded, FoveaError, InvalidOption
+from fovea.errors import DeadlineExceeded, FoveaError, InvalidOption
 
 _SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 

@@ -13,7 +13,7 @@ from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import list_picture_fields, parse_options, parse_pair, split_arguments
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 
 CONTEXT_SETTINGS = {"ignore_unknown_options": True}
 """Typer keeps options that it does not know, which are the served model's, among the arguments."""

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from fovea import endpoints
+from fovea.api.coco import CocoDataset
+from fovea.api.mask import Contour, SegmentIn, SegmentOut
 from fovea.async_client import AsyncClient
 from fovea.cli.batch_images import CONTEXT_SETTINGS, ImageBatch, ImageResult
 from fovea.cli.common_options import GatewayOptions, Model
@@ -19,8 +21,6 @@ from fovea.cli.input_files import ImageSource
 from fovea.cli.option_groups import expand_options
 from fovea.cli.source_handlers import handle_sources
 from fovea.cli.typed_options import add_request_options
-from shared.api.coco import CocoDataset
-from shared.api.mask import Contour, SegmentIn, SegmentOut
 
 __all__ = ["CONTEXT_SETTINGS", "segment"]
 

@@ -11,12 +11,12 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from fovea.api.steering import SteeringVector
 from fovea.chat import ChatOptions
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
-from shared.api.steering import SteeringVector
-from shared.errors import Malformed
+from fovea.errors import Malformed
 
 app = typer.Typer(
     no_args_is_help=True, help="Make, list and try steering vectors: directions that a chat adds inside the model."

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import uvicorn
 from pydantic import BaseModel
 
-from shared.errors import FoveaError
+from fovea.errors import FoveaError
 from shared.registry import CallContext, Card, Paper, Servable
 from shared.serving.build_app import build
 from shared.settings import settings

@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Self
 
+from fovea.errors import FoveaError
 from loadtests.bench.servers.bench_model import BenchModel, Nothing, bench_card, serve
-from shared.errors import FoveaError
 from shared.registry import CallContext, LoadContext
 
 MODEL_S = 0.02

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fovea.errors import Fault
 from loadtests.bench.result import Row, Table, row
 from loadtests.bench.turns import milliseconds
 from services.detection.boxes.geometry import decode
 from services.detection.models.yolo9tr import Yolo9trBoxDetector
 from shared.engines.onnx import OnnxEngine
-from shared.errors import Fault
 from shared.export.onnx_export import export_onnx
 from shared.registry import network
 

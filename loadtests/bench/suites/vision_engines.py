@@ -16,11 +16,11 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from fovea.errors import Fault, FoveaError
 from loadtests.bench.result import Row, Table, row
 from loadtests.bench.turns import milliseconds
 from shared.engines.onnx import OnnxEngine
 from shared.engines.torch import TorchEngine
-from shared.errors import Fault, FoveaError
 from shared.registry import CallContext, LoadContext, Servable
 from shared.registry.discovery import servables
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from email.message import Message
 from typing import NamedTuple
 
-from shared.errors import FoveaError, Malformed, TooLarge
+from fovea.errors import FoveaError, Malformed, TooLarge
 
 DICOM = "application/dicom"
 

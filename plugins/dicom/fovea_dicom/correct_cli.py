@@ -13,9 +13,9 @@ from fovea.call import Call, read_json
 from fovea.cli.common_options import AsJson, Connection, Key, Url
 from fovea.cli.job_progress import run_as_job
 from fovea.cli.output import Screen
+from fovea.errors import NotFound
 from fovea.transport import LOCAL
 from fovea_dicom.segment_study import PACS, PATH, is_dicom, list_files
-from shared.errors import NotFound
 
 
 def correct(

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset
 
+from fovea.errors import InvalidOption, Malformed
 from fovea_dicom.bodies import NamedFile
 from fovea_dicom.derived_objects import MaskFinding, build_report, build_segmentation, to_bytes
 from fovea_dicom.frames import count_frames
@@ -22,7 +23,6 @@ from fovea_dicom.reading import is_dicom, read_object
 from fovea_dicom.schemas import CorrectionOut
 from fovea_dicom.sources import fill_identity
 from fovea_dicom.study import sort_out
-from shared.errors import InvalidOption, Malformed
 from shared.vision.decode import decode
 from shared.vision.limits import DecodeBounds
 from shared.vision.mask_regions import find_regions

@@ -21,9 +21,9 @@ from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGExtended12Bit
 
+from fovea.errors import Malformed, TooLarge, UnsupportedMedia
 from fovea_dicom.frames import count_frames
 from fovea_dicom.windowing import GreyWindow, to_grey
-from shared.errors import Malformed, TooLarge, UnsupportedMedia
 from shared.vision.limits import DEFAULT_BOUNDS, DecodeBounds
 
 MAX_FRAMES = 2000

@@ -18,13 +18,13 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 
+from fovea.api.mask import SegmentIn, SegmentOut
+from fovea.api.replica import EFFECTFUL
+from fovea.errors import Conflict, InvalidOption, NotReady, UnsupportedMedia
 from fovea_dicom.bodies import DICOM, MAX_FILES, NamedFile, number_files, parse_related, unpack_zip
 from fovea_dicom.schemas import CorrectionOptions, CorrectionOut, StudyOptions, StudyOut
 from fovea_dicom.settings import PacsSettings
 from fovea_dicom.web_client import DicomWebClient
-from shared.api.mask import SegmentIn, SegmentOut
-from shared.api.replica import EFFECTFUL
-from shared.errors import Conflict, InvalidOption, NotReady, UnsupportedMedia
 from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.openapi_routes import problems

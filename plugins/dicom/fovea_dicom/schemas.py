@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Base64Bytes, BaseModel, BeforeValidator, ConfigDict, Field
 
-from shared.api.csv_fields import split_commas
+from fovea.api.csv_fields import split_commas
 
 StudyForm = Literal["segmentation", "report", "strip", "masks"]
 

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import FileDataset
 
+from fovea.api.mask import SegmentIn, SegmentOut
+from fovea.errors import FoveaError, UnsupportedMedia
 from fovea_dicom import derived_objects
 from fovea_dicom.bodies import NamedFile
 from fovea_dicom.burnt_in import inspect_text
@@ -31,8 +33,6 @@ from fovea_dicom.schemas import (
 from fovea_dicom.sources import fill_identity
 from fovea_dicom.windowing import GreyWindow, parse_window
 from services.medical_seg.postprocess import draw_mask
-from shared.api.mask import SegmentIn, SegmentOut
-from shared.errors import FoveaError, UnsupportedMedia
 from shared.registry import CallContext
 from shared.vision.decode import decode
 from shared.vision.draw import encode

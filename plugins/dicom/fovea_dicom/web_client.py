@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx2
 
+from fovea.errors import Fault, InvalidOption, NotFound, NotReady, TooLarge
 from fovea_dicom.bodies import DICOM, build_related, parse_related
-from shared.errors import Fault, InvalidOption, NotFound, NotReady, TooLarge
 
 TIMEOUT_S = 60.0
 MAX_STUDY_BYTES = 2**30

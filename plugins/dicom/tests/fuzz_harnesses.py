@@ -18,10 +18,10 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
+from fovea.api.mask import Component
 from fovea_dicom.bodies import number_files, parse_related, unpack_zip
 from fovea_dicom.schemas import StudyOptions
 from fovea_dicom.study import StudySegmenter
-from shared.api.mask import Component
 from shared.registry import CallContext
 from shared.vision.draw import encode
 from tests.fuzz.decoders.forms import make_zip

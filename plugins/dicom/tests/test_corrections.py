@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 
+from fovea.errors import InvalidOption, Malformed
 from fovea_dicom import corrections
 from fovea_dicom.bodies import NamedFile
 from fovea_dicom.corrections import correct_segmentation
 from fovea_dicom.schemas import SeriesOut
 from plugins.dicom.tests.test_dicom_objects import make_series, raw
 from plugins.dicom.tests.test_dicom_study import H, W, film, picture, read_masks, read_report, segment, to_file
-from shared.errors import InvalidOption, Malformed
 from shared.vision.draw import encode
 from shared.vision.limits import DEFAULT_BOUNDS
 

@@ -21,6 +21,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import RLELossless, generate_uid
 
+from fovea.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from fovea_dicom.bodies import build_related, parse_related, unpack_zip
 from fovea_dicom.burnt_in import find_text_lines, inspect_text
 from fovea_dicom.derived_objects import MaskFinding, build_report, build_segmentation, to_bytes
@@ -29,7 +30,6 @@ from fovea_dicom.geometry import PixelSize, find_edges, find_pixel_size
 from fovea_dicom.reading import has_pixels, read_frame, read_object
 from fovea_dicom.sources import fill_identity, has_geometry
 from fovea_dicom.windowing import GreyWindow, parse_window
-from shared.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from shared.vision.limits import DecodeBounds
 
 

@@ -19,11 +19,11 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MultiFrameTrueColorSecondaryCaptureImageStorage, generate_uid
 from starlette.testclient import TestClient
 
+from fovea.errors import InvalidOption, NotFound, NotReady
 from fovea_dicom.bodies import build_related
 from fovea_dicom.web_client import DicomWebClient
 from plugins.dicom.tests.test_dicom_objects import raw
 from services.medical_seg.models.pranet import PraNetSegmenter
-from shared.errors import InvalidOption, NotFound, NotReady
 from tests.harness.models import client_of
 from tests.harness.waiting import free_port, wait_until
 

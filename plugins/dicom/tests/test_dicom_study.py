@@ -18,14 +18,14 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from fovea.api.mask import Component, SegmentIn, SegmentOut
+from fovea.api.timings import Times
+from fovea.errors import UnsupportedMedia
 from fovea_dicom.bodies import number_files
 from fovea_dicom.frames import count_frames, find_functional_item
 from fovea_dicom.geometry import PixelSize, find_edges, find_pixel_size
 from fovea_dicom.schemas import SeriesOut, StudyOptions
 from fovea_dicom.study import DETECTOR_NOTE, TEXT_NOTE, StudySegmenter
-from shared.api.mask import Component, SegmentIn, SegmentOut
-from shared.api.timings import Times
-from shared.errors import UnsupportedMedia
 from shared.registry import CallContext
 from shared.vision.decode import decode
 from shared.vision.draw import encode

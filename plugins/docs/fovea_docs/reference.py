@@ -11,10 +11,10 @@ from typing import Any
 from typer.main import get_command
 
 import fovea
+from fovea import errors
 from fovea.cli.main import app
 from fovea.cli.plugins import GROUP, load_plugin
-from shared import errors
-from shared.plugins import entries
+from fovea.plugins import entries
 
 
 @cache

@@ -11,8 +11,8 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
+from fovea.errors import Fault
 from fovea_docs.staging import Sections, find_checkout, name_page, read_sections, stage
-from shared.errors import Fault
 
 
 def build_site(target: Path, version: str | None = None) -> None:

@@ -14,8 +14,8 @@ from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
 
+from fovea.errors import InvalidOption, NotFound
 from fovea_docs.reference import render_reference
-from shared.errors import InvalidOption, NotFound
 
 Sections = list[tuple[str, list[str]]]
 """Title and pages of each section, in order."""

@@ -8,8 +8,8 @@ import sys
 import httpx2
 import pytest
 
+from fovea.errors import Fault, InvalidOption
 from fovea_docs import reference, site, staging
-from shared.errors import Fault, InvalidOption
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fovea.cli.option_groups import expand_options
+from fovea.errors import InvalidOption, Malformed
 from fovea_lab.heatmap import draw_heatmap
-from shared.errors import InvalidOption, Malformed
 
 Model = Annotated[str | None, typer.Option(help="A served name, a Hugging Face folder or a GGUF file.")]
 Knobs = Annotated[

@@ -11,8 +11,8 @@ import time
 from collections.abc import Generator
 from typing import Any, TypeVar
 
+from fovea.errors import Cancelled
 from services.llm_longctx.engine.scheduler import Scheduler
-from shared.errors import Cancelled
 from shared.registry import CallContext
 
 POLL_S = 0.005

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from rich.progress import Progress
 
+from fovea.errors import InvalidOption
 from fovea_lab.method_quality import (
     FidelityReport,
     FidelityRequest,
@@ -23,7 +24,6 @@ from fovea_lab.method_quality import (
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from services.llm_longctx.serving.decoder_model import DecoderModel
 from services.llm_longctx.serving.local_models import select_models
-from shared.errors import InvalidOption
 from shared.registry import CallContext
 from shared.serving.device_placement import load_context
 from shared.settings import settings

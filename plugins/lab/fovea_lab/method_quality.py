@@ -16,6 +16,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from fovea.api.longctx import LongctxOptions
+from fovea.errors import Cancelled, FoveaError, InvalidOption
 from fovea_lab.idle_run import POLL_S, run_when_idle
 from fovea_lab.needles import NeedleCell, map_recall, score_recall
 from fovea_lab.text_corpus import load_library_prose
@@ -25,8 +27,6 @@ from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_de
 from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from services.llm_longctx.serving.method_selection import select_policy
-from shared.api.longctx import LongctxOptions
-from shared.errors import Cancelled, FoveaError, InvalidOption
 from shared.lm.niah_prompts import NEEDLES, build_haystack
 from shared.registry import CallContext
 

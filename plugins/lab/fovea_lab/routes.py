@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from fovea.errors import InvalidOption
 from fovea_lab.heatmap import draw_heatmap
 from fovea_lab.method_quality import (
     FidelityReport,
@@ -28,7 +29,6 @@ from fovea_lab.ruler.samples.task import TASKS
 from fovea_lab.ruler.served import run_served
 from fovea_lab.ruler.spec import RulerSpec
 from services.llm_longctx.serving.decoder_model import DecoderModel
-from shared.errors import InvalidOption
 from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.system_routes import host_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from functools import cache
 
-from shared.errors import NotFound
+from fovea.errors import NotFound
 
 
 def load_library_prose(characters: int, seed: int = 0) -> str:

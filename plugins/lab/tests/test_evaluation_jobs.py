@@ -7,8 +7,8 @@ import json
 import pytest
 from PIL import Image
 
+from fovea.errors import Cancelled
 from services.llm_longctx.tests.conftest import MODEL, app_of
-from shared.errors import Cancelled
 from shared.jobs.progress import RemoteProgress
 from shared.jobs.queue import Payload, Result
 from shared.serving.jobs.replica_directory import ReplicaDirectory

@@ -6,10 +6,10 @@ import httpx2
 import numpy as np
 import pytest
 
+from fovea.errors import BadInput, NotReady
 from fovea_lab.interpretability.endpoint import LongctxEndpoint
 from fovea_lab.interpretability.needle_grid import NeedleGrid
 from services.interpretability.tests.test_single_forward_experiments import ask
-from shared.errors import BadInput, NotReady
 from shared.registry import CallContext
 
 

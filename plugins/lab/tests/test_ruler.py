@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fovea.errors import FoveaError, InvalidOption
 from fovea_lab.ruler.samples.generation import generate
 from fovea_lab.ruler.samples.placement import DEPTHS, cwe_rule, fit, fwe_counts, place
 from fovea_lab.ruler.samples.sample import render
@@ -14,7 +15,6 @@ from fovea_lab.ruler.samples.task import OFFLINE, TASKS
 from fovea_lab.ruler.samples.variable_chains import resolve
 from fovea_lab.ruler.scoring import score, string_match_all, string_match_part
 from fovea_lab.ruler.statistics import bootstrap, compare_paired
-from shared.errors import FoveaError, InvalidOption
 
 GOLDEN = Path(__file__).parent / "golden/ruler"
 

@@ -7,6 +7,8 @@ import httpx2
 import pytest
 from PIL import Image
 
+from fovea.api.longctx import LongctxOptions
+from fovea.errors import InvalidOption
 from fovea_lab.ruler import leaderboard, peers, plots
 from fovea_lab.ruler.cli import ruler
 from fovea_lab.ruler.method_variants import MethodVariant
@@ -15,8 +17,6 @@ from fovea_lab.ruler.spec import RulerSpec
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.tests.conftest import Server, app_of, tiny_decoder, write_folder
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN
-from shared.api.longctx import LongctxOptions
-from shared.errors import InvalidOption
 from shared.lm.builders import llama
 from shared.lm.head_plan import HeadPlan
 from shared.lm.tokenizer import Tokenizer

@@ -21,13 +21,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fovea.api.model import ModelEntry
+from fovea.errors import FoveaError, InvalidOption, PermissionDenied, Unauthenticated, UnsupportedMedia
 from fovea_labelstudio.label_config import ControlTag, find_control
 from fovea_labelstudio.predictor import Predictor, version_of
 from fovea_labelstudio.settings import LabelStudioSettings
 from fovea_labelstudio.training_run import TrainingRuns
 from shared import telemetry
-from shared.api.model import ModelEntry
-from shared.errors import FoveaError, InvalidOption, PermissionDenied, Unauthenticated, UnsupportedMedia
 from shared.local_names import is_loopback, without_port
 from shared.serving.http.error_rendering import render, translate
 from shared.serving.http.middleware import ServiceMiddleware

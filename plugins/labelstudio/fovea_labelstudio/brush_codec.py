@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.errors import Malformed
+from fovea.errors import Malformed
 
 Mask = NDArray[np.bool_]
 

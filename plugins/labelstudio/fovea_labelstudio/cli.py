@@ -12,13 +12,13 @@ import uvicorn
 from rich.console import Console
 
 from fovea.cli.option_groups import expand_options
+from fovea.errors import InvalidOption
 from fovea_labelstudio.backend import LabelStudioBackend, build_backend_app
 from fovea_labelstudio.label_studio import LabelStudio
 from fovea_labelstudio.predictor import Predictor, version_of
 from fovea_labelstudio.settings import LabelStudioSettings
 from fovea_labelstudio.training_run import TrainingPlan, TrainingRuns
 from shared import telemetry
-from shared.errors import InvalidOption
 from shared.local_names import is_loopback
 from shared.storage.private_files import make_files_private
 

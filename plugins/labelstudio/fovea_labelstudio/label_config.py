@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element  # only the type: the text is parsed b
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
-from shared.errors import InvalidOption, Malformed
+from fovea.errors import InvalidOption, Malformed
 
 RegionKind = Literal["rectanglelabels", "polygonlabels", "brushlabels", "choices"]
 """Type of a region, which is also the key of its labels."""

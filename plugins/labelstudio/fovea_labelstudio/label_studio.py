@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import httpx2
 
-from shared.errors import InvalidOption, NotReady, PermissionDenied, TooLarge
+from fovea.errors import InvalidOption, NotReady, PermissionDenied, TooLarge
 
 HTTP_REFUSED = (401, 403)
 

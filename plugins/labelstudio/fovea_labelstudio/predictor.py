@@ -9,14 +9,14 @@ from typing import Any
 import httpx2
 from pydantic import BaseModel, ValidationError
 
+from fovea.api.boxes import DetectOut
+from fovea.api.classes import ClassifyOut
+from fovea.api.mask import SegmentOut
+from fovea.api.model import ModelEntry, ModelList
+from fovea.errors import FoveaError, InvalidOption, Malformed, NotFound, NotReady, by_status
 from fovea_labelstudio.label_config import ControlTag
 from fovea_labelstudio.label_studio import LabelStudio
 from fovea_labelstudio.regions import boxes_to_regions, choices_to_regions, mask_to_regions
-from shared.api.boxes import DetectOut
-from shared.api.classes import ClassifyOut
-from shared.api.mask import SegmentOut
-from shared.api.model import ModelEntry, ModelList
-from shared.errors import FoveaError, InvalidOption, Malformed, NotFound, NotReady, by_status
 
 Prediction = dict[str, Any]
 

@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from fovea.api.boxes import DetectOut
+from fovea.api.classes import ClassifyOut
+from fovea.api.mask import Contour, SegmentOut
 from fovea_labelstudio.brush_codec import encode_brush
 from fovea_labelstudio.label_config import ControlTag
-from shared.api.boxes import DetectOut
-from shared.api.classes import ClassifyOut
-from shared.api.mask import Contour, SegmentOut
 
 Region = dict[str, Any]
 

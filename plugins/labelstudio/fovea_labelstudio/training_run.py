@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fovea.errors import Conflict, FoveaError, InvalidOption
 from fovea_labelstudio.label_config import ControlTag, find_control
 from fovea_labelstudio.label_studio import LabelStudio
 from fovea_labelstudio.training_set import TrainingSet, pick_annotation
 from shared import telemetry
-from shared.errors import Conflict, FoveaError, InvalidOption
 
 RunStatus = Literal["idle", "exporting", "training", "finished", "failed"]
 

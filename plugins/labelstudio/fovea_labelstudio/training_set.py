@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from fovea.api.coco import CocoDataset
+from fovea.errors import Malformed, TooLarge, UnsupportedMedia
 from fovea_labelstudio.brush_codec import decode_brush
 from fovea_labelstudio.label_config import ControlTag
-from shared.api.coco import CocoDataset
-from shared.errors import Malformed, TooLarge, UnsupportedMedia
 
 Region = Mapping[str, Any]
 

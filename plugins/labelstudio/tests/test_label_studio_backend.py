@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fovea.api.boxes import Detection, DetectOut
+from fovea.api.classes import Candidate, Classified, ClassifyOut
+from fovea.api.timings import Times
+from fovea.errors import InvalidOption, Malformed, PermissionDenied, TooLarge, UnsupportedMedia
 from fovea_labelstudio.brush_codec import decode_brush, encode_brush
 from fovea_labelstudio.cli import check_access
 from fovea_labelstudio.label_config import find_control
@@ -24,10 +28,6 @@ from fovea_recipes.training.data.box_sets import find_boxes
 from fovea_recipes.training.data.class_folders import find_classes
 from fovea_recipes.training.data.mask_folders import find_masks, read_mask
 from plugins.labelstudio.tests.stand import BRUSH, FRAME, POLYGON, backend, files_of_label_studio, gateway
-from shared.api.boxes import Detection, DetectOut
-from shared.api.classes import Candidate, Classified, ClassifyOut
-from shared.api.timings import Times
-from shared.errors import InvalidOption, Malformed, PermissionDenied, TooLarge, UnsupportedMedia
 
 BOXES = """<View><Image name="img" value="$photo"/><RectangleLabels name="box" toName="img">
 <Label value="Pothole" predicted_values="D40"/><Label value="Crack" predicted_values="D00, D10"/>

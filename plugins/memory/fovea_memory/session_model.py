@@ -14,13 +14,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
+from fovea.errors import NotReady
 from fovea_memory.adapters.session import SessionAdapter
 from fovea_memory.request_session import RequestSession
 from fovea_memory.session_backend import SessionBackend
 from services.llm_longctx.engine import Scheduler
 from services.llm_longctx.generation_metrics import watch_scheduler
 from services.llm_longctx.serving.text_model import TextModel
-from shared.errors import NotReady
 from shared.registry import Card, LoadContext, network
 from shared.registry.weights import NetworkSpec, find_weights, read_weights
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer as Library
 from tokenizers import models
 
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
 
 FILLERS = "and the of to in on at by"

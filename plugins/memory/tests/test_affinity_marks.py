@@ -2,8 +2,8 @@
 
 from fastapi import FastAPI
 
+from fovea.api.replica import route_fields
 from fovea_memory.routes import documents, sessions
-from shared.api.replica import route_fields
 
 
 def test_documents_are_affine_and_sessions_are_not():

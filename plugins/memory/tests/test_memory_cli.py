@@ -7,7 +7,7 @@ import pytest
 
 from fovea import Client
 from fovea import sessions_documents as calls
-from shared.errors import Conflict, NotFound
+from fovea.errors import Conflict, NotFound
 from tests.harness.waiting import wait_until as until
 
 TITANS, LANDMARK = "fovea-titans-mac", "fovea-landmark-recall"

@@ -2,8 +2,8 @@
 
 import pytest
 
+from fovea.errors import NotFound
 from fovea_memory.experiments.routing_clusters import RoutingClusters
-from shared.errors import NotFound
 from shared.registry import CallContext, LoadContext
 
 

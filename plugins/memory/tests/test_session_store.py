@@ -6,11 +6,11 @@ import stat
 import pytest
 import redis as sync_redis
 
+from fovea.errors import Conflict, InvalidOption, NotFound, NotReady, RateLimited, TooLarge
 from fovea_memory.state import session_store
 from fovea_memory.state.document_store import DocumentStore
 from fovea_memory.state.encryption import TenantCipher, load_master_key
 from fovea_memory.state.session_store import KEPT_ANSWERS, KEPT_VERSIONS, SessionStore
-from shared.errors import Conflict, InvalidOption, NotFound, NotReady, RateLimited, TooLarge
 from shared.jobs.redis_client import RedisClient
 
 MASTER = b"0123456789abcdef"

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fovea.api.text import ChatRequest
+from fovea.errors import FoveaError, InvalidOption
 from fovea_messages.wire import ContentBlock, Conversation, MessagesRequest, ToolChoice, ToolDefinition
-from shared.api.text import ChatRequest
-from shared.errors import FoveaError, InvalidOption
 from shared.validation_errors import list_errors
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}

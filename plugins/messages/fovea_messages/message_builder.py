@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
+from fovea.api.text import ChatChunk, ChunkChoice, Usage
+from fovea.api.tools import ToolCallDelta
 from fovea_messages.wire import AnthropicMessage, MessageUsage, StopReason
-from shared.api.text import ChatChunk, ChunkChoice, Usage
-from shared.api.tools import ToolCallDelta
 
 Event = dict[str, Any]
 """One event of a stream; its `type` names it."""

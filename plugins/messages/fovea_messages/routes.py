@@ -10,6 +10,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response, StreamingResponse
 
+from fovea.api.problem import anthropic_error
+from fovea.api.replica import AFFINE
+from fovea.api.request_fields import check_fields
+from fovea.api.text import ChatChunk
 from fovea_messages.build_chat import build_chat, rename_fields
 from fovea_messages.message_builder import Event, MessageBuilder
 from fovea_messages.wire import (
@@ -27,10 +31,6 @@ from services.llm_longctx.api.openai import SSE_HEADERS
 from services.llm_longctx.serving.chat_template import read_template_options
 from services.llm_longctx.serving.tools.tool_use import read_tool_use
 from shared import telemetry
-from shared.api.problem import anthropic_error
-from shared.api.replica import AFFINE
-from shared.api.request_fields import check_fields
-from shared.api.text import ChatChunk
 from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error
 from shared.serving.http.system_routes import host_of

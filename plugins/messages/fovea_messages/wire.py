@@ -6,10 +6,10 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.api.bounded_lists import Messages, Tools
-from shared.api.longctx import LongctxOptions
-from shared.api.request_fields import Refusal
-from shared.api.sampling import MAX_STOPS, NullIsAbsent
+from fovea.api.bounded_lists import Messages, Tools
+from fovea.api.longctx import LongctxOptions
+from fovea.api.request_fields import Refusal
+from fovea.api.sampling import MAX_STOPS, NullIsAbsent
 
 REFUSED: Final = {
     "container": Refusal("No code is run here"),

@@ -8,10 +8,10 @@ import pytest
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 
+from fovea.api.text import ChatRequest
 from services.gateway.tests.stage import fronted
 from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, app_of, write_folder
 from services.llm_longctx.tests.test_reasoning import FORCED, QWEN
-from shared.api.text import ChatRequest
 from shared.serving.build_app import build
 from shared.settings import Settings
 from tests.harness.openapi_fuzz import fuzz, list_operations

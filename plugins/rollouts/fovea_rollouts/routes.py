@@ -7,12 +7,12 @@ from typing import Annotated, cast
 from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 
+from fovea.errors import NotFound
 from fovea_rollouts.plan import TrafficPlan
 from fovea_rollouts.traffic_plans import TrafficPlans
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.routes.dependencies import get_caller
 from services.gateway.routing.replica_registry import ReplicaRegistry
-from shared.errors import NotFound
 
 router = APIRouter(prefix="/v1/admin/traffic", tags=["admin"], responses=PROBLEMS)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from fovea.api.replica import SCOPES_HEADER
 from fovea_rollouts.answer_agreement import TooLargeToCompare, WholeAnswer, measure_agreement
 from fovea_rollouts.metrics import count_shadow, observe_shadow
 from fovea_rollouts.traffic_plans import TrafficPlans
@@ -25,7 +26,6 @@ from services.gateway.routing.affinity import MAX_TOKENS, find_affinity_key
 from services.gateway.routing.json_peek import has_json_field
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from services.gateway.routing.route_table import Route
-from shared.api.replica import SCOPES_HEADER
 from shared.telemetry import log
 
 MAX_ANSWER_BYTES = 8 * 2**20

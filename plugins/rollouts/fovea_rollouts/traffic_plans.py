@@ -15,11 +15,11 @@ from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from fovea.errors import NotReady
 from fovea_rollouts.plan import PLANS, TRAFFIC_KEY, TrafficPlan
 from fovea_rollouts.settings import RolloutSettings
 from services.gateway.routing.affinity import AffinityKey
 from services.gateway.routing.version_policy import VersionPolicy
-from shared.errors import NotReady
 
 
 class TrafficPlans(VersionPolicy):

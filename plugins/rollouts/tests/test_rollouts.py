@@ -16,14 +16,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as ToyRoute
 
+from fovea.api.replica import SCOPES_HEADER
+from fovea.errors import InvalidOption
 from fovea_rollouts import shadow
 from fovea_rollouts.answer_agreement import TooLargeToCompare, WholeAnswer, measure_agreement
 from fovea_rollouts.plan import TrafficPlan
 from fovea_rollouts.shadow import SHADOW_TENANT
 from services.gateway.policy.auth import KeyRing
 from services.gateway.tests.test_gateway_affinity import LONG, chat, key
-from shared.api.replica import SCOPES_HEADER
-from shared.errors import InvalidOption
 
 
 def png(pixels: Any) -> str:

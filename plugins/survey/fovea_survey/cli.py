@@ -22,7 +22,7 @@ from fovea.cli.job_progress import follow_job, run_as_job
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.client import Client
-from shared.errors import NotFound
+from fovea.errors import NotFound
 
 PHOTOGRAPHS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".heic", ".heif"})
 FILMS = frozenset({".mp4", ".webm", ".mkv", ".mov"})

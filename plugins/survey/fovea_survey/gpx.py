@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
+from fovea.errors import Malformed
 from fovea_survey.places import Place
-from shared.errors import Malformed
 
 MAX_GAP_S = 30.0
 """Between two points further apart in time nothing is interpolated."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from shared.errors import TooLarge, UnsupportedMedia
+from fovea.errors import TooLarge, UnsupportedMedia
 from shared.vision.draw import encode
 from shared.vision.format_detection import detect_format
 from shared.vision.limits import DecodeBounds

@@ -10,6 +10,8 @@ from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
+from fovea.api.plan import PlanIn
+from fovea.errors import FoveaError, InvalidOption
 from fovea_survey import counting, forms
 from fovea_survey.geodesy import to_metres
 from fovea_survey.placing import name_apart, place_pictures
@@ -23,8 +25,6 @@ from fovea_survey.schemas import (
     SurveyOut,
 )
 from fovea_survey.search import Search
-from shared.api.plan import PlanIn
-from shared.errors import FoveaError, InvalidOption
 from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.negotiation import choose

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Base64Bytes, BaseModel, BeforeValidator, ConfigDict, Field
 
-from shared.api.csv_fields import split_commas
+from fovea.api.csv_fields import split_commas
 
 Severity = Literal["low", "medium", "high"]
 

@@ -14,6 +14,8 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
+from fovea.api.boxes import DEFAULT_CONFIDENCE, DetectIn, Detection, DetectOut
+from fovea.errors import FoveaError, InvalidOption
 from fovea_survey.gpx import Track, parse_gpx
 from fovea_survey.places import Place, find_place, heic_to_png, read_time
 from fovea_survey.placing import make_unique
@@ -23,8 +25,6 @@ from fovea_survey.video.stream_pipeline import TRACKING_CONFIDENCE
 from fovea_survey.video.tracking import MAX_FRAMES_AWAY, Tracker
 from fovea_survey.video.video_decoder import VideoFile
 from services.detection.boxes.drawing import draw_boxes
-from shared.api.boxes import DEFAULT_CONFIDENCE, DetectIn, Detection, DetectOut
-from shared.errors import FoveaError, InvalidOption
 from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.vision.decode import decode

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fovea.errors import FoveaError, InvalidOption, TooLarge, UnsupportedMedia
 from fovea_survey.video.frame_parsers import (
     FileParser,
     FrameParser,
@@ -15,7 +16,6 @@ from fovea_survey.video.frame_parsers import (
     MultipartParser,
     read_pages,
 )
-from shared.errors import FoveaError, InvalidOption, TooLarge, UnsupportedMedia
 from shared.vision.decode import decode
 from shared.vision.limits import DecodeBounds
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fovea.api.boxes import DetectedFrame, DetectIn, Detection, DetectOut
+from fovea.api.timings import Times
+from fovea.errors import InvalidOption, Malformed, NotReady
 from fovea_survey.video.frame_parsers import JpegParser
 from fovea_survey.video.stream_pipeline import DetectStreamOptions, FrameQueue, detect_frames
 from services.detection.tests.test_box_detector import CARD, NAMES, Blobs, Toy
-from shared.api.boxes import DetectedFrame, DetectIn, Detection, DetectOut
-from shared.api.timings import Times
-from shared.errors import InvalidOption, Malformed, NotReady
 from shared.registry import CallContext, LoadContext
 from shared.serving.build_app import build
 from shared.settings import Settings

@@ -15,6 +15,7 @@ import pytest
 from defusedxml import ElementTree
 from PIL import ExifTags, Image, TiffImagePlugin
 
+from fovea.api.boxes import DetectIn
 from fovea_survey.counting import build_geojson, cut_segments, list_unplaced, merge_damage
 from fovea_survey.places import find_place, read_place
 from fovea_survey.placing import make_unique, place_pictures
@@ -22,7 +23,6 @@ from fovea_survey.schemas import Observation, SeenObject
 from fovea_survey.video.flow import BoxCarrier
 from plugins.survey.tests.test_survey import DEGREE_M, GPX, PAVEMENT, photograph, seen
 from services.detection.tests.test_box_detector import CARD, NAMES, Blobs, Toy
-from shared.api.boxes import DetectIn
 from shared.registry import LoadContext
 from shared.vision.draw import encode
 from shared.vision.servable import DataConfig

@@ -8,9 +8,9 @@ import numpy as np
 import psutil
 import pytest
 
+from fovea.errors import Malformed, TooLarge
 from fovea_survey.video.frame_parsers import FileParser
 from fovea_survey.video.video_decoder import VideoFile
-from shared.errors import Malformed, TooLarge
 from shared.vision.decode import decode
 from shared.vision.limits import DecodeBounds
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from shared.api.boxes import Box, BoxColumns, Detection, Micrometres, Tally
-from shared.errors import InvalidOption
+from fovea.api.boxes import Box, BoxColumns, Detection, Micrometres, Tally
+from fovea.errors import InvalidOption
 
 Names = Sequence[str]
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from shared.api.boxes import Box, Detection
+from fovea.api.boxes import Box, Detection
 from shared.vision.draw import Colour
 
 

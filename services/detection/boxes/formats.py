@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fovea.api.boxes import Detection, DetectOut
 from services.detection.boxes.drawing import crop_box
-from shared.api.boxes import Detection, DetectOut
 from shared.vision.draw import encode
 
 CSV, COCO, YOLO, CROPS = "text/csv", "application/vnd.coco+json", "text/plain", "application/zip"

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fovea.api.boxes import DEFAULT_CONFIDENCE, DetectOptions, Letterbox
+from fovea.errors import TooLarge
 from services.detection.boxes.letterbox import letterbox, unletterbox
 from services.detection.boxes.nms import nms
 from services.detection.boxes.tiling import Slice, make_slices, merge_slices
-from shared.api.boxes import DEFAULT_CONFIDENCE, DetectOptions, Letterbox
-from shared.errors import TooLarge
 from shared.vision.calibration import Platt
 
 NEUTRAL = Platt()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 
 Boxes = Sequence[tuple[float, float, float, float]]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 
 STRIDE = 32
 """Height and width must be multiples of this: four stages at 1/4, 1/8, 1/16 and 1/32."""

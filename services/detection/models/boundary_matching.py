@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fovea.errors import InvalidOption
 from services.detection.segments.proposals import cells, sampling_mask
-from shared.errors import InvalidOption
 from shared.registry import builder
 
 GROUPS = 4

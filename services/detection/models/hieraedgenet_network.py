@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fovea.errors import InvalidOption
 from services.detection.boxes.geometry import decode
 from services.detection.layers.area import AreaElan, CrossStage
 from services.detection.layers.conv import EPS, MOMENTUM, Conv
@@ -23,7 +24,6 @@ from services.detection.layers.edge import Edge, EdgeFusion, EdgeModule, SpaceTo
 from services.detection.layers.fourier import Transform
 from services.detection.layers.head import BINS, Integral, raw_maps
 from services.detection.layers.omni import CSPOmniKernel, FrequencyGate
-from shared.errors import InvalidOption
 from shared.registry import builder
 from shared.vision.backbones.pooling import pool_levels
 from shared.vision.decode import decode as decode_picture

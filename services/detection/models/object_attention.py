@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fovea.errors import InvalidOption
 from services.detection.layers.positions import fitted_positions, sinusoid
 from services.detection.layers.transformer import TransformerDecoder, TransformerEncoder
-from shared.errors import InvalidOption
 from shared.registry import builder
 
 LONGEST = 5000

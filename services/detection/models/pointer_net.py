@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 from shared.registry import builder
 
 Encoder = Literal["lstm", "attn"]

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fovea.errors import InvalidOption
 from services.detection.boxes.geometry import decode
 from services.detection.layers import (
     AveragedConv,
@@ -24,7 +25,6 @@ from services.detection.layers import (
     raw_maps,
     towers,
 )
-from shared.errors import InvalidOption
 from shared.registry import builder
 from shared.vision.backbones.pooling import pool_levels
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from scipy.special import erf
 
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 
 HEADS = 4
 """Attention heads of the encoder `attn`."""

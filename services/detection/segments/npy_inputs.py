@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from shared.errors import FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
+from fovea.errors import FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
 
 MAX_NUMBERS = 16_000_000
 """Most numbers in one matrix: 64 MB of float32."""

@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import BaseModel
 
+from fovea.api.actions import ActionsIn, ActionsOut, Curves, Proposal
+from fovea.api.tensors import TensorSpec
+from fovea.errors import InvalidOption
 from services.detection.segments.npy_inputs import read_matrices
 from services.detection.segments.plot import draw_timeline
 from services.detection.segments.proposals import classify_proposals, score_proposals, soft_nms
-from shared.api.actions import ActionsIn, ActionsOut, Curves, Proposal
-from shared.api.tensors import TensorSpec
-from shared.errors import InvalidOption
 from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext
 from shared.registry.weights import Weights

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import BaseModel
 
+from fovea.api.boxes import DEFAULT_CONFIDENCE, Crop, DetectIn, Detection, DetectOut
+from fovea.api.tensors import TensorSpec
+from fovea.errors import InvalidOption
 from services.detection.boxes import formats
 from services.detection.boxes.detections import (
     build_detections,
@@ -25,9 +28,6 @@ from services.detection.boxes.detections import (
 )
 from services.detection.boxes.drawing import crop_box, draw_boxes
 from services.detection.boxes.input_tiles import LetterboxedImage, collect_boxes, letterbox_views
-from shared.api.boxes import DEFAULT_CONFIDENCE, Crop, DetectIn, Detection, DetectOut
-from shared.api.tensors import TensorSpec
-from shared.errors import InvalidOption
 from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext, Card
 from shared.registry.weights import Weights

@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import BaseModel
 
+from fovea.api.classes import ClassifyIn, ClassifyOut
+from fovea.api.tensors import TensorSpec
 from services.detection.servables.patches import (
     PatchGrid,
     classify,
@@ -25,8 +27,6 @@ from services.detection.servables.patches import (
     tint_patches,
     to_csv,
 )
-from shared.api.classes import ClassifyIn, ClassifyOut
-from shared.api.tensors import TensorSpec
 from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext
 from shared.registry.sparsity_claims import build_claim, read_measurements

@@ -15,9 +15,9 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
+from fovea.api.classes import Candidate, Classified, ClassifyOut
+from fovea.errors import InvalidOption
 from services.detection.boxes.drawing import class_colour
-from shared.api.classes import Candidate, Classified, ClassifyOut
-from shared.errors import InvalidOption
 from shared.vision.draw import draw_label
 
 MEAN = np.array((0.485, 0.456, 0.406), np.float32)

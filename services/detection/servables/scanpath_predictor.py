@@ -15,6 +15,10 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel
 
+from fovea.api.boxes import DetectOut
+from fovea.api.scanpath import Conduct, Fixation, Scanpath, ScanpathIn, ScanpathOut, ScanpathSimilarity
+from fovea.api.tensors import TensorSpec
+from fovea.errors import InvalidOption
 from services.detection.gaze.object_layout import (
     ObjectLayout,
     crop_objects,
@@ -25,10 +29,6 @@ from services.detection.gaze.object_layout import (
 )
 from services.detection.gaze.scanpaths import DecodedScanpath, decode_scanpaths
 from services.detection.metrics import behaviour, multimatch, nss, sequence_score, similarity
-from shared.api.boxes import DetectOut
-from shared.api.scanpath import Conduct, Fixation, Scanpath, ScanpathIn, ScanpathOut, ScanpathSimilarity
-from shared.api.tensors import TensorSpec
-from shared.errors import InvalidOption
 from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext, Engine
 from shared.registry.weights import Weights

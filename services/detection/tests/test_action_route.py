@@ -8,9 +8,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from fovea.api.actions import ActionsIn, ActionsOut
 from services.detection.models.bmn import BmnActionDetector, BmnCsaActionDetector
 from services.detection.servables.action_detector import _list_proposals, resample
-from shared.api.actions import ActionsIn, ActionsOut
 from shared.registry.weights import read_weights
 from tests.contract.sameness import differences
 from tests.harness.models import answered, client_of, problem

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from fovea.errors import InvalidOption
 from services.detection.segments.proposals import sampling_mask
 from services.detection.tests.filling import filled, noise, read, rows
-from shared.errors import InvalidOption
 from shared.registry import network
 
 SMALL = {"features": 12, "length": 10, "hidden": (8, 6, 10)}

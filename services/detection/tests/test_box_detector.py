@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from fovea.api.boxes import DetectIn, DetectOut
+from fovea.api.tensors import TensorSpec
+from fovea.errors import InvalidOption, TooLarge
 from services.detection.boxes.drawing import class_colour
 from services.detection.servables.box_detector import BoxDetector
-from shared.api.boxes import DetectIn, DetectOut
-from shared.api.tensors import TensorSpec
-from shared.errors import InvalidOption, TooLarge
 from shared.registry import CallContext
 from shared.vision.servable import DataConfig
 from tests.harness.models import toy_card

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from fovea.api.classes import ClassifyIn
+from fovea.errors import InvalidOption, UnsupportedMedia
 from services.detection.models.patnet_network import PATNet
 from services.detection.servables.classifier import FEATURE_MAPS, Classifier
-from shared.api.classes import ClassifyIn
-from shared.errors import InvalidOption, UnsupportedMedia
 from shared.registry import CallContext, LoadContext
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.vision.decode import decode

@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
+from fovea.api.boxes import DetectIn
+from fovea.api.classes import ClassifyIn
 from services.detection.layers import PositionAttention
 from services.detection.models.fasternet import FasterNetClassifier
 from services.detection.models.hieraedgenet_cells import HieraEdgeNetCellsBoxDetector
 from services.detection.models.patnet import PATNetClassifier
 from services.detection.models.yolo9tr import Yolo9trBoxDetector
-from shared.api.boxes import DetectIn
-from shared.api.classes import ClassifyIn
 from shared.registry import CallContext, LoadContext, network
 from shared.registry.weights import read_weights
 

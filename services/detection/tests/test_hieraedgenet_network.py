@@ -7,12 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fovea.errors import InvalidOption
 from services.detection.layers.edge import EdgeFusion, EdgeModule, SpaceToDepthConv
 from services.detection.layers.fourier import filter_spectrum
 from services.detection.layers.omni import CSPOmniKernel, FrequencyGate, OmniKernel
 from services.detection.models.hieraedgenet_network import HieraEdgeNet, with_transform
 from services.detection.tests.filling import checksum, filled, noise, picture, read, rows
-from shared.errors import InvalidOption
 from shared.export.onnx_export import export_onnx
 from shared.registry import network
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fovea.api.actions import ActionsIn
+from fovea.errors import FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from services.detection.segments.npy_inputs import MAX_NUMBERS, read_matrices
-from shared.api.actions import ActionsIn
-from shared.errors import FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
 
 
 def npy(array: np.ndarray, **options: Any) -> bytes:

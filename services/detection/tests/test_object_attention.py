@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from fovea.errors import InvalidOption
 from services.detection.layers.positions import fitted_positions
 from services.detection.models.object_attention import ObjectAttention, grid_cells
 from services.detection.tests.filling import filled, picture, read
-from shared.errors import InvalidOption
 from shared.registry import network
 
 SHELVES = {"yogurt": (3, 9), "wine": (2, 11), "amazon": (6, 14)}

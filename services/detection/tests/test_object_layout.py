@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fovea.errors import InvalidOption
 from services.detection.gaze.object_layout import (
     crop_objects,
     draw_scanpath,
@@ -12,7 +13,6 @@ from services.detection.gaze.object_layout import (
     layout_from_grid,
     render_layout,
 )
-from shared.errors import InvalidOption
 
 
 def test_boxes_become_rows_from_top_to_bottom_and_left_to_right():

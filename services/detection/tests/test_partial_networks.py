@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from fovea.errors import InvalidOption
 from services.detection.layers.partial import drop_path
 from services.detection.layers.visual_attention import ChannelGate
 from services.detection.models.fasternet_network import FasterNet
 from services.detection.models.patnet_network import PATNet
 from services.detection.tests.filling import checksum, filled, picture, read, rows
-from shared.errors import InvalidOption
 
 PUBLISHED = {
     "partialnet_t0": lambda: PATNet("t0"),

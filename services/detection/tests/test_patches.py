@@ -8,6 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fovea.api.classes import ClassifyOut
+from fovea.api.timings import Times
+from fovea.errors import InvalidOption
 from services.detection.boxes.drawing import class_colour
 from services.detection.servables.patches import (
     classify,
@@ -17,9 +20,6 @@ from services.detection.servables.patches import (
     tint_patches,
     to_csv,
 )
-from shared.api.classes import ClassifyOut
-from shared.api.timings import Times
-from shared.errors import InvalidOption
 
 NAMES = ("crack", "hole", "none")
 

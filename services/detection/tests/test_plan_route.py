@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from fovea.api.plan import PlanOut
 from services.detection.models.planner import FoveaPlanner
 from services.detection.planning.geometry import hull
-from shared.api.plan import PlanOut
 from tests.harness.models import answered, client_of, problem
 
 POINTS = np.random.default_rng(0).random((9, 2)).round(4)

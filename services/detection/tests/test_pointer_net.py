@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from fovea.errors import InvalidOption
 from services.detection.models.pointer_net import PointerNet
 from services.detection.planning.pointer_inference import PointerInference
 from services.detection.planning.pointer_solver import left_turn_mask, normalise_points, predict_hulls
 from services.detection.tests.filling import read
-from shared.errors import InvalidOption
 from shared.registry import network
 
 

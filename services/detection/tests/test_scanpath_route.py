@@ -5,8 +5,8 @@ import base64
 import numpy as np
 import pytest
 
+from fovea.api.scanpath import ScanpathOut
 from services.detection.models.oat import OatScanpathPredictor
-from shared.api.scanpath import ScanpathOut
 from shared.vision.draw import encode
 from tests.harness.models import answered, client_of, problem
 

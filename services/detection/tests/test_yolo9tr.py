@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from fovea.errors import InvalidOption
 from services.detection.boxes.geometry import decode
 from services.detection.layers import AveragedConv, Conv, PositionAttention, RepConv, RepElan, fuse_batch_norms
 from services.detection.tests.filling import checksum, filled, picture, read
-from shared.errors import InvalidOption
 from shared.registry import network
 
 SIZES = ("s", "l")

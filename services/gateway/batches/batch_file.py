@@ -8,8 +8,8 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from fovea.errors import InvalidOption, Malformed
 from services.gateway.http.bounded_json import parse_json
-from shared.errors import InvalidOption, Malformed
 from shared.jobs.queue import Result
 from shared.validation_errors import list_errors
 

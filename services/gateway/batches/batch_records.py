@@ -15,8 +15,8 @@ import re
 
 from pydantic import BaseModel, TypeAdapter
 
-from shared.api.batches import Batch
-from shared.errors import NotFound
+from fovea.api.batches import Batch
+from fovea.errors import NotFound
 from shared.storage import ObjectStore
 
 _ID = re.compile(r"batch-[0-9a-f]{32}")

@@ -13,15 +13,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from hashlib import sha256
 from uuid import uuid4
 
+from fovea.api.batches import Batch, BatchCounts, BatchRequest
+from fovea.api.job import FINAL
+from fovea.errors import Conflict, FoveaError, NotFound
 from services.gateway.batches.batch_file import BatchLine, parse_lines, write_answer, write_failure
 from services.gateway.batches.batch_records import BatchEntry, BatchLineOut, BatchRecord, BatchRecords, Lines
 from services.gateway.batches.file_store import FileStore
 from services.gateway.policy.audit_log import STEERING_FIELDS
 from services.gateway.policy.caller import Caller
 from services.gateway.policy.scopes import INSIDE_PATHS
-from shared.api.batches import Batch, BatchCounts, BatchRequest
-from shared.api.job import FINAL
-from shared.errors import Conflict, FoveaError, NotFound
 from shared.jobs.queue import JobQueue, Payload
 
 _READ_AT_ONCE = 8

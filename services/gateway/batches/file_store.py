@@ -13,8 +13,8 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
-from shared.api.batches import FileObject
-from shared.errors import NotFound, QueueFull, RateLimited
+from fovea.api.batches import FileObject
+from fovea.errors import NotFound, QueueFull, RateLimited
 from shared.storage import ObjectStore
 
 MAX_FILES = 1000

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from shared.errors import Malformed
+from fovea.errors import Malformed
 
 
 async def parse_upload(headers: Headers, body: bytes) -> tuple[str, str, bytes]:

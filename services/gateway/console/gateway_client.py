@@ -9,10 +9,10 @@ from typing import Any
 
 from starlette.requests import Request
 
-from fovea.errors import parse_error
+from fovea.api.model import ModelEntry, ModelList
+from fovea.error_responses import parse_error
+from fovea.errors import DeadlineExceeded, Fault, FoveaError, NotFound, NotReady
 from services.gateway.http.in_process import send_in_process
-from shared.api.model import ModelEntry, ModelList
-from shared.errors import DeadlineExceeded, Fault, FoveaError, NotFound, NotReady
 
 _DEADLINE_S = 4.0
 """Longest wait for a fact of a page: without it a page would wait for a lost replica as long as a request may take."""

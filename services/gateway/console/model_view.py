@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fovea.api.model import ModelEntry, sort_tasks, sparsity_in_words, title_task
 from fovea.headline_metric import pick_headline
 from services.gateway.console.schema_forms import Field
-from shared.api.model import ModelEntry, sort_tasks, sparsity_in_words, title_task
 
 PAGES = {task: f"/console/{task}" for task in ("segment", "detect", "restore", "chat")}
 """Tasks with a page of their own; every other task uses the generic one."""

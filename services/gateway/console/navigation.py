@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from fovea.api.model import sort_tasks, title_task
 from services.gateway.console.page import Page
-from shared.api.model import sort_tasks, title_task
 
 _ALWAYS = ("segment", "detect", "restore", "chat", "judge", "probe")
 """Tasks whose pages are shown whatever is served."""

@@ -17,7 +17,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 
+from fovea import plugins
+from fovea.api.model import ModelEntry, title_task
 from fovea.endpoints import task_path
+from fovea.errors import FoveaError, InvalidOption, NotFound, PermissionDenied
 from services.gateway.console import model_view, task_options
 from services.gateway.console.gallery import GALLERY
 from services.gateway.console.gateway_client import InProcessClient
@@ -26,9 +29,6 @@ from services.gateway.console.page import STATIC, Page
 from services.gateway.console.schema_forms import build_fields
 from services.gateway.console.snippets import build_snippets
 from services.gateway.console.static_files import COMPRESSION, build_static_routes
-from shared import plugins
-from shared.api.model import ModelEntry, title_task
-from shared.errors import FoveaError, InvalidOption, NotFound, PermissionDenied
 
 _FOLDER = Path(__file__).parent
 _STYLE_SHEETS = (

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Final
 
-from shared.errors import DeadlineExceeded, Malformed, QueueFull, TooLarge
+from fovea.errors import DeadlineExceeded, Malformed, QueueFull, TooLarge
 
 MAX_READS: Final = 3
 """Messages that are read at a time; gRPC may hold the largest message for each."""

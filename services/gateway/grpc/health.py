@@ -14,9 +14,9 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
+from fovea.errors import FoveaError, QueueFull
 from services.gateway.grpc.anonymous_reader import AnonymousReader
 from services.gateway.grpc.status import abort
-from shared.errors import FoveaError, QueueFull
 
 MAX_WATCHES: Final = 100
 """Calls that watch at a time; whoever comes later can still check."""

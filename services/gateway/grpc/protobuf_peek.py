@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.errors import Malformed
+from fovea.errors import Malformed
 from shared.rpc.protobuf_fields import iterate_fields
 
 MAX_TEXT_BYTES = 1024

@@ -13,12 +13,12 @@ from typing import Any
 
 import grpc
 
+from fovea.api.replica import SCOPES_HEADER
+from fovea.errors import DeadlineExceeded, FoveaError, NotReady
 from services.gateway.http.request_context import DEADLINE_GRACE_S
 from services.gateway.policy.caller import Caller
 from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
 from services.gateway.routing.replica_registry import Attempt, Replica, ReplicaRegistry
-from shared.api.replica import SCOPES_HEADER
-from shared.errors import DeadlineExceeded, FoveaError, NotReady
 from shared.telemetry import Context, Span, context, span
 
 CONNECT_TIMEOUT_S = 2.0

@@ -16,6 +16,7 @@ from typing import Any, Final
 import grpc
 from google.protobuf.message import DecodeError
 
+from fovea.errors import FoveaError, Malformed, NotFound, TooLarge
 from services.gateway.app import Gateway
 from services.gateway.grpc.anonymous_reader import AnonymousReader
 from services.gateway.grpc.health import add_health
@@ -26,7 +27,6 @@ from services.gateway.grpc.streams import InferStreams, read_first
 from services.gateway.policy.caller import LOCAL, Caller, KeyScope
 from services.gateway.policy.memory_budget import MessageReader
 from services.gateway.routes import health, oip_server
-from shared.errors import FoveaError, Malformed, NotFound, TooLarge
 from shared.rpc import open_inference_pb2 as pb
 from shared.telemetry import Context as Ids
 from shared.telemetry import span

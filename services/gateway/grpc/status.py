@@ -8,8 +8,8 @@ from typing import Any, Final, NoReturn
 
 import grpc
 
-from shared.api.problem import oip_error
-from shared.errors import FoveaError
+from fovea.api.problem import oip_error
+from fovea.errors import FoveaError
 from shared.telemetry import (
     ERRORS,
     IN_FLIGHT,

@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Final
 
+from fovea.errors import DeadlineExceeded, FoveaError, QueueFull
 from services.gateway.app import Gateway
 from services.gateway.grpc.protobuf_peek import read_text_field
 from services.gateway.grpc.proxy import GrpcCall, GrpcProxy
 from services.gateway.policy.memory_budget import MessageReader
-from shared.errors import DeadlineExceeded, FoveaError, QueueFull
 
 MAX_STREAMS_PER_TENANT: Final = 16
 """Open streams of one tenant; each may hold one message."""

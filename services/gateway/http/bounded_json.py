@@ -10,7 +10,7 @@ import asyncio
 import json
 from typing import Any
 
-from shared.errors import Malformed
+from fovea.errors import Malformed
 
 MAX_PARTS = 200_000
 """Commas and opening brackets, which take the parser up to 50 ms."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from fovea.errors import FoveaError
 from shared.asgi.errors import ErrorForm, RawHeaders, build_error_headers, render_error
-from shared.errors import FoveaError
 
 SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (b"x-content-type-options", b"nosniff"),

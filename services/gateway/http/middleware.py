@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fovea.errors import Fault, FoveaError, UnsupportedMedia
 from services.gateway.http.errors import add_security_headers, send_error
 from services.gateway.http.request_context import RequestContext
 from services.gateway.policy.audit_log import STEERING_FIELDS, AuditLog
@@ -30,7 +31,6 @@ from services.gateway.routing.replica_registry import ReplicaRegistry
 from services.gateway.routing.route_table import Route
 from shared.asgi.body import read_coding
 from shared.asgi.shell import Shell
-from shared.errors import Fault, FoveaError, UnsupportedMedia
 from shared.jobs.queue import JobQueue
 from shared.jobs.usage_ledger import UsageLedger
 from shared.settings import Settings

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from fovea.api.problem import PROBLEM_CONTENT_TYPE, Problem
 from services.gateway.http.reference_groups import GROUPS, find_group
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.routing.replica_registry import ReplicaRegistry
-from shared.api.problem import PROBLEM_CONTENT_TYPE, Problem
 
 Derived = TypeVar("Derived")
 

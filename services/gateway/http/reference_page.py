@@ -17,10 +17,10 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup, escape
 from starlette.responses import FileResponse, Response
 
+from fovea.api.problem import problem
+from fovea.errors import FoveaError, NotFound
 from services.gateway.http.reference_operations import group_operations
 from services.gateway.http.static_document import StaticDocument
-from shared.api.problem import problem
-from shared.errors import FoveaError, NotFound
 from shared.settings import Settings
 
 _FOLDER = Path(__file__).parent / "reference"

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from multidict import CIMultiDict
 from starlette.types import Receive, Scope, Send
 
+from fovea.api.replica import AUDIT_HEADER, HOLDS_HEADER, SCOPES_HEADER
+from fovea.api.usage import USAGE_HEADER, UsageScanner
+from fovea.errors import InvalidOption
 from services.gateway.policy.caller import LOCAL, Caller
-from shared.api.replica import AUDIT_HEADER, HOLDS_HEADER, SCOPES_HEADER
-from shared.api.usage import USAGE_HEADER, UsageScanner
 from shared.asgi.shell import HttpCall
-from shared.errors import InvalidOption
 from shared.settings import Settings
 from shared.telemetry import context
 

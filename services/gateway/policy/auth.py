@@ -16,9 +16,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from fovea.errors import Conflict, InvalidOption, NotFound, Unauthenticated
 from services.gateway.policy.caller import TENANT_PATTERN, Caller, KeyScope
 from services.gateway.policy.key_file import Key, build_key, edit_keys, hash_key, make_key, read_keys, replace_file
-from shared.errors import Conflict, InvalidOption, NotFound, Unauthenticated
 from shared.telemetry import log
 
 RELOAD_INTERVAL_S = 0.5

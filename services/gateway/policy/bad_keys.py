@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 
-from shared.errors import RateLimited
+from fovea.errors import RateLimited
 
 MAX_PER_MINUTE = 30
 """Wrong credentials that an address may send in a minute; the next ones are 429."""

@@ -7,8 +7,8 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.api.replica import SCOPES_HEADER
-from shared.errors import PermissionDenied
+from fovea.api.replica import SCOPES_HEADER
+from fovea.errors import PermissionDenied
 from shared.jobs.key_limits import describe_key
 
 KeyScope = Literal["infer", "jobs", "admin", "metrics", "interventions"]
@@ -48,7 +48,7 @@ class Caller:
 
     @property
     def scope_header(self) -> str:
-        """Its permissions as replicas read them (`shared.api.replica.SCOPES_HEADER`)."""
+        """Its permissions as replicas read them (`fovea.api.replica.SCOPES_HEADER`)."""
         return ",".join(sorted(self.scopes))
 
     @property

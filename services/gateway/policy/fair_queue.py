@@ -15,9 +15,9 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 
+from fovea.errors import DeadlineExceeded, QueueFull
 from services.gateway.policy.caller import Caller
 from services.gateway.routing.replica_registry import ReplicaRegistry
-from shared.errors import DeadlineExceeded, QueueFull
 from shared.retry_after import PlaceEstimate
 from shared.settings import Settings
 from shared.telemetry import QUEUE_TIME, observe, record_span

@@ -20,9 +20,9 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, ValidationError
 
+from fovea.errors import Conflict, InvalidOption
 from services.gateway.policy.caller import TENANT_PATTERN, KeyLimits, KeyScope
 from services.gateway.policy.reserved_file import replace_reserved
-from shared.errors import Conflict, InvalidOption
 from shared.validation_errors import list_errors
 
 

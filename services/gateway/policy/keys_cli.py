@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fovea.cli.option_groups import expand_options
+from fovea.errors import Conflict, FoveaError, InvalidOption
 from services.gateway.policy.audit_log import AuditLog
 from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.caller import SCOPES, KeyScope
 from services.gateway.policy.key_file import Key
-from shared.errors import Conflict, FoveaError, InvalidOption
 from shared.jobs.key_limits import REVOKED_KEYS
 from shared.jobs.redis_connection import open_redis
 from shared.settings import settings

@@ -6,8 +6,8 @@ foreign `Host` (DNS rebinding) and a foreign `Origin`. Knows nothing about keys.
 
 from __future__ import annotations
 
+from fovea.errors import PermissionDenied
 from services.gateway.http.request_context import RequestContext
-from shared.errors import PermissionDenied
 from shared.local_names import is_loopback, without_port
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})

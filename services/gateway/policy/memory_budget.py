@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from shared.errors import QueueFull
+from fovea.errors import QueueFull
 
 MAX_READS_PER_TENANT = 4
 """Messages of one tenant that are read at a time."""

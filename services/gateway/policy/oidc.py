@@ -15,8 +15,8 @@ from typing import Any, Final
 import aiohttp
 import jwt
 
+from fovea.errors import NotReady, Unauthenticated
 from services.gateway.policy.caller import LOCAL, SCOPES, TENANT_PATTERN, Caller
-from shared.errors import NotReady, Unauthenticated
 from shared.settings import Settings
 from shared.telemetry import log
 

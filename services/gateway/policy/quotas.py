@@ -15,8 +15,8 @@ from limits.aio.storage import RedisStorage
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
+from fovea.errors import RateLimited
 from services.gateway.policy.caller import Caller, KeyLimits
-from shared.errors import RateLimited
 from shared.jobs.key_limits import list_token_windows, name_tokens, open_limit_windows
 from shared.settings import Settings
 from shared.telemetry import log

@@ -13,9 +13,9 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from fovea.errors import Unauthenticated
 from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.caller import Caller
-from shared.errors import Unauthenticated
 from shared.jobs.key_limits import REVOKED_KEYS
 from shared.jobs.redis_client import cancel_tasks
 from shared.jobs.redis_connection import open_async_redis

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from fovea import plugins
 from services.gateway.http.request_context import RequestContext
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.proxy.replayable_body import ReplayableBody
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from services.gateway.routing.route_table import Route
-from shared import plugins
 
 
 class AnswerWatcher:

@@ -6,8 +6,8 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
+from fovea.errors import Cancelled
 from shared.asgi.shell import HttpCall
-from shared.errors import Cancelled
 
 
 class DisconnectGuard:

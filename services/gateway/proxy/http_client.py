@@ -16,10 +16,10 @@ from aiohttp.client import _RequestContextManager
 from multidict import CIMultiDict, istr
 from yarl import URL
 
+from fovea.api.replica import STREAM_HEADER
 from services.gateway.http.request_context import RequestContext, build_request_headers
 from services.gateway.proxy.replayable_body import ReplayableBody
 from services.gateway.routing.replica_registry import Replica
-from shared.api.replica import STREAM_HEADER
 
 CONNECT_TIMEOUT_S = 3.0
 """Longest wait for a connection to a replica."""

@@ -12,6 +12,8 @@ import sys
 
 import aiohttp
 
+from fovea.api.replica import HOLDS_HEADER
+from fovea.errors import DeadlineExceeded, FoveaError, NotReady
 from services.gateway.http.request_context import DEADLINE_GRACE_S, RequestContext
 from services.gateway.metrics import count_version
 from services.gateway.policy.memory_budget import MemoryBudget
@@ -24,9 +26,7 @@ from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, Upstrea
 from services.gateway.routing.affinity import find_affinity_key, held_key
 from services.gateway.routing.replica_registry import Attempt, Replica, ReplicaRegistry
 from services.gateway.routing.route_table import Route
-from shared.api.replica import HOLDS_HEADER
 from shared.asgi.body import SlowBody, read_content_length
-from shared.errors import DeadlineExceeded, FoveaError, NotReady
 from shared.settings import Settings
 from shared.telemetry import Span, span
 

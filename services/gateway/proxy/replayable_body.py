@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 
+from fovea.errors import Cancelled, FoveaError, QueueFull
 from services.gateway.policy.memory_budget import MemoryBudget
 from shared.asgi.body import BoundedBody
-from shared.errors import Cancelled, FoveaError, QueueFull
 
 MAX_BUFFERED_BYTES = 2**20
 """Bodies that declare at most this many bytes are read whole before they are sent on: cheaper than streaming."""

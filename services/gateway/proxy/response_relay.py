@@ -11,12 +11,12 @@ import json
 
 import aiohttp
 
+from fovea.api.replica import AUDIT_HEADER
+from fovea.api.usage import USAGE_HEADER, UsageScanner, read_header
+from fovea.errors import Fault, FoveaError
 from services.gateway.http.errors import add_security_headers, find_error_format
 from services.gateway.http.request_context import RequestContext, build_response_headers
-from shared.api.replica import AUDIT_HEADER
-from shared.api.usage import USAGE_HEADER, UsageScanner, read_header
 from shared.asgi.errors import render_error
-from shared.errors import Fault, FoveaError
 from shared.telemetry import log
 
 MAX_BUFFERED_BYTES = 8 * 2**20

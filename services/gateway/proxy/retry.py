@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from fovea.errors import FoveaError, NotReady, TooLarge
 from services.gateway.routing.affinity import AffinityKey
 from services.gateway.routing.replica_registry import Replica, ReplicaRegistry
-from shared.errors import FoveaError, NotReady, TooLarge
 from shared.telemetry import log
 
 Answer = TypeVar("Answer")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import Request
 
+from fovea.errors import NotReady
 from services.gateway.http.request_context import RequestContext
 from services.gateway.policy.caller import Caller
-from shared.errors import NotReady
 from shared.jobs.queue import JobQueue
 
 

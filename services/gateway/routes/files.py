@@ -9,6 +9,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import ValidationError
 
+from fovea.api.batches import Batch, BatchList, BatchRequest, DeletedFile, FileList, FileObject
+from fovea.errors import InvalidOption
 from services.gateway.batches.batch_service import BatchService
 from services.gateway.batches.file_store import FileStore
 from services.gateway.batches.upload_form import parse_upload
@@ -16,8 +18,6 @@ from services.gateway.http.openapi import PROBLEMS
 from services.gateway.policy.scopes import find_scope
 from services.gateway.routes.body_reading import read_json, read_whole_body
 from services.gateway.routes.dependencies import get_caller, get_context, get_queue
-from shared.api.batches import Batch, BatchList, BatchRequest, DeletedFile, FileList, FileObject
-from shared.errors import InvalidOption
 from shared.validation_errors import list_errors
 
 router = APIRouter(tags=["batches"], responses=PROBLEMS)

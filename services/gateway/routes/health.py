@@ -8,9 +8,9 @@ from importlib import metadata
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
+from fovea.errors import FoveaError
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.routing.replica_registry import ReplicaRegistry
-from shared.errors import FoveaError
 from shared.telemetry import JOBS, QUEUE_DEPTH, READY_REPLICAS, render_metrics
 
 QUEUE_COUNTS_TIMEOUT_S = 1.0

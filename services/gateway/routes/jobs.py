@@ -12,12 +12,12 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.responses import StreamingResponse
 
+from fovea.api.job import Job, JobList
+from fovea.errors import FoveaError, InvalidOption
 from services.gateway.http.errors import SECURITY_HEADERS
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.http.request_context import RequestContext, build_response_headers
 from services.gateway.routes.dependencies import get_caller, get_queue, require_queue
-from shared.api.job import Job, JobList
-from shared.errors import FoveaError, InvalidOption
 from shared.jobs.queue import JobQueue, Payload
 from shared.telemetry import span
 

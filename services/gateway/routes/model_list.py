@@ -12,10 +12,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse
 
+from fovea.api.model import ModelEntry, ModelList
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.routing.replica_registry import Replica, ReplicaRegistry
-from shared.api.model import ModelEntry, ModelList
 
 MAX_AGE_S = 1.0
 """How old the list may be."""

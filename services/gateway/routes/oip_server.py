@@ -10,11 +10,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from fovea.errors import Malformed, NotReady
 from services.gateway.http.bounded_json import parse_json_aside
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.routes.body_reading import read_whole_body
 from services.gateway.routes.health import is_ready
-from shared.errors import Malformed, NotReady
 
 SERVER_METADATA = {
     "name": "fovea",

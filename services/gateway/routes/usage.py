@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request, Response
 from redis.exceptions import RedisError
 
+from fovea.api.usage import UsageList, UsageRecord
+from fovea.errors import InvalidOption, NotReady
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.routes.dependencies import get_caller
-from shared.api.usage import UsageList, UsageRecord
-from shared.errors import InvalidOption, NotReady
 
 MAX_DAYS = 400
 

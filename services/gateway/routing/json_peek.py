@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 
-from shared.errors import Malformed
+from fovea.errors import Malformed
 
 MAX_TOKENS = 1_000_000
 """Strings and brackets that are looked at; a request of pictures in base64 has a few dozen."""

@@ -11,10 +11,10 @@ import re
 from dataclasses import replace
 from urllib.parse import parse_qs
 
+from fovea.errors import NotFound
 from services.gateway.http.request_context import RequestContext
 from services.gateway.routing.json_peek import read_json_field
 from services.gateway.routing.route_table import Route, RouteTable
-from shared.errors import NotFound
 
 _FORM_FIELD = re.compile(
     rb'name="model"[^\r\n]{0,200}\r\n(?:[^\r\n]{1,200}\r\n){0,4}\r\n([^\r\n]{0,300})\r\n',

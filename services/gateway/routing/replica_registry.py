@@ -1,6 +1,6 @@
 """Replica registry: which replicas there are, which one gets the next request, and what all of them serve.
 
-Replicas announce themselves in Redis (`shared.api.replica`); static upstreams are polled (`static_upstreams`).
+Replicas announce themselves in Redis (`fovea.api.replica`); static upstreams are polled (`static_upstreams`).
 A record counts while its `seen` moves: a replica that is silent for `LEASE_S` is out. While Redis is away, and for one
 lease after it is back, the last known list stands. `load_balancer` picks among those that are ready. Knows nothing
 about requests and their retries.
@@ -21,12 +21,12 @@ from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from fovea.api.replica import LEASE_S, ReplicaRecord, replicas_key
 from services.gateway.routing.affinity import AffinityKey
 from services.gateway.routing.load_balancer import LoadBalancer
 from services.gateway.routing.route_table import RouteTable
 from services.gateway.routing.static_upstreams import StaticUpstream
 from services.gateway.routing.version_policy import VersionPolicy, build_version_policy
-from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
 from shared.jobs.redis_client import cancel_tasks
 from shared.jobs.redis_connection import open_async_redis
 from shared.settings import Settings

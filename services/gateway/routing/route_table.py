@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from shared import plugins
-from shared.api.replica import ReplicaRecord
-from shared.errors import NotFound
+from fovea import plugins
+from fovea.api.replica import ReplicaRecord
+from fovea.errors import NotFound
 
 GATEWAY_PATHS = (
     "/livez", "/readyz", "/health", "/ping", "/version", "/metrics", "/openapi.json", "/docs", "/console", "/runs",

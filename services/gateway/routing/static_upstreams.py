@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from shared.api.replica import ReplicaRecord, route_fields
+from fovea.api.replica import ReplicaRecord, route_fields
 
 RELEARN_INTERVAL_S = 5.0
 """Seconds between two readings of what an upstream serves; its readiness is checked at every poll."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from redis.asyncio import Redis
 
+from fovea import plugins
 from services.gateway.routing.affinity import AffinityKey
-from shared import plugins
 
 
 class VersionPolicy:

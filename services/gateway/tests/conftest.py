@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from fovea.api.replica import ReplicaRecord
 from services.gateway.app import build_gateway
 from services.gateway.grpc.server import serve_grpc
 from services.gateway.routing.replica_registry import Replica, ServiceState
@@ -25,7 +26,6 @@ from services.gateway.server import create_server
 from services.gateway.tests.browsing import browser, watched
 from services.gateway.tests.grpc_front import Replica as GrpcReplica
 from services.gateway.tests.stage import running
-from shared.api.replica import ReplicaRecord
 from shared.settings import Settings
 
 

@@ -17,12 +17,12 @@ import httpx2
 import structlog
 import uvicorn
 
+from fovea.api.job import FINAL, Job
+from fovea.errors import Conflict, NotFound
 from services.gateway.app import build_gateway
 from services.gateway.policy.auth import KeyRing
 from services.gateway.server import create_server
 from services.gateway.tests.stub_service import Stub
-from shared.api.job import FINAL, Job
-from shared.errors import Conflict, NotFound
 from shared.jobs.queue import Counts, Payload, Result
 from shared.settings import Settings
 from tests.harness.serving import run_server

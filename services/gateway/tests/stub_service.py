@@ -18,14 +18,14 @@ from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from shared.api.image import ImageBytes, decode_base64
-from shared.api.mask import Component, SegmentIn, SegmentOut
-from shared.api.model import ModelEntry
-from shared.api.problem import PROBLEM_CONTENT_TYPE, openai_error, problem
-from shared.api.replica import SCOPES_HEADER
-from shared.api.text import ChatRequest
-from shared.api.timings import Times
-from shared.errors import FoveaError, InvalidOption, Malformed, NotFound, PermissionDenied, QueueFull
+from fovea.api.image import ImageBytes, decode_base64
+from fovea.api.mask import Component, SegmentIn, SegmentOut
+from fovea.api.model import ModelEntry
+from fovea.api.problem import PROBLEM_CONTENT_TYPE, openai_error, problem
+from fovea.api.replica import SCOPES_HEADER
+from fovea.api.text import ChatRequest
+from fovea.api.timings import Times
+from fovea.errors import FoveaError, InvalidOption, Malformed, NotFound, PermissionDenied, QueueFull
 
 PAPER = {"title": "A Paper about Discs", "venue": "CVPR", "year": 2021, "url": "https://example.org/discs"}
 DICE = {"name": "dice_at_half", "ours": 0.8731, "paper": 0.912, "data": "60 held-out synthetic frames", "note": None}

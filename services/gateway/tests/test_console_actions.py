@@ -6,10 +6,10 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from fovea.api.actions import ActionsIn
 from services.gateway.tests.browsing import MARKS
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import Stub, card, photograph
-from shared.api.actions import ActionsIn
 
 pytestmark = MARKS
 

@@ -8,11 +8,11 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from fovea.api.boxes import DetectIn, Detection, DetectOut
+from fovea.api.timings import Times
 from services.gateway.tests.browsing import MARKS, drawn, figure, kept
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import Stub, card
-from shared.api.boxes import DetectIn, Detection, DetectOut
-from shared.api.timings import Times
 
 pytestmark = MARKS
 

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
+from fovea.api.arrays import ArrayBytes
+from fovea.api.image import ImageBytes
+from fovea.api.mask import SegmentIn
 from fovea.headline_metric import pick_headline
 from services.gateway.console import model_view
 from services.gateway.console.schema_forms import build_fields
-from shared.api.arrays import ArrayBytes
-from shared.api.image import ImageBytes
-from shared.api.mask import SegmentIn
 
 
 class Colour(Enum):

@@ -8,10 +8,10 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from fovea.api.restore import Estimate, RestoreIn, RestoreOut, RestoreTimes
 from services.gateway.tests.browsing import MARKS, figure, kept
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import Stub, card
-from shared.api.restore import Estimate, RestoreIn, RestoreOut, RestoreTimes
 
 pytestmark = MARKS
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from fovea.errors import Unauthenticated
 from services.gateway.policy.auth import KeyRing
-from shared.errors import Unauthenticated
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as ToyRoute
 
+from fovea.api.replica import HOLDS_HEADER
 from services.gateway.routing import load_balancer
 from services.gateway.routing.affinity import BLOCK_BYTES, MAX_TOKENS, AffinityKey, _find_key_in_body, held_key
 from services.gateway.routing.load_balancer import FREE_SLOTS, LOAD_FACTOR, LoadBalancer
-from shared.api.replica import HOLDS_HEADER
 
 
 @dataclass

@@ -11,6 +11,8 @@ import httpx2
 import openai
 import pytest
 
+from fovea.api.batches import BatchRequest
+from fovea.errors import Conflict, InvalidOption, NotFound, RateLimited, StorageFull
 from services.gateway.batches.batch_file import parse_lines
 from services.gateway.batches.batch_records import BatchRecords
 from services.gateway.batches.batch_service import BatchService
@@ -19,8 +21,6 @@ from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.caller import Caller, KeyLimits
 from services.gateway.tests.stage import ForgetfulQueue
 from services.gateway.tests.stub_service import Stub
-from shared.api.batches import BatchRequest
-from shared.errors import Conflict, InvalidOption, NotFound, RateLimited, StorageFull
 from shared.storage import ObjectStore
 from tests.harness.waiting import wait_until
 

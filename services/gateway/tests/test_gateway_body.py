@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fovea.errors import Cancelled, FoveaError, Malformed, QueueFull, TooLarge
 from services.gateway.policy.memory_budget import MemoryBudget
 from services.gateway.proxy.replayable_body import MAX_BUFFERED_BYTES, ReplayableBody
 from shared.asgi.body import BoundedBody, SlowBody, read_content_length
-from shared.errors import Cancelled, FoveaError, Malformed, QueueFull, TooLarge
 
 
 class Caller:

@@ -9,11 +9,11 @@ from typing import Any
 import httpx2
 import pytest
 
+from fovea.errors import DeadlineExceeded, QueueFull
 from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.caller import Caller, KeyLimits
 from services.gateway.policy.fair_queue import FairQueue
 from services.gateway.routing.replica_registry import ReplicaRegistry
-from shared.errors import DeadlineExceeded, QueueFull
 from shared.settings import Settings
 from shared.telemetry import QUEUE_TIME
 

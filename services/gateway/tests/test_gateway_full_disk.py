@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from fovea.errors import Conflict, Unauthenticated
 from services.gateway.policy import reserved_file
 from services.gateway.policy.audit_log import AuditLog
 from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.reserved_file import replace_reserved
-from shared.errors import Conflict, Unauthenticated
 
 IN_A_NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 """Lets a process mount a small file system that nobody else sees, where the kernel allows that."""

@@ -11,13 +11,13 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from fovea.errors import QueueFull
 from services.gateway.grpc import anonymous_reader
 from services.gateway.grpc import health as grpc_health
 from services.gateway.grpc.server import SERVICE, serve_grpc
 from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.memory_budget import MAX_WAITING_PER_TENANT, MemoryBudget, MessageReader
 from services.gateway.tests.grpc_front import INFER, call
-from shared.errors import QueueFull
 from shared.rpc import open_inference_pb2 as pb
 from tests.harness.waiting import until
 

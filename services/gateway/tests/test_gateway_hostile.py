@@ -21,13 +21,13 @@ import grpc
 import httpx2
 import pytest
 
+from fovea.errors import Malformed, QueueFull
 from services.gateway.grpc.server import SERVICE
 from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.memory_budget import MAX_READS_PER_TENANT, MemoryBudget, MessageReader
 from services.gateway.routing.json_peek import MAX_TOKENS, has_json_field, read_json_field
 from services.gateway.tests.hostile_inputs import GRPC, HTTP
 from services.gateway.tests.loop_watch import LoopWatch
-from shared.errors import Malformed, QueueFull
 
 LONGEST_S = 0.2
 GRPC_REFUSALS = {
@@ -71,7 +71,7 @@ from services.gateway import __main__ as gateway
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from services.gateway.routing.route_table import RouteTable
 from services.gateway.tests.loop_watch import LoopWatch
-from shared.api.replica import ReplicaRecord
+from fovea.api.replica import ReplicaRecord
 
 watch, start = LoopWatch(Path(sys.argv.pop())), ReplicaRegistry.start
 

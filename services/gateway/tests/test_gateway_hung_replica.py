@@ -12,12 +12,12 @@ import httpx2
 import pytest
 import redis
 
+from fovea.api.replica import LEASE_S, ReplicaRecord, replicas_key
 from services.gateway.app import build_gateway
 from services.gateway.grpc.server import serve_grpc
 from services.gateway.routing import replica_registry
 from services.gateway.server import create_server
 from services.gateway.tests.conftest import listening
-from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
 from shared.rpc import open_inference_pb2 as pb
 from shared.settings import Settings, environment
 from tests.harness.waiting import until, wait_until

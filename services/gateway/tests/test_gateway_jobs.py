@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from fovea.api.job import Job
+from fovea.errors import Conflict, NotReady, QueueFull
 from services.gateway.routes import jobs
 from services.gateway.tests.stage import ForgetfulQueue
-from shared.api.job import Job
-from shared.errors import Conflict, NotReady, QueueFull
 from shared.jobs.queue import Result
 
 ASYNC = {"prefer": "respond-async"}

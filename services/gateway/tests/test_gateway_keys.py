@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from typer.testing import CliRunner
 
+from fovea.errors import Conflict, NotFound, PermissionDenied, Unauthenticated
 from services.gateway.policy import auth
 from services.gateway.policy.auth import KeyRing, read_credentials
 from services.gateway.policy.keys_cli import keys
-from shared.errors import Conflict, NotFound, PermissionDenied, Unauthenticated
 from shared.settings import settings
 
 

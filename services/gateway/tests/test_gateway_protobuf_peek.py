@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fovea.errors import Malformed
 from services.gateway.grpc.protobuf_peek import read_text_field
-from shared.errors import Malformed
 from shared.rpc import open_inference_pb2 as pb
 
 

@@ -10,10 +10,10 @@ import redis
 from limits import RateLimitItemPerMinute
 from structlog.testing import capture_logs
 
+from fovea.errors import RateLimited
 from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.caller import LOCAL, Caller, KeyLimits
 from services.gateway.policy.quotas import QuotaSpent, RateLimiter, RateLimitStatus
-from shared.errors import RateLimited
 from shared.settings import Settings
 
 ANN = Caller("ann", frozenset({"infer"}), "k1", KeyLimits(rate_per_minute=3))

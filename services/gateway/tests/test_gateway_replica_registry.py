@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import redis
 
+from fovea.api.replica import LEASE_S, ReplicaRecord, replicas_key
 from services.gateway.routing import replica_registry
 from services.gateway.routing.replica_registry import ReplicaRegistry
-from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
 from shared.settings import Settings
 from tests.harness.waiting import until
 

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fovea.api.replica import ReplicaRecord
+from fovea.errors import InvalidOption, NotFound, PermissionDenied
 from services.gateway.http.request_context import RequestContext, build_request_headers, build_response_headers
 from services.gateway.policy.local_only import require_local_request
 from services.gateway.routing.model_routing import resolve_service
 from services.gateway.routing.route_table import RouteTable
-from shared.api.replica import ReplicaRecord
-from shared.errors import InvalidOption, NotFound, PermissionDenied
 from shared.local_names import is_loopback
 from shared.settings import Settings
 

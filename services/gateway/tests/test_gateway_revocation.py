@@ -11,14 +11,14 @@ import httpx2
 import pytest
 from typer.testing import CliRunner
 
+from fovea.api.job import Job
+from fovea.errors import RateLimited, Unauthenticated
 from services.gateway.grpc.server import SERVICE
 from services.gateway.policy import bad_keys, revocation
 from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.key_file import read_keys
 from services.gateway.policy.keys_cli import keys
 from services.gateway.tests.grpc_front import INFER, call
-from shared.api.job import Job
-from shared.errors import RateLimited, Unauthenticated
 from shared.jobs.key_limits import JobKeyLimits, describe_key
 from shared.settings import settings
 

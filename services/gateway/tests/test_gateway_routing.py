@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fovea.api.replica import ReplicaRecord
+from fovea.errors import InvalidOption, NotFound, TooLarge
 from services.gateway.http.errors import find_error_format
 from services.gateway.routing.route_table import RouteTable
-from shared.api.replica import ReplicaRecord
 from shared.asgi.errors import render_error
-from shared.errors import InvalidOption, NotFound, TooLarge
 
 
 def replica(service, routes=(), models=(), name="r1", **marks: Any):

@@ -7,6 +7,8 @@ import pytest
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from fovea.api.batches import BatchRequest
+from fovea.api.replica import AUDIT_HEADER, SCOPES_HEADER
 from services.gateway.batches.batch_records import BatchRecords
 from services.gateway.batches.batch_service import BatchService
 from services.gateway.batches.file_store import FileStore
@@ -15,8 +17,6 @@ from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.caller import Caller
 from services.gateway.tests.stage import ForgetfulQueue
 from services.gateway.tests.stub_service import Stub
-from shared.api.batches import BatchRequest
-from shared.api.replica import AUDIT_HEADER, SCOPES_HEADER
 from shared.storage import ObjectStore
 
 STEERED = {"messages": [], "interventions": [{"vector": "calm@1"}]}

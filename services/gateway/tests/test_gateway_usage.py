@@ -11,8 +11,8 @@ from redis.exceptions import RedisError
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
+from fovea.api.usage import USAGE_HEADER, UsageScanner, find_model, read_header
 from services.gateway.policy.auth import KeyRing
-from shared.api.usage import USAGE_HEADER, UsageScanner, find_model, read_header
 from shared.jobs.usage_ledger import UsageLedger
 
 ANSWER = {

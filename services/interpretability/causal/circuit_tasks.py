@@ -14,8 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fovea.errors import InvalidOption, Malformed
 from services.interpretability.core.studied_model import StudiedModel
-from shared.errors import InvalidOption, Malformed
 
 
 @dataclass(frozen=True, slots=True)

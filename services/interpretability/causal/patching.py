@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fovea.errors import InvalidOption
 from services.interpretability.causal.activation_cache import ActivationCache, final_norm, run_with_cache
-from shared.errors import InvalidOption
 from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import take_rows, to_device
 from shared.lm.taps import trace

@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 
 
 @dataclass(frozen=True, slots=True)

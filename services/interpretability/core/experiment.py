@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from fovea.errors import Cancelled, DeadlineExceeded, FoveaError, TooLarge
 from services.interpretability.core.cell_cache import CellCache
 from services.interpretability.core.code_digest import code_digest
 from services.interpretability.core.model_registry import TINY, ModelRegistry, registry_for
@@ -29,7 +30,6 @@ from services.interpretability.core.report import Report, RunManifest, Scalar, j
 from services.interpretability.core.result_store import ResultStore
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.rendering import render as rendering_render
-from shared.errors import Cancelled, DeadlineExceeded, FoveaError, TooLarge
 from shared.registry import CallContext, LoadContext, Servable
 from shared.registry.servable import Mode
 

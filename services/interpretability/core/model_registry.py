@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
+from fovea.errors import NotFound, NotReady
 from services.interpretability.core.byte_tokenizer import BYTE_TOKENIZER_ID, byte_tokenizer
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.models.tiny_induction import tiny_induction
-from shared.errors import NotFound, NotReady
 from shared.lm.bundled_models import SMOLLM2, bundled_gguf
 from shared.lm.gguf_file import unpack
 from shared.lm.tokenizer import Tokenizer

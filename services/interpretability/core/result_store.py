@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+from fovea.errors import NotFound
 from services.interpretability.core.cell_cache import CellCache
 from services.interpretability.core.report import Artefact, Report, json_digest
-from shared.errors import NotFound
 from shared.registry import LoadContext
 from shared.storage import ObjectStore
 

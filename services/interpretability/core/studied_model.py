@@ -13,8 +13,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fovea.errors import InvalidOption, TooLarge
 from services.interpretability.core.report import TokenSpan
-from shared.errors import InvalidOption, TooLarge
 from shared.lm.decoder import Decoder
 from shared.lm.onednn_ops import is_packable, pack_ops
 from shared.lm.ops import Ops

@@ -15,11 +15,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from fovea.errors import InvalidOption
 from services.interpretability.causal.losses import mask_heads, position_losses
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
 from services.interpretability.core.report import Bar, Bars, Report, Scalar, Strip, Table
 from services.interpretability.core.studied_model import StudiedModel
-from shared.errors import InvalidOption
 from shared.lm.taps import Attend, Edit, Replace, Scale, trace
 from shared.registry import Card, Paper
 

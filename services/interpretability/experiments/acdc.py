@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from fovea.errors import Cancelled, DeadlineExceeded, InvalidOption
 from services.interpretability.causal import circuit_tasks
 from services.interpretability.causal.circuit_search import prune_target, rank_agreement
 from services.interpretability.causal.edge_graph import EdgeGraph
@@ -31,7 +32,6 @@ from services.interpretability.experiments.circuits.run import make_cases
 from services.interpretability.experiments.circuits.spec import PAIRS, TaskSpec
 from services.interpretability.experiments.edge_attribution.cells import EdgeCells
 from services.interpretability.experiments.edge_attribution.report import draw_circuit
-from shared.errors import Cancelled, DeadlineExceeded, InvalidOption
 from shared.registry import Card, Paper
 
 MAX_EDGES = 5000

@@ -11,11 +11,11 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from fovea.errors import InvalidOption, TooLarge
 from services.interpretability.causal.patching import logit_difference
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
 from services.interpretability.core.report import Axis, HeatMap, Report, Scalar, to_matrix
 from services.interpretability.core.studied_model import StudiedModel
-from shared.errors import InvalidOption, TooLarge
 from shared.lm.taps import Replace, sweep, trace
 from shared.registry import Card, Paper
 

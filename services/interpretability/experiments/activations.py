@@ -11,11 +11,11 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from fovea.errors import InvalidOption, TooLarge
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
 from services.interpretability.core.report import Artefact, Axis, HeatMap, Report, Scalar, Table, to_matrix
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.rendering.render import ACTIVATIONS
-from shared.errors import InvalidOption, TooLarge
 from shared.lm.activation_names import SITES, UNLAYERED_SITES
 from shared.lm.hook_names import Naming, from_hook_name, to_hook_name, to_module_path
 from shared.lm.taps import trace

@@ -13,12 +13,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fovea.errors import InvalidOption
 from services.interpretability.attention.pattern_capture import ColumnMaskedAttention, visit_patterns
 from services.interpretability.causal.losses import token_losses
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
 from services.interpretability.core.report import Bar, Bars, HeatMap, Report, Scalar, Strip, Table, head_axes, to_matrix
 from services.interpretability.core.studied_model import StudiedModel
-from shared.errors import InvalidOption
 from shared.registry import Card, Paper
 
 MIN_TOKENS = 16

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from fovea.errors import InvalidOption
 from services.interpretability.attention.head_scores import top_heads
 from services.interpretability.causal.activation_cache import run_with_cache
 from services.interpretability.causal.patching import attribute_logits
@@ -26,7 +27,6 @@ from services.interpretability.core.report import (
     to_matrix,
 )
 from services.interpretability.core.studied_model import StudiedModel
-from shared.errors import InvalidOption
 from shared.registry import Card, Paper
 
 

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from fovea.errors import InvalidOption, TooLarge
 from services.interpretability.attention.pattern_capture import visit_patterns
 from services.interpretability.causal.losses import token_losses
 from services.interpretability.causal.simplified_attention import Relaxation, SimplifiedAttention
@@ -20,7 +21,6 @@ from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost
 from services.interpretability.core.report import Axis, Bar, Bars, HeatMap, Report, Scalar, head_axes, to_matrix
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.indicators import indicators
-from shared.errors import InvalidOption, TooLarge
 from shared.registry import Card, Paper
 
 __all__ = ["Deconstruction", "DeconstructionSpec", "indicators"]

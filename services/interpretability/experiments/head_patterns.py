@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from fovea.errors import InvalidOption
 from services.interpretability.attention.head_scores import head_patterns, top_heads
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
 from services.interpretability.core.report import HeatMap, Report, Scalar, Table, head_axes, head_name, to_matrix
 from services.interpretability.core.studied_model import StudiedModel
-from shared.errors import InvalidOption
 from shared.registry import Card, Paper
 
 _CAPTIONS = {

@@ -12,11 +12,11 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
+from fovea.errors import InvalidOption, TooLarge
 from services.interpretability.attention.pattern_capture import visit_patterns
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
 from services.interpretability.core.report import Axis, Bar, Bars, HeatMap, Report, Scalar, to_matrix
 from services.interpretability.core.studied_model import StudiedModel
-from shared.errors import InvalidOption, TooLarge
 from shared.registry import Card, Paper
 
 MAX_TOKENS = 1024

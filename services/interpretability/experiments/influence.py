@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fovea.errors import InvalidOption, Malformed
 from services.interpretability.causal.losses import token_losses
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
 from services.interpretability.core.report import (
@@ -29,7 +30,6 @@ from services.interpretability.core.report import (
     json_digest,
 )
 from services.interpretability.core.studied_model import StudiedModel
-from shared.errors import InvalidOption, Malformed
 from shared.lazy_module import LazyModule
 from shared.lm.decoder import Decoder
 from shared.registry import Card, Paper

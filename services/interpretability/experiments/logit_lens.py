@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
+from fovea.errors import InvalidOption, TooLarge
 from services.interpretability.causal.activation_cache import run_with_cache
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
 from services.interpretability.core.report import Axis, HeatMap, Report, Scalar, Table, to_matrix
 from services.interpretability.core.studied_model import StudiedModel
-from shared.errors import InvalidOption, TooLarge
 from shared.registry import Card, Paper
 
 MAX_TOKENS = 512

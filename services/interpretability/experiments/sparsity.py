@@ -20,12 +20,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fovea.errors import NotFound
 from services.interpretability.causal.pruning import PruningPattern, count_stored_bytes, prune
 from services.interpretability.core.byte_tokenizer import BYTE_TOKENIZER_ID, byte_tokenizer
 from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec
 from services.interpretability.core.report import Axis, HeatMap, Report, Scalar, Table, json_digest, to_matrix
 from services.interpretability.core.studied_model import StudiedModel
-from shared.errors import NotFound
 from shared.registry import Card, Paper, network
 from shared.registry.discovery import shipped_weights
 from shared.registry.sparsity_claims import build_claim

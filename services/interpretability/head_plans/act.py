@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fovea.errors import InvalidOption
 from services.interpretability.causal.activation_cache import final_norm
-from shared.errors import InvalidOption
 from shared.lm.attention import causal_mask, patterns, scores, sdpa
 from shared.lm.attention_math import calibrate, column_mean, excuse_sink
 from shared.lm.decoder import Decoder

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fovea.errors import InvalidOption, Malformed
 from services.interpretability.core.experiment import Cost, Progress
 from services.interpretability.core.report import Bar, Bars, Scalar, Table, head_name, json_digest
 from services.interpretability.core.studied_model import StudiedModel
@@ -31,7 +32,6 @@ from services.interpretability.head_plans.passkey_data import PasskeyTexts
 from services.interpretability.head_plans.razor import echo_induction, model_id, razor_plan, repeat_tokens
 from services.interpretability.head_plans.spec import HeadPlansSpec
 from services.interpretability.head_plans.statistic import POSITIONS, mean_reach, query_centres
-from shared.errors import InvalidOption, Malformed
 from shared.lm.head_plan import HeadPlan, ModelId, Origin, QueryCentres
 from shared.lm.niah_prompts import build_haystack
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 from shared.lm.niah_prompts import Codec, build_haystack
 
 _WORDS = (

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 from shared.lm.attention import sdpa
 from shared.lm.config import DecoderConfig
 from shared.lm.decoder import Decoder

@@ -9,6 +9,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from fovea.errors import InvalidOption, TooLarge
 from services.interpretability.core.report import Artefact, Report
 from services.interpretability.experiments.acdc import Acdc
 from services.interpretability.experiments.activations import Activations
@@ -16,7 +17,6 @@ from services.interpretability.experiments.edge_attribution import EdgeAttributi
 from services.interpretability.experiments.head_comparison import HeadComparison
 from services.interpretability.rendering.render import render
 from services.interpretability.tests.conftest import probing
-from shared.errors import InvalidOption, TooLarge
 from shared.lm.taps import trace
 from shared.registry import CallContext
 from tests.harness.language_model import share_language_model

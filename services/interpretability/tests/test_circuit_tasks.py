@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fovea.errors import InvalidOption, Malformed
 from services.interpretability.causal.activation_cache import run_with_cache
 from services.interpretability.causal.circuit_tasks import (
     group_by_length,
@@ -13,7 +14,6 @@ from services.interpretability.causal.circuit_tasks import (
 )
 from services.interpretability.experiments.circuits import Circuits, CircuitsSpec, logit_difference
 from services.interpretability.tests.conftest import read
-from shared.errors import InvalidOption, Malformed
 from shared.registry import CallContext
 
 LINE = {"clean": "abc", "corrupt": "abd", "correct": "x", "wrong": ["y", "z"]}

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from fovea.errors import Cancelled, Conflict, FoveaError, InvalidOption, NotFound
 from services.interpretability.core.model_registry import TINY
 from services.interpretability.core.result_store import ResultStore
 from services.interpretability.experiments import head_plans
 from services.interpretability.head_plans import act
 from services.interpretability.head_plans.passkey_data import PasskeyTexts, make_passkey_text
 from services.interpretability.head_plans.statistic import mean_reach
-from shared.errors import Cancelled, Conflict, FoveaError, InvalidOption, NotFound
 from shared.lm.attention import sdpa
 from shared.lm.attention_math import calibrate, column_mean, excuse_sink
 from shared.lm.builders import gpt2

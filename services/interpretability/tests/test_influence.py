@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fovea.errors import InvalidOption, Malformed
 from services.interpretability.experiments.influence import (
     AttentionInfluence,
     Document,
@@ -14,7 +15,6 @@ from services.interpretability.experiments.influence import (
     token_loss,
 )
 from services.interpretability.tests.conftest import read
-from shared.errors import InvalidOption, Malformed
 from shared.registry import CallContext
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from fovea.errors import NotFound, NotReady
 from services.interpretability.causal.patching import path_patch
 from services.interpretability.core.model_registry import TINY, ModelRegistry
 from services.interpretability.experiments.circuits import logit_difference
 from services.interpretability.tests.conftest import WEIGHTS, load_golden, read, write_gpt2
-from shared.errors import NotFound, NotReady
 
 
 def gpt2_folder(folder):

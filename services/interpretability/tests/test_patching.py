@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from fovea.errors import InvalidOption
 from services.interpretability.causal.activation_cache import run_with_cache
 from services.interpretability.causal.patching import attribute_logits
 from services.interpretability.experiments import circuits
 from services.interpretability.tests.conftest import load_golden, read
-from shared.errors import InvalidOption
 from shared.lm.taps import Attend, Replace, Scale, Uniform, trace
 
 SETTINGS = sorted(read("tiny_gpt2_circuit.json")["path_patching"])

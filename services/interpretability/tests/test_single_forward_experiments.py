@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fovea.errors import InvalidOption, TooLarge
 from services.interpretability.attention.pattern_capture import ColumnMaskedAttention, visit_patterns
 from services.interpretability.causal.simplified_attention import SimplifiedAttention
 from services.interpretability.experiments.ablation import Ablation
@@ -18,7 +19,6 @@ from services.interpretability.experiments.head_patterns import HeadPatterns
 from services.interpretability.experiments.indicators import Indicators, indicators
 from services.interpretability.experiments.influence import AttentionInfluence
 from services.interpretability.experiments.logit_lens import LogitLens
-from shared.errors import InvalidOption, TooLarge
 from shared.lm.taps import trace
 from shared.registry import CallContext
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fovea.errors import InvalidOption
 from services.interpretability.causal.pruning import PruningPattern, count_stored_bytes, prune
 from services.interpretability.experiments.sparsity import SparsityStudy
-from shared.errors import InvalidOption
 from shared.registry import CallContext
 from shared.sparsity import SparsityClaim, lint, sparsity_of, verify_nm
 

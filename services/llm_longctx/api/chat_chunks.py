@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from fastapi import Request
 
-from shared.api.text import ChatChunk, ChatRequest
-from shared.errors import FoveaError
+from fovea.api.text import ChatChunk, ChatRequest
+from fovea.errors import FoveaError
 from shared.serving.host import Host
 
 RenameFields = Callable[[FoveaError], None]

@@ -7,12 +7,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 
+from fovea.api.embeddings import Embeddings, EmbeddingsRequest
+from fovea.errors import InvalidOption, NotFound
 from services.llm_longctx.api.errors import ModelNotFound
 from services.llm_longctx.api.openai import ERROR_RESPONSES, OPENAI_ERRORS
 from services.llm_longctx.serving.decoder_model import DecoderModel
 from services.llm_longctx.serving.embeddings import embed_request
-from shared.api.embeddings import Embeddings, EmbeddingsRequest
-from shared.errors import InvalidOption, NotFound
 from shared.serving.host import Host
 from shared.serving.http.system_routes import host_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from shared.errors import BadInput, NotFound
+from fovea.errors import BadInput, NotFound
 
 
 class ContextLengthExceeded(BadInput):

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 
+from fovea.errors import NotFound
 from services.llm_longctx.methods import AttentionMethod, methods
-from shared.errors import NotFound
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.system_routes import LintedClaim
 from shared.sparsity import lint

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import Request
 
+from fovea.errors import NotFound
 from services.llm_longctx.api.errors import ModelNotFound
 from services.llm_longctx.serving.text_model import TextModel
-from shared.errors import NotFound
 from shared.serving.host import Host
 
 

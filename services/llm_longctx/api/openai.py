@@ -14,16 +14,10 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
-from services.llm_longctx.api.model_lookup import find_model
-from services.llm_longctx.api.state_loading import load_state
-from services.llm_longctx.serving.chat import ChatProtocol
-from services.llm_longctx.serving.completions import TextCompletionProtocol
-from services.llm_longctx.serving.protocol import AnswerT, ChunkT, CompletionProtocol, RequestT
-from shared import telemetry
-from shared.api.openai_error import OpenAIError
-from shared.api.problem import openai_error
-from shared.api.replica import AFFINE
-from shared.api.text import (
+from fovea.api.openai_error import OpenAIError
+from fovea.api.problem import openai_error
+from fovea.api.replica import AFFINE
+from fovea.api.text import (
     ChatCompletion,
     ChatRequest,
     Completion,
@@ -33,7 +27,13 @@ from shared.api.text import (
     Tokenized,
     TokenizeRequest,
 )
-from shared.errors import FoveaError
+from fovea.errors import FoveaError
+from services.llm_longctx.api.model_lookup import find_model
+from services.llm_longctx.api.state_loading import load_state
+from services.llm_longctx.serving.chat import ChatProtocol
+from services.llm_longctx.serving.completions import TextCompletionProtocol
+from services.llm_longctx.serving.protocol import AnswerT, ChunkT, CompletionProtocol, RequestT
+from shared import telemetry
 from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error

@@ -17,17 +17,17 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 from starlette.responses import Response, StreamingResponse
 
+from fovea.api.replica import AFFINE, HOLDS_HEADER
+from fovea.api.request_fields import check_fields
+from fovea.api.responses import InputItem, InputItemList, ResponseObject, ResponsesRequest
+from fovea.api.sessions import Deleted
+from fovea.api.text import ChatChunk, ChatRequest
+from fovea.errors import InvalidOption, Malformed
 from services.llm_longctx.api.chat_chunks import name_fields, stream_chunks
 from services.llm_longctx.api.openai import ERROR_RESPONSES, OPENAI_ERRORS, SSE_HEADERS, prepare
 from services.llm_longctx.serving.chat import ChatProtocol
 from services.llm_longctx.serving.response_store import ResponseStore, StoredResponse
 from services.llm_longctx.serving.responses import Event, ResponseBuilder, build_chat_request, list_input, rename_fields
-from shared.api.replica import AFFINE, HOLDS_HEADER
-from shared.api.request_fields import check_fields
-from shared.api.responses import InputItem, InputItemList, ResponseObject, ResponsesRequest
-from shared.api.sessions import Deleted
-from shared.api.text import ChatChunk, ChatRequest
-from shared.errors import InvalidOption, Malformed
 from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error
 from shared.serving.http.system_routes import host_of

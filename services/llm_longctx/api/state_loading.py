@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 
+from fovea import plugins
+from fovea.api.text import GenerationOptions
+from fovea.errors import InvalidOption, NotFound
 from services.llm_longctx.serving.request_state import RequestState
-from shared import plugins
-from shared.api.text import GenerationOptions
-from shared.errors import InvalidOption, NotFound
 from shared.serving.host import Host
 
 GROUP = "fovea.adapters"

@@ -12,6 +12,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response
 
+from fovea.api.replica import EFFECTFUL
+from fovea.api.sessions import Deleted
+from fovea.api.steering import SteeringVector, SteeringVectorDeleted, SteeringVectorList, SteeringVectorRequest
+from fovea.api.text import ChatMessage
+from fovea.errors import InvalidOption, TooLarge, in_field
 from services.llm_longctx.api.model_lookup import find_model
 from services.llm_longctx.api.openai import ERROR_RESPONSES, OPENAI_ERRORS
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
@@ -21,11 +26,6 @@ from services.llm_longctx.serving.steering.capture_store import CaptureStore
 from services.llm_longctx.serving.steering.mean_difference import compute_directions
 from services.llm_longctx.serving.steering.side_effects import PROSE, choose_layer, measure_side_effects
 from services.llm_longctx.serving.steering.vector_store import VectorStore
-from shared.api.replica import EFFECTFUL
-from shared.api.sessions import Deleted
-from shared.api.steering import SteeringVector, SteeringVectorDeleted, SteeringVectorList, SteeringVectorRequest
-from shared.api.text import ChatMessage
-from shared.errors import InvalidOption, TooLarge, in_field
 from shared.lm.activation_names import parse_layer
 from shared.registry import CallContext
 from shared.serving.host import Host

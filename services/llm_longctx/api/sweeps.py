@@ -12,6 +12,8 @@ import torch
 from fastapi import APIRouter, Depends, Request
 from torch import Tensor
 
+from fovea.api.sweeps import NextTokens, Sweep, SweepRequest, SweptPrompt, SweptToken
+from fovea.errors import InvalidOption, TooLarge, in_field
 from services.llm_longctx.api.model_lookup import find_model
 from services.llm_longctx.api.openai import ERROR_RESPONSES, OPENAI_ERRORS
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
@@ -19,8 +21,6 @@ from services.llm_longctx.serving.chat_template import TemplateOptions
 from services.llm_longctx.serving.steering.admission import SCOPE
 from services.llm_longctx.serving.steering.build_taps import SERVED_SITES
 from services.llm_longctx.serving.steering.patch_sweep import PatchSweep, SweepCell
-from shared.api.sweeps import NextTokens, Sweep, SweepRequest, SweptPrompt, SweptToken
-from shared.errors import InvalidOption, TooLarge, in_field
 from shared.lm.activation_names import UNLAYERED_SITES, Site, parse_layer, resolve_indices
 from shared.lm.config import DecoderConfig
 from shared.lm.hook_names import HOOK_POINTS

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.device.parallel_backend import Channel, FollowingBackend, open_backend
 from services.llm_longctx.engine.model_runner import ModelRunner
@@ -23,7 +24,6 @@ from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kernels.packed_pages import MOST_CHANNELS, PAGE
 from services.llm_longctx.kv_cache import CacheBits, Entries, PagePool
 from services.llm_longctx.methods import AttentionMethod
-from shared.errors import InvalidOption
 from shared.lm.decoder import Decoder
 from shared.lm.head_plan import HeadPlan
 from shared.lm.tensor_parallel import Team

@@ -13,12 +13,12 @@ from itertools import count
 
 import numpy as np
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.engine.attention.method_policy import CHUNK, Policy
 from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.engine.model_runner import ModelRunner
 from services.llm_longctx.engine.requests.request import GenerationRequest
 from services.llm_longctx.kv_cache import PagedCache, PoolExhausted
-from shared.errors import InvalidOption
 
 
 @dataclass(eq=False, slots=True)

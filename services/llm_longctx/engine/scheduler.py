@@ -18,6 +18,7 @@ from typing import Generic
 import torch
 from torch import Tensor
 
+from fovea.errors import Cancelled, FoveaError
 from services.llm_longctx.engine.backend import SequenceBackend
 from services.llm_longctx.engine.device.step_draws import Choice, DrawnRow
 from services.llm_longctx.engine.quality import observations
@@ -27,7 +28,6 @@ from services.llm_longctx.engine.requests.waiting_queue import WaitingQueue
 from services.llm_longctx.engine.sampler import read_choices
 from services.llm_longctx.engine.sequence import S, Sequence, SequenceStatus
 from services.llm_longctx.kv_cache import PoolExhausted
-from shared.errors import Cancelled, FoveaError
 
 
 class Scheduler(Generic[S]):

@@ -13,13 +13,13 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from fovea.errors import FoveaError, InvalidOption
 from services.llm_longctx.engine.device.step_draws import Choice, DrawnRow
 from services.llm_longctx.engine.requests.failures import to_safe_error
 from services.llm_longctx.engine.requests.request import FinishReason, GenerationRequest
 from services.llm_longctx.engine.sampler import Sampler, token_logprobs
 from services.llm_longctx.engine.taps import SequenceTaps
 from services.llm_longctx.kernels import RowSettings
-from shared.errors import FoveaError, InvalidOption
 from shared.lm.host_transfer import to_host
 
 

@@ -12,9 +12,9 @@ from typing import Literal
 
 import torch
 
+from fovea.errors import BadInput, NotReady
 from services.llm_longctx.kernels.native import bindings
 from shared import telemetry
-from shared.errors import BadInput, NotReady
 
 Op = Literal[
     "block_sparse_prefill",

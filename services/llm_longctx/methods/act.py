@@ -13,11 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference, Supports
 from services.llm_longctx.methods.core.hook_inputs import AttentionOutput, CacheView
 from services.llm_longctx.methods.core.hook_results import Heads
 from services.llm_longctx.methods.core.oracle import attention_weights, causal_mask, repeat_kv
-from shared.errors import InvalidOption
 from shared.lm.attention_math import calibrate, calibrate_mixed, column_mean, excuse_sink
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self
 from pydantic import SerializeAsAny
 from torch import Tensor
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Supports
 from services.llm_longctx.methods.core.hook_inputs import (
     AttentionOutput,
@@ -26,7 +27,6 @@ from services.llm_longctx.methods.core.hook_inputs import (
 from services.llm_longctx.methods.core.hook_results import CacheUpdate, DecodePlan, Footprint, Heads, Pages, PrefillPlan
 from services.llm_longctx.methods.core.registry import method
 from services.llm_longctx.methods.dense import DenseMethod
-from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
 from services.llm_longctx.methods.core.head_roles import Roles, count_full, entries_by_role, resolve_heads
 from services.llm_longctx.methods.core.hook_inputs import Chunk, PostPrefillView
@@ -23,7 +24,6 @@ from services.llm_longctx.methods.core.hook_results import (
 )
 from services.llm_longctx.methods.core.oracle import causal_mask, masked_attention
 from services.llm_longctx.methods.core.sparsity_claims import build_method_claim
-from shared.errors import InvalidOption
 from shared.lm.attention_math import streaming_mask
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan

@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.methods.core.attention_method import AttentionMethod
 from services.llm_longctx.methods.core.eviction.method import EvictionMethod
 from services.llm_longctx.methods.core.hook_inputs import ReadTokens, ScoringView
 from services.llm_longctx.methods.core.hook_results import Footprint, Heads
-from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 from shared.lm.host_transfer import take_rows, to_device

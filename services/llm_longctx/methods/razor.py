@@ -12,13 +12,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
 from services.llm_longctx.methods.core.head_roles import Roles, count_full, entries_by_role, resolve_heads
 from services.llm_longctx.methods.core.hook_inputs import CacheView, PostPrefillView
 from services.llm_longctx.methods.core.hook_results import CacheUpdate, Footprint, Heads, RetentionPolicy, Virtual
 from services.llm_longctx.methods.core.oracle import attention_weights, repeat_kv
 from services.llm_longctx.methods.core.sparsity_claims import build_method_claim
-from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 

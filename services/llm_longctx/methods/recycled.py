@@ -10,12 +10,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
 from services.llm_longctx.methods.core.hook_inputs import DecodeView, PostPrefillView
 from services.llm_longctx.methods.core.hook_results import CacheUpdate, Compact, DecodePlan, Footprint, Heads, Pages
 from services.llm_longctx.methods.core.oracle import attention_weights, masked_attention
 from services.llm_longctx.methods.core.sparsity_claims import build_method_claim
-from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Self
 
+from fovea.api.embeddings import Embeddings, EmbeddingsRequest
+from fovea.errors import FoveaError
 from services.llm_longctx.serving.embeddings import embed_request
-from shared.api.embeddings import Embeddings, EmbeddingsRequest
-from shared.errors import FoveaError
 from shared.lm.bundled_models import MINILM
 from shared.lm.embedder import SentenceEmbedder, load_embedder
 from shared.registry import CallContext, Card, Limits, LoadContext, Paper, Servable

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+from fovea.errors import NotFound
 from services.llm_longctx.serving.decoder_model import DecoderModel
-from shared.errors import NotFound
 from shared.lm.bundled_models import SMOLLM2, bundled_gguf
 from shared.registry import Card, Limits, Paper, SamplingDefaults
 

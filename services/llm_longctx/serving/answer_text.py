@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from fovea.errors import FoveaError
 from services.llm_longctx.engine import FinishReason, GenerationRequest, Grammar, RequestHooks, ScoredToken
 from services.llm_longctx.engine.taps import CapturedTokens
 from services.llm_longctx.serving.grammars.token_rules import OpeningGrammar
 from services.llm_longctx.serving.stop_strings import StopStringFilter
 from services.llm_longctx.serving.tools.tool_parser import CallUpdate
-from shared.errors import FoveaError
 from shared.lm.tokenizer import Detokenizer, Tokenizer
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from fovea.api.longctx import CacheDtype
+from fovea.errors import InvalidOption
 from services.llm_longctx.kernels.packed_pages import R3, R4
 from services.llm_longctx.kv_cache import CacheBits
-from shared.api.longctx import CacheDtype
-from shared.errors import InvalidOption
 
 _BITS: dict[CacheDtype, CacheBits | Literal[16]] = {"auto": 16, "q8": 8, "q4": 4, "r4": R4, "r3": R3}
 _NAMES: dict[int, CacheDtype] = {bits: name for name, bits in _BITS.items()}

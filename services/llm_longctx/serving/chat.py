@@ -10,6 +10,23 @@ from functools import partial
 from typing import Any, ClassVar
 from uuid import uuid4
 
+from fovea.api.interventions import Captured
+from fovea.api.text import (
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatLogprobs,
+    ChatRequest,
+    ChunkChoice,
+    Delta,
+    PromptLogprobs,
+    Reply,
+    StopReason,
+    TokenLogprob,
+    TopLogprob,
+)
+from fovea.api.tools import FunctionCall, FunctionCallDelta, ToolCall, ToolCallDelta
+from fovea.errors import InvalidOption
 from services.llm_longctx.engine import ScoredToken
 from services.llm_longctx.serving.adapters.base import TextModelAdapter
 from services.llm_longctx.serving.answer_text import OutputChunk
@@ -25,23 +42,6 @@ from services.llm_longctx.serving.steering.capture_writer import join_captured
 from services.llm_longctx.serving.tools.call_grammar import CallGrammar
 from services.llm_longctx.serving.tools.tool_parser import CallUpdate
 from services.llm_longctx.serving.tools.tool_use import ToolUse, read_tool_use
-from shared.api.interventions import Captured
-from shared.api.text import (
-    ChatChoice,
-    ChatChunk,
-    ChatCompletion,
-    ChatLogprobs,
-    ChatRequest,
-    ChunkChoice,
-    Delta,
-    PromptLogprobs,
-    Reply,
-    StopReason,
-    TokenLogprob,
-    TopLogprob,
-)
-from shared.api.tools import FunctionCall, FunctionCallDelta, ToolCall, ToolCallDelta
-from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.api.text import ChatRequest
-from shared.errors import InvalidOption
+from fovea.api.text import ChatRequest
+from fovea.errors import InvalidOption
 
 END_MARK = "\ufdd1"
 """Behind the message that is gone on with; a code point that no text has as a character."""

@@ -14,14 +14,14 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from fovea.api.longctx import ComparedAnswer, LongctxOptions
+from fovea.api.text import ChatRequest, CompletionRequest
+from fovea.errors import FoveaError, InvalidOption
 from services.llm_longctx.engine import FinishReason, GenerationRequest, Grammar, RequestHooks
 from services.llm_longctx.serving.adapters.base import TextModelAdapter
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from services.llm_longctx.serving.generation import Generation
 from services.llm_longctx.serving.request_state import RequestState
-from shared.api.longctx import ComparedAnswer, LongctxOptions
-from shared.api.text import ChatRequest, CompletionRequest
-from shared.errors import FoveaError, InvalidOption
 from shared.lm.host_transfer import to_host
 
 RequestT = TypeVar("RequestT", ChatRequest, CompletionRequest)

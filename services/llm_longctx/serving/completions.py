@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, cast
 
+from fovea.api.interventions import Captured
+from fovea.api.text import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
+from fovea.errors import InvalidOption
 from services.llm_longctx.engine import GenerationRequest, ScoredToken
 from services.llm_longctx.engine.taps import CaptureSize
 from services.llm_longctx.serving.adapters.base import TextModelAdapter
@@ -19,9 +22,6 @@ from services.llm_longctx.serving.request_options import build_text_options, che
 from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.steering.build_taps import check_captured
 from services.llm_longctx.serving.steering.capture_writer import join_captured
-from shared.api.interventions import Captured
-from shared.api.text import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
-from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
 
 

@@ -13,6 +13,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ValidationError
 
+from fovea.api.text import ChatRequest, CompletionRequest
+from fovea.errors import InvalidOption, Malformed
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
 from services.llm_longctx.generation_metrics import watch_pages, watch_scheduler
@@ -23,9 +25,7 @@ from services.llm_longctx.serving.engine_room import choose_room
 from services.llm_longctx.serving.parallel_processes import ParallelProcesses, load_shard, read_size
 from services.llm_longctx.serving.text_model import TextModel
 from services.llm_longctx.serving.weight_format import load_weights
-from shared.api.text import ChatRequest, CompletionRequest
 from shared.engines.idle_memory import IDLE_SHRINKER
-from shared.errors import InvalidOption, Malformed
 from shared.lm.head_plan_store import HeadPlanStore
 from shared.lm.mapped_weights import release_clean_pages
 from shared.lm.tokenizer import Tokenizer

@@ -5,6 +5,7 @@ Both read one request in the same form. Knows the protocol's request; knows no H
 
 from __future__ import annotations
 
+import base64
 import threading
 from collections.abc import Sequence
 from typing import Protocol
@@ -13,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fovea.api.embeddings import MAX_INPUTS, Embedding, Embeddings, EmbeddingsRequest, EmbeddingUsage
+from fovea.api.request_fields import check_fields
+from fovea.errors import InvalidOption
 from services.llm_longctx.api.errors import ContextLengthExceeded
-from shared.api.embeddings import MAX_INPUTS, Embeddings, EmbeddingsRequest, build_embeddings
-from shared.api.request_fields import check_fields
-from shared.errors import InvalidOption
 from shared.lm.decoder import Decoder
 from shared.lm.tokenizer import Tokenizer
 
@@ -122,3 +123,15 @@ def _tokenize(model: str, embedder: TokenEmbedder, text: str | list[int], *, may
         detail = f"A text has {len(ids):,} tokens; {model} reads {embedder.max_tokens:,}."
         raise ContextLengthExceeded(detail, hint="Cut it, or set truncate.", field="input")
     return ids
+
+
+def build_embeddings(model: str, rows: Sequence[np.ndarray], tokens: int, request: EmbeddingsRequest) -> Embeddings:
+    """The answer with these vectors [n,d], in the encoding that the request wants."""
+    data = []
+    for index, row in enumerate(rows):
+        kept = row[: request.dimensions] if request.dimensions else row
+        kept = (kept / max(float(np.linalg.norm(kept)), 1e-12)).astype("<f4")
+        is_text = request.encoding_format == "base64"
+        vector = base64.b64encode(kept.tobytes()).decode() if is_text else kept.tolist()
+        data.append(Embedding(index=index, embedding=vector))
+    return Embeddings(data=data, model=model, usage=EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens))

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Self
 
+from fovea.errors import FoveaError, QueueFull
 from services.llm_longctx.engine import GenerationRequest, Scheduler
 from services.llm_longctx.engine.requests.request import TokenRecorder
 from services.llm_longctx.serving.answer_text import OutputChunk, TextHooks, TextOptions
 from services.llm_longctx.serving.grammars.token_rules import OpeningGrammar
 from services.llm_longctx.serving.reasoning.reasoning_parser import ReasoningParser
 from services.llm_longctx.serving.tools.tool_parser import ToolParser
-from shared.errors import FoveaError, QueueFull
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import CallContext
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from fovea.api.text import GenerationOptions, Usage
 from services.llm_longctx.engine import GenerationRequest
 from services.llm_longctx.serving.answer_text import OutputChunk
 from shared import telemetry
-from shared.api.text import GenerationOptions, Usage
 
 
 class GenerationSpan:

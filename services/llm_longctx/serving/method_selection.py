@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from fovea.api.longctx import LongctxOptions, LongctxUsage
+from fovea.errors import InvalidOption
 from services.llm_longctx.engine import Engine, GenerationRequest
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.kv_cache import CacheBits
 from services.llm_longctx.methods import AttentionMethod, compose, method
 from services.llm_longctx.serving.cache_dtype import name_cache_dtype, read_cache_dtype
-from shared.api.longctx import LongctxOptions, LongctxUsage
-from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 

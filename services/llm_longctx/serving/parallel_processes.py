@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
+from fovea.errors import InvalidOption, NotReady
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.device.process_team import join_team, leave_team
 from services.llm_longctx.serving.weight_format import ModelWeights, load_weights
-from shared.errors import InvalidOption, NotReady
 from shared.lm.tensor_parallel import Team, take_shard
 from shared.registry import LoadContext
 

@@ -13,6 +13,17 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 from uuid import uuid4
 
+from fovea.api.interventions import Captured
+from fovea.api.longctx import ComparedAnswer
+from fovea.api.text import (
+    ChatChunk,
+    ChatCompletion,
+    ChatRequest,
+    Completion,
+    CompletionRequest,
+    PromptLogprob,
+    PromptLogprobs,
+)
 from services.llm_longctx.engine import ScoredToken
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_usage
 from services.llm_longctx.serving.answer_text import OutputChunk
@@ -23,17 +34,6 @@ from services.llm_longctx.serving.request_options import check_options
 from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.steering.admission import admit_taps
 from services.llm_longctx.serving.steering.capture_writer import CaptureWriter
-from shared.api.interventions import Captured
-from shared.api.longctx import ComparedAnswer
-from shared.api.text import (
-    ChatChunk,
-    ChatCompletion,
-    ChatRequest,
-    Completion,
-    CompletionRequest,
-    PromptLogprob,
-    PromptLogprobs,
-)
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import CallContext
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fovea.api.request_fields import check_fields
+from fovea.api.sampling import SamplingOptions
+from fovea.api.text import GenerationOptions
+from fovea.errors import InvalidOption
 from services.llm_longctx.engine import GenerationRequest
 from services.llm_longctx.serving.answer_text import TextOptions
-from shared.api.request_fields import check_fields
-from shared.api.sampling import SamplingOptions
-from shared.api.text import GenerationOptions
-from shared.errors import InvalidOption
 
 MAX_SCORES = 2**21
 """Log-probabilities of the prompts of one request."""

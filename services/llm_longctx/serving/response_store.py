@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from shared.api.responses import InputItem, ResponseObject
-from shared.errors import NotFound
+from fovea.api.responses import InputItem, ResponseObject
+from fovea.errors import NotFound
 from shared.storage import ExpiringObjects, ObjectStore
 
 KEPT_FOR = timedelta(days=30)

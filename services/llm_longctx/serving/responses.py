@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import uuid4
 
+from fovea.api.interventions import Captured
+from fovea.api.responses import InputItem, InputPart, ResponseObject, ResponsesRequest, ResponseUsage
+from fovea.api.sampling import SamplingOptions
+from fovea.api.text import ChatChunk, ChatRequest, ChunkChoice, Usage
+from fovea.api.tools import ToolCallDelta
+from fovea.errors import FoveaError, InvalidOption
 from services.llm_longctx.serving.steering.capture_writer import join_captured
-from shared.api.interventions import Captured
-from shared.api.responses import InputItem, InputPart, ResponseObject, ResponsesRequest, ResponseUsage
-from shared.api.sampling import SamplingOptions
-from shared.api.text import ChatChunk, ChatRequest, ChunkChoice, Usage
-from shared.api.tools import ToolCallDelta
-from shared.errors import FoveaError, InvalidOption
 
 Event = dict[str, Any]
 """One event of a stream; its `type` names it."""

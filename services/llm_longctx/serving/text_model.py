@@ -11,11 +11,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel
 
-from services.llm_longctx.serving.adapters.base import TextModelAdapter
-from services.llm_longctx.serving.chat import ChatProtocol
-from services.llm_longctx.serving.chat_template import TemplateOptions
-from services.llm_longctx.serving.completions import TextCompletionProtocol
-from shared.api.text import (
+from fovea.api.text import (
     ChatCompletion,
     ChatRequest,
     CompletionRequest,
@@ -24,7 +20,11 @@ from shared.api.text import (
     Tokenized,
     TokenizeRequest,
 )
-from shared.errors import FoveaError, InvalidOption
+from fovea.errors import FoveaError, InvalidOption
+from services.llm_longctx.serving.adapters.base import TextModelAdapter
+from services.llm_longctx.serving.chat import ChatProtocol
+from services.llm_longctx.serving.chat_template import TemplateOptions
+from services.llm_longctx.serving.completions import TextCompletionProtocol
 from shared.registry import CallContext, Servable
 
 

@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fovea.errors import InvalidOption, NotFound, NotReady, UnsupportedMedia
 from services.llm_longctx.kernels import PackedMatrix, backends, pack
 from services.llm_longctx.kernels.decode_step import HEAD, is_supported
 from services.llm_longctx.kernels.quantized_linear import LAYOUT
-from shared.errors import InvalidOption, NotFound, NotReady, UnsupportedMedia
 from shared.lm.decoder import Decoder
 from shared.lm.gguf_file import count_kinds, read_quantized, unpack
 from shared.lm.quantization import QuantizedMatrix, quantize

@@ -2,8 +2,8 @@
 
 from fastapi import FastAPI
 
+from fovea.api.replica import route_fields
 from services.llm_longctx.api import embeddings, openai, responses
-from shared.api.replica import route_fields
 
 
 def test_chats_completions_and_responses_are_affine():

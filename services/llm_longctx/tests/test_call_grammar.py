@@ -6,6 +6,7 @@ import jsonschema
 import pytest
 import torch
 
+from fovea.api.tools import FunctionDefinition
 from services.llm_longctx.engine import sampler
 from services.llm_longctx.serving import chat
 from services.llm_longctx.serving.tools.call_grammar import CallGrammar
@@ -14,7 +15,6 @@ from services.llm_longctx.serving.tools.parsers.llama import LlamaParser
 from services.llm_longctx.serving.tools.parsers.qwen import QwenParser
 from services.llm_longctx.serving.tools.tool_use import ToolUse
 from services.llm_longctx.tests.conftest import say
-from shared.api.tools import FunctionDefinition
 
 PARAMETERS = {
     "type": "object",

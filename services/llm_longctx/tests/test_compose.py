@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.methods import compose, method
 from services.llm_longctx.tests.test_engine_pages import ACT, DUO, POWER, RECYCLED, TINY_PLAN, prompt
-from shared.errors import InvalidOption
 from shared.lm.head_plan import HeadPlan
 
 

@@ -4,12 +4,12 @@ import time
 
 import pytest
 
+from fovea.api.text import ChatRequest, TokenizeRequest
+from fovea.errors import FoveaError, InvalidOption, NotFound, UnsupportedMedia
 from services.llm_longctx.models.smollm2 import SmolLM2
 from services.llm_longctx.serving.chat import ChatProtocol
 from services.llm_longctx.serving.local_models import make_local_model, select_models
 from services.llm_longctx.tests.conftest import HELLO
-from shared.api.text import ChatRequest, TokenizeRequest
-from shared.errors import FoveaError, InvalidOption, NotFound, UnsupportedMedia
 from shared.registry import CallContext, LoadContext
 from tests.harness.language_model import share_language_model
 from tests.harness.streams import events_of

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from fovea.errors import NotReady
 from services.llm_longctx.kernels import layer_ops
 from services.llm_longctx.kernels.decoder_ops.cpu_ext import FEW, LONG, MANY, NativeOps
 from services.llm_longctx.kernels.native import bindings, isa_targets
 from services.llm_longctx.kernels.quantized_linear import pack
-from shared.errors import NotReady
 from shared.lm.blocks import OffsetRMSNorm, RMSNorm
 from shared.lm.builders import llama
 from shared.lm.ops import TORCH

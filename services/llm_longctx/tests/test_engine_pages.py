@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from fovea.errors import BadInput, InvalidOption
 from services.llm_longctx.engine import Engine, Request
 from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.methods import method
 from services.llm_longctx.methods.core.hook_results import CacheUpdate, RetentionPolicy
-from shared.errors import BadInput, InvalidOption
 
 DUO, RAZOR = method("duo", sink=2, recent=5), method("razor", sink=2, window_min=6, window_div=8)
 RECYCLED, POWER = method("recycled", budget=4, stride=3), method("power", block=4, window=2)

@@ -5,6 +5,7 @@ from functools import cache
 import pytest
 import torch
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.offline.completion import Request
 from services.llm_longctx.engine.offline.open_sequence import OpenSequence
@@ -13,7 +14,6 @@ from services.llm_longctx.kernels import backends
 from services.llm_longctx.kernels.packed_pages import CACHE_FORMATS, R3, R4
 from services.llm_longctx.methods import method, methods
 from services.llm_longctx.serving.method_selection import fit_policy
-from shared.errors import InvalidOption
 from shared.lm.builders import llama
 
 IDS = [(7 * i + i * i) % 61 for i in range(1400)]

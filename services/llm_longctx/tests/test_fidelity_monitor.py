@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fovea.api.longctx import LongctxOptions
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.quality import fidelity_monitor as watches
 from services.llm_longctx.engine.quality.circuit_breaker import (
@@ -25,7 +26,6 @@ from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on
 from services.llm_longctx.tests.test_engine_pages import DUO, TINY_PLAN, prompt
 from services.llm_longctx.tests.test_scheduler import ask, run
 from shared import telemetry
-from shared.api.longctx import LongctxOptions
 from tests.harness.waiting import wait_until as until
 
 FLOOR = 0.8

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from fovea.errors import Cancelled, DeadlineExceeded, QueueFull
 from services.llm_longctx.engine import GenerationRequest, Sampling, ScoredToken
 from services.llm_longctx.serving import generation
 from services.llm_longctx.serving.answer_text import TextOptions
 from services.llm_longctx.serving.generation import Generation
 from services.llm_longctx.serving.stop_strings import StopStringFilter
-from shared.errors import Cancelled, DeadlineExceeded, QueueFull
 from shared.registry import CallContext
 
 

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from fovea.api.text import GenerationOptions
+from fovea.errors import InvalidOption
 from services.llm_longctx.engine import Sampling
 from services.llm_longctx.engine.sampler import Sampler
 from services.llm_longctx.serving.grammars.formats import find_grammar_source, find_unenforced_keywords
 from services.llm_longctx.serving.grammars.json_schema import check_schema, close_objects
 from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler
-from shared.api.text import GenerationOptions
-from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
 from tests.harness.toy_tokenizers import ByteTokenizer, WordTokenizer
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
+from fovea.errors import BadInput, NotReady
 from services.llm_longctx import kernels
 from services.llm_longctx.kernels import sdpa_lse as sdpa_lse_module
 from services.llm_longctx.kernels.block_sparse_prefill.reference import token_mask
 from services.llm_longctx.kernels.merge_lse.reference import softmax_of_all
 from services.llm_longctx.kernels.sdpa_lse import sdpa_lse, sdpa_lse_plain
-from shared.errors import BadInput, NotReady
 
 FAST = [name for name in kernels.backends() if name not in {"reference", "triton"}]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 4e-2}

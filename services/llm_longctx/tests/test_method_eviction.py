@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.engine import Engine, Request
 from services.llm_longctx.methods import method
 from services.llm_longctx.methods.core.eviction.allocation import count_kept, keep_per_layer, pyramid_counts
@@ -24,7 +25,6 @@ from services.llm_longctx.methods.streaming_llm import StreamingLlm
 from services.llm_longctx.methods.tova import Tova
 from services.llm_longctx.tests.conftest import tiny_decoder
 from services.llm_longctx.tests.test_engine_pages import prompt
-from shared.errors import InvalidOption
 from shared.lm.rope import rotate, rotation
 from tests.harness.golden_llama import fill_llama, uniform
 

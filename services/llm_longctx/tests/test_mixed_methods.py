@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fovea.errors import Cancelled
 from services.llm_longctx.engine import Engine, GenerationRequest, Sampling, prefix_cache
 from services.llm_longctx.engine.attention import method_policy
 from services.llm_longctx.methods import compose, method, methods
@@ -19,7 +20,6 @@ from services.llm_longctx.tests.conftest import Ear
 from services.llm_longctx.tests.hooks import Listeners
 from services.llm_longctx.tests.method_contract.oracle import trials
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
-from shared.errors import Cancelled
 from tests.harness.hypothesis_profiles import fewer
 
 GRID = 32

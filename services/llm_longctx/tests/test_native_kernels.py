@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from fovea.errors import Fault
 from services.llm_longctx.kernels import BlockCsr
 from services.llm_longctx.kernels.block_sparse_prefill import cpu_ext as prefill_ext
 from services.llm_longctx.kernels.decode import cpu_ext as decode_ext
 from services.llm_longctx.kernels.native import bindings, isa_targets
 from services.llm_longctx.kernels.native import build as building
 from services.llm_longctx.tests.test_kernels import agree, in_tensors, prefill, prefill_problem
-from shared.errors import Fault
 
 PROCESSOR = bindings._processor()
 BUILT = [target for target in isa_targets.runnable_targets(PROCESSOR) if isa_targets.library_file(target).exists()]

@@ -8,12 +8,12 @@ from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_params
 from openai.types.responses import response_create_params
 
+from fovea.api.embeddings import EmbeddingsRequest
+from fovea.api.request_fields import ACCEPTED, PEERS, REFUSED, find_fate
+from fovea.api.responses import ResponsesRequest
+from fovea.api.text import ChatRequest, CompletionRequest
 from services.llm_longctx.api import embeddings, responses
 from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, app_of, go_on, say, text_of
-from shared.api.embeddings import EmbeddingsRequest
-from shared.api.request_fields import ACCEPTED, PEERS, REFUSED, find_fate
-from shared.api.responses import ResponsesRequest
-from shared.api.text import ChatRequest, CompletionRequest
 
 END = {"logit_bias": {"256": 100}}  # the end token is drawn wherever it may
 MODELS = {"chat/completions": ChatRequest, "completions": CompletionRequest, "responses": ResponsesRequest}

@@ -3,13 +3,13 @@
 import openai
 import pytest
 
+from fovea.api.longctx import LongctxOptions
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.kernels import backends
 from services.llm_longctx.methods import method
 from services.llm_longctx.serving import comparison, decoder_model
 from services.llm_longctx.serving.method_selection import select_policy
 from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on, say, tiny_decoder
-from shared.api.longctx import LongctxOptions
 from shared.lm.builders import llama
 from shared.lm.head_plan import HeadPlan
 from shared.lm.head_plan_store import save_plan

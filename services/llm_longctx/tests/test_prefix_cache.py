@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.engine.attention.method_policy import CHUNK
 from services.llm_longctx.engine.prefix_cache import PrefixCache
 from services.llm_longctx.kv_cache import PoolExhausted
-from shared.errors import InvalidOption
 
 
 class Pages:

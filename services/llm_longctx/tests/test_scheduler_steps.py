@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import shared.registry.servable
+from fovea.errors import Cancelled, Fault, InvalidOption, NotReady, QueueFull, TooLarge
 from services.llm_longctx.engine import GenerationRequest, Sampling
 from services.llm_longctx.engine.quality.background_tasks import BackgroundTasks
 from services.llm_longctx.engine.requests.failures import to_safe_error
@@ -16,7 +17,6 @@ from services.llm_longctx.engine.sequence import SequenceStatus
 from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.tests.conftest import Ear
 from services.llm_longctx.tests.hooks import Listeners
-from shared.errors import Cancelled, Fault, InvalidOption, NotReady, QueueFull, TooLarge
 from shared.registry import CallContext
 from tests.harness.waiting import wait_until as until
 

@@ -3,10 +3,10 @@
 import pytest
 from fastapi import FastAPI
 
+from fovea import plugins
+from fovea.api.text import ChatRequest
+from fovea.errors import InvalidOption, NotFound
 from services.llm_longctx.api import openai, state_loading
-from shared import plugins
-from shared.api.text import ChatRequest
-from shared.errors import InvalidOption, NotFound
 
 FIELDS = ("session_id", "document_id")
 

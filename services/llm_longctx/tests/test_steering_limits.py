@@ -5,6 +5,9 @@ from datetime import UTC, datetime
 import pytest
 import torch
 
+from fovea.api.steering import SteeringVector
+from fovea.api.text import GenerationOptions
+from fovea.errors import InvalidOption, NotFound, QueueFull
 from services.llm_longctx.engine.taps import ActivationCapture, TokenRange
 from services.llm_longctx.serving.steering import build_taps, vector_store
 from services.llm_longctx.serving.steering.build_taps import TapBuilder
@@ -12,9 +15,6 @@ from services.llm_longctx.serving.steering.capture_store import CaptureStore
 from services.llm_longctx.serving.steering.capture_writer import INLINE_NUMBERS
 from services.llm_longctx.serving.steering.vector_store import VectorStore
 from services.llm_longctx.tests.conftest import tiny_decoder
-from shared.api.steering import SteeringVector
-from shared.api.text import GenerationOptions
-from shared.errors import InvalidOption, NotFound, QueueFull
 from shared.lm.taps import trace
 from shared.storage import ObjectStore
 

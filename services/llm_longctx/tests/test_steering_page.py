@@ -9,9 +9,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from fovea.api.text import GenerationOptions
 from services.llm_longctx.api import steering, sweeps
 from services.llm_longctx.tests.conftest import Server, smollm2_app
-from shared.api.text import GenerationOptions
 
 PAGE = (Path(__file__).parents[3] / "docs/17-steering.md").read_text("utf8")
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.engine import Engine, GenerationRequest, Request, Sampling
 from services.llm_longctx.engine import backend as backend_module
 from services.llm_longctx.engine.device.parallel_backend import open_backend
@@ -10,7 +11,6 @@ from services.llm_longctx.engine.scheduler import Scheduler
 from services.llm_longctx.methods import method
 from services.llm_longctx.serving.local_models import make_local_model
 from services.llm_longctx.tests.conftest import tiny_decoder, write_folder
-from shared.errors import InvalidOption
 from shared.lm.builders import gpt2
 from shared.lm.tensor_parallel import Team, take_shard
 from shared.registry import LoadContext

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fovea.api.tools import FunctionDefinition
 from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler
 from services.llm_longctx.serving.tools.parsers.hermes import HermesParser
 from services.llm_longctx.serving.tools.parsers.llama import LlamaParser
 from services.llm_longctx.serving.tools.parsers.qwen import QwenParser
 from services.llm_longctx.serving.tools.tool_use import ToolUse, find_parser
-from shared.api.tools import FunctionDefinition
 from tests.harness.toy_tokenizers import ByteTokenizer
 
 WEATHER = FunctionDefinition(

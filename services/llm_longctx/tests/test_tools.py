@@ -7,10 +7,10 @@ import jsonschema
 import pytest
 from pydantic import BaseModel
 
+from fovea.api.text import ChatRequest
 from services.llm_longctx.serving.tools.tool_use import read_tool_use
 from services.llm_longctx.tests.conftest import HELLO, MODEL, go_on, say
 from services.llm_longctx.tests.test_call_grammar import PARAMETERS, TOOLS
-from shared.api.text import ChatRequest
 
 WEATHER, TIME = TOOLS
 SHORT = [{"role": "user", "content": "?"}]

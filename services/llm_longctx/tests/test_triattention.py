@@ -8,12 +8,12 @@ import pytest
 import torch
 from scipy.stats import rankdata
 
+from fovea.errors import BadInput
 from services.interpretability.head_plans.statistic import query_centres
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.methods import method, triattention
 from services.llm_longctx.methods.core.hook_inputs import ScoringView
 from services.llm_longctx.tests.conftest import tiny_decoder
-from shared.errors import BadInput
 from shared.lm.attention import sdpa
 from shared.lm.head_plan import HeadPlan
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from fovea.errors import NotReady
 from services.llm_longctx import kernels
 from services.llm_longctx.kernels.packed_pages.layout import CACHE_FORMATS
 from services.llm_longctx.kernels.packed_pages.reference import pack as pack_reference
 from services.llm_longctx.tests.test_kernels import agree, in_pages, in_tensors, prefill, prefill_problem
-from shared.errors import NotReady
 from shared.telemetry import KERNEL_CALLS
 
 triton = pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")

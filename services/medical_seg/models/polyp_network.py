@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fovea.errors import InvalidOption
 from services.medical_seg.models.partial_decoder import BasicConv, PartialDecoder, ReceptiveField
 from services.medical_seg.models.res2net import Res2Net
-from shared.errors import InvalidOption
 from shared.vision.backbones.efficientnet_lite import EfficientNetLite0
 
 LEVELS = (2, 3, 4)

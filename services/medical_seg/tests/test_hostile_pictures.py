@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fovea.api.mask import SegmentIn
+from fovea.errors import Cancelled, QueueFull, TooLarge
 from services.medical_seg import postprocess
 from services.medical_seg.models.pranet import PraNetSegmenter
 from services.medical_seg.postprocess import Segmentation, encode_forms, extract_mask
 from services.medical_seg.segmenter import MAX_PIXELS
-from shared.api.mask import SegmentIn
-from shared.errors import Cancelled, QueueFull, TooLarge
 from shared.registry import CallContext, LoadContext
 from shared.vision.decode import decode
 from shared.vision.limits import DecodeBounds, PictureMemory
@@ -32,7 +32,7 @@ _MEASURE = textwrap.dedent(
     import numpy as np
     from PIL import Image
     from services.medical_seg.models.pranet import PraNetSegmenter
-    from shared.errors import FoveaError
+    from fovea.errors import FoveaError
     from shared.registry import CallContext, LoadContext
 
     def picture(width, height, hollow):

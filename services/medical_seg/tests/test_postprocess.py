@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fovea.api.mask import SegmentIn
 from services.medical_seg.postprocess import MAX_COMPONENTS, encode_forms, extract_mask, measure
-from shared.api.mask import SegmentIn
 from shared.vision.decode import decode
 from shared.vision.mask_regions import decode_run_lengths
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 from shared.registry import network
 
 SLIM = {"width": 0.25, "decoder": 16, "classifier": False}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fovea.api.mask import SegmentOut
 from services.medical_seg.models.pranet import PraNetSegmenter
-from shared.api.mask import SegmentOut
 from tests.bad_pictures import encoded
 from tests.harness.models import answered, client_of, problem
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fovea.api.mask import SegmentIn
+from fovea.api.tensors import TensorSpec
 from services.medical_seg.segmenter import Segmenter
-from shared.api.mask import SegmentIn
-from shared.api.tensors import TensorSpec
 from shared.registry import CallContext
 from shared.registry.weights import Manifest, NetworkSpec, Weights
 from shared.vision.decode import decode

@@ -15,11 +15,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fovea.errors import Cancelled, DeadlineExceeded, FoveaError
 from services.relevance_judge.batches.label_log import LabelLog
 from services.relevance_judge.batches.pair_selection import BatchPair
 from services.relevance_judge.judge import Judge
 from services.relevance_judge.schemas import JudgeIn, Pair
-from shared.errors import Cancelled, DeadlineExceeded, FoveaError
 from shared.registry import CallContext
 
 StopReason = Literal["budget", "endpoint"]

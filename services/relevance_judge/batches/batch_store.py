@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from fovea.errors import NotFound
 from services.relevance_judge.batches import label_log
 from services.relevance_judge.batches.batch_runner import BatchPlan, StopReason
-from shared.errors import NotFound
 from shared.storage import ObjectStore
 
 Row = dict[str, Any]

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fovea.errors import InvalidOption, Malformed
 from services.relevance_judge.metrics.rankings import order_passages
 from services.relevance_judge.parsing import trec
-from shared.errors import InvalidOption, Malformed
 
 MAX_BATCH_PAIRS = 200_000
 

@@ -9,11 +9,11 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from fovea.errors import InvalidOption, NotFound
 from services.relevance_judge.judge import EXAMPLE, NO_GRAPH, PAPER, Judge, apply_calibration
 from services.relevance_judge.metrics.ensembles import NO_VOTE, average, majority, median
 from services.relevance_judge.prompt_template import get_template
 from services.relevance_judge.schemas import EnsembleIn, JudgeIn, Member, Pair, Verdict
-from shared.errors import InvalidOption, NotFound
 from shared.registry import CallContext, Card
 from shared.registry.discovery import servables
 

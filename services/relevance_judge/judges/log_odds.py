@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from fovea.errors import InvalidOption
 from services.relevance_judge.chat_client import ChatReply
 from services.relevance_judge.judge import (
     EXAMPLE,
@@ -18,7 +19,6 @@ from services.relevance_judge.judge import (
 )
 from services.relevance_judge.prompt_template import make_fence, render_prompt
 from services.relevance_judge.schemas import JudgeIn, Pair, Verdict
-from shared.errors import InvalidOption
 from shared.registry import CallContext, Card
 
 YES = ("Yes", " Yes", "yes", " yes", "YES")

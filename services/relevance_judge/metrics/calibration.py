@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from fovea.errors import InvalidOption
 from services.relevance_judge.metrics.agreement import cohen_kappa
 from services.relevance_judge.metrics.pair_order import number_queries, pair_order
 from services.relevance_judge.metrics.rankings import spearman_rho
-from shared.errors import InvalidOption
 
 FitRule = Literal["quantile", "kappa"]
 

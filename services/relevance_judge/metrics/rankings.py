@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 from shared.lazy_module import LazyModule
 
 stats = LazyModule("scipy.stats")

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fovea.errors import InvalidOption
 from services.relevance_judge.metrics.pair_order import number_queries, pair_order
-from shared.errors import InvalidOption
 from shared.lazy_module import LazyModule
 
 optimize, special = LazyModule("scipy.optimize"), LazyModule("scipy.special")

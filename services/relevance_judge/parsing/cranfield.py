@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from shared.errors import Malformed
+from fovea.errors import Malformed
 
 CRANFIELD_GRADES: Mapping[int, int] = {1: 3, 2: 2, 3: 1, 4: 1, 5: 0}
 """Code of the collection's own readme → grade: complete answer, high relevance, background, minimum interest, none."""

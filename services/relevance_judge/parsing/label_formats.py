@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from fovea.errors import Malformed
 from services.relevance_judge.parsing import trec
-from shared.errors import Malformed
 
 MEDIA_TYPES = {"qrels": "text/plain", "jsonl": "application/x-ndjson", "csv": "text/csv"}
 """Form → content type of the response."""

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from shared.errors import Malformed
+from fovea.errors import Malformed
 
 MAX_GRADE = 1000
 """Beyond it, in either direction, no scale of relevance goes."""

@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from fovea.errors import InvalidOption
 from services.relevance_judge.answers import AnswerJudge, Nugget
 from services.relevance_judge.metrics.citations import score_support
 from services.relevance_judge.metrics.nuggets import Importance, Support
 from services.relevance_judge.routes.model_lookup import get_judge
 from services.relevance_judge.schemas import MAX_TEXT_CHARS, StrictModel
-from shared.errors import InvalidOption
 from shared.registry import CallContext
 from shared.serving.http.openapi_routes import problems
 

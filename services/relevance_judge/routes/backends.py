@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
+from fovea.errors import FoveaError
 from services.relevance_judge.chat_client import REQUEST_TIMEOUT_S, ChatClient
 from services.relevance_judge.judge import MAX_CONCURRENT_PAIRS
 from services.relevance_judge.routes.model_lookup import get_judge
-from shared.errors import FoveaError
 from shared.registry import CallContext
 from shared.settings import Settings
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 from pydantic import Field, ValidationError
 
+from fovea.errors import InvalidOption
 from services.relevance_judge.batches import batch_runner, pair_selection
 from services.relevance_judge.batches.batch_store import BatchOut, BatchRow, BatchStore, Row, summarise_batch
 from services.relevance_judge.batches.label_log import open_label_log
@@ -17,7 +18,6 @@ from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import MEDIA_TYPES, format_labels
 from services.relevance_judge.routes.model_lookup import get_judge
 from services.relevance_judge.schemas import JudgeIn, StrictModel
-from shared.errors import InvalidOption
 from shared.registry import CallContext
 from shared.serving.http.negotiation import choose
 from shared.serving.http.openapi_routes import problems

@@ -7,11 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 
+from fovea.errors import InvalidOption
 from services.relevance_judge.judge import open_calibrations
 from services.relevance_judge.metrics.calibration import Calibration, FitRule, fit
 from services.relevance_judge.schemas import StrictModel
 from services.relevance_judge.storage.versioned_store import VersionedStore
-from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.tenant import get_tenant
 

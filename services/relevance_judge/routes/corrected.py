@@ -13,6 +13,7 @@ from fastapi import APIRouter
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
+from fovea.errors import InvalidOption
 from services.relevance_judge.metrics.label_budget import plan_labels
 from services.relevance_judge.metrics.prediction_powered import MeanEstimate, correct_mean, human_mean
 from services.relevance_judge.metrics.rankings import check_measure
@@ -20,7 +21,6 @@ from services.relevance_judge.metrics.significance import tabulate_scores
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import parse_labels
 from services.relevance_judge.schemas import MAX_SYSTEMS, StrictModel
-from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
 
 router = APIRouter()

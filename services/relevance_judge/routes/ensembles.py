@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from fovea.errors import InvalidOption
 from services.relevance_judge.metrics import ensembles
 from services.relevance_judge.metrics.ensembles import Rounding, Tie
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import parse_labels
 from services.relevance_judge.schemas import EnsembleRule, StrictModel
-from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
 
 router = APIRouter()

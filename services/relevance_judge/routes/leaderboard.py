@@ -8,13 +8,13 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from fovea.errors import InvalidOption
 from services.relevance_judge.metrics.leaderboard import Leaderboard, LeaderboardEntry, Sort, build_leaderboard
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import parse_labels
 from services.relevance_judge.schemas import StrictModel
 from services.relevance_judge.storage.mini_collection import load_mini_collection, load_mini_judgements, load_mini_runs
 from services.relevance_judge.storage.versioned_store import VersionedStore
-from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.tenant import tenant_store
 

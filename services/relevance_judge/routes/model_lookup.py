@@ -6,8 +6,8 @@ from typing import Any
 
 from fastapi import Request
 
+from fovea.errors import InvalidOption
 from services.relevance_judge.judge import Judge
-from shared.errors import InvalidOption
 
 
 def get_judge(request: Request, name: str | None) -> Judge[Any]:

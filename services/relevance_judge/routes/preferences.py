@@ -7,13 +7,13 @@ from dataclasses import asdict
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from fovea.errors import InvalidOption
 from services.relevance_judge.batches import pair_selection
 from services.relevance_judge.comparisons import PairwiseJudge, PassagePair, sample_comparisons
 from services.relevance_judge.metrics.preferences import measure_order_bias
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.routes.model_lookup import get_judge
 from services.relevance_judge.schemas import MAX_TEXT_CHARS, StrictModel
-from shared.errors import InvalidOption
 from shared.registry import CallContext
 from shared.serving.http.openapi_routes import problems
 

@@ -12,10 +12,10 @@ from uuid import uuid4
 from fastapi import APIRouter, Depends, Request
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from fovea.api.request_fields import check_fields
+from fovea.errors import InvalidOption, NotFound
 from services.relevance_judge.schemas import MAX_PAIRS, MAX_TEXT_CHARS, JudgeIn, JudgeOut, Pair
 from services.relevance_judge.scorers import SCORERS, count_tokens, default_scorer, score_verdict
-from shared.api.request_fields import check_fields
-from shared.errors import InvalidOption, NotFound
 from shared.serving.host import Host
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.system_routes import host_of

@@ -8,12 +8,12 @@ import numpy as np
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from fovea.errors import InvalidOption
 from services.relevance_judge.metrics.calibration import Calibration, fit
 from services.relevance_judge.metrics.signal_weights import SignalWeights, combine_signals, fit_signal_weights
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import SignalSet, parse_signals
 from services.relevance_judge.schemas import StrictModel
-from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
 
 router = APIRouter()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from fovea.errors import InvalidOption
 from services.relevance_judge.metrics.rankings import check_measure
 from services.relevance_judge.metrics.significance import Correction, PairTest, compare_systems, tabulate_scores
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import parse_labels
 from services.relevance_judge.schemas import MAX_SYSTEMS, StrictModel
-from shared.errors import InvalidOption
 from shared.serving.http.openapi_routes import problems
 
 router = APIRouter()

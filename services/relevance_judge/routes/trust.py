@@ -8,6 +8,7 @@ import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from fovea.errors import InvalidOption, NotFound, NotReady
 from services.relevance_judge.batches import pair_selection
 from services.relevance_judge.embeddings import embed_windows, load_embedder
 from services.relevance_judge.metrics.baselines import LexicalIndex, overlap
@@ -15,7 +16,6 @@ from services.relevance_judge.metrics.trust import RaterRow, build_trust_report
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import parse_signals
 from services.relevance_judge.schemas import StrictModel
-from shared.errors import InvalidOption, NotFound, NotReady
 from shared.registry import CallContext
 from shared.serving.http.openapi_routes import problems
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from shared.errors import InvalidOption, NotFound
+from fovea.errors import InvalidOption, NotFound
 from shared.storage import ObjectStore
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from fovea.errors import Cancelled, Malformed
 from services.relevance_judge.batches import batch_runner, label_log, pair_selection
 from services.relevance_judge.batches.batch_store import BatchStore
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
@@ -19,7 +20,6 @@ from services.relevance_judge.schemas import JudgeIn
 from services.relevance_judge.storage.mini_collection import load_mini_collection
 from services.relevance_judge.tests.conftest import serve_judges
 from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
-from shared.errors import Cancelled, Malformed
 from shared.registry import CallContext
 from shared.storage import ObjectStore
 

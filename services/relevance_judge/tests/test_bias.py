@@ -4,13 +4,13 @@ import json
 
 import pytest
 
+from fovea.errors import Malformed
 from services.relevance_judge.metrics.baselines import overlap
 from services.relevance_judge.metrics.bias import invalid_share, measure_bias
 from services.relevance_judge.parsing.label_formats import MEDIA_TYPES, format_labels, parse_labels, parse_signals
 from services.relevance_judge.parsing.trec import format_qrels
 from services.relevance_judge.storage.mini_collection import load_mini_collection
 from services.relevance_judge.tests.conftest import serve_judges
-from shared.errors import Malformed
 
 MINI = load_mini_collection()
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fovea.errors import InvalidOption
 from services.relevance_judge.metrics.calibration import fit
-from shared.errors import InvalidOption
 
 QUERIES = [query for query in range(6) for _ in range(8)]
 GRADES = [0, 0, 1, 1, 2, 2, 3, 3] * 6

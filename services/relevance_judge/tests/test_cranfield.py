@@ -2,8 +2,8 @@
 
 import pytest
 
+from fovea.errors import Malformed
 from services.relevance_judge.parsing.cranfield import parse_collection, parse_records
-from shared.errors import Malformed
 
 DOCUMENTS = """.I 1
 .T

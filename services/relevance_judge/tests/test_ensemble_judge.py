@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from fovea.errors import FoveaError, InvalidOption, NotFound
 from services.relevance_judge.batches import batch_runner, pair_selection
 from services.relevance_judge.judge import Judge, open_calibrations
 from services.relevance_judge.judges.ensemble import Ensemble
@@ -13,7 +14,6 @@ from services.relevance_judge.metrics.calibration import Calibration
 from services.relevance_judge.prompt_template import get_template
 from services.relevance_judge.schemas import EnsembleIn, JudgeOut, Verdict
 from services.relevance_judge.tests.fake_endpoint import FakeModel
-from shared.errors import FoveaError, InvalidOption, NotFound
 from shared.registry import CallContext
 from shared.storage import ObjectStore
 

@@ -9,6 +9,7 @@ import httpx2
 import pytest
 from pydantic import ValidationError
 
+from fovea.errors import Cancelled, DeadlineExceeded, FoveaError, InvalidOption, NotFound, NotReady
 from services.relevance_judge.chat_client import ChatClient
 from services.relevance_judge.judge import Judge
 from services.relevance_judge.judges.ensemble import Ensemble
@@ -19,7 +20,6 @@ from services.relevance_judge.metrics.calibration import fit
 from services.relevance_judge.prompt_template import get_template
 from services.relevance_judge.schemas import JudgeIn, JudgeOut
 from services.relevance_judge.tests.fake_endpoint import FakeModel
-from shared.errors import Cancelled, DeadlineExceeded, FoveaError, InvalidOption, NotFound, NotReady
 from shared.registry import CallContext
 
 PAIR = {"query": "what causes tides", "passage": "The moon causes tides."}

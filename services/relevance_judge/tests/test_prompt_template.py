@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fovea.errors import NotFound
 from services.relevance_judge.prompt_template import Template, get_template, load_templates, make_fence, render_prompt
-from shared.errors import NotFound
 
 COMPARING = {"similarity", "lexical"}
 """Kinds that compare texts and ask no language model."""

@@ -2,11 +2,11 @@
 
 import pytest
 
+from fovea.api.request_fields import PEERS, find_fate
 from services.relevance_judge.routes.rerank import RerankIn, ScoreIn
 from services.relevance_judge.schemas import Verdict
 from services.relevance_judge.scorers import score_verdict
 from services.relevance_judge.tests.conftest import serve_judges
-from shared.api.request_fields import PEERS, find_fate
 from shared.lm.bundled_models import MINILM
 from shared.registry.discovery import servables
 

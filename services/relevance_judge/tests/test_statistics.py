@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fovea.errors import InvalidOption
 from services.relevance_judge.metrics import prediction_powered, significance
 from services.relevance_judge.metrics.agreement import krippendorff_alpha
 from services.relevance_judge.metrics.bootstrap import divide_sums, draw_ratios, mean_interval, percentile_interval
@@ -17,7 +18,6 @@ from services.relevance_judge.metrics.significance import (
     permutation_p,
     tabulate_scores,
 )
-from shared.errors import InvalidOption
 
 DRAW = np.random.default_rng(5)
 

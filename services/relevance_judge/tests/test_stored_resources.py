@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from fovea.errors import InvalidOption, NotFound
 from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
@@ -18,7 +19,6 @@ from services.relevance_judge.storage.mini_collection import load_mini_collectio
 from services.relevance_judge.storage.versioned_store import VersionedStore
 from services.relevance_judge.tests.conftest import serve_judges
 from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
-from shared.errors import InvalidOption, NotFound
 from shared.storage import ObjectStore
 
 MINI = load_mini_collection()

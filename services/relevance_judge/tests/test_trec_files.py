@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fovea.errors import Malformed
 from services.relevance_judge.parsing.trec import read_qrels, read_runs, read_topics, write_qrels
-from shared.errors import Malformed
 
 
 def _file(folder: Path, text: str) -> Path:

@@ -7,11 +7,11 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from fovea.errors import InvalidOption
 from services.relevance_judge.metrics.pair_order import pair_order
 from services.relevance_judge.metrics.rankings import kendall_tau_b
 from services.relevance_judge.metrics.signal_weights import combine_signals, fit_order, fit_signal_weights
 from services.relevance_judge.metrics.trust import build_trust_report
-from shared.errors import InvalidOption
 
 Pairs = dict[tuple[str, str], float]
 

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fovea.errors import InvalidOption
 from services.vision_restoration.models.swin import SwinBody
 from services.vision_restoration.models.vgg import WIDTHS, VggFeatures
 from services.vision_restoration.variant import Variant
-from shared.errors import InvalidOption
 from shared.registry import builder
 
 GRID = 32

@@ -8,8 +8,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
+from fovea.errors import InvalidOption
 from services.vision_restoration.image_io import PictureFile, deep_png, read_image, write_image
-from shared.errors import InvalidOption
 from shared.vision.limits import DEFAULT_BOUNDS
 
 ORIENTATION, MAKE = 0x0112, 0x010F

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fovea.api.restore import RestoreOut
 from services.vision_restoration.models.rrformer import RRFormerRestorer
 from services.vision_restoration.restorer import Restorer
-from shared.api.restore import RestoreOut
 from tests.harness.models import answered, client_of
 
 EXAMPLE = (RRFormerRestorer.folder.parent / "models" / "example.jpg").read_bytes()

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from fovea.api.restore import RestoreIn
+from fovea.errors import Cancelled, DeadlineExceeded, InvalidOption, NotReady
 from services.vision_restoration.comparison_images import mean_change, subtract_result, to_8_bits, to_16_bits
 from services.vision_restoration.image_io import PictureFile, read_image, write_image
 from services.vision_restoration.tiled_inference import plan_tiles
-from shared.api.restore import RestoreIn
-from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, NotReady
 from shared.registry import CallContext
 from shared.vision.draw import encode
 from shared.vision.limits import DEFAULT_BOUNDS

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fovea.errors import InvalidOption
 from services.vision_restoration.models.swin import SHIFT, WINDOW, shift_mask
-from shared.errors import InvalidOption
 from shared.registry import network
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from fovea.api.restore import RestoreIn
 from services.vision_restoration.models.rrformer import RRFormerRestorer
 from services.vision_restoration.tiled_inference import CONTEXT, plan_tiles, restore_by_tiles
 from services.vision_restoration.weights_loading import build_artifacts, load_weights
-from shared.api.restore import RestoreIn
 from shared.engines.torch import TorchEngine
 from shared.registry import CallContext
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from shared.api.tensors import TensorSpec
+from fovea.api.tensors import TensorSpec
+from fovea.errors import Fault, NotReady
 from shared.engines import ModelArtifacts, open_engine
 from shared.engines.tests.graphs import identity
-from shared.errors import Fault, NotReady
 from shared.registry import LoadContext
 
 torch.set_num_threads(1)

@@ -8,7 +8,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 
-from shared.api.tensors import TensorSpec
+from fovea.api.tensors import TensorSpec
+from fovea.errors import NotReady
 from shared.engines import onnx as onnx_engine
 from shared.engines import tensorrt as tensorrt_engine
 from shared.engines.factory import ModelArtifacts, open_engine
@@ -17,7 +18,6 @@ from shared.engines.half_precision import halve
 from shared.engines.onnx import OnnxEngine
 from shared.engines.tensorrt import TensorRTEngine
 from shared.engines.tests.graphs import graph, identity
-from shared.errors import NotReady
 from shared.registry import LoadContext
 from shared.storage import ObjectStore
 

@@ -8,11 +8,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from fovea.errors import Fault, InvalidOption, Malformed, NotReady, TooLarge
 from shared.engines.idle_memory import IdleShrinker
 from shared.engines.onnx import OnnxEngine, session_options
 from shared.engines.tensorrt import TensorRTEngine, missing
 from shared.engines.tests.graphs import NUMBERS, adder, graph, identity
-from shared.errors import Fault, InvalidOption, Malformed, NotReady, TooLarge
 from shared.rpc.tensors import DTYPES
 from shared.serving.memory_guard import read_resident_bytes
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from shared.api.tensors import TensorSpec
+from fovea.api.tensors import TensorSpec
+from fovea.errors import InvalidOption, NotReady, TooLarge
 from shared.engines.torch import TORCH_DATATYPES, TorchEngine
-from shared.errors import InvalidOption, NotReady, TooLarge
 from shared.rpc.tensors import DTYPES
 
 torch.set_num_threads(1)

@@ -11,10 +11,7 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from shared.engines import ModelArtifacts, open_engine
-from shared.engines.triton import TritonEngine, _to_fovea_error
-from shared.engines.triton_connections import is_this_host
-from shared.errors import (
+from fovea.errors import (
     BadInput,
     DeadlineExceeded,
     Fault,
@@ -24,6 +21,9 @@ from shared.errors import (
     TooLarge,
     Unauthenticated,
 )
+from shared.engines import ModelArtifacts, open_engine
+from shared.engines.triton import TritonEngine, _to_fovea_error
+from shared.engines.triton_connections import is_this_host
 from shared.registry import LoadContext
 from shared.rpc.oip import InferAnswer
 from shared.rpc.oip_json import decode_request, encode_answer

@@ -10,9 +10,9 @@ import pytest
 import tritonclient.http
 from torch import Tensor, nn
 
-from shared.api.tensors import TensorSpec
+from fovea.api.tensors import TensorSpec
+from fovea.errors import BadInput, DeadlineExceeded, NotFound
 from shared.engines.triton import TritonEngine
-from shared.errors import BadInput, DeadlineExceeded, NotFound
 from shared.export.artifacts import ExportedForms
 from shared.export.tests.test_triton_repository import LABELS, forms
 from shared.export.tests.triton_server import find_triton, run_triton

@@ -10,8 +10,8 @@ from google.protobuf import text_format
 from torch import Tensor, nn
 from tritonclient.grpc import model_config_pb2 as schema
 
-from shared.api.tensors import TensorSpec
-from shared.errors import InvalidOption
+from fovea.api.tensors import TensorSpec
+from fovea.errors import InvalidOption
 from shared.export.artifacts import ExportedForms
 from shared.export.triton_repository import DATATYPES, TritonOptions, write_model
 from shared.registry.weights import Manifest, NetworkSpec, Weights

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from shared.api.job import FINAL, Job
+from fovea.api.job import FINAL, Job
 from shared.jobs.consumer import QueueConsumer
 from shared.jobs.queue import Handler
 from shared.jobs.redis_queue import RedisJobQueue

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis import exceptions as gone
 
-from shared.errors import Cancelled, Fault, InvalidOption, NotFound, NotReady, StorageFull, TooLarge
+from fovea.errors import Cancelled, Fault, InvalidOption, NotFound, NotReady, StorageFull, TooLarge
 from shared.jobs import codec, redis_keys
 from shared.jobs.pubsub import ChangeListener
 from shared.jobs.queue import Payload, Result

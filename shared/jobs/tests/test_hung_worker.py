@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shared.errors import Fault
+from fovea.errors import Fault
 from shared.jobs import consumer as consumer_module
 from shared.jobs.consumer import NothingToDo, QueueConsumer
 from shared.jobs.queue import Payload, Result, Ticket

@@ -11,7 +11,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from shared.errors import Conflict, Fault, InvalidOption, NotFound, QueueFull, RateLimited
+from fovea.errors import Conflict, Fault, InvalidOption, NotFound, QueueFull, RateLimited
 from shared.jobs import codec, redis_keys
 from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
 from shared.jobs.queue import Payload, Result

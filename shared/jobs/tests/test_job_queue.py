@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from shared.errors import Conflict, Fault, InvalidOption, NotFound, NotReady, QueueFull, RateLimited, StorageFull
+from fovea.errors import Conflict, Fault, InvalidOption, NotFound, NotReady, QueueFull, RateLimited, StorageFull
 from shared.jobs import redis_client, redis_keys
 from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
 from shared.jobs.queue import JobQueue, Payload, Result

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from shared.errors import Fault, InvalidOption, NotReady, QueueFull, TooLarge
+from fovea.errors import Fault, InvalidOption, NotReady, QueueFull, TooLarge
 from shared.jobs import consumer as consumer_module
 from shared.jobs import worker as worker_module
 from shared.jobs.consumer import QueueConsumer

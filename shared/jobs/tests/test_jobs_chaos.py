@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.api.job import FINAL, Job
-from shared.errors import NotReady
+from fovea.api.job import FINAL, Job
+from fovea.errors import NotReady
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.settings import Settings

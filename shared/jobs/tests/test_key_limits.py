@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from fovea.errors import RateLimited
 from services.gateway.policy.caller import Caller, KeyLimits
 from services.gateway.policy.quotas import RateLimiter
-from shared.errors import RateLimited
 from shared.jobs.key_limits import JobKeyLimits
 from shared.jobs.queue import Payload, Result
 from shared.jobs.usage_ledger import UsageLedger

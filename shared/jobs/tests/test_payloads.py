@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from shared.errors import Fault
+from fovea.errors import Fault
 from shared.jobs.consumer import Delivery, QueueConsumer
 from shared.jobs.payloads import PayloadStore
 from shared.jobs.queue import Result

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from shared.errors import Fault
+from fovea.errors import Fault
 from shared.jobs import codec, consumer, redis_keys, worker_heartbeat
 from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
 from shared.jobs.queue import Result

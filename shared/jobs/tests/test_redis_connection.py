@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from shared.errors import NotReady, StorageFull
+from fovea.errors import NotReady, StorageFull
 from shared.jobs.consumer import Delivery, QueueConsumer
 from shared.jobs.queue import Payload, Result
 from shared.jobs.redis_queue import RedisJobQueue

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from shared.errors import NotReady
+from fovea.errors import NotReady
 from shared.jobs import redis_server as room
 from shared.jobs.redis_server import RedisServer, describe_redis, find_redis
 from shared.settings import Settings

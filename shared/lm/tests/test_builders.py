@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shared.errors import NotFound
+from fovea.errors import NotFound
 from shared.lm import builders
 from shared.registry import discovery
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.errors import Malformed, NotFound
+from fovea.errors import Malformed, NotFound
 from shared.lm import embedder
 from shared.lm.bert import BertConfig, BertEncoder
 from shared.lm.bundled_models import bundled_embedder

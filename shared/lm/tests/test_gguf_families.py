@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from shared.errors import BadInput, Malformed
+from fovea.errors import BadInput, Malformed
 from shared.lm.gguf_file import unpack
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder, read_config

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.errors import BadInput, Malformed, TooLarge
+from fovea.errors import BadInput, Malformed, TooLarge
 from shared.lm import head_plan
 from shared.lm.builders import llama
 from shared.lm.head_plan import HeadPlan, ModelId, grouped_max, top_share

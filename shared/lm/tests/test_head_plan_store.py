@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.errors import Conflict, InvalidOption, Malformed
+from fovea.errors import Conflict, InvalidOption, Malformed
 from shared.lm.head_plan import HeadPlan
 from shared.lm.head_plan_store import HeadPlanStore, save_plan
 from shared.storage import ObjectStore

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shared.errors import BadInput
+from fovea.errors import BadInput
 from shared.lm.attention import eager, sdpa
 from shared.lm.builders import gemma3
 from shared.lm.config import from_official

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shared.errors import InvalidOption, TooLarge
+from fovea.errors import InvalidOption, TooLarge
 from shared.lm.activation_names import SITES, UNLAYERED_SITES
 from shared.lm.builders import llama
 from shared.lm.rope import frequencies, rotate, rotation

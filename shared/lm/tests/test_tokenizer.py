@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Library
 
-from shared.errors import InvalidOption, Malformed, NotFound
+from fovea.errors import InvalidOption, Malformed, NotFound
 from shared.lm.tokenizer import Detokenizer, Tokenizer
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"  # noqa: E501

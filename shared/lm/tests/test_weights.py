@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from shared.errors import BadInput, Malformed, NotFound, UnsupportedMedia
+from fovea.errors import BadInput, Malformed, NotFound, UnsupportedMedia
 from shared.lm import builders
 from shared.lm.bundled_models import bundled_gguf
 from shared.lm.config import DecoderConfig, RopeScaling, from_official

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from shared.errors import Cancelled, DeadlineExceeded, NotFound
+from fovea.errors import Cancelled, DeadlineExceeded, NotFound
 from shared.registry import CallContext, Servable, discovery, network, networks, servables
 from shared.registry.discovery import claims
 

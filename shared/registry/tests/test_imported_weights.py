@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.errors import NotReady
+from fovea.errors import NotReady
 from shared.registry.imported_weights import fetch_weights, publish_weights
 from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
 from shared.storage import ObjectStore

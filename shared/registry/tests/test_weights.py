@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from shared.errors import NotReady
+from fovea.errors import NotReady
 from shared.registry.weights import Manifest, NetworkSpec, find_weights, read_weights, write_weights
 from shared.settings import settings
 

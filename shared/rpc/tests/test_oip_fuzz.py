@@ -7,7 +7,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.errors import FoveaError
+from fovea.errors import FoveaError
 from shared.rpc import oip_json, oip_proto
 from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.oip import InferCall

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shared.errors import Fault, Malformed, TooLarge
+from fovea.errors import Fault, Malformed, TooLarge
 from shared.rpc import oip_json, oip_proto
 from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.oip import InferAnswer, InferCall, build_answer, check_outputs

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.api.tensors import Datatype
-from shared.errors import Fault, Malformed, TooLarge
+from fovea.api.tensors import Datatype
+from fovea.errors import Fault, Malformed, TooLarge
 from shared.rpc.oip_json import align
 from shared.rpc.tensors import (
     DTYPES,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.errors import Malformed
+from fovea.errors import Malformed
 from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.protobuf_fields import MAX_FIELDS, WireField, iterate_fields
 

@@ -15,10 +15,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from fovea.errors import Cancelled, FoveaError, InvalidOption, Malformed, MethodNotAllowed, NotFound, by_status
 from shared import telemetry
 from shared.asgi.body import SlowBody
 from shared.asgi.errors import ErrorForm, build_error_headers, render_error
-from shared.errors import Cancelled, FoveaError, InvalidOption, Malformed, MethodNotAllowed, NotFound, by_status
 from shared.serving.http.errors import NotAcceptable, to_safe_error
 
 _FORMS: Mapping[str, ErrorForm] = {

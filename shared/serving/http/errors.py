@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 
+from fovea.errors import BadInput, Fault, FoveaError, NotReady, StorageFull
 from shared import telemetry
-from shared.errors import BadInput, Fault, FoveaError, NotReady, StorageFull
 
 
 class NotAcceptable(BadInput):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from shared.errors import TooLarge
+from fovea.errors import TooLarge
 
 MAX_PARTS: Final = 250_000
 """Commas and opening brackets of a body: a parser takes 0.1 s for them, and a model that refuses each 0.1 s more."""

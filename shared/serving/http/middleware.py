@@ -1,7 +1,7 @@
 """Service shell: a service's side of the ASGI shell. It gives each request a `CallContext` and renders its errors.
 
 Routes find the context in `scope["fovea.run"]`, and put the model's name into it or into `scope["fovea.model"]`. Of a
-route with the mark `ENDLESS` (`shared.api.replica`) only a stated length counts against the limit.
+route with the mark `ENDLESS` (`fovea.api.replica`) only a stated length counts against the limit.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import sys
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fovea.api.replica import AUDIT_HEADER, JOB_HEADER, SCOPES_HEADER, STREAM_HEADER, is_endless
+from fovea.api.usage import USAGE_HEADER
+from fovea.errors import FoveaError, TooLarge
 from shared import telemetry
-from shared.api.replica import AUDIT_HEADER, JOB_HEADER, SCOPES_HEADER, STREAM_HEADER, is_endless
-from shared.api.usage import USAGE_HEADER
 from shared.asgi.body import Inflater, read_coding, read_content_length
 from shared.asgi.errors import RawHeaders
 from shared.asgi.shell import HttpCall, ObservedRequest, Shell
-from shared.errors import FoveaError, TooLarge
 from shared.jobs.progress import RemoteProgress, RemoteReport
 from shared.registry import CallContext
 from shared.serving.http.error_rendering import render, translate

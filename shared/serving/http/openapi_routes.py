@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from shared.api.problem import Problem
+from fovea.api.problem import Problem
 from shared.registry import Servable
 from shared.serving import servable_schema
 from shared.serving.host import Host

@@ -18,7 +18,7 @@ from starlette.datastructures import FormData, Headers, QueryParams, UploadFile
 from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from shared.errors import BadInput, FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
+from fovea.errors import BadInput, FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from shared.serving import servable_schema
 from shared.validation_errors import list_errors
 

@@ -10,9 +10,9 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from fovea.api.model import ModelList
+from fovea.errors import NotFound
 from shared import telemetry
-from shared.api.model import ModelList
-from shared.errors import NotFound
 from shared.serving.host import Host
 from shared.serving.http.openapi_routes import problems
 from shared.sparsity import Finding, SparsityClaim, lint

@@ -15,9 +15,9 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
+from fovea.api.problem import problem
+from fovea.errors import FoveaError, InvalidOption
 from shared import telemetry
-from shared.api.problem import problem
-from shared.errors import FoveaError, InvalidOption
 from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http import openapi_routes

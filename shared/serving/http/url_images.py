@@ -18,7 +18,7 @@ from typing import Any
 import httpx2
 from pydantic import BaseModel
 
-from shared.errors import FoveaError, InvalidOption, TooLarge, in_field
+from fovea.errors import FoveaError, InvalidOption, TooLarge, in_field
 from shared.serving import servable_schema
 from shared.serving.http.request_parsing import ParsedRequest, is_url
 

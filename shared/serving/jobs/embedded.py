@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from shared.errors import TooLarge
+from fovea.errors import TooLarge
 from shared.serving.host import Host
 from shared.serving.jobs.host_handler import HostJobHandler
 from shared.serving.jobs.job_runner import JobRunner

@@ -14,8 +14,8 @@ from urllib.parse import unquote
 from starlette.datastructures import Headers, QueryParams
 from starlette.responses import Response, StreamingResponse
 
+from fovea.api.replica import SCOPES_HEADER
 from shared import telemetry
-from shared.api.replica import SCOPES_HEADER
 from shared.asgi.body import BoundedBody, Inflater, Message, read_coding
 from shared.asgi.shell import ObservedRequest
 from shared.jobs.queue import TRANSFER_HEADERS, Handler, Payload, Result, Ticket

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-from shared.api.usage import USAGE_HEADER, UsageScanner, read_header
-from shared.errors import FoveaError
+from fovea.api.usage import USAGE_HEADER, UsageScanner, read_header
+from fovea.errors import FoveaError
 from shared.jobs.consumer import QueueConsumer
 from shared.jobs.key_limits import JobKeyLimits
 from shared.jobs.queue import Handler, Payload, Result, Ticket

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from shared.api.replica import LEASE_S, RENEW_S, ReplicaRecord, replicas_key
+from fovea.api.replica import LEASE_S, RENEW_S, ReplicaRecord, replicas_key
 from shared.jobs.redis_connection import open_async_redis
 
 _SILENT_S = 2 * LEASE_S

@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx2
 
-from shared.api.replica import JOB_HEADER, ReplicaRecord
-from shared.errors import Cancelled, NotReady, TooLarge
+from fovea.api.replica import JOB_HEADER, ReplicaRecord
+from fovea.errors import Cancelled, NotReady, TooLarge
 from shared.jobs.queue import TRANSFER_HEADERS, Payload, Result, Ticket
 from shared.jobs.redis_client import cancel_tasks
 from shared.serving.jobs.replica_directory import ReplicaDirectory

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from shared.errors import Malformed, TooLarge, UnsupportedMedia
+from fovea.errors import Malformed, TooLarge, UnsupportedMedia
 from shared.rpc.oip_json import HEADER_LENGTH, EncodedBody, align
 
 _WBITS: Final[Mapping[str, int]] = MappingProxyType({"gzip": 31, "deflate": 15})

@@ -19,10 +19,10 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
+from fovea.api.problem import oip_error
+from fovea.api.replica import SCOPES_HEADER
+from fovea.errors import FoveaError, Malformed, TooLarge
 from shared import telemetry
-from shared.api.problem import oip_error
-from shared.api.replica import SCOPES_HEADER
-from shared.errors import FoveaError, Malformed, TooLarge
 from shared.registry import CallContext
 from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.oip import build_answer, check_outputs

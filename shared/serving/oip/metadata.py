@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from importlib.metadata import version as installed_version
 from typing import Any, Final
 
+from fovea.api.tensors import TensorSpec
+from fovea.errors import InvalidOption, NotReady
 from shared import telemetry
-from shared.api.tensors import TensorSpec
-from shared.errors import InvalidOption, NotReady
 from shared.registry import Servable
 from shared.serving.host import Host
 from shared.serving.oip.tensors import is_batchable

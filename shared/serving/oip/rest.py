@@ -17,8 +17,8 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
+from fovea.errors import Malformed, NotFound, NotReady
 from shared import telemetry
-from shared.errors import Malformed, NotFound, NotReady
 from shared.registry import CallContext
 from shared.rpc.oip import InferCall, build_answer, check_outputs
 from shared.rpc.oip_json import HEADER_LENGTH, EncodedBody, decode_request, encode_answer

@@ -6,8 +6,8 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from shared.api.tensors import TensorSpec
-from shared.errors import InvalidOption
+from fovea.api.tensors import TensorSpec
+from fovea.errors import InvalidOption
 from shared.registry import Engine
 from shared.rpc.tensors import datatype_of
 

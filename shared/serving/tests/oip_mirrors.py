@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from fovea.api.tensors import TensorSpec
 from shared import telemetry
-from shared.api.tensors import TensorSpec
 from shared.registry import Card, Limits, Paper, Servable
 from shared.rpc.tensors import DTYPES
 from shared.serving.build_app import build

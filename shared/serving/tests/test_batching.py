@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fovea.errors import Cancelled, DeadlineExceeded, Fault, InvalidOption, NotReady, QueueFull
 from shared import telemetry
-from shared.errors import Cancelled, DeadlineExceeded, Fault, InvalidOption, NotReady, QueueFull
 from shared.registry import CallContext
 from shared.serving import batching
 from shared.serving.batch_context import BatchContext

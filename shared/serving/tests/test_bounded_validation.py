@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from shared.api.text import ChatRequest, CompletionRequest
-from shared.errors import TooLarge
+from fovea.api.text import ChatRequest, CompletionRequest
+from fovea.errors import TooLarge
 from shared.serving.build_app import build
 from shared.serving.http.json_bounds import MAX_PARTS, PartsCounter
 from shared.settings import Settings

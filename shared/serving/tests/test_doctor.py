@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from shared.errors import NotReady
+from fovea.errors import NotReady
 from shared.registry import discovery
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.serving.device_placement import choose_device

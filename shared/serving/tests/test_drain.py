@@ -11,7 +11,7 @@ import httpx2
 import pytest
 import redis
 
-from shared.api.replica import replicas_key
+from fovea.api.replica import replicas_key
 from shared.serving.build_app import build
 from shared.serving.drain import DrainFiles, drain
 from shared.serving.replica import ReplicaServer

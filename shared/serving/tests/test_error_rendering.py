@@ -7,8 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from shared.asgi.body import SlowBody
-from shared.errors import (
+from fovea.errors import (
     Cancelled,
     Conflict,
     Fault,
@@ -20,6 +19,7 @@ from shared.errors import (
     TooLarge,
     Unauthenticated,
 )
+from shared.asgi.body import SlowBody
 from shared.serving.http.error_rendering import render, translate
 from shared.serving.http.errors import NotAcceptable, to_safe_error
 

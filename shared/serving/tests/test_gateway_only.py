@@ -6,7 +6,7 @@ import grpc
 import httpx2
 import pytest
 
-from shared.api.replica import SECRET_HEADER
+from fovea.api.replica import SECRET_HEADER
 from shared.rpc import open_inference_pb2 as pb
 from shared.serving.build_app import build
 from shared.serving.oip.grpc_health_reflection import SERVICE

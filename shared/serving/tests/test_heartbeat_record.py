@@ -8,7 +8,7 @@ import httpx2
 import pytest
 import redis
 
-from shared.api.replica import AFFINE, EFFECTFUL, ENDLESS, RENEW_S, ReplicaRecord, replicas_key, route_fields
+from fovea.api.replica import AFFINE, EFFECTFUL, ENDLESS, RENEW_S, ReplicaRecord, replicas_key, route_fields
 from shared.serving.build_app import build
 from shared.serving.heartbeat import Heartbeat
 from shared.serving.replica import ReplicaServer, load_app

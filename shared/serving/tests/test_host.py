@@ -11,8 +11,8 @@ import pytest
 
 import shared.registry.servable
 import shared.serving.host
+from fovea.errors import Cancelled, DeadlineExceeded, InvalidOption, NotFound, NotReady, QueueFull
 from shared import telemetry
-from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, NotFound, NotReady, QueueFull
 from shared.registry import CallContext, LoadContext
 from shared.serving.host import Host
 from shared.serving.tests import toys

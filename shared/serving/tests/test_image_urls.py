@@ -8,7 +8,7 @@ from urllib.parse import quote
 import httpx2
 import pytest
 
-from shared.errors import InvalidOption, TooLarge
+from fovea.errors import InvalidOption, TooLarge
 from shared.serving.build_app import build
 from shared.serving.http.url_images import Fetcher, is_public
 from shared.serving.tests.toys import PNG, TOYS

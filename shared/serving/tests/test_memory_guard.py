@@ -6,7 +6,7 @@ import textwrap
 
 import redis
 
-from shared.api.replica import ReplicaRecord, replicas_key
+from fovea.api.replica import ReplicaRecord, replicas_key
 from shared.serving.memory_guard import EXIT_STATUS, find_memory_limit, read_resident_bytes
 from shared.settings import Settings
 

@@ -6,8 +6,8 @@ import zlib
 
 import pytest
 
+from fovea.errors import InvalidOption
 from shared import telemetry
-from shared.errors import InvalidOption
 from shared.registry import CallContext
 from shared.serving.http.middleware import ServiceMiddleware
 from shared.settings import Settings

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
+from fovea.errors import TooLarge
 from shared import telemetry
-from shared.errors import TooLarge
 from shared.rpc.oip_json import HEADER_LENGTH, EncodedBody
 from shared.serving.build_app import build
 from shared.serving.oip import body as oip_body

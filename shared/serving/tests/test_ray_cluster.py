@@ -12,7 +12,7 @@ import httpx2
 import pytest
 import redis
 
-from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
+from fovea.api.replica import LEASE_S, ReplicaRecord, replicas_key
 from shared.serving.up import reaper
 from shared.settings import environment
 from tests.harness.waiting import wait_until

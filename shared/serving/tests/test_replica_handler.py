@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from shared.api.replica import ReplicaRecord, replicas_key
-from shared.errors import Cancelled, NotReady, TooLarge
+from fovea.api.replica import ReplicaRecord, replicas_key
+from fovea.errors import Cancelled, NotReady, TooLarge
 from shared.jobs.queue import Payload
 from shared.jobs.redis_connection import open_redis
 from shared.jobs.redis_queue import RedisJobQueue

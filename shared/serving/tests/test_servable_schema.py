@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Base64Bytes, BaseModel, Field
 
-from shared.api.image import ImageBytes
-from shared.errors import BadInput
+from fovea.api.image import ImageBytes
+from fovea.errors import BadInput
 from shared.serving import servable_schema
 from shared.serving.http.request_parsing import ParsedRequest, build_requests
 

@@ -6,7 +6,7 @@ import json
 import httpx2
 import pytest
 
-from shared.errors import Malformed
+from fovea.errors import Malformed
 from shared.serving.build_app import build
 from shared.serving.http.request_parsing import read_json_object
 from shared.serving.tests import toys

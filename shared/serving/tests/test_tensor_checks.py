@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.api.tensors import TensorSpec
-from shared.errors import InvalidOption
+from fovea.api.tensors import TensorSpec
+from fovea.errors import InvalidOption
 from shared.serving.oip import tensors
 from shared.serving.tests.toys import PlusOne
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from shared.errors import FoveaError, NotReady
+from fovea.errors import FoveaError, NotReady
 from shared.registry import CallContext
 from shared.serving import watchdog, watched_work
 from shared.serving.batching import Batcher, BatchOptions

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from shared.api.job import Job
+from fovea.api.job import Job
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.settings import Settings

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.api.image import ImageBytes
-from shared.api.tensors import TensorSpec
-from shared.errors import FoveaError, InvalidOption, Malformed
+from fovea.api.image import ImageBytes
+from fovea.api.tensors import TensorSpec
+from fovea.errors import FoveaError, InvalidOption, Malformed
 from shared.registry import CallContext, Card, Limits, LoadContext, Paper, Servable
 
 PAPER = Paper(title="None", venue="none", year=2026)

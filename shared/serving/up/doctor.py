@@ -17,9 +17,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from shared import plugins
+from fovea import plugins
+from fovea.errors import FoveaError, NotReady
 from shared.engines import missing_parts
-from shared.errors import FoveaError, NotReady
 from shared.jobs import redis_server
 from shared.registry import discovery
 from shared.registry.weights import read_weights

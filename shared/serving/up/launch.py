@@ -20,8 +20,8 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.markup import escape
 
+from fovea.errors import FoveaError, NotReady
 from shared import telemetry
-from shared.errors import FoveaError, NotReady
 from shared.jobs.redis_server import RedisServer
 from shared.registry.discovery import services_with_models
 from shared.serving.up import forked_replicas

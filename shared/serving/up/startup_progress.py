@@ -11,7 +11,7 @@ from typing import Any, Literal
 import httpx2
 from redis.exceptions import RedisError
 
-from shared.api.replica import LEASE_S, ReplicaRecord, replicas_key
+from fovea.api.replica import LEASE_S, ReplicaRecord, replicas_key
 from shared.jobs.redis_connection import open_async_redis
 
 _POLL_S = 0.2

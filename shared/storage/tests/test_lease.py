@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from shared.errors import Cancelled
+from fovea.errors import Cancelled
 from shared.storage import Lease, ObjectStore, lease
 
 

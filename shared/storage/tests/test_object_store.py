@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shared.errors import NotReady, StorageFull
+from fovea.errors import NotReady, StorageFull
 from shared.storage import ObjectStore, object_store
 from shared.storage.tests.small_disk import make_read_only, mount_small_disk
 

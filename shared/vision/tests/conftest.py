@@ -8,7 +8,7 @@ import pytest
 SCRIPT = """
 import resource, sys
 {setup}
-from shared.errors import BadInput
+from fovea.errors import BadInput
 from shared.vision.decode import decode
 samples = [p for p in refused() if p.name.startswith({prefix!r})]
 decode(next(p.data for p in odd() if p.name == "png"))

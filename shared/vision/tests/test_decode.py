@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from shared.errors import BadInput, Malformed, TooLarge, UnsupportedMedia
+from fovea.errors import BadInput, Malformed, TooLarge, UnsupportedMedia
 from shared.vision.decode import READABLE, decode
 from shared.vision.format_detection import detect_format, webp_canvas
 from shared.vision.limits import DecodeBounds

@@ -6,7 +6,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as schema
 from typer.testing import CliRunner
 
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 from shared.registry.discovery import servables
 from shared.settings import settings
 from shared.vision.export_cli import export, find_exportable

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from shared.api.drawable import Drawable
-from shared.api.image import ImageBytes
-from shared.api.tensors import TensorSpec
-from shared.api.timings import Times
-from shared.errors import Cancelled, DeadlineExceeded, InvalidOption, TooLarge
+from fovea.api.drawable import Drawable
+from fovea.api.image import ImageBytes
+from fovea.api.tensors import TensorSpec
+from fovea.api.timings import Times
+from fovea.errors import Cancelled, DeadlineExceeded, InvalidOption, TooLarge
 from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext, Card, Limits, LoadContext, Paper
 from shared.registry.weights import Weights

@@ -20,9 +20,9 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from fovea.errors import Cancelled, FoveaError, NotFound
 from services.interpretability.core.experiment import Experiment, Progress
 from services.interpretability.core.report import Report
-from shared.errors import Cancelled, FoveaError, NotFound
 from shared.lm.decoder import Decoder
 from shared.registry import CallContext, LoadContext
 from tests.contract.checks.loaded import Loaded

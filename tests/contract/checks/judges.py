@@ -16,11 +16,11 @@ from typing import Any
 import httpx2
 import pytest
 
+from fovea.errors import Cancelled, FoveaError
 from services.relevance_judge.judge import Judge
 from services.relevance_judge.prompt_template import get_template, load_templates
 from services.relevance_judge.schemas import JudgeOut, Verdict
 from services.relevance_judge.tests.fake_endpoint import FakeModel
-from shared.errors import Cancelled, FoveaError
 from shared.registry import CallContext, LoadContext
 from tests.contract.checks.loaded import refused_by
 from tests.contract.checks.requests import updated

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from shared.errors import FoveaError
+from fovea.errors import FoveaError
 from shared.registry import CallContext, Card, LoadContext, Servable
 from tests.harness.streams import events_of
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from shared.errors import FoveaError
+from fovea.errors import FoveaError
 from shared.vision.decode import decode
 from shared.vision.draw import encode
 from tests.contract.checks.loaded import Loaded

@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
-from shared.errors import Cancelled, DeadlineExceeded, FoveaError
+from fovea.errors import Cancelled, DeadlineExceeded, FoveaError
 from shared.registry import CallContext
 from shared.rpc.tensors import DTYPES
 from shared.serving.oip import tensors

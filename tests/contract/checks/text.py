@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from shared.api.text import CompletionRequest, TokenizeRequest
+from fovea.api.text import CompletionRequest, TokenizeRequest
 from shared.lm.gguf_file import unpack
 from shared.lm.weights import load_decoder
 from shared.registry import CallContext

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from shared.errors import FoveaError
+from fovea.errors import FoveaError
 from shared.registry import CallContext
 
 Change = Callable[[Any], Any]

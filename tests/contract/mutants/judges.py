@@ -4,13 +4,13 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fovea.errors import FoveaError
 from services.relevance_judge.judge import Judge
 from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
 from services.relevance_judge.prompt_template import Template, get_template
 from services.relevance_judge.schemas import JudgeIn, JudgeOut, Pair, Verdict
-from shared.errors import FoveaError
 from shared.registry import CallContext
 from tests.contract.checks import judges as checks
 from tests.contract.mutants import Change, changed, each, same, wrong

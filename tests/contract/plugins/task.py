@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 
 from pydantic import BaseModel, Field
 
-from shared.errors import FoveaError
+from fovea.errors import FoveaError
 from shared.registry import CallContext, Card, LoadContext, Paper, Servable
 
 

@@ -11,11 +11,11 @@ import numpy as np
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from fovea.api.mask import SegmentIn
+from fovea.errors import FoveaError
 from services.detection.segments.npy_inputs import read_matrices
 from services.gateway.batches.upload_form import parse_upload
 from services.gateway.routing.model_routing import _read_model
-from shared.api.mask import SegmentIn
-from shared.errors import FoveaError
 from shared.serving.http.request_parsing import build_requests, parse_request
 from tests.fuzz.harness import Harness
 

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from shared.errors import Malformed
+from fovea.errors import Malformed
 from shared.vision.decode import decode
 from shared.vision.limits import DecodeBounds
 from shared.vision.mask_regions import decode_run_lengths

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from fovea.api.text import GenerationOptions
+from fovea.errors import FoveaError, InvalidOption, Malformed
 from services.llm_longctx.serving.grammars.formats import find_grammar_source
 from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler
 from services.relevance_judge.parsing import parse
@@ -17,8 +19,6 @@ from services.relevance_judge.parsing.trec import format_qrels, parse_qrels, par
 from services.relevance_judge.routes.agreement import AgreementIn, agreement
 from services.relevance_judge.routes.rankings import RankingsIn, rank
 from services.relevance_judge.routes.significance import SignificanceIn, compare_runs
-from shared.api.text import GenerationOptions
-from shared.errors import FoveaError, InvalidOption, Malformed
 from tests.fuzz.harness import Harness, with_file
 from tests.harness.toy_tokenizers import ByteTokenizer
 

@@ -5,10 +5,10 @@ import json
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from fovea.api.usage import UsageScanner
+from fovea.errors import FoveaError, Malformed
 from services.gateway.grpc.protobuf_peek import read_text_field
 from services.gateway.routing.json_peek import read_json_field
-from shared.api.usage import UsageScanner
-from shared.errors import FoveaError, Malformed
 from shared.rpc import oip_json, oip_proto
 from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.oip import InferCall

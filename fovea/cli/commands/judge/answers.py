@@ -14,7 +14,7 @@ from fovea.cli.commands.judge.options import Llm, Passages, compute_as_job, form
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.option_groups import expand_options
 from fovea.cli.text_files import read_text, write_text
-from shared.errors import Malformed
+from fovea.errors import Malformed
 
 Query = Annotated[str, typer.Argument(help="The query.")]
 Answer = Annotated[Path | None, typer.Option(help="Text file of the answer; - is standard input.", show_default=False)]

@@ -17,7 +17,7 @@ from fovea.cli.job_progress import run_as_job
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text, write_text
-from shared.errors import Malformed
+from fovea.errors import Malformed
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from fovea.cli.commands.judge.options import (
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.option_groups import expand_options
 from fovea.cli.text_files import read_text, write_text
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 
 
 @expand_options

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 
-from shared.errors import BadInput, NotReady, by_status
+from fovea.errors import BadInput, NotReady, by_status
 
 CHAT_TIMEOUT_S = 600.0
 

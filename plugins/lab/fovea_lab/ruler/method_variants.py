@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fovea.api.longctx import LongctxOptions
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.serving.cache_dtype import read_cache_dtype
 from services.llm_longctx.serving.method_selection import build_method, find_plan, fit_policy
-from shared.api.longctx import LongctxOptions
 from shared.lm.head_plan import HeadPlan
 
 BASELINES = ("truncate", "empty")

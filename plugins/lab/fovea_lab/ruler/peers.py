@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from fovea.errors import Malformed
 from fovea_lab.ruler.report import Prediction
 from fovea_lab.ruler.scoring import score
-from shared.errors import Malformed
 
 
 def read_predictions(path: Path, decode: Callable[[list[int]], str]) -> list[Prediction]:

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from fovea.errors import InvalidOption
 from fovea_lab.ruler.answer_store import append_answers, read_answers
 from fovea_lab.ruler.answering import Answer, PromptTokens, answer_prompts
 from fovea_lab.ruler.method_variants import BASELINES, MethodVariant, list_variants
@@ -28,7 +29,6 @@ from fovea_lab.ruler.scoring import score
 from fovea_lab.ruler.spec import RulerSpec
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.kv_cache import PoolExhausted
-from shared.errors import InvalidOption
 from shared.lm.head_plan import HeadPlan
 from shared.lm.tokenizer import Tokenizer
 

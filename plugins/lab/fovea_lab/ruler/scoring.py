@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from fovea.errors import InvalidOption
 from fovea_lab.ruler.samples.task import TASKS
-from shared.errors import InvalidOption
 
 _CONTROL = re.compile("[\x00-\x1f]")
 

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from fovea.api.longctx import LongctxOptions
+from fovea.errors import InvalidOption
 from fovea_lab.ruler.samples.task import OFFLINE, TASKS
-from shared.api.longctx import LongctxOptions
-from shared.errors import InvalidOption
 
 MAX_SAMPLES = 500
 Share = Annotated[float, Field(gt=0, le=1)]

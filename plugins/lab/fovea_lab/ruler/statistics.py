@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 
 
 @dataclass(frozen=True, slots=True)

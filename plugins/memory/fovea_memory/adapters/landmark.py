@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from fovea.api.longctx import Citation, CitedToken, LongctxAnswer
+from fovea.api.text import GenerationOptions
+from fovea.errors import InvalidOption
 from fovea_memory import metrics
 from fovea_memory.adapters.landmark_options import LandmarkOptions, merge_options
 from fovea_memory.adapters.landmark_session import (
@@ -28,9 +31,6 @@ from fovea_memory.state.document_cache import DocumentCache, last_checkpoint
 from fovea_memory.toy_tokenizers import OffsetTokenizer
 from services.llm_longctx.engine import GenerationRequest
 from services.llm_longctx.serving.request_state import RequestState
-from shared.api.longctx import Citation, CitedToken, LongctxAnswer
-from shared.api.text import GenerationOptions
-from shared.errors import InvalidOption
 
 MAX_CITATIONS = 8
 

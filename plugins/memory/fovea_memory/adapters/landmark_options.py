@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.api.longctx import LongctxOptions
-from shared.api.text import GenerationOptions
-from shared.errors import InvalidOption
+from fovea.api.longctx import LongctxOptions
+from fovea.api.text import GenerationOptions
+from fovea.errors import InvalidOption
 from shared.validation_errors import list_errors
 
 _COMMON = frozenset({"priority"})

@@ -13,15 +13,15 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from fovea.api.longctx import LongctxUsage
+from fovea.api.text import GenerationOptions
+from fovea.errors import Conflict
 from fovea_memory.adapters.landmark_options import refuse_knobs
 from fovea_memory.request_session import RequestSession, SessionSource
 from fovea_memory.toy_tokenizers import OffsetTokenizer
 from services.llm_longctx.engine import GenerationRequest, Scheduler
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, priority_of
 from services.llm_longctx.serving.request_state import RequestState
-from shared.api.longctx import LongctxUsage
-from shared.api.text import GenerationOptions
-from shared.errors import Conflict
 from shared.lm.host_transfer import to_device
 
 CHUNK_TOKENS = 64

@@ -13,6 +13,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from fovea.api.longctx import LongctxAnswer, Surprise
+from fovea.api.text import GenerationOptions
+from fovea.errors import Conflict, InvalidOption, Malformed
 from fovea_memory import metrics
 from fovea_memory.adapters.landmark_options import refuse_knobs
 from fovea_memory.adapters.session import NonFinite, SessionAdapter, check_finite, read_ids
@@ -20,9 +23,6 @@ from fovea_memory.mixers.titans import StateError, StateMismatch, TitansSession
 from fovea_memory.request_state import SessionTransaction, TokenUpdate
 from services.llm_longctx.engine import GenerationRequest
 from services.llm_longctx.serving.request_state import RequestState
-from shared.api.longctx import LongctxAnswer, Surprise
-from shared.api.text import GenerationOptions
-from shared.errors import Conflict, InvalidOption, Malformed
 
 CHUNK_TOKENS = 64
 """Tokens read at a time; outputs do not depend on it."""

@@ -9,10 +9,10 @@ import typer
 from rich.markup import escape
 
 from fovea import sessions_documents
+from fovea.api.sessions import DocumentInfo
 from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
 from fovea.cli.output import Screen
 from fovea.transport import LOCAL
-from shared.api.sessions import DocumentInfo
 
 app = typer.Typer(
     help="Documents that a model reads once: add, list, show, delete.", no_args_is_help=True, add_completion=False

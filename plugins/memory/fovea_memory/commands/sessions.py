@@ -10,11 +10,11 @@ import typer
 from rich.markup import escape
 
 from fovea import sessions_documents
+from fovea.api.sessions import Session
 from fovea.call import Call
 from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
 from fovea.cli.output import Screen
 from fovea.transport import LOCAL
-from shared.api.sessions import Session
 
 app = typer.Typer(
     help="Sessions of models with a memory: open, list, fork, export, import, roll back, delete.",

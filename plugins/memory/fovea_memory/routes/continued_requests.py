@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fastapi import Request
 
+from fovea.api.text import GenerationOptions
 from fovea_memory.request_state import SessionTransaction, StoredDocument
 from fovea_memory.routes.documents import get_document_service
 from fovea_memory.routes.model_lookup import find_document_adapter, find_session_adapter
 from fovea_memory.routes.sessions import get_session_service
 from fovea_memory.state.session_service import digest_request
-from shared.api.text import GenerationOptions
 from shared.serving.host import Host
 
 

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
+from fovea.api.openai_error import OpenAIError
+from fovea.api.replica import AFFINE, EFFECTFUL, HOLDS_HEADER
+from fovea.api.sessions import Deleted, DocumentInfo, DocumentList, DocumentRequest, DocumentText
+from fovea.errors import NotFound, NotReady
 from fovea_memory.routes.model_lookup import find_document_adapter
 from fovea_memory.state.document_service import DocumentService
 from fovea_memory.state.redis_stores import get_stores
-from shared.api.openai_error import OpenAIError
-from shared.api.replica import AFFINE, EFFECTFUL, HOLDS_HEADER
-from shared.api.sessions import Deleted, DocumentInfo, DocumentList, DocumentRequest, DocumentText
-from shared.errors import NotFound, NotReady
 from shared.serving.host import Host
 from shared.serving.http.system_routes import host_of
 from shared.serving.http.tenant import get_tenant

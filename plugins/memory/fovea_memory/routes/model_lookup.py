@@ -6,11 +6,11 @@ from typing import TypeVar
 
 from fastapi import Request
 
+from fovea.errors import InvalidOption
 from fovea_memory.adapters.landmark import LandmarkAdapter
 from fovea_memory.adapters.session import SessionAdapter
 from fovea_memory.adapters.titans import TitansAdapter
 from services.llm_longctx.api.model_lookup import find_model, resolve_model
-from shared.errors import InvalidOption
 from shared.serving.host import Host
 
 _Adapter = TypeVar("_Adapter", bound=SessionAdapter)

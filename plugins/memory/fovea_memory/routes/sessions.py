@@ -7,12 +7,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Path, Query, Request
 from starlette.responses import Response
 
+from fovea.api.openai_error import OpenAIError
+from fovea.api.replica import EFFECTFUL
+from fovea.api.sessions import Deleted, RollbackRequest, Session, SessionList, SessionRequest, SurpriseTrace
 from fovea_memory.routes.model_lookup import find_session_adapter
 from fovea_memory.state.redis_stores import get_stores, lifespan
 from fovea_memory.state.session_service import SessionService
-from shared.api.openai_error import OpenAIError
-from shared.api.replica import EFFECTFUL
-from shared.api.sessions import Deleted, RollbackRequest, Session, SessionList, SessionRequest, SurpriseTrace
 from shared.serving.host import Host
 from shared.serving.http.system_routes import host_of
 from shared.serving.http.tenant import get_tenant

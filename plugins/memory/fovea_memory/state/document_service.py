@@ -14,6 +14,8 @@ import time
 from dataclasses import replace
 from typing import Literal
 
+from fovea.api.sessions import DocumentInfo, DocumentRequest, DocumentText
+from fovea.errors import Conflict, InvalidOption, NotReady
 from fovea_memory import metrics
 from fovea_memory.adapters.landmark import LandmarkAdapter
 from fovea_memory.adapters.landmark_options import LandmarkOptions
@@ -22,8 +24,6 @@ from fovea_memory.request_state import StoredDocument
 from fovea_memory.state.document_store import DocumentStore
 from services.llm_longctx.serving.generation import Generation
 from shared import telemetry
-from shared.api.sessions import DocumentInfo, DocumentRequest, DocumentText
-from shared.errors import Conflict, InvalidOption, NotReady
 from shared.registry import CallContext
 
 BlockSource = Literal["local", "fetched", "read"]

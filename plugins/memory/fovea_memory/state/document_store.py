@@ -19,8 +19,8 @@ from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import Any
 
+from fovea.errors import Conflict, InvalidOption, NotFound, NotReady, RateLimited
 from fovea_memory.state.encryption import TenantCipher
-from shared.errors import Conflict, InvalidOption, NotFound, NotReady, RateLimited
 from shared.jobs.redis_client import RedisClient, translate_redis_errors
 
 MAX_DOCUMENTS = 1000

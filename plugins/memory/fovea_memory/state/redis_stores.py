@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 
+from fovea.errors import NotReady
 from fovea_memory.state.document_store import DocumentStore
 from fovea_memory.state.encryption import TenantCipher, load_master_key
 from fovea_memory.state.session_store import SessionStore
-from shared.errors import NotReady
 from shared.jobs.redis_client import RedisClient
 from shared.settings import Settings
 

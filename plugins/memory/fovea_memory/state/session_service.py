@@ -12,12 +12,12 @@ import json
 import struct
 from dataclasses import asdict, astuple, dataclass
 
+from fovea.api.sessions import LearntToken, Session, SessionList, SurpriseTrace
+from fovea.errors import Conflict, InvalidOption, NotFound
 from fovea_memory import metrics
 from fovea_memory.adapters.titans import TitansAdapter
 from fovea_memory.request_state import SessionTransaction, TokenUpdate
 from fovea_memory.state.session_store import KEPT_VERSIONS, SessionRecord, SessionStore
-from shared.api.sessions import LearntToken, Session, SessionList, SurpriseTrace
-from shared.errors import Conflict, InvalidOption, NotFound
 
 _HEADER_LENGTH = struct.Struct("<I")
 _COMMIT_TIMEOUT_S = 30.0

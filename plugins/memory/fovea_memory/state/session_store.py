@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
 
+from fovea.errors import Conflict, InvalidOption, NotFound, NotReady, RateLimited, TooLarge
 from fovea_memory.state.encryption import TenantCipher
-from shared.errors import Conflict, InvalidOption, NotFound, NotReady, RateLimited, TooLarge
 from shared.jobs.redis_client import RedisClient, translate_redis_errors
 
 KEPT_VERSIONS = 3

@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from fovea.errors import Cancelled, DeadlineExceeded
 from fovea_memory.adapters.landmark_session import LandmarkRequestSession
 from fovea_memory.adapters.session import StatelessRequestSession
 from fovea_memory.adapters.titans import TitansRequestSession
@@ -16,7 +17,6 @@ from fovea_memory.session_backend import SessionBackend
 from services.llm_longctx.engine import GenerationRequest, Sampling, Scheduler
 from services.llm_longctx.tests.conftest import Ear, most_running
 from services.llm_longctx.tests.hooks import Listeners
-from shared.errors import Cancelled, DeadlineExceeded
 from shared.registry import CallContext
 
 VOCAB = 42

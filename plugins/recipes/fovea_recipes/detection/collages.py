@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from shared.errors import NotFound
+from fovea.errors import NotFound
 
 Grid = tuple[int, int]
 Numbers = NDArray[np.float64]

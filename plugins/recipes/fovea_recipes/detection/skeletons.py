@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from fovea.errors import NotFound
 from fovea_recipes.detection.bmn.data import Videos
-from shared.errors import NotFound
 
 CELL = 12
 """Frame numbers per cell: 0.4 s of a camera of 30 frames a second."""

@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fovea.errors import InvalidOption, Malformed, NotFound, TooLarge, UnsupportedMedia
 from fovea_recipes.training.initializers import FOLDED, read_initializers
 from fovea_recipes.training.publish import arrays_of, code_facts
 from fovea_recipes.training.safe_unpickler import CheckpointTensors, read_unpickled
-from shared.errors import InvalidOption, Malformed, NotFound, TooLarge, UnsupportedMedia
 from shared.registry import network
 from shared.registry.discovery import layouts
 from shared.registry.weights import Manifest, NetworkSpec, write_weights

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from fovea.cli.option_groups import expand_options
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 from shared.registry.imported_weights import publish_weights
 from shared.settings import settings
 from shared.storage import open_object_store

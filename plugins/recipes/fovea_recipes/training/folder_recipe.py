@@ -17,12 +17,12 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_serializer
 from torch import Tensor, nn
 
+from fovea.errors import InvalidOption
 from fovea_recipes.training.calibrate import ServingFacts, fit_novelty_detector, sample_pictures
 from fovea_recipes.training.data.ood_images import make_ood_image, scramble
 from fovea_recipes.training.data.splits import held_out
 from fovea_recipes.training.data.survey import FileProblem, Survey
 from fovea_recipes.training.recipe import Recipe
-from shared.errors import InvalidOption
 from shared.registry.discovery import shipped_weights
 from shared.registry.weights import find_weights, read_weights
 

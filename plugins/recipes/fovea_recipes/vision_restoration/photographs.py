@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.errors import NotReady
+from fovea.errors import NotReady
 
 Split = Literal["train", "valid", "test"]
 

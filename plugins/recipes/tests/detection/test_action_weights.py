@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from fovea.api.actions import ActionsOut
 from fovea_recipes.detection.bmn.data import videos
 from services.detection.models.bmn import BmnCsaActionDetector
 from services.detection.segments.proposals import interval_iou
 from services.detection.tests.test_action_route import npz
-from shared.api.actions import ActionsOut
 from tests.harness.models import answered, client_of
 
 

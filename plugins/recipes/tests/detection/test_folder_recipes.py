@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fovea.errors import Conflict, InvalidOption
 from fovea_recipes.detection.class_recipe import ClassRecipe, EfficientNetLite0Recipe
 from fovea_recipes.detection.hieraedgenet_cells import HieraEdgeNetCells
 from fovea_recipes.detection.partial_networks import FasterNetRecipe, PATNetRecipe
@@ -17,7 +18,6 @@ from fovea_recipes.training.publish import publish
 from fovea_recipes.training.recalibrate import recalibrate
 from fovea_recipes.training.recipe import MultiScale, Schedule
 from fovea_recipes.training.trainer import fit
-from shared.errors import Conflict, InvalidOption
 from shared.registry.weights import Manifest, read_weights
 
 SHORT = Schedule(steps=2, batch=4, rate=1e-3, validate_every=2)

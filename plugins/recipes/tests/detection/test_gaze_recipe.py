@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
+from fovea.errors import NotFound
 from fovea_recipes.detection.collages import SpatialPolicy, fit_policy, read_collages
 from fovea_recipes.detection.oat_gaze import OatGaze
 from fovea_recipes.training.recipe import Schedule
 from fovea_recipes.training.trainer import fit
-from shared.errors import NotFound
 
 GRID = (2, 3)
 

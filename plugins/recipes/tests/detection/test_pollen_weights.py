@@ -4,10 +4,10 @@ import numpy as np
 import onnx
 import pytest
 
+from fovea.api.boxes import DetectIn
+from fovea.errors import InvalidOption
 from fovea_recipes.detection.hieraedgenet.data import draw_split
 from services.detection.models.hieraedgenet import HieraEdgeNetBoxDetector
-from shared.api.boxes import DetectIn
-from shared.errors import InvalidOption
 from shared.registry import CallContext, LoadContext
 from shared.vision.draw import encode
 

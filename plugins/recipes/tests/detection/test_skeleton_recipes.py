@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fovea.errors import NotFound
 from fovea_recipes.detection.bmn_skeletons import BmnCsaSkeletons, BmnSkeletons
 from fovea_recipes.detection.skeletons import CELL, recordings
 from fovea_recipes.training.recipe import Schedule
 from fovea_recipes.training.trainer import fit
-from shared.errors import NotFound
 
 ACTIONS = ("walk", "sitDown")
 FRAMES = 40 * CELL

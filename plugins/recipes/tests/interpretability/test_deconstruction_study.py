@@ -2,9 +2,9 @@
 
 import pytest
 
+from fovea.errors import InvalidOption
 from fovea_memory.experiments.routing_clusters import RoutingClusters
 from fovea_recipes.interpretability.experiments.deconstruction_study import DeconstructionStudy
-from shared.errors import InvalidOption
 from shared.registry import CallContext, LoadContext
 
 SPEC = {

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fovea.api.mask import SegmentIn
 from fovea_recipes.medical_seg.evaluation import mean_dice_at_half
 from fovea_recipes.medical_seg.polyps import draw_split
 from services.medical_seg.models.pranet import PraNetSegmenter, PraNetV2Segmenter
-from shared.api.mask import SegmentIn
 from shared.registry import CallContext, LoadContext
 from shared.registry.weights import read_weights
 from shared.vision.draw import encode

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fovea.errors import NotFound
 from fovea_recipes.medical_seg.evaluation import mean_dice_at_half, score_frames
 from fovea_recipes.medical_seg.folder_dataset import find_pairs
 from fovea_recipes.medical_seg.polyps import draw_split
@@ -12,7 +13,6 @@ from fovea_recipes.medical_seg.pranet_demo import PraNetDemo
 from fovea_recipes.medical_seg.pranet_full import PraNetFull, PraNetV2Full
 from fovea_recipes.training.recipe import MultiScale, Schedule
 from fovea_recipes.training.trainer import fit
-from shared.errors import NotFound
 
 TINY = {"width": 0.0625, "decoder": 4}
 SOON = Schedule(steps=4, batch=4, rate=3e-3, floor=1e-3, clamp=0.5, validate_every=2)

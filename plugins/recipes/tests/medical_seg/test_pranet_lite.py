@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from fovea.errors import InvalidOption
 from fovea_recipes.medical_seg.pranet_lite import PraNetLiteRecipe
 from fovea_recipes.training.publish import publish
 from fovea_recipes.training.recipe import MultiScale, Schedule
 from fovea_recipes.training.trainer import fit
-from shared.errors import InvalidOption
 from shared.registry import network
 
 

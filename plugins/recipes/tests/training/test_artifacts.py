@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from shared.api.tensors import TensorSpec
+from fovea.api.tensors import TensorSpec
+from fovea.errors import NotReady
 from shared.engines import open_engine
-from shared.errors import NotReady
 from shared.export import torch_form as module
 from shared.export.artifacts import ExportedForms, check_tensors, refine_card
 from shared.registry import Card, LoadContext, Metric, Paper

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from fovea.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from fovea_recipes.training import checkpoint_import
-from shared.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from shared.registry.weights import read_weights
 
 

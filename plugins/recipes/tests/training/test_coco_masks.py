@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fovea.errors import InvalidOption, NotFound
 from fovea_recipes.training.data.mask_folders import MaskSet, find_masks, read_mask
 from fovea_recipes.training.data.splits import held_out
 from fovea_recipes.training.data.survey import FileProblem
-from shared.errors import InvalidOption, NotFound
 
 WIDTH, HEIGHT = 30, 20
 KINDS = [{"id": 1, "name": "polyp"}, {"id": 5, "name": "tool"}]

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fovea.errors import InvalidOption, NotFound
 from fovea_recipes.training.data.box_sets import check_boxes, find_boxes, mask_boxes
 from fovea_recipes.training.data.class_folders import find_classes
 from fovea_recipes.training.data.mask_folders import find_masks, read_mask
 from fovea_recipes.training.data.splits import group_of, held_out
 from fovea_recipes.training.data.survey import Survey, near_copies, unreadable
-from shared.errors import InvalidOption, NotFound
 
 BOXES = {"a": [("cat", 10, 20, 50, 60)], "b": [("dog", 0, 0, 30, 40), ("cat", 60, 10, 90, 70)]}
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from skimage import data
 
+from fovea.errors import NotReady
 from fovea_recipes.training import imagenet
 from fovea_recipes.training.imagenet import load_imagenet
-from shared.errors import NotReady
 from shared.vision.backbones.efficientnet_lite import EfficientNetLite0
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from fovea.errors import Malformed
 from fovea_recipes.training.safe_unpickler import read_unpickled
-from shared.errors import Malformed
 
 
 class Net(nn.Module):

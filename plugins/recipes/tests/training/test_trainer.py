@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from fovea.errors import Cancelled, Conflict, InvalidOption
 from fovea_recipes.training.recipe import MultiScale, Recipe, Schedule
 from fovea_recipes.training.trainer import FitProgress, fit
-from shared.errors import Cancelled, Conflict, InvalidOption
 from shared.registry import CallContext
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from shared.errors import Fault
+from fovea.errors import Fault
 from shared.export.onnx_export import export_onnx
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fovea.errors import InvalidOption, Malformed
 from fovea_recipes.training import checkpoint_import
 from fovea_recipes.training.initializers import read_initializers
-from shared.errors import InvalidOption, Malformed
 
 
 class Block(nn.Module):

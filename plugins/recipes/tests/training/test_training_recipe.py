@@ -8,13 +8,13 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from fovea.errors import InvalidOption, NotFound
 from fovea_recipes.training import cli as training_cli
 from fovea_recipes.training import recipe
 from fovea_recipes.training.cli import configure_recipe
 from fovea_recipes.training.publish import publish
 from fovea_recipes.training.recipe import recipe_named, recipes
 from fovea_recipes.training.trainer import fit
-from shared.errors import InvalidOption, NotFound
 from shared.registry.weights import read_weights
 from shared.settings import Settings
 

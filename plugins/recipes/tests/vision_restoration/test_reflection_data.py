@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fovea.errors import NotReady
 from fovea_recipes.vision_restoration import photographs as albums
 from fovea_recipes.vision_restoration.pairs import sources
 from fovea_recipes.vision_restoration.photographs import PHOTOGRAPHS, photographs
@@ -13,7 +14,6 @@ from fovea_recipes.vision_restoration.synthesis import (
     blend_varied,
     blur,
 )
-from shared.errors import NotReady
 
 
 def flat(value: float, side: int = 24) -> np.ndarray:

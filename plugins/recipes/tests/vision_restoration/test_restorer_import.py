@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from fovea.api.restore import RestoreIn
 from fovea_recipes.training import checkpoint_import
 from services.vision_restoration.models import rrformer_network as networks
 from services.vision_restoration.models import vgg as towers
-from shared.api.restore import RestoreIn
 from shared.registry import CallContext
 from shared.registry.weights import read_weights
 from shared.vision.draw import encode

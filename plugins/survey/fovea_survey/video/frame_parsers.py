@@ -20,8 +20,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from fovea.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from fovea_survey.video.video_decoder import VideoFile, can_decode
-from shared.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from shared.vision.format_detection import detect_format, webp_canvas
 from shared.vision.limits import DecodeBounds
 

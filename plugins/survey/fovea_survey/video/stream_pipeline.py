@@ -16,12 +16,12 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from fovea.api.boxes import DEFAULT_CONFIDENCE, DetectedFrame, DetectIn, Detection, DetectOptions, DetectOut
+from fovea.api.problem import problem
+from fovea.errors import DeadlineExceeded, FoveaError
 from fovea_survey.video.frame_parsers import FrameParser
 from fovea_survey.video.tracking import Tracker
 from services.detection.boxes.detections import count_by_class
-from shared.api.boxes import DEFAULT_CONFIDENCE, DetectedFrame, DetectIn, Detection, DetectOptions, DetectOut
-from shared.api.problem import problem
-from shared.errors import DeadlineExceeded, FoveaError
 
 TRACKING_CONFIDENCE = 0.1
 """Score from which a detection may continue a track, though it begins none and is left out unless it does."""

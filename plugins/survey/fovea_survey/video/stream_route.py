@@ -18,13 +18,13 @@ from pydantic import ValidationError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from fovea.api.boxes import DetectedFrame, DetectIn, DetectOut
+from fovea.api.problem import problem
+from fovea.api.replica import ENDLESS
+from fovea.errors import Cancelled, FoveaError, InvalidOption, Malformed, QueueFull
 from fovea_survey.video.frame_parsers import FrameParser, choose_parser
 from fovea_survey.video.stream_pipeline import DetectStreamOptions, detect_frames
 from services.detection.boxes.drawing import draw_boxes
-from shared.api.boxes import DetectedFrame, DetectIn, DetectOut
-from shared.api.problem import problem
-from shared.api.replica import ENDLESS
-from shared.errors import Cancelled, FoveaError, InvalidOption, Malformed, QueueFull
 from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error

@@ -19,7 +19,7 @@ from typing import IO
 
 from PIL import Image
 
-from shared.errors import Malformed, TooLarge
+from fovea.errors import Malformed, TooLarge
 from shared.settings import environment
 from shared.vision.limits import DecodeBounds
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fovea.errors import InvalidOption
 from services.interpretability.attention.head_scores import head_patterns, top_heads
 from services.interpretability.causal.activation_cache import ActivationCache, run_with_cache
 from services.interpretability.causal.circuit_tasks import CaseBatch
@@ -28,7 +29,6 @@ from services.interpretability.core.report import to_matrix
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.circuits.report import CircuitFindings
 from services.interpretability.experiments.circuits.spec import CircuitsSpec, Head, Receivers
-from shared.errors import InvalidOption
 from shared.lm.taps import Attend, Edit, Scale, sweep, trace
 
 PATTERN_PERIOD = 16

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+from fovea.errors import InvalidOption
 from services.interpretability.causal import circuit_tasks
 from services.interpretability.core.experiment import NO_GRAPH, Cost, Experiment, Progress
 from services.interpretability.core.report import Report
@@ -16,7 +17,6 @@ from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.circuits.cells import CircuitCells, draw_controls, pattern_period
 from services.interpretability.experiments.circuits.report import CircuitFindings, build_report
 from services.interpretability.experiments.circuits.spec import PAIRS, CircuitsSpec, Receivers, TaskSpec
-from shared.errors import InvalidOption
 from shared.registry import Card, Paper
 
 

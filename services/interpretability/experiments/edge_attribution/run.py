@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from fovea.errors import Cancelled, DeadlineExceeded, InvalidOption
 from services.interpretability.causal import circuit_tasks
 from services.interpretability.causal.circuit_search import bracket_smallest, order_edges, random_scores
 from services.interpretability.causal.edge_graph import EdgeGraph
@@ -23,7 +24,6 @@ from services.interpretability.experiments.circuits.spec import PAIRS
 from services.interpretability.experiments.edge_attribution.cells import EdgeCells, split_batches
 from services.interpretability.experiments.edge_attribution.report import EdgeFindings, build_report
 from services.interpretability.experiments.edge_attribution.spec import EdgeAttributionSpec
-from shared.errors import Cancelled, DeadlineExceeded, InvalidOption
 from shared.registry import Card, Paper
 
 SHARES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)

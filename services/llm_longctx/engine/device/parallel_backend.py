@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from fovea.errors import FoveaError, InvalidOption
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.backend import PagedBackend
 from services.llm_longctx.engine.device.step_draws import DrawnRow
@@ -23,7 +24,6 @@ from services.llm_longctx.engine.requests.request import GenerationRequest
 from services.llm_longctx.engine.sequence import Sequence
 from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.methods import AttentionMethod
-from shared.errors import FoveaError, InvalidOption
 from shared.lm.tensor_parallel import Team
 
 DIVISIBLE = ("dense", "flexprefill")

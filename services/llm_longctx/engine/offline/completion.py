@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from fovea.errors import FoveaError, InvalidOption
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.requests.request import FinishReason, GenerationRequest, RequestHooks
 from services.llm_longctx.engine.requests.sampling import Sampling, ScoredToken
 from services.llm_longctx.engine.taps import CapturedTokens, RequestTaps
 from services.llm_longctx.kv_cache import CacheBits
 from services.llm_longctx.methods import AttentionMethod
-from shared.errors import FoveaError, InvalidOption
 from shared.lm.head_plan import HeadPlan
 from shared.registry import CallContext
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.engine.model_runner import ModelRunner
 from services.llm_longctx.kv_cache import Entries
-from shared.errors import InvalidOption
 
 SPARE = 128
 """Entries beyond the prompt for which addresses are reserved where nobody says how long the answer may be."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from fovea.errors import Fault, FoveaError, TooLarge
 from shared import telemetry
-from shared.errors import Fault, FoveaError, TooLarge
 
 
 def to_safe_error(error: Exception) -> FoveaError:

@@ -8,10 +8,10 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from fovea.errors import FoveaError
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.requests.sampling import Grammar, Sampling, ScoredToken
 from services.llm_longctx.engine.taps import CapturedTokens, RequestTaps
-from shared.errors import FoveaError
 from shared.registry import CallContext
 
 FinishReason = Literal["stop", "length"]

@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Generic
 
+from fovea.errors import NotReady, QueueFull
 from services.llm_longctx.engine.requests.request import GenerationRequest
 from services.llm_longctx.engine.sequence import S, Sequence, SequenceStatus
-from shared.errors import NotReady, QueueFull
 from shared.retry_after import PlaceEstimate
 
 

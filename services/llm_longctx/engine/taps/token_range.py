@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import typer
 
+from fovea.errors import Fault
 from services.llm_longctx.kernels.native.isa_targets import PLACE, TARGETS, Target, library_file, sources
-from shared.errors import Fault
 
 _COMPILERS = ("g++", "clang++", "c++")
 _FLAGS = (

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.methods.core.hook_inputs import (
     AttentionOutput,
     Chunk,
@@ -24,7 +25,6 @@ from services.llm_longctx.methods.core.hook_inputs import (
     ReplayView,
 )
 from services.llm_longctx.methods.core.hook_results import CacheUpdate, DecodePlan, Dense, Footprint, Heads, PrefillPlan
-from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 from shared.sparsity import SparsityClaim

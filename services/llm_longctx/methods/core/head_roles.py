@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.methods.core.hook_results import Heads
-from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.methods.core.attention_method import AttentionMethod
-from shared.errors import InvalidOption
 from shared.registry.discovery import plugin_rooms, scan
 from shared.validation_errors import list_errors
 

@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
+from fovea.api.longctx import LongctxAnswer, LongctxUsage
+from fovea.api.sampling import SamplingOptions
+from fovea.api.text import ChatMessage, GenerationOptions, PromptTokensDetails, Usage
+from fovea.errors import InvalidOption, Malformed, in_field
 from services.llm_longctx.api.errors import ContextLengthExceeded
 from services.llm_longctx.engine import GenerationRequest, Sampling, Scheduler
 from services.llm_longctx.serving.chat_template import END_MARK, TemplateOptions, cut_at_mark
@@ -24,10 +28,6 @@ from services.llm_longctx.serving.request_options import truncate_prompt
 from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.steering.capture_writer import CaptureWriter
 from services.llm_longctx.serving.tools.tool_use import ToolUse, has_tools, spell_message, to_plain
-from shared.api.longctx import LongctxAnswer, LongctxUsage
-from shared.api.sampling import SamplingOptions
-from shared.api.text import ChatMessage, GenerationOptions, PromptTokensDetails, Usage
-from shared.errors import InvalidOption, Malformed, in_field
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import SamplingDefaults
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
+from fovea.api.longctx import LongctxUsage
+from fovea.api.text import GenerationOptions
 from services.llm_longctx.engine import Engine, GenerationRequest, RequestStats
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, priority_of
 from services.llm_longctx.serving.method_selection import build_method_usage, select_served_policy
@@ -17,8 +19,6 @@ from services.llm_longctx.serving.steering.build_taps import TapBuilder
 from services.llm_longctx.serving.steering.capture_store import CaptureStore
 from services.llm_longctx.serving.steering.capture_writer import CaptureWriter
 from services.llm_longctx.serving.steering.vector_store import VectorStore
-from shared.api.longctx import LongctxUsage
-from shared.api.text import GenerationOptions
 from shared.lm.head_plan_store import HeadPlanStore
 from shared.storage import ObjectStore
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from fovea.api.structured import ResponseFormat, StructuredOutputs
+from fovea.api.text import GenerationOptions
+from fovea.errors import InvalidOption
 from services.llm_longctx.serving.grammars.sources import (
     FREE_WHITESPACE,
     choice_source,
@@ -14,9 +17,6 @@ from services.llm_longctx.serving.grammars.sources import (
     regex_source,
 )
 from services.llm_longctx.serving.grammars.structural_tags import read_structural_tag, tags_source
-from shared.api.structured import ResponseFormat, StructuredOutputs
-from shared.api.text import GenerationOptions
-from shared.errors import InvalidOption
 
 GrammarSource = tuple[str, str]
 """A grammar in llguidance's Lark, and the field of the request that it came from."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 
 MAX_PROPERTIES = 1000
 """Properties in all objects together."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from llguidance import LLMatcher, grammar_from
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.serving.grammars.json_schema import (
     check_keywords,
     check_schema,
@@ -20,7 +21,6 @@ from services.llm_longctx.serving.grammars.json_schema import (
     find_unknown,
     remove_keywords,
 )
-from shared.errors import InvalidOption
 
 MAX_SOURCE_BYTES = 128 * 1024
 """Longest grammar; one of that size compiles in about a second."""

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
+from fovea.api.structured import ResponseFormat, TagStructure
+from fovea.errors import InvalidOption
 from services.llm_longctx.serving.grammars.sources import HEADER, json_expression
-from shared.api.structured import ResponseFormat, TagStructure
-from shared.errors import InvalidOption
 from shared.validation_errors import list_errors
 
 

@@ -15,8 +15,8 @@ import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from torch import Tensor
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.serving.grammars.sources import describe_error
-from shared.errors import InvalidOption
 from shared.lm.tokenizer import Tokenizer
 
 _LIMITS = LLParserLimits(max_lexer_states=20_000, max_grammar_size=100_000)

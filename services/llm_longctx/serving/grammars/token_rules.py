@@ -12,8 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.engine import Grammar
-from shared.errors import InvalidOption
 
 
 class OpeningGrammar(Protocol):

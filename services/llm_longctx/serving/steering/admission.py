@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from shared.api.interventions import AddIntervention
-from shared.api.text import GenerationOptions
+from fovea.api.interventions import AddIntervention
+from fovea.api.text import GenerationOptions
 from shared.registry import CallContext
 
 SCOPE = "interventions"

@@ -10,6 +10,9 @@ from collections import Counter
 import torch
 from torch import Tensor
 
+from fovea.api import interventions as wire
+from fovea.api.text import GenerationOptions
+from fovea.errors import InvalidOption, in_field
 from services.llm_longctx.engine.taps import (
     ActivationCapture,
     AttentionCapture,
@@ -25,9 +28,6 @@ from services.llm_longctx.serving.steering.capture_writer import INLINE_NUMBERS
 from services.llm_longctx.serving.steering.patches import PatchBuilder, shape_vector
 from services.llm_longctx.serving.steering.side_effects import STRENGTHS, choose_layer
 from services.llm_longctx.serving.steering.vector_store import VectorStore
-from shared.api import interventions as wire
-from shared.api.text import GenerationOptions
-from shared.errors import InvalidOption, in_field
 from shared.lm.activation_names import SITES, WEIGHT_SITES, Site, parse_layer, parse_site, resolve_indices
 from shared.lm.config import DecoderConfig
 from shared.lm.hook_names import HOOK_POINTS, from_hook_name

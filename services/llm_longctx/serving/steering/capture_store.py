@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from shared.errors import InvalidOption, NotFound
+from fovea.errors import InvalidOption, NotFound
 from shared.storage import ExpiringObjects, ObjectStore
 
 MAX_FILES = 100

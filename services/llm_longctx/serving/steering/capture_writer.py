@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fovea.api.interventions import Captured, LensToken
 from services.llm_longctx.engine.taps import (
     ActivationCapture,
     AttentionCapture,
@@ -19,7 +20,6 @@ from services.llm_longctx.engine.taps import (
     LensCapture,
 )
 from services.llm_longctx.serving.steering.capture_store import CaptureStore
-from shared.api.interventions import Captured, LensToken
 from shared.lm.tokenizer import Tokenizer
 
 INLINE_NUMBERS = 2**16

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from shared.api.steering import SteeringLayer
+from fovea.api.steering import SteeringLayer
 from shared.lm.decoder import Decoder
 from shared.lm.taps import trace
 from shared.registry import CallContext

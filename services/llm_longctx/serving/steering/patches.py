@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fovea.api.interventions import Row, SetIntervention
+from fovea.errors import InvalidOption, in_field
 from services.llm_longctx.engine.taps import TokenRange
 from services.llm_longctx.serving.steering.capture_store import CaptureStore, StoredRows
-from shared.api.interventions import Row, SetIntervention
-from shared.errors import InvalidOption, in_field
 from shared.lm.activation_names import Site
 from shared.lm.config import DecoderConfig
 

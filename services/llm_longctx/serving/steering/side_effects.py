@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shared.api.steering import SideEffect, SteeringLayer
+from fovea.api.steering import SideEffect, SteeringLayer
 from shared.lm.decoder import Decoder
 from shared.lm.interventions import Add
 from shared.lm.taps import trace

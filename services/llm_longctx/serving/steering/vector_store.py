@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from shared.api.steering import VECTOR_NAME, SteeringVector
-from shared.errors import InvalidOption, NotFound, QueueFull
+from fovea.api.steering import VECTOR_NAME, SteeringVector
+from fovea.errors import InvalidOption, NotFound, QueueFull
 from shared.storage import ObjectStore
 
 MAX_VERSIONS = 500

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from shared.api.tools import FunctionDefinition
+from fovea.api.tools import FunctionDefinition
 
 SchemaRule = Callable[[Mapping[str, Any]], str]
 """Makes the Lark expression of the JSON texts that meet a schema."""

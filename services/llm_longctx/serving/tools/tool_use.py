@@ -13,6 +13,9 @@ from typing import Any
 
 from llguidance import LLMatcher
 
+from fovea.api.text import ChatMessage, ChatRequest
+from fovea.api.tools import FunctionDefinition, NamedToolChoice
+from fovea.errors import InvalidOption
 from services.llm_longctx.serving.grammars.sources import (
     HEADER,
     describe_error,
@@ -24,9 +27,6 @@ from services.llm_longctx.serving.scan_forms import scan_forms
 from services.llm_longctx.serving.tools import parsers
 from services.llm_longctx.serving.tools.parsers.hermes import HermesParser
 from services.llm_longctx.serving.tools.tool_parser import ToolParser
-from shared.api.text import ChatMessage, ChatRequest
-from shared.api.tools import FunctionDefinition, NamedToolChoice
-from shared.errors import InvalidOption
 
 MAX_TOOLS = 128
 """Functions in one request."""

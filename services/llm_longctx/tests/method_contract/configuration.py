@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import pytest
 from pydantic import ValidationError
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.methods import AttentionMethod
 from services.llm_longctx.tests.method_contract import oracle
-from shared.errors import InvalidOption
 
 
 def check_facts(cls: type[AttentionMethod]) -> None:

@@ -1,8 +1,8 @@
 """Bytes that a method holds, against its forecast and its budget."""
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.methods import AttentionMethod
 from services.llm_longctx.tests.method_contract import oracle
-from shared.errors import InvalidOption
 
 
 def check_estimate(cls: type[AttentionMethod]) -> None:

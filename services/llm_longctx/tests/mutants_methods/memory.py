@@ -1,10 +1,10 @@
 """Methods that hold or foresee the wrong entries."""
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.methods import AttentionMethod
 from services.llm_longctx.methods.core.hook_results import Footprint, RetentionPolicy
 from services.llm_longctx.tests.method_contract.oracle import causal
 from services.llm_longctx.tests.mutants_methods.sound import Dotted, Mean, Window
-from shared.errors import InvalidOption
 
 
 class Forgetful(Window):

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.methods import AttentionMethod, Reference
 from services.llm_longctx.methods.core.hook_results import (
     CacheUpdate,
@@ -20,7 +21,6 @@ from services.llm_longctx.methods.core.hook_results import (
     WindowSink,
 )
 from services.llm_longctx.tests.method_contract.oracle import causal, softmax_under
-from shared.errors import InvalidOption
 
 
 class Window(AttentionMethod):

@@ -9,8 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from fovea.errors import InvalidOption, Malformed
 from fovea_lab.ruler.samples.draft import Draft, Passage, PassageQuestion
-from shared.errors import InvalidOption, Malformed
 
 MAX_QA_BYTES = 64 * 2**20
 """Largest file of questions that is read."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+from fovea.errors import InvalidOption
 from fovea_lab.ruler.samples.coded_words import draft_coded_words
 from fovea_lab.ruler.samples.common_words import draft_common_words
 from fovea_lab.ruler.samples.documents import draft_documents
@@ -18,7 +19,6 @@ from fovea_lab.ruler.samples.prose import split_sentences
 from fovea_lab.ruler.samples.sample import RulerSample, render_text
 from fovea_lab.ruler.samples.task import TASKS, Task
 from fovea_lab.ruler.samples.variable_chains import draft_chains
-from shared.errors import InvalidOption
 from shared.lm.niah_prompts import Codec
 
 

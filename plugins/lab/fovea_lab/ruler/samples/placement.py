@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 
 DEPTHS = tuple(round(100 * i / 39) for i in range(40))
 """Percent of the haystack before a needle, 40 even ones."""

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from fovea.errors import InvalidOption
 from fovea_lab.text_corpus import load_library_prose
-from shared.errors import InvalidOption
 
 _END = re.compile(r"""(?<=[.!?])\s+(?=[A-Z"'“‘])""")
 

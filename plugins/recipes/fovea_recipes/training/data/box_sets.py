@@ -19,8 +19,8 @@ from defusedxml import ElementTree
 from numpy.typing import NDArray
 from PIL import Image
 
+from fovea.errors import InvalidOption, NotFound
 from fovea_recipes.training.data.survey import FileProblem, unreadable
-from shared.errors import InvalidOption, NotFound
 
 Rows = NDArray[np.float32]
 """(m, 5): class, x1, y1, x2, y2 in pixels of the picture."""

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fovea.errors import NotFound
 from fovea_recipes.training.data.splits import HELD_OUT, TRAIN
 from fovea_recipes.training.data.survey import FileProblem, unreadable
-from shared.errors import NotFound
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 

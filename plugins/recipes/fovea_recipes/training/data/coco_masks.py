@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage.draw import polygon
 
+from fovea.errors import InvalidOption
 from fovea_recipes.training.data.survey import FileProblem
-from shared.errors import InvalidOption
 
 Mask = NDArray[np.bool_]
 NEEDED = {"images": {"id", "file_name"}, "categories": {"id", "name"}, "annotations": {"image_id", "category_id"}}

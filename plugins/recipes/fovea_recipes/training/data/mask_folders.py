@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fovea.errors import NotFound
 from fovea_recipes.training.data.coco_masks import draw_coco_masks
 from fovea_recipes.training.data.survey import FileProblem
-from shared.errors import NotFound
 
 Pixels = NDArray[np.uint8]
 

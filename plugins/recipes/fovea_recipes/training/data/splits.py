@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.errors import InvalidOption
+from fovea.errors import InvalidOption
 
 TRAIN = "train"
 

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.methods.core.head_roles import count_full, entries_by_role
 from services.llm_longctx.methods.core.hook_results import Footprint, Heads
-from shared.errors import InvalidOption
 from shared.lm.config import DecoderConfig
 
 

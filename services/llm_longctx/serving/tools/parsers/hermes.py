@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import ClassVar
 
+from fovea.api.tools import FunctionDefinition
 from services.llm_longctx.serving.tools.json_call import JsonCall
 from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRule, TaggedParser, split_at
-from shared.api.tools import FunctionDefinition
 
 _OPEN, _CLOSE = TaggedParser.opening, TaggedParser.closing
 

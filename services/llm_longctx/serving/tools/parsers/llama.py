@@ -7,9 +7,9 @@ import re
 from collections.abc import Collection, Sequence
 from typing import ClassVar
 
+from fovea.api.tools import FunctionDefinition
 from services.llm_longctx.serving.tools.json_call import JsonCall
 from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRule, ToolParser
-from shared.api.tools import FunctionDefinition
 
 _TAG = "<|python_tag|>"
 """Stands before a call in some versions; where it is a special token it never shows."""

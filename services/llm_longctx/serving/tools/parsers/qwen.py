@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from fovea.api.tools import FunctionDefinition
 from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRule, TaggedParser, split_at
-from shared.api.tools import FunctionDefinition
 
 _OPEN, _CLOSE = TaggedParser.opening, TaggedParser.closing
 _LINE = "\n"

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from fovea.errors import InvalidOption
 from fovea_recipes.interpretability.experiments.deconstruction_study.mixer_training import MixerRun, train_and_measure
 from fovea_recipes.interpretability.experiments.deconstruction_study.report import build_report
 from fovea_recipes.interpretability.experiments.deconstruction_study.spec import (
@@ -24,7 +25,6 @@ from fovea_recipes.interpretability.experiments.deconstruction_study.spec import
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress
 from services.interpretability.core.report import Report, Scalar, json_digest
 from services.interpretability.core.studied_model import StudiedModel
-from shared.errors import InvalidOption
 from shared.registry import Card, Paper
 
 _RECIPE = (

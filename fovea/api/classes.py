@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.api.drawable import Drawable
-from shared.api.image import ImageBytes
-from shared.api.timings import Times
+from fovea.api.drawable import Drawable
+from fovea.api.image import ImageBytes
+from fovea.api.timings import Times
 
 
 class ClassifyIn(BaseModel):

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.errors import FoveaError, by_status
+from fovea.errors import FoveaError, by_status
 
 PROBLEM_CONTENT_TYPE = "application/problem+json"
 

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from shared.api.boxes import DetectOut
-from shared.api.scanpath import parse_objects
+from fovea.api.boxes import DetectOut
+from fovea.api.scanpath import parse_objects
 
 Point = tuple[float, float]
 Points = Annotated[tuple[Point, ...], Field(max_length=2000)]

@@ -1,6 +1,6 @@
 """Text on the wire: OpenAI's chat and completion protocol, and the tokenizer's two routes.
 
-Fields of vLLM have its names and meanings; those that neither has are marked as ours. `shared.api.request_fields`
+Fields of vLLM have its names and meanings; those that neither has are marked as ours. `fovea.api.request_fields`
 says what becomes of all others.
 """
 
@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.api.bounded_lists import Messages, Texts, Tokens, Tools
-from shared.api.interventions import MAX_CAPTURES, MAX_INTERVENTIONS, Capture, Captured, Intervention
-from shared.api.longctx import ComparedAnswer, LongctxAnswer, LongctxOptions, LongctxUsage
-from shared.api.sampling import SamplingOptions, TokenId
-from shared.api.structured import ResponseFormat
-from shared.api.tools import Tool, ToolCall, ToolCallDelta, ToolChoice
+from fovea.api.bounded_lists import Messages, Texts, Tokens, Tools
+from fovea.api.interventions import MAX_CAPTURES, MAX_INTERVENTIONS, Capture, Captured, Intervention
+from fovea.api.longctx import ComparedAnswer, LongctxAnswer, LongctxOptions, LongctxUsage
+from fovea.api.sampling import SamplingOptions, TokenId
+from fovea.api.structured import ResponseFormat
+from fovea.api.tools import Tool, ToolCall, ToolCallDelta, ToolChoice
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 

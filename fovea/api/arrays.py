@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, FiniteFloat, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from shared.api.image import decode_base64
+from fovea.api.image import decode_base64
 
 Rows = tuple[tuple[FiniteFloat, ...], ...]
 """A matrix as JSON has it."""

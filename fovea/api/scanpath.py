@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from shared.api.boxes import Box, DetectOut
-from shared.api.drawable import Drawable
-from shared.api.image import ImageBytes
+from fovea.api.boxes import Box, DetectOut
+from fovea.api.drawable import Drawable
+from fovea.api.image import ImageBytes
 
 
 def parse_objects(value: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.api.bounded_lists import Tokens
+from fovea.api.bounded_lists import Tokens
 
 CacheDtype = Literal["auto", "q8", "q4", "r4", "r3"]
 

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from shared.api.sampling import GUIDED
-from shared.errors import InvalidOption
+from fovea.api.sampling import GUIDED
+from fovea.errors import InvalidOption
 
 _MOST_WARNINGS: Final = 20
 _LONGEST_NAME: Final = 64

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.api.bounded_lists import Texts
+from fovea.api.bounded_lists import Texts
 
 Schema = dict[str, Any] | bool
 

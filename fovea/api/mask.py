@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from shared.api.csv_fields import split_commas
-from shared.api.drawable import Drawable
-from shared.api.image import ImageBytes
-from shared.api.timings import Times
+from fovea.api.csv_fields import split_commas
+from fovea.api.drawable import Drawable
+from fovea.api.image import ImageBytes
+from fovea.api.timings import Times
 
 Form = Literal["mask", "contours", "rle", "probability", "overlay"]
 """Parts of an answer besides its numbers."""

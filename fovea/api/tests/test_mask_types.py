@@ -5,8 +5,8 @@ import base64
 import pytest
 from pydantic import ValidationError
 
-from shared.api.mask import RunLengths, SegmentIn, SegmentOut
-from shared.api.timings import Times
+from fovea.api.mask import RunLengths, SegmentIn, SegmentOut
+from fovea.api.timings import Times
 
 PICTURE = b"\x89PNG picture"
 

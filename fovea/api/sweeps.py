@@ -6,10 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from shared.api.bounded_lists import Messages, Tokens
-from shared.api.interventions import Heads, Layers, Positions
-from shared.api.sampling import TokenId
-from shared.api.text import ChatMessage
+from fovea.api.bounded_lists import Messages, Tokens
+from fovea.api.interventions import Heads, Layers, Positions
+from fovea.api.sampling import TokenId
+from fovea.api.text import ChatMessage
 
 SweptPrompt = (
     Annotated[str, Field(min_length=1)]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 from pydantic import BaseModel, Field
 
-from shared.api.bounded_lists import Texts, Tokens
-from shared.api.sampling import NullIsAbsent, TokenId
+from fovea.api.bounded_lists import Texts, Tokens
+from fovea.api.sampling import NullIsAbsent, TokenId
 
 MAX_INPUTS = 2048
 """Texts in one request."""
@@ -63,15 +60,3 @@ class Embeddings(BaseModel):
     model: str
     usage: EmbeddingUsage
     warnings: list[str] | None = Field(None, description="Ours: fields that were ignored, a sentence each.")
-
-
-def build_embeddings(model: str, rows: Sequence[np.ndarray], tokens: int, request: EmbeddingsRequest) -> Embeddings:
-    """The answer with these vectors [n,d], in the encoding that the request wants."""
-    data = []
-    for index, row in enumerate(rows):
-        kept = row[: request.dimensions] if request.dimensions else row
-        kept = (kept / max(float(np.linalg.norm(kept)), 1e-12)).astype("<f4")
-        is_text = request.encoding_format == "base64"
-        vector = base64.b64encode(kept.tobytes()).decode() if is_text else kept.tolist()
-        data.append(Embedding(index=index, embedding=vector))
-    return Embeddings(data=data, model=model, usage=EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens))

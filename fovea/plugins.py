@@ -15,7 +15,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, Literal
 
-from shared.errors import Fault, FoveaError, NotFound
+from fovea.errors import Fault, FoveaError, NotFound
 
 Kind = Literal["commands", "fields", "models", "paths"]
 """Keys of the list of known plug-ins that an error looks up. Console pages are paths."""

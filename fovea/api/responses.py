@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.api.bounded_lists import Messages, Tools
-from shared.api.interventions import MAX_CAPTURES, MAX_INTERVENTIONS, Capture, Captured, Intervention
-from shared.api.longctx import LongctxOptions, LongctxUsage
-from shared.api.sampling import SamplingOptions
-from shared.api.structured import JsonSchemaFormat
-from shared.api.text import PromptTokensDetails
+from fovea.api.bounded_lists import Messages, Tools
+from fovea.api.interventions import MAX_CAPTURES, MAX_INTERVENTIONS, Capture, Captured, Intervention
+from fovea.api.longctx import LongctxOptions, LongctxUsage
+from fovea.api.sampling import SamplingOptions
+from fovea.api.structured import JsonSchemaFormat
+from fovea.api.text import PromptTokensDetails
 
 
 class InputPart(BaseModel):

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
 
-from shared.api.bounded_lists import Tokens
-from shared.api.structured import StructuredOutputs
+from fovea.api.bounded_lists import Tokens
+from fovea.api.structured import StructuredOutputs
 
 MAX_STOPS: Final = 16
 MAX_BAD_WORDS: Final = 1024

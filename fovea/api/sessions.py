@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.api.longctx import LongctxOptions
+from fovea.api.longctx import LongctxOptions
 
 
 class _Asked(BaseModel):

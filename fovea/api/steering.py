@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from shared.api.bounded_lists import FailFast, Messages
-from shared.api.interventions import Layers
-from shared.api.text import ChatMessage
+from fovea.api.bounded_lists import FailFast, Messages
+from fovea.api.interventions import Layers
+from fovea.api.text import ChatMessage
 
 VECTOR_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 """Pattern of names."""

@@ -2,9 +2,9 @@
 
 import pytest
 
-import shared.errors as tree
-from shared.api.problem import Problem, from_problem, oip_error, openai_error, problem
-from shared.errors import InvalidOption, by_status
+import fovea.errors as tree
+from fovea.api.problem import Problem, from_problem, oip_error, openai_error, problem
+from fovea.errors import InvalidOption, by_status
 
 CLASSES = [one for one in vars(tree).values() if isinstance(one, type) and one.__module__ == tree.__name__]
 GRPC = {

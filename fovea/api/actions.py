@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
-from shared.api.arrays import ArrayBytes
-from shared.api.csv_fields import split_commas
-from shared.api.drawable import Drawable
+from fovea.api.arrays import ArrayBytes
+from fovea.api.csv_fields import split_commas
+from fovea.api.drawable import Drawable
 
 Form = Literal["curves", "confidence", "activitynet"]
 """Parts of an answer besides its proposals."""

@@ -1,0 +1,120 @@
+"""Errors of the client: turns error responses and broken connections into exceptions of `fovea.errors`.
+
+A problem (RFC 9457), OpenAI's `{"error": {…}}` and Open Inference's `{"error": "…"}` become the same classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx2
+
+from fovea.api.problem import Problem, from_problem
+from fovea.errors import DeadlineExceeded, FoveaError, Malformed, NotReady
+
+
+def parse_error(response: httpx2.Response) -> FoveaError:
+    """Parse an error response, whose body must have been read, into an exception."""
+    fields = _parse_problem(_parse_body(response))
+    error = from_problem(
+        Problem(
+            title=_text(fields, "title") or response.reason_phrase or "Error",
+            status=response.status_code,
+            detail=_text(fields, "detail") or f"The gateway answered {response.status_code} {response.reason_phrase}.",
+            code=_text(fields, "code") or "",
+            hint=_text(fields, "hint"),
+            field=_text(fields, "field"),
+        )
+    )
+    error.retry_after = read_retry_after(response)
+    return error
+
+
+def parse_stream_error(event: Any) -> FoveaError | None:
+    """Parse an event that says that the answer broke off into an exception; None for any other event."""
+    if not isinstance(event, dict) or "choices" in event:
+        return None
+    body = event.get("problem") or (event if event.get("error") and "status" not in event else None)
+    if not isinstance(body, dict):
+        return None
+    fields = _parse_problem(body)
+    status = fields.get("status")
+    return from_problem(
+        Problem(
+            title="The answer broke off",
+            status=status if isinstance(status, int) else 500,
+            detail=_text(fields, "detail") or "The answer broke off.",
+            code=_text(fields, "code") or "",
+            hint=_text(fields, "hint"),
+            field=_text(fields, "field"),
+        )
+    )
+
+
+@contextmanager
+def translate_errors(url: str) -> Iterator[None]:
+    """Turn failures of the connection to `url` into exceptions of `fovea.errors`.
+
+    Raises:
+        NotReady: No gateway answers there, or the connection broke.
+        DeadlineExceeded: The answer did not come in time.
+        Malformed: The address is not valid.
+    """
+    try:
+        yield
+    except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+        hint = "Start one with `make run`, or give another address with --url."
+        raise NotReady(f"No gateway answers at {url}.", hint=hint) from error
+    except httpx2.TimeoutException as error:
+        hint = "Allow more time, or send the request as a job."
+        raise DeadlineExceeded(f"{url} did not answer in time.", hint=hint) from error
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+        raise Malformed(
+            f"{url!r} is not the address of a gateway.", hint="Write it like http://127.0.0.1:8080."
+        ) from error
+    except httpx2.TransportError as error:
+        raise NotReady(
+            f"The connection to {url} broke: {str(error) or type(error).__name__}.", hint="Try again."
+        ) from error
+
+
+def read_retry_after(response: httpx2.Response) -> float | None:
+    """Read the `Retry-After` header in seconds, whether it is a number or a date; None where there is none."""
+    value = response.headers.get("retry-after", "").strip()
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError):
+        return None
+
+
+def _parse_body(response: httpx2.Response) -> dict[str, Any]:
+    try:
+        body = response.json()
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _parse_problem(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Take the fields of a problem from an error body of any format."""
+    inner = body.get("error")
+    if isinstance(inner, str):  # Open Inference
+        return {"detail": inner}
+    if not isinstance(inner, dict):
+        return body
+    if "detail" in inner:  # a problem inside an event
+        return inner
+    return {"detail": inner.get("message"), "field": inner.get("param"), "code": inner.get("code")}
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    return value if isinstance(value, str) and value else None
