@@ -14,7 +14,7 @@ from services.llm_longctx.models.all_minilm import AllMiniLM
 from services.llm_longctx.serving import response_store
 from services.llm_longctx.tests.conftest import MODEL, Server, app_of, say, write_folder
 from shared.lm.bundled_models import MINILM
-from shared.lm.embedder import embed
+from shared.lm.embedder import load_embedder
 
 SWITCH = {"properties": {"on": {"type": "boolean"}}, "required": ["on"], "additionalProperties": False}
 TOOL = {"type": "function", "name": "switch", "parameters": {"type": "object", **SWITCH}, "strict": True}
@@ -242,7 +242,7 @@ def test_the_embedding_model_knows_what_is_alike(served, friend):
     body = {"model": MINILM, "input": "word " * 400, "truncate": True}
     cut = httpx2.post(f"{served.url}/v1/embeddings", json=body).json()
     assert cut["usage"]["prompt_tokens"] == 256
-    np.testing.assert_allclose(cut["data"][0]["embedding"], embed(["word " * 400])[0], atol=1e-5)
+    np.testing.assert_allclose(cut["data"][0]["embedding"], load_embedder().embed(["word " * 400])[0], atol=1e-5)
 
 
 @pytest.mark.parametrize(
