@@ -30,6 +30,7 @@ from shared import telemetry
 from shared.registry.discovery import SERVICES, services_with_models
 from shared.serving.host import Host
 from shared.serving.replica import ReplicaServer, load_app
+from shared.serving.wanted import is_wanted
 from shared.settings import Settings, export, settings
 from shared.storage.private_files import make_files_private
 
@@ -77,6 +78,8 @@ class Placement(BaseModel):
     """Requests in flight per replica beyond which another replica is started."""
     upscale_delay_s: float = 10.0
     """Seconds that the load must last before a replica is added."""
+    idle_s: float = 600.0
+    """Seconds without a request after which the last replica goes, where `min_replicas` is 0."""
     must_load: bool = True
     """Whether a replica none of whose models load fails to start: an upgrade to it then never takes over."""
 
@@ -181,11 +184,16 @@ def _keep_to_loopback() -> None:
     inside.add_port_to_grpc_server = lambda server, _address: add_port(server, f"{_LOOPBACK}:0")
 
 
-def scale(context: Any, busy_per_replica: int = _MAX_BUSY_PER_REPLICA) -> tuple[int, dict[str, Any]]:
-    """Ray's autoscaling policy: as many replicas as keep each at no more than `busy_per_replica` requests in flight."""
+def scale(context: Any, busy_per_replica: int = _MAX_BUSY_PER_REPLICA, service: str = "") -> tuple[int, dict[str, Any]]:
+    """Ray's autoscaling policy: as many replicas as keep each at no more than `busy_per_replica` requests in flight.
+
+    A service that may have none has one while it is wanted: what waits for its first replica is not in any.
+    """
     busy = context.aggregated_metrics.get("busy", {}) if context.aggregated_metrics else {}
     replicas = math.ceil(sum(busy.values()) / busy_per_replica)
     low, high = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
+    if not low and not replicas and is_wanted(service):
+        replicas = 1
     return min(max(replicas, low), high), {}
 
 
@@ -206,8 +214,11 @@ def application(args: Mapping[str, Any] | Placement) -> serve.Application:
                 "upscale_delay_s": placement.upscale_delay_s,
                 "policy": {
                     "policy_function": f"{__name__}:scale",
-                    "policy_kwargs": {"busy_per_replica": placement.busy_per_replica},
+                    "policy_kwargs": {"busy_per_replica": placement.busy_per_replica, "service": placement.service},
                 },
+                # The first one shows what the service serves, also when nobody has asked for it yet.
+                "initial_replicas": max(placement.min_replicas, 1),
+                "downscale_to_zero_delay_s": placement.idle_s,
             }
         }
     actor = {"num_cpus": _REPLICA_CPUS, "num_gpus": placement.num_gpus}
