@@ -187,12 +187,13 @@ def _keep_to_loopback() -> None:
 def scale(context: Any, busy_per_replica: int = _MAX_BUSY_PER_REPLICA, service: str = "") -> tuple[int, dict[str, Any]]:
     """Ray's autoscaling policy: as many replicas as keep each at no more than `busy_per_replica` requests in flight.
 
-    A service that may have none has one while it is wanted: what waits for its first replica is not in any.
+    A service that may have none has one while it is wanted, because what waits for the first replica is in none, and
+    until the first one runs and reports: a slow start is not idleness.
     """
     busy = context.aggregated_metrics.get("busy", {}) if context.aggregated_metrics else {}
     replicas = math.ceil(sum(busy.values()) / busy_per_replica)
     low, high = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
-    if not low and not replicas and is_wanted(service):
+    if not low and not replicas and (is_wanted(service) or (context.target_num_replicas and not busy)):
         replicas = 1
     return min(max(replicas, low), high), {}
 

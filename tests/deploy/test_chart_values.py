@@ -212,6 +212,23 @@ def test_a_route_of_the_gateway_api_reaches_the_gateway_and_cuts_no_stream(tmp_p
     assert "HTTPRoute" not in {d["kind"] for d in render()}
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"timeout": "1.5s"}, {"timeout": "100000h"}, {"hostnames": ["fovea.example:80"]}, {"hostnames": ["Fovea"]},
+        {"hostnames": [f"h{n}.example" for n in range(17)]}, {"parentRefs": [{}]}, {"parentRefs": [{"name": ""}]},
+        {"parentRefs": [{"name": "p", "namespace": "In.fra"}]}, {"parentRefs": [{"name": "p", "port": 0}]},
+        {"parentRefs": [{"name": f"p{n}"} for n in range(33)]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_route_that_the_schema_of_the_gateway_api_refuses_is_refused_by_the_chart(tmp_path, wrong):
+    """The bounds of HTTPRoute in the custom resource definition of Gateway API 1.0."""
+    right = {"enabled": True, "parentRefs": [{"name": "p"}], "hostnames": ["*.fovea.example"], "timeout": "1h30m"}
+    assert render_file(tmp_path, {"httpRoute": right})
+    assert "httpRoute" in refusal(tmp_path, {"httpRoute": {**right, **wrong}})
+
+
 def egress(documents, name):
     return named(documents, "NetworkPolicy", name)["spec"].get("egress", [])
 

@@ -103,7 +103,7 @@ def test_a_replica_without_a_node_asks_for_one_until_it_is_there(cluster):
 def test_a_service_without_replicas_starts_one_for_a_request_and_loses_it_when_nobody_asks(cluster):
     add_nodes(cluster, NODES[0])
     url = cluster.start_gateway(FOVEA_ON_DEMAND_SERVICES=SERVICE, FOVEA_REQUEST_TIMEOUT_S="120")
-    cluster.submit(serve_config(0, 1, idle_s=3))
+    cluster.submit(serve_config(0, 1, idle_s=1))
     cluster.wait_replicas(SERVICE, 1, WAIT_S)  # the first shows what it serves
     wait_until(lambda: httpx2.get(f"{url}/readyz").json()["services"][SERVICE]["ready"], WAIT_S, "it is known")
     cluster.wait_replicas(SERVICE, 0, WAIT_S)

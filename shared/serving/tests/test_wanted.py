@@ -42,13 +42,21 @@ def _refuse(_key: str) -> int:
 
 @pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
 @pytest.mark.parametrize(
-    ("low", "busy", "is_wanted", "replicas"),
-    [(0, 0, False, 0), (0, 0, True, 1), (0, 1, False, 1), (0, 17, True, 3), (1, 0, False, 1), (1, 0, True, 1)],
-)
-def test_a_service_without_requests_in_replicas_has_one_while_it_is_wanted(monkeypatch, low, busy, is_wanted, replicas):
+    ("low", "target", "busy", "is_wanted", "replicas"),
+    [
+        (0, 0, {}, False, 0), (0, 0, {}, True, 1), (0, 1, {}, False, 1), (0, 1, {"r1": 0}, False, 0),
+        (0, 1, {"r1": 0}, True, 1), (0, 1, {"r1": 1}, False, 1), (0, 1, {"r1": 17}, True, 3), (1, 1, {}, True, 1),
+    ],
+)  # fmt: skip
+def test_a_service_without_requests_in_replicas_has_one_while_it_is_wanted_or_starts(
+    monkeypatch, low, target, busy, is_wanted, replicas
+):
     ours = importlib.import_module("shared.serving.ray")
     monkeypatch.setattr(ours, "is_wanted", lambda service: is_wanted and service == "svc")
     context = SimpleNamespace(
-        aggregated_metrics={"busy": {"r1": busy}}, capacity_adjusted_min_replicas=low, capacity_adjusted_max_replicas=4
+        aggregated_metrics={"busy": busy},
+        target_num_replicas=target,
+        capacity_adjusted_min_replicas=low,
+        capacity_adjusted_max_replicas=4,
     )
     assert ours.scale(context, 8, "svc")[0] == replicas
