@@ -106,7 +106,7 @@ def test_a_service_without_replicas_starts_one_for_a_request_and_loses_it_when_n
     cluster.submit(serve_config(0, 1, idle_s=1))
     cluster.wait_replicas(SERVICE, 1, WAIT_S)  # the first shows what it serves
     wait_until(lambda: httpx2.get(f"{url}/readyz").json()["services"][SERVICE]["ready"], WAIT_S, "it is known")
-    cluster.wait_replicas(SERVICE, 0, WAIT_S)
+    wait_until(lambda: not cluster.list_replicas(SERVICE), WAIT_S, "the replica stops, as nobody asks")
     assert httpx2.get(f"{url}/readyz").status_code == 200
     answer = httpx2.post(f"{url}/v1/echo", json={"text": "hello"}, timeout=WAIT_S)
     assert (answer.status_code, answer.json()["text"]) == (200, "hello")
