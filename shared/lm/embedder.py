@@ -33,7 +33,10 @@ class SentenceEmbedder:
         width: Length of its vectors.
         vocab: Token ids are below this.
         max_tokens: Tokens of a text that it reads, its two special ones included; what follows is cut off.
+        longest: Characters of the longest word that is more than one unknown token.
     """
+
+    longest = 100
 
     def __init__(self, network: BertEncoder, tokenizer: Library, max_tokens: int) -> None:
         self._network = network
@@ -66,7 +69,7 @@ class SentenceEmbedder:
 
     def tokenize(self, text: str) -> list[int]:
         """Return the ids of a text, its special tokens included, uncut."""
-        ids: list[int] = self._tokenizer.encode(text).ids
+        ids: list[int] = self._tokenizer.encode_batch([text])[0].ids  # a batch lets other threads run meanwhile
         return ids
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
