@@ -41,8 +41,10 @@ def load_embedder() -> SentenceEmbedder:
 def split_windows(text: str) -> list[str]:
     """A text as windows of words that each fit the embedder, every one repeating half of the one before."""
     embedder = load_embedder()
+    most = MAX_WINDOWS * embedder.max_tokens  # no window reaches beyond as many words
+    words = text.split(None, most)[:most]
+    text = " ".join(words) if len(words) == most else text
     tokens = len(embedder.tokenize(text))
-    words = text.split()
     if tokens <= embedder.max_tokens or len(words) < 2:
         return [text]
     size = max(int(len(words) * (embedder.max_tokens - 2) / tokens), 1)

@@ -74,7 +74,12 @@ class SentenceEmbedder:
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed texts, cut to `max_tokens`: float32 [n,d], each row of length 1."""
-        return self.embed_tokens([self.tokenize(text) for text in texts])
+        return self.embed_tokens([self.read(text) for text in texts])
+
+    def read(self, text: str) -> list[int]:
+        """Return the ids that are read of a text: what lies beyond is not tokenized, however long it is."""
+        words = text[: self.max_tokens * self.longest].split(None, self.max_tokens)
+        return self.cut(self.tokenize(" ".join(words[: self.max_tokens])), self.max_tokens)
 
     @torch.inference_mode()
     def embed_tokens(self, texts: Sequence[list[int]]) -> npt.NDArray[np.float32]:
