@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from pydantic import ValidationError
 from redis.asyncio import Redis
@@ -68,7 +69,7 @@ class OnDemandServices:
             if name in ready:
                 self.keep(name, "record", _normalise(ready[name]))
             elif not self.is_known(name):
-                found: dict[bytes, bytes] = await self._redis.hgetall(last_served_key(name))
+                found: Mapping[Any, Any] = await self._redis.hgetall(last_served_key(name))
                 self._served[name] = {field.decode(): text.decode() for field, text in found.items()}
         for service, field in list(self._unsaved):
             await self._redis.hset(last_served_key(service), field, self._served[service][field])
