@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from fovea.api.tensors import TensorSpec
-from fovea.errors import FoveaError, InvalidOption, TooLarge
+from fovea.errors import InvalidOption, TooLarge
 from shared import telemetry
 from shared.registry import CallContext, Engine, Servable
 from shared.rpc.tensors import require_finite
@@ -29,6 +29,7 @@ from shared.serving.memory_guard import read_resident_bytes
 from shared.serving.oip import tensors
 from shared.serving.open_streams import OpenStreams
 from shared.serving.side_work import SideWork
+from shared.serving.warm_up import warm_up
 from shared.serving.watched_work import WatchedWork
 from shared.settings import Settings
 
@@ -52,8 +53,6 @@ class Host(Catalog):
         self.aside = SideWork(service, settings.max_queue_size, self.work)
         self._streams = OpenStreams(settings.max_queue_size)
         self._loaded = asyncio.Event()
-
-    # Lifecycle.
 
     async def start(self) -> None:
         """Load and warm up all Servables at once; one that fails stays listed, not ready, with its reason."""
@@ -157,7 +156,7 @@ class Host(Catalog):
     def _load(self, kind: type[Servable[Any, Any]]) -> Servable[Any, Any]:
         servable = kind.load(load_context(self.settings))
         try:
-            _warm_up(servable)
+            warm_up(servable)
         except BaseException:
             servable.close()
             raise
@@ -170,8 +169,6 @@ class Host(Catalog):
             await batcher.close(seconds)
         if servable is not None:
             await asyncio.to_thread(servable.close)
-
-    # Facts.
 
     @property
     def ready(self) -> bool:
@@ -230,8 +227,6 @@ class Host(Catalog):
         """
         engine = self.find_loaded(name, version)[0].engine
         return (engine.inputs, engine.outputs) if engine else ((), ())
-
-    # Calls.
 
     async def predict(self, name: str, request: BaseModel, run: CallContext) -> BaseModel:
         """Answer one request, micro-batched with others that are rendered in the same form.
@@ -301,19 +296,3 @@ def _infer(engine: Engine, items: Sequence[Mapping[str, np.ndarray]]) -> list[di
     if len(items) == 1:
         return [engine.run(items[0])]
     return tensors.split_rows(engine.run(tensors.join_rows(items)), [tensors.count_rows(feeds) for feeds in items])
-
-
-def _warm_up(servable: Servable[Any, Any]) -> None:
-    """Send the example through once, so that the first caller does not pay for lazy set-up."""
-    run, request = CallContext(), servable.example()
-    if servable.mode == "sync":
-        (answer,) = servable.predict([request], run)
-        if isinstance(answer, FoveaError):
-            raise answer
-    elif servable.mode == "stream":
-        asyncio.run(_read_first(servable.stream(request, run)))
-
-
-async def _read_first(events: AsyncGenerator[BaseModel, None]) -> None:
-    async with contextlib.aclosing(events):
-        await anext(events, None)

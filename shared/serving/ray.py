@@ -15,7 +15,6 @@ import logging
 import math
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from pydantic import BaseModel
 from shared import telemetry
 from shared.registry.discovery import SERVICES, services_with_models
 from shared.serving.host import Host
+from shared.serving.ray_folder import INSIDE, make_ray_folder
 from shared.serving.replica import ReplicaServer, load_app
 from shared.serving.wanted import is_wanted
 from shared.settings import Settings, export, settings
@@ -48,12 +48,6 @@ from ray import serve  # noqa: E402
 
 _OBJECT_STORE = 80 * 2**20
 """Bytes of shared memory; nothing of ours goes through it."""
-
-_INSIDE = "r"
-"""Ray's own folder, which it opens for everybody, inside of a private one; short, because paths of sockets are."""
-
-_MAX_TEMP_PATH = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
-"""Longest temporary folder under which Ray's unix sockets still have a legal path."""
 
 _LOAD_POLL_S = 0.1
 
@@ -245,29 +239,18 @@ def application(args: Mapping[str, Any] | Placement) -> serve.Application:
 def start(config: Settings) -> Path | None:
     """Start a Ray on loopback, without dashboard, proxy or telemetry; returns the folder to remove at the end."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    folder = _make_private_folder(config.data_dir)
+    folder = make_ray_folder(config.data_dir)
     ray.init(
         num_cpus=len(SERVICES) * config.replicas,
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE,
         logging_level=logging.WARNING,
-        _temp_dir=str(folder / _INSIDE),
+        _temp_dir=str(folder / INSIDE),
         _node_ip_address=_LOOPBACK,
         namespace="fovea",
     )
     serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
     return folder
-
-
-def _make_private_folder(data_dir: Path) -> Path:
-    """An empty folder that nobody else looks into: in the data folder, or a temporary one where that can't be it."""
-    preferred = (data_dir / "ray").resolve()
-    if len(str(preferred / _INSIDE)) <= _MAX_TEMP_PATH:
-        shutil.rmtree(preferred, ignore_errors=True)  # what a killed Ray left
-        with contextlib.suppress(OSError):
-            preferred.mkdir(mode=0o700, parents=True)
-            return preferred
-    return Path(tempfile.mkdtemp(prefix="fovea-"))
 
 
 def deploy(placements: Sequence[Placement]) -> None:

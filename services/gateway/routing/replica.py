@@ -68,3 +68,14 @@ class ServiceState:
 
     replicas: dict[str, Replica] = field(default_factory=dict)
     last_ready: float = float("-inf")
+
+    def explain_silence(self, now: float, *, is_alive: bool) -> str:
+        """Explain in half a sentence why no replica is ready, by the last record of one."""
+        last = max(self.replicas.values(), key=lambda replica: replica.changed)
+        silent_s = now - last.changed
+        if last.record.trouble:
+            return f"the last one reported {last.record.trouble.removesuffix('.')!r} {max(silent_s, 0):.0f} s ago"
+        if is_alive:
+            return "its replicas are still loading"
+        memory = f", with {last.record.memory:.0%} of its memory taken" if last.record.memory else ""
+        return f"the last one fell silent {silent_s:.0f} s ago{memory}, and does not answer"

@@ -25,6 +25,7 @@ from services.gateway.routing.load_balancer import LoadBalancer
 from services.gateway.routing.on_demand import OnDemandServices
 from services.gateway.routing.replica import Replica, ServiceState
 from services.gateway.routing.route_table import RouteTable
+from services.gateway.routing.silent_replicas import Ask, SilentReplicas
 from services.gateway.routing.static_upstreams import StaticUpstream
 from services.gateway.routing.version_policy import VersionPolicy, build_version_policy
 from shared.jobs.redis_client import cancel_tasks
@@ -50,7 +51,6 @@ ASK_AFTER_S = LEASE_S / 2
 FORGET_S = 600.0
 """How long a silent replica's service, routes and models stay known."""
 
-
 ABORT_AFTER_S = 2 * LEASE_S
 """How long a replica is silent before requests that it has not answered go to another; a busy one may renew late."""
 
@@ -75,12 +75,10 @@ class ReplicaRegistry:
             name: StaticUpstream(name, *urls, settings.replica_credentials)
             for name, urls in settings.upstream_addresses.items()
         }
-        self._services = {
-            name: ServiceState()
-            for name in (*settings.enabled_service_names, *settings.on_demand_service_names, *self._upstreams)
-        }
+        on_demand = settings.on_demand_service_names
+        self._services = {n: ServiceState() for n in (*settings.enabled_service_names, *on_demand, *self._upstreams)}
         self.versions: VersionPolicy = build_version_policy(self._redis)
-        self.on_demand = OnDemandServices(settings.on_demand_service_names, self._redis)
+        self.on_demand = OnDemandServices(on_demand, self._redis)
         self._balancer, self._has_affinity = LoadBalancer(), settings.load_balancing == "affinity"
         self._wanted = frozenset(self._services)
         self._redis_answered_at = self._thaw_at = float("-inf")
@@ -88,8 +86,8 @@ class ReplicaRegistry:
         self._scan_due = 0.0
         self._routed: frozenset[tuple[Any, ...]] = frozenset()
         self._tasks: list[asyncio.Task[None]] = []
-        self.ask: Callable[[Replica], Awaitable[bool]] | None = None
-        self._asking: dict[str, asyncio.Task[None]] = {}
+        self.ask: Ask | None = None
+        self._silent = SilentReplicas(_now)
 
     async def start(self) -> None:
         """Poll once, then keep polling; nothing where it polls already."""
@@ -104,14 +102,13 @@ class ReplicaRegistry:
 
     async def stop(self) -> None:
         """Stop polling and close the connections."""
-        await cancel_tasks(*self._tasks, *self._asking.values())
-        self._tasks, self._asking = [], {}
+        await cancel_tasks(*self._tasks)
+        self._tasks = []
+        await self._silent.stop()
         for upstream in self._upstreams.values():
             await upstream.close()
         if self._redis is not None:
             await self._redis.aclose()
-
-    # Queries.
 
     @property
     def services(self) -> list[str]:
@@ -142,14 +139,7 @@ class ReplicaRegistry:
         state = self._services.get(service)
         if state is None or not state.replicas:
             return "one is being started" if self.on_demand.is_known(service) else "none has announced itself"
-        last = max(state.replicas.values(), key=lambda replica: replica.changed)
-        silent_s = time.monotonic() - last.changed
-        if last.record.trouble:
-            return f"the last one reported {last.record.trouble.removesuffix('.')!r} {max(silent_s, 0):.0f} s ago"
-        if self.list_alive(service):
-            return "its replicas are still loading"
-        memory = f", with {last.record.memory:.0%} of its memory taken" if last.record.memory else ""
-        return f"the last one fell silent {silent_s:.0f} s ago{memory}, and does not answer"
+        return state.explain_silence(time.monotonic(), is_alive=bool(self.list_alive(service)))
 
     @property
     def is_complete(self) -> bool:
@@ -167,8 +157,6 @@ class ReplicaRegistry:
         """Whether a replica that was lost said so, or was last seen with next to no memory left."""
         await self.poll_redis()
         return replica.record.out_of_memory or replica.record.memory >= NO_MEMORY_SHARE
-
-    # Load balancing.
 
     def pick(self, service: str, avoid: Iterable[str] = (), key: AffinityKey | None = None) -> Replica | None:
         """Pick a ready replica, by what it may hold or by its load; not one of `avoid` if there is another."""
@@ -193,8 +181,6 @@ class ReplicaRegistry:
     def mark_suspect(self, replica: Replica) -> None:
         """Pass over a replica that refused a connection until it renews its record, or for a second."""
         replica.suspect_until = time.monotonic() + SUSPECT_S
-
-    # Polling.
 
     async def poll_redis(self) -> None:
         """Read all records in Redis once; never raises."""
@@ -282,20 +268,12 @@ class ReplicaRegistry:
                     attempt.abort()
 
     def _ask_silent(self) -> None:
-        """Where all replicas of a service are silent that were ready, ask them: those that answer keep their places."""
-        self._asking = {name: task for name, task in self._asking.items() if not task.done()}
+        """Where all replicas of a service are silent that were ready, ask them."""
         since = time.monotonic() - ASK_AFTER_S
         for service in set(self._services) - set(self._upstreams):
             ready = [replica for replica in self._services[service].replicas.values() if replica.record.ready]
-            if self.ask is not None and all(replica.changed < since for replica in ready):
-                for replica in ready:
-                    if replica.id not in self._asking:
-                        self._asking[replica.id] = asyncio.create_task(self._ask(self.ask, replica))
-
-    async def _ask(self, ask: Callable[[Replica], Awaitable[bool]], replica: Replica) -> None:
-        if await ask(replica):
-            log().warning("a replica renews its record late, and serves on", replica=replica.id)
-            replica.changed = max(replica.changed, time.monotonic())
+            if self.ask is not None:
+                self._silent.ask_all(self.ask, ready, since)
 
     def _update_routes(self) -> None:
         """Note which services are ready now, and build a new route table where the replicas' routes changed."""
@@ -309,6 +287,10 @@ class ReplicaRegistry:
         if routed != self._routed:
             self._routed = routed
             self.routes = RouteTable.from_records(records)
+
+
+def _now() -> float:
+    return time.monotonic()
 
 
 async def _repeat(poll: Callable[[], Awaitable[None]]) -> None:
