@@ -49,8 +49,10 @@ def judging_embedders() -> dict[str, float]:
 
 def split_windows(text: str, embedder: SentenceEmbedder) -> list[str]:
     """A text as windows of words that each fit the embedder, every one repeating half of the one before."""
+    most = MAX_WINDOWS * embedder.max_tokens  # no window reaches beyond as many words
+    words = text.split(None, most)[:most]
+    text = " ".join(words) if len(words) == most else text
     tokens = len(embedder.tokenize(text))
-    words = text.split()
     if tokens <= embedder.max_tokens or len(words) < 2:
         return [text]
     size = max(int(len(words) * (embedder.max_tokens - 2) / tokens), 1)

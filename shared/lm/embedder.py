@@ -33,7 +33,10 @@ class SentenceEmbedder:
         width: Length of its vectors.
         vocab: Token ids are below this.
         max_tokens: Tokens of a text that it reads, its two special ones included; what follows is cut off.
+        longest: Characters of the longest word that is more than one unknown token.
     """
+
+    longest = 100
 
     def __init__(self, network: BertEncoder, tokenizer: Library, max_tokens: int) -> None:
         self._network = network
@@ -68,12 +71,17 @@ class SentenceEmbedder:
 
     def tokenize(self, text: str) -> list[int]:
         """Return the ids of a text, its special tokens included, uncut."""
-        ids: list[int] = self._tokenizer.encode(text).ids
+        ids: list[int] = self._tokenizer.encode_batch([text])[0].ids  # a batch lets other threads run meanwhile
         return ids
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed texts, cut to `max_tokens`: float32 [n,d], each row of length 1."""
-        return self.embed_tokens([self.tokenize(text) for text in texts])
+        return self.embed_tokens([self.read(text) for text in texts])
+
+    def read(self, text: str) -> list[int]:
+        """Return the ids that are read of a text: what lies beyond is not tokenized, however long it is."""
+        words = text[: self.max_tokens * self.longest].split(None, self.max_tokens)
+        return self.cut(self.tokenize(" ".join(words[: self.max_tokens])), self.max_tokens)
 
     @torch.inference_mode()
     def embed_tokens(self, texts: Sequence[list[int]]) -> npt.NDArray[np.float32]:

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from fovea.api.replica import ReplicaRecord
 from services.gateway.app import build_gateway
 from services.gateway.grpc.server import serve_grpc
-from services.gateway.routing.replica_registry import Replica, ServiceState
+from services.gateway.routing.replica import Replica, ServiceState
 from services.gateway.server import create_server
 from services.gateway.tests.browsing import browser, watched
 from services.gateway.tests.grpc_front import Replica as GrpcReplica

@@ -1,5 +1,7 @@
 """Sentence embedder: the bundled model against transformers' own BERT, batches, cuts and missing wheels."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +79,29 @@ def test_what_lies_beyond_the_longest_text_is_cut_off(folder):
     assert (
         np.abs(load_embedder().embed(["word " * 253]) - load_embedder().embed(["word " * 252 + "other "])).max() > 1e-3
     )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A cat sits on the mat.",
+        "naïve  Ünïcode\tand\u3000spaces \x00 in-between, don't ",
+        "猫がマットに座る。" * 90,
+        "x" * 90,
+        "",
+    ],
+)
+def test_what_is_read_of_a_text_are_its_first_tokens(folder, text):
+    model = embedder.load_embedder()
+    for whole in (text, f"{text} and " * 300):
+        assert model.read(whole) == model.cut(model.tokenize(whole), model.max_tokens)
+
+
+def test_long_texts_cost_what_is_read_of_them(folder):
+    begun = time.process_time()
+    model = embedder.load_embedder()
+    assert sum(len(model.read("word " * 40_000)) for _ in range(256)) == 256 * 256
+    assert time.process_time() - begun < 5  # whole, they take minutes
 
 
 def test_a_missing_wheel_is_said(monkeypatch):
