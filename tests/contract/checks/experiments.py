@@ -43,7 +43,7 @@ DEARER = 1.5
 ALIKE = 1e-3
 """Tolerance of numbers that two models of the same function have."""
 
-FEWER = {"samples": 3, "hide_samples": 2, "controls": 2, "prompts": 4, "runs": 1, "passkeys": 1}
+FEWER = {"samples": 3, "hide_samples": 2, "controls": 10, "prompts": 4, "runs": 1, "passkeys": 1}
 """Counts with which a run has all parts of its Card's example, and less work."""
 
 
@@ -74,8 +74,10 @@ class Machines:
     @property
     def example(self) -> Any:
         spec = self.fresh().example()
-        fewer = {name: min(count, getattr(spec, name)) for name, count in FEWER.items() if hasattr(spec, name)}
-        return updated(spec, **fewer) or spec
+        for name, count in FEWER.items():
+            if hasattr(spec, name):
+                spec = updated(spec, **{name: min(count, getattr(spec, name))}) or spec
+        return spec
 
     def undisturbed(self) -> Report:
         """The example's report; what its run took and where its random numbers came from are noted, too."""
