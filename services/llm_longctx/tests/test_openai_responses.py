@@ -204,12 +204,12 @@ def test_small_print(served, friend):
 def test_a_stream_that_goes_on_outlives_the_deadline_of_a_whole_answer(served, monkeypatch, path, stream):
     backend = served.app.state.host.servable(MODEL).adapter.scheduler.backend
     decode = backend.decode_batch
-    monkeypatch.setattr(backend, "decode_batch", lambda batch: (time.sleep(0.1), decode(batch))[1])
+    monkeypatch.setattr(backend, "decode_batch", lambda batch: (time.sleep(0.05), decode(batch))[1])
     asks = {"completions": {"prompt": "a", "max_tokens": 20}, "responses": {"input": "a", "max_output_tokens": 20}}
     answer = httpx2.post(
         f"{served.url}/v1/{path}",
         json={**asks[path], "stream": stream, "ignore_eos": True},
-        headers={"x-fovea-deadline-ms": "1000", "x-fovea-stream-ms": "0"},
+        headers={"x-fovea-deadline-ms": "600", "x-fovea-stream-ms": "0"},
         timeout=30,
     )
     assert answer.status_code == (200 if stream else 504)
