@@ -24,7 +24,7 @@ from fovea.errors import FoveaError, InvalidOption, NotFound, PermissionDenied
 from services.gateway.console import model_view, task_options
 from services.gateway.console.gallery import GALLERY
 from services.gateway.console.gateway_client import InProcessClient
-from services.gateway.console.navigation import build_navigation
+from services.gateway.console.navigation import build_navigation, find_page
 from services.gateway.console.page import STATIC, Page
 from services.gateway.console.schema_forms import build_fields
 from services.gateway.console.snippets import build_snippets
@@ -72,6 +72,7 @@ class Console:
         self._templates.globals.update(
             asset=lambda name: f"{base}/{name}",
             max_body_bytes=max_body_bytes,
+            job_pages=self._list_job_pages,
             links=_list_links(self._plugins),
             panels={"chat": [item for item in self._plugins.items() if item[1].under == "chat" and item[1].panel]},
         )
@@ -193,6 +194,13 @@ class Console:
         path = request.url.path[:200]
         error = plugins.explain_missing("paths", path, f"The page {path}")
         raise error or NotFound(f"There is no page {path}.", hint="Choose one from the navigation.")
+
+    def _list_job_pages(self) -> dict[str, str]:
+        """List the pages that show the result of a job, by the path of its request."""
+        tasks = {*_PICTURE_TASKS, "probe", *self._client.known_tasks} - {"chat", "judge", "infer"}
+        own = {task_path(task): find_page(task) for task in tasks}
+        added = {page.path: f"/console/{slug}" for slug, page in self._plugins.items() if page.path}
+        return {**own, "/v1/judge/batches": find_page("judge"), **added}
 
     def _render_plugin(self, slug: str, page: Page) -> _Handler:
         async def handle(request: Request) -> Response:

@@ -13,6 +13,7 @@ page = Page(
     module="survey.js",
     under="detect",
     icon="survey",
+    path="/v1/detect/survey",
     gallery=(
         GalleryEntry(
             user="Road authority",

@@ -24,7 +24,12 @@ class Survey extends FolderForm {
     this.remember({ path: this.dataset.path, request: { merge_m: form.get("merge_m") }, answer: { ...answer, observations: observations.map(({ boxed, ...one }) => one) } }).catch(() => {});
   }
 
+  showStored({ answer }) {
+    return this.showFound(answer);
+  }
+
   async showFound(found) {
+    this.show(false, "nothing");
     this.found = found;
     this.showFigures();
     this.showPictures();

@@ -110,6 +110,12 @@ class JudgeBatch extends JudgeForm {
     this.draw(await this.ask("/v1/judge/batches", json, signal, true));
   }
 
+  async showStored({ path, answer }) {
+    if (path !== "/v1/judge/batches" || !answer) return;
+    this.draw(answer);
+    this.show(false, "nothing");
+  }
+
   draw(batch) {
     this.batch = batch;
     for (const name of ["pairs", "graded", "reused", "invalid", "failed", "left", "tokens"]) this.setText(name, batch[name].toLocaleString("en"));

@@ -4,7 +4,8 @@
  */
 
 import { call } from "./gateway.js";
-import { selectedModel, readValues } from "./form.js";
+import { createNode } from "./custom_element.js";
+import { fillForm, selectedModel, readValues } from "./form.js";
 import { readReport } from "./report.js";
 import { RunTask } from "./run.js";
 
@@ -19,7 +20,8 @@ class Probe extends RunTask {
     this.part("as-job").checked = this.dataset.mode === "job";
     this.on("click", "link", () => this.updatePermalink());
     this.on("click", "then", () => this.runNeedleGrid());
-    if (this.dataset.spec && this.dataset.mode === "sync") this.run();
+    const isStored = /[?&](run|job)=/.test(location.search);
+    if (this.dataset.spec && this.dataset.mode === "sync" && !isStored) this.run();
   }
 
   async describeRequest() {
@@ -32,11 +34,25 @@ class Probe extends RunTask {
     const { path, json } = await this.describeRequest();
     const { model, ...spec } = json;
     this.spec = spec;
-    const nodes = await this.fetchReport(json, this.runsAsJob, signal);
+    this.showReport(await this.fetchReport(json, this.runsAsJob, signal));
+    this.remember({ path, request: json, html: await this.answerBlob.text() }).catch(() => {});
+  }
+
+  showReport(nodes) {
     this.part("answer").replaceChildren(...nodes);
+    this.show(false, "nothing");
     this.show(true, "answer", "download", "link");
     this.show("grid" in this.dataset && this.findPlan() !== null, "loop");
-    this.remember({ path, request: json, html: await this.answerBlob.text() }).catch(() => {});
+  }
+
+  async showStored({ request: { model, ...spec } = {}, html, answer }) {
+    this.spec = spec;
+    fillForm(this.part("options"), spec);
+    this.answerBlob = html ? new Blob([html], { type: "text/html" }) : new Blob([JSON.stringify(answer)], { type: "application/json" });
+    if (html) return this.showReport(readReport(html));
+    const view = createNode("fovea-result", "");
+    view.drawJson(answer);
+    return this.showReport([view]);
   }
 
   /** Fetch the HTML report as nodes; its text is stored for the download. */

@@ -32,10 +32,23 @@ export class RunForm extends CustomElement {
     });
     this.on("click", "stop", () => this.running?.abort());
     this.on("click", "example", () => this.attempt(() => this.useExample()));
+    this.attempt(() => this.openStored());
   }
 
   get form() {
     return this.part("options") ?? this.part("form");
+  }
+
+  /** Show the run or the finished job that the address names; a page that can has `showStored(run)`. */
+  async openStored() {
+    const query = new URLSearchParams(location.search);
+    const [run, job] = [query.get("run"), query.get("job")];
+    if (!this.showStored || !(run ?? job)) return;
+    const { load, loadJob } = await import("./runs.js");
+    const found = await (run ? load(run) : loadJob(job));
+    if (found && found.answer === undefined && !found.html) this.showError({ title: "The result is a file", message: "Download it from the page Jobs." });
+    else if (found) await this.showStored(found);
+    else this.showError({ title: "This run is not here", message: "It was deleted, or it belongs to another browser.", hint: "Runs without an API key stay in the browser that started them." });
   }
 
   /** Fill the form with the model's example. */
