@@ -6,6 +6,7 @@
 import { call } from "./gateway.js";
 import { createNode } from "./custom_element.js";
 import { fillForm, selectedModel, readValues } from "./form.js";
+import { HeadBench } from "./head_bench.js";
 import { readReport } from "./report.js";
 import { RunTask } from "./run.js";
 
@@ -13,13 +14,16 @@ const HTML_HEADERS = { Accept: "text/html" };
 const GRID_OPTIONS = { lengths: [350, 700, 1200], depths: [0, 50, 100] };
 
 class Probe extends RunTask {
-  static answerParts = ["nothing", "answer", "download", "link", "loop"];
+  static answerParts = ["nothing", "answer", "download", "link", "pin", "notebook", "loop", "head"];
 
   connectedCallback() {
     super.connectedCallback();
     this.part("as-job").checked = this.dataset.mode === "job";
     this.on("click", "link", () => this.updatePermalink());
     this.on("click", "then", () => this.runNeedleGrid());
+    this.on("click", "pin", () => this.attempt(() => this.pin()));
+    this.on("click", "notebook", () => this.attempt(async () => (await import("./notebook.js")).saveNotebook(this.part("answer").querySelector("h2")?.textContent ?? "Experiment", { model: this.experiment, ...this.spec })));
+    this.bench = new HeadBench(this);
     const isStored = /[?&](run|job)=/.test(location.search);
     if (this.dataset.spec && this.dataset.mode === "sync" && !isStored) this.run();
   }
@@ -33,20 +37,33 @@ class Probe extends RunTask {
     this.part("stage").scrollIntoView({ block: "start" });
     const { path, json } = await this.describeRequest();
     const { model, ...spec } = json;
-    this.spec = spec;
+    Object.assign(this, { spec, experiment: model });
     this.showReport(await this.fetchReport(json, this.runsAsJob, signal));
-    this.remember({ path, request: json, html: await this.answerBlob.text() }).catch(() => {});
+    this.storing = this.remember({ path, request: json, html: await this.answerBlob.text() });
+    this.storing.catch(() => {});
+  }
+
+  /** Pin the run that is shown, for a comparison. */
+  async pin() {
+    const id = (await this.storing)?.id ?? this.storedId;
+    if (!id) throw Object.assign(new Error("This browser keeps no runs."), { title: "Not pinned" });
+    const { pin } = await import("./runs.js");
+    await pin(id, true);
+    this.setText("pin", "Pinned");
+    document.dispatchEvent(new Event("fovea-pinned"));
   }
 
   showReport(nodes) {
+    this.bench.clear();
     this.part("answer").replaceChildren(...nodes);
-    this.show(false, "nothing");
-    this.show(true, "answer", "download", "link");
+    this.setText("pin", "Pin");
+    this.show(false, "nothing", "head");
+    this.show(true, "answer", "download", "link", "pin", "notebook");
     this.show("grid" in this.dataset && this.findPlan() !== null, "loop");
   }
 
-  async showStored({ request: { model, ...spec } = {}, html, answer }) {
-    this.spec = spec;
+  async showStored({ id, request: { model, ...spec } = {}, html, answer }) {
+    Object.assign(this, { spec, experiment: model, storedId: id });
     fillForm(this.part("options"), spec);
     this.answerBlob = html ? new Blob([html], { type: "text/html" }) : new Blob([JSON.stringify(answer)], { type: "application/json" });
     if (html) return this.showReport(readReport(html));
@@ -68,15 +85,17 @@ class Probe extends RunTask {
   }
 
   /** Find → plan → method → needle grid, beside the grid of full attention. */
-  async runNeedleGrid() {
+  async runNeedleGrid(chosen) {
+    this.show(true, "loop");
     const { signal } = (this.running = new AbortController());
+    this.part("loop").scrollIntoView({ block: "nearest" });
     this.part("grids").before(this.part("fault"), this.part("progress"));
     this.part("then").disabled = true;
     this.showProgress(undefined, "Needle grid");
     this.showError(null);
     this.part("grids").replaceChildren();
     await this.attempt(async () => {
-      const plan = await (await call(`/v1/probe/artefacts/${this.findPlan()}`)).json();
+      const plan = chosen ?? (await (await call(`/v1/probe/artefacts/${this.findPlan()}`)).json());
       const method = this.part("method").value;
       for (const longctx of [{ method: "dense" }, { method, plan }]) {
         const lm = this.spec.lm ? { lm: this.spec.lm } : {};

@@ -69,8 +69,17 @@ export async function remove(id) {
   await Promise.all(remote.map((run) => call(`/v1/files/${run.remote}`, { method: "DELETE" })));
 }
 
+/** Pin a run, so that it outlives the others, or unpin it. */
+export async function pin(id, isPinned) {
+  const run = await local.get(id);
+  if (run) await local.put({ ...run, isPinned });
+}
+
+/** Pinned runs with a report, newest first. */
+export const listPinned = async () => (await local.list()).filter(({ isPinned, html }) => isPinned && html).sort((a, b) => b.time.localeCompare(a.time));
+
 async function prune() {
-  const old = (await local.list()).sort((a, b) => b.time.localeCompare(a.time)).slice(MOST);
+  const old = (await local.list()).filter(({ isPinned }) => !isPinned).sort((a, b) => b.time.localeCompare(a.time)).slice(MOST);
   await Promise.all(old.map(({ id }) => local.remove(id)));
 }
 
