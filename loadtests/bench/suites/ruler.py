@@ -41,7 +41,7 @@ RESULTS = ROOT / "loadtests/bench/results"
 PEER = ROOT / "loadtests/bench/peers"
 PLANS = ROOT / "services/llm_longctx/weights/heads/smollm2-135m-instruct"
 PAGE_RESULTS = ROOT / "plugins/lab/fovea_lab/leaderboard/static/results.json"
-"""What the console's page Leaderboard opens with."""
+"""Results that the console's page Leaderboard opens with."""
 POOL_BYTES = 6 * 2**30
 """Of keys and values, so that contexts that were read once are there for every method."""
 
