@@ -147,6 +147,17 @@ def test_a_job_that_answered_json_opens_as_its_report(page, url, see):
     see(page.locator("#option-text")).to_have_value("kqzwxm kqzwx")
 
 
+def test_the_language_model_is_a_menu_with_its_layers_and_heads(page, see):
+    page.goto(spec_page("indicators", lm="tiny", text="kqzwxm kqzwxm"))
+    menu = page.get_by_role("combobox", name="Language model")
+    see(menu).to_have_value("tiny")
+    see(menu.locator("option").first).to_contain_text("Default:")
+    page.locator(".report svg").first.wait_for()
+    page.locator("#model").select_option("attention")
+    see(page.locator("#option-layers")).to_be_attached()
+    see(page.get_by_role("combobox", name="Language model")).to_be_visible()
+
+
 def test_spec_goes_into_the_address_and_comes_back(page):
     page.goto("/console/probe?model=attention-sinks")
     page.get_by_role("button", name="Use the example").click()

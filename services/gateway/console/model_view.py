@@ -69,6 +69,10 @@ def list_facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield ("Weights", weights[:16] + "…", "sha256") if weights else ("Weights", "random", "no trained weights")
 
 
+_FAR = 2**31
+"""A bound beyond this is that of a machine's integers, not of the option."""
+
+
 def describe_type(field: Field) -> str:
     """Describe the type of an option."""
     if field.choices:
@@ -77,7 +81,7 @@ def describe_type(field: Field) -> str:
     kind = {"switch": "yes or no", "prose": "text", "json": "JSON", "list": f"list of {field.items}s"}.get(
         field.kind, field.kind
     )
-    low, high = (("" if bound is None else f"{bound:g}") for bound in (field.low, field.high))
+    low, high = (("" if bound is None or abs(bound) > _FAR else f"{bound:g}") for bound in (field.low, field.high))
     if low and high:
         return f"{kind}, {low} to {high}"
     return f"{kind}, from {low}" if low else f"{kind}, up to {high}" if high else kind

@@ -24,8 +24,24 @@ class Probe extends RunTask {
     this.on("click", "pin", () => this.attempt(() => this.pin()));
     this.on("click", "notebook", () => this.attempt(async () => (await import("./notebook.js")).saveNotebook(this.part("answer").querySelector("h2")?.textContent ?? "Experiment", { model: this.experiment, ...this.spec })));
     this.bench = new HeadBench(this);
+    this.addEventListener("fovea-model", () => this.offerModels().catch(() => {}));
+    this.offerModels().catch(() => {}); // without the list the field takes a name, as before
     const isStored = /[?&](run|job)=/.test(location.search);
     if (this.dataset.spec && this.dataset.mode === "sync" && !isStored) this.run();
+  }
+
+  /** Replace the field of the language model by a menu of those that can be studied. */
+  async offerModels() {
+    const field = this.part("options").querySelector('input[name="lm"]');
+    if (!field) return;
+    const models = await (await call(`${this.dataset.path}/models`)).json();
+    const words = ({ name, layers, heads }) => (layers ? `${name} (${layers} layers × ${heads} heads)` : name);
+    const entries = models.filter((one) => !one.default).map((one) => new Option(words(one), one.name));
+    const known = entries.some(({ value }) => value === field.value) || !field.value;
+    const menu = createNode("select", "", new Option(`Default: ${words(models.find((one) => one.default))}`, ""), ...entries, ...(known ? [] : [new Option(field.value)]));
+    Object.assign(menu, { id: field.id, name: field.name, value: field.value });
+    menu.dataset.kind = field.dataset.kind;
+    field.replaceWith(menu);
   }
 
   async describeRequest() {

@@ -100,7 +100,7 @@ export class RunForm extends CustomElement {
   async remember(facts) {
     const { store } = await import("./runs.js");
     const page = location.pathname;
-    const run = await store({ page, title: document.title.split(" · ")[0], milliseconds: Math.round(this.milliseconds ?? 0), job: this.job?.id, ...facts });
+    const run = await store({ page, title: document.title.replace(SIGN, "").split(" · ")[0], milliseconds: Math.round(this.milliseconds ?? 0), job: this.job?.id, ...facts });
     this.job = null;
     this.runId = run?.id;
     this.dispatchEvent(new CustomEvent("fovea-run-stored", { bubbles: true, detail: run }));
@@ -137,6 +137,7 @@ export class RunForm extends CustomElement {
     clearInterval(this.clock);
     if (on) this.startClock();
     this.classList.toggle("busy", on);
+    markTitle(on ? "… " : document.hidden && !this.running?.signal.aborted ? "✓ " : "");
     this.show(on, "stop");
     this.show(!on, "go");
   }
@@ -161,6 +162,14 @@ export class RunForm extends CustomElement {
   async fetchExample() {
     return (await call(`/v1/models/${selectedModel(this)}/example`)).json();
   }
+}
+
+const SIGN = /^[…✓] /;
+
+/** Put a sign before the page's title: a tab in the background shows that its request runs, or is done. */
+function markTitle(sign) {
+  document.title = sign + document.title.replace(SIGN, "");
+  if (sign === "✓ ") document.addEventListener("visibilitychange", () => markTitle(""), { once: true });
 }
 
 /** Seconds as `12 s`, `3 min 05 s` or `7 h 14 min`. */

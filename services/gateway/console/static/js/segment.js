@@ -28,7 +28,18 @@ class Segment extends PicturePage {
     this.on("click", "save-mask", () => this.saveMask());
     this.on("click", "save-overlay", () => this.saveOverlay());
     this.on("click", "save-json", () => saveJson(this.answer, `${this.stem}.json`));
+    this.on("pointermove", "canvas", (event, canvas) => this.showPixel(event, canvas));
     this.addEventListener("fovea-model", () => this.run());
+  }
+
+  /** Show the probability of the pixel under the pointer. */
+  showPixel({ offsetX, offsetY }, { clientWidth, clientHeight, width, height }) {
+    if (!this.map) return;
+    const scale = Math.min(clientWidth / width, clientHeight / height); // the canvas is fitted into its box
+    const [x, y] = [Math.floor((offsetX - (clientWidth - width * scale) / 2) / scale), Math.floor((offsetY - (clientHeight - height * scale) / 2) / scale)];
+    const isInside = x >= 0 && y >= 0 && x < width && y < height;
+    const real = this.answer.width / width;
+    this.setText("pixel", isInside ? `Pixel ${Math.round(x * real)}, ${Math.round(y * real)}: probability ${(this.map[y * width + x] / 255).toFixed(3)}` : "");
   }
 
   clearAnswer() {
