@@ -8,23 +8,19 @@ from typing import Any
 
 from fovea.api.model import ModelEntry, sort_tasks, sparsity_in_words, title_task
 from fovea.headline_metric import pick_headline
+from services.gateway.console.navigation import find_page
 from services.gateway.console.schema_forms import Field
 
-PAGES = {task: f"/console/{task}" for task in ("segment", "detect", "restore", "chat")}
-"""Tasks with a page of their own; every other task uses the generic one."""
 
-
-def find_page(task: str, model: str) -> str | None:
+def find_model_page(task: str, model: str) -> str | None:
     """Find the page on which a model can be tried; None for a model that takes only tensors, as on a Triton server."""
-    if task == "infer":
-        return None
-    return f"{PAGES.get(task, f'/console/run/{task}')}?model={model}"
+    return None if task == "infer" else f"{find_page(task)}?model={model}"
 
 
 def list_sibling_tasks(entries: Sequence[ModelEntry], service: str) -> list[tuple[str, str, str]]:
     """List the tasks of a service as (task, title, page), known tasks first."""
     tasks = sort_tasks(entry.task for entry in entries if entry.service == service and entry.task != "infer")
-    return [(task, title_task(task), PAGES.get(task, f"/console/run/{task}")) for task in tasks]
+    return [(task, title_task(task), find_page(task)) for task in tasks]
 
 
 def describe_model(entry: ModelEntry | Mapping[str, Any]) -> dict[str, Any]:
@@ -34,7 +30,7 @@ def describe_model(entry: ModelEntry | Mapping[str, Any]) -> dict[str, Any]:
     return {
         **facts,
         "task_title": title_task(facts["task"]),
-        "open": find_page(facts["task"], facts["id"]),
+        "open": find_model_page(facts["task"], facts["id"]),
         "slug": slug,
         "headline": pick_headline(facts.get("metrics") or ()),
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fovea.api.model import sort_tasks, title_task
 from services.gateway.console.page import Page
 
-_ALWAYS = ("segment", "detect", "restore", "chat", "judge", "probe")
+_ALWAYS = ("segment", "detect", "restore", "classify", "chat", "judge", "probe")
 """Tasks whose pages are shown whatever is served."""
 
 _GROUP_OF_TASK = {
@@ -62,6 +62,6 @@ def find_page(task: str) -> str:
 
 
 def _choose_icon(task: str) -> str:
-    if task == "restore":
-        return "picture"
+    if task in {"restore", "classify"}:
+        return "picture" if task == "restore" else "check"
     return task if task in _ALWAYS else "run"

@@ -36,7 +36,7 @@ _STYLE_SHEETS = (
     "chat.css", "result_view.css", "judge.css", "probe.css", "steering.css", "runs.css",
 )  # fmt: skip
 
-_PICTURE_TASKS = ("segment", "detect", "restore")
+_PICTURE_TASKS = ("segment", "detect", "restore", "classify")
 """Tasks whose pages show a picture; nothing else is special about them here."""
 
 _THEMES = ("light", "dark")

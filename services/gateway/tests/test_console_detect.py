@@ -165,7 +165,7 @@ def test_models_are_compared_box_by_box(page, see):
     page.get_by_role("button", name="Compare models").click()
     part = page.get_by_role("region", name="Models side by side")
     part.get_by_role("button", name="Compare").click()
-    see(part.locator("[data-part=agreement]")).to_have_text("All 2 models agree on 2 of 3 findings.")
+    see(part.locator("[data-part=agreement]")).to_have_text("The 2 models name the same class in 2 of 3 findings.")
     rows = part.locator("tbody tr").all_inner_texts()
     assert [row.split("\t")[1:] for row in rows] == [
         ["crack 0.90", "crack 0.90"], ["crack 0.60", "crack 0.60"], ["hole 0.20", "–"],

@@ -158,8 +158,8 @@ class Comparison {
     page.part("comparison-head").replaceChildren(...heads.map((text) => Object.assign(createNode("th", "text", text), { scope: "col" })));
     page.part("comparison-rows").replaceChildren(...this.rows.map((cells, at) => createNode("tr", "", createNode("th", "figures", String(at + 1)), ...ready.map(({ model }) => createNode("td", "figures", cells.get(model)?.words ?? "–")))));
     if (!page.maskOf && ready.length > 1) {
-      const common = this.rows.filter((cells) => cells.size === ready.length).length;
-      page.setText("agreement", `All ${ready.length} models agree on ${common} of ${count(this.rows.length, "finding")}.`);
+      const common = this.rows.filter((cells) => cells.size === ready.length && new Set([...cells.values()].map(({ row }) => row.label)).size === 1).length;
+      page.setText("agreement", `The ${ready.length} models name the same class in ${common} of ${count(this.rows.length, "finding")}.`);
     }
     page.part("comparison-save").replaceChildren(...(this.rows.length ? [createButton("Table as CSV", () => this.save(ready))] : []));
   }
