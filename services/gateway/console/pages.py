@@ -238,7 +238,7 @@ class Console:
             starters=starters,
             methods=methods,
             steering=steering,
-            options=task_options.build_options(card, task, spec) if card else [],
+            options=task_options.build_options(card, "" if template else task, spec) if card else [],
             threshold=task_options.read_default(card or {}, "threshold", 0.5),
             confidence=((card or {}).get("details") or {}).get("confidence", 0.25),
             iou=task_options.read_default(card or {}, "iou", 0.45),

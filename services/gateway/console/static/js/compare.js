@@ -107,7 +107,7 @@ class Comparison {
 
   /** The view that was touched last leads; the others show the same part. */
   link(viewer) {
-    for (const type of ["pointerdown", "wheel", "focusin", "pointerenter"]) viewer.addEventListener(type, () => (this.leader = viewer), { passive: true });
+    for (const type of ["pointerdown", "wheel", "focusin", "keydown"]) viewer.addEventListener(type, () => (this.leader = viewer), { passive: true, capture: true });
     const follow = () => viewer === (this.leader ?? this.viewers[0]) && this.viewers.forEach((other) => other !== viewer && other.follow(viewer));
     viewer.addEventListener("scroll", follow);
     viewer.addEventListener("fovea-view", follow);
