@@ -34,3 +34,10 @@ def fovea(url, monkeypatch, capfdbinary):
     """Run a command; gives its exit code, what it wrote and its standard error."""
     monkeypatch.setenv("FOVEA_URL", url)
     return command_runner(monkeypatch, capfdbinary)
+
+
+@pytest.fixture
+def see():
+    from playwright.sync_api import expect
+
+    return expect
