@@ -20,12 +20,10 @@ _MAX_PATTERNS: Final = 1024
 _MAX_PATTERN: Final = 200
 _MAX_REPEATS: Final = 3
 
-_UNCHANGED: Final = frozenset(
-    """auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config inference_mode loftq_config
-    lora_dropout lora_ga_config megatron_core peft_version qalora_group_size revision runtime_config task_type r
-    lora_alpha use_rslora rank_pattern alpha_pattern target_modules layers_to_transform layers_pattern
-    exclude_modules""".split()
-)
+_UNCHANGED: Final = """auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config
+    inference_mode loftq_config lora_dropout lora_ga_config megatron_core peft_version qalora_group_size revision
+    runtime_config task_type r lora_alpha use_rslora rank_pattern alpha_pattern target_modules layers_to_transform
+    exclude_modules"""
 """Settings that are read here, or that only concern training: a saved adapter is the same whatever they are."""
 
 _REFUSED: Final[Mapping[str, str]] = {
@@ -34,6 +32,7 @@ _REFUSED: Final[Mapping[str, str]] = {
     "bias": "biases are the model's own",
     "fan_in_fan_out": "no served family stores matrices like that",
     "layer_replication": "layers are the model's own",
+    "layers_pattern": "layers are called `model.layers`",
     "lora_bias": "biases are the model's own",
     "megatron_config": "export the adapter to plain peft",
     "modules_to_save": "train it with target_modules only",
@@ -122,8 +121,9 @@ def _refuse_what_is_not_served(facts: Mapping[str, Any]) -> None:
     if facts.get("peft_type") != "LORA":
         detail = f"The adapter is of the kind {str(facts.get('peft_type'))[:40]!r}; only LORA is served."
         raise InvalidOption(detail, field="config")
+    unchanged = _UNCHANGED.split()
     for name, value in facts.items():
-        if name in _UNCHANGED or name == "peft_type" or not value or (name == "bias" and value == "none"):
+        if name in unchanged or name == "peft_type" or not value or (name == "bias" and value == "none"):
             continue
         if name == "init_lora_weights":
             if value in _KEEPS_BASE:
@@ -134,8 +134,6 @@ def _refuse_what_is_not_served(facts: Mapping[str, Any]) -> None:
         why = _REFUSED.get(name, "it is not known here, and may change what the adapter does")
         detail = f"Adapters with {name[:64]} are not served: {why}."
         raise InvalidOption(detail, hint=f"Train it without {name[:64]}.", field="config")
-    if facts.get("layers_pattern"):
-        raise InvalidOption("Adapters with layers_pattern are not served: layers are `model.layers`.", field="config")
 
 
 def _read_rank(value: Any) -> int:

@@ -195,7 +195,9 @@ class ModelRunner:
         if taps:
             opened = zip(states, tokens, positions, taps, strict=True)
             rows = [None if one is None else open_tap(one, s, at, [token]) for s, token, at, one in opened]
-            logits = self._step_by_torch(tokens, positions, seam, tap_of(inputs, tap_rows(rows)), _adapters(states), draws)
+            logits = self._step_by_torch(
+                tokens, positions, seam, tap_of(inputs, tap_rows(rows)), _adapters(states), draws
+            )
             for forward in rows:
                 if forward is not None:
                     forward.end()

@@ -125,8 +125,8 @@ class PrefixCache:
     def _keys(self, policy: Policy, request: GenerationRequest, length: int) -> Iterator[tuple[bytes, int]]:
         """(key, end) of each prefix of whole blocks among a prompt's first tokens, shortest first.
 
-        Prefixes of another salt or adapter have other keys, and so have those read under other interventions. Before the
-        first token that an intervention changes, a prefix is everybody's.
+        Prefixes of another salt or adapter have other keys, and so have those read under other edits. Before the
+        first token that an edit changes, a prefix is everybody's.
         """
         runner, dtype = self._runner, self._runner.model.output_matrix.dtype
         block = self._block if policy.is_chunk_invariant else CHUNK

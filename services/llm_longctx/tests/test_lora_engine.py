@@ -1,4 +1,4 @@
-"""Requests with LoRA adapters: each is the model that the adapter was merged into, next to others and under all methods."""
+"""LoRA adapters in the engine: each request is the merged model, next to others and under every method."""
 
 import copy
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ def adapter_of(family: str, seed: int = 0, scale: float = 0.5) -> LoraAdapter:
             name = f"base_model.model.model.layers.{layer}.{place}.lora"
             tensors[f"{name}_A.weight"] = torch.randn(ranks[place], inner, generator=draw) / inner**0.5
             tensors[f"{name}_B.weight"] = torch.randn(out, ranks[place], generator=draw) * scale
-    config = LoraConfig(8, 8.0, False, ranks, ranks, tuple(places))  # noqa: FBT003
+    config = LoraConfig(8, 8.0, False, ranks, ranks, tuple(places))
     return build_adapter(config, tensors, net, f"{family}-{seed}-{scale}")
 
 
