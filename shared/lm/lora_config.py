@@ -7,7 +7,7 @@ tensors.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,11 +20,11 @@ _MAX_PATTERNS: Final = 1024
 _MAX_PATTERN: Final = 200
 _MAX_REPEATS: Final = 3
 
-_UNCHANGED: Final = """auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config
-    inference_mode loftq_config lora_dropout lora_ga_config megatron_core peft_version qalora_group_size revision
-    runtime_config task_type r lora_alpha use_rslora rank_pattern alpha_pattern target_modules layers_to_transform
+_SERVED: Final = """peft_type r lora_alpha use_rslora rank_pattern alpha_pattern target_modules layers_to_transform
     exclude_modules"""
-"""Settings that are read here, or that only concern training: a saved adapter is the same whatever they are."""
+_UNCHANGED: Final = """auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config inference_mode
+    loftq_config lora_dropout lora_ga_config megatron_core peft_version qalora_group_size revision runtime_config task_type"""
+"""Settings that only concern training: a saved adapter is the same whatever they are."""
 
 _REFUSED: Final[Mapping[str, str]] = {
     "alora_invocation_tokens": "adapters act on all tokens",
@@ -117,13 +117,23 @@ def parse_lora_config(facts: Mapping[str, Any]) -> LoraConfig:
     return found
 
 
+def list_settings() -> Iterator[tuple[str, str, str]]:
+    """Settings of peft with their treatment (`served`, `accepted`, `refused`) and a note, by name."""
+    found = {name: ("served", "") for name in _SERVED.split()}
+    found["peft_type"] = "served", "`LORA` only."
+    found |= {name: ("accepted", "It only concerns training.") for name in _UNCHANGED.split()}
+    found |= {name: ("refused", f"{why[0].upper()}{why[1:]}.") for name, why in _REFUSED.items()}
+    found["init_lora_weights"] = "served", "Refused where it changes the base model (PiSSA, OLoRA, CorDA, LoftQ)."
+    yield from ((name, *found[name]) for name in sorted(found))
+
+
 def _refuse_what_is_not_served(facts: Mapping[str, Any]) -> None:
     if facts.get("peft_type") != "LORA":
         detail = f"The adapter is of the kind {str(facts.get('peft_type'))[:40]!r}; only LORA is served."
         raise InvalidOption(detail, field="config")
-    unchanged = _UNCHANGED.split()
+    known = {*_SERVED.split(), *_UNCHANGED.split()}
     for name, value in facts.items():
-        if name in unchanged or name == "peft_type" or not value or (name == "bias" and value == "none"):
+        if name in known or not value or (name == "bias" and value == "none"):
             continue
         if name == "init_lora_weights":
             if value in _KEEPS_BASE:

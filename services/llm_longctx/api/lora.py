@@ -26,6 +26,7 @@ from fovea.errors import Conflict, InvalidOption, Malformed
 from services.llm_longctx.api.model_lookup import find_served_model
 from services.llm_longctx.api.openai import ERROR_RESPONSES, OPENAI_ERRORS
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
+from services.llm_longctx.serving.decoder_model import DecoderModel
 from services.llm_longctx.serving.lora.store import AdapterFiles
 from shared.registry import CallContext
 from shared.serving.host import Host
@@ -95,8 +96,11 @@ def _add(name: str, files: AdapterFiles, adapter: DecoderAdapter, host: Host, re
 
 
 def _find_decoder(host: Host, name: str | None, request: Request) -> DecoderAdapter:
-    """The adapter, for the caller's tenant, of the decoder that requests mean."""
-    adapter = find_served_model(host, name, request).adapter.of_tenant(_call_of(request).tenant)
+    """The adapter, for the caller's tenant, of a decoder; without a name of the first that is loaded."""
+    chat = host.tasks().get("chat", [])
+    loaded = (model for model in chat if isinstance(host.slot(model).servable, DecoderModel))
+    model = find_served_model(host, name or next(loaded, None), request)
+    adapter = model.adapter.of_tenant(_call_of(request).tenant)
     if not isinstance(adapter, DecoderAdapter):
         raise InvalidOption(f"The model {adapter.name!r} takes no LoRA adapters.", field="model")
     if adapter.engine.runner.team is not None:

@@ -67,4 +67,4 @@ class AdapterTables:
 def _to_strips(up: Tensor) -> Tensor:
     """[out,r] → strips of 16 rows [strips,r,16], filled up with zeros."""
     filled = functional.pad(up, (0, 0, 0, -up.shape[0] % _STRIP))
-    return torch.stack(filled.split(_STRIP)).transpose(1, 2)
+    return torch.stack(torch.split(filled, _STRIP)).transpose(1, 2)
