@@ -23,7 +23,8 @@ _MAX_REPEATS: Final = 3
 _SERVED: Final = """peft_type r lora_alpha use_rslora rank_pattern alpha_pattern target_modules layers_to_transform
     exclude_modules"""
 _UNCHANGED: Final = """auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config inference_mode
-    loftq_config lora_dropout lora_ga_config megatron_core peft_version qalora_group_size revision runtime_config task_type"""
+    loftq_config lora_dropout lora_ga_config megatron_core peft_version qalora_group_size revision runtime_config
+    task_type"""
 """Settings that only concern training: a saved adapter is the same whatever they are."""
 
 _REFUSED: Final[Mapping[str, str]] = {
@@ -119,9 +120,9 @@ def parse_lora_config(facts: Mapping[str, Any]) -> LoraConfig:
 
 def list_settings() -> Iterator[tuple[str, str, str]]:
     """Settings of peft with their treatment (`served`, `accepted`, `refused`) and a note, by name."""
-    found = {name: ("served", "") for name in _SERVED.split()}
+    found = dict.fromkeys(_SERVED.split(), ("served", ""))
     found["peft_type"] = "served", "`LORA` only."
-    found |= {name: ("accepted", "It only concerns training.") for name in _UNCHANGED.split()}
+    found |= dict.fromkeys(_UNCHANGED.split(), ("accepted", "It only concerns training."))
     found |= {name: ("refused", f"{why[0].upper()}{why[1:]}.") for name, why in _REFUSED.items()}
     found["init_lora_weights"] = "served", "Refused where it changes the base model (PiSSA, OLoRA, CorDA, LoftQ)."
     yield from ((name, *found[name]) for name in sorted(found))
@@ -142,20 +143,20 @@ def _refuse_what_is_not_served(facts: Mapping[str, Any]) -> None:
             hint = "Convert it with peft's `path_initial_model_for_weight_conversion`."
             raise InvalidOption(f"{detail}to a changed base model.", hint=hint, field="config")
         why = _REFUSED.get(name, "it is not known here, and may change what the adapter does")
-        detail = f"Adapters with {name[:64]} are not served: {why}."
-        raise InvalidOption(detail, hint=f"Train it without {name[:64]}.", field="config")
+        detail = f"Adapters with {name[:64]!r} are not served: {why}."
+        raise InvalidOption(detail, hint="Train it without that.", field="config")
 
 
 def _read_rank(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANK:
-        message = f"a rank is a whole number from 1 to {MAX_RANK}, not {str(value)[:20]}"
+        message = f"a rank is a whole number from 1 to {MAX_RANK}, not {value!r:.20}"
         raise ValueError(message)
     return value
 
 
 def _read_alpha(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e6:
-        message = f"an alpha is a number below a million, not {str(value)[:20]}"
+        message = f"an alpha is a number below a million, not {value!r:.20}"
         raise ValueError(message)
     return float(value)
 

@@ -66,7 +66,13 @@ def client(server):
 
 
 def send(server, verb: str, path: str, tenant: str = "local", **more) -> httpx2.Response:
-    return httpx2.request(verb, server.url + path, headers={"x-fovea-tenant": tenant}, timeout=60, **more)
+    return httpx2.request(
+        verb,
+        server.url + path,
+        headers={"x-fovea-tenant": tenant, "content-type": "application/json"},
+        timeout=60,
+        **more,
+    )
 
 
 def test_an_uploaded_adapter_is_a_model_of_its_tenant(server, client):
@@ -173,12 +179,21 @@ def test_the_command_and_the_package_add_list_and_delete(server, shared):
         ({"config": CONFIG | {"use_dora": True}}, 400, "use_dora"),
         ({"config": CONFIG | {"r": 4}}, 400, "must be"),
         ({"config": {}}, 400, "only LORA"),
+        ({"config": CONFIG | {"\ud800": 1}}, 400, "ud800"),
+        ({"config": CONFIG | {"r": "\ud800"}}, 400, "rank"),
+        ({"config": CONFIG | {"revision": "x" * 70_000}}, 413, "65,536"),
         ({"wrong": 1}, 400, "wrong"),
     ],
 )
 def test_what_can_not_be_served_is_refused(server, changed, status, what):
-    found = send(server, "POST", "/v1/lora-adapters", json=body("refused") | changed)
+    found = send(server, "POST", "/v1/lora-adapters", content=json.dumps(body("refused") | changed))
     assert (found.status_code, what in found.text) == (status, True), found.text
+
+
+def test_a_configuration_may_hold_what_only_json_can(server):
+    odd = body("odd", config=CONFIG | {"base_model_name_or_path": "\ud800", "lora_dropout": 1e400})
+    assert send(server, "POST", "/v1/lora-adapters", content=json.dumps(odd)).status_code in {200, 400}
+    assert send(server, "GET", "/v1/models").status_code == 200
 
 
 def test_a_shared_folder_that_can_not_be_served_says_why(client):

@@ -22,6 +22,7 @@ class LoadedAdapters:
         self._kept: OrderedDict[str, LoraAdapter] = OrderedDict()
         self._alive: WeakValueDictionary[str, LoraAdapter] = WeakValueDictionary()
         self._lock = threading.Lock()
+        self._building: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
 
     def get(self, digest: str, build: Callable[[], LoraAdapter]) -> LoraAdapter:
         """An adapter, built where nobody holds it.
@@ -30,10 +31,14 @@ class LoadedAdapters:
             QueueFull: Those in use leave no room for it.
         """
         with self._lock:
-            if (found := self._alive.get(digest)) is None:
-                found = build()
-                self._alive[digest] = found
-            self._kept[digest] = found
+            building = self._building.setdefault(digest, threading.Lock())
+        with building:  # each is read once, and none waits for another's files
+            found = self._alive.get(digest)
+            return self._keep(digest, build() if found is None else found)
+
+    def _keep(self, digest: str, found: LoraAdapter) -> LoraAdapter:
+        with self._lock:
+            self._alive[digest] = self._kept[digest] = found
             self._kept.move_to_end(digest)
             while self._held_bytes() > self._most and len(self._kept) > 1:
                 self._kept.popitem(last=False)

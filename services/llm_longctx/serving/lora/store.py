@@ -79,6 +79,8 @@ class AdapterFiles:
         """Check and fit them to a decoder; raises as `parse_lora_config` and `build_adapter`."""
         if not isinstance(self.config, Mapping):
             raise Malformed(f"{_CONFIG} is not a JSON object.", field="config")
+        if len(json.dumps(self.config)) > MAX_CONFIG_BYTES:
+            raise TooLarge(f"{_CONFIG} has more than {MAX_CONFIG_BYTES:,} bytes.", field="config")
         config = parse_lora_config(self.config)
         try:
             tensors = load(self.weights)
@@ -89,7 +91,7 @@ class AdapterFiles:
 
 class _Stored(BaseModel):
     entry: LoraAdapterEntry
-    config: dict[str, Any]
+    config: str  # as JSON in ASCII: it may hold anything that JSON can
 
 
 class LoraStore:
@@ -114,7 +116,7 @@ class LoraStore:
         path = f"{name}/{entry.sha256}.safetensors"
         if self.find(name) is None:
             store.put(path, files.weights)
-            content = _Stored(entry=entry, config=dict(files.config)).model_dump_json().encode()
+            content = _Stored(entry=entry, config=json.dumps(files.config)).model_dump_json().encode()
             if store.create(f"{name}/facts.json", content):
                 return entry
             if (first := self.find(name)) is None or first.sha256 != entry.sha256:  # another was faster
@@ -141,7 +143,7 @@ class LoraStore:
         weights = self._require().get(f"{entry.id}/{entry.sha256}.safetensors")
         if stored is None or weights is None:
             raise unknown(entry.id, self.list_all())
-        return AdapterFiles(stored.config, weights)
+        return AdapterFiles(json.loads(stored.config), weights)
 
     def read_folder(self, path: str) -> AdapterFiles:
         """The files of a folder below the server's, as vLLM's clients name it.
