@@ -132,11 +132,12 @@ def _agree(text: str, engines: Sequence[EngineProcess], exact: Engine, tokenizer
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="longest prompt, tokens")
     parser.add_argument("--peers", type=Path, default=ENVIRONMENTS, help="folder of environments")
     parser.add_argument("--cache", type=Path, help="folder of unpacked files, which is kept")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    result = measure(asked.rounds, root=asked.peers, cache=asked.cache).as_dict()
+    result = measure(asked.rounds, asked.longest, root=asked.peers, cache=asked.cache).as_dict()
     print(json.dumps(result, indent=1))
     if asked.out:
         asked.out.write_text(json.dumps(result, indent=1) + "\n", "utf8")
