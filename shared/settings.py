@@ -219,6 +219,10 @@ class Settings(BaseSettings):
         default=False,
         description="Take chat templates from requests (`chat_template`). They run in a sandbox, but may run for long.",
     )
+    llm_adapters: Path | None = Field(
+        None,
+        description="Folder of LoRA adapters (one folder each, as peft saves them), which all tenants may use by name.",
+    )
     llm_model: str = Field("smollm2", description="Default chat model: a served name, an HF folder or a GGUF file.")
 
     llm_fidelity_sample_rate: float = Field(

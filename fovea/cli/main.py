@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fovea.cli.commands import (
+    adapters,
     chat,
     classify,
     detect,
@@ -56,6 +57,7 @@ app.add_typer(heads.app, name="heads")
 app.add_typer(judge.app, name="judge")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(steer.app, name="steer")
+app.add_typer(adapters.app, name="adapters")
 
 
 def print_version(wanted: bool) -> None:

@@ -144,7 +144,8 @@ class Toy:
         return PlainTextResponse("late")
 
     async def models(self, request: Request) -> Response:
-        return JSONResponse(self.documents.get("models", {"object": "list", "data": []}))
+        of_tenant = self.documents.get(f"models of {request.headers.get('x-fovea-tenant')}")
+        return JSONResponse(of_tenant or self.documents.get("models", {"object": "list", "data": []}))
 
     async def stats(self, request: Request) -> Response:
         return JSONResponse(self.documents.get("stats", {}))
