@@ -81,7 +81,7 @@ def install_packages(services: Sequence[str], source: Sequence[str], flavour: st
         _pip("--no-deps", *source, find_requirement("torch"))
     extras = ",".join([*list_extras(services, flavour), *(["cluster", "dev"] if test else [])])
     folders = [part for folder in list_plugins(services, test=test) for part in ("-e", folder)]
-    _pip("-e", f".[{extras}]", *folders)
+    _pip("-e", "./fovea", "-e", f".[{extras}]", *folders)
     files = ["requirements-data.txt"] if not {*services} <= {*VISION} or not services else []
     for file in [*files, *(["requirements-tools.txt"] if test else [])]:
         _pip("--no-deps", "-r", file)

@@ -63,7 +63,7 @@ app.add_typer(adapters.app, name="adapters")
 def print_version(wanted: bool) -> None:
     """Print the installed version and stop."""
     if wanted:
-        typer.echo(f"fovea {metadata.version('fovea')}")
+        typer.echo(f"fovea {metadata.version('fovea-serve')}")
         raise typer.Exit
 
 
