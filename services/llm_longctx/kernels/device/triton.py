@@ -1,4 +1,4 @@
-"""Parts of attention kernels: one step of a softmax that is added up tile by tile, and the merge of a row's parts.
+"""Parts of kernels: few-bit codes in pairs, one step of a softmax that is added up tile by tile, and a row's merge.
 
 Scores are in base 2 (scaled by log2 e), because a GPU's exponential is. Imported only where Triton is installed. Knows
 nothing about where keys and values lie.
@@ -11,6 +11,43 @@ import triton.language as tl
 
 LOG2E = 1.4426950408889634
 LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def as_pairs(words, WIDEN: tl.constexpr):
+    """Words [...] as the two bfloat16 that each holds, [...,2]; in float32 where WIDEN."""
+    low = words.to(tl.int16).to(tl.bfloat16, bitcast=True)
+    high = (words >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    both = tl.join(low, high)
+    return both.to(tl.float32) if WIDEN else both
+
+
+@triton.jit
+def scale_pairs(codes, zeros, scales, rest, WIDEN: tl.constexpr):
+    """Words of two bfloat16 each: (codes + zeros) · scales + rest, [...,2]. Each of the two steps is rounded once."""
+    zeros, scales = tl.broadcast_to(zeros, codes.shape), tl.broadcast_to(scales, codes.shape)
+    rest = tl.broadcast_to(rest, codes.shape)
+    if WIDEN:  # as in the interpreter, which has no instructions of a card
+        return (as_pairs(codes, True) + as_pairs(zeros, True)) * as_pairs(scales, True) + as_pairs(rest, True)
+    # The compiler pairs numbers of different words, and pays for it with as many permutations.
+    done = tl.inline_asm_elementwise(
+        """{ .reg .b32 sum, one;
+        mov.b32 one, 0x3f803f80;
+        fma.rn.bf16x2 sum, $1, one, $2;
+        fma.rn.bf16x2 $0, sum, $3, $4; }""",
+        "=r,r,r,r,r",
+        [codes, zeros, scales, rest],
+        dtype=tl.int32,
+        is_pure=True,
+        pack=1,
+    )
+    return as_pairs(done, False)
+
+
+@triton.jit
+def float_of(code):
+    """Codes as float32: the last bits of 2^23 are units, which is faster than a conversion."""
+    return (code | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
 
 
 @triton.jit
