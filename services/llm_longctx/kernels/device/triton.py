@@ -147,3 +147,42 @@ def finish(
             tl.store(out + to[:, None] * D + d[None, :], joined.to(out.dtype.element_ty), whole)
             tl.store(lse + to, sums * LN2, g < G)
             tl.store(arrived + problem, 0)
+
+
+@triton.jit
+def add_parts(acc, other, sums, arrived, task, part, parts, OUT: tl.constexpr, ROWS: tl.constexpr,
+              GATED: tl.constexpr):  # fmt: skip
+    """Store a part's sums; the program that comes last gets the sums of all, and resets the counter."""
+    tile: tl.constexpr = OUT * ROWS
+    cell = tl.arange(0, OUT)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+    mine = sums + (task * parts + part).to(tl.int64) * (2 * tile)
+    tl.store(mine + cell, acc)
+    if GATED:
+        tl.store(mine + tile + cell, other)
+    # All threads' stores come before the one thread's release.
+    tl.debug_barrier()
+    is_last = tl.atomic_add(arrived + task, 1, sem="acq_rel") == parts - 1
+    if is_last:
+        tl.store(arrived + task, 0)
+        acc = tl.zeros((OUT, ROWS), tl.float32)
+        other = tl.zeros((OUT, ROWS), tl.float32)
+        for p in range(0, parts):
+            theirs = sums + (task * parts + p).to(tl.int64) * (2 * tile)
+            acc += tl.load(theirs + cell, cache_modifier=".cg")
+            if GATED:
+                other += tl.load(theirs + tile + cell, cache_modifier=".cg")
+    return acc, other, is_last
+
+
+@triton.jit
+def store_product(acc, other, bias, second_bias, out, n, m, M, N, BIASED: tl.constexpr, SECOND_BIASED: tl.constexpr,
+                  GATED: tl.constexpr):  # fmt: skip
+    """Add biases to products [out,row], open the gate if there is one, and store rows [M,N]."""
+    inside = (n < N)[:, None] & (m < M)[None, :]
+    if BIASED:
+        acc += tl.load(bias + n, n < N, 0.0).to(tl.float32)[:, None]
+    if GATED:
+        if SECOND_BIASED:
+            other += tl.load(second_bias + n, n < N, 0.0).to(tl.float32)[:, None]
+        acc = acc * tl.sigmoid(tl.maximum(acc, -80.0)) * other
+    tl.store(out + m[None, :].to(tl.int64) * N + n[:, None], acc.to(out.dtype.element_ty), inside)

@@ -19,7 +19,7 @@ from torch.nn import functional
 from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import Launch, Variant, card_for, counters, power_of_two, precision
 from services.llm_longctx.kernels.device.shapes import MODELS
-from services.llm_longctx.kernels.device.triton import float_of, scale_pairs
+from services.llm_longctx.kernels.device.triton import add_parts, float_of, scale_pairs, store_product
 from services.llm_longctx.kernels.dispatch import is_interpreted
 from services.llm_longctx.kernels.quantized_linear.packing import STRIP, PackedMatrix, tile_of
 from shared.lm.quantization import GROUP
@@ -199,9 +199,9 @@ def _multiply(
     is_last = True
     if parts > 1:
         task = block * tl.num_programs(1) + chunk
-        acc, other, is_last = _add_parts(acc, other, sums, arrived, task, part, parts, OUT, ROWS, GATED)
+        acc, other, is_last = add_parts(acc, other, sums, arrived, task, part, parts, OUT, ROWS, GATED)
     if is_last:
-        _store(acc, other, bias, second_bias, out, n, m, M, N, BIASED, SECOND_BIASED, GATED)
+        store_product(acc, other, bias, second_bias, out, n, m, M, N, BIASED, SECOND_BIASED, GATED)
 
 
 @triton.jit
@@ -256,41 +256,3 @@ def _twice(number):
     """Words that hold a number twice, rounded to bfloat16."""
     bits = number.to(tl.bfloat16).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
     return bits | (bits << 16)
-
-
-@triton.jit
-def _add_parts(acc, other, sums, arrived, task, part, parts, OUT: tl.constexpr, ROWS: tl.constexpr,
-               GATED: tl.constexpr):  # fmt: skip
-    """Store a part's sums; the program that comes last gets the sums of all, and resets the counter."""
-    tile: tl.constexpr = OUT * ROWS
-    cell = tl.arange(0, OUT)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
-    mine = sums + (task * parts + part).to(tl.int64) * (2 * tile)
-    tl.store(mine + cell, acc)
-    if GATED:
-        tl.store(mine + tile + cell, other)
-    # All threads' stores come before the one thread's release.
-    tl.debug_barrier()
-    is_last = tl.atomic_add(arrived + task, 1, sem="acq_rel") == parts - 1
-    if is_last:
-        tl.store(arrived + task, 0)
-        acc = tl.zeros((OUT, ROWS), tl.float32)
-        other = tl.zeros((OUT, ROWS), tl.float32)
-        for p in range(0, parts):
-            theirs = sums + (task * parts + p).to(tl.int64) * (2 * tile)
-            acc += tl.load(theirs + cell, cache_modifier=".cg")
-            if GATED:
-                other += tl.load(theirs + tile + cell, cache_modifier=".cg")
-    return acc, other, is_last
-
-
-@triton.jit
-def _store(acc, other, bias, second_bias, out, n, m, M, N, BIASED: tl.constexpr, SECOND_BIASED: tl.constexpr,
-           GATED: tl.constexpr):  # fmt: skip
-    inside = (n < N)[:, None] & (m < M)[None, :]
-    if BIASED:
-        acc += tl.load(bias + n, n < N, 0.0).to(tl.float32)[:, None]
-    if GATED:
-        if SECOND_BIASED:
-            other += tl.load(second_bias + n, n < N, 0.0).to(tl.float32)[:, None]
-        acc = acc * tl.sigmoid(tl.maximum(acc, -80.0)) * other
-    tl.store(out + m[None, :].to(tl.int64) * N + n[:, None], acc.to(out.dtype.element_ty), inside)
