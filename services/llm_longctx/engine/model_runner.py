@@ -24,7 +24,7 @@ from services.llm_longctx.engine.kv_manager import PagedState, count_bytes
 from services.llm_longctx.engine.taps import SequenceTaps
 from services.llm_longctx.engine.taps.sequence_taps import tap_rows
 from services.llm_longctx.engine.taps.tapped_steps import open_tap, sort_taps, tap_of
-from services.llm_longctx.kernels import Addition, NativeDecoder, PackedMatrix, sample
+from services.llm_longctx.kernels import Addition, NativeDecoder, PackedMatrix, SmallMatrix, sample
 from services.llm_longctx.kernels import layer_ops as kernel_ops
 from services.llm_longctx.kernels.decode_step import HEAD, is_supported
 from services.llm_longctx.kernels.dispatch import choose
@@ -57,7 +57,7 @@ class ModelRunner:
         pool: PagePool,
         backend: str,
         weights_sha256: str = "",
-        packed: Mapping[str, PackedMatrix] = MappingProxyType({}),
+        packed: Mapping[str, SmallMatrix] = MappingProxyType({}),
         team: Team | None = None,
     ) -> None:
         self.model = model
@@ -282,7 +282,8 @@ class ModelRunner:
         return LayerInputs(self.model, needs, _adapters(states))
 
     def _native_decoder(self) -> NativeDecoder:
-        self._native = self._native or NativeDecoder(self.model, self.packed)
+        few = {key: matrix for key, matrix in self.packed.items() if isinstance(matrix, PackedMatrix)}
+        self._native = self._native or NativeDecoder(self.model, few)
         return self._native
 
     def _has_native_step(self) -> bool:
@@ -308,6 +309,6 @@ def _adapters(states: Sequence[PagedState]) -> list[LoraAdapter | None]:
     return [s.adapter for s in states]
 
 
-def _layers_of(model: Decoder, packed: Mapping[str, PackedMatrix]) -> dict[nn.Linear, PackedMatrix]:
+def _layers_of(model: Decoder, packed: Mapping[str, SmallMatrix]) -> dict[nn.Linear, SmallMatrix]:
     linears = {f"{name}.weight": part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
     return {linears[key]: matrix for key, matrix in packed.items() if key in linears}
