@@ -27,9 +27,10 @@ from services.llm_longctx.engine.taps.tapped_steps import open_tap, sort_taps, t
 from services.llm_longctx.kernels import Addition, NativeDecoder, PackedMatrix, SmallMatrix, sample
 from services.llm_longctx.kernels import layer_ops as kernel_ops
 from services.llm_longctx.kernels.decode_step import HEAD, is_supported
+from services.llm_longctx.kernels.decoder_ops import NativeOps, PackedPass
 from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kv_cache import PagePool, PoolExhausted
-from shared.lm.attention import Tap
+from shared.lm.attention import Tap, ignore_taps
 from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import DeviceBuffer, to_device
 from shared.lm.lora import LoraAdapter, LoraOps
@@ -65,6 +66,8 @@ class ModelRunner:
         self.packed = packed
         self._native: NativeDecoder | None = None
         self._packed_layers = _layers_of(model, packed)
+        can_pass = packed and PackedPass.is_possible(model, self._packed_layers)
+        self._pass = PackedPass(model, self._packed_layers) if can_pass else None
         self.pool = pool
         self.backend = backend
         self.weights_sha256 = weights_sha256
@@ -121,8 +124,12 @@ class ModelRunner:
         device, offset = self.model.output_matrix.device, state.cache.length
         forward = None if taps is None else open_tap(taps, state, offset, chunk)
         tap = tap_of(inputs, forward)
-        ids, ops = to_device(list(chunk), device)[None], self.layer_ops([state.adapter])
-        logits: Tensor = self.model(ids, attend=seam, offset=offset, keep=keep, ops=ops, tap=tap)
+        ops = self.layer_ops([state.adapter])
+        if self._pass is not None and tap is ignore_taps and isinstance(ops, NativeOps):
+            logits: Tensor = self._pass.run(chunk, seam, offset, keep, ops)
+        else:
+            ids = to_device(list(chunk), device)[None]
+            logits = self.model(ids, attend=seam, offset=offset, keep=keep, ops=ops, tap=tap)
         if forward is not None:
             forward.end()
         state.cache.length += len(chunk)
