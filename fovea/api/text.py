@@ -6,9 +6,9 @@ says what becomes of all others.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fovea.api.bounded_lists import Messages, Texts, Tokens, Tools
 from fovea.api.interventions import MAX_CAPTURES, MAX_INTERVENTIONS, Capture, Captured, Intervention
@@ -101,6 +101,12 @@ class ChatMessage(BaseModel):
     reasoning_content: str | None = Field(None, description="Of an assistant: what it thought, for its template.")
     tool_calls: Tools[ToolCall] | None = Field(None, description="Of an assistant: what it called.")
     tool_call_id: str | None = Field(None, description="Of a tool: the call that it answers.")
+
+    @model_validator(mode="after")
+    def _check_content(self) -> Self:
+        if self.content is None and self.role not in {"assistant", "tool"}:
+            raise ValueError(f"a message of the {self.role} needs content")
+        return self
 
 
 class ChatRequest(GenerationOptions):
