@@ -100,7 +100,6 @@ REFUSED: Final[Mapping[str, Refusal]] = {
     "return_weight_versions": Refusal("`system_fingerprint` names the weights"),
     "routed_experts_prompt_start": Refusal("No model here has experts"),
     "stream_interval": Refusal("Each token is sent as it comes", 1),
-    "stream_options.continuous_usage_stats": Refusal("The last chunk has the usage, with include_usage"),
     "suffix": Refusal("The models only read forwards"),
     "text.verbosity": Refusal("Ask for it in the conversation", "medium"),
     "thinking_token_budget": Refusal("Limit the answer with max_tokens"),

@@ -26,6 +26,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     include_usage: bool = Field(False, description="Send the usage in a last chunk without choices.")
+    continuous_usage_stats: bool = Field(False, description="With include_usage: each chunk has the usage so far.")
 
 
 class GenerationOptions(SamplingOptions):
@@ -332,6 +333,18 @@ class Tokenized(BaseModel):
     prompt: str
     max_model_len: int
     token_strs: list[str] | None = Field(None, description="Text of each token, if asked for.")
+
+
+class TokenizerInfo(BaseModel):
+    """Facts about a tokenizer, by the names of vLLM and transformers."""
+
+    tokenizer_class: str = "PreTrainedTokenizerFast"
+    bos_token: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
+    unk_token: str | None = None
+    model_max_length: int
+    chat_template: str | None
 
 
 class DetokenizeRequest(BaseModel):

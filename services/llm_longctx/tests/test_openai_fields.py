@@ -300,11 +300,18 @@ def test_a_stream_names_unknown_fields_at_its_end(all_routes):
     options = {"stream": True, "max_tokens": 2}
     chunks = list(say(all_routes, extra_body={"stream_options": {"include_obfuscation": False, "eager": 1}}, **options))
     assert chunks[-1].warnings == ["There is no field 'stream_options.eager': it was ignored."]
-    with pytest.raises(openai.BadRequestError) as caught:
-        say(all_routes, extra_body={"stream_options": {"continuous_usage_stats": True}}, **options)
-    assert caught.value.param == "stream_options.continuous_usage_stats"
     events = list(all_routes.responses.create(model=MODEL, input="Hi", max_output_tokens=4, **unknown))
     assert "frobnicate" in events[-1].response.warnings[0]
+
+
+def test_each_chunk_has_the_usage_so_far_where_a_stream_asks_for_it(client):
+    options = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    for chunks in (list(say(client, max_tokens=3, **options)), list(go_on(client, max_tokens=3, **options))):
+        told = [chunk.usage.completion_tokens for chunk in chunks]
+        assert (told[0], told[-1], told) == (1, 3, sorted(told))
+        assert {chunk.usage.total_tokens - count for chunk, count in zip(chunks, told, strict=True)} == {
+            chunks[-1].usage.prompt_tokens
+        }
 
 
 @pytest.mark.parametrize("route", [*MODELS, "embeddings"])
