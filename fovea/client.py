@@ -17,6 +17,7 @@ from fovea.api.model import ModelEntry
 from fovea.call import Call, StreamCall
 from fovea.chat import ChatAnswer, ChatOptions, ChatPiece, Messages, build_messages
 from fovea.error_responses import parse_error, translate_errors
+from fovea.lora import LoraAdapters
 from fovea.picture import PictureLike
 from fovea.results import JobResult, ModelCard, SegmentOptions
 from fovea.retry import STREAM_RESUME_S, JobWatcher, RetryPolicy, iterate_pauses
@@ -55,6 +56,7 @@ class Client:
         self.url = url
         self.jobs = Jobs(self)
         self.steering_vectors = SteeringVectors(self)
+        self.lora_adapters = LoraAdapters(self)
         self._retry_policy = retry_policy or RetryPolicy()
         self._http = httpx2.Client(**Address(url, key, timeout).client_options(), transport=transport)
 

@@ -208,7 +208,7 @@ class Settings(BaseSettings):
     llm_tensor_parallel: Literal[1, 2, 4, 8] = Field(
         1, description="Processes, each with a GPU of its own, that hold the served language model together."
     )
-    llm_weights: Literal["auto", "bf16", "q8", "q4", "fp32"] = Field(
+    llm_weights: Literal["auto", "bf16", "fp8", "q8", "q4", "fp32"] = Field(
         "auto",
         description="Format of a served language model's weights; auto: the file's own, as far as this machine has it.",
     )
@@ -218,6 +218,10 @@ class Settings(BaseSettings):
     llm_request_templates: bool = Field(
         default=False,
         description="Take chat templates from requests (`chat_template`). They run in a sandbox, but may run for long.",
+    )
+    llm_adapters: Path | None = Field(
+        None,
+        description="Folder of LoRA adapters (one folder each, as peft saves them), which all tenants may use by name.",
     )
     llm_model: str = Field("smollm2", description="Default chat model: a served name, an HF folder or a GGUF file.")
 

@@ -40,7 +40,7 @@ async def get_health(request: Request) -> Response:
 @router.get("/version")
 async def get_version() -> dict[str, str]:
     """The version of this product."""
-    return {"version": metadata.version("fovea")}
+    return {"version": metadata.version("fovea-platform")}
 
 
 @router.get("/readyz", responses={503: {"description": "Some service has no ready replica."}})

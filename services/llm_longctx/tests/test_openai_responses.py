@@ -15,7 +15,7 @@ from services.llm_longctx.models.all_minilm import AllMiniLM
 from services.llm_longctx.serving import response_store
 from services.llm_longctx.tests.conftest import MODEL, Server, app_of, say, write_folder
 from shared.lm.bundled_models import MINILM
-from shared.lm.embedder import embed, load_embedder
+from shared.lm.embedder import load_embedder
 
 SWITCH = {"properties": {"on": {"type": "boolean"}}, "required": ["on"], "additionalProperties": False}
 TOOL = {"type": "function", "name": "switch", "parameters": {"type": "object", **SWITCH}, "strict": True}
@@ -204,12 +204,12 @@ def test_small_print(served, friend):
 def test_a_stream_that_goes_on_outlives_the_deadline_of_a_whole_answer(served, monkeypatch, path, stream):
     backend = served.app.state.host.servable(MODEL).adapter.scheduler.backend
     decode = backend.decode_batch
-    monkeypatch.setattr(backend, "decode_batch", lambda batch: (time.sleep(0.1), decode(batch))[1])
+    monkeypatch.setattr(backend, "decode_batch", lambda batch: (time.sleep(0.05), decode(batch))[1])
     asks = {"completions": {"prompt": "a", "max_tokens": 20}, "responses": {"input": "a", "max_output_tokens": 20}}
     answer = httpx2.post(
         f"{served.url}/v1/{path}",
         json={**asks[path], "stream": stream, "ignore_eos": True},
-        headers={"x-fovea-deadline-ms": "1000", "x-fovea-stream-ms": "0"},
+        headers={"x-fovea-deadline-ms": "600", "x-fovea-stream-ms": "0"},
         timeout=30,
     )
     assert answer.status_code == (200 if stream else 504)
@@ -243,7 +243,7 @@ def test_the_embedding_model_knows_what_is_alike(served, friend):
     body = {"model": MINILM, "input": "word " * 400, "truncate": True}
     cut = httpx2.post(f"{served.url}/v1/embeddings", json=body).json()
     assert cut["usage"]["prompt_tokens"] == 256
-    np.testing.assert_allclose(cut["data"][0]["embedding"], embed(["word " * 400])[0], atol=1e-5)
+    np.testing.assert_allclose(cut["data"][0]["embedding"], load_embedder().embed(["word " * 400])[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("model", [MINILM, MODEL])
