@@ -135,7 +135,7 @@ _MPNET_NAMES = {
 }
 
 
-@lru_cache
+@lru_cache(maxsize=4)
 def load_embedder(name: str = MINILM) -> SentenceEmbedder:
     """Load an embedder that is installed, once per process.
 
