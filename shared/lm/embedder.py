@@ -6,7 +6,7 @@ they are installed (`bundled_models`). Knows text and files; knows nothing about
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
@@ -74,9 +74,9 @@ class SentenceEmbedder:
         ids: list[int] = self._tokenizer.encode_batch([text])[0].ids  # a batch lets other threads run meanwhile
         return ids
 
-    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Embed texts, cut to `max_tokens`: float32 [n,d], each row of length 1."""
-        return self.embed_tokens([self.read(text) for text in texts])
+    def embed(self, texts: Sequence[str], check: Callable[[], None] = lambda: None) -> npt.NDArray[np.float32]:
+        """Embed texts, cut to `max_tokens`: float32 [n,d], each row of length 1; `check` is called between batches."""
+        return self.embed_tokens([self.read(text) for text in texts], check)
 
     def read(self, text: str) -> list[int]:
         """Return the ids that are read of a text: what lies beyond is not tokenized, however long it is."""
@@ -84,12 +84,15 @@ class SentenceEmbedder:
         return self.cut(self.tokenize(" ".join(words[: self.max_tokens])), self.max_tokens)
 
     @torch.inference_mode()
-    def embed_tokens(self, texts: Sequence[list[int]]) -> npt.NDArray[np.float32]:
+    def embed_tokens(
+        self, texts: Sequence[list[int]], check: Callable[[], None] = lambda: None
+    ) -> npt.NDArray[np.float32]:
         """As `embed`, of texts that are tokens already, the special ones included."""
         cut = [self.cut(ids, self.max_tokens) for ids in texts]
         found = np.zeros((len(cut), self.width), np.float32)
         order = sorted(range(len(cut)), key=lambda i: len(cut[i]))
         for begin in range(0, len(order), _BATCH):
+            check()
             places = order[begin : begin + _BATCH]
             found[places] = self._embed_batch([cut[i] for i in places])
         return found
@@ -132,7 +135,7 @@ _MPNET_NAMES = {
 }
 
 
-@lru_cache
+@lru_cache(maxsize=4)
 def load_embedder(name: str = MINILM) -> SentenceEmbedder:
     """Load an embedder that is installed, once per process.
 

@@ -206,7 +206,7 @@ class Host(Catalog):
 
     @property
     def busy(self) -> int:
-        """Calls that wait or run, work beside batches too, and streams that are open."""
+        """Calls that wait or run, in batches or aside, and streams that are open."""
         return len(self._streams) + self.aside.busy + sum(slot.batcher.busy for slot in self.slots if slot.batcher)
 
     def servable(self, name: str | None, task: str | None = None) -> Servable[Any, Any]:

@@ -1,12 +1,12 @@
 """Whether a service that is scaled to zero is wanted: a request at a gateway, or a job at a worker, waits for it.
 
-A caller that waits sets a key in Redis for some minutes (`fovea.api.replica.wanted_key`), which Ray's policy reads.
+Gateways and workers set a key in Redis for some minutes (`fovea.api.replica.wanted_key`); Ray's policy reads it.
 """
 
 from __future__ import annotations
 
 import time
-from functools import cache
+from functools import lru_cache
 
 import redis
 from redis.exceptions import RedisError
@@ -49,6 +49,6 @@ def is_wanted(service: str) -> bool:
     return url is not None and _open(url, service).read()
 
 
-@cache
+@lru_cache(maxsize=16)
 def _open(url: str, service: str) -> WantedKey:
     return WantedKey(url, service)

@@ -1,4 +1,4 @@
-"""A service is wanted while a key in Redis says so, read once a second; the last answer stands while Redis is away."""
+"""A service is wanted while its key is in Redis, read once a second; the last answer stands while Redis is away."""
 
 import importlib
 from types import SimpleNamespace
