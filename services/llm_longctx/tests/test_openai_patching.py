@@ -7,7 +7,6 @@ import numpy as np
 import openai
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
 from services.llm_longctx.api import responses, steering, sweeps
 from services.llm_longctx.tests.conftest import Server, app_of, go_on, say, text_of
@@ -33,6 +32,8 @@ def client(server):
 
 @pytest.fixture(scope="module")
 def reference(folder):
+    from transformers import LlamaForCausalLM  # here, because its import takes seconds of each process
+
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
