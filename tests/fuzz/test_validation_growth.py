@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from fovea.errors import FoveaError
-from shared.serving.http.json_bounds import MAX_PARTS, PartsCounter
+from shared.asgi.json_bounds import MAX_PARTS, PartsCounter
 from shared.serving.http.request_parsing import ParsedRequest, build_requests
 from shared.validation_errors import MAX_ERRORS, list_errors
 from tests.fuzz.request_models import list_request_models

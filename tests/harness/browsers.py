@@ -34,3 +34,10 @@ def fovea(url, monkeypatch, capfdbinary):
 
     monkeypatch.setenv("FOVEA_URL", url)
     return command_runner(monkeypatch, capfdbinary)
+
+
+@pytest.fixture
+def see():
+    from playwright.sync_api import expect
+
+    return expect
