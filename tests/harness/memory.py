@@ -1,8 +1,8 @@
 """Give memory back between files of tests, when there is something to give.
 
 Collecting garbage walks every object that is alive, which takes seconds once torch, Ray and transformers are imported.
-What is alive when tests are collected is therefore frozen until the process ends, and garbage is collected only when
-the process has grown. This happens between tests, so that no test's duration contains it.
+Objects that are alive when all tests are collected are therefore frozen until the process ends, and garbage is
+collected only when the process has grown. This happens between tests, so that no test's duration contains it.
 """
 
 import atexit

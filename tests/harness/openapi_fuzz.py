@@ -26,13 +26,13 @@ def fuzz(
 
     Args:
         document: The OpenAPI document.
-        url: Who answers.
+        url: Address of the server.
         share: Divides the examples of the profile.
-        prefixes: Beginnings of the paths that are meant; none means all.
+        prefixes: Beginnings of the paths to test; without any, all paths are tested.
         conforms: Whether answers must also be those that the document promises.
         change: The body to send instead of the one that was drawn.
-        wanted: Whether an operation is meant.
-        allowed: Statuses that are not looked at.
+        wanted: Whether to test an operation.
+        allowed: Statuses that are always accepted.
         headers: Headers of all requests.
     """
     import schemathesis

@@ -11,7 +11,7 @@ PATHS = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize")
 def change(body):
     """Without a model, else nearly every request stops at an unknown one.
 
-    What is remembered needs Redis, and is fuzzed next to the routes that store it.
+    Sessions and documents need Redis; the plug-in that stores them fuzzes its routes.
     """
     if not isinstance(body, dict):
         return body
