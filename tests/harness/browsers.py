@@ -2,8 +2,6 @@
 
 import pytest
 
-from tests.command import command_runner
-
 
 @pytest.fixture(scope="module")
 def chromium():
@@ -32,6 +30,8 @@ def page(chromium, url, complaints):
 @pytest.fixture
 def fovea(url, monkeypatch, capfdbinary):
     """Run a command; gives its exit code, what it wrote and its standard error."""
+    from tests.command import command_runner  # here and above: what most processes of a run need none of
+
     monkeypatch.setenv("FOVEA_URL", url)
     return command_runner(monkeypatch, capfdbinary)
 

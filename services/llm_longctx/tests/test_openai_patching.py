@@ -12,7 +12,6 @@ import numpy as np
 import openai
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
 import fovea
 from fovea.cli import main as cli
@@ -42,6 +41,8 @@ def client(server):
 
 @pytest.fixture(scope="module")
 def reference(folder):
+    from transformers import LlamaForCausalLM  # here, because its import takes seconds of each process
+
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
