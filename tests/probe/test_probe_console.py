@@ -9,6 +9,7 @@ import pytest
 
 from services.gateway.tests.browsing import MARKS, check_page, kept
 from services.gateway.tests.stage import fronted
+from services.interpretability.core.experiment import EXAMPLE_LM
 from services.interpretability.routes import build_router
 from shared.lm.head_plan import HeadPlan
 from shared.registry import servables
@@ -170,10 +171,10 @@ def test_spec_goes_into_the_address_and_comes_back(page):
 
 
 def test_job_reports_and_offers_the_loop_where_there_is_a_plan(page):
-    page.goto("/console/probe?model=retrieval-heads")
-    page.get_by_role("button", name="Use the example").click()
+    short = {"samples": 2, "pairs": 5, "shots": 2, "key_chars": 4, "value_words": 0}
+    page.goto(spec_page("retrieval-heads", lm=EXAMPLE_LM, **short))
     page.get_by_role("button", name="Run", exact=True).click()
-    page.locator(".report svg").first.wait_for(timeout=150_000)  # the study reads 32 prompts, next to another worker
+    page.locator(".report svg").first.wait_for(timeout=150_000)  # next to another worker
     page.get_by_role("heading", name="Use these heads").wait_for()
     asked = []
     page.route(

@@ -11,7 +11,7 @@ import pytest
 from plugins.survey.tests.test_survey import photograph
 from services.detection.models.planner import FoveaPlanner
 from services.detection.models.yolo9tr import Yolo9trBoxDetector
-from services.gateway.tests.browsing import MARKS, browser, check_page, figure, watched
+from services.gateway.tests.browsing import MARKS, check_page, figure
 from services.gateway.tests.stage import fronted
 from shared.serving.build_app import build
 from shared.settings import Settings
@@ -20,16 +20,14 @@ from tests.harness.waiting import wait_until
 pytestmark = MARKS
 
 
-@pytest.fixture
-def page(tmp_path):
-    settings = Settings(_env_file=None, data_dir=tmp_path, intra_op_threads=1)
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("survey")
+    settings = Settings(_env_file=None, data_dir=folder, intra_op_threads=1)
     app = build("detection", servables={"yolo9tr": Yolo9trBoxDetector, "planner": FoveaPlanner}, settings=settings)
-    complaints: list[str] = []
-    with fronted(app, "detection", tmp_path) as (url, _, _), browser() as chromium:
-        wait_until(lambda: is_ready(url), 120, "the service's readiness")
-        with watched(chromium, url, complaints) as opened:
-            yield opened
-    assert not complaints
+    with fronted(app, "detection", folder) as (address, *_):
+        wait_until(lambda: is_ready(address), 120, "the service's readiness")
+        yield address
 
 
 def is_ready(url: str) -> bool:
