@@ -24,7 +24,7 @@ export function saveNotebook(title, request) {
   const code = (source) => ({ cell_type: "code", execution_count: null, metadata: {}, outputs: [], source: toLines(source) });
   const text = (source) => ({ cell_type: "markdown", metadata: {}, source: toLines(source) });
   const cells = [
-    text(`# ${title}\n\nInstall the package with \`pip install fovea matplotlib\`. Set \`FOVEA_API_KEY\` if the server asks for a key.\n\nPermalink: ${location.href}`),
+    text(`# ${title}\n\nInstall the package with \`pip install fovea-serve matplotlib\`. Set \`FOVEA_API_KEY\` if the server asks for a key.\n\nPermalink: ${location.href}`),
     code(`import os\n\nfrom fovea import Client\n\nclient = Client("${location.origin}", key=os.environ.get("FOVEA_API_KEY"))`),
     code(`report = client.run("probe", ${toPython(request)})\n{name: scalar["value"] for name, scalar in report["scalars"].items()}`),
     code(PLOT),
