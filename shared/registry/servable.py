@@ -242,6 +242,11 @@ class Servable(ABC, Generic[Request, Answer]):
     """The engine behind `predict`, where tensors in and out make sense: offered as Open Inference v2."""
 
     @classmethod
+    def is_installed(cls) -> bool:
+        """Whether the files that come with a package are here."""
+        return True
+
+    @classmethod
     @abstractmethod
     def load(cls, context: LoadContext) -> Self:
         """Verify and load the weights (random ones only if the class asks for them), ready to predict."""

@@ -42,7 +42,9 @@ def knobs_of(name: str) -> list[dict]:
     return [dict(named)] if isinstance(named, dict) or hasattr(named, "keys") else [dict(one) for one in named]
 
 
-CASES = [(name, i) for name in sorted(methods()) for i in range(len(knobs_of(name)))]
+CASES = [(name, i, 16) for name in sorted(methods()) for i in range(len(knobs_of(name)))]
+CASES += [(name, 0, bits) for name in sorted(methods()) for bits in (4, R4)]
+"""Methods with all their knobs on a full cache, and with the first ones on caches of few bits."""
 
 
 def waits(how, number: int) -> bool:
@@ -62,8 +64,7 @@ def play(model, how, bits, device: PretendCuda | None = None) -> torch.Tensor:
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("bits", [16, 4, R4])
-@pytest.mark.parametrize(("name", "which"), CASES)
+@pytest.mark.parametrize(("name", "which", "bits"), CASES)
 def test_every_method_runs_as_on_a_cpu(name, which, bits):
     how = method(name, **knobs_of(name)[which])
     wanted = play(net(), how, bits)

@@ -49,6 +49,7 @@ GROUPS = (
             "/v1/embed",
             "/tokenize",
             "/detokenize",
+            "/tokenizer_info",
             "/v1/mcp",
         ),
     ),

@@ -19,7 +19,7 @@ from yarl import URL
 from fovea.api.replica import STREAM_HEADER
 from services.gateway.http.request_context import RequestContext, build_request_headers
 from services.gateway.proxy.replayable_body import ReplayableBody
-from services.gateway.routing.replica_registry import Replica
+from services.gateway.routing.replica import Replica
 
 CONNECT_TIMEOUT_S = 3.0
 """Longest wait for a connection to a replica."""

@@ -8,6 +8,7 @@ A tenant's own LoRA adapters are listed for that tenant alone, with `parent`.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import OrderedDict
 from typing import Annotated, Any
@@ -16,10 +17,11 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse
 
 from fovea.api.model import ModelEntry, ModelList
+from fovea.api.replica import ReplicaRecord
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.routes.dependencies import get_caller
-from services.gateway.routing.replica_registry import Replica, ReplicaRegistry
+from services.gateway.routing.replica_registry import ReplicaRegistry
 
 MAX_AGE_S = 1.0
 """How old the list may be."""
@@ -80,19 +82,30 @@ class ModelIndex:
         for replica in self._registry.list_ready(service) or self._registry.list_alive(service):
             document = await self._client.fetch_json(replica, "/v1/models", tenant)
             if isinstance(document, dict) and isinstance(document.get("data"), list):
-                return [e for e in document["data"] if _is_entry(e)]
+                entries = [e for e in document["data"] if _is_entry(e)]
+                if tenant == NOBODY:  # what is kept is shown to everybody
+                    self._registry.on_demand.keep(service, "models", json.dumps(entries))
+                return entries
             if replica.record.models:
-                return [_build_plain_entry(replica, name) for name in replica.record.models]
+                return [_build_plain_entry(replica.record, name) for name in replica.record.models]
+        if self._registry.on_demand.is_known(service):  # a request starts a replica: its models count as ready
+            return self._list_asleep(service)
         return [{**entry, "ready": False} for entry in self._by_service.get(service, [])]
+
+    def _list_asleep(self, service: str) -> list[dict[str, Any]]:
+        on_demand = self._registry.on_demand
+        if kept := on_demand.read(service, "models"):
+            return [{**entry, "ready": True} for entry in json.loads(kept)]
+        record = on_demand.records()[service]
+        return [_build_plain_entry(record, name) for name in record.models]
 
 
 def _is_entry(entry: Any) -> bool:
     return isinstance(entry, dict) and isinstance(entry.get("id"), str) and isinstance(entry.get("task"), str)
 
 
-def _build_plain_entry(replica: Replica, name: str) -> dict[str, Any]:
+def _build_plain_entry(record: ReplicaRecord, name: str) -> dict[str, Any]:
     """Build the entry of a model without a description, for example on a Triton server."""
-    record = replica.record
     entry = ModelEntry(id=name, created=0, task="infer", service=record.service, ready=record.ready)
     return entry.model_dump()
 

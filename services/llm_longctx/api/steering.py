@@ -67,7 +67,7 @@ async def create(body: SteeringVectorRequest, request: Request, host: HostDep, v
         raise InvalidOption(detail, field="model")
     run = _call_of(request)
     run.audit = {"act": "steering vector made", "model": adapter.name, "vector": body.name}
-    return await asyncio.to_thread(_create, body, adapter, vectors, run)
+    return await host.aside.do(adapter.name, lambda run: _create(body, adapter, vectors, run), run)
 
 
 @router.get("/v1/steering-vectors", openapi_extra=OPENAI_ERRORS)

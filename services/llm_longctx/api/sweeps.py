@@ -5,7 +5,6 @@ Knows HTTP, tokens and the grid's form; the patches run in `serving.steering.pat
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 import torch
@@ -13,6 +12,7 @@ from fastapi import APIRouter, Depends, Request
 from torch import Tensor
 
 from fovea.api.sweeps import NextTokens, Sweep, SweepRequest, SweptPrompt, SweptToken
+from fovea.api.text import Usage
 from fovea.errors import InvalidOption, TooLarge, in_field
 from services.llm_longctx.api.model_lookup import find_model
 from services.llm_longctx.api.openai import ERROR_RESPONSES, OPENAI_ERRORS
@@ -46,7 +46,7 @@ async def sweep(body: SweepRequest, request: Request, host: Annotated[Host, Depe
         detail = f"The model {adapter.name!r} can't be patched: it has no named activations in this process."
         raise InvalidOption(detail, field="model")
     run.audit = {"act": "sweep", "model": adapter.name, "site": body.site}
-    return await asyncio.to_thread(_sweep, body, adapter, run)
+    return await host.aside.do(adapter.name, lambda run: _sweep(body, adapter, run), run)
 
 
 def _sweep(body: SweepRequest, adapter: DecoderAdapter, run: CallContext) -> Sweep:
@@ -91,6 +91,7 @@ def _sweep(body: SweepRequest, adapter: DecoderAdapter, run: CallContext) -> Swe
         logit_difference=differences,
         recovered=_recover(differences, plain, clean),
         forward_tokens=patches.forward_tokens,
+        usage=Usage(prompt_tokens=patches.forward_tokens, completion_tokens=0, total_tokens=patches.forward_tokens),
     )
 
 

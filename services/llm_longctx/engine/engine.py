@@ -19,7 +19,7 @@ from services.llm_longctx.engine.offline.completion import Completion, Request, 
 from services.llm_longctx.engine.offline.open_sequence import OpenSequence
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
 from services.llm_longctx.engine.scheduler import Scheduler
-from services.llm_longctx.kernels import PackedMatrix
+from services.llm_longctx.kernels import SmallMatrix
 from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kernels.packed_pages import MOST_CHANNELS, PAGE
 from services.llm_longctx.kv_cache import CacheBits, Entries, PagePool
@@ -58,7 +58,7 @@ class Engine:
         *,
         kv_bytes: int = 2 * 2**30,
         weights_sha256: str = "",
-        packed: Mapping[str, PackedMatrix] = MappingProxyType({}),
+        packed: Mapping[str, SmallMatrix] = MappingProxyType({}),
         monitor: FidelityMonitor | None = None,
         max_waiting: int = 64,
         prefill_tokens: int = 512,

@@ -24,12 +24,13 @@ from services.llm_longctx.engine.kv_manager import PagedState, count_bytes
 from services.llm_longctx.engine.taps import SequenceTaps
 from services.llm_longctx.engine.taps.sequence_taps import tap_rows
 from services.llm_longctx.engine.taps.tapped_steps import open_tap, sort_taps, tap_of
-from services.llm_longctx.kernels import Addition, NativeDecoder, PackedMatrix, sample
+from services.llm_longctx.kernels import Addition, NativeDecoder, PackedMatrix, SmallMatrix, sample
 from services.llm_longctx.kernels import layer_ops as kernel_ops
 from services.llm_longctx.kernels.decode_step import HEAD, is_supported
+from services.llm_longctx.kernels.decoder_ops import NativeOps, PackedPass
 from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kv_cache import PagePool, PoolExhausted
-from shared.lm.attention import Tap
+from shared.lm.attention import Tap, ignore_taps
 from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import DeviceBuffer, to_device
 from shared.lm.lora import LoraAdapter, LoraOps
@@ -57,7 +58,7 @@ class ModelRunner:
         pool: PagePool,
         backend: str,
         weights_sha256: str = "",
-        packed: Mapping[str, PackedMatrix] = MappingProxyType({}),
+        packed: Mapping[str, SmallMatrix] = MappingProxyType({}),
         team: Team | None = None,
     ) -> None:
         self.model = model
@@ -65,6 +66,8 @@ class ModelRunner:
         self.packed = packed
         self._native: NativeDecoder | None = None
         self._packed_layers = _layers_of(model, packed)
+        can_pass = packed and PackedPass.is_possible(model, self._packed_layers)
+        self._pass = PackedPass(model, self._packed_layers) if can_pass else None
         self.pool = pool
         self.backend = backend
         self.weights_sha256 = weights_sha256
@@ -121,8 +124,12 @@ class ModelRunner:
         device, offset = self.model.output_matrix.device, state.cache.length
         forward = None if taps is None else open_tap(taps, state, offset, chunk)
         tap = tap_of(inputs, forward)
-        ids, ops = to_device(list(chunk), device)[None], self.layer_ops([state.adapter])
-        logits: Tensor = self.model(ids, attend=seam, offset=offset, keep=keep, ops=ops, tap=tap)
+        ops = self.layer_ops([state.adapter])
+        if self._pass is not None and tap is ignore_taps and isinstance(ops, NativeOps):
+            logits: Tensor = self._pass.run(chunk, seam, offset, keep, ops)
+        else:
+            ids = to_device(list(chunk), device)[None]
+            logits = self.model(ids, attend=seam, offset=offset, keep=keep, ops=ops, tap=tap)
         if forward is not None:
             forward.end()
         state.cache.length += len(chunk)
@@ -282,7 +289,8 @@ class ModelRunner:
         return LayerInputs(self.model, needs, _adapters(states))
 
     def _native_decoder(self) -> NativeDecoder:
-        self._native = self._native or NativeDecoder(self.model, self.packed)
+        few = {key: matrix for key, matrix in self.packed.items() if isinstance(matrix, PackedMatrix)}
+        self._native = self._native or NativeDecoder(self.model, few)
         return self._native
 
     def _has_native_step(self) -> bool:
@@ -308,6 +316,6 @@ def _adapters(states: Sequence[PagedState]) -> list[LoraAdapter | None]:
     return [s.adapter for s in states]
 
 
-def _layers_of(model: Decoder, packed: Mapping[str, PackedMatrix]) -> dict[nn.Linear, PackedMatrix]:
+def _layers_of(model: Decoder, packed: Mapping[str, SmallMatrix]) -> dict[nn.Linear, SmallMatrix]:
     linears = {f"{name}.weight": part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
     return {linears[key]: matrix for key, matrix in packed.items() if key in linears}

@@ -50,7 +50,7 @@ async def get_health(host: HostOf) -> Response:
 @router.get("/version", tags=["health"])
 async def get_version() -> dict[str, str]:
     """The version of this product."""
-    return {"version": metadata.version("fovea")}
+    return {"version": metadata.version("fovea-platform")}
 
 
 @router.get("/readyz", tags=["health"], responses={503: {"description": "Some models are not loaded; says which."}})

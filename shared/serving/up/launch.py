@@ -213,7 +213,9 @@ class _Product:
         if not self._services:
             raise NotReady("No service has a model.", hint="`fovea doctor` says which rooms were left out, and why.")
         if config.placement == "ray" and importlib.util.find_spec("ray") is None:
-            raise NotReady("FOVEA_PLACEMENT is ray, which is not installed.", hint="Try: pip install 'fovea[cluster]'.")
+            raise NotReady(
+                "FOVEA_PLACEMENT is ray, which is not installed.", hint="Try: pip install 'fovea-platform[cluster]'."
+            )
         for port, variable in ((config.http_port, "FOVEA_HTTP_PORT"), (config.grpc_port, "FOVEA_GRPC_PORT")):
             if taken := port_in_use(config.host, port, variable):
                 raise NotReady(taken)

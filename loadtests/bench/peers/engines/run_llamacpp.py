@@ -22,7 +22,7 @@ def load(options: dict[str, Any]) -> tuple[str, Generate]:
     def generate(
         prompts: list[list[int]], tokens: int, _method: dict[str, Any]
     ) -> Generator[int, None, list[list[int]]]:
-        context = _open(model, len(prompts), len(prompts[0]) + tokens, options["threads"])
+        context = _open(model, len(prompts), len(prompts[0]) + tokens, options["threads"], flash=options["flash"])
         batch = lc.llama_batch_init(CHUNK, 0, 1)
         try:
             yield 0
@@ -46,12 +46,13 @@ def load(options: dict[str, Any]) -> tuple[str, Generate]:
     return f"llama.cpp of llama-cpp-python {version('llama-cpp-python')}, built here with GGML_NATIVE: {has}", generate
 
 
-def _open(model: Any, sequences: int, length: int, threads: int) -> Any:
+def _open(model: Any, sequences: int, length: int, threads: int, *, flash: bool) -> Any:
     params = lc.llama_context_default_params()
     params.n_seq_max, params.n_ctx = sequences, sequences * (-(-length // 256) * 256)
     params.n_batch = params.n_ubatch = CHUNK
     params.n_threads = params.n_threads_batch = threads
     params.no_perf = True
+    params.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
     return lc.llama_init_from_model(model, params)
 
 

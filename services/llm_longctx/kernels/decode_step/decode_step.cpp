@@ -198,16 +198,7 @@ class Step : public Job {
   }
 
   void norm(const float* from, const void* weight, float* to, int n) const {
-    const T* by = static_cast<const T*>(weight);
-    vec squares{};
-    const int whole = n / LANES * LANES;
-    for (int c = 0; c < whole; c += LANES) squares += load(from + c) * load(from + c);
-    float total = horizontal_sum(squares);
-    for (int c = whole; c < n; c++) total += from[c] * from[c];
-    const float factor = 1.0f / std::sqrt(total / float(n) + float(net.eps)), offset = float(net.norm_offset);
-    for (int c = 0; c < whole; c += LANES)
-      store(to + c, load(from + c) * broadcast(factor) * (load(by + c) + broadcast(offset)));
-    for (int c = whole; c < n; c++) to[c] = from[c] * factor * (widen(by[c]) + offset);
+    Norm<T>{static_cast<const T*>(weight), float(net.eps), float(net.norm_offset)}.apply(from, to, n);
   }
 
   void take_normed(const void* weight, Scratch& mine) const {
