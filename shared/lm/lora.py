@@ -32,7 +32,7 @@ _WIDE = {torch.float32, torch.float16, torch.bfloat16}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LowRank:
-    """What an adapter adds to one linear layer: up (down x).
+    """An adapter's addition to one linear layer: up (down x).
 
     Attributes:
         down: [r,in].
