@@ -141,6 +141,10 @@ def main() -> None:
     if options.test:
         return
     export_graphs([name for name in VISION if not services or name in services], source)
+    if not services or "relevance-judge" in services:
+        print("Packing the embedding model of judges …", flush=True)
+        if subprocess.run([sys.executable, "deploy/pack_mpnet.py"], cwd=ROOT, check=False).returncode:
+            print("It can't be fetched: judges use the smaller model alone.")
     if needs_torch(services):
         print("Building the kernels …", flush=True)
         _call([f"{sys.prefix}/bin/fovea", "build-kernels"])

@@ -60,6 +60,7 @@ def compatibility_page() -> Iterator[tuple[pathlib.Path, str]]:
     from fovea.api.responses import ResponsesRequest
     from fovea.api.text import ChatRequest, CompletionRequest
     from services.relevance_judge.routes.rerank import RerankIn, ScoreIn
+    from shared.lm.lora_config import list_settings
 
     models = (ChatRequest, CompletionRequest, ResponsesRequest, EmbeddingsRequest, RerankIn, ScoreIn)
     lines = [
@@ -80,6 +81,9 @@ def compatibility_page() -> Iterator[tuple[pathlib.Path, str]]:
             fate, note = find_fate(name, model)
             of = ", ".join(peer for peer, names in owners.items() if name in names)
             lines.append(f"| `{name}` | {of} | {fate} | {note.replace('|', '&#124;')} |")
+    lines += ["", "## LoRA adapters", "", "Settings of peft's `adapter_config.json` (0.21).", ""]
+    lines += ["| setting | here | note |", "|---|---|---|"]
+    lines += [f"| `{name}` | {fate} | {note} |" for name, fate, note in list_settings()]
     yield ROOT / "docs/compatibility.md", "\n".join(lines) + "\n"
 
 

@@ -117,6 +117,25 @@ class Catalog:
             raise InvalidOption(f"The model {name!r} does {its_task}, not {task}.", field="model", hint=hint)
         return name
 
+    def find_variant(self, name: str, tenant: str) -> str | None:
+        """The loaded model that answers a tenant under this further name, if any. Blocks."""
+        for model, slot in self._slots.items():
+            if slot.servable is not None and slot.servable.variants(tenant, name):
+                return model
+        return None
+
+    def list_variants(self, tenant: str) -> list[ModelEntry]:
+        """An entry per further name under which models answer a tenant; `parent` is the model. Blocks."""
+        loaded = [(model, slot) for model, slot in self._slots.items() if slot.servable is not None]
+        return [
+            self._entry(model, slot).model_copy(
+                update={"id": one.name, "created": one.created, "parent": model, "root": model}
+            )
+            for model, slot in loaded
+            if slot.servable is not None
+            for one in slot.servable.variants(tenant)
+        ]
+
     def missing(self) -> dict[str, str]:
         """Models that should be loaded and are not, with the reason."""
         return {

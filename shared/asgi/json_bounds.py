@@ -54,3 +54,13 @@ class PartsCounter:
         if self.count > MAX_PARTS:
             detail = f"The body has more than {MAX_PARTS:,} parts (list items and fields)."
             raise TooLarge(detail, hint="Send less at a time; tensors go as binary data.")
+
+
+def check_parts(data: bytes) -> None:
+    """Check a whole JSON text.
+
+    Raises:
+        TooLarge: It has more parts than the limit.
+    """
+    if len(data) > MAX_PARTS:
+        PartsCounter("", "application/json").feed(data)

@@ -1,13 +1,14 @@
-"""Fixtures of tests that use a product by its command line or through a browser; a folder says at which `url`."""
+"""Fixtures of tests that use a product through a browser or by its command line; the test says at which `url`."""
 
 import pytest
 
-from services.gateway.tests.browsing import browser, watched
 from tests.command import command_runner
 
 
 @pytest.fixture(scope="module")
 def chromium():
+    from services.gateway.tests.browsing import browser
+
     with browser() as started:
         yield started
 
@@ -22,6 +23,8 @@ def complaints():
 
 @pytest.fixture
 def page(chromium, url, complaints):
+    from services.gateway.tests.browsing import watched
+
     with watched(chromium, url, complaints) as opened:
         yield opened
 
@@ -31,3 +34,10 @@ def fovea(url, monkeypatch, capfdbinary):
     """Run a command; gives its exit code, what it wrote and its standard error."""
     monkeypatch.setenv("FOVEA_URL", url)
     return command_runner(monkeypatch, capfdbinary)
+
+
+@pytest.fixture
+def see():
+    from playwright.sync_api import expect
+
+    return expect
