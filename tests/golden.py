@@ -21,7 +21,7 @@ _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0
 
 
 def read_golden(path: Path) -> Any:
-    """What a file holds: JSON, or arrays by name."""
+    """Read JSON, or arrays by name."""
     return json.loads(path.read_text("utf8")) if path.suffix == ".json" else unpack(path.read_bytes())
 
 

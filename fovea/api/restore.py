@@ -51,7 +51,7 @@ class RestoreIn(BaseModel):
     resolution: Resolution = Field(
         "auto",
         description="Where reflections are looked for: `full`, in every pixel; `auto`, in a copy of 2 megapixels where "
-        "the picture has more; `preview`, in a copy of 0.25. What changes there is carried over to the whole picture.",
+        "the picture has more; `preview`, in a copy of 0.25. The change is carried over to the whole picture.",
     )
     tile_core: int | None = Field(
         None,

@@ -1,4 +1,4 @@
-"""Language models of the environment: of wheels, or packed beside them. Imports nothing of the wheels."""
+"""Language models of the environment: of wheels, or packed into it. Imports nothing of the wheels."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ _WIDE = {torch.float32, torch.float16, torch.bfloat16}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LowRank:
-    """What an adapter adds to one linear layer: up (down x).
+    """An adapter's addition to one linear layer: up (down x).
 
     Attributes:
         down: [r,in].
@@ -148,9 +148,11 @@ class LoraOps:
         """See `Ops`."""
         return self._inner.norm(x, how)
 
-    def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None) -> list[Tensor]:
+    def products(
+        self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None, *, added: bool = False
+    ) -> list[Tensor]:
         """See `Ops`."""
-        found = self._inner.products(x, layers, norm)
+        found = self._inner.products(x, layers, norm, added=added)
         for adapter, rows in self._runs:
             touched = [(i, part) for i, layer in enumerate(layers) if (part := adapter.parts.get(layer)) is not None]
             if not touched:

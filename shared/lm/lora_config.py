@@ -75,7 +75,7 @@ class LoraConfig:
         return self.rank_pattern.get(_find_pattern(self.rank_pattern, module), self.rank)
 
     def scale_of(self, module: str) -> float:
-        """What the product of its two matrices is multiplied with."""
+        """Factor of the product of its two matrices."""
         alpha = self.alpha_pattern.get(_find_pattern(self.alpha_pattern, module), self.alpha)
         rank = self.rank_of(module)
         return alpha / (rank**0.5 if self.is_rank_stabilized else rank)

@@ -1,6 +1,6 @@
 """Whether a service that is scaled to zero is wanted: a request at a gateway, or a job at a worker, waits for it.
 
-Whoever waits sets a key in Redis for some minutes (`fovea.api.replica.wanted_key`); Ray's autoscaling policy reads it.
+A caller that waits sets a key in Redis for some minutes (`fovea.api.replica.wanted_key`), which Ray's policy reads.
 """
 
 from __future__ import annotations

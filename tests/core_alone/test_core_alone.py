@@ -11,7 +11,7 @@ KNOWN = json.loads((ROOT / "fovea/known_plugins.json").read_text("utf8"))
 
 
 def examine(libraries, tree=ROOT):
-    """What the core of a tree says with these libraries."""
+    """The answers of a tree's core with these libraries."""
     done = run_alone(libraries, "-W", "ignore", "-m", "tests.core_alone.examine", tree=tree)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -141,7 +141,7 @@ def launch(exported_graphs):
 def product(launch, tmp_path_factory):
     """The product, ready to serve, its first requests answered; `test_stop.py` stops it.
 
-    What random requests began by then is cut short soon.
+    Random requests that began by then are cut short soon.
     """
     made = launch(tmp_path_factory.mktemp("product"), FOVEA_SHUTDOWN_GRACE_S="2")
     made.wait_for(made.is_ready, START_S)

@@ -1,7 +1,7 @@
 """Services that may be scaled to zero: what they serve stays known while no replica runs, and who waits starts one.
 
 A gateway that has a request for such a service and no replica sets a key in Redis, which Ray's autoscaling policy
-reads (`shared.serving.wanted`). What the last replica served lies in Redis, so that a new gateway routes to it, too.
+reads (`shared.serving.wanted`). The last replica's models lie in Redis, so that a new gateway routes to it, too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WANT_INTERVAL_S = 5.0
 
 
 class OnDemandServices:
-    """What is known of services without replicas, and which are wanted. Belongs to one event loop."""
+    """Facts about services without replicas, and which of them are wanted. Belongs to one event loop."""
 
     def __init__(self, names: Iterable[str], redis: Redis | None) -> None:
         """Treat the services `names` as on demand, with what gateways share in `redis`."""
@@ -100,7 +100,7 @@ class OnDemandServices:
 
 
 def _normalise(record: ReplicaRecord) -> str:
-    """What a service serves, the same for each of its replicas."""
+    """Facts about a service, the same for each of its replicas."""
     return record.model_copy(
         update={"id": "", "http": "", "grpc": None, "pid": 0, "memory": 0.0, "trouble": "", "seen": 0.0}
     ).model_dump_json()

@@ -103,7 +103,7 @@ async def tokenizer_info(
     model: Annotated[str | None, Query(description="Name of the model; left out, the default one.")] = None,
 ) -> TokenizerInfo:
     """Get a tokenizer's special tokens and chat template, as clients that tokenize by `/tokenize` ask for them."""
-    adapter = find_model(host, model, request).adapter
+    adapter = (await find_model(host, model, request)).adapter
     own = adapter.tokenizer
     return TokenizerInfo(model_max_length=adapter.context, chat_template=own.chat_template, **own.names)
 

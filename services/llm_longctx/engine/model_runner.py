@@ -66,8 +66,8 @@ class ModelRunner:
         self.packed = packed
         self._native: NativeDecoder | None = None
         self._packed_layers = _layers_of(model, packed)
-        can_pass = packed and PackedPass.is_possible(model, self._packed_layers)
-        self._pass = PackedPass(model, self._packed_layers) if can_pass else None
+        few = {layer: matrix for layer, matrix in self._packed_layers.items() if isinstance(matrix, PackedMatrix)}
+        self._pass = PackedPass(model, few) if few and PackedPass.is_possible(model, few) else None
         self.pool = pool
         self.backend = backend
         self.weights_sha256 = weights_sha256

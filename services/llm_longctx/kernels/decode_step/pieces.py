@@ -39,7 +39,7 @@ class Addition:
         row: Which sequence of the step.
         site: One of `ADDABLE_SITES`.
         layer: Its layer; -1 for sites that exist once.
-        vector: What is added, [D] float32.
+        vector: The addend, [D] float32.
     """
 
     row: int

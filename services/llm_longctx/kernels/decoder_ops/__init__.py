@@ -44,5 +44,7 @@ def layer_ops(
         from services.llm_longctx.kernels.decoder_ops.triton import TritonOps  # noqa: PLC0415  # may not be installed
 
         return TritonOps(packed, head)
+    if chosen != "cpu_ext":
+        return TORCH
     few = {layer: matrix for layer, matrix in packed.items() if isinstance(matrix, PackedMatrix)}
-    return NativeOps(few, head) if chosen == "cpu_ext" else TORCH
+    return NativeOps(few, head if isinstance(head, PackedMatrix) else None)

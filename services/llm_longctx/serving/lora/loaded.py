@@ -28,7 +28,7 @@ class LoadedAdapters:
         """An adapter, built where nobody holds it.
 
         Raises:
-            QueueFull: Those in use leave no room for it.
+            QueueFull: The adapters in use leave no room for it.
         """
         with self._lock:
             building = self._building.setdefault(digest, threading.Lock())
