@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,14 @@ def test_projects_have_one_version_and_the_platform_asks_for_the_client_of_the_s
     assert platform["optional-dependencies"]["weights"] == [f"fovea-weights=={platform['version']}"]
     assert platform["license"] == "Apache-2.0 AND MIT"
     assert {name: PROJECTS[name]["project"]["name"] for name in FOLDERS} == {name: name for name in FOLDERS}
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("plugins/*/pyproject.toml")), ids=lambda file: file.parent.name)
+def test_a_plug_in_has_the_text_of_its_licence_and_asks_for_our_names(file):
+    assert (file.parent / "LICENSE").resolve() == ROOT / "LICENSE"
+    asked = {re.match(r"[a-z-]+", line)[0] for line in tomllib.loads(file.read_text("utf8"))["project"]["dependencies"]}
+    assert asked & {"fovea-serve", "fovea-platform"}
+    assert "fovea" not in asked
 
 
 def test_the_client_s_project_lists_all_its_packages():

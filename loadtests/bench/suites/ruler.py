@@ -10,8 +10,8 @@ kept (`--peers` of `python -m loadtests.bench.suites.ruler` says where), and is 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
+import lzma
 import subprocess
 import sys
 import tempfile
@@ -145,14 +145,14 @@ def _ours_and_theirs(
 def _unpack(stores: Sequence[Path]) -> None:
     """Predictions as they are kept in the repository, unless a run that was cut short has left its own."""
     for store in stores:
-        if not store.is_file() and (packed := store.with_suffix(".jsonl.gz")).is_file():
-            store.write_bytes(gzip.decompress(packed.read_bytes()))
+        if not store.is_file() and (packed := store.with_suffix(".jsonl.xz")).is_file():
+            store.write_bytes(lzma.decompress(packed.read_bytes()))
 
 
 def _pack(stores: Sequence[Path]) -> None:
     """Keep them for the next run."""
     for store in filter(Path.is_file, stores):
-        store.with_suffix(".jsonl.gz").write_bytes(gzip.compress(store.read_bytes(), mtime=0))
+        store.with_suffix(".jsonl.xz").write_bytes(lzma.compress(store.read_bytes(), preset=9))
         store.unlink()
 
 
