@@ -81,6 +81,7 @@ def chat(url, messages, **more):
 
 def test_a_message_is_the_answer_of_the_chat(client, url):
     found = both(client, system=[{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}])
+    assert getattr(found, "warnings", None) is None
     same = chat(url, [{"role": "system", "content": "Be brief."}, *HELLO])
     assert found.content[0].text == same["choices"][0]["message"]["content"]
     assert (found.stop_reason, found.id[:4]) == ("max_tokens", "msg_")
@@ -111,6 +112,9 @@ def test_tools_are_used_and_their_results_are_read(client, choice):
     found = both(client, tools=[TOOL, TOOL | {"name": "other"}], tool_choice=choice, max_tokens=300)
     (use,) = found.content
     assert (found.stop_reason, use.type, use.id[:6], set(use.input)) == ("tool_use", "tool_use", "toolu_", {"on"})
+    for limit in (30, 40, 50, 60):  # a call that is cut off is not in a whole message
+        cut = client.messages.create(**ASK | {"max_tokens": limit}, tools=[TOOL], tool_choice=choice)
+        assert (cut.stop_reason, all(set(block.input) == {"on"} for block in cut.content)) == ("max_tokens", True)
     result = {"type": "tool_result", "tool_use_id": use.id, "content": [{"type": "text", "text": "done"}]}
     turns = [*HELLO, {"role": "assistant", "content": found.content}, {"role": "user", "content": [result]}]
     assert both(client, messages=turns, tools=[TOOL]).content

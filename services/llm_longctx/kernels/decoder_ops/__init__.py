@@ -14,7 +14,7 @@ from torch import nn
 from services.llm_longctx.kernels.decoder_ops.cpu_ext import NativeOps
 from services.llm_longctx.kernels.decoder_ops.packed_pass import PackedPass
 from services.llm_longctx.kernels.dispatch import choose
-from services.llm_longctx.kernels.quantized_linear import PackedMatrix
+from services.llm_longctx.kernels.quantized_linear import PackedMatrix, SmallMatrix
 from shared.lm.ops import TORCH, Ops
 
 __all__ = ["NativeOps", "PackedPass", "layer_ops"]
@@ -24,8 +24,8 @@ def layer_ops(
     backend: str,
     dtype: torch.dtype,
     device: str,
-    packed: Mapping[nn.Linear, PackedMatrix] = MappingProxyType({}),
-    head: PackedMatrix | None = None,
+    packed: Mapping[nn.Linear, SmallMatrix] = MappingProxyType({}),
+    head: SmallMatrix | None = None,
 ) -> Ops:
     """The operations for a model of this dtype on this device.
 
@@ -44,4 +44,7 @@ def layer_ops(
         from services.llm_longctx.kernels.decoder_ops.triton import TritonOps  # noqa: PLC0415  # may not be installed
 
         return TritonOps(packed, head)
-    return NativeOps(packed, head) if chosen == "cpu_ext" else TORCH
+    if chosen != "cpu_ext":
+        return TORCH
+    few = {layer: matrix for layer, matrix in packed.items() if isinstance(matrix, PackedMatrix)}
+    return NativeOps(few, head if isinstance(head, PackedMatrix) else None)
