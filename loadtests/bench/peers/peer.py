@@ -65,8 +65,8 @@ def choose_setting(
 ) -> EngineProcess:
     """The engine in its best setting; the others are ended.
 
-    The best has the least product of seconds to the first token and per further token: a sum would follow the prompt,
-    which llama.cpp reads as fast with flash attention as without, where a token takes twice the time.
+    The best has the least product of seconds to the first token and per further token: a sum would follow the prompt
+    alone, which llama.cpp reads sooner with flash attention and continues sooner without.
 
     Raises:
         PeerMissing: It runs in none of its settings; the text is of the last.

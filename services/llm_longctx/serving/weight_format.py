@@ -1,7 +1,7 @@
 """Weight formats of a served decoder: which one a file and a machine call for, and its few-bit matrices, packed once.
 
 Packed matrices lie in the cache folder, named by the digest of the weights and by format. The same weights, widened,
-are what torch multiplies with where no kernel serves: for long prompts on a device, for example. Knows files and formats;
+are what torch multiplies with where no kernel serves: for long prompts on a device, for example. Knows files, formats;
 knows nothing about engines or requests.
 """
 
