@@ -25,8 +25,9 @@ def load(options):
         yield 0
         if options.get("dies"):
             raise SystemExit("out of memory")
+        time.sleep(options.get("read", 0.02))
         for _ in range(tokens):
-            time.sleep(options.get("slow", 0))
+            time.sleep(options.get("step", 0.001))
             yield len(prompts)
     return "toy 1.0", generate
 
@@ -66,8 +67,9 @@ def test_an_engine_that_dies_is_missing_and_its_last_words_are_told(script):
         EngineProcess("toy", sys.executable, script, {"broken": True}, threads=1)
 
 
-def test_a_peer_runs_in_its_fastest_setting_which_its_build_names(script, capsys):
-    settings = {"slow": {"slow": 0.02}, "broken": {"broken": True}, "fast": {}, "dies": {"dies": True}}
+def test_a_peer_runs_in_its_best_setting_which_its_build_names(script, capsys):
+    slow = {"read": 0.3, "step": 0.02}  # less in sum than the best, which decodes much faster
+    settings = {"slow": slow, "broken": {"broken": True}, "best": {"read": 1.0}, "dies": {"dies": True}}
     begun = []
 
     def begin(options):
@@ -77,7 +79,7 @@ def test_a_peer_runs_in_its_fastest_setting_which_its_build_names(script, capsys
     peer = Peer("toy", "toy", settings=settings)
     chosen = choose_setting(peer, begin, range(8), "wall")
     try:
-        assert chosen.build == "toy 1.0, fast"
+        assert chosen.build == "toy 1.0, best"
         assert [engine.is_over for engine in begun] == [True, False, True]
     finally:
         chosen.close()

@@ -1,4 +1,4 @@
-"""The peers of the bench `longctx_peers`: how each is started, and the settings of which the fastest is taken."""
+"""The peers of the bench `longctx_peers`: how each is started, and the settings of which the best is taken."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Peer:
         options: What its `load` reads beside `gguf`, `folder` and `kept`.
         environment: Of its requirements; None is this one.
         build: Variables of its build from source, if there is one.
-        settings: Options by the name of a setting, of which the fastest is taken.
+        settings: Options by the name of a setting, of which the best is taken.
     """
 
     name: str
@@ -63,30 +63,33 @@ PEERS = (
 def choose_setting(
     peer: Peer, begin: Callable[[Mapping[str, Any]], EngineProcess], probe: Sequence[int], clock: Clock
 ) -> EngineProcess:
-    """The engine in the setting that reads a prompt and goes on in the shortest time; the others are ended.
+    """The engine in its best setting; the others are ended.
+
+    The best has the least product of seconds to the first token and per further token: a sum would follow the prompt
+    alone, which llama.cpp reads sooner with flash attention and continues sooner without.
 
     Raises:
         PeerMissing: It runs in none of its settings; the text is of the last.
     """
     if len(peer.settings) == 1:
         return begin(next(iter(peer.settings.values())))
-    best, shortest, missing = None, math.inf, PeerMissing("it has no setting")
+    at, best, least, missing = ("wall", "cpu").index(clock), None, math.inf, PeerMissing("it has no setting")
     for name, options in peer.settings.items():
         engine = None
         try:
             engine = begin(options)
-            runs = [engine.generate([[*probe[i:], *probe[:i]]], STEPS).marks[-1] for i in range(TRIES)]
+            runs = [engine.generate([[*probe[i:], *probe[:i]]], STEPS) for i in range(TRIES)]
         except PeerMissing as reason:
             missing = reason
             print(f"{peer.name}, {name}: left out, {reason}.", file=sys.stderr)
             if engine is not None:
                 engine.close()
             continue
-        seconds = min(run[("wall", "cpu").index(clock)] for run in runs)
-        print(f"{peer.name}, {name}: {seconds:.2f} s", file=sys.stderr, flush=True)
+        first, token = min(run.first(at) for run in runs), min(run.per_token(at) for run in runs)
+        print(f"{peer.name}, {name}: {first:.2f} s, then {1000 * token:.1f} ms", file=sys.stderr, flush=True)
         loser, engine.build = engine, f"{engine.build}, {name}"
-        if seconds < shortest:
-            best, shortest, loser = engine, seconds, best
+        if first * token < least:
+            best, least, loser = engine, first * token, best
         if loser is not None:
             loser.close()
     if best is None:

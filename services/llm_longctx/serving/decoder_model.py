@@ -136,7 +136,7 @@ class DecoderModel(TextModel):
         return super().stream(request, run)
 
     def shrink(self) -> None:
-        """Give back the pages of mapped weights, which short prompts read and steps of few bits do not."""
+        """Give back the pages of mapped weights, which steps and prompts of few bits hardly read."""
         if self._folder is not None:
             release_clean_pages(self._folder)
 

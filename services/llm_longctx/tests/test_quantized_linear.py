@@ -1,11 +1,16 @@
 """Few-bit matrices: rounding, packing, and the C++ product against float64 on ugly shapes."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from services.llm_longctx.kernels import backends
 from services.llm_longctx.kernels.quantized_linear import PackedMatrix, multiply, pack, reference
+from services.llm_longctx.serving.weight_format import load_weights
+from services.llm_longctx.tests.conftest import write_folder
 from shared.lm.quantization import from_gguf_blocks, quantize
 
 native = pytest.mark.skipif("cpu_ext" not in backends(), reason="the C++ kernels are not built")
@@ -138,3 +143,20 @@ def test_bytes_of_another_matrix_are_refused():
     if "cpu_ext" in backends():
         with pytest.raises(ValueError, match="rows of 31"):
             product(torch.zeros(1, 31), packed)
+
+
+@native
+def test_packed_files_stay_mapped_and_begin_at_a_line(tmp_path):
+    folder = write_folder(tmp_path / "model")
+    first = load_weights(folder, tmp_path, "q4").packed
+    mapped = load_weights(folder, tmp_path, "q4").packed
+    (file,) = tmp_path.glob("lm/*/packed.safetensors")
+    assert str(file) in Path("/proc/self/maps").read_text("utf8")
+    assert next(iter(mapped.values())).data.data_ptr() % 64 == 0
+    other = tmp_path / "older"
+    other.write_bytes(save({key: matrix.data.clone() for key, matrix in mapped.items()}))  # as older versions wrote it
+    other.replace(file)
+    older = load_weights(folder, tmp_path, "q4").packed
+    for key, matrix in first.items():
+        assert torch.equal(matrix.data, mapped[key].data)
+        assert torch.equal(matrix.data, older[key].data)

@@ -59,20 +59,25 @@ class PackedPass:
         x = ops.widen(model.model.embed_tokens(torch.tensor(ids)))
         whole = cast("Rotation", model.rotations(torch.arange(offset, offset + T), self._dtype)[0])
         turn = whole[0].reshape(T, -1).contiguous(), whole[1].reshape(T, -1).contiguous()
-        last = len(self._layers) - 1
+        last, c = len(self._layers) - 1, model.config
+        # Nobody else sees these, so all layers use them: fresh memory would cost a tenth of the time.
+        sizes = c.heads * c.head_dim, c.kv_heads * c.head_dim, c.hidden
+        q, k, hidden = (torch.empty(T, size, dtype=self._dtype) for size in sizes)
         for at, layer in enumerate(self._layers):
-            z = attend(at, *self._heads(layer, x, turn, ops), offset)
+            z = attend(at, *self._heads(layer, x, (q, k), turn, ops), offset)
             if keep != 0 or at < last:
-                self._end(layer, x, z)
+                q.view(z.shape[1:]).copy_(z[0])
+                self._end(layer, x, q, hidden)
         kept = x if keep is None else x[T - keep :]
         return model.read_logits(kept, ops)[None]
 
     def _heads(
-        self, layer: _Layer, x: Tensor, turn: tuple[Tensor, Tensor], ops: NativeOps
+        self, layer: _Layer, x: Tensor, scratch: tuple[Tensor, Tensor], turn: tuple[Tensor, Tensor], ops: NativeOps
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated q [1,T,H,d] and k [1,T,G,d], and v."""
         c, T, attn = self._model.config, len(x), layer.block.self_attn
-        q, k, v = (torch.empty(1, T, n, c.head_dim, dtype=self._dtype) for n in (c.heads, c.kv_heads, c.kv_heads))
+        q, k = (one.view(1, T, -1, c.head_dim) for one in scratch)
+        v = torch.empty_like(k)
         bindings.multiply_packed(x, _words(layer.heads, (q, k, v)), self._dtype, layer.before_attention)
         if layer.block.qk_norm:
             q, k = ops.norm(q, attn.q_norm), ops.norm(k, attn.k_norm)
@@ -80,11 +85,9 @@ class PackedPass:
         bindings.rotate((q, k), *turn, turned)
         return *turned, v
 
-    def _end(self, layer: _Layer, x: Tensor, z: Tensor) -> None:
-        """Add to the stream x [T,D] what mixed values z [1,T,H,d] and the MLP give."""
-        mixed = z.flatten(-2).contiguous()
+    def _end(self, layer: _Layer, x: Tensor, mixed: Tensor, hidden: Tensor) -> None:
+        """Add to the stream x [T,D] what mixed values [T,H·d] and the MLP give; hidden [T,F] is overwritten."""
         bindings.multiply_packed(mixed, _words((layer.output,), (x,)), self._dtype, None, output="added")
-        hidden = torch.empty(len(x), self._model.config.hidden, dtype=self._dtype)
         words = _words(layer.gates, (hidden, hidden))
         bindings.multiply_packed(x, words, self._dtype, layer.before_mlp, gated=True)
         bindings.multiply_packed(hidden, _words((layer.down,), (x,)), self._dtype, None, output="added")

@@ -46,8 +46,12 @@ void write_strip(const float* found, const Matrix& m, int64_t at, int first, int
 template <typename X, typename T>
 void multiply(const X* x, const Matrix* matrices, int count, int B, int K, const Norm<T>& norm, bool gated, Output kind,
               int threads) {
-  std::vector<ByteRows> blocks((B + BLOCK - 1) / BLOCK);
-  for (size_t i = 0; i < blocks.size(); i++) blocks[i].resize(std::min(BLOCK, B - int(i) * BLOCK), K);
+  // Memory stays with the thread: to get it from the system each time costs a tenth of a long chunk's time.
+  thread_local std::vector<ByteRows> kept;
+  std::vector<ByteRows>& blocks = kept;
+  const size_t many = (B + BLOCK - 1) / BLOCK;
+  if (blocks.size() < many) blocks.resize(many);
+  for (size_t i = 0; i < many; i++) blocks[i].resize(std::min(BLOCK, B - int(i) * BLOCK), K);
   struct Piece {  // some strips of a matrix
     int matrix;
     int64_t first, end;
@@ -72,7 +76,7 @@ void multiply(const X* x, const Matrix* matrices, int count, int B, int K, const
     Floats found(size_t(LANES) * std::min(BLOCK, B)), opened(found.size());
 #pragma omp for schedule(dynamic)
     for (size_t p = 0; p < pieces.size(); p++)
-      for (size_t i = 0; i < blocks.size(); i++)
+      for (size_t i = 0; i < many; i++)
         for (int64_t at = pieces[p].first; at < pieces[p].end; at++) {
           const Matrix& m = matrices[pieces[p].matrix];
           multiply_strip<T>(m, at, blocks[i], found.data());
