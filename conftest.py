@@ -15,6 +15,7 @@ import pytest
 
 pytest_plugins = [
     "pytester",
+    "tests.harness.browsers",
     "tests.harness.clocks",
     "tests.harness.graphs",
     "tests.harness.hypothesis_profiles",

@@ -18,6 +18,7 @@ from fovea.api.sweeps import Sweep
 from fovea.call import Call, StreamCall
 from fovea.chat import ChatAnswer, ChatOptions, ChatPiece, Messages, build_messages
 from fovea.error_responses import parse_error, translate_errors
+from fovea.lora import LoraAdapters
 from fovea.picture import PictureLike
 from fovea.results import JobResult, ModelCard, SegmentOptions, SweepOptions
 from fovea.retry import STREAM_RESUME_S, JobWatcher, RetryPolicy, iterate_pauses
@@ -56,6 +57,7 @@ class Client:
         self.url = url
         self.jobs = Jobs(self)
         self.steering_vectors = SteeringVectors(self)
+        self.lora_adapters = LoraAdapters(self)
         self.captures = Captures(self)
         self._retry_policy = retry_policy or RetryPolicy()
         self._http = httpx2.Client(**Address(url, key, timeout).client_options(), transport=transport)

@@ -7,11 +7,13 @@ import psutil
 import pytest
 
 from loadtests.bench.peers.environment import PeerMissing
+from loadtests.bench.peers.peer import Peer, choose_setting
 from loadtests.bench.peers.process import EngineProcess
 from loadtests.bench.suites import longctx_peers
 
 TOY = """
 import sys
+import time
 sys.path.insert(0, {loop!r})
 from answer_loop import serve
 
@@ -21,7 +23,10 @@ def load(options):
         raise SystemExit("no such model")
     def generate(prompts, tokens, method):
         yield 0
+        if options.get("dies"):
+            raise SystemExit("out of memory")
         for _ in range(tokens):
+            time.sleep(options.get("slow", 0))
             yield len(prompts)
     return "toy 1.0", generate
 
@@ -59,3 +64,26 @@ def test_an_engine_says_its_build_and_when_tokens_came(script):
 def test_an_engine_that_dies_is_missing_and_its_last_words_are_told(script):
     with pytest.raises(PeerMissing, match="no such model"):
         EngineProcess("toy", sys.executable, script, {"broken": True}, threads=1)
+
+
+def test_a_peer_runs_in_its_fastest_setting_which_its_build_names(script, capsys):
+    settings = {"slow": {"slow": 0.02}, "broken": {"broken": True}, "fast": {}, "dies": {"dies": True}}
+    begun = []
+
+    def begin(options):
+        begun.append(EngineProcess("toy", sys.executable, script, options, threads=1))
+        return begun[-1]
+
+    peer = Peer("toy", "toy", settings=settings)
+    chosen = choose_setting(peer, begin, range(8), "wall")
+    try:
+        assert chosen.build == "toy 1.0, fast"
+        assert [engine.is_over for engine in begun] == [True, False, True]
+    finally:
+        chosen.close()
+    said = capsys.readouterr().err
+    assert "no such model" in said
+    assert "out of memory" in said
+    lost = Peer("toy", "toy", settings={name: settings[name] for name in ("broken", "dies")})
+    with pytest.raises(PeerMissing, match="out of memory"):
+        choose_setting(lost, begin, range(8), "wall")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fovea.cli.commands import (
+    adapters,
     chat,
     classify,
     compare,
@@ -60,12 +61,13 @@ app.add_typer(heads.app, name="heads")
 app.add_typer(judge.app, name="judge")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(steer.app, name="steer")
+app.add_typer(adapters.app, name="adapters")
 
 
 def print_version(wanted: bool) -> None:
     """Print the installed version and stop."""
     if wanted:
-        typer.echo(f"fovea {metadata.version('fovea')}")
+        typer.echo(f"fovea {metadata.version('fovea-serve')}")
         raise typer.Exit
 
 

@@ -45,7 +45,7 @@ def count_tokens(name: str, texts: Sequence[str]) -> int:
     if name != MINILM:
         return 0
     embedder = load_embedder()
-    return sum(min(len(embedder.tokenize(text)), embedder.max_tokens) for text in texts)
+    return sum(len(embedder.read(text)) for text in texts)
 
 
 def default_scorer() -> str | None:

@@ -91,9 +91,11 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return the ids of a text; `special` puts the model's own first token in front where it has one."""
         first, *rest = self._split_shielded(text)
-        ids: list[int] = self._library.encode(first, add_special_tokens=special).ids
-        for part in rest:
-            ids += self._library.encode(part, add_special_tokens=False).ids
+        return self._read(first, special) + [token for part in rest for token in self._read(part, special=False)]
+
+    def _read(self, text: str, special: bool) -> list[int]:
+        """The ids of a text; in a batch of one, for which the library lets other threads run meanwhile."""
+        ids: list[int] = self._library.encode_batch([text], add_special_tokens=special)[0].ids
         return ids
 
     def decode(self, ids: Sequence[int], *, special: bool = True) -> str:

@@ -59,6 +59,11 @@ GROUPS = (
         ("/v1/longctx", "/v1/documents", "/v1/sessions"),
     ),
     PathGroup(
+        "Adapt language models",
+        "LoRA adapters in the layout of peft: store one, then send its name as `model`. The last two are vLLM's.",
+        ("/v1/lora-adapters", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"),
+    ),
+    PathGroup(
         "Steer and patch generation",
         "Steering vectors, activations captured while a model generates, and sweeps that patch them.",
         ("/v1/steering-vectors", "/v1/captures", "/v1/sweeps"),

@@ -85,14 +85,14 @@ async def complete(body: CompletionRequest, request: Request, host: HostDep) -> 
 @router.post("/tokenize", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS)
 async def tokenize(body: TokenizeRequest, request: Request, host: HostDep) -> Tokenized:
     """Cut a text, or a conversation under the model's template, into tokens."""
-    model = find_model(host, body.model, request)
+    model = await find_model(host, body.model, request)
     return await asyncio.to_thread(model.tokenize, body)
 
 
 @router.post("/detokenize", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS)
 async def detokenize(body: DetokenizeRequest, request: Request, host: HostDep) -> Detokenized:
     """Join tokens into text."""
-    model = find_model(host, body.model, request)
+    model = await find_model(host, body.model, request)
     return await asyncio.to_thread(model.detokenize, body)
 
 
@@ -137,7 +137,7 @@ async def prepare(body: TextRequest, request: Request, host: Host) -> str | None
         return state
     request.scope["fovea.run"].state = state
     if state is None:
-        find_model(host, body.model, request)
+        await find_model(host, body.model, request)
     return None
 
 

@@ -19,13 +19,14 @@ from services.llm_longctx.engine.offline.completion import Completion, Request, 
 from services.llm_longctx.engine.offline.open_sequence import OpenSequence
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
 from services.llm_longctx.engine.scheduler import Scheduler
-from services.llm_longctx.kernels import PackedMatrix
+from services.llm_longctx.kernels import SmallMatrix
 from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kernels.packed_pages import MOST_CHANNELS, PAGE
 from services.llm_longctx.kv_cache import CacheBits, Entries, PagePool
 from services.llm_longctx.methods import AttentionMethod
 from shared.lm.decoder import Decoder
 from shared.lm.head_plan import HeadPlan
+from shared.lm.lora import LoraAdapter
 from shared.lm.tensor_parallel import Team
 
 Plan = HeadPlan | Mapping[str, Any] | None
@@ -57,7 +58,7 @@ class Engine:
         *,
         kv_bytes: int = 2 * 2**30,
         weights_sha256: str = "",
-        packed: Mapping[str, PackedMatrix] = MappingProxyType({}),
+        packed: Mapping[str, SmallMatrix] = MappingProxyType({}),
         monitor: FidelityMonitor | None = None,
         max_waiting: int = 64,
         prefill_tokens: int = 512,
@@ -158,14 +159,19 @@ class Engine:
 
     # By hand.
 
-    def open(self, method: str | AttentionMethod | None = None, plan: Plan = None) -> OpenSequence:
+    def open(
+        self,
+        method: str | AttentionMethod | None = None,
+        plan: Plan = None,
+        adapter: LoraAdapter | None = None,
+    ) -> OpenSequence:
         """A sequence of its own, under the engine's method and plan unless told otherwise.
 
         Raises:
             InvalidOption: The method can't work with this plan.
             BadInput: The plan is another model's.
         """
-        return OpenSequence(self.runner, self.runner.open(self.policy_of(method, plan)))
+        return OpenSequence(self.runner, self.runner.open(self.policy_of(method, plan), adapter))
 
     def prefill(
         self, ids: Sequence[int], chunks: Sequence[int] | None = None, boundaries: Sequence[int] | None = None

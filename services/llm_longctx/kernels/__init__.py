@@ -18,26 +18,30 @@ from services.llm_longctx.kernels.decode import (
 from services.llm_longctx.kernels.decode_step import ADDABLE_SITES, Addition, EntryRuns, NativeDecoder
 from services.llm_longctx.kernels.decoder_ops import layer_ops
 from services.llm_longctx.kernels.dispatch import backends
+from services.llm_longctx.kernels.fp8_linear import LEAST_CAPABILITY, Fp8Matrix, pack_fp8
 from services.llm_longctx.kernels.last_query_scores import last_query_scores
 from services.llm_longctx.kernels.merge_lse import merge
 from services.llm_longctx.kernels.packed_pages import PackedLayout, pack_pages, unpack_pages
-from services.llm_longctx.kernels.quantized_linear import PackedMatrix, pack
+from services.llm_longctx.kernels.quantized_linear import PackedMatrix, SmallMatrix, pack
 from services.llm_longctx.kernels.sampling import GREEDY_BELOW, RowSettings, SamplingRows, sample
 from services.llm_longctx.kernels.window_prefill import window_prefill
 
 __all__ = [
     "ADDABLE_SITES",
     "GREEDY_BELOW",
+    "LEAST_CAPABILITY",
     "Addition",
     "BlockCsr",
     "DeviceRuns",
     "EntryRuns",
+    "Fp8Matrix",
     "NativeDecoder",
     "PackedLayout",
     "PackedMatrix",
     "PageTable",
     "RowSettings",
     "SamplingRows",
+    "SmallMatrix",
     "backends",
     "block_sparse_prefill",
     "decode",
@@ -50,6 +54,7 @@ __all__ = [
     "layer_ops",
     "merge",
     "pack",
+    "pack_fp8",
     "pack_pages",
     "sample",
     "unpack_pages",

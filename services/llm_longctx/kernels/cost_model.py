@@ -15,7 +15,9 @@ from typing import Any
 from services.llm_longctx.kernels.ahead_of_time.results import read_results
 from services.llm_longctx.kernels.device.cards import CARDS, GpuCard
 from services.llm_longctx.kernels.device.shapes import MODELS, ModelShape
-from services.llm_longctx.kernels.packed_pages.layout import PAGE, PackedLayout
+from services.llm_longctx.kernels.packed_pages.layout import PAGE, PackedLayout, tile_entries
+from services.llm_longctx.kernels.quantized_linear.packing import STRIP, tile_of
+from shared.lm.quantization import GROUP
 
 BANDWIDTH_SHARE = 0.92
 """Share of a card's bandwidth that a kernel of wide loads reaches."""
@@ -142,8 +144,8 @@ def _issued_by_products(weights: float, bits: int, batch: int, card: GpuCard) ->
     if bits == 16:
         return 0.0
     rows = next((rows for rows in (16, 32, 64) if rows >= batch), 64)
-    # A tile is 128 rows of the matrix (64 on Blackwell) times 32 columns, for `rows` rows of x.
-    tiles = weights / ((128 if card.capability < 100 else 64) * 32) * -(-batch // rows)
+    strips, groups = tile_of(card.capability)
+    tiles = weights / (strips * STRIP * groups * GROUP) * -(-batch // rows)
     return tiles * _issued(f"quantized_linear/Llama-3-8B, {bits} bits, {rows} rows", card)
 
 
@@ -160,14 +162,16 @@ def _attention(step: Step, card: GpuCard) -> Work:
     entries = float(step.batch * model.layers * model.kv_heads * step.context)
     group = model.heads // model.kv_heads
     problems = step.batch * model.kv_heads
-    parts = max(min(-(-4 * card.processors // problems), 64, -(-step.context // 256)), 1)
+    packed, wide = step.cache_bits != 16, _power_of_two(d)
+    programs = 8 if packed else 4
+    parts = max(min(-(-programs * card.processors // problems), 64, -(-step.context // 256)), 1)
     partial = 2.0 * 4 * model.layers * problems * parts * group * (d + 1) if parts > 1 else 0.0
-    tile = min(max(16384 // (2 * _power_of_two(d)), 32), 128)
+    tile = tile_entries(wide) if packed else min(max(16384 // (2 * wide), 32), 128)
     shape = "Llama-3-8B" if model.name == "Qwen3-8B" else model.name
-    name = f"decode/{shape}, bf16, runs" if step.cache_bits == 16 else f"packed_pages/{shape}, {step.cache_bits} bits"
+    name = f"packed_pages/{shape}, {step.cache_bits} bits" if packed else f"decode/{shape}, bf16, runs"
     moved = entries * step.entry_bytes
-    operations = entries * 4 * d * 16  # query rows are filled up to 16
-    launches = model.layers * (1 if step.cache_bits == 16 else 3)  # packed pages, the recent window, and their merge
+    operations = entries * 4 * d * (8 if packed else 16)  # query rows are filled up to so many
+    launches = model.layers * (3 if packed else 1)  # packed pages, the recent window, and their merge
     issued = entries / tile * _issued(name, card)
     return Work("attention", moved + partial, moved, operations, issued, launches)
 

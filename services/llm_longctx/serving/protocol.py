@@ -76,7 +76,7 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
         admit_taps(request, run)
         warnings = check_options(request)
         state: RequestState | None = run.state
-        span = GenerationSpan(self.operation, adapter.name, request)
+        span = GenerationSpan(self.operation, adapter.served_as, request)
         try:
             with Generation(adapter.scheduler, adapter.tokenizer, run) as generation:
                 comparison = open_comparison(adapter, request, generation, state)
@@ -161,7 +161,7 @@ class _ChunkBuilder(Generic[ChunkT]):
             "id": f"{protocol.id_prefix}-{uuid4().hex}",
             "object": protocol.object_name,
             "created": int(time.time()),
-            "model": adapter.name,
+            "model": adapter.served_as,
             "system_fingerprint": adapter.fingerprint,
         }
         self._begun: set[int] = set()

@@ -19,7 +19,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fovea.errors import InvalidOption, NotFound, NotReady, UnsupportedMedia
-from services.llm_longctx.kernels import PackedMatrix, backends, pack
+from services.llm_longctx.kernels import (
+    LEAST_CAPABILITY,
+    Fp8Matrix,
+    PackedMatrix,
+    SmallMatrix,
+    backends,
+    pack,
+    pack_fp8,
+)
 from services.llm_longctx.kernels.decode_step import HEAD, is_supported
 from services.llm_longctx.kernels.quantized_linear import LAYOUT
 from shared.lm.decoder import Decoder
@@ -27,10 +35,11 @@ from shared.lm.gguf_file import count_kinds, read_quantized, unpack
 from shared.lm.quantization import QuantizedMatrix, quantize
 from shared.lm.weights import load_decoder, read_tensors, weights_digest, weights_files
 
-WeightFormat = Literal["bf16", "q8", "q4", "fp32"]
+WeightFormat = Literal["bf16", "fp8", "q8", "q4", "fp32"]
 
 _WHOLE_BITS = {"F32": "fp32", "F16": "bf16", "BF16": "bf16"}
 _FOUR_BITS = ("Q4_0", "Q4_1")
+_SMALL = {"fp8", "q8", "q4"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,14 +51,14 @@ class ModelWeights:
         folder: Where its files are.
         sha256: Digest of the weights.
         format: The format that the kernels multiply with.
-        packed: Few-bit matrices by official key; none in `bf16` and `fp32`.
+        packed: Matrices of 4 or 8 bits by official key; none in `bf16` and `fp32`.
     """
 
     model: Decoder
     folder: Path
     sha256: str
     format: WeightFormat
-    packed: Mapping[str, PackedMatrix]
+    packed: Mapping[str, SmallMatrix]
 
 
 def load_weights(source: Path, cache: Path, wanted: str, device: str = "cpu") -> ModelWeights:
@@ -63,7 +72,7 @@ def load_weights(source: Path, cache: Path, wanted: str, device: str = "cpu") ->
 
     Raises:
         InvalidOption: There is no such format, or this decoder has no form for it.
-        NotReady: The format needs C++ kernels, or Triton on a device, and they are not there.
+        NotReady: The format needs C++ kernels, Triton or a newer card, and they are not there.
         FoveaError: The files are not there, or they are no model that the decoder has a form for.
     """
     if wanted not in {"auto", *get_args(WeightFormat)}:
@@ -74,14 +83,13 @@ def load_weights(source: Path, cache: Path, wanted: str, device: str = "cpu") ->
     dtype = torch.float32 if chosen == "fp32" else torch.bfloat16
     folder = source if source.is_dir() else unpack(source, cache, dtype)
     model, digest = load_decoder(folder, dtype, device), weights_digest(folder)
-    if chosen in {"q8", "q4"} and (reason := _unfit(model, device)) is not None:
+    if chosen in _SMALL and (reason := _unfit(model, device, chosen)) is not None:
         if wanted != "auto":
             raise reason
         chosen = "bf16"
-    packed = (
-        _packed(source, model, cache / "lm" / f"{digest[:32]}-{chosen}-{LAYOUT}", chosen) if chosen[0] == "q" else {}
-    )
-    packed = {key: matrix.to(device) for key, matrix in packed.items()}
+    place = cache / "lm" / f"{digest[:32]}-{chosen}-{LAYOUT}"
+    found = _packed(source, model, place, chosen) if chosen in _SMALL else {}
+    packed = {key: matrix.to(device) for key, matrix in found.items()}
     return ModelWeights(model, folder, digest, chosen, packed)
 
 
@@ -110,8 +118,12 @@ def _choose_format(source: Path, device: str) -> WeightFormat:
     return "q4" if kind in _FOUR_BITS else "q8"  # other kinds of few bits are rounded anew, and 8 bits lose nothing
 
 
-def _unfit(model: Decoder, device: str) -> InvalidOption | NotReady | None:
+def _unfit(model: Decoder, device: str, name: WeightFormat) -> InvalidOption | NotReady | None:
     """Why this decoder can't have few bits here, if it can't."""
+    if name == "fp8" and (capability := _capability(device)) < LEAST_CAPABILITY:
+        least, other = (f"{n // 10}.{n % 10}" for n in (LEAST_CAPABILITY, capability))
+        has = f"this GPU has {other}" if capability else f"{device} is not a GPU"
+        return NotReady(f"FP8 weights need a GPU of compute capability {least}, and {has}.", hint="Use bf16, q8 or q4.")
     if not is_supported(model):
         detail = f"Weights of few bits are for Llama-like decoders, not for {model.config.path}."
         return InvalidOption(detail, hint="Use bf16.", field="llm_weights")
@@ -124,12 +136,20 @@ def _unfit(model: Decoder, device: str) -> InvalidOption | NotReady | None:
     return NotReady(detail, hint="`fovea build-kernels` builds them where a C++ compiler is installed.")
 
 
+def _capability(device: str) -> int:
+    """Compute capability of a GPU, 89 for 8.9; 0 for other devices."""
+    if not device.startswith("cuda"):
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 def _few_bit_backend(device: str) -> str:
     """The back end that multiplies with few bits."""
     return "cpu_ext" if device == "cpu" else "triton"
 
 
-def _packed(source: Path, model: Decoder, folder: Path, name: WeightFormat) -> dict[str, PackedMatrix]:
+def _packed(source: Path, model: Decoder, folder: Path, name: WeightFormat) -> dict[str, SmallMatrix]:
     shapes = _matrices(model)
     if not (folder / "packed.safetensors").is_file():
         # Bits that the file holds are taken as they are, unless 8 are asked for where it has 4.
@@ -139,7 +159,8 @@ def _packed(source: Path, model: Decoder, folder: Path, name: WeightFormat) -> d
         _write(folder, {key: _round(found.get(key), weight, key, name) for key, weight in shapes.items()})
     # A copy begins at a line of the processor's cache, which a mapped file does not.
     read = {key: x.clone() for key, x in load_file(folder / "packed.safetensors").items()}
-    return {key: PackedMatrix.of(read[key], *weight.shape) for key, weight in shapes.items()}
+    kinds = {key: Fp8Matrix if name == "fp8" and key != HEAD else PackedMatrix for key in shapes}
+    return {key: kinds[key].of(read[key], *weight.shape) for key, weight in shapes.items()}
 
 
 def _matrices(model: Decoder) -> dict[str, Tensor]:
@@ -150,9 +171,11 @@ def _matrices(model: Decoder) -> dict[str, Tensor]:
 
 
 def _round(held: QuantizedMatrix | None, weight: Tensor, key: str, name: WeightFormat) -> Tensor:
+    # Logits suffer most from few bits, so the output matrix keeps 8 in groups.
+    if name == "fp8" and key != HEAD:
+        return pack_fp8(weight.cpu()).data
     if held is None or (name == "q8" and held.bits == 4):
-        # Logits suffer most from few bits, so the output matrix keeps 8.
-        held = quantize(weight.float().cpu().numpy(), 8 if name == "q8" or key == HEAD else 4)
+        held = quantize(weight.float().cpu().numpy(), 4 if name == "q4" and key != HEAD else 8)
     return pack(held).data
 
 

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import numpy as np
@@ -16,6 +18,7 @@ import fovea
 from fovea.cli import main as cli
 from services.llm_longctx.api import methods, responses, steering, sweeps
 from services.llm_longctx.tests.conftest import Server, app_of, go_on, say, text_of
+from shared.serving.batching import BatchOptions
 
 CLEAN, CORRUPT = "When Ann and Bob met, Bob ran to", "When Ann and Bob met, Ann ran to"
 WIDTH, HEADS, HEAD = 32, 4, 8
@@ -300,6 +303,32 @@ def test_sweeps_are_bounded_need_the_scope_and_are_audited(server, monkeypatch):
     monkeypatch.setattr(sweeps, "MAX_FORWARD_TOKENS", 991)
     assert sweep(server).status_code == 413
     assert sweep(server, layers=[0]).status_code == 200
+
+
+def test_sweeps_run_one_after_another_in_a_bounded_queue_by_their_deadline_and_their_tokens_count(server, monkeypatch):
+    found = sweep(server)
+    assert found.json()["usage"]["prompt_tokens"] == found.json()["forward_tokens"] == 2 * N + 2 * N * (N + 1) // 2
+    assert json.loads(found.headers["x-fovea-usage"])["cpu_seconds"] > 0
+    running, together, plain = [0], [0], sweeps.PatchSweep.read
+
+    def read(self):
+        running[0] += 1
+        together.append(running[0])
+        time.sleep(0.3)
+        running[0] -= 1
+        return plain(self)
+
+    monkeypatch.setattr(sweeps.PatchSweep, "read", read)
+    monkeypatch.setattr(server.app.state.host.aside._queues["tiny-llama"], "_options", BatchOptions(size=1, depth=2))
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: sweep(server, layers=[0]), range(6)))
+    statuses = sorted(a.status_code for a in answers)
+    assert (set(statuses), max(together)) == ({200, 429}, 1)
+    assert all(float(a.headers["retry-after"]) > 0 for a in answers if a.status_code == 429)
+    late = httpx2.post(
+        f"{server.url}/v1/sweeps", json={"prompt": CORRUPT, "tokens": ["B"]}, headers={"x-fovea-deadline-ms": "100"}
+    )
+    assert late.status_code == 504
 
 
 async def test_the_client_library_sweeps_and_reads_captures(server, client):

@@ -97,6 +97,23 @@ def test_layers_of_both_widths_have_biases_and_gates(dtype, rows):
     torch.testing.assert_close(gated.double(), opened, rtol=0.05, atol=0.02 * float(opened.abs().max()))
 
 
+@native
+@pytest.mark.parametrize("rows", [1, 9, 140])
+@pytest.mark.parametrize("K", [31, 96, 200])
+def test_a_norm_before_the_products_is_computed_in_float32(rows, K):
+    packed = pack(quantize(matrix(70, K), 4))
+    x = 5 * torch.randn(rows, K, generator=torch.Generator().manual_seed(5))
+    weight = torch.linspace(-1, 2, K).bfloat16()
+    normed = torch.nn.functional.rms_norm(x, (K,), None, 1e-5) * (weight.float() + 1)
+    found = multiply(x, [(packed, None)], (weight, 1e-5, 1.0), wide=True)[0]
+    near = product(normed, packed)
+    assert found.dtype == torch.float32
+    # A value that lies between two bytes may be rounded to the other one.
+    assert (found - near).norm() <= 2e-3 * near.norm()
+    narrow = multiply(x, [(packed, None)], (weight, 1e-5, 1.0))[0]
+    assert torch.equal(narrow, found.bfloat16())
+
+
 def test_gguf_blocks_are_read_as_gguf_reads_them():
     gguf = pytest.importorskip("gguf")
     wide = matrix(6, 96)

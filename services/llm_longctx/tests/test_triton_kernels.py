@@ -201,7 +201,7 @@ def test_packed_pages_are_read_as_they_lie(interpreter, bits, d, group, dtype):
     logs = torch.randn(9 * 16)
     start, n = np.array([0, 5, 40, 16, 100]), np.array([64, 90, 0, 1, 44])
     weighted = np.array([True, False, True, True, True])
-    exact = 1e-4 if layout.is_rotated else 3e-5
+    exact = 1e-4 if layout.is_rotated else 6e-5  # of outputs up to 60
     q, tolerance = (
         torch.randn(5, group, d).to(dtype),
         exact if dtype == torch.float32 else 1.0 if layout.is_rotated else 0.5,

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from services.llm_longctx.kernels import layer_ops, merge
+from services.llm_longctx.kernels.fp8_linear import pack_fp8
+from services.llm_longctx.kernels.fp8_linear import reference as fp8_reference
 from services.llm_longctx.kernels.merge_lse.reference import softmax_of_all
 from services.llm_longctx.kernels.quantized_linear import pack
 from services.llm_longctx.kernels.quantized_linear import reference as multiply_reference
@@ -59,6 +61,35 @@ def test_a_gate_opens_what_the_second_matrix_gives(parts):
     (found,) = kernel.multiply(x, [(gate, biases[0]), (up, biases[1])], gated=True, parts=parts)
     assert found.shape == (2, 3, 40)
     assert (found.double() - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "batch", "parts", "dtype"),
+    [
+        (65, 33, 3, 1, torch.float32),  # a partial block and a partial line of columns
+        (100, 300, 19, 3, torch.bfloat16),  # parts of unequal length
+        (1, 1, 1, None, torch.float32),
+        (70, 1100, 70, 2, torch.bfloat16),  # two programs of rows
+    ],
+)
+def test_fp8_products_agree_with_the_reference(rows, columns, batch, parts, dtype):
+    kernel = importlib.import_module(f"{KERNELS}fp8_linear.triton")
+    torch.manual_seed(columns)
+    sizes = torch.logspace(-3, 2, max(rows, batch))[:, None]
+    weights, biases = [sizes[:rows] * torch.randn(rows, columns) for _ in range(2)], torch.randn(2, rows).to(dtype)
+    x = (sizes[:batch].flip(0) * torch.randn(batch, columns)).to(dtype)
+    x[0] = 0
+    gate, up = (pack_fp8(one) for one in weights)
+    wanted = [fp8_reference(x, one) + bias.double() for one, bias in zip((gate, up), biases, strict=True)]
+    layers = list(zip((gate, up), biases, strict=True))
+    whole = (x.double() @ weights[0].double().mT).abs().amax() + 1e-9
+    assert (fp8_reference(x, gate) - x.double() @ weights[0].double().mT).abs().max() < 0.07 * whole
+    for found, one in zip(kernel.multiply(x, layers, parts=parts), wanted, strict=True):
+        assert found.dtype == dtype
+        assert (found.double() - one).abs().max() < (1e-5 if dtype == torch.float32 else 1e-2) * one.abs().max()
+    (found,) = kernel.multiply(x, layers, gated=True, parts=parts)
+    opened = torch.nn.functional.silu(wanted[0]) * wanted[1]
+    assert (found.double() - opened).abs().max() < 1e-2 * opened.abs().max()
 
 
 @pytest.mark.parametrize(

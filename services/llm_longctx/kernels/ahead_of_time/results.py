@@ -23,6 +23,7 @@ OPERATIONS = (
     "window_prefill",
     "last_query_scores",
     "quantized_linear",
+    "fp8_linear",
     "decoder_ops",
     "merge_lse",
     "sampling",
@@ -106,7 +107,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"memory within the card's limit ({limits}), 90 % of loaded"
     yield "bytes in vectors (70 to 85 % for few-bit pages, merges and sampling),"
     yield "and where the kernel multiplies tiles, tensor cores and copies in the background. float32 is multiplied as 3"
-    yield "products of TF32."
+    yield "products of TF32. An A100 has no FP8."
     cells: dict[str, dict[str, dict[str, str]]] = {}
     for name, used in found["rows"].items():
         operation, shape, card = name.split("/")

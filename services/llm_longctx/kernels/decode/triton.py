@@ -37,7 +37,7 @@ MOST_PARTS = 64
 LEAST_SPAN = 256
 """Entries of a part: fewer are read before their pipeline is full."""
 
-_PROGRAMS_PER_PROCESSOR = 4
+PROGRAMS_PER_PROCESSOR = 4
 
 _TILE_BYTES = 16384
 """Bytes of keys that a program copies at a time."""
@@ -50,9 +50,11 @@ class Parts(NamedTuple):
     span: int
 
 
-def cut(problems: int, longest: int, card: GpuCard, least: int = LEAST_SPAN) -> Parts:
-    """Cut problems so that a few programs run on every processor of a card."""
-    wanted = -(-_PROGRAMS_PER_PROCESSOR * card.processors // max(problems, 1))
+def cut(
+    problems: int, longest: int, card: GpuCard, least: int = LEAST_SPAN, programs: int = PROGRAMS_PER_PROCESSOR
+) -> Parts:
+    """Cut problems so that some programs run on every processor of a card."""
+    wanted = -(-programs * card.processors // max(problems, 1))
     span = max(-(-longest // min(wanted, MOST_PARTS)), least)
     span = -(-span // least) * least
     return Parts(max(-(-longest // span), 1), span)

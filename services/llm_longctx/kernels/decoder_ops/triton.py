@@ -18,8 +18,10 @@ from torch.nn import functional
 from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import Launch, Variant, power_of_two
 from services.llm_longctx.kernels.device.shapes import DECODERS, MODELS
-from services.llm_longctx.kernels.quantized_linear import PackedMatrix
-from services.llm_longctx.kernels.quantized_linear.triton import multiply
+from services.llm_longctx.kernels.fp8_linear import Fp8Matrix
+from services.llm_longctx.kernels.fp8_linear.triton import multiply as multiply_fp8
+from services.llm_longctx.kernels.quantized_linear import PackedMatrix, SmallMatrix
+from services.llm_longctx.kernels.quantized_linear.triton import multiply as multiply_packed
 from shared.lm.ops import NormLayer
 from shared.lm.rope import Rotation
 
@@ -33,7 +35,7 @@ class TritonOps:
     """`shared.lm.ops.Ops`; the residual stream is float32, as on a CPU, so that near ties do not turn over."""
 
     def __init__(
-        self, packed: Mapping[nn.Linear, PackedMatrix] = MappingProxyType({}), head: PackedMatrix | None = None
+        self, packed: Mapping[nn.Linear, SmallMatrix] = MappingProxyType({}), head: SmallMatrix | None = None
     ) -> None:
         """Take the few-bit matrices of layers, and of the logits, which stand in for their weights."""
         self._packed, self._head = packed, head
@@ -46,7 +48,9 @@ class TritonOps:
         """See `Ops`."""
         return normalize(x, how.weight, how.eps, how.offset)
 
-    def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None) -> list[Tensor]:
+    def products(
+        self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None, *, added: bool = False
+    ) -> list[Tensor]:
         """See `Ops`."""
         x = x if norm is None else self.norm(x, norm)
         if self._has_few_bits(x, layers):
@@ -72,6 +76,14 @@ class TritonOps:
 
     def _has_few_bits(self, x: Tensor, layers: Sequence[nn.Linear]) -> bool:
         return _has_few_rows(x) and all(layer in self._packed for layer in layers)
+
+
+def multiply(x: Tensor, layers: Sequence[tuple[SmallMatrix, Tensor | None]], *, gated: bool = False) -> list[Tensor]:
+    """Rows of x [...,columns] times matrices of one format: [...,rows] each; see `quantized_linear.multiply`."""
+    fp8 = [(matrix, bias) for matrix, bias in layers if isinstance(matrix, Fp8Matrix)]
+    if fp8:
+        return multiply_fp8(x, fp8, gated=gated)
+    return multiply_packed(x, [(one, bias) for one, bias in layers if isinstance(one, PackedMatrix)], gated=gated)
 
 
 def _has_few_rows(x: Tensor) -> bool:

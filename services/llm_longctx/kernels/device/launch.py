@@ -26,12 +26,14 @@ class Launch:
         constants: Its constexpr parameters.
         warps: Of a program.
         stages: Of its loops' pipelines.
+        registers: Of a thread, at most: the compiler takes all that there are, and fewer programs fit on a processor.
     """
 
     kernel: Any
     constants: Mapping[str, object]
     warps: int = 4
     stages: int = 3
+    registers: int | None = None
 
     def __call__(self, grid: tuple[int, ...], *arguments: object) -> None:
         """Run it over a grid."""
@@ -40,7 +42,12 @@ class Launch:
     @property
     def options(self) -> dict[str, int | bool]:
         """The compiler's options."""
-        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        options: dict[str, int | bool] = {
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+            "enable_fp_fusion": True,
+        }
+        return options if self.registers is None else options | {"maxnreg": self.registers}
 
 
 @dataclass(frozen=True, slots=True)

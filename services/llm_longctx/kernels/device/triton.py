@@ -1,4 +1,4 @@
-"""Parts of attention kernels: one step of a softmax that is added up tile by tile, and the merge of a row's parts.
+"""Parts of kernels: few-bit codes in pairs, one step of a softmax that is added up tile by tile, and a row's merge.
 
 Scores are in base 2 (scaled by log2 e), because a GPU's exponential is. Imported only where Triton is installed. Knows
 nothing about where keys and values lie.
@@ -11,6 +11,43 @@ import triton.language as tl
 
 LOG2E = 1.4426950408889634
 LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def as_pairs(words, WIDEN: tl.constexpr):
+    """Words [...] as the two bfloat16 that each holds, [...,2]; in float32 where WIDEN."""
+    low = words.to(tl.int16).to(tl.bfloat16, bitcast=True)
+    high = (words >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    both = tl.join(low, high)
+    return both.to(tl.float32) if WIDEN else both
+
+
+@triton.jit
+def scale_pairs(codes, zeros, scales, rest, WIDEN: tl.constexpr):
+    """Words of two bfloat16 each: (codes + zeros) · scales + rest, [...,2]. Each of the two steps is rounded once."""
+    zeros, scales = tl.broadcast_to(zeros, codes.shape), tl.broadcast_to(scales, codes.shape)
+    rest = tl.broadcast_to(rest, codes.shape)
+    if WIDEN:  # as in the interpreter, which has no instructions of a card
+        return (as_pairs(codes, True) + as_pairs(zeros, True)) * as_pairs(scales, True) + as_pairs(rest, True)
+    # The compiler pairs numbers of different words, and pays for it with as many permutations.
+    done = tl.inline_asm_elementwise(
+        """{ .reg .b32 sum, one;
+        mov.b32 one, 0x3f803f80;
+        fma.rn.bf16x2 sum, $1, one, $2;
+        fma.rn.bf16x2 $0, sum, $3, $4; }""",
+        "=r,r,r,r,r",
+        [codes, zeros, scales, rest],
+        dtype=tl.int32,
+        is_pure=True,
+        pack=1,
+    )
+    return as_pairs(done, False)
+
+
+@triton.jit
+def float_of(code):
+    """Codes as float32: the last bits of 2^23 are units, which is faster than a conversion."""
+    return (code | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
 
 
 @triton.jit
@@ -110,3 +147,42 @@ def finish(
             tl.store(out + to[:, None] * D + d[None, :], joined.to(out.dtype.element_ty), whole)
             tl.store(lse + to, sums * LN2, g < G)
             tl.store(arrived + problem, 0)
+
+
+@triton.jit
+def add_parts(acc, other, sums, arrived, task, part, parts, OUT: tl.constexpr, ROWS: tl.constexpr,
+              GATED: tl.constexpr):  # fmt: skip
+    """Store a part's sums; the program that comes last gets the sums of all, and resets the counter."""
+    tile: tl.constexpr = OUT * ROWS
+    cell = tl.arange(0, OUT)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+    mine = sums + (task * parts + part).to(tl.int64) * (2 * tile)
+    tl.store(mine + cell, acc)
+    if GATED:
+        tl.store(mine + tile + cell, other)
+    # All threads' stores come before the one thread's release.
+    tl.debug_barrier()
+    is_last = tl.atomic_add(arrived + task, 1, sem="acq_rel") == parts - 1
+    if is_last:
+        tl.store(arrived + task, 0)
+        acc = tl.zeros((OUT, ROWS), tl.float32)
+        other = tl.zeros((OUT, ROWS), tl.float32)
+        for p in range(0, parts):
+            theirs = sums + (task * parts + p).to(tl.int64) * (2 * tile)
+            acc += tl.load(theirs + cell, cache_modifier=".cg")
+            if GATED:
+                other += tl.load(theirs + tile + cell, cache_modifier=".cg")
+    return acc, other, is_last
+
+
+@triton.jit
+def store_product(acc, other, bias, second_bias, out, n, m, M, N, BIASED: tl.constexpr, SECOND_BIASED: tl.constexpr,
+                  GATED: tl.constexpr):  # fmt: skip
+    """Add biases to products [out,row], open the gate if there is one, and store rows [M,N]."""
+    inside = (n < N)[:, None] & (m < M)[None, :]
+    if BIASED:
+        acc += tl.load(bias + n, n < N, 0.0).to(tl.float32)[:, None]
+    if GATED:
+        if SECOND_BIASED:
+            other += tl.load(second_bias + n, n < N, 0.0).to(tl.float32)[:, None]
+        acc = acc * tl.sigmoid(tl.maximum(acc, -80.0)) * other
+    tl.store(out + m[None, :].to(tl.int64) * N + n[:, None], acc.to(out.dtype.element_ty), inside)

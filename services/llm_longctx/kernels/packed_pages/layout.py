@@ -30,6 +30,11 @@ CACHE_FORMATS: tuple[CacheBits, ...] = (8, 4, R4, R3)
 _ROTATED = 64
 
 
+def tile_entries(wide: int) -> int:
+    """Entries of a tile of `wide` channels that a GPU's kernel widens at a time (pages that are not rotated)."""
+    return 64 if wide <= 64 else 32
+
+
 def is_cache_format(bits: int) -> TypeGuard[CacheBits]:
     """Whether pages of such a format exist."""
     return bits in CACHE_FORMATS

@@ -22,6 +22,11 @@ _GROUP_BYTES = {4: 320, 8: 544}
 _CODE_BYTES = {4: 256, 8: 512}
 
 
+def tile_of(capability: int) -> tuple[int, int]:
+    """Strips and groups that a GPU's program widens at a time, by compute capability (90 for 9.0)."""
+    return (8, 2) if capability < 100 else (4, 4)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedMatrix:
     """A few-bit matrix as the kernels read it.

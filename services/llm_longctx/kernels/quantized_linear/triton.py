@@ -1,8 +1,9 @@
 """Products with few-bit matrices on a GPU, or in Triton's interpreter: the packed matrix is read where it lies.
 
-A program multiplies some strips of 16 rows of the matrix side by side; codes are exact in bfloat16, and a
-group's scale and minimum come after its product. Long rows are cut into parts of columns, which the program that comes
-last adds up in order. Imported only where Triton is installed. Knows nothing about other back ends.
+A program multiplies some strips of 16 rows of the matrix side by side. Codes are widened to x's type in registers, in
+the order in which a thread of a tensor core's product has whole words, and x follows that order. Long rows are cut into
+parts of columns, which the program that comes last adds up in order. Imported only where Triton is installed. Knows
+nothing about other back ends.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from torch.nn import functional
 from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import Launch, Variant, card_for, counters, power_of_two, precision
 from services.llm_longctx.kernels.device.shapes import MODELS
+from services.llm_longctx.kernels.device.triton import add_parts, float_of, scale_pairs, store_product
 from services.llm_longctx.kernels.dispatch import is_interpreted
-from services.llm_longctx.kernels.quantized_linear.packing import STRIP, PackedMatrix
+from services.llm_longctx.kernels.quantized_linear.packing import STRIP, PackedMatrix, tile_of
 from shared.lm.quantization import GROUP
 
 _MOST_ROWS = 64
@@ -34,25 +36,16 @@ def multiply(
 ) -> list[Tensor]:
     """See `multiply`; x is not rounded."""
     x = x.contiguous()
-    totals = _sum_groups(x)
     if gated and layers[0][0].bits == layers[1][0].bits:
-        return [_product(x, totals, layers[0], layers[1], parts)]
+        return [_product(x, layers[0], layers[1], parts)]
     if gated:
-        gate, up = (_product(x, totals, layer, None, parts) for layer in layers)
+        gate, up = (_product(x, layer, None, parts) for layer in layers)
         return [functional.silu(gate) * up]
-    return [_product(x, totals, layer, None, parts) for layer in layers]
-
-
-def _sum_groups(x: Tensor) -> Tensor:
-    """Sums of x over each group of columns, float32 [groups,rows]: a matrix's minimum is multiplied with them."""
-    K = x.shape[-1]
-    padded = functional.pad(x.reshape(-1, K), (0, -K % GROUP)) if K % GROUP else x.reshape(-1, K)
-    return padded.view(len(padded), -1, GROUP).sum(-1, dtype=torch.float32).t().contiguous()
+    return [_product(x, layer, None, parts) for layer in layers]
 
 
 def _product(
     x: Tensor,
-    totals: Tensor,
     layer: tuple[PackedMatrix, Tensor | None],
     other: tuple[PackedMatrix, Tensor | None] | None,
     parts: int | None,
@@ -78,14 +71,14 @@ def _product(
     if parts is None:
         wanted = -(-2 * card_for(x.device).processors // (grid[0] * grid[1]))
         parts = max(min(wanted, groups // _LEAST_GROUPS), 1)
-    span = triton.cdiv(groups, parts)
+    tile = int(str(launch.constants["TILE"]))
+    span = -(-triton.cdiv(groups, parts) // tile) * tile
     parts = triton.cdiv(groups, span)
-    tile = rows * strips * STRIP
-    sums = torch.empty(grid[0] * grid[1] * parts * tile * 2, dtype=torch.float32, device=x.device) if parts > 1 else x
+    cells = grid[0] * grid[1] * rows * strips * STRIP
+    sums = torch.empty(cells * parts * 2, dtype=torch.float32, device=x.device) if parts > 1 else x
     launch(
         (*grid, parts),
         x,
-        totals,
         matrix.data.view(torch.int32),
         matrix.data.view(torch.float16),
         second.data.view(torch.int32),
@@ -106,29 +99,33 @@ def _product(
 def _launch(
     card: GpuCard, dtype: torch.dtype, M: int, bits: int, K: int, *, gated: bool, biased: tuple[bool, bool]
 ) -> Launch:
-    most = _MOST_ROWS if bits == 8 or card.capability < 100 else _MOST_ROWS // 2
+    strips, tile = tile_of(card.capability)
+    if dtype == torch.float32:
+        tile = 1
     constants = {
         "BITS": bits,
         "K": K,
         "GROUPS": -(-K // GROUP),
         "GROUP": GROUP,
         "STRIP": STRIP,
-        "STRIPS": 8 if card.capability < 100 else 4,
-        "ROWS": min(power_of_two(M, 16), most if dtype != torch.float32 else 16),
+        "STRIPS": strips,
+        "TILE": tile,
+        "EVEN": K % (tile * GROUP) == 0,
+        "ROWS": min(power_of_two(M, 16), _MOST_ROWS if dtype != torch.float32 else 16),
         "GATED": gated,
         "BIASED": biased[0],
         "SECOND_BIASED": biased[1],
         "PRECISION": precision(dtype),
         "WIDEN": is_interpreted(),  # the interpreter multiplies bfloat16 as if it were whole numbers
     }
-    return Launch(_multiply, constants, 4, 4 if not gated else 3)
+    # Two warps keep a B200 from products in tensor memory, where codes would have to be stored first.
+    return Launch(_multiply, constants, 4 if card.capability < 100 else 2, 4 if not gated else 3)
 
 
 def variants(card: GpuCard) -> Iterator[Variant]:
     """Yield both widths of codes, for batches of 16 to 64 rows, and a gated pair."""
     types = dict.fromkeys(("x", "bias", "second_bias", "out"), "*bf16") | {
         "sums": "*fp32",
-        "totals": "*fp32",
         "arrived": "*i32",
     }
     types |= dict.fromkeys(("words", "second_words"), "*i32") | dict.fromkeys(("halves", "second_halves"), "*fp16")
@@ -143,7 +140,6 @@ def variants(card: GpuCard) -> Iterator[Variant]:
 @triton.jit
 def _multiply(
     x,
-    totals,
     words,
     halves,
     second_words,
@@ -163,6 +159,8 @@ def _multiply(
     GROUP: tl.constexpr,
     STRIP: tl.constexpr,
     STRIPS: tl.constexpr,
+    TILE: tl.constexpr,
+    EVEN: tl.constexpr,
     ROWS: tl.constexpr,
     GATED: tl.constexpr,
     BIASED: tl.constexpr,
@@ -171,124 +169,90 @@ def _multiply(
     WIDEN: tl.constexpr,
 ):
     OUT: tl.constexpr = STRIPS * STRIP
-    HALF: tl.constexpr = x.dtype.element_ty == tl.bfloat16
+    PAIRS: tl.constexpr = x.dtype.element_ty == tl.bfloat16
     block, chunk, part, parts = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(2)
-    strip, m, column = block * STRIPS + tl.arange(0, STRIPS), chunk * ROWS + tl.arange(0, ROWS), tl.arange(0, GROUP)
+    strip, m, column = (
+        block * STRIPS + tl.arange(0, STRIPS),
+        chunk * ROWS + tl.arange(0, ROWS),
+        tl.arange(0, GROUP * TILE),
+    )
     acc = tl.zeros((OUT, ROWS), tl.float32)
     other = tl.zeros((OUT, ROWS), tl.float32)
-    for group in range(part * span, tl.minimum((part + 1) * span, GROUPS)):
+    for group in range(part * span, tl.minimum((part + 1) * span, GROUPS), TILE):
         k = group * GROUP + column
-        rows = tl.load(x + m[None, :] * K + k[:, None], (m < M)[None, :] & (k < K)[:, None], 0.0)
+        inside = (m < M)[None, :]
+        if not EVEN:
+            inside = inside & (k < K)[:, None]
+        rows = _in_order(tl.load(x + m[None, :] * K + k[:, None], inside, 0.0), BITS, TILE, ROWS)
         if WIDEN:
             rows = rows.to(tl.float32)
-        total = tl.load(totals + group * M + m, m < M, 0.0)
-        acc += _group(words, halves, strip, strips, group, rows, total, BITS, GROUPS, STRIP, STRIPS, PRECISION, HALF)
+        held = (strip < strips)[:, None]
+        if not EVEN:
+            held = held & (group + tl.arange(0, TILE) < GROUPS)[None, :]
+        wide = _widen(words, halves, strip, held, group, BITS, GROUPS, STRIP, STRIPS, TILE, PAIRS, WIDEN)
+        acc = tl.dot(wide.to(rows.dtype), rows, acc, input_precision=PRECISION)
         if GATED:
-            other += _group(
-                second_words,
-                second_halves,
-                strip,
-                strips,
-                group,
-                rows,
-                total,
-                BITS,
-                GROUPS,
-                STRIP,
-                STRIPS,
-                PRECISION,
-                HALF,
-            )
+            wide = _widen(second_words, second_halves, strip, held, group, BITS, GROUPS, STRIP, STRIPS, TILE, PAIRS,
+                          WIDEN)  # fmt: skip
+            other = tl.dot(wide.to(rows.dtype), rows, other, input_precision=PRECISION)
     n = block * OUT + tl.arange(0, OUT)
-    inside = (n < N)[:, None] & (m < M)[None, :]
+    is_last = True
     if parts > 1:
-        tile: tl.constexpr = OUT * ROWS
-        cell = tl.arange(0, OUT)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
         task = block * tl.num_programs(1) + chunk
-        mine = sums + (task * parts + part).to(tl.int64) * (2 * tile)
-        tl.store(mine + cell, acc)
-        if GATED:
-            tl.store(mine + tile + cell, other)
-        # All threads' stores come before the one thread's release.
-        tl.debug_barrier()
-        if tl.atomic_add(arrived + task, 1, sem="acq_rel") == parts - 1:
-            tl.store(arrived + task, 0)
-            acc = tl.zeros((OUT, ROWS), tl.float32)
-            other = tl.zeros((OUT, ROWS), tl.float32)
-            for p in range(0, parts):
-                theirs = sums + (task * parts + p).to(tl.int64) * (2 * tile)
-                acc += tl.load(theirs + cell, cache_modifier=".cg")
-                if GATED:
-                    other += tl.load(theirs + tile + cell, cache_modifier=".cg")
-            _store(acc, other, bias, second_bias, out, n, m, N, inside, BIASED, SECOND_BIASED, GATED)
-    else:
-        _store(acc, other, bias, second_bias, out, n, m, N, inside, BIASED, SECOND_BIASED, GATED)
+        acc, other, is_last = add_parts(acc, other, sums, arrived, task, part, parts, OUT, ROWS, GATED)
+    if is_last:
+        store_product(acc, other, bias, second_bias, out, n, m, M, N, BIASED, SECOND_BIASED, GATED)
 
 
 @triton.jit
-def _group(
-    words,
-    halves,
-    strip,
-    strips,
-    group,
-    rows,
-    total,
-    BITS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    STRIP: tl.constexpr,
-    STRIPS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    HALF: tl.constexpr,
-):
-    """One group of 32 columns: its codes times x, scaled, and its minimum times the sum of x."""
-    PER_WORD: tl.constexpr = 32 // BITS
-    LANES: tl.constexpr = 32 // PER_WORD * STRIP
+def _in_order(x, BITS: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr):
+    """Columns of x [32·TILE,row] in the order of `_widen`: a thread of the product has whole words of codes."""
+    x = tl.reshape(x, (TILE * BITS // 4, 4, 8 // BITS, 2, 2, ROWS))  # [.,word,half,pair,low,row]
+    return tl.reshape(tl.permute(x, (0, 4, 2, 1, 3, 5)), (32 * TILE, ROWS))
+
+
+@triton.jit
+def _widen(words, halves, strip, held, group, BITS: tl.constexpr, GROUPS: tl.constexpr, STRIP: tl.constexpr,
+           STRIPS: tl.constexpr, TILE: tl.constexpr, PAIRS: tl.constexpr, WIDEN: tl.constexpr):  # fmt: skip
+    """TILE groups of 32 columns [row,column] of the matrix, in the order of `_in_order`."""
+    J: tl.constexpr = BITS // 4
+    LANES: tl.constexpr = 4 * J * STRIP
     BYTES: tl.constexpr = LANES * 4 + (64 if BITS == 4 else 32)
-    OUT: tl.constexpr = STRIPS * STRIP
-    lane, r, j = tl.arange(0, LANES), tl.arange(0, STRIP), tl.arange(0, PER_WORD)
-    there = (strip < strips)[:, None]
-    place = (strip.to(tl.int64) * GROUPS + group) * BYTES
-    held = tl.load(words + (place // 4)[:, None] + lane[None, :], there, 0)
-    # [strip, four or eight columns, row] → [strip, row, word], whose codes are neighbours.
-    held = tl.reshape(tl.permute(tl.reshape(held, (STRIPS, LANES // STRIP, STRIP)), (0, 2, 1)), (OUT, LANES // STRIP))
-    shift = 8 * j if BITS == 8 else 8 * (j % 4) + 4 * (j // 4)
-    codes = (held[:, :, None] >> shift[None, None, :]) & ((1 << BITS) - 1)
-    raised: tl.constexpr = 128 if BITS == 4 and HALF else 0
-    if BITS == 8:
-        codes -= 128
-    if raised > 0:
-        # The last bits of bfloat16's 128 are units: no conversion is needed.
-        codes = (codes | 0x4300).to(tl.int16).to(tl.bfloat16, bitcast=True)
-    codes = tl.reshape(codes, (OUT, 32)).to(rows.dtype)
-    number = halves + (place // 2)[:, None] + LANES * 2 + r[None, :]
-    scale = tl.reshape(tl.load(number, there, 0.0), (OUT,)).to(tl.float32)
-    product = tl.dot(codes, rows, input_precision=PRECISION) * scale[:, None]
+    lane, r, g = tl.arange(0, LANES), tl.arange(0, STRIP), tl.arange(0, TILE)
+    place = (strip.to(tl.int64)[:, None] * GROUPS + group + g[None, :]) * BYTES
+    flat = tl.load(words + (place // 4)[:, :, None] + lane[None, None, :], held[:, :, None], 0)
+    flat = tl.permute(tl.reshape(flat, (STRIPS, TILE, J, 4, STRIP)), (0, 4, 1, 2, 3))  # [strip,row,group,j,word]
+    number = halves + (place // 2)[:, :, None] + LANES * 2 + r[None, None, :]
+    scale = _by_row(tl.load(number, held[:, :, None], 0.0), STRIPS, STRIP, TILE)
+    least = tl.zeros_like(scale)
     if BITS == 4:
-        minimum = tl.reshape(tl.load(number + STRIP, there, 0.0), (OUT,)).to(tl.float32)
-        product += (minimum - raised * scale)[:, None] * total[None, :]
-    return product
+        least = _by_row(tl.load(number + STRIP, held[:, :, None], 0.0), STRIPS, STRIP, TILE)
+    i = tl.arange(0, 16 // BITS)
+    codes = flat[:, :, :, :, :, None] >> (BITS * i)[None, None, None, None, None, :]
+    if PAIRS:
+        if BITS == 4:  # 128 + code, whose last bits are units, less 128
+            zeros = tl.full((1, 1, 1, 1, 1, 1), -0x3CFF3D00, tl.int32)
+            codes = (codes & 0x000F000F) | 0x43004300
+        else:  # 128 + the code's lower seven bits, less 256 or, where the eighth is set, 128: codes are from -128 on
+            zeros = (codes & 0x00800080) ^ -0x3C7F3C80
+            codes = (codes & 0x007F007F) | 0x43004300
+        wide = scale_pairs(codes, zeros, _twice(scale), _twice(least), WIDEN)
+    else:
+        low, high = codes & ((1 << BITS) - 1), (codes >> 16) & ((1 << BITS) - 1)
+        wide = float_of(tl.join(low, high)) - (128.0 if BITS == 8 else 0.0)
+        wide = wide * scale[:, :, :, :, :, :, None] + least[:, :, :, :, :, :, None]
+    wide = tl.permute(wide, (0, 1, 2, 3, 5, 4, 6))
+    return tl.reshape(wide, (STRIPS * STRIP, 32 * TILE))
 
 
 @triton.jit
-def _store(
-    acc,
-    other,
-    bias,
-    second_bias,
-    out,
-    n,
-    m,
-    N,
-    inside,
-    BIASED: tl.constexpr,
-    SECOND_BIASED: tl.constexpr,
-    GATED: tl.constexpr,
-):
-    if BIASED:
-        acc += tl.load(bias + n, n < N, 0.0).to(tl.float32)[:, None]
-    if GATED:
-        if SECOND_BIASED:
-            other += tl.load(second_bias + n, n < N, 0.0).to(tl.float32)[:, None]
-        acc = acc * tl.sigmoid(tl.maximum(acc, -80.0)) * other
-    tl.store(out + m[None, :].to(tl.int64) * N + n[:, None], acc.to(out.dtype.element_ty), inside)
+def _by_row(numbers, STRIPS: tl.constexpr, STRIP: tl.constexpr, TILE: tl.constexpr):
+    """Numbers [strip,group,row] in float32 as [strip,row,group,1,1,1]."""
+    return tl.reshape(tl.permute(numbers, (0, 2, 1)).to(tl.float32), (STRIPS, STRIP, TILE, 1, 1, 1))
+
+
+@triton.jit
+def _twice(number):
+    """Words that hold a number twice, rounded to bfloat16."""
+    bits = number.to(tl.bfloat16).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+    return bits | (bits << 16)

@@ -1,4 +1,4 @@
-"""Parts of Triton kernels for rotated pages: rotate queries and what was mixed, and widen tiles of codes to levels.
+"""Triton kernels of rotated pages: rotate queries and what was mixed, and attend over codes widened to levels.
 
 Imported only where Triton is installed. Knows pages; knows nothing about softmaxes.
 """
@@ -11,8 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from services.llm_longctx.kernels.device.launch import Launch, power_of_two
+from services.llm_longctx.kernels.device.triton import absorb, finish
 from services.llm_longctx.kernels.packed_pages.layout import PAGE, PackedLayout
 from services.llm_longctx.kernels.packed_pages.rotation import hadamard
+from services.llm_longctx.kernels.packed_pages.runs.triton import hide, open_run
 
 
 def turn(layout: PackedLayout, x: Tensor, pages: Tensor, start: Tensor, *, back: bool) -> Tensor:
@@ -110,7 +112,7 @@ def _load_codes(words, halves, page, held, BITS: tl.constexpr, BEGIN: tl.constex
 
 
 @triton.jit
-def load_scales(halves, page, held, side, BYTES: tl.constexpr, CODES: tl.constexpr, KEYS: tl.constexpr,
+def _load_scales(halves, page, held, side, BYTES: tl.constexpr, CODES: tl.constexpr, KEYS: tl.constexpr,
                 PAGE: tl.constexpr):  # fmt: skip
     """Scales [KEYS] of the keys (side 0) or values (side 1) of pages, float32."""
     at = halves + (page * (BYTES // 2) + CODES + side * PAGE)[:, None] + tl.arange(0, PAGE)[None, :]
@@ -119,7 +121,7 @@ def load_scales(halves, page, held, side, BYTES: tl.constexpr, CODES: tl.constex
 
 
 @triton.jit
-def load_keys(words, halves, page, held, BITS: tl.constexpr, BYTES: tl.constexpr, WIDTH: tl.constexpr,
+def _load_keys(words, halves, page, held, BITS: tl.constexpr, BYTES: tl.constexpr, WIDTH: tl.constexpr,
               WIDE: tl.constexpr, KEYS: tl.constexpr, PAGE: tl.constexpr):  # fmt: skip
     """Levels [KEYS,WIDE] of rotated keys: lanes are entries."""
     codes = _load_codes(words, halves, page, held, BITS, 0, BYTES, WIDTH, WIDE, KEYS, PAGE)
@@ -127,10 +129,73 @@ def load_keys(words, halves, page, held, BITS: tl.constexpr, BYTES: tl.constexpr
 
 
 @triton.jit
-def load_values(words, halves, page, held, BITS: tl.constexpr, BYTES: tl.constexpr, WIDTH: tl.constexpr,
+def _load_values(words, halves, page, held, BITS: tl.constexpr, BYTES: tl.constexpr, WIDTH: tl.constexpr,
                 CODES: tl.constexpr, WIDE: tl.constexpr, KEYS: tl.constexpr, PAGE: tl.constexpr):  # fmt: skip
     """Levels [KEYS,WIDE] of rotated values: lanes are channels."""
     STEPS: tl.constexpr = 8 if BITS == 4 else 16
     codes = _load_codes(words, halves, page, held, BITS, CODES, BYTES, WIDTH, WIDE, KEYS, PAGE)
     blocks = tl.reshape(_level(codes, BITS), (KEYS // PAGE, WIDE // PAGE, PAGE // STEPS, STEPS, PAGE))
     return tl.reshape(tl.permute(blocks, (0, 2, 3, 1, 4)), (KEYS, WIDE))
+
+
+@triton.jit
+def decode_rotated(
+    q,
+    words,
+    pages,
+    weights,
+    start,
+    lengths,
+    weighted,
+    out,
+    lse,
+    part_out,
+    part_lse,
+    arrived,
+    scale,
+    span,
+    BITS: tl.constexpr,
+    BYTES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CODES: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDE: tl.constexpr,
+    GROUP: tl.constexpr,
+    KEYS: tl.constexpr,
+    PAGE: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Mix the rotated values of one part of one problem, whose queries are rotated; see `packed_pages.triton`."""
+    problem, part = tl.program_id(0), tl.program_id(1)
+    first, skip, n = open_run(start, lengths, problem, PAGE)
+    parts = tl.maximum(tl.cdiv(n, span), 1)
+    if part >= parts:
+        return
+    words, pages, weights = words + first * (BYTES // 4), pages + first * (BYTES // 2), weights + first * PAGE
+    row, d = tl.arange(0, ROWS), tl.arange(0, WIDE)
+    inside = (row < G)[:, None] & (d < D)[None, :]
+    rows = tl.load(q + (problem * G + row)[:, None] * D + d[None, :], inside, 0.0)
+    if WIDEN:
+        rows = rows.to(tl.float32)
+    most = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    mixed = tl.zeros((ROWS, WIDE), tl.float32)
+    end = tl.minimum((part + 1) * span, n)
+    weighted_end = tl.where(tl.load(weighted + problem) != 0, end, 0) if WEIGHTED else 0
+    for begin in range(part * span, end, KEYS):
+        page = begin // PAGE + tl.arange(0, KEYS // PAGE)
+        held, page = page * PAGE < end, page.to(tl.int64)
+        keys = _load_keys(words, pages, page, held, BITS, BYTES, WIDTH, WIDE, KEYS, PAGE)
+        values = _load_values(words, pages, page, held, BITS, BYTES, WIDTH, CODES, WIDE, KEYS, PAGE)
+        values *= _load_scales(pages, page, held, 1, BYTES, CODES, KEYS, PAGE)[:, None]
+        scores = tl.dot(rows, tl.trans(keys.to(rows.dtype)), input_precision=PRECISION) * scale
+        scores *= _load_scales(pages, page, held, 0, BYTES, CODES, KEYS, PAGE)[None, :]
+        scores += hide(weights, begin, skip, end, weighted_end, KEYS, WEIGHTED)[None, :]
+        most, total, mixed = absorb(scores, values.to(rows.dtype), most, total, mixed, PRECISION)
+    finish(most, total, mixed, out, lse, part_out, part_lse, arrived, problem, part, parts, tl.num_programs(1), G, D,
+           ROWS, WIDE, GROUP, AT_ONCE)  # fmt: skip
