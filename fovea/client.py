@@ -117,7 +117,7 @@ class Client:
             options: As `fovea.api.sweeps.SweepRequest` describes them.
 
         Returns:
-            The grid, whose lists are [layers][positions or heads].
+            The grid, layer by layer; its columns are positions or heads.
         """
         return self.send(endpoints.sweep(prompt, tokens, options))
 

@@ -85,6 +85,7 @@ def ask_texts(r: Recorder) -> None:
     r.ask("POST /v1/messages/count_tokens", message)
     tokens = r.ask("POST /tokenize", {"prompt": "What is attention?"})["tokens"]
     r.ask("POST /detokenize", {"tokens": tokens})
+    r.ask("GET /tokenizer_info")
     made = r.ask(
         "POST /v1/responses",
         {"input": "What is the capital of France?", "max_output_tokens": 24, "temperature": 0, "store": True},

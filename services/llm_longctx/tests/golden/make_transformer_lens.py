@@ -20,19 +20,23 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
-LAYERS = [0, 6, 12, 18, 21, 24, 29]
-SITES = ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
-HEAD_LAYERS = [21, 23, 26]
+LAYERS = [0, 12, 20, 29]
+SITES = ["resid_pre", "resid_post", "attn_out", "mlp_out"]
+HEAD_LAYERS = [21, 23]
 
 
 def load(gguf: Path) -> TransformerBridge:
+    found = {"gguf_file": gguf.name, "dtype": torch.float32, "attn_implementation": "eager"}
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, **found).eval()
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     with tempfile.TemporaryDirectory() as folder:
-        for kind in (AutoModelForCausalLM, AutoTokenizer):
-            kind.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-        return TransformerBridge.boot_transformers(folder, dtype=torch.float32, device="cpu").eval()
+        if hasattr(model.config, "quantization_config"):  # its tensors are float32 by now
+            del model.config.quantization_config
+        model.config.save_pretrained(folder)
+        return TransformerBridge.boot_transformers(folder, hf_model=model, tokenizer=tokenizer, device="cpu")
 
 
-def main(gguf: Path, out: Path) -> None:
+def main(gguf: Path, out: Path) -> None:  # noqa: C901
     model = load(gguf)
     tokenizer = model.tokenizer
     clean, corrupt = (torch.tensor([tokenizer.encode(text)]) for text in (CLEAN, CORRUPT))
@@ -40,52 +44,65 @@ def main(gguf: Path, out: Path) -> None:
     _, cache = model.run_with_cache(clean)
     length = clean.shape[1]
 
-    def score(*hooks):
-        logits = model.run_with_hooks(corrupt, fwd_hooks=list(hooks))[0, -1]
-        return round(float(logits[right] - logits[wrong]), 5)
+    def score(name, write, rows=1):
+        """Logit differences of `rows` runs, in whose activation [rows,T,…] `write` replaces something."""
 
-    def write(name, at, value, head=None):
-        """A hook that replaces an activation at one token, or at all (None)."""
-
-        def hook(activation, hook):  # TransformerLens passes the hook by this name
+        def hook(activation, hook):
             activation = activation.clone()
-            places = slice(None) if at is None else at
-            if head is None:
-                activation[0, places] = value
-            else:
-                activation[0, places, head] = value
+            write(activation)
             return activation
 
-        return name, hook
+        logits = model.run_with_hooks(corrupt.repeat(rows, 1), fwd_hooks=[(name, hook)])[:, -1]
+        return [round(float(x), 5) for x in logits[:, right] - logits[:, wrong]]
+
+    def sweep(name, values):
+        """One activation after another: row i of the batch writes at token i."""
+        at = torch.arange(length)
+
+        def write(activation):
+            activation[at, at] = values
+
+        return score(name, write, length)
+
+    def sweep_heads(name, values):
+        """One head after another at the last token: values [H,d]."""
+        at = torch.arange(len(values))
+
+        def write(activation):
+            activation[at, -1, at] = values
+
+        return score(name, write, len(values))
 
     found = {"clean": CLEAN, "corrupt": CORRUPT, "tokens": clean[0].tolist(), "layers": LAYERS, "patch": {}}
-    found["plain"] = score()
-    clean_logits = model(clean)[0, -1]
-    found["source"] = round(float(clean_logits[right] - clean_logits[wrong]), 5)
+    plain, source = (model(ids)[0, -1] for ids in (corrupt, clean))
+    found["plain"], found["source"] = (round(float(x[right] - x[wrong]), 5) for x in (plain, source))
     for site in SITES:
         names = [f"blocks.{layer}.hook_{site}" for layer in LAYERS]
-        found["patch"][site] = [[score(write(name, at, cache[name][0, at])) for at in range(length)] for name in names]
-    z = [f"blocks.{layer}.attn.hook_z" for layer in HEAD_LAYERS]
-    shape = cache[z[0]].shape
-    last = length - 1
-    heads = range(model.cfg.n_heads)
-    assert shape[2:3] == (len(heads),), shape
-    found["head_layers"] = HEAD_LAYERS
-    found["z"] = [[score(write(name, last, cache[name][0, last, head], head)) for head in heads] for name in z]
-    found["z_zero"] = [[score(write(name, last, 0.0, head)) for head in heads] for name in z]
-    found["z_mean"] = [
-        [score(write(name, last, cache[name][0, :, head].mean(0), head)) for head in heads] for name in z
+        found["patch"][site] = [sweep(name, cache[name][0]) for name in names]
+    # Its resid_mid is the input of the norm alone, which the skip connection passes by: what is written to attn_out
+    # here makes the stream after attention that of the other prompt.
+    _, own = model.run_with_cache(corrupt)
+    found["patch"]["resid_mid"] = [
+        sweep(f"blocks.{layer}.hook_attn_out", (cache[mid] - own[pre])[0])
+        for layer in LAYERS
+        for mid, pre in [(f"blocks.{layer}.hook_resid_mid", f"blocks.{layer}.hook_resid_pre")]
     ]
+    z = [f"blocks.{layer}.attn.hook_z" for layer in HEAD_LAYERS]
+    found["head_layers"] = HEAD_LAYERS
+    found["z"] = [sweep_heads(name, cache[name][0, -1]) for name in z]
+    found["z_zero"] = [sweep_heads(name, torch.zeros_like(cache[name][0, -1])) for name in z]
+    found["z_mean"] = [sweep_heads(name, cache[name][0].mean(0)) for name in z]
     mlp = "blocks.12.hook_mlp_out"
-    found["mlp_mean"] = score(write(mlp, None, cache[mlp][0].mean(0)))
 
-    def look_at(activation, hook):
-        activation = activation.clone()
-        activation[0, 3, -1] = 0.0
-        activation[0, 3, -1, 1] = 1.0
-        return activation
+    def write_mean(activation):
+        activation[:] = cache[mlp][0].mean(0)
 
-    found["attend"] = score(("blocks.23.attn.hook_pattern", look_at))
+    def look_at(pattern):
+        pattern[0, 3, -1] = 0.0
+        pattern[0, 3, -1, 1] = 1.0
+
+    (found["mlp_mean"],) = score(mlp, write_mean)
+    (found["attend"],) = score("blocks.23.attn.hook_pattern", look_at)
     rows = [cache[f"blocks.{layer}.attn.hook_pattern"][0, :, -1] for layer in HEAD_LAYERS]
     found["pattern"] = [[[round(x, 5) for x in row] for row in layer.tolist()] for layer in rows]
     found["lens"] = []
