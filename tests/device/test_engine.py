@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from services.llm_longctx.engine import Engine
-from services.llm_longctx.kernels.packed_pages import R4
 from services.llm_longctx.methods import method, methods
 from shared.lm.builders import llama
+from tests.device.paths import BITS, knobs_of, waits
 from tests.device.pretend_cuda import PretendCuda, to_cuda
 
 IDS = [(7 * i + i * i) % 61 for i in range(80)]
@@ -35,18 +35,7 @@ def on_cuda(device: PretendCuda):
     return to_cuda(copy.deepcopy(net()), device)
 
 
-def knobs_of(name: str) -> list[dict]:
-    named = methods()[name].contract_knobs
-    return [dict(named)] if isinstance(named, dict) or hasattr(named, "keys") else [dict(one) for one in named]
-
-
 CASES = [(name, i) for name in sorted(methods()) for i in range(len(knobs_of(name)))]
-
-
-def waits(how, number: int) -> bool:
-    """Whether the host must know what a step found: how many entries a cut leaves, or whether queries are alike."""
-    every, similarity = getattr(how, "every", None), getattr(how, "similarity", None)
-    return (every is not None and number % every == 0) or similarity is not None
 
 
 def play(model, how, bits, device: PretendCuda | None = None) -> torch.Tensor:
@@ -60,7 +49,7 @@ def play(model, how, bits, device: PretendCuda | None = None) -> torch.Tensor:
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("bits", [16, 4, R4])
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize(("name", "which"), CASES)
 def test_every_method_runs_as_on_a_cpu(name, which, bits):
     how = method(name, **knobs_of(name)[which])
