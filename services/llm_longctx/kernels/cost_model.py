@@ -133,8 +133,8 @@ def _resident(name: str, card: GpuCard) -> int:
     """Warps of a kernel on record that a processor holds: limited by registers, shared memory and programs."""
     used = _record()[f"{name}/{card.name}"]
     warps = int(used["warps"])
-    by_registers = 65536 // (-(-used["registers"] // 8) * 8 * 32 * warps)
-    by_memory = (card.shared + 1024) // (used["shared"] + 1024)
+    by_registers = 65536 // (-(-int(used["registers"]) // 8) * 8 * 32 * warps)
+    by_memory = int(card.shared + 1024) // (int(used["shared"]) + 1024)
     return min(by_registers, by_memory, 32, (48 if card.capability == 89 else 64) // warps) * warps
 
 
