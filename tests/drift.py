@@ -108,7 +108,9 @@ def gpu_pages() -> Iterator[tuple[pathlib.Path, str]]:
     from services.llm_longctx.kernels import cost_model
     from services.llm_longctx.kernels.ahead_of_time import results
     from shared.export import tensorrt_operators
+    from tests.device import paths
 
+    yield ROOT / "docs/gpu-methods.md", paths.render_page()
     yield ROOT / "docs/gpu-kernels.md", results.render_page()
     yield ROOT / "docs/gpu-cost.md", cost_model.render_page()
     yield ROOT / "docs/tensorrt-operators.md", tensorrt_operators.render_page()

@@ -28,6 +28,7 @@ GENERATED = (
     "benchmarks",
     "gpu-cost",
     "gpu-kernels",
+    "gpu-methods",
     "leaderboard*",
     "mutation",
     "settings",

@@ -43,6 +43,17 @@ def test_tensorrt_is_an_extra_of_its_own():
     assert all(f"-cu{MAJOR}-" in one for one in EXTRAS["tensorrt"])
 
 
+def test_no_requirement_is_of_another_cuda_major():
+    """What is asked for or pinned, by name; what it needs in turn is resolved in the release suite."""
+    asked = [*EXTRAS["gpu"], *EXTRAS["tensorrt"]]
+    asked += [line for file in ROOT.glob("requirements*.txt") for line in file.read_text("utf8").splitlines()]
+    found = {match[0]: match[1] for one in asked if (match := re.match(r"[\w.-]+-cu(\d\d)\b", one.strip()))}
+    assert found
+    assert set(found.values()) == {MAJOR}, found
+    [onnx] = [one for one in EXTRAS["gpu"] if one.startswith("onnxruntime-gpu")]
+    assert re.search(r">=1\.(2[7-9]|[3-9]\d)", onnx), f"{onnx}: up to 1.26 it is built with CUDA 12"
+
+
 @pytest.mark.release
 def test_the_extra_resolves_from_pypi_alone_with_one_cuda_major(tmp_path):
     report = tmp_path / "report.json"

@@ -54,6 +54,9 @@ _WAITS = {
 _READS = {Tensor.tolist: "tolist()", Tensor.numpy: "numpy()", Tensor.__array__: "numpy.asarray()", Tensor.data_ptr: ""}
 """Methods that read memory without an operation; CUDA's `numpy` fails."""
 
+_VALUES = {Tensor.item, Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__}
+"""Methods that read one value."""
+
 _INDEXED = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
 _FILLS = {_aten.copy_.default, _aten.fill_.Tensor, _aten.masked_fill.Tensor, _aten.masked_fill_.Tensor}
 
@@ -218,11 +221,21 @@ class _Calls(TorchFunctionMode):
                 return self._move(func, name, x, args[1:], kwargs)
             if name == "pin_memory":
                 return x  # pinned memory is the host's
+            if torch.is_inference_mode_enabled() and self._device.device_of(x).type == "cuda":
+                self._see_in_inference_mode(func, name, args, kwargs)
             if func in _READS and self._device.device_of(x).type == "cuda":
                 self._read(func)
             if name == "new_tensor" and "device" not in kwargs:
                 kwargs["device"] = self._device.device_of(x)
         return self._make(func, args, kwargs)
+
+    def _see_in_inference_mode(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> None:
+        """Torch then reads values, and repeats by them, without an operation that the lower layer would see."""
+        if func in _VALUES:
+            self._device.wait(_WAITS[_aten._local_scalar_dense.default])
+        by = kwargs.get("repeats", args[-1])
+        if name == "repeat_interleave" and isinstance(by, Tensor) and "output_size" not in kwargs:
+            self._device.wait("has as many results as the data says (repeat_interleave)")
 
     def _answer(self, func: Any, x: Tensor) -> Any:
         owner = getattr(func, "__self__", None)

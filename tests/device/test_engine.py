@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from services.llm_longctx.engine import Engine
-from services.llm_longctx.kernels.packed_pages import R4
 from services.llm_longctx.methods import method, methods
 from shared.lm.builders import llama
 from shared.lm.lora import LoraAdapter, build_adapter
 from shared.lm.lora_config import LoraConfig
+from tests.device.paths import BITS, knobs_of, waits
 from tests.device.pretend_cuda import PretendCuda, to_cuda
 
 IDS = [(7 * i + i * i) % 61 for i in range(80)]
@@ -37,20 +37,7 @@ def on_cuda(device: PretendCuda):
     return to_cuda(copy.deepcopy(net()), device)
 
 
-def knobs_of(name: str) -> list[dict]:
-    named = methods()[name].contract_knobs
-    return [dict(named)] if isinstance(named, dict) or hasattr(named, "keys") else [dict(one) for one in named]
-
-
-CASES = [(name, i, 16) for name in sorted(methods()) for i in range(len(knobs_of(name)))]
-CASES += [(name, 0, bits) for name in sorted(methods()) for bits in (4, R4)]
-"""Methods with all their knobs on a full cache, and with the first ones on caches of few bits."""
-
-
-def waits(how, number: int) -> bool:
-    """Whether the host must know what a step found: how many entries a cut leaves, or whether queries are alike."""
-    every, similarity = getattr(how, "every", None), getattr(how, "similarity", None)
-    return (every is not None and number % every == 0) or similarity is not None
+CASES = [(name, i) for name in sorted(methods()) for i in range(len(knobs_of(name)))]
 
 
 def play(model, how, bits, device: PretendCuda | None = None) -> torch.Tensor:
@@ -64,7 +51,9 @@ def play(model, how, bits, device: PretendCuda | None = None) -> torch.Tensor:
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize(("name", "which", "bits"), CASES)
+@pytest.mark.parametrize(
+    ("name", "which", "bits"), [(name, i, bits) for name, i in CASES for bits in BITS if i == 0 or bits == 16]
+)
 def test_every_method_runs_as_on_a_cpu(name, which, bits):
     how = method(name, **knobs_of(name)[which])
     wanted = play(net(), how, bits)

@@ -12,14 +12,14 @@ from services.llm_longctx.engine import Engine, GenerationRequest, Sampling
 from services.llm_longctx.engine.attention.step_rows import RowRuns
 from services.llm_longctx.engine.device.fixed_step import FixedStep, StepShape
 from services.llm_longctx.engine.device.graph_steps import GraphSteps
-from services.llm_longctx.kernels.packed_pages import R3
 from services.llm_longctx.kv_cache import PagePool
-from services.llm_longctx.methods import method, methods
+from services.llm_longctx.methods import method
 from services.llm_longctx.tests.conftest import Ear
 from services.llm_longctx.tests.hooks import Listeners
+from tests.device.paths import RECORDED, is_recorded, knobs_of
 from tests.device.pretend_cuda import PretendCuda, to_cuda
 from tests.device.stand_in_graph import StandInGraph
-from tests.device.test_engine import IDS, PLAN, adapter, knobs_of, net
+from tests.device.test_engine import CASES, IDS, PLAN, PROMPT, STEPS, adapter, net, on_cuda, play
 from tests.device.test_triton import forget
 
 triton = pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
@@ -84,7 +84,7 @@ def answers(how, bits: int, recorder: StandInGraph | None, device: PretendCuda, 
     return [ear.ids for ear in ears]
 
 
-@pytest.mark.parametrize(("name", "bits"), [("duo", 16), ("dense", 4), ("dense", R3)])
+@pytest.mark.parametrize(("name", "bits"), RECORDED)
 def test_replays_answer_as_steps_that_run_as_they_are(graph, name, bits):
     how, device = method(name, **knobs_of(name)[0]), PretendCuda()
     with device.active():
@@ -103,27 +103,6 @@ def test_steps_with_adapters_run_unrecorded_in_the_place_of_a_recording(graph):
     assert graph.replays == 0
     assert wanted[0] != plain[0]
     assert wanted[1:] == plain[1:]
-
-
-def test_a_method_that_chooses_what_it_reads_is_not_recorded(graph):
-    name = next(name for name in methods() if method(name, **knobs_of(name)[0]).overrides("decode_plan"))
-    device = PretendCuda()
-    with device.active():
-        engine = Engine(
-            to_cuda(copy.deepcopy(net()), device),
-            method(name, **knobs_of(name)[0]),
-            PLAN,
-            page=16,
-            backend="triton",
-            kv_bytes=1 << 20,
-        )
-        engine.runner.graphs = GraphSteps(engine.runner.run_fixed, engine.pool, graph, "triton")
-        s = engine.open()
-        s.prefill(IDS[:20])
-        for i in range(3):
-            s.step(IDS[20 + i])
-        s.close()
-    assert graph.records == 0
 
 
 class Rows:
@@ -158,6 +137,20 @@ class Plain:
                 old.copy_(new)
 
         return replay, outputs
+
+
+@pytest.mark.parametrize(("name", "which"), CASES)
+def test_each_method_is_recorded_or_not_and_answers_alike(name, which):
+    how, device, recorder = method(name, **knobs_of(name)[which]), PretendCuda(), Plain()
+    wanted = play(net(), how, 16)
+    with device.active():
+        engine = Engine(on_cuda(device), how, PLAN, page=16, backend="cpu_torch", kv_bytes=1 << 20)
+        engine.runner.graphs = GraphSteps(engine.runner.run_fixed, engine.pool, recorder, "cpu_torch")
+        s = engine.open()
+        rows = [s.prefill(IDS[:PROMPT])[-1]] + [s.step(IDS[PROMPT + i]) for i in range(STEPS)]
+        s.close()
+        assert torch.allclose(torch.stack(rows).cpu(), wanted, atol=2e-4)
+    assert bool(recorder.records) == is_recorded(how)
 
 
 def double(step: FixedStep):

@@ -11,11 +11,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.kernels import dispatch, pack, pack_fp8
 from services.llm_longctx.kernels.decode_step import HEAD
-from services.llm_longctx.kernels.packed_pages import R4
 from services.llm_longctx.methods import method
 from shared.lm.quantization import quantize
+from tests.device.paths import TRITON, knobs_of
 from tests.device.pretend_cuda import PretendCuda, to_cuda
-from tests.device.test_engine import IDS, PLAN, PROMPT, STEPS, knobs_of, net, on_cuda, play
+from tests.device.test_engine import IDS, PLAN, PROMPT, STEPS, net, on_cuda, play
 
 triton = pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
 interpreter = importlib.import_module("triton.runtime.interpreter")
@@ -47,9 +47,7 @@ def launches(monkeypatch):
     forget()
 
 
-@pytest.mark.parametrize(
-    ("name", "bits"), [("dense", 16), ("duo", 16), ("razor", 16), ("dense", 8), ("tova", 4), ("duo", R4)]
-)
+@pytest.mark.parametrize(("name", "bits"), TRITON)
 def test_a_step_is_sent_once_and_answers_as_on_a_cpu(launches, name, bits):
     how, device = method(name, **knobs_of(name)[0]), PretendCuda()
     wanted = play(net(), how, bits)

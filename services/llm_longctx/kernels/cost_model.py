@@ -49,6 +49,7 @@ class Work:
         operations: On tensor cores.
         instructions: That warps issue in its main loop.
         launches: How many.
+        resident: Warps of it that fit on a processor at once, where its code is on record.
     """
 
     kernel: str
@@ -57,6 +58,7 @@ class Work:
     operations: float = 0.0
     instructions: float = 0.0
     launches: int = 0
+    resident: int = 0
 
     def seconds(self, card: GpuCard) -> float:
         """How long it takes, gaps included."""
@@ -127,6 +129,15 @@ def _issued(name: str, card: GpuCard) -> float:
     return float(used["loop"] * used["warps"])
 
 
+def _resident(name: str, card: GpuCard) -> int:
+    """Warps of a kernel on record that a processor holds: limited by registers, shared memory and programs."""
+    used = _record()[f"{name}/{card.name}"]
+    warps = int(used["warps"])
+    by_registers = 65536 // (-(-int(used["registers"]) // 8) * 8 * 32 * warps)
+    by_memory = int(card.shared + 1024) // (int(used["shared"]) + 1024)
+    return min(by_registers, by_memory, 32, (48 if card.capability == 89 else 64) // warps) * warps
+
+
 def _products(step: Step, card: GpuCard) -> Work:
     model, bits = step.model, step.weight_bits
     weights = model.parameters - model.vocab * model.width
@@ -135,26 +146,30 @@ def _products(step: Step, card: GpuCard) -> Work:
         step.batch * model.layers * (4 * model.width + 2 * model.heads * model.head_dim + 3 * model.hidden) * 2
     )
     launches = 7 * model.layers if bits == 16 else 6 * model.layers  # few-bit gate and up are one
-    issued = _issued_by_products(weights, bits, step.batch, card)
-    return Work("linear layers", moved + activations, moved, 2.0 * weights * step.batch, issued, launches)
+    issued, resident = _issued_by_products(weights, bits, step.batch, card)
+    return Work("linear layers", moved + activations, moved, 2.0 * weights * step.batch, issued, launches, resident)
 
 
-def _issued_by_products(weights: float, bits: int, batch: int, card: GpuCard) -> float:
-    """Warp instructions of products with few-bit matrices; whole ones are the vendor's, and bound by memory."""
+def _issued_by_products(weights: float, bits: int, batch: int, card: GpuCard) -> tuple[float, int]:
+    """Warp instructions of products with few-bit matrices, and their warps on a processor.
+
+    Whole matrices are the vendor's, and bound by memory.
+    """
     if bits == 16:
-        return 0.0
+        return 0.0, 0
     rows = next((rows for rows in (16, 32, 64) if rows >= batch), 64)
     strips, groups = tile_of(card.capability)
     tiles = weights / (strips * STRIP * groups * GROUP) * -(-batch // rows)
-    return tiles * _issued(f"quantized_linear/Llama-3-8B, {bits} bits, {rows} rows", card)
+    name = f"quantized_linear/Llama-3-8B, {bits} bits, {rows} rows"
+    return tiles * _issued(name, card), _resident(name, card)
 
 
 def _logits(step: Step, card: GpuCard) -> Work:
     weights, bits = step.model.vocab * step.model.width, 16 if step.weight_bits == 16 else 8
     moved = _CODE_BYTES[bits] * weights
-    issued = _issued_by_products(weights, bits, step.batch, card)
+    issued, resident = _issued_by_products(weights, bits, step.batch, card)
     whole = moved + 2.0 * step.batch * step.model.vocab
-    return Work("logits", whole, moved, 2.0 * weights * step.batch, issued, 1)
+    return Work("logits", whole, moved, 2.0 * weights * step.batch, issued, 1, resident)
 
 
 def _attention(step: Step, card: GpuCard) -> Work:
@@ -173,7 +188,7 @@ def _attention(step: Step, card: GpuCard) -> Work:
     operations = entries * 4 * d * (8 if packed else 16)  # query rows are filled up to so many
     launches = model.layers * (3 if packed else 1)  # packed pages, the recent window, and their merge
     issued = entries / tile * _issued(name, card)
-    return Work("attention", moved + partial, moved, operations, issued, launches)
+    return Work("attention", moved + partial, moved, operations, issued, launches, _resident(name, card))
 
 
 def _others(step: Step, card: GpuCard) -> Iterator[Work]:
@@ -226,6 +241,8 @@ def _lines() -> Iterator[str]:
         f"({BANDWIDTH_SHARE:.0%} of the bandwidth), its operations ({MATRIX_SHARE:.0%} of tensor cores' rate) and its",
         f"main loop's instructions ({ISSUE_SHARE:.0%} of all slots); a launch costs {GAP * 1e6:.0f} µs in a",
         "captured graph. The floor is weights, keys and values, read once at full bandwidth.",
+        "Resident warps are those whose registers and shared memory fit: with few of them a processor's four",
+        "schedulers reach the share of slots only where a warp's instructions do not wait for each other.",
         "",
         "## Steps: 32 sequences of 8,192 entries",
         "",
@@ -251,8 +268,8 @@ def _cell(step: Step, card: GpuCard) -> str:
 def _kernel_lines(card: GpuCard) -> Iterator[str]:
     for label, weight_bits, cache_bits in (_CASES[0], _CASES[2]):
         yield from ("", f"## Kernels: Llama-3-8B on {card.name}, 32 × 8,192, {label}", "")
-        yield "| kernel | GB | operations, 10⁹ | warp instructions, 10⁹ | launches | ms | bound by |"
-        yield "|---|---|---|---|---|---|---|"
+        yield "| kernel | GB | operations, 10⁹ | warp instructions, 10⁹ | resident warps | launches | ms | bound by |"
+        yield "|---|---|---|---|---|---|---|---|"
         for work in cost_of_step(Step(MODELS[1], 32, 8192, weight_bits, cache_bits), card):
             bounds = work.bounds(card)
             cells = (
@@ -260,6 +277,7 @@ def _kernel_lines(card: GpuCard) -> Iterator[str]:
                 f"{work.bytes / 1e9:.3f}",
                 f"{work.operations / 1e9:.0f}",
                 f"{work.instructions / 1e9:.2f}",
+                str(work.resident or "–"),
                 str(work.launches),
                 f"{work.seconds(card) * 1e3:.2f}",
                 max(bounds, key=lambda name: bounds[name])

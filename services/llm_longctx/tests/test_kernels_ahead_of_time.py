@@ -21,7 +21,9 @@ REPRESENTATIVE = (
     "decode/Gemma-3-4B, bf16, runs/A100",
     "decode/80 per head, bf16, runs/B200",
     "block_sparse_prefill/Gemma-3-4B, bf16/A100",
-    "window_prefill/SmolLM2-135M, bf16/H100",
+    "packed_pages/Llama-3-8B, 4 bits/H100",
+    "quantized_linear/Llama-3-8B, 4 bits, 32 rows/H100",
+    "fp8_linear/Llama-3-8B, 32 rows/L4",
 )
 
 

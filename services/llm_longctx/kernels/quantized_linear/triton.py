@@ -100,8 +100,9 @@ def _launch(
     card: GpuCard, dtype: torch.dtype, M: int, bits: int, K: int, *, gated: bool, biased: tuple[bool, bool]
 ) -> Launch:
     strips, tile = tile_of(card.capability)
+    most = _MOST_ROWS if card.capability < 100 else _MOST_ROWS // 2
     if dtype == torch.float32:
-        tile = 1
+        tile, most = 1, 16
     constants = {
         "BITS": bits,
         "K": K,
@@ -111,7 +112,7 @@ def _launch(
         "STRIPS": strips,
         "TILE": tile,
         "EVEN": K % (tile * GROUP) == 0,
-        "ROWS": min(power_of_two(M, 16), _MOST_ROWS if dtype != torch.float32 else 16),
+        "ROWS": min(power_of_two(M, 16), most),
         "GATED": gated,
         "BIASED": biased[0],
         "SECOND_BIASED": biased[1],
