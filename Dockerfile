@@ -13,6 +13,8 @@ RUN find /plugins -type f ! -name pyproject.toml -delete
 FROM ${BASE} AS build
 ARG SERVICE=gateway
 ARG FLAVOUR=cpu
+# Packages of weights; `fovea-weights` alone leaves out those for research only.
+ARG WEIGHTS="fovea-weights fovea-weights-kvasir-seg"
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # A folder of wheels that pip prefers, where the build mounts one.
 ARG PIP_FIND_LINKS
@@ -23,30 +25,34 @@ SHELL ["/bin/bash", "-eo", "pipefail", "-c"]
 # Dependencies first, with empty packages in place of ours: a change of the code leaves this layer as it is.
 # What pip would install is installed by hash; only PyTorch and what comes with it alone follow without one.
 COPY pyproject.toml constraints.txt requirements-data.txt requirements-hashes.txt ./
+COPY fovea/pyproject.toml fovea/
 COPY deploy/hashes.py deploy/plugins.py deploy/
 COPY --from=projects /plugins plugins
 # The gateway has no flavour: it runs no model. Only the language services carry the embedded language model.
-RUN mkdir fovea shared services LICENSES && touch README.md LICENSE LICENSES/empty.txt NOTICE {fovea,shared,services}/__init__.py \
+RUN mkdir -p fovea/api fovea/cli/commands/judge shared services \
+ && touch {,fovea/}README.md {,fovea/}LICENSE {fovea,shared,services}/__init__.py \
  && python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/fovea \
  && extras="${SERVICE}"; [ "${SERVICE}" = gateway ] || extras="cluster,${SERVICE},${FLAVOUR}" \
  && index=(); [[ "${SERVICE}" = gateway || "${FLAVOUR}" != cpu || "${TORCH_INDEX}" = none ]] || index=(--extra-index-url "${TORCH_INDEX}") \
  && python3 deploy/plugins.py requirements "${SERVICE}" > plugins.txt \
  && install="/opt/pip/bin/pip install --no-cache-dir --no-compile" \
- && /opt/pip/bin/pip install --quiet --dry-run --ignore-installed --report all.json "${index[@]}" -c constraints.txt -r plugins.txt ".[${extras}]" \
+ && /opt/pip/bin/pip install --quiet --dry-run --ignore-installed --report all.json "${index[@]}" -c constraints.txt -r plugins.txt ./fovea ".[${extras}]" \
  && python3 deploy/hashes.py select all.json > locked.txt \
  && case "${SERVICE}" in llm-longctx|interpretability|relevance-judge) \
       /opt/pip/bin/pip install --quiet --dry-run --ignore-installed --no-deps --report data.json -r requirements-data.txt \
       && python3 deploy/hashes.py select data.json >> locked.txt ;; esac \
  && ${install} --no-deps --require-hashes -r locked.txt \
- && ${install} "${index[@]}" -c constraints.txt -r plugins.txt ".[${extras}]"
-COPY README.md LICENSE NOTICE ./
-COPY LICENSES LICENSES
+ && ${install} "${index[@]}" -c constraints.txt -r plugins.txt ./fovea ".[${extras}]"
+COPY README.md LICENSE ./
 COPY fovea fovea
 COPY shared shared
 COPY services services
 COPY plugins plugins
-RUN mapfile -t plugins < <(python3 deploy/plugins.py folders "${SERVICE}") \
- && /opt/pip/bin/pip install --no-cache-dir --no-compile --no-deps --force-reinstall . "${plugins[@]}"
+COPY weights weights
+RUN mapfile -t folders < <(python3 deploy/plugins.py folders "${SERVICE}") \
+ && case "${SERVICE}" in medical-seg|interpretability) weights="${WEIGHTS}" ;; gateway|llm-longctx|relevance-judge) weights= ;; *) weights=fovea-weights ;; esac \
+ && for name in ${weights}; do folders+=("./weights/${name}"); done \
+ && /opt/pip/bin/pip install --no-cache-dir --no-compile --no-deps --force-reinstall ./fovea . "${folders[@]}"
 # Kernels of language services. The compiler stays behind; the library that they share threads by lies beside them.
 # hadolint ignore=DL3008  # whatever compiler the base's distribution has
 RUN case "${SERVICE}" in llm-longctx|interpretability|relevance-judge) \
@@ -59,9 +65,10 @@ RUN mkdir -p /opt/fovea/graphs \
  && [ "${FLAVOUR}" != onnx ] || { \
       index=(); [ "${TORCH_INDEX}" = none ] || index=(--extra-index-url "${TORCH_INDEX}"); \
       python3 -m venv /opt/export \
-      && env -u PIP_PYTHON /opt/export/bin/pip install --no-cache-dir "${index[@]}" -c constraints.txt -r plugins.txt ".[${SERVICE},cpu]" \
-      && mapfile -t plugins < <(python3 deploy/plugins.py folders "${SERVICE}") \
-      && env -u PIP_PYTHON /opt/export/bin/pip install --no-cache-dir --no-deps . "${plugins[@]}" \
+      && env -u PIP_PYTHON /opt/export/bin/pip install --no-cache-dir "${index[@]}" -c constraints.txt -r plugins.txt ./fovea ".[${SERVICE},cpu]" \
+      && mapfile -t folders < <(python3 deploy/plugins.py folders "${SERVICE}") \
+      && for name in ${WEIGHTS}; do folders+=("./weights/${name}"); done \
+      && env -u PIP_PYTHON /opt/export/bin/pip install --no-cache-dir --no-deps ./fovea . "${folders[@]}" \
       && /opt/export/bin/fovea export graphs /opt/fovea/graphs --service "${SERVICE}" && rm -rf /opt/export; }
 # What is inside, for whoever must know (`cat /opt/fovea/sbom.json`).
 RUN /opt/pip/bin/pip inspect | /opt/fovea/bin/python -m shared.serving.sbom "fovea-${SERVICE}" > /opt/fovea/sbom.json
@@ -72,12 +79,14 @@ RUN /opt/fovea/bin/python deploy/trim.py "${SERVICE}"
 FROM ${BASE}
 ARG SERVICE=gateway
 ARG FLAVOUR=cpu
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
+# Of Fovea and its weights; sbom.json has those of all packages, whose texts are in their `dist-info` folders.
+ARG LICENCES="Apache-2.0 AND MIT AND LicenseRef-Kvasir-SEG-Research-Only"
 LABEL org.opencontainers.image.title="fovea-${SERVICE}" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.licenses="Apache-2.0"
+      org.opencontainers.image.licenses="${LICENCES}"
 COPY --from=build /opt/fovea /opt/fovea
 # A numeric user, so that Kubernetes can check runAsNonRoot; state only under /data. A login shell, which some versions
 # of KubeRay start Ray with, sets PATH anew and reads this file.

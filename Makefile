@@ -53,7 +53,7 @@ format: setup  ## format and fix what ruff can
 
 setup: $(STAMP) $(KERNELS)  ## .venv with everything that running and testing need
 
-REQUIREMENTS := pyproject.toml $(PLUGINS:%=%pyproject.toml) constraints.txt requirements-data.txt deploy/install.py
+REQUIREMENTS := pyproject.toml fovea/pyproject.toml $(PLUGINS:%=%pyproject.toml) constraints.txt requirements-data.txt deploy/install.py
 INSTALL = $(BIN)/python deploy/install.py --torch-index "$(TORCH_INDEX)" --flavour $(FLAVOUR)
 
 $(RUNNABLE): $(REQUIREMENTS) | $(BIN)/python
@@ -112,7 +112,7 @@ mutants: setup  ## mutation testing of ten core modules, into docs/mutation.md (
 gallery: setup  ## the pictures of docs/gallery.md again, by its own commands (`make run` beside it)
 	@$(BIN)/python -m loadtests.gallery
 
-release: setup  ## wheels, source archives, chart, SBOM, checksums and provenance of this version, in out/release (ARGS=--tag)
+release: setup  ## wheels, source archives, chart, images, SBOM, checksums and provenance of this version, in out/release (ARGS=--tag)
 	@$(BIN)/python deploy/release.py $(ARGS)
 
 images: setup  ## build one service's image with buildah and run it (BASE=… names a local base image)
@@ -122,4 +122,4 @@ generate: setup  ## everything that is generated and committed: gRPC stubs, mode
 	@$(BIN)/python -m tests.drift --write
 
 clean:  ## remove what setup and runs leave behind
-	@rm -rf $(VENV) .fovea out build *.egg-info plugins/*/*.egg-info plugins/*/build
+	@rm -rf $(VENV) .fovea out {,fovea/,weights/*/,plugins/*/}{build,*.egg-info}

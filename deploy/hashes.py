@@ -74,7 +74,7 @@ def select(report: Any, known: dict[str, tuple[str, str]]) -> str:
 def write() -> None:
     """Resolve again and write the file."""
     # The extra gpu adds ONNX Runtime's own build, and packages that can be asked about only where there is a GPU.
-    extras = ["--extra", "all", "--extra", "cpu"]
+    extras = ["--extra", "all", "--extra", "cluster", "--extra", "cpu"]
     universal = ("--universal", "--python-version", "3.11")
     resolved = _compile("pyproject.toml", "-", *extras, *universal, given="\n".join(list_requirements()))
     resolved += _compile("-", "--no-deps", given="onnxruntime-gpu")
@@ -84,9 +84,14 @@ def write() -> None:
 
 
 def list_requirements() -> list[str]:
-    """Requirements of all plug-ins, without Fovea and other plug-ins."""
+    """Requirements of plug-ins that an image may have, without Fovea and other plug-ins."""
     projects = (tomllib.loads(file.read_text("utf8"))["project"] for file in ROOT.glob("plugins/*/pyproject.toml"))
-    lines = {line for project in projects for line in project["dependencies"]}
+    used = (
+        one
+        for one in projects
+        if {*one["entry-points"]} - {"fovea.commands"} and "fovea.recipes" not in one["entry-points"]
+    )
+    lines = {line for project in used for line in project["dependencies"]}
     return sorted(line for line in lines if not line.startswith("fovea"))
 
 

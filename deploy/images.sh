@@ -3,12 +3,17 @@
 #   deploy/images.sh [SERVICE]            (default medical-seg; needs root, buildah, podman, runc and, without BASE, mmdebstrap)
 # BASE names a base image that is already here; unset, a minimal Debian with Python is made from the distribution's packages.
 # FLAVOUR is cpu (default), gpu or onnx; PUSH a registry that takes the image once it has answered: PUSH=ghcr.io/me deploy/images.sh
+# It tells how long the first answer took after the container's start; with MAX_START_S=10 more than 10 s is an error.
+# SAVE is a folder that takes it as an OCI archive; WEIGHTS the packages of weights that it may have (fovea-weights: no others)
 # SUITE is its release, WHEELS a folder of wheels that pip prefers, TORCH_INDEX an index of CPU builds of torch.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 service=${1:-medical-seg}
 flavour=${FLAVOUR:-cpu}
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+weights=${WEIGHTS-fovea-weights fovea-weights-kvasir-seg}
+licences="Apache-2.0 AND MIT"
+case "${service} ${weights}" in "medical-seg "*kvasir*|"interpretability "*kvasir*) licences+=" AND LicenseRef-Kvasir-SEG-Research-Only" ;; esac
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 suite=${SUITE:-$(. /etc/os-release && echo "${VERSION_CODENAME}")}
 python=${PYTHON:-.venv/bin/python}
@@ -55,6 +60,7 @@ for name in $(compgen -e | grep -E '^(https?_proxy|no_proxy|HTTPS?_PROXY)$' || t
 done
 buildah bud --quiet --format docker --isolation chroot --network host "${limits[@]}" "${extra[@]}" \
   --build-arg "BASE=${base}" --build-arg "SERVICE=${service}" --build-arg "FLAVOUR=${flavour}" \
+  --build-arg "WEIGHTS=${weights}" --build-arg "LICENCES=${licences}" \
   --build-arg "VERSION=${version}" --build-arg "REVISION=${revision}" -t "${image}" . >/dev/null
 buildah images --format '{{.Name}}:{{.Tag}} {{.Size}}' | grep "fovea-${service}:" || true
 
@@ -64,6 +70,7 @@ upstream=${service}
 in_container() {
   podman --runtime runc run --detach --name "fovea-${service}-try" --network host "${limits[@]}" "$@" >/dev/null 2>&1
 }
+started=$(date +%s)
 # The image under test plays its part; the other part runs from the virtual environment.
 if [ "${service}" = gateway ]; then
   upstream=medical-seg
@@ -82,6 +89,12 @@ if ! "${python}" -m tests.deploy.one_request "http://127.0.0.1:${front}" "${upst
   tail -20 "${work}"/*.log
   exit 1
 fi
+took=$(($(date +%s) - started))
+echo "The first answer came ${took} s after the container was started."
+[ "${took}" -le "${MAX_START_S:-${took}}" ] || { echo "That is more than ${MAX_START_S} s."; exit 1; }
 if [ -n "${PUSH:-}" ]; then
   buildah push "${image}" "docker://${PUSH}/fovea-${service}:${version}"
+fi
+if [ -n "${SAVE:-}" ]; then
+  buildah push --quiet "${image}" "oci-archive:${SAVE}/fovea-${service}-${version}-${flavour}.tar:fovea-${service}:${version}"
 fi

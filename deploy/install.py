@@ -81,7 +81,7 @@ def install_packages(services: Sequence[str], source: Sequence[str], flavour: st
         _pip("--no-deps", *source, find_requirement("torch"))
     extras = ",".join([*list_extras(services, flavour), *(["cluster", "dev"] if test else [])])
     folders = [part for folder in list_plugins(services, test=test) for part in ("-e", folder)]
-    _pip("-e", f".[{extras}]", *folders)
+    _pip("-e", "./fovea", "-e", f".[{extras}]", *folders)
     files = ["requirements-data.txt"] if not {*services} <= {*VISION} or not services else []
     for file in [*files, *(["requirements-tools.txt"] if test else [])]:
         _pip("--no-deps", "-r", file)
@@ -141,6 +141,10 @@ def main() -> None:
     if options.test:
         return
     export_graphs([name for name in VISION if not services or name in services], source)
+    if not services or "relevance-judge" in services:
+        print("Packing the embedding model of judges …", flush=True)
+        if subprocess.run([sys.executable, "deploy/pack_mpnet.py"], cwd=ROOT, check=False).returncode:
+            print("It can't be fetched: judges use the smaller model alone.")
     if needs_torch(services):
         print("Building the kernels …", flush=True)
         _call([f"{sys.prefix}/bin/fovea", "build-kernels"])

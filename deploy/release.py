@@ -1,9 +1,9 @@
-"""`make release`: wheels, source archives, chart, bill of materials, checksums and provenance of one version.
+"""`make release`: wheels, source archives, chart, images, bill of materials, checksums and provenance of one version.
 
-    .venv/bin/python deploy/release.py [--out out/release] [--tag]
+    .venv/bin/python deploy/release.py [--out out/release] [--no-images] [--tag]
 
-Everything is built from the committed tree; the same commit gives the same bytes of wheels. Images are built and pushed
-by `deploy/images.sh`, one service at a time.
+Everything is built from the committed tree; the same commit gives the same bytes of wheels. `deploy/images.sh` builds
+and tries the images, where buildah and podman are installed; without them the release has none, and the output says so.
 """
 
 from __future__ import annotations
@@ -26,13 +26,18 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from shared.serving.sbom import bill_of_materials  # noqa: E402  # of this tree, whatever is installed
 
+IMAGES = (
+    "gateway", "vision-restoration", "medical-seg", "detection", "llm-longctx", "interpretability", "relevance-judge",
+)  # fmt: skip
+
 
 class Release:
     """One version of the project at `root`, as files in `out`."""
 
     def __init__(self, root: Path, out: Path) -> None:
         self.root = root
-        self.projects = [root, *sorted(file.parent for file in root.glob("plugins/*/pyproject.toml"))]
+        found = (sorted(root.glob(f"{folder}/pyproject.toml")) for folder in ("fovea", "weights/*", "plugins/*"))
+        self.projects = [root, *(file.parent for files in found for file in files)]
         self.version = _read_version(root / "pyproject.toml")
         self.out = out / self.version
 
@@ -49,7 +54,7 @@ class Release:
         if changed := self._git("status", "--porcelain"):
             sys.exit(f"These changes are not committed:\n{changed}")
 
-    def build(self) -> None:
+    def build(self, *, images: bool) -> None:
         """Write all files."""
         shutil.rmtree(self.out, ignore_errors=True)
         self.out.mkdir(parents=True)
@@ -62,6 +67,8 @@ class Release:
             for project in self.projects:
                 self._build_project(tree / project.relative_to(self.root))
             self._run(_tool("helm"), "package", tree / "deploy/helm/fovea", "--destination", self.out)
+        if images:
+            self._build_images()
         self._write_bill()
         self._write_provenance(began)
         sums = "".join(f"{_digest(file)}  {file.name}\n" for file in sorted(self.out.iterdir()))
@@ -77,6 +84,13 @@ class Release:
         done = subprocess.run(command, env=env, check=False, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{folder.name} can't be built:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+    def _build_images(self) -> None:
+        """Build the image of each service, send it a request, and save it."""
+        for service in IMAGES:
+            print(f"Building the image of {service} …", flush=True)
+            env = {**os.environ, "SAVE": str(self.out), "PYTHON": sys.executable}
+            subprocess.run([self.root / "deploy/images.sh", service], cwd=self.root, env=env, check=True)
 
     def _add_site(self, tree: Path) -> None:
         """Build the documentation into the plug-in that serves it, so that its wheel holds it."""
@@ -139,13 +153,18 @@ def main(root: Path = ROOT) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=root / "out/release")
     parser.add_argument("--tag", action="store_true", help="tag the commit once everything is built")
+    parser.add_argument("--no-images", action="store_true", help="build no images")
     options = parser.parse_args()
-    release = Release(root, options.out)
+    release = Release(root, options.out.resolve())
     release.check()
-    release.build()
+    missing = [tool for tool in ("buildah", "podman") if shutil.which(tool) is None]
+    release.build(images=not (options.no_images or missing))
     if options.tag:
         release.tag()
     print(f"Version {release.version} is in {release.out}: {len(list(release.out.iterdir()))} files.")
+    if options.no_images or missing:
+        why = "--no-images" if options.no_images else f"{' and '.join(missing)} not installed"
+        print(f"It has no images ({why}). This builds one: SAVE={release.out} deploy/images.sh {'|'.join(IMAGES)}")
 
 
 if __name__ == "__main__":

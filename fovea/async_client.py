@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -14,13 +14,15 @@ from fovea import endpoints
 from fovea.api.job import FINAL, Job
 from fovea.api.mask import SegmentOut
 from fovea.api.model import ModelEntry
+from fovea.api.sweeps import Sweep
 from fovea.call import Call, StreamCall
 from fovea.chat import ChatAnswer, ChatOptions, ChatPiece, Messages, build_messages
 from fovea.error_responses import parse_error, translate_errors
+from fovea.lora import AsyncLoraAdapters
 from fovea.picture import PictureLike
-from fovea.results import JobResult, ModelCard, SegmentOptions
+from fovea.results import JobResult, ModelCard, SegmentOptions, SweepOptions
 from fovea.retry import STREAM_RESUME_S, JobWatcher, RetryPolicy, iterate_pauses
-from fovea.steering import AsyncSteeringVectors
+from fovea.steering import AsyncCaptures, AsyncSteeringVectors
 from fovea.transport import LOCAL, Address
 
 Answer = TypeVar("Answer")
@@ -42,6 +44,8 @@ class AsyncClient:
         self.url = url
         self.jobs = AsyncJobs(self)
         self.steering_vectors = AsyncSteeringVectors(self)
+        self.lora_adapters = AsyncLoraAdapters(self)
+        self.captures = AsyncCaptures(self)
         self._retry_policy = retry_policy or RetryPolicy()
         self._http = httpx2.AsyncClient(**Address(url, key, timeout).client_options(), transport=transport)
 
@@ -87,6 +91,12 @@ class AsyncClient:
         """See `Client.chat_stream`; use it with `async for`."""
         async for piece in self.stream(endpoints.chat_stream(build_messages(messages, system), model, options)):
             yield piece
+
+    async def sweep(
+        self, prompt: str | Sequence[Any], tokens: Sequence[str | int], **options: Unpack[SweepOptions]
+    ) -> Sweep:
+        """See `Client.sweep`."""
+        return await self.send(endpoints.sweep(prompt, tokens, options))
 
     async def default_model(self, task: str) -> str:
         """See `Client.default_model`."""

@@ -36,6 +36,7 @@ class ChatOptions(TypedDict, total=False):
     longctx: dict[str, Any] | None
     interventions: list[dict[str, Any]] | None
     capture: list[dict[str, Any]] | None
+    compare: list[str | dict[str, Any]] | None
     session_id: str | None
     document_id: str | None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -14,13 +14,15 @@ from fovea import endpoints
 from fovea.api.job import FINAL, Job
 from fovea.api.mask import SegmentOut
 from fovea.api.model import ModelEntry
+from fovea.api.sweeps import Sweep
 from fovea.call import Call, StreamCall
 from fovea.chat import ChatAnswer, ChatOptions, ChatPiece, Messages, build_messages
 from fovea.error_responses import parse_error, translate_errors
+from fovea.lora import LoraAdapters
 from fovea.picture import PictureLike
-from fovea.results import JobResult, ModelCard, SegmentOptions
+from fovea.results import JobResult, ModelCard, SegmentOptions, SweepOptions
 from fovea.retry import STREAM_RESUME_S, JobWatcher, RetryPolicy, iterate_pauses
-from fovea.steering import SteeringVectors
+from fovea.steering import Captures, SteeringVectors
 from fovea.transport import LOCAL, Address
 
 Answer = TypeVar("Answer")
@@ -55,6 +57,8 @@ class Client:
         self.url = url
         self.jobs = Jobs(self)
         self.steering_vectors = SteeringVectors(self)
+        self.lora_adapters = LoraAdapters(self)
+        self.captures = Captures(self)
         self._retry_policy = retry_policy or RetryPolicy()
         self._http = httpx2.Client(**Address(url, key, timeout).client_options(), transport=transport)
 
@@ -103,6 +107,19 @@ class Client:
     ) -> Iterator[ChatPiece]:
         """Stream an answer: `for piece in client.chat_stream("…"): print(piece.text, end="")`."""
         return self.stream(endpoints.chat_stream(build_messages(messages, system), model, options))
+
+    def sweep(self, prompt: str | Sequence[Any], tokens: Sequence[str | int], **options: Unpack[SweepOptions]) -> Sweep:
+        """Patch one activation of a prompt after another, and look at named next tokens after each patch.
+
+        Args:
+            prompt: The patched prompt: a text, its token ids, or messages.
+            tokens: Next tokens to look at: texts of one token each, or ids.
+            options: As `fovea.api.sweeps.SweepRequest` describes them.
+
+        Returns:
+            The grid, layer by layer; its columns are positions or heads.
+        """
+        return self.send(endpoints.sweep(prompt, tokens, options))
 
     def default_model(self, task: str) -> str:
         """Get the model that a task uses when none is named.

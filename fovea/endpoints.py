@@ -17,6 +17,7 @@ from pydantic import BaseModel, TypeAdapter
 from fovea.api.job import Job, JobList
 from fovea.api.mask import SegmentOut
 from fovea.api.model import ModelEntry, ModelList, sort_tasks
+from fovea.api.sweeps import Sweep
 from fovea.call import Call, StreamCall, read_bytes, read_json
 from fovea.chat import ChatAnswer, ChatPiece
 from fovea.errors import NotFound
@@ -96,6 +97,12 @@ def chat_stream(
     streaming = {"stream": True, "stream_options": {"include_usage": True}}
     call = task("chat", {"model": model, "messages": messages, **options, **streaming}, {}, accept="text/event-stream")
     return StreamCall(call, ChatPiece.model_validate_json)
+
+
+def sweep(prompt: str | Sequence[Any], tokens: Sequence[str | int], options: Mapping[str, Any]) -> Call[Sweep]:
+    """Patch activations of a prompt one after another, and look at named next tokens."""
+    given = {"prompt": prompt, "tokens": list(tokens), **options}
+    return Call("POST", "/v1/sweeps", parse_as(Sweep), json={name: x for name, x in given.items() if x is not None})
 
 
 def pick_default_model(task_name: str, entries: Sequence[ModelEntry]) -> str:

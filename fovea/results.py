@@ -27,6 +27,18 @@ class SegmentOptions(TypedDict, total=False):
     include: Sequence[Form]
 
 
+class SweepOptions(TypedDict, total=False):
+    """Options of `sweep`, as `fovea.api.sweeps.SweepRequest` describes them; None is left out."""
+
+    source: str | Sequence[Any] | None
+    site: str
+    layers: Sequence[int] | None
+    positions: Sequence[int] | None
+    by: Literal["position", "head"]
+    heads: Sequence[int] | None
+    model: str | None
+
+
 class ModelCard(ModelEntry):
     """The card of one model; facts that this version does not know are kept as attributes."""
 

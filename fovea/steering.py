@@ -1,6 +1,6 @@
-"""Steering vectors of a gateway: computed from contrasting prompts, listed, fetched and deleted.
+"""Steering vectors of a gateway, computed from contrasting prompts, and files of captured activations.
 
-A chat uses one by name: `client.chat("…", interventions=[{"vector": "calm@1"}])`.
+A chat uses a vector by name: `client.chat("…", interventions=[{"vector": "calm@1"}])`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import httpx2
 
+from fovea.api.sessions import Deleted
 from fovea.api.steering import SteeringVector, SteeringVectorDeleted, SteeringVectorList
 from fovea.call import Call, read_bytes
 
@@ -49,9 +50,18 @@ def delete(name: str) -> Call[SteeringVectorDeleted]:
     return Call("DELETE", f"{_PATH}/{quote(name)}", _read_deleted)
 
 
-def capture(url: str) -> Call[bytes]:
-    """Fetch the NPZ file of a capture by the `url` that the answer names."""
-    return Call("GET", url, read_bytes)
+def capture(capture_id: str) -> Call[bytes]:
+    """Fetch the NPZ file of a capture by its id or its `url`."""
+    return Call("GET", _capture_path(capture_id), read_bytes)
+
+
+def delete_capture(capture_id: str) -> Call[Deleted]:
+    """Delete the file of a capture."""
+    return Call("DELETE", _capture_path(capture_id), lambda answer: Deleted.model_validate_json(answer.content))
+
+
+def _capture_path(capture_id: str) -> str:
+    return f"/v1/captures/{quote(capture_id.rpartition('/')[2], safe='')}"
 
 
 def _read_vector(response: httpx2.Response) -> SteeringVector:
@@ -115,3 +125,33 @@ class AsyncSteeringVectors:
     async def delete(self, name: str) -> SteeringVectorDeleted:
         """Delete `name@version`, or all versions of a name."""
         return await self._client.send(delete(name))
+
+
+class Captures:
+    """Files of captured activations: those with `keep: true`, and large ones; available as `client.captures`."""
+
+    def __init__(self, client: _Sender) -> None:
+        self._client = client
+
+    def get(self, capture_id: str) -> bytes:
+        """Get the NPZ file of a capture by its `id` or `url`; `numpy.load(io.BytesIO(…))` reads it."""
+        return self._client.send(capture(capture_id))
+
+    def delete(self, capture_id: str) -> Deleted:
+        """Delete the file of a capture."""
+        return self._client.send(delete_capture(capture_id))
+
+
+class AsyncCaptures:
+    """Files of captured activations; available as `client.captures` of an `AsyncClient`."""
+
+    def __init__(self, client: _AsyncSender) -> None:
+        self._client = client
+
+    async def get(self, capture_id: str) -> bytes:
+        """Get the NPZ file of a capture; see `Captures.get`."""
+        return await self._client.send(capture(capture_id))
+
+    async def delete(self, capture_id: str) -> Deleted:
+        """Delete the file of a capture."""
+        return await self._client.send(delete_capture(capture_id))

@@ -101,6 +101,11 @@ class Settings(BaseSettings):
     enabled_services: str = Field(
         "", description="Comma-separated services to start; empty means all that have a model."
     )
+    on_demand_services: str = Field(
+        "",
+        description="Comma-separated services that may have no replica until a request or a job comes (in the chart: "
+        "`replicas.min: 0`); the gateway holds requests until one answers. Needs Redis.",
+    )
     static_upstreams: str = Field(
         "",
         description="Fixed upstreams, `service=http://host:port[|grpc://host:port]`, comma-separated; "
@@ -213,6 +218,10 @@ class Settings(BaseSettings):
     llm_request_templates: bool = Field(
         default=False,
         description="Take chat templates from requests (`chat_template`). They run in a sandbox, but may run for long.",
+    )
+    llm_adapters: Path | None = Field(
+        None,
+        description="Folder of LoRA adapters (one folder each, as peft saves them), which all tenants may use by name.",
     )
     llm_model: str = Field("smollm2", description="Default chat model: a served name, an HF folder or a GGUF file.")
 
@@ -400,7 +409,16 @@ class Settings(BaseSettings):
     @property
     def enabled_service_names(self) -> tuple[str, ...]:
         """Services named by the user, in the user's order; empty means all."""
-        return tuple(s.strip() for s in self.enabled_services.split(",") if s.strip())
+        return _split_names(self.enabled_services)
+
+    @property
+    def on_demand_service_names(self) -> tuple[str, ...]:
+        """Services that may have no replica until somebody asks."""
+        return _split_names(self.on_demand_services)
+
+
+def _split_names(names: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in names.split(",") if name.strip())
 
 
 @cache

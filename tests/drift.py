@@ -60,6 +60,7 @@ def compatibility_page() -> Iterator[tuple[pathlib.Path, str]]:
     from fovea.api.responses import ResponsesRequest
     from fovea.api.text import ChatRequest, CompletionRequest
     from services.relevance_judge.routes.rerank import RerankIn, ScoreIn
+    from shared.lm.lora_config import list_settings
 
     models = (ChatRequest, CompletionRequest, ResponsesRequest, EmbeddingsRequest, RerankIn, ScoreIn)
     lines = [
@@ -80,6 +81,9 @@ def compatibility_page() -> Iterator[tuple[pathlib.Path, str]]:
             fate, note = find_fate(name, model)
             of = ", ".join(peer for peer, names in owners.items() if name in names)
             lines.append(f"| `{name}` | {of} | {fate} | {note.replace('|', '&#124;')} |")
+    lines += ["", "## LoRA adapters", "", "Settings of peft's `adapter_config.json` (0.21).", ""]
+    lines += ["| setting | here | note |", "|---|---|---|"]
+    lines += [f"| `{name}` | {fate} | {note} |" for name, fate, note in list_settings()]
     yield ROOT / "docs/compatibility.md", "\n".join(lines) + "\n"
 
 
@@ -164,19 +168,20 @@ def scale_page() -> Iterator[tuple[pathlib.Path, str]]:
     yield from render_page()
 
 
-def notice() -> Iterator[tuple[pathlib.Path, str]]:
-    """Attribution of the data that the shipped weights were trained on."""
+def notices() -> Iterator[tuple[pathlib.Path, str]]:
+    """Attribution of the data that the weights of each package were trained on."""
     from shared.registry.discovery import shipped_weights
-    from shared.registry.weights import read_manifest
+    from shared.registry.weights import PACKAGES, read_manifest
 
     manifests = [read_manifest(file) for _, file in sorted(shipped_weights().items())]
-    lines = [
-        f"{one.name} ({one.licence}): {one.data['title']}, {one.data['terms']}, {one.data.get('doi', '')}".rstrip(", ")
-        for one in manifests
-        if "title" in one.data
-    ]
-    head = "Fovea\n\nData that the weights in these packages were trained on: weights (licence): data, terms, source.\n"
-    yield ROOT / "NOTICE", "\n".join([head, *lines]) + "\n"
+    for licence, package in PACKAGES.items():
+        lines = [
+            f"{one.name}: {one.data['title']}, {one.data['terms']}, {one.data.get('doi', '')}".rstrip(", ")
+            for one in manifests
+            if "title" in one.data and one.licence == licence
+        ]
+        head = f"{package}\n\nData that these weights ({licence}) were trained on: weights: data, terms, source.\n"
+        yield ROOT / "weights" / package / "NOTICE", "\n".join([head, *lines]) + "\n"
 
 
 def figures() -> Iterator[tuple[pathlib.Path, str]]:
@@ -193,7 +198,7 @@ CLAIMS = {
 
 GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (
     stubs, model_pages, settings_page, compatibility_page, claims, gpu_pages, known_plugins, mutation_page,
-    benchmark_page, scale_page, notice, figures,
+    benchmark_page, scale_page, notices, figures,
 )  # fmt: skip
 
 

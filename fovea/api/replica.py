@@ -16,6 +16,9 @@ RENEW_S = 1.0
 LEASE_S = 5.0
 """Seconds without a renewal after which a record no longer counts."""
 
+WANTED_S = 300
+"""Seconds for which a service on demand stays wanted after a request or a job waited for it."""
+
 SECRET_HEADER: Final = "x-fovea-replica-secret"  # noqa: S105  # a name
 """Header, or gRPC metadata, that carries the secret by which a replica knows its gateway."""
 
@@ -54,6 +57,16 @@ ENDLESS: Final[Mapping[str, Any]] = {_ENDLESS_KEY: True}
 def replicas_key(service: str) -> str:
     """Redis hash that holds the replicas of a service: replica id → `ReplicaRecord` as JSON."""
     return f"fovea:replicas:{service}"
+
+
+def wanted_key(service: str) -> str:
+    """Redis key that is there while a service on demand is wanted, for `WANTED_S` seconds at a time."""
+    return f"fovea:wanted:{service}"
+
+
+def last_served_key(service: str) -> str:
+    """Redis hash of what a service on demand served when it last had a replica: `record`, `models` and `openapi`."""
+    return f"fovea:last_served:{service}"
 
 
 class ReplicaRecord(BaseModel):

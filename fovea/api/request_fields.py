@@ -6,6 +6,7 @@ unknown. It drives the checks of requests and the page `docs/compatibility.md`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -13,6 +14,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
+from fovea.api.longctx import LongctxOptions
 from fovea.api.sampling import GUIDED
 from fovea.errors import InvalidOption
 
@@ -78,6 +80,8 @@ REFUSED: Final[Mapping[str, Refusal]] = {
     "max_tokens_per_query": Refusal("Shorten the query"),
     "media_io_kwargs": Refusal(_PICTURES),
     "messages": Refusal("Send `input`"),
+    "messages.audio": Refusal(_TEXT_ONLY),
+    "messages.function_call": Refusal("Use tool_calls"),
     "mm_payload": Refusal(_PICTURES),
     "mm_processor_kwargs": Refusal(_PICTURES),
     "modalities": Refusal(_TEXT_ONLY, ["text"]),
@@ -96,8 +100,8 @@ REFUSED: Final[Mapping[str, Refusal]] = {
     "return_weight_versions": Refusal("`system_fingerprint` names the weights"),
     "routed_experts_prompt_start": Refusal("No model here has experts"),
     "stream_interval": Refusal("Each token is sent as it comes", 1),
-    "stream_options.continuous_usage_stats": Refusal("The last chunk has the usage, with include_usage"),
     "suffix": Refusal("The models only read forwards"),
+    "text.verbosity": Refusal("Ask for it in the conversation", "medium"),
     "thinking_token_budget": Refusal("Limit the answer with max_tokens"),
     "top_logprobs": Refusal("Use /v1/chat/completions, which returns log-probabilities"),
     "truncate_prompt_tokens": Refusal("Each model cuts what is too long for it", -1),
@@ -113,6 +117,16 @@ REFUSED: Final[Mapping[str, Refusal]] = {
 """Fields that are refused by name where the model does not have them, unless their value asks for nothing."""
 
 ACCEPTED: Final[Mapping[str, str]] = {
+    "*.annotations": "The model reads the text.",
+    "*.cache_control": "Prompts are cached by what they say.",
+    "*.encrypted_content": "Thoughts are not kept.",
+    "*.id": "Items are read in their order.",
+    "*.logprobs": "The model reads the text.",
+    "*.phase": "The model reads the text.",
+    "*.prompt_cache_breakpoint": "Prompts are cached by what they say.",
+    "*.refusal": "Templates have no place for it.",
+    "*.status": "Items are read in their order.",
+    "*.summary": "Thoughts are returned whole.",
     "access_programs": "No program here has levels of access.",
     "background_options": "There is no background mode.",
     "guided_decoding_backend": "There is one backend.",
@@ -130,7 +144,7 @@ ACCEPTED: Final[Mapping[str, str]] = {
     "stream_options.include_obfuscation": "Nothing is padded.",
     "user": "Users of a tenant are not told apart.",
 }
-"""Fields that are accepted and change nothing in an answer."""
+"""Fields that are accepted and change nothing in an answer; `*.` begins one of any nested object."""
 
 _SAMPLED = """temperature top_p top_k min_p seed presence_penalty frequency_penalty repetition_penalty logit_bias stop
     stop_token_ids include_stop_str_in_output ignore_eos skip_special_tokens spaces_between_special_tokens
@@ -211,17 +225,18 @@ def check_fields(
         InvalidOption: A field that is known and not served, or unknown under `is_strict`.
     """
     warnings = []
-    for name, value in _list_extra(body):
-        refusal = refused.get(name)
+    for name, value, owner in _list_extra(body):
+        keys = {re.sub(r"\[\d+\]", "", name), f"*.{name.rpartition('.')[2]}" if "." in name else name}
+        refusal = next((refused[key] for key in keys if key in refused), None)
         if refusal is not None and refusal.concerns(value):
             raise InvalidOption(f"{name} is not served.", hint=f"{refusal.hint}.", field=name)
-        if refusal is None and name not in accepted:
+        if refusal is None and keys.isdisjoint(accepted):
             shown = name[:_LONGEST_NAME]
             if is_strict:
                 raise InvalidOption(
                     f"There is no field {shown!r}.", hint="Leave it out, or leave out strict.", field=shown
                 )
-            warnings.append(f"There is no field {shown!r}{_suggest(name, body)}: it was ignored.")
+            warnings.append(f"There is no field {shown!r}{_suggest(name, owner)}: it was ignored.")
     return warnings[:_MOST_WARNINGS]
 
 
@@ -238,11 +253,24 @@ def find_fate(name: str, model: type[BaseModel]) -> tuple[str, str]:
     return ("accepted", ACCEPTED[name]) if name in ACCEPTED else ("unknown", "")
 
 
-def _list_extra(body: BaseModel) -> Iterator[tuple[str, Any]]:
-    yield from (body.model_extra or {}).items()
-    options = getattr(body, "stream_options", None)
-    if isinstance(options, BaseModel):
-        yield from ((f"stream_options.{name}", value) for name, value in (options.model_extra or {}).items())
+def _list_extra(body: BaseModel, path: str = "") -> Iterator[tuple[str, Any, BaseModel]]:
+    """Path, value and object of each field that a model does not have; nested ones only where they ask for something.
+
+    The knobs of attention methods are not fields of `LongctxOptions`: the method checks them.
+    """
+    if isinstance(body, LongctxOptions):
+        return
+    for name, value in (body.model_extra or {}).items():
+        if not path or value not in (None, "", [], {}):
+            yield path + name, value, body
+    for name in type(body).model_fields:
+        value = getattr(body, name)
+        if isinstance(value, BaseModel):
+            yield from _list_extra(value, f"{path}{name}.")
+        elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
+            for i, one in enumerate(value):
+                if isinstance(one, BaseModel):
+                    yield from _list_extra(one, f"{path}{name}[{i}].")
 
 
 def _list_fields(model: type[BaseModel]) -> Iterator[tuple[str, str | None]]:
@@ -253,6 +281,6 @@ def _list_fields(model: type[BaseModel]) -> Iterator[tuple[str, str | None]]:
 
 def _suggest(name: str, body: BaseModel) -> str:
     """Did you mean …?"""
-    known = [field for field, _ in _list_fields(type(body)) if "." not in name]
-    close = get_close_matches(name[:_LONGEST_NAME], known, 1, 0.8)
+    known = [field for field, _ in _list_fields(type(body))]
+    close = get_close_matches(name.rpartition(".")[2][:_LONGEST_NAME], known, 1, 0.75)
     return f" (did you mean {close[0]!r}?)" if close else ""

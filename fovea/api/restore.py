@@ -1,7 +1,7 @@
 """Restoration on the wire: one picture in, the same picture without its reflections out, at the same size.
 
-Pixels are those of the upright original. Large pictures are worked on in tiles; an answer says how many, and `dry_run`
-asks only what a request would cost.
+Pixels are those of the upright original. Large pictures are worked on in a smaller copy, and in tiles; an answer says
+how many, and `dry_run` asks only what a request would cost.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from fovea.api.image import ImageBytes
 
 Layer = Literal["restored", "reflection", "comparison"]
 """Parts of an answer besides its numbers."""
+
+Resolution = Literal["auto", "full", "preview"]
+"""Size of the copy in which reflections are looked for."""
 
 
 class RestoreIn(BaseModel):
@@ -44,6 +47,11 @@ class RestoreIn(BaseModel):
         None,
         description="Picture that answers an `Accept` header that asks for one instead of JSON; left out, the first of "
         "`include`: the restored picture unless that asks for another.",
+    )
+    resolution: Resolution = Field(
+        "auto",
+        description="Where reflections are looked for: `full`, in every pixel; `auto`, in a copy of 2 megapixels where "
+        "the picture has more; `preview`, in a copy of 0.25. The change is carried over to the whole picture.",
     )
     tile_core: int | None = Field(
         None,

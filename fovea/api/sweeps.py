@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fovea.api.bounded_lists import Messages, Tokens
 from fovea.api.interventions import Heads, Layers, Positions
 from fovea.api.sampling import TokenId
-from fovea.api.text import ChatMessage
+from fovea.api.text import ChatMessage, Usage
 
 SweptPrompt = (
     Annotated[str, Field(min_length=1)]
@@ -87,3 +87,4 @@ class Sweep(BaseModel):
         description="Share of the way from the prompt's logit difference (0) to the source's (1); null without both."
     )
     forward_tokens: int = Field(description="Tokens that were run through the model, all patches together.")
+    usage: Usage = Field(description="The same, as quotas and the ledger count it.")

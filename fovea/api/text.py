@@ -6,9 +6,9 @@ says what becomes of all others.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fovea.api.bounded_lists import Messages, Texts, Tokens, Tools
 from fovea.api.interventions import MAX_CAPTURES, MAX_INTERVENTIONS, Capture, Captured, Intervention
@@ -26,6 +26,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     include_usage: bool = Field(False, description="Send the usage in a last chunk without choices.")
+    continuous_usage_stats: bool = Field(False, description="With include_usage: each chunk has the usage so far.")
 
 
 class GenerationOptions(SamplingOptions):
@@ -101,6 +102,12 @@ class ChatMessage(BaseModel):
     reasoning_content: str | None = Field(None, description="Of an assistant: what it thought, for its template.")
     tool_calls: Tools[ToolCall] | None = Field(None, description="Of an assistant: what it called.")
     tool_call_id: str | None = Field(None, description="Of a tool: the call that it answers.")
+
+    @model_validator(mode="after")
+    def _check_content(self) -> Self:
+        if self.content is None and self.role not in {"assistant", "tool"}:
+            raise ValueError(f"a message of the {self.role} needs content")
+        return self
 
 
 class ChatRequest(GenerationOptions):
@@ -326,6 +333,18 @@ class Tokenized(BaseModel):
     prompt: str
     max_model_len: int
     token_strs: list[str] | None = Field(None, description="Text of each token, if asked for.")
+
+
+class TokenizerInfo(BaseModel):
+    """Facts about a tokenizer, by the names of vLLM and transformers."""
+
+    tokenizer_class: str = "PreTrainedTokenizerFast"
+    bos_token: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
+    unk_token: str | None = None
+    model_max_length: int
+    chat_template: str | None
 
 
 class DetokenizeRequest(BaseModel):

@@ -92,7 +92,8 @@ class UsageScanner:
         usage = self._usage
         details, longctx = usage.get("prompt_tokens_details"), usage.get("longctx")
         found = {
-            "tokens_in": usage.get("prompt_tokens", usage.get("input_tokens", 0)),
+            # An answer without tokens of its own, such as a rerank, states only their total.
+            "tokens_in": usage.get("prompt_tokens", usage.get("input_tokens", usage.get("total_tokens", 0))),
             "tokens_out": usage.get("completion_tokens", usage.get("output_tokens", 0 if usage else self._events)),
             "cached_tokens": details.get("cached_tokens", 0)
             if isinstance(details, Mapping)

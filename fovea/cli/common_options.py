@@ -25,7 +25,7 @@ Form = Annotated[
     typer.Option(
         "--format",
         metavar="FORM",
-        help="table, tsv, json, name, or a template such as '{id} {status}'. Default: table; in a pipe tsv.",
+        help="table, tsv, csv, json, name, or a template such as '{id} {status}'. Default: table; in a pipe tsv.",
         show_default=False,
     ),
 ]

@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 
 from fovea.cli.commands import (
+    adapters,
     chat,
     classify,
+    compare,
     detect,
     heads,
     jobs,
@@ -22,6 +24,7 @@ from fovea.cli.commands import (
     run,
     segment,
     steer,
+    sweep,
     task_aliases,
 )
 from fovea.cli.exit_codes import HELP, INTERRUPTED, choose_exit_code
@@ -47,6 +50,8 @@ app.command("detect", no_args_is_help=True, context_settings=detect.CONTEXT_SETT
 app.command("classify", no_args_is_help=True, context_settings=classify.CONTEXT_SETTINGS)(classify.classify)
 app.command("restore", no_args_is_help=True)(restore.restore)
 app.command("chat")(chat.chat)
+app.command("compare", no_args_is_help=True)(compare.compare)
+app.command("sweep", no_args_is_help=True)(sweep.sweep)
 app.command("actions", no_args_is_help=True, context_settings=task_aliases.CONTEXT_SETTINGS)(task_aliases.actions)
 app.command("scanpath", no_args_is_help=True, context_settings=task_aliases.CONTEXT_SETTINGS)(task_aliases.scanpath)
 app.command("plan", no_args_is_help=True, context_settings=task_aliases.CONTEXT_SETTINGS)(task_aliases.plan)
@@ -56,12 +61,13 @@ app.add_typer(heads.app, name="heads")
 app.add_typer(judge.app, name="judge")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(steer.app, name="steer")
+app.add_typer(adapters.app, name="adapters")
 
 
 def print_version(wanted: bool) -> None:
     """Print the installed version and stop."""
     if wanted:
-        typer.echo(f"fovea {metadata.version('fovea')}")
+        typer.echo(f"fovea {metadata.version('fovea-serve')}")
         raise typer.Exit
 
 

@@ -5,6 +5,7 @@ Answers go to standard output, everything else (progress, notes, errors) to stan
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import sys
@@ -29,8 +30,8 @@ class Screen:
     """The output of one command.
 
     Args:
-        form: `table` or `tsv` for texts; `json` for a JSON line per record, `name` for its id or name, or a template
-            with fields in braces, as `{id} {error.detail}`. None is a table on a terminal and tsv elsewhere.
+        form: `table`, `tsv` or `csv` for texts; `json` for a JSON line per record, `name` for its id or name, or a
+            template with fields in braces, as `{id} {error.detail}`. None is a table on a terminal and tsv elsewhere.
         as_json: Short for the form `json`.
 
     Raises:
@@ -39,11 +40,11 @@ class Screen:
 
     def __init__(self, form: str | None = None, *, as_json: bool = False) -> None:
         form = "json" if as_json else form
-        if form not in {None, "table", "tsv", "json", "name"} and "{" not in str(form):
-            hint = "Use table, tsv, json, name, or a template such as '{id} {status}'."
+        if form not in {None, "table", "tsv", "csv", "json", "name"} and "{" not in str(form):
+            hint = "Use table, tsv, csv, json, name, or a template such as '{id} {status}'."
             raise InvalidOption(f"{form!r} is not a form of output.", hint=hint, field="format")
         self.form = form
-        self.as_json = form not in {None, "table", "tsv"}
+        self.as_json = form not in {None, "table", "tsv", "csv"}
         self.out = Console(highlight=False, soft_wrap=True)
         if not self.out.is_terminal:
             self.out.width = _PIPE_WIDTH  # a table in a file is not cut
@@ -51,8 +52,8 @@ class Screen:
 
     @property
     def is_tsv(self) -> bool:
-        """Whether tables are tab-separated rows."""
-        return self.form == "tsv" or (self.form is None and not self.out.is_terminal)
+        """Whether tables are rows of values between tabs, or commas."""
+        return self.form in {"tsv", "csv"} or (self.form is None and not self.out.is_terminal)
 
     def line(self, value: Any) -> None:
         """Write one record: as JSON, its name, or the template filled in."""
@@ -101,8 +102,11 @@ class Screen:
         self.out.print(table)
 
     def _write_tsv(self, rows: Iterable[Sequence[str]]) -> None:
-        for row in rows:
-            sys.stdout.write("\t".join(re.sub(r"[\t\r\n]+", " ", cell) for cell in row) + "\n")
+        if self.form == "csv":
+            csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+        else:
+            for row in rows:
+                sys.stdout.write("\t".join(re.sub(r"[\t\r\n]+", " ", cell) for cell in row) + "\n")
         sys.stdout.flush()
 
     def error(self, error: FoveaError, about: str = "") -> None:

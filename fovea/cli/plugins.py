@@ -30,7 +30,7 @@ class PluginGroup(TyperGroup):
         super().__init__(**attributes)
         self._plugins = {point.name: point for point in entries(GROUP) if point.name not in self.commands}
         for name, point in self._plugins.items():
-            panel = "On this machine" if owner(point) == "fovea" else "Plug-ins"
+            panel = "On this machine" if owner(point) == "fovea-platform" else "Plug-ins"
             self.add_command(TyperCommand(name, help=read_first_line(point), rich_help_panel=panel))
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]  # typer's own context
@@ -68,7 +68,7 @@ def load_plugin(point: EntryPoint) -> Any:
 
 def build_missing_error(point: EntryPoint, error: ModuleNotFoundError) -> FoveaError:
     """Build the error for a command whose library is not installed."""
-    extras = f"fovea[{','.join(point.extras)}]" if point.extras else "fovea[all]"
+    extras = f"fovea-platform[{','.join(point.extras) or 'all'}]"
     detail = f"`fovea {point.name}` needs the library {error.name!r}, which is not installed."
     return NotReady(detail, hint=f"Try: pip install '{extras}'")
 

@@ -110,7 +110,7 @@ def test_a_plug_in_whose_library_is_missing_says_what_to_install(fovea, plug_in)
     code, _, err = fovea("dig")
     assert code == 6
     assert "a_library_nobody_has" in err
-    assert "pip install 'fovea[cpu,vision]'" in err
+    assert "pip install 'fovea-platform[cpu,vision]'" in err
 
 
 def test_a_plug_in_cannot_take_the_place_of_a_verb(fovea, plug_in):
@@ -126,7 +126,7 @@ def test_a_misspelt_verb_is_answered_with_the_one_that_was_meant(fovea, plug_in)
 
 
 def test_version_is_that_of_the_distribution(fovea):
-    assert fovea("--version") == (0, f"fovea {metadata.version('fovea')}", "")
+    assert fovea("--version") == (0, f"fovea {metadata.version('fovea-serve')}", "")
 
 
 def test_the_shell_completes_commands_and_those_of_plug_ins(fovea, plug_in, monkeypatch):

@@ -50,7 +50,7 @@ class _Tiles(CallContext):
 
 
 def _run(restorer: RRFormerRestorer, picture: bytes, limit: int | None = None) -> dict[str, float]:
-    request, run = RestoreIn(image=picture), _Tiles(limit)
+    request, run = RestoreIn(image=picture, resolution="full"), _Tiles(limit)
     (planned,) = restorer.predict([request.model_copy(update={"dry_run": True})], CallContext())
     if isinstance(planned, FoveaError):
         raise planned

@@ -22,7 +22,7 @@ from services.gateway.policy.fair_queue import FairQueue
 from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
 from services.gateway.routing import replica_registry
 from services.gateway.routing.affinity import held_key
-from services.gateway.routing.replica_registry import Attempt, Replica
+from services.gateway.routing.replica import Attempt, Replica
 from services.gateway.routing.version_policy import VersionPolicy
 from shared.settings import Settings
 

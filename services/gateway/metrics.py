@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 
 _AFFINITY = Counter(
     "fovea_affinity_picks_total",
@@ -15,6 +15,10 @@ _AFFINITY = Counter(
 
 _VERSIONS = Counter(
     "fovea_version_requests_total", "Requests sent to replicas of a version.", ["service", "version", "status"]
+)
+
+WAITING_REQUESTS = Gauge(
+    "fovea_waiting_requests", "Requests that wait for the first replica of a service on demand.", ["service"]
 )
 
 

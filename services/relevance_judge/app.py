@@ -4,7 +4,7 @@ from services.relevance_judge.routes import rerank, router
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 
-DEFAULT = "query-likelihood"
+DEFAULT = "similarity"
 """Judge of requests that name none: it works with the language model that comes with Fovea."""
 
 _found = servables("relevance-judge")

@@ -14,23 +14,25 @@ from services.relevance_judge.metrics.baselines import bm25
 from services.relevance_judge.schemas import Verdict
 from shared.lm.bundled_models import MINILM, bundled_embedder
 
-Scorer = Callable[[str, Sequence[str]], list[float]]
+Scorer = Callable[[str, Sequence[str], Callable[[], None]], list[float]]
+"""Scores passages for a query; calls the third argument now and then, which raises when nobody waits any more."""
 
 
-def score_bm25(query: str, passages: Sequence[str]) -> list[float]:
+def score_bm25(query: str, passages: Sequence[str], check: Callable[[], None]) -> list[float]:
     """BM25 with the document frequencies of these passages, s / (1 + s)."""
+    check()
     found = bm25(query, {str(i): text for i, text in enumerate(passages)})
     return [found[str(i)] / (1 + found[str(i)]) for i in range(len(passages))]
 
 
-def score_embeddings(query: str, passages: Sequence[str]) -> list[float]:
+def score_embeddings(query: str, passages: Sequence[str], check: Callable[[], None]) -> list[float]:
     """Cosine of the sentence embeddings; opposite directions count as 0.
 
     Raises:
         NotReady: PyTorch is not installed.
         NotFound: The embedding model is not installed.
     """
-    rows = load_embedder().embed([query, *passages])
+    rows = load_embedder().embed([query, *passages], check)
     return [min(max(float(rows[0] @ row), 0.0), 1.0) for row in rows[1:]]
 
 
@@ -45,7 +47,7 @@ def count_tokens(name: str, texts: Sequence[str]) -> int:
     if name != MINILM:
         return 0
     embedder = load_embedder()
-    return sum(min(len(embedder.tokenize(text)), embedder.max_tokens) for text in texts)
+    return sum(len(embedder.read(text)) for text in texts)
 
 
 def default_scorer() -> str | None:

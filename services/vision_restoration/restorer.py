@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from fovea.api.restore import Estimate, ImageSimilarity, RestoreIn, RestoreOut
 from fovea.errors import DeadlineExceeded, InvalidOption, in_field
+from services.vision_restoration.carry_over import carry_over, shrink, working_size
 from services.vision_restoration.comparison_images import (
     compare_side_by_side,
     mean_change,
@@ -111,19 +112,19 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
         variant = request.variant or self.engines.default
         timed = self.engines.open(variant)
         height, width = picture.pixels.shape[:2]
-        plan = plan_tiles(height, width, variant, request, timed.bytes_per_pixel)
+        size = working_size(height, width, request.resolution)
+        plan = plan_tiles(*size, variant, request, timed.bytes_per_pixel)
         form = _format(request.format if request.format != "same" else picture.format)
         if request.bit_depth == "16" and form != "png":
             raise InvalidOption(f"A {form} has no 16 bits.", hint="Ask for format=png.", field="bit_depth")
-        deep = picture.pixels.dtype == np.uint16
         item = _Photograph(
             request=request,
             watch=watch,
-            notes=[*picture.notes, *self._variant_notes(variant)],
+            notes=[*picture.notes, *self._variant_notes(variant), *_size_notes((height, width), size)],
             picture=picture,
             variant=variant,
             plan=plan,
-            estimate=plan.estimate(timed.pace, timed.bytes_per_pixel, deep=deep),
+            estimate=plan.estimate(timed.pace, timed.bytes_per_pixel, picture.pixels.nbytes),
             form=form,
         )
         watch.lap("decode")
@@ -153,10 +154,14 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
         def report(done: int) -> None:
             run.progress(done / item.plan.tiles, f"tile {done} of {item.plan.tiles}")
 
-        begun, timed = time.perf_counter(), self.engines.open(item.variant)
+        pixels, size, timed = item.picture.pixels, (item.plan.height, item.plan.width), self.engines.open(item.variant)
+        is_whole = pixels.shape[:2] == size
         with stage("run"):
-            item.restored = restore_by_tiles(timed.engine, item.picture.pixels, item.plan, run, report)
-        timed.pace = (time.perf_counter() - begun) / item.plan.area
+            copy = pixels if is_whole else shrink(pixels, size)
+            begun = time.perf_counter()
+            restored = restore_by_tiles(timed.engine, copy, item.plan, run, report)
+            timed.pace = (time.perf_counter() - begun) / item.plan.area
+            item.restored = restored if is_whole else carry_over(pixels, copy, restored)
 
     def postprocess(self, item: _Photograph) -> RestoreOut:
         height, width = item.picture.pixels.shape[:2]
@@ -205,6 +210,13 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
 def _format(wanted: str) -> Format:
     """The format of that name; PNG for one that is only read."""
     return "jpeg" if wanted == "jpeg" else "webp" if wanted == "webp" else "png"
+
+
+def _size_notes(whole: tuple[int, int], worked: tuple[int, int]) -> list[str]:
+    if whole == worked:
+        return []
+    copy = f"{worked[1]}×{worked[0]} pixels"
+    return [f"Reflections were looked for in a copy of {copy}; resolution=full looks at every pixel, and takes longer."]
 
 
 def _require_time(estimate: Estimate, run: CallContext) -> None:

@@ -49,15 +49,15 @@ class TilePlan:
     largest: int
     tiles: int
 
-    def estimate(self, pace: float, per_pixel: int, deep: bool) -> Estimate:
+    def estimate(self, pace: float, per_pixel: int, picture_bytes: int) -> Estimate:
         """Time and memory.
 
         Args:
             pace: Seconds per pixel of a window.
             per_pixel: Bytes that the network takes per pixel of a window.
-            deep: Whether the picture has 16 bits.
+            picture_bytes: Bytes of the whole picture.
         """
-        pictures = self.height * self.width * 3 * (2 if deep else 1) * 4  # input, result, and a copy while packed
+        pictures = picture_bytes * 4  # input, result, and a copy while packed
         return Estimate(
             seconds=round(self.area * pace, 3),
             memory_mib=math.ceil((self.largest * per_pixel + pictures) / _MIB),

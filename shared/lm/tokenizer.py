@@ -44,6 +44,7 @@ class Tokenizer:
         start: Id that stands for an empty text: the model's first token, or one that ends texts.
         special: Ids that are never text.
         chat_template: Jinja source, or None for a model that was not made for chat.
+        names: Texts of the special tokens that templates may use: `bos_token`, `eos_token`, ….
     """
 
     def __init__(
@@ -58,12 +59,12 @@ class Tokenizer:
         self._library = library
         self._added = library.get_added_tokens_decoder()
         self._template = compile_template(chat_template) if chat_template else None
-        self._names = dict(names or {})
+        self.names = dict(names or {})
         self.chat_template = chat_template
         self.size = library.get_vocab_size(with_added_tokens=True)
         self.eos = eos
         self.special = frozenset(i for i, token in self._added.items() if token.special)
-        first = library.token_to_id(self._names["bos_token"]) if "bos_token" in self._names else None
+        first = library.token_to_id(self.names["bos_token"]) if "bos_token" in self.names else None
         self.start: int = first if first is not None else min(eos, default=0)
 
     @classmethod
@@ -90,9 +91,11 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return the ids of a text; `special` puts the model's own first token in front where it has one."""
         first, *rest = self._split_shielded(text)
-        ids: list[int] = self._library.encode(first, add_special_tokens=special).ids
-        for part in rest:
-            ids += self._library.encode(part, add_special_tokens=False).ids
+        return self._read(first, special) + [token for part in rest for token in self._read(part, special=False)]
+
+    def _read(self, text: str, special: bool) -> list[int]:
+        """The ids of a text; in a batch of one, for which the library lets other threads run meanwhile."""
+        ids: list[int] = self._library.encode_batch([text], add_special_tokens=special)[0].ids
         return ids
 
     def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
@@ -154,7 +157,7 @@ class Tokenizer:
         messages = [self._shield(dict(message)) for message in messages]
         try:
             return compiled.render(
-                self._names | self._shield(dict(names)),
+                self.names | self._shield(dict(names)),
                 messages=[dict(m) for m in messages],
                 add_generation_prompt=add_generation_prompt,
                 tools=None if tools is None else [dict(tool) for tool in tools],

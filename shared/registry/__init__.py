@@ -2,7 +2,7 @@
 
 from shared.registry.card import Card, Limits, Metric, Paper, SamplingDefaults
 from shared.registry.discovery import builder, network, networks, servables
-from shared.registry.servable import CallContext, Engine, LoadContext, Servable
+from shared.registry.servable import CallContext, Engine, LoadContext, ModelVariant, Servable
 
 __all__ = [
     "CallContext",
@@ -11,6 +11,7 @@ __all__ = [
     "Limits",
     "LoadContext",
     "Metric",
+    "ModelVariant",
     "Paper",
     "SamplingDefaults",
     "Servable",

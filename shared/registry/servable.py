@@ -64,7 +64,7 @@ class LoadContext:
         threads: Intra-op threads; 0 means the library's default.
         options: Further facts, as text: `llm_model`, `llm_dtype`, `llm_weights`, `llm_kv_cache_dtype`, `triton_url`,
             `vision_precision`, `triton_timeout_s`, `triton_connections`, `max_body_bytes`, `max_pixels`, `max_side`,
-            `picture_memory_bytes`.
+            `picture_memory_bytes`, `llm_adapters`.
         graphs: Folder of exported graphs that came with an image; they win over the cache.
     """
 
@@ -76,6 +76,19 @@ class LoadContext:
     objects: ObjectStore | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     graphs: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVariant:
+    """A further name of a model, under which it answers a tenant otherwise: a LoRA adapter.
+
+    Attributes:
+        name: The name in requests.
+        created: When it was made, in seconds since 1970.
+    """
+
+    name: str
+    created: int
 
 
 class CallContext:
@@ -229,6 +242,11 @@ class Servable(ABC, Generic[Request, Answer]):
     """The engine behind `predict`, where tensors in and out make sense: offered as Open Inference v2."""
 
     @classmethod
+    def is_installed(cls) -> bool:
+        """Whether the files that come with a package are here."""
+        return True
+
+    @classmethod
     @abstractmethod
     def load(cls, context: LoadContext) -> Self:
         """Verify and load the weights (random ones only if the class asks for them), ready to predict."""
@@ -257,6 +275,10 @@ class Servable(ABC, Generic[Request, Answer]):
     def details(self) -> dict[str, Any]:
         """Further facts about this model, shown under `details` of `/v1/models/{id}`."""
         return {}
+
+    def variants(self, tenant: str, name: str | None = None) -> list[ModelVariant]:
+        """Further names under which it answers a tenant: all, or the one of that name. May block."""
+        return []
 
     def close(self) -> None:
         """Free what `load` took."""

@@ -30,6 +30,12 @@ Arrays = Mapping[str, np.ndarray]
 Dtype = Literal["float16", "float32", "int8"]
 """How a file holds floats; `int8`: kernels as bytes with a scale for each output, all else as float16."""
 
+PACKAGES: Mapping[str, str] = {
+    "Apache-2.0": "fovea-weights",
+    "LicenseRef-Kvasir-SEG-Research-Only": "fovea-weights-kvasir-seg",
+}
+"""The package that brings the services' weights of each licence; its project is in the folder `weights`."""
+
 FAMILIAR = "familiar."
 """Prefix of the tensors that are not the network's own."""
 
@@ -91,13 +97,22 @@ def find_weights(name: str, packaged: Path, imported: Path) -> Path:
     """The file to serve: what the user imported wins over what came with the package.
 
     Raises:
-        NotReady: Neither is there.
+        NotReady: Neither is there; where a package brings it, the detail names the package.
     """
     for folder in (imported, packaged):
         if (file := folder / f"{name}.safetensors").exists():
             return file
+    if not has_files(name, packaged) and (package := PACKAGES.get(read_manifest(file).licence)):
+        detail = f"The weights {name!r} come with the package {package}, which is not installed."
+        raise NotReady(detail, hint=f"Try: pip install {package}")
     detail = f"There are no weights for {name!r}."
     raise NotReady(detail, hint=f"Import an official checkpoint with `fovea import {name} FILE`.")
+
+
+def has_files(name: str, packaged: Path) -> bool:
+    """Whether weights that come with a package are there: the platform has their manifest in any case."""
+    file = packaged / f"{name}.safetensors"
+    return file.exists() or not file.with_suffix(".json").exists()
 
 
 def read_manifest(file: Path) -> Manifest:

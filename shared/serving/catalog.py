@@ -14,13 +14,14 @@ from shared.registry import Card, Servable
 from shared.serving.batching import Batcher, BatchOptions
 from shared.settings import Settings
 
-State = Literal["waiting", "on_demand", "loading", "ready", "failed", "unloaded"]
+State = Literal["waiting", "on_demand", "loading", "ready", "failed", "not_installed", "unloaded"]
 
 _STATE_TEXTS: Mapping[State, str] = {
     "waiting": "not loaded yet",
     "on_demand": "loaded by its first request; it is being loaded now",
     "loading": "still loading",
     "failed": "not available",
+    "not_installed": "not installed",
     "unloaded": "unloaded",
     "ready": "ready",
 }
@@ -116,12 +117,31 @@ class Catalog:
             raise InvalidOption(f"The model {name!r} does {its_task}, not {task}.", field="model", hint=hint)
         return name
 
+    def find_variant(self, name: str, tenant: str) -> str | None:
+        """The loaded model that answers a tenant under this further name, if any. Blocks."""
+        for model, slot in self._slots.items():
+            if slot.servable is not None and slot.servable.variants(tenant, name):
+                return model
+        return None
+
+    def list_variants(self, tenant: str) -> list[ModelEntry]:
+        """An entry per further name under which models answer a tenant; `parent` is the model. Blocks."""
+        loaded = [(model, slot) for model, slot in self._slots.items() if slot.servable is not None]
+        return [
+            self._entry(model, slot).model_copy(
+                update={"id": one.name, "created": one.created, "parent": model, "root": model}
+            )
+            for model, slot in loaded
+            if slot.servable is not None
+            for one in slot.servable.variants(tenant)
+        ]
+
     def missing(self) -> dict[str, str]:
         """Models that should be loaded and are not, with the reason."""
         return {
             name: slot.reason or slot.state
             for name, slot in self._slots.items()
-            if slot.state not in {"ready", "on_demand", "unloaded"}
+            if slot.state not in {"ready", "on_demand", "not_installed", "unloaded"}
         }
 
     @property
@@ -169,13 +189,14 @@ class Catalog:
         if "default" in names:
             names.add(next(iter(self.tasks().values()))[0])
         for name, slot in self._slots.items():
-            if slot.kind.on_demand and name not in names:
+            if slot.kind.on_demand and name not in names and slot.kind.is_installed():
                 slot.state = "on_demand"
 
     def _rank(self, name: str) -> tuple[bool, bool, bool]:
         """Order of models within a task: the configured one, then loaded before failed, then real weights first."""
         slot = self._slots[name]
-        return (not name.startswith(self.settings.llm_model), slot.state == "failed", slot.card.weights is None)
+        is_missing = slot.state in {"failed", "not_installed"}
+        return (not name.startswith(self.settings.llm_model), is_missing, slot.card.weights is None)
 
     def _entry(self, name: str, slot: ModelSlot) -> ModelEntry:
         facts = slot.card.model_dump(mode="json", exclude={"name", "task", "example", "limits"})

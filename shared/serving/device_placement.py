@@ -35,6 +35,8 @@ def load_context(settings: Settings) -> LoadContext:
         "picture_memory_bytes": str(settings.picture_memory_bytes),
         "judge_base_url": settings.judge_base_url,
     }
+    if settings.llm_adapters is not None:
+        options["llm_adapters"] = str(settings.llm_adapters)
     if settings.judge_api_key:
         options["judge_api_key"] = settings.judge_api_key.get_secret_value()
     if settings.triton_url:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
 from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +16,9 @@ import numpy as np
 from pydantic import BaseModel
 
 from fovea.api.tensors import TensorSpec
-from fovea.errors import FoveaError, InvalidOption, QueueFull, TooLarge
+from fovea.errors import InvalidOption, TooLarge
 from shared import telemetry
 from shared.registry import CallContext, Engine, Servable
-from shared.retry_after import PlaceEstimate
 from shared.rpc.tensors import require_finite
 from shared.serving import servable_schema
 from shared.serving.batching import Batcher, Work
@@ -29,6 +27,9 @@ from shared.serving.device_placement import load_context
 from shared.serving.http.errors import to_safe_error
 from shared.serving.memory_guard import read_resident_bytes
 from shared.serving.oip import tensors
+from shared.serving.open_streams import OpenStreams
+from shared.serving.side_work import SideWork
+from shared.serving.warm_up import warm_up
 from shared.serving.watched_work import WatchedWork
 from shared.settings import Settings
 
@@ -46,16 +47,12 @@ class Host(Catalog):
 
     def __init__(self, service: str, servables: Mapping[str, type[Servable[Any, Any]]], settings: Settings) -> None:
         super().__init__(service, servables, settings)
-        self._streams: list[CallContext] = []
-        self._stream_places = PlaceEstimate()
         self._waking: dict[str, asyncio.Task[None]] = {}
         self._woken: dict[str, None] = {}  # the longest unused first
         self.work = WatchedWork()
+        self.aside = SideWork(service, settings.max_queue_size, self.work)
+        self._streams = OpenStreams(settings.max_queue_size)
         self._loaded = asyncio.Event()
-        self._no_streams = asyncio.Event()
-        self._no_streams.set()
-
-    # Lifecycle.
 
     async def start(self) -> None:
         """Load and warm up all Servables at once; one that fails stays listed, not ready, with its reason."""
@@ -69,12 +66,9 @@ class Host(Catalog):
 
     async def stop(self) -> None:
         """Finish running calls, for up to `shutdown_grace_s`, and free the models."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.settings.shutdown_grace_s):
-                await self._no_streams.wait()
-        for run in self._streams:
-            run.cancel()
-        await asyncio.gather(*(self._release(slot, self.settings.shutdown_grace_s) for slot in self.slots))
+        grace_s = self.settings.shutdown_grace_s
+        await self._streams.finish(grace_s)
+        await asyncio.gather(self.aside.close(grace_s), *(self._release(slot, grace_s) for slot in self.slots))
 
     async def load(self, name: str) -> None:
         """Load one model, if it is not loaded; a failure is logged and becomes its reason."""
@@ -103,7 +97,8 @@ class Host(Catalog):
             try:
                 slot.servable = await asyncio.to_thread(self._load, slot.kind)
             except Exception as error:  # noqa: BLE001  # a model may fail in any way without taking the others along
-                slot.state, slot.reason = "failed", to_safe_error(error, f"Loading {name}").detail
+                slot.state = "failed" if slot.kind.is_installed() else "not_installed"
+                slot.reason = to_safe_error(error, f"Loading {name}").detail
                 telemetry.log().warning("model not loaded", reason=slot.reason)
                 return
             work, options = self._work(slot.servable), self.batch_options(slot)
@@ -162,7 +157,7 @@ class Host(Catalog):
     def _load(self, kind: type[Servable[Any, Any]]) -> Servable[Any, Any]:
         servable = kind.load(load_context(self.settings))
         try:
-            _warm_up(servable)
+            warm_up(servable)
         except BaseException:
             servable.close()
             raise
@@ -175,8 +170,6 @@ class Host(Catalog):
             await batcher.close(seconds)
         if servable is not None:
             await asyncio.to_thread(servable.close)
-
-    # Facts.
 
     @property
     def ready(self) -> bool:
@@ -213,8 +206,8 @@ class Host(Catalog):
 
     @property
     def busy(self) -> int:
-        """Calls that wait or run, and streams that are open."""
-        return len(self._streams) + sum(slot.batcher.busy for slot in self.slots if slot.batcher)
+        """Calls that wait or run, in batches or aside, and streams that are open."""
+        return len(self._streams) + self.aside.busy + sum(slot.batcher.busy for slot in self.slots if slot.batcher)
 
     def servable(self, name: str | None, task: str | None = None) -> Servable[Any, Any]:
         """A loaded model by name, or the default of a task.
@@ -235,8 +228,6 @@ class Host(Catalog):
         """
         engine = self.find_loaded(name, version)[0].engine
         return (engine.inputs, engine.outputs) if engine else ((), ())
-
-    # Calls.
 
     async def predict(self, name: str, request: BaseModel, run: CallContext) -> BaseModel:
         """Answer one request, micro-batched with others that are rendered in the same form.
@@ -284,32 +275,10 @@ class Host(Catalog):
             QueueFull: The limit of open streams is reached.
         """
         servable, _ = self.find_loaded(name)
-        if len(self._streams) >= self.settings.max_queue_size:
-            detail = f"{len(self._streams)} streams are open, which is the limit."
-            raise QueueFull(detail, retry_after=self._stream_places.send_away())
-        self._streams.append(run)
-        self._stream_places.enter(run)
-        self._no_streams.clear()
-        events, is_over = servable.stream(request, run), False
-        try:
-            while not is_over:
-                with telemetry.bind(service=self.service, model=name):
-                    event = await _next(events, run)
-                is_over = event is None
-                if event is not None:
-                    run.extend()
-                    yield event
-        except Exception as error:
-            is_over = True
-            raise to_safe_error(error, f"The model {name}") from error
-        finally:
-            if not is_over:
-                run.cancel()
-            await events.aclose()
-            self._streams.remove(run)
-            self._stream_places.leave(run)
-            if not self._streams:
-                self._no_streams.set()
+        events = self._streams.read(self.service, name, lambda: servable.stream(request, run), run)
+        async with contextlib.aclosing(events):
+            async for event in events:
+                yield event
 
     def _work(self, servable: Servable[Any, Any]) -> Work[Any, Any]:
         """The function that runs a batch: whole requests, or tensors of one signature."""
@@ -328,47 +297,3 @@ def _infer(engine: Engine, items: Sequence[Mapping[str, np.ndarray]]) -> list[di
     if len(items) == 1:
         return [engine.run(items[0])]
     return tensors.split_rows(engine.run(tensors.join_rows(items)), [tensors.count_rows(feeds) for feeds in items])
-
-
-def _warm_up(servable: Servable[Any, Any]) -> None:
-    """Send the example through once, so that the first caller does not pay for lazy set-up."""
-    run, request = CallContext(), servable.example()
-    if servable.mode == "sync":
-        (answer,) = servable.predict([request], run)
-        if isinstance(answer, FoveaError):
-            raise answer
-    elif servable.mode == "stream":
-        asyncio.run(_read_first(servable.stream(request, run)))
-
-
-async def _read_first(events: AsyncGenerator[BaseModel, None]) -> None:
-    async with contextlib.aclosing(events):
-        await anext(events, None)
-
-
-async def _next(events: AsyncGenerator[BaseModel, None], run: CallContext) -> BaseModel | None:
-    """The next event; None at the end.
-
-    Raises:
-        DeadlineExceeded: None came before the run's deadline, which tokens that show nothing yet may have moved.
-    """
-    loop = asyncio.get_running_loop()
-    timer: asyncio.TimerHandle | None = None
-
-    def check_deadline() -> None:
-        nonlocal timer
-        left = math.inf if run.deadline is None else run.deadline - time.monotonic()
-        if left <= 0:
-            limit.reschedule(loop.time())
-        elif left < math.inf:
-            timer = loop.call_later(left, check_deadline)
-
-    try:
-        async with asyncio.timeout(None) as limit:
-            check_deadline()
-            return await anext(events, None)
-    except TimeoutError as error:
-        raise run.build_late() from error
-    finally:
-        if timer is not None:
-            timer.cancel()

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from shared.serving.memory_shares import MemoryShares
 from shared.settings import Settings
 
 EXIT_STATUS = 137
@@ -22,7 +23,7 @@ _GROWTH_PER_S = 8 * 2**30
 """Bytes per second by which a process may grow: the more is free, the longer the guard sleeps."""
 
 _DEFAULT_SHARE = 0.8
-"""Share of the machine's or the container's memory that one process may take where nobody says otherwise."""
+"""Share of the machine's or the container's memory that our processes may take, one of them or all together."""
 
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _STATM = Path("/proc/self/statm")
@@ -31,9 +32,16 @@ _STATM = Path("/proc/self/statm")
 class MemoryGuard:
     """A thread that watches the memory of its process, and calls `on_breach` once when it outgrows its limit."""
 
-    def __init__(self, limit: int, on_breach: Callable[[], None]) -> None:
-        """Watch from now on; a limit of 0 watches nothing."""
+    def __init__(self, limit: int, on_breach: Callable[[], None], shares: MemoryShares | None = None) -> None:
+        """Watch from now on; a limit of 0 watches nothing.
+
+        Args:
+            limit: Most memory of this process, bytes.
+            on_breach: Ends the process.
+            shares: Shares of all processes of ours; the largest ends where they are too much together.
+        """
         self.limit = limit
+        self._shares = shares
         self._on_breach = on_breach
         self._stopping = threading.Event()
         if limit:
@@ -47,15 +55,23 @@ class MemoryGuard:
     def stop(self) -> None:
         """Stop watching."""
         self._stopping.set()
+        if self._shares is not None:
+            self._shares.leave()
 
     def _watch(self) -> None:
         pause = _POLL_S
         while not self._stopping.wait(pause):
-            left = self.limit - read_resident_bytes()
-            if left < 0:
+            resident = read_resident_bytes()
+            left = self.limit - resident
+            if left < 0 or (self._shares is not None and self._shares.must_end(resident)):
                 self._on_breach()
                 return
             pause = min(max(left / _GROWTH_PER_S, _POLL_S), _LONGEST_POLL_S)
+
+
+def build_guard(settings: Settings, on_breach: Callable[[], None]) -> MemoryGuard:
+    """Guard a process by its own limit and by what all processes of its data folder may take together."""
+    return MemoryGuard(find_memory_limit(settings), on_breach, MemoryShares(settings.data_dir, find_machine_bound()))
 
 
 def read_resident_bytes() -> int:
@@ -70,6 +86,11 @@ def find_memory_limit(settings: Settings) -> int:
     """The setting, or the larger part of what the machine or the container has; 0 where the system does not tell."""
     if settings.replica_memory_bytes is not None:
         return settings.replica_memory_bytes
+    return find_machine_bound()
+
+
+def find_machine_bound() -> int:
+    """Most memory that our processes take: the larger part of the machine's or the container's; 0 if unknown."""
     found = []
     with contextlib.suppress(OSError, ValueError):
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

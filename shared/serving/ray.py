@@ -15,7 +15,6 @@ import logging
 import math
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,9 @@ from pydantic import BaseModel
 from shared import telemetry
 from shared.registry.discovery import SERVICES, services_with_models
 from shared.serving.host import Host
+from shared.serving.ray_folder import INSIDE, make_ray_folder
 from shared.serving.replica import ReplicaServer, load_app
+from shared.serving.wanted import is_wanted
 from shared.settings import Settings, export, settings
 from shared.storage.private_files import make_files_private
 
@@ -47,12 +48,6 @@ from ray import serve  # noqa: E402
 
 _OBJECT_STORE = 80 * 2**20
 """Bytes of shared memory; nothing of ours goes through it."""
-
-_INSIDE = "r"
-"""Ray's own folder, which it opens for everybody, inside of a private one; short, because paths of sockets are."""
-
-_MAX_TEMP_PATH = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
-"""Longest temporary folder under which Ray's unix sockets still have a legal path."""
 
 _LOAD_POLL_S = 0.1
 
@@ -77,6 +72,8 @@ class Placement(BaseModel):
     """Requests in flight per replica beyond which another replica is started."""
     upscale_delay_s: float = 10.0
     """Seconds that the load must last before a replica is added."""
+    idle_s: float = 600.0
+    """Seconds without a request after which the last replica goes, where `min_replicas` is 0."""
     must_load: bool = True
     """Whether a replica none of whose models load fails to start: an upgrade to it then never takes over."""
 
@@ -181,11 +178,17 @@ def _keep_to_loopback() -> None:
     inside.add_port_to_grpc_server = lambda server, _address: add_port(server, f"{_LOOPBACK}:0")
 
 
-def scale(context: Any, busy_per_replica: int = _MAX_BUSY_PER_REPLICA) -> tuple[int, dict[str, Any]]:
-    """Ray's autoscaling policy: as many replicas as keep each at no more than `busy_per_replica` requests in flight."""
+def scale(context: Any, busy_per_replica: int = _MAX_BUSY_PER_REPLICA, service: str = "") -> tuple[int, dict[str, Any]]:
+    """Ray's autoscaling policy: as many replicas as keep each at no more than `busy_per_replica` requests in flight.
+
+    A service that may have none has one while it is wanted, because what waits for the first replica is in none, and
+    until the first one runs and reports: a slow start is not idleness.
+    """
     busy = context.aggregated_metrics.get("busy", {}) if context.aggregated_metrics else {}
     replicas = math.ceil(sum(busy.values()) / busy_per_replica)
     low, high = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
+    if not low and not replicas and (is_wanted(service) or (context.target_num_replicas and not busy)):
+        replicas = 1
     return min(max(replicas, low), high), {}
 
 
@@ -206,8 +209,11 @@ def application(args: Mapping[str, Any] | Placement) -> serve.Application:
                 "upscale_delay_s": placement.upscale_delay_s,
                 "policy": {
                     "policy_function": f"{__name__}:scale",
-                    "policy_kwargs": {"busy_per_replica": placement.busy_per_replica},
+                    "policy_kwargs": {"busy_per_replica": placement.busy_per_replica, "service": placement.service},
                 },
+                # The first one shows what the service serves, also when nobody has asked for it yet.
+                "initial_replicas": max(placement.min_replicas, 1),
+                "downscale_to_zero_delay_s": placement.idle_s,
             }
         }
     actor = {"num_cpus": _REPLICA_CPUS, "num_gpus": placement.num_gpus}
@@ -233,29 +239,18 @@ def application(args: Mapping[str, Any] | Placement) -> serve.Application:
 def start(config: Settings) -> Path | None:
     """Start a Ray on loopback, without dashboard, proxy or telemetry; returns the folder to remove at the end."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    folder = _make_private_folder(config.data_dir)
+    folder = make_ray_folder(config.data_dir)
     ray.init(
         num_cpus=len(SERVICES) * config.replicas,
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE,
         logging_level=logging.WARNING,
-        _temp_dir=str(folder / _INSIDE),
+        _temp_dir=str(folder / INSIDE),
         _node_ip_address=_LOOPBACK,
         namespace="fovea",
     )
     serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
     return folder
-
-
-def _make_private_folder(data_dir: Path) -> Path:
-    """An empty folder that nobody else looks into: in the data folder, or a temporary one where that can't be it."""
-    preferred = (data_dir / "ray").resolve()
-    if len(str(preferred / _INSIDE)) <= _MAX_TEMP_PATH:
-        shutil.rmtree(preferred, ignore_errors=True)  # what a killed Ray left
-        with contextlib.suppress(OSError):
-            preferred.mkdir(mode=0o700, parents=True)
-            return preferred
-    return Path(tempfile.mkdtemp(prefix="fovea-"))
 
 
 def deploy(placements: Sequence[Placement]) -> None:

@@ -30,7 +30,7 @@ from shared.serving.gateway_only import GatewayOnlyMiddleware
 from shared.serving.heartbeat import Heartbeat
 from shared.serving.host import Host
 from shared.serving.jobs.embedded import EmbeddedJobs
-from shared.serving.memory_guard import EXIT_STATUS, MemoryGuard, find_memory_limit, read_resident_bytes
+from shared.serving.memory_guard import EXIT_STATUS, MemoryGuard, build_guard, read_resident_bytes
 from shared.serving.metrics_server import MetricsServer
 from shared.serving.oip.grpc import serve_grpc
 from shared.serving.watchdog import EXIT_STATUS as STUCK_STATUS
@@ -132,7 +132,7 @@ class ReplicaServer:
                 self._jobs = EmbeddedJobs(self._settings.redis_url, self.host, self._settings)
                 self._jobs.start()
         self._metrics.start()
-        self._guard = MemoryGuard(find_memory_limit(self._settings), self._die_of_memory)
+        self._guard = build_guard(self._settings, self._die_of_memory)
         if self._watchdog is not None:
             bound_memory(self._guard.limit)
             self._watchdog.start()
@@ -219,7 +219,10 @@ class ReplicaServer:
     def _die_of_memory(self) -> None:
         """Tell the gateway why, and end: what runs here must not be tried again on another replica."""
         limit = self._guard.limit if self._guard else 0
-        told = f"It outgrew its memory ({read_resident_bytes():,} of {limit:,} bytes; FOVEA_REPLICA_MEMORY_BYTES)."
+        taken = read_resident_bytes()
+        told = f"It outgrew its memory ({taken:,} of {limit:,} bytes; FOVEA_REPLICA_MEMORY_BYTES)."
+        if taken <= limit:
+            told = f"Replicas take more memory than this machine has for all of them; this is the largest ({taken:,})."
         log().error("out of memory: this replica ends itself", reason=told, service=self.host.service, replica=self.id)
         if self._jobs is not None:
             self._jobs.fail_all()

@@ -21,7 +21,7 @@ from shared import telemetry
 from shared.serving.jobs.job_runner import JobRunner
 from shared.serving.jobs.replica_directory import ReplicaDirectory
 from shared.serving.jobs.replica_handler import ReplicaJobHandler
-from shared.serving.memory_guard import EXIT_STATUS, MemoryGuard, find_memory_limit
+from shared.serving.memory_guard import EXIT_STATUS, MemoryGuard, build_guard
 from shared.serving.metrics_server import MetricsServer
 from shared.serving.watchdog import LoopTimer, bound_memory
 from shared.settings import Settings, settings
@@ -81,7 +81,7 @@ def _guard_memory(runner: JobRunner, config: Settings) -> MemoryGuard:
             runner.fail_all(error, loop)
         os._exit(EXIT_STATUS)
 
-    return MemoryGuard(find_memory_limit(config), end)
+    return build_guard(config, end)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class SpanRecorder:
         self._exporter = exporter
         processor = BatchSpanProcessor(exporter) if is_batched else SimpleSpanProcessor(exporter)
         self._provider.add_span_processor(processor)
-        self._tracer = self._provider.get_tracer("fovea", metadata.version("fovea"))
+        self._tracer = self._provider.get_tracer("fovea", metadata.version("fovea-platform"))
 
     def begin(self, name: str, kind: Kind, parent: str, links: Iterable[str], started_ns: int | None) -> Any:
         """Begin a span; see `shared.telemetry.spans.Recorder`."""
@@ -111,7 +111,7 @@ def _describe_process(service: str) -> Resource:
         {
             "service.name": service,
             "service.namespace": "fovea",
-            "service.version": metadata.version("fovea"),
+            "service.version": metadata.version("fovea-platform"),
             "service.instance.id": f"{socket.gethostname()}:{os.getpid()}",
             "process.pid": os.getpid(),
         }

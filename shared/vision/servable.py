@@ -26,7 +26,7 @@ from fovea.api.tensors import TensorSpec
 from fovea.errors import Cancelled, FoveaError, in_field
 from shared.export.artifacts import ExportedForms, open_engine_with_card
 from shared.registry import CallContext, Card, Engine, LoadContext, Servable
-from shared.registry.weights import Weights, find_weights, read_weights
+from shared.registry.weights import Weights, find_weights, has_files, read_weights
 from shared.telemetry import stage
 from shared.vision.decode import DecodedImage, decode
 from shared.vision.limits import DEFAULT_BOUNDS, DecodeBounds, decode_bounds
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _UNFAMILIAR = (
     "The picture is unlike those that these weights were trained on: its features are {:.2f} away, where {:.2f} is the "
-    "most among pictures of their kind. What is found in it may mean nothing."
+    "most among pictures of their kind. Its findings may mean nothing."
 )
 
 _OUTDATED = (
@@ -152,6 +152,10 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
         self.engine = engine
         self.config = config or DataConfig()
         self.bounds = bounds
+
+    @classmethod
+    def is_installed(cls) -> bool:
+        return has_files(cls.weights, cls.folder)
 
     @classmethod
     def load(cls, context: LoadContext) -> Self:

@@ -14,6 +14,7 @@ import httpx2
 import pytest
 import uvicorn
 
+from fovea_messages.routes import router as messages
 from services.gateway.app import build_gateway
 from services.gateway.server import create_server
 from services.llm_longctx.api import embeddings, openai, responses
@@ -62,7 +63,7 @@ def url(tmp_path_factory, folder):
     settings = Settings(data_dir=tmp_path_factory.mktemp("data"), intra_op_threads=1)
     llm = build(
         "llm-longctx",
-        routers=[openai.router, responses.router, embeddings.router],
+        routers=[openai.router, responses.router, embeddings.router, messages],
         servables={MODEL: make_local_model(folder), MINILM: AllMiniLM},
         settings=settings,
     )

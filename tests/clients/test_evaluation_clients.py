@@ -2,10 +2,8 @@
 
 import contextlib
 import json
-import os
 import re
 import shlex
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ from services.llm_longctx.tests.conftest import MODEL
 from shared.serving.tests.oip_mirrors import serving
 from shared.settings import Settings
 from tests.clients.conftest import listening
+from tests.clients.environments import OFFLINE, environment
 
 pytestmark = pytest.mark.release
 FORMATS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
@@ -30,16 +29,12 @@ def commands(tool: str) -> list[str]:
 
 
 def run(command: str, folder: Path) -> str:
-    """Output of a command with its errors: `perf_analyzer` may end well where all requests failed.
-
-    Where the tool is not on the PATH, the test is skipped and names it.
-    """
+    """Output of a command with its errors: `perf_analyzer` may end well where all requests failed."""
     tool, *words = shlex.split(command)
-    if (found := shutil.which(tool)) is None:
-        pytest.skip(f"{tool} is not on the PATH; docs/11-clients.md says how to install it")
-    done = subprocess.run(  # a tool that the tester installed
-        [found, *words], cwd=folder, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, timeout=540, check=False,
+    python = environment(tool, Path(__file__).parent / f"tools/{tool}.txt")
+    done = subprocess.run(  # a tool of that environment
+        [python.with_name(tool), *words], cwd=folder, env=OFFLINE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, timeout=540, check=False,
     )  # fmt: skip
     return done.stdout
 
@@ -78,7 +73,7 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 
 
 @pytest.mark.parametrize(("task", "metric"), [("capitals", "acc,none"), ("capitals_chat", "exact_match,none")])
-def test_lm_eval_scores_the_language_model(url, folder, tmp_path, task, metric):
+def test_lm_eval_scores_the_language_model(url, tmp_path, task, metric):
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/capitals.yaml").write_text(CHOICE + TASK)
     (tmp_path / "tasks/capitals_chat.yaml").write_text(CHAT + TASK)
@@ -86,7 +81,7 @@ def test_lm_eval_scores_the_language_model(url, folder, tmp_path, task, metric):
     rows = [{"question": f"Is it {name}? It is", "choices": places, "answer": i} for i, name in enumerate(places)]
     (tmp_path / "capitals.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (command,) = [one for one in commands("lm_eval") if f"--tasks {task} " in one]
-    for written, ours in (("http://127.0.0.1:8080", url), ("smollm2-135m-instruct", MODEL), ("FOLDER", f"'{folder}'")):
+    for written, ours in (("http://127.0.0.1:8080", url), ("smollm2-135m-instruct", MODEL)):
         command = command.replace(written, ours)
     said = run(command, tmp_path)
     files = list(tmp_path.glob("scores/**/results_*.json"))

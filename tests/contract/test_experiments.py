@@ -11,9 +11,10 @@ FOUND = {name: kind for name, kind in servables("interpretability").items() if i
 
 
 @pytest.fixture(scope="module")
-def machines(request, tmp_path_factory):
+def machines(tmp_path_factory):
+    """Machines by experiment: all checks of one share its undisturbed report."""
     torch.set_num_threads(1)
-    return Machines(FOUND[request.param], tmp_path_factory.mktemp("machines"))
+    return {name: Machines(kind, tmp_path_factory.mktemp(name)) for name, kind in FOUND.items()}
 
 
 def test_no_two_experiments_share_a_path():
@@ -29,6 +30,6 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("machines", "check"), CASES, indirect=["machines"])
-def test_experiment(machines, check):
-    check(machines)
+@pytest.mark.parametrize(("name", "check"), CASES)
+def test_experiment(name, check, machines):
+    check(machines[name])

@@ -17,11 +17,14 @@ from tests.contract.checks.servables import SERVABLE_CHECKS, SMOKE_CHECKS
 from tests.contract.checks.text import TEXT_CHECKS
 from tests.contract.language_model import endpoint
 from tests.contract.toys import TOYS, write_toys
+from tests.harness.language_model import share_language_model
 
 Kind = type[Servable[Any, Any]]
 Check = Callable[[Loaded], None]
 
 FOUND = {f"{service}/{name}": kind for service in SERVICES for name, kind in servables(service).items()}
+
+SMOLLM2 = "llm-longctx/smollm2-135m-instruct"
 
 SMALL = ("detection/fovea-planner", "llm-longctx/fovea-titans-mag", "relevance-judge/log-odds")
 """Real models that are as small as toys: each stands for its family."""
@@ -53,6 +56,8 @@ class Shelf:
         if self._name != name or self._loaded is None:
             self.clear()
             home = self._home / name
+            if name == SMOLLM2:
+                share_language_model(home / "cache")
             options = {"llm_model": "smollm2", "llm_dtype": "float32", "llm_weights": "fp32"}
             options["judge_base_url"] = self._url
             place = LoadContext(cache=home / "cache", weights=home / "weights", threads=1, options=options)

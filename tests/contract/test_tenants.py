@@ -19,9 +19,10 @@ from fovea.api.replica import ReplicaRecord
 from services.gateway.app import build_gateway
 from services.gateway.policy.auth import KeyRing
 from services.interpretability.routes import build_router
-from services.llm_longctx.api import openai, responses, steering
+from services.llm_longctx.api import lora, openai, responses, steering
 from services.llm_longctx.serving.local_models import make_local_model
 from services.llm_longctx.tests.conftest import write_folder
+from services.llm_longctx.tests.test_openai_lora import body as make_adapter
 from services.relevance_judge.routes import router as judge_router
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.jobs.queue import Payload
@@ -42,7 +43,8 @@ OWNED = {
     "/v1/probe/artefacts/{sha256}", "/v1/sessions/{session_id}", "/v1/sessions/{session_id}/fork",
     "/v1/sessions/{session_id}/export", "/v1/sessions/{session_id}/import", "/v1/sessions/{session_id}/rollback",
     "/v1/sessions/{session_id}/surprise", "/v1/documents/{document_id}", "/v1/steering-vectors/{name}",
-    "/v1/captures/{capture_id}", "/v1/responses/{response_id}", "/v1/responses/{response_id}/input_items",
+    "/v1/lora-adapters/{name}", "/v1/captures/{capture_id}", "/v1/responses/{response_id}",
+    "/v1/responses/{response_id}/input_items",
     "/v1/files/{file_id}", "/v1/files/{file_id}/content", "/v1/batches/{batch_id}", "/v1/batches/{batch_id}/cancel",
     "/v1/jobs/{job_id}", "/v1/jobs/{job_id}/events", "/v1/jobs/{job_id}/result", "/v1/jobs/{job_id}/cancel",
     "/v1/jobs/{job_id}/retry",
@@ -120,7 +122,7 @@ def text(tmp_path_factory, module_redis_url):
     steerable = make_local_model(write_folder(tmp_path_factory.mktemp("models") / "Tiny Llama"))
     kinds[steerable.card.name] = steerable
     settings = Settings(data_dir=tmp_path_factory.mktemp("text"), intra_op_threads=1, redis_url=module_redis_url)
-    routers = [openai.router, responses.router, steering.router]
+    routers = [openai.router, responses.router, steering.router, lora.router]
     app = build("llm-longctx", routers=routers, servables=kinds, settings=settings)
     with ready_client(app) as client:
         stage = Stage(app, client, BY_HEADER)
@@ -137,6 +139,10 @@ def text(tmp_path_factory, module_redis_url):
         stage.made["/v1/steering-vectors/{name}"] = stage.send(
             "alice", "POST", "/v1/steering-vectors", json=vector
         ).json()["name"]
+        adapter = make_adapter(SECRET) | {"model": steerable.card.name}
+        stage.made["/v1/lora-adapters/{name}"] = stage.send("alice", "POST", "/v1/lora-adapters", json=adapter).json()[
+            "id"
+        ]
         tiny = {"model": steerable.card.name, "prompt": "a" * 150, "max_tokens": 1}
         rows = stage.send(
             "alice", "POST", "/v1/completions", json=tiny | {"capture": [{"type": "attention", "positions": "prompt"}]}
@@ -144,6 +150,8 @@ def text(tmp_path_factory, module_redis_url):
         stage.made["/v1/captures/{capture_id}"] = rows["url"].rpartition("/")[2]
         stage.naming = [
             ("/v1/completions", tiny | {"interventions": [{"vector": SECRET}]}),
+            ("/v1/completions", tiny | {"model": SECRET}),
+            ("/v1/responses", {"model": SECRET, "input": "a", "max_output_tokens": 1}),
             ("/v1/completions", {"model": "fovea-titans-lmm", "prompt": "a", "max_tokens": 1, "session_id": session}),
             (
                 "/v1/completions",

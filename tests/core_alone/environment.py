@@ -18,8 +18,8 @@ def link_libraries(folder: Path, *, with_core: bool) -> Path:
     """
     folder.mkdir()
     for place in Path(sysconfig.get_path("purelib")).iterdir():
-        is_plugin = place.name.startswith("fovea_")
-        if not is_plugin and place.suffix != ".pth" and (with_core or not place.name.startswith("fovea")):
+        is_core = with_core and place.name.startswith(("fovea_platform-", "fovea_serve-"))
+        if is_core or not (place.suffix == ".pth" or place.name.startswith("fovea")):
             (folder / place.name).symlink_to(place)
     return folder
 

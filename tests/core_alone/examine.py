@@ -1,19 +1,22 @@
 """Writes as JSON what the core says in an environment without plug-ins: `python -m tests.core_alone.examine`."""
 
 import importlib
+import io
 import json
 import pkgutil
-import subprocess
 import sys
 import tempfile
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from starlette.testclient import TestClient
 
 import fovea
 import services
 import shared
+from fovea.cli import main as command_line
 from fovea.errors import NotFound
 from fovea.plugins import entries
 from services.gateway.app import build_gateway
@@ -72,10 +75,15 @@ def ask_commands() -> dict[str, Any]:
     """Ask the command line for its help, and for every command that a plug-in would bring."""
 
     def run(*words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-S", "-m", "fovea", *words], capture_output=True, text=True, check=False
-        )
-        return done.stdout + done.stderr
+        told = io.StringIO()
+        with (
+            redirect_stdout(told),
+            redirect_stderr(told),
+            suppress(SystemExit),
+            patch.object(sys, "argv", ["fovea", *words]),
+        ):
+            command_line.main()
+        return told.getvalue()
 
     return {
         "help": run("--help"),

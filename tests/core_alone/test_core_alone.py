@@ -2,9 +2,6 @@
 
 import json
 import re
-import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -13,7 +10,8 @@ from tests.core_alone.environment import ROOT, link_libraries, run_alone
 KNOWN = json.loads((ROOT / "fovea/known_plugins.json").read_text("utf8"))
 
 
-def _examine(libraries, tree=ROOT):
+def examine(libraries, tree=ROOT):
+    """The answers of a tree's core with these libraries."""
     done = run_alone(libraries, "-W", "ignore", "-m", "tests.core_alone.examine", tree=tree)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -28,10 +26,11 @@ def libraries(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(libraries):
     """Messages of the core in an environment without plug-ins."""
-    return _examine(libraries)
+    return examine(libraries)
 
 
-def _check(alone):
+def check_core(alone):
+    """Check that it starts and shows no trace of a plug-in."""
     assert alone["plugins"] == []
     points = [value for group in alone["entries"].values() for value in group]
     assert points
@@ -45,7 +44,7 @@ def _check(alone):
 
 
 def test_the_core_imports_starts_and_shows_no_trace_of_a_plug_in(alone):
-    _check(alone)
+    check_core(alone)
     listed = re.findall(r"^│ ([a-z-]+) ", alone["commands"]["help"], re.MULTILINE)
     assert {"segment", "up"} <= set(listed)
     assert not {verb for plugin in KNOWN.values() for verb in plugin["commands"]}.intersection(listed)
@@ -60,23 +59,6 @@ def test_a_request_for_a_known_plug_in_is_answered_with_how_to_install_it(alone,
         assert hint in text, model
     for verb, text in alone["commands"]["answers"][name].items():
         assert hint in text, verb
-
-
-@pytest.mark.release
-def test_the_core_s_wheel_alone_starts(tmp_path):
-    libraries = link_libraries(tmp_path / "libraries", with_core=False)
-    source = tmp_path / "source"
-    for name in ("fovea", "services", "shared"):  # a copy: a build leaves files in its tree
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "tests"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy2(ROOT / name, source)
-    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-    options = ("--no-deps", "--no-index", "--no-build-isolation")
-    subprocess.run([*pip, "wheel", *options, "-w", tmp_path, source], check=True)
-    (wheel,) = tmp_path.glob("fovea-*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", tmp_path / "site", wheel], check=True)
-    (tmp_path / "site/tests").symlink_to(ROOT / "tests")
-    _check(_examine(libraries, tmp_path / "site"))
 
 
 @pytest.mark.release

@@ -58,6 +58,7 @@ SETTINGS = {
         *("services.medical-seg.tolerations[0].key=team", "services.medical-seg.env[0].name=A"),
         *("redis.url=rediss://fovea@cache:6380", "redis.passwordSecret=cache"),
     ],
+    "to-zero": [*ALL_ON, *(f"services.{name}.replicas.min=0" for name in SIX), "services.detection.gpus=1"],
     "many": ["services.medical-seg.replicas.min=3", "services.medical-seg.replicas.max=9", "gateway.preStopSeconds=0"],
 }
 CUSTOM = {"HTTPRoute", "RayService", "ScaledObject", "PodMonitor", "PrometheusRule"}

@@ -79,6 +79,22 @@ def test_a_budget_counts_the_pods_that_answer():
     assert chosen == [True, False]
 
 
+def test_a_service_that_may_have_no_replicas_starts_at_zero_pods_and_the_gateway_knows(tmp_path):
+    replicas = {"min": 0, "idleSeconds": 120}
+    documents = render_file(tmp_path, service(replicas=replicas, versions=[{"name": "next"}]))
+    for name, low in (("demo-medical-seg", 0), ("demo-medical-seg-next", 1), ("demo-llm-longctx", 1)):
+        spec = named(documents, "RayService", name)["spec"]
+        (group,) = spec["rayClusterConfig"]["workerGroupSpecs"]
+        args = yaml.safe_load(spec["serveConfigV2"])["applications"][0]["args"]
+        assert (args["min_replicas"], group["minReplicas"], group["replicas"]) == (low, low, low)
+        assert args.get("idle_s") == (None if low else 120)
+    assert env_of(dict(pod_specs(documents))["demo-gateway"])["FOVEA_ON_DEMAND_SERVICES"] == "medical-seg"
+    assert not [
+        d for d in documents if d["kind"] == "PodDisruptionBudget" and d["metadata"]["name"] == "demo-medical-seg"
+    ]
+    assert "without a worker" in refusal(tmp_path, service(replicas=replicas, worker={"enabled": False}))
+
+
 def test_a_single_gateway_does_not_keep_a_node_from_being_drained():
     budget = named(render("gateway.replicas=1"), "PodDisruptionBudget", "demo-gateway")["spec"]
     assert budget["maxUnavailable"] == 1
@@ -194,6 +210,23 @@ def test_a_route_of_the_gateway_api_reaches_the_gateway_and_cuts_no_stream(tmp_p
     [target] = rule["backendRefs"]
     assert target["port"] in {port["port"] for port in named(render(), "Service", target["name"])["spec"]["ports"]}
     assert "HTTPRoute" not in {d["kind"] for d in render()}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"timeout": "1.5s"}, {"timeout": "100000h"}, {"hostnames": ["fovea.example:80"]}, {"hostnames": ["Fovea"]},
+        {"hostnames": [f"h{n}.example" for n in range(17)]}, {"parentRefs": [{}]}, {"parentRefs": [{"name": ""}]},
+        {"parentRefs": [{"name": "p", "namespace": "In.fra"}]}, {"parentRefs": [{"name": "p", "port": 0}]},
+        {"parentRefs": [{"name": f"p{n}"} for n in range(33)]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_route_that_the_schema_of_the_gateway_api_refuses_is_refused_by_the_chart(tmp_path, wrong):
+    """The bounds of HTTPRoute in the custom resource definition of Gateway API 1.0."""
+    right = {"enabled": True, "parentRefs": [{"name": "p"}], "hostnames": ["*.fovea.example"], "timeout": "1h30m"}
+    assert render_file(tmp_path, {"httpRoute": right})
+    assert "httpRoute" in refusal(tmp_path, {"httpRoute": {**right, **wrong}})
 
 
 def egress(documents, name):

@@ -29,7 +29,7 @@ HIDE = (
     + """
 points = importlib.metadata.entry_points
 importlib.metadata.entry_points = lambda **which: importlib.metadata.EntryPoints(
-    point for point in points(**which) if not point.dist.name.startswith("fovea-")
+    point for point in points(**which) if point.dist.name == "fovea-platform"
 )
 """
 )
@@ -56,7 +56,7 @@ CASES = [
 
 def hidden_modules(extras):
     """Top-level modules that only packages bring which these extras do not need."""
-    kept = needed(extras) | {"fovea", "pip", "setuptools"}
+    kept = needed(extras) | {"fovea-serve", "fovea-platform", "pip", "setuptools"}
     found = metadata.packages_distributions()
     return sorted(name for name, owners in found.items() if not kept & {hashes.normalise(one) for one in owners})
 

@@ -21,7 +21,7 @@ EXTRAS = (
 )  # fmt: skip
 
 
-def needed(extras, package="fovea"):
+def needed(extras, package="fovea-platform"):
     """Names of all packages that a package with these extras needs here, as far as they are installed."""
     found, waiting = set(), [(package, frozenset(extras))]
     while waiting:
@@ -37,7 +37,7 @@ def needed(extras, package="fovea"):
             environments = [{"extra": extra} for extra in asked or [""]]
             if requirement.marker is None or any(map(requirement.marker.evaluate, environments)):
                 waiting.append((hashes.normalise(requirement.name), frozenset(requirement.extras)))
-    return {name for name, _ in found} - {"fovea"}
+    return {name for name, _ in found} - {"fovea-serve", "fovea-platform"}
 
 
 @pytest.mark.parametrize("extra", EXTRAS)

@@ -24,7 +24,7 @@ def tree(tmp_path):
     def write(name, points, *dependencies):
         folder = tmp_path / "plugins" / name
         folder.mkdir(parents=True)
-        lines = ["[project]", f"dependencies = {json.dumps(['fovea[cpu]', 'fovea-other', *dependencies])}"]
+        lines = ["[project]", f"dependencies = {json.dumps(['fovea-platform[cpu]', 'fovea-other', *dependencies])}"]
         for group, names in points.items():
             lines += [f'[project.entry-points."{group}"]', *(f'"{each}" = "x"' for each in names)]
         (folder / "pyproject.toml").write_text("\n".join(lines))

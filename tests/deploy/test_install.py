@@ -55,11 +55,11 @@ def test_packages_are_installed_in_the_order_that_keeps_the_cpu_build(monkeypatc
     monkeypatch.setattr(install, "_pip", lambda *words: asked.append(" ".join(words)))
     install.install_packages(["llm-longctx"], ["--index-url", "x"], "cpu", test=False)
     assert asked[0].startswith("--no-deps --index-url x torch>=")
-    assert asked[1].startswith("-e .[up,llm-longctx,cpu] -e ./plugins/")
+    assert asked[1].startswith("-e ./fovea -e .[up,llm-longctx,cpu] -e ./plugins/")
     assert asked[2:] == ["--no-deps -r requirements-data.txt"]
     asked.clear()
     install.install_packages(["medical-seg"], ["--index-url", "x"], "cpu", test=False)
-    assert [line.partition(" -e ./")[0] for line in asked] == ["-e .[up,medical-seg,onnx]"]
+    assert [line.partition(" -e ./plugins")[0] for line in asked] == ["-e ./fovea -e .[up,medical-seg,onnx]"]
 
 
 def test_unknown_service_is_one_line_that_lists_those_there_are():

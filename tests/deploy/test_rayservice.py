@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import httpx2
 import pytest
 import yaml
 
@@ -97,6 +98,18 @@ def test_a_replica_without_a_node_asks_for_one_until_it_is_there(cluster):
     add_nodes(cluster, NODES[1])  # what the operator makes of it
     cluster.wait_replicas(SERVICE, 2, WAIT_S)
     wait_until(lambda: ask_autoscaler(cluster) == {"pending": [], "nodes": 0}, WAIT_S, "nothing waits any more")
+
+
+def test_a_service_without_replicas_starts_one_for_a_request_and_loses_it_when_nobody_asks(cluster):
+    add_nodes(cluster, NODES[0])
+    url = cluster.start_gateway(FOVEA_ON_DEMAND_SERVICES=SERVICE, FOVEA_REQUEST_TIMEOUT_S="120")
+    cluster.submit(serve_config(0, 1, idle_s=1))
+    cluster.wait_replicas(SERVICE, 1, WAIT_S)  # the first shows what it serves
+    wait_until(lambda: httpx2.get(f"{url}/readyz").json()["services"][SERVICE]["ready"], WAIT_S, "it is known")
+    wait_until(lambda: not cluster.list_replicas(SERVICE), WAIT_S, "the replica stops, as nobody asks")
+    assert httpx2.get(f"{url}/readyz").status_code == 200
+    answer = httpx2.post(f"{url}/v1/echo", json={"text": "hello"}, timeout=WAIT_S)
+    assert (answer.status_code, answer.json()["text"]) == (200, "hello")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """`make release` on a small repository: real wheels, chart, checksums and provenance, and refusals by name."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.registry.discovery import SERVICES
 from tests.deploy.tools import helm
 
 ROOT = Path(__file__).parents[2]
@@ -48,17 +51,19 @@ def project(tmp_path):
     return root
 
 
-def release(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def release(root: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
     code = "import sys, release, pathlib; release.main(pathlib.Path(sys.argv.pop(1)))"
     return subprocess.run(
-        [sys.executable, "-c", code, root, *words], cwd=ROOT / "deploy", check=False, capture_output=True, text=True
-    )
+        [sys.executable, "-c", code, root, *words], cwd=ROOT / "deploy", env={**os.environ, **env},
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
 
 
 @pytest.mark.skipif(helm() is None, reason="helm is not installed")
 def test_a_release_is_whole_checked_and_the_same_again(project):
-    done = release(project, "--tag")
+    done = release(project, "--tag", "--no-images")
     assert done.returncode == 0, done.stderr
+    assert "It has no images (--no-images)" in done.stdout
     out = project / "out/release/0.2.0"
     names = {file.name for file in out.iterdir()}
     assert names == {
@@ -75,9 +80,33 @@ def test_a_release_is_whole_checked_and_the_same_again(project):
     assert commit == git(project, "rev-parse", "HEAD").strip() == git(project, "rev-parse", "v0.2.0^{commit}").strip()
     assert any(one["name"] == "numpy" for one in json.loads((out / "fovea-0.2.0.cdx.json").read_text())["components"])
     wheels = [one for one in provenance["subject"] if one["name"].endswith(".whl")]
-    assert release(project).returncode == 0
+    assert release(project, "--no-images").returncode == 0
     again = json.loads((out / "provenance.json").read_text())["subject"]
     assert [one for one in again if one["name"].endswith(".whl")] == wheels
+
+
+@pytest.mark.skipif(helm() is None, reason="helm is not installed")
+def test_images_are_built_where_the_tools_are_and_named_where_not(project):
+    script = project / "deploy/images.sh"
+    script.write_text('#!/bin/sh\necho "$1" > "$SAVE/fovea-$1.tar"\n')
+    script.chmod(0o755)
+    git(project, "add", ".")
+    git(project, "commit", "--quiet", "--message", "images")
+    tools = project.parent / "tools"
+    tools.mkdir()
+    for name in ("git", "tar"):
+        (tools / name).symlink_to(shutil.which(name))
+    out, path = project / "out/release/0.2.0", f"{tools}{os.pathsep}{Path(helm()).parent}"
+    done = release(project, PATH=path)
+    assert "no images (buildah and podman not installed)" in done.stdout, done.stderr
+    assert f"SAVE={out} deploy/images.sh gateway|" in done.stdout
+    assert not list(out.glob("*.tar"))
+    for name in ("buildah", "podman"):
+        (tools / name).symlink_to("/bin/true")
+    done = release(project, PATH=f"{path}{os.pathsep}/bin")
+    assert done.returncode == 0, done.stderr
+    assert sorted(one.stem.removeprefix("fovea-") for one in out.glob("*.tar")) == sorted(["gateway", *SERVICES])
+    assert "fovea-detection.tar" in (out / "SHA256SUMS").read_text()
 
 
 @pytest.mark.parametrize(

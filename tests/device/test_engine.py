@@ -10,7 +10,9 @@ import torch
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.methods import method, methods
 from shared.lm.builders import llama
-from tests.device.paths import BITS, knobs_of, waits
+from shared.lm.lora import LoraAdapter, build_adapter
+from shared.lm.lora_config import LoraConfig
+from tests.device.paths import FEW_BITS, knobs_of, waits
 from tests.device.pretend_cuda import PretendCuda, to_cuda
 
 IDS = [(7 * i + i * i) % 61 for i in range(80)]
@@ -35,7 +37,9 @@ def on_cuda(device: PretendCuda):
     return to_cuda(copy.deepcopy(net()), device)
 
 
-CASES = [(name, i) for name in sorted(methods()) for i in range(len(knobs_of(name)))]
+CASES = [(name, i, 16) for name in sorted(methods()) for i in range(len(knobs_of(name)))]
+CASES += [(name, 0, bits) for name in sorted(methods()) for bits in FEW_BITS]
+"""Methods with all their knobs on a full cache, and with the first ones on caches of few bits."""
 
 
 def play(model, how, bits, device: PretendCuda | None = None) -> torch.Tensor:
@@ -49,8 +53,7 @@ def play(model, how, bits, device: PretendCuda | None = None) -> torch.Tensor:
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize(("name", "which"), CASES)
+@pytest.mark.parametrize(("name", "which", "bits"), CASES)
 def test_every_method_runs_as_on_a_cpu(name, which, bits):
     how = method(name, **knobs_of(name)[which])
     wanted = play(net(), how, bits)
@@ -60,3 +63,38 @@ def test_every_method_runs_as_on_a_cpu(name, which, bits):
         assert found.device.type == "cuda"
         close = torch.allclose(found.cpu(), wanted, atol=2e-4)
     assert close
+
+
+def adapter(model, rank: int) -> LoraAdapter:
+    draw, tensors = torch.Generator().manual_seed(rank), {}
+    for layer in range(2):
+        for place, out, inner in (("self_attn.k_proj", 32, 32), ("mlp.gate_proj", 56, 32), ("mlp.down_proj", 32, 56)):
+            name = f"base_model.model.model.layers.{layer}.{place}.lora"
+            tensors[f"{name}_A.weight"] = torch.randn(rank, inner, generator=draw)
+            tensors[f"{name}_B.weight"] = torch.randn(out, rank, generator=draw) * 0.1
+    config = LoraConfig(rank, 2.0 * rank, False, {}, {}, ("k_proj", "gate_proj", "down_proj"))
+    return build_adapter(config, tensors, model, str(rank))
+
+
+def play_adapted(model, device: PretendCuda | None = None, *, mixed: bool = True) -> torch.Tensor:
+    """Four sequences in one step, of which the second and third have adapters where it is mixed."""
+    engine = Engine(model, page=16, backend="cpu_torch", kv_bytes=1 << 20)
+    adapters = [None, adapter(model, 2), adapter(model, 5), None] if mixed else [None] * 4
+    sequences, found = [engine.open(adapter=one) for one in adapters], []
+    for s in sequences:
+        s.prefill(IDS[:PROMPT])
+    for i in range(STEPS):
+        with contextlib.nullcontext() if device is None else device.decoding():
+            logits = engine.batch(dict.fromkeys(sequences, IDS[PROMPT + i]))
+        found.append(torch.stack([logits[s] for s in sequences]))
+    return torch.stack(found)
+
+
+def test_adapters_run_as_on_a_cpu_and_neighbours_keep_their_bits():
+    wanted, device = play_adapted(net()), PretendCuda()
+    with device.active():
+        model = on_cuda(device)
+        found, plain = (play_adapted(model, device, mixed=mixed).cpu() for mixed in (True, False))
+    torch.testing.assert_close(found, wanted, atol=2e-4, rtol=0)
+    assert torch.equal(found[:, [0, 3]], plain[:, [0, 3]])
+    assert (found[:, 1:3] - plain[:, 1:3]).abs().amax() > 0.01

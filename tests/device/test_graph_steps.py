@@ -19,7 +19,7 @@ from services.llm_longctx.tests.hooks import Listeners
 from tests.device.paths import RECORDED, is_recorded, knobs_of
 from tests.device.pretend_cuda import PretendCuda, to_cuda
 from tests.device.stand_in_graph import StandInGraph
-from tests.device.test_engine import CASES, IDS, PLAN, PROMPT, STEPS, net, on_cuda, play
+from tests.device.test_engine import CASES, IDS, PLAN, PROMPT, STEPS, adapter, net, on_cuda, play
 from tests.device.test_triton import forget
 
 triton = pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
@@ -53,8 +53,11 @@ def graph(monkeypatch):
     forget()
 
 
-def answers(how, bits: int, recorder: StandInGraph | None, device: PretendCuda) -> list[list[int]]:
-    """Three answers of different lengths whose batch shrinks while they are decoded; the third shares a prefix."""
+def answers(how, bits: int, recorder: StandInGraph | None, device: PretendCuda, rank: int = 0) -> list[list[int]]:
+    """Three answers of different lengths whose batch shrinks while they are decoded; the third shares a prefix.
+
+    With a rank the first, which is the longest, has an adapter.
+    """
     model = to_cuda(copy.deepcopy(net()), device)
     engine = Engine(model, how, PLAN, page=16, backend="triton", cache_bits=bits, kv_bytes=1 << 20, prefix_block=16)
     runner = engine.runner
@@ -64,7 +67,8 @@ def answers(how, bits: int, recorder: StandInGraph | None, device: PretendCuda) 
     for i, (knobs, ear) in enumerate(zip(KNOBS, ears, strict=True)):
         begin = 0 if i == 2 else 3 * i
         ids, drawn = IDS[begin : begin + 20 + i], [Sampling(**knobs)]
-        engine.scheduler.add_request(GenerationRequest(ids, drawn, 7 - i, hooks=Listeners(ear)))
+        lora = adapter(model, rank) if rank and not i else None
+        engine.scheduler.add_request(GenerationRequest(ids, drawn, 7 - i, hooks=Listeners(ear), adapter=lora))
     scheduler = engine.scheduler
     while scheduler.in_flight:
         if scheduler.waiting or scheduler.prefilling:
@@ -89,6 +93,16 @@ def test_replays_answer_as_steps_that_run_as_they_are(graph, name, bits):
     assert found == wanted
     assert graph.records >= 1
     assert graph.replays >= 3
+
+
+def test_steps_with_adapters_run_unrecorded_in_the_place_of_a_recording(graph):
+    device = PretendCuda()
+    with device.active():
+        wanted, plain = answers("dense", 16, None, device, rank=3), answers("dense", 16, None, device)
+        assert answers("dense", 16, graph, device, rank=3) == wanted
+    assert graph.replays == 0
+    assert wanted[0] != plain[0]
+    assert wanted[1:] == plain[1:]
 
 
 class Rows:
@@ -125,7 +139,7 @@ class Plain:
         return replay, outputs
 
 
-@pytest.mark.parametrize(("name", "which"), CASES)
+@pytest.mark.parametrize(("name", "which"), [case[:2] for case in CASES if case[2] == 16])
 def test_each_method_is_recorded_or_not_and_answers_alike(name, which):
     how, device, recorder = method(name, **knobs_of(name)[which]), PretendCuda(), Plain()
     wanted = play(net(), how, 16)

@@ -6,7 +6,7 @@ import pytest
 
 from services.interpretability.core.experiment import Experiment
 from shared.registry import CallContext, LoadContext, servables
-from tests.contract.checks.experiments import found_in
+from tests.contract.checks.experiments import Machines, found_in
 from tests.contract.sameness import differences
 from tests.device.pretend_cuda import CUDA, PretendCuda
 
@@ -18,7 +18,7 @@ STUDIES = {name: kind for name, kind in servables("interpretability").items() if
 
 def answer(study_type, folder: Path, device: str, **options):
     study = study_type.load(LoadContext(cache=folder, weights=folder / "weights", threads=1, device=device))
-    spec = study.example().model_copy(update=options)
+    spec = Machines(study_type, folder).example.model_copy(update=options)
     return study.predict([spec], CallContext())[0]
 
 

@@ -139,7 +139,10 @@ def launch(exported_graphs):
 
 @pytest.fixture(scope="package")
 def product(launch, tmp_path_factory):
-    """The product, ready to serve, its first requests answered; `test_stop.py` stops it."""
-    made = launch(tmp_path_factory.mktemp("product"))
+    """The product, ready to serve, its first requests answered; `test_stop.py` stops it.
+
+    Its grace is short: jobs that random requests began need not end.
+    """
+    made = launch(tmp_path_factory.mktemp("product"), FOVEA_SHUTDOWN_GRACE_S="2")
     made.wait_for(made.is_ready, START_S)
     return made

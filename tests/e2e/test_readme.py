@@ -31,16 +31,28 @@ LONG = ("fovea probe circuits",)
 
 
 def steps(block):
-    """The steps of a block in every run, and all of them before a release."""
-    line, code = block
+    """The steps of a block in every run, and all of them with the output that the page shows before a release."""
+    (line, code), (_, shown) = block
     quick = [step for step in code.splitlines() if not step.startswith(LONG)]
-    yield pytest.param(quick, id=f"01-use.md-{line}")
-    if len(quick) < len(code.splitlines()):
-        yield pytest.param(code.splitlines(), id=f"01-use.md-{line}-all", marks=pytest.mark.release)
+    is_all = len(quick) == len(code.splitlines())
+    yield pytest.param(quick, shown if is_all else "", id=f"01-use.md-{line}")
+    if not is_all:
+        yield pytest.param(code.splitlines(), shown, id=f"01-use.md-{line}-all", marks=pytest.mark.release)
+
+
+def without_figures(text):
+    """Lines without numbers, ids and the width of columns, which differ from run to run."""
+    return [" ".join(re.sub(r"[0-9][0-9.,]*", "0", line).split()) for line in text.splitlines() if line.strip()]
+
+
+def find_unsaid(shown, said):
+    """The first line of a page's output that a run did not print after those before it; `…` stands for any lines."""
+    lines = iter(without_figures(said))
+    return next((line for line in without_figures(shown) if line != "…" and line not in lines), None)
 
 
 PYTHON = [(page, line, code) for page in PAGES for line, code in blocks(page, "python")]
-STEPS = [(line, code) for line, code in blocks(PAGES[1], "shell")]
+STEPS = list(zip(blocks(PAGES[1], "shell"), blocks(PAGES[1], "text"), strict=True))
 CURL = [(page, line, code) for page in PAGES for line, code in blocks(page, "bash")]
 
 
@@ -70,7 +82,7 @@ def placed(code, product):
 def test_there_are_blocks_to_run():
     assert len(PYTHON) >= 4
     assert len(CURL) >= 4
-    assert [len(code.splitlines()) for _, code in STEPS] == [3] * 4
+    assert [len(code.splitlines()) for (_, code), _ in STEPS] == [3] * 4
 
 
 def test_the_example_at_the_root_runs(product, tmp_path):
@@ -96,12 +108,12 @@ def test_python_block_runs_and_prints(product, page, line, code):
     assert done.stdout.strip()
 
 
-@pytest.mark.parametrize("steps", [one for block in STEPS for one in steps(block)])
-def test_quick_starts_lead_where_the_page_says(product, steps, tmp_path):
+@pytest.mark.parametrize(("steps", "shown"), [one for block in STEPS for one in steps(block)])
+def test_quick_starts_lead_where_the_page_says(product, steps, shown, tmp_path):
     write_study(tmp_path / "study")
     write_drive(tmp_path / "drive", 12)
     write_collection(tmp_path / "collection")
-    path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path, said = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", ""
     for step in steps:
         done = subprocess.run(
             ["bash", "-c", step],
@@ -112,9 +124,11 @@ def test_quick_starts_lead_where_the_page_says(product, steps, tmp_path):
             check=False,
             timeout=300,
         )
+        said += done.stdout + done.stderr + "\n"
         [proof] = [proof for start, proof in PROOFS.items() if step.startswith(start)]
         assert done.returncode == (1 if "judge trust" in step else 0), (step, done.stdout, done.stderr)
         assert re.search(proof, done.stdout + done.stderr), (step, done.stdout, done.stderr)
+    assert find_unsaid(shown, said) is None, said
 
 
 def test_the_first_result_is_what_the_readme_shows(product):

@@ -1,10 +1,11 @@
 """Give memory back between files of tests, when there is something to give.
 
 Collecting garbage walks every object that is alive, which takes seconds once torch, Ray and transformers are imported.
-Objects alive after a collection are therefore frozen, and garbage is collected only when the process has grown. This
-happens between tests, so that no test's duration contains it.
+Objects that are alive when all tests are collected are therefore frozen until the process ends, and garbage is
+collected only when the process has grown. This happens between tests, so that no test's duration contains it.
 """
 
+import atexit
 import ctypes
 import gc
 import sys
@@ -38,8 +39,8 @@ def pytest_collection() -> Iterator[object]:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # libraries report objects that outlive the interpreter as leaks
     session.config.stash[_RESIDENT] = read_resident_bytes()
 
 
@@ -55,8 +56,3 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
                 ctypes.CDLL(None).malloc_trim(0)
             item.config.stash[_RESIDENT] = read_resident_bytes()
     return result
-
-
-def pytest_unconfigure() -> None:
-    """Let the interpreter find what was frozen: libraries report objects that outlive it as leaks."""
-    gc.unfreeze()

@@ -1,36 +1,64 @@
-"""schemathesis over routes: requests that an OpenAPI document allows, and what may be wrong with the answers."""
+"""schemathesis over routes: requests that an OpenAPI document allows, and what may be wrong with the answers.
 
-from collections.abc import Callable, Sequence
+It is imported where it is used: its import takes a second of each process that collects tests.
+"""
+
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import schemathesis
-from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
-from schemathesis.checks import not_a_server_error
 
 from tests.harness.hypothesis_profiles import fewer
 
 
-def list_operations(app: FastAPI, *prefixes: str) -> dict[str, Any]:
-    """Operations of an app's document whose path begins like that, by method and path."""
-    found = [result.ok() for result in schemathesis.openapi.from_dict(app.openapi()).get_all_operations()]
-    return {each.label: each for each in found if each.path.startswith(prefixes)}
-
-
 def fuzz(
-    operation: Any,
+    document: Mapping[str, Any],
     url: str,
     share: int,
-    checks: Sequence[Callable[..., Any]] = (not_a_server_error,),
-    change: Callable[[Any], object] = lambda _body: None,
+    *prefixes: str,
+    conforms: bool = False,
+    change: Callable[[Any], Any] = lambda body: body,
+    wanted: Callable[[Any], bool] = lambda _operation: True,
+    allowed: Collection[int] = (),
+    headers: Mapping[str, str] | None = None,
 ) -> None:
-    """Send one in `share` of the profile's examples to an operation; `change` gets the body of each, if it is one."""
+    """Send one in `share` of the profile's examples to each operation; none may answer with a server error.
 
-    @settings(max_examples=fewer(share), suppress_health_check=list(HealthCheck), database=None)
-    @given(case=operation.as_strategy())
-    def send(case: Any) -> None:
-        if isinstance(case.body, dict):
-            change(case.body)
-        case.call_and_validate(base_url=url, checks=list(checks), timeout=60)
+    Args:
+        document: The OpenAPI document.
+        url: Address of the server.
+        share: Divides the examples of the profile.
+        prefixes: Beginnings of the paths to test; without any, all paths are tested.
+        conforms: Whether answers must also be those that the document promises.
+        change: The body to send instead of the one that was drawn.
+        wanted: Whether to test an operation.
+        allowed: Statuses that are always accepted.
+        headers: Headers of all requests.
+    """
+    import schemathesis
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi import checks as promises
 
-    send()
+    checks = [not_a_server_error]
+    if conforms:
+        checks += [promises.status_code_conformance, promises.content_type_conformance]
+        checks += [promises.response_schema_conformance]
+    found = [result.ok() for result in schemathesis.openapi.from_dict(dict(document)).get_all_operations()]
+    operations = [each for each in found if each.path.startswith(prefixes or ("/",)) and wanted(each)]
+    assert operations
+    failures = {}
+    for operation in operations:
+
+        @settings(max_examples=fewer(share), suppress_health_check=list(HealthCheck), database=None)
+        @given(case=operation.as_strategy())
+        def send(case: Any) -> None:
+            case.body = change(case.body)
+            answer = case.call(base_url=url, headers=headers, timeout=60)
+            if answer.status_code not in allowed:
+                case.validate_response(answer, checks=checks)
+
+        try:
+            send()
+        except Exception as error:  # noqa: BLE001  # all failures are listed at once
+            failures[operation.label] = str(error)
+    assert failures == {}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.tests.browsing import MARKS, figure
+from services.gateway.tests.browsing import MARKS, check_page, figure
 from services.relevance_judge.parsing.trec import format_qrels, parse_qrels
 from services.relevance_judge.storage.mini_collection import load_mini_collection
 
@@ -108,6 +108,56 @@ def test_a_file_is_chosen_once_for_all_steps(judge, tmp_path):
     assert figure(trust, "kappa") == "1.0000"
 
 
+def test_a_collection_is_uploaded_once_serves_all_steps_and_is_deleted(judge, tmp_path, see):
+    (tmp_path / "people.qrels").write_text(format_qrels(MINI.labels))
+    part = judge.locator("fovea-collections")
+    part.get_by_text("New collection").click()
+    part.get_by_label("Name").fill("Autumn")
+    files = {
+        "Topics": MINI.folder / "topics.tsv", "Passages": MINI.folder / "passages.jsonl",
+        "Labels by people": tmp_path / "people.qrels", "Labels by a judge": tmp_path / "people.qrels",
+        "Runs": next(MINI.folder.glob("runs/*")),
+    }  # fmt: skip
+    for label, file in files.items():
+        part.get_by_label(label).set_input_files(file)
+    part.get_by_role("button", name="Save").click()
+    see(part.locator("[data-part=about]")).to_contain_text("24 topics")
+    judge.reload()  # it is on the server, and stays chosen
+    see(part.get_by_label("Collection", exact=True).locator("option:checked")).to_contain_text("Autumn")
+    for element, action, words in (
+        ("agreement", "Compare", "Almost perfect agreement: kappa 1.00"),
+        ("rankings", "Rank", "Both put bm25 first; tau-b"),
+    ):
+        step = _within(judge, element)
+        see(step.get_by_text("From Autumn.").first).to_be_visible()
+        step.get_by_role("button", name=action, exact=True).click()
+        see(step.locator("[data-part=statement]")).to_contain_text(words)
+    judge.get_by_role("tab", name="Nuggets").click()
+    nuggets = judge.locator("fovea-judge-nuggets")
+    nuggets.get_by_label("Topic of the collection").select_option(index=1)
+    see(nuggets.get_by_label("Query")).not_to_have_value("")
+    see(nuggets.get_by_label("Passages")).not_to_have_value("")
+    check_page(judge)
+    part.get_by_role("button", name="Delete").click()
+    part.get_by_role("button", name="Delete for good").click()
+    see(part.get_by_label("Collection", exact=True).locator("option")).to_have_count(2)
+    see(_within(judge, "agreement").get_by_text("From Autumn.")).to_have_count(0)
+
+
+def test_the_verdict_comes_first_in_each_step_with_the_mini_collection(judge, see):
+    judge.locator("fovea-collections").get_by_label("Collection", exact=True).select_option("mini")
+    for tab, element, action, words in (
+        ("Significance", "significance", "Test", "of 6 pairs of systems differ"),
+        ("Correct", "corrected", "Correct", "is best after correction"),
+    ):
+        judge.get_by_role("tab", name=tab).click()
+        step = judge.locator(f"fovea-judge-{element}")
+        step.get_by_role("button", name=action, exact=True).click()
+        see(step.locator("[data-part=statement]")).to_contain_text(words, timeout=60_000)
+        result = step.locator("[data-part=result]")
+        assert result.locator("> *").first.get_attribute("data-part") == "statement"
+
+
 def test_systems_are_plotted_and_listed_with_tau_and_kappa(judge):
     part = _within(judge, "rankings")
     part.get_by_role("button", name="Use the mini-collection").click()
@@ -124,4 +174,5 @@ def test_the_leaderboard_shows_kappa_with_its_interval_beside_tau(judge):
     rows = part.locator("tbody[data-part=rows] tr").all_inner_texts()
     assert any(row.startswith("overlap") for row in rows)
     assert all("…" in row for row in rows)
+    assert "agrees best with people: kappa" in figure(part, "statement")
     assert part.locator("[data-part=kappa-tau-dots] circle").count() <= len(rows)

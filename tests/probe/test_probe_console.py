@@ -1,16 +1,21 @@
 """The console's page for probes in a real browser, before the real service: forms, pictures, permalinks, the loop."""
 
 import json
+import re
 from urllib.parse import quote
 
+import httpx2
 import pytest
 
-from services.gateway.tests.browsing import MARKS, kept
+from services.gateway.tests.browsing import MARKS, check_page, kept
 from services.gateway.tests.stage import fronted
+from services.interpretability.core.experiment import EXAMPLE_LM
 from services.interpretability.routes import build_router
+from shared.lm.head_plan import HeadPlan
 from shared.registry import servables
 from shared.serving.build_app import build
 from shared.settings import Settings
+from tests.harness.waiting import wait_until
 
 QUEUED = {
     "id": "j", "status": "queued", "progress": 0, "created": "2026-01-01T00:00:00Z", "service": "interpretability",
@@ -62,12 +67,96 @@ def test_a_figure_tells_its_values_and_is_saved_as_a_picture(page):
     assert kept(page, "figure 1 as PNG", "figure-1.png").startswith(b"\x89PNG")
 
 
-def test_click_on_a_head_shows_its_pattern_on_the_text(page):
+def test_click_on_a_head_shows_its_attention_over_the_text_token_by_token(page, see):
     page.goto(spec_page("indicators", lm="tiny", text="kqzwxm kqzwxm"))
     page.locator(".report svg a").nth(5).click()
+    head = page.get_by_role("region", name="Layer 1, head 1")
+    tokens = head.locator("[data-part=head-token]")
+    see(tokens).to_have_count(13)
+    see(head.locator("[data-part=head-reads]")).to_contain_text(re.compile(r"From “m”: \d+ % on “.” \(\d+\)"))
+    before = head.locator("[data-part=head-reads]").inner_text()
+    tokens.nth(8).click()
+    see(tokens.nth(8)).to_have_attribute("aria-pressed", "true")
+    see(head.locator("[data-part=head-reads]")).not_to_have_text(before)
+    check_page(page)
+    page.set_viewport_size({"width": 1280, "height": 900})
+    head.get_by_role("link", name="Open as a page").click()
     page.wait_for_url("**/console/probe?model=attention*")
+
+
+def test_chosen_heads_are_ablated_or_kept(page, see):
+    page.goto(spec_page("indicators", lm="tiny", text="kqzwxm kqzwxm"))
+    for number, name in ((5, "Layer 1, head 1"), (6, "Layer 1, head 2")):
+        page.locator(".report svg a").nth(number).dispatch_event("click")
+        page.get_by_role("region", name=name).wait_for()
+        page.get_by_role("button", name="Choose this head").click()
+    chosen = page.get_by_role("region", name="Chosen heads")
+    see(chosen.get_by_role("button", name="Remove head 1-2")).to_be_visible()
+    plans = page.evaluate("document.querySelector('fovea-probe').bench.buildPlan()")
+    assert (plans["schema"], plans["rule"]) == ("head-plan/1", "chosen by hand: 1-1, 1-2")
+    assert HeadPlan.parse(plans).roles[1] == [1, 1]
+    assert sum(map(sum, plans["roles"])) == 2
+    chosen.get_by_role("button", name="Ablate these").click()
+    see(page.locator(".report h2")).to_have_text("Ablation")
+    see(page.locator("#option-heads")).to_have_value(re.compile(r"\[\s*1,\s*2\s*\]"))
+
+
+def test_an_experiment_is_a_notebook_that_runs_and_a_figure_is_csv(page, see):
+    page.goto(spec_page("attention", lm="tiny", text="kqzwxm kqzwx", layers=[1], heads=[2]))
     page.locator(".report svg").first.wait_for()
-    assert "1-1" in page.locator("[data-part=answer]").inner_text()
+    rows = kept(page, "figure 1 as CSV", "figure-1.csv").decode().splitlines()
+    assert rows[0] == "row,column,value"
+    notebook = json.loads(kept(page, "Notebook", "attention.ipynb"))
+    assert (notebook["nbformat"], len({cell["id"] for cell in notebook["cells"]})) == (4, 4)
+    namespace = {}
+    for cell in notebook["cells"][1:3]:
+        exec("".join(cell["source"]), namespace)  # noqa: S102 - it is our own text
+    grid = namespace["report"]["grids"][0]
+    assert float(rows[1].split(",")[-1]) == pytest.approx(grid["values"][0][0], abs=0.01)
+    namespace["client"].close()
+    compile("".join(notebook["cells"][3]["source"]), "plot", "exec")
+
+
+def test_pinned_runs_stay_and_are_compared(page, see):
+    for heads in ([[1, 1]], [[1, 1], [1, 2], [1, 3]]):
+        page.goto(spec_page("ablation", lm="tiny", text="kqzwxm kqzwxm kqzwxm", heads=heads))
+        page.locator(".report svg").first.wait_for()
+        page.get_by_role("button", name="Pin", exact=True).click()
+        see(page.get_by_role("button", name="Pinned")).to_be_visible()
+    page.goto("/console/probe?model=ablation")
+    pins = page.locator("fovea-pins")
+    see(pins.get_by_role("listitem")).to_have_count(2)
+    for box in pins.get_by_role("checkbox").all():
+        box.check()
+    row = pins.locator("[data-part=numbers] tr").filter(has_text="nll after")
+    first, second, difference = row.locator("td").all_inner_texts()
+    assert float(difference) == pytest.approx(float(second.split()[0]) - float(first.split()[0]), abs=1e-3)
+    assert float(difference) != 0
+    see(pins.locator("article.report")).to_have_count(2)
+    check_page(page)
+    page.set_viewport_size({"width": 1280, "height": 900})
+    pins.get_by_role("button", name="Unpin").first.click()
+    see(pins.get_by_role("listitem")).to_have_count(1)
+
+
+def test_a_job_that_answered_json_opens_as_its_report(page, url, see):
+    request = {"model": "attention", "lm": "tiny", "text": "kqzwxm kqzwx", "layers": [1], "heads": [2]}
+    job = httpx2.post(f"{url}/v1/probe", json=request, headers={"prefer": "respond-async"}).json()["id"]
+    wait_until(lambda: httpx2.get(f"{url}/v1/jobs/{job}").json()["status"] == "succeeded", 60, "the job")
+    page.goto(f"/console/probe?model=attention&job={job}")
+    see(page.locator("[data-part=answer] .heat-map, [data-part=answer] svg").first).to_be_visible()
+    see(page.locator("#option-text")).to_have_value("kqzwxm kqzwx")
+
+
+def test_the_language_model_is_a_menu_with_its_layers_and_heads(page, see):
+    page.goto(spec_page("indicators", lm="tiny", text="kqzwxm kqzwxm"))
+    menu = page.get_by_role("combobox", name="Language model")
+    see(menu).to_have_value("tiny")
+    see(menu.locator("option").first).to_contain_text("Default:")
+    page.locator(".report svg").first.wait_for()
+    page.locator("#model").select_option("attention")
+    see(page.locator("#option-layers")).to_be_attached()
+    see(page.get_by_role("combobox", name="Language model")).to_be_visible()
 
 
 def test_spec_goes_into_the_address_and_comes_back(page):
@@ -82,10 +171,10 @@ def test_spec_goes_into_the_address_and_comes_back(page):
 
 
 def test_job_reports_and_offers_the_loop_where_there_is_a_plan(page):
-    page.goto("/console/probe?model=retrieval-heads")
-    page.get_by_role("button", name="Use the example").click()
+    short = {"samples": 2, "pairs": 5, "shots": 2, "key_chars": 4, "value_words": 0}
+    page.goto(spec_page("retrieval-heads", lm=EXAMPLE_LM, **short))
     page.get_by_role("button", name="Run", exact=True).click()
-    page.locator(".report svg").first.wait_for(timeout=150_000)  # the study reads 32 prompts, next to another worker
+    page.locator(".report svg").first.wait_for(timeout=150_000)  # next to another worker
     page.get_by_role("heading", name="Use these heads").wait_for()
     asked = []
     page.route(

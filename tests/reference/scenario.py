@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
+from safetensors.numpy import save
 
 from tests.reference.recorder import Recorder
 
@@ -50,6 +52,22 @@ def ask_about_models(r: Recorder) -> None:
         r.ask(f"POST /v2/repository/models/{{name}}/{action}", name="bmn")
 
 
+def ask_adapters(r: Recorder) -> None:
+    """An adapter of rank 1 on the values of SmolLM2's first layer; loading needs a folder of the server."""
+    name, layer = "house-style", "base_model.model.model.layers.0.self_attn.v_proj"
+    sides = {"A": np.zeros((1, 576), np.float16), "B": np.zeros((192, 1), np.float16)}
+    weights = save({f"{layer}.lora_{side}.weight": matrix for side, matrix in sides.items()})
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["v_proj"]}
+    adapter = {"name": name, "config": config, "weights": base64.b64encode(weights).decode()}
+    r.ask("POST /v1/lora-adapters", adapter)
+    r.ask("GET /v1/lora-adapters")
+    r.ask("DELETE /v1/lora-adapters/{name}", name=name)
+    for verb, body in (("load", {"lora_name": name, "lora_path": name}), ("unload", {"lora_name": name})):
+        answer = f"Success: LoRA adapter '{name}' {'added' if verb == 'load' else 'removed'} successfully."
+        example = {"type": "application/json", "request": body, "status": "200", "answer": answer}
+        r.write_down(f"POST /v1/{verb}_lora_adapter", {"parameters": {}, **example, "answer_type": "text/plain"})
+
+
 def ask_images(r: Recorder) -> None:
     for task, model in (
         ("segment", "pranet"), ("detect", "yolo9tr"), ("classify", "patnet"), ("restore", "rrformer"),
@@ -67,6 +85,7 @@ def ask_texts(r: Recorder) -> None:
     r.ask("POST /v1/messages/count_tokens", message)
     tokens = r.ask("POST /tokenize", {"prompt": "What is attention?"})["tokens"]
     r.ask("POST /detokenize", {"tokens": tokens})
+    r.ask("GET /tokenizer_info")
     made = r.ask(
         "POST /v1/responses",
         {"input": "What is the capital of France?", "max_output_tokens": 24, "temperature": 0, "store": True},
@@ -96,6 +115,7 @@ def ask_long_contexts(r: Recorder) -> None:
     r.ask("GET /v1/documents/{document_id}", document_id=document)
     r.ask("DELETE /v1/documents/{document_id}", document_id=document)
     ask_sessions(r)
+    ask_adapters(r)
     steering = {"name": "cheerful", "positive": ["I love this day."], "negative": ["I hate this day."], "layers": [12]}
     r.ask("POST /v1/steering-vectors", steering)
     r.ask("GET /v1/steering-vectors")
@@ -284,7 +304,7 @@ def administer(r: Recorder) -> None:
     r.ask("PATCH /v1/admin/keys/{key_id}", {"rate_per_minute": 120}, key_id=key)
     new = r.ask("POST /v1/admin/keys/{key_id}/rotate", {"overlap_hours": 24}, key_id=key)["id"]
     r.ask("DELETE /v1/admin/keys/{key_id}", key_id=new)
-    for path in ("/v1/usage", "/v1/admin/tenants", "/v1/admin/audit", "/v1/admin/traffic"):
+    for path in ("/v1/usage", "/v1/admin/tenants", "/v1/admin/replicas", "/v1/admin/audit", "/v1/admin/traffic"):
         r.ask(f"GET {path}")
     r.ask("PUT /v1/admin/traffic/{service}", {"percent": {"v1": 100}}, service="detection")
     r.ask("DELETE /v1/admin/traffic/{service}", service="detection")

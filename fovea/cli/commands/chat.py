@@ -86,14 +86,19 @@ def chat(
         if not prompt and _at_terminal():
             conversation.run()
         else:
-            conversation.ask(_read_prompt(prompt or ["-"]))
+            conversation.ask(read_prompt(prompt or ["-"]))
 
 
 def _at_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-def _read_prompt(words: list[str]) -> str:
+def read_prompt(words: list[str]) -> str:
+    """Join the words of a prompt; a dash is standard input.
+
+    Raises:
+        Malformed: There is no text.
+    """
     text = " ".join(sys.stdin.read().strip() if word == "-" else word for word in words).strip()
     if not text:
         raise Malformed("There is no prompt.", hint='Try: fovea chat "What is attention?"')

@@ -27,9 +27,13 @@ ROOT = Path(__file__).parents[3]
 
 @dataclass(frozen=True)
 class Generation:
-    """When tokens came: marks of (wall s, CPU s, tokens since the last mark), clocks from the beginning of the call."""
+    """When tokens came: marks of (wall s, CPU s, tokens since the last mark), clocks from the beginning of the call.
+
+    `tokens` are those of each prompt, where the engine returns them.
+    """
 
     marks: Sequence[tuple[float, float, int]]
+    tokens: Sequence[Sequence[int]] = ()
 
     def first(self, clock: int) -> float:
         """Seconds to the first token; clock 0 is the wall's, 1 the processor's."""
@@ -86,7 +90,8 @@ class EngineProcess:
             PeerMissing: It died.
         """
         asked = {"prompts": [list(ids) for ids in prompts], "tokens": tokens, "method": dict(method or {})}
-        return Generation([(wall, cpu, count) for wall, cpu, count in self._ask(asked)["marks"]])
+        answer = self._ask(asked)
+        return Generation([(wall, cpu, count) for wall, cpu, count in answer["marks"]], answer["tokens"])
 
     @property
     def is_over(self) -> bool:

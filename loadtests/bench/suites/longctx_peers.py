@@ -1,7 +1,8 @@
 """The engine beside llama.cpp built for this processor, OpenVINO GenAI, vLLM and transformers, all on SmolLM2.
 
-Each in a process and an environment of its own, stopped while it is not asked; they take turns at every quantity. One
-that can't be had is skipped loudly. The wall clock on two threads is for a quiet machine; on a busy one
+Each in a process and an environment of its own, stopped while it is not asked; they take turns at every quantity. A
+peer runs in its best setting, found by trying all of them on a prompt, and its build names it. One that can't be had
+is skipped loudly. The wall clock on two threads is for a quiet machine; on a busy one
 `python -m loadtests.bench.suites.longctx_peers --clock cpu` counts processor seconds of one thread.
 """
 
@@ -15,57 +16,26 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from loadtests.bench.longctx import ROLES, gguf
 from loadtests.bench.peers.environment import ENVIRONMENTS, PeerMissing, prepare_environment
+from loadtests.bench.peers.peer import OURS, PEERS, PROBE, STEPS, Clock, Peer, choose_setting
 from loadtests.bench.peers.process import EngineProcess, Generation
 from loadtests.bench.result import Row, Table, row
 from shared.lm.gguf_file import unpack
 from shared.lm.niah_prompts import build_haystack
 from shared.lm.tokenizer import Tokenizer
 
-Clock = Literal["wall", "cpu"]
 LENGTHS, LONGEST = (128, 1024, 4096), 7500
 BATCHES, BATCH_PROMPT, BATCH_NEW = (8, 16), 512, 128
-STEPS = 33
 PEERS_ROOM = Path(__file__).parents[1] / "peers"
-
-
-@dataclass(frozen=True)
-class Peer:
-    """One engine: how it is started.
-
-    Attributes:
-        name: As in the table.
-        script: Below `peers/engines`.
-        options: What its `load` reads beside `gguf`, `folder` and `kept`.
-        environment: Of its requirements; None is this one.
-        build: Variables of its build from source, if there is one.
-    """
-
-    name: str
-    script: str
-    options: Mapping[str, str] = field(default_factory=dict)
-    environment: str | None = None
-    build: Mapping[str, str] | None = None
-
-
-OURS = "ours, q4"
-PEERS = (
-    Peer(OURS, "run_fovea", {"weights": "q4"}),
-    Peer("ours, bf16", "run_fovea", {"weights": "bf16"}),
-    Peer("llama.cpp, Q4_1", "run_llamacpp", {}, "llamacpp", {"CMAKE_ARGS": "-DGGML_NATIVE=ON"}),
-    Peer("OpenVINO, int4", "run_openvino", {"weights": "int4"}, "openvino"),
-    Peer("OpenVINO, 16 bits", "run_openvino", {"weights": "fp16"}, "openvino"),
-    Peer("vLLM, bf16", "run_vllm", {}, "vllm"),
-    Peer("transformers, bf16", "run_transformers"),
-)
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "duo": {"method": "duo", "roles": ROLES},
     "razor": {"method": "razor", "roles": ROLES, "window_min": 256, "window_div": 16},
@@ -99,10 +69,10 @@ def compare(extent: Extent, longest: int, root: Path, only: Sequence[str] = (), 
     """Start the engines, let them take turns, and hand back the table; with `kept`, of earlier runs' figures, too."""
     taken: dict[str, list[float]] = defaultdict(list)
     earlier = json.loads(kept.read_text("utf8")) if kept and kept.is_file() else {"taken": {}, "builds": {}}
-    with tempfile.TemporaryDirectory() as cache, started(Path(cache), extent.threads, root, only) as engines:
-        ids = Tokenizer.from_folder(unpack(gguf(), Path(cache), torch.bfloat16)).encode(
-            build_haystack(60_000), special=False
-        )
+    with tempfile.TemporaryDirectory() as cache, ExitStack() as open_engines:
+        folder = unpack(gguf(), Path(cache), torch.bfloat16)
+        ids = Tokenizer.from_folder(folder).encode(build_haystack(60_000), special=False)
+        engines = open_engines.enter_context(started(folder, Path(cache), extent, root, only, ids[-PROBE:]))
         for length in (*extent.lengths, *([longest] if longest else [])):
             for at in range(extent.long_rounds if length == longest else extent.rounds):
                 begin = 97 * at  # another text each time: nobody is helped by a cached prefix
@@ -125,15 +95,19 @@ def compare(extent: Extent, longest: int, root: Path, only: Sequence[str] = (), 
 
 
 @contextmanager
-def started(cache: Path, threads: int, root: Path, only: Sequence[str]) -> Iterator[list[EngineProcess]]:
-    """All engines that this machine can have, loaded and stopped."""
-    folder, engines = unpack(gguf(), cache, torch.bfloat16), list[EngineProcess]()
+def started(
+    folder: Path, cache: Path, extent: Extent, root: Path, only: Sequence[str], probe: Sequence[int]
+) -> Iterator[list[EngineProcess]]:
+    """All engines that this machine can have, each in its best setting, loaded and stopped."""
+    engines = list[EngineProcess]()
     try:
         for peer in PEERS:
             if only and not any(name in peer.name for name in only):
                 continue
             try:
-                engines.append(start(peer, folder, cache, threads, root))
+                engines.append(
+                    choose_setting(peer, partial(start, peer, folder, cache, extent.threads, root), probe, extent.clock)
+                )
             except PeerMissing as reason:
                 print(f"{peer.name} is SKIPPED: {reason}.", file=sys.stderr)
             else:
@@ -144,14 +118,14 @@ def started(cache: Path, threads: int, root: Path, only: Sequence[str]) -> Itera
             engine.close()
 
 
-def start(peer: Peer, folder: Path, cache: Path, threads: int, root: Path) -> EngineProcess:
-    """One engine, its environment made where it is missing; raises PeerMissing."""
+def start(peer: Peer, folder: Path, cache: Path, threads: int, root: Path, setting: Mapping[str, Any]) -> EngineProcess:
+    """One engine in one setting, its environment made where it is missing; raises PeerMissing."""
     python, kept = Path(sys.executable), cache
     if peer.environment is not None:
         requirements = PEERS_ROOM / f"requirements/{peer.environment}.txt"
         python = prepare_environment(peer.environment, requirements, root, peer.build)
         kept = root / peer.environment / f"smollm2-{peer.options.get('weights', '')}"
-    options = {"gguf": str(gguf()), "folder": str(folder), "kept": str(kept), **peer.options}
+    options = {"gguf": str(gguf()), "folder": str(folder), "kept": str(kept), **peer.options, **setting}
     return EngineProcess(peer.name, python, PEERS_ROOM / f"engines/{peer.script}.py", options, threads)
 
 
@@ -230,7 +204,7 @@ def targets(middle: Mapping[str, float], longest: int) -> dict[str, tuple[float,
     for length, want in ((128, 1.0), (1024, 1.0), (4096, 1.5), (longest, 2.0)):
         claim = f"decode at {length}, times llama.cpp"
         add(claim, f"{OURS}, decode at {length}", [f"llama.cpp, Q4_1, decode at {length}"], want)
-    for length, want in ((1024, 1.0), (4096, 1.2), (longest, 1.2)):
+    for length, want in ((128, 1.0), (1024, 1.0), (4096, 1.05), (longest, 1.2)):
         claim = f"first token at {length}, times the best peer"
         add(claim, f"{OURS}, first token at {length}", [f"{one}, first token at {length}" for one in peers], want)
     for size in BATCHES:

@@ -10,8 +10,8 @@ kept (`--peers` of `python -m loadtests.bench.suites.ruler` says where), and is 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
+import lzma
 import subprocess
 import sys
 import tempfile
@@ -40,6 +40,8 @@ ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "loadtests/bench/results"
 PEER = ROOT / "loadtests/bench/peers"
 PLANS = ROOT / "services/llm_longctx/weights/heads/smollm2-135m-instruct"
+PAGE_RESULTS = ROOT / "plugins/lab/fovea_lab/leaderboard/static/results.json"
+"""Results that the console's page Leaderboard opens with."""
 POOL_BYTES = 6 * 2**30
 """Of keys and values, so that contexts that were read once are there for every method."""
 
@@ -100,6 +102,8 @@ def evaluate(
     (ROOT / "docs" / picture).write_bytes(plots.draw_means(report))
     text = write_page(report, f"{machine()['cpu']}, {machine()['cores']} cores", picture)
     (ROOT / f"docs/leaderboard{suffix}.md").write_text(text, "utf8")
+    if not suffix:
+        PAGE_RESULTS.write_text(_dump_results(report), "utf8")
     return _table(report)
 
 
@@ -141,14 +145,14 @@ def _ours_and_theirs(
 def _unpack(stores: Sequence[Path]) -> None:
     """Predictions as they are kept in the repository, unless a run that was cut short has left its own."""
     for store in stores:
-        if not store.is_file() and (packed := store.with_suffix(".jsonl.gz")).is_file():
-            store.write_bytes(gzip.decompress(packed.read_bytes()))
+        if not store.is_file() and (packed := store.with_suffix(".jsonl.xz")).is_file():
+            store.write_bytes(lzma.decompress(packed.read_bytes()))
 
 
 def _pack(stores: Sequence[Path]) -> None:
     """Keep them for the next run."""
     for store in filter(Path.is_file, stores):
-        store.with_suffix(".jsonl.gz").write_bytes(gzip.compress(store.read_bytes(), mtime=0))
+        store.with_suffix(".jsonl.xz").write_bytes(lzma.compress(store.read_bytes(), preset=9))
         store.unlink()
 
 
@@ -173,6 +177,13 @@ def _answering(name: str, environments: Path, out: Path, asked: Sequence[str]) -
 
 def _say(share: float, note: str) -> None:
     print(f"{share:.0%} {note}", file=sys.stderr, flush=True)
+
+
+def _dump_results(report: RulerReport) -> str:
+    """The rankings of a report as the console's page reads them, a line each."""
+    about = f"SmolLM2-135M-Instruct, {_describe(report.spec)}, question-agnostic"
+    rows = ",\n".join(one.model_dump_json() for one in report.leaderboards)
+    return f'{{"about": {json.dumps(about)}, "leaderboards": [\n{rows}\n]}}\n'
 
 
 def _table(report: RulerReport) -> Table:

@@ -15,7 +15,6 @@ from services.gateway.tests.stage import fronted
 from services.medical_seg.models.pranet import PraNetSegmenter
 from shared.serving.build_app import build
 from shared.settings import Settings
-from tests.command import command_runner
 from tests.harness.waiting import wait_until
 
 
@@ -32,13 +31,6 @@ def url(tmp_path_factory):
 def is_ready(url: str) -> bool:
     ready = any(entry["ready"] for entry in httpx2.get(f"{url}/v1/models").json()["data"])
     return ready and httpx2.get(f"{url}/v1/dicomweb/studies").status_code != 404
-
-
-@pytest.fixture
-def fovea(url, monkeypatch, capfdbinary):
-    """Run a command; gives its exit code, what it wrote and its standard error."""
-    monkeypatch.setenv("FOVEA_URL", url)
-    return command_runner(monkeypatch, capfdbinary)
 
 
 def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, tmp_path):

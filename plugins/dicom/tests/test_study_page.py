@@ -6,7 +6,7 @@ import httpx2
 import pytest
 
 from plugins.dicom.tests.test_dicom_routes import endoscopy
-from services.gateway.tests.browsing import MARKS, browser, watched
+from services.gateway.tests.browsing import MARKS
 from services.gateway.tests.stage import fronted
 from services.medical_seg.models.pranet import PraNetSegmenter
 from shared.serving.build_app import build
@@ -17,15 +17,12 @@ pytestmark = MARKS
 
 
 @pytest.fixture
-def page(tmp_path):
+def url(tmp_path):
     settings = Settings(_env_file=None, data_dir=tmp_path, intra_op_threads=1)
     app = build("medical-seg", servables={"pranet": PraNetSegmenter}, settings=settings)
-    complaints: list[str] = []
-    with fronted(app, "medical-seg", tmp_path) as (url, _, _), browser() as chromium:
-        wait_until(lambda: is_ready(url), 120, "the service's readiness")
-        with watched(chromium, url, complaints) as opened:
-            yield opened
-    assert not complaints
+    with fronted(app, "medical-seg", tmp_path) as (address, *_):
+        wait_until(lambda: is_ready(address), 120, "the service's readiness")
+        yield address
 
 
 def is_ready(url: str) -> bool:

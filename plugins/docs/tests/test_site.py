@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -13,19 +14,25 @@ from fovea_docs import reference, site, staging
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    site.build_site(folder, "0.2")
-    return folder
+def served():
+    """URL of the site that the command serves."""
+    command = [sys.executable, "-m", "fovea", "docs", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            yield re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())[0]
+        finally:
+            server.kill()
 
 
-def test_the_site_has_every_page_and_its_search_finds_a_setting(built):
+def test_the_command_serves_every_page_and_a_search_that_finds_a_setting(served):
     pages = [page for _, names in staging.read_sections(staging.find_checkout()) for page in names]
     assert len(pages) > 100
-    for page in pages:
-        assert (built / "0.2" / staging.name_page(page)).with_suffix(".html").is_file(), page
-    assert "FOVEA_MAX_PIXELS" in (built / "0.2/search.json").read_text("utf8")
-    home = (built / "0.2/index.html").read_text("utf8")
+    with httpx2.Client(base_url=served, timeout=30) as client:
+        found = {page: client.head(f"/{Path(staging.name_page(page)).with_suffix('.html')}") for page in pages}
+        assert [page for page, answer in found.items() if answer.status_code != 200] == []
+        assert "FOVEA_MAX_PIXELS" in client.get("/search.json").text
+        assert "FOVEA_HOST" in client.get("/docs/settings.html").text
+        home = client.get("/index.html").text
     assert re.search(r'href="docs/09-your-own-data.html"', home)
     assert not re.search(r'(src|href)="https?://(?!zensical)[^"]*\.(js|css|woff2?)"', home)
 
@@ -65,18 +72,13 @@ def test_reference_pages_follow_the_code():
     assert re.search(r"\| 429 \| `RateLimited` \|", pages["reference/errors.md"])
 
 
-def test_versions_are_listed_newest_first(tmp_path):
-    for version in ("0.1", "0.2", "0.1"):
-        site._add_version(tmp_path / "versions.json", version)
+def test_versions_stand_beside_each_other_and_are_listed_newest_first(tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("# A\n")
+    monkeypatch.setattr(site, "find_checkout", lambda: tmp_path)
+    monkeypatch.setattr(site, "read_sections", lambda _: [("All", ["README.md"])])
+    for version in ("0.1", "0.2"):
+        site.build_site(tmp_path, version)
+        assert "<h1" in (tmp_path / version / "index.html").read_text("utf8")
+    site._add_version(tmp_path / "versions.json", "0.1")
     listed = json.loads((tmp_path / "versions.json").read_text("utf8"))
     assert [(one["version"], one["aliases"]) for one in listed] == [("0.1", ["latest"]), ("0.2", [])]
-
-
-def test_the_command_serves_the_site_on_loopback():
-    command = [sys.executable, "-m", "fovea", "docs", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
-        try:
-            url = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())[0]
-            assert "FOVEA_HOST" in httpx2.get(f"{url}/docs/settings.html", timeout=30).text
-        finally:
-            server.kill()

@@ -1,12 +1,16 @@
 """The page Leaderboard: what it offers, and that its module imports what the console has."""
 
+import json
 import re
+from pathlib import Path
 from urllib.parse import urljoin
 
 import httpx2
 import pytest
 
-from services.gateway.tests.conftest import stage  # noqa: F401  # fixture
+from fovea_lab.leaderboard import PAGE
+from services.gateway.tests.browsing import MARKS, check_page
+from services.gateway.tests.conftest import see, stage, url  # noqa: F401  # fixtures
 from services.gateway.tests.test_console_pages import Sound
 
 
@@ -18,10 +22,11 @@ def site(stage):  # noqa: F811
 
 def test_it_offers_models_methods_and_tasks_that_need_no_file(site):
     text = site.get("/console/leaderboard").text
-    page = Sound(text)
-    assert {"parrot", "nearby", "niah_single_1"} <= set(re.findall(r"<option ?(?:selected)?>([^<]+)", text))
-    assert not {"dense", "qa_1"} & set(re.findall(r"<option ?(?:selected)?>([^<]+)", text))
-    assert not page.all("style")
+    sound = Sound(text)
+    choices = set(re.findall(r'<option>([^<]+)|type="checkbox" name="\w+" value="([^"]+)"', text))
+    assert {("parrot", ""), ("", "nearby"), ("", "niah_single_1")} <= choices
+    assert not {("", "dense"), ("", "qa_1")} & choices
+    assert not sound.all("style")
     assert '<a href="/console/leaderboard"' in site.get("/").text
 
 
@@ -32,3 +37,27 @@ def test_its_module_imports_modules_of_the_console(site):
     names = re.findall(r'from "([^"]+)"', text)
     assert names
     assert {site.get(urljoin(place, name)).status_code for name in names} == {200}
+
+
+def test_the_results_that_it_opens_with_are_those_of_the_documentation():
+    found = json.loads((PAGE.folder / "static/results.json").read_text("utf8"))
+    documented = (Path(__file__).parents[3] / "docs/leaderboard.md").read_text("utf8")
+    for row in found["leaderboards"]:
+        assert re.search(
+            rf"^\| {re.escape(row['method'])} \| {row['bytes']:.3f} .*\| {row['mean']:.2f} \|", documented, re.MULTILINE
+        )
+
+
+@MARKS[0]
+@MARKS[1]
+def test_it_opens_with_committed_results_that_are_searched_and_sorted(page, see):  # noqa: F811
+    page.goto("/console/leaderboard")
+    see(page.locator("[data-part=statement]")).to_contain_text("At 0.25 of dense’s bytes,")
+    see(page.locator("[data-part=about]")).to_contain_text("Committed results: SmolLM2-135M-Instruct, 1,024 tokens")
+    rows = page.locator("tbody tr:visible")
+    assert rows.count() == 42
+    page.get_by_label("Search").fill("kvzip")
+    see(rows).to_have_count(2)
+    page.get_by_role("button", name="All or none").first.click()
+    see(page.get_by_label("nearby")).to_be_checked()
+    check_page(page)

@@ -12,10 +12,7 @@ from shared.jobs.redis_server import RedisServer
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 from shared.settings import Settings
-from tests.conftest import chromium, complaints, fovea, page
 from tests.harness.waiting import wait_until
-
-__all__ = ["chromium", "complaints", "fovea", "page"]
 
 
 @dataclass

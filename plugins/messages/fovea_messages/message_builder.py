@@ -88,22 +88,17 @@ class MessageBuilder:
     def _close(self) -> Iterator[Event]:
         if not self._is_open:
             return
-        if self._arguments:
-            self.message.content[-1]["input"] = _read_arguments(self._arguments)
+        index, block = len(self.message.content) - 1, self.message.content[-1]
+        if block["type"] == "tool_use":
+            try:
+                block["input"] = json.loads(self._arguments)
+            except ValueError:  # cut off at the token limit: nobody is to run it without its arguments
+                self.message.content.pop()
         self._is_open, self._arguments = False, ""
-        yield {"type": "content_block_stop", "index": len(self.message.content) - 1}
+        yield {"type": "content_block_stop", "index": index}
 
     def _delta(self, delta: dict[str, Any]) -> Event:
         return {"type": "content_block_delta", "index": len(self.message.content) - 1, "delta": delta}
-
-
-def _read_arguments(text: str) -> dict[str, Any]:
-    """The input of a call; one that was cut off at the token limit has none."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _to_usage(usage: Usage) -> MessageUsage:

@@ -59,7 +59,7 @@ async def answer_message(body: MessagesRequest, request: Request, host: HostDep)
     with name_fields(rename_fields):
         chat = build_chat(body)
         request.scope["fovea.run"].is_stream = body.stream
-        find_model(host, chat.model, request)
+        await find_model(host, chat.model, request)
     chunks = stream_chunks(chat, request, host, rename_fields)
     first = await anext(chunks)  # an error before the first chunk is an ordinary one
     builder = MessageBuilder(first.model, warnings)
@@ -78,7 +78,7 @@ async def count_tokens(body: Conversation, request: Request, host: HostDep) -> T
     """Count the tokens of a conversation under the model's template."""
     with name_fields(rename_fields):
         chat = build_chat(body)
-        adapter = find_model(host, chat.model, request).adapter
+        adapter = (await find_model(host, chat.model, request)).adapter
         form = read_template_options(chat, adapter.tokenizer.chat_template, may_bring=False)
         tools = read_tool_use(chat, adapter.tokenizer.chat_template)
         text = await asyncio.to_thread(adapter.render_chat, chat.messages, form, tools=tools)

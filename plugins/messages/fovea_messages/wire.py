@@ -20,9 +20,13 @@ REFUSED: Final = {
 """Fields that are known and not served."""
 
 ACCEPTED: Final = frozenset(
-    {"cache_control", "diagnostics", "inference_geo", "metadata", "service_tier", "user_profile_id", "workspace_id"}
+    {
+        *("cache_control", "diagnostics", "inference_geo", "metadata", "service_tier", "user_profile_id"),
+        *("workspace_id", "thinking.budget_tokens", "thinking.display"),
+        *(f"*.{name}" for name in ("cache_control", "caller", "citations", "data", "is_error", "signature")),
+    }
 )
-"""Fields that are known and change nothing in an answer."""
+"""Fields that are known and change nothing in an answer; `*.` begins one of any nested object."""
 
 
 class _Open(BaseModel):

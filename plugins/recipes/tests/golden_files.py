@@ -1,12 +1,10 @@
 """Golden data of losses and metrics."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from tests.golden import read_golden
 
 
 def read(name: str) -> Any:
-    path = Path(__file__).parent / "golden" / name
-    return json.loads(path.read_text()) if path.suffix == ".json" else dict(np.load(path))
+    return read_golden(Path(__file__).parent / "golden" / name)

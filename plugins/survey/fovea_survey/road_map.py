@@ -183,8 +183,9 @@ _NORTH = (
 
 
 def _document(parts: Sequence[str]) -> str:
+    role = "group" if any("<a " in part for part in parts) else "img"  # links in an image can't be reached
     font = 'font-family="system-ui,sans-serif" font-size="13" fill="#222"'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Map">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="{role}" aria-label="Map">'
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fbfcfc"/><g {font}>{"".join(parts)}</g></svg>\n'
     )

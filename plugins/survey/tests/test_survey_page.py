@@ -1,5 +1,6 @@
 """The console's page of a road survey in a real browser: a map with figures."""
 
+import json
 import re
 import zipfile
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from plugins.survey.tests.test_survey import photograph
 from services.detection.models.planner import FoveaPlanner
 from services.detection.models.yolo9tr import Yolo9trBoxDetector
-from services.gateway.tests.browsing import MARKS, browser, figure, watched
+from services.gateway.tests.browsing import MARKS, check_page, figure
 from services.gateway.tests.stage import fronted
 from shared.serving.build_app import build
 from shared.settings import Settings
@@ -19,16 +20,14 @@ from tests.harness.waiting import wait_until
 pytestmark = MARKS
 
 
-@pytest.fixture
-def page(tmp_path):
-    settings = Settings(_env_file=None, data_dir=tmp_path, intra_op_threads=1)
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("survey")
+    settings = Settings(_env_file=None, data_dir=folder, intra_op_threads=1)
     app = build("detection", servables={"yolo9tr": Yolo9trBoxDetector, "planner": FoveaPlanner}, settings=settings)
-    complaints: list[str] = []
-    with fronted(app, "detection", tmp_path) as (url, _, _), browser() as chromium:
-        wait_until(lambda: is_ready(url), 120, "the service's readiness")
-        with watched(chromium, url, complaints) as opened:
-            yield opened
-    assert not complaints
+    with fronted(app, "detection", folder) as (address, *_):
+        wait_until(lambda: is_ready(address), 120, "the service's readiness")
+        yield address
 
 
 def is_ready(url: str) -> bool:
@@ -49,9 +48,13 @@ def test_a_survey_is_a_map_whose_markers_lead_to_pictures(page, tmp_path):
     page.get_by_role("button", name="Survey", exact=True).click()
     page.locator("fovea-survey [data-part=result]").wait_for(timeout=60_000)
     assert figure(page.locator("fovea-survey"), "road") == "0.09 km"
-    link = page.locator("[data-part=map] svg a").first
+    link = page.locator("fovea-survey [data-part=map] svg a").first
     target = page.locator(link.get_attribute("href"))
     assert target.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
+    target.hover()
+    assert link.get_attribute("data-marked") is not None
+    check_page(page)
+    page.set_viewport_size({"width": 1280, "height": 900})
     with page.expect_download() as waiting:
         page.get_by_role("button", name="GeoJSON").click()
     assert '"FeatureCollection"' in Path(waiting.value.path()).read_text()
@@ -84,6 +87,52 @@ def test_damage_without_a_place_is_not_reported_as_nothing(page, tmp_path):
     page.get_by_text("plain.jpg: The file states no GPS position.").wait_for()
 
 
+def damage(label, north_m, severity, name):
+    """A feature of a survey's GeoJSON, some metres north of a place."""
+    properties = {"kind": "damage", "label": label, "severity": severity, "size": 0.02, "pictures": [name]}
+    point = {"type": "Point", "coordinates": [8.0, 50 + north_m / 111_195]}
+    return {"type": "Feature", "geometry": point, "properties": properties}
+
+
+def test_two_surveys_are_compared_on_a_map_in_a_table_and_as_csv(page, tmp_path):
+    lost = {"type": "Feature", "geometry": None, "properties": {"kind": "damage", "label": "crack"}}
+    surveys = {
+        "earlier": [("crack", 0, "low", "a"), ("crack", 100, "medium", "b"), ("hole", 200, "high", "c")],
+        "later": [("crack", 4, "high", "d"), ("crack", 112, "medium", "e"), ("crack", 201, "low", "f")],
+    }  # fmt: skip
+    page.goto("/console/survey")
+    part = page.locator("fovea-survey-compare")
+    for side, found in surveys.items():
+        features = [damage(*one) for one in found] + [lost] * (side == "later")
+        file = tmp_path / f"{side}.geojson"
+        file.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+        part.get_by_label(f"{side.title()} survey", exact=True).select_option("file")
+        part.get_by_label(f"{side.title()} survey: file").set_input_files(file)
+    verdict = part.locator("[data-part=verdict]")
+    verdict.get_by_text("1 worse").wait_for()
+    assert verdict.inner_text() == (
+        "2 new, 1 worse, 0 unchanged, 0 better, 2 gone, within 10 m. 1 without a position is left out."
+    )
+    part.get_by_label("Match within").fill("15")
+    assert verdict.inner_text().startswith("1 new, 1 worse, 1 unchanged, 0 better, 1 gone, within 15 m.")
+    assert part.locator("circle").count() == 4
+    check_page(page)
+    part.get_by_label("Change", exact=True).select_option("worse")
+    row = part.locator("tbody tr")
+    assert row.locator("td").all_inner_texts() == ["crack", "50.00004, 8.00000", "low", "high", "4.0 m", "d"]
+    row.hover()
+    assert part.locator("circle").get_attribute("data-marked") is not None
+    part.locator("[data-part=save]").scroll_into_view_if_needed()
+    with page.expect_download() as waiting:
+        part.get_by_role("button", name="CSV").click()
+    lines = Path(waiting.value.path()).read_text().splitlines()
+    assert lines[1].startswith("worse,crack,50.0000")
+    assert lines[1].endswith(",4.0,low,high,0.02,0.02,a,d")
+    (tmp_path / "wrong.json").write_text("[]")
+    part.get_by_label("Earlier survey: file").set_input_files(tmp_path / "wrong.json")
+    part.get_by_text("wrong.json is not a survey.").wait_for()
+
+
 def test_another_merge_radius_counts_again_without_another_search(page, tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_bytes(photograph(50 + number * 0.00005, 8, number))
@@ -94,6 +143,5 @@ def test_another_merge_radius_counts_again_without_another_search(page, tmp_path
     survey = page.locator("fovea-survey")
     apart = figure(survey, "damage")
     page.get_by_label("Merge duplicates within (m)").fill("100")
-    page.get_by_label("Merge duplicates within (m)").blur()
     page.wait_for_function("before => document.querySelector('[data-part=damage]').textContent !== before", arg=apart)
     assert sum(map(int, re.findall(r"\d+", figure(survey, "damage")))) < sum(map(int, re.findall(r"\d+", apart)))

@@ -59,8 +59,8 @@ class Planner(Servable[PlanIn, PlanOut]):
         """
         try:
             files = [find_weights(name, cls.folder, context.weights) for name in cls.weights]
-        except NotReady:
-            note = "The trained networks are not installed here: exact solvers and heuristics answer."
+        except NotReady as error:
+            note = f"{error.detail} Exact solvers and heuristics answer."
             return cls(cls.card.model_copy(update={"notes": (*cls.card.notes, note)}), None)
         hull, tour = map(read_weights, files)
         return cls(_refined(cls.card, hull, tour), Pointers.of(hull, tour))

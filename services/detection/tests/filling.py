@@ -3,7 +3,6 @@
 Every tensor follows from its key by a checksum; pictures follow from the name of the model.
 """
 
-import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tests.golden import read_golden
+
 GOLDEN = Path(__file__).parent / "golden"
 
 SEED = 20240617
@@ -21,8 +22,7 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def read(name: str) -> Any:
-    path = GOLDEN / name
-    return json.loads(path.read_text()) if path.suffix == ".json" else dict(np.load(path))
+    return read_golden(GOLDEN / name)
 
 
 def _generator(name: str) -> np.random.Generator:

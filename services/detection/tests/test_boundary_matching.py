@@ -15,7 +15,7 @@ SMALL = {"features": 12, "length": 10, "hidden": (8, 6, 10)}
 
 @pytest.mark.parametrize("name", ["bmn_t24_c400", "bmn_t40_c64"])
 def test_keys_and_outputs_equal_the_published_network(name):
-    keys, golden = read(f"{name}.keys.json"), read(f"{name}.npz")
+    keys, golden = read(f"{name}.keys.json"), read(f"{name}.arrays")
     net = network("bmn", features=keys["feat_dim"], length=keys["temporal_scale"])
     assert rows(net) == [row[:3] for row in keys["keys"] if row[0] != "sample_mask"]
     shape = (2, keys["feat_dim"], keys["temporal_scale"])

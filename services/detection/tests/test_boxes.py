@@ -22,20 +22,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_suppression_equals_the_published_one(name):
-    golden = read("nms.npz")
+    golden = read("nms.arrays")
     for index, found in enumerate(nms(golden["pred"], **SETTINGS[name])):
         np.testing.assert_allclose(found, golden[f"{name}_{index}"], atol=1e-3)
 
 
 def test_complete_iou_equals_the_published_one():
-    golden = read("boxes.npz")
+    golden = read("boxes.arrays")
     found = complete_iou(torch.from_numpy(golden["ciou_a"]), torch.from_numpy(golden["ciou_b"]))
     np.testing.assert_allclose(found.numpy(), golden["ciou"], atol=1e-5)
 
 
 def test_letterbox_pads_and_maps_back_as_published():
     boxes = np.array([[10, 20, 300, 200], [-5, -5, 639, 639]], np.float64)
-    for high_given, wide_given, auto, high, wide, ratio, pad_x, pad_y, *back in read("boxes.npz")["letterbox"]:
+    for high_given, wide_given, auto, high, wide, ratio, pad_x, pad_y, *back in read("boxes.arrays")["letterbox"]:
         height, width = int(high_given), int(wide_given)
         page, found, pads = letterbox(np.zeros((height, width, 3), np.uint8), 640, auto=bool(auto))
         assert page.shape == (high, wide, 3)

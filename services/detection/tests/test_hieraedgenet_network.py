@@ -43,7 +43,7 @@ def test_modules_alone_equal_the_published_ones(name):
     net, stem = make(), f"hiera_{name}"
     assert rows(net) == [row[:3] for row in read(f"{stem}.keys.json")["keys"]]
     filled(net, constant=CONSTANT)
-    golden = read(f"{stem}.npz" if step == 1 else f"{stem}.strided4.npz")
+    golden = read(f"{stem}.arrays" if step == 1 else f"{stem}.strided4.arrays")
     with torch.no_grad():
         found = net(inputs(stem) if name == "sef" else inputs(stem)[0])
     for index, made in enumerate(found if isinstance(found, list) else [found]):
@@ -51,7 +51,7 @@ def test_modules_alone_equal_the_published_ones(name):
 
 
 def test_described_edges_equal_the_repaired_module():
-    net, golden = filled(EdgeModule(16, [8, 16, 32]), constant=CONSTANT), read("hiera_hem.npz")
+    net, golden = filled(EdgeModule(16, [8, 16, 32]), constant=CONSTANT), read("hiera_hem.arrays")
     with torch.no_grad():
         for index, made in enumerate(net(inputs("hiera_hem")[0])):
             np.testing.assert_allclose(made, golden[f"fixed_out{index}"], rtol=1e-4, atol=1e-3)
@@ -60,8 +60,8 @@ def test_described_edges_equal_the_repaired_module():
 @pytest.fixture(scope="module", params=FORMS)
 def published(request):
     stem, form = "hieraedgenet_refA.nc120", FORMS[request.param]
-    net = filled(HieraEdgeNet(120, request.param), read(f"{stem}.{form}.bnstats.npz"), CONSTANT)
-    return net, picture(stem, (1, 3, 256, 320)), read(f"{stem}.{form}.256x320.npz")
+    net = filled(HieraEdgeNet(120, request.param), read(f"{stem}.{form}.bnstats.arrays"), CONSTANT)
+    return net, picture(stem, (1, 3, 256, 320)), read(f"{stem}.{form}.256x320.arrays")
 
 
 def test_layout_is_that_of_the_assumed_wiring():

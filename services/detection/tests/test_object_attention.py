@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {"grid": (2, 3), "model": 24, "layers": 1, "heads": 2, "
     "shelf", ["yogurt", *(pytest.param(name, marks=pytest.mark.release) for name in ("wine", "amazon"))]
 )
 def test_keys_logits_and_greedy_path_equal_the_published_network(shelf):
-    keys, golden, grid = read(f"oat_{shelf}.keys.json"), read(f"oat_{shelf}.npz"), SHELVES[shelf]
+    keys, golden, grid = read(f"oat_{shelf}.keys.json"), read(f"oat_{shelf}.arrays"), SHELVES[shelf]
     net = network("oat", grid=grid, position_table=golden["pe"])
     found = [[key, list(tensor.shape)] for key, tensor in net.state_dict().items()]
     assert found == [row[:2] for row in keys["keys"]]

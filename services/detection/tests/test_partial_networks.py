@@ -33,9 +33,9 @@ PARAMETERS = {
 )
 def published(request):
     stem, size = request.param
-    net = filled(PUBLISHED[stem](), read(f"{stem}.bnstats.npz"))
+    net = filled(PUBLISHED[stem](), read(f"{stem}.bnstats.arrays"))
     n, h, w = map(int, size.split("x"))
-    return net, picture(stem, (n, 3, h, w)), read(f"{stem}.{size}.npz")
+    return net, picture(stem, (n, 3, h, w)), read(f"{stem}.{size}.arrays")
 
 
 @pytest.mark.parametrize("stem", PUBLISHED)

@@ -13,7 +13,7 @@ from services.detection.planning.heuristic import improve_tour
 from services.detection.planning.lower_bound import tour_bound
 from services.detection.tests.filling import read
 
-LABELS = read("combinatorial_labels.npz")
+LABELS = read("combinatorial_labels.arrays")
 
 
 @pytest.mark.parametrize("n", [5, 10, 20, 50])

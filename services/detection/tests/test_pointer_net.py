@@ -21,7 +21,7 @@ def ready(net: PointerNet) -> PointerInference:
 
 @pytest.fixture(scope="module")
 def golden():
-    return read("pointer_net.npz")
+    return read("pointer_net.arrays")
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from services.detection.tests.filling import read
 
 @pytest.mark.parametrize("name", ["bmn_t24_c400", "bmn_t40_c64"])
 def test_sampling_mask_equals_the_published_one(name):
-    golden = read(f"{name}.npz")
+    golden = read(f"{name}.arrays")
     mask = sampling_mask(golden["start"].shape[1])
     for (start, end), column in zip(golden["mask_pairs"], golden["mask_vals"], strict=True):
         np.testing.assert_allclose(mask[:, :, start, end], column, atol=1e-6)
@@ -34,7 +34,7 @@ def test_a_point_just_left_of_the_video_reads_its_first_cell():
 
 
 def test_labels_equal_the_published_ones():
-    golden = read("bmn_softnms_labels.npz")
+    golden = read("bmn_softnms_labels.arrays")
     overlap, start, end = boundary_labels(golden["gt"], 32)
     np.testing.assert_allclose(overlap, golden["gt_iou_map"], atol=1e-6)
     np.testing.assert_allclose(start, golden["gt_start"], atol=1e-9)
@@ -49,7 +49,7 @@ def test_a_video_without_segments_has_empty_labels():
 
 
 def test_soft_suppression_equals_the_published_one():
-    golden = read("bmn_softnms_labels.npz")
+    golden = read("bmn_softnms_labels.arrays")
     found = soft_nms(golden["xmin"], golden["xmax"], golden["score"], *golden["params"])
     for ours, key in zip(found, ("out_xmin", "out_xmax", "out_score"), strict=True):
         np.testing.assert_allclose(ours, golden[key], atol=1e-9)

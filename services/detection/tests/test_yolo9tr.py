@@ -25,7 +25,7 @@ def _statistics(golden: dict[str, Any]) -> dict[str, np.ndarray]:
 def official():
     made = {}
     for size in SIZES:
-        golden = read(f"yolo9tr-{size}.npz")
+        golden = read(f"yolo9tr-{size}.arrays")
         net = filled(
             network("yolo9tr", classes=7, size=size), _statistics(golden), (".dfl.conv.weight", ".dfl2.conv.weight")
         )

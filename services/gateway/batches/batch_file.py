@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fovea.errors import InvalidOption, Malformed
+from fovea.errors import InvalidOption, Malformed, TooLarge
 from services.gateway.http.bounded_json import parse_json
 from shared.jobs.queue import Result
 from shared.validation_errors import list_errors
@@ -53,7 +53,7 @@ def parse_lines(data: bytes, endpoint: str) -> list[BatchLine]:
 def _parse_line(row: bytes, number: int) -> BatchLine:
     try:
         return BatchLine.model_validate(parse_json(row))
-    except (ValidationError, Malformed) as error:
+    except (ValidationError, Malformed, TooLarge) as error:
         reason = list_errors(error)[0]["msg"] if isinstance(error, ValidationError) else error.detail
         where = list_errors(error)[0]["loc"] if isinstance(error, ValidationError) else ()
         detail = f"Line {number} is no request: {'.'.join(map(str, where))} {reason.rstrip('.')}.".replace("  ", " ")

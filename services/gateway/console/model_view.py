@@ -8,23 +8,19 @@ from typing import Any
 
 from fovea.api.model import ModelEntry, sort_tasks, sparsity_in_words, title_task
 from fovea.headline_metric import pick_headline
+from services.gateway.console.navigation import find_page
 from services.gateway.console.schema_forms import Field
 
-PAGES = {task: f"/console/{task}" for task in ("segment", "detect", "restore", "chat")}
-"""Tasks with a page of their own; every other task uses the generic one."""
 
-
-def find_page(task: str, model: str) -> str | None:
+def find_model_page(task: str, model: str) -> str | None:
     """Find the page on which a model can be tried; None for a model that takes only tensors, as on a Triton server."""
-    if task == "infer":
-        return None
-    return f"{PAGES.get(task, f'/console/run/{task}')}?model={model}"
+    return None if task == "infer" else f"{find_page(task)}?model={model}"
 
 
 def list_sibling_tasks(entries: Sequence[ModelEntry], service: str) -> list[tuple[str, str, str]]:
     """List the tasks of a service as (task, title, page), known tasks first."""
     tasks = sort_tasks(entry.task for entry in entries if entry.service == service and entry.task != "infer")
-    return [(task, title_task(task), PAGES.get(task, f"/console/run/{task}")) for task in tasks]
+    return [(task, title_task(task), find_page(task)) for task in tasks]
 
 
 def describe_model(entry: ModelEntry | Mapping[str, Any]) -> dict[str, Any]:
@@ -34,7 +30,7 @@ def describe_model(entry: ModelEntry | Mapping[str, Any]) -> dict[str, Any]:
     return {
         **facts,
         "task_title": title_task(facts["task"]),
-        "open": find_page(facts["task"], facts["id"]),
+        "open": find_model_page(facts["task"], facts["id"]),
         "slug": slug,
         "headline": pick_headline(facts.get("metrics") or ()),
     }
@@ -69,6 +65,10 @@ def list_facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield ("Weights", weights[:16] + "…", "sha256") if weights else ("Weights", "random", "no trained weights")
 
 
+_FAR = 2**31
+"""A bound beyond this is that of a machine's integers, not of the option."""
+
+
 def describe_type(field: Field) -> str:
     """Describe the type of an option."""
     if field.choices:
@@ -77,7 +77,7 @@ def describe_type(field: Field) -> str:
     kind = {"switch": "yes or no", "prose": "text", "json": "JSON", "list": f"list of {field.items}s"}.get(
         field.kind, field.kind
     )
-    low, high = (("" if bound is None else f"{bound:g}") for bound in (field.low, field.high))
+    low, high = (("" if bound is None or abs(bound) > _FAR else f"{bound:g}") for bound in (field.low, field.high))
     if low and high:
         return f"{kind}, {low} to {high}"
     return f"{kind}, from {low}" if low else f"{kind}, up to {high}" if high else kind

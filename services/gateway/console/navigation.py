@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fovea.api.model import sort_tasks, title_task
 from services.gateway.console.page import Page
 
-_ALWAYS = ("segment", "detect", "restore", "chat", "judge", "probe")
+_ALWAYS = ("segment", "detect", "restore", "classify", "chat", "judge", "probe")
 """Tasks whose pages are shown whatever is served."""
 
 _GROUP_OF_TASK = {
@@ -46,17 +46,22 @@ def build_navigation(tasks: Iterable[str], pages: Mapping[str, Page]) -> dict[st
     """
     groups: dict[str, list[NavLink]] = {"Images": [], "Language": [], "Evaluate": [], "Interpret": []}
     for task in sort_tasks({*_ALWAYS, *tasks} - {"infer"}):
-        url = f"/console/{task}" if task in _ALWAYS else f"/console/run/{task}"
-        link = NavLink(task, title_task(task), url, _choose_icon(task))
+        link = NavLink(task, title_task(task), find_page(task), _choose_icon(task))
         groups.setdefault(_GROUP_OF_TASK.get(task, "More tasks"), []).append(link)
     for slug, page in pages.items():
         link = NavLink(slug, title_task(slug), f"/console/{slug}", page.icon)
         groups.setdefault(_GROUP_OF_TASK.get(page.under or "", page.group), []).append(link)
-    groups["Platform"] = [NavLink(*entry) for entry in _PLATFORM]
+    *platform, reference = (NavLink(*entry) for entry in _PLATFORM)
+    groups["Platform"] = [*platform, *groups.pop("Platform", ()), reference]
     return {title: links for title, links in groups.items() if links}
 
 
+def find_page(task: str) -> str:
+    """Find the URL of a task's page."""
+    return f"/console/{task}" if task in _ALWAYS else f"/console/run/{task}"
+
+
 def _choose_icon(task: str) -> str:
-    if task == "restore":
-        return "picture"
+    if task in {"restore", "classify"}:
+        return "picture" if task == "restore" else "check"
     return task if task in _ALWAYS else "run"

@@ -40,6 +40,7 @@ class Page:
             `requestFields`, `newMessages(messages)` and `showLongctx(facts, turn)`.
         icon: Its icon in the navigation, one of `templates/icons`.
         gallery: Results that the first page shows; their pictures are in `static`.
+        path: Path of the API whose jobs the page shows, at `?job=ID`, or None.
         fetch: Fetches what the template shows, with the reader's key.
     """
 
@@ -52,6 +53,7 @@ class Page:
     group: str = "More"
     panel: str | None = None
     icon: str = "run"
+    path: str | None = None
     gallery: tuple[GalleryEntry, ...] = ()
     fetch: Callable[[InProcessClient, Request], Awaitable[Facts]] = fetch_models
 

@@ -24,7 +24,7 @@ from fovea.errors import FoveaError, InvalidOption, NotFound, PermissionDenied
 from services.gateway.console import model_view, task_options
 from services.gateway.console.gallery import GALLERY
 from services.gateway.console.gateway_client import InProcessClient
-from services.gateway.console.navigation import build_navigation
+from services.gateway.console.navigation import build_navigation, find_page
 from services.gateway.console.page import STATIC, Page
 from services.gateway.console.schema_forms import build_fields
 from services.gateway.console.snippets import build_snippets
@@ -36,7 +36,7 @@ _STYLE_SHEETS = (
     "chat.css", "result_view.css", "judge.css", "probe.css", "steering.css", "runs.css",
 )  # fmt: skip
 
-_PICTURE_TASKS = ("segment", "detect", "restore")
+_PICTURE_TASKS = ("segment", "detect", "restore", "classify")
 """Tasks whose pages show a picture; nothing else is special about them here."""
 
 _THEMES = ("light", "dark")
@@ -72,6 +72,7 @@ class Console:
         self._templates.globals.update(
             asset=lambda name: f"{base}/{name}",
             max_body_bytes=max_body_bytes,
+            job_pages=self._list_job_pages,
             links=_list_links(self._plugins),
             panels={"chat": [item for item in self._plugins.items() if item[1].under == "chat" and item[1].panel]},
         )
@@ -194,6 +195,13 @@ class Console:
         error = plugins.explain_missing("paths", path, f"The page {path}")
         raise error or NotFound(f"There is no page {path}.", hint="Choose one from the navigation.")
 
+    def _list_job_pages(self) -> dict[str, str]:
+        """List the pages that show the result of a job, by the path of its request."""
+        tasks = {*_PICTURE_TASKS, "probe", *self._client.known_tasks} - {"chat", "judge", "infer"}
+        own = {task_path(task): find_page(task) for task in tasks}
+        added = {page.path: f"/console/{slug}" for slug, page in self._plugins.items() if page.path}
+        return {**own, "/v1/judge/batches": find_page("judge"), **added}
+
     def _render_plugin(self, slug: str, page: Page) -> _Handler:
         async def handle(request: Request) -> Response:
             facts = await page.fetch(self._client, request)
@@ -230,7 +238,7 @@ class Console:
             starters=starters,
             methods=methods,
             steering=steering,
-            options=task_options.build_options(card, task, spec) if card else [],
+            options=task_options.build_options(card, "" if template else task, spec) if card else [],
             threshold=task_options.read_default(card or {}, "threshold", 0.5),
             confidence=((card or {}).get("details") or {}).get("confidence", 0.25),
             iou=task_options.read_default(card or {}, "iou", 0.45),

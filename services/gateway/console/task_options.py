@@ -21,6 +21,7 @@ _OWN_CONTROLS = {
         "segment": "model image include threshold",
         "detect": "model image include confidence iou labels stroke",
         "restore": "model image include picture",
+        "classify": "model image",
     }.items()
 }
 """Options of a request that a page has its own control for, or that make no sense on it."""

@@ -18,7 +18,8 @@ from fovea.errors import DeadlineExceeded, FoveaError, NotReady
 from services.gateway.http.request_context import DEADLINE_GRACE_S
 from services.gateway.policy.caller import Caller
 from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
-from services.gateway.routing.replica_registry import Attempt, Replica, ReplicaRegistry
+from services.gateway.routing.replica import Attempt, Replica
+from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.telemetry import Context, Span, context, span
 
 CONNECT_TIMEOUT_S = 2.0

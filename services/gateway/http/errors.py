@@ -55,6 +55,7 @@ _OPENAI_PATHS = (
     "/v1/sessions",
     "/tokenize",
     "/detokenize",
+    "/tokenizer_info",
 )
 
 

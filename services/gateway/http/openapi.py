@@ -84,8 +84,9 @@ class OpenApiDocument:
     async def _fetch(self, service: str) -> str:
         for replica in self._registry.list_alive(service):
             if text := await self._client.fetch_text(replica, "/openapi.json"):
+                self._registry.on_demand.keep(service, "openapi", text)
                 return text
-        return ""
+        return self._registry.on_demand.read(service, "openapi")
 
 
 def _join_texts(own: Mapping[str, Any], texts: Mapping[str, str], *, keys: bool) -> dict[str, Any]:

@@ -49,6 +49,7 @@ GROUPS = (
             "/v1/embed",
             "/tokenize",
             "/detokenize",
+            "/tokenizer_info",
             "/v1/mcp",
         ),
     ),
@@ -56,6 +57,11 @@ GROUPS = (
         "Use long contexts",
         "Attention methods that keep less of the cache, stored documents, and sessions with a trained memory.",
         ("/v1/longctx", "/v1/documents", "/v1/sessions"),
+    ),
+    PathGroup(
+        "Adapt language models",
+        "LoRA adapters in the layout of peft: store one, then send its name as `model`. The last two are vLLM's.",
+        ("/v1/lora-adapters", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"),
     ),
     PathGroup(
         "Steer and patch generation",

@@ -88,7 +88,7 @@ def _initialize(params: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "protocolVersion": asked if asked in VERSIONS else VERSIONS[0],
         "capabilities": {"tools": {"listChanged": False}},
-        "serverInfo": {"name": "fovea", "version": metadata.version("fovea")},
+        "serverInfo": {"name": "fovea", "version": metadata.version("fovea-platform")},
         "instructions": "Attention-based research models as tools. `model` is optional: each task has a default.",
     }
 

@@ -19,7 +19,7 @@ from yarl import URL
 from fovea.api.replica import STREAM_HEADER
 from services.gateway.http.request_context import RequestContext, build_request_headers
 from services.gateway.proxy.replayable_body import ReplayableBody
-from services.gateway.routing.replica_registry import Replica
+from services.gateway.routing.replica import Replica
 
 CONNECT_TIMEOUT_S = 3.0
 """Longest wait for a connection to a replica."""
@@ -82,22 +82,21 @@ class UpstreamClient:
             return False
         return isinstance(document, dict) and document.get("service") == replica.record.service
 
-    async def fetch_json(self, replica: Replica, path: str) -> Any:
-        """Fetch a small JSON document of a replica; None when it does not arrive within two seconds."""
-        text = await self.fetch_text(replica, path)
+    async def fetch_json(self, replica: Replica, path: str, tenant: str | None = None) -> Any:
+        """Fetch a small JSON document of a replica, as a tenant sees it; None when it does not come in two seconds."""
+        text = await (self.fetch_text(replica, path) if tenant is None else self.fetch_text(replica, path, tenant))
         try:
             return None if text is None else json.loads(text)
         except ValueError:
             return None
 
-    async def fetch_text(self, replica: Replica, path: str) -> str | None:
+    async def fetch_text(self, replica: Replica, path: str, tenant: str | None = None) -> str | None:
         """Fetch a small text of a replica; None when it does not arrive within two seconds."""
+        headers = {"accept-encoding": "identity"} | ({} if tenant is None else {"x-fovea-tenant": tenant})
         try:
             async with (
                 asyncio.timeout(DOCUMENT_TIMEOUT_S),
-                self._get_session().get(
-                    replica.record.http + path, headers={"accept-encoding": "identity"}
-                ) as response,
+                self._get_session().get(replica.record.http + path, headers=headers) as response,
             ):
                 return await response.text("utf8") if response.ok else None
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):

@@ -24,7 +24,8 @@ from services.gateway.proxy.replayable_body import ReplayableBody
 from services.gateway.proxy.response_relay import abort_response, relay_response
 from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
 from services.gateway.routing.affinity import find_affinity_key, held_key
-from services.gateway.routing.replica_registry import Attempt, Replica, ReplicaRegistry
+from services.gateway.routing.replica import Attempt, Replica
+from services.gateway.routing.replica_registry import ReplicaRegistry
 from services.gateway.routing.route_table import Route
 from shared.asgi.body import SlowBody, read_content_length
 from shared.settings import Settings

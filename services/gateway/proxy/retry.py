@@ -13,7 +13,8 @@ from typing import TypeVar
 
 from fovea.errors import FoveaError, NotReady, TooLarge
 from services.gateway.routing.affinity import AffinityKey
-from services.gateway.routing.replica_registry import Replica, ReplicaRegistry
+from services.gateway.routing.replica import Replica
+from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.telemetry import log
 
 Answer = TypeVar("Answer")
@@ -113,9 +114,11 @@ class ReplicaRetryPolicy:
         return NotReady(detail, hint="`/readyz` shows which services are ready.", retry_after=5)
 
     async def _wait_for_replica(self, state: RetryState) -> Replica:
-        while (replica := self._registry.pick(state.service, state.tried, state.key)) is None:
-            self._require_recovering(state)
-            await state.rest()
+        with self._registry.on_demand.count_waiting(state.service):
+            while (replica := self._registry.pick(state.service, state.tried, state.key)) is None:
+                self._require_recovering(state)
+                await self._registry.on_demand.want(state.service)
+                await state.rest()
         return replica
 
     def _require_recovering(self, state: RetryState) -> None:
@@ -124,10 +127,11 @@ class ReplicaRetryPolicy:
         Raises:
             NotReady: The service had no ready replica lately, or there is no time left.
         """
-        if not self._registry.is_recovering(state.service):
+        is_on_demand = state.service in self._registry.on_demand.names
+        if not is_on_demand and not self._registry.is_recovering(state.service):
             raise self.build_not_ready(state.service)
         if state.left_s <= 0:
-            raise _build_late(state)
+            raise self.build_not_ready(state.service) if is_on_demand else _build_late(state)
 
     async def _require_retryable(self, lost: UpstreamLost, replica: Replica, state: RetryState) -> None:
         """Check that a lost request may be sent again.

@@ -1,4 +1,4 @@
-"""Admin routes: API keys, tenants and the audit log. All need the scope `admin`, and every change is audited."""
+"""Admin routes: API keys, tenants, replicas and the audit log. All need the scope `admin`; every change is audited."""
 
 from __future__ import annotations
 
@@ -85,6 +85,30 @@ class AuditEntries(BaseModel):
     entries: list[dict[str, Any]]
 
 
+class ReplicaInfo(BaseModel):
+    """A replica as this gateway sees it."""
+
+    id: str
+    service: str
+    version: str = Field(description="Version of the service; empty is the stable one.")
+    ready: bool
+    models: tuple[str, ...]
+    requests: int = Field(description="Requests of this gateway that it is working on.")
+    slots: int = Field(description="Requests that it works on at once without one delaying the others much.")
+    memory: float = Field(description="Share of its memory that it has taken, 0 to 1.")
+    trouble: str = Field(description="Why it is not ready, in a sentence; empty if it is.")
+    seen: datetime = Field(description="When it last renewed its record.")
+
+
+class ReplicaList(BaseModel):
+    """Replicas that are alive, by service."""
+
+    replicas: list[ReplicaInfo]
+
+
+_RECORD_FIELDS = set(ReplicaInfo.model_fields) - {"requests"}
+
+
 @router.get("/keys")
 async def list_keys(
     request: Request,
@@ -161,6 +185,16 @@ async def list_tenants(request: Request) -> TenantList:
             TenantInfo(tenant=name, keys=len(own[name]), valid_keys=sum(not key.is_expired for key in own[name]))
             for name in names
         ]
+    )
+
+
+@router.get("/replicas")
+async def list_replicas(request: Request) -> ReplicaList:
+    """All replicas that are alive: their load, memory and models."""
+    registry = request.app.state.gateway.registry
+    alive = [replica for service in registry.services for replica in registry.list_alive(service)]
+    return ReplicaList(
+        replicas=[ReplicaInfo(requests=one.in_flight, **one.record.model_dump(include=_RECORD_FIELDS)) for one in alive]
     )
 
 

@@ -30,6 +30,7 @@ async def read_json(request: Request) -> Any:
     """The body as JSON.
 
     Raises:
-        Malformed: It is none, or has too many parts.
+        Malformed: It is none.
+        TooLarge: It outgrows the limit, or has too many parts.
     """
     return await parse_json_aside(await read_whole_body(request))

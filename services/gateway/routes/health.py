@@ -40,18 +40,22 @@ async def get_health(request: Request) -> Response:
 @router.get("/version")
 async def get_version() -> dict[str, str]:
     """The version of this product."""
-    return {"version": metadata.version("fovea")}
+    return {"version": metadata.version("fovea-platform")}
 
 
 @router.get("/readyz", responses={503: {"description": "Some service has no ready replica."}})
 async def readyz(request: Request) -> JSONResponse:
-    """Whether every known service has a ready replica; lists those without one, the load, and whether Redis answers."""
+    """Whether every known service has a ready replica; lists those without one, the load, and whether Redis answers.
+
+    A service on demand counts as ready also without replicas; `on_demand` marks it.
+    """
     registry: ReplicaRegistry = request.app.state.gateway.registry
     services = {
         name: {
             "ready": len(registry.list_ready(name)),
             "alive": len(registry.list_alive(name)),
             "requests": request.app.state.gateway.fair.count_requests(name),
+            **({"on_demand": True} if name in registry.on_demand.names else {}),
         }
         for name in registry.services
     }

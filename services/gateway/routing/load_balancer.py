@@ -14,6 +14,7 @@ import math
 import random
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Protocol, TypeVar
 
 from services.gateway.metrics import count_affinity
@@ -30,6 +31,8 @@ MIN_SHARE = 0.5
 
 MAX_PLACES = 200_000
 """Hashes whose replica is remembered, some 30 MB; those unused for longest are forgotten."""
+
+_PRIME = 2**61 - 1
 
 
 class ReplicaLoad(Protocol):
@@ -85,10 +88,11 @@ class LoadBalancer:
 
     def _find_holder(self, replicas: Sequence[ReplicaT], key: AffinityKey) -> ReplicaT | None:
         """The replica that was sent the longest beginning, if that is most of it."""
-        by_id = {replica.id: replica for replica in replicas}
         for length in range(len(key.chain), math.ceil(MIN_SHARE * len(key.chain)) - 1, -1):
-            if (replica := by_id.get(self._places.get(key.chain[length - 1], ""))) is not None:
-                return replica
+            if (place := self._places.get(key.chain[length - 1])) is not None:
+                for replica in replicas:
+                    if replica.id == place:
+                        return replica
         return None
 
 
@@ -100,14 +104,23 @@ def _pick_least_loaded(replicas: Sequence[ReplicaT]) -> ReplicaT | None:
 
 
 def _order(replicas: Sequence[ReplicaT], key: AffinityKey, holder: ReplicaT | None) -> Iterator[ReplicaT]:
-    """The holder, then all others by their weights, which a fleet of thousands computes for a new key alone."""
+    """The holder, then its home, then all others by their weights, which only a home without room makes us sort."""
     if holder is not None:
         yield holder
-    for replica in sorted(replicas, key=lambda replica: _score(key.home, replica.id), reverse=True):
-        if replica is not holder:
-            yield replica
+    factor = int.from_bytes(key.home) % _PRIME or 1
+    weights = [_seed(replica.id) * factor % _PRIME for replica in replicas]
+    home = replicas[max(range(len(weights)), key=weights.__getitem__)]
+    if home is not holder:
+        yield home
+    for _, place in sorted(zip(weights, range(len(weights)), strict=True), reverse=True):
+        if replicas[place] is not holder and replicas[place] is not home:
+            yield replicas[place]
 
 
-def _score(home: bytes, replica: str) -> bytes:
-    """The weight of a replica for a key: whoever leaves or joins moves only its own keys."""
-    return hashlib.blake2b(replica.encode(), digest_size=8, key=home).digest()
+@lru_cache(maxsize=2**14)
+def _seed(replica: str) -> int:
+    """A replica's number, whose product with a key's, modulo a prime, is its weight for that key.
+
+    Carter and Wegman, "Universal Classes of Hash Functions", 1979. One that leaves or joins moves only its own keys.
+    """
+    return int.from_bytes(hashlib.blake2b(replica.encode(), digest_size=8).digest()) % _PRIME

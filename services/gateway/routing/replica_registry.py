@@ -12,10 +12,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from pydantic import ValidationError
 from redis.asyncio import Redis
@@ -24,7 +22,10 @@ from redis.exceptions import RedisError
 from fovea.api.replica import LEASE_S, ReplicaRecord, replicas_key
 from services.gateway.routing.affinity import AffinityKey
 from services.gateway.routing.load_balancer import LoadBalancer
+from services.gateway.routing.on_demand import OnDemandServices
+from services.gateway.routing.replica import Replica, ServiceState
 from services.gateway.routing.route_table import RouteTable
+from services.gateway.routing.silent_replicas import Ask, SilentReplicas
 from services.gateway.routing.static_upstreams import StaticUpstream
 from services.gateway.routing.version_policy import VersionPolicy, build_version_policy
 from shared.jobs.redis_client import cancel_tasks
@@ -50,69 +51,8 @@ ASK_AFTER_S = LEASE_S / 2
 FORGET_S = 600.0
 """How long a silent replica's service, routes and models stay known."""
 
-
 ABORT_AFTER_S = 2 * LEASE_S
 """How long a replica is silent before requests that it has not answered go to another; a busy one may renew late."""
-
-
-class Attempt:
-    """One request under way to a replica. Ends with `TimeoutError` when the replica hangs and another is ready."""
-
-    __slots__ = ("_replica", "_timeout")
-
-    def __init__(self, replica: Replica) -> None:
-        """Begin with `async with`."""
-        self._replica, self._timeout = replica, asyncio.timeout(None)
-
-    async def __aenter__(self) -> Self:
-        await self._timeout.__aenter__()
-        self._replica.attempts.add(self)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._replica.attempts.discard(self)
-        await self._timeout.__aexit__(kind, error, trace)
-
-    def abort(self) -> None:
-        """End it now."""
-        if not self._timeout.expired():
-            self._timeout.reschedule(0)
-
-    @property
-    def is_aborted(self) -> bool:
-        """Whether a `TimeoutError` is this one's."""
-        return self._timeout.expired()
-
-
-@dataclass(eq=False, slots=True)
-class Replica:
-    """One replica as this gateway sees it; `changed` is when its record last moved (`time.monotonic()`)."""
-
-    record: ReplicaRecord
-    changed: float
-    in_flight: int = 0
-    suspect_until: float = 0.0
-    attempts: set[Attempt] = field(default_factory=set)
-
-    @property
-    def id(self) -> str:
-        """The replica's id."""
-        return self.record.id
-
-    @property
-    def slots(self) -> int:
-        """Requests that it works on at once."""
-        return self.record.slots
-
-
-@dataclass(slots=True)
-class ServiceState:
-    """The replicas of one service, and when one of them was last ready."""
-
-    replicas: dict[str, Replica] = field(default_factory=dict)
-    last_ready: float = float("-inf")
 
 
 class ReplicaRegistry:
@@ -122,6 +62,7 @@ class ReplicaRegistry:
         ask: Asks a replica that renews its record no more whether it serves on.
         routes: The routes of all replicas; a new table whenever they change.
         versions: Which versions of a service answer.
+        on_demand: Which services may have no replica until somebody asks.
         redis_up: Whether Redis answered last time; None where none is configured.
     """
 
@@ -134,8 +75,10 @@ class ReplicaRegistry:
             name: StaticUpstream(name, *urls, settings.replica_credentials)
             for name, urls in settings.upstream_addresses.items()
         }
-        self._services = {name: ServiceState() for name in (*settings.enabled_service_names, *self._upstreams)}
+        on_demand = settings.on_demand_service_names
+        self._services = {n: ServiceState() for n in (*settings.enabled_service_names, *on_demand, *self._upstreams)}
         self.versions: VersionPolicy = build_version_policy(self._redis)
+        self.on_demand = OnDemandServices(on_demand, self._redis)
         self._balancer, self._has_affinity = LoadBalancer(), settings.load_balancing == "affinity"
         self._wanted = frozenset(self._services)
         self._redis_answered_at = self._thaw_at = float("-inf")
@@ -143,8 +86,8 @@ class ReplicaRegistry:
         self._scan_due = 0.0
         self._routed: frozenset[tuple[Any, ...]] = frozenset()
         self._tasks: list[asyncio.Task[None]] = []
-        self.ask: Callable[[Replica], Awaitable[bool]] | None = None
-        self._asking: dict[str, asyncio.Task[None]] = {}
+        self.ask: Ask | None = None
+        self._silent = SilentReplicas(_now)
 
     async def start(self) -> None:
         """Poll once, then keep polling; nothing where it polls already."""
@@ -159,14 +102,13 @@ class ReplicaRegistry:
 
     async def stop(self) -> None:
         """Stop polling and close the connections."""
-        await cancel_tasks(*self._tasks, *self._asking.values())
-        self._tasks, self._asking = [], {}
+        await cancel_tasks(*self._tasks)
+        self._tasks = []
+        await self._silent.stop()
         for upstream in self._upstreams.values():
             await upstream.close()
         if self._redis is not None:
             await self._redis.aclose()
-
-    # Queries.
 
     @property
     def services(self) -> list[str]:
@@ -189,27 +131,22 @@ class ReplicaRegistry:
 
     @property
     def unready_services(self) -> list[str]:
-        """Services without a ready replica."""
-        return [name for name in self.services if not self.list_ready(name)]
+        """Services without a ready replica; one on demand needs none once it is known what it serves."""
+        return [name for name in self.services if not self.on_demand.is_known(name) and not self.list_ready(name)]
 
     def explain_unready(self, service: str) -> str:
         """Explain in half a sentence why a service has no ready replica, by the last record that it wrote."""
         state = self._services.get(service)
         if state is None or not state.replicas:
-            return "none has announced itself"
-        last = max(state.replicas.values(), key=lambda replica: replica.changed)
-        silent_s = time.monotonic() - last.changed
-        if last.record.trouble:
-            return f"the last one reported {last.record.trouble.removesuffix('.')!r} {max(silent_s, 0):.0f} s ago"
-        if self.list_alive(service):
-            return "its replicas are still loading"
-        memory = f", with {last.record.memory:.0%} of its memory taken" if last.record.memory else ""
-        return f"the last one fell silent {silent_s:.0f} s ago{memory}, and does not answer"
+            return "one is being started" if self.on_demand.is_known(service) else "none has announced itself"
+        return state.explain_silence(time.monotonic(), is_alive=bool(self.list_alive(service)))
 
     @property
     def is_complete(self) -> bool:
         """Whether every wanted service has announced itself, and any at all."""
-        return bool(self._services) and all(self._services[name].replicas for name in self._wanted)
+        return bool(self._services) and all(
+            self._services[name].replicas or self.on_demand.is_known(name) for name in self._wanted
+        )
 
     def is_recovering(self, service: str) -> bool:
         """Whether the service had a ready replica a short while ago, so that waiting for the next one makes sense."""
@@ -220,8 +157,6 @@ class ReplicaRegistry:
         """Whether a replica that was lost said so, or was last seen with next to no memory left."""
         await self.poll_redis()
         return replica.record.out_of_memory or replica.record.memory >= NO_MEMORY_SHARE
-
-    # Load balancing.
 
     def pick(self, service: str, avoid: Iterable[str] = (), key: AffinityKey | None = None) -> Replica | None:
         """Pick a ready replica, by what it may hold or by its load; not one of `avoid` if there is another."""
@@ -247,8 +182,6 @@ class ReplicaRegistry:
         """Pass over a replica that refused a connection until it renews its record, or for a second."""
         replica.suspect_until = time.monotonic() + SUSPECT_S
 
-    # Polling.
-
     async def poll_redis(self) -> None:
         """Read all records in Redis once; never raises."""
         if self._redis is None:
@@ -259,6 +192,9 @@ class ReplicaRegistry:
             for name in [n for n in self._services if n not in self._upstreams]:
                 raw: Mapping[Any, Any] = await self._redis.hgetall(replicas_key(name))
                 self._update_service(name, raw)
+            await self.on_demand.poll(
+                {name: ready[0].record for name in self.on_demand.names if (ready := self.list_ready(name))}
+            )
         except (RedisError, OSError, TimeoutError) as error:
             self._note_redis_failure(error)
         else:
@@ -332,20 +268,12 @@ class ReplicaRegistry:
                     attempt.abort()
 
     def _ask_silent(self) -> None:
-        """Where all replicas of a service are silent that were ready, ask them: those that answer keep their places."""
-        self._asking = {name: task for name, task in self._asking.items() if not task.done()}
+        """Where all replicas of a service are silent that were ready, ask them."""
         since = time.monotonic() - ASK_AFTER_S
         for service in set(self._services) - set(self._upstreams):
             ready = [replica for replica in self._services[service].replicas.values() if replica.record.ready]
-            if self.ask is not None and all(replica.changed < since for replica in ready):
-                for replica in ready:
-                    if replica.id not in self._asking:
-                        self._asking[replica.id] = asyncio.create_task(self._ask(self.ask, replica))
-
-    async def _ask(self, ask: Callable[[Replica], Awaitable[bool]], replica: Replica) -> None:
-        if await ask(replica):
-            log().warning("a replica renews its record late, and serves on", replica=replica.id)
-            replica.changed = max(replica.changed, time.monotonic())
+            if self.ask is not None:
+                self._silent.ask_all(self.ask, ready, since)
 
     def _update_routes(self) -> None:
         """Note which services are ready now, and build a new route table where the replicas' routes changed."""
@@ -354,10 +282,15 @@ class ReplicaRegistry:
             if self.list_ready(name):
                 state.last_ready = now
         records = [r.record for s in self._services.values() for r in s.replicas.values()]
+        records += [record for name, record in self.on_demand.records().items() if not self._services[name].replicas]
         routed = frozenset((r.service, r.models, r.routes, r.effectful, r.endless, r.affine) for r in records)
         if routed != self._routed:
             self._routed = routed
             self.routes = RouteTable.from_records(records)
+
+
+def _now() -> float:
+    return time.monotonic()
 
 
 async def _repeat(poll: Callable[[], Awaitable[None]]) -> None:

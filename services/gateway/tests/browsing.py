@@ -1,6 +1,7 @@
 """A real browser for console tests, and a page that remembers every complaint."""
 
 import contextlib
+import lzma
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 
 from tests.browser import FLAGS, chromium
+
+AXE = lzma.decompress((Path(__file__).parents[3] / "tests/vendor/axe.min.js.xz").read_bytes()).decode()
 
 MARKS = [
     pytest.mark.browser,
@@ -39,6 +42,17 @@ def watched(started: Any, url: str, complaints: list[str]) -> Iterator[Any]:
     page.on("pageerror", lambda error: complaints.append(str(error)))
     yield page
     context.close()
+
+
+def check_page(page: Any, *widths: int) -> None:
+    """Check with axe, at widths of a desk and a phone, and that nothing is wider than the screen."""
+    for width in widths or (1280, 390):
+        page.set_viewport_size({"width": width, "height": 844})
+        drawn(page)
+        found = page.evaluate(AXE + ";axe.run().then(({ violations }) => violations)")
+        wrong = [f"{one['id']}: {node['html'][:120]}" for one in found for node in one["nodes"]]
+        assert not wrong, "\n".join(wrong)
+        assert page.locator("html").evaluate("element => element.scrollWidth") <= width
 
 
 def drawn(page: Any) -> None:

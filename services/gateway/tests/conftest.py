@@ -21,9 +21,8 @@ from starlette.types import Receive, Scope, Send
 from fovea.api.replica import ReplicaRecord
 from services.gateway.app import build_gateway
 from services.gateway.grpc.server import serve_grpc
-from services.gateway.routing.replica_registry import Replica, ServiceState
+from services.gateway.routing.replica import Replica, ServiceState
 from services.gateway.server import create_server
-from services.gateway.tests.browsing import browser, watched
 from services.gateway.tests.grpc_front import Replica as GrpcReplica
 from services.gateway.tests.stage import running
 from shared.settings import Settings
@@ -145,7 +144,8 @@ class Toy:
         return PlainTextResponse("late")
 
     async def models(self, request: Request) -> Response:
-        return JSONResponse(self.documents.get("models", {"object": "list", "data": []}))
+        of_tenant = self.documents.get(f"models of {request.headers.get('x-fovea-tenant')}")
+        return JSONResponse(of_tenant or self.documents.get("models", {"object": "list", "data": []}))
 
     async def stats(self, request: Request) -> Response:
         return JSONResponse(self.documents.get("stats", {}))
@@ -287,24 +287,9 @@ def stage(tmp_path_factory):
         yield made
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as started:
-        yield started
-
-
 @pytest.fixture
-def complaints():
-    """The browser's complaints; a test that expects a complaint takes it out."""
-    found: list[str] = []
-    yield found
-    assert not found
-
-
-@pytest.fixture
-def page(chromium, stage, complaints):
-    with watched(chromium, stage.url, complaints) as opened:
-        yield opened
+def url(stage):
+    return stage.url
 
 
 @pytest.fixture

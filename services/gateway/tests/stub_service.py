@@ -153,7 +153,7 @@ class Stub:
 
     async def segment(self, request: Request) -> Response:
         options, data = await self._read(request)
-        options.pop("model", None)
+        model = options.pop("model", None) or "disc"
         if isinstance(include := options.get("include"), str) and include.startswith("["):
             options["include"] = json.loads(include)
         try:
@@ -161,7 +161,7 @@ class Stub:
         except ValidationError as error:
             first = error.errors()[0]
             raise InvalidOption(f"{first['loc'][0]}: {first['msg']}.", field=str(first["loc"][0])) from error
-        answer = segmented(asked)
+        answer = segmented(asked, model)
         if "image/png" in request.headers.get("accept", ""):
             return Response(b"\x89PNG\r\n\x1a\n overlay", media_type="image/png")
         return JSONResponse(answer.model_dump(mode="json"))
@@ -286,11 +286,13 @@ def _components(area: int) -> list[Component]:
     return [Component(box=box, area=area // 2, centre=(1.0, 2.0), probability=0.75) for box in boxes if area]
 
 
-def segmented(asked: SegmentIn) -> SegmentOut:
+def segmented(asked: SegmentIn, model: str = "disc") -> SegmentOut:
+    """A disc as the mask; the larger model's is larger."""
     picture = np.asarray(_opened(asked.image))
     height, width = picture.shape[:2]
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    probability = 1 / (1 + np.exp(24 * (np.hypot(x - 0.6 * width, y - 0.45 * height) / width - 0.16)))
+    radius = 0.2 if model == "disc-large" else 0.16
+    probability = 1 / (1 + np.exp(24 * (np.hypot(x - 0.6 * width, y - 0.45 * height) / width - radius)))
     inside = probability >= asked.threshold
     overlay = picture.copy()
     overlay[inside] = (0.55 * overlay[inside] + 0.45 * np.array([18, 214, 189])).astype(np.uint8)
@@ -302,7 +304,7 @@ def segmented(asked: SegmentIn) -> SegmentOut:
         "contours": [{"points": [(1, 1), (9, 1), (9, 9)], "hole": False}],
     }
     return SegmentOut(
-        model="disc",
+        model=model,
         version="1",
         engine="onnx",
         width=width,

@@ -1,23 +1,21 @@
 """The frame of the console in a real browser: navigation, palette, theme, outage, accessibility, what a page weighs."""
 
-import lzma
 import re
-from pathlib import Path
 
 import httpx2
 import pytest
 
-from services.gateway.tests.browsing import MARKS, watched
+from services.gateway.tests.browsing import MARKS, check_page, watched
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
 from tests.harness.waiting import wait_until
 
 pytestmark = MARKS
 
-AXE = lzma.decompress((Path(__file__).parents[3] / "tests/vendor/axe.min.js.xz").read_bytes()).decode()
 PLACES = (
     "/", "/runs", "/console/models", "/console/models/disc", "/console/segment", "/console/chat", "/console/judge",
-    "/console/jobs", "/console/admin", "/console/run/classify", "/console/run/judge", "/console/nope",
+    "/console/jobs", "/console/admin", "/console/classify", "/console/run/classify", "/console/run/judge",
+    "/console/nope",
 )  # fmt: skip
 PICTURE = {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photograph()}
 
@@ -28,9 +26,7 @@ def test_axe_finds_nothing_and_nothing_is_wider_than_the_screen(page, complaints
     page.set_viewport_size({"width": width, "height": 844})
     page.goto(place)
     page.locator("h1").first.wait_for()
-    found = page.evaluate(AXE + ";axe.run().then(({ violations }) => violations)")
-    assert {one["id"]: [node["html"][:90] for node in one["nodes"]] for one in found} == {}
-    assert page.locator("html").evaluate("element => element.scrollWidth") <= width
+    check_page(page, width)
     complaints[:] = [said for said in complaints if "404" not in said]
 
 
@@ -185,26 +181,6 @@ def test_the_job_tray_follows_jobs_on_every_page(page, stage, see):
     stage.queue.step_s = 0.05
 
 
-def test_jobs_are_searched_filtered_and_deleted_together(page, stage, see):
-    for body in (photograph(), b"nope"):
-        headers = {"content-type": "image/jpeg", "prefer": "respond-async"}
-        httpx2.post(f"{stage.url}/v1/segment", content=body, headers=headers)
-    wait_until(lambda: all(job.finished for job in stage.queue.jobs.values()), 10, "the jobs")
-    page.goto("/console/jobs")
-    rows = page.locator("[data-job]:visible")
-    page.get_by_label("Status").select_option("failed")
-    see(rows.first).to_contain_text("The bytes are not a picture.")
-    failed = rows.count()
-    page.get_by_role("button", name="Delete finished ones shown").click()
-    see(rows).to_have_count(0)
-    page.get_by_label("Status").select_option("")
-    assert failed >= 1
-    page.get_by_label("Search").fill("segment")
-    see(rows.first).to_contain_text("Segment")
-    page.get_by_label("Search").fill("nothing has this")
-    see(rows).to_have_count(0)
-
-
 def test_models_are_searched_and_filtered(page, see):
     page.goto("/console/models")
     cards = page.locator("article.card:visible")
@@ -301,31 +277,3 @@ def test_with_a_key_runs_are_on_the_server_for_the_tenants_other_browsers(chromi
                 page.locator(".run-link").click()
                 see(page.locator("[data-part=options]")).to_contain_text("shared words")
             page.context.close()
-
-
-def test_an_operator_makes_rotates_and_revokes_keys_and_reads_the_log(chromium, tmp_path, see):
-    with running(tmp_path, auth="keys") as locked, watched(chromium, locked.url, []) as page:
-        _, text = locked.keys.add("ops", ("infer", "jobs", "admin"))
-        page.goto("/console/admin")
-        page.locator("#key").fill(text)
-        page.get_by_role("button", name="Continue").click()
-        see(page.get_by_role("region", name="Table of services")).to_contain_text("stub")
-        page.get_by_role("tab", name="Keys").click()
-        rows = page.locator("fovea-admin-keys tbody tr")
-        see(rows).to_have_count(1)
-        page.get_by_label("Tenant").fill("lab")
-        page.get_by_label("metrics").check()
-        page.get_by_role("button", name="Make a key").click()
-        see(rows).to_have_count(2)
-        made = page.locator("[data-part=made] code").last.inner_text()
-        assert httpx2.get(f"{locked.url}/v1/models", headers={"authorization": f"Bearer {made}"}).status_code == 200
-        see(rows.nth(1)).to_contain_text("infer, jobs, metrics")
-        rows.nth(1).get_by_role("button", name="Rotate").click()
-        see(rows).to_have_count(3)
-        rows.nth(2).get_by_role("button", name="Revoke").click()
-        rows.nth(2).get_by_role("button", name="Revoke for good").click()
-        see(rows).to_have_count(2)
-        page.get_by_role("tab", name="Audit log").click()
-        see(page.locator("fovea-admin-audit tbody tr").first).to_contain_text("key revoked")
-        page.get_by_role("tab", name="Usage").click()
-        see(page.locator("fovea-admin-usage")).to_contain_text("Tokens in")

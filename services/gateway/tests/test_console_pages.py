@@ -18,7 +18,7 @@ STATIC = Path(console.__file__).parent / "static"
 PAGES = (
     "/", "/console/models", "/runs", "/runs/none", "/console/segment", "/console/segment?model=disc-large",
     "/console/chat", "/console/jobs",
-    "/console/judge", "/console/probe", "/console/run/classify",
+    "/console/judge", "/console/probe", "/console/classify", "/console/run/classify",
     "/console/run/judge", "/console/run/none", "/console/models/disc", "/console/models/patches/tiny",
     "/console/models/parrot", "/console/models/nope",
 )  # fmt: skip
@@ -131,7 +131,7 @@ def test_home_shows_each_model_with_its_readiness_and_the_papers_number_beside_o
     assert "0.873" in text
     assert "0.912" in text
     assert text.count("Not ready") == 1
-    assert 'href="/console/run/classify?model=patches/tiny"' in text
+    assert 'href="/console/classify?model=patches/tiny"' in text
 
 
 def test_the_model_of_the_address_is_chosen_and_otherwise_the_first_that_is_ready(site):

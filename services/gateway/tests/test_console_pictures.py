@@ -8,7 +8,7 @@ import httpx2
 import pytest
 from PIL import Image
 
-from services.gateway.tests.browsing import MARKS, drawn, kept
+from services.gateway.tests.browsing import MARKS, check_page, drawn, kept
 from services.gateway.tests.stub_service import photograph
 
 pytestmark = MARKS
@@ -123,12 +123,12 @@ def test_the_elapsed_time_of_a_request_is_shown(page, see):
 def test_findings_are_chosen_judged_by_key_and_exported(page, see):
     page.goto("/console/segment")
     _choose(page, _file("a.jpg"))
-    findings = page.get_by_role("listbox", name="Findings")
-    see(findings.get_by_role("option")).to_have_count(2)
+    findings = page.get_by_role("list", name="Findings")
+    see(findings.get_by_role("listitem")).to_have_count(2)
     before = page.locator("[data-part=canvas]").evaluate("canvas => canvas.toDataURL()")
     findings.focus()
     page.keyboard.press("j")
-    see(findings.get_by_role("option").first).to_have_attribute("aria-selected", "true")
+    see(findings.get_by_role("listitem").first).to_have_attribute("aria-current", "true")
     page.wait_for_function("before => document.querySelector('[data-part=canvas]').toDataURL() !== before", arg=before)
     page.keyboard.press("a")
     page.keyboard.press("j")
@@ -174,7 +174,7 @@ def test_all_pictures_are_exported_together_without_what_was_rejected(page, see)
     page.goto("/console/segment")
     _choose(page, _file("a.jpg"), _file("b.jpg", photograph(200, 100)))
     see(page.get_by_role("option", name="b.jpg, done")).to_be_visible()
-    page.get_by_role("listbox", name="Findings").focus()
+    page.get_by_role("list", name="Findings").focus()
     page.keyboard.press("j")
     page.keyboard.press("x")
     coco = json.loads(kept(page, "All as COCO", "coco.json"))
@@ -203,3 +203,53 @@ def test_the_wipe_uncovers_the_picture_itself(page):
     page.get_by_label("Wipe").fill("0")
     drawn(page)
     assert page.evaluate(spot) == covered
+
+
+@pytest.fixture
+def two_models(stage):
+    stage.stub.cards["disc-large"]["ready"] = True
+    yield
+    stage.stub.cards["disc-large"]["ready"] = False
+
+
+def test_two_models_on_one_picture_show_their_difference_and_zoom_together(page, see, two_models):
+    page.goto("/console/segment")
+    _choose(page, _file("a.jpg"))
+    page.locator("[data-part=result]").wait_for()
+    page.get_by_role("button", name="Compare models").click()
+    part = page.get_by_role("region", name="Models side by side")
+    part.get_by_label("disc-large").uncheck()
+    see(part.get_by_role("button", name="Compare")).to_be_disabled()
+    part.get_by_label("disc-large").check()
+    part.get_by_role("button", name="Compare").click()
+    see(part.locator("figure")).to_have_count(3)
+    verdict = part.locator("[data-part=agreement]")
+    see(verdict).to_have_text(
+        "disc and disc-large: 64.1 % of the area that either marks is marked by both (IoU 0.641, Dice 0.782)."
+    )
+    see(part.locator("tbody tr")).to_have_count(2)
+    see(part.locator("tbody tr").first).to_contain_text("Region 1: 4,122 px")
+    views = part.locator("fovea-viewer")
+    views.nth(1).focus()
+    page.keyboard.press("+")
+    page.keyboard.press("+")
+    see(views.nth(2)).to_have_attribute("data-zoom", "2")
+    views.nth(1).evaluate("view => { view.scrollLeft = 90; view.scrollTop = 40; }")
+    page.wait_for_function("() => document.querySelectorAll('.pane fovea-viewer')[0].scrollLeft === 90")
+    part.get_by_role("button", name="Fit all").click()
+    see(views.nth(0)).to_have_attribute("data-zoom", "0")
+    page.locator("#live-threshold").fill("0.9")
+    see(verdict).not_to_contain_text("64.1 %")
+    assert kept(page, "Table as CSV", "a.models.csv").decode().splitlines()[0] == "finding,disc,disc-large"
+    check_page(page)
+
+
+def test_a_model_that_fails_in_a_comparison_says_so_in_its_pane(page, see, two_models, complaints):
+    page.goto("/console/segment")
+    _choose(page, _file("a.jpg"))
+    page.locator("[data-part=result]").wait_for()
+    page.get_by_role("button", name="Compare models").click()
+    _answer(page, {"status": 503, "title": "Not ready", "detail": "No replica is ready."})
+    page.get_by_role("region", name="Models side by side").get_by_role("button", name="Compare").click()
+    see(page.locator(".pane").nth(1)).to_contain_text("Failed: No replica is ready.")
+    complaints.clear()

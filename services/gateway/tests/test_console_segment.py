@@ -69,6 +69,14 @@ def shown(page):
     return page.locator("canvas").evaluate("canvas => canvas.toDataURL()")
 
 
+def test_the_probability_under_the_pointer_is_told(page, see):
+    segmented(page)
+    canvas = page.locator("[data-part=canvas]")
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.45 * box["height"])
+    see(page.locator("[data-part=pixel]")).to_have_text(re.compile(r"Pixel 19\d, 10\d: probability 0\.9\d\d"))
+
+
 def test_mask_overlay_and_json_can_be_kept(page, stage):
     segmented(page)
     answer = httpx2.post(f"{stage.url}/v1/segment", files={"image": PICTURE}).json()

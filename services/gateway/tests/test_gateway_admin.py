@@ -55,9 +55,21 @@ async def test_a_keys_life(admin, tmp_path):
     assert text not in log.read_text() + (tmp_path / "keys.json").read_text()
 
 
+async def test_replicas_are_listed_with_their_load_and_models(admin):
+    (replica,) = (await admin("GET", "/v1/admin/replicas")).json()["replicas"]
+    assert (replica["id"], replica["service"], replica["ready"], replica["requests"]) == ("r1", "svc", True, 0)
+    assert datetime.now(UTC) - datetime.fromisoformat(replica["seen"]) < timedelta(minutes=5)
+
+
 async def test_only_admins_may(admin):
     mine = (await admin("POST", "/v1/admin/keys", {"tenant": "bob"})).json()["key"]
-    for method, path in (("GET", "keys"), ("POST", "keys"), ("DELETE", "keys/0123abcd"), ("GET", "audit")):
+    for method, path in (
+        ("GET", "keys"),
+        ("POST", "keys"),
+        ("DELETE", "keys/0123abcd"),
+        ("GET", "audit"),
+        ("GET", "replicas"),
+    ):
         assert (await admin(method, f"/v1/admin/{path}", {}, key=mine)).status_code == 403
         assert (await admin(method, f"/v1/admin/{path}", {}, key="wrong")).status_code == 401
 

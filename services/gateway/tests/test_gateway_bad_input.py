@@ -9,6 +9,14 @@ from urllib.parse import urlsplit
 import pytest
 from structlog.testing import capture_logs
 
+from services.gateway.http import middleware
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """A refused body is read for half a second, where the product takes two."""
+    monkeypatch.setattr(middleware, "DRAIN_BODY_S", 0.5)
+
 
 async def raw(url: str, *parts: bytes | float, wait_s: float = 3) -> bytes:
     """A server's answer to bytes; numbers between them are pauses."""
@@ -86,7 +94,7 @@ async def test_a_caller_that_stops_sending_its_body_is_given_up(gateway, toy, le
 
 async def test_a_caller_that_drips_its_body_is_given_up_at_the_deadline(served):
     scene = await served(body_read_timeout_s=5, request_timeout_s=0.2)
-    drops = [b"x", 0.3] * 8
+    drops = [b"x", 0.1] * 12
     answer = await raw(scene.url, head("/v1/echo", "Content-Length: 100"), *drops)
     assert answer.startswith(b"HTTP/1.1 408 ")
 

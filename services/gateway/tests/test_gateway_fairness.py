@@ -270,7 +270,8 @@ async def test_refusals_say_what_to_do(fair):
 async def test_tenants_that_have_gone_are_forgotten(fair, clock):
     places = Places(fair)
     for number in range(1000):
-        await work(fair, [], f"tenant-{number}")
+        async with fair.place("svc", f"tenant-{number}", capacity=2, share=1, deadline=soon()):
+            pass
     assert len(fair._services["svc"].lines) == 1000
     clock.seconds = 11.0
     await work(fair, [], "ann")

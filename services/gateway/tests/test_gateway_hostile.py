@@ -26,7 +26,7 @@ from services.gateway.grpc.server import SERVICE
 from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.memory_budget import MAX_READS_PER_TENANT, MemoryBudget, MessageReader
 from services.gateway.routing.json_peek import MAX_TOKENS, has_json_field, read_json_field
-from services.gateway.tests.hostile_inputs import GRPC, HTTP
+from services.gateway.tests.hostile_inputs import make_grpc_inputs, make_http_inputs
 from services.gateway.tests.loop_watch import LoopWatch
 
 LONGEST_S = 0.2
@@ -127,12 +127,12 @@ async def send_http(url: str, key: str, path: str, headers: dict[str, str], body
 
 
 async def test_livez_waits_for_no_hostile_input(tmp_path):
-    held = {}
+    held, grpc, http = {}, make_grpc_inputs(), make_http_inputs()
     async with process(tmp_path) as (url, address, key, _pid):
         watch = LoopWatch(tmp_path / "loop")
         attacks: dict[str, tuple[Callable[[], Any], set[Any]]] = {
-            **{f"grpc {name}": (partial(send_grpc, address, key, *sent), GRPC_REFUSALS) for name, sent in GRPC.items()},
-            **{f"http {name}": (partial(send_http, url, key, *sent), HTTP_REFUSALS) for name, sent in HTTP.items()},
+            **{f"grpc {name}": (partial(send_grpc, address, key, *sent), GRPC_REFUSALS) for name, sent in grpc.items()},
+            **{f"http {name}": (partial(send_http, url, key, *sent), HTTP_REFUSALS) for name, sent in http.items()},
         }
         for name, (attack, refusals) in attacks.items():
             watch.take()

@@ -42,7 +42,7 @@ def replicas(redis_url, tmp_path):
 
 @pytest.fixture
 async def app(redis_url, tmp_path, monkeypatch, replicas):
-    monkeypatch.setattr(replica_registry, "ABORT_AFTER_S", 6.0)
+    monkeypatch.setattr(replica_registry, "ABORT_AFTER_S", 3.0)
     made = build_gateway(Settings(redis_url=redis_url, data_dir=tmp_path, http_port=0, grpc_port=0))
     registry = made.state.gateway.registry
     await registry.start()
@@ -61,7 +61,7 @@ def stop_busiest(app: Any, replicas: dict[int, subprocess.Popen[bytes]]) -> int:
 async def test_requests_under_way_to_a_replica_that_hangs_are_answered_by_another(app, replicas):
     server = create_server(app, app.state.gateway.settings)
     async with listening(server) as url, httpx2.AsyncClient(base_url=url, timeout=60) as client:
-        ask = [client.post("/v1/echo", json={"text": str(n), "sleep": 2}) for n in range(6)]
+        ask = [client.post("/v1/echo", json={"text": str(n), "sleep": 1}) for n in range(6)]
         asking = [asyncio.create_task(call) for call in ask]
         known = app.state.gateway.registry.list_alive("toy")
         await until(lambda: sum(len(replica.attempts) for replica in known) == 6, 60)

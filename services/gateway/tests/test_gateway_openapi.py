@@ -70,6 +70,19 @@ async def test_the_list_is_asked_for_at_most_once_a_second(scene):
     assert len((await scene.client.get("/v1/models")).json()["data"]) == 2
 
 
+async def test_adapters_are_listed_for_their_tenant_alone(scene):
+    adapted = {**CHAT, "id": "style", "parent": "smollm2"}
+    for tenant in ("ann", "local"):
+        scene.llm.documents[f"models of {tenant}"] = {"data": [CHAT, {**adapted, "id": f"{tenant}-style"}]}
+    models = scene.app.state.gateway.models
+    for tenant, more in (("ann", ["ann-style"]), ("bob", []), (None, [])):
+        assert [m["id"] for m in await models.list_models("chat", tenant)] == ["smollm2", *more]
+    listed = (await scene.client.get("/v1/models")).json()["data"]
+    assert [(m["id"], m.get("parent")) for m in listed] == [
+        ("smollm2", None), ("local-style", "smollm2"), ("pranet", None),
+    ]  # fmt: skip
+
+
 async def test_an_upstream_without_a_list_is_listed_by_its_models_names(gateway, toy):
     upstream = await toy(documents={"models": {"detail": "a Triton server knows no such list"}})
     scene = await gateway()

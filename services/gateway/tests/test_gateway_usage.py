@@ -107,6 +107,9 @@ def test_what_answers_say_is_read_and_what_they_quote_is_not():
     scanner = UsageScanner(is_stream=False)
     scanner.feed(json.dumps(ANSWER).encode())
     assert scanner.sum_up(2.0) == {"tokens_in": 7, "tokens_out": 5, "cached_tokens": 3, "kv_byte_seconds": 8192}
+    reranked = UsageScanner(is_stream=False)
+    reranked.feed(b'{"model": "minilm", "results": [], "usage": {"total_tokens": 31}}')
+    assert reranked.sum_up(1)["tokens_in"] == 31
     anthropic = UsageScanner(is_stream=True)  # whose input tokens leave out the cached ones
     usage = {"input_tokens": 4, "output_tokens": 5, "cache_read_input_tokens": 3}
     anthropic.feed(

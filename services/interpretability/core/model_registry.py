@@ -23,7 +23,7 @@ from shared.lm.gguf_file import unpack
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder, weights_digest
 from shared.registry import LoadContext
-from shared.registry.weights import read_weights
+from shared.registry.weights import find_weights, read_weights
 
 TINY = "tiny-induction"
 """The model of the examples: trained in minutes to copy, with heads that do it."""
@@ -154,7 +154,7 @@ def _tokenizer_digest(folder: Path) -> str:
 
 
 def _load_tiny(device: str) -> StudiedModel:
-    weights = read_weights(_BUNDLED_WEIGHTS / f"{TINY}.safetensors")
+    weights = read_weights(find_weights(TINY, _BUNDLED_WEIGHTS, _BUNDLED_WEIGHTS))
     model = tiny_induction(**weights.manifest.network.config)
     model.load_state_dict({key: torch.from_numpy(array) for key, array in weights.arrays.items()}, strict=False)
     tokenizer = hashlib.sha256(BYTE_TOKENIZER_ID.encode()).hexdigest()

@@ -108,9 +108,11 @@ class Drawing:
     def svg(self) -> str:
         """Return the SVG, without scripts and styles."""
         inside = "".join(map(_svg, self.shapes))
+        # The links in an image can't be reached by a screen reader; those in a group can.
+        role = "group" if any(isinstance(shape, Rect) and shape.link for shape in self.shapes) else "img"
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width:g} {self.height:g}" '
-            f'width="{self.width:g}" height="{self.height:g}" role="img" aria-label="{escape(self.alt)}" '
+            f'width="{self.width:g}" height="{self.height:g}" role="{role}" aria-label="{escape(self.alt)}" '
             f'font-family="system-ui, sans-serif"><title>{escape(self.alt)}</title>'
             f'<rect width="100%" height="100%" fill="#ffffff"/>{inside}</svg>'
         )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -24,6 +23,7 @@ from shared.registry import LoadContext, servables
 from shared.serving.build_app import build
 from shared.settings import Settings
 from shared.storage import ObjectStore
+from tests.golden import read_golden
 from tests.harness.language_model import share_language_model
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -68,8 +68,8 @@ class Golden:
 def load_golden(family: str) -> Golden:
     facts = read(f"tiny_{family}_circuit.json")
     model = getattr(builders, facts["network"]["name"])(**facts["network"]["config"]).eval()
-    with np.load(WEIGHTS / f"tiny_{family}_weights.npz", allow_pickle=False) as weights:
-        model.load_state_dict({key: torch.from_numpy(weights[key]) for key in weights}, strict=False)
+    weights = read_golden(WEIGHTS / f"tiny_{family}_weights.arrays")
+    model.load_state_dict({key: torch.from_numpy(weights[key]) for key in weights}, strict=False)
     ids = (torch.tensor(facts[name]) for name in ("clean_ids", "corrupt_ids", "answer_ids_correct_wrong"))
     return Golden(family, model, facts, read(f"tiny_{family}_extra.json"), *ids)
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from services.interpretability.experiments import attention_sinks
-from services.interpretability.tests.conftest import GOLDEN, read
+from services.interpretability.tests.conftest import WEIGHTS, read
 from shared.registry import CallContext
+from tests.golden import read_golden
 
 FACTS = read("attention_sinks.json")["models"]
 
@@ -14,15 +15,15 @@ FACTS = read("attention_sinks.json")["models"]
 @pytest.mark.parametrize("threshold", ["0.05", "0.1", "0.2"])
 def test_sinks_equal_the_golden_ones(family, threshold):
     facts = FACTS[family]
-    with np.load(GOLDEN / f"tiny_{family}_attention.npz") as patterns:
-        found = [attention_sinks.sinks(patterns[f"layer{layer}"], float(threshold)) for layer in range(3)]
+    patterns = read_golden(WEIGHTS / f"tiny_{family}_attention.arrays")
+    found = [attention_sinks.sinks(patterns[f"layer{layer}"], float(threshold)) for layer in range(3)]
     assert found == facts["sinks[threshold][layer][head]"][threshold]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_column_means_equal_the_golden_ones(family):
-    with np.load(GOLDEN / f"tiny_{family}_attention.npz") as patterns:
-        found = [attention_sinks.column_mass(patterns[f"layer{layer}"]) for layer in range(3)]
+    patterns = read_golden(WEIGHTS / f"tiny_{family}_attention.arrays")
+    found = [attention_sinks.column_mass(patterns[f"layer{layer}"]) for layer in range(3)]
     assert np.abs(np.array(found) - FACTS[family]["column_means"]).max() < 1e-6
 
 

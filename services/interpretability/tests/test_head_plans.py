@@ -21,6 +21,7 @@ from shared.lm.head_plan_store import HeadPlanStore
 from shared.lm.rope import frequencies, rotation
 from shared.registry import CallContext
 from shared.storage import ObjectStore
+from tests.golden import read_golden
 from tests.harness.golden_llama import fill_llama
 
 QUICK = {"kind": "duo", "steps": 20, "lengths": [192], "passkeys": 1, "words": 2, "sink": 4, "recent": 32}
@@ -29,7 +30,7 @@ SEARCH = {
     "beta": 0.3,
 }  # fmt: skip
 
-GOLDEN = np.load(Path(__file__).parent / "golden" / "head_plans.npz")
+GOLDEN = read_golden(Path(__file__).parent / "golden" / "head_plans.arrays")
 ANSWER = torch.arange(160) >= 128
 
 

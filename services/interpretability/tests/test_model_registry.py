@@ -9,11 +9,12 @@ from services.interpretability.causal.patching import path_patch
 from services.interpretability.core.model_registry import TINY, ModelRegistry
 from services.interpretability.experiments.circuits import logit_difference
 from services.interpretability.tests.conftest import WEIGHTS, load_golden, read, write_gpt2
+from tests.golden import read_golden
 
 
 def gpt2_folder(folder):
-    with np.load(WEIGHTS / "tiny_gpt2_weights.npz", allow_pickle=False) as weights:
-        tensors = {key: torch.from_numpy(weights[key]) for key in weights}
+    weights = read_golden(WEIGHTS / "tiny_gpt2_weights.arrays")
+    tensors = {key: torch.from_numpy(weights[key]) for key in weights}
     return write_gpt2(folder, read("tiny_gpt2_circuit.json")["config"], tensors, letters=64)
 
 

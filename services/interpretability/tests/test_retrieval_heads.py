@@ -25,6 +25,7 @@ from services.interpretability.tests.conftest import GOLDEN, read
 from shared.lm.builders import gemma3
 from shared.lm.niah_prompts import NEEDLES, build_key_value_prompt, build_needle_prompt
 from shared.lm.taps import trace
+from tests.golden import read_golden
 from tests.harness.hypothesis_profiles import fewer
 
 FACTS = read("retrieval_score.json")
@@ -41,8 +42,8 @@ NAMES = {
 @pytest.mark.parametrize("form", NAMES)
 def test_scores_equal_the_golden_ones(case, form):
     mode, top = NAMES[form]
-    with np.load(GOLDEN / "retrieval_attention.npz") as arrays:
-        rows, ids, said = (arrays[f"{what}_{case['case']}"] for what in ("att", "ids", "gen"))
+    arrays = read_golden(GOLDEN / "retrieval_attention.arrays")
+    rows, ids, said = (arrays[f"{what}_{case['case']}"] for what in ("att", "ids", "gen"))
     span = (case["needle_start"], case["needle_end"])
     found = retrieval_score(rows, ids.tolist(), said.tolist(), span, mode=mode, top=top)
     assert np.abs(found - case[form]).max() < 1e-9

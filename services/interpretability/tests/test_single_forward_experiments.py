@@ -21,6 +21,7 @@ from services.interpretability.experiments.influence import AttentionInfluence
 from services.interpretability.experiments.logit_lens import LogitLens
 from shared.lm.taps import trace
 from shared.registry import CallContext
+from tests.golden import read_golden
 
 
 def ask(study_type, context, /, **options):
@@ -129,7 +130,7 @@ def test_text_said_twice_gives_patterns_with_that_text(context):
 
 
 def test_indicators_of_a_layers_maps_equal_the_golden_ones():
-    golden = np.load(Path(__file__).parent / "golden/indicators.npz")
+    golden = read_golden(Path(__file__).parent / "golden/indicators.arrays")
     found = indicators(torch.from_numpy(golden["maps"]))
     for name in ("entropy", "concentration", "sink", "local_focus"):
         assert np.allclose(getattr(found, name), golden[name], atol=1e-6), name

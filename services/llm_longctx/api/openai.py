@@ -10,7 +10,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
@@ -26,6 +26,7 @@ from fovea.api.text import (
     DetokenizeRequest,
     Tokenized,
     TokenizeRequest,
+    TokenizerInfo,
 )
 from fovea.errors import FoveaError
 from services.llm_longctx.api.model_lookup import find_model
@@ -84,15 +85,27 @@ async def complete(body: CompletionRequest, request: Request, host: HostDep) -> 
 @router.post("/tokenize", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS)
 async def tokenize(body: TokenizeRequest, request: Request, host: HostDep) -> Tokenized:
     """Cut a text, or a conversation under the model's template, into tokens."""
-    model = find_model(host, body.model, request)
+    model = await find_model(host, body.model, request)
     return await asyncio.to_thread(model.tokenize, body)
 
 
 @router.post("/detokenize", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS)
 async def detokenize(body: DetokenizeRequest, request: Request, host: HostDep) -> Detokenized:
     """Join tokens into text."""
-    model = find_model(host, body.model, request)
+    model = await find_model(host, body.model, request)
     return await asyncio.to_thread(model.detokenize, body)
+
+
+@router.get("/tokenizer_info", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS)
+async def tokenizer_info(
+    request: Request,
+    host: HostDep,
+    model: Annotated[str | None, Query(description="Name of the model; left out, the default one.")] = None,
+) -> TokenizerInfo:
+    """Get a tokenizer's special tokens and chat template, as clients that tokenize by `/tokenize` ask for them."""
+    adapter = (await find_model(host, model, request)).adapter
+    own = adapter.tokenizer
+    return TokenizerInfo(model_max_length=adapter.context, chat_template=own.chat_template, **own.names)
 
 
 async def _answer(
@@ -124,7 +137,7 @@ async def prepare(body: TextRequest, request: Request, host: Host) -> str | None
         return state
     request.scope["fovea.run"].state = state
     if state is None:
-        find_model(host, body.model, request)
+        await find_model(host, body.model, request)
     return None
 
 

@@ -136,7 +136,9 @@ def _check_characters(body: ResponsesRequest) -> None:
     try:
         body.model_dump_json()
     except PydanticSerializationError as error:
-        raise Malformed("The request holds half a surrogate pair, which is not a character.") from error
+        is_deep = "depth" in str(error)
+        what = "is nested too deeply" if is_deep else "holds half a surrogate pair, which is not a character"
+        raise Malformed(f"The request {what}.") from error
 
 
 def _to_chat(body: ResponsesRequest, earlier: list[InputItem]) -> ChatRequest:

@@ -17,7 +17,7 @@ from fovea.api.sessions import Deleted
 from fovea.api.steering import SteeringVector, SteeringVectorDeleted, SteeringVectorList, SteeringVectorRequest
 from fovea.api.text import ChatMessage
 from fovea.errors import InvalidOption, TooLarge, in_field
-from services.llm_longctx.api.model_lookup import find_model
+from services.llm_longctx.api.model_lookup import find_served_model
 from services.llm_longctx.api.openai import ERROR_RESPONSES, OPENAI_ERRORS
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from services.llm_longctx.serving.chat_template import TemplateOptions
@@ -61,13 +61,13 @@ VectorsDep = Annotated[VectorStore, Depends(get_vectors)]
 @router.post("/v1/steering-vectors", openapi_extra=_EFFECTFUL)
 async def create(body: SteeringVectorRequest, request: Request, host: HostDep, vectors: VectorsDep) -> SteeringVector:
     """Compute a vector from contrasting prompts and store it as the next version of its name."""
-    adapter = find_model(host, body.model, request).adapter
+    adapter = find_served_model(host, body.model, request).adapter
     if not isinstance(adapter, DecoderAdapter):
         detail = f"The model {adapter.name!r} can't be steered: it has no named activations."
         raise InvalidOption(detail, field="model")
     run = _call_of(request)
     run.audit = {"act": "steering vector made", "model": adapter.name, "vector": body.name}
-    return await asyncio.to_thread(_create, body, adapter, vectors, run)
+    return await host.aside.do(adapter.name, lambda run: _create(body, adapter, vectors, run), run)
 
 
 @router.get("/v1/steering-vectors", openapi_extra=OPENAI_ERRORS)

@@ -5,7 +5,6 @@ Knows HTTP, tokens and the grid's form; the patches run in `serving.steering.pat
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 import torch
@@ -13,6 +12,7 @@ from fastapi import APIRouter, Depends, Request
 from torch import Tensor
 
 from fovea.api.sweeps import NextTokens, Sweep, SweepRequest, SweptPrompt, SweptToken
+from fovea.api.text import Usage
 from fovea.errors import InvalidOption, TooLarge, in_field
 from services.llm_longctx.api.model_lookup import find_model
 from services.llm_longctx.api.openai import ERROR_RESPONSES, OPENAI_ERRORS
@@ -41,12 +41,12 @@ async def sweep(body: SweepRequest, request: Request, host: Annotated[Host, Depe
     """Patch a grid of activations of one prompt, and look at named next tokens after each patch."""
     run: CallContext = request.scope["fovea.run"]
     run.require_scope(SCOPE, "A sweep")
-    adapter = find_model(host, body.model, request).adapter
+    adapter = (await find_model(host, body.model, request)).adapter.of_tenant(run.tenant, body.model)
     if not isinstance(adapter, DecoderAdapter) or adapter.engine.runner.team is not None:
         detail = f"The model {adapter.name!r} can't be patched: it has no named activations in this process."
         raise InvalidOption(detail, field="model")
     run.audit = {"act": "sweep", "model": adapter.name, "site": body.site}
-    return await asyncio.to_thread(_sweep, body, adapter, run)
+    return await host.aside.do(adapter.name, lambda run: _sweep(body, adapter, run), run)
 
 
 def _sweep(body: SweepRequest, adapter: DecoderAdapter, run: CallContext) -> Sweep:
@@ -66,7 +66,8 @@ def _sweep(body: SweepRequest, adapter: DecoderAdapter, run: CallContext) -> Swe
     if (total := sum(len(ids) - cell.positions[0] for cell in cells)) > MAX_FORWARD_TOKENS:
         detail = f"{len(cells):,} patches run {total:,} tokens through the model; {MAX_FORWARD_TOKENS:,} are run."
         raise TooLarge(detail, hint="Name fewer layers, positions or heads.", field="layers")
-    patches = PatchSweep(adapter.engine.model, adapter.engine.runner.layer_ops(), ids, run)
+    ops = adapter.engine.runner.layer_ops([adapter.lora_weights])
+    patches = PatchSweep(adapter.engine.model, ops, ids, run)
     plain, clean, values = _look(patches.read(), tokens), None, None
     if source is not None:
         logits, values = patches.capture(source, sites)
@@ -75,7 +76,7 @@ def _sweep(body: SweepRequest, adapter: DecoderAdapter, run: CallContext) -> Swe
     rows = [[found[cell] for cell in row] for row in grid]
     differences = [[one.logit_difference or 0.0 for one in row] for row in rows] if len(tokens) > 1 else None
     return Sweep(
-        model=adapter.name,
+        model=adapter.served_as,
         site=sites[0].name,
         layers=[site.layer for site in sites],
         positions=positions,
@@ -90,6 +91,7 @@ def _sweep(body: SweepRequest, adapter: DecoderAdapter, run: CallContext) -> Swe
         logit_difference=differences,
         recovered=_recover(differences, plain, clean),
         forward_tokens=patches.forward_tokens,
+        usage=Usage(prompt_tokens=patches.forward_tokens, completion_tokens=0, total_tokens=patches.forward_tokens),
     )
 
 

@@ -139,7 +139,7 @@ class PagedBackend(SequenceBackend[PagedState]):
             if sequence.taps is not None and parent.taps is not None:
                 sequence.taps.adopt(parent.taps)
             return
-        sequence.state = state = self.runner.open(request.policy or self.policy)
+        sequence.state = state = self.runner.open(request.policy or self.policy, request.adapter)
         sequence.num_computed = self.prefix_cache.attach(state, request)
         state.reserve(len(request.prompt_ids), min(request.max_tokens, _RESERVED_NEW))
 

@@ -26,6 +26,7 @@ from services.llm_longctx.kv_cache import CacheBits, Entries, PagePool
 from services.llm_longctx.methods import AttentionMethod
 from shared.lm.decoder import Decoder
 from shared.lm.head_plan import HeadPlan
+from shared.lm.lora import LoraAdapter
 from shared.lm.tensor_parallel import Team
 
 Plan = HeadPlan | Mapping[str, Any] | None
@@ -158,14 +159,19 @@ class Engine:
 
     # By hand.
 
-    def open(self, method: str | AttentionMethod | None = None, plan: Plan = None) -> OpenSequence:
+    def open(
+        self,
+        method: str | AttentionMethod | None = None,
+        plan: Plan = None,
+        adapter: LoraAdapter | None = None,
+    ) -> OpenSequence:
         """A sequence of its own, under the engine's method and plan unless told otherwise.
 
         Raises:
             InvalidOption: The method can't work with this plan.
             BadInput: The plan is another model's.
         """
-        return OpenSequence(self.runner, self.runner.open(self.policy_of(method, plan)))
+        return OpenSequence(self.runner, self.runner.open(self.policy_of(method, plan), adapter))
 
     def prefill(
         self, ids: Sequence[int], chunks: Sequence[int] | None = None, boundaries: Sequence[int] | None = None

@@ -15,6 +15,7 @@ from torch import Tensor
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.drafting.prompt_lookup import DraftMeter, PromptLookup
 from services.llm_longctx.kv_cache import FewBitCache, PagedCache, PagePool, PageStore
+from shared.lm.lora import LoraAdapter
 
 
 class PagedState:
@@ -22,6 +23,7 @@ class PagedState:
 
     Attributes:
         policy: The method that serves the sequence.
+        adapter: Its LoRA adapter, or None.
         cache: Keys and values.
         memos: The method's memory, per layer.
         prompt_length: Tokens of the prompt.
@@ -37,9 +39,9 @@ class PagedState:
         is_closed: Whether it gave back its pages.
     """
 
-    def __init__(self, pool: PagePool, policy: Policy) -> None:
+    def __init__(self, pool: PagePool, policy: Policy, adapter: LoraAdapter | None = None) -> None:
         layers = policy.config.layers
-        self.policy = policy
+        self.policy, self.adapter = policy, adapter
         self.cache = _open_cache(pool, policy)
         self.memos: list[object] = [None] * layers
         self.prompt_length = 0
@@ -72,7 +74,7 @@ class PagedState:
             PoolExhausted: There is no room for what is copied.
         """
         self.settle_draft()
-        twin = type(self)(self.cache.pool, self.policy)
+        twin = type(self)(self.cache.pool, self.policy, self.adapter)
         twin.resume(self.cache.fork(), self.memos)
         twin.prompt_length, twin.max_length = self.prompt_length, self.max_length
         twin.densities, twin.full_steps = list(self.densities), self.full_steps

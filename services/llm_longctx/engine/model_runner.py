@@ -27,11 +27,13 @@ from services.llm_longctx.engine.taps.tapped_steps import open_tap, sort_taps, t
 from services.llm_longctx.kernels import Addition, NativeDecoder, PackedMatrix, SmallMatrix, sample
 from services.llm_longctx.kernels import layer_ops as kernel_ops
 from services.llm_longctx.kernels.decode_step import HEAD, is_supported
+from services.llm_longctx.kernels.decoder_ops import NativeOps, PackedPass
 from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kv_cache import PagePool, PoolExhausted
-from shared.lm.attention import Tap
+from shared.lm.attention import Tap, ignore_taps
 from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import DeviceBuffer, to_device
+from shared.lm.lora import LoraAdapter, LoraOps
 from shared.lm.ops import Ops
 from shared.lm.tensor_parallel import SummedOps, Team
 
@@ -64,6 +66,8 @@ class ModelRunner:
         self.packed = packed
         self._native: NativeDecoder | None = None
         self._packed_layers = _layers_of(model, packed)
+        few = {layer: matrix for layer, matrix in self._packed_layers.items() if isinstance(matrix, PackedMatrix)}
+        self._pass = PackedPass(model, few) if few and PackedPass.is_possible(model, few) else None
         self.pool = pool
         self.backend = backend
         self.weights_sha256 = weights_sha256
@@ -72,9 +76,9 @@ class ModelRunner:
         self._buffer = DeviceBuffer(pool.device)
         self.graphs = open_graphs(self.run_fixed, pool, backend)
 
-    def open(self, policy: Policy) -> PagedState:
+    def open(self, policy: Policy, adapter: LoraAdapter | None = None) -> PagedState:
         """State of a new sequence, which has read nothing."""
-        return self._track(PagedState(self.pool, policy))
+        return self._track(PagedState(self.pool, policy, adapter))
 
     def fork(self, state: PagedState) -> PagedState:
         """A twin that goes its own way and shares whole pages.
@@ -114,13 +118,18 @@ class ModelRunner:
             PoolExhausted: Pages ran out; the sequence is of no use any more.
         """
         borders = None if boundaries is None else tuple(boundaries)
-        inputs, method = LayerInputs(self.model, [state.policy.method.needs]), state.policy.method
+        method = state.policy.method
+        inputs = LayerInputs(self.model, [method.needs], [state.adapter])
         seam = ChunkAttention(state, last=last, boundaries=borders, backend=self.backend, inputs=inputs)
         device, offset = self.model.output_matrix.device, state.cache.length
         forward = None if taps is None else open_tap(taps, state, offset, chunk)
         tap = tap_of(inputs, forward)
-        ids, ops = to_device(list(chunk), device)[None], self.layer_ops()
-        logits: Tensor = self.model(ids, attend=seam, offset=offset, keep=keep, ops=ops, tap=tap)
+        ops = self.layer_ops([state.adapter])
+        if self._pass is not None and tap is ignore_taps and isinstance(ops, NativeOps):
+            logits: Tensor = self._pass.run(chunk, seam, offset, keep, ops)
+        else:
+            ids = to_device(list(chunk), device)[None]
+            logits = self.model(ids, attend=seam, offset=offset, keep=keep, ops=ops, tap=tap)
         if forward is not None:
             forward.end()
         state.cache.length += len(chunk)
@@ -193,12 +202,14 @@ class ModelRunner:
         if taps:
             opened = zip(states, tokens, positions, taps, strict=True)
             rows = [None if one is None else open_tap(one, s, at, [token]) for s, token, at, one in opened]
-            logits = self._step_by_torch(tokens, positions, seam, tap_of(inputs, tap_rows(rows)), draws)
+            logits = self._step_by_torch(
+                tokens, positions, seam, tap_of(inputs, tap_rows(rows)), _adapters(states), draws
+            )
             for forward in rows:
                 if forward is not None:
                     forward.end()
         else:
-            logits = self._step(tokens, positions, seam, inputs, additions, draws)
+            logits = self._step(tokens, positions, seam, inputs, additions, _adapters(states), draws)
         for s in states:
             s.cache.end_step()
         return logits
@@ -209,10 +220,11 @@ class ModelRunner:
         seam = StepAttention([state], self.backend, self._inputs_of([state]))
         forward = taps.open(state, position, [token])
         if ("normed", -1) in forward.tapped:  # C++ norms the stream where it makes the logits
-            logits = self._step_by_torch([token], [position], seam, forward)[0]
+            logits = self._step_by_torch([token], [position], seam, forward, [state.adapter])[0]
         else:
             runs = seam.rows.entry_runs() if seam.is_plain else None
-            logits = self._native_decoder().step_tapped(token, position, seam, runs, forward, forward.tapped)[0]
+            native, sites = self._native_decoder(), forward.tapped
+            logits = native.step_tapped(token, position, seam, runs, forward, sites, state.adapter)[0]
         forward.end()
         state.cache.end_step()
         return logits
@@ -233,18 +245,20 @@ class ModelRunner:
         seam: StepAttention,
         inputs: LayerInputs,
         additions: Sequence[Addition],
+        adapters: Sequence[LoraAdapter | None],
         draws: StepDraws | None,
     ) -> Tensor:
         if not inputs.is_tapped and self._has_native_step():
             native = self._native_decoder()
             if seam.is_plain:
-                return native.step(tokens, positions, seam.rows.entry_runs(), additions)
-            return native.step_through(tokens, positions, seam, additions)
+                return native.step(tokens, positions, seam.rows.entry_runs(), additions, adapters)
+            return native.step_through(tokens, positions, seam, additions, adapters)
         if self.graphs is not None and seam.is_plain and not inputs.is_tapped:
-            logits = self.graphs.step(seam.rows, tokens, positions, draws)
+            unrecorded = (lambda step: self.run_fixed(step, adapters)) if any(adapters) else None
+            logits = self.graphs.step(seam.rows, tokens, positions, draws, unrecorded)
             if logits is not None:
                 return logits
-        return self._step_by_torch(tokens, positions, seam, tap_of(inputs), draws)
+        return self._step_by_torch(tokens, positions, seam, tap_of(inputs), adapters, draws)
 
     def _step_by_torch(
         self,
@@ -252,25 +266,27 @@ class ModelRunner:
         positions: Sequence[int],
         seam: StepAttention,
         tap: Tap,
+        adapters: Sequence[LoraAdapter | None],
         draws: StepDraws | None = None,
     ) -> Tensor:
         ids, at = seam.rows.send(tokens, positions, self._buffer, draws)
-        logits: Tensor = self.model(ids, attend=seam, positions=at, ops=self.layer_ops(), tap=tap)[:, 0]
+        logits: Tensor = self.model(ids, attend=seam, positions=at, ops=self.layer_ops(adapters), tap=tap)[:, 0]
         if draws is not None:
             draws.draw(logits)
         return logits
 
-    def run_fixed(self, step: FixedStep) -> tuple[Tensor, Tensor]:
+    def run_fixed(self, step: FixedStep, adapters: Sequence[LoraAdapter | None] = ()) -> tuple[Tensor, Tensor]:
         """Launch a step whose numbers lie on the device: logits [B,V], and tokens float64 [B] drawn from them."""
         step.mark()
         ids, at = step.ids, step.positions
-        logits: Tensor = self.model(ids, attend=step.attend, positions=at, ops=self.layer_ops())[:, 0]
+        ops = self.layer_ops([*adapters, *[None] * (step.shape.batch - len(adapters))])
+        logits: Tensor = self.model(ids, attend=step.attend, positions=at, ops=ops)[:, 0]
         return logits, sample(logits, step.settings, backend=self.backend).double()
 
     def _inputs_of(self, states: Sequence[PagedState]) -> LayerInputs:
         """Inputs of a step's layers that its methods need."""
         needs = [s.policy.method.needs for s in states if s.policy.method.overrides("after_decode")]
-        return LayerInputs(self.model, needs)
+        return LayerInputs(self.model, needs, _adapters(states))
 
     def _native_decoder(self) -> NativeDecoder:
         few = {key: matrix for key, matrix in self.packed.items() if isinstance(matrix, PackedMatrix)}
@@ -283,16 +299,21 @@ class ModelRunner:
         kernel = choose("decode_step", self.backend, like.dtype, like.device.type)
         return self.team is None and is_supported(self.model) and kernel == "cpu_ext"
 
-    def layer_ops(self) -> Ops:
-        """Linear layers of one pass; asked for each time, because kernel calls are counted."""
+    def layer_ops(self, adapters: Sequence[LoraAdapter | None] = ()) -> Ops:
+        """Linear layers of one pass, whose rows may have adapters; asked for each time, as kernel calls are counted."""
         device = self.model.output_matrix.device.type
         ops = kernel_ops(self.backend, self.pool.keys.dtype, device, self._packed_layers, self.packed.get(HEAD))
-        return ops if self.team is None else SummedOps(ops, self.team, self.model)
+        ops = ops if self.team is None else SummedOps(ops, self.team, self.model)
+        return LoraOps(ops, adapters) if any(adapters) else ops
 
     def _track(self, state: PagedState) -> PagedState:
         self._open = [s for s in self._open if not s.is_closed]
         self._open.append(state)
         return state
+
+
+def _adapters(states: Sequence[PagedState]) -> list[LoraAdapter | None]:
+    return [s.adapter for s in states]
 
 
 def _layers_of(model: Decoder, packed: Mapping[str, SmallMatrix]) -> dict[nn.Linear, SmallMatrix]:

@@ -125,14 +125,15 @@ class PrefixCache:
     def _keys(self, policy: Policy, request: GenerationRequest, length: int) -> Iterator[tuple[bytes, int]]:
         """(key, end) of each prefix of whole blocks among a prompt's first tokens, shortest first.
 
-        Prefixes of another salt have other keys, and so have those that were read under other interventions. Before the
-        first token that an intervention changes, a prefix is everybody's.
+        Prefixes of another salt or adapter have other keys, and so have those read under other edits. Before the
+        first token that an edit changes, a prefix is everybody's.
         """
         runner, dtype = self._runner, self._runner.model.output_matrix.dtype
         block = self._block if policy.is_chunk_invariant else CHUNK
         ids, salt, taps = request.prompt_ids, request.run.cache_salt, request.taps
+        adapter = "" if request.adapter is None else request.adapter.digest
         facts = policy.fingerprint(runner.weights_sha256, dtype, runner.backend)
-        key = hashlib.sha256(f"{facts}\0{salt}".encode()).digest()
+        key = hashlib.sha256(f"{facts}\0{salt}\0{adapter}".encode()).digest()
         for end in range(block, length + 1, block):
             tokens = np.asarray(ids[end - block : end], np.int64).tobytes()
             steered = "" if taps is None else taps.digest(end)

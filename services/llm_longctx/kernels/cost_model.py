@@ -40,7 +40,7 @@ _CODE_BYTES = {16: 2.0, 8: 34 / 32, 4: 20 / 32}
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one kind of kernel does in a step, all layers together.
+    """Work of one kind of kernel in a step, all layers together.
 
     Attributes:
         kernel: Its name.

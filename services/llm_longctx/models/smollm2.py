@@ -33,7 +33,7 @@ class SmolLM2(DecoderModel):
         limits=Limits(max_tokens=8192),
         sampling=SamplingDefaults(temperature=0.2, top_p=0.9),
         notes=(
-            "Quantised to 4 bits (Q4_1) as shipped: steps and long prompts take these bits, short ones widened.",
+            "Quantised to 4 bits (Q4_1) as shipped: steps and prompts take these bits, unless the processor has AMX.",
             "It is often wrong: use it to exercise the platform, not for facts.",
             "Use its chat template: on raw prompts it tends to answer with an immediate end token.",
             "No ONNX graph: its steps share a growing cache, and attention methods replace parts of it while it runs.",

@@ -51,6 +51,7 @@ class OutputChunk:
     Attributes:
         index: Which answer.
         produced: Tokens of this answer, given with its end.
+        so_far: Tokens of this answer until now, given with its text.
         calls: News of its tool calls.
         captured: New captures.
         stop: The stop text or the named stop token that ended it.
@@ -70,6 +71,7 @@ class OutputChunk:
     thought: str = ""
     scored: tuple[ScoredToken, ...] = ()
     has_text: bool = True
+    so_far: int = 0
 
 
 class TextHooks(RequestHooks):
@@ -131,6 +133,7 @@ class _AnswerText:
         self._offsets: list[int] = []  # where the prompt's tokens begin in its echo
         self._scored = 0  # tokens of the prompt that were scored
         self._read = 0  # characters that were produced
+        self._tokens = 0
         self._shown = 0  # characters that were let through
         self._ended = False
         # Nothing precedes the first token, so it has no probability; those before `score_from` are not scored.
@@ -154,6 +157,7 @@ class _AnswerText:
     def add_token(self, token: ScoredToken) -> bool:
         """Show what this token completes; True at a stop text."""
         text = self._text.feed(token.id)
+        self._tokens += 1
         if self._has_logprobs:
             self._pending.append(replace(token, offset=self._read))
         self._read += len(text)
@@ -191,7 +195,7 @@ class _AnswerText:
         self._shown += len(text)
         ready = tuple(s for s in self._pending if s.offset < self._shown)
         self._pending = self._pending[len(ready) :]
-        self._put(OutputChunk(self._index, text, ready))
+        self._put(OutputChunk(self._index, text, ready, so_far=self._tokens))
 
     def _show_scores(self, tokens: Sequence[ScoredToken]) -> None:
         places = self._offsets[self._scored : self._scored + len(tokens)]

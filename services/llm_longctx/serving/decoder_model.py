@@ -30,7 +30,7 @@ from shared.lm.head_plan_store import HeadPlanStore
 from shared.lm.mapped_weights import release_clean_pages
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import read_json
-from shared.registry import CallContext, LoadContext, SamplingDefaults
+from shared.registry import CallContext, LoadContext, ModelVariant, SamplingDefaults
 
 _BUNDLED_PLANS = Path(__file__).parents[1] / "weights"
 """Head plans that come with the package."""
@@ -112,17 +112,31 @@ class DecoderModel(TextModel):
             place.objects,
             sampling=sampling,
             takes_templates=place.options.get("llm_request_templates") == "True",
+            lora_folder=cls._find_lora_folder(place),
         )
         made = cls(adapter, folder)
         made._others = others
         return made
+
+    @classmethod
+    def _find_lora_folder(cls, place: LoadContext) -> Path | None:
+        """The server's folder of adapters, which are the default model's."""
+        folder, default = place.options.get("llm_adapters"), place.options.get("llm_model", "")
+        is_default = cls.card.name.startswith(default) or cls.source() == Path(default)
+        return Path(folder) if folder and is_default else None
+
+    def variants(self, tenant: str, name: str | None = None) -> list[ModelVariant]:
+        store = self.adapter.of_tenant(tenant).loras
+        found = store.list_all() if name is None else [one for one in [store.find(name)] if one is not None]
+        mine = [one for one in found if one.parent == self.adapter.name]
+        return [ModelVariant(one.id, int(one.created.timestamp())) for one in mine]
 
     def stream(self, request: BaseModel, run: CallContext) -> AsyncGenerator[BaseModel, None]:
         IDLE_SHRINKER.note_run(self)
         return super().stream(request, run)
 
     def shrink(self) -> None:
-        """Give back the pages of mapped weights, which short prompts read and steps of few bits do not."""
+        """Give back the pages of mapped weights, which steps and prompts of few bits hardly read."""
         if self._folder is not None:
             release_clean_pages(self._folder)
 

@@ -29,11 +29,13 @@ class TokenEmbedder(Protocol):
         width: Length of its vectors.
         vocab: Token ids are below this.
         max_tokens: Longest text.
+        longest: Characters that a token of a text may have at most.
     """
 
     width: int
     vocab: int
     max_tokens: int
+    longest: int
 
     def tokenize(self, text: str) -> list[int]:
         """The tokens of a text, uncut."""
@@ -54,6 +56,7 @@ class DecoderEmbedder:
     def __init__(self, model: Decoder, tokenizer: Tokenizer) -> None:
         self._model, self._tokenizer, self._lock = model, tokenizer, threading.Lock()
         self.width, self.vocab, self.max_tokens = model.config.width, model.config.vocab, model.config.positions
+        self.longest = tokenizer.longest
 
     def tokenize(self, text: str) -> list[int]:
         """See `TokenEmbedder`."""
@@ -111,6 +114,12 @@ def embed_request(model: str, embedder: TokenEmbedder, request: EmbeddingsReques
 
 
 def _tokenize(model: str, embedder: TokenEmbedder, text: str | list[int], *, may_cut: bool) -> list[int]:
+    most = embedder.max_tokens * embedder.longest
+    if isinstance(text, str) and len(text) > most:  # before a tokenizer works on it for minutes
+        if not may_cut:
+            detail = f"A text has {len(text):,} characters; {model} reads {embedder.max_tokens:,} tokens."
+            raise ContextLengthExceeded(detail, hint="Cut it, or set truncate.", field="input")
+        text = text[:most]
     try:
         ids = embedder.tokenize(text) if isinstance(text, str) else text
     except UnicodeEncodeError as error:

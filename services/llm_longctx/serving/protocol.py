@@ -21,8 +21,10 @@ from fovea.api.text import (
     ChatRequest,
     Completion,
     CompletionRequest,
+    GenerationOptions,
     PromptLogprob,
     PromptLogprobs,
+    Usage,
 )
 from services.llm_longctx.engine import ScoredToken
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_usage
@@ -74,7 +76,7 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
         admit_taps(request, run)
         warnings = check_options(request)
         state: RequestState | None = run.state
-        span = GenerationSpan(self.operation, adapter.name, request)
+        span = GenerationSpan(self.operation, adapter.served_as, request)
         try:
             with Generation(adapter.scheduler, adapter.tokenizer, run) as generation:
                 comparison = open_comparison(adapter, request, generation, state)
@@ -82,7 +84,9 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
                     for one in [request] if comparison is None else comparison.variants:
                         await asyncio.to_thread(self.begin, generation, adapter, one, state)
                 has_logprobs = self.wants_logprobs(request)
-                chunks = _ChunkBuilder(self, adapter, generation, warnings, has_logprobs=has_logprobs)
+                chunks = _ChunkBuilder(
+                    self, adapter, generation, warnings, has_logprobs=has_logprobs, has_usage=_wants_all_usage(request)
+                )
                 sent: list[ChunkT] = []
                 while (piece := await generation.read()) is not None:
                     span.note(piece)
@@ -148,25 +152,28 @@ class _ChunkBuilder(Generic[ChunkT]):
         warnings: list[str],
         *,
         has_logprobs: bool,
+        has_usage: bool,
     ) -> None:
         self._protocol: CompletionProtocol[Any, ChunkT, Any] = protocol
         self._adapter, self._generation = adapter, generation
-        self._has_logprobs, self._warnings = has_logprobs, warnings
+        self._has_logprobs, self._has_usage, self._warnings = has_logprobs, has_usage, warnings
         self._stamp: dict[str, Any] = {
             "id": f"{protocol.id_prefix}-{uuid4().hex}",
             "object": protocol.object_name,
             "created": int(time.time()),
-            "model": adapter.name,
+            "model": adapter.served_as,
             "system_fingerprint": adapter.fingerprint,
         }
         self._begun: set[int] = set()
         self._writer = adapter.open_captures(generation.requests)
         self._produced = 0
+        self._so_far: dict[int, int] = {}
         self._held: ChunkT | None = None
 
     async def add(self, piece: OutputChunk) -> list[ChunkT]:
         """The chunks that can be sent once this piece is there."""
         self._produced += piece.produced
+        self._so_far[piece.index] = max(piece.produced, piece.so_far, self._so_far.get(piece.index, 0))
         captured: list[Captured] = []
         if self._writer is not None and (piece.captured or piece.reason is not None):
             captured = await asyncio.to_thread(_write_captured, self._writer, piece)
@@ -179,13 +186,20 @@ class _ChunkBuilder(Generic[ChunkT]):
         )
         self._begun.add(piece.index)
         stamp = self._stamp | self._protocol.fields_of(piece, self._adapter.tokenizer)
-        chunks = [self._protocol.chunk_type(**stamp, choices=[choice], usage=None) for choice in choices]
+        usage = self._count() if self._has_usage else None
+        chunks = [self._protocol.chunk_type(**stamp, choices=[choice], usage=usage) for choice in choices]
         if self._held is not None and chunks:
             chunks.insert(0, self._held)
             self._held = None
         if piece.reason is not None and chunks:  # only what may be the last of all waits for the end
             self._held = chunks.pop()
         return chunks
+
+    def _count(self) -> Usage:
+        """The usage so far."""
+        read = sum(len(request.prompt_ids) for request in self._generation.requests)
+        made = sum(self._so_far.values())
+        return Usage(prompt_tokens=read, completion_tokens=made, total_tokens=read + made)
 
     async def end(self, span: GenerationSpan, compared: list[ComparedAnswer] | None) -> list[ChunkT]:
         """The last chunk with choices, which has the extra payload and the warnings, and the one with the usage."""
@@ -199,6 +213,12 @@ class _ChunkBuilder(Generic[ChunkT]):
         last: list[ChunkT] = [] if self._held is None else [self._held.model_copy(update=extra)]
         last.append(self._protocol.chunk_type(**self._stamp, **extra, choices=[], usage=usage))
         return last
+
+
+def _wants_all_usage(request: GenerationOptions) -> bool:
+    """Whether each chunk has the usage so far."""
+    options = request.stream_options
+    return request.stream and options is not None and options.include_usage and options.continuous_usage_stats
 
 
 def to_prompt_logprobs(tokens: Sequence[ScoredToken], tokenizer: Tokenizer) -> PromptLogprobs:

@@ -43,6 +43,9 @@ def check_options(options: GenerationOptions) -> list[str]:
         raise InvalidOption(detail, field="min_tokens")
     if options.prompt_logprobs is not None and options.stream:
         raise InvalidOption("prompt_logprobs come with whole answers only.", hint="Leave stream out.", field="stream")
+    if options.stream_options is not None and options.stream_options.include_usage and not options.stream:
+        detail = "stream_options.include_usage needs stream to be true."
+        raise InvalidOption(detail, hint="Whole answers have the usage.", field="stream_options")
     return warnings
 
 

@@ -67,7 +67,7 @@ def build_chat_request(request: ResponsesRequest, earlier: Sequence[InputItem] =
         "stream": True,
         "stream_options": {"include_usage": True},
         "tools": [{"type": "function", "function": tool.model_dump(exclude={"type"})} for tool in request.tools or ()],
-        "tool_choice": _read_tool_choice(request.tool_choice) if request.tools else None,
+        "tool_choice": _read_tool_choice(request),
         "parallel_tool_calls": request.parallel_tool_calls if request.tools else None,
     }
     if request.text is not None and request.text.format is not None:
@@ -84,6 +84,8 @@ def rename_fields(error: FoveaError) -> None:
     for theirs, ours in _NAMES.items():
         error.detail = error.detail.replace(theirs, ours)
         error.field = error.field and error.field.replace(theirs, ours)
+    if error.field == "messages":
+        error.field = "input"
 
 
 def _build_messages(request: ResponsesRequest, earlier: Sequence[InputItem]) -> list[dict[str, Any]]:
@@ -116,17 +118,20 @@ def _build_message(item: InputItem, index: int) -> dict[str, Any] | None:
 
 
 def _join(content: str | Sequence[InputPart] | None, field: str) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
+    if content is None:
+        raise InvalidOption(f"{field} has no content.", field=field)
+    if isinstance(content, str):
+        return content
     for part in content:
-        if part.type not in {"input_text", "output_text", "text"}:
+        if part.text is None or part.type not in {"input_text", "output_text", "text"}:
             raise InvalidOption(f"{field} holds a part of type {part.type!r}; only text is understood.", field=field)
     return "".join(part.text or "" for part in content)
 
 
-def _read_tool_choice(choice: str | dict[str, Any] | None) -> Any:
-    if not isinstance(choice, dict):
-        return choice
+def _read_tool_choice(request: ResponsesRequest) -> Any:
+    choice = request.tool_choice
+    if not isinstance(choice, dict):  # OpenAI's answers have `auto` without tools, and clients send it back
+        return choice if request.tools or choice not in {"auto", "none"} else None
     if choice.get("type") != "function" or not isinstance(choice.get("name"), str):
         raise InvalidOption("tool_choice names no function.", field="tool_choice")
     return {"type": "function", "function": {"name": choice["name"]}}

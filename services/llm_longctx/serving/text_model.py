@@ -46,7 +46,7 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
         return asyncio.run(self._answer_together(batch, run))
 
     def stream(self, request: BaseModel, run: CallContext) -> AsyncGenerator[BaseModel, None]:
-        adapter = self.adapter.of_tenant(run.tenant)
+        adapter = self.adapter.of_tenant(run.tenant, getattr(request, "model", None))
         if isinstance(request, ChatRequest):
             return ChatProtocol().stream(adapter, request, run)
         if isinstance(request, CompletionRequest):
@@ -96,6 +96,7 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
     async def _answer(self, request: ChatRequest, run: CallContext) -> ChatCompletion | FoveaError:
         chat, whole = ChatProtocol(), request.model_copy(update={"stream": False})
         try:
-            return chat.gather([chunk async for chunk in chat.stream(self.adapter.of_tenant(run.tenant), whole, run)])
+            adapter = self.adapter.of_tenant(run.tenant, request.model)
+            return chat.gather([chunk async for chunk in chat.stream(adapter, whole, run)])
         except FoveaError as error:
             return error

@@ -1,7 +1,7 @@
 """Weight formats of a served decoder: which one a file and a machine call for, and its few-bit matrices, packed once.
 
 Packed matrices lie in the cache folder, named by the digest of the weights and by format. The same weights, widened,
-are what torch multiplies with where no kernel serves: for prompts on a device, for example. Knows files and formats;
+are what torch multiplies with where no kernel serves: for long prompts on a device, for example. Knows files, formats;
 knows nothing about engines or requests.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fovea.errors import InvalidOption, NotFound, NotReady, UnsupportedMedia
@@ -39,6 +39,7 @@ WeightFormat = Literal["bf16", "fp8", "q8", "q4", "fp32"]
 
 _WHOLE_BITS = {"F32": "fp32", "F16": "bf16", "BF16": "bf16"}
 _FOUR_BITS = ("Q4_0", "Q4_1")
+_LINE = 64  # bytes of a line of the processor's cache
 _SMALL = {"fp8", "q8", "q4"}
 
 
@@ -157,8 +158,9 @@ def _packed(source: Path, model: Decoder, folder: Path, name: WeightFormat) -> d
         if model.config.tied and (tied := found.get("model.embed_tokens.weight")) is not None:
             found[HEAD] = tied
         _write(folder, {key: _round(found.get(key), weight, key, name) for key, weight in shapes.items()})
-    # A copy begins at a line of the processor's cache, which a mapped file does not.
-    read = {key: x.clone() for key, x in load_file(folder / "packed.safetensors").items()}
+    # They stay mapped, so that processes share them; what does not begin at a line of the processor's cache is copied.
+    mapped = load_file(folder / "packed.safetensors")
+    read = {key: x.clone() if x.data_ptr() % _LINE else x for key, x in mapped.items()}
     kinds = {key: Fp8Matrix if name == "fp8" and key != HEAD else PackedMatrix for key in shapes}
     return {key: kinds[key].of(read[key], *weight.shape) for key, weight in shapes.items()}
 
@@ -184,10 +186,17 @@ def _write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(prefix="making-", dir=folder.parent))
     try:
-        save_file(dict(tensors), making / "packed.safetensors")
+        (making / "packed.safetensors").write_bytes(_align(save(dict(tensors))))
         making.replace(folder)
     except OSError:
         if not (folder / "packed.safetensors").is_file():  # else another process was faster
             raise
     finally:
         shutil.rmtree(making, ignore_errors=True)
+
+
+def _align(file: bytes) -> bytes:
+    """A safetensors file whose tensors begin at a line: its header, of 8 bytes and JSON, ends with spaces."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    room = -end % _LINE
+    return (end - 8 + room).to_bytes(8, "little") + file[8:end] + b" " * room + file[end:]

@@ -26,9 +26,10 @@ from services.llm_longctx.methods.tova import Tova
 from services.llm_longctx.tests.conftest import tiny_decoder
 from services.llm_longctx.tests.test_engine_pages import prompt
 from shared.lm.rope import rotate, rotation
+from tests.golden import read_golden
 from tests.harness.golden_llama import fill_llama, uniform
 
-GOLDEN = np.load(Path(__file__).parent / "golden/eviction.npz")
+GOLDEN = read_golden(Path(__file__).parent / "golden/eviction.arrays")
 CASES = json.loads((Path(__file__).parent / "golden/eviction.json").read_text("utf8"))
 
 
@@ -89,7 +90,7 @@ def test_scores_and_kept_sets_are_the_published_ones(case, n):
     more = [beside(layer, n, facts["surrogate"]) for layer in range(2)]
     scores = torch.stack([how.scores(*one, **given) for one, given in zip(layers, more, strict=True)])
     norms = torch.stack([how.norms(one[2], given["wo"]) for one, given in zip(layers, more, strict=True)])
-    if f"scores_{case}_N{n}" in GOLDEN.files:
+    if f"scores_{case}_N{n}" in GOLDEN:
         wanted = torch.from_numpy(GOLDEN[f"scores_{case}_N{n}"]).double()
         assert torch.equal(scores.isposinf(), wanted.isposinf())
         finite = wanted.isfinite()

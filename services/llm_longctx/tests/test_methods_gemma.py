@@ -45,17 +45,3 @@ def test_duo_cuts_global_layers_only(model):
     logits, held = run(model, method("duo", sink=2, recent=6))
     assert held[2] == [60, 8]
     assert torch.isfinite(logits).all()
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        method("duo", sink=60, recent=60), method("razor", window_min=64), method("recycled", stride=1, budget=8),
-        method("recycled", stride=4, budget=64), method("flexprefill", block=8, min_budget=64),
-        method("dhsa", budget=64), method("dhsa", variant="topk", block=8, key_block=4, density=1.0),
-        method("act", beta=1.0), method("power", block=8, window=8),
-    ],
-    ids=lambda how: how.name,
-)  # fmt: skip
-def test_knobs_wide_open_are_dense(model, how):
-    torch.testing.assert_close(run(model, how)[0], run(model, "dense")[0], atol=1e-9, rtol=0)

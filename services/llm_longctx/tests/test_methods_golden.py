@@ -11,17 +11,18 @@ from services.llm_longctx.engine import Engine
 from services.llm_longctx.methods import method
 from services.llm_longctx.methods.core.oracle import attention_weights, causal_mask
 from services.llm_longctx.methods.dhsa.method import mass_ratios, select_boundaries
+from tests.golden import read_golden
 from tests.harness.golden_llama import fill_llama
 
 HERE = Path(__file__).parent / "golden"
-GOLDEN = np.load(HERE / "methods_N256.npz")
-LLAMA = np.load(HERE / "methods_tinyllama.npz")
+GOLDEN = read_golden(HERE / "methods_N256.arrays")
+LLAMA = read_golden(HERE / "methods_tinyllama.arrays")
 Q, K, V = (torch.from_numpy(GOLDEN[name]) for name in "qkv")
-ENGINE = np.load(HERE / "engine_tinyllama.npz")
+ENGINE = read_golden(HERE / "engine_tinyllama.arrays")
 IDS = ENGINE["ids"].tolist()
 DHSA = {"block": 16, "budget": 48, "global_tokens": 8, "local_tokens": 16, "instruction": 16}
 ROLES = {"schema": "head-plan/1", "roles": [[1, 0], [0, 1], [0, 0]]}
-FLEX = sorted(name.removeprefix("flex_").removesuffix("_jsd") for name in GOLDEN.files if name.endswith("_jsd"))
+FLEX = sorted(name.removeprefix("flex_").removesuffix("_jsd") for name in GOLDEN if name.endswith("_jsd"))
 
 
 def golden(name):
@@ -100,7 +101,7 @@ def test_flexprefill_selects_the_published_blocks_in_both_precisions(case):
     assert torch.equal(answer.extras["block_mask"], golden(f"flex_{case}_mask"))
     assert torch.equal(flex.select(Q, K).kept, golden(f"flex_{case}_mask"))
     torch.testing.assert_close(answer.extras["jsd"], golden(f"flex_{case}_jsd"), atol=1e-6, rtol=0, equal_nan=True)
-    if f"flex_{case}_out" in GOLDEN.files:
+    if f"flex_{case}_out" in GOLDEN:
         near(answer.out, f"flex_{case}_out")
 
 
@@ -161,11 +162,11 @@ def test_the_engine_gives_the_published_logits(golden_llama, dtype, name, knobs,
         steps = torch.stack([engine.step(token) for token in IDS[160:]]).double()
     finally:
         golden_llama.double()
-    if f"{told}_prefill" in LLAMA.files:
+    if f"{told}_prefill" in LLAMA:
         assert np.abs(read[::8].numpy() - LLAMA[f"{told}_prefill"]).max() < 2e-4
-    if f"{told}_prefill_tail" in ENGINE.files:
+    if f"{told}_prefill_tail" in ENGINE:
         assert np.abs(read[-8:].numpy() - ENGINE[f"{told}_prefill_tail"]).max() < 2e-4
-    decoded = LLAMA if f"{told}_decode" in LLAMA.files else ENGINE
+    decoded = LLAMA if f"{told}_decode" in LLAMA else ENGINE
     assert np.abs(steps.numpy() - decoded[f"{told}_decode"]).max() < 2e-4
 
 

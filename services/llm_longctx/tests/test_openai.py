@@ -7,7 +7,7 @@ import httpx2
 import openai
 import pytest
 
-from services.llm_longctx.tests.conftest import CONTEXT, HELLO, MODEL, go_on, say, text_of
+from services.llm_longctx.tests.conftest import CHAT, CONTEXT, HELLO, MODEL, go_on, say, text_of
 
 
 def test_the_served_model_is_listed_under_its_files_name(client):
@@ -196,6 +196,13 @@ def test_tokens_and_text_go_there_and_back(server):
     assert httpx2.post(f"{server.url}/detokenize", json={"tokens": told["tokens"]}).json() == {"prompt": "Grüße 😀"}
     texts = httpx2.post(f"{server.url}/tokenize", json={"prompt": "Hi!", "return_token_strs": True}).json()
     assert texts["token_strs"] == ["H", "i", "!"]
+
+
+def test_facts_of_the_tokenizer_are_those_that_clients_of_vllm_read(server):
+    told = httpx2.get(f"{server.url}/tokenizer_info").json()
+    assert (told["eos_token"], told["bos_token"], told["model_max_length"]) == ("<|im_end|>", None, CONTEXT)
+    assert told["chat_template"] == CHAT
+    assert httpx2.get(f"{server.url}/tokenizer_info?model=nobody").status_code == 404
 
 
 def test_a_conversation_is_tokenized_under_its_template(server):

@@ -223,6 +223,74 @@ def test_unknown_fields_are_named_in_the_answer(all_routes, route):
     assert _call(all_routes, route).get("warnings") is None
 
 
+NESTED = {
+    "chat/completions": (
+        {"messages": [{**HELLO[0], "names": "x", "name": "Ann"}], "response_format": {"tpye": "json_object"},
+         "tools": [{"type": "function", "cache_control": {}, "function": {"name": "f", "paramters": {"a": 1}}}],
+         "tool_choice": "none", "longctx": {"method": "knorm", "ratio": 0.9}},
+        ["messages[0].names' (did you mean 'name'?", "response_format.tpye' (did you mean 'type'?",
+         "tools[0].function.paramters' (did you mean 'parameters'?"],
+    ),
+    "completions": ({"response_format": {"form": "json"}}, ["response_format.form'"]),
+    "responses": (
+        {"input": [{"role": "user", "content": [{"type": "input_text", "text": "Hi", "detial": 1}], "status": "done"}],
+         "text": {"type": "json_object"}, "reasoning": {"effort": None, "mode": "deep", "summary": "auto"}},
+        ["input[0].content[0].detial'", "reasoning.mode'", "text.type'"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("route", NESTED)
+def test_unknown_fields_of_nested_objects_are_named_too(all_routes, route):
+    body, named = NESTED[route]
+    found = _call(all_routes, route, **body)["warnings"]
+    assert [one.removeprefix("There is no field '").partition(")")[0].split(":")[0] for one in sorted(found)] == named
+    with pytest.raises(openai.BadRequestError, match="There is no field"):
+        _call(all_routes, route, **body, strict=True)
+
+
+def test_answers_that_are_sent_back_as_their_clients_hold_them_ask_for_nothing_unknown(all_routes):
+    (choice,) = say(all_routes, max_tokens=2).choices
+    whole = say(all_routes, messages=[*HELLO, choice.message.model_dump(), *HELLO], max_tokens=2)
+    assert whole.warnings is None
+    answer = all_routes.responses.create(model=MODEL, input="Hi", max_output_tokens=2)
+    told = [{"role": "user", "content": "Hi"}, *(one.model_dump() for one in answer.output), *HELLO]
+    assert all_routes.responses.create(model=MODEL, input=told, max_output_tokens=2).warnings is None
+
+
+@pytest.mark.parametrize("arguments", ['{"on": tr', "", "[1]", "[[[[["])
+def test_a_call_that_was_cut_off_can_be_sent_back(client, arguments):
+    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    turns = [{"role": "assistant", "content": None, "tool_calls": [call]},
+             {"role": "tool", "tool_call_id": "call_1", "content": "Invalid JSON."}]  # fmt: skip
+    assert say(client, messages=[*HELLO, *turns], max_tokens=2).choices
+
+
+DEEP = json.loads("[" * 300 + "]" * 300)
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "param", "match"),
+    [
+        ("chat/completions", {"messages": [{"role": "user"}]}, "messages.0", "needs content"),
+        ("chat/completions", {"stream_options": {"include_usage": True}}, "stream_options", "needs stream"),
+        ("chat/completions", {"messages": [{"role": "assistant", "content": "a", "function_call": {"name": "f"}}]},
+         "messages[0].function_call", "Use tool_calls"),
+        ("responses", {"input": [{"role": "user"}]}, "input[0]", "no content"),
+        ("responses", {"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0]", "only text"),
+        ("responses", {"input": "long " * 100}, "input", "context"),
+        ("responses", {"tool_choice": "required"}, "tool_choice", "tools"),
+        ("responses", {"tool_choice": {"type": "function", "name": "f"}}, "tool_choice", "tools"),
+        ("responses", {"text": {"verbosity": "low"}}, "text.verbosity", "not served"),
+        ("responses", {"metadata": {"a": DEEP}}, None, "nested too deeply"),
+    ],
+)  # fmt: skip
+def test_values_that_ask_for_what_cannot_be_done_are_refused_by_name(all_routes, route, body, param, match):
+    with pytest.raises(openai.BadRequestError, match=match) as caught:
+        _call(all_routes, route, **body)
+    assert caught.value.param == param
+
+
 def test_a_stream_names_unknown_fields_at_its_end(all_routes):
     unknown = {"extra_body": {"frobnicate": 1}, "stream": True}
     for chunks in (list(say(all_routes, **unknown)), list(go_on(all_routes, **unknown))):
@@ -232,11 +300,18 @@ def test_a_stream_names_unknown_fields_at_its_end(all_routes):
     options = {"stream": True, "max_tokens": 2}
     chunks = list(say(all_routes, extra_body={"stream_options": {"include_obfuscation": False, "eager": 1}}, **options))
     assert chunks[-1].warnings == ["There is no field 'stream_options.eager': it was ignored."]
-    with pytest.raises(openai.BadRequestError) as caught:
-        say(all_routes, extra_body={"stream_options": {"continuous_usage_stats": True}}, **options)
-    assert caught.value.param == "stream_options.continuous_usage_stats"
     events = list(all_routes.responses.create(model=MODEL, input="Hi", max_output_tokens=4, **unknown))
     assert "frobnicate" in events[-1].response.warnings[0]
+
+
+def test_each_chunk_has_the_usage_so_far_where_a_stream_asks_for_it(client):
+    options = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    for chunks in (list(say(client, max_tokens=3, **options)), list(go_on(client, max_tokens=3, **options))):
+        told = [chunk.usage.completion_tokens for chunk in chunks]
+        assert (told[0], told[-1], told) == (1, 3, sorted(told))
+        assert {chunk.usage.total_tokens - count for chunk, count in zip(chunks, told, strict=True)} == {
+            chunks[-1].usage.prompt_tokens
+        }
 
 
 @pytest.mark.parametrize("route", [*MODELS, "embeddings"])

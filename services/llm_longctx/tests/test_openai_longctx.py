@@ -114,7 +114,7 @@ def test_a_budget_below_dense_is_refused_by_methods_that_free_nothing(client):
 
 
 def test_a_prompt_that_comes_again_comes_from_the_cache(client):
-    text = "What was said before is not read again. " * 4
+    text = "Earlier messages are not read again. " * 4
     answers = [go_on(client, text, max_tokens=6, logprobs=2) for _ in range(2)]
     cached = [used(a)["cached_tokens"] for a in answers]
     assert cached[1] == 128

@@ -1,16 +1,23 @@
 """Activation patching over HTTP, against hooks of PyTorch on transformers' own model of the same weights."""
 
+import csv
+import io
 import json
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import numpy as np
 import openai
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
-from services.llm_longctx.api import responses, steering, sweeps
+import fovea
+from fovea.cli import main as cli
+from services.llm_longctx.api import methods, responses, steering, sweeps
 from services.llm_longctx.tests.conftest import Server, app_of, go_on, say, text_of
+from shared.serving.batching import BatchOptions
 
 CLEAN, CORRUPT = "When Ann and Bob met, Bob ran to", "When Ann and Bob met, Ann ran to"
 WIDTH, HEADS, HEAD = 32, 4, 8
@@ -20,7 +27,8 @@ A, B = 32, 33  # token ids of these letters
 
 @pytest.fixture(scope="module")
 def server(folder, tmp_path_factory):
-    served = app_of(folder, tmp_path_factory.mktemp("data"), responses.router, steering.router, sweeps.router)
+    served = app_of(folder, tmp_path_factory.mktemp("data"), responses.router, steering.router, sweeps.router,
+                    methods.router)  # fmt: skip
     with Server(served) as running:
         yield running
 
@@ -33,6 +41,8 @@ def client(server):
 
 @pytest.fixture(scope="module")
 def reference(folder):
+    from transformers import LlamaForCausalLM  # here, because its import takes seconds of each process
+
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
@@ -294,3 +304,100 @@ def test_sweeps_are_bounded_need_the_scope_and_are_audited(server, monkeypatch):
     monkeypatch.setattr(sweeps, "MAX_FORWARD_TOKENS", 991)
     assert sweep(server).status_code == 413
     assert sweep(server, layers=[0]).status_code == 200
+
+
+def test_sweeps_run_one_after_another_in_a_bounded_queue_by_their_deadline_and_their_tokens_count(server, monkeypatch):
+    found = sweep(server)
+    assert found.json()["usage"]["prompt_tokens"] == found.json()["forward_tokens"] == 2 * N + 2 * N * (N + 1) // 2
+    assert json.loads(found.headers["x-fovea-usage"])["cpu_seconds"] > 0
+    running, together, plain = [0], [0], sweeps.PatchSweep.read
+
+    def read(self):
+        running[0] += 1
+        together.append(running[0])
+        time.sleep(0.3)
+        running[0] -= 1
+        return plain(self)
+
+    monkeypatch.setattr(sweeps.PatchSweep, "read", read)
+    monkeypatch.setattr(server.app.state.host.aside._queues["tiny-llama"], "_options", BatchOptions(size=1, depth=2))
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: sweep(server, layers=[0]), range(6)))
+    statuses = sorted(a.status_code for a in answers)
+    assert (set(statuses), max(together)) == ({200, 429}, 1)
+    assert all(float(a.headers["retry-after"]) > 0 for a in answers if a.status_code == 429)
+    late = httpx2.post(
+        f"{server.url}/v1/sweeps", json={"prompt": CORRUPT, "tokens": ["B"]}, headers={"x-fovea-deadline-ms": "100"}
+    )
+    assert late.status_code == 504
+
+
+async def test_the_client_library_sweeps_and_reads_captures(server, client):
+    grid = {"source": CLEAN, "site": "attn.hook_z", "by": "head", "heads": [3, 1], "layers": [1]}
+    asked = {"prompt": CORRUPT, "tokens": ["B", A], **grid}
+    wanted = httpx2.post(f"{server.url}/v1/sweeps", json=asked, timeout=60).json()
+    kept = keep(client, "resid_post.0", [3, 5])
+    with fovea.Client(server.url) as ours:
+        assert ours.sweep(CORRUPT, ["B", A], positions=None, **grid).model_dump(mode="json") == wanted
+        with np.load(io.BytesIO(ours.captures.get(kept["id"]))) as arrays:
+            np.testing.assert_allclose(arrays["0.values"], kept["values"], rtol=1e-6)
+        compared = ours.chat("Hello", max_tokens=3, compare=["dense", {"method": "knorm", "kv_ratio": 0.9}])
+        assert [one.longctx.method for one in compared.comparison or ()] == ["dense", "knorm"]
+    async with fovea.AsyncClient(server.url) as ours:
+        assert (await ours.sweep(CORRUPT, ["B", A], **grid)).model_dump(mode="json") == wanted
+        assert (await ours.captures.get(f"/v1/captures/{kept['id']}"))[:2] == b"PK"
+        assert (await ours.captures.delete(kept["id"])).deleted
+        with pytest.raises(fovea.FoveaError, match="There is no capture"):
+            await ours.captures.get(kept["id"])
+
+
+@pytest.fixture
+def run(server, monkeypatch, capsys):
+    """Run a command; gives its exit code, the lines of its output, and its errors."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["fovea", *words, "--url", server.url])
+        with pytest.raises(SystemExit) as ended:
+            sys.exit(cli.main())
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out.splitlines(), err
+
+    return call
+
+
+def test_the_command_prints_a_grid_for_people_and_a_row_per_patch_for_programs(run, server):
+    words = ["sweep", CORRUPT, "--source", CLEAN, "-t", "B", "-t", "A", "--site", "resid_post"]
+    found = sweep(server).json()
+    _, (head, *rows), _ = run(*words, "--format", "csv")
+    columns = next(csv.reader([head]))
+    assert columns[:3] + columns[-2:] == ["layer", "position", "text", "logit_difference", "recovered"]
+    cells = list(csv.reader(rows))
+    assert len(cells) == 2 * N
+    assert [float(row[-1]) for row in cells] == [x for row in found["recovered"] for x in row]
+    assert [float(row[4]) for row in cells] == [cell[0] for row in found["probabilities"] for cell in row]
+    assert [row[2] for row in cells[:N]] == found["prompt_tokens"]
+    assert json.loads(run(*words, "--json")[1][0]) == found
+    _, (title, prompt, source, head, *rows), _ = run(*words, "-p", "-1", "-l", "1", "--format", "table")
+    assert title == "resid_post of tiny-llama: recovered share of the logit difference"
+    assert prompt.startswith(f"prompt: 'B' {found['prompt']['probabilities'][0]:.3f}, 'A' ")
+    assert source.startswith("source: ")
+    assert (head.split(), [row.split() for row in rows]) == (["layer", f"{N - 1}'o'"], [["1", "1.00"]])
+    zeroed = ["sweep", CORRUPT, "-t", "B", "--site", "z", "--by-head", "--head", "2"]
+    assert run(*zeroed)[1][0] == "layer\thead\tlogit 'B'\tprobability 'B'"
+    assert run(*zeroed, "--format", "table")[1][0].endswith(": probability")
+    code, _, err = run("sweep", CORRUPT, "-t", "Bob")
+    assert (code, "is not one token of this model, but 3" in err) == (3, True)
+
+
+def test_the_command_compares_methods_with_the_first(run):
+    words = ["compare", "Hello,", "you", "-t", "0", "-n", "4"]
+    _, (head, dense, other), _ = run(*words, "--method", "knorm kv_ratio=0.1")
+    assert head.split("\t") == ["method", "KL", "agreement", "KV bytes", "of dense", "note", "answer"]
+    assert (dense.split("\t")[:3], other.split("\t")[0]) == (["dense", "", ""], "knorm")
+    assert "can't keep within" in other
+    code, lines, _ = run(*words, "--method", "dense", "--method", "q8", "--format", "table")
+    assert code != 0
+    assert not lines
+    _, lines, _ = run(*words, "--method", "knorm", "--method", "", "--format", "table")
+    assert lines[0] == "knorm:"
+    assert lines[-3].split()[:3] == ["method", "KL", "agreement"]

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import threading
 import time
 
 import httpx2
@@ -14,7 +15,7 @@ from services.llm_longctx.models.all_minilm import AllMiniLM
 from services.llm_longctx.serving import response_store
 from services.llm_longctx.tests.conftest import MODEL, Server, app_of, say, write_folder
 from shared.lm.bundled_models import MINILM
-from shared.lm.embedder import embed
+from shared.lm.embedder import load_embedder
 
 SWITCH = {"properties": {"on": {"type": "boolean"}}, "required": ["on"], "additionalProperties": False}
 TOOL = {"type": "function", "name": "switch", "parameters": {"type": "object", **SWITCH}, "strict": True}
@@ -203,12 +204,12 @@ def test_small_print(served, friend):
 def test_a_stream_that_goes_on_outlives_the_deadline_of_a_whole_answer(served, monkeypatch, path, stream):
     backend = served.app.state.host.servable(MODEL).adapter.scheduler.backend
     decode = backend.decode_batch
-    monkeypatch.setattr(backend, "decode_batch", lambda batch: (time.sleep(0.1), decode(batch))[1])
+    monkeypatch.setattr(backend, "decode_batch", lambda batch: (time.sleep(0.05), decode(batch))[1])
     asks = {"completions": {"prompt": "a", "max_tokens": 20}, "responses": {"input": "a", "max_output_tokens": 20}}
     answer = httpx2.post(
         f"{served.url}/v1/{path}",
         json={**asks[path], "stream": stream, "ignore_eos": True},
-        headers={"x-fovea-deadline-ms": "1000", "x-fovea-stream-ms": "0"},
+        headers={"x-fovea-deadline-ms": "600", "x-fovea-stream-ms": "0"},
         timeout=30,
     )
     assert answer.status_code == (200 if stream else 504)
@@ -242,7 +243,38 @@ def test_the_embedding_model_knows_what_is_alike(served, friend):
     body = {"model": MINILM, "input": "word " * 400, "truncate": True}
     cut = httpx2.post(f"{served.url}/v1/embeddings", json=body).json()
     assert cut["usage"]["prompt_tokens"] == 256
-    np.testing.assert_allclose(cut["data"][0]["embedding"], embed(["word " * 400])[0], atol=1e-5)
+    np.testing.assert_allclose(cut["data"][0]["embedding"], load_embedder().embed(["word " * 400])[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [MINILM, MODEL])
+def test_a_text_of_megabytes_is_refused_or_cut_before_it_is_tokenized(served, model):
+    begun, body = time.process_time(), {"model": model, "input": "word " * 1_000_000}
+    answer = httpx2.post(f"{served.url}/v1/embeddings", json=body, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+    cut = httpx2.post(f"{served.url}/v1/embeddings", json={**body, "truncate": True}, timeout=60).json()
+    short = httpx2.post(f"{served.url}/v1/embeddings", json={**body, "input": "word " * 1100, "truncate": True}).json()
+    assert cut["usage"] == short["usage"]
+    np.testing.assert_allclose(cut["data"][0]["embedding"], short["data"][0]["embedding"], atol=1e-5)
+    assert time.process_time() - begun < 4  # the tokenizer alone takes 13 s
+
+
+def test_other_threads_go_on_while_a_text_is_tokenized():
+    library, waits, is_over = load_embedder(), [], threading.Event()
+
+    def watch():
+        while not is_over.is_set():
+            begun = time.perf_counter()
+            time.sleep(0.001)
+            waits.append(time.perf_counter() - begun)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    begun = time.perf_counter()
+    library.tokenize("word " * 100_000)
+    took = time.perf_counter() - begun
+    is_over.set()
+    thread.join()
+    assert max(waits) < took / 2
 
 
 @pytest.mark.parametrize(

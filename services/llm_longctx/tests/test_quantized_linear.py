@@ -1,11 +1,16 @@
 """Few-bit matrices: rounding, packing, and the C++ product against float64 on ugly shapes."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from services.llm_longctx.kernels import backends
 from services.llm_longctx.kernels.quantized_linear import PackedMatrix, multiply, pack, reference
+from services.llm_longctx.serving.weight_format import load_weights
+from services.llm_longctx.tests.conftest import write_folder
 from shared.lm.quantization import from_gguf_blocks, quantize
 
 native = pytest.mark.skipif("cpu_ext" not in backends(), reason="the C++ kernels are not built")
@@ -97,6 +102,23 @@ def test_layers_of_both_widths_have_biases_and_gates(dtype, rows):
     torch.testing.assert_close(gated.double(), opened, rtol=0.05, atol=0.02 * float(opened.abs().max()))
 
 
+@native
+@pytest.mark.parametrize("rows", [1, 9, 140])
+@pytest.mark.parametrize("K", [31, 96, 200])
+def test_a_norm_before_the_products_is_computed_in_float32(rows, K):
+    packed = pack(quantize(matrix(70, K), 4))
+    x = 5 * torch.randn(rows, K, generator=torch.Generator().manual_seed(5))
+    weight = torch.linspace(-1, 2, K).bfloat16()
+    normed = torch.nn.functional.rms_norm(x, (K,), None, 1e-5) * (weight.float() + 1)
+    found = multiply(x, [(packed, None)], (weight, 1e-5, 1.0), wide=True)[0]
+    near = product(normed, packed)
+    assert found.dtype == torch.float32
+    # A value that lies between two bytes may be rounded to the other one.
+    assert (found - near).norm() <= 2e-3 * near.norm()
+    narrow = multiply(x, [(packed, None)], (weight, 1e-5, 1.0))[0]
+    assert torch.equal(narrow, found.bfloat16())
+
+
 def test_gguf_blocks_are_read_as_gguf_reads_them():
     gguf = pytest.importorskip("gguf")
     wide = matrix(6, 96)
@@ -121,3 +143,20 @@ def test_bytes_of_another_matrix_are_refused():
     if "cpu_ext" in backends():
         with pytest.raises(ValueError, match="rows of 31"):
             product(torch.zeros(1, 31), packed)
+
+
+@native
+def test_packed_files_stay_mapped_and_begin_at_a_line(tmp_path):
+    folder = write_folder(tmp_path / "model")
+    first = load_weights(folder, tmp_path, "q4").packed
+    mapped = load_weights(folder, tmp_path, "q4").packed
+    (file,) = tmp_path.glob("lm/*/packed.safetensors")
+    assert str(file) in Path("/proc/self/maps").read_text("utf8")
+    assert next(iter(mapped.values())).data.data_ptr() % 64 == 0
+    other = tmp_path / "older"
+    other.write_bytes(save({key: matrix.data.clone() for key, matrix in mapped.items()}))  # as older versions wrote it
+    other.replace(file)
+    older = load_weights(folder, tmp_path, "q4").packed
+    for key, matrix in first.items():
+        assert torch.equal(matrix.data, mapped[key].data)
+        assert torch.equal(matrix.data, older[key].data)

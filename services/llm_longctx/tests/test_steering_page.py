@@ -43,7 +43,7 @@ def test_requests_of_the_page_are_valid():
 
 
 def test_the_client_of_the_page_repeats_indirect_object_identification(smol):
-    *layers, heads, said, _ = run(smol, "/v1/sweeps").split("\n")
+    *layers, heads, said, _ = run(smol, "client.sweep(").split("\n")
     rows = [tuple(map(float, re.findall(r"-?\d+\.\d\d", line))) for line in layers]
     assert len(rows) == 30
     assert all(name == pytest.approx(1, abs=0.03) and abs(last) < 0.03 for name, last in rows[:19])

@@ -3,7 +3,6 @@
 Every tensor follows from its name by a checksum, so the golden files need to hold only what came out.
 """
 
-import json
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+
+from tests.golden import read_golden
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -50,8 +51,7 @@ def _smooth(name: str, shape: tuple[int, int, int, int], cell: int) -> np.ndarra
 @pytest.fixture(scope="session")
 def golden():
     def read(name: str) -> Any:
-        path = GOLDEN / name
-        return json.loads(path.read_text()) if path.suffix == ".json" else dict(np.load(path))
+        return read_golden(GOLDEN / name)
 
     return read
 

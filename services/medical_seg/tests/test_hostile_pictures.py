@@ -47,8 +47,8 @@ _MEASURE = textwrap.dedent(
         return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
     Image.MAX_IMAGE_PIXELS = None
-    folder = Path(sys.argv[1])
-    model = PraNetSegmenter.load(LoadContext(cache=folder, weights=folder / "none", threads=1))
+    folder, graphs = map(Path, sys.argv[1:])
+    model = PraNetSegmenter.load(LoadContext(cache=folder, weights=folder / "none", graphs=graphs, threads=1))
     model.predict([model.example()], CallContext())
     logits = np.full((352, 352), -9, np.float32)
     logits[40:300, 40:300] = 9
@@ -79,9 +79,9 @@ SHAPES = {
 
 
 @pytest.mark.timed("an answer may take one processor second, which caches shared with other processes lengthen")
-def test_hostile_shapes_are_answered_soon_in_little_memory(tmp_path):
+def test_hostile_shapes_are_answered_soon_in_little_memory(tmp_path, exported_graphs):
     asked = "".join(json.dumps(shape) + "\n" for shape, _ in SHAPES.values())
-    command = [sys.executable, "-c", _MEASURE, str(tmp_path)]
+    command = [sys.executable, "-c", _MEASURE, str(tmp_path), str(exported_graphs)]
     done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stdout.splitlines() if line.startswith("{")]  # the rest is the log

@@ -37,7 +37,7 @@ def test_state_dict_has_the_official_names_order_shapes_and_types(golden, name, 
 
 @pytest.mark.parametrize(("height", "width"), [(352, 352), (256, 320)])
 def test_pranet_maps_equal_the_published_models(golden, pranet, picture, height, width):
-    expected, x = golden(f"pranet_1x3x{height}x{width}.npz"), picture(1, height, width)
+    expected, x = golden(f"pranet_1x3x{height}x{width}.arrays"), picture(1, height, width)
     assert crc(x) == expected["input_crc32"]
     with torch.no_grad():
         maps = pranet(x)
@@ -46,7 +46,7 @@ def test_pranet_maps_equal_the_published_models(golden, pranet, picture, height,
 
 
 def test_pranet_v2_maps_equal_the_published_models(golden, fill, picture):
-    net, expected = fill(network("pranet-v2")), golden("pranet_v2_1x3x256x320.npz")
+    net, expected = fill(network("pranet-v2")), golden("pranet_v2_1x3x256x320.arrays")
     with torch.no_grad():
         maps = net(picture(1, 256, 320))
     for name, found in zip(DUAL, maps, strict=True):

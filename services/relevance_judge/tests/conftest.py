@@ -1,6 +1,7 @@
 """Shared by the tests of this service: golden data and the released label sets."""
 
 import json
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from services.relevance_judge.parsing.trec import read_qrels
+from services.relevance_judge.parsing.trec import parse_qrels
 from services.relevance_judge.routes import rerank, router
 from shared.serving.build_app import build
 from shared.settings import Settings
@@ -21,7 +22,8 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @cache
 def _labels(name: str) -> dict[tuple[str, str], int]:
-    return read_qrels(GOLDEN / "llmjudge" / "scores" / f"{name}.txt.gz")
+    with tarfile.open(GOLDEN / "llmjudge/scores.tar.xz") as archive, archive.extractfile(f"{name}.txt") as file:
+        return parse_qrels(file.read().decode("utf8"))
 
 
 @pytest.fixture(scope="session")

@@ -61,5 +61,5 @@ def test_a_bad_request_is_a_problem_that_names_its_field(client, body, status, f
 def test_the_app_of_the_service_has_the_judges_and_what_needs_no_model():
     paths = app.openapi()["paths"]
     assert {"/v1/judge", "/v1/judge/agreement", "/v1/judge/rankings", "/v1/judge/templates/{name}/render"} <= set(paths)
-    judges = ["query-likelihood", "ensemble", "log-odds", "prompted-grade", "similarity", "word-overlap"]
+    judges = ["similarity", "ensemble", "log-odds", "prompted-grade", "query-likelihood", "word-overlap"]
     assert app.state.host.tasks() == {"judge": judges}

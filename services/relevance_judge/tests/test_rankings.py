@@ -1,5 +1,7 @@
 """Measures have trec_eval's semantics, and correlations are exact or None."""
 
+import lzma
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from services.relevance_judge.metrics.rankings import (
     system_scores,
     tau_ap,
 )
-from services.relevance_judge.parsing.trec import read_runs
+from services.relevance_judge.parsing.trec import parse_runs
 
 
 def _same(found: float | None, expected: float | None) -> bool:
@@ -28,7 +30,10 @@ def test_measures_match_trec_eval_on_ties_float32_and_unjudged(golden):
 
 
 def test_synthetic_systems_are_ranked_as_trec_eval_ranks_them(golden, golden_folder, released):
-    told, runs = golden("system_ranking.json"), read_runs(golden_folder / "runs.trec.gz")
+    told, runs = (
+        golden("system_ranking.json"),
+        parse_runs(lzma.decompress((golden_folder / "runs.trec.xz").read_bytes()).decode()),
+    )
     clamped = {
         name: {pair: min(max(grade, 0), 3) for pair, grade in released(name).items()}
         for name in (told["reference"], *told["judges"])

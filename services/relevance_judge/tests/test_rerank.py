@@ -1,5 +1,7 @@
 """Reranking over HTTP in the forms of Jina, Cohere and vLLM, by each kind of scorer."""
 
+import time
+
 import pytest
 
 from fovea.api.request_fields import PEERS, find_fate
@@ -8,6 +10,7 @@ from services.relevance_judge.schemas import Verdict
 from services.relevance_judge.scorers import score_verdict
 from services.relevance_judge.tests.conftest import serve_judges
 from shared.lm.bundled_models import MINILM
+from shared.lm.embedder import SentenceEmbedder
 from shared.registry.discovery import servables
 
 QUERY = "what causes ocean tides"
@@ -32,6 +35,16 @@ def test_the_most_relevant_document_comes_first(client, model, path):
     assert (answer["model"], answer["usage"]["total_tokens"] > 0) == (model, model == MINILM)
     two = client.post(path, json=body | {"top_n": 2, "return_documents": True}).json()["results"]
     assert [one["document"]["text"] for one in two] == [DOCUMENTS[1], DOCUMENTS[2]]
+
+
+def test_a_rerank_ends_soon_after_its_deadline(client, monkeypatch):
+    plain, seen = SentenceEmbedder._embed_batch, []
+    monkeypatch.setattr(SentenceEmbedder, "_embed_batch", lambda *a: (seen.append(1), time.sleep(0.3), plain(*a))[2])
+    body = {"model": MINILM, "query": QUERY, "documents": ["word " * 9] * 256}
+    late = client.post("/v1/rerank", json=body, headers={"x-fovea-deadline-ms": "500"})
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+    time.sleep(0.8)
+    assert len(seen) < 5  # of 9
 
 
 @pytest.mark.parametrize("names", [("text_1", "text_2"), ("queries", "documents"), ("data_1", "items")])

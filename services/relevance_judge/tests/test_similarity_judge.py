@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from services.relevance_judge import embeddings
 from services.relevance_judge.chat_client import ChatClient
-from services.relevance_judge.embeddings import cosines, split_windows
+from services.relevance_judge.embeddings import cosines, load_embedder, split_windows
 from services.relevance_judge.evaluate import measure_judge
 from services.relevance_judge.judge import Judge
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
@@ -15,9 +16,16 @@ from services.relevance_judge.judges.word_overlap import WordOverlap
 from services.relevance_judge.parsing.label_formats import parse_signals
 from services.relevance_judge.schemas import JudgeIn, JudgeOut
 from services.relevance_judge.storage.mini_collection import load_mini_collection
+from shared.lm.bundled_models import MINILM, MPNET
 from shared.registry import CallContext
 
 MINI = load_mini_collection()
+
+
+@pytest.fixture(autouse=True)
+def _small_embedder_alone(monkeypatch):
+    """Whatever is packed into this environment: recorded signals are those of the small embedder."""
+    monkeypatch.setattr(embeddings, "bundled_embedder", lambda name: name == MINILM)
 
 
 def verdicts(judge: Judge, qid: str) -> dict[tuple[str, str], Any]:
@@ -48,14 +56,40 @@ def test_a_long_passage_counts_by_its_nearest_window():
     query, answer = "why is the sky blue", "The sky is blue because air scatters short waves of light most."
     filler = "The accounts of the village were read aloud, and nobody objected to any of them. " * 20
     plain, buried = (cosines(query, [text])[0][0] for text in (filler * 2, f"{filler}{answer} {filler}"))
-    assert len(split_windows(filler * 2)) > 2
-    assert " ".join(split_windows(answer)) == answer
+    assert len(split_windows(filler * 2, load_embedder())) > 2
+    assert " ".join(split_windows(answer, load_embedder())) == answer
     assert buried > plain + 0.2
+
+
+class FixedVectors:
+    """An embedder of single letters, each a direction in the plane."""
+
+    max_tokens = 8
+
+    def __init__(self, angles: dict[str, float]) -> None:
+        self.angles = angles
+
+    def tokenize(self, text: str) -> list[int]:
+        return [0] * (2 + len(text.split()))
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        turns = np.radians([self.angles[text] for text in texts])
+        return np.stack([np.cos(turns), np.sin(turns)], 1)
+
+
+def test_two_embedders_judge_together_and_the_larger_counts_twice(monkeypatch):
+    both = {MPNET: FixedVectors({"q": 0, "a": 60, "b": 0}), MINILM: FixedVectors({"q": 0, "a": 0, "b": 90})}
+    monkeypatch.setattr(embeddings, "bundled_embedder", lambda name: name in both)
+    monkeypatch.setattr(embeddings, "load_embedder", both.get)
+    found = cosines("q", ["a", "b"])
+    assert [value for value, _ in found] == pytest.approx([(2 * 0.5 + 1) / 3, 2 / 3])
+    assert [tokens for _, tokens in found] == [12, 12]
+    assert list(embeddings.judging_embedders()) == [MPNET, MINILM]
 
 
 def test_windows_cover_every_word():
     words = [f"word{number}" for number in range(700)]
-    found = split_windows(" ".join(words))
+    found = split_windows(" ".join(words), load_embedder())
     assert set(" ".join(found).split()) == set(words)
     assert all(len(text.split()) > 1 for text in found)
 

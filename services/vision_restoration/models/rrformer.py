@@ -64,8 +64,9 @@ class RRFormerRestorer(Restorer):
                 (
                     "Tiles begin on a grid of 32 pixels and see 128 pixels beyond their core (96 in `released`): then "
                     "they equal the untiled result. Memory is that of one tile; `memory_mib` chooses its size, "
-                    "`dry_run` tells what it takes. A whole picture of 7680×4320 pixels, 405 tiles, took 1,253 MiB "
-                    "above the loaded model."
+                    "`dry_run` tells what it takes. Pictures of more than 2 megapixels are worked on in a copy of "
+                    "that size, and the change is carried over; `resolution=full` looks at every pixel: 7680×4320 "
+                    "pixels, 405 tiles, took 1,253 MiB above the loaded model."
                 ),
             ),
             example={},

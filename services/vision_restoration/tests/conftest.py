@@ -3,7 +3,6 @@
 Every tensor follows from its name by a checksum, so the golden files need to hold only what came out.
 """
 
-import json
 import zlib
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import nn
 from services.vision_restoration.restorer import Restorer
 from shared.registry import LoadContext, network
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
+from tests.golden import read_golden
 from tests.harness.models import toy_card
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -53,8 +53,7 @@ def _weight(key: str, shape: tuple[int, ...]) -> torch.Tensor:
 @pytest.fixture(scope="session")
 def golden():
     def read(name: str) -> Any:
-        path = GOLDEN / name
-        return json.loads(path.read_text()) if path.suffix == ".json" else dict(np.load(path))
+        return read_golden(GOLDEN / name)
 
     return read
 

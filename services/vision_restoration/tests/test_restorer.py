@@ -10,6 +10,7 @@ from PIL import Image
 
 from fovea.api.restore import RestoreIn
 from fovea.errors import Cancelled, DeadlineExceeded, InvalidOption, NotReady
+from services.vision_restoration import carry_over
 from services.vision_restoration.comparison_images import mean_change, subtract_result, to_8_bits, to_16_bits
 from services.vision_restoration.image_io import PictureFile, read_image, write_image
 from services.vision_restoration.tiled_inference import plan_tiles
@@ -102,6 +103,16 @@ def test_dry_run_estimates_and_restores_nothing(served):
     assert (answer.estimate.tiles, answer.estimate.tile_core, answer.estimate.tile_context) == (3, 64, 128)
     assert answer.estimate.seconds > 0
     assert answer.estimate.memory_mib > 0
+
+
+def test_a_large_picture_is_worked_on_in_a_copy_unless_every_pixel_is_asked_for(served, monkeypatch):
+    monkeypatch.setitem(carry_over._MAX_PIXELS, "auto", 4000)
+    auto, full = (restored(served, photo(150, 60), resolution=kind) for kind in ("auto", "full"))
+    assert [(one.width, one.height) for one in (auto, full)] == [(150, 60)] * 2
+    assert "copy of 100×40 pixels" in auto.notes[0]
+    assert full.notes == []
+    assert auto.estimate.seconds < full.estimate.seconds
+    assert pixels_of(auto.restored).shape == pixels_of(full.restored).shape == (60, 150, 3)
 
 
 def test_the_estimate_follows_the_pace_of_earlier_tiles(served):

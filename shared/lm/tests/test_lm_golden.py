@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from shared.lm.taps import Attend, Replace, Scale, Uniform, sweep, trace
+from tests.golden import read_golden
 
 GOLDEN = Path(__file__).parent / "golden"
 LAYERS, HEADS = range(3), range(4)
@@ -23,9 +24,9 @@ def test_last_logits_are_golden(golden):
 def test_patterns_of_the_repeated_sequence_are_golden(golden):
     ids = torch.tensor([golden.facts["repeated_ids"]])
     seen = trace(golden.model, ids, capture=[f"pattern.{layer}" for layer in LAYERS])
-    with np.load(GOLDEN / f"tiny_{golden.family}_attention.npz", allow_pickle=False) as known:
-        for layer in LAYERS:
-            np.testing.assert_allclose(seen[f"pattern.{layer}"][0].numpy(), known[f"layer{layer}"], atol=1e-5)
+    known = read_golden(GOLDEN / f"tiny_{golden.family}_attention.arrays")
+    for layer in LAYERS:
+        np.testing.assert_allclose(seen[f"pattern.{layer}"][0].numpy(), known[f"layer{layer}"], atol=1e-5)
 
 
 def test_captures_at_the_last_position_are_golden(golden):

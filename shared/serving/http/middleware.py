@@ -19,11 +19,11 @@ from fovea.errors import FoveaError, TooLarge
 from shared import telemetry
 from shared.asgi.body import Inflater, read_coding, read_content_length
 from shared.asgi.errors import RawHeaders
+from shared.asgi.json_bounds import PartsCounter
 from shared.asgi.shell import HttpCall, ObservedRequest, Shell
 from shared.jobs.progress import RemoteProgress, RemoteReport
 from shared.registry import CallContext
 from shared.serving.http.error_rendering import render, translate
-from shared.serving.http.json_bounds import PartsCounter
 from shared.serving.watched_work import CURRENT_RUN
 from shared.settings import Settings
 

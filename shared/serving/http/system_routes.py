@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from importlib import metadata
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from fovea.errors import NotFound
 from shared import telemetry
 from shared.serving.host import Host
 from shared.serving.http.openapi_routes import problems
+from shared.serving.http.tenant import get_tenant
 from shared.sparsity import Finding, SparsityClaim, lint
 
 router = APIRouter()
@@ -48,7 +50,7 @@ async def get_health(host: HostOf) -> Response:
 @router.get("/version", tags=["health"])
 async def get_version() -> dict[str, str]:
     """The version of this product."""
-    return {"version": metadata.version("fovea")}
+    return {"version": metadata.version("fovea-platform")}
 
 
 @router.get("/readyz", tags=["health"], responses={503: {"description": "Some models are not loaded; says which."}})
@@ -67,9 +69,10 @@ async def metrics(request: Request) -> Response:
 
 
 @router.get("/v1/models", tags=["models"], responses=problems(422))
-async def models(host: HostOf, task: str | None = None) -> ModelList:
-    """The models of this service, in OpenAI's form, with their Cards' facts."""
-    return ModelList(data=[entry for entry in host.entries() if task in {None, entry.task}])
+async def models(request: Request, host: HostOf, task: str | None = None) -> ModelList:
+    """The models of this service, in OpenAI's form, with their Cards' facts, and the caller's variants of them."""
+    entries = [*host.entries(), *await asyncio.to_thread(host.list_variants, get_tenant(request))]
+    return ModelList(data=[entry for entry in entries if task in {None, entry.task}])
 
 
 @router.get("/v1/models/{name:path}/example", tags=["models"], responses=problems(404, 422, 503))

@@ -17,12 +17,12 @@ from starlette.responses import Response, StreamingResponse
 from fovea.api.replica import SCOPES_HEADER
 from shared import telemetry
 from shared.asgi.body import BoundedBody, Inflater, Message, read_coding
+from shared.asgi.json_bounds import PartsCounter
 from shared.asgi.shell import ObservedRequest
 from shared.jobs.queue import TRANSFER_HEADERS, Handler, Payload, Result, Ticket
 from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.error_rendering import render, translate
-from shared.serving.http.json_bounds import PartsCounter
 from shared.serving.http.middleware import build_facts_headers, log_refusal, observe_outcome
 from shared.serving.http.request_parsing import JobRequest
 from shared.serving.http.task_routes import answer_task, find_task

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from fovea.api.replica import LEASE_S, RENEW_S, ReplicaRecord, replicas_key
+from fovea.api.replica import LEASE_S, RENEW_S, WANTED_S, ReplicaRecord, replicas_key, wanted_key
 from shared.jobs.redis_connection import open_async_redis
 
 _SILENT_S = 2 * LEASE_S
@@ -50,6 +50,11 @@ class ReplicaDirectory:
             if now - self._moved[record.id][1] < LEASE_S and now >= self._avoided.get(record.id, 0.0)
         ]
         return min(ready, key=lambda record: self._busy[record.id], default=None)
+
+    async def want(self) -> None:
+        """Ask for a replica, where the service has none until somebody does; never raises."""
+        with suppress(RedisError, OSError):
+            await self._redis.set(wanted_key(self.service), "1", ex=WANTED_S)
 
     @contextmanager
     def occupy(self, replica: ReplicaRecord) -> Iterator[None]:

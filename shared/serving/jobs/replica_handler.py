@@ -83,6 +83,7 @@ class ReplicaJobHandler:
             return replica
         await ticket.progress(0.0, "waiting for a replica")
         while replica is None:
+            await self._replicas.want()
             await asyncio.sleep(_LOOK_S)
             replica = await self._replicas.pick()
         return replica

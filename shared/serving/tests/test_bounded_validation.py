@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fovea.api.text import ChatRequest, CompletionRequest
 from fovea.errors import TooLarge
+from shared.asgi.json_bounds import MAX_PARTS, PartsCounter
 from shared.serving.build_app import build
-from shared.serving.http.json_bounds import MAX_PARTS, PartsCounter
 from shared.settings import Settings
 from shared.validation_errors import MAX_ERRORS, list_errors
 

@@ -95,6 +95,26 @@ def test_weights_that_are_not_what_their_manifest_says_are_bad(machine, tmp_path
     assert (bad.verdict, "eye.safetensors" in bad.detail) == ("bad", True)
 
 
+def test_weights_that_are_not_installed_are_noted_with_their_package(machine, tmp_path, monkeypatch):
+    for name, licence in {
+        "eye": "Apache-2.0",
+        "ear": "Apache-2.0",
+        "nose": "LicenseRef-Kvasir-SEG-Research-Only",
+    }.items():
+        write_weights(
+            tmp_path,
+            {"w": np.ones(3)},
+            Manifest(name=name, origin="trained", network=NetworkSpec(name=name), licence=licence),
+        )
+    for name in ("eye", "ear", "nose"):
+        (tmp_path / f"{name}.safetensors").unlink()
+    monkeypatch.setattr(discovery, "data_folders", lambda service, _: [tmp_path] if service == "detection" else [])
+    assert [(one.verdict, one.detail) for one in found(machine(data_dir=tmp_path / "data"), "weights")] == [
+        ("note", "no weights of ear, eye. Try: pip install fovea-weights"),
+        ("note", "no weights of nose. Try: pip install fovea-weights-kvasir-seg"),
+    ]
+
+
 def test_json_is_for_machines_and_lines_for_people(machine, monkeypatch):
     chosen = machine()
     monkeypatch.setattr(room, "settings", lambda: chosen)

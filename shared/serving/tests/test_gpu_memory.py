@@ -1,4 +1,4 @@
-"""GPU memory is read from torch at each scrape, and is no metric where there is no GPU."""
+"""GPU memory is read from torch at each scrape, and has no metric without a GPU."""
 
 from prometheus_client import CollectorRegistry, generate_latest
 

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from shared.serving import health_check
 from shared.serving.health_check import is_healthy
 from tests.harness.waiting import free_port
 
@@ -27,7 +28,7 @@ def answering():
                 """Say nothing."""
 
         made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=made.serve_forever, daemon=True).start()
+        threading.Thread(target=made.serve_forever, args=(0.05,), daemon=True).start()
         servers.append(made)
         return made.server_address[1]
 
@@ -38,7 +39,8 @@ def answering():
         made.server_close()
 
 
-def test_who_listens_on_the_main_port_says_it_himself_and_a_worker_is_known_by_its_metrics(answering):
+def test_who_listens_on_the_main_port_says_it_himself_and_a_worker_is_known_by_its_metrics(answering, monkeypatch):
+    monkeypatch.setattr(health_check, "_TIMEOUT_S", 0.5)
     assert is_healthy(answering(200), answering(200)) is True
     assert is_healthy(answering(503), answering(200)) is False
     assert is_healthy(answering(None), answering(200)) is False, "one that hangs"

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
 import redis
 
 from fovea.api.replica import ReplicaRecord, replicas_key
@@ -54,3 +55,32 @@ def test_memory_is_limited_even_where_nobody_says_so():
     assert find_memory_limit(Settings(replica_memory_bytes=5)) == 5
     assert find_memory_limit(Settings(replica_memory_bytes=0)) == 0
     assert find_memory_limit(Settings()) > read_resident_bytes() > 2**20
+
+
+SHARING = """
+import os, pathlib, sys, time
+from shared.serving.memory_guard import MemoryGuard
+from shared.serving.memory_shares import MemoryShares
+
+shares = MemoryShares(pathlib.Path(sys.argv[1]), int(sys.argv[2]) * 2**20)
+guard = MemoryGuard(2**40, lambda: os._exit(137), shares)
+held = bytearray(b"x") * (int(sys.argv[3]) * 2**20)
+time.sleep(20)
+"""
+
+
+def test_of_processes_that_take_too_much_together_the_largest_ends_itself(tmp_path):
+    def start(folder, bound, size):
+        return subprocess.Popen([sys.executable, "-c", SHARING, str(folder), str(bound), str(size)])
+
+    small, large, alone = start(tmp_path, 500, 120), start(tmp_path, 500, 450), start(tmp_path / "other", 500, 200)
+    try:
+        assert large.wait(15) == EXIT_STATUS
+        assert (small.poll(), alone.poll()) == (None, None)
+        later = start(tmp_path, 500, 130)  # what the dead one had is free again
+        with pytest.raises(subprocess.TimeoutExpired):
+            later.wait(4)
+    finally:
+        for process in (small, large, alone, later):
+            process.kill()
+            process.wait()

@@ -8,11 +8,15 @@ import sys
 
 import httpx2
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from fovea.errors import NotFound
 from shared.serving.build_app import build
 from shared.serving.replica import ReplicaServer
 from shared.serving.tests import toys
 from shared.serving.tests.toys import PNG
+from shared.serving.up import launch
 from shared.serving.up.smoke_test import _failure, run_smoke_test
 from shared.settings import Settings, environment
 from tests.harness.waiting import until
@@ -120,3 +124,26 @@ async def test_only_the_services_that_are_named_are_asked(replica, tmp_path):
     assert [light async for light in run_smoke_test(made.http, tmp_path, services={"other"})] == []
     (result,) = [light async for light in run_smoke_test(made.http, tmp_path, services={"toy"})]
     assert result.is_ok
+
+
+def test_up_takes_a_model_and_adapters_from_disk(tmp_path, monkeypatch):
+    started = []
+
+    class Product:
+        def __init__(self, config):
+            started.append((config.llm_model, config.llm_adapters))
+
+        async def run(self, *, once):
+            return 0
+
+    monkeypatch.setattr(launch, "_Product", Product)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.gguf").touch()
+    app = typer.Typer()
+    app.command()(launch.up)
+    for words in (["--lm", "model.gguf", "--adapters", "."], ["--lm", "smollm2"]):
+        assert CliRunner().invoke(app, words).exit_code == 0
+    assert started == [(str(tmp_path / "model.gguf"), tmp_path), ("smollm2", None)]
+    for words in (["--lm", "./gone"], ["--adapters", "gone"]):
+        assert isinstance(CliRunner().invoke(app, words).exception, NotFound)
+    assert len(started) == 2

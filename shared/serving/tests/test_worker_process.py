@@ -90,7 +90,7 @@ async def test_jobs_go_through_worker_and_replica_and_come_back_at_sigterm(queue
 async def test_a_job_of_a_killed_replica_is_done_by_another(queue, start):
     start()
     replica = start("shared.serving.tests.toy_replica")
-    job, _ = await queue.submit(ask("/v1/probe", text="a", sleep=5))
+    job, _ = await queue.submit(ask("/v1/probe", text="a", sleep=2))
     await running(queue, job, "step 0")
     replica.kill()
     start("shared.serving.tests.toy_replica")

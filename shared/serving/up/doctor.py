@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +22,7 @@ from fovea.errors import FoveaError, NotReady
 from shared.engines import missing_parts
 from shared.jobs import redis_server
 from shared.registry import discovery
-from shared.registry.weights import read_weights
+from shared.registry.weights import PACKAGES, has_files, read_manifest, read_weights
 from shared.serving.device_placement import choose_device, list_gpus
 from shared.serving.up.launch import port_in_use
 from shared.settings import Settings, settings
@@ -124,7 +124,7 @@ def _redis(config: Settings) -> list[Diagnosis]:
 def _ray(config: Settings) -> list[Diagnosis]:
     found = _version("ray")
     lack: Verdict = "bad" if config.placement == "ray" else "note"
-    missing = "missing; FOVEA_PLACEMENT=ray and clusters need it. Try: pip install 'fovea[cluster]'"
+    missing = "missing; FOVEA_PLACEMENT=ray and clusters need it. Try: pip install 'fovea-platform[cluster]'"
     return [Diagnosis("ray", "good" if found else lack, found or missing)]
 
 
@@ -191,11 +191,20 @@ def _objects(config: Settings) -> list[Diagnosis]:
 
 
 def _weights(config: Settings) -> list[Diagnosis]:
-    """Whether the weights files of the services and those that were imported are what their manifests say."""
+    """Whether all weights of the services are installed, and those and imported ones are what their manifests say."""
     packaged = [folder for service in discovery.SERVICES for folder in discovery.data_folders(service, "weights")]
-    return [
-        _verify(file) for folder in (*packaged, config.weights_dir) for file in sorted(folder.glob("*.safetensors"))
-    ]
+    files = [file for folder in (*packaged, config.weights_dir) for file in sorted(folder.glob("*.safetensors"))]
+    return [*map(_verify, files), *_list_packages(packaged)]
+
+
+def _list_packages(folders: list[Path]) -> Iterator[Diagnosis]:
+    """The packages that would bring weights which are missing."""
+    missing: dict[str, list[str]] = {}
+    for file in (file for folder in folders for file in sorted(folder.glob("*.json"))):
+        if not has_files(file.stem, file.parent):
+            missing.setdefault(PACKAGES.get(read_manifest(file).licence, "(none)"), []).append(file.stem)
+    for package, names in missing.items():
+        yield Diagnosis("weights", "note", f"no weights of {', '.join(names)}. Try: pip install {package}")
 
 
 def _verify(file: Path) -> Diagnosis:

@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.markup import escape
 
-from fovea.errors import FoveaError, NotReady
+from fovea.errors import FoveaError, NotFound, NotReady
 from shared import telemetry
 from shared.jobs.redis_server import RedisServer
 from shared.registry.discovery import services_with_models
@@ -40,12 +40,40 @@ def up(
     once: Annotated[
         bool, typer.Option("--once", help="Stop after the first requests; the exit code says whether all succeeded.")
     ] = False,
+    lm: Annotated[
+        str | None,
+        typer.Option(help="Language model: a served name, a Hugging Face folder or a GGUF file.", show_default=False),
+    ] = None,
+    adapters: Annotated[
+        Path | None, typer.Option(help="Folder of LoRA adapters, one folder each.", show_default=False)
+    ] = None,
 ) -> None:
     """Start everything on this machine, send one real request to each service, and serve until Ctrl-C."""
-    config = settings()
+    config = settings().model_copy(update=_read_models(lm, adapters))
     telemetry.configure_logs("WARNING", config.log_format)
     ports = {"http_port": config.http_port or _free_port(), "grpc_port": config.grpc_port or _free_port()}
     raise typer.Exit(asyncio.run(_Product(config.model_copy(update=ports)).run(once=once)))
+
+
+def _read_models(lm: str | None, adapters: Path | None) -> dict[str, object]:
+    """Settings of `--lm` and `--adapters`, with whole paths.
+
+    Raises:
+        NotFound: There is no such file or folder.
+    """
+    found: dict[str, object] = {}
+    if lm is not None:
+        is_path = Path(lm).exists() or "/" in lm or lm.endswith(".gguf")
+        found["llm_model"] = str(_require_path(Path(lm))) if is_path else lm
+    if adapters is not None:
+        found["llm_adapters"] = _require_path(adapters)
+    return found
+
+
+def _require_path(path: Path) -> Path:
+    if not path.exists():
+        raise NotFound(f"There is nothing at {path}.", hint="Give a folder, or a GGUF file.")
+    return path.resolve()
 
 
 def port_in_use(host: str, port: int, variable: str) -> str | None:
@@ -185,7 +213,9 @@ class _Product:
         if not self._services:
             raise NotReady("No service has a model.", hint="`fovea doctor` says which rooms were left out, and why.")
         if config.placement == "ray" and importlib.util.find_spec("ray") is None:
-            raise NotReady("FOVEA_PLACEMENT is ray, which is not installed.", hint="Try: pip install 'fovea[cluster]'.")
+            raise NotReady(
+                "FOVEA_PLACEMENT is ray, which is not installed.", hint="Try: pip install 'fovea-platform[cluster]'."
+            )
         for port, variable in ((config.http_port, "FOVEA_HTTP_PORT"), (config.grpc_port, "FOVEA_GRPC_PORT")):
             if taken := port_in_use(config.host, port, variable):
                 raise NotReady(taken)
@@ -199,6 +229,7 @@ class _Product:
             "FOVEA_HTTP_PORT": str(config.http_port),
             "FOVEA_GRPC_PORT": str(config.grpc_port),
             "FOVEA_REPLICA_SECRET": ",".join(config.replica_secrets),
+            "FOVEA_LLM_MODEL": config.llm_model,
             "FOVEA_JOBS_IN_REPLICA": "1",
             "PYTHONUNBUFFERED": "1",
             "MALLOC_ARENA_MAX": "2",  # each more is memory that one thread has freed and no other takes
@@ -206,6 +237,8 @@ class _Product:
             # are shorter than falling asleep and waking up, which nearly doubles its time.
             "GOMP_SPINCOUNT": "10000",
         }
+        if config.llm_adapters is not None:
+            variables["FOVEA_LLM_ADAPTERS"] = str(config.llm_adapters.resolve())
         if "preload" not in config.model_fields_set:
             variables["FOVEA_PRELOAD"] = "default"
         if "judge_base_url" not in config.model_fields_set:

@@ -7,6 +7,7 @@ before, not from where a run was stopped. Finished cells are never computed agai
 import copy
 import hashlib
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -42,7 +43,7 @@ DEARER = 1.5
 ALIKE = 1e-3
 """Tolerance of numbers that two models of the same function have."""
 
-FEWER = {"samples": 3, "hide_samples": 2, "controls": 2, "prompts": 4, "runs": 1, "passkeys": 1}
+FEWER = {"samples": 3, "hide_samples": 2, "controls": 10, "prompts": 4, "runs": 1, "passkeys": 1}
 """Counts with which a run has all parts of its Card's example, and less work."""
 
 
@@ -73,16 +74,29 @@ class Machines:
     @property
     def example(self) -> Any:
         spec = self.fresh().example()
-        fewer = {name: min(count, getattr(spec, name)) for name, count in FEWER.items() if hasattr(spec, name)}
-        return updated(spec, **fewer) or spec
+        for name, count in FEWER.items():
+            if hasattr(spec, name):
+                spec = updated(spec, **{name: min(count, getattr(spec, name))}) or spec
+        return spec
 
     def undisturbed(self) -> Report:
-        """The example's report; how many calls of networks it takes is noted, too."""
+        """The example's report; what its run took and where its random numbers came from are noted, too."""
         if "report" not in self.known:
-            study, spec = self.fresh(), self.example
-            self.known["calls"] = _work(lambda: self.known.update(report=answered(study, spec)))
+            study, spec = self.at(self.home / "undisturbed"), self.example
+            model = study.load_model(spec.lm).model  # its random weights, before the real ones, are no numbers of it
+            with _draws() as draws, _calls_of(model) as calls:
+                work = _work(lambda: self.known.update(report=answered(study, spec)))
+            self.known |= {"calls": work, "draws": draws, "forwards": calls.forwards, "tokens": calls.tokens}
         report: Report = self.known["report"]
         return report
+
+    def used(self) -> Experiment[Any]:
+        """The experiment on a machine that has made the example's report."""
+        self.undisturbed()
+        self._count += 1
+        folder = self.home / str(self._count)
+        shutil.copytree(self.home / "undisturbed", folder)
+        return self.at(folder)
 
 
 def answered(study: Experiment[Any], spec: BaseModel, run: CallContext | None = None) -> Report:
@@ -128,11 +142,10 @@ def check_estimate_is_what_a_run_takes(machines: Machines) -> None:
     study, spec = machines.fresh(), machines.example
     with _calls_of(study.load_model(spec.lm).model) as calls:
         told = answered(study, spec.model_copy(update={"dry_run": True}))
-        assert calls.forwards <= 2, "only the speed may be measured"
-        calls.forwards = calls.tokens = 0
-        answered(study, spec)
-    assert calls.forwards == told.scalars["forwards"].value
-    assert calls.tokens == told.scalars["tokens"].value
+    assert calls.forwards <= 2, "only the speed may be measured"
+    machines.undisturbed()
+    assert machines.known["forwards"] == told.scalars["forwards"].value
+    assert machines.known["tokens"] == told.scalars["tokens"].value
     assert told.scalars["cells"].value >= 1
 
 
@@ -179,11 +192,12 @@ def check_same_seed_has_the_same_report(machines: Machines) -> None:
 
 def check_another_seed_has_another_report(machines: Machines) -> None:
     """Where numbers are drawn at random, a seed of the spec decides on them."""
-    spec = machines.example
-    for _ in range(5):
-        report, draws = _watch_draws(machines, spec)
+    spec, report = machines.example, machines.undisturbed()
+    draws = machines.known["draws"]
+    for _ in range(4):
         if draws != [GLOBAL]:  # else another thread of this process may have moved it: see whether it moves again
             break
+        draws = _watch_draws(machines, spec)
     says_so = "seed" in vars(machines.kind.In).get("__annotations__", {})
     if not draws and not says_so:
         return
@@ -200,13 +214,13 @@ def check_another_seed_has_another_report(machines: Machines) -> None:
 GLOBAL = "a global generator"
 
 
-def _watch_draws(machines: Machines, spec: Any) -> tuple[Any, list[str]]:
-    """A report of a fresh machine, and where its random numbers came from."""
+def _watch_draws(machines: Machines, spec: Any) -> list[str]:
+    """Where the random numbers of a run on a fresh machine come from."""
     study = machines.fresh()
-    study.load_model(spec.lm)  # whose random weights, before the real ones are read, are no numbers of the report
+    study.load_model(spec.lm)
     with _draws() as draws:
-        report = answered(study, spec)
-    return report, draws
+        answered(study, spec)
+    return draws
 
 
 @dataclass(frozen=True, eq=False)
@@ -344,8 +358,7 @@ def check_cancelled_job_says_where_its_report_is(machines: Machines) -> None:
 
 def check_cells_of_other_specs_are_not_taken(machines: Machines) -> None:
     """On a machine that has computed much, every spec has the report that it has on a fresh one."""
-    study, spec, others = machines.fresh(), machines.example, []
-    answered(study, spec)
+    study, spec, others = machines.used(), machines.example, []
     view = Loaded(study, LoadContext(cache=machines.home))
     for name, _ in options_of(view):
         if name not in {"lm", "dry_run"}:

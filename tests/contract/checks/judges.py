@@ -32,16 +32,10 @@ PASSAGES = (
     "The moon causes the tides of the ocean, and the sun helps.",
     "Bread rises because yeast makes gas in the warm dough.",
     "What causes the wind is warm air that rises over land.",
-    "An ocean liner has nine decks and a band that plays at night.",
     "Tides turn twice a day; fishermen of the coast know what causes them.",
-    "A violin has four strings, and a bow of horse hair.",
-    "The ocean is deep, and what lives there is seldom seen.",
     "Sand castles fall when the tides come in.",
 )
-QUERIES = (
-    QUERY, "how does bread rise in an oven", "who plays the violin at night",
-    "where do fishermen of the coast live", "which castles have nine towers",
-)  # fmt: skip
+QUERIES = (QUERY, "how does bread rise in an oven", "which castles have nine towers")
 SILENT = "it asks no language model, and its class says that it does"
 PARSED = {"absent", "truncated", "not_a_number", "not_an_integer", "out_of_range", "ambiguous"}
 """Reasons that are found in an answer: another try may help."""

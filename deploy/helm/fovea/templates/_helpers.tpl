@@ -40,7 +40,7 @@ helm.sh/chart: {{ $root.Chart.Name }}-{{ $root.Chart.Version }}
 {{/* Settings that the chart writes itself: twice in a pod, one of them would win by chance. */}}
 {{- define "fovea.ownSettings" -}}
 [REDIS_URL, REDIS_PASSWORD, REDIS_CA_FILE, OBJECT_STORE, REPLICA_SECRET, METRICS_PORT, AUTH, KEYS_FILE, SHUTDOWN_GRACE_S,
- TRAFFIC, SESSION_KEY, JUDGE_BASE_URL, JUDGE_API_KEY, REPLICA_ADVERTISED_HOST, SERVICE_VERSION
+ TRAFFIC, ON_DEMAND_SERVICES, SESSION_KEY, JUDGE_BASE_URL, JUDGE_API_KEY, REPLICA_ADVERTISED_HOST, SERVICE_VERSION
  {{- if not (or .Values.objectStore.url .Values.objectStore.volume.enabled) }}, JOB_INLINE_MAX_BYTES{{ end }}]
 {{- end }}
 
@@ -250,6 +250,15 @@ gcsFaultToleranceOptions:
   {{- with $tolerance.passwordSecret | default .Values.redis.passwordSecret }}
   redisPassword: {valueFrom: {secretKeyRef: {name: {{ . }}, key: password}}}
   {{- end }}
+{{- end }}
+
+{{- /* Services that may have no replica until somebody asks, with commas between. */}}
+{{- define "fovea.onDemand" -}}
+{{- $names := list -}}
+{{- range $service, $values := .Values.services -}}
+{{- if and $values.enabled (not $values.replicas.min) }}{{ $names = append $names $service }}{{ end -}}
+{{- end -}}
+{{- join "," $names -}}
 {{- end }}
 
 {{- /* Traffic plans of services with versions, as the setting `traffic` takes them; empty where there are none. */}}

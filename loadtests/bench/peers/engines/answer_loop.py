@@ -1,7 +1,7 @@
 """The loop of an engine's process: a line of JSON says what to load, each further one what to generate.
 
-A `generate` yields 0 when it is ready to begin, then at each step how many tokens came. Imports nothing of ours, since
-peers have environments of their own.
+A `generate` yields 0 when it is ready to begin, then at each step how many tokens came; it may return them. Imports
+nothing of ours, since peers have environments of their own.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
-Generate = Callable[[list[list[int]], int, dict[str, Any]], Iterator[int]]
+Generate = Callable[[list[list[int]], int, dict[str, Any]], Generator[int, None, list[list[int]] | None]]
 
 
 def serve(load: Callable[[dict[str, Any]], tuple[str, Generate]]) -> None:
@@ -28,8 +28,12 @@ def serve(load: Callable[[dict[str, Any]], tuple[str, Generate]]) -> None:
         steps = generate(asked["prompts"], asked["tokens"], asked["method"])
         next(steps)
         wall, cpu = time.perf_counter(), time.process_time()
-        marks += [(time.perf_counter() - wall, time.process_time() - cpu, count) for count in steps]
-        _say(answers, {"marks": marks})
+        try:
+            while True:
+                count = next(steps)
+                marks.append((time.perf_counter() - wall, time.process_time() - cpu, count))
+        except StopIteration as end:
+            _say(answers, {"marks": marks, "tokens": end.value or []})
 
 
 def _say(answers: Any, what: dict[str, Any]) -> None:

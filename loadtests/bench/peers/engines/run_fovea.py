@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,25 @@ def load(options: dict[str, Any]) -> tuple[str, Generate]:
     engine = Engine(weights.model, packed=weights.packed, max_batch=16)
 
     @torch.inference_mode()
-    def generate(prompts: list[list[int]], tokens: int, chosen: dict[str, Any]) -> Iterator[int]:
+    def generate(
+        prompts: list[list[int]], tokens: int, chosen: dict[str, Any]
+    ) -> Generator[int, None, list[list[int]]]:
         knobs = dict(chosen)
         how = method(knobs.pop("method", "dense"), **knobs)
         yield 0
-        yield from (_one(prompts[0], tokens, how) if len(prompts) == 1 else _several(prompts, tokens, how))
+        return (yield from (_one(prompts[0], tokens, how) if len(prompts) == 1 else _several(prompts, tokens, how)))
 
-    def _one(ids: list[int], tokens: int, how: AttentionMethod) -> Iterator[int]:
+    def _one(ids: list[int], tokens: int, how: AttentionMethod) -> Generator[int, None, list[list[int]]]:
         s = engine.open(how)
-        logits = read(s, ids)
+        said = [int(read(s, ids).argmax())]
         for _ in range(tokens - 1):
-            token = int(logits.argmax())
             yield 1
-            logits = s.step(token)
+            said.append(int(s.step(said[-1]).argmax()))
         yield 1
         s.close()
+        return [said]
 
-    def _several(prompts: list[list[int]], tokens: int, how: AttentionMethod) -> Iterator[int]:
+    def _several(prompts: list[list[int]], tokens: int, how: AttentionMethod) -> Generator[int, None, list[list[int]]]:
         outputs = [engine.add_request(Request(ids, how, max_tokens=tokens)) for ids in prompts]
         known = 0
         while engine.scheduler.in_flight:
@@ -47,6 +49,7 @@ def load(options: dict[str, Any]) -> tuple[str, Generate]:
             if now > known:
                 known, came = now, now - known
                 yield came
+        return [one.collector.tokens for one in outputs]
 
     return f"ours, {weights.format}, {engine.kernels}", generate
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -19,17 +19,23 @@ def load(options: dict[str, Any]) -> tuple[str, Generate]:
     model = lc.llama_model_load_from_file(options["gguf"].encode(), lc.llama_model_default_params())
     vocab = lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(model))
 
-    def generate(prompts: list[list[int]], tokens: int, _method: dict[str, Any]) -> Iterator[int]:
-        context = _open(model, len(prompts), len(prompts[0]) + tokens, options["threads"])
+    def generate(
+        prompts: list[list[int]], tokens: int, _method: dict[str, Any]
+    ) -> Generator[int, None, list[list[int]]]:
+        context = _open(model, len(prompts), len(prompts[0]) + tokens, options["threads"], flash=options["flash"])
         batch = lc.llama_batch_init(CHUNK, 0, 1)
         try:
             yield 0
             fed = [_read(context, batch, s, ids, vocab) for s, ids in enumerate(prompts)]
+            said = [[token] for token in fed]
             yield len(prompts)
             for at in range(len(prompts[0]), len(prompts[0]) + tokens - 1):
                 _decode(context, batch, [(token, at, s, True) for s, token in enumerate(fed)])
                 fed = [_best(context, s, vocab) for s in range(len(prompts))]
+                for answer, token in zip(said, fed, strict=True):
+                    answer.append(token)
                 yield len(prompts)
+            return said
         finally:
             lc.llama_batch_free(batch)
             lc.llama_free(context)
@@ -40,12 +46,13 @@ def load(options: dict[str, Any]) -> tuple[str, Generate]:
     return f"llama.cpp of llama-cpp-python {version('llama-cpp-python')}, built here with GGML_NATIVE: {has}", generate
 
 
-def _open(model: Any, sequences: int, length: int, threads: int) -> Any:
+def _open(model: Any, sequences: int, length: int, threads: int, *, flash: bool) -> Any:
     params = lc.llama_context_default_params()
     params.n_seq_max, params.n_ctx = sequences, sequences * (-(-length // 256) * 256)
     params.n_batch = params.n_ubatch = CHUNK
     params.n_threads = params.n_threads_batch = threads
     params.no_perf = True
+    params.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
     return lc.llama_init_from_model(model, params)
 
 

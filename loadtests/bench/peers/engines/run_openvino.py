@@ -19,7 +19,7 @@ def load(options: dict[str, Any]) -> tuple[str, Generate]:
     folder = _convert(Path(options["folder"]), Path(options["kept"]), options["weights"])
     scheduling = genai.SchedulerConfig()
     scheduling.cache_size, scheduling.enable_prefix_caching, scheduling.max_num_batched_tokens = 1, False, 512
-    properties = {"INFERENCE_NUM_THREADS": options["threads"]}
+    properties = {"INFERENCE_NUM_THREADS": options["threads"], **options.get("properties", {})}
     pipeline = genai.ContinuousBatchingPipeline(str(folder), scheduling, "CPU", properties)
     last = 0
 
@@ -36,7 +36,7 @@ def load(options: dict[str, Any]) -> tuple[str, Generate]:
             if count := sum(_read(handle) for handle in handles):
                 yield count
 
-    return f"OpenVINO GenAI {genai.__version__.split('-')[0]}, {options['weights']}, its cache's default type", generate
+    return f"OpenVINO GenAI {genai.__version__.split('-')[0]}, {options['weights']}", generate
 
 
 def _read(handle: Any) -> int:

@@ -1,4 +1,4 @@
-"""Transformers, eager steps with SDPA, in the project's own environment."""
+"""Transformers, step by step, in the project's own environment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def load(options: dict[str, Any]) -> tuple[str, Generate]:
     """The model of a folder in bfloat16."""
     torch.set_num_threads(options["threads"])
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        options["folder"], dtype=torch.bfloat16, attn_implementation="sdpa"
+        options["folder"], dtype=torch.bfloat16, attn_implementation=options["attention"]
     ).eval()
 
     @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""vLLM on the CPU, eager, its engine in this process and without prefix cache."""
+"""vLLM on the CPU, its engine in this process and without prefix cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ def load(options: dict[str, Any]) -> tuple[str, Generate]:
     import vllm  # noqa: PLC0415  # reads the environment when imported
 
     engine = vllm.LLM(
-        model=options["folder"], dtype="bfloat16", enforce_eager=True, max_model_len=8192, enable_prefix_caching=False
+        model=options["folder"],
+        dtype="bfloat16",
+        enforce_eager=options["eager"],
+        max_model_len=8192,
+        enable_prefix_caching=False,
     ).llm_engine
     last = 0
 
@@ -40,7 +44,7 @@ def load(options: dict[str, Any]) -> tuple[str, Generate]:
                 known, came = now, now - known
                 yield came
 
-    return f"vLLM {vllm.__version__}, CPU, eager, bf16", generate
+    return f"vLLM {vllm.__version__}, CPU, bf16", generate
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ page = Page(
     module="study.js",
     under="segment",
     icon="card",
+    path="/v1/segment/dicom",
     gallery=(
         GalleryEntry(
             user="Hospital",

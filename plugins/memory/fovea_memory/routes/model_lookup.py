@@ -10,7 +10,7 @@ from fovea.errors import InvalidOption
 from fovea_memory.adapters.landmark import LandmarkAdapter
 from fovea_memory.adapters.session import SessionAdapter
 from fovea_memory.adapters.titans import TitansAdapter
-from services.llm_longctx.api.model_lookup import find_model, resolve_model
+from services.llm_longctx.api.model_lookup import find_served_model, resolve_model
 from shared.serving.host import Host
 
 _Adapter = TypeVar("_Adapter", bound=SessionAdapter)
@@ -41,7 +41,7 @@ def _find_adapter(
     able = [known for known in chat if field in getattr(host.servable_type(known), "takes", ())]
     resolved = resolve_model(host, name if name or not able else able[0])
     if resolved in able:
-        adapter = find_model(host, resolved, request).adapter
+        adapter = find_served_model(host, resolved, request).adapter
         if isinstance(adapter, kind):
             return adapter
     hint = f"Models that do: {', '.join(able) or 'none is served'}."

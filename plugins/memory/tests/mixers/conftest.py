@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.golden import read_golden
+
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
@@ -16,8 +18,8 @@ class Golden:
 
     def __init__(self, name):
         self.facts = json.loads((GOLDEN / f"{name}.keys.json").read_text("utf8"))
-        with np.load(GOLDEN / f"{name}.npz") as arrays:
-            self.arrays = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+        arrays = read_golden(GOLDEN / f"{name}.arrays")
+        self.arrays = {key: torch.from_numpy(arrays[key]) for key in arrays}
         self.config = self.facts.get("config", {})
 
     def __getitem__(self, name):

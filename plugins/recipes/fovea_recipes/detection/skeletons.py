@@ -11,13 +11,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 
-from fovea.errors import NotFound
+from fovea.errors import NotFound, NotReady
 from fovea_recipes.detection.bmn.data import Videos
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 CELL = 12
 """Frame numbers per cell: 0.4 s of a camera of 30 frames a second."""
@@ -169,7 +172,17 @@ def _seen(features: Array) -> Array:
 
 
 def _recogniser(some: Sequence[Recording], classes: int) -> LogisticRegression:
-    """Probabilities of each class and, last, of none."""
+    """Probabilities of each class and, last, of none.
+
+    Raises:
+        NotReady: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression  # noqa: PLC0415  # an extra
+    except ModuleNotFoundError as error:
+        raise NotReady(
+            "Recipes of skeletons need scikit-learn.", hint="Try: pip install 'fovea-recipes[samples]'."
+        ) from error
     inputs, labels = [], []
     for each in some:
         kind = np.full(len(each.joints), classes)

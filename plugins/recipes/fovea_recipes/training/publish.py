@@ -20,7 +20,7 @@ from fovea_recipes.training.trainer import FitResult
 from shared.registry.int8 import SCALE, pack_kernels, unpack_kernels
 from shared.registry.weights import Dtype, Manifest, NetworkSpec, write_weights
 
-_LIBRARIES = ("fovea", "torch", "numpy", "scipy", "pillow")
+_LIBRARIES = ("fovea-platform", "torch", "numpy", "scipy", "pillow")
 
 
 def publish(

@@ -9,7 +9,7 @@ from plugins.recipes.tests.golden_files import read
 
 
 def _golden() -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor, dict[str, np.ndarray]]:
-    golden = read("yolo9tr-loss.npz")  # inputs are kept in 16 bits: half the bytes, and within the tolerance
+    golden = read("yolo9tr-loss.arrays")  # inputs are kept in 16 bits: half the bytes, and within the tolerance
     main, auxiliary = ([torch.from_numpy(golden[f"raw_{b}_{i}"]).float() for i in range(3)] for b in ("main", "aux"))
     return main, auxiliary, torch.from_numpy(golden["targets"]), golden
 

@@ -9,10 +9,11 @@ from fovea_recipes.medical_seg.metrics import segmentation_scores
 from plugins.recipes.tests.golden_files import read
 from services.medical_seg.tests.conftest import GOLDEN
 from shared.registry import network
+from tests.golden import read_golden
 
 
 def test_losses_of_the_maps_equal_the_published_ones(fill, picture, mask):
-    expected, truth = np.load(GOLDEN / "pranet_1x3x256x320.npz"), mask(1, 256, 320)
+    expected, truth = read_golden(GOLDEN / "pranet_1x3x256x320.arrays"), mask(1, 256, 320)
     with torch.no_grad():
         maps = fill(network("pranet"))(picture(1, 256, 320))
     for form, key in (("released", "structure_loss_official"), ("paper", "structure_loss_reduction_none")):
@@ -21,7 +22,7 @@ def test_losses_of_the_maps_equal_the_published_ones(fill, picture, mask):
 
 
 def test_one_training_step_has_the_golden_losses_gradients_and_statistics(fill, picture, mask):
-    net, expected = fill(network("pranet")).train(), read("pranet_trainstep_2x3x96x96.npz")
+    net, expected = fill(network("pranet")).train(), read("pranet_trainstep_2x3x96x96.arrays")
     truth = mask(2, 96, 96)
     losses = [structure_loss(found, truth, "released") for found in net(picture(2, 96, 96))]
     torch.stack(losses).sum().backward()
@@ -36,7 +37,7 @@ def test_one_training_step_has_the_golden_losses_gradients_and_statistics(fill, 
 
 
 def test_metrics_equal_the_toolbox_on_every_case():
-    pairs, cases = read("polyp_metrics.npz"), read("polyp_metrics.json")["cases"]
+    pairs, cases = read("polyp_metrics.arrays"), read("polyp_metrics.json")["cases"]
     assert len(cases) == 6
     for prediction, truth, expected in zip(pairs["pred_u8"], pairs["gt"], cases, strict=True):
         scores = segmentation_scores(prediction, truth)

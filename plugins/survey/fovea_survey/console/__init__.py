@@ -11,8 +11,10 @@ page = Page(
     title="Photographs with GPS? Make a survey",
     folder=Path(__file__).parent,
     module="survey.js",
+    styles=("survey.css",),
     under="detect",
     icon="survey",
+    path="/v1/detect/survey",
     gallery=(
         GalleryEntry(
             user="Road authority",

@@ -129,7 +129,7 @@ class StepAttention:
             s.policy.config,
             s.memos[layer],
             self._inputs.attention_input(layer, b),
-            self._inputs.output_matrix(layer),
+            self._inputs.output_matrix(layer, b),
         )
 
     def _plan(

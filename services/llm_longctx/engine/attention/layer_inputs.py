@@ -6,17 +6,21 @@ decoder's blocks; knows no method.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from shared.lm.decoder import Decoder
+from shared.lm.lora import LoraAdapter
 
 
 class LayerInputs:
     """Of one forward pass. `tap` goes to the decoder where `is_tapped`."""
 
-    def __init__(self, model: Decoder, needs: Iterable[frozenset[str]]) -> None:
+    def __init__(
+        self, model: Decoder, needs: Iterable[frozenset[str]], adapters: Sequence[LoraAdapter | None] = ()
+    ) -> None:
+        self._adapters = adapters
         wanted = frozenset[str]().union(*needs)
         self._model = model
         self.is_tapped = "hidden" in wanted
@@ -35,11 +39,14 @@ class LayerInputs:
         """The attention input [T,D] of one sequence of the batch."""
         return self._hidden[layer][row] if layer in self._hidden else None
 
-    def output_matrix(self, layer: int) -> Tensor | None:
-        """The output matrix [D,H·d]."""
+    def output_matrix(self, layer: int, row: int = 0) -> Tensor | None:
+        """The output matrix [D,H·d], with the adapter of one sequence of the batch."""
         if not self._has_output:
             return None
         block = self._model.blocks[layer]
         if self._model.config.path == "gpt2":
             return block.attn.c_proj.weight.T  # type: ignore[attr-defined,no-any-return]
-        return block.self_attn.o_proj.weight  # type: ignore[attr-defined,no-any-return]
+        matrix: nn.Linear = block.self_attn.o_proj  # type: ignore[attr-defined]
+        adapter = self._adapters[row] if self._adapters else None
+        part = None if adapter is None else adapter.parts.get(matrix)
+        return matrix.weight if part is None else part.merge(matrix.weight).to(matrix.weight.dtype)

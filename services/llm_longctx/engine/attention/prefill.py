@@ -33,12 +33,20 @@ class ChunkAttention:
         self._last = last
         self._boundaries = boundaries
         self._backend = backend
+        policy, method = state.policy, state.policy.method
+        self._is_plain = bool(policy.full.all()) and not policy.heads.calibrated
+        self._is_plain &= not (method.overrides("prefill_plan") or method.overrides("after_prefill"))
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
         """Mix values; see `shared.lm.attention.AttentionSeam`. The batch is one sequence."""
         q, k, v = q[0].transpose(0, 1), k[0].transpose(0, 1), v[0].transpose(0, 1)
         policy, cache, method = self._s.policy, self._s.cache, self._s.policy.layers[layer]
         G = k.shape[0]
+        if self._is_plain:
+            cache.append(layer, range(G), k, v)
+            out, _ = over_history(q, *cache.whole_heads(layer, range(G)), Dense(), self._backend)
+            cache.end_chunk(layer)
+            return out.transpose(0, 1)[None]
         # A head that will be cut at the end of the prompt is whole until then.
         whole = [g for g in range(G) if policy.full[layer, g] or (method.cut_at_end and self._is_entire(layer, g))]
         cut = [g for g in range(G) if g not in whole]

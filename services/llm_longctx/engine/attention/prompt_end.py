@@ -20,6 +20,8 @@ from services.llm_longctx.methods.core.hook_results import Dense
 from shared.lm.attention import ignore_taps
 from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import to_device
+from shared.lm.lora import LoraOps
+from shared.lm.ops import TORCH
 
 
 class ReplayAttention:
@@ -61,11 +63,13 @@ class ReplayAttention:
 def end_prompt(model: Decoder, state: PagedState, ids: Sequence[int], backend: str) -> None:
     """Replay a prompt that all layers have read, where the method wants it, and cut what waits for all layers."""
     method, length = state.policy.method, state.cache.length
-    inputs = LayerInputs(model, [method.needs])
+    inputs = LayerInputs(model, [method.needs], [state.adapter])
+    ops = TORCH if state.adapter is None else LoraOps(TORCH, [state.adapter])
     for replay in method.replays(ids):
         seam = ReplayAttention(state, replay, inputs, backend)
         rows = to_device(replay.ids, model.output_matrix.device)[None]
-        model(rows, attend=seam, offset=length, keep=0, tap=inputs.tap if inputs.is_tapped else ignore_taps)
+        tap = inputs.tap if inputs.is_tapped else ignore_taps
+        model(rows, attend=seam, offset=length, keep=0, tap=tap, ops=ops)
     layers = range(state.policy.config.layers)
     own = [layer for layer in layers if state.policy.layers[layer] is method]
     view = PromptEndView(

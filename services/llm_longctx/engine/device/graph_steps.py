@@ -113,15 +113,23 @@ class GraphSteps:
         return sum(one.replay is not None for one in self._held.values())
 
     def step(
-        self, rows: StepRows, tokens: Sequence[int], positions: Sequence[int], draws: StepDraws | None
+        self,
+        rows: StepRows,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        draws: StepDraws | None,
+        unrecorded: Callable[[FixedStep], Outputs] | None = None,
     ) -> Tensor | None:
-        """Run a step: logits [B,V] until the next one; None where no recording can have its shape."""
+        """Run a step: logits [B,V] until the next one; None where no recording can have its shape.
+
+        What is `unrecorded` runs in the place of a recording: on its buffer, so that rows are as many.
+        """
         at = bisect_left(self.batches, len(tokens))
         if at == len(self.batches) or (spare := self._spare_entry()) is None:
             return None
         one = self._recording(StepShape.of(rows, len(tokens), self.batches[at]), spare)
         one.step.write(rows, tokens, positions, draws)
-        logits, drawn = self._outputs(one)
+        logits, drawn = self._outputs(one) if unrecorded is None else unrecorded(one.step)
         if draws is None:
             return logits[: len(tokens)].clone()  # its reader may keep it
         draws.rows.take(one.step.settings.on(logits.device)[:, : len(tokens)])

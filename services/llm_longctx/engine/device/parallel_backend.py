@@ -73,7 +73,7 @@ class LeadingBackend(PagedBackend):
 
     def allocate(self, sequence: Sequence[PagedState], parent: Sequence[PagedState] | None = None) -> None:
         request, policy = sequence.request, sequence.request.policy or self.policy
-        check_divisible(policy, has_taps=request.taps is not None)
+        check_divisible(policy, has_taps=request.taps is not None or request.adapter is not None)
         self._known[sequence] = number = next(self._numbers)
         facts = {
             name: getattr(request, name)
@@ -166,7 +166,7 @@ def check_divisible(policy: Policy, *, has_taps: bool) -> None:
         InvalidOption: It doesn't, or its request looks into the model.
     """
     if has_taps:
-        detail = "Interventions and captures need the whole model in one process, and several hold this one."
+        detail = "Interventions, captures and adapters need the whole model in one process; several hold this one."
         raise InvalidOption(detail, hint="Set FOVEA_LLM_TENSOR_PARALLEL=1.")
     if policy.method.name not in DIVISIBLE:
         detail = f"{policy.method.name} may hold other entries in one head than in another, or compare heads."

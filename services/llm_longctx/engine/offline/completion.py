@@ -17,6 +17,7 @@ from services.llm_longctx.engine.taps import CapturedTokens, RequestTaps
 from services.llm_longctx.kv_cache import CacheBits
 from services.llm_longctx.methods import AttentionMethod
 from shared.lm.head_plan import HeadPlan
+from shared.lm.lora import LoraAdapter
 from shared.registry import CallContext
 
 
@@ -36,6 +37,7 @@ class Request:
         run: Deadline and cancellation.
         cache_bits: Format of older entries, or 16 for the decoder's own type; None takes the engine's.
         taps: Its edits and captures inside the model.
+        adapter: Its LoRA adapter.
     """
 
     ids: Sequence[int]
@@ -52,6 +54,7 @@ class Request:
     run: CallContext | None = None
     cache_bits: CacheBits | Literal[16] | None = None
     taps: RequestTaps | None = None
+    adapter: LoraAdapter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,7 @@ class RequestOutput:
             priority=asked.priority,
             run=asked.run or CallContext(),
             taps=asked.taps,
+            adapter=asked.adapter,
             hooks=collector,
         )
         return cls(request, policy, backend, collector)

@@ -15,6 +15,7 @@ from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.engine.model_runner import ModelRunner
 from services.llm_longctx.engine.offline.decode_loop import decode, read_prompt
+from shared.lm.lora import LoraAdapter
 
 
 @dataclass(slots=True)
@@ -66,13 +67,14 @@ def compare_to_dense(
     answer: Sequence[int],
     policy: Policy,
     on_result: Callable[[Fidelity], object],
+    adapter: LoraAdapter | None = None,
 ) -> Generator[None, None, None]:
     """Read a prompt and an answer densely and by a method, piece by piece; `on_result` gets the result at the end.
 
     Pages are given back whether it runs to its end or is closed before.
     """
     found = Fidelity()
-    pair = [_Forced(runner.open(one), answer) for one in (runner.dense, policy)]
+    pair = [_Forced(runner.open(one, adapter), answer) for one in (runner.dense, policy)]
     try:
         for one in pair:
             one.state.reserve(len(prompt), len(answer))

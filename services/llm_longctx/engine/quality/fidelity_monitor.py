@@ -69,7 +69,7 @@ class FidelityMonitor:
             self._record(context, policy, found)
             context.run(self._record_span, policy.method.name, found, time.perf_counter() - asked_at)
 
-        return compare_to_dense(runner, request.prompt_ids, answer, policy, record)
+        return compare_to_dense(runner, request.prompt_ids, answer, policy, record, request.adapter)
 
     def held_back_reason(self, policy: Policy) -> str | None:
         """Why dense is to serve in its place at present, or None."""

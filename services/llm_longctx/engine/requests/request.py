@@ -12,6 +12,7 @@ from fovea.errors import FoveaError
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.requests.sampling import Grammar, Sampling, ScoredToken
 from services.llm_longctx.engine.taps import CapturedTokens, RequestTaps
+from shared.lm.lora import LoraAdapter
 from shared.registry import CallContext
 
 FinishReason = Literal["stop", "length"]
@@ -107,6 +108,7 @@ class GenerationRequest:
         run: Deadline and cancellation.
         source: With what a plug-in's backend reads it; None for the paged backend.
         taps: Its edits and captures inside the model.
+        adapter: Its LoRA adapter.
         recorder: Receives logits and tokens of its one answer.
         hooks: Receives its tokens.
         stats: Its cost.
@@ -127,6 +129,7 @@ class GenerationRequest:
     run: CallContext = field(default_factory=CallContext)
     source: Any = None
     taps: RequestTaps | None = None
+    adapter: LoraAdapter | None = None
     recorder: TokenRecorder | None = None
     hooks: RequestHooks = field(default_factory=RequestHooks)
     stats: RequestStats = field(default_factory=RequestStats)

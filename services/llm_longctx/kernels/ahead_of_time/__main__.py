@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _compare(row: Row) -> list[str]:
-    """What differs from the record; another Triton may well compile otherwise."""
+    """Differences from the record; another Triton may well compile otherwise."""
     recorded, operation = read_results(), row.name.split("/")[0]
     if recorded["triton"] != importlib.metadata.version("triton"):
         return []

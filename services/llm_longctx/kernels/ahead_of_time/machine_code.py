@@ -1,4 +1,4 @@
-"""What a compiled kernel uses: registers, stack, shared memory, and the instructions that decide on its speed.
+"""Resources of a compiled kernel: registers, stack, shared memory, and the instructions that decide on its speed.
 
 Read from the machine code by the disassemblers of Triton's wheel. Knows nothing about what kernels compute.
 """
@@ -28,7 +28,7 @@ _BULK = re.compile(r"\bUTMALDG\b")
 
 @dataclass(frozen=True, slots=True)
 class KernelUsage:
-    """What one kernel uses.
+    """Resources of one kernel.
 
     Attributes:
         registers: Per thread.

@@ -42,7 +42,7 @@ class Row:
     Attributes:
         name: `operation/shape/card`.
         used: Warps, stages, and the fields of `KernelUsage`.
-        over_budget: What is over budget, in words.
+        over_budget: The kernels over budget, in words.
     """
 
     name: str

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from services.llm_longctx.kernels.decode_step.low_rank import AdapterTables
 from services.llm_longctx.kernels.decode_step.pieces import Addition, StepInPieces, run_tapped
 from services.llm_longctx.kernels.decode_step.runs import EntryRuns
 from services.llm_longctx.kernels.native import bindings
@@ -17,13 +18,11 @@ from services.llm_longctx.kernels.quantized_linear.packing import PackedMatrix
 from shared.lm.attention import AttentionSeam, Tap
 from shared.lm.blocks import Gemma3Block, LlamaBlock
 from shared.lm.decoder import Decoder
+from shared.lm.lora import PLACES, LoraAdapter
 from shared.lm.rope import frequencies, local_frequencies
 
 HEAD = "lm_head.weight"
 """Key of the output matrix among packed ones, tied or not."""
-
-_PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
-_MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
 def is_supported(model: Decoder) -> bool:
@@ -44,6 +43,7 @@ class NativeDecoder:
         self.config, self.dtype = model.config, model.output_matrix.dtype
         self._kept: list[object] = []
         self._packed = packed
+        self._adapters = AdapterTables(model)
         gemma = self.config.path == "gemma3"
         c = self.config
         facts = [self.dtype == torch.bfloat16, c.vocab, c.width, c.layers, c.heads, c.kv_heads, c.head_dim, c.hidden]
@@ -55,16 +55,29 @@ class NativeDecoder:
         weakref.finalize(self, bindings.delete_decoder, self._handle)
 
     def step(
-        self, tokens: Sequence[int], positions: Sequence[int], runs: EntryRuns, additions: Sequence[Addition] = ()
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        runs: EntryRuns,
+        additions: Sequence[Addition] = (),
+        adapters: Sequence[LoraAdapter | None] = (),
     ) -> Tensor:
-        """Feed one token per sequence, whose entries are written, and attend over their runs: logits [B,V] float32."""
-        return self._begin(tokens, positions, runs, additions).run()
+        """Feed one token per sequence, whose entries are written, and attend over their runs: logits [B,V] float32.
+
+        Each sequence may have an adapter; without any, `adapters` may be left out.
+        """
+        return self._begin(tokens, positions, runs, additions, adapters).run()
 
     def step_through(
-        self, tokens: Sequence[int], positions: Sequence[int], attend: AttentionSeam, additions: Sequence[Addition] = ()
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        attend: AttentionSeam,
+        additions: Sequence[Addition] = (),
+        adapters: Sequence[LoraAdapter | None] = (),
     ) -> Tensor:
         """As `step`, where another attends layer by layer and owns what is written: logits [B,V] float32."""
-        step = self._begin(tokens, positions, None, additions)
+        step = self._begin(tokens, positions, None, additions, adapters)
         for layer in range(self.config.layers):
             step.mix(layer, attend(layer, *step.rotate(layer), 0))
         return step.run()
@@ -77,6 +90,7 @@ class NativeDecoder:
         runs: EntryRuns | None,
         tap: Tap,
         tapped: frozenset[tuple[str, int]],
+        adapter: LoraAdapter | None = None,
     ) -> Tensor:
         """As `step` for one sequence, with taps; the pieces between them are the same arithmetic.
 
@@ -87,18 +101,25 @@ class NativeDecoder:
             runs: What is attended over elsewhere.
             tap: Reads and edits named activations.
             tapped: Names and layers of the sites that it wants; `normed` is not among them.
+            adapter: Of the sequence.
 
         Returns:
             Logits [1,V] float32.
         """
-        step = self._begin([token], [position], runs, ())
+        step = self._begin([token], [position], runs, (), [adapter])
         run_tapped(step, attend, tap, tapped, is_attending=runs is None)
         return step.run()
 
     def _begin(
-        self, tokens: Sequence[int], positions: Sequence[int], runs: EntryRuns | None, additions: Sequence[Addition]
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        runs: EntryRuns | None,
+        additions: Sequence[Addition],
+        adapters: Sequence[LoraAdapter | None],
     ) -> StepInPieces:
-        return StepInPieces(self.config, self.dtype, self._handle, self._feed(tokens, positions), runs, additions)
+        fed, tables = self._feed(tokens, positions), self._adapters.find(adapters)
+        return StepInPieces(self.config, self.dtype, self._handle, fed, runs, additions, tables)
 
     def _feed(self, tokens: Sequence[int], positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         if not all(0 <= token < self.config.vocab for token in tokens):
@@ -114,7 +135,7 @@ class NativeDecoder:
         words = [self._keep(body.embed_tokens.weight), self._keep(body.norm.weight), *tables]
         words += self._matrix(HEAD, model.output_matrix, None)
         for layer, block in enumerate(model.blocks):
-            for name in (*_PARTS, *_MLP):
+            for name in PLACES:
                 linear = block.get_submodule(name)  # type: ignore[attr-defined]  # blocks of these families are modules
                 words += self._matrix(f"model.layers.{layer}.{name}.weight", linear.weight, linear.bias)
             words += [self._keep(weight) for weight in _norm_weights(block)]

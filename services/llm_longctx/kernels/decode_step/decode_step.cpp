@@ -4,6 +4,7 @@
 // matrices are float32, whatever the decoder's type. A caller who attends itself runs the step in pieces, up to a layer's
 // rotated q, k, v and on from its mixed values; one who looks inside reads and writes the residual stream between pieces.
 // Vectors are added to rows of the residual stream where a phase has ended, in the serial phase that comes last before it.
+// A row may have an adapter, whose low-rank products in float32 are added to its strips; other rows stay as they are.
 // Knows nothing about Python, torch or who owns pages.
 #include <algorithm>
 #include <cmath>
@@ -23,6 +24,8 @@ constexpr int SPAN = 256;            // entries of a task of attention
 constexpr int CHUNKS_PER_THREAD = 6;  // of a matrix: so many that nobody waits long for the last
 
 enum Phase { PROJECT, ROTATE, ATTEND, OUTPUT, AFTER_ATTENTION, GATE, DOWN, AFTER_MLP, PHASES };
+
+enum Place { Q, K, V, O, GATE_ROWS, UP_ROWS, DOWN_ROWS, PLACES };  // of a layer's matrices in an adapter's table
 
 // A vector [D] that is added to one row before a phase that follows a serial one: PROJECT, GATE or the logits.
 struct Addition {
@@ -45,6 +48,8 @@ struct Batch {
   float* logits;                   // [B,V]
   int64_t num_additions;
   const Addition* additions;       // in the order in which they are added
+  const LowRank* const* adapters;  // [B], each a table [layers,PLACES] or null; null where no row has one
+  int64_t most_rank;               // of all of them
   void *q, *k, *v;                 // [B,H,d], [B,G,d]: for callers that attend themselves; else null
   const void* mixed;               // [B,H,d]: what they found
 };
@@ -86,13 +91,13 @@ class Step : public Job {
     if (l == net.layers) return head(chunk, mine, first);
     const Layer& layer = net.layer[l];
     switch (phase % PHASES) {
-      case PROJECT: return project(layer, chunk, mine, first);
+      case PROJECT: return project(layer, l, chunk, mine, first);
       case ROTATE: return rotate(layer, l, chunk, mine);
       case ATTEND: return attend(l, chunk, parts[thread]);
       case OUTPUT: return output(layer, l, chunk, mine, first);
       case AFTER_ATTENTION: return end_half(layer.after_attention, phase, mine);
-      case GATE: return gate(layer, chunk, mine, first);
-      case DOWN: return down(layer, chunk, mine, first);
+      case GATE: return gate(layer, l, chunk, mine, first);
+      case DOWN: return down(layer, l, chunk, mine, first);
       case AFTER_MLP: return end_half(layer.after_mlp, phase, mine);
     }
   }
@@ -101,7 +106,7 @@ class Step : public Job {
   struct Scratch {
     std::vector<float> input;
     MatrixRows<T> rows;
-    Floats strip, other;
+    Floats strip, other, low;
   };
   struct Task {
     int row;
@@ -193,16 +198,7 @@ class Step : public Job {
   }
 
   void norm(const float* from, const void* weight, float* to, int n) const {
-    const T* by = static_cast<const T*>(weight);
-    vec squares{};
-    const int whole = n / LANES * LANES;
-    for (int c = 0; c < whole; c += LANES) squares += load(from + c) * load(from + c);
-    float total = horizontal_sum(squares);
-    for (int c = whole; c < n; c++) total += from[c] * from[c];
-    const float factor = 1.0f / std::sqrt(total / float(n) + float(net.eps)), offset = float(net.norm_offset);
-    for (int c = 0; c < whole; c += LANES)
-      store(to + c, load(from + c) * broadcast(factor) * (load(by + c) + broadcast(offset)));
-    for (int c = whole; c < n; c++) to[c] = from[c] * factor * (widen(by[c]) + offset);
+    Norm<T>{static_cast<const T*>(weight), float(net.eps), float(net.norm_offset)}.apply(from, to, n);
   }
 
   void take_normed(const void* weight, Scratch& mine) const {
@@ -211,13 +207,50 @@ class Step : public Job {
     take(mine.input.data(), D, mine);
   }
 
+  const LowRank* adapter(int l, int place, int b) const {
+    const LowRank* table = batch.adapters ? batch.adapters[b] : nullptr;
+    return table && table[l * PLACES + place].rank ? table + l * PLACES + place : nullptr;
+  }
+
+  // Rows [B,columns] times the lower halves of their adapters, for `count` places from `place` on.
+  void take_low(int l, int place, int count, const float* from, int columns, Scratch& mine) const {
+    if (!batch.adapters) return;
+    mine.low.resize(size_t(count) * B * batch.most_rank);
+    const int whole = columns / LANES * LANES;
+    for (int i = 0; i < count; i++)
+      for (int b = 0; b < B; b++) {
+        const LowRank* one = adapter(l, place + i, b);
+        const float* row = from + size_t(b) * columns;
+        for (int64_t r = 0; one && r < one->rank; r++) {
+          const float* down = one->down + r * columns;
+          vec sums{};
+          for (int c = 0; c < whole; c += LANES) sums += load(row + c) * load(down + c);
+          float total = horizontal_sum(sums);
+          for (int c = whole; c < columns; c++) total += row[c] * down[c];
+          mine.low[(size_t(i) * B + b) * batch.most_rank + r] = total;
+        }
+      }
+  }
+
+  // Adds what adapters make of the i-th place's lower products to a strip [B][16] of its matrix.
+  void add_low(int l, int place, int i, int64_t strip, const Scratch& mine, float* to) const {
+    for (int b = 0; batch.adapters && b < B; b++) {
+      const LowRank* one = adapter(l, place + i, b);
+      if (!one) continue;
+      const float *low = &mine.low[(size_t(i) * B + b) * batch.most_rank], *up = one->up + strip * one->rank * STRIP;
+      vec sums{};
+      for (int64_t r = 0; r < one->rank; r++) sums += load(up + r * STRIP) * broadcast(low[r]);
+      store(to + b * STRIP, load(to + b * STRIP) + sums);
+    }
+  }
+
   void take(const float* from, int columns, Scratch& mine) const {
     mine.strip.resize(size_t(STRIP) * B), mine.other.resize(size_t(STRIP) * B);
     mine.rows.assign(from, B, columns);
   }
 
-  void project(const Layer& layer, int chunk, Scratch& mine, bool first) {
-    if (first) take_normed(layer.attention_norm, mine);
+  void project(const Layer& layer, int l, int chunk, Scratch& mine, bool first) {
+    if (first) take_normed(layer.attention_norm, mine), take_low(l, Q, 3, mine.input.data(), D, mine);
     const Weights* matrices[] = {&layer.q, &layer.k, &layer.v};
     const int64_t all = (H + 2 * G) * d;
     for_strips(projected_strips(layer), chunk, [&](int64_t s) {
@@ -225,6 +258,7 @@ class Step : public Job {
       int m = 0;
       for (; s >= strips_of(*matrices[m]); m++) s -= strips_of(*matrices[m]), column += matrices[m]->rows;
       int many = mine.rows.multiply(*matrices[m], s, mine.strip.data());
+      add_low(l, Q, m, s, mine, mine.strip.data());
       for (int b = 0; b < B; b++)
         std::copy_n(&mine.strip[b * STRIP], many, &projected[b * all + column + s * STRIP]);
     });
@@ -314,15 +348,18 @@ class Step : public Job {
       else
         join(l, mine.input.data());
       take(mine.input.data(), H * d, mine);
+      take_low(l, O, 1, mine.input.data(), H * d, mine);
     }
-    add(layer.o, chunk, mine, layer.after_attention != nullptr);
+    add(layer.o, l, O, chunk, mine, layer.after_attention != nullptr);
   }
 
-  void gate(const Layer& layer, int chunk, Scratch& mine, bool first) {
-    if (first) take_normed(layer.mlp_norm, mine);
+  void gate(const Layer& layer, int l, int chunk, Scratch& mine, bool first) {
+    if (first) take_normed(layer.mlp_norm, mine), take_low(l, GATE_ROWS, 2, mine.input.data(), D, mine);
     for_strips(strips_of(layer.gate), chunk, [&](int64_t s) {
       int many = mine.rows.multiply(layer.gate, s, mine.strip.data());
       mine.rows.multiply(layer.up, s, mine.other.data());
+      add_low(l, GATE_ROWS, 0, s, mine, mine.strip.data());
+      add_low(l, GATE_ROWS, 1, s, mine, mine.other.data());
       for (int b = 0; b < B; b++) {
         float* closed = &mine.strip[b * STRIP];
         const vec opening = net.is_gelu ? gelu(load(closed)) : silu(load(closed));
@@ -332,15 +369,16 @@ class Step : public Job {
     });
   }
 
-  void down(const Layer& layer, int chunk, Scratch& mine, bool first) {
-    if (first) take(hidden.data(), F, mine);
-    add(layer.down, chunk, mine, layer.after_mlp != nullptr);
+  void down(const Layer& layer, int l, int chunk, Scratch& mine, bool first) {
+    if (first) take(hidden.data(), F, mine), take_low(l, DOWN_ROWS, 1, hidden.data(), F, mine);
+    add(layer.down, l, DOWN_ROWS, chunk, mine, layer.after_mlp != nullptr);
   }
 
   // To the residual stream, or aside where a norm comes before.
-  void add(const Weights& m, int chunk, Scratch& mine, bool is_aside) {
+  void add(const Weights& m, int l, int place, int chunk, Scratch& mine, bool is_aside) {
     for_strips(strips_of(m), chunk, [&](int64_t s) {
       int many = mine.rows.multiply(m, s, mine.strip.data());
+      add_low(l, place, 0, s, mine, mine.strip.data());
       for (int b = 0; b < B; b++)
         for (int i = 0; i < many; i++) {
           const size_t at = size_t(b) * D + s * STRIP + i;
@@ -448,10 +486,12 @@ extern "C" void fovea_decode_step(int is_bf16, void* model, const int64_t* words
               static_cast<float*>(at(20)),
               words[21],
               static_cast<const Addition*>(at(22)),
-              at(23),
-              at(24),
+              static_cast<const LowRank* const*>(at(23)),
+              words[24],
               at(25),
-              at(26)};
+              at(26),
+              at(27),
+              at(28)};
   for (int i = 0; i < 4; i++) {
     batch.packed[i] = static_cast<const uint8_t*>(at(12 + i));
     batch.packed_log_weights[i] = static_cast<const float*>(at(16 + i));

@@ -14,6 +14,12 @@ struct Weights {
   int64_t rows, columns;
 };
 
+// What an adapter adds to the product with one matrix: up (down x), in float32.
+struct LowRank {
+  int64_t rank;           // 0: nothing
+  const float *down, *up;  // [rank,columns]; strips of 16 rows [strips,rank,16], filled up with zeros
+};
+
 struct Layer {
   Weights q, k, v, o, gate, up, down;
   const void *attention_norm, *mlp_norm, *q_norm, *k_norm, *after_attention, *after_mlp;  // null where there is none

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from services.llm_longctx.kernels.decode_step.low_rank import AdapterTable
 from services.llm_longctx.kernels.decode_step.runs import EntryRuns
 from services.llm_longctx.kernels.native import bindings
 from shared.lm.attention import AttentionSeam, Tap
@@ -38,7 +39,7 @@ class Addition:
         row: Which sequence of the step.
         site: One of `ADDABLE_SITES`.
         layer: Its layer; -1 for sites that exist once.
-        vector: What is added, [D] float32.
+        vector: The addend, [D] float32.
     """
 
     row: int
@@ -71,19 +72,22 @@ class StepInPieces:
         fed: tuple[np.ndarray, np.ndarray],
         runs: EntryRuns | None,
         additions: Sequence[Addition],
+        adapters: Sequence[AdapterTable | None] = (),
     ) -> None:
-        """Prepare; without `runs` the caller attends in every layer."""
+        """Prepare; without `runs` the caller attends in every layer. Adapters are one per row, or none at all."""
         self.config, self._dtype, self._handle = config, dtype, handle
         added = sorted(
             ((a.phase(config.layers), a.row, a.vector.data_ptr()) for a in additions), key=lambda one: one[0]
         )
         table = np.array(added, np.int64)
-        self._kept = fed, runs, additions, table  # what the words point at
+        rows = np.array([0 if one is None else one.address for one in adapters], np.int64)
+        low = [rows.ctypes.data if adapters else 0, max((one.rank for one in adapters if one), default=0)]
+        self._kept = fed, runs, additions, table, adapters, rows  # what the words point at
         self._rows = len(fed[0])
         self.logits = torch.empty(self._rows, config.vocab)
         found = [0] * _RUN_WORDS if runs is None else runs.words()
         beside = [self.logits.data_ptr(), len(added), table.ctypes.data]
-        self._words = [self._rows, *(at.ctypes.data for at in fed), *found, *beside, 0, 0, 0, 0]
+        self._words = [self._rows, *(at.ctypes.data for at in fed), *found, *beside, *low, 0, 0, 0, 0]
         self._at = _START
         self._buffers: list[Tensor] = []
         self._heads: tuple[Tensor, Tensor, Tensor] | None = None

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from services.llm_longctx.kernels.decoder_ops.cpu_ext import NativeOps
+from services.llm_longctx.kernels.decoder_ops.packed_pass import PackedPass
 from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kernels.quantized_linear import PackedMatrix, SmallMatrix
 from shared.lm.ops import TORCH, Ops
 
-__all__ = ["layer_ops"]
+__all__ = ["NativeOps", "PackedPass", "layer_ops"]
 
 
 def layer_ops(
@@ -33,7 +34,7 @@ def layer_ops(
         dtype: Of the model.
         device: Its device's type.
         packed: Few-bit matrices of its layers, which `cpu_ext` and `triton` multiply with instead of their weights.
-        head: Few-bit matrix of its logits, which `triton` multiplies with instead of the whole one.
+        head: Few-bit matrix of its logits, with which they multiply instead of the whole one.
 
     Raises:
         BadInput: No back end has this name.
@@ -43,5 +44,7 @@ def layer_ops(
         from services.llm_longctx.kernels.decoder_ops.triton import TritonOps  # noqa: PLC0415  # may not be installed
 
         return TritonOps(packed, head)
+    if chosen != "cpu_ext":
+        return TORCH
     few = {layer: matrix for layer, matrix in packed.items() if isinstance(matrix, PackedMatrix)}
-    return NativeOps(few) if chosen == "cpu_ext" else TORCH
+    return NativeOps(few, head if isinstance(head, PackedMatrix) else None)

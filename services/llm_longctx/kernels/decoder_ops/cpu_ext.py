@@ -1,7 +1,9 @@
 """Decoder-layer operations by the C++ kernels next to this file, float32 or bfloat16 on a CPU, without gradients.
 
-Few rows are multiplied by kernels that read a matrix once, more by tiles where the processor has them; the rest is left
-to torch, whose products are faster there. Many rows are multiplied with a layer's few-bit matrix, if it has one.
+A layer's few-bit matrix, if it has one, is what rows are multiplied with, however many they are: prompts are read with
+the arithmetic of decode steps, and the widened weights stay on the disk. Whole matrices are multiplied by kernels that
+read them once where rows are few, and by tiles where the processor has them; the rest is left to torch, whose products
+are faster there.
 """
 
 from __future__ import annotations
@@ -25,10 +27,6 @@ FEW = 16
 MANY = 128
 """Rows up to which bfloat16 tiles are faster than torch, which lays each matrix out anew."""
 
-LONG = 256
-"""Rows from which on few-bit matrices are taken. Fewer are read with the weights widened, which rounds less: little
-time is to be won there, and near ties of short prompts are what people see."""
-
 SIDE = 32
 """Tiles need matrices whose sides are multiples of this."""
 
@@ -40,9 +38,11 @@ class NativeOps:
     bfloat16 loses there turns near ties over.
     """
 
-    def __init__(self, packed: Mapping[nn.Linear, PackedMatrix] = MappingProxyType({})) -> None:
-        """Take the few-bit matrices of layers, which stand in for their weights."""
-        self._packed = packed
+    def __init__(
+        self, packed: Mapping[nn.Linear, PackedMatrix] = MappingProxyType({}), head: PackedMatrix | None = None
+    ) -> None:
+        """Take the few-bit matrices of layers, and of the logits, which stand in for their weights."""
+        self._packed, self._head = packed, head
 
     def widen(self, x: Tensor) -> Tensor:
         """See `Ops`."""
@@ -55,21 +55,24 @@ class NativeOps:
         bindings.norm(x, how.weight, out, how.eps, how.offset)
         return out
 
-    def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None) -> list[Tensor]:
-        """See `Ops`."""
-        x, norm = self._narrow(x, norm)
+    def products(
+        self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None, *, added: bool = False
+    ) -> list[Tensor]:
+        """See `Ops`; what is added to the stream is float32 like it where our kernels compute it."""
         if self._has_few_bits(x, layers):
-            return self._multiply_packed(x, layers, norm)
+            return self._multiply_packed(x, layers, norm, wide=added)
+        x, norm = self._narrow(x, norm)
         if not _is_faster_here(x, [layer.weight for layer in layers]):
             x = x if norm is None else self.norm(x, norm)
             return [layer(x) for layer in layers]
-        return _products(x, [(layer.weight, layer.bias) for layer in layers], norm)
+        wide = added and x.numel() // x.shape[-1] <= FEW
+        return _products(x, [(layer.weight, layer.bias) for layer in layers], norm, wide=wide)
 
     def swiglu(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: NormLayer | None = None) -> Tensor:
         """See `Ops`."""
-        x, norm = self._narrow(x, norm)
         if self._has_few_bits(x, (gate, up)):
             return self._multiply_packed(x, (gate, up), norm, gated=True)[0]
+        x, norm = self._narrow(x, norm)
         if not _is_faster_here(x, [gate.weight, up.weight]):
             x = x if norm is None else self.norm(x, norm)
             gated: Tensor = gate(x)
@@ -88,20 +91,34 @@ class NativeOps:
 
     def logits(self, x: Tensor, matrix: Tensor) -> Tensor:
         """See `Ops`; of few rows in float32, because logits of a near tie are equal in bfloat16."""
+        few = x.numel() <= FEW * x.shape[-1]
+        if self._head is not None and (few or not self._has_tiles(x)):
+            return multiply_packed(x, [(self._head, None)], wide=few)[0]
         if not x.numel() or not _is_faster_here(x, [matrix]):
             return functional.linear(x, matrix)
-        return _products(x, [(matrix, None)], wide=x.numel() // x.shape[-1] <= FEW)[0]
+        return _products(x, [(matrix, None)], wide=few)[0]
 
     def _has_few_bits(self, x: Tensor, layers: Sequence[nn.Linear]) -> bool:
-        """Whether layers are multiplied in few bits: where rows are many, and there are no tiles, which are faster."""
-        has_tiles = x.dtype == torch.bfloat16 and bindings.has_tiles()
-        return x.numel() // x.shape[-1] >= LONG and not has_tiles and all(layer in self._packed for layer in layers)
+        """Whether layers are multiplied in few bits: all have few, and no tiles multiply so many rows faster."""
+        if any(layer not in self._packed for layer in layers):
+            return False
+        return x.numel() <= FEW * x.shape[-1] or not self._has_tiles(layers[0].weight)
+
+    @staticmethod
+    def _has_tiles(like: Tensor) -> bool:
+        return like.dtype == torch.bfloat16 and bindings.has_tiles()
 
     def _multiply_packed(
-        self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None, *, gated: bool = False
+        self,
+        x: Tensor,
+        layers: Sequence[nn.Linear],
+        norm: NormLayer | None,
+        *,
+        gated: bool = False,
+        wide: bool = False,
     ) -> list[Tensor]:
-        x = x if norm is None else self.norm(x, norm)
-        return multiply_packed(x, [(self._packed[layer], layer.bias) for layer in layers], gated=gated)
+        how = None if norm is None else (norm.weight, norm.eps, norm.offset)
+        return multiply_packed(x, [(self._packed[one], one.bias) for one in layers], how, gated=gated, wide=wide)
 
     def _narrow(self, x: Tensor, norm: NormLayer | None) -> tuple[Tensor, NormLayer | None]:
         """A stream that is wider than the norm's weight is normed at once; products take one dtype."""

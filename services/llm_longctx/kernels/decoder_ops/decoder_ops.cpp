@@ -23,38 +23,19 @@ struct Matrix {
   int64_t rows;
 };
 
-// x / sqrt(mean x² + eps) · (offset + weight), row by row.
 template <typename X, typename T>
-void norm(const X* x, const T* weight, T* out, int64_t rows, int width, float eps, float offset, int threads) {
-  const int whole = width / LANES * LANES;
+void norm(const X* x, const Norm<T>& how, T* out, int64_t rows, int width, int threads) {
   int busy = int(std::min<int64_t>(threads, std::max<int64_t>(rows * width / GRAIN, 1)));
 #pragma omp parallel for num_threads(busy) schedule(static) if (busy > 1)
-  for (int64_t r = 0; r < rows; r++) {
-    const X* from = x + r * width;
-    T* to = out + r * width;
-    vec squares{};
-    for (int c = 0; c < whole; c += LANES) squares += load(from + c) * load(from + c);
-    float total = horizontal_sum(squares);
-    for (int c = whole; c < width; c++) total += widen(from[c]) * widen(from[c]);
-    float by = 1.0f / std::sqrt(total / float(width) + eps);
-    for (int c = 0; c < whole; c += LANES)
-      store_as(load(from + c) * broadcast(by) * (load(weight + c) + broadcast(offset)), to + c);
-    for (int c = whole; c < width; c++) narrow(widen(from[c]) * by * (widen(weight[c]) + offset), to + c);
-  }
+  for (int64_t r = 0; r < rows; r++) how.apply(x + r * width, out + r * width, width);
 }
-
-template <typename T>
-struct Norm {
-  const T* weight;  // null: rows stay as they are
-  float eps, offset;
-};
 
 // What a product reads: rows of x as they are, or normed into a buffer.
 template <typename T>
 const T* input(const T* x, int B, int K, const Norm<T>& how, std::vector<T>& buffer) {
   if (!how.weight) return x;
   buffer.resize(size_t(B) * K);
-  norm(x, how.weight, buffer.data(), B, K, how.eps, how.offset, 1);
+  norm(x, how, buffer.data(), B, K, 1);
   return buffer.data();
 }
 
@@ -228,15 +209,16 @@ extern "C" void fovea_multiply(int is_bf16, const void* x, const int64_t* matric
 // `is_bf16`: what weight and out are. `is_wide`: x is float32 all the same.
 extern "C" void fovea_norm(int is_bf16, int is_wide, const void* x, const void* weight, void* out, int64_t rows,
                            int width, float eps, float offset, int threads) {
+  auto by = [&](auto* x, auto* to) {
+    using T = std::remove_pointer_t<decltype(to)>;
+    norm(x, Norm<T>{static_cast<const T*>(weight), eps, offset}, to, rows, width, threads);
+  };
   if (is_bf16 && is_wide)
-    norm(static_cast<const float*>(x), static_cast<const bf16*>(weight), static_cast<bf16*>(out), rows, width, eps,
-         offset, threads);
+    by(static_cast<const float*>(x), static_cast<bf16*>(out));
   else if (is_bf16)
-    norm(static_cast<const bf16*>(x), static_cast<const bf16*>(weight), static_cast<bf16*>(out), rows, width, eps,
-         offset, threads);
+    by(static_cast<const bf16*>(x), static_cast<bf16*>(out));
   else
-    norm(static_cast<const float*>(x), static_cast<const float*>(weight), static_cast<float*>(out), rows, width, eps,
-         offset, threads);
+    by(static_cast<const float*>(x), static_cast<float*>(out));
 }
 
 extern "C" void fovea_rotate(int is_bf16, const void* q, const void* k, const void* cos, const void* sin, void* q_out,

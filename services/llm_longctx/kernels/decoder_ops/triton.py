@@ -48,7 +48,9 @@ class TritonOps:
         """See `Ops`."""
         return normalize(x, how.weight, how.eps, how.offset)
 
-    def products(self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None) -> list[Tensor]:
+    def products(
+        self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None, *, added: bool = False
+    ) -> list[Tensor]:
         """See `Ops`."""
         x = x if norm is None else self.norm(x, norm)
         if self._has_few_bits(x, layers):

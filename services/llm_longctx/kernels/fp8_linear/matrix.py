@@ -41,7 +41,7 @@ class Fp8Matrix:
         Raises:
             ValueError: They are not a matrix of these sizes.
         """
-        if data.dtype != torch.uint8 or data.shape != (rows, padded(columns) + LINE):
+        if data.dtype != torch.uint8 or data.shape != (rows, pad_columns(columns) + LINE):
             message = f"{data.dtype} {list(data.shape)} is not an FP8 matrix of {rows} x {columns}"
             raise ValueError(message)
         return cls(rows, columns, data)
@@ -56,7 +56,7 @@ class Fp8Matrix:
         return codes * self.data[:, -LINE:].contiguous().view(torch.float32)[:, :1]
 
 
-def padded(columns: int) -> int:
+def pad_columns(columns: int) -> int:
     """Bytes of a row's codes."""
     return -(-columns // LINE) * LINE
 
@@ -71,7 +71,7 @@ def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 def pack_fp8(weight: Tensor) -> Fp8Matrix:
     """Round a matrix [rows,columns] and lay it out for the kernels."""
     (rows, columns), (codes, scale) = weight.shape, round_rows(weight)
-    data = torch.zeros(rows, padded(columns) + LINE, dtype=torch.uint8, device=weight.device)
+    data = torch.zeros(rows, pad_columns(columns) + LINE, dtype=torch.uint8, device=weight.device)
     data[:, :columns] = codes.view(torch.uint8)
     data[:, -LINE : 4 - LINE] = scale.view(torch.uint8)
     return Fp8Matrix(rows, columns, data)

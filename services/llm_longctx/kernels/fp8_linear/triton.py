@@ -17,7 +17,7 @@ from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.launch import Launch, Variant, card_for, counters, power_of_two
 from services.llm_longctx.kernels.device.shapes import MODELS
 from services.llm_longctx.kernels.device.triton import add_parts, store_product
-from services.llm_longctx.kernels.fp8_linear.matrix import LEAST_CAPABILITY, LINE, Fp8Matrix, padded
+from services.llm_longctx.kernels.fp8_linear.matrix import LEAST_CAPABILITY, LINE, Fp8Matrix, pad_columns
 
 _MOST_ROWS = 64
 """Rows of x of a program."""
@@ -44,7 +44,7 @@ def multiply(
 def _round(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows x [M,K] in e4m3 [M,K filled up], and their scales float32 [M]."""
     M, K = x.shape
-    codes = torch.empty(M, padded(K), dtype=torch.float8_e4m3fn, device=x.device)
+    codes = torch.empty(M, pad_columns(K), dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty(M, dtype=torch.float32, device=x.device)
     if M:
         _round_launch(K)((M,), x, codes, scales)
@@ -52,7 +52,7 @@ def _round(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _round_launch(K: int) -> Launch:
-    return Launch(_round_rows, {"K": K, "STRIDE": padded(K), "BLOCK": min(power_of_two(padded(K), 16), 2048)})
+    return Launch(_round_rows, {"K": K, "STRIDE": pad_columns(K), "BLOCK": min(power_of_two(pad_columns(K), 16), 2048)})
 
 
 def _product(
@@ -97,7 +97,7 @@ def _product(
 
 def _launch(M: int, K: int, *, gated: bool, biased: tuple[bool, bool]) -> Launch:
     constants = {
-        "WIDTH": padded(K),
+        "WIDTH": pad_columns(K),
         "LINE": LINE,
         "OUT": _OUT,
         "COLUMNS": _COLUMNS,

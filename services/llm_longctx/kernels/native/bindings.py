@@ -27,7 +27,7 @@ _TAKES = {
     "fovea_norm": (_INT, _INT, _AT, _AT, _AT, _LONG, _INT, _REAL, _REAL, _INT),
     "fovea_rotate": (_INT, _AT, _AT, _AT, _AT, _AT, _AT, _LONG, _INT, _INT, _INT, _INT),
     "fovea_gate": (_INT, _AT, _AT, _AT, _LONG, _INT),
-    "fovea_multiply_packed": (_INT, _AT, _AT, _INT, _INT, _INT, _INT, _INT),
+    "fovea_multiply_packed": (_INT, _INT, _AT, _AT, _INT, _INT, _INT, _AT, _REAL, _REAL, _INT, _INT, _INT),
     "fovea_decoder_new": (_AT, _AT, _AT),
     "fovea_decoder_delete": (_AT,),
     "fovea_decoder_buffers": (_INT, _AT, _AT),
@@ -235,15 +235,35 @@ def multiply(
     )
 
 
-def multiply_packed(x: Tensor, words: Sequence[int], count: int, sizes: tuple[int, int], *, gated: bool) -> None:
-    """Fill the outputs that the words name, five per packed matrix in C++ order, with x [B,K] times the matrices."""
+def multiply_packed(
+    x: Tensor,
+    words: Sequence[int],
+    dtype: torch.dtype,
+    norm: tuple[Tensor, float, float] | None,
+    *,
+    gated: bool = False,
+    output: Literal["narrow", "wide", "added"] = "narrow",
+) -> None:
+    """Fill the outputs that the words name, five per packed matrix in C++ order, with x [...,K] times the matrices.
+
+    `dtype` is the one of biases, the norm's weight and `narrow` outputs; x is of it or float32. Others are float32, and
+    `added` ones hold something already. A norm is weight, eps, offset.
+    """
+    weight, eps, offset = (0, 0.0, 0.0) if norm is None else (norm[0].data_ptr(), *norm[1:])
+    K = x.shape[-1]
     _library().fovea_multiply_packed(
-        x.dtype == torch.bfloat16,
+        dtype == torch.bfloat16,
+        x.dtype == torch.float32,
         x.data_ptr(),
         (ctypes.c_int64 * len(words))(*words),
-        count,
-        *sizes,
+        len(words) // 5,
+        x.numel() // K,
+        K,
+        weight,
+        eps,
+        offset,
         gated,
+        ("narrow", "wide", "added").index(output),
         torch.get_num_threads(),
     )
 

@@ -26,6 +26,30 @@ inline vec gelu(vec x) {
   return damp(x, broadcast(2 * 0.7978845608f) * (x + broadcast(0.044715f) * x * x * x));
 }
 
+// How a row is normed: x / sqrt(mean x² + eps) · (offset + weight).
+template <typename T>
+struct Norm {
+  const T* weight;  // null: rows stay as they are
+  float eps, offset;
+
+  template <typename X, typename O>
+  void apply(const X* x, O* out, int width) const {
+    const int whole = width / LANES * LANES, even = whole / COLUMNS * COLUMNS;
+    vec squares{}, more{};  // two sums, as each addition waits for the one before
+    for (int c = 0; c < even; c += COLUMNS) {
+      squares += load(x + c) * load(x + c);
+      more += load(x + c + LANES) * load(x + c + LANES);
+    }
+    if (even < whole) squares += load(x + even) * load(x + even);
+    float total = horizontal_sum(squares + more);
+    for (int c = whole; c < width; c++) total += widen(x[c]) * widen(x[c]);
+    const float by = 1.0f / std::sqrt(total / float(width) + eps);
+    for (int c = 0; c < whole; c += LANES)
+      store_as(load(x + c) * broadcast(by) * (load(weight + c) + broadcast(offset)), out + c);
+    for (int c = whole; c < width; c++) narrow(widen(x[c]) * by * (widen(weight[c]) + offset), out + c);
+  }
+};
+
 // Rows of x, padded with zeros to whole vectors of factors, against rows of matrices.
 template <typename T>
 class Products {

@@ -16,7 +16,7 @@ GREEDY_BELOW = 1e-5
 
 
 class RowSettings(NamedTuple):
-    """What one row is sampled with.
+    """Options with which one row is sampled.
 
     Attributes:
         temperature: Below `GREEDY_BELOW` the largest logit is taken.

@@ -147,15 +147,13 @@ class PageRuns:
 
     def together(self, store: Tensor, layer: int, heads: Sequence[int]) -> Tensor | None:
         """Entries of several heads [g,n,d] as one view, where they are equally long and equally spaced."""
-        starts, lengths = self.start[layer, list(heads)], self.n[layer, list(heads)]
-        gaps = np.diff(starts)
-        if (lengths != lengths[0]).any() or (len(gaps) and (gaps != gaps[0]).any()):
+        starts, lengths = self.start[layer].tolist(), self.n[layer].tolist()
+        first, n, d = starts[heads[0]], lengths[heads[0]], store.shape[1]
+        gap = starts[heads[1]] - first if len(heads) > 1 else 0
+        if gap < 0 or any(lengths[head] != n or starts[head] != first + i * gap for i, head in enumerate(heads)):
             return None
-        gap, d = int(gaps[0]) if len(gaps) else 0, store.shape[1]
-        if gap < 0:
-            return None
-        begin = store.storage_offset() + int(starts[0]) * d
-        return store.as_strided((len(heads), int(lengths[0]), d), (gap * d, d, 1), begin)
+        begin = store.storage_offset() + first * d
+        return store.as_strided((len(heads), n, d), (gap * d, d, 1), begin)
 
     def _commit(self, layer: int, head: int, pages: int) -> None:
         held = int(self._held[layer, head])

@@ -163,11 +163,8 @@ class PagedCache:
 
     def whole_heads(self, layer: int, heads: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Keys and values of whole heads, [g,n,d] each: views where they lie side by side, copies otherwise."""
-        if not self.shared:
-            keys = self.own.together(self.pool.keys, layer, heads)
-            values = self.own.together(self.pool.values, layer, heads)
-            if keys is not None and values is not None:
-                return keys, values
+        if not self.shared and (views := self._together(layer, heads)) is not None:
+            return views
         length = sum(n for _, n in self.extents(layer, heads[0]))
         held = self.pool.keys.new_empty(2, len(heads), length, self.pool.keys.shape[1])
         for i, head in enumerate(heads):
@@ -205,12 +202,24 @@ class PagedCache:
         """
         T = k.shape[1]
         self.own.extend(layer, heads, T)
+        views = self._together(layer, heads)
+        if views is not None:
+            views[0][:, -T:], views[1][:, -T:] = k, v
         for i, head in enumerate(heads):
+            if views is not None and not self.cut[layer, head]:
+                continue
             end = int(self.own.start[layer, head] + self.own.n[layer, head])
-            self.pool.keys[end - T : end], self.pool.values[end - T : end] = k[i], v[i]
+            if views is None:
+                self.pool.keys[end - T : end], self.pool.values[end - T : end] = k[i], v[i]
             if self.cut[layer, head]:
                 self.pool.positions[end - T : end] = self._count(self.length, self.length + T)
                 self.pool.log_weights[end - T : end] = 0
+
+    def _together(self, layer: int, heads: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+        """Own keys and values of several heads [g,n,d], where they are views; see `PageRuns.together`."""
+        keys = self.own.together(self.pool.keys, layer, heads)
+        values = self.own.together(self.pool.values, layer, heads)
+        return None if keys is None or values is None else (keys, values)
 
     def keep(
         self,

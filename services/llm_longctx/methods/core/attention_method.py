@@ -69,7 +69,7 @@ class AttentionMethod(BaseModel):
     are what a request may ask for.
 
     Class attributes:
-        name: What requests call it.
+        name: Its name in requests.
         phases: Where it acts; `prefill` makes its knobs part of the prefix cache's fingerprint.
         actions: Any of `visibility`, `eviction`, `copy`, `transform`; what it does.
         granularity: `head`, `block` or `token`.

@@ -79,9 +79,14 @@ class TextModelAdapter(ABC):
         with in_field(field):
             return self.tokenizer.encode(text, special=special)
 
-    def of_tenant(self, tenant: str) -> Self:
-        """The adapter for the requests of a tenant; most know nothing of tenants."""
+    def of_tenant(self, tenant: str, model: str | None = None) -> Self:
+        """The adapter for requests of a tenant to a model of that name; most know neither tenants nor other names."""
         return self
+
+    @property
+    def served_as(self) -> str:
+        """The name in answers."""
+        return self.name
 
     def render_chat(
         self,

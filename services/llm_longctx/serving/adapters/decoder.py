@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import ClassVar, Self
 
 from fovea.api.longctx import LongctxUsage
 from fovea.api.text import GenerationOptions
+from services.llm_longctx.api.errors import ModelNotFound
 from services.llm_longctx.engine import Engine, GenerationRequest, RequestStats
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, priority_of
+from services.llm_longctx.serving.lora.loaded import LoadedAdapters
+from services.llm_longctx.serving.lora.store import LoraStore
 from services.llm_longctx.serving.method_selection import build_method_usage, select_served_policy
 from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.steering.build_taps import TapBuilder
@@ -20,6 +25,7 @@ from services.llm_longctx.serving.steering.capture_store import CaptureStore
 from services.llm_longctx.serving.steering.capture_writer import CaptureWriter
 from services.llm_longctx.serving.steering.vector_store import VectorStore
 from shared.lm.head_plan_store import HeadPlanStore
+from shared.lm.lora import LoraAdapter
 from shared.storage import ObjectStore
 
 DEFAULT_BUDGET_TOKENS = 256
@@ -35,6 +41,9 @@ class DecoderAdapter(TextModelAdapter):
         plans: Head plans of this model by name: those of the package, and of one tenant.
         objects: Users' data, of all tenants; None where nothing is stored.
         tenant: Whose requests it serves.
+        lora: Name of the LoRA adapter that they ask for, if any.
+        lora_folder: Adapters that all tenants may use.
+        loaded: Adapters in memory.
     """
 
     takes_interventions: ClassVar[bool] = True
@@ -43,9 +52,38 @@ class DecoderAdapter(TextModelAdapter):
     plans: HeadPlanStore = field(default_factory=lambda: HeadPlanStore(""))
     objects: ObjectStore | None = None
     tenant: str = "local"
+    lora: str | None = None
+    lora_folder: Path | None = None
+    loaded: LoadedAdapters = field(default_factory=LoadedAdapters)
 
-    def of_tenant(self, tenant: str) -> Self:
-        return replace(self, plans=self.plans.of_tenant(tenant), tenant=tenant)
+    def of_tenant(self, tenant: str, model: str | None = None) -> Self:
+        lora = None if model == self.name else model
+        return replace(self, plans=self.plans.of_tenant(tenant), tenant=tenant, lora=lora)
+
+    @property
+    def served_as(self) -> str:
+        return self.lora or self.name
+
+    @property
+    def loras(self) -> LoraStore:
+        """The LoRA adapters that the tenant may name."""
+        objects = None if self.objects is None else self.objects.of_tenant(self.tenant)
+        return LoraStore(objects, self.lora_folder, self.name)
+
+    @cached_property
+    def lora_weights(self) -> LoraAdapter | None:
+        """The LoRA adapter that requests ask for; None for the model as it is. Blocks.
+
+        Raises:
+            ModelNotFound: It has just been deleted.
+            QueueFull: Adapters in use leave no room for it.
+        """
+        if self.lora is None:
+            return None
+        store = self.loras
+        if (entry := store.find(self.lora)) is None or entry.parent != self.name:
+            raise ModelNotFound(f"There is no model {self.lora[:80]!r}.", field="model")
+        return self.loaded.get(entry.sha256, lambda: store.read(entry).build(self.engine.model))
 
     @property
     def vectors(self) -> VectorStore:
@@ -89,6 +127,7 @@ class DecoderAdapter(TextModelAdapter):
             priority=priority_of(options),
             stats=RequestStats(fallback=unmet or held_back, budget_missed=None if held_back else missed),
             taps=taps.build(options, len(ids), most),
+            adapter=self.lora_weights,
         )
 
     def usage(self, requests: Sequence[GenerationRequest]) -> LongctxUsage:

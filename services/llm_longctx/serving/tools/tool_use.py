@@ -176,11 +176,7 @@ def _check_functions(functions: Sequence[FunctionDefinition]) -> None:
 
 
 def to_plain(message: ChatMessage, content: str) -> dict[str, Any]:
-    """A message as templates take it: arguments of calls are objects.
-
-    Raises:
-        InvalidOption: Arguments that are no JSON object.
-    """
+    """A message as templates take it: arguments of calls are objects."""
     plain: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": content}
     if message.tool_calls:
         plain["tool_calls"] = [
@@ -199,12 +195,9 @@ def to_plain(message: ChatMessage, content: str) -> dict[str, Any]:
 
 
 def _arguments(text: str) -> dict[str, Any]:
+    """The arguments of a call as an object: clients send back calls that were cut off at the token limit, too."""
     try:
         found = json.loads(text or "{}")
-    except (ValueError, RecursionError) as error:
-        detail = "The arguments of a tool call in messages are not JSON."
-        raise InvalidOption(detail, field="messages") from error
-    if not isinstance(found, dict):
-        detail = "The arguments of a tool call in messages are no JSON object."
-        raise InvalidOption(detail, field="messages")
-    return found
+    except (ValueError, RecursionError):
+        found = text
+    return found if isinstance(found, dict) else {"arguments": text}

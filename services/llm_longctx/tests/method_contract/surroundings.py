@@ -117,7 +117,7 @@ def _check_prefixes(cls: type[AttentionMethod]) -> None:
         others = [] if how.identity() else [method("dense")]
         for first, second in ((how, how), *((how, one) for one in others), *((one, how) for one in others)):
             asked = [
-                Request([*tokens(stem, 1), *tokens(own, own)], one, PLAN, max_tokens=8, temperature=1.0, seed=3)
+                Request([*tokens(stem, 1), *tokens(own, own)], one, PLAN, max_tokens=5, temperature=1.0, seed=3)
                 for one, own in ((first, 5), (second, 17), (second, 2))
             ]
             warm = Engine(net, page=page).generate(asked)

@@ -9,11 +9,16 @@ class Study extends FolderForm {
   async request(signal) {
     const form = this.readForm();
     form.append("include", "segmentation,report,strip");
-    const { series, skipped } = await this.submitForm(this.dataset.path, form, signal);
+    const answer = await this.submitForm(this.dataset.path, form, signal);
+    this.showStored({ answer });
+    this.remember({ path: this.dataset.path, request: Object.fromEntries(form), answer }).catch(() => {});
+  }
+
+  showStored({ answer: { series, skipped } }) {
     this.setText("skipped", skipped.length ? `Skipped: ${skipped.join(" · ")}` : "");
     this.part("result").replaceChildren(...series.map((one) => this.createSeries(one)));
+    this.show(false, "nothing");
     this.show(true, "result");
-    this.remember({ path: this.dataset.path, request: Object.fromEntries(form), answer: { series, skipped } }).catch(() => {});
   }
 
   createSeries(one) {

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from skimage.draw import polygon
 
 from fovea.errors import InvalidOption
 from fovea_recipes.training.data.survey import FileProblem
@@ -147,9 +146,19 @@ def _region(segmentation: Any, height: int, width: int) -> Mask:
         corners = np.asarray(outline, float)
         if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2 or not np.isfinite(corners).all():
             raise ValueError("an outline has fewer than three corners")
-        rows, columns = polygon(corners[1::2] - 0.5, corners[::2] - 0.5, region.shape)  # type: ignore[no-untyped-call]
-        region[rows, columns] = True
+        region |= _fill(corners.reshape(-1, 2) - 0.5, height, width)
     return region
+
+
+def _fill(corners: NDArray[np.float64], height: int, width: int) -> Mask:
+    """Pixels (height, width) from whose centres a ray to the left crosses the outline an odd number of times."""
+    inside = np.zeros((height, width), bool)
+    rows, columns = np.arange(height), np.arange(width)
+    for (x, y), (next_x, next_y) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        crossed = rows[(y <= rows) != (next_y <= rows)]
+        at = x + (crossed - y) * (next_x - x) / (next_y - y or 1)
+        inside[crossed] ^= columns >= at[:, None]
+    return inside
 
 
 def _unpacked(text: str) -> list[int]:

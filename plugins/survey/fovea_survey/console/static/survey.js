@@ -3,6 +3,10 @@
 import { FolderForm } from "../../js/folder_form.js";
 import { call } from "../../js/gateway.js";
 import { save } from "../../js/save.js";
+import "./survey_compare.js";
+
+/** Milliseconds without another change of the merge radius before damage is counted again. */
+const SETTLE_MS = 250;
 
 class Survey extends FolderForm {
   static answerParts = ["nothing", "result"];
@@ -11,7 +15,8 @@ class Survey extends FolderForm {
     super.connectedCallback();
     this.on("click", "keep", (_, button) => this.attempt(async () => save(await (await this.fetchAs(button.dataset.form)).blob(), button.dataset.name)));
     this.on("input", "filters", () => this.filter());
-    this.on("change", "merge", () => this.found && this.attempt(() => this.showMerged()));
+    this.on("input", "merge", () => this.mergeSoon());
+    for (const type of ["pointerover", "focusin"]) this.addEventListener(type, ({ target }) => this.mark(target));
     this.on("click", "add-track", () => this.form.elements.gpx.click());
     this.on("click", "map", (event) => this.openMarker(event));
   }
@@ -24,7 +29,12 @@ class Survey extends FolderForm {
     this.remember({ path: this.dataset.path, request: { merge_m: form.get("merge_m") }, answer: { ...answer, observations: observations.map(({ boxed, ...one }) => one) } }).catch(() => {});
   }
 
+  showStored({ answer }) {
+    return this.showFound(answer);
+  }
+
   async showFound(found) {
+    this.show(false, "nothing");
     this.found = found;
     this.showFigures();
     this.showPictures();
@@ -77,15 +87,15 @@ class Survey extends FolderForm {
     const figures = [...this.querySelectorAll("figure[data-labels]")];
     for (const figure of figures) figure.hidden = (label && !figure.dataset.labels.split("|").includes(label)) || Number(figure.dataset.score) < least;
     for (const name of ["pictures", "pictures-lost"]) this.show(this.part(name).querySelector("figure:not([hidden])") !== null, `${name}-group`);
+    for (const link of this.part("map").querySelectorAll("a")) link.toggleAttribute("hidden", document.getElementById(idOf(link))?.hidden ?? false);
     this.setText("shown", `${figures.filter((figure) => !figure.hidden).length} of ${figures.length} photos`);
   }
 
   openMarker(event) {
-    const link = event.target.closest("a");
-    const id = link?.getAttribute("href") ?? link?.getAttributeNS("http://www.w3.org/1999/xlink", "href");
-    if (!id?.startsWith("#picture-")) return;
+    const id = idOf(event.target.closest("a"));
+    if (!id) return;
     event.preventDefault();
-    const figure = document.getElementById(id.slice(1));
+    const figure = document.getElementById(id);
     figure?.scrollIntoView({ block: "center" });
     figure?.focus();
   }
@@ -94,6 +104,20 @@ class Survey extends FolderForm {
     const text = await (await this.fetchAs("image/svg+xml", "#picture-")).text();
     const drawn = new DOMParser().parseFromString(text, "image/svg+xml");
     this.part("map").replaceChildren(document.importNode(drawn.documentElement, true));
+    this.filter();
+  }
+
+  /** Mark what a photo and the map show of the same damage. */
+  mark(target) {
+    const id = target.closest?.("figure[data-labels]")?.id ?? idOf(target.closest?.("a"));
+    for (const link of this.part("map").querySelectorAll("a")) link.toggleAttribute("data-marked", Boolean(id) && idOf(link) === id);
+    for (const figure of this.querySelectorAll("figure[data-labels]")) figure.toggleAttribute("data-marked", figure.id === id);
+  }
+
+  /** Count again once the radius has settled. */
+  mergeSoon() {
+    clearTimeout(this.merging);
+    if (this.found && this.part("merge").checkValidity() && this.part("merge").value) this.merging = setTimeout(() => this.attempt(() => this.showMerged()), SETTLE_MS);
   }
 
   /** Merge the same observations again, within another radius. */
@@ -115,6 +139,12 @@ class Survey extends FolderForm {
     const json = { observations, merge_m: Number(this.form.elements.merge_m.value) };
     return call(this.dataset.path, { method: "POST", json, headers: { Accept: media } });
   }
+}
+
+/** The photo that a marker of the map links to, or null. */
+function idOf(link) {
+  const href = link?.getAttribute("href") ?? link?.getAttributeNS("http://www.w3.org/1999/xlink", "href");
+  return href?.startsWith("#picture-") ? href.slice(1) : null;
 }
 
 /** What was found in one sentence, with what has no position. */

@@ -1,39 +1,72 @@
-/** Page of operators: services, keys, usage and the audit log, each fetched when its tab is opened. */
+/** Page of operators: services and replicas, keys, usage and the audit log, each fetched when its tab is opened. */
 
 import { createButton, createNode, CustomElement } from "./custom_element.js";
 import { call } from "./gateway.js";
+import { writeCsv } from "./export_all.js";
+import { drawColumns } from "./plot.js";
+import { save } from "./save.js";
 import "./snippet.js";
 import "./tabs.js";
 
+const REFRESH_MS = 4000;
+
 const fetchJson = async (path, options) => (await call(path, options)).json();
 const formatTime = (text) => (text ? new Date(text).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }) : "–");
-const formatNumber = (value) => Math.round(value).toLocaleString("en");
+const formatNumber = (value) => (value < 10 && value % 1 ? value.toFixed(1) : Math.round(value).toLocaleString("en"));
 
-/** A section that loads its table when it is first seen. */
-class AdminTable extends CustomElement {
+/** A section that loads its table when it is first seen, with a search over its rows. */
+export class AdminTable extends CustomElement {
   connectedCallback() {
     const seen = new IntersectionObserver(([{ isIntersecting }]) => {
       if (isIntersecting) this.attempt(() => this.load());
     });
     seen.observe(this);
+    this.on("input", "find", () => this.find());
   }
 
   /** Fill the table: rows of texts or nodes. */
   fill(rows) {
-    this.part("rows").replaceChildren(...rows.map((cells) => createNode("tr", "", ...cells.map((cell, at) => createNode(at ? "td" : "th", "figures", cell ?? "–")))));
+    const heads = [...this.querySelectorAll("thead th")];
+    const createCell = (cell, at) => createNode(at ? "td" : "th", heads[at].className, cell ?? "–");
+    this.part("rows").replaceChildren(...rows.map((cells) => createNode("tr", "", ...cells.map(createCell))));
     this.show(rows.length === 0, "nothing");
+    this.find();
+  }
+
+  /** Show only rows with the words of the search. */
+  find() {
+    const words = this.part("find")?.value.toLowerCase() ?? "";
+    for (const row of this.part("rows").children) row.hidden = !row.textContent.toLowerCase().includes(words);
+  }
+
+  /** Load again after a while, as long as the section is in view. */
+  loadAgain() {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.checkVisibility() && this.attempt(() => this.load()), REFRESH_MS);
   }
 }
 
 class AdminServices extends AdminTable {
   async load() {
-    const { services, redis } = await fetch("/readyz").then((answer) => answer.json());
-    this.fill(Object.entries(services).map(([name, { ready, alive, requests }]) => [name, String(ready), String(alive), String(requests)]));
+    const { services, redis, reasons } = await fetch("/readyz").then((answer) => answer.json());
+    this.fill(Object.entries(services).map(([name, { ready, alive, requests }]) => [name, String(ready), String(alive), String(requests), reasons[name] ?? ""]));
     this.setText("about", `Redis: ${redis}.`);
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.checkVisibility() && this.attempt(() => this.load()), 4000);
+    this.loadAgain();
   }
 }
+
+class AdminReplicas extends AdminTable {
+  async load() {
+    const { replicas } = await fetchJson("/v1/admin/replicas");
+    this.fill(replicas.map((one) => [
+      one.service, one.id, one.version || "stable", one.ready ? "ready" : one.trouble || "loading", `${one.requests} of ${one.slots}`,
+      one.memory ? `${Math.round(100 * one.memory)} %` : "–", formatTime(one.seen), describeModels(one.models),
+    ]));
+    this.loadAgain();
+  }
+}
+
+const describeModels = (models) => (models.length > 3 ? `${models.slice(0, 3).join(", ")} and ${models.length - 3} more` : models.join(", "));
 
 class AdminKeys extends AdminTable {
   connectedCallback() {
@@ -47,7 +80,8 @@ class AdminKeys extends AdminTable {
   async load() {
     const { keys } = await fetchJson("/v1/admin/keys");
     this.fill(keys.map((key) => [
-      key.id, key.tenant, key.scopes.join(", "), formatTime(key.created), key.is_expired ? "expired" : formatTime(key.expires), formatTime(key.last_used), this.createActions(key),
+      key.id, key.tenant, key.scopes.join(", "), describeLimits(key), formatTime(key.created), key.is_expired ? "expired" : formatTime(key.expires), formatTime(key.last_used),
+      this.createActions(key),
     ]));
   }
 
@@ -71,8 +105,13 @@ class AdminKeys extends AdminTable {
   }
 
   async make() {
-    const { tenant, scopes } = this.part("form").elements;
-    const json = { tenant: tenant.value.trim(), scopes: [...scopes].filter((box) => box.checked).map((box) => box.value) };
+    const { tenant, scopes, expires, ...limits } = this.part("form").elements;
+    const numbers = ["rate_per_minute", "quota_per_day", "tokens_per_day"].filter((name) => limits[name].value);
+    const json = {
+      tenant: tenant.value.trim(), scopes: [...scopes].filter((box) => box.checked).map((box) => box.value),
+      ...(expires.value && { expires: new Date(expires.value).toISOString() }), ...Object.fromEntries(numbers.map((name) => [name, limits[name].valueAsNumber])),
+    };
+    this.showError(null);
     await this.showMade(await fetchJson("/v1/admin/keys", { method: "POST", json }));
   }
 
@@ -85,23 +124,52 @@ class AdminKeys extends AdminTable {
   }
 }
 
+const LIMITS = { rate_per_minute: "requests a minute", quota_per_day: "requests a day", tokens_per_minute: "tokens a minute", tokens_per_day: "tokens a day" };
+const describeLimits = (key) => Object.entries(LIMITS).filter(([name]) => key[name]).map(([name, words]) => `${key[name].toLocaleString("en")} ${words}`).join(", ") || "–";
+
 class AdminUsage extends AdminTable {
+  connectedCallback() {
+    super.connectedCallback();
+    this.on("change", "days", () => this.attempt(() => this.load()));
+    this.on("change", "measure", () => this.find());
+    this.on("click", "keep", () => save(new Blob([writeCsv(this.listShown())], { type: "text/csv" }), "usage.csv"));
+  }
+
   async load() {
-    const { usage } = await fetchJson("/v1/usage?tenant=*");
-    this.fill(usage.map((one) => [
+    const since = new Date(Date.now() - 86_400_000 * Number(this.part("days").value)).toISOString().slice(0, 10);
+    const { usage } = await fetchJson(`/v1/usage?tenant=*&since=${since}`);
+    this.usage = usage.sort((a, b) => b.day.localeCompare(a.day));
+    this.fill(this.usage.map((one) => [
       one.day, one.tenant, one.model || "–", formatNumber(one.requests), formatNumber(one.tokens_in), formatNumber(one.tokens_out), formatNumber(one.pictures), one.cpu_seconds.toFixed(1),
     ]));
+  }
+
+  listShown() {
+    return (this.usage ?? []).filter((_, at) => !this.part("rows").children[at].hidden);
+  }
+
+  /** The rows that are shown, their sum, and a column for each day. */
+  find() {
+    super.find();
+    const shown = this.listShown();
+    const measure = this.part("measure").value;
+    const days = new Map();
+    for (const one of shown) days.set(one.day, (days.get(one.day) ?? 0) + one[measure]);
+    for (const name of ["requests", "tokens_in", "tokens_out", "pictures", "cpu_seconds"]) this.setText(name, formatNumber(shown.reduce((sum, one) => sum + one[name], 0)));
+    this.show(shown.length > 0, "chart", "keep");
+    drawColumns(this.part("chart"), [...days].sort(([a], [b]) => a.localeCompare(b)).map(([label, value]) => ({ label, value })), formatNumber);
   }
 }
 
 class AdminAudit extends AdminTable {
   async load() {
-    const { entries } = await fetchJson("/v1/admin/audit");
-    this.fill(entries.map(({ time, actor, act, target, ...rest }) => [formatTime(time), actor, act, target, JSON.stringify(rest)]));
+    const { entries } = await fetchJson("/v1/admin/audit?limit=500");
+    this.fill(entries.map(({ time, actor, act, target, ...rest }) => [formatTime(time), actor, act, target, describeDetails(rest)]));
   }
 }
 
-customElements.define("fovea-admin-services", AdminServices);
-customElements.define("fovea-admin-keys", AdminKeys);
-customElements.define("fovea-admin-usage", AdminUsage);
-customElements.define("fovea-admin-audit", AdminAudit);
+const describeDetails = (rest) => Object.entries(rest).map(([name, value]) => `${name}: ${typeof value === "string" ? value : JSON.stringify(value)}`).join(", ");
+
+for (const [name, kind] of Object.entries({ services: AdminServices, replicas: AdminReplicas, keys: AdminKeys, usage: AdminUsage, audit: AdminAudit })) {
+  customElements.define(`fovea-admin-${name}`, kind);
+}

@@ -62,7 +62,7 @@ function writePython({ method, url, key, fields, text }) {
 }
 
 /** A JSON value as a Python literal. */
-function toPython(value, indent = "") {
+export function toPython(value, indent = "") {
   const inner = `${indent}    `;
   if (value === null) return "None";
   if (typeof value === "boolean") return value ? "True" : "False";

@@ -67,7 +67,18 @@ class Detect extends PicturePage {
   /** Tiles are merged across their borders, where low scores may matter: then only what is shown is requested. */
   get requestOptions() {
     this.requestedConfidence = this.options.tile ? this.confidence : Math.min(this.confidence, MIN_CONFIDENCE);
-    return { ...this.options, confidence: this.requestedConfidence, iou: this.part("iou").valueAsNumber };
+    return { ...this.options, ...this.pageOptions, confidence: this.requestedConfidence };
+  }
+
+  get pageOptions() {
+    return { confidence: Math.min(this.confidence, MIN_CONFIDENCE), iou: this.part("iou").valueAsNumber };
+  }
+
+  drawCompared(context, { answer }) {
+    const { width, height } = context.canvas;
+    context.drawImage(this.picture, 0, 0, width, height);
+    const shown = answer.detections.filter((each) => each.score > this.confidence && !this.hiddenClasses.has(each.label));
+    for (const each of shown.toReversed()) this.drawBox(context, each, width / answer.width);
   }
 
   async receive(answer, milliseconds) {
@@ -123,6 +134,7 @@ class Detect extends PicturePage {
       context.clearRect(0, 0, width, height);
       if (this.picture) context.drawImage(this.picture, 0, 0, width, height);
       if (!this.answer) return;
+      this.comparison?.redraw();
       const shown = this.detections.filter((each) => !this.hiddenClasses.has(each.label));
       this.drawWiped(context, () => {
         for (const each of shown.toReversed()) this.drawBox(context, each, width / this.answer.width);

@@ -1,4 +1,4 @@
-/** Tools of a report's figures: the value under the pointer in words, and each figure as SVG or PNG, each table as CSV. */
+/** Tools of a report's figures: the value under the pointer or finger in words, and each figure as SVG, PNG or CSV. */
 
 import { createButton, createNode } from "./custom_element.js";
 import { writeCsv } from "./export_all.js";
@@ -21,13 +21,15 @@ export function addTools(nodes) {
 function addFigureTools(svg, name) {
   const value = createNode("output", "figures muted");
   value.setAttribute("aria-live", "off");
-  const buttons = [["SVG", () => save(toSvgBlob(svg), `${name}.svg`)], ["PNG", async () => save(await toPng(svg), `${name}.png`)]].map(([words, act]) => {
+  const values = readValues(svg);
+  const csv = values.length ? [["CSV", () => save(new Blob([writeCsv(values)], { type: "text/csv" }), `${name}.csv`)]] : [];
+  const buttons = [...csv, ["SVG", () => save(toSvgBlob(svg), `${name}.svg`)], ["PNG", async () => save(await toPng(svg), `${name}.png`)]].map(([words, act]) => {
     const button = createButton(words, act, "quiet small");
     button.setAttribute("aria-label", `${name.replace("-", " ")} as ${words}`);
     return button;
   });
   svg.parentElement.after(createNode("p", "figure-tools", value, createNode("span", "", ...buttons)));
-  for (const type of ["pointerover", "focusin"]) svg.addEventListener(type, ({ target }) => (value.textContent = findTitle(target, svg)));
+  for (const type of ["pointerover", "focusin", "click"]) svg.addEventListener(type, ({ target }) => (value.textContent = findTitle(target, svg)));
 }
 
 /** The text of the nearest `<title>` around a part of a figure; the figure's own title says nothing of the part. */
@@ -37,6 +39,15 @@ function findTitle(node, svg) {
     if (title) return title.textContent;
   }
   return "";
+}
+
+/** The values of a figure, which its parts have in their titles: `row / column: value` or `label: value`. */
+function readValues(svg) {
+  const titles = [...svg.querySelectorAll("rect > title, line > title")].map(({ textContent }) => textContent.match(/^([^]*): (\S+)(?: (.*))?$/)).filter(Boolean);
+  return titles.map(([, label, value]) => {
+    const cells = label.split(" / ");
+    return cells.length === 2 ? { row: cells[0], column: cells[1], value } : { label, value };
+  });
 }
 
 const toSvgBlob = (svg) => new Blob([new XMLSerializer().serializeToString(svg)], { type: "image/svg+xml" });

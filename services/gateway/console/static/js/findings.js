@@ -15,7 +15,6 @@ export class Findings {
     this.page = page;
     this.part = page.part("findings");
     this.list = createNode("ol", "findings-list");
-    this.list.setAttribute("role", "listbox");
     this.list.setAttribute("aria-label", "Findings; A accepts, X rejects");
     this.list.tabIndex = 0;
     this.export = createButton("Findings as CSV", () => this.save());
@@ -48,15 +47,13 @@ export class Findings {
     const entry = createNode("li", "finding", createNode("span", "figures", words), createNode("span", "", ...buttons));
     entry.id = `finding-${at}`;
     entry.dataset.state = verdict ?? "";
-    entry.setAttribute("role", "option");
-    entry.setAttribute("aria-selected", "false");
     return entry;
   }
 
   choose(index, scroll = true) {
     const isIn = index >= 0 && index < this.entries.length;
     this.chosen = isIn ? index : null;
-    [...this.list.children].forEach((entry, at) => entry.setAttribute("aria-selected", String(at === this.chosen)));
+    [...this.list.children].forEach((entry, at) => entry.setAttribute("aria-current", String(at === this.chosen)));
     if (isIn && scroll) this.list.children[index].scrollIntoView({ block: "nearest" });
     this.page.highlight = isIn ? this.entries[index] : null;
     this.page.redraw();

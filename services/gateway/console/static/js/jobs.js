@@ -53,6 +53,10 @@ export class Jobs extends CustomElement {
     const open = found.filter((job) => !FINAL.has(job.status)).length;
     this.setText("count", found.length ? `${found.length} job${found.length === 1 ? "" : "s"}, ${open || "none"} running` : "");
     this.show(found.length > 0, "filters");
+    if (location.hash && !this.hasScrolled) {
+      this.hasScrolled = true;
+      document.getElementById(location.hash.slice(1))?.scrollIntoView({ block: "center" });
+    }
     this.filter();
   }
 
@@ -83,6 +87,9 @@ export class Jobs extends CustomElement {
     partOf(row, "title").textContent = titleOf(job);
     partOf(row, "path").textContent = job.path.split("?")[0];
     partOf(row, "service").textContent = job.service;
+    row.id = job.id;
+    const page = JSON.parse(this.dataset.pages)[job.path.split("?")[0].replace(/^\/v1\/probe\/.*/, "/v1/probe")];
+    if (page) partOf(row, "open").href = `${page}?job=${encodeURIComponent(job.id)}`;
     const time = partOf(row, "created");
     time.dateTime = job.created;
     time.textContent = new Date(job.created).toLocaleString([], { dateStyle: "medium", timeStyle: "medium" });
@@ -101,6 +108,7 @@ export class Jobs extends CustomElement {
     partOf(row, "cancel").hidden = final;
     partOf(row, "retry").hidden = !["failed", "cancelled"].includes(job.status);
     for (const name of ["result", "download"]) partOf(row, name).hidden = job.status !== "succeeded";
+    partOf(row, "open").hidden = job.status !== "succeeded" || !partOf(row, "open").hasAttribute("href");
   }
 
   async follow(id) {

@@ -110,8 +110,16 @@ class JudgeBatch extends JudgeForm {
     this.draw(await this.ask("/v1/judge/batches", json, signal, true));
   }
 
+  async showStored({ path, answer }) {
+    if (path !== "/v1/judge/batches" || !answer) return;
+    this.draw(answer);
+    this.show(false, "nothing");
+  }
+
   draw(batch) {
     this.batch = batch;
+    const rest = [[batch.invalid, "without a valid grade"], [batch.failed, "failed"], [batch.left, "left"]].filter(([count]) => count).map(([count, words]) => `${count.toLocaleString("en")} ${words}`);
+    this.setText("statement", `${batch.graded === batch.pairs ? "All" : `${batch.graded.toLocaleString("en")} of`} ${batch.pairs.toLocaleString("en")} pairs have a grade${rest.length ? `; ${rest.join(", ")}` : ""}.`);
     for (const name of ["pairs", "graded", "reused", "invalid", "failed", "left", "tokens"]) this.setText(name, batch[name].toLocaleString("en"));
     const [failure] = Object.keys(batch.errors);
     const reason = { budget: "The budget is used up; raise it and start again to continue.", endpoint: `The endpoint can't be reached: ${failure}` }[batch.stopped];

@@ -5,6 +5,9 @@ import { fillTableRow, firstJudge, formatFigure, formatInterval } from "./judge_
 import { forest } from "./plot.js";
 import { fillTexts, indexById, readTexts } from "./texts.js";
 
+/** Corrected p below which two systems are said to differ. */
+const SIGNIFICANT = 0.05;
+
 const formatSigned = (value, digits = 4) => (Number.isFinite(value) ? `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}` : "–");
 
 const inWords = (support) => support.replace("_", " ");
@@ -63,6 +66,9 @@ export class JudgeSignificance extends EvidenceForm {
       name(pair), formatSigned(pair.difference), formatInterval(pair.interval), pair.p.toPrecision(2), pair.p_corrected.toPrecision(2),
       `${pair.wins} / ${pair.losses}`,
     ]));
+    const differ = found.comparisons.filter((pair) => pair.p_corrected < SIGNIFICANT).sort((a, b) => Math.abs(b.difference) - Math.abs(a.difference));
+    const most = differ[0] ? `: most ${name(differ[0])}, ${formatSigned(differ[0].difference, 3)}` : "";
+    this.setText("statement", `${differ.length || "None"} of ${found.comparisons.length} pairs of systems differ${differ.length === 1 ? "s" : ""} beyond chance (corrected p < ${SIGNIFICANT})${most}.`);
     forest(this, "differences", found.comparisons.map((pair) => ({ label: name(pair), value: pair.difference, interval: pair.interval })), 0);
     this.showStatements(found.comparisons);
     this.show(true, "result");
@@ -81,6 +87,9 @@ export class JudgeCorrected extends EvidenceForm {
 
   async requestForm(form, signal) {
     const found = await this.ask("/v1/judge/corrected", { ...(await readTexts(form)), measure: form.elements.measure.value }, signal);
+    const best = [...found.systems].sort((a, b) => b.corrected - a.corrected)[0];
+    const gain = found.systems.reduce((sum, one) => sum + one.gain, 0) / (found.systems.length || 1);
+    this.setText("statement", `${best.system} is best after correction: ${formatFigure(best.corrected, 3)} (${formatInterval(best.interval)}). The judge makes ${found.labelled} topics labelled by people worth ${(gain * found.labelled).toFixed(0)}.`);
     this.setText("labelled", String(found.labelled));
     this.setText("queries", String(found.queries));
     this.fillRows("systems", found.systems.map((one) => [
@@ -93,6 +102,33 @@ export class JudgeCorrected extends EvidenceForm {
 }
 
 export class JudgeNuggets extends EvidenceForm {
+  connectedCallback() {
+    super.connectedCallback();
+    document.addEventListener("fovea-collection", ({ detail }) => this.listTopics(detail));
+    this.on("change", "topic", () => this.fillTopic());
+  }
+
+  /** Offer the topics of the chosen collection. */
+  listTopics(collection) {
+    this.collection = collection;
+    const topics = collection?.topics ? [...indexById(collection.topics)] : [];
+    this.show(topics.length > 0 && Boolean(collection.passages), "topic-field");
+    this.part("topic").replaceChildren(new Option("Choose one", ""), ...topics.map(([id, query]) => new Option(query, id)));
+  }
+
+  /** The query of a topic, and the passages that people graded best. */
+  fillTopic() {
+    const { topics, passages, labels = "" } = this.collection;
+    const qid = this.part("topic").value;
+    if (!qid) return;
+    const texts = indexById(passages);
+    const graded = labels.split("\n").map((line) => line.trim().split(/\s+/)).filter(([id, , , grade]) => id === qid && Number(grade) > 0);
+    const best = graded.sort((a, b) => b[3] - a[3]).slice(0, 3).map((cells) => texts.get(cells[2])).filter(Boolean);
+    const { query, passages: field } = this.part("form").elements;
+    query.value = indexById(topics).get(qid);
+    field.value = best.join("\n\n");
+  }
+
   /** A topic with its two best passages; the answer is the longest sentence of each, the second cited wrongly. */
   async useExample() {
     const { qrels, topics, passages } = await this.fetchCollection();
@@ -116,6 +152,8 @@ export class JudgeNuggets extends EvidenceForm {
     const { nuggets } = await this.ask("/v1/judge/nuggets", { query, passages, how }, signal);
     const held = await this.ask("/v1/judge/nuggets/assign", { query, answer, nuggets, how }, signal);
     const support = await this.ask("/v1/judge/support", { query, answer, passages, how }, signal);
+    const vital = nuggets.map((one, place) => [one.importance, held.supports[place]]).filter(([importance]) => importance === "vital");
+    this.setText("statement", `The answer holds ${vital.filter(([, how]) => how === "support").length} of ${vital.length} vital facts in full; faithfulness ${formatFigure(support.faithfulness, 2)}.`);
     for (const name of ["vital_recall", "all_recall", "precision"]) this.setText(name, formatFigure(held[name], 2));
     for (const name of ["citation_precision", "citation_recall", "faithfulness"]) this.setText(name, formatFigure(support[name], 2));
     this.fillRows("facts", nuggets.map((one, place) => [one.text, one.importance, one.passages.join(", "), inWords(held.supports[place])]));

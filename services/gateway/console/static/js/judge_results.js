@@ -37,6 +37,7 @@ export class JudgeAgreement extends JudgeForm {
       quadratic: formatFigure(found.kappa_quadratic), bias: formatFigure(found.bias, 3), pairs: found.pairs,
     };
     for (const [name, value] of Object.entries(numbers)) this.setText(name, String(value));
+    this.setText("statement", describeAgreement(found));
     this.showConfusion(found.confusion);
     CUTS.forEach((cut, index) => {
       this.setText(`kappa-${index}`, formatFigure(found.kappa_by_cut[cut]));
@@ -81,6 +82,7 @@ export class JudgeRankings extends JudgeForm {
     const found = await this.ask("/v1/judge/rankings", { ...(await readTexts(form)), measure: form.elements.measure.value }, signal);
     const numbers = { tau: found.tau_b, rho: found.rho, "tau-ap": found.tau_ap, kappa: found.kappa, alpha: found.alpha };
     for (const [name, value] of Object.entries(numbers)) this.setText(name, formatFigure(value));
+    this.setText("statement", describeRanking(found));
     this.part("systems").replaceChildren(...found.systems.map((one) => this.createSystemRow(one)));
     scatter(this, "scatter", found.systems.map((one) => ({ x: one.reference, y: one.judge, label: one.system })), { same: true });
     this.show(true, "result");
@@ -105,6 +107,8 @@ export class JudgeBoard extends CustomElement {
 
   async load() {
     const board = await (await call("/v1/judge/leaderboard")).json();
+    const best = [...board.rows].sort((a, b) => b.kappa - a.kappa)[0];
+    if (best) this.setText("statement", `${best.judge} agrees best with people: kappa ${formatFigure(best.kappa, 2)} (${formatInterval(best.kappa_interval)}), tau-b ${formatFigure(best.tau_b, 2)}.`);
     this.part("rows").replaceChildren(...board.rows.map((row) => this.createRow(row)));
     scatter(this, "kappa-tau", board.rows.map((row) => ({ x: row.kappa, y: row.tau_b, label: row.judge })));
   }
@@ -116,6 +120,23 @@ export class JudgeBoard extends CustomElement {
     ];
     return fillTableRow(this.cloneTemplate("row"), cells);
   }
+}
+
+const KAPPA_WORDS = [[0.8, "Almost perfect"], [0.6, "Substantial"], [0.4, "Moderate"], [0.2, "Fair"], [0, "Slight"]];
+
+/** Agreement in a sentence, in the words of Landis and Koch (1977). */
+function describeAgreement({ kappa, kappa_interval: interval, pairs, bias }) {
+  if (kappa === null) return `Kappa is undefined on these ${pairs} pairs.`;
+  const [, words] = KAPPA_WORDS.find(([least]) => kappa >= least) ?? [0, "No"];
+  const shift = Math.abs(bias ?? 0) < 0.05 ? "The judge is neither strict nor lenient" : `On average the judge grades ${Math.abs(bias).toFixed(2)} too ${bias > 0 ? "high" : "low"}`;
+  return `${words} agreement: kappa ${kappa.toFixed(2)}${interval ? ` (${formatInterval(interval)})` : ""} on ${pairs} pairs. ${shift}.`;
+}
+
+function describeRanking({ systems, tau_b: tau }) {
+  const best = (key) => [...systems].sort((a, b) => b[key] - a[key])[0]?.system;
+  const [reference, judge] = [best("reference"), best("judge")];
+  const first = reference === judge ? `Both put ${reference} first` : `People put ${reference} first, the judge ${judge}`;
+  return `${first}; tau-b ${formatFigure(tau, 2)} over ${systems.length} systems.`;
 }
 
 /** The row inside a template's table, filled. */

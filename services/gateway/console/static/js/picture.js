@@ -3,17 +3,21 @@
  * the filmstrip. A page only draws the answer of the present picture.
  */
 
-import { decodeBase64, selectedModel, readValues } from "./form.js";
-import { decodePicture } from "./canvas.js";
+import { decodeBase64, fillForm, selectedModel, readValues } from "./form.js";
+import { decodePicture, fitSize } from "./canvas.js";
 import { exportAll } from "./export_all.js";
 import { Filmstrip } from "./filmstrip.js";
 import { describeSize, findExcess, measurePicture, scalePicture } from "./picture_size.js";
+import { call } from "./gateway.js";
 import { RunForm } from "./run_form.js";
 import "./drop.js";
 import "./viewer.js";
 
 /** Pixels that a picture is scaled to where the request would take too long. */
 const QUICK_PIXELS = 2_000_000;
+
+/** Longest side of a picture in a comparison of models. */
+const MAX_COMPARED_SIDE = 1280;
 
 export class PicturePage extends RunForm {
   /** Note beside a picture that the browser can't show. */
@@ -28,8 +32,8 @@ export class PicturePage extends RunForm {
     this.addEventListener("fovea-pictures", (event) => this.addFiles(event.detail));
     this.on("click", "choose", () => this.part("file").click());
     this.on("click", "stop", () => this.items.forEach((item) => item.status === "waiting" && (item.status = "stopped")));
+    this.on("click", "compare", () => this.attempt(async () => (await import("./compare.js")).open(this)));
     this.on("click", "export-all", (_, button) => this.attempt(() => exportAll(this, button.dataset.form)));
-    this.openRun();
   }
 
   /** What was found in the picture of an item: `{ key, words, box, row }` each. */
@@ -52,6 +56,7 @@ export class PicturePage extends RunForm {
 
   /** Add pictures, show the first of them, and send all. A single one replaces a single one. */
   async addFiles(files) {
+    if (files.length === 1 && (await this.completes(files[0]))) return;
     if (files.length === 1 && this.items.length === 1) this.items = [];
     const items = files.map((file) => ({ file, status: "waiting" }));
     this.items.push(...items);
@@ -73,15 +78,15 @@ export class PicturePage extends RunForm {
     this.showName();
     this.show(false, "drop", "result");
     this.show(true, "viewer");
-    this.part("go").disabled = false;
+    this.part("go").disabled = Boolean(item.lacksFile);
     this.showPicture();
     if (item.answer) await this.receive(item.answer, item.milliseconds);
     else if (item.problem) this.showProblem(item.problem);
   }
 
   showName() {
-    const { file, size, answer } = this.current;
-    const note = size ? `, ${size.width} × ${size.height}` : answer ? ` (${this.constructor.hiddenNote})` : "";
+    const { file, size, answer, lacksFile } = this.current;
+    const note = size ? `, ${size.width} × ${size.height}` : lacksFile ? ": add its image to see it here" : answer ? ` (${this.constructor.hiddenNote})` : "";
     this.setText("name", file.name + note);
   }
 
@@ -93,7 +98,7 @@ export class PicturePage extends RunForm {
 
   /** Send the present picture again. */
   run() {
-    if (!this.current) return undefined;
+    if (!this.current || this.current.lacksFile) return undefined;
     this.current.status = "waiting";
     this.running?.abort();
     return this.runWaiting();
@@ -142,17 +147,24 @@ export class PicturePage extends RunForm {
     history.replaceState(null, "", url);
   }
 
-  /** Show the run in the page's address: its picture, options and answer. */
-  async openRun() {
-    const id = new URL(location.href).searchParams.get("run");
-    if (!id) return;
-    const [{ load }, { fillForm }] = await Promise.all([import("./runs.js"), import("./form.js")]);
-    const run = await load(id).catch(() => null);
-    if (!run?.file || this.items.length) return;
-    fillForm(this.form, run.request);
-    const item = { file: run.file, answer: run.answer, milliseconds: run.milliseconds, status: "done" };
+  /** Show a run or job: its options, answer and picture. A job from elsewhere has no picture; it can be dropped here. */
+  async showStored({ file, request, answer, milliseconds, job }) {
+    if (this.items.length || !answer) return;
+    fillForm(this.form, request ?? {});
+    const item = { file: file ?? new File([], `Job ${job ?? ""}`), lacksFile: !file, answer, milliseconds, status: "done" };
     this.items = [item];
     await this.select(item);
+  }
+
+  /** Whether a picture that was added is the one of a job that came without; then it is shown with the job's answer. */
+  async completes(file) {
+    const item = this.current;
+    if (!item?.lacksFile) return false;
+    const size = await measurePicture(file);
+    if (size?.width !== item.answer.width || size?.height !== item.answer.height) return false;
+    Object.assign(item, { file, size, lacksFile: false });
+    await this.select(item);
+    return true;
   }
 
   showProblem(problem) {
@@ -186,11 +198,22 @@ export class PicturePage extends RunForm {
     return actions;
   }
 
+  /** Send a picture to another model, with its default options and those that the page has controls for. */
+  sendAs(model, file) {
+    const options = model === selectedModel(this) ? this.requestOptions : this.pageOptions;
+    return call(this.dataset.path, { method: "POST", body: this.buildBody(file, model, options) });
+  }
+
+  /** What a comparison of models needs of an answer: `{ answer, size }` at least. */
+  async prepare(answer) {
+    return { answer, size: fitSize(answer.width, answer.height, MAX_COMPARED_SIDE) };
+  }
+
   /** The request as multipart: the picture's bytes as they are. */
-  buildBody(file = this.file) {
+  buildBody(file = this.file, model = selectedModel(this), options = this.requestOptions) {
     const body = new FormData();
-    body.append("model", selectedModel(this));
-    for (const [name, value] of Object.entries(this.requestOptions)) {
+    body.append("model", model);
+    for (const [name, value] of Object.entries(options)) {
       body.append(name, typeof value === "string" ? value : JSON.stringify(value));
     }
     if (file) body.append("image", file, file.name);
@@ -206,9 +229,13 @@ export class PicturePage extends RunForm {
     return readValues(this.part("options"));
   }
 
-  /** The options of a request. */
+  /** The options of a request: of the form, and those that the page has other controls for. */
   get requestOptions() {
-    return this.options;
+    return { ...this.options, ...this.pageOptions };
+  }
+
+  get pageOptions() {
+    return {};
   }
 
   /** Draw over the picture, but not left of the wipe's border. */

@@ -1,4 +1,4 @@
-/** Plots of the judge's page: labelled dots, and values with their intervals. */
+/** Plots: labelled dots, values with their intervals, and columns. */
 
 const FRAME = { left: 44, top: 10, width: 266, height: 200 };
 
@@ -74,4 +74,32 @@ function createWhisker(part, row, index, place) {
   text.setAttribute("y", y + 4);
   text.textContent = row.label.length > 18 ? `${row.label.slice(0, 17)}…` : row.label;
   return group;
+}
+
+const COLUMNS = { width: 640, height: 120, most: 48 };
+
+/** Draw columns `{label, value}` into a figure, each with its value in words; `format` writes a value. */
+export function drawColumns(figure, columns, format) {
+  const most = Math.max(...columns.map(({ value }) => value), 0) || 1;
+  const wide = Math.min(COLUMNS.width / Math.max(columns.length, 1), COLUMNS.most);
+  const bars = columns.map(({ label, value }, at) => {
+    const high = (value / most) * COLUMNS.height;
+    const bar = createSvg("rect", { x: at * wide + 1, y: COLUMNS.height - high + 14, width: Math.max(wide - 2, 1), height: Math.max(high, 1), rx: 2 });
+    bar.append(createSvg("title", {}, `${label}: ${format(value)}`));
+    return bar;
+  });
+  const texts = columns.length
+    ? [createSvg("text", { x: 0, y: 9 }, `most ${format(most)}`), createSvg("text", { x: 0, y: COLUMNS.height + 30 }, columns[0].label), createSvg("text", { x: columns.length * wide, y: COLUMNS.height + 30, "text-anchor": "end" }, columns.length > 3 ? columns.at(-1).label : "")]
+    : [];
+  const svg = createSvg("svg", { viewBox: `0 0 ${COLUMNS.width} ${COLUMNS.height + 36}`, role: "img", "aria-label": `${columns.length} columns, at most ${format(most)}` });
+  svg.append(...bars, ...texts);
+  figure.replaceChildren(svg);
+}
+
+/** An SVG element with attributes and a text. */
+export function createSvg(name, attributes, text) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  if (text) node.textContent = text;
+  return node;
 }

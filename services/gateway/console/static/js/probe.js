@@ -4,7 +4,9 @@
  */
 
 import { call } from "./gateway.js";
-import { selectedModel, readValues } from "./form.js";
+import { createNode } from "./custom_element.js";
+import { fillForm, selectedModel, readValues } from "./form.js";
+import { HeadBench } from "./head_bench.js";
 import { readReport } from "./report.js";
 import { RunTask } from "./run.js";
 
@@ -12,14 +14,34 @@ const HTML_HEADERS = { Accept: "text/html" };
 const GRID_OPTIONS = { lengths: [350, 700, 1200], depths: [0, 50, 100] };
 
 class Probe extends RunTask {
-  static answerParts = ["nothing", "answer", "download", "link", "loop"];
+  static answerParts = ["nothing", "answer", "download", "link", "pin", "notebook", "loop", "head"];
 
   connectedCallback() {
     super.connectedCallback();
     this.part("as-job").checked = this.dataset.mode === "job";
     this.on("click", "link", () => this.updatePermalink());
     this.on("click", "then", () => this.runNeedleGrid());
-    if (this.dataset.spec && this.dataset.mode === "sync") this.run();
+    this.on("click", "pin", () => this.attempt(() => this.pin()));
+    this.on("click", "notebook", () => this.attempt(async () => (await import("./notebook.js")).saveNotebook(this.part("answer").querySelector("h2")?.textContent ?? "Experiment", { model: this.experiment, ...this.spec })));
+    this.bench = new HeadBench(this);
+    this.addEventListener("fovea-model", () => this.offerModels().catch(() => {}));
+    this.offerModels().catch(() => {}); // without the list the field takes a name, as before
+    const isStored = /[?&](run|job)=/.test(location.search);
+    if (this.dataset.spec && this.dataset.mode === "sync" && !isStored) this.run();
+  }
+
+  /** Replace the field of the language model by a menu of those that can be studied. */
+  async offerModels() {
+    const field = this.part("options").querySelector('input[name="lm"]');
+    if (!field) return;
+    const models = await (await call(`${this.dataset.path}/models`)).json();
+    const words = ({ name, layers, heads }) => (layers ? `${name} (${layers} layers × ${heads} heads)` : name);
+    const entries = models.filter((one) => !one.default).map((one) => new Option(words(one), one.name));
+    const known = entries.some(({ value }) => value === field.value) || !field.value;
+    const menu = createNode("select", "", new Option(`Default: ${words(models.find((one) => one.default))}`, ""), ...entries, ...(known ? [] : [new Option(field.value)]));
+    Object.assign(menu, { id: field.id, name: field.name, value: field.value });
+    menu.dataset.kind = field.dataset.kind;
+    field.replaceWith(menu);
   }
 
   async describeRequest() {
@@ -31,12 +53,39 @@ class Probe extends RunTask {
     this.part("stage").scrollIntoView({ block: "start" });
     const { path, json } = await this.describeRequest();
     const { model, ...spec } = json;
-    this.spec = spec;
-    const nodes = await this.fetchReport(json, this.runsAsJob, signal);
+    Object.assign(this, { spec, experiment: model });
+    this.showReport(await this.fetchReport(json, this.runsAsJob, signal));
+    this.storing = this.remember({ path, request: json, html: await this.answerBlob.text() });
+    this.storing.catch(() => {});
+  }
+
+  /** Pin the run that is shown, for a comparison. */
+  async pin() {
+    const id = (await this.storing)?.id ?? this.storedId;
+    if (!id) throw Object.assign(new Error("This browser keeps no runs."), { title: "Not pinned" });
+    const { pin } = await import("./runs.js");
+    await pin(id, true);
+    this.setText("pin", "Pinned");
+    document.dispatchEvent(new Event("fovea-pinned"));
+  }
+
+  showReport(nodes) {
+    this.bench.clear();
     this.part("answer").replaceChildren(...nodes);
-    this.show(true, "answer", "download", "link");
+    this.setText("pin", "Pin");
+    this.show(false, "nothing", "head");
+    this.show(true, "answer", "download", "link", "pin", "notebook");
     this.show("grid" in this.dataset && this.findPlan() !== null, "loop");
-    this.remember({ path, request: json, html: await this.answerBlob.text() }).catch(() => {});
+  }
+
+  async showStored({ id, request: { model, ...spec } = {}, html, answer }) {
+    Object.assign(this, { spec, experiment: model, storedId: id });
+    fillForm(this.part("options"), spec);
+    this.answerBlob = html ? new Blob([html], { type: "text/html" }) : new Blob([JSON.stringify(answer)], { type: "application/json" });
+    if (html) return this.showReport(readReport(html));
+    const view = createNode("fovea-result", "");
+    view.drawJson(answer);
+    return this.showReport([view]);
   }
 
   /** Fetch the HTML report as nodes; its text is stored for the download. */
@@ -52,15 +101,17 @@ class Probe extends RunTask {
   }
 
   /** Find → plan → method → needle grid, beside the grid of full attention. */
-  async runNeedleGrid() {
+  async runNeedleGrid(chosen) {
+    this.show(true, "loop");
     const { signal } = (this.running = new AbortController());
+    this.part("loop").scrollIntoView({ block: "nearest" });
     this.part("grids").before(this.part("fault"), this.part("progress"));
     this.part("then").disabled = true;
     this.showProgress(undefined, "Needle grid");
     this.showError(null);
     this.part("grids").replaceChildren();
     await this.attempt(async () => {
-      const plan = await (await call(`/v1/probe/artefacts/${this.findPlan()}`)).json();
+      const plan = chosen ?? (await (await call(`/v1/probe/artefacts/${this.findPlan()}`)).json());
       const method = this.part("method").value;
       for (const longctx of [{ method: "dense" }, { method, plan }]) {
         const lm = this.spec.lm ? { lm: this.spec.lm } : {};

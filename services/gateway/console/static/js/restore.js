@@ -23,6 +23,15 @@ class Restore extends PicturePage {
     this.restoredPicture = null;
   }
 
+  async prepare(answer) {
+    const picture = await decodePicture(decodeBase64(answer.restored, detectPictureType(answer.restored)));
+    return { ...(await super.prepare(answer)), picture };
+  }
+
+  drawCompared(context, { picture }) {
+    context.drawImage(picture, 0, 0, context.canvas.width, context.canvas.height);
+  }
+
   describeFiles(item) {
     const { restored, format } = item.answer;
     return restored ? [{ name: `restored/${stemOf(item)}.${format}`, blob: decodeBase64(restored, detectPictureType(restored)) }] : [];

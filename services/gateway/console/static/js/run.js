@@ -24,6 +24,16 @@ export class RunTask extends RunForm {
     this.showError(null);
   }
 
+  async showStored({ request, answer }) {
+    if (answer === undefined) return;
+    this.example = fillForm(this.part("options"), request ?? {});
+    delete this.example.model;
+    this.answerBlob = new Blob([JSON.stringify(answer)], { type: "application/json" });
+    this.part("answer").drawJson(answer);
+    this.show(false, "nothing");
+    this.show(true, "download");
+  }
+
   async describeRequest() {
     const form = this.part("options");
     return { path: this.dataset.path, json: { model: selectedModel(form), ...this.example, ...readValues(form), ...(await readFiles(form)) } };

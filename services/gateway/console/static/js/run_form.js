@@ -32,10 +32,23 @@ export class RunForm extends CustomElement {
     });
     this.on("click", "stop", () => this.running?.abort());
     this.on("click", "example", () => this.attempt(() => this.useExample()));
+    this.attempt(() => this.openStored());
   }
 
   get form() {
     return this.part("options") ?? this.part("form");
+  }
+
+  /** Show the run or the finished job that the address names; a page that can has `showStored(run)`. */
+  async openStored() {
+    const query = new URLSearchParams(location.search);
+    const [run, job] = [query.get("run"), query.get("job")];
+    if (!this.showStored || !(run ?? job)) return;
+    const { load, loadJob } = await import("./runs.js");
+    const found = await (run ? load(run) : loadJob(job));
+    if (found && found.answer === undefined && !found.html) this.showError({ title: "The result is a file", message: "Download it from the page Jobs." });
+    else if (found) await this.showStored(found);
+    else this.showError({ title: "This run is not here", message: "It was deleted, or it belongs to another browser.", hint: "Runs without an API key stay in the browser that started them." });
   }
 
   /** Fill the form with the model's example. */
@@ -87,7 +100,7 @@ export class RunForm extends CustomElement {
   async remember(facts) {
     const { store } = await import("./runs.js");
     const page = location.pathname;
-    const run = await store({ page, title: document.title.split(" · ")[0], milliseconds: Math.round(this.milliseconds ?? 0), job: this.job?.id, ...facts });
+    const run = await store({ page, title: document.title.replace(SIGN, "").split(" · ")[0], milliseconds: Math.round(this.milliseconds ?? 0), job: this.job?.id, ...facts });
     this.job = null;
     this.runId = run?.id;
     this.dispatchEvent(new CustomEvent("fovea-run-stored", { bubbles: true, detail: run }));
@@ -124,6 +137,7 @@ export class RunForm extends CustomElement {
     clearInterval(this.clock);
     if (on) this.startClock();
     this.classList.toggle("busy", on);
+    markTitle(on ? "… " : document.hidden && !this.running?.signal.aborted ? "✓ " : "");
     this.show(on, "stop");
     this.show(!on, "go");
   }
@@ -148,6 +162,14 @@ export class RunForm extends CustomElement {
   async fetchExample() {
     return (await call(`/v1/models/${selectedModel(this)}/example`)).json();
   }
+}
+
+const SIGN = /^[…✓] /;
+
+/** Put a sign before the page's title: a tab in the background shows that its request runs, or is done. */
+function markTitle(sign) {
+  document.title = sign + document.title.replace(SIGN, "");
+  if (sign === "✓ ") document.addEventListener("visibilitychange", () => markTitle(""), { once: true });
 }
 
 /** Seconds as `12 s`, `3 min 05 s` or `7 h 14 min`. */

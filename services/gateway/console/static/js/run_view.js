@@ -65,9 +65,9 @@ class Runs extends CustomElement {
   }
 }
 
-/** The page of a run's task, with its options; pages of pictures show its input and answer too. */
-function openUrl({ page, id, request, file }) {
-  const query = new URLSearchParams({ ...(request?.model && { model: request.model }), ...(file && { run: id }) });
+/** The page of a run's task, which shows the run again if it can. */
+function openUrl({ page, id, request }) {
+  const query = new URLSearchParams({ ...(request?.model && { model: request.model }), run: id });
   if (page === "/console/probe") query.set("spec", JSON.stringify(request));
   return `${page}?${query}`;
 }

@@ -44,14 +44,42 @@ export async function load(id) {
   return remote ? (await call(`/v1/files/${remote.remote}/content`)).json() : null;
 }
 
+/**
+ * A finished job as a run: its answer as JSON (`answer`) or a report (`html`), and its input where this browser sent it.
+ * A report that came as JSON is fetched as a page, by the key in its manifest.
+ */
+export async function loadJob(id) {
+  const [job, result, mine] = await Promise.all([
+    call(`/v1/jobs/${encodeURIComponent(id)}`).then((answer) => answer.json()),
+    call(`/v1/jobs/${encodeURIComponent(id)}/result`), local.list().catch(() => []),
+  ]);
+  const known = mine.find((run) => run.job === id);
+  const type = result.headers.get("content-type") ?? "";
+  const isPage = type.startsWith("text/html");
+  const answer = type.includes("json") ? await result.json() : undefined;
+  const report = answer?.manifest?.report;
+  const html = isPage ? await result.text() : report && (await call(`/v1/probe/reports/${report}?format=html`).then((page) => page.text(), () => undefined));
+  const request = known?.request ?? { ...answer?.spec, ...((answer?.manifest?.experiment ?? answer?.model) && { model: answer.manifest?.experiment ?? answer.model }) };
+  return { file: known?.file, request, milliseconds: new Date(job.finished) - new Date(job.started), path: job.path.split("?")[0], job: id, answer, html };
+}
+
 export async function remove(id) {
   await local.remove(id);
   const remote = (await listRemote()).filter((run) => run.id === id);
   await Promise.all(remote.map((run) => call(`/v1/files/${run.remote}`, { method: "DELETE" })));
 }
 
+/** Pin a run, so that it outlives the others, or unpin it. */
+export async function pin(id, isPinned) {
+  const run = await local.get(id);
+  if (run) await local.put({ ...run, isPinned });
+}
+
+/** Pinned runs with a report, newest first. */
+export const listPinned = async () => (await local.list()).filter(({ isPinned, html }) => isPinned && html).sort((a, b) => b.time.localeCompare(a.time));
+
 async function prune() {
-  const old = (await local.list()).sort((a, b) => b.time.localeCompare(a.time)).slice(MOST);
+  const old = (await local.list()).filter(({ isPinned }) => !isPinned).sort((a, b) => b.time.localeCompare(a.time)).slice(MOST);
   await Promise.all(old.map(({ id }) => local.remove(id)));
 }
 

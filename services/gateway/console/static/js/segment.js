@@ -28,7 +28,18 @@ class Segment extends PicturePage {
     this.on("click", "save-mask", () => this.saveMask());
     this.on("click", "save-overlay", () => this.saveOverlay());
     this.on("click", "save-json", () => saveJson(this.answer, `${this.stem}.json`));
+    this.on("pointermove", "canvas", (event, canvas) => this.showPixel(event, canvas));
     this.addEventListener("fovea-model", () => this.run());
+  }
+
+  /** Show the probability of the pixel under the pointer. */
+  showPixel({ offsetX, offsetY }, { clientWidth, clientHeight, width, height }) {
+    if (!this.map) return;
+    const scale = Math.min(clientWidth / width, clientHeight / height); // the canvas is fitted into its box
+    const [x, y] = [Math.floor((offsetX - (clientWidth - width * scale) / 2) / scale), Math.floor((offsetY - (clientHeight - height * scale) / 2) / scale)];
+    const isInside = x >= 0 && y >= 0 && x < width && y < height;
+    const real = this.answer.width / width;
+    this.setText("pixel", isInside ? `Pixel ${Math.round(x * real)}, ${Math.round(y * real)}: probability ${(this.map[y * width + x] / 255).toFixed(3)}` : "");
   }
 
   clearAnswer() {
@@ -41,20 +52,39 @@ class Segment extends PicturePage {
   }
 
   /** The threshold is set beside the picture, not in the form. */
-  get requestOptions() {
-    return { ...this.options, threshold: this.part("threshold").valueAsNumber, include: INCLUDE };
+  get pageOptions() {
+    return { threshold: this.part("threshold").valueAsNumber, include: INCLUDE };
   }
 
   async receive(answer, milliseconds) {
     this.answer = answer;
     this.requestedSettings = this.settings;
-    const probability = await decodePicture(decodeBase64(answer.probability, "image/png"));
+    const map = answer.probability ?? answer.mask;
+    if (!map) throw Object.assign(new Error("The answer has no mask."), { title: "Nothing to draw", hint: "Ask for `mask` or `probability` in `include`." });
+    const probability = await decodePicture(decodeBase64(map, "image/png"));
     this.fullSize = { map: readMap(probability, answer), width: answer.width, height: answer.height };
     this.map = readMap(probability, this.resizeCanvas(answer));
     this.show(true, "result");
     this.setText("time", `${Math.round(milliseconds)} ms`);
     this.findings.show(this.describeFindings(this.current), this.current);
     this.redraw();
+  }
+
+  async prepare(answer) {
+    const prepared = await super.prepare(answer);
+    const probability = await decodePicture(decodeBase64(answer.probability, "image/png"));
+    return { ...prepared, map: readMap(probability, prepared.size) };
+  }
+
+  maskOf({ answer, size: { width, height }, map }) {
+    const scale = (answer.width * answer.height) / (width * height);
+    return thresholdMask(map, width, height, { ...this.settings, minArea: this.settings.minArea / scale }).mask;
+  }
+
+  drawCompared(context, prepared) {
+    const { width, height } = context.canvas;
+    context.drawImage(this.picture, 0, 0, width, height);
+    blend(context, drawOverlay(prepared.map, this.maskOf(prepared), width, height, this.drawingOptions));
   }
 
   describeFindings({ answer }) {
@@ -99,6 +129,7 @@ class Segment extends PicturePage {
       context.clearRect(0, 0, width, height);
       if (this.picture) context.drawImage(this.picture, 0, 0, width, height);
       if (!this.map) return;
+      this.comparison?.redraw();
       const scale = (this.answer.width * this.answer.height) / (width * height);
       const region = thresholdMask(this.map, width, height, { ...this.settings, minArea: this.settings.minArea / scale });
       this.drawWiped(context, () => {

@@ -8,12 +8,26 @@ const examples = new WeakMap();
 /** Files that were chosen in any form of the page, by what they are: a collection is chosen once. */
 const chosen = new Map();
 
-const KINDS = { topics: "topics", passages: "passages", runs: "runs", reference: "labels", labels: "labels", judge: "judge" };
+/** Texts of a collection. */
+export const COLLECTED = ["topics", "passages", "runs", "labels", "judge"];
 
-/** The file of another form that a control without one uses: a required one, or texts to read results by. */
+const KINDS = { topics: "topics", passages: "passages", runs: "runs", reference: "labels", labels: "labels", human: "labels", judge: "judge" };
+
+/** The file of another form, or of the collection, that a control without one uses. */
 function sharedFile(input) {
   const { text: name, needed } = input.dataset;
-  return needed || name === "topics" || name === "passages" ? chosen.get(KINDS[name]) : undefined;
+  const file = chosen.get(KINDS[name]);
+  return needed || name === "topics" || name === "passages" || file?.isCollected ? file : undefined;
+}
+
+/** Use the texts of a collection, by kind, in every form of the page; null uses none. */
+export function useCollection(name, texts) {
+  for (const [kind, file] of chosen) if (file.isCollected) chosen.delete(kind);
+  for (const kind of COLLECTED) if (texts?.[kind]) chosen.set(kind, Object.assign(new File([texts[kind]], name), { isCollected: true }));
+  for (const input of document.querySelectorAll("[data-text]")) {
+    examples.delete(input);
+    if (!input.files.length) setNote(input.form, input, sharedFile(input) ? `From ${name}. ` : "");
+  }
 }
 
 document.addEventListener("change", ({ target }) => {
@@ -62,7 +76,8 @@ function jsonLine(line) {
   return [String(row.id ?? row.qid ?? row.docid), row.text ?? row.query ?? row.passage];
 }
 
-async function readFile(file) {
+/** The text of a file, unpacked if it is gzipped. */
+export async function readFile(file) {
   if (!file.name.endsWith(".gz")) return file.text();
   try {
     return await new Response(file.stream().pipeThrough(new DecompressionStream("gzip"))).text();

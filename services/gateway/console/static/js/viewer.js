@@ -36,6 +36,14 @@ class Viewer extends HTMLElement {
     this.step = Math.max(0, Math.min(STEPS, step));
     this.dataset.zoom = this.step;
     this.scrollTo(share[0] * canvas.clientWidth - at[0], share[1] * canvas.clientHeight - at[1]);
+    this.dispatchEvent(new Event("fovea-view"));
+  }
+
+  /** Show the same part as another view of a picture of the same shape. */
+  follow(other) {
+    this.step = other.step;
+    this.dataset.zoom = this.step;
+    this.scrollTo((other.scrollLeft / other.scrollWidth) * this.scrollWidth, (other.scrollTop / other.scrollHeight) * this.scrollHeight);
   }
 
   startPan(event) {

@@ -19,7 +19,7 @@ def open_run(start, lengths, problem, PAGE: tl.constexpr):
 
 @triton.jit
 def hide(weights, begin, skip, end, weighted_end, KEYS: tl.constexpr, WEIGHTED: tl.constexpr):
-    """What is added to the scores of a tile, in base 2: log-weights [KEYS], and −inf outside of the run."""
+    """Additions to the scores of a tile, in base 2: log-weights [KEYS], and −inf outside of the run."""
     position = begin + tl.arange(0, KEYS)
     there = (position >= skip) & (position < end)
     added = tl.zeros((KEYS,), tl.float32)

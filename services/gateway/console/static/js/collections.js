@@ -1,0 +1,100 @@
+/**
+ * Collections of the judge's page: topics, passages, runs and labels under a name, chosen once for all steps. They are
+ * files of the tenant (`/v1/files`, purpose `collection`), so that colleagues and other browsers find them.
+ */
+
+import { CustomElement } from "./custom_element.js";
+import { call } from "./gateway.js";
+import { COLLECTED, indexById, readFile, useCollection } from "./texts.js";
+
+const PURPOSE = "collection";
+const MINI = "mini";
+const CHOSEN = "fovea-collection";
+
+/** The texts of the chosen collection, or null. */
+export let current = null;
+
+class Collections extends CustomElement {
+  connectedCallback() {
+    this.on("change", "chosen", () => this.attempt(() => this.choose(this.part("chosen").value)));
+    this.on("click", "delete", (_, button) => this.attempt(() => this.deleteChosen(button)));
+    this.on("submit", "form", (event) => {
+      event.preventDefault();
+      this.attempt(() => this.save());
+    });
+    this.attempt(() => this.load());
+  }
+
+  async load() {
+    const { data } = await (await call(`/v1/files?purpose=${PURPOSE}`)).json();
+    const choice = this.part("chosen");
+    choice.replaceChildren(...[...choice.options].slice(0, 2), ...data.map(({ id, filename, bytes }) => new Option(`${filename} (${formatBytes(bytes)})`, id)));
+    const known = localStorage.getItem(CHOSEN);
+    if ([...choice.options].some(({ value }) => value === known)) await this.choose(known);
+  }
+
+  async choose(id) {
+    this.showError(null);
+    const texts = id && (id === MINI ? await fetchMini() : await (await call(`/v1/files/${id}/content`)).json());
+    this.part("chosen").value = id;
+    localStorage.setItem(CHOSEN, id);
+    current = texts || null;
+    const name = id === MINI ? "the mini-collection" : this.part("chosen").selectedOptions[0].textContent.replace(/ \([^)]*\)$/, "");
+    useCollection(name, current);
+    this.setText("about", current ? describe(current) : "Each step asks for its own files.");
+    this.show(Boolean(id) && id !== MINI, "delete");
+    document.dispatchEvent(new CustomEvent("fovea-collection", { detail: current }));
+  }
+
+  /** Deleting can't be undone: the first click asks, the second does it. */
+  async deleteChosen(button) {
+    if (!button.dataset.confirming) {
+      button.dataset.confirming = "yes";
+      button.textContent = "Delete for good";
+      return;
+    }
+    delete button.dataset.confirming;
+    button.textContent = "Delete";
+    await call(`/v1/files/${this.part("chosen").value}`, { method: "DELETE" });
+    await this.choose("");
+    await this.load();
+  }
+
+  /** Store the files of the form under its name. */
+  async save() {
+    const form = this.part("form");
+    const inputs = COLLECTED.map((kind) => [kind, form.elements[kind].files[0]]).filter(([, file]) => file);
+    if (!inputs.length) throw Object.assign(new Error("A collection needs one file at least."), { title: "No file" });
+    const texts = Object.fromEntries(await Promise.all(inputs.map(async ([kind, file]) => [kind, await readFile(file)])));
+    const content = new Blob([JSON.stringify(texts)], { type: "application/json" });
+    const most = Number(this.dataset.maxBytes);
+    if (content.size > most) throw Object.assign(new Error(`The files have ${formatBytes(content.size)}; a collection has ${formatBytes(most)} at most.`), { title: "Too large" });
+    const body = new FormData();
+    body.append("purpose", PURPOSE);
+    body.append("file", content, form.elements.name.value.trim());
+    const { id } = await (await call("/v1/files", { method: "POST", body })).json();
+    form.reset();
+    this.part("new").open = false;
+    localStorage.setItem(CHOSEN, id);
+    await this.load();
+  }
+}
+
+async function fetchMini() {
+  const { topics, passages, runs, qrels, judgements } = await (await call("/v1/judge/collection")).json();
+  return { topics, passages, runs, labels: qrels, judge: judgements["query-lift"] ?? Object.values(judgements)[0] };
+}
+
+/** What a collection has, in numbers. */
+function describe({ topics, passages, runs, labels, judge }) {
+  const lines = (text) => text.split("\n").filter((line) => line.trim()).length.toLocaleString("en");
+  const parts = [
+    topics && `${indexById(topics).size.toLocaleString("en")} topics`, passages && `${lines(passages)} passages`, runs && `${lines(runs)} lines of runs`,
+    labels && `${lines(labels)} labels by people`, judge && `${lines(judge)} by a judge`,
+  ];
+  return `${parts.filter(Boolean).join(", ")}. All steps use them; a file chosen in a step replaces its own there.`;
+}
+
+const formatBytes = (bytes) => (bytes < 1e6 ? `${Math.max(1, Math.round(bytes / 1000))} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
+
+customElements.define("fovea-collections", Collections);

@@ -1,0 +1,37 @@
+/** Notebooks: an experiment as cells that run it against this Fovea with its Python package, and plot the answer. */
+
+import { toPython } from "./api_code.js";
+import { save } from "./save.js";
+
+const PLOT = `import matplotlib.pyplot as plt
+
+for grid in report["grids"][:12]:
+    values = [[float("nan") if value is None else value for value in row] for row in grid["values"]]
+    plt.figure()
+    plt.imshow(values, aspect="auto", cmap="RdBu" if grid["scale"] == "diverging" else "viridis")
+    plt.title(grid["name"])
+    plt.xlabel(grid["columns"]["label"])
+    plt.ylabel(grid["rows"]["label"])
+    plt.colorbar(label=grid["unit"])
+for bars in report["bars"]:
+    plt.figure()
+    plt.bar([bar["label"] for bar in bars["bars"]], [bar["value"] or 0 for bar in bars["bars"]])
+    plt.title(bars["name"])
+plt.show()`;
+
+/** Save the notebook of an experiment. */
+export function saveNotebook(title, request) {
+  const code = (source) => ({ cell_type: "code", execution_count: null, metadata: {}, outputs: [], source: toLines(source) });
+  const text = (source) => ({ cell_type: "markdown", metadata: {}, source: toLines(source) });
+  const cells = [
+    text(`# ${title}\n\nInstall the package with \`pip install fovea-serve matplotlib\`. Set \`FOVEA_API_KEY\` if the server asks for a key.\n\nPermalink: ${location.href}`),
+    code(`import os\n\nfrom fovea import Client\n\nclient = Client("${location.origin}", key=os.environ.get("FOVEA_API_KEY"))`),
+    code(`report = client.run("probe", ${toPython(request)})\n{name: scalar["value"] for name, scalar in report["scalars"].items()}`),
+    code(PLOT),
+  ].map((cell, at) => ({ id: `cell-${at}`, ...cell }));
+  const metadata = { kernelspec: { display_name: "Python 3", language: "python", name: "python3" }, language_info: { name: "python" } };
+  const notebook = { cells, metadata, nbformat: 4, nbformat_minor: 5 };
+  save(new Blob([JSON.stringify(notebook, null, 1)], { type: "application/x-ipynb+json" }), `${request.model}.ipynb`);
+}
+
+const toLines = (source) => source.split("\n").map((line, at, all) => (at + 1 < all.length ? `${line}\n` : line));

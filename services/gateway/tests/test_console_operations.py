@@ -1,0 +1,158 @@
+"""Jobs and the operators' pages in a real browser: results in the page of their task, keys, replicas, usage, log."""
+
+import httpx2
+import pytest
+
+from services.gateway.tests.browsing import MARKS, check_page, kept, watched
+from services.gateway.tests.stage import running
+from services.gateway.tests.stub_service import photograph
+from tests.harness.waiting import wait_until
+
+pytestmark = MARKS
+
+
+def submit(stage, path, **request):
+    """The id of a job that is done."""
+    headers = {"prefer": "respond-async", **request.pop("headers", {})}
+    job = httpx2.post(stage.url + path, headers=headers, **request).json()["id"]
+    wait_until(lambda: stage.queue.jobs[job].finished, 10, "the job")
+    return job
+
+
+def test_jobs_are_searched_filtered_and_deleted_together(page, stage, see):
+    for body in (photograph(), b"nope"):
+        headers = {"content-type": "image/jpeg", "prefer": "respond-async"}
+        httpx2.post(f"{stage.url}/v1/segment", content=body, headers=headers)
+    wait_until(lambda: all(job.finished for job in stage.queue.jobs.values()), 10, "the jobs")
+    page.goto("/console/jobs")
+    rows = page.locator("[data-job]:visible")
+    page.get_by_label("Status").select_option("failed")
+    see(rows.first).to_contain_text("The bytes are not a picture.")
+    failed = rows.count()
+    page.get_by_role("button", name="Delete finished ones shown").click()
+    see(rows).to_have_count(0)
+    page.get_by_label("Status").select_option("")
+    assert failed >= 1
+    page.get_by_label("Search").fill("segment")
+    see(rows.first).to_contain_text("Segment")
+    page.get_by_label("Search").fill("nothing has this")
+    see(rows).to_have_count(0)
+
+
+def test_a_job_from_elsewhere_opens_in_the_page_of_its_task_and_takes_its_image_there(page, stage, see):
+    image = {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photograph()}
+    job = submit(
+        stage, "/v1/segment?include=mask&include=probability&min_area=7",
+        content=image["buffer"], headers={"content-type": "image/jpeg"},
+    )  # fmt: skip
+    page.goto(f"/console/jobs#{job}")
+    page.locator(f"[data-job={job}]").get_by_role("link", name="Open").click()
+    page.wait_for_url(f"**/console/segment?job={job}")
+    area = page.locator("[data-part=area]")
+    see(area).to_have_text("8,245 px")
+    see(page.locator("[data-part=name]")).to_have_text(f"Job {job}: add its image to see it here")
+    sent = len(stage.stub.seen)
+    page.locator("[data-part=file]").set_input_files(image)
+    see(page.locator("[data-part=name]")).to_have_text("a.jpg, 320 × 240")
+    see(area).to_have_text("8,245 px")
+    assert len(stage.stub.seen) == sent
+    check_page(page)
+
+
+def test_a_job_of_any_task_and_a_run_of_it_open_in_their_page(page, stage, see):
+    job = submit(stage, "/v1/judge", json={"prompt": "x", "count": 9})
+    page.goto(f"/console/run/judge?job={job}")
+    see(page.locator("fovea-result")).to_contain_text("0.1235")
+    page.goto("/console/run/judge")
+    page.locator("#option-prompt").fill("second")
+    page.locator("#option-count").fill("4")
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.locator("fovea-result").wait_for()
+    page.goto("/runs")
+    page.locator(".run-link").click()
+    page.get_by_role("link", name="Open in its page").click()
+    see(page.locator("#option-count")).to_have_value("4")
+    see(page.locator("fovea-result")).to_contain_text("second")
+    page.goto("/console/run/judge?run=gone")
+    see(page.get_by_role("alert")).to_contain_text("This run is not here")
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("locked"), auth="keys") as stage:
+        yield stage
+
+
+@pytest.fixture
+def admin(chromium, locked):
+    """The operators' page, opened with a key of theirs."""
+    _, text = locked.keys.add("ops", ("infer", "jobs", "admin"))
+    complaints: list[str] = []
+    with watched(chromium, locked.url, complaints) as page:
+        page.goto("/console/admin")
+        page.locator("#key").fill(text)
+        page.get_by_role("button", name="Continue").click()
+        page.locator("fovea-admin-services tbody tr").wait_for()
+        yield page
+    assert not [said for said in complaints if "401" not in said]  # a page that asks for the key is one
+
+
+@pytest.mark.parametrize("name", ["Services", "Replicas", "Keys", "Usage", "Audit log"])
+def test_each_section_of_operators_has_an_address_and_passes_axe(admin, name):
+    admin.get_by_role("tab", name=name).click()
+    address = admin.url
+    assert "#" in address
+    admin.reload()
+    assert admin.get_by_role("tab", name=name).get_attribute("aria-selected") == "true"
+    check_page(admin)
+
+
+def test_operators_see_each_replica_with_its_load_and_search_them(admin, see):
+    admin.get_by_role("tab", name="Replicas").click()
+    row = admin.locator("fovea-admin-replicas tbody tr")
+    see(row).to_contain_text("parrot, disc, disc-large and 2 more")
+    see(row).to_contain_text("0 of 1")
+    admin.locator("fovea-admin-replicas").get_by_label("Search").fill("pranet")
+    see(row).to_be_hidden()
+
+
+def test_an_operator_makes_rotates_and_revokes_keys_and_reads_the_log(admin, locked, see):
+    admin.get_by_role("tab", name="Keys").click()
+    rows = admin.locator("fovea-admin-keys tbody tr")
+    rows.first.wait_for()
+    before = rows.count()
+    admin.get_by_label("Tenant", exact=True).fill("lab")
+    admin.get_by_label("metrics").check()
+    admin.get_by_text("Limits and expiry").click()
+    admin.get_by_label("Requests a minute").fill("1200")
+    admin.get_by_role("button", name="Make a key").click()
+    see(rows).to_have_count(before + 1)
+    made = admin.locator("[data-part=made] code").last.inner_text()
+    assert httpx2.get(f"{locked.url}/v1/models", headers={"authorization": f"Bearer {made}"}).status_code == 200
+    see(rows.last).to_contain_text("infer, jobs, metrics")
+    see(rows.last).to_contain_text("1,200 requests a minute")
+    rows.last.get_by_role("button", name="Rotate").click()
+    see(rows).to_have_count(before + 2)
+    rows.last.get_by_role("button", name="Revoke").click()
+    rows.last.get_by_role("button", name="Revoke for good").click()
+    see(rows).to_have_count(before + 1)
+    admin.get_by_role("tab", name="Audit log").click()
+    see(admin.locator("fovea-admin-audit tbody tr").first).to_contain_text("key revoked")
+    see(admin.locator("fovea-admin-audit tbody tr").first).to_contain_text("tenant: lab")
+
+
+def test_usage_is_a_chart_with_sums_that_follow_the_search(admin, see):
+    answer = {"usage": [
+        {"day": day, "tenant": tenant, "model": "disc", "requests": count, "tokens_in": 0, "tokens_out": 0,
+         "pictures": count, "cpu_seconds": 1.5}
+        for day, tenant, count in (("2026-11-01", "lab", 3), ("2026-11-02", "lab", 5), ("2026-11-02", "clinic", 40))
+    ]}  # fmt: skip
+    admin.route("**/v1/usage?*", lambda route: route.fulfill(json=answer))
+    admin.get_by_role("tab", name="Usage").click()
+    part = admin.locator("fovea-admin-usage")
+    see(part.locator("[data-part=requests]")).to_have_text("48")
+    see(part.locator("rect title").last).to_have_text("2026-11-02: 45")
+    part.get_by_label("Search").fill("lab")
+    see(part.locator("[data-part=requests]")).to_have_text("8")
+    assert kept(admin, "CSV", "usage.csv").decode().splitlines()[1].startswith("2026-11-02,lab,disc,5")
+    check_page(admin)

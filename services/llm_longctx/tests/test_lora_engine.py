@@ -1,0 +1,187 @@
+"""LoRA adapters in the engine: each request is the merged model, next to others and under every method."""
+
+import copy
+from collections.abc import Mapping
+from functools import cache
+
+import pytest
+import torch
+
+from fovea.errors import InvalidOption
+from services.llm_longctx.engine import Engine, GenerationRequest, Request
+from services.llm_longctx.engine.device.parallel_backend import check_divisible
+from services.llm_longctx.engine.quality.fidelity import compare_to_dense
+from services.llm_longctx.engine.taps import ActivationCapture, PlacedEdit, RequestTaps
+from services.llm_longctx.kernels import backends, pack
+from services.llm_longctx.kernels.decode_step import HEAD
+from services.llm_longctx.methods import method, methods
+from services.llm_longctx.tests.conftest import tiny_decoder
+from services.llm_longctx.tests.method_contract.oracle import PLAN
+from services.llm_longctx.tests.test_decode_step import IDS, ROLES, build
+from services.llm_longctx.tests.test_request_taps import ALL, BACKENDS, N, _Scores, traced, vector
+from shared.lm.interventions import Add
+from shared.lm.lora import PLACES, LoraAdapter, build_adapter
+from shared.lm.lora_config import LoraConfig
+from shared.lm.quantization import quantize
+
+FAMILIES = ["llama", "biases", "qwen3", "gemma3"]
+
+
+@cache
+def net_of(family: str):
+    return tiny_decoder(positions=192) if family == "tiny" else build(family)
+
+
+@cache
+def adapter_of(family: str, seed: int = 0, scale: float = 0.5) -> LoraAdapter:
+    """A random adapter on all seven places, or on three for odd seeds, whose ranks differ."""
+    net, draw, tensors = net_of(family), torch.Generator().manual_seed(seed), {}
+    places = PLACES[1::2] if seed % 2 else PLACES
+    ranks = {place: 1 + (3 * i + seed) % 5 for i, place in enumerate(places)}
+    for layer, block in enumerate(net.blocks):
+        for place in places:
+            out, inner = block.get_submodule(place).weight.shape
+            name = f"base_model.model.model.layers.{layer}.{place}.lora"
+            tensors[f"{name}_A.weight"] = torch.randn(ranks[place], inner, generator=draw) / inner**0.5
+            tensors[f"{name}_B.weight"] = torch.randn(out, ranks[place], generator=draw) * scale
+    config = LoraConfig(8, 8.0, False, ranks, ranks, tuple(places))
+    return build_adapter(config, tensors, net, f"{family}-{seed}-{scale}")
+
+
+@cache
+def merged(family: str, seed: int = 0):
+    """The model with the adapter in its matrices."""
+    net, whole = net_of(family), copy.deepcopy(net_of(family))
+    for layer, mine in zip(net.modules(), whole.modules(), strict=True):
+        if (part := adapter_of(family, seed).parts.get(layer)) is not None:
+            mine.weight.data = part.merge(mine.weight)
+    return whole
+
+
+def read_and_step(net, how="dense", adapter=None, backend="auto", steps=5, plan=None, ids=IDS):
+    engine = Engine(net, how, plan, page=16, backend=backend)
+    one = engine.open(adapter=adapter)
+    rows = [one.prefill(ids[:N])[-1:]]
+    rows += [one.step(ids[N + i])[None] for i in range(steps)]
+    held = [len(one.entries(layer, g).positions) for layer in range(net.config.layers) for g in range(2)]
+    one.close()
+    return torch.cat(rows), held
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapted_sequence_is_the_merged_model(family, backend):
+    found, _ = read_and_step(net_of(family), adapter=adapter_of(family), backend=backend)
+    known, _ = read_and_step(merged(family), backend=backend)
+    torch.testing.assert_close(found, known, atol=2e-4, rtol=1e-4)
+    assert (found - read_and_step(net_of(family), backend=backend)[0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", methods())
+def test_every_method_serves_an_adapter_as_the_merged_model(name):
+    knobs = methods()[name].contract_knobs
+    how = method(name, **(knobs if isinstance(knobs, Mapping) else knobs[0]))
+    plan = PLAN if how.needs_plan else None
+    ids = [37 * i % 251 for i in range(N + 5)]  # no token comes twice: keys of the first layer would be ties
+    found, held = read_and_step(net_of("tiny"), how, adapter_of("tiny"), plan=plan, ids=ids)
+    known, kept = read_and_step(merged("tiny"), how, plan=plan, ids=ids)
+    torch.testing.assert_close(found, known, atol=5e-4, rtol=1e-4)
+    assert held == kept
+
+
+def scores(engine: Engine, adapters, taps=None) -> list:
+    """Tokens and log-probabilities of requests that decode in one batch."""
+    ears = []
+    for i, adapter in enumerate(adapters):
+        ears.append(_Scores())
+        request = GenerationRequest(
+            IDS[i : N + i], max_tokens=6, policy=engine.policy, top_logprobs=3, adapter=adapter, hooks=ears[-1],
+            taps=taps if adapter is not None else None,
+        )  # fmt: skip
+        engine.scheduler.add_request(request)
+    batches, decode = [], engine.runner.decode
+    engine.runner.decode = lambda states, *more: batches.append(len(states)) or decode(states, *more)
+    while engine.scheduler.in_flight:
+        engine.scheduler.step()
+    assert max(batches) == len(adapters)
+    return [ear.scores for ear in ears]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("how", ["dense", "streamingllm", "recycled"])
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_one_step_has_different_adapters_and_none_and_neighbours_get_the_same_bits(family, how, backend):
+    def engine():
+        return Engine(net_of(family), how, None if how == "dense" else ROLES, page=16, backend=backend)
+
+    one, two = adapter_of(family), adapter_of(family, 1)
+    mixed, plain = scores(engine(), [None, one, two, None]), scores(engine(), [None] * 4)
+    assert (mixed[0], mixed[3]) == (plain[0], plain[3])
+    alone = [scores(engine(), [None, adapter, None, None])[1] for adapter in (one, two)]
+    assert mixed[1] == alone[0] != plain[1]
+    assert [token for token, _, _ in mixed[2]] != [token for token, _, _ in plain[2]]
+
+
+def test_prefixes_are_cached_by_adapter():
+    engine = Engine(net_of("llama"), page=16)
+
+    def ask(adapter):
+        output = engine.add_request(Request(IDS[:N], max_tokens=5, adapter=adapter))
+        while engine.scheduler.in_flight:
+            engine.scheduler.step()
+        found = output.completion()
+        return found.tokens, found.usage.cached_tokens
+
+    one, two = adapter_of("llama"), adapter_of("llama", 1)
+    first = [ask(adapter) for adapter in (one, None, two)]
+    assert [cached for _, cached in first] == [0, 0, 0]
+    assert [ask(adapter) for adapter in (one, None, two)] == [(tokens, 64) for tokens, _ in first]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_steering_and_captures_see_the_adapted_model(backend):
+    edits = [PlacedEdit(Add("resid_post.1", 2 * vector()), ALL)]
+    taps = RequestTaps(tuple(edits), (ActivationCapture("q.2", ALL), ActivationCapture("mlp_out.1", ALL)))
+    engine = Engine(net_of("llama"), page=16, backend=backend)
+    (found,) = engine.generate([Request(IDS[:N], max_tokens=5, taps=taps, adapter=adapter_of("llama"))])
+    oracle = traced(merged("llama"), [*IDS[:N], *found.tokens[:-1]], edits, ["q.2", "mlp_out.1"])
+    assert found.tokens == oracle.logits[0, N - 1 :].argmax(-1).tolist()
+    for i, site in enumerate(("q.2", "mlp_out.1")):
+        rows = torch.cat([torch.tensor(row)[None] for one in found.captured if one.capture == i for row in one.values])
+        torch.testing.assert_close(rows, oracle[site][0], atol=5e-4, rtol=1e-3)
+
+
+@pytest.mark.skipif("cpu_ext" not in backends(), reason="the C++ kernels are not built")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_adapter_works_next_to_packed_matrices(bits):
+    net, packed = build("llama"), {}
+    for key, weight in [*net.state_dict().items(), (HEAD, net.output_matrix)]:
+        if weight.dim() == 2 and (".layers." in key or key == HEAD):
+            rounded = quantize(weight.numpy(), bits)
+            packed[key] = pack(rounded)
+            weight.copy_(torch.from_numpy(rounded.dequantize()))
+    whole = copy.deepcopy(net)
+    parts = {}
+    for theirs, layer, mine in zip(net_of("llama").modules(), net.modules(), whole.modules(), strict=True):
+        if (part := adapter_of("llama").parts.get(theirs)) is not None:
+            parts[layer], mine.weight.data = part, part.merge(mine.weight)
+
+    def steps(model, adapter=None, **more):
+        one = Engine(model, page=16, **more).open(adapter=adapter)
+        one.prefill(IDS[:300])
+        return torch.stack([one.step(IDS[300 + i]) for i in range(4)])
+
+    ours, exact = steps(net, LoraAdapter("", parts), packed=packed), steps(whole, backend="cpu_torch")
+    assert 0 < (ours - exact).norm() <= 0.03 * exact.norm()  # rows of x are rounded to 8 bits
+
+
+def test_an_answer_is_compared_with_dense_under_its_adapter_and_several_processes_refuse_it():
+    engine, found = Engine(net_of("llama"), page=16), []
+    for _ in compare_to_dense(engine.runner, IDS[:40], IDS[40:46], engine.policy, found.append, adapter_of("llama")):
+        pass
+    merged_engine, known = Engine(merged("llama"), page=16), []
+    for _ in compare_to_dense(merged_engine.runner, IDS[:40], IDS[40:46], merged_engine.policy, known.append):
+        pass
+    assert found[0].dense == pytest.approx(known[0].dense, abs=1e-3)
+    with pytest.raises(InvalidOption, match="adapters"):
+        check_divisible(engine.policy, has_taps=True)

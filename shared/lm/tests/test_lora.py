@@ -1,0 +1,124 @@
+"""LoRA adapters: equal to peft, row by row next to others, and refused by name where something is not served."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fovea.errors import FoveaError, InvalidOption, Malformed
+from shared.lm.builders import gpt2
+from shared.lm.lora import LoraAdapter, LoraOps, build_adapter
+from shared.lm.lora_config import parse_lora_config
+from shared.lm.ops import TORCH
+
+FOLDER = Path(__file__).parent / "golden/lora"
+KNOWN = json.loads((FOLDER / "logits.json").read_text())
+Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+def facts_of(name: str) -> dict:
+    return json.loads((FOLDER / name / "adapter_config.json").read_text())
+
+
+def tensors_of(name: str) -> dict:
+    return load_file(FOLDER / name / "adapter_model.safetensors")
+
+
+def read(name: str, model) -> LoraAdapter:
+    return build_adapter(parse_lora_config(facts_of(name)), tensors_of(name), model, name)
+
+
+@pytest.fixture(scope="module")
+def model(llama_golden):
+    return llama_golden.model
+
+
+@pytest.mark.parametrize("name", KNOWN["adapters"])
+@torch.no_grad()
+def test_an_adapter_equals_peft(model, name):
+    ids, known, ops = KNOWN["ids"], KNOWN["adapters"][name], LoraOps(TORCH, [read(name, model)])
+    torch.testing.assert_close(
+        model(torch.tensor([ids]), ops=ops)[0, -1], torch.tensor(known["last_logits"]), atol=1e-4, rtol=0
+    )
+    said = ids[:6]
+    while len(said) < 22:
+        said = [*said, int(model(torch.tensor([said]), ops=ops)[0, -1].argmax())]
+    assert said[6:] == known["greedy"]
+
+
+@torch.no_grad()
+def test_rows_of_one_batch_have_different_adapters_and_none(model):
+    one, two = read("plain", model), read("patterns", model)
+    rows = torch.tensor([KNOWN["ids"]] * 5)
+    found = model(rows, ops=LoraOps(TORCH, [None, one, one, two, None]))
+    plain = model(rows)
+    assert torch.equal(found[0], plain[0])
+    assert torch.equal(found[4], plain[4])
+    for row, adapter in ((1, one), (2, one), (3, two)):
+        torch.testing.assert_close(found[row], model(rows, ops=LoraOps(TORCH, [adapter]))[row], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "lora_only"}, "bias"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"),
+        ({"init_lora_weights": "pissa"}, "pissa"),
+        ({"kasa_config": {"beta": 1}}, "kasa_config"),
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"layers_pattern": "blocks"}, "layers_pattern"),
+        ({"r": 10_000}, "1 to 256"),
+        ({"r": True}, "1 to 256"),
+        ({"lora_alpha": float("nan")}, "alpha"),
+        ({"rank_pattern": {"(a+)+b": 3}}, "may take long"),
+        ({"rank_pattern": {"(q_proj": 3}}, "regular expression"),
+        ({"rank_pattern": [3]}, "can't be used"),
+        ({"target_modules": [3]}, "list of names"),
+        ({"layers_to_transform": ["one"]}, "numbers of layers"),
+        ({"target_modules": ["k_proj"]}, "leaves out"),
+        ({"exclude_modules": ["v_proj"]}, "leaves out"),
+        ({"r": 5}, "must be"),
+    ],
+)
+def test_a_configuration_that_is_not_served_is_refused_by_name(model, changed, what):
+    with pytest.raises(FoveaError, match=what) as caught:
+        build_adapter(parse_lora_config(facts_of("plain") | changed), tensors_of("plain"), model, "")
+    assert caught.value.status in {400, 422}
+    assert caught.value.field in {"config", "weights"}
+
+
+def test_a_configuration_without_a_rank_is_malformed():
+    with pytest.raises(Malformed, match="has no r"):
+        parse_lora_config({key: value for key, value in facts_of("plain").items() if key != "r"})
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ({"base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(4, 64)}, "lora_embedding_A"),
+        ({f"{Q0}.lora_magnitude_vector": torch.zeros(32)}, "lora_magnitude_vector"),
+        ({Q0.replace("layers.0", "layers.9") + ".lora_A.weight": torch.zeros(4, 32)}, "layers.9"),
+        ({f"{Q0}.lora_A.weight": torch.zeros(4, 31)}, "must be"),
+        ({f"{Q0}.lora_A.weight": torch.zeros(4, 32, dtype=torch.int8)}, "float16 or bfloat16"),
+        ({f"{Q0}.lora_B.weight": torch.full((32, 4), torch.inf)}, "finite"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(model, more, what):
+    with pytest.raises(FoveaError, match=what):
+        build_adapter(parse_lora_config(facts_of("plain")), tensors_of("plain") | more, model, "")
+
+
+def test_half_an_adapter_an_empty_one_and_a_gpt2_are_refused(model):
+    config, tensors = parse_lora_config(facts_of("plain")), tensors_of("plain")
+    with pytest.raises(Malformed, match="missing"):
+        build_adapter(config, {k: x for k, x in tensors.items() if k != f"{Q0}.lora_B.weight"}, model, "")
+    with pytest.raises(Malformed, match="no tensors"):
+        build_adapter(config, {}, model, "")
+    other = gpt2(vocab=8, width=8, layers=1, heads=2, hidden=8, positions=8)
+    with pytest.raises(InvalidOption, match="GPT-2"):
+        build_adapter(config, tensors, other, "")
