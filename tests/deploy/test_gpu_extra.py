@@ -44,7 +44,7 @@ def test_tensorrt_is_an_extra_of_its_own():
 
 
 def test_no_requirement_is_of_another_cuda_major():
-    """What is asked for or pinned, by name; what it needs in turn is resolved in the release suite."""
+    """Names that are asked for or pinned; the release suite resolves their own requirements."""
     asked = [*EXTRAS["gpu"], *EXTRAS["tensorrt"]]
     asked += [line for file in ROOT.glob("requirements*.txt") for line in file.read_text("utf8").splitlines()]
     found = {match[0]: match[1] for one in asked if (match := re.match(r"[\w.-]+-cu(\d\d)\b", one.strip()))}

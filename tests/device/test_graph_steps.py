@@ -139,7 +139,7 @@ class Plain:
         return replay, outputs
 
 
-@pytest.mark.parametrize(("name", "which"), CASES)
+@pytest.mark.parametrize(("name", "which"), [case[:2] for case in CASES if case[2] == 16])
 def test_each_method_is_recorded_or_not_and_answers_alike(name, which):
     how, device, recorder = method(name, **knobs_of(name)[which]), PretendCuda(), Plain()
     wanted = play(net(), how, 16)
