@@ -12,7 +12,7 @@ from services.llm_longctx.methods import method, methods
 from shared.lm.builders import llama
 from shared.lm.lora import LoraAdapter, build_adapter
 from shared.lm.lora_config import LoraConfig
-from tests.device.paths import BITS, knobs_of, waits
+from tests.device.paths import FEW_BITS, knobs_of, waits
 from tests.device.pretend_cuda import PretendCuda, to_cuda
 
 IDS = [(7 * i + i * i) % 61 for i in range(80)]
@@ -37,7 +37,9 @@ def on_cuda(device: PretendCuda):
     return to_cuda(copy.deepcopy(net()), device)
 
 
-CASES = [(name, i) for name in sorted(methods()) for i in range(len(knobs_of(name)))]
+CASES = [(name, i, 16) for name in sorted(methods()) for i in range(len(knobs_of(name)))]
+CASES += [(name, 0, bits) for name in sorted(methods()) for bits in FEW_BITS]
+"""Methods with all their knobs on a full cache, and with the first ones on caches of few bits."""
 
 
 def play(model, how, bits, device: PretendCuda | None = None) -> torch.Tensor:
@@ -51,9 +53,7 @@ def play(model, how, bits, device: PretendCuda | None = None) -> torch.Tensor:
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize(
-    ("name", "which", "bits"), [(name, i, bits) for name, i in CASES for bits in BITS if i == 0 or bits == 16]
-)
+@pytest.mark.parametrize(("name", "which", "bits"), CASES)
 def test_every_method_runs_as_on_a_cpu(name, which, bits):
     how = method(name, **knobs_of(name)[which])
     wanted = play(net(), how, bits)
