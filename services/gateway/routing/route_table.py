@@ -27,6 +27,8 @@ _INFERENCE = re.compile(
     r"/v2/models/(?P<name>.+?)(?:/versions/(?P<version>[^/]+))?(?P<verb>/infer|/ready|/config|/stats|)/?"
 )
 _LOADING = re.compile(r"/v2/repository/models/(?P<name>.+)/(?P<verb>load|unload)")
+_ADAPTERS = "/v1/lora-adapters"
+"""Route of the service whose tenants have models of their own, which the table does not know."""
 _CARD = re.compile(r"/v1/models/(?P<name>.+?)(?P<verb>/example|/sparsity|)")
 
 
@@ -94,8 +96,8 @@ class RouteTable:
                 return route
         return self._find_parent(path)
 
-    def find_service(self, model: str) -> str:
-        """Find the service that serves a model.
+    def find_service(self, model: str, *, may_be_adapter: bool = False) -> str:
+        """Find the service that serves a model, or that knows whether it is a tenant's adapter.
 
         Raises:
             NotFound: There is none; the hint lists the models there are.
@@ -104,6 +106,8 @@ class RouteTable:
             return self.models[model]
         if missing := plugins.explain_missing("models", model, f"The model {model[:200]!r}", "model"):
             raise missing
+        if may_be_adapter and (adapters := self.paths.get(_ADAPTERS)):
+            return adapters.services[0]
         known = ", ".join(sorted(self.models)) or "none yet"
         raise NotFound(f"There is no model {model[:200]!r}.", hint=f"Served models: {known}.", field="model")
 
@@ -111,7 +115,7 @@ class RouteTable:
         for pattern, label in ((_INFERENCE, "/v2/models"), (_LOADING, "/v2/repository/models"), (_CARD, "/v1/models")):
             if match := pattern.fullmatch(path):
                 name, verb = match["name"], match["verb"]
-                service = self.find_service(name)
+                service = self.find_service(name, may_be_adapter=pattern is _CARD)
                 is_loading = pattern is _LOADING
                 return Route((service,), f"{label}/{{name}}/{verb.lstrip('/')}", name, is_loading, is_loading)
         raise NotFound(f"There is no {path[:200]}.")

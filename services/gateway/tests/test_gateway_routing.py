@@ -26,6 +26,8 @@ TABLE = RouteTable.from_records(
         replica("papers", ("/v1/papers/{path:path}",)),
     ]
 )
+ADAPTERS = replica("llm", ("/v1/lora-adapters",), ("smollm",))
+WITH_ADAPTERS = RouteTable.from_records([replica("seg", ("/v1/segment",), ("pranet",)), ADAPTERS])
 
 
 @pytest.mark.parametrize(
@@ -65,6 +67,14 @@ def test_an_unknown_model_is_told_with_those_there_are():
     with pytest.raises(NotFound) as refused:
         TABLE.find("/v2/models/prenet/infer")
     assert "org/pranet" in (refused.value.hint or "")
+
+
+def test_the_card_of_an_unknown_model_is_asked_of_the_service_with_adapters():
+    route = WITH_ADAPTERS.find("/v1/models/my-adapter")
+    assert (route.services, route.model) == (("llm",), "my-adapter")
+    assert WITH_ADAPTERS.find("/v1/models/pranet").services == ("seg",)
+    with pytest.raises(NotFound):
+        WITH_ADAPTERS.find("/v2/models/my-adapter/infer")
 
 
 def test_effectful_routes_are_those_that_a_replica_marks():
