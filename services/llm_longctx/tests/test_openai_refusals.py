@@ -45,10 +45,6 @@ TOOL = tool("f")
         ({"tools": [{"type": "retrieval"}]}, "tools.0.type"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": tool("g")}, "tool_choice"),
-        (
-            {"messages": [{"role": "assistant", "tool_calls": [CALL | {"function": {"name": "f", "arguments": "{"}}]}]},
-            "messages",
-        ),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs"),
         ({"structured_outputs": {"regexp": "a"}}, "structured_outputs.regexp"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),

@@ -68,7 +68,7 @@ def cache(pool):
 
 def ask(ids, salt="", digest=None, first_captured=99, **facts):
     taps = digest and SimpleNamespace(digest=lambda count: f"{digest} {count}", first_captured=first_captured)
-    defaults = {"boundaries": None, "score_prompt": False, "score_from": 0, "taps": taps}
+    defaults = {"boundaries": None, "score_prompt": False, "score_from": 0, "taps": taps, "adapter": None}
     return SimpleNamespace(prompt_ids=list(ids), run=SimpleNamespace(cache_salt=salt), **defaults | facts)
 
 

@@ -27,7 +27,11 @@ _STATES: Final[Mapping[str, str]] = {"ready": "READY", "on_demand": "READY", "lo
 
 def describe_server(host: Host) -> dict[str, Any]:
     """Name, version and extensions of the server."""
-    return {"name": f"fovea {host.service}", "version": installed_version("fovea"), "extensions": list(EXTENSIONS)}
+    return {
+        "name": f"fovea {host.service}",
+        "version": installed_version("fovea-platform"),
+        "extensions": list(EXTENSIONS),
+    }
 
 
 def describe_model(host: Host, name: str, version: str = "") -> dict[str, Any]:

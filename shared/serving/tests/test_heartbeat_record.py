@@ -191,6 +191,7 @@ def test_marks_are_read_from_any_operation_of_a_path_and_bad_documents_have_none
             {
                 "/v1/documents", "/v1/sessions", "/v1/sessions/{session_id}/fork",
                 "/v1/sessions/{session_id}/import", "/v1/sessions/{session_id}/rollback", "/v1/steering-vectors",
+                "/v1/lora-adapters", "/v1/load_lora_adapter", "/v1/unload_lora_adapter",
             },
             set(),
         ),
