@@ -18,7 +18,6 @@ OUT_OF_RANGE = {
     "response_format": [{"type": "json_schema"}], "functions": [[{"name": "f"}]], "stop_token_ids": [[272]],
     "allowed_token_ids": [[], [272]], "prompt_logprobs": [21],
 }  # fmt: skip
-CALL = {"id": "call_1", "type": "function"}
 
 
 def tool(name, **more):
