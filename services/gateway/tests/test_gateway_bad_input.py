@@ -213,7 +213,7 @@ async def test_no_other_site_is_given_leave_to_read(served):
 
 
 async def test_a_failure_of_ours_is_a_problem_without_a_traceback(gateway, monkeypatch):
-    async def broken(_task: str | None) -> list[Any]:
+    async def broken(*_: object) -> list[Any]:
         raise RuntimeError("the secret path /home/someone")
 
     scene = await gateway()
