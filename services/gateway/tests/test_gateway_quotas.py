@@ -281,12 +281,13 @@ async def test_ended_windows_are_dropped_once_there_are_many(clock, monkeypatch)
 
 
 async def test_counters_in_redis_have_a_prefix_and_end_by_themselves(redis_url):
-    limits = RateLimiter(Settings(auth="keys", redis_url=redis_url))
-    await limits.count(ANN)
-    await limits.stop()
     with redis.Redis.from_url(redis_url) as client:
+        others = client.info("clients")["connected_clients"]
+        limits = RateLimiter(Settings(auth="keys", redis_url=redis_url))
+        await limits.count(ANN)
+        await limits.stop()
         (key,) = client.keys()
         assert key.decode().startswith("fovea:limits")
         assert b"key/k1" in key
         assert 55 < client.ttl(key) <= 60
-        assert client.info("clients")["connected_clients"] == 1
+        assert client.info("clients")["connected_clients"] <= others

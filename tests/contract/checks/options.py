@@ -108,7 +108,7 @@ def _drawn(value: Any, example: BaseModel) -> Any:
     if value == "noise":
         return _noise()
     if value == "poster":  # so large that what a small network needs for it depends on the memory it may take
-        return encode(np.zeros((320, 400, 3), np.uint8))
+        return encode(np.zeros((512, 520, 3), np.uint8))
     if value == "pale copy":  # what is found in the copy, a model is less sure of
         pixels = decode(example.image).pixels.astype(np.float32)  # type: ignore[attr-defined]
         pale = pixels.mean((0, 1)) * 0.85 + pixels * 0.15
