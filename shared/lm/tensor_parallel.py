@@ -15,8 +15,7 @@ from torch import Tensor, distributed, nn
 
 from fovea.errors import InvalidOption
 from shared.lm.decoder import Decoder
-from shared.lm.ops import NormLayer, Ops
-from shared.lm.rope import Rotation
+from shared.lm.ops import NormLayer, Ops, OpsAround
 from shared.lm.weights import build_without_weights
 
 _BY_ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
@@ -74,41 +73,21 @@ def _part(name: str, x: Tensor, team: Team) -> Tensor:
     return x
 
 
-class SummedOps:
+class SummedOps(OpsAround):
     """`shared.lm.ops.Ops` of a shard: what layers with divided inputs give is summed over the team."""
 
     def __init__(self, inner: Ops, team: Team, model: Decoder) -> None:
         """Take the operations that compute this process's part."""
-        self._inner, self._group = inner, team.group
+        super().__init__(inner)
+        self._group = team.group
         named = model.named_modules()
         self._summed = {part for name, part in named if name.rpartition(".")[2] in _BY_COLUMNS}
-
-    def widen(self, x: Tensor) -> Tensor:
-        """See `Ops`."""
-        return self._inner.widen(x)
-
-    def norm(self, x: Tensor, how: NormLayer) -> Tensor:
-        """See `Ops`."""
-        return self._inner.norm(x, how)
 
     def products(
         self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None, *, added: bool = False
     ) -> list[Tensor]:
-        """See `Ops`."""
         found = self._inner.products(x, layers, norm, added=added)
         for layer, one in zip(layers, found, strict=True):
             if layer in self._summed:
                 distributed.all_reduce(one, group=self._group)
         return found
-
-    def swiglu(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: NormLayer | None = None) -> Tensor:
-        """See `Ops`."""
-        return self._inner.swiglu(x, gate, up, norm)
-
-    def rotate(self, q: Tensor, k: Tensor, turn: Rotation) -> tuple[Tensor, Tensor]:
-        """See `Ops`."""
-        return self._inner.rotate(q, k, turn)
-
-    def logits(self, x: Tensor, matrix: Tensor) -> Tensor:
-        """See `Ops`."""
-        return self._inner.logits(x, matrix)
