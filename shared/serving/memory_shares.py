@@ -1,7 +1,7 @@
 """Memory of all processes of ours on this machine together: where it is too much, the largest process ends itself.
 
 Each process may take most of the machine, and several share it. So each writes what it takes into a file in their data
-folder and reads those of the others. Others who use memory are none of our business. Linux only, as the guard.
+folder and reads those of the others. Memory of other programs does not count. Linux only, as the guard.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _UNFAMILIAR = (
     "The picture is unlike those that these weights were trained on: its features are {:.2f} away, where {:.2f} is the "
-    "most among pictures of their kind. Its findings may mean nothing."
+    "most among pictures of their kind. The findings may mean nothing."
 )
 
 _OUTDATED = (
