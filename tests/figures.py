@@ -94,7 +94,7 @@ def look_up(key: str) -> str:
     """Return the figure of a key as text; a KeyError says what is available."""
     if key in TABLES:
         return f"\n{TABLES[key]()}\n"
-    name, form = re.fullmatch(r"(.*?)(?::(interval|[,.\d]*[f%]))?", key).groups()  # type: ignore[union-attr]
+    name, form = re.fullmatch(r"(.*?)(?::(interval|[+,.\d]*[f%]))?", key).groups()  # type: ignore[union-attr]
     if name.startswith("bench/"):
         return format(_benchmark(*name.split("/")[1:]), form or ".2f")
     if name.startswith("claims/"):

@@ -37,6 +37,12 @@ CODE: Mapping[str, tuple[str, ...]] = {
     "hieraedgenet_graphs": ("services/detection/layers/*.py", "services/detection/models/hieraedgenet.py"),
     "interpretability": ("services/interpretability/**/*.py", "shared/lm/*.py"),
     "judge": ("services/relevance_judge/**/*.py", *ENGINE),
+    "judging": (
+        "services/relevance_judge/embeddings.py",
+        "services/relevance_judge/metrics/*.py",
+        "shared/lm/bert.py",
+        "shared/lm/embedder.py",
+    ),
     "partial_networks": PARTIAL,
     "real": VISION,
     "restoration": ("services/vision_restoration/**/*.py", *VISION),
