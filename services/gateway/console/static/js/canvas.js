@@ -17,6 +17,12 @@ export function readMap(bitmap, { width, height }) {
   return Uint8Array.from({ length: width * height }, (_, at) => data[at * 4]);
 }
 
+/** The place of a pointer in pixels of a canvas, which the style sheet fits into its box. */
+export function locate({ offsetX, offsetY }, { clientWidth, clientHeight, width, height }) {
+  const scale = Math.min(clientWidth / width, clientHeight / height);
+  return [(offsetX - (clientWidth - width * scale) / 2) / scale, (offsetY - (clientHeight - height * scale) / 2) / scale];
+}
+
 /** The 2D context of a new canvas. */
 export function createContext(width, height) {
   const canvas = document.createElement("canvas");

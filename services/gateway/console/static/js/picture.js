@@ -25,6 +25,9 @@ export class PicturePage extends RunForm {
 
   static answerParts = [];
 
+  /** Module that corrects a result by hand; its `create(page)` returns an `Editor`. */
+  static editor = null;
+
   connectedCallback() {
     super.connectedCallback();
     this.items = [];
@@ -33,12 +36,26 @@ export class PicturePage extends RunForm {
     this.on("click", "choose", () => this.part("file").click());
     this.on("click", "stop", () => this.items.forEach((item) => item.status === "waiting" && (item.status = "stopped")));
     this.on("click", "compare", () => this.attempt(async () => (await import("./compare.js")).open(this)));
+    this.on("click", "edit", () => this.attempt(async () => {
+      this.editor ??= (await import(this.constructor.editor)).create(this);
+      this.editor.toggle();
+    }));
     this.on("click", "export-all", (_, button) => this.attempt(() => exportAll(this, button.dataset.form)));
   }
 
   /** What was found in the picture of an item: `{ key, words, box, row }` each. */
   describeFindings(item) {
     return [];
+  }
+
+  /** What was deleted by hand of an item's result, as findings. */
+  describeDeleted(item) {
+    return [];
+  }
+
+  /** Complete the answer of an item, if it was corrected by hand. */
+  async settle(item) {
+    await this.editor?.settle(item);
   }
 
   /** Files of an item's answer for the archive: `{ name, blob }` each. */
@@ -54,10 +71,10 @@ export class PicturePage extends RunForm {
     return this.file?.name.replace(/\.[^.]*$/, "") || "picture";
   }
 
-  /** Add pictures, show the first of them, and send all. A single one replaces a single one. */
+  /** Add pictures, show the first of them, and send all. A single one replaces a single one that was not corrected. */
   async addFiles(files) {
     if (files.length === 1 && (await this.completes(files[0]))) return;
-    if (files.length === 1 && this.items.length === 1) this.items = [];
+    if (files.length === 1 && this.items.length === 1 && !this.current.edits?.past.length) this.items = [];
     const items = files.map((file) => ({ file, status: "waiting" }));
     this.items.push(...items);
     await this.select(items[0]);
@@ -67,6 +84,7 @@ export class PicturePage extends RunForm {
   /** Show a picture, with its answer or error if it has one. */
   async select(item) {
     this.showError(null);
+    this.setText("edit-note", "");
     this.current = item;
     this.picture = null;
     this.clearAnswer();
@@ -82,12 +100,14 @@ export class PicturePage extends RunForm {
     this.showPicture();
     if (item.answer) await this.receive(item.answer, item.milliseconds);
     else if (item.problem) this.showProblem(item.problem);
+    this.editor?.refresh();
   }
 
   showName() {
     const { file, size, answer, lacksFile } = this.current;
     const note = size ? `, ${size.width} × ${size.height}` : lacksFile ? ": add its image to see it here" : answer ? ` (${this.constructor.hiddenNote})` : "";
     this.setText("name", file.name + note);
+    this.show(Boolean(answer), "edit");
   }
 
   async useExample() {
@@ -130,10 +150,16 @@ export class PicturePage extends RunForm {
     const excess = findExcess(item, this.dataset);
     if (excess) throw excess;
     const response = await this.send(this.dataset.path, { body: this.buildBody(item.file), signal });
+    const before = { ...item };
     Object.assign(item, { answer: await response.json(), milliseconds: this.milliseconds, status: "done", problem: null });
+    Object.assign(item, { original: null, map: null, probability: null, edits: null });
+    const wasCorrected = before.edits?.past.length > 0;
+    if (wasCorrected) (await import("./edit.js")).keepCorrections(item, before);
     if (item === this.current) {
       await this.receive(item.answer, item.milliseconds);
       this.showName();
+      this.editor?.refresh();
+      if (wasCorrected) this.editor.note("This is a new result of the model. Undo brings your corrections back.");
     }
     this.rememberItem(item).catch(() => {}); // a history that can't be written must not hide an answer
   }
@@ -141,6 +167,7 @@ export class PicturePage extends RunForm {
   async rememberItem(item) {
     const request = { model: selectedModel(this), ...this.requestOptions };
     const run = await this.remember({ path: this.dataset.path, request, answer: item.answer, file: item.file });
+    item.run = run?.id;
     if (item !== this.current || !run) return;
     const url = new URL(location.href);
     url.searchParams.set("run", run.id);
@@ -148,10 +175,10 @@ export class PicturePage extends RunForm {
   }
 
   /** Show a run or job: its options, answer and picture. A job from elsewhere has no picture; it can be dropped here. */
-  async showStored({ file, request, answer, milliseconds, job }) {
+  async showStored({ id, file, request, answer, milliseconds, job }) {
     if (this.items.length || !answer) return;
     fillForm(this.form, request ?? {});
-    const item = { file: file ?? new File([], `Job ${job ?? ""}`), lacksFile: !file, answer, milliseconds, status: "done" };
+    const item = { file: file ?? new File([], `Job ${job ?? ""}`), lacksFile: !file, answer, milliseconds, status: "done", run: id };
     this.items = [item];
     await this.select(item);
   }

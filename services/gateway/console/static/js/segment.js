@@ -2,10 +2,10 @@
  * Segmentation page: a picture and its mask. One request gets the probability map; threshold and overlay use it here.
  */
 
-import { drawBinary, drawOverlay, measure, thresholdMask } from "./mask.js";
-import { blend, createContext, readColour, decodePicture, toBlob, fitSize, readMap } from "./canvas.js";
+import { drawBinary, drawOverlay, dropUnserved, measure, resample, thresholdMask } from "./mask.js";
+import { blend, createContext, decodePicture, fitSize, locate, readColour, readMap, toBlob } from "./canvas.js";
 import { stemOf } from "./export_all.js";
-import { Findings } from "./findings.js";
+import { Findings, keyOf } from "./findings.js";
 import { decodeBase64 } from "./form.js";
 import { PicturePage } from "./picture.js";
 import { save, saveJson } from "./save.js";
@@ -19,6 +19,7 @@ const INCLUDE = ["mask", "contours", "probability"];
 class Segment extends PicturePage {
   static progressLabel = "Segmenting";
   static hiddenNote = "this browser shows only its mask";
+  static editor = "./edit_mask.js";
 
   connectedCallback() {
     super.connectedCallback();
@@ -27,16 +28,16 @@ class Segment extends PicturePage {
     for (const name of ["threshold", "wipe", "opacity", "outline", "heat", "options"]) this.on("input", name, () => this.redraw());
     this.on("click", "save-mask", () => this.saveMask());
     this.on("click", "save-overlay", () => this.saveOverlay());
-    this.on("click", "save-json", () => saveJson(this.answer, `${this.stem}.json`));
+    this.on("click", "save-json", () => this.attempt(() => this.saveAnswer()));
     this.on("pointermove", "canvas", (event, canvas) => this.showPixel(event, canvas));
     this.addEventListener("fovea-model", () => this.run());
   }
 
   /** Show the probability of the pixel under the pointer. */
-  showPixel({ offsetX, offsetY }, { clientWidth, clientHeight, width, height }) {
+  showPixel(event, canvas) {
     if (!this.map) return;
-    const scale = Math.min(clientWidth / width, clientHeight / height); // the canvas is fitted into its box
-    const [x, y] = [Math.floor((offsetX - (clientWidth - width * scale) / 2) / scale), Math.floor((offsetY - (clientHeight - height * scale) / 2) / scale)];
+    const { width, height } = canvas;
+    const [x, y] = locate(event, canvas).map(Math.floor);
     const isInside = x >= 0 && y >= 0 && x < width && y < height;
     const real = this.answer.width / width;
     this.setText("pixel", isInside ? `Pixel ${Math.round(x * real)}, ${Math.round(y * real)}: probability ${(this.map[y * width + x] / 255).toFixed(3)}` : "");
@@ -58,14 +59,26 @@ class Segment extends PicturePage {
 
   async receive(answer, milliseconds) {
     this.answer = answer;
-    this.requestedSettings = this.settings;
-    const map = answer.probability ?? answer.mask;
-    if (!map) throw Object.assign(new Error("The answer has no mask."), { title: "Nothing to draw", hint: "Ask for `mask` or `probability` in `include`." });
-    const probability = await decodePicture(decodeBase64(map, "image/png"));
-    this.fullSize = { map: readMap(probability, answer), width: answer.width, height: answer.height };
-    this.map = readMap(probability, this.resizeCanvas(answer));
+    const map = this.current.map ?? (await this.readAnswer(answer));
+    this.fullSize = { map, width: answer.width, height: answer.height };
     this.show(true, "result");
     this.setText("time", `${Math.round(milliseconds)} ms`);
+    this.showCorrected();
+  }
+
+  /** The map of an answer at the picture's own size. */
+  async readAnswer(answer) {
+    const [probability, mask] = await Promise.all([answer.probability, answer.mask].map(async (text) => text && readMap(await decodePicture(decodeBase64(text, "image/png")), answer)));
+    if (!probability && !mask) throw Object.assign(new Error("The answer has no mask."), { title: "Nothing to draw", hint: "Ask for `mask` or `probability` in `include`." });
+    if (probability && mask) dropUnserved(probability, mask, answer.width, answer.height, this.settings);
+    return probability ?? mask;
+  }
+
+  /** Show the map of the present picture, as it was corrected, and the findings in it. */
+  showCorrected() {
+    if (this.current.map) this.fullSize.map = this.current.map;
+    this.requestedSettings = this.settings;
+    this.map = resample(this.fullSize, this.resizeCanvas(this.answer));
     this.findings.show(this.describeFindings(this.current), this.current);
     this.redraw();
   }
@@ -89,6 +102,10 @@ class Segment extends PicturePage {
 
   describeFindings({ answer }) {
     return (answer.components ?? []).map(describeRegion);
+  }
+
+  describeDeleted({ answer }) {
+    return (answer.deleted_by_hand ?? []).map(describeRegion);
   }
 
   describeFiles(item) {
@@ -136,6 +153,7 @@ class Segment extends PicturePage {
         if (this.highlight) this.drawHighlight(context, width / this.answer.width);
         blend(context, drawOverlay(this.map, region.mask, width, height, this.drawingOptions));
       });
+      this.editor?.draw(context, width / this.answer.width);
       this.showMeasures({ ...measure(this.map, region.mask), regions: region.regions.length }, scale);
     });
   }
@@ -172,10 +190,15 @@ class Segment extends PicturePage {
   async saveMask() {
     const { map, width, height } = this.fullSize;
     const name = `${this.stem}.mask.png`;
-    if (this.isUnchanged) return save(decodeBase64(this.answer.mask, "image/png"), name);
+    if (this.isUnchanged && this.answer.mask) return save(decodeBase64(this.answer.mask, "image/png"), name);
     const context = createContext(width, height);
     context.putImageData(drawBinary(thresholdMask(map, width, height, this.settings).mask, width, height), 0, 0);
     return save(await toBlob(context), name);
+  }
+
+  async saveAnswer() {
+    await this.settle(this.current);
+    saveJson(this.answer, `${this.stem}.json`);
   }
 
   async saveOverlay() {
@@ -189,9 +212,10 @@ class Segment extends PicturePage {
 
 /** A region of the answer as a finding. */
 function describeRegion(region, at) {
-  const { area, box, ...rest } = region;
+  const { area, box, by_hand, ...rest } = region;
   const figures = Object.fromEntries(Object.entries(rest).filter(([, value]) => typeof value === "number"));
-  return { words: `Region ${at + 1}: ${area.toLocaleString()} px`, box, key: String(at), row: { region: at + 1, area, x1: box[0], y1: box[1], x2: box[2], y2: box[3], ...figures } };
+  const row = { region: at + 1, area, x1: box[0], y1: box[1], x2: box[2], y2: box[3], ...figures, ...(by_hand && { by_hand }) };
+  return { words: `Region ${at + 1}: ${area.toLocaleString()} px${by_hand ? `, ${by_hand} by hand` : ""}`, box, key: keyOf(region), row };
 }
 
 customElements.define("fovea-segment", Segment);
