@@ -273,6 +273,7 @@ def ask_studies(r: Recorder) -> None:
     saved = ("segmentation.dcm", base64.b64decode(series["segmentation"]))
     parts = [("files", film), ("segmentation", saved), ("corrected", (mask[0], out.getvalue()))]
     r.ask("POST /v1/segment/dicom/corrections", {"creator": "Doe"}, files=parts)
+    r.ask("POST /v1/segment/dicom/pictures", files=[("files", film)])
     uid = "1.2.826.0.1.3680043.8.498.1"
     study = {"study": uid, "date": "20260102", "modalities": ["ES"], "series": 1, "instances": 12}
     r.write_down("GET /v1/dicomweb/studies", {"parameters": {"limit": 10}, "status": "200", "answer": [study]})

@@ -75,6 +75,7 @@ class Console:
             job_pages=self._list_job_pages,
             links=_list_links(self._plugins),
             panels={"chat": [item for item in self._plugins.items() if item[1].under == "chat" and item[1].panel]},
+            addons=[item for item in self._plugins.items() if item[1].workbench],
         )
 
     def routes(self) -> list[Route | Mount]:

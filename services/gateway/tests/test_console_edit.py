@@ -1,9 +1,10 @@
-"""Results corrected by hand in a real browser: boxes and masks, undo and redo, by pointer and by key, and the exports."""
+"""Results corrected by hand in a real browser: boxes and masks, undo and redo, by pointer and key, and the exports."""
 
 import base64
 import csv
 import io
 import json
+import re
 import zipfile
 
 import numpy as np
@@ -90,7 +91,11 @@ def test_boxes_are_drawn_moved_resized_renamed_and_deleted_with_the_pointer(boxe
     see(boxes.locator("[data-part=found]")).to_have_text("3")
     see(boxes.locator("[data-part=edit-note]")).to_contain_text("crack: ")
     rows = table(boxes, "example")
-    assert [(row["label"], row["by_hand"]) for row in rows] == [("crack", "changed"), ("crack", "changed"), ("patch", "added")]
+    assert [(row["label"], row["by_hand"]) for row in rows] == [
+        ("crack", "changed"),
+        ("crack", "changed"),
+        ("patch", "added"),
+    ]
     first = [float(rows[0][name]) for name in ("x1", "y1", "x2", "y2")]
     assert first == pytest.approx([30, 25, 130, 65], abs=2)
     added = [float(rows[2][name]) for name in ("x1", "y1", "x2", "y2")]
@@ -143,9 +148,16 @@ def test_every_export_has_the_corrected_boxes_without_the_rejected(boxes, stage,
     see(boxes.locator(".finding").nth(1)).to_have_attribute("data-state", "rejected")
     coco = json.loads(kept(boxes, "COCO", "example.coco.json"))
     assert [one["name"] for one in coco["categories"]] == ["crack", "patch"]
-    assert [(one["category_id"], one.get("attributes")) for one in coco["annotations"]] == [(0, None), (1, {"by_hand": "added"})]
+    assert [(one["category_id"], one.get("attributes")) for one in coco["annotations"]] == [
+        (0, None),
+        (1, {"by_hand": "added"}),
+    ]
     assert [line.split()[0] for line in kept(boxes, "YOLO", "example.txt").decode().splitlines()] == ["0", "1"]
-    assert [row["verdict"] for row in csv.DictReader(kept(boxes, "CSV", "example.csv").decode().splitlines())] == ["", "rejected", ""]
+    assert [row["verdict"] for row in csv.DictReader(kept(boxes, "CSV", "example.csv").decode().splitlines())] == [
+        "",
+        "rejected",
+        "",
+    ]
     answer = json.loads(kept(boxes, "JSON", "example.json"))
     assert answer["counts"] == {"crack": 1, "patch": 1}
     assert [one.get("by_hand") for one in answer["detections"]] == [None, "added"]
@@ -240,7 +252,9 @@ def test_corrected_masks_stay_with_their_picture_and_go_into_the_archive(mask, s
     assert area(mask) != corrected
     see(mask.get_by_role("button", name="Undo")).to_be_disabled()
     with zipfile.ZipFile(io.BytesIO(kept(mask, "All as ZIP, with YOLO labels", "results.zip"))) as archive:
-        sums = {name: (np.asarray(Image.open(archive.open(f"masks/{name}.png")).convert("L")) > 0).sum() for name in "ab"}
+        sums = {
+            name: (np.asarray(Image.open(archive.open(f"masks/{name}.png")).convert("L")) > 0).sum() for name in "ab"
+        }
         assert sums["a"] == corrected > sums["b"]
         rows = list(csv.DictReader(archive.read("findings.csv").decode().splitlines()))
     assert "added" in {row["by_hand"] for row in rows if row["file"] == "a.jpg"}
@@ -249,3 +263,18 @@ def test_corrected_masks_stay_with_their_picture_and_go_into_the_archive(mask, s
     see(mask.locator("[data-part=name]")).to_contain_text("a.jpg")
     assert area(mask) == corrected
     see(mask.get_by_role("button", name="Undo")).to_be_enabled()
+    mask.locator("#live-threshold").fill("0.9")  # every export is of the masks at the threshold that is shown
+    see(mask.locator(".finding").first).to_contain_text(re.compile(r"Region 1: [1-6],\d{3} px"))
+    coco = json.loads(kept(mask, "All as COCO", "coco.json"))
+    shapes = [decode_runs(one["segmentation"]) for one in coco["annotations"]]
+    assert [one["image_id"] for one in coco["annotations"]] == [0, 0, 1]
+    assert [shape.sum() for shape in shapes] == [one["area"] for one in coco["annotations"]]
+    assert shapes[0].sum() + shapes[1].sum() == area(mask) < corrected
+    assert shapes[1][20, 40]
+    assert (shapes[0] == shapes[2]).all()
+
+
+def decode_runs(found: dict) -> np.ndarray:
+    height, width = found["size"]
+    inside = np.repeat(np.arange(len(found["counts"])) % 2 == 1, found["counts"])
+    return inside.reshape(width, height).T

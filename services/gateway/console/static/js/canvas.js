@@ -41,6 +41,19 @@ export function blend(context, image) {
   context.drawImage(over.canvas, 0, 0, context.canvas.width, context.canvas.height);
 }
 
+/** Draw over a picture, but not left of a border at a share of its width. */
+export function drawWiped(context, share, draw) {
+  const { width, height } = context.canvas;
+  const border = width * share;
+  context.save();
+  context.beginPath();
+  context.rect(border, 0, width - border, height);
+  context.clip();
+  draw();
+  context.restore();
+  if (border) context.fillRect(border - 1, 0, 2, height);
+}
+
 /** A colour of the style sheet as [red, green, blue]. */
 export function readColour(element, name) {
   const context = createContext(1, 1);

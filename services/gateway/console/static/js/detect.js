@@ -3,7 +3,7 @@
  * classes can be changed without another one; downloads are requested again, with exactly what is shown.
  */
 
-import { createContext } from "./canvas.js";
+import { createContext, drawWiped } from "./canvas.js";
 import { Findings, keyOf } from "./findings.js";
 import { PicturePage } from "./picture.js";
 import { save } from "./save.js";
@@ -155,7 +155,7 @@ class Detect extends PicturePage {
       if (!this.answer) return;
       this.comparison?.redraw();
       const [shown, scale] = [this.listShown(this.answer), width / this.answer.width];
-      this.drawWiped(context, () => this.drawFound(context, this.answer, scale));
+      drawWiped(context, this.part("wipe").valueAsNumber, () => this.drawFound(context, this.answer, scale));
       this.editor?.draw(context, scale);
       this.showCounts(shown);
     });

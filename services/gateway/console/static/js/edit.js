@@ -146,19 +146,16 @@ export class Editor {
   }
 
   async store(item) {
-    await this.settle(item);
+    await this.page.settle(item);
     if (item.run) await (await import("./runs.js")).amend(item.run, item.answer);
   }
-
-  /** Complete a corrected answer before it leaves the page. */
-  async settle(item) {}
 
   /** Make the item's answer say what was corrected. */
   correct(item) {}
 }
 
 /** A new result of the model takes the place of a corrected one; undo brings the corrections back. */
-export function keepCorrections(item, { answer, original, map, probability, settings, edits }) {
-  const step = { undo: () => Object.assign(item, { answer, original, map, probability, settings, edits }), redo: () => {} };
+export function keepCorrections(item, { answer, original, map, probability, settings, requested, edits }) {
+  const step = { undo: () => Object.assign(item, { answer, original, map, probability, settings, requested, edits }), redo: () => {} };
   item.edits = { past: [step], future: [] };
 }

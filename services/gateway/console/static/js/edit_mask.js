@@ -23,7 +23,6 @@ class MaskEditor extends Editor {
     page.on("click", "edit-brush", () => this.choose(255));
     page.on("click", "edit-eraser", () => this.choose(0));
     page.on("input", "edit-size", () => page.redraw());
-    page.on("change", "threshold", () => this.item?.edits?.past.length && this.update());
     this.canvas.addEventListener("pointerleave", () => this.isOn && this.hover(null));
     page.addEventListener("keyup", ({ key }) => key === " " && this.release());
   }
@@ -48,9 +47,7 @@ class MaskEditor extends Editor {
 
   /** The map that is painted on; the one of the model is kept. */
   get map() {
-    const { item, page: { fullSize } } = this;
-    item.probability ??= fullSize.map.slice();
-    return (item.map ??= fullSize.map);
+    return keepMap(this.item, this.page.fullSize.map);
   }
 
   begin(point) {
@@ -147,23 +144,41 @@ class MaskEditor extends Editor {
   }
 
   correct(item) {
-    if (!item.map) return;
-    item.settings = this.page.settings;
-    item.answer = this.edits.past.length ? describeCorrected(item) : item.original;
+    if (item.map) describeAnew(item, this.page.settings);
   }
+}
 
-  async settle(item) {
-    if (!item.map || item.answer === item.original || item.answer.mask) return;
-    const { answer, map, settings } = item;
-    const { width, height } = answer;
-    const encode = async (image) => {
-      const context = createContext(width, height);
-      context.putImageData(image, 0, 0);
-      return encodeBase64(await toBlob(context));
-    };
-    answer.mask = await encode(drawBinary(thresholdMask(map, width, height, settings).mask, width, height));
-    answer.probability = await encode(drawBinary(map, width, height, 1));
-  }
+function keepMap(item, map) {
+  item.map ??= map;
+  item.probability ??= item.map.slice();
+  return item.map;
+}
+
+function describeAnew(item, settings) {
+  item.original ??= item.answer;
+  item.settings = settings;
+  const isOriginal = !item.edits?.past.length && JSON.stringify(settings) === JSON.stringify(item.requested);
+  item.answer = isOriginal ? item.original : describeCorrected(item);
+}
+
+/** Let the answer of an item have the present threshold and least area; its pictures come with `complete`. */
+export async function follow(page, item) {
+  if (JSON.stringify(item.settings) === JSON.stringify(page.settings)) return;
+  keepMap(item, item === page.current ? page.fullSize.map : await page.readAnswer(item));
+  describeAnew(item, page.settings);
+}
+
+/** Encode the mask and the map of an answer that was made here. */
+export async function complete({ answer, map, settings }) {
+  if (answer.mask) return;
+  const { width, height } = answer;
+  const encode = async (image) => {
+    const context = createContext(width, height);
+    context.putImageData(image, 0, 0);
+    return encodeBase64(await toBlob(context));
+  };
+  answer.mask = await encode(drawBinary(thresholdMask(map, width, height, settings).mask, width, height));
+  answer.probability = await encode(drawBinary(map, width, height, 1));
 }
 
 /** Set the pixels in a circle. */
@@ -186,7 +201,7 @@ function paste(map, width, [x1, y1, x2, y2], part) {
 }
 
 /** The answer of a corrected map: its regions, which of them were added or changed, and which are gone. */
-function describeCorrected({ original, probability, map, settings }) {
+function describeCorrected({ original, probability, map, settings, edits }) {
   const { width, height } = original;
   const [was, is] = [probability, map].map((one) => findRegions(one, width, height, settings));
   const owner = new Uint32Array(map.length); // the model's region of each pixel, from 1
@@ -208,8 +223,8 @@ function describeCorrected({ original, probability, map, settings }) {
   const { contours, rle, overlay, mask, probability: _, ...rest } = original; // they are of the model's mask
   return {
     ...rest, area, empty: area === 0, area_percent: (100 * area) / (width * height), mean_probability: area ? sum / area : 0,
-    components: components.slice(0, MOST), component_count: is.length, is_corrected: true,
-    deleted_by_hand: [...(original.deleted_by_hand ?? []), ...gone.filter(({ by_hand }) => by_hand !== "added")],
+    components: components.slice(0, MOST), component_count: is.length,
+    ...(edits?.past.length && { is_corrected: true, deleted_by_hand: [...(original.deleted_by_hand ?? []), ...gone.filter(({ by_hand }) => by_hand !== "added")] }),
   };
 }
 

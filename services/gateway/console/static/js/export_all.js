@@ -30,26 +30,29 @@ const text = (name, content) => ({ name, blob: new Blob([content], { type: "text
 /** The findings of pictures as CSV. */
 export const exportTable = (page, items) => new Blob([writeCsv(items.flatMap((item) => listRows(page, item)))], { type: "text/csv" });
 
-export function buildCoco(page, items) {
-  const labels = [...new Set(items.flatMap((item) => listKept(page, item).map(({ row }) => row.label ?? "region")))].sort();
+const listLabels = (page, items) => [...new Set(items.flatMap((item) => listKept(page, item).map(({ row }) => row.label ?? "region")))].sort();
+
+/** COCO of pictures; where the page has `describeShapes`, each annotation has its mask as run lengths. */
+export async function buildCoco(page, items) {
+  const shapes = await Promise.all(items.map((item) => page.describeShapes?.(item)));
+  const labels = listLabels(page, items);
   const images = items.map(({ file, answer }, id) => ({ id, file_name: file.name, width: answer.width, height: answer.height }));
-  const annotations = items.flatMap((item, image) => listKept(page, item).map(({ box: [x1, y1, x2, y2], row }) => ({
+  const annotations = items.flatMap((item, image) => listKept(page, item).map(({ key, box: [x1, y1, x2, y2], row }) => ({
     image_id: image, category_id: labels.indexOf(row.label ?? "region"), bbox: [x1, y1, x2 - x1, y2 - y1], area: row.area ?? (x2 - x1) * (y2 - y1),
-    iscrowd: 0, ...(row.score != null && { score: row.score }), ...(row.by_hand && { attributes: { by_hand: row.by_hand } }),
+    iscrowd: 0, ...(shapes[image]?.has(key) && { segmentation: shapes[image].get(key) }), ...(row.score != null && { score: row.score }), ...(row.by_hand && { attributes: { by_hand: row.by_hand } }),
   })));
   return { images, categories: labels.map((name, id) => ({ id, name })), annotations: annotations.map((one, id) => ({ id, ...one })) };
 }
 
 /** One text of YOLO lines a picture, and the names of its classes. */
 export function buildYolo(page, items) {
-  const { categories } = buildCoco(page, items);
-  const classOf = new Map(categories.map(({ id, name }) => [name, id]));
+  const labels = listLabels(page, items);
   const lines = (item) => listKept(page, item).map(({ box: [x1, y1, x2, y2], row }) => {
     const { width, height } = item.answer;
-    return [classOf.get(row.label ?? "region"), ...[(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height].map((share) => share.toFixed(6))].join(" ");
+    return [labels.indexOf(row.label ?? "region"), ...[(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height].map((share) => share.toFixed(6))].join(" ");
   });
   return [
-    text("labels/classes.txt", categories.map(({ name }) => `${name}\n`).join("")),
+    text("labels/classes.txt", labels.map((name) => `${name}\n`).join("")),
     ...items.map((item) => text(`labels/${stemOf(item)}.txt`, lines(item).map((line) => `${line}\n`).join(""))),
   ];
 }
@@ -61,8 +64,9 @@ export async function exportAll(page, form) {
   const items = page.items.filter(({ status }) => status === "done");
   for (const item of items) await page.settle(item);
   if (form === "csv") return save(exportTable(page, items), "findings.csv");
-  if (form === "coco") return saveJson(buildCoco(page, items), "coco.json");
+  if (form === "coco") return saveJson(await buildCoco(page, items), "coco.json");
   const answers = items.map((item) => ({ name: `answers/${stemOf(item)}.json`, blob: new Blob([JSON.stringify(item.answer, null, 1)], { type: "application/json" }) }));
   const found = items.some((item) => page.describeFindings(item).length || page.describeDeleted(item).length) ? [...buildYolo(page, items), { name: "findings.csv", blob: exportTable(page, items) }] : [];
-  return save(await buildZip([...items.flatMap((item) => page.describeFiles(item)), ...found, ...answers]), "results.zip");
+  const files = await Promise.all(items.map((item) => page.describeFiles(item)));
+  return save(await buildZip([...files.flat(), ...found, ...answers]), "results.zip");
 }

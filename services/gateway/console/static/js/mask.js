@@ -63,6 +63,30 @@ function findRuns(map, width, height, cut) {
   return runs;
 }
 
+/** A region as COCO's run lengths: pixels outside and inside in turn, column by column. */
+export function encodeRuns({ runs, box: [x1, y1, x2, y2] }, { width, height }) {
+  const [columns, rows] = [x2 - x1, y2 - y1];
+  const inside = new Uint8Array(columns * rows);
+  for (const { start, end } of runs) {
+    const y = Math.floor(start / width);
+    for (let at = start; at < end; at++) inside[(at - y * width - x1) * rows + y - y1] = 1;
+  }
+  const counts = [];
+  let [last, since] = [0, 0];
+  const turn = (value, place) => {
+    if (value === last) return;
+    counts.push(place - since);
+    [last, since] = [value, place];
+  };
+  for (let x = 0; x < columns; x++) {
+    for (let y = 0; y < rows; y++) turn(inside[x * rows + y], (x1 + x) * height + y1 + y);
+    if (y1 > 0 || y2 < height) turn(0, (x1 + x) * height + y2);
+  }
+  if (x2 < width) turn(0, x2 * height);
+  counts.push(width * height - since);
+  return { size: [height, width], counts };
+}
+
 /** Lower a map below the threshold where the service dropped a whole region, by rules that only it knows. */
 export function dropUnserved(map, served, width, height, settings) {
   const below = Math.max(0, thresholdByte(settings.threshold) - 1);

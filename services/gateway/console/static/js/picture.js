@@ -5,6 +5,7 @@
 
 import { decodeBase64, fillForm, selectedModel, readValues } from "./form.js";
 import { decodePicture, fitSize } from "./canvas.js";
+import { openFiles } from "./addons.js";
 import { exportAll } from "./export_all.js";
 import { Filmstrip } from "./filmstrip.js";
 import { describeSize, findExcess, measurePicture, scalePicture } from "./picture_size.js";
@@ -40,7 +41,7 @@ export class PicturePage extends RunForm {
       this.editor ??= (await import(this.constructor.editor)).create(this);
       this.editor.toggle();
     }));
-    this.on("click", "export-all", (_, button) => this.attempt(() => exportAll(this, button.dataset.form)));
+    this.on("click", "export-all", (_, button) => this.attempt(async () => (button.dataset.module ? (await import(button.dataset.module)).exportAll : exportAll)(this, button.dataset.form)));
   }
 
   /** What was found in the picture of an item: `{ key, words, box, row }` each. */
@@ -53,13 +54,11 @@ export class PicturePage extends RunForm {
     return [];
   }
 
-  /** Complete the answer of an item, if it was corrected by hand. */
-  async settle(item) {
-    await this.editor?.settle(item);
-  }
+  /** Make the answer of an item what is shown, before it leaves the page. */
+  async settle(item) {}
 
   /** Files of an item's answer for the archive: `{ name, blob }` each. */
-  describeFiles(item) {
+  async describeFiles(item) {
     return [];
   }
 
@@ -74,8 +73,9 @@ export class PicturePage extends RunForm {
   /** Add pictures, show the first of them, and send all. A single one replaces a single one that was not corrected. */
   async addFiles(files) {
     if (files.length === 1 && (await this.completes(files[0]))) return;
+    const items = await openFiles(this, files);
+    if (!items.length) return;
     if (files.length === 1 && this.items.length === 1 && !this.current.edits?.past.length) this.items = [];
-    const items = files.map((file) => ({ file, status: "waiting" }));
     this.items.push(...items);
     await this.select(items[0]);
     await this.runWaiting();
@@ -149,9 +149,10 @@ export class PicturePage extends RunForm {
     item.size ??= await measurePicture(item.file);
     const excess = findExcess(item, this.dataset);
     if (excess) throw excess;
+    const { settings } = this;
     const response = await this.send(this.dataset.path, { body: this.buildBody(item.file), signal });
     const before = { ...item };
-    Object.assign(item, { answer: await response.json(), milliseconds: this.milliseconds, status: "done", problem: null });
+    Object.assign(item, { settings, requested: settings, answer: await response.json(), milliseconds: this.milliseconds, status: "done", problem: null });
     Object.assign(item, { original: null, map: null, probability: null, edits: null });
     const wasCorrected = before.edits?.past.length > 0;
     if (wasCorrected) (await import("./edit.js")).keepCorrections(item, before);
@@ -177,8 +178,9 @@ export class PicturePage extends RunForm {
   /** Show a run or job: its options, answer and picture. A job from elsewhere has no picture; it can be dropped here. */
   async showStored({ id, file, request, answer, milliseconds, job }) {
     if (this.items.length || !answer) return;
-    fillForm(this.form, request ?? {});
-    const item = { file: file ?? new File([], `Job ${job ?? ""}`), lacksFile: !file, answer, milliseconds, status: "done", run: id };
+    const unused = fillForm(this.form, request ?? {});
+    for (const name of ["threshold", "iou"]) if (name in unused && this.part(name)) this.part(name).value = unused[name];
+    const item = { file: file ?? new File([], `Job ${job ?? ""}`), lacksFile: !file, answer, milliseconds, status: "done", run: id, settings: this.settings, requested: this.settings };
     this.items = [item];
     await this.select(item);
   }
@@ -263,19 +265,6 @@ export class PicturePage extends RunForm {
 
   get pageOptions() {
     return {};
-  }
-
-  /** Draw over the picture, but not left of the wipe's border. */
-  drawWiped(context, draw) {
-    const { width, height } = context.canvas;
-    const border = width * this.part("wipe").valueAsNumber;
-    context.save();
-    context.beginPath();
-    context.rect(border, 0, width - border, height);
-    context.clip();
-    draw();
-    context.restore();
-    if (border) context.fillRect(border - 1, 0, 2, height);
   }
 
   /** Drop the last answer. */

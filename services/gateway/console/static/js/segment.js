@@ -2,8 +2,8 @@
  * Segmentation page: a picture and its mask. One request gets the probability map; threshold and overlay use it here.
  */
 
-import { drawBinary, drawOverlay, dropUnserved, measure, resample, thresholdMask } from "./mask.js";
-import { blend, createContext, decodePicture, fitSize, locate, readColour, readMap, toBlob } from "./canvas.js";
+import { drawBinary, drawOverlay, dropUnserved, encodeRuns, fillRuns, findRegions, measure, resample, thresholdMask } from "./mask.js";
+import { blend, createContext, decodePicture, drawWiped, fitSize, locate, readColour, readMap, toBlob } from "./canvas.js";
 import { stemOf } from "./export_all.js";
 import { Findings, keyOf } from "./findings.js";
 import { decodeBase64 } from "./form.js";
@@ -30,6 +30,7 @@ class Segment extends PicturePage {
     this.on("click", "save-overlay", () => this.saveOverlay());
     this.on("click", "save-json", () => this.attempt(() => this.saveAnswer()));
     this.on("pointermove", "canvas", (event, canvas) => this.showPixel(event, canvas));
+    for (const name of ["threshold", "options"]) this.on("change", name, () => this.attempt(() => this.follow()));
     this.addEventListener("fovea-model", () => this.run());
   }
 
@@ -59,25 +60,42 @@ class Segment extends PicturePage {
 
   async receive(answer, milliseconds) {
     this.answer = answer;
-    const map = this.current.map ?? (await this.readAnswer(answer));
+    const map = this.current.map ?? (await this.readAnswer(this.current));
     this.fullSize = { map, width: answer.width, height: answer.height };
     this.show(true, "result");
     this.setText("time", `${Math.round(milliseconds)} ms`);
     this.showCorrected();
   }
 
-  /** The map of an answer at the picture's own size. */
-  async readAnswer(answer) {
+  /** Let the findings of the present picture be those at the threshold that is shown. */
+  async follow() {
+    const item = this.current;
+    if (!this.map) return;
+    await (await import("./edit_mask.js")).follow(this, item);
+    if (item !== this.current) return;
+    this.answer = item.answer;
+    this.showCorrected();
+  }
+
+  async settle(item) {
+    if (item.answer.mask && same(item.settings, this.settings)) return;
+    const { complete, follow } = await import("./edit_mask.js");
+    await follow(this, item);
+    await complete(item);
+    if (item === this.current) this.answer = item.answer;
+  }
+
+  /** The map of the answer of an item at the picture's own size. */
+  async readAnswer({ answer, requested }) {
     const [probability, mask] = await Promise.all([answer.probability, answer.mask].map(async (text) => text && readMap(await decodePicture(decodeBase64(text, "image/png")), answer)));
     if (!probability && !mask) throw Object.assign(new Error("The answer has no mask."), { title: "Nothing to draw", hint: "Ask for `mask` or `probability` in `include`." });
-    if (probability && mask) dropUnserved(probability, mask, answer.width, answer.height, this.settings);
+    if (probability && mask) dropUnserved(probability, mask, answer.width, answer.height, requested ?? this.settings);
     return probability ?? mask;
   }
 
   /** Show the map of the present picture, as it was corrected, and the findings in it. */
   showCorrected() {
     if (this.current.map) this.fullSize.map = this.current.map;
-    this.requestedSettings = this.settings;
     this.map = resample(this.fullSize, this.resizeCanvas(this.answer));
     this.findings.show(this.describeFindings(this.current), this.current);
     this.redraw();
@@ -108,8 +126,30 @@ class Segment extends PicturePage {
     return (answer.deleted_by_hand ?? []).map(describeRegion);
   }
 
-  describeFiles(item) {
-    return [{ name: `masks/${stemOf(item)}.png`, blob: decodeBase64(item.answer.mask, "image/png") }];
+  async describeFiles(item) {
+    return [{ name: `masks/${stemOf(item)}.png`, blob: (await this.readMask(item)).blob }];
+  }
+
+  /** The mask of an item without the regions that were rejected: as a PNG, and its regions with their keys. */
+  async readMask(item) {
+    await this.settle(item);
+    const { answer, verdicts } = item;
+    const { width, height, components = [] } = answer;
+    const keys = new Map(components.map((one) => [one.box.join(), keyOf(one)]));
+    const map = readMap(await decodePicture(decodeBase64(answer.mask, "image/png")), answer);
+    const regions = findRegions(map, width, height, { threshold: 0.5 }).map((one) => ({ ...one, key: keys.get(one.box.join()) }));
+    const rejected = regions.filter(({ key }) => key && verdicts?.get(key) === "rejected");
+    if (!rejected.length) return { map, regions, blob: decodeBase64(answer.mask, "image/png") };
+    for (const { runs } of rejected) fillRuns(map, runs, 0);
+    const context = createContext(width, height);
+    context.putImageData(drawBinary(map, width, height, 1), 0, 0);
+    return { map, regions, blob: await toBlob(context) };
+  }
+
+  /** Each region of an item as COCO's run lengths, by its key. */
+  async describeShapes(item) {
+    const { regions } = await this.readMask(item);
+    return new Map(regions.map((region) => [region.key, encodeRuns(region, item.answer)]));
   }
 
   /** Resize the canvas for a picture. */
@@ -135,7 +175,7 @@ class Segment extends PicturePage {
 
   /** Whether the mask is still the one of the answer. */
   get isUnchanged() {
-    return JSON.stringify(this.settings) === JSON.stringify(this.requestedSettings);
+    return same(this.settings, this.current.settings);
   }
 
   redraw() {
@@ -149,7 +189,7 @@ class Segment extends PicturePage {
       this.comparison?.redraw();
       const scale = (this.answer.width * this.answer.height) / (width * height);
       const region = thresholdMask(this.map, width, height, { ...this.settings, minArea: this.settings.minArea / scale });
-      this.drawWiped(context, () => {
+      drawWiped(context, this.part("wipe").valueAsNumber, () => {
         if (this.highlight) this.drawHighlight(context, width / this.answer.width);
         blend(context, drawOverlay(this.map, region.mask, width, height, this.drawingOptions));
       });
@@ -209,6 +249,8 @@ class Segment extends PicturePage {
     save(await toBlob(context), `${this.stem}.overlay.png`);
   }
 }
+
+const same = (first, second) => JSON.stringify(first) === JSON.stringify(second);
 
 /** A region of the answer as a finding. */
 function describeRegion(region, at) {
