@@ -305,7 +305,14 @@ def administer(r: Recorder) -> None:
     r.ask("PATCH /v1/admin/keys/{key_id}", {"rate_per_minute": 120}, key_id=key)
     new = r.ask("POST /v1/admin/keys/{key_id}/rotate", {"overlap_hours": 24}, key_id=key)["id"]
     r.ask("DELETE /v1/admin/keys/{key_id}", key_id=new)
-    for path in ("/v1/usage", "/v1/admin/tenants", "/v1/admin/replicas", "/v1/admin/audit", "/v1/admin/traffic"):
+    for path in (
+        "/v1/usage",
+        "/v1/usage/limits",
+        "/v1/admin/tenants",
+        "/v1/admin/replicas",
+        "/v1/admin/audit",
+        "/v1/admin/traffic",
+    ):
         r.ask(f"GET {path}")
     r.ask("PUT /v1/admin/traffic/{service}", {"percent": {"v1": 100}}, service="detection")
     r.ask("DELETE /v1/admin/traffic/{service}", service="detection")
