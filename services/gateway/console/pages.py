@@ -169,12 +169,12 @@ class Console:
         options = [
             {
                 "name": f.name,
-                "default_text": f.default_text,
+                "default_text": f.default_text or (f.fallback if f.fallback is not None else ""),
                 "help": f.help,
                 "required": f.required,
                 "type_words": model_view.describe_type(f),
             }
-            for f in build_fields(card.get("schema") or {})
+            for f in build_fields(card.get("schema") or {}, fallbacks=task_options.read_fallbacks(card))
         ]
         return self._render(
             "card.html",
