@@ -15,6 +15,7 @@ export async function show(account) {
     const used = limits.flatMap((one) => [describeUse(one) + (one.used ? `, new in ${formatWait(one.resets_in_s)}` : ""), createNode("br", "")]);
     const rows = { Tenant: [tenant], Key: [key], Scopes: [scopes.join(", ")], Used: used.length ? used.slice(0, -1) : ["No limits"] };
     account.part("facts").replaceChildren(...Object.entries(rows).flatMap(([name, nodes]) => [createNode("dt", "", name), createNode("dd", "figures", ...nodes)]));
+    account.setText("forget", key.startsWith("oidc:") ? "Sign out" : "Forget key");
     account.setText("account-fault", "");
   } catch (problem) {
     account.setText("account-fault", problem.message);
