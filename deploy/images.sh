@@ -4,7 +4,7 @@
 # BASE names a base image that is already here; unset, a minimal Debian with Python is made from the distribution's packages.
 # FLAVOUR is cpu (default), gpu or onnx; PUSH a registry that takes the image once it has answered: PUSH=ghcr.io/me deploy/images.sh
 # It prints how long the first answer took after the container's start; with MAX_START_S=10 more than 10 s is an error.
-# SAVE is a folder that takes it as an OCI archive; WEIGHTS the packages of weights that it may have (fovea-weights: no others)
+# SAVE is a folder that takes it as an OCI archive, and what is inside (CycloneDX); WEIGHTS the packages of weights that it may have (fovea-weights: no others)
 # SUITE is its release, WHEELS a folder of wheels that pip prefers, TORCH_INDEX an index of CPU builds of torch.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,7 +14,7 @@ version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 weights=${WEIGHTS-fovea-weights fovea-weights-kvasir-seg}
 licences="Apache-2.0 AND MIT"
 case "${service} ${weights}" in "medical-seg "*kvasir*|"interpretability "*kvasir*) licences+=" AND LicenseRef-Kvasir-SEG-Research-Only" ;; esac
-revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
+revision=${REVISION:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}
 suite=${SUITE:-$(. /etc/os-release && echo "${VERSION_CODENAME}")}
 python=${PYTHON:-.venv/bin/python}
 base=${BASE:-localhost/fovea-base:${suite}}
@@ -66,5 +66,7 @@ if [ -n "${PUSH:-}" ]; then
   buildah push "${image}" "docker://${PUSH}/fovea-${service}:${version}"
 fi
 if [ -n "${SAVE:-}" ]; then
-  buildah push --quiet "${image}" "oci-archive:${SAVE}/fovea-${service}-${version}-${flavour}.tar:fovea-${service}:${version}"
+  file=${SAVE}/fovea-${service}-${version}-${flavour}
+  buildah push --quiet "${image}" "oci-archive:${file}.tar:fovea-${service}:${version}"
+  podman --runtime runc run --rm --network none "${limits[@]}" "${image}" cat /opt/fovea/sbom.json >"${file}.cdx.json"
 fi
