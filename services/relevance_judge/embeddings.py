@@ -73,9 +73,9 @@ def embed_windows(texts: Sequence[str], name: str = MINILM) -> tuple[NDArray[np.
     return embedder.embed([window for windows in split for window in windows]), owners
 
 
-def cosines(query: str, passages: Sequence[str]) -> list[tuple[float, int]]:
-    """Mean cosine of each passage's window nearest to the query under the judging embedders, and the tokens of both."""
-    values, read = np.zeros(len(passages)), np.zeros(len(passages), int)
+def cosines(query: str, passages: Sequence[str]) -> list[float]:
+    """Mean cosine of each passage's window nearest to the query under the judging embedders."""
+    values = np.zeros(len(passages))
     for name, share in judging_embedders().items():
         embedder = load_embedder(name)
         vectors, owners = embed_windows(passages, name)
@@ -83,5 +83,4 @@ def cosines(query: str, passages: Sequence[str]) -> list[tuple[float, int]]:
         best = np.full(len(passages), -1.0)
         np.maximum.at(best, owners, near)
         values += share * best
-        read += len(embedder.tokenize(query)) + np.array([len(embedder.tokenize(text)) for text in passages], int)
-    return [(float(value), int(tokens)) for value, tokens in zip(values, read, strict=True)]
+    return [float(value) for value in values]

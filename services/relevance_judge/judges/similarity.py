@@ -50,10 +50,8 @@ class Similarity(Judge):
         template = self.select_template(request.template)
         passage = pair.passage[: request.passage_chars]
         query_form, passage_form = render_prompt(template, pair.query, passage, mark="").turns[:2]
-        signal, tokens = cosines(query_form, [passage_form])[0]
+        signal = cosines(query_form, [passage_form])[0]
         embedders = "+".join(judging_embedders())
         facts = apply_calibration(signal, request, template.pinned_id, embedders)
         cut = ["cut"] if len(passage) < len(pair.passage) else []
-        return Verdict(
-            **{**facts, "flags": [*facts["flags"], *cut]}, template=template.pinned_id, llm=embedders, tokens=tokens
-        )
+        return Verdict(**{**facts, "flags": [*facts["flags"], *cut]}, template=template.pinned_id, llm=embedders)

@@ -55,7 +55,7 @@ def test_the_embedder_itself_gives_the_recorded_signals():
 def test_a_long_passage_counts_by_its_nearest_window():
     query, answer = "why is the sky blue", "The sky is blue because air scatters short waves of light most."
     filler = "The accounts of the village were read aloud, and nobody objected to any of them. " * 20
-    plain, buried = (cosines(query, [text])[0][0] for text in (filler * 2, f"{filler}{answer} {filler}"))
+    plain, buried = (cosines(query, [text])[0] for text in (filler * 2, f"{filler}{answer} {filler}"))
     assert len(split_windows(filler * 2, load_embedder())) > 2
     assert " ".join(split_windows(answer, load_embedder())) == answer
     assert buried > plain + 0.2
@@ -81,9 +81,7 @@ def test_two_embedders_judge_together_and_the_larger_counts_twice(monkeypatch):
     both = {MPNET: FixedVectors({"q": 0, "a": 60, "b": 0}), MINILM: FixedVectors({"q": 0, "a": 0, "b": 90})}
     monkeypatch.setattr(embeddings, "bundled_embedder", lambda name: name in both)
     monkeypatch.setattr(embeddings, "load_embedder", both.get)
-    found = cosines("q", ["a", "b"])
-    assert [value for value, _ in found] == pytest.approx([(2 * 0.5 + 1) / 3, 2 / 3])
-    assert [tokens for _, tokens in found] == [12, 12]
+    assert cosines("q", ["a", "b"]) == pytest.approx([(2 * 0.5 + 1) / 3, 2 / 3])
     assert list(embeddings.judging_embedders()) == [MPNET, MINILM]
 
 
