@@ -26,6 +26,7 @@ MINI = load_mini_collection()
 def _small_embedder_alone(monkeypatch):
     """Whatever is packed into this environment: recorded signals are those of the small embedder."""
     monkeypatch.setattr(embeddings, "bundled_embedder", lambda name: name == MINILM)
+    monkeypatch.setattr(embeddings, "_RECENT", embeddings._RecentVectors())
 
 
 def verdicts(judge: Judge, qid: str) -> dict[tuple[str, str], Any]:
@@ -83,6 +84,27 @@ def test_two_embedders_judge_together_and_the_larger_counts_twice(monkeypatch):
     monkeypatch.setattr(embeddings, "load_embedder", both.get)
     assert cosines("q", ["a", "b"]) == pytest.approx([(2 * 0.5 + 1) / 3, 2 / 3])
     assert list(embeddings.judging_embedders()) == [MPNET, MINILM]
+
+
+def test_a_passage_of_two_topics_is_embedded_once_while_its_vectors_are_among_the_last(monkeypatch):
+    read: list[str] = []
+
+    class Counting(FixedVectors):
+        def embed(self, texts: list[str]) -> np.ndarray:
+            read.extend(texts)
+            return super().embed(texts)
+
+    one = Counting({"q": 0, "r": 90, "a": 30, "b": 60, "c": 90})
+    monkeypatch.setattr(embeddings, "load_embedder", lambda _name: one)
+    monkeypatch.setattr(embeddings, "MAX_RECENT_WINDOWS", 2)
+    first, second = cosines("q", ["a", "b", "a"]), cosines("r", ["b"])
+    assert first == pytest.approx([np.cos(np.pi / 6), 0.5, np.cos(np.pi / 6)])
+    assert second == pytest.approx([np.cos(np.pi / 6)])
+    assert sorted(read) == ["a", "b", "q", "r"]
+    cosines("q", ["c"])
+    cosines("q", ["b", "a"])
+    assert read.count("a") == 2
+    assert read.count("b") == 1
 
 
 def test_windows_cover_every_word():
