@@ -41,7 +41,7 @@ def verdicts(judge: Judge, qid: str) -> dict[tuple[str, str], Any]:
 def test_recorded_verdicts_are_what_the_card_says_and_beat_overlap_by_far(judge, recorded):
     rows = parse_signals((MINI.folder / "judgements" / f"{recorded}.jsonl").read_text(), recorded).rows
     found = measure_judge(rows, MINI)
-    for metric in judge.card.metrics:
+    for metric in (one for one in judge.card.metrics if "synthetic" in one.data):
         assert metric.ours == pytest.approx(found[metric.name], abs=6e-4), metric.name
     assert (found["pair_order"] or 0) > WordOverlap.card.metrics[0].ours + 0.1
 
