@@ -164,7 +164,9 @@ def test_spec_goes_into_the_address_and_comes_back(page):
     page.get_by_role("button", name="Use the example").click()
     page.get_by_role("button", name="Run", exact=True).click()
     page.locator(".report svg").first.wait_for()
-    page.get_by_role("button", name="Permalink").click()
+    assert page.locator(".report a", has_text="Permalink").count() == 0  # it would stand above the page's own
+    page.get_by_role("button", name="Copy permalink").click()
+    page.get_by_role("button", name=re.compile("Permalink copied|Permalink is in the address bar")).wait_for()
     page.reload()
     page.locator(".report svg").first.wait_for()
     assert "heron" in page.locator("#option-text").input_value()
