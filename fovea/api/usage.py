@@ -51,7 +51,7 @@ class UsageList(BaseModel):
 class LimitUse(BaseModel):
     """How much of a limit is used in the window that is open now."""
 
-    unit: str = Field(description="What is counted, such as `requests per minute`.")
+    unit: str = Field(description="Unit of the count, such as `requests per minute`.")
     limit: int
     used: int
     resets_in_s: float = Field(description="Seconds until the window ends.")

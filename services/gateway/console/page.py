@@ -40,7 +40,7 @@ class Page:
             `requestFields`, `newMessages(messages)` and `showLongctx(facts, turn)`.
         workbench: ES module in `static` that a page of pictures (`under`) loads for files that no browser shows and for
             `exports`: `accepts(file)`, `open(page, files)` and `exportAll(page, form)` (`static/js/addons.js`).
-        opens: What these files are, in the words of the drop target, such as `DICOM`.
+        opens: Kind of these files, in the words of the drop target, such as `DICOM`.
         exports: Forms of export that the module adds, with the words of their buttons.
         icon: Its icon in the navigation, one of `templates/icons`.
         gallery: Results that the first page shows; their pictures are in `static`.

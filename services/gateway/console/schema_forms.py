@@ -37,7 +37,7 @@ class Field:
         low, high: Bounds of a number, inclusive, where there are some.
         step: Distance between two useful values of a number, or None for any.
         items: JSON type of the entries of a `list`.
-        fallback: What a model uses where a request leaves the option out and the schema has no default; or None.
+        fallback: Value that a model uses where a request leaves the option out and the schema has no default; or None.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Field:
 
     @property
     def placeholder(self) -> str:
-        """What an empty control stands for."""
+        """Value that an empty control stands for."""
         return "Not set" if self.fallback is None else f"Default: {self.fallback}"
 
     @property
@@ -89,7 +89,7 @@ def build_fields(
         schema: JSON Schema of the request; `$ref` into its own `$defs` is followed.
         without: Names that the page has its own control for.
         values: Values that replace the schema's defaults, for example those of a permalink.
-        fallbacks: What a model uses where a request leaves an option out.
+        fallbacks: Values that a model uses where a request leaves an option out.
     """
     needed = frozenset(schema.get("required", ()))
     found = [

@@ -1,7 +1,7 @@
 """Sign-in of the console at an identity provider: authorisation code with PKCE (RFC 7636), as a public client.
 
 The browser keeps the verifier and goes to the provider; the gateway exchanges the code, so that no page connects to
-another host. What a token allows is checked with each request that carries it (`policy.oidc`).
+another host. The rights of a token are checked with each request that carries it (`policy.oidc`).
 """
 
 from __future__ import annotations
