@@ -5,6 +5,7 @@
 # (`python:3.13-slim@sha256:…`) for builds that can be repeated.
 # TORCH_INDEX is an index of CPU builds of torch, which keeps the cpu flavour small; `none` takes torch from PyPI.
 ARG BASE=python:3.13-slim
+ARG FLAVOUR=cpu
 # The plug-ins' projects without their code, so that a change of the code leaves the layer of dependencies as it is.
 FROM ${BASE} AS projects
 COPY plugins /plugins
@@ -76,7 +77,14 @@ RUN /opt/pip/bin/pip inspect | /opt/fovea/bin/python -m shared.serving.sbom "fov
 COPY deploy/trim.py deploy/
 RUN /opt/fovea/bin/python deploy/trim.py "${SERVICE}"
 
-FROM ${BASE}
+FROM ${BASE} AS run-cpu
+FROM ${BASE} AS run-onnx
+# An image for GPUs says so where it finds none, and doesn't serve from a CPU.
+FROM ${BASE} AS run-gpu
+ENV FOVEA_DEVICE=cuda
+
+# hadolint ignore=DL3006  # one of the three above
+FROM run-${FLAVOUR}
 ARG SERVICE=gateway
 ARG FLAVOUR=cpu
 ARG VERSION=0.2.0

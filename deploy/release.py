@@ -1,6 +1,6 @@
 """`make release`: wheels, source archives, chart, images, bill of materials, checksums and provenance of one version.
 
-    .venv/bin/python deploy/release.py [--out out/release] [--no-images] [--tag]
+    .venv/bin/python deploy/release.py [--out out/release] [--images gateway,medical-seg:onnx | --no-images] [--tag]
 
 Everything is built from the committed tree; the same commit gives the same bytes of wheels. `deploy/images.sh` builds
 and tries the images, where buildah and podman are installed; without them the release has none, and the output says so.
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,8 @@ class Release:
         if changed := self._git("status", "--porcelain"):
             sys.exit(f"These changes are not committed:\n{changed}")
 
-    def build(self, *, images: bool) -> None:
-        """Write all files."""
+    def build(self, images: Sequence[str]) -> None:
+        """Write all files, and the images of these services, each with its flavour where that is not `cpu`."""
         shutil.rmtree(self.out, ignore_errors=True)
         self.out.mkdir(parents=True)
         began = datetime.now(UTC)
@@ -67,8 +68,8 @@ class Release:
             for project in self.projects:
                 self._build_project(tree / project.relative_to(self.root))
             self._run(_tool("helm"), "package", tree / "deploy/helm/fovea", "--destination", self.out)
-        if images:
-            self._build_images()
+            for image in images:
+                self._build_image(tree, image)
         self._write_bill()
         self._write_provenance(began)
         sums = "".join(f"{_digest(file)}  {file.name}\n" for file in sorted(self.out.iterdir()))
@@ -85,12 +86,13 @@ class Release:
         if done.returncode:
             sys.exit(f"{folder.name} can't be built:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
-    def _build_images(self) -> None:
-        """Build the image of each service, send it a request, and save it."""
-        for service in IMAGES:
-            print(f"Building the image of {service} …", flush=True)
-            env = {**os.environ, "SAVE": str(self.out), "PYTHON": sys.executable}
-            subprocess.run([self.root / "deploy/images.sh", service], cwd=self.root, env=env, check=True)
+    def _build_image(self, tree: Path, image: str) -> None:
+        """Build an image, send it a request, and save it with its bill of materials."""
+        print(f"Building the image of {image} …", flush=True)
+        service, _, flavour = image.partition(":")
+        env = {"SAVE": str(self.out), "PYTHON": sys.executable, "REVISION": self._git("rev-parse", "HEAD")}
+        command, env = [tree / "deploy/images.sh", service], {**os.environ, **env, "FLAVOUR": flavour or "cpu"}
+        subprocess.run(command, cwd=tree, env=env, check=True)
 
     def _add_site(self, tree: Path) -> None:
         """Build the documentation into the plug-in that serves it, so that its wheel holds it."""
@@ -153,12 +155,15 @@ def main(root: Path = ROOT) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=root / "out/release")
     parser.add_argument("--tag", action="store_true", help="tag the commit once everything is built")
+    parser.add_argument(
+        "--images", default=",".join(IMAGES), help="of these services only; `:onnx` or `:gpu` may follow"
+    )
     parser.add_argument("--no-images", action="store_true", help="build no images")
     options = parser.parse_args()
     release = Release(root, options.out.resolve())
     release.check()
     missing = [tool for tool in ("buildah", "podman") if shutil.which(tool) is None]
-    release.build(images=not (options.no_images or missing))
+    release.build([] if options.no_images or missing else options.images.split(","))
     if options.tag:
         release.tag()
     print(f"Version {release.version} is in {release.out}: {len(list(release.out.iterdir()))} files.")

@@ -35,6 +35,7 @@ CODE: Mapping[str, tuple[str, ...]] = {
     "detection_gateway": (*GATEWAY, *VISION),
     "fairness": GATEWAY,
     "hieraedgenet_graphs": ("services/detection/layers/*.py", "services/detection/models/hieraedgenet.py"),
+    "image_starts": ("Dockerfile", "deploy/trim.py", "shared/engines/*.py", "shared/serving/host.py"),
     "interpretability": ("services/interpretability/**/*.py", "shared/lm/*.py"),
     "judge": ("services/relevance_judge/**/*.py", *ENGINE),
     "judging": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import importlib.util
 import json
@@ -14,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from loadtests.gpu.timing import Row, row_of
+from loadtests.gpu.timing import Row, guard, row_of
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.kernels.cost_model import Step, step_seconds
@@ -44,7 +45,6 @@ def make_decoder(shape: ModelShape, device: torch.device, dtype: torch.dtype, po
     return model.eval().requires_grad_(requires_grad=False)
 
 
-@torch.inference_mode()
 def time_decode(
     device: torch.device,
     card: GpuCard | None,
@@ -54,13 +54,40 @@ def time_decode(
     dtype: torch.dtype = torch.bfloat16,
     backend: str = "auto",
 ) -> Iterator[Row]:
-    """Yield steps of a batch, with whole entries and with entries of 4 bits."""
+    """Yield steps of a batch, with whole entries and with entries of 4 bits; of fewer rows where memory lacks."""
+    batch = fit_batch(device, shape, batch, context, dtype)
+    name = f"{shape.name}, {batch} × {context:,}"
+    yield from guard("decode", name, "ours", _time_ours(device, card, shape, batch, context, dtype, backend))
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # vLLM takes what is free
+    yield from guard("decode", f"{name}, bf16", "vLLM", _time_vllm(shape, batch, context))
+
+
+def fit_batch(device: torch.device, shape: ModelShape, batch: int, context: int, dtype: torch.dtype) -> int:
+    """Halve a batch until the model and its entries fit into the free memory of a device."""
+    if device.type != "cuda":
+        return batch
+    free = 0.85 * torch.cuda.mem_get_info(device)[0] - dtype.itemsize * (shape.parameters + shape.vocab * shape.width)
+    while batch > 1 and batch * _entries(shape, context) * 2 * shape.head_dim * dtype.itemsize > free:
+        batch //= 2
+    return batch
+
+
+def _entries(shape: ModelShape, context: int) -> int:
+    return (context + _ANSWER + _SPARE) * shape.layers * shape.kv_heads
+
+
+@torch.inference_mode()
+def _time_ours(
+    device: torch.device, card: GpuCard | None, shape: ModelShape, batch: int, context: int, dtype: torch.dtype,
+    backend: str,
+) -> Iterator[Row]:  # fmt: skip
     model = make_decoder(shape, device, dtype, 2 * context)
     cases: tuple[tuple[CacheBits | Literal[16], str], ...] = ((16, "bf16"), (4, "4-bit cache"))
     for bits, label in cases:
         # A device has no memory that costs nothing until it is touched: each kind of page takes what it may hold.
-        entries = batch * (context + _ANSWER + _SPARE) * shape.layers * shape.kv_heads
-        room = entries * 2 * shape.head_dim * dtype.itemsize // (1 if bits == 16 else 2)
+        room = batch * _entries(shape, context) * 2 * shape.head_dim * dtype.itemsize // (1 if bits == 16 else 2)
         engine = Engine(model, page=16, backend=backend, kv_bytes=room, cache_bits=bits)
         states = fill_states(engine, batch, context)
         name = f"{shape.name}, {batch} × {context:,}, {label}"
@@ -72,7 +99,7 @@ def time_decode(
         yield row_of("decode", name, "ours, step by step", step, device, computed_ms=computed)
         for state in states:
             state.close()
-    yield _time_vllm(shape, batch, context)
+        del engine, states, step  # before the next one takes its memory
 
 
 def fill_states(engine: Engine, batch: int, context: int) -> list[PagedState]:
@@ -89,11 +116,12 @@ def fill_states(engine: Engine, batch: int, context: int) -> list[PagedState]:
     return states
 
 
-def _time_vllm(shape: ModelShape, batch: int, context: int) -> Row:
+def _time_vllm(shape: ModelShape, batch: int, context: int) -> Iterator[Row]:
     """A step of vLLM: an answer of some tokens, less one of a single token."""
     name = f"{shape.name}, {batch} × {context:,}, bf16"
     if importlib.util.find_spec("vllm") is None:
-        return Row("decode", name, "vLLM", note="it is not installed")
+        yield Row("decode", name, "vLLM", note="it is not installed")
+        return
     vllm: Any = importlib.import_module("vllm")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(_config_of(shape)))
@@ -105,7 +133,7 @@ def _time_vllm(shape: ModelShape, batch: int, context: int) -> Row:
             begun = time.perf_counter()
             engine.generate(prompts, how, use_tqdm=False)
             seconds.append(time.perf_counter() - begun)
-    return Row("decode", name, "vLLM", None, 1e3 * (seconds[2] - seconds[1]) / _ANSWER, f"version {vllm.__version__}")
+    yield Row("decode", name, "vLLM", None, 1e3 * (seconds[2] - seconds[1]) / _ANSWER, f"version {vllm.__version__}")
 
 
 def _config_of(shape: ModelShape) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from loadtests.gpu.timing import Row, row_of
+from loadtests.gpu.timing import Row, guard, row_of
 from services.llm_longctx.kernels import BlockCsr, DeviceRuns, block_sparse_prefill, decode_device_runs
 from services.llm_longctx.kernels.cost_model import Work
 from services.llm_longctx.kernels.device.cards import GpuCard
@@ -40,8 +40,9 @@ def time_kernels(
 ) -> Iterator[Row]:
     """Yield decode and prefill over each context."""
     for context in shape.contexts:
-        yield from _time_decode(device, card, shape, context, backend)
-        yield from _time_prefill(device, card, shape, context, backend)
+        for name, time_one in (("decode", _time_decode), ("prefill", _time_prefill)):
+            rows = time_one(device, card, shape, context, backend)
+            yield from guard("kernels", f"{name}, {context:,}", "all", rows)
 
 
 def _time_decode(device: torch.device, card: GpuCard | None, shape: Shape, context: int, backend: str) -> Iterator[Row]:

@@ -15,14 +15,18 @@ _TITLES = {
 }
 
 
-def render(card: str, when: date, versions: Mapping[str, str], rows: Sequence[Row]) -> str:
+def render(card: str, when: date, versions: Mapping[str, str], rows: Sequence[Row], *, is_dry: bool = False) -> str:
     """Return the page."""
-    return "\n".join(_lines(card, when, versions, rows)) + "\n"
+    return "\n".join(_lines(card, when, versions, rows, is_dry=is_dry)) + "\n"
 
 
-def _lines(card: str, when: date, versions: Mapping[str, str], rows: Sequence[Row]) -> Iterator[str]:
+def _lines(card: str, when: date, versions: Mapping[str, str], rows: Sequence[Row], *, is_dry: bool) -> Iterator[str]:
     yield f"# {card}, {when.isoformat()}"
     yield ""
+    if is_dry:
+        yield "**No GPU ran this.** Sizes are tiny and kernels were interpreted on a processor: the page shows which"
+        yield "parts run, and its times mean nothing."
+        yield ""
     yield "Written by `make gpu`. **Computed** is what `services/llm_longctx/kernels/cost_model.py` expects of our own"
     yield "kernels; **measured** is the median on this card."
     yield ""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -74,11 +75,25 @@ def row_of(
     """Time a call; what fails or does not fit becomes a row that says why."""
     try:
         found = measure_ms(run, device, rounds)
-    except (RuntimeError, ImportError, ValueError, TypeError, NotImplementedError, AttributeError) as error:
-        return Row(part, name, by, computed_ms, None, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}")
+    except Exception as error:  # noqa: BLE001  # compilers and runtimes have errors of their own; the next case goes on
+        return Row(part, name, by, computed_ms, None, describe(error))
     return Row(part, name, by, computed_ms, found)
 
 
+def guard(part: str, name: str, by: str, rows: Iterator[Row]) -> Iterator[Row]:
+    """Yield rows, and one that says why where they could not be made: the next case goes on."""
+    try:
+        yield from rows
+    except Exception as error:  # noqa: BLE001  # as above
+        yield Row(part, name, by, note=f"failed: {describe(error)}")
+
+
+def describe(error: Exception) -> str:
+    """The kind of an error and its first line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0][:120]}"
+
+
 def card_named(name: str) -> GpuCard | None:
-    """The card of the cost model that a device's name means; None for a card it does not know."""
-    return next((card for card in CARDS if card.name in name), None)
+    """The card of the cost model that a device's name means; None for a card it does not know, such as an L40."""
+    words = re.split(r"[^A-Za-z0-9]+", name)
+    return next((card for card in CARDS if card.name in words), None)

@@ -12,28 +12,34 @@ import onnxruntime
 import torch
 
 from fovea.errors import FoveaError
-from loadtests.gpu.timing import Row, row_of
+from loadtests.gpu.timing import Row, guard, row_of
 from shared.engines.factory import ModelArtifacts, open_engine
 from shared.engines.onnx import OnnxEngine
 from shared.registry import LoadContext
 
-NETWORKS = ("pranet", "yolo9tr", "rrformer-restorer")
+NETWORKS = ("pranet", "yolo9tr", "rrformer")
 _BATCH, _SIDE = 4, 640
 
 
-def time_vision(device: torch.device, cache: Path, networks: Sequence[str] = NETWORKS) -> Iterator[Row]:
+def time_vision(
+    device: torch.device, cache: Path, networks: Sequence[str] = NETWORKS, side: int = _SIDE
+) -> Iterator[Row]:
     """Yield each network by plain ONNX Runtime, by our engines, and in half precision."""
     for name in networks:
-        yield from time_graph(name, _graph(name, cache), device, cache)
+        yield from guard("vision", name, "all", _time_network(name, device, cache, side))
 
 
-def time_graph(name: str, graph: Path, device: torch.device, cache: Path) -> Iterator[Row]:
+def _time_network(name: str, device: torch.device, cache: Path, side: int) -> Iterator[Row]:
+    yield from time_graph(name, _graph(name, cache), device, cache, side)
+
+
+def time_graph(name: str, graph: Path, device: torch.device, cache: Path, side: int = _SIDE) -> Iterator[Row]:
     """Yield one graph."""
-    cases: list[tuple[Literal["onnx", "tensorrt"], str]]
-    cases = [("onnx", "fp32"), ("onnx", "fp16"), ("tensorrt", "fp16")] if device.type == "cuda" else [("onnx", "fp32")]
+    cases: tuple[tuple[Literal["onnx", "tensorrt"], str], ...]
+    cases = ("onnx", "fp32"), ("onnx", "fp16"), ("tensorrt", "fp16")
     plain, inputs = _plain_session(graph, device), OnnxEngine(graph).inputs
     feeds = {
-        one.name: np.random.default_rng(0).normal(size=_shape(one.shape)).astype(np.float32)
+        one.name: np.random.default_rng(0).normal(size=_shape(one.shape, side)).astype(np.float32)
         for one in plain.get_inputs()
     }
     yield row_of("vision", name, "ONNX Runtime", functools.partial(plain.run, None, feeds), torch.device("cpu"))
@@ -57,8 +63,8 @@ def _plain_session(graph: Path, device: torch.device) -> Any:
     return onnxruntime.InferenceSession(str(graph), providers=[*providers, "CPUExecutionProvider"])
 
 
-def _shape(axes: Sequence[Any]) -> list[int]:
-    sizes = [_BATCH, *(_SIDE if axis > 1 else _BATCH for axis in range(1, len(axes)))]
+def _shape(axes: Sequence[Any], side: int) -> list[int]:
+    sizes = [_BATCH, *(side if axis > 1 else _BATCH for axis in range(1, len(axes)))]
     return [n if isinstance(n, int) else size for n, size in zip(axes, sizes, strict=True)]
 
 

@@ -98,7 +98,8 @@ class Host(Catalog):
                 slot.servable = await asyncio.to_thread(self._load, slot.kind)
             except Exception as error:  # noqa: BLE001  # a model may fail in any way without taking the others along
                 slot.state = "failed" if slot.kind.is_installed() else "not_installed"
-                slot.reason = to_safe_error(error, f"Loading {name}").detail
+                safe = to_safe_error(error, f"Loading {name}")
+                slot.reason = " ".join(filter(None, (safe.detail, safe.hint)))
                 telemetry.log().warning("model not loaded", reason=slot.reason)
                 return
             work, options = self._work(slot.servable), self.batch_options(slot)

@@ -26,7 +26,7 @@ def main(url: str, service: str) -> int:
             if time.monotonic() > until:
                 print(f"{service} was not ready behind {url} within {WAIT_S} s")
                 return 1
-            time.sleep(0.5)
+            time.sleep(0.1)
         for model in models:
             example = client.get(f"/v1/models/{model['id']}/example").json()
             answer = client.post(PATHS.get(model["task"], f"/v1/{model['task']}"), json=example)

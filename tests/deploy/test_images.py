@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -12,6 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
+from shared.serving.device_placement import list_gpus
 from tests.deploy.test_chart import SIX
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -106,11 +108,20 @@ def test_graphs_of_the_flavour_without_torch_are_where_services_look_for_them():
 
 
 @pytest.mark.release
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif(
     not shutil.which("buildah"), reason="no buildah: `apt-get install buildah podman mmdebstrap` to build images"
 )
-def test_image_of_one_service_builds_and_serves():
+@pytest.mark.parametrize(("service", "flavour", "said"), [
+    ("gateway", "cpu", "First answer"),
+    ("medical-seg", "onnx", "First answer"),
+    # Its hint reaches `/readyz`, and with a GPU it answers.
+    ("llm-longctx", "gpu", "First answer" if list_gpus() else "There is no CUDA device: FOVEA_DEVICE is cuda"),
+])  # fmt: skip
+def test_image_of_one_service_builds_and_serves(service, flavour, said):
     done = subprocess.run(
-        [ROOT / "deploy/images.sh", "gateway"], capture_output=True, text=True, check=False, timeout=1500
-    )
+        [ROOT / "deploy/images.sh", service],
+        env={**os.environ, "FLAVOUR": flavour}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert said in done.stdout

@@ -88,7 +88,7 @@ def test_a_release_is_whole_checked_and_the_same_again(project):
 @pytest.mark.skipif(helm() is None, reason="helm is not installed")
 def test_images_are_built_where_the_tools_are_and_named_where_not(project):
     script = project / "deploy/images.sh"
-    script.write_text('#!/bin/sh\necho "$1" > "$SAVE/fovea-$1.tar"\n')
+    script.write_text('#!/bin/sh\necho "$1 $FLAVOUR $REVISION" > "$SAVE/fovea-$1.tar"\n')
     script.chmod(0o755)
     git(project, "add", ".")
     git(project, "commit", "--quiet", "--message", "images")
@@ -107,6 +107,13 @@ def test_images_are_built_where_the_tools_are_and_named_where_not(project):
     assert done.returncode == 0, done.stderr
     assert sorted(one.stem.removeprefix("fovea-") for one in out.glob("*.tar")) == sorted(["gateway", *SERVICES])
     assert "fovea-detection.tar" in (out / "SHA256SUMS").read_text()
+    done = release(project, "--images", "gateway,detection:onnx", PATH=f"{path}{os.pathsep}/bin")
+    assert done.returncode == 0, done.stderr
+    commit = git(project, "rev-parse", "HEAD").strip()
+    assert sorted(one.read_text() for one in out.glob("*.tar")) == [
+        f"detection onnx {commit}\n",
+        f"gateway cpu {commit}\n",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,19 @@
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 from datetime import date
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
 
 from loadtests.gpu import __main__ as command
-from loadtests.gpu.decode import time_decode
+from loadtests.gpu.decode import LLAMA, fit_batch, time_decode
 from loadtests.gpu.kernels import Shape, time_kernels
 from loadtests.gpu.report import render
 from loadtests.gpu.timing import Row, card_named, row_of
@@ -22,6 +25,7 @@ from services.llm_longctx.kernels.device.shapes import ModelShape
 from shared.engines.tests.graphs import identity
 from tests.device.test_engine import net
 from tests.gpu import checks
+from tests.harness.waiting import wait_until
 
 CPU = torch.device("cpu")
 
@@ -102,15 +106,70 @@ def test_vision_is_timed_beside_plain_onnx_runtime(tmp_path):
     graph = tmp_path / "net.onnx"
     graph.write_bytes(identity("FP32"))
     rows = list(time_graph("net", graph, CPU, tmp_path))
-    assert [(row.by, row.measured_ms > 0) for row in rows] == [("ONNX Runtime", True), ("ours, onnx, fp32", True)]
+    assert [row.by for row in rows] == [
+        "ONNX Runtime",
+        *(f"ours, {how}" for how in ("onnx, fp32", "onnx, fp16", "tensorrt, fp16")),
+    ]
+    assert [row.measured_ms is not None for row in rows] == [True, True, True, False]
+    assert "tensorrt" in rows[-1].note.lower()
 
 
-def test_a_case_that_fails_is_a_row_that_says_why():
-    def fail():
-        message = "CUDA out of memory\nmore"
-        raise RuntimeError(message)
+class OutOfResources(Exception):
+    """As Triton's, it is of no kind that others know."""
 
-    assert row_of("kernels", "a", "b", fail, CPU).note == "RuntimeError: CUDA out of memory"
+
+@pytest.mark.parametrize(
+    ("error", "note"),
+    [
+        (RuntimeError("CUDA out of memory\nmore"), "RuntimeError: CUDA out of memory"),
+        (OutOfResources("shared memory"), "OutOfResources: shared memory"),
+        (AssertionError(), "AssertionError: no message"),
+    ],
+)
+def test_a_case_that_fails_is_a_row_that_says_why(monkeypatch, error, note):
+    def fail(*_, **__):
+        raise error
+
+    assert row_of("kernels", "a", "b", fail, CPU).note == note
+    monkeypatch.setattr("loadtests.gpu.decode.Engine", fail)
+    shape = ModelShape("tiny", 2, 32, 4, 2, 16, 48, 64)
+    ours, vllm = time_decode(CPU, None, shape, 2, 40, torch.float32, "cpu_torch")
+    assert (ours.by, ours.note, vllm.by) == ("ours", f"failed: {note}", "vLLM")
+
+
+@pytest.mark.parametrize(
+    ("name", "card"),
+    [("NVIDIA L4", "L4"), ("NVIDIA L40S", None), ("NVIDIA A100-SXM4-80GB", "A100"), ("NVIDIA H100 PCIe", "H100")],
+)
+def test_a_card_is_known_by_its_whole_name(name, card):
+    found = card_named(name)
+    assert card == (found and found.name)
+
+
+def test_a_batch_is_halved_until_it_fits(monkeypatch):
+    free = 40 << 30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 80 << 30))
+    assert fit_batch(torch.device("cuda", 0), LLAMA, 32, 8192, torch.bfloat16) == 16
+    free = 20 << 30
+    assert fit_batch(torch.device("cuda", 0), LLAMA, 32, 8192, torch.bfloat16) == 2
+
+
+def test_the_suite_of_a_card_compiles_its_kernels():
+    plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    code = "import os, tests.gpu.test_card; assert 'TRITON_INTERPRET' not in os.environ"
+    subprocess.run([sys.executable, "-c", code], env=plain, check=True)
+
+
+@pytest.mark.release
+def test_a_dry_run_goes_through_every_part(tmp_path):
+    assert command.main(["--dry-run", "--out", str(tmp_path)]) == 0
+    [page] = tmp_path.iterdir()
+    text = page.read_text()
+    assert "**No GPU ran this.**" in text
+    for found in ("test_recorded_steps_answer_as_a_cpu[4] | pytest", "prefill, 256, sparse | FlexAttention",
+                  "4-bit cache | ours", "rrformer | ours, onnx, fp32"):  # fmt: skip
+        assert found in text
+    assert "failed" not in text
 
 
 def test_the_report_has_computed_beside_measured():
@@ -130,13 +189,17 @@ def test_the_report_has_computed_beside_measured():
 def test_a_part_that_hangs_or_fails_keeps_its_rows(tmp_path):
     script = tmp_path / "part.py"
     script.write_text(
-        "import json, sys, time\n"
+        "import json, subprocess, sys, time\n"
         "rows = sys.argv[sys.argv.index('--rows') + 1]\n"
         f"open(rows, 'w').write({json.dumps(json.dumps(Row('decode', 'one', 'ours').as_json()))} + '\\n')\n"
+        "child = subprocess.Popen(['sleep', '60'])\n"
+        f"open({str(tmp_path / 'child')!r}, 'w').write(str(child.pid))\n"
         "time.sleep(60) if sys.argv[2] == 'decode' else sys.exit(3)\n"
     )
     kept, end = command.run_apart("decode", 1.5, (sys.executable, str(script)))
     assert (kept.name, end.note) == ("one", "failed: it took longer than 2 s")
+    left = int((tmp_path / "child").read_text())
+    wait_until(lambda: not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE)
     *_, end = command.run_apart("vision", 30, (sys.executable, str(script)))
     assert end.note == "failed: the process ended with 3"
 

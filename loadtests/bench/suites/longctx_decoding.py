@@ -1,8 +1,8 @@
 """Eviction while decoding for long: KL to dense per position, bytes over time, and time per token.
 
 Teacher-forced, every method is fed the same real prose; freely, each goes on greedily from the same prompt, and dense
-reads the method's own text beside it. kvpress's decoding presses do the same in an environment of their own, each
-beside its own dense model. Clocks are CPU seconds of one thread. At 4,096 tokens: `python -m loadtests.bench
+reads the method's own text, too. kvpress's decoding presses do the same in an environment of their own, with a dense
+model of their own. Clocks are CPU seconds of one thread. At 4,096 tokens: `python -m loadtests.bench
 longctx_decoding`; a small size ends within minutes (`--quick`).
 """
 
@@ -47,14 +47,14 @@ POINT = 64
 
 PEERS = Path(__file__).parents[1] / "peers"
 PRESSES = ("streamingllm", "tova", "keydiff", "knorm")
-"""What kvpress has of the same names."""
+"""Presses of kvpress with the names of our methods."""
 
 Forcing = Literal["teacher", "free"]
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What one method did, token by token.
+    """Curves of one method, a value per token.
 
     Attributes:
         kl: KL(dense ‖ method) behind each token, nats.

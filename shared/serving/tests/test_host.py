@@ -80,7 +80,7 @@ async def test_model_whose_own_example_fails_is_not_ready_and_is_closed():
 
     host = Host("toy", {"f": Fails}, Settings())
     await host.start()
-    assert host.missing() == {"f": "The text is bad."}
+    assert host.missing() == {"f": "The text is bad. Send another."}
     assert made[0].closed
     await host.stop()
 

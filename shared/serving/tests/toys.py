@@ -91,7 +91,7 @@ class Echo(Servable[Text, Said]):
         if request.text == "bug":
             raise ZeroDivisionError("a secret path /etc/secret")
         if request.text == "bad":
-            return InvalidOption("The text is bad.", field="text")
+            return InvalidOption("The text is bad.", hint="Send another.", field="text")
         return Said(text=request.text * request.times, together=together)
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 /** Page of operators: services and replicas, keys, usage and the audit log, each fetched when its tab is opened. */
 
+import { describeUse } from "./account.js";
 import { createButton, createNode, CustomElement } from "./custom_element.js";
 import { call } from "./gateway.js";
 import { writeCsv } from "./export_all.js";
@@ -80,7 +81,7 @@ class AdminKeys extends AdminTable {
   async load() {
     const { keys } = await fetchJson("/v1/admin/keys");
     this.fill(keys.map((key) => [
-      key.id, key.tenant, key.scopes.join(", "), describeLimits(key), formatTime(key.created), key.is_expired ? "expired" : formatTime(key.expires), formatTime(key.last_used),
+      key.id, key.tenant, key.scopes.join(", "), describeLimits(key), key.use.map(describeUse).join(", ") || "–", formatTime(key.created), key.is_expired ? "expired" : formatTime(key.expires), formatTime(key.last_used),
       this.createActions(key),
     ]));
   }
@@ -106,7 +107,7 @@ class AdminKeys extends AdminTable {
 
   async make() {
     const { tenant, scopes, expires, ...limits } = this.part("form").elements;
-    const numbers = ["rate_per_minute", "quota_per_day", "tokens_per_day"].filter((name) => limits[name].value);
+    const numbers = ["rate_per_minute", "quota_per_day", "tokens_per_minute", "tokens_per_day", "weight"].filter((name) => limits[name].value);
     const json = {
       tenant: tenant.value.trim(), scopes: [...scopes].filter((box) => box.checked).map((box) => box.value),
       ...(expires.value && { expires: new Date(expires.value).toISOString() }), ...Object.fromEntries(numbers.map((name) => [name, limits[name].valueAsNumber])),

@@ -18,7 +18,7 @@ from shared.lm.rope import frequencies
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoringInputs:
-    """What scores of one layer are computed from, besides queries, keys and values.
+    """Inputs of one layer's scores besides queries, keys and values.
 
     Attributes:
         kv_heads: Which key/value heads are scored.
