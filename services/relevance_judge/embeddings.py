@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from shared.lm.embedder import SentenceEmbedder
 
 _SHARES = {MPNET: 2 / 3, MINILM: 1 / 3}
-"""Share of each embedder in the cosine that judges; chosen on Cranfield (docs/03-judge.md). One alone has all."""
+"""Share of each embedder in the cosine that judges; one alone has all.
+
+Chosen on Cranfield. On the even-numbered tags of `loadtests.labelled` the lesser of the leads over hardest and random
+others is 0.0145, and 0.0146 at the best share, 3/4.
+"""
 
 OVERLAP = 0.5
 """Share of a window that the next one repeats."""

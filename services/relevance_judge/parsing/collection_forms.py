@@ -49,6 +49,8 @@ def parse_records(text: str, source: str) -> dict[str, Fields]:
         found = _cranfield_records(text, source)
     records: dict[str, Fields] = {}
     for name, fields in found:
+        if len(name.split()) != 1:
+            raise Malformed(f"{source} have a record with the id {name[:60]!r}; an id is one word.")
         if name in records:
             raise Malformed(f"The id {name} comes again in {source}.")
         records[name] = {letter: " ".join(part.split()) for letter, part in fields.items()}
@@ -83,10 +85,10 @@ def _json_records(text: str, source: str) -> Iterator[tuple[str, Fields]]:
             raise Malformed(f"Line {number} of {source} is not JSON.") from error
         if row is None:
             continue
-        name = str(row.get("_id", row.get("id", ""))) if isinstance(row, dict) else ""
-        if len(name.split()) != 1:
-            raise Malformed(f"Line {number} of {source} has no `_id` without white space.")
-        yield name, {"T": str(row.get("title") or ""), "W": str(row.get("text") or "")}
+        if not isinstance(row, dict):
+            raise Malformed(f"Line {number} of {source} is not a JSON object.")
+        name = row.get("_id", row.get("id", ""))
+        yield str(name), {"T": str(row.get("title") or ""), "W": str(row.get("text") or "")}
 
 
 def _numbered_records(text: str) -> Iterator[tuple[str, Fields]]:

@@ -52,7 +52,8 @@ def parse_collection(
     rows = parse_relevance(relevance)
     if rows and not any(docid in passages for _, docid, _ in rows):
         raise Malformed(f"No relevance line names a document that there is; the first names {rows[0][1]!r}.")
-    names = _topic_names([qid for qid, _, _ in rows], queries, notes)
+    may_count = topics.lstrip("\ufeff\n ").startswith(".I")
+    names = _topic_names([qid for qid, _, _ in rows], queries, notes, may_count=may_count)
     labels: dict[tuple[str, str], int] = {}
     odd: dict[int, int] = {}
     absent: dict[str, int] = {}
@@ -88,12 +89,13 @@ def _texts(text: str, source: str, notes: list[str]) -> dict[str, str]:
     return found
 
 
-def _topic_names(used: list[str], queries: dict[str, str], notes: list[str]) -> dict[str, str]:
+def _topic_names(used: list[str], queries: dict[str, str], notes: list[str], *, may_count: bool) -> dict[str, str]:
     """Topic id of each id in the relevance lines: itself, or by position where the topics' own ids skip numbers."""
     ids = list(queries)
     plain = {plain_id(name): name for name in ids}
     is_consecutive = [plain_id(name) for name in ids] == [str(place) for place in range(1, len(ids) + 1)]
-    if not is_consecutive and all(qid.isdecimal() and len(qid) < 10 and 0 < int(qid) <= len(ids) for qid in used):
+    is_place = all(qid.isdecimal() and len(qid) < 10 and 0 < int(qid) <= len(ids) for qid in used)
+    if may_count and is_place and not is_consecutive:
         notes.append("The topics' ids skip numbers, so the relevance lines were read as counting topics by position.")
         renamed = {str(place): text for place, text in enumerate(queries.values(), 1)}
         queries.clear()

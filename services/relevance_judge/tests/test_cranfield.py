@@ -77,6 +77,9 @@ def test_relevance_lines_of_relatives_are_read(relevance, grades, labels):
         (DOCUMENTS, "1 9 1", "names a document"),
         (DOCUMENTS, "7 1 1", "topic '7'"),
         (DOCUMENTS, "1 1", "Line 1 of the relevance lines"),
+        ("1\na\n/\n2 or 3\nb\n/\n", "1 1 1", "'2 or 3'; an id is one word"),
+        ('{"_id": 1, "text": "a"}\n["b"]\n', "1 1 1", "Line 2 of documents is not a JSON object"),
+        ('{"_id": 1, "text": "a"}\n{\n', "1 1 1", "Line 2 of documents is not JSON"),
         (DOCUMENTS, "1 1 x", "Line 1 of the relevance lines"),
     ],
 )
@@ -94,6 +97,12 @@ def test_labels_of_documents_that_are_empty_or_missing_are_kept_counted_and_told
         "3 relevance lines name documents without a text (995, 1400); their labels were kept."
     ]
     assert any("no text" in note and "995" in note for note in found.notes)
+
+
+def test_ids_that_skip_numbers_stay_where_the_relevance_lines_use_them():
+    topics = '{"_id": "1", "text": "a"}\n{"_id": "3", "text": "b"}\n{"_id": "5", "text": "c"}\n'
+    found = parse_collection(BEIR, topics, "query-id\tcorpus-id\tscore\n3\t4983\t1\n")
+    assert (found.labels, found.topics["3"]) == ({("3", "4983"): 1}, "b")
 
 
 def test_a_dot_inside_text_starts_no_field():

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loadtests.mini_judgements import measure_judge
 from services.relevance_judge import embeddings
 from services.relevance_judge.chat_client import ChatClient
 from services.relevance_judge.embeddings import cosines, load_embedder, split_windows
-from services.relevance_judge.evaluate import measure_judge
 from services.relevance_judge.judge import Judge
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
 from services.relevance_judge.judges.similarity import Similarity
