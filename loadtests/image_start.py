@@ -3,7 +3,7 @@
     python -m loadtests.image_start SERVICE FLAVOUR [--starts 3] [--cold] [--most 10]
 
 The other part, a gateway or, for the gateway's image, a service, runs from this environment and is up before the clock
-runs. An image for GPUs is given all of them; on a machine without one it must say so, and keep running. Needs podman,
+runs. An image for GPUs gets all GPUs; on a machine without one it must say so, and keep running. Needs podman,
 and for `--cold` root.
 """
 
@@ -206,7 +206,7 @@ def main() -> int:
     asked = parser.parse_args()
     image = Image(asked.service, asked.flavour)
     if asked.flavour == "gpu" and asked.service != "gateway" and not list_gpus():
-        print(f"There is no GPU here, and the image says so: {image.check_refusal()}")
+        print(f"This machine has no GPU, and the image says so: {image.check_refusal()}")
         return 0
     found = image.measure(asked.starts, cold=asked.cold)
     for one in found:

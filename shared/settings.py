@@ -125,6 +125,12 @@ class Settings(BaseSettings):
     oidc_scope_claim: str = Field(
         "scope", description="Claim with the scopes, a list or a text with spaces: `infer` or `fovea:infer` and so on."
     )
+    oidc_client_id: str | None = Field(
+        None,
+        description="Public client of the issuer (authorisation code with PKCE) for the console's sign-in button; "
+        "register `https://HOST/console/sign-in` as its redirect URI. Unset shows no button.",
+    )
+    oidc_login_scope: str = Field("openid", description="Scopes that the console asks the issuer for.")
     up_api_key: SecretStr | None = Field(None, description="Key with which `fovea up` sends its first requests.")
     rate_limit_rpm: int = Field(600, ge=1, description="Requests per minute and tenant unless the key says otherwise.")
 

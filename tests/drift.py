@@ -125,6 +125,26 @@ def claims() -> Iterator[tuple[pathlib.Path, str]]:
             yield ROOT / room / "claims.json", json.dumps(facts, indent=1, sort_keys=True) + "\n"
 
 
+def judge_figures() -> Iterator[tuple[pathlib.Path, str]]:
+    """Figures of the default judge on text with labels, for its Card, from the bench's results."""
+    facts = json.loads((ROOT / "loadtests/bench/results/judging.json").read_text("utf8"))
+    rows = {row["name"]: row for row in facts["rows"]}
+    measured = []
+    for name, row in rows.items():
+        collection, others, scorer = name.rsplit(", ", 2)
+        if scorer == "similarity":
+            lead = rows[f"{collection}, {others}, lead of similarity"]
+            measured.append({
+                "name": f"pair_order_{collection}_{others}".lower().replace(" ", "_"),
+                "ours": round(row["median"], 3),
+                "data": f"{collection}, {row['note']}, {others} other documents",
+                "note": "95 % interval {:.3f} to {:.3f}. Lead over {} alone {:+.3f} ({:+.3f} to {:+.3f}).".format(
+                    row["low"], row["high"], facts["baseline"], lead["median"], lead["low"], lead["high"]
+                ),
+            })  # fmt: skip
+    yield ROOT / "services/relevance_judge/judges/measured.json", json.dumps(measured, indent=1) + "\n"
+
+
 def known_plugins() -> Iterator[tuple[pathlib.Path, str]]:
     """Parts of the plug-ins in `plugins/`, so that the core can say which one is missing."""
     files = [file for file in sorted(ROOT.glob("plugins/*/pyproject.toml")) if file.parent.name != "example"]
@@ -197,8 +217,8 @@ CLAIMS = {
 """Room → the suite whose `claims` it ships."""
 
 GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (
-    stubs, model_pages, settings_page, compatibility_page, claims, gpu_pages, known_plugins, mutation_page,
-    benchmark_page, scale_page, notices, figures,
+    stubs, judge_figures, model_pages, settings_page, compatibility_page, claims, gpu_pages, known_plugins,
+    mutation_page, benchmark_page, scale_page, notices, figures,
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ A page writes `<!--=KEY-->text<!--/-->`; `python -m tests.drift --write` replace
   its 95 % interval. Another format follows a colon: `:.3f`, `:.0%`.
 * `<!--=bench/SUITE/targets/NAME-->`, `<!--=bench/SUITE/rows/NAME/median-->` (or `ratio`): a result of `make bench`.
 * `<!--=claims/NAME/measured/speedup-->`: from a sparsity claim.
-* `<!--=table models-->`, `<!--=table peers-->`, `<!--=table claims-->`: a whole table.
+* `<!--=table models-->`, `<!--=table claims-->`: a whole table.
 """
 
 import json
@@ -195,35 +195,6 @@ def _describe_data(data: Mapping[str, Any]) -> tuple[str, str]:
     return "**synthetic** data", ""
 
 
-def render_peers() -> str:
-    """The engine and its peers, a column each: the medians of the suite `longctx_peers`."""
-    engines = (
-        "ours, q4",
-        "ours, bf16",
-        "llama.cpp, Q4_1",
-        "OpenVINO, int4",
-        "OpenVINO, 16 bits",
-        "vLLM, bf16",
-        "transformers, bf16",
-    )
-    quantities = {
-        **{f"first token at {n}": f"first token at {n:,}, s" for n in (1024, 4096, 7500)},
-        **{f"decode at {n}": f"a token at {n:,}, ms" for n in (128, 1024, 4096, 7500)},
-        **{f"{n} at once": f"{n} at once, tokens/s" for n in (8, 16)},
-        "memory": "private memory at the end, MiB",
-    }
-    lines = [f"| | {' | '.join(engines)} |", "|---" * (len(engines) + 1) + "|"]
-    for quantity, label in quantities.items():
-        found = [_benchmark("longctx_peers", "rows", f"{engine}, {quantity}") for engine in engines]
-        lines.append(f"| {label} | {' | '.join(_round(one) for one in found)} |")
-    return "\n".join(lines)
-
-
-def _round(value: float) -> str:
-    """Three digits, without an exponent."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def render_claims() -> str:
     """The measured claims of attention methods."""
     facts = json.loads((ROOT / "services/llm_longctx/methods/core/claims.json").read_text("utf8"))
@@ -236,7 +207,7 @@ def render_claims() -> str:
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
-    "table models": render_models, "table peers": render_peers, "table claims": render_claims,
+    "table models": render_models, "table claims": render_claims,
 }  # fmt: skip
 """Key of a place → what renders its table."""
 

@@ -1,6 +1,7 @@
 """Replica record: what a replica announces in Redis and renews while it lives, and how its routes are to be treated.
 
-Replicas write, the gateway reads; neither imports the other. A replica that stops renewing is dropped after `LEASE_S`.
+Replicas write, the gateway reads; neither imports the other. A replica that stops renewing is dropped
+after `HEARTBEAT_TTL_S`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 RENEW_S = 1.0
 """Seconds between two renewals."""
 
-LEASE_S = 5.0
+HEARTBEAT_TTL_S = 5.0
 """Seconds without a renewal after which a record no longer counts."""
 
 WANTED_S = 300

@@ -48,6 +48,24 @@ class UsageList(BaseModel):
     usage: list[UsageRecord]
 
 
+class LimitUse(BaseModel):
+    """How much of a limit is used in the window that is open now."""
+
+    unit: str = Field(description="Unit of the count, such as `requests per minute`.")
+    limit: int
+    used: int
+    resets_in_s: float = Field(description="Seconds until the window ends.")
+
+
+class CallerLimits(BaseModel):
+    """The caller as the gateway knows it."""
+
+    tenant: str
+    key: str = Field(description="Id of its key; empty where none is needed.")
+    scopes: list[str]
+    limits: list[LimitUse] = Field(description="Empty where nothing is limited.")
+
+
 def find_model(body: bytes) -> str:
     """The model that an answer names near its beginning; empty where it names none."""
     found = _MODEL.search(body, 0, 4096)

@@ -31,6 +31,24 @@ def read_text(path: Path | None) -> str:
         raise Malformed(f"{path} can't be read as text: {error}.") from error
 
 
+def read_old_text(path: Path) -> tuple[str, str]:
+    """Read a text file of any age: UTF-8 with or without its mark, else Windows' or plain Latin-1; and the encoding.
+
+    Raises:
+        NotFound, Malformed: As `read_text`.
+    """
+    try:
+        return read_text(path).removeprefix("\ufeff"), "UTF-8"
+    except Malformed as error:
+        if not isinstance(error.__cause__, UnicodeDecodeError):
+            raise
+    raw = _read(path)
+    try:
+        return raw.decode("cp1252"), "Windows-1252"
+    except UnicodeDecodeError:
+        return raw.decode("latin1"), "Latin-1"
+
+
 def write_text(path: Path | None, text: bytes) -> None:
     """Write to a file, gzipped where its name ends in `.gz`; None is standard output."""
     if path is None:

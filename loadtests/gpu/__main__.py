@@ -30,7 +30,7 @@ from services.llm_longctx.kernels.device.shapes import ModelShape
 
 _ROOT = Path(__file__).parents[2]
 _SLOWER = 4
-"""What an interpreter may take, as a multiple of a part's limit."""
+"""Time that an interpreter may take, as a multiple of a part's limit."""
 
 _DRY = {"TRITON_INTERPRET": "1", "FOVEA_GPU_DRY_RUN": "1"}
 

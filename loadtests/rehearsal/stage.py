@@ -17,7 +17,7 @@ from typing import Self
 import httpx2
 import psutil
 
-from fovea.api.replica import LEASE_S
+from fovea.api.replica import HEARTBEAT_TTL_S
 from loadtests.bench.contender import free_port
 from services.gateway.policy.auth import KeyRing
 from shared.jobs.redis_server import RedisServer
@@ -118,7 +118,7 @@ class Stage:
             victim = running.pop(0)
             victim.kill()
             victim.wait()
-        time.sleep(2 * LEASE_S)  # until all have heard of it: a record stands for a lease
+        time.sleep(2 * HEARTBEAT_TTL_S)  # until all have heard of it: a record stands for a lease
         for service in self.running:
             self.add(service)
             self.wait_ready(service, self._replicas)

@@ -26,7 +26,7 @@ import psutil
 from loadtests.chaos.cluster import SERVICE, node_of, serve_config
 from services.gateway.policy.auth import KeyRing
 from shared.jobs.redis_server import RedisServer
-from shared.serving.up import reaper
+from shared.serving.up import orphan_cleanup
 from shared.settings import Settings
 from tests.deploy.ray_cluster import HEAD, RayCluster
 from tests.harness.waiting import free_port, wait_until
@@ -141,7 +141,7 @@ def measure_scenario(
 def processor_seconds(leader: int) -> float:
     """Processor time of all processes of a session so far."""
     total = 0.0
-    for pid in reaper.session_members(leader):
+    for pid in orphan_cleanup.session_members(leader):
         with contextlib.suppress(psutil.Error):
             times = psutil.Process(pid).cpu_times()
             total += times.user + times.system

@@ -22,7 +22,7 @@ from services.gateway.policy.fair_queue import FairQueue
 from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
 from services.gateway.routing import replica_registry
 from services.gateway.routing.affinity import held_key
-from services.gateway.routing.replica import Attempt, Replica
+from services.gateway.routing.replica import Dispatch, Replica
 from services.gateway.routing.version_policy import VersionPolicy
 from shared.settings import Settings
 
@@ -108,7 +108,7 @@ class SimulatedGateway:
         await self._limits.count(caller)
         came = self._clock.now
         key = held_key(caller.tenant, work.key.hex()) if work.key is not None else None
-        async with self._fair.place_of(caller, service, deadline):
+        async with self._fair.slot(caller, service, deadline):
             self.answers.queue_s += self._clock.now - came
             state = RetryState(service, str(next(self._ids)), deadline, late=DeadlineExceeded, key=key)
             async with asyncio.timeout_at(deadline + 1):
@@ -116,7 +116,7 @@ class SimulatedGateway:
 
     async def _send(self, replica: Replica, work: Work) -> None:
         """Send a request to one replica, and tell the retry policy where that fails."""
-        attempt, server = Attempt(replica), self._fleet.get(replica.id)
+        attempt, server = Dispatch(replica), self._fleet.get(replica.id)
         lost = NotReady("the simulated connection broke")
         try:
             async with attempt:

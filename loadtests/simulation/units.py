@@ -152,7 +152,7 @@ def _time_gateway(count: int) -> dict[str, float]:
 
     async def take_places() -> None:
         for _ in range(times):
-            async with fair.place_of(caller, SERVICE, asyncio.get_running_loop().time() + 60):
+            async with fair.slot(caller, SERVICE, asyncio.get_running_loop().time() + 60):
                 pass
 
     def pick_all(wanted: Sequence[AffinityKey | None]) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from pydantic import BaseModel
@@ -84,6 +84,9 @@ class Segmenter(VisionServable[SegmentIn, SegmentOut, _Frame]):
         )
         forms = ExportedForms(weights, cache, (given,), (wanted,), tag=f"{config.side}px-v1", call="prediction")
         return add_features(forms, config.familiar)
+
+    def details(self) -> dict[str, Any]:
+        return {"defaults": {"min_peak": self.config.constants.get("peak", 0.0)}}
 
     def read(self, request: SegmentIn, watch: Stopwatch, run: CallContext) -> _Frame:
         image, side = decode_field(request.image, self.bounds), self.config.side

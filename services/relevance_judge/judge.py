@@ -17,7 +17,7 @@ from fovea.errors import FoveaError, InvalidOption, NotFound
 from services.relevance_judge.chat_client import ChatClient, Message, PromptTooLong
 from services.relevance_judge.metrics.calibration import Calibration
 from services.relevance_judge.prompt_template import RenderedPrompt, Template, get_template
-from services.relevance_judge.schemas import JudgeIn, JudgeOut, Pair, Verdict
+from services.relevance_judge.schemas import UNCALIBRATED, JudgeIn, JudgeOut, Pair, Verdict
 from services.relevance_judge.storage.versioned_store import VersionedStore
 from shared.registry import CallContext, LoadContext, Paper, Servable
 from shared.registry.servable import Mode
@@ -166,7 +166,8 @@ class Judge(Servable[Request, JudgeOut], Generic[Request]):
         return JudgeOut(
             model=self.card.name,
             results=results,
-            invalid=sum(not one.valid for one in results),
+            invalid=sum(not one.valid and one.reason != UNCALIBRATED for one in results),
+            uncalibrated=sum(one.reason == UNCALIBRATED for one in results),
             imputed=sum("imputed" in one.flags for one in results),
             notes=list(calibration.warnings) if calibration else [],
         )
@@ -224,7 +225,7 @@ def apply_calibration(signal: float, request: JudgeIn, template: str, llm: str) 
     """
     calibration = request.calibration
     if not isinstance(calibration, Calibration):
-        return {"signal": signal, "grade": None, "valid": False, "reason": "uncalibrated", "flags": ["uncalibrated"]}
+        return {"signal": signal, "grade": None, "valid": False, "reason": UNCALIBRATED, "flags": [UNCALIBRATED]}
     for what, owner, ours in (("template", calibration.template, template), ("model", calibration.model, llm)):
         if owner is not None and owner != ours:
             detail = f"The calibration belongs to the {what} {owner}, not to {ours}."

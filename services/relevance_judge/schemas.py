@@ -13,6 +13,8 @@ from services.relevance_judge.prompt_template import load_templates
 EnsembleRule = Literal["majority", "average", "median"]
 
 MAX_PAIRS = 256
+UNCALIBRATED = "uncalibrated"
+"""Reason and flag of a verdict that has a signal and no grade, as no calibration was given."""
 MAX_SYSTEMS = 64
 """Most runs whose differences are tested."""
 MAX_TEXT_CHARS = 200_000
@@ -159,7 +161,7 @@ class Verdict(BaseModel):
         None, description="The calibration that was used: `name@version:digest`, or its digest."
     )
     attempts: int = 1
-    tokens: int = Field(0, description="Read and made, over all tries.")
+    tokens: int = Field(0, description="Read and made by a language model, over all tries.")
     cost: float | None = Field(None, description="Cost of the tokens, at the request's price.")
     latency_ms: float = 0.0
     flags: list[str] = Field([], description="`cut`, `imputed`, `truncated`, `uncalibrated`.")
@@ -170,6 +172,7 @@ class JudgeOut(BaseModel):
 
     model: str
     results: list[Verdict]
-    invalid: int = Field(description="Pairs without a valid grade, imputed ones included.")
+    invalid: int = Field(description="Pairs whose answers held no valid grade, imputed ones included.")
+    uncalibrated: int = Field(0, description="Pairs with a signal and no grade, as no calibration was given.")
     imputed: int
     notes: list[str] = []

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import ClassVar, Self, cast, get_args
+from typing import Any, ClassVar, Self, cast, get_args
 
 import numpy as np
 from pydantic import BaseModel
@@ -28,7 +28,7 @@ from services.vision_restoration.comparison_images import (
 )
 from services.vision_restoration.image_io import Format, PictureFile, read_image, write_image
 from services.vision_restoration.metrics import psnr, ssim
-from services.vision_restoration.tiled_inference import TilePlan, plan_tiles, restore_by_tiles
+from services.vision_restoration.tiled_inference import CONTEXT, TilePlan, plan_tiles, restore_by_tiles
 from services.vision_restoration.variant import Variant
 from services.vision_restoration.variant_engines import VariantEngines
 from services.vision_restoration.weights_loading import WHOLE, build_artifacts, load_weights
@@ -98,6 +98,10 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
     @classmethod
     def all_artifacts(cls, weights: Weights, config: DataConfig, cache: Path) -> tuple[ExportedForms, ...]:
         return tuple(build_artifacts(weights, variant, cache) for variant in get_args(Variant))
+
+    def details(self) -> dict[str, Any]:
+        sides = {"tile_core": "as large as memory_mib allows", "tile_context": CONTEXT[self.engines.default]}
+        return {"defaults": {"variant": self.engines.default, **sides}}
 
     def close(self) -> None:
         self.engines.close()

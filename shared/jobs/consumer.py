@@ -182,7 +182,7 @@ class QueueConsumer:
 
     async def release(self, delivery: Delivery) -> None:
         """Give an unfinished job to the next free worker, before all others; the attempt is not counted."""
-        await self._redis.run_script("hand_back", delivery.id, delivery.attempt)
+        await self._redis.run_script("release", delivery.id, delivery.attempt)
 
     async def sweep(self) -> int:
         """Forget expired jobs and their payloads; return how many. Any number of workers may sweep at once."""

@@ -3,7 +3,7 @@
 --                        take                  succeed
 --   submit ──▶ queued ─────────▶ running ──────────────────▶ succeeded
 --                ▲ ▲               │ │ │        fail
---                │ └── hand_back ──┘ │ └───────────────────▶ failed (dead when its attempts are used up)
+--                │ └── release ──┘ │ └───────────────────▶ failed (dead when its attempts are used up)
 --                └─ again (delayed) ─┘                          │
 --                ▲          cancel: queued, running ─▶ cancelled│
 --                └──────────────── retry ────────────────┴──────┘
@@ -359,7 +359,7 @@ function verbs.again(id, fence, attempts, kept, delay, problem)
   return how
 end
 
-function verbs.hand_back(id, fence)
+function verbs.release(id, fence)
   local how = standing(id, fence)
   if how == 'mine' then
     drop_entry(id)

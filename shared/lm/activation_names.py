@@ -48,7 +48,7 @@ class CaptureTooLarge(TooLarge, ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
+class SiteScope:
     """Sizes of one forward: B rows of T new tokens behind `offset` cached ones; `more` may follow in later calls."""
 
     rows: int
@@ -127,7 +127,7 @@ def resolve_indices(indices: int | Iterable[int], size: int, what: str) -> list[
     return [i % size for i in indices]
 
 
-def to_local_positions(positions: int | Iterable[int], extent: Extent) -> list[int]:
+def to_local_positions(positions: int | Iterable[int], extent: SiteScope) -> list[int]:
     """Map positions of the whole sequence to indices of this forward's tokens; others are left out.
 
     With a cache, positions may also lie ahead: an edit given for a whole generation acts when its token comes.

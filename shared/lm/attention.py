@@ -19,7 +19,7 @@ Tap = Callable[[str, int, Tensor], Tensor]
 """`tap(site, layer, x) -> x`: reads a named activation and returns what the decoder continues with."""
 
 
-class AttentionSeam(Protocol):
+class AttentionFn(Protocol):
     """Interface of the decoder's attention: mixes values, and owns what it caches."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
@@ -54,7 +54,7 @@ class DenseAttention:
         return None if self._windows is None else self._windows[layer]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
-        """Mix values; see `AttentionSeam`."""
+        """Mix values; see `AttentionFn`."""
         return sdpa(q, *self.remember(layer, k, v, offset), self.pad, self.window(layer))
 
     def remember(self, layer: int, k: Tensor, v: Tensor, offset: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from shared.lm.attention import AttentionSeam, DenseAttention, Tap, ignore_taps
+from shared.lm.attention import AttentionFn, DenseAttention, Tap, ignore_taps
 from shared.lm.blocks import Block, Gemma3Block, GPT2Block, LlamaBlock, OffsetRMSNorm, RMSNorm
 from shared.lm.cache import KVCache
 from shared.lm.config import DecoderConfig
@@ -64,7 +64,7 @@ class Decoder(nn.Module):
         ids: Tensor,
         *,
         cache: KVCache | None = None,
-        attend: AttentionSeam | None = None,
+        attend: AttentionFn | None = None,
         offset: int = 0,
         positions: Tensor | None = None,
         pad: Tensor | None = None,
@@ -193,7 +193,7 @@ def _count_positions(ids: Tensor, offset: int, pad: Tensor | None) -> Tensor:
 
 
 def _run_block(
-    block: Block, layer: int, x: Tensor, turn: Rotation | None, attend: AttentionSeam, offset: int, tap: Tap, ops: Ops
+    block: Block, layer: int, x: Tensor, turn: Rotation | None, attend: AttentionFn, offset: int, tap: Tap, ops: Ops
 ) -> Tensor:
     """Run one block on x [B,T,D], with a tap at every named activation."""
     x = tap("resid_pre", layer, x)
@@ -207,7 +207,7 @@ def _run_block(
 
 
 def _write_cache_only(
-    block: Block, layer: int, x: Tensor, turn: Rotation | None, attend: AttentionSeam, offset: int, ops: Ops
+    block: Block, layer: int, x: Tensor, turn: Rotation | None, attend: AttentionFn, offset: int, ops: Ops
 ) -> Tensor:
     """Run a block whose output nobody reads, up to its keys and values; x [B,T,D] is returned unchanged."""
     q, k, v = block.project(x, ops)

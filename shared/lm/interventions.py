@@ -14,9 +14,9 @@ from torch import Tensor
 
 from shared.lm.activation_names import (
     SITES,
-    Extent,
     InvalidTap,
     Site,
+    SiteScope,
     parse_layer,
     parse_site,
     resolve_indices,
@@ -95,7 +95,7 @@ CompiledEdit = Callable[[Tensor, Values], Tensor]
 """A checked edit: the site's tensor in, the edited tensor out."""
 
 
-def compile_edit(edit: Edit, extent: Extent) -> tuple[Site, CompiledEdit]:
+def compile_edit(edit: Edit, extent: SiteScope) -> tuple[Site, CompiledEdit]:
     """Check an edit against the sizes of a forward; return its site and the function to apply.
 
     Raises:
@@ -137,7 +137,7 @@ def _compile_write(edit: Replace | Add, index: _Selection) -> CompiledEdit:
     return write
 
 
-def _compile_attend(edit: Attend, extent: Extent) -> tuple[Site, CompiledEdit]:
+def _compile_attend(edit: Attend, extent: SiteScope) -> tuple[Site, CompiledEdit]:
     config = extent.config
     site = Site("z", parse_layer(edit.layer, config, f"Attend(layer={edit.layer})"))
     heads = resolve_indices(edit.head, config.heads, "head")
@@ -172,7 +172,7 @@ def _mesh(lists: _Selection, device: torch.device) -> tuple[Any, ...]:
     return tuple(to_device(list(one), device, torch.long).view(-1, *[1] * (last - i)) for i, one in enumerate(lists))
 
 
-def _index_selection(edit: Replace | Add | Scale, site: Site, extent: Extent) -> _Selection:
+def _index_selection(edit: Replace | Add | Scale, site: Site, extent: SiteScope) -> _Selection:
     """Indices along the first of the site's axes, which form an open mesh; empty where everything is selected."""
     count = extent.heads(site.axes)
     if edit.heads is not None and count is None:

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from shared.lm.activation_names import WEIGHT_SITES, CaptureTooLarge, Extent, Site, parse_site, to_local_positions
+from shared.lm.activation_names import WEIGHT_SITES, CaptureTooLarge, Site, SiteScope, parse_site, to_local_positions
 from shared.lm.attention import DenseAttention, causal_mask, eager, patterns, scores, sdpa
 from shared.lm.host_transfer import to_device
 from shared.lm.interventions import CompiledEdit, Edit, compile_edit
@@ -33,7 +33,7 @@ class TapRecorder:
 
     def __init__(
         self,
-        extent: Extent,
+        extent: SiteScope,
         capture: Iterable[str],
         edits: Iterable[tuple[Edit, BatchRows]],
         queries: int | Iterable[int] | None,
@@ -137,7 +137,7 @@ class TappedAttention:
         self.rows_only = rows_only
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
-        """Mix values; see `shared.lm.attention.AttentionSeam`."""
+        """Mix values; see `shared.lm.attention.AttentionFn`."""
         keys, values = self.dense.remember(layer, k, v, offset)
         window = self.dense.window(layer)
         if layer in self.layers and not self.rows_only:

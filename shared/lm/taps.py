@@ -13,9 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from shared.lm.activation_names import CaptureTooLarge, Extent, InvalidTap
-from shared.lm.attention import AttentionSeam as Seam
-from shared.lm.attention import DenseAttention, ignore_taps
+from shared.lm.activation_names import CaptureTooLarge, InvalidTap, SiteScope
+from shared.lm.attention import AttentionFn, DenseAttention, ignore_taps
 from shared.lm.cache import KVCache
 from shared.lm.decoder import Decoder
 from shared.lm.interventions import Add, Attend, Edit, Replace, Scale, Uniform
@@ -75,7 +74,7 @@ def trace(
     edits: Iterable[Edit] = (),
     kernel: Literal["eager", "sdpa"] | None = None,
     cache: KVCache | None = None,
-    attend: Seam | None = None,
+    attend: AttentionFn | None = None,
     queries: int | Iterable[int] | None = None,
     keep: int | None = None,
     pad: Tensor | None = None,
@@ -103,7 +102,7 @@ def trace(
         CaptureTooLarge: A pattern would exceed `max_cells`; a ValueError.
     """
     offset = 0 if cache is None else cache.length
-    extent = Extent(ids.shape[0], ids.shape[1], offset, more=cache is not None, config=model.config)
+    extent = SiteScope(ids.shape[0], ids.shape[1], offset, more=cache is not None, config=model.config)
     if grad and cache is not None:
         detail = "A cache holds no gradients; trace the whole sequence at once."
         raise InvalidTap(detail, field="grad")
@@ -142,7 +141,7 @@ def sweep(
     B, T = ids.shape
     wanted, remaining = list(capture), list(variants)
     size = batch or max(1, SWEEP_BYTES // (B * T * model.config.width * 4))
-    extent = Extent(B, T, 0, more=False, config=model.config)
+    extent = SiteScope(B, T, 0, more=False, config=model.config)
     while remaining:
         now, remaining = remaining[:size], remaining[size:]
         placed = [(edit, slice(i * B, (i + 1) * B)) for i, edits in enumerate(now) for edit in edits]
@@ -161,7 +160,7 @@ def _run_traced(
     recorder: TapRecorder,
     kernel: Literal["eager", "sdpa"] | None,
     cache: KVCache | None,
-    attend: Seam | None,
+    attend: AttentionFn | None,
     keep: int | None,
     pad: Tensor | None,
     max_cells: int,

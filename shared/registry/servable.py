@@ -103,7 +103,7 @@ class CallContext:
         ends_at: A `time.monotonic()` instant at which a stream ends, however lively; infinite for none.
         job: The job's id when it runs as one.
         tenant: The caller's tenant; the call stores and reads its data alone.
-        scopes: What the caller's key allows; None without a gateway: everything.
+        scopes: Rights of the caller's key; None without a gateway: everything.
         audit: Facts for the audit log about the call, by name; empty for nothing.
         cache_salt: Whose caches the call may use: calls of another salt never learn what this one sent.
         media: Content type that the answer is rendered in.

@@ -14,11 +14,11 @@ from typing import Any
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from fovea.api.replica import LEASE_S, RENEW_S, ReplicaRecord, replicas_key
+from fovea.api.replica import HEARTBEAT_TTL_S, RENEW_S, ReplicaRecord, replicas_key
 from shared import telemetry
 from shared.jobs.redis_connection import open_async_redis, open_redis
 
-_REMOVE_AFTER_S = 60 * LEASE_S
+_REMOVE_AFTER_S = 60 * HEARTBEAT_TTL_S
 """Records this old are removed by the next replica of the service."""
 
 

@@ -24,9 +24,9 @@ from starlette.types import ASGIApp
 from fovea.api.replica import RENEW_S, ReplicaRecord, route_fields
 from shared.registry.discovery import service_package
 from shared.rpc.joined_writes import JoinedWritesProtocol
+from shared.serving.auth_guard import GatewayOnlyMiddleware
 from shared.serving.build_app import build
 from shared.serving.drain import DrainFiles
-from shared.serving.gateway_only import GatewayOnlyMiddleware
 from shared.serving.heartbeat import Heartbeat
 from shared.serving.host import Host
 from shared.serving.jobs.embedded import EmbeddedJobs

@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 import httpx2
 import redis
 
-from fovea.api.replica import LEASE_S, ReplicaRecord, replicas_key
+from fovea.api.replica import HEARTBEAT_TTL_S, ReplicaRecord, replicas_key
 from shared.jobs.redis_server import RedisServer
-from shared.serving.up import reaper
+from shared.serving.up import orphan_cleanup
 from shared.settings import Settings
 from shared.settings import environment as process_environment
 from tests.harness.waiting import free_port, wait_until
@@ -119,7 +119,7 @@ class RayCluster:
 
     def list_replicas(self, service: str) -> list[ReplicaRecord]:
         found = self.list_records(service)
-        return [replica for replica in found if replica.ready and time.time() - replica.seen < LEASE_S]
+        return [replica for replica in found if replica.ready and time.time() - replica.seen < HEARTBEAT_TTL_S]
 
     def list_records(self, service: str) -> list[ReplicaRecord]:
         with redis.Redis.from_url(self._redis_url) as link:
@@ -132,7 +132,7 @@ class RayCluster:
         """
         self._nodes.discard(node)
         leader = self.sessions[node].pid
-        for pid in reaper.session_members(leader) if number is signal.SIGKILL else [leader]:
+        for pid in orphan_cleanup.session_members(leader) if number is signal.SIGKILL else [leader]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
@@ -141,7 +141,7 @@ class RayCluster:
         return "\n".join(f"== {log.name}\n{log.read_text('utf8', 'replace')[-1500:]}" for log in logs)
 
     def stop(self) -> None:
-        reaper.end_sessions([process.pid for process in self.sessions.values()], 5)
+        orphan_cleanup.end_sessions([process.pid for process in self.sessions.values()], 5)
         for process in self.sessions.values():
             process.wait()
         shutil.rmtree(self._ray, ignore_errors=True)

@@ -72,7 +72,13 @@ def test_a_spent_budget_is_exit_code_one_and_says_what_is_left(fovea, files, tmp
 def test_signals_of_a_batch_are_calibrated_kept_and_used(fovea, files, tmp_path):
     texts = _small(files, tmp_path)
     kept = tmp_path / "signals.jsonl"
-    assert fovea("judge", "batch", *texts, "-j", "query-likelihood", "-o", kept)[0] == 0
+    code, out, err = fovea("judge", "batch", *texts, "-j", "query-likelihood", "-o", kept)
+    assert (code, "32 with a signal and no grade" in out, "invalid" in out, "not calibrated here" in err) == (
+        0,
+        1,
+        0,
+        1,
+    )
     code, out, err = fovea("judge", "calibrate", kept, files / "qrels.txt", "--name", "words")
     assert (code, "words@1" in out, "Fitted on 2 queries" in err) == (0, True, True), err
     code, out, _ = fovea(

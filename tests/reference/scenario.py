@@ -273,6 +273,7 @@ def ask_studies(r: Recorder) -> None:
     saved = ("segmentation.dcm", base64.b64decode(series["segmentation"]))
     parts = [("files", film), ("segmentation", saved), ("corrected", (mask[0], out.getvalue()))]
     r.ask("POST /v1/segment/dicom/corrections", {"creator": "Doe"}, files=parts)
+    r.ask("POST /v1/segment/dicom/pictures", files=[("files", film)])
     uid = "1.2.826.0.1.3680043.8.498.1"
     study = {"study": uid, "date": "20260102", "modalities": ["ES"], "series": 1, "instances": 12}
     r.write_down("GET /v1/dicomweb/studies", {"parameters": {"limit": 10}, "status": "200", "answer": [study]})
@@ -304,7 +305,14 @@ def administer(r: Recorder) -> None:
     r.ask("PATCH /v1/admin/keys/{key_id}", {"rate_per_minute": 120}, key_id=key)
     new = r.ask("POST /v1/admin/keys/{key_id}/rotate", {"overlap_hours": 24}, key_id=key)["id"]
     r.ask("DELETE /v1/admin/keys/{key_id}", key_id=new)
-    for path in ("/v1/usage", "/v1/admin/tenants", "/v1/admin/replicas", "/v1/admin/audit", "/v1/admin/traffic"):
+    for path in (
+        "/v1/usage",
+        "/v1/usage/limits",
+        "/v1/admin/tenants",
+        "/v1/admin/replicas",
+        "/v1/admin/audit",
+        "/v1/admin/traffic",
+    ):
         r.ask(f"GET {path}")
     r.ask("PUT /v1/admin/traffic/{service}", {"percent": {"v1": 100}}, service="detection")
     r.ask("DELETE /v1/admin/traffic/{service}", service="detection")

@@ -23,7 +23,7 @@ class Peer:
     Attributes:
         name: As in the table.
         script: Below `peers/engines`.
-        options: What its `load` reads beside `gguf`, `folder` and `kept`.
+        options: Further settings that its `load` reads, next to `gguf`, `folder` and `kept`.
         environment: Of its requirements; None is this one.
         build: Variables of its build from source, if there is one.
         settings: Options by the name of a setting, of which the best is taken.

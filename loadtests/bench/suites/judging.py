@@ -1,8 +1,8 @@
 """The default judge against the small embedder and BM25: which of a relevant and another document comes first.
 
-Collections are docstrings of installed packages (`loadtests.docstrings`), and Cranfield 2 where `--data` names a folder
-that has its files in `cranfield`. Others are BM25's best documents without a label, or random ones. Figures are means
-over topics; intervals come from a bootstrap over topics, that of a lead from the topics' differences.
+Collections are docstrings of installed packages (`loadtests.docstrings`), and those in folders of `--data`: Cranfield,
+and what `loadtests.labelled` writes. Others are BM25's best documents without a label, or random ones. Figures are
+means over topics; intervals come from a bootstrap over topics, that of a lead from the topics' differences.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ from services.relevance_judge.metrics.pair_order import order_counts
 from services.relevance_judge.parsing.cranfield import ImportedCollection, parse_collection
 from shared.lm.bundled_models import MINILM
 
+FILES = ("cran.all.1400", "cran.qry", "cranqrel"), ("documents", "topics", "relevance")
+TITLES = {"cranfield": "Cranfield", "packages": "Debian packages", "news": "news"}
+"""Folder of `--data` → name of its collection; other folders keep theirs."""
+
 HARDEST, RANDOM = 5, 20
 """Others of a topic: BM25's best, and drawn ones."""
 
@@ -34,8 +38,11 @@ Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
 def measure(rounds: int = 1, count: int = 0, data: Path | None = None) -> Table:  # noqa: ARG001  # pairs are scored once
     """Score every pair of each collection once."""
     collections = {"docstrings": _read_docstrings()}
-    if data is not None and (data / "cranfield").is_dir():
-        collections["Cranfield"] = _read_cranfield(data / "cranfield")
+    for folder in sorted(data.iterdir()) if data is not None else ():
+        for names in FILES:
+            if all((folder / name).is_file() for name in names):
+                texts = [(folder / name).read_text("utf8") for name in names]
+                collections[TITLES.get(folder.name, folder.name)] = parse_collection(*texts)
     rows, targets = [], {}
     for name, found in collections.items():
         lexical = _score_lexically(found)
@@ -62,10 +69,6 @@ def _read_docstrings() -> ImportedCollection:
         return parse_collection(
             *((Path(folder) / part).read_text("utf8") for part in ("documents", "topics", "relevance"))
         )
-
-
-def _read_cranfield(folder: Path) -> ImportedCollection:
-    return parse_collection(*((folder / part).read_text("utf8") for part in ("cran.all.1400", "cran.qry", "cranqrel")))
 
 
 def _score_lexically(found: ImportedCollection) -> dict[str, dict[str, float]]:

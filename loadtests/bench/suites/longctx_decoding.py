@@ -1,12 +1,17 @@
 """Eviction while decoding for long: KL to dense per position, bytes over time, and time per token.
 
 Teacher-forced, every method is fed the same real prose; freely, each goes on greedily from the same prompt, and dense
-reads the method's own text beside it. Clocks are CPU seconds of one thread. At 4,096 tokens:
-`python -m loadtests.bench longctx_decoding`; a small size ends within minutes (`--quick`).
+reads the method's own text, too. kvpress's decoding presses do the same in an environment of their own, with a dense
+model of their own. Clocks are CPU seconds of one thread. At 4,096 tokens: `python -m loadtests.bench
+longctx_decoding`; a small size ends within minutes (`--quick`).
 """
 
 from __future__ import annotations
 
+import json
+import statistics
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +23,13 @@ import torch
 
 from fovea_lab.text_corpus import load_library_prose
 from loadtests.bench.longctx import cpu_seconds, gguf, read, threads
+from loadtests.bench.peers.environment import ENVIRONMENTS, PeerMissing, prepare_environment
 from loadtests.bench.result import Row, Table
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.offline.open_sequence import OpenSequence
 from services.llm_longctx.methods import method
 from services.llm_longctx.serving.weight_format import load_weights
+from shared.lm.gguf_file import unpack
 from shared.lm.tokenizer import Tokenizer
 
 PROMPT = 256
@@ -33,14 +40,21 @@ EVERY = 64
 """Steps from cut to cut."""
 
 PARTS = 4
-"""Stretches of the answer that rows report; curves have every position."""
+"""Stretches of the answer that rows report."""
+
+POINT = 64
+"""Tokens that make a point of the curves that are kept."""
+
+PEERS = Path(__file__).parents[1] / "peers"
+PRESSES = ("streamingllm", "tova", "keydiff", "knorm")
+"""Presses of kvpress with the names of our methods."""
 
 Forcing = Literal["teacher", "free"]
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What one method did, token by token.
+    """Curves of one method, a value per token.
 
     Attributes:
         kl: KL(dense ‖ method) behind each token, nats.
@@ -78,24 +92,43 @@ def list_methods(budget: int, every: int) -> Mapping[str, Mapping[str, Any]]:
 def measure(rounds: int = 1, count: int = 4096) -> Decoding:
     """Decode `count` tokens behind 256, teacher-forced and freely; `rounds` is not used: nothing is drawn."""
     del rounds
+    budget = min(BUDGET, (PROMPT + count) // 4)
     with tempfile.TemporaryDirectory() as cache, threads(1), torch.inference_mode():
         loaded = load_weights(gguf(), Path(cache), "q4")
         text = load_library_prose(8 * (PROMPT + count))
-        ids = Tokenizer.from_folder(loaded.folder).encode(text, special=False)
+        ids = Tokenizer.from_folder(loaded.folder).encode(text, special=False)[: PROMPT + count]
         engine = Engine(loaded.model, packed=loaded.packed)
-        budget = min(BUDGET, (PROMPT + count) // 4)
         curves = {
             f"{name}, {forcing}": follow(engine, {"method": name, **knobs}, ids, PROMPT, count, forcing)
             for forcing in ("teacher", "free")
             for name, knobs in list_methods(budget, EVERY).items()
         }
-    rows = [row for name, found in curves.items() for row in summarize(name, found)]
+        del engine, loaded
+        theirs = follow_kvpress(ids, count, budget, Path(cache))
+    rows = [row for name, found in (curves | theirs).items() for row in summarize(name, found)]
     how = (
-        f"SmolLM2-135M-Instruct with its own 4-bit weights, one thread, CPU clock; {count:,} tokens behind {PROMPT}, "
-        f"{budget} entries per head, cut every {EVERY} steps"
+        f"SmolLM2-135M-Instruct, ours with its own 4-bit weights, kvpress's in bf16, one thread, CPU clock; {count:,} "
+        f"tokens behind {PROMPT}, {budget} entries per head, cut every {EVERY} steps"
     )
-    shown = {name: vars(found) for name, found in curves.items()}
+    shown = {name: thin(found) for name, found in (curves | theirs).items()}
     return Decoding("longctx_decoding", "Eviction while decoding", how, "dense", rows, curves=shown)
+
+
+def follow_kvpress(ids: Sequence[int], count: int, budget: int, folder: Path) -> dict[str, Curves]:
+    """As `follow`, for kvpress's presses on the same tokens; nothing where it can't be installed."""
+    try:
+        python = prepare_environment("kvpress", PEERS / "requirements/kvpress.txt", ENVIRONMENTS)
+    except PeerMissing as reason:
+        print(f"kvpress is SKIPPED: {reason}.", file=sys.stderr)
+        return {}
+    model, asked, out = unpack(gguf(), folder, torch.bfloat16), folder / "asked.json", folder / "kvpress.jsonl"
+    wanted = {"ids": ids, "prompt": PROMPT, "count": count, "budget": budget, "every": EVERY, "presses": PRESSES}
+    asked.write_text(json.dumps(wanted), "utf8")
+    subprocess.run([python, PEERS / "engines/decode_kvpress.py", model, asked, "--out", out], check=True)
+    return {
+        f"{line['build']} {line['method']}, {line['forcing']}": Curves(**{key: line[key] for key in vars(Curves())})
+        for line in map(json.loads, out.read_text("utf8").splitlines())
+    }
 
 
 def follow(
@@ -133,16 +166,22 @@ def follow(
 
 
 def summarize(name: str, found: Curves) -> Iterator[Row]:
-    """Rows of KL by stretches of the answer, bytes at the end, and time per token."""
+    """Rows of the KL, over all and by stretches of the answer, bytes, and time per token at the end."""
     size = -(-len(found.kl) // PARTS)
-    for begin in range(0, len(found.kl), size):
-        part = found.kl[begin : begin + size]
-        agreed = sum(found.agreed[begin : begin + size]) / len(part)
-        where = f"tokens {begin + 1:,} to {begin + len(part):,}"
-        mean = sum(part) / len(part)
-        yield Row(f"KL, {name}, {where}", "nats/token", mean, min(part), max(part), agreed, "ratio: same first choice")
+    means = [statistics.fmean(found.kl[at : at + size]) for at in range(0, len(found.kl), size)]
+    note = f"ratio: same first choice; by quarters {', '.join(f'{mean:.3f}' for mean in means)}"
+    mean, same = statistics.fmean(found.kl), statistics.fmean(found.agreed)
+    yield Row(f"KL, {name}", "nats/token", mean, min(means), max(means), same, note)
     held = max(found.kv_bytes)
     share = found.kv_bytes[-1] / found.dense_bytes[-1]
     yield Row(f"bytes, {name}", "MiB at most", held / 2**20, min(found.kv_bytes) / 2**20, held / 2**20, share)
     tail = sorted(found.ms[-size:])
-    yield Row(f"time, {name}", "CPU ms / token, last part", tail[len(tail) // 2], tail[0], tail[-1], 1.0)
+    yield Row(f"time, {name}", "CPU ms / token, last quarter", tail[len(tail) // 2], tail[0], tail[-1], 1.0)
+
+
+def thin(found: Curves) -> dict[str, list[float]]:
+    """Means of every `POINT` tokens, in four digits: what a figure needs."""
+    return {
+        key: [float(f"{statistics.fmean(curve[at : at + POINT]):.4g}") for at in range(0, len(curve), POINT)]
+        for key, curve in vars(found).items()
+    }

@@ -22,7 +22,7 @@ from fovea.api.mask import SegmentIn, SegmentOut
 from fovea.api.replica import EFFECTFUL
 from fovea.errors import Conflict, InvalidOption, NotReady, UnsupportedMedia
 from fovea_dicom.bodies import DICOM, MAX_FILES, NamedFile, number_files, parse_related, unpack_zip
-from fovea_dicom.schemas import CorrectionOptions, CorrectionOut, StudyOptions, StudyOut
+from fovea_dicom.schemas import CorrectionOptions, CorrectionOut, PictureOptions, PicturesOut, StudyOptions, StudyOut
 from fovea_dicom.settings import PacsSettings
 from fovea_dicom.web_client import DicomWebClient
 from shared.registry import CallContext
@@ -99,7 +99,7 @@ class StoredAsJob(Conflict):
 )
 async def segment_study(request: Request) -> StudyOut:
     """Segment a study: DICOM files as a form, one file, a zip archive, or a UID to fetch from the PACS."""
-    options, files = await _read_request(request)
+    options, files = await _read_request(request, StudyOptions)
     if options.study is not None:
         client = _open_pacs()
         try:
@@ -109,6 +109,20 @@ async def segment_study(request: Request) -> StudyOut:
     elif not files:
         raise InvalidOption("There is no file.", hint="Send DICOM files, or name a study of the PACS.", field="files")
     return await _segment(request, files, options)
+
+
+@router.post(
+    "/v1/segment/dicom/pictures",
+    operation_id="render_dicom",
+    responses=problems(400, 413, 415, 422, 503),
+    openapi_extra={"parameters": describe_query(PictureOptions), "requestBody": _BODY},
+)
+async def render(request: Request) -> PicturesOut:
+    """Render the frames of DICOM files as pictures, for programs that can't read DICOM."""
+    options, files = await _read_request(request, PictureOptions)
+    bounds = platform_bounds(request.app.state.host.settings)
+    found: PicturesOut = await asyncio.to_thread(_import_dicom("study").render_frames, files, bounds, options.window)
+    return found
 
 
 @router.post(
@@ -215,17 +229,17 @@ def _import_dicom(module: str) -> Any:
         raise NotReady(f"DICOM needs the package {error.name}, which is not installed.", hint=hint) from error
 
 
-async def _read_request(request: Request) -> tuple[StudyOptions, list[NamedFile]]:
+async def _read_request(request: Request, kind: type[Options]) -> tuple[Options, list[NamedFile]]:
     """Options and named files of a request: a form, an archive, or one file."""
     given = {name: request.query_params.getlist(name) for name in request.query_params}
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media == "multipart/form-data":
         files, texts = await read_form(request)
-        return _validate(given | texts, StudyOptions), [file for _, file in files]
+        return _validate(given | texts, kind), [file for _, file in files]
     body = await request.body()
     if media.endswith("json"):
-        return _validate(given | read_json_object(body), StudyOptions), []
-    options = _validate(given, StudyOptions)
+        return _validate(given | read_json_object(body), kind), []
+    options = _validate(given, kind)
     if not body:
         return options, []
     if media in {"application/zip", "application/x-zip-compressed"}:

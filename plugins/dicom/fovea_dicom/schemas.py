@@ -98,6 +98,30 @@ class StudyOut(BaseModel):
     warnings: list[str] = []
 
 
+class PictureOptions(BaseModel):
+    """How to render frames."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    window: str | None = Field(None, description="`center,width` for grey frames; left out, the object's own window.")
+
+
+class PictureOut(BaseModel):
+    """One frame as a picture."""
+
+    file: str = Field(description="Name of the file that it came in.")
+    instance: str = Field(description="SOP Instance UID of its object.")
+    frame: int = Field(description="1-based, within its object.")
+    picture: Base64Bytes = Field(description="PNG, as the network would see it.")
+
+
+class PicturesOut(BaseModel):
+    """The frames of DICOM files as pictures."""
+
+    pictures: list[PictureOut]
+    skipped: list[str] = Field(description="Files that are no pictures or can't be read, by name, and why.")
+
+
 class CorrectionOptions(BaseModel):
     """Where the pictures of a corrected segmentation are, and who corrected it."""
 

@@ -13,7 +13,7 @@ from PIL import Image
 from pydicom.dataset import FileDataset
 
 from fovea.api.mask import SegmentIn, SegmentOut
-from fovea.errors import FoveaError, UnsupportedMedia
+from fovea.errors import FoveaError, TooLarge, UnsupportedMedia
 from fovea_dicom import derived_objects
 from fovea_dicom.bodies import NamedFile
 from fovea_dicom.burnt_in import inspect_text
@@ -25,6 +25,8 @@ from fovea_dicom.schemas import (
     BurntInText,
     FrameOut,
     InstanceOut,
+    PictureOut,
+    PicturesOut,
     PixelSizeOut,
     SeriesOut,
     StudyOptions,
@@ -43,6 +45,7 @@ Masks = NDArray[np.bool_]
 
 AT_ONCE = 4
 STRIP_HEIGHT, STRIP_FRAMES = 160, 24
+MOST_RENDERED = 200
 DETECTOR_NOTE = (
     "The pixels' size is that of the detector: areas in mm² are too large by the square of the magnification."
 )
@@ -225,6 +228,35 @@ class StudySegmenter:
             strip=_join(group.tiles) if group.tiles else None,
             warnings=warnings,
         )
+
+
+def render_frames(files: Sequence[NamedFile], bounds: DecodeBounds, window: str | None) -> PicturesOut:
+    """Render each frame as the network would see it.
+
+    Raises:
+        UnsupportedMedia: None of the files is a picture.
+        TooLarge: There are more than `MOST_RENDERED` frames.
+    """
+    grey = parse_window(window)
+    objects, skipped = sort_out(files)
+    if (count := sum(count_frames(one) for _, one in objects)) > MOST_RENDERED:
+        hint = "Send fewer files, or segment the whole study."
+        raise TooLarge(f"There are {count} frames; at most {MOST_RENDERED} are rendered.", hint=hint, field="files")
+    pictures = list[PictureOut]()
+    for name, one in objects:
+        try:
+            for index in range(count_frames(one)):
+                picture = encode(read_frame(one, index, grey, bounds), "image/png")
+                instance = str(one.get("SOPInstanceUID"))
+                pictures.append(
+                    PictureOut.model_construct(file=name, instance=instance, frame=index + 1, picture=picture)
+                )
+        except FoveaError as error:
+            skipped.append(f"{name}: {error.detail}")
+    if not pictures:
+        hint = skipped[0] if skipped else None
+        raise UnsupportedMedia("There is no picture that can be read.", hint=hint, field="files")
+    return PicturesOut.model_construct(pictures=pictures, skipped=skipped)
 
 
 def sort_out(files: Sequence[NamedFile]) -> tuple[list[tuple[str, FileDataset]], list[str]]:

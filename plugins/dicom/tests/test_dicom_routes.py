@@ -20,10 +20,13 @@ from pydicom.uid import ExplicitVRLittleEndian, MultiFrameTrueColorSecondaryCapt
 from starlette.testclient import TestClient
 
 from fovea.errors import InvalidOption, NotFound, NotReady
+from fovea_dicom import study
 from fovea_dicom.bodies import build_related
+from fovea_dicom.reading import read_frame
 from fovea_dicom.web_client import DicomWebClient
 from plugins.dicom.tests.test_dicom_objects import raw
 from services.medical_seg.models.pranet import PraNetSegmenter
+from shared.vision.limits import DEFAULT_BOUNDS
 from tests.harness.models import client_of
 from tests.harness.waiting import free_port, wait_until
 
@@ -156,6 +159,24 @@ def test_a_corrected_mask_is_sent_back(client):
         assert (refused.status_code, told in refused.text) == (422, True), refused.text
     odd = client.post("/v1/segment/dicom/corrections", files=[*parts, ("mask", ("m.png", b"x"))])
     assert (odd.status_code, odd.json()["field"]) == (422, "mask")
+
+
+def test_frames_are_rendered_as_the_network_sees_them(client, monkeypatch):
+    film, url = endoscopy(frames=2), "/v1/segment/dicom/pictures"
+    files = [("files", ("a.dcm", film)), ("files", ("b.dcm", b"nope"))]
+    found = client.post(url, files=files).json()
+    assert [(one["file"], one["frame"]) for one in found["pictures"]] == [("a.dcm", 1), ("a.dcm", 2)]
+    assert found["skipped"] == ["b.dcm: The file can't be read as DICOM."]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(found["pictures"][1]["picture"]))))
+    one = dcmread(io.BytesIO(film))
+    assert np.array_equal(shown, read_frame(one, 1, None, DEFAULT_BOUNDS))
+    assert found["pictures"][0]["instance"] == one.SOPInstanceUID
+    for body, status in (({"files": ("b.dcm", b"nope")}, 415), ({}, 415)):
+        assert client.post(url, files=body).status_code == status
+    assert client.post(f"{url}?window=1", files=files).status_code == 422
+    monkeypatch.setattr(study, "MOST_RENDERED", 1)
+    refused = client.post(url, files=files)
+    assert (refused.status_code, refused.json()["detail"]) == (413, "There are 2 frames; at most 1 are rendered.")
 
 
 @pytest.mark.parametrize(

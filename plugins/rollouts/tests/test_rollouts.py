@@ -249,7 +249,7 @@ async def test_an_admin_sets_the_plan_for_all_gateways(planned, toy, redis_url):
     other = await planned(redis_url=redis_url)
     for _ in range(2):
         # Records of this test are in memory only, and polls of Redis would take them away.
-        scene.registry._frozen_at, scene.registry._thaw_at = time.monotonic(), float("inf")
+        scene.registry._frozen_at, scene.registry._registry_stale_until = time.monotonic(), float("inf")
         put = await scene.client.put("/v1/admin/traffic/svc", json={"percent": {"next": 100}})
         assert put.status_code == 200, put.text
     assert (put.json()["plan"]["percent"], put.json()["versions"]) == ({"next": 100}, {"": 1, "next": 1})

@@ -185,7 +185,8 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
         )
 
     def details(self) -> dict[str, Any]:
-        return {"confidence": self.config.constants.get("confidence", DEFAULT_CONFIDENCE)}
+        confidence = self.config.constants.get("confidence", DEFAULT_CONFIDENCE)
+        return {"confidence": confidence, "classes": list(self.config.names), "defaults": {"size": self.config.side}}
 
     @property
     def sureness(self) -> Platt:

@@ -67,6 +67,8 @@ def test_scores_are_calibrated_and_a_request_may_ask_for_fainter_ones(served):
     )
     assert min(each.score for each in told.detections) > least
     assert len(more.detections) > len(told.detections)
+    assert {each.label for each in more.detections} <= set(served.details()["classes"])
+    assert served.details()["defaults"]["size"] == served.config.side
     assert min(each.score for each in more.detections) > 0.1
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ class Page:
         panel: A template in `folder` that the page `under` includes in its form, with the module and the style sheets;
             only `chat` has a place for one. Its element has `data-part="panel"`, and for the chat the properties
             `requestFields`, `newMessages(messages)` and `showLongctx(facts, turn)`.
+        workbench: ES module in `static` that a page of pictures (`under`) loads for files that no browser shows and for
+            `exports`: `accepts(file)`, `open(page, files)` and `exportAll(page, form)` (`static/js/addons.js`).
+        opens: Kind of these files, in the words of the drop target, such as `DICOM`.
+        exports: Forms of export that the module adds, with the words of their buttons.
         icon: Its icon in the navigation, one of `templates/icons`.
         gallery: Results that the first page shows; their pictures are in `static`.
         path: Path of the API whose jobs the page shows, at `?job=ID`, or None.
@@ -52,6 +56,9 @@ class Page:
     under: str | None = None
     group: str = "More"
     panel: str | None = None
+    workbench: str | None = None
+    opens: str = ""
+    exports: Mapping[str, str] = field(default_factory=dict)
     icon: str = "run"
     path: str | None = None
     gallery: tuple[GalleryEntry, ...] = ()

@@ -52,10 +52,11 @@ class Console:
         client: Fetches what pages show.
         keys: Whether callers need an API key, which code snippets then show.
         max_body_bytes: The largest request that the gateway accepts, which pages check before they send one.
+        signs_in: Whether readers can sign in at an identity provider.
     """
 
-    def __init__(self, client: InProcessClient, *, keys: bool, max_body_bytes: int) -> None:
-        self._client, self._keys = client, keys
+    def __init__(self, client: InProcessClient, *, keys: bool, max_body_bytes: int, signs_in: bool = False) -> None:
+        self._client, self._keys, self._signs_in = client, keys, signs_in
         self._plugins: dict[str, Page] = plugins.load_all("fovea.pages")
         added = {slug: jinja2.FileSystemLoader(page.folder) for slug, page in self._plugins.items()}
         self._templates = jinja2.Environment(
@@ -72,9 +73,11 @@ class Console:
         self._templates.globals.update(
             asset=lambda name: f"{base}/{name}",
             max_body_bytes=max_body_bytes,
+            signs_in=signs_in,
             job_pages=self._list_job_pages,
             links=_list_links(self._plugins),
             panels={"chat": [item for item in self._plugins.items() if item[1].under == "chat" and item[1].panel]},
+            addons=[item for item in self._plugins.items() if item[1].workbench],
         )
 
     def routes(self) -> list[Route | Mount]:
@@ -90,6 +93,7 @@ class Console:
             "/console/run/{task}": self.run,
             "/console/models": self.models,
             "/console/models/{name:path}": self.card,
+            **({"/console/sign-in": self.sign_in} if self._signs_in else {}),
             "/runs": partial(self.plain, name="runs"),
             "/runs/{id}": partial(self.plain, name="runs"),
         }
@@ -168,12 +172,12 @@ class Console:
         options = [
             {
                 "name": f.name,
-                "default_text": f.default_text,
+                "default_text": f.default_text or (f.fallback if f.fallback is not None else ""),
                 "help": f.help,
                 "required": f.required,
                 "type_words": model_view.describe_type(f),
             }
-            for f in build_fields(card.get("schema") or {})
+            for f in build_fields(card.get("schema") or {}, fallbacks=task_options.read_fallbacks(card))
         ]
         return self._render(
             "card.html",
@@ -184,6 +188,10 @@ class Console:
             facts=list(model_view.list_facts(card)),
             snippets=build_snippets(card, _origin(request), keys=self._keys),
         )
+
+    async def sign_in(self, request: Request) -> Response:
+        """The page that an identity provider sends the reader back to."""
+        return self._render("locked.html", request, page="", returns=True)
 
     async def missing(self, request: Request) -> Response:
         """An unknown page.

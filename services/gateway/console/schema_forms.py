@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Kind = Literal[
@@ -37,6 +37,7 @@ class Field:
         low, high: Bounds of a number, inclusive, where there are some.
         step: Distance between two useful values of a number, or None for any.
         items: JSON type of the entries of a `list`.
+        fallback: Value that a model uses where a request leaves the option out and the schema has no default; or None.
     """
 
     name: str
@@ -50,6 +51,12 @@ class Field:
     high: float | None = None
     step: float | None = None
     items: str = "string"
+    fallback: Any = None
+
+    @property
+    def placeholder(self) -> str:
+        """Value that an empty control stands for."""
+        return "Not set" if self.fallback is None else f"Default: {self.fallback}"
 
     @property
     def default_text(self) -> str:
@@ -69,17 +76,27 @@ class Field:
         return self.kind == "number" and self.low is not None and self.high is not None and self.high - self.low <= 10
 
 
-def build_fields(schema: Schema, *, without: frozenset[str] = frozenset(), values: Schema | None = None) -> list[Field]:
+def build_fields(
+    schema: Schema,
+    *,
+    without: frozenset[str] = frozenset(),
+    values: Schema | None = None,
+    fallbacks: Schema | None = None,
+) -> list[Field]:
     """Build the fields of an object schema, in its order; required ones first.
 
     Args:
         schema: JSON Schema of the request; `$ref` into its own `$defs` is followed.
         without: Names that the page has its own control for.
         values: Values that replace the schema's defaults, for example those of a permalink.
+        fallbacks: Values that a model uses where a request leaves an option out.
     """
     needed = frozenset(schema.get("required", ()))
     found = [
-        _build_field(name, part, schema, required=name in needed, value=(values or {}).get(name))
+        replace(
+            _build_field(name, part, schema, required=name in needed, value=(values or {}).get(name)),
+            fallback=(fallbacks or {}).get(name),
+        )
         for name, part in schema.get("properties", {}).items()
         if name not in without
     ]

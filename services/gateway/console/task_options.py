@@ -53,7 +53,7 @@ def build_starters(example: dict[str, Any]) -> tuple[str, ...]:
 def build_options(card: dict[str, Any], task: str, spec: dict[str, Any] | None = None) -> list[Field]:
     """Build the fields of a task's form, required ones first; `spec` replaces the schema's defaults."""
     without = _OWN_CONTROLS.get(task, frozenset({"model"})) | ({"longctx"} if takes_methods(card) else set())
-    found = build_fields(card.get("schema") or {}, without=without, values=spec)
+    found = build_fields(card.get("schema") or {}, without=without, values=spec, fallbacks=read_fallbacks(card))
     return sorted(
         found,
         key=lambda field: (
@@ -83,6 +83,12 @@ def build_method_forms(card: dict[str, Any], found: Sequence[dict[str, Any]]) ->
 def list_downloads(card: dict[str, Any]) -> list[tuple[str, str, str]]:
     """List the download formats that a model offers."""
     return [form for form in _DOWNLOAD_FORMATS if form[1] in (card.get("media_types") or ())]
+
+
+def read_fallbacks(card: dict[str, Any]) -> dict[str, Any]:
+    """Read what a model uses where a request leaves an option out: its own defaults, and how it samples."""
+    longest = {"max_tokens": "as many as fit"} if card.get("task") == "chat" else {}
+    return {**longest, **(card.get("sampling") or {}), **((card.get("details") or {}).get("defaults") or {})}
 
 
 def read_default(card: dict[str, Any], option: str, otherwise: float) -> Any:

@@ -18,7 +18,7 @@ from fovea.errors import DeadlineExceeded, FoveaError, NotReady
 from services.gateway.http.request_context import DEADLINE_GRACE_S
 from services.gateway.policy.caller import Caller
 from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
-from services.gateway.routing.replica import Attempt, Replica
+from services.gateway.routing.replica import Dispatch, Replica
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.telemetry import Context, Span, context, span
 
@@ -132,7 +132,7 @@ class GrpcProxy:
         state = _start_retries(call)
 
         async def attempt(replica: Replica) -> bytes:
-            channel, under_way = await self._connect(replica), Attempt(replica)
+            channel, under_way = await self._connect(replica), Dispatch(replica)
             try:
                 with _begin_attempt(call, replica):
                     async with under_way:
@@ -180,7 +180,7 @@ class GrpcProxy:
             NotReady: The replica hangs.
             DeadlineExceeded: No message passed in either direction for too long, or the stream has lasted too long.
         """
-        under_way = Attempt(replica)
+        under_way = Dispatch(replica)
         try:
             async with asyncio.timeout_at(call.deadline + DEADLINE_GRACE_S) as call.timer, under_way:
                 return await answers.read()

@@ -232,7 +232,7 @@ class _InferenceHandler(grpc.GenericRpcHandler):
             return await self._proxy.broadcast(call, message)
         if self._gateway.settings.auth == "insecure-local" or name != "ModelInfer":
             return await self._proxy.call_unary(call, message)
-        async with self._gateway.fair.place_of(call.caller, call.service, call.deadline):
+        async with self._gateway.fair.slot(call.caller, call.service, call.deadline):
             answer = await self._proxy.call_unary(call, message)
         self._gateway.usage.add(call.tenant, model, {})
         return answer

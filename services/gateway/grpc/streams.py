@@ -103,7 +103,7 @@ class _Passage:
             raise QueueFull(detail, hint="Try again in a moment.", retry_after=1)
         self._held = len(message)
         if not self._is_local:
-            place = self._gateway.fair.place_of(call.caller, call.service, call.deadline)
+            place = self._gateway.fair.slot(call.caller, call.service, call.deadline)
             await place.__aenter__()
             self._places.append((read_text_field(message, _MODEL_FIELD), place))
 

@@ -185,7 +185,7 @@ class GatewayMiddleware(Shell[RequestContext]):
         """The caller's place at the service; a local caller, a broadcast and what never ends need none."""
         if self._local or route.is_broadcast or route.is_endless:
             return nullcontext()
-        return self._gateway.fair.place_of(ctx.caller, route.services[0], ctx.deadline)
+        return self._gateway.fair.slot(ctx.caller, route.services[0], ctx.deadline)
 
     def _may_queue(self, ctx: RequestContext, route: Route) -> bool:
         """Whether a replica may have this request queued as a job although the caller wants it answered at once."""

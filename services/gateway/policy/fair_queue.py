@@ -61,7 +61,7 @@ class FairQueue:
         self._registry = registry
         self._services: dict[str, _Service] = {}
 
-    def place_of(self, caller: Caller, service: str, deadline: float) -> AbstractAsyncContextManager[None]:
+    def slot(self, caller: Caller, service: str, deadline: float) -> AbstractAsyncContextManager[None]:
         """A place for a caller at a service, as many as its ready replicas have; see `place`."""
         slots = [replica.record.slots for replica in self._registry.list_ready(service)] or [1]
         capacity = sum(max(each, self._max_batch) for each in slots)

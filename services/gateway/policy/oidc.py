@@ -36,7 +36,9 @@ _BAD_TOKEN: Final = (
 
 _REFETCH_S: Final = 5.0
 _KEEP_S: Final = 3600.0
-_TIMEOUT_S: Final = 5.0
+TIMEOUT_S: Final = 5.0
+"""Of a request to the provider."""
+
 _LEEWAY_S: Final = 30
 
 
@@ -107,12 +109,11 @@ class TokenVerifier:
             raise Unauthenticated("The bearer token is signed with an unknown key.", hint="Sign in again.") from None
 
     async def _fetch(self) -> None:
-        issuer = str(self._settings.oidc_issuer).rstrip("/")
+        issuer = str(self._settings.oidc_issuer)
         self._fetched_at = time.monotonic()
         try:
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S)) as session:
-                about = await _get_json(session, f"{issuer}/.well-known/openid-configuration")
-                self._require_issuer(about)
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session:
+                about = await fetch_discovery(session, issuer)
                 found = await _get_json(session, about["jwks_uri"])
             self._keys = {key.key_id: key for key in jwt.PyJWKSet.from_dict(found).keys if key.key_id}
         except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError, jwt.PyJWTError) as error:
@@ -120,9 +121,18 @@ class TokenVerifier:
         finally:
             self._fetching = None
 
-    def _require_issuer(self, about: dict[str, Any]) -> None:
-        if about.get("issuer") != self._settings.oidc_issuer:
-            raise ValueError("the discovery document names another issuer")
+
+async def fetch_discovery(session: aiohttp.ClientSession, issuer: str) -> dict[str, Any]:
+    """Fetch the discovery document of an issuer.
+
+    Raises:
+        ValueError: It names another issuer, or is not JSON.
+        TypeError: It is not an object.
+    """
+    about = await _get_json(session, f"{issuer.rstrip('/')}/.well-known/openid-configuration")
+    if about.get("issuer") != issuer:
+        raise ValueError("the discovery document names another issuer")
+    return about
 
 
 async def _get_json(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from limits.aio.storage import RedisStorage
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
+from fovea.api.usage import LimitUse
 from fovea.errors import RateLimited
 from services.gateway.policy.caller import Caller, KeyLimits
 from shared.jobs.key_limits import list_token_windows, name_tokens, open_limit_windows
@@ -110,6 +111,19 @@ class RateLimiter:
             # The use of a request is not known before it is answered: the last one may go over.
             _require_within(replace(spent, used=spent.used + 1), unit)
         return first
+
+    async def read(self, caller: Caller) -> list[LimitUse]:
+        """Read how much of each limit a caller has used; counts nothing."""
+        if not self._is_limited:
+            return []
+        tokens = [(item, name_tokens(caller.key), unit) for item, unit in _token_limits(caller.limits)]
+        found = [(unit, await self._hit(item, name, 0)) for item, name, unit in self._request_windows(caller) + tokens]
+        return [
+            LimitUse(
+                unit=unit, limit=status.limit, used=min(status.used, status.limit), resets_in_s=round(status.wait_s)
+            )
+            for unit, status in found
+        ]
 
     async def count_many(self, caller: Caller, requests: int) -> None:
         """Count requests that come together; all or none of them.

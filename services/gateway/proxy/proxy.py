@@ -24,7 +24,7 @@ from services.gateway.proxy.replayable_body import ReplayableBody
 from services.gateway.proxy.response_relay import abort_response, relay_response
 from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
 from services.gateway.routing.affinity import find_affinity_key, held_key
-from services.gateway.routing.replica import Attempt, Replica
+from services.gateway.routing.replica import Dispatch, Replica
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from services.gateway.routing.route_table import Route
 from shared.asgi.body import SlowBody, read_content_length
@@ -128,7 +128,7 @@ class Proxy:
         Raises:
             UpstreamLost: The connection failed, or the replica is not ready and there is another.
         """
-        attempt = Attempt(replica)
+        attempt = Dispatch(replica)
         body.on_failure = attempt.abort
         try:
             async with attempt, self._client.request(ctx, replica, body) as response:
@@ -162,7 +162,7 @@ class Proxy:
         if replica.record.version:
             count_version(replica.record.service, replica.record.version, response.status)
         if name := response.headers.get(HOLDS_HEADER):
-            self._registry.note_holder(held_key(ctx.caller.tenant, name), replica)
+            self._registry.remember_affinity(held_key(ctx.caller.tenant, name), replica)
 
     async def _broadcast(self, ctx: RequestContext, route: Route, body: ReplayableBody) -> None:
         """Send to every replica in turn; the caller gets the last answer, or the first that is an error."""

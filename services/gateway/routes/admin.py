@@ -9,12 +9,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from fovea.api.usage import LimitUse
 from fovea.errors import Conflict
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.policy.audit_log import AuditLog
 from services.gateway.policy.auth import KeyRing
-from services.gateway.policy.caller import TENANT_PATTERN, KeyLimits, KeyScope
+from services.gateway.policy.caller import TENANT_PATTERN, Caller, KeyLimits, KeyScope
 from services.gateway.policy.key_file import Key, KeyFacts
+from services.gateway.policy.quotas import RateLimiter
 from services.gateway.routes.dependencies import get_caller
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"], responses=PROBLEMS)
@@ -51,6 +53,7 @@ class KeyInfo(KeyFacts):
 
     is_expired: bool
     last_used: datetime | None = Field(description="To half a minute; null if never.")
+    use: list[LimitUse] = Field([], description="How much of its limits is used; only in lists.")
 
 
 class MadeKey(KeyInfo):
@@ -117,7 +120,10 @@ async def list_keys(
     """All keys, or those of a tenant."""
     ring, _, _ = _parts(request)
     keys, used = await asyncio.gather(asyncio.to_thread(ring.list_keys), asyncio.to_thread(ring.read_last_used))
-    return KeyInfoList(keys=[_describe(key, used.get(key.id)) for key in keys if tenant in {None, key.tenant}])
+    limits: RateLimiter = request.app.state.gateway.limits
+    found = [(key, _describe(key, used.get(key.id))) for key in keys if tenant in {None, key.tenant}]
+    use = [await limits.read(Caller(key.tenant, frozenset(key.scopes), key.id, limits=key)) for key, _ in found]
+    return KeyInfoList(keys=[one.model_copy(update={"use": now}) for (_, one), now in zip(found, use, strict=True)])
 
 
 @router.post("/keys", status_code=201)

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request, Response
 from redis.exceptions import RedisError
 
-from fovea.api.usage import UsageList, UsageRecord
+from fovea.api.usage import CallerLimits, UsageList, UsageRecord
 from fovea.errors import InvalidOption, NotReady
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.routes.dependencies import get_caller
@@ -48,6 +48,14 @@ async def usage(
     if wants_csv:
         return Response(_to_csv(records), media_type="text/csv")
     return Response(UsageList(usage=records).model_dump_json(), media_type="application/json")
+
+
+@router.get("/limits")
+async def read_limits(request: Request) -> CallerLimits:
+    """Read the caller's tenant and scopes, and how much of its limits is used."""
+    caller = get_caller(request)
+    limits = await request.app.state.gateway.limits.read(caller)
+    return CallerLimits(tenant=caller.tenant, key=caller.key, scopes=sorted(caller.scopes), limits=limits)
 
 
 def _to_csv(records: Sequence[UsageRecord]) -> str:

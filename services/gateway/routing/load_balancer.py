@@ -66,7 +66,7 @@ class LoadBalancer:
             return _pick_least_loaded(replicas)
         return self._pick_by_key(service, replicas, key)
 
-    def note_holder(self, key: AffinityKey, replica: str) -> None:
+    def remember_affinity(self, key: AffinityKey, replica: str) -> None:
         """Remember that a replica holds what a key stands for."""
         for digest in key.chain:
             self._places[digest] = replica
@@ -80,7 +80,7 @@ class LoadBalancer:
         for place, replica in enumerate(_order(replicas, key, holder)):
             if replica.in_flight < max(math.ceil(LOAD_FACTOR * mean), min(replica.slots, FREE_SLOTS)):
                 if not place:
-                    self.note_holder(key, replica.id)
+                    self.remember_affinity(key, replica.id)
                 count_affinity(service, "spilled" if place else "held" if holder else "home")
                 return replica
         count_affinity(service, "spilled")

@@ -10,7 +10,7 @@ from typing import Self
 from fovea.api.replica import ReplicaRecord
 
 
-class Attempt:
+class Dispatch:
     """One request under way to a replica. Ends with `TimeoutError` when the replica hangs and another is ready."""
 
     __slots__ = ("_replica", "_timeout")
@@ -49,7 +49,7 @@ class Replica:
     changed: float
     in_flight: int = 0
     suspect_until: float = 0.0
-    attempts: set[Attempt] = field(default_factory=set)
+    attempts: set[Dispatch] = field(default_factory=set)
 
     @property
     def id(self) -> str:

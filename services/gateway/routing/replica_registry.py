@@ -1,9 +1,9 @@
 """Replica registry: which replicas there are, which one gets the next request, and what all of them serve.
 
 Replicas announce themselves in Redis (`fovea.api.replica`); static upstreams are polled (`static_upstreams`).
-A record counts while its `seen` moves: a replica that is silent for `LEASE_S` is out. While Redis is away, and for one
-lease after it is back, the last known list stands. `load_balancer` picks among those that are ready. Knows nothing
-about requests and their retries.
+A record counts while its `seen` moves: a replica that is silent for `HEARTBEAT_TTL_S` is out. While Redis is away, and
+for as long again after it is back, the last known list stands. `load_balancer` picks among those that are ready.
+Knows nothing about requests and their retries.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from fovea.api.replica import LEASE_S, ReplicaRecord, replicas_key
+from fovea.api.replica import HEARTBEAT_TTL_S, ReplicaRecord, replicas_key
 from services.gateway.routing.affinity import AffinityKey
 from services.gateway.routing.load_balancer import LoadBalancer
 from services.gateway.routing.on_demand import OnDemandServices
@@ -45,13 +45,13 @@ NO_MEMORY_SHARE = 0.9
 RECOVERY_S = 60.0
 """How long requests wait for a service that lost its last ready replica."""
 
-ASK_AFTER_S = LEASE_S / 2
+ASK_AFTER_S = HEARTBEAT_TTL_S / 2
 """How long all ready replicas of a service are silent before they are asked: one may be short of processor time."""
 
 FORGET_S = 600.0
 """How long a silent replica's service, routes and models stay known."""
 
-ABORT_AFTER_S = 2 * LEASE_S
+ABORT_AFTER_S = 2 * HEARTBEAT_TTL_S
 """How long a replica is silent before requests that it has not answered go to another; a busy one may renew late."""
 
 
@@ -81,7 +81,7 @@ class ReplicaRegistry:
         self.on_demand = OnDemandServices(on_demand, self._redis)
         self._balancer, self._has_affinity = LoadBalancer(), settings.load_balancing == "affinity"
         self._wanted = frozenset(self._services)
-        self._redis_answered_at = self._thaw_at = float("-inf")
+        self._redis_answered_at = self._registry_stale_until = float("-inf")
         self._frozen_at: float | None = None
         self._scan_due = 0.0
         self._routed: frozenset[tuple[Any, ...]] = frozenset()
@@ -126,7 +126,7 @@ class ReplicaRegistry:
         state = self._services.get(service)
         if state is None or service in self._upstreams:
             return list(state.replicas.values()) if state else []
-        silent_since = (time.monotonic() if self._frozen_at is None else self._frozen_at) - LEASE_S
+        silent_since = (time.monotonic() if self._frozen_at is None else self._frozen_at) - HEARTBEAT_TTL_S
         return [replica for replica in state.replicas.values() if replica.changed > silent_since]
 
     @property
@@ -174,9 +174,9 @@ class ReplicaRegistry:
         alive = [r for r in self.list_alive(service) if r.record.ready and r.record.version == version]
         return self._balancer.pick(service, alive)
 
-    def note_holder(self, key: AffinityKey, replica: Replica) -> None:
+    def remember_affinity(self, key: AffinityKey, replica: Replica) -> None:
         """Remember that a replica holds a session or a document that was made in it."""
-        self._balancer.note_holder(key, replica.id)
+        self._balancer.remember_affinity(key, replica.id)
 
     def mark_suspect(self, replica: Replica) -> None:
         """Pass over a replica that refused a connection until it renews its record, or for a second."""
@@ -218,8 +218,8 @@ class ReplicaRegistry:
     def _note_redis_answer(self) -> None:
         now = time.monotonic()
         if not self.redis_up and self._frozen_at is not None:
-            self._thaw_at = now + LEASE_S
-        if self._frozen_at is not None and now >= self._thaw_at:
+            self._registry_stale_until = now + HEARTBEAT_TTL_S
+        if self._frozen_at is not None and now >= self._registry_stale_until:
             self._frozen_at = None
         self.redis_up, self._redis_answered_at = True, now
 
@@ -253,7 +253,7 @@ class ReplicaRegistry:
         replica = state.replicas.get(record.id)
         if replica is None:
             # An old record is a dead replica's, or a live one's whose clock is behind: the next renewal shows which.
-            age = min(max(time.time() - record.seen, 0.0), 2 * LEASE_S)
+            age = min(max(time.time() - record.seen, 0.0), 2 * HEARTBEAT_TTL_S)
             state.replicas[record.id] = Replica(record, changed=now - age)
         elif record.seen != replica.record.seen:
             replica.record, replica.changed, replica.suspect_until = record, now, 0.0

@@ -1,14 +1,17 @@
 """An identity provider as a process: discovery, JWKS, tokens with the claims that are asked for, rotation of its key.
 
+It signs everybody in without a question (authorisation code with PKCE).
 `python -m services.gateway.tests.issuer` prints its URL, then serves until it is killed.
 """
 
+import base64
+import hashlib
 import json
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -23,6 +26,7 @@ class Issuer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.fetches = 0
         self.pause_s = 0.0
+        self.asked: dict[str, str] = {}
         self.rotate()
 
     def rotate(self) -> None:
@@ -43,7 +47,15 @@ class Handler(BaseHTTPRequestHandler):
         issuer: Any = self.server
         parts = urlsplit(self.path)
         if parts.path == "/.well-known/openid-configuration":
-            answer: Any = {"issuer": issuer.url, "jwks_uri": f"{issuer.url}/jwks"}
+            pages = {f"{name}_endpoint": f"{issuer.url}/{name}" for name in ("authorization", "token")}
+            answer: Any = {"issuer": issuer.url, "jwks_uri": f"{issuer.url}/jwks", **pages}
+        elif parts.path == "/authorization":
+            issuer.asked = dict(parse_qsl(parts.query))
+            back = {"code": "code-1", "state": issuer.asked["state"]}
+            self.send_response(302)
+            self.send_header("location", f"{issuer.asked['redirect_uri']}?{urlencode(back)}")
+            self.send_header("content-length", "0")
+            return self.end_headers()
         elif parts.path == "/jwks":
             issuer.fetches += 1
             time.sleep(issuer.pause_s)
@@ -59,8 +71,25 @@ class Handler(BaseHTTPRequestHandler):
         else:
             issuer.rotate()
             answer = {}
+        return self.send_json(answer)
+
+    def do_POST(self) -> None:
+        """Exchange a code, once, for the verifier of the challenge that it was asked for with."""
+        issuer: Any = self.server
+        form = dict(parse_qsl(self.rfile.read(int(self.headers["content-length"])).decode()))
+        digest = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
+        challenge = base64.urlsafe_b64encode(digest).decode().rstrip("=")
+        same = ("client_id", "redirect_uri")
+        if form.get("code") != "code-1" or issuer.asked.get("code_challenge") != challenge:
+            return self.send_json({"error": "invalid_grant"}, 400)
+        assert [form[name] for name in same] == [issuer.asked[name] for name in same]
+        claims = {"tenant": "alice", "scope": "infer fovea:jobs"}
+        issuer.asked = {}
+        return self.send_json({"access_token": issuer.token(claims), "token_type": "Bearer"})
+
+    def send_json(self, answer: Any, status: int = 200) -> None:
         body = json.dumps(answer).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

@@ -1,11 +1,12 @@
 """Every page of the console in a real browser: no complaint, any width, either scheme; and what they do."""
 
 import json
+import re
 
 import httpx2
 import pytest
 
-from services.gateway.tests.browsing import MARKS, kept
+from services.gateway.tests.browsing import MARKS, check_page, kept
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
 
@@ -159,6 +160,12 @@ def test_with_keys_the_tab_asks_once_and_keeps_the_key_to_itself(chromium, tmp_p
         other = page.context.new_page()
         other.goto(f"{locked.url}/")
         see(other.locator("#key")).to_be_visible()
+        page.get_by_role("button", name="Account").click()
+        facts = page.locator("#account dl")
+        see(facts).to_contain_text("lab")
+        see(facts).to_contain_text("infer, jobs")
+        see(facts).to_contain_text(re.compile(r"\d+ of 600 requests per minute"))
+        check_page(page)
         page.get_by_role("button", name="Forget key").click()
         see(page.locator("#key")).to_be_visible()
         page.context.close()

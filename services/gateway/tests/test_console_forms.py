@@ -11,9 +11,11 @@ from pydantic import BaseModel, Field
 from fovea.api.arrays import ArrayBytes
 from fovea.api.image import ImageBytes
 from fovea.api.mask import SegmentIn
+from fovea.api.text import ChatRequest
 from fovea.headline_metric import pick_headline
 from services.gateway.console import model_view
 from services.gateway.console.schema_forms import build_fields
+from services.gateway.console.task_options import build_options
 
 
 class Colour(Enum):
@@ -116,6 +118,24 @@ def test_an_example_stands_for_the_defaults_and_a_page_may_keep_options_to_itsel
         "threshold", "normalise", "min_area", "min_peak", "keep_largest", "include",
     ]  # fmt: skip
     assert found[0].default == 0.7
+
+
+@pytest.mark.parametrize(
+    ("card", "option", "words"),
+    [
+        (
+            {"schema": SegmentIn.model_json_schema(), "details": {"defaults": {"min_peak": 0.71}}},
+            "min_peak",
+            "Default: 0.71",
+        ),
+        ({"schema": SegmentIn.model_json_schema()}, "min_peak", "Not set"),
+        ({"schema": ChatRequest.model_json_schema(), "sampling": {"top_p": 0.9}}, "top_p", "Default: 0.9"),
+        ({"schema": ChatRequest.model_json_schema(), "task": "chat"}, "max_tokens", "Default: as many as fit"),
+    ],
+)
+def test_an_empty_option_shows_what_it_stands_for(card, option, words):
+    found = {field.name: field.placeholder for field in build_options(card, card.get("task", "segment"))}
+    assert found[option] == words
 
 
 def test_of_two_numbers_the_one_with_both_sides_is_the_headline():

@@ -1,5 +1,9 @@
 """Jobs and the operators' pages in a real browser: results in the page of their task, keys, replicas, usage, log."""
 
+import json
+import re
+from datetime import UTC, datetime, timedelta
+
 import httpx2
 import pytest
 
@@ -121,16 +125,19 @@ def test_an_operator_makes_rotates_and_revokes_keys_and_reads_the_log(admin, loc
     rows = admin.locator("fovea-admin-keys tbody tr")
     rows.first.wait_for()
     before = rows.count()
+    admin.get_by_text("New key", exact=True).click()
     admin.get_by_label("Tenant", exact=True).fill("lab")
     admin.get_by_label("metrics").check()
     admin.get_by_text("Limits and expiry").click()
     admin.get_by_label("Requests a minute").fill("1200")
+    admin.get_by_label("Tokens a minute").fill("5000")
     admin.get_by_role("button", name="Make a key").click()
     see(rows).to_have_count(before + 1)
     made = admin.locator("[data-part=made] code").last.inner_text()
     assert httpx2.get(f"{locked.url}/v1/models", headers={"authorization": f"Bearer {made}"}).status_code == 200
     see(rows.last).to_contain_text("infer, jobs, metrics")
-    see(rows.last).to_contain_text("1,200 requests a minute")
+    see(rows.last).to_contain_text("0 of 1,200 requests per minute")
+    see(rows.last).to_contain_text("0 of 5,000 tokens per minute")
     rows.last.get_by_role("button", name="Rotate").click()
     see(rows).to_have_count(before + 2)
     rows.last.get_by_role("button", name="Revoke").click()
@@ -156,3 +163,72 @@ def test_usage_is_a_chart_with_sums_that_follow_the_search(admin, see):
     see(part.locator("[data-part=requests]")).to_have_text("8")
     assert kept(admin, "CSV", "usage.csv").decode().splitlines()[1].startswith("2026-11-02,lab,disc,5")
     check_page(admin)
+
+
+AT = 1_800_000_000  # a time, seconds
+RUNNING = {"id": "a", "status": "running", "progress": 0.25, "started": AT}
+ENDED = [{"service": "s", "status": "succeeded", "finished": AT - ago} for ago in (30, 20, 10)]
+QUEUED = {"id": "q", "service": "s", "status": "queued", "position": 2}
+
+
+ESTIMATES = [
+    ([(RUNNING, 10)], [], 30),  # a quarter in ten seconds
+    ([(RUNNING, 10), (RUNNING, 25)], [], 15),  # it counts down between two steps
+    ([(RUNNING, 10), (RUNNING, 45)], [], None),  # and is silent when the job takes longer than expected
+    ([(RUNNING, 10), ({**RUNNING, "progress": 0.5}, 50)], [], 50),
+    ([({**RUNNING, "progress": 0.001}, 600)], [], None),
+    ([(RUNNING, 1)], [], None),
+    ([(RUNNING, -500)], [], None),  # a clock that is wrong
+    ([({**RUNNING, "progress": 0.02}, 86_400)], [], None),  # two months
+    ([({**RUNNING, "progress": 1}, 60)], [], None),
+    ([({**RUNNING, "started": None}, 60)], [], None),
+    ([(QUEUED, 0)], ENDED, 30),  # the third place at ten seconds a job
+    ([(QUEUED, 0)], ENDED[:2], None),
+    ([({**QUEUED, "position": None}, 0)], ENDED, None),
+    ([({**QUEUED, "service": "other"}, 0)], ENDED, None),
+    ([(QUEUED, 7200)], ENDED, None),
+]
+"""Sightings of a job, each so many seconds after `AT`; other jobs; the estimate of the last sighting in seconds."""
+
+
+def test_the_time_that_a_job_takes_is_told_where_it_can_be_known(page):
+    def dated(one):
+        times = {name: one[name] for name in ("started", "finished") if one.get(name)}
+        return one | {name: datetime.fromtimestamp(at, UTC).isoformat() for name, at in times.items()}
+
+    page.goto("/console/jobs")
+    cases = [
+        [[[dated(job) | {"id": f"{place}"}, (AT + after) * 1000] for job, after in sightings], [*map(dated, others)]]
+        for place, (sightings, others, _) in enumerate(ESTIMATES)
+    ]
+    found = page.evaluate(
+        """async cases => {
+            const { estimateEnd, estimateStart } = await import('/console/static/js/eta.js');
+            const estimate = (others, [job, now]) => estimateEnd(job, now) ?? estimateStart(job, others, now);
+            return cases.map(([steps, others]) => steps.map(step => estimate(others, step)).at(-1));
+        }""",
+        cases,
+    )
+    assert found == [told for *_, told in ESTIMATES]
+
+
+def test_the_list_and_the_tray_tell_it(page, see):
+    facts = {"path": "/v1/segment", "service": "s", "attempts": 1, "dead": False, "note": None, "position": None}
+    began = datetime.now(UTC) - timedelta(minutes=1)
+    job = {
+        **facts,
+        "id": "a",
+        "status": "running",
+        "progress": 0.25,
+        "created": f"{began:%FT%TZ}",
+        "started": f"{began:%FT%TZ}",
+    }
+    page.route("**/v1/jobs", lambda route: route.fulfill(json={"jobs": [job]}))
+    events = f"data: {json.dumps(job)}\n\n"
+    page.route("**/v1/jobs/a/events", lambda route: route.fulfill(body=events, content_type="text/event-stream"))
+    page.goto("/console/jobs")
+    see(page.locator("[data-job=a]")).to_contain_text(
+        re.compile(r"Running · 25 % · about (2 min 5\d|3 min 0\d) s left")
+    )
+    page.get_by_role("button", name="Jobs").click()
+    see(page.locator(".tray-job")).to_contain_text(re.compile(r"Running · about (2 min 5\d|3 min 0\d) s left"))

@@ -10,6 +10,7 @@ from PIL import Image
 
 from services.gateway.tests.browsing import MARKS, check_page, drawn, kept
 from services.gateway.tests.stub_service import photograph
+from tests.harness.waiting import wait_until
 
 pytestmark = MARKS
 
@@ -134,8 +135,8 @@ def test_findings_are_chosen_judged_by_key_and_exported(page, see):
     page.keyboard.press("j")
     page.keyboard.press("x")
     lines = kept(page, "Findings as CSV", "a.findings.csv").decode().splitlines()
-    assert lines[0] == "file,region,area,x1,y1,x2,y2,probability,verdict"
-    assert [line.split(",")[0] + line.split(",")[-1] for line in lines[1:]] == ["a.jpgaccepted", "a.jpgrejected"]
+    assert lines[0] == "file,region,area,x1,y1,x2,y2,probability,verdict,by_hand"
+    assert [line.split(",")[0] + line.split(",")[-2] for line in lines[1:]] == ["a.jpgaccepted", "a.jpgrejected"]
 
 
 def test_the_viewer_zooms_by_key_and_fits_again(page, see):
@@ -208,6 +209,8 @@ def test_the_wipe_uncovers_the_picture_itself(page):
 @pytest.fixture
 def two_models(stage):
     stage.stub.cards["disc-large"]["ready"] = True
+    listed = f"{stage.url}/v1/models"  # the gateway keeps its list for a moment
+    wait_until(lambda: all(one["ready"] for one in httpx2.get(listed).json()["data"]))
     yield
     stage.stub.cards["disc-large"]["ready"] = False
 

@@ -32,6 +32,14 @@ async def test_a_keys_life(admin, tmp_path):
     changed = await admin("PATCH", f"/v1/admin/keys/{key}", {"rate_per_minute": 7, "weight": 2})
     assert (changed.json()["rate_per_minute"], changed.json()["tokens_per_day"]) == (7, 10)
     assert changed.json()["last_used"] is not None
+    own = (await admin("GET", "/v1/usage/limits", key=text)).json()
+    assert (own["tenant"], own["key"], own["scopes"]) == ("alice", key, ["infer"])
+    assert [(one["unit"], one["limit"]) for one in own["limits"]] == [
+        ("requests per minute", 7),
+        ("tokens per day", 10),
+    ]
+    (alice,) = (await admin("GET", "/v1/admin/keys?tenant=alice")).json()["keys"]
+    assert [(one["unit"], one["used"]) for one in alice["use"]] == [("requests per minute", 1), ("tokens per day", 0)]
     rotated = (await admin("POST", f"/v1/admin/keys/{key}/rotate", {"overlap_hours": 1})).json()
     assert (rotated["tenant"], rotated["rate_per_minute"], rotated["weight"]) == ("alice", 7, 2)
     for each in (text, rotated["key"]):

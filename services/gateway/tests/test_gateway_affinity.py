@@ -139,7 +139,7 @@ def test_what_is_beyond_the_bound_goes_to_the_next_in_order_and_comes_back():
 
 def test_a_holder_that_is_gone_is_no_holder():
     balancer, replicas = LoadBalancer(), [Stand("a"), Stand("b"), Stand("c")]
-    balancer.note_holder(held_key("t", "doc"), "b")
+    balancer.remember_affinity(held_key("t", "doc"), "b")
     assert balancer.pick("svc", replicas, held_key("t", "doc")).id == "b"
     left = [replicas[0], replicas[2]]
     successor = balancer.pick("svc", left, held_key("t", "doc"))

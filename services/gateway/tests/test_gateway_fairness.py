@@ -299,7 +299,7 @@ async def test_places_are_those_of_the_ready_replicas(slots, capacity, share):
     registry = types.SimpleNamespace(list_ready=lambda service: ready if service == "svc" else [])
     fair = FairQueue(Settings(max_batch_size=4), registry)
     caller = Caller("ann", frozenset(), "k1", KeyLimits(weight=2.5))
-    async with fair.place_of(caller, "svc", soon()):
+    async with fair.slot(caller, "svc", soon()):
         state = fair._services["svc"]
         assert (state.capacity, state.share, state.lines["ann"].weight) == (capacity, share, 2.5)
 
@@ -314,4 +314,4 @@ async def test_a_tenant_that_is_still_served_keeps_its_share(fair, clock):
 
 def test_a_place_is_waited_for_until_the_caller_s_deadline(monkeypatch, fair):
     monkeypatch.setattr(fair, "place", lambda *names, **facts: (*names, facts["deadline"]))
-    assert fair.place_of(Caller("ann", frozenset(), "k1"), "svc", 12.5) == ("svc", "ann", 12.5)
+    assert fair.slot(Caller("ann", frozenset(), "k1"), "svc", 12.5) == ("svc", "ann", 12.5)

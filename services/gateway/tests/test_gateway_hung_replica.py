@@ -12,7 +12,7 @@ import httpx2
 import pytest
 import redis
 
-from fovea.api.replica import LEASE_S, ReplicaRecord, replicas_key
+from fovea.api.replica import HEARTBEAT_TTL_S, ReplicaRecord, replicas_key
 from services.gateway.app import build_gateway
 from services.gateway.grpc.server import serve_grpc
 from services.gateway.routing import replica_registry
@@ -76,13 +76,13 @@ async def test_replicas_whose_records_are_not_renewed_are_asked_and_serve_on(app
     known = registry.list_ready("toy")
     monkeypatch.setattr(registry, "_update_service", lambda *_: None)  # as if no renewal came through
     for replica in known:
-        replica.changed -= LEASE_S - 0.2
+        replica.changed -= HEARTBEAT_TTL_S - 0.2
     await asyncio.sleep(2)
     assert set(registry.list_ready("toy")) == set(known)
     for pid in replicas:
         os.kill(pid, signal.SIGKILL)
     for replica in known:
-        replica.changed -= LEASE_S
+        replica.changed -= HEARTBEAT_TTL_S
     await asyncio.sleep(1)
     assert registry.list_ready("toy") == []
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis
 
-from fovea.api.replica import LEASE_S, ReplicaRecord, replicas_key
+from fovea.api.replica import HEARTBEAT_TTL_S, ReplicaRecord, replicas_key
 from services.gateway.routing import replica_registry
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.settings import Settings
@@ -65,7 +65,7 @@ async def test_a_replica_that_is_not_ready_is_alive_but_not_chosen(redis_url, re
 async def test_silence_ends_a_replica_and_its_routes_stay_known(redis_url, registry, clock):
     announce(redis_url)
     await registry.poll_redis()
-    clock.advance(LEASE_S - 0.1)
+    clock.advance(HEARTBEAT_TTL_S - 0.1)
     await registry.poll_redis()
     assert registry.pick("svc").id == "r1"
     clock.advance(0.2)
@@ -92,10 +92,10 @@ async def test_a_starved_replica_keeps_its_place_as_long_as_it_answers(redis_url
         await registry.poll_redis()
         await asyncio.sleep(0)
         assert registry.pick("svc").id == "r1"
-        clock.advance(LEASE_S / 3)
+        clock.advance(HEARTBEAT_TTL_S / 3)
     assert set(asked) == {"r1"}
     starved.clear()
-    clock.advance(LEASE_S)
+    clock.advance(HEARTBEAT_TTL_S)
     await registry.poll_redis()
     await asyncio.sleep(0)
     assert registry.pick("svc") is None
@@ -133,7 +133,7 @@ async def test_a_clock_that_is_ahead_or_behind_does_not_kill_a_replica(redis_url
         announce(redis_url, "behind", seen=time.time() - 3600 + turn)
         announce(redis_url, "ahead", seen=time.time() + 3600 + turn)
         await registry.poll_redis()
-        clock.advance(LEASE_S / 2)
+        clock.advance(HEARTBEAT_TTL_S / 2)
     assert {t.id for t in registry.list_ready("svc")} == {"behind", "ahead"}
 
 
@@ -160,11 +160,11 @@ async def test_the_last_known_replicas_stand_while_redis_is_away_and_for_a_lease
     registry = ReplicaRegistry(Settings(redis_url=own_redis.url, enabled_services="svc"))
     announce(own_redis.url, "gone")
     await registry.poll_redis()
-    clock.advance(LEASE_S + 0.1)
+    clock.advance(HEARTBEAT_TTL_S + 0.1)
     announce(own_redis.url, "r1", seen=clock.time())
     await registry.poll_redis()
     own_redis.kill()
-    clock.advance(LEASE_S + 0.1)
+    clock.advance(HEARTBEAT_TTL_S + 0.1)
     await registry.poll_redis()
     assert registry.redis_up is False
     assert [t.id for t in registry.list_ready("svc")] == ["r1"]
@@ -174,7 +174,7 @@ async def test_the_last_known_replicas_stand_while_redis_is_away_and_for_a_lease
     await registry.poll_redis()
     assert registry.redis_up is True
     assert [t.id for t in registry.list_ready("svc")] == ["r1"]
-    clock.advance(LEASE_S - 0.1)
+    clock.advance(HEARTBEAT_TTL_S - 0.1)
     await registry.poll_redis()
     assert [t.id for t in registry.list_ready("svc")] == ["r1"]
     clock.advance(0.2)

@@ -15,7 +15,7 @@ from shared.lm.attention import DenseAttention, causal_mask, patterns, scores, s
 from shared.lm.cache import KVCache
 from shared.lm.decoder import Decoder
 
-RowVisitor = Callable[[int, int, Tensor], None]
+AttentionRowCallback = Callable[[int, int, Tensor], None]
 """`visit(layer, start, rows)`: rows [B,H,t,S] of the queries from position `start` on; S ends with the last of them."""
 
 
@@ -24,7 +24,7 @@ class RowCapturingAttention:
 
     def __init__(
         self,
-        visit: RowVisitor,
+        visit: AttentionRowCallback,
         *,
         layers: Collection[int] | None = None,
         since: int = 0,
@@ -46,7 +46,7 @@ class RowCapturingAttention:
         self._dense = DenseAttention(cache, windows=windows)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
-        """Mix values; see `shared.lm.attention.AttentionSeam`."""
+        """Mix values; see `shared.lm.attention.AttentionFn`."""
         keys, values = self._dense.remember(layer, k, v, offset)
         window = self._dense.window(layer)
         if self._layers is None or layer in self._layers:
@@ -72,7 +72,7 @@ class ColumnMaskedAttention:
         self._dense = DenseAttention(windows=windows)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
-        """Mix values; see `shared.lm.attention.AttentionSeam`."""
+        """Mix values; see `shared.lm.attention.AttentionFn`."""
         keys, values = self._dense.remember(layer, k, v, offset)
         window = self._dense.window(layer)
         z = sdpa(q, keys, values, window=window)
@@ -91,7 +91,9 @@ class ColumnMaskedAttention:
 
 
 @torch.no_grad()
-def visit_patterns(model: Decoder, ids: Tensor, visit: RowVisitor, *, layers: Collection[int] | None = None) -> Tensor:
+def visit_patterns(
+    model: Decoder, ids: Tensor, visit: AttentionRowCallback, *, layers: Collection[int] | None = None
+) -> Tensor:
     """Run `ids` [B,T] once and pass all pattern rows to `visit`; return the logits of the last position [B,1,V]."""
     attend = RowCapturingAttention(visit, layers=layers, windows=model.config.windows)
     logits: Tensor = model(ids, attend=attend, keep=1)

@@ -42,7 +42,7 @@ class SimplifiedAttention:
         self._earlier: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
-        """Mix values; see `shared.lm.attention.AttentionSeam`."""
+        """Mix values; see `shared.lm.attention.AttentionFn`."""
         keys, values = self._dense.remember(layer, k, v, offset)
         if self._kind == "earlier":
             self._earlier[layer] = (q, keys)

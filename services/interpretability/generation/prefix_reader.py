@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from services.interpretability.attention.pattern_capture import RowCapturingAttention, RowVisitor
+from services.interpretability.attention.pattern_capture import AttentionRowCallback, RowCapturingAttention
 from services.interpretability.core.studied_model import StudiedModel
 from shared.lm.attention import DenseAttention, sdpa
 
@@ -47,7 +47,7 @@ class PrefixReader:
         self._cached_ids: list[int] = []
 
     @torch.no_grad()
-    def read(self, ids: Sequence[int], rows: int, visit: RowVisitor) -> Tensor:
+    def read(self, ids: Sequence[int], rows: int, visit: AttentionRowCallback) -> Tensor:
         """Read a text, visit the pattern rows of its last `rows` tokens and return their logits [1,rows,V]."""
         subject, model, ops = self.subject, self.subject.model, self.subject.ops
         windows = model.config.windows

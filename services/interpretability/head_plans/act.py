@@ -146,7 +146,7 @@ class _CalibratedAttention:
         self._rule, self._heads = rule, heads
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
-        """Mix values; see `shared.lm.attention.AttentionSeam`."""
+        """Mix values; see `shared.lm.attention.AttentionFn`."""
         keys, values = k.transpose(1, 2), v.transpose(1, 2)
         z, group = sdpa(q, keys, values), q.shape[2] // keys.shape[1]
         calibrated = [(row, head) for row, heads in enumerate(self._heads) for l, head in heads if l == layer]

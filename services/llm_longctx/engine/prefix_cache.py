@@ -58,7 +58,7 @@ class PrefixCache:
         if not s.policy.method.supports.prefix_reuse or request.boundaries is not None:
             return 0
         ids = request.prompt_ids
-        limit = len(ids) - max(s.policy.method.unread_tokens, 1)
+        limit = len(ids) - max(s.policy.method.min_uncached_tokens, 1)
         if request.score_prompt:
             limit = min(limit, request.score_from - 1)
         if request.taps is not None:

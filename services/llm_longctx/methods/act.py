@@ -16,7 +16,7 @@ from torch import Tensor
 from fovea.errors import InvalidOption
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference, Supports
 from services.llm_longctx.methods.core.hook_inputs import AttentionOutput, CacheView
-from services.llm_longctx.methods.core.hook_results import Heads
+from services.llm_longctx.methods.core.hook_results import HeadRoles
 from services.llm_longctx.methods.core.oracle import attention_weights, causal_mask, repeat_kv
 from shared.lm.attention_math import calibrate, calibrate_mixed, column_mean, excuse_sink
 from shared.lm.config import DecoderConfig
@@ -84,7 +84,7 @@ class Act(AttentionMethod):
         extras = {"column_mean": means, "sinks": [s.tolist() for s in sinks]}
         return Reference(torch.stack(maps) @ repeat_kv(v, H), mask.expand(H, *mask.shape), extras)
 
-    def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
+    def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> HeadRoles:
         """Calibrated heads by the knob or the plan.
 
         Raises:
@@ -100,7 +100,7 @@ class Act(AttentionMethod):
         if wrong:
             detail = f"There is no head {wrong[0]}: this model has {config.layers} layers of {config.heads} heads."
             raise InvalidOption(detail, field="longctx.heads")
-        return Heads(calibrated=frozenset((int(layer), int(head)) for layer, head in pairs))
+        return HeadRoles(calibrated=frozenset((int(layer), int(head)) for layer, head in pairs))
 
     def epilogue(self, view: AttentionOutput) -> tuple[Tensor, object]:
         out, group = view.out.clone(), view.q.shape[0] // len(view.heads)

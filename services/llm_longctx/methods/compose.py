@@ -24,7 +24,14 @@ from services.llm_longctx.methods.core.hook_inputs import (
     Replay,
     ReplayView,
 )
-from services.llm_longctx.methods.core.hook_results import CacheUpdate, DecodePlan, Footprint, Heads, Pages, PrefillPlan
+from services.llm_longctx.methods.core.hook_results import (
+    CacheUpdate,
+    DecodePlan,
+    Footprint,
+    HeadRoles,
+    Pages,
+    PrefillPlan,
+)
 from services.llm_longctx.methods.core.registry import method
 from services.llm_longctx.methods.dense import DenseMethod
 from shared.lm.config import DecoderConfig
@@ -82,8 +89,8 @@ class Composed(AttentionMethod):
         return self.heads.cut_at_end
 
     @property
-    def unread_tokens(self) -> int:
-        return max(p.unread_tokens for p in self._parts)
+    def min_uncached_tokens(self) -> int:
+        return max(p.min_uncached_tokens for p in self._parts)
 
     @property
     def shares_layer_budget(self) -> bool:
@@ -117,10 +124,10 @@ class Composed(AttentionMethod):
         parts = ("prefill", self.prefill), ("decode", self.decode), ("heads", self.heads)
         return self.model_copy(update={name: part.bind(plan) for name, part in parts})
 
-    def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
+    def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> HeadRoles:
         return self.heads.head_plan(config, plan)
 
-    def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
+    def estimate(self, config: DecoderConfig, heads: HeadRoles, prompt: int, new: int) -> Footprint:
         held = self.heads.estimate(config, heads, prompt, new)
         copies = self.decode.estimate(config, heads, prompt, new)
         if copies.compact is None:

@@ -17,7 +17,7 @@ from services.llm_longctx.methods.core.hook_results import (
     CacheUpdate,
     Dense,
     Footprint,
-    Heads,
+    HeadRoles,
     PrefillPlan,
     RetentionPolicy,
     WindowSink,
@@ -83,7 +83,7 @@ class Duo(AttentionMethod):
             out = share * dense + (1 - share) * streaming
         return Reference(out, mask.expand(H, N, N), {"streaming": streaming, "dense": dense})
 
-    def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
+    def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> HeadRoles:
         return resolve_heads(self.name, config, plan, self.roles, self.share)
 
     def prefill_plan(self, chunk: Chunk) -> PrefillPlan:
@@ -97,7 +97,7 @@ class Duo(AttentionMethod):
         }
         return CacheUpdate(retain=kept, memo=view.memo)
 
-    def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
+    def estimate(self, config: DecoderConfig, heads: HeadRoles, prompt: int, new: int) -> Footprint:
         return Footprint(entries_by_role(heads, config, prompt + new, self._cut(prompt + new)))
 
     def fit(self, entries: int, config: DecoderConfig, plan: HeadPlan | None, prompt: int, new: int) -> AttentionMethod:

@@ -16,7 +16,7 @@ from fovea.errors import InvalidOption
 from services.llm_longctx.methods.core.attention_method import AttentionMethod
 from services.llm_longctx.methods.core.eviction.method import EvictionMethod
 from services.llm_longctx.methods.core.hook_inputs import ReadTokens, ScoringView
-from services.llm_longctx.methods.core.hook_results import Footprint, Heads
+from services.llm_longctx.methods.core.hook_results import Footprint, HeadRoles
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 from shared.lm.host_transfer import take_rows, to_device
@@ -80,7 +80,7 @@ class KvZap(EvictionMethod):
     def pyramid_window(self) -> int:
         return self.window
 
-    def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
+    def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> HeadRoles:
         shapes = {(len(one.bias), len((one.weight_in or one.weight)[0])) for one in self.surrogates}
         if self.surrogates and (len(self.surrogates) != config.layers or shapes != {(config.kv_heads, config.width)}):
             detail = f"surrogates must be {config.layers} maps from {config.width} numbers to {config.kv_heads}."
@@ -124,7 +124,7 @@ class KvZap(EvictionMethod):
             return super().keep_entries(scores, positions, count, norms, tokens)
         return [row >= self.threshold for row in scores]
 
-    def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
+    def estimate(self, config: DecoderConfig, heads: HeadRoles, prompt: int, new: int) -> Footprint:
         if self.threshold is None:
             return super().estimate(config, heads, prompt, new)
         return Footprint(((prompt + new,) * config.kv_heads,) * config.layers, is_bound=True)

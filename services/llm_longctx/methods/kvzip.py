@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from fovea.errors import InvalidOption
-from services.llm_longctx.methods.core.eviction.evidence import split_output
 from services.llm_longctx.methods.core.eviction.method import EvictionMethod
+from services.llm_longctx.methods.core.eviction.scoring_inputs import split_output
 from services.llm_longctx.methods.core.hook_inputs import Replay, ReplayView, ScoringView
-from services.llm_longctx.methods.core.hook_results import Heads
+from services.llm_longctx.methods.core.hook_results import HeadRoles
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 from shared.lm.host_transfer import take_rows
@@ -65,7 +65,7 @@ class KvZip(EvictionMethod):
     def needs(self) -> frozenset[str]:
         return super().needs | ({"hidden", "output"} if self.plus else frozenset())
 
-    def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
+    def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> HeadRoles:
         if any(window is not None for window in config.windows or ()):
             detail = "kvzip replays the whole prompt, and layers of this model hold a window of it only."
             raise InvalidOption(detail, hint="Ask for snapkv or expected_attention.", field="longctx.method")

@@ -16,7 +16,7 @@ from fovea.errors import InvalidOption
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
 from services.llm_longctx.methods.core.head_roles import Roles, count_full, entries_by_role, resolve_heads
 from services.llm_longctx.methods.core.hook_inputs import CacheView, PostPrefillView
-from services.llm_longctx.methods.core.hook_results import CacheUpdate, Footprint, Heads, RetentionPolicy, Virtual
+from services.llm_longctx.methods.core.hook_results import CacheUpdate, Footprint, HeadRoles, RetentionPolicy, Virtual
 from services.llm_longctx.methods.core.oracle import attention_weights, repeat_kv
 from services.llm_longctx.methods.core.sparsity_claims import build_method_claim
 from shared.lm.config import DecoderConfig
@@ -107,7 +107,7 @@ class Razor(AttentionMethod):
                 gone.append(window[0])
         return Reference(torch.cat(rows, 1), mask)
 
-    def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
+    def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> HeadRoles:
         return resolve_heads(self.name, config, plan, self.roles, None)
 
     def after_prefill(self, view: PostPrefillView) -> CacheUpdate:
@@ -129,7 +129,7 @@ class Razor(AttentionMethod):
         }
         return CacheUpdate(retain=kept, memo=view.memo)
 
-    def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
+    def estimate(self, config: DecoderConfig, heads: HeadRoles, prompt: int, new: int) -> Footprint:
         begin, end = self._dropped(prompt)
         held = prompt - (end - begin) + (end > begin and self._compensates)
         cut = min(prompt + new, self.sink + self._window(prompt) + 1) + self._compensates if self.slide else held + new

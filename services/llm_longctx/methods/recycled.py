@@ -13,7 +13,7 @@ from torch import Tensor
 from fovea.errors import InvalidOption
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
 from services.llm_longctx.methods.core.hook_inputs import DecodeView, PostPrefillView
-from services.llm_longctx.methods.core.hook_results import CacheUpdate, Compact, DecodePlan, Footprint, Heads, Pages
+from services.llm_longctx.methods.core.hook_results import CacheUpdate, Compact, DecodePlan, Footprint, HeadRoles, Pages
 from services.llm_longctx.methods.core.oracle import attention_weights, masked_attention
 from services.llm_longctx.methods.core.sparsity_claims import build_method_claim
 from shared.lm.config import DecoderConfig
@@ -112,7 +112,7 @@ class Recycled(AttentionMethod):
             return self._select(scores, step.q, step.position, [head.positions for head in step.heads])
         return CacheUpdate(compact=self._copies(memo, step.position), memo=memo)
 
-    def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
+    def estimate(self, config: DecoderConfig, heads: HeadRoles, prompt: int, new: int) -> Footprint:
         appended = 0 if self.evict == "lowest" else new if self.similarity is not None else min(self.stride - 1, new)
         # A copy is of what there was at the last full step; those that keep their size grow to it step by step.
         grown = new // self.stride * self.stride if self.similarity is None and self.evict == "none" else new

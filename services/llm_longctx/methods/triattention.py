@@ -15,7 +15,7 @@ from services.llm_longctx.methods.core.attention_method import AttentionMethod
 from services.llm_longctx.methods.core.eviction.method import EvictionMethod
 from services.llm_longctx.methods.core.head_roles import entries_by_role
 from services.llm_longctx.methods.core.hook_inputs import DecodeView, ReadTokens, ScoringView
-from services.llm_longctx.methods.core.hook_results import DecodePlan, Footprint, Heads
+from services.llm_longctx.methods.core.hook_results import DecodePlan, Footprint, HeadRoles
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 from shared.lm.host_transfer import take_rows, to_device
@@ -123,7 +123,7 @@ class TriAttention(EvictionMethod):
     def decode_plan(self, step: DecodeView) -> DecodePlan:
         return DecodePlan(want_scores=self.every is not None and step.number % self.every == 0)
 
-    def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
+    def estimate(self, config: DecoderConfig, heads: HeadRoles, prompt: int, new: int) -> Footprint:
         if not self.protect_prompt:
             return super().estimate(config, heads, prompt, new)
         most = max(self.counts(prompt + new, config.layers)) + (self.every or new)

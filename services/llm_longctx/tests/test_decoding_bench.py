@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadtests.bench.suites.longctx_decoding import PARTS, follow, list_methods, summarize
+from loadtests.bench.suites.longctx_decoding import follow, list_methods, summarize, thin
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.tests.conftest import tiny_decoder
 
@@ -28,7 +28,10 @@ def test_bytes_stay_while_dense_grows_and_the_distance_is_that_of_the_same_token
     else:
         assert max(found.kl) > 1e-4
         assert max(found.kv_bytes[16:]) < 0.6 * found.dense_bytes[-1]
-    rows = list(summarize(name, found))
-    assert len(rows) == PARTS + 2
-    assert sum(row.median for row in rows[:PARTS]) / PARTS == pytest.approx(sum(found.kl) / 72)
-    assert rows[PARTS].ratio == found.kv_bytes[-1] / found.dense_bytes[-1]
+    kl, nbytes, ms = summarize(name, found)
+    assert (kl.median, kl.ratio) == (pytest.approx(sum(found.kl) / 72), sum(found.agreed) / 72)
+    assert kl.low <= kl.median <= kl.high
+    assert nbytes.ratio == found.kv_bytes[-1] / found.dense_bytes[-1]
+    assert min(found.ms[-18:]) <= ms.median <= max(found.ms[-18:])
+    assert [len(curve) for curve in thin(found).values()] == [2] * 5
+    assert thin(found)["kl"][1] == pytest.approx(sum(found.kl[64:]) / 8, rel=1e-3, abs=1e-12)

@@ -45,7 +45,9 @@ class Run:
         self.cache, self.memos, self.cached_tokens = Pages(pool, length, facts["cut"]), ["memo"], 0
         supports = SimpleNamespace(prefix_reuse=facts["reuse"])
         self.policy = SimpleNamespace(
-            method=SimpleNamespace(supports=supports, unread_tokens=facts["unread"], cut_at_end=facts["cut_at_end"]),
+            method=SimpleNamespace(
+                supports=supports, min_uncached_tokens=facts["unread"], cut_at_end=facts["cut_at_end"]
+            ),
             is_chunk_invariant=facts["invariant"],
             fingerprint=lambda *model: f"{facts['print']} {model}",
         )

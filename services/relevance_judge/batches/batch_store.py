@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from fovea.errors import NotFound
 from services.relevance_judge.batches import label_log
 from services.relevance_judge.batches.batch_runner import BatchPlan, StopReason
+from services.relevance_judge.schemas import UNCALIBRATED
 from shared.storage import ObjectStore
 
 Row = dict[str, Any]
@@ -32,12 +33,13 @@ class BatchOut(BaseModel):
     distinct: int = Field(description="Pairs with different texts; each is judged once.")
     graded: int = Field(description="Pairs with a grade, imputed ones included.")
     invalid: int = Field(description="Pairs whose answers held no valid grade.")
+    uncalibrated: int = Field(description="Pairs with a signal and no grade, as no calibration was given.")
     imputed: int
     failed: int = Field(description="Pairs on which the endpoint failed; they are tried again next time.")
     left: int = Field(description="Pairs that were not judged yet.")
     reused: int = Field(description="Pairs whose labels were there before this call.")
     counts: list[int] = Field(description="Labels per grade.")
-    tokens: int = Field(description="Cost of the labels, also those of earlier calls.")
+    tokens: int = Field(description="Of language models, also in earlier calls; 0 for a judge that asks none.")
     cost: float | None
     stopped: StopReason | None = Field(description="Why pairs are left: the budget is spent, or nobody answers.")
     errors: dict[str, int] = Field(description="Failures by their text, most frequent first.")
@@ -111,6 +113,12 @@ def summarise_batch(
     costs = [row["cost"] for row in verdicts if row.get("cost") is not None]
     models = list(dict.fromkeys(row["llm"] for row in verdicts if row.get("llm")))
     notes = list((manifest["options"].get("calibration") or {}).get("warnings", ()))
+    uncalibrated = sum(row["reason"] == UNCALIBRATED for row in verdicts)
+    if uncalibrated:
+        notes.append(
+            f"{manifest['judge']} is not calibrated here: {uncalibrated} pairs have a signal, which orders passages, "
+            "and no grade. `fovea judge calibrate` fits cuts; `fovea judge trust` and `weights` need none."
+        )
     if len(models) > 1:
         notes.append(f"More than one model answered: {', '.join(models)}.")
     url = f"/v1/judge/batches/{manifest['id']}"
@@ -123,7 +131,8 @@ def summarise_batch(
         pairs=len(manifest["pairs"]),
         distinct=len({key for _, _, key in manifest["pairs"]}),
         graded=len(grades),
-        invalid=sum(not row["valid"] for row in verdicts),
+        invalid=sum(not row["valid"] for row in verdicts) - uncalibrated,
+        uncalibrated=uncalibrated,
         imputed=sum("imputed" in row["flags"] for row in verdicts),
         failed=len(failed),
         left=len(manifest["pairs"]) - len(rows),

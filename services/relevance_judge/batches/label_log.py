@@ -1,7 +1,7 @@
 """Log of labels: JSON lines per judge and settings in segments, one line per finished pair.
 
 A line is stored before its label counts, so a crash loses none and a resumed batch asks for none twice; only pairs that
-were under way at the very moment are asked again. One process writes at a time, by a lease.
+were under way at the very moment are asked again. One process writes at a time, by a lock.
 
     <settings>/lines/<begin>-<random>.jsonl     segments of at most `SEGMENT_LINES` lines, by the time they were begun
     <settings>/lease/<number>                   who writes
@@ -19,11 +19,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from shared.registry import CallContext
-from shared.storage import Lease, ObjectStore
+from shared.storage import ObjectLock, ObjectStore
 
 Line = dict[str, Any]
 
-LEASE_POLL_S = 0.1
+LOCK_POLL_S = 0.1
 """Time between two looks at whether another batch of the same judge is done."""
 
 SEGMENT_LINES = 64
@@ -82,7 +82,7 @@ def open_label_log(objects: ObjectStore, run: CallContext) -> Iterator[LabelLog]
         run.progress(0.0, "another batch of the same judge is running")
 
     run.check()
-    with Lease(objects.under("lease"), wait, LEASE_POLL_S):
+    with ObjectLock(objects.under("lease"), wait, LOCK_POLL_S):
         yield LabelLog(objects.under("lines"), read_label_log(objects))
 
 

@@ -13,7 +13,7 @@ from fovea.errors import InvalidOption, NotFound
 from services.relevance_judge.judge import EXAMPLE, NO_GRAPH, PAPER, Judge, apply_calibration
 from services.relevance_judge.metrics.ensembles import NO_VOTE, average, majority, median
 from services.relevance_judge.prompt_template import get_template
-from services.relevance_judge.schemas import EnsembleIn, JudgeIn, Member, Pair, Verdict
+from services.relevance_judge.schemas import UNCALIBRATED, EnsembleIn, JudgeIn, Member, Pair, Verdict
 from shared.registry import CallContext, Card
 from shared.registry.discovery import servables
 
@@ -59,7 +59,7 @@ class Ensemble(Judge[EnsembleIn]):
             facts = _combine_votes(verdicts, request)
         flags = {flag for one in verdicts for flag in one.flags} | {*facts.pop("flags", ())}
         if request.combine == "signals":
-            flags -= {"uncalibrated"} if facts["valid"] else set()
+            flags -= {UNCALIBRATED} if facts["valid"] else set()
         return Verdict(
             **facts,
             votes=[one.grade for one in verdicts],
@@ -104,7 +104,8 @@ def _combine_votes(verdicts: list[Verdict], request: EnsembleIn) -> dict[str, An
     else:
         grade = average(votes, rounding=request.rounding, weights=[one.weight for one in request.members])[0]
     if grade == NO_VOTE:
-        return {"grade": None, "valid": False, "reason": "no_valid_vote"}
+        is_bare = all(one.reason == UNCALIBRATED for one in verdicts)
+        return {"grade": None, "valid": False, "reason": UNCALIBRATED if is_bare else "no_valid_vote"}
     return {"grade": grade, "valid": True}
 
 

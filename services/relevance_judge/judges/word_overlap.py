@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from services.relevance_judge.judge import EXAMPLE, PAPER, Judge, apply_calibration
-from services.relevance_judge.metrics.baselines import overlap, tokenize
+from services.relevance_judge.metrics.baselines import overlap
 from services.relevance_judge.schemas import JudgeIn, Pair, Verdict
 from shared.registry import CallContext, Card, Metric
 
@@ -37,5 +37,4 @@ class WordOverlap(Judge):
         share = overlap(pair.query, {"passage": passage})["passage"]
         facts = apply_calibration(share, request, template.pinned_id, "none")
         cut = ["cut"] if len(passage) < len(pair.passage) else []
-        words = len(tokenize(pair.query)) + len(tokenize(passage))
-        return Verdict(**{**facts, "flags": [*facts["flags"], *cut]}, template=template.pinned_id, tokens=words)
+        return Verdict(**{**facts, "flags": [*facts["flags"], *cut]}, template=template.pinned_id)

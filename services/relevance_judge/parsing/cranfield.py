@@ -1,22 +1,19 @@
-"""Cranfield's form of a test collection: documents and topics in `.I .T .A .B .W` records, and relevance lines.
+"""A public test collection in our own form, from its three files in any of the known forms (`collection_forms`).
 
-The same form holds CISI, MED, CACM and others. Two traps of the Cranfield files are handled and reported: relevance
-lines number the topics by position, while `.I` of the topics skips numbers; and codes rise as relevance falls.
+Two traps of the Cranfield files are handled and reported: relevance lines number the topics by position, while `.I` of
+the topics skips numbers; and codes rise as relevance falls.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fovea.errors import Malformed
+from services.relevance_judge.parsing.collection_forms import parse_records, parse_relevance, plain_id
 
 CRANFIELD_GRADES: Mapping[int, int] = {1: 3, 2: 2, 3: 1, 4: 1, 5: 0}
 """Code of the collection's own readme → grade: complete answer, high relevance, background, minimum interest, none."""
-
-RELEVANT = 2
-"""Grade of a document that is called relevant without saying how much."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +38,9 @@ def parse_collection(
     """Read the three files of a collection.
 
     Args:
-        documents: Records; the text of a passage is its `.T` and `.W`.
-        topics: Records; the text of a topic is its `.W`, or `.T` and `.W`.
-        relevance: Lines `qid docid code`, `qid 0 docid grade` (TREC), or `qid docid 0 0` (relevant, no grade).
+        documents: Records; the text of a passage is its title and text.
+        topics: Records; the text of a topic is its title and text.
+        relevance: Lines `qid docid code`, `qid 0 docid grade` (TREC), `qid docid 0 0` (relevant, no grade), or lists.
         grades: Code → grade of three-field lines; lines of other codes are left out and counted in a note.
 
     Raises:
@@ -52,10 +49,11 @@ def parse_collection(
     notes: list[str] = []
     passages = _texts(documents, "documents", notes)
     queries = _texts(topics, "topics", notes)
-    rows = _relevance_rows(relevance)
+    rows = parse_relevance(relevance)
     if rows and not any(docid in passages for _, docid, _ in rows):
         raise Malformed(f"No relevance line names a document that there is; the first names {rows[0][1]!r}.")
-    names = _topic_names([qid for qid, _, _ in rows], queries, notes)
+    may_count = topics.lstrip("\ufeff\n ").startswith(".I")
+    names = _topic_names([qid for qid, _, _ in rows], queries, notes, may_count=may_count)
     labels: dict[tuple[str, str], int] = {}
     odd: dict[int, int] = {}
     absent: dict[str, int] = {}
@@ -76,32 +74,6 @@ def parse_collection(
     return ImportedCollection(queries, passages, labels, notes)
 
 
-def parse_records(text: str, source: str) -> dict[str, dict[str, str]]:
-    """Records by id: {id: {field letter: text}}.
-
-    Raises:
-        Malformed: There is no `.I` line, or an id comes twice.
-    """
-    records: dict[str, dict[str, list[str]]] = {}
-    lines: list[str] | None = None
-    for number, line in enumerate(text.splitlines(), 1):
-        if start := re.fullmatch(r"\.I\s+(\S+)\s*", line):
-            if start[1] in records:
-                raise Malformed(f"Line {number} of {source}: the id {start[1]} comes again.")
-            records[start[1]], lines = {}, None
-        elif (letter := re.fullmatch(r"\.([A-Z])\s*", line)) and records:
-            lines = next(reversed(records.values())).setdefault(letter[1], [])
-        elif lines is not None:
-            lines.append(line.strip())
-        elif line.strip():
-            raise Malformed(f"Line {number} of {source} stands outside a record; the form is `.I id`, `.W`, text.")
-    if not records:
-        raise Malformed(f"{source} hold no records; the form is `.I id`, `.T`, title, `.W`, text.")
-    return {
-        name: {letter: " ".join(filter(None, part)) for letter, part in one.items()} for name, one in records.items()
-    }
-
-
 def _texts(text: str, source: str, notes: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     empty = []
@@ -117,44 +89,13 @@ def _texts(text: str, source: str, notes: list[str]) -> dict[str, str]:
     return found
 
 
-def _relevance_rows(text: str) -> list[tuple[str, str, int | str]]:
-    """(qid, docid, code) of each line; the code is text where it already is a grade."""
-    rows = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    is_ungraded = all(len(fields) >= 4 and not _number(fields[3]) and not _number(fields[2]) for _, fields in rows)
-    found: list[tuple[str, str, int | str]] = []
-    for number, fields in rows:
-        try:
-            if is_ungraded:
-                found.append((_plain(fields[0]), fields[1], str(RELEVANT)))
-            elif len(fields) == 4:
-                found.append((_plain(fields[0]), fields[2], str(int(fields[3]))))
-            else:
-                qid, docid, code = fields
-                found.append((_plain(qid), docid, int(code)))
-        except ValueError as error:
-            form = "`qid docid code` or `qid 0 docid grade`"
-            raise Malformed(f"Line {number} of the relevance lines is not of the form {form}.") from error
-    return found
-
-
-def _number(text: str) -> float:
-    """The number, or 1 where it is none."""
-    try:
-        return float(text)
-    except ValueError:
-        return 1.0
-
-
-def _plain(qid: str) -> str:
-    return qid.lstrip("0") or qid
-
-
-def _topic_names(used: list[str], queries: dict[str, str], notes: list[str]) -> dict[str, str]:
+def _topic_names(used: list[str], queries: dict[str, str], notes: list[str], *, may_count: bool) -> dict[str, str]:
     """Topic id of each id in the relevance lines: itself, or by position where the topics' own ids skip numbers."""
     ids = list(queries)
-    plain = {_plain(name): name for name in ids}
-    is_consecutive = [_plain(name) for name in ids] == [str(place) for place in range(1, len(ids) + 1)]
-    if not is_consecutive and all(qid.isdecimal() and len(qid) < 10 and 0 < int(qid) <= len(ids) for qid in used):
+    plain = {plain_id(name): name for name in ids}
+    is_consecutive = [plain_id(name) for name in ids] == [str(place) for place in range(1, len(ids) + 1)]
+    is_place = all(qid.isdecimal() and len(qid) < 10 and 0 < int(qid) <= len(ids) for qid in used)
+    if may_count and is_place and not is_consecutive:
         notes.append("The topics' ids skip numbers, so the relevance lines were read as counting topics by position.")
         renamed = {str(place): text for place, text in enumerate(queries.values(), 1)}
         queries.clear()

@@ -12,6 +12,7 @@ from typing import Any
 
 from fovea.errors import Malformed
 from services.relevance_judge.parsing import trec
+from services.relevance_judge.schemas import UNCALIBRATED
 
 MEDIA_TYPES = {"qrels": "text/plain", "jsonl": "application/x-ndjson", "csv": "text/csv"}
 """Form → content type of the response."""
@@ -46,11 +47,13 @@ class LabelSet:
     Attributes:
         labels: {(qid, docid): grade}.
         invalid: Pairs that the judge gave no valid grade, as JSON lines can say.
+        uncalibrated: Number of pairs with a signal and no grade, for want of a calibration.
         tokens, seconds, cost: Sums over the lines that state them.
     """
 
     labels: dict[tuple[str, str], int]
     invalid: list[tuple[str, str]] = field(default_factory=list)
+    uncalibrated: int = 0
     tokens: int = 0
     seconds: float = 0.0
     cost: float | None = None
@@ -68,7 +71,7 @@ def parse_labels(text: str, source: str) -> LabelSet:
     invalid, rows = [], list(_objects(text, source))
     for number, row in rows:
         pair, grade = _pair(row, number, source), row.get("grade")
-        if row.get("valid") is False:
+        if row.get("valid") is False and row.get("reason") != UNCALIBRATED:
             invalid.append(pair)
         if grade is None:
             continue
@@ -81,6 +84,7 @@ def parse_labels(text: str, source: str) -> LabelSet:
     return LabelSet(
         labels,
         invalid,
+        uncalibrated=sum(row.get("reason") == UNCALIBRATED for _, row in rows),
         tokens=sum(int(row["tokens"]) for _, row in rows if _is_number(row.get("tokens"))),
         seconds=sum(float(row["latency_ms"]) for _, row in rows if _is_number(row.get("latency_ms"))) / 1000,
         cost=sum(costs) if costs else None,

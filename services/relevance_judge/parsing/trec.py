@@ -98,12 +98,6 @@ def read_topics(path: str | Path) -> dict[str, str]:
     return topics
 
 
-def write_qrels(path: str | Path, labels: Mapping[tuple[str, str], int]) -> None:
-    """Write labels as qrels, gzipped where the name ends in `.gz`."""
-    raw = format_qrels(labels).encode("utf8")
-    Path(path).write_bytes(gzip.compress(raw, mtime=0) if str(path).endswith(".gz") else raw)
-
-
 def format_qrels(labels: Mapping[tuple[str, str], int]) -> str:
     """Labels as qrels lines."""
     return "".join(f"{query} 0 {passage} {grade}\n" for (query, passage), grade in labels.items())

@@ -60,6 +60,7 @@ class AgreementOut(BaseModel):
     bias_by_grade: list[float | None]
     kappa_by_query: dict[str, float | None]
     invalid: int = Field(description="Pairs that the judge's lines call invalid.")
+    uncalibrated: int = Field(description="Pairs with a signal and no grade, as no calibration was given.")
     invalid_by_grade: list[float | None] = Field(description="Their share per reference grade.")
     bias_by_text: BiasBlock | None = Field(description="Where the texts were judge.")
     disagreements: list[Disagreement] = Field(description=f"The widest first, at most {MAX_DISAGREEMENTS}.")
@@ -75,6 +76,7 @@ def agreement(body: AgreementIn) -> AgreementOut:
         **{**vars(found), "confusion": found.confusion.tolist()},
         kappa_interval=kappa_interval(reference, judge.labels, draws=body.draws, seed=body.seed),
         invalid=len(judge.invalid),
+        uncalibrated=judge.uncalibrated,
         invalid_by_grade=invalid_share(reference, judge.invalid),
         bias_by_text=measure_bias(reference, judge.labels, *texts) if all(texts) else None,
         disagreements=_widest(reference, judge.labels),

@@ -1,6 +1,6 @@
 """`GET /v1/judge/collection`: the graded mini-collection as text, ready to send to the other routes.
 
-`POST /v1/judge/collection` turns a collection of Cranfield's form into the same text. Stores nothing.
+`POST /v1/judge/collection` turns a public test collection into the same text. Stores nothing.
 """
 
 from __future__ import annotations
@@ -50,11 +50,13 @@ def show_collection() -> CollectionOut:
 
 
 class ImportIn(StrictModel):
-    """A collection of Cranfield's form."""
+    """A public test collection in its own form: that of Cranfield, NPL, LISA, TIME, TREC or BEIR."""
 
-    documents: str = Field(description="Records `.I id`, `.T` title, `.W` text.")
-    topics: str = Field(description="Records `.I id`, `.W` text.")
-    relevance: str = Field(description="Lines `qid docid code`, `qid 0 docid grade` or `qid docid 0 0`.")
+    documents: str = Field(description="Records, such as `.I id`, `.T` title, `.W` text.")
+    topics: str = Field(description="Records, such as `.I id`, `.W` text.")
+    relevance: str = Field(
+        description="Lines `qid docid code`, `qid 0 docid grade` or `qid docid 0 0`, or lists of documents."
+    )
     grades: dict[int, int] = Field(
         dict(CRANFIELD_GRADES), description="Code → grade; lines of other codes are left out and counted in the notes."
     )
@@ -76,7 +78,7 @@ class ImportOut(BaseModel):
 
 @router.post("/collection", responses=problems(400, 422))
 def import_collection(body: ImportIn) -> ImportOut:
-    """Turn a collection of Cranfield's form into topics, passages, qrels and a BM25 run."""
+    """Turn a public test collection into topics, passages, qrels and a BM25 run."""
     found = parse_collection(body.documents, body.topics, body.relevance, grades=body.grades)
     index = LexicalIndex(found.passages)
     ranked = {qid: _rank(index, text) for qid, text in found.topics.items()}

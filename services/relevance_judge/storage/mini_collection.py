@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from services.relevance_judge.metrics.baselines import bm25, overlap
 from services.relevance_judge.parsing.label_formats import LabelSet, parse_labels
-from services.relevance_judge.parsing.trec import Runs, format_run, read_qrels, read_runs, read_topics
-
-RANKERS: Mapping[str, Callable[[str, Mapping[str, str]], dict[str, float]]] = {"overlap": overlap, "bm25": bm25}
-"""Lexical rankers whose runs are in `runs/`."""
-
-RUN_DEPTH = 20
+from services.relevance_judge.parsing.trec import Runs, read_qrels, read_runs, read_topics
 
 
 @dataclass(frozen=True)
@@ -60,14 +53,3 @@ def load_mini_runs() -> Runs:
     """The runs of `runs/`."""
     files = sorted((load_mini_collection().folder / "runs").glob("*.trec"))
     return {tag: run for file in files for tag, run in read_runs(file).items()}
-
-
-def build_run(collection: Collection, ranker: str) -> str:
-    """A lexical ranker's run over all passages, as TREC lines: what scores above 0, at most `RUN_DEPTH` per query."""
-    ranked = {}
-    for query, text in collection.topics.items():
-        scores = RANKERS[ranker](text, collection.passages)
-        best = sorted((name for name in scores if scores[name] > 0), reverse=True)
-        best.sort(key=lambda name: scores[name], reverse=True)
-        ranked[query] = [(name, scores[name]) for name in best[:RUN_DEPTH]]
-    return format_run(ranked, ranker)

@@ -285,9 +285,22 @@ def test_texts_come_as_tabbed_or_json_lines():
         pair_selection.parse_texts("only-an-id\n", "topics")
 
 
-def test_a_judge_that_asks_no_model_needs_no_endpoint(tmp_path):
+def test_a_judge_that_asks_no_model_needs_no_endpoint_and_an_uncalibrated_one_is_not_called_invalid(tmp_path):
     with serve_judges(tmp_path, {"word-overlap": WordOverlap}, judge_base_url="http://127.0.0.1:9") as client:
         body = {"model": "word-overlap", "topics": TOPICS, "passages": PASSAGES}
         answer = client.post("/v1/judge/batches", json=body)
         assert answer.status_code == 200, answer.text
-        assert (answer.json()["pairs"], answer.json()["failed"]) == (10, 0)
+        found = answer.json()
+        again = client.post(
+            "/v1/judge/batches",
+            json={
+                **body,
+                "options": {"calibration": {**WordOverlap.card.example["calibration"], "cuts": [0.1, 0.3, 0.6]}},
+            },
+        ).json()
+        labels = {"reference": "1 0 p0 2\n", "judge": client.get(found["files"]["jsonl"]).text}
+        report = client.post("/v1/judge/agreement", json=labels).json()
+    assert (found["pairs"], found["failed"], found["uncalibrated"], found["invalid"]) == (10, 0, 10, 0)
+    assert (found["tokens"], "not calibrated" in found["notes"][0]) == (0, True)
+    assert (report["uncalibrated"], report["invalid"], report["invalid_by_grade"][2]) == (10, 0, 0.0)
+    assert (again["uncalibrated"], again["graded"], again["notes"]) == (0, 10, [])

@@ -151,8 +151,9 @@ def test_an_ensemble_shows_its_votes_and_leaves_invalid_ones_out():
     found = _one(Ensemble(FakeModel(say).client()), retries=0)
     (verdict,) = found.results
     assert (verdict.grade, verdict.votes, found.invalid, verdict.template.count("@")) == (3, [3, 3, None], 0, 3)
-    (verdict,) = _one(Ensemble(FakeModel(lambda _: "?").client()), retries=0).results
-    assert (verdict.grade, verdict.valid, verdict.reason) == (None, False, "no_valid_vote")
+    for members, reason in ((("direct", "words"), "no_valid_vote"), (("word-overlap",), "uncalibrated")):
+        (verdict,) = _one(Ensemble(FakeModel(lambda _: "?").client()), retries=0, members=members).results
+        assert (verdict.grade, verdict.valid, verdict.reason) == (None, False, reason)
 
 
 def test_an_endpoint_that_nobody_serves_is_not_ready():

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtests.mini_judgements import RANKERS, build_run
 from services.relevance_judge.metrics.baselines import bm25, overlap, tokenize
 from services.relevance_judge.parsing.trec import read_runs
-from services.relevance_judge.storage.mini_collection import RANKERS, build_run, load_mini_collection
+from services.relevance_judge.storage.mini_collection import load_mini_collection
 
 MINI = load_mini_collection()
 

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loadtests.mini_judgements import measure_judge
 from services.relevance_judge import embeddings
 from services.relevance_judge.chat_client import ChatClient
 from services.relevance_judge.embeddings import cosines, load_embedder, split_windows
-from services.relevance_judge.evaluate import measure_judge
 from services.relevance_judge.judge import Judge
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
 from services.relevance_judge.judges.similarity import Similarity
@@ -26,6 +26,7 @@ MINI = load_mini_collection()
 def _small_embedder_alone(monkeypatch):
     """Whatever is packed into this environment: recorded signals are those of the small embedder."""
     monkeypatch.setattr(embeddings, "bundled_embedder", lambda name: name == MINILM)
+    monkeypatch.setattr(embeddings, "_RECENT", embeddings._RecentVectors())
 
 
 def verdicts(judge: Judge, qid: str) -> dict[tuple[str, str], Any]:
@@ -40,7 +41,7 @@ def verdicts(judge: Judge, qid: str) -> dict[tuple[str, str], Any]:
 def test_recorded_verdicts_are_what_the_card_says_and_beat_overlap_by_far(judge, recorded):
     rows = parse_signals((MINI.folder / "judgements" / f"{recorded}.jsonl").read_text(), recorded).rows
     found = measure_judge(rows, MINI)
-    for metric in judge.card.metrics:
+    for metric in (one for one in judge.card.metrics if "synthetic" in one.data):
         assert metric.ours == pytest.approx(found[metric.name], abs=6e-4), metric.name
     assert (found["pair_order"] or 0) > WordOverlap.card.metrics[0].ours + 0.1
 
@@ -55,7 +56,7 @@ def test_the_embedder_itself_gives_the_recorded_signals():
 def test_a_long_passage_counts_by_its_nearest_window():
     query, answer = "why is the sky blue", "The sky is blue because air scatters short waves of light most."
     filler = "The accounts of the village were read aloud, and nobody objected to any of them. " * 20
-    plain, buried = (cosines(query, [text])[0][0] for text in (filler * 2, f"{filler}{answer} {filler}"))
+    plain, buried = (cosines(query, [text])[0] for text in (filler * 2, f"{filler}{answer} {filler}"))
     assert len(split_windows(filler * 2, load_embedder())) > 2
     assert " ".join(split_windows(answer, load_embedder())) == answer
     assert buried > plain + 0.2
@@ -81,10 +82,29 @@ def test_two_embedders_judge_together_and_the_larger_counts_twice(monkeypatch):
     both = {MPNET: FixedVectors({"q": 0, "a": 60, "b": 0}), MINILM: FixedVectors({"q": 0, "a": 0, "b": 90})}
     monkeypatch.setattr(embeddings, "bundled_embedder", lambda name: name in both)
     monkeypatch.setattr(embeddings, "load_embedder", both.get)
-    found = cosines("q", ["a", "b"])
-    assert [value for value, _ in found] == pytest.approx([(2 * 0.5 + 1) / 3, 2 / 3])
-    assert [tokens for _, tokens in found] == [12, 12]
+    assert cosines("q", ["a", "b"]) == pytest.approx([(2 * 0.5 + 1) / 3, 2 / 3])
     assert list(embeddings.judging_embedders()) == [MPNET, MINILM]
+
+
+def test_a_passage_of_two_topics_is_embedded_once_while_its_vectors_are_among_the_last(monkeypatch):
+    read: list[str] = []
+
+    class Counting(FixedVectors):
+        def embed(self, texts: list[str]) -> np.ndarray:
+            read.extend(texts)
+            return super().embed(texts)
+
+    one = Counting({"q": 0, "r": 90, "a": 30, "b": 60, "c": 90})
+    monkeypatch.setattr(embeddings, "load_embedder", lambda _name: one)
+    monkeypatch.setattr(embeddings, "MAX_RECENT_WINDOWS", 2)
+    first, second = cosines("q", ["a", "b", "a"]), cosines("r", ["b"])
+    assert first == pytest.approx([np.cos(np.pi / 6), 0.5, np.cos(np.pi / 6)])
+    assert second == pytest.approx([np.cos(np.pi / 6)])
+    assert sorted(read) == ["a", "b", "q", "r"]
+    cosines("q", ["c"])
+    cosines("q", ["b", "a"])
+    assert read.count("a") == 2
+    assert read.count("b") == 1
 
 
 def test_windows_cover_every_word():

@@ -64,6 +64,12 @@ def test_a_variant_that_the_weights_did_not_learn_is_said_to_be_one(served):
     assert "trained as paper" in restored(served, photo(), variant="released").notes[0]
 
 
+def test_its_details_are_what_an_option_left_out_stands_for(served):
+    answer, defaults = restored(served, photo()), served.details()["defaults"]
+    named = restored(served, photo(), variant=defaults["variant"], tile_context=defaults["tile_context"])
+    assert (named.variant, named.restored) == (answer.variant, answer.restored)
+
+
 def test_progress_is_told_per_tile_and_over_the_batch(served):
     told: list[tuple[float, str | None]] = []
     request = RestoreIn(image=encode(photo(150, 60)), **PIECES)

@@ -151,7 +151,7 @@ class Machine(RuleBasedStateMachine):
         return None
 
     @precondition(lambda self: any(delivery.id in self.jobs for delivery in self.deliveries))
-    @rule(data=st.data(), how=st.sampled_from(["succeed", "fail", "again", "hand_back", "progress", "renew"]))
+    @rule(data=st.data(), how=st.sampled_from(["succeed", "fail", "again", "release", "progress", "renew"]))
     def write(self, data: st.DataObject, how: str) -> None:
         known = [delivery for delivery in self.deliveries if delivery.id in self.jobs]
         delivery = data.draw(st.sampled_from(known), label="delivery")
@@ -180,7 +180,7 @@ class Machine(RuleBasedStateMachine):
             self.enqueue(job, job.level)
             job.delayed = True
 
-    def hand_back(self, delivery: Delivery, job: Expected, mine: bool) -> None:
+    def release(self, delivery: Delivery, job: Expected, mine: bool) -> None:
         self.run(self.inbox.release(delivery))
         if mine:
             job.tries -= 1

@@ -262,7 +262,7 @@ async def test_what_is_asked_of_redis_names_worker_attempt_and_limits(job_settin
         ("again", *one.key, *limits, 1500, problem),
         ("fail", *one.key, ttl_ms, 2, codec.encode_problem(answer), *codec.encode_answer(answer), "answer", b"no"),
         ("fail", *one.key, ttl_ms, 0, problem),
-        ("hand_back", *one.key),
+        ("release", *one.key),
         ("leave", *who),
     ]
 

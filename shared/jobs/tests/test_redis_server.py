@@ -30,14 +30,14 @@ def test_a_given_url_wins(tmp_path, monkeypatch):
 
 def test_a_new_enough_server_on_path_comes_next(tmp_path, monkeypatch):
     fake_server(tmp_path, "redis-server", "7.0.15")
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    monkeypatch.setenv("PATH", str(tmp_path))
     assert find_redis(Settings()) == room.RedisSource("system", str(tmp_path / "redis-server"))
     assert "7.0.15 on PATH" in describe_redis(Settings())
 
 
 def test_an_old_server_on_path_is_passed_over_for_the_embedded_one(tmp_path, monkeypatch):
     fake_server(tmp_path, "redis-server", "6.0.16")
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    monkeypatch.setenv("PATH", str(tmp_path))
     found = find_redis(Settings())
     assert found.kind == "embedded"
     assert os.access(found.where, os.X_OK)

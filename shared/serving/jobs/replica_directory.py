@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from fovea.api.replica import LEASE_S, RENEW_S, WANTED_S, ReplicaRecord, replicas_key, wanted_key
+from fovea.api.replica import HEARTBEAT_TTL_S, RENEW_S, WANTED_S, ReplicaRecord, replicas_key, wanted_key
 from shared.jobs.redis_connection import open_async_redis
 
-_SILENT_S = 2 * LEASE_S
+_SILENT_S = 2 * HEARTBEAT_TTL_S
 """Silence after which a replica that still holds a job hangs; a busy one may renew its record late."""
 
 _AVOID_S = 2.0
@@ -47,7 +47,7 @@ class ReplicaDirectory:
             record
             for record in (await self.read()).values()
             if record.ready and record.version == self._version
-            if now - self._moved[record.id][1] < LEASE_S and now >= self._avoided.get(record.id, 0.0)
+            if now - self._moved[record.id][1] < HEARTBEAT_TTL_S and now >= self._avoided.get(record.id, 0.0)
         ]
         return min(ready, key=lambda record: self._busy[record.id], default=None)
 

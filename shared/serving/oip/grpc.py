@@ -28,7 +28,7 @@ from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.oip import build_answer, check_outputs
 from shared.rpc.oip_proto import decode_request, encode_answer
 from shared.rpc.protobuf_fields import iterate_fields
-from shared.serving.gateway_only import GatewayOnlyInterceptor
+from shared.serving.auth_guard import GatewayOnlyInterceptor
 from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error
 from shared.serving.oip import metadata

@@ -12,8 +12,8 @@ import httpx2
 import pytest
 import redis
 
-from fovea.api.replica import LEASE_S, ReplicaRecord, replicas_key
-from shared.serving.up import reaper
+from fovea.api.replica import HEARTBEAT_TTL_S, ReplicaRecord, replicas_key
+from shared.serving.up import orphan_cleanup
 from shared.settings import environment
 from tests.harness.waiting import wait_until
 
@@ -56,18 +56,18 @@ def cluster(redis_url, data_dir):
     driver = subprocess.Popen(command, env=env, start_new_session=True, stdout=subprocess.PIPE, text=True)
     with redis.Redis.from_url(redis_url) as link:
         yield driver, link
-    reaper.end_sessions([driver.pid], 5)
+    orphan_cleanup.end_sessions([driver.pid], 5)
     driver.communicate()
 
 
 def ready(link):
     found = [ReplicaRecord.model_validate_json(value) for value in link.hvals(replicas_key("toy"))]
-    return [replica for replica in found if replica.ready and time.time() - replica.seen < LEASE_S]
+    return [replica for replica in found if replica.ready and time.time() - replica.seen < HEARTBEAT_TTL_S]
 
 
 def listening(session):
     inodes = set()
-    for pid in reaper.session_members(session):
+    for pid in orphan_cleanup.session_members(session):
         folder = f"/proc/{pid}/fd"
         for name in os.listdir(folder):  # noqa: PTH208
             try:
@@ -103,7 +103,7 @@ def test_replicas_are_placed_on_loopback_healed_and_ended(cluster, data_dir):
     assert httpx2.post(f"{third.http}/v1/echo", json={"text": "b"}).json()["text"] == "b"
     driver.terminate()
     assert driver.wait(40) == 0
-    wait_until(lambda: not reaper.session_members(driver.pid), 10)
+    wait_until(lambda: not orphan_cleanup.session_members(driver.pid), 10)
     left = {name.decode() for name in link.hkeys(replicas_key("toy"))}
     assert left == {first.id}  # the others withdrew; the killed one could not
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from shared.serving.up import reaper
+from shared.serving.up import orphan_cleanup
 from shared.settings import environment
 
 _MAX_DEATHS = 5
@@ -62,7 +62,7 @@ class ManagedProcess:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace_s):
                     await self.process.wait()
-        await asyncio.to_thread(reaper.end_sessions, [pid], 0.5)
+        await asyncio.to_thread(orphan_cleanup.end_sessions, [pid], 0.5)
         await self.process.wait()
 
     def log_tail(self) -> str:
@@ -82,14 +82,14 @@ class ProcessGroup:
         self._grace_s = grace_s
         self._all: list[ManagedProcess] = []
         self._reaper = subprocess.Popen(  # noqa: S603  # our own interpreter
-            [sys.executable, "-m", reaper.__name__],
+            [sys.executable, "-m", orphan_cleanup.__name__],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def watch(self, pid: int, *, gone: bool = False) -> None:
-        """Tell the reaper of a session that was started elsewhere, or that has ended."""
+        """Tell the cleanup of a session that was started elsewhere, or that has ended."""
         if self._reaper.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._reaper.stdin.write(f"{'-' if gone else '+'}{pid}\n".encode())
@@ -107,7 +107,7 @@ class ProcessGroup:
         return child
 
     async def stop(self) -> None:
-        """Stop all, the last started first, then the reaper."""
+        """Stop all, the last started first, then the cleanup."""
         while self._all:
             child = self._all.pop()
             async with child.starting:  # never between the start of a process and its registration
@@ -129,7 +129,7 @@ class ProcessGroup:
             code, pid = await child.process.wait(), child.process.pid
             now = time.monotonic()
             deaths = [*(death for death in deaths if now - death < _DEATH_WINDOW_S), now]
-            await asyncio.to_thread(reaper.end_sessions, [pid], 0.0)
+            await asyncio.to_thread(orphan_cleanup.end_sessions, [pid], 0.0)
             self.watch(pid, gone=True)
             if len(deaths) >= _MAX_DEATHS:
                 message = f"{child.name} ended {_MAX_DEATHS} times in a minute. Its last lines:\n{child.log_tail()}"

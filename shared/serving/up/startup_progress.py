@@ -11,7 +11,7 @@ from typing import Any, Literal
 import httpx2
 from redis.exceptions import RedisError
 
-from fovea.api.replica import LEASE_S, ReplicaRecord, replicas_key
+from fovea.api.replica import HEARTBEAT_TTL_S, ReplicaRecord, replicas_key
 from shared.jobs.redis_connection import open_async_redis
 
 _POLL_S = 0.2
@@ -74,7 +74,7 @@ class StartupProgress:
         except (RedisError, OSError):
             return []
         found = [ReplicaRecord.model_validate_json(record) for record in records]
-        living = [replica for replica in found if time.time() - replica.seen < LEASE_S]
+        living = [replica for replica in found if time.time() - replica.seen < HEARTBEAT_TTL_S]
         return sorted(living, key=lambda replica: not replica.ready)
 
     async def _routed(self, client: httpx2.AsyncClient) -> set[str]:

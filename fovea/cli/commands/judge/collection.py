@@ -1,4 +1,4 @@
-"""`fovea judge import`: a collection of Cranfield's form becomes topics, passages, qrels and a BM25 run."""
+"""`fovea judge import`: a public test collection becomes topics, passages, qrels and a BM25 run."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fovea.cli.common_options import Connection
 from fovea.cli.job_progress import run_as_job
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
-from fovea.cli.text_files import read_text
+from fovea.cli.text_files import read_old_text
 from fovea.errors import InvalidOption
 
 
 @expand_options
 def import_collection(
-    documents: Annotated[Path, typer.Argument(help="Documents, records `.I .T .W`; may be .gz.")],
-    topics: Annotated[Path, typer.Argument(help="Topics, records `.I .W`.")],
-    relevance: Annotated[Path, typer.Argument(help="Relevance lines, `qid docid code` or TREC's.")],
+    documents: Annotated[Path, typer.Argument(help="Documents as the collection has them; may be .gz.")],
+    topics: Annotated[Path, typer.Argument(help="Topics as the collection has them.")],
+    relevance: Annotated[Path, typer.Argument(help="Relevance lines or lists.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")],
     others: Annotated[int, typer.Option(help="Label this many of BM25's best unjudged passages per topic as 0.")] = 0,
     grades: Annotated[
@@ -31,11 +31,14 @@ def import_collection(
     *,
     gateway: Connection,
 ) -> None:
-    """Import a collection of Cranfield's form: topics.tsv, passages.jsonl, qrels.txt and a BM25 run."""
+    """Import a public test collection: topics.tsv, passages.jsonl, qrels.txt and a BM25 run.
+
+    The files may have the form of Cranfield, CISI, MED, CACM, ADI, NPL, LISA, TIME, TREC or BEIR.
+    """
+    files = {"documents": documents, "topics": topics, "relevance": relevance}
+    texts = {name: read_old_text(path) for name, path in files.items()}
     body = {
-        "documents": read_text(documents),
-        "topics": read_text(topics),
-        "relevance": read_text(relevance),
+        **{name: text for name, (text, _) in texts.items()},
         "others": others,
         "grades": dict(_parse_grade(pair) for pair in grades) if grades else None,
     }
@@ -47,7 +50,12 @@ def import_collection(
     for field, name in names.items():
         (output / name).write_text(found[field], "utf8")
         screen.note(f"wrote {output / name} ({found[field].count(chr(10))} lines)")
-    for note in found["notes"]:
+    old = [
+        f"{files[name].name} is not UTF-8; it was read as {kind}."
+        for name, (_, kind) in texts.items()
+        if kind != "UTF-8"
+    ]
+    for note in [*old, *found["notes"]]:
         screen.note(f"[yellow]{escape(note)}[/]")
 
 

@@ -261,7 +261,7 @@ def _print_verdict(screen: Screen, judge: str, verdict: dict[str, Any]) -> None:
             "template": verdict["template"],
             "language model": verdict["llm"],
             "calibration": verdict["calibration"],
-            "tokens": verdict["tokens"],
+            "tokens": verdict["tokens"] or None,
             "flags": ", ".join(verdict["flags"]),
             "answer": verdict["answer"],
         }
@@ -279,11 +279,12 @@ def _print_summary(screen: Screen, done: dict[str, Any], output: Path | None) ->
             "language model": ", ".join(done["answered_by"]),
             "pairs": f"{done['pairs']}, {done['graded']} graded ({counts})",
             "invalid": done["invalid"] or None,
+            "not calibrated": f"{done['uncalibrated']} with a signal and no grade" if done["uncalibrated"] else None,
             "failed": done["failed"] or None,
             "left": done["left"] or None,
             "stopped": done["stopped"],
             "labelled before": done["reused"] or None,
-            "tokens": done["tokens"],
+            "tokens": done["tokens"] or None,
             "cost": done["cost"],
             "written": output,
         }

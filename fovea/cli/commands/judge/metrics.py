@@ -58,6 +58,7 @@ def agreement(
             "bias": format_figure(found["bias"]),
             "mean error": format_figure(found["mae"]),
             "invalid": found["invalid"] or None,
+            "not calibrated": f"{found['uncalibrated']} pairs without a grade" if found["uncalibrated"] else None,
         }
     )
     screen.out.print()

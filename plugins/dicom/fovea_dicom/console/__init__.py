@@ -14,6 +14,9 @@ page = Page(
     under="segment",
     icon="card",
     path="/v1/segment/dicom",
+    workbench="workbench.js",
+    opens="DICOM",
+    exports={"dicom-seg": "All as DICOM SEG"},
     gallery=(
         GalleryEntry(
             user="Hospital",

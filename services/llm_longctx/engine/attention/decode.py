@@ -53,7 +53,7 @@ class StepAttention:
         return not self._planning and not self._calibrating
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:  # the seam has it
-        """Mix values; see `shared.lm.attention.AttentionSeam`. T is 1."""
+        """Mix values; see `shared.lm.attention.AttentionFn`. T is 1."""
         (B, _, H, d), G, pool = q.shape, k.shape[2], self.rows.pool
         new_k, new_v = k.reshape(B * G, d), v.reshape(B * G, d)
         slots = self.rows.slots_at(layer)

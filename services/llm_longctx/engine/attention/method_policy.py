@@ -21,7 +21,7 @@ from services.llm_longctx.methods.core.hook_inputs import Chunk, PostPrefillView
 from services.llm_longctx.methods.core.hook_results import (
     CacheUpdate,
     Footprint,
-    Heads,
+    HeadRoles,
     PrefillPlan,
     RetentionPolicy,
     WindowSink,
@@ -70,7 +70,7 @@ class Policy:
 
     method: AttentionMethod
     plan: HeadPlan | None
-    heads: Heads
+    heads: HeadRoles
     full: np.ndarray
     config: DecoderConfig
     layers: tuple[AttentionMethod, ...]

@@ -38,7 +38,7 @@ class ChunkAttention:
         self._is_plain &= not (method.overrides("prefill_plan") or method.overrides("after_prefill"))
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
-        """Mix values; see `shared.lm.attention.AttentionSeam`. The batch is one sequence."""
+        """Mix values; see `shared.lm.attention.AttentionFn`. The batch is one sequence."""
         q, k, v = q[0].transpose(0, 1), k[0].transpose(0, 1), v[0].transpose(0, 1)
         policy, cache, method = self._s.policy, self._s.cache, self._s.policy.layers[layer]
         G = k.shape[0]

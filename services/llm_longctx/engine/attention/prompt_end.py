@@ -38,7 +38,7 @@ class ReplayAttention:
         self._backend = backend
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
-        """Mix values; see `shared.lm.attention.AttentionSeam`. The batch is one sequence."""
+        """Mix values; see `shared.lm.attention.AttentionFn`. The batch is one sequence."""
         s = self._s
         q, k, v = q[0].transpose(0, 1), k[0].transpose(0, 1), v[0].transpose(0, 1)
         keys, values = s.cache.whole_heads(layer, range(k.shape[0]))

@@ -104,7 +104,7 @@ class FixedStep:
         overwrite(self._held, self._words)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:  # the seam has it
-        """Mix values; see `shared.lm.attention.AttentionSeam`. T is 1."""
+        """Mix values; see `shared.lm.attention.AttentionFn`. T is 1."""
         (B, _, H, d), G, pool = q.shape, k.shape[2], self._pool
         pool.keys.index_copy_(0, self._slots[layer], k.reshape(B * G, d))
         pool.values.index_copy_(0, self._slots[layer], v.reshape(B * G, d))

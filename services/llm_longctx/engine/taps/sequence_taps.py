@@ -25,7 +25,7 @@ from services.llm_longctx.engine.taps.request_taps import (
 )
 from services.llm_longctx.engine.taps.token_range import TokenRange
 from services.llm_longctx.kernels import ADDABLE_SITES, Addition
-from shared.lm.activation_names import Extent, parse_site
+from shared.lm.activation_names import SiteScope, parse_site
 from shared.lm.attention import Tap
 from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import take_rows, to_device, to_host
@@ -121,7 +121,7 @@ class ForwardTap:
     ) -> None:
         self._taps, self._state, self._model, self._tokens = taps, state, model, tokens
         self._offset, self._end = offset, offset + len(tokens)
-        extent = Extent(1, len(tokens), offset, more=True, config=model.config)
+        extent = SiteScope(1, len(tokens), offset, more=True, config=model.config)
         captures = taps.request.captures
         self._wanted = {i: at for i in range(len(captures)) if (at := taps.select(i, offset, self._end))}
         edits = [edit for one in taps.request.edits for edit in _place(one, offset, self._end)]

@@ -15,7 +15,7 @@ from services.llm_longctx.kernels.decode_step.pieces import Addition, StepInPiec
 from services.llm_longctx.kernels.decode_step.runs import EntryRuns
 from services.llm_longctx.kernels.native import bindings
 from services.llm_longctx.kernels.quantized_linear.packing import PackedMatrix
-from shared.lm.attention import AttentionSeam, Tap
+from shared.lm.attention import AttentionFn, Tap
 from shared.lm.blocks import Gemma3Block, LlamaBlock
 from shared.lm.decoder import Decoder
 from shared.lm.lora import PLACES, LoraAdapter
@@ -72,7 +72,7 @@ class NativeDecoder:
         self,
         tokens: Sequence[int],
         positions: Sequence[int],
-        attend: AttentionSeam,
+        attend: AttentionFn,
         additions: Sequence[Addition] = (),
         adapters: Sequence[LoraAdapter | None] = (),
     ) -> Tensor:
@@ -86,7 +86,7 @@ class NativeDecoder:
         self,
         token: int,
         position: int,
-        attend: AttentionSeam,
+        attend: AttentionFn,
         runs: EntryRuns | None,
         tap: Tap,
         tapped: frozenset[tuple[str, int]],

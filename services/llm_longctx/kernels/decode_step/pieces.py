@@ -15,7 +15,7 @@ from torch import Tensor
 from services.llm_longctx.kernels.decode_step.low_rank import AdapterTable
 from services.llm_longctx.kernels.decode_step.runs import EntryRuns
 from services.llm_longctx.kernels.native import bindings
-from shared.lm.attention import AttentionSeam, Tap
+from shared.lm.attention import AttentionFn, Tap
 from shared.lm.config import DecoderConfig
 
 _START = -1
@@ -148,7 +148,7 @@ class StepInPieces:
 
 
 def run_tapped(
-    step: StepInPieces, attend: AttentionSeam, tap: Tap, tapped: frozenset[tuple[str, int]], *, is_attending: bool
+    step: StepInPieces, attend: AttentionFn, tap: Tap, tapped: frozenset[tuple[str, int]], *, is_attending: bool
 ) -> None:
     """Run all layers with a tap at the sites `tapped`; `attend` attends where heads are tapped, or everywhere."""
     taps = _Taps(step, tap, tapped)
@@ -179,7 +179,7 @@ def run_tapped(
     taps.edit("final", -1, step.x)
 
 
-def _attend_tapped(step: StepInPieces, layer: int, attend: AttentionSeam, taps: _Taps) -> None:
+def _attend_tapped(step: StepInPieces, layer: int, attend: AttentionFn, taps: _Taps) -> None:
     q, k, v = step.rotate(layer)
     taps.edit("q_rot", layer, q)
     taps.edit("k_rot", layer, k)

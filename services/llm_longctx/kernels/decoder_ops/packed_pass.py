@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from services.llm_longctx.kernels.decoder_ops.cpu_ext import NativeOps
 from services.llm_longctx.kernels.native import bindings
 from services.llm_longctx.kernels.quantized_linear import PackedMatrix
-from shared.lm.attention import AttentionSeam
+from shared.lm.attention import AttentionFn
 from shared.lm.blocks import LlamaBlock, RMSNorm
 from shared.lm.decoder import Decoder
 from shared.lm.rope import Rotation
@@ -53,7 +53,7 @@ class PackedPass:
             return False
         return all(part in packed for block in blocks for part in block.modules() if isinstance(part, nn.Linear))  # type: ignore[attr-defined]  # blocks of this family are modules
 
-    def run(self, ids: Sequence[int], attend: AttentionSeam, offset: int, keep: int | None, ops: NativeOps) -> Tensor:
+    def run(self, ids: Sequence[int], attend: AttentionFn, offset: int, keep: int | None, ops: NativeOps) -> Tensor:
         """Logits [1,keep,V] of tokens at positions `offset` …; see `Decoder.forward`."""
         model, T = self._model, len(ids)
         x = ops.widen(model.model.embed_tokens(torch.tensor(ids)))

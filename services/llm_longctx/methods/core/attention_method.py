@@ -24,7 +24,14 @@ from services.llm_longctx.methods.core.hook_inputs import (
     Replay,
     ReplayView,
 )
-from services.llm_longctx.methods.core.hook_results import CacheUpdate, DecodePlan, Dense, Footprint, Heads, PrefillPlan
+from services.llm_longctx.methods.core.hook_results import (
+    CacheUpdate,
+    DecodePlan,
+    Dense,
+    Footprint,
+    HeadRoles,
+    PrefillPlan,
+)
 from shared.lm.config import DecoderConfig
 from shared.lm.head_plan import HeadPlan
 from shared.sparsity import SparsityClaim
@@ -104,7 +111,7 @@ class AttentionMethod(BaseModel):
         return self.phases
 
     @property
-    def unread_tokens(self) -> int:
+    def min_uncached_tokens(self) -> int:
         """Tokens at a prompt's end that a cached prefix must leave to be read, because their queries are needed."""
         return 1
 
@@ -149,7 +156,7 @@ class AttentionMethod(BaseModel):
         """This method with what a plan holds for it besides roles and heads; called once, before `head_plan`."""
         return self
 
-    def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
+    def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> HeadRoles:
         """Roles and heads from an artefact, validated against the model already. Default: all heads are full.
 
         Called once per sequence; `plan` is the request's or the engine's. Layers with a sliding window of their own
@@ -158,9 +165,9 @@ class AttentionMethod(BaseModel):
         Raises:
             InvalidOption: The method needs what the plan lacks, for example roles; the detail says what.
         """
-        return Heads()
+        return HeadRoles()
 
-    def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
+    def estimate(self, config: DecoderConfig, heads: HeadRoles, prompt: int, new: int) -> Footprint:
         """Entries held after `prompt` tokens were read and `new` produced. Default: all of them, everywhere.
 
         At least what the engine will hold, and at most a page per head above it, unless it says that it is a bound. A
@@ -206,7 +213,7 @@ class AttentionMethod(BaseModel):
     def epilogue(self, view: AttentionOutput) -> tuple[Tensor, object]:
         """Change mixed values before the output projection: new out [H,T,d] and memo; prefill and decode (T = 1).
 
-        Only called for layers that have `Heads.calibrated` heads. `view.lse` [H,T] gives probabilities without a
+        Only called for layers that have `HeadRoles.calibrated` heads. `view.lse` [H,T] gives probabilities without a
         softmax: p = exp(q·k / sqrt(d) - lse). In decode `view.memo` is what the prefill's call returned.
         """
         return view.out, view.memo

@@ -267,7 +267,7 @@ class AttentionOutput:
         out: Mixed values [H,T,d].
         lse: Natural-log sum of exp of each row's scaled logits [H,T].
         offset: Position of the first query.
-        calibrated: Query heads of this layer that `Heads.calibrated` names, ascending.
+        calibrated: Query heads of this layer that `HeadRoles.calibrated` names, ascending.
         decoding: Whether this is a decode step.
         last: Whether the prompt ends with this chunk; true in decode.
         config: The model's facts.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Heads:
+class HeadRoles:
     """Which heads a method treats how, in the whole model.
 
     Attributes:
@@ -197,7 +197,7 @@ class CacheUpdate:
 
     Attributes:
         retain: Key/value head → what it keeps; heads that are not named keep what they have. Only heads that
-            `Heads.full` says are not full may be named.
+            `HeadRoles.full` says are not full may be named.
         compact: Key/value head → positions [K] whose entries are copied into a compact run, replacing the last one.
         memo: The method's note for its next hook of this layer (`memo` of the views). Immutable.
     """

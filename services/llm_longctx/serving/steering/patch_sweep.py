@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.lm.activation_names import Extent, Site
+from shared.lm.activation_names import Site, SiteScope
 from shared.lm.attention import DenseAttention, ignore_taps
 from shared.lm.cache import KVCache
 from shared.lm.decoder import Decoder
@@ -125,8 +125,8 @@ class PatchSweep:
         )
         return logits[:, 0].float()
 
-    def _extent(self, rows: int, begin: int) -> Extent:
-        return Extent(rows, self._ids.shape[1] - begin, begin, more=False, config=self._model.config)
+    def _extent(self, rows: int, begin: int) -> SiteScope:
+        return SiteScope(rows, self._ids.shape[1] - begin, begin, more=False, config=self._model.config)
 
     def _new_cache(self, rows: int = 1) -> KVCache:
         return KVCache(self._model.config, rows, room=self._ids.shape[1], device=self._ids.device)

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 
 from services.llm_longctx.methods import Reference
-from services.llm_longctx.methods.core.hook_results import Heads
+from services.llm_longctx.methods.core.hook_results import HeadRoles
 from services.llm_longctx.tests.method_contract.oracle import softmax_under
 from services.llm_longctx.tests.mutants_methods.sound import Dotted, Mean, Window
 
@@ -42,7 +42,7 @@ class Planless(Mean):
     needs_plan = True
 
     def head_plan(self, config, plan):
-        return Heads(((False,) * config.kv_heads,) * config.layers)
+        return HeadRoles(((False,) * config.kv_heads,) * config.layers)
 
 
 class Molten(Window):

@@ -86,7 +86,7 @@ class TrustsCachedQueries(SnapKv):
     """Takes the queries that come with a cached prefix for its own, wherever they end."""
 
     @property
-    def unread_tokens(self):
+    def min_uncached_tokens(self):
         return 1
 
     def _remember(self, memo, q, offset, most, summary):

@@ -5,7 +5,7 @@ import math
 import torch
 
 from services.llm_longctx.methods import Reference
-from services.llm_longctx.methods.core.hook_results import Heads
+from services.llm_longctx.methods.core.hook_results import HeadRoles
 from services.llm_longctx.tests.method_contract.oracle import softmax_under
 from services.llm_longctx.tests.mutants_methods.sound import Dotted, Mean, Window
 
@@ -45,7 +45,7 @@ class Faded(Dotted):
     """Hooks and reference halve what all heads say, and nobody said that it transforms."""
 
     def head_plan(self, config, plan):
-        return Heads(calibrated=frozenset((i, h) for i in range(config.layers) for h in range(config.heads)))
+        return HeadRoles(calibrated=frozenset((i, h) for i in range(config.layers) for h in range(config.heads)))
 
     def epilogue(self, view):
         return view.out * 0.5, view.memo

@@ -12,7 +12,7 @@ from services.llm_longctx.methods.core.hook_results import (
     CacheUpdate,
     DecodePlan,
     Footprint,
-    Heads,
+    HeadRoles,
     Ranges,
     RetentionPolicy,
     TokenLists,
@@ -43,7 +43,7 @@ class Window(AttentionMethod):
         return causal(n, n) & ((at < self.sink) | (at[:, None] - at < self.recent))
 
     def head_plan(self, config, plan):
-        return Heads(((False,) * config.kv_heads,) * config.layers)
+        return HeadRoles(((False,) * config.kv_heads,) * config.layers)
 
     def estimate(self, config, heads, prompt, new):
         return Footprint(((min(prompt + new, self.sink + self.recent),) * config.kv_heads,) * config.layers)
@@ -104,7 +104,7 @@ class Mean(AttentionMethod):
 
     def head_plan(self, config, plan):
         roles = plan.roles if plan is not None and plan.roles else [[0] * config.kv_heads] * config.layers
-        return Heads(tuple(tuple(bool(x) for x in row) for row in roles))
+        return HeadRoles(tuple(tuple(bool(x) for x in row) for row in roles))
 
     def estimate(self, config, heads, prompt, new):
         held = prompt if prompt <= self.window else self.window + 1

@@ -1,5 +1,6 @@
 /** Page of operators: services and replicas, keys, usage and the audit log, each fetched when its tab is opened. */
 
+import { describeUse } from "./account.js";
 import { createButton, createNode, CustomElement } from "./custom_element.js";
 import { call } from "./gateway.js";
 import { writeCsv } from "./export_all.js";
@@ -12,6 +13,7 @@ const REFRESH_MS = 4000;
 
 const fetchJson = async (path, options) => (await call(path, options)).json();
 const formatTime = (text) => (text ? new Date(text).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }) : "–");
+const formatDay = (text) => (text ? new Date(text).toLocaleDateString([], { dateStyle: "medium" }) : "–");
 const formatNumber = (value) => (value < 10 && value % 1 ? value.toFixed(1) : Math.round(value).toLocaleString("en"));
 
 /** A section that loads its table when it is first seen, with a search over its rows. */
@@ -80,7 +82,7 @@ class AdminKeys extends AdminTable {
   async load() {
     const { keys } = await fetchJson("/v1/admin/keys");
     this.fill(keys.map((key) => [
-      key.id, key.tenant, key.scopes.join(", "), describeLimits(key), formatTime(key.created), key.is_expired ? "expired" : formatTime(key.expires), formatTime(key.last_used),
+      key.id, key.tenant, key.scopes.join(", "), createLines(key.use.map(describeUse)), formatDay(key.created), key.is_expired ? "expired" : formatDay(key.expires), formatTime(key.last_used),
       this.createActions(key),
     ]));
   }
@@ -106,7 +108,7 @@ class AdminKeys extends AdminTable {
 
   async make() {
     const { tenant, scopes, expires, ...limits } = this.part("form").elements;
-    const numbers = ["rate_per_minute", "quota_per_day", "tokens_per_day"].filter((name) => limits[name].value);
+    const numbers = ["rate_per_minute", "quota_per_day", "tokens_per_minute", "tokens_per_day", "weight"].filter((name) => limits[name].value);
     const json = {
       tenant: tenant.value.trim(), scopes: [...scopes].filter((box) => box.checked).map((box) => box.value),
       ...(expires.value && { expires: new Date(expires.value).toISOString() }), ...Object.fromEntries(numbers.map((name) => [name, limits[name].valueAsNumber])),
@@ -124,8 +126,7 @@ class AdminKeys extends AdminTable {
   }
 }
 
-const LIMITS = { rate_per_minute: "requests a minute", quota_per_day: "requests a day", tokens_per_minute: "tokens a minute", tokens_per_day: "tokens a day" };
-const describeLimits = (key) => Object.entries(LIMITS).filter(([name]) => key[name]).map(([name, words]) => `${key[name].toLocaleString("en")} ${words}`).join(", ") || "–";
+const createLines = (texts) => (texts.length ? createNode("span", "", ...texts.flatMap((text) => [createNode("br", ""), text]).slice(1)) : "–");
 
 class AdminUsage extends AdminTable {
   connectedCallback() {

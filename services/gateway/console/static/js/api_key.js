@@ -11,7 +11,18 @@ export class ApiKeyForm extends CustomElement {
       storeKey(this.part("key").value.trim(), this.part("for-good").checked);
       this.openPage("The gateway does not accept this key.");
     });
-    if (storedKey()) this.openPage("The stored key is no longer accepted.");
+    this.on("click", "sign-in", () => this.signIn("start"));
+    if ("returns" in this.dataset) this.signIn("finish");
+    else if (storedKey()) this.openPage("The stored key is no longer accepted.");
+  }
+
+  async signIn(step) {
+    try {
+      await (await import("./sign_in.js"))[step]();
+    } catch (problem) {
+      this.setText("message", problem.message);
+      this.classList.remove("busy");
+    }
   }
 
   async openPage(refusal) {

@@ -17,6 +17,12 @@ export function readMap(bitmap, { width, height }) {
   return Uint8Array.from({ length: width * height }, (_, at) => data[at * 4]);
 }
 
+/** The place of a pointer in pixels of a canvas, which the style sheet fits into its box. */
+export function locate({ offsetX, offsetY }, { clientWidth, clientHeight, width, height }) {
+  const scale = Math.min(clientWidth / width, clientHeight / height);
+  return [(offsetX - (clientWidth - width * scale) / 2) / scale, (offsetY - (clientHeight - height * scale) / 2) / scale];
+}
+
 /** The 2D context of a new canvas. */
 export function createContext(width, height) {
   const canvas = document.createElement("canvas");
@@ -33,6 +39,19 @@ export function blend(context, image) {
   const over = createContext(image.width, image.height);
   over.putImageData(image, 0, 0);
   context.drawImage(over.canvas, 0, 0, context.canvas.width, context.canvas.height);
+}
+
+/** Draw over a picture, but not left of a border at a share of its width. */
+export function drawWiped(context, share, draw) {
+  const { width, height } = context.canvas;
+  const border = width * share;
+  context.save();
+  context.beginPath();
+  context.rect(border, 0, width - border, height);
+  context.clip();
+  draw();
+  context.restore();
+  if (border) context.fillRect(border - 1, 0, 2, height);
 }
 
 /** A colour of the style sheet as [red, green, blue]. */

@@ -2,7 +2,7 @@
 
 import { createNode, partOf } from "./custom_element.js";
 import { render } from "./markdown.js";
-import { formatSeconds } from "./run_form.js";
+import { formatSeconds } from "./eta.js";
 
 const DRAW_MS = 80;
 const WAIT_MS = 1000;

@@ -3,8 +3,8 @@
  * classes can be changed without another one; downloads are requested again, with exactly what is shown.
  */
 
-import { createContext } from "./canvas.js";
-import { Findings } from "./findings.js";
+import { createContext, drawWiped } from "./canvas.js";
+import { Findings, keyOf } from "./findings.js";
 import { PicturePage } from "./picture.js";
 import { save } from "./save.js";
 import { submit } from "./submit.js";
@@ -26,6 +26,7 @@ export function colourOfClass(kind) {
 class Detect extends PicturePage {
   static progressLabel = "Detecting";
   static hiddenNote = "this browser shows only its boxes";
+  static editor = "./edit_boxes.js";
 
   connectedCallback() {
     super.connectedCallback();
@@ -77,8 +78,21 @@ class Detect extends PicturePage {
   drawCompared(context, { answer }) {
     const { width, height } = context.canvas;
     context.drawImage(this.picture, 0, 0, width, height);
-    const shown = answer.detections.filter((each) => each.score > this.confidence && !this.hiddenClasses.has(each.label));
-    for (const each of shown.toReversed()) this.drawBox(context, each, width / answer.width);
+    this.drawFound(context, answer, width / answer.width);
+  }
+
+  /** Draw the boxes that are shown, and of these only some, if their names are given. */
+  drawFound(context, answer, scale, keys) {
+    for (const each of this.listShown(answer).toReversed()) if (!keys || keys.has(keyOf(each))) this.drawBox(context, each, scale);
+  }
+
+  /** Boxes above the confidence or corrected by hand, of the classes that are shown. */
+  listShown(answer) {
+    return this.listAbove(answer).filter(({ label }) => !this.hiddenClasses.has(label));
+  }
+
+  listAbove(answer) {
+    return (answer?.detections ?? []).filter(({ score, by_hand: byHand }) => byHand || score > this.confidence);
   }
 
   async receive(answer, milliseconds) {
@@ -97,12 +111,17 @@ class Detect extends PicturePage {
     this.findings.show(this.describeFindings(this.current), this.current);
   }
 
-  /** The boxes above the confidence, of the classes that are shown. */
   describeFindings({ answer }) {
-    const shown = answer.detections.filter((each) => each.score > this.confidence && !this.hiddenClasses.has(each.label));
-    return shown.map(({ label, score, box }) => ({
-      words: `${label} ${score.toFixed(2)}`, box, key: box.join(), row: { label, score, x1: box[0], y1: box[1], x2: box[2], y2: box[3] },
-    }));
+    return this.listShown(answer).map(describeBox);
+  }
+
+  describeDeleted({ answer }) {
+    return (answer.deleted_by_hand ?? []).map(describeBox);
+  }
+
+  showCorrected() {
+    this.listFindings();
+    this.redraw();
   }
 
   /** Resize the canvas for a picture. */
@@ -113,7 +132,7 @@ class Detect extends PicturePage {
 
   /** Boxes above the confidence, of all classes. */
   get detections() {
-    return (this.answer?.detections ?? []).filter((each) => each.score > this.confidence);
+    return this.listAbove(this.answer);
   }
 
   toggleClass(box) {
@@ -135,25 +154,25 @@ class Detect extends PicturePage {
       if (this.picture) context.drawImage(this.picture, 0, 0, width, height);
       if (!this.answer) return;
       this.comparison?.redraw();
-      const shown = this.detections.filter((each) => !this.hiddenClasses.has(each.label));
-      this.drawWiped(context, () => {
-        for (const each of shown.toReversed()) this.drawBox(context, each, width / this.answer.width);
-      });
+      const [shown, scale] = [this.listShown(this.answer), width / this.answer.width];
+      drawWiped(context, this.part("wipe").valueAsNumber, () => this.drawFound(context, this.answer, scale));
+      this.editor?.draw(context, scale);
       this.showCounts(shown);
     });
   }
 
   /** One box with its name on a strip of its colour, above it or inside where there is no room. */
-  drawBox(context, { box, label, score, class_id: kind }, scale) {
+  drawBox(context, each, scale) {
+    const { box, class_id: kind } = each;
     const [x1, y1, x2, y2] = box.map((corner) => corner * scale);
     const line = Math.max(2, Math.max(context.canvas.width, context.canvas.height) / 400);
     context.strokeStyle = context.fillStyle = colourOfClass(kind);
-    context.lineWidth = this.highlight?.box === box ? 3 * line : line;
+    context.lineWidth = this.highlight?.key === keyOf(each) ? 3 * line : line;
     context.strokeRect(x1, y1, x2 - x1, y2 - y1);
     if (!this.part("names").checked) return;
     const size = Math.max(10, context.canvas.width / 60);
     context.font = `600 ${size}px sans-serif`;
-    const text = `${label} ${score.toFixed(2)}`;
+    const text = nameOf(each);
     const [wide, high] = [context.measureText(text).width + size / 2, size * 1.3];
     const left = Math.max(0, Math.min(x1 - line / 2, context.canvas.width - wide));
     const top = y1 >= high ? y1 - high : y1;
@@ -188,7 +207,8 @@ class Detect extends PicturePage {
     row.querySelector(".swatch").append(createSwatch(colourOfClass(kind)));
     row.querySelector(".class-name").textContent = name;
     const radii = rows.map((each) => each.microns?.radius ?? each.radius);
-    const cells = [String(rows.length), mean(rows.map((each) => each.score)).toFixed(2), mean(radii).toFixed(1)];
+    const scores = rows.map(({ score }) => score).filter((score) => score !== null);
+    const cells = [String(rows.length), scores.length ? mean(scores).toFixed(2) : "–", mean(radii).toFixed(1)];
     row.querySelectorAll("td").forEach((cell, at) => (cell.textContent = cells[at]));
     return row;
   }
@@ -196,6 +216,8 @@ class Detect extends PicturePage {
   /** Download the answer in one format, with the confidence and the classes that are shown. */
   async saveAs(button) {
     const { media, ending } = button.dataset;
+    const hasOwn = this.current.edits?.past.length || [...this.current.verdicts.values()].includes("rejected") || this.answer.deleted_by_hand;
+    if (hasOwn) return this.attempt(async () => (await import("./export_one.js")).exportOne(this, this.current, media, `${this.stem}.${ending}`));
     const shown = groupByClass(this.detections).map(({ name }) => name).filter((name) => !this.hiddenClasses.has(name));
     const body = this.buildBody();
     body.set("confidence", String(this.confidence));
@@ -212,6 +234,14 @@ class Detect extends PicturePage {
     }
   }
 }
+
+/** A box as a finding. */
+function describeBox(each) {
+  const { label, score, box, by_hand } = each;
+  return { words: `${nameOf(each)}${by_hand ? `, ${by_hand} by hand` : ""}`, box, key: keyOf(each), row: { label, score, x1: box[0], y1: box[1], x2: box[2], y2: box[3], ...(by_hand && { by_hand }) } };
+}
+
+const nameOf = ({ label, score }) => (score === null ? label : `${label} ${score.toFixed(2)}`);
 
 /** Detections by class, the most frequent first. */
 function groupByClass(found) {

@@ -32,8 +32,9 @@ class Drop extends CustomElement {
     event.stopPropagation();
     this.markDragging(event, false);
     const { files } = event.dataTransfer;
+    const takesOthers = this.closest("[data-addons]") !== null;
     const entries = [...(event.dataTransfer.items ?? [])].map((item) => item.webkitGetAsEntry?.()).filter((entry) => entry?.isDirectory);
-    this.dispatchFiles(entries.length ? (await Promise.all(entries.map(readFolder))).flat() : [...files]);
+    this.dispatchFiles(entries.length ? (await Promise.all(entries.map((entry) => readFolder(entry, takesOthers)))).flat() : [...files]);
   }
 
   dispatchFiles(files) {
@@ -41,8 +42,8 @@ class Drop extends CustomElement {
   }
 }
 
-/** The pictures in a dropped folder and below it, by name. */
-async function readFolder(folder) {
+/** The pictures in a dropped folder and below it, by name; with `takesOthers` also files that a plug-in may open. */
+async function readFolder(folder, takesOthers) {
   const reader = folder.createReader();
   const entries = [];
   for (;;) {
@@ -50,8 +51,9 @@ async function readFolder(folder) {
     if (!some.length) break;
     entries.push(...some);
   }
-  const found = await Promise.all(entries.map((entry) => (entry.isDirectory ? readFolder(entry) : new Promise((resolve, reject) => entry.file(resolve, reject)))));
-  return found.flat().filter((file) => file.type.startsWith("image/") || /\.tiff?$/i.test(file.name)).sort((a, b) => a.name.localeCompare(b.name));
+  const found = await Promise.all(entries.map((entry) => (entry.isDirectory ? readFolder(entry, takesOthers) : new Promise((resolve, reject) => entry.file(resolve, reject)))));
+  const isKnown = ({ name, type }) => type.startsWith("image/") || /\.tiff?$/i.test(name) || (takesOthers && /^[^.]+$|^[\d.]+$|\.dcm$/i.test(name));
+  return found.flat().filter(isKnown).sort((a, b) => a.name.localeCompare(b.name));
 }
 
 customElements.define("fovea-drop", Drop);

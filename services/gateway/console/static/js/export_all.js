@@ -1,6 +1,7 @@
 /**
- * Exports of all pictures of a page in one file: findings as CSV and COCO, and an archive with each picture's files.
- * What was rejected in the list of findings is left out of COCO and of the archive; the CSV has it with its verdict.
+ * Exports of pictures of a page: findings as CSV, COCO and YOLO, and an archive with each picture's files. They are of
+ * the result as it was corrected by hand. What was rejected is left out of COCO and YOLO; the CSV has it with its verdict,
+ * and says what was corrected.
  */
 
 import { save, saveJson } from "./save.js";
@@ -13,32 +14,45 @@ export function writeCsv(rows) {
   return `${[columns, ...rows.map((row) => columns.map((column) => row[column] ?? ""))].map((cells) => cells.map(quote).join(",")).join("\n")}\n`;
 }
 
-/** Findings of one picture as rows with its file and their verdicts. */
-export const listRows = (page, item) => page.describeFindings(item).map(({ key, row }) => ({ file: item.file.name, ...row, verdict: item.verdicts?.get(key) ?? "" }));
+/** Findings of one picture as rows with its file, their verdicts and what was corrected; last those that were deleted. */
+export const listRows = (page, item) => [
+  ...page.describeFindings(item).map((found) => createRow(item, found)),
+  ...page.describeDeleted(item).map(({ row }) => createRow(item, { row: { ...row, by_hand: "deleted" } })),
+];
 
-const listKept = (page, item) => page.describeFindings(item).filter(({ key }) => item.verdicts?.get(key) !== "rejected");
+const createRow = ({ file, verdicts }, { key, row: { by_hand = "", ...row } }) => ({ file: file.name, ...row, verdict: verdicts?.get(key) ?? "", by_hand });
 
-function buildCoco(page, items) {
-  const labels = [...new Set(items.flatMap((item) => listKept(page, item).map(({ row }) => row.label ?? "region")))].sort();
+/** The findings of a picture that were not rejected. */
+export const listKept = (page, item) => page.describeFindings(item).filter(({ key }) => item.verdicts?.get(key) !== "rejected");
+
+const text = (name, content) => ({ name, blob: new Blob([content], { type: "text/plain" }) });
+
+/** The findings of pictures as CSV. */
+export const exportTable = (page, items) => new Blob([writeCsv(items.flatMap((item) => listRows(page, item)))], { type: "text/csv" });
+
+const listLabels = (page, items) => [...new Set(items.flatMap((item) => listKept(page, item).map(({ row }) => row.label ?? "region")))].sort();
+
+/** COCO of pictures; where the page has `describeShapes`, each annotation has its mask as run lengths. */
+export async function buildCoco(page, items) {
+  const shapes = await Promise.all(items.map((item) => page.describeShapes?.(item)));
+  const labels = listLabels(page, items);
   const images = items.map(({ file, answer }, id) => ({ id, file_name: file.name, width: answer.width, height: answer.height }));
-  const annotations = items.flatMap((item, image) => listKept(page, item).map(({ box: [x1, y1, x2, y2], row }) => ({
+  const annotations = items.flatMap((item, image) => listKept(page, item).map(({ key, box: [x1, y1, x2, y2], row }) => ({
     image_id: image, category_id: labels.indexOf(row.label ?? "region"), bbox: [x1, y1, x2 - x1, y2 - y1], area: row.area ?? (x2 - x1) * (y2 - y1),
-    iscrowd: 0, ...(row.score !== undefined && { score: row.score }),
+    iscrowd: 0, ...(shapes[image]?.has(key) && { segmentation: shapes[image].get(key) }), ...(row.score != null && { score: row.score }), ...(row.by_hand && { attributes: { by_hand: row.by_hand } }),
   })));
   return { images, categories: labels.map((name, id) => ({ id, name })), annotations: annotations.map((one, id) => ({ id, ...one })) };
 }
 
 /** One text of YOLO lines a picture, and the names of its classes. */
-function buildYolo(page, items) {
-  const { categories } = buildCoco(page, items);
-  const classOf = new Map(categories.map(({ id, name }) => [name, id]));
+export function buildYolo(page, items) {
+  const labels = listLabels(page, items);
   const lines = (item) => listKept(page, item).map(({ box: [x1, y1, x2, y2], row }) => {
     const { width, height } = item.answer;
-    return [classOf.get(row.label ?? "region"), ...[(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height].map((share) => share.toFixed(6))].join(" ");
+    return [labels.indexOf(row.label ?? "region"), ...[(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height].map((share) => share.toFixed(6))].join(" ");
   });
-  const text = (name, content) => ({ name, blob: new Blob([content], { type: "text/plain" }) });
   return [
-    text("labels/classes.txt", categories.map(({ name }) => `${name}\n`).join("")),
+    text("labels/classes.txt", labels.map((name) => `${name}\n`).join("")),
     ...items.map((item) => text(`labels/${stemOf(item)}.txt`, lines(item).map((line) => `${line}\n`).join(""))),
   ];
 }
@@ -48,9 +62,11 @@ export const stemOf = ({ file }) => file.name.replace(/\.[^.]*$/, "") || "pictur
 /** Save all finished pictures of a page in one form. */
 export async function exportAll(page, form) {
   const items = page.items.filter(({ status }) => status === "done");
-  if (form === "csv") return save(new Blob([writeCsv(items.flatMap((item) => listRows(page, item)))], { type: "text/csv" }), "findings.csv");
-  if (form === "coco") return saveJson(buildCoco(page, items), "coco.json");
+  for (const item of items) await page.settle(item);
+  if (form === "csv") return save(exportTable(page, items), "findings.csv");
+  if (form === "coco") return saveJson(await buildCoco(page, items), "coco.json");
   const answers = items.map((item) => ({ name: `answers/${stemOf(item)}.json`, blob: new Blob([JSON.stringify(item.answer, null, 1)], { type: "application/json" }) }));
-  const yolo = items.some((item) => page.describeFindings(item).length) ? buildYolo(page, items) : [];
-  return save(await buildZip([...items.flatMap((item) => page.describeFiles(item)), ...yolo, ...answers]), "results.zip");
+  const found = items.some((item) => page.describeFindings(item).length || page.describeDeleted(item).length) ? [...buildYolo(page, items), { name: "findings.csv", blob: exportTable(page, items) }] : [];
+  const files = await Promise.all(items.map((item) => page.describeFiles(item)));
+  return save(await buildZip([...files.flat(), ...found, ...answers]), "results.zip");
 }

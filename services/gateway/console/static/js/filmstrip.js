@@ -42,7 +42,7 @@ export class Filmstrip {
   draw() {
     const { items, current } = this.page;
     this.part.hidden = items.length < 2;
-    this.page.show(items.filter(({ status }) => status === "done").length > 1, "exports");
+    this.page.show(items.some(({ status }) => status === "done"), "exports");
     if (this.part.hidden) return;
     const frames = items.map((item) => (item.frame ??= createFrame(item)));
     if (frames.length !== this.part.children.length || frames.some((frame, at) => this.part.children[at] !== frame)) this.part.replaceChildren(...frames);

@@ -1,11 +1,16 @@
 /**
- * List of what was found in the present picture: each region or box with its numbers. The pointer and the keys J and K
+ * List of what was found in the present picture: each region or box with its numbers. A click and the keys J and K
  * choose one and highlight it in the picture, A accepts and X rejects it; the verdicts are exported with the findings.
  */
 
 import { createButton, createNode } from "./custom_element.js";
-import { listRows, writeCsv } from "./export_all.js";
+import { exportTable } from "./export_all.js";
 import { save } from "./save.js";
+
+/** Name of a finding that a correction by hand keeps; no file has it. */
+export const KEY = Symbol("key");
+
+export const keyOf = (found) => found[KEY] ?? found.box.join();
 
 const VERDICTS = { a: "accepted", x: "rejected" };
 
@@ -19,16 +24,20 @@ export class Findings {
     this.list.tabIndex = 0;
     this.export = createButton("Findings as CSV", () => this.save());
     this.part.append(this.list, this.export);
-    this.list.addEventListener("pointerover", ({ target }) => this.choose([...this.list.children].indexOf(target.closest("li")), false));
-    this.list.addEventListener("pointerleave", () => this.choose(-1, false));
-    this.list.addEventListener("click", ({ target }) => target.dataset.verdict && this.judge(target.dataset.verdict));
+    const indexOf = ({ target }) => [...this.list.children].indexOf(target.closest("li"));
+    this.list.addEventListener("pointermove", (event) => indexOf(event) !== this.chosen && this.highlight(indexOf(event)));
+    this.list.addEventListener("pointerleave", () => this.highlight(this.pinned ?? -1));
+    this.list.addEventListener("click", (event) => {
+      this.choose(indexOf(event));
+      if (event.target.dataset.verdict) this.judge(event.target.dataset.verdict);
+    });
     this.page.addEventListener("keydown", (event) => this.onKey(event));
   }
 
-  /** Show entries `{ words, box, row }`; verdicts stay with the item of the filmstrip. */
+  /** Show entries `{ key, words, box, row }`; verdicts stay with the item of the filmstrip. */
   show(entries, item) {
     item.verdicts ??= new Map();
-    Object.assign(this, { entries, item });
+    Object.assign(this, { entries, item, chosen: null, pinned: null });
     this.part.hidden = entries.length === 0;
     this.list.replaceChildren(...entries.map((entry, at) => this.createEntry(entry, at)));
     this.page.highlight = null;
@@ -50,28 +59,42 @@ export class Findings {
     return entry;
   }
 
-  choose(index, scroll = true) {
+  /** Choose an entry until another one is chosen. */
+  choose(index) {
+    this.highlight(index);
+    this.pinned = this.chosen;
+    const entry = this.list.children[index]?.getBoundingClientRect();
+    const { top, bottom } = this.list.getBoundingClientRect();
+    if (entry) this.list.scrollTop += Math.min(0, entry.top - top) + Math.max(0, entry.bottom - bottom); // the page stays
+  }
+
+  chooseKey(key) {
+    this.choose(this.entries.findIndex((entry) => entry.key === key));
+  }
+
+  /** Show an entry as the present one. */
+  highlight(index) {
     const isIn = index >= 0 && index < this.entries.length;
     this.chosen = isIn ? index : null;
     [...this.list.children].forEach((entry, at) => entry.setAttribute("aria-current", String(at === this.chosen)));
-    if (isIn && scroll) this.list.children[index].scrollIntoView({ block: "nearest" });
     this.page.highlight = isIn ? this.entries[index] : null;
+    this.page.editor?.showClass?.();
     this.page.redraw();
   }
 
   judge(verdict) {
-    if (this.chosen === null || this.chosen === undefined) return;
+    if (this.chosen === null) return;
     const { key } = this.entries[this.chosen];
     this.item.verdicts.set(key, this.item.verdicts.get(key) === verdict ? "" : verdict);
-    const { chosen } = this;
-    this.list.children[chosen].replaceWith(this.createEntry(this.entries[chosen], chosen));
-    this.choose(chosen);
+    this.list.children[this.chosen].replaceWith(this.createEntry(this.entries[this.chosen], this.chosen));
+    this.choose(this.chosen);
   }
 
   onKey(event) {
     if (event.target.matches("input, textarea, select") || event.ctrlKey || event.metaKey || event.altKey || !this.entries?.length) return;
-    const step = { j: 1, k: -1 }[event.key];
-    if (step) this.choose(this.chosen == null ? 0 : (this.chosen + step + this.entries.length) % this.entries.length);
+    const step = { j: 1, k: -1, ...(event.target === this.list && { ArrowDown: 1, ArrowUp: -1 }) }[event.key];
+    const from = this.pinned ?? this.chosen;
+    if (step) this.choose(from === null ? 0 : (from + step + this.entries.length) % this.entries.length);
     else if (VERDICTS[event.key]) this.judge(VERDICTS[event.key]);
     else return;
     event.preventDefault();
@@ -79,7 +102,6 @@ export class Findings {
 
   /** The findings of the present picture with their verdicts, as a file. */
   save() {
-    const text = writeCsv(listRows(this.page, this.item));
-    save(new Blob([text], { type: "text/csv" }), `${this.page.stem}.findings.csv`);
+    save(exportTable(this.page, [this.item]), `${this.page.stem}.findings.csv`);
   }
 }

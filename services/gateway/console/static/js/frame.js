@@ -70,10 +70,11 @@ class Outage extends CustomElement {
   }
 }
 
-/** The button that forgets the key; shown only while there is one. */
-class ForgetKeyButton extends CustomElement {
+/** The account: what the key may do and how much of it is used, and the button that forgets it. */
+class Account extends CustomElement {
   connectedCallback() {
     this.hidden = !storedKey();
+    this.on("click", "open-account", () => import("./account.js").then(({ show }) => show(this)));
     this.on("click", "forget", () => {
       forgetKey();
       location.reload();
@@ -110,7 +111,7 @@ function listenForKeys() {
   document.querySelector('[data-part="open-code"]')?.addEventListener("click", () => open("./api_code.js"));
 }
 
-customElements.define("fovea-key", ForgetKeyButton);
+customElements.define("fovea-key", Account);
 customElements.define("fovea-theme", Theme);
 customElements.define("fovea-outage", Outage);
 guardDrops();

@@ -3,6 +3,7 @@
  * itself is fetched every few seconds, which also finds jobs that were queued elsewhere.
  */
 
+import { describeEta } from "./eta.js";
 import { FINAL, jobNote, jobs } from "./submit.js";
 import { CustomElement, partOf } from "./custom_element.js";
 import { save } from "./save.js";
@@ -42,6 +43,7 @@ export class Jobs extends CustomElement {
   }
 
   draw(found) {
+    this.all = found;
     const list = this.part("list");
     found.forEach((job, index) => {
       const row = this.findRow(job.id) ?? this.createRow(job);
@@ -104,7 +106,7 @@ export class Jobs extends CustomElement {
     partOf(row, "status").textContent = job.dead ? "Failed, no more retries" : job.status[0].toUpperCase() + job.status.slice(1);
     partOf(row, "bar").hidden = final;
     partOf(row, "bar").value = job.progress;
-    partOf(row, "note").textContent = job.error?.detail ?? (final ? duration(job) : withPercent(job));
+    partOf(row, "note").textContent = job.error?.detail ?? (final ? duration(job) : describeProgress(job, this.all));
     partOf(row, "cancel").hidden = final;
     partOf(row, "retry").hidden = !["failed", "cancelled"].includes(job.status);
     for (const name of ["result", "download"]) partOf(row, name).hidden = job.status !== "succeeded";
@@ -166,7 +168,7 @@ function titleOf({ path }) {
   return words[0].toUpperCase() + words.slice(1);
 }
 
-const withPercent = (job) => (job.status === "running" ? `${jobNote(job)} · ${Math.round(job.progress * 100)} %` : jobNote(job));
+const describeProgress = (job, all) => [jobNote(job), job.status === "running" && `${Math.round(job.progress * 100)} %`, describeEta(job, all)].filter(Boolean).join(" · ");
 
 function duration(job) {
   if (!job.started || !job.finished) return "";

@@ -118,7 +118,7 @@ class JudgeBatch extends JudgeForm {
 
   draw(batch) {
     this.batch = batch;
-    const rest = [[batch.invalid, "without a valid grade"], [batch.failed, "failed"], [batch.left, "left"]].filter(([count]) => count).map(([count, words]) => `${count.toLocaleString("en")} ${words}`);
+    const rest = [[batch.uncalibrated, "with a signal and no grade, as the judge is not calibrated"], [batch.invalid, "without a valid grade"], [batch.failed, "failed"], [batch.left, "left"]].filter(([count]) => count).map(([count, words]) => `${count.toLocaleString("en")} ${words}`);
     this.setText("statement", `${batch.graded === batch.pairs ? "All" : `${batch.graded.toLocaleString("en")} of`} ${batch.pairs.toLocaleString("en")} pairs have a grade${rest.length ? `; ${rest.join(", ")}` : ""}.`);
     for (const name of ["pairs", "graded", "reused", "invalid", "failed", "left", "tokens"]) this.setText(name, batch[name].toLocaleString("en"));
     const [failure] = Object.keys(batch.errors);

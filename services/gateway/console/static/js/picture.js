@@ -5,6 +5,7 @@
 
 import { decodeBase64, fillForm, selectedModel, readValues } from "./form.js";
 import { decodePicture, fitSize } from "./canvas.js";
+import { openFiles } from "./addons.js";
 import { exportAll } from "./export_all.js";
 import { Filmstrip } from "./filmstrip.js";
 import { describeSize, findExcess, measurePicture, scalePicture } from "./picture_size.js";
@@ -25,6 +26,9 @@ export class PicturePage extends RunForm {
 
   static answerParts = [];
 
+  /** Module that corrects a result by hand; its `create(page)` returns an `Editor`. */
+  static editor = null;
+
   connectedCallback() {
     super.connectedCallback();
     this.items = [];
@@ -33,7 +37,11 @@ export class PicturePage extends RunForm {
     this.on("click", "choose", () => this.part("file").click());
     this.on("click", "stop", () => this.items.forEach((item) => item.status === "waiting" && (item.status = "stopped")));
     this.on("click", "compare", () => this.attempt(async () => (await import("./compare.js")).open(this)));
-    this.on("click", "export-all", (_, button) => this.attempt(() => exportAll(this, button.dataset.form)));
+    this.on("click", "edit", () => this.attempt(async () => {
+      this.editor ??= (await import(this.constructor.editor)).create(this);
+      this.editor.toggle();
+    }));
+    this.on("click", "export-all", (_, button) => this.attempt(async () => (button.dataset.module ? (await import(button.dataset.module)).exportAll : exportAll)(this, button.dataset.form)));
   }
 
   /** What was found in the picture of an item: `{ key, words, box, row }` each. */
@@ -41,8 +49,16 @@ export class PicturePage extends RunForm {
     return [];
   }
 
+  /** What was deleted by hand of an item's result, as findings. */
+  describeDeleted(item) {
+    return [];
+  }
+
+  /** Make the answer of an item what is shown, before it leaves the page. */
+  async settle(item) {}
+
   /** Files of an item's answer for the archive: `{ name, blob }` each. */
-  describeFiles(item) {
+  async describeFiles(item) {
     return [];
   }
 
@@ -54,11 +70,12 @@ export class PicturePage extends RunForm {
     return this.file?.name.replace(/\.[^.]*$/, "") || "picture";
   }
 
-  /** Add pictures, show the first of them, and send all. A single one replaces a single one. */
+  /** Add pictures, show the first of them, and send all. A single one replaces a single one that was not corrected. */
   async addFiles(files) {
     if (files.length === 1 && (await this.completes(files[0]))) return;
-    if (files.length === 1 && this.items.length === 1) this.items = [];
-    const items = files.map((file) => ({ file, status: "waiting" }));
+    const items = await openFiles(this, files);
+    if (!items.length) return;
+    if (files.length === 1 && this.items.length === 1 && !this.current.edits?.past.length) this.items = [];
     this.items.push(...items);
     await this.select(items[0]);
     await this.runWaiting();
@@ -67,6 +84,7 @@ export class PicturePage extends RunForm {
   /** Show a picture, with its answer or error if it has one. */
   async select(item) {
     this.showError(null);
+    this.setText("edit-note", "");
     this.current = item;
     this.picture = null;
     this.clearAnswer();
@@ -82,12 +100,14 @@ export class PicturePage extends RunForm {
     this.showPicture();
     if (item.answer) await this.receive(item.answer, item.milliseconds);
     else if (item.problem) this.showProblem(item.problem);
+    this.editor?.refresh();
   }
 
   showName() {
     const { file, size, answer, lacksFile } = this.current;
     const note = size ? `, ${size.width} × ${size.height}` : lacksFile ? ": add its image to see it here" : answer ? ` (${this.constructor.hiddenNote})` : "";
     this.setText("name", file.name + note);
+    this.show(Boolean(answer), "edit");
   }
 
   async useExample() {
@@ -129,11 +149,18 @@ export class PicturePage extends RunForm {
     item.size ??= await measurePicture(item.file);
     const excess = findExcess(item, this.dataset);
     if (excess) throw excess;
+    const { settings } = this;
     const response = await this.send(this.dataset.path, { body: this.buildBody(item.file), signal });
-    Object.assign(item, { answer: await response.json(), milliseconds: this.milliseconds, status: "done", problem: null });
+    const before = { ...item };
+    Object.assign(item, { settings, requested: settings, answer: await response.json(), milliseconds: this.milliseconds, status: "done", problem: null });
+    Object.assign(item, { original: null, map: null, probability: null, edits: null });
+    const wasCorrected = before.edits?.past.length > 0;
+    if (wasCorrected) (await import("./edit.js")).keepCorrections(item, before);
     if (item === this.current) {
       await this.receive(item.answer, item.milliseconds);
       this.showName();
+      this.editor?.refresh();
+      if (wasCorrected) this.editor.note("This is a new result of the model. Undo brings your corrections back.");
     }
     this.rememberItem(item).catch(() => {}); // a history that can't be written must not hide an answer
   }
@@ -141,6 +168,7 @@ export class PicturePage extends RunForm {
   async rememberItem(item) {
     const request = { model: selectedModel(this), ...this.requestOptions };
     const run = await this.remember({ path: this.dataset.path, request, answer: item.answer, file: item.file });
+    item.run = run?.id;
     if (item !== this.current || !run) return;
     const url = new URL(location.href);
     url.searchParams.set("run", run.id);
@@ -148,10 +176,11 @@ export class PicturePage extends RunForm {
   }
 
   /** Show a run or job: its options, answer and picture. A job from elsewhere has no picture; it can be dropped here. */
-  async showStored({ file, request, answer, milliseconds, job }) {
+  async showStored({ id, file, request, answer, milliseconds, job }) {
     if (this.items.length || !answer) return;
-    fillForm(this.form, request ?? {});
-    const item = { file: file ?? new File([], `Job ${job ?? ""}`), lacksFile: !file, answer, milliseconds, status: "done" };
+    const unused = fillForm(this.form, request ?? {});
+    for (const name of ["threshold", "iou"]) if (name in unused && this.part(name)) this.part(name).value = unused[name];
+    const item = { file: file ?? new File([], `Job ${job ?? ""}`), lacksFile: !file, answer, milliseconds, status: "done", run: id, settings: this.settings, requested: this.settings };
     this.items = [item];
     await this.select(item);
   }
@@ -236,19 +265,6 @@ export class PicturePage extends RunForm {
 
   get pageOptions() {
     return {};
-  }
-
-  /** Draw over the picture, but not left of the wipe's border. */
-  drawWiped(context, draw) {
-    const { width, height } = context.canvas;
-    const border = width * this.part("wipe").valueAsNumber;
-    context.save();
-    context.beginPath();
-    context.rect(border, 0, width - border, height);
-    context.clip();
-    draw();
-    context.restore();
-    if (border) context.fillRect(border - 1, 0, 2, height);
   }
 
   /** Drop the last answer. */

@@ -32,7 +32,7 @@ class Restore extends PicturePage {
     context.drawImage(picture, 0, 0, context.canvas.width, context.canvas.height);
   }
 
-  describeFiles(item) {
+  async describeFiles(item) {
     const { restored, format } = item.answer;
     return restored ? [{ name: `restored/${stemOf(item)}.${format}`, blob: decodeBase64(restored, detectPictureType(restored)) }] : [];
   }

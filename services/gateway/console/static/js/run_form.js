@@ -7,6 +7,7 @@
 
 import { call } from "./gateway.js";
 import { CustomElement } from "./custom_element.js";
+import { describeEta, formatSeconds } from "./eta.js";
 import { selectedModel } from "./form.js";
 import { countOthers, jobNote, submit } from "./submit.js";
 import "./page.js";
@@ -29,6 +30,7 @@ export class RunForm extends CustomElement {
     this.on("submit", this.form.dataset.part, (event) => {
       event.preventDefault();
       this.run();
+      this.part("progress")?.scrollIntoView({ block: "nearest" }); // on a phone it is far from the button
     });
     this.on("click", "stop", () => this.running?.abort());
     this.on("click", "example", () => this.attempt(() => this.useExample()));
@@ -85,7 +87,7 @@ export class RunForm extends CustomElement {
     this.started = performance.now();
     const onJob = (job) => {
       this.job = job;
-      this.showProgress(job.status === "queued" ? undefined : job.progress, jobNote(job));
+      this.showProgress(job.status === "queued" ? undefined : job.progress, [jobNote(job), describeEta(job)].filter(Boolean).join(" · "));
     };
     const response = await submit(path, { signal, asJob, onJob, ...request });
     this.milliseconds = performance.now() - this.started;
@@ -170,13 +172,4 @@ const SIGN = /^[…✓] /;
 function markTitle(sign) {
   document.title = sign + document.title.replace(SIGN, "");
   if (sign === "✓ ") document.addEventListener("visibilitychange", () => markTitle(""), { once: true });
-}
-
-/** Seconds as `12 s`, `3 min 05 s` or `7 h 14 min`. */
-export function formatSeconds(seconds) {
-  const whole = Math.round(seconds);
-  if (whole < 60) return `${whole} s`;
-  const minutes = Math.floor(whole / 60);
-  if (minutes < 60) return `${minutes} min ${String(whole % 60).padStart(2, "0")} s`;
-  return `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
 }

@@ -3,7 +3,7 @@
 import { createNode, CustomElement } from "./custom_element.js";
 import { list, load, remove } from "./runs.js";
 import { readReport } from "./report.js";
-import { formatSeconds } from "./run_form.js";
+import { formatSeconds } from "./eta.js";
 import { saveJson } from "./save.js";
 import "./result_view.js";
 

@@ -28,6 +28,18 @@ export async function store({ file, ...facts }) {
   return run;
 }
 
+/** Replace the answer of a run that was corrected by hand. */
+export async function amend(id, answer) {
+  const run = await local.get(id);
+  if (!run) return;
+  await local.put({ ...run, answer: shorten(answer, 8_000_000) });
+  if (!storedKey()) return;
+  const old = (await listRemote()).filter((one) => one.id === id);
+  const { file, ...facts } = run;
+  await upload({ ...facts, answer: shorten(answer) });
+  await Promise.all(old.map(({ remote }) => call(`/v1/files/${remote}`, { method: "DELETE" })));
+}
+
 /** The newest runs, without their files. */
 export async function list() {
   const mine = (await local.list()).map(({ file, ...run }) => run);

@@ -2,10 +2,10 @@
  * Segmentation page: a picture and its mask. One request gets the probability map; threshold and overlay use it here.
  */
 
-import { drawBinary, drawOverlay, measure, thresholdMask } from "./mask.js";
-import { blend, createContext, readColour, decodePicture, toBlob, fitSize, readMap } from "./canvas.js";
+import { drawBinary, drawOverlay, dropUnserved, encodeRuns, fillRuns, findRegions, measure, resample, thresholdMask } from "./mask.js";
+import { blend, createContext, decodePicture, drawWiped, fitSize, locate, readColour, readMap, toBlob } from "./canvas.js";
 import { stemOf } from "./export_all.js";
-import { Findings } from "./findings.js";
+import { Findings, keyOf } from "./findings.js";
 import { decodeBase64 } from "./form.js";
 import { PicturePage } from "./picture.js";
 import { save, saveJson } from "./save.js";
@@ -19,6 +19,7 @@ const INCLUDE = ["mask", "contours", "probability"];
 class Segment extends PicturePage {
   static progressLabel = "Segmenting";
   static hiddenNote = "this browser shows only its mask";
+  static editor = "./edit_mask.js";
 
   connectedCallback() {
     super.connectedCallback();
@@ -27,16 +28,17 @@ class Segment extends PicturePage {
     for (const name of ["threshold", "wipe", "opacity", "outline", "heat", "options"]) this.on("input", name, () => this.redraw());
     this.on("click", "save-mask", () => this.saveMask());
     this.on("click", "save-overlay", () => this.saveOverlay());
-    this.on("click", "save-json", () => saveJson(this.answer, `${this.stem}.json`));
+    this.on("click", "save-json", () => this.attempt(() => this.saveAnswer()));
     this.on("pointermove", "canvas", (event, canvas) => this.showPixel(event, canvas));
+    for (const name of ["threshold", "options"]) this.on("change", name, () => this.attempt(() => this.follow()));
     this.addEventListener("fovea-model", () => this.run());
   }
 
   /** Show the probability of the pixel under the pointer. */
-  showPixel({ offsetX, offsetY }, { clientWidth, clientHeight, width, height }) {
+  showPixel(event, canvas) {
     if (!this.map) return;
-    const scale = Math.min(clientWidth / width, clientHeight / height); // the canvas is fitted into its box
-    const [x, y] = [Math.floor((offsetX - (clientWidth - width * scale) / 2) / scale), Math.floor((offsetY - (clientHeight - height * scale) / 2) / scale)];
+    const { width, height } = canvas;
+    const [x, y] = locate(event, canvas).map(Math.floor);
     const isInside = x >= 0 && y >= 0 && x < width && y < height;
     const real = this.answer.width / width;
     this.setText("pixel", isInside ? `Pixel ${Math.round(x * real)}, ${Math.round(y * real)}: probability ${(this.map[y * width + x] / 255).toFixed(3)}` : "");
@@ -58,14 +60,43 @@ class Segment extends PicturePage {
 
   async receive(answer, milliseconds) {
     this.answer = answer;
-    this.requestedSettings = this.settings;
-    const map = answer.probability ?? answer.mask;
-    if (!map) throw Object.assign(new Error("The answer has no mask."), { title: "Nothing to draw", hint: "Ask for `mask` or `probability` in `include`." });
-    const probability = await decodePicture(decodeBase64(map, "image/png"));
-    this.fullSize = { map: readMap(probability, answer), width: answer.width, height: answer.height };
-    this.map = readMap(probability, this.resizeCanvas(answer));
+    const map = this.current.map ?? (await this.readAnswer(this.current));
+    this.fullSize = { map, width: answer.width, height: answer.height };
     this.show(true, "result");
     this.setText("time", `${Math.round(milliseconds)} ms`);
+    this.showCorrected();
+  }
+
+  /** Let the findings of the present picture be those at the threshold that is shown. */
+  async follow() {
+    const item = this.current;
+    if (!this.map) return;
+    await (await import("./edit_mask.js")).follow(this, item);
+    if (item !== this.current) return;
+    this.answer = item.answer;
+    this.showCorrected();
+  }
+
+  async settle(item) {
+    if (item.answer.mask && same(item.settings, this.settings)) return;
+    const { complete, follow } = await import("./edit_mask.js");
+    await follow(this, item);
+    await complete(item);
+    if (item === this.current) this.answer = item.answer;
+  }
+
+  /** The map of the answer of an item at the picture's own size. */
+  async readAnswer({ answer, requested }) {
+    const [probability, mask] = await Promise.all([answer.probability, answer.mask].map(async (text) => text && readMap(await decodePicture(decodeBase64(text, "image/png")), answer)));
+    if (!probability && !mask) throw Object.assign(new Error("The answer has no mask."), { title: "Nothing to draw", hint: "Ask for `mask` or `probability` in `include`." });
+    if (probability && mask) dropUnserved(probability, mask, answer.width, answer.height, requested ?? this.settings);
+    return probability ?? mask;
+  }
+
+  /** Show the map of the present picture, as it was corrected, and the findings in it. */
+  showCorrected() {
+    if (this.current.map) this.fullSize.map = this.current.map;
+    this.map = resample(this.fullSize, this.resizeCanvas(this.answer));
     this.findings.show(this.describeFindings(this.current), this.current);
     this.redraw();
   }
@@ -91,8 +122,34 @@ class Segment extends PicturePage {
     return (answer.components ?? []).map(describeRegion);
   }
 
-  describeFiles(item) {
-    return [{ name: `masks/${stemOf(item)}.png`, blob: decodeBase64(item.answer.mask, "image/png") }];
+  describeDeleted({ answer }) {
+    return (answer.deleted_by_hand ?? []).map(describeRegion);
+  }
+
+  async describeFiles(item) {
+    return [{ name: `masks/${stemOf(item)}.png`, blob: (await this.readMask(item)).blob }];
+  }
+
+  /** The mask of an item without the regions that were rejected: as a PNG, and its regions with their keys. */
+  async readMask(item) {
+    await this.settle(item);
+    const { answer, verdicts } = item;
+    const { width, height, components = [] } = answer;
+    const keys = new Map(components.map((one) => [one.box.join(), keyOf(one)]));
+    const map = readMap(await decodePicture(decodeBase64(answer.mask, "image/png")), answer);
+    const regions = findRegions(map, width, height, { threshold: 0.5 }).map((one) => ({ ...one, key: keys.get(one.box.join()) }));
+    const rejected = regions.filter(({ key }) => key && verdicts?.get(key) === "rejected");
+    if (!rejected.length) return { map, regions, blob: decodeBase64(answer.mask, "image/png") };
+    for (const { runs } of rejected) fillRuns(map, runs, 0);
+    const context = createContext(width, height);
+    context.putImageData(drawBinary(map, width, height, 1), 0, 0);
+    return { map, regions, blob: await toBlob(context) };
+  }
+
+  /** Each region of an item as COCO's run lengths, by its key. */
+  async describeShapes(item) {
+    const { regions } = await this.readMask(item);
+    return new Map(regions.map((region) => [region.key, encodeRuns(region, item.answer)]));
   }
 
   /** Resize the canvas for a picture. */
@@ -118,7 +175,7 @@ class Segment extends PicturePage {
 
   /** Whether the mask is still the one of the answer. */
   get isUnchanged() {
-    return JSON.stringify(this.settings) === JSON.stringify(this.requestedSettings);
+    return same(this.settings, this.current.settings);
   }
 
   redraw() {
@@ -132,10 +189,11 @@ class Segment extends PicturePage {
       this.comparison?.redraw();
       const scale = (this.answer.width * this.answer.height) / (width * height);
       const region = thresholdMask(this.map, width, height, { ...this.settings, minArea: this.settings.minArea / scale });
-      this.drawWiped(context, () => {
+      drawWiped(context, this.part("wipe").valueAsNumber, () => {
         if (this.highlight) this.drawHighlight(context, width / this.answer.width);
         blend(context, drawOverlay(this.map, region.mask, width, height, this.drawingOptions));
       });
+      this.editor?.draw(context, width / this.answer.width);
       this.showMeasures({ ...measure(this.map, region.mask), regions: region.regions.length }, scale);
     });
   }
@@ -172,10 +230,15 @@ class Segment extends PicturePage {
   async saveMask() {
     const { map, width, height } = this.fullSize;
     const name = `${this.stem}.mask.png`;
-    if (this.isUnchanged) return save(decodeBase64(this.answer.mask, "image/png"), name);
+    if (this.isUnchanged && this.answer.mask) return save(decodeBase64(this.answer.mask, "image/png"), name);
     const context = createContext(width, height);
     context.putImageData(drawBinary(thresholdMask(map, width, height, this.settings).mask, width, height), 0, 0);
     return save(await toBlob(context), name);
+  }
+
+  async saveAnswer() {
+    await this.settle(this.current);
+    saveJson(this.answer, `${this.stem}.json`);
   }
 
   async saveOverlay() {
@@ -187,11 +250,14 @@ class Segment extends PicturePage {
   }
 }
 
+const same = (first, second) => JSON.stringify(first) === JSON.stringify(second);
+
 /** A region of the answer as a finding. */
 function describeRegion(region, at) {
-  const { area, box, ...rest } = region;
+  const { area, box, by_hand, ...rest } = region;
   const figures = Object.fromEntries(Object.entries(rest).filter(([, value]) => typeof value === "number"));
-  return { words: `Region ${at + 1}: ${area.toLocaleString()} px`, box, key: String(at), row: { region: at + 1, area, x1: box[0], y1: box[1], x2: box[2], y2: box[3], ...figures } };
+  const row = { region: at + 1, area, x1: box[0], y1: box[1], x2: box[2], y2: box[3], ...figures, ...(by_hand && { by_hand }) };
+  return { words: `Region ${at + 1}: ${area.toLocaleString()} px${by_hand ? `, ${by_hand} by hand` : ""}`, box, key: keyOf(region), row };
 }
 
 customElements.define("fovea-segment", Segment);

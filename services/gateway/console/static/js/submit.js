@@ -2,12 +2,17 @@
  * Sends a request, at once or as a job, and follows the job to its end.
  */
 
+import { noteServerTime } from "./eta.js";
 import { call, events, noteUse, Problem } from "./gateway.js";
 
 export const FINAL = new Set(["succeeded", "failed", "cancelled"]);
 
 export const jobs = {
-  list: async () => (await (await call("/v1/jobs")).json()).jobs,
+  list: async () => {
+    const response = await call("/v1/jobs");
+    noteServerTime(response.headers.get("date"));
+    return (await response.json()).jobs;
+  },
   cancel: (id) => call(`/v1/jobs/${encodeURIComponent(id)}/cancel`, { method: "POST" }),
   remove: (id) => call(`/v1/jobs/${encodeURIComponent(id)}`, { method: "DELETE" }),
   retry: (id) => call(`/v1/jobs/${encodeURIComponent(id)}/retry`, { method: "POST" }),

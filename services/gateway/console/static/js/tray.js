@@ -1,6 +1,7 @@
 /** The job tray of the top bar: how many jobs run, and the newest with their progress, on every page. */
 
 import { createNode, CustomElement } from "./custom_element.js";
+import { describeEta } from "./eta.js";
 import { FINAL, jobNote, jobs } from "./submit.js";
 
 const POLL_MS = 4000;
@@ -21,18 +22,18 @@ class Tray extends CustomElement {
     this.show(open > 0, "tray-count");
     this.part("open-tray").setAttribute("aria-label", open ? `Jobs, ${open} running` : "Jobs");
     this.show(found.length === 0, "tray-empty");
-    this.part("tray-list").replaceChildren(...found.slice(0, MOST).map(createEntry));
+    this.part("tray-list").replaceChildren(...found.slice(0, MOST).map((job) => createEntry(job, found)));
     if (open) this.timer = setTimeout(() => this.refresh(), POLL_MS);
   }
 }
 
-function createEntry(job) {
+function createEntry(job, all) {
   const link = createNode("a", "", job.path.split("?")[0].replace("/v1/", ""));
   link.href = `/console/jobs#${job.id}`;
   const bar = createNode("progress", "");
   Object.assign(bar, { max: 1, value: job.progress, hidden: FINAL.has(job.status) });
   bar.setAttribute("aria-label", "Progress");
-  return createNode("li", "tray-job", link, createNode("span", `state state-${job.status}`, jobNote(job) ?? job.status), bar);
+  return createNode("li", "tray-job", link, createNode("span", `state state-${job.status}`, [jobNote(job) ?? job.status, describeEta(job, all)].filter(Boolean).join(" · ")), bar);
 }
 
 customElements.define("fovea-tray", Tray);

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fovea.errors import InvalidOption
 from services.llm_longctx.methods.core.head_roles import count_full, entries_by_role
-from services.llm_longctx.methods.core.hook_results import Footprint, Heads
+from services.llm_longctx.methods.core.hook_results import Footprint, HeadRoles
 from shared.lm.config import DecoderConfig
 
 
@@ -54,7 +54,7 @@ class Budgeted(Protocol):
     def scores(self, q: Tensor, k: Tensor, v: Tensor, layer: int = 0, **inputs: Any) -> Tensor:
         """Scores of a whole prompt."""
 
-    def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
+    def estimate(self, config: DecoderConfig, heads: HeadRoles, prompt: int, new: int) -> Footprint:
         """Entries that are held."""
 
     def with_knobs(self, **knobs: Any) -> Self:
@@ -64,7 +64,7 @@ class Budgeted(Protocol):
 M = TypeVar("M", bound=Budgeted)
 
 
-def estimate_footprint(method: Budgeted, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
+def estimate_footprint(method: Budgeted, config: DecoderConfig, heads: HeadRoles, prompt: int, new: int) -> Footprint:
     """Entries that a cut leaves, and those appended; with `every` at its most, which is just before a cut."""
     tokens = prompt if method.every is None else prompt + new
     protected = count_protected(method, config.heads, config.kv_heads, config.head_dim, tokens)
@@ -87,7 +87,7 @@ def estimate_footprint(method: Budgeted, config: DecoderConfig, heads: Heads, pr
     return Footprint(tuple(rows), is_bound=method.every is not None)
 
 
-def fit_budget(method: M, entries: int, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> M:
+def fit_budget(method: M, entries: int, config: DecoderConfig, heads: HeadRoles, prompt: int, new: int) -> M:
     """The method with the largest `budget` under which all heads together hold at most so many entries.
 
     Raises:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from services.llm_longctx.methods.core.eviction.evidence import Evidence, rotary_angles
 from services.llm_longctx.methods.core.eviction.rules import EvictionRules
+from services.llm_longctx.methods.core.eviction.scoring_inputs import ScoringInputs, rotary_angles
 from services.llm_longctx.methods.core.hook_inputs import (
     CacheView,
     DecodeView,
@@ -62,8 +62,8 @@ class EvictionMethod(EvictionRules):
         count = self.counts(tokens, view.config.layers)[view.layer]
         if self.prefill == "none":
             count = tokens
-        evidence = Evidence(tuple(heads), theta, summary, view.output)
-        retain = self._cut(heads, read.q, view.length, view.layer, count, evidence, view.config)
+        scoring = ScoringInputs(tuple(heads), theta, summary, view.output)
+        retain = self._cut(heads, read.q, view.length, view.layer, count, scoring, view.config)
         if view.last and self.every is not None:
             # Later cuts must not need pages, so nothing is shared with other sequences from here on.
             retain = {g: RetentionPolicy(heads[g].positions.sort().values) for g in heads} | retain
@@ -95,10 +95,10 @@ class EvictionMethod(EvictionRules):
                 continue
             heads = [view.heads[layer][g] for g in mine]
             output = None if view.outputs is None else view.outputs[layer]
-            evidence = Evidence(tuple(mine), rotary_angles(view.config, memo.q.device), memo.summary, output)
+            scoring = ScoringInputs(tuple(mine), rotary_angles(view.config, memo.q.device), memo.summary, output)
             q = take_rows(memo.q, [g * group + i for g in mine for i in range(group)])
             where += [(layer, g, head) for g, head in zip(mine, heads, strict=True)]
-            own, weights = self._score_heads(heads, q, view.tokens, layer, evidence), self._norms(heads, q, evidence)
+            own, weights = self._score_heads(heads, q, view.tokens, layer, scoring), self._norms(heads, q, scoring)
             if self.allocation != "model":
                 at = [head.positions.sort().values for head in heads]
                 kept += self.keep_entries(own, at, counts[layer], weights)
@@ -127,8 +127,8 @@ class EvictionMethod(EvictionRules):
             return CacheUpdate(memo=memo)
         tokens = step.position + 1
         count = self.counts(tokens, step.config.layers)[step.layer]
-        evidence = Evidence(tuple(heads), theta, summary, step.output)
-        return CacheUpdate(self._cut(heads, read.q, tokens, step.layer, count, evidence, step.config), memo=memo)
+        scoring = ScoringInputs(tuple(heads), theta, summary, step.output)
+        return CacheUpdate(self._cut(heads, read.q, tokens, step.layer, count, scoring, step.config), memo=memo)
 
     def overrides(self, hook: str) -> bool:
         if hook == "after_prompt":
@@ -144,7 +144,7 @@ class EvictionMethod(EvictionRules):
         tokens: int,
         layer: int,
         count: int,
-        evidence: Evidence,
+        scoring: ScoringInputs,
         config: DecoderConfig,
     ) -> dict[int, RetentionPolicy]:
         """Orders for those of some heads that hold more than they keep; queries q [H,w,d] of all heads."""
@@ -152,7 +152,7 @@ class EvictionMethod(EvictionRules):
             return {}
         group = config.heads // config.kv_heads
         mine = take_rows(q, [g * group + i for g in heads for i in range(group)])
-        kept = self.keep_positions(list(heads.values()), mine, tokens, layer, count, evidence)
+        kept = self.keep_positions(list(heads.values()), mine, tokens, layer, count, scoring)
         return {
             g: RetentionPolicy(positions)
             for (g, head), positions in zip(heads.items(), kept, strict=True)

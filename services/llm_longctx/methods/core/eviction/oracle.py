@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from services.llm_longctx.methods.core.eviction.evidence import Evidence
+from services.llm_longctx.methods.core.eviction.scoring_inputs import ScoringInputs
 from services.llm_longctx.methods.core.hook_inputs import CacheView, ReadTokens
 
 
@@ -40,8 +40,10 @@ class CutRules(Protocol):
     def summarize(self, summary: object, tokens: ReadTokens) -> object:
         """Summary of all tokens for scores."""
 
-    def evidence_of(self, q: Tensor, k: Tensor, v: Tensor, layer: int, inputs: Mapping[str, Any]) -> Evidence:
-        """Evidence of a whole prompt."""
+    def make_scoring_inputs(
+        self, q: Tensor, k: Tensor, v: Tensor, layer: int, inputs: Mapping[str, Any]
+    ) -> ScoringInputs:
+        """Scoring inputs of a whole prompt."""
 
     def keep_entries(
         self,
@@ -63,7 +65,7 @@ class CutRules(Protocol):
         tokens: int,
         layer: int,
         count: int,
-        evidence: Evidence | None = None,
+        scoring: ScoringInputs | None = None,
     ) -> list[Tensor]:
         """Positions that stay of each head."""
 
@@ -112,8 +114,8 @@ def replay(
             if rules.shares_model_budget and scores is not None:
                 held = keep_against_rivals(rules, scores, count, given)
             else:
-                evidence = summarize_to(rules, q, k, v, prompt, end, layer, given)
-                held = rules.keep_positions(heads, queries, end, layer, count, evidence)
+                scoring = summarize_to(rules, q, k, v, prompt, end, layer, given)
+                held = rules.keep_positions(heads, queries, end, layer, count, scoring)
         kept = held if end <= prompt else kept
     return mask & (at <= at[:, None]), kept
 
@@ -145,13 +147,13 @@ def keep_against_rivals(rules: CutRules, scores: Tensor, count: int, inputs: Map
 
 def summarize_to(
     rules: CutRules, q: Tensor, k: Tensor, v: Tensor, prompt: int, end: int, layer: int, inputs: Mapping[str, Any]
-) -> Evidence:
-    """Evidence as it is after `end` tokens of a prompt and its steps."""
+) -> ScoringInputs:
+    """Scoring inputs as they are after `end` tokens of a prompt and its steps."""
     read, hidden = min(prompt, end), inputs.get("hidden")
     heads = tuple(inputs.get("kv_heads") or range(k.shape[0]))
-    evidence = rules.evidence_of(q[:, :read], k[:, :read], v[:, :read], layer, inputs)
+    scoring = rules.make_scoring_inputs(q[:, :read], k[:, :read], v[:, :read], layer, inputs)
     for at in range(read, end):
         own = None if hidden is None else hidden[at : at + 1]
-        token = ReadTokens(layer, q[:, at : at + 1], at, evidence.theta, own, heads, is_decoding=True)
-        evidence = replace(evidence, summary=rules.summarize(evidence.summary, token))
-    return evidence
+        token = ReadTokens(layer, q[:, at : at + 1], at, scoring.theta, own, heads, is_decoding=True)
+        scoring = replace(scoring, summary=rules.summarize(scoring.summary, token))
+    return scoring

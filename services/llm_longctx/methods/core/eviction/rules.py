@@ -22,10 +22,10 @@ from services.llm_longctx.methods.core.eviction.allocation import (
     pyramid_counts,
 )
 from services.llm_longctx.methods.core.eviction.budget import estimate_footprint, fit_budget
-from services.llm_longctx.methods.core.eviction.evidence import Evidence, split_output, value_norms
 from services.llm_longctx.methods.core.eviction.oracle import replay
+from services.llm_longctx.methods.core.eviction.scoring_inputs import ScoringInputs, split_output, value_norms
 from services.llm_longctx.methods.core.hook_inputs import CacheView, ReadTokens, ReplayView, ScoringView
-from services.llm_longctx.methods.core.hook_results import Footprint, Heads
+from services.llm_longctx.methods.core.hook_results import Footprint, HeadRoles
 from services.llm_longctx.methods.core.oracle import masked_attention
 from services.llm_longctx.methods.core.sparsity_claims import build_eviction_claim
 from shared.lm.config import DecoderConfig
@@ -146,7 +146,7 @@ class EvictionRules(AttentionMethod):
         return Supports(prefix_reuse=not (depends or self._summarizes or self.cuts_after_layers))
 
     @property
-    def unread_tokens(self) -> int:
+    def min_uncached_tokens(self) -> int:
         return max(self.query_window, 1)
 
     @property
@@ -178,11 +178,13 @@ class EvictionRules(AttentionMethod):
         """
         G, N = k.shape[:2]
         held = [CacheView(k[g], v[g], torch.arange(N, device=k.device)) for g in range(G)]
-        evidence = self.evidence_of(q, k, v, layer, inputs)
-        return torch.stack(self._score_heads(held, q[:, -max(self.query_window, 1) :], N, layer, evidence))
+        scoring = self.make_scoring_inputs(q, k, v, layer, inputs)
+        return torch.stack(self._score_heads(held, q[:, -max(self.query_window, 1) :], N, layer, scoring))
 
-    def evidence_of(self, q: Tensor, k: Tensor, v: Tensor, layer: int, inputs: Mapping[str, Any]) -> Evidence:
-        """Evidence of a whole prompt from inputs that are given by hand; see `scores`."""
+    def make_scoring_inputs(
+        self, q: Tensor, k: Tensor, v: Tensor, layer: int, inputs: Mapping[str, Any]
+    ) -> ScoringInputs:
+        """Scoring inputs of a whole prompt, from those that are given by hand; see `scores`."""
         (G, N, d), base, hidden = k.shape, inputs.get("rope_theta"), inputs.get("hidden")
         theta = None if base is None else 1.0 / (base ** (torch.arange(0, d, 2, device=k.device).float() / d))
         summary = self.summarize_inputs(k, v, inputs)
@@ -190,7 +192,7 @@ class EvictionRules(AttentionMethod):
             heads = tuple(inputs.get("kv_heads") or range(G))
             read = ReadTokens(layer, q, N - q.shape[1], theta, None if hidden is None else hidden[:N], heads)
             summary = self.summarize(None, read)
-        return Evidence(tuple(range(G)), theta, summary, inputs.get("wo"))
+        return ScoringInputs(tuple(range(G)), theta, summary, inputs.get("wo"))
 
     def norms(self, v: Tensor, wo: Tensor) -> Tensor:
         """Norms [G,N] that `critical` weighs by: of values v [G,N,d] behind the output matrix wo [D,H·d]."""
@@ -240,12 +242,12 @@ class EvictionRules(AttentionMethod):
         rows = slice(N if T else 0, N + T)
         return Reference(masked_attention(q[:, rows], k, v, mask[:, rows]), mask[:, rows], extras)
 
-    def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> Heads:
+    def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> HeadRoles:
         if plan is None or plan.roles is None:
-            return Heads(full=((False,) * config.kv_heads,) * config.layers)
-        return Heads(full=tuple(tuple(bool(x) for x in row) for row in plan.roles))
+            return HeadRoles(full=((False,) * config.kv_heads,) * config.layers)
+        return HeadRoles(full=tuple(tuple(bool(x) for x in row) for row in plan.roles))
 
-    def estimate(self, config: DecoderConfig, heads: Heads, prompt: int, new: int) -> Footprint:
+    def estimate(self, config: DecoderConfig, heads: HeadRoles, prompt: int, new: int) -> Footprint:
         return estimate_footprint(self, config, heads, prompt, new)
 
     def fit(self, entries: int, config: DecoderConfig, plan: HeadPlan | None, prompt: int, new: int) -> AttentionMethod:
@@ -268,13 +270,13 @@ class EvictionRules(AttentionMethod):
         tokens: int,
         layer: int,
         count: int,
-        evidence: Evidence | None = None,
+        scoring: ScoringInputs | None = None,
     ) -> list[Tensor]:
         """Positions that stay of each head, ascending; queries q [H',w,d]."""
-        evidence = Evidence(tuple(range(len(heads)))) if evidence is None else evidence
+        scoring = ScoringInputs(tuple(range(len(heads)))) if scoring is None else scoring
         at = [head.positions.sort().values for head in heads]
-        scores = self._score_heads(heads, q, tokens, layer, evidence)
-        kept = self.keep_entries(scores, at, count, self._norms(heads, q, evidence))
+        scores = self._score_heads(heads, q, tokens, layer, scoring)
+        kept = self.keep_entries(scores, at, count, self._norms(heads, q, scoring))
         return [positions[one] for positions, one in zip(at, kept, strict=True)]
 
     def keep_entries(
@@ -307,17 +309,17 @@ class EvictionRules(AttentionMethod):
         first = [min(max(int(self.first_stage * n), least), n) for n in counts]
         return keep_critical(scores, norms, counts, first, self.critical_epsilon)
 
-    def _norms(self, heads: Sequence[CacheView], q: Tensor, evidence: Evidence) -> list[Tensor] | None:
+    def _norms(self, heads: Sequence[CacheView], q: Tensor, scoring: ScoringInputs) -> list[Tensor] | None:
         """Norms of each head's values in order of position; None without `critical`. Queries q [H',w,d]."""
-        if not self.critical or evidence.output is None:
+        if not self.critical or scoring.output is None:
             return None
-        columns = split_output(evidence.output, evidence.kv_heads, q.shape[0] // len(heads), q.shape[-1])
+        columns = split_output(scoring.output, scoring.kv_heads, q.shape[0] // len(heads), q.shape[-1])
         return [
             value_norms(head.v[head.positions.argsort()][None], columns[i : i + 1])[0] for i, head in enumerate(heads)
         ]
 
     def _score_heads(
-        self, heads: Sequence[CacheView], q: Tensor, tokens: int, layer: int, evidence: Evidence
+        self, heads: Sequence[CacheView], q: Tensor, tokens: int, layer: int, scoring: ScoringInputs
     ) -> list[Tensor]:
         """Scores of each head's entries in order of position [n]; heads that hold equally many are one view."""
         wide, group = torch.promote_types(heads[0].k.dtype, torch.float32), q.shape[0] // len(heads)
@@ -332,8 +334,8 @@ class EvictionRules(AttentionMethod):
             )
             positions = torch.stack([heads[g].positions[order] for g, order in zip(which, orders, strict=True)])
             queries = take_rows(q, [g * group + i for g in which for i in range(group)]).to(wide)
-            ids = tuple(evidence.kv_heads[g] for g in which)
-            view = ScoringView(layer, queries, k, v, positions, tokens, ids, evidence.theta, evidence.summary)
+            ids = tuple(scoring.kv_heads[g] for g in which)
+            view = ScoringView(layer, queries, k, v, positions, tokens, ids, scoring.theta, scoring.summary)
             scores = self.score(view)
             if scores.shape != positions.shape or scores.isnan().any():
                 message = (

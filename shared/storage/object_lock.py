@@ -1,7 +1,7 @@
-"""Lease on a path of an object store: one writer at a time, over machines, also after the death of one.
+"""Lock on a path of an object store: one writer at a time, over machines, also after the death of one.
 
 Each holder creates the object of the next number, which only one can; the highest number holds. Its holder rewrites it
-while it works. One that has not changed for `LEASE_S` on a waiter's own clock is dead, so clocks need not agree.
+while it works. One that has not changed for `SILENT_S` on a waiter's own clock is dead, so clocks need not agree.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from fovea.errors import FoveaError
 from shared.storage.object_store import ObjectStore
 from shared.telemetry import log
 
-LEASE_S = 6.0
-"""A holder that is silent for so long has lost its lease."""
+SILENT_S = 6.0
+"""A holder that is silent for so long has lost its lock."""
 
-_RENEW_S = LEASE_S / 4
+_RENEW_S = SILENT_S / 4
 _FREE = b"free"
 
 
-class Lease:
-    """The lease of one writer, as a context manager.
+class ObjectLock:
+    """The lock of one writer, as a context manager.
 
     Args:
-        store: Its objects are the lease's alone.
+        store: Its objects are the lock's alone.
         on_wait: Called before each wait for another holder; may raise to give up.
         poll_s: Time between two looks at whether the other holder is done.
     """
@@ -46,8 +46,8 @@ class Lease:
             if found != seen:
                 seen, since = found, time.monotonic()
             number, content = found
-            if (content in {b"", _FREE} or time.monotonic() - since > LEASE_S) and self._take(number + 1):
-                self._renewal = threading.Thread(target=self._renew, name="lease", daemon=True)
+            if (content in {b"", _FREE} or time.monotonic() - since > SILENT_S) and self._take(number + 1):
+                self._renewal = threading.Thread(target=self._renew, name="object-lock", daemon=True)
                 self._renewal.start()
                 return self
             self._on_wait()
@@ -63,7 +63,7 @@ class Lease:
             self._store.put(str(self._number), _FREE)
 
     def is_held(self) -> bool:
-        """Whether the lease is still ours: a holder that slept too long finds that it is another's."""
+        """Whether the lock is still ours: a holder that slept too long finds that it is another's."""
         return self._current()[0] == self._number
 
     def _take(self, number: int) -> bool:
@@ -84,7 +84,7 @@ class Lease:
                     return
                 self._store.put(str(self._number), os.urandom(8))
             except FoveaError as error:
-                log().warning("a lease was not renewed", reason=error.detail)
+                log().warning("a lock on objects was not renewed", reason=error.detail)
 
     def _current(self) -> tuple[int, bytes]:
         """Number and content of the newest object; 0 where there is none."""

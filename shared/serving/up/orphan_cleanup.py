@@ -1,7 +1,7 @@
-"""Process reaper: ends what a supervisor started when the supervisor is gone. `python -m shared.serving.up.reaper`.
+"""Orphan cleanup: `python -m shared.serving.up.orphan_cleanup` ends what a supervisor started once it is gone.
 
-The supervisor holds the reaper's standard input and writes the sessions it starts (`+pid`) and has ended (`-pid`). When
-the input ends, the reaper ends the sessions that are left. It imports little, so it costs little.
+The supervisor holds the standard input and writes the sessions it starts (`+pid`) and has ended (`-pid`). When
+the input ends, the cleanup ends the sessions that are left. It imports little, so it costs little.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from shared.lm.rope import frequencies
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Evidence:
-    """Evidence of one layer.
+class ScoringInputs:
+    """Inputs of one layer's scores besides queries, keys and values.
 
     Attributes:
         kv_heads: Which key/value heads are scored.

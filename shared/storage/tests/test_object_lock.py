@@ -8,11 +8,11 @@ import time
 import pytest
 
 from fovea.errors import Cancelled
-from shared.storage import Lease, ObjectStore, lease
+from shared.storage import ObjectLock, ObjectStore, object_lock
 
 
 def _hold(store: ObjectStore, log: list[str], name: str) -> None:
-    with Lease(store, lambda: None, poll_s=0.01):
+    with ObjectLock(store, lambda: None, poll_s=0.01):
         log.append(f"{name} in")
         time.sleep(0.02)
         log.append(f"{name} out")
@@ -35,17 +35,17 @@ def test_whoever_waits_may_give_up(store):
         detail = "enough"
         raise Cancelled(detail)
 
-    with Lease(store, lambda: None), pytest.raises(Cancelled), Lease(store, give_up):
+    with ObjectLock(store, lambda: None), pytest.raises(Cancelled), ObjectLock(store, give_up):
         pass
-    with Lease(store, give_up):
+    with ObjectLock(store, give_up):
         pass
 
 
 def test_a_holder_that_lives_keeps_its_lease(store, monkeypatch):
-    monkeypatch.setattr(lease, "LEASE_S", 0.4)
-    monkeypatch.setattr(lease, "_RENEW_S", 0.05)
+    monkeypatch.setattr(object_lock, "SILENT_S", 0.4)
+    monkeypatch.setattr(object_lock, "_RENEW_S", 0.05)
     log: list[str] = []
-    with Lease(store, lambda: None) as held:
+    with ObjectLock(store, lambda: None) as held:
         other = threading.Thread(target=_hold, args=(store, log, "other"))
         other.start()
         time.sleep(0.8)  # two leases
@@ -56,11 +56,11 @@ def test_a_holder_that_lives_keeps_its_lease(store, monkeypatch):
 
 
 def test_a_holder_that_was_killed_is_followed(store, monkeypatch):
-    monkeypatch.setattr(lease, "LEASE_S", 0.5)
+    monkeypatch.setattr(object_lock, "SILENT_S", 0.5)
     program = (
-        "import sys, time\nfrom shared.storage import Lease, ObjectStore\n"
+        "import sys, time\nfrom shared.storage import ObjectLock, ObjectStore\n"
         "store = ObjectStore.open(sys.argv[1]).under('l')\n"
-        "with Lease(store, lambda: None):\n    print('held', flush=True)\n    time.sleep(60)\n"
+        "with ObjectLock(store, lambda: None):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
     url = str(store._root.url)
     with subprocess.Popen([sys.executable, "-c", program, url], stdout=subprocess.PIPE, text=True) as child:
@@ -68,6 +68,6 @@ def test_a_holder_that_was_killed_is_followed(store, monkeypatch):
         assert child.stdout.readline() == "held\n"
         child.kill()
     begun = time.monotonic()
-    with Lease(store.under("l"), lambda: None) as held:
+    with ObjectLock(store.under("l"), lambda: None) as held:
         assert held.is_held()
     assert time.monotonic() - begun > 0.4

@@ -1,12 +1,13 @@
-"""`python -m services.relevance_judge.evaluate URL`: judges grade the mini-collection, and their verdicts are stored.
+"""`python -m loadtests.mini_judgements URL`: judges grade the mini-collection, and their verdicts are stored.
 
-The files are `data/mini/judgements/` and runs made of them, from which the leaderboard and the tables of the docs come.
-Signals become grades by cuts fitted on the other queries' labels, so no query's grades depend on its own labels.
+The files are `judgements/` of the service's `data/mini`, and runs made of them, from which the leaderboard and tables
+of the docs come. Signals become grades by cuts fitted on the other queries' labels, so no query's grades depend on its
+own labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ import typer
 from services.relevance_judge.chat_client import ChatClient
 from services.relevance_judge.judge import Judge
 from services.relevance_judge.metrics.agreement import agree
-from services.relevance_judge.metrics.baselines import overlap
+from services.relevance_judge.metrics.baselines import bm25, overlap
 from services.relevance_judge.metrics.calibration import fit, grade_across_queries
 from services.relevance_judge.parsing.label_formats import format_labels
 from services.relevance_judge.parsing.trec import format_run
@@ -26,6 +27,11 @@ from shared.registry import CallContext
 from shared.registry.discovery import servables
 
 Row = dict[str, Any]
+
+RANKERS: Mapping[str, Callable[[str, Mapping[str, str]], dict[str, float]]] = {"overlap": overlap, "bm25": bm25}
+"""Lexical rankers whose runs are in `runs/`."""
+
+RUN_DEPTH = 20
 
 SETUPS = {
     "similarity": ("similarity", "similarity"),
@@ -64,6 +70,17 @@ def judge_by_overlap(collection: Collection) -> list[Row]:
         }
         for qid, docid in collection.labels
     ]
+
+
+def build_run(collection: Collection, ranker: str) -> str:
+    """A lexical ranker's run over all passages, as TREC lines: what scores above 0, at most `RUN_DEPTH` per query."""
+    ranked = {}
+    for query, text in collection.topics.items():
+        scores = RANKERS[ranker](text, collection.passages)
+        best = sorted((name for name in scores if scores[name] > 0), reverse=True)
+        best.sort(key=lambda name: scores[name], reverse=True)
+        ranked[query] = [(name, scores[name]) for name in best[:RUN_DEPTH]]
+    return format_run(ranked, ranker)
 
 
 def add_grades(rows: Sequence[Row], collection: Collection) -> list[Row]:

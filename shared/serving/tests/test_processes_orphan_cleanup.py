@@ -133,7 +133,7 @@ def test_guard_ends_what_is_left_when_its_supervisor_is_gone():
     supervisor = started(
         f"""
 import subprocess, sys, time
-command = [sys.executable, "-m", "shared.serving.up.reaper"]
+command = [sys.executable, "-m", "shared.serving.up.orphan_cleanup"]
 watch = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 child = subprocess.Popen([sys.executable, "-c", {NAP!r}], start_new_session=True)
 ended = subprocess.Popen([sys.executable, "-c", ""], start_new_session=True)
