@@ -33,6 +33,16 @@ _ROOT = Path(__file__).parents[1]
 _BEHIND_GATEWAY = "medical-seg"
 """The service that answers behind the image of a gateway."""
 
+_WITH_TRITON = ("llm-longctx", "interpretability", "relevance-judge")
+
+_COMPILE = """
+import pathlib, subprocess, sysconfig, triton
+place = pathlib.Path(triton.__file__).parent / "backends/nvidia"
+paths = ["-I", place / "include", "-I", sysconfig.get_path("include")]
+subprocess.run(["gcc", "-fsyntax-only", place / "driver.c", *paths], check=True)
+"""
+"""Compiles what Triton compiles when its first kernel starts."""
+
 _LIMITS = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
 """Limits that a container takes over: podman would ask for more, which not every machine allows."""
 
@@ -102,6 +112,10 @@ class Image:
                 sys.exit(f"{self.name} does not say that there is no GPU:\n{_get(http, '/readyz')}\n{read_log()}")
             if "no CUDA device" not in read_log() or "Traceback" in read_log():
                 sys.exit(f"The log of {self.name} does not say that there is no GPU:\n{read_log()}")
+            if self.service in _WITH_TRITON:
+                done = _podman("exec", self._container_name, "python", "-c", _COMPILE)
+                if done.returncode:
+                    sys.exit(f"Triton can't compile its driver in {self.name}:\n{done.stdout}{done.stderr}")
         return said
 
     def _time_one(self, command: list[str], url: str, upstream: str, *, cold: bool) -> Start:
@@ -119,7 +133,7 @@ class Image:
 
     @property
     def _container_name(self) -> str:
-        return f"fovea-{self.service}-try"
+        return f"fovea-{self.service}-{os.getpid()}"
 
     @contextlib.contextmanager
     def _container(self, command: list[str]) -> Iterator[Callable[[], str]]:
