@@ -1,6 +1,6 @@
 """`python -m loadtests.mini_judgements URL`: judges grade the mini-collection, and their verdicts are stored.
 
-The files are `judgements/` of the service's `data/mini`, and runs made of them, from which the leaderboard and the tables
+The files are `judgements/` of the service's `data/mini`, and runs made of them, from which the leaderboard and tables
 of the docs come. Signals become grades by cuts fitted on the other queries' labels, so no query's grades depend on its
 own labels.
 """
