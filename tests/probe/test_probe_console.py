@@ -1,11 +1,14 @@
 """The console's page for probes in a real browser, before the real service: forms, pictures, permalinks, the loop."""
 
+import io
 import json
 import re
 from urllib.parse import quote
 
 import httpx2
+import numpy as np
 import pytest
+from PIL import Image
 
 from services.gateway.tests.browsing import MARKS, check_page, kept
 from services.gateway.tests.stage import fronted
@@ -65,6 +68,9 @@ def test_a_figure_tells_its_values_and_is_saved_as_a_picture(page):
     assert page.locator(".figure-tools output").first.inner_text().strip() == words.strip()
     assert kept(page, "figure 1 as SVG", "figure-1.svg").startswith(b"<svg")
     assert kept(page, "figure 1 as PNG", "figure-1.png").startswith(b"\x89PNG")
+    page.emulate_media(color_scheme="dark")
+    shot = Image.open(io.BytesIO(page.locator(".report figure").first.screenshot())).convert("L")
+    assert np.asarray(shot).mean() < 90  # no white ground in the dark
 
 
 def test_click_on_a_head_shows_its_attention_over_the_text_token_by_token(page, see):
@@ -164,7 +170,9 @@ def test_spec_goes_into_the_address_and_comes_back(page):
     page.get_by_role("button", name="Use the example").click()
     page.get_by_role("button", name="Run", exact=True).click()
     page.locator(".report svg").first.wait_for()
-    page.get_by_role("button", name="Permalink").click()
+    assert page.locator(".report a", has_text="Permalink").count() == 0  # it would stand above the page's own
+    page.get_by_role("button", name="Copy permalink").click()
+    page.get_by_role("button", name=re.compile("Permalink copied|Permalink is in the address bar")).wait_for()
     page.reload()
     page.locator(".report svg").first.wait_for()
     assert "heron" in page.locator("#option-text").input_value()

@@ -188,6 +188,20 @@ def test_corrections_outlive_a_new_result_and_a_reload(boxes, see):
     assert [row["by_hand"] for row in table(boxes, "example")] == ["changed", "deleted"]
 
 
+@pytest.mark.parametrize("task", ["segment", "detect"])
+def test_an_answer_that_should_not_be_believed_says_so_and_its_figures_fade(page, see, task):
+    words = "This image does not look like the training images (distance 1.80; usual maximum 1.65)."
+
+    def warn(route):
+        route.fulfill(json={**route.fetch().json(), "warnings": [words]})
+
+    page.goto(f"/console/{task}")
+    page.route(f"**/v1/{task}", warn)
+    page.locator("[data-part=file]").set_input_files(NAME)
+    see(page.locator("[data-part=verdict]")).to_have_text(words)
+    see(page.locator("[data-part=figures]")).to_have_class("figures-row doubtful")
+
+
 def area(page) -> int:
     drawn(page)
     return int(figure(page, "area").replace(",", "").removesuffix(" px"))

@@ -15,7 +15,7 @@ pytestmark = MARKS
 PLACES = (
     "/", "/runs", "/console/models", "/console/models/disc", "/console/segment", "/console/chat", "/console/judge",
     "/console/jobs", "/console/admin", "/console/classify", "/console/run/classify", "/console/run/judge",
-    "/console/nope",
+    "/console/nope", "/docs",
 )  # fmt: skip
 PICTURE = {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photograph()}
 

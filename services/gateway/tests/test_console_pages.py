@@ -159,6 +159,15 @@ def test_a_card_shows_numbers_notes_facts_tensors_and_snippets(site):
         assert words in text
 
 
+def test_a_card_lists_only_limits_that_apply(stage, site):
+    limits = {"max_batch": 8, "max_side": 4096, "max_pixels": 9_000_000}
+    for name, are_shown in (("disc", True), ("parrot", False)):
+        before, stage.stub.cards[name]["limits"] = stage.stub.cards[name]["limits"], limits
+        text = site.get(f"/console/models/{name}").text
+        stage.stub.cards[name]["limits"] = before
+        assert ("4,096" in text, "Max batch" in text) == (are_shown, True), name
+
+
 def test_a_new_task_needs_no_new_page_and_one_without_models_says_so(site):
     assert "No model does this" in site.get("/console/run/paint").text
     assert "<script" not in re.sub(r"<script type=.module. src=[^>]+>", "", site.get("/console/run/%3Cscript%3E").text)

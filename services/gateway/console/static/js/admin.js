@@ -13,6 +13,7 @@ const REFRESH_MS = 4000;
 
 const fetchJson = async (path, options) => (await call(path, options)).json();
 const formatTime = (text) => (text ? new Date(text).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }) : "–");
+const formatDay = (text) => (text ? new Date(text).toLocaleDateString([], { dateStyle: "medium" }) : "–");
 const formatNumber = (value) => (value < 10 && value % 1 ? value.toFixed(1) : Math.round(value).toLocaleString("en"));
 
 /** A section that loads its table when it is first seen, with a search over its rows. */
@@ -81,7 +82,7 @@ class AdminKeys extends AdminTable {
   async load() {
     const { keys } = await fetchJson("/v1/admin/keys");
     this.fill(keys.map((key) => [
-      key.id, key.tenant, key.scopes.join(", "), describeLimits(key), key.use.map(describeUse).join(", ") || "–", formatTime(key.created), key.is_expired ? "expired" : formatTime(key.expires), formatTime(key.last_used),
+      key.id, key.tenant, key.scopes.join(", "), createLines(key.use.map(describeUse)), formatDay(key.created), key.is_expired ? "expired" : formatDay(key.expires), formatTime(key.last_used),
       this.createActions(key),
     ]));
   }
@@ -125,8 +126,7 @@ class AdminKeys extends AdminTable {
   }
 }
 
-const LIMITS = { rate_per_minute: "requests a minute", quota_per_day: "requests a day", tokens_per_minute: "tokens a minute", tokens_per_day: "tokens a day" };
-const describeLimits = (key) => Object.entries(LIMITS).filter(([name]) => key[name]).map(([name, words]) => `${key[name].toLocaleString("en")} ${words}`).join(", ") || "–";
+const createLines = (texts) => (texts.length ? createNode("span", "", ...texts.flatMap((text) => [createNode("br", ""), text]).slice(1)) : "–");
 
 class AdminUsage extends AdminTable {
   connectedCallback() {

@@ -50,7 +50,6 @@ class Probe extends RunTask {
 
   async request(signal) {
     this.part("stage").prepend(this.part("fault"), this.part("progress"));
-    this.part("stage").scrollIntoView({ block: "start" });
     const { path, json } = await this.describeRequest();
     const { model, ...spec } = json;
     Object.assign(this, { spec, experiment: model });
@@ -72,7 +71,9 @@ class Probe extends RunTask {
   showReport(nodes) {
     this.bench.clear();
     this.part("answer").replaceChildren(...nodes);
+    [...this.part("answer").querySelectorAll("a")].find((link) => link.textContent.startsWith("Permalink"))?.parentElement.remove(); // the page has its own
     this.setText("pin", "Pin");
+    this.setText("link", "Copy permalink");
     this.show(false, "nothing", "head");
     this.show(true, "answer", "download", "link", "pin", "notebook");
     this.show("grid" in this.dataset && this.findPlan() !== null, "loop");
@@ -124,11 +125,12 @@ class Probe extends RunTask {
     this.part("then").disabled = false;
   }
 
-  /** Put the spec into the address, as a permalink. */
-  updatePermalink() {
+  /** Put the spec into the address, copy it, and say which of it was done. */
+  async updatePermalink() {
     const query = new URLSearchParams({ model: selectedModel(this), spec: JSON.stringify(this.spec) });
     history.replaceState(null, "", `/console/probe?${query}`);
-    navigator.clipboard?.writeText(location.href).then(() => this.setText("link", "Permalink copied"), () => {});
+    const isCopied = await navigator.clipboard?.writeText(location.href).then(() => true, () => false);
+    this.setText("link", isCopied ? "Permalink copied" : "Permalink is in the address bar");
   }
 }
 

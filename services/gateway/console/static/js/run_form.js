@@ -30,6 +30,7 @@ export class RunForm extends CustomElement {
     this.on("submit", this.form.dataset.part, (event) => {
       event.preventDefault();
       this.run();
+      this.part("progress")?.scrollIntoView({ block: "nearest" }); // on a phone it is far from the button
     });
     this.on("click", "stop", () => this.running?.abort());
     this.on("click", "example", () => this.attempt(() => this.useExample()));
