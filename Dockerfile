@@ -90,7 +90,7 @@ ARG FLAVOUR=cpu
 ARG VERSION=0.2.0
 ARG REVISION=unknown
 # Of Fovea and its weights; sbom.json has those of all packages, whose texts are in their `dist-info` folders.
-ARG LICENCES="Apache-2.0 AND MIT AND LicenseRef-Kvasir-SEG-Research-Only"
+ARG LICENCES="Apache-2.0 AND MIT AND CC-BY-4.0 AND LicenseRef-Kvasir-SEG-Research-Only"
 LABEL org.opencontainers.image.title="fovea-${SERVICE}" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \

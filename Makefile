@@ -10,7 +10,7 @@ FLAVOUR ?= cpu
 EXTRAS = all,cluster,$(FLAVOUR),dev
 # Every plug-in of this repository; the example is for tests and for copying.
 PLUGINS := $(filter-out plugins/example/,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
-WORKERS ?= 2
+WORKERS ?= 3
 # Services to install and to start, with commas between; empty means all.
 SERVICES ?=
 # Index (URL, or a folder of wheels) of torch's CPU builds, used where no NVIDIA device is found; `none`: PyPI.
@@ -29,7 +29,7 @@ help:  ## what there is
 run: $(RUNNABLE)  ## start everything, one real request to each service, serve until Ctrl-C (ONCE=1: stop after the requests; SERVICES=medical-seg,detection)
 	@$(if $(SERVICES),FOVEA_ENABLED_SERVICES=$(SERVICES)) $(BIN)/fovea up $(if $(ONCE),--once)
 
-test: setup  ## the whole suite, on two workers (WORKERS=0: in one process; ARGS=--durations=20: the slowest tests)
+test: setup  ## the whole suite, on three workers: half of their time they wait (WORKERS=0: in one process; ARGS=--durations=20: the slowest tests)
 	@$(BIN)/python -m tests.browser
 	@MALLOC_ARENA_MAX=2 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not release" $(ARGS)
 

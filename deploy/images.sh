@@ -12,7 +12,7 @@ service=${1:-medical-seg}
 flavour=${FLAVOUR:-cpu}
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 weights=${WEIGHTS-fovea-weights fovea-weights-kvasir-seg}
-licences="Apache-2.0 AND MIT"
+licences="Apache-2.0 AND MIT AND CC-BY-4.0"
 case "${service} ${weights}" in "medical-seg "*kvasir*|"interpretability "*kvasir*) licences+=" AND LicenseRef-Kvasir-SEG-Research-Only" ;; esac
 revision=${REVISION:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}
 suite=${SUITE:-$(. /etc/os-release && echo "${VERSION_CODENAME}")}

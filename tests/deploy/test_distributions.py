@@ -42,7 +42,7 @@ def test_projects_have_one_version_and_the_platform_asks_for_the_client_of_the_s
     platform = PROJECTS["fovea-platform"]["project"]
     assert platform["dependencies"] == [f"fovea-serve=={versions.pop()}"]
     assert platform["optional-dependencies"]["weights"] == [f"fovea-weights=={platform['version']}"]
-    assert platform["license"] == "Apache-2.0 AND MIT"
+    assert platform["license"] == "Apache-2.0 AND MIT AND CC-BY-4.0"
     assert {name: PROJECTS[name]["project"]["name"] for name in FOLDERS} == {name: name for name in FOLDERS}
 
 

@@ -42,7 +42,7 @@ EVERY = 64
 PARTS = 4
 """Stretches of the answer that rows report."""
 
-POINT = 64
+POINT = 256
 """Tokens that make a point of the curves that are kept."""
 
 PEERS = Path(__file__).parents[1] / "peers"

@@ -240,8 +240,8 @@ def render_frames(files: Sequence[NamedFile], bounds: DecodeBounds, window: str 
     grey = parse_window(window)
     objects, skipped = sort_out(files)
     if (count := sum(count_frames(one) for _, one in objects)) > MOST_RENDERED:
-        hint = "Send fewer files, or segment the whole study."
-        raise TooLarge(f"There are {count} frames; at most {MOST_RENDERED} are rendered.", hint=hint, field="files")
+        detail = f"There are {count} frames; at most {MOST_RENDERED} are rendered."
+        raise TooLarge(detail, hint="Send fewer files, or segment the whole study.", field="files")
     pictures = list[PictureOut]()
     for name, one in objects:
         try:

@@ -1,4 +1,4 @@
-"""What a review of the console found wrong and no other test holds: help, the button that runs, warnings, limits."""
+"""Findings of a review of the console that no other test holds: help, the button that runs, warnings, limits."""
 
 import pytest
 
