@@ -20,6 +20,7 @@ import tempfile
 import tomllib
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ class Release:
         self.version = _read_version(root / "pyproject.toml")
         self.out = out / self.version
 
+    @cached_property
+    def commit(self) -> str:
+        """The commit that all is built from, whatever is committed meanwhile."""
+        return self._git("rev-parse", "HEAD")
+
     def check(self) -> None:
         """Refuse what would not be this version: other numbers in the tree, no notes, uncommitted changes."""
         chart_version = re.compile(r'^(version|appVersion): "?([\d.]+)', re.MULTILINE)
@@ -62,7 +68,9 @@ class Release:
         began = datetime.now(UTC)
         with tempfile.TemporaryDirectory(prefix="fovea-release-") as folder:
             tree = Path(folder)
-            archive = subprocess.run(["git", "archive", "HEAD"], cwd=self.root, check=True, capture_output=True).stdout
+            archive = subprocess.run(
+                ["git", "archive", self.commit], cwd=self.root, check=True, capture_output=True
+            ).stdout
             subprocess.run(["tar", "-x", "-C", tree], input=archive, check=True)
             self._add_site(tree)
             for project in self.projects:
@@ -77,10 +85,10 @@ class Release:
 
     def tag(self) -> None:
         """Tag the commit."""
-        self._git("tag", "--annotate", f"v{self.version}", "--message", f"Fovea {self.version}")
+        self._git("tag", "--annotate", f"v{self.version}", "--message", f"Fovea {self.version}", self.commit)
 
     def _build_project(self, folder: Path) -> None:
-        env = {**os.environ, "SOURCE_DATE_EPOCH": self._git("log", "-1", "--format=%ct")}
+        env = {**os.environ, "SOURCE_DATE_EPOCH": self._git("log", "-1", "--format=%ct", self.commit)}
         command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", self.out, folder]
         done = subprocess.run(command, env=env, check=False, capture_output=True, text=True)
         if done.returncode:
@@ -90,7 +98,7 @@ class Release:
         """Build an image, send it a request, and save it with its bill of materials."""
         print(f"Building the image of {image} …", flush=True)
         service, _, flavour = image.partition(":")
-        env = {"SAVE": str(self.out), "PYTHON": sys.executable, "REVISION": self._git("rev-parse", "HEAD")}
+        env = {"SAVE": str(self.out), "PYTHON": sys.executable, "REVISION": self.commit}
         command, env = [tree / "deploy/images.sh", service], {**os.environ, **env, "FLAVOUR": flavour or "cpu"}
         subprocess.run(command, cwd=tree, env=env, check=True)
 
@@ -110,7 +118,7 @@ class Release:
     def _write_provenance(self, began: datetime) -> None:
         """An in-toto statement of SLSA provenance (v1): which commit, built how, gave which bytes."""
         subjects = [{"name": file.name, "digest": {"sha256": _digest(file)}} for file in sorted(self.out.iterdir())]
-        commit = {"uri": "git+file:.", "digest": {"gitCommit": self._git("rev-parse", "HEAD")}}
+        commit = {"uri": "git+file:.", "digest": {"gitCommit": self.commit}}
         pins = {"uri": "constraints.txt", "digest": {"sha256": _digest(self.root / "constraints.txt")}}
         ended = datetime.now(UTC)
         times = {"startedOn": f"{began:%Y-%m-%dT%H:%M:%SZ}", "finishedOn": f"{ended:%Y-%m-%dT%H:%M:%SZ}"}
