@@ -7,7 +7,8 @@ import httpx2
 import openai
 import pytest
 
-from services.llm_longctx.tests.conftest import CHAT, CONTEXT, HELLO, MODEL, go_on, say, text_of
+from services.llm_longctx.tests.conftest import HELLO, MODEL, go_on, say, text_of
+from services.llm_longctx.tests.tiny_models import CHAT, CONTEXT
 
 
 def test_the_served_model_is_listed_under_its_files_name(client):

@@ -7,7 +7,8 @@ import openai
 import pytest
 
 from services.llm_longctx.api import openai as routes
-from services.llm_longctx.tests.conftest import CONTEXT, HELLO, MODEL, Server, app_of, go_on, say, write_folder
+from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, app_of, go_on, say
+from services.llm_longctx.tests.tiny_models import CONTEXT, write_folder
 from tests.harness.waiting import wait_until as until
 
 JSON = {"content-type": "application/json"}
