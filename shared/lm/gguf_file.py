@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fovea.errors import Malformed, NotFound, UnsupportedMedia
+from shared.lm.bundled_models import derived_folder
 from shared.lm.gguf_tokenizer import tokenizer_files
 from shared.lm.quantization import QuantizedMatrix, from_gguf_blocks
 
@@ -71,7 +72,7 @@ def unpack(file: Path, cache: Path, dtype: torch.dtype = torch.float32) -> Path:
         raise NotFound(detail)
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    folder = cache / "lm" / f"{digest[:32]}-{str(dtype).removeprefix('torch.')}"
+    folder = derived_folder(cache, f"{digest[:32]}-{str(dtype).removeprefix('torch.')}")
     if not (folder / "config.json").is_file():
         _write(file, folder, dtype, digest)
     return folder

@@ -30,6 +30,7 @@ from services.llm_longctx.kernels import (
 )
 from services.llm_longctx.kernels.decode_step import HEAD, is_supported
 from services.llm_longctx.kernels.quantized_linear import LAYOUT
+from shared.lm.bundled_models import derived_folder
 from shared.lm.decoder import Decoder
 from shared.lm.gguf_file import count_kinds, read_quantized, unpack
 from shared.lm.quantization import QuantizedMatrix, quantize
@@ -88,7 +89,7 @@ def load_weights(source: Path, cache: Path, wanted: str, device: str = "cpu") ->
         if wanted != "auto":
             raise reason
         chosen = "bf16"
-    place = cache / "lm" / f"{digest[:32]}-{chosen}-{LAYOUT}"
+    place = derived_folder(cache, f"{digest[:32]}-{chosen}-{LAYOUT}")
     found = _packed(source, model, place, chosen) if chosen in _SMALL else {}
     packed = {key: matrix.to(device) for key, matrix in found.items()}
     return ModelWeights(model, folder, digest, chosen, packed)

@@ -11,6 +11,7 @@ from services.llm_longctx.kernels import backends
 from services.llm_longctx.kernels.quantized_linear import PackedMatrix, multiply, pack, reference
 from services.llm_longctx.serving.weight_format import load_weights
 from services.llm_longctx.tests.conftest import write_folder
+from shared.lm import bundled_models
 from shared.lm.quantization import from_gguf_blocks, quantize
 
 native = pytest.mark.skipif("cpu_ext" not in backends(), reason="the C++ kernels are not built")
@@ -160,3 +161,16 @@ def test_packed_files_stay_mapped_and_begin_at_a_line(tmp_path):
     for key, matrix in first.items():
         assert torch.equal(matrix.data, mapped[key].data)
         assert torch.equal(matrix.data, older[key].data)
+
+
+@native
+def test_what_an_installation_packed_is_not_packed_again(tmp_path, monkeypatch):
+    folder, cache = write_folder(tmp_path / "model"), tmp_path / "cache"
+    load_weights(folder, tmp_path / "made", "q4")
+    monkeypatch.setattr(bundled_models, "INSTALLED", tmp_path / "made")
+    found = load_weights(folder, cache, "q4").packed
+    assert not cache.exists()
+    assert str(tmp_path / "made") in Path("/proc/self/maps").read_text("utf8")
+    other = load_weights(folder, cache, "q8").packed
+    assert len([*cache.glob("lm/*/packed.safetensors")]) == 1
+    assert found.keys() == other.keys()
