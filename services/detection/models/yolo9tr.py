@@ -38,7 +38,8 @@ class Yolo9trBoxDetector(BoxDetector):
             notes=(
                 (
                     "Weak: of the damage on unseen roads it finds the minor part. Look for places worth a visit. "
-                    "Its served score and calibration were chosen on the 61 measured pictures: counts are too good."
+                    "Its served score and calibration were chosen on the 61 measured pictures; counts and calibration "
+                    "error are by halves, each measured with what the other one gave."
                 ),
                 (
                     "Trained on photographs of four Brazilian roads (DNIT) at half of the width, from weights for "
