@@ -41,6 +41,7 @@ def test_representative_kernels_keep_their_budgets(tmp_path):
 
 
 @pytest.mark.release
+@pytest.mark.timeout(3600)
 def test_all_kernels_keep_their_budgets_and_are_those_on_record(tmp_path):
     run = compile_cells(tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr
