@@ -18,6 +18,7 @@ def fuzz(
     *prefixes: str,
     conforms: bool = False,
     change: Callable[[Any], Any] = lambda body: body,
+    change_query: Callable[[Any], Any] = lambda query: query,
     wanted: Callable[[Any], bool] = lambda _operation: True,
     allowed: Collection[int] = (),
     headers: Mapping[str, str] | None = None,
@@ -31,6 +32,7 @@ def fuzz(
         prefixes: Beginnings of the paths to test; without any, all paths are tested.
         conforms: Whether answers must also be those that the document promises.
         change: The body to send instead of the one that was drawn.
+        change_query: The same for the query.
         wanted: Whether to test an operation.
         allowed: Statuses that are always accepted.
         headers: Headers of all requests.
@@ -52,7 +54,7 @@ def fuzz(
         @settings(max_examples=fewer(share), suppress_health_check=list(HealthCheck), database=None)
         @given(case=operation.as_strategy())
         def send(case: Any) -> None:
-            case.body = change(case.body)
+            case.body, case.query = change(case.body), change_query(case.query)
             answer = case.call(base_url=url, headers=headers, timeout=60)
             if answer.status_code not in allowed:
                 case.validate_response(answer, checks=checks)
