@@ -5,7 +5,7 @@ from hypothesis import settings
 
 from tests.e2e.schema_pass import ask_all
 
-pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600), pytest.mark.filterwarnings("ignore")]
 
 EXAMPLES = settings.default.max_examples // 25
 """Requests of each operation: 1 in every run, 16 under the profile `deep`."""
