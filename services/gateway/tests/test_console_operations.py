@@ -73,7 +73,8 @@ def test_a_job_of_any_task_and_a_run_of_it_open_in_their_page(page, stage, see):
     page.evaluate("addEventListener('fovea-run-stored', () => (window.isStored = true))")
     page.get_by_role("button", name="Run", exact=True).click()
     page.locator("fovea-result").wait_for()
-    page.wait_for_function("window.isStored")  # the history is written a moment after the result is shown
+    while not page.evaluate("window.isStored"):  # the history is written a moment after the result is shown
+        page.wait_for_timeout(20)  # `wait_for_function` needs `eval`, which the pages' policy forbids
     page.goto("/runs")
     page.locator(".run-link").click()
     page.get_by_role("link", name="Open in its page").click()
