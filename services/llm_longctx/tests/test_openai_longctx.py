@@ -198,7 +198,8 @@ def test_methods_are_compared_on_one_request(client, codec):
         ask(client, one, max_tokens=9, logit_bias={"256": -100}).choices[0].text for one in ways
     ]
     first, duo, same = found.comparison
-    assert (first["index"], first["kl"], same["kl"], same["agreement"]) == (0, None, [0.0] * 9, 1.0)
+    assert (first["index"], first["kl"], same["agreement"]) == (0, None, 1.0)
+    assert same["kl"] == pytest.approx([0.0] * 9, abs=1e-5)  # rows of one batch may be rounded apart by the library
     assert duo["longctx"]["kv_bytes"] < first["longctx"]["kv_bytes"] == same["longctx"]["kv_bytes"]
     engine = Engine(tiny_decoder())
     pair = [engine.open(), engine.open(method("duo", roles=ROLES, sink=4, recent=16))]
