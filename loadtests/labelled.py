@@ -37,8 +37,8 @@ def main() -> None:
     """Write the files, and say how many of each there are."""
     kind, folder = sys.argv[1], Path(sys.argv[2])
     if kind == "packages":
-        command = ["apt-cache", "dumpavail"]
-        documents, topics, labels = read_packages(subprocess.run(command, stdout=-1, text=True, check=True).stdout)
+        lists = subprocess.run(["apt-cache", "dumpavail"], capture_output=True, text=True, check=True).stdout
+        documents, topics, labels = read_packages(lists)
     else:
         documents, topics, labels = read_news(Path(sys.argv[3]))
     write_collection(folder, documents, topics, labels)

@@ -3,7 +3,7 @@
 import zipfile
 
 from loadtests import labelled
-from services.relevance_judge.parsing.cranfield import parse_collection
+from services.relevance_judge.parsing.imported_collection import parse_collection
 
 LISTS = """Package: 0xffff
 Description: Open Free Fiasco Firmware Flasher

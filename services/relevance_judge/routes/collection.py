@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from services.relevance_judge.metrics.baselines import LexicalIndex
 from services.relevance_judge.parsing import trec
-from services.relevance_judge.parsing.cranfield import CRANFIELD_GRADES, ImportedCollection, parse_collection
+from services.relevance_judge.parsing.imported_collection import CRANFIELD_GRADES, ImportedCollection, parse_collection
 from services.relevance_judge.schemas import StrictModel
 from services.relevance_judge.storage.mini_collection import load_mini_collection
 from shared.serving.http.openapi_routes import problems

@@ -13,7 +13,7 @@ from fovea.errors import FoveaError, InvalidOption, Malformed
 from services.llm_longctx.serving.grammars.formats import find_grammar_source
 from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler
 from services.relevance_judge.parsing import parse
-from services.relevance_judge.parsing.cranfield import parse_collection
+from services.relevance_judge.parsing.imported_collection import parse_collection
 from services.relevance_judge.parsing.label_formats import parse_labels, parse_signals
 from services.relevance_judge.parsing.trec import format_qrels, parse_qrels, parse_runs, read_qrels, read_topics
 from services.relevance_judge.routes.agreement import AgreementIn, agreement

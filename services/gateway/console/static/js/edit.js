@@ -100,13 +100,17 @@ export class Editor {
     this.edits.future = [];
   }
 
-  undo() {
-    const { edits } = this;
-    const step = edits.past.pop();
-    if (!step) return;
+  /** Take the last step back, without a word; whether there was one. */
+  takeBack() {
+    const step = this.edits.past.pop();
+    if (!step) return false;
     step.undo();
-    edits.future.push(step);
-    this.showStep("Undone.");
+    this.edits.future.push(step);
+    return true;
+  }
+
+  undo() {
+    if (this.takeBack()) this.showStep("Undone.");
   }
 
   redo() {
@@ -120,12 +124,7 @@ export class Editor {
 
   /** Back to the model's result; each step can be done again. */
   reset() {
-    const { edits } = this;
-    while (edits.past.length) {
-      const step = edits.past.pop();
-      step.undo();
-      edits.future.push(step);
-    }
+    while (this.takeBack());
     this.showStep("The model’s result.");
   }
 

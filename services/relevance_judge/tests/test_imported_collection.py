@@ -4,7 +4,7 @@ import pytest
 
 from fovea.errors import Malformed
 from services.relevance_judge.parsing.collection_forms import parse_records
-from services.relevance_judge.parsing.cranfield import parse_collection
+from services.relevance_judge.parsing.imported_collection import parse_collection
 
 DOCUMENTS = """.I 1
 .T
