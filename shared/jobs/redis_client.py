@@ -23,7 +23,9 @@ from fovea.errors import NotReady, StorageFull
 from shared.jobs.redis_connection import open_redis_pool
 from shared.jobs.redis_keys import ROOT
 
-_UNAVAILABLE: Final = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
+_UNAVAILABLE: Final = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.NoScriptError, OSError)
+"""The script is missing where Redis was restarted between its loading and its call."""
+
 _REFUSED_WHEN_FULL: Final = ("submit", "retry")
 """Verbs that ask for memory; all others free some, or end what will."""
 

@@ -11,7 +11,7 @@ from pydicom import dcmread
 
 from fovea_dicom.corrections import read_masks
 from plugins.dicom.tests.test_dicom_routes import endoscopy
-from services.gateway.tests.browsing import MARKS, check_page, kept
+from services.gateway.tests.browsing import MARKS, check_page, drag, kept
 from services.gateway.tests.stage import fronted
 from services.medical_seg.models.pranet import PraNetSegmenter
 from shared.serving.build_app import build
@@ -64,13 +64,7 @@ def test_frames_are_corrected_in_the_workbench_and_saved_as_dicom(page, tmp_path
     before = dcmread(io.BytesIO(objects.read("a.seg.dcm")))
     assert before.SegmentSequence[0].SegmentAlgorithmType == "AUTOMATIC"
     page.get_by_role("button", name="Correct", exact=True).click()
-    box = page.locator("[data-part=canvas]").bounding_box()
-    scale = box["height"] / 160
-    left = box["x"] + (box["width"] - 160 * scale) / 2
-    page.mouse.move(left + 4 * scale, box["y"] + 8 * scale)
-    page.mouse.down()
-    page.mouse.move(left + 24 * scale, box["y"] + 8 * scale, steps=3)
-    page.mouse.up()
+    drag(page, (4, 8), (24, 8), 160, 160)
     see(page.locator(".finding")).to_have_count(2)
     check_page(page)
     objects = zipfile.ZipFile(io.BytesIO(kept(page, "All as DICOM SEG", "dicom.zip")))

@@ -111,6 +111,8 @@ def test_a_plan_that_makes_no_sense_is_refused(plan):
 
 async def versions(planned: Any, toy: Any, plan: dict[str, Any], *names: str, **changed: Any) -> Any:
     scene = await planned(traffic=json.dumps({"svc": plan}) if plan else "", **changed)
+    # Records of these tests are in memory only, and polls of Redis would take them away.
+    scene.registry._frozen_at, scene.registry._registry_stale_until = time.monotonic(), float("inf")
     for name in ("", *names):
         upstream = await toy(name=name or "stable")
         scene.announce(upstream.url, name=name or "stable", version=name)
@@ -248,8 +250,6 @@ async def test_an_admin_sets_the_plan_for_all_gateways(planned, toy, redis_url):
     scene = await versions(planned, toy, {}, "next", redis_url=redis_url)
     other = await planned(redis_url=redis_url)
     for _ in range(2):
-        # Records of this test are in memory only, and polls of Redis would take them away.
-        scene.registry._frozen_at, scene.registry._registry_stale_until = time.monotonic(), float("inf")
         put = await scene.client.put("/v1/admin/traffic/svc", json={"percent": {"next": 100}})
         assert put.status_code == 200, put.text
     assert (put.json()["plan"]["percent"], put.json()["versions"]) == ({"next": 100}, {"": 1, "next": 1})

@@ -60,6 +60,19 @@ def drawn(page: Any) -> None:
     page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
+def drag(page: Any, start: tuple[int, int], end: tuple[int, int], width: int, height: int) -> None:
+    """Drag between two pixels of a picture of this size, which stands in the middle of its canvas."""
+    drawn(page)
+    page.locator("[data-part=canvas]").scroll_into_view_if_needed()
+    box = page.locator("[data-part=canvas]").bounding_box()
+    scale = min(box["width"] / width, box["height"] / height)
+    left, top = box["x"] + (box["width"] - width * scale) / 2, box["y"] + (box["height"] - height * scale) / 2
+    page.mouse.move(left + start[0] * scale, top + start[1] * scale)
+    page.mouse.down()
+    page.mouse.move(left + end[0] * scale, top + end[1] * scale, steps=4)
+    page.mouse.up()
+
+
 def figure(page: Any, name: str) -> str:
     text: str = page.locator(f"[data-part={name}]").inner_text()
     return text

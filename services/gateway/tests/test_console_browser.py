@@ -229,6 +229,16 @@ def test_a_gateway_that_is_gone_is_said_in_words(page, see, complaints):
     complaints.clear()
 
 
+def test_a_button_is_shown_once_its_script_is_there(page, see):
+    held = []
+    page.route("**/run.js*", lambda route: held.append(route))
+    page.goto("/console/run/judge", wait_until="commit")
+    see(page.locator("#option-prompt")).to_be_visible()
+    see(page.locator("[data-part=go]")).to_be_hidden()
+    held.pop().continue_()
+    see(page.locator("[data-part=go]")).to_be_visible()
+
+
 def test_events_are_read_whole_however_they_are_cut(page):
     page.goto("/")
     found = page.evaluate(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.gateway.tests.browsing import MARKS, check_page, drawn, figure, kept
+from services.gateway.tests.browsing import MARKS, check_page, drag, drawn, figure, kept
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import Stub, photograph
 from services.gateway.tests.test_console_detect import FORMS, Detecting
@@ -59,19 +59,6 @@ def mask(page):
     return page
 
 
-def drag(page, start, end, width):
-    """Drag between two pixels of a picture so wide."""
-    drawn(page)
-    page.locator("[data-part=canvas]").scroll_into_view_if_needed()
-    box = page.locator("[data-part=canvas]").bounding_box()
-    scale = box["width"] / width
-    at = [(box["x"] + x * scale, box["y"] + y * scale) for x, y in (start, end)]
-    page.mouse.move(*at[0])
-    page.mouse.down()
-    page.mouse.move(*at[1], steps=4)
-    page.mouse.up()
-
-
 def findings(page) -> list[str]:
     return [text.removesuffix("✓✗").strip() for text in page.locator(".finding > .figures").all_inner_texts()]
 
@@ -81,13 +68,13 @@ def table(page, stem) -> list[dict[str, str]]:
 
 
 def test_boxes_are_drawn_moved_resized_renamed_and_deleted_with_the_pointer(boxes, see):
-    drag(boxes, (20, 110), (60, 150), 240)  # a new one
+    drag(boxes, (20, 110), (60, 150), 240, 160)  # a new one
     see(boxes.locator(".finding")).to_have_count(3)
     assert findings(boxes)[2] == "crack, added by hand"
     boxes.locator("#edit-class").select_option("patch")
-    drag(boxes, (70, 40), (80, 45), 240)  # moves the first
-    drag(boxes, (200, 60), (220, 60), 240)  # the second is chosen first, by its middle …
-    drag(boxes, (220, 60), (230, 60), 240)  # … then its right side goes out
+    drag(boxes, (70, 40), (80, 45), 240, 160)  # moves the first
+    drag(boxes, (200, 60), (220, 60), 240, 160)  # the second is chosen first, by its middle …
+    drag(boxes, (220, 60), (230, 60), 240, 160)  # … then its right side goes out
     see(boxes.locator("[data-part=found]")).to_have_text("3")
     see(boxes.locator("[data-part=edit-note]")).to_contain_text("crack: ")
     rows = table(boxes, "example")
@@ -139,7 +126,7 @@ def test_boxes_are_corrected_by_keys_with_undo_and_redo(boxes, see):
 
 def test_every_export_has_the_corrected_boxes_without_the_rejected(boxes, stage, see):
     asked = len(stage.stub.seen)
-    drag(boxes, (20, 110), (60, 150), 240)
+    drag(boxes, (20, 110), (60, 150), 240, 160)
     boxes.locator("#edit-class").select_option("patch")
     boxes.locator(".findings-list").focus()
     boxes.keyboard.press("ArrowDown")
@@ -209,14 +196,14 @@ def area(page) -> int:
 
 def test_a_mask_is_painted_and_erased_with_undo_and_exported(mask, see):
     before = area(mask)
-    drag(mask, (20, 20), (60, 20), 320)
+    drag(mask, (20, 20), (60, 20), 320, 240)
     see(mask.locator("[data-part=edit-note]")).to_contain_text("Painted.")
     see(mask.locator(".finding")).to_have_count(2)
     painted = area(mask)
     assert painted > before + 400
     assert "added by hand" in findings(mask)[1]
     mask.get_by_role("button", name="Eraser").click()
-    drag(mask, (192, 60), (192, 160), 320)
+    drag(mask, (192, 60), (192, 160), 320, 240)
     assert area(mask) < painted
     assert findings(mask)[0].endswith("changed by hand")
     erased = area(mask)
@@ -250,14 +237,14 @@ def test_a_mask_is_corrected_by_keys_and_a_region_is_deleted(mask, see):
     assert area(mask) == before
     mask.locator("fovea-viewer").first.focus()
     mask.keyboard.press("b")
-    drag(mask, (20, 20), (60, 20), 320)
+    drag(mask, (20, 20), (60, 20), 320, 240)
     mask.locator(".finding").first.click()
     mask.get_by_role("button", name="Delete region").click()
     see(mask.locator("[data-part=edit-note]")).to_contain_text("Deleted the region.")
 
 
 def test_corrected_masks_stay_with_their_picture_and_go_into_the_archive(mask, see):
-    drag(mask, (20, 20), (60, 20), 320)
+    drag(mask, (20, 20), (60, 20), 320, 240)
     see(mask.locator(".finding")).to_have_count(2)
     corrected = area(mask)
     mask.locator("[data-part=file]").set_input_files({**NAME, "name": "b.jpg"})

@@ -36,6 +36,20 @@ async def test_a_new_job_is_queued_with_its_position(queue, payload):
     assert await queue.depth("svc") == 2
 
 
+async def test_a_redis_restarted_just_before_a_call_is_one_that_is_away(queue, payload, monkeypatch):
+    client = queue._redis.client
+
+    async def load_and_restart(script: str) -> object:
+        sha = await client.execute_command("SCRIPT LOAD", script)
+        await client.script_flush()
+        return sha
+
+    monkeypatch.setattr(client, "script_load", load_and_restart)
+    await client.script_flush()
+    with pytest.raises(NotReady, match="can't be reached"):
+        await queue.submit(payload)
+
+
 async def test_the_request_arrives_byte_for_byte(queue, inbox):
     sent = Payload("svc", "/v1/x?a=ü", bytes(range(256)), {"accept": "image/png", "x": "\n"}, priority=7, tenant="t:1")
     await queue.submit(sent)
