@@ -43,7 +43,7 @@ def measure(rounds: int = 1, count: int = 7500) -> Table:
                         s = Engine(smol.net).open(how)
                         taken[f"{name} {kind}"].append(cpu_seconds(lambda s=s: read(s, smol.ids[:count])))
                         if at == 0 and dtype == torch.bfloat16:
-                            known, notes[f"{name} {kind}"] = noted(smol, how, known, count, s.densities)
+                            known, notes[f"{name} {kind}"] = noted(smol, how, known, count, s.state.densities)
                         s.close()
                 if dtype == torch.bfloat16:
                     s = Engine(smol.net, backend="cpu_torch").open()
