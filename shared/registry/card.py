@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,6 +23,11 @@ class Paper(_Facts):
     venue: str
     year: int
     url: str | None = None
+
+    @classmethod
+    def on_arxiv(cls, title: str, year: int, number: str, venue: str | None = None) -> Self:
+        """Build the entry of a paper that arXiv holds under this number."""
+        return cls(title=title, venue=venue or f"arXiv:{number}", year=year, url=f"https://arxiv.org/abs/{number}")
 
 
 class Metric(_Facts):
