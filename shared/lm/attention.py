@@ -36,10 +36,7 @@ class DenseAttention:
     """Dense causal attention: every token sees itself and all before it, except left padding."""
 
     def __init__(
-        self,
-        cache: KVCache | None = None,
-        pad: Tensor | None = None,
-        windows: Sequence[int | None] | None = None,
+        self, cache: KVCache | None = None, pad: Tensor | None = None, windows: Sequence[int | None] | None = None
     ) -> None:
         """Attend over `cache` (None: over the call's own tokens), `pad` [B] tokens on the left left out.
 
