@@ -24,7 +24,6 @@ class AttentionFn(Protocol):
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
         """Rotated q [B,T,H,d], rotated k, plain v [B,T,G,d] of new tokens from position `offset` on → z [B,T,H,d]."""
-        ...
 
 
 def ignore_taps(_site: str, _layer: int, x: Tensor) -> Tensor:

@@ -24,19 +24,15 @@ class Block(Protocol):
 
     def project(self, x: Tensor, ops: Ops = TORCH) -> tuple[Tensor, Tensor, Tensor]:
         """Apply the first norm, then project to q, k and v with their biases, before any rotation."""
-        ...
 
     def apply_positions(self, q: Tensor, k: Tensor, turn: Rotation | None, ops: Ops = TORCH) -> tuple[Tensor, Tensor]:
         """Apply the per-head norm and the rotation to q and k."""
-        ...
 
     def output(self, z: Tensor, ops: Ops = TORCH) -> Tensor:
         """Project the heads' mixed values z [B,T,H,d] into the residual stream."""
-        ...
 
     def feed(self, x: Tensor, ops: Ops = TORCH) -> Tensor:
         """Apply the second norm and the MLP."""
-        ...
 
 
 class RMSNorm(nn.Module):

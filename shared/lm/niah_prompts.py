@@ -24,15 +24,12 @@ class Codec(Protocol):
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return the ids of a text."""
-        ...
 
     def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
         """Return the text of ids."""
-        ...
 
     def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """Return the prompt of a conversation."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,6 @@ class ValueSource(Protocol):
 
     def values(self, layer: int, end: int) -> Tensor:
         """Values of the first `end` tokens at a layer [B,S,G,d]."""
-        ...
 
 
 class TapRecorder:
