@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from fovea.api.model import Task
 from shared.sparsity import SparsityClaim
 
-__all__ = ["Card", "Limits", "Metric", "Paper", "SamplingDefaults", "Task"]
-
 
 class _Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -224,9 +224,8 @@ def _mentioning(text: str) -> list[ModuleType]:
     """Modules of one room with builders whose source holds a text: all rooms would load all their libraries."""
     for package in ("shared.lm", *(room for service in SERVICES for room in rooms(service))):
         with _ONE_AT_A_TIME, contextlib.suppress(ModuleNotFoundError):  # a library of another service is not there
-            told = [
-                name for name in module_names(package) if text in (source := _read_source(name)) and _MARKED in source
-            ]
+            sources = {name: _read_source(name) for name in module_names(package)}
+            told = [name for name, source in sources.items() if text in source and _MARKED in source]
             if found := [module for name in told if isinstance(module := _load(name), ModuleType)]:
                 return found
     return []

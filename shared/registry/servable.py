@@ -44,11 +44,9 @@ class Engine(Protocol):
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute all outputs for `feeds` (input name → array); the caller has checked names, dtypes and shapes."""
-        ...
 
     def close(self) -> None:
         """Free what the engine holds."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

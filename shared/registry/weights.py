@@ -145,9 +145,8 @@ def write_weights(folder: Path, arrays: Arrays, manifest: Manifest) -> Manifest:
     network = {key: array for key, array in arrays.items() if not key.startswith(FAMILIAR)}
     packed = {**arrays, **(pack_kernels(network) if manifest.dtype == "int8" else {})}
     # Variances of features may be too small for float16.
-    raw = save(
-        {key: _stored(array, "float32" if key.startswith(FAMILIAR) else floats) for key, array in packed.items()}
-    )
+    dtypes = {key: "float32" if key.startswith(FAMILIAR) else floats for key in packed}
+    raw = save({key: _stored(array, dtypes[key]) for key, array in packed.items()})
     facts = {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw), "tensors": len(arrays)}
     filled = manifest.model_copy(update=facts)
     folder.mkdir(parents=True, exist_ok=True)
