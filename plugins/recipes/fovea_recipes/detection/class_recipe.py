@@ -25,7 +25,7 @@ from fovea_recipes.training.data.survey import Survey, near_copies
 from fovea_recipes.training.folder_recipe import FolderRecipe
 from fovea_recipes.training.imagenet import load_imagenet
 from fovea_recipes.training.intervals import mean_interval
-from fovea_recipes.training.recipe import Batch, Schedule
+from fovea_recipes.training.recipe import Batch, Schedule, decay_kernels
 from fovea_recipes.training.score_calibration import fit_temperature
 from fovea_recipes.training.trainer import OnStep, fit
 from services.detection.layers.partial import PartialNetwork
@@ -161,10 +161,7 @@ class ClassRecipe(FolderRecipe):
         }
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        kernels = [p for p in network.parameters() if p.ndim > 1]
-        others = [p for p in network.parameters() if p.ndim <= 1]
-        groups = [{"params": kernels, "weight_decay": self.schedule.decay}, {"params": others, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=self.schedule.rate, betas=self.schedule.betas)
+        return decay_kernels(network, self.schedule)
 
 
 class EfficientNetLite0Recipe(ClassRecipe):

@@ -15,10 +15,11 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
+from fovea.errors import NotFound
 from fovea_recipes.medical_seg.evaluation import mean_dice_at_half, normalise_frames, predict_maps, score_frames
-from fovea_recipes.medical_seg.folder_dataset import ImageMaskPairs, find_pairs
 from fovea_recipes.medical_seg.losses import Form, deep_supervision, dual_supervision
 from fovea_recipes.medical_seg.onnx_export import export_graph
+from fovea_recipes.training.data.mask_folders import MaskSet, find_masks
 from fovea_recipes.training.recipe import Batch, MultiScale, Recipe, Schedule
 from shared.export.onnx_export import Parity
 
@@ -40,14 +41,14 @@ class PraNetFull(Recipe):
     decoder: int = 32
     classifier: bool = True
 
-    _train: ImageMaskPairs = PrivateAttr(ImageMaskPairs((), ()))
-    _valid: ImageMaskPairs = PrivateAttr(ImageMaskPairs((), ()))
+    _train: MaskSet = PrivateAttr(MaskSet((), ()))
+    _valid: MaskSet = PrivateAttr(MaskSet((), ()))
 
     def config(self) -> dict[str, Any]:
         return {"width": self.width, "decoder": self.decoder, "classifier": self.classifier}
 
     def prepare(self, cache: Path) -> str:
-        pairs = find_pairs(self.folder)
+        pairs = _find_pairs(self.folder)
         order = np.random.default_rng(self.seed).permutation(len(pairs))
         aside = max(1, round(self.valid * len(pairs)))
         self._valid, self._train = pairs.take(order[:aside]), pairs.take(order[aside:])
@@ -72,7 +73,7 @@ class PraNetFull(Recipe):
         return mean_dice_at_half(predict_maps(network, images), masks > 128)
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        pairs = self._valid if self.held_out is None else find_pairs(self.held_out)
+        pairs = self._valid if self.held_out is None else _find_pairs(self.held_out)
         images, masks = pairs.load(self.scale.side)
         return score_frames(predict_maps(network, images), masks > 128)
 
@@ -96,3 +97,15 @@ class PraNetV2Full(PraNetFull):
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         return dual_supervision(network(batch["image"]), batch["mask"])
+
+
+def _find_pairs(folder: Path) -> MaskSet:
+    """The pairs of a folder.
+
+    Raises:
+        NotFound: There is none, or a picture has no mask.
+    """
+    pairs, problems = find_masks(folder)
+    if problems:
+        raise NotFound(f"{len(problems)} pictures of {folder} have no mask, for example {problems[0].path.name!r}.")
+    return pairs

@@ -163,12 +163,7 @@ def read_checkpoint_file(file: Path, limit: int, nested: str | None = None) -> C
         limit: Most bytes it may have, unpacked; checked before anything is read.
         nested: A further name under which training code puts the state dict next to its own notes.
     """
-    readers = {
-        ".safetensors": _read_safetensors,
-        ".pth": _read_pickle,
-        ".pt": _read_pickle,
-        ".onnx": read_initializers,
-    }
+    readers = {".safetensors": _read_safetensors, ".pth": _read_pickle, ".pt": _read_pickle, ".onnx": read_initializers}
     if (reader := readers.get(file.suffix.lower())) is None:
         raise UnsupportedMedia(f"{file.name!r} is none of {', '.join(readers)}.")
     size = _unpacked_size(file)

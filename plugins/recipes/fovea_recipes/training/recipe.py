@@ -160,6 +160,14 @@ class Recipe(_Knobs, ABC):
         return torch.optim.AdamW(network.parameters(), lr=knobs.rate, betas=knobs.betas, weight_decay=knobs.decay)
 
 
+def decay_kernels(network: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """AdamW whose weight decay leaves out norms and biases."""
+    kernels = [p for p in network.parameters() if p.ndim > 1 and p.requires_grad]
+    others = [p for p in network.parameters() if p.ndim <= 1 and p.requires_grad]
+    groups = [{"params": kernels, "weight_decay": schedule.decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=schedule.rate, betas=schedule.betas)
+
+
 def recipes() -> dict[str, type[Recipe]]:
     """Return all recipes by name, from the modules of every package in the entry-point group `fovea.recipes`."""
     found = {

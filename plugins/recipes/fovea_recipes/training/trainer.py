@@ -60,12 +60,7 @@ class FitResult:
 
 
 def fit(
-    recipe: Recipe,
-    folder: Path,
-    *,
-    device: str = "cpu",
-    run: CallContext | None = None,
-    on_step: OnStep | None = None,
+    recipe: Recipe, folder: Path, *, device: str = "cpu", run: CallContext | None = None, on_step: OnStep | None = None
 ) -> FitResult:
     """Train `recipe` in `folder`, going on from the checkpoint that is there.
 

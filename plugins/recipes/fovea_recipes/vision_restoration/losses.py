@@ -50,11 +50,6 @@ def adversarial_losses(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tenso
     return (bce(real, zero) + bce(fake, one)) / 2, (bce(real, one) + bce(fake, zero)) / 2
 
 
-def generator_loss(content: Tensor, adversarial: Tensor) -> Tensor:
-    """Content, and a hundredth of the generator's adversarial loss: what the second part of training minimises."""
-    return content + 0.01 * adversarial
-
-
 def _normalised(image: Tensor) -> Tensor:
     mean, std = (image.new_tensor(values).view(1, 3, 1, 1) for values in (_MEAN, _STD))
     return (image - mean) / std

@@ -31,17 +31,8 @@ def temporal_average_precision(truth: Sequence[Row], found: Sequence[Row], thres
     Returns:
         Array [class in order of label, threshold].
     """
-    labels = sorted({row[3] for row in truth})
-    return np.array(
-        [
-            _class_precision(
-                [row for row in truth if row[3] == label],
-                [row for row in found if row[3] == label],
-                np.asarray(thresholds, float),
-            )
-            for label in labels
-        ]
-    )
+    videos = list(dict.fromkeys(row[0] for row in (*truth, *found)))
+    return resampled_precision(truth, found, thresholds)(np.array(videos, object))
 
 
 def average_recall(
@@ -72,7 +63,7 @@ def resampled_precision(
     """`temporal_average_precision` (class, threshold) of given videos, some of them several times, for a bootstrap.
 
     Args:
-        truth: Rows (video, start, end, label); a video is a number.
+        truth: Rows (video, start, end, label).
         found: Rows (video, start, end, label, score).
         thresholds: Least IoU over time of a hit.
     """
@@ -132,21 +123,6 @@ def _hits(truth: Sequence[Row], ranked: Sequence[Row], levels: np.ndarray) -> np
     for index, row in enumerate(ranked):
         hits[:, index] = _take(interval_iou(true[:, 0], true[:, 1], row[1], row[2]), taken, levels)
     return hits
-
-
-def _class_precision(truth: Sequence[Row], found: Sequence[Row], thresholds: np.ndarray) -> np.ndarray:
-    """Average precision (threshold,) of one class."""
-    ranked = sorted(found, key=lambda row: -row[4])
-    segments: dict[Any, np.ndarray] = {
-        video: np.array([row[1:3] for row in truth if row[0] == video], float) for video in {row[0] for row in truth}
-    }
-    taken = {video: np.zeros((len(thresholds), len(rows)), bool) for video, rows in segments.items()}
-    hits = np.zeros((len(thresholds), len(ranked)), bool)
-    for index, (video, start, end, *_) in enumerate(ranked):
-        if (true := segments.get(video)) is not None:
-            iou = interval_iou(true[:, 0], true[:, 1], start, end)
-            hits[:, index] = _take(iou, taken[video], thresholds)
-    return np.array([_area(row, len(truth)) for row in hits])
 
 
 def _take(iou: np.ndarray, taken: np.ndarray, thresholds: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from fovea_recipes.detection.box_evaluation import map50, predict_boxes, to_tens
 from fovea_recipes.detection.losses import dual_detection_loss
 from fovea_recipes.detection.metrics.boxes import box_scores
 from fovea_recipes.detection.yolo9tr.data import NAMES, SIDE, Scenes, Split, scenes
-from fovea_recipes.training.recipe import Batch, Recipe, Schedule
+from fovea_recipes.training.recipe import Batch, Recipe, Schedule, decay_kernels
 from services.detection.models.yolo9tr_network import Yolo9tr
 from shared.registry import network
 from shared.registry.weights import Dtype
@@ -106,10 +106,7 @@ class Yolo9trDemo(Recipe):
         }
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        kernels = [p for p in network.parameters() if p.ndim > 1 and p.requires_grad]
-        others = [p for p in network.parameters() if p.ndim <= 1 and p.requires_grad]
-        groups = [{"params": kernels, "weight_decay": self.schedule.decay}, {"params": others, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=self.schedule.rate)
+        return decay_kernels(network, self.schedule)
 
 
 def _targets(rows: np.ndarray, side: int) -> Tensor:
