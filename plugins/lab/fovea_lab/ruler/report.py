@@ -6,11 +6,12 @@ Knows predictions and their scores; knows no engine.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel, Field
 
-from fovea_lab.ruler.statistics import Interval, bootstrap, bootstrap_tasks, compare_paired
+from fovea_lab.ruler.statistics import bootstrap, bootstrap_tasks, compare_paired
 
 INFORMATIVE = 0.2
 """A task tells methods apart at a length where dense's lower bound is at least this."""
@@ -151,39 +152,21 @@ def _is_informative(cell: Cell) -> bool:
 
 def _build_cell(found: Sequence[Prediction], dense: Mapping[str, Prediction], draws: int) -> Cell:
     first, scores, groups = found[0], [one.score for one in found], [one.group for one in found]
-    mean = bootstrap(scores, groups=groups, draws=draws)
     both = [one for one in found if one.digest in dense]
-    against = (
-        compare_paired(
-            [one.score for one in both],
-            [dense[one.digest].score for one in both],
-            groups=[one.group for one in both],
-            draws=draws,
-        )
-        if both
-        else None
-    )
+    twins, own = [dense[one.digest].score for one in both], [one.group for one in both]
+    against = compare_paired([one.score for one in both], twins, groups=own, draws=draws) if both else None
     return Cell(
         **first.model_dump(include={"task", "length", "method", "knobs", "budget", "protocol"}),
         n=len(found),
         groups=len(set(groups)),
-        mean=mean.mean,
-        low=mean.low,
-        high=mean.high,
-        difference=None if against is None else _to_difference(against.difference),
-        worse=0 if against is None else against.worse,
-        better=0 if against is None else against.better,
-        equal=0 if against is None else against.equal,
+        **asdict(bootstrap(scores, groups=groups, draws=draws)),
+        **({} if against is None else asdict(against)),
         empty=sum(not one.prediction.strip() for one in found),
         **{
             name: sum(getattr(one, name) for one in found) / len(found)
             for name in ("tokens", "kv_bytes", "kv_bytes_dense", "kv_bytes_end", "prefill_density", "seconds")
         },
     )
-
-
-def _to_difference(interval: Interval) -> Difference:
-    return Difference(mean=interval.mean, low=interval.low, high=interval.high)
 
 
 def _rank(
@@ -222,8 +205,7 @@ def _lead(
         lost.append((differences, groups))
         base.append(sum(twin[one.digest].score for one in mine) / len(mine))
         worse, better = worse + sum(x < 0 for x in differences), better + sum(x > 0 for x in differences)
-    mean, difference = bootstrap_tasks(scores, draws=draws), bootstrap_tasks(lost, draws=draws)
-    every = [one for found in tasks.values() for one in found]
+    mean, every = bootstrap_tasks(scores, draws=draws), [one for found in tasks.values() for one in found]
     return Leader(
         method=name,
         budget=budget,
@@ -233,10 +215,8 @@ def _lead(
         tasks=list(tasks),
         n=len(every),
         bytes=sum(one.kv_bytes for one in every) / max(sum(one.kv_bytes_dense for one in every), 1),
-        mean=mean.mean,
-        low=mean.low,
-        high=mean.high,
-        difference=_to_difference(difference),
+        **asdict(mean),
+        difference=Difference(**asdict(bootstrap_tasks(lost, draws=draws))),
         worse=worse,
         better=better,
         retained=mean.mean / (sum(base) / len(base)) if sum(base) else 0.0,

@@ -33,14 +33,25 @@ def bootstrap(
     values: Sequence[float], *, groups: Sequence[Hashable] | None = None, draws: int = 2000, seed: int = 0
 ) -> Interval:
     """Mean over samples; its interval resamples groups, because samples of one context are not independent."""
-    return _interval([(values, groups)], draws, seed)
+    return bootstrap_tasks([(values, groups)], draws=draws, seed=seed)
 
 
 def bootstrap_tasks(
     tasks: Sequence[tuple[Sequence[float], Sequence[Hashable] | None]], *, draws: int = 2000, seed: int = 0
 ) -> Interval:
     """Mean over tasks, each of equal weight; resampled inside each. A task is its values and their groups."""
-    return _interval(tasks, draws, seed)
+    rng = np.random.default_rng(seed)
+    means, drawn = [], np.zeros(draws)
+    for values, groups in tasks:
+        if not len(values):
+            detail = "There are no scores to take a mean of."
+            raise InvalidOption(detail, field="values")
+        sums, sizes = _by_group(values, groups)
+        means.append(sums.sum() / sizes.sum())
+        picks = rng.integers(len(sums), size=(draws, len(sums)))
+        drawn += sums[picks].sum(1) / sizes[picks].sum(1)
+    low, high = np.percentile(drawn / len(tasks), [2.5, 97.5])
+    return Interval(float(np.mean(means)), float(low), float(high))
 
 
 def compare_paired(
@@ -60,21 +71,6 @@ def compare_paired(
     return Paired(
         bootstrap(differences, groups=groups, draws=draws, seed=seed), worse, better, len(values) - worse - better
     )
-
-
-def _interval(tasks: Sequence[tuple[Sequence[float], Sequence[Hashable] | None]], draws: int, seed: int) -> Interval:
-    rng = np.random.default_rng(seed)
-    means, drawn = [], np.zeros(draws)
-    for values, groups in tasks:
-        if not len(values):
-            detail = "There are no scores to take a mean of."
-            raise InvalidOption(detail, field="values")
-        sums, sizes = _by_group(values, groups)
-        means.append(sums.sum() / sizes.sum())
-        picks = rng.integers(len(sums), size=(draws, len(sums)))
-        drawn += sums[picks].sum(1) / sizes[picks].sum(1)
-    low, high = np.percentile(drawn / len(tasks), [2.5, 97.5])
-    return Interval(float(np.mean(means)), float(low), float(high))
 
 
 def _by_group(values: Sequence[float], groups: Sequence[Hashable] | None) -> tuple[np.ndarray, np.ndarray]:
