@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import httpx2
+from pydantic import BaseModel
 
 from fovea.error_responses import parse_error, parse_stream_error
 from fovea.errors import Fault
 
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
+Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,27 @@ class StreamCall(Generic[Item]):
             return self.read(event.data)
         except ValueError as error:
             raise _build_unreadable(self.call.path) from error
+
+
+class Sender(Protocol):
+    """A client that sends calls and waits for the answer."""
+
+    def send(self, call: Call[Answer]) -> Answer:
+        """Send a call and parse its answer."""
+        ...
+
+
+class AsyncSender(Protocol):
+    """The same for asyncio."""
+
+    async def send(self, call: Call[Answer]) -> Answer:
+        """Send a call and parse its answer."""
+        ...
+
+
+def parse_as(kind: type[Model]) -> Callable[[httpx2.Response], Model]:
+    """Make a parser of JSON bodies of one type."""
+    return lambda response: kind.model_validate_json(response.content)
 
 
 def read_json(response: httpx2.Response) -> Any:

@@ -6,25 +6,23 @@ A task's request is JSON, or multipart when it has pictures, so that they are se
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 import httpx2
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 
 from fovea.api.job import Job, JobList
 from fovea.api.mask import SegmentOut
 from fovea.api.model import ModelEntry, ModelList, sort_tasks
 from fovea.api.sweeps import Sweep
-from fovea.call import Call, StreamCall, read_bytes, read_json
+from fovea.call import Call, StreamCall, parse_as, read_bytes, read_json
 from fovea.chat import ChatAnswer, ChatPiece
 from fovea.errors import NotFound
 from fovea.picture import PictureLike, read_picture
 from fovea.results import JobResult, MethodCard, ModelCard
-
-Model = TypeVar("Model", bound=BaseModel)
 
 HTTP_ACCEPTED = 202
 
@@ -39,11 +37,7 @@ def task_path(name: str) -> str:
 
 def models(task: str | None = None) -> Call[list[ModelEntry]]:
     """List the served models, or those of one task."""
-
-    def read(response: httpx2.Response) -> list[ModelEntry]:
-        return ModelList.model_validate_json(response.content).data
-
-    return Call("GET", "/v1/models", read, params={"task": task})
+    return Call("GET", "/v1/models", lambda answer: parse_as(ModelList)(answer).data, params={"task": task})
 
 
 def model(name: str) -> Call[ModelCard]:
@@ -73,9 +67,7 @@ def allow_job(call: Call[Any]) -> Call[Any]:
     """Allow a `Job` as the answer of a call: services queue what takes long."""
 
     def read(response: httpx2.Response) -> Any:
-        return (
-            Job.model_validate_json(response.content) if response.status_code == HTTP_ACCEPTED else call.read(response)
-        )
+        return (parse_as(Job) if response.status_code == HTTP_ACCEPTED else call.read)(response)
 
     return replace(call, read=read)
 
@@ -125,11 +117,8 @@ def report(key: str, form: str) -> Call[bytes]:
 
 def methods() -> Call[list[MethodCard]]:
     """List the attention methods that a chat may use."""
-
-    def read(response: httpx2.Response) -> list[MethodCard]:
-        return TypeAdapter(list[MethodCard]).validate_json(response.content)
-
-    return Call("GET", "/v1/longctx/methods", read)
+    cards = TypeAdapter(list[MethodCard])
+    return Call("GET", "/v1/longctx/methods", lambda answer: cards.validate_json(answer.content))
 
 
 def as_job(call: Call[Any], idempotency_key: str | None = None) -> Call[Job]:
@@ -142,11 +131,8 @@ def as_job(call: Call[Any], idempotency_key: str | None = None) -> Call[Job]:
 
 def jobs(limit: int, *, dead: bool = False) -> Call[list[Job]]:
     """List the caller's jobs, newest first."""
-
-    def read(response: httpx2.Response) -> list[Job]:
-        return JobList.model_validate_json(response.content).jobs
-
-    return Call("GET", "/v1/jobs", read, params={"limit": limit, "dead": "true" if dead else None})
+    params = {"limit": limit, "dead": "true" if dead else None}
+    return Call("GET", "/v1/jobs", lambda answer: parse_as(JobList)(answer).jobs, params=params)
 
 
 def job(job_id: str) -> Call[Job]:
@@ -173,15 +159,6 @@ def cancel(job_id: str) -> Call[Job]:
 def retry(job_id: str) -> Call[Job]:
     """Queue a failed or cancelled job again."""
     return Call("POST", f"{_job_path(job_id)}/retry", parse_as(Job))
-
-
-def parse_as(kind: type[Model]) -> Callable[[httpx2.Response], Model]:
-    """Make a parser of JSON bodies of one type."""
-
-    def read(response: httpx2.Response) -> Model:
-        return kind.model_validate_json(response.content)
-
-    return read
 
 
 def _job_path(job_id: str) -> str:

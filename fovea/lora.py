@@ -8,24 +8,13 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
-from typing import Protocol, TypeVar
 from urllib.parse import quote
 
 from fovea.api.lora import LoraAdapterDeleted, LoraAdapterEntry, LoraAdapterList
-from fovea.call import Call
+from fovea.call import AsyncSender, Call, Sender, parse_as
 from fovea.errors import NotFound
 
 _PATH = "/v1/lora-adapters"
-
-Answer = TypeVar("Answer")
-
-
-class _Sender(Protocol):
-    def send(self, call: Call[Answer]) -> Answer: ...
-
-
-class _AsyncSender(Protocol):
-    async def send(self, call: Call[Answer]) -> Answer: ...
 
 
 def add(folder: Path, name: str | None = None, model: str | None = None) -> Call[LoraAdapterEntry]:
@@ -42,24 +31,23 @@ def add(folder: Path, name: str | None = None, model: str | None = None) -> Call
         raise NotFound(detail, hint="Save the adapter with `save_pretrained` of peft.") from error
     body = {"name": name or folder.resolve().name, "config": config, "weights": base64.b64encode(weights).decode()}
     given = body | ({} if model is None else {"model": model})
-    return Call("POST", _PATH, lambda response: LoraAdapterEntry.model_validate_json(response.content), json=given)
+    return Call("POST", _PATH, parse_as(LoraAdapterEntry), json=given)
 
 
 def fetch_all() -> Call[list[LoraAdapterEntry]]:
     """List all adapters, by name."""
-    return Call("GET", _PATH, lambda response: LoraAdapterList.model_validate_json(response.content).data)
+    return Call("GET", _PATH, lambda answer: parse_as(LoraAdapterList)(answer).data)
 
 
 def delete(name: str) -> Call[LoraAdapterDeleted]:
     """Delete an adapter."""
-    path = f"{_PATH}/{quote(name)}"
-    return Call("DELETE", path, lambda response: LoraAdapterDeleted.model_validate_json(response.content))
+    return Call("DELETE", f"{_PATH}/{quote(name)}", parse_as(LoraAdapterDeleted))
 
 
 class LoraAdapters:
     """LoRA adapters; available as `client.lora_adapters`."""
 
-    def __init__(self, client: _Sender) -> None:
+    def __init__(self, client: Sender) -> None:
         self._client = client
 
     def add(self, folder: str | Path, name: str | None = None, model: str | None = None) -> LoraAdapterEntry:
@@ -87,7 +75,7 @@ class LoraAdapters:
 class AsyncLoraAdapters:
     """LoRA adapters; available as `client.lora_adapters` of an `AsyncClient`."""
 
-    def __init__(self, client: _AsyncSender) -> None:
+    def __init__(self, client: AsyncSender) -> None:
         self._client = client
 
     async def add(self, folder: str | Path, name: str | None = None, model: str | None = None) -> LoraAdapterEntry:

@@ -6,48 +6,38 @@ A chat uses a vector by name: `client.chat("…", interventions=[{"vector": "cal
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any
 from urllib.parse import quote
-
-import httpx2
 
 from fovea.api.sessions import Deleted
 from fovea.api.steering import SteeringVector, SteeringVectorDeleted, SteeringVectorList
-from fovea.call import Call, read_bytes
+from fovea.call import AsyncSender, Call, Sender, parse_as, read_bytes
 
 _PATH = "/v1/steering-vectors"
-
-Answer = TypeVar("Answer")
-
-
-class _Sender(Protocol):
-    def send(self, call: Call[Answer]) -> Answer: ...
-
-
-class _AsyncSender(Protocol):
-    async def send(self, call: Call[Answer]) -> Answer: ...
 
 
 def create(name: str, positive: Sequence[Any], negative: Sequence[Any], **options: Any) -> Call[SteeringVector]:
     """Compute the next version of a vector; options are those of `fovea.api.steering.SteeringVectorRequest`."""
     body = {"name": name, "positive": list(positive), "negative": list(negative)}
     given = {key: value for key, value in options.items() if value is not None}
-    return Call("POST", _PATH, _read_vector, json=body | given)
+    return Call("POST", _PATH, parse_as(SteeringVector), json=body | given)
 
 
 def fetch(name: str, *, values: bool = False) -> Call[SteeringVector]:
     """Fetch a vector by `name@version`, or the newest of a name."""
-    return Call("GET", f"{_PATH}/{quote(name)}", _read_vector, params={"values": "true" if values else None})
+    return Call(
+        "GET", f"{_PATH}/{quote(name)}", parse_as(SteeringVector), params={"values": "true" if values else None}
+    )
 
 
 def fetch_all() -> Call[list[SteeringVector]]:
     """List all vectors, newest first."""
-    return Call("GET", _PATH, lambda response: SteeringVectorList.model_validate_json(response.content).data)
+    return Call("GET", _PATH, lambda answer: parse_as(SteeringVectorList)(answer).data)
 
 
 def delete(name: str) -> Call[SteeringVectorDeleted]:
     """Delete a version, or all of a name."""
-    return Call("DELETE", f"{_PATH}/{quote(name)}", _read_deleted)
+    return Call("DELETE", f"{_PATH}/{quote(name)}", parse_as(SteeringVectorDeleted))
 
 
 def capture(capture_id: str) -> Call[bytes]:
@@ -57,25 +47,17 @@ def capture(capture_id: str) -> Call[bytes]:
 
 def delete_capture(capture_id: str) -> Call[Deleted]:
     """Delete the file of a capture."""
-    return Call("DELETE", _capture_path(capture_id), lambda answer: Deleted.model_validate_json(answer.content))
+    return Call("DELETE", _capture_path(capture_id), parse_as(Deleted))
 
 
 def _capture_path(capture_id: str) -> str:
     return f"/v1/captures/{quote(capture_id.rpartition('/')[2], safe='')}"
 
 
-def _read_vector(response: httpx2.Response) -> SteeringVector:
-    return SteeringVector.model_validate_json(response.content)
-
-
-def _read_deleted(response: httpx2.Response) -> SteeringVectorDeleted:
-    return SteeringVectorDeleted.model_validate_json(response.content)
-
-
 class SteeringVectors:
     """Steering vectors; available as `client.steering_vectors`."""
 
-    def __init__(self, client: _Sender) -> None:
+    def __init__(self, client: Sender) -> None:
         self._client = client
 
     def create(self, name: str, positive: Sequence[Any], negative: Sequence[Any], **options: Any) -> SteeringVector:
@@ -105,7 +87,7 @@ class SteeringVectors:
 class AsyncSteeringVectors:
     """Steering vectors; available as `client.steering_vectors` of an `AsyncClient`."""
 
-    def __init__(self, client: _AsyncSender) -> None:
+    def __init__(self, client: AsyncSender) -> None:
         self._client = client
 
     async def create(
@@ -130,7 +112,7 @@ class AsyncSteeringVectors:
 class Captures:
     """Files of captured activations: those with `keep: true`, and large ones; available as `client.captures`."""
 
-    def __init__(self, client: _Sender) -> None:
+    def __init__(self, client: Sender) -> None:
         self._client = client
 
     def get(self, capture_id: str) -> bytes:
@@ -145,7 +127,7 @@ class Captures:
 class AsyncCaptures:
     """Files of captured activations; available as `client.captures` of an `AsyncClient`."""
 
-    def __init__(self, client: _AsyncSender) -> None:
+    def __init__(self, client: AsyncSender) -> None:
         self._client = client
 
     async def get(self, capture_id: str) -> bytes:

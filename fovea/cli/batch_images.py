@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 import typer
 
@@ -23,6 +24,8 @@ from fovea.cli.input_files import ImageSource, find_images
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import parse_options, split_arguments
 from fovea.errors import FoveaError, InvalidOption
+
+Concurrency = Annotated[int, typer.Option("--concurrency", "-c", min=1, max=64, help="Pictures at a time.")]
 
 CONTEXT_SETTINGS = {"ignore_unknown_options": True}
 """Typer keeps options that it does not know, which are the served model's, among the arguments."""
@@ -42,7 +45,7 @@ class ImageBatch(ABC):
 
     Class attributes:
         task: Task, as in `/v1/<task>`.
-        progress_label: Text of the progress bar.
+        progress_label: Text of the progress bar; empty for none.
     """
 
     task: ClassVar[str]
@@ -61,6 +64,10 @@ class ImageBatch(ABC):
         Raises:
             FoveaError: It failed; the others go on.
         """
+
+    async def run_task(self, client: AsyncClient, picture: bytes, accept: str | None = None) -> Any:
+        """Return the JSON answer to one picture, or its bytes in another form."""
+        return await client.run(self.task, self.options, pictures={"image": picture}, accept=accept)
 
     def run(self, arguments: Sequence[str], concurrency: int, connection: Connection) -> None:
         """Process all pictures that the arguments name; ends the program with an exit code if any failed."""
@@ -105,7 +112,14 @@ class ImageBatch(ABC):
             self.exit_codes.add(choose_exit_code(error))
             self.screen.error(error, about=image.name)
             return
-        if self.screen.as_json:
-            self.screen.line({"file": image.name, **result.facts})
-        else:
+        if not self.screen.wrote({"file": image.name, **result.facts}):
             self.screen.text(f"{image.name}: {result.line}")
+
+
+def write_files(folder: Path, stem: str, files: Mapping[str, bytes | str | None]) -> list[str]:
+    """Write what there is as `STEM.ENDING` to a folder; return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {folder / f"{stem}.{end}": content for end, content in files.items() if content is not None}
+    for path, content in written.items():
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return list(map(str, written))

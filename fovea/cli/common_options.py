@@ -15,10 +15,7 @@ from fovea.transport import LOCAL
 _PANEL = "Gateway"
 
 Url = Annotated[str, typer.Option("--url", envvar="FOVEA_URL", help="Address of the gateway.", rich_help_panel=_PANEL)]
-Key = Annotated[
-    str | None,
-    typer.Option("--key", envvar="FOVEA_API_KEY", help="API key.", show_default=False, rich_help_panel=_PANEL),
-]
+Key = Annotated[str | None, typer.Option("--key", envvar="FOVEA_API_KEY", help="API key.", rich_help_panel=_PANEL)]
 AsJson = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 Form = Annotated[
     str | None,
@@ -26,12 +23,9 @@ Form = Annotated[
         "--format",
         metavar="FORM",
         help="table, tsv, csv, json, name, or a template such as '{id} {status}'. Default: table; in a pipe tsv.",
-        show_default=False,
     ),
 ]
-Model = Annotated[
-    str | None, typer.Option("--model", "-m", help="Model; default: the task's own default.", show_default=False)
-]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Model; default: the task's own default.")]
 
 
 @dataclass(frozen=True, slots=True)

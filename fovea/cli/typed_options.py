@@ -13,6 +13,8 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from fovea.cli.option_groups import declare_parameters
+
 _PANEL = "Model"
 
 
@@ -35,10 +37,7 @@ def add_request_options(
         command(**values, options=options)
 
     parameters = [parameter for parameter in own.values() if parameter.name != "options"] + list(added.values())
-    # typer reads both: the order from the signature, the types from the annotations.
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect's own protocol
-    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return wrapper
+    return declare_parameters(wrapper, parameters)
 
 
 def _parameters(kind: type[BaseModel], without: frozenset[str]) -> Iterator[inspect.Parameter]:

@@ -25,9 +25,7 @@ def add(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="With adapter_config.json and adapter_model.safetensors.")
     ],
-    name: Annotated[
-        str | None, typer.Option("--name", "-n", help="Name in requests; default: the folder's.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, typer.Option("--name", "-n", help="Name in requests; default: the folder's.")] = None,
     model: Model = None,
     *,
     gateway: GatewayOptions,
@@ -39,9 +37,7 @@ def add(
     screen = gateway.screen
     with gateway.open() as client:
         made = client.lora_adapters.add(folder, name, model)
-    if gateway.as_json:
-        screen.line(made)
-    else:
+    if not screen.wrote(made):
         screen.text(f"{made.id}: rank {made.rank}, {made.modules} layers of {made.parent}")
         screen.text(f"try it: fovea chat --model {made.id} Hello")
 
@@ -53,9 +49,7 @@ def list_adapters(*, gateway: GatewayOptions) -> None:
     screen = gateway.screen
     with gateway.open() as client:
         found = client.lora_adapters.list()
-    if gateway.as_json:
-        for one in found:
-            screen.line(one)
+    if screen.wrote(*found):
         return
     rows = [
         (f"[bold]{escape(one.id)}[/]", escape(one.parent), str(one.rank), "the server" if one.is_shared else "you")
@@ -75,7 +69,5 @@ def delete(
     screen = gateway.screen
     with gateway.open() as client:
         gone = client.lora_adapters.delete(name)
-    if gateway.as_json:
-        screen.line(gone)
-    else:
+    if not screen.wrote(gone):
         screen.text(f"deleted: {gone.id}")

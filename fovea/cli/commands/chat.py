@@ -28,21 +28,14 @@ class ReplyOptions:
     """How an answer is drawn, and what it continues."""
 
     temperature: Annotated[
-        float | None,
-        typer.Option(
-            "--temperature", "-t", min=0, max=2, help="Sampling temperature; 0 is greedy.", show_default=False
-        ),
+        float | None, typer.Option("--temperature", "-t", min=0, max=2, help="Sampling temperature; 0 is greedy.")
     ] = None
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", "-n", min=1, help="Longest answer, in tokens.", show_default=False)
-    ] = None
-    seed: Annotated[int | None, typer.Option(help="Random seed, to repeat an answer.", show_default=False)] = None
-    session: Annotated[
-        str | None, typer.Option(help="Continue this session (`fovea sessions open`).", show_default=False)
-    ] = None
-    document: Annotated[
-        str | None, typer.Option(help="Ask about this document (`fovea documents add`).", show_default=False)
-    ] = None
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Longest answer, in tokens.")] = (
+        None
+    )
+    seed: Annotated[int | None, typer.Option(help="Random seed, to repeat an answer.")] = None
+    session: Annotated[str | None, typer.Option(help="Continue this session (`fovea sessions open`).")] = None
+    document: Annotated[str | None, typer.Option(help="Ask about this document (`fovea documents add`).")] = None
 
     def build(self) -> ChatOptions:
         """Return the options of a chat request."""
@@ -58,15 +51,12 @@ class ReplyOptions:
 @expand_options
 def chat(
     prompt: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="PROMPT", help="The question; - is standard input.", show_default=False),
+        list[str] | None, typer.Argument(metavar="PROMPT", help="The question; - is standard input.")
     ] = None,
-    system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt.", show_default=False)] = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt.")] = None,
     *,
     reply: ReplyOptions,
-    method: Annotated[
-        str | None, typer.Option(help="Attention method; `fovea methods` lists them.", show_default=False)
-    ] = None,
+    method: Annotated[str | None, typer.Option(help="Attention method; `fovea methods` lists them.")] = None,
     knob: Annotated[
         list[str] | None,
         typer.Option("--knob", "-K", metavar="NAME=VALUE", help="A setting of the method, or a memory budget."),

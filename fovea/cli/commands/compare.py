@@ -43,8 +43,7 @@ def compare(
         asked = [words.split() or ["dense"] for words in (method if len(method) > 1 else ["dense", *method])]
         options["compare"] = [build_longctx(client, name, knobs) or name for name, *knobs in asked]
         answer = client.chat(question, model=model, **options)
-    if screen.as_json:
-        screen.line(answer)
+    if screen.wrote(answer):
         return
     texts = [choice.message.content or "" for choice in answer.choices]
     compared = answer.comparison or []

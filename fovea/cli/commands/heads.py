@@ -37,16 +37,12 @@ def calibrate(
         Literal["retrieval", "razor", "duo", "act", "statistic", "centres"],
         typer.Option(help="How the heads are chosen."),
     ] = "retrieval",
-    lm: Annotated[str | None, typer.Option(help="Language model to study.", show_default=False)] = None,
-    share: Annotated[
-        float | None, typer.Option(help="Fraction of key/value heads that keep the whole cache.", show_default=False)
-    ] = None,
+    lm: Annotated[str | None, typer.Option(help="Language model to study.")] = None,
+    share: Annotated[float | None, typer.Option(help="Fraction of key/value heads that keep the whole cache.")] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", "-O", metavar="NAME=VALUE", help="An option of the study.")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for reports and artefacts.", show_default=False)
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for reports and artefacts.")] = None,
     *,
     gateway: GatewayOptions,
 ) -> None:

@@ -33,13 +33,12 @@ def list_(
     screen = gateway.screen
     with gateway.open() as client:
         found = client.jobs.list(limit, dead=dead)
-    if gateway.as_json:
-        for job in found:
-            screen.line(job)
-    elif not found:
-        screen.note("No jobs. Queue any request with `fovea run … --job`.")
-    else:
+    if screen.wrote(*found):
+        return
+    if found:
         screen.table(("id", "status", "request", "progress", "age", "note"), map(_row, found), head=False)
+    else:
+        screen.note("No jobs. Queue any request with `fovea run … --job`.")
 
 
 @app.command()
@@ -85,8 +84,7 @@ def retry(job_id: JobId, *, gateway: GatewayOptions) -> None:
 def result(
     job_id: JobId,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="File to write to; default: standard output.", show_default=False),
+        Path | None, typer.Option("--output", "-o", help="File to write to; default: standard output.")
     ] = None,
     *,
     gateway: Connection,
@@ -103,8 +101,7 @@ def result(
 
 
 def _print(screen: Screen, job: Job) -> None:
-    if screen.as_json:
-        screen.line(job)
+    if screen.wrote(job):
         return
     screen.out.print(f"[bold]{job.id}[/]  {colour_status(job.status)}{' (dead letter)' if job.dead else ''}")
     error = job.error or {}

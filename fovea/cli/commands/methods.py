@@ -20,9 +20,7 @@ from fovea.results import MethodCard
 
 @expand_options
 def methods(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Show the settings of this method.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show the settings of this method.")] = None,
     *,
     gateway: GatewayOptions,
 ) -> None:
@@ -30,10 +28,9 @@ def methods(
     screen = gateway.screen
     with gateway.open() as client:
         found = client.send(endpoints.methods()) if name is None else [_fetch_method(client, name)]
-    if gateway.as_json:
-        for one in found:
-            screen.line(one)
-    elif name is None:
+    if screen.wrote(*found):
+        return
+    if name is None:
         rows = [(f"[bold]{escape(one.name)}[/]", ", ".join(one.phases), escape(one.summary)) for one in found]
         screen.table(("method", "acts in", "what it does"), rows, head=False)
     else:

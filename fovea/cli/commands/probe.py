@@ -52,18 +52,16 @@ class FollowUp:
 @expand_options
 def probe(
     experiment: Annotated[
-        str | None,
-        typer.Argument(metavar="EXPERIMENT", help="Without it, the experiments are listed.", show_default=False),
+        str | None, typer.Argument(metavar="EXPERIMENT", help="Without it, the experiments are listed.")
     ] = None,
-    lm: Annotated[str | None, typer.Option(help="Language model to study.", show_default=False)] = None,
+    lm: Annotated[str | None, typer.Option(help="Language model to study.")] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", "-O", metavar="NAME=VALUE", help="An option of the experiment.")
     ] = None,
     *,
     follow_up: FollowUp,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder for reports, pages, figures and artefacts.", show_default=False),
+        Path | None, typer.Option("--output", "-o", help="Folder for reports, pages, figures and artefacts.")
     ] = None,
     gateway: GatewayOptions,
 ) -> None:
@@ -104,9 +102,7 @@ def probe(
 
 def list_experiments(screen: Screen, experiments: Sequence[ModelEntry]) -> None:
     """Write the experiments with what they find out."""
-    if screen.as_json:
-        for one in experiments:
-            screen.line(one)
+    if screen.wrote(*experiments):
         return
     rows = [(f"[bold]{escape(one.id)}[/]", escape((one.model_extra or {}).get("summary", ""))) for one in experiments]
     screen.table(("experiment", "what it does"), rows, head=False)
@@ -129,8 +125,7 @@ def run_study(client: Client, screen: Screen, request: dict[str, Any]) -> dict[s
 
 def print_report(screen: Screen, report: dict[str, Any]) -> None:
     """Print a report: warnings, numbers and tables; a note says what is not shown."""
-    if screen.as_json:
-        screen.line(report)
+    if screen.wrote(report):
         return
     screen.out.print(f"[bold]{escape(report['title'])}[/]")
     for warning in report["warnings"]:
@@ -149,8 +144,7 @@ def print_report(screen: Screen, report: dict[str, Any]) -> None:
 
 
 def _print_grid(screen: Screen, method: str, report: dict[str, Any]) -> None:
-    if screen.as_json:
-        screen.line(report)
+    if screen.wrote(report):
         return
     grid = report["grids"][0]
     recall = report["scalars"]["recall"]["value"]

@@ -23,12 +23,8 @@ CONTEXT_SETTINGS = {"ignore_unknown_options": True}
 class AnswerForm:
     """Form and place of the answer."""
 
-    accept: Annotated[
-        str | None, typer.Option(help="Media type of the answer, for example image/png.", show_default=False)
-    ] = None
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write the answer to.", show_default=False)
-    ] = None
+    accept: Annotated[str | None, typer.Option(help="Media type of the answer, for example image/png.")] = None
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write the answer to.")] = None
     job: Annotated[bool, typer.Option("--job", help="Queue the request and print the job.")] = False
 
 
@@ -83,7 +79,5 @@ def _write_answer(screen: Screen, answer: Any, output: Path | None) -> None:
         screen.note(f"wrote {output}")
     elif isinstance(answer, bytes):
         sys.stdout.buffer.write(answer)
-    elif screen.as_json:
-        screen.line(answer)
-    else:
+    elif not screen.wrote(answer):
         screen.text(screen.format_json(answer))

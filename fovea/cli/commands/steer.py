@@ -29,7 +29,6 @@ Strength = Annotated[
         "--strength",
         "-s",
         help="Length relative to an activation's (0.2 is a fifth); default: the vector's own. Minus reverses it.",
-        show_default=False,
     ),
 ]
 
@@ -50,9 +49,7 @@ def make(
         list[str],
         typer.Option("--negative", "-n", help="A text with the opposite property, or @FILE with one per line."),
     ],
-    layer: Annotated[
-        list[int] | None, typer.Option("--layer", "-l", help="Layer; default: the middle third.", show_default=False)
-    ] = None,
+    layer: Annotated[list[int] | None, typer.Option("--layer", "-l", help="Layer; default: the middle third.")] = None,
     mean: Annotated[
         bool, typer.Option("--mean", help="Average over all tokens of a prompt instead of the last one.")
     ] = False,
@@ -79,9 +76,7 @@ def vectors(*, gateway: GatewayOptions) -> None:
     screen = gateway.screen
     with gateway.open() as client:
         found = client.steering_vectors.list()
-    if gateway.as_json:
-        for one in found:
-            screen.line(one)
+    if screen.wrote(*found):
         return
     rows = [
         (
@@ -111,9 +106,7 @@ def delete(name: Name, *, gateway: GatewayOptions) -> None:
     screen = gateway.screen
     with gateway.open() as client:
         gone = client.steering_vectors.delete(name)
-    if gateway.as_json:
-        screen.line(gone)
-    else:
+    if not screen.wrote(gone):
         screen.text(f"deleted: {gone.id}, versions {', '.join(map(str, gone.versions))}")
 
 
@@ -123,9 +116,7 @@ def compare(
     name: Name,
     prompt: Annotated[list[str], typer.Argument(metavar="PROMPT", help="The question.")],
     strength: Strength = None,
-    layer: Annotated[
-        int | None, typer.Option("--layer", "-l", help="One layer; default: the vector's own.", show_default=False)
-    ] = None,
+    layer: Annotated[int | None, typer.Option("--layer", "-l", help="One layer; default: the vector's own.")] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")] = 64,
     model: Model = None,
     *,
@@ -145,9 +136,7 @@ def compare(
         plain = ChatOptions(temperature=0.0, max_tokens=max_tokens)
         steered = ChatOptions(temperature=0.0, max_tokens=max_tokens, interventions=[change])
         answers = [client.chat(question, model=model, **options) for options in (plain, steered)]
-    if gateway.as_json:
-        for answer in answers:
-            screen.line(answer)
+    if screen.wrote(*answers):
         return
     how = "" if strength is None else f", strength {strength:g}"
     for label, answer in zip(("without", f"with {name}{how}"), answers, strict=True):
@@ -172,8 +161,7 @@ def _read_texts(given: list[str], option: str) -> list[str]:
 
 
 def _print_vector(screen: Screen, vector: SteeringVector) -> None:
-    if screen.as_json:
-        screen.line(vector)
+    if screen.wrote(vector):
         return
     screen.text(f"{vector.id} of {vector.model}, from {vector.positive} and {vector.negative} prompts")
     rows = [

@@ -29,25 +29,17 @@ def sweep(
             "--source",
             "-s",
             help="Prompt of as many tokens whose activations are written; without it they become zero.",
-            show_default=False,
         ),
     ] = None,
     site: Annotated[
         str, typer.Option(help="Activation: resid_pre, resid_post, attn_out, mlp_out, z, ….")
     ] = "resid_pre",
     by_head: Annotated[bool, typer.Option("--by-head", help="Columns are heads instead of positions.")] = False,
-    layer: Annotated[
-        list[int] | None, typer.Option("--layer", "-l", help="A row; default: all layers.", show_default=False)
-    ] = None,
+    layer: Annotated[list[int] | None, typer.Option("--layer", "-l", help="A row; default: all layers.")] = None,
     position: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--position", "-p", help="A token that is patched, -1 the last; default: all.", show_default=False
-        ),
+        list[int] | None, typer.Option("--position", "-p", help="A token that is patched, -1 the last; default: all.")
     ] = None,
-    head: Annotated[
-        list[int] | None, typer.Option("--head", help="A head that is patched; default: all.", show_default=False)
-    ] = None,
+    head: Annotated[list[int] | None, typer.Option("--head", help="A head that is patched; default: all.")] = None,
     model: Model = None,
     *,
     gateway: GatewayOptions,
@@ -73,9 +65,9 @@ def sweep(
             heads=head or None,
             model=model,
         )
-    if screen.as_json:
-        screen.line(found)
-    elif screen.is_tsv:
+    if screen.wrote(found):
+        return
+    if screen.is_tsv:
         screen.table(_name_columns(found), _list_patches(found))
     else:
         _print_grid(screen, found)

@@ -59,11 +59,7 @@ _CORRECTION: dict[str, Any] = {
                 "required": ["segmentation", "corrected"],
                 "properties": {
                     "files": {**_FILES, "description": "DICOM files of the pictures."},
-                    "segmentation": {
-                        "type": "string",
-                        "format": "binary",
-                        "description": "The DICOM SEG to correct.",
-                    },
+                    "segmentation": {"type": "string", "format": "binary", "description": "The DICOM SEG to correct."},
                     "corrected": {**_FILES, "description": "PNGs named INSTANCE.FRAME.png, or a DICOM SEG."},
                 },
             }

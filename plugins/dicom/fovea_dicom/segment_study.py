@@ -112,9 +112,7 @@ def save_series(found: dict[str, Any], output: Path, screen: Screen) -> None:
                 written.append(f"{stem}.{suffix}")
         written += _save_masks(series, output, f"{stem}.masks")
         (output / f"{stem}.json").write_text(json.dumps({**series, "model": found["model"]}, indent=1))
-        if screen.as_json:
-            screen.line({**series, "model": found["model"], "written": [*written, f"{stem}.json"]})
-        else:
+        if not screen.wrote({**series, "model": found["model"], "written": [*written, f"{stem}.json"]}):
             screen.out.print(f"[bold]{escape(stem)}[/] {_summarise(series)}", highlight=False)
         for warning in (*series["warnings"], *_sum_frame_warnings(series)):
             screen.note(f"[yellow]{escape(warning)}[/]")

@@ -37,9 +37,7 @@ class MethodOptions:
 
     model: Model = None
     longctx: Annotated[str, typer.Option(help='Method and knobs as JSON, for example \'{"method": "power"}\'.')] = "{}"
-    method: Annotated[
-        str | None, typer.Option(help="The method by name; `fovea methods` lists them.", show_default=False)
-    ] = None
+    method: Annotated[str | None, typer.Option(help="The method by name; `fovea methods` lists them.")] = None
     knob: Knobs = None
 
     def build(self) -> dict[str, Any]:

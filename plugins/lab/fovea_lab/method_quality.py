@@ -197,12 +197,7 @@ def _submit(adapter: DecoderAdapter, ids: Sequence[int], spec: NeedleRequest) ->
     policy = select_policy(engine, spec.longctx, adapter.plans, len(ids), spec.steps)
     output = TokenCollector()
     request = GenerationRequest(
-        ids,
-        max_tokens=spec.steps,
-        policy=policy,
-        stop_token_ids=adapter.tokenizer.eos,
-        priority=-1,
-        hooks=output,
+        ids, max_tokens=spec.steps, policy=policy, stop_token_ids=adapter.tokenizer.eos, priority=-1, hooks=output
     )
     adapter.scheduler.add_request(request)
     return request, output

@@ -59,7 +59,7 @@ class SearchOptions:
 def survey(
     sources: Annotated[list[Path], typer.Argument(metavar="SOURCE…", help="Photographs, folders of them, or a film.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("out"),
-    gpx: Annotated[Path | None, typer.Option(help="Track of a film or of the photographs.", show_default=False)] = None,
+    gpx: Annotated[Path | None, typer.Option(help="Track of a film or of the photographs.")] = None,
     *,
     search: SearchOptions,
     gateway: GatewayOptions,
@@ -151,8 +151,7 @@ def _count(client: Client, screen: Screen, body: dict[str, Any], output: Path) -
 
 def _print(screen: Screen, found: dict[str, Any], output: Path) -> None:
     facts = {name: value for name, value in found.items() if name not in {"observations", "segments"}}
-    if screen.as_json:
-        screen.line(facts)
+    if screen.wrote(facts):
         return
     route = found["route"]
     lost = _list_counts(found["counts_not_placed"])

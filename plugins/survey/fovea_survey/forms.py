@@ -22,18 +22,7 @@ JSON, GEOJSON, SVG, CSV, ZIP = (
     "text/csv",
     "application/zip",
 )
-COLUMNS = (
-    "label",
-    "place",
-    "latitude",
-    "longitude",
-    "score",
-    "severity",
-    "size",
-    "time",
-    "picture",
-    "pictures",
-)
+COLUMNS = ("label", "place", "latitude", "longitude", "score", "severity", "size", "time", "picture", "pictures")
 """Of the CSV; `place` is `found` or the reason why there is none."""
 
 

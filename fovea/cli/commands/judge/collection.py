@@ -25,8 +25,7 @@ def import_collection(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")],
     others: Annotated[int, typer.Option(help="Label this many of BM25's best unjudged passages per topic as 0.")] = 0,
     grades: Annotated[
-        list[str] | None,
-        typer.Option("--grade", help="CODE=GRADE; default: 1=3 2=2 3=1 4=1 5=0.", show_default=False),
+        list[str] | None, typer.Option("--grade", help="CODE=GRADE; default: 1=3 2=2 3=1 4=1 5=0.")
     ] = None,
     *,
     gateway: Connection,
