@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 from urllib.parse import quote
 
 import httpx2
@@ -19,10 +19,10 @@ from fovea.api.mask import SegmentOut
 from fovea.api.model import ModelEntry, ModelList, sort_tasks
 from fovea.api.sweeps import Sweep
 from fovea.call import Call, StreamCall, parse_as, read_bytes, read_json
-from fovea.chat import ChatAnswer, ChatPiece
+from fovea.chat import ChatAnswer, ChatOptions, ChatPiece, Messages, build_messages
 from fovea.errors import NotFound
 from fovea.picture import PictureLike, read_picture
-from fovea.results import JobResult, MethodCard, ModelCard
+from fovea.results import JobResult, MethodCard, ModelCard, SegmentOptions, SweepOptions
 
 HTTP_ACCEPTED = 202
 
@@ -36,17 +36,17 @@ def task_path(name: str) -> str:
 
 
 def models(task: str | None = None) -> Call[list[ModelEntry]]:
-    """List the served models, or those of one task."""
+    """List the served models, or those of one task; the default chat model comes first."""
     return Call("GET", "/v1/models", lambda answer: parse_as(ModelList)(answer).data, params={"task": task})
 
 
 def model(name: str) -> Call[ModelCard]:
-    """Fetch the card of one model."""
+    """Get the card of one model: facts, metrics, limits, tensors and the schema of its requests."""
     return Call("GET", f"/v1/models/{quote(name)}", parse_as(ModelCard))
 
 
 def example(name: str) -> Call[dict[str, Any]]:
-    """Fetch an example request of one model."""
+    """Get a request of this model that can be sent as it is; its pictures are base64."""
     return Call("GET", f"/v1/models/{quote(name)}/example", read_json)
 
 
@@ -72,27 +72,45 @@ def allow_job(call: Call[Any]) -> Call[Any]:
     return replace(call, read=read)
 
 
-def segment(image: PictureLike, model: str | None, options: Mapping[str, Any]) -> Call[SegmentOut]:
-    """Segment a picture."""
+def segment(image: PictureLike, *, model: str | None = None, **options: Unpack[SegmentOptions]) -> Call[SegmentOut]:
+    """Segment a picture.
+
+    Args:
+        image: Encoded bytes, a path, or a file opened for reading bytes.
+        model: Which model; the gateway's default otherwise.
+        options: As `fovea.api.mask.SegmentIn` describes them; `include` selects the parts of the answer.
+    """
     return replace(task("segment", {"model": model, **options}, {"image": image}), read=parse_as(SegmentOut))
 
 
-def chat(messages: Sequence[Mapping[str, Any]], model: str | None, options: Mapping[str, Any]) -> Call[ChatAnswer]:
-    """Get the whole answer to a conversation."""
-    return replace(task("chat", {"model": model, "messages": messages, **options}, {}), read=parse_as(ChatAnswer))
+def chat(
+    messages: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
+) -> Call[ChatAnswer]:
+    """Get the whole answer to a question or a conversation; `answer.text` is its text."""
+    request = {"model": model, "messages": build_messages(messages, system), **options}
+    return replace(task("chat", request, {}), read=parse_as(ChatAnswer))
 
 
 def chat_stream(
-    messages: Sequence[Mapping[str, Any]], model: str | None, options: Mapping[str, Any]
+    messages: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
 ) -> StreamCall[ChatPiece]:
     """Stream the answer to a conversation; the last event has the number of tokens."""
     streaming = {"stream": True, "stream_options": {"include_usage": True}}
-    call = task("chat", {"model": model, "messages": messages, **options, **streaming}, {}, accept="text/event-stream")
-    return StreamCall(call, ChatPiece.model_validate_json)
+    request = {"model": model, "messages": build_messages(messages, system), **options, **streaming}
+    return StreamCall(task("chat", request, {}, accept="text/event-stream"), ChatPiece.model_validate_json)
 
 
-def sweep(prompt: str | Sequence[Any], tokens: Sequence[str | int], options: Mapping[str, Any]) -> Call[Sweep]:
-    """Patch activations of a prompt one after another, and look at named next tokens."""
+def sweep(prompt: str | Sequence[Any], tokens: Sequence[str | int], **options: Unpack[SweepOptions]) -> Call[Sweep]:
+    """Patch one activation of a prompt after another, and look at named next tokens after each patch.
+
+    Args:
+        prompt: The patched prompt: a text, its token ids, or messages.
+        tokens: Next tokens to look at: texts of one token each, or ids.
+        options: As `fovea.api.sweeps.SweepRequest` describes them.
+
+    Returns:
+        The grid, layer by layer; its columns are positions or heads.
+    """
     given = {"prompt": prompt, "tokens": list(tokens), **options}
     return Call("POST", "/v1/sweeps", parse_as(Sweep), json={name: x for name, x in given.items() if x is not None})
 
@@ -129,14 +147,14 @@ def as_job(call: Call[Any], idempotency_key: str | None = None) -> Call[Job]:
     return replace(call, headers=headers, read=parse_as(Job))
 
 
-def jobs(limit: int, *, dead: bool = False) -> Call[list[Job]]:
-    """List the caller's jobs, newest first."""
+def jobs(limit: int = 50, *, dead: bool = False) -> Call[list[Job]]:
+    """List the caller's jobs, newest first; with `dead` only dead letters."""
     params = {"limit": limit, "dead": "true" if dead else None}
     return Call("GET", "/v1/jobs", lambda answer: parse_as(JobList)(answer).jobs, params=params)
 
 
 def job(job_id: str) -> Call[Job]:
-    """Fetch the current state of a job."""
+    """Get the current state of a job."""
     return Call("GET", _job_path(job_id), parse_as(Job))
 
 
@@ -147,17 +165,26 @@ def job_events(job_id: str) -> StreamCall[Job]:
 
 
 def result(job_id: str) -> Call[JobResult]:
-    """Fetch the answer of a finished job."""
+    """Get the answer of a finished job.
+
+    Raises:
+        Conflict: It is not finished.
+        FoveaError: The error that the request was answered with.
+    """
     return Call("GET", f"{_job_path(job_id)}/result", JobResult.from_response)
 
 
 def cancel(job_id: str) -> Call[Job]:
-    """Cancel a job, also while it runs."""
+    """Cancel a job, also while it runs; a finished job is left as it is."""
     return Call("POST", f"{_job_path(job_id)}/cancel", parse_as(Job))
 
 
 def retry(job_id: str) -> Call[Job]:
-    """Queue a failed or cancelled job again."""
+    """Queue a failed or cancelled job again.
+
+    Raises:
+        Conflict: It neither failed nor was cancelled.
+    """
     return Call("POST", f"{_job_path(job_id)}/retry", parse_as(Job))
 
 

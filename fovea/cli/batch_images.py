@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fovea.async_client import AsyncClient
 from fovea.cli.common_options import Connection
-from fovea.cli.concurrency import run_concurrently
 from fovea.cli.exit_codes import OUTCOME, choose_exit_code
 from fovea.cli.input_files import ImageSource, find_images
 from fovea.cli.output import Screen
@@ -114,6 +114,24 @@ class ImageBatch(ABC):
             return
         if not self.screen.wrote({"file": image.name, **result.facts}):
             self.screen.text(f"{image.name}: {result.line}")
+
+
+async def run_concurrently(
+    actions: Sequence[Callable[[], Awaitable[None]]], concurrency: int, screen: Screen, label: str
+) -> None:
+    """Run all actions, at most `concurrency` at a time, behind a progress bar if there is a label."""
+    limit = asyncio.Semaphore(concurrency)
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    is_quiet = screen.as_json or len(actions) == 1 or not label
+    with Progress(*columns, console=screen.err, transient=True, disable=is_quiet) as progress:
+        row = progress.add_task("", total=len(actions))
+
+        async def run_limited(action: Callable[[], Awaitable[None]]) -> None:
+            async with limit:
+                await action()
+            progress.advance(row)
+
+        await asyncio.gather(*map(run_limited, actions))
 
 
 def write_files(folder: Path, stem: str, files: Mapping[str, bytes | str | None]) -> list[str]:

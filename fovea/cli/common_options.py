@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from fovea.async_client import AsyncClient
+from fovea.call import Call
 from fovea.cli.output import Screen
 from fovea.client import Client
 from fovea.transport import LOCAL
+
+Answer = TypeVar("Answer")
 
 _PANEL = "Gateway"
 
@@ -38,6 +41,11 @@ class Connection:
     def open(self) -> Client:
         """Open a synchronous client."""
         return Client(self.url, key=self.key)
+
+    def send(self, call: Call[Answer]) -> Answer:
+        """Send a single call."""
+        with self.open() as client:
+            return client.send(call)
 
     def open_async(self) -> AsyncClient:
         """Open an asynchronous client."""

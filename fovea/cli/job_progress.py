@@ -67,8 +67,8 @@ def explain_how_to_go_on(job_id: str, error: BaseException) -> None:
         Screen().note(f"{text} Cancel it: fovea jobs cancel {job_id}.")
 
 
-def run_as_job(client: Client, screen: Screen, call: Call[Any]) -> Any:
-    """Send a call as a job, show its progress, and return its JSON result."""
-    job = client.send(endpoints.as_job(call, None))
-    follow_job(client, screen, job)
+def run_as_job(client: Client, screen: Screen, call: Call[Any], title: str | None = None) -> Any:
+    """Send a call as a job, show its progress, and return its JSON result; see `follow_job`."""
+    job = client.send(endpoints.as_job(call))
+    follow_job(client, screen, job, title=title)
     return client.jobs.result(job.id).json()

@@ -9,9 +9,9 @@ import pytest
 
 from fovea.api.boxes import DetectIn
 from fovea.api.classes import ClassifyIn
+from fovea.cli.batch_images import run_concurrently
 from fovea.cli.commands import classify, detect
 from fovea.cli.common_options import Connection
-from fovea.cli.concurrency import run_concurrently
 from fovea.cli.output import Screen
 from fovea.errors import InvalidOption
 from services.gateway.tests.stub_service import photograph

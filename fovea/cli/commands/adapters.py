@@ -8,15 +8,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from fovea import lora
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.option_groups import expand_options
 
 app = typer.Typer(no_args_is_help=True, help="Add, list and delete LoRA adapters, which requests name as their model.")
-
-
-@app.callback()
-def adapters() -> None:
-    """Add, list and delete LoRA adapters, which requests name as their model."""
 
 
 @app.command(no_args_is_help=True)
@@ -34,9 +30,7 @@ def add(
 
     [bold]fovea adapters add runs/house-style[/]
     """
-    screen = gateway.screen
-    with gateway.open() as client:
-        made = client.lora_adapters.add(folder, name, model)
+    screen, made = gateway.screen, gateway.send(lora.add_adapter(folder, name, model))
     if not screen.wrote(made):
         screen.text(f"{made.id}: rank {made.rank}, {made.modules} layers of {made.parent}")
         screen.text(f"try it: fovea chat --model {made.id} Hello")
@@ -46,9 +40,7 @@ def add(
 @expand_options
 def list_adapters(*, gateway: GatewayOptions) -> None:
     """List your adapters and those of the server."""
-    screen = gateway.screen
-    with gateway.open() as client:
-        found = client.lora_adapters.list()
+    screen, found = gateway.screen, gateway.send(lora.list_adapters())
     if screen.wrote(*found):
         return
     rows = [
@@ -66,8 +58,6 @@ def delete(
     gateway: GatewayOptions,
 ) -> None:
     """Delete one of your adapters; answers that have begun go on with it."""
-    screen = gateway.screen
-    with gateway.open() as client:
-        gone = client.lora_adapters.delete(name)
+    screen, gone = gateway.screen, gateway.send(lora.delete_adapter(name))
     if not screen.wrote(gone):
         screen.text(f"deleted: {gone.id}")

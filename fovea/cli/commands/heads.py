@@ -17,9 +17,7 @@ from fovea.cli.option_groups import expand_options
 from fovea.cli.schema_options import parse_options, parse_pair
 from fovea.errors import InvalidOption
 
-app = typer.Typer(
-    no_args_is_help=True, help="Make plans of which heads keep the whole cache and which keep only its ends."
-)
+app = typer.Typer(no_args_is_help=True)
 
 EVIDENCE = "retrieval-report.json"
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from fovea import endpoints
 from fovea.api.job import Job
 from fovea.cli.common_options import Connection, GatewayOptions
 from fovea.cli.job_progress import describe_state, follow_job
@@ -30,9 +31,7 @@ def list_(
     gateway: GatewayOptions,
 ) -> None:
     """List jobs, newest first."""
-    screen = gateway.screen
-    with gateway.open() as client:
-        found = client.jobs.list(limit, dead=dead)
+    screen, found = gateway.screen, gateway.send(endpoints.jobs(limit, dead=dead))
     if screen.wrote(*found):
         return
     if found:
@@ -45,8 +44,7 @@ def list_(
 @expand_options
 def get(job_id: JobId, *, gateway: GatewayOptions) -> None:
     """Show one job."""
-    with gateway.open() as client:
-        _print(gateway.screen, client.jobs.get(job_id))
+    _print(gateway.screen, gateway.send(endpoints.job(job_id)))
 
 
 @app.command()
@@ -67,16 +65,14 @@ def watch(job_id: JobId, *, gateway: GatewayOptions) -> None:
 @expand_options
 def cancel(job_id: JobId, *, gateway: GatewayOptions) -> None:
     """Cancel a job, also while it runs."""
-    with gateway.open() as client:
-        _print(gateway.screen, client.jobs.cancel(job_id))
+    _print(gateway.screen, gateway.send(endpoints.cancel(job_id)))
 
 
 @app.command()
 @expand_options
 def retry(job_id: JobId, *, gateway: GatewayOptions) -> None:
     """Queue a failed or cancelled job again."""
-    with gateway.open() as client:
-        _print(gateway.screen, client.jobs.retry(job_id))
+    _print(gateway.screen, gateway.send(endpoints.retry(job_id)))
 
 
 @app.command()
@@ -90,8 +86,7 @@ def result(
     gateway: Connection,
 ) -> None:
     """Write the answer of a finished job, byte for byte."""
-    with gateway.open() as client:
-        found = client.jobs.result(job_id)
+    found = gateway.send(endpoints.result(job_id))
     if output is None:
         sys.stdout.buffer.write(found.content)
         return

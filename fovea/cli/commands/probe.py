@@ -20,7 +20,7 @@ from rich.markup import escape
 from fovea import endpoints
 from fovea.api.model import ModelEntry
 from fovea.cli.common_options import GatewayOptions
-from fovea.cli.job_progress import follow_job
+from fovea.cli.job_progress import run_as_job
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import parse_options, parse_pair
@@ -117,9 +117,7 @@ def _check_name(name: str, known: Sequence[str]) -> None:
 
 def run_study(client: Client, screen: Screen, request: dict[str, Any]) -> dict[str, Any]:
     """Run an experiment as a job, with a progress bar; returns its report."""
-    job = client.jobs.submit("probe", request)
-    follow_job(client, screen, job, title=str(request["model"]))
-    report: dict[str, Any] = client.jobs.result(job.id).json()
+    report: dict[str, Any] = run_as_job(client, screen, endpoints.task("probe", request, {}), str(request["model"]))
     return report
 
 

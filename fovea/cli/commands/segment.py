@@ -66,7 +66,7 @@ class _SegmentBatch(ImageBatch):
     in_coco: dict[str, SegmentOut] = field(default_factory=dict)
 
     async def answer(self, client: AsyncClient, picture: bytes, image: ImageSource) -> ImageResult:
-        answer = await client.send(endpoints.segment(picture, None, {**self.options, "include": _INCLUDE}))
+        answer = await client.send(endpoints.segment(picture, **self.options, include=_INCLUDE))
         if self.class_name is not None:
             self.in_coco[Path(image.name).name] = answer.model_copy(update={"mask": None, "overlay": None})
         files: dict[str, bytes | str | None] = {

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from fovea import steering
 from fovea.api.steering import SteeringVector
 from fovea.chat import ChatOptions
 from fovea.cli.common_options import GatewayOptions, Model
@@ -31,11 +32,6 @@ Strength = Annotated[
         help="Length relative to an activation's (0.2 is a fifth); default: the vector's own. Minus reverses it.",
     ),
 ]
-
-
-@app.callback()
-def steer() -> None:
-    """Make, list and try steering vectors: directions that a chat adds inside the model."""
 
 
 @app.command(no_args_is_help=True)
@@ -61,21 +57,16 @@ def make(
 
     [bold]fovea steer make cheerful -p @cheerful.txt -n @gloomy.txt[/]
     """
-    screen = gateway.screen
-    with gateway.open() as client:
-        tokens = "mean" if mean else "last"
-        sides = _read_texts(positive, "--positive"), _read_texts(negative, "--negative")
-        made = client.steering_vectors.create(name, *sides, layers=layer or None, model=model, tokens=tokens)
-    _print_vector(screen, made)
+    options = {"layers": layer or None, "model": model, "tokens": "mean" if mean else "last"}
+    sides = _read_texts(positive, "--positive"), _read_texts(negative, "--negative")
+    _print_vector(gateway.screen, gateway.send(steering.create_vector(name, *sides, **options)))
 
 
 @app.command("list")
 @expand_options
 def vectors(*, gateway: GatewayOptions) -> None:
     """List all vectors, newest first."""
-    screen = gateway.screen
-    with gateway.open() as client:
-        found = client.steering_vectors.list()
+    screen, found = gateway.screen, gateway.send(steering.list_vectors())
     if screen.wrote(*found):
         return
     rows = [
@@ -94,18 +85,14 @@ def vectors(*, gateway: GatewayOptions) -> None:
 @expand_options
 def show(name: Name, *, gateway: GatewayOptions) -> None:
     """Show how long a vector is in each layer, and how well it tells its own prompts apart."""
-    screen = gateway.screen
-    with gateway.open() as client:
-        _print_vector(screen, client.steering_vectors.get(name))
+    _print_vector(gateway.screen, gateway.send(steering.get_vector(name)))
 
 
 @app.command(no_args_is_help=True)
 @expand_options
 def delete(name: Name, *, gateway: GatewayOptions) -> None:
     """Delete a version of a vector, or all versions of a name."""
-    screen = gateway.screen
-    with gateway.open() as client:
-        gone = client.steering_vectors.delete(name)
+    screen, gone = gateway.screen, gateway.send(steering.delete_vector(name))
     if not screen.wrote(gone):
         screen.text(f"deleted: {gone.id}, versions {', '.join(map(str, gone.versions))}")
 

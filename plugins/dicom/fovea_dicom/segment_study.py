@@ -17,10 +17,9 @@ from typing import Any
 
 from rich.markup import escape
 
-from fovea import endpoints
 from fovea.call import Call, read_json
 from fovea.cli.common_options import Connection
-from fovea.cli.job_progress import follow_job
+from fovea.cli.job_progress import run_as_job
 from fovea.cli.output import Screen
 
 PACS = "pacs:"
@@ -48,9 +47,7 @@ def run(
                     reason = "is empty" if path.stat().st_size == 0 else "is not a DICOM file"
                     screen.note(f"[yellow]skipped: {escape(name)} {reason}.[/]")
             for call in _build_calls(source, params):
-                job = client.send(endpoints.as_job(call, None))
-                follow_job(client, screen, job, title=source)
-                save_series(client.jobs.result(job.id).json(), output, screen)
+                save_series(run_as_job(client, screen, call, source), output, screen)
 
 
 def _build_calls(source: str, params: Mapping[str, str]) -> Iterator[Call[Any]]:

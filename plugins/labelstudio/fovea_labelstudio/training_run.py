@@ -104,24 +104,19 @@ class TrainingRuns:
             folder = await self._export(project)
             self.state.status = "training"
             code = await self._train(folder)
+            if not code:
+                served = f"{self._plan.name} is served after the next start of its service."
+                self.state.status, self.state.detail = "finished", served
+                return
+            detail = f"fovea train ended with {code}; {self._log(project)} says why."
         except FoveaError as error:
-            self.state.status, self.state.detail = "failed", error.detail
+            detail = error.detail
         except OSError as error:
-            self.state.status, self.state.detail = "failed", f"The export can't be written ({error.strerror})."
+            detail = f"The export can't be written ({error.strerror})."
         except Exception as error:  # noqa: BLE001  # a run that ends must not look as if it went on
             telemetry.log().error("training failed", project=project, reason=repr(error)[:200])
-            self.state.status, self.state.detail = (
-                "failed",
-                f"Label Studio's data can't be read ({type(error).__name__}).",
-            )
-        else:
-            log = self._log(project)
-            self.state.status = "failed" if code else "finished"
-            self.state.detail = (
-                f"fovea train ended with {code}; {log} says why."
-                if code
-                else f"{self._plan.name} is served after the next start of its service."
-            )
+            detail = f"Label Studio's data can't be read ({type(error).__name__})."
+        self.state.status, self.state.detail = "failed", detail
 
     async def _export(self, project: int) -> Path:
         """The folder of a project's labels, written anew."""

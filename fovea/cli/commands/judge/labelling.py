@@ -145,14 +145,13 @@ def templates(
 ) -> None:
     """List the prompt templates, or show one, filled in with a query and a passage; nothing is sent."""
     screen = gateway.screen
-    with gateway.open() as client:
-        if name is not None:
-            body = {"query": query or "{query}", "passage": passage or "{passage}"}
-            shown = client.send(judge_endpoints.compute(f"templates/{name}/render", body))
-            if not screen.wrote(shown):
-                screen.text("\n\n".join(filter(None, [shown["system"], *("\n".join(turn) for turn in shown["turns"])])))
-            return
-        found = client.send(judge_endpoints.fetch("templates"))
+    if name is not None:
+        filled = {"query": query or "{query}", "passage": passage or "{passage}"}
+        shown = compute(f"templates/{name}/render", gateway, **filled)
+        if not screen.wrote(shown):
+            screen.text("\n\n".join(filter(None, [shown["system"], *("\n".join(turn) for turn in shown["turns"])])))
+        return
+    found = gateway.send(judge_endpoints.fetch("templates"))
     if screen.wrote(*found):
         return
     rows = (

@@ -142,8 +142,7 @@ def leaderboard(
         files = {"reference": reference, "runs": read_runs(runs), "judges": labelled}
         found = compute("leaderboard", gateway, measure=measure, sort=sort, name=name, **files)
     else:
-        with gateway.open() as client:
-            found = client.send(judge_endpoints.fetch("leaderboard", name=name, sort=sort))
+        found = gateway.send(judge_endpoints.fetch("leaderboard", name=name, sort=sort))
     if screen.wrote(*found["rows"]):
         return
     cuts = ("0|123", "01|23", "012|3")

@@ -28,8 +28,7 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to wri
 
 def compute(what: str, gateway: Connection, /, **options: Any) -> Any:
     """Send options to `/v1/judge/<what>`, files as their texts; return the JSON answer."""
-    with gateway.open() as client:
-        return client.send(_build_call(what, options))
+    return gateway.send(_build_call(what, options))
 
 
 def compute_as_job(what: str, gateway: GatewayOptions, /, **options: Any) -> Any:

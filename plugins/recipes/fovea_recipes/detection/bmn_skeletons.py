@@ -16,7 +16,6 @@ from fovea_recipes.detection.metrics.temporal import resampled_precision, resamp
 from fovea_recipes.detection.skeletons import CHANNELS, Recording, recordings, windows
 from fovea_recipes.training.intervals import bootstraps
 from fovea_recipes.training.recipe import Schedule
-from services.detection.segments import boundary_labels
 
 
 class _Skeletons(BmnDemo):
@@ -37,10 +36,8 @@ class _Skeletons(BmnDemo):
 
     def prepare(self, cache: Path) -> str:
         self._known, self._names = recordings(self.data)
-        held = self.videos("train")
-        labelled = (boundary_labels(segments, self.length) for segments in held.segments)
-        self._labels = tuple(np.stack(part).astype(np.float32) for part in zip(*labelled, strict=True))
-        return f"train:{held.digest} held-out:{self.videos('test').digest}"
+        super().prepare(cache)
+        return f"train:{self.videos('train').digest} held-out:{self.videos('test').digest}"
 
     def videos(self, split: Split) -> Videos:
         if split not in self._data:

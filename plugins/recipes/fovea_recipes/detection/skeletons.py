@@ -95,11 +95,7 @@ def windows(
         for each in some:
             starts = range(0, max(1, len(each.joints) - length // 2), length // 2)
             cut += [_cut(each, start, length, judges[each.person]) for start in starts]
-    features, scores, spans, kinds = zip(*[each for each in cut if len(each[3])], strict=True)
-    held = np.stack(scores).astype(np.float32)
-    return Videos(
-        np.stack(features).astype(np.float32), held - held.mean(axis=2, keepdims=True), held, list(spans), list(kinds)
-    )
+    return Videos.stack(each for each in cut if len(each[3]))
 
 
 def _labels(file: Path) -> dict[str, list[tuple[str, int, int]]]:

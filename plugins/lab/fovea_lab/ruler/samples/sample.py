@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from shared.lm.niah_prompts import Codec
 
@@ -42,6 +43,11 @@ class RulerSample:
     tokens: int
     seed: int
     depths: tuple[float, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """What tells an answer's sample, and what scores it."""
+        named = {name: getattr(self, name) for name in ("digest", "task", "length", "index", "group")}
+        return named | {"references": list(self.references)}
 
     @property
     def digest(self) -> str:

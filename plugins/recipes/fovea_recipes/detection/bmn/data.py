@@ -10,6 +10,7 @@ a bump that all boundaries share. Bursts carry the bump alone: what only looks a
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,6 +42,14 @@ class Videos:
     segments: list[np.ndarray]
     labels: list[np.ndarray]
 
+    @classmethod
+    def stack(cls, drawn: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]) -> Videos:
+        """Videos of features (c, t), scores (s, t), segments (k, 2) and labels (k,) each."""
+        features, scores, segments, labels = zip(*drawn, strict=True)
+        held = np.stack(scores).astype(np.float32)
+        semantics = held - held.mean(axis=2, keepdims=True)
+        return cls(np.stack(features).astype(np.float32), semantics, held, list(segments), list(labels))
+
     @property
     def digest(self) -> str:
         """sha256 over everything in it."""
@@ -54,12 +63,7 @@ def videos(split: Split, count: int, world: int = 0) -> Videos:
     """So many videos of a split; no video is in two of them, and all splits share the classes of their world."""
     prototypes, drifts, bump = _classes(np.random.default_rng((world, 0)))
     rng = np.random.default_rng((world, _SPLITS[split]))
-    drawn = [_video(rng, prototypes, drifts, bump) for _ in range(count)]
-    features, scores, segments, labels = zip(*drawn, strict=True)
-    held = np.stack(scores).astype(np.float32)
-    return Videos(
-        np.stack(features).astype(np.float32), held - held.mean(2, keepdims=True), held, list(segments), list(labels)
-    )
+    return Videos.stack(_video(rng, prototypes, drifts, bump) for _ in range(count))
 
 
 def _classes(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

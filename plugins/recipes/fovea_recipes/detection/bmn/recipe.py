@@ -50,7 +50,7 @@ class BmnDemo(Recipe):
 
     def prepare(self, cache: Path) -> str:
         held = self.videos("train")
-        labelled = (boundary_labels(segments, LENGTH) for segments in held.segments)
+        labelled = (boundary_labels(segments, held.features.shape[2]) for segments in held.segments)
         self._labels = tuple(np.stack(part).astype(np.float32) for part in zip(*labelled, strict=True))
         return f"train:{held.digest} valid:{self.videos('valid').digest}"
 

@@ -50,11 +50,7 @@ class Yolo9trDemo(Recipe):
         return {"classes": len(NAMES), "size": self.size, "width": self.width, "branch": "both"}
 
     def strip_training_parts(self, network_: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
-        config = self.config() | {"branch": "main"}
-        main: nn.Module = network("yolo9tr", **config)
-        trained = network_.state_dict()
-        main.load_state_dict({key: trained[key] for key in main.state_dict()})
-        return main.eval(), config
+        return keep_main_branch(network_, self.config())
 
     def prepare(self, cache: Path) -> str:
         self._cache = cache
@@ -107,6 +103,15 @@ class Yolo9trDemo(Recipe):
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         return decay_kernels(network, self.schedule)
+
+
+def keep_main_branch(trained: nn.Module, config: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """The served network of both branches: the main one, and its configuration."""
+    config = config | {"branch": "main"}
+    main: nn.Module = network("yolo9tr", **config)
+    state = trained.state_dict()
+    main.load_state_dict({key: state[key] for key in main.state_dict()})
+    return main.eval(), config
 
 
 def _targets(rows: np.ndarray, side: int) -> Tensor:
