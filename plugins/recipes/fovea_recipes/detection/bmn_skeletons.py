@@ -29,7 +29,6 @@ class _Skeletons(BmnDemo):
 
     _names: tuple[str, ...] = PrivateAttr(())
     _known: list[Recording] = PrivateAttr(default_factory=list)
-    _intervals: dict[str, tuple[float, float]] = PrivateAttr(default_factory=dict)
 
     def config(self) -> dict[str, Any]:
         return {"features": CHANNELS, "length": self.length, "hidden": self.hidden}
@@ -60,9 +59,6 @@ class _Skeletons(BmnDemo):
         count = len(self.videos("test").features)
         self._intervals = bootstraps(count, scores)
         return scores(np.arange(count))
-
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        return self._intervals
 
     def facts(self) -> dict[str, str]:
         return {

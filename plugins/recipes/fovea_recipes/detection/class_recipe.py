@@ -25,7 +25,7 @@ from fovea_recipes.training.data.survey import Survey, near_copies
 from fovea_recipes.training.folder_recipe import FolderRecipe
 from fovea_recipes.training.imagenet import load_imagenet
 from fovea_recipes.training.intervals import mean_interval
-from fovea_recipes.training.recipe import Batch, Schedule, decay_kernels
+from fovea_recipes.training.recipe import Batch, Schedule, decay_kernels, predict_in_batches
 from fovea_recipes.training.score_calibration import fit_temperature
 from fovea_recipes.training.trainer import OnStep, fit
 from services.detection.layers.partial import PartialNetwork
@@ -112,19 +112,14 @@ class ClassRecipe(FolderRecipe):
         self._intervals = {"top_1": mean_interval(right)}
         return {"top_1": float(right.mean()), "pictures": float(len(right))} | by_class
 
-    @torch.no_grad()
     def predict_logits(self, network: nn.Module, held: ClassSet, batch: int = 32) -> Tensor:
         """Logits (n, classes) of pictures as they are served."""
-        network.eval()
-        pixels = [
-            resize_patch(image, (0, 0, image.shape[1], image.shape[0]), self.side, 1.0) for image in held.load(10_000)
-        ]
-        device = next(network.parameters()).device
-        parts = [
-            network(normalise_patches(np.stack(pixels[at : at + batch])).to(device)).cpu()
-            for at in range(0, len(pixels), batch)
-        ]
-        return torch.cat(parts)
+        patches = [self._patch(image) for image in held.load(10_000)]
+        return predict_in_batches(network, np.stack(patches), normalise_patches, batch)
+
+    def _patch(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A picture as it is served."""
+        return resize_patch(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), self.side, 1.0)
 
     def embedder(self, network: nn.Module) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None:
         maps = getattr(network, "maps", None)
@@ -133,8 +128,7 @@ class ClassRecipe(FolderRecipe):
 
         @torch.no_grad()
         def embed(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-            patch = resize_patch(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), self.side, 1.0)
-            found = pool_stages([stage.numpy() for stage in maps(normalise_patches(patch[None]))])[0]
+            found = pool_stages([stage.numpy() for stage in maps(normalise_patches(self._patch(pixels)[None]))])[0]
             return np.asarray(found, np.float32)
 
         return embed

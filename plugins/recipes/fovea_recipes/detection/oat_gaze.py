@@ -53,7 +53,6 @@ class OatGaze(Recipe):
     _train: list[Collage] = PrivateAttr(default_factory=list)
     _choose: list[Collage] = PrivateAttr(default_factory=list)
     _out: list[Collage] = PrivateAttr(default_factory=list)
-    _intervals: dict[str, tuple[float, float]] = PrivateAttr(default_factory=dict)
 
     @property
     def places(self) -> int:
@@ -157,9 +156,6 @@ class OatGaze(Recipe):
             for part in (found, true)
         )
         return behaviour_delta(first, second)
-
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        return self._intervals
 
     def facts(self) -> dict[str, str]:
         counts = f"{len(self._train)} collages to train on, {len(self._out)} held out"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fovea_recipes.medical_seg.metrics import dataset_scores
+from fovea_recipes.training.recipe import predict_in_batches
 from services.medical_seg.models.polyp_network import PolypNetwork
 from services.medical_seg.preprocess import MEAN, STD
 
@@ -27,12 +28,10 @@ def normalise_frames(images: NDArray[np.uint8]) -> Tensor:
     return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
-@torch.no_grad()
 def predict_maps(network: nn.Module, images: NDArray[np.uint8], batch: int = 16) -> Maps:
     """Polyp probability (n, h, w) of each pixel: the sigmoid of the served map."""
-    served, device = cast("PolypNetwork", network.eval()).prediction, next(network.parameters()).device
-    parts = [served(normalise_frames(images[at : at + batch]).to(device)).cpu() for at in range(0, len(images), batch)]
-    return np.asarray(torch.cat(parts)[:, 0].sigmoid().numpy())
+    served = cast("PolypNetwork", network).prediction
+    return np.asarray(predict_in_batches(network, images, normalise_frames, batch, served)[:, 0].sigmoid().numpy())
 
 
 def mean_dice_at_half(maps: Maps, masks: Masks) -> float:

@@ -77,7 +77,6 @@ class FolderRecipe(Recipe):
     _survey: Survey | None = PrivateAttr(None)
     _cache: Path = PrivateAttr(Path())
     _digest: str | None = PrivateAttr(None)
-    _intervals: dict[str, tuple[float, float]] = PrivateAttr(default_factory=dict)
 
     @abstractmethod
     def gather(self) -> str:
@@ -88,9 +87,6 @@ class FolderRecipe(Recipe):
             self._cache = cache
             self._digest = self.gather()
         return self._digest
-
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        return self._intervals
 
     @field_serializer("data")
     def _name_folder(self, data: Path) -> str:

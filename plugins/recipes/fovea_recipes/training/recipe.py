@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from torch import Tensor, nn
 
 from fovea.errors import NotFound
@@ -102,6 +103,8 @@ class Recipe(_Knobs, ABC):
     seed: int = 1
     schedule: Schedule
 
+    _intervals: dict[str, tuple[float, float]] = PrivateAttr(default_factory=dict)
+
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """Keywords of the `network()` call; they go into the manifest, so that a service builds the same network."""
@@ -140,7 +143,7 @@ class Recipe(_Knobs, ABC):
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Ends of the 95 % intervals of what `measure` last gave, where they are known."""
-        return {}
+        return self._intervals
 
     def calibrate(self, network: nn.Module) -> ServingFacts:
         """Constants for serving the weights, chosen on pictures that were not trained on."""
@@ -158,6 +161,28 @@ class Recipe(_Knobs, ABC):
         """AdamW with the schedule's decay (which without decay is Adam)."""
         knobs = self.schedule
         return torch.optim.AdamW(network.parameters(), lr=knobs.rate, betas=knobs.betas, weight_decay=knobs.decay)
+
+
+@torch.no_grad()
+def predict_in_batches(
+    network: nn.Module,
+    images: NDArray[np.uint8],
+    to_input: Callable[[NDArray[np.uint8]], Tensor],
+    batch: int,
+    call: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """The answers (n, …) of a network to pictures (n, h, w, 3), on the CPU.
+
+    Args:
+        network: Put into eval mode; its device is used.
+        images: (n, h, w, 3).
+        to_input: Pictures as input.
+        batch: Pictures at once.
+        call: What of the network is asked; left out, the network itself.
+    """
+    device = next(network.eval().parameters()).device
+    parts = (to_input(images[at : at + batch]).to(device) for at in range(0, len(images), batch))
+    return torch.cat([(call or network)(part).cpu() for part in parts])
 
 
 def decay_kernels(network: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:

@@ -18,7 +18,7 @@ from fovea_recipes.detection.box_evaluation import to_tensor
 from fovea_recipes.detection.hieraedgenet.data import KINDS, Slides, Split, slides
 from fovea_recipes.detection.losses import detection_loss
 from fovea_recipes.detection.metrics.boxes import box_average_precision
-from fovea_recipes.training.recipe import Batch, Recipe, Schedule
+from fovea_recipes.training.recipe import Batch, Recipe, Schedule, predict_in_batches
 from services.detection.boxes import nms
 from services.detection.layers.edge import Edge
 from services.detection.models.hieraedgenet_network import STRIDES, HieraEdgeNet
@@ -113,13 +113,9 @@ class HieraEdgeNetOfficialDemo(HieraEdgeNetDemo):
     edge: Edge = "official"
 
 
-@torch.no_grad()
 def predict_slides(network: nn.Module, images: np.ndarray, batch: int = 20) -> Tensor:
     """Decoded boxes (n, 4 + classes, a) of slides (n, h, w, 3)."""
-    served = cast("HieraEdgeNet", network.eval()).predictions
-    device = next(network.parameters()).device
-    parts = [served(to_tensor(images[at : at + batch]).to(device)).cpu() for at in range(0, len(images), batch)]
-    return torch.cat(parts)
+    return predict_in_batches(network, images, to_tensor, batch, cast("HieraEdgeNet", network).predictions)
 
 
 def rotate_slides(image: np.ndarray, rows: np.ndarray, turns: int, *, flip: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from fovea_recipes.detection.patnet.data import NAMES, Patches, Split, patches
-from fovea_recipes.training.recipe import Batch, Recipe, Schedule
+from fovea_recipes.training.recipe import Batch, Recipe, Schedule, predict_in_batches
 from services.detection.models.fasternet_network import FasterNet
 from services.detection.models.patnet_network import PATNet
 from services.detection.servables.patches import MEAN, STD
@@ -138,12 +138,6 @@ def normalise_patches(images: NDArray[np.uint8], light: Tensor | float = 1.0) ->
     return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
-@torch.no_grad()
 def predict_classes(network: nn.Module, images: NDArray[np.uint8], batch: int = 60) -> Tensor:
     """Logits (n, classes) of patches (n, h, w, 3)."""
-    network.eval()
-    device = next(network.parameters()).device
-    parts = [
-        network(normalise_patches(images[at : at + batch]).to(device)).cpu() for at in range(0, len(images), batch)
-    ]
-    return torch.cat(parts)
+    return predict_in_batches(network, images, normalise_patches, batch)
