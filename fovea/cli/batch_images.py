@@ -41,12 +41,7 @@ class ImageResult:
 
 @dataclass
 class ImageBatch(ABC):
-    """The pictures of one command.
-
-    Class attributes:
-        task: Task, as in `/v1/<task>`.
-        progress_label: Text of the progress bar; empty for none.
-    """
+    """The pictures of one command; without a `progress_label` there is no progress bar."""
 
     task: ClassVar[str]
     progress_label: ClassVar[str]

@@ -25,12 +25,7 @@ FETCH_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """One picture that has not been read yet.
-
-    Attributes:
-        name: As the user gave it, or the path where it was found.
-        stem: Name of its output files, unique within one command.
-    """
+    """One picture that has not been read yet; `stem` names its output files and is unique within one command."""
 
     name: str
     stem: str

@@ -21,12 +21,9 @@ _PANEL = "Model"
 def add_request_options(
     command: Callable[..., None], kind: type[BaseModel], *, without: frozenset[str]
 ) -> Callable[..., None]:
-    """Add the fields of a request to a command as options; those that were given arrive as `options`.
+    """Add the fields of a request to a command as options, but for those in `without`.
 
-    Args:
-        command: Takes `options: dict[str, Any]` next to its own parameters.
-        kind: Type of the request.
-        without: Fields that the command declares itself.
+    The command takes those that were given as `options: dict[str, Any]`, next to its own parameters.
     """
     own = inspect.signature(command, eval_str=True).parameters
     added = {parameter.name: parameter for parameter in _parameters(kind, without)}

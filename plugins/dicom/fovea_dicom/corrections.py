@@ -39,14 +39,9 @@ def correct_segmentation(
     bounds: DecodeBounds,
     creator: str = "",
 ) -> CorrectionOut:
-    """Make a new version of a segmentation.
+    """Make a new version of a segmentation from edited masks.
 
-    Args:
-        pictures: DICOM files of the series that was segmented; others are left out.
-        segmentation: The version that is corrected.
-        corrected: Edited masks.
-        bounds: Limits of a PNG.
-        creator: Name of the person who corrected it.
+    Pictures of other series than the segmented one are left out; `bounds` limit a PNG.
 
     Raises:
         InvalidOption: The parts do not belong together, or nothing is left in any mask.

@@ -65,14 +65,7 @@ class _Series:
 
 @dataclass(frozen=True)
 class StudySegmenter:
-    """Segments studies.
-
-    Attributes:
-        predict: A served model's answer to one picture.
-        model, version: Its name and version in derived objects.
-        label: The structure that it segments.
-        bounds: Limits of a frame.
-    """
+    """Segments the structure `label` of studies by a served model's answers to pictures within `bounds`."""
 
     predict: Predict
     model: str

@@ -22,13 +22,7 @@ Prediction = dict[str, Any]
 
 
 class Predictor:
-    """A model behind a gateway.
-
-    Args:
-        gateway: Client whose base URL is the gateway's.
-        label_studio: Where pictures lie.
-        models: Names of models, the best first; the first that is served answers.
-    """
+    """Models behind a gateway, the best first: the first that is served answers."""
 
     def __init__(self, gateway: httpx2.AsyncClient, label_studio: LabelStudio, models: list[str]) -> None:
         self._gateway, self._label_studio, self._models = gateway, label_studio, models

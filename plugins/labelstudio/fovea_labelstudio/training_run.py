@@ -24,16 +24,7 @@ RunStatus = Literal["idle", "exporting", "training", "finished", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """The model that a project's labels train.
-
-    Attributes:
-        task: Task of the model, which says which tag's labels count.
-        recipe: Name of a recipe.
-        name: Under which name the result is served.
-        knobs: `name=value` of the recipe.
-        folder: Where exports and logs go.
-        max_pixels: Of a picture.
-    """
+    """The model that a project's labels train: those of the tag that its task fits. Exports and logs go to `folder`."""
 
     task: str
     recipe: str
@@ -45,14 +36,7 @@ class TrainingPlan:
 
 @dataclass(slots=True)
 class RunState:
-    """How the last run stands.
-
-    Attributes:
-        status: Its present step.
-        detail: Why it failed, or what it made, in a sentence.
-        pictures: Labelled pictures that were exported.
-        left_out: Why tasks were left out, by task.
-    """
+    """How the last run stands: why it failed or what it made, and why tasks were left out, by task."""
 
     status: RunStatus = "idle"
     detail: str = ""

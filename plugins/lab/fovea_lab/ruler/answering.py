@@ -93,12 +93,7 @@ def answer_prompts(
 ) -> Generator[None, None, list[Answer]]:
     """Answer a block of prompts; returns one answer each, in order.
 
-    Args:
-        runner: Runs the decoder.
-        prefixes: Cached contexts; they give way where memory runs out.
-        prompts: Prompts to answer.
-        stop: Tokens that end an answer.
-        protocol: The part of the prompt that a method compresses.
+    Cached contexts (`prefixes`) give way where memory runs out; a token of `stop` ends an answer.
 
     Raises:
         PoolExhausted: They don't fit next to what is held; ask for fewer at a time.

@@ -21,13 +21,7 @@ BASELINES = ("truncate", "empty")
 
 @dataclass(frozen=True)
 class MethodVariant:
-    """A method as it is measured at one budget.
-
-    Attributes:
-        name: The method's, or a baseline's; `label` of the options where they give one.
-        budget: Share of dense's bytes, or None: as its knobs say.
-        options: As a request would give them.
-    """
+    """A method, or a baseline, as it is measured at one share of dense's bytes; None: as its knobs say."""
 
     name: str
     budget: float | None

@@ -50,15 +50,7 @@ def run_at_once(work: Generator[None, None, T]) -> T:
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """The model that is evaluated.
-
-    Attributes:
-        engine: Runs it.
-        tokenizer: Its own.
-        plans: Head plans by name.
-        name: As in reports.
-        do: Runs work in steps, at once or on a scheduler's thread.
-    """
+    """The model that is evaluated; `do` runs work in steps, at once or on a scheduler's thread."""
 
     engine: Engine
     tokenizer: Tokenizer

@@ -29,11 +29,7 @@ def predict_boxes(
 ) -> list[Rows]:
     """Rows (m, 6) of every picture, as average precision wants them: 0.001, 0.7, several classes a cell, 300 at most.
 
-    Args:
-        network: Put into eval mode; its device is used.
-        images: (n, h, w, 3).
-        predict: Pictures as tensors to predictions (n, 4 + classes, a).
-        batch: Pictures at once.
+    `predict` takes pictures as tensors to predictions (n, 4 + classes, a).
     """
     device, found = next(network.eval().parameters()).device, []
     for at in range(0, len(images), batch):

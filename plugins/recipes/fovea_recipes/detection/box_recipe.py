@@ -40,11 +40,7 @@ STRIDE = 32
 
 
 class BoxRecipe(FolderRecipe):
-    """A detector on a folder of pictures with boxes.
-
-    Class attributes:
-        square: Whether it is served squares, or whatever is a multiple of the coarsest stride.
-    """
+    """A detector on a folder of pictures with boxes; served squares, or else any multiple of the coarsest stride."""
 
     square: ClassVar[bool] = True
 

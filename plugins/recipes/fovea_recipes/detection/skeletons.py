@@ -36,13 +36,10 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
-    """One recording.
+    """One recording, for example `s01_e02`, where `s01` is the person.
 
-    Attributes:
-        name: For example `s01_e02`; the part before `_` is the person.
-        joints: (t, 20, 3) metres, one row per cell of time.
-        spans: First and last cell (k, 2), as numbers between cells.
-        kinds: Class of each (k,).
+    Joints are (t, 20, 3) in metres, a row per cell of time; spans are first and last cell (k, 2), as numbers between
+    cells, with the class of each (k,).
     """
 
     name: str

@@ -42,14 +42,9 @@ def mean_dice_at_half(maps: Maps, masks: Masks) -> float:
 
 
 def score_frames(maps: Maps, masks: Masks) -> dict[str, float]:
-    """All metrics of a data set (section 7 of the spec, over frames that have a polyp), and the false alarms.
+    """All metrics of probability maps and masks (n, h, w): section 7 of the spec, over frames that have a polyp.
 
-    Args:
-        maps: Polyp probability (n, h, w).
-        masks: Ground truth (n, h, w).
-
-    Returns:
-        `empty_with_any_pixel` is the share of polyp-free frames in which at least one pixel reaches 0.5.
+    `empty_with_any_pixel` is the share of polyp-free frames in which at least one pixel reaches 0.5.
     """
     some = masks.any(axis=(1, 2))
     scores = dataset_scores(_pairs(maps[some], masks[some]))

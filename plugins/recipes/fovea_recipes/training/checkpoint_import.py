@@ -33,12 +33,9 @@ _ROOM = 3
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """Result of an import: its findings, and the stored file.
+    """The stored file of an import, and its findings.
 
-    Attributes:
-        manifest: Of the stored weights.
-        missing: Keys that the checkpoint lacks and that are not needed to predict; they keep their initial values.
-        unexpected: Keys of the checkpoint that the network has no place for; they were left out.
+    `missing` keys are not needed to predict and keep their initial values; for `unexpected` ones there is no place.
     """
 
     manifest: Manifest
@@ -158,10 +155,8 @@ def _official(model: str, config: Mapping[str, Any]) -> nn.Module:
 def read_checkpoint_file(file: Path, limit: int, nested: str | None = None) -> CheckpointTensors:
     """The tensors of a checkpoint by key, a leading `module.` removed. No code of the file is run.
 
-    Args:
-        file: The checkpoint.
-        limit: Most bytes it may have, unpacked; checked before anything is read.
-        nested: A further name under which training code puts the state dict next to its own notes.
+    It may have `limit` bytes, unpacked, which is checked before anything is read; `nested` is a further name under
+    which training code puts the state dict next to its own notes.
     """
     readers = {".safetensors": _read_safetensors, ".pth": _read_pickle, ".pt": _read_pickle, ".onnx": read_initializers}
     if (reader := readers.get(file.suffix.lower())) is None:
@@ -190,10 +185,7 @@ def compare(
 ) -> tuple[list[str], list[str]]:
     """Missing and unexpected keys of a state dict that fits well enough to predict with.
 
-    Args:
-        state: The checkpoint.
-        wanted: The network's own state dict.
-        idle: Prefixes, or endings, of keys that a prediction never touches or that are derived.
+    Keys with a prefix or ending of `idle` are never touched by a prediction, or are derived.
 
     Raises:
         InvalidOption: A needed tensor is missing, has another shape, or is not finite.

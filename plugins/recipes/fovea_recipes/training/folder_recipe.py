@@ -50,9 +50,7 @@ class DataSource(BaseModel):
 class FolderRecipe(Recipe):
     """Parts shared by recipes on a folder of your own; `fovea train RECIPE --data DIR` sets `data`.
 
-    Class attributes:
-        origin: Kind of the pictures in training: they are real unless a recipe makes its own.
-        known: Most training pictures whose features are looked at.
+    `origin` is the kind of the pictures in training; features of at most `known` of them are looked at.
     """
 
     origin: ClassVar[str] = "real"

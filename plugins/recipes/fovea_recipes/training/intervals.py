@@ -18,12 +18,7 @@ def bootstrap(
 ) -> tuple[float, float]:
     """Ends of the interval of a statistic over `count` samples (pictures, not pixels: they are what is independent).
 
-    Args:
-        count: Samples.
-        statistic: Of the samples with these indices; one may be there several times.
-        rounds: How often samples are drawn anew.
-        level: Share of the rounds inside.
-        seed: Draws them.
+    The statistic takes indices of samples, some of them several times; `level` of the rounds lie inside.
     """
     found = bootstraps(count, lambda indices: {"": statistic(indices)}, rounds=rounds, level=level, seed=seed)
     return found[""]

@@ -171,14 +171,9 @@ def predict_in_batches(
     batch: int,
     call: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """The answers (n, …) of a network to pictures (n, h, w, 3), on the CPU.
+    """The answers (n, …) of a network, in eval mode and on its device, to pictures (n, h, w, 3); on the CPU.
 
-    Args:
-        network: Put into eval mode; its device is used.
-        images: (n, h, w, 3).
-        to_input: Pictures as input.
-        batch: Pictures at once.
-        call: What of the network is asked; left out, the network itself.
+    `call` asks something else than the network itself.
     """
     device = next(network.eval().parameters()).device
     parts = (to_input(images[at : at + batch]).to(device) for at in range(0, len(images), batch))

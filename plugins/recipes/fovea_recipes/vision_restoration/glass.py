@@ -19,13 +19,8 @@ _GAMMA = 2.2
 def behind_glass(scene: Pixels, reflection: Pixels, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
     """A camera's view of a scene behind a pane, and the scene through the same pane without the reflection.
 
-    Light adds up in linear intensities: I = t·T + m·k*(R) + v, with t the tint of the glass, m where and how strongly
-    it reflects, k the two surfaces and the defocus, v a veil of scattered light.
-
-    Args:
-        scene: T, what is behind the glass.
-        reflection: R, what is before it.
-        rng: Draws the pane.
+    Light adds up in linear intensities: I = t·T + m·k*(R) + v, with T the scene, R what is before the pane, t the tint
+    of the glass, m where and how strongly it reflects, k the two surfaces and the defocus, v a veil of scattered light.
     """
     tint = rng.uniform(0.9, 1.0) * rng.uniform(0.96, 1.0, 3)
     through = (scene**_GAMMA * tint).astype(np.float32)

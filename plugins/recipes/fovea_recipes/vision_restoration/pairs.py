@@ -21,13 +21,7 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReflectionPairs:
-    """Pairs for one purpose.
-
-    Attributes:
-        mixed: With reflections (n, s, s, 3), 8 bits.
-        clean: Without (n, s, s, 3).
-        plain: Which pairs have no reflection at all (n,).
-    """
+    """Pairs with reflections and without (n, s, s, 3), 8 bits, and which have no reflection at all (n,)."""
 
     mixed: Picture
     clean: Picture

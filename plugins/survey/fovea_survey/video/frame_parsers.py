@@ -50,11 +50,9 @@ _FFMPEG = (
 
 
 class FrameParser(Protocol):
-    """Finds frames in a stream.
+    """Finds frames in a stream: how many in all, 0 where that is not known.
 
-    Attributes:
-        frames: How many there are in all, 0 where that is not known.
-        gathering: Whether the body is held until all of it is there.
+    `gathering` holds the body until all of it is there.
     """
 
     frames: int

@@ -119,13 +119,9 @@ def predict_slides(network: nn.Module, images: np.ndarray, batch: int = 20) -> T
 
 
 def rotate_slides(image: np.ndarray, rows: np.ndarray, turns: int, *, flip: bool) -> tuple[np.ndarray, np.ndarray]:
-    """A square picture turned anticlockwise by quarters, then mirrored or not, and its rows likewise.
+    """A square picture (h, h, 3) turned anticlockwise by quarters, then mirrored or not, and its rows likewise.
 
-    Args:
-        image: (h, h, 3).
-        rows: class, centre x, centre y, width, height in 0..1.
-        turns: Quarters.
-        flip: Whether left and right change places.
+    Rows are class, centre x, centre y, width, height in 0..1.
     """
     rows = rows.copy()
     for _ in range(turns % 4):

@@ -77,10 +77,7 @@ def _rows(truth: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def box_hits(truth: np.ndarray, found: np.ndarray, thresholds: Sequence[float] | np.ndarray) -> np.ndarray:
     """Whether each detection is a hit (n, threshold): the first on its best object, and no second choice.
 
-    Args:
-        truth: (m, 5), as for `box_average_precision`.
-        found: (n, 6), best first.
-        thresholds: Least IoU of a hit.
+    Rows are those of `box_average_precision`, the detections best first.
     """
     hits = np.zeros((len(found), len(thresholds)), bool)
     if not len(truth) or not len(found):

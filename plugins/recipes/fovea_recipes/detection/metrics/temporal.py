@@ -21,15 +21,10 @@ Row = Sequence[Any]
 
 
 def temporal_average_precision(truth: Sequence[Row], found: Sequence[Row], thresholds: Sequence[float]) -> np.ndarray:
-    """Average precision per class and threshold, as the ActivityNet evaluation computes it.
+    """Average precision (class in order of label, threshold), as the ActivityNet evaluation computes it.
 
-    Args:
-        truth: Rows (video, start, end, label).
-        found: Rows (video, start, end, label, score); classes that the truth lacks are ignored.
-        thresholds: Least IoU over time of a hit.
-
-    Returns:
-        Array [class in order of label, threshold].
+    Truth is rows (video, start, end, label), found are the same with a score; classes that the truth lacks are ignored.
+    A hit overlaps in time (IoU) by a threshold at least.
     """
     videos = list(dict.fromkeys(row[0] for row in (*truth, *found)))
     return resampled_precision(truth, found, thresholds)(np.array(videos, object))
@@ -40,11 +35,7 @@ def average_recall(
 ) -> float:
     """AR@AN: mean over thresholds of the share of true segments that the best `count` proposals of a video reach.
 
-    Args:
-        truth: Rows (video, start, end, …).
-        found: Rows (video, start, end, …, score), the score last; labels are ignored.
-        count: Proposals per video.
-        thresholds: Least IoU over time.
+    Rows begin with video, start and end; those that were found end with their score, and labels are ignored.
     """
     proposals: dict[Any, list[tuple[float, float, float]]] = defaultdict(list)
     for row in found:
@@ -60,13 +51,7 @@ def average_recall(
 def resampled_precision(
     truth: Sequence[Row], found: Sequence[Row], thresholds: Sequence[float]
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """`temporal_average_precision` (class, threshold) of given videos, some of them several times, for a bootstrap.
-
-    Args:
-        truth: Rows (video, start, end, label).
-        found: Rows (video, start, end, label, score).
-        thresholds: Least IoU over time of a hit.
-    """
+    """`temporal_average_precision` (class, threshold) of given videos, some of them several times, for a bootstrap."""
     levels = np.asarray(thresholds, float)
     there, ranked = _by_place(truth), _by_place(sorted(found, key=lambda row: -row[4]))
     hits = {place: _hits(rows, ranked.get(place, []), levels) for place, rows in there.items()}

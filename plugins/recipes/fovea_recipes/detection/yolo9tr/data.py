@@ -44,13 +44,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scenes:
-    """A split.
-
-    Attributes:
-        images: (n, side, side, 3) uint8.
-        boxes: Rows scene, class, x1, y1, x2, y2 (m, 6), scene by scene.
-        digest: The sha256 over both.
-    """
+    """A split: pictures (n, side, side, 3) uint8, rows scene, class, x1, y1, x2, y2 (m, 6), the sha256 over both."""
 
     images: NDArray[np.uint8]
     boxes: NDArray[np.float32]

@@ -26,15 +26,10 @@ Found = tuple[list[tuple[Path, Path]], list[FileProblem]]
 
 
 def draw_coco_masks(folder: Path, pictures: Sequence[Path], drawn: Path, names: Sequence[str] = ()) -> Found:
-    """Pairs of a picture and its mask, and what was wrong.
+    """Pairs of a picture and its mask of one bit, written to `drawn`, and what was wrong.
 
-    All classes are marked alike. A picture without any label has an empty mask; one that no file lists is left out.
-
-    Args:
-        folder: Where files are sought; a picture that several of them list has the labels of all.
-        pictures: The pictures that may be meant.
-        drawn: Where masks of one bit are written.
-        names: Classes that are marked; empty: all.
+    All classes, or those of `names`, are marked alike. A picture has the labels of all files below `folder` that list
+    it; without any its mask is empty. One that no file lists is left out.
 
     Raises:
         InvalidOption: A file is not JSON, lacks a part, or has no class of a name.

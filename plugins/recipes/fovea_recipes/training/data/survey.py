@@ -24,13 +24,7 @@ SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class FileProblem:
-    """Something wrong with one file.
-
-    Attributes:
-        path: The file.
-        kind: Kind of problem, for example `can't be read`: problems are listed by it.
-        detail: More about this file.
-    """
+    """Something wrong with one file; problems are listed by kind, for example `can't be read`."""
 
     path: Path
     kind: str
@@ -39,16 +33,7 @@ class FileProblem:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Summary of a data set.
-
-    Attributes:
-        train: Pictures to train on.
-        held_out: Pictures that are held out.
-        classes: Labels (pictures, boxes or marked pictures) by class.
-        sizes: (height, width) of the pictures.
-        problems: Problems found.
-        copies: Pairs of a training and a held-out picture that look the same.
-    """
+    """Summary of a data set: counts, labels by class, sizes (height, width), problems, near copies across the split."""
 
     train: int
     held_out: int

@@ -25,14 +25,9 @@ def sample_rng(seed: int, split: Split, index: int) -> np.random.Generator:
 
 
 def load_or_draw(draw: Callable[..., Drawn], kind: type[Drawn], cache: Path | None, name: str, **options: Any) -> Drawn:
-    """Return `draw(**options)`; with `cache` it is drawn once, and its pictures are mapped from disk afterwards.
+    """Return `draw(**options)`, a data class of `kind` with arrays and a digest.
 
-    Args:
-        draw: Draws the split.
-        kind: What it returns.
-        cache: Folder of the files.
-        name: Begins their names.
-        options: Of the draw.
+    With `cache` it is drawn once, into files that begin with `name`, and its pictures are mapped from disk afterwards.
     """
     if cache is None:
         return draw(**options)

@@ -84,10 +84,7 @@ class MixerRun(ByteRecipe):
 def train_and_measure(run: MixerRun, folder: Path, context: CallContext) -> dict[str, Any]:
     """Train a model and measure it; return the value of its cell, as JSON.
 
-    Args:
-        run: The recipe.
-        folder: Where checkpoints go; a stopped run resumes from there, and a finished one leaves nothing.
-        context: Receives progress, and may cancel.
+    Checkpoints go to `folder`: a stopped run resumes from there, and a finished one leaves nothing.
     """
 
     def report_step(_recipe: Recipe, progress: FitProgress) -> None:
