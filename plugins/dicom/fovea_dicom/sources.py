@@ -82,7 +82,9 @@ def make_geometry(sources: Sequence[Dataset]) -> list[Dataset]:
         frames = count_frames(one)
         if frames > 1:
             one.SharedFunctionalGroupsSequence = [_shared(spacing)]
-            one.PerFrameFunctionalGroupsSequence = [_frame(number) for number in range(frames)]
+            one.PerFrameFunctionalGroupsSequence = [
+                _item(PlanePositionSequence=[_item(ImagePositionPatient=[0, 0, -number])]) for number in range(frames)
+            ]
         found.append(one)
     return found
 
@@ -142,7 +144,3 @@ def _shared(spacing: list[DSfloat]) -> Dataset:
         PixelMeasuresSequence=[_item(PixelSpacing=spacing, SliceThickness=1.0)],
         PlaneOrientationSequence=[_item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])],
     )
-
-
-def _frame(number: int) -> Dataset:
-    return _item(PlanePositionSequence=[_item(ImagePositionPatient=[0, 0, -number])])

@@ -218,7 +218,7 @@ class StudySegmenter:
             instances=group.answers,
             segmentation=segmentation,
             report=report,
-            strip=_join(group.tiles) if group.tiles else None,
+            strip=encode(np.concatenate(group.tiles, axis=1), "image/jpeg") if group.tiles else None,
             warnings=warnings,
         )
 
@@ -300,8 +300,3 @@ def _to_bitmap(picture: NDArray[np.uint8]) -> bytes:
 def _shrink(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     width = max(1, round(picture.shape[1] * STRIP_HEIGHT / picture.shape[0]))
     return np.asarray(Image.fromarray(picture).resize((width, STRIP_HEIGHT), Image.Resampling.BILINEAR))
-
-
-def _join(tiles: Sequence[NDArray[np.uint8]]) -> bytes:
-    """Frames side by side as JPEG."""
-    return encode(np.ascontiguousarray(np.concatenate(tiles, axis=1)), "image/jpeg")

@@ -72,12 +72,8 @@ def find_window(dataset: Dataset, index: int) -> GreyWindow | None:
     center, width = (_first_number(item.get(name)) for name in ("WindowCenter", "WindowWidth"))
     if center is None or width is None or width <= 0:
         return None
-    function = str(item.get("VOILUTFunction") or "LINEAR").upper()
-    return GreyWindow(center, width, "SIGMOID" if function == "SIGMOID" else _linear(function))
-
-
-def _linear(function: str) -> Function:
-    return "LINEAR_EXACT" if function == "LINEAR_EXACT" else "LINEAR"
+    functions: dict[str, Function] = {"SIGMOID": "SIGMOID", "LINEAR_EXACT": "LINEAR_EXACT"}
+    return GreyWindow(center, width, functions.get(str(item.get("VOILUTFunction")).upper(), "LINEAR"))
 
 
 def _rescale(raw: NDArray[Any], dataset: Dataset, index: int) -> Floats:

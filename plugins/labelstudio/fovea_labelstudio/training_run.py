@@ -92,7 +92,7 @@ class TrainingRuns:
                 served = f"{self._plan.name} is served after the next start of its service."
                 self.state.status, self.state.detail = "finished", served
                 return
-            detail = f"fovea train ended with {code}; {self._log(project)} says why."
+            detail = f"fovea train ended with {code}; {self._plan.folder}/project-{project}.log says why."
         except FoveaError as error:
             detail = error.detail
         except OSError as error:
@@ -143,6 +143,3 @@ class TrainingRuns:
                 sys.executable, "-m", "fovea", *words, "--folder", str(checkpoints), stdout=log, stderr=log
             )
             return await self._process.wait()
-
-    def _log(self, project: int) -> Path:
-        return self._plan.folder / f"project-{project}.log"

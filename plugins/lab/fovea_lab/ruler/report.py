@@ -132,11 +132,11 @@ def build_report(
         if name == "dense"
     }
     cells = [_build_cell(found, dense.get(key[:3], {}), draws) for key, found in by_cell.items() if key[:3] in dense]
+    able = [cell for cell in cells if cell.method == "dense" and (cell.low or 0) >= INFORMATIVE]
     informative = {
-        str(length): [cell.task for cell in cells if cell.length == length and _is_informative(cell)]
+        str(length): list(dict.fromkeys(cell.task for cell in able if cell.length == length))
         for length in sorted({cell.length for cell in cells})
     }
-    informative = {length: list(dict.fromkeys(tasks)) for length, tasks in informative.items()}
     return RulerReport(
         manifest=dict(manifest),
         spec=dict(spec),
@@ -144,10 +144,6 @@ def build_report(
         leaderboards=_rank(by_cell, dense, informative, draws),
         cells=[*cells, *refused],
     )
-
-
-def _is_informative(cell: Cell) -> bool:
-    return cell.method == "dense" and cell.low is not None and cell.low >= INFORMATIVE
 
 
 def _build_cell(found: Sequence[Prediction], dense: Mapping[str, Prediction], draws: int) -> Cell:

@@ -53,7 +53,8 @@ def assign(scores: Tensor, boxes: Tensor, centres: Tensor, objects: Tensor) -> A
     inside = torch.cat([centres - truth[:, None, :2], truth[:, None, 2:] - centres], dim=2).amin(dim=2) > 1e-9
     overlaps = complete_iou(truth[:, None], boxes).clamp(min=0)
     fit = scores.T[kinds].pow(ALPHA) * overlaps.pow(BETA) * inside
-    claimed = _best(fit, min(TOP, fit.shape[1])) & inside
+    best = fit.topk(min(TOP, fit.shape[1]), dim=1).indices
+    claimed = torch.zeros_like(fit, dtype=torch.bool).scatter_(1, best, value=True) & inside
     rival = claimed.sum(dim=0) > 1
     winner = F.one_hot(overlaps.argmax(dim=0), len(truth)).T.bool()
     claimed = torch.where(rival, winner, claimed)
@@ -123,11 +124,6 @@ def _objects(targets: Tensor, finest: Tensor, stride: int) -> list[Tensor]:
     size = torch.tensor([width, height] * 2, device=targets.device) * stride
     rows = torch.cat([targets[:, :2], corners(targets[:, 2:]) * size], dim=1)
     return [rows[rows[:, 0] == index, 1:] for index in range(count)]
-
-
-def _best(fit: Tensor, count: int) -> Tensor:
-    """Whether a cell is among the best `count` of its object: (m, a) bool."""
-    return torch.zeros_like(fit, dtype=torch.bool).scatter_(1, fit.topk(count, dim=1).indices, value=True)
 
 
 def _focal(logits: Tensor, points: Tensor, truth: Tensor) -> Tensor:

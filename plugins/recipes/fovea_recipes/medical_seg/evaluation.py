@@ -5,7 +5,6 @@ Knows arrays of frames; knows nothing about where they come from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import cast
 
 import numpy as np
@@ -47,12 +46,7 @@ def score_frames(maps: Maps, masks: Masks) -> dict[str, float]:
     `empty_with_any_pixel` is the share of polyp-free frames in which at least one pixel reaches 0.5.
     """
     some = masks.any(axis=(1, 2))
-    scores = dataset_scores(_pairs(maps[some], masks[some]))
+    scores = dataset_scores(zip((maps[some] * 255).round().astype(np.uint8), masks[some], strict=True))
     if (~some).any():
         scores["empty_with_any_pixel"] = float((maps[~some] >= 0.5).any(axis=(1, 2)).mean())
     return scores | {"frames": float(len(masks)), "empty_frames": float((~some).sum())}
-
-
-def _pairs(maps: Maps, masks: Masks) -> Iterable[tuple[NDArray[np.uint8], Masks]]:
-    """Predictions in 8 bits, as the toolbox takes them, with their masks."""
-    return zip((maps * 255).round().astype(np.uint8), masks, strict=True)

@@ -60,7 +60,8 @@ def import_weights(model: str, file: Path, folder: Path) -> Imported:
         raise NotFound(f"There is no file {file.name!r}.")
     forms = _forms(model)
     blank = _blank(model, dict(next(iter(forms))))
-    limit = _ROOM * max(map(_bytes, forms.values())) + 2**20 + getattr(blank, "ballast", 0)
+    numbers = max(sum(map(math.prod, shapes.values())) for shapes in forms.values())
+    limit = _ROOM * 4 * numbers + 2**20 + getattr(blank, "ballast", 0)
     held = read_checkpoint_file(file, limit, getattr(blank, "nested", None))
     state = _renamed(held, getattr(blank, "renamed", {}))
     config = _classes(blank, dict(_closest(state, forms)), state)
@@ -130,10 +131,6 @@ def _classes(blank: nn.Module, config: dict[str, Any], state: Mapping[str, Tenso
 def _named(state: CheckpointTensors) -> dict[str, str]:
     """Class names that came with the checkpoint, as manifests keep them."""
     return {"names": ",".join(name.replace(",", " ") for name in state.names)} if state.names else {}
-
-
-def _bytes(shapes: Shapes) -> int:
-    return sum(math.prod(shape) * 4 for shape in shapes.values())
 
 
 def _official(model: str, config: Mapping[str, Any]) -> nn.Module:

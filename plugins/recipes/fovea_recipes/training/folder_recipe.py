@@ -137,7 +137,8 @@ class FolderRecipe(Recipe):
         train, out = self.split_pictures()
         rng = np.random.default_rng((self.seed, 21))
         some = [train[index] for index in np.sort(rng.permutation(len(train))[: self.known])]
-        known = [embed(each) for path in some for each in _with_copy(self.read(path), self.vary, rng)]
+        pictures = (self.read(path) for path in some)
+        known = [embed(each) for pixels in pictures for each in (pixels, self.vary(pixels, rng))]
         drawn = [embed(make_ood_image(rng)) for _ in range(STRANGE)]
         mixed = [embed(scramble(self.read(path), rng)) for path in some[:STRANGE]]
         return fit_novelty_detector(
@@ -217,12 +218,6 @@ def epoch(step: int, batch: int, count: int, seed: int) -> NDArray[np.int64]:
     at = np.arange(step * batch, (step + 1) * batch)
     orders = {each: np.random.default_rng((seed, 1, each)).permutation(count) for each in np.unique(at // count)}
     return np.array([orders[i // count][i % count] for i in at.tolist()])
-
-
-def _with_copy(
-    pixels: Pixels, vary: Callable[[Pixels, np.random.Generator], Pixels], rng: np.random.Generator
-) -> tuple[Pixels, Pixels]:
-    return pixels, vary(pixels, rng)
 
 
 def _has_bfloat16(like: Tensor) -> bool:

@@ -26,15 +26,14 @@ def behind_glass(scene: Pixels, reflection: Pixels, rng: np.random.Generator) ->
     through = (scene**_GAMMA * tint).astype(np.float32)
     mirrored = reflection**_GAMMA * rng.uniform(0.75, 1.0, 3)
     seen = _defocused(_ghosted(mirrored.astype(np.float32), rng), rng)
-    strength = np.float32(_strength(rng)) * _patches(scene.shape[0], scene.shape[1], rng)[..., None]
+    # Mostly little of the light before the pane comes back, sometimes as much as comes through.
+    strength = (
+        np.float32(np.exp(rng.uniform(np.log(0.04), np.log(0.8))))
+        * _patches(scene.shape[0], scene.shape[1], rng)[..., None]
+    )
     light = through + strength * seen + _veil(scene.shape[0], scene.shape[1], rng)
     mixed, clean = (np.asarray(np.clip(x, 0, 1) ** (1 / _GAMMA), np.float32) for x in (light, through))
     return _as_stored(mixed, rng), clean
-
-
-def _strength(rng: np.random.Generator) -> float:
-    """How much of the light before the pane comes back: mostly little, sometimes as much as comes through."""
-    return float(np.exp(rng.uniform(np.log(0.04), np.log(0.8))))
 
 
 def _ghosted(light: Pixels, rng: np.random.Generator) -> Pixels:

@@ -94,7 +94,7 @@ class OatDemo(Recipe):
         greedy = [found.objects for found in self._walked(net, held, None)]
         again = Trials(_GRID, held.items, held.targets, draw_search(rng, _GRID, held.items, held.targets))
         true, second = ([part.path(index) for index in range(self.test)] for part in (held, again))
-        seen, policy, truth = (_behaviours(paths, held.targets) for paths in (drawn, second, true))
+        seen, policy, truth = (list(map(behaviour, paths, held.targets.tolist())) for paths in (drawn, second, true))
         return {
             "behaviour_delta": behaviour_delta(seen, truth),
             "behaviour_delta_policy": behaviour_delta(policy, truth),
@@ -133,10 +133,6 @@ class OatDemo(Recipe):
 def _pictures(arrays: np.ndarray) -> Tensor:
     """Pictures (m, h, w, 3) as (m, 3, h, w)."""
     return torch.from_numpy(np.ascontiguousarray(arrays.transpose(0, 3, 1, 2)))
-
-
-def _behaviours(paths: list[list[int]], targets: np.ndarray) -> list[tuple[float, float, float, float, float]]:
-    return [behaviour(path, int(target)) for path, target in zip(paths, targets, strict=True)]
 
 
 def _agreement(paths: list[list[int]], true: list[list[int]]) -> float:

@@ -102,7 +102,9 @@ def _places(
         if not alike:
             problems.append(FileProblem(file.parent / named, "is not there, left out"))
             continue
-        path = min(alike, key=lambda each: _strangeness(each, named, file))
+        # Of pictures of one name the one is meant that ends as the file says, and lies below it.
+        ends = {each: each.parts[-len(named.parts) :] != named.parts for each in alike}
+        path = min(alike, key=lambda each: (ends[each], not each.is_relative_to(file.parent)))
         try:
             with Image.open(path) as picture:
                 width, height = picture.size
@@ -115,11 +117,6 @@ def _places(
             problems.append(FileProblem(path, "has another size than its COCO file says, left out", detail))
             continue
         yield image["id"], (path, (height, width))
-
-
-def _strangeness(path: Path, named: Path, file: Path) -> tuple[bool, bool]:
-    """Of pictures of one name the one is meant that ends as the file says, and lies below it."""
-    return path.parts[-len(named.parts) :] != named.parts, not path.is_relative_to(file.parent)
 
 
 def _region(segmentation: Any, height: int, width: int) -> Mask:

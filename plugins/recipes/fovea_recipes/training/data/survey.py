@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 BITS = 6
@@ -53,7 +52,7 @@ class Survey:
         if self.classes:
             yield "Labels: " + ", ".join(f"{name} {count}" for name, count in self.classes.items()) + "."
         for kind, found in _by_kind(self.problems).items():
-            named = ", ".join(f"{each.path.name}{_bracketed(each.detail)}" for each in found[:SHOWN])
+            named = ", ".join(f"{each.path.name}{each.detail and f' ({each.detail})'}" for each in found[:SHOWN])
             more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
             yield f"{kind.capitalize()}: {named}{more}."
         if self.copies:
@@ -89,7 +88,7 @@ def near_copies(train: Sequence[Path], held_out: Sequence[Path], bits: int = BIT
     """Each held-out picture that looks like one to train on, with the nearest of those."""
     if not train or not held_out:
         return []
-    first, second = (_prints(paths) for paths in (train, held_out))
+    first, second = (np.array([fingerprint(path) for path in paths], np.uint64) for paths in (train, held_out))
     found = []
     for index, print_ in enumerate(second):
         apart = np.bitwise_count(first ^ print_)
@@ -98,14 +97,6 @@ def near_copies(train: Sequence[Path], held_out: Sequence[Path], bits: int = BIT
     return found
 
 
-def _prints(paths: Sequence[Path]) -> NDArray[np.uint64]:
-    return np.array([fingerprint(path) for path in paths], np.uint64)
-
-
 def _by_kind(problems: Sequence[FileProblem]) -> dict[str, list[FileProblem]]:
     kinds = Counter(each.kind for each in problems)
     return {kind: [each for each in problems if each.kind == kind] for kind, _ in kinds.most_common()}
-
-
-def _bracketed(detail: str) -> str:
-    return f" ({detail})" if detail else ""
