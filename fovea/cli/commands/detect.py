@@ -86,11 +86,7 @@ class _DetectBatch(ImageBatch):
 
 
 def _choose_formats(also: Sequence[str], output: Path | None) -> dict[str, str]:
-    """Choose the files to write: suffix → content type.
-
-    Raises:
-        InvalidOption: There is no such format, or no folder to write to.
-    """
+    """Choose the files to write, suffix → content type; refuse unknown formats, and formats without a folder."""
     if unknown := [name for name in also if name not in {*FORMATS, COCO}]:
         hint = f"Formats: {', '.join((*FORMATS, COCO))}."
         raise InvalidOption(f"There is no format {unknown[0]!r}.", hint=hint, field="also")

@@ -129,11 +129,7 @@ def read_frame(
 
 
 def _decode(dataset: FileDataset, index: int) -> NDArray[Any]:
-    """Pixels of a frame as they are stored.
-
-    Raises:
-        ValueError: Among others: the plugin for run lengths, which is written in Rust, panicked.
-    """
+    """Pixels of a frame as they are stored; a panic of the plug-in for run lengths, in Rust, becomes a ValueError."""
     try:
         return np.asarray(pixel_array(dataset, index=index))
     except BaseException as error:

@@ -204,11 +204,7 @@ def _submit(adapter: DecoderAdapter, ids: Sequence[int], spec: NeedleRequest) ->
 
 
 def _wait_for(output: TokenCollector, run: CallContext) -> None:
-    """Wait until an answer is over.
-
-    Raises:
-        FoveaError: It failed.
-    """
+    """Wait until an answer is over, and raise its error if it failed."""
     while output.reason is None:
         run.check()
         time.sleep(POLL_S)

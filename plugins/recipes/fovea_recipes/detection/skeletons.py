@@ -165,11 +165,7 @@ def _seen(features: Array) -> Array:
 
 
 def _recogniser(some: Sequence[Recording], classes: int) -> LogisticRegression:
-    """Probabilities of each class and, last, of none.
-
-    Raises:
-        NotReady: scikit-learn is not installed.
-    """
+    """Probabilities of each class and, last, of none; NotReady without scikit-learn."""
     try:
         from sklearn.linear_model import LogisticRegression  # noqa: PLC0415  # an extra
     except ModuleNotFoundError as error:

@@ -100,11 +100,7 @@ class PraNetV2Full(PraNetFull):
 
 
 def _find_pairs(folder: Path) -> MaskSet:
-    """The pairs of a folder.
-
-    Raises:
-        NotFound: There is none, or a picture has no mask.
-    """
+    """The pairs of a folder; NotFound if there is none, or a picture has no mask."""
     pairs, problems = find_masks(folder)
     if problems:
         raise NotFound(f"{len(problems)} pictures of {folder} have no mask, for example {problems[0].path.name!r}.")

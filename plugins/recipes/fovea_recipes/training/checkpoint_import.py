@@ -91,12 +91,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def _forms(model: str) -> dict[Config, Shapes]:
-    """The shapes of all tensors in each official layout of a network.
-
-    Raises:
-        NotFound: There is no such network.
-        InvalidOption: It has no layout of its own: its builder asks for a configuration.
-    """
+    """The shapes of all tensors in each official layout of a network; raises as `_official`."""
     found: dict[Config, Shapes] = {}
     for layout in layouts(model):
         state = _blank(model, layout).state_dict()

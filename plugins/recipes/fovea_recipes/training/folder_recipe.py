@@ -151,11 +151,7 @@ class FolderRecipe(Recipe):
         )
 
     def _embed_some(self, folder: Path, embed: Callable[[Pixels], NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Features (n, c) of pictures of another kind.
-
-        Raises:
-            InvalidOption: The folder holds too few.
-        """
+        """Features (n, c) of pictures of another kind; InvalidOption if the folder holds too few."""
         found = sample_pictures(folder, OTHERS)
         if len(found) < 2:
             raise InvalidOption(f"{folder} holds {len(found)} pictures; two are needed.", field="others")

@@ -260,11 +260,7 @@ def _refuse_options(head: bytes) -> None:
 
 
 def _film(data: bytes, bounds: DecodeBounds) -> VideoFile | None:
-    """The file as a video; None where it is something else.
-
-    Raises:
-        UnsupportedMedia: It is a video that can't be decoded here.
-    """
+    """The file as a video; None where it is something else, UnsupportedMedia if it can't be decoded here."""
     kind = detect_format(data)
     if "video" not in kind:
         return None

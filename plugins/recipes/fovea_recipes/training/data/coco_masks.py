@@ -120,11 +120,7 @@ def _places(
 
 
 def _region(segmentation: Any, height: int, width: int) -> Mask:
-    """Pixels that a label marks (height, width).
-
-    Raises:
-        ValueError: It is neither outlines nor run lengths of that size.
-    """
+    """Pixels that a label marks (height, width); ValueError if it is neither outlines nor run lengths of that size."""
     if isinstance(segmentation, dict):
         runs = segmentation["counts"]
         lengths = np.array(_unpacked(runs) if isinstance(runs, str) else runs, np.int64)
