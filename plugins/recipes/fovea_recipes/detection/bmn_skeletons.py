@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,20 +68,12 @@ class _Skeletons(BmnDemo):
         }
 
 
-class BmnSkeletons(_Skeletons):
+class BmnSkeletons(_Skeletons, name="bmn-skeletons", weights="bmn-skeletons", builds="bmn"):
     """BMN on skeletons (UTKinect-Action3D)."""
 
-    name: ClassVar[str] = "bmn-skeletons"
-    weights: ClassVar[str] = "bmn-skeletons"
-    builds: ClassVar[str | None] = "bmn"
 
-
-class BmnCsaSkeletons(_Skeletons, BmnCsaDemo):
+class BmnCsaSkeletons(_Skeletons, BmnCsaDemo, name="bmn-csa-skeletons", weights="bmn-csa-skeletons", builds="bmn-csa"):
     """BMN with class-semantics attention on the same skeletons."""
-
-    name: ClassVar[str] = "bmn-csa-skeletons"
-    weights: ClassVar[str] = "bmn-csa-skeletons"
-    builds: ClassVar[str | None] = "bmn-csa"
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "semantics": len(self._names), "channel": self.channel, "time": self.time}

@@ -30,7 +30,6 @@ from fovea_recipes.training.score_calibration import fit_temperature
 from fovea_recipes.training.trainer import OnStep, fit
 from services.detection.layers.partial import PartialNetwork
 from services.detection.servables.patches import MEAN, STD, pool_stages, resize_patch
-from shared.registry.weights import Dtype
 from shared.vision.backbones.efficientnet_lite import EfficientNetLite0
 
 EMPTY = ClassSet((), (), np.empty(0, np.int64))
@@ -158,11 +157,8 @@ class ClassRecipe(FolderRecipe):
         return decay_kernels(network, self.schedule)
 
 
-class EfficientNetLite0Recipe(ClassRecipe):
+class EfficientNetLite0Recipe(ClassRecipe, name="efficientnet-lite0", weights="efficientnet-lite0"):
     """EfficientNet-Lite0 from ImageNet, fine-tuned on a folder of classes: the teacher of the small classifiers."""
-
-    name: ClassVar[str] = "efficientnet-lite0"
-    weights: ClassVar[str] = "efficientnet-lite0"
 
     schedule: Schedule = TEACHER
 
@@ -172,10 +168,8 @@ class EfficientNetLite0Recipe(ClassRecipe):
         return self.load_start(built)
 
 
-class StudentRecipe(ClassRecipe):
+class StudentRecipe(ClassRecipe, dtype="int8"):
     """A small classifier that learns from a fine-tuned EfficientNet-Lite0 on the same pictures."""
-
-    dtype: ClassVar[Dtype] = "int8"
 
     schedule: Schedule = Schedule(
         steps=8000, batch=32, rate=2e-3, floor=1e-5, warm_up=300, decay=0.05, clip=5.0, ema=0.999, validate_every=400

@@ -19,18 +19,13 @@ from fovea_recipes.detection.yolo9tr.recipe import keep_main_branch
 from fovea_recipes.training.data.augment import Augment
 from fovea_recipes.training.recipe import MultiScale, Schedule
 from services.detection.boxes.letterbox import GREY
-from shared.registry.weights import Dtype
 
 Part = tuple[float, float, float, float]
 
 
-class Yolo9trRoads(BoxRecipe):
+class Yolo9trRoads(BoxRecipe, name="yolo9tr", weights="yolo9tr", serves="yolo9tr", dtype="int8"):
     """YOLO9tr, size `l` at half the width, on a folder of your own."""
 
-    name: ClassVar[str] = "yolo9tr"
-    weights: ClassVar[str] = "yolo9tr"
-    serves: ClassVar[str | None] = "yolo9tr"
-    dtype: ClassVar[Dtype] = "int8"
     square: ClassVar[bool] = False
 
     schedule: Schedule = Schedule(

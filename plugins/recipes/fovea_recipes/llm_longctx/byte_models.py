@@ -6,7 +6,7 @@ The twin of the routing model has local heads only, at the same number of steps.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -17,10 +17,11 @@ from fovea_memory.mixers.deconstructed.mixers import Variant
 from fovea_memory.mixers.routing.networks import ClusterAssignment, RoutingLM
 from fovea_recipes.training.byte_recipe import BYTES, ByteRecipe, bits_of, bits_per_byte
 from fovea_recipes.training.recipe import Batch, Schedule
-from shared.registry.weights import Dtype
 
 
-class RoutingBytesRecipe(ByteRecipe):
+class RoutingBytesRecipe(
+    ByteRecipe, name="routing-bytes", weights="fovea-routing-bytes", builds="routing-lm", dtype="int8"
+):
     """`fovea-routing-bytes`: half of the last layer's heads route; with `routing=0` the twin, all heads local.
 
     Only the last layer routes, as in the paper's model of books: so small a network needs its lower heads for what is
@@ -28,11 +29,6 @@ class RoutingBytesRecipe(ByteRecipe):
     attention goes to the token itself, a token can't look for what followed a text like its own, and the twin has more
     parameters.
     """
-
-    name: ClassVar[str] = "routing-bytes"
-    weights: ClassVar[str] = "fovea-routing-bytes"
-    dtype: ClassVar[Dtype] = "int8"
-    builds: ClassVar[str | None] = "routing-lm"
 
     schedule: Schedule = Schedule(
         steps=2400,
@@ -109,13 +105,10 @@ def _restart_point(tokens: Tensor, of: Tensor, count: Tensor, means: Tensor) -> 
     return (functional.normalize(token, dim=-1) * length)[:, None]
 
 
-class HybridBytesRecipe(ByteRecipe):
+class HybridBytesRecipe(
+    ByteRecipe, name="hybrid-bytes", weights="fovea-hybrid-nonapproximate", builds="deconstructed-lm", dtype="int8"
+):
     """`fovea-hybrid-nonapproximate`: every other layer's scores depend on the key alone."""
-
-    name: ClassVar[str] = "hybrid-bytes"
-    weights: ClassVar[str] = "fovea-hybrid-nonapproximate"
-    dtype: ClassVar[Dtype] = "int8"
-    builds: ClassVar[str | None] = "deconstructed-lm"
 
     schedule: Schedule = Schedule(
         steps=2400,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -54,12 +54,8 @@ def _gate_loss(asking: Tensor, keys: Tensor, older: Tensor, home: Tensor) -> Ten
     return mean
 
 
-class LandmarkRecallRecipe(Recipe):
+class LandmarkRecallRecipe(Recipe, name="landmark-recall", weights="fovea-landmark-recall", builds="landmark-gpt"):
     """Landmark attention on key-value recall."""
-
-    name: ClassVar[str] = "landmark-recall"
-    weights: ClassVar[str] = "fovea-landmark-recall"
-    builds: ClassVar[str | None] = "landmark-gpt"
 
     schedule: Schedule = Schedule(
         steps=3000,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -129,41 +129,23 @@ def _init_shifted(net: TitansLM) -> None:
             keys.copy_(queries.mul_(1.5))
 
 
-class TitansMACRecipe(_TitansRecipe):
+class TitansMACRecipe(_TitansRecipe, name="titans-mac-recall", weights="fovea-titans-mac", builds="titans-mac"):
     """Memory as context."""
 
-    name: ClassVar[str] = "titans-mac-recall"
-    weights: ClassVar[str] = "fovea-titans-mac"
-    builds: ClassVar[str | None] = "titans-mac"
 
-
-class TitansMAGRecipe(_TitansRecipe):
+class TitansMAGRecipe(_TitansRecipe, name="titans-mag-recall", weights="fovea-titans-mag", builds="titans-mag"):
     """Memory as gate."""
 
-    name: ClassVar[str] = "titans-mag-recall"
-    weights: ClassVar[str] = "fovea-titans-mag"
-    builds: ClassVar[str | None] = "titans-mag"
 
-
-class TitansMALRecipe(_TitansRecipe):
+class TitansMALRecipe(_TitansRecipe, name="titans-mal-recall", weights="fovea-titans-mal", builds="titans-mal"):
     """Memory as layer."""
 
-    name: ClassVar[str] = "titans-mal-recall"
-    weights: ClassVar[str] = "fovea-titans-mal"
-    builds: ClassVar[str | None] = "titans-mal"
 
-
-class TitansLMMRecipe(_TitansRecipe):
+class TitansLMMRecipe(_TitansRecipe, name="titans-lmm-recall", weights="fovea-titans-lmm", builds="titans-lmm"):
     """Memory alone."""
 
-    name: ClassVar[str] = "titans-lmm-recall"
-    weights: ClassVar[str] = "fovea-titans-lmm"
-    builds: ClassVar[str | None] = "titans-lmm"
 
-
-class TitansAttentionRecipe(_TitansRecipe):
+class TitansAttentionRecipe(
+    _TitansRecipe, name="titans-attention-recall", weights="fovea-titans-attention", builds="titans-attention"
+):
     """No memory: measured, never committed."""
-
-    name: ClassVar[str] = "titans-attention-recall"
-    weights: ClassVar[str] = "fovea-titans-attention"
-    builds: ClassVar[str | None] = "titans-attention"

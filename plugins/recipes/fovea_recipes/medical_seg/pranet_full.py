@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +24,8 @@ from fovea_recipes.training.recipe import Batch, MultiScale, Recipe, Schedule
 from shared.export.onnx_export import Parity
 
 
-class PraNetFull(Recipe):
+class PraNetFull(Recipe, name="pranet-full", weights="pranet"):
     """PraNet at full size, as published: Adam, three sizes per batch, gradients clamped element by element."""
-
-    name: ClassVar[str] = "pranet-full"
-    weights: ClassVar[str] = "pranet"
 
     # 19 epochs of 1,450 pictures; the published decay of the rate after 50 epochs is never reached.
     schedule: Schedule = Schedule(steps=19 * 91, batch=16, rate=1e-4, floor=1e-4, clamp=0.5, validate_every=91)
@@ -87,11 +84,8 @@ class PraNetFull(Recipe):
         return export_graph(network, path)
 
 
-class PraNetV2Full(PraNetFull):
+class PraNetV2Full(PraNetFull, name="pranet-v2-full", weights="pranet-v2"):
     """PraNet-V2 at full size, one class, dual supervision: batches of 8, 30 epochs."""
-
-    name: ClassVar[str] = "pranet-v2-full"
-    weights: ClassVar[str] = "pranet-v2"
 
     schedule: Schedule = Schedule(steps=30 * 182, batch=8, rate=1e-4, floor=1e-4, clamp=0.5, validate_every=182)
 

@@ -105,6 +105,14 @@ class Recipe(_Knobs, ABC):
 
     _intervals: dict[str, tuple[float, float]] = PrivateAttr(default_factory=dict)
 
+    def __init_subclass__(cls, *, dtype: Dtype | None = None, **given: Any) -> None:
+        """Take the class attributes that the class statement gives: `class Mine(Recipe, name="mine", weights="my")`."""
+        names = ("name", "weights", "builds", "serves")
+        facts = {name: given.pop(name) for name in names if name in given} | ({"dtype": dtype} if dtype else {})
+        super().__init_subclass__(**given)
+        for name, value in facts.items():
+            setattr(cls, name, value)
+
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """Keywords of the `network()` call; they go into the manifest, so that a service builds the same network."""

@@ -34,12 +34,9 @@ HARM_DB = 0.5
 """A pair that loses more than this is harmed, dB."""
 
 
-class RRFormerPhotographs(FolderRecipe):
+class RRFormerPhotographs(FolderRecipe, name="rrformer", weights="rrformer-restorer", serves="rrformer"):
     """RRFormer with its tower, 0.9 million parameters, on reflections made from a folder of photographs."""
 
-    name: ClassVar[str] = "rrformer"
-    weights: ClassVar[str] = "rrformer-restorer"
-    serves: ClassVar[str | None] = "rrformer"
     origin: ClassVar[str] = "synthetic reflections"
 
     schedule: Schedule = Schedule(

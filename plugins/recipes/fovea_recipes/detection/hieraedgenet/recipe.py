@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,18 +22,14 @@ from fovea_recipes.training.recipe import Batch, Recipe, Schedule, predict_in_ba
 from services.detection.boxes import nms
 from services.detection.layers.edge import Edge
 from services.detection.models.hieraedgenet_network import STRIDES, HieraEdgeNet
-from shared.registry.weights import Dtype
 
 THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 
-class HieraEdgeNetDemo(Recipe):
+class HieraEdgeNetDemo(
+    Recipe, name="hieraedgenet-demo", weights="hieraedgenet-synthetic-pollen", builds="hieraedgenet", dtype="int8"
+):
     """HieraEdgeNet with real edges, eight kinds of pollen, 3.4 million parameters: about 10 minutes on one CPU core."""
-
-    name: ClassVar[str] = "hieraedgenet-demo"
-    weights: ClassVar[str] = "hieraedgenet-synthetic-pollen"
-    builds: ClassVar[str | None] = "hieraedgenet"
-    dtype: ClassVar[Dtype] = "int8"
 
     schedule: Schedule = Schedule(
         steps=900, batch=8, rate=1e-3, floor=2e-5, warm_up=100, decay=5e-4, ema=0.998, validate_every=300
@@ -104,11 +100,8 @@ class HieraEdgeNetDemo(Recipe):
         }
 
 
-class HieraEdgeNetOfficialDemo(HieraEdgeNetDemo):
+class HieraEdgeNetOfficialDemo(HieraEdgeNetDemo, name="hieraedgenet-official-demo", weights="hieraedgenet-official"):
     """The twin with the edges of the release, which are 0: what they are worth; measured, not served."""
-
-    name: ClassVar[str] = "hieraedgenet-official-demo"
-    weights: ClassVar[str] = "hieraedgenet-official"
 
     edge: Edge = "official"
 

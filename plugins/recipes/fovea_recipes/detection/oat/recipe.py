@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,18 +22,13 @@ from services.detection.gaze.scanpaths import DecodedScanpath, decode_scanpaths
 from services.detection.layers.positions import fitted_positions
 from services.detection.metrics import behaviour, behaviour_delta, sequence_score
 from services.detection.models.object_attention import ObjectAttention, grid_cells
-from shared.registry.weights import Dtype
 
 _GRID = (3, 9)
 _WIDTH = 128
 
 
-class OatDemo(Recipe):
+class OatDemo(Recipe, name="oat-demo", weights="oat", dtype="int8"):
     """OAT, 0.74 million parameters, on synthetic shelves: about 15 minutes on one CPU core."""
-
-    name: ClassVar[str] = "oat-demo"
-    weights: ClassVar[str] = "oat"
-    dtype: ClassVar[Dtype] = "int8"
 
     schedule: Schedule = Schedule(
         steps=5000, batch=32, rate=5e-4, floor=1e-5, warm_up=100, decay=0.01, clamp=0.5, ema=0.999, validate_every=500

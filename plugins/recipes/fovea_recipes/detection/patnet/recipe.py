@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,20 +22,16 @@ from services.detection.models.fasternet_network import FasterNet
 from services.detection.models.patnet_network import PATNet
 from services.detection.servables.patches import MEAN, STD
 from shared.registry.discovery import shipped_weights
-from shared.registry.weights import Dtype, read_weights
+from shared.registry.weights import read_weights
 
 NORMAL_95 = 1.96
 """Standard deviations to either side that hold 95 % of a normal distribution."""
 
 
-class FasterNetDemo(Recipe):
+class FasterNetDemo(
+    Recipe, name="fasternet-demo", weights="fasternet-synthetic", builds="fasternet", serves="fasternet", dtype="int8"
+):
     """FasterNet-T0 with six classes, 2.6 million parameters: two or three minutes on one CPU core."""
-
-    name: ClassVar[str] = "fasternet-demo"
-    weights: ClassVar[str] = "fasternet-synthetic"
-    builds: ClassVar[str | None] = "fasternet"
-    serves: ClassVar[str | None] = "fasternet"
-    dtype: ClassVar[Dtype] = "int8"
 
     schedule: Schedule = Schedule(
         steps=600, batch=32, rate=1e-3, floor=1e-5, warm_up=100, decay=0.01, ema=0.995, validate_every=200
@@ -103,13 +99,8 @@ class FasterNetDemo(Recipe):
         }
 
 
-class PATNetDemo(FasterNetDemo):
+class PATNetDemo(FasterNetDemo, name="patnet-demo", weights="patnet-synthetic", builds="patnet", serves="patnet"):
     """PATNet-T0 with six classes, 2.2 million parameters: two or three minutes on one CPU core."""
-
-    name: ClassVar[str] = "patnet-demo"
-    weights: ClassVar[str] = "patnet-synthetic"
-    builds: ClassVar[str | None] = "patnet"
-    serves: ClassVar[str | None] = "patnet"
 
     def network(self) -> nn.Module:
         return PATNet(**self.config())

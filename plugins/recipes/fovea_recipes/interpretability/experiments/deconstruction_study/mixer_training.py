@@ -9,7 +9,7 @@ import shutil
 import time
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +30,8 @@ _INDICATOR_BYTES = 128
 """Bytes of held-out text whose maps the indicators are taken of."""
 
 
-class MixerRun(ByteRecipe):
+class MixerRun(ByteRecipe, name="deconstruction", weights="deconstructed", builds="deconstructed-lm"):
     """Training recipe of one byte model: one variant, layout and seed."""
-
-    name: ClassVar[str] = "deconstruction"
-    weights: ClassVar[str] = "deconstructed"
-    builds: ClassVar[str | None] = "deconstructed-lm"
 
     size: ModelSize
     mixer: Variant
