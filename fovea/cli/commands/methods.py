@@ -59,6 +59,5 @@ def build_longctx(client: Client, name: str | None, knobs: Sequence[str]) -> dic
 def _fetch_method(client: Client, name: str) -> MethodCard:
     found = {one.name: one for one in client.send(endpoints.methods())}
     if name not in found:
-        detail = f"There is no attention method {name!r}."
-        raise NotFound(detail, hint=f"Methods: {', '.join(found)}.")
+        raise NotFound(f"There is no attention method {name!r}.", hint=f"Methods: {', '.join(found)}.")
     return found[name]

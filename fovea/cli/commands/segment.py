@@ -13,7 +13,7 @@ import typer
 
 from fovea import endpoints
 from fovea.api.coco import CocoDataset
-from fovea.api.mask import Contour, SegmentIn, SegmentOut
+from fovea.api.mask import Contour, Form, SegmentIn, SegmentOut
 from fovea.async_client import AsyncClient
 from fovea.cli.batch_images import CONTEXT_SETTINGS, Concurrency, ImageBatch, ImageResult, write_files
 from fovea.cli.common_options import GatewayOptions, Model
@@ -24,7 +24,7 @@ from fovea.cli.typed_options import add_request_options
 
 __all__ = ["CONTEXT_SETTINGS", "segment"]
 
-_INCLUDE = ("mask", "contours", "overlay")
+_INCLUDE: tuple[Form, ...] = ("mask", "contours", "overlay")
 
 
 @expand_options

@@ -132,8 +132,7 @@ def _draw(mask: NDArray[np.uint8], value: Region) -> None:
 def _finite(places: NDArray[np.float64]) -> NDArray[np.float64]:
     """The places themselves; raises ValueError where one is not a number."""
     if not np.isfinite(places).all():
-        message = "a place is not a number"
-        raise ValueError(message)
+        raise ValueError("a place is not a number")
     return places
 
 

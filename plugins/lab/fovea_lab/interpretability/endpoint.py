@@ -47,8 +47,7 @@ class LongctxEndpoint:
         try:
             return str(answer.json()["choices"][0]["message"]["content"] or "")
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            detail = "The endpoint's answer is not a chat completion."
-            raise BadInput(detail, field="longctx") from error
+            raise BadInput("The endpoint's answer is not a chat completion.", field="longctx") from error
 
 
 def _error_message(answer: httpx2.Response) -> str:

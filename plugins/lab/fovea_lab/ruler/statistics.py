@@ -44,8 +44,7 @@ def bootstrap_tasks(
     means, drawn = [], np.zeros(draws)
     for values, groups in tasks:
         if not len(values):
-            detail = "There are no scores to take a mean of."
-            raise InvalidOption(detail, field="values")
+            raise InvalidOption("There are no scores to take a mean of.", field="values")
         sums, sizes = _by_group(values, groups)
         means.append(sums.sum() / sizes.sum())
         picks = rng.integers(len(sums), size=(draws, len(sums)))
@@ -64,8 +63,7 @@ def compare_paired(
 ) -> Paired:
     """Compare with dense on the same samples."""
     if len(values) != len(dense):
-        detail = f"{len(values)} scores can't be paired with {len(dense)} of dense."
-        raise InvalidOption(detail, field="dense")
+        raise InvalidOption(f"{len(values)} scores can't be paired with {len(dense)} of dense.", field="dense")
     differences = [a - b for a, b in zip(values, dense, strict=True)]
     worse, better = sum(x < 0 for x in differences), sum(x > 0 for x in differences)
     return Paired(
@@ -76,8 +74,7 @@ def compare_paired(
 def _by_group(values: Sequence[float], groups: Sequence[Hashable] | None) -> tuple[np.ndarray, np.ndarray]:
     names = list(range(len(values)) if groups is None else groups)
     if len(names) != len(values):
-        detail = f"{len(values)} scores have {len(names)} groups."
-        raise InvalidOption(detail, field="groups")
+        raise InvalidOption(f"{len(values)} scores have {len(names)} groups.", field="groups")
     at = {name: i for i, name in enumerate(dict.fromkeys(names))}
     index = np.array([at[name] for name in names])
     return np.bincount(index, weights=np.asarray(values, float)), np.bincount(index).astype(float)

@@ -51,8 +51,7 @@ def generate(
         InvalidOption: No such task, a length under its least, too many questions, or a file is missing.
     """
     if (known := TASKS.get(task)) is None:
-        detail = f"There is no RULER-form task {task!r}; known are {', '.join(TASKS)}."
-        raise InvalidOption(detail, field="tasks")
+        raise InvalidOption(f"There is no RULER-form task {task!r}; known are {', '.join(TASKS)}.", field="tasks")
     _check_questions(known, questions)
     samples: list[RulerSample] = []
     for group in range(-(-n // questions)):
