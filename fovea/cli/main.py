@@ -28,12 +28,13 @@ from fovea.cli.commands import (
     task_aliases,
 )
 from fovea.cli.exit_codes import HELP, INTERRUPTED, choose_exit_code
+from fovea.cli.option_groups import CommandApp
 from fovea.cli.output import Screen
 from fovea.cli.plugins import PluginGroup
 from fovea.cli.source_handlers import SourcesCommand
 from fovea.errors import FoveaError
 
-app = typer.Typer(
+app = CommandApp(
     cls=PluginGroup,
     no_args_is_help=True,
     epilog=HELP,

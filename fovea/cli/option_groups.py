@@ -6,7 +6,25 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
+
+import typer
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+class CommandApp(typer.Typer):
+    """An app whose commands may have groups of options."""
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[Command], Command]:
+        """Register a command; see `expand_options`."""
+        register = super().command(name, **settings)
+
+        def add(command: Command) -> Command:
+            register(expand_options(command))
+            return command
+
+        return add
 
 
 def expand_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -13,7 +13,7 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from fovea.cli.option_groups import declare_parameters
+from fovea.cli.option_groups import declare_parameters, expand_options
 
 _PANEL = "Model"
 
@@ -25,7 +25,8 @@ def add_request_options(
 
     The command takes those that were given as `options: dict[str, Any]`, next to its own parameters.
     """
-    own = inspect.signature(command, eval_str=True).parameters
+    command = expand_options(command)
+    own = inspect.signature(command).parameters
     added = {parameter.name: parameter for parameter in _parameters(kind, without)}
 
     @functools.wraps(command)

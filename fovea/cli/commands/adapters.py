@@ -10,13 +10,12 @@ from rich.markup import escape
 
 from fovea import lora
 from fovea.cli.common_options import GatewayOptions, Model
-from fovea.cli.option_groups import expand_options
+from fovea.cli.option_groups import CommandApp
 
-app = typer.Typer(no_args_is_help=True, help="Add, list and delete LoRA adapters, which requests name as their model.")
+app = CommandApp(no_args_is_help=True, help="Add, list and delete LoRA adapters, which requests name as their model.")
 
 
 @app.command(no_args_is_help=True)
-@expand_options
 def add(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="With adapter_config.json and adapter_model.safetensors.")
@@ -37,7 +36,6 @@ def add(
 
 
 @app.command("list")
-@expand_options
 def list_adapters(*, gateway: GatewayOptions) -> None:
     """List your adapters and those of the server."""
     screen, found = gateway.screen, gateway.send(lora.list_adapters())
@@ -51,7 +49,6 @@ def list_adapters(*, gateway: GatewayOptions) -> None:
 
 
 @app.command(no_args_is_help=True)
-@expand_options
 def delete(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of one of your adapters.")],
     *,

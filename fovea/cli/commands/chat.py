@@ -17,7 +17,6 @@ from fovea.api.text import ChatMessage, Usage
 from fovea.chat import ChatOptions
 from fovea.cli.commands.methods import build_longctx
 from fovea.cli.common_options import GatewayOptions, Model
-from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.client import Client
 from fovea.errors import FoveaError, Malformed
@@ -48,7 +47,6 @@ class ReplyOptions:
         )
 
 
-@expand_options
 def chat(
     prompt: Annotated[
         list[str] | None, typer.Argument(metavar="PROMPT", help="The question; - is standard input.")

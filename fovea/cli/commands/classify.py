@@ -15,13 +15,11 @@ from fovea.async_client import AsyncClient
 from fovea.cli.batch_images import CONTEXT_SETTINGS, Concurrency, ImageBatch, ImageResult, write_files
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
-from fovea.cli.option_groups import expand_options
 from fovea.cli.typed_options import add_request_options
 
 __all__ = ["CONTEXT_SETTINGS", "classify"]
 
 
-@expand_options
 def _classify(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures to classify.")],
     options: dict[str, Any],

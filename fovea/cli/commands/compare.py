@@ -14,10 +14,8 @@ from fovea.api.longctx import ComparedAnswer
 from fovea.cli.commands.chat import ReplyOptions, read_prompt
 from fovea.cli.commands.methods import build_longctx
 from fovea.cli.common_options import GatewayOptions, Model
-from fovea.cli.option_groups import expand_options
 
 
-@expand_options
 def compare(
     prompt: Annotated[list[str], typer.Argument(metavar="PROMPT", help="The question; - is standard input.")],
     method: Annotated[

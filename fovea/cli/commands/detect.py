@@ -17,7 +17,6 @@ from fovea.async_client import AsyncClient
 from fovea.cli.batch_images import CONTEXT_SETTINGS, Concurrency, ImageBatch, ImageResult, write_files
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
-from fovea.cli.option_groups import expand_options
 from fovea.cli.typed_options import add_request_options
 from fovea.errors import InvalidOption
 
@@ -30,7 +29,6 @@ COCO = "coco"
 """One file of all pictures together, as data sets are distributed, and as `fovea train` reads it."""
 
 
-@expand_options
 def _detect(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures to search.")],
     options: dict[str, Any],

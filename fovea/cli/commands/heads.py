@@ -13,11 +13,11 @@ import typer
 
 from fovea.cli.commands.probe import print_report, run_study, save_report
 from fovea.cli.common_options import GatewayOptions
-from fovea.cli.option_groups import expand_options
+from fovea.cli.option_groups import CommandApp
 from fovea.cli.schema_options import parse_options, parse_pair
 from fovea.errors import InvalidOption
 
-app = typer.Typer(no_args_is_help=True)
+app = CommandApp(no_args_is_help=True)
 
 EVIDENCE = "retrieval-report.json"
 
@@ -28,7 +28,6 @@ def heads() -> None:
 
 
 @app.command(no_args_is_help=True)
-@expand_options
 def calibrate(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the plan in requests.")],
     kind: Annotated[

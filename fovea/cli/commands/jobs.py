@@ -14,16 +14,15 @@ from fovea import endpoints
 from fovea.api.job import Job
 from fovea.cli.common_options import Connection, GatewayOptions
 from fovea.cli.job_progress import describe_state, follow_job
-from fovea.cli.option_groups import expand_options
+from fovea.cli.option_groups import CommandApp
 from fovea.cli.output import Screen, colour_status
 
-app = typer.Typer(help="List, follow, cancel and retry queued requests.", no_args_is_help=True)
+app = CommandApp(help="List, follow, cancel and retry queued requests.", no_args_is_help=True)
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="Id of the job, as `fovea jobs list` prints it.")]
 
 
 @app.command("list")
-@expand_options
 def list_(
     limit: Annotated[int, typer.Option(min=1, max=500, help="Maximum number of jobs.")] = 20,
     dead: Annotated[bool, typer.Option("--dead", help="Only jobs that failed on every attempt.")] = False,
@@ -41,14 +40,12 @@ def list_(
 
 
 @app.command()
-@expand_options
 def get(job_id: JobId, *, gateway: GatewayOptions) -> None:
     """Show one job."""
     _print(gateway.screen, gateway.send(endpoints.job(job_id)))
 
 
 @app.command()
-@expand_options
 def watch(job_id: JobId, *, gateway: GatewayOptions) -> None:
     """Follow a job to its end; the exit code says whether it succeeded."""
     screen = gateway.screen
@@ -62,21 +59,18 @@ def watch(job_id: JobId, *, gateway: GatewayOptions) -> None:
 
 
 @app.command()
-@expand_options
 def cancel(job_id: JobId, *, gateway: GatewayOptions) -> None:
     """Cancel a job, also while it runs."""
     _print(gateway.screen, gateway.send(endpoints.cancel(job_id)))
 
 
 @app.command()
-@expand_options
 def retry(job_id: JobId, *, gateway: GatewayOptions) -> None:
     """Queue a failed or cancelled job again."""
     _print(gateway.screen, gateway.send(endpoints.retry(job_id)))
 
 
 @app.command()
-@expand_options
 def result(
     job_id: JobId,
     output: Annotated[

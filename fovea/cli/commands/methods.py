@@ -11,14 +11,12 @@ from rich.markup import escape
 from fovea import endpoints
 from fovea.api.longctx import LongctxOptions
 from fovea.cli.common_options import GatewayOptions
-from fovea.cli.option_groups import expand_options
 from fovea.cli.schema_options import describe_options, parse_options, parse_pair
 from fovea.client import Client
 from fovea.errors import NotFound
 from fovea.results import MethodCard
 
 
-@expand_options
 def methods(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show the settings of this method.")] = None,
     *,

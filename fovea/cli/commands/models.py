@@ -10,14 +10,12 @@ from rich.markup import escape
 
 from fovea.api.model import ModelEntry, sparsity_in_words
 from fovea.cli.common_options import GatewayOptions
-from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import describe_options
 from fovea.headline_metric import pick_headline
 from fovea.results import ModelCard
 
 
-@expand_options
 def models(
     name: Annotated[str | None, typer.Argument(metavar="ID", help="Show this model's card.")] = None,
     task: Annotated[str | None, typer.Option(help="List only models of this task.")] = None,

@@ -21,7 +21,6 @@ from fovea import endpoints
 from fovea.api.model import ModelEntry
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.job_progress import run_as_job
-from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import parse_options, parse_pair
 from fovea.client import Client
@@ -49,7 +48,6 @@ class FollowUp:
     depths: Annotated[str, typer.Option(help="Depths of the needle grid, in percent.")] = "0,50,100"
 
 
-@expand_options
 def probe(
     experiment: Annotated[
         str | None, typer.Argument(metavar="EXPERIMENT", help="Without it, the experiments are listed.")

@@ -23,14 +23,12 @@ from fovea.call import Call, parse_as
 from fovea.cli.batch_images import ImageBatch, ImageResult, write_files
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
-from fovea.cli.option_groups import expand_options
 from fovea.cli.typed_options import add_request_options
 from fovea.errors import DeadlineExceeded
 
 _SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
 
-@expand_options
 def _restore(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures to restore.")],
     options: dict[str, Any],

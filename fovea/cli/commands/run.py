@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from fovea.cli.common_options import GatewayOptions, Model
-from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import list_picture_fields, parse_options, parse_pair, split_arguments
 from fovea.errors import InvalidOption
@@ -28,7 +27,6 @@ class AnswerForm:
     job: Annotated[bool, typer.Option("--job", help="Queue the request and print the job.")] = False
 
 
-@expand_options
 def run(
     task: Annotated[str, typer.Argument(metavar="TASK", help="For example classify; `fovea models` lists tasks.")],
     arguments: Annotated[

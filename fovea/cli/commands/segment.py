@@ -18,7 +18,6 @@ from fovea.async_client import AsyncClient
 from fovea.cli.batch_images import CONTEXT_SETTINGS, Concurrency, ImageBatch, ImageResult, write_files
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
-from fovea.cli.option_groups import expand_options
 from fovea.cli.source_handlers import handle_sources
 from fovea.cli.typed_options import add_request_options
 
@@ -27,7 +26,6 @@ __all__ = ["CONTEXT_SETTINGS", "segment"]
 _INCLUDE: tuple[Form, ...] = ("mask", "contours", "overlay")
 
 
-@expand_options
 def _segment(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures to segment.")],
     options: dict[str, Any],

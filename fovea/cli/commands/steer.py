@@ -15,11 +15,11 @@ from fovea import steering
 from fovea.api.steering import SteeringVector
 from fovea.chat import ChatOptions
 from fovea.cli.common_options import GatewayOptions, Model
-from fovea.cli.option_groups import expand_options
+from fovea.cli.option_groups import CommandApp
 from fovea.cli.output import Screen
 from fovea.errors import Malformed
 
-app = typer.Typer(
+app = CommandApp(
     no_args_is_help=True, help="Make, list and try steering vectors: directions that a chat adds inside the model."
 )
 
@@ -35,7 +35,6 @@ Strength = Annotated[
 
 
 @app.command(no_args_is_help=True)
-@expand_options
 def make(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name in requests; each call makes a new version.")],
     positive: Annotated[
@@ -63,7 +62,6 @@ def make(
 
 
 @app.command("list")
-@expand_options
 def vectors(*, gateway: GatewayOptions) -> None:
     """List all vectors, newest first."""
     screen, found = gateway.screen, gateway.send(steering.list_vectors())
@@ -82,14 +80,12 @@ def vectors(*, gateway: GatewayOptions) -> None:
 
 
 @app.command(no_args_is_help=True)
-@expand_options
 def show(name: Name, *, gateway: GatewayOptions) -> None:
     """Show how long a vector is in each layer, and how well it tells its own prompts apart."""
     _print_vector(gateway.screen, gateway.send(steering.get_vector(name)))
 
 
 @app.command(no_args_is_help=True)
-@expand_options
 def delete(name: Name, *, gateway: GatewayOptions) -> None:
     """Delete a version of a vector, or all versions of a name."""
     screen, gone = gateway.screen, gateway.send(steering.delete_vector(name))
@@ -98,7 +94,6 @@ def delete(name: Name, *, gateway: GatewayOptions) -> None:
 
 
 @app.command(no_args_is_help=True)
-@expand_options
 def compare(
     name: Name,
     prompt: Annotated[list[str], typer.Argument(metavar="PROMPT", help="The question.")],

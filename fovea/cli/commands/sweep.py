@@ -13,11 +13,9 @@ from rich.markup import escape
 
 from fovea.api.sweeps import NextTokens, Sweep
 from fovea.cli.common_options import GatewayOptions, Model
-from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 
 
-@expand_options
 def sweep(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The patched prompt.")],
     token: Annotated[

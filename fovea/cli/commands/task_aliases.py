@@ -7,21 +7,21 @@ from collections.abc import Callable
 from typing import Any
 
 from fovea.cli.commands.run import CONTEXT_SETTINGS, run
-from fovea.cli.option_groups import declare_parameters
+from fovea.cli.option_groups import declare_parameters, expand_options
 
 __all__ = ["CONTEXT_SETTINGS", "actions", "plan", "scanpath"]
 
 
 def _make_alias(task: str, help_text: str) -> Callable[..., None]:
     """Make a command that runs one task; its options are those of `run` and of the served model."""
+    run_any = expand_options(run)
 
     def command(**options: Any) -> None:
-        run(task=task, **options)
+        run_any(task=task, **options)
 
     command.__name__, command.__doc__ = task, help_text
-    return declare_parameters(
-        command, [one for one in inspect.signature(run).parameters.values() if one.name != "task"]
-    )
+    shared = [one for one in inspect.signature(run_any).parameters.values() if one.name != "task"]
+    return declare_parameters(command, shared)
 
 
 actions = _make_alias("actions", "Find actions in a video. FILE holds its features (.npz or .npy).")

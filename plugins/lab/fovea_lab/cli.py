@@ -15,7 +15,6 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from fovea.cli.option_groups import expand_options
 from fovea.errors import InvalidOption, Malformed
 from fovea_lab.heatmap import draw_heatmap
 
@@ -49,7 +48,6 @@ class MethodOptions:
         return options | dict(map(parse_knob, self.knob or ()))
 
 
-@expand_options
 def needle(
     *,
     tested: MethodOptions,
@@ -75,7 +73,6 @@ def needle(
         out.with_suffix(".png").write_bytes(draw_heatmap(report.recall, rows, columns))
 
 
-@expand_options
 def fidelity(
     *,
     tested: MethodOptions,

@@ -19,7 +19,6 @@ from fovea import endpoints
 from fovea.call import Call, read_json
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.job_progress import follow_job, run_as_job
-from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.client import Client
 from fovea.errors import NotFound
@@ -55,7 +54,6 @@ class SearchOptions:
         return {name: value for name, value in found.items() if value is not None}
 
 
-@expand_options
 def survey(
     sources: Annotated[list[Path], typer.Argument(metavar="SOURCE…", help="Photographs, folders of them, or a film.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("out"),

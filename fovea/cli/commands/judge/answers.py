@@ -12,7 +12,6 @@ from rich.markup import escape
 
 from fovea.cli.commands.judge.options import Llm, Passages, compute_as_job, format_figures, read_json
 from fovea.cli.common_options import GatewayOptions
-from fovea.cli.option_groups import expand_options
 from fovea.cli.text_files import read_text, write_text
 from fovea.errors import Malformed
 
@@ -28,7 +27,6 @@ class SupportCheck:
     llm: Llm = None
 
 
-@expand_options
 def nuggets(
     query: Query,
     passages: Annotated[Path | None, typer.Option(help="Make nuggets of these JSON lines.")] = None,
@@ -67,7 +65,6 @@ def nuggets(
     )
 
 
-@expand_options
 def support(
     query: Query,
     passages: Passages,

@@ -11,13 +11,11 @@ from rich.markup import escape
 from fovea import judge_endpoints
 from fovea.cli.common_options import Connection
 from fovea.cli.job_progress import run_as_job
-from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.text_files import read_old_text
 from fovea.errors import InvalidOption
 
 
-@expand_options
 def import_collection(
     documents: Annotated[Path, typer.Argument(help="Documents as the collection has them; may be .gz.")],
     topics: Annotated[Path, typer.Argument(help="Topics as the collection has them.")],

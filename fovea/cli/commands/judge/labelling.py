@@ -14,7 +14,6 @@ from fovea import judge_endpoints
 from fovea.cli.commands.judge.options import Llm, Output, compute, format_figure, read_json, read_runs
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.job_progress import run_as_job
-from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text, write_text
 from fovea.errors import Malformed
@@ -70,7 +69,6 @@ class SpendingLimits:
 _FORMATS = {".jsonl": "jsonl", ".csv": "csv"}
 
 
-@expand_options
 def pair(
     query: Annotated[str, typer.Argument(help="The query.")],
     passage: Annotated[str, typer.Argument(help="The passage; - is standard input.")],
@@ -92,7 +90,6 @@ def pair(
         raise typer.Exit(1)
 
 
-@expand_options
 def batch(
     *,
     source: PairSource,
@@ -135,7 +132,6 @@ def _read_options(path: Path | None) -> dict[str, Any]:
     return found
 
 
-@expand_options
 def templates(
     name: Annotated[str | None, typer.Argument(help="Show this template.")] = None,
     query: Annotated[str, typer.Option(help="With a name: the text to fill in.")] = "",
@@ -160,7 +156,6 @@ def templates(
     screen.table(("template", "kind", "digest", "what it does"), (tuple(map(escape, row)) for row in rows), head=False)
 
 
-@expand_options
 def calibrate(
     signals: Annotated[Path, typer.Argument(metavar="BATCH.jsonl", help="Labels of a batch with their signals.")],
     reference: Annotated[Path, typer.Argument(metavar="QRELS", help="Labels to fit the cuts to.")],

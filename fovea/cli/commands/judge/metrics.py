@@ -14,7 +14,6 @@ from rich.markup import escape
 from fovea import judge_endpoints
 from fovea.cli.commands.judge.options import Measure, compute, format_figure, format_interval, name_judge, read_runs
 from fovea.cli.common_options import GatewayOptions
-from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text, write_text
 
@@ -23,7 +22,6 @@ Labels = Annotated[Path, typer.Argument(metavar="JUDGE", help="Qrels of the judg
 Runs = Annotated[list[Path] | None, typer.Option("--run", help="TREC run; may be repeated.")]
 
 
-@expand_options
 def agreement(
     reference: Reference,
     judge: Labels,
@@ -67,7 +65,6 @@ def agreement(
             _print_terciles(screen, name, block)
 
 
-@expand_options
 def rankings(
     reference: Reference,
     judge: Labels,
@@ -96,7 +93,6 @@ def rankings(
     screen.table(("system", "reference", "judge", "shift"), rows)
 
 
-@expand_options
 def ensemble(
     judges: Annotated[list[Path], typer.Argument(metavar="JUDGE…", help="Label files of the judges.")],
     combine: Annotated[str, typer.Option(help="majority, average or median.")] = "majority",
@@ -119,7 +115,6 @@ def ensemble(
         screen.note(f"wrote {output} ({found['pairs']} pairs, {' · '.join(map(str, found['counts']))} per grade)")
 
 
-@expand_options
 def leaderboard(
     labels: Annotated[
         list[Path] | None, typer.Argument(metavar="REFERENCE JUDGE…", help="Without files: the stored table.")

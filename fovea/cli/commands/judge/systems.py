@@ -19,12 +19,10 @@ from fovea.cli.commands.judge.options import (
     read_runs,
 )
 from fovea.cli.common_options import GatewayOptions
-from fovea.cli.option_groups import expand_options
 
 AllLabels = Annotated[Path, typer.Argument(metavar="JUDGE", help="The judge's labels of all queries.")]
 
 
-@expand_options
 def significance(
     labels: Annotated[Path, typer.Argument(metavar="LABELS", help="Qrels, or JSON lines of a batch.")],
     runs: Runs,
@@ -49,7 +47,6 @@ def significance(
         screen.out.print(escape(row["statement"]), highlight=False)
 
 
-@expand_options
 def correct_scores(
     human: Annotated[Path, typer.Argument(metavar="HUMAN", help="Qrels by people, of some queries.")],
     judge: AllLabels,
@@ -91,7 +88,6 @@ class PlanTarget:
     total: Annotated[int | None, typer.Option(help="Planned number of queries; default: the judge's.")] = None
 
 
-@expand_options
 def budget(
     human: Annotated[Path, typer.Argument(metavar="PILOT", help="Qrels by people, of a few queries.")],
     judge: AllLabels,

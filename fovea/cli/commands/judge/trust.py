@@ -24,12 +24,10 @@ from fovea.cli.commands.judge.options import (
     name_judge,
 )
 from fovea.cli.common_options import GatewayOptions
-from fovea.cli.option_groups import expand_options
 from fovea.cli.text_files import read_text, write_text
 from fovea.errors import InvalidOption
 
 
-@expand_options
 def trust(
     reference: Reference,
     judge: JudgeLabels,
@@ -54,7 +52,6 @@ def trust(
         raise typer.Exit(1)
 
 
-@expand_options
 def weights(
     reference: Reference,
     judges: Annotated[list[Path], typer.Argument(metavar="JUDGE…", help="JSON lines of batches, one per judge.")],
@@ -87,7 +84,6 @@ def weights(
         write_text(output, json.dumps(found["options"], indent=1).encode())
 
 
-@expand_options
 def preferences(
     topics: Topics,
     passages: Passages,

@@ -14,7 +14,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fovea.cli.option_groups import expand_options
 from fovea_lab.cli import Knobs, Model, parse_knob, parse_numbers, save_report
 
 Out = Annotated[Path | None, typer.Option(help="Report as JSON; predictions (JSONL) and a PNG lie next to.")]
@@ -63,7 +62,6 @@ class Texts:
         return None if self.text is None else self.text.read_text("utf-8")
 
 
-@expand_options
 def ruler(
     model: Model = None,
     *,

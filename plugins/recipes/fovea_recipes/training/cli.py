@@ -17,7 +17,6 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from fovea.cli.option_groups import expand_options
 from fovea.errors import InvalidOption
 from shared.registry.imported_weights import publish_weights
 from shared.settings import settings
@@ -64,7 +63,6 @@ class OwnData:
         return [] if self.data is None else [f"data={self.data.resolve()}", *grouping]
 
 
-@expand_options
 def train(
     recipe: Annotated[str | None, typer.Argument(help="Name of the recipe; left out, they are listed.")] = None,
     *,
