@@ -27,9 +27,6 @@ from fovea.errors import FoveaError, InvalidOption
 
 Concurrency = Annotated[int, typer.Option("--concurrency", "-c", min=1, max=64, help="Pictures at a time.")]
 
-CONTEXT_SETTINGS = {"ignore_unknown_options": True}
-"""Typer keeps options that it does not know, which are the served model's, among the arguments."""
-
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:

@@ -12,12 +12,10 @@ import typer
 
 from fovea.api.classes import ClassifyIn, ClassifyOut
 from fovea.async_client import AsyncClient
-from fovea.cli.batch_images import CONTEXT_SETTINGS, Concurrency, ImageBatch, ImageResult, write_files
+from fovea.cli.batch_images import Concurrency, ImageBatch, ImageResult, write_files
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
 from fovea.cli.typed_options import add_request_options
-
-__all__ = ["CONTEXT_SETTINGS", "classify"]
 
 
 def _classify(

@@ -14,13 +14,11 @@ import typer
 from fovea.api.boxes import DetectIn, DetectOut
 from fovea.api.coco import CocoDataset
 from fovea.async_client import AsyncClient
-from fovea.cli.batch_images import CONTEXT_SETTINGS, Concurrency, ImageBatch, ImageResult, write_files
+from fovea.cli.batch_images import Concurrency, ImageBatch, ImageResult, write_files
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
 from fovea.cli.typed_options import add_request_options
 from fovea.errors import InvalidOption
-
-__all__ = ["CONTEXT_SETTINGS", "detect"]
 
 FORMATS = {"csv": ("csv", "text/csv"), "yolo": ("txt", "text/plain"), "crops": ("crops.zip", "application/zip")}
 """Further file formats of an answer: suffix and content type."""

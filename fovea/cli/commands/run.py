@@ -14,9 +14,6 @@ from fovea.cli.output import Screen
 from fovea.cli.schema_options import list_picture_fields, parse_options, parse_pair, split_arguments
 from fovea.errors import InvalidOption
 
-CONTEXT_SETTINGS = {"ignore_unknown_options": True}
-"""Typer keeps options that it does not know, which are the served model's, among the arguments."""
-
 
 @dataclass(frozen=True, slots=True)
 class AnswerForm:

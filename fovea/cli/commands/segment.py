@@ -15,13 +15,11 @@ from fovea import endpoints
 from fovea.api.coco import CocoDataset
 from fovea.api.mask import Contour, Form, SegmentIn, SegmentOut
 from fovea.async_client import AsyncClient
-from fovea.cli.batch_images import CONTEXT_SETTINGS, Concurrency, ImageBatch, ImageResult, write_files
+from fovea.cli.batch_images import Concurrency, ImageBatch, ImageResult, write_files
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
 from fovea.cli.source_handlers import handle_sources
 from fovea.cli.typed_options import add_request_options
-
-__all__ = ["CONTEXT_SETTINGS", "segment"]
 
 _INCLUDE: tuple[Form, ...] = ("mask", "contours", "overlay")
 

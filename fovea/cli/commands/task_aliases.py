@@ -6,10 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from fovea.cli.commands.run import CONTEXT_SETTINGS, run
+from fovea.cli.commands.run import run
 from fovea.cli.option_groups import declare_parameters, expand_options
-
-__all__ = ["CONTEXT_SETTINGS", "actions", "plan", "scanpath"]
 
 
 def _make_alias(task: str, help_text: str) -> Callable[..., None]:

@@ -20,8 +20,6 @@ from fovea_recipes.detection.metrics import average_recall, temporal_average_pre
 from fovea_recipes.training.recipe import Batch, Recipe, Schedule
 from services.detection.segments.proposals import boundary_labels, classify_proposals, score_proposals, soft_nms
 
-__all__ = ["THRESHOLDS", "BmnCsaDemo", "BmnDemo"]
-
 Row = tuple[Any, ...]
 """A segment, its video first."""
 
