@@ -23,6 +23,12 @@ def to_tensor(images: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(255)
 
 
+def to_centres(rows: Rows, side: int) -> Rows:
+    """Rows that end in x1, y1, x2, y2 in pixels, with centre and size in 0..1 instead."""
+    low, high = rows[:, -4:-2] / side, rows[:, -2:] / side
+    return np.concatenate((rows[:, :-4], (low + high) / 2, high - low), axis=1)
+
+
 @torch.no_grad()
 def predict_boxes(
     network: nn.Module, images: NDArray[np.uint8], predict: Callable[[Tensor], Tensor], batch: int = 16

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from fovea_recipes.detection.box_evaluation import to_tensor
+from fovea_recipes.detection.box_evaluation import to_centres, to_tensor
 from fovea_recipes.detection.hieraedgenet.data import KINDS, Slides, Split, slides
 from fovea_recipes.detection.losses import detection_loss
 from fovea_recipes.detection.metrics.boxes import box_average_precision
@@ -63,7 +63,7 @@ class HieraEdgeNetDemo(
         images, targets = [], []
         for place, index in enumerate(chosen):
             turns, flip = int(rng.integers(4)), bool(rng.random() < 0.5)
-            image, rows = rotate_slides(held.images[index], _targets(held.of(index), self.side), turns, flip=flip)
+            image, rows = rotate_slides(held.images[index], to_centres(held.of(index), self.side), turns, flip=flip)
             images.append(image)
             targets.append(np.column_stack((np.full(len(rows), place, np.float32), rows)))
         yield {"image": to_tensor(np.stack(images)), "targets": torch.from_numpy(np.concatenate(targets))}
@@ -124,9 +124,3 @@ def rotate_slides(image: np.ndarray, rows: np.ndarray, turns: int, *, flip: bool
         rows[:, 1] = 1 - rows[:, 1]
     image = np.rot90(image, turns)
     return image[:, ::-1] if flip else image, rows
-
-
-def _targets(rows: np.ndarray, side: int) -> np.ndarray:
-    """Rows class, x1, y1, x2, y2 in pixels as class, centre, size in 0..1."""
-    low, high = rows[:, 1:3] / side, rows[:, 3:] / side
-    return np.concatenate((rows[:, :1], (low + high) / 2, high - low), axis=1)

@@ -54,13 +54,7 @@ class OatDemo(Recipe, name="oat-demo", weights="oat", dtype="int8"):
         grid = (int(rng.integers(1, 5)), int(rng.integers(3, 11))) if rng.random() < self.other else _GRID
         drawn = trials(rng, self.schedule.batch, grid)
         kinds, items = np.unique(drawn.items, return_inverse=True)
-        yield {
-            "pictures": _pictures(noisy(self._products[kinds], rng)),
-            "items": torch.from_numpy(items.reshape(drawn.items.shape)),
-            "cells": grid_cells(grid).expand(len(items), -1, -1),
-            "target": torch.from_numpy(drawn.targets),
-            "path": torch.from_numpy(drawn.paths),
-        }
+        yield _batch(drawn, noisy(self._products[kinds], rng), items.reshape(drawn.items.shape))
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         net, path = cast("ObjectAttention", network), batch["path"]
@@ -72,15 +66,7 @@ class OatDemo(Recipe, name="oat-demo", weights="oat", dtype="int8"):
     @torch.no_grad()
     def score(self, network: nn.Module) -> float:
         held = self._trials(1, self.valid)
-        pictures, cells = _pictures(self._products), grid_cells(_GRID).expand(self.valid, -1, -1)
-        batch = {
-            "pictures": pictures,
-            "items": torch.from_numpy(held.items),
-            "cells": cells,
-            "target": torch.from_numpy(held.targets),
-            "path": torch.from_numpy(held.paths),
-        }
-        return -float(self.loss(network, batch))
+        return -float(self.loss(network, _batch(held, self._products, held.items)))
 
     def measure(self, network: nn.Module) -> dict[str, float]:
         held, rng = self._trials(2, self.test), np.random.default_rng(7)
@@ -123,6 +109,13 @@ class OatDemo(Recipe, name="oat-demo", weights="oat", dtype="int8"):
             "data": f"synthetic shelves of recipes.oat.data, {self.schedule.batch} new trials a step",
             "departures": "half of the batches on other grids; averaged weights (EMA); gradients clamped, not scaled",
         }
+
+
+def _batch(held: Trials, pictures: np.ndarray, items: np.ndarray) -> Batch:
+    """Trials as a batch, with the products that occur in them and the index of the product at each place."""
+    arrays = {"items": items, "target": held.targets, "path": held.paths}
+    cells = grid_cells(held.grid).expand(len(items), -1, -1)
+    return {"pictures": _pictures(pictures), "cells": cells, **{k: torch.from_numpy(v) for k, v in arrays.items()}}
 
 
 def _pictures(arrays: np.ndarray) -> Tensor:

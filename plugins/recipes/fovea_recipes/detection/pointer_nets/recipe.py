@@ -31,6 +31,9 @@ _IGNORED = -100
 class _Pointer(Recipe):
     """Parts shared by both recipes: a network, and batches of instances of one size."""
 
+    schedule: Schedule = Schedule(
+        steps=3000, batch=256, rate=1.5e-3, floor=1e-5, warm_up=200, clamp=0.2, ema=0.999, validate_every=1000
+    )
     hidden: int = 64
     layers: int = 3
     smallest: int = Field(5, ge=3, description="Fewest points of an instance.")
@@ -67,10 +70,6 @@ class _Pointer(Recipe):
 
 class PointerHull(_Pointer, name="pointer-hull", weights="fovea-pointer-hull", dtype="int8"):
     """Convex hulls of 5 to 10 points: about 5 minutes on one free CPU core."""
-
-    schedule: Schedule = Schedule(
-        steps=3000, batch=256, rate=1.5e-3, floor=1e-5, warm_up=200, clamp=0.2, ema=0.999, validate_every=1000
-    )
 
     @property
     def endless(self) -> bool:
@@ -113,9 +112,6 @@ class PointerHull(_Pointer, name="pointer-hull", weights="fovea-pointer-hull", d
 class PointerTour(_Pointer, name="pointer-tour", weights="fovea-pointer-tour", dtype="int8"):
     """Shortest tours of 5 to 10 points: about 6 minutes on one free CPU core."""
 
-    schedule: Schedule = Schedule(
-        steps=3000, batch=256, rate=1.5e-3, floor=1e-5, warm_up=200, clamp=0.2, ema=0.999, validate_every=1000
-    )
     bank: int = Field(40_000, ge=1, description="Labelled instances of each size; turned and mirrored when drawn.")
 
     _bank: dict[int, tuple[np.ndarray, np.ndarray]] = PrivateAttr(default_factory=dict)

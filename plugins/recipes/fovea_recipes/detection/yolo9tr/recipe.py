@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from fovea_recipes.detection.box_evaluation import map50, predict_boxes, to_tensor
+from fovea_recipes.detection.box_evaluation import map50, predict_boxes, to_centres, to_tensor
 from fovea_recipes.detection.losses import dual_detection_loss
 from fovea_recipes.detection.metrics.boxes import box_scores
 from fovea_recipes.detection.yolo9tr.data import NAMES, SIDE, Scenes, Split, scenes
@@ -61,7 +61,7 @@ class Yolo9trDemo(
         chosen = rng.integers(len(data.images), size=self.schedule.batch)
         image = to_tensor(data.images[chosen])
         rows = [np.insert(data.of(index), 0, at, axis=1) for at, index in enumerate(chosen)]
-        targets = _targets(np.concatenate(rows), self.side)
+        targets = torch.from_numpy(to_centres(np.concatenate(rows).astype(np.float32), self.side))
         for axis, column in ((-1, 2), (-2, 3)):
             turned = torch.from_numpy(rng.random(len(chosen)) < 0.5)
             image = image.where(~turned.view(-1, 1, 1, 1), image.flip(axis))
@@ -107,10 +107,3 @@ def keep_main_branch(trained: nn.Module, config: dict[str, Any]) -> tuple[nn.Mod
     state = trained.state_dict()
     main.load_state_dict({key: state[key] for key in main.state_dict()})
     return main.eval(), config
-
-
-def _targets(rows: np.ndarray, side: int) -> Tensor:
-    """Rows picture, class, x1, y1, x2, y2 in pixels as picture, class, centre, size in 0..1."""
-    found = torch.from_numpy(rows.astype(np.float32))
-    corner = found[:, 2:] / side
-    return torch.cat([found[:, :2], (corner[:, :2] + corner[:, 2:]) / 2, corner[:, 2:] - corner[:, :2]], dim=1)
