@@ -57,7 +57,7 @@ def task(
     headers = {"accept": accept} if accept else {}
     read = read_json if accept in {None, "application/json"} else read_bytes
     options = {option: value for option, value in options.items() if value is not None}
-    parts = {field: read_picture(source).part for field, source in pictures.items() if source is not None}
+    parts = {field: read_picture(source) for field, source in pictures.items() if source is not None}
     if not parts:
         return Call("POST", task_path(name), read, json=options, headers=headers)
     return Call("POST", task_path(name), read, files=parts, form=_build_form(options), headers=headers)
