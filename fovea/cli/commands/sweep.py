@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from fovea.api.sweeps import NextTokens, Sweep
+from fovea.api.sweeps import Sweep
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.output import Screen
 
@@ -105,12 +105,8 @@ def _print_grid(screen: Screen, found: Sweep) -> None:
     screen.text(f"{found.site} of {found.model}: {shown}")
     for name, run in (("prompt", found.prompt), ("source", found.source)):
         if run is not None:
-            screen.text(f"{name}: {_describe(found, run)}")
+            chances = zip(found.tokens, run.probabilities, strict=True)
+            screen.text(f"{name}: {', '.join(f'{one.token!r} {chance:.3f}' for one, chance in chances)}")
     heads = [f"{number}{escape(repr(text)) if text else ''}" for number, text in _columns(found)]
     rows = [(str(layer), *(f"{cell:.2f}" for cell in row)) for layer, row in zip(found.layers, grid, strict=True)]
     screen.table(("layer", *heads), rows)
-
-
-def _describe(found: Sweep, run: NextTokens) -> str:
-    chances = zip(found.tokens, run.probabilities, strict=True)
-    return ", ".join(f"{one.token!r} {chance:.3f}" for one, chance in chances)

@@ -37,9 +37,10 @@ def agreement(
     found = compute("agreement", gateway, reference=reference, judge=judge, topics=topics, passages=passages)
     if screen.wrote(found):
         return
+    more = ", ".join(f"{found[name]} {name}" for name in ("missing", "extra", "clamped") if found[name])
     screen.facts(
         {
-            "pairs": _format_pairs(found),
+            "pairs": f"{found['pairs']} ({more})" if more else str(found["pairs"]),
             "kappa": f"{format_figure(found['kappa'])}   ({format_interval(found['kappa_interval'])})",
             "alpha (ordinal)": format_figure(found["alpha"]),
             "kappa, linear": format_figure(found["kappa_linear"]),
@@ -159,11 +160,6 @@ def _format_row(row: dict[str, Any], cuts: tuple[str, ...]) -> tuple[str, ...]:
         format_figure(row["bias"]),
         f"{row['invalid_share']:.1%}",
     )
-
-
-def _format_pairs(found: dict[str, Any]) -> str:
-    more = ", ".join(f"{found[name]} {name}" for name in ("missing", "extra", "clamped") if found[name])
-    return f"{found['pairs']} ({more})" if more else str(found["pairs"])
 
 
 def _print_terciles(screen: Screen, name: str, block: list[dict[str, Any]]) -> None:

@@ -101,7 +101,9 @@ def answer_prompts(
     begun, running = time.perf_counter(), list[_Running]()
     try:
         for prompt in prompts:
-            running.append(one := _open(runner, prompt, stop, protocol))
+            fed = list(prompt.question_ids) if protocol == "agnostic" else []
+            one = _Running(runner.open(prompt.policy), Answer(), fed, prompt.max_new_tokens, stop)
+            running.append(one)
             yield from _read(runner, prefixes, one, prompt, protocol)
         yield from decode(runner, running, prefixes=prefixes)
         for one in running:
@@ -110,11 +112,6 @@ def answer_prompts(
     finally:
         for one in running:
             one.state.close()
-
-
-def _open(runner: ModelRunner, prompt: PromptTokens, stop: Collection[int], protocol: Protocol) -> _Running:
-    fed = list(prompt.question_ids) if protocol == "agnostic" else []
-    return _Running(runner.open(prompt.policy), Answer(), fed, prompt.max_new_tokens, stop)
 
 
 def _read(

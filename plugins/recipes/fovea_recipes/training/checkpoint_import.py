@@ -66,6 +66,9 @@ def import_weights(model: str, file: Path, folder: Path) -> Imported:
     state = _renamed(held, getattr(blank, "renamed", {}))
     config = _classes(blank, dict(_closest(state, forms)), state)
     net = _official(model, config)
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    names = {"names": ",".join(name.replace(",", " ") for name in held.names)} if held.names else {}
     wanted = net.state_dict()
     try:
         missing, unexpected = compare(state, wanted, idle=getattr(net, "idle", ()))
@@ -79,7 +82,7 @@ def import_weights(model: str, file: Path, folder: Path) -> Imported:
         network=NetworkSpec(name=model, config=config),
         dtype="float32",
         parameters=sum(p.numel() for p in net.parameters()),
-        data={"source": file.name, "source_sha256": _digest(file), **_named(held)},
+        data={"source": file.name, "source_sha256": digest, **names},
         code=code_facts(),
         notes={"missing": missing, "unexpected": unexpected},
     )
@@ -121,11 +124,6 @@ def _classes(blank: nn.Module, config: dict[str, Any], state: Mapping[str, Tenso
     count: Callable[[Mapping[str, Tensor]], int | None] | None = getattr(blank, "classes_of", None)
     found = count(state) if count is not None else None
     return config if found is None else config | {"classes": found}
-
-
-def _named(state: CheckpointTensors) -> dict[str, str]:
-    """Class names that came with the checkpoint, as manifests keep them."""
-    return {"names": ",".join(name.replace(",", " ") for name in state.names)} if state.names else {}
 
 
 def _official(model: str, config: Mapping[str, Any]) -> nn.Module:
@@ -237,11 +235,6 @@ def _unpacked_size(file: Path) -> int:
             return max(size, sum(entry.file_size for entry in archive.infolist()))
     except Exception as error:  # broken bytes lead its reader to many unrelated exceptions
         raise Malformed(f"{file.name!r} is a broken archive: {error}.") from error
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, hashlib.sha256).hexdigest()
 
 
 def _some(keys: list[str], count: int = 4) -> str:

@@ -83,7 +83,8 @@ def train(
         console.print(f"Preparing the recipe {recipe} …", highlight=False)  # torch is imported now, for seconds
     found = importlib.import_module("fovea_recipes.training.recipe")
     if recipe is None:
-        _list(found.recipes())
+        for known, kind in found.recipes().items():
+            console.print(f"{known:18} {(kind.__doc__ or '').splitlines()[0]}")
         return
     kind = found.recipe_named(recipe)
     make_files_private(settings().data_dir)
@@ -197,9 +198,3 @@ def _publish(
         console.print(f"{manifest.name} is served: a running Fovea loads it within seconds.")
     else:
         console.print(f"In {settings().weights_dir} they would be served.")
-
-
-def _list(recipes: dict[str, type[Recipe]]) -> None:
-    console = Console()
-    for name, kind in recipes.items():
-        console.print(f"{name:18} {(kind.__doc__ or '').splitlines()[0]}")

@@ -51,7 +51,8 @@ class Survey:
             yield f"Sizes: {texts[1]} in the middle, from {texts[0]} to {texts[2]}."
         if self.classes:
             yield "Labels: " + ", ".join(f"{name} {count}" for name, count in self.classes.items()) + "."
-        for kind, found in _by_kind(self.problems).items():
+        for kind, _ in Counter(each.kind for each in self.problems).most_common():
+            found = [each for each in self.problems if each.kind == kind]
             named = ", ".join(f"{each.path.name}{each.detail and f' ({each.detail})'}" for each in found[:SHOWN])
             more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
             yield f"{kind.capitalize()}: {named}{more}."
@@ -95,8 +96,3 @@ def near_copies(train: Sequence[Path], held_out: Sequence[Path], bits: int = BIT
         if apart[nearest := int(apart.argmin())] <= bits:
             found.append((train[nearest], held_out[index]))
     return found
-
-
-def _by_kind(problems: Sequence[FileProblem]) -> dict[str, list[FileProblem]]:
-    kinds = Counter(each.kind for each in problems)
-    return {kind: [each for each in problems if each.kind == kind] for kind, _ in kinds.most_common()}
