@@ -82,11 +82,7 @@ def _at_terminal() -> bool:
 
 
 def read_prompt(words: list[str]) -> str:
-    """Join the words of a prompt; a dash is standard input.
-
-    Raises:
-        Malformed: There is no text.
-    """
+    """Join the words of a prompt; a dash is standard input. Malformed if there is no text."""
     text = " ".join(sys.stdin.read().strip() if word == "-" else word for word in words).strip()
     if not text:
         raise Malformed("There is no prompt.", hint='Try: fovea chat "What is attention?"')

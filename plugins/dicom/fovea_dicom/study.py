@@ -74,11 +74,7 @@ class StudySegmenter:
     label: str = "polyp"
 
     async def segment(self, files: Sequence[NamedFile], options: StudyOptions, run: CallContext) -> StudyOut:
-        """Segment the pictures among files.
-
-        Raises:
-            UnsupportedMedia: None of them is a picture.
-        """
+        """Segment the pictures among files; UnsupportedMedia if none of them is a picture."""
         window = parse_window(options.window)
         objects, skipped = await asyncio.to_thread(sort_out, files)
         groups: dict[tuple[str, ...], _Series] = {}

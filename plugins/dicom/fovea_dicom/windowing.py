@@ -37,11 +37,7 @@ class GreyWindow:
 
 
 def parse_window(text: str | None) -> GreyWindow | None:
-    """A window from `center,width`.
-
-    Raises:
-        InvalidOption: It is not two numbers, or the width is not positive.
-    """
+    """A window from `center,width`; InvalidOption if it is not two numbers, or the width is not positive."""
     if not text:
         return None
     try:

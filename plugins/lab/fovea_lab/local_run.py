@@ -59,11 +59,7 @@ def _run(
 
 
 def parse_options(request_type: type[_Request], options: Mapping[str, Any]) -> _Request:
-    """The request that options of a command make.
-
-    Raises:
-        InvalidOption: An option is out of range.
-    """
+    """The request that options of a command make; InvalidOption if one is out of range."""
     try:
         return request_type.model_validate(options)
     except ValidationError as error:

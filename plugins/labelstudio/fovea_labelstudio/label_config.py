@@ -71,11 +71,7 @@ def parse_label_config(text: str) -> list[ControlTag]:
 
 
 def find_control(text: str, task: str) -> ControlTag:
-    """The tag of a configuration that takes the answers of a task.
-
-    Raises:
-        InvalidOption: It has none.
-    """
+    """The tag of a configuration that takes the answers of a task; InvalidOption if it has none."""
     kinds = FITTING.get(task, ())
     controls = [control for control in parse_label_config(text) if control.kind in kinds]
     if not controls:

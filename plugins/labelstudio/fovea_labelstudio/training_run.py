@@ -59,11 +59,7 @@ class TrainingRuns:
         return self._task is not None and not self._task.done()
 
     def start(self, project: int) -> None:
-        """Begin a run on a project.
-
-        Raises:
-            Conflict: One is running.
-        """
+        """Begin a run on a project; Conflict if one is running."""
         if self.is_running:
             raise Conflict("A training is running already.", hint="Try again when it has ended.")
         self.state = RunState("exporting")

@@ -48,11 +48,7 @@ def format_figures(found: Mapping[str, Any], *names: str) -> dict[str, str]:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        Malformed: It holds something else.
-    """
+    """Read a JSON file; Malformed if it holds something else."""
     try:
         return json.loads(read_text(path))
     except ValueError as error:

@@ -28,11 +28,7 @@ class MethodVariant:
     options: LongctxOptions
 
     def policy(self, engine: Engine, plans: Mapping[str, HeadPlan], tokens: int) -> Policy:
-        """The method, fitted to what dense would hold of so many tokens.
-
-        Raises:
-            FoveaError: It can't be met.
-        """
+        """The method, fitted to what dense would hold of so many tokens; FoveaError if it can't be met."""
         if self.name in BASELINES or self.name == "dense":
             return engine.dense
         # Without a plan of their own evicting methods cut all heads; the default plan is for those that work by one.

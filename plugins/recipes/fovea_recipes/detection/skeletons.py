@@ -54,11 +54,7 @@ class Recording:
 
 
 def recordings(folder: Path) -> tuple[list[Recording], tuple[str, ...]]:
-    """All recordings of a folder, and the names of the actions by class.
-
-    Raises:
-        NotFound: There are no such files.
-    """
+    """All recordings of a folder, and the names of the actions by class; NotFound if there are no such files."""
     files, labels = sorted(folder.glob("joints_*.txt")), sorted(folder.glob("actionLabel*.txt"))
     if not files or not labels:
         raise NotFound(f"There are no joints_*.txt and actionLabel.txt in {folder}.")

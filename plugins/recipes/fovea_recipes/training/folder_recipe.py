@@ -197,11 +197,7 @@ class FolderRecipe(Recipe):
         )
 
     def require(self, count: int, least: int, what: str, problems: Sequence[FileProblem] = ()) -> None:
-        """See that there is enough to train on.
-
-        Raises:
-            InvalidOption: There is not; the first problem says why.
-        """
+        """See that there is enough to train on; InvalidOption with the first problem if there is not."""
         if count >= least:
             return
         why = f" {problems[0].path.name} {problems[0].kind}." if problems else ""

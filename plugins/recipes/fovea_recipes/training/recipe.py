@@ -209,11 +209,7 @@ def recipes() -> dict[str, type[Recipe]]:
 
 
 def recipe_named(name: str) -> type[Recipe]:
-    """The recipe of that name.
-
-    Raises:
-        NotFound: There is none; the detail lists those there are.
-    """
+    """The recipe of that name; NotFound, which lists those there are, if there is none."""
     known = recipes()
     if name not in known:
         detail = f"{name!r} is not a recipe. Available: {', '.join(known) or 'none'}."

@@ -68,11 +68,7 @@ class FrameParser(Protocol):
 
 
 def choose_parser(media: str, bounds: DecodeBounds) -> FrameParser:
-    """The splitter of a content type (with its parameters).
-
-    Raises:
-        UnsupportedMedia: Frames can't be found in that.
-    """
+    """The parser of a content type with its parameters; UnsupportedMedia if frames can't be found in that."""
     kind = media.partition(";")[0].strip().lower()
     if kind.startswith("multipart/"):
         return MultipartParser(media, bounds)
