@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from fovea.call import Call, read_json
 from fovea.cli.common_options import Connection
+from fovea.cli.input_files import split_by_size
 from fovea.cli.job_progress import run_as_job
 from fovea.cli.output import Screen
 
@@ -54,9 +55,10 @@ def _build_calls(source: str, params: Mapping[str, str]) -> Iterator[Call[Any]]:
     if source.startswith(PACS):
         yield Call("POST", PATH, read_json, params={**params, "study": source.removeprefix(PACS)})
         return
-    for archive in _pack([(name, path) for name, path in list_files(source) if is_dicom(path)]):
+    # Archives of files, each below the limit.
+    for part in split_by_size([row for row in list_files(source) if is_dicom(row[1])], MAX_ARCHIVE_BYTES):
         headers = {"content-type": "application/zip"}
-        yield Call("POST", PATH, read_json, content=archive, params=dict(params), headers=headers)
+        yield Call("POST", PATH, read_json, content=zip_files(part), params=dict(params), headers=headers)
 
 
 def list_files(source: str) -> list[tuple[str, Path]]:
@@ -72,21 +74,6 @@ def is_dicom(file: Path) -> bool:
     with file.open("rb") as opened:
         head = opened.read(132)
     return head[128:] == b"DICM" or (len(head) > MIN_BYTES and head[:2] in {b"\x02\x00", b"\x08\x00", b"\x00\x08"})
-
-
-def _pack(files: Sequence[tuple[str, Path]]) -> Iterator[bytes]:
-    """Archives of files, each below the limit; a file that is larger goes alone."""
-    part: list[tuple[str, Path]] = []
-    size = 0
-    for name, file in files:
-        length = file.stat().st_size
-        if part and size + length > MAX_ARCHIVE_BYTES:
-            yield zip_files(part)
-            part, size = [], 0
-        part.append((name, file))
-        size += length
-    if part:
-        yield zip_files(part)
 
 
 def zip_files(files: Sequence[tuple[str, Path]]) -> bytes:

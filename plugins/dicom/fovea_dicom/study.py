@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,8 +101,7 @@ class StudySegmenter:
                     groups.pop(key)
                 skipped.append(f"{name}: {error.detail}")
         if not groups:
-            hint = skipped[0] if skipped else None
-            raise UnsupportedMedia("There is no picture that can be read.", hint=hint, field="files")
+            raise _refuse(skipped)
         series = [await asyncio.to_thread(self._finish, group, options) for group in groups.values()]
         frames = sum(len(one.frames) for group in series for one in group.instances)
         return StudyOut(model=self.model, version=self.version, series=series, frames=frames, skipped=skipped)
@@ -156,9 +155,7 @@ class StudySegmenter:
                 modality=str(one.get("Modality") or ""),
                 rows=one.Rows,
                 columns=one.Columns,
-                pixel_size=PixelSizeOut(row_mm=size.row_mm, column_mm=size.column_mm, source=size.source)
-                if size
-                else None,
+                pixel_size=None if size is None else PixelSizeOut(**asdict(size)),
                 edges=find_edges(one),
                 burnt_in_text=BurntInText(declared=text.declared, suspected=text.is_suspected, lines=text.lines),
                 frames=frames,
@@ -243,9 +240,13 @@ def render_frames(files: Sequence[NamedFile], bounds: DecodeBounds, window: str 
         except FoveaError as error:
             skipped.append(f"{name}: {error.detail}")
     if not pictures:
-        hint = skipped[0] if skipped else None
-        raise UnsupportedMedia("There is no picture that can be read.", hint=hint, field="files")
+        raise _refuse(skipped)
     return PicturesOut.model_construct(pictures=pictures, skipped=skipped)
+
+
+def _refuse(skipped: Sequence[str]) -> UnsupportedMedia:
+    hint = skipped[0] if skipped else None
+    return UnsupportedMedia("There is no picture that can be read.", hint=hint, field="files")
 
 
 def sort_out(files: Sequence[NamedFile]) -> tuple[list[tuple[str, FileDataset]], list[str]]:

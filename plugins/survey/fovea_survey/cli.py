@@ -18,6 +18,7 @@ from rich.markup import escape
 from fovea import endpoints
 from fovea.call import Call, read_json
 from fovea.cli.common_options import GatewayOptions, Model
+from fovea.cli.input_files import split_by_size
 from fovea.cli.job_progress import follow_job, run_as_job
 from fovea.cli.output import Screen
 from fovea.client import Client
@@ -70,7 +71,7 @@ def survey(
     output.mkdir(parents=True, exist_ok=True)
     with gateway.open() as client:
         observations: list[Any] = []
-        for part in _split(files):
+        for part in split_by_size(files, MAX_REQUEST_BYTES, _measure):
             seen = _observe(client, screen, part, gpx, {**given, "route": False, "boxed": True})
             _save_pictures(seen, output, len(observations))
             observations += seen
@@ -87,23 +88,9 @@ def _find_files(sources: Sequence[Path]) -> Iterator[tuple[str, Path]]:
                 yield path.relative_to(source).as_posix() if source.is_dir() else path.name, path
 
 
-def _split(files: Sequence[tuple[str, Path]]) -> Iterator[list[tuple[str, Path]]]:
-    """Parts below the gateway's limit; a film goes alone."""
-    part: list[tuple[str, Path]] = []
-    size = 0
-    for name, file in files:
-        length = file.stat().st_size
-        is_film = file.suffix.lower() in FILMS
-        if part and (is_film or size + length > MAX_REQUEST_BYTES):
-            yield part
-            part, size = [], 0
-        if is_film:
-            yield [(name, file)]
-            continue
-        part.append((name, file))
-        size += length
-    if part:
-        yield part
+def _measure(file: Path) -> int:
+    """Bytes of a photograph; a film goes alone."""
+    return MAX_REQUEST_BYTES + 1 if file.suffix.lower() in FILMS else file.stat().st_size
 
 
 def _observe(
