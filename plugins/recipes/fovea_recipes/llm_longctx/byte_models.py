@@ -16,7 +16,7 @@ from torch.nn import functional
 from fovea_memory.mixers.deconstructed.mixers import Variant
 from fovea_memory.mixers.routing.networks import ClusterAssignment, RoutingLM
 from fovea_recipes.training.byte_recipe import BYTES, ByteRecipe, bits_of, bits_per_byte
-from fovea_recipes.training.recipe import Batch, Schedule
+from fovea_recipes.training.recipe import Batch, Schedule, language_schedule
 
 
 class RoutingBytesRecipe(
@@ -30,17 +30,8 @@ class RoutingBytesRecipe(
     parameters.
     """
 
-    schedule: Schedule = Schedule(
-        steps=2400,
-        batch=8,
-        rate=3e-3,
-        floor=3e-5,
-        warm_up=100,
-        decay=0.01,
-        ema=0.98,
-        clip=1.0,
-        betas=(0.9, 0.95),
-        validate_every=200,
+    schedule: Schedule = language_schedule(
+        steps=2400, batch=8, rate=3e-3, floor=3e-5, warm_up=100, decay=0.01, ema=0.98, validate_every=200
     )
     context: int = 512
     width: int = 128
@@ -110,17 +101,8 @@ class HybridBytesRecipe(
 ):
     """`fovea-hybrid-nonapproximate`: every other layer's scores depend on the key alone."""
 
-    schedule: Schedule = Schedule(
-        steps=2400,
-        batch=16,
-        rate=3e-3,
-        floor=3e-5,
-        warm_up=100,
-        decay=0.01,
-        ema=0.98,
-        clip=1.0,
-        betas=(0.9, 0.95),
-        validate_every=200,
+    schedule: Schedule = language_schedule(
+        steps=2400, batch=16, rate=3e-3, floor=3e-5, warm_up=100, decay=0.01, ema=0.98, validate_every=200
     )
     width: int = 96
     layers: int = 4
@@ -138,6 +120,5 @@ class HybridBytesRecipe(
         session.feed(held_out[:1, :-1])
         found = {"bits_per_byte": bits_per_byte(network, held_out), "state_bytes": float(sum(session.nbytes))}
         if self.layout == "hybrid":
-            skipped = torch.cat([cast("Tensor", network(part[:, :-1], skip=True)) for part in torch.split(held_out, 8)])
-            found["bits_skip"] = bits_of(skipped.detach(), held_out[:, 1:])
+            found["bits_skip"] = bits_per_byte(network, held_out, skip=True)
         return found

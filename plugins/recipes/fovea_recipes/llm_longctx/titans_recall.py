@@ -24,7 +24,7 @@ from fovea_memory.mixers.titans.layers import PersistentAttention
 from fovea_memory.mixers.titans.memory import TitansMemory
 from fovea_memory.mixers.titans.networks import TitansLM
 from fovea_recipes.llm_longctx.recall import VOCAB, RecallBatch, draw
-from fovea_recipes.training.recipe import Batch, Recipe, Schedule
+from fovea_recipes.training.recipe import Batch, Recipe, Schedule, language_schedule
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 
@@ -35,17 +35,8 @@ _VALID, _TEST = 10**9, 2 * 10**9
 class _TitansRecipe(Recipe):
     """Key-value recall through a memory."""
 
-    schedule: Schedule = Schedule(
-        steps=800,
-        batch=32,
-        rate=3e-3,
-        floor=1e-4,
-        warm_up=100,
-        decay=1e-3,
-        ema=0.98,
-        clip=1.0,
-        betas=(0.9, 0.95),
-        validate_every=100,
+    schedule: Schedule = language_schedule(
+        steps=800, batch=32, rate=3e-3, floor=1e-4, warm_up=100, decay=1e-3, ema=0.98, validate_every=100
     )
     width: int = 64
     layers: int = 2

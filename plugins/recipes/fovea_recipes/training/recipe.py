@@ -10,6 +10,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -60,6 +61,10 @@ class Schedule(_Knobs):
         rise = min(1.0, (step + 1) / warm_up) if warm_up else 1.0
         turn = math.pi * min(step / self.steps, 1.0)
         return rise * (self.floor + (self.rate - self.floor) * (1 + math.cos(turn)) / 2)
+
+
+language_schedule = partial(Schedule, clip=1.0, betas=(0.9, 0.95))
+"""A schedule of models of sequences."""
 
 
 class MultiScale(_Knobs):
