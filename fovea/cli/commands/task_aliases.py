@@ -7,18 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 from fovea.cli.commands.run import run
-from fovea.cli.option_groups import declare_parameters, expand_options
+from fovea.cli.option_groups import declare_parameters
 
 
 def _make_alias(task: str, help_text: str) -> Callable[..., None]:
     """Make a command that runs one task; its options are those of `run` and of the served model."""
-    run_any = expand_options(run)
 
     def command(**options: Any) -> None:
-        run_any(task=task, **options)
+        run(task=task, **options)
 
     command.__name__, command.__doc__ = task, help_text
-    shared = [one for one in inspect.signature(run_any).parameters.values() if one.name != "task"]
+    shared = [one for one in inspect.signature(run, eval_str=True).parameters.values() if one.name != "task"]
     return declare_parameters(command, shared)
 
 
