@@ -19,7 +19,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from fovea_dicom.frames import count_frames
 from fovea_dicom.geometry import find_pixel_size
-from fovea_dicom.sources import has_geometry, make_geometry, remove_geometry
+from fovea_dicom.sources import has_geometry, make_geometry, make_item, remove_geometry
 
 MANUFACTURER = "Fovea"
 POLYP = hd.sr.CodedConcept("41329004", "SCT", "Polyp")
@@ -98,16 +98,15 @@ def build_segmentation(
     if not is_placed:
         remove_geometry(found, keep_size=find_pixel_size(sources[0]) is not None)
     if corrects is not None:
-        found.ReferencedInstanceSequence = [_refer_version(corrects)]
+        purpose = hd.sr.CodedConcept("corrects", "99FOVEA", "Version that this one corrects")
+        found.ReferencedInstanceSequence = [
+            make_item(
+                ReferencedSOPClassUID=corrects.SOPClassUID,
+                ReferencedSOPInstanceUID=corrects.SOPInstanceUID,
+                PurposeOfReferenceCodeSequence=[purpose],
+            )
+        ]
     return found
-
-
-def _refer_version(before: Dataset) -> Dataset:
-    """A reference to the version that is corrected."""
-    item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = before.SOPClassUID, before.SOPInstanceUID
-    item.PurposeOfReferenceCodeSequence = [hd.sr.CodedConcept("corrects", "99FOVEA", "Version that this one corrects")]
-    return item
 
 
 def build_report(

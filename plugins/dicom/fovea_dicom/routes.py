@@ -176,24 +176,20 @@ async def store_instances(request: Request) -> JSONResponse:
 async def _segment(request: Request, files: Sequence[NamedFile], options: StudyOptions) -> StudyOut:
     host: Host = request.app.state.host
     run: CallContext = request.scope["fovea.run"]
-    await host.wake(host.resolve(options.model, "segment"))
-    found = await _segmenter(host, options.model, run).segment(files, options, run)
-    if options.store:
-        made = [data for series in found.series for data in (series.segmentation, series.report) if data is not None]
-        return found.model_copy(update={"stored": await _store(made)})
-    return found
-
-
-def _segmenter(host: Host, name: str | None, run: CallContext) -> StudySegmenter:
+    model = host.resolve(options.model, "segment")
+    await host.wake(model)
     segmenter: type[StudySegmenter] = _import_dicom("study").StudySegmenter
-    model = host.resolve(name, "segment")
     card = host.servable(model, "segment").card
 
     async def predict(request: SegmentIn) -> SegmentOut:
         return cast("SegmentOut", await host.predict(model, request, run))
 
     bounds = platform_bounds(host.settings)
-    return segmenter(predict, model, card.version, bounds)
+    found = await segmenter(predict, model, card.version, bounds).segment(files, options, run)
+    if options.store:
+        made = [data for series in found.series for data in (series.segmentation, series.report) if data is not None]
+        return found.model_copy(update={"stored": await _store(made)})
+    return found
 
 
 def _import_dicom(module: str) -> Any:

@@ -22,10 +22,10 @@ from fovea.cli.common_options import Connection
 from fovea.cli.input_files import split_by_size
 from fovea.cli.job_progress import run_as_job
 from fovea.cli.output import Screen
+from fovea_dicom import bodies
 
 PACS = "pacs:"
 PATH = "/v1/segment/dicom"
-MIN_BYTES = 16
 MAX_ARCHIVE_BYTES = 48 * 2**20
 _OPTIONS = frozenset({"model", "threshold", "min_area", "keep_largest"})
 
@@ -70,10 +70,9 @@ def list_files(source: str) -> list[tuple[str, Path]]:
 
 
 def is_dicom(file: Path) -> bool:
-    """Whether a file has DICOM's mark, or begins with an element of group 2 or 8, as files without a preamble do."""
+    """Whether a file is one of DICOM, with its mark or without a preamble."""
     with file.open("rb") as opened:
-        head = opened.read(132)
-    return head[128:] == b"DICM" or (len(head) > MIN_BYTES and head[:2] in {b"\x02\x00", b"\x08\x00", b"\x00\x08"})
+        return bodies.is_dicom(opened.read(132), bare=True)
 
 
 def zip_files(files: Sequence[tuple[str, Path]]) -> bytes:

@@ -6,6 +6,7 @@ import asyncio
 import io
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,8 @@ Predict = Callable[[SegmentIn], Awaitable[SegmentOut]]
 Masks = NDArray[np.bool_]
 
 AT_ONCE = 4
+SHARED_FACTS = {"empty", "area", "component_count", "max_probability", "mean_probability", "warnings"}
+"""What a frame's answer says as the model's does."""
 STRIP_HEIGHT, STRIP_FRAMES = 160, 24
 MOST_RENDERED = 200
 DETECTOR_NOTE = (
@@ -117,6 +120,8 @@ class StudySegmenter:
     ) -> None:
         indices, frames = range(count_frames(one)), list[FrameOut]()
         masks, findings, tiles = list[Masks](), list[MaskFinding](), list[NDArray[np.uint8]]()
+        asked: dict[str, Any] = options.model_dump(include={"threshold", "min_area", "keep_largest"})
+        asked |= {"model": self.model, "include": ("mask",)}
         text = await asyncio.to_thread(lambda: inspect_text(one, read_frame(one, 0, window, self.bounds)))
         parts = [indices[begin : begin + AT_ONCE] for begin in range(0, len(indices), AT_ONCE)]
         coming = asyncio.create_task(asyncio.to_thread(self._read, one, parts[0], window))
@@ -126,7 +131,7 @@ class StudySegmenter:
             if following is not None:  # the next frames are decoded while the network looks at these
                 coming = asyncio.create_task(asyncio.to_thread(self._read, one, following, window))
             try:
-                answers = await asyncio.gather(*(self.predict(self._request(data, options)) for _, data in read))
+                answers = await asyncio.gather(*(self.predict(SegmentIn(image=data, **asked)) for _, data in read))
             except BaseException:
                 coming.cancel()
                 raise
@@ -137,9 +142,11 @@ class StudySegmenter:
                 for found in answer.components:
                     area = found.area * size.area_mm2 if size else None
                     findings.append(MaskFinding(place, found.area, area, found.probability))
-                described = _describe(answer, index, size.area_mm2 if size else None)
-                shown = answer.mask if "masks" in options.include else None
-                frames.append(described.model_copy(update={"mask": shown}))
+                facts = answer.model_dump(include=SHARED_FACTS)
+                if "masks" in options.include:
+                    facts["mask"] = answer.mask
+                area = round(answer.area * size.area_mm2, 4) if size else None
+                frames.append(FrameOut.model_construct(frame=index + 1, area_mm2=area, **facts))
                 masks.append(mask)
                 if "strip" in options.include and len(group.tiles) + len(tiles) < STRIP_FRAMES:
                     tiles.append(_shrink(draw_mask(picture, mask)))
@@ -168,16 +175,6 @@ class StudySegmenter:
         """Frames, and each as a file that costs no time to pack."""
         pictures = [read_frame(one, index, window, self.bounds) for index in part]
         return [(picture, _to_bitmap(picture)) for picture in pictures]
-
-    def _request(self, picture: bytes, options: StudyOptions) -> SegmentIn:
-        return SegmentIn(
-            image=picture,
-            model=self.model,
-            threshold=options.threshold,
-            min_area=options.min_area,
-            keep_largest=options.keep_largest,
-            include=("mask",),
-        )
 
     def _finish(self, group: _Series, options: StudyOptions) -> SeriesOut:
         """The series' answer, with its derived objects."""
@@ -273,19 +270,6 @@ def _number(value: object) -> int:
         return int(value)  # type: ignore[call-overload,no-any-return]  # whatever a file holds
     except (TypeError, ValueError):
         return 0
-
-
-def _describe(answer: SegmentOut, index: int, pixel_mm2: float | None) -> FrameOut:
-    return FrameOut(
-        frame=index + 1,
-        empty=answer.empty,
-        area=answer.area,
-        area_mm2=None if pixel_mm2 is None else round(answer.area * pixel_mm2, 4),
-        component_count=answer.component_count,
-        max_probability=answer.max_probability,
-        mean_probability=answer.mean_probability,
-        warnings=answer.warnings,
-    )
 
 
 def _to_bitmap(picture: NDArray[np.uint8]) -> bytes:
