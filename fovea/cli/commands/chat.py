@@ -7,8 +7,8 @@ import importlib
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import asdict, dataclass
+from typing import Annotated, cast
 
 import typer
 from rich.markup import escape
@@ -33,18 +33,16 @@ class ReplyOptions:
         None
     )
     seed: Annotated[int | None, typer.Option(help="Random seed, to repeat an answer.")] = None
-    session: Annotated[str | None, typer.Option(help="Continue this session (`fovea sessions open`).")] = None
-    document: Annotated[str | None, typer.Option(help="Ask about this document (`fovea documents add`).")] = None
+    session_id: Annotated[
+        str | None, typer.Option("--session", help="Continue this session (`fovea sessions open`).")
+    ] = None
+    document_id: Annotated[
+        str | None, typer.Option("--document", help="Ask about this document (`fovea documents add`).")
+    ] = None
 
     def build(self) -> ChatOptions:
         """Return the options of a chat request."""
-        return ChatOptions(
-            temperature=self.temperature,
-            max_tokens=self.max_tokens,
-            seed=self.seed,
-            session_id=self.session,
-            document_id=self.document,
-        )
+        return cast("ChatOptions", asdict(self))
 
 
 def chat(

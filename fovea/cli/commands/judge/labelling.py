@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,7 +61,7 @@ class PairSource:
 class SpendingLimits:
     """How much a batch may use."""
 
-    budget: Annotated[int | None, typer.Option(help="Maximum number of tokens to spend.")] = None
+    budget_tokens: Annotated[int | None, typer.Option("--budget", help="Maximum number of tokens to spend.")] = None
     per_minute: Annotated[float | None, typer.Option(help="Maximum number of pairs per minute.")] = None
     at_once: Annotated[int, typer.Option(min=1, max=32, help="Pairs at a time.")] = 4
 
@@ -107,9 +107,7 @@ def batch(
         "model": choice.judge,
         "options": {**_read_options(more), **choice.options},
         **source.read(),
-        "budget_tokens": limits.budget,
-        "per_minute": limits.per_minute,
-        "at_once": limits.at_once,
+        **asdict(limits),
     }
     screen = gateway.screen
     with gateway.open() as client:

@@ -41,12 +41,8 @@ class RulerOptions:
         knobs = dict(map(parse_knob, self.knob or ()))
         return {
             "methods": [{"method": name, **knobs} for name in self.method or ("snapkv",)],
-            "budgets": parse_numbers(self.budgets),
-            "lengths": parse_numbers(self.lengths),
-            "n": self.n,
-            "questions": self.questions,
-            "protocol": self.protocol,
-            "seed": self.seed,
+            **{name: parse_numbers(getattr(self, name)) for name in ("budgets", "lengths")},
+            **{name: getattr(self, name) for name in ("n", "questions", "protocol", "seed")},
         } | ({"tasks": self.tasks.split(",")} if self.tasks else {})
 
 
