@@ -56,9 +56,10 @@ def make(
 
     [bold]fovea steer make cheerful -p @cheerful.txt -n @gloomy.txt[/]
     """
-    options = {"layers": layer or None, "model": model, "tokens": "mean" if mean else "last"}
     sides = _read_texts(positive, "--positive"), _read_texts(negative, "--negative")
-    _print_vector(gateway.screen, gateway.send(steering.create_vector(name, *sides, **options)))
+    tokens = "mean" if mean else "last"
+    made = gateway.send(steering.create_vector(name, *sides, layers=layer or None, model=model, tokens=tokens))
+    _print_vector(gateway.screen, made)
 
 
 @app.command("list")

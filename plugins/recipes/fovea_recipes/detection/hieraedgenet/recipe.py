@@ -15,9 +15,10 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from fovea_recipes.detection.box_evaluation import to_centres, to_tensor
-from fovea_recipes.detection.hieraedgenet.data import KINDS, Slides, Split, slides
+from fovea_recipes.detection.hieraedgenet.data import KINDS, Slides, slides
 from fovea_recipes.detection.losses import detection_loss
 from fovea_recipes.detection.metrics.boxes import box_average_precision
+from fovea_recipes.training.data.synthetic import Split
 from fovea_recipes.training.recipe import Batch, Recipe, Schedule, predict_in_batches
 from services.detection.boxes import nms
 from services.detection.layers.edge import Edge

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from fovea_recipes.detection.patnet.data import NAMES, Patches, Split, patches
+from fovea_recipes.detection.patnet.data import NAMES, Patches, patches
+from fovea_recipes.training.data.synthetic import Split
 from fovea_recipes.training.recipe import Batch, Recipe, Schedule, predict_in_batches
 from services.detection.models.fasternet_network import FasterNet
 from services.detection.models.patnet_network import PATNet

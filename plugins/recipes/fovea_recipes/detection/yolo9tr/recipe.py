@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from fovea_recipes.detection.box_evaluation import map50, predict_boxes, to_centres, to_tensor
 from fovea_recipes.detection.losses import dual_detection_loss
 from fovea_recipes.detection.metrics.boxes import box_scores
-from fovea_recipes.detection.yolo9tr.data import NAMES, SIDE, Scenes, Split, scenes
+from fovea_recipes.detection.yolo9tr.data import NAMES, SIDE, Scenes, scenes
+from fovea_recipes.training.data.synthetic import Split
 from fovea_recipes.training.recipe import Batch, Recipe, Schedule, decay_kernels
 from services.detection.models.yolo9tr_network import Yolo9tr
 from shared.registry import network

@@ -24,7 +24,9 @@ def sample_rng(seed: int, split: Split, index: int) -> np.random.Generator:
     return np.random.default_rng((seed, SPLITS.index(split), index))
 
 
-def load_or_draw(draw: Callable[..., Drawn], kind: type[Drawn], cache: Path | None, name: str, **options: Any) -> Drawn:
+def load_or_draw(
+    draw: Callable[..., Drawn], kind: Callable[..., Drawn], cache: Path | None, name: str, **options: Any
+) -> Drawn:
     """Return `draw(**options)`, a data class of `kind` with arrays and a digest.
 
     With `cache` it is drawn once, into files that begin with `name`, and its pictures are mapped from disk afterwards.
