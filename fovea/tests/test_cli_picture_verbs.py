@@ -9,9 +9,9 @@ import pytest
 
 from fovea.api.boxes import DetectIn
 from fovea.api.classes import ClassifyIn
+from fovea.cli.batch_images import run_concurrently
 from fovea.cli.commands import classify, detect
-from fovea.cli.common_options import Connection
-from fovea.cli.concurrency import run_concurrently
+from fovea.cli.common_options import Connection, GatewayOptions
 from fovea.cli.output import Screen
 from fovea.errors import InvalidOption
 from services.gateway.tests.stub_service import photograph
@@ -71,8 +71,9 @@ def gateway(monkeypatch):
 
 
 def call(verb, picture, options=None, **more):
+    gateway = GatewayOptions(json_lines=more.pop("json_lines", False))
     {"classify": classify._classify, "detect": detect._detect}[verb](
-        sources=[str(picture)], options=options or {}, **more
+        sources=[str(picture)], options=options or {}, gateway=gateway, **more
     )
 
 

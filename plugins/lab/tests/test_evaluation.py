@@ -7,14 +7,17 @@ import time
 import pytest
 from PIL import Image
 
+from fovea.cli.option_groups import expand_options
 from fovea.errors import Cancelled, DeadlineExceeded, InvalidOption, Malformed
-from fovea_lab.cli import fidelity, needle
+from fovea_lab import cli
 from fovea_lab.heatmap import draw_heatmap
 from fovea_lab.method_quality import FidelityRequest, NeedleRequest, run_fidelity, run_needle
 from fovea_lab.text_corpus import load_library_prose
 from services.llm_longctx.serving.local_models import make_local_model
 from shared.lm.niah_prompts import build_haystack
 from shared.registry import CallContext, LoadContext
+
+fidelity, needle = expand_options(cli.fidelity), expand_options(cli.needle)
 
 
 @pytest.fixture(scope="module")

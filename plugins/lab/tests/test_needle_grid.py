@@ -61,5 +61,5 @@ def test_endpoint_that_is_not_there_is_said_so():
     def gone(request):
         raise httpx2.ConnectError("refused")
 
-    with pytest.raises(NotReady, match="does not answer"):
+    with pytest.raises(NotReady, match="No gateway answers"):
         endpoint_that(gone).chat("hello", max_tokens=3, longctx={})

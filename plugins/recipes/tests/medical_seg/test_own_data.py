@@ -7,10 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
+from fovea.cli.option_groups import CommandApp
 from fovea_recipes.training.cli import configure_recipe, train
 from fovea_recipes.training.progress_report import ProgressReport, format_time
 from fovea_recipes.training.recipe import recipe_named, recipes
@@ -22,7 +22,7 @@ from shared.settings import Settings, settings
 from tests.harness.waiting import wait_until
 
 DOC = Path(__file__).parents[4] / "docs" / "09-your-own-data.md"
-cli = typer.Typer()
+cli = CommandApp()
 cli.command()(train)
 
 SHORT = ("schedule.steps=2", "schedule.batch=4", "schedule.validate_every=2", "choose=4", "scale.side=96")

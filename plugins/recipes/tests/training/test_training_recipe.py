@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-import typer
 from typer.testing import CliRunner
 
+from fovea.cli.option_groups import CommandApp
 from fovea.errors import InvalidOption, NotFound
 from fovea_recipes.training import cli as training_cli
 from fovea_recipes.training import recipe
@@ -23,7 +23,7 @@ from shared.settings import Settings
 def cli(monkeypatch, line, tmp_path):
     monkeypatch.setattr(recipe, "recipes", lambda: {"line": line})
     monkeypatch.setattr(training_cli, "settings", lambda: Settings(data_dir=tmp_path / "data"))
-    app = typer.Typer()
+    app = CommandApp()
     app.command("train")(training_cli.train)
     app.command("import")(training_cli.import_checkpoint)
     return lambda *args: CliRunner().invoke(app, [str(arg) for arg in args])
