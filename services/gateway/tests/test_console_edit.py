@@ -41,7 +41,6 @@ def stage(tmp_path_factory):
 
 @pytest.fixture
 def boxes(page):
-    """The detect page while its boxes are corrected."""
     page.goto("/console/detect?model=road")
     page.get_by_role("button", name="Use the model’s example").click()
     page.locator("[data-part=classes] tr").first.wait_for()

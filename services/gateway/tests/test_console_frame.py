@@ -38,18 +38,8 @@ def test_every_page_is_in_the_navigation_also_on_a_phone(page, see):
     page.get_by_role("button", name="Menu").click()
     names = [link.strip() for link in menu.get_by_role("link").all_inner_texts()]
     assert {
-        "Home",
-        "Segment",
-        "Detect",
-        "Restore",
-        "Classify",
-        "Chat",
-        "Judge",
-        "Probe",
-        "Runs",
-        "Jobs",
-        "Models",
-    } <= set(names)
+        "Home", "Segment", "Detect", "Restore", "Classify", "Chat", "Judge", "Probe", "Runs", "Jobs", "Models",
+    } <= set(names)  # fmt: skip
     see(menu.get_by_role("link", name="Segment")).to_have_attribute("aria-current", "page")
     menu.get_by_role("link", name="Classify").click()
     see(page.get_by_role("heading", level=1)).to_have_text("Classify")
@@ -207,8 +197,7 @@ def test_the_present_values_are_code_in_three_languages(page, stage, see):
     assert '"count": 7' in script
     sent = len(stage.stub.seen)
     exec(compile(python.replace("import httpx\n", "import httpx2 as httpx\n"), "snippet", "exec"), {})  # noqa: S102 - it is our own text
-    assert stage.stub.seen[sent]["prompt"] == "It's near?"
-    assert stage.stub.seen[sent]["count"] == 7
+    assert (stage.stub.seen[sent]["prompt"], stage.stub.seen[sent]["count"]) == ("It's near?", 7)
     dialog.get_by_role("button", name="Close").click()
     page.goto("/console/segment")
     page.locator("[data-part=file]").set_input_files(PICTURE)

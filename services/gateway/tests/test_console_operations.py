@@ -16,7 +16,6 @@ pytestmark = MARKS
 
 
 def submit(stage, path, **request):
-    """The id of a job that is done."""
     headers = {"prefer": "respond-async", **request.pop("headers", {})}
     job = httpx2.post(stage.url + path, headers=headers, **request).json()["id"]
     wait_until(lambda: stage.queue.jobs[job].finished, 10, "the job")
@@ -92,7 +91,6 @@ def locked(tmp_path_factory):
 
 @pytest.fixture
 def admin(chromium, locked):
-    """The operators' page, opened with a key of theirs."""
     _, text = locked.keys.add("ops", ("infer", "jobs", "admin"))
     complaints: list[str] = []
     with watched(chromium, locked.url, complaints) as page:
@@ -219,13 +217,9 @@ def test_the_list_and_the_tray_tell_it(page, see):
     facts = {"path": "/v1/segment", "service": "s", "attempts": 1, "dead": False, "note": None, "position": None}
     began = datetime.now(UTC) - timedelta(minutes=1)
     job = {
-        **facts,
-        "id": "a",
-        "status": "running",
-        "progress": 0.25,
-        "created": f"{began:%FT%TZ}",
+        **facts, "id": "a", "status": "running", "progress": 0.25, "created": f"{began:%FT%TZ}",
         "started": f"{began:%FT%TZ}",
-    }
+    }  # fmt: skip
     page.route("**/v1/jobs", lambda route: route.fulfill(json={"jobs": [job]}))
     events = f"data: {json.dumps(job)}\n\n"
     page.route("**/v1/jobs/a/events", lambda route: route.fulfill(body=events, content_type="text/event-stream"))

@@ -24,7 +24,6 @@ def _choose(page, *files):
 
 
 def _answer(page, problem):
-    """Let every segmentation be answered with a problem."""
     kind, text = "application/problem+json", json.dumps(problem)
     page.route("**/v1/segment", lambda route: route.fulfill(status=problem["status"], content_type=kind, body=text))
 

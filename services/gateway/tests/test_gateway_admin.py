@@ -98,15 +98,12 @@ def _refuse(*_: Any, **__: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [
-        ("keys", {"tenant": "../x"}, 422),
-        ("keys", {"tenant": "a", "scopes": ["root"]}, 422),
-        ("keys", {"tenant": "a", "sha256": "0" * 64}, 422),
-        ("keys", {"tenant": "a", "weight": -1}, 422),
-        ("keys/0123abcd/rotate", {}, 404),
-        ("keys/..%2f/rotate", {}, 404),
+        ("keys", {"tenant": "../x"}, 422), ("keys", {"tenant": "a", "scopes": ["root"]}, 422),
+        ("keys", {"tenant": "a", "sha256": "0" * 64}, 422), ("keys", {"tenant": "a", "weight": -1}, 422),
+        ("keys/0123abcd/rotate", {}, 404), ("keys/..%2f/rotate", {}, 404),
         ("keys/0123abcd/rotate", {"overlap_hours": 1e9}, 422),
     ],
-)
+)  # fmt: skip
 async def test_what_is_wrong_is_told(admin, path, body, status):
     assert (await admin("POST", f"/v1/admin/{path}", body)).status_code in {status, 422}
 

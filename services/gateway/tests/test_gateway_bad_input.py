@@ -191,16 +191,13 @@ async def test_a_wrong_method_says_which_are_right(gateway):
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
-        ({"host": "evil.example"}, 403),
-        ({"host": "evil.example:8080"}, 403),
-        ({"host": "localhost:1"}, 200),
-        ({"host": "[::1]:1"}, 200),
-        ({"host": "fovea.localhost"}, 200),
+        ({"host": "evil.example"}, 403), ({"host": "evil.example:8080"}, 403), ({"host": "localhost:1"}, 200),
+        ({"host": "[::1]:1"}, 200), ({"host": "fovea.localhost"}, 200),
         ({"host": "127.0.0.1", "origin": "http://evil.example"}, 403),
         ({"host": "127.0.0.1", "origin": "null"}, 403),
         ({"host": "127.0.0.1:9", "origin": "http://127.0.0.1:9"}, 200),
     ],
-)
+)  # fmt: skip
 async def test_pages_of_other_sites_can_not_use_a_gateway_without_keys(served, headers, status):
     scene = await served()
     assert (await scene.client.post("/v1/echo", headers=headers)).status_code == status

@@ -93,15 +93,11 @@ def test_a_batch_that_is_over_can_not_be_cancelled(client):
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (b"", "0 requests"),
-        (b"{", "Line 1"),
-        (jsonl({"custom_id": "a"}), "Line 1"),
-        (jsonl(line("a"), line("a")), "twice"),
-        (jsonl(line("a", url="/v1/embeddings")), "all must be"),
-        (jsonl(line("a", body={"stream": True})), "stream"),
-        (b"\n".join([jsonl(line("a"))] * 501), "501"),
+        (b"", "0 requests"), (b"{", "Line 1"), (jsonl({"custom_id": "a"}), "Line 1"),
+        (jsonl(line("a"), line("a")), "twice"), (jsonl(line("a", url="/v1/embeddings")), "all must be"),
+        (jsonl(line("a", body={"stream": True})), "stream"), (b"\n".join([jsonl(line("a"))] * 501), "501"),
     ],
-)
+)  # fmt: skip
 def test_files_that_hold_no_requests_are_refused(client, data, told):
     stored = client.files.create(file=("a.jsonl", data), purpose="batch")
     with pytest.raises(openai.BadRequestError, match=told) as caught:

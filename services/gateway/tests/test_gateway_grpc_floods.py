@@ -26,7 +26,6 @@ SOON_S = 10.0  # a wait that a busy machine keeps; what is refused waits for lon
 
 
 def open_idle(channel: Any, method: str, count: int, **options: Any) -> list[Any]:
-    """Calls that have begun and send nothing."""
     return [channel.stream_stream(method)(**options) for _ in range(count)]
 
 
@@ -188,8 +187,7 @@ async def test_each_message_of_a_stream_passes_budget_place_and_ledger(front, re
     stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(metadata=(("x-api-key", key),), timeout=60)
     await stream.write(INFER)
     await asyncio.wait_for(one.reached.wait(), SOON_S)
-    assert gateway.proxy.budget.left == before - len(INFER)
-    assert gateway.fair._services["svc"].in_flight == 1
+    assert (gateway.proxy.budget.left, gateway.fair._services["svc"].in_flight) == (before - len(INFER), 1)
     one.holds.set()
     assert await stream.read() == b"one|" + INFER
     assert gateway.fair._services["svc"].in_flight == 0

@@ -91,14 +91,11 @@ async def test_a_post_that_prefers_it_becomes_a_job(scene, queue):
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        (b"respond-async", True),
-        (b"respond-async, wait=10", True),
-        (b"return=minimal; foo, Respond-Async", True),
-        (b"wait=10", False),
-        (b"respond-asynchronously", False),
+        (b"respond-async", True), (b"respond-async, wait=10", True),
+        (b"return=minimal; foo, Respond-Async", True), (b"wait=10", False), (b"respond-asynchronously", False),
         (b"", False),
     ],
-)
+)  # fmt: skip
 def test_the_wish_is_read_as_the_standard_says(text, wanted):
     assert jobs.prefers_async({b"prefer": text}) is wanted
 

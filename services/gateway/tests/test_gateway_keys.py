@@ -127,17 +127,12 @@ async def test_calls_need_a_key_and_pages_do_not(gateway, toy, ring):
 @pytest.mark.parametrize(
     ("method", "path", "scope"),
     [
-        ("POST", "/v1/echo", "infer"),
-        ("GET", "/v1/models", "infer"),
-        ("GET", "/v1/jobs", "jobs"),
-        ("GET", "/metrics", "metrics"),
-        ("POST", "/v2/repository/models/pranet/unload", "admin"),
-        ("POST", "/v2/repository/index", "infer"),
-        ("GET", "/v2", "infer"),
-        ("GET", "/v1/steering-vectors", "interventions"),
-        ("POST", "/v1/steering-vectors", "interventions"),
+        ("POST", "/v1/echo", "infer"), ("GET", "/v1/models", "infer"), ("GET", "/v1/jobs", "jobs"),
+        ("GET", "/metrics", "metrics"), ("POST", "/v2/repository/models/pranet/unload", "admin"),
+        ("POST", "/v2/repository/index", "infer"), ("GET", "/v2", "infer"),
+        ("GET", "/v1/steering-vectors", "interventions"), ("POST", "/v1/steering-vectors", "interventions"),
     ],
-)
+)  # fmt: skip
 async def test_each_door_needs_its_scope(served, ring, method, path, scope):
     everything = ("infer", "jobs", "admin", "metrics", "interventions")
     others = tuple(s for s in everything if s != scope)

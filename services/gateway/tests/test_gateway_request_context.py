@@ -97,33 +97,20 @@ def test_any_deadline_is_taken_or_refused(text):
 
 def test_answers_lose_what_concerns_one_connection():
     raw = [
-        (b"Connection", b"close"),
-        (b"Server", b"x"),
-        (b"Set-Cookie", b"a"),
-        (b"Set-Cookie", b"b"),
+        (b"Connection", b"close"), (b"Server", b"x"), (b"Set-Cookie", b"a"), (b"Set-Cookie", b"b"),
         (b"Date", b"now"),
-    ]
+    ]  # fmt: skip
     assert build_response_headers(raw) == [(b"set-cookie", b"a"), (b"set-cookie", b"b")]
 
 
 @pytest.mark.parametrize(
     ("host", "ours"),
     [
-        ("127.0.0.1", True),
-        ("127.8.8.8", True),
-        ("localhost", True),
-        ("LOCALHOST", True),
-        ("a.localhost", True),
-        ("::1", True),
-        ("[::1]", True),
-        ("0.0.0.0", False),
-        ("10.0.0.1", False),
-        ("localhost.evil.example", False),
-        ("", False),
-        ("127.0.0.1.nip.io", False),
-        ("::ffff:10.0.0.1", False),
+        ("127.0.0.1", True), ("127.8.8.8", True), ("localhost", True), ("LOCALHOST", True), ("a.localhost", True),
+        ("::1", True), ("[::1]", True), ("0.0.0.0", False), ("10.0.0.1", False),
+        ("localhost.evil.example", False), ("", False), ("127.0.0.1.nip.io", False), ("::ffff:10.0.0.1", False),
     ],
-)
+)  # fmt: skip
 def test_loopback_is_known_by_name_and_address(host, ours):
     assert is_loopback(host) is ours
 

@@ -29,7 +29,6 @@ def ring(tmp_path):
 
 
 async def until_refused(scene: Any, key: str) -> None:
-    """Send until a gateway knows that the key is revoked."""
     for _ in range(500):
         if (await scene.client.post("/v1/echo", headers={"x-api-key": key})).status_code == 401:
             return

@@ -123,16 +123,12 @@ def test_no_path_breaks_the_table(text):
 @pytest.mark.parametrize(
     ("path", "form", "status"),
     [
-        ("/v2/models/x/infer", "oip", 400),
-        ("/v1/chat/completions", "openai", 400),
-        ("/v1/models", "openai", 400),
-        ("/v1/messages", "anthropic", 400),
-        ("/v1/messages/count_tokens", "anthropic", 400),
-        ("/v1/messagesx", "problem", 422),
-        ("/v1/modelsx", "problem", 422),
-        ("/v1/segment", "problem", 422),
+        ("/v2/models/x/infer", "oip", 400), ("/v1/chat/completions", "openai", 400),
+        ("/v1/models", "openai", 400), ("/v1/messages", "anthropic", 400),
+        ("/v1/messages/count_tokens", "anthropic", 400), ("/v1/messagesx", "problem", 422),
+        ("/v1/modelsx", "problem", 422), ("/v1/segment", "problem", 422),
     ],
-)
+)  # fmt: skip
 def test_each_family_has_its_own_form_and_knows_its_own_statuses(path, form, status):
     assert find_error_format(path) == form
     assert render_error(InvalidOption("no"), find_error_format(path), "id")[0] == status

@@ -38,8 +38,7 @@ def test_profiles_name_all_inputs_where_any_axis_is_free():
 def test_tensorrt_keeps_what_it_builds_in_its_precision(tmp_path, precision):
     name, options = tensorrt_provider(2, tmp_path, [PICTURES], precision)
     assert name == "TensorrtExecutionProvider"
-    assert options["device_id"] == 2
-    assert options["trt_fp16_enable"] == (precision == "fp16")
+    assert (options["device_id"], options["trt_fp16_enable"]) == (2, precision == "fp16")
     assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(tmp_path)
     assert "trt_profile_max_shapes" in options
 
@@ -101,8 +100,7 @@ def test_a_run_binds_tensors_on_the_card_and_keeps_memory_of_one_shape(card):
     for rows in (2, 2, 3):
         x = np.random.default_rng(rows).normal(size=(rows, 3)).astype(np.float32)
         assert np.array_equal(engine.run({"x": x})["y"], x)
-    assert card.sent == [("cuda:1", (2, 3)), ("cuda:1", (3, 3))]
-    assert card.outputs == [("y", "cuda", 1)] * 3
+    assert (card.sent, card.outputs) == ([("cuda:1", (2, 3)), ("cuda:1", (3, 3))], [("y", "cuda", 1)] * 3)
     assert engine.provider == "CUDAExecutionProvider"
     assert dict(card.wanted)["CUDAExecutionProvider"]["device_id"] == 1
 

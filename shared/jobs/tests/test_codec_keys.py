@@ -58,13 +58,10 @@ def test_a_fingerprint_tells_different_requests_apart(change):
 @pytest.mark.parametrize(
     ("outcome", "status"),
     [
-        (Result(404, "", b""), 404),
-        (InvalidOption("x"), 422),
-        (ValueError("x"), 500),
-        (asyncio.CancelledError(), 499),
-        (Cancelled("x"), 499),
+        (Result(404, "", b""), 404), (InvalidOption("x"), 422), (ValueError("x"), 500),
+        (asyncio.CancelledError(), 499), (Cancelled("x"), 499),
     ],
-)
+)  # fmt: skip
 def test_every_outcome_has_a_status(outcome, status):
     assert codec.get_status(outcome) == status
 

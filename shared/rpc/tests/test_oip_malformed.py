@@ -222,16 +222,12 @@ def test_a_bad_message_is_malformed_and_says_where(bad, told):
 @pytest.mark.parametrize(
     ("datatype", "field", "values"),
     [
-        ("BOOL", "bool_contents", [True, False]),
-        ("INT8", "int_contents", [-1, 2]),
-        ("INT64", "int64_contents", [-1, 2**62]),
-        ("UINT16", "uint_contents", [1, 65535]),
-        ("UINT64", "uint64_contents", [1, 2**64 - 1]),
-        ("FP32", "fp32_contents", [0.5, -2.0]),
-        ("FP64", "fp64_contents", [0.1, -2.0]),
-        ("BYTES", "bytes_contents", [b"\xff", b""]),
+        ("BOOL", "bool_contents", [True, False]), ("INT8", "int_contents", [-1, 2]),
+        ("INT64", "int64_contents", [-1, 2**62]), ("UINT16", "uint_contents", [1, 65535]),
+        ("UINT64", "uint64_contents", [1, 2**64 - 1]), ("FP32", "fp32_contents", [0.5, -2.0]),
+        ("FP64", "fp64_contents", [0.1, -2.0]), ("BYTES", "bytes_contents", [b"\xff", b""]),
     ],
-)
+)  # fmt: skip
 def test_typed_contents_are_read_and_answered_in_kind(datatype, field, values):
     call = oip_proto.decode_request(message(datatype=datatype, contents=contents(**{field: values})))
     told = oip_proto.encode_answer(build_answer(call, {"y": call.feeds["x"]}, "1"), call)

@@ -83,18 +83,11 @@ def test_random_bytes_are_an_array_or_a_malformed(datatype, shape, raw):
 @pytest.mark.parametrize(
     ("datatype", "shape"),
     [
-        ("FP32", [-1]),
-        ("FP32", [2, -3]),
-        ("FP32", [2**31]),
-        ("FP32", [2**63, 2]),
-        ("UINT8", [2**30, 2**30, 2**30]),
-        ("UINT8", [0, 2**31 - 1, 2**31 - 1, 2**31 - 1]),
-        ("FP32", [1] * 33),
-        ("FP8", [1]),
-        ("fp32", [1]),
-        ("", []),
+        ("FP32", [-1]), ("FP32", [2, -3]), ("FP32", [2**31]), ("FP32", [2**63, 2]),
+        ("UINT8", [2**30, 2**30, 2**30]), ("UINT8", [0, 2**31 - 1, 2**31 - 1, 2**31 - 1]), ("FP32", [1] * 33),
+        ("FP8", [1]), ("fp32", [1]), ("", []),
     ],
-)
+)  # fmt: skip
 def test_impossible_tensors_are_refused_before_anything_is_allocated(datatype, shape):
     with pytest.raises(Malformed, match="Tensor 'weights'") as caught:
         element_count("weights", datatype, shape)
@@ -145,31 +138,13 @@ def test_bytes_that_overrun_or_underrun_their_tensor_are_refused(raw):
 @pytest.mark.parametrize(
     ("datatype", "values"),
     [
-        ("INT32", [1.5]),
-        ("INT32", [1.0]),
-        ("INT32", [True]),
-        ("INT32", ["1"]),
-        ("INT32", [None]),
-        ("INT32", [[1]]),
-        ("UINT8", [256]),
-        ("UINT8", [-1]),
-        ("UINT64", [2**64]),
-        ("INT64", [2**63]),
-        ("INT8", [10**4000]),
-        ("BOOL", [1]),
-        ("BOOL", ["true"]),
-        ("FP32", [True]),
-        ("FP32", ["1.0"]),
-        ("FP32", [1e39]),
-        ("FP16", [65520.0]),
-        ("BF16", [1e39]),
-        ("FP64", [10**4000]),
-        ("BF16", [10**4000]),
-        ("BYTES", [1]),
-        ("FP32", []),
-        ("FP32", [1.0, 2.0]),
+        ("INT32", [1.5]), ("INT32", [1.0]), ("INT32", [True]), ("INT32", ["1"]), ("INT32", [None]),
+        ("INT32", [[1]]), ("UINT8", [256]), ("UINT8", [-1]), ("UINT64", [2**64]), ("INT64", [2**63]),
+        ("INT8", [10**4000]), ("BOOL", [1]), ("BOOL", ["true"]), ("FP32", [True]), ("FP32", ["1.0"]),
+        ("FP32", [1e39]), ("FP16", [65520.0]), ("BF16", [1e39]), ("FP64", [10**4000]), ("BF16", [10**4000]),
+        ("BYTES", [1]), ("FP32", []), ("FP32", [1.0, 2.0]),
     ],
-)
+)  # fmt: skip
 def test_values_of_another_kind_range_or_number_are_refused(datatype, values):
     with pytest.raises(Malformed, match="Tensor 't'"):
         from_values("t", datatype, [1], values)

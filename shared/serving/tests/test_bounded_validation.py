@@ -128,8 +128,7 @@ async def test_many_errors_are_one_sentence(client, body):
 
 async def test_the_first_wrong_message_ends_validation(client):
     answer = await client.post("/v1/chatting", json={"model": "x", "messages": [[]] * 9_000})
-    assert answer.status_code == 422
-    assert answer.json()["field"] == "messages.0"
+    assert (answer.status_code, answer.json()["field"]) == (422, "messages.0")
     many = await client.post("/v1/chatting", json={"messages": [{"role": "user", "content": ""}] * 10_001})
     assert "10000" in many.json()["detail"]
 
@@ -137,13 +136,10 @@ async def test_the_first_wrong_message_ends_validation(client):
 @pytest.mark.parametrize(
     "body",
     [
-        {"prompt": [{}] * 9_000},
-        {"prompt": ["x"] * 9_000 + [0]},
-        {"prompt": [-1] * 200_000},
-        {"prompt": [[-1] * 1000] * 200},
-        {"prompt": "x", "longctx": {"boundaries": [-1] * 200_000}},
+        {"prompt": [{}] * 9_000}, {"prompt": ["x"] * 9_000 + [0]}, {"prompt": [-1] * 200_000},
+        {"prompt": [[-1] * 1000] * 200}, {"prompt": "x", "longctx": {"boundaries": [-1] * 200_000}},
     ],
-)
+)  # fmt: skip
 def test_lists_of_texts_and_tokens_fail_fast(body):
     with pytest.raises(ValidationError) as failed:
         CompletionRequest.model_validate(body)

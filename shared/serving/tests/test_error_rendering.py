@@ -90,14 +90,11 @@ def test_words_of_a_router_are_kept_and_those_of_the_framework_are_not():
 @pytest.mark.parametrize(
     ("where", "form"),
     [
-        (scope("/v1/segment"), "problem"),
-        (scope("/v2/models/x/infer"), "oip"),
-        (scope("/v1/chat/completions"), "openai"),
-        (scope("/v1/completions"), "openai"),
-        (scope("/anything", route=Route()), "openai"),
-        (scope("/anything", route=object()), "problem"),
+        (scope("/v1/segment"), "problem"), (scope("/v2/models/x/infer"), "oip"),
+        (scope("/v1/chat/completions"), "openai"), (scope("/v1/completions"), "openai"),
+        (scope("/anything", route=Route()), "openai"), (scope("/anything", route=object()), "problem"),
     ],
-)
+)  # fmt: skip
 def test_form_follows_the_route(where, form):
     answer = render(where, InvalidOption("threshold is 7.", field="threshold", hint="Use 0 to 1."))
     body = json.loads(answer.body)

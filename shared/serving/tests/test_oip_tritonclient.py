@@ -184,14 +184,11 @@ def test_unknown_versions_inputs_and_outputs_are_refused(triton):
 def test_extensions_that_are_not_offered_answer_with_a_sentence(triton):
     client, _ = triton
     asks = (
-        client.get_system_shared_memory_status,
-        client.get_cuda_shared_memory_status,
-        client.get_trace_settings,
-        client.get_log_settings,
-        lambda: client.get_trace_settings("picture"),
+        client.get_system_shared_memory_status, client.get_cuda_shared_memory_status, client.get_trace_settings,
+        client.get_log_settings, lambda: client.get_trace_settings("picture"),
         lambda: client.register_system_shared_memory("a", "b", 1),
         lambda: client.update_log_settings({"log_info": True}),
-    )
+    )  # fmt: skip
     for ask in asks:
         with pytest.raises(InferenceServerException, match="not offered"):
             ask()

@@ -68,21 +68,12 @@ def test_inlined_schema_has_no_references_even_of_a_recursive_model():
 @pytest.mark.parametrize(
     ("field", "values", "meaning"),
     [
-        ("count", ["7"], "7"),
-        ("text", ["null"], "null"),
-        ("text", ["[1"], "[1"),
-        ("kind", ["b"], "b"),
-        ("maybe", ["null"], None),
-        ("maybe", ["3"], "3"),
-        ("flag", ["true"], "true"),
-        ("sizes", ["[1, 2]"], [1, 2]),
-        ("sizes", ["1", "2"], ["1", "2"]),
-        ("sizes", ["1"], ["1"]),
-        ("box", ["[1, 2]"], [1, 2]),
-        ("inner", ['{"size": 3}'], {"size": 3}),
-        ("inner", ["null"], None),
+        ("count", ["7"], "7"), ("text", ["null"], "null"), ("text", ["[1"], "[1"), ("kind", ["b"], "b"),
+        ("maybe", ["null"], None), ("maybe", ["3"], "3"), ("flag", ["true"], "true"),
+        ("sizes", ["[1, 2]"], [1, 2]), ("sizes", ["1", "2"], ["1", "2"]), ("sizes", ["1"], ["1"]),
+        ("box", ["[1, 2]"], [1, 2]), ("inner", ['{"size": 3}'], {"size": 3}), ("inner", ["null"], None),
     ],
-)
+)  # fmt: skip
 def test_text_values_mean_what_the_field_s_type_says(field, values, meaning):
     assert servable_schema.decode_text(field, FIELDS[field], values) == meaning
 

@@ -66,7 +66,6 @@ async def test_jobs_go_through_worker_and_replica_and_come_back_at_sigterm(queue
     assert ("running", "step 3") in told
     assert told[-1] == ("succeeded", None)
     assert json.loads((await queue.result(first.id, "local")).body)["text"] == "abab"
-
     refused, _ = await queue.submit(ask("/v1/echo", text="bad"))
     nowhere, _ = await queue.submit(ask("/v1/nowhere"))
     broken, _ = await queue.submit(ask("/v1/echo", text="bug"))
@@ -77,7 +76,6 @@ async def test_jobs_go_through_worker_and_replica_and_come_back_at_sigterm(queue
     end = (await story(queue, broken))[-1]
     assert (end.status, end.attempts, end.dead) == ("failed", 3, True)
     assert "secret" not in str(end.error)
-
     last, _ = await queue.submit(ask("/v1/probe", text="a", sleep=30))
     await running(queue, last, "step 0")
     worker.send_signal(signal.SIGTERM)
