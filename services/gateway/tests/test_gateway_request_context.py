@@ -115,13 +115,10 @@ def test_loopback_is_known_by_name_and_address(host, ours):
     assert is_loopback(host) is ours
 
 
-def test_the_address_we_were_told_to_listen_on_is_a_name_of_ours():
+def test_names_of_ours_are_loopback_and_what_we_listen_on_and_reading_is_open_to_any_origin():
     require_local_request(make_context([(b"host", b"fovea.test:8080")]), "fovea.test")
     with pytest.raises(PermissionDenied, match=r"fovea\.test"):
         require_local_request(make_context([(b"host", b"fovea.test:8080")]), "127.0.0.1")
-
-
-def test_reading_is_open_to_any_origin_because_the_browser_keeps_the_answer():
     foreign = [(b"host", b"localhost"), (b"origin", b"http://evil.example")]
     require_local_request(make_context(foreign, method="GET"), "127.0.0.1")
     with pytest.raises(PermissionDenied):

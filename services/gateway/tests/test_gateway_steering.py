@@ -13,18 +13,12 @@ from services.gateway.batches.batch_records import BatchRecords
 from services.gateway.batches.batch_service import BatchService
 from services.gateway.batches.file_store import FileStore
 from services.gateway.http.middleware import _may_steer
-from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.caller import Caller
 from services.gateway.tests.stage import ForgetfulQueue
 from services.gateway.tests.stub_service import Stub
 from shared.storage import ObjectStore
 
 STEERED = {"messages": [], "interventions": [{"vector": "calm@1"}]}
-
-
-@pytest.fixture
-def ring(tmp_path):
-    return KeyRing(tmp_path / "keys.json")
 
 
 async def test_a_replica_is_told_the_scopes_and_what_it_says_is_audited(gateway, toy, ring):
