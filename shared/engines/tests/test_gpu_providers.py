@@ -129,20 +129,23 @@ def test_engines_that_one_node_built_are_there_on_the_next(card, stored, file, t
     options = {"vision_precision": "fp16"}
 
     def start(node: str) -> TensorRTEngine:
-        context = LoadContext(engine="tensorrt", device="cuda", cache=tmp_path / node, objects=stored, options=options)
+        where = {"device": "cuda:1", "cache": tmp_path / node}
+        context = LoadContext(engine="tensorrt", **where, objects=stored, options=options)
         return open_engine(context, artifacts)
 
-    first = start("one")
+    opened = start("one")
     built = tmp_path / "one/tensorrt/net-0123-fp16"
     (built / "engine_sm90.engine").write_bytes(b"built")
     (built / "cache_sm90.timing").write_bytes(b"times")
-    first.close()
+    opened.close()
     second = start("two")
     fetched = tmp_path / "two/tensorrt/net-0123-fp16"
     assert {one.name: one.read_bytes() for one in fetched.iterdir()} == {
         "engine_sm90.engine": b"built", "cache_sm90.timing": b"times",
     }  # fmt: skip
-    assert dict(card.wanted)["TensorrtExecutionProvider"]["trt_engine_cache_path"] == str(fetched)
+    (first, asked), (second_choice, _), *_ = card.wanted
+    assert (first, second_choice) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
+    assert (asked["trt_engine_cache_path"], asked["device_id"]) == (str(fetched), 1)
     assert (second.provider, second.reason) == ("TensorrtExecutionProvider", "FOVEA_ENGINE=tensorrt.")
     (fetched / "cache_sm90.timing").write_bytes(b"more times")
     second.close()
@@ -172,11 +175,8 @@ def test_half_precision_keeps_the_tensors_outside_and_the_answer(tmp_path):
     assert found.dtype == np.float32
     assert np.abs(found - whole).max() < 0.02  # on a CPU it is often computed in float32
     casts = [node for node in onnx.load(half).graph.node if node.op_type == "Cast"]
-    assert sorted(cast.attribute[0].i for cast in casts) == [
-        TensorProto.FLOAT,
-        TensorProto.FLOAT16,
-        TensorProto.FLOAT16,
-    ]
+    kinds = sorted(cast.attribute[0].i for cast in casts)
+    assert kinds == [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.FLOAT16]
 
 
 def test_auto_on_a_card_takes_half_precision_and_says_why(card, file, tmp_path):
@@ -186,14 +186,10 @@ def test_auto_on_a_card_takes_half_precision_and_says_why(card, file, tmp_path):
     assert "auto takes the first of onnx, torch that opens" in engine.reason
 
 
-def test_a_graph_that_can_not_be_halved_is_not_ready(tmp_path, monkeypatch):
-    path = tmp_path / "net.onnx"
-    path.write_bytes(identity("FP32"))
-
+def test_a_graph_that_can_not_be_halved_is_not_ready(file, tmp_path, monkeypatch):
     def refuse(*_, **__):
-        message = "no"
-        raise ValueError(message)
+        raise ValueError
 
     monkeypatch.setattr("onnxruntime.transformers.float16.convert_float_to_float16", refuse)
     with pytest.raises(NotReady, match="can't be converted to float16"):
-        halve(path, tmp_path)
+        halve(file, tmp_path)
