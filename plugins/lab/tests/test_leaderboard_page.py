@@ -10,7 +10,7 @@ import pytest
 
 from fovea_lab.leaderboard import PAGE
 from services.gateway.tests.browsing import MARKS, check_page
-from services.gateway.tests.conftest import see, stage, url  # noqa: F401  # fixtures
+from services.gateway.tests.conftest import stage, url  # noqa: F401  # fixtures
 from services.gateway.tests.test_console_pages import Sound
 
 

@@ -3,7 +3,7 @@
 import json
 
 from services.gateway.tests.browsing import MARKS, check_page
-from services.gateway.tests.conftest import see, stage, url  # noqa: F401  # fixtures
+from services.gateway.tests.conftest import stage, url  # noqa: F401  # fixtures
 
 pytestmark = MARKS
 
