@@ -14,6 +14,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ import torch
 from fovea.errors import NotReady
 from loadtests.bench.longctx import read
 from loadtests.bench.peers.environment import ENVIRONMENTS, prepare_environment
+from loadtests.bench.peers.peer import PEERS, PROBE, Peer, choose_setting
 from loadtests.bench.peers.process import EngineProcess, Generation
 from loadtests.bench.result import Row, Table, row
-from loadtests.bench.suites.longctx_peers import PEERS, PEERS_ROOM, Peer
+from loadtests.bench.suites.longctx_peers import PEERS_ROOM
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.serving.weight_format import load_weights
 from shared.lm.niah_prompts import build_haystack
@@ -71,12 +73,12 @@ def _measure(rounds: int, lengths: Sequence[int], root: Path, cache: Path) -> Ta
     tokenizer, engine = Tokenizer.from_folder(exact.folder), Engine(exact.model, kv_bytes=2**28)
     llamacpp = next(replace(peer, name=THEIRS) for peer in PEERS if peer.script == "run_llamacpp")
     peers = (Peer(OURS, "run_fovea", {"weights": "auto"}), llamacpp)
-    engines = [_start(peer, file, cache, root) for peer in peers]
+    ids = tokenizer.encode(build_haystack(8 * lengths[-1]), special=False)
+    engines = [choose_setting(peer, partial(_start, peer, file, cache, root), ids[-PROBE:], "cpu") for peer in peers]
     taken: dict[str, list[float]] = defaultdict(list)
     try:
         compared = [_agree(text, engines, engine, tokenizer) for text in TEXTS]
         rows, gaps = [one for one, _ in compared], [gap for _, gap in compared]
-        ids = tokenizer.encode(build_haystack(8 * lengths[-1]), special=False)
         for length in lengths:
             for at in range(rounds):
                 for one in engines:
@@ -97,12 +99,12 @@ def _measure(rounds: int, lengths: Sequence[int], root: Path, cache: Path) -> Ta
     return Table("longctx_gemma", "Gemma 3 270M next to llama.cpp", how, OURS, rows, targets)
 
 
-def _start(peer: Peer, file: Path, cache: Path, root: Path) -> EngineProcess:
+def _start(peer: Peer, file: Path, cache: Path, root: Path, setting: Mapping[str, Any]) -> EngineProcess:
     python = Path(sys.executable)
     if peer.environment is not None:
         requirements = PEERS_ROOM / f"requirements/{peer.environment}.txt"
         python = prepare_environment(peer.environment, requirements, root, peer.build)
-    options = {"gguf": str(file), "kept": str(cache), **peer.options}
+    options = {"gguf": str(file), "kept": str(cache), **peer.options, **setting}
     return EngineProcess(peer.name, python, PEERS_ROOM / f"engines/{peer.script}.py", options, 1)
 
 
