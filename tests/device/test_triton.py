@@ -24,7 +24,7 @@ interpreter = importlib.import_module("triton.runtime.interpreter")
 
 @contextlib.contextmanager
 def interpreted_launches(see):
-    """Interpreted kernels; `see` is told of each launch, and how to repeat it. What a kernel does is not watched."""
+    """Interpret kernels, unwatched; `see` receives the name of each launch, and a function that repeats it."""
     plain = interpreter.GridExecutor.__call__
 
     def launch(self, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""What models and routes say of themselves: figures on made data are synthetic, documents stay where they were read."""
+"""Descriptions by models and routes: figures on made data are synthetic, documents stay where they were read."""
 
 import pytest
 from fastapi import FastAPI
