@@ -3,8 +3,6 @@
 Knows methods, and the parameters of the tests. Knows nothing about engines.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from services.llm_longctx.engine.device.parallel_backend import DIVISIBLE

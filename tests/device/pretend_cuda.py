@@ -26,8 +26,6 @@ from torch.utils._pytree import tree_leaves
 
 from shared.lm import host_transfer
 
-__all__ = ["CUDA", "DeviceFault", "PretendCuda", "to_cuda"]
-
 CUDA = torch.device("cuda", 0)
 _CPU = torch.device("cpu")
 

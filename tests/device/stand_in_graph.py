@@ -4,8 +4,6 @@ It keeps the promises of a graph: Python does not run again, addresses and host 
 nothing is computed until a replay. Knows operations of torch and launches of Triton's interpreter.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

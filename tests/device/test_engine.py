@@ -9,28 +9,21 @@ import torch
 
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.methods import method, methods
+from services.llm_longctx.tests.method_contract.oracle import PLAN
+from services.llm_longctx.tests.tiny_models import random_adapter, random_decoder
 from shared.lm.builders import llama
-from shared.lm.lora import LoraAdapter, build_adapter
-from shared.lm.lora_config import LoraConfig
+from shared.lm.lora import LoraAdapter
 from tests.device.paths import FEW_BITS, knobs_of, waits
 from tests.device.pretend_cuda import PretendCuda, to_cuda
 
 IDS = [(7 * i + i * i) % 61 for i in range(80)]
 PROMPT, STEPS = 53, 4
-PLAN = {
-    "schema": "head-plan/1", "roles": [[1, 0], [0, 1]], "heads": [[0, 1], [1, 2]],
-    "scores": {"duo_gate": [[0.9, 0.1], [0.2, 0.8]]},
-}  # fmt: skip
 
 
 @cache
 def net():
-    torch.manual_seed(1)
     sizes = {"vocab": 61, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "hidden": 56, "positions": 96}
-    made = llama(**sizes, head_dim=16).eval().requires_grad_(requires_grad=False)
-    for parameter in made.parameters():
-        parameter.copy_(parameter + 0.2 * torch.randn_like(parameter) / parameter.shape[-1] ** 0.25)
-    return made
+    return random_decoder(lambda: llama(**sizes, head_dim=16), 0.2)
 
 
 def on_cuda(device: PretendCuda):
@@ -66,14 +59,8 @@ def test_every_method_runs_as_on_a_cpu(name, which, bits):
 
 
 def adapter(model, rank: int) -> LoraAdapter:
-    draw, tensors = torch.Generator().manual_seed(rank), {}
-    for layer in range(2):
-        for place, out, inner in (("self_attn.k_proj", 32, 32), ("mlp.gate_proj", 56, 32), ("mlp.down_proj", 32, 56)):
-            name = f"base_model.model.model.layers.{layer}.{place}.lora"
-            tensors[f"{name}_A.weight"] = torch.randn(rank, inner, generator=draw)
-            tensors[f"{name}_B.weight"] = torch.randn(out, rank, generator=draw) * 0.1
-    config = LoraConfig(rank, 2.0 * rank, False, {}, {}, ("k_proj", "gate_proj", "down_proj"))
-    return build_adapter(config, tensors, model, str(rank))
+    places = ("self_attn.k_proj", "mlp.gate_proj", "mlp.down_proj")
+    return random_adapter(model, dict.fromkeys(places, rank), rank, str(rank))
 
 
 def play_adapted(model, device: PretendCuda | None = None, *, mixed: bool = True) -> torch.Tensor:

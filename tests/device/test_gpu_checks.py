@@ -1,6 +1,5 @@
 """The checks of `make gpu` on stand-ins for a card: its checks, its timings, its report and its limits of time."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -18,12 +17,12 @@ from loadtests.gpu.decode import LLAMA, fit_batch, time_decode
 from loadtests.gpu.kernels import Shape, time_kernels
 from loadtests.gpu.report import render
 from loadtests.gpu.timing import Row, card_named, row_of
-from loadtests.gpu.vision import time_graph
+from services.llm_longctx.engine import model_runner
 from services.llm_longctx.engine.device.graph_steps import GraphSteps
 from services.llm_longctx.kernels import sample
 from services.llm_longctx.kernels.device.shapes import ModelShape
-from shared.engines.tests.graphs import identity
 from tests.device.test_engine import net
+from tests.device.test_graph_steps import Plain
 from tests.gpu import checks
 from tests.harness.waiting import wait_until
 
@@ -39,11 +38,10 @@ def test_the_checks_of_kernels_hold_for_plain_ones(dtype):
 
 
 def test_the_checks_of_kernels_find_a_wrong_one(monkeypatch):
-    monkeypatch.setattr(
-        checks,
-        "sample",
-        lambda logits, *a, **b: sample(logits, *a, **b) if b.get("backend") == "reference" else logits.argmax(1),
-    )
+    def broken(logits, *a, **b):
+        return sample(logits, *a, **b) if b.get("backend") == "reference" else logits.argmax(1)
+
+    monkeypatch.setattr(checks, "sample", broken)
     with pytest.raises(AssertionError):
         checks.check_sampling(CPU, "cpu_torch", 50)
     monkeypatch.setattr(checks, "merge", lambda *parts, **_: parts[0])
@@ -78,40 +76,18 @@ def test_kernels_are_timed_beside_their_rivals(monkeypatch):
 
 def test_decode_is_timed_recorded_and_not(monkeypatch):
     shape = ModelShape("tiny", 2, 32, 4, 2, 16, 48, 64)
-    runner = importlib.import_module("services.llm_longctx.engine.model_runner")
-    plain = runner.ModelRunner.__init__
-
-    class Stand:
-        def record(self, run):
-            outputs = run()
-            return lambda: None, outputs
+    plain = model_runner.ModelRunner.__init__
 
     def with_graphs(self, *arguments, **more):
         plain(self, *arguments, **more)
-        self.graphs = GraphSteps(self.run_fixed, self.pool, Stand(), self.backend)
+        self.graphs = GraphSteps(self.run_fixed, self.pool, Plain(), self.backend)
 
-    monkeypatch.setattr(runner.ModelRunner, "__init__", with_graphs)
+    monkeypatch.setattr(model_runner.ModelRunner, "__init__", with_graphs)
     rows = list(time_decode(CPU, None, shape, 2, 40, torch.float32, "cpu_torch"))
-    assert [(row.name, row.by, row.measured_ms is not None) for row in rows] == [
-        ("tiny, 2 × 40, bf16", "ours, recorded", True),
-        ("tiny, 2 × 40, bf16", "ours, step by step", True),
-        ("tiny, 2 × 40, 4-bit cache", "ours, recorded", True),
-        ("tiny, 2 × 40, 4-bit cache", "ours, step by step", True),
-        ("tiny, 2 × 40, bf16", "vLLM", False),
-    ]
+    ours = [(name, f"ours, {how}", True) for name in ("bf16", "4-bit cache") for how in ("recorded", "step by step")]
+    found = [(row.name.removeprefix("tiny, 2 × 40, "), row.by, row.measured_ms is not None) for row in rows]
+    assert found == [*ours, ("bf16", "vLLM", False)]
     assert rows[-1].note == "it is not installed"
-
-
-def test_vision_is_timed_beside_plain_onnx_runtime(tmp_path):
-    graph = tmp_path / "net.onnx"
-    graph.write_bytes(identity("FP32"))
-    rows = list(time_graph("net", graph, CPU, tmp_path))
-    assert [row.by for row in rows] == [
-        "ONNX Runtime",
-        *(f"ours, {how}" for how in ("onnx, fp32", "onnx, fp16", "tensorrt, fp16")),
-    ]
-    assert [row.measured_ms is not None for row in rows] == [True, True, True, False]
-    assert "tensorrt" in rows[-1].note.lower()
 
 
 class OutOfResources(Exception):

@@ -1,12 +1,10 @@
 """Recorded decode steps, with a stand-in for CUDA's graphs: replays answer as steps that run as they are."""
 
 import copy
-import importlib
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
 from services.llm_longctx.engine import Engine, GenerationRequest, Sampling
 from services.llm_longctx.engine.attention.step_rows import RowRuns
@@ -20,10 +18,7 @@ from tests.device.paths import RECORDED, is_recorded, knobs_of
 from tests.device.pretend_cuda import PretendCuda, to_cuda
 from tests.device.stand_in_graph import StandInGraph
 from tests.device.test_engine import CASES, IDS, PLAN, PROMPT, STEPS, adapter, net, on_cuda, play
-from tests.device.test_triton import forget
-
-triton = pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
-interpreter = importlib.import_module("triton.runtime.interpreter")
+from tests.device.test_triton import interpreted_launches
 
 KNOBS = [
     {},
@@ -33,24 +28,11 @@ KNOBS = [
 
 
 @pytest.fixture
-def graph(monkeypatch):
+def graph():
     """A recorder that sees launches of the interpreter, too."""
-    made, plain = StandInGraph(), interpreter.GridExecutor.__call__
-
-    def launch(self, *args, **kwargs):
-        def run():
-            with torch._C.DisableTorchFunction(), _disable_current_modes():
-                plain(self, *args, **kwargs)
-
-        run()
-        if made.launches is not None:
-            made.launches.append(run)
-
-    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
-    monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch)
-    forget()
-    yield made
-    forget()
+    made = StandInGraph()
+    with interpreted_launches(lambda _, run: made.launches is not None and made.launches.append(run)):
+        yield made
 
 
 def answers(how, bits: int, recorder: StandInGraph | None, device: PretendCuda, rank: int = 0) -> list[list[int]]:

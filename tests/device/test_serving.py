@@ -7,40 +7,16 @@ import pytest
 import torch
 
 from services.llm_longctx.engine import Engine, GenerationRequest, Request, Sampling
-from services.llm_longctx.engine.quality.fidelity import compare_to_dense
-from services.llm_longctx.engine.taps import (
-    ActivationCapture,
-    AttentionCapture,
-    LensCapture,
-    PlacedEdit,
-    RequestTaps,
-    TokenRange,
-)
+from services.llm_longctx.engine.taps import ActivationCapture, AttentionCapture, LensCapture, RequestTaps
 from services.llm_longctx.tests.conftest import Ear
-from services.llm_longctx.tests.hooks import Listeners
-from shared.lm.builders import gemma3, gpt2, llama, qwen2
-from shared.lm.interventions import Add, Attend, Scale, Uniform
+from services.llm_longctx.tests.hooks import Listeners, drain
+from services.llm_longctx.tests.test_decode_step import IDS, ROLES, build
+from services.llm_longctx.tests.test_fidelity import compare
+from services.llm_longctx.tests.test_request_taps import ALL, DECODE, N, edits_of
 from tests.device.pretend_cuda import PretendCuda, to_cuda
 
-IDS = [(7 * i + i * i) % 61 for i in range(80)]
-SMALL = {"vocab": 61, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "hidden": 40, "positions": 120}
-PLAN = {"schema": "head-plan/1", "roles": [[1, 0], [0, 1]]}
-FAMILIES = {
-    "llama": lambda: llama(**SMALL, head_dim=16),
-    "qwen2": lambda: qwen2(**SMALL),
-    "gemma3": lambda: gemma3(**SMALL, head_dim=16, window=9, every=2, query_scale=20.0),
-    "gpt2": lambda: gpt2(vocab=61, width=32, layers=2, heads=4, hidden=40, positions=120),
-}
-N = 37
-
-
-@cache
-def net(family: str = "llama"):
-    torch.manual_seed(1)
-    made = FAMILIES[family]().eval().requires_grad_(requires_grad=False)
-    for parameter in made.parameters():
-        parameter.copy_(parameter + 0.3 * torch.randn_like(parameter) / parameter.shape[-1] ** 0.25)
-    return made
+FAMILIES = ["llama", "qwen2", "gemma3", "gpt2"]
+net = cache(build)
 
 
 def engine_on(device: PretendCuda | None, family: str = "llama", **facts) -> Engine:
@@ -60,7 +36,7 @@ def both(run):
 def test_families_answer_alike_with_each_in_one_batch(family):
     def run(device):
         asked = [
-            Request(IDS[: 20 + 9 * i], "duo" if i % 2 and family != "gpt2" else "dense", PLAN if i % 2 else None, 5)
+            Request(IDS[: 20 + 9 * i], "duo" if i % 2 and family != "gpt2" else "dense", ROLES if i % 2 else None, 5)
             for i in range(4)
         ]
         if family == "gpt2":  # as many key/value heads as query heads: the plan is of another model
@@ -119,9 +95,7 @@ def test_prefixes_forks_and_scored_prompts_are_the_same():
                 samplings = [Sampling(temperature=1.0, seed=i) for i in range(2)]
                 scored = {"score_prompt": end == 70, "score_from": 1, "top_logprobs": 1}
                 request = GenerationRequest(IDS[:end], samplings, 4, policy=policy, hooks=Listeners(*ears), **scored)
-                engine.scheduler.add_request(request)
-                while engine.scheduler.in_flight:
-                    engine.scheduler.step()
+                drain(engine.scheduler, request)
                 found.append(([ear.ids for ear in ears], [len(ear.prompted) for ear in ears]))
                 found.append(request.stats.cached_tokens)
         engine.scheduler.close()
@@ -132,20 +106,7 @@ def test_prefixes_forks_and_scored_prompts_are_the_same():
     assert any(isinstance(one, int) and one > 0 for one in found), "a prefix was reused"
 
 
-def vector(seed: int = 0) -> torch.Tensor:
-    return torch.randn(32, generator=torch.Generator().manual_seed(seed))
-
-
-ALL, DECODE = TokenRange(), TokenRange(N)
-EDITS = {
-    "added": [PlacedEdit(Add("resid_post.1", 2 * vector()), ALL), PlacedEdit(Add("embed", vector(1)), DECODE)],
-    "heads": [PlacedEdit(Scale("z.1", 0.0, heads=[1, 3]), ALL), PlacedEdit(Scale("mlp_out.0", 0.5), DECODE)],
-    "queries": [PlacedEdit(Uniform(1, heads=[0]), ALL), PlacedEdit(Scale("k.1", 1.5, heads=[0]), ALL)],
-    "attend": [PlacedEdit(Attend(1, [0, 2], [], [3, 5, N + 1], [0.25, 0.5, 1.0]), ALL)],
-}
-
-
-@pytest.mark.parametrize("kind", EDITS)
+@pytest.mark.parametrize("kind", ["residual", "heads", "queries", "keys", "attend"])
 @pytest.mark.parametrize("bits", [16, 8])
 def test_interventions_and_captures_are_the_same(kind, bits):
     captures = (
@@ -158,7 +119,7 @@ def test_interventions_and_captures_are_the_same(kind, bits):
     def run(device):
         engine = engine_on(device, cache_bits=bits)
         asked = [
-            Request(IDS[:N], max_tokens=5, taps=RequestTaps(tuple(EDITS[kind]), captures)),
+            Request(IDS[:N], max_tokens=5, taps=RequestTaps(tuple(edits_of(kind)), captures)),
             Request(IDS[5:N], max_tokens=5),
         ]
         return engine.generate(asked)
@@ -176,8 +137,8 @@ def test_interventions_in_a_step_do_not_make_the_host_wait():
     device = PretendCuda()
     with device.active():
         engine = engine_on(device)
-        for kind in ("added", "heads", "queries"):
-            taps = RequestTaps(tuple(EDITS[kind]))
+        for kind in ("residual", "heads", "queries"):
+            taps = RequestTaps(tuple(edits_of(kind)))
             engine.scheduler.add_request(GenerationRequest(IDS[:N], max_tokens=6, taps=taps))
         while engine.scheduler.waiting or engine.scheduler.prefilling:
             engine.scheduler.step()
@@ -188,11 +149,8 @@ def test_interventions_in_a_step_do_not_make_the_host_wait():
 
 def test_comparisons_with_dense_are_the_same():
     def run(device):
-        engine, results = engine_on(device), []
-        policy = engine.policy_of("streamingllm")
-        for _ in compare_to_dense(engine.runner, IDS[:N], IDS[N : N + 6], policy, results.append):
-            pass
-        return results[0]
+        engine = engine_on(device)
+        return compare(engine, IDS[:N], IDS[N : N + 6], engine.policy_of("streamingllm"))
 
     wanted, found, _ = both(run)
     assert (found.kl, found.top1) == (pytest.approx(wanted.kl, abs=1e-4), wanted.top1)

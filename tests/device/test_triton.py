@@ -1,50 +1,50 @@
 """Decode steps by Triton kernels on a pretended device: launches run in the interpreter, all else is watched."""
 
+import contextlib
 import copy
 import importlib
-import sys
 
 import pytest
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from services.llm_longctx.engine import Engine
-from services.llm_longctx.kernels import dispatch, pack, pack_fp8
+from services.llm_longctx.kernels import pack, pack_fp8
 from services.llm_longctx.kernels.decode_step import HEAD
 from services.llm_longctx.methods import method
+from services.llm_longctx.tests.interpreted import interpreted
 from shared.lm.quantization import quantize
 from tests.device.paths import TRITON, knobs_of
 from tests.device.pretend_cuda import PretendCuda, to_cuda
 from tests.device.test_engine import IDS, PLAN, PROMPT, STEPS, net, on_cuda, play
 
-triton = pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
+pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
 interpreter = importlib.import_module("triton.runtime.interpreter")
 
 
-def forget() -> None:
-    """A kernel's form is settled when its file is imported, and what is there when dispatch first looks."""
-    for name in [name for name in sys.modules if name.startswith("services.llm_longctx.kernels") and "triton" in name]:
-        del sys.modules[name]
-    for cached in (dispatch._chosen, dispatch._absent):
-        cached.cache_clear()
-
-
-@pytest.fixture
-def launches(monkeypatch):
-    """Launches so far; what a kernel does is the device's own business, which its own tests look at."""
-    done: list[str] = []
+@contextlib.contextmanager
+def interpreted_launches(see):
+    """Interpret kernels, unwatched; `see` receives the name of each launch, and a function that repeats it."""
     plain = interpreter.GridExecutor.__call__
 
     def launch(self, *args, **kwargs):
-        done.append(self.fn.__name__)
-        with torch._C.DisableTorchFunction(), _disable_current_modes():
-            return plain(self, *args, **kwargs)
+        def run():
+            with torch._C.DisableTorchFunction(), _disable_current_modes():
+                plain(self, *args, **kwargs)
 
-    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
-    monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch)
-    forget()
-    yield done
-    forget()
+        run()
+        see(self.fn.__name__, run)
+
+    with interpreted() as patch:
+        patch.setattr(interpreter.GridExecutor, "__call__", launch)
+        yield
+
+
+@pytest.fixture
+def launches():
+    done: list[str] = []
+    with interpreted_launches(lambda name, _: done.append(name)):
+        yield done
 
 
 @pytest.mark.parametrize(("name", "bits"), TRITON)

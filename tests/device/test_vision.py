@@ -1,5 +1,6 @@
 """Every vision model in torch on a pretended device answers as on a CPU."""
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,8 @@ MODELS = {name: kind for service in SERVICES for name, kind in servables(service
 
 def answer(kind, folder: Path, device: str):
     context = LoadContext(cache=folder, weights=folder / "weights", threads=1, device=device, engine="torch")
-    model = kind.load(context)
-    try:
+    with closing(kind.load(context)) as model:
         return model.predict([model.example()], CallContext())[0]
-    finally:
-        model.close()
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,5 +1,7 @@
 """Kernels, recorded steps and a model on two GPUs, on a real card. Run by `make gpu`; a dry run has a processor."""
 
+from contextlib import closing
+
 import pytest
 import torch
 
@@ -17,26 +19,17 @@ CARD = "cpu" if DRY else "cuda"
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("d", [64, 80, 96, 128, 256])
-def test_decode(dtype, d):
-    checks.check_decode(CARD, "triton", dtype, (700, 0, 1, 5000, 16), 3, d)
+KERNELS = [
+    *((checks.check_decode, (dtype, (700, 0, 1, 5000, 16), 3, d)) for dtype in DTYPES for d in (64, 80, 96, 128, 256)),
+    *((checks.check_prefill, (dtype, 1000, d)) for dtype in DTYPES for d in (64, 128, 256)),
+    *((checks.check_merge, (dtype,)) for dtype in DTYPES),
+    *((checks.check_sampling, (vocab,)) for vocab in (50, 128_256)),
+]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("d", [64, 128, 256])
-def test_prefill(dtype, d):
-    checks.check_prefill(CARD, "triton", dtype, 1000, d)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_merge(dtype):
-    checks.check_merge(CARD, "triton", dtype)
-
-
-@pytest.mark.parametrize("vocab", [50, 128_256])
-def test_sampling(vocab):
-    checks.check_sampling(CARD, "triton", vocab)
+@pytest.mark.parametrize(("check", "arguments"), KERNELS, ids=lambda one: getattr(one, "__name__", str(one)))
+def test_kernels_agree_with_the_oracle(check, arguments):
+    check(CARD, "triton", *arguments)
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4, R4, R3])
@@ -52,8 +45,5 @@ def test_two_gpus_answer_as_one(tmp_path):
     wanted = [one.tokens for one in Engine(tiny_decoder()).generate(asked)]
     options = {"llm_weights": "fp32", "llm_tensor_parallel": "2"}
     place = LoadContext(cache=tmp_path / "cache", device="cuda", options=options)
-    together = make_local_model(write_folder(tmp_path / "model")).load(place)
-    try:
+    with closing(make_local_model(write_folder(tmp_path / "model")).load(place)) as together:
         assert [one.tokens for one in together.adapter.engine.generate(asked)] == wanted
-    finally:
-        together.close()

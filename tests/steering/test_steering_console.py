@@ -36,6 +36,14 @@ def _ask(page: Any, text: str = QUESTION) -> None:
     expect(page.get_by_role("button", name="Send")).to_be_visible()
 
 
+def _sent(page: Any) -> list[dict[str, Any]]:
+    """Bodies of the chats that the page asks for from now on."""
+    sent: list[dict[str, Any]] = []
+    chats = "/v1/chat/completions"
+    page.on("request", lambda one: sent.append(one.post_data_json) if one.url.endswith(chats) else None)
+    return sent
+
+
 def test_both_answers_stand_beside_each_other_and_go_on_apart(page, steerable):
     _open(page)
     _make(page, "calm")
@@ -43,10 +51,7 @@ def test_both_answers_stand_beside_each_other_and_go_on_apart(page, steerable):
     expect(page.locator("[data-part=vector-facts]")).to_contain_text("Made from 2 and 2 prompts")
     expect(page.locator("[data-part=strength-facts]")).to_contain_text("% of an activation’s length")
     page.locator("#steering-strength").fill("3")
-    sent: list[dict[str, Any]] = []
-    page.on(
-        "request", lambda one: sent.extend([one.post_data_json] if one.url.endswith("/v1/chat/completions") else [])
-    )
+    sent = _sent(page)
     _ask(page)
     answers = page.locator(".turn-pair .turn")
     expect(answers).to_have_count(2)
@@ -62,9 +67,8 @@ def test_both_answers_stand_beside_each_other_and_go_on_apart(page, steerable):
     assert sent[0]["seed"] == sent[1]["seed"]
     shown = page.locator(".turn-pair .turn-text").evaluate_all("found => found.map(one => one.textContent)")
     for asked, text in zip(sent, shown, strict=True):  # what is shown is what the service says to the same request
-        told = httpx2.post(
-            f"{steerable[0]}/v1/chat/completions", json=asked | {"stream": False, "stream_options": None}
-        )
+        whole = asked | {"stream": False, "stream_options": None}
+        told = httpx2.post(f"{steerable[0]}/v1/chat/completions", json=whole)
         assert told.json()["choices"][0]["message"]["content"] == text
     _ask(page, "More")
     assert [turn["content"] for turn in sent[2]["messages"]] == [QUESTION, shown[0], "More"]
@@ -80,10 +84,7 @@ def test_a_token_shows_its_heads_and_what_they_look_at(page, steerable, long, mo
     monkeypatch.setattr("services.llm_longctx.serving.steering.capture_writer.INLINE_NUMBERS", 10 if long else 65_536)
     _open(page)
     page.locator("#option-temperature").fill("0")
-    sent: list[dict[str, Any]] = []
-    page.on(
-        "request", lambda one: sent.extend([one.post_data_json] if one.url.endswith("/v1/chat/completions") else [])
-    )
+    sent = _sent(page)
     _ask(page)
     tokens = page.locator(".answer-token")
     tokens.nth(2).click()
@@ -101,9 +102,8 @@ def test_a_token_shows_its_heads_and_what_they_look_at(page, steerable, long, mo
     best = sorted(range(len(row)), key=lambda key: -row[key])[:3]
     shown = page.locator("[data-part=look-token]").all_inner_texts()[:3]
     assert shown == [text[key].replace("\n", "↵").replace(" ", "␣") for key in best]
-    assert page.locator("progress").locator("visible=true").first.evaluate("bar => bar.value") == pytest.approx(
-        max(row), abs=1e-5
-    )
+    bar = page.locator("progress").locator("visible=true").first
+    assert bar.evaluate("bar => bar.value") == pytest.approx(max(row), abs=1e-5)
     page.get_by_role("button", name="Mean of all").click()
     expect(page.locator("[data-part=head-name]")).to_have_text("Mean of all heads")
     page.locator(".head-map button").first.focus()

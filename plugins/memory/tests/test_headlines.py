@@ -1,8 +1,11 @@
-"""Headlines of models whose data is made say `synthetic`."""
+"""Descriptions by models and routes: figures on made data are synthetic, documents stay where they were read."""
 
 import pytest
+from fastapi import FastAPI
 
+from fovea.api.replica import route_fields
 from fovea.headline_metric import HeadlineMetric
+from fovea_memory.routes import documents, sessions
 from shared.registry import servables
 
 NAMES = ["fovea-landmark-recall", *(f"fovea-titans-{layout}" for layout in ("lmm", "mac", "mag", "mal"))]
@@ -13,3 +16,11 @@ def test_every_figure_on_made_data_is_called_synthetic(name):
     figures = [HeadlineMetric(one.name, 0.5, None, one.data) for one in servables("llm-longctx")[name].card.metrics]
     assert figures
     assert all(figure.is_synthetic for figure in figures)
+
+
+def test_documents_are_affine_and_sessions_are_not():
+    app = FastAPI()
+    for module in (documents, sessions):
+        app.include_router(module.router)
+    found = route_fields(app.openapi(), lambda path: path.startswith("/v1"))
+    assert set(found["affine"]) == {"/v1/documents/{document_id}"}

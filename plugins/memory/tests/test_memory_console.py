@@ -144,8 +144,8 @@ def test_session_is_forked_exported_and_deleted_from_the_list(page):
     expect(row).to_have_count(0)
 
 
-def test_older_sessions_come_a_page_at_a_time(page, remembering):
-    with httpx2.Client(base_url=remembering.url) as client:
+def test_older_sessions_come_a_page_at_a_time(page, url):
+    with httpx2.Client(base_url=url) as client:
         there = len(client.get("/v1/sessions", params={"limit": 1000}).json()["data"])
         for _ in range(51 - there):
             client.post("/v1/sessions", json={"model": "fovea-titans-mac"}).raise_for_status()
@@ -159,11 +159,11 @@ def test_older_sessions_come_a_page_at_a_time(page, remembering):
     assert page.locator(".session [data-part=id]").all_inner_texts() == names
 
 
-def test_session_that_is_gone_is_told_in_list_and_chat(page, remembering, complaints):
+def test_session_that_is_gone_is_told_in_list_and_chat(page, url, complaints):
     name = _talked(page)
     page.goto("/console/sessions")
     _row(page, name).wait_for()
-    httpx2.delete(f"{remembering.url}/v1/sessions/{name}").raise_for_status()
+    httpx2.delete(f"{url}/v1/sessions/{name}").raise_for_status()
     _row(page, name).get_by_role("button", name="Fork").click()
     expect(page.get_by_role("alert")).to_contain_text(f"There is no session {name}.")
     page.goto(f"/console/chat?model=fovea-titans-mac&session={name}")

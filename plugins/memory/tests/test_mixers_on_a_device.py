@@ -5,45 +5,15 @@ import copy
 import pytest
 import torch
 
-from fovea_memory.adapters.landmark_session import LandmarkRequestSession
-from fovea_memory.adapters.session import StatelessRequestSession
-from fovea_memory.adapters.titans import TitansRequestSession
-from fovea_memory.mixers.deconstructed.networks import DeconstructedLM
-from fovea_memory.mixers.landmark.networks import LandmarkGPT
-from fovea_memory.mixers.routing.networks import RoutingLM
-from fovea_memory.mixers.titans.networks import titans_mac
+from plugins.memory.tests.small_mixers import MIXERS
 from tests.device.pretend_cuda import PretendCuda, to_cuda
 
-VOCAB, PROMPT, STEPS = 42, 40, 4
+PROMPT, STEPS = 40, 4
 IDS = [(5 * i + i * i) % 41 for i in range(PROMPT + STEPS)]
 
 
-def _stateless(net):
-    return StatelessRequestSession(net.session(1), 256)
-
-
-MIXERS = {
-    "landmark": (
-        lambda: LandmarkGPT(VOCAB, 16, 2, 2, 4, 41, 64),
-        lambda net: LandmarkRequestSession(net.session(1, blocks=2), 0, PROMPT, [41]),
-    ),
-    "titans": (
-        lambda: titans_mac(VOCAB, 16, 2, 2, segment=8),
-        lambda net: TitansRequestSession("m", net.session(1), [41], 256),
-    ),
-    "routing": (lambda: RoutingLM(VOCAB, 16, 2, 2, 8, 1, 8, 8, 128), _stateless),
-    **{
-        f"deconstructed-{mixer}": (
-            lambda mixer=mixer: DeconstructedLM(VOCAB, 16, 2, 2, mixer, "hybrid", 128),
-            _stateless,
-        )
-        for mixer in ("approximate", "nonapproximate")
-    },
-}
-
-
-def play(open_session, net, device: PretendCuda | None = None) -> torch.Tensor:
-    session, rows, read = open_session(net), [], 0
+def play(open_session, net) -> torch.Tensor:
+    session, rows, read = open_session(net, PROMPT), [], 0
     with torch.inference_mode():
         while read < PROMPT:
             size = min(session.max_chunk, PROMPT - read)
@@ -65,7 +35,7 @@ def test_mixers_answer_as_on_a_cpu(name):
     net = make().eval().requires_grad_(requires_grad=False)
     wanted, device = play(open_session, net), PretendCuda()
     with device.active():
-        found = play(open_session, to_cuda(copy.deepcopy(net), device), device)
+        found = play(open_session, to_cuda(copy.deepcopy(net), device))
         assert found.device.type == "cuda"
         close = torch.allclose(found.cpu(), wanted, atol=1e-4)
     assert close

@@ -28,9 +28,14 @@ def store(client):
     return SessionStore(client, TenantCipher(MASTER), ttl_s=60)
 
 
-def everything(redis_server):
-    with sync_redis.Redis.from_url(redis_server.url) as client:
-        return {key: client.type(key) for key in client.scan_iter("*")}
+@pytest.fixture
+def raw(redis_server):
+    with sync_redis.Redis.from_url(redis_server.url) as opened:
+        yield opened
+
+
+def everything(raw):
+    return {key: raw.type(key) for key in raw.scan_iter("*")}
 
 
 async def test_versions_follow_each_other_and_the_last_three_are_kept(store):
@@ -48,9 +53,8 @@ async def test_versions_follow_each_other_and_the_last_three_are_kept(store):
 
 async def test_of_two_writers_from_one_version_one_is_told_to_come_again(store):
     head = await store.create("ann", "m", "d", b"0")
-    results = await asyncio.gather(
-        *(store.write_version("ann", head, b"%d" % n, tokens=n) for n in range(20)), return_exceptions=True
-    )
+    writers = (store.write_version("ann", head, b"%d" % n, tokens=n) for n in range(20))
+    results = await asyncio.gather(*writers, return_exceptions=True)
     assert ([r for r in results if r == 1], sum(isinstance(r, Conflict) for r in results)) == ([1], 19)
     winner = results.index(1)
     assert await store.read_version("ann", head.id, 1) == b"%d" % winner
@@ -76,7 +80,7 @@ async def test_another_tenants_session_is_not_there(store):
     assert await store.read_version("ann", head.id, 0) == b"0"
 
 
-async def test_sessions_are_listed_newest_first_in_pages_and_only_their_tenants(store, redis_server):
+async def test_sessions_are_listed_newest_first_in_pages_and_only_their_tenants(store):
     heads = [await store.create("cleo", "m", "d", b"0", tokens=n, state_bytes=10 + n) for n in range(5)]
     await store.create("dora", "m", "d", b"0")
     await store.write_version("cleo", heads[1], b"1", 9, state_bytes=7)
@@ -93,12 +97,11 @@ async def test_sessions_are_listed_newest_first_in_pages_and_only_their_tenants(
         await store.list_newest("dora", 3, after="nonsense")
 
 
-async def test_what_was_deleted_or_forgotten_is_listed_no_more_and_pages_stay_full(store, redis_server):
+async def test_what_was_deleted_or_forgotten_is_listed_no_more_and_pages_stay_full(store, raw):
     heads = [await store.create("emma", "m", "d", b"0") for _ in range(6)]
     await store.delete("emma", heads[5].id)
-    with sync_redis.Redis.from_url(redis_server.url) as client:  # as if their time was over
-        for head in heads[2:4]:
-            client.delete(*client.keys(f"*{head.id}*"))
+    for head in heads[2:4]:  # as if their time was over
+        raw.delete(*raw.keys(f"*{head.id}*"))
     assert [head.id for head in await store.list_newest("emma", 2)] == [heads[4].id, heads[1].id]
     assert [head.id for head in await store.list_newest("emma", 9)] == [heads[n].id for n in (4, 1, 0)]
     for n in (4, 1, 0):
@@ -106,30 +109,27 @@ async def test_what_was_deleted_or_forgotten_is_listed_no_more_and_pages_stay_fu
     assert await store.list_newest("emma", 9) == []
 
 
-async def test_delete_leaves_nothing_behind_not_even_answers(store, redis_server):
-    before = everything(redis_server)
+async def test_delete_leaves_nothing_behind_not_even_answers(store, raw):
+    before = everything(raw)
     head = await store.create("ann", "m", "d", b"0")
     for n in range(4):
-        await store.write_version(
-            "ann", await store.get("ann", head.id), b"%d" % n, n, idempotency_key=f"k{n}", answer=b"a"
-        )
+        head = await store.get("ann", head.id)
+        await store.write_version("ann", head, b"%d" % n, n, idempotency_key=f"k{n}", answer=b"a")
     await store.delete("ann", head.id)
-    assert everything(redis_server) == before
+    assert everything(raw) == before
     with pytest.raises(NotFound, match="no session"):
         await store.write_version("ann", head, b"late", 1)
-    assert everything(redis_server) == before
+    assert everything(raw) == before
 
 
-async def test_state_is_unreadable_in_redis_and_bound_to_its_place(store, redis_server):
+async def test_state_is_unreadable_in_redis_and_bound_to_its_place(store, raw):
     secret = b"my neighbour is called Edna"
     head = await store.create("ann", "m", "d", secret)
     other = await store.create("ann", "m", "d", b"other")
-    with sync_redis.Redis.from_url(redis_server.url) as client:
-        keys = [key for key in client.scan_iter("*") if key.endswith(b":v0")]
-        values = {key: client.get(key) for key in keys}
-        assert not any(secret in value or b"Edna" in key for key, value in values.items())
-        mine, theirs = ([k for k in keys if s.id.encode() in k][0] for s in (head, other))  # noqa: RUF015
-        client.set(mine, values[theirs])
+    values = {key: raw.get(key) for key in raw.scan_iter("*:v0")}
+    assert not any(secret in value or b"Edna" in key for key, value in values.items())
+    mine, theirs = (next(key for key in values if s.id.encode() in key) for s in (head, other))
+    raw.set(mine, values[theirs])
     with pytest.raises(Conflict, match="can't be opened"):
         await store.read_version("ann", head.id, 0)
 
@@ -141,22 +141,23 @@ async def test_other_master_key_opens_nothing(store, client):
         await stranger.read_version("ann", head.id, 0)
 
 
-async def test_unused_session_is_forgotten_and_a_used_one_is_not(client, redis_server):
+async def test_unused_session_is_forgotten_and_a_used_one_is_not(client, raw):
     store = SessionStore(client, TenantCipher(MASTER), ttl_s=1000)
     idle, busy = await store.create("ann", "m", "d", b"0"), await store.create("ann", "m", "d", b"0")
-    with sync_redis.Redis.from_url(redis_server.url) as raw:
 
-        def left(session):
-            return [raw.ttl(key) for key in raw.scan_iter(f"*{session.id}*")]
+    def left(session):
+        return [raw.ttl(key) for key in raw.scan_iter(f"*{session.id}*")]
 
-        assert all(0 < seconds <= 1000 for seconds in left(idle))
-        for session in (idle, busy):
-            for key in raw.scan_iter(f"*{session.id}*"):
-                raw.expire(key, 100)
-        await store.write_version("ann", await store.get("ann", busy.id), b"1", 1)
-        assert min(left(busy)) > 100 >= max(left(idle)), "a written session is kept as long as a new one"
-        for key in raw.scan_iter(f"*{idle.id}*"):
-            raw.expire(key, 0)
+    def expire(session, seconds):
+        for key in raw.scan_iter(f"*{session.id}*"):
+            raw.expire(key, seconds)
+
+    assert all(0 < seconds <= 1000 for seconds in left(idle))
+    expire(idle, 100)
+    expire(busy, 100)
+    await store.write_version("ann", await store.get("ann", busy.id), b"1", 1)
+    assert min(left(busy)) > 100 >= max(left(idle)), "a written session is kept as long as a new one"
+    expire(idle, 0)
     assert (await store.get("ann", busy.id)).version == 1
     with pytest.raises(NotFound):
         await store.get("ann", idle.id)

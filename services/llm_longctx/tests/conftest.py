@@ -1,19 +1,23 @@
 """A tiny model in a folder, served by the real app under uvicorn: what every test here talks to."""
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
+import httpx2
 import openai
 import pytest
 import torch
 
+from services.llm_longctx.api import embeddings, methods, responses, steering, sweeps
 from services.llm_longctx.api import openai as routes
 from services.llm_longctx.engine import Engine
+from services.llm_longctx.kernels.native import bindings, isa_targets
 from services.llm_longctx.models.smollm2 import SmolLM2
 from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler
 from services.llm_longctx.serving.local_models import make_local_model
+from services.llm_longctx.tests.interpreted import interpreted
 from services.llm_longctx.tests.tiny_models import tiny_decoder, write_folder
 from shared.lm.bundled_models import SMOLLM2
 from shared.lm.tokenizer import Tokenizer
@@ -22,6 +26,8 @@ from shared.settings import Settings
 from tests.harness.language_model import share_language_model
 from tests.harness.serving import is_loaded, serve_in_thread
 
+BUILT = [t for t in isa_targets.runnable_targets(bindings._processor()) if isa_targets.library_file(t).exists()]
+
 # Triton settles what its own library is compiled to when it is imported first: here, to Python.
 os.environ["TRITON_INTERPRET"] = "1"
 
@@ -29,9 +35,48 @@ MODEL = "tiny-llama"
 HELLO = [{"role": "user", "content": "Hello, who are you?"}]
 
 
+@contextmanager
+def torch_threads(count: int):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+def load_only(target, monkeypatch) -> None:
+    found = (bindings.open_library(isa_targets.library_file(target)), target.name)
+    monkeypatch.setattr(bindings, "load_library", lambda: found)
+
+
+@pytest.fixture(params=BUILT, ids=lambda target: target.name)
+def native_level(request, monkeypatch):
+    """Each level of instructions that is built here."""
+    load_only(request.param, monkeypatch)
+
+
+@pytest.fixture(params=[*BUILT, "triton"], ids=lambda target: getattr(target, "name", "triton"))
+def level(request, monkeypatch):
+    """Each level of instructions, and Triton's interpreter; gives the name of their back end."""
+    if request.param != "triton":
+        load_only(request.param, monkeypatch)
+        yield "cpu_ext"
+        return
+    pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
+    with interpreted():
+        yield "triton"
+
+
+@pytest.fixture
+def interpreter():
+    with interpreted():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +112,7 @@ def engine(decoder):
 
 
 class Server(ExitStack):
-    """An app under uvicorn in a thread, on a free port."""
+    """An app under uvicorn in a thread, on a free port, and clients of it and of OpenAI's routes."""
 
     def __init__(self, app) -> None:
         super().__init__()
@@ -75,6 +120,8 @@ class Server(ExitStack):
 
     def __enter__(self) -> Self:
         self.url = self.enter_context(serve_in_thread(self.app, is_loaded))
+        self.http = self.enter_context(httpx2.Client(base_url=self.url, timeout=60))
+        self.client = self.enter_context(openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0))
         return self
 
 
@@ -97,24 +144,23 @@ def smollm2_app(tmp: Path, *routers):
 
 @pytest.fixture(scope="session")
 def server(folder, tmp_path_factory):
-    with Server(app_of(folder, tmp_path_factory.mktemp("data"))) as running:
+    modules = (responses, embeddings, steering, sweeps, methods)
+    app = app_of(folder, tmp_path_factory.mktemp("data"), *(module.router for module in modules))
+    with Server(app) as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
-        yield made
+    """A client of the module's own server, where it has one."""
+    return server.client
 
 
 @pytest.fixture(scope="session")
 def roomy(tmp_path_factory):
     folder = write_folder(tmp_path_factory.mktemp("roomy") / "Tiny Llama", positions=2048)
-    with (
-        Server(app_of(folder, tmp_path_factory.mktemp("data"))) as server,
-        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made,
-    ):
-        yield made
+    with Server(app_of(folder, tmp_path_factory.mktemp("data"))) as server:
+        yield server.client
 
 
 def say(client, **more):

@@ -1,9 +1,23 @@
-"""Hooks of tests: one listener for each answer of a request."""
+"""Requests of tests: run until all have ended, with one listener for each answer."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from services.llm_longctx.engine import RequestHooks
+
+
+def drain(scheduler, *requests) -> None:
+    for one in requests:
+        scheduler.add_request(one)
+    while scheduler.in_flight:
+        scheduler.step()
+
+
+def serve(engine, request):
+    """The completion of one request behind those that were served before."""
+    output = engine.add_request(request)
+    drain(engine.scheduler)
+    return output.completion()
 
 
 class Listeners(RequestHooks):

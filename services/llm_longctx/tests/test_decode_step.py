@@ -7,11 +7,13 @@ import torch
 
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.taps import PlacedEdit, RequestTaps, SequenceTaps, TokenRange
-from services.llm_longctx.kernels import backends, pack
+from services.llm_longctx.kernels import PackedMatrix, backends, pack
 from services.llm_longctx.kernels.decode_step import HEAD
 from services.llm_longctx.kernels.native import bindings
 from services.llm_longctx.methods import method
-from shared.lm.builders import gemma3, gpt2, llama
+from services.llm_longctx.tests.conftest import torch_threads
+from services.llm_longctx.tests.tiny_models import random_decoder
+from shared.lm.builders import gemma3, gpt2, llama, qwen2
 from shared.lm.interventions import Add
 from shared.lm.quantization import quantize
 
@@ -24,6 +26,7 @@ FAMILIES = {
     "llama": lambda: llama(**SMALL, head_dim=16),
     "tied": lambda: llama(**SMALL, head_dim=24, tied=True),
     "biases": lambda: llama(**SMALL, head_dim=10, qkv_bias=True, out_bias=True),
+    "qwen2": lambda: qwen2(**SMALL, head_dim=16),
     "qwen3": lambda: llama(**SMALL, head_dim=32, qk_norm=True),
     "gemma3": lambda: gemma3(**SMALL, head_dim=16, window=9, every=3, query_scale=20.0),
     "gpt2": lambda: gpt2(vocab=61, width=40, layers=3, heads=4, hidden=80, positions=600),
@@ -31,11 +34,18 @@ FAMILIES = {
 
 
 def build(family: str, dtype: torch.dtype = torch.float32):
-    torch.manual_seed(1)
-    net = FAMILIES[family]().eval().requires_grad_(requires_grad=False)
-    for parameter in net.parameters():
-        parameter.copy_(parameter + 0.3 * torch.randn_like(parameter) / parameter.shape[-1] ** 0.25)
-    return net.to(dtype)
+    return random_decoder(FAMILIES[family]).to(dtype)
+
+
+def round_matrices(net, bits: int) -> dict[str, PackedMatrix]:
+    """The packed matrices; the net's own become what these hold."""
+    packed = {}
+    for key, weight in [*net.state_dict().items(), (HEAD, net.output_matrix)]:
+        if weight.dim() == 2 and (".layers." in key or key == HEAD):
+            rounded = quantize(weight.numpy(), bits)
+            packed[key] = pack(rounded)
+            weight.copy_(torch.from_numpy(rounded.dequantize()))
+    return packed
 
 
 def decode(net, how="dense", packed=None, backend="auto", prompts=(90, 33, 300), steps=4, threads=1):
@@ -43,14 +53,11 @@ def decode(net, how="dense", packed=None, backend="auto", prompts=(90, 33, 300),
     sequences = [engine.open() for _ in prompts]
     for s, n in zip(sequences, prompts, strict=True):
         s.prefill(IDS[:n])
-    found, before = [], torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    found = []
+    with torch_threads(threads):
         for step in range(steps):
             logits = engine.batch({s: IDS[n + step] for s, n in zip(sequences, prompts, strict=True)})
             found.append(torch.stack([logits[s].float() for s in sequences]))
-    finally:
-        torch.set_num_threads(before)
     for s in sequences:
         s.close()
     assert engine.kv_bytes() == 0
@@ -86,12 +93,8 @@ def test_bfloat16_errs_less_than_torch_does():
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("family", ["llama", "biases", "gemma3"])
 def test_packed_matrices_stand_for_the_matrices_that_they_hold(family, bits):
-    net, packed = build(family), {}
-    for key, weight in [*net.state_dict().items(), (HEAD, net.output_matrix)]:
-        if weight.dim() == 2 and (".layers." in key or key == HEAD):
-            rounded = quantize(weight.numpy(), bits)
-            packed[key] = pack(rounded)
-            weight.copy_(torch.from_numpy(rounded.dequantize()))
+    net = build(family)
+    packed = round_matrices(net, bits)
     ours, exact = decode(net, packed=packed), decode(net, backend="cpu_torch")
     # The remaining difference: rows of x are rounded to 8 bits.
     assert (ours - exact).norm() <= 0.03 * exact.norm()
@@ -142,12 +145,9 @@ def steer(net, sites, backend="auto", how="dense", threads=1):
     taps = SequenceTaps(RequestTaps(tuple(PlacedEdit(edit, TokenRange(60)) for edit in edits)), net)
     for sequence, n in zip(states, (90, 60), strict=True):
         sequence.prefill(IDS[:n])
-    opened, before = [s.state for s in states], torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    opened = [s.state for s in states]
+    with torch_threads(threads):
         found = [engine.runner.decode(opened, IDS[step : step + 2], (None, taps)).float() for step in range(2)]
-    finally:
-        torch.set_num_threads(before)
     for sequence in states:
         sequence.close()
     return torch.stack(found)

@@ -1,6 +1,7 @@
 """The Servable: what is chosen to be served, how it loads, and that a batch equals its singles."""
 
 import time
+from contextlib import closing
 
 import pytest
 
@@ -17,9 +18,8 @@ from tests.harness.streams import events_of
 
 @pytest.fixture
 def model(folder, tmp_path):
-    loaded = make_local_model(folder).load(LoadContext(cache=tmp_path, threads=1))
-    yield loaded
-    loaded.close()
+    with closing(make_local_model(folder).load(LoadContext(cache=tmp_path, threads=1))) as loaded:
+        yield loaded
 
 
 def test_the_default_setting_serves_the_models_of_the_room():
@@ -49,12 +49,10 @@ def test_an_unknown_format_is_refused_before_anything_is_read(folder, tmp_path):
 
 
 def test_bfloat16_is_another_fingerprint(folder, tmp_path, model):
-    narrow = make_local_model(folder).load(LoadContext(cache=tmp_path, threads=1, options={"llm_weights": "bf16"}))
-    try:
+    place = LoadContext(cache=tmp_path, threads=1, options={"llm_weights": "bf16"})
+    with closing(make_local_model(folder).load(place)) as narrow:
         assert narrow.adapter.fingerprint != model.adapter.fingerprint
         assert narrow.predict([narrow.example()], CallContext())[0].usage.completion_tokens == 8
-    finally:
-        narrow.close()
 
 
 def test_a_stream_gathers_into_the_answer_of_predict(model):

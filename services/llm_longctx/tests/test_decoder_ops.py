@@ -1,5 +1,7 @@
 """Operations of a layer besides attention: the C++ operations against torch's in float64, at every level built here."""
 
+import copy
+
 import pytest
 import torch
 
@@ -7,8 +9,9 @@ from fovea.errors import NotReady
 from services.llm_longctx.kernels import layer_ops
 from services.llm_longctx.kernels.decoder_ops import PackedPass
 from services.llm_longctx.kernels.decoder_ops.cpu_ext import FEW, MANY, NativeOps
-from services.llm_longctx.kernels.native import bindings, isa_targets
+from services.llm_longctx.kernels.native import bindings
 from services.llm_longctx.kernels.quantized_linear import pack
+from services.llm_longctx.tests.conftest import BUILT
 from shared.lm.attention import DenseAttention
 from shared.lm.blocks import OffsetRMSNorm, RMSNorm
 from shared.lm.builders import llama
@@ -16,7 +19,6 @@ from shared.lm.ops import TORCH
 from shared.lm.quantization import quantize
 from shared.lm.rope import rotation
 
-BUILT = [t for t in isa_targets.runnable_targets(bindings._processor()) if isa_targets.library_file(t).exists()]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
 
 pytestmark = pytest.mark.usefixtures("inference")
@@ -29,76 +31,61 @@ def inference():
         yield
 
 
-@pytest.fixture(params=BUILT, ids=lambda target: target.name)
-def ops(request, monkeypatch):
-    found = (bindings.open_library(isa_targets.library_file(request.param)), request.param.name)
-    monkeypatch.setattr(bindings, "load_library", lambda: found)
+@pytest.fixture
+def ops(native_level):
     return NativeOps()
 
 
-def layers(K, widths, dtype):
-    made = [torch.nn.Linear(K, n, bias=n % 2 == 1).to(dtype) for n in widths]
-    return made, [torch.nn.Linear(K, n, bias=n % 2 == 1).double() for n in widths]
-
-
 def alike(K, widths, dtype):
-    mine, oracle = layers(K, widths, dtype)
-    for one, other in zip(mine, oracle, strict=True):
-        other.load_state_dict(one.state_dict())
-    return mine, oracle
+    """Layers, every other one with biases, and the same in float64."""
+    mine = [torch.nn.Linear(K, n, bias=i % 2 == 0).to(dtype) for i, n in enumerate(widths)]
+    return mine, [copy.deepcopy(one).double() for one in mine]
+
+
+def near(found, wanted, dtype, times=1):
+    torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype] * times, rtol=TOLERANCE[dtype])
 
 
 @native
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("K", [1, 24, 60, 576])
-@pytest.mark.parametrize("rows", [1, 2, 5, FEW, FEW + 1])
-def test_products_and_gates_agree_with_torch_and_norms_before_them_are_norms(ops, dtype, K, rows):
+@pytest.mark.parametrize(
+    ("K", "rows", "widths"),
+    [
+        *((K, rows, (33, 16, 7)) for K in (1, 24, 60, 576) for rows in (1, 2, 5, FEW, FEW + 1)),
+        *((96, rows, (64, 64)) for rows in (FEW + 1, 64, 100, MANY, MANY + 1)),  # matrices that tiles take
+    ],
+)
+def test_products_and_gates_agree_with_torch_and_norms_before_them_are_norms(ops, dtype, K, rows, widths):
     torch.manual_seed(K + rows)
-    x = torch.randn(rows, 1, K).to(dtype)
-    mine, oracle = alike(K, (33, 16, 7), dtype)
+    x = torch.randn(rows, 1, K).to(dtype) if K != 96 else torch.randn(1, rows, K).to(dtype)
+    mine, oracle = alike(K, widths, dtype)
     for found, wanted in zip(ops.products(x, mine), TORCH.products(x.double(), oracle), strict=True):
         assert found.dtype == dtype
-        torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
-    (gate, up), (gate64, up64) = alike(K, (33, 33), dtype)
+        near(found, wanted, dtype)
+    (gate, up), (gate64, up64) = alike(K, widths[:1] * 2, dtype)
     found, wanted = ops.swiglu(x, gate, up), TORCH.swiglu(x.double(), gate64, up64)
-    torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    near(found, wanted, dtype)
     norm = OffsetRMSNorm(K, 1e-5).to(dtype)
     norm.weight.data.normal_()
     normed = ops.norm(x, norm)
     assert torch.equal(ops.swiglu(x, gate, up, norm), ops.swiglu(normed, gate, up))
     assert all(map(torch.equal, ops.products(x, mine, norm), ops.products(normed, mine)))
+    if K == 96 and bindings.has_tiles() and rows <= MANY:
+        assert torch.equal(ops.products(x[:, : FEW + 1], mine)[0], ops.products(x, mine)[0][:, : FEW + 1])
     matrix = torch.randn(50, K).to(dtype)
     found, wanted = ops.logits(x, matrix), x.double() @ matrix.double().T
-    torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype] * 3, rtol=TOLERANCE[dtype])
+    near(found, wanted, dtype, times=3)
 
 
 @native
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_a_row_does_not_depend_on_its_neighbours(ops, dtype):
     torch.manual_seed(0)
-    x, (mine, _) = torch.randn(FEW, 1, 100).to(dtype), layers(100, (40, 23), dtype)
+    x, (mine, _) = torch.randn(FEW, 1, 100).to(dtype), alike(100, (40, 23), dtype)
     together = ops.products(x, mine)
     for i in range(FEW):
         for alone, row in zip(ops.products(x[i : i + 1], mine), together, strict=True):
             assert torch.equal(alone[0], row[i])
-
-
-@native
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("rows", [FEW + 1, 64, 100, MANY, MANY + 1])
-def test_many_rows_of_matrices_that_tiles_take(ops, dtype, rows):
-    torch.manual_seed(rows)
-    norm, x = RMSNorm(96, 1e-5).to(dtype), torch.randn(1, rows, 96).to(dtype)
-    mine, oracle = ([torch.nn.Linear(96, 64, bias=bias) for bias in (True, False)] for _ in range(2))
-    for one, other in zip(mine, oracle, strict=True):
-        other.double().load_state_dict(one.to(dtype).state_dict())
-    for found, wanted in zip(ops.products(x, mine), TORCH.products(x.double(), oracle), strict=True):
-        torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
-    found, wanted = ops.swiglu(x, *mine), TORCH.swiglu(x.double(), *oracle)
-    torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
-    assert torch.equal(ops.swiglu(x, *mine, norm), ops.swiglu(ops.norm(x, norm), *mine))
-    if bindings.has_tiles() and rows <= MANY:
-        assert torch.equal(ops.products(x[:, : FEW + 1], mine)[0], ops.products(x, mine)[0][:, : FEW + 1])
 
 
 @native
@@ -111,7 +98,7 @@ def test_norms_agree_with_torch_on_views_too(ops, dtype, width, kind):
     norm.weight.data.normal_()
     found = ops.norm(x, norm)
     wanted = norm.double()(x.double())
-    torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    near(found, wanted, dtype)
 
 
 @native
@@ -120,7 +107,7 @@ def test_norms_agree_with_torch_on_views_too(ops, dtype, width, kind):
 def test_a_stream_in_float32_passes_norms_in_bfloat16(ops, width, rows):
     torch.manual_seed(width)
     norm, x = RMSNorm(width, 1e-5).bfloat16(), 3 * torch.randn(1, rows, width)
-    mine, _ = layers(width, (64, 33), torch.bfloat16)
+    mine, _ = alike(width, (64, 33), torch.bfloat16)
     normed = ops.norm(x, norm)
     assert normed.dtype == torch.bfloat16
     torch.testing.assert_close(normed.double(), RMSNorm(width, 1e-5).double()(x.double()), atol=2e-2, rtol=2e-2)
@@ -164,8 +151,8 @@ def test_rotations_agree_with_torch(ops, dtype, d, T, batched):
     turn = rotation(torch.rand(d // 2), positions, dtype)
     wanted, _ = TORCH.rotate(x.double(), x.double(), (turn[0].double(), turn[1].double()))
     turned = ops.rotate(x, x[:, :, :1], turn)
-    torch.testing.assert_close(turned[0].double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
-    torch.testing.assert_close(turned[1].double(), wanted[:, :, :1], atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    near(turned[0], wanted, dtype)
+    near(turned[1], wanted[:, :, :1], dtype)
 
 
 @native

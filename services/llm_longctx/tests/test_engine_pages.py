@@ -1,13 +1,16 @@
-"""The engine by hand: bytes by formula, refusals, and steps that do not fit."""
+"""The engine by hand: bytes by formula, its room, refusals, steps that do not fit, and layers whose windows slide."""
 
 import pytest
 import torch
 
 from fovea.errors import BadInput, InvalidOption
 from services.llm_longctx.engine import Engine, Request
+from services.llm_longctx.engine.offline.decode_loop import decode, read_prompt
 from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.methods import method
 from services.llm_longctx.methods.core.hook_results import CacheUpdate, RetentionPolicy
+from services.llm_longctx.serving.engine_room import choose_room
+from services.llm_longctx.tests.test_decode_step import IDS, ROLES, build
 
 DUO, RAZOR = method("duo", sink=2, recent=5), method("razor", sink=2, window_min=6, window_div=8)
 RECYCLED, POWER = method("recycled", budget=4, stride=3), method("power", block=4, window=2)
@@ -98,14 +101,95 @@ def test_the_reference_back_end_serves_the_same(tiny):
 
 
 def test_a_budget_of_bytes_is_met_by_heads_and_not_by_rounding(tiny):
-    engine = Engine(
-        tiny,
-        method("duo", sink=16, recent=128, share=0.0),
-        TINY_PLAN | {"scores": {"duo_gate": [[0.9, 0.1], [0.2, 0.8]]}},
-    )
+    plan = TINY_PLAN | {"scores": {"duo_gate": [[0.9, 0.1], [0.2, 0.8]]}}
+    engine = Engine(tiny, method("duo", sink=16, recent=128, share=0.0), plan)
     s = engine.open()
     s.prefill([i % 30 for i in range(190)])
     kept = sum(len(s.entries(layer, g).positions) for layer in range(2) for g in range(2)) * engine.pool.entry_bytes
     assert kept == 4 * 144 * engine.pool.entry_bytes
     assert s.kv_bytes() <= 1.12 * kept, "of pages of 64 entries it would be 1.33"
     s.close()
+
+
+def test_a_host_has_what_it_always_had():
+    assert choose_room("cpu", 16) == choose_room("cpu", 4) == (2 * 2**30, 8)
+
+
+def test_a_gpu_gives_pages_what_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: ({"cuda:1": 50 * 2**30}[device], 80 * 2**30))
+    assert choose_room("cuda:1", 16) == (40 * 2**30, 64)
+    assert choose_room("cuda:1", 4) == (20 * 2**30, 64)
+
+
+class Fed:
+    """A sequence that is fed known tokens; remembers the logits."""
+
+    def __init__(self, state, tokens):
+        self.state, self.rest, self.heard = state, list(tokens), []
+
+    def next_token(self):
+        return self.rest.pop(0) if self.rest else None
+
+    def take(self, logits):
+        self.heard.append(logits)
+
+
+def finish(work):
+    steps = 0
+    while True:
+        try:
+            next(work)
+            steps += 1
+        except StopIteration as end:
+            return steps, end.value
+
+
+def test_sequences_of_other_lengths_decode_together_as_alone(tiny):
+    engine = Engine(tiny, page=8)
+    answers = (prompt(2, 5), prompt(4, 6))
+    alone = []
+    for ids, answer in zip((prompt(70), prompt(33, 2)), answers, strict=True):
+        sequence = engine.open()
+        alone.append([sequence.prefill(ids)[-1], *(sequence.step(token) for token in answer)])
+        sequence.close()
+    together = []
+    for ids, answer in zip((prompt(70), prompt(33, 2)), answers, strict=True):
+        state = engine.runner.open(engine.dense)
+        state.reserve(len(ids), len(answer))
+        _, logits = finish(read_prompt(engine.runner, state, ids, keep=3, prefixes=engine.prefix_cache))
+        assert len(logits) == 3
+        together.append(Fed(state, answer))
+        together[-1].take(logits[-1])
+    steps, _ = finish(decode(engine.runner, together, prefixes=engine.prefix_cache))
+    assert steps == 4
+    for expected, one in zip(alone, together, strict=True):
+        torch.testing.assert_close(torch.stack(one.heard), torch.stack(expected))
+        one.state.close()
+    assert engine.pool.held == 0
+
+
+def test_a_prompt_that_is_known_gives_no_logits(tiny):
+    engine = Engine(tiny, page=8)
+    state = engine.runner.open(engine.dense)
+    steps, logits = finish(read_prompt(engine.runner, state, prompt(9), start=9))
+    assert (steps, len(logits)) == (0, 0)
+    state.close()
+
+
+@pytest.mark.parametrize(
+    ("how", "chunks", "held"),
+    [*(("dense", chunks, 60) for chunks in (None, [16, 16, 18], [1, 49])), (method("duo", sink=2, recent=6), None, 8)],
+)
+def test_sliding_layers_hold_their_window_and_dense_is_the_decoder(how, chunks, held):
+    model = build("gemma3", torch.float64)
+    engine = Engine(model, how, ROLES, page=4)
+    sequence = engine.open()
+    read = sequence.prefill(IDS[:50], chunks)
+    logits = torch.cat((read, torch.stack([sequence.step(token) for token in IDS[50:60]])))
+    if how == "dense":
+        torch.testing.assert_close(logits, model(torch.tensor([IDS[:60]]))[0], atol=1e-10, rtol=0)
+    found = [[len(sequence.entries(layer, g).positions) for g in range(2)] for layer in range(3)]
+    assert found[2] == [60, held]
+    assert max(found[0] + found[1]) <= 9
+    sequence.close()
+    assert engine.kv_bytes() == 0

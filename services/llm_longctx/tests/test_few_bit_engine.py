@@ -14,6 +14,9 @@ from services.llm_longctx.kernels import backends
 from services.llm_longctx.kernels.packed_pages import CACHE_FORMATS, R3, R4
 from services.llm_longctx.methods import method, methods
 from services.llm_longctx.serving.method_selection import fit_policy
+from services.llm_longctx.tests.hooks import serve
+from services.llm_longctx.tests.method_contract.oracle import trials
+from services.llm_longctx.tests.tiny_models import random_decoder
 from shared.lm.builders import llama
 
 IDS = [(7 * i + i * i) % 61 for i in range(1400)]
@@ -23,23 +26,13 @@ native = pytest.mark.skipif("cpu_ext" not in backends(), reason="the C++ kernels
 
 @pytest.fixture(scope="module")
 def net():
-    torch.manual_seed(1)
     sizes = {"vocab": 61, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "hidden": 56, "positions": 1500}
-    made = llama(**sizes, head_dim=16).eval().requires_grad_(requires_grad=False)
-    for parameter in made.parameters():
-        parameter.copy_(parameter + 0.2 * torch.randn_like(parameter) / parameter.shape[-1] ** 0.25)
-    return made
-
-
-def ready(name: str):
-    knobs = methods()[name].contract_knobs
-    first = knobs if isinstance(knobs, dict) else knobs[0]
-    return method(name, **first)
+    return random_decoder(lambda: llama(**sizes, head_dim=16), 0.2)
 
 
 @cache
 def decode(net, name, bits, backend="auto", prompt=150, steps=24):
-    engine = Engine(net, ready(name), ROLES, page=16, backend=backend, cache_bits=bits)
+    engine = Engine(net, trials(methods()[name])[0], ROLES, page=16, backend=backend, cache_bits=bits)
     s = engine.open()
     s.prefill(IDS[:prompt])
     logits = torch.stack([s.step(IDS[prompt + i]).float() for i in range(steps)])
@@ -73,12 +66,8 @@ def test_cpp_reads_packed_pages_as_torch_does(net, name, bits):
 @pytest.mark.parametrize(("bits", "most"), [(4, 0.30), (8, 0.56), (R4, 0.28), (R3, 0.22)])
 def test_bytes_of_a_long_prompt(net, bits, most):
     """In the served model's proportions: heads of 64 channels in bfloat16."""
-    wide = (
-        llama(vocab=61, width=64, layers=2, heads=4, kv_heads=2, head_dim=64, hidden=56, positions=8200)
-        .bfloat16()
-        .eval()
-    )
-    engine = Engine(wide, page=16, cache_bits=bits)
+    wide = llama(vocab=61, width=64, layers=2, heads=4, kv_heads=2, head_dim=64, hidden=56, positions=8200)
+    engine = Engine(wide.bfloat16().eval(), page=16, cache_bits=bits)
     assert engine.estimate(prompt=8192) <= most * engine.dense_bytes(8192)
     half = engine.policy_of("duo", {"schema": "head-plan/1", "roles": [[1, 0], [0, 1]]})
     if bits == 4:
@@ -113,30 +102,24 @@ def test_pages_of_another_size_are_refused(net):
         Engine(net, page=8).policy_of("dense", cache_bits=8)
 
 
-def generate(engine, *requests):
-    done = engine.generate(list(requests))
-    return [one.tokens for one in done], [one.usage for one in done]
-
-
-def serve(engine, request):
-    output = engine.add_request(request)
-    while engine.scheduler.in_flight:
-        engine.scheduler.step()
-    return output.completion()
-
-
 @pytest.mark.parametrize(("how", "bits"), [("dense", 4), ("duo", 4), ("snapkv", 4), ("duo", R4), ("snapkv", R3)])
 def test_a_cached_prefix_gives_the_same_answer(net, how, bits):
-    request = Request(IDS[:1200], ready(how), ROLES, max_tokens=30)
+    how = trials(methods()[how])[0]
+    request = Request(IDS[:1200], how, ROLES, max_tokens=30)
     alone = serve(Engine(net, page=16, cache_bits=bits), request)
     engine = Engine(net, page=16, cache_bits=bits)
-    serve(engine, Request([*IDS[:1100], 5, 6], ready(how), ROLES, max_tokens=3))
+    serve(engine, Request([*IDS[:1100], 5, 6], how, ROLES, max_tokens=3))
     again = serve(engine, request)
     assert (alone.usage.cached_tokens, again.usage.cached_tokens, again.tokens) == (0, 1024, alone.tokens)
-    whole = serve(engine, Request(IDS[:1200], ready(how), ROLES, max_tokens=3, cache_bits=16))
+    whole = serve(engine, Request(IDS[:1200], how, ROLES, max_tokens=3, cache_bits=16))
     assert whole.usage.cached_tokens == 0, "whole entries are not taken from packed ones"
     engine.scheduler.close()
     assert engine.pool.budget.held == 0
+
+
+def generate(engine, *requests):
+    done = engine.generate(list(requests))
+    return [one.tokens for one in done], [one.usage for one in done]
 
 
 def test_requests_of_all_types_go_together_and_are_preempted(net):

@@ -4,7 +4,6 @@ from contextvars import copy_context
 from functools import partial
 from types import SimpleNamespace
 
-import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,30 +49,29 @@ def held_back(method, model):
     return float(found[0].removeprefix(line)) if found else None
 
 
+def add(standing, agreement, times=1, now=0.0):
+    for _ in range(times):
+        standing.add(agreement, now)
+
+
 def test_it_comes_back_half_way_between_the_floor_and_full_agreement():
     standing = FidelityCircuitBreaker(FLOOR)
-    for _ in range(WINDOW):
-        standing.add(0.1, 0)
-    for _ in range(WINDOW):
-        standing.add(0.89, 0)
+    add(standing, 0.1, WINDOW)
+    add(standing, 0.89, WINDOW)
     assert standing.median(0) == 0.89
     assert standing.held, "above the floor is not enough"
-    for _ in range(WINDOW // 2):
-        standing.add(0.9, 0)
+    add(standing, 0.9, WINDOW // 2)
     assert standing.held
-    standing.add(0.9, 0)
+    add(standing, 0.9)
     assert not standing.held
-    for _ in range(WINDOW):
-        standing.add(0.81, 0)
+    add(standing, 0.81, WINDOW)
     assert not standing.held, "and below that line it stays, as long as it is above the floor"
 
 
 def test_what_is_old_weighs_less_and_is_forgotten():
     standing = FidelityCircuitBreaker(FLOOR)
-    for _ in range(LEAST):
-        standing.add(0.1, 0)
-    for _ in range(LEAST // 2 + 1):
-        standing.add(1.0, HALF_LIFE_S)
+    add(standing, 0.1, LEAST)
+    add(standing, 1.0, LEAST // 2 + 1, HALF_LIFE_S)
     assert standing.median(HALF_LIFE_S) == 1.0, "six of today outweigh ten that count half"
     assert len(standing) == LEAST + LEAST // 2 + 1
     standing.judge(FORGOTTEN_S)
@@ -82,15 +80,14 @@ def test_what_is_old_weighs_less_and_is_forgotten():
 
 def test_what_nothing_is_known_of_any_more_is_served_again():
     standing = FidelityCircuitBreaker(FLOOR)
-    for _ in range(LEAST):
-        standing.add(0.1, 0)
-    standing.add(0.1, 5)
+    add(standing, 0.1, LEAST)
+    add(standing, 0.1, now=5)
     assert standing.judge(FORGOTTEN_S + 4), "one finding is left: too few to change the verdict"
     assert not standing.judge(FORGOTTEN_S + 5)
     for i in range(LEAST - 1):
-        standing.add(0.1, FORGOTTEN_S + 6 + i)
+        add(standing, 0.1, now=FORGOTTEN_S + 6 + i)
     assert not standing.held, "it is judged afresh"
-    standing.add(0.1, FORGOTTEN_S + 60)
+    add(standing, 0.1, now=FORGOTTEN_S + 60)
     assert standing.held
 
 
@@ -194,11 +191,11 @@ def test_a_method_is_held_back_for_those_knobs_only_and_comes_back_when_it_agree
     extreme = {"method": "duo", "roles": [[0, 0], [0, 0]], "sink": 1, "recent": 24}
     sane = {**extreme, "roles": [[1, 1], [1, 1]]}
     app = app_of(folder, tmp_path, llm_fidelity_sample_rate=1.0, llm_fidelity_min_agreement=0.9)
-    with Server(app) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="x") as client:
+    with Server(app) as server:
         scheduler = app.state.host.servable(MODEL).adapter.scheduler
 
         def tell(longctx, text, new=6):
-            told = go_on(client, text, max_tokens=new, extra_body={"longctx": longctx}).usage.longctx
+            told = go_on(server.client, text, max_tokens=new, extra_body={"longctx": longctx}).usage.longctx
             until(lambda: not scheduler.backend.background_tasks)
             return told["method"], told["fallback"]
 

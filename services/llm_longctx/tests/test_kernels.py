@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from fovea.errors import BadInput, NotReady
 from services.llm_longctx import kernels
+from services.llm_longctx.engine.attention.prefill_kernels import over_history
 from services.llm_longctx.kernels import sdpa_lse as sdpa_lse_module
 from services.llm_longctx.kernels.block_sparse_prefill.reference import token_mask
 from services.llm_longctx.kernels.merge_lse.reference import softmax_of_all
 from services.llm_longctx.kernels.sdpa_lse import sdpa_lse, sdpa_lse_plain
+from services.llm_longctx.methods.core.hook_results import TokenLists, TokenRows
 
 FAST = [name for name in kernels.backends() if name not in {"reference", "triton"}]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 4e-2}
@@ -69,6 +71,57 @@ def prefill(case, backend):
 def test_prefill_agrees_with_the_oracle(backend, case):
     hypothesis.assume(takes(backend, case[0].dtype))
     agree(case[0], prefill(case, backend), prefill(case, "reference"))
+
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "queries", "keys", "d", "block", "key_block", "heads"),
+    [
+        ((6, 2), 90, 170, 24, 20, 7, 2),  # a chunk of a longer prompt; the group shares its blocks
+        ((6, 2), 90, 170, 64, 32, 32, 6),  # blocks per query head
+        ((1, 1), 1, 33, 3, 5, 40, 1),  # one query
+        ((3, 3), 63, 63, 60, 16, 16, 3),  # no groups, a partial last block
+        ((2, 1), 130, 512, 16, 130, 100, 1),  # blocks larger than a tile
+        ((4, 2), 90, 170, 130, 64, 16, 4),
+    ],
+)
+def test_every_level_prefills_like_the_oracle(level, dtype, shape, queries, keys, d, block, key_block, heads):
+    torch.manual_seed(keys + d)
+    case = prefill_problem(dtype, shape, queries, keys, d, block, key_block, heads)
+    within = 1e-5 if level == "cpu_ext" else None
+    agree(case[0], prefill(case, level), prefill(case, "reference"), lse_within=within)
+
+
+LENGTHS = [0, 1, 15, 64, 129, 300]
+
+
+def ragged(dtype, d, group, lengths=LENGTHS):
+    """Keys and values are views of one store each."""
+    torch.manual_seed(d)
+    q = torch.randn(len(lengths), group, d).to(dtype)
+    stores = [torch.randn(n, 2, d).to(dtype) for n in lengths]
+    weights = [None, torch.full((1,), -torch.inf), torch.randn(15), None, torch.randn(129), None]
+    return q, [s[:, 0] for s in stores], [s[:, 1] for s in stores], weights
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("d", "group"), [(64, 3), (24, 5), (1, 1), (80, 17), (130, 8)])
+def test_every_level_decodes_ragged_problems_like_the_oracle(level, dtype, d, group):
+    case = ragged(dtype, d, group, [*LENGTHS[:-1], 2500 if level == "cpu_ext" else 300])
+    within = 1e-5 if level == "cpu_ext" else None
+    agree(case[0], in_tensors(*case, level), in_tensors(*case, "reference"), lse_within=within)
+
+
+def test_large_scores_do_not_overflow(level):
+    q, keys = torch.full((1, 2, 64), 40.0), torch.full((3, 64), 40.0)
+    keys[1] = -40.0
+    values = torch.tensor([1.0, 2.0, 3.0])[:, None].expand(3, 64)
+    out, lse = kernels.decode(q, [keys], [values], backend=level)
+    assert torch.allclose(out, torch.full((1, 2, 64), 2.0))
+    assert torch.allclose(lse, torch.full((1, 2), 12800 + math.log(2.0)))
 
 
 @st.composite
@@ -205,13 +258,7 @@ def test_flash_attention_is_taken_where_nothing_is_added_to_scores(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("operator", "answers"),
-    [
-        (flash(), True),
-        (flash(wrong=0.1), False),
-        (refuse, False),
-        (None, False),
-    ],
+    ("operator", "answers"), [(flash(), True), (flash(wrong=0.1), False), (refuse, False), (None, False)]
 )
 def test_flash_attention_is_tried_before_it_is_used(operator, answers, monkeypatch):
     monkeypatch.setattr(sdpa_lse_module, "flash_operator", lambda: operator)
@@ -251,8 +298,7 @@ def test_dense_blocks_are_the_causal_triangle():
 def test_an_absent_back_end_raises_and_auto_passes_it_over():
     q, k = torch.randn(1, 2, 4), torch.randn(1, 2, 4)
     blocks = kernels.BlockCsr.dense(1, 2, 2)
-    absent = [name for name in ("cpu_ext", "triton") if name not in kernels.backends()]
-    for name in absent:
+    for name in {"cpu_ext", "triton"} - set(kernels.backends()):
         with pytest.raises(NotReady, match=name):
             kernels.block_sparse_prefill(q, k, k, blocks, backend=name)
     with pytest.raises(BadInput, match="known are auto"):
@@ -292,3 +338,33 @@ ONE, THREE = torch.zeros(1, 2, 4), torch.zeros(3, 4)
 def test_what_does_not_fit_is_refused(call, told):
     with pytest.raises(ValueError, match=told):
         call()
+
+
+@st.composite
+def listings(draw: st.DrawFn) -> tuple[int, int, tuple[TokenRows, ...], int]:
+    """A chunk from `offset` to N whose last `tail` queries read everything, and its lists by blocks."""
+    block, offset = draw(st.integers(1, 20)), draw(st.integers(0, 60))
+    N = offset + draw(st.integers(1, 60))
+    end = N - draw(st.integers(0, N - offset))
+    torch.manual_seed(draw(st.integers(0, 9)))
+    rows = []
+    for row in range(offset // block, -(-end // block) if end > offset else 0):
+        until = min((row + 1) * block, end)
+        tokens = torch.randperm(until)[: draw(st.integers(1, until))].sort().values
+        rows.append(TokenRows(max(row * block, offset), until, torch.cat((torch.zeros(1).long(), tokens)).unique()))
+    if end < N:
+        rows.append(TokenRows(end, N, None))
+    return offset, N, tuple(rows), block
+
+
+@pytest.mark.skipif("cpu_ext" not in kernels.backends(), reason="no C++ kernels are built here")
+@pytest.mark.parametrize("dtype", DTYPES)
+@hypothesis.given(listings())
+def test_lists_taken_together_are_the_lists_one_by_one(dtype, case):
+    offset, N, rows, block = case
+    q, k, v = torch.randn(6, N - offset, 16), torch.randn(2, N, 16), torch.randn(2, N, 16)
+    out, lse = over_history(*(x.to(dtype) for x in (q, k, v)), TokenLists(rows, block), "auto")
+    wanted, sums = over_history(q, k, v, TokenLists(rows), "cpu_torch")
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    torch.testing.assert_close(lse, sums, atol=max(TOLERANCE[dtype], 1e-5), rtol=0)

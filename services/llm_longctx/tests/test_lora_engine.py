@@ -1,7 +1,6 @@
 """LoRA adapters in the engine: each request is the merged model, next to others and under every method."""
 
 import copy
-from collections.abc import Mapping
 from functools import cache
 
 import pytest
@@ -10,19 +9,17 @@ import torch
 from fovea.errors import InvalidOption
 from services.llm_longctx.engine import Engine, GenerationRequest, Request
 from services.llm_longctx.engine.device.parallel_backend import check_divisible
-from services.llm_longctx.engine.quality.fidelity import compare_to_dense
 from services.llm_longctx.engine.taps import ActivationCapture, PlacedEdit, RequestTaps
-from services.llm_longctx.kernels import backends, pack
-from services.llm_longctx.kernels.decode_step import HEAD
-from services.llm_longctx.methods import method, methods
-from services.llm_longctx.tests.conftest import tiny_decoder
-from services.llm_longctx.tests.method_contract.oracle import PLAN
-from services.llm_longctx.tests.test_decode_step import IDS, ROLES, build
-from services.llm_longctx.tests.test_request_taps import ALL, BACKENDS, N, _Scores, traced, vector
+from services.llm_longctx.kernels import backends
+from services.llm_longctx.methods import methods
+from services.llm_longctx.tests.hooks import drain, serve
+from services.llm_longctx.tests.method_contract.oracle import PLAN, trials
+from services.llm_longctx.tests.test_decode_step import IDS, ROLES, build, round_matrices
+from services.llm_longctx.tests.test_fidelity import compare
+from services.llm_longctx.tests.test_request_taps import ALL, BACKENDS, N, _Scores, captured, traced, vector
+from services.llm_longctx.tests.tiny_models import random_adapter, tiny_decoder
 from shared.lm.interventions import Add
-from shared.lm.lora import PLACES, LoraAdapter, build_adapter
-from shared.lm.lora_config import LoraConfig
-from shared.lm.quantization import quantize
+from shared.lm.lora import PLACES, LoraAdapter
 
 FAMILIES = ["llama", "biases", "qwen3", "gemma3"]
 
@@ -33,19 +30,11 @@ def net_of(family: str):
 
 
 @cache
-def adapter_of(family: str, seed: int = 0, scale: float = 0.5) -> LoraAdapter:
+def adapter_of(family: str, seed: int = 0) -> LoraAdapter:
     """A random adapter on all seven places, or on three for odd seeds, whose ranks differ."""
-    net, draw, tensors = net_of(family), torch.Generator().manual_seed(seed), {}
     places = PLACES[1::2] if seed % 2 else PLACES
     ranks = {place: 1 + (3 * i + seed) % 5 for i, place in enumerate(places)}
-    for layer, block in enumerate(net.blocks):
-        for place in places:
-            out, inner = block.get_submodule(place).weight.shape
-            name = f"base_model.model.model.layers.{layer}.{place}.lora"
-            tensors[f"{name}_A.weight"] = torch.randn(ranks[place], inner, generator=draw) / inner**0.5
-            tensors[f"{name}_B.weight"] = torch.randn(out, ranks[place], generator=draw) * scale
-    config = LoraConfig(8, 8.0, False, ranks, ranks, tuple(places))
-    return build_adapter(config, tensors, net, f"{family}-{seed}-{scale}")
+    return random_adapter(net_of(family), ranks, seed, f"{family}-{seed}")
 
 
 @cache
@@ -79,8 +68,7 @@ def test_an_adapted_sequence_is_the_merged_model(family, backend):
 
 @pytest.mark.parametrize("name", methods())
 def test_every_method_serves_an_adapter_as_the_merged_model(name):
-    knobs = methods()[name].contract_knobs
-    how = method(name, **(knobs if isinstance(knobs, Mapping) else knobs[0]))
+    how = trials(methods()[name])[0]
     plan = PLAN if how.needs_plan else None
     ids = [37 * i % 251 for i in range(N + 5)]  # no token comes twice: keys of the first layer would be ties
     found, held = read_and_step(net_of("tiny"), how, adapter_of("tiny"), plan=plan, ids=ids)
@@ -101,8 +89,7 @@ def scores(engine: Engine, adapters, taps=None) -> list:
         engine.scheduler.add_request(request)
     batches, decode = [], engine.runner.decode
     engine.runner.decode = lambda states, *more: batches.append(len(states)) or decode(states, *more)
-    while engine.scheduler.in_flight:
-        engine.scheduler.step()
+    drain(engine.scheduler)
     assert max(batches) == len(adapters)
     return [ear.scores for ear in ears]
 
@@ -126,10 +113,7 @@ def test_prefixes_are_cached_by_adapter():
     engine = Engine(net_of("llama"), page=16)
 
     def ask(adapter):
-        output = engine.add_request(Request(IDS[:N], max_tokens=5, adapter=adapter))
-        while engine.scheduler.in_flight:
-            engine.scheduler.step()
-        found = output.completion()
+        found = serve(engine, Request(IDS[:N], max_tokens=5, adapter=adapter))
         return found.tokens, found.usage.cached_tokens
 
     one, two = adapter_of("llama"), adapter_of("llama", 1)
@@ -147,21 +131,15 @@ def test_steering_and_captures_see_the_adapted_model(backend):
     oracle = traced(merged("llama"), [*IDS[:N], *found.tokens[:-1]], edits, ["q.2", "mlp_out.1"])
     assert found.tokens == oracle.logits[0, N - 1 :].argmax(-1).tolist()
     for i, site in enumerate(("q.2", "mlp_out.1")):
-        rows = torch.cat([torch.tensor(row)[None] for one in found.captured if one.capture == i for row in one.values])
-        torch.testing.assert_close(rows, oracle[site][0], atol=5e-4, rtol=1e-3)
+        torch.testing.assert_close(torch.from_numpy(captured(found, i)), oracle[site][0], atol=5e-4, rtol=1e-3)
 
 
 @pytest.mark.skipif("cpu_ext" not in backends(), reason="the C++ kernels are not built")
 @pytest.mark.parametrize("bits", [4, 8])
 def test_an_adapter_works_next_to_packed_matrices(bits):
-    net, packed = build("llama"), {}
-    for key, weight in [*net.state_dict().items(), (HEAD, net.output_matrix)]:
-        if weight.dim() == 2 and (".layers." in key or key == HEAD):
-            rounded = quantize(weight.numpy(), bits)
-            packed[key] = pack(rounded)
-            weight.copy_(torch.from_numpy(rounded.dequantize()))
-    whole = copy.deepcopy(net)
-    parts = {}
+    net = build("llama")
+    packed = round_matrices(net, bits)
+    whole, parts = copy.deepcopy(net), {}
     for theirs, layer, mine in zip(net_of("llama").modules(), net.modules(), whole.modules(), strict=True):
         if (part := adapter_of("llama").parts.get(theirs)) is not None:
             parts[layer], mine.weight.data = part, part.merge(mine.weight)
@@ -176,12 +154,8 @@ def test_an_adapter_works_next_to_packed_matrices(bits):
 
 
 def test_an_answer_is_compared_with_dense_under_its_adapter_and_several_processes_refuse_it():
-    engine, found = Engine(net_of("llama"), page=16), []
-    for _ in compare_to_dense(engine.runner, IDS[:40], IDS[40:46], engine.policy, found.append, adapter_of("llama")):
-        pass
-    merged_engine, known = Engine(merged("llama"), page=16), []
-    for _ in compare_to_dense(merged_engine.runner, IDS[:40], IDS[40:46], merged_engine.policy, known.append):
-        pass
-    assert found[0].dense == pytest.approx(known[0].dense, abs=1e-3)
+    engine, whole = (Engine(net, page=16) for net in (net_of("llama"), merged("llama")))
+    found = compare(engine, IDS[:40], IDS[40:46], engine.policy, adapter_of("llama"))
+    assert found.dense == pytest.approx(compare(whole, IDS[:40], IDS[40:46], whole.policy).dense, abs=1e-3)
     with pytest.raises(InvalidOption, match="adapters"):
         check_divisible(engine.policy, has_taps=True)

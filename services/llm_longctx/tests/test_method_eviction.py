@@ -243,13 +243,6 @@ def test_numbers_that_are_none_are_refused():
         Engine(tiny_decoder(), Broken(), page=8).prefill(prompt(20))
 
 
-def test_keeping_everything_is_dense_bit_for_bit(tiny):
-    dense, all_of_it = Engine(tiny, "dense", page=8), Engine(tiny, SnapKv(ratio=1, window=4), page=8)
-    assert torch.equal(dense.prefill(prompt(40)), all_of_it.prefill(prompt(40)))
-    assert torch.equal(dense.step(3), all_of_it.step(3))
-    assert dense.kv_bytes() == all_of_it.kv_bytes()
-
-
 def test_cuts_while_decoding_need_no_pages_in_a_full_pool(tiny):
     """Prompts that share pages until the first cut: nobody may lose entries, or more than its place, by it."""
     how = KNorm(prefill="none", every=3, budget=20)

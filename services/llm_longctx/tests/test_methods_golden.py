@@ -1,5 +1,6 @@
 """The oracles of the methods against published masks, selections and outputs; the engine against published logits."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -22,6 +23,8 @@ ENGINE = read_golden(HERE / "engine_tinyllama.arrays")
 IDS = ENGINE["ids"].tolist()
 DHSA = {"block": 16, "budget": 48, "global_tokens": 8, "local_tokens": 16, "instruction": 16}
 ROLES = {"schema": "head-plan/1", "roles": [[1, 0], [0, 1], [0, 0]]}
+HEADS = {"schema": "head-plan/1", "heads": [[0, 0], [0, 3], [1, 0], [1, 3], [2, 1], [2, 2]]}
+BORDERS = [0, 9, 20, 26, 41, 48, 66, 75, 90, 97, 113, 120, 137, 144, 160]
 FLEX = sorted(name.removeprefix("flex_").removesuffix("_jsd") for name in GOLDEN if name.endswith("_jsd"))
 
 
@@ -47,15 +50,11 @@ def test_duo_streams_and_mixes_by_gates():
     near(duo.reference(Q, K, V, gate=golden("duo_gate")).out, "duo_mixed")
 
 
-@pytest.mark.parametrize(
-    ("name", "knobs"),
-    [
-        ("paper", {}),
-        ("unweighted", {"compensation": "unweighted"}),
-        ("nocomp", {"compensation": "none"}),
-        ("goldenstick", {"variant": "capacity"}),
-    ],
-)
+RAZORS = {"paper": {}, "unweighted": {"compensation": "unweighted"}, "nocomp": {"compensation": "none"},
+          "goldenstick": {"variant": "capacity"}}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "knobs"), RAZORS.items())
 def test_razor_compensates_as_each_reading_says(name, knobs):
     answer = method("razor", sink=4, window_min=64, window_div=5, **knobs).reference(Q[:, -1:], K, V)
     assert (answer.out[:, 0] - golden(f"razor_out_last_{name}")).abs().max() < 2e-6
@@ -94,9 +93,8 @@ def test_recycled_selects_the_published_positions(aggregate):
 @pytest.mark.parametrize("case", FLEX)
 def test_flexprefill_selects_the_published_blocks_in_both_precisions(case):
     block, gamma, tau = case.split("_")
-    flex = method(
-        "flexprefill", block=int(block[1:]), gamma=float(gamma[1:]), tau=float(tau[1:]), min_budget=int(block[1:])
-    )
+    size = int(block[1:])
+    flex = method("flexprefill", block=size, gamma=float(gamma[1:]), tau=float(tau[1:]), min_budget=size)
     answer = flex.reference(Q, K, V)
     assert torch.equal(answer.extras["block_mask"], golden(f"flex_{case}_mask"))
     assert torch.equal(flex.select(Q, K).kept, golden(f"flex_{case}_mask"))
@@ -146,22 +144,15 @@ def test_dhsa_keeps_the_published_blocks_outside_ties(variant, density):
         ("flexprefill", {"block": 16, "gamma": 0.9, "tau": 0.3, "min_budget": 16}, None, None, "flex"),
         ("power", {"block": 8, "window": 2}, None, None, "power"),
         ("power", {"block": 8, "window": 2}, None, [48, 7, 1, 104], "power"),
-        ("act", {"beta": 0.4, "threshold": 0.04}, "heads", None, "act"),
+        ("act", {"beta": 0.4, "threshold": 0.04}, HEADS, None, "act"),
         ("dhsa", DHSA, None, None, "dhsa"),
     ],
 )
 def test_the_engine_gives_the_published_logits(golden_llama, dtype, name, knobs, plan, chunks, told):
-    if plan == "heads":
-        plan = {"schema": "head-plan/1", "heads": [[0, 0], [0, 3], [1, 0], [1, 3], [2, 1], [2, 2]]}
-    boundaries = None
-    if name == "dhsa":
-        boundaries = [0, 9, 20, 26, 41, 48, 66, 75, 90, 97, 113, 120, 137, 144, 160]
-    engine = Engine(golden_llama.to(dtype), method(name, **knobs), plan, page=16)
-    try:
-        read = engine.prefill(IDS[:160], chunks, boundaries).double()
-        steps = torch.stack([engine.step(token) for token in IDS[160:]]).double()
-    finally:
-        golden_llama.double()
+    boundaries = BORDERS if name == "dhsa" else None
+    engine = Engine(copy.deepcopy(golden_llama).to(dtype), method(name, **knobs), plan, page=16)
+    read = engine.prefill(IDS[:160], chunks, boundaries).double()
+    steps = torch.stack([engine.step(token) for token in IDS[160:]]).double()
     if f"{told}_prefill" in LLAMA:
         assert np.abs(read[::8].numpy() - LLAMA[f"{told}_prefill"]).max() < 2e-4
     if f"{told}_prefill_tail" in ENGINE:

@@ -17,7 +17,7 @@ from services.llm_longctx.engine import Engine, GenerationRequest, Sampling, pre
 from services.llm_longctx.engine.attention import method_policy
 from services.llm_longctx.methods import compose, method, methods
 from services.llm_longctx.tests.conftest import Ear
-from services.llm_longctx.tests.hooks import Listeners
+from services.llm_longctx.tests.hooks import Listeners, drain
 from services.llm_longctx.tests.method_contract.oracle import trials
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from tests.harness.hypothesis_profiles import fewer
@@ -57,9 +57,7 @@ def alone(tiny):
     def tokens(which, ids, new, seed):
         engine = Engine(tiny, page=8)
         one, (ear,) = asked(engine, which, ids, new, [seed])
-        engine.scheduler.add_request(one)
-        while engine.scheduler.in_flight:
-            engine.scheduler.step()
+        drain(engine.scheduler, one)
         return ear.ids
 
     return tokens

@@ -7,7 +7,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx2
 import numpy as np
 import openai
 import pytest
@@ -15,28 +14,14 @@ import torch
 
 import fovea
 from fovea.cli import main as cli
-from services.llm_longctx.api import methods, responses, steering, sweeps
-from services.llm_longctx.tests.conftest import Server, app_of, go_on, say, text_of
+from services.llm_longctx.api import sweeps
+from services.llm_longctx.tests.conftest import go_on, say, text_of
 from shared.serving.batching import BatchOptions
 
 CLEAN, CORRUPT = "When Ann and Bob met, Bob ran to", "When Ann and Bob met, Ann ran to"
 WIDTH, HEADS, HEAD = 32, 4, 8
 N = len(CLEAN)
 A, B = 32, 33  # token ids of these letters
-
-
-@pytest.fixture(scope="module")
-def server(folder, tmp_path_factory):
-    served = app_of(folder, tmp_path_factory.mktemp("data"), responses.router, steering.router, sweeps.router,
-                    methods.router)  # fmt: skip
-    with Server(served) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
@@ -140,20 +125,16 @@ def test_heads_of_a_site_are_patched_one_by_one(client):
 
 def test_patches_act_in_streams_chats_and_responses_and_leave_neighbours_alone(client):
     capture = [{"type": "activation", "site": "resid_post.0", "positions": [0], "keep": True}]
-    pieces = [
-        one
-        for chunk in say(client, extra_body={"capture": capture}, max_tokens=3, stream=True)
-        for one in getattr(chunk.choices[0], "captured", None) or []
-    ]
+    chunks = say(client, extra_body={"capture": capture}, max_tokens=3, stream=True)
+    pieces = [one for chunk in chunks for one in getattr(chunk.choices[0], "captured", None) or []]
     assert [("id" in one, one["positions"] == []) for one in pieces] == [(False, False), (True, True)]
     body = {"interventions": [change(**{"from": pieces[1]["id"], "from_positions": [0], "positions": [-1]})]}
     plain, whole = text_of(client), text_of(client, extra_body=body)
     chunks = say(client, extra_body=body, stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole != plain == text_of(client)
     messages = [{"role": "user", "content": "Hello, who are you?"}]
-    response = client.responses.create(
-        model="tiny-llama", input=messages, temperature=0, max_output_tokens=16, extra_body=body
-    )
+    asked = {"model": "tiny-llama", "input": messages, "temperature": 0, "max_output_tokens": 16}
+    response = client.responses.create(**asked, extra_body=body)
     assert response.output_text == whole
 
 
@@ -212,14 +193,14 @@ def test_captures_belong_to_their_tenant_and_a_deleted_one_is_gone(client, serve
         client.with_options(default_headers={"x-fovea-tenant": "other"}).completions.create(
             model="tiny-llama", prompt=CORRUPT, extra_body={"interventions": [patch]}
         )
-    assert httpx2.delete(f"{server.url}/v1/captures/{kept}").json()["deleted"]
+    assert server.http.delete(f"/v1/captures/{kept}").json()["deleted"]
     with pytest.raises(openai.NotFoundError, match="kept for a day"):
         scores(client, patch)
 
 
 def sweep(server, **more):
     body = {"prompt": CORRUPT, "source": CLEAN, "tokens": ["B", "A"], "site": "resid_post"} | more
-    return httpx2.post(f"{server.url}/v1/sweeps", json=body, timeout=60)
+    return server.http.post("/v1/sweeps", json=body)
 
 
 def test_a_sweep_is_its_patches_one_by_one(client, server, codec, reference):
@@ -244,13 +225,8 @@ def test_a_sweep_is_its_patches_one_by_one(client, server, codec, reference):
     assert found["recovered"][1][N - 1] == pytest.approx(1, abs=1e-4)
     assert found["recovered"][0][0] == pytest.approx(0, abs=1e-4)
     assert found["forward_tokens"] == 2 * N + 2 * N * (N + 1) // 2
-    ours = {
-        "layers": [1],
-        "positions": [-1, 3],
-        "site": "hook_resid_post",
-        "prompt": codec.encode(CORRUPT, special=False),
-    }
-    part = sweep(server, **ours, tokens=[B, A]).json()
+    few = {"layers": [1], "positions": [-1, 3], "site": "hook_resid_post"}
+    part = sweep(server, **few, prompt=corrupt, tokens=[B, A]).json()
     assert (part["layers"], part["positions"], part["site"]) == ([1], [N - 1, 3], "resid_post")
     assert part["logits"][0] == [pytest.approx(found["logits"][1][at], abs=1e-4) for at in (N - 1, 3)]
 
@@ -297,7 +273,7 @@ def test_a_sweep_that_can_not_be_done_is_a_clear_4xx(server, more, status, what,
 
 def test_sweeps_are_bounded_need_the_scope_and_are_audited(server, monkeypatch):
     body = {"prompt": CORRUPT, "tokens": ["B"]}
-    refused = httpx2.post(f"{server.url}/v1/sweeps", json=body, headers={"x-fovea-scopes": "infer"})
+    refused = server.http.post("/v1/sweeps", json=body, headers={"x-fovea-scopes": "infer"})
     assert refused.status_code == 403
     answer = sweep(server)
     assert json.loads(answer.headers["x-fovea-audit"]) == {"act": "sweep", "model": "tiny-llama", "site": "resid_post"}
@@ -326,16 +302,14 @@ def test_sweeps_run_one_after_another_in_a_bounded_queue_by_their_deadline_and_t
     statuses = sorted(a.status_code for a in answers)
     assert (set(statuses), max(together)) == ({200, 429}, 1)
     assert all(float(a.headers["retry-after"]) > 0 for a in answers if a.status_code == 429)
-    late = httpx2.post(
-        f"{server.url}/v1/sweeps", json={"prompt": CORRUPT, "tokens": ["B"]}, headers={"x-fovea-deadline-ms": "100"}
-    )
-    assert late.status_code == 504
+    body, headers = {"prompt": CORRUPT, "tokens": ["B"]}, {"x-fovea-deadline-ms": "100"}
+    assert server.http.post("/v1/sweeps", json=body, headers=headers).status_code == 504
 
 
 async def test_the_client_library_sweeps_and_reads_captures(server, client):
     grid = {"source": CLEAN, "site": "attn.hook_z", "by": "head", "heads": [3, 1], "layers": [1]}
     asked = {"prompt": CORRUPT, "tokens": ["B", A], **grid}
-    wanted = httpx2.post(f"{server.url}/v1/sweeps", json=asked, timeout=60).json()
+    wanted = server.http.post("/v1/sweeps", json=asked).json()
     kept = keep(client, "resid_post.0", [3, 5])
     with fovea.Client(server.url) as ours:
         assert ours.sweep(CORRUPT, ["B", A], positions=None, **grid).model_dump(mode="json") == wanted

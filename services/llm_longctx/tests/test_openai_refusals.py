@@ -2,7 +2,6 @@
 
 import json
 
-import httpx2
 import openai
 import pytest
 
@@ -12,12 +11,13 @@ from services.llm_longctx.tests.tiny_models import CONTEXT, write_folder
 from tests.harness.waiting import wait_until as until
 
 JSON = {"content-type": "application/json"}
+
+
 OUT_OF_RANGE = {
-    "temperature": [-0.1, "hot"], "top_p": [1.5], "n": [0, 65], "min_tokens": [-1, 5],
-    "max_tokens": [0, 2.5], "presence_penalty": [3],
-    "frequency_penalty": [-3], "seed": [2**63], "top_logprobs": [2], "stop": [["a"] * 17, 5],
-    "response_format": [{"type": "json_schema"}], "functions": [[{"name": "f"}]], "stop_token_ids": [[272]],
-    "allowed_token_ids": [[], [272]], "prompt_logprobs": [21],
+    "temperature": [-0.1, "hot"], "n": [0, 65], "min_tokens": [-1, 5], "max_tokens": [0, 2.5], "seed": [2**63],
+    "top_logprobs": [2], "stop": [["a"] * 17, 5], "response_format": [{"type": "json_schema"}],
+    "functions": [[{"name": "f"}]], "stop_token_ids": [[272]], "allowed_token_ids": [[], [272]],
+    "prompt_logprobs": [21], "top_p": [1.5], "presence_penalty": [3], "frequency_penalty": [-3],
 }  # fmt: skip
 
 
@@ -52,23 +52,25 @@ TOOL = tool("f")
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
-        ({"extra_body": {"longctx": {"method": "denser"}}}, "longctx.method"),
-        ({"extra_body": {"longctx": {"method": "dense", "sink": 4}}}, "longctx.sink"),
-        ({"extra_body": {"longctx": {"method": "duo"}}}, "longctx.roles"),
-        ({"extra_body": {"longctx": {"method": "duo", "plan": "mine"}}}, "longctx.plan"),
-        ({"extra_body": {"longctx": {"method": "duo", "plan": {"schema": "head-plan/1"}}}}, "plan"),
-        ({"extra_body": {"longctx": {"method": "duo", "share": 0.5, "knobs": {"share": 1}}}}, "longctx.share"),
-        ({"extra_body": {"longctx": {"method": "power", "kv_ratio": 0.5}}}, "longctx"),
-        ({"extra_body": {"longctx": {"kv_ratio": 0.5, "kv_bytes": 5}}}, "longctx.kv_ratio"),
-        ({"extra_body": {"longctx": {"kv_ratio": 0}}}, "longctx.kv_ratio"),
-        ({"extra_body": {"longctx": {"prefill": "recycled"}}}, "longctx"),
-        ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty"),
-        ({"extra_body": {"top_k": -2}}, "top_k"),
+        ({"longctx": {"method": "denser"}}, "longctx.method"),
+        ({"longctx": {"method": "dense", "sink": 4}}, "longctx.sink"),
+        ({"longctx": {"method": "duo"}}, "longctx.roles"),
+        ({"longctx": {"method": "duo", "plan": "mine"}}, "longctx.plan"),
+        ({"longctx": {"method": "duo", "plan": {"schema": "head-plan/1"}}}, "plan"),
+        ({"longctx": {"method": "duo", "share": 0.5, "knobs": {"share": 1}}}, "longctx.share"),
+        ({"longctx": {"method": "power", "kv_ratio": 0.5}}, "longctx"),
+        ({"longctx": {"kv_ratio": 0.5, "kv_bytes": 5}}, "longctx.kv_ratio"),
+        ({"longctx": {"method": "snapkv", "kv_ratio": 0.5, "budget": 10}}, "longctx.budget"),
+        ({"longctx": {"method": "snapkv", "kv_ratio": 0.5, "knobs": {"ratio": 0.3}}}, "longctx.ratio"),
+        ({"longctx": {"kv_ratio": 0}}, "longctx.kv_ratio"),
+        ({"longctx": {"prefill": "recycled"}}, "longctx"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"top_k": -2}, "top_k"),
     ],
 )
 def test_bad_options_are_400_and_name_their_field(server, bad, param):
-    body = {"model": MODEL, "messages": HELLO, "max_tokens": 4} | bad | bad.get("extra_body", {})
-    answer = httpx2.post(f"{server.url}/v1/chat/completions", content=json.dumps(body), headers=JSON)
+    body = {"model": MODEL, "messages": HELLO, "max_tokens": 4} | bad
+    answer = server.http.post("/v1/chat/completions", content=json.dumps(body), headers=JSON)
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert error["type"] == "invalid_request_error"
@@ -79,14 +81,14 @@ def test_bad_options_are_400_and_name_their_field(server, bad, param):
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
 def test_what_is_no_number_is_refused(server, value):
     body = json.dumps({"messages": HELLO, "temperature": "T"}).replace('"T"', value)
-    answer = httpx2.post(f"{server.url}/v1/chat/completions", content=body, headers=JSON)
+    answer = server.http.post("/v1/chat/completions", content=body, headers=JSON)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "temperature")
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"messages": 1}', b"[" * 100_000])
 def test_broken_bodies_are_400(server, body):
     for route in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"):
-        answer = httpx2.post(f"{server.url}{route}", content=body, headers=JSON)
+        answer = server.http.post(f"{route}", content=body, headers=JSON)
         assert answer.status_code == 400, (route, answer.text)
         assert answer.json()["error"]["message"]
 
@@ -101,7 +103,7 @@ def test_broken_bodies_are_400(server, body):
 )  # fmt: skip
 def test_bad_completions_are_400_and_name_their_field(server, bad, param):
     body = json.dumps({"prompt": "a", "max_tokens": 2} | bad)
-    answer = httpx2.post(f"{server.url}/v1/completions", content=body, headers=JSON)
+    answer = server.http.post("/v1/completions", content=body, headers=JSON)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
@@ -113,7 +115,7 @@ def test_bad_completions_are_400_and_name_their_field(server, bad, param):
     ],
 )  # fmt: skip
 def test_the_tokenizers_routes_refuse_in_the_same_form(server, route, body):
-    answer = httpx2.post(f"{server.url}{route}", json=body)
+    answer = server.http.post(f"{route}", json=body)
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
@@ -151,7 +153,7 @@ def test_going_away_stops_the_work_within_a_step(server, client):
 def test_a_full_queue_is_429_with_retry_after(server, monkeypatch):
     engine = server.app.state.host.servable(MODEL).adapter.scheduler
     monkeypatch.setattr(engine.waiting, "max_waiting", 0)
-    answer = httpx2.post(f"{server.url}/v1/chat/completions", json={"messages": HELLO, "max_tokens": 1})
+    answer = server.http.post("/v1/chat/completions", json={"messages": HELLO, "max_tokens": 1})
     assert answer.status_code == 429
     assert int(answer.headers["retry-after"]) >= 1
     assert answer.json()["error"]["type"] == "rate_limit_error"
@@ -163,7 +165,7 @@ def test_a_stream_that_waits_for_its_turn_tells_its_place_and_clients_skip_it(se
     monkeypatch.setattr(routes, "FIRST_CHUNK_WAIT_S", patient)
     monkeypatch.setattr(scheduler.backend, "fits", lambda *args: len(places) > 2 and fits(*args))
     body = {"messages": HELLO, "max_tokens": 2, "temperature": 0, "stream": True}
-    with httpx2.stream("POST", f"{server.url}/v1/chat/completions", json=body) as answer:
+    with server.http.stream("POST", "/v1/chat/completions", json=body) as answer:
         lines = iter(answer.iter_lines())
         while (line := next(lines)).startswith(":") or not line:
             places.append(line)
@@ -179,8 +181,8 @@ def test_what_goes_wrong_while_a_stream_waits_is_told_in_the_stream(server, monk
     scheduler = server.app.state.host.servable(MODEL).adapter.scheduler
     monkeypatch.setattr(routes, "FIRST_CHUNK_WAIT_S", 0.02)
     monkeypatch.setattr(scheduler.backend, "fits", lambda *_: False)
-    answer = httpx2.post(
-        f"{server.url}/v1/completions", json={"prompt": "a", "stream": True}, headers={"x-fovea-deadline-ms": "200"}
+    answer = server.http.post(
+        "/v1/completions", json={"prompt": "a", "stream": True}, headers={"x-fovea-deadline-ms": "200"}
     )
     assert answer.status_code == 200
     *waited, error, end = answer.text.split("\n\n")
@@ -192,8 +194,6 @@ def test_what_goes_wrong_while_a_stream_waits_is_told_in_the_stream(server, monk
 
 def test_a_model_without_template_completes_but_does_not_chat(tmp_path):
     with Server(app_of(write_folder(tmp_path / "plain.model", template=None), tmp_path)) as plain:
-        base = openai.OpenAI(base_url=f"{plain.url}/v1", api_key="none", max_retries=0)
-        with base:
-            assert go_on(base, model="plain.model").choices[0].text
-            with pytest.raises(openai.BadRequestError, match="no chat template"):
-                say(base, model="plain.model")
+        assert go_on(plain.client, model="plain.model").choices[0].text
+        with pytest.raises(openai.BadRequestError, match="no chat template"):
+            say(plain.client, model="plain.model")

@@ -5,7 +5,6 @@ import json
 import threading
 import time
 
-import httpx2
 import numpy as np
 import openai
 import pytest
@@ -22,34 +21,28 @@ TOOL = {"type": "function", "name": "switch", "parameters": {"type": "object", *
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
+def server(tmp_path_factory):
     folder = write_folder(tmp_path_factory.mktemp("responses") / "Tiny Llama", positions=1024)
     (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.0, "top_k": 5}))
     extra = (responses.router, embeddings.router)
     app = app_of(folder, tmp_path_factory.mktemp("data"), *extra, also={MINILM: AllMiniLM})
-    with Server(app) as server:
-        yield server
+    with Server(app) as running:
+        yield running
 
 
-@pytest.fixture(scope="module")
-def friend(served):
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as made:
-        yield made
-
-
-def test_a_text_is_answered_like_the_same_chat(friend):
-    answer = friend.responses.create(model=MODEL, input="Hello", instructions="Be brief.", max_output_tokens=12)
+def test_a_text_is_answered_like_the_same_chat(client):
+    answer = client.responses.create(model=MODEL, input="Hello", instructions="Be brief.", max_output_tokens=12)
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
-    chat = say(friend, messages=turns, max_tokens=12)
+    chat = say(client, messages=turns, max_tokens=12)
     assert answer.output_text == chat.choices[0].message.content
     assert (answer.status, answer.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     assert (answer.usage.input_tokens, answer.usage.output_tokens) == (chat.usage.prompt_tokens, 12)
     assert answer.id.startswith("resp_")
 
 
-def test_the_events_of_a_stream_make_the_same_response(friend):
-    whole = friend.responses.create(model=MODEL, input="Hello", max_output_tokens=12)
-    with friend.responses.stream(model=MODEL, input="Hello", max_output_tokens=12) as stream:
+def test_the_events_of_a_stream_make_the_same_response(client):
+    whole = client.responses.create(model=MODEL, input="Hello", max_output_tokens=12)
+    with client.responses.stream(model=MODEL, input="Hello", max_output_tokens=12) as stream:
         events = list(stream)
     kinds = [event.type for event in events]
     assert kinds[:4] == [
@@ -60,15 +53,15 @@ def test_the_events_of_a_stream_make_the_same_response(friend):
     assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == whole.output_text
 
 
-def test_a_forced_function_is_called_and_its_result_goes_on(friend):
+def test_a_forced_function_is_called_and_its_result_goes_on(client):
     options = {"model": MODEL, "tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}
-    answer = friend.responses.create(input="On?", max_output_tokens=300, **options)
+    answer = client.responses.create(input="On?", max_output_tokens=300, **options)
     (call,) = answer.output
     assert (call.type, call.name, answer.status) == ("function_call", "switch", "completed")
     assert set(json.loads(call.arguments)) == {"on"}
     streamed = "".join(
         event.delta
-        for event in friend.responses.create(input="On?", max_output_tokens=300, stream=True, **options)
+        for event in client.responses.create(input="On?", max_output_tokens=300, stream=True, **options)
         if event.type == "response.function_call_arguments.delta"
     )
     assert streamed == call.arguments
@@ -77,83 +70,84 @@ def test_a_forced_function_is_called_and_its_result_goes_on(friend):
         call.model_dump(),
         {"type": "function_call_output", "call_id": call.call_id, "output": "done"},
     ]
-    assert friend.responses.create(model=MODEL, input=turns, max_output_tokens=4).output_text
+    assert client.responses.create(model=MODEL, input=turns, max_output_tokens=4).output_text
 
 
-def test_a_stored_response_is_gone_on_from(friend):
-    first = friend.responses.create(model=MODEL, input="Hello", max_output_tokens=6, store=True)
-    assert friend.responses.retrieve(first.id).output_text == first.output_text
+def test_a_stored_response_is_gone_on_from(client):
+    first = client.responses.create(model=MODEL, input="Hello", max_output_tokens=6, store=True)
+    assert client.responses.retrieve(first.id).output_text == first.output_text
     went_on = {"input": "And then?", "previous_response_id": first.id, "max_output_tokens": 8, "model": MODEL}
-    second = friend.responses.create(**went_on, store=True)
+    second = client.responses.create(**went_on, store=True)
     turns = [
         {"role": "user", "content": "Hello"},
         {"role": "assistant", "content": first.output_text},
         {"role": "user", "content": "And then?"},
     ]
-    chat = say(friend, messages=turns, max_tokens=8)
+    chat = say(client, messages=turns, max_tokens=8)
     assert second.output_text == chat.choices[0].message.content
     assert (second.previous_response_id, second.usage.input_tokens) == (first.id, chat.usage.prompt_tokens)
-    with friend.responses.stream(**went_on) as stream:
+    with client.responses.stream(**went_on) as stream:
         assert list(stream)[-1].response.output_text == second.output_text
-    items = friend.responses.input_items.list(second.id).data
+    items = client.responses.input_items.list(second.id).data
     assert [(item.role, item.content[0].type) for item in items] == [
         ("user", "input_text"), ("assistant", "output_text"), ("user", "input_text"),
     ]  # fmt: skip
     with pytest.raises(openai.BadRequestError, match="exclude each other"):
-        friend.responses.create(**went_on, extra_body={"session_id": "s"})
-    friend.responses.delete(first.id)
+        client.responses.create(**went_on, extra_body={"session_id": "s"})
+    client.responses.delete(first.id)
     with pytest.raises(openai.NotFoundError, match="store: true"):
-        friend.responses.retrieve(first.id)
-    third = friend.responses.create(model=MODEL, input="So?", previous_response_id=second.id, max_output_tokens=2)
+        client.responses.retrieve(first.id)
+    third = client.responses.create(model=MODEL, input="So?", previous_response_id=second.id, max_output_tokens=2)
     assert third.usage.input_tokens > second.usage.input_tokens
 
 
-def test_the_oldest_stored_responses_of_a_tenant_make_room(served, monkeypatch):
+def test_the_oldest_stored_responses_of_a_tenant_make_room(server, monkeypatch):
     monkeypatch.setattr(response_store, "MAX_RESPONSES", 2)
 
     def ask(tenant: str) -> str:
         body = {"model": MODEL, "input": "Hello", "store": True, "max_output_tokens": 4}
-        answer = httpx2.post(f"{served.url}/v1/responses", json=body, headers={"x-fovea-tenant": tenant}, timeout=60)
-        return f"{served.url}/v1/responses/{answer.json()['id']}"
+        answer = server.http.post("/v1/responses", json=body, headers={"x-fovea-tenant": tenant})
+        return f"/v1/responses/{answer.json()['id']}"
 
     others, found = ask("others"), [ask("much") for _ in range(4)]
-    seen = [httpx2.get(url, headers={"x-fovea-tenant": "much"}).status_code for url in found]
-    assert (seen, httpx2.get(others, headers={"x-fovea-tenant": "others"}).status_code) == ([404, 404, 200, 200], 200)
+    seen = [server.http.get(url, headers={"x-fovea-tenant": "much"}).status_code for url in found]
+    assert (seen, server.http.get(others, headers={"x-fovea-tenant": "others"}).status_code) == (
+        [404, 404, 200, 200],
+        200,
+    )
 
 
-def test_ids_of_items_that_are_no_text_are_given_anew(friend, served):
+def test_ids_of_items_that_are_no_text_are_given_anew(client, server):
     body = {"model": MODEL, "max_output_tokens": 2, "store": True}
     body["input"] = [{"id": 5, "role": "user", "content": "Hello"}, {"id": "mine", "role": "user", "content": "!"}]
-    stored = httpx2.post(f"{served.url}/v1/responses", json=body, timeout=60).json()
-    first, second = friend.responses.input_items.list(stored["id"]).data
+    stored = server.http.post("/v1/responses", json=body).json()
+    first, second = client.responses.input_items.list(stored["id"]).data
     assert first.id.startswith("msg_")
     assert second.id == "mine"
 
 
 @pytest.mark.parametrize("field", ["metadata", "tool_choice", "extra"])
-def test_halves_of_characters_are_no_fault_of_the_server(served, field):
+def test_halves_of_characters_are_no_fault_of_the_server(server, field):
     given = {"metadata": {"a": "HALF"}, "tool_choice": {"a": "HALF"}, "extra": "HALF"}[field]
     body = json.dumps({"input": "Hello", "max_output_tokens": 2, "store": True, field: given})
     headers = {"content-type": "application/json"}
-    answer = httpx2.post(
-        f"{served.url}/v1/responses", content=body.replace("HALF", "\\ud800"), headers=headers, timeout=60
-    )
+    answer = server.http.post("/v1/responses", content=body.replace("HALF", "\\ud800"), headers=headers, timeout=60)
     assert answer.status_code == 400, answer.text
     assert "surrogate" in answer.json()["error"]["message"]
 
 
-def test_what_is_not_to_be_stored_is_not(friend):
-    answer = friend.responses.create(model=MODEL, input="Hello", max_output_tokens=2)
+def test_what_is_not_to_be_stored_is_not(client):
+    answer = client.responses.create(model=MODEL, input="Hello", max_output_tokens=2)
     for unknown in (answer.id, "resp_1", "resp_..%2f"):
         with pytest.raises(openai.NotFoundError) as caught:
-            friend.responses.create(model=MODEL, input="And?", previous_response_id=unknown)
+            client.responses.create(model=MODEL, input="And?", previous_response_id=unknown)
         assert caught.value.param == "previous_response_id"
 
 
-def test_a_streamed_response_is_stored_before_it_is_said_to_be_complete(friend):
-    for event in friend.responses.create(model=MODEL, input="Hello", max_output_tokens=4, stream=True, store=True):
+def test_a_streamed_response_is_stored_before_it_is_said_to_be_complete(client):
+    for event in client.responses.create(model=MODEL, input="Hello", max_output_tokens=4, stream=True, store=True):
         if event.type in {"response.completed", "response.incomplete"}:
-            assert friend.responses.retrieve(event.response.id).output_text == event.response.output_text
+            assert client.responses.retrieve(event.response.id).output_text == event.response.output_text
             return
     pytest.fail("the stream has no end")
 
@@ -171,43 +165,43 @@ def test_a_streamed_response_is_stored_before_it_is_said_to_be_complete(friend):
         ({"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "no"}}}}, "text.format"),
     ],
 )
-def test_bad_requests_are_openais_400(served, bad, param):
-    answer = httpx2.post(f"{served.url}/v1/responses", json={"model": MODEL, "input": "a", "stream": True} | bad)
+def test_bad_requests_are_openais_400(server, bad, param):
+    answer = server.http.post("/v1/responses", json={"model": MODEL, "input": "a", "stream": True} | bad)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"].startswith(param)
 
 
-def test_what_a_request_leaves_out_is_the_models_own(served, friend):
+def test_what_a_request_leaves_out_is_the_models_own(server, client):
     """This model's generation config is greedy."""
-    texts = {say(friend, temperature=openai.omit).choices[0].message.content for _ in range(3)}
+    texts = {say(client, temperature=openai.omit).choices[0].message.content for _ in range(3)}
     assert len(texts) == 1
-    assert len({say(friend, temperature=1.5).choices[0].message.content for _ in range(3)}) > 1
-    card = httpx2.get(f"{served.url}/v1/models/{MODEL}").json()
+    assert len({say(client, temperature=1.5).choices[0].message.content for _ in range(3)}) > 1
+    card = server.http.get(f"/v1/models/{MODEL}").json()
     assert card["sampling"] | {"top_k": 5, "temperature": 0.0} == card["sampling"]
 
 
-def test_small_print(served, friend):
+def test_small_print(server, client):
     options = {"service_tier": "auto", "metadata": {"a": "b"}, "store": False, "max_completion_tokens": 3}
-    assert say(friend, **options).usage.completion_tokens == 3
+    assert say(client, **options).usage.completion_tokens == 3
     long = [{"role": "user", "content": "word " * 60}]
-    say(friend, messages=long)
-    usage = say(friend, messages=long).usage
+    say(client, messages=long)
+    usage = say(client, messages=long).usage
     assert usage.prompt_tokens_details.cached_tokens > 0
     assert usage.longctx["context_left"] == 1024 - usage.total_tokens
-    assert say(friend, n=2).usage.longctx["context_left"] is None
-    assert httpx2.get(f"{served.url}/health").status_code == 200
-    assert httpx2.get(f"{served.url}/version").json()["version"]
+    assert say(client, n=2).usage.longctx["context_left"] is None
+    assert server.http.get("/health").status_code == 200
+    assert server.http.get("/version").json()["version"]
 
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("path", ["completions", "responses"])
-def test_a_stream_that_goes_on_outlives_the_deadline_of_a_whole_answer(served, monkeypatch, path, stream):
-    backend = served.app.state.host.servable(MODEL).adapter.scheduler.backend
+def test_a_stream_that_goes_on_outlives_the_deadline_of_a_whole_answer(server, monkeypatch, path, stream):
+    backend = server.app.state.host.servable(MODEL).adapter.scheduler.backend
     decode = backend.decode_batch
     monkeypatch.setattr(backend, "decode_batch", lambda batch: (time.sleep(0.05), decode(batch))[1])
     asks = {"completions": {"prompt": "a", "max_tokens": 20}, "responses": {"input": "a", "max_output_tokens": 20}}
-    answer = httpx2.post(
-        f"{served.url}/v1/{path}",
+    answer = server.http.post(
+        f"/v1/{path}",
         json={**asks[path], "stream": stream, "ignore_eos": True},
         headers={"x-fovea-deadline-ms": "600", "x-fovea-stream-ms": "0"},
         timeout=30,
@@ -218,41 +212,41 @@ def test_a_stream_that_goes_on_outlives_the_deadline_of_a_whole_answer(served, m
         assert {"completions": "data: [DONE]", "responses": "response.incomplete"}[path] in answer.text
 
 
-def test_a_decoders_embeddings_are_means_of_its_states(friend):
-    rows = friend.embeddings.create(model=MODEL, input=["Hello there", "Bye"])
+def test_a_decoders_embeddings_are_means_of_its_states(client):
+    rows = client.embeddings.create(model=MODEL, input=["Hello there", "Bye"])
     assert rows.usage.prompt_tokens == 14
     vectors = np.array([row.embedding for row in rows.data])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    alone = np.array(friend.embeddings.create(model=MODEL, input="Bye").data[0].embedding)
+    alone = np.array(client.embeddings.create(model=MODEL, input="Bye").data[0].embedding)
     np.testing.assert_allclose(vectors[1], alone, atol=1e-6)
-    ids = friend.embeddings.create(model=MODEL, input=list(b"Hello there")).data[0].embedding
+    ids = client.embeddings.create(model=MODEL, input=list(b"Hello there")).data[0].embedding
     assert len(ids) == 32
 
 
-def test_the_embedding_model_knows_what_is_alike(served, friend):
+def test_the_embedding_model_knows_what_is_alike(server, client):
     texts = ["A cat sits on the mat.", "A kitten rests on a rug.", "Shares fell on Monday."]
-    cat, kitten, shares = (np.array(row.embedding) for row in friend.embeddings.create(model=MINILM, input=texts).data)
+    cat, kitten, shares = (np.array(row.embedding) for row in client.embeddings.create(model=MINILM, input=texts).data)
     assert cat @ kitten > 0.5
     assert cat @ shares < 0.2
-    short = friend.embeddings.create(model=MINILM, input=texts, dimensions=64).data[0].embedding
+    short = client.embeddings.create(model=MINILM, input=texts, dimensions=64).data[0].embedding
     np.testing.assert_allclose(short, cat[:64] / np.linalg.norm(cat[:64]), atol=1e-5)
     body = {"model": MINILM, "input": texts[0], "encoding_format": "base64"}
-    raw = httpx2.post(f"{served.url}/v1/embeddings", json=body).json()["data"][0]["embedding"]
+    raw = server.http.post("/v1/embeddings", json=body).json()["data"][0]["embedding"]
     np.testing.assert_allclose(np.frombuffer(base64.b64decode(raw), "<f4"), cat, atol=1e-5)
-    assert httpx2.post(f"{served.url}/v1/embeddings", json={"input": "a"}).json()["model"] == MINILM
+    assert server.http.post("/v1/embeddings", json={"input": "a"}).json()["model"] == MINILM
     body = {"model": MINILM, "input": "word " * 400, "truncate": True}
-    cut = httpx2.post(f"{served.url}/v1/embeddings", json=body).json()
+    cut = server.http.post("/v1/embeddings", json=body).json()
     assert cut["usage"]["prompt_tokens"] == 256
     np.testing.assert_allclose(cut["data"][0]["embedding"], load_embedder().embed(["word " * 400])[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("model", [MINILM, MODEL])
-def test_a_text_of_megabytes_is_refused_or_cut_before_it_is_tokenized(served, model):
+def test_a_text_of_megabytes_is_refused_or_cut_before_it_is_tokenized(server, model):
     begun, body = time.process_time(), {"model": model, "input": "word " * 1_000_000}
-    answer = httpx2.post(f"{served.url}/v1/embeddings", json=body, timeout=60)
+    answer = server.http.post("/v1/embeddings", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
-    cut = httpx2.post(f"{served.url}/v1/embeddings", json={**body, "truncate": True}, timeout=60).json()
-    short = httpx2.post(f"{served.url}/v1/embeddings", json={**body, "input": "word " * 1100, "truncate": True}).json()
+    cut = server.http.post("/v1/embeddings", json={**body, "truncate": True}).json()
+    short = server.http.post("/v1/embeddings", json={**body, "input": "word " * 1100, "truncate": True}).json()
     assert cut["usage"] == short["usage"]
     np.testing.assert_allclose(cut["data"][0]["embedding"], short["data"][0]["embedding"], atol=1e-5)
     assert time.process_time() - begun < 4  # the tokenizer alone takes 13 s
@@ -285,9 +279,9 @@ def test_other_threads_go_on_while_a_text_is_tokenized():
         ({"encoding_format": "hex"}, "encoding_format"), ({"model": "none"}, "model"),
     ],
 )  # fmt: skip
-def test_bad_inputs_are_openais_errors(served, bad, param):
-    answer = httpx2.post(f"{served.url}/v1/embeddings", json={"model": MODEL, "input": "a"} | bad)
+def test_bad_inputs_are_openais_errors(server, bad, param):
+    answer = server.http.post("/v1/embeddings", json={"model": MODEL, "input": "a"} | bad)
     assert (answer.status_code, answer.json()["error"]["param"]) == (404 if param == "model" else 400, param)
     if "x" * 9 in str(bad):
-        cut = httpx2.post(f"{served.url}/v1/embeddings", json={"model": MODEL, "truncate": True} | bad)
+        cut = server.http.post("/v1/embeddings", json={"model": MODEL, "truncate": True} | bad)
         assert cut.json()["usage"]["prompt_tokens"] == 1024

@@ -5,7 +5,6 @@ import json
 import shlex
 from pathlib import Path
 
-import httpx2
 import numpy as np
 import openai
 import pytest
@@ -13,27 +12,13 @@ import torch
 from typer.testing import CliRunner
 
 from fovea.cli.main import app
-from services.llm_longctx.api import responses, steering
 from services.llm_longctx.serving.steering.side_effects import PROSE, STRENGTHS
-from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, app_of, go_on, say, text_of
+from services.llm_longctx.tests.conftest import HELLO, MODEL, go_on, say, text_of
 from shared.lm.taps import Add, trace
 
 WIDTH, LAYERS, HEADS = 32, 2, 4
 PROMPT = len("<user>Hello, who are you?\n<assistant>")
 UP = {"vector": [3.0] + [0.0] * 30 + [-3.0], "site": "resid_post.0", "scale": 2.0}
-
-
-@pytest.fixture(scope="module")
-def server(folder, tmp_path_factory):
-    served = app_of(folder, tmp_path_factory.mktemp("data"), responses.router, steering.router)
-    with Server(served) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
-        yield made
 
 
 def refusal(client, **fields) -> dict:
@@ -95,13 +80,13 @@ def test_a_large_capture_is_a_file_and_its_positions_are_told(client, server):
     attention, embed = answer.choices[0].captured
     assert attention["values"] is None
     assert attention["url"] == embed["url"]
-    arrays = np.load(io.BytesIO(httpx2.get(server.url + attention["url"]).content))
+    arrays = np.load(io.BytesIO(server.http.get(attention["url"]).content))
     assert arrays["0.values"].shape == (153, LAYERS, HEADS, 153)
     np.testing.assert_allclose(arrays["0.values"].sum(-1), 1, atol=1e-4)
     assert arrays["1.values"].shape == (153, WIDTH)
     assert arrays["0.positions"].tolist() == attention["positions"] == list(range(153))
-    assert httpx2.delete(server.url + attention["url"]).json()["deleted"] is True
-    assert httpx2.get(server.url + attention["url"]).status_code == 404
+    assert server.http.delete(attention["url"]).json()["deleted"] is True
+    assert server.http.get(attention["url"]).status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -143,9 +128,7 @@ def test_what_can_not_be_done_is_a_clear_400(client, field, value, what):
 def test_numbers_that_are_none_are_refused(server):
     for number in ("NaN", "Infinity", "1e400"):
         body = json.dumps({"messages": HELLO, "interventions": [UP]}).replace("-3.0", number)
-        answer = httpx2.post(
-            f"{server.url}/v1/chat/completions", content=body, headers={"content-type": "application/json"}
-        )
+        answer = server.http.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
         assert answer.status_code == 400, number
         assert "finite number" in answer.json()["error"]["message"]
         assert answer.json()["error"]["param"] == "interventions.0.add.vector.31"
@@ -172,7 +155,7 @@ def test_interventions_that_blow_up_are_refused_and_the_model_serves_on(client):
 
 def vector_of(server, **more):
     body = {"name": "calm", "model": MODEL, "positive": ["calm", "quiet"], "negative": ["loud", "noise!"]}
-    return httpx2.post(f"{server.url}/v1/steering-vectors", json=body | more, timeout=60)
+    return server.http.post("/v1/steering-vectors", json=body | more)
 
 
 def _mean_stream(decoder, ids):
@@ -183,7 +166,7 @@ def test_a_steering_vector_is_made_listed_used_and_deleted(client, server, decod
     made = vector_of(server, layers=[1], tokens="mean").json()
     assert (made["id"], made["version"], made["width"], made["positive"]) == ("calm@1", 1, WIDTH, 2)
     assert vector_of(server, layers=[0, 1]).json()["id"] == "calm@2"
-    found = httpx2.get(f"{server.url}/v1/steering-vectors/calm@1?values=true").json()["layers"]
+    found = server.http.get("/v1/steering-vectors/calm@1?values=true").json()["layers"]
     tokenize = server.app.state.host.servable(MODEL).adapter.tokenize
     positive, negative = (
         torch.stack([_mean_stream(decoder, tokenize(text, "prompt")) for text in texts]).mean(0)
@@ -191,7 +174,7 @@ def test_a_steering_vector_is_made_listed_used_and_deleted(client, server, decod
     )
     np.testing.assert_allclose(found[0]["values"], positive - negative, atol=1e-5)
     assert [one["layer"] for one in found] == [1]
-    listed = httpx2.get(f"{server.url}/v1/steering-vectors").json()["data"]
+    listed = server.http.get("/v1/steering-vectors").json()["data"]
     assert [one["id"] for one in listed] == ["calm@2", "calm@1"]
     numbers = found[0]["values"]
     assert np.isclose(np.linalg.norm(numbers), found[0]["norm"], rtol=1e-5)
@@ -212,7 +195,7 @@ def test_a_steering_vector_is_made_listed_used_and_deleted(client, server, decod
     assert (
         "has no vector for" in refusal(client, interventions=[{"vector": "calm@1", "site": "resid_post.0"}])["message"]
     )
-    assert httpx2.delete(f"{server.url}/v1/steering-vectors/calm").json()["versions"] == [1, 2]
+    assert server.http.delete("/v1/steering-vectors/calm").json()["versions"] == [1, 2]
     with pytest.raises(openai.NotFoundError, match="no steering vector"):
         say(client, extra_body={"interventions": [{"vector": "calm@1"}]})
 
@@ -232,17 +215,19 @@ def test_bad_vectors_are_refused(server, more, status):
 
 
 def test_a_key_without_the_scope_is_refused_and_audit_is_told(server):
-    url, body = f"{server.url}/v1/chat/completions", {"messages": HELLO, "max_tokens": 2}
+    url, body = "/v1/chat/completions", {"messages": HELLO, "max_tokens": 2}
     without = {"x-fovea-scopes": "infer,jobs"}
     for fields in ({"interventions": [UP]}, {"capture": [{"type": "logit_lens"}]}):
-        answer = httpx2.post(url, json=body | fields, headers=without)
+        answer = server.http.post(url, json=body | fields, headers=without)
         assert answer.status_code == 403
         assert "interventions" in answer.json()["error"]["message"]
-    assert httpx2.post(url, json=body, headers=without).status_code == 200
-    assert httpx2.get(f"{server.url}/v1/steering-vectors", headers=without).status_code == 403
-    answer = httpx2.post(url, json=body | {"interventions": [UP]}, headers={"x-fovea-scopes": "infer,interventions"})
+    assert server.http.post(url, json=body, headers=without).status_code == 200
+    assert server.http.get("/v1/steering-vectors", headers=without).status_code == 403
+    answer = server.http.post(
+        url, json=body | {"interventions": [UP]}, headers={"x-fovea-scopes": "infer,interventions"}
+    )
     assert (answer.status_code, json.loads(answer.headers["x-fovea-audit"])["interventions"]) == (200, "add")
-    assert "x-fovea-audit" not in httpx2.post(url, json=body, headers=without).headers
+    assert "x-fovea-audit" not in server.http.post(url, json=body, headers=without).headers
 
 
 def respond(client, **fields):
@@ -280,9 +265,9 @@ def test_a_stored_response_keeps_what_was_captured_and_the_next_goes_on_from_its
 
 
 def test_a_response_keeps_scope_limits_and_audit_of_steering(client, server):
-    url, body = f"{server.url}/v1/responses", {"input": "Hello", "max_output_tokens": 2, "interventions": [UP]}
-    assert httpx2.post(url, json=body, headers={"x-fovea-scopes": "infer"}).status_code == 403
-    answer = httpx2.post(url, json=body, headers={"x-fovea-scopes": "infer,interventions"})
+    url, body = "/v1/responses", {"input": "Hello", "max_output_tokens": 2, "interventions": [UP]}
+    assert server.http.post(url, json=body, headers={"x-fovea-scopes": "infer"}).status_code == 403
+    answer = server.http.post(url, json=body, headers={"x-fovea-scopes": "infer,interventions"})
     assert json.loads(answer.headers["x-fovea-audit"])["interventions"] == "add"
     for field in ("interventions", "capture"):
         with pytest.raises(openai.BadRequestError) as caught:
@@ -311,7 +296,7 @@ def test_a_vector_comes_with_a_layer_a_strength_and_its_side_effects(client, ser
         lengths += rows["resid_post.0"][0, 1:].norm(dim=-1).tolist()
     norms = {one["layer"]: one for one in made["layers"]}
     assert norms[0]["activation_norm"] == pytest.approx(sorted(lengths)[(len(lengths) - 1) // 2], rel=1e-5)
-    found = httpx2.get(f"{server.url}/v1/steering-vectors/both@1?values=true").json()
+    found = server.http.get("/v1/steering-vectors/both@1?values=true").json()
     best = next(one for one in found["layers"] if one["layer"] == made["layer"])
     unit = torch.tensor(best["values"]) * best["activation_norm"] / best["norm"]
     ids = adapter.tokenizer.encode(PROSE)[:192]
@@ -332,4 +317,4 @@ def test_a_vector_comes_with_a_layer_a_strength_and_its_side_effects(client, ser
         ({"vector": "both", "strength": 11}, "less than or equal to 10"),
     ):
         assert what in refusal(client, interventions=[fields])["message"]
-    httpx2.delete(f"{server.url}/v1/steering-vectors/both")
+    server.http.delete("/v1/steering-vectors/both")

@@ -65,19 +65,23 @@ def test_entries_are_taken_back_with_their_pages():
     assert pool.held == 0
 
 
+def watch(engine, monkeypatch) -> list[int]:
+    """Tokens of each run of the decoder."""
+    runs, real = [], engine.runner.decode
+    monkeypatch.setattr(
+        engine.runner, "decode", lambda states, tokens, *more: runs.append(len(tokens)) or real(states, tokens, *more)
+    )
+    return runs
+
+
 def answer(monkeypatch, most: int, how="dense", temperature=0.0, dtype=torch.float32, bits=16):
     """Tokens of one request, and how often the decoder ran, with drafts of at most so many tokens."""
     monkeypatch.setattr(drafter, "_DRAFT", most)
     monkeypatch.setattr(DraftMeter, "pays", lambda _meter: True)
     plan = {"schema": "head-plan/1", "roles": [[1, 0], [0, 1]], "heads": [[0, 1]]}
-    engine, runs = Engine(tiny_decoder().to(dtype), page=4 if bits == 16 else 16, cache_bits=bits), []
-    real = engine.runner.decode
-    monkeypatch.setattr(
-        engine.runner, "decode", lambda states, tokens, *more: runs.append(len(tokens)) or real(states, tokens, *more)
-    )
-    (done,) = engine.generate(
-        [Request(PROMPT, how, plan if how != "dense" else None, max_tokens=60, temperature=temperature, seed=5)]
-    )
+    engine = Engine(tiny_decoder().to(dtype), page=4 if bits == 16 else 16, cache_bits=bits)
+    runs, plan = watch(engine, monkeypatch), plan if how != "dense" else None
+    (done,) = engine.generate([Request(PROMPT, how, plan, max_tokens=60, temperature=temperature, seed=5)])
     engine.scheduler.backend.reclaim()
     assert engine.pool.held == 0
     return done.tokens, runs, done.usage
@@ -115,11 +119,8 @@ def test_what_comes_true_is_not_computed_again(monkeypatch):
         net.model.norm.weight.fill_(1)
         net.model.embed_tokens.weight.fill_(1)
     monkeypatch.setattr(DraftMeter, "pays", lambda _meter: True)
-    engine, runs = Engine(net, page=4), []
-    real = engine.runner.decode
-    monkeypatch.setattr(
-        engine.runner, "decode", lambda states, tokens, *more: runs.append(len(tokens)) or real(states, tokens, *more)
-    )
+    engine = Engine(net, page=4)
+    runs = watch(engine, monkeypatch)
     (done,) = engine.generate([Request([7] * 20, max_tokens=41)])
     assert done.tokens == [7] * 41
     assert len(runs) <= 10

@@ -2,7 +2,6 @@
 
 import json
 
-import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,11 +51,8 @@ def test_the_template_says_whether_a_model_thinks():
 @pytest.fixture(scope="module")
 def thinker(tmp_path_factory):
     folder = write_folder(tmp_path_factory.mktemp("models") / "Tiny Llama", template=QWEN, positions=512)
-    with (
-        Server(app_of(folder, tmp_path_factory.mktemp("data"), responses.router)) as server,
-        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made,
-    ):
-        yield made
+    with Server(app_of(folder, tmp_path_factory.mktemp("data"), responses.router)) as server:
+        yield server.client
 
 
 def test_thoughts_are_apart_in_answers_and_streams(thinker):

@@ -1,7 +1,5 @@
 """Interventions and captures of one request: against a traced forward, in a batch, over cached prefixes, n times."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import pytest
 import torch
@@ -17,10 +15,10 @@ from services.llm_longctx.engine.taps import (
     TokenRange,
 )
 from services.llm_longctx.kernels import backends
-from services.llm_longctx.methods import method, methods
+from services.llm_longctx.methods import methods
 from services.llm_longctx.tests.conftest import Ear, tiny_decoder
-from services.llm_longctx.tests.hooks import Listeners
-from services.llm_longctx.tests.method_contract.oracle import PLAN
+from services.llm_longctx.tests.hooks import Listeners, drain, serve
+from services.llm_longctx.tests.method_contract.oracle import PLAN, trials
 from services.llm_longctx.tests.test_decode_step import IDS, ROLES, build
 from shared.lm.interventions import Add, Attend, Replace, Scale, Uniform
 from shared.lm.taps import trace
@@ -84,6 +82,10 @@ def answer(net, taps: RequestTaps | None, backend: str = "auto", how="dense", **
     return found
 
 
+def captured(found, capture: int) -> np.ndarray:
+    return np.concatenate([np.stack(one.values) for one in found.captured if one.capture == capture])
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
@@ -95,14 +97,12 @@ def test_a_served_request_computes_what_a_traced_forward_does(kind, family, back
     found = answer(net, RequestTaps(tuple(edits), (ActivationCapture("resid_post.2", ALL), lens)), backend)
     ids = [*IDS[:N], *found.tokens[:-1]]
     oracle = traced(net, ids, edits, [f"resid_post.{layer}" for layer in range(3)])
-    rows = np.concatenate([np.stack(one.values) for one in found.captured if one.capture == 0])
-    np.testing.assert_allclose(rows, oracle["resid_post.2"][0].numpy(), atol=3e-4, rtol=1e-4)
+    np.testing.assert_allclose(captured(found, 0), oracle["resid_post.2"][0].numpy(), atol=3e-4, rtol=1e-4)
     assert [p for one in found.captured if one.capture == 0 for p in one.positions] == list(range(len(ids)))
     assert found.tokens == oracle.logits[0, N - 1 :].argmax(-1).tolist()
     streams = torch.stack([oracle[f"resid_post.{layer}"][0] for layer in range(3)], 1)
     expected = net.read_logits(streams).log_softmax(-1).topk(4).values.numpy()
-    lenses = np.concatenate([np.stack(one.values) for one in found.captured if one.capture == 1])
-    np.testing.assert_allclose(lenses, expected, atol=1e-3)
+    np.testing.assert_allclose(captured(found, 1), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -115,7 +115,7 @@ def test_every_site_is_captured_as_a_trace_has_it(family, backend):
     oracle = traced(net, [*IDS[:N], *found.tokens[:-1]], [], sites)
     assert found.tokens == oracle.logits[0, N - 1 :].argmax(-1).tolist()
     for i, site in enumerate(sites):
-        rows = np.concatenate([np.stack(one.values) for one in found.captured if one.capture == i])
+        rows = captured(found, i)
         np.testing.assert_allclose(rows, oracle[site][0].numpy(), atol=3e-4, rtol=1e-4, err_msg=site)
 
 
@@ -135,13 +135,9 @@ def test_attention_rows_are_the_patterns(family, backend):
 
 def test_captures_alone_change_no_bit():
     net = build("llama")
-    captures = (
-        ActivationCapture("resid_post.1", ALL),
-        ActivationCapture("resid_mid.0", ALL),
-        LensCapture((0,), 2, ALL),
-    )
-    plain = _logprobs(net, None)
-    assert _logprobs(net, RequestTaps(captures=captures)) == plain
+    activations = (ActivationCapture(site, ALL) for site in ("resid_post.1", "resid_mid.0"))
+    captures = (*activations, LensCapture((0,), 2, ALL))
+    assert _logprobs(net, RequestTaps(captures=captures)) == _logprobs(net, None)
 
 
 def _logprobs(net, taps, others: int = 0, method_name: str = "dense"):
@@ -155,11 +151,7 @@ def _logprobs(net, taps, others: int = 0, method_name: str = "dense"):
         return GenerationRequest(ids, max_tokens=8, policy=engine.policy, top_logprobs=3, taps=taps, hooks=collector)
 
     first = request(IDS[:N], None if others else taps)
-    engine.scheduler.add_request(first)
-    for i in range(others):
-        engine.scheduler.add_request(request(IDS[5 + i : N + 5 + i], taps))
-    while engine.scheduler.in_flight:
-        engine.scheduler.step()
+    drain(engine.scheduler, first, *(request(IDS[5 + i : N + 5 + i], taps) for i in range(others)))
     return collectors[0].scores
 
 
@@ -190,10 +182,7 @@ def test_a_steered_prefix_is_never_reused_by_an_unsteered_request_nor_the_other_
     engine = Engine(net, page=16)
 
     def ask(taps):
-        output = engine.add_request(Request(IDS[:N], max_tokens=5, taps=taps))
-        while engine.scheduler.in_flight:
-            engine.scheduler.step()
-        found = output.completion()
+        found = serve(engine, Request(IDS[:N], max_tokens=5, taps=taps))
         return found.tokens, found.usage.cached_tokens
 
     fresh = {name: answer(net, taps).tokens for name, taps in (("plain", None), ("steered", steered), ("other", other))}
@@ -223,9 +212,7 @@ def test_each_of_n_answers_is_steered_and_captures_prompt_and_answer():
     collectors = [_Ear(), _Ear()]
     samplings = [Sampling(temperature=1.0, seed=seed) for seed in (1, 2)]
     hooks = Listeners(*collectors)
-    engine.scheduler.add_request(GenerationRequest(IDS[:N], samplings, 6, policy=engine.policy, taps=taps, hooks=hooks))
-    while engine.scheduler.in_flight:
-        engine.scheduler.step()
+    drain(engine.scheduler, GenerationRequest(IDS[:N], samplings, 6, policy=engine.policy, taps=taps, hooks=hooks))
     for collector in collectors:
         ids = [*IDS[:N], *collector.ids[:-1]]
         oracle = traced(net, ids, edits_of("residual"), ["z.1"])
@@ -237,8 +224,7 @@ def test_each_of_n_answers_is_steered_and_captures_prompt_and_answer():
 
 @pytest.mark.parametrize("name", methods())
 def test_edits_and_rows_work_under_every_method(name):
-    net, knobs = tiny_decoder(positions=192), methods()[name].contract_knobs
-    how = method(name, **(knobs if isinstance(knobs, Mapping) else knobs[0]))
+    net, how = tiny_decoder(positions=192), trials(methods()[name])[0]
     edits = [Add("resid_post.0", 2 * vector(net.config.width)), Uniform(0, heads=[1]), Scale("z.1", 0.0, heads=[2])]
     edits += [Attend(1, [0], [], [3, 5, N + 1], [0.25, 0.5, 1.0])]
     taps = RequestTaps(

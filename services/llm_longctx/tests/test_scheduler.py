@@ -38,16 +38,6 @@ def run(engine, *requests, limit=4000):
     pytest.fail("the scheduler does not come to an end")
 
 
-def test_end_tokens_end_an_answer_and_are_not_told(tiny):
-    engine = Engine(tiny, page=8)
-    free, (known,) = ask(engine, [1, 2, 3], new=6)
-    run(engine, (free, known))
-    first = known.ids.index(known.ids[3])
-    ended, (ear,) = ask(engine, [1, 2, 3], new=50, stop_token_ids=frozenset({known.ids[3]}))
-    run(engine, (ended, ear))
-    assert (ear.ids, ear.ends) == (known.ids[:first], [("stop", first + 1)]), "the end token was produced, too"
-
-
 def test_a_job_waits_for_all_others_of_its_class(tiny):
     engine = Engine(tiny, page=8, max_batch=1)
     job, (late,) = ask(engine, [1, 2, 3], new=4, run=CallContext(job="j1"))

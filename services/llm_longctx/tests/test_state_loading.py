@@ -4,9 +4,10 @@ import pytest
 from fastapi import FastAPI
 
 from fovea import plugins
+from fovea.api.replica import route_fields
 from fovea.api.text import ChatRequest
 from fovea.errors import InvalidOption, NotFound
-from services.llm_longctx.api import openai, state_loading
+from services.llm_longctx.api import embeddings, openai, responses, state_loading
 
 FIELDS = ("session_id", "document_id")
 
@@ -57,3 +58,12 @@ def test_the_document_leaves_out_fields_that_nobody_reads(loaders):
         state_loading.hide_missing_fields(app)
         assert [field for field in FIELDS if field in schema_of(app)] == list(installed)
         assert "temperature" in schema_of(app)
+
+
+def test_chats_completions_and_responses_are_affine():
+    app = FastAPI()
+    for module in (embeddings, openai, responses):
+        app.include_router(module.router)
+    found = route_fields(app.openapi(), lambda path: path.startswith("/v1"))
+    assert set(found["affine"]) == {"/v1/chat/completions", "/v1/completions", "/v1/responses"}
+    assert "/v1/embeddings" in found["routes"]

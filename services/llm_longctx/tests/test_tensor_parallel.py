@@ -1,5 +1,7 @@
 """A decoder that two processes hold together answers as one process does; what needs it whole is refused."""
 
+from contextlib import closing
+
 import pytest
 import torch
 
@@ -38,8 +40,7 @@ def test_two_processes_answer_as_one(tmp_path):
     folder = write_folder(tmp_path / "model")
     alone = Engine(tiny_decoder(), prefix_block=64)
     wanted = [one.tokens for one in alone.generate(asked())]
-    together = load(folder, tmp_path / "cache", 2)
-    try:
+    with closing(load(folder, tmp_path / "cache", 2)) as together:
         engine = together.adapter.engine
         assert engine.model.config.kv_heads == 1
         for _ in range(2):  # the second time with what is left of the first
@@ -48,8 +49,6 @@ def test_two_processes_answer_as_one(tmp_path):
             engine.generate([Request(IDS[:40], "snapkv", max_tokens=2)])
         with pytest.raises(InvalidOption, match="Embeddings need the whole model"):
             together.embedder  # noqa: B018  # the access raises
-    finally:
-        together.close()
     assert all(process.returncode == 0 for process in together._others._started)
 
 

@@ -5,11 +5,10 @@ import re
 
 import jsonschema
 import pytest
-from pydantic import BaseModel
 
 from fovea.api.text import ChatRequest
 from services.llm_longctx.serving.tools.tool_use import read_tool_use
-from services.llm_longctx.tests.conftest import HELLO, MODEL, go_on, say
+from services.llm_longctx.tests.conftest import HELLO, go_on, say
 from services.llm_longctx.tests.test_call_grammar import PARAMETERS, TOOLS
 
 WEATHER, TIME = TOOLS
@@ -89,17 +88,6 @@ def test_auto_and_none_leave_the_answer_to_the_model(roomy):
     assert auto.usage.prompt_tokens > none.usage.prompt_tokens + 100
 
 
-def test_calls_and_results_go_back_into_the_conversation(roomy):
-    call = {"id": "call_1", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}
-    turns = [
-        *HELLO,
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "call_1", "content": "noon"},
-    ]
-    for options in ({"tools": [TIME]}, {}):
-        assert say(roomy, messages=turns, max_tokens=4, **options).choices[0].message.content
-
-
 def test_a_template_with_tools_gets_them_as_they_are(folder):
     from shared.lm.tokenizer import Tokenizer
 
@@ -111,13 +99,6 @@ def test_a_template_with_tools_gets_them_as_they_are(folder):
     assert use.is_native
     text = native.chat(HELLO, tools=use.describe())
     assert json.loads(text.partition("user:")[0])[0]["function"]["name"] == "get_weather"
-
-
-class Flags(BaseModel):
-    """Small enough to be finished by a random model."""
-
-    on: bool
-    level: int | None
 
 
 FLAGS = {
@@ -140,10 +121,3 @@ def test_completions_take_the_same_forms(client):
     several = go_on(client, ["x", "y"], extra_body={"structured_outputs": {"choice": ["ab", "cd"]}}, n=2)
     assert {choice.text for choice in several.choices} <= {"ab", "cd"}
     assert json.loads(go_on(client, extra_body={"response_format": FORM}, max_tokens=100).choices[0].text)
-
-
-def test_openais_parse_returns_the_object(client):
-    answer = client.chat.completions.parse(
-        model=MODEL, messages=HELLO, response_format=Flags, max_tokens=150, temperature=0, logit_bias={"125": 8}
-    )
-    assert isinstance(answer.choices[0].message.parsed, Flags)

@@ -60,13 +60,7 @@ def test_a_sweep_of_heads_is_that_of_transformer_lens(client, source):
 
 def test_mean_ablations_and_an_attention_row_are_those_of_transformer_lens(client):
     for layer, row in zip(HEAD_LAYERS, LENS["z_mean"], strict=True):
-        mean = {
-            "type": "set",
-            "site": f"z.{layer}",
-            "from": keep(client, f"z.{layer}"),
-            "mean": True,
-            "positions": [-1],
-        }
+        mean = {"type": "set", "site": f"z.{layer}", "from": keep(client, f"z.{layer}"), "mean": True}
         for head in (1, 3):
             assert difference(client, mean | {"heads": [head], "positions": [13]}) == pytest.approx(row[head], abs=2e-3)
     mean = {"type": "set", "site": "mlp_out.12", "from": keep(client, "mlp_out.12"), "mean": True}
@@ -84,6 +78,5 @@ def test_patterns_and_the_lens_are_those_of_transformer_lens(client):
     np.testing.assert_allclose(rows["values"][0], LENS["pattern"], rtol=0, atol=2e-4)
     found = [[(one["id"], one["logprob"]) for one in layer] for layer in lens["lens"][0]]
     assert [[i for i, _ in layer] for layer in found] == [[i for i, _ in layer] for layer in LENS["lens"]]
-    np.testing.assert_allclose(
-        [[x for _, x in layer] for layer in found], [[x for _, x in layer] for layer in LENS["lens"]], **NEAR
-    )
+    values = [[[x for _, x in layer] for layer in rows] for rows in (found, LENS["lens"])]
+    np.testing.assert_allclose(*values, **NEAR)

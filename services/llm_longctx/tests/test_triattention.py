@@ -136,11 +136,6 @@ def test_decoding_keeps_the_prompt_the_newest_and_the_budget_and_frees_pages(net
     assert fitted.budget < 30
 
 
-def test_the_paper_calls_every_beta():
-    assert method("triattention", beta=64).every == 64
-    assert method("triattention", mode="per_layer_head").allocation == "layer"
-
-
 def test_the_plan_that_comes_with_smollm2_has_centres_of_all_its_heads():
     plan = HeadPlan.read(BUNDLED / "centres.json")
     assert plan.centres.tables.shape == (3, 30, 9, 32)

@@ -1,7 +1,6 @@
 """The Triton kernels against the float64 oracle, in Triton's interpreter: few tokens, shapes that nothing divides."""
 
 import importlib
-import sys
 
 import numpy as np
 import pytest
@@ -11,46 +10,11 @@ from fovea.errors import NotReady
 from services.llm_longctx import kernels
 from services.llm_longctx.kernels.packed_pages.layout import CACHE_FORMATS
 from services.llm_longctx.kernels.packed_pages.reference import pack as pack_reference
-from services.llm_longctx.tests.test_kernels import agree, in_pages, in_tensors, prefill, prefill_problem
+from services.llm_longctx.tests.interpreted import KERNELS, interpreted
+from services.llm_longctx.tests.test_kernels import DTYPES, LENGTHS, agree, in_pages, in_tensors, prefill, ragged
 from shared.telemetry import KERNEL_CALLS
 
-triton = pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
-
-KERNELS = "services.llm_longctx.kernels."
-DTYPES = [torch.float32, torch.bfloat16]
-
-
-def forget() -> None:
-    """A kernel's form is settled when its file is imported, and what is there when dispatch first looks."""
-    for name in [name for name in sys.modules if name.startswith(KERNELS) and name.endswith(".triton")]:
-        del sys.modules[name]
-    for cached in (kernels.dispatch._chosen, kernels.dispatch._absent):
-        cached.cache_clear()
-
-
-@pytest.fixture
-def interpreter(monkeypatch):
-    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
-    forget()
-    yield
-    forget()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("shape", "queries", "keys", "d", "block", "key_block", "heads"),
-    [
-        ((6, 2), 90, 170, 24, 20, 7, 2),  # a chunk of a longer prompt; the group shares its blocks
-        ((6, 2), 90, 170, 64, 32, 32, 6),  # blocks per query head
-        ((1, 1), 1, 33, 3, 5, 40, 1),  # one query
-        ((3, 3), 63, 63, 60, 16, 16, 3),  # no groups, a partial last block
-        ((2, 1), 130, 512, 16, 130, 100, 1),  # blocks larger than a tile
-    ],
-)
-def test_prefill_agrees_with_the_oracle(interpreter, dtype, shape, queries, keys, d, block, key_block, heads):
-    torch.manual_seed(keys + d)
-    case = prefill_problem(dtype, shape, queries, keys, d, block, key_block, heads)
-    agree(case[0], prefill(case, "triton"), prefill(case, "reference"))
+pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
 
 
 def test_prefill_reads_tensors_that_lie_crosswise(interpreter):
@@ -60,26 +24,8 @@ def test_prefill_reads_tensors_that_lie_crosswise(interpreter):
     agree(q, prefill(case, "triton"), prefill(case, "reference"))
 
 
-LENGTHS = [0, 1, 15, 64, 129, 300]
-
-
-def problems(dtype, d, group):
-    torch.manual_seed(d)
-    q = torch.randn(len(LENGTHS), group, d).to(dtype)
-    stores = [torch.randn(n, 2, d).to(dtype) for n in LENGTHS]
-    weights = [None, torch.full((1,), -torch.inf), torch.randn(15), None, torch.randn(129), None]
-    return q, [s[:, 0] for s in stores], [s[:, 1] for s in stores], weights
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("d", "group"), [(64, 3), (24, 5), (1, 1), (80, 17)])
-def test_decode_agrees_with_the_oracle_on_ragged_problems(interpreter, dtype, d, group):
-    case = problems(dtype, d, group)
-    agree(case[0], in_tensors(*case, "triton"), in_tensors(*case, "reference"))
-
-
 def test_parts_of_a_long_problem_make_one_softmax(interpreter):
-    case = problems(torch.float32, 32, 2)
+    case = ragged(torch.float32, 32, 2)
     kernel = importlib.import_module(f"{KERNELS}decode.triton")
     for parts in (kernel.Parts(3, 100), kernel.Parts(5, 64)):
         agree(case[0], kernel.decode(*case, parts), in_tensors(*case, "reference"))
@@ -87,31 +33,21 @@ def test_parts_of_a_long_problem_make_one_softmax(interpreter):
 
 @pytest.mark.parametrize("size", [4, 64])
 def test_pages_are_read_where_they_lie(interpreter, size):
-    *entries, weights = problems(torch.float32, 24, 3)
+    *entries, weights = ragged(torch.float32, 24, 3)
     for logs in (weights, None):
         agree(entries[0], in_pages(*entries, logs, "triton", size), in_tensors(*entries, logs, "reference"))
 
 
-def test_large_scores_do_not_overflow(interpreter):
-    q, keys = torch.full((1, 2, 64), 40.0), torch.full((3, 64), 40.0)
-    keys[1] = -40.0
-    values = torch.tensor([1.0, 2.0, 3.0])[:, None].expand(3, 64)
-    out, _ = kernels.decode(q, [keys], [values], backend="triton")
-    assert torch.allclose(out, torch.full((1, 2, 64), 2.0))
-
-
 def test_the_interpreter_runs_only_for_who_asks_and_calls_are_counted(interpreter):
     assert "triton" in kernels.backends()
-    q, k = torch.randn(1, 2, 4), torch.randn(1, 2, 4)
+    (q, k), blocks = torch.randn(2, 1, 2, 4), kernels.BlockCsr.dense(1, 2, 2)
     before = calls("triton"), calls("cpu_ext") + calls("cpu_torch")
-    kernels.block_sparse_prefill(q, k, k, kernels.BlockCsr.dense(1, 2, 2))
+    kernels.block_sparse_prefill(q, k, k, blocks)
     assert (calls("triton"), calls("cpu_ext") + calls("cpu_torch")) == (before[0], before[1] + 1)
-    kernels.block_sparse_prefill(q, k, k, kernels.BlockCsr.dense(1, 2, 2), backend="triton")
+    kernels.block_sparse_prefill(q, k, k, blocks, backend="triton")
     assert calls("triton") == before[0] + 1
     with pytest.raises(NotReady, match="float64"):
-        kernels.block_sparse_prefill(
-            q.double(), k.double(), k.double(), kernels.BlockCsr.dense(1, 2, 2), backend="triton"
-        )
+        kernels.block_sparse_prefill(q.double(), k.double(), k.double(), blocks, backend="triton")
 
 
 def calls(backend: str) -> float:
@@ -124,16 +60,12 @@ def calls(backend: str) -> float:
 
 
 def test_without_a_gpu_the_back_end_is_absent_and_says_what_to_try(monkeypatch):
-    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    forget()
-    try:
+    with interpreted(on=False):
         assert "triton" not in kernels.backends()
         with pytest.raises(NotReady, match="no GPU") as caught:
             kernels.decode(torch.zeros(1, 1, 4), [torch.zeros(2, 4)], [torch.zeros(2, 4)], backend="triton")
         assert "TRITON_INTERPRET" in caught.value.hint
-    finally:
-        forget()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -173,7 +105,7 @@ def test_last_query_scores_agree_with_the_oracle(interpreter, heads, b, keys, d,
 
 
 def test_runs_whose_numbers_lie_on_the_device_are_the_same_runs(interpreter):
-    q, keys, values, weights = problems(torch.bfloat16, 64, 3)
+    q, keys, values, weights = ragged(torch.bfloat16, 64, 3)
     n = torch.tensor(LENGTHS)
     start = n.cumsum(0) - n + torch.arange(len(n))  # an entry of nobody lies between two runs
     stores = torch.full((2, int(n.sum()) + len(n), 64), torch.nan, dtype=q.dtype)

@@ -15,7 +15,8 @@ from services.llm_longctx.kernels.quantized_linear import reference as multiply_
 from services.llm_longctx.kernels.sampling import SamplingRows, sample
 from services.llm_longctx.kernels.sampling.reference import keep_likeliest
 from services.llm_longctx.kernels.sampling.rows import RowSettings
-from services.llm_longctx.tests.test_triton_kernels import KERNELS, interpreter  # noqa: F401  # a fixture
+from services.llm_longctx.tests.interpreted import KERNELS
+from shared.lm.blocks import OffsetRMSNorm
 from shared.lm.quantization import quantize
 from shared.lm.rope import rotate, rotation
 
@@ -123,15 +124,6 @@ def test_gates_agree_with_torch():
     assert torch.allclose(kernel.open_gate(opening, opened), wanted, rtol=1e-5)
 
 
-class Norm:
-    """RMSNorm as `Ops` knows it."""
-
-    weight, eps, offset = torch.rand(96), 1e-5, 0.5
-
-    def __call__(self, x):
-        return x / (x.square().mean(-1, keepdim=True) + self.eps).sqrt() * (self.offset + self.weight)
-
-
 def test_layers_multiply_with_their_few_bit_matrices_up_to_a_few_rows():
     torch.manual_seed(0)
     layers = [torch.nn.Linear(96, 40, bias=i == 0) for i in range(2)]
@@ -139,18 +131,19 @@ def test_layers_multiply_with_their_few_bit_matrices_up_to_a_few_rows():
     ops, plain = layer_ops("triton", torch.float32, "cpu", few), layer_ops("triton", torch.float32, "cpu")
     x = torch.randn(1, 5, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        normed = Norm()(x)
-        wanted = [
-            multiply_reference(normed, few[layer]) + (0 if layer.bias is None else layer.bias) for layer in layers
-        ]
-        for found, one in zip(ops.products(x, layers, Norm()), wanted, strict=True):
+        norm = OffsetRMSNorm(96, 1e-5)
+        norm.weight.uniform_(-0.5, 0.5)
+        normed = norm(x)
+        biases = [0 if layer.bias is None else layer.bias for layer in layers]
+        wanted = [multiply_reference(normed, few[one]) + bias for one, bias in zip(layers, biases, strict=True)]
+        for found, one in zip(ops.products(x, layers, norm), wanted, strict=True):
             assert torch.allclose(found.double(), one, rtol=1e-4, atol=1e-3)
         opened = torch.nn.functional.silu(wanted[0]) * wanted[1]
-        assert torch.allclose(ops.swiglu(x, *layers, norm=Norm()).double(), opened, rtol=1e-3, atol=1e-3)
+        assert torch.allclose(ops.swiglu(x, *layers, norm=norm).double(), opened, rtol=1e-3, atol=1e-3)
         whole = [layer(normed) for layer in layers]
-        assert torch.allclose(plain.products(x, layers, Norm())[1], whole[1], atol=1e-5)
+        assert torch.allclose(plain.products(x, layers, norm)[1], whole[1], atol=1e-5)
         opened = torch.nn.functional.silu(whole[0]) * whole[1]
-        assert torch.allclose(plain.swiglu(x, *layers, norm=Norm()), opened, atol=1e-5)
+        assert torch.allclose(plain.swiglu(x, *layers, norm=norm), opened, atol=1e-5)
         many = x.repeat(1, 60, 1)
         assert torch.allclose(ops.products(many, layers)[0], layers[0](many), atol=1e-5)
 

@@ -5,11 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from shared.lm import builders
+from shared.lm.config import DecoderConfig
 from shared.lm.decoder import Decoder
 from tests.golden import read_golden
 
@@ -39,6 +42,26 @@ def load_golden(family: str) -> Golden:
     weights = read_golden(GOLDEN / f"tiny_{family}_weights.arrays")
     model.load_state_dict({key: torch.from_numpy(weights[key]) for key in weights}, strict=False)
     return Golden(family, model, facts, torch.tensor(facts["clean_ids"]), torch.tensor(facts["corrupt_ids"]))
+
+
+def write_gguf(file: Path, arch: str, c: DecoderConfig, more: dict[str, Any], tensors: dict[str, np.ndarray], **facts):
+    """As llama.cpp's converter writes it; `more` are calls of its writer, `facts` are keys with __ for full stops."""
+    writer = gguf.GGUFWriter(file, arch)
+    shape = {
+        "block_count": c.layers, "context_length": c.positions, "embedding_length": c.width, "head_count": c.heads,
+        "feed_forward_length": c.hidden, "head_count_kv": c.kv_heads, "layer_norm_rms_eps": c.norm_eps,
+        "rope_freq_base": c.rope_theta,
+    }  # fmt: skip
+    for name, value in (shape | more).items():
+        getattr(writer, f"add_{name}")(value)
+    for name, value in facts.items():
+        (writer.add_string if isinstance(value, str) else writer.add_float32)(name.replace("__", "."), value)
+    for name, array in tensors.items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

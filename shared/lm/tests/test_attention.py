@@ -8,14 +8,8 @@ from hypothesis import strategies as st
 
 from shared.lm.attention import causal_mask, eager, ignore_taps, patterns, scores, sdpa
 
-SHAPES = st.tuples(
-    st.integers(1, 3),
-    st.integers(1, 9),
-    st.integers(0, 12),
-    st.integers(1, 3),
-    st.integers(1, 3),
-    st.sampled_from([2, 6, 16]),
-)
+RANGES = ((1, 3), (1, 9), (0, 12), (1, 3), (1, 3))
+SHAPES = st.tuples(*(st.integers(*one) for one in RANGES), st.sampled_from([2, 6, 16]))
 
 
 def inputs(B, T, past, G, R, d, dtype=torch.float64):

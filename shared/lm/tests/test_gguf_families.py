@@ -4,10 +4,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from fovea.errors import BadInput, Malformed
+from shared.lm.config import from_official
 from shared.lm.gguf_file import unpack
+from shared.lm.tests.conftest import write_gguf
+from shared.lm.tests.test_lm_parity import make_official
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder, read_config
 
@@ -28,57 +30,29 @@ CHAT = "{% for m in messages %}<start_of_turn>{{ m.content }}{% endfor %}"
 
 
 def theirs(arch):
-    """A random official model whose norms and biases are not trivial."""
     name, facts = FAMILIES[arch]
-    torch.manual_seed(5)
-    config = getattr(transformers, name)(vocab_size=len(TOKENS), **facts)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape) + ("norm" in key and arch != "gemma3"))
-    return model
+    return make_official(name, facts | {"vocab_size": len(TOKENS)})
 
 
-def write(file, model, arch, **numbers):
+def write(file, model, arch, **facts):
     """As llama.cpp's converter: its names from the gguf package, and norms of Gemma with the 1 added."""
-    writer, c = gguf.GGUFWriter(file, arch), model.config
-    writer.add_block_count(c.num_hidden_layers)
-    writer.add_context_length(c.max_position_embeddings)
-    writer.add_embedding_length(c.hidden_size)
-    writer.add_feed_forward_length(c.intermediate_size)
-    writer.add_head_count(c.num_attention_heads)
-    writer.add_head_count_kv(c.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
-    writer.add_key_length(c.head_dim)
-    writer.add_value_length(c.head_dim)
-    rope = c.rope_parameters
-    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
-    if arch == "gemma3":
-        writer.add_sliding_window(c.sliding_window)
-    for name, value in numbers.items():
-        writer.add_float32(f"{arch}.{name.replace('__', '.')}", value)
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(TOKENS)
-    writer.add_token_types(TYPES)
-    writer.add_token_scores([0.0] * 261 + [-float(i) for i in range(len(PIECES))])
-    writer.add_bos_token_id(2)
-    writer.add_eos_token_id(1)
-    writer.add_unk_token_id(3)
-    writer.add_add_bos_token(value=True)
-    writer.add_add_space_prefix(value=False)
-    writer.add_chat_template(CHAT)
-    names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, arch.upper()), c.num_hidden_layers)
-    tied = c.tie_word_embeddings
-    for key, tensor in model.state_dict().items():
-        if key == "lm_head.weight" and tied:
-            continue
-        shift = 1 if arch == "gemma3" and key.endswith("norm.weight") else 0
-        writer.add_tensor(names.get_name(key, (".weight", ".bias")), np.ascontiguousarray((tensor + shift).numpy()))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    c = from_official(model.config.to_dict())
+    more = {
+        "key_length": c.head_dim, "value_length": c.head_dim, "tokenizer_model": "llama", "tokenizer_pre": "default",
+        "token_list": TOKENS, "token_types": TYPES, "bos_token_id": 2, "eos_token_id": 1, "unk_token_id": 3,
+        "token_scores": [0.0] * 261 + [-float(i) for i in range(len(PIECES))], "add_bos_token": True,
+        "add_space_prefix": False, "chat_template": CHAT,
+    }  # fmt: skip
+    more |= {"sliding_window": 6} if arch == "gemma3" else {}
+    names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, arch.upper()), c.layers)
+    tensors = {
+        names.get_name(key, (".weight", ".bias")): np.ascontiguousarray(
+            (x + (arch == "gemma3" and key.endswith("norm.weight"))).numpy()
+        )
+        for key, x in model.state_dict().items()
+        if key != "lm_head.weight" or not c.tied
+    }
+    write_gguf(file, arch, c, more, tensors, **{f"{arch}__{name}": value for name, value in facts.items()})
 
 
 @pytest.mark.parametrize("arch", FAMILIES)

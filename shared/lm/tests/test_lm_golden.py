@@ -52,38 +52,30 @@ def test_uniform_masking_at_some_positions_is_golden(golden):
         assert golden.logit_diff(logits) == pytest.approx(case["logit_diff"], abs=1e-4)
 
 
+def check_sweep(golden, edits, known):
+    """The logit difference under each edit alone."""
+    found = [golden.logit_diff(t.logits) for t in sweep(golden.model, golden.clean, [[one] for one in edits], batch=5)]
+    np.testing.assert_allclose(found, np.ravel(known), atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["zero_ablation_logit_diff", "uniform_attention_ablation_logit_diff"])
 def test_ablation_of_each_head_is_golden(golden, name):
-    def edit(layer, head):
-        return Scale(f"z.{layer}", 0.0, head) if name.startswith("zero") else Uniform(layer, head)
-
-    variants = [[edit(layer, head)] for layer in LAYERS for head in HEADS]
-    found = [golden.logit_diff(t.logits) for t in sweep(golden.model, golden.clean, variants, batch=5)]
-    np.testing.assert_allclose(found, np.ravel(golden.facts[name]), atol=1e-4)
+    make = Uniform if name.startswith("uniform") else lambda layer, head: Scale(f"z.{layer}", 0.0, head)
+    check_sweep(golden, [make(layer, head) for layer in LAYERS for head in HEADS], golden.facts[name])
 
 
-@pytest.mark.parametrize("letter", ["q", "k", "v"])
-def test_patching_projections_is_golden(golden, letter):
-    known = golden.facts["activation_patching_logit_diff"][letter]
-    corrupt = trace(golden.model, golden.corrupt, capture=[f"{letter}.{layer}" for layer in LAYERS])
-    variants = [
-        [Replace(f"{letter}.{layer}", corrupt[f"{letter}.{layer}"], heads=head)]
-        for layer in LAYERS
+@pytest.mark.parametrize(("site", "position"), [("q", None), ("k", None), ("v", None), ("z", None), ("z", -1)])
+def test_patching_is_golden(golden, site, position):
+    facts = golden.facts
+    known = (
+        facts["activation_patching_logit_diff"][site]
+        if site != "z"
+        else (facts["activation_patching_z_logit_diff"]["all" if position is None else "-1"])
+    )
+    corrupt = trace(golden.model, golden.corrupt, capture=[f"{site}.{layer}" for layer in LAYERS])
+    edits = [
+        Replace(name, value, heads=head, positions=position)
+        for name, value in corrupt.items()
         for head in range(len(known[0]))
     ]
-    found = [golden.logit_diff(t.logits) for t in sweep(golden.model, golden.clean, variants)]
-    np.testing.assert_allclose(found, np.ravel(known), atol=1e-4)
-
-
-@pytest.mark.parametrize("position", ["all", "-1"])
-def test_patching_mixed_values_is_golden(golden, position):
-    known = golden.facts["activation_patching_z_logit_diff"][position]
-    corrupt = trace(golden.model, golden.corrupt, capture=[f"z.{layer}" for layer in LAYERS])
-    where = None if position == "all" else -1
-    variants = [
-        [Replace(f"z.{layer}", corrupt[f"z.{layer}"], heads=head, positions=where)]
-        for layer in LAYERS
-        for head in HEADS
-    ]
-    found = [golden.logit_diff(t.logits) for t in sweep(golden.model, golden.clean, variants)]
-    np.testing.assert_allclose(found, np.ravel(known), atol=1e-4)
+    check_sweep(golden, edits, known)

@@ -20,18 +20,14 @@ LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 50000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }  # fmt: skip
-GEMMA3 = LLAMA | {
-    "tie_word_embeddings": True,
-    "sliding_window": 9,
-    "query_pre_attn_scalar": 24,
-    "num_hidden_layers": 3,
-    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-    "rms_norm_eps": 1e-6,
-    "rope_parameters": {
-        "full_attention": {"rope_type": "default", "rope_theta": 1e6},
-        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-    },
+ROPES = {
+    "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
+GEMMA3 = LLAMA | {
+    "tie_word_embeddings": True, "sliding_window": 9, "query_pre_attn_scalar": 24, "rms_norm_eps": 1e-6,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "rope_parameters": ROPES,
+}  # fmt: skip
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", LLAMA),
     "llama, one kv head, tied": (
@@ -52,12 +48,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma3TextConfig",
         GEMMA3
         | {"num_key_value_heads": 1, "head_dim": 16, "tie_word_embeddings": False, "query_pre_attn_scalar": 40}
-        | {
-            "rope_parameters": {
-                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-            }
-        },
+        | {"rope_parameters": ROPES | {"full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}}},
     ),
     "gpt2": (
         "GPT2Config",
@@ -69,11 +60,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def theirs(case: str, seed: int = 0) -> Any:
+def theirs(case: str) -> Any:
+    return make_official(*CASES[case])
+
+
+def make_official(config_name: str, facts: dict[str, Any]) -> Any:
     """A random official model whose biases and norms are not trivial."""
-    name, facts = CASES[case]
-    torch.manual_seed(seed)
-    config = getattr(transformers, name)(**facts)
+    torch.manual_seed(0)
+    config = getattr(transformers, config_name)(**facts)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for key, parameter in model.named_parameters():

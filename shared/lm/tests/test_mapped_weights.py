@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shared.lm.mapped_weights import release_clean_pages
+from shared.lm.tests.test_weights import FACTS
 
 SIZE = 4 * 2**20
 
@@ -23,20 +24,13 @@ def test_clean_pages_are_given_back_and_read_again_and_written_ones_stay(tmp_pat
     assert release_clean_pages(tmp_path / "elsewhere") == 0
 
 
-LLAMA = {
-    "model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
-    "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
-    "rope_theta": 1e4, "hidden_act": "silu", "tie_word_embeddings": True,
-}  # fmt: skip
-
-
 def test_a_decoder_without_weights_does_not_import_torchs_compiler():
     """For random numbers of tensors that have no memory torch imports it and sympy: 75 MB, and a second."""
     program = (
         "import sys\n"
         "from shared.lm.config import from_official\n"
         "from shared.lm.weights import build_without_weights\n"
-        f"model = build_without_weights(from_official({LLAMA}))\n"
+        f"model = build_without_weights(from_official({FACTS}))\n"
         "print(model.output_matrix.device, 'torch._dynamo' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -32,18 +32,13 @@ class Operations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("site", ALL_SITES)
-def test_replacing_a_site_by_its_own_capture_changes_nothing(golden, site):
-    plain = trace(golden.model, golden.clean, capture=[site])
-    again = trace(golden.model, golden.clean, edits=[Replace(site, plain[site])])
-    torch.testing.assert_close(again.logits, plain.logits, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("site", ALL_SITES)
-def test_sites_have_the_stated_shapes(golden, site):
+def test_a_site_has_the_stated_shape_and_replaced_by_its_own_capture_changes_nothing(golden, site):
     c = golden.model.config
     sizes = {"B": 6, "T": T, "S": T, "H": c.heads, "G": c.kv_heads, "d": c.head_dim, "D": c.width}
-    seen = trace(golden.model, golden.clean, capture=[site])[site]
-    assert seen.shape == tuple(sizes[axis] for axis in SITES[site.partition(".")[0]])
+    plain = trace(golden.model, golden.clean, capture=[site])
+    assert plain[site].shape == tuple(sizes[axis] for axis in SITES[site.partition(".")[0]])
+    again = trace(golden.model, golden.clean, edits=[Replace(site, plain[site])])
+    torch.testing.assert_close(again.logits, plain.logits, atol=1e-5, rtol=0)
 
 
 @given(
@@ -106,14 +101,8 @@ def test_token_by_token_equals_one_pass_with_edits(golden):
 def test_only_the_asked_query_rows_are_kept(golden):
     whole = trace(golden.model, golden.clean, capture=["pattern.1", "scores.2"])
     for kernel in (None, "eager"):
-        some = trace(
-            golden.model,
-            golden.clean,
-            capture=["pattern.1", "scores.2"],
-            queries=[2, -1],
-            kernel=kernel,
-            max_cells=10**4,
-        )
+        asked = {"capture": ["pattern.1", "scores.2"], "queries": [2, -1], "kernel": kernel}
+        some = trace(golden.model, golden.clean, **asked, max_cells=10**4)
         for name in ("pattern.1", "scores.2"):
             torch.testing.assert_close(some[name], whole[name][:, :, [2, T - 1]], atol=1e-4, rtol=0)
         torch.testing.assert_close(some.logits, whole.logits, atol=1e-4, rtol=0)
@@ -177,9 +166,8 @@ def test_gradients_reach_captures_when_asked_for(golden):
     (slope,) = torch.autograd.grad(t.logits[:, -1, 0].sum(), t["z.1"])
     step = 1e-2 * torch.randn(t["z.1"].shape, generator=torch.Generator().manual_seed(0))
     moved = trace(golden.model, golden.clean, edits=[Replace("z.1", t["z.1"].detach() + step)]).logits[:, -1, 0].sum()
-    assert float((moved - t.logits[:, -1, 0].sum()).detach()) == pytest.approx(
-        float((slope * step).sum()), rel=0.2, abs=2e-3
-    )
+    change = float((moved - t.logits[:, -1, 0].sum()).detach())
+    assert change == pytest.approx(float((slope * step).sum()), rel=0.2, abs=2e-3)
     assert not trace(golden.model, golden.clean).logits.requires_grad
 
 
@@ -254,9 +242,8 @@ def test_patterns_too_large_are_refused_before_they_are_computed(llama_golden):
         trace(llama_golden.model, ids, capture=["pattern.0"], max_cells=10**7)
     with pytest.raises(ValueError, match="max_cells"):
         trace(llama_golden.model, ids, kernel="eager", max_cells=10**7)
-    assert trace(
-        llama_golden.model, ids, capture=["pattern.0"], queries=[-1], max_cells=10**5, keep=1
-    ).logits.shape == (1, 1, 64)
+    last = trace(llama_golden.model, ids, capture=["pattern.0"], queries=[-1], max_cells=10**5, keep=1)
+    assert last.logits.shape == (1, 1, 64)
 
 
 def test_a_seam_of_ones_own_replaces_attention_and_keeps_the_taps(llama_golden):

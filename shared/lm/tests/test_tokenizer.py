@@ -52,12 +52,6 @@ def test_characters_are_shown_whole():
     assert BYTES.longest == len("<|im_end|>")
 
 
-def test_a_character_cut_short_ends_in_a_replacement():
-    stream = Detokenizer(BYTES)
-    assert stream.feed(BYTES.encode("😀")[0]) == ""
-    assert stream.end() == "�"
-
-
 def test_special_tokens_end_answers_and_are_not_text():
     (end,) = BYTES.special
     assert BYTES.token_bytes(end) == b"<|im_end|>"

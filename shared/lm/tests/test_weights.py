@@ -15,6 +15,7 @@ from shared.lm import builders
 from shared.lm.bundled_models import bundled_gguf
 from shared.lm.config import DecoderConfig, RopeScaling, from_official
 from shared.lm.gguf_file import unpack
+from shared.lm.tests.conftest import write_gguf
 from shared.lm.tokenizer import Tokenizer
 from shared.lm.weights import load_decoder, read_tensors, to_official_keys, weights_digest
 
@@ -190,37 +191,16 @@ def test_a_tied_gpt2_stays_tied_with_and_without_the_second_name():
     assert model.double().lm_head.weight is model.transformer.wte.weight
 
 
-# GGUF.
-
 LETTERS = [chr(i) for i in range(97, 97 + 26)] + ["Ġ"]
 TOKENS = ["<|endoftext|>", "<|im_end|>", *LETTERS, *"0123456789", "ab"]
 
 
-def write_gguf(file, model, *, arch="llama", pre="smollm", kind="gpt2", tensors=None, **facts):
-    writer = gguf.GGUFWriter(file, arch)
-    c = model.config
-    writer.add_block_count(c.layers)
-    writer.add_context_length(c.positions)
-    writer.add_embedding_length(c.width)
-    writer.add_feed_forward_length(c.hidden)
-    writer.add_head_count(c.heads)
-    writer.add_head_count_kv(c.kv_heads)
-    writer.add_layer_norm_rms_eps(c.norm_eps)
-    writer.add_rope_freq_base(c.rope_theta)
-    writer.add_tokenizer_model(kind)
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([3, 3, *[1] * (len(TOKENS) - 2)])
-    writer.add_token_merges(["a b"])
-    writer.add_eos_token_id(1)
-    for name, value in facts.items():
-        writer.add_string(name.replace("__", "."), value)
-    for name, array in (tensors or gguf_tensors(model, arch)).items():
-        writer.add_tensor(name, array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def write(file, model, *, arch="llama", pre="smollm", kind="gpt2", tensors=None, **facts):
+    words = {
+        "tokenizer_model": kind, "tokenizer_pre": pre, "token_list": TOKENS, "eos_token_id": 1,
+        "token_types": [3, 3, *[1] * (len(TOKENS) - 2)], "token_merges": ["a b"],
+    }  # fmt: skip
+    write_gguf(file, arch, model.config, words, tensors or gguf_tensors(model, arch), **facts)
 
 
 def gguf_tensors(model, arch):
@@ -243,7 +223,7 @@ def interleaved(rows, heads):
 @pytest.mark.parametrize(("arch", "facts"), [("llama", {}), ("llama", {"tied": False}), ("qwen2", {"biased": True})])
 def test_a_gguf_file_gives_back_its_model(tmp_path, arch, facts):
     model = llama(**facts)
-    write_gguf(tmp_path / "m.gguf", model, arch=arch)
+    write(tmp_path / "m.gguf", model, arch=arch)
     folder = unpack(tmp_path / "m.gguf", tmp_path / "cache")
     torch.testing.assert_close(load_decoder(folder)(TEXT), model(TEXT))
     assert unpack(tmp_path / "m.gguf", tmp_path / "cache") == folder, "the second time it is found"
@@ -255,14 +235,14 @@ def test_a_gguf_file_gives_back_its_model(tmp_path, arch, facts):
 def test_llama_3s_divisors_in_a_gguf_file_stretch_the_angles(tmp_path):
     model = llama(rope_scaling=RopeScaling("table", table=(1.0, 2.0, 4.0, 8.0)))
     table = {"rope_freqs.weight": np.array([1, 2, 4, 8], np.float32)}
-    write_gguf(tmp_path / "m.gguf", model, tensors=table | gguf_tensors(model, "llama"))
+    write(tmp_path / "m.gguf", model, tensors=table | gguf_tensors(model, "llama"))
     read = load_decoder(unpack(tmp_path / "m.gguf", tmp_path))
     torch.testing.assert_close(read(TEXT), model(TEXT))
     assert not torch.allclose(read(TEXT), llama()(TEXT), atol=1e-3)
 
 
 def test_the_tokenizer_of_a_gguf_file_comes_along(tmp_path):
-    write_gguf(tmp_path / "m.gguf", llama())
+    write(tmp_path / "m.gguf", llama())
     tokenizer = Tokenizer.from_folder(unpack(tmp_path / "m.gguf", tmp_path))
     assert [tokenizer.token_text(i) for i in tokenizer.encode("abc 12")] == ["ab", "c", " ", "1", "2"]
     assert tokenizer.eos == {0, 1}
@@ -279,7 +259,7 @@ def test_the_tokenizer_of_a_gguf_file_comes_along(tmp_path):
     ],
 )
 def test_gguf_files_we_do_not_read_are_refused(tmp_path, change, says):
-    write_gguf(tmp_path / "m.gguf", llama(), **change)
+    write(tmp_path / "m.gguf", llama(), **change)
     with pytest.raises(UnsupportedMedia, match=says):
         unpack(tmp_path / "m.gguf", tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
@@ -300,13 +280,9 @@ def test_smollm2_equals_transformers_reading_of_the_same_gguf(tmp_path):
     file = bundled_gguf()
     folder = unpack(file, tmp_path)
     ids = Tokenizer.from_folder(folder).encode("The capital of France is Paris, and 2 + 2 = 4.\n\n def f(x):" * 8)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        file.parent,
-        gguf_file=file.name,
-        dtype=torch.float32,
-        attn_implementation="eager",
-        quantization_config=transformers.GgufConfig(dequantize=True),
-    ).eval()
+    options = {"gguf_file": file.name, "dtype": torch.float32, "attn_implementation": "eager"}
+    options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, **options).eval()
     known, ours, text = model(torch.tensor([ids])).logits, load_decoder(folder), torch.tensor([ids])
     assert float((ours(text) - known).abs().max()) < 1e-3
     cache = ours.new_cache()

@@ -1,12 +1,13 @@
 """Landmark attention equals the official code's numbers, and a stream equals the whole where nothing is left out."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fovea_memory.mixers.landmark.attention import RetrievedBlock, citations, landmark_softmax, regular_softmax
-from fovea_memory.mixers.landmark.block_store import resolve_home
 from shared.registry import network
 
 RULES = ("per_token_and_head", "max_over_heads", "max_over_tokens")
@@ -111,24 +112,16 @@ def test_cached_gpt_equals_the_official_memory_cache(gpt, rule):
     assert (logits - file[f"cache_{rule}_logits"]).abs().max() < 5e-5
 
 
-@pytest.mark.parametrize(
-    ("tag", "options"),
-    [
-        ("k1", {"blocks": 1}),
-        ("k2", {"blocks": 2}),
-        ("k3", {"blocks": 3}),
-        ("k2_offload", {"blocks": 2, "selection": "max_over_tokens", "offload": True}),
-    ],
-)
+CACHED = {f"k{n}": {"blocks": n} for n in (1, 2, 3)}
+CACHED["k2_offload"] = {"blocks": 2, "selection": "max_over_tokens", "offload": True}
+
+
+@pytest.mark.parametrize(("tag", "options"), CACHED.items())
 def test_cached_llama_equals_the_official_code(llama, tag, options):
     net, file = llama
     session = net.session(1, insert_landmarks=False, **options)
     logits, steps = fed(session, file["input_ids"][:, :43], [10, 10, 10, 5, 5, 1, 1, 1])
-    expected = sorted(
-        key
-        for key in file.arrays
-        if key.startswith(f"blocks_{tag}_") and key[-2:].isdigit() and key.removeprefix(f"blocks_{tag}_").isdigit()
-    )
+    expected = sorted(key for key in file.arrays if re.fullmatch(rf"blocks_{tag}_\d*\d\d", key))
     assert_chosen(steps, [file[key] for key in expected])
     assert (logits - file[f"logits_cached_{tag}"]).abs().max() < 5e-5
 
@@ -208,10 +201,3 @@ def test_citations_count_votes_and_break_ties_by_age():
         RetrievedBlock(5, 20, 24, 2 / 8, 2),
     ]
     assert citations([None, None], block=4) == []
-
-
-@pytest.mark.parametrize(
-    ("given_", "expected"), [(False, "device"), (True, "cpu"), ("none", "device"), ("disk", "disk")]
-)
-def test_home_of_blocks_is_read_from_the_option(given_, expected):
-    assert resolve_home(given_) == expected

@@ -1,51 +1,21 @@
 """Sessions take turns like decoders' answers: fair, cancellable, bounded, and each the same as alone."""
 
-import time
-
 import pytest
 import torch
 
-from fovea.errors import Cancelled, DeadlineExceeded
-from fovea_memory.adapters.landmark_session import LandmarkRequestSession
-from fovea_memory.adapters.session import StatelessRequestSession
-from fovea_memory.adapters.titans import TitansRequestSession
-from fovea_memory.mixers.deconstructed.networks import DeconstructedLM
-from fovea_memory.mixers.landmark.networks import LandmarkGPT
-from fovea_memory.mixers.routing.networks import RoutingLM
-from fovea_memory.mixers.titans.networks import titans_mac
 from fovea_memory.session_backend import SessionBackend
+from plugins.memory.tests.small_mixers import MIXERS, VOCAB
 from services.llm_longctx.engine import GenerationRequest, Sampling, Scheduler
 from services.llm_longctx.tests.conftest import Ear, most_running
-from services.llm_longctx.tests.hooks import Listeners
-from shared.registry import CallContext
-
-VOCAB = 42
+from services.llm_longctx.tests.hooks import Listeners, drain
 
 
-def _landmark():
-    net = LandmarkGPT(VOCAB, 16, 2, 2, 4, 41, 64)
-    return lambda ids: LandmarkRequestSession(net.session(1, blocks=2), 0, len(ids), [41])
-
-
-def _titans():
-    net = titans_mac(VOCAB, 16, 2, 2, segment=8)
-    return lambda _: TitansRequestSession("m", net.session(1), [41], 256)
-
-
-def _routing():
-    net = RoutingLM(VOCAB, 16, 2, 2, 8, 1, 8, 8, 128)
-    return lambda _: StatelessRequestSession(net.session(1), 256)
-
-
-def _hybrid():
-    net = DeconstructedLM(VOCAB, 16, 2, 2, "approximate", "hybrid", 128)
-    return lambda _: StatelessRequestSession(net.session(1), 256)
-
-
-@pytest.fixture(params=[_landmark, _titans, _routing, _hybrid], ids=["landmark", "titans", "routing", "hybrid"])
+@pytest.fixture(params=MIXERS)
 def opens(request):
+    make, open_session = MIXERS[request.param]
     torch.manual_seed(0)
-    return request.param()
+    net = make()
+    return lambda ids: open_session(net, len(ids))
 
 
 def _ids(length, seed=0):
@@ -72,35 +42,14 @@ def _scheduler(prefill_tokens=64, **limits):
     return Scheduler(SessionBackend(VOCAB, **limits), prefill_tokens=prefill_tokens)
 
 
-def _run(scheduler, *orders):
-    for order in orders:
-        scheduler.add_request(order)
-    while scheduler.in_flight:
-        scheduler.step()
-
-
 def test_answers_in_a_crowd_are_those_given_alone(opens):
     asked = [_ask(opens, _ids(5 + 9 * i, i), n=1 + i % 2) for i in range(5)]
-    _run(_scheduler(prefill_tokens=8, max_batch=3), *(order for order, _ in asked))
+    drain(_scheduler(prefill_tokens=8, max_batch=3), *(order for order, _ in asked))
     for order, ears in asked:
         again, others = _ask(opens, order.prompt_ids, n=len(ears))
-        _run(_scheduler(), again)
+        drain(_scheduler(), again)
         assert [ear.ids for ear in ears] == [ear.ids for ear in others]
         assert {end for ear in ears for end in ear.ends} == {("length", 8)}
-
-
-def test_cancelled_and_late_requests_stop_within_a_step(opens):
-    scheduler, run = _scheduler(), CallContext()
-    gone, (ear,) = _ask(opens, _ids(6), new=1000, run=run)
-    late, (other,) = _ask(opens, _ids(6), new=1000, run=CallContext(deadline=time.monotonic() - 1))
-    scheduler.add_request(gone)
-    scheduler.step()
-    scheduler.add_request(late)
-    run.cancel()
-    scheduler.step()
-    assert isinstance(ear.ends[0][0], Cancelled)
-    assert isinstance(other.ends[0][0], DeadlineExceeded)
-    assert scheduler.in_flight == 0
 
 
 def test_sessions_that_would_not_fit_beside_the_others_wait(opens):
@@ -113,18 +62,9 @@ def test_sessions_that_would_not_fit_beside_the_others_wait(opens):
 
 
 def test_forks_of_a_prompt_do_not_disturb_each_other(opens):
-    stream = opens(_ids(20))
+    stream, alone = opens(_ids(20)), opens(_ids(20))
     for begin in range(0, 20, 4):
-        stream.feed(_ids(20)[begin : begin + 4])
-    twin = stream.fork()
-    twin.feed([1, 2, 3])
-    alone = opens(_ids(20))
-    for begin in range(0, 20, 4):
-        alone.feed(_ids(20)[begin : begin + 4])
+        for one in (stream, alone):
+            one.feed(_ids(20)[begin : begin + 4])
+    stream.fork().feed([1, 2, 3])
     assert torch.equal(stream.feed([5]), alone.feed([5]))
-
-
-def test_prompt_is_scored_like_the_logits_say(opens):
-    order, (ear,) = _ask(opens, _ids(20), new=1, top_logprobs=0, score_prompt=True)
-    _run(_scheduler(prefill_tokens=4), order)
-    assert [token.id for token in ear.prompted] == order.prompt_ids[1:]

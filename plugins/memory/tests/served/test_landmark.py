@@ -13,17 +13,18 @@ FILL = " ".join([FILLERS] * 20)
 TEXT = f"{FILL} dog red {FILL} owl teal {FILL}"
 
 
-def _complete(http, prompt, **more):
-    body = {"model": MODEL, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 20, **more}
-    answer = http.post("/v1/completions", json=body)
+def _send(http, path, **body):
+    answer = http.post(f"/v1/{path}", json={"model": MODEL, **body})
     assert answer.status_code == 200, answer.text
     return answer.json()
+
+
+def _complete(http, prompt, **more):
+    return _send(http, "completions", prompt=prompt, **{"max_tokens": 1, "temperature": 0, "logprobs": 20, **more})
 
 
 def _store(http, text=TEXT, **more):
-    answer = http.post("/v1/documents", json={"model": MODEL, "text": text, **more})
-    assert answer.status_code == 200, answer.text
-    return answer.json()
+    return _send(http, "documents", text=text, **more)
 
 
 def _top(answer):
@@ -102,6 +103,12 @@ def test_stream_carries_its_citations_in_the_last_chunk(http):
         assert not any("longctx" in chunk for chunk in chunks[: -1 - usage])
 
 
+def _refused(http, path, **body):
+    answer = http.post(f"/v1/{path}", json={"model": MODEL, **body})
+    assert answer.status_code == 400, answer.text
+    return answer.json()["error"]
+
+
 @pytest.mark.parametrize(
     ("knobs", "param"),
     [
@@ -111,50 +118,35 @@ def test_stream_carries_its_citations_in_the_last_chunk(http):
     ],
 )  # fmt: skip
 def test_unknown_knobs_are_refused_by_name(http, knobs, param):
-    answer = http.post("/v1/completions", json={"model": MODEL, "prompt": "? dog", "longctx": knobs})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-    answer = http.post("/v1/documents", json={"model": MODEL, "text": FILL, "longctx": knobs})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert _refused(http, "completions", prompt="? dog", longctx=knobs)["param"] == param
+    assert _refused(http, "documents", text=FILL, longctx=knobs)["param"] == param
 
 
-def test_empty_blocks_and_unknown_words_are_refused(http):
+def test_empty_blocks_unknown_words_and_more_than_the_context_are_refused(http):
     for prompt in ([1, 41, 41, 2], [41]):
-        answer = http.post("/v1/completions", json={"model": MODEL, "prompt": prompt})
-        assert answer.status_code == 400
-        assert "landmark" in answer.json()["error"]["message"]
-    answer = http.post("/v1/completions", json={"model": MODEL, "prompt": "the zebra"})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
-    assert "'zebra' is not a word" in answer.json()["error"]["message"]
+        assert "landmark" in _refused(http, "completions", prompt=prompt)["message"]
+    error = _refused(http, "completions", prompt="the zebra")
+    assert (error["param"], "'zebra' is not a word" in error["message"]) == ("prompt", True)
+    for path, body in (("completions", {"prompt": [1] * 32_769}), ("documents", {"text": "the " * 32_769})):
+        assert _refused(http, path, **body)["code"] == "context_length_exceeded"
 
 
-def test_documents_are_listed_shown_and_deleted_for_their_tenant_only(http, adapter):
+def test_document_of_one_model_is_no_others(http):
+    asked = {"prompt": "? dog", "document_id": _store(http)["id"]}
+    assert _refused(http, "completions", **asked, model="fovea-titans-mac")["param"] == "model"
+    assert _refused(http, "completions", **asked, longctx={"offload": "cpu"})["param"] == "longctx.offload"
+
+
+def test_documents_are_listed_shown_and_deleted(http, adapter):
     mine = {"x-fovea-tenant": "ann"}
     stored = http.post("/v1/documents", json={"model": MODEL, "text": f"in {TEXT}", "name": "notes"}, headers=mine)
     name = stored.json()["id"]
     listed = http.get("/v1/documents", headers=mine).json()["data"]
     assert [(d["id"], d["name"]) for d in listed] == [(name, "notes")]
     assert http.get(f"/v1/documents/{name}", headers=mine).json()["text"] == f"in {TEXT}"
-    assert http.get(f"/v1/documents/{name}").status_code == 404
-    assert http.delete(f"/v1/documents/{name}").status_code == 404
     blocks = adapter(MODEL).cache.num_blocks
     assert http.delete(f"/v1/documents/{name}", headers=mine).json()["deleted"] is True
     assert adapter(MODEL).cache.num_blocks < blocks
     assert http.get("/v1/documents", headers=mine).json()["data"] == []
     body = {"model": MODEL, "prompt": "? dog", "document_id": name}
     assert http.post("/v1/completions", json=body, headers=mine).status_code == 404
-
-
-def test_document_of_one_model_is_no_others(http):
-    document = _store(http)
-    body = {"prompt": "? dog", "document_id": document["id"]}
-    answer = http.post("/v1/completions", json={**body, "model": "fovea-titans-mac"})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model")
-    knobs = {"offload": "cpu"}
-    answer = http.post("/v1/completions", json={**body, "model": MODEL, "longctx": knobs})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "longctx.offload")
-
-
-def test_more_than_the_context_is_refused(http):
-    for path, body in (("completions", {"prompt": [1] * 32_769}), ("documents", {"text": "the " * 32_769})):
-        answer = http.post(f"/v1/{path}", json={"model": MODEL, **body})
-        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")

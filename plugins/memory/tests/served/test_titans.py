@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fovea_memory.mixers.titans.state import SessionState, pack_state, unpack_state
-from plugins.memory.tests.served.conftest import KINDS, metric
+from plugins.memory.tests.conftest import KINDS
+from plugins.memory.tests.served.conftest import metric
 
 TITANS = sorted(name for name in KINDS if "titans" in name)
 MODEL = "fovea-titans-mac"

@@ -26,10 +26,8 @@ def check_facts(cls: type[AttentionMethod]) -> None:
         before = how.model_dump_json()
         again = cls.model_validate_json(before)
         assert again == how, f"{cls.name} does not survive JSON: {before}"
-        played, same = (
-            oracle.play(how, oracle.tokens(31, 31), oracle.MINE[: oracle.NEW]),
-            oracle.play(again, oracle.tokens(31, 31), oracle.MINE[: oracle.NEW], fresh=True),
-        )
+        read = oracle.tokens(31, 31), oracle.MINE[: oracle.NEW]
+        played, same = oracle.play(how, *read), oracle.play(again, *read, fresh=True)
         oracle.near(played.logits, same.logits, f"{cls.name} read back from JSON")
         assert how.model_dump_json() == before, f"{cls.name} changes its own knobs while it runs"
         for knob in cls.model_fields:
@@ -69,9 +67,8 @@ def _others(how: AttentionMethod, knob: str, bases: Sequence[AttentionMethod]) -
     values += _named(type(how).model_json_schema()["properties"][knob])
     values += [False, True] if isinstance(now, bool) else []
     number = isinstance(now, int | float) and not isinstance(now, bool)
-    values += (
-        [now + 1, now - 1, now * 2, now // 2, now * 0.5, now * 1.5, now + 8, now * 3 + 1, now / 10] if number else []
-    )
+    if number:
+        values += [now + 1, now - 1, now * 2, now // 2, now * 0.5, now * 1.5, now + 8, now * 3 + 1, now / 10]
     values += [1, 2, 3, 0.05, 0.3, 0.5, 0.95] if now is None else []
     values += [(), (0,), (1,), ((1, 1), (0, 0)), ((0, 1), (1, 1)), ((0, 0), (0, 1))] if not number else []
     tried = [now]
@@ -103,12 +100,8 @@ def check_plan(cls: type[AttentionMethod]) -> None:
     for how in oracle.trials(cls) if plain.overrides("head_plan") else ():
         for plan in (oracle.PLAN, oracle.OTHER_PLAN):
             heads = how.head_plan(config, oracle.parse(plan))
-            if (
-                cls.needs_plan
-                and plan is oracle.PLAN
-                and how.model_dump(include={"roles", "share", "heads"})
-                == plain.model_dump(include={"roles", "share", "heads"})
-            ):
+            same = all(getattr(how, knob, None) == getattr(plain, knob, None) for knob in ("roles", "share", "heads"))
+            if cls.needs_plan and plan is oracle.PLAN and same:
                 if heads.full is not None:
                     assert [list(map(int, row)) for row in heads.full] == plan["roles"], f"{cls.name}: other roles"
                 if heads.calibrated:
@@ -117,6 +110,5 @@ def check_plan(cls: type[AttentionMethod]) -> None:
             for layer, (*_, out) in enumerate(played.layers):
                 wanted, acted = oracle.of_layer(how, played, layer).out, oracle.acts_on(how, heads, layer, config)
                 for name, rows in (("leaves alone", [not one for one in acted]), ("acts on", acted)):
-                    oracle.near(
-                        out[rows], wanted[rows], f"{how.name}, layer {layer}, plan {plan}: a head that it {name}"
-                    )
+                    where = f"{how.name}, layer {layer}, plan {plan}: a head that it {name}"
+                    oracle.near(out[rows], wanted[rows], where)

@@ -174,17 +174,10 @@ def check_effect(cls: type[AttentionMethod]) -> None:
                 changed = (out - dense).abs().amax((0, 2)) > CLOSE
                 acts |= bool(changed.any())
                 where = f"{how.name} {how.model_dump_json()}, layer {layer}"
-                assert "prefill" in how.active_phases or not changed[:N].any(), (
-                    f"{where}: the prompt is not read densely"
-                )
-                assert "decode" in how.active_phases or not changed[N:].any(), (
-                    f"{where}: the answer is not read densely"
-                )
+                for phase, part in (("prefill", changed[:N]), ("decode", changed[N:])):
+                    assert phase in how.active_phases or not part.any(), f"{where}: {phase} is not dense"
         if how.identity() == {}:
-            near(
-                play(how, tokens(47, 47), MINE[:NEW]).logits[:47],
-                play(method("dense"), tokens(47, 47), MINE[:NEW]).logits[:47],
-                f"{how.name} shares prefixes with dense, and reads prompts differently",
-            )
+            mine, dense = (play(one, tokens(47, 47), MINE[:NEW]).logits[:47] for one in (how, method("dense")))
+            near(mine, dense, f"{how.name} shares prefixes with dense, and reads prompts differently")
     named = "" if cls.contract_knobs else " on short prompts; small contract_knobs may be missing"
     assert acts == bool(cls.phases or cls.actions), f"{cls.name} says {set(cls.phases)}, and acts: {acts}{named}"

@@ -69,11 +69,8 @@ def _check_fork(how: AttentionMethod, engine: Engine) -> None:
             ways[i] = [*ways[i], MINE[step + 9 * i]]
             last = one.step(ways[i][-1])
             if step == NEW - 1:
-                near(
-                    last,
-                    play(how, tokens(31), ways[i], plan=PLAN).logits[-1],
-                    f"{how.name}: one of two answers to a prompt",
-                )
+                alone = play(how, tokens(31), ways[i], plan=PLAN).logits[-1]
+                near(last, alone, f"{how.name}: one of two answers to a prompt")
 
 
 def check_repeats(cls: type[AttentionMethod]) -> None:

@@ -9,16 +9,13 @@ from services.llm_longctx.tests.mutants_methods.sound import Dotted, Mean, Windo
 SOUND = (Window, Dotted, Mean)
 
 _REFUSED = {
-    "reference": (
-        maths.Zeros, maths.Scaled, maths.Regrouped, maths.Foresighted, maths.Faded, maths.FadedOpenly, maths.Summed,
-    ),
+    "reference": (maths.Scaled, maths.Foresighted, maths.Faded, maths.FadedOpenly, maths.Summed),
     "engine": (maths.Heavy, eviction.NeverCutsAgain, eviction.ScoresForeignQueries),
     "retention": (
-        memory.Forgetful, memory.OneLess, memory.WrongEnd, memory.Masked, eviction.KeepsLowest,
-        eviction.ForgetsProtection, eviction.CountsOneMore, eviction.KeepsOlderOfEqual, eviction.FreesNothing,
-    ),
+        memory.Forgetful, memory.OneLess, memory.Masked, eviction.KeepsLowest,
+        eviction.ForgetsProtection, eviction.CountsOneMore, eviction.KeepsOlderOfEqual     ),
     "effect": (memory.Idle, memory.Secret),
-    "estimate": (memory.Humble, memory.Short, memory.Boastful, memory.Frozen, eviction.CountsCutPrompt),
+    "estimate": (memory.Short, memory.Boastful, eviction.CountsCutPrompt),
     "fit": (memory.Unfitted, memory.Overshooting, memory.Refusing),
     "chunks": (surroundings.Chunky, surroundings.Local, eviction.ScoresInChunks),
     "preemption": (surroundings.Learning,),

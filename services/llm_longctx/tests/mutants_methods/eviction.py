@@ -49,13 +49,6 @@ class KeepsOlderOfEqual(StreamingLlm):
         return {g: type(order)(heads[g].positions[: len(order.positions)]) for g, order in orders.items()}
 
 
-class FreesNothing(KNorm):
-    """Scores, and keeps everything."""
-
-    def after_prefill(self, view):
-        return CacheUpdate()
-
-
 class NeverCutsAgain(KNorm):
     """Cuts the prompt only, and says that it cuts while decoding, too."""
 

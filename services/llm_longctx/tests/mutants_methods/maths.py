@@ -2,20 +2,10 @@
 
 import math
 
-import torch
-
 from services.llm_longctx.methods import Reference
 from services.llm_longctx.methods.core.hook_results import HeadRoles
 from services.llm_longctx.tests.method_contract.oracle import softmax_under
 from services.llm_longctx.tests.mutants_methods.sound import Dotted, Mean, Window
-
-
-class Zeros(Window):
-    """Its reference says nothing."""
-
-    def reference(self, q, k, v, **inputs):
-        right = super().reference(q, k, v)
-        return Reference(torch.zeros_like(right.out), right.mask)
 
 
 class Scaled(Window):
@@ -23,13 +13,6 @@ class Scaled(Window):
 
     def reference(self, q, k, v, **inputs):
         return super().reference(q * q.shape[-1] ** 0.5, k, v)
-
-
-class Regrouped(Window):
-    """Its reference lets query heads read the next group's keys."""
-
-    def reference(self, q, k, v, **inputs):
-        return super().reference(q, k.roll(1, 0), v.roll(1, 0))
 
 
 class Foresighted(Dotted):

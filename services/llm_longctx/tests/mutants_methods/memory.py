@@ -4,7 +4,7 @@ from fovea.errors import InvalidOption
 from services.llm_longctx.methods import AttentionMethod
 from services.llm_longctx.methods.core.hook_results import Footprint, RetentionPolicy
 from services.llm_longctx.tests.method_contract.oracle import causal
-from services.llm_longctx.tests.mutants_methods.sound import Dotted, Mean, Window
+from services.llm_longctx.tests.mutants_methods.sound import Dotted, Window
 
 
 class Forgetful(Window):
@@ -19,16 +19,6 @@ class OneLess(Window):
 
     def _order(self, positions, view):
         return RetentionPolicy.ends(positions, self.sink, self.recent - 2, slide=True)
-
-
-class WrongEnd(Window):
-    """Keeps as many entries as it should, and the oldest ones."""
-
-    def _order(self, positions, view):
-        cut = len(positions) > self.sink + self.recent - 1
-        return RetentionPolicy(
-            positions[: self.sink + self.recent - 1] if cut else None, sink=self.sink, slide=self.recent - 1
-        )
 
 
 class Masked(Dotted):
@@ -57,14 +47,6 @@ class Secret(Dotted):
     phases = frozenset({"decode"})
 
 
-class Humble(Window):
-    """Foresees half of what it holds."""
-
-    def estimate(self, config, heads, prompt, new):
-        right = super().estimate(config, heads, prompt, new).entries
-        return Footprint(tuple(tuple(n // 2 for n in row) for row in right))
-
-
 class Short(Window):
     """Foresees one entry too few."""
 
@@ -77,13 +59,6 @@ class Boastful(Window):
     """Foresees dense."""
 
     estimate = AttentionMethod.estimate
-
-
-class Frozen(Mean):
-    """Foresees the prompt only."""
-
-    def estimate(self, config, heads, prompt, new):
-        return super().estimate(config, heads, prompt, 0)
 
 
 class Unfitted(Window):

@@ -140,21 +140,12 @@ class Mean(AttentionMethod):
         if not view.last or first <= 0:
             return CacheUpdate(memo=view.memo)
         kept = torch.arange(first, view.length)
-        return CacheUpdate(
-            {
-                g: RetentionPolicy(
-                    kept,
-                    Virtual(
-                        self._stand_in(head.k[:first], 0)[0],
-                        self._stand_in(head.v[:first], 0)[0],
-                        self._weight(first),
-                        first,
-                    ),
-                )
-                for g, head in enumerate(view.heads)
-                if not view.full[g]
-            }
-        )
+
+        def mean(head):
+            return Virtual(*(self._stand_in(x[:first], 0)[0] for x in (head.k, head.v)), self._weight(first), first)
+
+        heads = enumerate(view.heads)
+        return CacheUpdate({g: RetentionPolicy(kept, mean(head)) for g, head in heads if not view.full[g]})
 
     def _stand_in(self, x, dim):
         return x.mean(dim, keepdim=True)

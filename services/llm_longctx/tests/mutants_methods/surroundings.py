@@ -61,13 +61,9 @@ class Hasty(Mean):
             return CacheUpdate()
         first = max(view.length - self.window, view.offset)
         kept = torch.arange(first, view.length)
-        return CacheUpdate(
-            {
-                g: RetentionPolicy(kept, Virtual(h.k[:first].mean(0), h.v[:first].mean(0), math.log(first), first))
-                for g, h in enumerate(view.heads)
-                if not view.full[g] and first
-            }
-        )
+        cut = [(g, head) for g, head in enumerate(view.heads) if not view.full[g] and first]
+        means = {g: Virtual(h.k[:first].mean(0), h.v[:first].mean(0), math.log(first), first) for g, h in cut}
+        return CacheUpdate({g: RetentionPolicy(kept, one) for g, one in means.items()})
 
 
 class Leaking(Dotted):
