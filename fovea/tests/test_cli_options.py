@@ -120,7 +120,6 @@ def test_a_group_s_options_are_where_the_group_is_and_arrive_as_one():
 
     @expand_options
     def paint(wall: str, *, colour: Colour, coats: int = 1, gateway: GatewayOptions) -> None:
-        """Paint."""
         seen.append((wall, colour, coats, gateway))
 
     app = typer.Typer()

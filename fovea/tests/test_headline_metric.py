@@ -5,9 +5,7 @@ import pytest
 from fovea.headline_metric import HeadlineMetric
 from shared.registry.discovery import servables
 
-MADE = {
-    "detection": ["bmn", "bmn-csa", "fovea-planner", "hieraedgenet-synthetic-pollen", "oat"],
-}
+MADE = {"detection": ["bmn", "bmn-csa", "fovea-planner", "hieraedgenet-synthetic-pollen", "oat"]}
 
 
 @pytest.mark.parametrize(("service", "name"), [(service, name) for service, names in MADE.items() for name in names])

@@ -22,12 +22,9 @@ EXAMPLE = ROOT / "plugins/example"
 TOYS = Path(__file__).parent / "plugins"
 
 PLACES = {
-    "network.py": "colours/network.py",
-    "model.py": "colours/model.py",
-    "experiment.py": "experiments/surprise.py",
-    "judge.py": "judges/strict.py",
-    "template.toml": "judges/templates/strict.toml",
-}
+    "network.py": "colours/network.py", "model.py": "colours/model.py", "experiment.py": "experiments/surprise.py",
+    "judge.py": "judges/strict.py", "template.toml": "judges/templates/strict.toml",
+}  # fmt: skip
 """File in `plugins/` → its place in the package."""
 
 POINTS = """[fovea.models]

@@ -47,12 +47,8 @@ SETTINGS = {
     "placed": [
         *("ray.upgradeStrategy=NewCluster", "keda.authModes=bearer", "keda.triggerAuthentication=thanos"),
         *(
-            "httpRoute.enabled=true",
-            "httpRoute.parentRefs[0].name=public",
-            "ingress.enabled=true",
-            "ingress.host=fovea.example",
-            "ingress.tlsSecret=tls",
-            "gateway.priorityClassName=high",
+            "httpRoute.enabled=true", "httpRoute.parentRefs[0].name=public", "ingress.enabled=true",
+            "ingress.host=fovea.example", "ingress.tlsSecret=tls", "gateway.priorityClassName=high",
         ),
         *("services.medical-seg.runtimeClassName=nvidia", "services.medical-seg.podAnnotations.team=a"),
         *("services.medical-seg.tolerations[0].key=team", "services.medical-seg.env[0].name=A"),
@@ -60,7 +56,7 @@ SETTINGS = {
     ],
     "to-zero": [*ALL_ON, *(f"services.{name}.replicas.min=0" for name in SIX), "services.detection.gpus=1"],
     "many": ["services.medical-seg.replicas.min=3", "services.medical-seg.replicas.max=9", "gateway.preStopSeconds=0"],
-}
+}  # fmt: skip
 CUSTOM = {"HTTPRoute", "RayService", "ScaledObject", "PodMonitor", "PrometheusRule"}
 """Kinds that Kubernetes' own schemas don't know."""
 
@@ -185,10 +181,7 @@ def test_the_head_has_what_kuberay_looks_for():
 
 @pytest.mark.parametrize(
     ("url", "address"),
-    [
-        ("rediss://me@cache.example:6380/2", "rediss://cache.example:6380"),
-        ("redis://cache", "redis://cache:6379"),
-    ],
+    [("rediss://me@cache.example:6380/2", "rediss://cache.example:6380"), ("redis://cache", "redis://cache:6379")],
 )
 def test_heads_keep_their_state_in_the_redis_of_the_values(url, address):
     assert ray_cluster("medical-seg", f"redis.url={url}")["gcsFaultToleranceOptions"]["redisAddress"] == address
@@ -344,12 +337,7 @@ def test_without_workers_the_replicas_take_the_jobs():
 
 
 @pytest.mark.parametrize(
-    ("service", "gpus", "processes"),
-    [
-        ("llm-longctx", 1, None),
-        ("llm-longctx", 4, "4"),
-        ("medical-seg", 2, None),
-    ],
+    ("service", "gpus", "processes"), [("llm-longctx", 1, None), ("llm-longctx", 4, "4"), ("medical-seg", 2, None)]
 )
 def test_a_language_model_is_held_by_a_process_per_gpu(service, gpus, processes):
     ray = named(render(f"services.{service}.gpus={gpus}"), "RayService", f"demo-{service}")["spec"]

@@ -124,8 +124,7 @@ def test_placement_and_additions_reach_the_pods(tmp_path):
     assert "/weights" in {mount["mountPath"] for mount in replica["containers"][0]["volumeMounts"]}
     (group,) = named(documents, "RayService", "demo-medical-seg")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     metadata = group["template"]["metadata"]
-    assert metadata["annotations"] == {"team": "a"}
-    assert metadata["labels"]["team"] == "a"
+    assert (metadata["annotations"], metadata["labels"]["team"]) == ({"team": "a"}, "a")
     assert metadata["labels"]["fovea.dev/version"] == "stable"
     assert "FOVEA_LLM_MODEL" not in env_of(specs["demo-llm-longctx"]), "a service's own setting is its own"
 

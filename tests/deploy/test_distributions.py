@@ -70,7 +70,6 @@ def test_all_weights_of_services_are_in_the_package_of_their_licence():
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory):
-    """Wheel of each distribution, built from its source archive."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheels")
     tracked = subprocess.run(
         ["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True

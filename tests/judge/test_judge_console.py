@@ -24,7 +24,6 @@ TABS = {"pair": "Label", "batch": "Label", "agreement": "Agreement", "rankings":
 
 
 def _within(page: Any, element: str) -> Any:
-    """A form of the page, in its tab, which is opened."""
     page.get_by_role("tab", name=TABS[element]).click()
     return page.locator(f"fovea-judge-{element}")
 

@@ -20,7 +20,6 @@ def texts() -> dict[str, str]:
 
 
 def opened(page: Any, element: str) -> None:
-    """Open the tab of a form."""
     page.goto(f"/console/judge#{'correct' if element == 'corrected' else element}")
 
 

@@ -37,7 +37,6 @@ _SENTENCE = re.compile(r"(?<=[.:;!?])\s+(?=[A-Z])")
 
 
 def list_files(root: Path, *patterns: str) -> list[Path]:
-    """Tracked files."""
     command = ("git", "ls-files", "--", *patterns)
     return [root / name for name in subprocess.check_output(command, cwd=root, text=True).split()]
 
@@ -71,7 +70,6 @@ def read_template(text: str) -> Iterator[tuple[int, str]]:
 
 
 def find_habits(root: Path = ROOT) -> dict[str, list[str]]:
-    """Complaints by area."""
     found: dict[str, list[str]] = {area: [] for area in AREAS}
     for file in list_files(root, "*.md", "*.py", "*.html", "*.js"):
         name = str(file.relative_to(root))
@@ -102,7 +100,6 @@ def _without_code(line: str) -> str:
 
 
 def read_budget(root: Path) -> dict[str, int]:
-    """Complaints that each area may have."""
     return dict(tomllib.loads((root / FILE).read_text("utf8")).get("style", {}))
 
 

@@ -9,7 +9,6 @@ from tests.lint import budget
 
 @pytest.fixture
 def tree(tmp_path):
-    """A core of two packages, and a plug-in."""
     for name, lines in {
         "fovea/cli/a.py": 2,
         "services/eye/a.py": 3,

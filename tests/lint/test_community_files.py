@@ -12,15 +12,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 TARGETS = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text("utf8"), re.MULTILINE))
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]["version"]
 PAGES = (
-    "README.md",
-    "SUPPORT.md",
-    "ROADMAP.md",
-    "CHANGELOG.md",
-    "CONTRIBUTING.md",
-    "SECURITY.md",
-    "docs/01-use.md",
+    "README.md", "SUPPORT.md", "ROADMAP.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs/01-use.md",
     "docs/status.md",
-)
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob(".github/workflows/*.yml")), ids=lambda file: file.name)
@@ -51,8 +45,7 @@ def test_an_issue_template_asks_for_something(file):
 
 def test_the_citation_is_of_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf8"))
-    assert str(citation["version"]) == VERSION
-    assert citation["license"] == "Apache-2.0"
+    assert (str(citation["version"]), citation["license"]) == (VERSION, "Apache-2.0")
 
 
 def test_the_readme_is_short():

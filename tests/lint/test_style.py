@@ -30,14 +30,10 @@ def test_a_habit_is_found_in_every_kind_of_text(read, text, advice):
 @pytest.mark.parametrize(
     "text",
     [
-        "There is no queue.",
-        "What is a head?",
-        "It is no longer there.",
-        "```\nWhat it says\n```",
-        "Use `beside`.",
-        "v0.87",
+        "There is no queue.", "What is a head?", "It is no longer there.", "```\nWhat it says\n```",
+        "Use `beside`.", "v0.87",
     ],
-)
+)  # fmt: skip
 def test_plain_sentences_and_code_are_left_alone(text):
     assert not [s for _, s in style.read_page(text) for habit in style.HABITS if re.search(habit, s)]
 

@@ -121,7 +121,6 @@ _RELATED = b"multipart/related; boundary=x\n--x\r\ncontent-type: application/dic
 
 
 def _related(data: bytes) -> object:
-    """The first line is the content type."""
     media, _, body = data.partition(b"\n")
     return parse_related(media.decode("latin-1"), body)
 

@@ -60,7 +60,6 @@ def app(folder, tmp_path, redis_url):
 
 @pytest.fixture
 async def worker(app, monkeypatch):
-    """Jobs on a replica of the app."""
     settings = app.state.settings
     replica = ReplicaServer(app, settings)
     await replica.start()

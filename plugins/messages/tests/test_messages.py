@@ -51,13 +51,11 @@ def client(url):
 
 
 def both(client, **more):
-    """A message, which its stream makes, too."""
     whole = client.messages.create(**ASK | more)
     with client.messages.stream(**ASK | more) as stream:
         kinds = [event.type for event in stream]
         streamed = stream.get_final_message()
-    assert kinds[0] == "message_start"
-    assert kinds[-2:] == ["message_delta", "message_stop"]
+    assert (kinds[0], kinds[-2:]) == ("message_start", ["message_delta", "message_stop"])
     for name in ("stop_reason", "stop_sequence", "model", "role", "type"):
         assert getattr(streamed, name) == getattr(whole, name)
     assert [strip(block) for block in streamed.content] == [strip(block) for block in whole.content]

@@ -9,13 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fovea.errors import FoveaError, InvalidOption, TooLarge, UnsupportedMedia
-from fovea_survey.video.frame_parsers import (
-    FileParser,
-    FrameParser,
-    JpegParser,
-    MultipartParser,
-    read_pages,
-)
+from fovea_survey.video.frame_parsers import FileParser, FrameParser, JpegParser, MultipartParser, read_pages
 from shared.vision.decode import decode
 from shared.vision.limits import DecodeBounds
 

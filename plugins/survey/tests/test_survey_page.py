@@ -88,7 +88,6 @@ def test_damage_without_a_place_is_not_reported_as_nothing(page, tmp_path):
 
 
 def damage(label, north_m, severity, name):
-    """A feature of a survey's GeoJSON, some metres north of a place."""
     properties = {"kind": "damage", "label": label, "severity": severity, "size": 0.02, "pictures": [name]}
     point = {"type": "Point", "coordinates": [8.0, 50 + north_m / 111_195]}
     return {"type": "Feature", "geometry": point, "properties": properties}

@@ -16,7 +16,6 @@ def test_a_model_trained_meanwhile_is_served_and_a_broken_one_left_out(tmp_path,
     manifest = read_manifest(SHIPPED).model_copy(update={"serves": "bmn"})
 
     def write(name, **changed):
-        """As `write_weights`: the manifest comes last."""
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(SHIPPED, folder / f"{name}.safetensors")
         draft = folder / "draft"

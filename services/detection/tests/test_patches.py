@@ -12,14 +12,7 @@ from fovea.api.classes import ClassifyOut
 from fovea.api.timings import Times
 from fovea.errors import InvalidOption
 from services.detection.boxes.drawing import class_colour
-from services.detection.servables.patches import (
-    classify,
-    count_by_class,
-    divide,
-    resize_patch,
-    tint_patches,
-    to_csv,
-)
+from services.detection.servables.patches import classify, count_by_class, divide, resize_patch, tint_patches, to_csv
 
 NAMES = ("crack", "hole", "none")
 

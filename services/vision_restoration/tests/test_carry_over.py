@@ -23,9 +23,7 @@ def test_a_reflection_taken_out_of_a_copy_is_taken_out_of_the_picture(white):
     kind = np.uint8 if white == 255 else np.uint16
     seen, wanted = (np.rint(one.clip(0, 1) * white).astype(kind) for one in (clean * 0.8 + layer, clean))
     copy, restored = (shrink(one, (120, 180)) for one in (seen, wanted))
-
     result = carry_over(seen, copy, restored)
-
     assert (result.dtype, result.shape) == (kind, seen.shape)
     before, after, enlarged = (
         psnr(np.uint8(one.astype(np.float32) * (255 / white)), np.uint8(wanted.astype(np.float32) * (255 / white)))

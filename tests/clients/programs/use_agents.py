@@ -19,7 +19,6 @@ class Switch(BaseModel):
 
 @function_tool
 def switch(on: bool) -> str:
-    """Turn it."""
     calls.append(on)
     return "done"
 

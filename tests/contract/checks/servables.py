@@ -510,7 +510,6 @@ def check_tensors_that_do_not_fit_are_the_callers_mistake(loaded: Loaded) -> Non
 
 
 def _run_checked(engine: Any, feeds: dict[str, Any]) -> None:
-    """Run an engine as the host does: it checks what callers send."""
     tensors.check_feeds(feeds, engine.inputs)
     engine.run(feeds)
 
