@@ -110,8 +110,7 @@ def test_an_address_that_is_none_is_refused_before_anything_is_sent(url):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_problem_becomes_the_class_it_was(kind):
-    body = problem(kind("why", hint="try", field="threshold")).model_dump()
-    error = parse_error(answer(kind.status, body))
+    error = parse_error(answer(kind.status, problem(kind("why", hint="try", field="threshold")).model_dump()))
     assert (error.status, error.detail, error.hint, error.field) == (kind.status, "why", "try", "threshold")
 
 

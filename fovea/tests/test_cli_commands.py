@@ -312,8 +312,7 @@ def test_no_gateway_is_one_line_that_names_make_run(fovea):
     code, out, err = fovea("models", "--url", "http://127.0.0.1:9")
     assert (code, out, len(err.splitlines())) == (6, b"", 1)
     assert "make run" in err
-    told = lines(fovea("models", "--url", "http://127.0.0.1:9", "--json")[1])
-    assert told[0]["error"]["code"] == "not_ready"
+    assert lines(fovea("models", "--url", "http://127.0.0.1:9", "--json")[1])[0]["error"]["code"] == "not_ready"
 
 
 def test_the_key_comes_from_the_environment_or_the_flag(fovea, tmp_path, monkeypatch):

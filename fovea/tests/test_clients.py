@@ -63,8 +63,7 @@ def test_an_example_can_be_sent_as_it_is(client):
 def test_any_task_runs_by_its_name_and_in_another_form(client):
     answer = client.run("classify", {"top_k": 1}, pictures={"image": PICTURE})
     assert [row["class_name"] for row in answer["top_k"]] == ["a"]
-    drawn = client.run("segment", pictures={"image": PICTURE}, accept="image/png")
-    assert drawn.startswith(b"\x89PNG")
+    assert client.run("segment", pictures={"image": PICTURE}, accept="image/png").startswith(b"\x89PNG")
 
 
 def test_what_a_service_makes_a_job_of_is_waited_for_and_answered_alike(client, stage):
@@ -196,8 +195,7 @@ def test_both_clients_offer_the_same_with_the_same_parameters(one, other):
 
 
 async def test_async_client_segments_and_runs_anything(aclient):
-    answer = await aclient.segment(PICTURE, model="disc", threshold=0.4, include=("mask",))
-    assert answer.contours is None
+    assert await aclient.segment(PICTURE, model="disc", threshold=0.4, include=("mask",)).contours is None
     assert (await aclient.run("classify", pictures={"image": PICTURE}))["model"] == "patches/tiny"
     assert (await aclient.model("disc")).task == "segment"
     assert (await aclient.example("parrot"))["messages"]
@@ -206,8 +204,7 @@ async def test_async_client_segments_and_runs_anything(aclient):
 
 async def test_async_client_waits_for_what_a_service_makes_a_job_of(aclient, stage):
     stage.stub.long = 1
-    answer = await aclient.run("judge", {"query": "q", "passage": "p"})
-    assert answer["asked"] == {"query": "q", "passage": "p"}
+    assert await aclient.run("judge", {"query": "q", "passage": "p"})["asked"] == {"query": "q", "passage": "p"}
     assert [(job.path, job.status) for job in await aclient.jobs.list(1)] == [("/v1/judge", "succeeded")]
 
 

@@ -24,8 +24,7 @@ def test_class_has_status_grpc_code_and_title(cls):
 @pytest.mark.parametrize("cls", [cls for cls in CLASSES if cls is not tree.MethodNotAllowed])
 def test_problem_round_trips_to_the_same_kind(cls):
     body = problem(cls("why", hint="try", field="threshold"), "id-1")
-    again = Problem.model_validate_json(body.model_dump_json())
-    error = from_problem(again)
+    error = from_problem(Problem.model_validate_json(body.model_dump_json()))
     assert (error.status, error.detail, error.hint, error.field) == (cls.status, "why", "try", "threshold")
 
 

@@ -50,8 +50,7 @@ def test_batch_and_threads_of_the_server_keep_rows_apart(remote, replica):
     x = np.random.default_rng(2).standard_normal((3, *spec.shape[1:])).astype(DTYPES[spec.datatype])
     together = remote.engine.run({spec.name: x})
     for row in range(3):
-        alone = replica.host.servable(NAME).engine.run({spec.name: x[row : row + 1]})
-        for name, array in alone.items():
+        for name, array in replica.host.servable(NAME).engine.run({spec.name: x[row : row + 1]}).items():
             assert np.allclose(together[name][row], array[0], atol=1e-4)
 
 

@@ -88,9 +88,8 @@ def judge(tmp_path_factory):
         pairs = json.dumps({"qid": SECRET, "docid": "d", "query": SECRET, "passage": SECRET})
         batch = stage.send("alice", "POST", "/v1/judge/batches", json={"pairs": pairs}).json()
         stage.made = {"/v1/judge/calibrations/{name}": SECRET, "/v1/judge/batches/{name}": batch["id"]}
-        asked = {"query": "q", "passages": ["p"], "calibration": SECRET}
         stage.naming = [
-            ("/v1/judge", asked),
+            ("/v1/judge", {"query": "q", "passages": ["p"], "calibration": SECRET}),
             ("/v1/judge/batches", {"pairs": pairs, "options": {"calibration": SECRET}}),
             (f"/v1/judge/leaderboard?name={SECRET}", {}),
         ]
@@ -128,8 +127,7 @@ def text(tmp_path_factory, module_redis_url):
         stage = Stage(app, client, BY_HEADER)
         session = stage.send("alice", "POST", "/v1/sessions", json={"model": "fovea-titans-lmm"}).json()["id"]
         body = {"model": "fovea-landmark-recall", "text": "ant blue and the of " * 6, "name": SECRET}
-        answer = stage.send("alice", "POST", "/v1/documents", json=body)
-        document = answer.json()["id"]
+        document = stage.send("alice", "POST", "/v1/documents", json=body).json()["id"]
         stage.made = {route: session for route in OWNED if "{session_id}" in route}
         stage.made["/v1/documents/{document_id}"] = document
         asked = {"model": "fovea-landmark-recall", "input": "ant", "max_output_tokens": 1, "store": True}

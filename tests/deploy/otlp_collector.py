@@ -68,8 +68,7 @@ class Collector:
 
     @contextlib.contextmanager
     def serve(self) -> Iterator[Collector]:
-        thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        thread.start()
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
         try:
             yield self
         finally:

@@ -226,11 +226,9 @@ def test_the_operator_reaches_the_dashboard_of_heads_and_of_nobody_else():
     cluster = named(documents, "RayService", "demo-llm-longctx")["spec"]["rayClusterConfig"]
     head = cluster["headGroupSpec"]["template"]["metadata"]["labels"]
     replica = cluster["workerGroupSpecs"][0]["template"]["metadata"]["labels"]
-    opened = [ports for peer, ports in allowed(documents, head, "from") if '"operators"' in peer]
-    assert opened == [{8265}]
+    assert [ports for peer, ports in allowed(documents, head, "from") if '"operators"' in peer] == [{8265}]
     assert not [peer for peer, _ in allowed(documents, replica, "from") if '"operators"' in peer]
-    api = [ports for peer, ports in allowed(documents, head, "to") if peer == '"anybody"']
-    assert api == [{443, 6443}]
+    assert [ports for peer, ports in allowed(documents, head, "to") if peer == '"anybody"'] == [{443, 6443}]
     assert not [peer for peer, _ in allowed(documents, replica, "to") if peer == '"anybody"']
 
 
@@ -265,8 +263,7 @@ def test_no_pod_wants_a_shared_volume_unless_told_to(documents):
 
 
 def test_certificates_of_redis_are_where_settings_and_ray_look_for_them():
-    sets = ("redis.url=rediss://cache:6380/0", "redis.caSecret=cache-ca")
-    for name, spec in pod_specs(render(*sets)):
+    for name, spec in pod_specs(render(*("redis.url=rediss://cache:6380/0", "redis.caSecret=cache-ca"))):
         container = spec["containers"][0]
         env = {e["name"]: e.get("value") for e in container["env"]}
         [mount] = [m for m in container["volumeMounts"] if m["name"] == "redis-ca"]
@@ -296,8 +293,7 @@ def test_all_processes_send_their_spans_to_the_collector_if_there_is_one():
             if not name.endswith("-redis"):
                 env = {e["name"]: e.get("value") for e in spec["containers"][0]["env"]}
                 assert env.get("OTEL_EXPORTER_OTLP_ENDPOINT") == expected, name
-    policy = named(traced, "NetworkPolicy", "demo-inside")["spec"]["egress"]
-    assert {"ports": [{"port": 4318}]} in policy
+    assert {"ports": [{"port": 4318}]} in named(traced, "NetworkPolicy", "demo-inside")["spec"]["egress"]
 
 
 def test_gateways_and_replicas_share_a_secret():

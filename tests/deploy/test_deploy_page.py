@@ -30,8 +30,7 @@ def begin_with(*words):
 @pytest.mark.parametrize("line", [c for c in COMMANDS if "deploy/helm/fovea" in c])
 def test_our_chart_takes_the_values_of_the_command(line):
     words = shlex.split(line)
-    sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-    assert render(*sets)
+    assert render(*[words[i + 1] for i, word in enumerate(words) if word == "--set"])
 
 
 @needs_helm

@@ -142,9 +142,8 @@ def test_the_client_installs_alone_and_small_and_calls_a_server(wheels, tmp_path
     with http.server.HTTPServer(("127.0.0.1", 0), Stub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        code = f"import fovea; print([model.id for model in fovea.Client({url!r}).models()])"
         commands = (
-            [python, "-c", code],
+            [python, "-c", f"import fovea; print([model.id for model in fovea.Client({url!r}).models()])"],
             [tmp_path / "bin/fovea", "--version"],
             [tmp_path / "bin/fovea", "models", "--url", url],
         )

@@ -11,7 +11,6 @@ from tests.fuzz.harnesses import HARNESSES
 @pytest.mark.parametrize("name", HARNESSES)
 def test_seeds_and_found_inputs_end_well(name):
     harness = HARNESSES[name]
-    found = [file.read_bytes() for file in sorted(FOUND.glob(f"{name}-*"))]
-    for data in (*harness.seeds, b"", *found):
+    for data in (*harness.seeds, b"", *[file.read_bytes() for file in sorted(FOUND.glob(f"{name}-*"))]):
         harness.check(data)
         harness.check(data[: len(data) // 2])

@@ -36,8 +36,7 @@ def test_a_timed_test_may_fail_once_and_is_listed(workers, run_suite):
 
 
 def test_a_timed_test_may_not_fail_twice(run_suite):
-    always = f"import pytest\n{TIMED}\ndef test_one(): assert 0"
-    result = run_suite("reruns", test_bell=always)
+    result = run_suite("reruns", test_bell=f"import pytest\n{TIMED}\ndef test_one(): assert 0")
     assert (result.ret, result.parseoutcomes()) == (pytest.ExitCode.TESTS_FAILED, {"failed": 1, "rerun": 1})
 
 

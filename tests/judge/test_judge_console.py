@@ -76,8 +76,7 @@ def test_a_batch_runs_as_a_job_is_kept_and_compared(judge):
 
 def test_the_grid_holds_every_pair_and_disagreements_come_widest_first_with_their_texts(judge, tmp_path):
     labels = {pair: grade for pair, grade in MINI.labels.items() if int(pair[0]) < 3}
-    changed = {**labels, ("1", "m01-4"): 3, ("2", "m02-8"): 2}
-    for name, given in (("reference", labels), ("judge", changed)):
+    for name, given in (("reference", labels), ("judge", {**labels, ("1", "m01-4"): 3, ("2", "m02-8"): 2})):
         (tmp_path / name).write_text(format_qrels(given))
     part = _within(judge, "agreement")
     part.get_by_label("Reference labels").set_input_files(tmp_path / "reference")
@@ -153,8 +152,7 @@ def test_the_verdict_comes_first_in_each_step_with_the_mini_collection(judge, se
         step = judge.locator(f"fovea-judge-{element}")
         step.get_by_role("button", name=action, exact=True).click()
         see(step.locator("[data-part=statement]")).to_contain_text(words, timeout=60_000)
-        result = step.locator("[data-part=result]")
-        assert result.locator("> *").first.get_attribute("data-part") == "statement"
+        assert step.locator("[data-part=result]").locator("> *").first.get_attribute("data-part") == "statement"
 
 
 def test_systems_are_plotted_and_listed_with_tau_and_kappa(judge):

@@ -27,9 +27,8 @@ def test_a_row_of_several_units_is_named_with_its_unit():
 
 
 def test_a_stale_figure_is_replaced_and_the_rest_of_a_page_stays():
-    page = "a <!--=patnet.top_1:.3f-->0.999<!--/--> b\n"
     assert (
-        figures.fill_in(page, "page.md")
+        figures.fill_in("a <!--=patnet.top_1:.3f-->0.999<!--/--> b\n", "page.md")
         == f"a <!--=patnet.top_1:.3f-->{figures.look_up('patnet.top_1:.3f')}<!--/--> b\n"
     )
 

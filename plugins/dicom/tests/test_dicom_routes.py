@@ -115,9 +115,8 @@ def test_an_archive_or_one_file_will_do(client):
 
 
 def test_each_file_is_known_by_its_name_and_include_may_be_repeated(client):
-    film = endoscopy(frames=2)
     files = [
-        ("files", ("IM0", film)),
+        ("files", ("IM0", endoscopy(frames=2))),
         ("files", ("cut.dcm", raw("MR_small.dcm")[:4000])),
         ("files", ("DICOMDIR", raw("DICOMDIR"))),
         ("files", ("empty.dcm", b"")),

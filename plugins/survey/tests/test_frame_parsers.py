@@ -43,8 +43,7 @@ def test_concatenated_jpegs_come_out_whole_however_they_arrive(piece):
 def test_a_progressive_jpeg_and_one_with_a_thumbnail_are_one_frame_each():
     exif = Image.Exif()
     exif[0x010E] = "\xff\xd9 is not the end"
-    inside = _file(1)
-    with_thumbnail = _file(5, comment=inside[:2000])
+    with_thumbnail = _file(5, comment=_file(1)[:2000])
     for frame in (_file(20, progressive=True), _file(20, exif=exif.tobytes()), with_thumbnail):
         assert _run(JpegParser(BOUNDS), frame + JPEGS[0], 100) == [frame, JPEGS[0]]
 
@@ -65,8 +64,7 @@ def test_garbage_between_frames_is_a_frame_that_nobody_can_decode():
 
 @given(st.binary(max_size=400), st.integers(1, 90))
 def test_no_bytes_make_the_splitter_hang_or_lose_their_order(data, piece):
-    found = _run(JpegParser(BOUNDS), data + JPEGS[0], piece)
-    assert found[-1].endswith(JPEGS[0][-20:])
+    assert _run(JpegParser(BOUNDS), data + JPEGS[0], piece)[-1].endswith(JPEGS[0][-20:])
 
 
 def test_a_frame_without_end_is_refused():

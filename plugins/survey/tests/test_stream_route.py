@@ -215,8 +215,7 @@ MJPEG = {"content-type": "video/x-motion-jpeg"}
 
 
 async def test_a_stream_is_answered_line_by_line(client):
-    body = _jpeg(4) + b"nonsense" + _jpeg(8)
-    answer = await client.post("/v1/detect/stream", content=body, headers=MJPEG)
+    answer = await client.post("/v1/detect/stream", content=(_jpeg(4) + b"nonsense" + _jpeg(8)), headers=MJPEG)
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"].startswith("application/x-ndjson")
     lines = [json.loads(line) for line in answer.text.splitlines()]
@@ -259,8 +258,7 @@ async def test_a_stream_may_be_longer_than_any_body(client):
             yield _jpeg()
 
     assert 40 * len(_jpeg()) > 20_000
-    answer = await client.post("/v1/detect/stream", content=body(), headers=MJPEG)
-    assert len(answer.text.splitlines()) == 40
+    assert len(await client.post("/v1/detect/stream", content=body(), headers=MJPEG).text.splitlines()) == 40
 
 
 async def test_a_film_of_drawn_frames_by_accept(client):

@@ -126,8 +126,7 @@ def test_a_track_is_read_and_interpolated_but_not_over_gaps():
     assert track.locate(track.start - dt.timedelta(seconds=1)) is None
     outside = GPX.replace("2026-05-04T11:00:00+00:00", "9999-12-31T23:00:00-05:00")  # in UTC the year 10000
     assert len(parse_gpx(outside.encode()).points) == 2
-    bomb = '<!DOCTYPE x [<!ENTITY a "aaaa">]><gpx>&a;</gpx>'
-    for text in ("no xml", "<gpx/>", bomb):
+    for text in ("no xml", "<gpx/>", '<!DOCTYPE x [<!ENTITY a "aaaa">]><gpx>&a;</gpx>'):
         with pytest.raises(Malformed):
             parse_gpx(text.encode())
 

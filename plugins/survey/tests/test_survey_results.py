@@ -86,8 +86,7 @@ def test_a_photograph_far_from_all_others_is_not_placed_but_two_areas_are():
     assert len(place_pictures([*road, wrong], 0).driven) == 9
     for metres, count in ((10_500, 1), (9_500, 0)):
         assert len(place_pictures([*road, far("n", 50 + (280 + metres) / DEGREE_M, 8)], 10_000).problems) == count
-    second = [far(f"b{n}", 51 + n / 1000, 8) for n in range(8)]
-    both = place_pictures([*road, *second], 10_000)
+    both = place_pictures([*road, *[far(f"b{n}", 51 + n / 1000, 8) for n in range(8)]], 10_000)
     assert (len(both.driven), both.problems) == (16, {})
     assert "2 areas" in both.notes[0]
     alone = place_pictures([far("a", 1, 1), far("b", 40, 1)], 10_000)
@@ -99,16 +98,13 @@ def test_a_photograph_far_from_all_others_is_not_placed_but_two_areas_are():
 
 def test_pictures_of_equal_name_stay_apart():
     five, one = seen("p00.jpg", 0, *["D40"] * 5), seen("p00.jpg", 250, "D40", second=9)
-    between = seen("p01.jpg", 120, second=4)
-    driven = [five, between, one]
+    driven = [five, seen("p01.jpg", 120, second=4), one]
     damages = merge_damage(driven, 3)
     assert len(damages) == 6
-    segments = cut_segments(driven, [None, 120, 130], damages, 100)
-    assert [segment.damages for segment in segments] == [5, 1]
+    assert [segment.damages for segment in cut_segments(driven, [None, 120, 130], damages, 100)] == [5, 1]
     assert make_unique(["a", "a", "b", "a (2)", "a"]) == ["a", "a (3)", "b", "a (2)", "a (4)"]
     # One picture of that name shows what the other does not: they may not merge into one, though they lie together.
-    near = [seen("p.jpg", 0, "D40", "D40"), seen("p.jpg", 1, "D40", second=1)]
-    assert len(merge_damage(near, 3)) == 2
+    assert len(merge_damage([seen("p.jpg", 0, "D40", "D40"), seen("p.jpg", 1, "D40", second=1)], 3)) == 2
 
 
 def test_the_segments_of_the_map_sum_to_the_damage():
@@ -193,8 +189,7 @@ def test_a_film_counts_each_hole_once_though_it_moves_further_than_its_size(clie
     answer = client.post("/v1/detect/survey", files=files, params={"every": 10, "boxed": True})
     assert answer.status_code == 200, answer.text
     found = answer.json()
-    shown = [len(one["detections"]) for one in found["observations"]]
-    assert sum(shown) > 6
+    assert sum([len(one["detections"]) for one in found["observations"]]) > 6
     assert len(found["damages"]) == 3
     assert sum(one["boxed"] is not None for one in found["observations"]) <= 3
     assert all(one["severity"] == "low" for one in found["damages"])

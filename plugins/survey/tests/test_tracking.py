@@ -23,8 +23,7 @@ def test_a_moving_object_keeps_its_id():
 def test_two_objects_that_pass_each_other_keep_theirs():
     tracker = Tracker(0.25)
     for t in range(30):
-        ids = tracker.update(_rows(_row(5 * t, 0), _row(150 - 5 * t, 12)))
-        assert ids == [1, 2]
+        assert tracker.update(_rows(_row(5 * t, 0), _row(150 - 5 * t, 12))) == [1, 2]
 
 
 def test_an_object_that_is_away_for_a_while_comes_back_as_itself():

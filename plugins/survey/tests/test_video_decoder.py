@@ -52,8 +52,7 @@ def test_a_film_is_turned_upright(films):
     data = bytearray(films["mp4"])
     at = data.index(b"tkhd") + 4 + 40
     data[at : at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
-    pixels = decode(next(iter(VideoFile(bytes(data), BOUNDS))), BOUNDS).pixels
-    assert pixels.shape == (160, 120, 3)
+    assert decode(next(iter(VideoFile(bytes(data), BOUNDS))), BOUNDS).pixels.shape == (160, 120, 3)
     last = decode(list(VideoFile(bytes(data), BOUNDS))[-1], BOUNDS).pixels
     assert last[:30].max() < 12 < last[60:].min()
 
@@ -89,5 +88,4 @@ def test_the_decoder_ends_with_the_iteration(films):
 def test_a_decoder_that_dies_leaves_a_broken_frame(films):
     film = VideoFile(films["mp4"], BOUNDS)
     film._child.kill()
-    found = list(film)
-    assert found[-1] == b"broken frame"
+    assert list(film)[-1] == b"broken frame"

@@ -148,8 +148,7 @@ def test_any_number_of_steps_is_resampled(client, held):
 
 
 def test_resampling_keeps_the_mean_and_straight_lines():
-    rng = np.random.default_rng(0)
-    matrix = rng.standard_normal((3, 77)).astype(np.float32)
+    matrix = np.random.default_rng(0).standard_normal((3, 77)).astype(np.float32)
     np.testing.assert_allclose(resample(matrix, 32).mean(1), matrix.mean(1), atol=1e-5)
     line = np.arange(8, dtype=np.float32)[None]
     np.testing.assert_allclose(resample(line, 16)[0, 1:-1], (np.arange(1, 15) + 0.5) / 2 - 0.5, atol=1e-6)

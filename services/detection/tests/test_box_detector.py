@@ -163,8 +163,7 @@ def test_slices_find_what_is_too_small_for_the_whole():
 def test_an_object_on_the_border_of_slices_is_told_once():
     pixels = np.full((128, 300, 3), 200, np.uint8)
     pixels[50:70, 60:260] = 0
-    toy = _toy(side=128)
-    answer = _one(toy, DetectIn(image=_png(pixels), tile=128))
+    answer = _one(_toy(side=128), DetectIn(image=_png(pixels), tile=128))
     assert len(answer.detections) == 1
     np.testing.assert_allclose(answer.detections[0].box, (60, 50, 260, 70), atol=3)
 
@@ -197,8 +196,7 @@ def test_csv_has_a_row_per_detection_and_no_formulas():
     names = ("x1", "y1", "x2", "y2", "radius_px", "radius_um")
     assert [float(rows[0][name]) for name in names] == [20, 30, 36, 46, 8, 16]
     toy = Toy(CARD, Blobs(), DataConfig(128, ("=1+1", "b", "c")))
-    request = DetectIn(image=_squares((20, 30, 0)))
-    _, table = predict_as(toy, request, "text/csv")
+    _, table = predict_as(toy, DetectIn(image=_squares((20, 30, 0))), "text/csv")
     assert table is not None
     assert b"'=1+1" in table
 

@@ -23,8 +23,7 @@ def test_slices_cover_every_pixel_and_overlap_enough(height, width, side, overla
         assert max(part.x2 - part.x1, part.y2 - part.y1) <= side
         seen[part.y1 : part.y2, part.x1 : part.x2] = True
     assert seen.all()
-    starts = sorted({part.x1 for part in found})
-    assert all(b - a <= side * (1 - overlap) + 1 for a, b in pairwise(starts))
+    assert all(b - a <= side * (1 - overlap) + 1 for a, b in pairwise(sorted({part.x1 for part in found})))
 
 
 PARTS = [Slice(0, 0, 100, 100), Slice(80, 0, 180, 100)]

@@ -40,8 +40,7 @@ def test_letterbox_pads_and_maps_back_as_published():
         page, found, pads = letterbox(np.zeros((height, width, 3), np.uint8), 640, auto=bool(auto))
         assert page.shape == (high, wide, 3)
         assert (found, *pads) == pytest.approx((ratio, pad_x, pad_y), abs=1e-6)
-        mapped = unletterbox(boxes, page.shape[:2], (height, width))
-        np.testing.assert_allclose(mapped.ravel(), back, atol=1e-2)
+        np.testing.assert_allclose(unletterbox(boxes, page.shape[:2], (height, width)).ravel(), back, atol=1e-2)
 
 
 def test_letterbox_of_a_needle_keeps_a_pixel():
@@ -77,8 +76,7 @@ def test_what_stays_is_sorted_and_overlaps_no_more_than_allowed(seed, count, agn
 
 
 def test_suppression_of_nothing_is_empty():
-    empty = np.zeros((1, 6, 0), np.float32)
-    assert nms(empty)[0].shape == (0, 6)
+    assert nms(np.zeros((1, 6, 0), np.float32))[0].shape == (0, 6)
     assert nms(np.zeros((1, 6, 9), np.float32))[0].shape == (0, 6)
 
 

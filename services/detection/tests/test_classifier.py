@@ -87,8 +87,7 @@ def test_pictures_with_different_grids_share_a_batch_and_errors_stay_alone(tiny,
 
 
 def test_feature_maps_of_all_patches_come_as_an_archive(tiny, page):
-    request = ClassifyIn(image=page, tile=65)
-    answer, made = predict_as(tiny, request, "application/x-npz")
+    answer, made = predict_as(tiny, ClassifyIn(image=page, tile=65), "application/x-npz")
     archive = np.load(io.BytesIO(made))
     assert (sorted(archive), archive["stage4"].shape) == (["boxes", "logits", *FEATURE_MAPS], (6, 256, 2, 2))
     assert archive["boxes"].tolist() == [list(result.box) for result in answer.results]

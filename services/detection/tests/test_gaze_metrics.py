@@ -40,8 +40,7 @@ def test_empty_paths_are_alike_and_behave_like_nothing():
 
 def test_the_delta_is_relative_and_skips_what_never_happens():
     true = [(1.0, 4.0, 0.5, 0.5, 0.0)]
-    found = [(0.5, 4.0, 0.5, 0.25, 0.25)]
-    assert behaviour_delta(found, true) == pytest.approx((0.5 + 0 + 0 + 0.5) / 4)
+    assert behaviour_delta([(0.5, 4.0, 0.5, 0.25, 0.25)], true) == pytest.approx((0.5 + 0 + 0 + 0.5) / 4)
 
 
 def test_short_paths_are_padded_and_durations_compared():

@@ -86,14 +86,12 @@ def test_official_edges_do_not_see_the_picture_and_described_ones_do():
     a, b = torch.randn(2, 1, 8, 16, 16)
     for edge, seen in (("official", False), ("described", True)):
         module = EdgeModule(8, [4, 4], edge).eval()
-        differences = [bool((x != y).any()) for x, y in zip(module(a), module(b), strict=True)]
-        assert differences == [seen, seen], edge
+        assert [bool((x != y).any()) for x, y in zip(module(a), module(b), strict=True)] == [seen, seen], edge
 
 
 @given(st.integers(1, 17), st.integers(1, 17), st.integers(0, 99))
 def test_filtering_is_the_same_by_fft_by_matrices_and_by_operator(height, width, seed):
-    draw = torch.Generator().manual_seed(seed)
-    x, weights = torch.randn(2, 2, 3, height, width, generator=draw)
+    x, weights = torch.randn(2, 2, 3, height, width, generator=torch.Generator().manual_seed(seed))
     wanted = filter_spectrum(x, weights)
     for transform in ("matrices", "dft"):
         torch.testing.assert_close(filter_spectrum(x, weights, transform), wanted, rtol=1e-4, atol=1e-4)

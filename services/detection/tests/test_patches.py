@@ -44,8 +44,7 @@ def test_too_many_patches_are_refused_with_their_number():
 
 
 def test_probabilities_are_a_softmax_best_first():
-    found = classify(np.array([[0.0, np.log(3), -1e4]], np.float32), divide(4, 4, None), NAMES, 2)
-    (one,) = found
+    (one,) = classify(np.array([[0.0, np.log(3), -1e4]], np.float32), divide(4, 4, None), NAMES, 2)
     assert (one.label, one.class_id) == ("hole", 1)
     assert [c.label for c in one.top] == ["hole", "crack"]
     assert one.probability == pytest.approx(0.75, abs=1e-5)
@@ -65,8 +64,7 @@ def test_a_patch_is_squashed_whole_or_cropped_in_the_middle():
 
 
 def test_tints_stay_inside_their_patch_and_follow_the_probability():
-    boxes = divide(200, 200, 100)
-    made = answer([[9, 0, 0], [0, 9, 0], [0, 0.1, 0], [0, 0, 9]], boxes, 200, 200)
+    made = answer([[9, 0, 0], [0, 9, 0], [0, 0.1, 0], [0, 0, 9]], divide(200, 200, 100), 200, 200)
     grey = np.full((200, 200, 3), 128, np.uint8)
     found = tint_patches(grey, made)
     assert (grey == 128).all()

@@ -100,8 +100,7 @@ def test_points_on_an_edge_are_no_corners_and_far_places_lose_nothing():
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_tours_of_few_points_and_of_repeated_points(count):
-    points = np.random.default_rng(count).random((count, 2))
-    found = plan("tsp", points)
+    found = plan("tsp", np.random.default_rng(count).random((count, 2)))
     assert found.order == list(range(count))
     assert found.certified
     same = plan("tsp", [[1.0, 1.0]] * (count + 12), time_limit=0.2)

@@ -112,8 +112,7 @@ def test_the_end_is_allowed_after_three_corners_only():
     points = np.array([[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]])
     fits, free = left_turn_mask(points), np.ones((1, 5), bool)
     assert not fits(np.array([[1, 2]]), free)[0, 0]
-    third = fits(np.array([[1, 2, 3]]), free)[0]
-    assert third.tolist() == [True, False, False, False, True]
+    assert fits(np.array([[1, 2, 3]]), free)[0].tolist() == [True, False, False, False, True]
 
 
 def test_points_are_framed_without_changing_their_shape():

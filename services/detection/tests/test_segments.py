@@ -57,8 +57,7 @@ def test_soft_suppression_equals_the_published_one():
 
 def test_the_last_segment_is_never_taken_and_the_input_stays_as_it_was():
     starts, ends, scores = np.array([0.1, 0.1]), np.array([0.5, 0.52]), np.array([0.9, 0.8])
-    found = soft_nms(starts, ends, scores)
-    assert found[0].tolist() == [0.1]
+    assert soft_nms(starts, ends, scores)[0].tolist() == [0.1]
     assert scores.tolist() == [0.9, 0.8]
     assert all(part.shape == (0,) for part in soft_nms(np.ones(1), np.ones(1), np.ones(1)))
 

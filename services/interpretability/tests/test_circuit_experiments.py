@@ -163,13 +163,11 @@ async def test_arrays_come_back_as_bytes(tmp_path):
     async with probing(tmp_path) as client:
         body = {**Activations.card.example, "model": "tiny-induction"}
         body.pop("lm")
-        report = (await client.post("/v1/probe/activations", json=body)).json()
-        (file,) = report["artefacts"]
+        (file,) = (await client.post("/v1/probe/activations", json=body)).json()["artefacts"]
         answer: httpx2.Response = await client.get(f"/v1/probe/artefacts/{file['sha256']}")
         assert answer.headers["content-type"] == "application/x-npz"
         assert "blocks.1.attn.hook_pattern" in arrays(answer.content)
-        direct = await client.post("/v1/probe/activations?format=npz", json=body)
-        assert direct.content == answer.content
+        assert await client.post("/v1/probe/activations?format=npz", json=body).content == answer.content
 
 
 def test_model_compared_with_itself_is_itself(context):
@@ -183,5 +181,4 @@ def test_models_of_other_sizes_are_compared_by_depth(context, smollm2):
     share_language_model(context.cache)
     report = ask(HeadComparison, context, lm=smollm2.name)
     assert "same_place_induction" not in report.scalars
-    rows = {(row[0], row[1]): row for row in report.tables[0].rows}
-    assert rows["induction", smollm2.name][2] > 3
+    assert {(row[0], row[1]): row for row in report.tables[0].rows}["induction", smollm2.name][2] > 3

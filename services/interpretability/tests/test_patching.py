@@ -105,8 +105,7 @@ def test_positions_that_do_not_exist_are_refused(golden):
 
 @pytest.mark.parametrize("positions", ["all", "-1"])
 def test_activation_patching_equals_the_golden_one(golden, positions):
-    where = "all" if positions == "all" else -1
-    found = circuits.activation_patch(*golden.given, positions=where)
+    found = circuits.activation_patch(*golden.given, positions=("all" if positions == "all" else -1))
     assert np.abs(found - golden.facts["activation_patching_z_logit_diff"][positions]).max() < 1e-4
 
 

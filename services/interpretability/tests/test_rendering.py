@@ -101,16 +101,14 @@ def test_patterns_of_many_heads_are_small_maps_that_lead_to_the_large_one():
 
 
 def test_small_maps_show_the_largest_of_neighbours():
-    grid = patterns(1, 70)[0]
-    found = np.array(plots._max_pool(grid.values))
+    found = np.array(plots._max_pool(patterns(1, 70)[0].values))
     assert (found.shape, found[0, 0], found[23, 23]) == ((24, 24), 1.0, pytest.approx(1 / 70))
 
 
 def test_page_has_one_style_sheet_and_a_policy_that_allows_that_alone():
     made = render_page(whole_report())
     (sheet,) = re.findall(r"<style>(.*?)</style>", made, re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
-    assert f"style-src 'sha256-{digest}';" in POLICY
+    assert f"style-src 'sha256-{base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()}';" in POLICY
     assert "default-src 'none'" in POLICY
     assert "unsafe" not in POLICY
     assert "prefers-color-scheme: dark" in sheet
@@ -139,9 +137,8 @@ def test_arrays_hold_the_numbers_of_the_json_with_undefined_as_nan():
 
 
 def test_permalink_holds_the_spec_without_what_is_left_out():
-    link = permalink("attention", {"text": "a & b", "heads": [], "lm": None, "layers": [1]})
     assert (
-        link
+        permalink("attention", {"text": "a & b", "heads": [], "lm": None, "layers": [1]})
         == "/console/probe?model=attention&spec=%7B%22text%22%3A%20%22a%20%26%20b%22%2C%20%22layers%22%3A%20%5B1%5D%7D"
     )
 

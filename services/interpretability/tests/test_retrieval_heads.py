@@ -51,8 +51,7 @@ def test_scores_equal_the_golden_ones(case, form):
 
 @pytest.mark.parametrize("case", FACTS["needle_span_finder"]["cases"])
 def test_spans_equal_the_golden_ones(case):
-    found = needle_span(case["prompt_ids"], case["needle_ids"])
-    assert list(found or (-1, -1)) == case["expected"]
+    assert list(needle_span(case["prompt_ids"], case["needle_ids"]) or (-1, -1)) == case["expected"]
 
 
 @pytest.mark.parametrize("case", ROUGE)
@@ -84,8 +83,7 @@ def test_no_kept_sample_means_no_ranking():
 def _case(seed: int, steps: int = 6, n: int = 20) -> tuple[np.ndarray, list[int], list[int]]:
     rng = np.random.default_rng(seed)
     rows = rng.random((steps, 2, 3, n + steps))
-    ids = rng.integers(0, 9, n).tolist()
-    return rows, ids, rng.integers(0, 9, steps).tolist()
+    return rows, rng.integers(0, 9, n).tolist(), rng.integers(0, 9, steps).tolist()
 
 
 @given(st.integers(0, 10_000), st.sampled_from(["positions", "types"]), st.integers(1, 4))
@@ -167,8 +165,7 @@ def test_generating_sees_one_row_per_token_and_stops_at_a_line_break(tiny, promp
     answered = generate_answer(tiny, prompt, steps=12)
     assert len(answered.top_positions) == len(answered.tokens) <= 12
     assert "\n" not in tiny.tokenizer.decode(answered.tokens)
-    whole = tiny.tensor([[*prompt.ids, *answered.tokens]])
-    greedy = tiny.model(whole)[0, len(prompt.ids) - 1 : -1].argmax(-1)
+    greedy = tiny.model(tiny.tensor([[*prompt.ids, *answered.tokens]]))[0, len(prompt.ids) - 1 : -1].argmax(-1)
     assert greedy.tolist() == answered.tokens
 
 
@@ -208,8 +205,7 @@ def test_what_was_read_before_changes_no_bit_of_an_answer(tiny, dtype):
     reader = PrefixReader(tiny)
     together = [trace_known_answer(reader, prompt) for prompt in needles]
     alone = [trace_known_answer(PrefixReader(tiny), prompt) for prompt in needles]
-    known = plan_pieces(needles[0].ids, needles[1].ids, 1)[0].start
-    assert known >= BLOCK_TOKENS, "or nothing was shared"
+    assert plan_pieces(needles[0].ids, needles[1].ids, 1)[0].start >= BLOCK_TOKENS, "or nothing was shared"
     for one, other in zip(together, alone, strict=True):
         assert one.score == other.score
         assert (one.top_positions == other.top_positions).all()

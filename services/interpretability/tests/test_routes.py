@@ -36,8 +36,7 @@ async def test_every_experiment_answers_its_example_on_its_own_path(client, name
 
 
 async def test_generic_route_names_the_experiment_in_model(client):
-    answer = await client.post("/v1/probe", json={"model": "indicators", **TEXT})
-    assert answer.json()["title"] == "Indicators"
+    assert await client.post("/v1/probe", json={"model": "indicators", **TEXT}).json()["title"] == "Indicators"
 
 
 @pytest.mark.parametrize("form", ["html", "png", "svg", "npz"])
@@ -108,8 +107,7 @@ async def test_artefacts_are_kept_by_their_content_and_unknown_ones_are_not_foun
     kind = servables("interpretability")["retrieval-heads"]
     report = (await client.post("/v1/probe/heads/retrieval", json=kind.card.example)).json()
     plan = next(one for one in report["artefacts"] if one["name"] == "head-plan.json")
-    answer = await client.get(f"/v1/probe/artefacts/{plan['sha256']}")
-    assert answer.json()["schema"] == "head-plan/1"
+    assert await client.get(f"/v1/probe/artefacts/{plan['sha256']}").json()["schema"] == "head-plan/1"
     for unknown in ("0" * 64, "..%2F..%2Fetc%2Fpasswd", "x"):
         assert (await client.get(f"/v1/probe/artefacts/{unknown}")).status_code == 404
         assert (await client.get(f"/v1/probe/reports/{unknown}")).status_code == 404
@@ -161,8 +159,7 @@ async def test_what_takes_long_asks_to_be_queued_and_says_how_long_it_takes(clie
         assert answer.headers["x-fovea-wants"] == "respond-async"
         assert "takes about" in answer.json()["detail"]
         assert "respond-async" in answer.json()["hint"]
-    told = await client.post("/v1/probe/heads/retrieval", json={**LONG, "dry_run": True})
-    scalars = told.json()["scalars"]
+    scalars = await client.post("/v1/probe/heads/retrieval", json={**LONG, "dry_run": True}).json()["scalars"]
     assert scalars["seconds"]["value"] == pytest.approx(scalars["tokens"]["value"] / 10)
     monkeypatch.setattr(StudiedModel, "seconds_per_token", property(lambda _: 1e-6))
     assert (await client.post("/v1/probe/heads/retrieval", json=LONG)).status_code == 200

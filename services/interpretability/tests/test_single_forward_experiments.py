@@ -26,8 +26,7 @@ from tests.golden import read_golden
 
 def ask(study_type, context, /, **options):
     study = study_type.load(context)
-    spec = study.In.model_validate({**study.card.example, **options})
-    return study.predict([spec], CallContext())[0]
+    return study.predict([study.In.model_validate({**study.card.example, **options})], CallContext())[0]
 
 
 @pytest.mark.parametrize(
@@ -166,8 +165,7 @@ def test_patching_everything_that_enters_the_first_block_is_the_other_prompt(con
 
 @pytest.mark.parametrize(("site", "places"), [("z", 4), ("k", 2), ("mlp_out", 12)])
 def test_sites_with_heads_are_exchanged_by_head(context, site, places):
-    report = ask(ActivationPatching, context, site=site)
-    assert np.array(report.grid("effect").values).shape == (3, places)
+    assert np.array(ask(ActivationPatching, context, site=site).grid("effect").values).shape == (3, places)
 
 
 @pytest.mark.parametrize("back", [1, 2])
@@ -184,8 +182,7 @@ def test_average_of_the_text_itself_changes_nothing(context):
 
 
 def test_a_relaxation_that_is_named_twice_is_measured_once(context):
-    report = ask(Deconstruction, context, kinds=["uniform", "identity", "uniform"])
-    layers = report.grid("layers")
+    layers = ask(Deconstruction, context, kinds=["uniform", "identity", "uniform"]).grid("layers")
     assert layers.rows.ticks == ["uniform", "identity"]
     assert [len(row) for row in layers.values] == [len(layers.columns.ticks)] * 2
 

@@ -31,8 +31,7 @@ def assert_map_matches(found: torch.Tensor, golden: dict, name: str) -> None:
 @pytest.mark.parametrize(("name", "file"), [("pranet", "pranet.keys.json"), ("pranet-v2", "pranet_v2.keys.json")])
 def test_state_dict_has_the_official_names_order_shapes_and_types(golden, name, file):
     state = network(name).state_dict()
-    rows = [[k, list(v.shape), str(v.dtype).removeprefix("torch.")] for k, v in state.items()]
-    assert rows == golden(file)
+    assert [[k, list(v.shape), str(v.dtype).removeprefix("torch.")] for k, v in state.items()] == golden(file)
 
 
 @pytest.mark.parametrize(("height", "width"), [(352, 352), (256, 320)])

@@ -50,15 +50,13 @@ def coarse_maps_disturbed(net, x):
 
 
 def test_with_one_class_the_v2_attention_source_changes_nothing(fill, picture):
-    net = fill(network("pranet-v2", classes=1, **SLIM))
-    before, after = coarse_maps_disturbed(net, picture(1, 64, 64))
+    before, after = coarse_maps_disturbed(fill(network("pranet-v2", classes=1, **SLIM)), picture(1, 64, 64))
     assert all(torch.equal(before[i], after[i]) for i in (0, 1, 2))
     assert not torch.equal(before[3], after[3])
 
 
 def test_with_two_classes_the_v2_attention_source_matters(fill, picture):
-    net = fill(network("pranet-v2", classes=2, **SLIM))
-    before, after = coarse_maps_disturbed(net, picture(1, 64, 64))
+    before, after = coarse_maps_disturbed(fill(network("pranet-v2", classes=2, **SLIM)), picture(1, 64, 64))
     assert before[0].shape == (1, 2, 64, 64)
     assert all(not torch.equal(before[i], after[i]) for i in (0, 1, 2))
 

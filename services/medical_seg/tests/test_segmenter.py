@@ -88,11 +88,9 @@ def test_empty_picture_has_an_empty_mask(blob):
 
 
 def test_overlay_is_drawn_on_the_upright_picture(blob):
-    request = ask(encoded(quadrants(), "PNG"), include=("mask", "overlay"))
-    answer = one(blob, request)
+    answer = one(blob, ask(encoded(quadrants(), "PNG"), include=("mask", "overlay")))
     overlay, mask = decode(answer.overlay), decode(answer.mask).pixels[..., 0] > 0
     assert overlay.format == "JPEG"
-    before = np.asarray(quadrants()).astype(int)
-    change = np.abs(overlay.pixels - before).max(axis=2)
+    change = np.abs(overlay.pixels - np.asarray(quadrants()).astype(int)).max(axis=2)
     assert change[mask].mean() > 30
     assert np.median(change[~mask]) < 10

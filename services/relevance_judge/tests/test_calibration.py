@@ -30,8 +30,7 @@ def test_quantile_cuts_give_as_many_of_each_grade_as_the_labels_have():
 
 
 def test_a_signal_of_noise_has_no_agreement_when_queries_are_left_out():
-    signals = np.random.default_rng(3).normal(size=len(GRADES))
-    found = fit(signals, GRADES, QUERIES, how="kappa")
+    found = fit(np.random.default_rng(3).normal(size=len(GRADES)), GRADES, QUERIES, how="kappa")
     assert abs(found.metrics["kappa"] or 0) < 0.3
     assert 0.3 < (found.metrics["pair_order"] or 0) < 0.7
 

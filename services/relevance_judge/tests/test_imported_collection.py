@@ -48,8 +48,7 @@ def test_what_was_decided_is_said():
 
 
 def test_topics_numbered_without_gaps_keep_their_ids():
-    topics = ".I 1\n.W\na\n.I 2\n.W\nb\n"
-    found = parse_collection(DOCUMENTS, topics, "01 1 1\n")
+    found = parse_collection(DOCUMENTS, ".I 1\n.W\na\n.I 2\n.W\nb\n", "01 1 1\n")
     assert list(found.labels) == [("1", "1")]
     assert not any("position" in note for note in found.notes)
 

@@ -145,8 +145,7 @@ def test_query_likelihood_is_the_mean_over_the_querys_tokens_alone():
 
 def test_an_ensemble_shows_its_votes_and_leaves_invalid_ones_out():
     def say(body: dict[str, Any]) -> str:
-        system = body["messages"][0]["content"]
-        return "nonsense" if "bins" in system else "3"
+        return "nonsense" if "bins" in body["messages"][0]["content"] else "3"
 
     found = _one(Ensemble(FakeModel(say).client()), retries=0)
     (verdict,) = found.results

@@ -21,8 +21,7 @@ HOSTILE = [
 
 
 def test_every_template_has_its_own_digest_and_is_found_by_it():
-    digests = {one.digest for one in load_templates().values()}
-    assert len(digests) == len(load_templates())
+    assert len({one.digest for one in load_templates().values()}) == len(load_templates())
     for one in load_templates().values():
         assert get_template(one.id) == get_template(f"{one.id}@{one.digest}") == one
 
@@ -47,8 +46,7 @@ def test_query_and_passage_arrive_as_they_are_and_between_the_marks(name, text):
     one, mark = get_template(name), "f" * 16
     told = {letter: f"{letter} {text}" for letter in "QPCO"}
     own = "C" if one.criteria else told["C"]  # the words of a criterion are the template's
-    shown = render_prompt(one, told["Q"], told["P"], mark=mark, criterion=own, other=told["O"])
-    first = shown.turns[0]
+    first = render_prompt(one, told["Q"], told["P"], mark=mark, criterion=own, other=told["O"]).turns[0]
     inside = dict(re.findall(rf"<<([\w ]+) {mark}>>\n(.*?)\n<<end {mark}>>", first, re.DOTALL))
     for letter, names in zip("QPCO", MARKED, strict=True):
         assert {inside[name] for name in names if name in inside} <= {told[letter]}

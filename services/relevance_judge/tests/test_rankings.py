@@ -54,8 +54,7 @@ def test_synthetic_systems_are_ranked_as_trec_eval_ranks_them(golden, golden_fol
 
 
 def test_correlations_match_the_oracle_and_are_none_where_undefined(golden):
-    cases = golden("agreement_vectors.json")["rank_pairs"]
-    for case in cases:
+    for case in golden("agreement_vectors.json")["rank_pairs"]:
         truth, estimate = case["truth"], case["estimate"]
         assert _same(kendall_tau_b(truth, estimate), case["kendall_tau_b"])
         assert _same(spearman_rho(truth, estimate), case["spearman"])

@@ -111,9 +111,8 @@ def test_a_standard_signal_needs_mean_and_spread():
 def _board_body(**more: Any) -> dict[str, Any]:
     runs = "".join((MINI.folder / "runs" / f"{name}.trec").read_text() for name in ("overlap", "bm25"))
     runs += "".join(f"{q} Q0 {p} 0 {grade} ideal\n" for (q, p), grade in MINI.labels.items())
-    turned = format_qrels({pair: 3 - grade for pair, grade in MINI.labels.items()})
     judges = [
-        {"judge": "turned", "labels": turned},
+        {"judge": "turned", "labels": format_qrels({pair: 3 - grade for pair, grade in MINI.labels.items()})},
         {"judge": "second pass", "labels": SECOND, "template": "by hand"},
         {"judge": "one grade", "labels": format_qrels(dict.fromkeys(MINI.labels, 1))},
         {"judge": "one query", "labels": "1 0 m01-1 3\n1 0 m01-2 0\n"},

@@ -18,8 +18,7 @@ def _file(folder: Path, text: str) -> Path:
 
 
 def test_any_white_space_and_blank_lines_are_taken(tmp_path):
-    path = _file(tmp_path, "1\t0  d1 3\n\n  1 Q0 d2\t-1 \n")
-    assert read_qrels(path) == {("1", "d1"): 3, ("1", "d2"): -1}
+    assert read_qrels(_file(tmp_path, "1\t0  d1 3\n\n  1 Q0 d2\t-1 \n")) == {("1", "d1"): 3, ("1", "d2"): -1}
 
 
 def test_ids_stay_opaque_strings(tmp_path):

@@ -85,8 +85,7 @@ def test_deep_and_shallow_pictures_are_turned_alike(turn):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("form", ["jpeg", "png", "webp"])
 def test_exif_is_kept_and_says_upright(kind, form):
-    found = opened(saved(kind, exif=exif(turn=6)))
-    again = Image.open(io.BytesIO(write_image(found, form, 90)))
+    again = Image.open(io.BytesIO(write_image(opened(saved(kind, exif=exif(turn=6))), form, 90)))
     assert again.size == (6, 9)
     assert again.getexif()[MAKE] == "Retina"
     assert again.getexif().get(ORIENTATION, 1) == 1
@@ -103,8 +102,7 @@ def test_16_bit_results_keep_exif_and_profile():
 @pytest.mark.parametrize("form", ["jpeg", "png", "webp"])
 def test_the_colour_profile_is_kept(form):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    found = opened(saved("PNG", icc_profile=profile))
-    assert opened(write_image(found, form, 90)).icc == profile
+    assert opened(write_image(opened(saved("PNG", icc_profile=profile)), form, 90)).icc == profile
 
 
 def test_a_profile_of_other_colours_is_left_out_and_said_so():

@@ -24,8 +24,7 @@ PIECES = {"tile_core": 64, "tile_context": 128}
 
 
 def photo(width: int = 90, height: int = 70, seed: int = 1) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3))
+    coarse = np.random.default_rng(seed).integers(0, 256, (-(-height // 8), -(-width // 8), 3))
     return coarse.repeat(8, axis=0).repeat(8, axis=1)[:height, :width].astype(np.uint8)
 
 
@@ -131,8 +130,7 @@ def test_the_estimate_follows_the_pace_of_earlier_tiles(served):
 
 @pytest.mark.parametrize(("budget", "core"), [(64, 64), (256, 384), (1024, 1056), (100_000, 2048)])
 def test_the_core_is_the_largest_that_memory_allows(budget, core):
-    request = RestoreIn(image=b"", memory_mib=budget)
-    how = plan_tiles(4320, 7680, "paper", request, 600)
+    how = plan_tiles(4320, 7680, "paper", RestoreIn(image=b"", memory_mib=budget), 600)
     assert how.core == core
     assert how.largest * 600 <= budget * 2**20
     assert (core + 32 + 256) ** 2 * 600 > budget * 2**20 or core == 2048
@@ -152,8 +150,7 @@ def test_a_budget_below_one_tile_is_refused_by_name():
 
 def test_reference_gives_psnr_and_ssim_before_and_after(served):
     pixels = photo()
-    result = pixels_of(restored(served, pixels).restored)
-    answer = restored(served, pixels, reference=encode(result))
+    answer = restored(served, pixels, reference=encode(pixels_of(restored(served, pixels).restored)))
     assert (answer.likeness.psnr, answer.likeness.ssim) == (None, 1.0)
     assert answer.input_likeness.psnr < 40
     assert answer.input_likeness.ssim < 1
@@ -174,8 +171,7 @@ def test_reflection_is_input_minus_result(served):
     pixels = photo()
     answer = restored(served, pixels, include="restored,reflection,comparison")
     result = pixels_of(answer.restored)
-    taken = pixels_of(answer.reflection)
-    assert np.array_equal(taken, np.clip(pixels.astype(int) - result, 0, 255))
+    assert np.array_equal(pixels_of(answer.reflection), np.clip(pixels.astype(int) - result, 0, 255))
     assert answer.mean_change == pytest.approx(np.abs(pixels.astype(int) - result).mean() / 255, abs=1e-5)
     assert pixels_of(answer.comparison).shape == (70, 188, 3)
 
@@ -215,8 +211,7 @@ def test_a_deep_picture_may_be_asked_for_as_jpeg(served):
 
 def test_a_picture_is_drawn_also_where_the_answer_does_not_hold_it(served):
     for more in ({"include": ("reflection",)}, {"dry_run": True}):
-        request = RestoreIn(image=encode(photo()), picture="restored", **more)
-        _, made = predict_as(served, request, "image/png")
+        _, made = predict_as(served, RestoreIn(image=encode(photo()), picture="restored", **more), "image/png")
         assert np.array_equal(pixels_of(made), pixels_of(restored(served, photo()).restored))
 
 

@@ -74,6 +74,5 @@ def test_mask_keeps_apart_exactly_what_the_roll_joined(rows, columns):
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     places = torch.stack([y, x]).roll((-SHIFT, -SHIFT), dims=(1, 2)) - torch.stack([y, x])
     windows = places.view(2, rows, WINDOW, columns, WINDOW).transpose(2, 3).reshape(2, rows * columns, -1)
-    same = (windows[:, :, None, :] == windows[:, :, :, None]).all(dim=0)
-    assert torch.equal(mask == 0, same)
+    assert torch.equal(mask == 0, (windows[:, :, None, :] == windows[:, :, :, None]).all(dim=0))
     assert set(mask.unique().tolist()) <= {0.0, -100.0}

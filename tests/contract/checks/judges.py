@@ -219,8 +219,7 @@ def check_template_is_used(bench: Bench) -> None:
     for name in (None, *load_templates()):
         model = Oracle()
         with bench.before(model) as judge:
-            request = bench.request(judge, _pairs()[:1], template=name)
-            found = judge.predict([request], CallContext())[0]
+            found = judge.predict([bench.request(judge, _pairs()[:1], template=name)], CallContext())[0]
             if isinstance(found, FoveaError) and name is not None:
                 continue  # a template of another kind
             assert isinstance(found, JudgeOut)
@@ -321,8 +320,7 @@ def check_options_count(bench: Bench) -> None:
         assert {body.get("model") for body in model.asked} == {"other"}
         model.asked.clear()
         long = [(QUERY, "word " * 100 + "tail")]
-        cut = _judged(judge, bench.request(judge, long, passage_chars=200)).results[0]
-        assert "cut" in cut.flags
+        assert "cut" in _judged(judge, bench.request(judge, long, passage_chars=200)).results[0].flags
         assert "tail" not in json.dumps(model.asked)
         priced = _judged(judge, bench.request(judge, pairs, price=1e6)).results[0]
         assert plain.cost is None

@@ -54,8 +54,7 @@ def test_a_folder_of_boxes_becomes_a_detector(kind, tmp_path):
         data=squares(tmp_path / "data", 14), side=64, scale=MultiScale(side=64, rates=(1.0,)), schedule=SHORT,
         choose=2, start=None,
     )  # fmt: skip
-    fitted = fit(made, tmp_path / "run")
-    manifest = publish(made, fitted, tmp_path / "out")
+    manifest = publish(made, fit(made, tmp_path / "run"), tmp_path / "out")
     assert {"map50", "map50_95", "ap50_square", "count_error_square"} <= manifest.metrics.keys()
     assert manifest.data["names"] == "square"
     assert read_weights(tmp_path / "out" / f"{made.weights}.safetensors").manifest.recipe["side"] == 64

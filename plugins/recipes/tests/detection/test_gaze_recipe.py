@@ -70,8 +70,7 @@ def test_a_short_fit_is_measured_beside_people_and_places(tmp_path):
         choose=1,
         schedule=Schedule(steps=2, batch=4, rate=1e-3, validate_every=2),
     )
-    fitted = fit(made, tmp_path / "run")
-    measured = made.measure(fitted.network)
+    measured = made.measure(fit(made, tmp_path / "run").network)
     parts = {"nats", "sequence_score", "behaviour_delta"}
     assert {f"{part}{end}" for part in parts for end in ("", "_spatial")} < measured.keys()
     assert {"sequence_score_human", "behaviour_delta_human"} < measured.keys()

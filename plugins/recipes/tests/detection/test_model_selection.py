@@ -12,8 +12,7 @@ def pictures(count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     for _ in range(count):
         corners = np.array([(x * 100.0, y * 100.0) for x in range(5) for y in range(4)])
         boxes = np.column_stack([corners, corners + 50])
-        right = np.arange(20) < 10
-        score = np.where(right, rng.beta(8, 2, 20), rng.beta(4, 4, 20))
+        score = np.where((np.arange(20) < 10), rng.beta(8, 2, 20), rng.beta(4, 4, 20))
         rows = np.column_stack([boxes, score, np.zeros(20)])[np.argsort(-score)]
         truth.append(np.column_stack([np.zeros(10), boxes[:10]]))
         found.append(rows)

@@ -30,8 +30,7 @@ def test_paths_stop_at_the_target_or_are_cut():
 
 
 def test_a_short_fit_learns_and_is_measured(tmp_path):
-    schedule = Schedule(steps=6, batch=4, rate=1e-3, validate_every=3)
-    recipe = OatDemo(schedule=schedule, valid=5, test=8)
+    recipe = OatDemo(schedule=Schedule(steps=6, batch=4, rate=1e-3, validate_every=3), valid=5, test=8)
     fitted = fit(recipe, tmp_path)
     assert [step for step, _ in fitted.progress.scores] == [3, 6]
     measured = recipe.measure(fitted.network)

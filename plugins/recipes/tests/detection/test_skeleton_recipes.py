@@ -58,8 +58,7 @@ def test_a_short_fit_is_measured_with_intervals(kind, tmp_path):
         hidden=(8, 8, 8),
         schedule=Schedule(steps=2, batch=2, rate=1e-3, validate_every=2),
     )
-    fitted = fit(made, tmp_path / "run")
-    measured = made.measure(fitted.network)
+    measured = made.measure(fit(made, tmp_path / "run").network)
     assert set(made.intervals()) == set(measured)
     for name, (low, high) in made.intervals().items():
         assert 0 <= low <= high <= 1, name

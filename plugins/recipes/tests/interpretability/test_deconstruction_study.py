@@ -30,8 +30,7 @@ def test_clusters_of_a_layer_hold_every_token_once_per_head(tmp_path):
     probe = RoutingClusters.load(LoadContext(cache=tmp_path, weights=tmp_path, threads=1))
     text = "def add(a, b):\n    return a + b\n"
     (report,) = probe.predict([probe.In.model_validate({"text": text})], CallContext())
-    heads = {row[0] for row in report.tables[0].rows}
-    for head in heads:
+    for head in {row[0] for row in report.tables[0].rows}:
         assert sum(row[2] for row in report.tables[0].rows if row[0] == head) == len(text)
     assert 0 <= report.scalars["alone"].value <= 1
     layer = int(report.title.rpartition(" ")[2])

@@ -56,5 +56,4 @@ def test_served_model_copies_strings_that_it_never_saw_across_a_gap_too(tiny, be
 
 
 def test_served_model_has_induction_heads(tiny):
-    half = tiny.encode("kqzwxmhjvb")
-    assert head_patterns(tiny.model, half)["induction"].max() > 0.4
+    assert head_patterns(tiny.model, tiny.encode("kqzwxmhjvb"))["induction"].max() > 0.4

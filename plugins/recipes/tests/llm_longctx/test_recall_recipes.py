@@ -24,8 +24,7 @@ def test_each_question_has_its_answer_in_the_body(seed, body):
         keys = [row[a - 1] for a in drawn.answers.tolist()]
         assert len(set(keys)) == 4
         assert all(recall.FILLERS <= key < recall.FILLERS + recall.KEYS for key in keys)
-        body_tokens = [token for token in row[:body] if token < recall.FILLERS]
-        assert len(body_tokens) == body - 8
+        assert len([token for token in row[:body] if token < recall.FILLERS]) == body - 8
 
 
 @pytest.mark.parametrize("form", ["landmark", "plain"])
@@ -63,8 +62,7 @@ def test_answer_behind_a_landmark_is_told_by_the_token_before_it():
     with torch.no_grad():
         found = made._answers(net, drawn.ids, drawn.answers)
         whole = net(ids)
-    ordinary = (ids[0] != recall.LANDMARK).nonzero().flatten()
-    assert torch.equal(found, whole[:, ordinary[drawn.answers - 1]])
+    assert torch.equal(found, whole[:, (ids[0] != recall.LANDMARK).nonzero().flatten()[drawn.answers - 1]])
 
 
 @pytest.mark.parametrize("layout", ["mac", "mag", "mal", "lmm", "attention"])

@@ -98,6 +98,5 @@ def test_a_folder_becomes_a_served_model(home):
 def test_a_run_that_was_stopped_leaves_nothing_to_serve(home):
     args = [*command(), "--set", "schedule.rate=1e30", *(part for knob in SHORT[:-1] for part in ("--set", knob))]
     args += ["--set", "schedule.warm_up=0", "--set", "schedule.steps=6", "--set", "scale.side=64"]
-    ran = CliRunner().invoke(cli, args)
-    assert ran.exit_code != 0
+    assert CliRunner().invoke(cli, args).exit_code != 0
     assert not list((home / "fovea").rglob("my-discs.safetensors"))

@@ -13,8 +13,7 @@ def drawn(seed: int, height: int = 24, width: int = 31) -> tuple[np.ndarray, np.
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width]
     mask = (rows - rng.integers(6, 18)) ** 2 + (columns - rng.integers(6, 25)) ** 2 < rng.integers(9, 80)
-    noisy = 0.4 * mask + rng.uniform(0.5, 0.6) * rng.random(mask.shape)
-    return (noisy * 255).astype(np.uint8), mask
+    return ((0.4 * mask + rng.uniform(0.5, 0.6) * rng.random(mask.shape)) * 255).astype(np.uint8), mask
 
 
 def test_counting_scores_of_a_polyp_free_frame_are_zero_even_when_nothing_is_found():
@@ -26,8 +25,7 @@ def test_counting_scores_of_a_polyp_free_frame_are_zero_even_when_nothing_is_fou
 
 def test_a_prediction_is_stretched_before_thresholds_but_not_at_half():
     _, mask = drawn(3)
-    faint = mask.astype(np.uint8) * 100
-    scores = segmentation_scores(faint, mask)
+    scores = segmentation_scores((mask.astype(np.uint8) * 100), mask)
     assert (scores["max_dice"], scores["dice_at_half"]) == (pytest.approx(1), 0)
 
 

@@ -44,16 +44,14 @@ def test_the_layout_is_pranets_behind_another_backbone():
     with torch.no_grad():
         maps = net(torch.zeros(2, 3, 64, 96))
     assert [tuple(each.shape) for each in maps] == [(2, 1, 64, 96)] * 4
-    without = network("pranet-lite", reverse=False)
-    without.load_state_dict(net.state_dict())
+    network("pranet-lite", reverse=False).load_state_dict(net.state_dict())
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     home = tmp_path_factory.mktemp("trained")
     made = recipe(frames(home / "data", 20))
-    manifest = publish(made, fit(made, home / "run"), home / "out")
-    return made, manifest, home / "out" / "pranet.safetensors"
+    return made, publish(made, fit(made, home / "run"), home / "out"), home / "out" / "pranet.safetensors"
 
 
 @pytest.mark.release

@@ -114,8 +114,7 @@ def test_card_tells_what_was_loaded(weights, tmp_path):
     facts = {"task": "segment", "summary": "s", "paper": Paper(title="t", venue="v", year=2020), "licence": "l"}
     metrics = (Metric(name="m", ours=None, data="d"), Metric(name="other", ours=None, data="d"))
     card, artefacts = Card(name="line", notes=("First.",), metrics=metrics, **facts), made(weights, tmp_path)
-    torch_engine = SimpleNamespace(name="torch", reason="")
-    assert refine_card(card, artefacts, torch_engine).notes == ("First.",)
+    assert refine_card(card, artefacts, SimpleNamespace(name="torch", reason="")).notes == ("First.",)
     artefacts.graph()
     served = refine_card(card, artefacts, SimpleNamespace(name="onnx", reason="It is first.", provider="CUDA"))
     assert (served.weights, served.parameters) == (weights.manifest.sha256, 33)

@@ -179,7 +179,6 @@ def test_of_several_official_layouts_the_one_that_fits_is_taken(tmp_path, out, m
 def test_a_checkpoint_of_no_layout_is_compared_with_the_nearest(tmp_path, out, monkeypatch):
     monkeypatch.setattr(checkpoint_import, "network", lambda _name, **config: Sized(**config))
     monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({"width": 2}, {"width": 5}))
-    state = Sized(5).state_dict() | {"second.bias": torch.zeros(2)}
-    torch.save(state, tmp_path / "official.pt")
+    torch.save((Sized(5).state_dict() | {"second.bias": torch.zeros(2)}), tmp_path / "official.pt")
     with pytest.raises(InvalidOption, match=r"second.bias is \[2\], \[1\] is needed"):
         checkpoint_import.import_weights("sized", tmp_path / "official.pt", out)

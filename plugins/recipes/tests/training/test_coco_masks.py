@@ -53,8 +53,7 @@ def test_outlines_mark_the_pixels_whose_centres_they_hold(tmp_path):
 
 
 def test_a_label_of_several_outlines_is_their_union(tmp_path):
-    parts = [*SQUARE, [10, 5, 20, 5, 20, 12, 10, 12]]
-    assert marked(write(tmp_path / "set", [label(parts)])).sum() == 15 * 7
+    assert marked(write(tmp_path / "set", [label([*SQUARE, [10, 5, 20, 5, 20, 12, 10, 12]])])).sum() == 15 * 7
 
 
 @pytest.mark.parametrize(
@@ -146,8 +145,7 @@ def test_a_file_that_is_no_json_is_named(tmp_path):
 @pytest.mark.parametrize("part", ["images", "annotations", "categories"])
 def test_entries_without_their_parts_are_named(tmp_path, part):
     folder = write(tmp_path / "set", [label(SQUARE)])
-    held = json.loads((folder / "coco.json").read_text())
-    (folder / "coco.json").write_text(json.dumps(held | {part: [{}]}))
+    (folder / "coco.json").write_text(json.dumps(json.loads((folder / "coco.json").read_text()) | {part: [{}]}))
     with pytest.raises(InvalidOption, match=f"Not all {part} of .*coco"):
         read(folder)
 

@@ -97,8 +97,7 @@ def test_xml_that_reads_other_files_is_refused(pictures):
 
 def test_boxes_outside_and_broken_files_are_named(pictures):
     as_voc(pictures)
-    text = (pictures / "a.xml").read_text().replace("<xmax>50", "<xmax>500")
-    (pictures / "a.xml").write_text(text)
+    (pictures / "a.xml").write_text((pictures / "a.xml").read_text().replace("<xmax>50", "<xmax>500"))
     (pictures / "b.png").write_bytes((pictures / "b.png").read_bytes()[:200])
     found, problems, sizes = check_boxes(find_boxes(pictures))
     assert [path.stem for path in found.pictures] == ["a"]

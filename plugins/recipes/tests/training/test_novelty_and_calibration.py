@@ -50,8 +50,7 @@ def test_a_kind_that_was_learnt_is_far_where_the_gaussian_finds_it_near():
     other, fitted = (rng.normal(size=(120, 30)) + moved).astype(np.float32), fit_gaussian(known)
     planes = fit_boundaries(known, groups, [other[::2]], reach=1.5, inside=0.99)
     both = fitted.beside(planes)
-    new = rng.normal(size=(400, 30)).astype(np.float32)
-    assert (both.distance(new) > 1.5).mean() < 0.04
+    assert (both.distance(rng.normal(size=(400, 30)).astype(np.float32)) > 1.5).mean() < 0.04
     assert (fitted.distance(other[1::2]) > 1.5).mean() < 0.2
     assert (both.distance(other[1::2]) > 1.5).mean() > 0.6
     again = InDistributionModel.read(both.arrays())

@@ -57,8 +57,7 @@ def test_nothing_in_the_file_is_run(tmp_path):
     sprung = tmp_path / "sprung"
     net = Net()
     net.trap = Trap(sprung)  # type: ignore[assignment]  # what an attacker would put there
-    held = read_unpickled(_saved(tmp_path / "net.pt", {"model": net, "more": Trap(sprung)}))
-    assert "model.0.weight" in held
+    assert "model.0.weight" in read_unpickled(_saved(tmp_path / "net.pt", {"model": net, "more": Trap(sprung)}))
     assert not sprung.exists()
 
 

@@ -138,8 +138,7 @@ def test_gradients_are_clamped_element_by_element(line, tmp_path):
 
 
 def test_averaged_weights_are_smoother_than_the_last_ones(line, tmp_path):
-    noisy = Schedule(steps=40, batch=2, rate=0.5, floor=0.5, ema=0.9, validate_every=40)
-    fit(line(schedule=noisy), tmp_path)
+    fit(line(schedule=Schedule(steps=40, batch=2, rate=0.5, floor=0.5, ema=0.9, validate_every=40)), tmp_path)
     with safe_open(tmp_path / "last.safetensors", framework="pt") as last:
         live, average = (last.get_tensor(f"{part}/layer.weight") for part in ("live", "average"))
         counted = last.get_tensor("average/norm.num_batches_tracked")
@@ -162,8 +161,7 @@ def test_the_rate_follows_half_a_cosine_after_its_warm_up():
 
 
 def test_scales_are_multiples_of_32_as_in_the_published_training():
-    each = MultiScale(side=352, mode="each")
-    assert list(each.sides(np.random.default_rng(0))) == [256, 352, 448]
+    assert list(MultiScale(side=352, mode="each").sides(np.random.default_rng(0))) == [256, 352, 448]
     drawn = MultiScale(side=160)
     rng = np.random.default_rng(0)
     assert {side for _ in range(40) for side in drawn.sides(rng)} == {128, 160, 192}

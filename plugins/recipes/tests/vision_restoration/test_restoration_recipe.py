@@ -9,8 +9,7 @@ from fovea_recipes.vision_restoration.pairs import ReflectionPairs
 
 
 def pairs(plain: tuple[bool, ...] = (False, True)) -> ReflectionPairs:
-    rng = np.random.default_rng(2)
-    clean = rng.integers(0, 200, (len(plain), 32, 32, 3)).astype(np.uint8)
+    clean = np.random.default_rng(2).integers(0, 200, (len(plain), 32, 32, 3)).astype(np.uint8)
     mixed = np.where(np.array(plain)[:, None, None, None], clean, clean + 30).astype(np.uint8)
     return ReflectionPairs(mixed, clean, np.array(plain))
 

@@ -43,7 +43,6 @@ def pairs():
 
 
 def test_photographs_behind_glass_gain_and_clean_ones_stay(weights, pairs):
-    network = ExportedForms(weights, Path(), (), (), "measured").network()
-    restored = restore_pairs(network, pairs.mixed)
+    restored = restore_pairs(ExportedForms(weights, Path(), (), (), "measured").network(), pairs.mixed)
     assert gain_pairs(restored, pairs).min() > 0.3
     assert score_pairs(restored, pairs)["psnr_clean"] > 35
