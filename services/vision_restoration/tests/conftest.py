@@ -109,12 +109,10 @@ def stored(slim, tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     net = slim()
     manifest = Manifest(
-        name="rrformer-restorer",
-        origin="trained",
-        dtype="float32",
+        name="rrformer-restorer", origin="trained", dtype="float32",
         parameters=sum(p.numel() for p in net.parameters()),
         network=NetworkSpec(name="rrformer-restorer", config={**SLIM, "variant": "paper"}),
-    )
+    )  # fmt: skip
     write_weights(folder, {key: tensor.numpy() for key, tensor in net.state_dict().items()}, manifest)
     return folder
 
