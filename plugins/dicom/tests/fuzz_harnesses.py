@@ -86,12 +86,10 @@ def _seeds() -> tuple[bytes, ...]:
             _file(ExplicitVRLittleEndian, VOILUTSequence=[table], PhotometricInterpretation="MONOCHROME1"),
             _file(ExplicitVRLittleEndian, PhotometricInterpretation="PALETTE COLOR", **colours),
             _file(
-                ExplicitVRLittleEndian,
-                is_colour=True,
-                SequenceOfUltrasoundRegions=[_item(**units)],
+                ExplicitVRLittleEndian, is_colour=True, SequenceOfUltrasoundRegions=[_item(**units)],
                 SharedFunctionalGroupsSequence=[measures],
             ),
-        )
+        )  # fmt: skip
 
 
 async def _predict(request: Any) -> Any:
@@ -127,9 +125,7 @@ def _related(data: bytes) -> object:
 
 HARNESSES: dict[str, Harness] = {
     "related": Harness(
-        _related,
-        (_RELATED,),
-        words=(b"--x\r\n", b"\r\n\r\n", b"--x--", b"boundary=", b"; charset=none", b'"', b";"),
+        _related, (_RELATED,), words=(b"--x\r\n", b"\r\n\r\n", b"--x--", b"boundary=", b"; charset=none", b'"', b";"),
     ),
     "zip": Harness(
         unpack_zip,

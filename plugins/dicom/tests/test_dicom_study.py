@@ -152,11 +152,9 @@ async def test_every_frame_of_a_film_has_its_own_area_in_answer_segmentation_and
     assert instance.pixel_size.model_dump() == {"row_mm": 0.5, "column_mm": 0.2, "source": "PixelSpacing"}
     masks = read_masks(series)
     assert {key: int(mask.sum()) for key, mask in masks.items()} == {
-        (one.SOPInstanceUID, 1): 16,
-        (one.SOPInstanceUID, 3): 45,
-        (one.SOPInstanceUID, 4): 4,
+        (one.SOPInstanceUID, 1): 16, (one.SOPInstanceUID, 3): 45, (one.SOPInstanceUID, 4): 4,
         (one.SOPInstanceUID, 5): 25,
-    }
+    }  # fmt: skip
     assert (masks[one.SOPInstanceUID, 3] == (frames[2][..., 0] > 128)).all()
     check_references(series)
     made_by = dcmread(io.BytesIO(series.report)).to_json()
@@ -172,7 +170,7 @@ async def test_single_frames_of_a_series_are_one_segmentation_in_the_order_of_th
     objects = [
         film(picture((2, 2, side)), InstanceNumber=number) for number, side in ((3, 3), (10, 5), (1, 2), ("", 6))
     ]
-    (series,) = await segment(*objects).series
+    (series,) = (await segment(*objects)).series
     assert [one.frames[0].area for one in series.instances] == [36, 4, 9, 25]
     assert [one.frames[0].area_mm2 for one in series.instances] == [None] * 4
     assert series.warnings == ["The objects do not state their pixels' size, so areas are in pixels only."]
@@ -190,14 +188,10 @@ async def test_single_frames_of_a_series_are_one_segmentation_in_the_order_of_th
 
 async def test_films_other_series_other_studies_and_other_sizes_are_apart():
     found = await segment(
-        film(picture(), picture()),
-        film(picture(), picture()),
-        film(picture()),
-        film(picture()),
-        film(picture()[:, :30].copy()),
-        film(picture(), SeriesInstanceUID="9.1"),
+        film(picture(), picture()), film(picture(), picture()), film(picture()), film(picture()),
+        film(picture()[:, :30].copy()), film(picture(), SeriesInstanceUID="9.1"),
         film(picture(), SeriesInstanceUID="9.1", StudyInstanceUID="9.2"),
-    )
+    )  # fmt: skip
     assert sorted(sum(len(one.frames) for one in series.instances) for series in found.series) == [1, 1, 1, 2, 2, 2]
     assert found.frames == 9
     assert {series.segmentation for series in found.series} == {series.report for series in found.series} == {None}

@@ -26,7 +26,7 @@ from services.detection.tests.test_box_detector import CARD, NAMES, Blobs, Toy
 from shared.registry import LoadContext
 from shared.vision.draw import encode
 from shared.vision.servable import DataConfig
-from tests.harness.models import client_of
+from tests.harness.models import client_of, ok
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -124,7 +124,7 @@ def tracked(name: str, north_m: float, *tracks: str) -> Observation:
     return one.model_copy(update={"detections": found})
 
 
-def test_a_track_is_one_damage_and_tracks_that_share_a_frame_are_two():
+def test_a_track_is_one_damage_also_where_it_leaves_the_gpx_track():
     frames = [tracked(f"f#{n}", 2.2 * n, "a") for n in range(10)]
     assert len(merge_damage(frames, 3)) == 1
     assert len(merge_damage([one.model_copy(update={"detections": [one.detections[0]] * 2}) for one in frames], 3)) == 1
@@ -132,9 +132,6 @@ def test_a_track_is_one_damage_and_tracks_that_share_a_frame_are_two():
     assert len(merge_damage(both, 3)) == 2
     again = [*(tracked(f"f#{n}", 2.2 * n, "a") for n in range(3)), tracked("f#9", 2.5, "b")]  # lost, and found again
     assert len(merge_damage(again, 3)) == 1
-
-
-def test_a_track_that_leaves_the_gpx_track_counts_where_it_was_placed():
     lost = tracked("f#2", 0, "a", "b").model_copy(update={"latitude": None, "place_problem": "No track."})
     frames = [tracked("f#0", 0, "a"), tracked("f#1", 2, "a"), lost]
     placed = place_pictures(frames, 10_000)
@@ -186,9 +183,7 @@ def test_a_film_counts_each_hole_once_though_it_moves_further_than_its_size(clie
     film = film_of(tmp_path, [road(*holes, shift=6 * n) for n in range(70)])
     track = GPX.replace("10.001", "10.0002")  # 22 m in ten seconds: every tenth frame lies 2.2 m from the last
     files = [("video", ("drive.mp4", film)), ("gpx", ("drive.gpx", track.encode()))]
-    answer = client.post("/v1/detect/survey", files=files, params={"every": 10, "boxed": True})
-    assert answer.status_code == 200, answer.text
-    found = answer.json()
+    found = ok(client.post("/v1/detect/survey", files=files, params={"every": 10, "boxed": True}))
     assert sum([len(one["detections"]) for one in found["observations"]]) > 6
     assert len(found["damages"]) == 3
     assert sum(one["boxed"] is not None for one in found["observations"]) <= 3
@@ -204,8 +199,7 @@ def test_boxes_follow_a_picture_that_moves_and_grows_and_leave_with_it():
     box = np.array([[90.0, 90, 150, 150]])
     assert carrier.step(encode(np.asarray(image)), box) == pytest.approx(box)
     moved = carrier.step(encode(np.asarray(grown)), box)
-    expected = [(90 - 4) / 0.9, (90 + 6) / 0.9, (150 - 4) / 0.9, (150 + 6) / 0.9]
-    assert moved[0] == pytest.approx(expected, abs=2)
+    assert moved[0] == pytest.approx([(90 - 4) / 0.9, (90 + 6) / 0.9, (150 - 4) / 0.9, (150 + 6) / 0.9], abs=2)
     assert carrier.step(b"broken", box) == pytest.approx(box)
     edge = np.array([[0.0, 200, 40, 239], [100, 40, 140, 80]])
     carrier = BoxCarrier()
@@ -237,9 +231,7 @@ def place_photographs() -> list[tuple[str, tuple[str, bytes]]]:
 
 
 def test_what_is_not_placed_is_counted_and_named(client):
-    answer = client.post("/v1/detect/survey", files=place_photographs())
-    assert answer.status_code == 200, answer.text
-    found = answer.json()
+    found = ok(client.post("/v1/detect/survey", files=place_photographs()))
     assert (found["counts"], found["counts_not_placed"]) == ({"crack": 4}, {"crack": 4})
     assert [one["pictures"] for one in found["not_placed"]] == [["far.jpg"], ["half.jpg"], ["plain.jpg"], ["plain.jpg"]]
     assert found["without_place"] == ["far.jpg", "half.jpg", "plain.jpg"]
