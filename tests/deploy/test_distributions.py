@@ -54,13 +54,10 @@ def test_a_plug_in_has_the_text_of_its_licence_and_asks_for_our_names(file):
     assert "fovea" not in asked
 
 
-def test_the_client_s_project_lists_all_its_packages():
+def test_the_client_s_project_lists_all_its_packages_and_weights_are_by_licence():
     files = (file for file in (ROOT / "fovea").rglob("*.py") if not {"tests", "build"} & set(file.parts))
     packages = {".".join(file.parent.relative_to(ROOT).parts) for file in files}
     assert packages == {*PROJECTS["fovea-serve"]["tool"]["setuptools"]["packages"]}
-
-
-def test_all_weights_of_services_are_in_the_package_of_their_licence():
     found = {file: name for name in PACKAGES.values() for file in weights_of(name)}
     assert found.keys() == {*ROOT.glob("services/*/weights/*.safetensors")}
     for file, name in found.items():

@@ -96,13 +96,11 @@ class Scene:
         port = free_port()
         self._start(
             [
-                "prometheus",
-                f"--config.file={self.folder}/prometheus.yml",
-                f"--storage.tsdb.path={self.folder}/tsdb",
-                f"--web.listen-address=127.0.0.1:{port}",
+                "prometheus", f"--config.file={self.folder}/prometheus.yml",
+                f"--storage.tsdb.path={self.folder}/tsdb", f"--web.listen-address=127.0.0.1:{port}",
                 "--enable-feature=exemplar-storage",
             ]
-        )
+        )  # fmt: skip
         return f"http://127.0.0.1:{port}"
 
     def query(self, expression):
