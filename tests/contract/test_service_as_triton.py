@@ -37,15 +37,12 @@ def remote(request, kind, replica, tmp_path_factory):
     servable.close()
 
 
-def test_picture_is_answered_as_the_model_itself_answers(remote, replica):
+def test_pictures_batches_and_threads_are_answered_as_the_model_itself_answers(remote, replica):
     request = remote.example().model_copy(update={"include": ("mask", "contours", "rle", "probability")})
     (ours,), (theirs,) = (s.predict([request], CallContext()) for s in (remote, replica.host.servable(NAME)))
     assert (ours.engine, theirs.engine) == ("triton", "onnx")
     assert not ours.empty
     assert differences(ours.model_copy(update={"engine": "onnx"}), theirs) == []
-
-
-def test_batch_and_threads_of_the_server_keep_rows_apart(remote, replica):
     (spec,) = remote.engine.inputs
     x = np.random.default_rng(2).standard_normal((3, *spec.shape[1:])).astype(DTYPES[spec.datatype])
     together = remote.engine.run({spec.name: x})

@@ -19,12 +19,10 @@ FILE = "lint-budget.toml"
 HABITS = {
     r"^(What|Those|That of|Whoever|Who|As always)\b(?!.*\?$)": "begin with a noun or a verb",
     r"\b(beside|learnt|says? so|owe[ds]|strays|(is|are) told)\b": "use the field's word",
-    r"\bwanted\)": "write (target X)",
-    r"(?<![\d\w./*:\\-])\.\d+(?![\w.])": "write 0.87",
-    r"\d ×(?! ?\d)": "write 2.1×",
-    r"(?<![Tt]here )\bis no (?!longer|more|other|need)": "write is not a",
+    r"\bwanted\)": "write (target X)", r"(?<![\d\w./*:\\-])\.\d+(?![\w.])": "write 0.87",
+    r"\d ×(?! ?\d)": "write 2.1×", r"(?<![Tt]here )\bis no (?!longer|more|other|need)": "write is not a",
     r"^Of (a|an|the|each) [\w ]{2,30}, ": "use the usual order",
-}
+}  # fmt: skip
 """Each habit (a pattern over one sentence) with its cure."""
 
 AREAS = ("pages", "code", "tests", "console")
