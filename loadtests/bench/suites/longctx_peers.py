@@ -34,6 +34,9 @@ from shared.lm.niah_prompts import build_haystack
 from shared.lm.tokenizer import Tokenizer
 
 LENGTHS, LONGEST = (128, 1024, 4096), 7500
+SHORT, SHORT_ROUNDS = 1024, 5
+"""Prompts shorter than this are read in a twentieth of a second, whose spread is wide: they come more often."""
+
 BATCHES, BATCH_PROMPT, BATCH_NEW = (8, 16), 512, 128
 PEERS_ROOM = Path(__file__).parents[1] / "peers"
 METHODS: Mapping[str, Mapping[str, Any]] = {
@@ -74,7 +77,8 @@ def compare(extent: Extent, longest: int, root: Path, only: Sequence[str] = (), 
         ids = Tokenizer.from_folder(folder).encode(build_haystack(60_000), special=False)
         engines = open_engines.enter_context(started(folder, Path(cache), extent, root, only, ids[-PROBE:]))
         for length in (*extent.lengths, *([longest] if longest else [])):
-            for at in range(extent.long_rounds if length == longest else extent.rounds):
+            short = SHORT_ROUNDS if length < SHORT else 1
+            for at in range(extent.long_rounds if length == longest else short * extent.rounds):
                 begin = 97 * at  # another text each time: nobody is helped by a cached prefix
                 take_turns(taken, engines, extent.clock, [ids[begin : begin + length]], length)
         begins = itertools.count(0, 31)  # no prompt comes twice: nobody is helped by a cached prefix
@@ -186,7 +190,8 @@ def table(taken: Mapping[str, Sequence[float]], builds: Mapping[str, str], exten
     how = (
         f"SmolLM2-135M-Instruct from one GGUF file (Q4_1), {extent.threads} thread(s), {clock}, engines in turn; "
         f"reading to the first token, median of {STEPS - 1} steps behind it; batches read {BATCH_PROMPT} and write "
-        f"{BATCH_NEW} each; memory is private at the end"
+        f"{BATCH_NEW} each; prompts under {SHORT:,} tokens come {SHORT_ROUNDS} times as often; memory is private "
+        "at the end"
     )
     return Table("longctx_peers", "The engine beside its peers", how, OURS, rows, targets(middle, longest))
 

@@ -43,7 +43,7 @@ def measure(rounds: int = 1, count: int = 7500) -> Table:
                         s = Engine(smol.net).open(how)
                         taken[f"{name} {kind}"].append(cpu_seconds(lambda s=s: read(s, smol.ids[:count])))
                         if at == 0 and dtype == torch.bfloat16:
-                            known, notes[f"{name} {kind}"] = noted(smol, how, known, count, s.densities)
+                            known, notes[f"{name} {kind}"] = noted(smol, how, known, count, s.state.densities)
                         s.close()
                 if dtype == torch.bfloat16:
                     s = Engine(smol.net, backend="cpu_torch").open()
@@ -77,11 +77,7 @@ def noted(
 def foreseen(smol: Smol, how: AttentionMethod, count: int) -> Tensor:
     """The likeliest next token at every position [count]."""
     s = Engine(smol.net).open(how)
-    s.prompt = count
-    s.reserve(count, 1)
-    found = [
-        s.read(smol.ids[begin : min(begin + CHUNK, count)], last=begin + CHUNK >= count, keep=None).argmax(-1)
-        for begin in range(0, count, CHUNK)
-    ]
+    chunks = [min(CHUNK, count - begin) for begin in range(0, count, CHUNK)]
+    found = s.prefill(smol.ids[:count], chunks).argmax(-1)
     s.close()
-    return torch.cat(found)
+    return found

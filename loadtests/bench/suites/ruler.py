@@ -25,7 +25,7 @@ import torch
 from fovea_lab.ruler import peers, plots
 from fovea_lab.ruler.leaderboard import write_page
 from fovea_lab.ruler.report import RulerReport
-from fovea_lab.ruler.run import EvaluatedModel, export_samples, run_ruler
+from fovea_lab.ruler.run import EvaluatedModel, export_samples, measure_costs, run_ruler
 from fovea_lab.ruler.spec import RulerSpec
 from loadtests.bench.longctx import gguf
 from loadtests.bench.peers.environment import ENVIRONMENTS, PeerMissing, prepare_environment
@@ -97,10 +97,14 @@ def evaluate(
         files = unpack(gguf(), Path(folder), torch.bfloat16)
         engine = Engine(load_decoder(files, torch.bfloat16, "cpu"), page=page, threads=threads, kv_bytes=POOL_BYTES)
         store = RESULTS / f"ruler{suffix}.jsonl"
-        report = _ours_and_theirs(engine, files, spec, store, presses, environments, threads)
+        tokenizer = Tokenizer.from_folder(files)
+        plans = {file.stem: HeadPlan.read(file) for file in PLANS.glob("*.json")}
+        on = EvaluatedModel(engine, tokenizer, plans, "SmolLM2-135M-Instruct")
+        report = _ours_and_theirs(on, files, spec, store, presses, environments, threads)
+        costs = measure_costs(on, spec)
     picture = f"images/ruler{suffix}.png"
     (ROOT / "docs" / picture).write_bytes(plots.draw_means(report))
-    text = write_page(report, f"{machine()['cpu']}, {machine()['cores']} cores", picture)
+    text = write_page(report, f"{machine()['cpu']}, {machine()['cores']} cores", picture, costs)
     (ROOT / f"docs/leaderboard{suffix}.md").write_text(text, "utf8")
     if not suffix:
         PAGE_RESULTS.write_text(_dump_results(report), "utf8")
@@ -108,7 +112,7 @@ def evaluate(
 
 
 def _ours_and_theirs(
-    engine: Engine,
+    on: EvaluatedModel,
     files: Path,
     spec: RulerSpec,
     store: Path,
@@ -116,9 +120,6 @@ def _ours_and_theirs(
     environments: Path,
     threads: int,
 ) -> RulerReport:
-    tokenizer = Tokenizer.from_folder(files)
-    plans = {file.stem: HeadPlan.read(file) for file in PLANS.glob("*.json")}
-    on = EvaluatedModel(engine, tokenizer, plans, "SmolLM2-135M-Instruct")
     samples = files / "samples.jsonl"
     samples.write_text("".join(json.dumps(row) + "\n" for row in export_samples(on, spec)), "utf8")
     theirs = {name: store.with_name(f"{store.stem}_{name}.jsonl") for name in ("kvpress", "vllm")}
@@ -134,7 +135,7 @@ def _ours_and_theirs(
         one
         for file in theirs.values()
         if file.is_file()
-        for one in peers.read_predictions(file, decode=lambda ids: tokenizer.decode(ids, special=False))
+        for one in peers.read_predictions(file, decode=lambda ids: on.tokenizer.decode(ids, special=False))
         if one.digest in wanted
     ]
     report = run_ruler(on, spec, store=store, extra=found)

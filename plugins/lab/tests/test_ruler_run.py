@@ -15,7 +15,8 @@ from fovea.errors import FoveaError, InvalidOption
 from fovea_lab.ruler import leaderboard, peers, plots
 from fovea_lab.ruler.cli import ruler
 from fovea_lab.ruler.method_variants import MethodVariant
-from fovea_lab.ruler.run import EvaluatedModel, export_samples, run_ruler
+from fovea_lab.ruler.report import Leader
+from fovea_lab.ruler.run import EvaluatedModel, export_samples, measure_costs, run_ruler
 from fovea_lab.ruler.samples.generation import generate
 from fovea_lab.ruler.samples.placement import DEPTHS, cwe_rule, fit, fwe_counts, place
 from fovea_lab.ruler.samples.sample import render
@@ -207,6 +208,7 @@ def test_methods_are_fitted_to_the_bytes_of_dense_and_paired_with_it(tiny):
         assert cells[protocol, "empty", None].kv_bytes < 0.7 * dense.kv_bytes
     assert {x.method for x in report.leaderboards} >= {"dense", "snapkv", "truncate", "empty"}
     assert "razor at 0.1" in leaderboard.write_page(report, "a machine")
+    assert "| 2.50 |\n" in leaderboard.write_page(report, "a machine", costs={"snapkv": 2.5})
     assert Image.open(io.BytesIO(plots.draw_means(report))).format == "PNG"
 
 
@@ -332,3 +334,25 @@ def test_the_command_writes_report_predictions_and_picture(folder, tmp_path, cap
         ruler(model=str(folder), **some | {"n": 0})
     ruler(model=str(folder), export=tmp_path / "samples.jsonl", **some)
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.timed("Times of a method that reads one token and of one that reads everything twice are compared.")
+def test_costs_are_told_in_times_that_dense_takes(tiny):
+    costs = measure_costs(tiny, asked(methods=[{"method": "kvzip"}]), rounds=5)
+    assert costs["dense"] == 1
+    assert costs["empty"] < 1 < costs["kvzip"]
+
+
+def test_a_plot_shows_the_best_of_the_methods_measured_at_most_budgets():
+    fixed = {
+        "protocol": "aware", "length": 9, "informative": True, "tasks": [], "n": 1, "bytes": 1, "low": 0, "high": 1,
+        "difference": {"mean": 0, "low": 0, "high": 0}, "worse": 0, "better": 0, "retained": 1, "seconds": 0,
+    }  # fmt: skip
+    means = {"a": [0.5, 0.1], "b": [0.2, 0.9], "once": [1.0], "dense": [None]}
+    shown = [
+        Leader(method=name, budget=None if mean is None else at + 1, mean=mean or 1.0, **fixed)
+        for name, row in means.items()
+        for at, mean in enumerate(row)
+    ]
+    assert plots.list_best(shown) == ["b", "a", "once"]
+    assert plots.list_best(shown, 1) == ["b"]

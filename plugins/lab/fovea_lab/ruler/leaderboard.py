@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from fovea_lab.ruler.report import Cell, Leader, RulerReport
 
@@ -13,8 +13,17 @@ FEW = 40
 """Answers per row under which nothing can be ranked."""
 
 
-def write_page(report: RulerReport, machine: str, picture: str = "images/ruler.png") -> str:
-    """The page: ranking per budget, then every task."""
+def write_page(
+    report: RulerReport, machine: str, picture: str = "images/ruler.png", costs: Mapping[str, float] | None = None
+) -> str:
+    """The page: ranking per budget with what each method costs, then every task.
+
+    Args:
+        report: The evaluation.
+        machine: Where it ran.
+        picture: Plot of the means.
+        costs: Time in which a method reads a context, times dense's.
+    """
     facts, spec = report.manifest, report.spec
     cut = f", answers cut at {spec['max_answer']} tokens" if spec.get("max_answer") else ""
     lines = [
@@ -27,18 +36,19 @@ def write_page(report: RulerReport, machine: str, picture: str = "images/ruler.p
         f"{facts.get('model')}, {facts.get('dtype')}, pages of {facts.get('page')} entries, {machine};",
         f"seed {spec.get('seed')}, n samples a task: {spec.get('n')}{cut}.",
         "Marked †: more than 5 % under the budget, because pages are whole.",
+        "Prefills: time to read one context that nobody has read, times dense's (median of three rounds).",
         "Intervals: 95 % bootstrap. kvpress (0.5.4) and vLLM have the same prompts and weights; bytes (*) are entries.",
         "",
-        f"![Mean score over bytes of dense, a line per method]({picture})",
+        f"![Mean score over bytes of dense, of the six best methods]({picture})",
     ]
     if all(one.n < FEW for one in report.leaderboards):
         lines += ["", f"**Fewer than {FEW} answers a row: this shows that everything runs, and ranks nothing.**"]
-    lines += _rankings(report)
+    lines += _rankings(report, costs or {})
     lines += _tasks(report)
     return "\n".join(lines) + "\n"
 
 
-def _rankings(report: RulerReport) -> Iterator[str]:
+def _rankings(report: RulerReport, costs: Mapping[str, float]) -> Iterator[str]:
     shown = [one for one in report.leaderboards if one.informative] or report.leaderboards
     for protocol, length in dict.fromkeys((one.protocol, one.length) for one in shown):
         rows = [one for one in shown if (one.protocol, one.length) == (protocol, length)]
@@ -47,17 +57,21 @@ def _rankings(report: RulerReport) -> Iterator[str]:
         yield f"Over the tasks that dense can do (lower bound ≥ 0.2), of equal weight: {', '.join(known)}."
         free = [one for one in rows if one.budget is None]
         if free:
-            yield from ("", "### Without a budget", "", *_head(), *map(_row, sorted(free, key=lambda x: -x.mean)))
+            yield from ("", "### Without a budget", "", *_list_rows(free, costs))
         for budget in sorted({one.budget for one in rows if one.budget is not None}, reverse=True):
-            mine = sorted((one for one in rows if one.budget == budget), key=lambda x: -x.mean)
-            yield from ("", f"### {budget:g} of dense's bytes", "", *_head(), *map(_row, mine))
+            mine = [one for one in rows if one.budget == budget]
+            yield from ("", f"### {budget:g} of dense's bytes", "", *_list_rows(mine, costs))
 
 
-def _head() -> tuple[str, str]:
-    return "| method | bytes | mean | 95 % | against dense | worse / better | n |", "|---|---|---|---|---|---|---|"
+def _list_rows(rows: Iterable[Leader], costs: Mapping[str, float]) -> Iterator[str]:
+    yield "| method | bytes | mean | 95 % | against dense | worse / better | n | prefills |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for one in sorted(rows, key=lambda one: -one.mean):
+        cost = costs.get(one.method)
+        yield f"{_write_row(one)} {'' if cost is None else f'{cost:.2f}'} |"
 
 
-def _row(one: Leader) -> str:
+def _write_row(one: Leader) -> str:
     is_under = one.budget is not None and one.bytes < (1 - TOLERANCE) * one.budget
     held = f"{one.bytes:.3f}" + (" *" if one.nominal else "") + (" †" if is_under else "")
     low, high = one.difference.low, one.difference.high

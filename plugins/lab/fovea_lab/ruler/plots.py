@@ -1,21 +1,21 @@
-"""Plots of RULER-form reports: mean score over bytes, a line per method with its interval. Knows only pixels."""
+"""Plots of RULER-form reports: mean score over bytes, a line with intervals for each of the six best methods."""
 
 from __future__ import annotations
 
 import io
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
+from statistics import fmean
 
 from PIL import Image, ImageDraw, ImageFont
 
 from fovea_lab.ruler.report import Leader, RulerReport
 
 SIZE, LEFT, TOP, RIGHT, BOTTOM = (1000, 560), 70, 40, 260, 60
-COLOURS = (
-    "#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2", "#17becf", "#bcbd22", "#444444",
-    "#6a3d9a", "#b15928", "#66c2a5", "#a6761d", "#e7298a", "#1b9e77", "#00008b", "#808000", "#ff9999", "#5f9ea0",
-    "#c0c000", "#800040", "#3cb44b", "#f58231",
-)  # fmt: skip
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
+LINES = len(COLOURS)
+"""More lines can't be told apart."""
 
 
 def draw_means(report: RulerReport) -> bytes:
@@ -30,12 +30,12 @@ def draw_means(report: RulerReport) -> bytes:
     if shown:
         title = f"mean score over bytes of dense, {shown[0].length:,} tokens, {shown[0].protocol}"
         pen.text((LEFT, 10), title, fill="black", font=font)
-    names = sorted({one.method for one in shown if one.budget is not None})
+    names = list_best(shown)
     for at, name in enumerate(names):
         rows = sorted((one for one in shown if one.method == name and one.budget is not None), key=lambda x: x.bytes)
-        _draw_line(pen, rows, COLOURS[at % len(COLOURS)], dashed=rows[0].nominal)
+        _draw_line(pen, rows, COLOURS[at], dashed=rows[0].nominal)
         y = TOP + 18 * at
-        pen.line((SIZE[0] - RIGHT + 20, y + 8, SIZE[0] - RIGHT + 44, y + 8), fill=COLOURS[at % len(COLOURS)], width=3)
+        pen.line((SIZE[0] - RIGHT + 20, y + 8, SIZE[0] - RIGHT + 44, y + 8), fill=COLOURS[at], width=3)
         pen.text((SIZE[0] - RIGHT + 50, y), name, fill="black", font=font)
     for one in shown:
         if one.method == "dense":
@@ -44,6 +44,15 @@ def draw_means(report: RulerReport) -> bytes:
     out = io.BytesIO()
     picture.save(out, "PNG")
     return out.getvalue()
+
+
+def list_best(shown: Sequence[Leader], most: int = LINES) -> list[str]:
+    """Names of the methods with the best mean over their budgets, among those that were measured at most budgets."""
+    means = defaultdict[str, list[float]](list)
+    for one in shown:
+        if one.budget is not None:
+            means[one.method].append(one.mean)
+    return sorted(means, key=lambda name: (-len(means[name]), -fmean(means[name])))[:most]
 
 
 def _at(x: float, y: float) -> tuple[float, float]:

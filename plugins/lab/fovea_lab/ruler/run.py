@@ -10,9 +10,11 @@ import hashlib
 import json
 import platform
 import random
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -108,6 +110,22 @@ def run_ruler(
             append_answers(store, [job.key for job in block], answered)
             found, todo = found + answered, [job for job in todo if job not in block]
     return build_report(found, spec=spec.model_dump(mode="json"), manifest=_manifest(on, samples), refused=refused)
+
+
+def measure_costs(on: EvaluatedModel, spec: RulerSpec, rounds: int = 3) -> dict[str, float]:
+    """Time in which each method reads a context that nobody has read, times dense's: medians, all take turns."""
+    one = spec.model_copy(
+        update={"n": 1, "tasks": spec.task_names()[:1], "lengths": [max(spec.lengths)], "budgets": spec.budgets[:1]}
+    )
+    jobs, _ = _list_jobs(on, one, _generate_all(on, one, None, None))
+    taken = defaultdict[str, list[float]](list)
+    for job in jobs * rounds:
+        on.engine.prefix_cache.clear()
+        prompt = replace(job.prompt, question_ids=job.prompt.question_ids[:1], max_new_tokens=1)
+        [answer] = _answer_jobs(on, [replace(job, prompt=prompt)], job.protocol)
+        taken[job.variant.name].append(answer.seconds)
+    dense = median(taken["dense"])
+    return {name: median(seconds) / dense for name, seconds in taken.items()}
 
 
 def export_samples(
