@@ -168,13 +168,13 @@ FEW = {"tasks": ["niah_single_1"], "lengths": [600], "n": 2, "max_answer": 4}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def saved(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("tiny") / "Tiny Llama", positions=1024)
 
 
 @pytest.fixture(scope="module")
-def tiny(folder):
-    codec = Tokenizer.from_folder(folder)
+def tiny(saved):
+    codec = Tokenizer.from_folder(saved)
     engine = Engine(tiny_decoder(positions=1024), page=8)
     return EvaluatedModel(engine, codec, {"gates": HeadPlan.parse(TINY_PLAN)}, "tiny")
 
@@ -228,8 +228,8 @@ def test_methods_that_read_densely_share_one_reading_of_a_context(tiny, monkeypa
     ]
 
 
-def test_no_address_is_kept_when_all_is_answered(folder):
-    on = EvaluatedModel(Engine(tiny_decoder(positions=1024), page=8), Tokenizer.from_folder(folder), {}, "tiny")
+def test_no_address_is_kept_when_all_is_answered(saved):
+    on = EvaluatedModel(Engine(tiny_decoder(positions=1024), page=8), Tokenizer.from_folder(saved), {}, "tiny")
     pool, methods = on.engine.pool, [{"method": "knorm"}, {"method": "snapkv", "window": 8}]
     run_ruler(on, asked(methods=methods, budgets=[0.5]))
     on.engine.prefix_cache.clear()
@@ -306,8 +306,8 @@ def test_pages_decide_how_many_full_heads_a_budget_buys(page, recent, full):
     assert policy.pages(960, 0, page) * engine.pool.page_bytes <= 0.25 * engine.dense_bytes(960)
 
 
-def test_it_is_served_as_json_and_picture(folder, tmp_path):
-    app = app_of(folder, tmp_path)
+def test_it_is_served_as_json_and_picture(saved, tmp_path):
+    app = app_of(saved, tmp_path)
     body = FEW | {"n": 1, "methods": [{"method": "streamingllm"}], "budgets": [0.5]}
     with Server(app) as server, httpx2.Client(base_url=server.url, timeout=120) as http:
         report = http.post("/v1/longctx/ruler", json=body).json()
@@ -321,18 +321,18 @@ def test_it_is_served_as_json_and_picture(folder, tmp_path):
         assert [t["name"] for t in tasks if not t["offline"]] == ["qa_1", "qa_2"]
 
 
-def test_the_command_writes_report_predictions_and_picture(folder, tmp_path, capsys):
+def test_the_command_writes_report_predictions_and_picture(saved, tmp_path, capsys):
     out = tmp_path / "ruler.json"
     some = {"tasks": "niah_single_1", "lengths": "600", "n": 1, "budgets": "0.5"}
-    ruler(model=str(folder), method=["knorm"], out=out, **some)
+    ruler(model=str(saved), method=["knorm"], out=out, **some)
     assert "RULER-form" in capsys.readouterr().out
     assert json.loads(out.read_text())["schema"] == "ruler-report/1"
     assert out.with_suffix(".png").is_file()
     ruler(compare=(out, out))
     assert "+0.00" in capsys.readouterr().out
     with pytest.raises(InvalidOption, match="n: Input should be greater than or equal to 1"):
-        ruler(model=str(folder), **some | {"n": 0})
-    ruler(model=str(folder), export=tmp_path / "samples.jsonl", **some)
+        ruler(model=str(saved), **some | {"n": 0})
+    ruler(model=str(saved), export=tmp_path / "samples.jsonl", **some)
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 1
 
 
