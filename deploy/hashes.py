@@ -51,11 +51,7 @@ def normalise(name: str) -> str:
 
 
 def select(report: Any, known: dict[str, tuple[str, str]]) -> str:
-    """Requirements with hashes of what a report would install.
-
-    Raises:
-        SystemExit: The file has none of a package, or of another version.
-    """
+    """Requirements with hashes of what a report would install; `SystemExit` if the file lacks a package's version."""
     lines, missing = [], []
     for entry in report["install"]:
         name, version = normalise(entry["metadata"]["name"]), entry["metadata"]["version"]
@@ -66,8 +62,7 @@ def select(report: Any, known: dict[str, tuple[str, str]]) -> str:
         else:
             lines.append(known[name][1].rstrip())
     if missing:
-        message = f"{FILE.name} has no hashes of {', '.join(missing)}. Try: python deploy/hashes.py write"
-        raise SystemExit(message)
+        raise SystemExit(f"{FILE.name} has no hashes of {', '.join(missing)}. Try: python deploy/hashes.py write")
     return "\n".join(lines) + "\n"
 
 
@@ -86,11 +81,9 @@ def write() -> None:
 def list_requirements() -> list[str]:
     """Requirements of plug-ins that an image may have, without Fovea and other plug-ins."""
     projects = (tomllib.loads(file.read_text("utf8"))["project"] for file in ROOT.glob("plugins/*/pyproject.toml"))
-    used = (
-        one
-        for one in projects
-        if {*one["entry-points"]} - {"fovea.commands"} and "fovea.recipes" not in one["entry-points"]
-    )
+    used = [
+        p for p in projects if {*(points := p["entry-points"])} - {"fovea.commands"} and "fovea.recipes" not in points
+    ]
     lines = {line for project in used for line in project["dependencies"]}
     return sorted(line for line in lines if not line.startswith("fovea"))
 
@@ -98,9 +91,8 @@ def list_requirements() -> list[str]:
 def _compile(source: str, *options: str, given: str | None = None) -> str:
     quiet = ["--no-annotate", "--no-header", "--no-emit-index-url", "--quiet"]
     command = ["uv", "pip", "compile", source, "--generate-hashes", "-c", "constraints.txt", *quiet, *options]
-    return subprocess.run(  # noqa: S603  # our own words
-        command, cwd=ROOT, check=True, capture_output=True, text=True, input=given
-    ).stdout
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, input=given)  # noqa: S603  # ours
+    return done.stdout
 
 
 if __name__ == "__main__":

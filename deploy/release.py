@@ -68,10 +68,8 @@ class Release:
         began = datetime.now(UTC)
         with tempfile.TemporaryDirectory(prefix="fovea-release-") as folder:
             tree = Path(folder)
-            archive = subprocess.run(
-                ["git", "archive", self.commit], cwd=self.root, check=True, capture_output=True
-            ).stdout
-            subprocess.run(["tar", "-x", "-C", tree], input=archive, check=True)
+            archive = subprocess.run(["git", "archive", self.commit], cwd=self.root, check=True, capture_output=True)
+            subprocess.run(["tar", "-x", "-C", tree], input=archive.stdout, check=True)
             self._add_site(tree)
             for project in self.projects:
                 self._build_project(tree / project.relative_to(self.root))

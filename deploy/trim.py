@@ -22,25 +22,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 NEVER_READ = (
-    "**/tests",
-    "**/*.a",
-    "**/*.pdb",
-    "**/*.pyi",
-    "numpy/_core/include",
-    "nvidia/*/include",
+    *("**/tests", "**/*.a", "**/*.pdb", "**/*.pyi", "cv2/data/*.xml", "numpy/_core/include", "nvidia/*/include"),
     "nvidia/*/lib/libcusolverMg.so*",  # one problem on several GPUs
     "nvidia/*/lib/libnvrtc.alt.so*",
-    "cv2/data/*.xml",
     "onnxruntime/capi/libonnxruntime.so.*",  # for programs in C; Python's module holds all of it
-    "onnxruntime/transformers",
-    "ray/cpp",
-    "ray/jars",
-    "ray/llm",
-    "ray/rllib",
-    "torch/bin/protoc*",
-    "torch/include",
-    "torch/share",
-    "torch/test",
+    *("onnxruntime/transformers", "ray/cpp", "ray/jars", "ray/llm", "ray/rllib"),
+    *("torch/bin/protoc*", "torch/include", "torch/share", "torch/test"),
     "triton/backends/nvidia/lib/cupti*",  # for its profiler
     "triton/instrumentation",
 )
@@ -50,13 +37,8 @@ STILL_READ = ("numpy/_core/tests/__init__.py", "numpy/_core/tests/_natype.py")
 """Files in folders of tests that modules next to them import."""
 
 LOADED_LATER = (
-    "onnxruntime",
-    "PIL.JpegImagePlugin",
-    "PIL.PngImagePlugin",
-    "uvicorn.lifespan.on",
-    "uvicorn.loops.uvloop",
-    "uvicorn.protocols.http.httptools_impl",
-    "uvicorn.protocols.websockets.auto",
+    *("onnxruntime", "PIL.JpegImagePlugin", "PIL.PngImagePlugin", "uvicorn.lifespan.on", "uvicorn.loops.uvloop"),
+    *("uvicorn.protocols.http.httptools_impl", "uvicorn.protocols.websockets.auto"),
 )
 """Modules that a replica imports only when it loads a model or listens."""
 
@@ -64,16 +46,9 @@ READS_ALL_WEIGHTS = "interpretability"
 """The service that studies the models of others."""
 
 RAY_STARTS = (
-    "ray._private.workers.default_worker",
-    "ray._private.workers.setup_worker",
-    "ray.autoscaler._private.monitor",
-    "ray.dashboard.agent",
-    "ray.dashboard.dashboard",
-    "ray.scripts.scripts",
-    "ray.serve._private.controller",
-    "ray.serve._private.proxy",
-    "ray._private.log_monitor",
-    "ray._private.runtime_env.agent.runtime_env_agent",
+    *("ray._private.workers.default_worker", "ray._private.workers.setup_worker", "ray.autoscaler._private.monitor"),
+    *("ray.dashboard.agent", "ray.dashboard.dashboard", "ray.scripts.scripts", "ray.serve._private.controller"),
+    *("ray.serve._private.proxy", "ray._private.log_monitor", "ray._private.runtime_env.agent.runtime_env_agent"),
 )
 """Programs of Ray, besides what our own import."""
 
@@ -171,11 +146,7 @@ def remove_bytecode(folder: Path) -> None:
 
 
 def import_what_starts(service: str) -> None:
-    """Import what each process imports as it starts, ours and Ray's in one process each.
-
-    Raises:
-        SystemExit: Something is missing.
-    """
+    """Import what processes import as they start, ours and Ray's in a process each; `SystemExit` if one is missing."""
     if service == "gateway":
         programs = [["services.gateway.__main__", "shared.serving.health_check"]]
     else:
@@ -183,20 +154,15 @@ def import_what_starts(service: str) -> None:
         app = f"shared.serving.replica; shared.serving.replica.load_app({service!r})"
         replica = ["shared.serving.__main__", "shared.serving.worker", "shared.serving.drain", discover, app]
         later = [name for name in LOADED_LATER if importlib.util.find_spec(name.partition(".")[0])]
-        programs = [
-            [*replica, *later, "shared.serving.health_check"],
-            ["shared.serving.ray"],
-            *([n] for n in RAY_STARTS),
-        ]
+        starts = [[name] for name in ("shared.serving.ray", *RAY_STARTS)]
+        programs = [[*replica, *later, "shared.serving.health_check"], *starts]
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     for names in programs:
         lines = "\n".join(f"import {name}" for name in names)
-        done = subprocess.run(  # noqa: S603  # our own words
-            [sys.executable, "-c", lines], check=False, capture_output=True, text=True, cwd="/", env=env
-        )
+        command = [sys.executable, "-c", lines]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd="/", env=env)  # noqa: S603  # ours
         if done.returncode:
-            message = f"{', '.join(names)} can't be imported any more:\n{done.stderr[-2000:]}"
-            raise SystemExit(message)
+            raise SystemExit(f"{', '.join(names)} can't be imported any more:\n{done.stderr[-2000:]}")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from starlette.responses import Response
 from fovea.errors import InvalidOption, Malformed
 from services.interpretability.attention.head_scores import Overlap, overlap
 from services.interpretability.core.experiment import Experiment
-from services.interpretability.core.report import NPZ, HeatMap, Report, Table, head_axes, head_name, to_matrix
+from services.interpretability.core.model_registry import ModelRegistry
+from services.interpretability.core.report import NPZ, HeatMap, Report, Table, head_map, head_name
 from services.interpretability.core.result_store import TenantResults
-from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.rendering import render
 from services.interpretability.rendering.html_page import POLICY
 from shared.registry import Servable
@@ -37,15 +37,9 @@ Key = Annotated[str, Path(description="Key of a report: `manifest.report`.")]
 Digest = Annotated[str, Path(description="SHA-256 of an artefact, as in its report.")]
 Form = Annotated[str | None, Query(description="json, html, png, svg or npz; left out, by Accept.")]
 
-FORMATS: Mapping[str, str] = {
-    "json": "application/json",
-    "html": "text/html",
-    "png": "image/png",
-    "svg": "image/svg+xml",
-    "npz": NPZ,
-}
+FORMATS: Mapping[str, str] = {"json": "application/json", **render.FORMATS}
 
-_RESPONSE_MEDIA: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for media in render.MEDIA_TYPES}}}
+_RESPONSE_MEDIA: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for media in render.FORMATS.values()}}}
 
 ServableTypes = Mapping[str, type[Servable[Any, Any]]]
 
@@ -59,12 +53,12 @@ def build_router(servables: ServableTypes) -> APIRouter:
                 f"/{kind.route}",
                 _make_endpoint(name, kind),
                 methods=["POST"],
+                response_model=Report,
+                responses=_RESPONSE_MEDIA | problems(400, 404, 406, 413, 422, 429, 503, 504),
                 name=name,
                 operation_id=f"probe_{name}",
                 summary=kind.card.summary,
-                response_model=Report,
                 openapi_extra=_openapi_extra(kind),
-                responses=_RESPONSE_MEDIA | problems(400, 404, 406, 413, 422, 429, 503, 504),
             )
     router.add_api_route("/models", list_models, methods=["GET"])
     router.add_api_route("/circuits/compare", compare_circuits, methods=["POST"], responses=problems(400, 404, 422))
@@ -110,8 +104,7 @@ def _media_type_of(name: Any, request: Request) -> str:
     if name is None:
         return choose(request.headers.get("accept"), list(FORMATS.values()))
     if name not in FORMATS:
-        detail = f"There is no format {name!r}; there are {', '.join(FORMATS)}."
-        raise InvalidOption(detail, field="format")
+        raise InvalidOption(f"There is no format {name!r}; there are {', '.join(FORMATS)}.", field="format")
     return FORMATS[str(name)]
 
 
@@ -154,36 +147,24 @@ class StudiedModelInfo(BaseModel):
 async def list_models(host: HostOf) -> list[StudiedModelInfo]:
     """List the language models that can be studied."""
     registry = _any_experiment(host).models
-    return [
-        _describe_model(registry.get_loaded(name), name, default=name == registry.default) for name in registry.names()
-    ]
+    return [_describe_model(registry, name) for name in registry.names()]
 
 
-def _describe_model(subject: StudiedModel | None, name: str, *, default: bool) -> StudiedModelInfo:
+def _describe_model(registry: ModelRegistry, name: str) -> StudiedModelInfo:
+    subject = registry.get_loaded(name)
+    info = StudiedModelInfo(name=name, default=name == registry.default, loaded=subject is not None)
     if subject is None:
-        return StudiedModelInfo(name=name, default=default, loaded=False)
+        return info
     config = subject.model.config
-    return StudiedModelInfo(
-        name=name,
-        default=default,
-        loaded=True,
-        layers=config.layers,
-        heads=config.heads,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        window=config.positions,
-        dtype=subject.dtype,
-        licence=subject.licence,
-        weights_sha256=subject.weights_sha256,
-        tokenizer_sha256=subject.tokenizer_sha256,
-    )
+    sizes = {name: getattr(config, name) for name in ("layers", "heads", "kv_heads", "head_dim")}
+    facts = {name: getattr(subject, name) for name in ("dtype", "licence", "weights_sha256", "tokenizer_sha256")}
+    return info.model_copy(update={**sizes, **facts, "window": config.positions})
 
 
 async def read_report(key: Key, request: Request, host: HostOf, format: Form = None) -> Response:  # noqa: A002  # as everywhere
     """Return the report of a job, complete or as far as it came before it was stopped."""
-    return await _render_response(
-        await asyncio.to_thread(_results(request, host).read_report, key), _media_type_of(format, request)
-    )
+    report = await asyncio.to_thread(_results(request, host).read_report, key)
+    return await _render_response(report, _media_type_of(format, request))
 
 
 async def read_artefact(sha256: Digest, request: Request, host: HostOf) -> Response:
@@ -216,8 +197,7 @@ async def compare_circuits(body: CompareRequest, request: Request, host: HostOf)
     first_maps, second_maps = _effect_maps(first, "first"), _effect_maps(second, "second")
     if len(shapes := {stage.shape for stage in (*first_maps, *second_maps)}) > 1:
         sizes = " and ".join("×".join(map(str, shape)) for shape in sorted(shapes))
-        detail = f"The circuits are of models of different size: {sizes} heads."
-        raise InvalidOption(detail, field="second")
+        raise InvalidOption(f"The circuits are of models of different size: {sizes} heads.", field="second")
     rows, grids = [], []
     for fraction in body.fractions:
         shared = overlap(first_maps, second_maps, fraction)
@@ -225,11 +205,11 @@ async def compare_circuits(body: CompareRequest, request: Request, host: HostOf)
         heads = " ".join(head_name(head) for head in shared.shared)
         counts: list[Any] = [len(shared.first), len(shared.second), len(shared.shared)]
         rows.append([fraction, *counts, shared.jaccard, shared.coefficient, shared.share, heads])
-    columns = ["fraction", "first", "second", "shared", "jaccard", "of the smaller", "of the first", "heads"]
+    columns = "fraction, first, second, shared, jaccard, of the smaller, of the first, heads"
     return Report(
         title="Overlap of two circuits",
         warnings=[w for r in (first, second) for w in r.warnings if "not solved" in w],
-        tables=[Table(name="overlap", columns=columns, rows=rows, caption="Per stage the top fraction, united.")],
+        tables=[Table.of("overlap", columns, rows, "Per stage the top fraction, united.")],
         grids=grids,
     )
 
@@ -240,13 +220,8 @@ def _overlap_map(shared: Overlap, shape: tuple[int, ...], fraction: float) -> He
     for heads, value in ((shared.first, 0.5), (shared.second, -0.5), (shared.shared, 1.0)):
         for head in heads:
             values[head] = value
-    return HeatMap(
-        name=f"top {fraction:.0%}",
-        values=to_matrix(values),
-        **head_axes(*shape),
-        scale="diverging",
-        caption="Heads of both circuits: 1 is in both, 0.5 in the first only, −0.5 in the second only.",
-    )
+    caption = "Heads of both circuits: 1 is in both, 0.5 in the first only, −0.5 in the second only."
+    return head_map(f"top {fraction:.0%}", values, caption, scale="diverging")
 
 
 def _resolve_report(side: str | dict[str, Any], results: TenantResults, field: str) -> Report:
@@ -255,13 +230,11 @@ def _resolve_report(side: str | dict[str, Any], results: TenantResults, field: s
     try:
         return Report.model_validate(side)
     except ValueError as error:
-        detail = f"{field} is not a report."
-        raise Malformed(detail, field=field) from error
+        raise Malformed(f"{field} is not a report.", field=field) from error
 
 
 def _effect_maps(report: Report, field: str) -> list[np.ndarray]:
     maps = [np.array(grid.values, dtype=float) for grid in report.grids if grid.name.startswith("effect")]
     if not maps:
-        detail = f"{field} has no effect map: it is not a report of circuits."
-        raise InvalidOption(detail, field=field)
+        raise InvalidOption(f"{field} has no effect map: it is not a report of circuits.", field=field)
     return maps

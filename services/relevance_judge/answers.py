@@ -103,26 +103,15 @@ class AnswerJudge:
         plain = [claims.strip_citations(one) for one in raw]
         pairs = [(one, text) for one, text in zip(raw, plain, strict=True) if text]
         if not pairs or not passages:
-            return [SentenceSupport(text) for _, text in pairs]
-        names = list(passages)
+            return [SentenceSupport(text=text) for _, text in pairs]
         cover = claims.cover_claims([text for _, text in pairs], list(passages.values()))
-        return self._map(
-            list(zip(pairs, cover, strict=True)),
-            lambda one: self._support(query, one[0][0], one[0][1], names, one[1], passages, run),
-            run,
-        )
+        claims_with_cover = list(zip(pairs, cover, strict=True))
+        return self._map(claims_with_cover, lambda one: self._support(query, *one[0], one[1], passages, run), run)
 
     def _support(
-        self,
-        query: str,
-        raw: str,
-        text: str,
-        names: Sequence[str],
-        cover: NDArray[np.float64],
-        passages: Mapping[str, str],
-        run: CallContext,
+        self, query: str, raw: str, text: str, cover: NDArray[np.float64], passages: Mapping[str, str], run: CallContext
     ) -> SentenceSupport:
-        cited = claims.read_citations(raw)
+        names, cited = list(passages), claims.read_citations(raw)
         nearest = names[int(cover.argmax())]
         supports: dict[str, Support] = {}
         for name in dict.fromkeys([*(one for one in cited if one in passages), nearest]):
@@ -133,7 +122,7 @@ class AnswerJudge:
         best = max(supports, key=lambda name: SUPPORT_VALUES[supports[name]])
         known: dict[str, Support] = {name: supports.get(name, "not_support") for name in cited}
         is_held = supports[best] != "not_support"
-        return SentenceSupport(text, known, supports[best], best if is_held else None)
+        return SentenceSupport(text=text, cited=known, best=supports[best], best_passage=best if is_held else None)
 
     def _list_facts(self, query: str, passage: str, run: CallContext) -> list[tuple[Importance, str]]:
         answer = self._chat("nugget-creation", query, passage, "", run)

@@ -53,10 +53,8 @@ class ChatClient:
     ) -> ChatReply:
         """Complete a conversation.
 
-        Raises:
-            TooLong: It does not fit the model's window.
-            NotReady: Nobody answers at the endpoint.
-            FoveaError: The endpoint refuses; its class follows the status.
+        Raises TooLong if it does not fit the model's window, NotReady if nobody answers, else a FoveaError by the
+        status.
         """
         body: dict[str, Any] = {"messages": list(messages), "max_tokens": max_tokens, "temperature": temperature}
         body |= {"seed": seed} if seed is not None else {}
@@ -97,11 +95,7 @@ class ChatClient:
             raise InvalidOption(detail, hint=hint, field="llm") from error
 
     def list_models(self, run: CallContext) -> list[str]:
-        """The models there are; the first is the default where the endpoint is ours.
-
-        Raises:
-            NotReady: Nobody answers at the endpoint.
-        """
+        """The models there are, the default of an endpoint of ours first; `NotReady` if nobody answers."""
         found = self._send("GET", "/v1/models", None, run).get("data")
         if not isinstance(found, list):
             raise _protocol_error()

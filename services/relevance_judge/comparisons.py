@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -64,9 +65,8 @@ class PairwiseJudge:
         first, second = (text[: self.passage_chars] for text in texts)
         mark = make_fence(pair.query, first + second, self.seed)
         shown = render_prompt(template, pair.query, first, mark=mark, other=second)
-        return read_choice(
-            self.client.chat(build_messages(shown), run, model=self.llm, max_tokens=1, seed=self.seed, logprobs=True)
-        )
+        options: dict[str, Any] = {"model": self.llm, "max_tokens": 1, "seed": self.seed, "logprobs": True}
+        return read_choice(self.client.chat(build_messages(shown), run, **options))
 
 
 def read_choice(reply: ChatReply) -> float:
@@ -82,14 +82,9 @@ def read_choice(reply: ChatReply) -> float:
 def sample_comparisons(
     topics: Mapping[str, str], passages: Mapping[str, str], labels: Qrels, *, most: int, seed: int
 ) -> list[PassagePair]:
-    """Pairs of labelled passages of one query: half of equal grade, which show biases, half of unequal grade.
+    """Draw `most` pairs of labelled passages of one query: half of equal grade, which show biases, half of unequal.
 
-    Args:
-        topics: {qid: text}.
-        passages: {docid: text}.
-        labels: {(qid, docid): grade}.
-        most: Pairs to draw.
-        seed: Makes the draw, and which passage stands first, repeatable.
+    The seed makes the draw, and which passage stands first, repeatable.
     """
     draw = np.random.default_rng(seed)
     groups: dict[str, list[str]] = {}
@@ -104,13 +99,8 @@ def sample_comparisons(
         sides[labels[qid, first] == labels[qid, second]].append(turned)
     half = max(most // 2, most - len(sides[0]))
     chosen = [*sides[1][:half], *sides[0][: most - min(half, len(sides[1]))]]
-    return [
-        PassagePair(
-            topics[qid],
-            passages[first],
-            passages[second],
-            int(np.sign(labels[qid, first] - labels[qid, second])),
-            (qid, first, second),
-        )
-        for qid, first, second in chosen
-    ]
+    found_pairs = []
+    for qid, first, second in chosen:
+        label = int(np.sign(labels[qid, first] - labels[qid, second]))
+        found_pairs.append(PassagePair(topics[qid], passages[first], passages[second], label, (qid, first, second)))
+    return found_pairs

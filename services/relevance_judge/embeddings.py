@@ -37,12 +37,7 @@ _Key = tuple[str, bytes]
 
 
 def load_embedder(name: str = MINILM) -> SentenceEmbedder:
-    """An embedder, loaded at the first call.
-
-    Raises:
-        NotReady: PyTorch is not installed.
-        NotFound: The embedder is not installed.
-    """
+    """An embedder, loaded at the first call; `NotReady` without PyTorch, `NotFound` if it is not installed."""
     try:
         from shared.lm.embedder import load_embedder as load  # noqa: PLC0415  # loads torch
     except ModuleNotFoundError as error:
@@ -73,11 +68,7 @@ def split_windows(text: str, embedder: SentenceEmbedder) -> list[str]:
 
 
 def embed_windows(texts: Sequence[str], name: str = MINILM) -> tuple[NDArray[np.float32], list[int]]:
-    """Embed texts in windows; the vectors of texts that were embedded lately are reused.
-
-    Returns:
-        Unit vectors [w, d] of all windows, and for each window the index of its text.
-    """
+    """Embed texts in windows, or reuse late results: unit vectors [w, d], and for each window the index of its text."""
     keys = [(name, blake2b(text.encode("utf8", "surrogatepass"), digest_size=16).digest()) for text in texts]
     found = {key: vectors for key in keys if (vectors := _RECENT.get(key)) is not None}
     missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}

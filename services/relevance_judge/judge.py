@@ -85,12 +85,7 @@ class Judge(Servable[Request, JudgeOut], Generic[Request]):
         """Judge one pair."""
 
     def select_template(self, name: str | None) -> Template:
-        """The template of a request.
-
-        Raises:
-            NotFound: No such template.
-            InvalidOption: It is one that this judge can't read.
-        """
+        """The template of a request; `NotFound` if there is none, `InvalidOption` if this judge can't read it."""
         found = get_template(name or self.default)
         if found.kind not in self.kinds:
             detail = f"The template {found.id} is for {found.kind}; {self.card.name} reads {' and '.join(self.kinds)}."
@@ -98,27 +93,15 @@ class Judge(Servable[Request, JudgeOut], Generic[Request]):
         return found
 
     def list_template_ids(self, request: Request) -> tuple[str, ...]:
-        """The templates that a request is judged with, as `id@digest`.
-
-        Raises:
-            FoveaError: One is not known, or this judge can't read it.
-        """
+        """The templates that a request is judged with, as `id@digest`; `FoveaError` for one that can't be read."""
         return (self.select_template(request.template).pinned_id,)
 
     def resolve_calibrations(self, request: Request, tenant: str) -> Request:
-        """The request with the calibration itself where it only names one of the tenant's.
-
-        Raises:
-            NotFound: There is no such calibration.
-        """
+        """The request with the calibration itself where it only names one of the tenant's; `NotFound` without it."""
         return request.model_copy(update={"calibration": self.load_calibration(request.calibration, tenant)})
 
     def load_calibration(self, calibration: Calibration | str | None, tenant: str) -> Calibration | None:
-        """A calibration; read from the tenant's store where it is only named.
-
-        Raises:
-            NotFound: There is no such calibration.
-        """
+        """A calibration; read from the tenant's store where it is only named; `NotFound` without it."""
         if not isinstance(calibration, str):
             return calibration
         if self.objects is None:
@@ -193,13 +176,9 @@ def map_concurrently(rule: Callable[[Item], Reply], items: Sequence[Item], run: 
 
 
 def fit_passage(passage: str, max_chars: int, ask: Callable[[str], Reply]) -> tuple[Reply, list[str]]:
-    """Ask with a passage that is cut at its end until the prompt fits the model's window.
+    """Ask with a passage that is cut at its end until the prompt fits the model's window; with the flag `cut` then.
 
-    Returns:
-        The reply, and the flag `cut` where the passage was cut.
-
-    Raises:
-        TooLong: Even its beginning does not fit.
+    Raises TooLong if even its beginning does not fit.
     """
     text = passage[:max_chars]
     while True:
@@ -212,16 +191,9 @@ def fit_passage(passage: str, max_chars: int, ask: Callable[[str], Reply]) -> tu
 
 
 def apply_calibration(signal: float, request: JudgeIn, template: str, llm: str) -> dict[str, Any]:
-    """Fields of a verdict that a signal decides: its grade by the request's calibration, or that there is none.
+    """Fields of a verdict that a signal decides: its grade by the request's loaded calibration, or that there is none.
 
-    Args:
-        signal: Signal that the cuts are applied to.
-        request: Its calibration, where there is one, has been loaded.
-        template: `id@digest` of the template that was used.
-        llm: The language model that answered.
-
-    Raises:
-        InvalidOption: The calibration was made for another model or template.
+    Raises InvalidOption if the calibration was made for another model or template (`id@digest`).
     """
     calibration = request.calibration
     if not isinstance(calibration, Calibration):

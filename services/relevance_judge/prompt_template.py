@@ -117,15 +117,10 @@ def make_fence(query: str, passage: str, seed: int | None = None) -> str:
 def render_prompt(
     template: Template, query: str, passage: str, *, mark: str, criterion: str = "", other: str = ""
 ) -> RenderedPrompt:
-    """Fill a template in one pass: what is filled in is never looked into.
+    """Fill a template in one pass: what is filled in, as it is, is never looked into.
 
-    Args:
-        template: The template.
-        query: The query, as it is.
-        passage: The passage, as it is.
-        mark: The delimiter, from `make_fence`.
-        criterion: The text of one of its criteria, or the fact or claim that it asks about.
-        other: The second passage of a comparison.
+    `mark` is the delimiter of `make_fence`, `criterion` a criterion's text or the claim in question, `other` the second
+    passage of a comparison.
     """
     values = {"query": query, "passage": passage, "fence": mark, "criterion": criterion, "other": other}
     turns = tuple(_FIELD.sub(lambda field: values[field[1]], turn) for turn in template.turns)
@@ -142,11 +137,7 @@ def load_templates() -> Mapping[str, Template]:
 
 
 def get_template(name: str) -> Template:
-    """A template by id, or by `id@digest` where the caller wants exactly that text.
-
-    Raises:
-        NotFound: There is none of that id, or its text has another digest.
-    """
+    """A template by id, or by `id@digest` where the caller wants exactly that text; `NotFound` without it."""
     plain, _, digest = name.partition("@")
     known = load_templates()
     if plain not in known:

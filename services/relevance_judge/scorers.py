@@ -26,12 +26,7 @@ def score_bm25(query: str, passages: Sequence[str], check: Callable[[], None]) -
 
 
 def score_embeddings(query: str, passages: Sequence[str], check: Callable[[], None]) -> list[float]:
-    """Cosine of the sentence embeddings; opposite directions count as 0.
-
-    Raises:
-        NotReady: PyTorch is not installed.
-        NotFound: The embedding model is not installed.
-    """
+    """Cosine of the sentence embeddings; opposite directions count as 0; errors as of `load_embedder`."""
     rows = load_embedder().embed([query, *passages], check)
     return [min(max(float(rows[0] @ row), 0.0), 1.0) for row in rows[1:]]
 

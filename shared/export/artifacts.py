@@ -72,24 +72,15 @@ class ExportedForms:
     given: Path | None = None
 
     def network(self) -> nn.Module:
-        """The torch network with these weights, in eval mode.
-
-        Raises:
-            NotReady: There is no torch here.
-            RuntimeError: The weights are of another network than their manifest says.
-        """
+        """The torch network with these weights, in eval mode; `NotReady` without torch, see also `build_network`."""
         net: nn.Module = self._torch_form().build_network(self)
         return net
 
     def graph(self, objects: ObjectStore | None = None) -> Path:
         """The ONNX file, exported if it isn't there; its name holds the digest of the weights.
 
-        Args:
-            objects: Where other processes find a graph that one of them exported.
-
-        Raises:
-            Fault: The graph computes something else than the network.
-            NotReady: Nobody exported it, and there is no torch here.
+        Other processes find it in `objects`. Raises Fault if the graph computes something else than the network,
+        NotReady if nobody exported it and there is no torch here.
         """
         if not (self._is_here() or (objects is not None and self._fetch(objects.under("graphs")))):
             parity = self._export()
@@ -127,9 +118,8 @@ class ExportedForms:
             net = self.network()
             return net, self.callable_of(net)
 
-        return ModelArtifacts(
-            name, self.inputs, self.outputs, graph=partial(self.graph, objects), network=build_network
-        )
+        graph = partial(self.graph, objects)
+        return ModelArtifacts(name, self.inputs, self.outputs, graph=graph, network=build_network)
 
     def callable_of(self, net: nn.Module) -> Callable[..., Any] | None:
         """The part of the network to run; None: the network itself."""
@@ -147,10 +137,9 @@ class ExportedForms:
         try:
             return importlib.import_module("shared.export.torch_form")
         except ModuleNotFoundError as error:
-            raise NotReady(
-                f"Without the library {error.name} there is no network, and no graph {self._graph.name} was given.",
-                hint="FOVEA_GRAPHS_DIR names what `fovea export graphs` wrote where the extra `cpu` is installed.",
-            ) from error
+            detail = f"Without the library {error.name} there is no network, and no graph {self._graph.name} was given."
+            hint = "FOVEA_GRAPHS_DIR names what `fovea export graphs` wrote where the extra `cpu` is installed."
+            raise NotReady(detail, hint=hint) from error
 
     @property
     def _graph(self) -> Path:
@@ -165,11 +154,7 @@ class ExportedForms:
 
 
 def open_engine_with_card(card: Card, artifacts: ExportedForms, context: LoadContext) -> tuple[Engine, Card]:
-    """Open the engine that `context` names, and refine the Card with the facts of the loaded weights.
-
-    Raises:
-        NotReady: No engine opens here, or it holds another network.
-    """
+    """Open the engine that `context` names, and refine the Card by its weights; `NotReady` for another network."""
     artifacts = replace(artifacts, given=context.graphs)
     engine = open_engine(context, artifacts.forms(card.name, context.objects))
     check_tensors(engine, artifacts)
@@ -177,11 +162,7 @@ def open_engine_with_card(card: Card, artifacts: ExportedForms, context: LoadCon
 
 
 def check_tensors(engine: Engine, artifacts: ExportedForms) -> None:
-    """Check that an engine has the tensors that the code feeds it: a remote server has a model of its own.
-
-    Raises:
-        NotReady: It has others; the engine is closed.
-    """
+    """Check that an engine has the tensors that the code feeds it; else it is closed, and `NotReady` raised."""
     inputs, outputs = artifacts.inputs, artifacts.outputs
     is_same = [spec.shape[1:] for spec in engine.inputs] == [spec.shape[1:] for spec in inputs]
     if is_same and len(engine.outputs) == len(outputs):

@@ -30,15 +30,7 @@ class ExportChild:
         self._child: subprocess.Popen[bytes] | None = None
 
     def export(self, forms: object, path: Path) -> Parity:
-        """Export a graph, compared with its network.
-
-        Args:
-            forms: The `ExportedForms` of the network.
-            path: Where the graph goes.
-
-        Raises:
-            FoveaError: The export failed; a child that died is a `Fault`.
-        """
+        """Export the graph of `ExportedForms` to a path; its FoveaError is raised here, a dead child is a `Fault`."""
         with self._count:
             self._waiting += 1
         try:

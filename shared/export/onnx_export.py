@@ -54,20 +54,11 @@ def export_onnx(
     probes: Sequence[Mapping[str, Tensor]] = (),
     tolerance: float = 1e-4,
 ) -> Parity:
-    """Export a network, compare both forms, and only then put the file in place.
+    """Export a network, compare both forms, and only then put the file in place, at once or not at all.
 
-    Args:
-        network: In eval mode afterwards.
-        path: Where the graph goes; replaced at once or not at all.
-        inputs: Example tensors by name, in the order in which the network takes them.
-        outputs: Names of what it returns.
-        call: Function to export instead of the network itself, for example one of its methods.
-        dynamic: Tensor → axis → name of that axis, for axes of any length.
-        probes: Further inputs to compare on, of other sizes along the dynamic axes.
-        tolerance: Largest difference allowed, relative to the largest value or to 1.
-
-    Raises:
-        Fault: ONNX Runtime computes something else than torch.
+    `inputs` are example tensors in the order in which the network takes them, `call` a function to export instead of
+    the network itself, `dynamic` tensor → axis → name of axes of any length, `probes` further inputs to compare on.
+    Raises Fault where ONNX Runtime differs from torch by more than `tolerance`, relative to the largest value or to 1.
     """
     module = _CallModule(network, call or network).eval()
     draft = path.with_name(f".{path.name}.{os.getpid()}")

@@ -18,11 +18,7 @@ from shared.registry import network
 
 
 def build_network(forms: ExportedForms) -> nn.Module:
-    """The torch network of a set of weights, in eval mode.
-
-    Raises:
-        RuntimeError: The weights are of another network than their manifest says.
-    """
+    """The torch network of a set of weights, in eval mode; `RuntimeError` if their manifest names another network."""
     spec = forms.weights.manifest.network
     net: nn.Module = network(spec.name, **spec.config)
     net.load_state_dict({key: torch.from_numpy(array) for key, array in forms.weights.arrays.items()})
@@ -31,11 +27,7 @@ def build_network(forms: ExportedForms) -> nn.Module:
 
 
 def export_graph(forms: ExportedForms, path: Path) -> Parity:
-    """Export the graph of a set of weights, compared with its network.
-
-    Raises:
-        Fault: The graph computes something else than the network.
-    """
+    """Export the graph of a set of weights, compared with its network; `Fault` if they differ."""
     net = forms.network()
     first, *others = forms.shapes or [_batch(forms, 1), _batch(forms, 3)]
     draw = torch.Generator().manual_seed(0)

@@ -55,22 +55,10 @@ class TritonOptions:
 def write_model(
     folder: Path, name: str, forms: ExportedForms, labels: Sequence[str], options: TritonOptions, version: int = 1
 ) -> Path:
-    """Write one model into a repository, in place of what was there under its name.
+    """Write one model into a repository, in place of what was there under its name; return its folder.
 
-    Args:
-        folder: The repository.
-        name: Its name on the server; the served Card's name.
-        forms: Its weights and tensors; the graph is exported if need be.
-        labels: Class names by id; empty for none.
-        options: How Triton runs it.
-        version: Folder of the graph.
-
-    Returns:
-        The model's folder.
-
-    Raises:
-        InvalidOption: The name can't be a folder.
-        Fault: The graph computes something else than the network.
+    The graph is exported if need be, which may raise Fault; labels are class names by id, or none. Raises InvalidOption
+    if the name can't be a folder.
     """
     if not _NAME.fullmatch(name):
         raise InvalidOption(f"{name!r} can't be the name of a model in a repository.", field="model")

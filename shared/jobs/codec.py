@@ -14,20 +14,8 @@ from fovea.api.problem import PROBLEM_CONTENT_TYPE, problem
 from fovea.errors import Cancelled, Fault, FoveaError, by_status
 from shared.jobs.queue import Payload, Result
 
-JOB_FIELDS: Final = (
-    "service",
-    "path",
-    "status",
-    "progress",
-    "note",
-    "fence",
-    "dead",
-    "error",
-    "created",
-    "started",
-    "finished",
-    "expires",
-)
+_TIMES: Final = ("created", "started", "finished", "expires")
+JOB_FIELDS: Final = ("service", "path", "status", "progress", "note", "fence", "dead", "error", *_TIMES)
 """Fields from which `decode_job` builds a Job."""
 
 REQUEST_FIELDS: Final = ("service", "path", "tenant", "headers", "priority", "tries", "body")
@@ -54,36 +42,25 @@ def size_of(payload: Payload) -> int:
 
 def encode_request(payload: Payload, inline: bool) -> list[str | bytes]:
     """Names and values of a new job's request; the body only where it is kept in Redis."""
-    fields: list[str | bytes] = [
-        "path",
-        payload.path,
-        "headers",
-        json.dumps(dict(payload.headers)),
-        "priority",
-        str(payload.priority),
-    ]
-    return [*fields, "body", payload.body] if inline else fields
+    fields = {"path": payload.path, "headers": json.dumps(dict(payload.headers)), "priority": str(payload.priority)}
+    named: list[str | bytes] = [part for field in fields.items() for part in field]
+    return [*named, "body", payload.body] if inline else named
 
 
 def decode_job(job_id: str, rank: int, values: Sequence[bytes | None]) -> Job:
     """The job as callers see it, from the `JOB_FIELDS` fields and its rank in the queue (−1: not queued)."""
     row = _decode_row(JOB_FIELDS, values)
-    failed = row["status"] == "failed"
+    times: dict[str, Any] = {name: _timestamp(row[name]) for name in _TIMES}
+    times["created"] = times["created"] or datetime.now(UTC)
     return Job(
         id=job_id,
-        service=row["service"],
-        path=row["path"],
-        status=row["status"],
-        note=row["note"],
+        **{name: row[name] for name in ("service", "path", "status", "note")},
         progress=float(row["progress"] or 0),
         position=rank if rank >= 0 else None,
         attempts=int(row["fence"] or 0),
         dead=row["dead"] is not None,
-        error=_decode_problem(row["error"]) if failed else None,
-        created=_timestamp(row["created"]) or datetime.now(UTC),
-        started=_timestamp(row["started"]),
-        finished=_timestamp(row["finished"]),
-        expires=_timestamp(row["expires"]),
+        error=_decode_problem(row["error"]) if row["status"] == "failed" else None,
+        **times,
     )
 
 

@@ -73,6 +73,7 @@ class QueueConsumer:
         self._redis = RedisClient(url)
         self._payloads = PayloadStore(objects or open_object_store(settings))
         self._started = time.time()
+        self._limits = settings.job_max_attempts, settings.job_dead_letter_max
         self.stops = ChangeListener(self._redis, redis_keys.key("stop", service))
         """Wakes when a running job of this service was cancelled."""
 
@@ -80,13 +81,7 @@ class QueueConsumer:
         """Take the next job; `reclaim` also takes jobs whose workers are silent for longer than the lease."""
         lease = str(int(self._settings.job_lease_s * 1000)) if reclaim else ""
         how, *rest = await self._redis.run_script(
-            "take",
-            self.service,
-            self.consumer,
-            lease,
-            self._settings.job_max_attempts,
-            self._settings.job_dead_letter_max,
-            *codec.REQUEST_FIELDS,
+            "take", self.service, self.consumer, lease, *self._limits, *codec.REQUEST_FIELDS
         )
         if how == b"none":
             return NothingToDo(tuple(entry.decode() for entry in rest[1]), int(rest[0]))
@@ -102,14 +97,8 @@ class QueueConsumer:
     async def payload(self, delivery: Delivery) -> Payload:
         """The request of a delivery; `Fault` when its stored body is gone."""
         body = await self._payloads.get(f"{delivery.id}/request") if delivery.body is None else delivery.body
-        return Payload(
-            service=delivery.service,
-            path=delivery.path,
-            body=body,
-            headers=delivery.headers,
-            priority=delivery.priority,
-            tenant=delivery.tenant,
-        )
+        d = delivery
+        return Payload(d.service, d.path, body, d.headers, d.priority, d.tenant)
 
     async def renew(self, attempts: Collection[Attempt]) -> set[Attempt]:
         """Renew the leases of `attempts` and this worker's record; return the attempts that have lost their job."""
@@ -128,7 +117,7 @@ class QueueConsumer:
 
     async def progress(self, delivery: Delivery, fraction: float, note: str | None) -> None:
         """Publish the progress of a job; ignored once the job is lost."""
-        await self._redis.run_script("progress", delivery.id, delivery.attempt, f"{fraction:.4f}", note or "")
+        await self._change("progress", delivery, f"{fraction:.4f}", note or "")
 
     async def succeed(self, delivery: Delivery, result: Result) -> bool:
         """Record the answer; False when the job was taken from this attempt, whose answer is then dropped."""
@@ -136,53 +125,31 @@ class QueueConsumer:
         if len(result.body) > self._settings.job_inline_max_bytes:
             answer = ("answer_blob", f"{delivery.id}/answer-{delivery.attempt}")
             await self._payloads.put(str(answer[1]), result.body)
-        how = await self._redis.run_script(
-            "succeed",
-            delivery.id,
-            delivery.attempt,
-            self._settings.job_ttl_s * 1000,
-            len(result.body),
-            *codec.encode_answer(result),
-            *answer,
-        )
-        if how == b"lost" and answer[0] == "answer_blob":
+        facts = self._settings.job_ttl_s * 1000, len(result.body), *codec.encode_answer(result), *answer
+        is_taken = await self._change("succeed", delivery, *facts)
+        if not is_taken and answer[0] == "answer_blob":
             await self._payloads.delete(str(answer[1]))
-        elif how != b"lost" and delivery.body is None:
+        elif is_taken and delivery.body is None:
             await self._payloads.delete(f"{delivery.id}/request")
-        return bool(how != b"lost")
+        return is_taken
 
     async def fail(self, delivery: Delivery, outcome: Result | BaseException) -> bool:
         """Fail for good: trying again would not help. False when the job was taken from this attempt."""
         answer: list[str | bytes | int] = []
         if isinstance(outcome, Result) and len(outcome.body) <= self._settings.job_inline_max_bytes:
             answer = [*codec.encode_answer(outcome), "answer", outcome.body]
-        how = await self._redis.run_script(
-            "fail",
-            delivery.id,
-            delivery.attempt,
-            self._settings.job_ttl_s * 1000,
-            len(outcome.body) if isinstance(outcome, Result) and answer else 0,
-            codec.encode_problem(outcome),
-            *answer,
-        )
-        return bool(how != b"lost")
+        size = len(outcome.body) if isinstance(outcome, Result) and answer else 0
+        problem = codec.encode_problem(outcome)
+        return await self._change("fail", delivery, self._settings.job_ttl_s * 1000, size, problem, *answer)
 
     async def retry(self, delivery: Delivery, outcome: Result | BaseException, delay_s: float) -> bool:
         """Queue for another attempt after `delay_s`, or make it a dead letter when the attempts are used up."""
-        how = await self._redis.run_script(
-            "again",
-            delivery.id,
-            delivery.attempt,
-            self._settings.job_max_attempts,
-            self._settings.job_dead_letter_max,
-            int(delay_s * 1000),
-            codec.encode_problem(outcome),
-        )
-        return bool(how != b"lost")
+        delay_ms, problem = int(delay_s * 1000), codec.encode_problem(outcome)
+        return await self._change("again", delivery, *self._limits, delay_ms, problem)
 
     async def release(self, delivery: Delivery) -> None:
         """Give an unfinished job to the next free worker, before all others; the attempt is not counted."""
-        await self._redis.run_script("release", delivery.id, delivery.attempt)
+        await self._change("release", delivery)
 
     async def sweep(self) -> int:
         """Forget expired jobs and their payloads; return how many. Any number of workers may sweep at once."""
@@ -206,6 +173,10 @@ class QueueConsumer:
             if time.time() - (other := Worker.model_validate_json(row)).seen > FORGET_S:
                 await self._redis.run_script("leave", self.service, other.id)
 
+    async def _change(self, verb: str, delivery: Delivery, *facts: str | bytes | float) -> bool:
+        """Run a verb on a delivery's job; False when the job was taken from this attempt."""
+        return bool(await self._redis.run_script(verb, delivery.id, delivery.attempt, *facts) != b"lost")
+
     async def leave(self) -> None:
         """Remove this worker's record; jobs that it still holds go to others when their lease ends."""
         await self._redis.run_script("leave", self.service, self.consumer)
@@ -219,14 +190,5 @@ class QueueConsumer:
 def _delivery(job_id: bytes, fence: int, values: list[bytes | None]) -> Delivery:
     text = [None if value is None else value.decode() for value in values[:-1]]
     service, path, tenant, headers, priority, tries = (part or "" for part in text)
-    return Delivery(
-        id=job_id.decode(),
-        attempt=int(fence),
-        tries=int(tries),
-        service=service,
-        path=path,
-        tenant=tenant,
-        headers=json.loads(headers),
-        priority=int(priority),
-        body=values[-1],
-    )
+    facts = service, path, tenant, json.loads(headers), int(priority), values[-1]
+    return Delivery(job_id.decode(), int(fence), int(tries), *facts)

@@ -63,12 +63,7 @@ class JobKeyLimits:
         self._redis: Any = Redis(connection_pool=self._pool)
 
     async def require_usable(self, headers: Mapping[str, str]) -> None:
-        """Check that a job's key may still run it.
-
-        Raises:
-            Unauthenticated: The key was revoked after it queued the job.
-            RateLimited: Its tokens are spent; `retry_after` is when there are new ones.
-        """
+        """Check that a job's key may still run it; `Unauthenticated` if revoked, `RateLimited` until it has tokens."""
         key = _read_key(headers)
         if not key:
             return

@@ -55,11 +55,9 @@ class Ticket(Protocol):
 
     async def progress(self, fraction: float, note: str | None = None) -> None:
         """Publish how far the work is."""
-        ...
 
     async def wait_until_cancelled(self) -> None:
         """Return when the job is cancelled; wait for ever otherwise."""
-        ...
 
 
 Handler = Callable[[Payload, Ticket], Awaitable[Result]]
@@ -71,50 +69,36 @@ class JobQueue(Protocol):
     """The gateway's side of the queue. Every method raises `NotReady` while the queue can't be reached."""
 
     async def submit(self, payload: Payload, idempotency_key: str | None = None) -> tuple[Job, bool]:
-        """Accept a job; return it and whether it is new.
+        """Accept a job; return it and whether it is new. When this returns, the job survives the death of any process.
 
-        A key seen before with the same request returns the first job; with another request it raises `Conflict`.
-        When this returns, the job survives the death of any process.
-
-        Raises:
-            QueueFull: Too many jobs wait for this service.
-            RateLimited: The tenant's jobs hold as many bytes as they may.
-            StorageFull: The queue's storage is full.
+        A key seen before with the same request returns the first job, with another one it raises `Conflict`. Raises
+        QueueFull if too many jobs wait, RateLimited if the tenant's hold too many bytes, StorageFull if the storage is
+        full.
         """
-        ...
 
     async def get(self, job_id: str, tenant: str) -> Job:
         """The job as it stands; `NotFound` for unknown, expired and other tenants' jobs."""
-        ...
 
     async def recent(self, tenant: str, limit: int = 50) -> list[Job]:
         """The tenant's jobs, newest first."""
-        ...
 
     async def result(self, job_id: str, tenant: str) -> Result:
         """The answer of a finished job; `Conflict` while it is not finished."""
-        ...
 
     async def cancel(self, job_id: str, tenant: str) -> Job:
         """Cancel, also while running; idempotent; a finished job is left as it is."""
-        ...
 
     async def delete(self, job_id: str, tenant: str) -> Job:
         """Cancel an unfinished job; forget a finished one with its request and answer. Returns its last state."""
-        ...
 
     async def retry(self, job_id: str, tenant: str) -> Job:
         """Queue a failed, dead or cancelled job again; `Conflict` otherwise."""
-        ...
 
     def events(self, job_id: str, tenant: str) -> AsyncIterator[Job]:
         """The job now and after every change, ending with its final state."""
-        ...
 
     async def counts(self, service: str) -> Counts:
         """Jobs that wait and jobs that run; a worker must not be scaled away while one runs."""
-        ...
 
     async def dead(self, tenant: str, limit: int = 50) -> list[Job]:
         """Dead letters, newest first."""
-        ...

@@ -29,11 +29,7 @@ _UNAVAILABLE: Final = (exceptions.ConnectionError, exceptions.TimeoutError, exce
 _REFUSED_WHEN_FULL: Final = ("submit", "retry")
 """Verbs that ask for memory; all others free some, or end what will."""
 
-_READ_ONLY: Final = (
-    exceptions.ReadOnlyError,
-    exceptions.MasterDownError,
-    exceptions.ClusterDownError,
-)
+_READ_ONLY: Final = (exceptions.ReadOnlyError, exceptions.MasterDownError, exceptions.ClusterDownError)
 _READ_ONLY_PREFIXES: Final = ("MISCONF", "NOREPLICAS")
 """Answers of a Redis that is there but takes no writes: a replica, a disk that fails, too few replicas."""
 
@@ -113,12 +109,7 @@ class RedisClient:
         self._states_when_full: Any = self.client.register_script(f"#!lua flags=allow-oom\n{_script()}")
 
     async def run_script(self, name: str, *args: str | bytes | float) -> Any:
-        """Run one verb of `states.lua`. A full Redis takes no new job, but those that it has go on.
-
-        Raises:
-            NotReady: Redis is away.
-            StorageFull: Redis is full.
-        """
+        """Run one verb of `states.lua`; `NotReady` if Redis is away, `StorageFull` for new jobs where it is full."""
         script = self._states if name in _REFUSED_WHEN_FULL else self._states_when_full
         with translate_redis_errors():
             return await script(keys=[ROOT], args=[name, *args])

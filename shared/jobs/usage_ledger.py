@@ -43,11 +43,7 @@ class UsageLedger:
             self._task = asyncio.create_task(self._flush_later())
 
     async def read(self, tenant: str | None, since: date, until: date) -> list[UsageRecord]:
-        """Records of a tenant, or of all, from one day to another; newest first.
-
-        Raises:
-            RedisError, OSError: Redis is away.
-        """
+        """Records of a tenant, or of all, between two days, newest first; `RedisError` or `OSError` without Redis."""
         await self.flush()
         found = {key: dict(sums) for key, sums in self._sums.items() if since <= key[1] <= until}
         if self._redis is not None:

@@ -12,24 +12,12 @@ from dataclasses import dataclass
 from fovea.errors import InvalidOption, TooLarge
 from shared.lm.config import DecoderConfig
 
-SITES = {
-    "embed": "BTD",
-    "resid_pre": "BTD",
-    "resid_mid": "BTD",
-    "resid_post": "BTD",
-    "q": "BTHd",
-    "k": "BTGd",
-    "v": "BTGd",
-    "q_rot": "BTHd",
-    "k_rot": "BTGd",
-    "scores": "BHTS",
-    "pattern": "BHTS",
-    "z": "BTHd",
-    "attn_out": "BTD",
-    "mlp_out": "BTD",
-    "final": "BTD",
-    "normed": "BTD",
-}
+SITES = (
+    dict.fromkeys(("embed", "resid_pre", "resid_mid", "resid_post"), "BTD")
+    | {"q": "BTHd", "k": "BTGd", "v": "BTGd", "q_rot": "BTHd", "k_rot": "BTGd"}
+    | {"scores": "BHTS", "pattern": "BHTS", "z": "BTHd"}
+    | dict.fromkeys(("attn_out", "mlp_out", "final", "normed"), "BTD")
+)
 """Site → axes: B batch, T tokens, S tokens with the cached ones, H query heads, G key/value heads, d, D widths."""
 
 UNLAYERED_SITES = frozenset({"embed", "final", "normed"})
@@ -85,40 +73,26 @@ class Site:
 
 
 def parse_site(text: str, config: DecoderConfig, sites: Collection[str] = tuple(SITES)) -> Site:
-    """Parse `z.3` or `final`, one of `sites`.
-
-    Raises:
-        InvalidTap: No such site, or no such layer.
-    """
+    """Parse `z.3` or `final`, one of `sites`; `InvalidTap` if there is no such site or layer."""
     name, dot, number = text.partition(".")
     if name not in sites or (name in UNLAYERED_SITES) == bool(dot):
         known = ", ".join(s if s in UNLAYERED_SITES else f"{s}.<layer>" for s in sites)
-        detail = f"There is no site {text!r}; sites are {known}."
-        raise InvalidTap(detail, field=text)
+        raise InvalidTap(f"There is no site {text!r}; sites are {known}.", field=text)
     if name in UNLAYERED_SITES:
         return Site(name, -1)
     return Site(name, parse_layer(number, config, text))
 
 
 def parse_layer(number: int | str, config: DecoderConfig, offender: str) -> int:
-    """Parse a layer index.
-
-    Raises:
-        InvalidTap: It is out of range.
-    """
+    """Parse a layer index; `InvalidTap` if it is out of range."""
     # One spelling per layer: captures are returned under the name that they were asked for by.
     if not re.fullmatch(r"0|[1-9][0-9]{0,8}", str(number)) or int(number) >= config.layers:
-        detail = f"{offender!r} names layer {number}; layers are 0…{config.layers - 1}."
-        raise InvalidTap(detail, field=offender)
+        raise InvalidTap(f"{offender!r} names layer {number}; layers are 0…{config.layers - 1}.", field=offender)
     return int(number)
 
 
 def resolve_indices(indices: int | Iterable[int], size: int, what: str) -> list[int]:
-    """Resolve indices into an axis of `size`; negative ones count from its end.
-
-    Raises:
-        InvalidTap: One is out of range.
-    """
+    """Resolve indices into an axis of `size`; negative ones count from its end; `InvalidTap` if one is out of range."""
     indices = [indices] if isinstance(indices, int) else [int(i) for i in indices]
     for i in indices:
         if not -size <= i < size:

@@ -24,7 +24,6 @@ class AttentionFn(Protocol):
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
         """Rotated q [B,T,H,d], rotated k, plain v [B,T,G,d] of new tokens from position `offset` on → z [B,T,H,d]."""
-        ...
 
 
 def ignore_taps(_site: str, _layer: int, x: Tensor) -> Tensor:
@@ -36,10 +35,7 @@ class DenseAttention:
     """Dense causal attention: every token sees itself and all before it, except left padding."""
 
     def __init__(
-        self,
-        cache: KVCache | None = None,
-        pad: Tensor | None = None,
-        windows: Sequence[int | None] | None = None,
+        self, cache: KVCache | None = None, pad: Tensor | None = None, windows: Sequence[int | None] | None = None
     ) -> None:
         """Attend over `cache` (None: over the call's own tokens), `pad` [B] tokens on the left left out.
 

@@ -42,11 +42,7 @@ def calibrate(pattern: Tensor, sinks: Tensor, beta: float) -> Tensor:
 def calibrate_mixed(mixed: Tensor, weights: Tensor, values: Tensor, beta: float) -> Tensor:
     """Calibrate without the map: o' = beta·A + (1 + (1 - beta)·m / (1 - m))·(o - A), m = Σ_S p, A = Σ_S p·v.
 
-    Args:
-        mixed: o, plain output [...,T,d].
-        weights: p of the sinks [...,T,s].
-        values: v of the sinks [...,s,d].
-        beta: Share of their mass that sinks keep.
+    `mixed` is o, the plain output [...,T,d]; `weights` p [...,T,s] and `values` v [...,s,d] are those of the sinks.
     """
     mass, part = weights.sum(-1, keepdim=True), weights @ values
     other = 1 - mass

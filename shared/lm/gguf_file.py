@@ -32,19 +32,12 @@ _WHOLE = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight"
 _HEAD = "output.weight"
 _ROPE_TABLE = "rope_freqs.weight"
 
-_PER_LAYER = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-}
+_PER_LAYER = (
+    {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_output": "self_attn.o_proj"}
+    | {f"attn_{part}": f"self_attn.{part}_proj" for part in ("q", "k", "v")}
+    | {f"ffn_{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")}
+    | {f"attn_{part}_norm": f"self_attn.{part}_norm" for part in ("q", "k")}
+)
 _PER_GEMMA_LAYER = _PER_LAYER | {
     "post_attention_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
@@ -62,14 +55,11 @@ _GEMMA3_27B_LAYERS = 62
 def unpack(file: Path, cache: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Return the folder that holds the same model as `file`, converted now or found in `cache`.
 
-    Raises:
-        NotFound: There is no such file.
-        Malformed: The file is not GGUF, or lacks facts or tensors.
-        UnsupportedMedia: An architecture, rope or tokenizer that is not read.
+    Raises NotFound without the file, Malformed if it is not GGUF or lacks facts or tensors, UnsupportedMedia for an
+    architecture, rope or tokenizer that is not read.
     """
     if not file.is_file():
-        detail = f"There is no file {file.name} to read a model from."
-        raise NotFound(detail)
+        raise NotFound(f"There is no file {file.name} to read a model from.")
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     folder = derived_folder(cache, f"{digest[:32]}-{str(dtype).removeprefix('torch.')}")
@@ -79,11 +69,7 @@ def unpack(file: Path, cache: Path, dtype: torch.dtype = torch.float32) -> Path:
 
 
 def count_kinds(file: Path) -> Counter[str]:
-    """Count the entries of the file's matrices by kind (`Q4_1`, `F16`, …).
-
-    Raises:
-        Malformed: The file is not GGUF.
-    """
+    """Count the entries of the file's matrices by kind (`Q4_1`, `F16`, …); `Malformed` if the file is not GGUF."""
     kinds: Counter[str] = Counter()
     for tensor in _open(file)[0].tensors:
         if len(tensor.shape) == 2:
@@ -94,9 +80,7 @@ def count_kinds(file: Path) -> Counter[str]:
 def read_quantized(file: Path) -> dict[str, QuantizedMatrix]:
     """Read the matrices that the file holds in 8 or 4 bits, as they are, by official key; others are left out.
 
-    Raises:
-        Malformed: The file is not GGUF, or lacks facts or tensors.
-        UnsupportedMedia: An architecture, rope or tokenizer that is not read.
+    Raises Malformed and UnsupportedMedia as `unpack`.
     """
     reader, facts = _open(file)
     config, found = _config(facts, reader), {}
@@ -139,8 +123,7 @@ def _open(file: Path) -> tuple[Any, dict[str, Any]]:
         fields = reader.fields.items()
         return reader, {name: field.contents() for name, field in fields if not name.startswith("GGUF.")}
     except Exception as error:  # broken bytes lead the reader to a dozen unrelated exceptions
-        detail = f"{file.name} can't be read as GGUF: {error}."
-        raise Malformed(detail) from error
+        raise Malformed(f"{file.name} can't be read as GGUF: {error}.") from error
 
 
 def _config(facts: Mapping[str, Any], reader: Any) -> dict[str, Any]:
@@ -172,8 +155,7 @@ def _config(facts: Mapping[str, Any], reader: Any) -> dict[str, Any]:
         if arch == "gemma3":
             config |= _gemma3(facts, config, rope)
     except (KeyError, TypeError, IndexError, ValueError, ZeroDivisionError) as error:
-        detail = f"The GGUF file lacks what a model needs, or holds it in another form: {error}."
-        raise Malformed(detail) from error
+        raise Malformed(f"The GGUF file lacks what a model needs, or holds it in another form: {error}.") from error
     return config
 
 
@@ -193,10 +175,7 @@ def _gemma3(facts: Mapping[str, Any], config: Mapping[str, Any], rope: dict[str,
         "layer_types": ["sliding_attention" if slid else "full_attention" for slid in slides],
         "query_pre_attn_scalar": scalar,
         "final_logit_softcapping": facts.get("gemma3.final_logit_softcapping"),
-        "rope_parameters": {
-            "full_attention": rope,
-            "sliding_attention": {"rope_type": "default", "rope_theta": local},
-        },
+        "rope_parameters": {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": local}},
     }
 
 
@@ -242,8 +221,7 @@ def _official_key(name: str, config: Mapping[str, Any]) -> tuple[str, int | None
     known = _PER_GEMMA_LAYER if config["model_type"] == "gemma3_text" else _PER_LAYER
     part = name.split(".")
     if len(part) != 4 or part[0] != "blk" or part[2] not in known:
-        detail = f"The GGUF file has a tensor {name!r}, which this family does not have."
-        raise UnsupportedMedia(detail)
+        raise UnsupportedMedia(f"The GGUF file has a tensor {name!r}, which this family does not have.")
     turned = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     heads = turned.get(part[2]) if config["model_type"] == "llama" else None
     return f"model.layers.{part[1]}.{known[part[2]]}.{part[3]}", heads

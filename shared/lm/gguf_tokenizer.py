@@ -27,9 +27,8 @@ _CONTROL, _USER = 3, 4
 def tokenizer_files(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return `tokenizer.json` and `tokenizer_config.json` for the metadata of a GGUF file.
 
-    Raises:
-        UnsupportedMedia: A tokenizer of another kind, or an unknown splitting rule.
-        Malformed: The vocabulary is missing or does not fit its merges.
+    Raises UnsupportedMedia for another kind of tokenizer or splitting rule, Malformed if vocabulary and merges do not
+    fit.
     """
     kind = facts.get("tokenizer.ggml.model")
     make = {"gpt2": _byte_level, "llama": _sentencepiece}.get(str(kind))
@@ -42,8 +41,7 @@ def tokenizer_files(facts: Mapping[str, Any]) -> dict[str, Any]:
     except UnsupportedMedia:
         raise
     except Exception as error:  # the library raises a bare Exception for merges outside the vocabulary
-        detail = f"The tokenizer of the GGUF file is broken: {error}."
-        raise Malformed(detail) from error
+        raise Malformed(f"The tokenizer of the GGUF file is broken: {error}.") from error
     _add(tokenizer, tokens, facts.get("tokenizer.ggml.token_type", ()), normalized=kind == "llama")
     named = {f"{name}_token": _token(facts, tokens, name) for name in ("bos", "eos", "unknown", "padding")}
     if facts.get("tokenizer.ggml.add_bos_token", kind == "llama") and (bos := named["bos_token"]):
@@ -101,14 +99,12 @@ def _split(tokenizer: Tokenizer, rule: str) -> None:
     if rule in {"gpt-2", "default"}:
         tokenizer.pre_tokenizer = level(add_prefix_space=False)
     elif rule == "smollm":
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), level(add_prefix_space=False)]
-        )
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, level(add_prefix_space=False)])
     elif rule in {"llama-bpe", "qwen2"}:
-        words = Regex(_WORDS % (3 if rule == "llama-bpe" else 1))
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Split(words, "isolated"), level(add_prefix_space=False, use_regex=False)]
-        )
+        words = pre_tokenizers.Split(Regex(_WORDS % (3 if rule == "llama-bpe" else 1)), "isolated")
+        letters = level(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
         tokenizer.normalizer = normalizers.NFC() if rule == "qwen2" else None
     else:
         detail = f"The GGUF file cuts text by the rule {rule!r}; gpt-2, smollm, llama-bpe and qwen2 are known."

@@ -72,8 +72,7 @@ class QueryCentres(BaseModel):
     def _is_regular(self) -> Self:
         shapes = [np.shape(table) for table in (self.real, self.imag, self.size)]
         if len(set(shapes)) != 1 or len(shapes[0]) != 3:
-            message = f"real, imag and size are tables [L][H][d/2] of one shape, not {shapes}"
-            raise ValueError(message)
+            raise ValueError(f"real, imag and size are tables [L][H][d/2] of one shape, not {shapes}")
         return self
 
 
@@ -107,21 +106,15 @@ class HeadPlan(BaseModel):
     @model_validator(mode="after")
     def _has_content(self) -> Self:
         if self.roles is None and self.heads is None and self.centres is None:
-            message = "a plan needs roles, heads or centres"
-            raise ValueError(message)
+            raise ValueError("a plan needs roles, heads or centres")
         for name, table in (("roles", self.roles), *self.scores.items()):
             if table is not None and len({len(row) for row in table}) > 1:
-                message = f"the rows of {name} differ in length"
-                raise ValueError(message)
+                raise ValueError(f"the rows of {name} differ in length")
         return self
 
     @classmethod
     def parse(cls, source: HeadPlan | Mapping[str, Any] | str | bytes) -> Self:
-        """Parse a plan from a plan, a mapping or JSON text.
-
-        Raises:
-            Malformed: It is not a `head-plan/1`; the detail names the first offender.
-        """
+        """Parse a plan from a plan, a mapping or JSON text; `Malformed` if it is not a `head-plan/1`."""
         if isinstance(source, cls):
             return source
         try:
@@ -136,12 +129,7 @@ class HeadPlan(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a plan from a file.
-
-        Raises:
-            TooLarge: The file is larger than any plan.
-            Malformed: It is not a plan.
-        """
+        """Read a plan from a file; `TooLarge` if it is larger than any plan, `Malformed` if it is none."""
         if path.stat().st_size > MAX_BYTES:
             detail = f"{path.name} has {path.stat().st_size:,} bytes; a head plan has at most {MAX_BYTES:,}."
             raise TooLarge(detail, field="plan")
@@ -165,29 +153,17 @@ class HeadPlan(BaseModel):
 
     @classmethod
     def from_retrieval(cls, report: Mapping[str, Any], share: float, *, kv_heads: int | None = None) -> Self:
-        """Make a plan from a retrieval report (`retrieval-report/1`, scores [L][H] per query head).
+        """Make a plan from a report (`retrieval-report/1`, scores [L][H] per query head), a share of its heads full.
 
-        Args:
-            report: The report.
-            share: Share of key/value heads that become full.
-            kv_heads: G, where the report's model does not say it; default: as many as query heads.
-
-        Raises:
-            Malformed: It is not a retrieval report.
+        G is `kv_heads`, or what the report's model says, or H. Raises Malformed if it is not a retrieval report.
         """
         if report.get("schema") != "retrieval-report/1" or not report.get("scores"):
-            detail = f"This is not a retrieval report: its schema is {report.get('schema')!r}."
-            raise Malformed(detail, field="report")
+            raise Malformed(f"This is not a retrieval report: its schema is {report.get('schema')!r}.", field="report")
         facts, scores = dict(report.get("model") or {}), report["scores"]
         L, H = len(scores), len(scores[0])
         G = kv_heads or int(facts.get("kv_heads") or H)
-        model = ModelId(
-            name=str(facts.get("name", "")),
-            weights_sha256=str(facts.get("weights_sha256", "")),
-            layers=L,
-            query_heads=H,
-            kv_heads=G,
-        )
+        named = {name: str(facts.get(name, "")) for name in ("name", "weights_sha256")}
+        model = ModelId(**named, layers=L, query_heads=H, kv_heads=G)
         origin = Origin(
             experiment="retrieval_heads",
             spec={"report_sha256": _digest(report), "share": share},
@@ -210,15 +186,10 @@ class HeadPlan(BaseModel):
         return _canonical(self.facts())
 
     def check(self, config: DecoderConfig, weights_sha256: str = "", *, force: bool = False) -> Self:
-        """Refuse a plan for another model.
+        """Refuse a plan for another model: BadInput if shapes, heads or weights are another's.
 
-        Args:
-            config: The loaded model's facts.
-            weights_sha256: Its weights' digest; empty is not compared.
-            force: Take a plan made for other weights; shapes must fit all the same.
-
-        Raises:
-            BadInput: Shapes, heads or weights are another model's.
+        An empty digest is not compared; `force` takes a plan made for other weights, whose shapes must fit all the
+        same.
         """
         L, H, G = config.layers, config.heads, config.kv_heads
         wrong = [
@@ -226,24 +197,15 @@ class HeadPlan(BaseModel):
             for name, table, widths in (("roles", self.roles, (G,)), *((n, t, (G, H)) for n, t in self.scores.items()))
             if table is not None and (len(table) != L or len(table[0]) not in widths)
         ]
-        stated = (
-            ("layers", self.model.layers, L),
-            ("query_heads", self.model.query_heads, H),
-            ("kv_heads", self.model.kv_heads, G),
-        )
-        wrong += [
-            f"it was made for {made} {name}, not {real}" for name, made, real in stated if made not in (None, real)
-        ]
-        wrong += [
-            f"there is no head {tuple(pair)}"
-            for pair in self.heads or ()
-            if not (0 <= pair[0] < L and 0 <= pair[1] < H)
-        ]
+        for name, real in (("layers", L), ("query_heads", H), ("kv_heads", G)):
+            if (made := getattr(self.model, name)) not in (None, real):
+                wrong.append(f"it was made for {made} {name}, not {real}")
+        heads = [tuple(pair) for pair in self.heads or ()]
+        wrong += [f"there is no head {pair}" for pair in heads if not (0 <= pair[0] < L and 0 <= pair[1] < H)]
         if self.centres is not None and (shape := np.shape(self.centres.real)) != (L, H, config.head_dim // 2):
             wrong.append(f"its query centres are {shape}, not {(L, H, config.head_dim // 2)}")
         if wrong:
-            detail = f"The head plan does not fit this model: {wrong[0]}."
-            raise BadInput(detail, field="plan")
+            raise BadInput(f"The head plan does not fit this model: {wrong[0]}.", field="plan")
         stated_digest = self.model.weights_sha256
         if stated_digest and weights_sha256 and stated_digest != weights_sha256 and not force:
             detail = f"The head plan was made for weights {stated_digest[:12]}…, and {weights_sha256[:12]}… are loaded."
@@ -253,12 +215,8 @@ class HeadPlan(BaseModel):
     def with_share(self, share: float, by: str | None = None) -> Self:
         """Return the same evidence with another cut: the top `share` of key/value heads by a score become full.
 
-        Args:
-            share: Share of full heads, 0 to 1.
-            by: Which score; default `duo_gate`, else the first that has one value per key/value head.
-
-        Raises:
-            BadInput: The plan holds no such score.
+        The score is `duo_gate` by default, else the first with one value per key/value head; BadInput if there is no
+        such score.
         """
         G = len(self.roles[0]) if self.roles else self.model.kv_heads
         usable = [name for name, table in self.scores.items() if table and G in (None, len(table[0]))]

@@ -23,13 +23,8 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 class HeadPlanStore(Mapping[str, HeadPlan]):
     """Head plans of one model by name, also found by digest; a tenant's own win over those of the package.
 
-    Objects are read at every access, so the mapping is never stale. Thread-safe.
-
-    Args:
-        model: The model.
-        bundled: Folder of plans that come with the package, `heads/<model>/<name>.json`.
-        objects: The object store of all tenants; None where nothing is stored.
-        tenant: Whose plans they are.
+    Objects are read at every access, so the mapping is never stale. Thread-safe. Plans of the package are in the folder
+    `bundled`, as `heads/<model>/<name>.json`; `objects` is the store of all tenants, None where nothing is stored.
     """
 
     def __init__(
@@ -44,12 +39,7 @@ class HeadPlanStore(Mapping[str, HeadPlan]):
         return HeadPlanStore(self._model, self._bundled_root, self._objects, tenant)
 
     def __getitem__(self, name: str) -> HeadPlan:
-        """Return the plan of a name or digest.
-
-        Raises:
-            KeyError: There is none.
-            Malformed: The file is not a plan.
-        """
+        """Return the plan of a name or digest; `KeyError` if there is none, `Malformed` if the file is not a plan."""
         if re.fullmatch(PLAN_NAME, name):
             found = self._find_stored(name) or self._find_bundled(name)
             if found is not None:
@@ -80,17 +70,9 @@ class HeadPlanStore(Mapping[str, HeadPlan]):
 
 
 def save_plan(plan: HeadPlan, objects: ObjectStore, model: str, name: str) -> None:
-    """Store a plan for a model under a name; storing the same plan again changes nothing.
+    """Store a plan for a model under a name, in a tenant's objects; storing the same plan again changes nothing.
 
-    Args:
-        plan: The plan.
-        objects: The store of the tenant that it belongs to.
-        model: The model.
-        name: Under which requests find it.
-
-    Raises:
-        InvalidOption: The name can't be a plan's.
-        Conflict: Another plan has that name.
+    Raises InvalidOption if the name can't be a plan's, Conflict if another plan has that name.
     """
     if not re.fullmatch(PLAN_NAME, name):
         detail = f"A head plan can't be called {name!r}."

@@ -16,21 +16,12 @@ from shared.lm.config import DecoderConfig
 Naming = Literal["fovea", "transformerlens", "modules"]
 """Naming of activations: our sites, TransformerLens' hook points, or module paths of the official implementation."""
 
-HOOK_POINTS = {
-    "resid_pre": "hook_resid_pre",
-    "resid_mid": "hook_resid_mid",
-    "resid_post": "hook_resid_post",
-    "attn_out": "hook_attn_out",
-    "mlp_out": "hook_mlp_out",
-    "q": "attn.hook_q",
-    "k": "attn.hook_k",
-    "v": "attn.hook_v",
-    "q_rot": "attn.hook_rot_q",
-    "k_rot": "attn.hook_rot_k",
-    "scores": "attn.hook_attn_scores",
-    "pattern": "attn.hook_pattern",
-    "z": "attn.hook_z",
-}
+HOOK_POINTS = (
+    {site: f"hook_{site}" for site in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")}
+    | {site: f"attn.hook_{site}" for site in ("q", "k", "v")}
+    | {"q_rot": "attn.hook_rot_q", "k_rot": "attn.hook_rot_k", "scores": "attn.hook_attn_scores"}
+    | {site: f"attn.hook_{site}" for site in ("pattern", "z")}
+)
 """Site of a layer → hook point of a block."""
 
 _HOOK = re.compile(r"blocks\.(\d+)\.(.+)")
@@ -38,9 +29,7 @@ _HOOK = re.compile(r"blocks\.(\d+)\.(.+)")
 _MODULES = {
     "resid_pre": ("", "input"),
     "resid_post": ("", "output"),
-    "q": ("self_attn.q_proj", "output"),
-    "k": ("self_attn.k_proj", "output"),
-    "v": ("self_attn.v_proj", "output"),
+    **{site: (f"self_attn.{site}_proj", "output") for site in ("q", "k", "v")},
     "z": ("self_attn.o_proj", "input"),
     "attn_out": ("self_attn.o_proj", "output"),
     "mlp_out": ("mlp", "output"),
@@ -60,12 +49,9 @@ _GPT2_MODULES = {
 
 
 def to_hook_name(site: str, config: DecoderConfig) -> str | None:
-    """Return TransformerLens' name of a site, or None where it has none with these values.
+    """Return TransformerLens' name of a site, or None where it has none with these values; `InvalidTap` for no site.
 
     GPT-2's `embed` is the sum of two hook points there, and so is named `blocks.0.hook_resid_pre`.
-
-    Raises:
-        InvalidTap: No such site in this model.
     """
     found = parse_site(site, config)
     if found.name == "embed":
@@ -84,11 +70,7 @@ def to_hook_name(site: str, config: DecoderConfig) -> str | None:
 
 
 def from_hook_name(name: str, config: DecoderConfig, among: Collection[str] = tuple(SITES)) -> str:
-    """Return the site that TransformerLens calls `name`, one of `among`; sites of our own are returned as they are.
-
-    Raises:
-        InvalidTap: It is neither; the detail lists the hook points.
-    """
+    """Return the site, `among` those, that TransformerLens calls `name`, or `name` if it is one; else `InvalidTap`."""
     match, sites = _HOOK.fullmatch(name), {point: site for site, point in HOOK_POINTS.items() if site in among}
     if match and match[2] in sites:
         name = f"{sites[match[2]]}.{match[1]}"
@@ -107,10 +89,8 @@ def from_hook_name(name: str, config: DecoderConfig, among: Collection[str] = tu
 def to_module_path(site: str, config: DecoderConfig) -> str | None:
     """Return the module path and side of a site, `model.layers.3.self_attn.o_proj.input`; None where it has none.
 
-    These are the paths of the official implementation in `transformers`, which nnsight reads as attributes.
-
-    Raises:
-        InvalidTap: No such site in this model.
+    These are the paths of the official implementation in `transformers`, which nnsight reads as attributes. Raises
+    InvalidTap if this model has no such site.
     """
     found, gpt2 = parse_site(site, config), config.path == "gpt2"
     if found.name == "final":

@@ -63,12 +63,10 @@ class DeviceBuffer:
 def take_rows(x: Tensor, rows: Sequence[int], dim: int = 0) -> Tensor:
     """Rows of x by Python numbers, without sending these to its device; a view where they follow each other.
 
-    Raises:
-        IndexError: A row that x does not have.
+    Raises IndexError for a row that x does not have.
     """
     if rows and not 0 <= min(rows) <= max(rows) < x.shape[dim]:
-        message = f"rows {min(rows)} to {max(rows)} of a tensor that has {x.shape[dim]}"
-        raise IndexError(message)
+        raise IndexError(f"rows {min(rows)} to {max(rows)} of a tensor that has {x.shape[dim]}")
     runs: list[list[int]] = []
     for row in rows:
         if runs and runs[-1][1] == row:

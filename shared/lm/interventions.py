@@ -96,11 +96,7 @@ CompiledEdit = Callable[[Tensor, Values], Tensor]
 
 
 def compile_edit(edit: Edit, extent: SiteScope) -> tuple[Site, CompiledEdit]:
-    """Check an edit against the sizes of a forward; return its site and the function to apply.
-
-    Raises:
-        InvalidTap: Unknown site, or layer, head, position or row out of range, or heads on a headless site.
-    """
+    """Check an edit against the sizes of a forward; return its site and the function to apply; else `InvalidTap`."""
     if isinstance(edit, Attend):
         return _compile_attend(edit, extent)
     if isinstance(edit, Uniform):
@@ -147,8 +143,7 @@ def _compile_attend(edit: Attend, extent: SiteScope) -> tuple[Site, CompiledEdit
     keys = resolve_indices(range(extent.total) if edit.keys is None else edit.keys, extent.total, "key position")
     weights = edit.weights if isinstance(edit.weights, Tensor) else torch.tensor(edit.weights, device="cpu")
     if weights.numel() not in {1, len(keys), len(queries) * len(keys)}:
-        detail = f"Attend has {weights.numel()} weights for {len(keys)} keys."
-        raise InvalidTap(detail, field="weights")
+        raise InvalidTap(f"Attend has {weights.numel()} weights for {len(keys)} keys.", field="weights")
     rows = list(range(extent.rows) if edit.rows is None else resolve_indices(edit.rows, extent.rows, "row"))
     groups = [head // (config.heads // config.kv_heads) for head in heads]
 

@@ -19,10 +19,7 @@ from shared.lm.decoder import Decoder
 from shared.lm.lora_config import LoraConfig
 from shared.lm.ops import NormLayer, Ops, OpsAround
 
-PLACES = (
-    *(f"self_attn.{name}_proj" for name in "qkvo"),
-    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
-)
+PLACES = (*(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}_proj" for name in ("gate", "up", "down")))
 """Linear layers of a block that may have an adapter, in the order of a block's products."""
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
@@ -72,9 +69,8 @@ class LoraAdapter:
 def build_adapter(config: LoraConfig, tensors: Mapping[str, Tensor], model: Decoder, digest: str) -> LoraAdapter:
     """Fit the tensors of an `adapter_model.safetensors` to a decoder.
 
-    Raises:
-        InvalidOption: The decoder's family takes no adapters, or a tensor is of a kind that is not served.
-        Malformed: Tensors that do not fit the decoder or the configuration, or are not finite.
+    Raises InvalidOption for a family without adapters or a tensor that is not served, Malformed for tensors that do not
+    fit or are not finite.
     """
     if model.config.path == "gpt2":
         detail = "A GPT-2 takes no adapters: its queries, keys and values are one matrix."

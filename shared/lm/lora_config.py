@@ -93,9 +93,8 @@ class LoraConfig:
 def parse_lora_config(facts: Mapping[str, Any]) -> LoraConfig:
     """Parse the content of an `adapter_config.json`.
 
-    Raises:
-        InvalidOption: It asks for something that is not served; the detail names it.
-        Malformed: A value is missing, of another kind or out of range.
+    Raises InvalidOption for a setting that is not served, which the detail names, and Malformed for a value that is
+    missing, of another kind or out of range.
     """
     _refuse_what_is_not_served(facts)
     try:
@@ -149,15 +148,13 @@ def _refuse_what_is_not_served(facts: Mapping[str, Any]) -> None:
 
 def _read_rank(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANK:
-        message = f"a rank is a whole number from 1 to {MAX_RANK}, not {value!r:.20}"
-        raise ValueError(message)
+        raise ValueError(f"a rank is a whole number from 1 to {MAX_RANK}, not {value!r:.20}")
     return value
 
 
 def _read_alpha(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e6:
-        message = f"an alpha is a number below a million, not {value!r:.20}"
-        raise ValueError(message)
+        raise ValueError(f"an alpha is a number below a million, not {value!r:.20}")
     return float(value)
 
 
@@ -165,8 +162,7 @@ def _read_names(value: Any) -> tuple[str, ...] | str:
     if isinstance(value, str):
         return _check_regex(value)
     if not all(isinstance(name, str) for name in value) or len(value) > _MAX_PATTERNS:
-        message = "modules are a list of names, or one regular expression"
-        raise ValueError(message)
+        raise ValueError("modules are a list of names, or one regular expression")
     return tuple(value)
 
 
@@ -175,8 +171,7 @@ def _read_layers(value: Any) -> frozenset[int] | None:
         return None
     layers = [value] if isinstance(value, int) else value
     if not all(isinstance(layer, int) for layer in layers):
-        message = "layers_to_transform are numbers of layers"
-        raise ValueError(message)
+        raise ValueError("layers_to_transform are numbers of layers")
     return frozenset(layers)
 
 
@@ -189,8 +184,7 @@ def _check_regex(pattern: str) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
-        message = f"the pattern {pattern[:60]!r} is no regular expression: {error}"
-        raise ValueError(message) from error
+        raise ValueError(f"the pattern {pattern[:60]!r} is no regular expression: {error}") from error
     return pattern
 
 

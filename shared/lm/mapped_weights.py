@@ -18,11 +18,7 @@ _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ +(/.*)$")
 
 
 def release_clean_pages(folder: Path) -> int:
-    """Give back what this process holds of files below `folder` that it has mapped and not written to.
-
-    Returns:
-        Bytes that were given back.
-    """
+    """Give back what this process holds of files below `folder`, mapped and not written to; returns how many bytes."""
     libc, given = ctypes.CDLL(None, use_errno=True), 0
     with suppress(OSError):
         for start, end, file, held, written in _read_mappings():

@@ -24,15 +24,12 @@ class Codec(Protocol):
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return the ids of a text."""
-        ...
 
     def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
         """Return the text of ids."""
-        ...
 
     def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """Return the prompt of a conversation."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +104,8 @@ def build_needle_prompt(
 ) -> Prompt:
     """Build the prompt of a needle at `depth` percent of a haystack of about `length` tokens, with its question.
 
-    Args:
-        codec: Tokenizer.
-        what: The needle.
-        length: Tokens of the whole prompt, about.
-        depth: Percent of the haystack before the needle; 100 puts it at the end.
-        corpus: Text to hide it in; left out, prose of the seed.
-        chat: Under the chat template; left out, where there is one.
-        seed: Of the prose.
+    It is hidden in `corpus`, or in prose of the seed; `chat` is whether the chat template is used, by default where
+    there is one.
     """
     text = build_needle_context(codec, what, length, depth, corpus=corpus, seed=seed)
     user = f"{text}\n\nBased on the content of the book, Question: {what.question}\nAnswer:"
@@ -146,14 +137,8 @@ def build_key_value_prompt(
 ) -> Prompt:
     """Build a JSON object of random keys, solved examples on it, and one more key to look up (AttentionInfluence).
 
-    Args:
-        codec: Tokenizer.
-        pairs: Entries of the object; at least `shots` + 1.
-        seed: Of keys, values and choices.
-        shots: Solved examples before the question.
-        key_chars: Letters and digits of a key.
-        value_words: Words of a value; 0 makes it a string of eight random letters.
-        chat: Under the chat template; left out, where there is one.
+    It has at least `shots` + 1 pairs of a key of `key_chars` letters and digits and a value of `value_words` words, or
+    of eight random letters where that is 0; `chat` as in `build_needle_prompt`.
     """
     rng = random.Random(seed)
     keys = [_key(rng, key_chars) for _ in range(max(pairs, shots + 1))]
@@ -177,16 +162,9 @@ def build_haystack(characters: int, seed: int = 0) -> str:
 def needle_span(
     prompt_ids: Sequence[int], needle_ids: Sequence[int], *, threshold: float = 0.9
 ) -> tuple[int, int] | None:
-    """Find a needle in a prompt, although tokenisation moved its borders.
+    """Find a needle in a prompt, although tokenisation moved its borders: [start, end), or None.
 
-    Args:
-        prompt_ids: Tokens of the prompt.
-        needle_ids: Tokens of the needle, as they are alone.
-        threshold: Share of the needle's distinct tokens that a window must exceed.
-
-    Returns:
-        The first window of the needle's length whose distinct tokens cover more than `threshold` of the needle's, as
-        [start, end), or None.
+    It is the first window of the needle's length whose distinct tokens cover more than `threshold` of the needle's.
     """
     needle, size = set(needle_ids), len(needle_ids)
     if not needle:
@@ -204,10 +182,8 @@ def _prompt(codec: Codec, user: str, answer: str, *, chat: bool | None) -> Promp
     reply = answer if templated else f" {answer}"
     answer_ids = codec.encode(reply, special=False)
     # In the context the answer stands behind a space or a quotation mark, which may belong to its first token.
-    spans = (
-        needle_span(ids, codec.encode(f" {answer}", special=False)),
-        needle_span(ids, codec.encode(answer, special=False)),
-    )
+    alone = (codec.encode(form, special=False) for form in (f" {answer}", answer))
+    spans = [needle_span(ids, one) for one in alone]
     return Prompt(text, user, ids, reply, answer_ids, next((span for span in spans if span), None))
 
 
@@ -225,79 +201,25 @@ def _sentence(rng: random.Random, words: int) -> str:
     return " ".join(_prose(rng).rstrip(".").split()[:words])
 
 
-_WHO = (
-    "The miller",
-    "An old sailor",
-    "Her younger brother",
-    "The librarian",
-    "A travelling painter",
-    "The innkeeper",
-    "Nobody in the village",
-    "The schoolteacher",
-    "Every second farmer",
-    "The watchmaker",
-    "A quiet stranger",
-    "The ferryman",
-    "My grandmother",
-    "The gardener of the abbey",
-    "A young carpenter",
-    "The baker's daughter",
-)
-_DID = (
-    "walked along",
-    "looked at",
-    "remembered",
-    "had always avoided",
-    "wrote a long letter about",
-    "sold",
-    "repaired",
-    "dreamed of",
-    "counted the stones of",
-    "drew a careful map of",
-    "spoke kindly of",
-    "closed the door of",
-    "carried flour past",
-    "heard rumours about",
-    "waited all afternoon beside",
-    "painted a small picture of",
-)
-_WHAT = (
-    "the wooden bridge",
-    "the empty market square",
-    "a field of barley",
-    "the chapel on the hill",
-    "the northern road",
-    "a broken cart",
-    "the orchard behind the wall",
-    "the harbour",
-    "an abandoned railway station",
-    "the frozen pond",
-    "a row of chestnut trees",
-    "the town hall",
-    "the ruins of the castle",
-    "a bundle of papers",
-    "the narrow stairs",
-    "the weather station",
-)
-_WHEN = (
-    "before the rain began",
-    "in the early morning",
-    "although it was already dark",
-    "on the last day of the fair",
-    "while the bells were ringing",
-    "without saying a word",
-    "for the third time that week",
-    "as the fog lifted",
-    "when the harvest was over",
-    "because the train was late",
-    "long after supper",
-    "under a pale autumn sun",
-    "and nobody asked why",
-    "just as he had promised",
-    "with great patience",
-    "to the surprise of the children",
-)
+_PHRASES = """
+The miller, An old sailor, Her younger brother, The librarian, A travelling painter, The innkeeper,
+Nobody in the village, The schoolteacher, Every second farmer, The watchmaker, A quiet stranger, The ferryman,
+My grandmother, The gardener of the abbey, A young carpenter, The baker's daughter;
+walked along, looked at, remembered, had always avoided, wrote a long letter about, sold, repaired, dreamed of,
+counted the stones of, drew a careful map of, spoke kindly of, closed the door of, carried flour past,
+heard rumours about, waited all afternoon beside, painted a small picture of;
+the wooden bridge, the empty market square, a field of barley, the chapel on the hill, the northern road,
+a broken cart, the orchard behind the wall, the harbour, an abandoned railway station, the frozen pond,
+a row of chestnut trees, the town hall, the ruins of the castle, a bundle of papers, the narrow stairs,
+the weather station;
+before the rain began, in the early morning, although it was already dark, on the last day of the fair,
+while the bells were ringing, without saying a word, for the third time that week, as the fog lifted,
+when the harvest was over, because the train was late, long after supper, under a pale autumn sun,
+and nobody asked why, just as he had promised, with great patience, to the surprise of the children
+"""
+_PARTS = [[phrase.strip() for phrase in part.split(",")] for part in _PHRASES.split(";")]
+"""Who, did, what, when."""
 
 
 def _prose(rng: random.Random) -> str:
-    return f"{rng.choice(_WHO)} {rng.choice(_DID)} {rng.choice(_WHAT)} {rng.choice(_WHEN)}."
+    return f"{' '.join(map(rng.choice, _PARTS))}."

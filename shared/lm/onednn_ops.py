@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.lm.decoder import Decoder
-from shared.lm.ops import TORCH, NormLayer, Ops
-from shared.lm.rope import Rotation
+from shared.lm.ops import TORCH, NormLayer, Ops, OpsAround
 
 LAYOUT_ROWS = 64
 """Rows of a product that the layout is optimised for; others work, too."""
@@ -21,31 +20,21 @@ LAYOUT_ROWS = 64
 _DTYPES = {torch.float32, torch.bfloat16}
 
 
-class PackedOps:
-    """`shared.lm.ops.Ops` without gradients.
+class PackedOps(OpsAround):
+    """`shared.lm.ops.Ops` without gradients; the stream keeps the model's dtype.
 
     In float32 a row's result does not depend on how many other rows there are. In bfloat16 its last bit may, where
     oneDNN multiplies in tiles (AMX).
     """
 
     def __init__(self, layers: Iterable[nn.Linear]) -> None:
+        super().__init__(TORCH)
         reorder = torch.ops.mkldnn._reorder_linear_weight  # noqa: SLF001  # what torch's own freezing calls; it has no other name
-        self._matrices: dict[nn.Linear, Tensor] = {
-            layer: reorder(layer.weight.detach(), LAYOUT_ROWS) for layer in layers
-        }
-
-    def widen(self, x: Tensor) -> Tensor:
-        """See `Ops`; the stream keeps the model's dtype."""
-        return x
-
-    def norm(self, x: Tensor, how: NormLayer) -> Tensor:
-        """See `Ops`."""
-        return TORCH.norm(x, how)
+        self._matrices = {layer: reorder(layer.weight.detach(), LAYOUT_ROWS) for layer in layers}
 
     def products(
         self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None, *, added: bool = False
     ) -> list[Tensor]:
-        """See `Ops`."""
         x = x if norm is None else norm(x)
         return [self._product(x, layer, "none") for layer in layers]
 
@@ -55,14 +44,6 @@ class PackedOps:
         gated = self._product(x, gate, "swish")
         mixed: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, gated, self._matrices[up], up.bias, "mul")  # noqa: SLF001
         return mixed
-
-    def rotate(self, q: Tensor, k: Tensor, turn: Rotation) -> tuple[Tensor, Tensor]:
-        """See `Ops`."""
-        return TORCH.rotate(q, k, turn)
-
-    def logits(self, x: Tensor, matrix: Tensor) -> Tensor:
-        """See `Ops`."""
-        return TORCH.logits(x, matrix)
 
     def _product(self, x: Tensor, layer: nn.Linear, after: str) -> Tensor:
         matrix = self._matrices[layer]

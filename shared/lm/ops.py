@@ -24,7 +24,6 @@ class NormLayer(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Normalise the last axis."""
-        ...
 
 
 class Ops(Protocol):
@@ -32,11 +31,9 @@ class Ops(Protocol):
 
     def widen(self, x: Tensor) -> Tensor:
         """The residual stream at its beginning, in the dtype that it keeps."""
-        ...
 
     def norm(self, x: Tensor, how: NormLayer) -> Tensor:
         """Normalise the last axis of x [...,D]."""
-        ...
 
     def products(
         self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None = None, *, added: bool = False
@@ -45,19 +42,15 @@ class Ops(Protocol):
 
         Results that are `added` to the residual stream may be as wide as it is.
         """
-        ...
 
     def swiglu(self, x: Tensor, gate: nn.Linear, up: nn.Linear, norm: NormLayer | None = None) -> Tensor:
         """Compute SwiGLU, silu(gate x) · (up x), x normalised first where a norm is given."""
-        ...
 
     def rotate(self, q: Tensor, k: Tensor, turn: Rotation) -> tuple[Tensor, Tensor]:
         """Rotate the heads q [B,T,H,d] and k [B,T,G,d]."""
-        ...
 
     def logits(self, x: Tensor, matrix: Tensor) -> Tensor:
         """Multiply rows of x by the output matrix [V,D]: [B,T,V]."""
-        ...
 
 
 class OpsAround(Ops):

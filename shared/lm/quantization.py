@@ -59,17 +59,13 @@ class QuantizedMatrix:
 
 
 def quantize(matrix: np.ndarray, bits: int) -> QuantizedMatrix:
-    """Round a matrix [rows,columns] group by group.
+    """Round a matrix [rows,columns] group by group to 8 or 4 bits; `ValueError` for anything else.
 
     8 bits are symmetric (the largest magnitude becomes 127). 4 bits have a minimum, and of several ranges the one with
     the smallest squared error is taken.
-
-    Raises:
-        ValueError: Other bits, or no matrix.
     """
     if bits not in {4, 8} or matrix.ndim != 2:
-        message = f"a matrix is rounded to 8 or 4 bits, not a {matrix.ndim}-dimensional array to {bits}"
-        raise ValueError(message)
+        raise ValueError(f"a matrix is rounded to 8 or 4 bits, not a {matrix.ndim}-dimensional array to {bits}")
     rows, columns = matrix.shape
     padded = np.zeros((rows, -(-columns // GROUP) * GROUP), np.float32)
     padded[:, :columns] = matrix

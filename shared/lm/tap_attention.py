@@ -25,7 +25,6 @@ class ValueSource(Protocol):
 
     def values(self, layer: int, end: int) -> Tensor:
         """Values of the first `end` tokens at a layer [B,S,G,d]."""
-        ...
 
 
 class TapRecorder:
@@ -102,8 +101,7 @@ class TapRecorder:
         def read_values() -> Tensor:
             values = self._values if self.cache is None else self.cache.values(layer, self.extent.total)
             if values is None:
-                message = "values are read before any were computed"
-                raise RuntimeError(message)
+                raise RuntimeError("values are read before any were computed")
             return values if rows is None else values[rows]
 
         if rows is None:
@@ -148,8 +146,7 @@ class TappedAttention:
 
     def _rows(self, layer: int, q: Tensor, keys: Tensor, offset: int) -> None:
         queries = to_device(list(self.recorder.queries or ()), q.device, torch.long)
-        scored = scores(
-            q[:, queries], keys, causal_mask(queries + offset, keys.shape[2], self.dense.pad, self.dense.window(layer))
-        )
+        mask = causal_mask(queries + offset, keys.shape[2], self.dense.pad, self.dense.window(layer))
+        scored = scores(q[:, queries], keys, mask)
         self.recorder.capture_rows("scores", layer, scored)
         self.recorder.capture_rows("pattern", layer, patterns(scored))

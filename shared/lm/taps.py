@@ -49,14 +49,9 @@ class Trace(Mapping[str, Tensor]):
     captured: Mapping[str, Tensor] = field(repr=False)
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return a captured site.
-
-        Raises:
-            KeyError: It was not captured.
-        """
+        """Return a captured site; `KeyError` if it was not captured."""
         if name not in self.captured:
-            message = f"{name!r} was not captured; captured are {', '.join(self.captured) or 'none'}"
-            raise KeyError(message)
+            raise KeyError(f"{name!r} was not captured; captured are {', '.join(self.captured) or 'none'}")
         return self.captured[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -104,8 +99,7 @@ def trace(
     offset = 0 if cache is None else cache.length
     extent = SiteScope(ids.shape[0], ids.shape[1], offset, more=cache is not None, config=model.config)
     if grad and cache is not None:
-        detail = "A cache holds no gradients; trace the whole sequence at once."
-        raise InvalidTap(detail, field="grad")
+        raise InvalidTap("A cache holds no gradients; trace the whole sequence at once.", field="grad")
     recorder = TapRecorder(extent, capture, [(edit, None) for edit in edits], queries, grad=grad)
     return _run_traced(model, ids, recorder, kernel, cache, attend, keep, pad, max_cells)
 
@@ -121,22 +115,10 @@ def sweep(
     keep: int | None = None,
     pad: Tensor | None = None,
 ) -> Iterator[Trace]:
-    """Trace each variant (a list of edits), many variants per forward, stacked along the batch axis.
+    """Trace each variant (a list of edits), many per forward, stacked along the batch axis; traces keep their order.
 
-    Each variant's edits see its own copy of the batch: rows, values and shapes are those of `ids` [B,T].
-
-    Args:
-        model: The decoder.
-        ids: Tokens [B,T].
-        variants: Edits of each variant.
-        batch: Variants per forward; the default keeps variants·B·T·D·4 bytes under 256 MiB.
-        capture: As in `trace`.
-        kernel: As in `trace`.
-        keep: As in `trace`.
-        pad: As in `trace`.
-
-    Yields:
-        Traces in the order of the variants.
+    Each variant's edits see its own copy of the batch: rows, values and shapes are those of `ids` [B,T]. A forward has
+    `batch` variants; the default keeps variants·B·T·D·4 bytes under 256 MiB. Other options are those of `trace`.
     """
     B, T = ids.shape
     wanted, remaining = list(capture), list(variants)
@@ -173,12 +155,10 @@ def _run_traced(
     if eager_layers and attend is None:
         recorder.refuse_above(max_cells, ids.shape[0], len(recorder.queries or ()) if rows_only else ids.shape[1])
         padding = pad if cache is None else cache.set_padding(pad)
-        attend = TappedAttention(
-            DenseAttention(cache, padding, model.config.windows), frozenset(eager_layers), recorder, rows_only=rows_only
-        )
+        dense = DenseAttention(cache, padding, model.config.windows)
+        attend = TappedAttention(dense, frozenset(eager_layers), recorder, rows_only=rows_only)
     recorder.cache = cache
     with torch.set_grad_enabled(recorder.grad):
-        logits = model(
-            ids, cache=cache, attend=attend, keep=keep, pad=pad, tap=recorder if recorder.is_active else ignore_taps
-        )
+        tap = recorder if recorder.is_active else ignore_taps
+        logits = model(ids, cache=cache, attend=attend, keep=keep, pad=pad, tap=tap)
     return Trace(logits, recorder.captured)

@@ -41,11 +41,7 @@ class Team:
 
 
 def take_shard(model: Decoder, team: Team) -> Decoder:
-    """Return a process's part of a decoder, as a decoder of fewer heads; its tensors are copies.
-
-    Raises:
-        InvalidOption: The decoder can't be divided among so many.
-    """
+    """Return a process's part of a decoder, as a decoder of fewer heads, of copies; `InvalidOption` if it can't be."""
     config = model.config
     if config.path == "gpt2":
         detail = "A GPT-2 can't be divided among processes: its queries, keys and values are one matrix."

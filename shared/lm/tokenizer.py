@@ -69,12 +69,7 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
-        """Load the tokenizer of a Hugging Face folder.
-
-        Raises:
-            NotFound: There is none.
-            Malformed: Its files are broken.
-        """
+        """Load the tokenizer of a Hugging Face folder; `NotFound` without one, `Malformed` if its files are broken."""
         facts = _optional(folder / "tokenizer_config.json")
         library = _library(folder)
         names = {name: text for name, value in facts.items() if name.endswith("_token") and (text := _text(value))}
@@ -82,9 +77,8 @@ class Tokenizer:
         for file in ("config.json", "generation_config.json"):
             stated = _optional(folder / file).get("eos_token_id")
             ends |= set(stated if isinstance(stated, list) else [stated])
-        ends |= {
-            i for i, token in library.get_added_tokens_decoder().items() if token.special and token.content in _ENDS
-        }
+        added = library.get_added_tokens_decoder().items()
+        ends |= {i for i, token in added if token.special and token.content in _ENDS}
         eos = frozenset(i for i in ends if isinstance(i, int))
         return cls(library, eos=eos, chat_template=_chat_template(folder, facts), names=names)
 
@@ -116,10 +110,6 @@ class Tokenizer:
             return bytes([int(written[3:5], 16)])
         return str(written).replace(_SPACE, " ").encode()
 
-    def is_special(self, token: int) -> bool:
-        """Whether a token is special and never text."""
-        return token in self._added and bool(self._added[token].special)
-
     def token_text(self, token: int) -> str:
         r"""Return a token as text; one that is a piece of a character is written `bytes:\xe2\x82`."""
         raw = self.token_bytes(token)
@@ -137,17 +127,10 @@ class Tokenizer:
         template: str | None = None,
         names: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
-        """Render the prompt of a conversation.
+        """Render the prompt of a conversation; an answer begins where it ends if `add_generation_prompt` is set.
 
-        Args:
-            messages: The conversation.
-            add_generation_prompt: Whether an answer begins where the prompt ends.
-            tools: Functions, only where the template takes them.
-            template: Jinja source in place of the model's own template.
-            names: More names for the template.
-
-        Raises:
-            InvalidOption: The model has no template, or its template refuses the messages.
+        `tools` are functions for templates that take them, `template` Jinja source in place of the model's own, `names`
+        more names for it. Raises InvalidOption if there is no template, or it refuses the messages.
         """
         with in_field("chat_template"):
             compiled = self._template if template is None else compile_template(template)
@@ -235,14 +218,11 @@ def _library(folder: Path) -> Library:
             return Library.from_file(str(folder / "tokenizer.json"))
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             library = Library(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
-            library.pre_tokenizer, library.decoder = (
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
-                decoders.ByteLevel(),
-            )
+            library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            library.decoder = decoders.ByteLevel()
             return library
     except Exception as error:  # the library raises a bare Exception
-        detail = f"The tokenizer of {folder.name} can't be read: {error}."
-        raise Malformed(detail) from error
+        raise Malformed(f"The tokenizer of {folder.name} can't be read: {error}.") from error
     detail = f"{folder.name} has no tokenizer.json."
     raise NotFound(detail, hint="A model folder has config.json, safetensors and tokenizer.json.")
 
@@ -267,11 +247,7 @@ def _chat_template(folder: Path, facts: Mapping[str, Any]) -> str | None:
 
 
 def compile_template(source: str) -> jinja2.Template:
-    """Compile a chat template in a sandbox.
-
-    Raises:
-        Malformed: It is not Jinja.
-    """
+    """Compile a chat template in a sandbox; `Malformed` if it is not Jinja."""
 
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
@@ -290,5 +266,4 @@ def compile_template(source: str) -> jinja2.Template:
     try:
         return sandbox.from_string(source)
     except jinja2.TemplateError as error:
-        detail = f"The chat template can't be read: {error}."
-        raise Malformed(detail) from error
+        raise Malformed(f"The chat template can't be read: {error}.") from error

@@ -34,11 +34,8 @@ _INDEX = "model.safetensors.index.json"
 def load_decoder(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Decoder:
     """Load the decoder of a Hugging Face folder, in eval mode and without gradients.
 
-    Raises:
-        NotFound: No config or no weights there.
-        UnsupportedMedia: The weights are a pickle.
-        BadInput: A family or variant that the decoder does not have.
-        Malformed: Files that are broken, or tensors that do not fit the config.
+    Raises NotFound without config or weights, UnsupportedMedia for pickled ones, BadInput for a family or variant that
+    the decoder does not have, Malformed for broken files or tensors that do not fit the config.
     """
     config = read_config(folder)
     tensors: dict[str, Tensor] = {}
@@ -70,32 +67,23 @@ def read_config(folder: Path) -> DecoderConfig:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object of a model folder.
-
-    Raises:
-        NotFound: The file is not there.
-        Malformed: It is not a JSON object.
-    """
+    """Read a JSON object of a model folder; `NotFound` without the file, `Malformed` if it is not a JSON object."""
     try:
         found = json.loads(file.read_text("utf-8"))
     except FileNotFoundError as error:
         detail = f"{file.parent.name} has no {file.name}."
         raise NotFound(detail, hint="A model folder has config.json, safetensors and tokenizer.json.") from error
     except ValueError as error:
-        detail = f"{file.name} of {file.parent.name} is not JSON: {error}."
-        raise Malformed(detail) from error
+        raise Malformed(f"{file.name} of {file.parent.name} is not JSON: {error}.") from error
     if not isinstance(found, dict):
-        detail = f"{file.name} of {file.parent.name} is not a JSON object."
-        raise Malformed(detail)
+        raise Malformed(f"{file.name} of {file.parent.name} is not a JSON object.")
     return found
 
 
 def weights_files(folder: Path) -> list[Path]:
     """List the safetensors files that hold the folder's weights, in a stable order.
 
-    Raises:
-        NotFound: There are none, or a shard is missing.
-        UnsupportedMedia: There are only pickles.
+    Raises NotFound if there are none or a shard is missing, UnsupportedMedia if there are only pickles.
     """
     if (folder / _INDEX).is_file():
         names = sorted(set(read_json(folder / _INDEX).get("weight_map", {}).values()))
@@ -103,8 +91,7 @@ def weights_files(folder: Path) -> list[Path]:
         names = ["model.safetensors"]
     for name in names:
         if Path(name).name != name:
-            detail = f"The shard {name!r} lies outside the model's folder."
-            raise Malformed(detail)
+            raise Malformed(f"The shard {name!r} lies outside the model's folder.")
         if not (folder / name).is_file():
             _refuse_pickles(folder)
             detail = f"{folder.name} has no {name}."
@@ -121,9 +108,7 @@ def _refuse_pickles(folder: Path) -> None:
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """Read all tensors of a safetensors file (mapped, not copied) or an npz file.
 
-    Raises:
-        UnsupportedMedia: A pickle, or an unknown format.
-        Malformed: The file is not what its name says.
+    Raises UnsupportedMedia for a pickle or an unknown format, Malformed if the file is not what its name says.
     """
     if file.suffix in _PICKLES:
         detail = f"{file.name} is a pickle, and reading a pickle runs the code in it; it is refused."
@@ -135,8 +120,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             with np.load(file, allow_pickle=False) as arrays:
                 return {key: torch.from_numpy(arrays[key]) for key in arrays}
     except (SafetensorError, ValueError, OSError) as error:
-        detail = f"{file.name} can't be read as {file.suffix[1:]}: {error}."
-        raise Malformed(detail) from error
+        raise Malformed(f"{file.name} can't be read as {file.suffix[1:]}: {error}.") from error
     detail = f"Weights are not read from {file.suffix or 'a file without suffix'} files."
     raise UnsupportedMedia(detail, hint="safetensors, npz and GGUF are read.")
 
@@ -175,5 +159,4 @@ def _check_fit(model: Decoder, tensors: Mapping[str, Tensor], folder: Path) -> N
     ]
     if problems:
         more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
-        detail = f"The weights of {folder.name} do not fit its config: {problems[0]}{more}."
-        raise Malformed(detail)
+        raise Malformed(f"The weights of {folder.name} do not fit its config: {problems[0]}{more}.")

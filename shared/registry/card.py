@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from fovea.api.model import Task
 from shared.sparsity import SparsityClaim
-
-__all__ = ["Card", "Limits", "Metric", "Paper", "SamplingDefaults", "Task"]
 
 
 class _Facts(BaseModel):
@@ -23,6 +21,11 @@ class Paper(_Facts):
     venue: str
     year: int
     url: str | None = None
+
+    @classmethod
+    def on_arxiv(cls, title: str, year: int, number: str, venue: str | None = None) -> Self:
+        """Build the entry of a paper that arXiv holds under this number."""
+        return cls(title=title, venue=venue or f"arXiv:{number}", year=year, url=f"https://arxiv.org/abs/{number}")
 
 
 class Metric(_Facts):

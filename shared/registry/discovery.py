@@ -67,10 +67,8 @@ def plugin_rooms(service: str) -> tuple[str, ...]:
 def builder(name: str, layouts: Sequence[Mapping[str, Any]] = ()) -> Callable[[F], F]:
     """Mark a function (or class) as the builder that `network(name, ...)` calls.
 
-    Args:
-        name: Of the network.
-        layouts: Keywords of all official layouts, for networks that were published in several; the defaults alone
-            otherwise.
+    `layouts` are the keywords of all official layouts of a network that was published in several; else the defaults are
+    it.
     """
 
     def mark(build: F) -> F:
@@ -142,11 +140,7 @@ def _pick_builders(modules: Iterable[ModuleType]) -> dict[str, Callable[..., Any
 
 
 def network(name: str, *args: Any, **config: Any) -> Any:
-    """Build a network (a `torch.nn.Module`) by name, for example `network("pranet", width=1.0)`.
-
-    Raises:
-        NotFound: No installed room has a builder of that name; the detail lists those there are.
-    """
+    """Build a network (a `torch.nn.Module`) by name, for example `network("pranet", width=1.0)`; else `NotFound`."""
     return _builder(name)(*args, **config)
 
 
@@ -174,11 +168,7 @@ def claims() -> dict[str, SparsityClaim]:
 
 
 def layouts(name: str) -> tuple[dict[str, Any], ...]:
-    """Keywords of the official layouts of a network; one set of none means that the defaults are the layout.
-
-    Raises:
-        NotFound: No installed room has a builder of that name.
-    """
+    """Keywords of the official layouts of a network; one empty set if those are its defaults; else `NotFound`."""
     found: tuple[dict[str, Any], ...] = getattr(_builder(name), _LAYOUTS, ({},))
     return found
 
@@ -234,9 +224,8 @@ def _mentioning(text: str) -> list[ModuleType]:
     """Modules of one room with builders whose source holds a text: all rooms would load all their libraries."""
     for package in ("shared.lm", *(room for service in SERVICES for room in rooms(service))):
         with _ONE_AT_A_TIME, contextlib.suppress(ModuleNotFoundError):  # a library of another service is not there
-            told = [
-                name for name in module_names(package) if text in (source := _read_source(name)) and _MARKED in source
-            ]
+            sources = {name: _read_source(name) for name in module_names(package)}
+            told = [name for name, source in sources.items() if text in source and _MARKED in source]
             if found := [module for name in told if isinstance(module := _load(name), ModuleType)]:
                 return found
     return []

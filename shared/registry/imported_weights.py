@@ -17,8 +17,7 @@ _INDEX = ".fetched.json"
 def fetch_weights(objects: ObjectStore, folder: Path) -> None:
     """Make `folder` a copy of the weights in the object store; only what changed is fetched.
 
-    Raises:
-        NotReady: The store can't be reached. Demo weights in place of imported ones would be a wrong answer.
+    Raises NotReady if it can't be reached: demo weights in place of imported ones would be a wrong answer.
     """
     weights = objects.under("weights")
     if weights.folder is not None:

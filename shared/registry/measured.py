@@ -15,15 +15,9 @@ COUNTS = frozenset({"frames", "empty_frames", "pictures", "crops", "pairs", "cle
 
 
 def measured_card(card: Card, folder: Path, weights: str | None = None) -> Card:
-    """A Card with what the manifest of its weights says; the metrics that it has stay, after ours.
+    """A Card with what the manifest of its weights says; the published metrics that it has stay, after ours.
 
-    Args:
-        card: Its `metrics` are published ones.
-        folder: Where the manifest is.
-        weights: Name of the weights, where it is not that of the model.
-
-    Raises:
-        NotReady: There is no such manifest.
+    `weights` is their name where it is not that of the model. Raises NotReady if the folder has no such manifest.
     """
     manifest = read_manifest(folder / f"{weights or card.name}.safetensors")
     metrics = (*measured_metrics(manifest), *card.metrics)

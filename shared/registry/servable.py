@@ -44,11 +44,9 @@ class Engine(Protocol):
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute all outputs for `feeds` (input name → array); the caller has checked names, dtypes and shapes."""
-        ...
 
     def close(self) -> None:
         """Free what the engine holds."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +148,7 @@ class CallContext:
             self.usage[name] = self.usage.get(name, 0.0) + amount
 
     def require_scope(self, scope: str, what: str) -> None:
-        """Check that the caller's key allows something.
-
-        Raises:
-            PermissionDenied: It does not.
-        """
+        """Check that the caller's key allows something; `PermissionDenied` if it does not."""
         if self.scopes is not None and scope not in self.scopes:
             detail = f"{what} needs a key with the scope {scope!r}; this one has {', '.join(sorted(self.scopes))}."
             raise PermissionDenied(detail, hint=f"Make one with `fovea keys add TENANT --scope infer --scope {scope}`.")
@@ -183,15 +177,9 @@ class CallContext:
         return self if count == 1 else _PartContext(self, index, count)
 
     def check(self) -> None:
-        """Raise if the call was cancelled or its deadline has passed.
-
-        Raises:
-            Cancelled: The caller went away or cancelled the job.
-            DeadlineExceeded: The deadline has passed.
-        """
+        """Raise Cancelled if the caller went away or cancelled the job, DeadlineExceeded if the deadline has passed."""
         if self._cancelled:
-            detail = "The request was cancelled."
-            raise Cancelled(detail)
+            raise Cancelled("The request was cancelled.")
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise self.build_late()
 
@@ -289,5 +277,4 @@ class Servable(ABC, Generic[Request, Answer]):
         """Check early that a concrete class carries what the platform needs."""
         super().__init_subclass__(**kwargs)
         if "card" in vars(cls) and not (hasattr(cls, "In") and hasattr(cls, "Out")):
-            message = f"{cls.__name__} has a card but no In or Out"
-            raise TypeError(message)
+            raise TypeError(f"{cls.__name__} has a card but no In or Out")

@@ -17,13 +17,7 @@ from shared.sparsity import SparsityClaim
 
 
 def build_claim(model: str, facts: Mapping[str, Any], **stated: Any) -> SparsityClaim:
-    """Build the claim of a model or method.
-
-    Args:
-        model: Its name.
-        facts: Measurements: fields of a `SparsityClaim`.
-        stated: The other fields; they win.
-    """
+    """Build the claim of a model or method from measured fields of a `SparsityClaim`; those that are stated win."""
     layers: dict[str, float] = facts.get("sparsity_by_layer", {})
     derived = {
         "counted_in": "artefact" if layers else "config",

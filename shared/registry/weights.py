@@ -94,11 +94,7 @@ class Weights:
 
 
 def find_weights(name: str, packaged: Path, imported: Path) -> Path:
-    """The file to serve: what the user imported wins over what came with the package.
-
-    Raises:
-        NotReady: Neither is there; where a package brings it, the detail names the package.
-    """
+    """The file to serve; what the user imported wins over what came with the package; `NotReady` without either."""
     for folder in (imported, packaged):
         if (file := folder / f"{name}.safetensors").exists():
             return file
@@ -116,11 +112,7 @@ def has_files(name: str, packaged: Path) -> bool:
 
 
 def read_manifest(file: Path) -> Manifest:
-    """The manifest next to a weights file.
-
-    Raises:
-        NotReady: It is missing or malformed.
-    """
+    """The manifest next to a weights file; `NotReady` if it is missing or malformed."""
     beside = file.with_suffix(".json")
     try:
         return Manifest.model_validate_json(beside.read_bytes())
@@ -130,12 +122,7 @@ def read_manifest(file: Path) -> Manifest:
 
 
 def read_weights(file: Path) -> Weights:
-    """Verify a weights file against its manifest, then read it; float16 comes back as float32.
-
-    Raises:
-        NotReady: The operator does not allow its licence, or size or digest differ from the manifest; nothing has been
-            parsed then.
-    """
+    """Read a weights file, float16 as float32; `NotReady`, and nothing parsed, if licence, size or digest forbid it."""
     manifest = read_manifest(file)
     _require_allowed(manifest)
     if (size := file.stat().st_size) != manifest.bytes:
@@ -158,9 +145,8 @@ def write_weights(folder: Path, arrays: Arrays, manifest: Manifest) -> Manifest:
     network = {key: array for key, array in arrays.items() if not key.startswith(FAMILIAR)}
     packed = {**arrays, **(pack_kernels(network) if manifest.dtype == "int8" else {})}
     # Variances of features may be too small for float16.
-    raw = save(
-        {key: _stored(array, "float32" if key.startswith(FAMILIAR) else floats) for key, array in packed.items()}
-    )
+    dtypes = {key: "float32" if key.startswith(FAMILIAR) else floats for key in packed}
+    raw = save({key: _stored(array, dtypes[key]) for key, array in packed.items()})
     facts = {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw), "tensors": len(arrays)}
     filled = manifest.model_copy(update=facts)
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,11 +19,7 @@ _HEADER = "# mypy: ignore-errors\n"  # protoc's type stubs leave generic mapping
 
 
 def generate_stubs() -> Iterator[tuple[Path, str]]:
-    """Path and text of every stub: `<name>_pb2.py` and its types, for every file of `proto/`.
-
-    Raises:
-        RuntimeError: protoc refused a file (it says why on stderr).
-    """
+    """Path and text of `<name>_pb2.py` and its types, for every file of `proto/`; `RuntimeError` if one is refused."""
     from grpc_tools import protoc  # noqa: PLC0415 - a development tool: serving images do without
 
     sources = sorted(PROTOS.glob("*.proto"))
@@ -31,8 +27,7 @@ def generate_stubs() -> Iterator[tuple[Path, str]]:
     with tempfile.TemporaryDirectory() as folder:
         options = [f"--proto_path={PROTOS}", f"--proto_path={known}", f"--python_out={folder}", f"--pyi_out={folder}"]
         if protoc.main(["protoc", *options, *map(str, sources)]):
-            message = f"protoc failed on {', '.join(source.name for source in sources)}"
-            raise RuntimeError(message)
+            raise RuntimeError(f"protoc failed on {', '.join(source.name for source in sources)}")
         for stub in sorted(Path(folder).iterdir()):
             yield STUBS / stub.name, (_HEADER if stub.suffix == ".pyi" else "") + stub.read_text("utf8")
 

@@ -67,11 +67,7 @@ class InferAnswer:
 
 
 def check_outputs(call: InferCall, offered: Collection[str]) -> None:
-    """Check that a model has the outputs that a call names; the host checks the inputs.
-
-    Raises:
-        Malformed: It has no such output.
-    """
+    """Check that a model has the outputs that a call names; the host checks the inputs; `Malformed` if it lacks one."""
     for name in call.requested:
         if name not in offered:
             detail = f"Model {call.model!r} has no output {name!r}."
@@ -79,24 +75,15 @@ def check_outputs(call: InferCall, offered: Collection[str]) -> None:
 
 
 def build_answer(call: InferCall, results: Mapping[str, np.ndarray], version: str) -> InferAnswer:
-    """Build the answer: the requested outputs in the call's order; all of them when it names none.
-
-    Raises:
-        Fault: The model did not produce an output that it declares.
-    """
+    """Build the answer: the requested outputs in the call's order, or all of them; `Fault` if the model lacks one."""
     names = call.requested or results
     if missing := [name for name in names if name not in results]:
-        detail = f"Model {call.model!r} did not produce {_list(missing)}."
-        raise Fault(detail)
+        raise Fault(f"Model {call.model!r} did not produce {_list(missing)}.")
     return InferAnswer(call.model, version, {name: results[name] for name in names}, call.id)
 
 
 def to_mapping(kind: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
-    """Build a mapping of named things; `kind` (`input`, `output`) is for the error.
-
-    Raises:
-        Malformed: A name is empty or comes twice.
-    """
+    """Build a mapping of named things of a kind (`input`, `output`); `Malformed` for an empty or repeated name."""
     found: dict[str, T] = {}
     for name, thing in pairs:
         if not name or name in found:
@@ -107,22 +94,16 @@ def to_mapping(kind: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
 
 
 def refuse_unoffered(name: str, parameters: Mapping[str, Any]) -> None:
-    """Refuse extensions that change the meaning of a request and are not offered; `name` is the tensor's, if any.
-
-    Raises:
-        Malformed: Shared memory, classification or sequences are asked for.
-    """
+    """Refuse what is not offered as `Malformed`: shared memory, classification, sequences; `name` is a tensor's."""
     if "shared_memory_region" in parameters:
         detail = f"Tensor {name!r} is in shared memory, which is not offered."
         raise Malformed(detail, field=name, hint="Send the bytes with the request.")
     if parameters.get("classification"):
         detail = f"Output {name!r} is requested as classification, which is not offered."
-        raise Malformed(
-            detail, field=name, hint="Ask for the tensor, or use the model's own route, which gives labels."
-        )
+        hint = "Ask for the tensor, or use the model's own route, which gives labels."
+        raise Malformed(detail, field=name, hint=hint)
     if parameters.get("sequence_id"):
-        detail = "Sequences are not offered: requests are independent."
-        raise Malformed(detail, field="sequence_id")
+        raise Malformed("Sequences are not offered: requests are independent.", field="sequence_id")
 
 
 def _list(names: Iterable[str]) -> str:

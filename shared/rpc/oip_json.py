@@ -56,22 +56,20 @@ def align(chunks: Sequence[bytes], header_length: int | None) -> memoryview:
 def decode_request(model: str, version: str, body: bytes | memoryview, header_length: int | None = None) -> InferCall:
     """Decode a request body.
 
-    Raises:
-        Malformed: The body is not a request, or a tensor is not what it claims to be (`field` names it).
-        TooLarge: There is more JSON than is read; tensors that large belong in binary data.
+    Raises Malformed for a wrong body or tensor (`field` names it), TooLarge for more JSON than is read: tensors that
+    large belong in binary data.
     """
     head, raw = _split_body(InferRequest, "inputs", body, header_length)
     refuse_unoffered("", head.parameters)
     for output in head.outputs:
         refuse_unoffered(output.name, output.parameters)
+    requested = [(o.name, _read_flag(o.name, o.parameters, "binary_data")) for o in head.outputs]
     return InferCall(
         model=model,
         version=version,
         id=head.id,
         feeds=_decode_tensors("input", head.inputs, raw, finite=False),
-        requested=to_mapping(
-            "output", ((o.name, _read_flag(o.name, o.parameters, "binary_data")) for o in head.outputs)
-        ),
+        requested=to_mapping("output", requested),
         binary=bool(_read_flag("", head.parameters, "binary_data_output")),
         parameters=_scalars(head.parameters),
     )
@@ -89,22 +87,14 @@ def encode_request(call: InferCall, *, binary: bool = True) -> EncodedBody:
 
 
 def decode_answer(body: bytes | memoryview, header_length: int | None = None) -> InferAnswer:
-    """Decode an answer's body, for clients; NaN and infinities are allowed: they are the model's own.
-
-    Raises:
-        Malformed: The body is not an answer.
-    """
+    """Decode an answer's body, for clients, NaN and infinities allowed; `Malformed` if it is no answer."""
     head, raw = _split_body(InferResponse, "outputs", body, header_length)
     outputs = _decode_tensors("output", head.outputs, raw, finite=False)
     return InferAnswer(head.model_name, head.model_version, outputs, head.id, _scalars(head.parameters))
 
 
 def encode_answer(answer: InferAnswer, call: InferCall) -> EncodedBody:
-    """Encode an answer as the body that `call` requests.
-
-    Raises:
-        Malformed: An output is requested as JSON, and JSON can't carry its values.
-    """
+    """Encode an answer as the body that `call` requests; `Malformed` for values that the JSON asked for can't carry."""
     head: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
     if answer.id:
         head["id"] = answer.id
@@ -120,8 +110,7 @@ def _split_body(
     view = memoryview(body)
     size = len(view) if header_length is None else header_length
     if not 0 <= size <= len(view):
-        detail = f"{HEADER_LENGTH} is {header_length}, but the body has {len(view)} bytes."
-        raise Malformed(detail)
+        raise Malformed(f"{HEADER_LENGTH} is {header_length}, but the body has {len(view)} bytes.")
     if size > _MAX_JSON:
         detail = f"The body has {size} bytes of JSON; at most {_MAX_JSON} are read."
         raise TooLarge(detail, hint="Send large tensors as binary data.")
@@ -162,8 +151,7 @@ def _decode_tensors(
         found.append((head.name, from_raw(head.name, head.datatype, head.shape, blob[at : at + size], finite=finite)))
         at += size
     if at != len(blob):
-        detail = f"{len(blob) - at} bytes follow the last binary tensor; no `binary_data_size` claims them."
-        raise Malformed(detail)
+        raise Malformed(f"{len(blob) - at} bytes follow the last binary tensor; no `binary_data_size` claims them.")
     return to_mapping(kind, found)
 
 
@@ -178,14 +166,12 @@ def _check_size(head: Tensor, size: Any, left: int | None) -> None:
         problem = f"claims {size} bytes, but {left} are left in the body"
     else:
         return
-    detail = f"Tensor {head.name!r} {problem}."
-    raise Malformed(detail, field=head.name)
+    raise Malformed(f"Tensor {head.name!r} {problem}.", field=head.name)
 
 
 def _from_json(head: Tensor) -> np.ndarray:
     if head.data is None:
-        detail = f"Tensor {head.name!r} has neither `data` nor `binary_data_size`."
-        raise Malformed(detail, field=head.name)
+        raise Malformed(f"Tensor {head.name!r} has neither `data` nor `binary_data_size`.", field=head.name)
     values: list[Any] = head.data
     if list in map(type, values):
         values = _flatten(head)

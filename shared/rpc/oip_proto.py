@@ -14,20 +14,9 @@ from shared.rpc.oip import InferAnswer, InferCall, Parameter, refuse_unoffered, 
 from shared.rpc.tensors import datatype_of, element_count, from_raw, from_values, to_raw
 
 _FIELDS: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "BOOL": "bool_contents",
-        "INT8": "int_contents",
-        "INT16": "int_contents",
-        "INT32": "int_contents",
-        "INT64": "int64_contents",
-        "UINT8": "uint_contents",
-        "UINT16": "uint_contents",
-        "UINT32": "uint_contents",
-        "UINT64": "uint64_contents",
-        "FP32": "fp32_contents",
-        "FP64": "fp64_contents",
-        "BYTES": "bytes_contents",
-    }
+    dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents")
+    | dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents")
+    | {name: f"{name.lower()}_contents" for name in ("BOOL", "INT64", "UINT64", "FP32", "FP64", "BYTES")}
 )
 """Field of typed contents for each datatype; FP16 and BF16 have none."""
 
@@ -47,16 +36,11 @@ class _TensorMessage(Protocol):
 
 
 def decode_request(message: pb.ModelInferRequest) -> InferCall:
-    """Decode a request message.
-
-    Raises:
-        Malformed: A tensor is not what it claims to be (`field` names it).
-    """
+    """Decode a request message; `Malformed` if a tensor is not what it claims to be (`field` names it)."""
     parameters = _parameters(message.parameters)
     refuse_unoffered("", parameters)
     if not message.inputs:
-        detail = "The request has no inputs."
-        raise Malformed(detail)
+        raise Malformed("The request has no inputs.")
     for output in message.outputs:
         refuse_unoffered(output.name, _parameters(output.parameters))
     return InferCall(
@@ -83,11 +67,7 @@ def encode_request(call: InferCall) -> pb.ModelInferRequest:
 
 
 def decode_answer(message: pb.ModelInferResponse) -> InferAnswer:
-    """Decode an answer message, for clients; NaN and infinities are allowed: they are the model's own.
-
-    Raises:
-        Malformed: A tensor is not what it claims to be.
-    """
+    """Decode an answer message, for clients, NaN and infinities allowed; `Malformed` for an impossible tensor."""
     outputs = _tensors("output", message.outputs, message.raw_output_contents, finite=False)
     parameters = _parameters(message.parameters)
     return InferAnswer(message.model_name, message.model_version, outputs, message.id, parameters)
@@ -112,16 +92,14 @@ def _tensors(
     kind: str, messages: Sequence[_TensorMessage], raw: Sequence[bytes], *, finite: bool
 ) -> dict[str, np.ndarray]:
     if raw and len(raw) != len(messages):
-        detail = f"{len(raw)} raw contents came for {len(messages)} {kind}s."
-        raise Malformed(detail)
+        raise Malformed(f"{len(raw)} raw contents came for {len(messages)} {kind}s.")
     found = []
     for index, tensor in enumerate(messages):
         refuse_unoffered(tensor.name, _parameters(tensor.parameters))
         if not raw:
             array = _from_contents(tensor, finite=finite)
         elif tensor.contents.ListFields():
-            detail = f"Tensor {tensor.name!r} has both raw and typed contents."
-            raise Malformed(detail, field=tensor.name)
+            raise Malformed(f"Tensor {tensor.name!r} has both raw and typed contents.", field=tensor.name)
         else:
             array = from_raw(tensor.name, tensor.datatype, tensor.shape, raw[index], finite=finite)
         found.append((tensor.name, array))

@@ -30,11 +30,7 @@ class WireField(NamedTuple):
 
 
 def iterate_fields(message: bytes) -> Iterator[WireField]:
-    """The top-level fields of a message, in its order.
-
-    Raises:
-        Malformed: This is not a protobuf message, or one of more than `MAX_FIELDS` fields.
-    """
+    """The top-level fields of a message, in its order; `Malformed` if it is none, or has more than `MAX_FIELDS`."""
     position, left = 0, MAX_FIELDS
     while position < len(message):
         if not left:

@@ -17,22 +17,11 @@ import numpy as np
 from fovea.errors import Fault, Malformed, TooLarge
 
 DTYPES: Final[Mapping[str, np.dtype[Any]]] = MappingProxyType(
-    {
-        "BOOL": np.dtype(np.bool_),
-        "UINT8": np.dtype("<u1"),
-        "UINT16": np.dtype("<u2"),
-        "UINT32": np.dtype("<u4"),
-        "UINT64": np.dtype("<u8"),
-        "INT8": np.dtype("<i1"),
-        "INT16": np.dtype("<i2"),
-        "INT32": np.dtype("<i4"),
-        "INT64": np.dtype("<i8"),
-        "FP16": np.dtype("<f2"),
-        "FP32": np.dtype("<f4"),
-        "FP64": np.dtype("<f8"),
-        "BF16": np.dtype(ml_dtypes.bfloat16),
-        "BYTES": np.dtype(np.object_),
-    }
+    {"BOOL": np.dtype(np.bool_)}
+    | {f"UINT{8 * n}": np.dtype(f"<u{n}") for n in (1, 2, 4, 8)}
+    | {f"INT{8 * n}": np.dtype(f"<i{n}") for n in (1, 2, 4, 8)}
+    | {f"FP{8 * n}": np.dtype(f"<f{n}") for n in (2, 4, 8)}
+    | {"BF16": np.dtype(ml_dtypes.bfloat16), "BYTES": np.dtype(np.object_)}
 )
 """Numpy dtype of every datatype, little-endian as on the wire; BYTES are object arrays of `bytes`."""
 
@@ -55,17 +44,12 @@ _MAX_BYTES: Final = 2**40  # far above any body limit; the point is that sizes c
 
 
 def datatype_of(name: str, array: np.ndarray) -> str:
-    """The Open Inference datatype of an array.
-
-    Raises:
-        Fault: None of them fits (complex numbers, dates): a model's output, not a caller's.
-    """
+    """The Open Inference datatype of an array; a `Fault` of the model if none fits (complex numbers, dates)."""
     found = _DATATYPES.get(array.dtype.newbyteorder("<") if array.dtype.kind in "biuf" else array.dtype)
     if found is None and array.dtype.kind in "SU":
         found = "BYTES"
     if found is None:
-        detail = f"Tensor {name!r} has the dtype {array.dtype}, which Open Inference can't carry."
-        raise Fault(detail, field=name)
+        raise Fault(f"Tensor {name!r} has the dtype {array.dtype}, which Open Inference can't carry.", field=name)
     return found
 
 
@@ -76,49 +60,35 @@ def element_count(name: str, datatype: str, shape: Sequence[int]) -> int:
         detail = f"Tensor {name!r} has the unknown datatype {datatype!r}."
         raise Malformed(detail, field=name, hint=f"Known are {', '.join(DTYPES)}.")
     if len(shape) > _MAX_RANK:
-        detail = f"Tensor {name!r} has {len(shape)} axes; at most {_MAX_RANK} are read."
-        raise Malformed(detail, field=name)
+        raise Malformed(f"Tensor {name!r} has {len(shape)} axes; at most {_MAX_RANK} are read.", field=name)
     if not all(0 <= axis <= _MAX_AXIS for axis in shape):
-        detail = f"Tensor {name!r} has the shape {list(shape)}; axes are 0 to {_MAX_AXIS}."
-        raise Malformed(detail, field=name)
+        raise Malformed(f"Tensor {name!r} has the shape {list(shape)}; axes are 0 to {_MAX_AXIS}.", field=name)
     if math.prod(max(axis, 1) for axis in shape) * dtype.itemsize > _MAX_BYTES:
-        detail = f"Tensor {name!r} has the shape {list(shape)}, whose size overflows."
-        raise Malformed(detail, field=name)
+        raise Malformed(f"Tensor {name!r} has the shape {list(shape)}, whose size overflows.", field=name)
     count = math.prod(shape)
     if datatype == "BYTES" and count > _MAX_ITEMS:
-        detail = f"Tensor {name!r} of BYTES has {count} elements; at most {_MAX_ITEMS} are read."
-        raise TooLarge(detail, field=name)
+        raise TooLarge(f"Tensor {name!r} of BYTES has {count} elements; at most {_MAX_ITEMS} are read.", field=name)
     return count
 
 
 def from_raw(
     name: str, datatype: str, shape: Sequence[int], raw: bytes | memoryview, *, finite: bool = True
 ) -> np.ndarray:
-    """An array over little-endian, row-major bytes; a view of them when they are aligned.
+    """An array over little-endian, row-major bytes, exactly the tensor's; a view of them when they are aligned.
 
-    Args:
-        name: Tensor name, for errors.
-        datatype: One of `DTYPES`.
-        shape: Its axes.
-        raw: Exactly the tensor's bytes; BYTES elements each follow their length in four bytes.
-        finite: Refuse NaN and infinities.
-
-    Raises:
-        Malformed: Size, shape, datatype or content are not what they claim to be.
+    BYTES elements each follow their length in four bytes; `finite` refuses NaN and infinities. Raises Malformed, with
+    the name, if size, shape, datatype or content are not what they claim to be.
     """
     count = element_count(name, datatype, shape)
     if datatype == "BYTES":
         return _unpack(name, count, raw).reshape(shape)
     dtype = DTYPES[datatype]
     if len(raw) != count * dtype.itemsize:
-        detail = (
-            f"Tensor {name!r} of {datatype} {list(shape)} takes {count * dtype.itemsize} bytes, but {len(raw)} came."
-        )
-        raise Malformed(detail, field=name)
+        needs = f"takes {count * dtype.itemsize} bytes, but {len(raw)} came"
+        raise Malformed(f"Tensor {name!r} of {datatype} {list(shape)} {needs}.", field=name)
     array = np.frombuffer(raw, np.uint8).view(dtype).reshape(shape) if count else np.empty(shape, dtype)
     if datatype == "BOOL" and count and array.view(np.uint8).max() > 1:
-        detail = f"Tensor {name!r} of BOOL holds bytes other than 0 and 1."
-        raise Malformed(detail, field=name)
+        raise Malformed(f"Tensor {name!r} of BOOL holds bytes other than 0 and 1.", field=name)
     if not array.flags.aligned:
         array = array.copy()
     return _checked(name, datatype, array) if finite else array
@@ -147,25 +117,19 @@ def from_values(
         raise Malformed(detail, field=name)
     if not set(map(type, values)) <= _VALUES[datatype]:
         odd = next(value for value in values if type(value) not in _VALUES[datatype])
-        detail = f"Tensor {name!r} of {datatype} holds a value of type {type(odd).__name__}."
-        raise Malformed(detail, field=name)
+        raise Malformed(f"Tensor {name!r} of {datatype} holds a value of type {type(odd).__name__}.", field=name)
     if datatype == "BYTES":
         return _objects([v if isinstance(v, bytes) else v.encode() for v in values]).reshape(shape)
     try:
         with np.errstate(over="ignore"):  # an overflow becomes an infinity, which is refused below
             array = np.array(values, DTYPES[datatype]).reshape(shape)
     except (OverflowError, TypeError) as error:  # TypeError: what ml_dtypes says of an integer beyond floats
-        detail = f"Tensor {name!r} holds a value out of range for {datatype}."
-        raise Malformed(detail, field=name) from error
+        raise Malformed(f"Tensor {name!r} holds a value out of range for {datatype}.", field=name) from error
     return _checked(name, datatype, array) if finite else array
 
 
 def to_values(name: str, array: np.ndarray) -> list[Any]:
-    """Flat, row-major values of an array, for JSON.
-
-    Raises:
-        Malformed: JSON can't carry them (NaN, infinities, bytes that are not UTF-8); binary data can.
-    """
+    """Flat, row-major values of an array, for JSON; `Malformed` if JSON can't carry them (NaN, not UTF-8)."""
     datatype = datatype_of(name, array)
     if datatype == "BYTES":
         try:
@@ -182,19 +146,14 @@ def to_values(name: str, array: np.ndarray) -> list[Any]:
 
 
 def require_finite(feeds: Mapping[str, np.ndarray]) -> None:
-    """Refuse tensors that hold NaN or infinite values.
-
-    Raises:
-        Malformed: One does; `field` names it.
-    """
+    """Refuse tensors that hold NaN or infinite values; `Malformed` if one does (`field` names it)."""
     for name, array in feeds.items():
         _checked(name, datatype_of(name, array), array)
 
 
 def _checked(name: str, datatype: str, array: np.ndarray) -> np.ndarray:
     if not _finite(datatype, array):
-        detail = f"Tensor {name!r} of {datatype} holds NaN, infinite or out-of-range values."
-        raise Malformed(detail, field=name)
+        raise Malformed(f"Tensor {name!r} of {datatype} holds NaN, infinite or out-of-range values.", field=name)
     return array
 
 
@@ -231,6 +190,5 @@ def _objects(items: Sequence[bytes]) -> np.ndarray:
 def _items(name: str, array: np.ndarray) -> list[bytes]:
     items = [item.encode() if isinstance(item, str) else item for item in array.reshape(-1).tolist()]
     if not all(isinstance(item, bytes) for item in items):
-        detail = f"Tensor {name!r} of BYTES holds elements that are neither bytes nor text."
-        raise Fault(detail, field=name)
+        raise Fault(f"Tensor {name!r} of BYTES holds elements that are neither bytes nor text.", field=name)
     return items

@@ -34,13 +34,7 @@ from opentelemetry.util.types import Attributes as OtelAttributes
 from shared.telemetry.context import is_traceparent
 from shared.telemetry.spans import Kind
 
-_KINDS = {
-    "internal": SpanKind.INTERNAL,
-    "server": SpanKind.SERVER,
-    "client": SpanKind.CLIENT,
-    "producer": SpanKind.PRODUCER,
-    "consumer": SpanKind.CONSUMER,
-}
+_KINDS = {kind.name.lower(): kind for kind in SpanKind}
 
 
 class SpanRecorder:
@@ -107,15 +101,9 @@ class _FollowLink(Sampler):
 
 
 def _describe_process(service: str) -> Resource:
-    return Resource.create(
-        {
-            "service.name": service,
-            "service.namespace": "fovea",
-            "service.version": metadata.version("fovea-platform"),
-            "service.instance.id": f"{socket.gethostname()}:{os.getpid()}",
-            "process.pid": os.getpid(),
-        }
-    )
+    version, instance = metadata.version("fovea-platform"), f"{socket.gethostname()}:{os.getpid()}"
+    described = {"name": service, "namespace": "fovea", "version": version, "instance.id": instance}
+    return Resource.create({f"service.{key}": value for key, value in described.items()} | {"process.pid": os.getpid()})
 
 
 def _read(traceparent: str) -> SpanContext | None:

@@ -36,11 +36,8 @@ FIDELITY_HELD = Gauge(
 def observe_fidelity(method: str, kl: float, agreement: float, delta: float) -> None:
     """Record how one answer under an attention method compares with dense attention on the same tokens.
 
-    Args:
-        method: Name of the method.
-        kl: KL(dense ‖ method), mean nats per token.
-        agreement: Share of tokens on which both find the same one likeliest.
-        delta: Log-likelihood that the method loses, nats per token.
+    `kl` is KL(dense ‖ method), mean nats per token; `agreement` the share of tokens on which both find the same one
+    likeliest; `delta` the log-likelihood that the method loses, nats per token.
     """
     labels = (context().model, method)
     FIDELITY_KL.labels(*labels).observe(kl)

@@ -69,11 +69,7 @@ def metrics_text() -> bytes:
 
 
 def render_metrics(accept: str = "") -> tuple[bytes, str]:
-    """Everything counted in this process, and its content type.
-
-    Args:
-        accept: An `Accept` header; OpenMetrics, which has exemplars, where it names that, else Prometheus' text.
-    """
+    """Everything counted here, and its content type: OpenMetrics, with exemplars, if `accept` names it, else text."""
     encode, content_type = choose_encoder(accept)
     return encode(REGISTRY), content_type
 

@@ -24,23 +24,16 @@ class Recorder(Protocol):
 
     def begin(self, name: str, kind: Kind, parent: str, links: Iterable[str], started_ns: int | None) -> Any:
         """Begin a span of OpenTelemetry's; `parent` and `links` are trace parents, an empty parent begins a trace."""
-        ...
 
     def shut_down(self, seconds: float) -> None:
         """Send what is left, for at most `seconds`."""
-        ...
 
 
 _recorder: Recorder | None = None
 
 
 def configure_tracing(endpoint: str | None, service: str) -> None:
-    """Send the spans of this process to an OTLP/HTTP endpoint; None switches tracing off.
-
-    Args:
-        endpoint: Full URL for traces, such as `http://collector:4318/v1/traces`.
-        service: `service.name` of the spans.
-    """
+    """Send spans of `service` to an OTLP/HTTP endpoint, `http://collector:4318/v1/traces`; None: no tracing."""
     shut_down_tracing()
     if endpoint is not None:
         use_recorder(importlib.import_module("shared.telemetry.exporter").OtlpRecorder(endpoint, service))
@@ -149,14 +142,10 @@ def span(
     parent: str | None = None,
     links: Iterable[str] = (),
 ) -> Span:
-    """Begin a span; use it as a context manager, or end it.
+    """Begin a span, of a name of few different values; use it as a context manager, or end it.
 
-    Args:
-        name: Name of the work, of few different values.
-        attributes: Facts about it; None values are left out.
-        kind: Its part in a call between processes.
-        parent: Trace parent, empty for a new trace; None takes the current context's.
-        links: Trace parents of what else led to it.
+    Attributes that are None are left out. The parent is a trace parent, empty for a new trace; None takes the current
+    context's. `links` are trace parents of what else led to it.
     """
     if _recorder is None:
         return NO_SPAN

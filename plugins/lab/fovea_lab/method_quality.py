@@ -11,6 +11,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Annotated, Literal
 
@@ -222,11 +223,16 @@ def _wait_for(output: TokenCollector, run: CallContext) -> None:
 
 
 def _compare(adapter: DecoderAdapter, ids: list[int], answer: list[int], policy: Policy, run: CallContext) -> Fidelity:
-    """Compare on the scheduler's thread, while no request waits."""
+    """Compare on the scheduler's thread, while no request waits; cached prefixes give way to it."""
 
     def work() -> Generator[None, None, Fidelity]:
         found: list[Fidelity] = []
-        yield from compare_to_dense(adapter.engine.runner, ids, answer, policy, found.append)
+        compared = partial(compare_to_dense, adapter.engine.runner, ids, answer, policy, found.append)
+        try:
+            yield from compared()
+        except PoolExhausted:
+            adapter.engine.prefix_cache.clear()
+            yield from compared()
         return found[0]
 
     try:

@@ -109,6 +109,18 @@ def test_what_lies_before_a_needle_is_read_once(model, monkeypatch):
     assert [one.stats.cached_tokens for one in requests] == [0, 64]
 
 
+def test_cached_prefixes_give_way_to_a_comparison(model, folder, tmp_path, monkeypatch):
+    room = model.adapter.engine.dense_bytes(400)
+    monkeypatch.setattr("services.llm_longctx.serving.decoder_model.choose_room", lambda *_: (room, 4))
+    small = make_local_model(folder).load(LoadContext(cache=tmp_path, weights=tmp_path, threads=1))
+    prefixes = small.adapter.engine.prefix_cache
+    run_needle(small.adapter, NeedleRequest(lengths=[150, 180], depths=[0, 50, 100], steps=3), CallContext())
+    assert len(prefixes) > 0
+    run_fidelity(small.adapter, FidelityRequest(lengths=[180], steps=5), CallContext())
+    assert len(prefixes) == 0, "the comparison needed their memory"
+    small.close()
+
+
 def test_a_comparison_is_given_up_before_its_turn_or_at_its_deadline(model, monkeypatch):
     monkeypatch.setattr(model.adapter.scheduler, "run_when_idle", lambda work: work.close())
     with pytest.raises(Cancelled, match="given up"):

@@ -70,9 +70,6 @@ class RecallTokenizer(OffsetTokenizer):
     def token_bytes(self, token: int) -> bytes:
         return f" {self._words[token]}".encode() if token < len(self._words) else b""
 
-    def is_special(self, token: int) -> bool:
-        return token in self.special
-
 
 class ByteTokenizer(OffsetTokenizer):
     """One token per byte of UTF-8; its id is the byte. Messages of a conversation are joined by a line break."""

@@ -231,7 +231,11 @@ def test_a_gateway_that_is_gone_is_said_in_words(page, see, complaints):
 
 def test_a_button_is_shown_once_its_script_is_there(page, see):
     held = []
-    page.route("**/run.js*", lambda route: held.append(route))
+
+    def hold(route):
+        held.append(route)
+
+    page.route("**/run.js*", hold)
     page.goto("/console/run/judge", wait_until="commit")
     see(page.locator("#option-prompt")).to_be_visible()
     see(page.locator("[data-part=go]")).to_be_hidden()

@@ -21,15 +21,10 @@ Head = tuple[int, int]
 
 @torch.no_grad()
 def head_patterns(model: Decoder, half: Sequence[int]) -> dict[str, np.ndarray]:
-    """Score what heads look at on a sequence that comes twice.
+    """Score what heads look at on a sequence whose `half` of n ids comes twice.
 
-    Args:
-        model: The decoder.
-        half: Ids of the first half, n of them.
-
-    Returns:
-        `previous` (mean P[t,t−1], t ≥ 1), `duplicate` (P[t,t−n], t ≥ n), `induction` (P[t,t−n+1], t ≥ n), `first`
-        (P[t,0], t ≥ 1) and `entropy` (mean row entropy, nats), each [L,H].
+    Returns `previous` (mean P[t,t−1], t ≥ 1), `duplicate` (P[t,t−n], t ≥ n), `induction` (P[t,t−n+1], t ≥ n), `first`
+    (P[t,0], t ≥ 1) and `entropy` (mean row entropy, nats), each [L,H].
     """
     ids = torch.tensor([[*half, *half]], device=model.output_matrix.device)
     return repeated_scores(model, ids, len(half))

@@ -32,15 +32,9 @@ class RowCapturingAttention:
         cache: KVCache | None = None,
         windows: Sequence[int | None] | None = None,
     ) -> None:
-        """Capture rows, continuing from a cache where there is one.
+        """Capture rows of `layers` (None: all), of queries from position `since` on, `block` queries per `visit`.
 
-        Args:
-            visit: Receives them.
-            layers: Of these layers; None is all.
-            since: Of queries from this position on.
-            block: Queries per call of `visit`.
-            cache: Keys and values of what was read before.
-            windows: Per layer how many tokens a token sees, itself included; None sees all.
+        Continues from `cache` where there is one; `windows` says per layer how many tokens a token sees (None: all).
         """
         self._visit, self._layers, self._since, self._block = visit, layers, since, block
         self._dense = DenseAttention(cache, windows=windows)
@@ -62,10 +56,7 @@ class ColumnMaskedAttention:
     """The decoder's `attend` with some columns hidden from some heads; the rows are renormalised without them."""
 
     def __init__(
-        self,
-        columns: Collection[int],
-        heads: Collection[tuple[int, int]],
-        windows: Sequence[int | None] | None = None,
+        self, columns: Collection[int], heads: Collection[tuple[int, int]], windows: Sequence[int | None] | None = None
     ) -> None:
         """Hide positions `columns` from `heads` (layer, head). A query that would see nothing keeps its own column."""
         self._columns, self._heads = sorted(columns), sorted(heads)

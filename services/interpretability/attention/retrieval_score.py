@@ -33,17 +33,11 @@ def score_copies(
     span: tuple[int, int],
     mode: ScoreMode = "positions",
 ) -> np.ndarray:
-    """Score heads by the answer tokens that they copied, from the positions that they looked at most.
+    """Score heads by the answer tokens that they copied, from the positions that they looked at most: [L,H].
 
-    Args:
-        positions: Positions [steps, L, H, top], largest first.
-        prompt_ids: Tokens of the prompt.
-        generated: The token that each step generated, from the same step's rows.
-        span: Where the answer stands in the prompt, [a, b).
-        mode: `positions`, `types` (the paper's set formula) or `count` (the released code's; may exceed 1).
-
-    Returns:
-        [L, H].
+    `positions` are [steps,L,H,top], largest first; `generated` is the token of each step, from the same step's rows,
+    and `span` [a,b) is where the answer stands in the prompt. The mode is `positions`, `types` (the paper's set
+    formula) or `count` (the released code's; may exceed 1).
     """
     (a, b), ids = span, np.asarray(prompt_ids)
     inside = (positions >= a) & (positions < b)
@@ -72,18 +66,10 @@ def retrieval_score(
     mode: ScoreMode = "positions",
     top: int = 1,
 ) -> np.ndarray:
-    """Score heads by their pattern rows.
+    """Score heads by their pattern rows [steps,L,H,S]: float64 [L,H]; see `score_copies`.
 
-    Args:
-        rows: [steps, L, H, S]; step t sees the first n + t positions, columns behind them are padding.
-        prompt_ids: Tokens of the prompt, n of them.
-        generated: The token generated from each step.
-        span: Where the answer stands in the prompt, [a, b).
-        mode: As in `score_copies`.
-        top: A step counts where any of so many largest positions qualifies.
-
-    Returns:
-        float64 [L, H].
+    Step t sees the first n + t positions of a prompt of n tokens; columns behind them are padding. A step counts where
+    any of its `top` largest positions qualifies.
     """
     n = len(prompt_ids)
     positions = np.stack([top_positions(np.asarray(row)[..., : n + t], top) for t, row in enumerate(rows)])
@@ -124,12 +110,10 @@ class Aggregate:
 
 
 def aggregate(scores: Any, recalls: Sequence[float], *, gate: float = 0.5) -> Aggregate:
-    """Average scores over the samples that were answered.
+    """Average scores [samples,L,H] over the samples that were answered.
 
-    Args:
-        scores: [samples, L, H].
-        recalls: How much of the answer each sample's response held; samples at or below `gate` are dropped.
-        gate: A head can't be credited for an answer that was not given.
+    Samples whose recall, the share of the answer that the response held, is at or below `gate` are dropped: a head
+    can't be credited for an answer that was not given.
     """
     table = np.asarray(scores, np.float64)
     kept = [i for i, recall in enumerate(recalls) if recall > gate]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shared.lm.attention import DenseAttention
+from shared.lm.attention import AttentionFn, DenseAttention
 from shared.lm.blocks import Block, Gemma3Block, GPT2Block, RMSNorm
 from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import to_device
@@ -83,13 +83,9 @@ class ActivationCache:
         return None if norm is None else scale_of_norm(norm, project_values(self.model, layer, self.z[layer]))
 
     def swap_heads(self, layer: int, heads: list[int], z: Tensor, positions: list[int]) -> Tensor:
-        """Return the stream between attention and MLP with each head in turn mixing `z` at `positions`: [n·B,T,D].
+        """Return the stream between attention and MLP with each of n heads in turn mixing `z`: [n·B,T,D].
 
-        Args:
-            layer: The layer of the heads.
-            heads: n of them; each gets a copy of the batch.
-            z: Mixed values that replace their own [B,T,H,d].
-            positions: Where; all other positions stay.
+        `z` [B,T,H,d] replaces the head's own values at `positions`; all other positions stay.
         """
         mixed = self.z[layer].repeat(len(heads), 1, 1, 1, 1)
         at = to_device(positions, z.device, torch.long)
@@ -104,21 +100,27 @@ class ActivationCache:
 
     def run_from(self, layer: int, x: Tensor, edit: ProjectionEdit | None = None) -> Tensor:
         """Run variants that enter block `layer` as x [N,T,D]; return their last logits [N,V]."""
-        attend = DenseAttention(windows=self.model.config.windows)
-        turns = self.model.rotations(torch.arange(x.shape[1], device=x.device), x.dtype)
-        for l in range(layer, self.layers):
-            block = self.model.blocks[l]
-            q, k, v = block.project(x)
-            if edit is not None:
-                q, k, v = edit(l, q, k, v)
-            q, k = block.apply_positions(q, k, turns[l])
-            x = x + block.output(attend(l, q, k, v, 0))
-            x = x + block.feed(x)
-        return self.to_logits(x[:, -1])
+        return run_blocks(self.model, layer, x, DenseAttention(windows=self.model.config.windows), edit)
 
     def repeat_rows(self, x: Tensor, times: int) -> Tensor:
         """Repeat rows x [B,…] once per variant, [times·B,…], without a copy in memory."""
         return x.expand(times, *x.shape).flatten(0, 1)
+
+
+def run_blocks(
+    model: Decoder, layer: int, x: Tensor, attend: AttentionFn, edit: ProjectionEdit | None = None
+) -> Tensor:
+    """Run a stream x [N,T,D] from block `layer` on; return the last logits [N,V]."""
+    turns = model.rotations(torch.arange(x.shape[1], device=x.device), x.dtype)
+    for l in range(layer, model.config.layers):
+        block = model.blocks[l]
+        q, k, v = block.project(x)
+        if edit is not None:
+            q, k, v = edit(l, q, k, v)
+        q, k = block.apply_positions(q, k, turns[l])
+        x = x + block.output(attend(l, q, k, v, 0))
+        x = x + block.feed(x)
+    return functional.linear(final_norm(model)(x[:, -1]), model.output_matrix)
 
 
 def final_norm(model: Decoder) -> torch.nn.Module:

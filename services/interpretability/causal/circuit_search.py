@@ -20,11 +20,8 @@ Edge = tuple[int, int]
 def order_edges(graph: EdgeGraph, scores: np.ndarray) -> list[Edge]:
     """Order all edges so that each beginning is a circuit: from the answer down, the largest |score| that connects.
 
-    An edge connects when its target belongs to a node that is in the circuit; ties go to the higher target.
-
-    Args:
-        graph: The graph.
-        scores: Of the edges [R,S]; NaN where there is none.
+    An edge connects when its target belongs to a node that is in the circuit; ties go to the higher target. Scores are
+    [R,S], NaN where there is no edge.
     """
     size = np.abs(np.nan_to_num(scores))
     waiting: list[tuple[float, int, int]] = []
@@ -59,13 +56,7 @@ def faithfulness(value: float, whole: float, corrupt: float) -> float:
 
 
 def bracket_smallest(sizes: Sequence[int], values: Sequence[float], threshold: float) -> tuple[int, int] | None:
-    """Return the first measured size that reaches the threshold, after the size before it; None where none does.
-
-    Args:
-        sizes: Sizes that were measured, ascending.
-        values: Faithfulness of each.
-        threshold: Faithfulness that suffices.
-    """
+    """Return the first of ascending sizes whose value reaches the threshold and the size before it; None without."""
     above = next((i for i, value in enumerate(values) if value >= threshold), None)
     if above is None:
         return None
@@ -75,18 +66,10 @@ def bracket_smallest(sizes: Sequence[int], values: Sequence[float], threshold: f
 def prune_target(
     graph: EdgeGraph, mask: np.ndarray, row: int, value: float, measure: Callable[[np.ndarray], float], threshold: float
 ) -> tuple[list[int], float, int]:
-    """Cut the edges of one target that the divergence does not need (ACDC, one node).
+    """Cut the edges of the target `row` that the divergence does not need (ACDC, one node).
 
-    Args:
-        graph: The graph.
-        mask: The circuit so far, bool [R,S]; it is not changed.
-        row: The target.
-        value: Divergence of the circuit so far.
-        measure: Divergence of a circuit.
-        threshold: An edge goes when the divergence grows by less.
-
-    Returns:
-        Columns that stay, the divergence then, and how many circuits were measured.
+    `mask` [R,S] is the circuit so far, `value` its divergence; an edge goes when the divergence grows by less than the
+    threshold. Returns the columns that stay, the divergence then, and how many circuits were measured.
     """
     kept, measured = mask.copy(), 0
     for column in np.flatnonzero(graph.exists[row])[::-1]:

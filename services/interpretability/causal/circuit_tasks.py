@@ -62,6 +62,11 @@ class CaseBatch:
         return [[case.correct, *case.wrong] for case in self.cases]
 
     @property
+    def tokens(self) -> int:
+        """Tokens of all clean prompts."""
+        return len(self.cases) * len(self.cases[0].clean)
+
+    @property
     def facts(self) -> dict[str, Any]:
         """Facts that results on this batch depend on, as JSON."""
         return {"clean": self.clean, "corrupt": self.corrupt, "answers": self.answers}
@@ -85,45 +90,10 @@ _TEMPLATES = (
     "Because {a} and {b} liked the {place}, {s} brought a {thing} there for",
     "Friends {a} and {b} found a {thing} near the {place}, and {s} gave it to",
 )
-_NAMES = (
-    "Mary",
-    "John",
-    "Tom",
-    "Anna",
-    "James",
-    "Mark",
-    "Kevin",
-    "Luke",
-    "Sarah",
-    "Paul",
-    "Peter",
-    "Laura",
-    "Simon",
-    "Alice",
-    "Robert",
-    "David",
-    "Emma",
-    "Jack",
-    "Kate",
-    "Michael",
-    "Daniel",
-    "Susan",
-    "Linda",
-    "George",
-    "Henry",
-    "Martin",
-    "Rachel",
-    "Jason",
-    "Helen",
-    "Andrew",
-    "Steven",
-    "Maria",
-    "Frank",
-    "Julia",
-    "Adam",
-    "Brian",
-    "Lisa",
-)
+_NAMES = """
+Mary John Tom Anna James Mark Kevin Luke Sarah Paul Peter Laura Simon Alice Robert David Emma Jack Kate Michael Daniel
+Susan Linda George Henry Martin Rachel Jason Helen Andrew Steven Maria Frank Julia Adam Brian Lisa
+"""
 _PLACES = ("garden", "store", "school", "park", "station", "office", "beach", "market")
 _THINGS = ("book", "ball", "drink", "letter", "ring", "key", "map", "coin")
 
@@ -131,16 +101,10 @@ _THINGS = ("book", "ball", "drink", "letter", "ring", "key", "map", "coin")
 def make_indirect_objects(subject: StudiedModel, count: int, seed: int = 0, counterfactual: str = "flip") -> list[Case]:
     """Make cases of indirect object identification; orders alternate (ABBA: the answer comes first).
 
-    Args:
-        subject: Whose tokenizer decides which names are one token.
-        count: Cases.
-        seed: Of names, places and things.
-        counterfactual: `flip` exchanges the roles of the two names; `abc` names three unrelated people.
-
-    Raises:
-        InvalidOption: The tokenizer has too few names of one token.
+    The counterfactual `flip` exchanges the roles of the two names; `abc` names three unrelated people. Raises
+    InvalidOption if fewer than five of our names are one token.
     """
-    names = [name for name in _NAMES if len(subject.tokenizer.encode(f" {name}", special=False)) == 1]
+    names = [name for name in _NAMES.split() if len(subject.tokenizer.encode(f" {name}", special=False)) == 1]
     if len(names) < 5:
         detail = f"{subject.name}'s tokenizer knows {len(names)} of our names as one token; the task needs five."
         raise InvalidOption(detail, hint="Give pairs of your own in `pairs`.", field="task")
@@ -168,35 +132,15 @@ def _ioi_case(subject: StudiedModel, text: str, other: str, io: str, s: str, kin
 
 
 _COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black")
-_OBJECTS = (
-    "pencil",
-    "notebook",
-    "cup",
-    "ball",
-    "book",
-    "bottle",
-    "ring",
-    "hat",
-    "bag",
-    "plate",
-    "lamp",
-    "clock",
-    "shirt",
-    "box",
-    "phone",
-    "toy",
-    "pen",
-)
+_OBJECTS = "pencil notebook cup ball book bottle ring hat bag plate lamp clock shirt box phone toy pen"
 _SURFACES, _VIEWS = ("table", "desk", "floor"), ("there is", "you see", "I see")
 
 
 def make_coloured_objects(subject: StudiedModel, count: int, seed: int = 0) -> list[Case]:
     """Make cases of coloured objects: one solved example, then the colour of one of three objects; chance is 1/3.
 
-    The counterfactual is the same text with another object in question.
-
-    Raises:
-        InvalidOption: A colour is not one token.
+    The counterfactual is the same text with another object in question. Raises InvalidOption if a colour is not one
+    token.
     """
     token = {c: subject.tokenizer.encode(f" {c.title()}", special=False) for c in _COLOURS}
     if bad := [colour for colour, ids in token.items() if len(ids) != 1]:
@@ -205,23 +149,18 @@ def make_coloured_objects(subject: StudiedModel, count: int, seed: int = 0) -> l
     cases: list[Case] = []
     rng = random.Random(f"colours/{seed}")
     while len(cases) < count:
-        shot = _draw_scene(rng)
-        question = _draw_scene(rng)
+        shot, question = _draw_scene(rng), _draw_scene(rng)
         target, other = rng.sample(range(3), 2)
-        text = f"{_describe_scene(shot, rng.randrange(3), solved=True)}\n{_describe_scene(question, target)}"
-        twin = f"{_describe_scene(shot, 0, solved=True)}\n{_describe_scene(question, other)}"
-        solved = text.split("\n")[:2]
-        twin = "\n".join([*solved, *twin.split("\n")[2:]])
+        solved = _describe_scene(shot, rng.randrange(3), solved=True)
+        text, twin = (f"{solved}\n{_describe_scene(question, one)}" for one in (target, other))
         clean, corrupt = subject.encode(text), subject.encode(twin)
         if len(clean) != len(corrupt):  # an object of another number of tokens: draw again
             continue
         colours = [colour for colour, _ in question[2]]
         right = token[colours[target]][0]
         wrong = [token[colour][0] for place, colour in enumerate(colours) if place != target]
-        marks = {
-            "END": [len(clean) - 1],
-            "WRONG": _last_positions(subject, clean, [c for c in colours if c != colours[target]]),
-        }
+        others = [colour for colour in colours if colour != colours[target]]
+        marks = {"END": [len(clean) - 1], "WRONG": _last_positions(subject, clean, others)}
         cases.append(Case(clean, corrupt, right, wrong, "", marks, text))
     return cases
 
@@ -230,7 +169,7 @@ _Scene = tuple[str, str, list[tuple[str, str]]]
 
 
 def _draw_scene(rng: random.Random) -> _Scene:
-    pairs = list(zip(rng.sample(_COLOURS, 3), rng.sample(_OBJECTS, 3), strict=True))
+    pairs = list(zip(rng.sample(_COLOURS, 3), rng.sample(_OBJECTS.split(), 3), strict=True))
     return rng.choice(_SURFACES), rng.choice(_VIEWS), pairs
 
 
@@ -239,9 +178,8 @@ def _describe_scene(scene: _Scene, target: int, *, solved: bool = False) -> str:
     things = [f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {thing}" for colour, thing in pairs]
     colour, thing = pairs[target]
     answer = f" {colour.title()}" if solved else ""
-    return (
-        f"Q: On the {surface}, {view} {things[0]}, {things[1]}, and {things[2]}. What color is the {thing}?\nA:{answer}"
-    )
+    listed = f"{things[0]}, {things[1]}, and {things[2]}"
+    return f"Q: On the {surface}, {view} {listed}. What color is the {thing}?\nA:{answer}"
 
 
 def _last_positions(subject: StudiedModel, ids: Sequence[int], colours: Sequence[str]) -> list[int]:
@@ -266,9 +204,8 @@ class _PairLine(BaseModel):
 def parse_pairs(subject: StudiedModel, lines: str) -> list[Case]:
     """Parse user pairs: JSON lines of `clean`, `corrupt`, `correct` and `wrong` (a text, or a list of texts).
 
-    Raises:
-        Malformed: A line that is not such an object; the detail names it.
-        InvalidOption: Prompts of different length, or an answer without a token; the detail names the line.
+    Raises Malformed for another line, InvalidOption for prompts of different length or an answer without a token; both
+    name the line.
     """
     cases = []
     for number, line in enumerate(filter(str.strip, lines.splitlines()), 1):
@@ -279,9 +216,8 @@ def parse_pairs(subject: StudiedModel, lines: str) -> list[Case]:
             raise Malformed(detail, field="pairs") from error
         clean, corrupt = subject.encode(pair.clean, "pairs"), subject.encode(pair.corrupt, "pairs")
         if len(clean) != len(corrupt):
-            detail = (
-                f"Line {number} of pairs: clean has {len(clean)} tokens, corrupt {len(corrupt)}; they must be equal."
-            )
+            lengths = f"clean has {len(clean)} tokens, corrupt {len(corrupt)}"
+            detail = f"Line {number} of pairs: {lengths}; they must be equal."
             raise InvalidOption(detail, hint="Exchange words of as many tokens.", field="pairs")
         right, *_ = _first_tokens(subject, pair.correct, number)
         wrong = _first_tokens(subject, pair.wrong, number)
@@ -292,6 +228,5 @@ def parse_pairs(subject: StudiedModel, lines: str) -> list[Case]:
 def _first_tokens(subject: StudiedModel, texts: str | list[str], number: int) -> list[int]:
     ids = [subject.tokenizer.encode(text, special=False)[:1] for text in ([texts] if isinstance(texts, str) else texts)]
     if not ids or [] in ids:
-        detail = f"Line {number} of pairs has an answer without a token."
-        raise InvalidOption(detail, field="pairs")
+        raise InvalidOption(f"Line {number} of pairs has an answer without a token.", field="pairs")
     return [one for (one,) in ids]

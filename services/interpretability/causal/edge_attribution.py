@@ -18,16 +18,11 @@ from torch.nn import functional
 
 from services.interpretability.causal.edge_graph import EdgeGraph
 from services.interpretability.causal.edge_runs import EdgeRun, InputSums, run_circuit, run_sums
+from services.interpretability.causal.patching import logit_differences
 from shared.lm.decoder import Decoder
 
 Metric = Literal["logit-difference", "kl"]
 """The metric that scores explain: right minus wrong answer, or the divergence from the clean run's prediction."""
-
-
-def logit_differences(last: Tensor, answers: Tensor) -> Tensor:
-    """Return logit[correct] − mean logit[wrong] per prompt: last [B,V], answers [B,1+w] → [B]."""
-    found = last.gather(-1, answers)
-    return found[:, 0] - found[:, 1:].mean(-1)
 
 
 def divergence(last: Tensor, clean: Tensor) -> Tensor:
@@ -60,18 +55,10 @@ def attribute_edges(
     steps: int = 5,
     metric: Metric = "logit-difference",
 ) -> EdgeScores:
-    """Estimate how the metric changes when an edge is corrupted.
+    """Estimate how the metric, mean over prompts, changes when an edge is corrupted; scores are sums over positions.
 
-    Args:
-        model: The decoder.
-        clean: Run on prompts [B,T].
-        corrupt: Run on their counterfactuals.
-        answers: Correct and wrong tokens [B,1+w].
-        steps: Points of the integral; 1 is EAP at the clean run.
-        metric: The explained metric, mean over prompts.
-
-    Returns:
-        The scores; each edge's is the sum over positions, the mean over prompts.
+    `clean` ran the prompts [B,T] and `corrupt` their counterfactuals; `answers` [B,1+w] are the correct token and wrong
+    ones. The integral has `steps` points; 1 is EAP at the clean run.
     """
     graph = EdgeGraph(model.config)
     moved = corrupt.written - clean.written

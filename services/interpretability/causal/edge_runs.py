@@ -89,14 +89,7 @@ def run_embedding(model: Decoder, x: Tensor) -> EdgeRun:
 
 @torch.no_grad()
 def run_circuit(model: Decoder, clean: EdgeRun, corrupt: EdgeRun, mask: Tensor) -> Tensor:
-    """Return the last logits [B,V] of a circuit: edges outside of it carry what they carry in the corrupt run.
-
-    Args:
-        model: The decoder.
-        clean: Run on the prompts.
-        corrupt: Run on their counterfactuals.
-        mask: The circuit, bool [R,S].
-    """
+    """Return the last logits [B,V] of a circuit, bool [R,S]: other edges carry what they carry in the corrupt run."""
     graph = EdgeGraph(model.config)
     change = torch.zeros_like(clean.written)  # of each source, against the corrupt run
     change[0] = clean.written[0] - corrupt.written[0]
@@ -123,11 +116,7 @@ def run_sums(
 ) -> Tensor:
     """Run the blocks on an embedding x [B,T,D], each input taken from `sums`; return the last logits [B,V].
 
-    Args:
-        model: The decoder.
-        x: Input of the first block.
-        sums: Where targets read.
-        keep: `keep(sources, y)` is given what sources write, as they are computed.
+    `keep(sources, y)` is given what sources write, as they are computed.
     """
     graph, attend = EdgeGraph(model.config), DenseAttention(windows=model.config.windows)
     turns = model.rotations(torch.arange(x.shape[1], device=x.device), x.dtype)

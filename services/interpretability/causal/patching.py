@@ -51,12 +51,13 @@ class PathPatchResult:
 
 def logit_difference(last_logits: Tensor, answers: Tensor) -> float:
     """Return the mean of logit[correct] − logit[wrong]: logits [B,V], answers [B,2], or [B,1+w] for w wrong ones."""
-    return float(_differences(last_logits, answers).double().mean())
+    return float(logit_differences(last_logits, answers).double().mean())
 
 
-def _differences(last_logits: Tensor, answers: Tensor) -> Tensor:
-    chosen = last_logits.gather(-1, answers)
-    return chosen[..., 0] - chosen[..., 1:].mean(-1)
+def logit_differences(last: Tensor, answers: Tensor) -> Tensor:
+    """Return logit[correct] − mean logit[wrong] per prompt: last [B,V], answers [B,1+w] → [B]."""
+    chosen = last.gather(-1, answers)
+    return chosen[:, 0] - chosen[:, 1:].mean(-1)
 
 
 def path_patch(
@@ -72,28 +73,14 @@ def path_patch(
 ) -> PathPatchResult:
     """Measure the effect of every head on the answer through the receivers alone (section 2).
 
-    Args:
-        model: The decoder.
-        clean: Prompts [B,T].
-        corrupt: Their counterfactuals [B,T].
-        answers: Correct and wrong token [B,2].
-        receivers: The residual stream before the final norm, or queries, keys and values of heads.
-        positions: Where senders are corrupted, and receivers read.
-        freeze_mlps: Keep MLP outputs clean, so that only direct paths count.
-        batch: Senders per forward; the default keeps a forward below 256 MiB.
-
-    Raises:
-        InvalidOption: A receiver or position that does not exist.
+    Prompts and counterfactuals are [B,T], `answers` [B,2] the correct and the wrong token. Receivers are the residual
+    stream before the final norm, or queries, keys and values of heads. Senders are corrupted, and receivers read, at
+    `positions`; `freeze_mlps` keeps MLP outputs clean, so that only direct paths count. A forward has `batch` senders;
+    by default it stays below 256 MiB. Raises InvalidOption if a receiver or position does not exist.
     """
-    return patch_paths(
-        run_with_cache(model, clean),
-        run_with_cache(model, corrupt),
-        answers,
-        receivers=receivers,
-        positions=positions,
-        freeze_mlps=freeze_mlps,
-        batch=batch,
-    )
+    runs = run_with_cache(model, clean), run_with_cache(model, corrupt)
+    how: Any = {"receivers": receivers, "positions": positions, "freeze_mlps": freeze_mlps, "batch": batch}
+    return patch_paths(*runs, answers, **how)
 
 
 @torch.no_grad()
@@ -115,9 +102,8 @@ def patch_paths(
     top = clean.layers if receivers == "final" else min(layer for layer, _, _ in receivers)
     patched = np.full((clean.layers, clean.heads), np.nan)
     for layer, heads in _head_batches(clean, batch, range(top) if senders is None else senders):
-        arrived = _propagate_to_receivers(
-            clean, corrupt, layer, heads, where, freeze_mlps=freeze_mlps, receivers=receivers
-        )
+        wanted = {clean.layers} if receivers == "final" else {l for l, _, _ in receivers}
+        arrived = _propagate_to_receivers(clean, corrupt, layer, heads, where, wanted, freeze_mlps=freeze_mlps)
         logits = _run_receivers(clean, arrived, receivers, where, len(heads))
         patched[layer, heads] = _mean_differences(logits, answers, len(heads))
     low, high = logit_difference(clean.last, answers), logit_difference(corrupt.last, answers)
@@ -132,16 +118,15 @@ def _propagate_to_receivers(
     layer: int,
     heads: list[int],
     where: list[int],
+    wanted: set[int],
     *,
     freeze_mlps: bool,
-    receivers: Literal["final"] | Sequence[Receiver],
 ) -> dict[int, Tensor]:
-    """Receiving layer → residual stream that reaches it at the given positions, per sender: [n·B,P,D].
+    """Wanted layer → residual stream that reaches it at the given positions, per sender: [n·B,P,D].
 
     All corrupt heads are frozen at these positions, so nothing moves between positions: only MLPs have to be clean, and
     with frozen MLPs not even those.
     """
-    wanted = {clean.layers} if receivers == "final" else {l for l, _, _ in receivers}
     x = take_rows(clean.swap_heads(layer, heads, corrupt.z[layer], where), where, 1)
     arrived: dict[int, Tensor] = {}
     for l in range(layer, max(wanted)):
@@ -225,7 +210,7 @@ def attribution_patch(model: Decoder, clean: Tensor, corrupt: Tensor, answers: T
     names = [f"z.{l}" for l in range(model.config.layers)]
     other = trace(model, corrupt, capture=names, keep=1)
     run = trace(model, clean, capture=names, keep=1, grad=True)
-    total = _differences(run.logits[:, -1], answers).mean()
+    total = logit_differences(run.logits[:, -1], answers).mean()
     gradients = torch.autograd.grad(total, [run[name] for name in names])
     moved = [((other[n] - run[n].detach()) * g).sum((0, 1, 3)) for n, g in zip(names, gradients, strict=True)]
     return torch.stack(moved).double().cpu().numpy()
@@ -242,13 +227,8 @@ def ablate(
 ) -> np.ndarray:
     """Return the logit difference with one head at a time ablated at all positions: [L,H].
 
-    Args:
-        model: The decoder.
-        ids: Prompts [B,T]; for `mean`, aligned templates.
-        answers: Correct and wrong token [B,2].
-        kind: `zero`; `uniform` attention; `mean` over the batch at the same position; `resample` from another prompt.
-        seed: Of `resample`.
-        batch: Heads per forward.
+    Kinds are `zero`, `uniform` attention, `mean` over the batch at the same position (for aligned templates), and
+    `resample` from another prompt by the seed. `answers` [B,2] are the correct and the wrong token.
     """
     run = run_with_cache(model, ids)
     return patch_heads(run, ablation_values(run, kind, seed), answers, batch=batch)
@@ -344,7 +324,7 @@ def _head_batches(run: ActivationCache, batch: int | None, layers: range) -> Ite
 
 def _mean_differences(logits: Tensor, answers: Tensor, n: int) -> np.ndarray:
     """Mean logit difference of each of n variants: logits [n·B,V] → [n]."""
-    return _differences(logits, answers.repeat(n, 1)).double().view(n, -1).mean(1).cpu().numpy()
+    return logit_differences(logits, answers.repeat(n, 1)).double().view(n, -1).mean(1).cpu().numpy()
 
 
 def _resolve_positions(positions: Positions, T: int) -> list[int]:
@@ -359,17 +339,11 @@ def _resolve_positions(positions: Positions, T: int) -> list[int]:
 
 def _check_receivers(receivers: Sequence[Receiver], run: ActivationCache) -> None:
     groups = run.v[0].shape[2]
+    sizes = {"q": run.heads, "k": groups, "v": groups}
     for layer, part, head in receivers:
-        if (
-            part not in {"q", "k", "v"}
-            or not 0 <= layer < run.layers
-            or not 0 <= head < (run.heads if part == "q" else groups)
-        ):
-            detail = (
-                f"There is no receiver {[layer, part, head]}; layers are 0…{run.layers - 1}, "
-                f"q has heads 0…{run.heads - 1}, "
-                f"k and v have groups 0…{groups - 1}."
-            )
+        if not 0 <= layer < run.layers or not 0 <= head < sizes.get(part, 0):
+            known = f"q has heads 0…{run.heads - 1}, k and v have groups 0…{groups - 1}"
+            detail = f"There is no receiver {[layer, part, head]}; layers are 0…{run.layers - 1}, {known}."
             raise InvalidOption(detail, field="receivers")
     if not receivers:
         detail = "receivers is empty."

@@ -30,11 +30,7 @@ class PruningPattern:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `0.7`, or `2:4`.
-
-        Raises:
-            InvalidOption: It is neither.
-        """
+        """Read `0.7`, or `2:4`; `InvalidOption` if it is neither."""
         first, colon, second = text.partition(":")
         try:
             if not colon:

@@ -42,12 +42,7 @@ class CellCache:
         self._objects = objects
 
     def get_or_compute(self, content: Mapping[str, Any], work: Callable[[], Any]) -> CachedCell:
-        """Return the cell of this content: read from the cache, else computed and stored.
-
-        Args:
-            content: Facts that the value depends on, as JSON.
-            work: Computes the value, as JSON; called only on a miss.
-        """
+        """Return the cell of this content, the facts as JSON that it depends on; `work` computes its JSON on a miss."""
         key = json_digest(content)
         path = f"{key[:2]}/{key}.json"
         if (cached := _parse(self._objects.get(path))) is not None:

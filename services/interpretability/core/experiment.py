@@ -4,7 +4,7 @@ An experiment is one file (or folder) in `experiments/`: a `Spec` subclass, whos
 documentation, a `cost` and a `run`. It joins the platform as a Servable of the task `probe`. Knows no web and no queue.
 
     class Sinks(Experiment[SinksSpec]):
-        card = Card(name="attention-sinks", task="probe", …)
+        card = probe_card("attention-sinks", "Shows …", Paper(…), text="…")
         In = SinksSpec
         route = "sinks"                 # POST /v1/probe/sinks, next to POST /v1/probe with model=attention-sinks
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
@@ -30,10 +30,8 @@ from services.interpretability.core.report import Report, RunManifest, Scalar, j
 from services.interpretability.core.result_store import ResultStore
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.rendering import render as rendering_render
-from shared.registry import CallContext, LoadContext, Servable
+from shared.registry import CallContext, Card, LoadContext, Paper, Servable
 from shared.registry.servable import Mode
-
-__all__ = ["EXAMPLE_LM", "NO_GRAPH", "Cost", "Experiment", "NeedsJob", "Progress", "Spec", "code_digest"]
 
 MAX_WAITED_RUN_S = 20.0
 """Longest run, by its estimate, for which a connection is held open."""
@@ -43,6 +41,19 @@ EXAMPLE_LM = TINY
 
 NO_GRAPH = "A study of another model, not a network of its own, so there is no ONNX graph."
 """The note that every experiment's Card must have."""
+
+
+def probe_card(name: str, summary: str, paper: Paper, *notes: str, **example: Any) -> Card:
+    """Return the Card of an experiment that studies a language model; its example is on the tiny one."""
+    return Card(
+        name=name,
+        task="probe",
+        licence="Apache-2.0",
+        summary=summary,
+        paper=paper,
+        notes=(*notes, NO_GRAPH),
+        example={"lm": EXAMPLE_LM, "seed": 0, **example},
+    )
 
 
 class NeedsJob(TooLarge):
@@ -57,10 +68,7 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     lm: str | None = Field(
-        None,
-        max_length=200,
-        title="Language model",
-        description="Language model to study; left out, the default one.",
+        None, max_length=200, title="Language model", description="Language model to study; left out, the default one."
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Of everything random; the same seed gives the same report.")
     dry_run: bool = Field(False, description="Only say what it would cost: forwards, tokens, seconds.")
@@ -87,15 +95,10 @@ class Cost:
     partial: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.forwards + other.forwards,
-            self.tokens + other.tokens,
-            self.cells + other.cells,
-            self.partial + other.partial,
-        )
+        return Cost(*(one + more for one, more in zip(astuple(self), astuple(other), strict=True)))
 
     def __mul__(self, times: int) -> Cost:
-        return Cost(self.forwards * times, self.tokens * times, self.cells * times, self.partial * times)
+        return Cost(*(one * times for one in astuple(self)))
 
 
 class Progress:
@@ -116,14 +119,7 @@ class Progress:
         scope: Mapping[str, Any] | None = None,
         cache: CellCache | None = None,
     ) -> None:
-        """Run `cells` cells.
-
-        Args:
-            run: Receives progress, and may cancel.
-            cells: How many there will be.
-            scope: Facts that all cells depend on (weights, code, experiment), as JSON.
-            cache: Where cells are kept; None computes each.
-        """
+        """Run `cells` cells that all depend on the facts in `scope`; None as `cache` computes each."""
         self.seconds = 0.0
         self.started_at: str | None = None
         self.stopped = False
@@ -132,16 +128,9 @@ class Progress:
         self._scope, self._cache = dict(scope or {}), cache
 
     def cell(self, content: Mapping[str, Any], work: Callable[[], Any], note: str = "") -> Any:
-        """Return the value of one cell, as JSON.
+        """Return the value of one cell, JSON without NaN, that depends on scope and `content`; `note` is its name.
 
-        Args:
-            content: Facts that it depends on besides the scope, as JSON.
-            work: Computes it; its answer must be JSON without NaN (see `report.to_matrix`).
-            note: Its name, for people who watch.
-
-        Raises:
-            Cancelled: The run was cancelled.
-            DeadlineExceeded: Time is up.
+        Raises Cancelled or DeadlineExceeded between two cells.
         """
         self._run.check()
         value = self._get_or_compute(content, work)
@@ -211,21 +200,12 @@ class Experiment(Servable[S, Report], Generic[S]):
         return cls(registry_for(context), ResultStore.of_context(context))
 
     def load_model(self, name: str | None) -> StudiedModel:
-        """Return the model that a spec's `lm` names, loaded on first use.
-
-        Raises:
-            NotFound: There is none of that name.
-            NotReady: Another full-size model is loaded in this process.
-        """
+        """Return the model that a spec's `lm` names, loaded on first use; see `ModelRegistry.get` for errors."""
         return self.models.get(name)
 
     @abstractmethod
     def cost(self, spec: S, subject: StudiedModel) -> Cost:
-        """Cost of `run`: exact, or an upper bound where a run can end early.
-
-        Raises:
-            InvalidOption: The spec does not fit the model.
-        """
+        """Cost of `run`: exact, or an upper bound if it can end early; `InvalidOption` if the spec does not fit."""
 
     @abstractmethod
     def run(self, spec: S, subject: StudiedModel, progress: Progress) -> Report:
@@ -298,10 +278,8 @@ class Experiment(Servable[S, Report], Generic[S]):
 
     def _require_job_if_long(self, spec: S, subject: StudiedModel, tenant: str) -> None:
         """Refuse to hold a connection for a long run that is not cached; jobs have no deadline and may be long."""
-        scalar = self.estimate(spec, subject).scalars.get("seconds")
-        seconds = (scalar.value if scalar else None) or 0.0
-        is_known = seconds > MAX_WAITED_RUN_S and self.store.of_tenant(tenant).has_report(self.key(spec, subject))
-        if seconds > MAX_WAITED_RUN_S and not is_known:
+        seconds = self.estimate(spec, subject).scalars["seconds"].value or 0.0
+        if seconds > MAX_WAITED_RUN_S and not self.store.of_tenant(tenant).has_report(self.key(spec, subject)):
             detail = f"This takes about {seconds:,.0f} s; at most {MAX_WAITED_RUN_S:.0f} s are answered at once."
             raise NeedsJob(detail, hint="Send it with `Prefer: respond-async`, or make it smaller: `dry_run` tells.")
 

@@ -54,39 +54,29 @@ class ModelRegistry:
 
     Attributes:
         device: Where they lie.
+        default: The model of requests that name none.
     """
 
     def __init__(self, cache_folder: Path, weights: Path, llm_model: str, dtype: str, device: str) -> None:
         self._cache, self.device = cache_folder, device
         self._dtype = _DTYPES.get(dtype, torch.float32)
         self._files = _find_models(weights, llm_model)
-        self._default = next((name for name in self._files if name.startswith(llm_model)), None) or next(
-            iter(self._files), TINY
-        )
+        named = [name for name in self._files if name.startswith(llm_model)]
+        self.default = next(iter([*named, *self._files]), TINY)
         self._lock = threading.Lock()
         self._loaded: dict[str, StudiedModel] = {}
 
-    @property
-    def default(self) -> str:
-        """The model of requests that name none."""
-        return self._default
-
     def names(self) -> list[str]:
         """All models, the default first."""
-        return sorted([*self._files, TINY], key=lambda name: name != self._default)
+        return sorted([*self._files, TINY], key=lambda name: name != self.default)
 
     def get_loaded(self, name: str) -> StudiedModel | None:
         """Return a model that is in memory, or None; loads nothing."""
         return self._loaded.get(name)
 
     def get(self, name: str | None = None) -> StudiedModel:
-        """Return a model, loaded on first use.
-
-        Raises:
-            NotFound: There is none of that name; the detail lists those there are.
-            NotReady: Another full-size model is loaded in this process.
-        """
-        name = self._full_name(name or self._default)
+        """Return a model, loaded on first use; `NotFound` without it, `NotReady` beside a full-size one."""
+        name = self._full_name(name or self.default)
         with self._lock:
             if name not in self._loaded:
                 self._loaded[name] = _load_tiny(self.device) if name == TINY else self._load(name)
@@ -120,9 +110,7 @@ class ModelRegistry:
         )
 
 
-@cache
-def _shared_registry(cache_folder: Path, weights: Path, llm_model: str, dtype: str, device: str) -> ModelRegistry:
-    return ModelRegistry(cache_folder, weights, llm_model, dtype, device)
+_shared_registry = cache(ModelRegistry)
 
 
 def registry_for(context: LoadContext) -> ModelRegistry:

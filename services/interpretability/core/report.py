@@ -53,6 +53,11 @@ class Table(_Part):
     rows: list[list[Cell]]
     caption: str = ""
 
+    @classmethod
+    def of(cls, name: str, columns: str, rows: Iterable[Sequence[Any]], caption: str) -> Table:
+        """Build a table; `columns` are their names with commas between them."""
+        return cls(name=name, columns=columns.split(", "), rows=[[*row] for row in rows], caption=caption)
+
 
 class Axis(_Part):
     """One axis of a heat map: its label, and a tick per row or column."""
@@ -89,6 +94,14 @@ class Bar(_Part):
     value: Number
     low: Number = None
     high: Number = None
+
+    @classmethod
+    def of_draws(cls, label: str, draws: Sequence[float]) -> Bar:
+        """Build a bar of the mean of draws, with one standard deviation to both sides; undefined without draws."""
+        if not len(draws) or np.isnan(draws).any():
+            return cls(label=label, value=None)
+        mean, sd = float(np.mean(draws)), float(np.std(draws))
+        return cls(label=label, value=mean, low=mean - sd, high=mean + sd)
 
 
 class Bars(_Part):
@@ -159,9 +172,8 @@ class Artefact(_Part):
     def of(cls, name: str, content: str, media_type: str = "application/json") -> Artefact:
         """Build an artefact that holds a text."""
         raw = content.encode()
-        return cls(
-            name=name, media_type=media_type, sha256=hashlib.sha256(raw).hexdigest(), bytes=len(raw), content=content
-        )
+        digest = hashlib.sha256(raw).hexdigest()
+        return cls(name=name, media_type=media_type, sha256=digest, bytes=len(raw), content=content)
 
     @classmethod
     def of_arrays(cls, name: str, arrays: Mapping[str, np.ndarray]) -> Artefact:
@@ -174,14 +186,8 @@ class Artefact(_Part):
                 # An entry without a date: numpy's own writer puts the clock into the file.
                 archive.writestr(zipfile.ZipInfo(f"{key}.npy"), held.getvalue(), zipfile.ZIP_DEFLATED)
         data = raw.getvalue()
-        return cls(
-            name=name,
-            media_type=NPZ,
-            sha256=hashlib.sha256(data).hexdigest(),
-            bytes=len(data),
-            content=base64.b64encode(data).decode(),
-            encoding="base64",
-        )
+        digest, text = hashlib.sha256(data).hexdigest(), base64.b64encode(data).decode()
+        return cls(name=name, media_type=NPZ, sha256=digest, bytes=len(data), content=text, encoding="base64")
 
     def data(self) -> builtins.bytes:
         """The bytes of the content."""
@@ -225,11 +231,7 @@ class Report(_Part):
     manifest: RunManifest | None = None
 
     def grid(self, name: str) -> HeatMap:
-        """Return the heat map of that name.
-
-        Raises:
-            KeyError: There is none.
-        """
+        """Return the heat map of that name; `KeyError` if there is none."""
         return {grid.name: grid for grid in self.grids}[name]
 
 
@@ -253,9 +255,20 @@ def head_name(head: Sequence[int]) -> str:
     return f"{head[0]}-{head[1]}"
 
 
-def head_axes(layers: int, heads: int) -> dict[str, Axis]:
-    """Return the axes `rows` and `columns` of a map of all heads."""
-    return {
-        "rows": Axis(label="layer", ticks=[str(i) for i in range(layers)]),
-        "columns": Axis(label="head", ticks=[str(i) for i in range(heads)]),
-    }
+def heat_map(
+    name: str,
+    values: Any,
+    rows: tuple[str, Iterable[object]],
+    columns: tuple[str, Iterable[object]],
+    caption: str,
+    **more: Any,
+) -> HeatMap:
+    """Return a heat map of values [R,C]; an axis is its label and its ticks, `more` are other fields of the map."""
+    row_axis, column_axis = (Axis(label=label, ticks=[*map(str, ticks)]) for label, ticks in (rows, columns))
+    return HeatMap(name=name, values=to_matrix(values), rows=row_axis, columns=column_axis, caption=caption, **more)
+
+
+def head_map(name: str, values: Any, caption: str, **more: Any) -> HeatMap:
+    """Return a heat map of all heads from values [L,H]."""
+    axes = ("layer", range(len(values))), ("head", range(len(values[0])))
+    return heat_map(name, values, *axes, caption, **more)

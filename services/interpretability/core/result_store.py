@@ -20,12 +20,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class ResultStore:
-    """The results of all tenants.
-
-    Args:
-        objects: The object store of all tenants.
-        folder: For unfinished work on this machine.
-    """
+    """Results of all tenants, in their object store, with a folder for unfinished work on this machine."""
 
     def __init__(self, objects: ObjectStore, folder: Path) -> None:
         self._objects, self._folder = objects, folder
@@ -72,27 +67,15 @@ class TenantResults:
             return False
 
     def read_report(self, key: str) -> Report:
-        """Return a stored report, complete or partial.
-
-        Raises:
-            NotFound: There is none under this key.
-        """
+        """Return a stored report, complete or partial; `NotFound` if there is none under this key."""
         return Report.model_validate_json(self._read("reports", key))
 
     def read_artefact(self, sha256: str) -> str:
-        """Return the content of an artefact that is text.
-
-        Raises:
-            NotFound: There is none with this digest.
-        """
+        """Return the content of an artefact that is text; `NotFound` if there is none with this digest."""
         return self.read_artefact_bytes(sha256).decode()
 
     def read_artefact_bytes(self, sha256: str) -> bytes:
-        """Return the content of an artefact.
-
-        Raises:
-            NotFound: There is none with this digest.
-        """
+        """Return the content of an artefact; `NotFound` if there is none with this digest."""
         return self._read("artefacts", sha256)
 
     def _read(self, room: str, key: str) -> bytes:

@@ -6,7 +6,7 @@ Knows text, tokens and sizes. Knows nothing about where models come from, and no
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -91,26 +91,22 @@ class StudiedModel:
                 times.append(time.perf_counter() - started)
         return min(times) / ids.shape[1]
 
-    def encode(self, text: str, field: str = "text", *, special: bool = True) -> list[int]:
-        """Return the token ids of a text.
+    def encode(self, text: str, field: str = "text", *, special: bool = True, most: int | None = None) -> list[int]:
+        """Return the token ids of a text, which is never cut silently.
 
-        Raises:
-            InvalidOption: There is no token in it.
-            TooLarge: It is longer than the model's window; texts are never cut silently.
+        Raises InvalidOption without a token, TooLarge for more than `most` tokens or than the window holds.
         """
         ids = self.tokenizer.encode(text, special=special)
         if not ids:
-            detail = f"{field} holds no token."
-            raise InvalidOption(detail, field=field)
+            raise InvalidOption(f"{field} holds no token.", field=field)
         self.check_window(len(ids), field)
+        if most is not None and len(ids) > most:
+            detail = f"{field} has {len(ids)} tokens; at most {most} are taken."
+            raise TooLarge(detail, hint="Send the passage that matters.", field=field)
         return ids
 
     def check_window(self, tokens: int, field: str) -> None:
-        """Refuse what does not fit into the model's window.
-
-        Raises:
-            TooLarge: `tokens` are more than the window.
-        """
+        """Refuse what does not fit into the model's window; `TooLarge` if `tokens` are more than the window."""
         if tokens > self.window:
             detail = f"{field} has {tokens} tokens; the window of {self.name} holds {self.window}."
             raise TooLarge(detail, hint="Shorten the text, or choose a model with a longer window.", field=field)
@@ -132,15 +128,15 @@ class StudiedModel:
             start += len(text)
         return spans
 
-    def check_heads(self, heads: Sequence[Sequence[int]], field: str = "heads") -> list[tuple[int, int]]:
-        """Return the heads as (layer, head) pairs.
+    def complement(self, heads: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Return all other heads, ascending: those that controls are drawn from."""
+        chosen = set(heads)
+        return [(l, h) for l in range(self.layers) for h in range(self.heads) if (l, h) not in chosen]
 
-        Raises:
-            InvalidOption: One is not a pair, or does not exist in this model.
-        """
+    def check_heads(self, heads: Sequence[Sequence[int]], field: str = "heads") -> list[tuple[int, int]]:
+        """Return the heads as (layer, head) pairs; `InvalidOption` if one is no pair or not of this model."""
         for head in heads:
             if len(head) != 2 or not (0 <= head[0] < self.layers and 0 <= head[1] < self.heads):
                 sizes = f"layers 0…{self.layers - 1} with heads 0…{self.heads - 1}"
-                detail = f"There is no head {list(head)}; {self.name} has {sizes}."
-                raise InvalidOption(detail, field=field)
+                raise InvalidOption(f"There is no head {list(head)}; {self.name} has {sizes}.", field=field)
         return [(int(l), int(h)) for l, h in heads]

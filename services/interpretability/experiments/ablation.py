@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from fovea.errors import InvalidOption
 from services.interpretability.causal.losses import mask_heads, position_losses
-from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
 from services.interpretability.core.report import Bar, Bars, Report, Scalar, Strip, Table
 from services.interpretability.core.studied_model import StudiedModel
 from shared.lm.taps import Attend, Edit, Replace, Scale, trace
@@ -49,23 +49,19 @@ class Ablation(Experiment[AblationSpec]):
     In = AblationSpec
     mode = "sync"
     route: ClassVar[str] = "ablate"
-    card: ClassVar[Card] = Card(
-        name="ablation", task="probe", licence="Apache-2.0",
-        summary="Shows what a text loses when chosen heads are hidden, silenced or made to look elsewhere.",
-        paper=Paper(title="Are Sixteen Heads Really Better than One?", venue="NeurIPS", year=2019,
-                    url="https://arxiv.org/abs/1905.10650"),
-        notes=("Hiding (uniform attention) is not silencing: the head then writes the mean of what it sees.", NO_GRAPH),
-        example={
-            "lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwxm kqzwxm", "heads": [[1, 1], [1, 2], [1, 3]],
-            "continuation": 4,
-        },
-    )  # fmt: skip
+    card: ClassVar[Card] = probe_card(
+        "ablation",
+        "Shows what a text loses when chosen heads are hidden, silenced or made to look elsewhere.",
+        Paper.on_arxiv("Are Sixteen Heads Really Better than One?", 2019, "1905.10650", "NeurIPS"),
+        "Hiding (uniform attention) is not silencing: the head then writes the mean of what it sees.",
+        text="kqzwxm kqzwxm kqzwxm",
+        heads=[[1, 1], [1, 2], [1, 3]],
+        continuation=4,
+    )
 
     def cost(self, spec: AblationSpec, subject: StudiedModel) -> Cost:
         n, draws = len(subject.encode(spec.text)), len(_draw_controls(spec, subject))
-        steps = Cost(2, 2 * n + 1) * 0
-        for i in range(spec.continuation):
-            steps += Cost(2, 2 * (n + i), 0)
+        steps = Cost(2 * spec.continuation, sum(2 * (n + i) for i in range(spec.continuation)), 0)
         extra = Cost(1, n) if spec.kind in {"mean", "resample"} else Cost(0, 0, 0)
         return Cost(2 + draws, (2 + draws) * n) + steps + extra
 
@@ -81,40 +77,23 @@ class Ablation(Experiment[AblationSpec]):
         ]
         losses = {name: position_losses(logits, row)[0] for name, logits in (("before", before), ("after", after))}
         control = [float(position_losses(logits, row).mean()) for logits in others]
-        divergence = _divergence(before, after)
-        tokens = subject.token_spans(ids)
+        moved = _divergence(before, after)
+        bars = [Bar(label=name, value=float(of.mean()) if len(ids) > 1 else None) for name, of in losses.items()]
+        caption = f"Mean loss of the text. Control: {len(control)} draws of as many other heads, mean ± sd."
+        tokens, how_far = subject.token_spans(ids), "How far the prediction after each token moved: KL divergence"
         return Report(
             title="Ablation",
             warnings=_warnings(losses, control),
-            scalars=_scalars(spec, subject, losses, control, divergence, (before, after)),
+            scalars=_scalars(spec, subject, losses, control, moved, (before, after)),
             tables=_continuation_tables(spec, subject, ids, heads, z),
-            bars=[
-                Bars(
-                    name="nll",
-                    unit="nats/token",
-                    bars=[
-                        Bar(label="before", value=float(losses["before"].mean()) if len(ids) > 1 else None),
-                        Bar(label="after", value=float(losses["after"].mean()) if len(ids) > 1 else None),
-                        _control_bar(control),
-                    ],
-                    caption=f"Mean loss of the text. Control: {len(control)} draws of as many other heads, mean ± sd.",
-                )
-            ],
-            strips=[
-                Strip(
-                    name="kl",
-                    tokens=tokens,
-                    values=divergence.tolist(),
-                    caption="How far the prediction after each token moved: KL divergence from before, in nats.",
-                )
-            ],
+            bars=[Bars(name="nll", unit="nats/token", bars=[*bars, Bar.of_draws("control", control)], caption=caption)],
+            strips=[Strip(name="kl", tokens=tokens, values=moved.tolist(), caption=f"{how_far} from before, in nats.")],
         )
 
 
 def _draw_controls(spec: AblationSpec, subject: StudiedModel) -> list[list[Head]]:
     ablated = set(subject.check_heads(spec.heads))
-    others = [(l, h) for l in range(subject.layers) for h in range(subject.heads) if (l, h) not in ablated]
-    rng = random.Random(f"ablation/{spec.seed}")
+    others, rng = subject.complement(ablated), random.Random(f"ablation/{spec.seed}")
     return [sorted(rng.sample(others, min(len(ablated), len(others)))) for _ in range(spec.controls)] if others else []
 
 
@@ -137,8 +116,7 @@ def _build_edits(spec: AblationSpec, heads: Iterable[Head], tokens: int, z: dict
     if spec.kind == "override":
         keys = spec.keys
         if not keys or any(not -tokens <= key < tokens for key in keys):
-            detail = f"override needs keys among the text's positions 0…{tokens - 1}."
-            raise InvalidOption(detail, field="keys")
+            raise InvalidOption(f"override needs keys among the text's positions 0…{tokens - 1}.", field="keys")
         queries = range(max(key % tokens for key in keys), tokens) if where is None else where
         return [Attend(l, h, query, keys, 1 / len(keys)) for l, h in heads for query in queries]
     if spec.kind in {"mean", "resample"}:
@@ -150,17 +128,7 @@ def _build_edits(spec: AblationSpec, heads: Iterable[Head], tokens: int, z: dict
 def _divergence(before: Tensor, after: Tensor) -> np.ndarray:
     """KL(before ‖ after) at each position, in nats: [T]."""
     p, q = (logits[0].float().log_softmax(-1) for logits in (before, after))
-    divergence: np.ndarray = (
-        functional.kl_div(q, p, log_target=True, reduction="none").sum(-1).clamp(min=0).cpu().numpy()
-    )
-    return divergence
-
-
-def _control_bar(control: list[float]) -> Bar:
-    if not control or np.isnan(control).any():
-        return Bar(label="control", value=None)
-    mean, sd = float(np.mean(control)), float(np.std(control))
-    return Bar(label="control", value=mean, low=mean - sd, high=mean + sd)
+    return np.asarray(functional.kl_div(q, p, log_target=True, reduction="none").sum(-1).clamp(min=0).cpu())
 
 
 def _warnings(losses: dict[str, Tensor], control: list[float]) -> list[str]:
@@ -185,9 +153,8 @@ def _scalars(
         scalars |= {f"nll_{name}": Scalar(value=value, unit="nats/token") for name, value in means.items()}
         scalars["nll_change"] = Scalar(value=means["after"] - means["before"], unit="nats/token")
         if control:
-            scalars["nll_control"] = Scalar(
-                value=float(np.mean(control)), unit="nats/token", note=f"± {np.std(control):.3g}, {len(control)} draws"
-            )
+            note = f"± {np.std(control):.3g}, {len(control)} draws"
+            scalars["nll_control"] = Scalar(value=float(np.mean(control)), unit="nats/token", note=note)
     if spec.correct and spec.wrong:
         right, wrong = (subject.encode(text, "correct", special=False)[0] for text in (spec.correct, spec.wrong))
         for name, of in zip(("before", "after"), logits, strict=True):
@@ -209,15 +176,7 @@ def _continuation_tables(
     for edits in ([], _build_edits(spec, heads, len(ids), z)):
         tokens = list(ids)
         for _ in range(spec.continuation):
-            tokens.append(
-                int(trace(subject.model, subject.tensor([tokens]), edits=edits, keep=1).logits[0, -1].argmax())
-            )
+            logits = trace(subject.model, subject.tensor([tokens]), edits=edits, keep=1).logits
+            tokens.append(int(logits[0, -1].argmax()))
         texts.append(subject.tokenizer.decode(tokens[len(ids) :]))
-    return [
-        Table(
-            name="continuation",
-            columns=["before", "after"],
-            rows=[list(texts)],
-            caption="How the text goes on, greedily.",
-        )
-    ]
+    return [Table.of("continuation", "before, after", [texts], "How the text goes on, greedily.")]

@@ -15,7 +15,7 @@ from fovea.errors import Cancelled, DeadlineExceeded, InvalidOption
 from services.interpretability.causal import circuit_tasks
 from services.interpretability.causal.circuit_search import prune_target, rank_agreement
 from services.interpretability.causal.edge_graph import EdgeGraph
-from services.interpretability.core.experiment import NO_GRAPH, Cost, Experiment, Progress
+from services.interpretability.core.experiment import Cost, Experiment, Progress, probe_card
 from services.interpretability.core.report import (
     Artefact,
     Bar,
@@ -52,33 +52,26 @@ class Acdc(Experiment[AcdcSpec]):
 
     In = AcdcSpec
     route: ClassVar[str] = "circuits/acdc"
-    card: ClassVar[Card] = Card(
-        name="acdc",
-        task="probe",
-        licence="Apache-2.0",
-        summary="Prunes a small model to the edges that a task needs, one run per edge (ACDC).",
-        paper=Paper(
-            title="Towards Automated Circuit Discovery for Mechanistic Interpretability",
-            venue="NeurIPS",
-            year=2023,
-            url="https://arxiv.org/abs/2304.14997",
+    card: ClassVar[Card] = probe_card(
+        "acdc",
+        "Prunes a small model to the edges that a task needs, one run per edge (ACDC).",
+        Paper.on_arxiv(
+            "Towards Automated Circuit Discovery for Mechanistic Interpretability", 2023, "2304.14997", "NeurIPS"
         ),
-        notes=("The result depends on the order of cuts: from the answer down, later nodes first.", NO_GRAPH),
-        example={"lm": "tiny-induction", "seed": 0, "task": "own", "pairs": PAIRS, "threshold": 0.05},
+        "The result depends on the order of cuts: from the answer down, later nodes first.",
+        task="own",
+        pairs=PAIRS,
+        threshold=0.05,
     )
 
     def cost(self, spec: AcdcSpec, subject: StudiedModel) -> Cost:
-        """At most a run per edge, and the scores to compare.
-
-        Raises:
-            InvalidOption: The model has too many edges.
-        """
+        """At most a run per edge, and the scores to compare; `InvalidOption` if the model has too many edges."""
         graph = EdgeGraph(subject.model.config)
         if graph.edges > MAX_EDGES:
             detail = f"{subject.name} has {graph.edges:,} edges; acdc runs it once for each, up to {MAX_EDGES:,}."
             raise InvalidOption(detail, hint="edge-attribution takes a few runs for all edges together.", field="lm")
         batches = circuit_tasks.group_by_length(make_cases(spec, subject))
-        tokens = sum(len(b.cases) * len(b.cases[0].clean) for b in batches)
+        tokens = sum(batch.tokens for batch in batches)
         cells = len(batches) * 4 + len(graph.targets)
         return Cost(2 * len(batches), 2 * tokens, cells, partial=tokens * (4 * spec.steps + 2 * graph.edges))
 
@@ -154,11 +147,9 @@ def _is_read(graph: EdgeGraph, mask: np.ndarray, row: int) -> bool:
 
 def _edge_table(graph: EdgeGraph, circuit: list[tuple[int, int]], scores: np.ndarray) -> Table:
     ranks = {edge: i + 1 for i, edge in enumerate(sorted(graph.edges_of(graph.exists), key=lambda e: -abs(scores[e])))}
-    rows: list[list[Any]] = [
-        [str(graph.sources[c]), str(graph.targets[r]), float(scores[r, c]), ranks[r, c]] for r, c in circuit
-    ]
+    rows = [[str(graph.sources[c]), str(graph.targets[r]), float(scores[r, c]), ranks[r, c]] for r, c in circuit]
     caption = "Edges that are left, with their score by EAP-IG and its rank among all edges."
-    return Table(name="edges", columns=["from", "to", "score", "rank"], rows=rows, caption=caption)
+    return Table.of("edges", "from, to, score, rank", rows, caption)
 
 
 def _left_bars(trail: list[dict[str, Any]]) -> Bars:

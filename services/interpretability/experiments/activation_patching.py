@@ -13,8 +13,8 @@ from pydantic import Field
 
 from fovea.errors import InvalidOption, TooLarge
 from services.interpretability.causal.patching import logit_difference
-from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.report import Axis, HeatMap, Report, Scalar, to_matrix
+from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
+from services.interpretability.core.report import Report, Scalar, heat_map
 from services.interpretability.core.studied_model import StudiedModel
 from shared.lm.taps import Replace, sweep, trace
 from shared.registry import Card, Paper
@@ -48,26 +48,15 @@ class ActivationPatching(Experiment[ActivationPatchingSpec]):
     In = ActivationPatchingSpec
     mode = "sync"
     route: ClassVar[str] = "patch"
-    card: ClassVar[Card] = Card(
-        name="patch",
-        task="probe",
-        licence="Apache-2.0",
-        summary="Exchanges activations between two prompts and shows which of them carry the answer.",
-        paper=Paper(
-            title="Locating and Editing Factual Associations in GPT",
-            venue="NeurIPS",
-            year=2022,
-            url="https://arxiv.org/abs/2202.05262",
-        ),
-        notes=("Effects need not add up to 1.", NO_GRAPH),
-        example={
-            "lm": EXAMPLE_LM,
-            "seed": 0,
-            "clean": "kqzwxm kqzwx",
-            "corrupt": "kqzwxd kqzwx",
-            "correct": "m",
-            "wrong": "d",
-        },
+    card: ClassVar[Card] = probe_card(
+        "patch",
+        "Exchanges activations between two prompts and shows which of them carry the answer.",
+        Paper.on_arxiv("Locating and Editing Factual Associations in GPT", 2022, "2202.05262", "NeurIPS"),
+        "Effects need not add up to 1.",
+        clean="kqzwxm kqzwx",
+        corrupt="kqzwxd kqzwx",
+        correct="m",
+        wrong="d",
     )
 
     def cost(self, spec: ActivationPatchingSpec, subject: StudiedModel) -> Cost:
@@ -76,9 +65,8 @@ class ActivationPatching(Experiment[ActivationPatchingSpec]):
 
     def run(self, spec: ActivationPatchingSpec, subject: StudiedModel, progress: Progress) -> Report:
         clean, corrupt = _encode_pair(spec, subject)
-        answers = subject.tensor(
-            [[subject.encode(text, "correct", special=False)[0] for text in (spec.correct, spec.wrong)]]
-        )
+        first = [subject.encode(text, "correct", special=False)[0] for text in (spec.correct, spec.wrong)]
+        answers = subject.tensor([first])
         names = [f"{spec.site}.{l}" for l in range(subject.layers)]
         corrupt_run = trace(subject.model, subject.tensor([corrupt]), capture=names, keep=1)
         ids = subject.tensor([clean])
@@ -92,12 +80,8 @@ class ActivationPatching(Experiment[ActivationPatchingSpec]):
                 patched[layer, place] = logit_difference(one.logits[:, -1], answers)
         span = high - low
         effect = (patched - low) / span if abs(span) >= 1e-6 else np.full_like(patched, np.nan)
+        tokens = [f"{t} {token.text}" for t, token in enumerate(subject.token_spans(clean))]
         by_head = spec.site in _BY_HEAD
-        ticks = (
-            [str(i) for i in range(places)]
-            if by_head
-            else [f"{t} {k.text}" for t, k in enumerate(subject.token_spans(clean))]
-        )
         return Report(
             title=f"Patching {spec.site}",
             warnings=[] if abs(span) >= 1e-6 else ["Both prompts have one logit difference: effects are undefined."],
@@ -106,14 +90,14 @@ class ActivationPatching(Experiment[ActivationPatchingSpec]):
                 "logit_diff_corrupt": Scalar(value=high, unit="logits", note="Corrupt."),
             },
             grids=[
-                HeatMap(
-                    name="effect",
-                    values=to_matrix(effect),
+                heat_map(
+                    "effect",
+                    effect,
+                    ("layer", range(subject.layers)),
+                    ("head", range(places)) if by_head else ("position", tokens),
+                    "How far the corrupt value at this place moves the answer: 0 not at all, 1 all the way.",
                     scale="diverging",
-                    rows=Axis(label="layer", ticks=[str(l) for l in range(subject.layers)]),
-                    columns=Axis(label="head" if by_head else "position", ticks=ticks),
                     text=spec.clean if by_head else None,
-                    caption="How far the corrupt value at this place moves the answer: 0 not at all, 1 all the way.",
                 )
             ],
         )

@@ -12,8 +12,8 @@ import numpy as np
 from pydantic import Field
 
 from fovea.errors import InvalidOption, TooLarge
-from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.report import Artefact, Axis, HeatMap, Report, Scalar, Table, to_matrix
+from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
+from services.interpretability.core.report import Artefact, Report, Scalar, Table, heat_map
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.rendering.render import ACTIVATIONS
 from shared.lm.activation_names import SITES, UNLAYERED_SITES
@@ -36,8 +36,7 @@ class ActivationsSpec(Spec):
         description="Sites (z.3, final; z is that of all layers) or hook points (blocks.3.attn.hook_z).",
     )
     naming: Naming = Field(
-        "transformerlens",
-        description="Names of the arrays: hook points, module paths (nnsight), or our sites.",
+        "transformerlens", description="Names of the arrays: hook points, module paths (nnsight), or our sites."
     )
 
 
@@ -47,22 +46,20 @@ class Activations(Experiment[ActivationsSpec]):
     In = ActivationsSpec
     mode = "sync"
     route: ClassVar[str] = "activations"
-    card: ClassVar[Card] = Card(
-        name="activations",
-        task="probe",
-        licence="Apache-2.0",
-        summary="Returns named activations of a text as NPZ, under TransformerLens' hook points or module paths.",
-        paper=Paper(
-            title="TransformerLens: hook points", venue="GitHub", year=2022,
+    card: ClassVar[Card] = probe_card(
+        "activations",
+        "Returns named activations of a text as NPZ, under TransformerLens' hook points or module paths.",
+        Paper(
+            title="TransformerLens: hook points",
+            venue="GitHub",
+            year=2022,
             url="https://github.com/TransformerLensOrg/TransformerLens",
         ),
-        notes=(
-            "Values are those of the raw weights: TransformerLens must not fold norms or centre matrices.",
-            "An array keeps the batch axis: one text, [1, tokens, …].",
-            NO_GRAPH,
-        ),
-        example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwx", "names": ["z", "blocks.1.attn.hook_pattern"]},
-    )  # fmt: skip
+        "Values are those of the raw weights: TransformerLens must not fold norms or centre matrices.",
+        "An array keeps the batch axis: one text, [1, tokens, …].",
+        text="kqzwxm kqzwx",
+        names=["z", "blocks.1.attn.hook_pattern"],
+    )
 
     def cost(self, spec: ActivationsSpec, subject: StudiedModel) -> Cost:
         return Cost(1, len(subject.encode(spec.text)))
@@ -83,12 +80,12 @@ class Activations(Experiment[ActivationsSpec]):
             },
             tables=[Table(name="arrays", columns=["name", "site", "shape"], rows=rows, caption="Arrays of the file.")],
             grids=[
-                HeatMap(
-                    name="size",
-                    values=to_matrix(_token_norms(arrays[name], site) for site, name in named.items()),
-                    rows=Axis(label="site", ticks=list(named)),
-                    columns=Axis(label="token", ticks=[span.text for span in subject.token_spans(ids)]),
-                    caption="Root mean square of each activation at each token.",
+                heat_map(
+                    "size",
+                    [_token_norms(arrays[name], site) for site, name in named.items()],
+                    ("site", named),
+                    ("token", [span.text for span in subject.token_spans(ids)]),
+                    "Root mean square of each activation at each token.",
                 )
             ],
             artefacts=[Artefact.of_arrays(ACTIVATIONS, {"ids": np.array([ids]), **arrays})],
@@ -96,11 +93,7 @@ class Activations(Experiment[ActivationsSpec]):
 
 
 def _name_sites(spec: ActivationsSpec, subject: StudiedModel) -> dict[str, str]:
-    """Site → name of its array.
-
-    Raises:
-        InvalidOption: A name is not an activation of this model, or has no name in that naming.
-    """
+    """Site → name of its array; `InvalidOption` if there is no such activation, or it has no name in that naming."""
     config, sites = subject.model.config, []
     for name in spec.names:
         every = name in SITES and name not in UNLAYERED_SITES

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fovea.errors import InvalidOption, TooLarge
 from services.interpretability.attention.pattern_capture import visit_patterns
-from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.report import Axis, HeatMap, Report, Scalar, Strip, TokenSpan, to_matrix
+from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
+from services.interpretability.core.report import HeatMap, Report, Scalar, Strip, TokenSpan, heat_map
 from services.interpretability.core.studied_model import StudiedModel
 from shared.lm.host_transfer import take_rows
 from shared.registry import Card, Paper
@@ -54,23 +54,14 @@ class AttentionPatterns(Experiment[AttentionPatternsSpec]):
     In = AttentionPatternsSpec
     mode = "sync"
     route: ClassVar[str] = "attention"
-    card: ClassVar[Card] = Card(
-        name="attention",
-        task="probe",
-        licence="Apache-2.0",
-        summary="Shows which tokens the heads of a text look at, row by row.",
-        paper=Paper(
-            title="Quantifying Attention Flow in Transformers (rollout)",
-            venue="ACL",
-            year=2020,
-            url="https://arxiv.org/abs/2005.00928",
-        ),
-        notes=(
-            "Rows are computed in blocks next to the fast kernel: a long text with few queries costs a plain forward.",
-            "A wide row is not an explanation; what a head writes is found by attribution and patching.",
-            NO_GRAPH,
-        ),
-        example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwx", "layers": [1, 2]},
+    card: ClassVar[Card] = probe_card(
+        "attention",
+        "Shows which tokens the heads of a text look at, row by row.",
+        Paper.on_arxiv("Quantifying Attention Flow in Transformers (rollout)", 2020, "2005.00928", "ACL"),
+        "Rows are computed in blocks next to the fast kernel: a long text with few queries costs a plain forward.",
+        "A wide row is not an explanation; what a head writes is found by attribution and patching.",
+        text="kqzwxm kqzwx",
+        layers=[1, 2],
     )
 
     def cost(self, spec: AttentionPatternsSpec, subject: StudiedModel) -> Cost:
@@ -78,28 +69,19 @@ class AttentionPatterns(Experiment[AttentionPatternsSpec]):
 
     def run(self, spec: AttentionPatternsSpec, subject: StudiedModel, progress: Progress) -> Report:
         ids = _encode_input(spec, subject)
-        layers = _resolve_indices(spec.layers, subject.layers, "layers")
-        heads = _resolve_indices(spec.heads, subject.heads, "heads")
-        queries = _resolve_indices(spec.queries, len(ids), "queries")
+        layers = resolve_indices(spec.layers, subject.layers, "layers")
+        heads = resolve_indices(spec.heads, subject.heads, "heads")
+        queries = kept = resolve_indices(spec.queries, len(ids), "queries")
         if spec.reduce == "rollout":
-            layers, queries_kept = list(range(subject.layers)), list(range(len(ids)))
-        else:
-            queries_kept = queries
-        _check_size(len(layers), len(heads), len(queries_kept), len(ids))
-        rows = read_rows(subject, ids, layers, heads, queries_kept)
-        tokens = subject.token_spans(ids)
+            layers, kept = list(range(subject.layers)), list(range(len(ids)))
+        _check_size(len(layers), len(heads), len(kept), len(ids))
+        rows, tokens = read_rows(subject, ids, layers, heads, kept), subject.token_spans(ids)
+        caption = "Each token, shaded by the mean attention that it gets from the rows that were asked for."
         return Report(
             title="Attention",
             scalars={"tokens": Scalar(value=len(ids)), "queries": Scalar(value=len(queries))},
             grids=_grids(spec, rows, layers, heads, queries, tokens),
-            strips=[
-                Strip(
-                    name="seen",
-                    tokens=tokens,
-                    values=rows.mean((0, 1, 2)).tolist(),
-                    caption="Each token, shaded by the mean attention that it gets from the rows that were asked for.",
-                )
-            ],
+            strips=[Strip(name="seen", tokens=tokens, values=rows.mean((0, 1, 2)).tolist(), caption=caption)],
         )
 
 
@@ -136,24 +118,19 @@ def _grids(
     queries: list[int],
     tokens: list[TokenSpan],
 ) -> list[HeatMap]:
-    axes = {
-        "rows": Axis(label="query", ticks=[f"{q} {tokens[q].text}" for q in queries]),
-        "columns": Axis(label="key", ticks=[f"{t} {token.text}" for t, token in enumerate(tokens)]),
-    }
+    axes = (
+        ("query", [f"{q} {tokens[q].text}" for q in queries]),
+        ("key", [f"{t} {token.text}" for t, token in enumerate(tokens)]),
+    )
     how = "A row is one query: how its attention is spread over what came before; it adds up to 1."
     if spec.reduce == "rollout":
-        whole = rollout(rows.mean(1))[queries]
-        return [
-            HeatMap(name="rollout", values=to_matrix(whole), **axes, caption=f"Attention through all layers. {how}")
-        ]
+        return [heat_map("rollout", rollout(rows.mean(1))[queries], *axes, f"Attention through all layers. {how}")]
     if spec.reduce != "none":
-        combine = np.mean if spec.reduce == "mean" else np.max
-        return [
-            HeatMap(name=f"layer {layer} {spec.reduce}", values=to_matrix(combine(of, axis=0)), **axes, caption=how)
-            for layer, of in zip(layers, rows, strict=True)
-        ]
+        combined = rows.mean(1) if spec.reduce == "mean" else rows.max(1)
+        names = [f"layer {layer} {spec.reduce}" for layer in layers]
+        return [heat_map(name, of, *axes, how) for name, of in zip(names, combined, strict=True)]
     return [
-        HeatMap(name=f"{layer}-{head}", values=to_matrix(rows[i, j]), **axes, caption=how)
+        heat_map(f"{layer}-{head}", rows[i, j], *axes, how)
         for i, layer in enumerate(layers)
         for j, head in enumerate(heads)
     ]
@@ -162,12 +139,10 @@ def _grids(
 def _encode_input(spec: AttentionPatternsSpec, subject: StudiedModel) -> list[int]:
     given = [name for name in ("text", "ids", "messages") if getattr(spec, name) is not None]
     if len(given) != 1:
-        detail = "Give one of text, ids and messages."
-        raise InvalidOption(detail, field="text")
+        raise InvalidOption("Give one of text, ids and messages.", field="text")
     if spec.ids is not None:
         if not spec.ids or not all(0 <= i < subject.model.config.vocab for i in spec.ids):
-            detail = f"ids must hold tokens 0…{subject.model.config.vocab - 1}."
-            raise InvalidOption(detail, field="ids")
+            raise InvalidOption(f"ids must hold tokens 0…{subject.model.config.vocab - 1}.", field="ids")
         subject.check_window(len(spec.ids), "ids")
         return list(spec.ids)
     if spec.messages is not None:
@@ -176,12 +151,12 @@ def _encode_input(spec: AttentionPatternsSpec, subject: StudiedModel) -> list[in
     return subject.encode(spec.text or "")
 
 
-def _resolve_indices(wanted: list[int] | None, size: int, field: str) -> list[int]:
+def resolve_indices(wanted: list[int] | None, size: int, field: str) -> list[int]:
+    """Return the indices below `size`, ascending; negative ones are from the end, None is all; else InvalidOption."""
     if wanted is None:
         return list(range(size))
     if not wanted or any(not -size <= one < size for one in wanted):
-        detail = f"{field} must name some of 0…{size - 1}."
-        raise InvalidOption(detail, field=field)
+        raise InvalidOption(f"{field} must name some of 0…{size - 1}.", field=field)
     return sorted({one % size for one in wanted})
 
 

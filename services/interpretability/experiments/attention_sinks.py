@@ -16,8 +16,8 @@ from torch import Tensor
 from fovea.errors import InvalidOption
 from services.interpretability.attention.pattern_capture import ColumnMaskedAttention, visit_patterns
 from services.interpretability.causal.losses import token_losses
-from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.report import Bar, Bars, HeatMap, Report, Scalar, Strip, Table, head_axes, to_matrix
+from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
+from services.interpretability.core.report import Bar, Bars, Report, Scalar, Strip, Table, head_map
 from services.interpretability.core.studied_model import StudiedModel
 from shared.registry import Card, Paper
 
@@ -31,11 +31,7 @@ MAX_TABLE_ROWS = 12
 def column_mass(pattern: Any) -> Any:
     """Compute m_j = Σ_i P[i,j] / (T − j): the mean attention that a token gets from the queries that can see it.
 
-    Args:
-        pattern: Causal softmax rows [..., T, S], numpy or torch; with S > T the first S − T keys are cached ones.
-
-    Returns:
-        float64 [..., S].
+    Causal rows are [...,T,S], numpy or torch; with S > T the first S − T keys are cached ones. Returns float64 [...,S].
     """
     rows = torch.as_tensor(pattern).double()
     T, S = rows.shape[-2:]
@@ -45,13 +41,7 @@ def column_mass(pattern: Any) -> Any:
 
 
 def sinks(pattern: Any, threshold: float = 0.1, tail: int = 0) -> list[list[int]]:
-    """Return, per head, the ascending positions whose mass exceeds `threshold`; the last `tail` columns are left out.
-
-    Args:
-        pattern: One layer's rows [H,T,T].
-        threshold: Of the column's mean.
-        tail: Last columns that have too few queries to count.
-    """
+    """Return, per head of rows [H,T,T], the positions whose mass exceeds the threshold, less the `tail` last."""
     return [_positions_above(mass, threshold, tail) for mass in np.asarray(column_mass(np.asarray(pattern)))]
 
 
@@ -77,28 +67,19 @@ class AttentionSinks(Experiment[SinksSpec]):
     In = SinksSpec
     mode = "sync"
     route: ClassVar[str] = "sinks"
-    card: ClassVar[Card] = Card(
-        name="attention-sinks",
-        task="probe",
-        licence="Apache-2.0",
-        summary="Shows the positions of a text that attention heads look at from everywhere.",
-        paper=Paper(
-            title="Unveiling and Harnessing Hidden Attention Sinks: Enhancing Large Language Models without Training "
+    card: ClassVar[Card] = probe_card(
+        "attention-sinks",
+        "Shows the positions of a text that attention heads look at from everywhere.",
+        Paper.on_arxiv(
+            "Unveiling and Harnessing Hidden Attention Sinks: Enhancing Large Language Models without Training "
             "through Attention Calibration",
-            venue="ICML",
-            year=2024,
-            url="https://arxiv.org/abs/2406.15765",
+            2024,
+            "2406.15765",
+            "ICML",
         ),
-        notes=(
-            "The measuring tool only; calibration itself is a method of llm-longctx.",
-            "Removing a sink is a what-if: the row is renormalised without it. It is not the paper's tuned procedure.",
-            NO_GRAPH,
-        ),
-        example={
-            "lm": EXAMPLE_LM,
-            "seed": 0,
-            "text": "The heron waits. The heron waits in the reeds, and the reeds wait for the wind.",
-        },
+        "The measuring tool only; calibration itself is a method of llm-longctx.",
+        "Removing a sink is a what-if: the row is renormalised without it. It is not the paper's tuned procedure.",
+        text="The heron waits. The heron waits in the reeds, and the reeds wait for the wind.",
     )
 
     def cost(self, spec: SinksSpec, subject: StudiedModel) -> Cost:
@@ -138,8 +119,7 @@ def _encode_text(spec: SinksSpec, subject: StudiedModel) -> list[int]:
 def _measure_removal(spec: SinksSpec, subject: StudiedModel, ids: list[int]) -> dict[str, Scalar]:
     if spec.remove is None:
         return {}
-    everyone = [[l, h] for l in range(subject.layers) for h in range(subject.heads)]
-    heads = subject.check_heads(spec.heads or everyone)
+    heads = subject.check_heads(spec.heads or subject.complement([]))
     row = subject.tensor([ids])
     before = float(token_losses(subject.model, row).mean())
     without = ColumnMaskedAttention([spec.remove], heads, subject.model.config.windows)
@@ -160,7 +140,16 @@ def _report(
     everyone, tokens = subject.layers * subject.heads, subject.token_spans(ids)
     first = sum(0 in head for layer in sinks_of for head in layer)
     later = sum(any(head) for layer in sinks_of for head in layer)
-    axes = head_axes(subject.layers, subject.heads)
+    numbers = [[len(head) for head in layer] for layer in sinks_of]
+    maps = {
+        "sinks": (numbers, f"Sinks per head: positions with mean attention above {spec.threshold:g}."),
+        "first_token_mass": (mass[:, :, 0], "Mean attention that each head gives to the first token."),
+    }
+    by_layer = "Attention to the first token per layer: mean of its heads, and their range."
+    bars = [
+        Bar(label=str(l), value=float(m.mean()), low=float(m.min()), high=float(m.max()))
+        for l, m in enumerate(mass[:, :, 0])
+    ]
     return Report(
         title="Attention sinks",
         scalars={
@@ -171,33 +160,8 @@ def _report(
             **removed,
         },
         tables=_tables(counts, [token.text for token in tokens]),
-        grids=[
-            HeatMap(
-                name="sinks",
-                values=to_matrix([[len(head) for head in layer] for layer in sinks_of]),
-                **axes,
-                text=spec.text,
-                caption=f"Sinks per head: positions with mean attention above {spec.threshold:g}.",
-            ),
-            HeatMap(
-                name="first_token_mass",
-                values=to_matrix(mass[:, :, 0]),
-                **axes,
-                text=spec.text,
-                caption="Mean attention that each head gives to the first token.",
-            ),
-        ],
-        bars=[
-            Bars(
-                name="first_token_mass_by_layer",
-                unit="mean attention",
-                bars=[
-                    Bar(label=str(l), value=float(m.mean()), low=float(m.min()), high=float(m.max()))
-                    for l, m in enumerate(mass[:, :, 0])
-                ],
-                caption="Attention to the first token per layer: mean of its heads, and their range.",
-            )
-        ],
+        grids=[head_map(name, values, caption, text=spec.text) for name, (values, caption) in maps.items()],
+        bars=[Bars(name="first_token_mass_by_layer", unit="mean attention", bars=bars, caption=by_layer)],
         strips=[
             Strip(
                 name="heads_sinking",
@@ -210,20 +174,15 @@ def _report(
 
 
 def _tables(counts: Counter[int], texts: list[str]) -> list[Table]:
+    kinds: Counter[str] = Counter()
+    for j, n in counts.items():
+        kinds[_token_kind(texts[j], j)] += n
     positions = [[j, texts[j], _token_kind(texts[j], j), n] for j, n in counts.most_common(MAX_TABLE_ROWS)]
+    by_number = "Positions by the number of heads that sink into them."
+    in_other_texts = "The same kind of token sinks in other texts, too; compare before you name a position."
     return [
-        Table(
-            name="positions",
-            columns=["position", "token", "kind", "heads"],
-            rows=positions,
-            caption="Positions by the number of heads that sink into them.",
-        ),
-        Table(
-            name="by_kind",
-            columns=["kind", "sinks"],
-            rows=[list(row) for row in _count_kinds(counts, texts)],
-            caption="The same kind of token sinks in other texts, too; compare before you name a position.",
-        ),
+        Table.of("positions", "position, token, kind, heads", positions, by_number),
+        Table.of("by_kind", "kind, sinks", kinds.most_common(), in_other_texts),
     ]
 
 
@@ -236,10 +195,3 @@ def _token_kind(text: str, position: int) -> str:
     if bare in {"the", "a", "an"}:
         return "article"
     return "word" if any(letter.isalnum() for letter in bare) else "punctuation" if bare else "space"
-
-
-def _count_kinds(counts: Counter[int], texts: list[str]) -> list[tuple[str, int]]:
-    kinds: Counter[str] = Counter()
-    for j, n in counts.items():
-        kinds[_token_kind(texts[j], j)] += n
-    return kinds.most_common()

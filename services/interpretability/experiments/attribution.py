@@ -6,7 +6,7 @@ studied by circuits.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -14,18 +14,8 @@ from fovea.errors import InvalidOption
 from services.interpretability.attention.head_scores import top_heads
 from services.interpretability.causal.activation_cache import run_with_cache
 from services.interpretability.causal.patching import attribute_logits
-from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.report import (
-    Bar,
-    Bars,
-    HeatMap,
-    Report,
-    Scalar,
-    Table,
-    head_axes,
-    head_name,
-    to_matrix,
-)
+from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
+from services.interpretability.core.report import Bar, Bars, Report, Scalar, Table, head_map, head_name
 from services.interpretability.core.studied_model import StudiedModel
 from shared.registry import Card, Paper
 
@@ -44,19 +34,19 @@ class LogitAttribution(Experiment[AttributionSpec]):
     In = AttributionSpec
     mode = "sync"
     route: ClassVar[str] = "attribution"
-    card: ClassVar[Card] = Card(
-        name="logit-attribution",
-        task="probe",
-        licence="Apache-2.0",
-        summary="Splits the difference between two answers into what each head and MLP writes towards it.",
-        paper=Paper(
-            title="Interpretability in the Wild: a Circuit for Indirect Object Identification in GPT-2 small",
-            venue="ICLR",
-            year=2023,
-            url="https://arxiv.org/abs/2211.00593",
+    card: ClassVar[Card] = probe_card(
+        "logit-attribution",
+        "Splits the difference between two answers into what each head and MLP writes towards it.",
+        Paper.on_arxiv(
+            "Interpretability in the Wild: a Circuit for Indirect Object Identification in GPT-2 small",
+            2023,
+            "2211.00593",
+            "ICLR",
         ),
-        notes=("Direct effects only: what a head does through other heads is found by patching.", NO_GRAPH),
-        example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwx", "correct": "m", "wrong": "d"},
+        "Direct effects only: what a head does through other heads is found by patching.",
+        text="kqzwxm kqzwx",
+        correct="m",
+        wrong="d",
     )
 
     def cost(self, spec: AttributionSpec, subject: StudiedModel) -> Cost:
@@ -64,10 +54,11 @@ class LogitAttribution(Experiment[AttributionSpec]):
 
     def run(self, spec: AttributionSpec, subject: StudiedModel, progress: Progress) -> Report:
         answers = [_first_token(subject, spec.correct, "correct"), _first_token(subject, spec.wrong, "wrong")]
-        parts = attribute_logits(
-            run_with_cache(subject.model, subject.tensor([subject.encode(spec.text)])), subject.tensor([answers])
-        )
-        axes: Any = head_axes(subject.layers, subject.heads)
+        run = run_with_cache(subject.model, subject.tensor([subject.encode(spec.text)]))
+        parts = attribute_logits(run, subject.tensor([answers]))
+        strongest = [[head_name(head), float(parts.heads[head])] for head in top_heads(parts.heads, 1.0)[:20]]
+        mlps = [Bar(label=str(layer), value=float(value)) for layer, value in enumerate(parts.mlps)]
+        directly = "Direct contribution of each"
         return Report(
             title="Logit attribution",
             scalars={
@@ -79,39 +70,23 @@ class LogitAttribution(Experiment[AttributionSpec]):
                 "embedding": Scalar(value=parts.embedding, unit="logits"),
                 "biases": Scalar(value=parts.biases, unit="logits"),
             },
-            tables=[
-                Table(
-                    name="heads",
-                    columns=["head", "logits"],
-                    rows=[[head_name(h), float(parts.heads[h])] for h in top_heads(parts.heads, 1.0)[:20]],
-                    caption="Heads that write most, either way.",
-                )
-            ],
+            tables=[Table.of("heads", "head, logits", strongest, "Heads that write most, either way.")],
             grids=[
-                HeatMap(
-                    name="attribution",
-                    values=to_matrix(parts.heads),
-                    **axes,
+                head_map(
+                    "attribution",
+                    parts.heads,
+                    f"{directly} head to the first answer (above 0) or the second (below).",
                     scale="diverging",
                     unit="logits",
                     text=spec.text,
-                    caption="Direct contribution of each head to the first answer (above 0) or the second (below).",
                 )
             ],
-            bars=[
-                Bars(
-                    name="mlps",
-                    unit="logits",
-                    bars=[Bar(label=str(l), value=float(v)) for l, v in enumerate(parts.mlps)],
-                    caption="Direct contribution of each layer's MLP to the first answer.",
-                )
-            ],
+            bars=[Bars(name="mlps", unit="logits", bars=mlps, caption=f"{directly} layer's MLP to the first answer.")],
         )
 
 
 def _first_token(subject: StudiedModel, text: str, field: str) -> int:
     ids = subject.tokenizer.encode(text, special=False)
     if not ids:
-        detail = f"{field} holds no token."
-        raise InvalidOption(detail, field=field)
+        raise InvalidOption(f"{field} holds no token.", field=field)
     return ids[0]

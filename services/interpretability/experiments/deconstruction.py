@@ -13,15 +13,15 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from fovea.errors import InvalidOption, TooLarge
+from fovea.errors import InvalidOption
 from services.interpretability.attention.pattern_capture import visit_patterns
 from services.interpretability.causal.losses import token_losses
 from services.interpretability.causal.simplified_attention import Relaxation, SimplifiedAttention
-from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.report import Axis, Bar, Bars, HeatMap, Report, Scalar, head_axes, to_matrix
+from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
+from services.interpretability.core.report import Bar, Bars, Report, Scalar, head_map, heat_map
 from services.interpretability.core.studied_model import StudiedModel
-from services.interpretability.experiments.indicators import indicators
-from shared.registry import Card, Paper
+from services.interpretability.experiments.indicators import PAPER, indicators
+from shared.registry import Card
 
 __all__ = ["Deconstruction", "DeconstructionSpec", "indicators"]
 
@@ -57,19 +57,13 @@ class Deconstruction(Experiment[DeconstructionSpec]):
 
     In = DeconstructionSpec
     route: ClassVar[str] = "deconstruction"
-    card: ClassVar[Card] = Card(
-        name="deconstruction",
-        task="probe",
-        licence="Apache-2.0",
-        summary="Replaces attention by simpler mixing, a layer or head at a time, and shows what that costs.",
-        paper=Paper(
-            title="Deconstructing Attention: Investigating Design Principles for Effective Language Modeling",
-            venue="arXiv:2510.11602",
-            year=2025,
-            url="https://arxiv.org/abs/2510.11602",
-        ),
-        notes=("Without retraining this measures dependence, not trainability.", NO_GRAPH),
-        example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwxm kqzwxm", "kinds": ["uniform", "identity", "relu"]},
+    card: ClassVar[Card] = probe_card(
+        "deconstruction",
+        "Replaces attention by simpler mixing, a layer or head at a time, and shows what that costs.",
+        PAPER,
+        "Without retraining this measures dependence, not trainability.",
+        text="kqzwxm kqzwxm kqzwxm",
+        kinds=["uniform", "identity", "relu"],
     )
 
     def cost(self, spec: DeconstructionSpec, subject: StudiedModel) -> Cost:
@@ -89,9 +83,8 @@ class Deconstruction(Experiment[DeconstructionSpec]):
             return {"ids": ids, "kind": item[0], "heads": item[2], "corpus": corpus, "back": spec.back}
 
         def loss(item: tuple[Relaxation, str, list[Head]]) -> float:
-            attend = SimplifiedAttention(
-                item[0], item[2], fixed=fixed, back=spec.back, windows=subject.model.config.windows
-            )
+            windows = subject.model.config.windows
+            attend = SimplifiedAttention(item[0], item[2], fixed=fixed, back=spec.back, windows=windows)
             return float(token_losses(subject.model, row, attend=attend).mean())
 
         changes: dict[str, list[float]] = {}
@@ -102,50 +95,21 @@ class Deconstruction(Experiment[DeconstructionSpec]):
 
 def _report(spec: DeconstructionSpec, subject: StudiedModel, base: float, changes: dict[str, list[float]]) -> Report:
     how_much = "How much the loss grows, in nats per token, when attention here is"
-    axes: Any = head_axes(subject.layers, subject.heads)
     size = subject.layers * (subject.heads if spec.each == "head" else 1)
     padded = {kind: [*values, *[np.nan] * (size - len(values))] for kind, values in changes.items()}
+    more: dict[str, Any] = {"scale": "diverging", "unit": "nats/token"}
+    grids, bars = [], []
     if spec.each == "head":
-        shape = (subject.layers, subject.heads)
-        grids = [
-            HeatMap(
-                name=kind,
-                values=to_matrix(np.reshape(values, shape)),
-                **axes,
-                scale="diverging",
-                unit="nats/token",
-                text=spec.text,
-                caption=f"{how_much} {kind}.",
-            )
-            for kind, values in padded.items()
-        ]
-        bars = []
-    else:
-        columns = Axis(label="layer", ticks=[str(l) for l in range(subject.layers)])
-        grids = (
-            [
-                HeatMap(
-                    name="layers",
-                    values=to_matrix(padded.values()),
-                    rows=Axis(label="relaxation", ticks=list(padded)),
-                    columns=columns,
-                    scale="diverging",
-                    unit="nats/token",
-                    caption=f"{how_much} relaxed.",
-                )
-            ]
-            if padded
-            else []
-        )
-        bars = [
-            Bars(
-                name=kind,
-                unit="nats/token",
-                bars=[Bar(label=str(l), value=v) for l, v in enumerate(values)],
-                caption=f"{how_much} {kind}, one layer at a time.",
-            )
-            for kind, values in padded.items()
-        ]
+        for kind, values in padded.items():
+            table = np.reshape(values, (subject.layers, subject.heads))
+            grids.append(head_map(kind, table, f"{how_much} {kind}.", text=spec.text, **more))
+    elif padded:
+        axes = ("relaxation", padded), ("layer", range(subject.layers))
+        grids = [heat_map("layers", padded.values(), *axes, f"{how_much} relaxed.", **more)]
+        for kind, values in padded.items():
+            caption = f"{how_much} {kind}, one layer at a time."
+            of_layers = [Bar(label=str(l), value=v) for l, v in enumerate(values)]
+            bars.append(Bars(name=kind, unit="nats/token", bars=of_layers, caption=caption))
     return Report(
         title="Deconstruction",
         grids=grids,
@@ -163,10 +127,9 @@ def _list_parts(spec: DeconstructionSpec, subject: StudiedModel) -> list[tuple[s
 
 
 def _encode_text(spec: DeconstructionSpec, subject: StudiedModel) -> list[int]:
-    ids = subject.encode(spec.text)
-    if not 2 <= len(ids) <= MAX_TOKENS:
-        detail = f"text has {len(ids)} tokens; 2 to {MAX_TOKENS} are taken."
-        raise TooLarge(detail, hint="Send the passage that matters.", field="text")
+    ids = subject.encode(spec.text, most=MAX_TOKENS)
+    if len(ids) < 2:
+        raise InvalidOption("text has one token; two are the least.", field="text")
     return ids
 
 

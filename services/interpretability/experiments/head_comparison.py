@@ -6,17 +6,15 @@ compared by relative depth, so the models may differ in size. Knows tokens; know
 
 from __future__ import annotations
 
-import random
 from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from services.interpretability.attention.head_scores import head_patterns, top_heads
-from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.core.experiment import EXAMPLE_LM, Cost, Experiment, Progress, Spec, probe_card
 from services.interpretability.core.report import (
     Artefact,
-    Axis,
     Bar,
     Bars,
     HeatMap,
@@ -24,12 +22,13 @@ from services.interpretability.core.report import (
     Scalar,
     Table,
     canonical_json,
-    head_axes,
+    head_map,
     head_name,
-    to_matrix,
+    heat_map,
 )
 from services.interpretability.core.studied_model import StudiedModel
-from shared.registry import Card, Paper
+from services.interpretability.experiments.head_patterns import PAPER, draw_half
+from shared.registry import Card
 
 KINDS = {"previous": "the token before", "duplicate": "the same token before", "induction": "what followed it"}
 MIN_SCORE = 0.3
@@ -52,19 +51,13 @@ class HeadComparison(Experiment[HeadComparisonSpec]):
     In = HeadComparisonSpec
     mode = "sync"
     route: ClassVar[str] = "heads/compare"
-    card: ClassVar[Card] = Card(
-        name="head-comparison",
-        task="probe",
-        licence="Apache-2.0",
-        summary="Compares the heads of two models: how many of each kind there are, how strong, and how deep.",
-        paper=Paper(
-            title="In-context Learning and Induction Heads",
-            venue="Transformer Circuits Thread",
-            year=2022,
-            url="https://arxiv.org/abs/2209.11895",
-        ),
-        notes=("Models have random tokens of their own: a score says what a head does, not on what.", NO_GRAPH),
-        example={"lm": EXAMPLE_LM, "seed": 0, "other": EXAMPLE_LM, "half": 24},
+    card: ClassVar[Card] = probe_card(
+        "head-comparison",
+        "Compares the heads of two models: how many of each kind there are, how strong, and how deep.",
+        PAPER,
+        "Models have random tokens of their own: a score says what a head does, not on what.",
+        other=EXAMPLE_LM,
+        half=24,
     )
 
     def cost(self, spec: HeadComparisonSpec, subject: StudiedModel) -> Cost:
@@ -77,28 +70,28 @@ class HeadComparison(Experiment[HeadComparisonSpec]):
         scalars = {f"{side}_heads": Scalar(value=m.layers * m.heads, note=m.name) for side, m in models.items()}
         if len({table["induction"].shape for table in scores.values()}) == 1:
             for kind in KINDS:
-                scalars[f"same_place_{kind}"] = Scalar(
-                    value=_correlate(scores["first"][kind], scores["second"][kind]),
-                    note="Rank correlation of heads of equal layer and number.",
-                )
-        tables = [_count_table(models, scores), _strongest_table(models, scores)]
-        grids = [_map(side, models[side], kind, scores[side][kind]) for kind in KINDS for side in models]
-        bars = [_depth_bars(kind, {side: scores[side][kind] for side in models}) for kind in KINDS]
-        title = f"Heads of {subject.name} and {models['second'].name}"
+                value = _correlate(scores["first"][kind], scores["second"][kind])
+                note = "Rank correlation of heads of equal layer and number."
+                scalars[f"same_place_{kind}"] = Scalar(value=value, note=note)
+        captions = {kind: f"mean attention to {what}." for kind, what in KINDS.items()}
+        grids = [
+            head_map(f"{side} {kind}", scores[side][kind], f"{models[side].name}: {caption}", unit="mean attention")
+            for kind, caption in captions.items()
+            for side in models
+        ]
         return Report(
-            title=title,
+            title=f"Heads of {subject.name} and {models['second'].name}",
             scalars=scalars,
-            tables=tables,
+            tables=[_count_table(models, scores), _strongest_table(models, scores)],
             grids=[_depth_map(scores), *grids],
-            bars=bars,
+            bars=[_depth_bars(kind, {side: scores[side][kind] for side in models}) for kind in KINDS],
             artefacts=[_identify(models)],
         )
 
 
 def _score(subject: StudiedModel, spec: HeadComparisonSpec) -> dict[str, np.ndarray]:
     subject.check_window(2 * spec.half, "half")
-    rng = random.Random(f"patterns/{spec.seed}")
-    return head_patterns(subject.model, [rng.randrange(subject.model.config.vocab) for _ in range(spec.half)])
+    return head_patterns(subject.model, draw_half(subject, spec.half, spec.seed))
 
 
 def _correlate(one: np.ndarray, other: np.ndarray) -> float:
@@ -117,12 +110,12 @@ def _by_depth(table: np.ndarray) -> list[float]:
 
 def _depth_map(scores: dict[str, dict[str, np.ndarray]]) -> HeatMap:
     rows = {f"{side} {kind}": _by_depth(tables[kind]) for kind in KINDS for side, tables in scores.items()}
-    return HeatMap(
-        name="depth",
-        values=to_matrix(rows.values()),
-        rows=Axis(label="model, kind", ticks=list(rows)),
-        columns=Axis(label="relative depth, %", ticks=[str(100 * i // DEPTHS) for i in range(DEPTHS)]),
-        caption="The strongest head of each tenth of the layers: where each kind lives, whatever the models' sizes.",
+    return heat_map(
+        "depth",
+        rows.values(),
+        ("model, kind", rows),
+        ("relative depth, %", [100 * i // DEPTHS for i in range(DEPTHS)]),
+        "The strongest head of each tenth of the layers: where each kind lives, whatever the models' sizes.",
         unit="mean attention",
     )
 
@@ -134,9 +127,8 @@ def _count_table(models: dict[str, StudiedModel], scores: dict[str, dict[str, np
             table = scores[side][kind]
             count = int((table >= MIN_SCORE).sum())
             rows.append([kind, model.name, count, count / table.size, float(table.max()), float(np.median(table))])
-    columns = ["kind", "model", "heads", "share", "strongest", "median"]
     caption = f"Heads that give at least {MIN_SCORE} of their attention to {', '.join(KINDS.values())}."
-    return Table(name="counts", columns=columns, rows=rows, caption=caption)
+    return Table.of("counts", "kind, model, heads, share, strongest, median", rows, caption)
 
 
 def _strongest_table(models: dict[str, StudiedModel], scores: dict[str, dict[str, np.ndarray]], most: int = 5) -> Table:
@@ -146,20 +138,14 @@ def _strongest_table(models: dict[str, StudiedModel], scores: dict[str, dict[str
         for rank, (first, second) in enumerate(zip(*pairs, strict=False), 1):
             found = [scores["first"][kind][first], scores["second"][kind][second]]
             rows.append([kind, rank, head_name(first), float(found[0]), head_name(second), float(found[1])])
-    columns = ["kind", "rank", "first", "score", "second", "its score"]
-    return Table(name="strongest", columns=columns, rows=rows, caption="The strongest heads of each kind, by rank.")
+    columns = "kind, rank, first, score, second, its score"
+    return Table.of("strongest", columns, rows, "The strongest heads of each kind, by rank.")
 
 
 def _identify(models: dict[str, StudiedModel]) -> Artefact:
     """The compared models: a manifest names one model only."""
     facts = {side: {"model": model.name, "weights_sha256": model.weights_sha256} for side, model in models.items()}
     return Artefact.of("models.json", canonical_json(facts))
-
-
-def _map(side: str, model: StudiedModel, kind: str, table: np.ndarray) -> HeatMap:
-    axes: Any = head_axes(model.layers, model.heads)
-    caption = f"{model.name}: mean attention to {KINDS[kind]}."
-    return HeatMap(name=f"{side} {kind}", values=to_matrix(table), **axes, unit="mean attention", caption=caption)
 
 
 def _depth_bars(kind: str, tables: dict[str, np.ndarray]) -> Bars:

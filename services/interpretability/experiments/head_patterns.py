@@ -7,17 +7,20 @@ Transformer Circuits", 2021). Knows tokens; knows no text.
 from __future__ import annotations
 
 import random
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 from pydantic import Field
 
 from fovea.errors import InvalidOption
 from services.interpretability.attention.head_scores import head_patterns, top_heads
-from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.report import HeatMap, Report, Scalar, Table, head_axes, head_name, to_matrix
+from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
+from services.interpretability.core.report import Report, Scalar, Table, head_map, head_name
 from services.interpretability.core.studied_model import StudiedModel
 from shared.registry import Card, Paper
+
+PAPER = Paper.on_arxiv(
+    "In-context Learning and Induction Heads", 2022, "2209.11895", venue="Transformer Circuits Thread"
+)
 
 _CAPTIONS = {
     "previous": "Mean attention to the token before.",
@@ -41,19 +44,12 @@ class HeadPatterns(Experiment[HeadPatternsSpec]):
     In = HeadPatternsSpec
     mode = "sync"
     route: ClassVar[str] = "heads/patterns"
-    card: ClassVar[Card] = Card(
-        name="head-patterns",
-        task="probe",
-        licence="Apache-2.0",
-        summary="Finds previous-token, duplicate-token and induction heads on a sequence that comes twice.",
-        paper=Paper(
-            title="In-context Learning and Induction Heads",
-            venue="Transformer Circuits Thread",
-            year=2022,
-            url="https://arxiv.org/abs/2209.11895",
-        ),
-        notes=("Random tokens are no language: a head may behave otherwise on text.", NO_GRAPH),
-        example={"lm": EXAMPLE_LM, "seed": 0, "half": 24},
+    card: ClassVar[Card] = probe_card(
+        "head-patterns",
+        "Finds previous-token, duplicate-token and induction heads on a sequence that comes twice.",
+        PAPER,
+        "Random tokens are no language: a head may behave otherwise on text.",
+        half=24,
     )
 
     def cost(self, spec: HeadPatternsSpec, subject: StudiedModel) -> Cost:
@@ -62,47 +58,34 @@ class HeadPatterns(Experiment[HeadPatternsSpec]):
     def run(self, spec: HeadPatternsSpec, subject: StudiedModel, progress: Progress) -> Report:
         half = _make_half(spec, subject)
         scores = head_patterns(subject.model, half)
-        axes: Any = head_axes(subject.layers, subject.heads)
         text = subject.tokenizer.decode(half * 2) if spec.text else None
+        units = {"entropy": "nats"}
+        strongest = [
+            [kind, head_name(head), float(scores[kind][head])]
+            for kind in ("previous", "duplicate", "induction", "first")
+            for head in top_heads(scores[kind], 1.0)[:5]
+        ]
         return Report(
             title="Head patterns",
             scalars={"tokens": Scalar(value=2 * len(half))},
             grids=[
-                HeatMap(
-                    name=name,
-                    values=to_matrix(table),
-                    **axes,
-                    text=text,
-                    caption=_CAPTIONS[name],
-                    unit="nats" if name == "entropy" else "mean attention",
-                )
+                head_map(name, table, _CAPTIONS[name], text=text, unit=units.get(name, "mean attention"))
                 for name, table in scores.items()
             ],
-            tables=[_strongest_table(scores)],
+            tables=[Table.of("strongest", "kind, head, score", strongest, "The heads that do each most.")],
         )
 
 
-def _strongest_table(scores: dict[str, np.ndarray], rows: int = 5) -> Table:
-    kinds = ("previous", "duplicate", "induction", "first")
-    return Table(
-        name="strongest",
-        columns=["kind", "head", "score"],
-        rows=[
-            [kind, head_name(head), float(scores[kind][head])]
-            for kind in kinds
-            for head in top_heads(scores[kind], 1.0)[:rows]
-        ],
-        caption="The heads that do each most.",
-    )
+def draw_half(subject: StudiedModel, tokens: int, seed: int) -> list[int]:
+    """Draw the random tokens that come twice."""
+    rng = random.Random(f"patterns/{seed}")
+    return [rng.randrange(subject.model.config.vocab) for _ in range(tokens)]
 
 
 def _make_half(spec: HeadPatternsSpec, subject: StudiedModel) -> list[int]:
-    if spec.text is not None:
-        half = subject.encode(spec.text, special=False)
-    else:
-        rng = random.Random(f"patterns/{spec.seed}")
-        half = [rng.randrange(subject.model.config.vocab) for _ in range(spec.half)]
-    subject.check_window(2 * len(half), "half" if spec.text is None else "text")
+    is_text = spec.text is not None
+    half = subject.encode(spec.text or "", special=False) if is_text else draw_half(subject, spec.half, spec.seed)
+    subject.check_window(2 * len(half), "text" if is_text else "half")
     if len(half) < 2:
         detail = "text has one token; two are needed to tell the token before from the same one."
         raise InvalidOption(detail, field="text")

@@ -12,12 +12,16 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from fovea.errors import InvalidOption, TooLarge
 from services.interpretability.attention.pattern_capture import visit_patterns
-from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
-from services.interpretability.core.report import Axis, Bar, Bars, HeatMap, Report, Scalar, to_matrix
+from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
+from services.interpretability.core.report import Bar, Bars, Report, Scalar, heat_map
 from services.interpretability.core.studied_model import StudiedModel
+from services.interpretability.experiments.attention import resolve_indices
 from shared.registry import Card, Paper
+
+PAPER = Paper.on_arxiv(
+    "Deconstructing Attention: Investigating Design Principles for Effective Language Modeling", 2025, "2510.11602"
+)
 
 MAX_TOKENS = 1024
 """Tokens: diversity compares all heads of a layer cell by cell."""
@@ -89,48 +93,33 @@ class Indicators(Experiment[IndicatorsSpec]):
     In = IndicatorsSpec
     mode = "sync"
     route: ClassVar[str] = "indicators"
-    card: ClassVar[Card] = Card(
-        name="indicators",
-        task="probe",
-        licence="Apache-2.0",
-        summary="Measures how spread, concentrated, local and diverse the attention of each head is.",
-        paper=Paper(
-            title="Deconstructing Attention: Investigating Design Principles for Effective Language Modeling",
-            venue="arXiv:2510.11602",
-            year=2025,
-            url="https://arxiv.org/abs/2510.11602",
-        ),
-        notes=("Sums over a whole map grow with the text: compare texts of equal length.", NO_GRAPH),
-        example={"lm": EXAMPLE_LM, "seed": 0, "text": "kqzwxm kqzwxm kqzwx"},
+    card: ClassVar[Card] = probe_card(
+        "indicators",
+        "Measures how spread, concentrated, local and diverse the attention of each head is.",
+        PAPER,
+        "Sums over a whole map grow with the text: compare texts of equal length.",
+        text="kqzwxm kqzwxm kqzwx",
     )
 
     def cost(self, spec: IndicatorsSpec, subject: StudiedModel) -> Cost:
-        return Cost(1, len(_encode_text(spec, subject)))
+        return Cost(1, len(subject.encode(spec.text, most=MAX_TOKENS)))
 
     def run(self, spec: IndicatorsSpec, subject: StudiedModel, progress: Progress) -> Report:
-        ids, layers = _encode_text(spec, subject), _resolve_layers(spec, subject)
+        ids = subject.encode(spec.text, most=MAX_TOKENS)
+        layers = resolve_indices(spec.layers, subject.layers, "layers")
         tables = _per_layer(subject, ids, layers)
         by_layer = [table.by_name() for table in tables]
-        by_name = {name: [heads[name] for heads in by_layer] for name in INDICATOR_NAMES}
-        diversity = [Bar(label=str(layer), value=table.diversity) for layer, table in zip(layers, tables, strict=True)]
-        axes: dict[str, Any] = {
-            "rows": Axis(label="layer", ticks=[str(l) for l in layers]),
-            "columns": Axis(label="head", ticks=[str(h) for h in range(subject.heads)]),
-        }
+        bars = [Bar(label=str(layer), value=table.diversity) for layer, table in zip(layers, tables, strict=True)]
+        axes = ("layer", layers), ("head", range(subject.heads))
+        caption = "How much the heads of a layer differ: deviation over heads, mean over visible cells."
         return Report(
             title="Indicators",
             scalars={"tokens": Scalar(value=len(ids))},
             grids=[
-                HeatMap(name=name, values=to_matrix(values), **axes, text=spec.text, caption=_CAPTIONS[name])
-                for name, values in by_name.items()
+                heat_map(name, [heads[name] for heads in by_layer], *axes, _CAPTIONS[name], text=spec.text)
+                for name in INDICATOR_NAMES
             ],
-            bars=[
-                Bars(
-                    name="diversity",
-                    bars=diversity,
-                    caption="How much the heads of a layer differ: deviation over heads, mean over visible cells.",
-                )
-            ],
+            bars=[Bars(name="diversity", bars=bars, caption=caption)],
         )
 
 
@@ -148,19 +137,3 @@ def _per_layer(subject: StudiedModel, ids: list[int], layers: list[int]) -> list
 
     visit_patterns(subject.model, subject.tensor([ids]), visit, layers=layers)
     return [tables[layer] for layer in layers]
-
-
-def _encode_text(spec: IndicatorsSpec, subject: StudiedModel) -> list[int]:
-    ids = subject.encode(spec.text)
-    if len(ids) > MAX_TOKENS:
-        detail = f"text has {len(ids)} tokens; indicators take at most {MAX_TOKENS}."
-        raise TooLarge(detail, hint="Send the passage that matters.", field="text")
-    return ids
-
-
-def _resolve_layers(spec: IndicatorsSpec, subject: StudiedModel) -> list[int]:
-    layers = list(range(subject.layers)) if spec.layers is None else sorted(set(spec.layers))
-    if not layers or layers[0] < 0 or layers[-1] >= subject.layers:
-        detail = f"layers must name some of 0…{subject.layers - 1}."
-        raise InvalidOption(detail, field="layers")
-    return layers

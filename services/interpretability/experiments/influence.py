@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fovea.errors import InvalidOption, Malformed
 from services.interpretability.causal.losses import token_losses
-from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
 from services.interpretability.core.report import (
     Artefact,
     Bar,
@@ -45,6 +45,17 @@ MIN_BASE_LOSS = 1e-6
 """Base loss at and below which the score has no meaning."""
 
 
+_EXAMPLE = (
+    ("copies", " ".join(["kqzwxm"] * 8)),
+    ("copies", " ".join(["hjvbtp"] * 8)),
+    ("prose", "The heron waits in the reeds."),
+    ("prose", "Nobody asked why it was late."),
+    ("prose", "short"),
+)
+
+_COLUMNS = "id, domain, tokens, base, masked, score, control_score, rank, percentile, selected, error"
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """Tokenised document."""
@@ -67,14 +78,9 @@ class Influence:
 
 @torch.no_grad()
 def token_loss(model: Decoder, tokens: Sequence[int], masked: Iterable[Head] = ()) -> float:
-    """Return the mean loss of tokens 2…n in nats with some heads masked; long texts are read in consecutive windows.
-
-    Raises:
-        InvalidOption: Fewer than two tokens.
-    """
+    """Return the mean loss of tokens 2…n in nats, some heads masked, long ones in windows; `InvalidOption` if n < 2."""
     if len(tokens) < 2:
-        detail = "A document needs two tokens: the first is not predicted."
-        raise InvalidOption(detail, field="tokens")
+        raise InvalidOption("A document needs two tokens: the first is not predicted.", field="tokens")
     heads, total, count = list(masked), 0.0, 0
     for window in _windows(tokens, model.config.positions):
         ids = torch.tensor([list(window)], device=model.output_matrix.device)
@@ -139,40 +145,21 @@ class AttentionInfluence(Experiment[InfluenceSpec]):
 
     In = InfluenceSpec
     route: ClassVar[str] = "influence"
-    card: ClassVar[Card] = Card(
-        name="attention-influence",
-        task="probe",
-        licence="Apache-2.0",
-        summary="Chooses documents whose loss suffers most when a model's retrieval heads are hidden.",
-        paper=Paper(
-            title="AttentionInfluence: Adopting Attention Head Influence for Weak-to-Strong Pretraining Data Selection",
-            venue="arXiv:2505.07293",
-            year=2025,
-            url="https://arxiv.org/abs/2505.07293",
+    card: ClassVar[Card] = probe_card(
+        "attention-influence",
+        "Chooses documents whose loss suffers most when a model's retrieval heads are hidden.",
+        Paper.on_arxiv(
+            "AttentionInfluence: Adopting Attention Head Influence for Weak-to-Strong Pretraining Data Selection",
+            2025,
+            "2505.07293",
         ),
-        notes=(
-            "Never compare scores across domains: losses differ in scale.",
-            "Look at control_score: where as many random heads do the same, the score says nothing about retrieval.",
-            "Long documents are favoured; the rank correlation of score and length is in the report.",
-            NO_GRAPH,
+        "Never compare scores across domains: losses differ in scale.",
+        "Look at control_score: where as many random heads do the same, the score says nothing about retrieval.",
+        "Long documents are favoured; the rank correlation of score and length is in the report.",
+        heads=[[1, 1], [1, 2], [1, 3]],
+        documents="\n".join(
+            f'{{"id": {i}, "domain": "{domain}", "text": "{text}"}}' for i, (domain, text) in enumerate(_EXAMPLE)
         ),
-        example={
-            "lm": EXAMPLE_LM,
-            "seed": 0,
-            "heads": [[1, 1], [1, 2], [1, 3]],
-            "documents": "\n".join(
-                f'{{"id": {i}, "domain": "{d}", "text": "{t}"}}'
-                for i, (d, t) in enumerate(
-                    (
-                        ("copies", " ".join(["kqzwxm"] * 8)),
-                        ("copies", " ".join(["hjvbtp"] * 8)),
-                        ("prose", "The heron waits in the reeds."),
-                        ("prose", "Nobody asked why it was late."),
-                        ("prose", "short"),
-                    )
-                )
-            ),
-        },
     )
 
     def cost(self, spec: InfluenceSpec, subject: StudiedModel) -> Cost:
@@ -197,13 +184,15 @@ class AttentionInfluence(Experiment[InfluenceSpec]):
             return {name: token_loss(subject.model, pair[1], hidden) for name, hidden in sets.items()}
 
         losses = {id(pair[0]): value for pair, value in progress.each(long_enough, content, work)}
-        rows = [_row(line, ids, losses.get(id(line))) for line, ids in documents if _is_reported(line, ids, losses)]
+        # Measured, or too short to be; others were not reached before a stop.
+        reported = [pair for pair in documents if id(pair[0]) in losses or len(pair[1]) < MIN_TOKENS]
+        rows = [_row(line, ids, losses.get(id(line))) for line, ids in reported]
         return _report(_rank_rows(rows, spec), heads, control)
 
 
 def draw_control_heads(subject: StudiedModel, heads: Sequence[Head], seed: int) -> list[Head]:
     """Draw as many random heads that are not masked, the same for all documents."""
-    others = [(l, h) for l in range(subject.layers) for h in range(subject.heads) if (l, h) not in set(heads)]
+    others = subject.complement(heads)
     return sorted(random.Random(f"influence/{seed}").sample(others, min(len(heads), len(others))))
 
 
@@ -217,28 +206,17 @@ def _parse_documents(spec: InfluenceSpec, subject: StudiedModel) -> list[tuple[_
             raise Malformed(detail, field="documents") from error
         lines.append((line, subject.tokenizer.encode(line.text)))
     if not lines:
-        detail = "documents holds no line."
-        raise InvalidOption(detail, field="documents")
+        raise InvalidOption("documents holds no line.", field="documents")
     return lines
-
-
-def _is_reported(line: _DocumentLine, ids: Sequence[int], losses: dict[int, Any]) -> bool:
-    """Whether a row is reported: measured, or too short to be; others were not reached before a stop."""
-    return id(line) in losses or len(ids) < MIN_TOKENS
 
 
 def _row(line: _DocumentLine, ids: Sequence[int], losses: dict[str, float] | None) -> dict[str, Any]:
     row: dict[str, Any] = {"id": line.id, "domain": line.domain, "tokens": len(ids)}
     if losses is None:
         return {**row, "error": f"{len(ids)} tokens; below {MIN_TOKENS} the ratio of losses is noise."}
-    scores = {name: _score(losses["base"], losses[name]) for name in ("masked", "control")}
-    return {
-        **row,
-        "base": losses["base"],
-        "masked": losses["masked"],
-        "score": scores["masked"],
-        "control_score": scores["control"],
-    }
+    base, masked, control = (losses[name] for name in ("base", "masked", "control"))
+    row |= {"base": base, "masked": masked}
+    return {**row, "score": _score(base, masked), "control_score": _score(base, control)}
 
 
 def _rank_rows(rows: list[dict[str, Any]], spec: InfluenceSpec) -> list[dict[str, Any]]:
@@ -258,19 +236,11 @@ def _rank_rows(rows: list[dict[str, Any]], spec: InfluenceSpec) -> list[dict[str
 def _report(rows: list[dict[str, Any]], heads: Sequence[Head], control: Sequence[Head]) -> Report:
     scored = [row for row in rows if row.get("score") is not None]
     domains = sorted({row["domain"] for row in scored})
-    columns = [
-        "id",
-        "domain",
-        "tokens",
-        "base",
-        "masked",
-        "score",
-        "control_score",
-        "rank",
-        "percentile",
-        "selected",
-        "error",
-    ]
+    listed = [[row.get(column) for column in _COLUMNS.split(", ")] for row in rows[:1000]]
+    by_domain = {name: [row for row in scored if row["domain"] == name] for name in domains}
+    lines = "".join(canonical_json(row) + "\n" for row in rows)
+    cuts = [_domain_row(name, of) for name, of in by_domain.items()]
+    rank_note = "Per domain; the last column is the rank correlation of score and length."
     return Report(
         title="Attention influence",
         warnings=_warnings(scored, rows),
@@ -281,32 +251,13 @@ def _report(rows: list[dict[str, Any]], heads: Sequence[Head], control: Sequence
             "heads_hidden": Scalar(value=len(heads), note=json_digest([list(h) for h in sorted(heads)])[:12]),
         },
         tables=[
-            Table(
-                name="documents",
-                columns=columns,
-                rows=[[row.get(c) for c in columns] for row in rows[:1000]],
-                caption="Documents in input order; ranks are inside a domain.",
-            ),
-            Table(
-                name="domains",
-                columns=["domain", "documents", "mean score", "mean control", "cut", "score ~ length"],
-                rows=[_domain_row(name, [row for row in scored if row["domain"] == name]) for name in domains],
-                caption="Per domain; the last column is the rank correlation of score and length.",
-            ),
-            Table(
-                name="control",
-                columns=["layer", "head"],
-                rows=[list(h) for h in control],
-                caption="The random heads of control_score.",
-            ),
+            Table.of("documents", _COLUMNS, listed, "Documents in input order; ranks are inside a domain."),
+            Table.of("domains", "domain, documents, mean score, mean control, cut, score ~ length", cuts, rank_note),
+            Table.of("control", "layer, head", control, "The random heads of control_score."),
         ],
-        bars=[_histogram(name, [row for row in scored if row["domain"] == name]) for name in domains[:20]],
-        artefacts=[_rows_artefact(rows)],
+        bars=[_histogram(name, of) for name, of in list(by_domain.items())[:20]],
+        artefacts=[Artefact.of("influence.jsonl", lines, "application/x-ndjson")],
     )
-
-
-def _rows_artefact(rows: list[dict[str, Any]]) -> Artefact:
-    return Artefact.of("influence.jsonl", "".join(canonical_json(row) + "\n" for row in rows), "application/x-ndjson")
 
 
 def _warnings(scored: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[str]:

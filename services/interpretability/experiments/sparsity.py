@@ -24,7 +24,7 @@ from fovea.errors import NotFound
 from services.interpretability.causal.pruning import PruningPattern, count_stored_bytes, prune
 from services.interpretability.core.byte_tokenizer import BYTE_TOKENIZER_ID, byte_tokenizer
 from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec
-from services.interpretability.core.report import Axis, HeatMap, Report, Scalar, Table, json_digest, to_matrix
+from services.interpretability.core.report import Report, Scalar, Table, heat_map, json_digest
 from services.interpretability.core.studied_model import StudiedModel
 from shared.registry import Card, Paper, network
 from shared.registry.discovery import shipped_weights
@@ -33,6 +33,12 @@ from shared.registry.weights import read_manifest, read_weights
 from shared.sparsity import SparsityClaim, lint, sparsity_by_layer, verify_nm
 
 DEFAULT_NETWORK = "pranet"
+
+_COUNTED = (
+    "Counted in the pruned weights; bytes at float16, with a bit per place; the answer's change relative to its "
+    "length, nothing trained again."
+)
+_TIMED = "Medians in turn on the dense kernels here, what the lint finds, and the claim as JSON."
 
 
 @dataclass(frozen=True)
@@ -77,12 +83,7 @@ class SparsityStudy(Experiment[SparsityStudySpec]):
         task="probe",
         licence="Apache-2.0",
         summary="Prunes a shipped network by magnitude, counts and times it, and lints the claim that follows.",
-        paper=Paper(
-            title="Ten Lessons We Have Learned in the New Sparseland",
-            venue="arXiv:2302.02596",
-            year=2023,
-            url="https://arxiv.org/abs/2302.02596",
-        ),
+        paper=Paper.on_arxiv("Ten Lessons We Have Learned in the New Sparseland", 2023, "2302.02596"),
         notes=(
             "Kernels here are dense, so zeros save nothing but bytes: expect a ratio of 1, and 2:4 to be masked dense.",
             "Nothing is trained again after pruning; claims leave quality open.",
@@ -92,11 +93,7 @@ class SparsityStudy(Experiment[SparsityStudySpec]):
     )
 
     def load_model(self, name: str | None) -> StudiedModel:
-        """Return a network by the name of its shipped weights.
-
-        Raises:
-            NotFound: There are none of that name, or they take no picture and no tokens.
-        """
+        """Return a network of the shipped weights of that name; `NotFound` if none takes a picture or tokens."""
         known = {key: file for key, file in shipped_weights().items() if _input_kind(key) is not None}
         wanted = name or DEFAULT_NETWORK
         if wanted not in known:
@@ -193,40 +190,23 @@ def _first_tensor(output: Any) -> Tensor:
 
 def _report(subject: StudiedModel, measured: dict[str, dict[str, Any]]) -> Report:
     claims = {text: build_claim(f"{subject.name} at {text}", facts["claim"]) for text, facts in measured.items()}
-    rows: list[list[Any]] = [
+    rows = [
         [text, claim.sparsity_global, claim.value_bytes, claim.index_bytes, claim.nm_verified, measured[text]["moved"]]
         for text, claim in claims.items()
     ]
     names = list(next(iter(claims.values())).sparsity_by_layer) if claims else []
+    shares = [[claim.sparsity_by_layer[name] for name in names] for claim in claims.values()]
+    speeds = [_speed_row(text, measured[text]["claim"]["measured"], claim) for text, claim in claims.items()]
+    axes = ("pattern", claims), ("layer", names)
+    fits = "Share of zeros in each matrix; 0 where the pattern does not fit."
     return Report(
         title=f"Sparsity of {subject.name}",
         scalars={"layers": Scalar(value=len(names), note="Matrices that could hold zeros.")},
         tables=[
-            Table(
-                name="zeros",
-                rows=rows,
-                columns=["pattern", "zeros", "value bytes", "index bytes", "n:m verified", "answer moved"],
-                caption="Counted in the pruned weights; bytes at float16, with a bit per place; the answer's change "
-                "relative to its length, nothing trained again.",
-            ),
-            Table(
-                name="speed",
-                rows=[_speed_row(text, measured[text]["claim"]["measured"], claim) for text, claim in claims.items()],
-                columns=["pattern", "dense ms", "pruned ms", "times as fast", "open rules", "claim"],
-                caption="Medians in turn on the dense kernels here, what the lint finds, and the claim as JSON.",
-            ),
+            Table.of("zeros", "pattern, zeros, value bytes, index bytes, n:m verified, answer moved", rows, _COUNTED),
+            Table.of("speed", "pattern, dense ms, pruned ms, times as fast, open rules, claim", speeds, _TIMED),
         ],
-        grids=[
-            HeatMap(
-                name="by layer",
-                values=to_matrix([[c.sparsity_by_layer[n] for n in names] for c in claims.values()]),
-                rows=Axis(label="pattern", ticks=list(claims)),
-                columns=Axis(label="layer", ticks=names),
-                caption="Share of zeros in each matrix; 0 where the pattern does not fit.",
-            )
-        ]
-        if claims
-        else [],
+        grids=[heat_map("by layer", shares, *axes, fits)] if claims else [],
     )
 
 

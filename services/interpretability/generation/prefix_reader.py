@@ -22,13 +22,9 @@ BLOCK_TOKENS = 64
 
 
 def plan_pieces(before: Sequence[int], ids: Sequence[int], rows: int, *, together: bool = False) -> list[range]:
-    """Split a text into the pieces that are read after another one: whole blocks, then a tail with the last rows.
+    """Split a text into the pieces that are read after another: whole blocks, then a tail with the last `rows` tokens.
 
-    Args:
-        before: Tokens whose blocks are cached; a last block that is not whole is not used.
-        ids: Tokens of the text, its `rows` included.
-        rows: Tokens that must be read together at the end; at least one.
-        together: Read all blocks that are not cached as one piece.
+    Of `before` whole blocks are cached; `together` reads all blocks that are not as one piece.
     """
     tail = (len(ids) - rows) // BLOCK_TOKENS * BLOCK_TOKENS
     shared = 0

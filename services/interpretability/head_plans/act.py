@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fovea.errors import InvalidOption
-from services.interpretability.causal.activation_cache import final_norm
+from services.interpretability.causal.activation_cache import run_blocks
 from shared.lm.attention import causal_mask, patterns, scores, sdpa
 from shared.lm.attention_math import calibrate, column_mean, excuse_sink
 from shared.lm.decoder import Decoder
@@ -26,54 +25,12 @@ from shared.lm.taps import trace
 
 Head = tuple[int, int]
 
-_NAMES = (
-    "Ada",
-    "Ben",
-    "Cleo",
-    "Dan",
-    "Eva",
-    "Finn",
-    "Gina",
-    "Hugo",
-    "Ida",
-    "Jack",
-    "Kate",
-    "Leo",
-    "Mia",
-    "Noah",
-    "Olga",
-    "Paul",
-    "Rosa",
-    "Sam",
-    "Tina",
-    "Vera",
-    "Will",
-    "Zoe",
-)
-_THINGS = (
-    "apple",
-    "ball",
-    "clock",
-    "drum",
-    "egg",
-    "flag",
-    "glove",
-    "hat",
-    "ink",
-    "jar",
-    "kite",
-    "lamp",
-    "map",
-    "nail",
-    "orange",
-    "pen",
-    "ring",
-    "stone",
-    "tent",
-    "umbrella",
-    "violin",
-    "watch",
-)
+_NAMES = """
+Ada Ben Cleo Dan Eva Finn Gina Hugo Ida Jack Kate Leo Mia Noah Olga Paul Rosa Sam Tina Vera Will Zoe
+"""
+_THINGS = """
+apple ball clock drum egg flag glove hat ink jar kite lamp map nail orange pen ring stone tent umbrella violin watch
+"""
 OPTIONS = 4
 
 
@@ -112,14 +69,10 @@ class SinkCalibration:
 
 
 def make_questions(codec: Codec, count: int, *, facts: int = 10, seed: int = 0) -> list[Question]:
-    """Make questions of who has what: `facts` lines, then the beginning of one of them again.
-
-    Raises:
-        InvalidOption: Too few things differ in their first token.
-    """
+    """Make questions: `facts` lines of who has what, then the start of one of them; `InvalidOption` for too many."""
     for lead in (" ", ""):  # tokens of words begin with a space; bytes do not
         tokens: dict[int, str] = {}
-        for thing in _THINGS:
+        for thing in _THINGS.split():
             tokens.setdefault(codec.encode(lead + thing, special=False)[0], thing)
         if len(tokens) >= max(facts, OPTIONS):
             first = {thing: token for token, thing in tokens.items()}
@@ -129,7 +82,7 @@ def make_questions(codec: Codec, count: int, *, facts: int = 10, seed: int = 0) 
 
 
 def _question(codec: Codec, first: dict[str, int], lead: str, facts: int, rng: random.Random) -> Question:
-    names, owned = rng.sample(_NAMES, facts), rng.sample(list(first), facts)
+    names, owned = rng.sample(_NAMES.split(), facts), rng.sample(list(first), facts)
     lines = "".join(f"{name}: {thing}\n" for name, thing in zip(names, owned, strict=True))
     target = rng.randrange(facts)
     wrong = rng.sample([thing for thing in owned if thing != owned[target]], OPTIONS - 1)
@@ -175,7 +128,7 @@ def count_sinks(model: Decoder, question: Question, rule: SinkCalibration) -> li
         counts[layer] = [len(rule.sinks(pattern)) for pattern in _pattern(q, keys)[0]]
         return sdpa(q, keys, v.transpose(1, 2))
 
-    model(to_device(question.ids, model.output_matrix.device)[None], attend=attend, keep=1)
+    model(_prompt(model, question), attend=attend, keep=1)
     return counts
 
 
@@ -186,40 +139,25 @@ def try_heads_alone(model: Decoder, question: Question, rule: SinkCalibration, h
     Takes one forward, and a partial one per head: variants start at the layer of their head.
     """
     layers = sorted({layer for layer, _ in heads})
-    traced = trace(
-        model,
-        to_device(question.ids, model.output_matrix.device)[None],
-        capture=[f"resid_pre.{l}" for l in layers],
-        keep=1,
-    )
+    traced = trace(model, _prompt(model, question), capture=[f"resid_pre.{l}" for l in layers], keep=1)
     verdict = {None: _is_right(traced.logits[:, -1], question)[0]} | dict.fromkeys(heads, False)
     for layer in layers:
         here = [head for head in heads if head[0] == layer]
         x = traced[f"resid_pre.{layer}"].expand(len(here), -1, -1)
         attend = _CalibratedAttention(rule, [[head] for head in here])
-        verdict |= zip(here, _is_right(_run_from_layer(model, layer, x, attend), question), strict=True)
+        verdict |= zip(here, _is_right(run_blocks(model, layer, x, attend), question), strict=True)
     return list(verdict.values())
 
 
 @torch.no_grad()
 def try_heads_together(model: Decoder, question: Question, rule: SinkCalibration, heads: Collection[Head]) -> bool:
     """Return whether the answer is right with all of `heads` calibrated together, as when served; one forward."""
-    logits = model(
-        to_device(question.ids, model.output_matrix.device)[None], attend=_CalibratedAttention(rule, [heads]), keep=1
-    )
+    logits = model(_prompt(model, question), attend=_CalibratedAttention(rule, [heads]), keep=1)
     return _is_right(logits[:, -1], question)[0]
 
 
-def _run_from_layer(model: Decoder, layer: int, x: Tensor, attend: _CalibratedAttention) -> Tensor:
-    """Last logits [N,V] of a stream that enters block `layer` as x [N,T,D]."""
-    rotations = model.rotations(torch.arange(x.shape[1], device=x.device), x.dtype)
-    for l in range(layer, model.config.layers):
-        block = model.blocks[l]
-        q, k, v = block.project(x)
-        q, k = block.apply_positions(q, k, rotations[l])
-        x = x + block.output(attend(l, q, k, v, 0))
-        x = x + block.feed(x)
-    return functional.linear(final_norm(model)(x[:, -1]), model.output_matrix)
+def _prompt(model: Decoder, question: Question) -> Tensor:
+    return to_device(question.ids, model.output_matrix.device)[None]
 
 
 def _is_right(last: Tensor, question: Question) -> list[bool]:

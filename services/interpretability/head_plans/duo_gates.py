@@ -44,16 +44,10 @@ def duo_gate_loss(
     recent: int = 256,
     reg: float = 0.05,
 ) -> DuoLoss:
-    """Compute the loss of gates [L,G] on one text (DuoAttention, section 4).
+    """Compute the loss of gates [L,G], clamped to 0 … 1, on one text of tokens [N] (DuoAttention, section 4).
 
-    Args:
-        net: The frozen model.
-        ids: Tokens [N].
-        answer: Positions that count: bool [N], or indices.
-        gates: One per layer and key/value head; clamped to 0 … 1.
-        sink: First tokens that a streaming head sees.
-        recent: Last tokens that it sees, the query's own included.
-        reg: Weight of the gates' mean.
+    `answer` are the positions that count: bool [N], or indices. A streaming head sees the first `sink` and the last
+    `recent` tokens, the query's own included; `reg` weighs the gates' mean.
     """
     device = net.output_matrix.device
     tokens, answer = to_device(ids, device).view(1, -1), to_device(answer, device)

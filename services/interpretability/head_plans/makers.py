@@ -7,10 +7,11 @@ stored.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,9 @@ from services.interpretability.head_plans.spec import HeadPlansSpec
 from services.interpretability.head_plans.statistic import POSITIONS, mean_reach, query_centres
 from shared.lm.head_plan import HeadPlan, ModelId, Origin, QueryCentres
 from shared.lm.niah_prompts import build_haystack
+
+Contents = Callable[[Question], Mapping[str, Any]]
+"""Facts that the cell of a question depends on."""
 
 ReadArtefact = Callable[[str], str]
 """Returns an artefact's text by its digest, or raises NotFound."""
@@ -62,21 +66,9 @@ class PlanResult:
     warnings: list[str] = field(default_factory=list)
 
 
-class PlanMaker(Protocol):
+class PlanMaker(ABC):
     """Maker of one kind of plan, for one spec and model."""
 
-    def __init__(self, spec: HeadPlansSpec, subject: StudiedModel, read_artefact: ReadArtefact) -> None: ...
-
-    def cost(self) -> Cost:
-        """Cost, or its upper bound."""
-        ...
-
-    def make(self, progress: Progress) -> PlanResult:
-        """Make the plan."""
-        ...
-
-
-class _PlanMaker:
     def __init__(self, spec: HeadPlansSpec, subject: StudiedModel, read_artefact: ReadArtefact) -> None:
         self.spec, self.subject, self.read_artefact = spec, subject, read_artefact
 
@@ -85,8 +77,21 @@ class _PlanMaker:
         """The model that the plan names as its own."""
         return model_id(self.subject.model, self.subject.name, self.subject.weights_sha256)
 
+    @property
+    def share(self) -> float:
+        """Share of full heads."""
+        return DEFAULT_SHARE if self.spec.share is None else self.spec.share
 
-class RazorPlanMaker(_PlanMaker):
+    def cost(self) -> Cost:
+        """Cost, or its upper bound; nothing is run unless a maker says so."""
+        return Cost(0, 0)
+
+    @abstractmethod
+    def make(self, progress: Progress) -> PlanResult:
+        """Make the plan, cell by cell."""
+
+
+class RazorPlanMaker(PlanMaker):
     """RazorAttention: echo and induction scores from one forward of random tokens that repeat."""
 
     @property
@@ -95,26 +100,23 @@ class RazorPlanMaker(_PlanMaker):
         return self.spec.period or min(RAZOR_PERIOD, self.subject.window // self.spec.repeats)
 
     def cost(self) -> Cost:
-        """One forward."""
         tokens = self.period * self.spec.repeats
         self.subject.check_window(tokens, "period")
         return Cost(1, tokens)
 
     def make(self, progress: Progress) -> PlanResult:
-        """Score heads in one cell, then apply razor's rule or a share by induction."""
         spec, net, period = self.spec, self.subject.model, self.period
         ids = repeat_tokens(net.config.vocab, period, spec.repeats, spec.seed)
         content = {"echo": [period, spec.repeats, spec.seed]}
         scores = progress.cell(content, lambda: echo_induction(net, ids, period).tolist())
-        plan = razor_plan(
-            net, period, spec.repeats, spec.echo, spec.induction, spec.seed, model=self.model, scores=scores
-        )
+        rule: Any = {"echo": spec.echo, "induction": spec.induction, "model": self.model, "scores": scores}
+        plan = razor_plan(net, period, spec.repeats, seed=spec.seed, **rule)
         if spec.share is not None:
             plan = plan.with_share(spec.share, "induction")
         return PlanResult(plan)
 
 
-class DuoPlanMaker(_PlanMaker):
+class DuoPlanMaker(PlanMaker):
     """DuoAttention: gates trained on the frozen model; a cell of ten steps continues from the one before."""
 
     @property
@@ -129,14 +131,12 @@ class DuoPlanMaker(_PlanMaker):
         return GateRecipe(self.spec.steps, self.spec.rate, self.spec.sink, self.spec.recent, self.spec.reg)
 
     def cost(self) -> Cost:
-        """Teacher and student read each text; going back through the student costs about another reading."""
         tokens = sum(self.texts.length(step) for step in range(self.spec.steps))
         for length in self.spec.lengths:
             self.subject.check_window(length, "lengths")
         return Cost(2 * self.spec.steps, 2 * tokens, -(-self.spec.steps // STEPS_PER_CELL), partial=tokens)
 
     def make(self, progress: Progress) -> PlanResult:
-        """Train the gates, or resume training."""
         spec, recipe, texts = self.spec, self.recipe, self.texts
         facts = {**asdict(recipe), "lengths": spec.lengths, "passkeys": spec.passkeys, "words": spec.words}
         state: dict[str, Any] | None = None
@@ -156,30 +156,25 @@ class DuoPlanMaker(_PlanMaker):
             losses += value["losses"]
         if progress.stopped or not gates:
             return PlanResult(None, tables=[_training_table(losses)])
-        share = DEFAULT_SHARE if spec.share is None else spec.share
-        plan = gate_plan(gates, share, model=self.model, spec=facts | {"share": share}, seed=spec.seed)
+        facts |= {"share": self.share}
+        plan = gate_plan(gates, self.share, model=self.model, spec=facts, seed=spec.seed)
+        last = float(np.mean([distilled for distilled, _ in losses[-STEPS_PER_CELL:]]))
         scalars = {
-            "distillation": Scalar(
-                value=float(np.mean([d for d, _ in losses[-STEPS_PER_CELL:]])), note="Mean of the last."
-            ),
+            "distillation": Scalar(value=last, note="Mean of the last."),
             "mean_gate": Scalar(value=float(np.mean(gates)), note="1 is all open."),
             "open": Scalar(value=float((np.array(gates) > 0.5).mean()), note="Share of gates above 0.5."),
         }
-        return PlanResult(
-            plan, scalars, [_training_table(losses)], [_gate_histogram(gates)], _warn_of_equal_gates(gates)
-        )
-
-
-def _warn_of_equal_gates(gates: list[list[float]]) -> list[str]:
-    spread = float(np.std(gates))
-    return [] if spread > 0.05 else [f"The gates differ by {spread:.2g} only (sd): they need more or longer texts."]
+        spread = float(np.std(gates))
+        few = f"The gates differ by {spread:.2g} only (sd): they need more or longer texts."
+        bars, warnings = [_gate_histogram(gates)], [] if spread > 0.05 else [few]
+        return PlanResult(plan, scalars, [_training_table(losses)], bars, warnings)
 
 
 def _training_table(losses: list[list[float]]) -> Table:
     means = [np.mean(losses[i : i + STEPS_PER_CELL], axis=0) for i in range(0, len(losses), STEPS_PER_CELL)]
-    rows: list[list[Any]] = [[(i + 1) * STEPS_PER_CELL, float(d), float(g)] for i, (d, g) in enumerate(means)]
+    rows = [[(i + 1) * STEPS_PER_CELL, float(d), float(g)] for i, (d, g) in enumerate(means)]
     caption = f"Means over {STEPS_PER_CELL} steps: how far the stream is from its teacher, and how open the gates are."
-    return Table(name="training", columns=["step", "distillation", "mean gate"], rows=rows, caption=caption)
+    return Table.of("training", "step, distillation, mean gate", rows, caption)
 
 
 def _gate_histogram(gates: list[list[float]]) -> Bars:
@@ -189,7 +184,7 @@ def _gate_histogram(gates: list[list[float]]) -> Bars:
     return Bars(name="gates", unit="heads", bars=bars, caption=caption)
 
 
-class ActPlanMaker(_PlanMaker):
+class ActPlanMaker(PlanMaker):
     """ACT's head search: heads with sinks, each calibrated alone, kept where more answers are right."""
 
     @property
@@ -203,39 +198,37 @@ class ActPlanMaker(_PlanMaker):
         return make_questions(self.subject.tokenizer, count, facts=self.spec.facts, seed=2 * self.spec.seed + seed)
 
     def cost(self) -> Cost:
-        """A forward per question for its sinks, one and parts of one for its heads, and two per held-out question."""
         spec = self.spec
         tuning = sum(len(q.ids) for q in self.draw_questions(spec.samples, 0))
         held_out = sum(len(q.ids) for q in self.draw_questions(spec.check, 1))
         cells = 2 * spec.samples + spec.check
-        return Cost(
-            2 * (spec.samples + spec.check), 2 * (tuning + held_out), cells, partial=tuning * spec.candidates // 2
-        )
+        questions, partial = 2 * (spec.samples + spec.check), tuning * spec.candidates // 2
+        return Cost(questions, 2 * (tuning + held_out), cells, partial)
 
     def make(self, progress: Progress) -> PlanResult:
-        """Filter the heads, try each alone, choose, and check on held-out questions."""
         spec, net, facts = self.spec, self.subject.model, asdict(self.rule)
         tuning, held_out = self.draw_questions(spec.samples, 0), self.draw_questions(spec.check, 1)
-        counts = _run_questions(
-            progress, tuning, lambda q: {"sinks": q.ids, **facts}, lambda q: count_sinks(net, q, self.rule)
-        )
+
+        def run(questions: list[Question], content: Contents, work: Callable[[Question], Any]) -> Any:
+            values = [value for _, value in progress.each(questions, lambda q: {**content(q), **facts}, work)]
+            return None if progress.stopped else values
+
+        counts = run(tuning, lambda q: {"sinks": q.ids}, lambda q: count_sinks(net, q, self.rule))
         if counts is None:
             return PlanResult(None)
         tried = self._candidates(np.mean(counts, axis=0))
-        verdicts = _run_questions(
-            progress,
+        verdicts = run(
             tuning,
-            lambda q: {"alone": _question_content(q), "heads": tried, **facts},
+            lambda q: {"alone": [q.ids, q.options, q.right], "heads": tried},
             lambda q: try_heads_alone(net, q, self.rule, tried),
         )
         if verdicts is None:
             return PlanResult(None)
         plain, *alone = np.mean(verdicts, axis=0).tolist()
         chosen = [head for head, share in zip(tried, alone, strict=True) if share > plain]
-        checked = _run_questions(
-            progress,
+        checked = run(
             held_out,
-            lambda q: {"together": _question_content(q), "heads": chosen, **facts},
+            lambda q: {"together": [q.ids, q.options, q.right], "heads": chosen},
             lambda q: [try_heads_together(net, q, self.rule, heads) for heads in ([], chosen)],
         )
         if checked is None:
@@ -254,12 +247,9 @@ class ActPlanMaker(_PlanMaker):
         self, tried: list[Head], plain: float, alone: list[float], chosen: list[Head], held_out: list[float]
     ) -> PlanResult:
         spec = self.spec
-        rows: list[list[Any]] = sorted(
-            ([head_name(h), share, share - plain] for h, share in zip(tried, alone, strict=True)), key=lambda r: -r[1]
-        )
-        table = Table(
-            name="heads", columns=["head", "right alone", "gain"], rows=rows, caption=f"Uncalibrated: {plain:.3g}."
-        )
+        by_share = sorted(zip(tried, alone, strict=True), key=lambda pair: -pair[1])
+        rows = [[head_name(head), share, share - plain] for head, share in by_share]
+        table = Table.of("heads", "head, right alone, gain", rows, f"Uncalibrated: {plain:.3g}.")
         scalars = {
             "tried": Scalar(value=len(tried), note="Heads that have sinks, most first."),
             "plain": Scalar(value=plain, note="Share of right answers without calibration."),
@@ -280,34 +270,14 @@ class ActPlanMaker(_PlanMaker):
         return PlanResult(plan, scalars, [table], warnings=warnings)
 
 
-def _run_questions(
-    progress: Progress,
-    questions: list[Question],
-    content: Callable[[Question], Mapping[str, Any]],
-    work: Callable[[Question], Any],
-) -> list[Any] | None:
-    """Run a cell per question; None if the run was stopped."""
-    values = [value for _, value in progress.each(questions, content, work)]
-    return None if progress.stopped else values
-
-
-def _question_content(question: Question) -> list[Any]:
-    return [question.ids, question.options, question.right]
-
-
-class RetrievalPlanMaker(_PlanMaker):
+class RetrievalPlanMaker(PlanMaker):
     """Plan from a retrieval report: the largest score of each group, and a share of all groups."""
 
-    def cost(self) -> Cost:
-        """Nothing is run."""
-        return Cost(0, 0)
-
     def make(self, progress: Progress) -> PlanResult:
-        """Make the plan of a retrieval report."""
-        report, share = self._evidence(), DEFAULT_SHARE if self.spec.share is None else self.spec.share
+        report, share, groups = self._evidence(), self.share, self.subject.model.config.kv_heads
         plan = progress.cell(
             {"report": json_digest(report), "share": share},
-            lambda: HeadPlan.from_retrieval(report, share, kv_heads=self.subject.model.config.kv_heads).facts(),
+            lambda: HeadPlan.from_retrieval(report, share, kv_heads=groups).facts(),
         )
         return PlanResult(HeadPlan.parse(plan).check(self.subject.model.config, self.subject.weights_sha256))
 
@@ -321,33 +291,25 @@ class RetrievalPlanMaker(_PlanMaker):
         try:
             evidence: Mapping[str, Any] = json.loads(self.read_artefact(report))
         except ValueError as error:
-            detail = f"The artefact {report[:12]}… is not a retrieval report."
-            raise Malformed(detail, field="report") from error
+            raise Malformed(f"The artefact {report[:12]}… is not a retrieval report.", field="report") from error
         return evidence
 
 
-class TablePlanMaker(_PlanMaker):
+class TablePlanMaker(PlanMaker):
     """Plan from published gates: plain tab-separated numbers."""
 
-    def cost(self) -> Cost:
-        """Nothing is run."""
-        return Cost(0, 0)
-
     def make(self, progress: Progress) -> PlanResult:
-        """Make the plan of the table."""
-        text, share = self.spec.table, DEFAULT_SHARE if self.spec.share is None else self.spec.share
+        text, share = self.spec.table, self.share
         if text is None:
             detail = "kind=table needs the table."
             raise InvalidOption(detail, hint="Lines are layers, columns key/value heads.", field="table")
         try:
             gates = [[float(cell) for cell in line.split()] for line in text.splitlines() if line.strip()]
         except ValueError as error:
-            detail = f"The table holds something other than numbers: {error}."
-            raise Malformed(detail, field="table") from error
+            raise Malformed(f"The table holds something other than numbers: {error}.", field="table") from error
         facts = {"table_sha256": json_digest(text), "share": share}
         if len({len(row) for row in gates}) != 1:
-            detail = "The table's lines must hold equally many numbers."
-            raise Malformed(detail, field="table")
+            raise Malformed("The table's lines must hold equally many numbers.", field="table")
         plan = progress.cell(
             {"table": gates, "share": share},
             lambda: gate_plan(gates, share, model=self.model, spec=facts, seed=self.spec.seed).facts(),
@@ -355,7 +317,7 @@ class TablePlanMaker(_PlanMaker):
         return PlanResult(HeadPlan.parse(plan).check(self.subject.model.config))
 
 
-class StatisticPlanMaker(_PlanMaker):
+class StatisticPlanMaker(PlanMaker):
     """Duo's untrained statistic: the reach of mean queries and keys, from one forward of prose."""
 
     @property
@@ -364,24 +326,22 @@ class StatisticPlanMaker(_PlanMaker):
         return max(self.spec.lengths)
 
     def cost(self) -> Cost:
-        """One forward."""
         self.subject.check_window(self.tokens, "lengths")
         return Cost(1, self.tokens)
 
     def make(self, progress: Progress) -> PlanResult:
-        """Score heads in one cell, then take the top share."""
         spec, net = self.spec, self.subject.model
         text = build_haystack(self.tokens * CHARACTERS_PER_TOKEN, spec.seed)
         ids = self.subject.tokenizer.encode(text, special=False)[: self.tokens]
         content = {"statistic": [self.tokens, POSITIONS, spec.seed]}
         scores = progress.cell(content, lambda: mean_reach(net, ids).tolist())
         facts = {"tokens": len(ids), "positions": POSITIONS}
-        share = DEFAULT_SHARE if spec.share is None else spec.share
-        origin = Origin(experiment="duo_statistic", spec=facts | {"share": share}, seed=spec.seed)
-        return PlanResult(HeadPlan.from_scores({"reach": scores}, "reach", share, model=self.model, made_by=origin))
+        origin = Origin(experiment="duo_statistic", spec=facts | {"share": self.share}, seed=spec.seed)
+        table = {"reach": scores}
+        return PlanResult(HeadPlan.from_scores(table, "reach", self.share, model=self.model, made_by=origin))
 
 
-class CentresPlanMaker(_PlanMaker):
+class CentresPlanMaker(PlanMaker):
     """TriAttention's query centres: means over a few texts of prose."""
 
     @property
@@ -391,21 +351,18 @@ class CentresPlanMaker(_PlanMaker):
         return [min(most, tokens - begin) for begin in range(0, tokens, most)]
 
     def cost(self) -> Cost:
-        """A forward per text."""
         self.subject.check_window(max(self.texts), "lengths")
         return Cost(1, self.spec.tokens)
 
     def make(self, progress: Progress) -> PlanResult:
-        """Read all texts in one cell."""
         spec, net = self.spec, self.subject.model
         text = build_haystack(spec.tokens * CHARACTERS_PER_TOKEN, spec.seed)
         ids = self.subject.tokenizer.encode(text, special=False)[: spec.tokens]
         parts = [ids[end - n : end] for n, end in zip(self.texts, accumulate(self.texts), strict=True)]
         found = progress.cell({"centres": [self.texts, spec.seed]}, lambda: query_centres(net, parts).model_dump())
         origin = Origin(experiment="query_centres", spec={"tokens": len(ids), "texts": len(parts)}, seed=spec.seed)
-        plan = HeadPlan(
-            schema_="head-plan/1", model=self.model, made_by=origin, centres=QueryCentres.model_validate(found)
-        )
+        centres = QueryCentres.model_validate(found)
+        plan = HeadPlan(schema_="head-plan/1", model=self.model, made_by=origin, centres=centres)
         return PlanResult(plan.check(net.config))
 
 

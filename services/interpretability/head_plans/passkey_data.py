@@ -15,34 +15,10 @@ from torch import Tensor
 from fovea.errors import InvalidOption
 from shared.lm.niah_prompts import Codec, build_haystack
 
-_WORDS = (
-    "alpha",
-    "bravo",
-    "charlie",
-    "delta",
-    "echo",
-    "foxtrot",
-    "golf",
-    "hotel",
-    "india",
-    "juliett",
-    "kilo",
-    "lima",
-    "mike",
-    "november",
-    "oscar",
-    "papa",
-    "quebec",
-    "romeo",
-    "sierra",
-    "tango",
-    "uniform",
-    "victor",
-    "whiskey",
-    "x-ray",
-    "yankee",
-    "zulu",
-)
+_WORDS = """
+alpha bravo charlie delta echo foxtrot golf hotel india juliett kilo lima mike november oscar papa quebec romeo sierra
+tango uniform victor whiskey x-ray yankee zulu
+"""
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 _BINS = 1000
 """Depths that passkeys may have, evenly between 5 and 95 percent of the prose."""
@@ -92,21 +68,11 @@ def make_passkey_text(
 ) -> tuple[Tensor, Tensor]:
     """Make prose with passkeys at random depths, each named by its ordinal, then a question and an answer for each.
 
-    Args:
-        codec: Tokenizer.
-        length: Tokens of the whole text, exactly.
-        seed: Of prose, passkeys and depths.
-        keys: How many, 1 to 10.
-        words: Words of each.
-
-    Returns:
-        Ids [length], and the positions of the answers' tokens, ascending.
-
-    Raises:
-        InvalidOption: Passkeys and questions alone are longer.
+    Returns ids [length], exactly so many, and the positions of the answers' tokens, ascending. There are 1 to 10
+    passkeys of `words` words. Raises InvalidOption if passkeys and questions alone are longer.
     """
     rng = random.Random(seed)
-    secrets = [" ".join(rng.choices(_WORDS, k=words)) for _ in range(keys)]
+    secrets = [" ".join(rng.choices(_WORDS.split(), k=words)) for _ in range(keys)]
     sentences = [_ids(codec, f" The {_ORDINALS[i]} passkey is: {secret}.") for i, secret in enumerate(secrets)]
     questions = [
         (_ids(codec, f"\nQuestion: What is the {_ORDINALS[i]} passkey?\nAnswer:"), _ids(codec, f" {secret}"))

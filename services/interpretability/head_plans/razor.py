@@ -30,13 +30,7 @@ def repeat_tokens(vocab: int, period: int, repeats: int, seed: int = 0) -> Tenso
 
 @torch.no_grad()
 def echo_induction(net: Decoder, ids: Tensor | Sequence[int], period: int) -> Tensor:
-    """Score echo and induction of every query head, means over the whole map: [L,2,H] float64 (section 3).
-
-    Args:
-        net: The model.
-        ids: A sequence [S] that repeats every `period` tokens.
-        period: K.
-    """
+    """Score echo and induction of query heads on ids [S] of this `period`: [L,2,H] float64 (section 3)."""
     device = net.output_matrix.device
     tokens = to_device(ids, device)
     S, config = len(tokens), net.config
@@ -71,17 +65,10 @@ def razor_plan(
     model: ModelId | None = None,
     scores: Any = None,
 ) -> HeadPlan:
-    """Make the plan of retrieval heads: the top share by echo and the top share by induction, per key/value head.
+    """Make the plan of retrieval heads: the top share by echo, at least one, and that by induction, per key/value head.
 
-    Args:
-        net: The model.
-        period: Random tokens.
-        repeats: How often they come.
-        echo: Share of key/value heads that are full by echo; at least one head is.
-        induction: The same by induction.
-        seed: Of the tokens.
-        model: The model that the plan names; default its sizes.
-        scores: [L,2,H] of exactly these tokens, if already computed.
+    `period` random tokens come `repeats` times; `scores` [L,2,H] of exactly these, if already computed. `model` is the
+    one that the plan names; by default it has this one's sizes.
     """
     config = net.config
     if scores is None:

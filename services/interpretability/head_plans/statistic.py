@@ -28,16 +28,9 @@ POSITIONS = 500
 def mean_reach(net: Decoder, ids: Tensor | Sequence[int], positions: int = POSITIONS) -> Tensor:
     """Compute how far back key/value heads look, 0 (newest key only) to 1 (oldest only): [L,G] float64.
 
-    The mean query and the mean key of a head, before rotation, are laid out over `positions`; the attention of the last
-    query is summed from the newest key on, and the area above that curve, the mean over a group's heads, is the reach.
-
-    Args:
-        net: The model; its positions must be rotary.
-        ids: A text [S] over which queries and keys are averaged.
-        positions: Of the layout.
-
-    Raises:
-        InvalidOption: Positions are trained embeddings (GPT-2).
+    The mean query and the mean key of a head over a text [S], before rotation, are laid out over `positions`; the
+    attention of the last query is summed from the newest key on, and the area above that curve, the mean over a group's
+    heads, is the reach. Raises InvalidOption for a GPT-2, whose positions are trained.
     """
     config, device = net.config, net.output_matrix.device
     tokens = to_device(ids, device)
@@ -66,14 +59,7 @@ def query_centres(net: Decoder, texts: Sequence[Sequence[int]]) -> QueryCentres:
     """Means of each query head's queries before rotation, over several texts.
 
     After Mao et al. 2026 (arXiv 2604.04921): pairs of channels (i, i + d/2) are complex numbers q; the centre is the
-    mean of q, its size the mean of |q|.
-
-    Args:
-        net: The model; its positions must be rotary.
-        texts: Token ids of each text.
-
-    Raises:
-        InvalidOption: Positions are learnt (GPT-2).
+    mean of q, its size the mean of |q|. Raises InvalidOption for a GPT-2, whose positions are trained.
     """
     config, device = net.config, net.output_matrix.device
     _check_rotary(config)

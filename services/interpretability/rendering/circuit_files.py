@@ -65,17 +65,10 @@ def to_neuronpedia(circuit: PlacedCircuit) -> dict[str, Any]:
                 nodes |= {start["node_id"]: start, target["node_id"]: target}
                 links.append({"source": start["node_id"], "target": target["node_id"], "weight": weight})
     nodes.setdefault(answer["node_id"], answer)
-    prompt = "".join(circuit.tokens)
+    facts = {"slug": "fovea-circuit", "scan": circuit.model, "transcoder_list": [], "schema_version": 1}
+    facts |= {"prompt_tokens": list(circuit.tokens), "prompt": "".join(circuit.tokens)}
     return {
-        "metadata": {
-            "slug": "fovea-circuit",
-            "scan": circuit.model,
-            "transcoder_list": [],
-            "prompt_tokens": list(circuit.tokens),
-            "prompt": prompt,
-            "schema_version": 1,
-            "info": {"generator": {"name": "Fovea edge-attribution"}},
-        },
+        "metadata": facts | {"info": {"generator": {"name": "Fovea edge-attribution"}}},
         "qParams": {"pinnedIds": list(nodes), "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
         "nodes": list(nodes.values()),
         "links": links,
@@ -123,28 +116,15 @@ def _starts(circuit: PlacedCircuit, source: EdgeSource, row: int, column: int) -
         return [(_source_node(circuit, source), float(circuit.gains[row, column]))]
     share = circuit.entry[row]
     scale = circuit.gains[row, column] / share.sum() if abs(share.sum()) > MIN_ENTRY else 0.0
-    return [
-        (_token_node(circuit, position), float(scale * share[position]))
-        for position in np.flatnonzero(np.abs(share) > MIN_ENTRY)
-    ]
+    places = np.flatnonzero(np.abs(share) > MIN_ENTRY)
+    return [(_token_node(circuit, position), float(scale * share[position])) for position in places]
 
 
 def _node(identity: str, layer: str, feature: int, position: int, kind: str, text: str, T: int) -> dict[str, Any]:
-    return {
-        "node_id": identity,
-        "feature": feature,
-        "layer": layer,
-        "ctx_idx": position,
-        "feature_type": kind,
-        "jsNodeId": f"{identity.rpartition('_')[0]}-{position}",
-        "clerp": text,
-        "reverse_ctx_idx": T - 1 - position,
-        "token_prob": 0.0,
-        "is_target_logit": False,
-        "run_idx": 0,
-        "influence": None,
-        "activation": None,
-    }
+    place = {"ctx_idx": position, "reverse_ctx_idx": T - 1 - position}
+    rest = {"token_prob": 0.0, "is_target_logit": False, "run_idx": 0, "influence": None, "activation": None}
+    name = {"node_id": identity, "jsNodeId": f"{identity.rpartition('_')[0]}-{position}", "clerp": text}
+    return {**name, **place, **rest, "feature": feature, "layer": layer, "feature_type": kind}
 
 
 def _source_node(circuit: PlacedCircuit, source: EdgeSource) -> dict[str, Any]:

@@ -9,18 +9,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 
 from services.interpretability.core.report import Bars, Graph, HeatMap, Strip
-from services.interpretability.rendering.svg import (
-    BLUE,
-    GREY,
-    INK,
-    ORANGE,
-    Drawing,
-    Line,
-    Rect,
-    Text,
-    diverging,
-    sequential,
-)
+from services.interpretability.rendering import svg
+from services.interpretability.rendering.svg import BLUE, GREY, INK, ORANGE, Drawing, Line, Rect, Text
 
 Link = Callable[[HeatMap, int, int], str]
 """`link(grid, row, column)`: where a click on a cell leads; empty for nowhere."""
@@ -45,11 +35,10 @@ def draw_heat_map(data: HeatMap, link: Link | None = None) -> Drawing:
     # Long ticks (tokens) stand upright below; short ones (numbers) lie.
     turned = max((len(tick) for tick in data.columns.ticks), default=0) > 4
     foot = 84 if turned else 30
-    drawing = _start_drawing(
-        data.name, data.caption, MARGIN_TOP + max(rows * cell_h + foot, COLOUR_BAR_HEIGHT + 14), data.alt
-    )
+    height = max(rows * cell_h + foot, COLOUR_BAR_HEIGHT + 14)
+    drawing = _start_drawing(data.name, data.caption, MARGIN_TOP + height, data.alt)
     largest = max((abs(v) for row in data.values for v in row if v is not None), default=0.0) or 1.0
-    paint = diverging if data.scale == "diverging" else sequential
+    paint = svg.diverging if data.scale == "diverging" else svg.sequential
     for r, row in enumerate(data.values):
         for c, value in enumerate(row):
             title = f"{data.rows.ticks[r]} / {data.columns.ticks[c]}: {_number(value)}"
@@ -67,23 +56,18 @@ def draw_panels(maps: Sequence[HeatMap], link: Callable[[HeatMap], str]) -> Draw
     step = PANEL_SIDE + 26
     caption = f"{maps[0].caption} Small maps show the largest of neighbours where there are many; a click enlarges one."
     alt = f"{len(maps)} maps, {maps[0].name} to {maps[-1].name}."
-    drawing = _start_drawing(
-        f"{maps[0].name} … {maps[-1].name}", caption, MARGIN_TOP + -(-len(maps) // PANELS_PER_ROW) * step, alt
-    )
+    height = MARGIN_TOP + -(-len(maps) // PANELS_PER_ROW) * step
+    drawing = _start_drawing(f"{maps[0].name} … {maps[-1].name}", caption, height, alt)
     largest = max((abs(v) for data in maps for row in data.values for v in row if v is not None), default=0.0) or 1.0
     for i, data in enumerate(maps):
         x, y = 12 + i % PANELS_PER_ROW * (PANEL_SIDE + 12), MARGIN_TOP + i // PANELS_PER_ROW * step
-        drawing.add(Text(x, y - 4, data.name, 10), Rect(x, y, PANEL_SIDE, PANEL_SIDE, sequential(0.0)))
+        drawing.add(Text(x, y - 4, data.name, 10), Rect(x, y, PANEL_SIDE, PANEL_SIDE, svg.sequential(0.0)))
         values = _max_pool(data.values)
         w, h = PANEL_SIDE / len(values[0]), PANEL_SIDE / len(values)
-        drawing.add(
-            *(
-                Rect(x + c * w, y + r * h, w, h, sequential(value / largest))
-                for r, row in enumerate(values)
-                for c, value in enumerate(row)
-                if value > largest / 100
-            )
-        )
+        for r, row in enumerate(values):
+            for c, value in enumerate(row):
+                if value > largest / 100:
+                    drawing.add(Rect(x + c * w, y + r * h, w, h, svg.sequential(value / largest)))
         drawing.add(Rect(x, y, PANEL_SIDE, PANEL_SIDE, None, f"{data.alt} Click to enlarge.", link(data)))
     _add_colour_bar(drawing, maps[0], largest, 12 + PANELS_PER_ROW * (PANEL_SIDE + 12) + 6)
     return _add_caption(drawing, caption)
@@ -92,13 +76,9 @@ def draw_panels(maps: Sequence[HeatMap], link: Callable[[HeatMap], str]) -> Draw
 def _max_pool(values: Sequence[Sequence[float | None]]) -> list[list[float]]:
     """Reduce a map to at most MAX_PANEL_CELLS cells a side: the largest of each patch."""
     high, wide = (-(-size // MAX_PANEL_CELLS) for size in (len(values), len(values[0])))
-    return [
-        [
-            max(v or 0.0 for row in values[r : r + high] for v in row[c : c + wide])
-            for c in range(0, len(values[0]), wide)
-        ]
-        for r in range(0, len(values), high)
-    ]
+    starts = range(0, len(values[0]), wide)
+    patches = [values[r : r + high] for r in range(0, len(values), high)]
+    return [[max(v or 0.0 for row in patch for v in row[c : c + wide]) for c in starts] for patch in patches]
 
 
 def draw_bars(data: Bars) -> Drawing:
@@ -128,9 +108,8 @@ def draw_bars(data: Bars) -> Drawing:
         if bar.low is not None and bar.high is not None:
             drawing.add(Line(x + step / 2, y(bar.low), x + step / 2, y(bar.high), INK, 1.6))
         if count <= MAX_LABELLED_TICKS or i % (count // MAX_LABELLED_TICKS + 1) == 0:
-            drawing.add(
-                Text(x + step / 2, MARGIN_TOP + height + 16, bar.label[: max(int(step / 5), 3)], 10, INK, "middle")
-            )
+            label = bar.label[: max(int(step / 5), 3)]
+            drawing.add(Text(x + step / 2, MARGIN_TOP + height + 16, label, 10, INK, "middle"))
         if step > 40 and bar.value is not None:
             beside = bar.high is not None  # the interval's line stands in the middle
             label_x, anchor = (x + step / 2 + 4, "start") if beside else (x + step / 2, "middle")
@@ -142,7 +121,7 @@ def draw_bars(data: Bars) -> Drawing:
 def draw_strip(data: Strip) -> Drawing:
     """A text, each token on its colour."""
     largest = max((abs(v) for v in data.values if v is not None), default=0.0) or 1.0
-    paint = diverging if data.scale == "diverging" else sequential
+    paint = svg.diverging if data.scale == "diverging" else svg.sequential
     x, y, placed = 12.0, float(MARGIN_TOP), []
     for token, value in zip(data.tokens, data.values, strict=True):
         shown = token.text.replace("\n", "⏎")
@@ -172,18 +151,15 @@ def draw_graph(data: Graph) -> Drawing:
     for r, layer in enumerate(reversed(layers)):
         of = [node for node in data.nodes if node.layer == layer]
         for c, node in enumerate(of):
-            positions[node.id] = (
-                MARGIN_LEFT + (c + 0.5) * (WIDTH - MARGIN_LEFT - 30) / len(of),
-                MARGIN_TOP + 58 + r * 46,
-            )
+            x = MARGIN_LEFT + (c + 0.5) * (WIDTH - MARGIN_LEFT - 30) / len(of)
+            positions[node.id] = (x, MARGIN_TOP + 58 + r * 46)
     positions["output"] = (MARGIN_LEFT + (WIDTH - MARGIN_LEFT - 30) / 2, MARGIN_TOP + 8)
     edges = [edge for edge in data.edges if edge.value is not None and edge.source in positions]
     largest = max((abs(edge.value or 0) for edge in edges), default=0.0) or 1.0
     ranked = sorted(edges, key=lambda edge: -abs(edge.value or 0))[:3]
     listed = ", ".join(f"{edge.source} to {edge.target} {_number(edge.value)}" for edge in ranked)
-    drawing = _start_drawing(
-        data.name, data.caption, MARGIN_TOP + 50 + len(layers) * 46, f"{data.name}: {listed or 'no edge'}."
-    )
+    height, alt = MARGIN_TOP + 50 + len(layers) * 46, f"{data.name}: {listed or 'no edge'}."
+    drawing = _start_drawing(data.name, data.caption, height, alt)
     for edge in edges:
         target = positions.get(edge.target) or positions.get(edge.target.split("…")[0])
         if target:
@@ -191,15 +167,8 @@ def draw_graph(data: Graph) -> Drawing:
             colour, title = BLUE if value >= 0 else ORANGE, f"{edge.source} → {edge.target}: {_number(value)}"
             drawing.add(Line(x1, y1, x2, y2, colour, 0.8 + 5 * abs(value) / largest, title))
     for layer in layers:
-        drawing.add(
-            Text(
-                12,
-                next(positions[n.id][1] for n in data.nodes if n.layer == layer) + 4,
-                "input" if layer < 0 else f"layer {layer}",
-                10,
-                GREY,
-            )
-        )
+        y = next(positions[node.id][1] for node in data.nodes if node.layer == layer)
+        drawing.add(Text(12, y + 4, "input" if layer < 0 else f"layer {layer}", 10, GREY))
     for node in data.nodes:
         x, y = positions[node.id]
         drawing.add(Rect(x - 46, y - 14, 92, 28, (238, 241, 246), f"{node.id} {node.kind}: {_number(node.value)}"))
@@ -240,11 +209,8 @@ def _add_column_ticks(drawing: Drawing, data: HeatMap, cell_w: float, bottom: fl
         x = MARGIN_LEFT + (c + 0.5) * cell_w
         if c % every == 0:
             shown = tick[:12].replace("\n", "⏎")
-            drawing.add(
-                Text(x + 4, bottom + 6, shown, 10, INK, "end", turned=True)
-                if turned
-                else Text(x, bottom + 14, shown, 10, INK, "middle")
-            )
+            upright = Text(x + 4, bottom + 6, shown, 10, INK, "end", turned=True)
+            drawing.add(upright if turned else Text(x, bottom + 14, shown, 10, INK, "middle"))
     drawing.add(Text(MARGIN_LEFT, bottom + (78 if turned else 28), data.columns.label, 10, GREY))
 
 
@@ -254,7 +220,7 @@ def _add_colour_bar(drawing: Drawing, data: HeatMap, largest: float, x: float) -
     ends = (-1.0, 1.0) if data.scale == "diverging" else (0.0, 1.0)
     for i in range(steps):
         share = ends[1] + (ends[0] - ends[1]) * (i + 0.5) / steps
-        colour = diverging(share) if data.scale == "diverging" else sequential(share)
+        colour = svg.diverging(share) if data.scale == "diverging" else svg.sequential(share)
         drawing.add(Rect(x, MARGIN_TOP + i * height / steps, 14, height / steps + 0.5, colour))
     for share in (ends[1], (ends[0] + ends[1]) / 2, ends[0]):
         y = MARGIN_TOP + height * (ends[1] - share) / (ends[1] - ends[0])

@@ -7,14 +7,17 @@ import re
 
 import numpy as np
 
-from services.interpretability.core.report import Report
+from services.interpretability.core.report import NPZ, Report
 from services.interpretability.rendering.html_page import draw_report, render_page
 from services.interpretability.rendering.svg import Drawing, Text, stack_drawings
 
 ACTIVATIONS = "activations.npz"
 """Name of the artefact that is a report's arrays."""
 
-MEDIA_TYPES = ("text/html", "image/png", "image/svg+xml", "application/x-npz")
+FORMATS = {"html": "text/html", "png": "image/png", "svg": "image/svg+xml", "npz": NPZ}
+"""Short name → media type."""
+
+MEDIA_TYPES = tuple(FORMATS.values())
 
 
 def render(report: Report, media_type: str) -> bytes | None:
@@ -25,7 +28,7 @@ def render(report: Report, media_type: str) -> bytes | None:
         return _draw_all(report).png()
     if media_type == "image/svg+xml":
         return _draw_all(report).svg().encode()
-    return to_npz(report) if media_type == "application/x-npz" else None
+    return to_npz(report) if media_type == NPZ else None
 
 
 def to_npz(report: Report) -> bytes:

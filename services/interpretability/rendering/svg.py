@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from html import escape
 
@@ -62,6 +62,25 @@ class Rect:
     title: str = ""
     link: str = ""
 
+    def svg(self) -> str:
+        """Return the SVG element."""
+        rect = (
+            f'<rect x="{self.x:g}" y="{self.y:g}" width="{self.w:g}" height="{self.h:g}" '
+            f'fill="{_hex(self.fill) if self.fill else "transparent"}">'
+            f"{_title(self.title)}</rect>"
+        )
+        return f'<a href="{escape(self.link)}">{rect}</a>' if self.link else rect
+
+    def paint(self, image: Image.Image, scale: float) -> None:
+        """Draw on pixels."""
+        box = [self.x * scale, self.y * scale, (self.x + self.w) * scale - 1, (self.y + self.h) * scale - 1]
+        if self.fill and box[2] >= box[0] and box[3] >= box[1]:
+            ImageDraw.Draw(image).rectangle(box, fill=self.fill)
+
+    def move_down(self, by: float) -> Rect:
+        """Return it `by` further down."""
+        return replace(self, y=self.y + by)
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -75,6 +94,22 @@ class Line:
     width: float = 1
     title: str = ""
 
+    def svg(self) -> str:
+        """Return the SVG element."""
+        return (
+            f'<line x1="{self.x1:g}" y1="{self.y1:g}" x2="{self.x2:g}" y2="{self.y2:g}" '
+            f'stroke="{_hex(self.colour)}" stroke-width="{self.width:g}">{_title(self.title)}</line>'
+        )
+
+    def paint(self, image: Image.Image, scale: float) -> None:
+        """Draw on pixels."""
+        ends = [self.x1 * scale, self.y1 * scale, self.x2 * scale, self.y2 * scale]
+        ImageDraw.Draw(image).line(ends, fill=self.colour, width=max(round(self.width * scale), 1))
+
+    def move_down(self, by: float) -> Line:
+        """Return it `by` further down."""
+        return replace(self, y1=self.y1 + by, y2=self.y2 + by)
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -87,6 +122,35 @@ class Text:
     colour: Colour = INK
     anchor: str = "start"
     turned: bool = False
+
+    def svg(self) -> str:
+        """Return the SVG element."""
+        turn = f' transform="rotate(-90 {self.x:g} {self.y:g})"' if self.turned else ""
+        text = escape(_replace_control_characters(self.text))
+        return (
+            f'<text x="{self.x:g}" y="{self.y:g}" font-size="{self.size:g}" fill="{_hex(self.colour)}" '
+            f'text-anchor="{self.anchor}"{turn} xml:space="preserve">{text}</text>'
+        )
+
+    def paint(self, image: Image.Image, scale: float) -> None:
+        """Draw on pixels."""
+        font = _font(max(round(self.size * scale), 6))
+        text = _replace_control_characters(self.text).translate(_MISSING_GLYPHS)
+        if not self.turned:
+            anchor = {"start": "ls", "middle": "ms", "end": "rs"}[self.anchor]
+            position = (self.x * scale, self.y * scale)
+            ImageDraw.Draw(image).text(position, text, fill=self.colour, font=font, anchor=anchor)
+            return
+        left, top, right, bottom = font.getbbox(text or " ", anchor="ls")
+        label = Image.new("RGBA", (max(round(right - left), 1), max(round(bottom - top), 1)), (255, 255, 255, 0))
+        ImageDraw.Draw(label).text((-left, -top), text, fill=self.colour, font=font, anchor="ls")
+        label = label.rotate(90, expand=True)
+        up = {"start": label.height, "middle": label.height / 2, "end": 0}[self.anchor]
+        image.paste(label, (round(self.x * scale + top), round(self.y * scale - up)), label)
+
+    def move_down(self, by: float) -> Text:
+        """Return it `by` further down."""
+        return replace(self, y=self.y + by)
 
 
 Shape = Rect | Line | Text
@@ -107,7 +171,7 @@ class Drawing:
 
     def svg(self) -> str:
         """Return the SVG, without scripts and styles."""
-        inside = "".join(map(_svg, self.shapes))
+        inside = "".join(shape.svg() for shape in self.shapes)
         # The links in an image can't be reached by a screen reader; those in a group can.
         role = "group" if any(isinstance(shape, Rect) and shape.link for shape in self.shapes) else "img"
         return (
@@ -121,9 +185,8 @@ class Drawing:
         """Return the PNG, with `scale` pixels per unit."""
         scale = min(scale, MAX_PNG_SIDE / max(self.width, self.height, 1))
         image = Image.new("RGB", (max(round(self.width * scale), 1), max(round(self.height * scale), 1)), "white")
-        pen = ImageDraw.Draw(image)
         for shape in self.shapes:
-            _paint(pen, image, shape, scale)
+            shape.paint(image, scale)
         out = io.BytesIO()
         image.save(out, "PNG", optimize=True)
         return out.getvalue()
@@ -133,46 +196,13 @@ def stack_drawings(drawings: Sequence[Drawing], gap: float = 24) -> Drawing:
     """Stack drawings one below the other."""
     whole = Drawing(max((d.width for d in drawings), default=1), 0, " ".join(d.alt for d in drawings))
     for drawing in drawings:
-        whole.shapes += [_move_down(shape, whole.height) for shape in drawing.shapes]
+        whole.shapes += [shape.move_down(whole.height) for shape in drawing.shapes]
         whole.height += drawing.height + gap
     return whole
 
 
-def _move_down(shape: Shape, by: float) -> Shape:
-    if isinstance(shape, Rect):
-        return Rect(shape.x, shape.y + by, shape.w, shape.h, shape.fill, shape.title, shape.link)
-    if isinstance(shape, Line):
-        return Line(shape.x1, shape.y1 + by, shape.x2, shape.y2 + by, shape.colour, shape.width, shape.title)
-    return Text(shape.x, shape.y + by, shape.text, shape.size, shape.colour, shape.anchor, shape.turned)
-
-
 def _hex(colour: Colour) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
-
-
-def _rect(shape: Rect) -> str:
-    rect = (
-        f'<rect x="{shape.x:g}" y="{shape.y:g}" width="{shape.w:g}" height="{shape.h:g}" '
-        f'fill="{_hex(shape.fill) if shape.fill else "transparent"}">'
-        f"{_title(shape.title)}</rect>"
-    )
-    return f'<a href="{escape(shape.link)}">{rect}</a>' if shape.link else rect
-
-
-def _line(shape: Line) -> str:
-    return (
-        f'<line x1="{shape.x1:g}" y1="{shape.y1:g}" x2="{shape.x2:g}" y2="{shape.y2:g}" '
-        f'stroke="{_hex(shape.colour)}" stroke-width="{shape.width:g}">{_title(shape.title)}</line>'
-    )
-
-
-def _text(shape: Text) -> str:
-    turn = f' transform="rotate(-90 {shape.x:g} {shape.y:g})"' if shape.turned else ""
-    text = escape(_replace_control_characters(shape.text))
-    return (
-        f'<text x="{shape.x:g}" y="{shape.y:g}" font-size="{shape.size:g}" fill="{_hex(shape.colour)}" '
-        f'text-anchor="{shape.anchor}"{turn} xml:space="preserve">{text}</text>'
-    )
 
 
 def _title(text: str) -> str:
@@ -186,46 +216,10 @@ def _replace_control_characters(text: str) -> str:
     )
 
 
-def _svg(shape: Shape) -> str:
-    if isinstance(shape, Rect):
-        return _rect(shape)
-    return _line(shape) if isinstance(shape, Line) else _text(shape)
-
-
 _MISSING_GLYPHS = str.maketrans({"≥": ">=", "⏎": "\\n", "→": "->"})
 """Glyphs that the raster font lacks."""
-
-
-def _replace_missing_glyphs(text: str) -> str:
-    return _replace_control_characters(text).translate(_MISSING_GLYPHS)
 
 
 @lru_cache(maxsize=64)
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
-
-
-def _paint(pen: ImageDraw.ImageDraw, image: Image.Image, shape: Shape, scale: float) -> None:
-    if isinstance(shape, Rect):
-        box = [shape.x * scale, shape.y * scale, (shape.x + shape.w) * scale - 1, (shape.y + shape.h) * scale - 1]
-        if shape.fill and box[2] >= box[0] and box[3] >= box[1]:
-            pen.rectangle(box, fill=shape.fill)
-    elif isinstance(shape, Line):
-        ends = [shape.x1 * scale, shape.y1 * scale, shape.x2 * scale, shape.y2 * scale]
-        pen.line(ends, fill=shape.colour, width=max(round(shape.width * scale), 1))
-    elif shape.turned:
-        _paint_turned(image, shape, scale)
-    else:
-        anchor = {"start": "ls", "middle": "ms", "end": "rs"}[shape.anchor]
-        position, font = (shape.x * scale, shape.y * scale), _font(max(round(shape.size * scale), 6))
-        pen.text(position, _replace_missing_glyphs(shape.text), fill=shape.colour, font=font, anchor=anchor)
-
-
-def _paint_turned(image: Image.Image, shape: Text, scale: float) -> None:
-    font, text = _font(max(round(shape.size * scale), 6)), _replace_missing_glyphs(shape.text)
-    left, top, right, bottom = font.getbbox(text or " ", anchor="ls")
-    label = Image.new("RGBA", (max(round(right - left), 1), max(round(bottom - top), 1)), (255, 255, 255, 0))
-    ImageDraw.Draw(label).text((-left, -top), text, fill=shape.colour, font=font, anchor="ls")
-    label = label.rotate(90, expand=True)
-    up = {"start": label.height, "middle": label.height / 2, "end": 0}[shape.anchor]
-    image.paste(label, (round(shape.x * scale + top), round(shape.y * scale - up)), label)

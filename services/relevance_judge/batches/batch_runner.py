@@ -66,11 +66,7 @@ class BatchLimits:
 
 
 def plan_batch(judge: Judge, request: JudgeIn, pairs: Sequence[BatchPair], llm: str | None) -> BatchPlan:
-    """Plan a batch, with every digest.
-
-    Raises:
-        FoveaError: The judge refuses the request's template or calibration.
-    """
+    """Plan a batch, with every digest; `FoveaError` if the judge refuses the request's template or calibration."""
     options = request.model_dump(mode="json", exclude={"pairs", "query", "passages"})
     templates = judge.list_template_ids(request)
     facts = {"judge": judge.card.name, "options": options, "templates": templates, "llm": llm}
@@ -88,22 +84,10 @@ def hash_text(text: str) -> str:
 def run_batch(
     plan: BatchPlan, judge: Judge, request: JudgeIn, log: LabelLog, limits: BatchLimits, run: CallContext
 ) -> StopReason | None:
-    """Judge the pairs that have no verdict in the log.
+    """Judge the pairs that have no verdict in the log; return why pairs are left, or None when all were judged.
 
-    Args:
-        plan: The batch.
-        judge: The judge.
-        request: The judge's options.
-        log: Where labels are and go, each on disk before it counts.
-        limits: Rate, concurrency and budget.
-        run: Gets the progress; when it is cancelled, running pairs finish first, and their labels are stored.
-
-    Returns:
-        Why pairs are left, or None when all were judged.
-
-    Raises:
-        Cancelled: The call was cancelled.
-        DeadlineExceeded: The deadline passed.
+    Each label is on disk before it counts. When the call is cancelled or its deadline passes, running pairs finish
+    first, and their labels are stored; then Cancelled or DeadlineExceeded is raised.
     """
     distinct = dict(zip(plan.keys, plan.pairs, strict=True))
     todo = {key: pair for key, pair in distinct.items() if not log.has_verdict(key)}

@@ -74,15 +74,10 @@ class BatchStore:
         self._manifests.create(f"{plan.id}.json", content)
 
     def load_manifest(self, name: str) -> dict[str, Any]:
-        """The manifest of a batch.
-
-        Raises:
-            NotFound: There is no such batch.
-        """
+        """The manifest of a batch; `NotFound` if there is no such batch."""
         content = self._manifests.get(f"{name}.json") if name and set(name) <= _ID else None
         if content is None:
-            detail = f"There is no batch {name[:80]!r}."
-            raise NotFound(detail, hint="Its id is in the answer to the POST.")
+            raise NotFound(f"There is no batch {name[:80]!r}.", hint="Its id is in the answer to the POST.")
         found: dict[str, Any] = json.loads(content.decode("utf8", "surrogatepass"))
         return found
 

@@ -70,12 +70,7 @@ class LabelLog:
 
 @contextlib.contextmanager
 def open_label_log(objects: ObjectStore, run: CallContext) -> Iterator[LabelLog]:
-    """Open a log for writing, alone; waits while another batch writes it.
-
-    Raises:
-        Cancelled: The call was cancelled while it waited.
-        DeadlineExceeded: Its deadline passed.
-    """
+    """Open a log for writing, alone; waits while another batch writes it, until the call is over."""
 
     def wait() -> None:
         run.check()

@@ -5,14 +5,13 @@ Parses the text of files, TREC lines or JSON lines.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from fovea.errors import InvalidOption, Malformed
 from services.relevance_judge.metrics.rankings import order_passages
 from services.relevance_judge.parsing import trec
+from services.relevance_judge.parsing.json_lines import parse_object
 
 MAX_BATCH_PAIRS = 200_000
 
@@ -45,15 +44,16 @@ def parse_texts(lines: str, source: str) -> dict[str, str]:
     return found
 
 
-def parse_pairs(text: str) -> list[BatchPair]:
-    """Pairs from JSON lines `{"qid", "docid", "query", "passage"}`.
+def parse_collection(topics: str, passages: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Texts of topics and passages by id, see `parse_texts`."""
+    return parse_texts(topics, "topics"), parse_texts(passages, "passages")
 
-    Raises:
-        Malformed: A line is not such an object.
-    """
+
+def parse_pairs(text: str) -> list[BatchPair]:
+    """Pairs from JSON lines `{"qid", "docid", "query", "passage"}`; `Malformed` if a line is not such an object."""
     found = []
     for number, line in _numbered_lines(text):
-        row = _parse_object(line, number, "pairs")
+        row = parse_object(line, number, "pairs")
         fields = [row.get(name) for name in ("qid", "docid", "query", "passage")]
         if not all(isinstance(field, str | int) and str(field).strip() for field in fields):
             raise Malformed(f"Line {number} of pairs lacks qid, docid, query or passage.")
@@ -72,11 +72,7 @@ def cross_pairs(topics: Mapping[str, str], passages: Mapping[str, str]) -> list[
 
 
 def pool_runs(runs: trec.Runs, depth: int, topics: Mapping[str, str], passages: Mapping[str, str]) -> list[BatchPair]:
-    """Pool runs: the union of each query's first `depth` passages, in trec_eval's order.
-
-    Raises:
-        InvalidOption: A run names a query or passage whose text is not there.
-    """
+    """Pool each query's first `depth` passages of runs, in trec_eval's order; `InvalidOption` for one without text."""
     found: dict[tuple[str, str], BatchPair] = {}
     for tag, run in runs.items():
         for qid, scores in run.items():
@@ -94,8 +90,7 @@ def drop_labelled(pairs: list[BatchPair], labels: Labels) -> list[BatchPair]:
 
 def _check_id(name: str, number: int, source: str) -> None:
     if len(name.split()) != 1:
-        detail = f"Line {number} of {source}: the id {name[:80]!r} holds white space, which TREC files can't."
-        raise Malformed(detail)
+        raise Malformed(f"Line {number} of {source}: the id {name[:80]!r} holds white space, which TREC files can't.")
 
 
 def _text_of(name: str, texts: Mapping[str, str], where: str, field: str) -> str:
@@ -122,22 +117,12 @@ def _parse_tabbed(line: str, number: int, source: str) -> tuple[str, str]:
 
 
 def _parse_text_object(line: str, number: int, source: str) -> tuple[str, str]:
-    row = _parse_object(line, number, source)
+    row = parse_object(line, number, source)
     name = next((row[key] for key in ("id", "qid", "docid") if key in row), None)
     text = next((row[key] for key in ("text", "query", "passage") if isinstance(row.get(key), str)), "")
     if not isinstance(name, str | int) or not text.strip():
         raise Malformed(f"Line {number} of {source} has no id, or no text.")
     return str(name), text
-
-
-def _parse_object(line: str, number: int, source: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise Malformed(f"Line {number} of {source} is not JSON.") from error
-    if not isinstance(row, dict):
-        raise Malformed(f"Line {number} of {source} is not a JSON object.")
-    return row
 
 
 def _numbered_lines(text: str) -> Iterator[tuple[int, str]]:

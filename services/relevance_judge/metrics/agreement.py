@@ -24,11 +24,7 @@ CUTS = {"0|123": 1, "01|23": 2, "012|3": 3}
 
 
 def confusion(reference: Any, judge: Any, grades: Sequence[int] = GRADES) -> NDArray[np.int64]:
-    """Counts [grades, grades] of pairs of grades; rows are the reference's.
-
-    Raises:
-        ValueError: Unequal lengths, or a grade outside the scale.
-    """
+    """Counts [grades, grades] of pairs of grades; rows are the reference's; `ValueError` for one outside the scale."""
     first, second = np.asarray(reference), np.asarray(judge)
     if first.shape != second.shape:
         raise ValueError(f"{first.size} labels against {second.size}.")
@@ -41,18 +37,11 @@ def confusion(reference: Any, judge: Any, grades: Sequence[int] = GRADES) -> NDA
 
 
 def cohen_kappa(a: Any, b: Any, *, weights: Weights | None = None, grades: Sequence[int] = GRADES) -> float | None:
-    """Cohen's kappa of two equally long label lists.
+    """Cohen's kappa of two equally long label lists: 1 − observed / expected disagreement.
 
-    Args:
-        a: Labels of one side, each one of `grades`.
-        b: Labels of the other.
-        weights: None counts every disagreement alike; `linear` and `quadratic` weigh by the distance of the grades'
-            values on the fixed scale, also when a grade does not occur.
-        grades: The scale, ascending.
-
-    Returns:
-        1 − observed / expected disagreement; None where no disagreement can be expected (both use one and the same
-        grade only) and for empty lists.
+    Without weights every disagreement counts alike; `linear` and `quadratic` weigh by the distance of the grades'
+    values on the fixed, ascending scale, also when a grade does not occur. None for empty lists, and where no
+    disagreement can be expected: both use one and the same grade only.
     """
     table = confusion(a, b, grades).astype(np.float64)
     total = table.sum()
@@ -66,16 +55,11 @@ def cohen_kappa(a: Any, b: Any, *, weights: Weights | None = None, grades: Seque
 
 
 def krippendorff_alpha(ratings: Any, *, level: Level = "ordinal", grades: Sequence[int] = GRADES) -> float | None:
-    """Krippendorff's alpha of any number of raters with gaps.
+    """Krippendorff's alpha of any number of raters with gaps: 1 − observed / expected disagreement.
 
-    Args:
-        ratings: [raters, units]; None or NaN where a rater gave none. Units with one rating are dropped.
-        level: How far apart two grades are: `nominal` all alike, `interval` their squared distance, `ordinal` the
-            squared number of ratings between them.
-        grades: The scale, ascending.
-
-    Returns:
-        1 − observed / expected disagreement; None where a single grade occurs, or nothing can be paired.
+    Ratings are [raters, units], None or NaN where a rater gave none; units with one rating are dropped. Two grades are
+    apart by `nominal` all alike, `interval` their squared distance, `ordinal` the squared number of ratings between
+    them. None where a single grade occurs, or nothing can be paired.
     """
     counts = _counts(ratings, grades)
     counts = counts[counts.sum(1) >= 2]

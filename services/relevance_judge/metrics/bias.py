@@ -36,14 +36,7 @@ class BiasBlock(BaseModel):
 
 
 def measure_bias(reference: Qrels, judge: Qrels, topics: Mapping[str, str], passages: Mapping[str, str]) -> BiasBlock:
-    """Measure bias in terciles of length and of lexical overlap, over pairs that both labelled and whose texts exist.
-
-    Args:
-        reference: {(qid, docid): grade}.
-        judge: The same; grades outside the scale are clamped.
-        topics: {qid: text}.
-        passages: {docid: text}.
-    """
+    """Measure bias in terciles of length and lexical overlap, over pairs that both labelled and whose texts exist."""
     pairs = [pair for pair in reference if pair in judge and pair[0] in topics and pair[1] in passages]
     lengths = [float(len(passages[docid].split())) for _, docid in pairs]
     shares = [overlap(topics[qid], {docid: passages[docid]})[docid] for qid, docid in pairs]
@@ -61,9 +54,8 @@ def invalid_share(reference: Qrels, invalid: Sequence[tuple[str, str]]) -> list[
 def _terciles(measure: Sequence[float], labels: np.ndarray) -> list[Tercile]:
     """Thirds of equal size by a measure; equal values stay in input order, so ties may be parted."""
     rows = np.argsort(np.asarray(measure), kind="stable")
-    return [
-        _tercile([measure[row] for row in part], labels[part]) for part in np.array_split(rows, THIRDS) if part.size
-    ]
+    thirds = [part for part in np.array_split(rows, THIRDS) if part.size]
+    return [_tercile([measure[row] for row in part], labels[part]) for part in thirds]
 
 
 def _tercile(measure: Sequence[float], labels: np.ndarray) -> Tercile:

@@ -22,15 +22,10 @@ def divide_sums(counts: Ratio) -> float | None:
 
 
 def draw_ratios(counts: Sequence[Ratio], *, draws: int, seed: int) -> Floats:
-    """Ratios of sums [c, draws] of several quantities over the same samples of queries.
+    """Ratios of sums [c, draws] of several quantities over the same samples of as many queries as there are.
 
-    Args:
-        counts: Counts of each quantity, {query: (numerator, denominator)}; a query that is missing counts (0, 0).
-        draws: Samples of as many queries as there are.
-        seed: Makes it repeatable.
-
-    Returns:
-        NaN, for `percentile_interval` only, where a sample's denominator is 0.
+    Counts are {query: (numerator, denominator)}; a query that is missing counts (0, 0). A ratio is NaN, for
+    `percentile_interval` only, where a sample's denominator is 0.
     """
     names = sorted({name for one in counts for name in one})
     parts = np.asarray([[one.get(name, (0.0, 0.0)) for name in names] for one in counts], float)

@@ -68,11 +68,7 @@ class Calibration(BaseModel):
     version: int | None = None
 
     def grade(self, signal: float) -> int:
-        """The grade 0–3 of a signal.
-
-        Raises:
-            InvalidOption: The signal is not finite; its row is invalid, not 0.
-        """
+        """The grade 0–3 of a signal; `InvalidOption` if the signal is not finite: its row is invalid, not 0."""
         if not math.isfinite(signal):
             raise InvalidOption("The signal is not a finite number, so the pair has no grade.", field="signal")
         return sum(cut <= signal for cut in self.cuts)
@@ -89,28 +85,18 @@ class Calibration(BaseModel):
         return self.digest if self.name is None else f"{self.name}@{self.version}:{self.digest}"
 
     def standardise(self, signal: float) -> float:
-        """A signal in standard deviations of the training signals.
-
-        Raises:
-            InvalidOption: The calibration has no mean and spread.
-        """
+        """A signal in standard deviations of the training signals; `InvalidOption` without their mean and spread."""
         if self.mean is None or not self.spread:
             raise InvalidOption("The calibration does not state mean and spread of its signals.", field="calibration")
         return (signal - self.mean) / self.spread
 
 
 def fit(signals: Any, grades: Any, queries: Sequence[Any], *, how: FitRule = "quantile") -> Calibration:
-    """Fit cuts on labelled pairs.
+    """Fit cuts on labelled pairs: a finite signal, a grade 0–3 and a query each; evaluation leaves whole queries out.
 
-    Args:
-        signals: One finite number per pair.
-        grades: Its label, 0–3.
-        queries: The query it belongs to; evaluation leaves whole queries out.
-        how: `quantile` puts the cuts at the cumulative label shares; `kappa` searches midpoints of the signal for the
-            best quadratic kappa, ties to the lowest cuts.
-
-    Raises:
-        InvalidOption: Unequal lengths, no pairs, a label outside the scale, or a signal that is not finite.
+    `quantile` puts the cuts at the cumulative label shares; `kappa` searches midpoints of the signal for the best
+    quadratic kappa, ties to the lowest cuts. Raises InvalidOption for unequal lengths, no pairs, a label outside the
+    scale, or a signal that is not finite.
     """
     x, y, q = np.asarray(signals, float), _to_grades(grades), number_queries(queries)
     if not len(x) == len(y) == len(q) or not len(x):
@@ -140,12 +126,8 @@ def _to_grades(grades: Any) -> NDArray[np.int64]:
 
 
 def _warnings(pairs: int, queries: int) -> tuple[str, ...]:
-    few = []
-    if pairs < FEW_PAIRS:
-        few.append(f"Fitted on {pairs} labelled pairs; {FEW_PAIRS} are the least to trust.")
-    if queries < FEW_QUERIES:
-        few.append(f"Fitted on {queries} queries; {FEW_QUERIES} are the least to trust.")
-    return tuple(few)
+    counts = ((f"{pairs} labelled pairs", pairs, FEW_PAIRS), (f"{queries} queries", queries, FEW_QUERIES))
+    return tuple(f"Fitted on {what}; {least} are the least to trust." for what, n, least in counts if n < least)
 
 
 def _cuts(x: Floats, y: NDArray[Any], how: FitRule) -> tuple[float, float, float]:
@@ -199,14 +181,7 @@ def _leave_queries_out(x: Floats, y: NDArray[Any], q: NDArray[Any], how: FitRule
 
 
 def grade_across_queries(signals: Any, grades: Any, queries: Any, *, how: FitRule = "quantile") -> NDArray[np.int64]:
-    """Grade the pairs of each query with cuts fitted on all others.
-
-    Args:
-        signals: One finite number per pair.
-        grades: Its label, 0–3.
-        queries: The query it belongs to; two at least.
-        how: As of `fit`.
-    """
+    """Grade the pairs of each query, of two at least, with cuts fitted on all others; see `fit`."""
     x, y, q = np.asarray(signals, float), _to_grades(grades), number_queries(queries)
     found = np.zeros(len(x), np.int64)
     for name in sorted(set(q.tolist())):

@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+from pydantic import BaseModel, Field
 
 from services.relevance_judge.metrics.nuggets import SUPPORT_VALUES, Support
 
 
-@dataclass(frozen=True)
-class SentenceSupport:
-    """A sentence of an answer.
-
-    Attributes:
-        cited: How each passage that it cites supports it; a citation of an unknown passage supports nothing.
-        best: How the passage that supports it most does, whether cited or not.
-    """
+class SentenceSupport(BaseModel):
+    """A sentence of an answer."""
 
     text: str
-    cited: dict[str, Support] = field(default_factory=dict)
-    best: Support = "not_support"
+    cited: dict[str, Support] = Field(
+        {}, description="Cited id → how that passage supports the sentence; an unknown one supports nothing."
+    )
+    best: Support = Field("not_support", description="Support by the best passage, cited or not.")
     best_passage: str | None = None
 
 
-@dataclass(frozen=True)
-class SupportScores:
-    """Scores of an answer's sentences; partial support counts one half; None where there is nothing to count.
+class SupportScores(BaseModel):
+    """Scores of an answer's sentences; partial support counts one half, null where there is nothing to count."""
 
-    Attributes:
-        citation_precision: Mean over citations of how far they support their sentence.
-        citation_recall: Mean over sentences of their best citation's support; a sentence without one counts 0.
-        faithfulness: Mean over sentences of the best passage's support.
-    """
-
-    citation_precision: float | None
-    citation_recall: float | None
-    faithfulness: float | None
+    citation_precision: float | None = Field(description="Mean over citations.")
+    citation_recall: float | None = Field(description="Mean over sentences; one without a citation counts 0.")
+    faithfulness: float | None = Field(description="Mean over sentences, whatever they cite.")
 
 
 def score_support(sentences: Sequence[SentenceSupport]) -> SupportScores:

@@ -23,17 +23,11 @@ _ROUND: dict[str, Callable[[float], int]] = {"half_up": lambda x: math.floor(x +
 
 
 def majority(votes: Any, *, tie: Tie = "average", seed: int = 0, grades: Sequence[int] = (0, 1, 2, 3)) -> list[int]:
-    """The most frequent grade of each item.
+    """The most frequent grade of each item, of votes [judges][items] with None for a missing one.
 
-    Args:
-        votes: [judges][items], None = missing.
-        tie: Among equally frequent grades: their mean rounded half up, the lowest, the highest, the lower middle one,
-            or one drawn from seed and item alone (the order of judges does not matter).
-        seed: For `random`.
-        grades: The scale.
-
-    Raises:
-        ValueError: A vote outside the scale.
+    Of equally frequent grades it is their mean rounded half up, the lowest, the highest, the lower middle one, or one
+    drawn from seed and item alone (the order of judges does not matter). Raises ValueError for a vote outside the
+    scale.
     """
     return [_decide(index, cast, tie, seed, grades) for index, cast in enumerate(_items(votes))]
 
@@ -60,8 +54,7 @@ def _decide(index: int, cast: Sequence[int], tie: Tie, seed: int, grades: Sequen
 def average(votes: Any, *, rounding: Rounding = "half_up", weights: Sequence[float] | None = None) -> list[int]:
     """The rounded (weighted) mean of each item's votes; missing votes are skipped together with their weights.
 
-    Raises:
-        ValueError: As many weights as judges are needed, none negative.
+    Raises ValueError unless there is one weight per judge and none is negative.
     """
     rows = [list(row) for row in votes]
     shares = [1.0] * len(rows) if weights is None else list(weights)

@@ -7,10 +7,10 @@ prediction-powered inference (see `prediction_powered`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, Field
 
 from fovea.errors import InvalidOption
 from shared.lazy_module import LazyModule
@@ -20,36 +20,21 @@ stats = LazyModule("scipy.stats")
 MIN_PILOT = 3
 
 
-@dataclass(frozen=True)
-class LabelBudget:
-    """Units to label for the wished half-width.
+class LabelBudget(BaseModel):
+    """Units that people must label for the wished half-width; null where all of them are not enough."""
 
-    Attributes:
-        with_judge: Together with the judge's labels of all `total` units; None where even `total` are too few.
-        without_judge: From the human labels alone.
-        correlation: Of human and judge values in the pilot.
-        curve: (labelled units, half-width with the judge, half-width without).
-    """
-
-    with_judge: int | None
-    without_judge: int | None
-    correlation: float
-    deviation: float
-    curve: list[tuple[int, float, float]]
+    with_judge: int | None = Field(description="Together with the judge's labels of all units.")
+    without_judge: int | None = Field(description="From the human labels alone.")
+    correlation: float = Field(description="Of human and judge scores in the pilot.")
+    deviation: float = Field(description="Standard deviation over units.")
+    curve: list[tuple[int, float, float]] = Field(description="Labelled units, half-width with the judge, without.")
 
 
 def plan_labels(human: Any, judge: Any, *, total: int, half_width: float, confidence: float = 0.95) -> LabelBudget:
-    """Plan how many units to label.
+    """Plan how many units to label, from a pilot of values [n] by people and by the judge.
 
-    Args:
-        human: Values [n] of the pilot by people.
-        judge: The judge's values [n] of the same units.
-        total: Units there are, all of which the judge labels; the pilot counts among them.
-        half_width: Half the width that the interval of the mean shall have.
-        confidence: Of that interval.
-
-    Raises:
-        InvalidOption: A pilot of fewer than three units, or fewer units in all than the pilot has.
+    The judge labels all `total` units, the pilot's among them; `half_width` is half the width that the mean's interval
+    shall have. Raises InvalidOption for a pilot of fewer than three units, or of more than there are.
     """
     y, f = np.asarray(human, float), np.asarray(judge, float)
     if len(y) != len(f) or len(y) < MIN_PILOT:

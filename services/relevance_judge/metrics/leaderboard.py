@@ -6,7 +6,7 @@ not shown, because nobody could tell it from its neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -92,32 +92,18 @@ def build_leaderboard(
     seed: int = 0,
     sort: Sort = "kappa",
 ) -> Leaderboard:
-    """Measure each judge against the reference.
+    """Measure each judge against the reference, {(qid, docid): grade}; the best in the column `sort` comes first.
 
-    Args:
-        reference: {(qid, docid): grade}.
-        entries: The judges.
-        runs: {tag: {qid: {docid: score}}} of the systems to rank; may be empty, then tau and rho are null.
-        measure: As of `rankings.evaluate`.
-        relevance_level: Lowest grade that counts as relevant.
-        draws: Bootstrap samples of queries.
-        seed: Of the bootstrap.
-        sort: The column; best first.
-
-    Raises:
-        ValueError: An unknown measure.
+    `runs` are the systems to rank; without any tau and rho are null. `relevance_level` is the lowest grade that counts
+    as relevant. Intervals come from `draws` samples of queries. Raises ValueError for an unknown measure.
     """
     truth = rankings.system_scores(runs, reference, measure=measure, relevance_level=relevance_level)
     rows, left_out = [], []
     for entry in entries:
         interval = kappa_interval(reference, entry.labels.labels, draws=draws, seed=seed)
         if interval is None:
-            left_out.append(
-                ExcludedJudge(
-                    judge=entry.judge,
-                    reason="Kappa has no interval: fewer than two queries, or one and the same grade throughout.",
-                )
-            )
+            reason = "Kappa has no interval: fewer than two queries, or one and the same grade throughout."
+            left_out.append(ExcludedJudge(judge=entry.judge, reason=reason))
             continue
         scores = rankings.system_scores(runs, entry.labels.labels, measure=measure, relevance_level=relevance_level)
         rows.append(_row(reference, entry, interval, rankings.compare(truth, scores)))
@@ -139,24 +125,15 @@ def _row(
 ) -> LeaderboardRow:
     found, labels = agree(reference, entry.labels.labels), entry.labels
     judged = max(sum(pair in reference for pair in {*labels.labels, *labels.invalid}), 1)
+    same = "pairs kappa alpha kappa_quadratic kappa_by_cut alpha_by_cut bias mae counts"
     return LeaderboardRow(
         judge=entry.judge,
         template=entry.template,
-        pairs=found.pairs,
-        kappa=found.kappa,
+        **{name: getattr(found, name) for name in same.split()},
+        **vars(compared),
         kappa_interval=interval,
-        alpha=found.alpha,
-        kappa_quadratic=found.kappa_quadratic,
-        kappa_by_cut=found.kappa_by_cut,
-        alpha_by_cut=found.alpha_by_cut,
-        tau_b=compared.tau_b,
-        rho=compared.rho,
-        tau_ap=compared.tau_ap,
-        bias=found.bias,
-        mae=found.mae,
         invalid_share=sum(pair in reference for pair in labels.invalid) / judged,
         mean=_mean(found.counts),
-        counts=found.counts,
         tokens=labels.tokens or None,
         cost=labels.cost,
         seconds=labels.seconds or None,
@@ -170,8 +147,6 @@ def _mean(counts: Sequence[int]) -> float | None:
 
 def _sorted(rows: list[LeaderboardRow], sort: Sort) -> list[LeaderboardRow]:
     """Best first; what has no value comes last."""
-    known: Mapping[bool, list[LeaderboardRow]] = {
-        there: [row for row in rows if (getattr(row, sort) is not None) == there] for there in (True, False)
-    }
-    known[True].sort(key=lambda row: getattr(row, sort), reverse=sort not in ASCENDING)
-    return [*known[True], *known[False]]
+    known = [row for row in rows if getattr(row, sort) is not None]
+    known.sort(key=lambda row: getattr(row, sort), reverse=sort not in ASCENDING)
+    return [*known, *(row for row in rows if getattr(row, sort) is None)]

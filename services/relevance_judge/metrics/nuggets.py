@@ -7,8 +7,9 @@ arXiv:2504.15068): facts are vital or okay, an answer supports one, supports it 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+from pydantic import BaseModel, Field
 
 Importance = Literal["vital", "okay"]
 Support = Literal["support", "partial_support", "not_support"]
@@ -17,35 +18,21 @@ SUPPORT_VALUES: Mapping[Support, float] = {"support": 1.0, "partial_support": 0.
 OKAY_WEIGHT = 0.5
 
 
-@dataclass(frozen=True)
-class NuggetScores:
-    """Scores of one answer; None where there is nothing to count.
+class NuggetScores(BaseModel):
+    """Scores of one answer; partial support counts one half, null where there is nothing to count."""
 
-    Attributes:
-        vital_recall: Share of vital facts held, a fact held in part counting one half; `strict_` counts whole ones.
-        all_recall: Of all facts, okay ones at half the weight.
-        precision: Share of the answer's sentences that hold at least a part of a fact.
-        f1: Harmonic mean of vital recall and precision.
-    """
-
-    vital_recall: float | None
-    strict_vital_recall: float | None
-    all_recall: float | None
+    vital_recall: float | None = Field(description="Share of vital facts held.")
+    strict_vital_recall: float | None = Field(description="Share of vital facts held as a whole.")
+    all_recall: float | None = Field(description="Of all facts, okay ones at half the weight.")
     strict_all_recall: float | None
-    precision: float | None
-    f1: float | None
+    precision: float | None = Field(description="Share of the answer's sentences that hold a fact, by similarity.")
+    f1: float | None = Field(description="Harmonic mean of vital recall and precision.")
 
 
 def score_answer(
     importances: Sequence[Importance], supports: Sequence[Support], sentence_hits: Sequence[bool]
 ) -> NuggetScores:
-    """Score an answer.
-
-    Args:
-        importances: Of each fact.
-        supports: How the answer holds it.
-        sentence_hits: Whether each sentence of the answer holds a fact.
-    """
+    """Score an answer by how it holds each fact, and by which of its sentences hold one."""
     graded = [SUPPORT_VALUES[support] for support in supports]
     whole = [float(value == 1.0) for value in graded]
     vital = [importance == "vital" for importance in importances]

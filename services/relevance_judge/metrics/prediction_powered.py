@@ -44,23 +44,15 @@ def correct_mean(
     weight: float | None = None,
     small_sample: bool = True,
 ) -> MeanEstimate:
-    """Estimate a mean from human and machine values.
+    """Estimate a mean from values [n] by people, the judge's of the same units [n], and its values [N] of all others.
 
-    Args:
-        human: Values [n] by people; independent units, so whole queries where pairs of one query hang together.
-        judge: The judge's values [n] of the same units.
-        unlabelled: The judge's values [N] of the other units.
-        confidence: Of the interval.
-        weight: λ; left out, the one of least variance, between 0 and 1.
-        small_sample: Student's t of n − 1 degrees instead of the normal quantile of the paper.
-
-    Raises:
-        InvalidOption: Fewer than three labelled units, or unequal lengths.
+    Units are independent, so whole queries where pairs of one query hang together. The weight is λ; left out, the one
+    of least variance, between 0 and 1. `small_sample` takes Student's t of n − 1 degrees instead of the paper's normal
+    quantile. Raises InvalidOption for fewer than three labelled units, or unequal lengths.
     """
     y, f, rest = (np.asarray(values, float) for values in (human, judge, unlabelled))
     if len(y) != len(f) or len(y) < MIN_LABELLED:
-        detail = f"{len(y)} units are labelled by people; {MIN_LABELLED} are the least."
-        raise InvalidOption(detail, field="human")
+        raise InvalidOption(f"{len(y)} units are labelled by people; {MIN_LABELLED} are the least.", field="human")
     if not len(rest):
         return human_mean(y, confidence=confidence, small_sample=small_sample)
     used = tune_weight(y, f, rest) if weight is None else weight

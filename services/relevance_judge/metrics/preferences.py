@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import BaseModel
+
 from shared.lazy_module import LazyModule
 
 stats = LazyModule("scipy.stats")
@@ -37,9 +39,8 @@ class Preference:
         return (self.forward + self.backward) / 2
 
 
-@dataclass(frozen=True)
-class Share:
-    """A share of cases with its exact (Clopper–Pearson) interval, and the two-sided p against one half."""
+class Share(BaseModel):
+    """A share of cases with its exact (Clopper–Pearson) 95 % interval, and the two-sided p against one half."""
 
     share: float
     interval: tuple[float, float]
@@ -96,7 +97,8 @@ def _share(cases: Sequence[bool]) -> Share | None:
     hits = sum(cases)
     test = stats.binomtest(hits, len(cases))
     ends = test.proportion_ci()
-    return Share(hits / len(cases), (float(ends.low), float(ends.high)), len(cases), float(test.pvalue))
+    interval = float(ends.low), float(ends.high)
+    return Share(share=hits / len(cases), interval=interval, cases=len(cases), p=float(test.pvalue))
 
 
 def _state(asked: int, steady: int, first: Share | None, longer: Share | None) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import BaseModel
 
 from fovea.errors import InvalidOption
 from shared.lazy_module import LazyModule
@@ -26,16 +26,10 @@ Qrels = Mapping[tuple[str, str], int]
 def evaluate(
     run: Run, qrels: Qrels, *, measures: Iterable[str] = ("ndcg_cut_10",), relevance_level: int = 1
 ) -> dict[str, dict[str, float]]:
-    """Measures of one run per query: {qid: {measure: value}}, for queries in both run and labels.
+    """Measures of one run {qid: {docid: score}} per query: {qid: {measure: value}}, for queries in both run and labels.
 
-    Args:
-        run: {qid: {docid: score}}.
-        qrels: {(qid, docid): grade}.
-        measures: `ndcg`, `ndcg_cut_k`, `map`, `P_k`, `recip_rank`, `recall_k`.
-        relevance_level: Lowest grade that counts as relevant (nDCG uses the grades themselves).
-
-    Raises:
-        ValueError: An unknown measure.
+    Measures are `ndcg`, `ndcg_cut_k`, `map`, `P_k`, `recip_rank` and `recall_k`; others raise ValueError. Grades from
+    `relevance_level` on count as relevant (nDCG uses the grades themselves).
     """
     known = {name: _measure(name) for name in measures}
     judged: dict[str, dict[str, int]] = {}
@@ -58,12 +52,7 @@ def system_scores(
 ) -> dict[str, float]:
     """Mean over queries of one measure per system: {tag: mean}; a system without a labelled query has none.
 
-    Args:
-        runs: {tag: run}.
-        qrels: {(qid, docid): grade}.
-        measure: As of `evaluate`.
-        relevance_level: Lowest grade that counts as relevant.
-        missing: Labelled queries that a run lacks are left out (`skip`, as trec_eval does) or count 0 (`zero`).
+    Labelled queries that a run lacks are left out (`skip`, as trec_eval does) or count 0 (`zero`); see `evaluate`.
     """
     scores: dict[str, float] = {}
     labelled = len({query for query, _ in qrels})
@@ -175,9 +164,8 @@ def tau_ap(truth: Any, estimate: Any) -> float | None:
     return float(2.0 * math.fsum(share) / (true.size - 1) - 1.0)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """How alike two rankings of the same systems are; None where undefined."""
+class Comparison(BaseModel):
+    """How alike two rankings of the same systems are; null where undefined."""
 
     tau_b: float | None
     rho: float | None
@@ -188,4 +176,5 @@ def compare(reference_scores: Mapping[str, float], judge_scores: Mapping[str, fl
     """Compare system scores under two label sets, over the tags that both hold."""
     tags = [tag for tag in reference_scores if tag in judge_scores]
     truth, estimate = [reference_scores[t] for t in tags], [judge_scores[t] for t in tags]
-    return Comparison(kendall_tau_b(truth, estimate), spearman_rho(truth, estimate), tau_ap(truth, estimate))
+    tau_b, rho = kendall_tau_b(truth, estimate), spearman_rho(truth, estimate)
+    return Comparison(tau_b=tau_b, rho=rho, tau_ap=tau_ap(truth, estimate))

@@ -45,16 +45,10 @@ class SignalWeights:
 
 
 def fit_signal_weights(signals: Any, grades: Any, queries: Sequence[Any], *, ridge: float = 1.0) -> SignalWeights:
-    """Fit weights by the order of passages within queries; every query counts alike.
+    """Fit weights of signals [n pairs, m judges] by the order of passages within queries, which count alike.
 
-    Args:
-        signals: Finite numbers [n, m] of n pairs and m judges.
-        grades: Labels [n].
-        queries: The query of each pair.
-        ridge: Penalty on the squared weights before they are scaled to sum 1.
-
-    Raises:
-        InvalidOption: Unequal lengths, a signal that is not finite or is constant, or no query with two grades.
+    `ridge` penalises the squared weights before they are scaled to sum 1. Raises InvalidOption for unequal lengths, a
+    signal that is not finite or is constant, or no query with two grades.
     """
     x, y, q = np.asarray(signals, float), np.asarray(grades, int), number_queries(queries)
     if x.ndim != 2 or not len(x) == len(y) == len(q) or not np.isfinite(x).all():

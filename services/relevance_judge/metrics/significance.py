@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
 from services.relevance_judge.metrics.bootstrap import CHUNK, mean_interval
 from services.relevance_judge.metrics.rankings import evaluate
@@ -23,23 +23,16 @@ EXACT_QUERIES = 14
 """Up to so many queries all 2ⁿ signs are tried instead of a sample."""
 
 
-@dataclass(frozen=True)
-class PairTest:
-    """Two systems over the same queries.
-
-    Attributes:
-        difference: Mean of `first` − `second`; `interval` from a paired bootstrap over queries.
-        p: Two-sided, of the permutation test; `p_corrected` for the number of pairs compared.
-        wins, losses, ties: Queries on which `first` is better, worse, equal.
-    """
+class PairTest(BaseModel):
+    """Two systems over the same queries."""
 
     first: str
     second: str
-    difference: float
-    interval: tuple[float, float]
-    p: float
-    p_corrected: float
-    wins: int
+    difference: float = Field(description="Mean of first − second.")
+    interval: tuple[float, float] = Field(description="From a paired bootstrap; not corrected for many comparisons.")
+    p: float = Field(description="Two-sided, of the permutation test.")
+    p_corrected: float = Field(description="Corrected for the number of pairs compared.")
+    wins: int = Field(description="Queries on which the first is better.")
     losses: int
     ties: int
 
@@ -102,17 +95,11 @@ def compare_systems(
     draws: int = 10_000,
     seed: int = 0,
 ) -> list[PairTest]:
-    """Test all pairs of systems, or each against a baseline, better one first where there is no baseline.
+    """Test all pairs of systems by scores [systems, queries], the better first, or each against a baseline, the second.
 
-    Args:
-        names: Systems.
-        scores: Their scores [systems, queries].
-        baseline: Compare with this system only; it stands second.
-        correction: `max-t` compares with the largest difference among all systems under permutation (Carterette's
-            randomised form of Tukey's test), the others correct the single p-values.
-        confidence: Confidence of the intervals, which are not corrected.
-        draws: Permutations and bootstrap samples.
-        seed: Makes them repeatable.
+    The correction `max-t` compares with the largest difference among all systems under permutation (Carterette's
+    randomised form of Tukey's test); the others correct the single p-values. Intervals are not corrected. There are
+    `draws` permutations and bootstrap samples.
     """
     means = scores.mean(1)
     order = sorted(range(len(names)), key=lambda place: -means[place])

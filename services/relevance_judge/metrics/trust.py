@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
 from services.relevance_judge.metrics.agreement import GRADES, Qrels, cohen_kappa
 from services.relevance_judge.metrics.bootstrap import divide_sums, draw_ratios, percentile_interval
@@ -27,27 +29,18 @@ Interval = tuple[float, float] | None
 Counts = dict[str, tuple[float, float]]
 
 
-@dataclass(frozen=True)
-class RaterRow:
-    """A judge or a baseline against the labels; None is undefined.
-
-    Attributes:
-        pairs: Labelled pairs that it has a signal for.
-        pair_order: Share of pairs of unequal grade within a query that it orders right; 0.5 is chance.
-        tau: Kendall's τ-b between signal and label, averaged over queries.
-        kappa: Of its own grades, or by cuts at the label shares of all other queries.
-        lead: Pair order of the judge less this one's, with an interval over the same samples of queries.
-    """
+class RaterRow(BaseModel):
+    """A judge or a baseline; null is undefined, intervals are 95 %, from a bootstrap over queries."""
 
     name: str
-    pairs: int
-    pair_order: float | None
+    pairs: int = Field(description="Labelled pairs that it has a signal for.")
+    pair_order: float | None = Field(description="Share of pairs of a query in people's order; 0.5 is chance.")
     pair_order_interval: Interval
-    tau: float | None
+    tau: float | None = Field(description="Kendall's τ-b with the labels, averaged over queries.")
     tau_interval: Interval
-    kappa: float | None
+    kappa: float | None = Field(description="Of its grades, or of cuts at the label shares of all other queries.")
     kappa_interval: Interval
-    lead: float | None = None
+    lead: float | None = Field(None, description="The judge's pair order less this one's, over the same samples.")
     lead_interval: Interval = None
 
 
@@ -79,14 +72,9 @@ def build_trust_report(
 ) -> TrustReport:
     """Compare a judge with baselines on the pairs that are labelled and that all have a signal for.
 
-    Args:
-        name: Of the judge.
-        signals: {(qid, docid): signal}; a judge without signals may give its grades.
-        reference: {(qid, docid): grade}; clamped to the scale.
-        baselines: Signals by name, over at least the same pairs.
-        grades: The judge's own grades; left out, its signals are cut at the label shares of all other queries.
-        draws: Samples of queries.
-        seed: Makes the intervals repeatable.
+    Signals are {(qid, docid): signal}; a judge without signals may give its grades. Reference grades are clamped to the
+    scale. Without `grades` of its own, the judge's signals are cut at the label shares of all other queries. Intervals
+    come from `draws` samples of queries.
     """
     pairs = [pair for pair in reference if pair in signals and all(pair in one for one in baselines.values())]
     truth = np.clip(np.asarray([reference[pair] for pair in pairs], int), GRADES[0], GRADES[-1])
@@ -107,7 +95,7 @@ def build_trust_report(
     return TrustReport(judge, others, len(set(queries)), is_better, statement)
 
 
-def _lead(judge: Counts, other: Counts, drawn: NDArray[np.float64]) -> dict[str, float | Interval]:
+def _lead(judge: Counts, other: Counts, drawn: NDArray[np.float64]) -> dict[str, Any]:
     ours, theirs = divide_sums(judge), divide_sums(other)
     if ours is None or theirs is None:
         return {}
@@ -135,7 +123,7 @@ def _row(
     drawn: NDArray[np.float64],
     draws: int,
     seed: int,
-    **lead: float | Interval,
+    **lead: Any,
 ) -> RaterRow:
     labels = dict(zip(pairs, truth.tolist(), strict=True))
     taus = _taus(pairs, x, truth)
@@ -150,7 +138,7 @@ def _row(
         tau_interval=percentile_interval(draw_ratios([taus], draws=draws, seed=seed)[0]) if taus else None,
         kappa=cohen_kappa([labels[pair] for pair in shared], judged),
         kappa_interval=kappa_interval(labels, graded, draws=draws, seed=seed),
-        **lead,  # type: ignore[arg-type]  # the two fields that only baselines have
+        **lead,
     )
 
 

@@ -14,16 +14,9 @@ MIN_QUERIES = 2
 
 
 def kappa_interval(reference: Qrels, judge: Qrels, *, draws: int = 2000, seed: int = 0) -> tuple[float, float] | None:
-    """Percentile interval (95 %) of the pooled unweighted kappa when queries are drawn again.
+    """Percentile interval (95 %) of the pooled unweighted kappa when queries are drawn again; labels are clamped.
 
-    Args:
-        reference: {(qid, docid): grade}.
-        judge: The same; labels outside the scale are clamped.
-        draws: Samples of as many queries as there are.
-        seed: Makes it repeatable.
-
-    Returns:
-        Lower and upper end, or None for fewer than two queries or where kappa is undefined in every sample.
+    None for fewer than two queries or where kappa is undefined in every sample.
     """
     tables = np.stack([*_tables(reference, judge).values()] or [np.zeros((4, 4), np.int64)])
     if len(tables) < MIN_QUERIES:

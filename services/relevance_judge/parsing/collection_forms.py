@@ -7,11 +7,11 @@ and topics that end in `#`), TIME (`*TEXT`, `*FIND`), TREC (`<DOC>`, `<top>`) an
 from __future__ import annotations
 
 import html
-import json
 import re
 from collections.abc import Iterator
 
 from fovea.errors import Malformed
+from services.relevance_judge.parsing.json_lines import parse_json_lines
 
 Fields = dict[str, str]
 Row = tuple[str, str, int | str]
@@ -78,17 +78,11 @@ def _cranfield_records(text: str, source: str) -> Iterator[tuple[str, Fields]]:
 
 
 def _json_records(text: str, source: str) -> Iterator[tuple[str, Fields]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except (ValueError, RecursionError) as error:
-            raise Malformed(f"Line {number} of {source} is not JSON.") from error
-        if row is None:
-            continue
-        if not isinstance(row, dict):
-            raise Malformed(f"Line {number} of {source} is not a JSON object.")
-        name = row.get("_id", row.get("id", ""))
-        yield str(name), {"T": str(row.get("title") or ""), "W": str(row.get("text") or "")}
+    for _, row in parse_json_lines(text, source):
+        yield (
+            str(row.get("_id", row.get("id", ""))),
+            {"T": str(row.get("title") or ""), "W": str(row.get("text") or "")},
+        )
 
 
 def _numbered_records(text: str) -> Iterator[tuple[str, Fields]]:
@@ -130,11 +124,7 @@ def _titled(text: str) -> Fields:
 
 
 def parse_relevance(text: str) -> list[Row]:
-    """Relevance lines of any of the forms.
-
-    Raises:
-        Malformed: A line has another form.
-    """
+    """Relevance lines of any of the forms; `Malformed` if a line has another form."""
     lines = [(number, line.split()) for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), 1)]
     rows = [(number, fields) for number, fields in lines if fields]
     if any(fields[:1] == ["/"] for _, fields in rows) or re.search(r"^\d+ Relevant Refs:", text, re.MULTILINE):
@@ -143,8 +133,7 @@ def parse_relevance(text: str) -> list[Row]:
         return [(qid, docid, str(_integer(grade, number))) for number, (qid, docid, grade) in _wide(rows[1:], 3)]
     if any(len(fields) > 4 for _, fields in rows) and all(one.isdecimal() for _, fields in rows for one in fields):
         return [(plain_id(fields[0]), docid, RELEVANT) for _, fields in rows for docid in fields[1:]]
-    is_ungraded = all(len(fields) >= 4 and _is_zero(fields[3]) and _is_zero(fields[2]) for _, fields in rows)
-    if is_ungraded:
+    if all(len(fields) >= 4 and _is_zero(fields[3]) and _is_zero(fields[2]) for _, fields in rows):
         return [(plain_id(fields[0]), fields[1], RELEVANT) for _, fields in rows]
     found: list[Row] = []
     for number, fields in rows:
@@ -190,8 +179,7 @@ def _integer(text: str, number: int) -> int:
 
 
 def _detail(number: int) -> str:
-    form = "`qid docid code` or `qid 0 docid grade`"
-    return f"Line {number} of the relevance lines is not of the form {form}."
+    return f"Line {number} of the relevance lines is not of the form `qid docid code` or `qid 0 docid grade`."
 
 
 def _is_zero(text: str) -> bool:

@@ -62,15 +62,9 @@ _DIGITS = 18
 
 
 def parse(answer: str, *, lowest: int = 0, highest: int = 3) -> ParsedGrade:
-    """The grade that an answer states on the scale `lowest`…`highest`.
+    """The grade that an answer states on the scale `lowest`…`highest` and the rule that found it, or why there is none.
 
-    Args:
-        answer: The model's text; any string.
-        lowest: Lowest grade of the scale.
-        highest: Highest grade; "2/3" and "2 out of 3" are allowed only with this number.
-
-    Returns:
-        The grade and the rule that found it, or no grade and the reason.
+    "2/3" and "2 out of 3" are allowed only with the highest grade as the second number.
     """
     text = unicodedata.normalize("NFKC", answer).replace("\u2212", "-")
     answer_text = _strip_thoughts(text)

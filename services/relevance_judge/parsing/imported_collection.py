@@ -35,16 +35,11 @@ class ImportedCollection:
 def parse_collection(
     documents: str, topics: str, relevance: str, *, grades: Mapping[int, int] = CRANFIELD_GRADES
 ) -> ImportedCollection:
-    """Read the three files of a collection.
+    """Read the three files of a collection; texts of passages and topics are their title and text.
 
-    Args:
-        documents: Records; the text of a passage is its title and text.
-        topics: Records; the text of a topic is its title and text.
-        relevance: Lines `qid docid code`, `qid 0 docid grade` (TREC), `qid docid 0 0` (relevant, no grade), or lists.
-        grades: Code → grade of three-field lines; lines of other codes are left out and counted in a note.
-
-    Raises:
-        Malformed: A file has no records, a line has another form, no line names a document, or a topic is not known.
+    Relevance lines are `qid docid code`, `qid 0 docid grade` (TREC), `qid docid 0 0` (relevant, no grade), or lists.
+    `grades` are those of codes; lines of other codes are left out and counted in a note. Raises Malformed if a file has
+    no records, a line has another form, no line names a document, or a topic is not known.
     """
     notes: list[str] = []
     passages = _texts(documents, "documents", notes)

@@ -12,6 +12,7 @@ from typing import Any
 
 from fovea.errors import Malformed
 from services.relevance_judge.parsing import trec
+from services.relevance_judge.parsing.json_lines import parse_json_lines
 from services.relevance_judge.schemas import UNCALIBRATED
 
 MEDIA_TYPES = {"qrels": "text/plain", "jsonl": "application/x-ndjson", "csv": "text/csv"}
@@ -19,25 +20,9 @@ MEDIA_TYPES = {"qrels": "text/plain", "jsonl": "application/x-ndjson", "csv": "t
 
 RUN_FIELDS = 6
 
-COLUMNS = (
-    "qid",
-    "docid",
-    "grade",
-    "valid",
-    "reason",
-    "signal",
-    "expected",
-    "answer",
-    "template",
-    "llm",
-    "calibration",
-    "attempts",
-    "tokens",
-    "cost",
-    "latency_ms",
-    "flags",
-    "error",
-)
+COLUMNS = """
+qid docid grade valid reason signal expected answer template llm calibration attempts tokens cost latency_ms flags error
+"""
 
 
 @dataclass(frozen=True)
@@ -68,7 +53,7 @@ def parse_labels(text: str, source: str) -> LabelSet:
     if not text.lstrip().startswith("{"):
         return LabelSet(trec.parse_qrels(text, source))
     labels: dict[tuple[str, str], int] = {}
-    invalid, rows = [], list(_objects(text, source))
+    invalid, rows = [], list(parse_json_lines(text, source))
     for number, row in rows:
         pair, grade = _pair(row, number, source), row.get("grade")
         if row.get("valid") is False and row.get("reason") != UNCALIBRATED:
@@ -125,7 +110,7 @@ def parse_signals(text: str, source: str) -> SignalSet:
             raise Malformed(f"{source} holds the runs {', '.join(runs)}; one judge is one run.")
         return SignalSet({(q, d): score for run in runs.values() for q, one in run.items() for d, score in one.items()})
     signals, grades, kept = {}, {}, []
-    for number, row in _objects(text, source):
+    for number, row in parse_json_lines(text, source):
         pair, grade = _pair(row, number, source), row.get("grade")
         signal = row.get("signal") if row.get("signal") is not None else grade
         if isinstance(grade, int) and not isinstance(grade, bool):
@@ -154,23 +139,10 @@ def format_labels(rows: Iterable[dict[str, Any]], form: str) -> str:
     if form == "qrels":
         return trec.format_qrels({(r["qid"], r["docid"]): r["grade"] for r in rows if r.get("grade") is not None})
     out = io.StringIO()
-    sheet = csv.DictWriter(out, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    sheet = csv.DictWriter(out, COLUMNS.split(), extrasaction="ignore", lineterminator="\n")
     sheet.writeheader()
     sheet.writerows({**row, "flags": " ".join(row.get("flags") or ())} for row in rows)
     return out.getvalue()
-
-
-def _objects(text: str, source: str) -> Iterable[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise Malformed(f"Line {number} of {source} is not JSON.") from error
-        if not isinstance(row, dict):
-            raise Malformed(f"Line {number} of {source} is not a JSON object.")
-        yield number, row
 
 
 def _pair(row: dict[str, Any], number: int, source: str) -> tuple[str, str]:

@@ -24,13 +24,8 @@ def read_qrels(path: str | Path) -> dict[tuple[str, str], int]:
 def parse_qrels(text: str, source: str = "qrels") -> dict[tuple[str, str], int]:
     """Labels of `qid iteration docid grade` lines: {(qid, docid): grade}.
 
-    Args:
-        text: The lines.
-        source: Its name in errors.
-
-    Raises:
-        Malformed: A line without four fields, a grade that is not an integer, or a pair with two grades; the
-            detail names the lines.
+    Raises Malformed for a line without four fields, a grade that is not an integer, or a pair with two grades; the
+    detail names the lines.
     """
     labels: dict[tuple[str, str], int] = {}
     first_lines: dict[tuple[str, str], int] = {}
@@ -50,11 +45,7 @@ def parse_qrels(text: str, source: str = "qrels") -> dict[tuple[str, str], int]:
 
 
 def check_grade(grade: int, number: int, source: str) -> None:
-    """Refuse a grade that no scale has.
-
-    Raises:
-        Malformed: It is one; the detail names the line.
-    """
+    """Refuse a grade that no scale has; `Malformed` if it is one."""
     if abs(grade) > MAX_GRADE:
         raise Malformed(f"Line {number} of {source}: the grade {str(grade)[:40]} lies beyond ±{MAX_GRADE}.")
 
@@ -84,11 +75,7 @@ def parse_runs(text: str, source: str = "runs") -> Runs:
 
 
 def read_topics(path: str | Path) -> dict[str, str]:
-    """Topics of `qid<TAB>text` lines: {qid: text}.
-
-    Raises:
-        Malformed: A line without a tab.
-    """
+    """Topics of `qid<TAB>text` lines: {qid: text}; `Malformed` if a line has no tab."""
     topics: dict[str, str] = {}
     for number, line in _numbered_lines(_read_text(path)):
         query, tab, text = line.partition("\t")

@@ -1,43 +1,17 @@
 """Routes of `/v1/judge/…`, one subject a file."""
 
-from fastapi import APIRouter
+from importlib import import_module
 
-from services.relevance_judge.routes import (
-    agreement,
-    answers,
-    backends,
-    batches,
-    calibrations,
-    collection,
-    corrected,
-    ensembles,
-    leaderboard,
-    preferences,
-    rankings,
-    signal_weights,
-    significance,
-    templates,
-    trust,
-)
+from fastapi import APIRouter
 
 __all__ = ["router"]
 
+_SUBJECTS = """
+agreement trust rankings significance corrected ensembles signal_weights answers preferences leaderboard templates
+calibrations batches collection backends
+"""
+"""Modules with routes, in the order of the API's documentation."""
+
 router = APIRouter(prefix="/v1/judge", tags=["judge"])
-for subject in (
-    agreement,
-    trust,
-    rankings,
-    significance,
-    corrected,
-    ensembles,
-    signal_weights,
-    answers,
-    preferences,
-    leaderboard,
-    templates,
-    calibrations,
-    batches,
-    collection,
-    backends,
-):
-    router.include_router(subject.router)
+for subject in _SUBJECTS.split():
+    router.include_router(import_module(f"{__name__}.{subject}").router)

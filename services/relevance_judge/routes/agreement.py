@@ -71,7 +71,7 @@ def agreement(body: AgreementIn) -> AgreementOut:
     """Compare a judge's labels with reference labels."""
     reference, judge = trec.parse_qrels(body.reference, "reference"), parse_labels(body.judge, "judge")
     found = agree(reference, judge.labels)
-    texts = pair_selection.parse_texts(body.topics, "topics"), pair_selection.parse_texts(body.passages, "passages")
+    texts = pair_selection.parse_collection(body.topics, body.passages)
     return AgreementOut(
         **{**vars(found), "confusion": found.confusion.tolist()},
         kappa_interval=kappa_interval(reference, judge.labels, draws=body.draws, seed=body.seed),

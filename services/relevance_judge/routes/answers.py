@@ -9,8 +9,8 @@ from pydantic import BaseModel, Field
 
 from fovea.errors import InvalidOption
 from services.relevance_judge.answers import AnswerJudge, Nugget
-from services.relevance_judge.metrics.citations import score_support
-from services.relevance_judge.metrics.nuggets import Importance, Support
+from services.relevance_judge.metrics.citations import SentenceSupport, SupportScores, score_support
+from services.relevance_judge.metrics.nuggets import Importance, NuggetScores, Support
 from services.relevance_judge.routes.model_lookup import get_judge
 from services.relevance_judge.schemas import MAX_TEXT_CHARS, StrictModel
 from shared.registry import CallContext
@@ -63,16 +63,10 @@ class AssignIn(AnswerOptions):
     nuggets: list[NuggetForm] = Field(min_length=1, max_length=100)
 
 
-class AssignOut(BaseModel):
+class AssignOut(NuggetScores):
     """How the answer holds each fact, and its scores; partial support counts one half."""
 
     supports: list[Support]
-    vital_recall: float | None
-    strict_vital_recall: float | None
-    all_recall: float | None
-    strict_all_recall: float | None
-    precision: float | None = Field(description="Share of the answer's sentences that hold a fact, by similarity.")
-    f1: float | None
 
 
 class SupportIn(AnswerOptions):
@@ -82,22 +76,10 @@ class SupportIn(AnswerOptions):
     passages: Passages
 
 
-class SentenceOut(BaseModel):
-    """A sentence of the answer."""
-
-    text: str
-    cited: dict[str, Support] = Field(description="Cited id → how that passage supports the sentence.")
-    best: Support = Field(description="Support by the best passage, cited or not.")
-    best_passage: str | None
-
-
-class SupportOut(BaseModel):
+class SupportOut(SupportScores):
     """Support of an answer by its sources; partial support counts one half."""
 
-    sentences: list[SentenceOut]
-    citation_precision: float | None = Field(description="Mean over citations.")
-    citation_recall: float | None = Field(description="Mean over sentences; one without a citation counts 0.")
-    faithfulness: float | None = Field(description="Mean over sentences, whatever they cite.")
+    sentences: list[SentenceSupport]
     unknown: list[str] = Field(description="Ids that the answer cites and the request does not hold.")
 
 
@@ -123,8 +105,7 @@ def judge_support(request: Request, body: SupportIn) -> SupportOut:
     if not found:
         raise InvalidOption("The answer holds no sentence.", field="answer")
     unknown = sorted({name for one in found for name in one.cited if name not in body.passages})
-    rows = [SentenceOut(**vars(one)) for one in found]
-    return SupportOut(sentences=rows, **vars(score_support(found)), unknown=unknown)
+    return SupportOut(sentences=found, **vars(score_support(found)), unknown=unknown)
 
 
 def _judge(request: Request, body: AnswerOptions) -> AnswerJudge:

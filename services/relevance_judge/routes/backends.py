@@ -40,8 +40,9 @@ def list_backends(
     """List the endpoints and their models; `probe` asks for one token to see which log-probabilities there are."""
     settings: Settings = request.app.state.settings
     run: CallContext = request.scope["fovea.run"]
+    url = urlsplit(settings.judge_base_url)
     facts = {
-        "base_url": _strip_credentials(settings.judge_base_url),
+        "base_url": f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}",  # without user and password
         "key": settings.judge_api_key is not None,
         "timeout_s": REQUEST_TIMEOUT_S,
         "concurrency": MAX_CONCURRENT_PAIRS,
@@ -52,15 +53,9 @@ def list_backends(
     except FoveaError as error:
         rest = {"answers_logprobs": None, "prompt_logprobs": None, "trouble": error.detail}
         return [Backend(**facts, reachable=False, models=[], **rest)]
-    return [
-        Backend(
-            **facts,
-            reachable=True,
-            models=models,
-            answers_logprobs=_serves_answer_logprobs(judge.client, run) if probe else None,
-            prompt_logprobs=_serves_prompt_logprobs(judge.client, run) if probe else None,
-        )
-    ]
+    asked = (_serves_answer_logprobs(judge.client, run), _serves_prompt_logprobs(judge.client, run)) if probe else None
+    answers, prompts = asked or (None, None)
+    return [Backend(**facts, reachable=True, models=models, answers_logprobs=answers, prompt_logprobs=prompts)]
 
 
 def _serves_answer_logprobs(client: ChatClient, run: CallContext) -> bool:
@@ -77,10 +72,3 @@ def _serves_prompt_logprobs(client: ChatClient, run: CallContext) -> bool:
     except FoveaError:
         return False
     return any(value is not None for value in logprobs)
-
-
-def _strip_credentials(url: str) -> str:
-    """The URL without user and password."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}"

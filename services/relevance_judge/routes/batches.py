@@ -93,9 +93,8 @@ def _answer(store: BatchStore, name: str, form: str | None, **more: Any) -> Batc
     rows: list[Row] = store.load_rows(manifest)
     if form is None:
         return summarise_batch(manifest, rows, **more)
-    return Response(
-        format_labels(rows, form).encode("utf8", "replace"), media_type=MEDIA_TYPES[form], headers={"vary": "accept"}
-    )
+    content = format_labels(rows, form).encode("utf8", "replace")
+    return Response(content, media_type=MEDIA_TYPES[form], headers={"vary": "accept"})
 
 
 def _form_by_accept(request: Request) -> str | None:
@@ -121,10 +120,7 @@ def _options(judge: Judge, options: dict[str, Any]) -> JudgeIn:
 def _pairs(body: BatchIn) -> list[pair_selection.BatchPair]:
     if body.pairs.strip():
         return pair_selection.parse_pairs(body.pairs)
-    topics, passages = (
-        pair_selection.parse_texts(body.topics, "topics"),
-        pair_selection.parse_texts(body.passages, "passages"),
-    )
+    topics, passages = pair_selection.parse_collection(body.topics, body.passages)
     if body.runs.strip():
         return pair_selection.pool_runs(trec.parse_runs(body.runs), body.depth, topics, passages)
     return pair_selection.cross_pairs(topics, passages)
@@ -132,9 +128,7 @@ def _pairs(body: BatchIn) -> list[pair_selection.BatchPair]:
 
 def _default_model(judge: Judge, run: CallContext) -> str | None:
     """The endpoint's default by name, so that labels of another default are never taken for this one's."""
-    if not judge.asks_model:
-        return None
-    return next(iter(judge.client.list_models(run)), None)
+    return next(iter(judge.client.list_models(run)), None) if judge.asks_model else None
 
 
 def _limits(body: BatchIn, options: JudgeIn) -> batch_runner.BatchLimits:

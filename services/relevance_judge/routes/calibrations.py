@@ -67,10 +67,8 @@ def calibrate(request: Request, body: CalibrationIn) -> CalibrationOut:
 def list_calibrations(request: Request) -> list[CalibrationRow]:
     """List the stored calibrations, each with its latest version."""
     store = _open_store(request)
-    return [
-        CalibrationRow(name=name, versions=store.list_versions(name), latest=_load(store, name))
-        for name in store.list_names()
-    ]
+    versions = {name: store.list_versions(name) for name in store.list_names()}
+    return [CalibrationRow(name=name, versions=found, latest=_load(store, name)) for name, found in versions.items()]
 
 
 @router.get("/calibrations/{name}", responses=problems(404))

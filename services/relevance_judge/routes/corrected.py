@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from fovea.errors import InvalidOption
-from services.relevance_judge.metrics.label_budget import plan_labels
-from services.relevance_judge.metrics.prediction_powered import MeanEstimate, correct_mean, human_mean
+from services.relevance_judge.metrics.label_budget import LabelBudget, plan_labels
+from services.relevance_judge.metrics.prediction_powered import correct_mean, human_mean
 from services.relevance_judge.metrics.rankings import check_measure
 from services.relevance_judge.metrics.significance import tabulate_scores
 from services.relevance_judge.parsing import trec
@@ -84,15 +84,10 @@ class BudgetIn(HumanSample):
     total: int | None = Field(None, ge=3, le=10_000_000, description="Queries there will be; left out, the judge's.")
 
 
-class BudgetRow(BaseModel):
+class BudgetRow(LabelBudget):
     """How many queries people must label; null where all of them are not enough."""
 
     target: str
-    with_judge: int | None
-    without_judge: int | None
-    correlation: float = Field(description="Of human and judge scores in the pilot.")
-    deviation: float = Field(description="Standard deviation over queries.")
-    curve: list[tuple[int, float, float]] = Field(description="Labelled queries, half-width with the judge, without.")
     statement: str
 
 
@@ -159,8 +154,7 @@ def _tabulate(body: HumanSample) -> tuple[list[str], Floats, Floats, Floats]:
     _, queries, judge = tabulate_scores(runs, judge_labels, **options)
     places = {query: place for place, query in enumerate(queries)}
     if lacking := [query for query in sampled if query not in places]:
-        detail = f"The judge has no labels of the query {lacking[0]}, which people labelled."
-        raise InvalidOption(detail, field="judge")
+        raise InvalidOption(f"The judge has no labels of the query {lacking[0]}, which people labelled.", field="judge")
     chosen = [places[query] for query in sampled]
     others = [place for query, place in places.items() if query not in set(sampled)]
     return names, human, judge[:, chosen], judge[:, others]
@@ -176,12 +170,8 @@ def _estimate(human: Floats, judge: Floats, rest: Floats, confidence: float) -> 
         corrected=found.mean,
         interval=found.interval,
         weight=found.weight,
-        gain=_gain(alone, found),
+        gain=(alone.error / found.error) ** 2 if found.error > 0 else 1.0,
     )
-
-
-def _gain(alone: MeanEstimate, found: MeanEstimate) -> float:
-    return (alone.error / found.error) ** 2 if found.error > 0 else 1.0
 
 
 def _describe(first: str, second: str, found: EstimateOut, body: HumanSample, labelled: int) -> DifferenceEstimate:
@@ -191,9 +181,8 @@ def _describe(first: str, second: str, found: EstimateOut, body: HumanSample, la
     source = f"prediction-powered over {labelled} queries that people labelled)"
     verb = "differ by" if is_significant else "are not shown to differ:"
     statement = f"{first} and {second} {verb} {what}, {source}."
-    return DifferenceEstimate(
-        first=first, second=second, is_significant=is_significant, statement=statement, **found.model_dump()
-    )
+    facts = {"first": first, "second": second, "statement": statement}
+    return DifferenceEstimate(**facts, is_significant=is_significant, **found.model_dump())
 
 
 def _plan(target: str, human: Floats, judge: Floats, total: int, body: BudgetIn) -> BudgetRow:

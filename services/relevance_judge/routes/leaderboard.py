@@ -56,17 +56,10 @@ def compare(request: Request, body: LeaderboardIn) -> Leaderboard:
         LeaderboardEntry(judge=one.judge, template=one.template, labels=parse_labels(one.labels, f"judges[{place}]"))
         for place, one in enumerate(body.judges)
     ]
+    reference, runs = trec.parse_qrels(body.reference, "reference"), trec.parse_runs(body.runs)
+    options = body.model_dump(include={"measure", "relevance_level", "draws", "seed", "sort"})
     try:
-        table = build_leaderboard(
-            trec.parse_qrels(body.reference, "reference"),
-            entries,
-            trec.parse_runs(body.runs),
-            measure=body.measure,
-            relevance_level=body.relevance_level,
-            draws=body.draws,
-            seed=body.seed,
-            sort=body.sort,
-        )
+        table = build_leaderboard(reference, entries, runs, **options)
     except ValueError as error:
         raise InvalidOption(str(error), field="measure") from error
     if body.name is None:
@@ -91,9 +84,8 @@ def show(
 @cache
 def _mini_leaderboard(sort: Sort) -> Leaderboard:
     entries = [LeaderboardEntry(judge=name, labels=labels) for name, labels in load_mini_judgements().items()]
-    return build_leaderboard(load_mini_collection().labels, entries, load_mini_runs(), sort=sort).model_copy(
-        update={"name": MINI, "version": 1}
-    )
+    table = build_leaderboard(load_mini_collection().labels, entries, load_mini_runs(), sort=sort)
+    return table.model_copy(update={"name": MINI, "version": 1})
 
 
 def _open_store(request: Request) -> VersionedStore:

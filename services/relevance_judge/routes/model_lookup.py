@@ -11,12 +11,7 @@ from services.relevance_judge.judge import Judge
 
 
 def get_judge(request: Request, name: str | None) -> Judge[Any]:
-    """The loaded judge of that name; None is the default one.
-
-    Raises:
-        NotFound: There is no such model.
-        InvalidOption: It is not a judge.
-    """
+    """The loaded judge of that name (None: default); `NotFound` without one, `InvalidOption` if it is no judge."""
     found = request.app.state.host.servable(name, "judge")
     if not isinstance(found, Judge):
         raise InvalidOption(f"The model {name!r} is not a judge.", field="model")

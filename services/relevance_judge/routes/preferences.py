@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from fovea.errors import InvalidOption
 from services.relevance_judge.batches import pair_selection
 from services.relevance_judge.comparisons import PairwiseJudge, PassagePair, sample_comparisons
-from services.relevance_judge.metrics.preferences import measure_order_bias
+from services.relevance_judge.metrics.preferences import Share, measure_order_bias
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.routes.model_lookup import get_judge
 from services.relevance_judge.schemas import MAX_TEXT_CHARS, StrictModel
@@ -53,24 +51,15 @@ class PreferenceOut(BaseModel):
     label: int | None
 
 
-class ShareOut(BaseModel):
-    """A share with its exact 95 % interval, and the two-sided p against one half."""
-
-    share: float
-    interval: tuple[float, float]
-    cases: int
-    p: float
-
-
 class PreferencesOut(BaseModel):
     """Preferences, and the judge's biases."""
 
     statement: str
-    consistent: ShareOut | None = Field(description="Comparisons that come out the same in both orders.")
-    shown_first: ShareOut | None = Field(description="Of the others: how often the passage shown first won.")
-    longer: ShareOut | None = Field(description="Among passages of equal grade: how often the longer one won.")
-    accuracy: ShareOut | None = Field(description="Agreement with people, averaged over both orders.")
-    single_order_accuracy: ShareOut | None = Field(description="Agreement if asked once.")
+    consistent: Share | None = Field(description="Comparisons that come out the same in both orders.")
+    shown_first: Share | None = Field(description="Of the others: how often the passage shown first won.")
+    longer: Share | None = Field(description="Among passages of equal grade: how often the longer one won.")
+    accuracy: Share | None = Field(description="Agreement with people, averaged over both orders.")
+    single_order_accuracy: Share | None = Field(description="Agreement if asked once.")
     results: list[PreferenceOut]
 
 
@@ -84,8 +73,7 @@ def compare_passages(request: Request, body: PreferencesIn) -> PreferencesOut:
     client = get_judge(request, None).client
     judge = PairwiseJudge(client, body.template, body.llm, body.seed, body.passage_chars)
     preferences = judge.compare(pairs, run)
-    found = asdict(measure_order_bias(preferences))
-    found.pop("comparisons")
+    found = {name: value for name, value in vars(measure_order_bias(preferences)).items() if name != "comparisons"}
     return PreferencesOut(
         **found,
         results=[
@@ -104,9 +92,6 @@ def compare_passages(request: Request, body: PreferencesIn) -> PreferencesOut:
 def _pairs(body: PreferencesIn) -> list[PassagePair]:
     if body.comparisons:
         return [PassagePair(one.query, one.first, one.second, one.label) for one in body.comparisons]
-    topics, passages = (
-        pair_selection.parse_texts(body.topics, "topics"),
-        pair_selection.parse_texts(body.passages, "passages"),
-    )
+    topics, passages = pair_selection.parse_collection(body.topics, body.passages)
     labels = trec.parse_qrels(body.reference, "reference")
     return sample_comparisons(topics, passages, labels, most=body.sample, seed=body.seed)

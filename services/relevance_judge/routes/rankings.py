@@ -51,16 +51,13 @@ class FamilyRow(BaseModel):
     difference: float
 
 
-class RankingsOut(BaseModel):
+class RankingsOut(rankings.Comparison):
     """Correlation of the two rankings, with kappa and alpha next to it: they are unrelated, so look at both."""
 
-    tau_b: float | None
-    rho: float | None
-    tau_ap: float | None
     kappa: float | None
     alpha: float | None
     systems: list[SystemRow] = Field(description="Best under the reference first.")
-    families: list[FamilyRow] = []
+    families: list[FamilyRow] = Field([])
     self_preference: float | None = Field(
         None, description="Mean shift of the favoured family less that of all other systems; null without both."
     )
@@ -71,11 +68,8 @@ def rank(body: RankingsIn) -> RankingsOut:
     """Rank systems under two label sets, with trec_eval's semantics."""
     reference, judge = trec.parse_qrels(body.reference, "reference"), parse_labels(body.judge, "judge").labels
     runs = trec.parse_runs(body.runs)
-    options: dict[str, Any] = {
-        "measure": body.measure,
-        "relevance_level": body.relevance_level,
-        "missing": body.missing,
-    }
+    names = "measure", "relevance_level", "missing"
+    options: dict[str, Any] = {name: getattr(body, name) for name in names}
     rankings.check_measure(body.measure)  # also without systems
     truth, estimate = (rankings.system_scores(runs, labels, **options) for labels in (reference, judge))
     rows = _rows(truth, estimate, body.families)
@@ -93,16 +87,11 @@ def rank(body: RankingsIn) -> RankingsOut:
 def _rows(truth: Mapping[str, float], estimate: Mapping[str, float], families: Mapping[str, str]) -> list[SystemRow]:
     shared = [tag for tag in sorted(truth, key=lambda tag: -truth[tag]) if tag in estimate]
     judge_ranks = {tag: place for place, tag in enumerate(sorted(shared, key=lambda tag: -estimate[tag]))}
-    return [
-        SystemRow(
-            system=tag,
-            family=families.get(tag),
-            reference=truth[tag],
-            judge=estimate[tag],
-            shift=place - judge_ranks[tag],
-        )
-        for place, tag in enumerate(shared)
-    ]
+    found = []
+    for place, tag in enumerate(shared):
+        scores = {"reference": truth[tag], "judge": estimate[tag]}
+        found.append(SystemRow(system=tag, family=families.get(tag), **scores, shift=place - judge_ranks[tag]))
+    return found
 
 
 def _families(rows: list[SystemRow]) -> list[FamilyRow]:

@@ -164,11 +164,7 @@ async def _score(
 
 
 def _score_by(name: str, pairs: list[tuple[str, str]], run: CallContext) -> tuple[list[float], int]:
-    """Scores of pairs query by query, since some scorers look at all passages of one, and the tokens read.
-
-    Raises:
-        Cancelled, DeadlineExceeded: The call is over.
-    """
+    """Scores of pairs query by query, since some scorers look at all passages of one, and the tokens read."""
     scores = [0.0] * len(pairs)
     for query in dict.fromkeys(query for query, _ in pairs):
         places = [i for i, (first, _) in enumerate(pairs) if first == query]

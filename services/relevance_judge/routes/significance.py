@@ -30,18 +30,9 @@ class SignificanceIn(StrictModel):
     seed: int = Field(0, ge=0, lt=2**32)
 
 
-class PairOut(BaseModel):
+class PairOut(PairTest):
     """Two systems over the same queries."""
 
-    first: str
-    second: str
-    difference: float = Field(description="Mean of first − second.")
-    interval: tuple[float, float] = Field(description="From a paired bootstrap; not corrected for many comparisons.")
-    p: float = Field(description="Two-sided, of the permutation test.")
-    p_corrected: float
-    wins: int
-    losses: int
-    ties: int
     is_significant: bool
     statement: str
 
@@ -67,16 +58,8 @@ def compare_runs(body: SignificanceIn) -> SignificanceOut:
     names, queries, scores = tabulate_scores(runs, labels, measure=body.measure, relevance_level=body.relevance_level)
     if len(queries) < 2:
         raise InvalidOption(f"The labels hold {len(queries)} queries; 2 are the least.", field="labels")
-    confidence = 1 - body.level
-    tests = compare_systems(
-        names,
-        scores,
-        baseline=body.baseline,
-        correction=body.correction,
-        confidence=confidence,
-        draws=body.draws,
-        seed=body.seed,
-    )
+    how = body.model_dump(include={"baseline", "correction", "draws", "seed"})
+    tests = compare_systems(names, scores, confidence=1 - body.level, **how)
     means = {name: float(row.mean()) for name, row in zip(names, scores, strict=True)}
     return SignificanceOut(
         measure=body.measure,
@@ -95,8 +78,7 @@ def _describe(test: PairTest, body: SignificanceIn, tests: int, queries: int) ->
         + (f", {body.correction} over {tests} comparisons {test.p_corrected:.4g})" if tests > 1 else ")")
     )
     better, worse = (test.first, test.second) if test.difference >= 0 else (test.second, test.first)
+    statement = f"It is not shown that {better} and {worse} differ: {evidence}."
     if is_significant:
         statement = f"{better} is better than {worse} by {evidence}."
-    else:
-        statement = f"It is not shown that {better} and {worse} differ: {evidence}."
     return PairOut(**vars(test), is_significant=is_significant, statement=statement)

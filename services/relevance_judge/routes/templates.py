@@ -55,9 +55,8 @@ class RenderOut(BaseModel):
 def render_template(name: Name, body: RenderIn) -> RenderOut:
     """Render a template without asking any model."""
     template, mark = get_template(name), make_fence(body.query, body.passage, body.seed)
-    criteria = template.criteria.values() or [""]
-    turns = [
-        render_prompt(template, body.query, body.passage, mark=mark, criterion=criterion).turns
-        for criterion in criteria
+    shown = [
+        render_prompt(template, body.query, body.passage, mark=mark, criterion=criterion)
+        for criterion in template.criteria.values() or [""]
     ]
-    return RenderOut(system=template.system, turns=turns)
+    return RenderOut(system=template.system, turns=[one.turns for one in shown])

@@ -39,21 +39,6 @@ class TrustIn(StrictModel):
     seed: int = Field(0, ge=0, lt=2**32)
 
 
-class RaterOut(BaseModel):
-    """A judge or a baseline; null is undefined, intervals are 95 %, from a bootstrap over queries."""
-
-    name: str
-    pairs: int
-    pair_order: float | None = Field(description="Share of pairs of a query in people's order; 0.5 is chance.")
-    pair_order_interval: tuple[float, float] | None
-    tau: float | None = Field(description="Kendall's τ-b with the labels, averaged over queries.")
-    tau_interval: tuple[float, float] | None
-    kappa: float | None = Field(description="Of its grades, or of cuts at the label shares of all other queries.")
-    kappa_interval: tuple[float, float] | None
-    lead: float | None = Field(None, description="The judge's pair order less this one's.")
-    lead_interval: tuple[float, float] | None = None
-
-
 class TrustOut(BaseModel):
     """Whether the judge is worth believing on texts like these."""
 
@@ -61,8 +46,8 @@ class TrustOut(BaseModel):
     is_better: bool = Field(description="Better than every baseline, by intervals that exclude 0.")
     queries: int
     missing: int = Field(description="Labelled pairs that the judge or the texts lack; they are left out.")
-    judge: RaterOut
-    baselines: list[RaterOut]
+    judge: RaterRow
+    baselines: list[RaterRow]
     notes: list[str] = []
 
 
@@ -71,15 +56,9 @@ def report_trust(request: Request, body: TrustIn) -> TrustOut:
     """Compare a judge with baselines that cost nothing, before a batch of it is believed."""
     run: CallContext = request.scope["fovea.run"]
     labels, judge = trec.parse_qrels(body.reference, "reference"), parse_signals(body.judge, "judge")
-    topics, passages = (
-        pair_selection.parse_texts(body.topics, "topics"),
-        pair_selection.parse_texts(body.passages, "passages"),
-    )
-    known = {
-        pair: grade
-        for pair, grade in labels.items()
-        if pair in judge.signals and pair[0] in topics and pair[1] in passages
-    }
+    topics, passages = pair_selection.parse_collection(body.topics, body.passages)
+    usable = [pair for pair in labels if pair in judge.signals and pair[0] in topics and pair[1] in passages]
+    known = {pair: labels[pair] for pair in usable}
     if not known:
         detail = "No labelled pair has both a signal of the judge and its texts."
         raise InvalidOption(detail, hint="Compare the ids of the four files.", field="judge")
@@ -89,29 +68,18 @@ def report_trust(request: Request, body: TrustIn) -> TrustOut:
             baselines["embedding"] = _embedding_baseline(list(known), topics, passages, run)
         except (NotFound, NotReady) as error:
             notes.append(f"The embedding baseline is missing: {error.detail}")
-    is_graded = set(known) <= set(judge.grades)
-    report = build_trust_report(
-        body.name,
-        judge.signals,
-        known,
-        baselines,
-        grades=judge.grades if is_graded else None,
-        draws=body.draws,
-        seed=body.seed,
-    )
+    grades = judge.grades if set(known) <= set(judge.grades) else None
+    samples = {"draws": body.draws, "seed": body.seed}
+    report = build_trust_report(body.name, judge.signals, known, baselines, grades=grades, **samples)
     return TrustOut(
         statement=report.statement,
         is_better=report.is_better,
         queries=report.queries,
         missing=len(labels) - len(known),
-        judge=_describe(report.judge),
-        baselines=[_describe(row) for row in report.baselines],
+        judge=report.judge,
+        baselines=report.baselines,
         notes=notes,
     )
-
-
-def _describe(row: RaterRow) -> RaterOut:
-    return RaterOut(**vars(row))
 
 
 def _lexical_baselines(

@@ -17,22 +17,13 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 class VersionedStore:
-    """The documents of one kind.
-
-    Args:
-        objects: Holds them as `<name>/<version>.json`, and nothing else.
-        kind: Their name in errors.
-    """
+    """Documents of one `kind` (for errors); `objects` holds them as `<name>/<version>.json`, and nothing else."""
 
     def __init__(self, objects: ObjectStore, kind: str) -> None:
         self._objects, self._kind = objects, kind
 
     def add(self, name: str, document: Mapping[str, Any]) -> int:
-        """Store a document as the next version of its name, and return that version.
-
-        Raises:
-            InvalidOption: The name is not lower-case letters, digits, dots, dashes and underscores.
-        """
+        """Store a document as the next version of its name, and return that version; `InvalidOption` for a bad name."""
         version = max(self._versions(_validate_name(name)), default=0) + 1
         content = json.dumps(document, ensure_ascii=False).encode()
         # Created, never replaced: of two writers at the same time one takes the version after.
@@ -41,11 +32,7 @@ class VersionedStore:
         return version
 
     def get(self, name: str) -> tuple[str, int, dict[str, Any]]:
-        """A document by `name`, the latest, or by `name@version`: its name, version and content.
-
-        Raises:
-            NotFound: There is no such name or version; the detail lists those there are.
-        """
+        """A document by `name`, the latest, or by `name@version`: its name, version and content; else `NotFound`."""
         plain, _, version = name.partition("@")
         versions = self._versions(plain) if _NAME.fullmatch(plain) else []
         if not versions:

@@ -29,6 +29,7 @@ from services.interpretability.core.report import to_matrix
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.circuits.report import CircuitFindings
 from services.interpretability.experiments.circuits.spec import CircuitsSpec, Head, Receivers
+from services.interpretability.experiments.head_patterns import draw_half
 from shared.lm.taps import Attend, Edit, Scale, sweep, trace
 
 PATTERN_PERIOD = 16
@@ -48,11 +49,7 @@ class CircuitCells:
         self._caches: dict[int, tuple[ActivationCache, ActivationCache]] = {}
 
     def measure_task(self) -> dict[str, Any]:
-        """Measure how well the model does the task, and what each component writes towards the answer.
-
-        Raises:
-            Cancelled: The run was stopped before the first batch: there is nothing to report.
-        """
+        """Measure how well the model does the task, and what each component writes; `Cancelled` without a batch."""
         values = self._over_batches({"part": "task"}, self._measure_batch)
         if not values:
             self.progress.cell({}, lambda: None)  # raises why the run was stopped
@@ -65,17 +62,14 @@ class CircuitCells:
             moved = self._over_batches({"part": "attribution-patching"}, self._attribution_effects)
             changed = self._average([np.array(v, float) for v in moved], size)
         else:
-            changed = (
-                self._average([self._patch_batch(i, receivers) for i in range(len(self.batches))], size)
-                - findings.clean
-            )
+            patched = [self._patch_batch(i, receivers) for i in range(len(self.batches))]
+            changed = self._average(patched, size) - findings.clean
         span = findings.corrupt - findings.clean
         return changed / span if abs(span) >= 1e-6 else np.full(size, np.nan)
 
     def measure_patterns(self) -> dict[str, np.ndarray]:
         """Return the pattern scores of all heads on a random sequence that comes twice."""
-        rng = random.Random(f"patterns/{self.spec.seed}")
-        half = [rng.randrange(self.subject.model.config.vocab) for _ in range(pattern_period(self.subject))]
+        half = draw_half(self.subject, pattern_period(self.subject), self.spec.seed)
         scores = self.progress.cell(
             {"part": "patterns", "half": half},
             lambda: {name: to_matrix(table) for name, table in head_patterns(self.subject.model, half).items()},
@@ -93,10 +87,8 @@ class CircuitCells:
             lambda i: self._zero_heads(i, list(sets.values())),
         )
         weights = [len(batch.cases) for batch in self.batches[: len(values)]]
-        return {
-            name: {"logit_diff": mean["ld"], "above_zero": mean["above"]}
-            for name, mean in ((n, _mean([v[j] for v in values], weights)) for j, n in enumerate(sets))
-        }
+        means = {name: _mean([value[j] for value in values], weights) for j, name in enumerate(sets)}
+        return {name: {"logit_diff": mean["ld"], "above_zero": mean["above"]} for name, mean in means.items()}
 
     def measure_override(self) -> dict[str, float]:
         """Return the task's scores with some heads made to look at the wrong colours (2024, section 5)."""
@@ -122,11 +114,9 @@ class CircuitCells:
 
     def _patch_batch(self, i: int, receivers: Receivers) -> np.ndarray:
         """Patched logit differences of one batch [L,H], a cell per sender layer."""
-        top = (
-            self.subject.layers
-            if receivers == "final" or self.spec.method == "activation"
-            else min(r[0] for r in receivers)
-        )
+        top = self.subject.layers
+        if receivers != "final" and self.spec.method != "activation":
+            top = min(layer for layer, _, _ in receivers)
         patched = np.full((self.subject.layers, self.subject.heads), np.nan)
         how = {"method": self.spec.method, "receivers": receivers, "positions": self.spec.positions}
         content = {"part": "patch", **how, "freeze_mlps": self.spec.freeze_mlps, **self.batches[i].facts}
@@ -143,15 +133,8 @@ class CircuitCells:
         if self.spec.method == "activation":
             patched = patch_heads(clean, corrupt.z, answers, positions=where, senders=senders)
         else:
-            patched = patch_paths(
-                clean,
-                corrupt,
-                answers,
-                receivers=receivers,
-                positions=where,
-                freeze_mlps=self.spec.freeze_mlps,
-                senders=senders,
-            ).patched
+            how: Any = {"receivers": receivers, "positions": where, "freeze_mlps": self.spec.freeze_mlps}
+            patched = patch_paths(clean, corrupt, answers, senders=senders, **how).patched
         row: list[float] = patched[layer].tolist()
         return row
 

@@ -19,17 +19,14 @@ from services.interpretability.core.report import (
     Bars,
     Edge,
     Graph,
-    HeatMap,
     Node,
     Report,
     Scalar,
     Table,
     canonical_json,
-    head_axes,
+    head_map,
     head_name,
-    to_matrix,
 )
-from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.circuits.spec import CircuitsSpec, Head, Receivers
 
 MIN_PATTERN_SCORE = 0.3
@@ -72,31 +69,20 @@ class CircuitFindings:
         return sorted({(l, part, h if part == "q" else h // share) for l, h in heads})
 
 
-def build_report(spec: CircuitsSpec, subject: StudiedModel, findings: CircuitFindings) -> Report:
+def build_report(spec: CircuitsSpec, findings: CircuitFindings) -> Report:
     """Return the report of a run, complete or as far as it came."""
-    axes = head_axes(subject.layers, subject.heads)
     text = findings.cases[0].text
+    effect = (
+        "Share of the answer's logit difference that the head's corrupt path moves towards the counterfactual: 1 "
+        "undoes the answer, below 0 helps it. Effects need not add up to 1. Empty: no path."
+    )
     grids = [
-        HeatMap(
-            name=f"effect on {name}",
-            values=to_matrix(values),
-            **axes,
-            scale="diverging",
-            text=text,
-            caption="Share of the answer's logit difference that the head's corrupt path moves towards the "
-            "counterfactual: 1 undoes the answer, below 0 helps it. Effects need not add up to 1. Empty: no path.",
-        )
+        head_map(f"effect on {name}", values, effect, scale="diverging", text=text)
         for name, values in findings.stages.items()
     ]
-    attribution = HeatMap(
-        name="attribution",
-        values=to_matrix(findings.task["heads"]),
-        **axes,
-        scale="diverging",
-        unit="logits",
-        text=text,
-        caption="Direct contribution of each head towards the right answer and away from the wrong one, at the end.",
-    )
+    directly = "Direct contribution of each head towards the right answer and away from the wrong one, at the end."
+    more = {"scale": "diverging", "unit": "logits", "text": text}
+    attribution = head_map("attribution", findings.task["heads"], directly, **more)
     kinds = classify_heads(findings, spec.fraction)
     return Report(
         title=f"Circuit of {spec.task}",
@@ -116,11 +102,8 @@ def classify_heads(findings: CircuitFindings, fraction: float) -> dict[Head, str
     heads = np.array(findings.task["heads"])
     for stage in findings.stages:
         for head in findings.kept_heads(stage, fraction):
-            typical = {
-                kind: findings.patterns[kind][head]
-                for kind in ("previous", "duplicate", "induction")
-                if findings.patterns
-            }
+            known = ("previous", "duplicate", "induction") if findings.patterns else ()
+            typical = {kind: findings.patterns[kind][head] for kind in known}
             best = max(typical, key=lambda kind: typical[kind], default="")
             if best and typical[best] >= MIN_PATTERN_SCORE:
                 kinds[head] = {"previous": "previous token", "duplicate": "duplicate token"}.get(best, best)
@@ -132,13 +115,7 @@ def classify_heads(findings: CircuitFindings, fraction: float) -> dict[Head, str
 
 
 def warn_of_task(task: Mapping[str, float], span: float, prompts: int) -> list[str]:
-    """Return what must be known before a circuit is believed.
-
-    Args:
-        task: `top1`, and `above`: the share of prompts whose logit difference is above 0.
-        span: Corrupt less clean logit difference.
-        prompts: How many there are.
-    """
+    """Return what must be known before a circuit is believed; `span` is the corrupt less the clean logit difference."""
     warnings = []
     if task["top1"] < 0.5 or task["above"] < 0.8:
         warnings.append(
@@ -177,19 +154,19 @@ def _scalars(findings: CircuitFindings) -> dict[str, Scalar]:
 
 def _heads_table(findings: CircuitFindings, kinds: Mapping[Head, str], fraction: float) -> Table:
     heads = np.array(findings.task["heads"])
-    rows: list[list[Any]] = [
+    rows = [
         [stage, head_name(head), kinds.get(head, ""), float(effect[head]), float(heads[head])]
         for stage, effect in findings.stages.items()
         for head in findings.kept_heads(stage, fraction)
     ]
-    columns = ["stage", "head", "kind", "effect", "attribution"]
-    return Table(name="circuit", columns=columns, rows=rows, caption="The heads that each stage keeps, largest first.")
+    caption = "The heads that each stage keeps, largest first."
+    return Table.of("circuit", "stage, head, kind, effect, attribution", rows, caption)
 
 
 def _prompts_table(findings: CircuitFindings) -> Table:
     kinds = sorted({case.kind for case in findings.cases})
-    rows: list[list[Any]] = [[kind or "all", sum(case.kind == kind for case in findings.cases)] for kind in kinds]
-    return Table(name="prompts", columns=["order", "prompts"], rows=rows, caption="Prompts by their order of names.")
+    rows = [[kind or "all", sum(case.kind == kind for case in findings.cases)] for kind in kinds]
+    return Table.of("prompts", "order, prompts", rows, "Prompts by their order of names.")
 
 
 def _graph(findings: CircuitFindings, kinds: Mapping[Head, str], fraction: float) -> Graph:
@@ -225,18 +202,14 @@ def _knockout_bars(spec: CircuitsSpec, findings: CircuitFindings) -> list[Bars]:
     if not findings.knockout:
         return []
     draws = [v["logit_diff"] for name, v in findings.knockout.items() if name.startswith("random")]
-    mean, sd = float(np.mean(draws)), float(np.std(draws))
     top = f"top {spec.knockout}"
-    return [
-        Bars(
-            name="knockout",
-            unit="logits",
-            bars=[
-                Bar(label="none", value=findings.clean),
-                Bar(label=top, value=findings.knockout[top]["logit_diff"]),
-                Bar(label=f"random {spec.knockout}", value=mean, low=mean - sd, high=mean + sd),
-            ],
-            caption=f"Logit difference with heads zeroed: those of largest attribution, and {len(draws)} random draws "
-            "of as many others (mean ± sd).",
-        )
+    bars = [
+        Bar(label="none", value=findings.clean),
+        Bar(label=top, value=findings.knockout[top]["logit_diff"]),
+        Bar.of_draws(f"random {spec.knockout}", draws),
     ]
+    caption = (
+        f"Logit difference with heads zeroed: those of largest attribution, and {len(draws)} random draws of as many "
+        "others (mean ± sd)."
+    )
+    return [Bars(name="knockout", unit="logits", bars=bars, caption=caption)]

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from fovea.errors import InvalidOption
 from services.interpretability.causal import circuit_tasks
-from services.interpretability.core.experiment import NO_GRAPH, Cost, Experiment, Progress
+from services.interpretability.core.experiment import Cost, Experiment, Progress, probe_card
 from services.interpretability.core.report import Report
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.circuits.cells import CircuitCells, draw_controls, pattern_period
@@ -25,28 +25,23 @@ class Circuits(Experiment[CircuitsSpec]):
 
     In = CircuitsSpec
     route: ClassVar[str] = "circuits"
-    card: ClassVar[Card] = Card(
-        name="circuits",
-        task="probe",
-        licence="Apache-2.0",
-        summary="Finds the circuit of heads behind a task by path patching, and tests it by knocking heads out.",
-        paper=Paper(
-            title="Circuit Component Reuse Across Tasks in Transformer Language Models",
-            venue="ICLR",
-            year=2024,
-            url="https://arxiv.org/abs/2310.08744",
+    card: ClassVar[Card] = probe_card(
+        "circuits",
+        "Finds the circuit of heads behind a task by path patching, and tests it by knocking heads out.",
+        Paper.on_arxiv(
+            "Circuit Component Reuse Across Tasks in Transformer Language Models", 2024, "2310.08744", "ICLR"
         ),
-        notes=(
-            "The papers' 78 % overlap and 49.6 → 93.7 % are GPT-2 Medium's: put its folder into the weights folder.",
-            "Effects need not add up to 1; some are negative or above 1.",
-            NO_GRAPH,
-        ),
-        example={"lm": "tiny-induction", "seed": 0, "task": "own", "pairs": PAIRS, "knockout": 2, "stages": 2},
+        "The papers' 78 % overlap and 49.6 → 93.7 % are GPT-2 Medium's: put its folder into the weights folder.",
+        "Effects need not add up to 1; some are negative or above 1.",
+        task="own",
+        pairs=PAIRS,
+        knockout=2,
+        stages=2,
     )
 
     def cost(self, spec: CircuitsSpec, subject: StudiedModel) -> Cost:
         batches = circuit_tasks.group_by_length(make_cases(spec, subject))
-        tokens = sum(len(b.cases) * len(b.cases[0].clean) for b in batches)
+        tokens = sum(batch.tokens for batch in batches)
         total = Cost(2 * len(batches), 2 * tokens, len(batches))
         if spec.method == "attribution":
             total += Cost(2 * len(batches), 2 * tokens, len(batches))
@@ -73,19 +68,14 @@ class Circuits(Experiment[CircuitsSpec]):
             findings.knockout = cells.measure_knockout(findings)
         if spec.override and not progress.stopped:
             findings.overridden = cells.measure_override()
-        return build_report(spec, subject, findings)
+        return build_report(spec, findings)
 
 
 def make_cases(spec: TaskSpec, subject: StudiedModel) -> list[circuit_tasks.Case]:
-    """Return the prompts of the task.
-
-    Raises:
-        InvalidOption: The tokenizer does not fit the task, or `pairs` is missing.
-    """
+    """Return the prompts of the task; `InvalidOption` if the tokenizer does not fit the task, or `pairs` is missing."""
     if spec.task == "own":
         if not (cases := circuit_tasks.parse_pairs(subject, spec.pairs or "")):
-            detail = "The task own needs at least one line in pairs."
-            raise InvalidOption(detail, field="pairs")
+            raise InvalidOption("The task own needs at least one line in pairs.", field="pairs")
         return cases
     if spec.task == "ioi":
         return circuit_tasks.make_indirect_objects(subject, spec.prompts, spec.seed, spec.counterfactual)
@@ -97,7 +87,6 @@ def _stages(spec: CircuitsSpec, findings: CircuitFindings) -> Iterator[tuple[str
     yield ("final", "final") if not spec.receivers else ("receivers", list(spec.receivers))
     if spec.method != "path" or spec.receivers:
         return
-    for before, name, part in (("final", "q of movers", "q"), ("q of movers", "v", "v"), ("v", "k", "k"))[
-        : spec.stages - 1
-    ]:
+    later = (("final", "q of movers", "q"), ("q of movers", "v", "v"), ("v", "k", "k"))
+    for before, name, part in later[: spec.stages - 1]:
         yield name, findings.receivers_after(before, part, spec.fraction)

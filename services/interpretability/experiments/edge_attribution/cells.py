@@ -56,11 +56,7 @@ class EdgeCells:
         return [len(batch.cases) for batch in self.batches]
 
     def score_edges(self, steps: int, metric: Any) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """Return the scores of all edges [R,S], mean over prompts, and the cell of each batch.
-
-        Raises:
-            Cancelled: The run was stopped.
-        """
+        """Return scores of all edges [R,S], mean over prompts, and the cell of each batch; `Cancelled` if stopped."""
         found = [
             self.progress.cell(
                 {"part": "edges", "steps": steps, "metric": metric, **batch.facts},
@@ -73,11 +69,7 @@ class EdgeCells:
         return scores, found
 
     def measure(self, mask: np.ndarray, note: str = "") -> CircuitScores:
-        """Return what a circuit does, mean over all prompts.
-
-        Raises:
-            Cancelled: The run was stopped.
-        """
+        """Return what a circuit does, mean over all prompts; `Cancelled` if the run was stopped."""
         key = json_digest(np.packbits(mask).tobytes().hex())
         return self.average([self.measure_batch(i, mask, key, note) for i in range(len(self.batches))])
 

@@ -189,36 +189,35 @@ def _curve_table(findings: EdgeFindings) -> Table:
         spread = [float(np.mean(drawn)), min(drawn), max(drawn)] if drawn else [None, None, None]
         share = size / findings.graph.edges
         rows.append([size, share, findings.faith(found), found["kl"], found["top1"], *spread])
-    columns = ["edges", "share", "faithfulness", "kl", "top-1", "random mean", "random lowest", "random highest"]
+    columns = "edges, share, faithfulness, kl, top-1, random mean, random lowest, random highest"
     caption = "Each circuit alone, all other edges corrupt; random circuits grow from the answer down, too."
-    return Table(name="faithfulness", columns=columns, rows=rows, caption=caption)
+    return Table.of("faithfulness", columns, rows, caption)
 
 
 def _edge_table(findings: EdgeFindings) -> Table:
     named = sorted(_named(findings), key=lambda edge: -abs(edge[2]))[:MAX_LISTED]
-    rows: list[list[Any]] = [[str(source), str(target), score] for source, target, score in named]
+    rows = [[str(source), str(target), score] for source, target, score in named]
     caption = "Edges of the circuit, strongest first; a score is the estimated change of the metric without the edge."
-    return Table(name="edges", columns=["from", "to", "score"], rows=rows, caption=caption)
+    return Table.of("edges", "from, to, score", rows, caption)
 
 
 def _head_map(findings: EdgeFindings, subject: StudiedModel) -> HeatMap:
     totals = findings.gain * np.nansum(findings.scores, 0)
     values = totals[1:].reshape(subject.layers, -1)[:, : subject.heads]
-    axes: Any = parts.head_axes(subject.layers, subject.heads)
     caption = "Contribution of a head to the answer through all of its edges, estimated; blue helps, orange hinders."
-    return HeatMap(name="heads", values=parts.to_matrix(values), **axes, scale="diverging", caption=caption)
+    return parts.head_map("heads", values, caption, scale="diverging")
 
 
 def _position_map(findings: EdgeFindings, placed: PlacedCircuit, most: int = 20) -> HeatMap:
     totals = np.abs(placed.placed).sum(1)
     chosen = [int(i) for i in np.argsort(-totals, kind="stable")[:most]]
-    return HeatMap(
-        name="positions",
-        values=parts.to_matrix(placed.placed[chosen]),
-        rows=parts.Axis(label="node", ticks=[str(findings.graph.sources[i]) for i in chosen]),
-        columns=parts.Axis(label="token", ticks=placed.tokens),
+    return parts.heat_map(
+        "positions",
+        placed.placed[chosen],
+        ("node", [findings.graph.sources[i] for i in chosen]),
+        ("token", placed.tokens),
+        "Where the strongest nodes add to the answer, on prompts as long as the one that is shown.",
         scale="diverging",
-        caption="Where the strongest nodes add to the answer, on prompts as long as the one that is shown.",
     )
 
 

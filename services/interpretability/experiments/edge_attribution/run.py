@@ -16,7 +16,7 @@ from fovea.errors import Cancelled, DeadlineExceeded, InvalidOption
 from services.interpretability.causal import circuit_tasks
 from services.interpretability.causal.circuit_search import bracket_smallest, order_edges, random_scores
 from services.interpretability.causal.edge_graph import EdgeGraph
-from services.interpretability.core.experiment import NO_GRAPH, Cost, Experiment, Progress
+from services.interpretability.core.experiment import Cost, Experiment, Progress, probe_card
 from services.interpretability.core.report import Report
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.circuits.run import make_cases
@@ -38,30 +38,26 @@ class EdgeAttribution(Experiment[EdgeAttributionSpec]):
 
     In = EdgeAttributionSpec
     route: ClassVar[str] = "circuits/edges"
-    card: ClassVar[Card] = Card(
-        name="edge-attribution",
-        task="probe",
-        licence="Apache-2.0",
-        summary="Finds the edges behind a task by integrated gradients (EAP-IG), and what their circuit does alone.",
-        paper=Paper(
-            title="Have Faith in Faithfulness: Going Beyond Circuit Overlap When Finding Model Mechanisms",
-            venue="COLM",
-            year=2024,
-            url="https://arxiv.org/abs/2403.17806",
+    card: ClassVar[Card] = probe_card(
+        "edge-attribution",
+        "Finds the edges behind a task by integrated gradients (EAP-IG), and what their circuit does alone.",
+        Paper.on_arxiv(
+            "Have Faith in Faithfulness: Going Beyond Circuit Overlap When Finding Model Mechanisms",
+            2024,
+            "2403.17806",
+            "COLM",
         ),
-        notes=(
-            "A score is an estimate to first order; faithfulness is measured.",
-            "Faithfulness may be below 0 or above 1: edges that hinder the answer are left out, too.",
-            NO_GRAPH,
-        ),
-        example={
-            "lm": "tiny-induction", "seed": 0, "task": "own", "pairs": PAIRS, "controls": 2, "sizes": [4, 12, 30, 80],
-        },
-    )  # fmt: skip
+        "A score is an estimate to first order; faithfulness is measured.",
+        "Faithfulness may be below 0 or above 1: edges that hinder the answer are left out, too.",
+        task="own",
+        pairs=PAIRS,
+        controls=2,
+        sizes=[4, 12, 30, 80],
+    )
 
     def cost(self, spec: EdgeAttributionSpec, subject: StudiedModel) -> Cost:
         batches = split_batches(circuit_tasks.group_by_length(make_cases(spec, subject)), subject)
-        tokens = sum(len(b.cases) * len(b.cases[0].clean) for b in batches)
+        tokens = sum(batch.tokens for batch in batches)
         circuits = 2 + len(_sizes(spec, EdgeGraph(subject.model.config))) * (1 + spec.controls) + MAX_SEARCH
         cells = len(batches) * (1 + circuits)
         return Cost(2 * len(batches), 2 * tokens, cells, partial=tokens * (2 + 4 * spec.steps + 2 * circuits))
@@ -119,12 +115,7 @@ class EdgeAttribution(Experiment[EdgeAttributionSpec]):
 
 
 def _sizes(spec: EdgeAttributionSpec, graph: EdgeGraph) -> list[int]:
-    """Sizes to measure, ascending.
-
-    Raises:
-        InvalidOption: One is not a number of edges of this model.
-    """
+    """Sizes to measure, ascending; `InvalidOption` if one is not a number of edges of this model."""
     if bad := [size for size in spec.sizes if not 1 <= size <= graph.edges]:
-        detail = f"sizes holds {bad[0]}; this model has {graph.edges:,} edges."
-        raise InvalidOption(detail, field="sizes")
+        raise InvalidOption(f"sizes holds {bad[0]}; this model has {graph.edges:,} edges.", field="sizes")
     return sorted(set(spec.sizes) or {max(1, math.ceil(share * graph.edges)) for share in SHARES})

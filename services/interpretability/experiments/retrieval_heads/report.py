@@ -22,9 +22,8 @@ from services.interpretability.core.report import (
     Scalar,
     Table,
     canonical_json,
-    head_axes,
+    head_map,
     head_name,
-    to_matrix,
 )
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.retrieval_heads.samples import Sample
@@ -81,24 +80,15 @@ def build_report(
     masked: Mapping[str, list[AnswerScore]],
 ) -> Report:
     """Return the report of a run, complete or as far as it came."""
-    axes = head_axes(subject.layers, subject.heads)
     text = scored[0][0].prompt.text if scored and len(scored[0][0].prompt.ids) <= 600 else None
+    copied = (
+        "Mean share of the answer that a head copied: the head looked most at a token of the answer in the context, "
+        "and that token came next. 0.1 and more is called a retrieval head."
+    )
+    often = "Share of samples in which the head copied at all."
     grids = [
-        HeatMap(
-            name="retrieval_score",
-            values=to_matrix(scores.mean),
-            **axes,
-            text=text,
-            caption="Mean share of the answer that a head copied: the head looked most at a token of the answer in the "
-            "context, and that token came next. 0.1 and more is called a retrieval head.",
-        ),
-        HeatMap(
-            name="frequency",
-            values=to_matrix(scores.frequency),
-            **axes,
-            text=text,
-            caption="Share of samples in which the head copied at all.",
-        ),
+        head_map("retrieval_score", scores.mean, copied, text=text),
+        head_map("frequency", scores.frequency, often, text=text),
     ]
     return Report(
         title="Retrieval heads",
@@ -118,9 +108,8 @@ def _warnings(spec: RetrievalHeadsSpec, scored: list[tuple[Sample, dict[str, Any
     elif (right := float(np.mean([value["accuracy"] for _, value in scored]))) < MIN_SOLVED_ACCURACY:
         warnings.append(f"Only {right:.0%} of the answers' tokens were right: the model does not solve the task well.")
     if 0 < len(scores.kept) < 8:
-        warnings.append(
-            f"{len(scores.kept)} samples are few: compare the split-half correlation before you trust a rank."
-        )
+        few = f"{len(scores.kept)} samples are few"
+        warnings.append(f"{few}: compare the split-half correlation before you trust a rank.")
     if spec.hide and spec.hide_samples < 4:
         warnings.append("Fewer than four samples were masked; random controls scatter widely on small models.")
     return warnings
@@ -159,23 +148,19 @@ def _scalars(
 
 
 def _top_heads_table(scores: Aggregate, rows: int = 30) -> Table:
-    return Table(
-        name="top_heads",
-        columns=["rank", "head", "score", "frequency"],
-        rows=[
-            [i + 1, head_name(head), float(scores.mean[head]), float(scores.frequency[head])]
-            for i, head in enumerate(scores.ranking[:rows])
-        ],
-        caption="Heads by mean score, written layer-head; ties go to the lower one.",
-    )
+    listed = [
+        [i + 1, head_name(head), float(scores.mean[head]), float(scores.frequency[head])]
+        for i, head in enumerate(scores.ranking[:rows])
+    ]
+    caption = "Heads by mean score, written layer-head; ties go to the lower one."
+    return Table.of("top_heads", "rank, head, score, frequency", listed, caption)
 
 
 def _histogram(scores: Aggregate) -> Bars:
     edges = [0.0, *np.arange(0.05, 1.0, 0.05).round(2).tolist(), np.inf]
     values = scores.mean.ravel()
-    counts = [int((values == 0).sum())] + [
-        int(((values > 0) & (values >= low) & (values < high)).sum()) for low, high in pairwise(edges)
-    ]
+    bins = [((values > 0) & (values >= low) & (values < high)).sum() for low, high in pairwise(edges)]
+    counts = [int((values == 0).sum()), *map(int, bins)]
     labels = ["0", *(f"≥{low:g}" if low else ">0" for low in edges[:-1])]
     return Bars(
         name="score_histogram",
@@ -196,24 +181,18 @@ def _masking_bars(spec: RetrievalHeadsSpec, masked: Mapping[str, list[AnswerScor
     if not masked:
         return []
     charts = []
+    caption = (
+        f"Accuracy with uniform attention in heads. Random: {spec.controls} draws, mean ± sd, from heads outside of "
+        "the top."
+    )
     for what, unit in (("accuracy", "share of right answer tokens"), ("nll", "nats/token")):
         means = {name: float(np.mean([getattr(one, what) for one in each])) for name, each in masked.items()}
         bars = [Bar(label="none", value=means["none"])] if "none" in means else []
         for size in spec.hide:
+            bars.append(Bar(label=f"top {size}", value=means.get(f"top {size}")))
             draws = [v for name, v in means.items() if name.startswith(f"random {size} #")]
-            bars += [Bar(label=f"top {size}", value=means.get(f"top {size}"))]
-            if draws:
-                mean, sd = float(np.mean(draws)), float(np.std(draws))
-                bars += [Bar(label=f"random {size}", value=mean, low=mean - sd, high=mean + sd)]
-        charts.append(
-            Bars(
-                name=f"masking_{what}",
-                unit=unit,
-                bars=bars,
-                caption=f"Accuracy with uniform attention in heads. Random: {spec.controls} draws, mean ± sd, "
-                "from heads outside of the top.",
-            )
-        )
+            bars += [Bar.of_draws(f"random {size}", draws)] if draws else []
+        charts.append(Bars(name=f"masking_{what}", unit=unit, bars=bars, caption=caption))
     return charts
 
 
@@ -224,4 +203,4 @@ def _masking_table(masked: Mapping[str, list[AnswerScore]]) -> list[Table]:
         [name, len(each), float(np.mean([f.accuracy for f in each])), float(np.mean([f.nll for f in each]))]
         for name, each in masked.items()
     ]
-    return [Table(name="masking", columns=["hidden", "samples", "accuracy", "nll"], rows=rows, caption="Every draw.")]
+    return [Table.of("masking", "hidden, samples, accuracy, nll", rows, "Every draw.")]

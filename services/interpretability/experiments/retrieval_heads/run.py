@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from services.interpretability.attention.retrieval_score import aggregate, rouge1_recall, score_copies
-from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress
+from services.interpretability.core.experiment import Cost, Experiment, Progress, probe_card
 from services.interpretability.core.report import Report, to_matrix
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.retrieval_heads.masking import (
@@ -26,25 +26,23 @@ from services.interpretability.generation.forced_decoding import generate_answer
 from services.interpretability.generation.prefix_reader import PrefixReader, plan_pieces
 from shared.registry import Card
 
+_COUNTS = {"samples": 8, "pairs": 5, "shots": 2, "key_chars": 4, "value_words": 0, "hide": [2], "hide_samples": 8}
+
 
 class RetrievalHeads(Experiment[RetrievalHeadsSpec]):
     """Finds retrieval heads, and measures what the model can't do without them."""
 
     In = RetrievalHeadsSpec
     route: ClassVar[str] = "heads/retrieval"
-    card: ClassVar[Card] = Card(
-        name="retrieval-heads", task="probe", licence="Apache-2.0", paper=PAPER,
-        summary="Finds the attention heads that copy from distant context, and what the model can't do without them.",
-        notes=(
-            "Scores every query head; a HeadPlan takes the largest of each key/value group.",
-            "Teacher-forced by default: the answer is read, not made in 50 steps; `teacher_forced: false` makes it.",
-            NO_GRAPH,
-        ),
-        example={
-            "lm": EXAMPLE_LM, "seed": 0, "protocol": "kv", "samples": 8, "pairs": 5, "shots": 2, "key_chars": 4,
-            "value_words": 0, "hide": [2], "hide_samples": 8,
-        },
-    )  # fmt: skip
+    card: ClassVar[Card] = probe_card(
+        "retrieval-heads",
+        "Finds the attention heads that copy from distant context, and what the model can't do without them.",
+        PAPER,
+        "Scores every query head; a HeadPlan takes the largest of each key/value group.",
+        "Teacher-forced by default: the answer is read, not made in 50 steps; `teacher_forced: false` makes it.",
+        protocol="kv",
+        **_COUNTS,
+    )
 
     def cost(self, spec: RetrievalHeadsSpec, subject: StudiedModel) -> Cost:
         samples = list(draw_samples(spec, subject))

@@ -24,18 +24,8 @@ def draw_samples(spec: RetrievalHeadsSpec, subject: StudiedModel) -> Iterator[Sa
     codec = subject.tokenizer
     if spec.protocol == "kv":
         for i in range(spec.samples):
-            seed = spec.seed * 1_000_003 + i
-            yield Sample(
-                build_key_value_prompt(
-                    codec,
-                    pairs=spec.pairs,
-                    seed=seed,
-                    shots=spec.shots,
-                    key_chars=spec.key_chars,
-                    value_words=spec.value_words,
-                ),
-                {"sample": i},
-            )
+            options = spec.model_dump(include={"pairs", "shots", "key_chars", "value_words"})
+            yield Sample(build_key_value_prompt(codec, seed=spec.seed * 1_000_003 + i, **options), {"sample": i})
         return
     needles = [Needle(n.sentence, n.question, n.answer) for n in spec.needles] or NEEDLES
     for n, what in enumerate(needles):

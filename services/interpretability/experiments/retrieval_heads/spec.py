@@ -10,12 +10,7 @@ from services.interpretability.attention.retrieval_score import ScoreMode
 from services.interpretability.core.experiment import Spec
 from shared.registry import Paper
 
-PAPER = Paper(
-    title="Retrieval Head Mechanistically Explains Long-Context Factuality",
-    venue="ICLR",
-    year=2025,
-    url="https://arxiv.org/abs/2404.15574",
-)
+PAPER = Paper.on_arxiv("Retrieval Head Mechanistically Explains Long-Context Factuality", 2025, "2404.15574", "ICLR")
 
 
 class NeedleText(BaseModel):
@@ -48,9 +43,7 @@ class RetrievalHeadsSpec(Spec):
     teacher_forced: bool = Field(True, description="Score along the known answer; false generates, as the paper does.")
     steps: int = Field(50, ge=1, le=500, description="Most tokens that are generated.")
     hide: list[Annotated[int, Field(ge=1)]] = Field(
-        default_factory=list,
-        max_length=8,
-        description="Masking study: hide so many top heads, against random ones.",
+        default_factory=list, max_length=8, description="Masking study: hide so many top heads, against random ones."
     )
     hide_samples: int = Field(4, ge=1, le=100, description="Samples of the masking study.")
     controls: int = Field(10, ge=10, le=100, description="Random draws of as many heads, for each entry of `hide`.")
