@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -12,24 +12,21 @@ import httpx2
 
 from fovea import endpoints
 from fovea.api.job import FINAL, Job
-from fovea.api.mask import SegmentOut
-from fovea.api.model import ModelEntry
-from fovea.api.sweeps import Sweep
-from fovea.call import Call, StreamCall
-from fovea.chat import ChatAnswer, ChatOptions, ChatPiece, Messages, build_messages
+from fovea.call import AsyncPart, Call, StreamCall
+from fovea.chat import ChatOptions, ChatPiece, Messages
+from fovea.client import ClientMethods, JobMethods
 from fovea.error_responses import parse_error, translate_errors
 from fovea.lora import AsyncLoraAdapters
 from fovea.picture import PictureLike
-from fovea.results import JobResult, ModelCard, SegmentOptions, SweepOptions
 from fovea.retry import STREAM_RESUME_S, JobWatcher, RetryPolicy, iterate_pauses
 from fovea.steering import AsyncCaptures, AsyncSteeringVectors
-from fovea.transport import LOCAL, Address
+from fovea.transport import LOCAL, build_client_options
 
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 
 
-class AsyncClient:
+class AsyncClient(ClientMethods):
     """Talks to a gateway from asyncio; an async context manager. Arguments and errors are those of `Client`."""
 
     def __init__(
@@ -47,7 +44,7 @@ class AsyncClient:
         self.lora_adapters = AsyncLoraAdapters(self)
         self.captures = AsyncCaptures(self)
         self._retry_policy = retry_policy or RetryPolicy()
-        self._http = httpx2.AsyncClient(**Address(url, key, timeout).client_options(), transport=transport)
+        self._http = httpx2.AsyncClient(**build_client_options(url, key, timeout), transport=transport)
 
     async def __aenter__(self) -> Self:
         return self
@@ -61,42 +58,12 @@ class AsyncClient:
         """Close the connections."""
         await self._http.aclose()
 
-    async def models(self, task: str | None = None) -> list[ModelEntry]:
-        """See `Client.models`."""
-        return await self.send(endpoints.models(task))
-
-    async def model(self, name: str) -> ModelCard:
-        """See `Client.model`."""
-        return await self.send(endpoints.model(name))
-
-    async def example(self, name: str) -> dict[str, Any]:
-        """See `Client.example`."""
-        return await self.send(endpoints.example(name))
-
-    async def segment(
-        self, image: PictureLike, *, model: str | None = None, **options: Unpack[SegmentOptions]
-    ) -> SegmentOut:
-        """See `Client.segment`."""
-        return await self.send(endpoints.segment(image, model, options))
-
-    async def chat(
-        self, messages: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
-    ) -> ChatAnswer:
-        """See `Client.chat`."""
-        return await self.send(endpoints.chat(build_messages(messages, system), model, options))
-
     async def chat_stream(
         self, messages: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
     ) -> AsyncIterator[ChatPiece]:
         """See `Client.chat_stream`; use it with `async for`."""
-        async for piece in self.stream(endpoints.chat_stream(build_messages(messages, system), model, options)):
+        async for piece in self.stream(endpoints.chat_stream(messages, model=model, system=system, **options)):
             yield piece
-
-    async def sweep(
-        self, prompt: str | Sequence[Any], tokens: Sequence[str | int], **options: Unpack[SweepOptions]
-    ) -> Sweep:
-        """See `Client.sweep`."""
-        return await self.send(endpoints.sweep(prompt, tokens, options))
 
     async def default_model(self, task: str) -> str:
         """See `Client.default_model`."""
@@ -157,37 +124,17 @@ class AsyncClient:
             attempt += 1
 
 
-class AsyncJobs:
+class AsyncJobs(JobMethods, AsyncPart):
     """Queued requests; available as `client.jobs`, with the methods of `Jobs`."""
 
     def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    async def submit(
-        self,
-        task: str,
-        options: Mapping[str, Any] | None = None,
-        *,
-        pictures: Mapping[str, PictureLike] | None = None,
-        accept: str | None = None,
-        idempotency_key: str | None = None,
-    ) -> Job:
-        """See `Jobs.submit`."""
-        call = endpoints.task(task, options or {}, pictures or {}, accept=accept)
-        return await self._client.send(endpoints.as_job(call, idempotency_key))
-
-    async def list(self, limit: int = 50, *, dead: bool = False) -> list[Job]:
-        """See `Jobs.list`."""
-        return await self._client.send(endpoints.jobs(limit, dead=dead))
-
-    async def get(self, job_id: str) -> Job:
-        """See `Jobs.get`."""
-        return await self._client.send(endpoints.job(job_id))
+        super().__init__(client)
+        self._stream = client.stream
 
     async def events(self, job_id: str) -> AsyncIterator[Job]:
         """See `Jobs.events`."""
         while True:
-            async for job in self._client.stream(endpoints.job_events(job_id)):
+            async for job in self._stream(endpoints.job_events(job_id)):
                 yield job
                 if job.status in FINAL:
                     return
@@ -206,15 +153,3 @@ class AsyncJobs:
             if watcher.update(job := await self.get(job_id)):
                 return job
             await asyncio.sleep(next(pauses))
-
-    async def result(self, job_id: str) -> JobResult:
-        """See `Jobs.result`."""
-        return await self._client.send(endpoints.result(job_id))
-
-    async def cancel(self, job_id: str) -> Job:
-        """See `Jobs.cancel`."""
-        return await self._client.send(endpoints.cancel(job_id))
-
-    async def retry(self, job_id: str) -> Job:
-        """See `Jobs.retry`."""
-        return await self._client.send(endpoints.retry(job_id))

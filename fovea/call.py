@@ -5,18 +5,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
 import httpx2
+from pydantic import BaseModel
 
 from fovea.error_responses import parse_error, parse_stream_error
 from fovea.errors import Fault
 
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
+Options = ParamSpec("Options")
+Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,75 @@ class StreamCall(Generic[Item]):
             return self.read(event.data)
         except ValueError as error:
             raise _build_unreadable(self.call.path) from error
+
+
+class Sender(Protocol):
+    """A client, or a part of one, that sends calls and returns their answers."""
+
+    def send(self, call: Call[Answer]) -> Answer:
+        """Send a call and parse its answer."""
+        ...
+
+
+class AsyncSender(Protocol):
+    """The same for asyncio."""
+
+    async def send(self, call: Call[Answer]) -> Answer:
+        """Send a call and parse its answer."""
+        ...
+
+
+class Sends(Generic[Options, Answer]):
+    """A method of both clients that sends what a function builds, with the parameters and description of the function.
+
+    The method of a `Client` returns the answer; that of an `AsyncClient` must be awaited.
+    """
+
+    def __init__(self, build: Callable[Options, Call[Answer]]) -> None:
+        self._build = build
+
+    @overload
+    def __get__(self, sender: None, kind: type) -> Callable[Options, Call[Answer]]: ...
+    @overload
+    def __get__(self, sender: Sender, kind: type) -> Callable[Options, Answer]: ...
+    @overload
+    def __get__(self, sender: AsyncSender, kind: type) -> Callable[Options, Awaitable[Answer]]: ...
+    def __get__(self, sender: Any, kind: type) -> Any:
+        if sender is None:
+            return self._build
+
+        @functools.wraps(self._build)
+        def send(*args: Options.args, **options: Options.kwargs) -> Any:
+            return sender.send(self._build(*args, **options))
+
+        return send
+
+
+class Part:
+    """A part of a `Client`, such as `client.jobs`."""
+
+    def __init__(self, client: Sender) -> None:
+        self._client = client
+
+    def send(self, call: Call[Answer]) -> Answer:
+        """Send a call and parse its answer."""
+        return self._client.send(call)
+
+
+class AsyncPart:
+    """A part of an `AsyncClient`."""
+
+    def __init__(self, client: AsyncSender) -> None:
+        self._client = client
+
+    async def send(self, call: Call[Answer]) -> Answer:
+        """Send a call and parse its answer."""
+        return await self._client.send(call)
+
+
+def parse_as(kind: type[Model]) -> Callable[[httpx2.Response], Model]:
+    """Make a parser of JSON bodies of one type."""
+    return lambda response: kind.model_validate_json(response.content)
 
 
 def read_json(response: httpx2.Response) -> Any:

@@ -68,10 +68,6 @@ def build_messages(messages: Messages, system: str | None = None) -> list[dict[s
     turns = (
         [{"role": "user", "content": messages}]
         if isinstance(messages, str)
-        else [_build_message(turn) for turn in messages]
+        else [turn.model_dump(exclude_none=True) if isinstance(turn, ChatMessage) else dict(turn) for turn in messages]
     )
     return [{"role": "system", "content": system}, *turns] if system else turns
-
-
-def _build_message(turn: Mapping[str, Any] | ChatMessage) -> dict[str, Any]:
-    return turn.model_dump(exclude_none=True) if isinstance(turn, ChatMessage) else dict(turn)

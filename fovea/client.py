@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -12,24 +12,31 @@ import httpx2
 
 from fovea import endpoints
 from fovea.api.job import FINAL, Job
-from fovea.api.mask import SegmentOut
-from fovea.api.model import ModelEntry
-from fovea.api.sweeps import Sweep
-from fovea.call import Call, StreamCall
-from fovea.chat import ChatAnswer, ChatOptions, ChatPiece, Messages, build_messages
+from fovea.call import Call, Part, Sends, StreamCall
+from fovea.chat import ChatOptions, ChatPiece, Messages
 from fovea.error_responses import parse_error, translate_errors
 from fovea.lora import LoraAdapters
 from fovea.picture import PictureLike
-from fovea.results import JobResult, ModelCard, SegmentOptions, SweepOptions
 from fovea.retry import STREAM_RESUME_S, JobWatcher, RetryPolicy, iterate_pauses
 from fovea.steering import Captures, SteeringVectors
-from fovea.transport import LOCAL, Address
+from fovea.transport import LOCAL, build_client_options
 
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 
 
-class Client:
+class ClientMethods:
+    """Methods that both clients have."""
+
+    models = Sends(endpoints.models)
+    model = Sends(endpoints.model)
+    example = Sends(endpoints.example)
+    segment = Sends(endpoints.segment)
+    chat = Sends(endpoints.chat)
+    sweep = Sends(endpoints.sweep)
+
+
+class Client(ClientMethods):
     """Talks to a gateway; a context manager that is safe to share between threads.
 
     Args:
@@ -60,7 +67,7 @@ class Client:
         self.lora_adapters = LoraAdapters(self)
         self.captures = Captures(self)
         self._retry_policy = retry_policy or RetryPolicy()
-        self._http = httpx2.Client(**Address(url, key, timeout).client_options(), transport=transport)
+        self._http = httpx2.Client(**build_client_options(url, key, timeout), transport=transport)
 
     def __enter__(self) -> Self:
         return self
@@ -74,52 +81,11 @@ class Client:
         """Close the connections."""
         self._http.close()
 
-    def models(self, task: str | None = None) -> list[ModelEntry]:
-        """List the served models, or those of one task; the default chat model comes first."""
-        return self.send(endpoints.models(task))
-
-    def model(self, name: str) -> ModelCard:
-        """Get the card of one model: facts, metrics, limits, tensors and the schema of its requests."""
-        return self.send(endpoints.model(name))
-
-    def example(self, name: str) -> dict[str, Any]:
-        """Get a request of this model that can be sent as it is; its pictures are base64."""
-        return self.send(endpoints.example(name))
-
-    def segment(self, image: PictureLike, *, model: str | None = None, **options: Unpack[SegmentOptions]) -> SegmentOut:
-        """Segment a picture.
-
-        Args:
-            image: Encoded bytes, a path, or a file opened for reading bytes.
-            model: Which model; the gateway's default otherwise.
-            options: As `fovea.api.mask.SegmentIn` describes them; `include` selects the parts of the answer.
-        """
-        return self.send(endpoints.segment(image, model, options))
-
-    def chat(
-        self, messages: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
-    ) -> ChatAnswer:
-        """Get the whole answer to a question or a conversation; `answer.text` is its text."""
-        return self.send(endpoints.chat(build_messages(messages, system), model, options))
-
     def chat_stream(
         self, messages: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
     ) -> Iterator[ChatPiece]:
         """Stream an answer: `for piece in client.chat_stream("…"): print(piece.text, end="")`."""
-        return self.stream(endpoints.chat_stream(build_messages(messages, system), model, options))
-
-    def sweep(self, prompt: str | Sequence[Any], tokens: Sequence[str | int], **options: Unpack[SweepOptions]) -> Sweep:
-        """Patch one activation of a prompt after another, and look at named next tokens after each patch.
-
-        Args:
-            prompt: The patched prompt: a text, its token ids, or messages.
-            tokens: Next tokens to look at: texts of one token each, or ids.
-            options: As `fovea.api.sweeps.SweepRequest` describes them.
-
-        Returns:
-            The grid, layer by layer; its columns are positions or heads.
-        """
-        return self.send(endpoints.sweep(prompt, tokens, options))
+        return self.stream(endpoints.chat_stream(messages, model=model, system=system, **options))
 
     def default_model(self, task: str) -> str:
         """Get the model that a task uses when none is named.
@@ -192,37 +158,40 @@ class Client:
             attempt += 1
 
 
-class Jobs:
+def submit(
+    task: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    pictures: Mapping[str, PictureLike] | None = None,
+    accept: str | None = None,
+    idempotency_key: str | None = None,
+) -> Call[Job]:
+    """Queue what `Client.run` would run; the same idempotency key gives the same job."""
+    return endpoints.as_job(endpoints.task(task, options or {}, pictures or {}, accept=accept), idempotency_key)
+
+
+class JobMethods:
+    """Methods of queued requests that both clients have."""
+
+    submit = Sends(submit)
+    list = Sends(endpoints.jobs)
+    get = Sends(endpoints.job)
+    result = Sends(endpoints.result)
+    cancel = Sends(endpoints.cancel)
+    retry = Sends(endpoints.retry)
+
+
+class Jobs(JobMethods, Part):
     """Queued requests; available as `client.jobs`."""
 
     def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def submit(
-        self,
-        task: str,
-        options: Mapping[str, Any] | None = None,
-        *,
-        pictures: Mapping[str, PictureLike] | None = None,
-        accept: str | None = None,
-        idempotency_key: str | None = None,
-    ) -> Job:
-        """Queue what `Client.run` would run; the same idempotency key gives the same job."""
-        call = endpoints.task(task, options or {}, pictures or {}, accept=accept)
-        return self._client.send(endpoints.as_job(call, idempotency_key))
-
-    def list(self, limit: int = 50, *, dead: bool = False) -> list[Job]:
-        """List the caller's jobs, newest first; with `dead` only dead letters."""
-        return self._client.send(endpoints.jobs(limit, dead=dead))
-
-    def get(self, job_id: str) -> Job:
-        """Get the current state of a job."""
-        return self._client.send(endpoints.job(job_id))
+        super().__init__(client)
+        self._stream = client.stream
 
     def events(self, job_id: str) -> Iterator[Job]:
         """Follow a job: its state now and after every change, until it is final; a broken stream is resumed."""
         while True:
-            for job in self._client.stream(endpoints.job_events(job_id)):
+            for job in self._stream(endpoints.job_events(job_id)):
                 yield job
                 if job.status in FINAL:
                     return
@@ -239,24 +208,3 @@ class Jobs:
             if watcher.update(job := self.get(job_id)):
                 return job
             time.sleep(next(pauses))
-
-    def result(self, job_id: str) -> JobResult:
-        """Get the answer of a finished job.
-
-        Raises:
-            Conflict: It is not finished.
-            FoveaError: The error that the request was answered with.
-        """
-        return self._client.send(endpoints.result(job_id))
-
-    def cancel(self, job_id: str) -> Job:
-        """Cancel a job, also while it runs; a finished job is left as it is."""
-        return self._client.send(endpoints.cancel(job_id))
-
-    def retry(self, job_id: str) -> Job:
-        """Queue a failed or cancelled job again.
-
-        Raises:
-            Conflict: It neither failed nor was cancelled.
-        """
-        return self._client.send(endpoints.retry(job_id))

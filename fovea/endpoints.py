@@ -6,25 +6,23 @@ A task's request is JSON, or multipart when it has pictures, so that they are se
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Unpack
 from urllib.parse import quote
 
 import httpx2
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 
 from fovea.api.job import Job, JobList
 from fovea.api.mask import SegmentOut
 from fovea.api.model import ModelEntry, ModelList, sort_tasks
 from fovea.api.sweeps import Sweep
-from fovea.call import Call, StreamCall, read_bytes, read_json
-from fovea.chat import ChatAnswer, ChatPiece
+from fovea.call import Call, StreamCall, parse_as, read_bytes, read_json
+from fovea.chat import ChatAnswer, ChatOptions, ChatPiece, Messages, build_messages
 from fovea.errors import NotFound
 from fovea.picture import PictureLike, read_picture
-from fovea.results import JobResult, MethodCard, ModelCard
-
-Model = TypeVar("Model", bound=BaseModel)
+from fovea.results import JobResult, MethodCard, ModelCard, SegmentOptions, SweepOptions
 
 HTTP_ACCEPTED = 202
 
@@ -38,21 +36,17 @@ def task_path(name: str) -> str:
 
 
 def models(task: str | None = None) -> Call[list[ModelEntry]]:
-    """List the served models, or those of one task."""
-
-    def read(response: httpx2.Response) -> list[ModelEntry]:
-        return ModelList.model_validate_json(response.content).data
-
-    return Call("GET", "/v1/models", read, params={"task": task})
+    """List the served models, or those of one task; the default chat model comes first."""
+    return Call("GET", "/v1/models", lambda answer: parse_as(ModelList)(answer).data, params={"task": task})
 
 
 def model(name: str) -> Call[ModelCard]:
-    """Fetch the card of one model."""
+    """Get the card of one model: facts, metrics, limits, tensors and the schema of its requests."""
     return Call("GET", f"/v1/models/{quote(name)}", parse_as(ModelCard))
 
 
 def example(name: str) -> Call[dict[str, Any]]:
-    """Fetch an example request of one model."""
+    """Get a request of this model that can be sent as it is; its pictures are base64."""
     return Call("GET", f"/v1/models/{quote(name)}/example", read_json)
 
 
@@ -63,7 +57,7 @@ def task(
     headers = {"accept": accept} if accept else {}
     read = read_json if accept in {None, "application/json"} else read_bytes
     options = {option: value for option, value in options.items() if value is not None}
-    parts = {field: read_picture(source).part for field, source in pictures.items() if source is not None}
+    parts = {field: read_picture(source) for field, source in pictures.items() if source is not None}
     if not parts:
         return Call("POST", task_path(name), read, json=options, headers=headers)
     return Call("POST", task_path(name), read, files=parts, form=_build_form(options), headers=headers)
@@ -73,34 +67,50 @@ def allow_job(call: Call[Any]) -> Call[Any]:
     """Allow a `Job` as the answer of a call: services queue what takes long."""
 
     def read(response: httpx2.Response) -> Any:
-        return (
-            Job.model_validate_json(response.content) if response.status_code == HTTP_ACCEPTED else call.read(response)
-        )
+        return (parse_as(Job) if response.status_code == HTTP_ACCEPTED else call.read)(response)
 
     return replace(call, read=read)
 
 
-def segment(image: PictureLike, model: str | None, options: Mapping[str, Any]) -> Call[SegmentOut]:
-    """Segment a picture."""
+def segment(image: PictureLike, *, model: str | None = None, **options: Unpack[SegmentOptions]) -> Call[SegmentOut]:
+    """Segment a picture.
+
+    Args:
+        image: Encoded bytes, a path, or a file opened for reading bytes.
+        model: Which model; the gateway's default otherwise.
+        options: As `fovea.api.mask.SegmentIn` describes them; `include` selects the parts of the answer.
+    """
     return replace(task("segment", {"model": model, **options}, {"image": image}), read=parse_as(SegmentOut))
 
 
-def chat(messages: Sequence[Mapping[str, Any]], model: str | None, options: Mapping[str, Any]) -> Call[ChatAnswer]:
-    """Get the whole answer to a conversation."""
-    return replace(task("chat", {"model": model, "messages": messages, **options}, {}), read=parse_as(ChatAnswer))
+def chat(
+    messages: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
+) -> Call[ChatAnswer]:
+    """Get the whole answer to a question or a conversation; `answer.text` is its text."""
+    request = {"model": model, "messages": build_messages(messages, system), **options}
+    return replace(task("chat", request, {}), read=parse_as(ChatAnswer))
 
 
 def chat_stream(
-    messages: Sequence[Mapping[str, Any]], model: str | None, options: Mapping[str, Any]
+    messages: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
 ) -> StreamCall[ChatPiece]:
     """Stream the answer to a conversation; the last event has the number of tokens."""
     streaming = {"stream": True, "stream_options": {"include_usage": True}}
-    call = task("chat", {"model": model, "messages": messages, **options, **streaming}, {}, accept="text/event-stream")
-    return StreamCall(call, ChatPiece.model_validate_json)
+    request = {"model": model, "messages": build_messages(messages, system), **options, **streaming}
+    return StreamCall(task("chat", request, {}, accept="text/event-stream"), ChatPiece.model_validate_json)
 
 
-def sweep(prompt: str | Sequence[Any], tokens: Sequence[str | int], options: Mapping[str, Any]) -> Call[Sweep]:
-    """Patch activations of a prompt one after another, and look at named next tokens."""
+def sweep(prompt: str | Sequence[Any], tokens: Sequence[str | int], **options: Unpack[SweepOptions]) -> Call[Sweep]:
+    """Patch one activation of a prompt after another, and look at named next tokens after each patch.
+
+    Args:
+        prompt: The patched prompt: a text, its token ids, or messages.
+        tokens: Next tokens to look at: texts of one token each, or ids.
+        options: As `fovea.api.sweeps.SweepRequest` describes them.
+
+    Returns:
+        The grid, layer by layer; its columns are positions or heads.
+    """
     given = {"prompt": prompt, "tokens": list(tokens), **options}
     return Call("POST", "/v1/sweeps", parse_as(Sweep), json={name: x for name, x in given.items() if x is not None})
 
@@ -125,11 +135,8 @@ def report(key: str, form: str) -> Call[bytes]:
 
 def methods() -> Call[list[MethodCard]]:
     """List the attention methods that a chat may use."""
-
-    def read(response: httpx2.Response) -> list[MethodCard]:
-        return TypeAdapter(list[MethodCard]).validate_json(response.content)
-
-    return Call("GET", "/v1/longctx/methods", read)
+    cards = TypeAdapter(list[MethodCard])
+    return Call("GET", "/v1/longctx/methods", lambda answer: cards.validate_json(answer.content))
 
 
 def as_job(call: Call[Any], idempotency_key: str | None = None) -> Call[Job]:
@@ -140,17 +147,14 @@ def as_job(call: Call[Any], idempotency_key: str | None = None) -> Call[Job]:
     return replace(call, headers=headers, read=parse_as(Job))
 
 
-def jobs(limit: int, *, dead: bool = False) -> Call[list[Job]]:
-    """List the caller's jobs, newest first."""
-
-    def read(response: httpx2.Response) -> list[Job]:
-        return JobList.model_validate_json(response.content).jobs
-
-    return Call("GET", "/v1/jobs", read, params={"limit": limit, "dead": "true" if dead else None})
+def jobs(limit: int = 50, *, dead: bool = False) -> Call[list[Job]]:
+    """List the caller's jobs, newest first; with `dead` only dead letters."""
+    params = {"limit": limit, "dead": "true" if dead else None}
+    return Call("GET", "/v1/jobs", lambda answer: parse_as(JobList)(answer).jobs, params=params)
 
 
 def job(job_id: str) -> Call[Job]:
-    """Fetch the current state of a job."""
+    """Get the current state of a job."""
     return Call("GET", _job_path(job_id), parse_as(Job))
 
 
@@ -161,27 +165,27 @@ def job_events(job_id: str) -> StreamCall[Job]:
 
 
 def result(job_id: str) -> Call[JobResult]:
-    """Fetch the answer of a finished job."""
+    """Get the answer of a finished job.
+
+    Raises:
+        Conflict: It is not finished.
+        FoveaError: The error that the request was answered with.
+    """
     return Call("GET", f"{_job_path(job_id)}/result", JobResult.from_response)
 
 
 def cancel(job_id: str) -> Call[Job]:
-    """Cancel a job, also while it runs."""
+    """Cancel a job, also while it runs; a finished job is left as it is."""
     return Call("POST", f"{_job_path(job_id)}/cancel", parse_as(Job))
 
 
 def retry(job_id: str) -> Call[Job]:
-    """Queue a failed or cancelled job again."""
+    """Queue a failed or cancelled job again.
+
+    Raises:
+        Conflict: It neither failed nor was cancelled.
+    """
     return Call("POST", f"{_job_path(job_id)}/retry", parse_as(Job))
-
-
-def parse_as(kind: type[Model]) -> Callable[[httpx2.Response], Model]:
-    """Make a parser of JSON bodies of one type."""
-
-    def read(response: httpx2.Response) -> Model:
-        return kind.model_validate_json(response.content)
-
-    return read
 
 
 def _job_path(job_id: str) -> str:

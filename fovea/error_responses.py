@@ -13,23 +13,13 @@ from typing import Any
 
 import httpx2
 
-from fovea.api.problem import Problem, from_problem
-from fovea.errors import DeadlineExceeded, FoveaError, Malformed, NotReady
+from fovea.errors import DeadlineExceeded, FoveaError, Malformed, NotReady, by_status
 
 
 def parse_error(response: httpx2.Response) -> FoveaError:
     """Parse an error response, whose body must have been read, into an exception."""
-    fields = _parse_problem(_parse_body(response))
-    error = from_problem(
-        Problem(
-            title=_text(fields, "title") or response.reason_phrase or "Error",
-            status=response.status_code,
-            detail=_text(fields, "detail") or f"The gateway answered {response.status_code} {response.reason_phrase}.",
-            code=_text(fields, "code") or "",
-            hint=_text(fields, "hint"),
-            field=_text(fields, "field"),
-        )
-    )
+    answered = f"The gateway answered {response.status_code} {response.reason_phrase}."
+    error = _build_error(_parse_problem(_parse_body(response)), response.status_code, answered)
     error.retry_after = read_retry_after(response)
     return error
 
@@ -43,16 +33,7 @@ def parse_stream_error(event: Any) -> FoveaError | None:
         return None
     fields = _parse_problem(body)
     status = fields.get("status")
-    return from_problem(
-        Problem(
-            title="The answer broke off",
-            status=status if isinstance(status, int) else 500,
-            detail=_text(fields, "detail") or "The answer broke off.",
-            code=_text(fields, "code") or "",
-            hint=_text(fields, "hint"),
-            field=_text(fields, "field"),
-        )
-    )
+    return _build_error(fields, status if isinstance(status, int) else 500, "The answer broke off.")
 
 
 @contextmanager
@@ -113,6 +94,13 @@ def _parse_problem(body: Mapping[str, Any]) -> Mapping[str, Any]:
     if "detail" in inner:  # a problem inside an event
         return inner
     return {"detail": inner.get("message"), "field": inner.get("param"), "code": inner.get("code")}
+
+
+def _build_error(fields: Mapping[str, Any], status: int, detail: str) -> FoveaError:
+    """The exception of a problem's fields; `detail` is said where they have none."""
+    return by_status(status)(
+        _text(fields, "detail") or detail, hint=_text(fields, "hint"), field=_text(fields, "field")
+    )
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str | None:

@@ -9,14 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class HeadlineMetric:
-    """One metric, measured here and published.
-
-    Attributes:
-        name: Name of the metric, for example `mean_dice`.
-        ours: Measured with the served weights, or None.
-        paper: Published for the same metric, or None; always None next to a figure of synthetic data.
-        data: Data of our measurement.
-    """
+    """One metric, measured here (`ours`) and published (`paper`); figures of synthetic data have no published one."""
 
     name: str
     ours: float | None

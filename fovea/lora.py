@@ -8,32 +8,27 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
-from typing import Protocol, TypeVar
 from urllib.parse import quote
 
 from fovea.api.lora import LoraAdapterDeleted, LoraAdapterEntry, LoraAdapterList
-from fovea.call import Call
+from fovea.call import AsyncPart, Call, Part, Sends, parse_as
 from fovea.errors import NotFound
 
 _PATH = "/v1/lora-adapters"
 
-Answer = TypeVar("Answer")
 
+def add_adapter(folder: str | Path, name: str | None = None, model: str | None = None) -> Call[LoraAdapterEntry]:
+    """Store an adapter.
 
-class _Sender(Protocol):
-    def send(self, call: Call[Answer]) -> Answer: ...
-
-
-class _AsyncSender(Protocol):
-    async def send(self, call: Call[Answer]) -> Answer: ...
-
-
-def add(folder: Path, name: str | None = None, model: str | None = None) -> Call[LoraAdapterEntry]:
-    """Store the adapter of a folder; its name is the folder's unless told otherwise.
+    Args:
+        folder: With `adapter_config.json` and `adapter_model.safetensors`, as peft saves them.
+        name: Its name in requests; default: the folder's.
+        model: The model that it adapts; default: the default chat model.
 
     Raises:
         NotFound: The folder is not one that peft has saved.
     """
+    folder = Path(folder)
     try:
         config = json.loads((folder / "adapter_config.json").read_bytes())
         weights = (folder / "adapter_model.safetensors").read_bytes()
@@ -42,62 +37,28 @@ def add(folder: Path, name: str | None = None, model: str | None = None) -> Call
         raise NotFound(detail, hint="Save the adapter with `save_pretrained` of peft.") from error
     body = {"name": name or folder.resolve().name, "config": config, "weights": base64.b64encode(weights).decode()}
     given = body | ({} if model is None else {"model": model})
-    return Call("POST", _PATH, lambda response: LoraAdapterEntry.model_validate_json(response.content), json=given)
+    return Call("POST", _PATH, parse_as(LoraAdapterEntry), json=given)
 
 
-def fetch_all() -> Call[list[LoraAdapterEntry]]:
-    """List all adapters, by name."""
-    return Call("GET", _PATH, lambda response: LoraAdapterList.model_validate_json(response.content).data)
+def list_adapters() -> Call[list[LoraAdapterEntry]]:
+    """List your adapters and those of the server, by name."""
+    return Call("GET", _PATH, lambda answer: parse_as(LoraAdapterList)(answer).data)
 
 
-def delete(name: str) -> Call[LoraAdapterDeleted]:
-    """Delete an adapter."""
-    path = f"{_PATH}/{quote(name)}"
-    return Call("DELETE", path, lambda response: LoraAdapterDeleted.model_validate_json(response.content))
+def delete_adapter(name: str) -> Call[LoraAdapterDeleted]:
+    """Delete one of your adapters."""
+    return Call("DELETE", f"{_PATH}/{quote(name)}", parse_as(LoraAdapterDeleted))
 
 
-class LoraAdapters:
+class _Methods:
+    add = Sends(add_adapter)
+    list = Sends(list_adapters)
+    delete = Sends(delete_adapter)
+
+
+class LoraAdapters(_Methods, Part):
     """LoRA adapters; available as `client.lora_adapters`."""
 
-    def __init__(self, client: _Sender) -> None:
-        self._client = client
 
-    def add(self, folder: str | Path, name: str | None = None, model: str | None = None) -> LoraAdapterEntry:
-        """Store an adapter.
-
-        Args:
-            folder: With `adapter_config.json` and `adapter_model.safetensors`, as peft saves them.
-            name: Its name in requests; default: the folder's.
-            model: The model that it adapts; default: the default chat model.
-
-        Raises:
-            NotFound: The folder is not one that peft has saved.
-        """
-        return self._client.send(add(Path(folder), name, model))
-
-    def list(self) -> list[LoraAdapterEntry]:
-        """List your adapters and those of the server, by name."""
-        return self._client.send(fetch_all())
-
-    def delete(self, name: str) -> LoraAdapterDeleted:
-        """Delete one of your adapters."""
-        return self._client.send(delete(name))
-
-
-class AsyncLoraAdapters:
+class AsyncLoraAdapters(_Methods, AsyncPart):
     """LoRA adapters; available as `client.lora_adapters` of an `AsyncClient`."""
-
-    def __init__(self, client: _AsyncSender) -> None:
-        self._client = client
-
-    async def add(self, folder: str | Path, name: str | None = None, model: str | None = None) -> LoraAdapterEntry:
-        """Store an adapter; see `LoraAdapters.add`."""
-        return await self._client.send(add(Path(folder), name, model))
-
-    async def list(self) -> list[LoraAdapterEntry]:
-        """List your adapters and those of the server, by name."""
-        return await self._client.send(fetch_all())
-
-    async def delete(self, name: str) -> LoraAdapterDeleted:
-        """Delete one of your adapters."""
-        return await self._client.send(delete(name))

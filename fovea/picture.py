@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from fovea.errors import NotFound, UnsupportedMedia
 
@@ -13,34 +12,23 @@ PictureLike = bytes | bytearray | memoryview | str | os.PathLike[str] | IO[bytes
 """Encoded bytes, the path of a file, or a file opened for reading bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedPicture:
-    """An encoded picture and the file name that it is sent under."""
-
-    name: str
-    data: bytes
-
-    @property
-    def part(self) -> tuple[str, bytes, str]:
-        """The picture as a multipart part."""
-        return self.name, self.data, detect_media_type(self.data)
-
-
-def read_picture(source: PictureLike) -> EncodedPicture:
-    """Read a picture from bytes, a path or an open file.
+def read_picture(source: PictureLike) -> tuple[str, bytes, str]:
+    """Read a picture from bytes, a path or an open file, as a multipart part: file name, bytes and media type.
 
     Raises:
         NotFound: There is no such file.
         UnsupportedMedia: The file was opened as text.
     """
+    name: Any = "picture"
     if isinstance(source, bytes | bytearray | memoryview):
-        return EncodedPicture("picture", bytes(source))
-    if isinstance(source, str | os.PathLike):
-        return _read_path(Path(source))
-    data = source.read()
+        data = bytes(source)
+    elif isinstance(source, str | os.PathLike):
+        name, data = source, _read_path(Path(source))
+    else:
+        name, data = getattr(source, "name", name), source.read()
     if not isinstance(data, bytes):
         raise UnsupportedMedia("The picture was opened as text.", hint="Open it with mode 'rb'.")
-    return EncodedPicture(Path(str(getattr(source, "name", "picture"))).name, data)
+    return Path(str(name)).name, data, detect_media_type(data)
 
 
 def detect_media_type(data: bytes) -> str:
@@ -57,9 +45,9 @@ def detect_media_type(data: bytes) -> str:
     return next((name for start, name in signatures if data.startswith(start)), "application/octet-stream")
 
 
-def _read_path(path: Path) -> EncodedPicture:
+def _read_path(path: Path) -> bytes:
     try:
-        return EncodedPicture(path.name, path.read_bytes())
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise NotFound(f"There is no file {str(path)!r}.") from error
     except (IsADirectoryError, PermissionError) as error:

@@ -27,9 +27,7 @@ _KNOWN = Path(__file__).with_name("known_plugins.json")
 def entries(group: str, prefix: str | None = None) -> tuple[EntryPoint, ...]:
     """Return the entry points of a group, in order of name and value.
 
-    Args:
-        group: For example `fovea.models`.
-        prefix: Only entry points of this name, or whose name begins with it and a dot.
+    With a prefix only those of this name, or whose name begins with it and a dot.
     """
     found = importlib.metadata.entry_points(group=group)
     wanted = [p for p in found if prefix is None or p.name == prefix or p.name.startswith(f"{prefix}.")]
@@ -83,11 +81,7 @@ def list_known(kind: Kind) -> list[str]:
 def explain_missing(kind: Kind, name: str, what: str, field: str | None = None) -> NotFound | None:
     """Return the error that says which plug-in to install, or None if no known plug-in brings it.
 
-    Args:
-        kind: Kind of `name`.
-        name: As the user wrote it.
-        what: Begins the sentence, for example "The model 'x'".
-        field: Part of the request that named it.
+    `what` begins the sentence, for example "The model 'x'".
     """
     plugin = find_known(kind, name)
     if plugin is None:

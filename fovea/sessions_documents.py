@@ -9,11 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-import httpx2
-
 from fovea.api.sessions import Deleted, DocumentInfo, DocumentList, DocumentText, Session, SessionList, SurpriseTrace
-from fovea.call import Call, read_bytes
-from fovea.endpoints import parse_as
+from fovea.call import Call, parse_as, read_bytes
 
 
 def open_session(model: str | None = None) -> Call[Session]:
@@ -73,11 +70,7 @@ def store_document(
 
 def documents(limit: int = 100) -> Call[list[DocumentInfo]]:
     """List the caller's documents, newest first."""
-
-    def read(response: httpx2.Response) -> list[DocumentInfo]:
-        return DocumentList.model_validate_json(response.content).data
-
-    return Call("GET", "/v1/documents", read, params={"limit": limit})
+    return Call("GET", "/v1/documents", lambda answer: parse_as(DocumentList)(answer).data, params={"limit": limit})
 
 
 def document(name: str) -> Call[DocumentText]:

@@ -6,152 +6,84 @@ A chat uses a vector by name: `client.chat("…", interventions=[{"vector": "cal
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any
 from urllib.parse import quote
-
-import httpx2
 
 from fovea.api.sessions import Deleted
 from fovea.api.steering import SteeringVector, SteeringVectorDeleted, SteeringVectorList
-from fovea.call import Call, read_bytes
+from fovea.call import AsyncPart, Call, Part, Sends, parse_as, read_bytes
 
 _PATH = "/v1/steering-vectors"
 
-Answer = TypeVar("Answer")
 
+def create_vector(name: str, positive: Sequence[Any], negative: Sequence[Any], **options: Any) -> Call[SteeringVector]:
+    """Compute the next version of a vector from contrasting texts or conversations.
 
-class _Sender(Protocol):
-    def send(self, call: Call[Answer]) -> Answer: ...
-
-
-class _AsyncSender(Protocol):
-    async def send(self, call: Call[Answer]) -> Answer: ...
-
-
-def create(name: str, positive: Sequence[Any], negative: Sequence[Any], **options: Any) -> Call[SteeringVector]:
-    """Compute the next version of a vector; options are those of `fovea.api.steering.SteeringVectorRequest`."""
+    Args:
+        name: Its name; the version is counted up.
+        positive: Prompts with the property.
+        negative: The opposite.
+        options: `model`, `layers`, `tokens`, as `fovea.api.steering.SteeringVectorRequest` describes them.
+    """
     body = {"name": name, "positive": list(positive), "negative": list(negative)}
     given = {key: value for key, value in options.items() if value is not None}
-    return Call("POST", _PATH, _read_vector, json=body | given)
+    return Call("POST", _PATH, parse_as(SteeringVector), json=body | given)
 
 
-def fetch(name: str, *, values: bool = False) -> Call[SteeringVector]:
-    """Fetch a vector by `name@version`, or the newest of a name."""
-    return Call("GET", f"{_PATH}/{quote(name)}", _read_vector, params={"values": "true" if values else None})
+def get_vector(name: str, *, values: bool = False) -> Call[SteeringVector]:
+    """Get a vector by `name@version`, or the newest of a name; with `values` its numbers, too."""
+    return Call(
+        "GET", f"{_PATH}/{quote(name)}", parse_as(SteeringVector), params={"values": "true" if values else None}
+    )
 
 
-def fetch_all() -> Call[list[SteeringVector]]:
+def list_vectors() -> Call[list[SteeringVector]]:
     """List all vectors, newest first."""
-    return Call("GET", _PATH, lambda response: SteeringVectorList.model_validate_json(response.content).data)
+    return Call("GET", _PATH, lambda answer: parse_as(SteeringVectorList)(answer).data)
 
 
-def delete(name: str) -> Call[SteeringVectorDeleted]:
-    """Delete a version, or all of a name."""
-    return Call("DELETE", f"{_PATH}/{quote(name)}", _read_deleted)
+def delete_vector(name: str) -> Call[SteeringVectorDeleted]:
+    """Delete `name@version`, or all versions of a name."""
+    return Call("DELETE", f"{_PATH}/{quote(name)}", parse_as(SteeringVectorDeleted))
 
 
-def capture(capture_id: str) -> Call[bytes]:
-    """Fetch the NPZ file of a capture by its id or its `url`."""
+def get_capture(capture_id: str) -> Call[bytes]:
+    """Get the NPZ file of a capture by its `id` or `url`; `numpy.load(io.BytesIO(…))` reads it."""
     return Call("GET", _capture_path(capture_id), read_bytes)
 
 
 def delete_capture(capture_id: str) -> Call[Deleted]:
     """Delete the file of a capture."""
-    return Call("DELETE", _capture_path(capture_id), lambda answer: Deleted.model_validate_json(answer.content))
+    return Call("DELETE", _capture_path(capture_id), parse_as(Deleted))
 
 
 def _capture_path(capture_id: str) -> str:
     return f"/v1/captures/{quote(capture_id.rpartition('/')[2], safe='')}"
 
 
-def _read_vector(response: httpx2.Response) -> SteeringVector:
-    return SteeringVector.model_validate_json(response.content)
+class _Methods:
+    create = Sends(create_vector)
+    list = Sends(list_vectors)
+    get = Sends(get_vector)
+    delete = Sends(delete_vector)
 
 
-def _read_deleted(response: httpx2.Response) -> SteeringVectorDeleted:
-    return SteeringVectorDeleted.model_validate_json(response.content)
-
-
-class SteeringVectors:
+class SteeringVectors(_Methods, Part):
     """Steering vectors; available as `client.steering_vectors`."""
 
-    def __init__(self, client: _Sender) -> None:
-        self._client = client
 
-    def create(self, name: str, positive: Sequence[Any], negative: Sequence[Any], **options: Any) -> SteeringVector:
-        """Compute the next version of a vector from contrasting texts or conversations.
-
-        Args:
-            name: Its name; the version is counted up.
-            positive: Prompts with the property.
-            negative: The opposite.
-            options: `model`, `layers`, `tokens`, as `fovea.api.steering.SteeringVectorRequest` describes them.
-        """
-        return self._client.send(create(name, positive, negative, **options))
-
-    def list(self) -> list[SteeringVector]:
-        """List all vectors, newest first."""
-        return self._client.send(fetch_all())
-
-    def get(self, name: str, *, values: bool = False) -> SteeringVector:
-        """Get a vector by `name@version`, or the newest of a name; with `values` its numbers, too."""
-        return self._client.send(fetch(name, values=values))
-
-    def delete(self, name: str) -> SteeringVectorDeleted:
-        """Delete `name@version`, or all versions of a name."""
-        return self._client.send(delete(name))
-
-
-class AsyncSteeringVectors:
+class AsyncSteeringVectors(_Methods, AsyncPart):
     """Steering vectors; available as `client.steering_vectors` of an `AsyncClient`."""
 
-    def __init__(self, client: _AsyncSender) -> None:
-        self._client = client
 
-    async def create(
-        self, name: str, positive: Sequence[Any], negative: Sequence[Any], **options: Any
-    ) -> SteeringVector:
-        """Compute the next version of a vector; see `SteeringVectors.create`."""
-        return await self._client.send(create(name, positive, negative, **options))
-
-    async def list(self) -> list[SteeringVector]:
-        """List all vectors, newest first."""
-        return await self._client.send(fetch_all())
-
-    async def get(self, name: str, *, values: bool = False) -> SteeringVector:
-        """Get a vector by `name@version`, or the newest of a name; with `values` its numbers, too."""
-        return await self._client.send(fetch(name, values=values))
-
-    async def delete(self, name: str) -> SteeringVectorDeleted:
-        """Delete `name@version`, or all versions of a name."""
-        return await self._client.send(delete(name))
+class _CaptureMethods:
+    get = Sends(get_capture)
+    delete = Sends(delete_capture)
 
 
-class Captures:
+class Captures(_CaptureMethods, Part):
     """Files of captured activations: those with `keep: true`, and large ones; available as `client.captures`."""
 
-    def __init__(self, client: _Sender) -> None:
-        self._client = client
 
-    def get(self, capture_id: str) -> bytes:
-        """Get the NPZ file of a capture by its `id` or `url`; `numpy.load(io.BytesIO(…))` reads it."""
-        return self._client.send(capture(capture_id))
-
-    def delete(self, capture_id: str) -> Deleted:
-        """Delete the file of a capture."""
-        return self._client.send(delete_capture(capture_id))
-
-
-class AsyncCaptures:
+class AsyncCaptures(_CaptureMethods, AsyncPart):
     """Files of captured activations; available as `client.captures` of an `AsyncClient`."""
-
-    def __init__(self, client: _AsyncSender) -> None:
-        self._client = client
-
-    async def get(self, capture_id: str) -> bytes:
-        """Get the NPZ file of a capture; see `Captures.get`."""
-        return await self._client.send(capture(capture_id))
-
-    async def delete(self, capture_id: str) -> Deleted:
-        """Delete the file of a capture."""
-        return await self._client.send(delete_capture(capture_id))

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fovea.async_client import AsyncClient
 from fovea.cli.common_options import Connection
-from fovea.cli.concurrency import run_concurrently
 from fovea.cli.exit_codes import OUTCOME, choose_exit_code
 from fovea.cli.input_files import ImageSource, find_images
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import parse_options, split_arguments
 from fovea.errors import FoveaError, InvalidOption
 
-CONTEXT_SETTINGS = {"ignore_unknown_options": True}
-"""Typer keeps options that it does not know, which are the served model's, among the arguments."""
+Concurrency = Annotated[int, typer.Option("--concurrency", "-c", min=1, max=64, help="Pictures at a time.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,7 @@ class ImageResult:
 
 @dataclass
 class ImageBatch(ABC):
-    """The pictures of one command.
-
-    Class attributes:
-        task: Task, as in `/v1/<task>`.
-        progress_label: Text of the progress bar.
-    """
+    """The pictures of one command; without a `progress_label` there is no progress bar."""
 
     task: ClassVar[str]
     progress_label: ClassVar[str]
@@ -61,6 +56,10 @@ class ImageBatch(ABC):
         Raises:
             FoveaError: It failed; the others go on.
         """
+
+    async def run_task(self, client: AsyncClient, picture: bytes, accept: str | None = None) -> Any:
+        """Return the JSON answer to one picture, or its bytes in another form."""
+        return await client.run(self.task, self.options, pictures={"image": picture}, accept=accept)
 
     def run(self, arguments: Sequence[str], concurrency: int, connection: Connection) -> None:
         """Process all pictures that the arguments name; ends the program with an exit code if any failed."""
@@ -105,7 +104,32 @@ class ImageBatch(ABC):
             self.exit_codes.add(choose_exit_code(error))
             self.screen.error(error, about=image.name)
             return
-        if self.screen.as_json:
-            self.screen.line({"file": image.name, **result.facts})
-        else:
+        if not self.screen.wrote({"file": image.name, **result.facts}):
             self.screen.text(f"{image.name}: {result.line}")
+
+
+async def run_concurrently(
+    actions: Sequence[Callable[[], Awaitable[None]]], concurrency: int, screen: Screen, label: str
+) -> None:
+    """Run all actions, at most `concurrency` at a time, behind a progress bar if there is a label."""
+    limit = asyncio.Semaphore(concurrency)
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    is_quiet = screen.as_json or len(actions) == 1 or not label
+    with Progress(*columns, console=screen.err, transient=True, disable=is_quiet) as progress:
+        row = progress.add_task("", total=len(actions))
+
+        async def run_limited(action: Callable[[], Awaitable[None]]) -> None:
+            async with limit:
+                await action()
+            progress.advance(row)
+
+        await asyncio.gather(*map(run_limited, actions))
+
+
+def write_files(folder: Path, stem: str, files: Mapping[str, bytes | str | None]) -> list[str]:
+    """Write what there is as `STEM.ENDING` to a folder; return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {folder / f"{stem}.{end}": content for end, content in files.items() if content is not None}
+    for path, content in written.items():
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return list(map(str, written))

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from fovea.async_client import AsyncClient
+from fovea.call import Call
 from fovea.cli.output import Screen
 from fovea.client import Client
 from fovea.transport import LOCAL
 
+Answer = TypeVar("Answer")
+
 _PANEL = "Gateway"
 
 Url = Annotated[str, typer.Option("--url", envvar="FOVEA_URL", help="Address of the gateway.", rich_help_panel=_PANEL)]
-Key = Annotated[
-    str | None,
-    typer.Option("--key", envvar="FOVEA_API_KEY", help="API key.", show_default=False, rich_help_panel=_PANEL),
-]
+Key = Annotated[str | None, typer.Option("--key", envvar="FOVEA_API_KEY", help="API key.", rich_help_panel=_PANEL)]
 AsJson = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 Form = Annotated[
     str | None,
@@ -26,12 +26,9 @@ Form = Annotated[
         "--format",
         metavar="FORM",
         help="table, tsv, csv, json, name, or a template such as '{id} {status}'. Default: table; in a pipe tsv.",
-        show_default=False,
     ),
 ]
-Model = Annotated[
-    str | None, typer.Option("--model", "-m", help="Model; default: the task's own default.", show_default=False)
-]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Model; default: the task's own default.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +41,11 @@ class Connection:
     def open(self) -> Client:
         """Open a synchronous client."""
         return Client(self.url, key=self.key)
+
+    def send(self, call: Call[Answer]) -> Answer:
+        """Send a single call."""
+        with self.open() as client:
+            return client.send(call)
 
     def open_async(self) -> AsyncClient:
         """Open an asynchronous client."""

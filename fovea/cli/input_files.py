@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import glob
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
@@ -25,12 +25,7 @@ FETCH_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """One picture that has not been read yet.
-
-    Attributes:
-        name: As the user gave it, or the path where it was found.
-        stem: Name of its output files, unique within one command.
-    """
+    """One picture that has not been read yet; `stem` names its output files and is unique within one command."""
 
     name: str
     stem: str
@@ -67,6 +62,23 @@ def find_images(names: Iterable[str]) -> list[ImageSource]:
         taken.add(stem)
         found.append(ImageSource(path, stem))
     return found
+
+
+def split_by_size(
+    files: Iterable[tuple[str, Path]], limit: int, size_of: Callable[[Path], int] = lambda file: file.stat().st_size
+) -> Iterator[list[tuple[str, Path]]]:
+    """Split files with their names into parts of `limit` bytes at most; a larger file goes alone."""
+    part: list[tuple[str, Path]] = []
+    total = 0
+    for name, file in files:
+        size = size_of(file)
+        if part and total + size > limit:
+            yield part
+            part, total = [], 0
+        part.append((name, file))
+        total += size
+    if part:
+        yield part
 
 
 def _expand(name: str) -> Iterator[str]:

@@ -31,14 +31,9 @@ def follow_job(
     title: str | None = None,
     on_change: Callable[[Job], None] | None = None,
 ) -> Job:
-    """Show the progress of a job until it has ended; returns its last state.
+    """Show the progress of a job until it has ended, unless the output is JSON; returns its last state.
 
-    Args:
-        client: Reads the job's events.
-        screen: Where the bar is drawn; not drawn where the output is JSON.
-        job: The job as it was last seen.
-        title: Text before the first event; the job's state otherwise.
-        on_change: Called with each state.
+    `title` stands before the first event, else the job's state; `on_change` is called with each state.
     """
     job_id = job.id
     percent = TextColumn("{task.percentage:>3.0f} %")
@@ -67,8 +62,8 @@ def explain_how_to_go_on(job_id: str, error: BaseException) -> None:
         Screen().note(f"{text} Cancel it: fovea jobs cancel {job_id}.")
 
 
-def run_as_job(client: Client, screen: Screen, call: Call[Any]) -> Any:
-    """Send a call as a job, show its progress, and return its JSON result."""
-    job = client.send(endpoints.as_job(call, None))
-    follow_job(client, screen, job)
+def run_as_job(client: Client, screen: Screen, call: Call[Any], title: str | None = None) -> Any:
+    """Send a call as a job, show its progress, and return its JSON result; see `follow_job`."""
+    job = client.send(endpoints.as_job(call))
+    follow_job(client, screen, job, title=title)
     return client.jobs.result(job.id).json()

@@ -28,12 +28,16 @@ from fovea.cli.commands import (
     task_aliases,
 )
 from fovea.cli.exit_codes import HELP, INTERRUPTED, choose_exit_code
+from fovea.cli.option_groups import CommandApp
 from fovea.cli.output import Screen
 from fovea.cli.plugins import PluginGroup
 from fovea.cli.source_handlers import SourcesCommand
 from fovea.errors import FoveaError
 
-app = typer.Typer(
+MODEL_OPTIONS = {"ignore_unknown_options": True}
+"""Typer keeps options that it does not know, which are the served model's, among the arguments."""
+
+app = CommandApp(
     cls=PluginGroup,
     no_args_is_help=True,
     epilog=HELP,
@@ -43,19 +47,17 @@ app = typer.Typer(
 )
 app.command("models")(models.models)
 app.command("methods")(methods.methods)
-app.command("segment", cls=SourcesCommand, no_args_is_help=True, context_settings=segment.CONTEXT_SETTINGS)(
-    segment.segment
-)
-app.command("detect", no_args_is_help=True, context_settings=detect.CONTEXT_SETTINGS)(detect.detect)
-app.command("classify", no_args_is_help=True, context_settings=classify.CONTEXT_SETTINGS)(classify.classify)
+app.command("segment", cls=SourcesCommand, no_args_is_help=True, context_settings=MODEL_OPTIONS)(segment.segment)
+app.command("detect", no_args_is_help=True, context_settings=MODEL_OPTIONS)(detect.detect)
+app.command("classify", no_args_is_help=True, context_settings=MODEL_OPTIONS)(classify.classify)
 app.command("restore", no_args_is_help=True)(restore.restore)
 app.command("chat")(chat.chat)
 app.command("compare", no_args_is_help=True)(compare.compare)
 app.command("sweep", no_args_is_help=True)(sweep.sweep)
-app.command("actions", no_args_is_help=True, context_settings=task_aliases.CONTEXT_SETTINGS)(task_aliases.actions)
-app.command("scanpath", no_args_is_help=True, context_settings=task_aliases.CONTEXT_SETTINGS)(task_aliases.scanpath)
-app.command("plan", no_args_is_help=True, context_settings=task_aliases.CONTEXT_SETTINGS)(task_aliases.plan)
-app.command("run", no_args_is_help=True, context_settings=run.CONTEXT_SETTINGS)(run.run)
+app.command("actions", no_args_is_help=True, context_settings=MODEL_OPTIONS)(task_aliases.actions)
+app.command("scanpath", no_args_is_help=True, context_settings=MODEL_OPTIONS)(task_aliases.scanpath)
+app.command("plan", no_args_is_help=True, context_settings=MODEL_OPTIONS)(task_aliases.plan)
+app.command("run", no_args_is_help=True, context_settings=MODEL_OPTIONS)(run.run)
 app.command("probe")(probe.probe)
 app.add_typer(heads.app, name="heads")
 app.add_typer(judge.app, name="judge")

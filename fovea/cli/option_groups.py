@@ -5,8 +5,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from typing import Any, get_type_hints
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, get_type_hints
+
+import typer
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+class CommandApp(typer.Typer):
+    """An app whose commands may have groups of options."""
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[Command], Command]:
+        """Register a command; see `expand_options`."""
+        register = super().command(name, **settings)
+
+        def add(command: Command) -> Command:
+            register(expand_options(command))
+            return command
+
+        return add
 
 
 def expand_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -24,10 +42,14 @@ def expand_options(command: Callable[..., None]) -> Callable[..., None]:
         made = {name: group(**_take(values, group)) for name, group in groups.items()}
         command(**values, **made)
 
-    # typer reads both: the order from the signature, the types from the annotations.
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect's own protocol
-    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return wrapper
+    return declare_parameters(wrapper, parameters)
+
+
+def declare_parameters(command: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> Callable[..., None]:
+    """Give a command the parameters that typer shows: it reads order from the signature, types from annotations."""
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect's own protocol
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
 
 
 def _take(values: dict[str, Any], group: Any) -> dict[str, Any]:

@@ -61,6 +61,12 @@ class Screen:
         sys.stdout.write(_format_record(body, self.form) + "\n")
         sys.stdout.flush()
 
+    def wrote(self, *records: Any) -> bool:
+        """Write the records if the form is one for programs; return whether it is, so that nothing else is written."""
+        for record in records if self.as_json else ():
+            self.line(record)
+        return self.as_json
+
     @staticmethod
     def format_json(value: Any) -> str:
         """Format a value as indented JSON."""

@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from fovea.cli.option_groups import CommandApp
 from fovea.errors import FoveaError, NotReady
 from fovea.plugins import entries, explain_missing, owner
 
@@ -61,7 +62,7 @@ def load_plugin(point: EntryPoint) -> Any:
         raise build_missing_error(point, error) from error
     if isinstance(value, typer.Typer):
         return get_command(value)
-    app = typer.Typer(add_completion=False)
+    app = CommandApp(add_completion=False)
     app.command(point.name)(value)
     return get_command(app)
 

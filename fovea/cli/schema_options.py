@@ -86,11 +86,7 @@ def parse_options(texts: Mapping[str, str], schema: Schema) -> dict[str, Any]:
 
 
 def parse_pair(text: str, option: str = "--option") -> tuple[str, str]:
-    """Split `NAME=VALUE` into name and value.
-
-    Args:
-        text: As it was typed.
-        option: The option that it was given with, for the error.
+    """Split `NAME=VALUE` into name and value; `option` is what it was given with.
 
     Raises:
         InvalidOption: There is no equals sign in it.

@@ -13,20 +13,20 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from fovea.cli.option_groups import declare_parameters, expand_options
+
 _PANEL = "Model"
 
 
 def add_request_options(
     command: Callable[..., None], kind: type[BaseModel], *, without: frozenset[str]
 ) -> Callable[..., None]:
-    """Add the fields of a request to a command as options; those that were given arrive as `options`.
+    """Add the fields of a request to a command as options, but for those in `without`.
 
-    Args:
-        command: Takes `options: dict[str, Any]` next to its own parameters.
-        kind: Type of the request.
-        without: Fields that the command declares itself.
+    The command takes those that were given as `options: dict[str, Any]`, next to its own parameters.
     """
-    own = inspect.signature(command, eval_str=True).parameters
+    command = expand_options(command)
+    own = inspect.signature(command).parameters
     added = {parameter.name: parameter for parameter in _parameters(kind, without)}
 
     @functools.wraps(command)
@@ -35,10 +35,7 @@ def add_request_options(
         command(**values, options=options)
 
     parameters = [parameter for parameter in own.values() if parameter.name != "options"] + list(added.values())
-    # typer reads both: the order from the signature, the types from the annotations.
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect's own protocol
-    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return wrapper
+    return declare_parameters(wrapper, parameters)
 
 
 def _parameters(kind: type[BaseModel], without: frozenset[str]) -> Iterator[inspect.Parameter]:

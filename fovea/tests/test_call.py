@@ -23,7 +23,7 @@ from fovea.error_responses import parse_error, parse_stream_error, read_retry_af
 from fovea.picture import detect_media_type, read_picture
 from fovea.results import JobResult, ModelCard
 from fovea.retry import JobWatcher, RetryPolicy, iterate_pauses
-from fovea.transport import Address
+from fovea.transport import build_client_options
 
 KINDS = [
     errors.BadInput, errors.Unauthenticated, errors.PermissionDenied, errors.NotFound, errors.Conflict,
@@ -48,9 +48,7 @@ def test_options_without_pictures_go_out_as_json_without_the_unset_ones():
 
 def test_pictures_go_out_as_multipart_with_their_bytes_as_they_are():
     png = b"\x89PNG\r\n\x1a\n\x00\xff"
-    request = sent(
-        endpoints.segment(png, "disc", {"threshold": 0.25, "include": ["mask", "rle"], "keep_largest": True})
-    )
+    request = sent(endpoints.segment(png, model="disc", threshold=0.25, include=["mask", "rle"], keep_largest=True))
     body = request.read()
     assert request.headers["content-type"].startswith("multipart/form-data")
     assert png in body
@@ -61,7 +59,7 @@ def test_pictures_go_out_as_multipart_with_their_bytes_as_they_are():
 
 
 def test_chat_is_at_openais_path_mixes_turns_and_asks_for_the_usage_of_streams():
-    stream = endpoints.chat_stream(build_messages("Hi", system="Be brief."), None, {"temperature": 0, "seed": None})
+    stream = endpoints.chat_stream("Hi", system="Be brief.", temperature=0, seed=None)
     request = sent(stream.call)
     assert request.url.path == "/v1/chat/completions"
     assert json.loads(request.content) == {
@@ -82,19 +80,17 @@ def test_calls_become_jobs_untouched_and_names_are_quoted():
 
 
 def test_keys_are_bearer_tokens_and_this_machine_has_no_proxy():
-    address = Address("http://gateway:1", key="fovea_secret")
-    options = address.client_options()
-    assert "secret" not in repr(address)
+    options = build_client_options("http://gateway:1", "fovea_secret")
     assert options["headers"]["authorization"] == "Bearer fovea_secret"
-    assert "authorization" not in Address("http://gateway:1").client_options()["headers"]
-    assert Address("http://127.0.0.1:8080").client_options()["trust_env"] is False
-    assert Address("https://fovea.example").client_options()["trust_env"] is True
+    assert "authorization" not in build_client_options("http://gateway:1")["headers"]
+    assert build_client_options("http://127.0.0.1:8080")["trust_env"] is False
+    assert build_client_options("https://fovea.example")["trust_env"] is True
 
 
 @pytest.mark.parametrize("url", ["", "nonsense", "ftp://host", "http://", "127.0.0.1:8080"])
 def test_an_address_that_is_none_is_refused_before_anything_is_sent(url):
     with pytest.raises(errors.Malformed, match="not the address"):
-        Address(url).client_options()
+        build_client_options(url)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -143,7 +139,7 @@ def test_a_job_result_is_typed_and_a_piece_says_what_it_adds():
     assert (found.content_type, found.json()) == ("application/json", {"id": "x"})
     with pytest.raises(ValueError, match="model"):
         found.parse(SegmentOut)
-    stream = StreamCall(endpoints.chat([], None, {}), ChatPiece.model_validate_json)
+    stream = StreamCall(endpoints.chat([]), ChatPiece.model_validate_json)
     both = [{"index": 1, "delta": {"content": "no"}}, {"index": 0, "delta": {"content": "yes"}}]
     assert (stream.parse_event(event(chunk(choices=both))).text, stream.parse_event(event(chunk())).text) == ("yes", "")
     assert stream.is_end(event("[DONE]"))

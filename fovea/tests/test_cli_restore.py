@@ -12,9 +12,9 @@ from fovea.api.boxes import DetectIn
 from fovea.api.classes import ClassifyIn
 from fovea.api.job import Job
 from fovea.api.restore import Estimate, ImageSimilarity, RestoreOut, RestoreTimes
+from fovea.cli.batch_images import run_concurrently, write_files
 from fovea.cli.commands import classify, detect, restore
-from fovea.cli.common_options import Connection
-from fovea.cli.concurrency import run_concurrently
+from fovea.cli.common_options import Connection, GatewayOptions
 from fovea.cli.output import Screen
 from fovea.errors import DeadlineExceeded, InvalidOption, TooLarge
 from fovea.results import JobResult
@@ -71,12 +71,12 @@ def job(**changed: object) -> Job:
 
 @pytest.fixture
 def work(tmp_path):
-    return restore._RestoreBatch(tmp_path / "out", Screen(as_json=False), None, {"variant": "paper", "model": None})
+    return restore._RestoreBatch(Screen(as_json=False), {"variant": "paper", "model": None}, output=tmp_path / "out")
 
 
 def test_a_picture_is_sent_with_the_options_and_written_with_its_facts(work, capfd):
     client = Client(answer())
-    asyncio.run(work.process(client, Source()))
+    asyncio.run(work._process(client, Source()))
     (call,) = client.sent
     assert (call.path, call.form) == ("/v1/restore", {"variant": "paper"})
     assert call.files["image"][1] == b"\xff\xd8\xff picture"
@@ -92,19 +92,20 @@ def test_a_reference_goes_along(work, tmp_path):
 
 
 def test_one_failure_is_counted_and_what_takes_too_long_is_a_job(work, capfd):
-    asyncio.run(work.process(Client(TooLarge("The picture is too large.")), Source()))
+    asyncio.run(work._process(Client(TooLarge("The picture is too large.")), Source()))
     assert work.failed == 1
     assert "view.jpg" in capfd.readouterr().err
     assert not work.output.exists()
     client = Client(DeadlineExceeded("too long"), job())
-    asyncio.run(work.process(client, Source()))
+    asyncio.run(work._process(client, Source()))
     assert client.sent[1].headers["prefer"] == "respond-async"
     assert (work.output / "view.restored.jpg").exists()
     assert "job j1" in capfd.readouterr().err
 
 
 def test_all_layers_that_came_are_written_with_cost_and_likeness(tmp_path):
-    files = restore.write_result(answer(format="png", reflection=b"r", comparison=b"c"), tmp_path, "a")
+    layers = restore.list_files(answer(format="png", reflection=b"r", comparison=b"c"))
+    files = write_files(tmp_path, "a", layers)
     assert {file.rpartition("/")[2] for file in files} == {
         "a.restored.png", "a.reflection.png", "a.comparison.jpg", "a.json",
     }  # fmt: skip
@@ -166,8 +167,9 @@ def gateway(monkeypatch):
 
 
 def call(verb, picture, options=None, **more):
+    gateway = GatewayOptions(json_lines=more.pop("json_lines", False))
     {"classify": classify._classify, "detect": detect._detect}[verb](
-        sources=[str(picture)], options=options or {}, **more
+        sources=[str(picture)], options=options or {}, gateway=gateway, **more
     )
 
 

@@ -172,8 +172,8 @@ def test_both_clients_offer_the_same_with_the_same_parameters(one, other):
     def deeds(kind):
         return {
             name: [(p.name, p.kind, p.default) for p in inspect.signature(deed).parameters.values()]
-            for name, deed in vars(kind).items()
-            if not name.startswith("_") and callable(deed)
+            for name in dir(kind)
+            if not name.startswith("_") and callable(deed := getattr(kind, name))
         }
 
     assert deeds(one) == deeds(other)

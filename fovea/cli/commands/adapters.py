@@ -8,26 +8,19 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from fovea import lora
 from fovea.cli.common_options import GatewayOptions, Model
-from fovea.cli.option_groups import expand_options
+from fovea.cli.option_groups import CommandApp
 
-app = typer.Typer(no_args_is_help=True, help="Add, list and delete LoRA adapters, which requests name as their model.")
-
-
-@app.callback()
-def adapters() -> None:
-    """Add, list and delete LoRA adapters, which requests name as their model."""
+app = CommandApp(no_args_is_help=True, help="Add, list and delete LoRA adapters, which requests name as their model.")
 
 
 @app.command(no_args_is_help=True)
-@expand_options
 def add(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="With adapter_config.json and adapter_model.safetensors.")
     ],
-    name: Annotated[
-        str | None, typer.Option("--name", "-n", help="Name in requests; default: the folder's.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, typer.Option("--name", "-n", help="Name in requests; default: the folder's.")] = None,
     model: Model = None,
     *,
     gateway: GatewayOptions,
@@ -36,26 +29,17 @@ def add(
 
     [bold]fovea adapters add runs/house-style[/]
     """
-    screen = gateway.screen
-    with gateway.open() as client:
-        made = client.lora_adapters.add(folder, name, model)
-    if gateway.as_json:
-        screen.line(made)
-    else:
+    screen, made = gateway.screen, gateway.send(lora.add_adapter(folder, name, model))
+    if not screen.wrote(made):
         screen.text(f"{made.id}: rank {made.rank}, {made.modules} layers of {made.parent}")
         screen.text(f"try it: fovea chat --model {made.id} Hello")
 
 
 @app.command("list")
-@expand_options
 def list_adapters(*, gateway: GatewayOptions) -> None:
     """List your adapters and those of the server."""
-    screen = gateway.screen
-    with gateway.open() as client:
-        found = client.lora_adapters.list()
-    if gateway.as_json:
-        for one in found:
-            screen.line(one)
+    screen, found = gateway.screen, gateway.send(lora.list_adapters())
+    if screen.wrote(*found):
         return
     rows = [
         (f"[bold]{escape(one.id)}[/]", escape(one.parent), str(one.rank), "the server" if one.is_shared else "you")
@@ -65,17 +49,12 @@ def list_adapters(*, gateway: GatewayOptions) -> None:
 
 
 @app.command(no_args_is_help=True)
-@expand_options
 def delete(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of one of your adapters.")],
     *,
     gateway: GatewayOptions,
 ) -> None:
     """Delete one of your adapters; answers that have begun go on with it."""
-    screen = gateway.screen
-    with gateway.open() as client:
-        gone = client.lora_adapters.delete(name)
-    if gateway.as_json:
-        screen.line(gone)
-    else:
+    screen, gone = gateway.screen, gateway.send(lora.delete_adapter(name))
+    if not screen.wrote(gone):
         screen.text(f"deleted: {gone.id}")

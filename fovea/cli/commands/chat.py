@@ -7,8 +7,8 @@ import importlib
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import asdict, dataclass
+from typing import Annotated, cast
 
 import typer
 from rich.markup import escape
@@ -17,7 +17,6 @@ from fovea.api.text import ChatMessage, Usage
 from fovea.chat import ChatOptions
 from fovea.cli.commands.methods import build_longctx
 from fovea.cli.common_options import GatewayOptions, Model
-from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.client import Client
 from fovea.errors import FoveaError, Malformed
@@ -28,45 +27,32 @@ class ReplyOptions:
     """How an answer is drawn, and what it continues."""
 
     temperature: Annotated[
-        float | None,
-        typer.Option(
-            "--temperature", "-t", min=0, max=2, help="Sampling temperature; 0 is greedy.", show_default=False
-        ),
+        float | None, typer.Option("--temperature", "-t", min=0, max=2, help="Sampling temperature; 0 is greedy.")
     ] = None
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", "-n", min=1, help="Longest answer, in tokens.", show_default=False)
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Longest answer, in tokens.")] = (
+        None
+    )
+    seed: Annotated[int | None, typer.Option(help="Random seed, to repeat an answer.")] = None
+    session_id: Annotated[
+        str | None, typer.Option("--session", help="Continue this session (`fovea sessions open`).")
     ] = None
-    seed: Annotated[int | None, typer.Option(help="Random seed, to repeat an answer.", show_default=False)] = None
-    session: Annotated[
-        str | None, typer.Option(help="Continue this session (`fovea sessions open`).", show_default=False)
-    ] = None
-    document: Annotated[
-        str | None, typer.Option(help="Ask about this document (`fovea documents add`).", show_default=False)
+    document_id: Annotated[
+        str | None, typer.Option("--document", help="Ask about this document (`fovea documents add`).")
     ] = None
 
     def build(self) -> ChatOptions:
         """Return the options of a chat request."""
-        return ChatOptions(
-            temperature=self.temperature,
-            max_tokens=self.max_tokens,
-            seed=self.seed,
-            session_id=self.session,
-            document_id=self.document,
-        )
+        return cast("ChatOptions", asdict(self))
 
 
-@expand_options
 def chat(
     prompt: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="PROMPT", help="The question; - is standard input.", show_default=False),
+        list[str] | None, typer.Argument(metavar="PROMPT", help="The question; - is standard input.")
     ] = None,
-    system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt.", show_default=False)] = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt.")] = None,
     *,
     reply: ReplyOptions,
-    method: Annotated[
-        str | None, typer.Option(help="Attention method; `fovea methods` lists them.", show_default=False)
-    ] = None,
+    method: Annotated[str | None, typer.Option(help="Attention method; `fovea methods` lists them.")] = None,
     knob: Annotated[
         list[str] | None,
         typer.Option("--knob", "-K", metavar="NAME=VALUE", help="A setting of the method, or a memory budget."),
@@ -94,11 +80,7 @@ def _at_terminal() -> bool:
 
 
 def read_prompt(words: list[str]) -> str:
-    """Join the words of a prompt; a dash is standard input.
-
-    Raises:
-        Malformed: There is no text.
-    """
+    """Join the words of a prompt; a dash is standard input. Malformed if there is no text."""
     text = " ".join(sys.stdin.read().strip() if word == "-" else word for word in words).strip()
     if not text:
         raise Malformed("There is no prompt.", hint='Try: fovea chat "What is attention?"')

@@ -12,16 +12,12 @@ import typer
 
 from fovea.api.classes import ClassifyIn, ClassifyOut
 from fovea.async_client import AsyncClient
-from fovea.cli.batch_images import CONTEXT_SETTINGS, ImageBatch, ImageResult
+from fovea.cli.batch_images import Concurrency, ImageBatch, ImageResult, write_files
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
-from fovea.cli.option_groups import expand_options
 from fovea.cli.typed_options import add_request_options
 
-__all__ = ["CONTEXT_SETTINGS", "classify"]
 
-
-@expand_options
 def _classify(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures to classify.")],
     options: dict[str, Any],
@@ -29,7 +25,7 @@ def _classify(
         Path | None, typer.Option("--output", "-o", help="Folder for NAME.json and the tinted NAME.classes.jpg.")
     ] = None,
     model: Model = None,
-    concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, max=64, help="Pictures at a time.")] = 4,
+    concurrency: Concurrency = 4,
     *,
     gateway: GatewayOptions,
 ) -> None:
@@ -55,21 +51,12 @@ class _ClassifyBatch(ImageBatch):
     output: Path | None = None
 
     async def answer(self, client: AsyncClient, picture: bytes, image: ImageSource) -> ImageResult:
-        answer = ClassifyOut.model_validate(await self._run_task(client, picture))
+        answer = ClassifyOut.model_validate(await self.run_task(client, picture))
         if self.output is not None:
-            tinted = await self._run_task(client, picture, accept="image/jpeg")
-            await asyncio.to_thread(write_result, answer, tinted, self.output, image.stem)
+            text = json.dumps(answer.model_dump(mode="json"), indent=1) + "\n"
+            files = {"json": text, "classes.jpg": await self.run_task(client, picture, accept="image/jpeg")}
+            await asyncio.to_thread(write_files, self.output, image.stem, files)
         return ImageResult(answer.model_dump(mode="json"), summarise(answer))
-
-    async def _run_task(self, client: AsyncClient, picture: bytes, accept: str | None = None) -> Any:
-        return await client.run(self.task, self.options, pictures={"image": picture}, accept=accept)
-
-
-def write_result(answer: ClassifyOut, tinted: bytes, folder: Path, stem: str) -> None:
-    """Write the answer and the tinted picture to a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{stem}.json").write_text(json.dumps(answer.model_dump(mode="json"), indent=1) + "\n", "utf8")
-    (folder / f"{stem}.classes.jpg").write_bytes(tinted)
 
 
 def summarise(answer: ClassifyOut) -> str:

@@ -14,10 +14,8 @@ from fovea.api.longctx import ComparedAnswer
 from fovea.cli.commands.chat import ReplyOptions, read_prompt
 from fovea.cli.commands.methods import build_longctx
 from fovea.cli.common_options import GatewayOptions, Model
-from fovea.cli.option_groups import expand_options
 
 
-@expand_options
 def compare(
     prompt: Annotated[list[str], typer.Argument(metavar="PROMPT", help="The question; - is standard input.")],
     method: Annotated[
@@ -43,8 +41,7 @@ def compare(
         asked = [words.split() or ["dense"] for words in (method if len(method) > 1 else ["dense", *method])]
         options["compare"] = [build_longctx(client, name, knobs) or name for name, *knobs in asked]
         answer = client.chat(question, model=model, **options)
-    if screen.as_json:
-        screen.line(answer)
+    if screen.wrote(answer):
         return
     texts = [choice.message.content or "" for choice in answer.choices]
     compared = answer.comparison or []

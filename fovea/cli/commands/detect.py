@@ -14,27 +14,19 @@ import typer
 from fovea.api.boxes import DetectIn, DetectOut
 from fovea.api.coco import CocoDataset
 from fovea.async_client import AsyncClient
-from fovea.cli.batch_images import CONTEXT_SETTINGS, ImageBatch, ImageResult
+from fovea.cli.batch_images import Concurrency, ImageBatch, ImageResult, write_files
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
-from fovea.cli.option_groups import expand_options
 from fovea.cli.typed_options import add_request_options
 from fovea.errors import InvalidOption
 
-__all__ = ["CONTEXT_SETTINGS", "detect"]
-
-FORMATS = {
-    "csv": ("csv", "text/csv"),
-    "yolo": ("txt", "text/plain"),
-    "crops": ("crops.zip", "application/zip"),
-}
+FORMATS = {"csv": ("csv", "text/csv"), "yolo": ("txt", "text/plain"), "crops": ("crops.zip", "application/zip")}
 """Further file formats of an answer: suffix and content type."""
 
 COCO = "coco"
 """One file of all pictures together, as data sets are distributed, and as `fovea train` reads it."""
 
 
-@expand_options
 def _detect(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures to search.")],
     options: dict[str, Any],
@@ -45,7 +37,7 @@ def _detect(
         list[str] | None, typer.Option("--also", help="Further files in that folder: csv, coco, yolo, crops.")
     ] = None,
     model: Model = None,
-    concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, max=64, help="Pictures at a time.")] = 4,
+    concurrency: Concurrency = 4,
     *,
     gateway: GatewayOptions,
 ) -> None:
@@ -75,28 +67,22 @@ class _DetectBatch(ImageBatch):
     in_coco: dict[str, DetectOut] | None = None
 
     async def answer(self, client: AsyncClient, picture: bytes, image: ImageSource) -> ImageResult:
-        answer = DetectOut.model_validate(await self._run_task(client, picture))
+        answer = DetectOut.model_validate(await self.run_task(client, picture))
         if self.in_coco is not None:
             self.in_coco[Path(image.name).name] = answer
         if self.output is not None:
-            files = {end: await self._run_task(client, picture, accept=media) for end, media in self.formats.items()}
-            await asyncio.to_thread(write_result, answer, files, self.output, image.stem)
+            files = {end: await self.run_task(client, picture, accept=media) for end, media in self.formats.items()}
+            files["json"] = json.dumps(answer.model_dump(mode="json"), indent=1) + "\n"
+            await asyncio.to_thread(write_files, self.output, image.stem, files)
         return ImageResult(answer.model_dump(mode="json"), summarise(answer))
 
     def finish(self) -> None:
         if self.in_coco and self.output is not None:
             (self.output / "coco.json").write_text(build_dataset(self.in_coco).to_json(), "utf8")
 
-    async def _run_task(self, client: AsyncClient, picture: bytes, accept: str | None = None) -> Any:
-        return await client.run(self.task, self.options, pictures={"image": picture}, accept=accept)
-
 
 def _choose_formats(also: Sequence[str], output: Path | None) -> dict[str, str]:
-    """Choose the files to write: suffix → content type.
-
-    Raises:
-        InvalidOption: There is no such format, or no folder to write to.
-    """
+    """Choose the files to write, suffix → content type; refuse unknown formats, and formats without a folder."""
     if unknown := [name for name in also if name not in {*FORMATS, COCO}]:
         hint = f"Formats: {', '.join((*FORMATS, COCO))}."
         raise InvalidOption(f"There is no format {unknown[0]!r}.", hint=hint, field="also")
@@ -113,14 +99,6 @@ def build_dataset(answers: Mapping[str, DetectOut]) -> CocoDataset:
         for each in answer.detections:
             dataset.add_object(image, each.label, each.box, score=each.score)
     return dataset
-
-
-def write_result(answer: DetectOut, files: Mapping[str, bytes], folder: Path, stem: str) -> None:
-    """Write the answer and its other formats to a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{stem}.json").write_text(json.dumps(answer.model_dump(mode="json"), indent=1) + "\n", "utf8")
-    for end, content in files.items():
-        (folder / f"{stem}.{end}").write_bytes(content)
 
 
 def summarise(answer: DetectOut) -> str:

@@ -13,13 +13,11 @@ import typer
 
 from fovea.cli.commands.probe import print_report, run_study, save_report
 from fovea.cli.common_options import GatewayOptions
-from fovea.cli.option_groups import expand_options
+from fovea.cli.option_groups import CommandApp
 from fovea.cli.schema_options import parse_options, parse_pair
 from fovea.errors import InvalidOption
 
-app = typer.Typer(
-    no_args_is_help=True, help="Make plans of which heads keep the whole cache and which keep only its ends."
-)
+app = CommandApp(no_args_is_help=True)
 
 EVIDENCE = "retrieval-report.json"
 
@@ -30,23 +28,18 @@ def heads() -> None:
 
 
 @app.command(no_args_is_help=True)
-@expand_options
 def calibrate(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the plan in requests.")],
     kind: Annotated[
         Literal["retrieval", "razor", "duo", "act", "statistic", "centres"],
         typer.Option(help="How the heads are chosen."),
     ] = "retrieval",
-    lm: Annotated[str | None, typer.Option(help="Language model to study.", show_default=False)] = None,
-    share: Annotated[
-        float | None, typer.Option(help="Fraction of key/value heads that keep the whole cache.", show_default=False)
-    ] = None,
+    lm: Annotated[str | None, typer.Option(help="Language model to study.")] = None,
+    share: Annotated[float | None, typer.Option(help="Fraction of key/value heads that keep the whole cache.")] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", "-O", metavar="NAME=VALUE", help="An option of the study.")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for reports and artefacts.", show_default=False)
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for reports and artefacts.")] = None,
     *,
     gateway: GatewayOptions,
 ) -> None:

@@ -10,19 +10,19 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from fovea import endpoints
 from fovea.api.job import Job
 from fovea.cli.common_options import Connection, GatewayOptions
 from fovea.cli.job_progress import describe_state, follow_job
-from fovea.cli.option_groups import expand_options
+from fovea.cli.option_groups import CommandApp
 from fovea.cli.output import Screen, colour_status
 
-app = typer.Typer(help="List, follow, cancel and retry queued requests.", no_args_is_help=True)
+app = CommandApp(help="List, follow, cancel and retry queued requests.", no_args_is_help=True)
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="Id of the job, as `fovea jobs list` prints it.")]
 
 
 @app.command("list")
-@expand_options
 def list_(
     limit: Annotated[int, typer.Option(min=1, max=500, help="Maximum number of jobs.")] = 20,
     dead: Annotated[bool, typer.Option("--dead", help="Only jobs that failed on every attempt.")] = False,
@@ -30,28 +30,22 @@ def list_(
     gateway: GatewayOptions,
 ) -> None:
     """List jobs, newest first."""
-    screen = gateway.screen
-    with gateway.open() as client:
-        found = client.jobs.list(limit, dead=dead)
-    if gateway.as_json:
-        for job in found:
-            screen.line(job)
-    elif not found:
-        screen.note("No jobs. Queue any request with `fovea run … --job`.")
-    else:
+    screen, found = gateway.screen, gateway.send(endpoints.jobs(limit, dead=dead))
+    if screen.wrote(*found):
+        return
+    if found:
         screen.table(("id", "status", "request", "progress", "age", "note"), map(_row, found), head=False)
+    else:
+        screen.note("No jobs. Queue any request with `fovea run … --job`.")
 
 
 @app.command()
-@expand_options
 def get(job_id: JobId, *, gateway: GatewayOptions) -> None:
     """Show one job."""
-    with gateway.open() as client:
-        _print(gateway.screen, client.jobs.get(job_id))
+    _print(gateway.screen, gateway.send(endpoints.job(job_id)))
 
 
 @app.command()
-@expand_options
 def watch(job_id: JobId, *, gateway: GatewayOptions) -> None:
     """Follow a job to its end; the exit code says whether it succeeded."""
     screen = gateway.screen
@@ -65,35 +59,28 @@ def watch(job_id: JobId, *, gateway: GatewayOptions) -> None:
 
 
 @app.command()
-@expand_options
 def cancel(job_id: JobId, *, gateway: GatewayOptions) -> None:
     """Cancel a job, also while it runs."""
-    with gateway.open() as client:
-        _print(gateway.screen, client.jobs.cancel(job_id))
+    _print(gateway.screen, gateway.send(endpoints.cancel(job_id)))
 
 
 @app.command()
-@expand_options
 def retry(job_id: JobId, *, gateway: GatewayOptions) -> None:
     """Queue a failed or cancelled job again."""
-    with gateway.open() as client:
-        _print(gateway.screen, client.jobs.retry(job_id))
+    _print(gateway.screen, gateway.send(endpoints.retry(job_id)))
 
 
 @app.command()
-@expand_options
 def result(
     job_id: JobId,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="File to write to; default: standard output.", show_default=False),
+        Path | None, typer.Option("--output", "-o", help="File to write to; default: standard output.")
     ] = None,
     *,
     gateway: Connection,
 ) -> None:
     """Write the answer of a finished job, byte for byte."""
-    with gateway.open() as client:
-        found = client.jobs.result(job_id)
+    found = gateway.send(endpoints.result(job_id))
     if output is None:
         sys.stdout.buffer.write(found.content)
         return
@@ -103,8 +90,7 @@ def result(
 
 
 def _print(screen: Screen, job: Job) -> None:
-    if screen.as_json:
-        screen.line(job)
+    if screen.wrote(job):
         return
     screen.out.print(f"[bold]{job.id}[/]  {colour_status(job.status)}{' (dead letter)' if job.dead else ''}")
     error = job.error or {}

@@ -11,18 +11,14 @@ from rich.markup import escape
 from fovea import endpoints
 from fovea.api.longctx import LongctxOptions
 from fovea.cli.common_options import GatewayOptions
-from fovea.cli.option_groups import expand_options
 from fovea.cli.schema_options import describe_options, parse_options, parse_pair
 from fovea.client import Client
 from fovea.errors import NotFound
 from fovea.results import MethodCard
 
 
-@expand_options
 def methods(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Show the settings of this method.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show the settings of this method.")] = None,
     *,
     gateway: GatewayOptions,
 ) -> None:
@@ -30,10 +26,9 @@ def methods(
     screen = gateway.screen
     with gateway.open() as client:
         found = client.send(endpoints.methods()) if name is None else [_fetch_method(client, name)]
-    if gateway.as_json:
-        for one in found:
-            screen.line(one)
-    elif name is None:
+    if screen.wrote(*found):
+        return
+    if name is None:
         rows = [(f"[bold]{escape(one.name)}[/]", ", ".join(one.phases), escape(one.summary)) for one in found]
         screen.table(("method", "acts in", "what it does"), rows, head=False)
     else:
@@ -62,6 +57,5 @@ def build_longctx(client: Client, name: str | None, knobs: Sequence[str]) -> dic
 def _fetch_method(client: Client, name: str) -> MethodCard:
     found = {one.name: one for one in client.send(endpoints.methods())}
     if name not in found:
-        detail = f"There is no attention method {name!r}."
-        raise NotFound(detail, hint=f"Methods: {', '.join(found)}.")
+        raise NotFound(f"There is no attention method {name!r}.", hint=f"Methods: {', '.join(found)}.")
     return found[name]

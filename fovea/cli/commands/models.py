@@ -10,19 +10,15 @@ from rich.markup import escape
 
 from fovea.api.model import ModelEntry, sparsity_in_words
 from fovea.cli.common_options import GatewayOptions
-from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import describe_options
 from fovea.headline_metric import pick_headline
 from fovea.results import ModelCard
 
 
-@expand_options
 def models(
-    name: Annotated[
-        str | None, typer.Argument(metavar="ID", help="Show this model's card.", show_default=False)
-    ] = None,
-    task: Annotated[str | None, typer.Option(help="List only models of this task.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(metavar="ID", help="Show this model's card.")] = None,
+    task: Annotated[str | None, typer.Option(help="List only models of this task.")] = None,
     *,
     gateway: GatewayOptions,
 ) -> None:
@@ -33,9 +29,7 @@ def models(
             _print_card(screen, client.model(name))
             return
         entries = client.models(task)
-    if gateway.as_json:
-        for entry in entries:
-            screen.line(entry)
+    if screen.wrote(*entries):
         return
     if not entries:
         screen.note("No model is served yet. `fovea doctor` shows what is missing.")
@@ -62,8 +56,7 @@ def _format_figure(value: float | None) -> str:
 
 
 def _print_card(screen: Screen, card: ModelCard) -> None:
-    if screen.as_json:
-        screen.line(card.model_dump(mode="json", by_alias=True))
+    if screen.wrote(card.model_dump(mode="json", by_alias=True)):
         return
     screen.out.print(f"[bold]{escape(card.id)}[/]  {'[green]ready[/]' if card.ready else '[yellow]not ready[/]'}")
     screen.text(card.summary)

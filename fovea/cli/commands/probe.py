@@ -20,8 +20,7 @@ from rich.markup import escape
 from fovea import endpoints
 from fovea.api.model import ModelEntry
 from fovea.cli.common_options import GatewayOptions
-from fovea.cli.job_progress import follow_job
-from fovea.cli.option_groups import expand_options
+from fovea.cli.job_progress import run_as_job
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import parse_options, parse_pair
 from fovea.client import Client
@@ -49,21 +48,18 @@ class FollowUp:
     depths: Annotated[str, typer.Option(help="Depths of the needle grid, in percent.")] = "0,50,100"
 
 
-@expand_options
 def probe(
     experiment: Annotated[
-        str | None,
-        typer.Argument(metavar="EXPERIMENT", help="Without it, the experiments are listed.", show_default=False),
+        str | None, typer.Argument(metavar="EXPERIMENT", help="Without it, the experiments are listed.")
     ] = None,
-    lm: Annotated[str | None, typer.Option(help="Language model to study.", show_default=False)] = None,
+    lm: Annotated[str | None, typer.Option(help="Language model to study.")] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", "-O", metavar="NAME=VALUE", help="An option of the experiment.")
     ] = None,
     *,
     follow_up: FollowUp,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder for reports, pages, figures and artefacts.", show_default=False),
+        Path | None, typer.Option("--output", "-o", help="Folder for reports, pages, figures and artefacts.")
     ] = None,
     gateway: GatewayOptions,
 ) -> None:
@@ -104,9 +100,7 @@ def probe(
 
 def list_experiments(screen: Screen, experiments: Sequence[ModelEntry]) -> None:
     """Write the experiments with what they find out."""
-    if screen.as_json:
-        for one in experiments:
-            screen.line(one)
+    if screen.wrote(*experiments):
         return
     rows = [(f"[bold]{escape(one.id)}[/]", escape((one.model_extra or {}).get("summary", ""))) for one in experiments]
     screen.table(("experiment", "what it does"), rows, head=False)
@@ -121,16 +115,13 @@ def _check_name(name: str, known: Sequence[str]) -> None:
 
 def run_study(client: Client, screen: Screen, request: dict[str, Any]) -> dict[str, Any]:
     """Run an experiment as a job, with a progress bar; returns its report."""
-    job = client.jobs.submit("probe", request)
-    follow_job(client, screen, job, title=str(request["model"]))
-    report: dict[str, Any] = client.jobs.result(job.id).json()
+    report: dict[str, Any] = run_as_job(client, screen, endpoints.task("probe", request, {}), str(request["model"]))
     return report
 
 
 def print_report(screen: Screen, report: dict[str, Any]) -> None:
     """Print a report: warnings, numbers and tables; a note says what is not shown."""
-    if screen.as_json:
-        screen.line(report)
+    if screen.wrote(report):
         return
     screen.out.print(f"[bold]{escape(report['title'])}[/]")
     for warning in report["warnings"]:
@@ -149,8 +140,7 @@ def print_report(screen: Screen, report: dict[str, Any]) -> None:
 
 
 def _print_grid(screen: Screen, method: str, report: dict[str, Any]) -> None:
-    if screen.as_json:
-        screen.line(report)
+    if screen.wrote(report):
         return
     grid = report["grids"][0]
     recall = report["scalars"]["recall"]["value"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,18 +19,16 @@ from fovea import endpoints
 from fovea.api.job import Job
 from fovea.api.restore import RestoreIn, RestoreOut
 from fovea.async_client import AsyncClient
-from fovea.call import Call
-from fovea.cli.common_options import Connection, GatewayOptions, Model
-from fovea.cli.input_files import ImageSource, find_images
-from fovea.cli.option_groups import expand_options
-from fovea.cli.output import Screen
+from fovea.call import Call, parse_as
+from fovea.cli.batch_images import ImageBatch, ImageResult, write_files
+from fovea.cli.common_options import GatewayOptions, Model
+from fovea.cli.input_files import ImageSource
 from fovea.cli.typed_options import add_request_options
-from fovea.errors import DeadlineExceeded, FoveaError, InvalidOption
+from fovea.errors import DeadlineExceeded
 
 _SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
 
-@expand_options
 def _restore(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures to restore.")],
     options: dict[str, Any],
@@ -46,10 +44,8 @@ def _restore(
 
     For each picture NAME, writes NAME.restored.png (or its format) and NAME.json. The exit code is 1 if any failed.
     """
-    batch = _RestoreBatch(output, gateway.screen, reference, {**options, "model": model})
-    asyncio.run(_run(batch, sources, gateway))
-    if batch.failed:
-        raise typer.Exit(1)
+    batch = _RestoreBatch(gateway.screen, {**options, "model": model}, output=output, reference=reference)
+    batch.run(sources, 1, gateway)  # one after another: each uses the whole machine
 
 
 restore = add_request_options(_restore, RestoreIn, without=frozenset({"image", "reference", "model", "picture"}))
@@ -57,30 +53,24 @@ restore = add_request_options(_restore, RestoreIn, without=frozenset({"image", "
 
 
 @dataclass
-class _RestoreBatch:
-    """Restores pictures one after another, and saves the results."""
+class _RestoreBatch(ImageBatch):
+    """Restores pictures, and saves the results."""
 
-    output: Path
-    screen: Screen
-    reference: Path | None
-    options: dict[str, Any] = field(default_factory=dict)
-    failed: int = 0
+    task = "restore"
+    progress_label = ""  # each long picture has a bar of its own
 
-    async def process(self, client: AsyncClient, image: ImageSource) -> None:
-        """Restore one picture, save the result and print a line."""
-        try:
-            answer = await self._answer(client, self.build_call(await image.read()))
-            files = await asyncio.to_thread(write_result, answer, self.output, image.stem)
-        except FoveaError as error:
-            self.failed += 1
-            self.screen.error(error, about=image.name)
-            return
-        if self.screen.as_json:
-            self.screen.line({"file": image.name, **build_facts(answer), "written": files})
-        else:
-            self.screen.text(f"{image.name}: {summarise(answer)}")
+    output: Path = Path("out")
+    reference: Path | None = None
 
-    async def _answer(self, client: AsyncClient, call: Call[RestoreOut]) -> RestoreOut:
+    async def parse_arguments(self, client: AsyncClient, arguments: list[str]) -> list[str]:
+        return arguments
+
+    async def answer(self, client: AsyncClient, picture: bytes, image: ImageSource) -> ImageResult:
+        answer = await self._send(client, self.build_call(picture))
+        written = await asyncio.to_thread(write_files, self.output, image.stem, list_files(answer))
+        return ImageResult({**build_facts(answer), "written": written}, summarise(answer))
+
+    async def _send(self, client: AsyncClient, call: Call[RestoreOut]) -> RestoreOut:
         try:
             return await client.send(call)
         except DeadlineExceeded:
@@ -99,33 +89,17 @@ class _RestoreBatch:
     def build_call(self, picture: bytes) -> Call[RestoreOut]:
         """Build the request for one picture."""
         pictures = {"image": picture, "reference": self.reference}
-        return replace(endpoints.task("restore", self.options, pictures), read=endpoints.parse_as(RestoreOut))
+        return replace(endpoints.task("restore", self.options, pictures), read=parse_as(RestoreOut))
 
 
-async def _run(batch: _RestoreBatch, sources: list[str], connection: Connection) -> None:
-    images = find_images(sources)
-    if not images:
-        raise InvalidOption(
-            "No picture was given.", hint="Give files, folders, patterns, URLs, or - for standard input."
-        )
-    async with connection.open_async() as client:
-        for image in images:  # one after another: each uses the whole machine
-            await batch.process(client, image)
-
-
-def write_result(answer: RestoreOut, folder: Path, stem: str) -> list[str]:
-    """Write the pictures and facts of an answer to a folder; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {
-        f"{stem}.restored.{_SUFFIXES[answer.format]}": answer.restored,
-        f"{stem}.reflection.png": answer.reflection,
-        f"{stem}.comparison.jpg": answer.comparison,
-        f"{stem}.json": (json.dumps(build_facts(answer), indent=2) + "\n").encode(),
+def list_files(answer: RestoreOut) -> dict[str, bytes | str | None]:
+    """The pictures and facts of an answer by the ending of their file."""
+    return {
+        f"restored.{_SUFFIXES[answer.format]}": answer.restored,
+        "reflection.png": answer.reflection,
+        "comparison.jpg": answer.comparison,
+        "json": json.dumps(build_facts(answer), indent=2) + "\n",
     }
-    written = {folder / name: content for name, content in files.items() if content is not None}
-    for path, content in written.items():
-        path.write_bytes(content)
-    return [str(path) for path in written]
 
 
 def build_facts(answer: RestoreOut) -> dict[str, Any]:

@@ -10,29 +10,20 @@ from typing import Annotated, Any
 import typer
 
 from fovea.cli.common_options import GatewayOptions, Model
-from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import list_picture_fields, parse_options, parse_pair, split_arguments
 from fovea.errors import InvalidOption
-
-CONTEXT_SETTINGS = {"ignore_unknown_options": True}
-"""Typer keeps options that it does not know, which are the served model's, among the arguments."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerForm:
     """Form and place of the answer."""
 
-    accept: Annotated[
-        str | None, typer.Option(help="Media type of the answer, for example image/png.", show_default=False)
-    ] = None
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write the answer to.", show_default=False)
-    ] = None
+    accept: Annotated[str | None, typer.Option(help="Media type of the answer, for example image/png.")] = None
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write the answer to.")] = None
     job: Annotated[bool, typer.Option("--job", help="Queue the request and print the job.")] = False
 
 
-@expand_options
 def run(
     task: Annotated[str, typer.Argument(metavar="TASK", help="For example classify; `fovea models` lists tasks.")],
     arguments: Annotated[
@@ -83,7 +74,5 @@ def _write_answer(screen: Screen, answer: Any, output: Path | None) -> None:
         screen.note(f"wrote {output}")
     elif isinstance(answer, bytes):
         sys.stdout.buffer.write(answer)
-    elif screen.as_json:
-        screen.line(answer)
-    else:
+    elif not screen.wrote(answer):
         screen.text(screen.format_json(answer))

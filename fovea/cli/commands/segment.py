@@ -13,21 +13,17 @@ import typer
 
 from fovea import endpoints
 from fovea.api.coco import CocoDataset
-from fovea.api.mask import Contour, SegmentIn, SegmentOut
+from fovea.api.mask import Contour, Form, SegmentIn, SegmentOut
 from fovea.async_client import AsyncClient
-from fovea.cli.batch_images import CONTEXT_SETTINGS, ImageBatch, ImageResult
+from fovea.cli.batch_images import Concurrency, ImageBatch, ImageResult, write_files
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
-from fovea.cli.option_groups import expand_options
 from fovea.cli.source_handlers import handle_sources
 from fovea.cli.typed_options import add_request_options
 
-__all__ = ["CONTEXT_SETTINGS", "segment"]
-
-_INCLUDE = ("mask", "contours", "overlay")
+_INCLUDE: tuple[Form, ...] = ("mask", "contours", "overlay")
 
 
-@expand_options
 def _segment(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures to segment.")],
     options: dict[str, Any],
@@ -36,7 +32,7 @@ def _segment(
         str | None, typer.Option(help="Also write coco.json of all pictures, with this class name for the regions.")
     ] = None,
     model: Model = None,
-    concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, max=64, help="Pictures at a time.")] = 4,
+    concurrency: Concurrency = 4,
     *,
     gateway: GatewayOptions,
 ) -> None:
@@ -66,12 +62,17 @@ class _SegmentBatch(ImageBatch):
     in_coco: dict[str, SegmentOut] = field(default_factory=dict)
 
     async def answer(self, client: AsyncClient, picture: bytes, image: ImageSource) -> ImageResult:
-        answer = await client.send(endpoints.segment(picture, None, {**self.options, "include": _INCLUDE}))
+        answer = await client.send(endpoints.segment(picture, **self.options, include=_INCLUDE))
         if self.class_name is not None:
             self.in_coco[Path(image.name).name] = answer.model_copy(update={"mask": None, "overlay": None})
-        files = await asyncio.to_thread(write_result, answer, self.output, image.stem)
+        files: dict[str, bytes | str | None] = {
+            "json": _format_facts(build_facts(answer)),
+            "mask.png": answer.mask,
+            "overlay.jpg": answer.overlay,
+        }
+        written = await asyncio.to_thread(write_files, self.output, image.stem, files)
         return ImageResult(
-            {**build_facts(answer), "written": files}, f"{_summarise(answer)} → {self.output / image.stem}.*"
+            {**build_facts(answer), "written": written}, f"{_summarise(answer)} → {self.output / image.stem}.*"
         )
 
     def finish(self) -> None:
@@ -100,19 +101,6 @@ def build_dataset(answers: Mapping[str, SegmentOut], class_name: str) -> CocoDat
 def _box_of(outline: Contour) -> tuple[int, int, int, int]:
     across, down = zip(*outline.points, strict=True)
     return min(across), min(down), max(across), max(down)
-
-
-def write_result(answer: SegmentOut, folder: Path, stem: str) -> list[str]:
-    """Write mask, overlay and facts of an answer to a folder; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files: dict[Path, bytes] = {folder / f"{stem}.json": _format_facts(build_facts(answer)).encode()}
-    if answer.mask is not None:
-        files[folder / f"{stem}.mask.png"] = answer.mask
-    if answer.overlay is not None:
-        files[folder / f"{stem}.overlay.jpg"] = answer.overlay
-    for path, content in files.items():
-        path.write_bytes(content)
-    return [str(path) for path in files]
 
 
 def build_facts(answer: SegmentOut) -> dict[str, Any]:

@@ -11,14 +11,15 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from fovea import steering
 from fovea.api.steering import SteeringVector
 from fovea.chat import ChatOptions
 from fovea.cli.common_options import GatewayOptions, Model
-from fovea.cli.option_groups import expand_options
+from fovea.cli.option_groups import CommandApp
 from fovea.cli.output import Screen
 from fovea.errors import Malformed
 
-app = typer.Typer(
+app = CommandApp(
     no_args_is_help=True, help="Make, list and try steering vectors: directions that a chat adds inside the model."
 )
 
@@ -29,18 +30,11 @@ Strength = Annotated[
         "--strength",
         "-s",
         help="Length relative to an activation's (0.2 is a fifth); default: the vector's own. Minus reverses it.",
-        show_default=False,
     ),
 ]
 
 
-@app.callback()
-def steer() -> None:
-    """Make, list and try steering vectors: directions that a chat adds inside the model."""
-
-
 @app.command(no_args_is_help=True)
-@expand_options
 def make(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name in requests; each call makes a new version.")],
     positive: Annotated[
@@ -50,9 +44,7 @@ def make(
         list[str],
         typer.Option("--negative", "-n", help="A text with the opposite property, or @FILE with one per line."),
     ],
-    layer: Annotated[
-        list[int] | None, typer.Option("--layer", "-l", help="Layer; default: the middle third.", show_default=False)
-    ] = None,
+    layer: Annotated[list[int] | None, typer.Option("--layer", "-l", help="Layer; default: the middle third.")] = None,
     mean: Annotated[
         bool, typer.Option("--mean", help="Average over all tokens of a prompt instead of the last one.")
     ] = False,
@@ -64,24 +56,17 @@ def make(
 
     [bold]fovea steer make cheerful -p @cheerful.txt -n @gloomy.txt[/]
     """
-    screen = gateway.screen
-    with gateway.open() as client:
-        tokens = "mean" if mean else "last"
-        sides = _read_texts(positive, "--positive"), _read_texts(negative, "--negative")
-        made = client.steering_vectors.create(name, *sides, layers=layer or None, model=model, tokens=tokens)
-    _print_vector(screen, made)
+    sides = _read_texts(positive, "--positive"), _read_texts(negative, "--negative")
+    tokens = "mean" if mean else "last"
+    made = gateway.send(steering.create_vector(name, *sides, layers=layer or None, model=model, tokens=tokens))
+    _print_vector(gateway.screen, made)
 
 
 @app.command("list")
-@expand_options
 def vectors(*, gateway: GatewayOptions) -> None:
     """List all vectors, newest first."""
-    screen = gateway.screen
-    with gateway.open() as client:
-        found = client.steering_vectors.list()
-    if gateway.as_json:
-        for one in found:
-            screen.line(one)
+    screen, found = gateway.screen, gateway.send(steering.list_vectors())
+    if screen.wrote(*found):
         return
     rows = [
         (
@@ -96,36 +81,25 @@ def vectors(*, gateway: GatewayOptions) -> None:
 
 
 @app.command(no_args_is_help=True)
-@expand_options
 def show(name: Name, *, gateway: GatewayOptions) -> None:
     """Show how long a vector is in each layer, and how well it tells its own prompts apart."""
-    screen = gateway.screen
-    with gateway.open() as client:
-        _print_vector(screen, client.steering_vectors.get(name))
+    _print_vector(gateway.screen, gateway.send(steering.get_vector(name)))
 
 
 @app.command(no_args_is_help=True)
-@expand_options
 def delete(name: Name, *, gateway: GatewayOptions) -> None:
     """Delete a version of a vector, or all versions of a name."""
-    screen = gateway.screen
-    with gateway.open() as client:
-        gone = client.steering_vectors.delete(name)
-    if gateway.as_json:
-        screen.line(gone)
-    else:
+    screen, gone = gateway.screen, gateway.send(steering.delete_vector(name))
+    if not screen.wrote(gone):
         screen.text(f"deleted: {gone.id}, versions {', '.join(map(str, gone.versions))}")
 
 
 @app.command(no_args_is_help=True)
-@expand_options
 def compare(
     name: Name,
     prompt: Annotated[list[str], typer.Argument(metavar="PROMPT", help="The question.")],
     strength: Strength = None,
-    layer: Annotated[
-        int | None, typer.Option("--layer", "-l", help="One layer; default: the vector's own.", show_default=False)
-    ] = None,
+    layer: Annotated[int | None, typer.Option("--layer", "-l", help="One layer; default: the vector's own.")] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")] = 64,
     model: Model = None,
     *,
@@ -145,9 +119,7 @@ def compare(
         plain = ChatOptions(temperature=0.0, max_tokens=max_tokens)
         steered = ChatOptions(temperature=0.0, max_tokens=max_tokens, interventions=[change])
         answers = [client.chat(question, model=model, **options) for options in (plain, steered)]
-    if gateway.as_json:
-        for answer in answers:
-            screen.line(answer)
+    if screen.wrote(*answers):
         return
     how = "" if strength is None else f", strength {strength:g}"
     for label, answer in zip(("without", f"with {name}{how}"), answers, strict=True):
@@ -172,8 +144,7 @@ def _read_texts(given: list[str], option: str) -> list[str]:
 
 
 def _print_vector(screen: Screen, vector: SteeringVector) -> None:
-    if screen.as_json:
-        screen.line(vector)
+    if screen.wrote(vector):
         return
     screen.text(f"{vector.id} of {vector.model}, from {vector.positive} and {vector.negative} prompts")
     rows = [

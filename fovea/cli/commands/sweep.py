@@ -11,13 +11,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from fovea.api.sweeps import NextTokens, Sweep
+from fovea.api.sweeps import Sweep
 from fovea.cli.common_options import GatewayOptions, Model
-from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 
 
-@expand_options
 def sweep(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The patched prompt.")],
     token: Annotated[
@@ -29,25 +27,17 @@ def sweep(
             "--source",
             "-s",
             help="Prompt of as many tokens whose activations are written; without it they become zero.",
-            show_default=False,
         ),
     ] = None,
     site: Annotated[
         str, typer.Option(help="Activation: resid_pre, resid_post, attn_out, mlp_out, z, ….")
     ] = "resid_pre",
     by_head: Annotated[bool, typer.Option("--by-head", help="Columns are heads instead of positions.")] = False,
-    layer: Annotated[
-        list[int] | None, typer.Option("--layer", "-l", help="A row; default: all layers.", show_default=False)
-    ] = None,
+    layer: Annotated[list[int] | None, typer.Option("--layer", "-l", help="A row; default: all layers.")] = None,
     position: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--position", "-p", help="A token that is patched, -1 the last; default: all.", show_default=False
-        ),
+        list[int] | None, typer.Option("--position", "-p", help="A token that is patched, -1 the last; default: all.")
     ] = None,
-    head: Annotated[
-        list[int] | None, typer.Option("--head", help="A head that is patched; default: all.", show_default=False)
-    ] = None,
+    head: Annotated[list[int] | None, typer.Option("--head", help="A head that is patched; default: all.")] = None,
     model: Model = None,
     *,
     gateway: GatewayOptions,
@@ -73,9 +63,9 @@ def sweep(
             heads=head or None,
             model=model,
         )
-    if screen.as_json:
-        screen.line(found)
-    elif screen.is_tsv:
+    if screen.wrote(found):
+        return
+    if screen.is_tsv:
         screen.table(_name_columns(found), _list_patches(found))
     else:
         _print_grid(screen, found)
@@ -115,12 +105,8 @@ def _print_grid(screen: Screen, found: Sweep) -> None:
     screen.text(f"{found.site} of {found.model}: {shown}")
     for name, run in (("prompt", found.prompt), ("source", found.source)):
         if run is not None:
-            screen.text(f"{name}: {_describe(found, run)}")
+            chances = zip(found.tokens, run.probabilities, strict=True)
+            screen.text(f"{name}: {', '.join(f'{one.token!r} {chance:.3f}' for one, chance in chances)}")
     heads = [f"{number}{escape(repr(text)) if text else ''}" for number, text in _columns(found)]
     rows = [(str(layer), *(f"{cell:.2f}" for cell in row)) for layer, row in zip(found.layers, grid, strict=True)]
     screen.table(("layer", *heads), rows)
-
-
-def _describe(found: Sweep, run: NextTokens) -> str:
-    chances = zip(found.tokens, run.probabilities, strict=True)
-    return ", ".join(f"{one.token!r} {chance:.3f}" for one, chance in chances)

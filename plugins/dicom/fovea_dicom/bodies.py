@@ -18,6 +18,16 @@ MAX_UNPACKED_BYTES = 2**30
 """Of an archive."""
 
 
+MIN_BYTES = 16
+"""Of a file without a preamble."""
+
+
+def is_dicom(data: bytes, *, bare: bool = False) -> bool:
+    """Whether bytes carry DICOM's mark; or, `bare`, begin with an element of group 2 or 8, without a preamble."""
+    tagged = bare and len(data) > MIN_BYTES and data[:2] in {b"\x02\x00", b"\x08\x00", b"\x00\x08"}
+    return data[128:132] == b"DICM" or tagged
+
+
 class NamedFile(NamedTuple):
     """A file, and the name that its sender knows it by."""
 

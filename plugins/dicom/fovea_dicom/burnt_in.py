@@ -25,12 +25,7 @@ MAX_LINES = 50
 
 @dataclass(frozen=True)
 class TextFinding:
-    """An object's statement about text in its pixels, and the text that was found.
-
-    Attributes:
-        declared: Of BurnedInAnnotation: `YES`, `NO`, or None where it does not say.
-        lines: Boxes x1, y1, x2, y2 of what looks like lines of text.
-    """
+    """An object's statement about text in its pixels, None without one, and boxes x1, y1, x2, y2 of lines of text."""
 
     declared: str | None
     lines: list[Box]

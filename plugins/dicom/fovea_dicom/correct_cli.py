@@ -51,9 +51,7 @@ def correct(
     stem = f"{segmentation.name.removesuffix('.seg.dcm')}.v{found['version']}"
     for name, suffix in (("segmentation", "seg.dcm"), ("report", "sr.dcm")):
         (output / f"{stem}.{suffix}").write_bytes(base64.b64decode(found.pop(name)))
-    if screen.as_json:
-        screen.line({**found, "written": [f"{stem}.seg.dcm", f"{stem}.sr.dcm"]})
-    else:
+    if not screen.wrote({**found, "written": [f"{stem}.seg.dcm", f"{stem}.sr.dcm"]}):
         changed = f"{len(found['changed'])} frames changed, {found['area']} px in {found['frames']} frames"
         screen.facts({"version": found["version"], "corrected": changed, "wrote": output / f"{stem}.seg.dcm, .sr.dcm"})
     for reason in found["skipped"]:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset
 
 from fovea.errors import InvalidOption, Malformed
-from fovea_dicom.bodies import NamedFile
+from fovea_dicom.bodies import NamedFile, is_dicom
 from fovea_dicom.derived_objects import MaskFinding, build_report, build_segmentation, to_bytes
 from fovea_dicom.frames import count_frames
 from fovea_dicom.geometry import find_pixel_size
-from fovea_dicom.reading import is_dicom, read_object
+from fovea_dicom.reading import read_object
 from fovea_dicom.schemas import CorrectionOut
 from fovea_dicom.sources import fill_identity
 from fovea_dicom.study import sort_out
@@ -39,14 +39,9 @@ def correct_segmentation(
     bounds: DecodeBounds,
     creator: str = "",
 ) -> CorrectionOut:
-    """Make a new version of a segmentation.
+    """Make a new version of a segmentation from edited masks.
 
-    Args:
-        pictures: DICOM files of the series that was segmented; others are left out.
-        segmentation: The version that is corrected.
-        corrected: Edited masks.
-        bounds: Limits of a PNG.
-        creator: Name of the person who corrected it.
+    Pictures of other series than the segmented one are left out; `bounds` limit a PNG.
 
     Raises:
         InvalidOption: The parts do not belong together, or nothing is left in any mask.
@@ -93,25 +88,20 @@ def read_masks(segmentation: Dataset) -> dict[Frame, Mask]:
     Raises:
         Malformed: Its pixels or references can't be read.
     """
+    found: dict[Frame, Mask] = {}
     try:
-        return _collect_masks(segmentation)
+        pixels = np.asarray(segmentation.pixel_array).astype(bool)
+        masks = pixels.reshape(-1, *pixels.shape[-2:])
+        for group, mask in zip(segmentation.PerFrameFunctionalGroupsSequence, masks, strict=True):
+            for item in group.get("DerivationImageSequence") or ():
+                for source in item.get("SourceImageSequence") or ():
+                    numbers = source.get("ReferencedFrameNumber") or 1
+                    for number in numbers if isinstance(numbers, Sequence) else (numbers,):
+                        frame = str(source.ReferencedSOPInstanceUID), int(number)
+                        found[frame] = found[frame] | mask if frame in found else mask
     except Exception as error:  # pydicom raises whatever a damaged file trips over
         detail = "The segmentation's masks can't be read."
         raise Malformed(detail, hint="Export it again as a DICOM segmentation.", field="segmentation") from error
-
-
-def _collect_masks(segmentation: Dataset) -> dict[Frame, Mask]:
-    pixels = np.asarray(segmentation.pixel_array).astype(bool)
-    found: dict[Frame, Mask] = {}
-    for group, mask in zip(
-        segmentation.PerFrameFunctionalGroupsSequence, pixels.reshape(-1, *pixels.shape[-2:]), strict=True
-    ):
-        for item in group.get("DerivationImageSequence") or ():
-            for source in item.get("SourceImageSequence") or ():
-                numbers = source.get("ReferencedFrameNumber") or 1
-                for number in numbers if isinstance(numbers, Sequence) else (numbers,):
-                    frame = str(source.ReferencedSOPInstanceUID), int(number)
-                    found[frame] = found[frame] | mask if frame in found else mask
     return found
 
 

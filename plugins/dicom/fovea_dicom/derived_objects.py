@@ -19,7 +19,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from fovea_dicom.frames import count_frames
 from fovea_dicom.geometry import find_pixel_size
-from fovea_dicom.sources import has_geometry, make_geometry, remove_geometry
+from fovea_dicom.sources import has_geometry, make_geometry, make_item, remove_geometry
 
 MANUFACTURER = "Fovea"
 POLYP = hd.sr.CodedConcept("41329004", "SCT", "Polyp")
@@ -30,12 +30,10 @@ Masks = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class MaskFinding:
-    """A component of a mask.
+    """A component of a mask: pixels, and mm² where the pixels' size is known.
 
-    Attributes:
-        frame: 0-based, over all frames of the series' objects in order.
-        area: Pixels; `area_mm2` where the pixels' size is known.
-        probability: Mean over its pixels; None where a person drew it.
+    `frame` is 0-based, over all frames of the series' objects in order; `probability` is the mean over its pixels, None
+    where a person drew it.
     """
 
     frame: int
@@ -56,14 +54,9 @@ def build_segmentation(
 ) -> Dataset:
     """Build a binary segmentation of one segment.
 
-    Args:
-        sources: One multi-frame object, or single-frame objects of one series and one size, from `fill_identity`.
-        masks: (frames, h, w), some pixel set; empty frames are left out of the object.
-        label: The segmented structure.
-        model: The model's name.
-        version: Its version.
-        corrects: The version before, which a person corrected: the new one is in the same series and tracks the same.
-        creator: Name of the person who corrected it.
+    Sources are one multi-frame object, or single-frame objects of one series and one size, from `fill_identity`. Masks
+    are (frames, h, w), some pixel set; empty frames are left out. The new version of what a person (`creator`) corrects
+    is in the same series and tracks the same.
     """
     algorithm = hd.AlgorithmIdentificationSequence(
         name=model, version=version, family=codes.DCM.ArtificialIntelligence, source=MANUFACTURER
@@ -105,16 +98,15 @@ def build_segmentation(
     if not is_placed:
         remove_geometry(found, keep_size=find_pixel_size(sources[0]) is not None)
     if corrects is not None:
-        found.ReferencedInstanceSequence = [_refer_version(corrects)]
+        purpose = hd.sr.CodedConcept("corrects", "99FOVEA", "Version that this one corrects")
+        found.ReferencedInstanceSequence = [
+            make_item(
+                ReferencedSOPClassUID=corrects.SOPClassUID,
+                ReferencedSOPInstanceUID=corrects.SOPInstanceUID,
+                PurposeOfReferenceCodeSequence=[purpose],
+            )
+        ]
     return found
-
-
-def _refer_version(before: Dataset) -> Dataset:
-    """A reference to the version that is corrected."""
-    item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = before.SOPClassUID, before.SOPInstanceUID
-    item.PurposeOfReferenceCodeSequence = [hd.sr.CodedConcept("corrects", "99FOVEA", "Version that this one corrects")]
-    return item
 
 
 def build_report(
@@ -122,12 +114,7 @@ def build_report(
 ) -> Dataset:
     """A structured report: for every frame with findings the area of its mask, and their mean probability.
 
-    Args:
-        sources: The objects given to `build_segmentation`, in the same order.
-        segmentation: The object that `build_segmentation` returned; the report refers to its frames.
-        findings: Components of all frames.
-        model: The model's name.
-        version: Its version.
+    Sources are those of `build_segmentation`, in the same order; the report refers to the frames of what it returned.
     """
     observer = hd.sr.ObserverContext(
         observer_type=codes.DCM.Device,

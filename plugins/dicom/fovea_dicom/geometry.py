@@ -21,12 +21,7 @@ LETTERS = (("L", "R"), ("P", "A"), ("H", "F"))
 
 @dataclass(frozen=True)
 class PixelSize:
-    """Millimetres of a pixel, and the attribute that states them.
-
-    Attributes:
-        is_at_detector: Whether it is that of the detector, not of the patient: areas are too large by the square of
-            the magnification.
-    """
+    """Millimetres of a pixel, and the attribute that states them."""
 
     row_mm: float
     column_mm: float

@@ -22,12 +22,12 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGExtended12Bit
 
 from fovea.errors import Malformed, TooLarge, UnsupportedMedia
+from fovea_dicom.bodies import is_dicom
 from fovea_dicom.frames import count_frames
 from fovea_dicom.windowing import GreyWindow, to_grey
 from shared.vision.limits import DEFAULT_BOUNDS, DecodeBounds
 
 MAX_FRAMES = 2000
-MIN_BYTES = 16
 GPL_HINT = "The plugin pylibjpeg-libjpeg reads it; its licence is GPL-3.0, so install it yourself."
 
 Picture = NDArray[np.uint8]
@@ -45,11 +45,6 @@ class _Layout:
     samples: int
 
 
-def is_dicom(data: bytes) -> bool:
-    """Whether bytes carry the mark of a DICOM file."""
-    return data[128:132] == b"DICM"
-
-
 def read_object(data: bytes) -> FileDataset:
     """Read a DICOM file, without decoding its pixels; elements that can't be read count as missing.
 
@@ -59,7 +54,7 @@ def read_object(data: bytes) -> FileDataset:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = dcmread(io.BytesIO(data), force=is_dicom(data) or _begins_with_tags(data))
+            found = dcmread(io.BytesIO(data), force=is_dicom(data, bare=True))
             _drop_unreadable(found)
     except Exception as error:  # pydicom raises whatever a damaged file trips over
         hint = "A DICOM file has the letters DICM behind its first 128 bytes."
@@ -81,11 +76,6 @@ def _drop_unreadable(dataset: Dataset) -> None:
             continue
         for item in element.value or () if element.VR == "SQ" else ():
             _drop_unreadable(item)
-
-
-def _begins_with_tags(data: bytes) -> bool:
-    """Whether bytes begin with an element of group 2 or 8, as datasets without a preamble do."""
-    return data[:2] in {b"\x02\x00", b"\x08\x00", b"\x00\x08"} and len(data) > MIN_BYTES
 
 
 def has_pixels(dataset: FileDataset) -> bool:
@@ -129,11 +119,7 @@ def read_frame(
 
 
 def _decode(dataset: FileDataset, index: int) -> NDArray[Any]:
-    """Pixels of a frame as they are stored.
-
-    Raises:
-        ValueError: Among others: the plugin for run lengths, which is written in Rust, panicked.
-    """
+    """Pixels of a frame as they are stored; a panic of the plug-in for run lengths, in Rust, becomes a ValueError."""
     try:
         return np.asarray(pixel_array(dataset, index=index))
     except BaseException as error:

@@ -59,11 +59,7 @@ _CORRECTION: dict[str, Any] = {
                 "required": ["segmentation", "corrected"],
                 "properties": {
                     "files": {**_FILES, "description": "DICOM files of the pictures."},
-                    "segmentation": {
-                        "type": "string",
-                        "format": "binary",
-                        "description": "The DICOM SEG to correct.",
-                    },
+                    "segmentation": {"type": "string", "format": "binary", "description": "The DICOM SEG to correct."},
                     "corrected": {**_FILES, "description": "PNGs named INSTANCE.FRAME.png, or a DICOM SEG."},
                 },
             }
@@ -73,12 +69,7 @@ _CORRECTION: dict[str, Any] = {
 _BODY: dict[str, Any] = {
     "required": False,
     "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}},
-            }
-        },
+        "multipart/form-data": {"schema": {"type": "object", "properties": {"files": _FILES}}},
         "application/dicom": {},
         "application/zip": {},
     },
@@ -101,11 +92,7 @@ async def segment_study(request: Request) -> StudyOut:
     """Segment a study: DICOM files as a form, one file, a zip archive, or a UID to fetch from the PACS."""
     options, files = await _read_request(request, StudyOptions)
     if options.study is not None:
-        client = _open_pacs()
-        try:
-            files = number_files(await asyncio.to_thread(client.retrieve, options.study, options.series))
-        finally:
-            client.close()
+        files = await _fetch(options.study, options.series)
     elif not files:
         raise InvalidOption("There is no file.", hint="Send DICOM files, or name a study of the PACS.", field="files")
     return await _segment(request, files, options)
@@ -146,16 +133,13 @@ async def correct(request: Request) -> CorrectionOut:
         raise InvalidOption("Send one segmentation, the version to correct.", field="segmentation")
     pictures = parts["files"]
     if options.study is not None:
-        with closing(_open_pacs()) as client:
-            pictures = number_files(await asyncio.to_thread(client.retrieve, options.study, options.series))
+        pictures = await _fetch(options.study, options.series)
     bounds = platform_bounds(request.app.state.host.settings)
     make = _import_dicom("corrections").correct_segmentation
     before = parts["segmentation"][0].data
     found: CorrectionOut = await asyncio.to_thread(make, pictures, before, parts["corrected"], bounds, options.creator)
     if options.store:
-        with closing(_open_pacs()) as client:
-            stored = await asyncio.to_thread(client.store, [found.segmentation, found.report])
-        found = found.model_copy(update={"stored": stored})
+        found = found.model_copy(update={"stored": await _store([found.segmentation, found.report])})
     return found
 
 
@@ -168,11 +152,8 @@ async def search_studies(
     if unknown := set(filters) - set(SEARCHABLE):
         detail = f"Studies can't be searched by {min(unknown)}; known are {', '.join(SEARCHABLE)}."
         raise InvalidOption(detail, field=min(unknown))
-    client = _open_pacs()
-    try:
+    with closing(_open_pacs()) as client:
         return await asyncio.to_thread(client.search_studies, filters, limit=min(max(limit, 1), 500))
-    finally:
-        client.close()
 
 
 @router.post(
@@ -195,29 +176,20 @@ async def store_instances(request: Request) -> JSONResponse:
 async def _segment(request: Request, files: Sequence[NamedFile], options: StudyOptions) -> StudyOut:
     host: Host = request.app.state.host
     run: CallContext = request.scope["fovea.run"]
-    await host.wake(host.resolve(options.model, "segment"))
-    found = await _segmenter(host, options.model, run).segment(files, options, run)
-    if options.store:
-        made = [data for series in found.series for data in (series.segmentation, series.report) if data is not None]
-        client = _open_pacs()
-        try:
-            stored = await asyncio.to_thread(client.store, made) if made else []
-        finally:
-            client.close()
-        return found.model_copy(update={"stored": stored})
-    return found
-
-
-def _segmenter(host: Host, name: str | None, run: CallContext) -> StudySegmenter:
+    model = host.resolve(options.model, "segment")
+    await host.wake(model)
     segmenter: type[StudySegmenter] = _import_dicom("study").StudySegmenter
-    model = host.resolve(name, "segment")
     card = host.servable(model, "segment").card
 
     async def predict(request: SegmentIn) -> SegmentOut:
         return cast("SegmentOut", await host.predict(model, request, run))
 
     bounds = platform_bounds(host.settings)
-    return segmenter(predict, model, card.version, bounds)
+    found = await segmenter(predict, model, card.version, bounds).segment(files, options, run)
+    if options.store:
+        made = [data for series in found.series for data in (series.segmentation, series.report) if data is not None]
+        return found.model_copy(update={"stored": await _store(made)})
+    return found
 
 
 def _import_dicom(module: str) -> Any:
@@ -281,6 +253,18 @@ def _open_pacs() -> DicomWebClient:
         raise Conflict("No PACS is configured.", hint="Set FOVEA_DICOMWEB_URL to its DICOMweb root.")
     secret = settings.authorization
     return DicomWebClient(settings.url, authorization=secret.get_secret_value() if secret else None)
+
+
+async def _fetch(study: str, series: str | None) -> list[NamedFile]:
+    """The files of a study in the PACS, or of one of its series."""
+    with closing(_open_pacs()) as client:
+        return number_files(await asyncio.to_thread(client.retrieve, study, series))
+
+
+async def _store(files: Sequence[bytes]) -> list[str]:
+    """Store files in the PACS; return the UIDs of the objects that it took."""
+    with closing(_open_pacs()) as client:
+        return await asyncio.to_thread(client.store, files) if files else []
 
 
 def _stow_answer(found: StudyOut) -> dict[str, Any]:

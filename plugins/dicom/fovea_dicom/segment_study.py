@@ -17,15 +17,15 @@ from typing import Any
 
 from rich.markup import escape
 
-from fovea import endpoints
 from fovea.call import Call, read_json
 from fovea.cli.common_options import Connection
-from fovea.cli.job_progress import follow_job
+from fovea.cli.input_files import split_by_size
+from fovea.cli.job_progress import run_as_job
 from fovea.cli.output import Screen
+from fovea_dicom import bodies
 
 PACS = "pacs:"
 PATH = "/v1/segment/dicom"
-MIN_BYTES = 16
 MAX_ARCHIVE_BYTES = 48 * 2**20
 _OPTIONS = frozenset({"model", "threshold", "min_area", "keep_largest"})
 
@@ -48,18 +48,17 @@ def run(
                     reason = "is empty" if path.stat().st_size == 0 else "is not a DICOM file"
                     screen.note(f"[yellow]skipped: {escape(name)} {reason}.[/]")
             for call in _build_calls(source, params):
-                job = client.send(endpoints.as_job(call, None))
-                follow_job(client, screen, job, title=source)
-                save_series(client.jobs.result(job.id).json(), output, screen)
+                save_series(run_as_job(client, screen, call, source), output, screen)
 
 
 def _build_calls(source: str, params: Mapping[str, str]) -> Iterator[Call[Any]]:
     if source.startswith(PACS):
         yield Call("POST", PATH, read_json, params={**params, "study": source.removeprefix(PACS)})
         return
-    for archive in _pack([(name, path) for name, path in list_files(source) if is_dicom(path)]):
+    # Archives of files, each below the limit.
+    for part in split_by_size([row for row in list_files(source) if is_dicom(row[1])], MAX_ARCHIVE_BYTES):
         headers = {"content-type": "application/zip"}
-        yield Call("POST", PATH, read_json, content=archive, params=dict(params), headers=headers)
+        yield Call("POST", PATH, read_json, content=zip_files(part), params=dict(params), headers=headers)
 
 
 def list_files(source: str) -> list[tuple[str, Path]]:
@@ -71,25 +70,9 @@ def list_files(source: str) -> list[tuple[str, Path]]:
 
 
 def is_dicom(file: Path) -> bool:
-    """Whether a file has DICOM's mark, or begins with an element of group 2 or 8, as files without a preamble do."""
+    """Whether a file is one of DICOM, with its mark or without a preamble."""
     with file.open("rb") as opened:
-        head = opened.read(132)
-    return head[128:] == b"DICM" or (len(head) > MIN_BYTES and head[:2] in {b"\x02\x00", b"\x08\x00", b"\x00\x08"})
-
-
-def _pack(files: Sequence[tuple[str, Path]]) -> Iterator[bytes]:
-    """Archives of files, each below the limit; a file that is larger goes alone."""
-    part: list[tuple[str, Path]] = []
-    size = 0
-    for name, file in files:
-        length = file.stat().st_size
-        if part and size + length > MAX_ARCHIVE_BYTES:
-            yield zip_files(part)
-            part, size = [], 0
-        part.append((name, file))
-        size += length
-    if part:
-        yield zip_files(part)
+        return bodies.is_dicom(opened.read(132), bare=True)
 
 
 def zip_files(files: Sequence[tuple[str, Path]]) -> bytes:
@@ -112,9 +95,7 @@ def save_series(found: dict[str, Any], output: Path, screen: Screen) -> None:
                 written.append(f"{stem}.{suffix}")
         written += _save_masks(series, output, f"{stem}.masks")
         (output / f"{stem}.json").write_text(json.dumps({**series, "model": found["model"]}, indent=1))
-        if screen.as_json:
-            screen.line({**series, "model": found["model"], "written": [*written, f"{stem}.json"]})
-        else:
+        if not screen.wrote({**series, "model": found["model"], "written": [*written, f"{stem}.json"]}):
             screen.out.print(f"[bold]{escape(stem)}[/] {_summarise(series)}", highlight=False)
         for warning in (*series["warnings"], *_sum_frame_warnings(series)):
             screen.note(f"[yellow]{escape(warning)}[/]")

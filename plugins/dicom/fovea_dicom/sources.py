@@ -82,7 +82,10 @@ def make_geometry(sources: Sequence[Dataset]) -> list[Dataset]:
         frames = count_frames(one)
         if frames > 1:
             one.SharedFunctionalGroupsSequence = [_shared(spacing)]
-            one.PerFrameFunctionalGroupsSequence = [_frame(number) for number in range(frames)]
+            one.PerFrameFunctionalGroupsSequence = [
+                make_item(PlanePositionSequence=[make_item(ImagePositionPatient=[0, 0, -number])])
+                for number in range(frames)
+            ]
         found.append(one)
     return found
 
@@ -130,7 +133,8 @@ def _is_placed(source: Dataset) -> bool:
     return True
 
 
-def _item(**values: object) -> Dataset:
+def make_item(**values: object) -> Dataset:
+    """An item of a sequence."""
     found = Dataset()
     for name, value in values.items():
         setattr(found, name, value)
@@ -138,11 +142,7 @@ def _item(**values: object) -> Dataset:
 
 
 def _shared(spacing: list[DSfloat]) -> Dataset:
-    return _item(
-        PixelMeasuresSequence=[_item(PixelSpacing=spacing, SliceThickness=1.0)],
-        PlaneOrientationSequence=[_item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])],
+    return make_item(
+        PixelMeasuresSequence=[make_item(PixelSpacing=spacing, SliceThickness=1.0)],
+        PlaneOrientationSequence=[make_item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])],
     )
-
-
-def _frame(number: int) -> Dataset:
-    return _item(PlanePositionSequence=[_item(ImagePositionPatient=[0, 0, -number])])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,8 @@ Predict = Callable[[SegmentIn], Awaitable[SegmentOut]]
 Masks = NDArray[np.bool_]
 
 AT_ONCE = 4
+SHARED_FACTS = {"empty", "area", "component_count", "max_probability", "mean_probability", "warnings"}
+"""What a frame's answer says as the model's does."""
 STRIP_HEIGHT, STRIP_FRAMES = 160, 24
 MOST_RENDERED = 200
 DETECTOR_NOTE = (
@@ -65,14 +68,7 @@ class _Series:
 
 @dataclass(frozen=True)
 class StudySegmenter:
-    """Segments studies.
-
-    Attributes:
-        predict: A served model's answer to one picture.
-        model, version: Its name and version in derived objects.
-        label: The structure that it segments.
-        bounds: Limits of a frame.
-    """
+    """Segments the structure `label` of studies by a served model's answers to pictures within `bounds`."""
 
     predict: Predict
     model: str
@@ -81,11 +77,7 @@ class StudySegmenter:
     label: str = "polyp"
 
     async def segment(self, files: Sequence[NamedFile], options: StudyOptions, run: CallContext) -> StudyOut:
-        """Segment the pictures among files.
-
-        Raises:
-            UnsupportedMedia: None of them is a picture.
-        """
+        """Segment the pictures among files; UnsupportedMedia if none of them is a picture."""
         window = parse_window(options.window)
         objects, skipped = await asyncio.to_thread(sort_out, files)
         groups: dict[tuple[str, ...], _Series] = {}
@@ -112,8 +104,7 @@ class StudySegmenter:
                     groups.pop(key)
                 skipped.append(f"{name}: {error.detail}")
         if not groups:
-            hint = skipped[0] if skipped else None
-            raise UnsupportedMedia("There is no picture that can be read.", hint=hint, field="files")
+            raise _refuse(skipped)
         series = [await asyncio.to_thread(self._finish, group, options) for group in groups.values()]
         frames = sum(len(one.frames) for group in series for one in group.instances)
         return StudyOut(model=self.model, version=self.version, series=series, frames=frames, skipped=skipped)
@@ -129,6 +120,8 @@ class StudySegmenter:
     ) -> None:
         indices, frames = range(count_frames(one)), list[FrameOut]()
         masks, findings, tiles = list[Masks](), list[MaskFinding](), list[NDArray[np.uint8]]()
+        asked: dict[str, Any] = options.model_dump(include={"threshold", "min_area", "keep_largest"})
+        asked |= {"model": self.model, "include": ("mask",)}
         text = await asyncio.to_thread(lambda: inspect_text(one, read_frame(one, 0, window, self.bounds)))
         parts = [indices[begin : begin + AT_ONCE] for begin in range(0, len(indices), AT_ONCE)]
         coming = asyncio.create_task(asyncio.to_thread(self._read, one, parts[0], window))
@@ -138,7 +131,7 @@ class StudySegmenter:
             if following is not None:  # the next frames are decoded while the network looks at these
                 coming = asyncio.create_task(asyncio.to_thread(self._read, one, following, window))
             try:
-                answers = await asyncio.gather(*(self.predict(self._request(data, options)) for _, data in read))
+                answers = await asyncio.gather(*(self.predict(SegmentIn(image=data, **asked)) for _, data in read))
             except BaseException:
                 coming.cancel()
                 raise
@@ -149,9 +142,11 @@ class StudySegmenter:
                 for found in answer.components:
                     area = found.area * size.area_mm2 if size else None
                     findings.append(MaskFinding(place, found.area, area, found.probability))
-                described = _describe(answer, index, size.area_mm2 if size else None)
-                shown = answer.mask if "masks" in options.include else None
-                frames.append(described.model_copy(update={"mask": shown}))
+                facts = answer.model_dump(include=SHARED_FACTS)
+                if "masks" in options.include:
+                    facts["mask"] = answer.mask
+                area = round(answer.area * size.area_mm2, 4) if size else None
+                frames.append(FrameOut.model_construct(frame=index + 1, area_mm2=area, **facts))
                 masks.append(mask)
                 if "strip" in options.include and len(group.tiles) + len(tiles) < STRIP_FRAMES:
                     tiles.append(_shrink(draw_mask(picture, mask)))
@@ -167,9 +162,7 @@ class StudySegmenter:
                 modality=str(one.get("Modality") or ""),
                 rows=one.Rows,
                 columns=one.Columns,
-                pixel_size=PixelSizeOut(row_mm=size.row_mm, column_mm=size.column_mm, source=size.source)
-                if size
-                else None,
+                pixel_size=None if size is None else PixelSizeOut(**asdict(size)),
                 edges=find_edges(one),
                 burnt_in_text=BurntInText(declared=text.declared, suspected=text.is_suspected, lines=text.lines),
                 frames=frames,
@@ -182,16 +175,6 @@ class StudySegmenter:
         """Frames, and each as a file that costs no time to pack."""
         pictures = [read_frame(one, index, window, self.bounds) for index in part]
         return [(picture, _to_bitmap(picture)) for picture in pictures]
-
-    def _request(self, picture: bytes, options: StudyOptions) -> SegmentIn:
-        return SegmentIn(
-            image=picture,
-            model=self.model,
-            threshold=options.threshold,
-            min_area=options.min_area,
-            keep_largest=options.keep_largest,
-            include=("mask",),
-        )
 
     def _finish(self, group: _Series, options: StudyOptions) -> SeriesOut:
         """The series' answer, with its derived objects."""
@@ -225,7 +208,7 @@ class StudySegmenter:
             instances=group.answers,
             segmentation=segmentation,
             report=report,
-            strip=_join(group.tiles) if group.tiles else None,
+            strip=encode(np.concatenate(group.tiles, axis=1), "image/jpeg") if group.tiles else None,
             warnings=warnings,
         )
 
@@ -254,9 +237,13 @@ def render_frames(files: Sequence[NamedFile], bounds: DecodeBounds, window: str 
         except FoveaError as error:
             skipped.append(f"{name}: {error.detail}")
     if not pictures:
-        hint = skipped[0] if skipped else None
-        raise UnsupportedMedia("There is no picture that can be read.", hint=hint, field="files")
+        raise _refuse(skipped)
     return PicturesOut.model_construct(pictures=pictures, skipped=skipped)
+
+
+def _refuse(skipped: Sequence[str]) -> UnsupportedMedia:
+    hint = skipped[0] if skipped else None
+    return UnsupportedMedia("There is no picture that can be read.", hint=hint, field="files")
 
 
 def sort_out(files: Sequence[NamedFile]) -> tuple[list[tuple[str, FileDataset]], list[str]]:
@@ -285,19 +272,6 @@ def _number(value: object) -> int:
         return 0
 
 
-def _describe(answer: SegmentOut, index: int, pixel_mm2: float | None) -> FrameOut:
-    return FrameOut(
-        frame=index + 1,
-        empty=answer.empty,
-        area=answer.area,
-        area_mm2=None if pixel_mm2 is None else round(answer.area * pixel_mm2, 4),
-        component_count=answer.component_count,
-        max_probability=answer.max_probability,
-        mean_probability=answer.mean_probability,
-        warnings=answer.warnings,
-    )
-
-
 def _to_bitmap(picture: NDArray[np.uint8]) -> bytes:
     out = io.BytesIO()
     Image.fromarray(picture).save(out, "BMP")
@@ -307,8 +281,3 @@ def _to_bitmap(picture: NDArray[np.uint8]) -> bytes:
 def _shrink(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     width = max(1, round(picture.shape[1] * STRIP_HEIGHT / picture.shape[0]))
     return np.asarray(Image.fromarray(picture).resize((width, STRIP_HEIGHT), Image.Resampling.BILINEAR))
-
-
-def _join(tiles: Sequence[NDArray[np.uint8]]) -> bytes:
-    """Frames side by side as JPEG."""
-    return encode(np.ascontiguousarray(np.concatenate(tiles, axis=1)), "image/jpeg")

@@ -105,11 +105,7 @@ class DicomWebClient:
 
 
 def _check_uid(uid: str) -> str:
-    """A UID, if it is one.
-
-    Raises:
-        InvalidOption: It is not digits and dots, 64 at most.
-    """
+    """A UID, if it is one; else InvalidOption."""
     if not uid or len(uid) > 64 or not all(part.isdigit() for part in uid.split(".")):
         raise InvalidOption("A UID is digits and dots, at most 64 of them.", field="study")
     return uid

@@ -37,11 +37,7 @@ class GreyWindow:
 
 
 def parse_window(text: str | None) -> GreyWindow | None:
-    """A window from `center,width`.
-
-    Raises:
-        InvalidOption: It is not two numbers, or the width is not positive.
-    """
+    """A window from `center,width`; InvalidOption if it is not two numbers, or the width is not positive."""
     if not text:
         return None
     try:
@@ -72,12 +68,8 @@ def find_window(dataset: Dataset, index: int) -> GreyWindow | None:
     center, width = (_first_number(item.get(name)) for name in ("WindowCenter", "WindowWidth"))
     if center is None or width is None or width <= 0:
         return None
-    function = str(item.get("VOILUTFunction") or "LINEAR").upper()
-    return GreyWindow(center, width, "SIGMOID" if function == "SIGMOID" else _linear(function))
-
-
-def _linear(function: str) -> Function:
-    return "LINEAR_EXACT" if function == "LINEAR_EXACT" else "LINEAR"
+    functions: dict[str, Function] = {"SIGMOID": "SIGMOID", "LINEAR_EXACT": "LINEAR_EXACT"}
+    return GreyWindow(center, width, functions.get(str(item.get("VOILUTFunction")).upper(), "LINEAR"))
 
 
 def _rescale(raw: NDArray[Any], dataset: Dataset, index: int) -> Floats:

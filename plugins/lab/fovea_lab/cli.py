@@ -15,7 +15,6 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from fovea.cli.option_groups import expand_options
 from fovea.errors import InvalidOption, Malformed
 from fovea_lab.heatmap import draw_heatmap
 
@@ -37,9 +36,7 @@ class MethodOptions:
 
     model: Model = None
     longctx: Annotated[str, typer.Option(help='Method and knobs as JSON, for example \'{"method": "power"}\'.')] = "{}"
-    method: Annotated[
-        str | None, typer.Option(help="The method by name; `fovea methods` lists them.", show_default=False)
-    ] = None
+    method: Annotated[str | None, typer.Option(help="The method by name; `fovea methods` lists them.")] = None
     knob: Knobs = None
 
     def build(self) -> dict[str, Any]:
@@ -51,7 +48,6 @@ class MethodOptions:
         return options | dict(map(parse_knob, self.knob or ()))
 
 
-@expand_options
 def needle(
     *,
     tested: MethodOptions,
@@ -77,7 +73,6 @@ def needle(
         out.with_suffix(".png").write_bytes(draw_heatmap(report.recall, rows, columns))
 
 
-@expand_options
 def fidelity(
     *,
     tested: MethodOptions,

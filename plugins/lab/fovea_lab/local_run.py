@@ -59,11 +59,7 @@ def _run(
 
 
 def parse_options(request_type: type[_Request], options: Mapping[str, Any]) -> _Request:
-    """The request that options of a command make.
-
-    Raises:
-        InvalidOption: An option is out of range.
-    """
+    """The request that options of a command make; InvalidOption if one is out of range."""
     try:
         return request_type.model_validate(options)
     except ValidationError as error:
@@ -94,11 +90,7 @@ def open_adapter(name: str | None) -> Iterator[DecoderAdapter]:
 
 
 def _load_decoder_model(name: str) -> DecoderModel:
-    """Load a decoder by its served name, or from a folder or file.
-
-    Raises:
-        InvalidOption: The model has attention of its own.
-    """
+    """Load a decoder by its served name, or from a folder or file; refuse a model with attention of its own."""
     models = select_models(name)
     kind = next((kind for known, kind in models.items() if known.startswith(name)), next(iter(models.values())))
     if not issubclass(kind, DecoderModel):

@@ -198,23 +198,14 @@ def _submit(adapter: DecoderAdapter, ids: Sequence[int], spec: NeedleRequest) ->
     policy = select_policy(engine, spec.longctx, adapter.plans, len(ids), spec.steps)
     output = TokenCollector()
     request = GenerationRequest(
-        ids,
-        max_tokens=spec.steps,
-        policy=policy,
-        stop_token_ids=adapter.tokenizer.eos,
-        priority=-1,
-        hooks=output,
+        ids, max_tokens=spec.steps, policy=policy, stop_token_ids=adapter.tokenizer.eos, priority=-1, hooks=output
     )
     adapter.scheduler.add_request(request)
     return request, output
 
 
 def _wait_for(output: TokenCollector, run: CallContext) -> None:
-    """Wait until an answer is over.
-
-    Raises:
-        FoveaError: It failed.
-    """
+    """Wait until an answer is over, and raise its error if it failed."""
     while output.reason is None:
         run.check()
         time.sleep(POLL_S)

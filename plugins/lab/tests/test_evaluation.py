@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fovea.cli.option_groups import expand_options
 from fovea.errors import BadInput, Cancelled, DeadlineExceeded, InvalidOption, Malformed, NotReady
-from fovea_lab.cli import fidelity, needle
+from fovea_lab import cli
 from fovea_lab.heatmap import draw_heatmap
 from fovea_lab.interpretability.endpoint import LongctxEndpoint
 from fovea_lab.interpretability.needle_grid import NeedleGrid
@@ -20,6 +21,8 @@ from services.interpretability.tests.test_single_forward_experiments import ask
 from services.llm_longctx.serving.local_models import make_local_model
 from shared.lm.niah_prompts import build_haystack
 from shared.registry import CallContext, LoadContext
+
+fidelity, needle = expand_options(cli.fidelity), expand_options(cli.needle)
 
 
 @pytest.fixture(scope="module")
@@ -186,5 +189,5 @@ def test_endpoint_that_is_not_there_is_said_so():
     def gone(request):
         raise httpx2.ConnectError("refused")
 
-    with pytest.raises(NotReady, match="does not answer"):
+    with pytest.raises(NotReady, match="No gateway answers"):
         endpoint_that(gone).chat("hello", max_tokens=3, longctx={})

@@ -10,7 +10,7 @@ import pytest
 
 from fovea_lab.leaderboard import PAGE
 from services.gateway.tests.browsing import MARKS, check_page
-from services.gateway.tests.conftest import see, stage, url  # noqa: F401  # fixtures
+from services.gateway.tests.conftest import stage, url  # noqa: F401  # fixtures
 from services.gateway.tests.test_console_pages import Sound
 
 
@@ -47,7 +47,7 @@ def test_the_results_that_it_opens_with_are_those_of_the_documentation():
 
 @MARKS[0]
 @MARKS[1]
-def test_it_opens_with_committed_results_that_are_searched_and_sorted(page, see):  # noqa: F811
+def test_it_opens_with_committed_results_that_are_searched_and_sorted(page, see):
     page.goto("/console/leaderboard")
     see(page.locator("[data-part=statement]")).to_contain_text("At 0.25 of dense’s bytes,")
     see(page.locator("[data-part=about]")).to_contain_text("Committed results: SmolLM2-135M-Instruct, 1,024 tokens")

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from fovea.api.longctx import LongctxOptions
+from fovea.cli.option_groups import expand_options
 from fovea.errors import FoveaError, InvalidOption
-from fovea_lab.ruler import leaderboard, peers, plots
-from fovea_lab.ruler.cli import ruler
+from fovea_lab.ruler import cli, leaderboard, peers, plots
 from fovea_lab.ruler.method_variants import MethodVariant
 from fovea_lab.ruler.report import Leader
 from fovea_lab.ruler.run import EvaluatedModel, export_samples, measure_costs, run_ruler
@@ -322,7 +322,7 @@ def test_it_is_served_as_json_and_picture(saved, tmp_path):
 
 
 def test_the_command_writes_report_predictions_and_picture(saved, tmp_path, capsys):
-    out = tmp_path / "ruler.json"
+    ruler, out = expand_options(cli.ruler), tmp_path / "ruler.json"
     some = {"tasks": "niah_single_1", "lengths": "600", "n": 1, "budgets": "0.5"}
     ruler(model=str(saved), method=["knorm"], out=out, **some)
     assert "RULER-form" in capsys.readouterr().out

@@ -47,10 +47,7 @@ LABELLED = frozenset({"ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_U
 class LabelStudioBackend:
     """Requests of Label Studio to its ML backend.
 
-    Args:
-        predictor: Answers with first labels.
-        runs: Trains on labels; None where no recipe was named.
-        fit_every: So many new or changed annotations start a training; 0: only a person does.
+    Without `runs` nothing is trained; `fit_every` new or changed annotations start a training, at 0 only a person does.
     """
 
     def __init__(self, predictor: Predictor, runs: TrainingRuns | None, fit_every: int = 0) -> None:

@@ -36,11 +36,7 @@ def encode_brush(mask: Mask) -> list[int]:
 
 
 def decode_brush(rle: Sequence[int], height: int, width: int) -> Mask:
-    """The mask (h, w) of an `rle`: where the last channel is not 0.
-
-    Raises:
-        Malformed: It is not of such a picture.
-    """
+    """The mask (h, w) of an `rle`, where the last channel is not 0; Malformed if it is not of such a picture."""
     try:
         # bytes() of a number makes that many zeros.
         bits = "".join(f"{byte:08b}" for byte in bytes(list(rle)))

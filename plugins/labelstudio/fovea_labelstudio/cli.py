@@ -11,7 +11,6 @@ import typer
 import uvicorn
 from rich.console import Console
 
-from fovea.cli.option_groups import expand_options
 from fovea.errors import InvalidOption
 from fovea_labelstudio.backend import LabelStudioBackend, build_backend_app
 from fovea_labelstudio.label_studio import LabelStudio
@@ -40,7 +39,6 @@ class Training:
     ] = 0
 
 
-@expand_options
 def label_studio(
     model: Annotated[str, typer.Argument(help="The served model that draws first labels, for example `pranet`.")],
     *,

@@ -34,15 +34,10 @@ FITTING: dict[str, tuple[RegionKind, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class ControlTag:
-    """A tag with which people label a picture.
+    """A tag with which people label a picture, and the key (`field`) of the picture's address in a task's data.
 
-    Attributes:
-        kind: Type of its regions.
-        name: Its name, `from_name` of a region.
-        to_name: Name of the tag that shows the picture.
-        field: Key of the picture's address in a task's data.
-        labels: Its labels, in order.
-        aliases: A model's class in lower case → the label that stands for it.
+    `name` and `to_name` are `from_name` and `to_name` of its regions; `aliases` give the label that stands for a
+    model's class in lower case.
     """
 
     kind: RegionKind
@@ -76,11 +71,7 @@ def parse_label_config(text: str) -> list[ControlTag]:
 
 
 def find_control(text: str, task: str) -> ControlTag:
-    """The tag of a configuration that takes the answers of a task.
-
-    Raises:
-        InvalidOption: It has none.
-    """
+    """The tag of a configuration that takes the answers of a task; InvalidOption if it has none."""
     kinds = FITTING.get(task, ())
     controls = [control for control in parse_label_config(text) if control.kind in kinds]
     if not controls:

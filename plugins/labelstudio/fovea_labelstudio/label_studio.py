@@ -20,13 +20,9 @@ PICTURES = re.compile(r"/(?:data|storage-data/uploaded|(?:tasks|projects)/[0-9]+
 
 
 class LabelStudio:
-    """One Label Studio.
+    """One Label Studio, at the address that people open; its answers have at most `limit` bytes.
 
-    Args:
-        url: Its address, as people open it.
-        token: An access token of an account; both of its forms, personal and legacy, are taken.
-        limit: Most bytes of one answer.
-        transport: Left out, the network.
+    The token is an access token of an account, personal or legacy.
     """
 
     def __init__(self, url: str, token: str, *, limit: int, transport: httpx2.AsyncBaseTransport | None = None) -> None:

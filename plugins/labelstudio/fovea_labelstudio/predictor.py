@@ -13,7 +13,8 @@ from fovea.api.boxes import DetectOut
 from fovea.api.classes import ClassifyOut
 from fovea.api.mask import SegmentOut
 from fovea.api.model import ModelEntry, ModelList
-from fovea.errors import FoveaError, InvalidOption, Malformed, NotFound, NotReady, by_status
+from fovea.error_responses import parse_error
+from fovea.errors import InvalidOption, Malformed, NotFound, NotReady
 from fovea_labelstudio.label_config import ControlTag
 from fovea_labelstudio.label_studio import LabelStudio
 from fovea_labelstudio.regions import boxes_to_regions, choices_to_regions, mask_to_regions
@@ -22,13 +23,7 @@ Prediction = dict[str, Any]
 
 
 class Predictor:
-    """A model behind a gateway.
-
-    Args:
-        gateway: Client whose base URL is the gateway's.
-        label_studio: Where pictures lie.
-        models: Names of models, the best first; the first that is served answers.
-    """
+    """Models behind a gateway, the best first: the first that is served answers."""
 
     def __init__(self, gateway: httpx2.AsyncClient, label_studio: LabelStudio, models: list[str]) -> None:
         self._gateway, self._label_studio, self._models = gateway, label_studio, models
@@ -88,22 +83,13 @@ class Predictor:
                 f"The gateway can't be reached ({type(error).__name__}).", hint="Start it: fovea up."
             ) from error
         if answer.status_code != httpx2.codes.OK:
-            raise _read_error(answer)
+            raise parse_error(answer)
         return answer
 
 
 def version_of(model: ModelEntry) -> str:
     """The version of a prediction in Label Studio; a new one makes it ask again."""
     return f"{model.id} {(model.model_extra or {}).get('version', '')}".strip()
-
-
-def _read_error(answer: httpx2.Response) -> FoveaError:
-    try:
-        body = answer.json()
-        detail, hint = str(body["detail"]), body.get("hint")
-    except (ValueError, KeyError, TypeError):
-        detail, hint = f"The gateway answered {answer.status_code}.", None
-    return by_status(answer.status_code)(detail, hint=hint)
 
 
 def _to_regions(answer: BaseModel, control: ControlTag) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import secrets
-from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -57,7 +56,8 @@ def mask_to_regions(answer: SegmentOut, control: ControlTag) -> list[Region]:
         return [_region(control, label, value, answer.mean_probability, sizes)]
     found = []
     for contour in answer.contours or ():
-        corners = _simplify(contour)
+        drawn = np.asarray(contour.points, np.int32).reshape(-1, 1, 2)
+        corners = cv2.approxPolyDP(drawn, OUTLINE_TOLERANCE, closed=True)[:, 0].tolist()
         if contour.hole or len(corners) < MIN_CORNERS:
             continue
         points = [[_percent(x, answer.width), _percent(y, answer.height)] for x, y in corners]
@@ -85,11 +85,6 @@ def _region(control: ControlTag, label: str, value: dict[str, Any], score: float
         "score": round(score, 5),
         "value": {**value, control.kind: [label]},
     }
-
-
-def _simplify(contour: Contour) -> Sequence[tuple[float, float]]:
-    points = np.asarray(contour.points, np.int32).reshape(-1, 1, 2)
-    return [(float(x), float(y)) for x, y in cv2.approxPolyDP(points, OUTLINE_TOLERANCE, closed=True)[:, 0]]
 
 
 def _probability(answer: SegmentOut, contour: Contour) -> float:

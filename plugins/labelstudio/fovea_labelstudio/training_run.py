@@ -24,16 +24,7 @@ RunStatus = Literal["idle", "exporting", "training", "finished", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """The model that a project's labels train.
-
-    Attributes:
-        task: Task of the model, which says which tag's labels count.
-        recipe: Name of a recipe.
-        name: Under which name the result is served.
-        knobs: `name=value` of the recipe.
-        folder: Where exports and logs go.
-        max_pixels: Of a picture.
-    """
+    """The model that a project's labels train: those of the tag that its task fits. Exports and logs go to `folder`."""
 
     task: str
     recipe: str
@@ -45,14 +36,7 @@ class TrainingPlan:
 
 @dataclass(slots=True)
 class RunState:
-    """How the last run stands.
-
-    Attributes:
-        status: Its present step.
-        detail: Why it failed, or what it made, in a sentence.
-        pictures: Labelled pictures that were exported.
-        left_out: Why tasks were left out, by task.
-    """
+    """How the last run stands: why it failed or what it made, and why tasks were left out, by task."""
 
     status: RunStatus = "idle"
     detail: str = ""
@@ -75,11 +59,7 @@ class TrainingRuns:
         return self._task is not None and not self._task.done()
 
     def start(self, project: int) -> None:
-        """Begin a run on a project.
-
-        Raises:
-            Conflict: One is running.
-        """
+        """Begin a run on a project; Conflict if one is running."""
         if self.is_running:
             raise Conflict("A training is running already.", hint="Try again when it has ended.")
         self.state = RunState("exporting")
@@ -104,24 +84,19 @@ class TrainingRuns:
             folder = await self._export(project)
             self.state.status = "training"
             code = await self._train(folder)
+            if not code:
+                served = f"{self._plan.name} is served after the next start of its service."
+                self.state.status, self.state.detail = "finished", served
+                return
+            detail = f"fovea train ended with {code}; {self._plan.folder}/project-{project}.log says why."
         except FoveaError as error:
-            self.state.status, self.state.detail = "failed", error.detail
+            detail = error.detail
         except OSError as error:
-            self.state.status, self.state.detail = "failed", f"The export can't be written ({error.strerror})."
+            detail = f"The export can't be written ({error.strerror})."
         except Exception as error:  # noqa: BLE001  # a run that ends must not look as if it went on
             telemetry.log().error("training failed", project=project, reason=repr(error)[:200])
-            self.state.status, self.state.detail = (
-                "failed",
-                f"Label Studio's data can't be read ({type(error).__name__}).",
-            )
-        else:
-            log = self._log(project)
-            self.state.status = "failed" if code else "finished"
-            self.state.detail = (
-                f"fovea train ended with {code}; {log} says why."
-                if code
-                else f"{self._plan.name} is served after the next start of its service."
-            )
+            detail = f"Label Studio's data can't be read ({type(error).__name__})."
+        self.state.status, self.state.detail = "failed", detail
 
     async def _export(self, project: int) -> Path:
         """The folder of a project's labels, written anew."""
@@ -164,6 +139,3 @@ class TrainingRuns:
                 sys.executable, "-m", "fovea", *words, "--folder", str(checkpoints), stdout=log, stderr=log
             )
             return await self._process.wait()
-
-    def _log(self, project: int) -> Path:
-        return self._plan.folder / f"project-{project}.log"

@@ -33,13 +33,7 @@ def pick_annotation(task: Mapping[str, Any]) -> list[Region] | None:
 
 
 class TrainingSet:
-    """A folder that is filled picture by picture.
-
-    Args:
-        folder: An empty folder.
-        control: The tag whose regions count.
-        max_pixels: Largest picture, from its header.
-    """
+    """An empty folder that is filled picture by picture with the regions of one tag."""
 
     def __init__(self, folder: Path, control: ControlTag, max_pixels: int) -> None:
         self._folder, self._control, self._max_pixels = folder, control, max_pixels
@@ -138,8 +132,7 @@ def _draw(mask: NDArray[np.uint8], value: Region) -> None:
 def _finite(places: NDArray[np.float64]) -> NDArray[np.float64]:
     """The places themselves; raises ValueError where one is not a number."""
     if not np.isfinite(places).all():
-        message = "a place is not a number"
-        raise ValueError(message)
+        raise ValueError("a place is not a number")
     return places
 
 

@@ -18,8 +18,8 @@ from rich.markup import escape
 from fovea import endpoints
 from fovea.call import Call, read_json
 from fovea.cli.common_options import GatewayOptions, Model
+from fovea.cli.input_files import split_by_size
 from fovea.cli.job_progress import follow_job, run_as_job
-from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.client import Client
 from fovea.errors import NotFound
@@ -55,11 +55,10 @@ class SearchOptions:
         return {name: value for name, value in found.items() if value is not None}
 
 
-@expand_options
 def survey(
     sources: Annotated[list[Path], typer.Argument(metavar="SOURCE…", help="Photographs, folders of them, or a film.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("out"),
-    gpx: Annotated[Path | None, typer.Option(help="Track of a film or of the photographs.", show_default=False)] = None,
+    gpx: Annotated[Path | None, typer.Option(help="Track of a film or of the photographs.")] = None,
     *,
     search: SearchOptions,
     gateway: GatewayOptions,
@@ -72,7 +71,7 @@ def survey(
     output.mkdir(parents=True, exist_ok=True)
     with gateway.open() as client:
         observations: list[Any] = []
-        for part in _split(files):
+        for part in split_by_size(files, MAX_REQUEST_BYTES, _measure):
             seen = _observe(client, screen, part, gpx, {**given, "route": False, "boxed": True})
             _save_pictures(seen, output, len(observations))
             observations += seen
@@ -89,23 +88,9 @@ def _find_files(sources: Sequence[Path]) -> Iterator[tuple[str, Path]]:
                 yield path.relative_to(source).as_posix() if source.is_dir() else path.name, path
 
 
-def _split(files: Sequence[tuple[str, Path]]) -> Iterator[list[tuple[str, Path]]]:
-    """Parts below the gateway's limit; a film goes alone."""
-    part: list[tuple[str, Path]] = []
-    size = 0
-    for name, file in files:
-        length = file.stat().st_size
-        is_film = file.suffix.lower() in FILMS
-        if part and (is_film or size + length > MAX_REQUEST_BYTES):
-            yield part
-            part, size = [], 0
-        if is_film:
-            yield [(name, file)]
-            continue
-        part.append((name, file))
-        size += length
-    if part:
-        yield part
+def _measure(file: Path) -> int:
+    """Bytes of a photograph; a film goes alone."""
+    return MAX_REQUEST_BYTES + 1 if file.suffix.lower() in FILMS else file.stat().st_size
 
 
 def _observe(
@@ -151,8 +136,7 @@ def _count(client: Client, screen: Screen, body: dict[str, Any], output: Path) -
 
 def _print(screen: Screen, found: dict[str, Any], output: Path) -> None:
     facts = {name: value for name, value in found.items() if name not in {"observations", "segments"}}
-    if screen.as_json:
-        screen.line(facts)
+    if screen.wrote(facts):
         return
     route = found["route"]
     lost = _list_counts(found["counts_not_placed"])

@@ -7,7 +7,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
 from fastapi.responses import JSONResponse, Response
@@ -22,18 +22,7 @@ JSON, GEOJSON, SVG, CSV, ZIP = (
     "text/csv",
     "application/zip",
 )
-COLUMNS = (
-    "label",
-    "place",
-    "latitude",
-    "longitude",
-    "score",
-    "severity",
-    "size",
-    "time",
-    "picture",
-    "pictures",
-)
+COLUMNS = ("label", "place", "latitude", "longitude", "score", "severity", "size", "time", "picture", "pictures")
 """Of the CSV; `place` is `found` or the reason why there is none."""
 
 
@@ -41,13 +30,8 @@ def render(found: SurveyOut, media: str) -> Response:
     """Return a survey in a form."""
     if media == GEOJSON:
         return JSONResponse(found.geojson, media_type=GEOJSON)
-    if media == SVG:
-        return Response(draw_map(found), media_type=SVG)
-    if media == CSV:
-        return Response(write_csv(found), media_type=CSV)
-    if media == ZIP:
-        return Response(build_archive(found), media_type=ZIP)
-    return Response(found.model_dump_json(), media_type=JSON)
+    writers: dict[str, Callable[[SurveyOut], str | bytes]] = {SVG: draw_map, CSV: write_csv, ZIP: build_archive}
+    return Response(writers.get(media, SurveyOut.model_dump_json)(found), media_type=media)
 
 
 def write_csv(found: SurveyOut) -> str:

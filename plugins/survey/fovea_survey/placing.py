@@ -23,13 +23,7 @@ NO_PLACE = "The file states no GPS position."
 
 @dataclass(frozen=True)
 class Placed:
-    """The pictures of a survey, sorted out.
-
-    Attributes:
-        driven: Pictures with a place, in order of time; those without a time follow, by name.
-        problems: Why the others have none, by their place in the survey.
-        notes: Further facts for the reader.
-    """
+    """Pictures with a place in order of time, those without a time by name; and why the others have none, by place."""
 
     driven: list[Observation]
     problems: dict[int, str]

@@ -47,15 +47,7 @@ File = tuple[str, str, bytes]
 
 @dataclass(frozen=True)
 class Search:
-    """Searches files with a served model.
-
-    Attributes:
-        host: Serves the model.
-        options: How to search.
-        run: The call that the answers belong to.
-        model: Its name.
-        bounds: Limits of a picture.
-    """
+    """Searches files with a served model, for a call that the answers belong to."""
 
     host: Host
     options: SurveyOptions

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from services.gateway.tests.stub_service import photograph
 from tests.browser import FLAGS, chromium
 
 AXE = lzma.decompress((Path(__file__).parents[3] / "tests/vendor/axe.min.js.xz").read_bytes()).decode()
@@ -19,6 +20,8 @@ MARKS = [
         reason="THE CONSOLE IS NOT TESTED: no Chromium here. Install Debian's `chromium` (python -m tests.browser).",
     ),
 ]
+
+PICTURE = {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photograph()}
 
 
 @contextlib.contextmanager
@@ -53,6 +56,17 @@ def check_page(page: Any, *widths: int) -> None:
         wrong = [f"{one['id']}: {node['html'][:120]}" for one in found for node in one["nodes"]]
         assert not wrong, "\n".join(wrong)
         assert page.locator("html").evaluate("element => element.scrollWidth") <= width
+
+
+def choose(page: Any, *files: dict[str, Any]) -> None:
+    page.locator("[data-part=file]").set_input_files(list(files or [PICTURE]))
+
+
+def open_with_picture(page: Any, task: str = "segment", *files: dict[str, Any]) -> None:
+    """Open a task's page, choose pictures, and wait for the first result."""
+    page.goto(f"/console/{task}")
+    choose(page, *files)
+    page.locator("[data-part=result]").wait_for()
 
 
 def drawn(page: Any) -> None:

@@ -21,11 +21,15 @@ from starlette.types import Receive, Scope, Send
 from fovea.api.replica import ReplicaRecord
 from services.gateway.app import build_gateway
 from services.gateway.grpc.server import serve_grpc
+from services.gateway.policy.auth import KeyRing
 from services.gateway.routing.replica import Replica, ServiceState
 from services.gateway.server import create_server
 from services.gateway.tests.grpc_front import Replica as GrpcReplica
 from services.gateway.tests.stage import running
+from services.gateway.tests.stub_service import Stub
 from shared.settings import Settings
+
+ROUTES = ("/v1/echo", "/v1/stream", "/v1/slow", "/v1/sessions", "/v1/long")
 
 
 @contextlib.asynccontextmanager
@@ -160,32 +164,17 @@ class Scene:
     url: str
     client: httpx2.AsyncClient
     upstream: Toy | None = None
+    known: Replica | None = None
 
     @property
     def registry(self) -> Any:
         return self.app.state.gateway.registry
 
-    def announce(
-        self,
-        url: str,
-        *,
-        service: str = "svc",
-        name: str = "r1",
-        models: tuple[str, ...] = ("pranet",),
-        routes: tuple[str, ...] = ("/v1/echo", "/v1/stream", "/v1/slow", "/v1/sessions", "/v1/long"),
-        effectful: tuple[str, ...] = ("/v1/sessions",),
-        endless: tuple[str, ...] = (),
-        affine: tuple[str, ...] = (),
-        version: str = "",
-        ready: bool = True,
-        grpc: str | None = None,
-    ) -> Replica:
+    def announce(self, url: str, *, service: str = "svc", name: str = "r1", **facts: Any) -> Replica:
         """Make a replica known as if Redis held its record and never let it go."""
-        registry = self.registry
-        record = ReplicaRecord(
-            id=name, service=service, http=url, grpc=grpc, pid=1, ready=ready, models=models, routes=routes,
-            effectful=effectful, endless=endless, affine=affine, version=version, seen=time.time(),
-        )  # fmt: skip
+        registry, known = self.registry, {"models": ("pranet",), "effectful": ("/v1/sessions",), "routes": ROUTES}
+        where = {"id": name, "service": service, "http": url, "pid": 1, "ready": True, "seen": time.time()}
+        record = ReplicaRecord(**{**where, **known, **facts})
         state = registry._services.setdefault(service, ServiceState())
         replica = Replica(record, changed=time.monotonic() + 3600)
         state.replicas[name] = replica
@@ -196,6 +185,12 @@ class Scene:
 @pytest.fixture
 def gateway_settings(tmp_path):
     return Settings(data_dir=tmp_path, http_port=0, grpc_port=0, shutdown_grace_s=1)
+
+
+@pytest.fixture
+def ring(tmp_path):
+    """The keys of the gateway of this test."""
+    return KeyRing(tmp_path / "keys.json")
 
 
 @pytest.fixture
@@ -222,14 +217,9 @@ async def toy():
         async def start(**fields: Any) -> Toy:
             made = Toy(**fields)
             config = uvicorn.Config(
-                made.app(),
-                port=0,
-                log_config=None,
-                lifespan="off",
-                ws="none",
-                access_log=False,
+                made.app(), port=0, log_config=None, lifespan="off", ws="none", access_log=False,
                 timeout_graceful_shutdown=1,
-            )
+            )  # fmt: skip
             made.url = await stack.enter_async_context(listening(uvicorn.Server(config)))
             return made
 
@@ -243,7 +233,7 @@ async def served(gateway, toy):
     async def start(queue: Any = None, fields: dict[str, Any] | None = None, **changed: Any) -> Scene:
         upstream, scene = await toy(**(fields or {})), await gateway(queue, **changed)
         scene.upstream = upstream
-        scene.announce(upstream.url)
+        scene.known = scene.announce(upstream.url)
         return scene
 
     return start
@@ -280,20 +270,27 @@ async def front(gateway):
         yield start
 
 
+@pytest.fixture
+async def fronted(front, replica):
+    """Starts a gateway with its gRPC front and the replica `one` behind it; the scene has that replica, too."""
+
+    async def start(**changed: Any) -> tuple[Any, grpc.aio.Channel]:
+        scene, channel = await front(**changed)
+        scene.replica, address, scene.server = await replica("one")
+        scene.known = scene.announce("http://127.0.0.1:1", name="one", grpc=address)
+        return scene, channel
+
+    return start
+
+
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory):
-    """A gateway in front of a stub service, for what a person or a client library sees."""
-    with running(tmp_path_factory.mktemp("gateway")) as made:
+def stage(request, tmp_path_factory):
+    """A gateway in front of a stub service (`SERVICE` of the module), for what a person or a client library sees."""
+    stub = getattr(request.module, "SERVICE", Stub)()
+    with running(tmp_path_factory.mktemp("gateway"), stub) as made:
         yield made
 
 
 @pytest.fixture
 def url(stage):
     return stage.url
-
-
-@pytest.fixture
-def see():
-    from playwright.sync_api import expect
-
-    return expect

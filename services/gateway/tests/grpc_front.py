@@ -1,16 +1,19 @@
 """A small gRPC replica and calls to the gateway's gRPC front, for tests."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+import pytest
 
 from services.gateway.grpc.server import SERVICE
 from shared.rpc import open_inference_pb2 as pb
 
 INFER = pb.ModelInferRequest(model_name="pranet", id="7", raw_input_contents=[b"\x00" * 1000]).SerializeToString()
+ANSWER = b"one|" + INFER
+"""What the replica `one` answers."""
 
 
 @dataclass
@@ -61,3 +64,21 @@ class Replica(grpc.GenericRpcHandler):
 async def call(channel: Any, method: str, message: bytes = b"", **options: Any) -> bytes:
     answer: bytes = await channel.unary_unary(f"/{SERVICE}/{method}")(message, **options)
     return answer
+
+
+def open_stream(channel: Any, key: str | None = None, timeout: float = 60) -> Any:
+    metadata = () if key is None else (("x-api-key", key),)
+    return channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(metadata=metadata, timeout=timeout)
+
+
+async def exchange(stream: Any, message: bytes = INFER) -> bytes:
+    await stream.write(message)
+    answer: bytes = await stream.read()
+    return answer
+
+
+async def refused(asking: Awaitable[Any], match: str | None = None) -> grpc.aio.AioRpcError:
+    """The error that a call ends with."""
+    with pytest.raises(grpc.aio.AioRpcError, match=match) as failed:
+        await asking
+    return failed.value

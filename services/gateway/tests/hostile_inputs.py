@@ -12,6 +12,8 @@ from shared.rpc import open_inference_pb2 as pb
 MANY = 20_000_000
 """Bytes of a large input."""
 
+JSON, FORM = {"content-type": "application/json"}, {"content-type": "multipart/form-data; boundary=x"}
+BY_NAME = "/v1/models-by-name"
 _BOUNDARY = b"--x\r\n"
 
 
@@ -36,51 +38,27 @@ def make_grpc_inputs() -> dict[str, tuple[str, list[bytes]]]:
 
 def make_http_inputs() -> dict[str, tuple[str, dict[str, str], bytes]]:
     return {
-        "deep brackets": ("/v1/models-by-name", {"content-type": "application/json"}, b"[" * MANY),
-        "many brackets": ("/v1/models-by-name", {"content-type": "application/json"}, b'{"a":' + b"[]," * (MANY // 3)),
-        "many small fields": (
-            "/v1/models-by-name",
-            {"content-type": "application/json"},
-            b"{" + b'"a":1,' * (MANY // 6) + b'"b":1}',
-        ),
-        "name at the end": (
-            "/v1/models-by-name",
-            {"content-type": "application/json"},
-            b'{"image":"' + b"A" * MANY + b'","model":"nobody"}',
-        ),
-        "a name of megabytes": (
-            "/v1/models-by-name",
-            {"content-type": "application/json"},
-            b'{"model":"' + b"x" * MANY + b'"}',
-        ),
-        "form of beginnings": (
-            "/v1/models-by-name",
-            {"content-type": "multipart/form-data; boundary=x"},
-            _BOUNDARY + b'name="model"\r\n' * (MANY // 14),
-        ),
-        "deep jobs": ("/v1/jobs", {"content-type": "application/json"}, json.dumps({"a": "b" * MANY}).encode()),
-        "brackets for a tool": ("/v1/mcp", {"content-type": "application/json"}, b"[" + b"[]," * (MANY // 3) + b"[]]"),
-        "numbers for a tool": ("/v1/mcp", {"content-type": "application/json"}, b"[" + b"1," * (MANY // 2) + b"1]"),
-        "objects for the index": (
-            "/v2/repository/index",
-            {"content-type": "application/json"},
-            b"[" + b"{}," * (MANY // 3) + b"{}]",
-        ),
-        "escapes for a tool": ("/v1/mcp", {"content-type": "application/json"}, b'"' + b"\\u00e9" * (MANY // 6) + b'"'),
+        "deep brackets": (BY_NAME, JSON, b"[" * MANY),
+        "many brackets": (BY_NAME, JSON, b'{"a":' + b"[]," * (MANY // 3)),
+        "many small fields": (BY_NAME, JSON, b"{" + b'"a":1,' * (MANY // 6) + b'"b":1}'),
+        "name at the end": (BY_NAME, JSON, b'{"image":"' + b"A" * MANY + b'","model":"nobody"}'),
+        "a name of megabytes": (BY_NAME, JSON, b'{"model":"' + b"x" * MANY + b'"}'),
+        "form of beginnings": (BY_NAME, FORM, _BOUNDARY + b'name="model"\r\n' * (MANY // 14)),
+        "deep jobs": ("/v1/jobs", JSON, json.dumps({"a": "b" * MANY}).encode()),
+        "brackets for a tool": ("/v1/mcp", JSON, b"[" + b"[]," * (MANY // 3) + b"[]]"),
+        "numbers for a tool": ("/v1/mcp", JSON, b"[" + b"1," * (MANY // 2) + b"1]"),
+        "objects for the index": ("/v2/repository/index", JSON, b"[" + b"{}," * (MANY // 3) + b"{}]"),
+        "escapes for a tool": ("/v1/mcp", JSON, b'"' + b"\\u00e9" * (MANY // 6) + b'"'),
         "a form of line ends": (
             "/v1/files",
-            {"content-type": "multipart/form-data; boundary=x"},
+            FORM,
             _BOUNDARY + b'content-disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"\r\n-" * (MANY // 3),
         ),
-        "a form of headers": (
-            "/v1/files",
-            {"content-type": "multipart/form-data; boundary=x"},
-            _BOUNDARY + b"a: b\r\n" * (MANY // 6),
-        ),
+        "a form of headers": ("/v1/files", FORM, _BOUNDARY + b"a: b\r\n" * (MANY // 6)),
         "zeros that were inflated": (
             "/v1/mcp",
-            {"content-type": "application/json", "content-encoding": "gzip"},
+            {**JSON, "content-encoding": "gzip"},
             gzip.compress(b" " * (3 * MANY), 1),
         ),
-        "bad utf-8": ("/v1/models-by-name", {"content-type": "application/json"}, b'{"\xff":"' + b"\xfe" * MANY),
+        "bad utf-8": (BY_NAME, JSON, b'{"\xff":"' + b"\xfe" * MANY),
     }

@@ -69,13 +69,8 @@ CARDS = {
     for entry in (
         card("parrot", "chat", ChatRequest, notes=["Repeats its input."], details={"methods": True}),
         card(
-            "disc",
-            "segment",
-            SegmentIn,
-            metrics=[DICE],
-            media_types=["application/json", "image/png"],
-            variants=["as-released", "as-described"],
-            variant="as-released",
+            "disc", "segment", SegmentIn, metrics=[DICE], media_types=["application/json", "image/png"],
+            variants=["as-released", "as-described"], variant="as-released",
             notes=["Not a medical device.", "Draws discs."],
             inputs=[{"name": "image", "datatype": "FP32", "shape": [-1, 3, 352, 352]}],
             outputs=[{"name": "logits", "datatype": "FP32", "shape": [-1, 1, 352, 352]}],
@@ -84,7 +79,7 @@ CARDS = {
         card("patches/tiny", "classify", PatchIn),
         card("sink", "judge", SinkIn, service="stub"),
     )
-}
+}  # fmt: skip
 
 
 class Stub:
@@ -169,10 +164,7 @@ class Stub:
     async def classify(self, request: Request) -> Response:
         options, data = await self._read(request)
         _opened(data)
-        top = [
-            {"class_name": name, "class_id": place, "probability": 0.6 / (place + 1)}
-            for place, name in enumerate("abc")
-        ]
+        top = [{"class_name": name, "class_id": at, "probability": 0.6 / (at + 1)} for at, name in enumerate("abc")]
         return JSONResponse({"model": "patches/tiny", "top_k": top[: int(options.get("top_k", 3))], "options": options})
 
     async def judge(self, request: Request) -> Response:
@@ -207,11 +199,8 @@ class Stub:
         await asyncio.sleep(self.wait_s)
         for place, word in enumerate(words):
             delta = {"role": "assistant"} if place == 0 else {}
-            choice = {
-                "index": 0,
-                "delta": {**delta, "content": word if place == 0 else f" {word}"},
-                "finish_reason": None,
-            }
+            delta["content"] = word if place == 0 else f" {word}"
+            choice = {"index": 0, "delta": delta, "finish_reason": None}
             yield _event(_completion("chat.completion.chunk", choices=[choice]))
             await asyncio.sleep(self.token_s)
             if word == "break":
@@ -222,6 +211,13 @@ class Stub:
         if (body.get("stream_options") or {}).get("include_usage"):
             yield _event(_completion("chat.completion.chunk", choices=[], usage=usage))
         yield "data: [DONE]\n\n"
+
+    async def note_form(self, request: Request) -> dict[str, str]:
+        """Note the options of a form, and return them."""
+        async with request.form() as form:
+            asked = {name: value for name, value in form.items() if isinstance(value, str)}
+        self.seen.append(asked)
+        return asked
 
     async def _read(self, request: Request) -> tuple[dict[str, Any], bytes]:
         """Options and picture of a request in any form, as services read them."""
@@ -304,18 +300,9 @@ def segmented(asked: SegmentIn, model: str = "disc") -> SegmentOut:
         "contours": [{"points": [(1, 1), (9, 1), (9, 9)], "hole": False}],
     }
     return SegmentOut(
-        model=model,
-        version="1",
-        engine="onnx",
-        width=width,
-        height=height,
-        empty=area == 0,
-        area=area,
-        area_percent=100 * area / inside.size,
-        max_probability=float(probability.max()),
-        mean_probability=float(probability[inside].mean()) if area else 0.0,
-        components=_components(area),
-        component_count=int(area > 0),
-        times=Times(infer=3.5),
+        model=model, version="1", engine="onnx", width=width, height=height, empty=area == 0, area=area,
+        area_percent=100 * area / inside.size, max_probability=float(probability.max()),
+        mean_probability=float(probability[inside].mean()) if area else 0.0, components=_components(area),
+        component_count=int(area > 0), times=Times(infer=3.5),
         **{form: value for form, value in forms.items() if form in asked.include},
-    )
+    )  # fmt: skip

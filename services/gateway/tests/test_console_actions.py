@@ -2,13 +2,11 @@
 
 import base64
 
-import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from fovea.api.actions import ActionsIn
 from services.gateway.tests.browsing import MARKS
-from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import Stub, card, photograph
 
 pytestmark = MARKS
@@ -38,17 +36,17 @@ class Acting(Stub):
         return JSONResponse({"model": asked["model"], "proposals": [{"start": 1.0, "end": 2.5, "top": top}]})
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("acting"), Acting()) as made:
-        yield made
+SERVICE = Acting
 
 
-def test_the_example_runs_on_the_model_that_was_chosen(page, stage, see):
+def test_the_example_runs_on_the_model_that_was_chosen_and_its_answer_is_drawn(page, stage, see):
     page.goto("/console/run/actions?model=second")
     page.get_by_role("button", name="Use the example").click()
     page.get_by_role("button", name="Run", exact=True).click()
     see(page.locator("fovea-result tbody tr")).to_have_count(1)
+    see(page.get_by_role("img", name="the answer as a picture")).to_be_visible()
+    see(page.locator("fovea-result td").last).to_have_text("run 0.5000 · jump 0.2500")
+    assert [each["accept"] for each in stage.stub.seen[-2:]] == ["*/*", "image/png"]
     sent = stage.stub.seen[-1]
     assert (sent["model"], sent["features"], sent["duration"]) == ("second", [[0.5, 1.0]], 8)
     assert "fps" not in sent
@@ -60,12 +58,3 @@ def test_a_file_of_numbers_is_sent_as_bytes(page, stage, see):
     page.get_by_role("button", name="Run", exact=True).click()
     see(page.locator("fovea-result tbody tr")).to_have_count(1)
     assert base64.b64decode(stage.stub.seen[-1]["features"]) == MATRIX
-
-
-def test_the_answer_is_drawn_above_its_figures(page, stage, see):
-    page.goto("/console/run/actions")
-    page.get_by_role("button", name="Use the example").click()
-    page.get_by_role("button", name="Run", exact=True).click()
-    see(page.get_by_role("img", name="the answer as a picture")).to_be_visible()
-    assert [each["accept"] for each in stage.stub.seen[-2:]] == ["*/*", "image/png"]
-    see(page.locator("fovea-result td").last).to_have_text("run 0.5000 · jump 0.2500")

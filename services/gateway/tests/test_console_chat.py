@@ -7,36 +7,46 @@ from services.gateway.tests.browsing import MARKS
 pytestmark = MARKS
 
 
+def ask(page, text):
+    page.locator("#message").fill(text)
+    page.keyboard.press("Enter")
+
+
 def test_an_answer_is_written_as_it_comes_with_its_usage(page, stage, see):
     stage.stub.token_s = 0.15
     page.goto("/console/chat")
-    page.locator("#message").fill("one two three four")
-    page.keyboard.press("Enter")
+    ask(page, "one two three four")
     answer = page.locator(".turn").nth(1).locator(".turn-text")
     see(answer).to_contain_text("You said:")
     assert "four" not in answer.inner_text()
     see(page.get_by_role("button", name="Stop")).to_be_visible()
     see(answer).to_have_text("You said: one two three four")
-    see(page.locator("[data-part=usage]")).to_have_text(
-        re.compile(r"7 tokens in · 6 out · [\d.]+ tokens/s · first after")
-    )
+    usage = re.compile(r"7 tokens in · 6 out · [\d.]+ tokens/s · first after")
+    see(page.locator("[data-part=usage]")).to_have_text(usage)
     see(page.locator("#message")).to_be_focused()
     stage.stub.token_s = 0.01
 
 
-def test_stopping_keeps_what_was_written(page, stage, see):
+def test_stopping_keeps_what_was_written_and_nothing_is_sent_twice(page, stage, see):
     stage.stub.token_s = 0.2
     page.goto("/console/chat")
-    page.locator("#message").fill("a b c d e f g h")
-    page.keyboard.press("Enter")
+    ask(page, "a b c d e f g h")
     see(page.locator(".turn").nth(1)).to_contain_text("You said:")
     page.get_by_role("button", name="Stop").click()
     see(page.locator(".turn-cut")).to_have_count(1)
     stage.stub.token_s = 0.01
-    page.locator("#message").fill("next")
-    page.keyboard.press("Enter")
+    ask(page, "next")
     see(page.locator(".turn").nth(3)).to_contain_text("You said: next")
     assert [turn["role"] for turn in stage.stub.seen[-1]["messages"]] == ["user", "assistant", "user"]
+    asked = len(stage.stub.seen)
+    page.locator("#message").press_sequentially("a")
+    page.keyboard.press("Shift+Enter")
+    page.locator("#message").press_sequentially("b")
+    assert page.locator("#message").input_value() == "a\nb"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    see(page.locator(".turn").nth(5)).to_contain_text("You said: a\nb")
+    assert len(stage.stub.seen) == asked + 1
 
 
 def test_sampling_options_and_the_system_prompt_reach_the_model(page, stage, see):
@@ -74,8 +84,7 @@ def test_an_attention_methods_knobs_are_a_form_made_of_its_schema(page, stage, s
 def test_a_refused_question_is_given_back_with_the_reason(page, stage, see, complaints):
     page.goto("/console/chat")
     page.locator("#option-temperature").evaluate("slider => { slider.max = 9; slider.value = 9; }")
-    page.locator("#message").fill("precious words")
-    page.keyboard.press("Enter")
+    ask(page, "precious words")
     see(page.get_by_role("alert")).to_contain_text("temperature: must be at most 2.")
     see(page.locator("#message")).to_have_value("precious words")
     see(page.locator(".turn")).to_have_count(0)
@@ -86,8 +95,7 @@ def test_a_refused_question_is_given_back_with_the_reason(page, stage, see, comp
 def test_a_conversation_can_run_as_a_job_and_be_cleared(page, see):
     page.goto("/console/chat")
     page.locator("#as-job").check()
-    page.locator("#message").fill("patiently")
-    page.keyboard.press("Enter")
+    ask(page, "patiently")
     see(page.locator(".turn").nth(1)).to_contain_text("You said: patiently")
     see(page.locator("[data-part=usage]")).to_contain_text("3 out")
     page.get_by_role("button", name="New conversation").click()
@@ -97,8 +105,7 @@ def test_a_conversation_can_run_as_a_job_and_be_cleared(page, see):
 
 def test_an_answer_that_breaks_off_keeps_its_text_and_can_go_on(page, stage, see):
     page.goto("/console/chat")
-    page.locator("#message").fill("please break now")
-    page.keyboard.press("Enter")
+    ask(page, "please break now")
     alert = page.get_by_role("alert")
     see(alert).to_contain_text("The answer broke off")
     see(alert).to_contain_text("The replica was lost.")
@@ -112,30 +119,9 @@ def test_an_answer_that_breaks_off_keeps_its_text_and_can_go_on(page, stage, see
     see(alert).to_be_hidden()
 
 
-def test_shift_and_enter_write_a_new_line_and_nothing_is_sent_twice(page, stage, see):
-    asked = len(stage.stub.seen)
-    page.goto("/console/chat")
-    page.locator("#message").press_sequentially("a")
-    page.keyboard.press("Shift+Enter")
-    page.locator("#message").press_sequentially("b")
-    assert page.locator("#message").input_value() == "a\nb"
-    page.keyboard.press("Enter")
-    page.keyboard.press("Enter")
-    see(page.locator(".turn").nth(1)).to_contain_text("You said: a\nb")
-    assert len(stage.stub.seen) == asked + 1
-
-
-def test_what_a_model_says_is_text_and_never_markup(page, see):
-    page.goto("/console/chat")
-    page.locator("#message").fill("<img src=x onerror=alert(1)>")
-    page.keyboard.press("Enter")
-    see(page.locator(".turn").nth(1)).to_contain_text("<img src=x")
-    assert page.locator(".turn img").count() == 0
-
-
 MARKDOWN = """# Title
 
-Some **bold** and `code`, [a link](https://example.org/x), [a trap](javascript:alert(1)), ![spy](https://example.org/spy.png)
+<img src=x onerror=alert(1)> Some **bold** and `code`, [a link](https://example.org/x), [a trap](javascript:alert(1)), ![spy](https://example.org/spy.png)
 
 | a | b |
 |---|---|
@@ -152,17 +138,14 @@ The area is $\\pi r^2$ and costs $5 or $6.
 def test_markdown_code_and_formulas_are_rendered_and_nothing_in_them_runs(page, see):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.goto("/console/chat")
-    page.locator("#message").fill(MARKDOWN)
-    page.keyboard.press("Enter")
+    ask(page, MARKDOWN)
     answer = page.locator(".turn").nth(1)
     see(answer.locator("td").first).to_have_text("1")
     see(answer.locator("strong")).to_have_text("bold")
     see(answer.get_by_role("link", name="a link")).to_have_attribute("rel", "noopener noreferrer")
-    assert not [
-        href
-        for href in answer.locator("a").evaluate_all("links => links.map(link => link.href)")
-        if "javascript" in href
-    ]
+    places = answer.locator("a").evaluate_all("links => links.map(link => link.href)")
+    assert not [place for place in places if "javascript" in place]
+    see(answer).to_contain_text("<img src=x")
     assert answer.locator("img").count() == 0
     see(answer.locator("math msup")).to_have_count(1)
     see(answer).to_contain_text("costs $5 or $6")
@@ -174,8 +157,7 @@ def test_markdown_code_and_formulas_are_rendered_and_nothing_in_them_runs(page, 
 
 def test_another_answer_and_an_edited_question_are_branches_that_stay(page, stage, see):
     page.goto("/console/chat")
-    page.locator("#message").fill("first")
-    page.keyboard.press("Enter")
+    ask(page, "first")
     answer = page.locator(".turn").nth(1)
     see(answer).to_contain_text("You said: first")
     answer.get_by_role("button", name="Another answer").click()
@@ -184,8 +166,7 @@ def test_another_answer_and_an_edited_question_are_branches_that_stay(page, stag
     see(page.locator("#message")).to_be_focused()
     page.keyboard.press("ArrowUp")
     see(page.locator("#message")).to_have_value("first")
-    page.locator("#message").fill("second")
-    page.keyboard.press("Enter")
+    ask(page, "second")
     see(answer).to_contain_text("You said: second")
     question = page.locator(".turn").nth(0)
     see(question.locator("[data-part=branch]")).to_have_text("2 of 2")
@@ -195,8 +176,7 @@ def test_another_answer_and_an_edited_question_are_branches_that_stay(page, stag
 
 def test_conversations_are_found_again_after_a_reload_and_by_a_search(page, see):
     page.goto("/console/chat")
-    page.locator("#message").fill("retina and fovea")
-    page.keyboard.press("Enter")
+    ask(page, "retina and fovea")
     see(page.locator(".turn").nth(1)).to_contain_text("You said: retina")
     page.wait_for_url(re.compile("chat="))
     page.reload()
@@ -218,24 +198,20 @@ def test_two_methods_answer_beside_each_other_with_one_seed_and_their_memory(pag
     page.goto("/console/chat")
     page.get_by_text("Compare two answers").click()
     page.get_by_label("Second attention method").select_option("nearby")
-    page.locator("#message").fill("both")
-    page.keyboard.press("Enter")
+    ask(page, "both")
     see(page.locator(".turn-pair .turn")).to_have_count(2)
     see(page.locator(".turn-pair .turn-text").nth(1)).to_have_text("You said: both")
     one, other = stage.stub.seen[-2:]
     assert one["seed"] == other["seed"]
-    assert [body.get("longctx") for body in sorted((one, other), key=lambda body: "longctx" in body)] == [
-        None,
-        {"method": "nearby"},
-    ]
+    methods = [body.get("longctx") for body in sorted((one, other), key=lambda body: "longctx" in body)]
+    assert methods == [None, {"method": "nearby"}]
     see(page.locator(".turn-pair .turn-cost").nth(1)).to_contain_text("nearby: 1.0 MiB of 4.0 MiB KV cache (25 %)")
 
 
 def test_the_wait_for_the_first_token_is_counted_and_escape_ends_it(page, stage, see):
     stage.stub.wait_s = 20
     page.goto("/console/chat")
-    page.locator("#message").fill("patience")
-    page.keyboard.press("Enter")
+    ask(page, "patience")
     see(page.locator("[data-part=wait]").last).to_contain_text("Waiting for the first token, 2 s")
     page.locator("#message").focus()
     page.keyboard.press("Escape")

@@ -6,13 +6,10 @@ from starlette.responses import JSONResponse, Response
 
 from fovea.api.classes import Candidate, Classified, ClassifyIn, ClassifyOut
 from fovea.api.timings import Times
-from services.gateway.tests.browsing import MARKS, check_page, figure, kept
-from services.gateway.tests.stage import running
-from services.gateway.tests.stub_service import Stub, card, photograph
+from services.gateway.tests.browsing import MARKS, check_page, figure, kept, open_with_picture
+from services.gateway.tests.stub_service import Stub, card
 
 pytestmark = MARKS
-
-PICTURE = {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photograph()}
 
 
 class Classifying(Stub):
@@ -23,9 +20,7 @@ class Classifying(Stub):
         self.cards = {name: card(name, "classify", ClassifyIn) for name in ("first", "second")}
 
     async def classify(self, request: Request) -> Response:
-        async with request.form() as form:
-            asked = {name: value for name, value in form.items() if isinstance(value, str)}
-        self.seen.append(asked)
+        asked = await self.note_form(request)
         names = ["boot", "dress", "hat", "shoe"]
         sure, turn = (0.8, 0) if asked["model"] == "first" else (0.6, 3)
         sides = 2 if "tile" in asked else 1
@@ -46,17 +41,12 @@ class Classifying(Stub):
         return JSONResponse(answer.model_dump(mode="json"))
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("classifying"), Classifying()) as made:
-        yield made
+SERVICE = Classifying
 
 
 @pytest.fixture
 def classified(page):
-    page.goto("/console/classify?model=first")
-    page.locator("[data-part=file]").set_input_files(PICTURE)
-    page.locator("[data-part=result]").wait_for()
+    open_with_picture(page, "classify?model=first")
     return page
 
 

@@ -11,7 +11,6 @@ from starlette.responses import JSONResponse, Response
 from fovea.api.boxes import DetectIn, Detection, DetectOut
 from fovea.api.timings import Times
 from services.gateway.tests.browsing import MARKS, check_page, drawn, figure, kept
-from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import Stub, card
 
 pytestmark = MARKS
@@ -45,9 +44,7 @@ class Detecting(Stub):
 
     async def detect(self, request: Request) -> Response:
         """The boxes that score more than was asked for, or a file that names its form."""
-        async with request.form() as form:
-            asked = {name: value for name, value in form.items() if isinstance(value, str)}
-        self.seen.append(asked)
+        asked = await self.note_form(request)
         if (accept := request.headers["accept"]) in FORMS[1:]:
             return Response(f"a file of {accept}".encode(), media_type=accept)
         found = [
@@ -62,17 +59,16 @@ class Detecting(Stub):
         return JSONResponse(answer.model_dump(mode="json"))
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("detecting"), Detecting()) as made:
-        yield made
+SERVICE = Detecting
 
 
+@pytest.fixture
 def detected(page):
-    page.goto("/console/detect")
+    page.goto("/console/detect?model=road")
     page.get_by_role("button", name="Use the model’s example").click()
     page.locator("[data-part=result]").wait_for()
     page.locator("[data-part=classes] tr").first.wait_for()
+    return page
 
 
 def rows(page) -> list[str]:
@@ -94,80 +90,58 @@ def strokes(page) -> int:
     return page.locator("[data-part=canvas]").evaluate(script)
 
 
-def test_the_boxes_above_the_confidence_are_drawn_and_counted_by_class(page):
-    detected(page)
-    assert figure(page, "found") == "2"
-    assert rows(page) == ["crack 2 0.75 12.5"]
-    assert strokes(page) > 0
-    assert page.locator("[data-part=canvas]").get_attribute("aria-label") == "example with 2 boxes: 2 crack"
-
-
-def test_confidence_moves_on_the_client_until_it_falls_below_what_was_asked(page, stage, see):
-    detected(page)
+def test_confidence_moves_on_the_client_until_it_falls_below_what_was_asked(detected, stage, see):
+    found, confidence = detected.locator("[data-part=found]"), detected.locator("#live-confidence")
+    assert (figure(detected, "found"), rows(detected)) == ("2", ["crack 2 0.75 12.5"])
+    assert strokes(detected) > 0
+    label = detected.locator("[data-part=canvas]").get_attribute("aria-label")
+    assert label == "example with 2 boxes: 2 crack"
     asked = len(stage.stub.seen)
-    page.locator("#live-confidence").fill("0.15")
-    see(page.locator("[data-part=found]")).to_have_text("3")
-    assert rows(page) == ["crack 2 0.75 12.5", "hole 1 0.20 12.5"]
-    page.locator("#live-confidence").fill("0.95")
-    see(page.locator("[data-part=verdict]")).to_contain_text("No objects above 0.95. Highest score: 0.90")
+    confidence.fill("0.15")
+    see(found).to_have_text("3")
+    assert rows(detected) == ["crack 2 0.75 12.5", "hole 1 0.20 12.5"]
+    confidence.fill("0.95")
+    see(detected.locator("[data-part=verdict]")).to_contain_text("No objects above 0.95. Highest score: 0.90")
     assert len(stage.stub.seen) == asked
-    with page.expect_response("**/v1/detect"):
-        page.locator("#live-confidence").fill("0.01")
-    see(page.locator("[data-part=found]")).to_have_text("3")
+    with detected.expect_response("**/v1/detect"):
+        confidence.fill("0.01")
+    see(found).to_have_text("3")
     assert [each["confidence"] for each in stage.stub.seen[asked:]] == ["0.01"]
+    with detected.expect_response("**/v1/detect"):  # as does another overlap
+        detected.locator("#live-iou").fill("0.7")
+    see(detected.locator("[data-part=stop]")).to_be_hidden()
+    assert [each["iou"] for each in stage.stub.seen[asked + 1 :]] == ["0.7"]
 
 
-def test_another_overlap_asks_the_model_again(page, stage, see):
-    detected(page)
-    asked = len(stage.stub.seen)
-    with page.expect_response("**/v1/detect"):
-        page.locator("#live-iou").fill("0.7")
-    see(page.locator("[data-part=stop]")).to_be_hidden()
-    assert [each["iou"] for each in stage.stub.seen[asked:]] == ["0.7"]
-
-
-def test_a_hidden_class_is_neither_drawn_nor_kept(page, stage, see):
-    detected(page)
-    page.locator("#live-confidence").fill("0.1")
-    see(page.locator("[data-part=found]")).to_have_text("3")
-    before = strokes(page)
-    page.get_by_role("checkbox", name="hole").uncheck()
-    see(page.locator("[data-part=found]")).to_have_text("2 of 3")
-    assert strokes(page) < before
-    assert kept(page, "CSV", "example.csv") == b"a file of text/csv"
-    sent = stage.stub.seen[-1]
-    assert (sent["confidence"], sent["classes"]) == ("0.1", '["crack"]')
-
-
-def test_files_come_from_the_service_with_what_is_shown(page, stage):
-    detected(page)
-    page.locator("#live-names").uncheck()
-    assert kept(page, "Picture", "example.boxes.png") == b"a file of image/png"
+def test_files_come_from_the_service_with_what_is_shown_and_without_a_hidden_class(detected, stage, see):
+    detected.locator("#live-names").uncheck()
+    assert kept(detected, "Picture", "example.boxes.png") == b"a file of image/png"
     assert (stage.stub.seen[-1]["confidence"], stage.stub.seen[-1]["labels"]) == ("0.25", "false")
-    assert kept(page, "COCO", "example.coco.json") == b"a file of application/vnd.coco+json"
-    assert page.get_by_role("button", name="Crops").count() == 0  # this model has no such form
+    assert kept(detected, "COCO", "example.coco.json") == b"a file of application/vnd.coco+json"
+    assert detected.get_by_role("button", name="Crops").count() == 0  # this model has no such form
+    detected.locator("#live-confidence").fill("0.1")
+    see(detected.locator("[data-part=found]")).to_have_text("3")
+    before = strokes(detected)
+    detected.get_by_role("checkbox", name="hole").uncheck()
+    see(detected.locator("[data-part=found]")).to_have_text("2 of 3")
+    assert strokes(detected) < before
+    assert kept(detected, "CSV", "example.csv") == b"a file of text/csv"
+    assert (stage.stub.seen[-1]["confidence"], stage.stub.seen[-1]["classes"]) == ("0.1", '["crack"]')
 
 
-def test_the_other_tasks_of_the_service_are_one_click_away(page, see):
-    page.goto("/console/detect")
-    tasks = page.get_by_role("navigation", name="Tasks of this service")
-    assert tasks.get_by_role("link").all_inner_texts() == ["Detect", "Classify"]
-    tasks.get_by_role("link", name="Classify").click()
-    see(page.get_by_role("heading", name="Classify")).to_be_visible()
-    see(tasks.get_by_role("link", name="Classify")).to_have_attribute("aria-current", "page")
-
-
-def test_models_are_compared_box_by_box(page, see):
-    page.goto("/console/detect?model=road")
-    page.get_by_role("button", name="Use the model’s example").click()
-    page.locator("[data-part=result]").wait_for()
-    page.locator("#live-confidence").fill("0.1")
-    page.get_by_role("button", name="Compare models").click()
-    part = page.get_by_role("region", name="Models side by side")
+def test_models_are_compared_box_by_box_and_the_other_tasks_are_one_click_away(detected, see):
+    detected.locator("#live-confidence").fill("0.1")
+    detected.get_by_role("button", name="Compare models").click()
+    part = detected.get_by_role("region", name="Models side by side")
     part.get_by_role("button", name="Compare").click()
     see(part.locator("[data-part=agreement]")).to_have_text("The 2 models name the same class in 2 of 3 findings.")
     rows = part.locator("tbody tr").all_inner_texts()
     assert [row.split("\t")[1:] for row in rows] == [
         ["crack 0.90", "crack 0.90"], ["crack 0.60", "crack 0.60"], ["hole 0.20", "–"],
     ]  # fmt: skip
-    check_page(page)
+    check_page(detected)
+    tasks = detected.get_by_role("navigation", name="Tasks of this service")
+    assert tasks.get_by_role("link").all_inner_texts() == ["Detect", "Classify"]
+    tasks.get_by_role("link", name="Classify").click()
+    see(detected.get_by_role("heading", name="Classify")).to_be_visible()
+    see(tasks.get_by_role("link", name="Classify")).to_have_attribute("aria-current", "page")

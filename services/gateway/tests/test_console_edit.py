@@ -11,14 +11,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.gateway.tests.browsing import MARKS, check_page, drag, drawn, figure, kept
-from services.gateway.tests.stage import running
-from services.gateway.tests.stub_service import Stub, photograph
+from services.gateway.tests.browsing import (
+    MARKS,
+    PICTURE,
+    check_page,
+    choose,
+    drag,
+    drawn,
+    figure,
+    kept,
+    open_with_picture,
+)
+from services.gateway.tests.stub_service import Stub
 from services.gateway.tests.test_console_detect import FORMS, Detecting
 
 pytestmark = MARKS
-
-NAME = {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photograph()}
 
 
 class Marking(Detecting):
@@ -33,15 +40,11 @@ class Marking(Detecting):
         self.cards["disc"] = Stub().cards["disc"]
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("editing"), Marking()) as made:
-        yield made
+SERVICE = Marking
 
 
 @pytest.fixture
 def boxes(page):
-    """The detect page while its boxes are corrected."""
     page.goto("/console/detect?model=road")
     page.get_by_role("button", name="Use the model’s example").click()
     page.locator("[data-part=classes] tr").first.wait_for()
@@ -52,9 +55,7 @@ def boxes(page):
 
 @pytest.fixture
 def mask(page):
-    page.goto("/console/segment")
-    page.locator("[data-part=file]").set_input_files(NAME)
-    page.locator("[data-part=result]").wait_for()
+    open_with_picture(page)
     page.get_by_role("button", name="Correct", exact=True).click()
     return page
 
@@ -78,11 +79,8 @@ def test_boxes_are_drawn_moved_resized_renamed_and_deleted_with_the_pointer(boxe
     see(boxes.locator("[data-part=found]")).to_have_text("3")
     see(boxes.locator("[data-part=edit-note]")).to_contain_text("crack: ")
     rows = table(boxes, "example")
-    assert [(row["label"], row["by_hand"]) for row in rows] == [
-        ("crack", "changed"),
-        ("crack", "changed"),
-        ("patch", "added"),
-    ]
+    told = [f"{row['label']} {row['by_hand']}" for row in rows]
+    assert told == ["crack changed", "crack changed", "patch added"]
     first = [float(rows[0][name]) for name in ("x1", "y1", "x2", "y2")]
     assert first == pytest.approx([30, 25, 130, 65], abs=2)
     added = [float(rows[2][name]) for name in ("x1", "y1", "x2", "y2")]
@@ -135,16 +133,11 @@ def test_every_export_has_the_corrected_boxes_without_the_rejected(boxes, stage,
     see(boxes.locator(".finding").nth(1)).to_have_attribute("data-state", "rejected")
     coco = json.loads(kept(boxes, "COCO", "example.coco.json"))
     assert [one["name"] for one in coco["categories"]] == ["crack", "patch"]
-    assert [(one["category_id"], one.get("attributes")) for one in coco["annotations"]] == [
-        (0, None),
-        (1, {"by_hand": "added"}),
-    ]
+    told = [(one["category_id"], one.get("attributes")) for one in coco["annotations"]]
+    assert told == [(0, None), (1, {"by_hand": "added"})]
     assert [line.split()[0] for line in kept(boxes, "YOLO", "example.txt").decode().splitlines()] == ["0", "1"]
-    assert [row["verdict"] for row in csv.DictReader(kept(boxes, "CSV", "example.csv").decode().splitlines())] == [
-        "",
-        "rejected",
-        "",
-    ]
+    rows = csv.DictReader(kept(boxes, "CSV", "example.csv").decode().splitlines())
+    assert [row["verdict"] for row in rows] == ["", "rejected", ""]
     answer = json.loads(kept(boxes, "JSON", "example.json"))
     assert answer["counts"] == {"crack": 1, "patch": 1}
     assert [one.get("by_hand") for one in answer["detections"]] == [None, "added"]
@@ -184,7 +177,7 @@ def test_an_answer_that_should_not_be_believed_says_so_and_its_figures_fade(page
 
     page.goto(f"/console/{task}")
     page.route(f"**/v1/{task}", warn)
-    page.locator("[data-part=file]").set_input_files(NAME)
+    choose(page)
     see(page.locator("[data-part=verdict]")).to_have_text(words)
     see(page.locator("[data-part=figures]")).to_have_class("figures-row doubtful")
 
@@ -247,16 +240,14 @@ def test_corrected_masks_stay_with_their_picture_and_go_into_the_archive(mask, s
     drag(mask, (20, 20), (60, 20), 320, 240)
     see(mask.locator(".finding")).to_have_count(2)
     corrected = area(mask)
-    mask.locator("[data-part=file]").set_input_files({**NAME, "name": "b.jpg"})
+    choose(mask, {**PICTURE, "name": "b.jpg"})
     see(mask.get_by_role("option", name="b.jpg, done")).to_be_visible()
     see(mask.locator("[data-part=name]")).to_contain_text("b.jpg")
     assert area(mask) != corrected
     see(mask.get_by_role("button", name="Undo")).to_be_disabled()
     with zipfile.ZipFile(io.BytesIO(kept(mask, "All as ZIP, with YOLO labels", "results.zip"))) as archive:
-        sums = {
-            name: (np.asarray(Image.open(archive.open(f"masks/{name}.png")).convert("L")) > 0).sum() for name in "ab"
-        }
-        assert sums["a"] == corrected > sums["b"]
+        masks = [np.asarray(Image.open(archive.open(f"masks/{name}.png")).convert("L")) > 0 for name in "ab"]
+        assert masks[0].sum() == corrected > masks[1].sum()
         rows = list(csv.DictReader(archive.read("findings.csv").decode().splitlines()))
     assert "added" in {row["by_hand"] for row in rows if row["file"] == "a.jpg"}
     assert {row["by_hand"] for row in rows if row["file"] == "b.jpg"} == {""}

@@ -72,13 +72,10 @@ def test_each_type_has_its_control(name, kind):
     assert FOUND[name].kind == kind
 
 
-def test_no_option_is_lost_and_the_required_come_first():
+def test_no_option_is_lost_the_required_come_first_and_bounds_choices_defaults_and_descriptions_are_carried_over():
     assert FOUND.keys() == Everything.model_fields.keys()
     assert next(iter(FOUND)) == "picture"
     assert [field.name for field in FOUND.values() if field.required] == ["picture"]
-
-
-def test_bounds_choices_defaults_and_descriptions_are_carried_over():
     share, colour, forms = FOUND["share"], FOUND["colour"], FOUND["forms"]
     assert (share.low, share.high, share.step, share.default, share.is_slider) == (0, 1, 0.01, 0.25, True)
     assert share.help == "A part of `all`."
@@ -111,9 +108,8 @@ def test_types_are_told_in_words(name, words):
 
 
 def test_an_example_stands_for_the_defaults_and_a_page_may_keep_options_to_itself():
-    found = build_fields(
-        SegmentIn.model_json_schema(), without=frozenset({"image", "model"}), values={"threshold": 0.7}
-    )
+    schema = SegmentIn.model_json_schema()
+    found = build_fields(schema, without=frozenset({"image", "model"}), values={"threshold": 0.7})
     assert [field.name for field in found] == [
         "threshold", "normalise", "min_area", "min_peak", "keep_largest", "include",
     ]  # fmt: skip
@@ -123,43 +119,34 @@ def test_an_example_stands_for_the_defaults_and_a_page_may_keep_options_to_itsel
 @pytest.mark.parametrize(
     ("card", "option", "words"),
     [
-        (
-            {"schema": SegmentIn.model_json_schema(), "details": {"defaults": {"min_peak": 0.71}}},
-            "min_peak",
-            "Default: 0.71",
-        ),
-        ({"schema": SegmentIn.model_json_schema()}, "min_peak", "Not set"),
-        ({"schema": ChatRequest.model_json_schema(), "sampling": {"top_p": 0.9}}, "top_p", "Default: 0.9"),
-        ({"schema": ChatRequest.model_json_schema(), "task": "chat"}, "max_tokens", "Default: as many as fit"),
+        ({"details": {"defaults": {"min_peak": 0.71}}}, "min_peak", "Default: 0.71"),
+        ({}, "min_peak", "Not set"),
+        ({"task": "chat", "sampling": {"top_p": 0.9}}, "top_p", "Default: 0.9"),
+        ({"task": "chat"}, "max_tokens", "Default: as many as fit"),
     ],
 )
 def test_an_empty_option_shows_what_it_stands_for(card, option, words):
-    found = {field.name: field.placeholder for field in build_options(card, card.get("task", "segment"))}
+    schema = (ChatRequest if "task" in card else SegmentIn).model_json_schema()
+    options = build_options({"schema": schema, **card}, card.get("task", "segment"))
+    found = {field.name: field.placeholder for field in options}
     assert found[option] == words
 
 
-def test_of_two_numbers_the_one_with_both_sides_is_the_headline():
-    dice = {"name": "dice", "ours": 0.9, "paper": None, "data": "ours"}
-    iou = {"name": "iou", "ours": 0.8, "paper": 0.7, "data": "both"}
-    told = pick_headline([dice, iou])
-    assert (told.name, told.ours, told.paper) == ("iou", 0.8, 0.7)
-
-
-def test_a_number_of_the_papers_own_data_does_not_stand_beside_ours():
-    ours = {"name": "dice", "ours": 0.9, "paper": None, "data": "frames of ours"}
-    theirs = {"name": "dice.kvasir", "ours": None, "paper": 0.898, "data": "Kvasir"}
-    told = pick_headline([ours, theirs])
-    assert (told.name, told.ours, told.paper, told.data) == ("dice", 0.9, None, "frames of ours")
-
-
-def test_no_number_of_a_paper_stands_beside_a_synthetic_one():
-    told = pick_headline([{"name": "map", "ours": 0.57, "paper": 0.95, "data": "400 synthetic slides"}])
-    assert (told.ours, told.paper, told.is_synthetic) == (0.57, None, True)
-
-
-def test_without_a_measurement_the_papers_number_stands_alone():
-    told = pick_headline([{"name": "dice", "ours": None, "paper": 0.9, "data": "Kvasir"}])
-    assert (told.ours, told.paper) == (None, 0.9)
+@pytest.mark.parametrize(
+    ("metrics", "told"),
+    [
+        # Of two numbers the one with both sides is the headline.
+        ([("dice", 0.9, None, "ours"), ("iou", 0.8, 0.7, "both")], ("iou", 0.8, 0.7, "both", False)),
+        # A number of the paper's own data does not stand beside ours, and none beside a synthetic one.
+        ([("dice", 0.9, None, "ours"), ("dice.kvasir", None, 0.898, "Kvasir")], ("dice", 0.9, None, "ours", False)),
+        ([("map", 0.57, 0.95, "400 synthetic slides")], ("map", 0.57, None, "400 synthetic slides", True)),
+        # Without a measurement the paper's number stands alone.
+        ([("dice", None, 0.9, "Kvasir")], ("dice", None, 0.9, "Kvasir", False)),
+    ],
+)
+def test_a_headline_compares_only_what_was_measured_alike(metrics, told):
+    found = pick_headline([dict(zip(("name", "ours", "paper", "data"), one, strict=True)) for one in metrics])
+    assert (found.name, found.ours, found.paper, found.data, found.is_synthetic) == told
     assert pick_headline([]) is None
 
 

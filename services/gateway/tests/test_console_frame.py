@@ -5,28 +5,30 @@ import re
 import httpx2
 import pytest
 
-from services.gateway.tests.browsing import MARKS, check_page, watched
+from services.gateway.tests.browsing import MARKS, PICTURE, check_page, choose, open_with_picture, watched
 from services.gateway.tests.stage import running
-from services.gateway.tests.stub_service import photograph
 from tests.harness.waiting import wait_until
 
 pytestmark = MARKS
 
 PLACES = (
-    "/", "/runs", "/console/models", "/console/models/disc", "/console/segment", "/console/chat", "/console/judge",
-    "/console/jobs", "/console/admin", "/console/classify", "/console/run/classify", "/console/run/judge",
-    "/console/nope", "/docs",
+    "/", "/runs", "/console/probe", "/console/models", "/console/models/disc", "/console/segment", "/console/chat",
+    "/console/judge", "/console/jobs", "/console/admin", "/console/classify", "/console/run/classify",
+    "/console/run/judge", "/console/nope", "/docs",
 )  # fmt: skip
-PICTURE = {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photograph()}
 
 
-@pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("place", PLACES)
-def test_axe_finds_nothing_and_nothing_is_wider_than_the_screen(page, complaints, place, width):
-    page.set_viewport_size({"width": width, "height": 844})
+def test_axe_finds_nothing_nothing_is_wider_than_the_screen_and_focus_can_be_seen(page, complaints, place):
+    page.set_viewport_size({"width": 360, "height": 844})
     page.goto(place)
     page.locator("h1").first.wait_for()
-    check_page(page, width)
+    check_page(page, 360, 1280)
+    if place != "/docs":
+        page.keyboard.press("Tab")
+        assert page.locator(":focus").inner_text() == "Skip to content"
+        page.keyboard.press("Tab")
+        assert page.locator(":focus").evaluate("element => getComputedStyle(element).outlineStyle") == "solid"
     complaints[:] = [said for said in complaints if "404" not in said]
 
 
@@ -38,18 +40,8 @@ def test_every_page_is_in_the_navigation_also_on_a_phone(page, see):
     page.get_by_role("button", name="Menu").click()
     names = [link.strip() for link in menu.get_by_role("link").all_inner_texts()]
     assert {
-        "Home",
-        "Segment",
-        "Detect",
-        "Restore",
-        "Classify",
-        "Chat",
-        "Judge",
-        "Probe",
-        "Runs",
-        "Jobs",
-        "Models",
-    } <= set(names)
+        "Home", "Segment", "Detect", "Restore", "Classify", "Chat", "Judge", "Probe", "Runs", "Jobs", "Models",
+    } <= set(names)  # fmt: skip
     see(menu.get_by_role("link", name="Segment")).to_have_attribute("aria-current", "page")
     menu.get_by_role("link", name="Classify").click()
     see(page.get_by_role("heading", level=1)).to_have_text("Classify")
@@ -93,21 +85,16 @@ def test_a_first_visit_of_the_front_page_is_light_and_static_files_stay_in_the_b
     assert sum(sizes) <= 80_000
     static = [answer for answer in answers if "/console/static/" in answer.url]
     assert all("immutable" in answer.headers["cache-control"] for answer in static)
-    assert all(
-        answer.headers["content-encoding"] == "gzip" for answer in static if answer.url.endswith((".js", ".css"))
-    )
+    texts = [answer for answer in static if answer.url.endswith((".js", ".css"))]
+    assert {answer.headers["content-encoding"] for answer in texts} == {"gzip"}
     assert all(answer.url.startswith(page.url) for answer in answers)
 
 
 def test_static_files_without_the_digest_are_revalidated(stage):
-    answer = httpx2.get(f"{stage.url}/console/static/js/frame.js")
+    url = f"{stage.url}/console/static/js/frame.js"
+    answer = httpx2.get(url)
     assert answer.headers["cache-control"] == "no-cache"
-    assert (
-        httpx2.get(
-            f"{stage.url}/console/static/js/frame.js", headers={"if-none-match": answer.headers["etag"]}
-        ).status_code
-        == 304
-    )
+    assert httpx2.get(url, headers={"if-none-match": answer.headers["etag"]}).status_code == 304
 
 
 def test_an_unknown_page_is_a_page(page, see, complaints):
@@ -124,6 +111,7 @@ def test_without_a_network_a_banner_says_so_what_was_typed_stays_and_it_goes_by_
     banner = page.locator("fovea-outage")
     see(banner).to_contain_text("Can’t reach Fovea.")
     see(page.get_by_role("alert")).to_contain_text("Can’t reach Fovea.")
+    see(page.get_by_role("alert")).to_contain_text("make run")
     page.context.set_offline(False)
     see(banner).to_be_hidden(timeout=15_000)
     page.get_by_role("alert").get_by_role("button", name="Try again").click()
@@ -140,7 +128,7 @@ def test_during_an_outage_cards_stay_and_pages_open_by_themselves(chromium, tmp_
         page.goto("/console/models/disc")
         see(page.locator(".title-row fovea-ready")).to_have_text("Not ready")
         page.goto("/console/segment")
-        page.locator("[data-part=file]").set_input_files(PICTURE)
+        choose(page)
         see(page.locator("fovea-outage")).to_contain_text("Not available now: stub. This page continues by itself.")
         page.goto("/console/chat")
         see(page.get_by_role("heading", level=1)).to_have_text("Starting")
@@ -150,18 +138,20 @@ def test_during_an_outage_cards_stay_and_pages_open_by_themselves(chromium, tmp_
         see(page.locator("#message")).to_be_visible(timeout=20_000)
 
 
-def test_a_file_dropped_beside_its_target_is_taken_by_the_page(page, see):
+def test_a_file_dropped_on_its_target_or_beside_it_is_taken_by_the_page(page, see):
     page.goto("/console/segment")
     drop = """(node, type) => {
         const transfer = new DataTransfer();
-        transfer.items.add(new File([new Uint8Array(BYTES)], "a.jpg", { type: "image/jpeg" }));
+        transfer.items.add(new File([new Uint8Array(BYTES)], `${node.localName}.jpg`, { type: "image/jpeg" }));
         const event = new DragEvent(type, { dataTransfer: transfer, bubbles: true, cancelable: true });
         node.dispatchEvent(event);
         return event.defaultPrevented;
     }""".replace("BYTES", str(list(PICTURE["buffer"])))
     assert page.locator("header").evaluate(drop, "dragover")
-    assert page.locator("header").evaluate(drop, "drop")
-    see(page.locator("[data-part=name]")).to_contain_text("a.jpg, 320 × 240")
+    for node in ("header", "fovea-segment"):
+        page.reload()
+        assert page.locator(node).evaluate(drop, "drop")
+        see(page.locator("[data-part=name]")).to_contain_text(f"{node}.jpg, 320 × 240")
     page.goto("/console/jobs")
     assert page.locator("header").evaluate(drop, "drop")
 
@@ -207,12 +197,9 @@ def test_the_present_values_are_code_in_three_languages(page, stage, see):
     assert '"count": 7' in script
     sent = len(stage.stub.seen)
     exec(compile(python.replace("import httpx\n", "import httpx2 as httpx\n"), "snippet", "exec"), {})  # noqa: S102 - it is our own text
-    assert stage.stub.seen[sent]["prompt"] == "It's near?"
-    assert stage.stub.seen[sent]["count"] == 7
+    assert (stage.stub.seen[sent]["prompt"], stage.stub.seen[sent]["count"]) == ("It's near?", 7)
     dialog.get_by_role("button", name="Close").click()
-    page.goto("/console/segment")
-    page.locator("[data-part=file]").set_input_files(PICTURE)
-    page.locator("[data-part=result]").wait_for()
+    open_with_picture(page)
     page.get_by_role("button", name="Use via API").click()
     assert "-F 'image=@a.jpg'" in dialog.locator("code").first.inner_text()
     page.keyboard.press("Escape")
@@ -224,7 +211,7 @@ def test_the_present_values_are_code_in_three_languages(page, stage, see):
 def test_a_run_has_an_address_that_shows_it_again(page, see):
     page.goto("/console/segment")
     page.locator("#option-min_area").fill("12")
-    page.locator("[data-part=file]").set_input_files(PICTURE)
+    choose(page)
     page.locator("[data-part=result]").wait_for()
     page.wait_for_url(re.compile("run="))
     area = page.locator("[data-part=area]").inner_text()
@@ -240,9 +227,8 @@ def test_a_run_has_an_address_that_shows_it_again(page, see):
     page.get_by_label("Search").fill("disc")
     page.locator(".run-link").click()
     facts = page.locator("aside.facts")
-    see(facts).to_contain_text("disc")
-    see(facts).to_contain_text("a.jpg")
-    see(facts).to_contain_text("/v1/segment")
+    for words in ("disc", "a.jpg", "/v1/segment"):
+        see(facts).to_contain_text(words)
     see(facts.get_by_role("img", name="a.jpg")).to_have_js_property("naturalHeight", 160)
     see(page.locator("[data-part=options]")).to_contain_text('"min_area": 12')
     page.get_by_role("link", name="Open in its page").click()

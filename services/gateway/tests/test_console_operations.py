@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import httpx2
 import pytest
 
-from services.gateway.tests.browsing import MARKS, check_page, kept, watched
+from services.gateway.tests.browsing import MARKS, PICTURE, check_page, choose, kept, watched
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
 from tests.harness.waiting import wait_until
@@ -16,7 +16,6 @@ pytestmark = MARKS
 
 
 def submit(stage, path, **request):
-    """The id of a job that is done."""
     headers = {"prefer": "respond-async", **request.pop("headers", {})}
     job = httpx2.post(stage.url + path, headers=headers, **request).json()["id"]
     wait_until(lambda: stage.queue.jobs[job].finished, 10, "the job")
@@ -25,13 +24,13 @@ def submit(stage, path, **request):
 
 def test_jobs_are_searched_filtered_and_deleted_together(page, stage, see):
     for body in (photograph(), b"nope"):
-        headers = {"content-type": "image/jpeg", "prefer": "respond-async"}
-        httpx2.post(f"{stage.url}/v1/segment", content=body, headers=headers)
-    wait_until(lambda: all(job.finished for job in stage.queue.jobs.values()), 10, "the jobs")
+        submit(stage, "/v1/segment", content=body, headers={"content-type": "image/jpeg"})
     page.goto("/console/jobs")
     rows = page.locator("[data-job]:visible")
     page.get_by_label("Status").select_option("failed")
     see(rows.first).to_contain_text("The bytes are not a picture.")
+    see(rows.first.get_by_role("button", name="Result")).to_be_hidden()
+    see(rows.first.get_by_role("button", name="Retry")).to_be_visible()
     failed = rows.count()
     page.get_by_role("button", name="Delete finished ones shown").click()
     see(rows).to_have_count(0)
@@ -44,10 +43,9 @@ def test_jobs_are_searched_filtered_and_deleted_together(page, stage, see):
 
 
 def test_a_job_from_elsewhere_opens_in_the_page_of_its_task_and_takes_its_image_there(page, stage, see):
-    image = {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photograph()}
     job = submit(
         stage, "/v1/segment?include=mask&include=probability&min_area=7",
-        content=image["buffer"], headers={"content-type": "image/jpeg"},
+        content=PICTURE["buffer"], headers={"content-type": "image/jpeg"},
     )  # fmt: skip
     page.goto(f"/console/jobs#{job}")
     page.locator(f"[data-job={job}]").get_by_role("link", name="Open").click()
@@ -56,7 +54,7 @@ def test_a_job_from_elsewhere_opens_in_the_page_of_its_task_and_takes_its_image_
     see(area).to_have_text("8,245 px")
     see(page.locator("[data-part=name]")).to_have_text(f"Job {job}: add its image to see it here")
     sent = len(stage.stub.seen)
-    page.locator("[data-part=file]").set_input_files(image)
+    choose(page)
     see(page.locator("[data-part=name]")).to_have_text("a.jpg, 320 × 240")
     see(area).to_have_text("8,245 px")
     assert len(stage.stub.seen) == sent
@@ -92,7 +90,6 @@ def locked(tmp_path_factory):
 
 @pytest.fixture
 def admin(chromium, locked):
-    """The operators' page, opened with a key of theirs."""
     _, text = locked.keys.add("ops", ("infer", "jobs", "admin"))
     complaints: list[str] = []
     with watched(chromium, locked.url, complaints) as page:
@@ -219,13 +216,9 @@ def test_the_list_and_the_tray_tell_it(page, see):
     facts = {"path": "/v1/segment", "service": "s", "attempts": 1, "dead": False, "note": None, "position": None}
     began = datetime.now(UTC) - timedelta(minutes=1)
     job = {
-        **facts,
-        "id": "a",
-        "status": "running",
-        "progress": 0.25,
-        "created": f"{began:%FT%TZ}",
+        **facts, "id": "a", "status": "running", "progress": 0.25, "created": f"{began:%FT%TZ}",
         "started": f"{began:%FT%TZ}",
-    }
+    }  # fmt: skip
     page.route("**/v1/jobs", lambda route: route.fulfill(json={"jobs": [job]}))
     events = f"data: {json.dumps(job)}\n\n"
     page.route("**/v1/jobs/a/events", lambda route: route.fulfill(body=events, content_type="text/event-stream"))

@@ -2,17 +2,11 @@
 
 import pytest
 
-from services.gateway.tests.browsing import MARKS
+from services.gateway.tests.browsing import MARKS, PICTURE, choose, open_with_picture
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
 
 pytestmark = MARKS
-
-PICTURE = {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photograph()}
-
-
-def choose(page, *files):
-    page.locator("[data-part=file]").set_input_files(list(files))
 
 
 @pytest.mark.parametrize("place", ["/console/segment", "/console/classify", "/console/run/judge"])
@@ -30,9 +24,7 @@ def test_help_is_behind_a_question_mark_and_the_button_that_runs_is_in_view(page
 
 def test_running_from_a_phone_brings_the_progress_into_view(page, see):
     page.set_viewport_size({"width": 390, "height": 700})
-    page.goto("/console/segment")
-    choose(page, PICTURE)
-    page.locator("[data-part=result]").wait_for()
+    open_with_picture(page)
     page.get_by_role("link", name="Options").click()
     see(page.get_by_role("form", name="Options")).to_be_in_viewport()
     page.route("**/v1/segment", lambda _: None)
@@ -41,20 +33,18 @@ def test_running_from_a_phone_brings_the_progress_into_view(page, see):
 
 
 def test_the_title_of_the_tab_and_the_place_in_the_queue_follow_a_request(page, see):
-    ready = {
-        "services": {"stub": {"ready": 1, "alive": 1, "requests": 3}},
-        "not_ready": [],
-        "reasons": {},
-        "redis": "off",
-    }
+    busy = {"stub": {"ready": 1, "alive": 1, "requests": 3}}
+    ready = {"services": busy, "not_ready": [], "reasons": {}, "redis": "off"}
     page.route("**/readyz", lambda route: route.fulfill(json=ready))
     page.goto("/console/segment")
     page.route("**/v1/segment", lambda _: None)
-    choose(page, PICTURE)
+    choose(page)
     see(page).to_have_title("… Segment · Fovea")
+    see(page.locator("[data-part=progress-elapsed]")).to_contain_text("2 s")
     see(page.locator("[data-part=progress-elapsed]")).to_contain_text("· 2 other requests")
     page.get_by_role("button", name="Stop").click()
     see(page).to_have_title("Segment · Fovea")
+    see(page.locator("[data-part=progress]")).to_be_hidden()
 
 
 def test_a_file_over_the_limit_is_refused_before_it_is_sent_and_the_next_one_clears_that(chromium, tmp_path, see):
@@ -66,7 +56,7 @@ def test_a_file_over_the_limit_is_refused_before_it_is_sent_and_the_next_one_cle
         see(alert).to_contain_text("at most 0.0 MB can be sent")
         assert "FOVEA_" not in alert.inner_text()
         assert not small.stub.seen
-        choose(page, PICTURE)
+        choose(page)
         see(alert).to_be_hidden()
         page.locator("[data-part=result]").wait_for()
         page.close()

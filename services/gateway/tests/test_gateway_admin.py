@@ -13,8 +13,8 @@ from services.gateway.policy.auth import KeyRing
 
 
 @pytest.fixture
-async def admin(served, tmp_path):
-    key, text = KeyRing(tmp_path / "keys.json").add("ops", ("admin", "infer"))
+async def admin(served, ring):
+    key, text = ring.add("ops", ("admin", "infer"))
     scene = await served(auth="keys")
 
     async def send(method: str, path: str, body: Any = None, key: str = text) -> Any:
@@ -34,12 +34,9 @@ async def test_a_keys_life(admin, tmp_path):
     assert changed.json()["last_used"] is not None
     own = (await admin("GET", "/v1/usage/limits", key=text)).json()
     assert (own["tenant"], own["key"], own["scopes"]) == ("alice", key, ["infer"])
-    assert [(one["unit"], one["limit"]) for one in own["limits"]] == [
-        ("requests per minute", 7),
-        ("tokens per day", 10),
-    ]
+    assert {one["unit"]: one["limit"] for one in own["limits"]} == {"requests per minute": 7, "tokens per day": 10}
     (alice,) = (await admin("GET", "/v1/admin/keys?tenant=alice")).json()["keys"]
-    assert [(one["unit"], one["used"]) for one in alice["use"]] == [("requests per minute", 1), ("tokens per day", 0)]
+    assert {one["unit"]: one["used"] for one in alice["use"]} == {"requests per minute": 1, "tokens per day": 0}
     rotated = (await admin("POST", f"/v1/admin/keys/{key}/rotate", {"overlap_hours": 1})).json()
     assert (rotated["tenant"], rotated["rate_per_minute"], rotated["weight"]) == ("alice", 7, 2)
     for each in (text, rotated["key"]):
@@ -71,13 +68,8 @@ async def test_replicas_are_listed_with_their_load_and_models(admin):
 
 async def test_only_admins_may(admin):
     mine = (await admin("POST", "/v1/admin/keys", {"tenant": "bob"})).json()["key"]
-    for method, path in (
-        ("GET", "keys"),
-        ("POST", "keys"),
-        ("DELETE", "keys/0123abcd"),
-        ("GET", "audit"),
-        ("GET", "replicas"),
-    ):
+    for asked in ("GET keys", "POST keys", "DELETE keys/0123abcd", "GET audit", "GET replicas"):
+        method, path = asked.split()
         assert (await admin(method, f"/v1/admin/{path}", {}, key=mine)).status_code == 403
         assert (await admin(method, f"/v1/admin/{path}", {}, key="wrong")).status_code == 401
 
@@ -98,15 +90,12 @@ def _refuse(*_: Any, **__: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [
-        ("keys", {"tenant": "../x"}, 422),
-        ("keys", {"tenant": "a", "scopes": ["root"]}, 422),
-        ("keys", {"tenant": "a", "sha256": "0" * 64}, 422),
-        ("keys", {"tenant": "a", "weight": -1}, 422),
-        ("keys/0123abcd/rotate", {}, 404),
-        ("keys/..%2f/rotate", {}, 404),
+        ("keys", {"tenant": "../x"}, 422), ("keys", {"tenant": "a", "scopes": ["root"]}, 422),
+        ("keys", {"tenant": "a", "sha256": "0" * 64}, 422), ("keys", {"tenant": "a", "weight": -1}, 422),
+        ("keys/0123abcd/rotate", {}, 404), ("keys/..%2f/rotate", {}, 404),
         ("keys/0123abcd/rotate", {"overlap_hours": 1e9}, 422),
     ],
-)
+)  # fmt: skip
 async def test_what_is_wrong_is_told(admin, path, body, status):
     assert (await admin("POST", f"/v1/admin/{path}", body)).status_code in {status, 422}
 

@@ -40,12 +40,9 @@ def key(*texts: str, tenant: str = "a", **more: Any) -> AffinityKey:
 LONG = "".join(chr(97 + place * place % 26) for place in range(4000))
 
 
-def test_prompts_that_begin_alike_share_the_beginning_of_their_chain():
+def test_keys_begin_alike_for_alike_prompts_of_one_tenant_and_model():
     one, two = key(LONG + "?"), key(LONG + " more", "and more", stream=True, max_tokens=3)
     assert (one.home, one.chain[:6], len(one.chain)) == (two.home, two.chain[:6], 4000 // BLOCK_BYTES)
-
-
-def test_tenants_and_models_do_not_share_keys():
     assert key(LONG).home != key(LONG, tenant="b").home
     assert key(LONG).home != key(LONG, model="other").home
     assert held_key("a", "doc").home != held_key("b", "doc").home
@@ -61,17 +58,10 @@ def test_a_session_or_a_document_stands_for_its_request_wherever_it_is_named(nam
 @pytest.mark.parametrize(
     "body",
     [
-        b"",
-        b"{",
-        b"[]",
-        b'{"messages": []}',
-        chat("short"),
-        b'{"a":' * 5,
-        b'"messages": "x"',
-        b'{"prompt": 3}',
+        b"", b"{", b"[]", b'{"messages": []}', chat("short"), b'{"a":' * 5, b'"messages": "x"', b'{"prompt": 3}',
         b"\xff" * 999,
     ],
-)
+)  # fmt: skip
 def test_what_names_nothing_has_no_key(body):
     assert _find_key_in_body("a", body) is None
 
@@ -85,17 +75,11 @@ def test_no_body_breaks_the_search_for_a_key(body):
     _find_key_in_body("a", b'{"messages":' + body)
 
 
-def test_gateways_agree_on_a_home_without_talking():
-    replicas = [Stand(f"r{i}") for i in range(4)]
-    for number in range(50):
-        wanted = key(f"{number}" + LONG)
-        assert LoadBalancer().pick("svc", replicas, wanted) is LoadBalancer().pick("svc", replicas[::-1], wanted)
-
-
-def test_homes_are_spread_and_a_replica_that_leaves_moves_only_its_own():
+def test_homes_are_agreed_on_and_spread_and_a_replica_that_leaves_moves_only_its_own():
     replicas = [Stand(f"r{i}") for i in range(4)]
     keys = [key(f"{number}" + LONG) for number in range(400)]
-    before = [LoadBalancer().pick("svc", replicas, each).id for each in keys]
+    before, other = ([LoadBalancer().pick("svc", seen, one).id for one in keys] for seen in (replicas, replicas[::-1]))
+    assert before == other, "gateways agree without talking"
     after = [LoadBalancer().pick("svc", replicas[:3], each).id for each in keys]
     assert min(Counter(before).values()) > 60
     assert all(old == new for old, new in zip(before, after, strict=True) if old != "r3")
@@ -153,11 +137,7 @@ def test_what_is_remembered_is_bounded(monkeypatch):
     for number in range(100):
         balancer.pick("svc", replicas, key(f"{number}" + LONG))
     assert len(balancer._places) == 100
-
-
-def test_without_a_key_the_least_loaded_answers():
-    replicas = [Stand("a", 2), Stand("b", 1), Stand("c", 3)]
-    assert LoadBalancer().pick("svc", replicas).id == "b"
+    assert LoadBalancer().pick("svc", [Stand("a", 2), Stand("b", 1), Stand("c", 3)]).id == "b", "without a key"
 
 
 LLM = ("/v1/chat/completions", "/v1/documents", "/v1/documents/{document_id}")
@@ -181,21 +161,12 @@ async def replica_of(client: httpx2.AsyncClient, body: bytes, path: str = "/v1/c
     return answer.headers["x-replica"]
 
 
-async def test_requests_with_the_same_beginning_reach_one_replica(gateway, toy):
+async def test_requests_reach_the_replica_of_their_beginning_or_document_and_the_next_once_it_is_lost(gateway, toy):
     scene = await four(gateway, toy)
     for number in range(8):
         text = f"{number}" + LONG
         picked = {await replica_of(scene.client, chat(text, question)) for question in ("who?", "where?", "why?")}
         assert len(picked) == 1
-
-
-async def test_least_loaded_is_still_there(gateway, toy):
-    scene = await four(gateway, toy, load_balancing="least-loaded")
-    assert len({await replica_of(scene.client, chat(LONG)) for _ in range(30)}) > 1
-
-
-async def test_a_document_is_asked_about_where_it_was_read(gateway, toy):
-    scene = await four(gateway, toy)
     for number in range(12):
         added = await scene.client.post("/v1/documents", json={"text": f"{number}"})
         assert HOLDS_HEADER not in added.headers
@@ -203,12 +174,13 @@ async def test_a_document_is_asked_about_where_it_was_read(gateway, toy):
         assert f"doc-of-{await replica_of(scene.client, chat('what?', document_id=name))}" == name
         gone = await scene.client.delete(f"/v1/documents/{name}")
         assert f"doc-of-{gone.headers['x-replica']}" == name
-
-
-async def test_a_replica_that_is_lost_is_replaced_by_the_next_in_order(gateway, toy):
-    scene = await four(gateway, toy)
     home = await replica_of(scene.client, chat(LONG))
     scene.registry._services["llm"].replicas[home].suspect_until = math.inf
     picked = {await replica_of(scene.client, chat(LONG)) for _ in range(5)}
     assert len(picked) == 1
     assert home not in picked
+
+
+async def test_least_loaded_is_still_there(gateway, toy):
+    scene = await four(gateway, toy, load_balancing="least-loaded")
+    assert len({await replica_of(scene.client, chat(LONG)) for _ in range(30)}) > 1

@@ -1,7 +1,6 @@
 """The gRPC front before small real gRPC servers: what passes, what is answered here, who may call, who takes over."""
 
 import asyncio
-import socket
 from typing import Any
 
 import grpc
@@ -10,21 +9,18 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.gateway.grpc import proxy, streams
 from services.gateway.grpc.server import SERVICE
-from services.gateway.policy.auth import KeyRing
-from services.gateway.tests.grpc_front import INFER, call
+from services.gateway.tests.grpc_front import ANSWER, INFER, call, exchange, open_stream, refused
 from shared.rpc import open_inference_pb2 as pb
-from tests.harness.waiting import until
+from tests.harness.waiting import free_port, until
 
 
-async def test_a_message_passes_untouched_to_the_model_that_it_names(front, replica):
-    scene, channel = await front()
-    one, address, _ = await replica("one")
+async def test_a_message_passes_untouched_to_the_model_that_it_names(fronted, replica):
+    scene, channel = await fronted()
     _, other, _ = await replica("two")
-    scene.announce("http://127.0.0.1:1", service="a", name="a", grpc=address)
     scene.announce("http://127.0.0.1:1", service="b", name="b", grpc=other, models=("other",))
     metadata = (("x-mine", "1"), ("authorization", "Bearer secret"), ("x-fovea-tenant", "someone"))
-    assert await call(channel, "ModelInfer", INFER, metadata=metadata, timeout=5) == b"one|" + INFER
-    method, sent, left = one.seen[0]
+    assert await call(channel, "ModelInfer", INFER, metadata=metadata, timeout=5) == ANSWER
+    method, sent, left = scene.replica.seen[0]
     assert method == f"/{SERVICE}/ModelInfer"
     assert (sent["x-mine"], sent["x-fovea-tenant"]) == ("1", "local")
     assert "authorization" not in sent
@@ -34,13 +30,12 @@ async def test_a_message_passes_untouched_to_the_model_that_it_names(front, repl
     assert (await call(channel, "ModelMetadata", by_name)).startswith(b"two|")
 
 
-async def test_an_unknown_model_is_told_with_those_there_are(front, replica):
+async def test_an_unknown_model_is_told_with_those_there_are(front):
     scene, channel = await front()
     scene.announce("http://127.0.0.1:1", grpc="127.0.0.1:1")
-    with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await call(channel, "ModelInfer", pb.ModelInferRequest(model_name="nobody").SerializeToString())
-    assert failed.value.code() is grpc.StatusCode.NOT_FOUND
-    assert "pranet" in failed.value.details()
+    nobody = pb.ModelInferRequest(model_name="nobody").SerializeToString()
+    error = await refused(call(channel, "ModelInfer", nobody))
+    assert (error.code(), "pranet" in error.details()) == (grpc.StatusCode.NOT_FOUND, True)
     ready = await call(channel, "ModelReady", pb.ModelReadyRequest(name="nobody").SerializeToString())
     assert not pb.ModelReadyResponse.FromString(ready).ready
 
@@ -48,56 +43,41 @@ async def test_an_unknown_model_is_told_with_those_there_are(front, replica):
 @pytest.mark.parametrize("message", [b"\x0a" + b"\xff" * 9 + b"\x01", b"\x0b" * 1000, b"\x08"])
 async def test_bytes_that_are_no_request_are_the_callers_fault(front, message):
     _, channel = await front()
-    with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await call(channel, "RepositoryIndex", message)
-    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (await refused(call(channel, "RepositoryIndex", message))).code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_each_message_of_a_stream_counts(front, replica, tmp_path):
-    _, key = KeyRing(tmp_path / "keys.json").add("alice", ("infer",), rate_per_minute=5)
-    scene, channel = await front(auth="keys")
-    _, address, _ = await replica("one")
-    scene.announce("http://127.0.0.1:1", grpc=address)
-    stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
-    open_stream = stream(metadata=(("x-api-key", key),), timeout=10)
+async def test_each_message_of_a_stream_counts(fronted, ring):
+    _, key = ring.add("alice", ("infer",), rate_per_minute=5)
+    _, channel = await fronted(auth="keys")
+    stream = open_stream(channel, key)
     for _ in range(6):
-        await open_stream.write(INFER)
-    await open_stream.done_writing()
-    answers = [await open_stream.read() for _ in range(5)]
-    with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await open_stream.read()
-    assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert answers == [b"one|" + INFER] * 5
-    with pytest.raises(grpc.aio.AioRpcError):
-        await call(channel, "ModelInfer", INFER, metadata=(("x-api-key", key),))
+        await stream.write(INFER)
+    await stream.done_writing()
+    assert [await stream.read() for _ in range(5)] == [ANSWER] * 5
+    assert (await refused(stream.read())).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    await refused(call(channel, "ModelInfer", INFER, metadata=(("x-api-key", key),)))
 
 
-async def test_one_tenant_has_so_many_streams_open(front, replica, monkeypatch):
+async def test_one_tenant_has_so_many_streams_open(fronted, monkeypatch):
     monkeypatch.setattr(streams, "MAX_STREAMS_PER_TENANT", 1)
-    scene, channel = await front()
-    _, address, _ = await replica("one")
-    scene.announce("http://127.0.0.1:1", grpc=address)
-    method = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
-    first = method(timeout=10)
-    await first.write(INFER)
-    assert await first.read() == b"one|" + INFER
-    second = method(timeout=10)
-    with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await second.read()
-    assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    _, channel = await fronted()
+    first = open_stream(channel)
+    assert await exchange(first) == ANSWER
+    assert (await refused(open_stream(channel).read())).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     first.cancel()
 
 
-async def test_memory_for_messages_is_given_back(front, replica):
-    scene, channel = await front()
-    _, address, _ = await replica("one")
-    scene.announce("http://127.0.0.1:1", grpc=address)
+async def test_a_replicas_error_passes_unchanged_and_memory_for_messages_is_given_back(fronted):
+    scene, channel = await fronted()
     budget = scene.app.state.gateway.proxy.budget
     before = budget.left
     await call(channel, "ModelInfer", INFER)
-    with pytest.raises(grpc.aio.AioRpcError):
-        await call(channel, "ModelInfer", b"\0" * 1000)
+    await refused(call(channel, "ModelInfer", b"\0" * 1000))
     await until(lambda: budget.left == before)
+    scene.replica.fails = [grpc.StatusCode.INVALID_ARGUMENT]
+    error = await refused(call(channel, "ModelInfer", INFER))
+    assert (error.code(), error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, "one does not want to.")
+    assert ("retry-after", "3") in tuple(error.trailing_metadata())
 
 
 async def test_the_server_speaks_for_the_whole_fleet(front, toy):
@@ -121,16 +101,12 @@ async def test_health_follows_readiness(front):
     scene.announce("http://127.0.0.1:1")
     assert (await watched.read()).status == kinds.SERVING
     watched.cancel()
-    with pytest.raises(grpc.aio.AioRpcError, match="no service"):
-        await stub.Check(health_pb2.HealthCheckRequest(service="nobody"))
+    await refused(stub.Check(health_pb2.HealthCheckRequest(service="nobody")), "no service")
 
 
-async def test_calls_need_a_key_with_the_scope(front, replica, tmp_path):
-    ring = KeyRing(tmp_path / "keys.json")
+async def test_calls_need_a_key_with_the_scope(fronted, ring):
     (_, good), (_, poor) = ring.add("ann", ("infer",), rate_per_minute=3), ring.add("ann", ("metrics",))
-    scene, channel = await front(auth="keys")
-    one, address, _ = await replica("one")
-    scene.announce("http://127.0.0.1:1", grpc=address)
+    scene, channel = await fronted(auth="keys")
 
     async def code(method: str, *metadata: tuple[str, str], message: bytes = INFER) -> Any:
         try:
@@ -143,128 +119,83 @@ async def test_calls_need_a_key_with_the_scope(front, replica, tmp_path):
     assert await code("ModelInfer") is grpc.StatusCode.UNAUTHENTICATED
     assert await code("ModelInfer", ("x-api-key", poor)) is grpc.StatusCode.PERMISSION_DENIED
     assert await code("ModelInfer", ("authorization", f"Bearer {good}")) is None
-    assert one.seen[0][1]["x-fovea-tenant"] == "ann"
+    assert scene.replica.seen[0][1]["x-fovea-tenant"] == "ann"
     load = pb.RepositoryModelLoadRequest(model_name="pranet").SerializeToString()
     assert await code("RepositoryModelLoad", ("x-api-key", good), message=load) is grpc.StatusCode.PERMISSION_DENIED
     codes = [await code("ModelInfer", ("x-api-key", good)) for _ in range(4)]
     assert codes[-1] is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_a_replicas_error_passes_unchanged(front, replica):
-    scene, channel = await front()
-    one, address, _ = await replica("one")
-    one.fails = [grpc.StatusCode.INVALID_ARGUMENT]
-    scene.announce("http://127.0.0.1:1", grpc=address)
-    with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await call(channel, "ModelInfer", INFER)
-    assert (failed.value.code(), failed.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, "one does not want to.")
-    assert ("retry-after", "3") in tuple(failed.value.trailing_metadata())
-
-
-async def test_a_replica_that_is_not_ready_sends_us_to_the_next_and_is_believed_when_alone(front, replica):
-    scene, channel = await front()
-    one, address, _ = await replica("one")
-    one.fails = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAVAILABLE]
-    scene.announce("http://127.0.0.1:1", name="one", grpc=address)
-    with pytest.raises(grpc.aio.AioRpcError, match="does not want"):
-        await call(channel, "ModelInfer", INFER)
+async def test_a_replica_that_is_not_ready_sends_us_to_the_next_and_is_believed_when_alone(fronted, replica):
+    scene, channel = await fronted()
+    scene.replica.fails = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAVAILABLE]
+    await refused(call(channel, "ModelInfer", INFER), "does not want")
     _, other, _ = await replica("two")
     scene.announce("http://127.0.0.1:1", name="two", grpc=other).in_flight = 1
     assert (await call(channel, "ModelInfer", INFER)).startswith(b"two|")
 
 
-async def test_a_replica_that_is_gone_is_replaced_by_another_or_the_next(front, replica):
-    scene, channel = await front()
-    _, address, server = await replica("one")
-    port = int(address.rpartition(":")[2])
-    scene.announce("http://127.0.0.1:1", name="one", grpc=address)
-    assert (await call(channel, "ModelInfer", INFER)).startswith(b"one|")
-    await server.stop(None)
+async def test_a_replica_that_is_gone_is_replaced_by_another_or_the_next(fronted, replica):
+    scene, channel = await fronted()
+    assert await call(channel, "ModelInfer", INFER) == ANSWER
+    await scene.server.stop(None)
     asking = asyncio.create_task(call(channel, "ModelInfer", INFER, timeout=8))
     await asyncio.sleep(0.4)
     assert not asking.done()
-    await replica("again", port)
+    await replica("again", int(scene.known.record.grpc.rpartition(":")[2]))
     assert (await asking).startswith(b"again|")
 
 
 async def test_no_replica_is_unavailable_and_a_deadline_is_kept(front, replica):
     scene, channel = await front()
     scene.announce("http://127.0.0.1:1", ready=False, grpc="127.0.0.1:1")
-    with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await call(channel, "ModelInfer", INFER)
-    assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert (await refused(call(channel, "ModelInfer", INFER))).code() is grpc.StatusCode.UNAVAILABLE
     ready = await call(channel, "ModelReady", pb.ModelReadyRequest(name="pranet").SerializeToString())
     assert not pb.ModelReadyResponse.FromString(ready).ready
     slow, address, _ = await replica("slow")
     slow.sleep_s = 30
     scene.announce("http://127.0.0.1:1", grpc=address)
-    with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await call(channel, "ModelInfer", INFER, timeout=0.3)
-    assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    late = await refused(call(channel, "ModelInfer", INFER, timeout=0.3))
+    assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-async def test_a_caller_that_leaves_stops_the_replica(front, replica):
-    scene, channel = await front()
-    slow, address, _ = await replica("slow")
-    slow.sleep_s = 30
-    replica = scene.announce("http://127.0.0.1:1", grpc=address)
+async def test_a_caller_that_leaves_stops_the_replica(fronted):
+    scene, channel = await fronted()
+    scene.replica.sleep_s = 30
     asking = channel.unary_unary(f"/{SERVICE}/ModelInfer")(INFER)
-    await until(lambda: slow.seen)
+    await until(lambda: scene.replica.seen)
     asking.cancel()
-    await asyncio.wait_for(slow.gone.wait(), 20)
-    await until(lambda: replica.in_flight == 0)
+    await asyncio.wait_for(scene.replica.gone.wait(), 20)
+    await until(lambda: scene.known.in_flight == 0)
 
 
-async def test_a_live_stream_is_not_cut_and_a_silent_one_is(front, replica, monkeypatch):
+async def test_a_live_stream_is_not_cut_and_a_silent_one_is(fronted, monkeypatch):
     monkeypatch.setattr("services.gateway.grpc.proxy.DEADLINE_GRACE_S", 0.1)
-    scene, channel = await front(request_timeout_s=0.3)
-    _, address, _ = await replica("one")
-    scene.announce("http://127.0.0.1:1", grpc=address)
+    _, channel = await fronted(request_timeout_s=0.3)
     stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
     for _ in range(8):
-        await stream.write(INFER)
-        assert await stream.read() == b"one|" + INFER
+        assert await exchange(stream) == ANSWER
         await asyncio.sleep(0.1)
-    with pytest.raises(grpc.aio.AioRpcError, match="FOVEA_REQUEST_TIMEOUT_S") as failed:
-        await asyncio.wait_for(stream.read(), 5)
-    assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    error = await refused(asyncio.wait_for(stream.read(), 5), "FOVEA_REQUEST_TIMEOUT_S")
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-async def test_streams_pass_message_by_message(front, replica):
-    scene, channel = await front()
-    _, address, _ = await replica("one")
-    replica = scene.announce("http://127.0.0.1:1", grpc=address)
-    stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
-    for _ in range(3):
-        await stream.write(INFER)
-        assert await stream.read() == b"one|" + INFER
-    await stream.done_writing()
-    assert await stream.read() is grpc.aio.EOF
-    assert replica.in_flight == 0
-
-
-async def test_a_stream_begins_on_a_replica_that_can_be_reached(front, replica, monkeypatch):
+async def test_a_stream_begins_on_a_replica_that_can_be_reached(fronted, monkeypatch):
     monkeypatch.setattr(proxy, "CONNECT_TIMEOUT_S", 0.3)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        dead = f"127.0.0.1:{probe.getsockname()[1]}"
-    scene, channel = await front()
-    _, address, _ = await replica("one")
-    scene.announce("http://127.0.0.1:1", name="dead", grpc=dead)
-    scene.announce("http://127.0.0.1:1", name="one", grpc=address).in_flight = 1
-    stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
-    await stream.write(INFER)
-    assert await stream.read() == b"one|" + INFER
+    scene, channel = await fronted()
+    scene.announce("http://127.0.0.1:1", name="dead", grpc=f"127.0.0.1:{free_port()}")
+    scene.known.in_flight = 1
+    stream = open_stream(channel)
+    assert await exchange(stream) == ANSWER
     await stream.done_writing()
 
 
-async def test_loading_reaches_every_replica(front, replica):
-    scene, channel = await front()
-    (one, first, _), (two, second, _) = await replica("one"), await replica("two")
-    scene.announce("http://127.0.0.1:1", name="one", grpc=first)
+async def test_loading_reaches_every_replica(fronted, replica):
+    scene, channel = await fronted()
+    two, second, _ = await replica("two")
     scene.announce("http://127.0.0.1:1", name="two", grpc=second)
     await call(channel, "RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name="pranet").SerializeToString())
-    assert len(one.seen) == len(two.seen) == 1
+    assert len(scene.replica.seen) == len(two.seen) == 1
 
 
 async def test_statistics_of_all_models_are_joined(front, replica):

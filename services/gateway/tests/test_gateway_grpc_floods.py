@@ -15,9 +15,8 @@ from fovea.errors import QueueFull
 from services.gateway.grpc import anonymous_reader
 from services.gateway.grpc import health as grpc_health
 from services.gateway.grpc.server import SERVICE, serve_grpc
-from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.memory_budget import MAX_WAITING_PER_TENANT, MemoryBudget, MessageReader
-from services.gateway.tests.grpc_front import INFER, call
+from services.gateway.tests.grpc_front import ANSWER, INFER, call, exchange, open_stream, refused
 from shared.rpc import open_inference_pb2 as pb
 from tests.harness.waiting import until
 
@@ -26,7 +25,6 @@ SOON_S = 10.0  # a wait that a busy machine keeps; what is refused waits for lon
 
 
 def open_idle(channel: Any, method: str, count: int, **options: Any) -> list[Any]:
-    """Calls that have begun and send nothing."""
     return [channel.stream_stream(method)(**options) for _ in range(count)]
 
 
@@ -41,9 +39,9 @@ async def end(calls: list[Any]) -> None:
     await asyncio.sleep(0)
 
 
-async def test_idle_calls_without_a_key_keep_nobody_from_an_answer(front, tmp_path, monkeypatch):
+async def test_idle_calls_without_a_key_keep_nobody_from_an_answer(front, ring, monkeypatch):
     monkeypatch.setattr(anonymous_reader, "READ_TIMEOUT_S", 60.0)
-    _, key = KeyRing(tmp_path / "keys.json").add("bob", ("infer",))
+    _, key = ring.add("bob", ("infer",))
     scene, channel = await front(auth="keys")
     before = scene.app.state.gateway.proxy.budget.left
     idle = open_idle(channel, CHECK, 96)
@@ -65,8 +63,7 @@ async def test_so_many_calls_watch(front, monkeypatch):
     watching = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
     kinds = health_pb2.HealthCheckResponse
     assert {(await one.read()).status for one in watching} == {kinds.NOT_SERVING}
-    with pytest.raises(grpc.aio.AioRpcError, match="limit"):
-        await stub.Watch(health_pb2.HealthCheckRequest()).read()
+    await refused(stub.Watch(health_pb2.HealthCheckRequest()).read(), "limit")
     scene.announce("http://127.0.0.1:1")
     assert {(await one.read()).status for one in watching} == {kinds.SERVING}
     assert (await stub.Check(health_pb2.HealthCheckRequest(), timeout=SOON_S)).status == kinds.SERVING
@@ -75,13 +72,12 @@ async def test_so_many_calls_watch(front, monkeypatch):
 
 async def test_a_message_without_a_key_has_a_name_at_most(front):
     _, channel = await front(auth="keys")
-    with pytest.raises(grpc.aio.AioRpcError, match="at most 1,024 bytes"):
-        await channel.unary_unary(CHECK)(b"x" * 2000)
+    await refused(channel.unary_unary(CHECK)(b"x" * 2000), "at most 1,024 bytes")
 
 
 @pytest.mark.parametrize("method", ["ServerLive", "ServerReady", "ServerMetadata"])
-async def test_a_message_that_does_not_matter_is_not_read(front, tmp_path, method):
-    _, key = KeyRing(tmp_path / "keys.json").add("alice", ("infer",))
+async def test_a_message_that_does_not_matter_is_not_read(front, ring, method):
+    _, key = ring.add("alice", ("infer",))
     _, channel = await front(auth="keys")
     silent = channel.stream_stream(f"/{SERVICE}/{method}")(metadata=(("x-api-key", key),), timeout=SOON_S)
     assert isinstance(await silent.read(), bytes)
@@ -118,8 +114,8 @@ def read_some(link: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize("path", [CHECK, f"/{SERVICE}/ModelInfer"])
-async def test_streams_that_are_reset_at_once_keep_nobody_from_an_answer(gateway, replica, tmp_path, path):
-    _, bob = KeyRing(tmp_path / "keys.json").add("bob", ("infer",))
+async def test_streams_that_are_reset_at_once_keep_nobody_from_an_answer(gateway, replica, ring, path):
+    _, bob = ring.add("bob", ("infer",))
     scene = await gateway(auth="keys")
     _, address, _ = await replica("one")
     scene.announce("http://127.0.0.1:1", grpc=address)
@@ -129,28 +125,25 @@ async def test_streams_that_are_reset_at_once_keep_nobody_from_an_answer(gateway
         answered = 0
         while not flood.done() or answered < 5:
             answer = await call(channel, "ModelInfer", INFER, metadata=(("x-api-key", bob),), timeout=SOON_S)
-            answered += answer == b"one|" + INFER
+            answered += answer == ANSWER
             await asyncio.sleep(0.01)
         await flood
         assert scene.app.state.gateway.fair._services["svc"].in_flight == 0
     await server.stop(None)
 
 
-async def test_idle_calls_of_one_tenant_leave_another_its_turn(front, replica, tmp_path):
-    ring = KeyRing(tmp_path / "keys.json")
+async def test_idle_calls_of_one_tenant_leave_another_its_turn(fronted, ring):
     (_, alice), (_, bob) = ring.add("alice", ("infer",)), ring.add("bob", ("infer",))
-    scene, channel = await front(auth="keys")
-    _, address, _ = await replica("one")
-    scene.announce("http://127.0.0.1:1", grpc=address)
+    _, channel = await fronted(auth="keys")
     idle = open_idle(channel, f"/{SERVICE}/ModelInfer", 40, metadata=(("x-api-key", alice),))
     idle += open_idle(channel, f"/{SERVICE}/ModelStreamInfer", 16, metadata=(("x-api-key", alice),))
     await until_sent(idle)
-    assert await call(channel, "ModelInfer", INFER, metadata=(("x-api-key", bob),), timeout=SOON_S) == b"one|" + INFER
+    assert await call(channel, "ModelInfer", INFER, metadata=(("x-api-key", bob),), timeout=SOON_S) == ANSWER
     await end(idle)
 
 
-async def test_large_messages_for_the_gateway_itself_hold_memory_of_their_tenant(front, tmp_path):
-    _, key = KeyRing(tmp_path / "keys.json").add("alice", ("infer",))
+async def test_large_messages_for_the_gateway_itself_hold_memory_of_their_tenant(front, ring):
+    _, key = ring.add("alice", ("infer",))
     scene, channel = await front(auth="keys")
     budget = scene.app.state.gateway.proxy.budget
     before, largest = budget.left, scene.app.state.gateway.settings.max_body_bytes
@@ -177,54 +170,40 @@ async def test_so_many_calls_of_one_tenant_wait_to_be_read():
         assert reader.budget.left == 0
 
 
-async def test_each_message_of_a_stream_passes_budget_place_and_ledger(front, replica, tmp_path):
-    _, key = KeyRing(tmp_path / "keys.json").add("alice", ("infer",))
-    scene, channel = await front(auth="keys", max_body_bytes=4096)
-    gateway = scene.app.state.gateway
-    one, address, _ = await replica("one")
+async def test_each_message_of_a_stream_passes_budget_place_and_ledger(fronted, ring):
+    _, key = ring.add("alice", ("infer",))
+    scene, channel = await fronted(auth="keys", max_body_bytes=4096)
+    gateway, one = scene.app.state.gateway, scene.replica
     one.holds = asyncio.Event()
-    scene.announce("http://127.0.0.1:1", grpc=address)
     before = gateway.proxy.budget.left
-    stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(metadata=(("x-api-key", key),), timeout=60)
+    stream = open_stream(channel, key)
     await stream.write(INFER)
     await asyncio.wait_for(one.reached.wait(), SOON_S)
-    assert gateway.proxy.budget.left == before - len(INFER)
-    assert gateway.fair._services["svc"].in_flight == 1
+    assert (gateway.proxy.budget.left, gateway.fair._services["svc"].in_flight) == (before - len(INFER), 1)
     one.holds.set()
-    assert await stream.read() == b"one|" + INFER
-    assert gateway.fair._services["svc"].in_flight == 0
-    await stream.write(INFER)
-    assert await stream.read() == b"one|" + INFER
+    assert await stream.read() == ANSWER
+    assert (gateway.fair._services["svc"].in_flight, scene.known.in_flight) == (0, 1)
+    assert await exchange(stream) == ANSWER
     await stream.done_writing()
     assert await stream.read() is grpc.aio.EOF
-    assert gateway.proxy.budget.left == before
-    assert [
-        sums["requests"]
-        for (tenant, _, model), sums in gateway.usage._sums.items()
-        if (tenant, model) == ("alice", "pranet")
-    ] == [2.0]
+    assert (gateway.proxy.budget.left, scene.known.in_flight) == (before, 0)
+    sums = {(tenant, model): sums["requests"] for (tenant, _, model), sums in gateway.usage._sums.items()}
+    assert sums["alice", "pranet"] == 2.0
 
 
-async def test_a_message_of_a_stream_that_finds_no_memory_ends_it(front, replica, tmp_path):
-    ring = KeyRing(tmp_path / "keys.json")
+async def test_a_message_of_a_stream_that_finds_no_memory_ends_it(fronted, ring):
     (_, alice), (_, bob) = ring.add("alice", ("infer",)), ring.add("bob", ("infer",))
-    scene, channel = await front(auth="keys", max_body_bytes=4096)
-    _, address, _ = await replica("one")
-    scene.announce("http://127.0.0.1:1", grpc=address)
+    scene, channel = await fronted(auth="keys", max_body_bytes=4096)
     budget = scene.app.state.gateway.proxy.budget
-    stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(metadata=(("x-api-key", alice),), timeout=60)
-    await stream.write(INFER)
-    assert await stream.read() == b"one|" + INFER
+    stream = open_stream(channel, alice)
+    assert await exchange(stream) == ANSWER
     assert budget.take(budget.left // 2 - 2 * len(INFER), "alice"), "what alice's bodies hold meanwhile"
     await stream.write(pb.ModelInferRequest(model_name="pranet", raw_input_contents=[b"x" * 4000]).SerializeToString())
-    with pytest.raises(grpc.aio.AioRpcError, match="no memory left"):
-        await stream.read()
-    assert await call(channel, "ModelInfer", INFER, metadata=(("x-api-key", bob),), timeout=SOON_S) == b"one|" + INFER
+    await refused(stream.read(), "no memory left")
+    assert await call(channel, "ModelInfer", INFER, metadata=(("x-api-key", bob),), timeout=SOON_S) == ANSWER
 
 
-async def test_a_first_message_that_does_not_come_ends_a_stream(front, monkeypatch):
+async def test_a_first_message_that_does_not_come_ends_a_stream(front):
     scene, channel = await front(body_read_timeout_s=0.1)
-    stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(timeout=60)
-    with pytest.raises(grpc.aio.AioRpcError, match="did not arrive in time"):
-        await stream.read()
+    await refused(open_stream(channel).read(), "did not arrive in time")
     assert scene.app.state.gateway.proxy.budget.left == 8 * 64 * 2**20

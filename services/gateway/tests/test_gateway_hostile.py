@@ -30,12 +30,7 @@ from services.gateway.tests.hostile_inputs import make_grpc_inputs, make_http_in
 from services.gateway.tests.loop_watch import LoopWatch
 
 LONGEST_S = 0.2
-GRPC_REFUSALS = {
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.NOT_FOUND,
-    grpc.StatusCode.UNIMPLEMENTED,
-    grpc.StatusCode.UNAVAILABLE,
-}
+GRPC_REFUSALS = {grpc.StatusCode[name] for name in ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "UNAVAILABLE")}
 HTTP_REFUSALS = {400, 404, 405, 413, 415, 422, 503}
 
 
@@ -198,23 +193,9 @@ async def test_messages_are_read_in_turns_within_the_budget():
 
 
 def test_a_field_is_there_however_it_is_written():
-    for body in (
-        b'{"a": [], "store" : true}',
-        b'{"st\\u006fre": {}}',
-        b'{"store": "null"}',
-        b'{"a":' + b"[]," * MAX_TOKENS,
-    ):
-        assert has_json_field(body, {"store"})
-    for body in (
-        b"",
-        b"store",
-        b'["store"]',
-        b'{"store": false}',
-        b'{"store":null}',
-        b'{"a": {"store": 1}}',
-        b'{"\\x": 1}',
-    ):
-        assert not has_json_field(body, {"store"})
+    there = [b'{"a": [], "store" : true}', b'{"st\\u006fre": {}}', b'{"store": "null"}', b'{"a":' + b"[]," * MAX_TOKENS]
+    away = [b"", b"store", b'["store"]', b'{"store": false}', b'{"store":null}', b'{"a": {"store": 1}}', b'{"\\x": 1}']
+    assert [has_json_field(body, {"store"}) for body in there + away] == [True] * len(there) + [False] * len(away)
 
 
 def test_the_name_is_found_wherever_it_stands():

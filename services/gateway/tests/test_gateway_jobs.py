@@ -52,11 +52,8 @@ def queue():
 
 
 @pytest.fixture
-async def scene(gateway, toy, queue):
-    scene = await gateway(queue)
-    scene.upstream = await toy()
-    scene.announce(scene.upstream.url)
-    return scene
+async def scene(served, queue):
+    return await served(queue)
 
 
 async def test_a_request_that_its_replica_wants_queued_becomes_a_job(scene, queue):
@@ -65,12 +62,12 @@ async def test_a_request_that_its_replica_wants_queued_becomes_a_job(scene, queu
     assert (queue.payloads["job-1"].path, queue.payloads["job-1"].body) == ("/v1/long?seed=3", b'{"a": 1}')
 
 
-async def test_without_a_queue_such_a_request_is_refused_in_the_replicas_words(gateway, toy):
-    scene = await gateway(None)
-    upstream = await toy()
-    scene.announce(upstream.url)
+async def test_without_redis_there_is_no_queue_and_what_its_replica_wants_queued_is_refused(served):
+    scene = await served()
     answer = await scene.client.post("/v1/long", content=b"{}")
     assert (answer.status_code, answer.text) == (413, "This takes long.")
+    for answer in (await scene.client.post("/v1/echo", headers=ASYNC), await scene.client.get("/v1/jobs")):
+        assert (answer.status_code, "FOVEA_REDIS_URL" in answer.json()["hint"]) == (503, True)
 
 
 async def test_a_post_that_prefers_it_becomes_a_job(scene, queue):
@@ -91,14 +88,11 @@ async def test_a_post_that_prefers_it_becomes_a_job(scene, queue):
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        (b"respond-async", True),
-        (b"respond-async, wait=10", True),
-        (b"return=minimal; foo, Respond-Async", True),
-        (b"wait=10", False),
-        (b"respond-asynchronously", False),
+        (b"respond-async", True), (b"respond-async, wait=10", True),
+        (b"return=minimal; foo, Respond-Async", True), (b"wait=10", False), (b"respond-asynchronously", False),
         (b"", False),
     ],
-)
+)  # fmt: skip
 def test_the_wish_is_read_as_the_standard_says(text, wanted):
     assert jobs.prefers_async({b"prefer": text}) is wanted
 
@@ -115,21 +109,14 @@ async def test_a_key_seen_before_returns_the_first_job(scene, queue):
     assert (long.status_code, long.json()["field"]) == (422, "idempotency-key")
 
 
-async def test_what_nobody_serves_is_refused_before_it_is_accepted(scene, queue):
+async def test_what_nobody_serves_is_refused_before_it_is_accepted_and_what_is_down_takes_jobs(scene, queue):
     for path in ("/v1/unknown", "/v2/models/unknown/infer"):
         assert (await scene.client.post(path, content=b"x", headers=ASYNC)).status_code == 404
-    assert queue.jobs == {}
-
-
-async def test_a_service_whose_replicas_are_down_still_takes_jobs(scene, queue):
-    scene.announce("http://127.0.0.1:1", service="down", name="d", models=("m",), routes=("/v1/plan",), ready=False)
-    assert (await scene.client.post("/v1/plan", headers=ASYNC)).status_code == 202
-
-
-async def test_a_get_is_never_a_job(scene, queue):
-    assert (await scene.client.get("/v1/sessions/1", headers=ASYNC)).status_code == 200
+    assert (await scene.client.get("/v1/sessions/1", headers=ASYNC)).status_code == 200, "a GET is never a job"
     assert (await scene.client.post("/v1/jobs/job-1/cancel", headers=ASYNC)).status_code == 404
     assert queue.jobs == {}
+    scene.announce("http://127.0.0.1:1", service="down", name="d", models=("m",), routes=("/v1/plan",), ready=False)
+    assert (await scene.client.post("/v1/plan", headers=ASYNC)).status_code == 202
 
 
 async def test_size_limits_hold_for_jobs(served, queue):
@@ -147,12 +134,6 @@ async def test_a_queue_that_is_away_or_full_says_when_to_come_back(scene, queue)
     assert (away.status_code, away.json()["code"]) == (503, "not_ready")
     in_oip = await scene.client.post("/v2/models/pranet/infer", headers=ASYNC)
     assert (in_oip.status_code, list(in_oip.json())) == (503, ["error"])
-
-
-async def test_a_gateway_without_redis_says_that_it_has_no_queue(served):
-    scene = await served()
-    for answer in (await scene.client.post("/v1/echo", headers=ASYNC), await scene.client.get("/v1/jobs")):
-        assert (answer.status_code, "FOVEA_REDIS_URL" in answer.json()["hint"]) == (503, True)
 
 
 async def test_a_result_is_the_answer_byte_for_byte(scene, queue):
@@ -182,11 +163,8 @@ async def test_events_tell_every_change_and_end(scene, queue, monkeypatch):
     answer = await scene.client.get("/v1/jobs/job-1/events")
     await working
     assert answer.headers["content-type"].startswith("text/event-stream")
-    assert [(e["status"], e["progress"]) for e in parsed(answer.content)] == [
-        ("queued", 0.0),
-        ("running", 0.5),
-        ("succeeded", 1.0),
-    ]
+    told = [(e["status"], e["progress"]) for e in parsed(answer.content)]
+    assert told == [("queued", 0.0), ("running", 0.5), ("succeeded", 1.0)]
     assert answer.content.count(b": still here\n\n") >= 2
 
 
@@ -199,14 +177,9 @@ async def test_cancel_retry_and_delete(scene, queue):
     for _ in range(2):  # the first cancels it, the second forgets it
         assert (await client.delete("/v1/jobs/job-1")).json()["status"] == "cancelled"
     assert (await client.get("/v1/jobs/job-1")).status_code == 404
-    for answer in (
-        await client.get("/v1/jobs/nope"),
-        await client.get("/v1/jobs/nope/events"),
-        await client.get("/v1/jobs/nope/result"),
-        await client.post("/v1/jobs/nope/cancel"),
-        await client.post("/v1/jobs/nope/retry"),
-        await client.get("/v1/jobs/" + "x" * 200),
-    ):
+    gets = [f"/v1/jobs/{place}" for place in ("nope", "nope/events", "nope/result", "x" * 200)]
+    posts = ["/v1/jobs/nope/cancel", "/v1/jobs/nope/retry"]
+    for answer in [await client.get(path) for path in gets] + [await client.post(path) for path in posts]:
         assert answer.status_code in {404, 422}
         assert answer.headers["content-type"] == "application/problem+json"
 

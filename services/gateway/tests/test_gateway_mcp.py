@@ -57,16 +57,13 @@ async def scene(gateway, toy):
     return scene
 
 
-async def test_tasks_are_tools_with_whole_schemas(scene):
+async def test_tasks_are_tools_with_whole_schemas_which_are_run_and_whose_errors_are_their_answer(scene):
     tools = {tool["name"]: tool for tool in (await scene.ask("tools/list", {}))["result"]["tools"]}
     assert set(tools) == {"chat", "segment"}
     for tool in tools.values():
         jsonschema.Draft202012Validator.check_schema(tool["inputSchema"])
         assert tool["inputSchema"]["type"] == "object"
         assert tool["inputSchema"]["$defs"]["Pair"]["properties"]["next"] == {"$ref": "#/$defs/Pair"}
-
-
-async def test_a_tool_is_run_and_its_errors_are_its_answer(scene):
     params = {"name": "chat", "arguments": {"messages": "hi", "stream": True}}
     result = (await scene.ask("tools/call", params))["result"]
     assert result["isError"] is False

@@ -3,46 +3,29 @@
 import asyncio
 from urllib.parse import urlsplit
 
-from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.memory_budget import MemoryBudget
 from tests.harness.waiting import until
 
 
-def test_a_tenant_holds_half_of_what_the_others_leave():
+def test_a_tenant_holds_half_of_what_the_others_leave_and_a_single_one_everything():
     budget = MemoryBudget(1000, shared=True)
-    assert budget.take(300, "alice")
-    assert budget.take(200, "alice")
-    assert not budget.take(1, "alice")
-    assert budget.take(250, "carol")
-    assert not budget.take(1, "carol")
-    assert budget.take(125, "dave")
+    takes = ((300, "alice", True), (200, "alice", True), (1, "alice", False), (250, "carol", True), (1, "carol", False))
+    assert all(budget.take(size, tenant) is is_given for size, tenant, is_given in (*takes, (125, "dave", True)))
     assert budget.left == 125
     budget.release(300, "alice")
     assert budget.take(112, "alice"), "half of 200 and 425"
     assert not budget.take(2, "alice")
+    small = MemoryBudget(100, shared=True)  # whose first pieces may be larger than a share
+    assert [small.take(*one) for one in ((50, "alice"), (50, "bob"), (1, "carol"))] == [True, True, False]
+    small.release(50, "bob")
+    assert small.left == 50
+    single = MemoryBudget(100)
+    assert [single.take(10, "local") for _ in range(11)] == [True] * 10 + [False]
 
 
-def test_the_first_piece_of_a_tenant_may_be_larger_than_its_share():
-    budget = MemoryBudget(100, shared=True)
-    assert budget.take(50, "alice")
-    assert budget.take(50, "bob")
-    assert not budget.take(1, "carol")
-    budget.release(50, "bob")
-    assert budget.left == 50
-
-
-def test_a_single_tenant_may_hold_everything():
-    budget = MemoryBudget(100)
-    assert all(budget.take(10, "local") for _ in range(10))
-    assert not budget.take(1, "local")
-
-
-async def test_bodies_that_one_tenant_holds_open_leave_another_room(gateway, toy, tmp_path):
-    ring = KeyRing(tmp_path / "keys.json")
+async def test_bodies_that_one_tenant_holds_open_leave_another_room(served, ring):
     (_, alice), (_, bob) = ring.add("alice", ("infer", "jobs")), ring.add("bob", ("infer", "jobs"))
-    scene = await gateway(auth="keys", max_body_bytes=100_000)
-    upstream = await toy()
-    scene.announce(upstream.url, models=("pranet",))
+    scene = await served(auth="keys", max_body_bytes=100_000)
     budget = scene.app.state.gateway.proxy.budget
     address, writers = urlsplit(scene.url), []
     for _ in range(9):

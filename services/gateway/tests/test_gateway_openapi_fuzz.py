@@ -2,14 +2,13 @@
 
 import asyncio
 
-from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.caller import SCOPES
 from services.gateway.tests.stage import ForgetfulQueue
 from tests.harness.openapi_fuzz import fuzz
 
 
-async def test_no_request_that_the_document_allows_makes_the_gateway_fail(gateway, tmp_path):
-    _, key = KeyRing(tmp_path / "keys.json").add("ops", SCOPES, rate_per_minute=1_000_000)
+async def test_no_request_that_the_document_allows_makes_the_gateway_fail(gateway, ring):
+    _, key = ring.add("ops", SCOPES, rate_per_minute=1_000_000)
     scene = await gateway(queue=ForgetfulQueue(None), auth="keys")
     document = scene.app.openapi()
     assert len(document["paths"]) > 15

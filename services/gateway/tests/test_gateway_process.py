@@ -13,6 +13,8 @@ from typing import IO
 import httpx2
 import pytest
 
+from tests.harness.waiting import free_port
+
 
 def start(folder: Path, **changed: str) -> subprocess.Popen[str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("FOVEA_")}
@@ -51,9 +53,7 @@ def test_without_keys_it_serves_its_own_machine_only(tmp_path):
 
 
 def test_metrics_have_a_port_of_their_own_that_wants_no_key(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = start(tmp_path, FOVEA_AUTH="keys", FOVEA_METRICS_PORT=str(port))
     assert process.stderr is not None
     with process, process.stderr:

@@ -20,13 +20,10 @@ def test_the_name_is_what_the_message_says(name, version, raw, number):
     assert read_text_field(message.SerializeToString(), 1) == name
 
 
-def test_fields_before_the_name_are_stepped_over():
+def test_fields_before_the_name_are_stepped_over_and_an_empty_message_has_none():
     message = pb.RepositoryModelLoadRequest(repository_name="somewhere", model_name="pranet")
     assert read_text_field(message.SerializeToString(), 2) == "pranet"
     assert read_text_field(b"\x08\x96\x01" + b"\x15abcd" + b"\x19abcdefgh" + b"\x2a\x02hi", 5) == "hi"
-
-
-def test_an_empty_message_has_no_name():
     assert read_text_field(b"", 1) == ""
 
 

@@ -97,44 +97,28 @@ def test_any_deadline_is_taken_or_refused(text):
 
 def test_answers_lose_what_concerns_one_connection():
     raw = [
-        (b"Connection", b"close"),
-        (b"Server", b"x"),
-        (b"Set-Cookie", b"a"),
-        (b"Set-Cookie", b"b"),
+        (b"Connection", b"close"), (b"Server", b"x"), (b"Set-Cookie", b"a"), (b"Set-Cookie", b"b"),
         (b"Date", b"now"),
-    ]
+    ]  # fmt: skip
     assert build_response_headers(raw) == [(b"set-cookie", b"a"), (b"set-cookie", b"b")]
 
 
 @pytest.mark.parametrize(
     ("host", "ours"),
     [
-        ("127.0.0.1", True),
-        ("127.8.8.8", True),
-        ("localhost", True),
-        ("LOCALHOST", True),
-        ("a.localhost", True),
-        ("::1", True),
-        ("[::1]", True),
-        ("0.0.0.0", False),
-        ("10.0.0.1", False),
-        ("localhost.evil.example", False),
-        ("", False),
-        ("127.0.0.1.nip.io", False),
-        ("::ffff:10.0.0.1", False),
+        ("127.0.0.1", True), ("127.8.8.8", True), ("localhost", True), ("LOCALHOST", True), ("a.localhost", True),
+        ("::1", True), ("[::1]", True), ("0.0.0.0", False), ("10.0.0.1", False),
+        ("localhost.evil.example", False), ("", False), ("127.0.0.1.nip.io", False), ("::ffff:10.0.0.1", False),
     ],
-)
+)  # fmt: skip
 def test_loopback_is_known_by_name_and_address(host, ours):
     assert is_loopback(host) is ours
 
 
-def test_the_address_we_were_told_to_listen_on_is_a_name_of_ours():
+def test_names_of_ours_are_loopback_and_what_we_listen_on_and_reading_is_open_to_any_origin():
     require_local_request(make_context([(b"host", b"fovea.test:8080")]), "fovea.test")
     with pytest.raises(PermissionDenied, match=r"fovea\.test"):
         require_local_request(make_context([(b"host", b"fovea.test:8080")]), "127.0.0.1")
-
-
-def test_reading_is_open_to_any_origin_because_the_browser_keeps_the_answer():
     foreign = [(b"host", b"localhost"), (b"origin", b"http://evil.example")]
     require_local_request(make_context(foreign, method="GET"), "127.0.0.1")
     with pytest.raises(PermissionDenied):

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
+from tests.harness.scripted import scripted
 from tests.harness.waiting import free_port
 
 
@@ -20,30 +22,37 @@ async def cutting(after: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
         await writer.drain()
         writer.transport.abort() if not after else writer.close()
 
-    listening = await asyncio.start_server(one, "127.0.0.1", 0)
-    async with listening:
-        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", heard
+    async with scripted(one) as url:
+        yield url, heard
+
+
+@pytest.fixture
+async def pair(gateway, toy):
+    """Starts a gateway before a replica that cuts after `said` and is preferred, and a good one."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(said: bytes = b"", **last: Any) -> tuple[Any, list[bytes], Any]:
+            upstream, scene = await toy(name="good"), await gateway()
+            url, heard = await stack.enter_async_context(cutting(said))
+            bad = scene.announce(url, name="bad")
+            bad.record = bad.record.model_copy(update=last)
+            scene.announce(upstream.url, name="good").in_flight = 1
+            return scene, heard, upstream
+
+        yield start
 
 
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nonly this"])
-async def test_a_request_whose_replica_dies_is_answered_by_another(gateway, toy, said):
-    upstream = await toy(name="good")
-    scene = await gateway()
-    async with cutting(said) as (url, heard):
-        scene.announce(url, name="bad")
-        scene.announce(upstream.url, name="good").in_flight = 1
-        answer = await scene.client.post("/v1/echo", content=b"picture")
+async def test_a_request_whose_replica_dies_is_answered_by_another(pair, said):
+    scene, heard, _ = await pair(said)
+    answer = await scene.client.post("/v1/echo", content=b"picture")
     assert (answer.status_code, answer.content, answer.headers["x-replica"]) == (200, b"picture", "good")
     assert len(heard) == 1
 
 
-async def test_a_request_that_leaves_something_behind_is_not_sent_twice(gateway, toy):
-    upstream = await toy(name="good")
-    scene = await gateway()
-    async with cutting(b"") as (url, heard):
-        scene.announce(url, name="bad")
-        scene.announce(upstream.url, name="good").in_flight = 1
-        answer = await scene.client.post("/v1/sessions", content=b"{}")
+async def test_a_request_that_leaves_something_behind_is_not_sent_twice(pair):
+    scene, heard, upstream = await pair()
+    answer = await scene.client.post("/v1/sessions", content=b"{}")
     assert (answer.status_code, len(heard), upstream.seen) == (503, 1, [])
     assert (answer.json()["error"]["code"], answer.headers["retry-after"]) == ("not_ready", "1")
 
@@ -59,19 +68,14 @@ async def test_a_refused_connection_is_no_reason_not_to_send_it_elsewhere(gatewa
 
 
 @pytest.mark.parametrize("last", [{"out_of_memory": True}, {"memory": 0.95}])
-async def test_a_death_by_memory_is_not_tried_again(gateway, toy, last):
-    upstream = await toy(name="good")
-    scene = await gateway()
-    async with cutting(b"") as (url, heard):
-        bad = scene.announce(url, name="bad")
-        bad.record = bad.record.model_copy(update=last)
-        scene.announce(upstream.url, name="good").in_flight = 1
-        answer = await scene.client.post("/v1/echo", content=b"picture")
+async def test_a_death_by_memory_is_not_tried_again(pair, last):
+    scene, heard, upstream = await pair(**last)
+    answer = await scene.client.post("/v1/echo", content=b"picture")
     assert (answer.status_code, len(heard), upstream.seen) == (413, 1, [])
     assert answer.json()["detail"] == "This request took more memory than a replica of svc has."
 
 
-async def test_others_in_a_replica_that_died_of_memory_may_send_again(gateway, toy):
+async def test_others_in_a_replica_that_died_of_memory_may_send_again(gateway):
     scene = await gateway()
     async with cutting(b"") as (url, _):
         bad = scene.announce(url, name="bad")
@@ -89,20 +93,12 @@ async def test_a_request_that_kills_every_replica_is_given_up(gateway):
     assert (answer.status_code, len(heard)) == (503, 4)
 
 
-async def test_a_replica_that_is_not_ready_sends_us_to_the_next(gateway, toy):
-    draining, good = await toy(name="draining", status=503), await toy(name="good")
-    scene = await gateway()
-    scene.announce(draining.url, name="draining")
-    scene.announce(good.url, name="good").in_flight = 1
-    assert (await scene.client.post("/v1/echo")).headers["x-replica"] == "good"
-
-
-async def test_a_503_is_handed_on_when_there_is_nobody_else(gateway, toy):
-    draining = await toy(name="draining", status=503)
-    scene = await gateway()
-    scene.announce(draining.url, name="draining")
+async def test_a_replica_that_is_not_ready_sends_us_to_the_next_and_is_believed_when_alone(served, toy):
+    scene = await served(fields={"name": "draining", "status": 503})
     answer = await scene.client.post("/v1/echo", content=b"why")
-    assert (answer.status_code, answer.content, len(draining.seen)) == (503, b"why", 1)
+    assert (answer.status_code, answer.content, len(scene.upstream.seen)) == (503, b"why", 1)
+    scene.announce((await toy(name="good")).url, name="good").in_flight = 1
+    assert (await scene.client.post("/v1/echo")).headers["x-replica"] == "good"
 
 
 async def test_a_request_waits_for_the_next_replica_of_a_service_that_lost_its_last(gateway, toy):

@@ -13,23 +13,15 @@ from typer.testing import CliRunner
 
 from fovea.api.job import Job
 from fovea.errors import RateLimited, Unauthenticated
-from services.gateway.grpc.server import SERVICE
 from services.gateway.policy import bad_keys, revocation
-from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.key_file import read_keys
 from services.gateway.policy.keys_cli import keys
-from services.gateway.tests.grpc_front import INFER, call
+from services.gateway.tests.grpc_front import ANSWER, call, exchange, open_stream, refused
 from shared.jobs.key_limits import JobKeyLimits, describe_key
 from shared.settings import settings
 
 
-@pytest.fixture
-def ring(tmp_path):
-    return KeyRing(tmp_path / "keys.json")
-
-
 async def until_refused(scene: Any, key: str) -> None:
-    """Send until a gateway knows that the key is revoked."""
     for _ in range(500):
         if (await scene.client.post("/v1/echo", headers={"x-api-key": key})).status_code == 401:
             return
@@ -87,26 +79,17 @@ async def test_a_stream_of_a_jobs_events_ends_when_its_key_expires(gateway, ring
         assert (await anext(lines)).startswith("data: ")
         ring.update(key.id, {"expires": "2020-01-01T00:00:00Z"})
         with pytest.raises(httpx2.RemoteProtocolError):
-            await asyncio.wait_for(_read_all(lines), 10)
+            async with asyncio.timeout(10):
+                [line async for line in lines]
 
 
-async def _read_all(lines: Any) -> None:
-    async for _ in lines:
-        pass
-
-
-async def test_a_stream_of_grpc_ends_when_its_key_is_revoked(front, replica, ring):
+async def test_a_stream_of_grpc_ends_when_its_key_is_revoked(fronted, ring):
     key, text = ring.add("alice", ("infer",))
-    scene, channel = await front(auth="keys")
-    _, address, _ = await replica("one")
-    scene.announce("http://127.0.0.1:1", grpc=address)
-    stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(metadata=(("x-api-key", text),), timeout=60)
-    await stream.write(INFER)
-    assert await stream.read() == b"one|" + INFER
+    _, channel = await fronted(auth="keys")
+    stream = open_stream(channel, text)
+    assert await exchange(stream) == ANSWER
     ring.revoke(key.id)
-    with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await asyncio.wait_for(stream.read(), 10)
-    assert failed.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert (await refused(asyncio.wait_for(stream.read(), 10))).code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_a_key_is_revoked_in_redis_where_its_file_can_not_be_written(served, ring, redis_url, monkeypatch):
@@ -181,11 +164,8 @@ async def test_wrong_keys_are_throttled_and_good_ones_are_not(served, ring, monk
 async def test_wrong_keys_over_grpc_are_throttled(front, ring, monkeypatch):
     monkeypatch.setattr(bad_keys, "MAX_PER_MINUTE", 1)
     _, channel = await front(auth="keys")
-    codes = []
-    for _ in range(3):
-        with pytest.raises(grpc.aio.AioRpcError) as failed:
-            await call(channel, "ServerMetadata", metadata=(("x-api-key", "wrong"),))
-        codes.append(failed.value.code().name)
+    wrong = (("x-api-key", "wrong"),)
+    codes = [(await refused(call(channel, "ServerMetadata", metadata=wrong))).code().name for _ in range(3)]
     assert codes == ["UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "RESOURCE_EXHAUSTED"]
 
 

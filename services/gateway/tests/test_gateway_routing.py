@@ -63,13 +63,10 @@ def test_paths_of_our_own_and_of_nobody_lead_nowhere(path):
     assert TABLE.find(path) is None
 
 
-def test_an_unknown_model_is_told_with_those_there_are():
+def test_an_unknown_model_is_told_with_those_there_are_and_its_card_asked_of_the_service_with_adapters():
     with pytest.raises(NotFound) as refused:
         TABLE.find("/v2/models/prenet/infer")
     assert "org/pranet" in (refused.value.hint or "")
-
-
-def test_the_card_of_an_unknown_model_is_asked_of_the_service_with_adapters():
     route = WITH_ADAPTERS.find("/v1/models/my-adapter")
     assert (route.services, route.model) == (("llm",), "my-adapter")
     assert WITH_ADAPTERS.find("/v1/models/pranet").services == ("seg",)
@@ -77,33 +74,19 @@ def test_the_card_of_an_unknown_model_is_asked_of_the_service_with_adapters():
         WITH_ADAPTERS.find("/v2/models/my-adapter/infer")
 
 
-def test_effectful_routes_are_those_that_a_replica_marks():
-    for path, is_effectful in (
-        ("/v1/sessions/42", True),
-        ("/v1/documents", True),
-        ("/v1/documents/7/pages", True),
-        ("/v1/chat/completions", False),
-        ("/v1/papers/a", False),
-    ):
+def test_routes_are_effectful_or_endless_where_one_replica_marks_them_and_never_by_their_name():
+    effectful = ("/v1/sessions/42", "/v1/documents", "/v1/documents/7/pages")
+    for path in (*effectful, "/v1/chat/completions", "/v1/papers/a"):
         route = TABLE.find(path)
         assert route is not None
-        assert route.is_effectful is is_effectful, path
-
-
-def test_no_path_is_endless_or_effectful_by_its_name():
+        assert route.is_effectful is (path in effectful), path
     table = RouteTable.from_records([replica("old", ("/v1/sessions", "/v1/documents", "/v1/detect/stream"))])
     assert not any(route.is_effectful or route.is_endless for route in table.paths.values())
-
-
-def test_a_mark_of_one_replica_holds_for_the_path_whatever_the_others_say():
     marks = {"effectful": ("/v1/x",), "endless": ("/v1/x",)}
     records = [replica("a", ("/v1/x",), name="new", **marks), replica("a", ("/v1/x",), name="old")]
     for order in (records, records[::-1]):
         route = RouteTable.from_records(order).paths["/v1/x"]
         assert (route.services, route.is_effectful, route.is_endless) == (("a",), True, True)
-
-
-def test_a_record_of_an_older_replica_has_no_marks():
     record = ReplicaRecord.model_validate_json(
         '{"id":"x","service":"s","http":"http://h:1","pid":1,"ready":true,"models":[],"routes":["/v1/x"],"seen":0}'
     )
@@ -123,16 +106,12 @@ def test_no_path_breaks_the_table(text):
 @pytest.mark.parametrize(
     ("path", "form", "status"),
     [
-        ("/v2/models/x/infer", "oip", 400),
-        ("/v1/chat/completions", "openai", 400),
-        ("/v1/models", "openai", 400),
-        ("/v1/messages", "anthropic", 400),
-        ("/v1/messages/count_tokens", "anthropic", 400),
-        ("/v1/messagesx", "problem", 422),
-        ("/v1/modelsx", "problem", 422),
-        ("/v1/segment", "problem", 422),
+        ("/v2/models/x/infer", "oip", 400), ("/v1/chat/completions", "openai", 400),
+        ("/v1/models", "openai", 400), ("/v1/messages", "anthropic", 400),
+        ("/v1/messages/count_tokens", "anthropic", 400), ("/v1/messagesx", "problem", 422),
+        ("/v1/modelsx", "problem", 422), ("/v1/segment", "problem", 422),
     ],
-)
+)  # fmt: skip
 def test_each_family_has_its_own_form_and_knows_its_own_statuses(path, form, status):
     assert find_error_format(path) == form
     assert render_error(InvalidOption("no"), find_error_format(path), "id")[0] == status

@@ -13,18 +13,12 @@ from services.gateway.batches.batch_records import BatchRecords
 from services.gateway.batches.batch_service import BatchService
 from services.gateway.batches.file_store import FileStore
 from services.gateway.http.middleware import _may_steer
-from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.caller import Caller
 from services.gateway.tests.stage import ForgetfulQueue
 from services.gateway.tests.stub_service import Stub
 from shared.storage import ObjectStore
 
 STEERED = {"messages": [], "interventions": [{"vector": "calm@1"}]}
-
-
-@pytest.fixture
-def ring(tmp_path):
-    return KeyRing(tmp_path / "keys.json")
 
 
 async def test_a_replica_is_told_the_scopes_and_what_it_says_is_audited(gateway, toy, ring):
@@ -53,13 +47,10 @@ async def test_a_replica_is_told_the_scopes_and_what_it_says_is_audited(gateway,
 @pytest.mark.parametrize(
     ("body", "is_audited"),
     [
-        (b'{"interventions": [{}]}', True),
-        (b'{"\\u0069nterventions": [{}]}', True),
-        (b'{"captur\\u0065": [{}]}', True),
-        (b'{"messages": ["\\u0069"]}', False),
-        (b"\x00\x01\\u", False),
+        (b'{"interventions": [{}]}', True), (b'{"\\u0069nterventions": [{}]}', True),
+        (b'{"captur\\u0065": [{}]}', True), (b'{"messages": ["\\u0069"]}', False), (b"\x00\x01\\u", False),
     ],
-)
+)  # fmt: skip
 async def test_a_job_that_may_steer_is_audited_however_its_fields_are_written(body, is_audited):
     assert await _may_steer(body) is is_audited
 

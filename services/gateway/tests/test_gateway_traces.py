@@ -1,18 +1,12 @@
 """Spans of the gateway: key, model, turn and replica of a request, and what a caller's `traceparent` becomes."""
 
-from services.gateway.policy.auth import KeyRing
 from shared.tests.recorded_spans import is_child, recorded_spans  # noqa: F401  # a fixture
 
 TRACE, CALLER = "a" * 32, "b" * 16
 
 
-async def test_key_model_turn_and_replica_are_spans_of_one_request(
-    gateway,
-    toy,
-    gateway_settings,
-    recorded_spans,  # noqa: F811
-):
-    _, secret = KeyRing(gateway_settings.keys_path).add("alice", ("infer",))
+async def test_key_model_turn_and_replica_are_spans_of_one_request(gateway, toy, ring, recorded_spans):  # noqa: F811
+    _, secret = ring.add("alice", ("infer",))
     one, two = await toy(), await toy()
     scene = await gateway(auth="keys")
     scene.announce(one.url, service="one", name="r1", models=("pranet",), routes=("/v1/echo",))
@@ -48,15 +42,9 @@ async def test_each_replica_that_is_tried_has_a_span(gateway, toy, recorded_span
     assert all(s.attributes["error.type"] == "UpstreamLost" for s in lost)
 
 
-async def test_a_caller_that_does_not_want_a_trace_gets_none(
-    gateway,
-    toy,
-    recorded_spans,  # noqa: F811
-):
-    upstream = await toy()
-    scene = await gateway()
-    scene.announce(upstream.url)
+async def test_a_caller_that_does_not_want_a_trace_gets_none(served, recorded_spans):  # noqa: F811
+    scene = await served()
     await scene.client.post("/v1/echo", content=b"x", headers={"traceparent": f"00-{TRACE}-{CALLER}-00"})
     assert recorded_spans.all() == ()
-    sent = upstream.seen[0]["headers"]["traceparent"].split("-")
+    sent = scene.upstream.seen[0]["headers"]["traceparent"].split("-")
     assert (sent[1], sent[3]) == (TRACE, "00")

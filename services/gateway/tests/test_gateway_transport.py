@@ -3,32 +3,13 @@
 import asyncio
 import contextlib
 import gzip
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@contextlib.asynccontextmanager
-async def scripted(serve: Serve) -> AsyncIterator[str]:
-    at_work: set[asyncio.Task[None]] = set()
-
-    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        at_work.add(asyncio.current_task())  # type: ignore[arg-type]
-        try:
-            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-                await serve(reader, writer)
-        finally:
-            writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
-
-    async with await asyncio.start_server(one, "127.0.0.1", 0) as listening:
-        host, port = listening.sockets[0].getsockname()
-        yield f"http://{host}:{port}"
-        for task in at_work:
-            task.cancel()
-        await asyncio.gather(*at_work, return_exceptions=True)
+from tests.harness.scripted import Serve, scripted
 
 
 def answering(answer: bytes, *, close: bool = True) -> Serve:
@@ -46,9 +27,9 @@ def answering(answer: bytes, *, close: bool = True) -> Serve:
 
 
 async def request(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = [line.partition(b":")[2] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-    return head, await reader.readexactly(int(length[0]) if length else 0)
+    start = await reader.readuntil(b"\r\n\r\n")
+    length = [line.partition(b":")[2] for line in start.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+    return start, await reader.readexactly(int(length[0]) if length else 0)
 
 
 @contextlib.asynccontextmanager
@@ -61,9 +42,21 @@ async def connected(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, async
         writer.close()
 
 
-async def response(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    async with asyncio.timeout(5):
-        return await request(reader)
+@pytest.fixture
+async def before(gateway):
+    """Starts a gateway before one upstream that is a script, `scene.replica`."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(serve: Serve) -> Any:
+            scene = await gateway()
+            scene.replica = scene.announce(await stack.enter_async_context(scripted(serve)))
+            return scene
+
+        yield start
+
+
+def head(length: int) -> bytes:
+    return b"POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % length
 
 
 @pytest.mark.parametrize(
@@ -74,35 +67,28 @@ async def response(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
         ("POST", b"HTTP/1.1 200 OK\r\n\r\nall of it", 200, b"all of it", ("transfer-encoding", "chunked")),
     ],
 )
-async def test_an_answer_has_the_length_that_it_has(gateway, method, sent, status, body, header):
-    scene = await gateway()
-    async with scripted(answering(sent)) as url:
-        scene.announce(url)
-        answer = await scene.client.request(method, "/v1/sessions/1" if method == "DELETE" else "/v1/echo")
+async def test_an_answer_has_the_length_that_it_has(before, method, sent, status, body, header):
+    scene = await before(answering(sent))
+    answer = await scene.client.request(method, "/v1/sessions/1" if method == "DELETE" else "/v1/echo")
     assert (answer.status_code, answer.content, answer.headers[header[0]]) == (status, body, header[1])
     assert ("transfer-encoding" in answer.headers) is (method == "POST")
 
 
-async def test_packed_answers_are_not_unpacked_on_the_way(gateway):
+async def test_packed_answers_are_not_unpacked_on_the_way(before):
     packed = gzip.compress(b"mask" * 1000)
-    head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(packed)
-    scene = await gateway()
-    async with scripted(answering(head + packed)) as url:
-        scene.announce(url)
-        async with scene.client.stream("POST", "/v1/echo") as answer:
-            raw = b"".join([piece async for piece in answer.aiter_raw()])
+    start = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(packed)
+    scene = await before(answering(start + packed))
+    async with scene.client.stream("POST", "/v1/echo") as answer:
+        raw = b"".join([piece async for piece in answer.aiter_raw()])
     assert raw == packed
     assert answer.headers["content-encoding"] == "gzip"
 
 
-async def test_a_begun_answer_that_breaks_off_is_not_passed_for_whole(gateway):
-    scene = await gateway()
-    cut = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n"
-    async with scripted(answering(cut)) as url:
-        scene.announce(url)
-        async with connected(scene.url) as (reader, writer):
-            writer.write(b"POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n")
-            answer = await asyncio.wait_for(reader.read(), 5)
+async def test_a_begun_answer_that_breaks_off_is_not_passed_for_whole(before):
+    scene = await before(answering(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n"))
+    async with connected(scene.url) as (reader, writer):
+        writer.write(head(0))
+        answer = await asyncio.wait_for(reader.read(), 5)
     assert b"hello" in answer
     assert not answer.endswith(b"0\r\n\r\n")
 
@@ -110,16 +96,13 @@ async def test_a_begun_answer_that_breaks_off_is_not_passed_for_whole(gateway):
 @pytest.mark.parametrize(
     "garbage", [b"not http at all\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n", b"\x00" * 100]
 )
-async def test_an_upstream_that_speaks_no_http_is_not_ready(gateway, garbage):
-    scene = await gateway()
-    async with scripted(answering(garbage)) as url:
-        scene.announce(url)
-        answer = await scene.client.post("/v1/echo", content=b"x")
+async def test_an_upstream_that_speaks_no_http_is_not_ready(before, garbage):
+    scene = await before(answering(garbage))
+    answer = await scene.client.post("/v1/echo", content=b"x")
     assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
 
 
-async def test_connections_to_replicas_are_used_again(gateway):
-    scene = await gateway()
+async def test_connections_to_replicas_are_used_again(before):
     count = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -127,48 +110,39 @@ async def test_connections_to_replicas_are_used_again(gateway):
         count += 1
         await answering(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", close=False)(reader, writer)
 
-    async with scripted(serve) as url:
-        scene.announce(url)
-        for _ in range(10):
-            assert (await scene.client.post("/v1/echo", content=b"x")).content == b"ok"
-        await scene.app.state.gateway.client.stop()
+    scene = await before(serve)
+    for _ in range(10):
+        assert (await scene.client.post("/v1/echo", content=b"x")).content == b"ok"
+    await scene.app.state.gateway.client.stop()
     assert count == 1
 
 
-async def test_a_connection_that_the_replica_closed_meanwhile_costs_no_request(gateway):
-    scene = await gateway()
-
+async def test_a_connection_that_the_replica_closed_meanwhile_costs_no_request(before):
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for _ in range(2):
             await request(reader)
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
         await request(reader)  # the third request of a connection is read and never answered
 
-    async with scripted(serve) as url:
-        scene.announce(url)
-        answers = [await scene.client.post("/v1/echo", content=b"x") for _ in range(9)]
+    scene = await before(serve)
+    answers = [await scene.client.post("/v1/echo", content=b"x") for _ in range(9)]
     assert {a.status_code for a in answers} == {200}
 
 
-async def test_an_answer_may_come_before_the_body_is_through(gateway):
+async def test_an_answer_may_come_before_the_body_is_through(before):
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 415 No\r\ncontent-length: 3\r\nconnection: close\r\n\r\nwhy")
         await writer.drain()
         await reader.read(2**16)
 
-    scene = await gateway()
-    async with scripted(serve) as url:
-        scene.announce(url)
-        async with connected(scene.url) as (reader, writer):
-            writer.write(
-                b"POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5000000\r\n\r\n" + b"x" * 100_000
-            )
-            _, body = await response(reader)
-    assert body == b"why"
+    scene = await before(serve)
+    async with connected(scene.url) as (reader, writer), asyncio.timeout(5):
+        writer.write(head(5_000_000) + b"x" * 100_000)
+        assert (await request(reader))[1] == b"why"
 
 
-async def test_a_caller_that_hangs_up_while_sending_stops_the_upload(gateway):
+async def test_a_caller_that_hangs_up_while_sending_stops_the_upload(before):
     over = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -177,22 +151,18 @@ async def test_a_caller_that_hangs_up_while_sending_stops_the_upload(gateway):
         finally:
             over.set()
 
-    scene = await gateway()
-    async with scripted(serve) as url:
-        replica = scene.announce(url)
-        async with connected(scene.url) as (_, writer):
-            writer.write(
-                b"POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5000000\r\n\r\n" + b"x" * 200_000
-            )
-            await asyncio.sleep(0.2)
-            assert replica.in_flight == 1
-        await asyncio.wait_for(over.wait(), 3)
-        await asyncio.sleep(0.05)
-    assert replica.in_flight == 0
+    scene = await before(serve)
+    async with connected(scene.url) as (_, writer):
+        writer.write(head(5_000_000) + b"x" * 200_000)
+        await asyncio.sleep(0.2)
+        assert scene.replica.in_flight == 1
+    await asyncio.wait_for(over.wait(), 3)
+    await asyncio.sleep(0.05)
+    assert scene.replica.in_flight == 0
     assert scene.app.state.gateway.proxy.budget.left == 8 * 64 * 2**20
 
 
-async def test_a_fast_replica_waits_for_a_slow_reader(gateway):
+async def test_a_fast_replica_waits_for_a_slow_reader(before):
     sent = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -204,10 +174,8 @@ async def test_a_fast_replica_waits_for_a_slow_reader(gateway):
             await writer.drain()
             sent += 100_000
 
-    scene = await gateway()
-    async with scripted(serve) as url:
-        scene.announce(url)
-        async with connected(scene.url) as (_, writer):
-            writer.write(b"POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n")
-            await asyncio.sleep(0.7)
+    scene = await before(serve)
+    async with connected(scene.url) as (_, writer):
+        writer.write(head(0))
+        await asyncio.sleep(0.7)
     assert 0 < sent < 50_000_000

@@ -12,18 +12,13 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
 from fovea.api.usage import USAGE_HEADER, UsageScanner, find_model, read_header
-from services.gateway.policy.auth import KeyRing
 from shared.jobs.usage_ledger import UsageLedger
 
+LONGCTX = {"kv_bytes": 4096, "cached_tokens": 3}
 ANSWER = {
     "model": "smol",
     "choices": [{"message": {"content": 'I say "usage": {"prompt_tokens": 1000}'}}],
-    "usage": {
-        "prompt_tokens": 7,
-        "completion_tokens": 5,
-        "total_tokens": 12,
-        "longctx": {"kv_bytes": 4096, "cached_tokens": 3},
-    },
+    "usage": {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12, "longctx": LONGCTX},
 }
 
 
@@ -45,8 +40,7 @@ def chatting() -> list[Route]:
     return [Route("/v1/chat", chat, methods=["POST"]), Route("/v1/stream", stream, methods=["POST"])]
 
 
-async def test_a_tenant_sees_what_it_consumed(gateway, toy, tmp_path):
-    ring = KeyRing(tmp_path / "keys.json")
+async def test_a_tenant_sees_what_it_consumed(gateway, toy, ring):
     alice, bob = (ring.add(name, ("infer",), rate_per_minute=1000)[1] for name in ("alice", "bob"))
     admin = ring.add("ops", ("infer", "admin"))[1]
     scene = await gateway(auth="keys")
@@ -76,8 +70,8 @@ async def test_a_tenant_sees_what_it_consumed(gateway, toy, tmp_path):
         assert (await ask(f"/v1/usage?{bad}", alice)).status_code == 422
 
 
-async def test_tokens_are_counted_against_the_key(gateway, toy, tmp_path):
-    key = KeyRing(tmp_path / "keys.json").add("alice", ("infer",), tokens_per_minute=12)[1]
+async def test_tokens_are_counted_against_the_key(gateway, toy, ring):
+    key = ring.add("alice", ("infer",), tokens_per_minute=12)[1]
     scene = await gateway(auth="keys")
     scene.announce((await toy(extra=chatting())).url, routes=("/v1/chat",))
     answers = [await scene.client.post("/v1/chat", headers={"x-api-key": key}) for _ in range(2)]
@@ -112,9 +106,8 @@ def test_what_answers_say_is_read_and_what_they_quote_is_not():
     assert reranked.sum_up(1)["tokens_in"] == 31
     anthropic = UsageScanner(is_stream=True)  # whose input tokens leave out the cached ones
     usage = {"input_tokens": 4, "output_tokens": 5, "cache_read_input_tokens": 3}
-    anthropic.feed(
-        b"event: message_delta\ndata: %b\n\n" % json.dumps({"type": "message_delta", "usage": usage}).encode()
-    )
+    event = json.dumps({"type": "message_delta", "usage": usage})
+    anthropic.feed(f"event: message_delta\ndata: {event}\n\n".encode())
     assert anthropic.sum_up(2.0) == {"tokens_in": 7, "tokens_out": 5, "cached_tokens": 3, "kv_byte_seconds": 0}
     for broken in (b"", b"[]", b'{"usage": 5}', b'{"usage": {"prompt_tokens": "x", "completion_tokens": -1}}', b"\xff"):
         scanner = UsageScanner(is_stream=False)

@@ -24,7 +24,11 @@ SPEC = TensorSpec(name="x", datatype="FP32", shape=(-1, 3))
 def forms(tmp_path):
     path = tmp_path / "g.onnx"
     path.write_bytes(identity("FP32"))
-    return ModelArtifacts("net", (SPEC,), (SPEC,), graph=lambda: path, network=lambda: (nn.Identity(), None))
+    return artifacts(lambda: path)
+
+
+def artifacts(graph):
+    return ModelArtifacts("net", (SPEC,), (SPEC,), graph=graph, network=lambda: (nn.Identity(), None))
 
 
 def place(engine="auto", **more):
@@ -40,21 +44,14 @@ def test_wished_engine_is_opened(forms, wish, got):
     engine.close()
 
 
-def test_auto_goes_on_to_torch_when_the_graph_does_not_open(forms, tmp_path):
+def test_auto_goes_on_to_torch_when_the_graph_does_not_open_or_the_export_is_wrong(tmp_path):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no graph")
-    engine = open_engine(place(), ModelArtifacts("net", (SPEC,), (SPEC,), graph=lambda: broken, network=forms.network))
-    assert engine.name == "torch"
 
-
-def test_auto_goes_on_to_torch_when_the_export_is_wrong(forms):
     def wrong():
         raise Fault("The ONNX graph differs from the network.")
 
-    assert (
-        open_engine(place(), ModelArtifacts("net", (SPEC,), (SPEC,), graph=wrong, network=forms.network)).name
-        == "torch"
-    )
+    assert [open_engine(place(), artifacts(graph)).name for graph in (lambda: broken, wrong)] == ["torch"] * 2
     with pytest.raises(Fault):
         open_engine(place("onnx"), ModelArtifacts("net", graph=wrong))
 
@@ -64,15 +61,12 @@ def test_auto_says_what_was_tried_when_nothing_opens():
         open_engine(place(), ModelArtifacts("net"))
 
 
-def test_only_the_form_that_is_needed_is_made(forms):
+def test_only_the_form_that_is_needed_is_made_and_triton_needs_an_address(forms):
     def never():
         pytest.fail("was made")
 
-    open_engine(place("torch"), ModelArtifacts("net", (SPEC,), (SPEC,), graph=never, network=forms.network))
+    open_engine(place("torch"), artifacts(never))
     open_engine(place("onnx"), ModelArtifacts("net", graph=forms.graph, network=never))
-
-
-def test_triton_needs_an_address(forms):
     with pytest.raises(NotReady, match="No Triton server is named") as caught:
         open_engine(place("triton"), forms)
     assert "FOVEA_TRITON_URL" in caught.value.hint

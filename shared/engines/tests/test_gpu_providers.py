@@ -38,8 +38,7 @@ def test_profiles_name_all_inputs_where_any_axis_is_free():
 def test_tensorrt_keeps_what_it_builds_in_its_precision(tmp_path, precision):
     name, options = tensorrt_provider(2, tmp_path, [PICTURES], precision)
     assert name == "TensorrtExecutionProvider"
-    assert options["device_id"] == 2
-    assert options["trt_fp16_enable"] == (precision == "fp16")
+    assert (options["device_id"], options["trt_fp16_enable"]) == (2, precision == "fp16")
     assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(tmp_path)
     assert "trt_profile_max_shapes" in options
 
@@ -101,8 +100,7 @@ def test_a_run_binds_tensors_on_the_card_and_keeps_memory_of_one_shape(card):
     for rows in (2, 2, 3):
         x = np.random.default_rng(rows).normal(size=(rows, 3)).astype(np.float32)
         assert np.array_equal(engine.run({"x": x})["y"], x)
-    assert card.sent == [("cuda:1", (2, 3)), ("cuda:1", (3, 3))]
-    assert card.outputs == [("y", "cuda", 1)] * 3
+    assert (card.sent, card.outputs) == ([("cuda:1", (2, 3)), ("cuda:1", (3, 3))], [("y", "cuda", 1)] * 3)
     assert engine.provider == "CUDAExecutionProvider"
     assert dict(card.wanted)["CUDAExecutionProvider"]["device_id"] == 1
 
@@ -131,20 +129,23 @@ def test_engines_that_one_node_built_are_there_on_the_next(card, stored, file, t
     options = {"vision_precision": "fp16"}
 
     def start(node: str) -> TensorRTEngine:
-        context = LoadContext(engine="tensorrt", device="cuda", cache=tmp_path / node, objects=stored, options=options)
+        where = {"device": "cuda:1", "cache": tmp_path / node}
+        context = LoadContext(engine="tensorrt", **where, objects=stored, options=options)
         return open_engine(context, artifacts)
 
-    first = start("one")
+    opened = start("one")
     built = tmp_path / "one/tensorrt/net-0123-fp16"
     (built / "engine_sm90.engine").write_bytes(b"built")
     (built / "cache_sm90.timing").write_bytes(b"times")
-    first.close()
+    opened.close()
     second = start("two")
     fetched = tmp_path / "two/tensorrt/net-0123-fp16"
     assert {one.name: one.read_bytes() for one in fetched.iterdir()} == {
         "engine_sm90.engine": b"built", "cache_sm90.timing": b"times",
     }  # fmt: skip
-    assert dict(card.wanted)["TensorrtExecutionProvider"]["trt_engine_cache_path"] == str(fetched)
+    (first, asked), (second_choice, _), *_ = card.wanted
+    assert (first, second_choice) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
+    assert (asked["trt_engine_cache_path"], asked["device_id"]) == (str(fetched), 1)
     assert (second.provider, second.reason) == ("TensorrtExecutionProvider", "FOVEA_ENGINE=tensorrt.")
     (fetched / "cache_sm90.timing").write_bytes(b"more times")
     second.close()
@@ -174,11 +175,8 @@ def test_half_precision_keeps_the_tensors_outside_and_the_answer(tmp_path):
     assert found.dtype == np.float32
     assert np.abs(found - whole).max() < 0.02  # on a CPU it is often computed in float32
     casts = [node for node in onnx.load(half).graph.node if node.op_type == "Cast"]
-    assert sorted(cast.attribute[0].i for cast in casts) == [
-        TensorProto.FLOAT,
-        TensorProto.FLOAT16,
-        TensorProto.FLOAT16,
-    ]
+    kinds = sorted(cast.attribute[0].i for cast in casts)
+    assert kinds == [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.FLOAT16]
 
 
 def test_auto_on_a_card_takes_half_precision_and_says_why(card, file, tmp_path):
@@ -188,14 +186,10 @@ def test_auto_on_a_card_takes_half_precision_and_says_why(card, file, tmp_path):
     assert "auto takes the first of onnx, torch that opens" in engine.reason
 
 
-def test_a_graph_that_can_not_be_halved_is_not_ready(tmp_path, monkeypatch):
-    path = tmp_path / "net.onnx"
-    path.write_bytes(identity("FP32"))
-
+def test_a_graph_that_can_not_be_halved_is_not_ready(file, tmp_path, monkeypatch):
     def refuse(*_, **__):
-        message = "no"
-        raise ValueError(message)
+        raise ValueError
 
     monkeypatch.setattr("onnxruntime.transformers.float16.convert_float_to_float16", refuse)
     with pytest.raises(NotReady, match="can't be converted to float16"):
-        halve(path, tmp_path)
+        halve(file, tmp_path)

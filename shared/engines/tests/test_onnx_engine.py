@@ -89,14 +89,8 @@ def test_broken_graph_is_not_ready(source, tmp_path):
 
 
 def test_threads_share_an_engine():
-    engine = OnnxEngine(
-        graph(
-            [("MatMul", ["a", "b"], ["y"])],
-            {"a": ("FP32", ["n", 64]), "b": ("FP32", [64, 64])},
-            {"y": ("FP32", ["n", 64])},
-        ),
-        threads=1,
-    )
+    inputs = {"a": ("FP32", ["n", 64]), "b": ("FP32", [64, 64])}
+    engine = OnnxEngine(graph([("MatMul", ["a", "b"], ["y"])], inputs, {"y": ("FP32", ["n", 64])}), threads=1)
     rng = np.random.default_rng(3)
     b = rng.standard_normal((64, 64)).astype(np.float32)
     jobs = [rng.standard_normal((1 + i % 5, 64)).astype(np.float32) for i in range(64)]
@@ -125,19 +119,6 @@ def test_missing_gpu_is_said():
 def test_missing_tensorrt_is_said(tmp_path):
     with pytest.raises(NotReady, match="TensorRT is not available: this build of ONNX Runtime has no Tensorrt"):
         TensorRTEngine(identity("FP32"), cache=tmp_path)
-
-
-def test_tensorrt_asks_its_provider_first_and_keeps_what_it_builds(tmp_path, monkeypatch):
-    from shared.engines import tensorrt
-
-    asked = {}
-    monkeypatch.setattr(tensorrt, "missing", lambda: None)
-    monkeypatch.setattr(tensorrt.OnnxEngine, "__init__", lambda *_, **more: asked.update(more))
-    TensorRTEngine(identity("FP32"), device="cuda:1", cache=tmp_path)
-    (first, options), (second, _), _ = asked["providers"]
-    assert (first, second) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
-    assert (options["device_id"], options["trt_engine_cache_path"]) == (1, str(tmp_path / "tensorrt/unnamed-fp32"))
-    assert (tmp_path / "tensorrt").is_dir()
 
 
 def test_provider_that_silently_falls_back_is_not_ready(monkeypatch):

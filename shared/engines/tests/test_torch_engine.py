@@ -37,14 +37,11 @@ def test_every_datatype_goes_in_and_comes_out_unchanged(datatype):
     assert (y == x).all()
 
 
-def test_several_outputs_are_named_in_order():
+def test_several_outputs_are_named_in_order_and_one_method_may_be_called_instead_of_the_network():
     engine = TorchEngine(Doubled(), [spec()], [spec("same"), spec("twice")])
     found = engine.run({"x": np.ones((2, 3), np.float32)})
     assert list(found) == ["same", "twice"]
     assert (found["twice"] == 2).all()
-
-
-def test_one_method_may_be_called_instead_of_the_network():
     network = Doubled()
     engine = TorchEngine(network, [spec()], [spec("twice")], call=network.only_double)
     assert (engine.run({"x": np.ones((1, 3), np.float32)})["twice"] == 2).all()
@@ -79,22 +76,21 @@ def test_sizes_that_the_network_cannot_take_are_the_callers_mistake():
     assert caught.value.field == "x"
 
 
-def test_errors_of_ours_pass_through():
-    class Picky(nn.Module):
+def refuse():
+    raise InvalidOption("multiples of 32 only")
+
+
+@pytest.mark.parametrize(
+    ("fail", "kind", "told"),
+    [(lambda: torch.empty(2**60), TooLarge, "not enough memory"), (refuse, InvalidOption, "multiples of 32")],
+)
+def test_memory_that_runs_out_is_too_large_and_errors_of_ours_pass_through(fail, kind, told):
+    class Failing(nn.Module):
         def forward(self, x):
-            raise InvalidOption("multiples of 32 only")
+            return fail()
 
-    with pytest.raises(InvalidOption, match="multiples of 32"):
-        TorchEngine(Picky(), [spec()], [spec("y")]).run({"x": np.zeros((2, 3), np.float32)})
-
-
-def test_memory_that_runs_out_is_too_large():
-    class Hungry(nn.Module):
-        def forward(self, x):
-            return torch.empty(2**60)
-
-    with pytest.raises(TooLarge, match="not enough memory"):
-        TorchEngine(Hungry(), [spec()], [spec("y")]).run({"x": np.zeros((2, 3), np.float32)})
+    with pytest.raises(kind, match=told):
+        TorchEngine(Failing(), [spec()], [spec("y")]).run({"x": np.zeros((2, 3), np.float32)})
 
 
 @pytest.mark.parametrize("device", ["cuda:77", "no-such-device"])

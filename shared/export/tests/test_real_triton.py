@@ -68,9 +68,8 @@ def repository(tmp_path_factory):
     options = TritonOptions(max_batch=MOST, delay_us=20_000, has_gpu=False)
     write_model(made, "net", forms(tmp_path_factory.mktemp("forms"), (SIDE, SIDE)), LABELS, options)
     write_model(made, "free", forms(tmp_path_factory.mktemp("free"), (-1, -1)), (), options)
-    weights = Weights(
-        {}, Manifest(name="scaled", origin="trained", network=NetworkSpec(name="scaled"), sha256="cd" * 32)
-    )
+    facts = Manifest(name="scaled", origin="trained", network=NetworkSpec(name="scaled"), sha256="cd" * 32)
+    weights = Weights({}, facts)
     scaled = ScaledForms(weights, tmp_path_factory.mktemp("scaled"), (IMAGE, BY), (SCALED, SAME), tag="v1", shapes=[])
     write_model(made, "scaled", scaled, (), options)
     (made / "slow" / "1").mkdir(parents=True)
@@ -90,11 +89,15 @@ def pictures(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random((count, 3, SIDE, SIDE), np.float32)
 
 
-@pytest.mark.parametrize("wire", ["http", "grpc"])
+@pytest.fixture(params=["http", "grpc"])
+def url(request, triton):
+    """The address of Triton over each wire."""
+    return triton[0] if request.param == "http" else f"grpc://{triton[1]}"
+
+
 @pytest.mark.parametrize("shares", [True, False])
-def test_answers_are_the_graphs_over_each_wire_and_through_shared_memory(triton, repository, wire, shares):
+def test_answers_are_the_graphs_over_each_wire_and_through_shared_memory(url, repository, shares):
     session = onnxruntime.InferenceSession(repository / "net" / "1" / "model.onnx")
-    url = triton[0] if wire == "http" else f"grpc://{triton[1]}"
     with closing(TritonEngine(url, "net", shared_memory=shares, declared=[PEAK])) as engine:
         for count in (1, 3):
             given = pictures(count, count)
@@ -104,9 +107,7 @@ def test_answers_are_the_graphs_over_each_wire_and_through_shared_memory(triton,
         assert engine._pool.has_memory is shares  # Triton took the regions, which it would have refused by an error
 
 
-@pytest.mark.parametrize("wire", ["http", "grpc"])
-def test_one_number_per_item_goes_in_and_out_as_the_graph_has_it(triton, wire):
-    url = triton[0] if wire == "http" else f"grpc://{triton[1]}"
+def test_one_number_per_item_goes_in_and_out_as_the_graph_has_it(url):
     for shares in (False, True):
         with closing(TritonEngine(url, "scaled", declared=[IMAGE, BY, SCALED, SAME], shared_memory=shares)) as engine:
             assert (engine.inputs[1].shape, engine.outputs[1].shape) == ((-1,), (-1,))
@@ -144,9 +145,7 @@ def test_labels_are_those_of_the_file(triton):
     assert best.decode() == f"1.000000:1:{LABELS[1]}"
 
 
-@pytest.mark.parametrize("wire", ["http", "grpc"])
-def test_what_it_refuses_is_told(triton, wire):
-    url = triton[0] if wire == "http" else f"grpc://{triton[1]}"
+def test_what_it_refuses_is_told(url):
     with pytest.raises(NotFound, match="nope"):
         TritonEngine(url, "nope")
     with closing(TritonEngine(url, "net")) as engine, pytest.raises(BadInput, match="batch-size must be <= 4"):
@@ -154,8 +153,6 @@ def test_what_it_refuses_is_told(triton, wire):
 
 
 @pytest.mark.timed("Triton itself must be slower than the time allowed, while opening the engine must not be")
-@pytest.mark.parametrize("wire", ["http", "grpc"])
-def test_a_call_that_takes_too_long_is_given_up(triton, wire):
-    url = triton[0] if wire == "http" else f"grpc://{triton[1]}"
+def test_a_call_that_takes_too_long_is_given_up(url):
     with closing(TritonEngine(url, "slow", timeout=SLOW_S / 3)) as engine, pytest.raises(DeadlineExceeded):
         engine.run({"image": np.zeros((1, 1), np.float32)})

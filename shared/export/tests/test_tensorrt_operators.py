@@ -15,11 +15,8 @@ def branch(operator: str):
 
 @pytest.fixture
 def graph(tmp_path):
-    x, flag = (
-        helper.make_tensor_value_info(*facts)
-        for facts in (("x", TensorProto.FLOAT, [1]), ("flag", TensorProto.BOOL, []))
-    )
-    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    facts = (("x", TensorProto.FLOAT, [1]), ("flag", TensorProto.BOOL, []), ("y", TensorProto.FLOAT, [1]))
+    x, flag, out = (helper.make_tensor_value_info(*one) for one in facts)
     chosen = helper.make_node("If", ["flag"], ["y"], then_branch=branch("Relu"), else_branch=branch("Det"))
     path = tmp_path / f"net-{'0' * 64}-v1.onnx"
     save(helper.make_model(helper.make_graph([chosen], "g", [x, flag], [out])), path)

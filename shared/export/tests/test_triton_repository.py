@@ -56,11 +56,8 @@ def parse(place: Path) -> Any:
 @pytest.mark.parametrize("sides", [(8, 8), (-1, -1)])
 def test_a_repository_says_what_its_graph_takes_and_gives(tmp_path, sides):
     place = write_model(tmp_path / "repository", "net", forms(tmp_path, sides), LABELS, TritonOptions(max_batch=4))
-    assert {str(file.relative_to(place)) for file in place.rglob("*") if file.is_file()} == {
-        "config.pbtxt",
-        "labels.txt",
-        "1/model.onnx",
-    }
+    written = {str(file.relative_to(place)) for file in place.rglob("*") if file.is_file()}
+    assert written == {"config.pbtxt", "labels.txt", "1/model.onnx"}
     config, session = parse(place), onnxruntime.InferenceSession(place / "1" / "model.onnx")
     assert (config.name, config.backend, config.max_batch_size) == (place.name, "onnxruntime", 4)
     for stated, found in ((config.input, session.get_inputs()), (config.output, session.get_outputs())):

@@ -7,16 +7,16 @@ configurations, batching, warm-up, labels, protocols and shared memory, is Trito
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
-import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import httpx2
+
+from tests.harness.waiting import free_port, wait_until
 
 START_S = 120
 
@@ -82,12 +82,9 @@ def run_triton(place: Path, repository: Path, work: Path) -> Iterator[tuple[str,
     server = work / "tritonserver"
     shutil.copy(place / "pytriton/tritonserver/bin/tritonserver", server)
     server.chmod(0o755)
-    libraries = [
-        str(place / "nvidia_pytriton.libs"),
-        sysconfig.get_config_var("LIBDIR"),
-        os.environ.get("LD_LIBRARY_PATH", ""),
-    ]
-    http, grpc = (f"127.0.0.1:{port}" for port in free_ports(2))
+    before = os.environ.get("LD_LIBRARY_PATH", "")
+    libraries = [str(place / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR"), before]
+    http, grpc = (f"127.0.0.1:{free_port()}" for _ in range(2))
     command = [server, f"--model-repository={repository}", f"--backend-directory={backends}", "--allow-metrics=false"]
     for name, address in (("http", http), ("grpc", grpc)):
         host, _, port = address.partition(":")
@@ -105,18 +102,10 @@ def run_triton(place: Path, repository: Path, work: Path) -> Iterator[tuple[str,
 
 
 def wait_ready(process: subprocess.Popen[bytes], http: str, log: Path) -> None:
-    end = time.monotonic() + START_S
-    while time.monotonic() < end and process.poll() is None:
+    def answers() -> bool:
+        assert process.poll() is None, log.read_text("utf-8")[-3000:]
         with contextlib.suppress(httpx2.HTTPError):
-            if httpx2.get(f"http://{http}/v2/health/ready", timeout=2).status_code == 200:
-                return
-        time.sleep(0.2)
-    raise AssertionError(log.read_text("utf-8")[-3000:])
+            return httpx2.get(f"http://{http}/v2/health/ready", timeout=2).status_code == 200
+        return False
 
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in found:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in found]
+    wait_until(answers, START_S, "Triton's readiness")

@@ -128,12 +128,10 @@ def run_fleet(folder: Path) -> Iterator[Fleet]:
             wait_for(redis.Redis(port=port, password=PASSWORD))
         for port in watchers:
             lines = [
-                f"port {port}",
-                f"sentinel monitor jobs 127.0.0.1 {first} 2",
-                f'sentinel auth-pass jobs "{PASSWORD}"',
-                "sentinel down-after-milliseconds jobs 700",
+                f"port {port}", f"sentinel monitor jobs 127.0.0.1 {first} 2",
+                f'sentinel auth-pass jobs "{PASSWORD}"', "sentinel down-after-milliseconds jobs 700",
                 "sentinel failover-timeout jobs 3000",
-            ]
+            ]  # fmt: skip
             stack.enter_context(run_server(folder / str(port), *lines, sentinel=True))
             wait_for(redis.Redis(port=port))
         with redis.Redis(port=watchers[0], decode_responses=True) as client:

@@ -1,12 +1,12 @@
-"""A worker that runs next to a test, and waiting for what becomes of a job."""
+"""A worker that runs next to a test, or its side of the queue alone, and waiting for what becomes of a job."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fovea.api.job import FINAL, Job
-from shared.jobs.consumer import QueueConsumer
-from shared.jobs.queue import Handler
+from shared.jobs.consumer import Delivery, QueueConsumer
+from shared.jobs.queue import Handler, Payload
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.worker import JobWorker
 from shared.settings import Settings
@@ -28,7 +28,7 @@ async def working(
 
 
 async def ended(queue: RedisJobQueue, job: Job, tenant: str = "ann") -> Job:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(90):
         async for now in queue.events(job.id, tenant):
             last = now
     assert last.status in FINAL
@@ -40,3 +40,15 @@ async def started(queue: RedisJobQueue, job: Job, attempt: int = 1) -> None:
         async for now in queue.events(job.id, "ann"):
             if now.status == "running" and now.attempts == attempt:
                 return
+
+
+async def run_one(queue: RedisJobQueue, payload: Payload) -> Job:
+    """Submit a job; what became of it."""
+    job, _ = await queue.submit(payload)
+    return await ended(queue, job, payload.tenant)
+
+
+async def take(inbox: QueueConsumer, *, reclaim: bool = False) -> Delivery:
+    found = await inbox.take(reclaim=reclaim)
+    assert isinstance(found, Delivery)
+    return found

@@ -58,13 +58,10 @@ def test_a_fingerprint_tells_different_requests_apart(change):
 @pytest.mark.parametrize(
     ("outcome", "status"),
     [
-        (Result(404, "", b""), 404),
-        (InvalidOption("x"), 422),
-        (ValueError("x"), 500),
-        (asyncio.CancelledError(), 499),
-        (Cancelled("x"), 499),
+        (Result(404, "", b""), 404), (InvalidOption("x"), 422), (ValueError("x"), 500),
+        (asyncio.CancelledError(), 499), (Cancelled("x"), 499),
     ],
-)
+)  # fmt: skip
 def test_every_outcome_has_a_status(outcome, status):
     assert codec.get_status(outcome) == status
 
@@ -87,39 +84,32 @@ def test_the_words_of_our_own_failures_are_not_shown():
     assert json.loads(codec.encode_problem(TooLarge("Big.", hint="Shrink it.")))["hint"] == "Shrink it."
 
 
+AWAY = (
+    gone.ConnectionError("x"), gone.TimeoutError("x"), gone.BusyLoadingError("x"), ConnectionResetError("x"),
+    gone.ReadOnlyError("x"), gone.ResponseError("MISCONF Redis is configured …"),
+    gone.ResponseError("NOREPLICAS Not enough"), gone.AuthenticationError("x"),
+)  # fmt: skip
+FULL = (gone.OutOfMemoryError("x"), gone.ResponseError("MISCONF … No space left on device"))
+
+
 @pytest.mark.parametrize(
-    "error",
+    ("error", "kind"),
     [
-        gone.ConnectionError("x"),
-        gone.TimeoutError("x"),
-        gone.BusyLoadingError("x"),
-        ConnectionResetError("x"),
-        gone.ReadOnlyError("x"),
-        gone.ResponseError("MISCONF Redis is configured …"),
-        gone.ResponseError("NOREPLICAS Not enough"),
-        gone.AuthenticationError("x"),
+        *((error, NotReady) for error in AWAY),
+        *((error, StorageFull) for error in FULL),
+        (gone.ResponseError("ERR wrong number of arguments"), gone.ResponseError),  # a mistake of ours
     ],
-    ids=lambda error: type(error).__name__,
 )
-def test_an_absent_redis_is_not_ready(error):
-    with pytest.raises(NotReady), translate_redis_errors():
+def test_an_absent_or_full_redis_is_told_from_our_own_mistakes(error, kind):
+    with pytest.raises(kind) as caught, translate_redis_errors():
         raise error
+    if kind is StorageFull:
+        assert "full" in caught.value.detail
+        assert caught.value.hint
 
 
-@pytest.mark.parametrize("error", [gone.OutOfMemoryError("x"), gone.ResponseError("MISCONF … No space left on device")])
-def test_a_full_redis_or_disk_is_storage_full(error):
-    with pytest.raises(StorageFull, match="full") as caught, translate_redis_errors():
-        raise error
-    assert caught.value.hint
-
-
-def test_our_own_mistakes_are_not_taken_for_an_absent_redis():
-    with pytest.raises(gone.ResponseError), translate_redis_errors():
-        raise gone.ResponseError("ERR wrong number of arguments")
-
-
-async def test_patience_outlives_an_outage():
-    tries = iter([NotReady("1"), NotReady("2"), None])
+async def test_patience_outlives_an_outage_and_is_only_for_an_absent_redis():
+    tries = iter([NotReady("1"), NotReady("2"), None, Fault("x")])
 
     async def call() -> str:
         if error := next(tries):
@@ -127,12 +117,6 @@ async def test_patience_outlives_an_outage():
         return "back"
 
     assert await retry_until_connected(call) == "back"
-
-
-async def test_patience_is_only_for_an_absent_redis():
-    async def call() -> None:
-        raise Fault("x")
-
     with pytest.raises(Fault):
         await retry_until_connected(call)
 
@@ -176,12 +160,8 @@ async def settled(link: RedisClient) -> None:
 
 async def test_a_change_wakes_its_watchers_and_nobody_else(redis_url):
     async with listening(redis_url) as (link, changes):
-        with (
-            changes.watch("a") as a,
-            changes.watch("a") as also_a,
-            changes.watch("b") as b,
-            changes.watch() as anything,
-        ):
+        watch = changes.watch
+        with watch("a") as a, watch("a") as also_a, watch("b") as b, watch() as anything:
             await settled(link)
             for event in (a, also_a, b, anything):
                 event.clear()

@@ -29,7 +29,6 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def asked(inbox, monkeypatch):
-    """Calls of the worker behind `inbox` to the queue, in order."""
     names: list[str] = []
 
     def note(name: str) -> None:

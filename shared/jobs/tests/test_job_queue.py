@@ -1,4 +1,4 @@
-"""Promises to callers, against a real Redis."""
+"""Promises to callers, against a real Redis; what the machine of test_job_machine walks through is not repeated."""
 
 import asyncio
 from dataclasses import replace
@@ -7,23 +7,13 @@ import pytest
 
 from fovea.errors import Conflict, Fault, InvalidOption, NotFound, NotReady, QueueFull, RateLimited, StorageFull
 from shared.jobs import redis_client, redis_keys
-from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
-from shared.jobs.queue import JobQueue, Payload, Result
+from shared.jobs.consumer import NothingToDo, QueueConsumer
+from shared.jobs.queue import Payload, Result
 from shared.jobs.redis_queue import RedisJobQueue
+from shared.jobs.tests.running_worker import take
 from tests.harness.waiting import until
 
 DONE = Result(200, "application/json", b'{"mask": 1}', {"x-model": "pranet"})
-
-
-async def take(inbox: QueueConsumer, *, reclaim: bool = False) -> Delivery:
-    found = await inbox.take(reclaim=reclaim)
-    assert isinstance(found, Delivery)
-    return found
-
-
-def test_redis_queue_is_a_job_queue(job_settings):
-    queue: JobQueue = RedisJobQueue("redis://127.0.0.1:1", job_settings)
-    assert {name for name in vars(JobQueue) if not name.startswith("_")} <= set(dir(queue))
 
 
 async def test_a_new_job_is_queued_with_its_position(queue, payload):
@@ -129,8 +119,13 @@ async def test_twenty_submits_with_one_key_are_one_job(queue, payload):
     assert await queue._payloads.older_than(-60) == [answers[0][0].id]
 
 
-async def test_a_key_with_another_request_is_a_conflict(queue, payload):
-    await queue.submit(payload, "key")
+async def test_a_key_with_another_request_is_a_conflict_and_keys_belong_to_their_tenant(queue, payload):
+    first, _ = await queue.submit(payload, "key")
+    told = {"Content-Type": "image/png", "traceparent": "b"}  # headers of a trace do not make another request
+    again, new = await queue.submit(replace(payload, headers=told), "key")
+    assert (again.id, new) == (first.id, False)
+    other, new = await queue.submit(replace(payload, tenant="bob"), "key")
+    assert (new, other.id != first.id) == (True, True)
     for other in (
         replace(payload, body=b"other"),
         replace(payload, path="/v1/other"),
@@ -141,54 +136,15 @@ async def test_a_key_with_another_request_is_a_conflict(queue, payload):
             await queue.submit(other, "key")
 
 
-async def test_trace_headers_do_not_make_another_request(queue, payload):
-    first, _ = await queue.submit(payload, "key")
-    again, new = await queue.submit(replace(payload, headers={"Content-Type": "image/png", "traceparent": "b"}), "key")
-    assert (again.id, new) == (first.id, False)
-
-
-async def test_keys_belong_to_their_tenant(queue, payload):
-    first, _ = await queue.submit(payload, "key")
-    other, new = await queue.submit(replace(payload, tenant="bob"), "key")
-    assert new
-    assert other.id != first.id
-
-
-async def test_a_key_returns_the_job_also_when_it_is_finished_or_the_queue_is_full(queue, inbox, payload, job_settings):
-    first, _ = await queue.submit(payload, "key")
-    await inbox.succeed(await take(inbox), DONE)
-    for _ in range(job_settings.job_queue_max):
-        await queue.submit(payload)
-    again, new = await queue.submit(payload, "key")
-    assert (again.id, again.status, new) == (first.id, "succeeded", False)
-
-
-async def test_a_cancelled_queued_job_is_never_delivered(queue, inbox, payload):
-    job, _ = await queue.submit(payload)
-    cancelled = await queue.cancel(job.id, "ann")
-    assert (cancelled.status, cancelled.position) == ("cancelled", None)
-    assert cancelled.finished
-    assert isinstance(await inbox.take(reclaim=True), NothingToDo)
-    assert await queue.counts("svc") == (0, 0)
-
-
 async def test_a_cancelled_running_job_is_final_and_its_attempt_is_lost(queue, inbox, payload):
     job, _ = await queue.submit(payload)
     delivery = await take(inbox)
-    assert (await queue.cancel(job.id, "ann")).status == "cancelled"
+    cancelled = await queue.cancel(job.id, "ann")
+    assert (cancelled.status, cancelled.position, cancelled.finished is None) == ("cancelled", None, False)
     assert await inbox.renew([delivery.key]) == {delivery.key}
     assert not await inbox.succeed(delivery, DONE)
     assert (await queue.get(job.id, "ann")).status == "cancelled"
     assert (await queue.result(job.id, "ann")).status == 499
-
-
-async def test_cancel_is_idempotent_and_leaves_finished_jobs_alone(queue, inbox, payload):
-    job, _ = await queue.submit(payload)
-    await inbox.succeed(await take(inbox), DONE)
-    assert (await queue.cancel(job.id, "ann")).status == "succeeded"
-    other, _ = await queue.submit(payload)
-    first = await queue.cancel(other.id, "ann")
-    assert await queue.cancel(other.id, "ann") == first
 
 
 async def test_a_failed_job_can_be_tried_again(queue, inbox, payload):
@@ -205,35 +161,18 @@ async def test_a_failed_job_can_be_tried_again(queue, inbox, payload):
     assert (await inbox.payload(delivery)).body == b"body"
 
 
-async def test_only_unsuccessful_jobs_can_be_tried_again(queue, inbox, payload):
+async def test_only_unsuccessful_jobs_can_be_tried_again_and_only_finished_ones_have_a_result(queue, inbox, payload):
     job, _ = await queue.submit(payload)
-    with pytest.raises(Conflict, match="queued"):
-        await queue.retry(job.id, "ann")
+    for call in (queue.retry, queue.result):
+        with pytest.raises(Conflict, match="queued"):
+            await call(job.id, "ann")
     delivery = await take(inbox)
-    with pytest.raises(Conflict, match="running"):
-        await queue.retry(job.id, "ann")
+    for call in (queue.retry, queue.result):
+        with pytest.raises(Conflict, match="running"):
+            await call(job.id, "ann")
     await inbox.succeed(delivery, DONE)
     with pytest.raises(Conflict, match="succeeded"):
         await queue.retry(job.id, "ann")
-
-
-async def test_the_result_of_an_unfinished_job_is_a_conflict(queue, inbox, payload):
-    job, _ = await queue.submit(payload)
-    with pytest.raises(Conflict, match="queued"):
-        await queue.result(job.id, "ann")
-    await take(inbox)
-    with pytest.raises(Conflict, match="running"):
-        await queue.result(job.id, "ann")
-
-
-async def test_a_retry_into_a_full_queue_is_refused_and_keeps_the_job(queue, payload, job_settings):
-    job, _ = await queue.submit(payload)
-    await queue.cancel(job.id, "ann")
-    for _ in range(job_settings.job_queue_max):
-        await queue.submit(payload)
-    with pytest.raises(QueueFull):
-        await queue.retry(job.id, "ann")
-    assert (await queue.get(job.id, "ann")).status == "cancelled"
 
 
 async def die(queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, attempts: int) -> str:
@@ -256,9 +195,8 @@ async def test_a_job_without_attempts_left_is_a_dead_letter_until_retried(queue,
 
 
 async def test_the_oldest_of_too_many_dead_letters_are_let_go(redis_url, queue, job_settings, payload):
-    inbox = QueueConsumer(
-        redis_url, "svc", job_settings.model_copy(update={"job_dead_letter_max": 2, "job_max_attempts": 1})
-    )
+    settings = job_settings.model_copy(update={"job_dead_letter_max": 2, "job_max_attempts": 1})
+    inbox = QueueConsumer(redis_url, "svc", settings)
     ids = []
     for _ in range(3):
         ids.append(await die(queue, inbox, payload, 1))
@@ -362,18 +300,9 @@ async def test_many_watchers_share_one_connection(queue, inbox, payload):
 async def test_every_method_raises_not_ready_while_redis_is_away(job_settings, payload):
     queue = RedisJobQueue("redis://127.0.0.1:1", job_settings)
     some = "0" * 32
-    calls = [
-        queue.submit(payload),
-        queue.get(some, "ann"),
-        queue.recent("ann"),
-        queue.result(some, "ann"),
-        queue.cancel(some, "ann"),
-        queue.retry(some, "ann"),
-        anext(queue.events(some, "ann")),
-        queue.depth("svc"),
-        queue.dead("ann"),
-        queue.workers("svc"),
-    ]
+    calls = [call(some, "ann") for call in (queue.get, queue.result, queue.cancel, queue.retry)]
+    calls += [queue.submit(payload), queue.recent("ann"), queue.dead("ann"), anext(queue.events(some, "ann"))]
+    calls += [queue.depth("svc"), queue.workers("svc")]
     for answer in await asyncio.gather(*calls, return_exceptions=True):
         assert isinstance(answer, NotReady)
         assert answer.retry_after

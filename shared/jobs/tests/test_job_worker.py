@@ -14,7 +14,7 @@ from shared.jobs import worker as worker_module
 from shared.jobs.consumer import QueueConsumer
 from shared.jobs.queue import Handler, Payload, Result, Ticket
 from shared.jobs.redis_queue import RedisJobQueue
-from shared.jobs.tests.running_worker import ended, started, working
+from shared.jobs.tests.running_worker import ended, run_one, started, working
 from shared.jobs.worker import JobWorker
 from shared.storage.tests.small_disk import grow_disk, mount_small_disk
 
@@ -27,7 +27,13 @@ def quick(monkeypatch):
     monkeypatch.setattr(consumer_module, "_BLOCK_MS", 50)
 
 
-async def test_a_flood_of_one_tenant_stands_in_front_of_another_with_a_few_jobs_only(redis_url, queue, job_settings):
+@pytest.fixture
+def work(redis_url, job_settings):
+    """Runs a worker with a handler until its block ends; keyword arguments are settings."""
+    return lambda handler, **changed: working(redis_url, job_settings.model_copy(update=changed), handler)
+
+
+async def test_a_flood_of_one_tenant_stands_in_front_of_another_with_a_few_jobs_only(queue, work):
     order: list[str] = []
 
     async def handler(payload: Payload, _ticket: Ticket) -> Result:
@@ -38,7 +44,7 @@ async def test_a_flood_of_one_tenant_stands_in_front_of_another_with_a_few_jobs_
     with pytest.raises(QueueFull):
         await queue.submit(Payload("svc", "/v1/x", b"", tenant="alice"))
     mine = [(await queue.submit(Payload("svc", "/v1/x", b"", tenant="bob")))[0] for _ in range(3)]
-    async with working(redis_url, job_settings.model_copy(update={"job_concurrency": 1}), handler):
+    async with work(handler, job_concurrency=1):
         for job in mine:
             await ended(queue, job, "bob")
         assert order.index("bob") <= 3
@@ -48,13 +54,13 @@ async def test_a_flood_of_one_tenant_stands_in_front_of_another_with_a_few_jobs_
     assert sorted(order) == ["alice"] * 30 + ["bob"] * 3
 
 
-async def test_jobs_of_a_worker_that_runs_out_of_memory_fail_for_good(redis_url, queue, job_settings):
+async def test_jobs_of_a_worker_that_runs_out_of_memory_fail_for_good(queue, work):
     async def handler(_payload: Payload, ticket: Ticket) -> Result:
         await ticket.wait_until_cancelled()
         return DONE
 
     job, _ = await queue.submit(Payload("svc", "/v1/x", b"", tenant="ann"))
-    async with working(redis_url, job_settings, handler) as worker:
+    async with work(handler) as worker:
         await started(queue, job)
         await worker.fail_all(TooLarge("The worker ran out of memory on this job."))
     found = await ended(queue, job)
@@ -72,28 +78,28 @@ def always(outcome: Result | BaseException) -> Handler:
     return handler
 
 
-async def test_a_job_runs_and_its_answer_is_kept(redis_url, queue, payload, job_settings):
+async def test_a_job_runs_and_its_answer_is_kept(queue, payload, work):
     async def echo(given: Payload, ticket: Ticket) -> Result:
         return Result(201, given.headers["content-type"], given.body + b"!", {"x-attempt": str(ticket.attempt)})
 
-    async with working(redis_url, job_settings, echo):
-        job, _ = await queue.submit(payload)
-        assert (await ended(queue, job)).status == "succeeded"
+    async with work(echo):
+        job = await run_one(queue, payload)
+        assert job.status == "succeeded"
         assert await queue.result(job.id, "ann") == Result(201, "image/png", b"body!", {"x-attempt": "1"})
 
 
 @pytest.mark.timed("A doorbell that rings late differs from one that rings in time by the time alone.")
-async def test_a_waiting_worker_begins_a_job_at_once(redis_url, queue, payload, job_settings, monkeypatch):
+async def test_a_waiting_worker_begins_a_job_at_once(queue, payload, monkeypatch, work):
     monkeypatch.setattr(consumer_module, "_BLOCK_MS", 3000)
-    async with working(redis_url, job_settings, always(DONE)):
-        await ended(queue, (await queue.submit(payload))[0])
+    async with work(always(DONE)):
+        await run_one(queue, payload)
         begun = time.monotonic()
-        await ended(queue, (await queue.submit(replace(payload, priority=-3)))[0])
+        await run_one(queue, replace(payload, priority=-3))
         assert time.monotonic() - begun < 2
 
 
 @pytest.mark.parametrize("outcome", [InvalidOption("Too wide.", field="width"), "problem", "openai", "oip", "html"])
-async def test_a_4xx_fails_for_good(redis_url, queue, payload, job_settings, outcome):
+async def test_a_4xx_fails_for_good(queue, payload, outcome, work):
     bodies = {
         "problem": b'{"title":"T","status":422,"detail":"Too wide.","code":"invalid_option","limit":9}',
         "openai": b'{"error": {"message": "Too wide.", "code": "x"}}',
@@ -101,15 +107,14 @@ async def test_a_4xx_fails_for_good(redis_url, queue, payload, job_settings, out
         "html": b"<h1>Too wide.</h1>",
     }
     answer = outcome if isinstance(outcome, Exception) else Result(422, "application/json", bodies[outcome])
-    async with working(redis_url, job_settings, always(answer)):
-        job, _ = await queue.submit(payload)
-        failed = await ended(queue, job)
+    async with work(always(answer)):
+        failed = await run_one(queue, payload)
         assert (failed.status, failed.attempts, failed.dead) == ("failed", 1, False)
         assert failed.expires
         assert failed.error is not None
         assert (failed.error["status"], failed.error["code"]) == (422, "invalid_option")
         assert failed.error["detail"] == ("The service answered 422." if outcome == "html" else "Too wide.")
-        result = await queue.result(job.id, "ann")
+        result = await queue.result(failed.id, "ann")
         assert result.status == 422
         if isinstance(outcome, str):
             assert result.body == bodies[outcome], "the caller gets the bytes it would have had at once"
@@ -117,26 +122,22 @@ async def test_a_4xx_fails_for_good(redis_url, queue, payload, job_settings, out
 
 @pytest.mark.parametrize(
     "outcome",
-    [Fault("x"), NotReady("x"), QueueFull("x"), ValueError("ours"), Result(503, "", b""), Result(429, "", b"{")],
+    [
+        Fault("x"), NotReady("x"), QueueFull("x"), ValueError("ours"), asyncio.CancelledError(), Result(503, "", b""),
+        Result(429, "", b"{"),
+    ],
     ids=lambda outcome: type(outcome).__name__ + str(getattr(outcome, "status", "")),
-)
-async def test_other_errors_are_tried_again_and_then_buried(redis_url, queue, payload, job_settings, outcome):
-    async with working(redis_url, job_settings, always(outcome)):
-        job, _ = await queue.submit(payload)
-        dead = await ended(queue, job)
+)  # fmt: skip
+async def test_other_errors_are_tried_again_and_then_buried(queue, payload, outcome, work):
+    async with work(always(outcome)):
+        dead = await run_one(queue, payload)
         assert (dead.status, dead.dead, dead.attempts) == ("failed", True, 3)
         assert dead.error is not None
         assert "ours" not in str(dead.error), "what is not written for callers is not shown to them"
-        assert [letter.id for letter in await queue.dead("ann")] == [job.id]
+        assert [letter.id for letter in await queue.dead("ann")] == [dead.id]
 
 
-async def test_a_handler_that_cancels_itself_has_failed(redis_url, queue, payload, job_settings):
-    async with working(redis_url, job_settings, always(asyncio.CancelledError())):
-        dead = await ended(queue, (await queue.submit(payload))[0])
-        assert (dead.status, dead.attempts) == ("failed", 3)
-
-
-async def test_no_more_jobs_run_than_allowed(redis_url, queue, payload, job_settings):
+async def test_no_more_jobs_run_than_allowed(queue, payload, work):
     running, most = 0, 0
 
     async def busy(_payload: Payload, _ticket: Ticket) -> Result:
@@ -150,25 +151,24 @@ async def test_no_more_jobs_run_than_allowed(redis_url, queue, payload, job_sett
         running -= 1
         return DONE
 
-    settings = job_settings.model_copy(update={"job_concurrency": 3})
-    async with working(redis_url, settings, busy):
+    async with work(busy, job_concurrency=3):
         jobs = [(await queue.submit(payload))[0] for _ in range(12)]
         for job in jobs:
             await ended(queue, job)
     assert most == 3
 
 
-async def test_long_jobs_keep_their_lease(redis_url, queue, payload, job_settings):
+async def test_long_jobs_keep_their_lease(queue, payload, job_settings, work):
     async def long(_payload: Payload, _ticket: Ticket) -> Result:
         await asyncio.sleep(4 * job_settings.job_lease_s)
         return DONE
 
-    async with working(redis_url, job_settings, long), working(redis_url, job_settings, long):
-        done = await ended(queue, (await queue.submit(payload))[0])
+    async with work(long), work(long):
+        done = await run_one(queue, payload)
         assert (done.status, done.attempts) == ("succeeded", 1)
 
 
-async def test_progress_is_shown_without_a_write_for_each_step(redis_url, queue, payload, job_settings):
+async def test_progress_is_shown_without_a_write_for_each_step(queue, payload, work):
     async def steps(_payload: Payload, ticket: Ticket) -> Result:
         for step in range(500):
             await ticket.progress(step / 500, f"step {step}")
@@ -176,16 +176,14 @@ async def test_progress_is_shown_without_a_write_for_each_step(redis_url, queue,
         await ticket.progress(7.0)
         return DONE
 
-    async with working(redis_url, job_settings, steps):
+    async with work(steps):
         job, _ = await queue.submit(payload)
         seen = [now.progress async for now in queue.events(job.id, "ann")]
     assert (seen, seen[-1]) == (sorted(seen), 1.0)
     assert 4 <= len(seen) <= 20, "several steps are seen, and far fewer are written than were told"
 
 
-async def test_a_handler_that_ignores_a_cancel_is_cancelled_and_its_slot_is_free(
-    redis_url, queue, payload, job_settings
-):
+async def test_a_handler_that_ignores_a_cancel_is_cancelled_and_its_slot_is_free(queue, payload, work):
     release = threading.Event()
 
     async def deaf(given: Payload, _ticket: Ticket) -> Result:
@@ -193,44 +191,42 @@ async def test_a_handler_that_ignores_a_cancel_is_cancelled_and_its_slot_is_free
             await asyncio.to_thread(release.wait)
         return DONE
 
-    settings = job_settings.model_copy(update={"job_concurrency": 1})
     try:
-        async with working(redis_url, settings, deaf):
+        async with work(deaf, job_concurrency=1):
             job, _ = await queue.submit(replace(payload, body=b"deaf"))
             await started(queue, job)
             await queue.cancel(job.id, "ann")
-            next_job, _ = await queue.submit(payload)
-            assert (await ended(queue, next_job)).status == "succeeded"
+            assert (await run_one(queue, payload)).status == "succeeded"
     finally:
         release.set()
 
 
 @pytest.mark.parametrize("polite", [True, False])
-async def test_a_stopping_worker_hands_back_at_once_what_is_not(redis_url, queue, payload, job_settings, polite):
+async def test_a_stopping_worker_hands_back_at_once_what_is_not(queue, payload, polite, work):
     async def long(_payload: Payload, ticket: Ticket) -> Result:
         if ticket.attempt > 1:
             return DONE
         await (ticket.wait_until_cancelled() if polite else asyncio.sleep(60))
         return Result(499, "", b"")
 
-    settings = job_settings.model_copy(update={"job_lease_s": 60.0, "job_max_attempts": 1})
-    async with working(redis_url, settings, long) as worker:
+    patient = {"job_lease_s": 60.0, "job_max_attempts": 1}
+    async with work(long, **patient) as worker:
         job, _ = await queue.submit(payload)
         await started(queue, job)
         worker.stop()  # `working` waits less than the handler or the lease take
     back = await queue.get(job.id, "ann")
     assert (back.status, back.position) == ("queued", 0)
-    async with working(redis_url, settings, long):
+    async with work(long, **patient):
         done = await ended(queue, job)
         assert (done.status, done.attempts) == ("succeeded", 2), "being handed back costs no attempt"
 
 
-async def test_a_second_stop_does_not_wait(redis_url, queue, payload, job_settings):
+async def test_a_second_stop_does_not_wait(queue, payload, work):
     async def long(_payload: Payload, ticket: Ticket) -> Result:
         await ticket.wait_until_cancelled()
         raise asyncio.CancelledError
 
-    async with working(redis_url, job_settings.model_copy(update={"shutdown_grace_s": 60.0}), long) as worker:
+    async with work(long, shutdown_grace_s=60.0) as worker:
         job, _ = await queue.submit(payload)
         await started(queue, job)
         worker.stop()
@@ -238,21 +234,20 @@ async def test_a_second_stop_does_not_wait(redis_url, queue, payload, job_settin
     assert (await queue.get(job.id, "ann")).status == "queued"
 
 
-async def test_a_stopping_worker_begins_nothing_new(redis_url, queue, payload, job_settings):
-    async with working(redis_url, job_settings, always(DONE)) as worker:
+async def test_a_stopping_worker_begins_nothing_new(queue, payload, work):
+    async with work(always(DONE)) as worker:
         worker.stop()
         await asyncio.sleep(0.05)
         await queue.submit(payload)
     assert await queue.depth("svc") == 1
 
 
-async def test_workers_forget_finished_jobs_by_themselves(redis_url, payload, job_settings):
+async def test_workers_forget_finished_jobs_by_themselves(redis_url, payload, job_settings, work):
     settings = job_settings.model_copy(update={"job_ttl_s": 1})
     queue = RedisJobQueue(redis_url, settings)
     big = replace(DONE, body=b"x" * 5000)
-    async with working(redis_url, settings, always(big)):
-        job, _ = await queue.submit(payload)
-        await ended(queue, job)
+    async with work(always(big), job_ttl_s=1):
+        job = await run_one(queue, payload)
         folder = settings.data_dir / "blobs" / job.id
         assert folder.exists()
         async with asyncio.timeout(10):
@@ -283,7 +278,7 @@ async def test_a_broken_loop_ends_the_worker_loudly(redis_url, job_settings, mon
 
 
 async def test_an_answer_that_finds_no_room_waits_for_it_and_the_job_is_not_run_again(
-    redis_url, queue, payload, job_settings, tmp_path
+    redis_url, queue, payload, job_settings, tmp_path, work
 ):
     runs: list[int] = []
 
@@ -294,7 +289,7 @@ async def test_an_answer_that_finds_no_room_waits_for_it_and_the_job_is_not_run_
     with mount_small_disk(tmp_path / "disk") as place:
         settings = job_settings.model_copy(update={"object_store": (place / "objects").as_uri()})
         reader = RedisJobQueue(redis_url, settings)
-        async with working(redis_url, settings, handler):
+        async with work(handler, object_store=settings.object_store):
             job, _ = await queue.submit(payload)
             await asyncio.sleep(3 * settings.job_lease_s)
             assert (await queue.get(job.id, "ann")).status == "running"

@@ -8,14 +8,16 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from fovea.api.job import FINAL, Job
+from fovea.api.job import Job
 from fovea.errors import NotReady
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
+from shared.jobs.tests import running_worker
 from shared.settings import Settings
 from tests.harness.waiting import until as wait_for
 
@@ -82,12 +84,7 @@ def runner(ledger: Path, job: Job) -> int:
     return int([row[2] for row in rows if row[0] == job.id and row[3] == "begin"][-1])
 
 
-async def ended(queue: RedisJobQueue, job: Job, seconds: float = 90) -> Job:
-    async with asyncio.timeout(seconds):
-        async for now in queue.events(job.id, "local"):
-            last = now
-    assert last.status in FINAL
-    return last
+ended = partial(running_worker.ended, tenant="local")
 
 
 async def begun(queue: RedisJobQueue, ledger: Path, *jobs: Job) -> None:
@@ -132,20 +129,6 @@ async def test_accepted_jobs_survive_an_outage_longer_than_the_lease_and_run_onc
         assert (await far_queue.result(job.id, "local")).body == b"1"
     ends = collections.Counter(lines(ledger, "end"))
     assert ends == {job.id: 1 for job in (*running, *waiting)}
-
-
-async def test_a_frozen_worker_that_wakes_does_not_overwrite_the_newer_answer(far_queue, start_worker, ledger):
-    workers = [start_worker(), start_worker()]
-    job, frozen = await begin_one(far_queue, ledger, workers, 60, 0.1)
-    frozen.send_signal(signal.SIGSTOP)
-    done = await ended(far_queue, job)
-    assert done.attempts == 2
-    frozen.send_signal(signal.SIGCONT)
-    await until(lambda: len(lines(ledger, "end") + lines(ledger, "stop")) == 2)
-    frozen.send_signal(signal.SIGTERM)  # it writes what it has to say before it ends
-    assert await asyncio.to_thread(frozen.wait, 60) == 0
-    assert await far_queue.get(job.id, "local") == done
-    assert (await far_queue.result(job.id, "local")).body == b"2"
 
 
 async def test_a_long_job_of_a_worker_that_a_scaler_stops_is_begun_once(far_queue, start_worker, ledger, monkeypatch):

@@ -1,4 +1,4 @@
-"""Deliveries: who has a job, and who may still write about it."""
+"""Deliveries: who has a job, and who may still write about it; more of that is in test_job_machine."""
 
 import asyncio
 import os
@@ -13,6 +13,7 @@ from fovea.errors import Fault
 from shared.jobs import codec, consumer, redis_keys, worker_heartbeat
 from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
 from shared.jobs.queue import Result
+from shared.jobs.tests.running_worker import take
 from shared.jobs.tests.test_job_queue import Script
 from shared.settings import Settings
 
@@ -24,12 +25,6 @@ async def other(redis_url, job_settings):
     inbox = QueueConsumer(redis_url, "svc", job_settings)
     yield inbox
     await inbox.close()
-
-
-async def take(inbox: QueueConsumer, *, reclaim: bool = False) -> Delivery:
-    found = await inbox.take(reclaim=reclaim)
-    assert isinstance(found, Delivery)
-    return found
 
 
 async def lease_over(settings: Settings) -> None:
@@ -103,19 +98,6 @@ async def test_handing_in_twice_is_handing_in_once(queue, inbox, payload):
     assert await queue.get(job.id, "ann") == first
 
 
-async def test_an_attempt_before_a_cancel_and_retry_is_lost(queue, inbox, other, payload):
-    job, _ = await queue.submit(payload)
-    old = await take(inbox)
-    await queue.cancel(job.id, "ann")
-    await queue.retry(job.id, "ann")
-    await inbox.succeed(old, DONE)
-    assert (await queue.get(job.id, "ann")).status == "queued"
-    new = await take(other)
-    assert not await inbox.succeed(old, DONE)
-    assert await other.succeed(new, replace(DONE, body=b"new"))
-    assert (await queue.result(job.id, "ann")).body == b"new"
-
-
 async def test_a_job_that_kills_its_workers_becomes_a_dead_letter(queue, inbox, payload, job_settings):
     job, _ = await queue.submit(payload)
     for attempt in (1, 2, 3):
@@ -126,18 +108,6 @@ async def test_a_job_that_kills_its_workers_becomes_a_dead_letter(queue, inbox, 
     assert (dead.status, dead.dead, dead.attempts) == ("failed", True, 3)
     assert "died" in dead.error["detail"]
     assert (await queue.result(job.id, "ann")).status == 500
-
-
-async def test_a_job_handed_back_comes_first_and_costs_no_attempt(queue, inbox, other, payload):
-    low, _ = await queue.submit(replace(payload, priority=-1))
-    delivery = await take(inbox)
-    high, _ = await queue.submit(replace(payload, priority=1))
-    await inbox.release(delivery)
-    back = await queue.get(low.id, "ann")
-    assert (back.status, back.position) == ("queued", 0)
-    assert (await queue.get(high.id, "ann")).position == 1
-    again = await take(other)
-    assert (again.id, again.attempt, again.tries) == (low.id, 2, 1)
 
 
 @pytest.mark.timed("A doorbell that rings late differs from one that rings in time by the time alone.")
@@ -154,14 +124,6 @@ async def test_a_failed_attempt_waits_out_its_delay(queue, inbox, payload, monke
     await inbox.wait(quiet)
     assert time.monotonic() - begun < 3, "the doorbell rings when the delay is over"
     assert (await take(inbox)).attempt == 2
-
-
-async def test_a_delayed_job_can_be_cancelled(queue, inbox, payload):
-    job, _ = await queue.submit(payload)
-    await inbox.retry(await take(inbox), Fault("x"), 0.01)
-    await queue.cancel(job.id, "ann")
-    await asyncio.sleep(0.02)
-    assert isinstance(await inbox.take(reclaim=True), NothingToDo)
 
 
 @pytest.mark.timed("A doorbell that rings late differs from one that rings in time by the time alone.")
@@ -196,9 +158,7 @@ async def test_leaving_keeps_what_is_still_held(queue, inbox, other, payload, jo
     assert (await take(other, reclaim=True)).id == job.id
 
 
-async def test_the_sweep_removes_payloads_without_a_job_and_workers_long_gone(
-    queue, inbox, other, payload, job_settings
-):
+async def test_the_sweep_removes_orphans_and_workers_long_gone(queue, inbox, other, payload, job_settings):
     kept, _ = await queue.submit(replace(payload, body=b"x" * 2000))
     blobs = job_settings.data_dir / "blobs"
     for name, age in (("0" * 32, 10**6), ("1" * 32, 0), (kept.id, 10**6)):
@@ -206,24 +166,13 @@ async def test_the_sweep_removes_payloads_without_a_job_and_workers_long_gone(
         (blobs / name / "request").write_bytes(b"x" * 2000)
         os.utime(blobs / name / "request", (time.time() - age,) * 2)
     await other.renew([])
-    row = await queue._redis.client.hget(redis_keys.key("workers", "svc"), other.consumer)
-    old = worker_heartbeat.Worker.model_validate_json(row).model_copy(
-        update={"seen": time.time() - 2 * worker_heartbeat.FORGET_S}
-    )
-    await queue._redis.client.hset(redis_keys.key("workers", "svc"), other.consumer, old.model_dump_json())
+    client, workers = queue._redis.client, redis_keys.key("workers", "svc")
+    known = worker_heartbeat.Worker.model_validate_json(await client.hget(workers, other.consumer))
+    old = known.model_copy(update={"seen": time.time() - 2 * worker_heartbeat.FORGET_S})
+    await client.hset(workers, other.consumer, old.model_dump_json())
     await inbox.sweep_orphans()
     assert {path.name for path in blobs.iterdir()} == {"1" * 32, kept.id}
-    assert not await queue._redis.client.hexists(redis_keys.key("workers", "svc"), other.consumer)
-
-
-async def test_a_late_answer_of_an_attempt_that_was_handed_back_leaves_the_request_to_the_next(queue, inbox, payload):
-    large = replace(payload, body=b"x" * 2000)
-    job, _ = await queue.submit(large)
-    delivery = await take(inbox)
-    await inbox.release(delivery)
-    assert not await inbox.succeed(delivery, Result(200, "text/plain", b"y" * 2000))
-    assert (await inbox.payload(await take(inbox))).body == large.body
-    assert await queue._payloads.older_than(-60) == [job.id]
+    assert not await client.hexists(workers, other.consumer)
 
 
 async def test_a_lost_body_is_a_fault_that_says_why(queue, inbox, payload, job_settings):
@@ -239,11 +188,8 @@ async def test_what_is_asked_of_redis_names_worker_attempt_and_limits(job_settin
     assert (host, int(pid), len(number)) == (socket.gethostname(), os.getpid(), 8)
     nothing = [b"none", b"-1", [b"0-0", b"1-0", b"2-0", b"3-0"]]
     inbox._redis = script = Script(nothing, nothing, None, b"ok", b"lost", b"ok", None, None)
-    assert (
-        await inbox.take(reclaim=False)
-        == await inbox.take(reclaim=True)
-        == NothingToDo(("0-0", "1-0", "2-0", "3-0"), -1)
-    )
+    found = [await inbox.take(reclaim=reclaim) for reclaim in (False, True)]
+    assert found == [NothingToDo(("0-0", "1-0", "2-0", "3-0"), -1)] * 2
     one = Delivery("a" * 32, 4, 1, "svc", "/v1/x", "ann", {}, 5, b"")
     await inbox.progress(one, 0.123456, None)
     assert await inbox.retry(one, Fault("no"), 1.5) is True

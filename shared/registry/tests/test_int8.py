@@ -8,10 +8,8 @@ from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_w
 
 def arrays() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    kernel = (
-        rng.normal(size=(16, 8, 3, 3)).astype(np.float32)
-        * np.logspace(-3, 1, 16, dtype=np.float32)[:, None, None, None]
-    )
+    scales = np.logspace(-3, 1, 16, dtype=np.float32)[:, None, None, None]
+    kernel = rng.normal(size=(16, 8, 3, 3)).astype(np.float32) * scales
     kernel[3] = 0
     return {"kernel": kernel, "bias": rng.normal(size=16).astype(np.float32), "count": np.array(7)}
 

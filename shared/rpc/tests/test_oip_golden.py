@@ -38,60 +38,37 @@ def decode(case: dict[str, Any]) -> InferCall:
 
 
 @pytest.mark.parametrize("case", HTTP, ids=named)
-def test_http_body_decodes_to_its_stated_values(case):
+def test_an_http_body_decodes_to_its_stated_values_is_answered_and_said_again_by_our_own_client(case):
     call = decode(case)
     assert (call.id, call.requested) == ("r1", {"out": case["binary"]})
     assert call.feeds["in"].dtype == DTYPES[case["datatype"]]
     np.testing.assert_array_equal(call.feeds["in"], stated(case), strict=True)
-
-
-@pytest.mark.parametrize("case", HTTP, ids=named)
-def test_answer_to_an_http_body_decodes_back(case):
-    call = decode(case)
     body = oip_json.encode_answer(build_answer(call, {"out": call.feeds["in"]}, "7"), call)
     assert (body.header_length is not None) is case["binary"]
     back = oip_json.decode_answer(body.join(), body.header_length)
     assert (back.model, back.version, back.id) == ("m", "7", "r1")
     np.testing.assert_array_equal(back.outputs["out"], stated(case), strict=True)
-
-
-@pytest.mark.parametrize("case", HTTP, ids=named)
-def test_our_own_client_says_what_tritonclient_says(case):
-    body = oip_json.encode_request(decode(case), binary=case["binary"])
-    text = body.join()[: body.header_length]
-    assert json.loads(text) == case["header"]
-    assert b"".join(body.parts[1:]) == base64.b64decode(case["body_b64"])[case["header_length"] or 10**6 :]
+    again = oip_json.encode_request(decode(case), binary=case["binary"])
+    assert json.loads(again.join()[: again.header_length]) == case["header"]
+    assert b"".join(again.parts[1:]) == base64.b64decode(case["body_b64"])[case["header_length"] or 10**6 :]
 
 
 @pytest.mark.parametrize("case", GRPC, ids=named)
-def test_grpc_message_decodes_with_our_own_stubs(case):
-    call = oip_proto.decode_request(pb.ModelInferRequest.FromString(base64.b64decode(case["message_b64"])))
-    assert (call.model, call.id, dict(call.requested), call.binary) == ("m", "r1", {"out": None}, True)
-    np.testing.assert_array_equal(call.feeds["in"], stated(case), strict=True)
-
-
-@pytest.mark.parametrize("case", GRPC, ids=named)
-def test_grpc_message_encodes_to_the_same_bytes(case):
+def test_a_grpc_message_decodes_to_its_stated_values_encodes_to_its_bytes_and_is_answered(case):
     sent = base64.b64decode(case["message_b64"])
     call = oip_proto.decode_request(pb.ModelInferRequest.FromString(sent))
+    assert (call.model, call.id, dict(call.requested), call.binary) == ("m", "r1", {"out": None}, True)
+    np.testing.assert_array_equal(call.feeds["in"], stated(case), strict=True)
     assert oip_proto.encode_request(call).SerializeToString() == sent
-
-
-@pytest.mark.parametrize("case", GRPC, ids=named)
-def test_answer_to_a_grpc_message_decodes_back(case):
-    call = oip_proto.decode_request(pb.ModelInferRequest.FromString(base64.b64decode(case["message_b64"])))
     message = oip_proto.encode_answer(build_answer(call, {"out": call.feeds["in"]}, "7"), call)
     back = oip_proto.decode_answer(pb.ModelInferResponse.FromString(message.SerializeToString()))
     assert (back.model, back.version, back.id) == ("m", "7", "r1")
     np.testing.assert_array_equal(back.outputs["out"], stated(case), strict=True)
 
 
-def test_every_datatype_is_among_the_golden_messages():
+def test_every_datatype_is_among_the_messages_and_those_that_the_client_refuses_are_ours_to_handle():
     assert {case["datatype"] for case in GRPC} == set(DTYPES)
     assert {case["datatype"] for case in HTTP if case["binary"]} == set(DTYPES)
-
-
-def test_bf16_and_odd_bytes_are_ours_to_handle_where_the_client_refuses_them():
     refused = {case["datatype"] for case in GOLDEN["client_refuses"]}
     assert refused == {"BF16", "BYTES"}
     call = InferCall("m", {"in": np.array([0.5, -2], ml_dtypes.bfloat16)}, requested={"out": False})

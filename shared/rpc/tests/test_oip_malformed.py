@@ -13,11 +13,15 @@ from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.oip import InferAnswer, InferCall, build_answer, check_outputs
 
 X = {"name": "x", "datatype": "FP32", "shape": [2]}
-RAW = {**X, "parameters": {"binary_data_size": 8}}
+GOOD, RAW = {**X, "data": [1, 2]}, {**X, "parameters": {"binary_data_size": 8}}
 
 
 def request(*inputs: Any, **more: Any) -> dict[str, Any]:
     return {"inputs": list(inputs), **more}
+
+
+def asked(name: str, **parameters: Any) -> dict[str, Any]:
+    return {"name": name, "parameters": parameters}
 
 
 def decode(head: Any, raw: bytes | None = None, header_length: int | None = None) -> InferCall:
@@ -64,12 +68,8 @@ BAD_JSON: dict[str, tuple[Any, bytes | None, str]] = {
     "badly nested": (request({**X, "shape": [2, 2], "data": [[1, 2], [3]]}), None, "'x'.*nested"),
     "nested and flat": (request({**X, "shape": [2, 1], "data": [[1], 2]}), None, "'x'.*nested"),
     "nested too deep": (request({**X, "data": [[1], [2]]}), None, "'x'"),
-    "same name twice": (request({**X, "data": [1, 2]}, {**X, "data": [1, 2]}), None, "'x' comes twice"),
-    "same output twice": (
-        request({**X, "data": [1, 2]}, outputs=[{"name": "y"}, {"name": "y"}]),
-        None,
-        "'y' comes twice",
-    ),
+    "same name twice": (request(GOOD, GOOD), None, "'x' comes twice"),
+    "same output twice": (request(GOOD, outputs=[{"name": "y"}, {"name": "y"}]), None, "'y' comes twice"),
     "size without header": (request(RAW), None, "'x'.*Inference-Header-Content-Length is missing"),
     "data and size": (request({**RAW, "data": [1, 2]}), bytes(8), "'x' has both"),
     "negative size": (request({**X, "parameters": {"binary_data_size": -1}}), bytes(8), "'x'.*not a number of bytes"),
@@ -82,23 +82,11 @@ BAD_JSON: dict[str, tuple[Any, bytes | None, str]] = {
     "size against shape": (request({**RAW, "shape": [3]}), bytes(8), "'x'.*takes 12 bytes, but 8"),
     "BYTES overrun": (request({**RAW, "datatype": "BYTES", "shape": [1]}), b"\xff\0\0\0abcd", "'x' of BYTES"),
     "shared memory": (request({**X, "parameters": {"shared_memory_region": "r"}}), None, "'x'.*shared memory"),
-    "classification": (
-        request({**X, "data": [1, 2]}, outputs=[{"name": "y", "parameters": {"classification": 3}}]),
-        None,
-        "'y'.*classification",
-    ),
-    "sequence": (request({**X, "data": [1, 2]}, parameters={"sequence_id": 7}), None, "Sequences"),
-    "binary_data of text": (
-        request({**X, "data": [1, 2]}, outputs=[{"name": "y", "parameters": {"binary_data": "yes"}}]),
-        None,
-        "'binary_data' of 'y'",
-    ),
-    "binary_data_output of 1": (
-        request({**X, "data": [1, 2]}, parameters={"binary_data_output": 1}),
-        None,
-        "'binary_data_output'",
-    ),
-    "id a number": (request({**X, "data": [1, 2]}, id=7), None, "id: "),
+    "classification": (request(GOOD, outputs=[asked("y", classification=3)]), None, "'y'.*classification"),
+    "sequence": (request(GOOD, parameters={"sequence_id": 7}), None, "Sequences"),
+    "binary_data of text": (request(GOOD, outputs=[asked("y", binary_data="yes")]), None, "'binary_data' of 'y'"),
+    "binary_data_output of 1": (request(GOOD, parameters={"binary_data_output": 1}), None, "'binary_data_output'"),
+    "id a number": (request(GOOD, id=7), None, "id: "),
 }
 
 
@@ -123,12 +111,9 @@ def test_more_json_than_is_read_is_too_large():
     assert "binary" in str(caught.value.hint)
 
 
-def test_nested_data_is_read_as_its_shape_says():
+def test_nested_data_is_read_as_its_shape_says_and_json_and_binary_inputs_mix():
     call = decode(request({**X, "shape": [2, 1, 2], "data": [[[1, 2]], [[3, 4]]]}))
     assert call.feeds["x"].tolist() == [[[1, 2]], [[3, 4]]]
-
-
-def test_json_and_binary_inputs_mix_in_any_order():
     head = request({**X, "name": "a", "data": [1, 2]}, RAW, {**X, "name": "b", "data": [3, 4]}, {**RAW, "name": "z"})
     call = decode(head, np.arange(4, dtype="<f4").tobytes())
     assert {name: array.tolist() for name, array in call.feeds.items()} == {
@@ -136,34 +121,26 @@ def test_json_and_binary_inputs_mix_in_any_order():
     }  # fmt: skip
 
 
-def test_outputs_travel_as_they_are_asked_for():
-    outputs = [{"name": "a", "parameters": {"binary_data": False}}, {"name": "b"}]
-    call = decode(request({**X, "data": [1, 2]}, outputs=outputs, parameters={"binary_data_output": True}))
+def test_outputs_travel_as_they_are_asked_for_and_all_as_json_when_none_is_named():
+    outputs = [asked("a", binary_data=False), {"name": "b"}]
+    call = decode(request(GOOD, outputs=outputs, parameters={"binary_data_output": True}))
     results = {"b": np.float32([1]), "a": np.float32([2]), "unwanted": np.float32([3])}
     body = oip_json.encode_answer(build_answer(call, results, "1"), call)
     head = json.loads(body.join()[: body.header_length])
-    assert [(o["name"], "data" in o, "parameters" in o) for o in head["outputs"]] == [
-        ("a", True, False),
-        ("b", False, True),
-    ]
+    forms = [(o["name"], "data" in o, "parameters" in o) for o in head["outputs"]]
+    assert forms == [("a", True, False), ("b", False, True)]
     assert list(oip_json.decode_answer(body.join(), body.header_length).outputs) == ["a", "b"]
-
-
-def test_all_outputs_come_when_none_is_named_and_as_json_unless_asked_otherwise():
-    call = decode(request({**X, "data": [1, 2]}))
+    call = decode(request(GOOD))
     body = oip_json.encode_answer(build_answer(call, {"a": np.float32([2]), "b": np.array([b"t"], object)}, "1"), call)
     assert body.header_length is None
     assert [o["data"] for o in json.loads(body.join())["outputs"]] == [[2.0], ["t"]]
 
 
-def test_an_unknown_output_is_refused_with_the_known_ones():
+def test_an_unknown_output_is_refused_and_one_that_the_model_forgets_is_our_fault():
     call = InferCall("m", {}, requested={"heat": None})
     with pytest.raises(Malformed, match="no output 'heat'") as caught:
         check_outputs(call, ["mask"])
     assert "'mask'" in str(caught.value.hint)
-
-
-def test_an_output_that_the_model_forgets_is_our_fault():
     with pytest.raises(Fault, match="'heat'"):
         build_answer(InferCall("m", {}, requested={"heat": None}), {"mask": np.zeros(1)}, "1")
 
@@ -190,6 +167,7 @@ def contents(**values: Any) -> pb.InferTensorContents:
     return pb.InferTensorContents(**values)
 
 
+REGION = pb.InferParameter(string_param="r")
 BAD_MESSAGES = {
     "nothing": (pb.ModelInferRequest(), "no inputs"),
     "no contents": (message(), "'x'.*takes 2 values, but 0"),
@@ -204,10 +182,7 @@ BAD_MESSAGES = {
     "typed elsewhere": (message(contents=contents(fp64_contents=[1, 2])), "'x'.*fp32_contents, but fp64_contents"),
     "typed twice": (message(contents=contents(fp32_contents=[1, 2], int_contents=[1])), "'x'.*int_contents came"),
     "typed out of range": (message(datatype="INT8", contents=contents(int_contents=[1, 200])), "'x'.*out of range"),
-    "shared memory": (
-        message(parameters={"shared_memory_region": pb.InferParameter(string_param="r")}),
-        "'x'.*shared memory",
-    ),
+    "shared memory": (message(parameters={"shared_memory_region": REGION}), "'x'.*shared memory"),
     "no name": (message([bytes(8)], name=""), "no name"),
 }
 
@@ -222,16 +197,12 @@ def test_a_bad_message_is_malformed_and_says_where(bad, told):
 @pytest.mark.parametrize(
     ("datatype", "field", "values"),
     [
-        ("BOOL", "bool_contents", [True, False]),
-        ("INT8", "int_contents", [-1, 2]),
-        ("INT64", "int64_contents", [-1, 2**62]),
-        ("UINT16", "uint_contents", [1, 65535]),
-        ("UINT64", "uint64_contents", [1, 2**64 - 1]),
-        ("FP32", "fp32_contents", [0.5, -2.0]),
-        ("FP64", "fp64_contents", [0.1, -2.0]),
-        ("BYTES", "bytes_contents", [b"\xff", b""]),
+        ("BOOL", "bool_contents", [True, False]), ("INT8", "int_contents", [-1, 2]),
+        ("INT64", "int64_contents", [-1, 2**62]), ("UINT16", "uint_contents", [1, 65535]),
+        ("UINT64", "uint64_contents", [1, 2**64 - 1]), ("FP32", "fp32_contents", [0.5, -2.0]),
+        ("FP64", "fp64_contents", [0.1, -2.0]), ("BYTES", "bytes_contents", [b"\xff", b""]),
     ],
-)
+)  # fmt: skip
 def test_typed_contents_are_read_and_answered_in_kind(datatype, field, values):
     call = oip_proto.decode_request(message(datatype=datatype, contents=contents(**{field: values})))
     told = oip_proto.encode_answer(build_answer(call, {"y": call.feeds["x"]}, "1"), call)
@@ -245,10 +216,8 @@ def test_one_output_without_typed_form_makes_the_answer_raw():
     call = oip_proto.decode_request(message(contents=contents(fp32_contents=[1, 2])))
     told = oip_proto.encode_answer(build_answer(call, {"a": np.float16([1]), "b": np.float32([2])}, "1"), call)
     assert [len(raw) for raw in told.raw_output_contents] == [2, 4]
-    assert {name: array.tolist() for name, array in oip_proto.decode_answer(told).outputs.items()} == {
-        "a": [1],
-        "b": [2],
-    }
+    outputs = oip_proto.decode_answer(told).outputs
+    assert {name: array.tolist() for name, array in outputs.items()} == {"a": [1], "b": [2]}
 
 
 def test_parameters_of_every_kind_pass_through_messages():
@@ -290,7 +259,7 @@ def test_outputs_that_json_can_not_carry_are_named():
 
 
 def test_an_answer_with_an_output_twice_says_so():
-    twice = {"model_name": "m", "model_version": "1", "outputs": [{**X, "data": [1, 2]}] * 2}
+    twice = {"model_name": "m", "model_version": "1", "outputs": [GOOD] * 2}
     with pytest.raises(Malformed, match=r"^The output 'x' comes twice"):
         oip_json.decode_answer(json.dumps(twice).encode())
     message = pb.ModelInferResponse(outputs=[{"name": "x", "datatype": "FP32", "shape": [1]}] * 2)
@@ -310,7 +279,7 @@ def test_an_answer_with_an_output_twice_says_so():
         (request("x"), "inputs[0]: ", "inputs[0]"),
         (request({"name": "x", "datatype": "FP32"}), "inputs[0].shape (tensor 'x'): ", "x"),
         ([], "top: ", None),
-        (request({**X, "data": [1, 2]}, outputs=[{}]), "outputs[0].name: ", "outputs[0].name"),
+        (request(GOOD, outputs=[{}]), "outputs[0].name: ", "outputs[0].name"),
         (request({"name": "n" * 513, "datatype": "FP32"}), "inputs[0].name: ", "inputs[0].name"),
         (request({"name": "n" * 512, "datatype": "FP32"}), f"inputs[0].shape (tensor {'n' * 512!r}): ", "n" * 512),
     ],
@@ -322,18 +291,17 @@ def test_an_error_of_the_json_says_where_it_is(head, where, field):
     assert caught.value.field == field
 
 
-def test_what_is_not_offered_is_named_with_a_way_out():
-    asked = request({**X, "data": [1, 2]}, outputs=[{"name": "y", "parameters": {"classification": 3}}])
-    with pytest.raises(Malformed) as classified:
-        decode(asked)
-    assert classified.value.field == "y"
-    assert "model's own route" in str(classified.value.hint)
-    with pytest.raises(Malformed) as shared:
-        decode(request({**X, "parameters": {"shared_memory_region": "r"}}))
-    assert (shared.value.field, shared.value.hint) == ("x", "Send the bytes with the request.")
-    with pytest.raises(Malformed) as sequence:
-        decode(request({**X, "data": [1, 2]}, parameters={"sequence_id": 7}))
-    assert sequence.value.field == "sequence_id"
-    with pytest.raises(Malformed) as broken:
-        decode(b"{")
-    assert broken.value.hint == "Binary tensors need the header Inference-Header-Content-Length."
+@pytest.mark.parametrize(
+    ("head", "field", "hint"),
+    [
+        (request(GOOD, outputs=[asked("y", classification=3)]), "y", ".*model's own route"),
+        (request({**X, "parameters": {"shared_memory_region": "r"}}), "x", r"Send the bytes with the request\.$"),
+        (request(GOOD, parameters={"sequence_id": 7}), "sequence_id", ""),
+        (b"{", None, r"Binary tensors need the header Inference-Header-Content-Length\.$"),
+    ],
+)
+def test_what_is_not_offered_is_named_with_a_way_out(head, field, hint):
+    with pytest.raises(Malformed) as caught:
+        decode(head)
+    assert caught.value.field == field
+    assert re.match(hint, str(caught.value.hint))

@@ -1,38 +1,47 @@
 """The committed stubs are what `proto/` says, and what `tritonclient` sends: same names, numbers and types."""
 
+import inspect
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.generate import PROTOS, STUBS, generate_stubs
 
-# Runs where tritonclient has the package `inference` to itself, and prints what its descriptors say.
-TRITON = """
+
+def describe(files, methods):
+    """Names, numbers and types of messages, enumerations and methods."""
+
+    def fields(message):
+        found = {
+            f.name: [f.number, f.type, bool(f.is_repeated), f.containing_oneof.name if f.containing_oneof else None]
+            for f in message.fields
+        }
+        return {"fields": found, "nested": {nested.name: fields(nested) for nested in message.nested_types}}
+
+    enums = {name: enum for file in files for name, enum in file.enum_types_by_name.items()}
+    return {
+        "messages": {name: fields(one) for file in files for name, one in file.message_types_by_name.items()},
+        "enums": {name: {value.name: value.number for value in enum.values} for name, enum in enums.items()},
+        "methods": {
+            m.name: [m.input_type.name, m.output_type.name, m.client_streaming, m.server_streaming] for m in methods
+        },
+    }
+
+
+OURS = describe([pb.DESCRIPTOR], pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods)
+
+# Runs where tritonclient has the package `inference` to itself.
+TRITON = f"""
 import json
 from tritonclient.grpc import model_config_pb2, service_pb2
-
-def fields(message):
-    found = {
-        f.name: [f.number, f.type, bool(f.is_repeated), f.containing_oneof.name if f.containing_oneof else None]
-        for f in message.fields
-    }
-    nested = {n.name: fields(n) for n in message.nested_types}
-    return {"fields": found, "nested": nested}
-
-files = (service_pb2.DESCRIPTOR, model_config_pb2.DESCRIPTOR)
-print(json.dumps({
-    "messages": {name: fields(m) for file in files for name, m in file.message_types_by_name.items()},
-    "enums": {name: dict((v.name, v.number) for v in e.values)
-              for file in files for name, e in file.enum_types_by_name.items()},
-    "methods": {m.name: [m.input_type.name, m.output_type.name, m.client_streaming, m.server_streaming]
-                for m in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods},
-}))
+{inspect.getsource(describe)}
+methods = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
+print(json.dumps(describe([service_pb2.DESCRIPTOR, model_config_pb2.DESCRIPTOR], methods)))
 """
 
 # Left out of tritonclient's messages: parts of the configuration and statistics that no caller of ours can use.
@@ -45,31 +54,20 @@ def theirs():
     return json.loads(run.stdout)
 
 
-def ours(message: Any) -> dict[str, Any]:
-    found = {
-        f.name: [f.number, f.type, bool(f.is_repeated), f.containing_oneof.name if f.containing_oneof else None]
-        for f in message.fields
-    }
-    return {"fields": found, "nested": {n.name: ours(n) for n in message.nested_types}}
-
-
-@pytest.mark.parametrize("name", sorted(pb.DESCRIPTOR.message_types_by_name))
+@pytest.mark.parametrize("name", sorted(OURS["messages"]))
 def test_message_has_the_names_numbers_and_types_of_tritonclient(name, theirs):
-    mine, other = ours(pb.DESCRIPTOR.message_types_by_name[name]), theirs["messages"][name]
+    mine, other = OURS["messages"][name], theirs["messages"][name]
     if name in LEFT_OUT:
         other = {"fields": {n: f for n, f in other["fields"].items() if n in mine["fields"]}, "nested": {}}
     assert mine == other
 
 
 def test_enum_has_the_values_of_tritonclient(theirs):
-    assert {v.name: v.number for v in pb.DataType.DESCRIPTOR.values} == theirs["enums"]["DataType"]
+    assert OURS["enums"]["DataType"] == theirs["enums"]["DataType"]
 
 
 def test_service_has_the_methods_of_tritonclient_but_those_that_reach_into_the_machine(theirs):
-    mine = {
-        m.name: [m.input_type.name, m.output_type.name, m.client_streaming, m.server_streaming]
-        for m in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
-    }
+    mine = OURS["methods"]
     assert mine.items() <= theirs["methods"].items()
     refused = theirs["methods"].keys() - mine.keys()
     assert all("SharedMemory" in name or name in {"TraceSetting", "LogSettings"} for name in refused)
@@ -81,12 +79,9 @@ def test_stubs_and_tritonclient_live_in_one_process():
         subprocess.run([sys.executable, "-c", order], check=True)
 
 
-def test_committed_stubs_are_generated_from_proto():
+def test_stubs_are_those_of_their_protos():
     for path, text in generate_stubs():
         assert path.read_text("utf8") == text, f"{path.name}: run `python -m shared.rpc.generate`"
-
-
-def test_every_stub_has_its_proto():
     assert {p.stem for p in PROTOS.glob("*.proto")} == {p.name.removesuffix("_pb2.py") for p in STUBS.glob("*_pb2.py")}
 
 

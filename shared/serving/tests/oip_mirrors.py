@@ -22,6 +22,7 @@ from shared.rpc.tensors import DTYPES
 from shared.serving.build_app import build
 from shared.serving.replica import ReplicaServer
 from shared.settings import Settings
+from tests.harness.waiting import until, wait_until
 
 PAPER = Paper(title="None", venue="none", year=2026)
 
@@ -118,9 +119,7 @@ def serving(
 
     try:
         wait(replica.start())
-        until = time.monotonic() + 20
-        while {"waiting", "loading"} & {entry.state for entry in replica.host.entries()} and time.monotonic() < until:
-            time.sleep(0.01)
+        wait_until(lambda: not replica.host.is_loading)
         yield replica
     finally:
         wait(replica.stop())
@@ -153,12 +152,7 @@ class Gate:
         self._opened.set()
 
     async def holds(self, *, running: int, waiting: int) -> None:
-        until = time.monotonic() + 10
-        wanted, found = (running, waiting), (0, 0)
-        while found != wanted and time.monotonic() < until:
-            await asyncio.sleep(0.005)
-            found = (len(self.engine.runs), self._waiting())
-        assert found == wanted
+        await until(lambda: (len(self.engine.runs), self._waiting()) == (running, waiting), 10, f"{running}, {waiting}")
 
     def _waiting(self) -> int:
         samples = (s for family in telemetry.QUEUE_DEPTH.labels(*self.labels).collect() for s in family.samples)

@@ -1,34 +1,18 @@
 """Replicas answer to their gateway and to nobody else, over HTTP and gRPC."""
 
-import contextlib
-
 import grpc
 import httpx2
 import pytest
 
 from fovea.api.replica import SECRET_HEADER
 from shared.rpc import open_inference_pb2 as pb
-from shared.serving.build_app import build
 from shared.serving.oip.grpc_health_reflection import SERVICE
-from shared.serving.replica import ReplicaServer
-from shared.serving.tests.toys import TOYS
 from shared.settings import Settings
 
 
-@contextlib.asynccontextmanager
-async def replica(**changed):
-    settings = Settings(redis_url=None, shutdown_grace_s=0.5, **changed)
-    made = ReplicaServer(build("toy", servables=TOYS, settings=settings), settings)
-    await made.start()
-    try:
-        async with httpx2.AsyncClient(base_url=made.http) as client:
-            yield made, client
-    finally:
-        await made.stop()
-
-
-async def test_who_does_not_know_the_secret_can_be_no_tenant():
-    async with replica(replica_secret="new,old") as (_, client):
+async def test_who_does_not_know_the_secret_can_be_no_tenant(start_replica):
+    made = await start_replica(must_load=False, replica_secret="new,old")
+    async with httpx2.AsyncClient(base_url=made.http) as client:
         for headers in ({}, {SECRET_HEADER: "wrong"}, {SECRET_HEADER: "new,old"}, {SECRET_HEADER: ""}):
             answer = await client.get("/v1/models", headers={"x-fovea-tenant": "alice", **headers})
             assert answer.status_code == 401
@@ -39,14 +23,16 @@ async def test_who_does_not_know_the_secret_can_be_no_tenant():
 
 
 @pytest.mark.parametrize(("host", "status"), [("evil.example", 403), ("evil.example:80", 403), ("localhost:1", 200)])
-async def test_without_a_secret_the_name_must_be_ours(host, status):
-    async with replica() as (_, client):
+async def test_without_a_secret_the_name_must_be_ours(start_replica, host, status):
+    made = await start_replica(must_load=False)
+    async with httpx2.AsyncClient(base_url=made.http) as client:
         assert (await client.get("/v1/models", headers={"host": host})).status_code == status
         assert (await client.get("/v1/models")).status_code == 200
 
 
-async def test_grpc_asks_for_the_secret_too():
-    async with replica(replica_secret="s3cret") as (made, _), grpc.aio.insecure_channel(made.grpc) as channel:
+async def test_grpc_asks_for_the_secret_too(start_replica):
+    made = await start_replica(must_load=False, replica_secret="s3cret")
+    async with grpc.aio.insecure_channel(made.grpc) as channel:
         call = channel.unary_unary(f"/{SERVICE}/ServerLive")
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await call(b"")

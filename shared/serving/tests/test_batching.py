@@ -37,48 +37,65 @@ class Doubler:
         return [InvalidOption("negative") if item < 0 else item * 2 for item in items]
 
 
-def batcher(work, **knobs):
-    return Batcher(work, BatchOptions(**{"wait": 0.0, **knobs}), service="test", model="doubler")
+@pytest.fixture
+async def batcher():
+    """Makes batchers, which are closed at the end."""
+    made = []
+
+    def make(work, **knobs):
+        made.append(Batcher(work, BatchOptions(**{"wait": 0.0, **knobs}), service="test", model="doubler"))
+        return made[-1]
+
+    yield make
+    for each in made:
+        await each.close(1)
+
+
+async def hold(work, made, run=None, item=0):
+    """Begin a call whose thread is held at the gate of `work`."""
+    work.gate.clear()
+    first = asyncio.create_task(made.submit(item, run or CallContext()))
+    await until(lambda: made.busy and not made._queue)
+    return first
+
+
+async def finish(work, first, *tasks):
+    """Open the gate; the outcomes of the tasks after the first."""
+    work.gate.set()
+    return (await asyncio.gather(first, *tasks, return_exceptions=True))[1:]
 
 
 async def behind_gate(work, made, items, run=CallContext, **how):
     """Submit items while the thread is held at its gate, so that they queue up together."""
-    work.gate.clear()
-    first = asyncio.create_task(made.submit(0, CallContext()))
-    await until(lambda: made.busy and not made._queue)
+    first = await hold(work, made)
     tasks = [asyncio.create_task(made.submit(item, run(), **how)) for item in items]
     await asyncio.sleep(0)
     return first, tasks
 
 
-async def test_single_item_is_answered_off_the_loop_s_thread():
+async def test_single_item_is_answered_off_the_loop_s_thread(batcher):
     work = Doubler()
     made = batcher(work)
     assert await made.submit(21, CallContext()) == 42
     assert threading.get_ident() not in work.threads
-    await made.close()
 
 
-async def test_what_gathers_during_a_run_runs_together():
+async def test_what_gathers_during_a_run_runs_together(batcher):
     work = Doubler()
     made = batcher(work, size=4)
     first, tasks = await behind_gate(work, made, range(1, 7))
-    work.gate.set()
-    assert await asyncio.gather(*tasks) == [2, 4, 6, 8, 10, 12]
+    assert await finish(work, first, *tasks) == [2, 4, 6, 8, 10, 12]
     assert [items for _, items in work.batches] == [[0], [1, 2, 3, 4], [5, 6]]
-    await first
-    await made.close()
 
 
-async def test_lone_caller_never_waits_for_company():
+async def test_lone_caller_never_waits_for_company(batcher):
     made = batcher(Doubler(), wait=3600)
     async with asyncio.timeout(60):
         for item in range(5):
             await made.submit(item, CallContext())
-    await made.close()
 
 
-async def test_callers_that_come_back_are_gathered_again():
+async def test_callers_that_come_back_are_gathered_again(batcher):
     work = Doubler(seconds=0.002)
     made = batcher(work, size=8, wait=0.05)
 
@@ -90,36 +107,30 @@ async def test_callers_that_come_back_are_gathered_again():
     sizes = [len(items) for _, items in work.batches]
     assert sum(sizes) == 80
     assert sorted(sizes)[len(sizes) // 2] == 4
-    await made.close()
 
 
-async def test_after_company_has_left_a_lone_caller_waits_no_more(clock):
+async def test_after_company_has_left_a_lone_caller_waits_no_more(batcher, clock):
     clock.govern(batching)
     work = Doubler()
     made = batcher(work, size=4, wait=3600)
     first, tasks = await behind_gate(work, made, range(1, 5))
-    work.gate.set()
-    await asyncio.gather(first, *tasks)
+    await finish(work, first, *tasks)
     await until(lambda: not made.busy)
     clock.advance(3601)
     async with asyncio.timeout(60):
         await made.submit(1, CallContext())
-    await made.close()
 
 
-async def test_error_of_one_item_stays_with_it():
+async def test_error_of_one_item_stays_with_it(batcher):
     work = Doubler()
     made = batcher(work)
     first, tasks = await behind_gate(work, made, [1, -1, 3])
-    work.gate.set()
-    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    answers = await finish(work, first, *tasks)
     assert (answers[0], answers[2]) == (2, 6)
     assert isinstance(answers[1], InvalidOption)
-    await first
-    await made.close()
 
 
-async def test_batch_that_fails_as_a_whole_is_run_again_one_by_one():
+async def test_batch_that_fails_as_a_whole_is_run_again_one_by_one(batcher):
     def work(_key, items, _run):
         if 13 in items:
             raise ZeroDivisionError("a secret")
@@ -128,27 +139,23 @@ async def test_batch_that_fails_as_a_whole_is_run_again_one_by_one():
     gate = Doubler()
     made = batcher(lambda key, items, run: gate.gate.wait(5) and work(key, items, run))
     first, tasks = await behind_gate(gate, made, [1, 13, 3])
-    gate.gate.set()
-    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    answers = await finish(gate, first, *tasks)
     assert (answers[0], answers[2]) == (2, 6)
     assert isinstance(answers[1], Fault)
     assert "secret" not in answers[1].detail
-    await first
-    await made.close()
 
 
-async def test_work_that_answers_too_few_is_a_fault_of_ours():
+async def test_work_that_answers_too_few_is_a_fault_of_ours(batcher):
     made = batcher(lambda _key, _items, _run: [])
     with pytest.raises(Fault):
         await made.submit(1, CallContext())
-    await made.close()
 
 
 def job():
     return CallContext(job="j")
 
 
-async def test_calls_of_jobs_let_all_others_pass():
+async def test_calls_of_jobs_let_all_others_pass(batcher):
     work = Doubler()
     made = batcher(work, size=1)
     first, jobs = await behind_gate(work, made, [1, 2], job)
@@ -156,26 +163,22 @@ async def test_calls_of_jobs_let_all_others_pass():
     await asyncio.sleep(0)
     jobs.append(asyncio.create_task(made.submit(5, job())))
     await asyncio.sleep(0)
-    work.gate.set()
-    await asyncio.gather(first, *jobs, *others)
+    await finish(work, first, *jobs, *others)
     assert [items for _, items in work.batches] == [[0], [3], [4], [1], [2], [5]]
-    await made.close()
 
 
-async def test_calls_of_jobs_that_have_waited_long_let_nobody_pass_any_more():
+async def test_calls_of_jobs_that_have_waited_long_let_nobody_pass_any_more(batcher):
     work = Doubler()
     made = batcher(work, size=1)
     first, jobs = await behind_gate(work, made, [1, 2], job)
     made._queue[0].since -= batching._JOB_PATIENCE_S
     other = asyncio.create_task(made.submit(3, CallContext()))
     await asyncio.sleep(0)
-    work.gate.set()
-    await asyncio.gather(first, *jobs, other)
+    await finish(work, first, *jobs, other)
     assert [items for _, items in work.batches] == [[0], [1], [3], [2]]
-    await made.close()
 
 
-async def test_jobs_and_others_have_a_bound_of_their_own():
+async def test_jobs_and_others_have_a_bound_of_their_own(batcher):
     work = Doubler()
     made = batcher(work, size=1, depth=2)
     first, tasks = await behind_gate(work, made, [1, 2], job)
@@ -185,26 +188,10 @@ async def test_jobs_and_others_have_a_bound_of_their_own():
     await asyncio.sleep(0)
     with pytest.raises(QueueFull, match="2 requests wait"):
         await made.submit(6, CallContext())
-    work.gate.set()
-    await asyncio.gather(first, *tasks)
-    await made.close()
+    await finish(work, first, *tasks)
 
 
-async def test_full_queue_refuses_and_says_when_to_come_back():
-    work = Doubler(seconds=0.05)
-    made = batcher(work, size=1, depth=3)
-    await made.submit(1, CallContext())
-    first, tasks = await behind_gate(work, made, range(3))
-    with pytest.raises(QueueFull) as refused:
-        await made.submit(9, CallContext())
-    assert 0.03 < refused.value.retry_after < 3
-    assert "3" in refused.value.detail
-    work.gate.set()
-    await asyncio.gather(first, *tasks)
-    await made.close()
-
-
-async def test_cancelled_caller_frees_its_place_and_is_never_run():
+async def test_cancelled_caller_frees_its_place_and_is_never_run(batcher):
     work = Doubler()
     made = batcher(work, size=1, depth=2)
     first, tasks = await behind_gate(work, made, [7, 8])
@@ -212,51 +199,28 @@ async def test_cancelled_caller_frees_its_place_and_is_never_run():
     await asyncio.gather(tasks[0], return_exceptions=True)
     again = asyncio.create_task(made.submit(9, CallContext()))
     await asyncio.sleep(0)
-    work.gate.set()
-    assert await again == 18
-    await asyncio.gather(first, tasks[1])
+    assert await finish(work, first, tasks[1], again) == [16, 18]
     assert [items for _, items in work.batches] == [[0], [8], [9]]
-    await made.close()
 
 
-async def test_run_that_is_cancelled_in_the_queue_is_never_run():
+async def test_run_that_is_cancelled_in_the_queue_is_never_run(batcher):
     work, over = Doubler(), CallContext()
     made = batcher(work)
     first, (task,) = await behind_gate(work, made, [7], run=lambda: over)
     over.cancel()
-    work.gate.set()
-    with pytest.raises(Cancelled):
-        await task
-    await first
+    (outcome,) = await finish(work, first, task)
+    assert isinstance(outcome, Cancelled)
     assert [items for _, items in work.batches] == [[0]]
-    await made.close()
 
 
-async def test_deadline_passes_in_the_queue_and_during_the_run():
-    work = Doubler()
-    made = batcher(work, size=1)
-    first, (task,) = await behind_gate(work, made, [7], run=lambda: CallContext(deadline=time.monotonic() + 0.03))
-    with pytest.raises(DeadlineExceeded):
-        await task
-    work.gate.set()
-    await first
-    slow = batcher(Doubler(seconds=0.2))
-    with pytest.raises(DeadlineExceeded):
-        await slow.submit(1, CallContext(deadline=time.monotonic() + 0.03))
-    assert [items for _, items in work.batches] == [[0]]
-    await made.close()
-    await slow.close(1)
-
-
-async def test_run_that_is_over_is_refused_at_the_door():
+async def test_run_that_is_over_is_refused_at_the_door(batcher):
     made, over = batcher(Doubler()), CallContext()
     over.cancel()
     with pytest.raises(Cancelled):
         await made.submit(1, over)
-    await made.close()
 
 
-async def test_cancelled_caller_cancels_the_run_in_progress():
+async def test_cancelled_caller_cancels_the_run_in_progress(batcher):
     noticed = threading.Event()
 
     def work(_key, items, run):
@@ -271,35 +235,27 @@ async def test_cancelled_caller_cancels_the_run_in_progress():
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert await asyncio.to_thread(noticed.wait, 60)
-    await made.close(1)
 
 
-async def test_other_keys_wait_their_turn_and_keep_their_order():
+async def test_other_keys_wait_their_turn_and_keep_their_order(batcher):
     work = Doubler()
     made = batcher(work)
-    work.gate.clear()
-    first = asyncio.create_task(made.submit(0, CallContext()))
-    await until(lambda: made.busy and not made._queue)
+    first = await hold(work, made)
     tasks = [asyncio.create_task(made.submit(item, CallContext(), key=item % 2)) for item in (1, 2, 3, 4)]
     await asyncio.sleep(0)
-    work.gate.set()
-    assert await asyncio.gather(*tasks) == [2, 4, 6, 8]
+    assert await finish(work, first, *tasks) == [2, 4, 6, 8]
     assert work.batches[1:] == [(1, [1, 3]), (0, [2, 4])]
-    await first
-    await made.close()
 
 
-async def test_item_larger_than_a_batch_runs_alone():
+async def test_item_larger_than_a_batch_runs_alone(batcher):
     work = Doubler()
     made = batcher(work, size=4)
     first, tasks = await behind_gate(work, made, [1, 2, 3], rows=3)
-    work.gate.set()
-    await asyncio.gather(first, *tasks, made.submit(9, CallContext(), rows=100))
+    await finish(work, first, *tasks, made.submit(9, CallContext(), rows=100))
     assert all(len(items) == 1 for _, items in work.batches)
-    await made.close()
 
 
-async def test_several_threads_run_side_by_side():
+async def test_several_threads_run_side_by_side(batcher):
     together = threading.Barrier(3)
 
     def work(_key, items, _run):
@@ -308,10 +264,9 @@ async def test_several_threads_run_side_by_side():
 
     made = batcher(work, size=1, threads=3)
     assert await asyncio.gather(*(made.submit(item, CallContext()) for item in range(3))) == [0, 1, 2]
-    await made.close()
 
 
-async def test_close_finishes_what_waits_and_refuses_what_comes():
+async def test_close_finishes_what_waits_and_refuses_what_comes(batcher):
     work = Doubler(seconds=0.01)
     made = batcher(work, size=1)
     tasks = [asyncio.create_task(made.submit(item, CallContext())) for item in range(4)]
@@ -322,17 +277,6 @@ async def test_close_finishes_what_waits_and_refuses_what_comes():
         await made.submit(1, CallContext())
 
 
-async def test_close_gives_up_on_what_takes_too_long():
-    work = Doubler()
-    made = batcher(work, size=1)
-    first, (waiting,) = await behind_gate(work, made, [1])
-    await made.close(0.01)
-    with pytest.raises(NotReady):
-        await waiting
-    work.gate.set()
-    await first
-
-
 async def test_queue_stage_batch_size_and_depth_are_counted():
     made = Batcher(Doubler(), BatchOptions(wait=0.0), service="counted", model="m")
     await made.submit(1, CallContext())
@@ -340,19 +284,17 @@ async def test_queue_stage_batch_size_and_depth_are_counted():
     assert 'fovea_request_queue_time_seconds_count{model="m",service="counted"} 1.0' in text
     assert 'fovea_batch_size_count{model="m",service="counted"} 1.0' in text
     assert 'fovea_queue_depth{model="m",service="counted"} 0.0' in text
-    await made.close()
 
 
-async def test_log_lines_of_the_work_carry_request_service_and_model():
+async def test_log_lines_of_the_work_carry_request_service_and_model(batcher):
     seen = []
     made = batcher(lambda _key, items, _run: [seen.append(telemetry.context()), *items][1:])
     with telemetry.bind(request_id="r-1"):
         await made.submit(1, CallContext())
     assert (seen[0].request_id, seen[0].service, seen[0].model) == ("r-1", "test", "doubler")
-    await made.close()
 
 
-def test_batch_stops_only_when_all_its_members_have():
+def test_batch_stops_when_all_its_members_have_and_has_their_last_deadline_progress_and_tenant():
     members = [CallContext(deadline=time.monotonic() + 60), CallContext(deadline=time.monotonic() + 90)]
     both = BatchContext(members)
     assert both.deadline == members[1].deadline
@@ -361,9 +303,6 @@ def test_batch_stops_only_when_all_its_members_have():
     members[1].cancel()
     with pytest.raises(Cancelled):
         both.check()
-
-
-def test_batch_without_a_deadline_has_none_and_tells_all_members_its_progress():
     told = []
     members = [
         CallContext(report=lambda *news: told.append(news)),
@@ -373,6 +312,9 @@ def test_batch_without_a_deadline_has_none_and_tells_all_members_its_progress():
     assert both.deadline is None
     both.progress(0.5, "half")
     assert told == [(0.5, "half")] * 2
+    ann, bob = CallContext(tenant="ann"), CallContext(tenant="bob")
+    assert BatchContext([ann, CallContext(tenant="ann")]).tenant == "ann"
+    assert BatchContext([ann, bob]).tenant == ""
 
 
 CALL = st.tuples(
@@ -441,7 +383,7 @@ def test_calls_of_one_key_run_in_the_order_they_came(keys, size):
         assert [item for k, item in ran if k == key] == [place for place, k in enumerate(keys) if k == key]
 
 
-async def test_refusals_say_how_many_wait_and_what_to_do():
+async def test_refusals_say_how_many_wait_and_what_to_do(batcher):
     work = Doubler()
     made = batcher(work, size=2, depth=3)
     first, tasks = await behind_gate(work, made, range(3))
@@ -466,7 +408,7 @@ async def test_refusals_say_how_many_wait_and_what_to_do():
     assert (closed.value.hint, closed.value.retry_after) == ("Send the request again.", 1)
 
 
-async def test_a_deadline_that_passes_says_what_to_do_and_stops_the_alarm_otherwise():
+async def test_a_deadline_that_passes_says_what_to_do_and_stops_the_alarm_otherwise(batcher):
     work = Doubler()
     made = batcher(work)
     first, (task,) = await behind_gate(work, made, [7], run=lambda: CallContext(deadline=time.monotonic() + 0.01))
@@ -475,24 +417,22 @@ async def test_a_deadline_that_passes_says_what_to_do_and_stops_the_alarm_otherw
     assert "FOVEA_REQUEST_TIMEOUT_S" in late.value.detail
     assert "respond-async" in late.value.hint
     assert not made._queue
-    work.gate.set()
-    await first
+    await finish(work, first)
+    assert [items for _, items in work.batches] == [[0]]
+    with pytest.raises(DeadlineExceeded):  # during the run
+        await batcher(Doubler(seconds=0.2)).submit(1, CallContext(deadline=time.monotonic() + 0.03))
     assert await made.submit(4, CallContext(deadline=time.monotonic() + 30)) == 8
     assert not [alarm for alarm in asyncio.get_running_loop()._scheduled if not alarm.cancelled()]
-    await made.close()
 
 
-async def test_close_cancels_what_runs_once_it_gives_up():
+async def test_close_cancels_what_runs_once_it_gives_up(batcher):
     work, runs = Doubler(), [CallContext() for _ in range(2)]
     made = batcher(work)
-    work.gate.clear()
-    task = asyncio.create_task(made.submit(1, runs[0]))
-    await until(lambda: made.busy and not made._queue)
+    task = await hold(work, made, runs[0])
     assert made.busy == 1
     await made.close(0.01)
     assert [run.cancelled for run in runs] == [True, False]
-    work.gate.set()
-    await asyncio.gather(task, return_exceptions=True)
+    await finish(work, task)
 
 
 class Clock:
@@ -510,7 +450,7 @@ class Clock:
         return self.processor
 
 
-async def test_members_share_the_processor_time_and_batches_are_averaged(monkeypatch):
+async def test_members_share_the_processor_time_and_batches_are_averaged(batcher, monkeypatch):
     clock, work = Clock(), Doubler()
     monkeypatch.setattr("shared.serving.batching.time", clock)
 
@@ -521,31 +461,27 @@ async def test_members_share_the_processor_time_and_batches_are_averaged(monkeyp
 
     made, runs = batcher(take), [CallContext() for _ in range(2)]
     first, tasks = await behind_gate(work, made, [1, 2], run=iter(runs).__next__)
-    work.gate.set()
-    await asyncio.gather(first, *tasks)
+    await finish(work, first, *tasks)
     assert [run.usage["cpu_seconds"] for run in runs] == [1.5, 1.5]
     assert made._mean_seconds == pytest.approx(0.6 + 0.3 * 1.4)
     assert (made._last_count, made._last_end) == (2, 104.0)
-    await made.close()
 
 
-async def test_calls_that_still_wait_are_expected_back():
+async def test_calls_that_still_wait_are_expected_back(batcher):
     work = Doubler()
     made = batcher(work, size=2)
     first, tasks = await behind_gate(work, made, range(1, 6))
     seen = []
     made._sizes = type("Sizes", (), {"observe": lambda _, size: seen.append((size, made._last_count))})()
-    work.gate.set()
-    await asyncio.gather(first, *tasks)
+    await finish(work, first, *tasks)
     assert seen == [(2, 6), (2, 5), (1, 3)]
-    await made.close()
 
 
 @pytest.mark.parametrize(
     ("last_count", "ended_ago", "waits"),
     [(3, 0.0, True), (3, 9.9, True), (3, 10.1, False), (1, 0.0, False), (2, 0.0, False)],
 )
-async def test_company_is_waited_for_only_if_it_left_just_now(monkeypatch, last_count, ended_ago, waits):
+async def test_company_is_waited_for_only_if_it_left_just_now(batcher, monkeypatch, last_count, ended_ago, waits):
     clock, slept = Clock(), []
     made = batcher(Doubler(), size=8, wait=10.0)
     await made.close()
@@ -564,9 +500,10 @@ async def test_company_is_waited_for_only_if_it_left_just_now(monkeypatch, last_
     made._wait_for_returning()
     assert slept == ([(10.0, 3), (6.0, 3), (2.0, 3)] if waits else [])
     assert made._wake_at == 1
+    made._queue.clear()
 
 
-async def test_the_thread_wakes_for_the_last_of_those_that_it_expects():
+async def test_the_thread_wakes_for_the_last_of_those_that_it_expects(batcher):
     made = batcher(Doubler(), size=8, wait=30.0)
     made._last_count, made._last_end = 3, time.perf_counter()
     tasks = [asyncio.create_task(made.submit(item, CallContext())) for item in range(2)]
@@ -574,10 +511,9 @@ async def test_the_thread_wakes_for_the_last_of_those_that_it_expects():
     assert made.busy == 2
     assert await made.submit(2, CallContext()) == 4
     assert await asyncio.gather(*tasks) == [0, 2]
-    await made.close()
 
 
-async def test_a_batch_runs_under_all_request_ids_and_a_fault_names_the_model():
+async def test_a_batch_runs_under_all_request_ids_and_a_fault_names_the_model(batcher):
     seen = []
     gate = Doubler()
 
@@ -589,62 +525,47 @@ async def test_a_batch_runs_under_all_request_ids_and_a_fault_names_the_model():
         return items
 
     made = batcher(work)
-    gate.gate.clear()
     with telemetry.bind(request_id="r-0"):
-        first = asyncio.create_task(made.submit(0, CallContext()))
-        await until(lambda: made.busy and not made._queue)
+        first = await hold(gate, made)
     tasks = []
     for number in (1, 13):
         with telemetry.bind(request_id=f"r-{number}"):
             tasks.append(asyncio.create_task(made.submit(number, CallContext())))
             await asyncio.sleep(0)
-    gate.gate.set()
-    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    answers = await finish(gate, first, *tasks)
     assert seen == ["r-0", "r-1,r-13", "r-1", "r-13"]
     assert answers[0] == 1
     assert answers[1].detail.startswith("The model doubler")
-    await first
-    await made.close()
 
 
-async def test_threads_have_the_model_s_name_and_do_not_keep_the_process_alive():
+async def test_threads_have_the_model_s_name_and_do_not_keep_the_process_alive(batcher):
     made = batcher(Doubler(), threads=2)
     assert [(thread.name, thread.daemon) for thread in made._threads] == [("doubler 0", True), ("doubler 1", True)]
     await made.close(1)
     assert not any(thread.is_alive() for thread in made._threads)
 
 
-def test_a_batch_is_its_tenant_s_only_if_all_members_are():
-    ann, bob = CallContext(tenant="ann"), CallContext(tenant="bob")
-    assert BatchContext([ann, CallContext(tenant="ann")]).tenant == "ann"
-    assert BatchContext([ann, bob]).tenant == ""
-
-
-async def test_members_of_a_batch_have_spans_that_link_the_others(recorded_spans):  # noqa: F811
+async def test_members_of_a_batch_have_spans_that_link_the_others(batcher, recorded_spans):  # noqa: F811
     work = Doubler()
     made = batcher(work)
     parents = [telemetry.span("member", parent="") for _ in range(2)]
-    work.gate.clear()
-    first = asyncio.create_task(made.submit(0, CallContext()))
-    await until(lambda: made.busy and not made._queue)
+    first = await hold(work, made)
     tasks = []
     for parent in parents:
         with telemetry.bind(traceparent=parent.traceparent):
             tasks.append(asyncio.create_task(made.submit(1, CallContext(), rows=3)))
             await asyncio.sleep(0)
-    work.gate.set()
-    await asyncio.gather(first, *tasks)
+    await finish(work, first, *tasks)
     await made.close(1)
     spans = recorded_spans.named("batch")
-    assert [span.context.trace_id for span in spans] == [
-        int(parent.traceparent.split("-")[1], 16) for parent in parents
-    ]
-    for span, other in zip(spans, reversed(parents), strict=True):
+    traces = [parent.traceparent.split("-")[1] for parent in parents]
+    assert [f"{span.context.trace_id:032x}" for span in spans] == traces
+    for span, other in zip(spans, reversed(traces), strict=True):
         assert dict(span.attributes) == {"fovea.batch.size": 2, "fovea.batch.rows": 6}
-        assert [f"{link.context.trace_id:032x}" for link in span.links] == [other.traceparent.split("-")[1]]
+        assert [f"{link.context.trace_id:032x}" for link in span.links] == [other]
 
 
-async def test_a_lone_call_runs_under_its_own_context_and_a_batch_that_stops_stops_for_all(recorded_spans):  # noqa: F811
+async def test_a_lone_call_runs_under_its_own_context_and_a_batch_that_stops_stops_for_all(batcher, recorded_spans):  # noqa: F811
     gate, seen, runs = Doubler(), [], [CallContext() for _ in range(2)]
 
     def work(_key, items, run):
@@ -654,22 +575,17 @@ async def test_a_lone_call_runs_under_its_own_context_and_a_batch_that_stops_sto
             raise Cancelled("All have gone.")
         return items
 
-    made = batcher(work)
-    gate.gate.clear()
-    alone = CallContext()
-    first = asyncio.create_task(made.submit(0, alone))
-    await until(lambda: made.busy and not made._queue)
+    made, alone = batcher(work), CallContext()
+    first = await hold(gate, made, alone)
     parent = telemetry.span("member", parent="")
     with telemetry.bind(traceparent=parent.traceparent):
         tasks = [asyncio.create_task(made.submit(item, run)) for item, run in enumerate(runs)]
         await asyncio.sleep(0)
-    gate.gate.set()
-    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    answers = await finish(gate, first, *tasks)
     assert [answer.detail for answer in answers] == ["All have gone."] * 2
-    assert await first == 0
+    assert first.result() == 0
     assert seen[0] is alone
-    assert isinstance(seen[1], BatchContext)
-    assert len(seen) == 2
+    assert [type(run) for run in seen[1:]] == [BatchContext]
     await made.close(1)
     failed = [(span.status.status_code.name, span.attributes["error.type"]) for span in recorded_spans.named("batch")]
     assert failed == [("ERROR", Cancelled("").code)] * 2

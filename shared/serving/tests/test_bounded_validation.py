@@ -5,7 +5,6 @@ import json
 import time
 from typing import Any
 
-import httpx2
 import pytest
 from fastapi import APIRouter
 from hypothesis import given
@@ -15,8 +14,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from fovea.api.text import ChatRequest, CompletionRequest
 from fovea.errors import TooLarge
 from shared.asgi.json_bounds import MAX_PARTS, PartsCounter
-from shared.serving.build_app import build
-from shared.settings import Settings
 from shared.validation_errors import MAX_ERRORS, list_errors
 
 JSON = "application/json"
@@ -96,14 +93,11 @@ async def chat(body: ChatRequest) -> int:
 
 
 @pytest.fixture
-async def client(tmp_path):
-    app = build("toy", routers=[routes], servables={}, settings=Settings(data_dir=tmp_path))
-    transport = httpx2.ASGITransport(app)
-    async with httpx2.AsyncClient(transport=transport, base_url="http://toy") as made:
-        yield made
+async def client(start_client, tmp_path):
+    return await start_client({}, routers=[routes], data_dir=tmp_path)
 
 
-async def test_a_flood_of_parts_is_413(client):
+async def test_a_flood_of_parts_is_413_and_the_first_wrong_message_ends_validation(client):
     body = b'{"numbers":[' + b"[]," * MAX_PARTS + b"1]}"
     answer = await client.post("/v1/strict", content=body, headers={"content-type": JSON})
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
@@ -111,6 +105,10 @@ async def test_a_flood_of_parts_is_413(client):
         "/v1/strict", content=body, headers={"content-type": "application/x+json; charset=utf-8"}
     )
     assert answer.status_code == 413
+    answer = await client.post("/v1/chatting", json={"model": "x", "messages": [[]] * 9_000})
+    assert (answer.status_code, answer.json()["field"]) == (422, "messages.0")
+    many = await client.post("/v1/chatting", json={"messages": [{"role": "user", "content": ""}] * 10_001})
+    assert "10000" in many.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -126,24 +124,13 @@ async def test_many_errors_are_one_sentence(client, body):
     assert few.json()["detail"].startswith("numbers.0: Input should be a valid integer")
 
 
-async def test_the_first_wrong_message_ends_validation(client):
-    answer = await client.post("/v1/chatting", json={"model": "x", "messages": [[]] * 9_000})
-    assert answer.status_code == 422
-    assert answer.json()["field"] == "messages.0"
-    many = await client.post("/v1/chatting", json={"messages": [{"role": "user", "content": ""}] * 10_001})
-    assert "10000" in many.json()["detail"]
-
-
 @pytest.mark.parametrize(
     "body",
     [
-        {"prompt": [{}] * 9_000},
-        {"prompt": ["x"] * 9_000 + [0]},
-        {"prompt": [-1] * 200_000},
-        {"prompt": [[-1] * 1000] * 200},
-        {"prompt": "x", "longctx": {"boundaries": [-1] * 200_000}},
+        {"prompt": [{}] * 9_000}, {"prompt": ["x"] * 9_000 + [0]}, {"prompt": [-1] * 200_000},
+        {"prompt": [[-1] * 1000] * 200}, {"prompt": "x", "longctx": {"boundaries": [-1] * 200_000}},
     ],
-)
+)  # fmt: skip
 def test_lists_of_texts_and_tokens_fail_fast(body):
     with pytest.raises(ValidationError) as failed:
         CompletionRequest.model_validate(body)

@@ -57,26 +57,21 @@ def test_port_in_use_keeps_the_product_from_running(machine):
         assert not room._can_run(examine(chosen))
 
 
-def test_redis_that_is_given_is_named_without_its_password(machine):
+def test_a_given_redis_is_named_without_its_password_and_engines_with_what_they_lack(machine):
     (finding,) = found(machine(redis_url="redis://:secret@127.0.0.1:9/0"), "redis")
     assert "secret" not in finding.detail
-
-
-def test_tensorrt_and_triton_are_told_with_the_reason_why_not(machine):
     told = [finding.detail for finding in found(machine(), "engine")]
     assert any(line.startswith("tensorrt ") for line in told)
     assert "triton no server (FOVEA_TRITON_URL is not set)" in told
     assert "triton box:8001" in [finding.detail for finding in found(machine(triton_url="box:8001"), "engine")]
 
 
-def test_rooms_left_out_are_named_with_what_they_lack(machine, monkeypatch):
+def test_rooms_that_are_left_out_or_broken_are_findings_and_hide_nothing(machine, monkeypatch):
     monkeypatch.setattr(discovery, "skipped_modules", lambda: {"services.detection.models.x": "shapely"})
     assert found(machine(), "rooms") == [
         Diagnosis("rooms", "note", "services.detection.models.x left out: needs shapely")
     ]
 
-
-def test_room_that_can_t_be_imported_is_a_finding_and_hides_nothing(machine, monkeypatch):
     def broken():
         raise SyntaxError("in a model")
 
@@ -96,17 +91,10 @@ def test_weights_that_are_not_what_their_manifest_says_are_bad(machine, tmp_path
 
 
 def test_weights_that_are_not_installed_are_noted_with_their_package(machine, tmp_path, monkeypatch):
-    for name, licence in {
-        "eye": "Apache-2.0",
-        "ear": "Apache-2.0",
-        "nose": "LicenseRef-Kvasir-SEG-Research-Only",
-    }.items():
-        write_weights(
-            tmp_path,
-            {"w": np.ones(3)},
-            Manifest(name=name, origin="trained", network=NetworkSpec(name=name), licence=licence),
-        )
-    for name in ("eye", "ear", "nose"):
+    licences = {"eye": "Apache-2.0", "ear": "Apache-2.0", "nose": "LicenseRef-Kvasir-SEG-Research-Only"}
+    for name, licence in licences.items():
+        facts = Manifest(name=name, origin="trained", network=NetworkSpec(name=name), licence=licence)
+        write_weights(tmp_path, {"w": np.ones(3)}, facts)
         (tmp_path / f"{name}.safetensors").unlink()
     monkeypatch.setattr(discovery, "data_folders", lambda service, _: [tmp_path] if service == "detection" else [])
     assert [(one.verdict, one.detail) for one in found(machine(data_dir=tmp_path / "data"), "weights")] == [

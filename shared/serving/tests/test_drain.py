@@ -21,13 +21,8 @@ from tests.harness.waiting import until
 
 
 @pytest.fixture
-async def replica(redis_url, tmp_path):
-    settings = Settings(redis_url=redis_url, data_dir=tmp_path, shutdown_grace_s=1)
-    made = ReplicaServer(build("toy", servables=TOYS, settings=settings), settings)
-    await made.start()
-    await until(lambda: made.host.settled, 60)
-    yield made
-    await made.stop()
+async def replica(start_replica, redis_url, tmp_path):
+    return await start_replica(redis_url=redis_url, data_dir=tmp_path, shutdown_grace_s=1)
 
 
 def pre_stop(data_dir, grace="20"):

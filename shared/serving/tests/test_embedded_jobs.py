@@ -2,14 +2,13 @@
 
 import asyncio
 import json
+from functools import partial
 
 import pytest
 
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
-from shared.serving.build_app import build
-from shared.serving.replica import ReplicaServer
-from shared.serving.tests.toys import TOYS
+from shared.jobs.tests.running_worker import ended
 from shared.settings import Settings
 from tests.harness.waiting import until
 
@@ -29,20 +28,15 @@ async def queue(chosen):
 
 
 @pytest.fixture
-async def replica(chosen):
-    made = ReplicaServer(build("toy", servables=TOYS, settings=chosen), chosen)
-    await made.start()
-    yield made
-    await made.stop()
+async def replica(start_replica, chosen):
+    return await start_replica(must_load=False, **chosen.model_dump(exclude_unset=True))
 
 
 def ask(path, **body):
     return Payload("toy", path, json.dumps(body).encode(), {"content-type": "application/json"})
 
 
-async def last_state(queue, job):
-    async with asyncio.timeout(30):
-        return [now async for now in queue.events(job.id, "local")][-1]
+last_state = partial(ended, tenant="local")
 
 
 async def test_a_task_runs_on_the_models_that_serve(replica, queue):
@@ -63,13 +57,11 @@ async def test_another_route_is_answered_by_a_replica_of_the_service(replica, qu
     assert (ended.status, ended.error["status"], ended.attempts) == ("failed", 404, 1)
 
 
-async def test_a_replica_that_stops_releases_what_it_has_not_finished(queue, chosen):
-    made = ReplicaServer(build("toy", servables=TOYS, settings=chosen), chosen)
-    await made.start()
+async def test_a_replica_that_stops_releases_what_it_has_not_finished(replica, queue):
     job, _ = await queue.submit(ask("/v1/probe", text="a", sleep=30))
-    await until(lambda: made.host.busy)
-    assert made.in_flight
-    await made.stop()
+    await until(lambda: replica.host.busy)
+    assert replica.in_flight
+    await replica.stop()
     released = await queue.get(job.id, "local")
     assert (released.status, released.position) == ("queued", 0)
     assert await queue.workers("toy") == []

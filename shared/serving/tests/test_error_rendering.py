@@ -80,24 +80,26 @@ def test_anything_raised_becomes_an_error_of_ours(raised, kind, field):
     assert "secret" not in told.detail
 
 
-def test_words_of_a_router_are_kept_and_those_of_the_framework_are_not():
+def test_words_of_routers_and_our_errors_are_kept_and_those_of_others_are_not():
     assert translate(HTTPException(404, "No such document.")).detail == "No such document."
     assert translate(HTTPException(404)).detail == "There is no such route here."
     assert translate(HTTPException(405, headers={"Allow": "GET"})).hint == "It takes GET."
     assert "Expecting value" in translate(invalid(type="json_invalid", ctx={"error": "Expecting value"})).detail
+    ours = NotFound("x")
+    assert to_safe_error(ours, "The model") is ours
+    told = to_safe_error(RuntimeError("/etc/secret"), "The model pranet")
+    assert told.detail == "The model pranet failed on this request."
+    assert "log" in told.hint
 
 
 @pytest.mark.parametrize(
     ("where", "form"),
     [
-        (scope("/v1/segment"), "problem"),
-        (scope("/v2/models/x/infer"), "oip"),
-        (scope("/v1/chat/completions"), "openai"),
-        (scope("/v1/completions"), "openai"),
-        (scope("/anything", route=Route()), "openai"),
-        (scope("/anything", route=object()), "problem"),
+        (scope("/v1/segment"), "problem"), (scope("/v2/models/x/infer"), "oip"),
+        (scope("/v1/chat/completions"), "openai"), (scope("/v1/completions"), "openai"),
+        (scope("/anything", route=Route()), "openai"), (scope("/anything", route=object()), "problem"),
     ],
-)
+)  # fmt: skip
 def test_form_follows_the_route(where, form):
     answer = render(where, InvalidOption("threshold is 7.", field="threshold", hint="Use 0 to 1."))
     body = json.loads(answer.body)
@@ -115,11 +117,3 @@ def test_form_follows_the_route(where, form):
 @pytest.mark.parametrize(("seconds", "header"), [(None, None), (0.1, "1"), (2.0, "2"), (2.1, "3")])
 def test_time_to_come_back_is_told_in_whole_seconds(seconds, header):
     assert render(scope(), QueueFull("x", retry_after=seconds)).headers.get("retry-after") == header
-
-
-def test_blame_keeps_our_errors_and_names_what_failed_for_others():
-    ours = NotFound("x")
-    assert to_safe_error(ours, "The model") is ours
-    told = to_safe_error(RuntimeError("/etc/secret"), "The model pranet")
-    assert told.detail == "The model pranet failed on this request."
-    assert "log" in told.hint

@@ -25,12 +25,9 @@ def text_of(collector):
     return generate_latest(registry).decode()
 
 
-def test_each_device_has_used_free_and_allocated_bytes():
+def test_each_device_has_used_free_and_allocated_bytes_and_none_without_a_gpu():
     text = text_of(GpuMemory(TwoDevices()))
     assert 'fovea_gpu_memory_used_bytes{device="0"} 90.0' in text
     assert 'fovea_gpu_memory_free_bytes{device="1"} 20.0' in text
     assert 'fovea_gpu_memory_allocated_bytes{device="1"} 7.0' in text
-
-
-def test_without_a_gpu_there_is_no_such_metric():
     assert text_of(GpuMemory()) == ""

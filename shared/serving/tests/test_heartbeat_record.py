@@ -9,13 +9,11 @@ import pytest
 import redis
 
 from fovea.api.replica import AFFINE, EFFECTFUL, ENDLESS, RENEW_S, ReplicaRecord, replicas_key, route_fields
-from shared.serving.build_app import build
 from shared.serving.heartbeat import Heartbeat
-from shared.serving.replica import ReplicaServer, load_app
+from shared.serving.replica import load_app
 from shared.serving.tests import toys
 from shared.serving.tests.toys import TOYS
 from shared.serving.up.startup_progress import ServiceProgress, StartupProgress
-from shared.settings import Settings
 from tests.harness.serving import serve_in_thread
 from tests.harness.waiting import until
 
@@ -31,21 +29,8 @@ def records(link, service="toy"):
 
 
 @pytest.fixture
-async def serving():
-    """Starts replicas; what a failed test leaves is stopped, or its gRPC server would trouble later tests."""
-    started = []
-
-    async def start(url, servables=TOYS, **more):
-        settings = Settings(redis_url=url, shutdown_grace_s=0.5, **more)
-        made = ReplicaServer(build("toy", servables=servables, settings=settings), settings)
-        await made.start()
-        started.append(made)
-        return made
-
-    yield start
-    for made in started:
-        if made.alive:
-            await made.stop()
+def serving(start_replica):
+    return lambda url, servables=TOYS, **more: start_replica(servables, must_load=False, redis_url=url, **more)
 
 
 async def test_record_says_where_what_and_whether_it_is_ready(serving, redis_url, link):
@@ -64,12 +49,11 @@ async def test_record_says_where_what_and_whether_it_is_ready(serving, redis_url
 
 @pytest.mark.parametrize(("told", "written"), [("10.1.2.3", "10.1.2.3"), ("fd00::7", "[fd00::7]")])
 async def test_record_names_the_address_under_which_the_replica_is_reached(serving, redis_url, link, told, written):
-    replica = await serving(redis_url, replica_advertised_host=told)
+    await serving(redis_url, replica_advertised_host=told)
     await until(lambda: records(link))
     (record,) = records(link)
     assert record.http.startswith(f"http://{written}:")
     assert record.grpc.startswith(f"{written}:")
-    await replica.stop()
 
 
 @pytest.mark.parametrize(
@@ -80,7 +64,6 @@ async def test_replica_is_ready_to_be_routed_to_unless_every_model_failed(servin
     replica = await serving(redis_url, servables)
     await until(lambda: "loading" not in replica.host.missing().values())
     assert replica.record().ready is ready
-    await replica.stop()
 
 
 async def test_replica_outlives_its_redis_and_is_announced_again(serving, own_redis):
@@ -93,7 +76,6 @@ async def test_replica_outlives_its_redis_and_is_announced_again(serving, own_re
         await asyncio.to_thread(own_redis.start)
         begun = time.time()
         await until(lambda: any(record.seen > begun for record in records(link)), 10)
-    await replica.stop()
 
 
 async def test_records_that_nobody_renewed_for_long_are_swept(redis_url, link):
@@ -143,24 +125,20 @@ async def follow(redis_url, url):
 async def test_start_is_followed_until_all_is_ready_and_routed_to(serving, redis_url, link, gateway):
     app, url = gateway
     following = asyncio.create_task(follow(redis_url, url))
-    replica = await serving(redis_url)
+    await serving(redis_url)
     await until(lambda: app.asked >= 2)  # the replica is ready, and the gateway does not route to it yet
     assert not following.done()
     app.known["toy"] = True
-    assert await asyncio.wait_for(following, 5) == [
-        ServiceProgress("toy", "placed", tuple(TOYS)),
-        ServiceProgress("toy", "ready", tuple(TOYS)),
-    ]
-    await replica.stop()
+    stages = [ServiceProgress("toy", stage, tuple(TOYS)) for stage in ("placed", "ready")]
+    assert await asyncio.wait_for(following, 5) == stages
 
 
 async def test_service_with_a_failed_model_is_as_ready_as_it_gets(serving, redis_url, gateway):
     app, url = gateway
     app.known["toy"] = True
-    replica = await serving(redis_url, {"toy/broken": toys.Broken, "toy/echo": toys.Echo})
+    await serving(redis_url, {"toy/broken": toys.Broken, "toy/echo": toys.Echo})
     *_, last = await asyncio.wait_for(follow(redis_url, url), 5)
     assert (last.stage, last.models, list(last.reasons)) == ("incomplete", ("toy/echo",), ["toy/broken"])
-    await replica.stop()
 
 
 def test_marks_are_read_from_any_operation_of_a_path_and_bad_documents_have_none():

@@ -22,11 +22,23 @@ from tests.harness.waiting import until
 
 
 @pytest.fixture
-async def host():
-    made = Host("toy", TOYS, Settings(max_batch_delay_ms=0))
-    await made.start()
-    yield made
-    await made.stop()
+async def start():
+    """Starts hosts, which are stopped at the end; keyword arguments are settings."""
+    started = []
+
+    async def make(servables, **settings):
+        started.append(Host("toy", servables, Settings(**settings)))
+        await started[-1].start()
+        return started[-1]
+
+    yield make
+    for host in started:
+        await host.stop()
+
+
+@pytest.fixture
+async def host(start):
+    return await start(TOYS, max_batch_delay_ms=0)
 
 
 def named(kind, name, **facts):
@@ -37,7 +49,7 @@ def feeds(rows=1, value=0.0):
     return {"x": np.full((rows, 3), value, np.float32)}
 
 
-async def test_models_are_loaded_at_the_same_time():
+async def test_models_are_loaded_at_the_same_time(start):
     together = threading.Barrier(2)
 
     class One(Echo):
@@ -48,15 +60,12 @@ async def test_models_are_loaded_at_the_same_time():
             together.wait(5)
             return cls()
 
-    host = Host("toy", {"one": One, "two": named(One, "two")}, Settings())
-    await host.start()
+    host = await start({"one": One, "two": named(One, "two")})
     assert host.ready
-    await host.stop()
 
 
-async def test_failing_model_stays_listed_with_its_reason_and_the_others_serve():
-    host = Host("toy", {"toy/broken": toys.Broken, "toy/echo": Echo}, Settings())
-    await host.start()
+async def test_failing_model_stays_listed_with_its_reason_and_the_others_serve(start):
+    host = await start({"toy/broken": toys.Broken, "toy/echo": Echo})
     assert not host.ready
     assert list(host.missing()) == ["toy/broken"]
     assert "secret" not in host.missing()["toy/broken"]
@@ -65,10 +74,9 @@ async def test_failing_model_stays_listed_with_its_reason_and_the_others_serve()
     with pytest.raises(NotReady, match="not available"):
         host.servable("toy/broken")
     assert (await host.predict("toy/echo", Text(text="a"), CallContext())).text == "a"
-    await host.stop()
 
 
-async def test_model_whose_own_example_fails_is_not_ready_and_is_closed():
+async def test_model_whose_own_example_fails_is_not_ready_and_is_closed(start):
     made = []
 
     class Fails(Echo):
@@ -78,19 +86,14 @@ async def test_model_whose_own_example_fails_is_not_ready_and_is_closed():
             super().__init__()
             made.append(self)
 
-    host = Host("toy", {"f": Fails}, Settings())
-    await host.start()
+    host = await start({"f": Fails})
     assert host.missing() == {"f": "The text is bad. Send another."}
     assert made[0].closed
-    await host.stop()
 
 
-async def test_example_warms_every_model_but_jobs(host):
+async def test_example_warms_every_model_but_jobs_and_an_unknown_model_is_answered_with_the_known_ones(host):
     assert host.servable("toy/echo").seen == ["hello"]
     assert host.servable("toy/long").seen == []
-
-
-async def test_unknown_model_is_answered_with_the_known_ones(host):
     with pytest.raises(NotFound, match="toy/echo"):
         host.servable("nope")
     with pytest.raises(NotFound, match="no model for detect"):
@@ -104,11 +107,9 @@ async def test_default_is_the_configured_model_then_real_weights_then_the_first(
     assert Host("toy", {"b": named(Eye, "b"), "a": named(Eye, "a")}, Settings()).resolve(None, "segment") == "b"
 
 
-async def test_default_passes_over_a_model_that_failed():
-    host = Host("toy", {"toy/broken": toys.Broken, "plain": named(Echo, "plain", weights=None)}, Settings())
-    await host.start()
+async def test_default_passes_over_a_model_that_failed(start):
+    host = await start({"toy/broken": toys.Broken, "plain": named(Echo, "plain", weights=None)})
     assert host.resolve(None, "echo") == "plain"
-    await host.stop()
 
 
 async def test_card_holds_tensors_limits_in_force_and_schema(host):
@@ -128,7 +129,7 @@ async def test_requests_that_come_together_run_together_and_equal_their_singles(
     assert max(answer.together for answer in answers) > 1
 
 
-async def test_tensors_are_joined_by_shape_and_given_back_to_their_owners(host):
+async def test_tensors_are_joined_by_shape_and_a_model_without_says_where_to_go_instead(host):
     answers = await asyncio.gather(
         *(host.infer("toy/echo", feeds(rows, rows), CallContext()) for rows in (1, 2, 3)),
         host.infer("toy/echo", feeds(), CallContext()),
@@ -136,9 +137,6 @@ async def test_tensors_are_joined_by_shape_and_given_back_to_their_owners(host):
     assert [answer["y"].shape for answer in answers] == [(1, 3), (2, 3), (3, 3), (1, 3)]
     assert [answer["y"][0, 0] for answer in answers] == [2, 3, 4, 1]
     assert max(host.servable("toy/echo").engine.batches) > 3
-
-
-async def test_model_without_tensors_says_where_to_go_instead(host):
     assert host.tensors("toy/eye") == ((), ())
     with pytest.raises(InvalidOption) as refused:
         await host.infer("toy/eye", feeds(), CallContext())
@@ -162,7 +160,7 @@ async def test_stream_hands_out_events_as_they_come_and_counts_as_busy(host):
     assert host.busy == 0
 
 
-async def test_what_a_stream_tells_the_metrics_carries_its_service_and_model():
+async def test_what_a_stream_tells_the_metrics_carries_its_service_and_model(start):
     class Telling(toys.Story):
         card = toys.card("telling", "plan")
 
@@ -171,12 +169,10 @@ async def test_what_a_stream_tells_the_metrics_carries_its_service_and_model():
             yield request.model_copy(update={"text": f"{begun.service} {begun.model}"})
             yield request.model_copy(update={"text": telemetry.context().model})
 
-    host = Host("toy", {"telling": Telling}, Settings())
-    await host.start()
+    host = await start({"telling": Telling})
     events = host.stream("telling", Text(text="a"), CallContext())
     first = await asyncio.ensure_future(anext(events))  # the first reader may be another task than the others
     assert [first.text, *[event.text async for event in events]] == ["toy telling", "telling"]
-    await host.stop()
 
 
 @pytest.mark.parametrize(
@@ -188,7 +184,7 @@ async def test_what_a_stream_tells_the_metrics_carries_its_service_and_model():
         ({}, 1, "FOVEA_REQUEST_TIMEOUT_S"),
     ],
 )
-async def test_deadline_of_a_stream_counts_from_each_piece(clock, facts, gap_s, told):
+async def test_deadline_of_a_stream_counts_from_each_piece(start, clock, facts, gap_s, told):
     class Slow(toys.Story):
         card = toys.card("slow", "plan")
 
@@ -198,8 +194,7 @@ async def test_deadline_of_a_stream_counts_from_each_piece(clock, facts, gap_s, 
                 run.check()
                 yield toys.Said(text="b", together=1)
 
-    host = Host("toy", {"slow": Slow}, Settings())
-    await host.start()
+    host = await start({"slow": Slow})
     clock.govern(shared.registry.servable, shared.serving.host)
     run, begun = CallContext(deadline=clock.monotonic() + 120), clock.monotonic()
     run.pause_s, run.ends_at = 120, begun + facts.get("lasts_s", math.inf)
@@ -212,7 +207,6 @@ async def test_deadline_of_a_stream_counts_from_each_piece(clock, facts, gap_s, 
         failed = f"{error.detail} {error.hint}"
     assert (failed is None) == (told is None) == (count == 8_000)
     assert told is None or re.search(told, failed)
-    await host.stop()
 
 
 async def test_tokens_that_show_nothing_yet_keep_a_stream_alive(host, monkeypatch):
@@ -232,18 +226,16 @@ async def test_tokens_that_show_nothing_yet_keep_a_stream_alive(host, monkeypatc
         await anext(events)
 
 
-async def test_more_streams_than_may_be_open_are_refused():
-    host = Host("toy", {"toy/story": toys.Story}, Settings(max_queue_size=1))
-    await host.start()
+async def test_more_streams_than_may_be_open_are_refused(start):
+    host = await start({"toy/story": toys.Story}, max_queue_size=1)
     events = host.stream("toy/story", Text(text="…"), CallContext())
     await anext(events)
     with pytest.raises(QueueFull):
         await anext(host.stream("toy/story", Text(text="a"), CallContext()))
     await events.aclose()
-    await host.stop()
 
 
-async def test_streaming_model_answers_whole_requests_side_by_side():
+async def test_streaming_model_answers_whole_requests_side_by_side(start):
     together = threading.Barrier(2)
 
     class Chat(toys.Story):
@@ -253,10 +245,8 @@ async def test_streaming_model_answers_whole_requests_side_by_side():
             together.wait(2)
             return super().predict(batch, run)
 
-    host = Host("toy", {"chat": Chat}, Settings())
-    await host.start()
+    host = await start({"chat": Chat})
     await asyncio.gather(*(host.predict("chat", Text(text="a"), CallContext()) for _ in range(2)))
-    await host.stop()
 
 
 async def test_unloaded_model_refuses_and_comes_back(host):
@@ -270,9 +260,8 @@ async def test_unloaded_model_refuses_and_comes_back(host):
     assert (await host.predict("toy/echo", Text(), CallContext())).text == "hello"
 
 
-async def test_stop_cancels_what_does_not_end():
-    host = Host("toy", TOYS, Settings(shutdown_grace_s=0.05))
-    await host.start()
+async def test_stop_cancels_what_does_not_end(start):
+    host = await start(TOYS, shutdown_grace_s=0.05)
     answer = asyncio.create_task(host.predict("toy/echo", Text(text="x", sleep=2), CallContext()))
     events = host.stream("toy/story", Text(text="…"), CallContext())
     await anext(events)
@@ -285,7 +274,7 @@ async def test_stop_cancels_what_does_not_end():
             pass
 
 
-async def test_tensors_of_a_model_that_can_t_batch_run_alone():
+async def test_tensors_of_a_model_that_can_t_batch_run_alone(start):
     class Fixed(toys.PlusOne):
         inputs = tuple(spec.model_copy(update={"shape": (1, 3)}) for spec in toys.PlusOne.inputs)
         outputs = tuple(spec.model_copy(update={"shape": (1, 3)}) for spec in toys.PlusOne.outputs)
@@ -297,11 +286,9 @@ async def test_tensors_of_a_model_that_can_t_batch_run_alone():
             super().__init__()
             self.engine = Fixed()
 
-    host = Host("toy", {"alone": Alone}, Settings())
-    await host.start()
+    host = await start({"alone": Alone})
     await asyncio.gather(*(host.infer("alone", feeds(), CallContext()) for _ in range(5)))
     assert host.servable("alone").engine.batches == [1] * 5
-    await host.stop()
 
 
 class Lazy(Echo):
@@ -317,10 +304,9 @@ class Lazy(Echo):
         return cls()
 
 
-async def test_models_wait_for_their_first_request_which_all_that_come_meanwhile_share():
+async def test_models_wait_for_their_first_request_which_all_that_come_meanwhile_share(start):
     kinds = {name: named(Lazy, name) for name in ("one", "two")} | {"eager": named(Echo, "eager")}
-    host = Host("toy", kinds, Settings(preload="default"))
-    await host.start()
+    host = await start(kinds, preload="default")
     assert [host.slot(name).state for name in ("one", "two", "eager")] == ["ready", "on_demand", "ready"]
     assert host.ready
     assert all(entry.ready for entry in host.entries())
@@ -334,32 +320,23 @@ async def test_models_wait_for_their_first_request_which_all_that_come_meanwhile
     said = await asking
     assert {answer.text for answer in said} == {"x"}
     assert (kinds["one"].loads, kinds["two"].loads) == (1, 1)
-    await host.stop()
 
 
-async def test_beyond_the_budget_the_longest_unused_model_is_unloaded_and_comes_back():
+async def test_beyond_the_budget_the_longest_unused_model_is_unloaded_and_comes_back(start):
     kinds = {name: named(Lazy, name) for name in ("first", "one", "two")}
-    host = Host("toy", kinds, Settings(preload="first", model_memory_bytes=1))
-    await host.start()
-    for name, states in (
-        ("one", ["ready", "on_demand"]),
-        ("two", ["on_demand", "ready"]),
-        ("one", ["ready", "on_demand"]),
-    ):
+    host = await start(kinds, preload="first", model_memory_bytes=1)
+    for name, other in (("one", "two"), ("two", "one"), ("one", "two")):
         await host.infer(name, feeds(), CallContext())
-        assert [host.slot(each).state for each in ("one", "two")] == states
+        assert (host.slot(name).state, host.slot(other).state) == ("ready", "on_demand")
     assert host.slot("first").state == "ready"
     assert kinds["one"].loads == 2
-    await host.stop()
 
 
-async def test_model_that_fails_at_its_first_request_says_why():
+async def test_model_that_fails_at_its_first_request_says_why(start):
     class Broken(toys.Broken):
         on_demand = True
 
-    host = Host("toy", {"toy/echo": Echo, "toy/broken": Broken}, Settings(preload="toy/echo"))
-    await host.start()
+    host = await start({"toy/echo": Echo, "toy/broken": Broken}, preload="toy/echo")
     with pytest.raises(NotReady, match="not available"):
         await host.predict("toy/broken", Text(text="x"), CallContext())
     assert list(host.missing()) == ["toy/broken"]
-    await host.stop()

@@ -5,27 +5,22 @@ import base64
 import gzip
 import json
 
-import httpx2
 import pytest
 
 from shared import telemetry
 from shared.jobs.queue import Payload, Result
-from shared.serving.build_app import build
 from shared.serving.jobs.host_handler import HostJobHandler
 from shared.serving.tests.tickets import Ticket
-from shared.serving.tests.toys import PNG, TOYS
-from shared.settings import Settings
+from shared.serving.tests.toys import PNG
+from tests.harness.waiting import until
 
 FORM = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n' + PNG + b"\r\n--x--\r\n"
 IMAGE = base64.b64encode(PNG).decode()
 
 
 @pytest.fixture
-async def app():
-    made = build("toy", servables=TOYS, settings=Settings(redis_url=None, max_body_bytes=5000))
-    await made.state.host.start()
-    yield made
-    await made.state.host.stop()
+async def client(start_client):
+    return await start_client(redis_url=None, max_body_bytes=5000)
 
 
 async def elsewhere(payload, _ticket):
@@ -33,8 +28,8 @@ async def elsewhere(payload, _ticket):
 
 
 @pytest.fixture
-def run(app):
-    handler = HostJobHandler(app.state.host, elsewhere)
+def run(client):
+    handler = HostJobHandler(client.app.state.host, elsewhere)
 
     async def made(path, body, ticket=None, tenant="ann", **headers):
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -62,21 +57,20 @@ def run(app):
         ("/v1/echo", b"{}", {"content_encoding": "br"}),
     ],
 )  # fmt: skip
-async def test_a_job_is_answered_as_the_same_request_is(app, run, path, body, headers):
+async def test_a_job_is_answered_as_the_same_request_is(client, run, path, body, headers):
     sent = {name.replace("_", "-"): value for name, value in headers.items()} | {"x-request-id": "r-1"}
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://toy") as client:
-        client.headers.pop("accept")
-        direct = await client.post(path, content=body, headers=sent)
+    client.headers.pop("accept")
+    direct = await client.post(path, content=body, headers=sent)
     answer = await run(path, body, **headers, x_request_id="r-1")
     assert (answer.status, answer.content_type) == (direct.status_code, direct.headers["content-type"])
     assert answer.body == direct.content
     dropped = {"content-type", "content-length", "connection", "x-fovea-usage"}
-    assert {k: v for k, v in answer.headers.items() if k not in dropped} == {
-        k: v for k, v in direct.headers.items() if k not in dropped
-    }
-    assert set(json.loads(answer.headers.get("x-fovea-usage", "{}"))) == set(
-        json.loads(direct.headers.get("x-fovea-usage", "{}"))
-    )
+    found, wanted = (
+        ({name: value for name, value in one.headers.items() if name not in dropped},
+         set(json.loads(one.headers.get("x-fovea-usage", "{}"))))
+        for one in (answer, direct)
+    )  # fmt: skip
+    assert found == wanted
 
 
 @pytest.mark.parametrize("path", ["/v1/nowhere", "/v2/models/toy/echo/infer", "/v1/chat/completions", "/v1/"])
@@ -85,26 +79,31 @@ async def test_what_is_no_task_of_the_host_goes_elsewhere(run, path):
     assert (answer.status, answer.body.decode()) == (299, path)
 
 
-async def test_progress_from_the_model_s_thread_reaches_the_ticket(run):
+async def test_progress_reaches_the_ticket_and_jobs_are_counted_as_requests_of_their_route(run):
     ticket = Ticket()
     assert (await run("/v1/probe", b'{"text": "x"}', ticket)).status == 200
     await asyncio.sleep(0.01)
     assert ticket.told == [(step / 5, f"step {step}") for step in range(5)]
+    labels = {"model": "toy/echo", "route": "/v1/echo", "service": "toy", "status": "422"}
+    counter = telemetry.REQUESTS.labels(**labels)._value
+    before = counter.get()
+    await run("/v1/echo", b'{"text": "bad"}')
+    assert counter.get() == before + 1
 
 
-async def test_a_cancel_stops_the_model_and_is_a_499(run, app):
+async def test_a_cancel_stops_the_model_and_is_a_499(run, client):
     ticket = Ticket()
     running = asyncio.create_task(run("/v1/probe", b'{"text": "x", "sleep": 600}', ticket))
-    while not ticket.told:  # noqa: ASYNC110
-        await asyncio.sleep(0.005)
+    await until(lambda: ticket.told)
     ticket.stop.set()
     assert (await asyncio.wait_for(running, 5)).status == 499
-    assert app.state.host.busy == 0
+    assert client.app.state.host.busy == 0
 
 
-async def test_the_model_sees_job_and_tenant_and_no_deadline(app, run, monkeypatch):
+async def test_the_model_sees_job_and_tenant_and_no_deadline(client, run, monkeypatch):
     seen = []
-    host, predict = app.state.host, app.state.host.predict
+    host = client.app.state.host
+    predict = host.predict
 
     async def look(name, request, context):
         seen.append((name, context.job, context.tenant, context.deadline, context.scopes, context.cache_salt))
@@ -113,15 +112,3 @@ async def test_the_model_sees_job_and_tenant_and_no_deadline(app, run, monkeypat
     monkeypatch.setattr(host, "predict", look)
     await run("/v1/echo", b"{}", tenant="bob", x_fovea_scopes="infer,jobs", x_fovea_deadline_ms="1")
     assert seen == [("toy/echo", Ticket.id, "bob", None, frozenset({"infer", "jobs"}), "bob")]
-
-
-async def test_jobs_are_counted_as_requests_of_their_route(run):
-    label = 'fovea_requests_total{model="toy/echo",route="/v1/echo",service="toy",status="422"} '
-
-    def count():
-        lines = telemetry.metrics_text().decode().splitlines()
-        return sum(float(line.removeprefix(label)) for line in lines if line.startswith(label))
-
-    before = count()
-    await run("/v1/echo", b'{"text": "bad"}')
-    assert count() == before + 1

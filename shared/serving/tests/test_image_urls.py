@@ -5,14 +5,12 @@ import contextlib
 import ipaddress
 from urllib.parse import quote
 
-import httpx2
 import pytest
 
 from fovea.errors import InvalidOption, TooLarge
-from shared.serving.build_app import build
 from shared.serving.http.url_images import Fetcher, is_public
-from shared.serving.tests.toys import PNG, TOYS
-from shared.settings import Settings
+from shared.serving.tests.toys import PNG
+from tests.harness.scripted import scripted
 
 
 def anywhere(_):
@@ -35,13 +33,10 @@ async def server(answers):
             else:
                 writer.write(answer)
                 await writer.drain()
-            writer.close()
-            await writer.wait_closed()
         done.set()
 
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with listening:
-        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", seen
+    async with scripted(serve) as url:
+        yield url, seen
         await done.wait()
 
 
@@ -131,12 +126,8 @@ async def test_what_is_wrong_with_the_other_side_is_said():
 
 
 @pytest.fixture
-async def client():
-    app = build("toy", servables=TOYS, settings=Settings(allow_image_urls=True, max_body_bytes=100_000))
-    await app.state.host.start()
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://toy") as made:
-        yield made
-    await app.state.host.stop()
+async def client(start_client):
+    return await start_client(allow_image_urls=True, max_body_bytes=100_000)
 
 
 @pytest.fixture
@@ -144,16 +135,12 @@ def open_doors(monkeypatch):
     monkeypatch.setattr("shared.serving.http.task_routes.Fetcher", lambda limit: Fetcher(limit, allowed=anywhere))
 
 
-async def test_routes_take_urls_in_json_and_query(open_doors, client):
+async def test_routes_take_urls_in_json_and_query_and_one_bad_url_of_a_list_fails_alone(open_doors, client):
     async with server({"/a.png": ok(PNG)}) as (url, _):
-        bodies = [
-            await client.post("/v1/segment", json={"image": f"{url}/a.png"}),
-            await client.post(f"/v1/segment?image={quote(url + '/a.png', safe='')}"),
-        ]
+        in_json = await client.post("/v1/segment", json={"image": f"{url}/a.png"})
+        in_query = await client.post(f"/v1/segment?image={quote(url + '/a.png', safe='')}")
+    bodies = [in_json, in_query]
     assert [(answer.status_code, answer.json()["bytes"]) for answer in bodies] == [(200, len(PNG))] * 2
-
-
-async def test_one_bad_url_of_a_list_fails_alone(open_doors, client):
     missing = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"
     async with server({"/a": ok(PNG), "/b": missing}) as (url, _):
         answer = await client.post("/v1/segment", json={"images": [f"{url}/a", f"{url}/b"]})

@@ -8,11 +8,7 @@ import pytest
 from prometheus_client import start_http_server
 
 from shared.serving import metrics_server
-from shared.serving.build_app import build
 from shared.serving.metrics_server import MetricsServer
-from shared.serving.replica import ReplicaServer
-from shared.serving.tests.toys import TOYS
-from shared.settings import Settings
 from tests.harness.waiting import free_port, until
 
 
@@ -21,12 +17,9 @@ async def read(port):
         return (await client.get(f"http://127.0.0.1:{port}/metrics")).text
 
 
-async def test_replica_counts_its_requests_there(tmp_path):
+async def test_replica_counts_its_requests_there(start_replica, tmp_path):
     port = free_port()
-    settings = Settings(redis_url=None, data_dir=tmp_path, metrics_port=port, shutdown_grace_s=1)
-    replica = ReplicaServer(build("toy", servables=TOYS, settings=settings), settings)
-    await replica.start()
-    await until(lambda: replica.host.settled, 10)
+    replica = await start_replica(data_dir=tmp_path, metrics_port=port)
     async with httpx2.AsyncClient() as client:
         assert (await client.post(f"{replica.http}/v1/echo", json={"text": "hello"})).status_code == 200
     assert 'fovea_batch_size_count{model="toy/echo",service="toy"}' in await read(port)

@@ -9,10 +9,7 @@ import pytest
 from fastapi import APIRouter, HTTPException, Query
 from pydantic import BaseModel
 
-from shared.serving.build_app import build
-from shared.serving.replica import ReplicaServer
 from shared.serving.tests.toys import PNG, TOYS
-from shared.settings import Settings
 from shared.sparsity import SparsityClaim
 from tests.harness.waiting import until
 
@@ -44,14 +41,9 @@ def extra_routes() -> APIRouter:
 
 
 @pytest.fixture
-async def replica():
-    settings = Settings(max_body_bytes=LIMIT, body_read_timeout_s=0.3, shutdown_grace_s=2, redis_url=None)
-    app = build("toy", routers=[extra_routes()], servables=TOYS, settings=settings)
-    made = ReplicaServer(app, settings)
-    await made.start()
-    await until(lambda: made.host.ready)
-    yield made
-    await made.stop()
+async def replica(start_replica):
+    limits = {"max_body_bytes": LIMIT, "body_read_timeout_s": 0.3, "shutdown_grace_s": 2}
+    return await start_replica(routers=[extra_routes()], **limits)
 
 
 @pytest.fixture
@@ -92,14 +84,10 @@ async def test_models_are_listed_in_openai_s_form_and_by_task(client):
     assert listed["data"][0]["object"] == "model"
     only = (await client.get("/v1/models", params={"task": "segment"})).json()["data"]
     assert [entry["id"] for entry in only] == ["toy/eye"]
-
-
-async def test_card_and_example_of_a_name_with_a_slash(client):
     card = (await client.get("/v1/models/toy/eye")).json()
     assert (card["id"], card["licence"], card["limits"]["max_body_bytes"]) == ("toy/eye", "Apache-2.0", LIMIT)
     example = (await client.get("/v1/models/toy/eye/example")).json()
-    answer = await client.post("/v1/segment", json=example)
-    assert answer.json()["bytes"] == len(PNG)
+    assert (await client.post("/v1/segment", json=example)).json()["bytes"] == len(PNG)
 
 
 async def test_claim_of_sparsity_comes_with_what_it_still_owes(client, replica, monkeypatch):
@@ -114,30 +102,34 @@ async def test_claim_of_sparsity_comes_with_what_it_still_owes(client, replica, 
     assert [finding["rule"] for finding in told["findings"]] == ["S1", "S2", "S3", "S7"]
 
 
-async def test_unknown_route_method_and_model_are_problems(client):
-    gone = await client.get("/nope")
-    assert (gone.status_code, gone.json()["code"]) == (404, "not_found")
-    wrong = await client.delete("/v1/models")
-    assert (wrong.status_code, wrong.json()["code"], wrong.headers["allow"]) == (405, "method_not_allowed", "GET")
-    model = await client.get("/v1/models/none")
-    assert (model.status_code, model.headers["content-type"]) == (404, "application/problem+json")
-
-
-async def test_validation_of_a_router_names_the_field(client):
-    answer = await client.post("/extra", json={"number": "x"})
-    assert (answer.status_code, answer.json()["field"]) == (422, "number")
-    answer = await client.post("/extra?size=11", json={"number": 1})
-    assert (answer.status_code, answer.json()["field"]) == (422, "size")
-    answer = await client.post("/extra", content="{", headers={"content-type": "application/json"})
-    assert (answer.status_code, answer.json()["code"]) == (400, "malformed")
+@pytest.mark.parametrize(
+    ("method", "path", "how", "status", "told"),
+    [
+        ("GET", "/nope", {}, 404, {"code": "not_found"}),
+        ("DELETE", "/v1/models", {}, 405, {"code": "method_not_allowed", "hint": "It takes GET."}),
+        ("GET", "/v1/models/none", {}, 404, {"code": "not_found"}),
+        ("POST", "/extra", {"json": {"number": "x"}}, 422, {"field": "number"}),
+        ("POST", "/extra?size=11", {"json": {"number": 1}}, 422, {"field": "size"}),
+        (
+            "POST",
+            "/extra",
+            {"content": "{", "headers": {"content-type": "application/json"}},
+            400,
+            {"code": "malformed"},
+        ),
+    ],
+)
+async def test_unknown_routes_methods_and_models_and_wrong_fields_are_problems(client, method, path, how, status, told):
+    answer = await client.request(method, path, **how)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert answer.json().items() >= told.items()
+    assert (answer.headers.get("allow") == "GET") is (status == 405)
     assert (await client.post("/extra?size=2", json={"number": 1})).json() == {"sum": 3}
 
 
 async def test_error_of_any_kind_keeps_its_status_and_ours_keep_their_secret(client):
-    assert ((await client.get("/teapot")).status_code, (await client.get("/teapot")).json()["detail"]) == (
-        400,
-        "short and stout",
-    )
+    teapot = await client.get("/teapot")
+    assert (teapot.status_code, teapot.json()["detail"]) == (400, "short and stout")
     answer = await client.get("/bug")
     assert (answer.status_code, answer.json()["code"]) == (500, "fault")
     assert "secret" not in answer.text
@@ -202,19 +194,13 @@ async def test_requests_are_counted_by_service_model_route_and_status(client):
     assert 'fovea_in_flight{service="toy"} 1.0' in text
 
 
-async def test_full_queue_is_a_429_with_a_time_to_come_back():
-    settings = Settings(max_queue_size=1, max_batch_size=1)
-    app = build("toy", servables=TOYS, settings=settings)
-    await app.state.host.start()
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://toy") as client:
-        answers = await asyncio.gather(
-            *(client.post("/v1/echo", json={"text": f"{n}", "sleep": 0.1}) for n in range(6))
-        )
+async def test_full_queue_is_a_429_with_a_time_to_come_back(start_client):
+    client = await start_client(max_queue_size=1, max_batch_size=1)
+    answers = await asyncio.gather(*(client.post("/v1/echo", json={"text": f"{n}", "sleep": 0.1}) for n in range(6)))
     refused = [answer for answer in answers if answer.status_code == 429]
     assert refused
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
     assert any(answer.status_code == 200 for answer in answers)
-    await app.state.host.stop()
 
 
 async def test_stop_finishes_the_request_in_flight_and_accepts_no_more(replica):
@@ -226,11 +212,3 @@ async def test_stop_finishes_the_request_in_flight_and_accepts_no_more(replica):
         with pytest.raises(httpx2.ConnectError):
             await client.get("/livez")
     assert not replica.alive
-
-
-async def test_port_in_use_is_an_error_and_not_shared(replica):
-    settings = Settings(redis_url=None)
-    port = int(replica.http.rpartition(":")[2])
-    second = ReplicaServer(build("toy", servables={}, settings=settings), settings, http_port=port)
-    with pytest.raises(OSError, match="in use"):
-        await second.start()

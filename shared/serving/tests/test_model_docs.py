@@ -19,13 +19,10 @@ def test_picture_is_sent_as_a_form_and_once_for_its_rendered_answer():
     assert rendered[-1].startswith("out.")
 
 
-def test_anything_else_is_sent_as_the_cards_example():
+def test_anything_else_is_sent_as_the_cards_example_whose_quotes_survive_the_shell():
     [words] = called(render_page("toy", Echo, Echo.card))
     assert words[:2] == ["curl", "http://127.0.0.1:8080/v1/echo"]
     assert json.loads(words[-1]) == {"model": "toy/echo", **Echo.card.example}
-
-
-def test_quotes_in_an_example_survive_the_shell():
     kind = type("Quoted", (Echo,), {"card": Echo.card.model_copy(update={"example": {"text": "it's"}})})
     [words] = called(render_page("toy", kind, kind.card))
     assert json.loads(words[-1])["text"] == "it's"

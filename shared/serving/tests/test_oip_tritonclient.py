@@ -63,34 +63,23 @@ def test_every_datatype_comes_back_as_it_was_sent(datatype, triton):
     assert (told["id"], told["model_name"], told["model_version"]) == ("r-7", f"mirror/{datatype.lower()}", "3")
 
 
-def test_health_and_metadata(triton):
+def test_health_metadata_and_configuration(triton):
     client, _ = triton
-    assert client.is_server_live()
-    assert client.is_server_ready()
-    assert client.is_model_ready("picture")
-    assert client.is_model_ready("picture", "3")
-    assert not client.is_model_ready("picture", "4")
-    assert not client.is_model_ready("nobody")
+    assert (client.is_server_live(), client.is_server_ready()) == (True, True)
+    asked = (("picture",), ("picture", "3"), ("picture", "4"), ("nobody",))
+    assert [client.is_model_ready(*model) for model in asked] == [True, True, False, False]
     server = plain(client.get_server_metadata())
     assert server["name"] == "fovea mirrors"
     assert "binary_tensor_data" in server["extensions"]
-
-
-def test_model_metadata_states_names_types_and_shapes(triton):
-    client, _ = triton
     told = plain(client.get_model_metadata("picture", "3"))
     assert (told["name"], told["versions"], told["platform"]) == ("picture", ["3"], "fovea_mirror")
     (tensor,) = told["inputs"]
     assert (tensor["name"], tensor["datatype"], [int(a) for a in tensor["shape"]]) == ("in", "FP32", [-1, 3, -1, -1])
     assert [tensor["name"] for tensor in told["outputs"]] == ["out", "size"]
-
-
-def test_model_config_leaves_the_batch_axis_out(triton):
-    client, _ = triton
     told = plain(client.get_model_config("picture"))
     told = told.get("config", told)
     assert (told["max_batch_size"], told["input"][0]["data_type"]) == (64, "TYPE_FP32")
-    assert [int(axis) for axis in told["input"][0]["dims"]] == [3, -1, -1]
+    assert [int(axis) for axis in told["input"][0]["dims"]] == [3, -1, -1], "without the batch axis"
     assert client.get_model_config("mirror/bytes") is not None
 
 
@@ -184,14 +173,11 @@ def test_unknown_versions_inputs_and_outputs_are_refused(triton):
 def test_extensions_that_are_not_offered_answer_with_a_sentence(triton):
     client, _ = triton
     asks = (
-        client.get_system_shared_memory_status,
-        client.get_cuda_shared_memory_status,
-        client.get_trace_settings,
-        client.get_log_settings,
-        lambda: client.get_trace_settings("picture"),
+        client.get_system_shared_memory_status, client.get_cuda_shared_memory_status, client.get_trace_settings,
+        client.get_log_settings, lambda: client.get_trace_settings("picture"),
         lambda: client.register_system_shared_memory("a", "b", 1),
         lambda: client.update_log_settings({"log_info": True}),
-    )
+    )  # fmt: skip
     for ask in asks:
         with pytest.raises(InferenceServerException, match="not offered"):
             ask()
@@ -242,12 +228,8 @@ def test_a_stream_marks_final_answers_when_asked(replica):
 @pytest.mark.parametrize("answered", [None, "gzip", "deflate"])
 def test_bodies_are_compressed_as_the_client_offers(sent, answered, http):
     array = np.zeros((8, 1000), np.float32)
-    result = http.infer(
-        "mirror/fp32",
-        feed(triton_http, array),
-        request_compression_algorithm=sent,
-        response_compression_algorithm=answered,
-    )
+    codings = {"request_compression_algorithm": sent, "response_compression_algorithm": answered}
+    result = http.infer("mirror/fp32", feed(triton_http, array), **codings)
     np.testing.assert_array_equal(result.as_numpy("out"), array)
 
 

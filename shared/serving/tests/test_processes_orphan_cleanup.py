@@ -144,20 +144,14 @@ time.sleep(60)
 """
     )
     watch, child = (int(word) for word in supervisor.stdout.readline().split())
-    end = time.monotonic() + 60
-    while not ignores(watch, signal.SIGTERM) and time.monotonic() < end:
-        time.sleep(0.01)
+    wait_until(lambda: ignores(watch, signal.SIGTERM), 60)
     os.kill(watch, signal.SIGTERM)  # only the supervisor's end counts
     os.kill(watch, signal.SIGINT)
     time.sleep(0.2)
-    assert alive(child)
-    assert alive(watch)
+    assert (alive(child), alive(watch)) == (True, True)
     supervisor.kill()
     supervisor.communicate()
-    while (alive(child) or alive(watch)) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not alive(child)
-    assert not alive(watch)
+    wait_until(lambda: not alive(child) and not alive(watch), 60)
 
 
 FORKED = """

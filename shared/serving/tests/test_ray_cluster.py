@@ -135,18 +135,3 @@ def test_a_replica_is_made_when_its_models_are_loaded(monkeypatch):
     ray.wait_until_loaded(Loading(0, settled=False), must_load=False)
     with pytest.raises(RuntimeError, match="no weights"):
         ray.wait_until_loaded(Loading(0, settled=False), must_load=True)
-
-
-class Context:
-    capacity_adjusted_min_replicas = 1
-    capacity_adjusted_max_replicas = 4
-
-    def __init__(self, *busy):
-        self.aggregated_metrics = {"busy": dict(enumerate(busy))} if busy else {}
-
-
-@pytest.mark.parametrize(("busy", "replicas"), [((), 1), ((0,), 1), ((8,), 1), ((9,), 2), ((8, 8, 8), 3), ((99,), 4)])
-def test_replicas_grow_with_the_requests_in_flight(busy, replicas):
-    from shared.serving.ray import scale
-
-    assert scale(Context(*busy)) == (replicas, {})

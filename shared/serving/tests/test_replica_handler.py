@@ -1,6 +1,7 @@
 """Jobs sent to replicas: the same bytes as at once, progress through Redis, cancel, and replicas that are lost."""
 
 import asyncio
+import contextlib
 import json
 import time
 
@@ -10,16 +11,12 @@ from fovea.api.replica import ReplicaRecord, replicas_key
 from fovea.errors import Cancelled, NotReady, TooLarge
 from shared.jobs.queue import Payload
 from shared.jobs.redis_connection import open_redis
-from shared.jobs.redis_queue import RedisJobQueue
-from shared.serving.build_app import build
 from shared.serving.jobs import replica_directory, replica_handler
-from shared.serving.jobs.job_runner import JobRunner
 from shared.serving.jobs.replica_directory import ReplicaDirectory
 from shared.serving.jobs.replica_handler import ReplicaJobHandler
-from shared.serving.replica import ReplicaServer
 from shared.serving.tests.tickets import Ticket
-from shared.serving.tests.toys import TOYS
 from shared.settings import Settings
+from tests.harness.scripted import scripted
 from tests.harness.waiting import until
 
 
@@ -29,12 +26,13 @@ def chosen(redis_url, tmp_path):
 
 
 @pytest.fixture
-async def replica(chosen):
-    made = ReplicaServer(build("toy", servables=TOYS, settings=chosen), chosen)
-    await made.start()
-    await until(lambda: made.host.ready)
-    yield made
-    await made.stop()
+def start(start_replica, chosen):
+    return lambda: start_replica(**chosen.model_dump(exclude_unset=True))
+
+
+@pytest.fixture
+async def replica(start):
+    return await start()
 
 
 @pytest.fixture
@@ -51,46 +49,32 @@ def payload(path="/v1/echo", tenant="ann", **body):
 
 @pytest.fixture
 def announce(redis_url):
-    """Announce replicas of our own making."""
-
     def made(http, name="a", **facts):
-        record = ReplicaRecord(
-            **{
-                "id": name, "service": "toy", "http": http, "pid": 1, "ready": True, "models": (), "seen": time.time(),
-                **facts,
-            }
-        )  # fmt: skip
+        known = {"id": name, "service": "toy", "http": http, "pid": 1, "ready": True, "models": ()}
+        record = ReplicaRecord(**{**known, "seen": time.time(), **facts})
         with open_redis(redis_url) as redis:
             redis.hset(replicas_key("toy"), record.id, record.model_dump_json())
 
     return made
 
 
-class Server:
-    """A server that does with each connection what the test says, and keeps what it was sent."""
+@contextlib.asynccontextmanager
+async def server(answer):
+    """A server that does with each connection what the test says; its URL, and what it was sent."""
+    sent = []
 
-    def __init__(self, answer):
-        self._answer, self.sent = answer, []
+    async def serve(reader, writer):
+        sent.append(await reader.readuntil(b"\r\n\r\n"))
+        await answer(reader, writer, len(sent))
 
-    async def __aenter__(self):
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
-    async def __aexit__(self, *_):
-        self._server.close()
-
-    async def _serve(self, reader, writer):
-        self.sent.append(await reader.readuntil(b"\r\n\r\n"))
-        await self._answer(reader, writer, len(self.sent))
-        writer.close()
+    async with scripted(serve) as url:
+        yield url, sent
 
 
 async def test_a_replica_answers_as_at_once(replica, handler):
     answer = await handler(payload(text="ab", times=2), Ticket())
     assert (answer.status, answer.content_type) == (200, "application/json")
-    assert json.loads(answer.body)["text"] == "abab"
-    assert answer.headers["x-request-id"] == "r-1"
+    assert (json.loads(answer.body)["text"], answer.headers["x-request-id"]) == ("abab", "r-1")
     assert json.loads(answer.headers["x-fovea-usage"]).keys() == {"cpu_seconds"}
     assert not {"content-length", "date", "server", "connection"} & set(answer.headers)
     refused = await handler(payload(text="bad"), Ticket())
@@ -107,15 +91,13 @@ async def test_a_cancelled_job_hangs_up_and_so_ends_the_run(replica, handler):
     await until(lambda: not replica.host.busy)
 
 
-async def test_a_job_waits_for_a_replica_and_says_so(handler, chosen):
+async def test_a_job_waits_for_a_replica_and_says_so(handler, start):
     ticket = Ticket()
     running = asyncio.create_task(handler(payload(text="x"), ticket))
     await until(lambda: ticket.told)
     assert ticket.told == [(0.0, "waiting for a replica")]
-    made = ReplicaServer(build("toy", servables=TOYS, settings=chosen), chosen)
-    await made.start()
+    await start()
     assert (await asyncio.wait_for(running, 20)).status == 200
-    await made.stop()
 
 
 async def test_replicas_of_another_version_that_are_not_ready_or_refuse_are_passed_over(replica, handler, announce):
@@ -131,11 +113,11 @@ async def test_a_job_says_who_it_is(handler, announce):
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
         await writer.drain()
 
-    async with Server(answer) as server:
-        announce(server.url)
+    async with server(answer) as (url, sent):
+        announce(url)
         found = await handler(Payload("toy", "/v1/echo?a=%C3%BC", b"x", {"x-fovea-deadline-ms": "5"}), Ticket())
     assert (found.status, found.content_type, found.body) == (200, "application/octet-stream", b"ok")
-    said = server.sent[0].lower()
+    said = sent[0].lower()
     assert said.startswith(b"post /v1/echo?a=%c3%bc http/1.1\r\n")
     for line in (b"x-fovea-job: " + b"j" * 32 + b" 1", b"x-fovea-replica-secret: s1", b"accept-encoding: identity"):
         assert line in said.split(b"\r\n")
@@ -152,13 +134,13 @@ async def test_a_busy_replica_is_asked_again(handler, announce, monkeypatch):
         writer.write(b"HTTP/1.1 %b\r\ncontent-length: 0\r\n\r\n" % status)
         await writer.drain()
 
-    async with Server(answer) as server:
-        announce(server.url)
+    async with server(answer) as (url, sent):
+        announce(url)
         assert (await handler(payload(), Ticket())).status == 200
-        assert len(server.sent) == 3
-        server.sent += [b""] * 2
+        assert len(sent) == 3
+        sent.extend([b""] * 2)
         assert (await handler(payload(), Ticket())).status == 429
-        assert len(server.sent) == 8
+        assert len(sent) == 8
 
 
 @pytest.mark.parametrize(
@@ -168,10 +150,10 @@ async def test_a_replica_that_breaks_off_fails_the_attempt(handler, announce, fa
     monkeypatch.setattr(replica_directory, "_LAST_WORD_S", 0.2)
 
     async def answer(_reader, _writer, _count):
-        announce(server.url, **facts)
+        announce(url, **facts)
 
-    async with Server(answer) as server:
-        announce(server.url)
+    async with server(answer) as (url, _):
+        announce(url)
         with pytest.raises(error):
             await handler(payload(), Ticket())
 
@@ -190,26 +172,13 @@ async def test_a_replica_whose_record_stands_still_hangs_and_one_that_withdrew_f
         await asyncio.sleep(0.6)
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
 
-    async with Server(answer) as server:
-        announce(server.url)
+    async with server(answer) as (url, _):
+        announce(url)
         with pytest.raises(NotReady, match="hangs"):
             await handler(payload(), Ticket())
         withdraws = True
-        announce(server.url, "b")
+        announce(url, "b")
         assert (await handler(payload(), Ticket())).status == 200
-
-
-async def test_progress_of_a_replica_reaches_the_job_in_redis(replica, handler, chosen):
-    runner = JobRunner(chosen.redis_url, "toy", handler, chosen)
-    working, queue = asyncio.create_task(runner.run()), RedisJobQueue(chosen.redis_url, chosen)
-    job, _ = await queue.submit(payload("/v1/probe", text="ab", sleep=1.5, times=2))
-    story = [(now.status, now.note) async for now in queue.events(job.id, "ann")]
-    assert {note for status, note in story if status == "running"} >= {"step 1", "step 3"}
-    assert story[-1] == ("succeeded", None)
-    assert json.loads((await queue.result(job.id, "ann")).body)["text"] == "abab"
-    runner.stop()
-    await working
-    await queue.close()
 
 
 async def test_an_answer_comes_though_the_client_of_redis_swallows_a_cancel(handler, replica, monkeypatch):

@@ -47,12 +47,10 @@ class Everything(BaseModel):
 FIELDS = servable_schema.properties(Everything)
 
 
-def test_fields_of_bytes_are_found_with_their_media_type():
+def test_fields_of_bytes_and_of_base64_are_found_with_their_media_type():
     found = servable_schema.blob_fields(Everything)
     assert found == {"image": "image/*", "mask": "image/*", "crops": "image/*", "features": "application/octet-stream"}
 
-
-def test_base64_fields_of_pydantic_count_as_bytes():
     class Other(BaseModel):
         blob: Base64Bytes
 
@@ -68,62 +66,50 @@ def test_inlined_schema_has_no_references_even_of_a_recursive_model():
 @pytest.mark.parametrize(
     ("field", "values", "meaning"),
     [
-        ("count", ["7"], "7"),
-        ("text", ["null"], "null"),
-        ("text", ["[1"], "[1"),
-        ("kind", ["b"], "b"),
-        ("maybe", ["null"], None),
-        ("maybe", ["3"], "3"),
-        ("flag", ["true"], "true"),
-        ("sizes", ["[1, 2]"], [1, 2]),
-        ("sizes", ["1", "2"], ["1", "2"]),
-        ("sizes", ["1"], ["1"]),
-        ("box", ["[1, 2]"], [1, 2]),
-        ("inner", ['{"size": 3}'], {"size": 3}),
-        ("inner", ["null"], None),
+        ("count", ["7"], "7"), ("text", ["null"], "null"), ("text", ["[1"], "[1"), ("kind", ["b"], "b"),
+        ("maybe", ["null"], None), ("maybe", ["3"], "3"), ("flag", ["true"], "true"),
+        ("sizes", ["[1, 2]"], [1, 2]), ("sizes", ["1", "2"], ["1", "2"]), ("sizes", ["1"], ["1"]),
+        ("box", ["[1, 2]"], [1, 2]), ("inner", ['{"size": 3}'], {"size": 3}), ("inner", ["null"], None),
     ],
-)
+)  # fmt: skip
 def test_text_values_mean_what_the_field_s_type_says(field, values, meaning):
     assert servable_schema.decode_text(field, FIELDS[field], values) == meaning
 
 
-def test_form_fills_fields_of_bytes_by_name_and_lists_by_repetition():
+def test_form_fills_fields_of_bytes_by_name_and_several_pictures_share_the_other_files():
     asked = ParsedRequest(files=[("image", b"1"), ("mask", b"2"), ("crops", b"3"), ("crops", b"4"), ("features", b"5")])
     (request,), many = build_requests(asked, Everything, 9)
     assert not many
     assert (request.image, request.mask, request.crops, request.features) == (b"1", b"2", [b"3", b"4"], b"5")
-
-
-def test_several_pictures_share_the_other_files():
     asked = ParsedRequest(files=[("image", b"1"), ("image", b"2"), ("mask", b"m")])
     found, many = build_requests(asked, Everything, 9)
     assert many
     assert [(request.image, request.mask) for request in found] == [(b"1", b"m"), (b"2", b"m")]
 
 
-def test_model_s_own_field_images_is_no_list_to_answer_one_by_one():
-    class Shelf(BaseModel):
-        images: list[ImageBytes]
-
-    (request,), many = build_requests(ParsedRequest(options={"images": ["eA==", "eQ=="]}), Shelf, 1)
-    assert not many
-    assert request.images == [b"x", b"y"]
+class Shelf(BaseModel):
+    images: list[ImageBytes]
 
 
-def test_model_that_has_an_option_called_model_gets_it():
-    class Own(BaseModel):
-        model: str = "none"
-
-    (request,), _ = build_requests(ParsedRequest(options={"model": "mine"}), Own, 1)
-    assert request.model == "mine"
+class Own(BaseModel):
+    model: str = "none"
 
 
-def test_model_that_allows_extra_options_gets_them():
-    class Open(BaseModel, extra="allow"):
-        pass
+class Open(BaseModel, extra="allow"):
+    pass
 
-    (request,), _ = build_requests(ParsedRequest(options={"more": 1}), Open, 1)
-    assert request.more == 1
+
+@pytest.mark.parametrize(
+    ("kind", "options", "found"),
+    [
+        (Shelf, {"images": ["eA==", "eQ=="]}, {"images": [b"x", b"y"]}),
+        (Own, {"model": "mine"}, {"model": "mine"}),
+        (Open, {"more": 1}, {"more": 1}),
+    ],
+)
+def test_a_model_gets_the_options_that_have_names_of_ours_and_extra_ones_if_it_wants_them(kind, options, found):
+    (request,), many = build_requests(ParsedRequest(options=options), kind, 1)
+    assert (request.model_dump(), many) == (found, False)
 
 
 JSON = st.recursive(

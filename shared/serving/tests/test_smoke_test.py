@@ -1,6 +1,5 @@
 """First light asks each service one question and keeps the answers; `fovea up` says in one line what keeps it down."""
 
-import asyncio
 import json
 import socket
 import subprocess
@@ -12,40 +11,20 @@ import typer
 from typer.testing import CliRunner
 
 from fovea.errors import NotFound
-from shared.serving.build_app import build
-from shared.serving.replica import ReplicaServer
 from shared.serving.tests import toys
 from shared.serving.tests.toys import PNG
 from shared.serving.up import launch
 from shared.serving.up.smoke_test import _failure, run_smoke_test
-from shared.settings import Settings, environment
-from tests.harness.waiting import until
-
-
-@pytest.fixture
-async def replica():
-    """One service stands in for the gateway: both offer the same public API."""
-
-    async def start(servables):
-        settings = Settings(redis_url=None)
-        made = ReplicaServer(build("toy", servables=servables, settings=settings), settings)
-        await made.start()
-        await until(lambda: "loading" not in made.host.missing().values())
-        started.append(made)
-        return made
-
-    started = []
-    yield start
-    for made in started:
-        await made.stop()
+from shared.settings import environment
+from tests.harness.scripted import scripted
 
 
 async def lights(url, out):
     return [light async for light in run_smoke_test(url, out)]
 
 
-async def test_answer_and_picture_are_kept_under_the_service(replica, tmp_path):
-    made = await replica({"toy/eye": toys.Eye})
+async def test_answer_and_picture_are_kept_under_the_service(start_replica, tmp_path):
+    made = await start_replica({"toy/eye": toys.Eye})
     (result,) = await lights(made.http, tmp_path)
     assert (result.service, result.model, result.is_ok) == ("toy", "toy/eye", True)
     assert result.files == (tmp_path / "toy" / "toy-eye.json", tmp_path / "toy" / "toy-eye.png")
@@ -54,14 +33,14 @@ async def test_answer_and_picture_are_kept_under_the_service(replica, tmp_path):
     assert result.summary == "bytes 70, threshold 0.25, invert False"
 
 
-async def test_one_model_of_a_service_is_asked_and_a_ready_one_rather_than_a_failed(replica, tmp_path):
-    made = await replica({"toy/broken": toys.Broken, "toy/echo": toys.Echo, "toy/eye": toys.Eye})
+async def test_one_model_of_a_service_is_asked_and_a_ready_one_rather_than_a_failed(start_replica, tmp_path):
+    made = await start_replica({"toy/broken": toys.Broken, "toy/echo": toys.Echo, "toy/eye": toys.Eye})
     (result,) = await lights(made.http, tmp_path)
     assert (result.model, result.summary) == ("toy/echo", "text hello, together 1")
 
 
-async def test_service_whose_model_fails_is_told_with_its_sentence(replica, tmp_path):
-    made = await replica({"toy/broken": toys.Broken})
+async def test_service_whose_model_fails_is_told_with_its_sentence(start_replica, tmp_path):
+    made = await start_replica({"toy/broken": toys.Broken})
     (result,) = await lights(made.http, tmp_path)
     assert not result.is_ok
     assert "not available" in result.summary
@@ -74,12 +53,8 @@ async def test_key_is_sent_where_there_is_one(tmp_path):
     async def refuse(reader, writer):
         seen.append((await reader.readuntil(b"\r\n\r\n")).decode().lower())
         writer.write(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-        writer.close()
-        await writer.wait_closed()
 
-    listening = await asyncio.start_server(refuse, "127.0.0.1", 0)
-    async with listening:
-        url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    async with scripted(refuse) as url:
         for key in (None, "fovea_secret"):
             with pytest.raises(httpx2.HTTPStatusError, match="401"):
                 [light async for light in run_smoke_test(url, tmp_path, key)]
@@ -106,21 +81,18 @@ def test_up_on_a_port_in_use_says_so_and_ends(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         env = environment(FOVEA_HTTP_PORT=str(taken.getsockname()[1]), FOVEA_DATA_DIR=str(tmp_path))
-        command = [
-            sys.executable,
-            "-c",
-            "import typer; from shared.serving.up.launch import up; typer.run(up)",
-            "--once",
-        ]
-        ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        code = "import typer; from shared.serving.up.launch import up; typer.run(up)"
+        ended = subprocess.run(
+            [sys.executable, "-c", code, "--once"], env=env, capture_output=True, text=True, timeout=60, check=False
+        )
     assert ended.returncode == 1
     (line,) = ended.stdout.splitlines()
     assert "Set FOVEA_HTTP_PORT to another port." in line
     assert "Traceback" not in ended.stderr
 
 
-async def test_only_the_services_that_are_named_are_asked(replica, tmp_path):
-    made = await replica({"toy/echo": toys.Echo})
+async def test_only_the_services_that_are_named_are_asked(start_replica, tmp_path):
+    made = await start_replica({"toy/echo": toys.Echo})
     assert [light async for light in run_smoke_test(made.http, tmp_path, services={"other"})] == []
     (result,) = [light async for light in run_smoke_test(made.http, tmp_path, services={"toy"})]
     assert result.is_ok

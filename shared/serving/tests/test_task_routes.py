@@ -16,15 +16,18 @@ from shared.settings import Settings
 B64 = base64.b64encode(PNG).decode()
 SEEN = {"bytes": len(PNG), "threshold": 0.5, "classes": None, "invert": False, "label": None}
 RAW = {"content-type": "image/png"}
+FILE, BYTES = {"files": {"image": ("a.png", PNG)}}, {"content": PNG, "headers": RAW}
+AS_JSON = {"headers": {"content-type": "application/json"}}
+BROKEN_FORM = b'--x\r\ncontent-disposition: form-data; name="threshold"\r\n\r\n0.5\r\n--x--'
+
+
+def as_form(more=""):
+    return {"headers": {"content-type": f"multipart/form-data{more}"}}
 
 
 @pytest.fixture
-async def client():
-    app = build("toy", servables=TOYS, settings=Settings(max_images=3, max_body_bytes=100_000))
-    await app.state.host.start()
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://toy") as made:
-        yield made
-    await app.state.host.stop()
+async def client(start_client):
+    return await start_client(max_images=3, max_body_bytes=100_000)
 
 
 def problem(answer, status):
@@ -62,19 +65,9 @@ async def test_picture_comes_as_multipart_base64_or_raw_bytes(client, how):
     "how",
     [
         {"json": {"image": B64, "threshold": 0.25, "classes": ["a", "b"], "invert": True, "label": "12"}},
-        {
-            "files": {"image": ("a.png", PNG)},
-            "data": {"threshold": "0.25", "classes": '["a", "b"]', "invert": "true", "label": "12"},
-        },
-        {
-            "files": {"image": ("a.png", PNG)},
-            "data": {"threshold": ".25", "classes": ["a", "b"], "invert": "1", "label": "12"},
-        },
-        {
-            "content": PNG,
-            "headers": RAW,
-            "params": {"threshold": "0.25", "classes": ["a", "b"], "invert": "yes", "label": "12"},
-        },
+        {**FILE, "data": {"threshold": "0.25", "classes": '["a", "b"]', "invert": "true", "label": "12"}},
+        {**FILE, "data": {"threshold": ".25", "classes": ["a", "b"], "invert": "1", "label": "12"}},
+        {**BYTES, "params": {"threshold": "0.25", "classes": ["a", "b"], "invert": "yes", "label": "12"}},
     ],
 )
 async def test_options_mean_the_same_in_json_form_and_query(client, how):
@@ -82,18 +75,15 @@ async def test_options_mean_the_same_in_json_form_and_query(client, how):
     assert answer.json() == {"bytes": len(PNG), "threshold": 0.25, "classes": ["a", "b"], "invert": True, "label": "12"}
 
 
-async def test_option_of_the_body_wins_over_the_query(client):
+async def test_option_of_the_body_wins_over_the_query_and_the_answer_is_a_picture_where_it_is_asked_for(client):
     answer = await client.post("/v1/segment?threshold=0.9", json={"image": B64, "threshold": 0.1})
     assert answer.json()["threshold"] == 0.1
-
-
-async def test_answer_is_the_picture_where_it_is_asked_for(client):
     answer = await client.post("/v1/segment", content=PNG, headers={**RAW, "accept": "image/png"})
     assert (answer.headers["content-type"], answer.content) == ("image/png", PNG)
     assert answer.headers["vary"] == "accept"
 
 
-async def test_several_pictures_share_their_options_and_fail_alone(client):
+async def test_several_pictures_or_files_share_their_options_and_fail_alone_and_one_of_a_list_is_a_list(client):
     body = {"images": [B64, base64.b64encode(b"no png").decode(), "§"], "threshold": 0.75}
     answer = await client.post("/v1/segment", json=body)
     assert answer.status_code == 200
@@ -101,15 +91,9 @@ async def test_several_pictures_share_their_options_and_fail_alone(client):
     assert first == {**SEEN, "threshold": 0.75}
     assert (second["problem"]["code"], second["problem"]["field"]) == ("malformed", "image")
     assert third["problem"]["detail"].startswith("image: the picture is not base64")
-
-
-async def test_several_files_are_several_pictures(client):
     files = [("file", ("a.png", PNG)), ("images", ("b.png", PNG))]
     answer = await client.post("/v1/segment", files=files, data={"label": "x"})
     assert answer.json() == {"results": [{**SEEN, "label": "x"}] * 2}
-
-
-async def test_list_of_one_is_answered_as_a_list(client):
     assert (await client.post("/v1/segment", json={"images": [B64]})).json() == {"results": [SEEN]}
 
 
@@ -118,12 +102,9 @@ async def test_images_must_be_a_list_of_at_least_one(client, images):
     assert problem(await client.post("/v1/segment", json={"images": images}), 422)["field"] == "images"
 
 
-async def test_more_pictures_than_the_limit_are_refused_by_its_name(client):
+async def test_too_many_pictures_and_a_wrong_option_fail_the_whole_list(client):
     body = problem(await client.post("/v1/segment", json={"images": [B64] * 4}), 413)
     assert "max_images is 3" in body["detail"]
-
-
-async def test_wrong_option_fails_the_whole_list(client):
     body = problem(await client.post("/v1/segment", json={"images": [B64, B64], "threshold": 7}), 422)
     assert body["field"] == "threshold"
 
@@ -143,11 +124,11 @@ async def test_wrong_option_fails_the_whole_list(client):
         ({"json": {"image": "https://example.org/a.png"}}, 422, "image", "URL"),
         ({"json": {"image": "HTTP://169.254.169.254/"}}, 422, "image", "URL"),
         ({"json": [1, 2]}, 422, "body", "JSON object"),
-        ({"content": "{", "headers": {"content-type": "application/json"}}, 400, None, "not JSON"),
-        ({"content": b"\xff\xfe", "headers": {"content-type": "application/json"}}, 400, None, "not JSON"),
-        ({"content": '{"threshold": NaN}', "headers": {"content-type": "application/json"}}, 400, None, "not JSON"),
-        ({"content": "[" * 5000, "headers": {"content-type": "application/json"}}, 400, None, "not JSON"),
-        ({"content": b"", "headers": {"content-type": "application/json"}}, 400, None, "not JSON"),
+        ({"content": "{", **AS_JSON}, 400, None, "not JSON"),
+        ({"content": b"\xff\xfe", **AS_JSON}, 400, None, "not JSON"),
+        ({"content": '{"threshold": NaN}', **AS_JSON}, 400, None, "not JSON"),
+        ({"content": "[" * 5000, **AS_JSON}, 400, None, "not JSON"),
+        ({"content": b"", **AS_JSON}, 400, None, "not JSON"),
         ({"content": PNG, "headers": {"content-type": "video/mp4"}}, 415, None, "video/mp4"),
         ({"content": PNG, "headers": RAW, "params": {"threshold": "much"}}, 422, "threshold", "valid number"),
         ({"content": PNG, "headers": RAW, "params": {"classes": "[1"}}, 422, "classes", "must be JSON"),
@@ -157,22 +138,9 @@ async def test_wrong_option_fails_the_whole_list(client):
         ({"files": {"picture": ("a.png", PNG)}}, 422, "picture", "no file field"),
         ({"files": {"image": ("a.png", PNG)}, "data": {"threshold": "2"}}, 422, "threshold", "less than"),
         ({"data": {"threshold": "0.5"}}, 422, "image", "required"),
-        (
-            {"content": b"--x\r\nbroken", "headers": {"content-type": "multipart/form-data; boundary=x"}},
-            422,
-            "image",
-            "required",
-        ),
-        ({"content": b"--x--", "headers": {"content-type": "multipart/form-data"}}, 400, None, "boundary"),
-        (
-            {
-                "content": b'--x\r\ncontent-disposition: form-data; name="threshold"\r\n\r\n0.5\r\n--x--',
-                "headers": {"content-type": "multipart/form-data; boundary=x; charset=undefined"},
-            },
-            400,
-            None,
-            "form can't be read",
-        ),
+        ({"content": b"--x\r\nbroken", **as_form("; boundary=x")}, 422, "image", "required"),
+        ({"content": b"--x--", **as_form()}, 400, None, "boundary"),
+        ({"content": BROKEN_FORM, **as_form("; boundary=x; charset=undefined")}, 400, None, "form can't be read"),
         ({"content": bytes(100_001), "headers": RAW}, 413, None, "limit is 100,000"),
     ],
 )
@@ -197,19 +165,15 @@ async def test_form_that_is_not_offered_is_not_acceptable(client, how, says):
     assert body["hint"]
 
 
-async def test_task_without_pictures_takes_json_query_and_form(client):
+async def test_task_without_pictures_takes_json_query_and_form_but_no_files_and_no_raw_body(client):
     for how in (
         {"json": {"text": "ab", "times": 2}},
         {"params": {"text": "ab", "times": 2}},
         {"data": {"text": "ab", "times": "2"}},
     ):
         assert (await client.post("/v1/echo", **how)).json() == {"text": "abab", "together": 1}
-
-
-async def test_task_without_pictures_takes_no_files_and_no_raw_body(client):
-    assert (
-        problem(await client.post("/v1/echo", files={"file": ("a", PNG)}), 422)["hint"] == "This model takes no files."
-    )
+    refused = problem(await client.post("/v1/echo", files={"file": ("a", PNG)}), 422)
+    assert refused["hint"] == "This model takes no files."
     problem(await client.post("/v1/echo", content=PNG, headers=RAW), 415)
 
 
@@ -221,18 +185,14 @@ async def test_streaming_model_sends_its_events_as_they_come(client, media):
     assert [json.loads(line)["text"] for line in lines] == ["a", "b"]
 
 
-async def test_error_inside_a_stream_is_its_last_record_and_before_it_a_status(client):
+async def test_error_inside_a_stream_is_its_last_record_and_before_it_a_status_and_json_is_answered_at_once(client):
     how = {"headers": {"accept": "application/x-ndjson"}}
     answer = await client.post("/v1/plan", json={"text": "a bug"}, **how)
     last = json.loads(answer.text.splitlines()[-1])
     assert (answer.status_code, last["problem"]["status"]) == (200, 500)
     assert problem(await client.post("/v1/plan", json={"text": "bug"}, **how), 500)["code"] == "fault"
-    assert problem(await client.post("/v1/plan", json={"text": " "}, **how), 422)["detail"].startswith(
-        "The model streamed"
-    )
-
-
-async def test_streaming_model_answers_at_once_as_json(client):
+    nothing = problem(await client.post("/v1/plan", json={"text": " "}, **how), 422)
+    assert nothing["detail"].startswith("The model streamed")
     assert (await client.post("/v1/plan", json={"text": "a b"})).json() == {"text": "a b", "together": 1}
 
 

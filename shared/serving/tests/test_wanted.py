@@ -46,17 +46,19 @@ def _refuse(_key: str) -> int:
     [
         (0, 0, {}, False, 0), (0, 0, {}, True, 1), (0, 1, {}, False, 1), (0, 1, {"r1": 0}, False, 0),
         (0, 1, {"r1": 0}, True, 1), (0, 1, {"r1": 1}, False, 1), (0, 1, {"r1": 17}, True, 3), (1, 1, {}, True, 1),
+        (1, 1, {}, False, 1), (1, 1, {"r1": 0}, False, 1), (1, 1, {"r1": 8}, False, 1), (1, 1, {"r1": 9}, False, 2),
+        (1, 1, {"r1": 8, "r2": 8, "r3": 8}, False, 3), (1, 1, {"r1": 99}, False, 4),
     ],
 )  # fmt: skip
-def test_a_service_without_requests_in_replicas_has_one_while_it_is_wanted_or_starts(
+def test_replicas_grow_with_requests_in_flight_and_a_service_without_has_one_while_it_is_wanted_or_starts(
     monkeypatch, low, target, busy, is_wanted, replicas
 ):
     ours = importlib.import_module("shared.serving.ray")
     monkeypatch.setattr(ours, "is_wanted", lambda service: is_wanted and service == "svc")
     context = SimpleNamespace(
-        aggregated_metrics={"busy": busy},
+        aggregated_metrics={"busy": busy} if busy else {},
         target_num_replicas=target,
         capacity_adjusted_min_replicas=low,
         capacity_adjusted_max_replicas=4,
     )
-    assert ours.scale(context, 8, "svc")[0] == replicas
+    assert ours.scale(context, 8, "svc") == (replicas, {})

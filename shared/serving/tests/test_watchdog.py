@@ -9,41 +9,39 @@ import threading
 import time
 from typing import Any
 
-import httpx2
 import pytest
 
 from fovea.errors import FoveaError, NotReady
 from shared.registry import CallContext
 from shared.serving import watchdog, watched_work
 from shared.serving.batching import Batcher, BatchOptions
-from shared.serving.build_app import build
 from shared.serving.watchdog import EXIT_STATUS, RESTART_AFTER_S, Watchdog
 from shared.serving.watched_work import CURRENT_RUN, OVERDUE_S, WatchedExecutor, WatchedWork
-from shared.settings import Settings
 
 
-async def test_work_past_its_deadline_makes_a_replica_not_ready_until_it_ends(tmp_path, clock):
+async def test_work_past_its_deadline_makes_a_replica_not_ready_until_it_ends(start_client, tmp_path, clock):
     clock.govern(watched_work)
-    app = build("toy", servables={}, settings=Settings(data_dir=tmp_path))
-    host, release = app.state.host, threading.Event()
+    client = await start_client({}, data_dir=tmp_path)
+    host, release = client.app.state.host, threading.Event()
     CURRENT_RUN.set(CallContext(deadline=clock.monotonic() + 2))
     with WatchedExecutor(host.work, 1) as pool:
         stuck = asyncio.get_running_loop().run_in_executor(pool, release.wait)
-        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://toy") as client:
-            clock.advance(2 + OVERDUE_S - 0.1)
-            assert (await client.get("/readyz")).status_code == 200
-            clock.advance(0.2)
-            told = await client.get("/readyz")
-            assert told.status_code == 503
-            assert "1 threads work past their deadline: Event.wait" in told.json()["missing"]["watchdog"]
-            assert not host.settled, "the gateway sends no new work"
-            release.set()
-            await stuck
-            assert (await client.get("/readyz")).status_code == 200
+        clock.advance(2 + OVERDUE_S - 0.1)
+        assert (await client.get("/readyz")).status_code == 200
+        clock.advance(0.2)
+        told = await client.get("/readyz")
+        assert told.status_code == 503
+        assert "1 threads work past their deadline: Event.wait" in told.json()["missing"]["watchdog"]
+        assert not host.settled, "the gateway sends no new work"
+        release.set()
+        await stuck
+        assert (await client.get("/readyz")).status_code == 200
 
 
 @pytest.mark.parametrize(("stream_ms", "whole_s"), [(None, 5), ("0", math.inf), ("9000", 9)])
-async def test_requests_give_their_deadline_to_the_threads_that_work_for_them(tmp_path, stream_ms, whole_s):
+async def test_requests_give_their_deadline_to_the_threads_that_work_for_them(
+    start_client, tmp_path, stream_ms, whole_s
+):
     from fastapi import APIRouter, Request
 
     routes, seen = APIRouter(), list[Any]()
@@ -54,14 +52,13 @@ async def test_requests_give_their_deadline_to_the_threads_that_work_for_them(tm
         with WatchedExecutor(request.app.state.host.work, 1) as pool:
             await loop.run_in_executor(pool, lambda: seen.extend(request.app.state.host.work._running.values()))
 
-    app = build("toy", routers=[routes], servables={}, settings=Settings(data_dir=tmp_path))
+    client = await start_client({}, routers=[routes], data_dir=tmp_path)
     headers = {"x-fovea-deadline-ms": "5000"} | ({} if stream_ms is None else {"x-fovea-stream-ms": stream_ms})
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://toy") as client:
-        await client.post("/v1/think", headers=headers)
+    await client.post("/v1/think", headers=headers)
     ((_, run, _),) = seen
     assert 4 < run.deadline - time.monotonic() <= 5
     assert whole_s - 1 <= run.ends_at - time.monotonic() <= whole_s
-    assert app.state.host.work._running == {}
+    assert client.app.state.host.work._running == {}
 
 
 def test_work_without_a_deadline_is_never_overdue(clock):
@@ -138,22 +135,25 @@ async def test_a_thread_that_dies_leaves_nobody_waiting(monkeypatch):
         await batcher.submit(3, CallContext())
 
 
-def run_until_it_ends(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, timeout=120
-    )
+def run_until_it_ends(code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", textwrap.dedent(code), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
 def test_a_process_whose_loop_is_deaf_is_ended_with_its_stacks_also_while_the_interpreter_is_held():
     done = run_until_it_ends(
         """
-        import asyncio, re
+        import asyncio, re, time
         from shared.serving.watchdog import LoopTimer
 
         async def main():
+            stopped = LoopTimer(0.2)
+            stopped.start()
+            stopped.stop()
+            time.sleep(0.6)
             LoopTimer(1.0).start()
             await asyncio.sleep(2.5)
-            print("a loop that runs is left alone", flush=True)
+            print("a loop that runs is left alone, and a timer that is stopped ends nothing", flush=True)
             hold_the_interpreter()
 
         def hold_the_interpreter():
@@ -166,24 +166,6 @@ def test_a_process_whose_loop_is_deaf_is_ended_with_its_stacks_also_while_the_in
     assert "left alone" in done.stdout
     assert "Timeout" in done.stderr
     assert "hold_the_interpreter" in done.stderr
-
-
-def test_a_timer_that_is_stopped_ends_nothing():
-    done = run_until_it_ends(
-        """
-        import asyncio, time
-        from shared.serving.watchdog import LoopTimer
-
-        async def main():
-            timer = LoopTimer(0.2)
-            timer.start()
-            timer.stop()
-            time.sleep(0.6)
-
-        asyncio.run(main())
-        """
-    )
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_kernel_refuses_memory_beyond_the_limit_in_one_piece_or_many():
@@ -240,9 +222,7 @@ asyncio.run(main())
 
 
 def test_a_replica_that_does_not_recover_ends_itself_and_shows_where_it_is_stuck(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", STUCK, str(tmp_path)], capture_output=True, text=True, check=False, timeout=120
-    )
+    done = run_until_it_ends(STUCK, str(tmp_path))
     assert done.returncode == EXIT_STATUS, done.stderr
     assert "never_ends" in done.stderr
     assert "takes no new work" in done.stdout + done.stderr

@@ -66,7 +66,6 @@ async def test_jobs_go_through_worker_and_replica_and_come_back_at_sigterm(queue
     assert ("running", "step 3") in told
     assert told[-1] == ("succeeded", None)
     assert json.loads((await queue.result(first.id, "local")).body)["text"] == "abab"
-
     refused, _ = await queue.submit(ask("/v1/echo", text="bad"))
     nowhere, _ = await queue.submit(ask("/v1/nowhere"))
     broken, _ = await queue.submit(ask("/v1/echo", text="bug"))
@@ -77,7 +76,6 @@ async def test_jobs_go_through_worker_and_replica_and_come_back_at_sigterm(queue
     end = (await story(queue, broken))[-1]
     assert (end.status, end.attempts, end.dead) == ("failed", 3, True)
     assert "secret" not in str(end.error)
-
     last, _ = await queue.submit(ask("/v1/probe", text="a", sleep=30))
     await running(queue, last, "step 0")
     worker.send_signal(signal.SIGTERM)
@@ -87,24 +85,10 @@ async def test_jobs_go_through_worker_and_replica_and_come_back_at_sigterm(queue
     assert await queue.workers("toy") == []
 
 
-async def test_a_job_of_a_killed_replica_is_done_by_another(queue, start):
-    start()
-    replica = start("shared.serving.tests.toy_replica")
-    job, _ = await queue.submit(ask("/v1/probe", text="a", sleep=2))
-    await running(queue, job, "step 0")
-    replica.kill()
-    start("shared.serving.tests.toy_replica")
-    end = (await story(queue, job))[-1]
-    assert (end.status, end.attempts) == ("succeeded", 2)
-
-
-def test_an_idle_worker_holds_no_framework_and_no_model():
+def test_an_idle_worker_holds_no_framework_and_one_without_a_redis_says_what_to_set():
     look = "import sys, shared.serving.worker; print({'torch', 'numpy', 'fastapi', 'starlette'} & set(sys.modules))"
     said = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "set()"
-
-
-def test_a_worker_without_a_redis_says_what_to_set():
     env = {name: value for name, value in os.environ.items() if name != "FOVEA_REDIS_URL"}
     command = [sys.executable, "-m", "shared.serving.worker", "toy"]
     said = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=30)

@@ -26,14 +26,9 @@ def run_s3_server() -> Iterator[dict[str, str]]:
         assert server.stdout
         host, port = json.loads(server.stdout.readline())
         endpoint, region = f"http://{host}:{port}", "us-east-1"
-        keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": region}
-        client = boto3.client("s3", endpoint_url=endpoint, **keys)
+        keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+        client = boto3.client("s3", endpoint_url=endpoint, region_name=region, **keys)
         client.create_bucket(Bucket="fovea")
         client.close()
-        yield {
-            "AWS_ENDPOINT_URL": endpoint,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_REGION": region,
-        }
+        yield {"AWS_ENDPOINT_URL": endpoint, "AWS_REGION": region, **{name.upper(): key for name, key in keys.items()}}
         server.kill()

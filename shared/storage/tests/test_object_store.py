@@ -129,11 +129,8 @@ def test_a_full_and_a_read_only_disk_say_what_to_do(tmp_path):
 
 
 def test_a_store_that_is_away_is_an_error_within_seconds(monkeypatch):
-    for name, value in (
-        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9"),
-        ("AWS_ACCESS_KEY_ID", "a"),
-        ("AWS_SECRET_ACCESS_KEY", "b"),
-    ):
+    away = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    for name, value in away.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(NotReady, match="can't be reached"):
         ObjectStore.open("s3://bucket").get("x")

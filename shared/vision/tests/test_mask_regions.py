@@ -73,14 +73,11 @@ def test_outlines_turn_at_every_corner(mask):
         assert (np.roll(step, 1, axis=0) != step).any(axis=1).all()
 
 
-def test_ring_has_an_outline_and_a_hole():
+def test_ring_has_a_hole_and_parts_that_touch_at_a_corner_share_an_outline():
     outer, hole = trace_outlines(RING)
     assert outer.points.tolist() == [[1, 1], [5, 1], [5, 4], [1, 4]]
     assert (outer.hole, hole.hole) == (False, True)
     assert sorted(hole.points.tolist()) == [[2, 2], [2, 3], [4, 2], [4, 3]]
-
-
-def test_parts_that_touch_at_a_corner_share_an_outline():
     (outline,) = trace_outlines(TOUCHING)
     assert len(outline.points) == 8
     assert len(trace_outlines(np.pad(TOUCHING[::-1], 2))) == 1

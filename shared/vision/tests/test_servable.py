@@ -161,7 +161,7 @@ def test_each_stage_is_timed_for_itself(grey):
         assert times.post >= 1
 
 
-def test_large_items_go_one_at_a_time_and_share_the_progress():
+def test_large_items_go_one_at_a_time_and_one_that_is_too_late_leaves_the_others_their_answers():
     told: list[tuple[float, str | None]] = []
     slow = OneByOne(CARD, MeanEngine())
     run = CallContext(report=lambda *news: told.append(news))
@@ -169,9 +169,6 @@ def test_large_items_go_one_at_a_time_and_share_the_progress():
     assert [answer.mean for answer in answers] == [10, 20]
     assert slow.engine.batches == [1, 1]
     assert told == [(0.25, "half"), (0.5, None), (0.75, "half"), (1.0, None)]
-
-
-def test_one_that_is_too_late_leaves_the_others_their_answers():
     slow = OneByOne(CARD, MeanEngine())
     late, good = GreyIn(image=picture(10), fail="infer"), GreyIn(image=picture(20))
     assert [type(one) for one in slow.predict([late, good], CallContext())] == [DeadlineExceeded, GreyOut]
@@ -179,7 +176,7 @@ def test_one_that_is_too_late_leaves_the_others_their_answers():
         slow.predict([GreyIn(image=picture(10), fail="cancel"), good], CallContext())
 
 
-def test_a_rendering_has_what_the_answer_leaves_out_and_needs_no_second_run(grey):
+def test_a_rendering_needs_no_second_run_and_an_answer_in_json_holds_nothing_of_its_making(grey):
     request, run = GreyIn(image=picture(30)), CallContext()
     run.media = "text/plain"
     (answer,) = grey.predict([request], run)
@@ -188,25 +185,19 @@ def test_a_rendering_has_what_the_answer_leaves_out_and_needs_no_second_run(grey
     assert grey.media_types() == ("text/plain",)
     assert grey.engine.batches == [1]
     assert "scene" not in answer.model_dump_json()
-
-
-def test_an_answer_in_json_holds_nothing_of_its_making(grey):
     request = GreyIn(image=picture(30))
     (answer,) = grey.predict([request], CallContext())
     assert answer.scene is None
     assert grey.render(request, answer, "text/plain") is None
 
 
-def test_bounds_are_the_cards_and_the_platforms():
+def test_bounds_are_the_cards_and_the_platforms_and_share_one_budget_of_memory():
     place = LoadContext(options={"max_pixels": "3000", "max_body_bytes": "100000"})
     bounds = decode_bounds(CARD, place)
     assert bounds == DecodeBounds(bytes=100_000, pixels=3000, min_side=1, max_side=64)
     strict = Grey(CARD, MeanEngine(), bounds=bounds)
     (answer,) = strict.predict([GreyIn(image=picture(10, side=65))], CallContext())
     assert isinstance(answer, TooLarge)
-
-
-def test_all_bounds_of_a_process_share_one_budget_of_memory():
     settings = Settings(_env_file=None, max_side=99)
     place = LoadContext(options={"picture_memory_bytes": str(settings.picture_memory_bytes)})
     routes, model = platform_bounds(settings), decode_bounds(CARD, place)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import typer
-
 from fovea.cli.commands.judge import answers, collection, labelling, metrics, systems, trust
+from fovea.cli.option_groups import CommandApp
 
-__all__ = ["app"]
-
-app = typer.Typer(
+app = CommandApp(
     help="Grade passages for queries, and measure how far the grades can be trusted.", no_args_is_help=True
 )
 app.command()(metrics.agreement)

@@ -10,14 +10,13 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from fovea.cli.commands.judge.options import Llm, Passages, compute_as_job, format_figure
+from fovea.cli.commands.judge.options import Llm, Passages, compute_as_job, format_figures, read_json
 from fovea.cli.common_options import GatewayOptions
-from fovea.cli.option_groups import expand_options
 from fovea.cli.text_files import read_text, write_text
 from fovea.errors import Malformed
 
 Query = Annotated[str, typer.Argument(help="The query.")]
-Answer = Annotated[Path | None, typer.Option(help="Text file of the answer; - is standard input.", show_default=False)]
+Answer = Annotated[Path | None, typer.Option(help="Text file of the answer; - is standard input.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +27,14 @@ class SupportCheck:
     llm: Llm = None
 
 
-@expand_options
 def nuggets(
     query: Query,
-    passages: Annotated[Path | None, typer.Option(help="Make nuggets of these JSON lines.", show_default=False)] = None,
-    facts: Annotated[
-        Path | None, typer.Option("--nuggets", help="Look for the nuggets of this file.", show_default=False)
-    ] = None,
+    passages: Annotated[Path | None, typer.Option(help="Make nuggets of these JSON lines.")] = None,
+    facts: Annotated[Path | None, typer.Option("--nuggets", help="Look for the nuggets of this file.")] = None,
     answer: Answer = None,
     *,
     check: SupportCheck,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File for the nuggets, JSON.", show_default=False)
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the nuggets, JSON.")] = None,
     gateway: GatewayOptions,
 ) -> None:
     """Make nuggets of passages, and with --answer find them in an answer: nugget recall and precision."""
@@ -49,22 +43,19 @@ def nuggets(
     if facts is not None:
         known = _load(facts)
     else:
-        known = compute_as_job("nuggets", {**options, "passages": _passages(passages)}, gateway)["nuggets"]
+        known = compute_as_job("nuggets", gateway, passages=_passages(passages), **options)["nuggets"]
     if output is not None:
         write_text(output, json.dumps(known, indent=1, ensure_ascii=False).encode())
     if answer is None:
-        screen.line(known) if gateway.as_json else screen.table(
-            ("importance", "nugget", "passages"),
-            ((one["importance"], escape(one["text"]), escape(" ".join(one["passages"]))) for one in known),
-        )
+        rows = ((one["importance"], escape(one["text"]), escape(" ".join(one["passages"]))) for one in known)
+        if not screen.wrote(known):
+            screen.table(("importance", "nugget", "passages"), rows)
         return
-    body = {**options, "answer": read_text(answer), "nuggets": known}
-    found = compute_as_job("nuggets/assign", body, gateway)
-    if gateway.as_json:
-        screen.line(found)
+    found = compute_as_job("nuggets/assign", gateway, answer=answer, nuggets=known, **options)
+    if screen.wrote(found):
         return
     names = ("vital_recall", "strict_vital_recall", "all_recall", "strict_all_recall", "precision", "f1")
-    screen.facts({name.replace("_", " "): format_figure(found[name]) for name in names})
+    screen.facts(format_figures(found, *names))
     screen.table(
         ("held", "importance", "nugget"),
         (
@@ -74,7 +65,6 @@ def nuggets(
     )
 
 
-@expand_options
 def support(
     query: Query,
     passages: Passages,
@@ -85,14 +75,11 @@ def support(
 ) -> None:
     """Check each sentence of an answer against the passages that it cites, and against all."""
     screen = gateway.screen
-    options = {"query": query, "how": check.how, "llm": check.llm}
-    body = {**options, "passages": _passages(passages), "answer": read_text(answer)}
-    found = compute_as_job("support", body, gateway)
-    if gateway.as_json:
-        screen.line(found)
+    options = {"query": query, "how": check.how, "llm": check.llm, "passages": _passages(passages)}
+    found = compute_as_job("support", gateway, answer=answer, **options)
+    if screen.wrote(found):
         return
-    names = ("citation_precision", "citation_recall", "faithfulness")
-    screen.facts({name.replace("_", " "): format_figure(found[name]) for name in names})
+    screen.facts(format_figures(found, "citation_precision", "citation_recall", "faithfulness"))
     screen.table(
         ("best", "passage", "cited", "sentence"),
         (
@@ -110,21 +97,17 @@ def support(
 def _passages(path: Path | None) -> dict[str, str]:
     if path is None:
         raise typer.BadParameter("Give --passages, or --nuggets with --answer.")
-    rows = [_parse(line, path) for line in read_text(path).splitlines() if line.strip()]
+    try:
+        rows = [json.loads(line) for line in read_text(path).splitlines() if line.strip()]
+    except ValueError as error:
+        raise Malformed(f"{path.name} is not JSON.") from error
     if not all(isinstance(row, dict) and {"id", "text"} <= set(row) for row in rows):
         raise Malformed(f"{path.name} is not JSON lines with id and text.")
     return {str(row["id"]): row["text"] for row in rows}
 
 
 def _load(path: Path) -> list[dict[str, Any]]:
-    found = _parse(read_text(path), path)
+    found = read_json(path)
     if not isinstance(found, list):
         raise Malformed(f"{path.name} is not a JSON list of nuggets.")
     return found
-
-
-def _parse(text: str, path: Path) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise Malformed(f"{path.name} is not JSON.") from error

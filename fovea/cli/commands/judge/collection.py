@@ -11,13 +11,11 @@ from rich.markup import escape
 from fovea import judge_endpoints
 from fovea.cli.common_options import Connection
 from fovea.cli.job_progress import run_as_job
-from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.text_files import read_old_text
 from fovea.errors import InvalidOption
 
 
-@expand_options
 def import_collection(
     documents: Annotated[Path, typer.Argument(help="Documents as the collection has them; may be .gz.")],
     topics: Annotated[Path, typer.Argument(help="Topics as the collection has them.")],
@@ -25,8 +23,7 @@ def import_collection(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")],
     others: Annotated[int, typer.Option(help="Label this many of BM25's best unjudged passages per topic as 0.")] = 0,
     grades: Annotated[
-        list[str] | None,
-        typer.Option("--grade", help="CODE=GRADE; default: 1=3 2=2 3=1 4=1 5=0.", show_default=False),
+        list[str] | None, typer.Option("--grade", help="CODE=GRADE; default: 1=3 2=2 3=1 4=1 5=0.")
     ] = None,
     *,
     gateway: Connection,

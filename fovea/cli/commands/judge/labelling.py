@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,10 +11,9 @@ import typer
 from rich.markup import escape
 
 from fovea import judge_endpoints
-from fovea.cli.commands.judge.options import Llm, Output, compute, format_figure, read_runs
+from fovea.cli.commands.judge.options import Llm, Output, compute, format_figure, read_json, read_runs
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.job_progress import run_as_job
-from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text, write_text
 from fovea.errors import Malformed
@@ -24,19 +23,12 @@ from fovea.errors import Malformed
 class JudgeChoice:
     """Judge, prompt template and calibration."""
 
-    judge: Annotated[
-        str | None, typer.Option("--judge", "-j", help="prompted-grade, log-odds …", show_default=False)
-    ] = None
+    judge: Annotated[str | None, typer.Option("--judge", "-j", help="prompted-grade, log-odds …")] = None
     template: Annotated[
-        str | None,
-        typer.Option(
-            "--template", "-t", help="Prompt template; `fovea judge templates` lists them.", show_default=False
-        ),
+        str | None, typer.Option("--template", "-t", help="Prompt template; `fovea judge templates` lists them.")
     ] = None
     llm: Llm = None
-    calibration: Annotated[
-        str | None, typer.Option(help="Stored calibration: name or name@version.", show_default=False)
-    ] = None
+    calibration: Annotated[str | None, typer.Option(help="Stored calibration: name or name@version.")] = None
 
     @property
     def options(self) -> dict[str, str]:
@@ -49,25 +41,18 @@ class JudgeChoice:
 class PairSource:
     """Where the pairs of a batch come from."""
 
-    topics: Annotated[Path | None, typer.Option(help="qid<TAB>text lines, or JSON lines.", show_default=False)] = None
-    passages: Annotated[Path | None, typer.Option(help="JSON lines with id and text.", show_default=False)] = None
+    topics: Annotated[Path | None, typer.Option(help="qid<TAB>text lines, or JSON lines.")] = None
+    passages: Annotated[Path | None, typer.Option(help="JSON lines with id and text.")] = None
     runs: Annotated[list[Path] | None, typer.Option("--run", help="TREC run; may be repeated.")] = None
     depth: Annotated[int, typer.Option("--depth", "-k", min=1, help="Ranks to take from each run.")] = 10
-    qrels: Annotated[
-        Path | None, typer.Option(help="Existing labels; only the missing pairs are labelled.", show_default=False)
-    ] = None
-    pairs: Annotated[
-        Path | None, typer.Option(help="JSON lines with qid, docid, query, passage.", show_default=False)
-    ] = None
+    qrels: Annotated[Path | None, typer.Option(help="Existing labels; only the missing pairs are labelled.")] = None
+    pairs: Annotated[Path | None, typer.Option(help="JSON lines with qid, docid, query, passage.")] = None
 
     def read(self) -> dict[str, Any]:
         """Read the files, as fields of a batch."""
         return {
-            "topics": read_text(self.topics),
-            "passages": read_text(self.passages),
-            "pairs": read_text(self.pairs),
+            **{name: read_text(getattr(self, name)) for name in ("topics", "passages", "pairs", "qrels")},
             "runs": read_runs(self.runs),
-            "qrels": read_text(self.qrels),
             "depth": self.depth,
         }
 
@@ -76,17 +61,14 @@ class PairSource:
 class SpendingLimits:
     """How much a batch may use."""
 
-    budget: Annotated[int | None, typer.Option(help="Maximum number of tokens to spend.", show_default=False)] = None
-    per_minute: Annotated[
-        float | None, typer.Option(help="Maximum number of pairs per minute.", show_default=False)
-    ] = None
+    budget_tokens: Annotated[int | None, typer.Option("--budget", help="Maximum number of tokens to spend.")] = None
+    per_minute: Annotated[float | None, typer.Option(help="Maximum number of pairs per minute.")] = None
     at_once: Annotated[int, typer.Option(min=1, max=32, help="Pairs at a time.")] = 4
 
 
 _FORMATS = {".jsonl": "jsonl", ".csv": "csv"}
 
 
-@expand_options
 def pair(
     query: Annotated[str, typer.Argument(help="The query.")],
     passage: Annotated[str, typer.Argument(help="The passage; - is standard input.")],
@@ -102,23 +84,17 @@ def pair(
     with gateway.open() as client:
         answer = client.run("judge", {**body, **choice.options})
     verdict = answer["results"][0]
-    if gateway.as_json:
-        screen.line(verdict)
-    else:
+    if not screen.wrote(verdict):
         _print_verdict(screen, answer["model"], verdict)
     if verdict["grade"] is None:
         raise typer.Exit(1)
 
 
-@expand_options
 def batch(
     *,
     source: PairSource,
     choice: JudgeChoice,
-    more: Annotated[
-        Path | None,
-        typer.Option("--options", help="JSON file with further options of the judge.", show_default=False),
-    ] = None,
+    more: Annotated[Path | None, typer.Option("--options", help="JSON file with further options of the judge.")] = None,
     limits: SpendingLimits,
     output: Output = None,
     gateway: GatewayOptions,
@@ -131,9 +107,7 @@ def batch(
         "model": choice.judge,
         "options": {**_read_options(more), **choice.options},
         **source.read(),
-        "budget_tokens": limits.budget,
-        "per_minute": limits.per_minute,
-        "at_once": limits.at_once,
+        **asdict(limits),
     }
     screen = gateway.screen
     with gateway.open() as client:
@@ -143,29 +117,21 @@ def batch(
                 output.with_suffix("").suffix if output.suffix == ".gz" else output.suffix, "qrels"
             )
             write_text(output, client.send(judge_endpoints.labels(done["id"], file_format)))
-    if gateway.as_json:
-        screen.line(done)
-    else:
+    if not screen.wrote(done):
         _print_summary(screen, done, output)
     if done["failed"] or done["left"]:
         raise typer.Exit(1)
 
 
 def _read_options(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        found = json.loads(read_text(path))
-    except ValueError as error:
-        raise Malformed(f"{path.name} is not JSON.") from error
+    found = {} if path is None else read_json(path)
     if not isinstance(found, dict):
-        raise Malformed(f"{path.name} is not a JSON object.")
+        raise Malformed(f"{path} is not a JSON object.")
     return found
 
 
-@expand_options
 def templates(
-    name: Annotated[str | None, typer.Argument(help="Show this template.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(help="Show this template.")] = None,
     query: Annotated[str, typer.Option(help="With a name: the text to fill in.")] = "",
     passage: Annotated[str, typer.Option(help="With a name: the text to fill in.")] = "",
     *,
@@ -173,19 +139,14 @@ def templates(
 ) -> None:
     """List the prompt templates, or show one, filled in with a query and a passage; nothing is sent."""
     screen = gateway.screen
-    with gateway.open() as client:
-        if name is not None:
-            body = {"query": query or "{query}", "passage": passage or "{passage}"}
-            shown = client.send(judge_endpoints.compute(f"templates/{name}/render", body))
-            if gateway.as_json:
-                screen.line(shown)
-            else:
-                screen.text("\n\n".join(filter(None, [shown["system"], *("\n".join(turn) for turn in shown["turns"])])))
-            return
-        found = client.send(judge_endpoints.fetch("templates"))
-    if gateway.as_json:
-        for one in found:
-            screen.line(one)
+    if name is not None:
+        filled = {"query": query or "{query}", "passage": passage or "{passage}"}
+        shown = compute(f"templates/{name}/render", gateway, **filled)
+        if not screen.wrote(shown):
+            screen.text("\n\n".join(filter(None, [shown["system"], *("\n".join(turn) for turn in shown["turns"])])))
+        return
+    found = gateway.send(judge_endpoints.fetch("templates"))
+    if screen.wrote(*found):
         return
     rows = (
         (one["template"]["id"], one["template"]["kind"], one["digest"], one["template"]["summary"]) for one in found
@@ -193,25 +154,18 @@ def templates(
     screen.table(("template", "kind", "digest", "what it does"), (tuple(map(escape, row)) for row in rows), head=False)
 
 
-@expand_options
 def calibrate(
     signals: Annotated[Path, typer.Argument(metavar="BATCH.jsonl", help="Labels of a batch with their signals.")],
     reference: Annotated[Path, typer.Argument(metavar="QRELS", help="Labels to fit the cuts to.")],
-    name: Annotated[str | None, typer.Option(help="Store the calibration under this name.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Option(help="Store the calibration under this name.")] = None,
     how: Annotated[str, typer.Option(help="quantile or kappa.")] = "quantile",
     *,
     gateway: GatewayOptions,
 ) -> None:
     """Fit the thresholds that turn a judge's signal into grades; evaluated on queries that were left out."""
-    body = {
-        **_build_training(read_text(signals), read_text(reference)),
-        "how": how,
-        "name": name,
-    }
-    screen = gateway.screen
-    found = compute("calibrations", body, gateway)
-    if gateway.as_json:
-        screen.line(found)
+    screen, training = gateway.screen, _build_training(read_text(signals), read_text(reference))
+    found = compute("calibrations", gateway, how=how, name=name, **training)
+    if screen.wrote(found):
         return
     cuts = found["calibration"]
     screen.facts(
@@ -254,11 +208,7 @@ def _print_verdict(screen: Screen, judge: str, verdict: dict[str, Any]) -> None:
     screen.out.print(f"[bold]{grade}[/]  {escape(judge)}")
     screen.facts(
         {
-            "reason": verdict["reason"],
-            "signal": verdict["signal"],
-            "expected": verdict["expected"],
-            "votes": verdict["votes"],
-            "template": verdict["template"],
+            **{name: verdict[name] for name in ("reason", "signal", "expected", "votes", "template")},
             "language model": verdict["llm"],
             "calibration": verdict["calibration"],
             "tokens": verdict["tokens"] or None,

@@ -12,45 +12,35 @@ import typer
 from rich.markup import escape
 
 from fovea import judge_endpoints
-from fovea.cli.commands.judge.options import (
-    Measure,
-    compute,
-    format_figure,
-    format_interval,
-    name_judge,
-    read_runs,
-)
+from fovea.cli.commands.judge.options import Measure, compute, format_figure, format_interval, name_judge, read_runs
 from fovea.cli.common_options import GatewayOptions
-from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text, write_text
 
 Reference = Annotated[Path, typer.Argument(metavar="REFERENCE", help="Reference qrels; may be .gz.")]
 Labels = Annotated[Path, typer.Argument(metavar="JUDGE", help="Qrels of the judge, or JSON lines of a batch.")]
-Runs = Annotated[list[Path] | None, typer.Option("--run", help="TREC run; may be repeated.", show_default=False)]
+Runs = Annotated[list[Path] | None, typer.Option("--run", help="TREC run; may be repeated.")]
 
 
-@expand_options
 def agreement(
     reference: Reference,
     judge: Labels,
     topics: Annotated[
-        Path | None, typer.Option(help="With --passages: bias by length and overlap of the texts.", show_default=False)
+        Path | None, typer.Option(help="With --passages: bias by length and overlap of the texts.")
     ] = None,
-    passages: Annotated[Path | None, typer.Option(help="JSON lines with id and text.", show_default=False)] = None,
+    passages: Annotated[Path | None, typer.Option(help="JSON lines with id and text.")] = None,
     *,
     gateway: GatewayOptions,
 ) -> None:
     """Compare a judge's labels with reference labels: kappa with its interval, alpha, confusion, bias."""
-    names = {"reference": reference, "judge": judge, "topics": topics, "passages": passages}
-    found = compute("agreement", {name: read_text(path) for name, path in names.items()}, gateway)
     screen = gateway.screen
-    if gateway.as_json:
-        screen.line(found)
+    found = compute("agreement", gateway, reference=reference, judge=judge, topics=topics, passages=passages)
+    if screen.wrote(found):
         return
+    more = ", ".join(f"{found[name]} {name}" for name in ("missing", "extra", "clamped") if found[name])
     screen.facts(
         {
-            "pairs": _format_pairs(found),
+            "pairs": f"{found['pairs']} ({more})" if more else str(found["pairs"]),
             "kappa": f"{format_figure(found['kappa'])}   ({format_interval(found['kappa_interval'])})",
             "alpha (ordinal)": format_figure(found["alpha"]),
             "kappa, linear": format_figure(found["kappa_linear"]),
@@ -76,42 +66,26 @@ def agreement(
             _print_terciles(screen, name, block)
 
 
-@expand_options
 def rankings(
     reference: Reference,
     judge: Labels,
     runs: Runs = None,
     measure: Measure = "ndcg_cut_10",
     families: Annotated[
-        list[str] | None,
-        typer.Option("--family", help="SYSTEM=FAMILY, to measure self-preference.", show_default=False),
+        list[str] | None, typer.Option("--family", help="SYSTEM=FAMILY, to measure self-preference.")
     ] = None,
     *,
     gateway: GatewayOptions,
 ) -> None:
     """Rank systems under both label sets: tau, rho, kappa, and how far each system moved."""
-    body = {
-        "reference": read_text(reference),
-        "judge": read_text(judge),
-        "measure": measure,
-        "runs": read_runs(runs),
-        "families": dict(pair.partition("=")[::2] for pair in families or ()),
-    }
-    found = compute("rankings", body, gateway)
-    screen = gateway.screen
-    if gateway.as_json:
-        screen.line(found)
+    screen, named = gateway.screen, dict(pair.partition("=")[::2] for pair in families or ())
+    files = {"reference": reference, "judge": judge, "runs": read_runs(runs)}
+    found = compute("rankings", gateway, measure=measure, families=named, **files)
+    if screen.wrote(found):
         return
-    screen.facts(
-        {
-            "tau-b": format_figure(found["tau_b"]),
-            "rho": format_figure(found["rho"]),
-            "tau-AP": format_figure(found["tau_ap"]),
-            "kappa": format_figure(found["kappa"]),
-            "alpha": format_figure(found["alpha"]),
-            "self-preference": format_figure(found["self_preference"]) if families else None,
-        }
-    )
+    figures = {"tau-b": "tau_b", "rho": "rho", "tau-AP": "tau_ap", "kappa": "kappa", "alpha": "alpha"}
+    figures |= {"self-preference": "self_preference"} if families else {}
+    screen.facts({label: format_figure(found[name]) for label, name in figures.items()})
     screen.out.print()
     rows = (
         (escape(row["system"]), format_figure(row["reference"]), format_figure(row["judge"]), f"{row['shift']:+d}")
@@ -120,52 +94,36 @@ def rankings(
     screen.table(("system", "reference", "judge", "shift"), rows)
 
 
-@expand_options
 def ensemble(
     judges: Annotated[list[Path], typer.Argument(metavar="JUDGE…", help="Label files of the judges.")],
     combine: Annotated[str, typer.Option(help="majority, average or median.")] = "majority",
     tie: Annotated[str, typer.Option(help="average, min, max, median or random.")] = "average",
     rounding: Annotated[str, typer.Option(help="half_up or half_even.")] = "half_up",
-    weights: Annotated[
-        list[float] | None, typer.Option("--weight", help="One weight per judge.", show_default=False)
-    ] = None,
+    weights: Annotated[list[float] | None, typer.Option("--weight", help="One weight per judge.")] = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="File to write to; default: standard output.", show_default=False),
+        Path | None, typer.Option("--output", "-o", help="File to write to; default: standard output.")
     ] = None,
     *,
     gateway: GatewayOptions,
 ) -> None:
     """Combine several label sets into one; writes qrels to -o or to standard output."""
-    body = {
-        "judges": list(map(read_text, judges)),
-        "combine": combine,
-        "tie": tie,
-        "rounding": rounding,
-        "weights": weights,
-    }
-    found = compute("ensembles", body, gateway)
-    screen = gateway.screen
-    if gateway.as_json:
-        screen.line(found)
+    screen, options = gateway.screen, {"combine": combine, "tie": tie, "rounding": rounding, "weights": weights}
+    found = compute("ensembles", gateway, judges=list(map(read_text, judges)), **options)
+    if screen.wrote(found):
         return
     write_text(output, found["qrels"].encode("utf8"))
     if output is not None:
         screen.note(f"wrote {output} ({found['pairs']} pairs, {' · '.join(map(str, found['counts']))} per grade)")
 
 
-@expand_options
 def leaderboard(
     labels: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="REFERENCE JUDGE…", help="Without files: the stored table.", show_default=False),
+        list[Path] | None, typer.Argument(metavar="REFERENCE JUDGE…", help="Without files: the stored table.")
     ] = None,
     runs: Runs = None,
     measure: Measure = "ndcg_cut_10",
     sort: Annotated[str, typer.Option(help="kappa, alpha, tau_b, rho, mae, invalid_share, cost, judge …")] = "kappa",
-    name: Annotated[
-        str | None, typer.Option(help="Store the table under this name, or show the stored one.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Store the table under this name, or show the stored one.")] = None,
     *,
     gateway: GatewayOptions,
 ) -> None:
@@ -176,21 +134,12 @@ def leaderboard(
     screen = gateway.screen
     if labels:
         reference, *judges = labels
-        body = {
-            "reference": read_text(reference),
-            "runs": read_runs(runs),
-            "judges": [{"judge": name_judge(path), "labels": read_text(path)} for path in judges],
-            "measure": measure,
-            "sort": sort,
-            "name": name,
-        }
-        found = compute("leaderboard", body, gateway)
+        labelled = [{"judge": name_judge(path), "labels": read_text(path)} for path in judges]
+        files = {"reference": reference, "runs": read_runs(runs), "judges": labelled}
+        found = compute("leaderboard", gateway, measure=measure, sort=sort, name=name, **files)
     else:
-        with gateway.open() as client:
-            found = client.send(judge_endpoints.fetch("leaderboard", name=name, sort=sort))
-    if gateway.as_json:
-        for row in found["rows"]:
-            screen.line(row)
+        found = gateway.send(judge_endpoints.fetch("leaderboard", name=name, sort=sort))
+    if screen.wrote(*found["rows"]):
         return
     cuts = ("0|123", "01|23", "012|3")
     screen.table(
@@ -206,29 +155,20 @@ def _format_row(row: dict[str, Any], cuts: tuple[str, ...]) -> tuple[str, ...]:
         f"[bold]{escape(row['judge'])}[/]",
         format_figure(row["kappa"]),
         format_interval(row["kappa_interval"]),
-        format_figure(row["tau_b"]),
-        format_figure(row["alpha"]),
-        format_figure(row["rho"]),
+        *(format_figure(row[name]) for name in ("tau_b", "alpha", "rho")),
         *(format_figure(row["kappa_by_cut"][cut]) for cut in cuts),
         format_figure(row["bias"]),
         f"{row['invalid_share']:.1%}",
     )
 
 
-def _format_pairs(found: dict[str, Any]) -> str:
-    more = ", ".join(f"{found[name]} {name}" for name in ("missing", "extra", "clamped") if found[name])
-    return f"{found['pairs']} ({more})" if more else str(found["pairs"])
-
-
 def _print_terciles(screen: Screen, name: str, block: list[dict[str, Any]]) -> None:
     screen.out.print()
-    rows = (
+    columns, figures = (name.replace("_", " "), "pairs", "bias", "kappa"), ("bias", "kappa")
+    screen.table(
+        columns,
         (
-            f"{part['lowest']:g}–{part['highest']:g}",
-            str(part["pairs"]),
-            format_figure(part["bias"]),
-            format_figure(part["kappa"]),
-        )
-        for part in block
+            (f"{one['lowest']:g}–{one['highest']:g}", str(one["pairs"]), *(format_figure(one[key]) for key in figures))
+            for one in block
+        ),
     )
-    screen.table((name.replace("_", " "), "pairs", "bias", "kappa"), rows)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fovea import judge_endpoints
+from fovea.call import Call
 from fovea.cli.common_options import Connection, GatewayOptions
 from fovea.cli.job_progress import run_as_job
 from fovea.cli.text_files import read_text
+from fovea.errors import Malformed
 
 Reference = Annotated[Path, typer.Argument(metavar="REFERENCE", help="Qrels by people; may be .gz.")]
 JudgeLabels = Annotated[Path, typer.Argument(metavar="JUDGE", help="JSON lines of a batch, a run, or qrels.")]
@@ -18,20 +22,37 @@ Topics = Annotated[Path, typer.Option(help="qid<TAB>text lines, or JSON lines.")
 Passages = Annotated[Path, typer.Option(help="JSON lines with id and text.")]
 Runs = Annotated[list[Path], typer.Option("--run", help="TREC run; may be repeated.")]
 Measure = Annotated[str, typer.Option(help="ndcg_cut_10, map, P_5, recip_rank, recall_100 …")]
-Llm = Annotated[str | None, typer.Option(help="Language model at the judge's endpoint.", show_default=False)]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write to.", show_default=False)]
+Llm = Annotated[str | None, typer.Option(help="Language model at the judge's endpoint.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write to.")]
 
 
-def compute(what: str, body: dict[str, Any], gateway: Connection) -> Any:
-    """Send a body to `/v1/judge/<what>`; returns the JSON answer."""
-    with gateway.open() as client:
-        return client.send(judge_endpoints.compute(what, body))
+def compute(what: str, gateway: Connection, /, **options: Any) -> Any:
+    """Send options to `/v1/judge/<what>`, files as their texts; return the JSON answer."""
+    return gateway.send(_build_call(what, options))
 
 
-def compute_as_job(what: str, body: dict[str, Any], gateway: GatewayOptions) -> Any:
+def compute_as_job(what: str, gateway: GatewayOptions, /, **options: Any) -> Any:
     """The same as a job with its progress: for what may take longer than a request."""
     with gateway.open() as client:
-        return run_as_job(client, gateway.screen, judge_endpoints.compute(what, body))
+        return run_as_job(client, gateway.screen, _build_call(what, options))
+
+
+def _build_call(what: str, options: dict[str, Any]) -> Call[Any]:
+    texts = {name: read_text(value) for name, value in options.items() if isinstance(value, Path)}
+    return judge_endpoints.compute(what, options | texts)
+
+
+def format_figures(found: Mapping[str, Any], *names: str) -> dict[str, str]:
+    """Format figures of an answer under their names."""
+    return {name.replace("_", " "): format_figure(found[name]) for name in names}
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; Malformed if it holds something else."""
+    try:
+        return json.loads(read_text(path))
+    except ValueError as error:
+        raise Malformed(f"{path.name} is not JSON.") from error
 
 
 def read_runs(paths: list[Path] | None) -> str:

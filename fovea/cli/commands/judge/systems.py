@@ -19,34 +19,25 @@ from fovea.cli.commands.judge.options import (
     read_runs,
 )
 from fovea.cli.common_options import GatewayOptions
-from fovea.cli.option_groups import expand_options
-from fovea.cli.text_files import read_text
+
+AllLabels = Annotated[Path, typer.Argument(metavar="JUDGE", help="The judge's labels of all queries.")]
 
 
-@expand_options
 def significance(
     labels: Annotated[Path, typer.Argument(metavar="LABELS", help="Qrels, or JSON lines of a batch.")],
     runs: Runs,
     measure: Measure = "ndcg_cut_10",
-    baseline: Annotated[str | None, typer.Option(help="Compare with this system only.", show_default=False)] = None,
+    baseline: Annotated[str | None, typer.Option(help="Compare with this system only.")] = None,
     correction: Annotated[str, typer.Option(help="holm, fdr, max-t, bonferroni or none.")] = "holm",
     level: Annotated[float, typer.Option(help="Significance level of the corrected p-values.")] = 0.05,
     *,
     gateway: GatewayOptions,
 ) -> None:
     """Test which differences between systems are more than chance, query by query."""
-    body = {
-        "labels": read_text(labels),
-        "runs": read_runs(runs),
-        "measure": measure,
-        "baseline": baseline,
-        "correction": correction,
-        "level": level,
-    }
-    screen = gateway.screen
-    found = compute_as_job("significance", body, gateway)
-    if gateway.as_json:
-        screen.line(found)
+    screen, options = gateway.screen, {"baseline": baseline, "correction": correction, "level": level}
+    files = {"labels": labels, "runs": read_runs(runs)}
+    found = compute_as_job("significance", gateway, measure=measure, **files, **options)
+    if screen.wrote(found):
         return
     screen.table(
         ("system", f"{measure}, {found['queries']} queries"),
@@ -56,26 +47,18 @@ def significance(
         screen.out.print(escape(row["statement"]), highlight=False)
 
 
-@expand_options
 def correct_scores(
     human: Annotated[Path, typer.Argument(metavar="HUMAN", help="Qrels by people, of some queries.")],
-    judge: Annotated[Path, typer.Argument(metavar="JUDGE", help="The judge's labels of all queries.")],
+    judge: AllLabels,
     runs: Runs,
     measure: Measure = "ndcg_cut_10",
     *,
     gateway: GatewayOptions,
 ) -> None:
     """Correct system scores under a judge's labels by a human sample of queries, with intervals."""
-    body = {
-        "human": read_text(human),
-        "judge": read_text(judge),
-        "runs": read_runs(runs),
-        "measure": measure,
-    }
-    screen = gateway.screen
-    found = compute_as_job("corrected", body, gateway)
-    if gateway.as_json:
-        screen.line(found)
+    screen, files = gateway.screen, {"human": human, "judge": judge, "runs": read_runs(runs)}
+    found = compute_as_job("corrected", gateway, measure=measure, **files)
+    if screen.wrote(found):
         return
     screen.table(
         ("system", "judge alone", "people alone", "95 %", "corrected", "95 %", "labels worth"),
@@ -101,18 +84,13 @@ class PlanTarget:
     """The interval that the labels are planned for."""
 
     half_width: Annotated[float, typer.Option("--half-width", "-w", help="Half the width of the interval.")]
-    between: Annotated[
-        tuple[str, str] | None, typer.Option(help="Plan for the difference of two systems.", show_default=False)
-    ] = None
-    total: Annotated[
-        int | None, typer.Option(help="Planned number of queries; default: the judge's.", show_default=False)
-    ] = None
+    between: Annotated[tuple[str, str] | None, typer.Option(help="Plan for the difference of two systems.")] = None
+    total: Annotated[int | None, typer.Option(help="Planned number of queries; default: the judge's.")] = None
 
 
-@expand_options
 def budget(
     human: Annotated[Path, typer.Argument(metavar="PILOT", help="Qrels by people, of a few queries.")],
-    judge: Annotated[Path, typer.Argument(metavar="JUDGE", help="The judge's labels of all queries.")],
+    judge: AllLabels,
     runs: Runs,
     *,
     target: PlanTarget,
@@ -121,20 +99,10 @@ def budget(
 ) -> None:
     """Plan how many queries people must label for an interval this wide, with the judge's help and without."""
     first, second = target.between or (None, None)
-    body = {
-        "human": read_text(human),
-        "judge": read_text(judge),
-        "runs": read_runs(runs),
-        "measure": measure,
-        "half_width": target.half_width,
-        "total": target.total,
-        "first": first,
-        "second": second,
-    }
-    found = compute("budget", body, gateway)
-    screen = gateway.screen
-    if gateway.as_json:
-        screen.line(found)
+    aim = {"half_width": target.half_width, "total": target.total, "first": first, "second": second}
+    screen, files = gateway.screen, {"human": human, "judge": judge, "runs": read_runs(runs)}
+    found = compute("budget", gateway, measure=measure, **aim, **files)
+    if screen.wrote(found):
         return
     for plan in found["plans"]:
         screen.out.print(escape(plan["statement"]), highlight=False)

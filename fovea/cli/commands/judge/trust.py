@@ -24,12 +24,10 @@ from fovea.cli.commands.judge.options import (
     name_judge,
 )
 from fovea.cli.common_options import GatewayOptions
-from fovea.cli.option_groups import expand_options
 from fovea.cli.text_files import read_text, write_text
 from fovea.errors import InvalidOption
 
 
-@expand_options
 def trust(
     reference: Reference,
     judge: JudgeLabels,
@@ -40,19 +38,9 @@ def trust(
     gateway: GatewayOptions,
 ) -> None:
     """Say whether a judge is better than BM25 and embeddings on a labelled sample; exit code 1 if it is not."""
-    body = {
-        "reference": read_text(reference),
-        "judge": read_text(judge),
-        "topics": read_text(topics),
-        "passages": read_text(passages),
-        "name": name_judge(judge)[:60],
-        "embedding": embedding,
-    }
-    screen = gateway.screen
-    found = compute_as_job("trust", body, gateway)
-    if gateway.as_json:
-        screen.line(found)
-    else:
+    screen, files = gateway.screen, {"reference": reference, "judge": judge, "topics": topics, "passages": passages}
+    found = compute_as_job("trust", gateway, name=name_judge(judge)[:60], embedding=embedding, **files)
+    if not screen.wrote(found):
         screen.out.print(f"[bold]{escape(found['statement'])}[/]")
         rows = [found["judge"], *found["baselines"]]
         columns = ("pair_order", "tau", "kappa", "lead")
@@ -64,7 +52,6 @@ def trust(
         raise typer.Exit(1)
 
 
-@expand_options
 def weights(
     reference: Reference,
     judges: Annotated[list[Path], typer.Argument(metavar="JUDGE…", help="JSON lines of batches, one per judge.")],
@@ -73,12 +60,9 @@ def weights(
     gateway: GatewayOptions,
 ) -> None:
     """Fit weights of several judges' signals; -o gets the options for `fovea judge batch -j ensemble --options`."""
-    named = {name_judge(path): read_text(path) for path in judges}
-    found = compute("ensembles/weights", {"reference": read_text(reference), "judges": named}, gateway)
-    screen = gateway.screen
-    if gateway.as_json:
-        screen.line(found)
-    else:
+    screen, named = gateway.screen, {name_judge(path): read_text(path) for path in judges}
+    found = compute("ensembles/weights", gateway, reference=reference, judges=named)
+    if not screen.wrote(found):
         screen.facts(
             {
                 "pairs": str(found["pairs"]),
@@ -100,7 +84,6 @@ def weights(
         write_text(output, json.dumps(found["options"], indent=1).encode())
 
 
-@expand_options
 def preferences(
     topics: Topics,
     passages: Passages,
@@ -114,18 +97,9 @@ def preferences(
     gateway: GatewayOptions,
 ) -> None:
     """Compare passages in both orders with a pairwise judge, and measure its order and length bias."""
-    body = {
-        "topics": read_text(topics),
-        "passages": read_text(passages),
-        "reference": read_text(reference),
-        "sample": sample,
-        "llm": llm,
-        "seed": seed,
-    }
-    screen = gateway.screen
-    found = compute_as_job("preferences", body, gateway)
-    if gateway.as_json:
-        screen.line(found)
+    screen, files = gateway.screen, {"topics": topics, "passages": passages, "reference": reference}
+    found = compute_as_job("preferences", gateway, sample=sample, llm=llm, seed=seed, **files)
+    if screen.wrote(found):
         return
     screen.out.print(escape(found["statement"]), highlight=False)
     names = ("consistent", "shown_first", "longer", "accuracy", "single_order_accuracy")

@@ -93,12 +93,7 @@ def answer_prompts(
 ) -> Generator[None, None, list[Answer]]:
     """Answer a block of prompts; returns one answer each, in order.
 
-    Args:
-        runner: Runs the decoder.
-        prefixes: Cached contexts; they give way where memory runs out.
-        prompts: Prompts to answer.
-        stop: Tokens that end an answer.
-        protocol: The part of the prompt that a method compresses.
+    Cached contexts (`prefixes`) give way where memory runs out; a token of `stop` ends an answer.
 
     Raises:
         PoolExhausted: They don't fit next to what is held; ask for fewer at a time.
@@ -106,7 +101,9 @@ def answer_prompts(
     begun, running = time.perf_counter(), list[_Running]()
     try:
         for prompt in prompts:
-            running.append(one := _open(runner, prompt, stop, protocol))
+            fed = list(prompt.question_ids) if protocol == "agnostic" else []
+            one = _Running(runner.open(prompt.policy), Answer(), fed, prompt.max_new_tokens, stop)
+            running.append(one)
             yield from _read(runner, prefixes, one, prompt, protocol)
         yield from decode(runner, running, prefixes=prefixes)
         for one in running:
@@ -115,11 +112,6 @@ def answer_prompts(
     finally:
         for one in running:
             one.state.close()
-
-
-def _open(runner: ModelRunner, prompt: PromptTokens, stop: Collection[int], protocol: Protocol) -> _Running:
-    fed = list(prompt.question_ids) if protocol == "agnostic" else []
-    return _Running(runner.open(prompt.policy), Answer(), fed, prompt.max_new_tokens, stop)
 
 
 def _read(

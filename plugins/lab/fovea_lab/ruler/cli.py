@@ -14,7 +14,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fovea.cli.option_groups import expand_options
 from fovea_lab.cli import Knobs, Model, parse_knob, parse_numbers, save_report
 
 Out = Annotated[Path | None, typer.Option(help="Report as JSON; predictions (JSONL) and a PNG lie next to.")]
@@ -42,12 +41,8 @@ class RulerOptions:
         knobs = dict(map(parse_knob, self.knob or ()))
         return {
             "methods": [{"method": name, **knobs} for name in self.method or ("snapkv",)],
-            "budgets": parse_numbers(self.budgets),
-            "lengths": parse_numbers(self.lengths),
-            "n": self.n,
-            "questions": self.questions,
-            "protocol": self.protocol,
-            "seed": self.seed,
+            **{name: parse_numbers(getattr(self, name)) for name in ("budgets", "lengths")},
+            **{name: getattr(self, name) for name in ("n", "questions", "protocol", "seed")},
         } | ({"tasks": self.tasks.split(",")} if self.tasks else {})
 
 
@@ -63,7 +58,6 @@ class Texts:
         return None if self.text is None else self.text.read_text("utf-8")
 
 
-@expand_options
 def ruler(
     model: Model = None,
     *,

@@ -21,24 +21,14 @@ BASELINES = ("truncate", "empty")
 
 @dataclass(frozen=True)
 class MethodVariant:
-    """A method as it is measured at one budget.
-
-    Attributes:
-        name: The method's, or a baseline's; `label` of the options where they give one.
-        budget: Share of dense's bytes, or None: as its knobs say.
-        options: As a request would give them.
-    """
+    """A method, or a baseline, as it is measured at one share of dense's bytes; None: as its knobs say."""
 
     name: str
     budget: float | None
     options: LongctxOptions
 
     def policy(self, engine: Engine, plans: Mapping[str, HeadPlan], tokens: int) -> Policy:
-        """The method, fitted to what dense would hold of so many tokens.
-
-        Raises:
-            FoveaError: It can't be met.
-        """
+        """The method, fitted to what dense would hold of so many tokens; FoveaError if it can't be met."""
         if self.name in BASELINES or self.name == "dense":
             return engine.dense
         # Without a plan of their own evicting methods cut all heads; the default plan is for those that work by one.

@@ -22,6 +22,5 @@ def read_predictions(path: Path, decode: Callable[[list[int]], str]) -> list[Pre
         texts = [decode(one.pop("answer_ids")) if "answer_ids" in one else one.get("prediction") for one in given]
         rows = [Prediction.model_validate(one | {"prediction": text}) for one, text in zip(given, texts, strict=True)]
     except ValueError as error:
-        detail = f"{path.name} holds no predictions: {str(error).splitlines()[0]}."
-        raise Malformed(detail, field="score") from error
+        raise Malformed(f"{path.name} holds no predictions: {str(error).splitlines()[0]}.", field="score") from error
     return [one.model_copy(update={"score": score(one.task, one.prediction, one.references)}) for one in rows]

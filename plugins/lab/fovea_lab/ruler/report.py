@@ -6,11 +6,12 @@ Knows predictions and their scores; knows no engine.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel, Field
 
-from fovea_lab.ruler.statistics import Interval, bootstrap, bootstrap_tasks, compare_paired
+from fovea_lab.ruler.statistics import bootstrap, bootstrap_tasks, compare_paired
 
 INFORMATIVE = 0.2
 """A task tells methods apart at a length where dense's lower bound is at least this."""
@@ -131,11 +132,11 @@ def build_report(
         if name == "dense"
     }
     cells = [_build_cell(found, dense.get(key[:3], {}), draws) for key, found in by_cell.items() if key[:3] in dense]
+    able = [cell for cell in cells if cell.method == "dense" and (cell.low or 0) >= INFORMATIVE]
     informative = {
-        str(length): [cell.task for cell in cells if cell.length == length and _is_informative(cell)]
+        str(length): list(dict.fromkeys(cell.task for cell in able if cell.length == length))
         for length in sorted({cell.length for cell in cells})
     }
-    informative = {length: list(dict.fromkeys(tasks)) for length, tasks in informative.items()}
     return RulerReport(
         manifest=dict(manifest),
         spec=dict(spec),
@@ -145,45 +146,23 @@ def build_report(
     )
 
 
-def _is_informative(cell: Cell) -> bool:
-    return cell.method == "dense" and cell.low is not None and cell.low >= INFORMATIVE
-
-
 def _build_cell(found: Sequence[Prediction], dense: Mapping[str, Prediction], draws: int) -> Cell:
     first, scores, groups = found[0], [one.score for one in found], [one.group for one in found]
-    mean = bootstrap(scores, groups=groups, draws=draws)
     both = [one for one in found if one.digest in dense]
-    against = (
-        compare_paired(
-            [one.score for one in both],
-            [dense[one.digest].score for one in both],
-            groups=[one.group for one in both],
-            draws=draws,
-        )
-        if both
-        else None
-    )
+    twins, own = [dense[one.digest].score for one in both], [one.group for one in both]
+    against = compare_paired([one.score for one in both], twins, groups=own, draws=draws) if both else None
     return Cell(
         **first.model_dump(include={"task", "length", "method", "knobs", "budget", "protocol"}),
         n=len(found),
         groups=len(set(groups)),
-        mean=mean.mean,
-        low=mean.low,
-        high=mean.high,
-        difference=None if against is None else _to_difference(against.difference),
-        worse=0 if against is None else against.worse,
-        better=0 if against is None else against.better,
-        equal=0 if against is None else against.equal,
+        **asdict(bootstrap(scores, groups=groups, draws=draws)),
+        **({} if against is None else asdict(against)),
         empty=sum(not one.prediction.strip() for one in found),
         **{
             name: sum(getattr(one, name) for one in found) / len(found)
             for name in ("tokens", "kv_bytes", "kv_bytes_dense", "kv_bytes_end", "prefill_density", "seconds")
         },
     )
-
-
-def _to_difference(interval: Interval) -> Difference:
-    return Difference(mean=interval.mean, low=interval.low, high=interval.high)
 
 
 def _rank(
@@ -222,8 +201,7 @@ def _lead(
         lost.append((differences, groups))
         base.append(sum(twin[one.digest].score for one in mine) / len(mine))
         worse, better = worse + sum(x < 0 for x in differences), better + sum(x > 0 for x in differences)
-    mean, difference = bootstrap_tasks(scores, draws=draws), bootstrap_tasks(lost, draws=draws)
-    every = [one for found in tasks.values() for one in found]
+    mean, every = bootstrap_tasks(scores, draws=draws), [one for found in tasks.values() for one in found]
     return Leader(
         method=name,
         budget=budget,
@@ -233,10 +211,8 @@ def _lead(
         tasks=list(tasks),
         n=len(every),
         bytes=sum(one.kv_bytes for one in every) / max(sum(one.kv_bytes_dense for one in every), 1),
-        mean=mean.mean,
-        low=mean.low,
-        high=mean.high,
-        difference=_to_difference(difference),
+        **asdict(mean),
+        difference=Difference(**asdict(bootstrap_tasks(lost, draws=draws))),
         worse=worse,
         better=better,
         retained=mean.mean / (sum(base) / len(base)) if sum(base) else 0.0,

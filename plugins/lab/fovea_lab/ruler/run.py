@@ -52,15 +52,7 @@ def run_at_once(work: Generator[None, None, T]) -> T:
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """The model that is evaluated.
-
-    Attributes:
-        engine: Runs it.
-        tokenizer: Its own.
-        plans: Head plans by name.
-        name: As in reports.
-        do: Runs work in steps, at once or on a scheduler's thread.
-    """
+    """The model that is evaluated; `do` runs work in steps, at once or on a scheduler's thread."""
 
     engine: Engine
     tokenizer: Tokenizer
@@ -136,12 +128,7 @@ def export_samples(
         for sample in rows:
             ids = render(on.tokenizer, sample)
             yield {
-                "digest": sample.digest,
-                "task": sample.task,
-                "length": sample.length,
-                "index": sample.index,
-                "group": sample.group,
-                "references": list(sample.references),
+                **sample.facts(),
                 "max_new_tokens": min(sample.max_new_tokens, spec.max_answer or sample.max_new_tokens),
                 "context_ids": list(ids.context_ids),
                 "question_ids": list(ids.question_ids),
@@ -231,17 +218,12 @@ def _answer_jobs(on: EvaluatedModel, jobs: Sequence[_Job], protocol: Literal["ag
 def _predict(on: EvaluatedModel, job: _Job, answer: Answer) -> Prediction:
     text, sample, name = on.tokenizer.decode(answer.tokens, special=False), job.sample, job.variant.name
     return Prediction(
-        digest=sample.digest,
-        task=sample.task,
-        length=sample.length,
-        index=sample.index,
-        group=sample.group,
+        **sample.facts(),
         method=name,
         knobs={} if name in BASELINES else job.prompt.policy.method.model_dump(mode="json"),
         budget=job.variant.budget,
         protocol=job.protocol,
         prediction=text,
-        references=list(sample.references),
         score=score(sample.task, text, sample.references),
         tokens=len(answer.tokens),
         kv_bytes=answer.kv_bytes,

@@ -23,8 +23,7 @@ def score(task: str, prediction: str, references: Sequence[str]) -> float:
         InvalidOption: No such task, or no reference, or an empty one.
     """
     if task not in TASKS:
-        detail = f"There is no RULER-form task {task!r}; known are {', '.join(TASKS)}."
-        raise InvalidOption(detail, field="tasks")
+        raise InvalidOption(f"There is no RULER-form task {task!r}; known are {', '.join(TASKS)}.", field="tasks")
     found = _hits(prediction, references)
     return sum(found) / len(found) if TASKS[task].metric == "all" else float(any(found))
 

@@ -42,11 +42,7 @@ class RulerSpec(BaseModel):
     seed: int = Field(42, ge=0)
 
     def task_names(self) -> list[str]:
-        """Tasks by name, in the order of reports.
-
-        Raises:
-            InvalidOption: There is no such task.
-        """
+        """Tasks by name, in the order of reports; InvalidOption if there is no such task."""
         wanted = set(OFFLINE) if "all" in self.tasks else set(self.tasks)
         if unknown := sorted(wanted - TASKS.keys()):
             detail = f"There is no RULER-form task {unknown[0]!r}; known are {', '.join(TASKS)}, all."

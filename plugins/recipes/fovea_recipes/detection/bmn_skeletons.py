@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from fovea_recipes.detection.metrics.temporal import resampled_precision, resamp
 from fovea_recipes.detection.skeletons import CHANNELS, Recording, recordings, windows
 from fovea_recipes.training.intervals import bootstraps
 from fovea_recipes.training.recipe import Schedule
-from services.detection.segments import boundary_labels
 
 
 class _Skeletons(BmnDemo):
@@ -30,17 +29,14 @@ class _Skeletons(BmnDemo):
 
     _names: tuple[str, ...] = PrivateAttr(())
     _known: list[Recording] = PrivateAttr(default_factory=list)
-    _intervals: dict[str, tuple[float, float]] = PrivateAttr(default_factory=dict)
 
     def config(self) -> dict[str, Any]:
         return {"features": CHANNELS, "length": self.length, "hidden": self.hidden}
 
     def prepare(self, cache: Path) -> str:
         self._known, self._names = recordings(self.data)
-        held = self.videos("train")
-        labelled = (boundary_labels(segments, self.length) for segments in held.segments)
-        self._labels = tuple(np.stack(part).astype(np.float32) for part in zip(*labelled, strict=True))
-        return f"train:{held.digest} held-out:{self.videos('test').digest}"
+        super().prepare(cache)
+        return f"train:{self.videos('train').digest} held-out:{self.videos('test').digest}"
 
     def videos(self, split: Split) -> Videos:
         if split not in self._data:
@@ -64,9 +60,6 @@ class _Skeletons(BmnDemo):
         self._intervals = bootstraps(count, scores)
         return scores(np.arange(count))
 
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        return self._intervals
-
     def facts(self) -> dict[str, str]:
         return {
             "data": f"UTKinect-Action3D, {len(self._known)} recordings, {len(self.videos('test').features)} held-out "
@@ -75,20 +68,12 @@ class _Skeletons(BmnDemo):
         }
 
 
-class BmnSkeletons(_Skeletons):
+class BmnSkeletons(_Skeletons, name="bmn-skeletons", weights="bmn-skeletons", builds="bmn"):
     """BMN on skeletons (UTKinect-Action3D)."""
 
-    name: ClassVar[str] = "bmn-skeletons"
-    weights: ClassVar[str] = "bmn-skeletons"
-    builds: ClassVar[str | None] = "bmn"
 
-
-class BmnCsaSkeletons(_Skeletons, BmnCsaDemo):
+class BmnCsaSkeletons(_Skeletons, BmnCsaDemo, name="bmn-csa-skeletons", weights="bmn-csa-skeletons", builds="bmn-csa"):
     """BMN with class-semantics attention on the same skeletons."""
-
-    name: ClassVar[str] = "bmn-csa-skeletons"
-    weights: ClassVar[str] = "bmn-csa-skeletons"
-    builds: ClassVar[str | None] = "bmn-csa"
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "semantics": len(self._names), "channel": self.channel, "time": self.time}

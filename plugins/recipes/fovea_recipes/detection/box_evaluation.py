@@ -23,17 +23,19 @@ def to_tensor(images: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(255)
 
 
+def to_centres(rows: Rows, side: int) -> Rows:
+    """Rows that end in x1, y1, x2, y2 in pixels, with centre and size in 0..1 instead."""
+    low, high = rows[:, -4:-2] / side, rows[:, -2:] / side
+    return np.concatenate((rows[:, :-4], (low + high) / 2, high - low), axis=1)
+
+
 @torch.no_grad()
 def predict_boxes(
     network: nn.Module, images: NDArray[np.uint8], predict: Callable[[Tensor], Tensor], batch: int = 16
 ) -> list[Rows]:
     """Rows (m, 6) of every picture, as average precision wants them: 0.001, 0.7, several classes a cell, 300 at most.
 
-    Args:
-        network: Put into eval mode; its device is used.
-        images: (n, h, w, 3).
-        predict: Pictures as tensors to predictions (n, 4 + classes, a).
-        batch: Pictures at once.
+    `predict` takes pictures as tensors to predictions (n, 4 + classes, a).
     """
     device, found = next(network.eval().parameters()).device, []
     for at in range(0, len(images), batch):

@@ -26,7 +26,7 @@ from fovea_recipes.training.data.box_sets import BoxSet, check_boxes, find_boxes
 from fovea_recipes.training.data.survey import Survey, near_copies
 from fovea_recipes.training.folder_recipe import FolderRecipe
 from fovea_recipes.training.intervals import bootstrap
-from fovea_recipes.training.recipe import Batch, MultiScale
+from fovea_recipes.training.recipe import Batch, MultiScale, decay_kernels
 from services.detection.boxes import letterbox, nms, unletterbox
 from services.detection.boxes.letterbox import GREY
 
@@ -40,11 +40,7 @@ STRIDE = 32
 
 
 class BoxRecipe(FolderRecipe):
-    """A detector on a folder of pictures with boxes.
-
-    Class attributes:
-        square: Whether it is served squares, or whatever is a multiple of the coarsest stride.
-    """
+    """A detector on a folder of pictures with boxes; served squares, or else any multiple of the coarsest stride."""
 
     square: ClassVar[bool] = True
 
@@ -89,10 +85,7 @@ class BoxRecipe(FolderRecipe):
         return f"train:{train.digest} held-out:{self._out.digest}"
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        kernels = [p for p in network.parameters() if p.ndim > 1 and p.requires_grad]
-        others = [p for p in network.parameters() if p.ndim <= 1 and p.requires_grad]
-        groups = [{"params": kernels, "weight_decay": self.schedule.decay}, {"params": others, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=self.schedule.rate, betas=self.schedule.betas)
+        return decay_kernels(network, self.schedule)
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
         (side,) = self.scale.sides(rng)

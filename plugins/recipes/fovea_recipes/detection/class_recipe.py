@@ -25,12 +25,11 @@ from fovea_recipes.training.data.survey import Survey, near_copies
 from fovea_recipes.training.folder_recipe import FolderRecipe
 from fovea_recipes.training.imagenet import load_imagenet
 from fovea_recipes.training.intervals import mean_interval
-from fovea_recipes.training.recipe import Batch, Schedule
+from fovea_recipes.training.recipe import Batch, Schedule, decay_kernels, predict_in_batches
 from fovea_recipes.training.score_calibration import fit_temperature
 from fovea_recipes.training.trainer import OnStep, fit
 from services.detection.layers.partial import PartialNetwork
 from services.detection.servables.patches import MEAN, STD, pool_stages, resize_patch
-from shared.registry.weights import Dtype
 from shared.vision.backbones.efficientnet_lite import EfficientNetLite0
 
 EMPTY = ClassSet((), (), np.empty(0, np.int64))
@@ -112,19 +111,14 @@ class ClassRecipe(FolderRecipe):
         self._intervals = {"top_1": mean_interval(right)}
         return {"top_1": float(right.mean()), "pictures": float(len(right))} | by_class
 
-    @torch.no_grad()
     def predict_logits(self, network: nn.Module, held: ClassSet, batch: int = 32) -> Tensor:
         """Logits (n, classes) of pictures as they are served."""
-        network.eval()
-        pixels = [
-            resize_patch(image, (0, 0, image.shape[1], image.shape[0]), self.side, 1.0) for image in held.load(10_000)
-        ]
-        device = next(network.parameters()).device
-        parts = [
-            network(normalise_patches(np.stack(pixels[at : at + batch])).to(device)).cpu()
-            for at in range(0, len(pixels), batch)
-        ]
-        return torch.cat(parts)
+        patches = [self._patch(image) for image in held.load(10_000)]
+        return predict_in_batches(network, np.stack(patches), normalise_patches, batch)
+
+    def _patch(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A picture as it is served."""
+        return resize_patch(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), self.side, 1.0)
 
     def embedder(self, network: nn.Module) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None:
         maps = getattr(network, "maps", None)
@@ -133,8 +127,7 @@ class ClassRecipe(FolderRecipe):
 
         @torch.no_grad()
         def embed(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-            patch = resize_patch(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), self.side, 1.0)
-            found = pool_stages([stage.numpy() for stage in maps(normalise_patches(patch[None]))])[0]
+            found = pool_stages([stage.numpy() for stage in maps(normalise_patches(self._patch(pixels)[None]))])[0]
             return np.asarray(found, np.float32)
 
         return embed
@@ -161,17 +154,11 @@ class ClassRecipe(FolderRecipe):
         }
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        kernels = [p for p in network.parameters() if p.ndim > 1]
-        others = [p for p in network.parameters() if p.ndim <= 1]
-        groups = [{"params": kernels, "weight_decay": self.schedule.decay}, {"params": others, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=self.schedule.rate, betas=self.schedule.betas)
+        return decay_kernels(network, self.schedule)
 
 
-class EfficientNetLite0Recipe(ClassRecipe):
+class EfficientNetLite0Recipe(ClassRecipe, name="efficientnet-lite0", weights="efficientnet-lite0"):
     """EfficientNet-Lite0 from ImageNet, fine-tuned on a folder of classes: the teacher of the small classifiers."""
-
-    name: ClassVar[str] = "efficientnet-lite0"
-    weights: ClassVar[str] = "efficientnet-lite0"
 
     schedule: Schedule = TEACHER
 
@@ -181,10 +168,8 @@ class EfficientNetLite0Recipe(ClassRecipe):
         return self.load_start(built)
 
 
-class StudentRecipe(ClassRecipe):
+class StudentRecipe(ClassRecipe, dtype="int8"):
     """A small classifier that learns from a fine-tuned EfficientNet-Lite0 on the same pictures."""
-
-    dtype: ClassVar[Dtype] = "int8"
 
     schedule: Schedule = Schedule(
         steps=8000, batch=32, rate=2e-3, floor=1e-5, warm_up=300, decay=0.05, clip=5.0, ema=0.999, validate_every=400

@@ -24,13 +24,7 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Collage:
-    """A collage that was searched.
-
-    Attributes:
-        name: Its file.
-        target: Cell of the sought cover, row by row.
-        paths: Fixated cells of each person.
-    """
+    """A collage that was searched: the cell of the sought cover, row by row, and the fixated cells of each person."""
 
     name: str
     target: int
@@ -65,12 +59,10 @@ def _cells(points: Sequence[Sequence[float]], shape: tuple[float, float], grid: 
 
 @dataclass(frozen=True, slots=True)
 class SpatialPolicy:
-    """Where a search goes next, by places alone.
+    """Where a search goes next on a grid of n cells, by places alone.
 
-    Attributes:
-        grid: Rows and columns; n cells.
-        weights: Weights (7,) of the jump's distance, the distance to the target, staying, the target, seen cells,
-            ending on the target, and ending elsewhere.
+    The weights (7,) are of the jump's distance, the distance to the target, staying, the target, seen cells, ending on
+    the target, and ending elsewhere.
     """
 
     grid: Grid

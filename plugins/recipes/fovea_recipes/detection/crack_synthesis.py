@@ -27,12 +27,7 @@ LEAN = 20.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SurfaceDamage:
-    """One place of damage on a square of ground.
-
-    Attributes:
-        mask: The pixels that it covers, (side, side) bool.
-        shade: Factor on the brightness of the ground, (side, side); 1 outside.
-    """
+    """One place of damage on a square of ground: a mask (side, side), and a factor on brightness, 1 outside."""
 
     mask: Mask
     shade: Field

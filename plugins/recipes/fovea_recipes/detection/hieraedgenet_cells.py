@@ -5,7 +5,7 @@ Knows the network and its one branch; the committed weights were made from BCCD 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 from torch import Tensor
@@ -18,13 +18,14 @@ from services.detection.layers.edge import Edge
 from services.detection.models.hieraedgenet_network import STRIDES
 
 
-class HieraEdgeNetCells(BoxRecipe):
+class HieraEdgeNetCells(
+    BoxRecipe,
+    name="hieraedgenet-cells",
+    weights="hieraedgenet-cells",
+    builds="hieraedgenet",
+    serves="hieraedgenet-cells",
+):
     """HieraEdgeNet with real edges, 3.4 million parameters, on a folder of your own."""
-
-    name: ClassVar[str] = "hieraedgenet-cells"
-    weights: ClassVar[str] = "hieraedgenet-cells"
-    serves: ClassVar[str | None] = "hieraedgenet-cells"
-    builds: ClassVar[str | None] = "hieraedgenet"
 
     schedule: Schedule = Schedule(
         steps=5000, batch=8, rate=1e-3, floor=1e-5, warm_up=200, decay=1e-2, clip=10.0, ema=0.998, validate_every=250

@@ -29,12 +29,9 @@ BINS = 16
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
-    """Targets of the cells of one picture.
+    """Targets of the cells of one picture: class scores (a, classes), and boxes x1, y1, x2, y2 (a, 4) in pixels.
 
-    Attributes:
-        scores: Target (a, classes): 0 but for the class of the cell's object.
-        boxes: x1, y1, x2, y2 (a, 4) of the cell's object, pixels; anything where there is none.
-        chosen: (a,) bool, whether the cell has an object.
+    `chosen` (a,) says whether a cell has an object; where not, scores are 0 and boxes mean nothing.
     """
 
     scores: Tensor
@@ -46,11 +43,8 @@ class Assigned:
 def assign(scores: Tensor, boxes: Tensor, centres: Tensor, objects: Tensor) -> Assigned:
     """Give each object of a picture the cells that already suit it best, and each cell one object at most.
 
-    Args:
-        scores: Predicted, 0..1, (a, classes).
-        boxes: Predicted, pixels, (a, 4).
-        centres: Centres of the cells, pixels, (a, 2).
-        objects: class, x1, y1, x2, y2 in pixels, (m, 5).
+    Predicted scores are (a, classes) in 0..1, boxes (a, 4) and centres of cells (a, 2) in pixels; objects are class,
+    x1, y1, x2, y2 in pixels (m, 5).
     """
     if not len(objects):
         nothing = torch.zeros_like(scores)
@@ -59,7 +53,8 @@ def assign(scores: Tensor, boxes: Tensor, centres: Tensor, objects: Tensor) -> A
     inside = torch.cat([centres - truth[:, None, :2], truth[:, None, 2:] - centres], dim=2).amin(dim=2) > 1e-9
     overlaps = complete_iou(truth[:, None], boxes).clamp(min=0)
     fit = scores.T[kinds].pow(ALPHA) * overlaps.pow(BETA) * inside
-    claimed = _best(fit, min(TOP, fit.shape[1])) & inside
+    best = fit.topk(min(TOP, fit.shape[1]), dim=1).indices
+    claimed = torch.zeros_like(fit, dtype=torch.bool).scatter_(1, best, value=True) & inside
     rival = claimed.sum(dim=0) > 1
     winner = F.one_hot(overlaps.argmax(dim=0), len(truth)).T.bool()
     claimed = torch.where(rival, winner, claimed)
@@ -73,16 +68,13 @@ def assign(scores: Tensor, boxes: Tensor, centres: Tensor, objects: Tensor) -> A
 def detection_loss(
     maps: Sequence[Tensor], targets: Tensor, classes: int, strides: Sequence[int] = (8, 16, 32)
 ) -> tuple[Tensor, Tensor]:
-    """Loss of one branch.
+    """Loss of one branch: the sum of the items times the batch, and the weighted items box, class, distribution.
 
     Args:
         maps: Raw maps (n, 64 + classes, h, w), finest first.
         targets: Rows picture, class, centre x, centre y, width, height; the last four in 0..1 of the input.
         classes: How many.
         strides: Pixels per cell of each map.
-
-    Returns:
-        The scalar to minimise (the sum of the items times the batch), and the weighted items box, class, distribution.
     """
     items = _branch(maps, targets, classes, strides) * torch.tensor(GAINS, device=maps[0].device)
     return items.sum() * len(maps[0]), items.detach()
@@ -95,11 +87,7 @@ def dual_detection_loss(
     classes: int,
     strides: Sequence[int] = (8, 16, 32),
 ) -> tuple[Tensor, Tensor]:
-    """Loss of both branches, each with an assignment of its own; the auxiliary one counts a quarter.
-
-    Returns:
-        The scalar to minimise, and the weighted items box, class, distribution; as `detection_loss` does.
-    """
+    """As `detection_loss`, of both branches, each with an assignment of its own; the auxiliary one counts a quarter."""
     both = _branch(main, targets, classes, strides) + AUXILIARY * _branch(auxiliary, targets, classes, strides)
     items = both * torch.tensor(GAINS, device=main[0].device)
     return items.sum() * len(main[0]), items.detach()
@@ -138,18 +126,10 @@ def _objects(targets: Tensor, finest: Tensor, stride: int) -> list[Tensor]:
     return [rows[rows[:, 0] == index, 1:] for index in range(count)]
 
 
-def _best(fit: Tensor, count: int) -> Tensor:
-    """Whether a cell is among the best `count` of its object: (m, a) bool."""
-    return torch.zeros_like(fit, dtype=torch.bool).scatter_(1, fit.topk(count, dim=1).indices, value=True)
-
-
 def _focal(logits: Tensor, points: Tensor, truth: Tensor) -> Tensor:
     """DFL (k,): cross-entropy with the two bins around each side's distance, linear between them, mean of four sides.
 
-    Args:
-        logits: (k, 4 * bins).
-        points: Centres in cells, (k, 2).
-        truth: Corners in cells, (k, 4).
+    Logits are (k, 4 · bins); points (k, 2) and true corners (k, 4) are in cells.
     """
     away = torch.cat([points - truth[:, :2], truth[:, 2:] - points], dim=1).clamp(0, BINS - 1 - 0.01)
     low = away.long()

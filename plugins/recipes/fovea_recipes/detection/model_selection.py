@@ -37,10 +37,8 @@ class ScoreChoice:
 def choose_scores(truth: Sequence[Rows], found: Sequence[Rows], names: Sequence[str]) -> ScoreChoice:
     """Fit slope, offset and least score by all pictures; measure them by halves, each with what the other half gave.
 
-    Args:
-        truth: Per picture (m, 5): class, x1, y1, x2, y2.
-        found: Per picture (n, 6) after suppression, best first: x1, y1, x2, y2, score, class.
-        names: Classes by id.
+    Truth is class, x1, y1, x2, y2 (m, 5) per picture; found are x1, y1, x2, y2, score, class (n, 6) after suppression,
+    the best first.
     """
     platt, confidence = _choose(truth, found)
     scores, said, hits, rows = [], [], [], list[Rows](found)

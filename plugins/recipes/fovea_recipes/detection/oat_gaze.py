@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,12 +34,8 @@ Logits = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[Any]]
 _WIDTH = 128
 
 
-class OatGaze(Recipe):
+class OatGaze(Recipe, name="oat-gaze", weights="oat-gaze", builds="oat"):
     """OAT, slim, on searches of people on collages of book covers (STI)."""
-
-    name: ClassVar[str] = "oat-gaze"
-    weights: ClassVar[str] = "oat-gaze"
-    builds: ClassVar[str | None] = "oat"
 
     schedule: Schedule = Schedule(
         steps=500, batch=32, rate=5e-4, floor=1e-5, warm_up=50, decay=0.01, clamp=0.5, ema=0.99, validate_every=100
@@ -53,7 +49,6 @@ class OatGaze(Recipe):
     _train: list[Collage] = PrivateAttr(default_factory=list)
     _choose: list[Collage] = PrivateAttr(default_factory=list)
     _out: list[Collage] = PrivateAttr(default_factory=list)
-    _intervals: dict[str, tuple[float, float]] = PrivateAttr(default_factory=dict)
 
     @property
     def places(self) -> int:
@@ -157,9 +152,6 @@ class OatGaze(Recipe):
             for part in (found, true)
         )
         return behaviour_delta(first, second)
-
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        return self._intervals
 
     def facts(self) -> dict[str, str]:
         counts = f"{len(self._train)} collages to train on, {len(self._out)} held out"

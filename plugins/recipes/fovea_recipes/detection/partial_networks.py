@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from fovea_recipes.detection.class_recipe import StudentRecipe
 
 
-class PATNetRecipe(StudentRecipe):
+class PATNetRecipe(StudentRecipe, name="patnet", weights="patnet", serves="patnet"):
     """PATNet-T0, 2.2 million parameters, on a folder of your own."""
-
-    name: ClassVar[str] = "patnet"
-    weights: ClassVar[str] = "patnet"
-    serves: ClassVar[str | None] = "patnet"
 
     def config(self) -> dict[str, Any]:
         return {"size": "t0", **super().config()}
 
 
-class FasterNetRecipe(StudentRecipe):
+class FasterNetRecipe(StudentRecipe, name="fasternet", weights="fasternet", serves="fasternet"):
     """FasterNet-T0, 2.6 million parameters, on a folder of your own."""
-
-    name: ClassVar[str] = "fasternet"
-    weights: ClassVar[str] = "fasternet"
-    serves: ClassVar[str | None] = "fasternet"
 
     def config(self) -> dict[str, Any]:
         return {"size": "t0", **super().config()}

@@ -36,13 +36,10 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
-    """One recording.
+    """One recording, for example `s01_e02`, where `s01` is the person.
 
-    Attributes:
-        name: For example `s01_e02`; the part before `_` is the person.
-        joints: (t, 20, 3) metres, one row per cell of time.
-        spans: First and last cell (k, 2), as numbers between cells.
-        kinds: Class of each (k,).
+    Joints are (t, 20, 3) in metres, a row per cell of time; spans are first and last cell (k, 2), as numbers between
+    cells, with the class of each (k,).
     """
 
     name: str
@@ -57,11 +54,7 @@ class Recording:
 
 
 def recordings(folder: Path) -> tuple[list[Recording], tuple[str, ...]]:
-    """All recordings of a folder, and the names of the actions by class.
-
-    Raises:
-        NotFound: There are no such files.
-    """
+    """All recordings of a folder, and the names of the actions by class; NotFound if there are no such files."""
     files, labels = sorted(folder.glob("joints_*.txt")), sorted(folder.glob("actionLabel*.txt"))
     if not files or not labels:
         raise NotFound(f"There are no joints_*.txt and actionLabel.txt in {folder}.")
@@ -95,11 +88,7 @@ def windows(
         for each in some:
             starts = range(0, max(1, len(each.joints) - length // 2), length // 2)
             cut += [_cut(each, start, length, judges[each.person]) for start in starts]
-    features, scores, spans, kinds = zip(*[each for each in cut if len(each[3])], strict=True)
-    held = np.stack(scores).astype(np.float32)
-    return Videos(
-        np.stack(features).astype(np.float32), held - held.mean(axis=2, keepdims=True), held, list(spans), list(kinds)
-    )
+    return Videos.stack(each for each in cut if len(each[3]))
 
 
 def _labels(file: Path) -> dict[str, list[tuple[str, int, int]]]:
@@ -172,11 +161,7 @@ def _seen(features: Array) -> Array:
 
 
 def _recogniser(some: Sequence[Recording], classes: int) -> LogisticRegression:
-    """Probabilities of each class and, last, of none.
-
-    Raises:
-        NotReady: scikit-learn is not installed.
-    """
+    """Probabilities of each class and, last, of none; NotReady without scikit-learn."""
     try:
         from sklearn.linear_model import LogisticRegression  # noqa: PLC0415  # an extra
     except ModuleNotFoundError as error:

@@ -15,22 +15,17 @@ from torch import Tensor, nn
 
 from fovea_recipes.detection.box_recipe import BoxRecipe
 from fovea_recipes.detection.losses import dual_detection_loss
+from fovea_recipes.detection.yolo9tr.recipe import keep_main_branch
 from fovea_recipes.training.data.augment import Augment
 from fovea_recipes.training.recipe import MultiScale, Schedule
 from services.detection.boxes.letterbox import GREY
-from shared.registry import network
-from shared.registry.weights import Dtype
 
 Part = tuple[float, float, float, float]
 
 
-class Yolo9trRoads(BoxRecipe):
+class Yolo9trRoads(BoxRecipe, name="yolo9tr", weights="yolo9tr", serves="yolo9tr", dtype="int8"):
     """YOLO9tr, size `l` at half the width, on a folder of your own."""
 
-    name: ClassVar[str] = "yolo9tr"
-    weights: ClassVar[str] = "yolo9tr"
-    serves: ClassVar[str | None] = "yolo9tr"
-    dtype: ClassVar[Dtype] = "int8"
     square: ClassVar[bool] = False
 
     schedule: Schedule = Schedule(
@@ -49,11 +44,7 @@ class Yolo9trRoads(BoxRecipe):
         return {"classes": len(self._train.names), "size": self.size, "width": self.width, "branch": "both"}
 
     def strip_training_parts(self, network_: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
-        config = self.config() | {"branch": "main"}
-        main: nn.Module = network(self.weights, **config)
-        trained = network_.state_dict()
-        main.load_state_dict({key: trained[key] for key in main.state_dict()})
-        return main.eval(), config
+        return keep_main_branch(network_, self.config())
 
     def read(self, path: Path) -> NDArray[np.uint8]:
         pixels = super().read(path)

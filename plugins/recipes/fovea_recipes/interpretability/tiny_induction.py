@@ -9,7 +9,7 @@ from __future__ import annotations
 import string
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,11 +31,8 @@ PRINTABLE = "".join(map(chr, range(32, 127)))
 _TOKENIZER = byte_tokenizer()
 
 
-class TinyInduction(Recipe):
+class TinyInduction(Recipe, name="tiny-induction", weights="tiny-induction"):
     """Repeating strings over bytes."""
-
-    name: ClassVar[str] = "tiny-induction"
-    weights: ClassVar[str] = "tiny-induction"
 
     schedule: Schedule = Schedule(
         steps=3000, batch=12, rate=3e-3, floor=3e-4, warm_up=50, decay=0.01, clip=1.0, validate_every=150

@@ -6,7 +6,7 @@ The twin of the routing model has local heads only, at the same number of steps.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -16,11 +16,12 @@ from torch.nn import functional
 from fovea_memory.mixers.deconstructed.mixers import Variant
 from fovea_memory.mixers.routing.networks import ClusterAssignment, RoutingLM
 from fovea_recipes.training.byte_recipe import BYTES, ByteRecipe, bits_of, bits_per_byte
-from fovea_recipes.training.recipe import Batch, Schedule
-from shared.registry.weights import Dtype
+from fovea_recipes.training.recipe import Batch, Schedule, language_schedule
 
 
-class RoutingBytesRecipe(ByteRecipe):
+class RoutingBytesRecipe(
+    ByteRecipe, name="routing-bytes", weights="fovea-routing-bytes", builds="routing-lm", dtype="int8"
+):
     """`fovea-routing-bytes`: half of the last layer's heads route; with `routing=0` the twin, all heads local.
 
     Only the last layer routes, as in the paper's model of books: so small a network needs its lower heads for what is
@@ -29,22 +30,8 @@ class RoutingBytesRecipe(ByteRecipe):
     parameters.
     """
 
-    name: ClassVar[str] = "routing-bytes"
-    weights: ClassVar[str] = "fovea-routing-bytes"
-    dtype: ClassVar[Dtype] = "int8"
-    builds: ClassVar[str | None] = "routing-lm"
-
-    schedule: Schedule = Schedule(
-        steps=2400,
-        batch=8,
-        rate=3e-3,
-        floor=3e-5,
-        warm_up=100,
-        decay=0.01,
-        ema=0.98,
-        clip=1.0,
-        betas=(0.9, 0.95),
-        validate_every=200,
+    schedule: Schedule = language_schedule(
+        steps=2400, batch=8, rate=3e-3, floor=3e-5, warm_up=100, decay=0.01, ema=0.98, validate_every=200
     )
     context: int = 512
     width: int = 128
@@ -109,25 +96,13 @@ def _restart_point(tokens: Tensor, of: Tensor, count: Tensor, means: Tensor) -> 
     return (functional.normalize(token, dim=-1) * length)[:, None]
 
 
-class HybridBytesRecipe(ByteRecipe):
+class HybridBytesRecipe(
+    ByteRecipe, name="hybrid-bytes", weights="fovea-hybrid-nonapproximate", builds="deconstructed-lm", dtype="int8"
+):
     """`fovea-hybrid-nonapproximate`: every other layer's scores depend on the key alone."""
 
-    name: ClassVar[str] = "hybrid-bytes"
-    weights: ClassVar[str] = "fovea-hybrid-nonapproximate"
-    dtype: ClassVar[Dtype] = "int8"
-    builds: ClassVar[str | None] = "deconstructed-lm"
-
-    schedule: Schedule = Schedule(
-        steps=2400,
-        batch=16,
-        rate=3e-3,
-        floor=3e-5,
-        warm_up=100,
-        decay=0.01,
-        ema=0.98,
-        clip=1.0,
-        betas=(0.9, 0.95),
-        validate_every=200,
+    schedule: Schedule = language_schedule(
+        steps=2400, batch=16, rate=3e-3, floor=3e-5, warm_up=100, decay=0.01, ema=0.98, validate_every=200
     )
     width: int = 96
     layers: int = 4
@@ -145,6 +120,5 @@ class HybridBytesRecipe(ByteRecipe):
         session.feed(held_out[:1, :-1])
         found = {"bits_per_byte": bits_per_byte(network, held_out), "state_bytes": float(sum(session.nbytes))}
         if self.layout == "hybrid":
-            skipped = torch.cat([cast("Tensor", network(part[:, :-1], skip=True)) for part in torch.split(held_out, 8)])
-            found["bits_skip"] = bits_of(skipped.detach(), held_out[:, 1:])
+            found["bits_skip"] = bits_per_byte(network, held_out, skip=True)
         return found

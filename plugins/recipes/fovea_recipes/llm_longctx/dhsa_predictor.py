@@ -38,11 +38,7 @@ class _Encoder(nn.Module):
 class BoundaryPredictor(nn.Module):
     """Keys [N,C] of one layer, all key/value heads side by side → a logit per gap [N].
 
-    Args:
-        channels: C, G times the head width.
-        window: w, tokens on each side of a gap.
-        heads: Of the self-attention layer.
-        hidden: Of the classifier.
+    C is G times the head width; `window` is w, tokens on each side of a gap.
     """
 
     def __init__(self, channels: int, window: int = 4, heads: int = 4, hidden: int = 256) -> None:
@@ -95,11 +91,7 @@ def train(
 ) -> BoundaryPredictor:
     """Adam on (keys [N,C], ratios [N]) pairs, one text a step; gaps without a whole window don't count.
 
-    Args:
-        predictor: Is trained in place.
-        texts: Keys of one layer and the mass ratios of the same text, see `mass_ratios`.
-        rate: Learning rate.
-        on_step: Called with each step and its loss.
+    The predictor is trained in place; ratios are those of `mass_ratios`. `on_step` gets each step and its loss.
     """
     optimiser = torch.optim.Adam(predictor.parameters(), lr=rate)
     predictor.train()

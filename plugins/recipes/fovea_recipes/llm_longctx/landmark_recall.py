@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch.nn import functional
 from fovea_memory.mixers.landmark.networks import LandmarkGPT
 from fovea_memory.mixers.landmark.session import Gate
 from fovea_recipes.llm_longctx.recall import LANDMARK, VOCAB, RecallBatch, draw
-from fovea_recipes.training.recipe import Batch, Recipe, Schedule
+from fovea_recipes.training.recipe import Batch, Recipe, Schedule, language_schedule
 
 BODIES = (8, 16, 24, 32, 40)
 """Lengths before the questions, in turn."""
@@ -54,24 +54,11 @@ def _gate_loss(asking: Tensor, keys: Tensor, older: Tensor, home: Tensor) -> Ten
     return mean
 
 
-class LandmarkRecallRecipe(Recipe):
+class LandmarkRecallRecipe(Recipe, name="landmark-recall", weights="fovea-landmark-recall", builds="landmark-gpt"):
     """Landmark attention on key-value recall."""
 
-    name: ClassVar[str] = "landmark-recall"
-    weights: ClassVar[str] = "fovea-landmark-recall"
-    builds: ClassVar[str | None] = "landmark-gpt"
-
-    schedule: Schedule = Schedule(
-        steps=3000,
-        batch=32,
-        rate=3e-3,
-        floor=1e-4,
-        warm_up=100,
-        decay=1e-3,
-        ema=0.99,
-        clip=1.0,
-        betas=(0.9, 0.95),
-        validate_every=250,
+    schedule: Schedule = language_schedule(
+        steps=3000, batch=32, rate=3e-3, floor=1e-4, warm_up=100, decay=1e-3, ema=0.99, validate_every=250
     )
     form: Literal["landmark", "plain"] = "landmark"
     block: int = 8

@@ -18,7 +18,6 @@ FILLERS, KEYS, VALUES = 8, 16, 16
 MARK = FILLERS + KEYS + VALUES
 LANDMARK = MARK + 1
 VOCAB = LANDMARK + 1
-CHANCE = 1 / VALUES
 
 PAIRS = 4
 QUESTION_TOKENS = 3 * PAIRS
@@ -46,15 +45,11 @@ class RecallBatch:
 
 
 def draw(rng: np.random.Generator, batch: int, body: int, questions: int | None = None) -> RecallBatch:
-    """Rows of `body` tokens (even, at least 8) with four pairs in them, and questions behind.
+    """Rows of `body` tokens (even, at least 8) with four pairs in them, and questions behind; all follows from `rng`.
 
-    Args:
-        rng: Where everything comes from.
-        batch: Rows.
-        body: Tokens before the questions.
-        questions: So many, pairs coming again as it happens; left out, each pair is asked for once. Training asks
-            often: a model that is asked for each pair once gets half of the answers right by naming any value that it
-            has not named yet, and is slow to learn more.
+    Without `questions` each pair is asked for once, else so many times as it happens. Training asks often: a model that
+    is asked for each pair once gets half of the answers right by naming any value that it has not named yet, and is
+    slow to learn more.
     """
     count = PAIRS if questions is None else questions
     ids = rng.integers(0, FILLERS, (batch, body + 3 * count))

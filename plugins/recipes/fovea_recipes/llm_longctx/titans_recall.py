@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from fovea_memory.mixers.titans.layers import PersistentAttention
 from fovea_memory.mixers.titans.memory import TitansMemory
 from fovea_memory.mixers.titans.networks import TitansLM
 from fovea_recipes.llm_longctx.recall import VOCAB, RecallBatch, draw
-from fovea_recipes.training.recipe import Batch, Recipe, Schedule
+from fovea_recipes.training.recipe import Batch, Recipe, Schedule, language_schedule
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 
@@ -35,17 +35,8 @@ _VALID, _TEST = 10**9, 2 * 10**9
 class _TitansRecipe(Recipe):
     """Key-value recall through a memory."""
 
-    schedule: Schedule = Schedule(
-        steps=800,
-        batch=32,
-        rate=3e-3,
-        floor=1e-4,
-        warm_up=100,
-        decay=1e-3,
-        ema=0.98,
-        clip=1.0,
-        betas=(0.9, 0.95),
-        validate_every=100,
+    schedule: Schedule = language_schedule(
+        steps=800, batch=32, rate=3e-3, floor=1e-4, warm_up=100, decay=1e-3, ema=0.98, validate_every=100
     )
     width: int = 64
     layers: int = 2
@@ -129,41 +120,23 @@ def _init_shifted(net: TitansLM) -> None:
             keys.copy_(queries.mul_(1.5))
 
 
-class TitansMACRecipe(_TitansRecipe):
+class TitansMACRecipe(_TitansRecipe, name="titans-mac-recall", weights="fovea-titans-mac", builds="titans-mac"):
     """Memory as context."""
 
-    name: ClassVar[str] = "titans-mac-recall"
-    weights: ClassVar[str] = "fovea-titans-mac"
-    builds: ClassVar[str | None] = "titans-mac"
 
-
-class TitansMAGRecipe(_TitansRecipe):
+class TitansMAGRecipe(_TitansRecipe, name="titans-mag-recall", weights="fovea-titans-mag", builds="titans-mag"):
     """Memory as gate."""
 
-    name: ClassVar[str] = "titans-mag-recall"
-    weights: ClassVar[str] = "fovea-titans-mag"
-    builds: ClassVar[str | None] = "titans-mag"
 
-
-class TitansMALRecipe(_TitansRecipe):
+class TitansMALRecipe(_TitansRecipe, name="titans-mal-recall", weights="fovea-titans-mal", builds="titans-mal"):
     """Memory as layer."""
 
-    name: ClassVar[str] = "titans-mal-recall"
-    weights: ClassVar[str] = "fovea-titans-mal"
-    builds: ClassVar[str | None] = "titans-mal"
 
-
-class TitansLMMRecipe(_TitansRecipe):
+class TitansLMMRecipe(_TitansRecipe, name="titans-lmm-recall", weights="fovea-titans-lmm", builds="titans-lmm"):
     """Memory alone."""
 
-    name: ClassVar[str] = "titans-lmm-recall"
-    weights: ClassVar[str] = "fovea-titans-lmm"
-    builds: ClassVar[str | None] = "titans-lmm"
 
-
-class TitansAttentionRecipe(_TitansRecipe):
+class TitansAttentionRecipe(
+    _TitansRecipe, name="titans-attention-recall", weights="fovea-titans-attention", builds="titans-attention"
+):
     """No memory: measured, never committed."""
-
-    name: ClassVar[str] = "titans-attention-recall"
-    weights: ClassVar[str] = "fovea-titans-attention"
-    builds: ClassVar[str | None] = "titans-attention"

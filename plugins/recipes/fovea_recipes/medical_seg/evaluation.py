@@ -5,7 +5,6 @@ Knows arrays of frames; knows nothing about where they come from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import cast
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fovea_recipes.medical_seg.metrics import dataset_scores
+from fovea_recipes.training.recipe import predict_in_batches
 from services.medical_seg.models.polyp_network import PolypNetwork
 from services.medical_seg.preprocess import MEAN, STD
 
@@ -27,12 +27,10 @@ def normalise_frames(images: NDArray[np.uint8]) -> Tensor:
     return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
-@torch.no_grad()
 def predict_maps(network: nn.Module, images: NDArray[np.uint8], batch: int = 16) -> Maps:
     """Polyp probability (n, h, w) of each pixel: the sigmoid of the served map."""
-    served, device = cast("PolypNetwork", network.eval()).prediction, next(network.parameters()).device
-    parts = [served(normalise_frames(images[at : at + batch]).to(device)).cpu() for at in range(0, len(images), batch)]
-    return np.asarray(torch.cat(parts)[:, 0].sigmoid().numpy())
+    served = cast("PolypNetwork", network).prediction
+    return np.asarray(predict_in_batches(network, images, normalise_frames, batch, served)[:, 0].sigmoid().numpy())
 
 
 def mean_dice_at_half(maps: Maps, masks: Masks) -> float:
@@ -43,22 +41,12 @@ def mean_dice_at_half(maps: Maps, masks: Masks) -> float:
 
 
 def score_frames(maps: Maps, masks: Masks) -> dict[str, float]:
-    """All metrics of a data set (section 7 of the spec, over frames that have a polyp), and the false alarms.
+    """All metrics of probability maps and masks (n, h, w): section 7 of the spec, over frames that have a polyp.
 
-    Args:
-        maps: Polyp probability (n, h, w).
-        masks: Ground truth (n, h, w).
-
-    Returns:
-        `empty_with_any_pixel` is the share of polyp-free frames in which at least one pixel reaches 0.5.
+    `empty_with_any_pixel` is the share of polyp-free frames in which at least one pixel reaches 0.5.
     """
     some = masks.any(axis=(1, 2))
-    scores = dataset_scores(_pairs(maps[some], masks[some]))
+    scores = dataset_scores(zip((maps[some] * 255).round().astype(np.uint8), masks[some], strict=True))
     if (~some).any():
         scores["empty_with_any_pixel"] = float((maps[~some] >= 0.5).any(axis=(1, 2)).mean())
     return scores | {"frames": float(len(masks)), "empty_frames": float((~some).sum())}
-
-
-def _pairs(maps: Maps, masks: Masks) -> Iterable[tuple[NDArray[np.uint8], Masks]]:
-    """Predictions in 8 bits, as the toolbox takes them, with their masks."""
-    return zip((maps * 255).round().astype(np.uint8), masks, strict=True)

@@ -53,9 +53,7 @@ def deep_supervision(maps: Sequence[Tensor], mask: Tensor, form: Form = "paper")
 def dual_supervision(maps: Sequence[Tensor], mask: Tensor) -> Tensor:
     """Total loss of PraNet-V2: foreground maps against the mask, background maps against its complement.
 
-    Args:
-        maps: Foreground p2..p5, then background p2..p5, each (n, 1, h, w).
-        mask: Soft mask (n, 1, h, w).
+    Maps are the foreground's p2..p5, then the background's; all are (n, 1, h, w), the mask soft.
     """
     half = len(maps) // 2
     background = [F.binary_cross_entropy_with_logits(logits, 1 - mask) for logits in maps[half:]]

@@ -47,27 +47,19 @@ class ThresholdCurves:
 
 
 def segmentation_scores(prediction: NDArray[np.uint8], mask: Mask) -> dict[str, float]:
-    """All metrics of one image.
+    """All metrics of one image, 0..1, by a prediction in 8 bits and its mask (h, w).
 
-    Args:
-        prediction: Polyp probability in 8 bits (h, w).
-        mask: Ground truth (h, w).
-
-    Returns:
-        Metric → value in 0..1; `weighted_f` is NaN for an empty mask. `mean_dice` is the mean over 256 thresholds, not
-        the Dice at 0.5, which is `dice_at_half`.
+    `weighted_f` is NaN for an empty mask. `mean_dice` is the mean over 256 thresholds, not the Dice at 0.5, which is
+    `dice_at_half`.
     """
     return curves(prediction, mask).summary() | _pointwise(prediction, mask)
 
 
 def dataset_scores(pairs: Iterable[tuple[NDArray[np.uint8], Mask]]) -> dict[str, float]:
-    """All metrics of a data set: curves are averaged over images before their mean and maximum are taken.
+    """All metrics of pairs as those of `segmentation_scores`, at least one.
 
-    Args:
-        pairs: Prediction (h, w) uint8 and mask (h, w) of each image; at least one.
-
-    Returns:
-        As `segmentation_scores`; images with an empty mask don't count for `weighted_f`.
+    Curves are averaged over images before their mean and maximum are taken; images with an empty mask don't count for
+    `weighted_f`.
     """
     drawn, points = [], []
     for prediction, mask in pairs:

@@ -11,18 +11,16 @@ import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
-Split = Literal["train", "valid", "test"]
+from fovea_recipes.training.data.synthetic import Split, load_or_draw, sample_rng
 
 Pixels = NDArray[np.float32]
 
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 MUCOSA = np.array((0.75, 0.40, 0.35), dtype=np.float32)
 OCTAVES = ((80, 0.12), (40, 0.06), (20, 0.03))
 """Cell in pixels and amplitude of each octave of smooth noise."""
@@ -47,18 +45,8 @@ class PolypFrames:
 
 def frames(split: Split, count: int, *, seed: int, size: int = 160, cache: Path | None = None) -> PolypFrames:
     """The first `count` frames of a split; with `cache` they are drawn once and mapped from disk afterwards."""
-    if cache is None:
-        return draw_split(split, count, seed=seed, size=size)
-    stem = cache / f"polyps-{split}-{count}x{size}-seed{seed}"
-    digest_file, images_file, masks_file = (stem.with_suffix(end) for end in (".sha256", ".images.npy", ".masks.npy"))
-    if not digest_file.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        drawn = draw_split(split, count, seed=seed, size=size)
-        np.save(images_file, drawn.images)
-        np.save(masks_file, drawn.masks)
-        digest_file.write_text(drawn.digest)
-    images, masks = (np.load(file, mmap_mode="r") for file in (images_file, masks_file))
-    return PolypFrames(images, masks, digest_file.read_text())
+    name, options = f"polyps-{split}-{count}x{size}-seed{seed}", {"seed": seed, "size": size}
+    return load_or_draw(draw_split, PolypFrames, cache, name, split=split, count=count, **options)
 
 
 def draw_split(split: Split, count: int, *, seed: int, size: int = 160) -> PolypFrames:
@@ -66,8 +54,7 @@ def draw_split(split: Split, count: int, *, seed: int, size: int = 160) -> Polyp
     images = np.empty((count, size, size, 3), dtype=np.uint8)
     masks = np.empty((count, size, size), dtype=np.bool_)
     for index in range(count):
-        rng = np.random.default_rng((seed, SPLITS.index(split), index))
-        frame = draw_frame(rng, size, empty=index % 10 == 9)
+        frame = draw_frame(sample_rng(seed, split, index), size, empty=index % 10 == 9)
         images[index], masks[index] = frame.image, frame.mask
     digest = hashlib.sha256(images.tobytes() + masks.tobytes()).hexdigest()
     return PolypFrames(images, masks, digest)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,20 +17,16 @@ from torch import Tensor, nn
 from fovea_recipes.medical_seg.evaluation import mean_dice_at_half, normalise_frames, predict_maps, score_frames
 from fovea_recipes.medical_seg.losses import deep_supervision, dual_supervision
 from fovea_recipes.medical_seg.onnx_export import export_graph
-from fovea_recipes.medical_seg.polyps import PolypFrames, Split, frames
+from fovea_recipes.medical_seg.polyps import PolypFrames, frames
+from fovea_recipes.training.data.synthetic import Split
 from fovea_recipes.training.recipe import Batch, MultiScale, Recipe, Schedule
 from shared.export.onnx_export import Parity
-from shared.registry.weights import Dtype
 
 
-class PraNetDemo(Recipe):
+class PraNetDemo(
+    Recipe, name="pranet-demo", weights="pranet-synthetic", builds="pranet", serves="pranet", dtype="int8"
+):
     """PraNet, 2.06 million parameters, `paper` loss: about 40 minutes on one CPU core."""
-
-    name: ClassVar[str] = "pranet-demo"
-    weights: ClassVar[str] = "pranet-synthetic"
-    builds: ClassVar[str | None] = "pranet"
-    serves: ClassVar[str | None] = "pranet"
-    dtype: ClassVar[Dtype] = "int8"
 
     schedule: Schedule = Schedule(
         steps=3000, batch=16, rate=3e-4, floor=1e-5, decay=0.01, clamp=0.5, ema=0.995, validate_every=250
@@ -95,13 +91,8 @@ class PraNetDemo(Recipe):
         return export_graph(network, path)
 
 
-class PraNetV2Demo(PraNetDemo):
+class PraNetV2Demo(PraNetDemo, name="pranet-v2-demo", weights="pranet-v2", builds="pranet-v2", serves="pranet-v2"):
     """PraNet-V2 with one class, dual supervision."""
-
-    name: ClassVar[str] = "pranet-v2-demo"
-    weights: ClassVar[str] = "pranet-v2"
-    builds: ClassVar[str | None] = "pranet-v2"
-    serves: ClassVar[str | None] = "pranet-v2"
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         image = batch["image"].to(memory_format=torch.channels_last)

@@ -8,26 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
+from fovea.errors import NotFound
 from fovea_recipes.medical_seg.evaluation import mean_dice_at_half, normalise_frames, predict_maps, score_frames
-from fovea_recipes.medical_seg.folder_dataset import ImageMaskPairs, find_pairs
 from fovea_recipes.medical_seg.losses import Form, deep_supervision, dual_supervision
 from fovea_recipes.medical_seg.onnx_export import export_graph
+from fovea_recipes.training.data.mask_folders import MaskSet, find_masks
 from fovea_recipes.training.recipe import Batch, MultiScale, Recipe, Schedule
 from shared.export.onnx_export import Parity
 
 
-class PraNetFull(Recipe):
+class PraNetFull(Recipe, name="pranet-full", weights="pranet"):
     """PraNet at full size, as published: Adam, three sizes per batch, gradients clamped element by element."""
-
-    name: ClassVar[str] = "pranet-full"
-    weights: ClassVar[str] = "pranet"
 
     # 19 epochs of 1,450 pictures; the published decay of the rate after 50 epochs is never reached.
     schedule: Schedule = Schedule(steps=19 * 91, batch=16, rate=1e-4, floor=1e-4, clamp=0.5, validate_every=91)
@@ -40,14 +38,14 @@ class PraNetFull(Recipe):
     decoder: int = 32
     classifier: bool = True
 
-    _train: ImageMaskPairs = PrivateAttr(ImageMaskPairs((), ()))
-    _valid: ImageMaskPairs = PrivateAttr(ImageMaskPairs((), ()))
+    _train: MaskSet = PrivateAttr(MaskSet((), ()))
+    _valid: MaskSet = PrivateAttr(MaskSet((), ()))
 
     def config(self) -> dict[str, Any]:
         return {"width": self.width, "decoder": self.decoder, "classifier": self.classifier}
 
     def prepare(self, cache: Path) -> str:
-        pairs = find_pairs(self.folder)
+        pairs = _find_pairs(self.folder)
         order = np.random.default_rng(self.seed).permutation(len(pairs))
         aside = max(1, round(self.valid * len(pairs)))
         self._valid, self._train = pairs.take(order[:aside]), pairs.take(order[aside:])
@@ -72,7 +70,7 @@ class PraNetFull(Recipe):
         return mean_dice_at_half(predict_maps(network, images), masks > 128)
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        pairs = self._valid if self.held_out is None else find_pairs(self.held_out)
+        pairs = self._valid if self.held_out is None else _find_pairs(self.held_out)
         images, masks = pairs.load(self.scale.side)
         return score_frames(predict_maps(network, images), masks > 128)
 
@@ -86,13 +84,18 @@ class PraNetFull(Recipe):
         return export_graph(network, path)
 
 
-class PraNetV2Full(PraNetFull):
+class PraNetV2Full(PraNetFull, name="pranet-v2-full", weights="pranet-v2"):
     """PraNet-V2 at full size, one class, dual supervision: batches of 8, 30 epochs."""
-
-    name: ClassVar[str] = "pranet-v2-full"
-    weights: ClassVar[str] = "pranet-v2"
 
     schedule: Schedule = Schedule(steps=30 * 182, batch=8, rate=1e-4, floor=1e-4, clamp=0.5, validate_every=182)
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         return dual_supervision(network(batch["image"]), batch["mask"])
+
+
+def _find_pairs(folder: Path) -> MaskSet:
+    """The pairs of a folder; NotFound if there is none, or a picture has no mask."""
+    pairs, problems = find_masks(folder)
+    if problems:
+        raise NotFound(f"{len(problems)} pictures of {folder} have no mask, for example {problems[0].path.name!r}.")
+    return pairs

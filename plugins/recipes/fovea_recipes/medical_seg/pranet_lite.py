@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -44,13 +44,8 @@ Loaded = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 NOTHING: Loaded = (np.empty((0, 0, 0, 3), np.uint8), np.empty((0, 0, 0), np.uint8))
 
 
-class PraNetLiteRecipe(FolderRecipe):
+class PraNetLiteRecipe(FolderRecipe, name="pranet", weights="pranet", builds="pranet-lite", serves="pranet"):
     """PraNet on EfficientNet-Lite0, 4.35 million parameters, from ImageNet weights, on a folder of your own."""
-
-    name: ClassVar[str] = "pranet"
-    weights: ClassVar[str] = "pranet"
-    serves: ClassVar[str | None] = "pranet"
-    builds: ClassVar[str | None] = "pranet-lite"
 
     schedule: Schedule = Schedule(
         steps=3000, batch=16, rate=1e-3, floor=1e-6, warm_up=100, decay=0.02, clip=5.0, ema=0.998, validate_every=100

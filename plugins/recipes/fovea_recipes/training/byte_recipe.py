@@ -71,9 +71,9 @@ class ByteRecipe(Recipe):
 
 
 @torch.no_grad()
-def bits_per_byte(network: nn.Module, ids: Tensor) -> float:
+def bits_per_byte(network: nn.Module, ids: Tensor, **options: bool) -> float:
     """Bits per byte of windows [N,L+1], each byte told by those before it in the window."""
-    logits = torch.cat([cast("Tensor", network(part[:, :-1])) for part in torch.split(ids, 8)])
+    logits = torch.cat([cast("Tensor", network(part[:, :-1], **options)) for part in torch.split(ids, 8)])
     return bits_of(logits, ids[:, 1:])
 
 

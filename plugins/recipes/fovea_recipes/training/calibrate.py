@@ -28,14 +28,7 @@ INSIDE = 0.99
 
 @dataclass(frozen=True, slots=True)
 class ServingFacts:
-    """Facts next to the weights.
-
-    Attributes:
-        constants: Of post-processing.
-        arrays: Tensors that are not the network's.
-        metrics: How well both do, on held-out pictures.
-        notes: Facts that a figure needs.
-    """
+    """Facts next to the weights: constants of post-processing, further tensors, metrics of both, notes for a figure."""
 
     constants: dict[str, float] = field(default_factory=dict)
     arrays: dict[str, NDArray[np.float32]] = field(default_factory=dict)

@@ -33,12 +33,9 @@ _ROOM = 3
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """Result of an import: its findings, and the stored file.
+    """The stored file of an import, and its findings.
 
-    Attributes:
-        manifest: Of the stored weights.
-        missing: Keys that the checkpoint lacks and that are not needed to predict; they keep their initial values.
-        unexpected: Keys of the checkpoint that the network has no place for; they were left out.
+    `missing` keys are not needed to predict and keep their initial values; for `unexpected` ones there is no place.
     """
 
     manifest: Manifest
@@ -63,11 +60,15 @@ def import_weights(model: str, file: Path, folder: Path) -> Imported:
         raise NotFound(f"There is no file {file.name!r}.")
     forms = _forms(model)
     blank = _blank(model, dict(next(iter(forms))))
-    limit = _ROOM * max(map(_bytes, forms.values())) + 2**20 + getattr(blank, "ballast", 0)
+    numbers = max(sum(map(math.prod, shapes.values())) for shapes in forms.values())
+    limit = _ROOM * 4 * numbers + 2**20 + getattr(blank, "ballast", 0)
     held = read_checkpoint_file(file, limit, getattr(blank, "nested", None))
     state = _renamed(held, getattr(blank, "renamed", {}))
     config = _classes(blank, dict(_closest(state, forms)), state)
     net = _official(model, config)
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    names = {"names": ",".join(name.replace(",", " ") for name in held.names)} if held.names else {}
     wanted = net.state_dict()
     try:
         missing, unexpected = compare(state, wanted, idle=getattr(net, "idle", ()))
@@ -81,7 +82,7 @@ def import_weights(model: str, file: Path, folder: Path) -> Imported:
         network=NetworkSpec(name=model, config=config),
         dtype="float32",
         parameters=sum(p.numel() for p in net.parameters()),
-        data={"source": file.name, "source_sha256": _digest(file), **_named(held)},
+        data={"source": file.name, "source_sha256": digest, **names},
         code=code_facts(),
         notes={"missing": missing, "unexpected": unexpected},
     )
@@ -93,12 +94,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def _forms(model: str) -> dict[Config, Shapes]:
-    """The shapes of all tensors in each official layout of a network.
-
-    Raises:
-        NotFound: There is no such network.
-        InvalidOption: It has no layout of its own: its builder asks for a configuration.
-    """
+    """The shapes of all tensors in each official layout of a network; raises as `_official`."""
     found: dict[Config, Shapes] = {}
     for layout in layouts(model):
         state = _blank(model, layout).state_dict()
@@ -130,15 +126,6 @@ def _classes(blank: nn.Module, config: dict[str, Any], state: Mapping[str, Tenso
     return config if found is None else config | {"classes": found}
 
 
-def _named(state: CheckpointTensors) -> dict[str, str]:
-    """Class names that came with the checkpoint, as manifests keep them."""
-    return {"names": ",".join(name.replace(",", " ") for name in state.names)} if state.names else {}
-
-
-def _bytes(shapes: Shapes) -> int:
-    return sum(math.prod(shape) * 4 for shape in shapes.values())
-
-
 def _official(model: str, config: Mapping[str, Any]) -> nn.Module:
     """The network in an official layout; what a checkpoint lacks has the same initial values every time.
 
@@ -158,17 +145,10 @@ def _official(model: str, config: Mapping[str, Any]) -> nn.Module:
 def read_checkpoint_file(file: Path, limit: int, nested: str | None = None) -> CheckpointTensors:
     """The tensors of a checkpoint by key, a leading `module.` removed. No code of the file is run.
 
-    Args:
-        file: The checkpoint.
-        limit: Most bytes it may have, unpacked; checked before anything is read.
-        nested: A further name under which training code puts the state dict next to its own notes.
+    It may have `limit` bytes, unpacked, which is checked before anything is read; `nested` is a further name under
+    which training code puts the state dict next to its own notes.
     """
-    readers = {
-        ".safetensors": _read_safetensors,
-        ".pth": _read_pickle,
-        ".pt": _read_pickle,
-        ".onnx": read_initializers,
-    }
+    readers = {".safetensors": _read_safetensors, ".pth": _read_pickle, ".pt": _read_pickle, ".onnx": read_initializers}
     if (reader := readers.get(file.suffix.lower())) is None:
         raise UnsupportedMedia(f"{file.name!r} is none of {', '.join(readers)}.")
     size = _unpacked_size(file)
@@ -195,10 +175,7 @@ def compare(
 ) -> tuple[list[str], list[str]]:
     """Missing and unexpected keys of a state dict that fits well enough to predict with.
 
-    Args:
-        state: The checkpoint.
-        wanted: The network's own state dict.
-        idle: Prefixes, or endings, of keys that a prediction never touches or that are derived.
+    Keys with a prefix or ending of `idle` are never touched by a prediction, or are derived.
 
     Raises:
         InvalidOption: A needed tensor is missing, has another shape, or is not finite.
@@ -258,11 +235,6 @@ def _unpacked_size(file: Path) -> int:
             return max(size, sum(entry.file_size for entry in archive.infolist()))
     except Exception as error:  # broken bytes lead its reader to many unrelated exceptions
         raise Malformed(f"{file.name!r} is a broken archive: {error}.") from error
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, hashlib.sha256).hexdigest()
 
 
 def _some(keys: list[str], count: int = 4) -> str:

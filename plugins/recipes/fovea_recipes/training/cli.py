@@ -17,7 +17,6 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from fovea.cli.option_groups import expand_options
 from fovea.errors import InvalidOption
 from shared.registry.imported_weights import publish_weights
 from shared.settings import settings
@@ -64,7 +63,6 @@ class OwnData:
         return [] if self.data is None else [f"data={self.data.resolve()}", *grouping]
 
 
-@expand_options
 def train(
     recipe: Annotated[str | None, typer.Argument(help="Name of the recipe; left out, they are listed.")] = None,
     *,
@@ -85,7 +83,8 @@ def train(
         console.print(f"Preparing the recipe {recipe} …", highlight=False)  # torch is imported now, for seconds
     found = importlib.import_module("fovea_recipes.training.recipe")
     if recipe is None:
-        _list(found.recipes())
+        for known, kind in found.recipes().items():
+            console.print(f"{known:18} {(kind.__doc__ or '').splitlines()[0]}")
         return
     kind = found.recipe_named(recipe)
     make_files_private(settings().data_dir)
@@ -199,9 +198,3 @@ def _publish(
         console.print(f"{manifest.name} is served: a running Fovea loads it within seconds.")
     else:
         console.print(f"In {settings().weights_dir} they would be served.")
-
-
-def _list(recipes: dict[str, type[Recipe]]) -> None:
-    console = Console()
-    for name, kind in recipes.items():
-        console.print(f"{name:18} {(kind.__doc__ or '').splitlines()[0]}")

@@ -50,9 +50,7 @@ class DataSource(BaseModel):
 class FolderRecipe(Recipe):
     """Parts shared by recipes on a folder of your own; `fovea train RECIPE --data DIR` sets `data`.
 
-    Class attributes:
-        origin: Kind of the pictures in training: they are real unless a recipe makes its own.
-        known: Most training pictures whose features are looked at.
+    `origin` is the kind of the pictures in training; features of at most `known` of them are looked at.
     """
 
     origin: ClassVar[str] = "real"
@@ -77,7 +75,6 @@ class FolderRecipe(Recipe):
     _survey: Survey | None = PrivateAttr(None)
     _cache: Path = PrivateAttr(Path())
     _digest: str | None = PrivateAttr(None)
-    _intervals: dict[str, tuple[float, float]] = PrivateAttr(default_factory=dict)
 
     @abstractmethod
     def gather(self) -> str:
@@ -88,9 +85,6 @@ class FolderRecipe(Recipe):
             self._cache = cache
             self._digest = self.gather()
         return self._digest
-
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        return self._intervals
 
     @field_serializer("data")
     def _name_folder(self, data: Path) -> str:
@@ -143,7 +137,8 @@ class FolderRecipe(Recipe):
         train, out = self.split_pictures()
         rng = np.random.default_rng((self.seed, 21))
         some = [train[index] for index in np.sort(rng.permutation(len(train))[: self.known])]
-        known = [embed(each) for path in some for each in _with_copy(self.read(path), self.vary, rng)]
+        pictures = (self.read(path) for path in some)
+        known = [embed(each) for pixels in pictures for each in (pixels, self.vary(pixels, rng))]
         drawn = [embed(make_ood_image(rng)) for _ in range(STRANGE)]
         mixed = [embed(scramble(self.read(path), rng)) for path in some[:STRANGE]]
         return fit_novelty_detector(
@@ -156,11 +151,7 @@ class FolderRecipe(Recipe):
         )
 
     def _embed_some(self, folder: Path, embed: Callable[[Pixels], NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Features (n, c) of pictures of another kind.
-
-        Raises:
-            InvalidOption: The folder holds too few.
-        """
+        """Features (n, c) of pictures of another kind; InvalidOption if the folder holds too few."""
         found = sample_pictures(folder, OTHERS)
         if len(found) < 2:
             raise InvalidOption(f"{folder} holds {len(found)} pictures; two are needed.", field="others")
@@ -206,11 +197,7 @@ class FolderRecipe(Recipe):
         )
 
     def require(self, count: int, least: int, what: str, problems: Sequence[FileProblem] = ()) -> None:
-        """See that there is enough to train on.
-
-        Raises:
-            InvalidOption: There is not; the first problem says why.
-        """
+        """See that there is enough to train on; InvalidOption with the first problem if there is not."""
         if count >= least:
             return
         why = f" {problems[0].path.name} {problems[0].kind}." if problems else ""
@@ -223,12 +210,6 @@ def epoch(step: int, batch: int, count: int, seed: int) -> NDArray[np.int64]:
     at = np.arange(step * batch, (step + 1) * batch)
     orders = {each: np.random.default_rng((seed, 1, each)).permutation(count) for each in np.unique(at // count)}
     return np.array([orders[i // count][i % count] for i in at.tolist()])
-
-
-def _with_copy(
-    pixels: Pixels, vary: Callable[[Pixels, np.random.Generator], Pixels], rng: np.random.Generator
-) -> tuple[Pixels, Pixels]:
-    return pixels, vary(pixels, rng)
 
 
 def _has_bfloat16(like: Tensor) -> bool:

@@ -47,12 +47,8 @@ def fit_boundaries(
 ) -> Boundaries:
     """Logistic regressions between known features (n, c) and each other kind (m, c).
 
-    Args:
-        known: Of pictures of the kind.
-        groups: Which of them belong together (n,).
-        foreign: Of other kinds.
-        reach: Distance from the Gaussian at which a warning begins.
-        inside: Share of new pictures of the kind that are to be on this side of each plane.
+    `groups` (n,) say which known ones belong together; `inside` is the share of new pictures of the kind that are to be
+    on this side of each plane, `reach` the distance from the Gaussian at which a warning begins.
     """
     along, place = np.empty((len(known), len(foreign))), groups % FOLDS
     for fold in np.unique(place):

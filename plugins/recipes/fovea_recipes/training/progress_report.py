@@ -20,12 +20,7 @@ INTERVAL_S = 10.0
 
 
 class ProgressReport:
-    """Reports until it is closed; a context manager.
-
-    Args:
-        console: Where to.
-        interval_s: Seconds between two lines where the console is not a terminal.
-    """
+    """Reports until it is closed; a context manager. `interval_s` is between lines where there is no terminal."""
 
     def __init__(self, console: Console, interval_s: float = INTERVAL_S) -> None:
         self._console, self._interval_s = console, interval_s

@@ -26,14 +26,10 @@ _LIBRARIES = ("fovea-platform", "torch", "numpy", "scipy", "pillow")
 def publish(
     recipe: Recipe, fitted: FitResult, folder: Path, *, name: str | None = None, notes: Mapping[str, Any] | None = None
 ) -> Manifest:
-    """Round the weights, measure exactly those on held-out data, and write both file and manifest.
+    """Round the weights, measure exactly those on held-out data, and write `<name>.safetensors` and `<name>.json`.
 
-    Args:
-        recipe: The recipe that was run.
-        fitted: The finished fit; its network holds the rounded weights afterwards.
-        folder: Where `<name>.safetensors` and `<name>.json` go.
-        name: Name of the weights, and of the model that serves them; left out, the recipe's own.
-        notes: Further facts for a reader of the manifest, for example an ablation that was measured next to it.
+    The network of `fitted` holds the rounded weights afterwards. Without a name they have the recipe's; `notes` are
+    further facts for a reader of the manifest, for example an ablation that was measured next to it.
     """
     _round(fitted.network, recipe.dtype)
     network, config = recipe.strip_training_parts(fitted.network)

@@ -20,11 +20,7 @@ from shared.registry.weights import Manifest, read_weights, write_weights
 def recalibrate(file: Path, data: Path, others: tuple[Path, ...] = (), foreign: tuple[Path, ...] = ()) -> Manifest:
     """Write weights again with what `FolderRecipe.calibrate_warnings` finds; the network's tensors stay as they are.
 
-    Args:
-        file: The weights, next to their manifest.
-        data: The folder that they were trained on.
-        others: As the recipe's.
-        foreign: As the recipe's.
+    `data` is the folder that they were trained on; `others` and `foreign` are as the recipe's.
 
     Raises:
         InvalidOption: The weights are of no recipe on folders.

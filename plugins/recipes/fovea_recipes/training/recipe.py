@@ -10,13 +10,15 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from torch import Tensor, nn
 
 from fovea.errors import NotFound
@@ -61,6 +63,10 @@ class Schedule(_Knobs):
         return rise * (self.floor + (self.rate - self.floor) * (1 + math.cos(turn)) / 2)
 
 
+language_schedule = partial(Schedule, clip=1.0, betas=(0.9, 0.95))
+"""A schedule of models of sequences."""
+
+
 class MultiScale(_Knobs):
     """Train at several sizes: `draw` takes one of them per batch, `each` steps once at every one of them in turn."""
 
@@ -102,6 +108,16 @@ class Recipe(_Knobs, ABC):
     seed: int = 1
     schedule: Schedule
 
+    _intervals: dict[str, tuple[float, float]] = PrivateAttr(default_factory=dict)
+
+    def __init_subclass__(cls, *, dtype: Dtype | None = None, **given: Any) -> None:
+        """Take the class attributes that the class statement gives: `class Mine(Recipe, name="mine", weights="my")`."""
+        names = ("name", "weights", "builds", "serves")
+        facts = {name: given.pop(name) for name in names if name in given} | ({"dtype": dtype} if dtype else {})
+        super().__init_subclass__(**given)
+        for name, value in facts.items():
+            setattr(cls, name, value)
+
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """Keywords of the `network()` call; they go into the manifest, so that a service builds the same network."""
@@ -140,7 +156,7 @@ class Recipe(_Knobs, ABC):
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Ends of the 95 % intervals of what `measure` last gave, where they are known."""
-        return {}
+        return self._intervals
 
     def calibrate(self, network: nn.Module) -> ServingFacts:
         """Constants for serving the weights, chosen on pictures that were not trained on."""
@@ -160,6 +176,31 @@ class Recipe(_Knobs, ABC):
         return torch.optim.AdamW(network.parameters(), lr=knobs.rate, betas=knobs.betas, weight_decay=knobs.decay)
 
 
+@torch.no_grad()
+def predict_in_batches(
+    network: nn.Module,
+    images: NDArray[np.uint8],
+    to_input: Callable[[NDArray[np.uint8]], Tensor],
+    batch: int,
+    call: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """The answers (n, …) of a network, in eval mode and on its device, to pictures (n, h, w, 3); on the CPU.
+
+    `call` asks something else than the network itself.
+    """
+    device = next(network.eval().parameters()).device
+    parts = (to_input(images[at : at + batch]).to(device) for at in range(0, len(images), batch))
+    return torch.cat([(call or network)(part).cpu() for part in parts])
+
+
+def decay_kernels(network: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """AdamW whose weight decay leaves out norms and biases."""
+    kernels = [p for p in network.parameters() if p.ndim > 1 and p.requires_grad]
+    others = [p for p in network.parameters() if p.ndim <= 1 and p.requires_grad]
+    groups = [{"params": kernels, "weight_decay": schedule.decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=schedule.rate, betas=schedule.betas)
+
+
 def recipes() -> dict[str, type[Recipe]]:
     """Return all recipes by name, from the modules of every package in the entry-point group `fovea.recipes`."""
     found = {
@@ -173,11 +214,7 @@ def recipes() -> dict[str, type[Recipe]]:
 
 
 def recipe_named(name: str) -> type[Recipe]:
-    """The recipe of that name.
-
-    Raises:
-        NotFound: There is none; the detail lists those there are.
-    """
+    """The recipe of that name; NotFound, which lists those there are, if there is none."""
     known = recipes()
     if name not in known:
         detail = f"{name!r} is not a recipe. Available: {', '.join(known) or 'none'}."

@@ -38,11 +38,7 @@ _DEEPEST = 64
 
 
 class CheckpointTensors(dict[str, Tensor]):
-    """The tensors of a checkpoint by key.
-
-    Attributes:
-        names: Class names that the model object carried, by id.
-    """
+    """The tensors of a checkpoint by key, and the class names by id that the model object carried."""
 
     names: tuple[str, ...] = ()
 

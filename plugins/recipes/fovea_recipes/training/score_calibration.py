@@ -20,13 +20,9 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Reliability:
-    """How far scores are from the share that is right.
+    """How far scores are from the share that is right: mean score, share right and answers of each bin that holds any.
 
-    Attributes:
-        error: Expected calibration error: the mean over answers of |mean score - share right| in their bin.
-        scores: Mean score of each bin that holds any.
-        right: Share right in each.
-        counts: Answers in each.
+    `error` is the expected calibration error, the mean over answers of |mean score - share right| in their bin.
     """
 
     error: float
@@ -38,9 +34,7 @@ class Reliability:
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     """The T for which softmax(logits / T) has the least cross-entropy.
 
-    Args:
-        logits: (n, k), or (n,) of a yes or no.
-        labels: (n,) class, or 0 and 1.
+    Logits are (n, k) with classes (n,), or (n,) of a yes or no with 0 and 1.
     """
     x, wanted = np.asarray(logits, np.float64), np.asarray(labels)
     if x.ndim == 1:

@@ -60,12 +60,7 @@ class FitResult:
 
 
 def fit(
-    recipe: Recipe,
-    folder: Path,
-    *,
-    device: str = "cpu",
-    run: CallContext | None = None,
-    on_step: OnStep | None = None,
+    recipe: Recipe, folder: Path, *, device: str = "cpu", run: CallContext | None = None, on_step: OnStep | None = None
 ) -> FitResult:
     """Train `recipe` in `folder`, going on from the checkpoint that is there.
 
@@ -135,11 +130,7 @@ class _Loop:
         self.progress.seconds += time.monotonic() - started
 
     def _watch(self, loss: float) -> None:
-        """Keep a running mean of the loss.
-
-        Raises:
-            InvalidOption: It is not finite: going on would only spoil the checkpoint.
-        """
+        """Keep a running mean of the loss; refuse one that is not finite: it would only spoil the checkpoint."""
         if not math.isfinite(loss):
             detail = f"The loss is {loss} at step {self.progress.step}."
             raise InvalidOption(detail, hint="Lower schedule.rate, or clamp gradients.", field="schedule.rate")

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fovea_recipes.training.recipe import predict_in_batches
 from fovea_recipes.vision_restoration.pairs import ReflectionPairs
 from services.vision_restoration.metrics import psnr, ssim
 
@@ -25,13 +26,10 @@ def tensor(pictures: Picture) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).float() / 255
 
 
-@torch.no_grad()
 def restore_pairs(network: nn.Module, mixed: Picture, batch: int = 8) -> Picture:
     """Answers (n, h, w, 3), clipped and truncated to 8 bits as the paper saves them."""
-    device = next(network.parameters()).device
-    network.eval()
-    parts = [network(tensor(mixed[at : at + batch]).to(device)).cpu() for at in range(0, len(mixed), batch)]
-    return np.asarray((torch.cat(parts).clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy())
+    restored = predict_in_batches(network, mixed, tensor, batch)
+    return np.asarray((restored.clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy())
 
 
 def score_pairs(restored: Picture, pairs: ReflectionPairs) -> dict[str, float]:

@@ -19,27 +19,21 @@ _GAMMA = 2.2
 def behind_glass(scene: Pixels, reflection: Pixels, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
     """A camera's view of a scene behind a pane, and the scene through the same pane without the reflection.
 
-    Light adds up in linear intensities: I = t·T + m·k*(R) + v, with t the tint of the glass, m where and how strongly
-    it reflects, k the two surfaces and the defocus, v a veil of scattered light.
-
-    Args:
-        scene: T, what is behind the glass.
-        reflection: R, what is before it.
-        rng: Draws the pane.
+    Light adds up in linear intensities: I = t·T + m·k*(R) + v, with T the scene, R what is before the pane, t the tint
+    of the glass, m where and how strongly it reflects, k the two surfaces and the defocus, v a veil of scattered light.
     """
     tint = rng.uniform(0.9, 1.0) * rng.uniform(0.96, 1.0, 3)
     through = (scene**_GAMMA * tint).astype(np.float32)
     mirrored = reflection**_GAMMA * rng.uniform(0.75, 1.0, 3)
     seen = _defocused(_ghosted(mirrored.astype(np.float32), rng), rng)
-    strength = np.float32(_strength(rng)) * _patches(scene.shape[0], scene.shape[1], rng)[..., None]
+    # Mostly little of the light before the pane comes back, sometimes as much as comes through.
+    strength = (
+        np.float32(np.exp(rng.uniform(np.log(0.04), np.log(0.8))))
+        * _patches(scene.shape[0], scene.shape[1], rng)[..., None]
+    )
     light = through + strength * seen + _veil(scene.shape[0], scene.shape[1], rng)
     mixed, clean = (np.asarray(np.clip(x, 0, 1) ** (1 / _GAMMA), np.float32) for x in (light, through))
     return _as_stored(mixed, rng), clean
-
-
-def _strength(rng: np.random.Generator) -> float:
-    """How much of the light before the pane comes back: mostly little, sometimes as much as comes through."""
-    return float(np.exp(rng.uniform(np.log(0.04), np.log(0.8))))
 
 
 def _ghosted(light: Pixels, rng: np.random.Generator) -> Pixels:

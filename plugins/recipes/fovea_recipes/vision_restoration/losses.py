@@ -38,21 +38,11 @@ def content_loss(tower: Tower, predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def adversarial_losses(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses of generator and discriminator (relativistic average GAN) from the discriminator's logits.
-
-    Args:
-        predicted: Logits of restored pictures (n,).
-        target: Logits of true ones (n,).
-    """
+    """Losses of generator and discriminator (relativistic average GAN) from the discriminator's logits (n,) of both."""
     real, fake = target - predicted.mean(), predicted - target.mean()
     one, zero = torch.ones_like(predicted), torch.zeros_like(predicted)
     bce = F.binary_cross_entropy_with_logits
     return (bce(real, zero) + bce(fake, one)) / 2, (bce(real, one) + bce(fake, zero)) / 2
-
-
-def generator_loss(content: Tensor, adversarial: Tensor) -> Tensor:
-    """Content, and a hundredth of the generator's adversarial loss: what the second part of training minimises."""
-    return content + 0.01 * adversarial
 
 
 def _normalised(image: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ are the same pairs.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,17 +22,17 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReflectionPairs:
-    """Pairs for one purpose.
-
-    Attributes:
-        mixed: With reflections (n, s, s, 3), 8 bits.
-        clean: Without (n, s, s, 3).
-        plain: Which pairs have no reflection at all (n,).
-    """
+    """Pairs with reflections and without (n, s, s, 3), 8 bits, and which have no reflection at all (n,)."""
 
     mixed: Picture
     clean: Picture
     plain: NDArray[np.bool_]
+
+    @classmethod
+    def stack(cls, drawn: Iterable[tuple[Picture, Picture, bool]]) -> ReflectionPairs:
+        """Pairs of single ones."""
+        mixed, clean, bare = zip(*drawn, strict=True)
+        return cls(np.stack(mixed), np.stack(clean), np.array(bare))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,13 +56,11 @@ class ReflectionSources:
         behind, before = (self._crop(rng, size) for _ in range(2))
         bare = bool(rng.random() < plain)
         mixed, clean = blend_varied(behind, np.zeros_like(before) if bare else before, rng)
-        return _bits(mixed), _bits(clean), bare
+        return to_bits(mixed), to_bits(clean), bare
 
     def pairs(self, rng: np.random.Generator, count: int, size: int, plain: float) -> ReflectionPairs:
         """`count` pairs in order."""
-        drawn = [self.pair(rng, size, plain) for _ in range(count)]
-        mixed, clean, bare = zip(*drawn, strict=True)
-        return ReflectionPairs(np.stack(mixed), np.stack(clean), np.array(bare))
+        return ReflectionPairs.stack(self.pair(rng, size, plain) for _ in range(count))
 
     def _crop(self, rng: np.random.Generator, size: int) -> NDArray[np.float32]:
         """A square of a photograph or of a scene, one as likely as the other, flipped and turned at random."""
@@ -80,5 +79,6 @@ def sources(split: Split, scenes: int, seed: int) -> ReflectionSources:
     return ReflectionSources(photographs(split), drawn)
 
 
-def _bits(picture: NDArray[np.float32]) -> Picture:
+def to_bits(picture: NDArray[np.float32]) -> Picture:
+    """A picture in 0..1 in 8 bits."""
     return np.asarray((picture.clip(0, 1) * 255).round(), dtype=np.uint8)

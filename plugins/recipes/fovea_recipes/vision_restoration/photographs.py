@@ -40,11 +40,7 @@ PHOTOGRAPHS: Mapping[Split, tuple[str, ...]] = {
 
 
 def photographs(split: Split) -> list[NDArray[np.uint8]]:
-    """The photographs of a split, (h, w, 3) each.
-
-    Raises:
-        NotReady: A library that holds them is not installed.
-    """
+    """The photographs of a split, (h, w, 3) each; NotReady if a library that holds them is not installed."""
     return [np.asarray(Image.open(_path(name)).convert("RGB")) for name in PHOTOGRAPHS[split]]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,13 +26,10 @@ from services.vision_restoration.models.rrformer_network import RestorerNetwork
 from services.vision_restoration.variant import Variant
 
 
-class RRFormerDemo(Recipe):
+class RRFormerDemo(
+    Recipe, name="rrformer-demo", weights="rrformer-synthetic", builds="rrformer-restorer", serves="rrformer"
+):
     """RRFormer, 652 thousand parameters with its tower: about 35 minutes on one CPU core."""
-
-    name: ClassVar[str] = "rrformer-demo"
-    weights: ClassVar[str] = "rrformer-synthetic"
-    builds: ClassVar[str | None] = "rrformer-restorer"
-    serves: ClassVar[str | None] = "rrformer"
 
     schedule: Schedule = Schedule(
         steps=2400, batch=4, rate=6e-4, floor=1e-5, warm_up=100, decay=0.01, clamp=0.5, ema=0.99, validate_every=250

@@ -24,7 +24,7 @@ from fovea_recipes.training.recipe import Batch, Schedule
 from fovea_recipes.vision_restoration.evaluation import gain_pairs, restore_pairs, score_pairs, tensor
 from fovea_recipes.vision_restoration.glass import behind_glass
 from fovea_recipes.vision_restoration.identity_init import start_at_identity
-from fovea_recipes.vision_restoration.pairs import ReflectionPairs
+from fovea_recipes.vision_restoration.pairs import ReflectionPairs, to_bits
 from fovea_recipes.vision_restoration.synthesis import blend_defocused, blend_varied
 from services.vision_restoration.models.rrformer_network import RestorerNetwork
 
@@ -34,12 +34,9 @@ HARM_DB = 0.5
 """A pair that loses more than this is harmed, dB."""
 
 
-class RRFormerPhotographs(FolderRecipe):
+class RRFormerPhotographs(FolderRecipe, name="rrformer", weights="rrformer-restorer", serves="rrformer"):
     """RRFormer with its tower, 0.9 million parameters, on reflections made from a folder of photographs."""
 
-    name: ClassVar[str] = "rrformer"
-    weights: ClassVar[str] = "rrformer-restorer"
-    serves: ClassVar[str | None] = "rrformer"
     origin: ClassVar[str] = "synthetic reflections"
 
     schedule: Schedule = Schedule(
@@ -102,23 +99,21 @@ class RRFormerPhotographs(FolderRecipe):
         yield {"mixed": tensor(drawn.mixed), "clean": tensor(drawn.clean)}
 
     def _pairs(self, pools: list[list[Picture]], count: int, rng: np.random.Generator, plain: float) -> ReflectionPairs:
-        drawn = [self._pair(pools, rng, plain) for _ in range(count)]
-        mixed, clean, bare = zip(*drawn, strict=True)
-        return ReflectionPairs(np.stack(mixed), np.stack(clean), np.array(bare))
+        return ReflectionPairs.stack(self._pair(pools, rng, plain) for _ in range(count))
 
     def _pair(
         self, pools: list[list[Picture]], rng: np.random.Generator, plain: float
     ) -> tuple[Picture, Picture, bool]:
         scene, reflection = self._crop(pools, rng), self._crop(pools, rng)
         if rng.random() < plain:
-            return _bits(scene), _bits(scene), True
+            return to_bits(scene), to_bits(scene), True
         if rng.random() >= self.formulas:
             mixed, clean = behind_glass(scene, reflection, rng)
         elif rng.random() < 0.5:
             mixed, clean = blend_varied(scene, reflection, rng)
         else:
             mixed, clean = blend_defocused(scene, reflection * np.float32(rng.uniform(0.4, 1)), rng)
-        return _bits(mixed), _bits(clean), False
+        return to_bits(mixed), to_bits(clean), False
 
     def _crop(self, pools: list[list[Picture]], rng: np.random.Generator) -> NDArray[np.float32]:
         """A square of a photograph of a source that is drawn first, enlarged or not, mirrored or not."""
@@ -168,7 +163,3 @@ class RRFormerPhotographs(FolderRecipe):
             "departures": "tower trained along; no perceptual and no adversarial loss; starts at identity; what is "
             "worse than the input counts again; averaged weights (EMA)",
         }
-
-
-def _bits(picture: NDArray[np.float32]) -> Picture:
-    return np.asarray((picture.clip(0, 1) * 255).round(), dtype=np.uint8)

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import typer
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
+from fovea.cli.option_groups import CommandApp
 from fovea.errors import InvalidOption
 from fovea_recipes.medical_seg.pranet_lite import PraNetLiteRecipe
 from fovea_recipes.training.cli import configure_recipe, train
@@ -84,7 +84,7 @@ def test_samples_without_a_polyp_come_from_frames_with_one_and_too_few_are_refus
 
 
 DOC = Path(__file__).parents[4] / "docs" / "09-your-own-data.md"
-cli = typer.Typer()
+cli = CommandApp()
 cli.command()(train)
 
 SHORT = ("schedule.steps=2", "schedule.batch=4", "schedule.validate_every=2", "choose=4", "scale.side=96")

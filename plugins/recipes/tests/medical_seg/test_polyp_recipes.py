@@ -9,10 +9,10 @@ from PIL import Image
 
 from fovea.errors import NotFound
 from fovea_recipes.medical_seg.evaluation import mean_dice_at_half, score_frames
-from fovea_recipes.medical_seg.folder_dataset import find_pairs
 from fovea_recipes.medical_seg.polyps import draw_frame, draw_split
 from fovea_recipes.medical_seg.pranet_demo import PraNetDemo
 from fovea_recipes.medical_seg.pranet_full import PraNetFull, PraNetV2Full
+from fovea_recipes.training.data.mask_folders import find_masks
 from fovea_recipes.training.recipe import MultiScale, Schedule
 from fovea_recipes.training.trainer import fit
 
@@ -111,15 +111,12 @@ def test_a_full_recipe_trains_and_measures_on_the_folder_it_is_given(folder, tmp
 
 def test_pictures_without_masks_and_folders_without_pictures_are_named(folder, tmp_path):
     (folder / "masks" / "4.png").unlink()
-    with pytest.raises(NotFound, match="'4'"):
-        find_pairs(folder)
-    with pytest.raises(NotFound) as refused:
-        find_pairs(tmp_path)
-    assert "images/ and masks/" in (refused.value.hint or "")
+    with pytest.raises(NotFound, match=r"'4\."):
+        PraNetFull(folder=folder, **TINY).prepare(folder)
 
 
 def test_the_digest_of_pairs_changes_with_any_byte(folder):
-    before = find_pairs(folder).digest
+    before = find_masks(folder)[0].digest
     mask = folder / "masks" / "0.png"
     mask.write_bytes(mask.read_bytes() + b"\0")
-    assert find_pairs(folder).digest != before
+    assert find_masks(folder)[0].digest != before

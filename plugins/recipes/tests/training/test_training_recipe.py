@@ -9,10 +9,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-import typer
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from fovea.cli.option_groups import CommandApp
 from fovea.errors import Fault, InvalidOption, Malformed, NotFound
 from fovea_recipes.training import checkpoint_import, recipe
 from fovea_recipes.training import cli as training_cli
@@ -30,7 +30,7 @@ from shared.settings import Settings
 def cli(monkeypatch, line, tmp_path):
     monkeypatch.setattr(recipe, "recipes", lambda: {"line": line})
     monkeypatch.setattr(training_cli, "settings", lambda: Settings(data_dir=tmp_path / "data"))
-    app = typer.Typer()
+    app = CommandApp()
     app.command("train")(training_cli.train)
     app.command("import")(training_cli.import_checkpoint)
     return lambda *args: CliRunner().invoke(app, [str(arg) for arg in args])

@@ -50,11 +50,9 @@ _FFMPEG = (
 
 
 class FrameParser(Protocol):
-    """Finds frames in a stream.
+    """Finds frames in a stream: how many in all, 0 where that is not known.
 
-    Attributes:
-        frames: How many there are in all, 0 where that is not known.
-        gathering: Whether the body is held until all of it is there.
+    `gathering` holds the body until all of it is there.
     """
 
     frames: int
@@ -70,11 +68,7 @@ class FrameParser(Protocol):
 
 
 def choose_parser(media: str, bounds: DecodeBounds) -> FrameParser:
-    """The splitter of a content type (with its parameters).
-
-    Raises:
-        UnsupportedMedia: Frames can't be found in that.
-    """
+    """The parser of a content type with its parameters; UnsupportedMedia if frames can't be found in that."""
     kind = media.partition(";")[0].strip().lower()
     if kind.startswith("multipart/"):
         return MultipartParser(media, bounds)
@@ -262,11 +256,7 @@ def _refuse_options(head: bytes) -> None:
 
 
 def _film(data: bytes, bounds: DecodeBounds) -> VideoFile | None:
-    """The file as a video; None where it is something else.
-
-    Raises:
-        UnsupportedMedia: It is a video that can't be decoded here.
-    """
+    """The file as a video; None where it is something else, UnsupportedMedia if it can't be decoded here."""
     kind = detect_format(data)
     if "video" not in kind:
         return None

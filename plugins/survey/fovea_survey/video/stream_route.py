@@ -81,11 +81,7 @@ async def detect_stream(request: Request) -> Response:
 
 
 def _options(request: Request) -> DetectStreamOptions:
-    """The options in the address.
-
-    Raises:
-        InvalidOption: One is unknown or out of range.
-    """
+    """The options in the address; InvalidOption if one is unknown or out of range."""
     query = request.query_params
     given = {name: query.getlist(name) if name == "classes" else query[name] for name in query}
     try:
@@ -139,11 +135,7 @@ async def _counted(source: Answers, parser: FrameParser, run: CallContext, model
 
 
 async def _first(source: Answers) -> tuple[DetectedFrame, bytes]:
-    """The first answer: what goes wrong before it is an ordinary error.
-
-    Raises:
-        Malformed: There is no frame.
-    """
+    """The first answer: what goes wrong before it is an ordinary error, also that there is no frame."""
     try:
         return await anext(source)
     except StopAsyncIteration as error:

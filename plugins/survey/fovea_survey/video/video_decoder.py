@@ -59,12 +59,14 @@ class VideoFile:
         self._file = tempfile.NamedTemporaryFile(prefix="fovea-film-")  # noqa: SIM115  # it lives as long as we do
         self._file.write(data)
         self._file.flush()
+        # FFmpeg reads this file, on one thread, and makes no room for more pixels than allowed.
+        options = f"protocol_whitelist;file|max_pixels;{bounds.pixels}|threads;1"
         self._child = subprocess.Popen(  # noqa: S603  # our own interpreter
             [sys.executable, "-m", "fovea_survey.video.video_decoder", self._file.name, str(bounds.pixels)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=environment(OPENCV_FFMPEG_CAPTURE_OPTIONS=_options(bounds), OPENCV_LOG_LEVEL="SILENT"),
+            env=environment(OPENCV_FFMPEG_CAPTURE_OPTIONS=options, OPENCV_LOG_LEVEL="SILENT"),
         )
         try:
             self._width, self._height, self.count, self.fps = self._opened(bounds)
@@ -110,11 +112,6 @@ class VideoFile:
         if self._child.stdout is None:
             raise AssertionError("stdout is a pipe")
         return self._child.stdout
-
-
-def _options(bounds: DecodeBounds) -> str:
-    """Limits of FFmpeg: read this file, on one thread, and make no room for more pixels than allowed."""
-    return f"protocol_whitelist;file|max_pixels;{bounds.pixels}|threads;1"
 
 
 def main() -> None:

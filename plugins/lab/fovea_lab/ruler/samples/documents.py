@@ -63,8 +63,7 @@ def _read_rows(text: str) -> list[QaRow]:
 def _answers(given: Any) -> tuple[str, ...]:
     found = tuple(dict.fromkeys(str(x) for x in given if str(x)))
     if not found:
-        message = "a question has no answer"
-        raise ValueError(message)
+        raise ValueError("a question has no answer")
     return found
 
 

@@ -51,9 +51,10 @@ def generate(
         InvalidOption: No such task, a length under its least, too many questions, or a file is missing.
     """
     if (known := TASKS.get(task)) is None:
-        detail = f"There is no RULER-form task {task!r}; known are {', '.join(TASKS)}."
-        raise InvalidOption(detail, field="tasks")
-    _check_questions(known, questions)
+        raise InvalidOption(f"There is no RULER-form task {task!r}; known are {', '.join(TASKS)}.", field="tasks")
+    if not 1 <= questions <= known.max_questions:
+        detail = f"{task} can ask {known.max_questions} question(s) of one context, not {questions}."
+        raise InvalidOption(detail, field="questions")
     samples: list[RulerSample] = []
     for group in range(-(-n // questions)):
         draft = _draft(known, group, length, seed, corpus, questions, data)
@@ -115,10 +116,3 @@ def _count_tokens(codec: Codec, passage: Passage, *, chat: bool | None) -> tuple
     """Tokens of the prompt of each question."""
     rendered = [render_text(codec, passage.context, one.text, one.prefix, chat=chat) for one in passage.questions]
     return tuple(len(one.context_ids) + len(one.question_ids) for one in rendered)
-
-
-def _check_questions(task: Task, questions: int) -> None:
-    """Refuse more questions than a context can answer."""
-    if not 1 <= questions <= task.max_questions:
-        detail = f"{task.name} can ask {task.max_questions} question(s) of one context, not {questions}."
-        raise InvalidOption(detail, field="questions")

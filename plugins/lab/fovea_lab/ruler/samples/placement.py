@@ -34,15 +34,12 @@ def fwe_counts(words: int, vocabulary: int, alpha: float = 2.0) -> list[int]:
 
 
 def fit(measure: Callable[[int], int], most: int, *, first: int = 1) -> int:
-    """The largest number of units whose measure is at most `most`: by doubling, then bisection.
+    """The largest number of units, `first` or more, whose measure is at most `most`: by doubling, then bisection.
 
-    Args:
-        measure: Of so many units; rises with them, but for a few tokens that merge.
-        most: Largest measure.
-        first: Least units.
+    The measure rises with the units, but for a few tokens that merge.
 
     Raises:
-        InvalidOption: Even those are too many.
+        InvalidOption: Even the first are too many.
     """
     if (least := measure(first)) > most:
         detail = f"The smallest prompt of this task has {least:,} tokens with its answer, and {most:,} are allowed."

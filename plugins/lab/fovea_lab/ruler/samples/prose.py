@@ -33,11 +33,7 @@ class Sentences:
 
 @lru_cache(maxsize=4)
 def split_sentences(text: str | None) -> Sentences:
-    """Sentences of a text; None: of Python's help topics.
-
-    Raises:
-        InvalidOption: There is none in it.
-    """
+    """Sentences of a text; None: of Python's help topics. InvalidOption if there is none in it."""
     folded = " ".join((load_library_prose(1 << 30) if text is None else text).split())
     found = tuple(one for one in _END.split(folded) if one)
     if not found:

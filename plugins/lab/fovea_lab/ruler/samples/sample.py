@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from shared.lm.niah_prompts import Codec
 
@@ -13,21 +14,10 @@ _MARK = "<<<context ends here>>>"
 
 @dataclass(frozen=True, slots=True)
 class RulerSample:
-    """One question about one context.
+    """One question about one context, which ends in a line break; samples of one group share it.
 
-    Attributes:
-        task: Of which task.
-        index: Which sample of it.
-        group: Samples of one group share their context.
-        context: Introduction, example and haystack; ends in a line break.
-        question: The question.
-        answer_prefix: How the answer begins; the model goes on.
-        references: Texts that the answer should contain.
-        max_new_tokens: Most tokens of the answer.
-        length: Most tokens of prompt and answer together.
-        tokens: Tokens of the prompt.
-        seed: It was drawn with.
-        depths: Percent of the haystack before each needle, where there are any.
+    The model goes on from `answer_prefix`, and its answer should contain the references. `length` is the most tokens of
+    prompt and answer together, `tokens` those of the prompt, `depths` the percent of the haystack before each needle.
     """
 
     task: str
@@ -42,6 +32,11 @@ class RulerSample:
     tokens: int
     seed: int
     depths: tuple[float, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """What tells an answer's sample, and what scores it."""
+        named = {name: getattr(self, name) for name in ("digest", "task", "length", "index", "group")}
+        return named | {"references": list(self.references)}
 
     @property
     def digest(self) -> str:
@@ -59,15 +54,10 @@ class RenderedSample:
 
 
 def render(codec: Codec, sample: RulerSample, *, chat: bool | None = None) -> RenderedSample:
-    """Tokens under the chat template, or plainly.
+    """Tokens under the chat template, where there is one, or plainly; `chat` decides otherwise.
 
     The answer's prefix stands in the assistant's turn. Both protocols use these tokens, and differ only in what the
     method saw when it compressed.
-
-    Args:
-        codec: Tokenizer.
-        sample: The sample.
-        chat: Under the chat template; left out, where there is one.
     """
     return render_text(codec, sample.context, sample.question, sample.answer_prefix, chat=chat)
 

@@ -10,6 +10,7 @@ a bump that all boundaries share. Bursts carry the bump alone: what only looks a
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,6 +42,14 @@ class Videos:
     segments: list[np.ndarray]
     labels: list[np.ndarray]
 
+    @classmethod
+    def stack(cls, drawn: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]) -> Videos:
+        """Videos of features (c, t), scores (s, t), segments (k, 2) and labels (k,) each."""
+        features, scores, segments, labels = zip(*drawn, strict=True)
+        held = np.stack(scores).astype(np.float32)
+        semantics = held - held.mean(axis=2, keepdims=True)
+        return cls(np.stack(features).astype(np.float32), semantics, held, list(segments), list(labels))
+
     @property
     def digest(self) -> str:
         """sha256 over everything in it."""
@@ -52,27 +61,20 @@ class Videos:
 
 def videos(split: Split, count: int, world: int = 0) -> Videos:
     """So many videos of a split; no video is in two of them, and all splits share the classes of their world."""
-    prototypes, drifts, bump = _classes(np.random.default_rng((world, 0)))
-    rng = np.random.default_rng((world, _SPLITS[split]))
-    drawn = [_video(rng, prototypes, drifts, bump) for _ in range(count)]
-    features, scores, segments, labels = zip(*drawn, strict=True)
-    held = np.stack(scores).astype(np.float32)
-    return Videos(
-        np.stack(features).astype(np.float32), held - held.mean(2, keepdims=True), held, list(segments), list(labels)
-    )
-
-
-def _classes(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Unit prototype and drift of each class (s, c), and the bump (c,) of all boundaries."""
-    drawn = rng.standard_normal((2 * CLASSES + 1, FEATURES))
+    drawn = np.random.default_rng((world, 0)).standard_normal((2 * CLASSES + 1, FEATURES))
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
-    return drawn[:CLASSES], 0.4 * drawn[CLASSES:-1], drawn[-1]
+    prototypes, drifts, bump = drawn[:CLASSES], 0.4 * drawn[CLASSES:-1], drawn[-1]
+    rng = np.random.default_rng((world, _SPLITS[split]))
+    return Videos.stack(_video(rng, prototypes, drifts, bump) for _ in range(count))
 
 
 def _video(
     rng: np.random.Generator, prototypes: np.ndarray, drifts: np.ndarray, bump: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Features (c, t), class probabilities (s, t), segments (k, 2) and labels (k,) of one video."""
+    """Features (c, t), class probabilities (s, t), segments (k, 2) and labels (k,) of one video.
+
+    Each class has a unit prototype and a drift (s, c); all boundaries share the bump (c,).
+    """
     features = _background(rng)
     spans = _spans(rng)
     labels = rng.integers(CLASSES, size=len(spans))

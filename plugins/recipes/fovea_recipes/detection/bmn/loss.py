@@ -14,10 +14,7 @@ _EPS = 1e-6
 def balanced_entropy(found: Tensor, positive: Tensor, among: Tensor | None = None) -> Tensor:
     """Cross-entropy in which positives and negatives weigh the same (BMN, section 4.3).
 
-    Args:
-        found: Probabilities of any shape.
-        positive: Bool of that shape.
-        among: Bool of that shape: what counts at all.
+    All three are of one shape, `found` probabilities, the others bool; only what is `among` counts.
     """
     among = torch.ones_like(positive) if among is None else among
     total, hits = among.sum(), (positive & among).sum()
@@ -33,10 +30,7 @@ def balanced_entropy(found: Tensor, positive: Tensor, among: Tensor | None = Non
 def overlap_regression(found: Tensor, overlap: Tensor, chance: Tensor) -> Tensor:
     """Half the mean squared error over high overlaps and as many drawn middle and low ones (BMN, section 4.3).
 
-    Args:
-        found: Regression map (b, s, e).
-        overlap: True IoU (b, s, e).
-        chance: Uniform numbers (b, s, e) that draw the cells.
+    Found map, true IoU and the uniform numbers that draw the cells are (b, s, e).
     """
     high, low = overlap > 0.7, (overlap > 0) & (overlap <= 0.3)
     middle = (overlap > 0.3) & (overlap <= 0.7)
@@ -52,12 +46,8 @@ def boundary_matching_loss(
 ) -> Tensor:
     """TEM(start) + TEM(end) + 10 · regression + classification, as a scalar.
 
-    Args:
-        maps: Confidence (b, 2, s, e), start (b, t), end (b, t).
-        overlap: True IoU (b, s, e).
-        starts: Labels (b, t) in 0..1.
-        ends: Labels (b, t) in 0..1.
-        chance: Uniform numbers (b, s, e).
+    Maps are confidence (b, 2, s, e), start and end (b, t); their labels true IoU (b, s, e), starts and ends (b, t) in
+    0..1. `chance` are uniform numbers (b, s, e).
     """
     confidence, start, end = maps
     proposals = torch.ones_like(overlap, dtype=torch.bool).triu()

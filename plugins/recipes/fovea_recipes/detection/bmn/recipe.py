@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +19,6 @@ from fovea_recipes.detection.bmn.loss import boundary_matching_loss
 from fovea_recipes.detection.metrics import average_recall, temporal_average_precision
 from fovea_recipes.training.recipe import Batch, Recipe, Schedule
 from services.detection.segments.proposals import boundary_labels, classify_proposals, score_proposals, soft_nms
-from shared.registry.weights import Dtype
-
-__all__ = ["THRESHOLDS", "BmnCsaDemo", "BmnDemo"]
 
 Row = tuple[Any, ...]
 """A segment, its video first."""
@@ -29,11 +26,8 @@ Row = tuple[Any, ...]
 THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 
-class BmnDemo(Recipe):
+class BmnDemo(Recipe, name="bmn-demo", weights="bmn"):
     """BMN, 0.3 million parameters, on synthetic videos of 32 cells: about 5 minutes on one CPU core."""
-
-    name: ClassVar[str] = "bmn-demo"
-    weights: ClassVar[str] = "bmn"
 
     schedule: Schedule = Schedule(steps=1000, batch=16, rate=1e-3, floor=2e-5, decay=1e-4, ema=0.995)
     hidden: tuple[int, int, int] = (64, 32, 128)
@@ -50,7 +44,7 @@ class BmnDemo(Recipe):
 
     def prepare(self, cache: Path) -> str:
         held = self.videos("train")
-        labelled = (boundary_labels(segments, LENGTH) for segments in held.segments)
+        labelled = (boundary_labels(segments, held.features.shape[2]) for segments in held.segments)
         self._labels = tuple(np.stack(part).astype(np.float32) for part in zip(*labelled, strict=True))
         return f"train:{held.digest} valid:{self.videos('valid').digest}"
 
@@ -132,12 +126,8 @@ class BmnDemo(Recipe):
         }
 
 
-class BmnCsaDemo(BmnDemo):
+class BmnCsaDemo(BmnDemo, name="bmn-csa-demo", weights="bmn-csa", dtype="int8"):
     """BMN with class-semantics attention, on the same videos."""
-
-    name: ClassVar[str] = "bmn-csa-demo"
-    weights: ClassVar[str] = "bmn-csa"
-    dtype: ClassVar[Dtype] = "int8"
 
     channel: bool = Field(True, description="False leaves the attention over channels out: an ablation.")
     time: bool = Field(True, description="False leaves the attention over time out: an ablation.")

@@ -10,18 +10,16 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
-Split = Literal["train", "valid", "test"]
+from fovea_recipes.training.data.synthetic import Split, load_or_draw, sample_rng
 
 Pixels = NDArray[np.float32]
-
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,24 +100,15 @@ class Slides:
 
 def slides(split: Split, count: int, *, seed: int, size: int = 192, cache: Path | None = None) -> Slides:
     """The first `count` slides of a split; with `cache` they are drawn once and mapped from disk afterwards."""
-    if cache is None:
-        return draw_split(split, count, seed=seed, size=size)
-    stem = cache / f"pollen-{split}-{count}x{size}-seed{seed}"
-    digest, images, grains = (stem.with_suffix(end) for end in (".sha256", ".images.npy", ".grains.npy"))
-    if not digest.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        drawn = draw_split(split, count, seed=seed, size=size)
-        np.save(images, drawn.images)
-        np.save(grains, drawn.grains)
-        digest.write_text(drawn.digest)
-    return Slides(np.load(images, mmap_mode="r"), np.load(grains), digest.read_text())
+    name, options = f"pollen-{split}-{count}x{size}-seed{seed}", {"seed": seed, "size": size}
+    return load_or_draw(draw_split, Slides, cache, name, split=split, count=count, **options)
 
 
 def draw_split(split: Split, count: int, *, seed: int, size: int = 192) -> Slides:
     """Draw `count` slides of a split."""
     images, rows = np.empty((count, size, size, 3), np.uint8), []
     for index in range(count):
-        slide = draw_slide(np.random.default_rng((seed, SPLITS.index(split), index)), size)
+        slide = draw_slide(sample_rng(seed, split, index), size)
         images[index] = slide.image
         rows.append(np.column_stack((np.full(len(slide.grains), index, np.float32), slide.grains)))
     grains = np.concatenate(rows).astype(np.float32)

@@ -7,33 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from fovea_recipes.detection.box_evaluation import to_tensor
-from fovea_recipes.detection.hieraedgenet.data import KINDS, Slides, Split, slides
+from fovea_recipes.detection.box_evaluation import to_centres, to_tensor
+from fovea_recipes.detection.hieraedgenet.data import KINDS, Slides, slides
 from fovea_recipes.detection.losses import detection_loss
 from fovea_recipes.detection.metrics.boxes import box_average_precision
-from fovea_recipes.training.recipe import Batch, Recipe, Schedule
+from fovea_recipes.training.data.synthetic import Split
+from fovea_recipes.training.recipe import Batch, Recipe, Schedule, predict_in_batches
 from services.detection.boxes import nms
 from services.detection.layers.edge import Edge
 from services.detection.models.hieraedgenet_network import STRIDES, HieraEdgeNet
-from shared.registry.weights import Dtype
 
 THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 
-class HieraEdgeNetDemo(Recipe):
+class HieraEdgeNetDemo(
+    Recipe, name="hieraedgenet-demo", weights="hieraedgenet-synthetic-pollen", builds="hieraedgenet", dtype="int8"
+):
     """HieraEdgeNet with real edges, eight kinds of pollen, 3.4 million parameters: about 10 minutes on one CPU core."""
-
-    name: ClassVar[str] = "hieraedgenet-demo"
-    weights: ClassVar[str] = "hieraedgenet-synthetic-pollen"
-    builds: ClassVar[str | None] = "hieraedgenet"
-    dtype: ClassVar[Dtype] = "int8"
 
     schedule: Schedule = Schedule(
         steps=900, batch=8, rate=1e-3, floor=2e-5, warm_up=100, decay=5e-4, ema=0.998, validate_every=300
@@ -67,7 +64,7 @@ class HieraEdgeNetDemo(Recipe):
         images, targets = [], []
         for place, index in enumerate(chosen):
             turns, flip = int(rng.integers(4)), bool(rng.random() < 0.5)
-            image, rows = rotate_slides(held.images[index], _targets(held.of(index), self.side), turns, flip=flip)
+            image, rows = rotate_slides(held.images[index], to_centres(held.of(index), self.side), turns, flip=flip)
             images.append(image)
             targets.append(np.column_stack((np.full(len(rows), place, np.float32), rows)))
         yield {"image": to_tensor(np.stack(images)), "targets": torch.from_numpy(np.concatenate(targets))}
@@ -104,32 +101,21 @@ class HieraEdgeNetDemo(Recipe):
         }
 
 
-class HieraEdgeNetOfficialDemo(HieraEdgeNetDemo):
+class HieraEdgeNetOfficialDemo(HieraEdgeNetDemo, name="hieraedgenet-official-demo", weights="hieraedgenet-official"):
     """The twin with the edges of the release, which are 0: what they are worth; measured, not served."""
-
-    name: ClassVar[str] = "hieraedgenet-official-demo"
-    weights: ClassVar[str] = "hieraedgenet-official"
 
     edge: Edge = "official"
 
 
-@torch.no_grad()
 def predict_slides(network: nn.Module, images: np.ndarray, batch: int = 20) -> Tensor:
     """Decoded boxes (n, 4 + classes, a) of slides (n, h, w, 3)."""
-    served = cast("HieraEdgeNet", network.eval()).predictions
-    device = next(network.parameters()).device
-    parts = [served(to_tensor(images[at : at + batch]).to(device)).cpu() for at in range(0, len(images), batch)]
-    return torch.cat(parts)
+    return predict_in_batches(network, images, to_tensor, batch, cast("HieraEdgeNet", network).predictions)
 
 
 def rotate_slides(image: np.ndarray, rows: np.ndarray, turns: int, *, flip: bool) -> tuple[np.ndarray, np.ndarray]:
-    """A square picture turned anticlockwise by quarters, then mirrored or not, and its rows likewise.
+    """A square picture (h, h, 3) turned anticlockwise by quarters, then mirrored or not, and its rows likewise.
 
-    Args:
-        image: (h, h, 3).
-        rows: class, centre x, centre y, width, height in 0..1.
-        turns: Quarters.
-        flip: Whether left and right change places.
+    Rows are class, centre x, centre y, width, height in 0..1.
     """
     rows = rows.copy()
     for _ in range(turns % 4):
@@ -139,9 +125,3 @@ def rotate_slides(image: np.ndarray, rows: np.ndarray, turns: int, *, flip: bool
         rows[:, 1] = 1 - rows[:, 1]
     image = np.rot90(image, turns)
     return image[:, ::-1] if flip else image, rows
-
-
-def _targets(rows: np.ndarray, side: int) -> np.ndarray:
-    """Rows class, x1, y1, x2, y2 in pixels as class, centre, size in 0..1."""
-    low, high = rows[:, 1:3] / side, rows[:, 3:] / side
-    return np.concatenate((rows[:, :1], (low + high) / 2, high - low), axis=1)

@@ -25,16 +25,7 @@ def box_average_precision(
         found: Per picture (n, 6): x1, y1, x2, y2, confidence, class.
         thresholds: Least IoU of a hit.
     """
-    levels = np.asarray(thresholds, np.float64)
-    pictures = [_rows(t, f) for t, f in zip(truth, found, strict=True)]
-    hits = np.concatenate([box_hits(t, f, levels) for t, f in pictures] or [np.zeros((0, len(levels)), bool)])
-    rows = np.concatenate([f for _, f in pictures] or [np.zeros((0, 6))])
-    kinds = np.concatenate([t[:, 0] for t, _ in pictures] or [np.zeros(0)])
-    order = np.argsort(-rows[:, 4], kind="stable")
-    hits, labels = hits[order], rows[order, 5]
-    present, counts = np.unique(kinds, return_counts=True)
-    precisions = [_precision(hits[labels == kind], count) for kind, count in zip(present, counts, strict=True)]
-    return np.array(precisions).reshape(len(present), len(levels))
+    return _resampled(truth, found, thresholds)(np.arange(len(truth)))
 
 
 def box_scores(truth: Sequence[np.ndarray], found: Sequence[np.ndarray], names: Sequence[str]) -> dict[str, float]:
@@ -47,19 +38,34 @@ def box_scores(truth: Sequence[np.ndarray], found: Sequence[np.ndarray], names: 
 
 def resampled_map50(truth: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> Callable[[np.ndarray], float]:
     """mAP@.5 of the pictures with given indices, some of them several times: hits are found once, for a bootstrap."""
-    pictures = [_rows(t, f) for t, f in zip(truth, found, strict=True)]
-    hits = [box_hits(t, f, (0.5,)) for t, f in pictures]
+    precision = _resampled(truth, found, (0.5,))
 
     def score(indices: np.ndarray) -> float:
-        right = np.concatenate([hits[i] for i in indices])
-        rows = np.concatenate([pictures[i][1][:, 4:] for i in indices])
-        present, counts = np.unique(np.concatenate([pictures[i][0][:, 0] for i in indices]), return_counts=True)
-        order = np.argsort(-rows[:, 0], kind="stable")
-        right, labels = right[order], rows[order, 1]
-        areas = [_precision(right[labels == kind], count)[0] for kind, count in zip(present, counts, strict=True)]
-        return float(np.mean(areas)) if areas else float("nan")
+        areas = precision(indices)
+        return float(areas.mean()) if len(areas) else float("nan")
 
     return score
+
+
+def _resampled(
+    truth: Sequence[np.ndarray], found: Sequence[np.ndarray], thresholds: Sequence[float]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Average precision (class, threshold) of the pictures with given indices."""
+    levels = np.asarray(thresholds, np.float64)
+    pictures = [_rows(t, f) for t, f in zip(truth, found, strict=True)]
+    hits = [box_hits(t, f, levels) for t, f in pictures]
+
+    def precision(indices: np.ndarray) -> np.ndarray:
+        right = np.concatenate([np.zeros((0, len(levels)), bool), *(hits[i] for i in indices)])
+        rows = np.concatenate([np.zeros((0, 6)), *(pictures[i][1] for i in indices)])
+        kinds = np.concatenate([np.zeros(0), *(pictures[i][0][:, 0] for i in indices)])
+        order = np.argsort(-rows[:, 4], kind="stable")
+        right, labels = right[order], rows[order, 5]
+        present, counts = np.unique(kinds, return_counts=True)
+        areas = [_precision(right[labels == kind], count) for kind, count in zip(present, counts, strict=True)]
+        return np.array(areas).reshape(len(present), len(levels))
+
+    return precision
 
 
 def _rows(truth: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -71,10 +77,7 @@ def _rows(truth: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def box_hits(truth: np.ndarray, found: np.ndarray, thresholds: Sequence[float] | np.ndarray) -> np.ndarray:
     """Whether each detection is a hit (n, threshold): the first on its best object, and no second choice.
 
-    Args:
-        truth: (m, 5), as for `box_average_precision`.
-        found: (n, 6), best first.
-        thresholds: Least IoU of a hit.
+    Rows are those of `box_average_precision`, the detections best first.
     """
     hits = np.zeros((len(found), len(thresholds)), bool)
     if not len(truth) or not len(found):

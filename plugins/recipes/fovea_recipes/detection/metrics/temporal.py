@@ -21,27 +21,13 @@ Row = Sequence[Any]
 
 
 def temporal_average_precision(truth: Sequence[Row], found: Sequence[Row], thresholds: Sequence[float]) -> np.ndarray:
-    """Average precision per class and threshold, as the ActivityNet evaluation computes it.
+    """Average precision (class in order of label, threshold), as the ActivityNet evaluation computes it.
 
-    Args:
-        truth: Rows (video, start, end, label).
-        found: Rows (video, start, end, label, score); classes that the truth lacks are ignored.
-        thresholds: Least IoU over time of a hit.
-
-    Returns:
-        Array [class in order of label, threshold].
+    Truth is rows (video, start, end, label), found are the same with a score; classes that the truth lacks are ignored.
+    A hit overlaps in time (IoU) by a threshold at least.
     """
-    labels = sorted({row[3] for row in truth})
-    return np.array(
-        [
-            _class_precision(
-                [row for row in truth if row[3] == label],
-                [row for row in found if row[3] == label],
-                np.asarray(thresholds, float),
-            )
-            for label in labels
-        ]
-    )
+    videos = list(dict.fromkeys(row[0] for row in (*truth, *found)))
+    return resampled_precision(truth, found, thresholds)(np.array(videos, object))
 
 
 def average_recall(
@@ -49,11 +35,7 @@ def average_recall(
 ) -> float:
     """AR@AN: mean over thresholds of the share of true segments that the best `count` proposals of a video reach.
 
-    Args:
-        truth: Rows (video, start, end, …).
-        found: Rows (video, start, end, …, score), the score last; labels are ignored.
-        count: Proposals per video.
-        thresholds: Least IoU over time.
+    Rows begin with video, start and end; those that were found end with their score, and labels are ignored.
     """
     proposals: dict[Any, list[tuple[float, float, float]]] = defaultdict(list)
     for row in found:
@@ -69,13 +51,7 @@ def average_recall(
 def resampled_precision(
     truth: Sequence[Row], found: Sequence[Row], thresholds: Sequence[float]
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """`temporal_average_precision` (class, threshold) of given videos, some of them several times, for a bootstrap.
-
-    Args:
-        truth: Rows (video, start, end, label); a video is a number.
-        found: Rows (video, start, end, label, score).
-        thresholds: Least IoU over time of a hit.
-    """
+    """`temporal_average_precision` (class, threshold) of given videos, some of them several times, for a bootstrap."""
     levels = np.asarray(thresholds, float)
     there, ranked = _by_place(truth), _by_place(sorted(found, key=lambda row: -row[4]))
     hits = {place: _hits(rows, ranked.get(place, []), levels) for place, rows in there.items()}
@@ -132,21 +108,6 @@ def _hits(truth: Sequence[Row], ranked: Sequence[Row], levels: np.ndarray) -> np
     for index, row in enumerate(ranked):
         hits[:, index] = _take(interval_iou(true[:, 0], true[:, 1], row[1], row[2]), taken, levels)
     return hits
-
-
-def _class_precision(truth: Sequence[Row], found: Sequence[Row], thresholds: np.ndarray) -> np.ndarray:
-    """Average precision (threshold,) of one class."""
-    ranked = sorted(found, key=lambda row: -row[4])
-    segments: dict[Any, np.ndarray] = {
-        video: np.array([row[1:3] for row in truth if row[0] == video], float) for video in {row[0] for row in truth}
-    }
-    taken = {video: np.zeros((len(thresholds), len(rows)), bool) for video, rows in segments.items()}
-    hits = np.zeros((len(thresholds), len(ranked)), bool)
-    for index, (video, start, end, *_) in enumerate(ranked):
-        if (true := segments.get(video)) is not None:
-            iou = interval_iou(true[:, 0], true[:, 1], start, end)
-            hits[:, index] = _take(iou, taken[video], thresholds)
-    return np.array([_area(row, len(truth)) for row in hits])
 
 
 def _take(iou: np.ndarray, taken: np.ndarray, thresholds: np.ndarray) -> np.ndarray:

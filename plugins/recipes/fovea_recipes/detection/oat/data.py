@@ -77,7 +77,8 @@ def trials(rng: np.random.Generator, count: int, grid: tuple[int, int] = (3, 9))
 def draw_search(rng: np.random.Generator, grid: tuple[int, int], items: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """One scanpath (m, 21) of each shelf, drawn from the policy."""
     count, places = items.shape
-    everyone, liking = np.arange(count), 2.2 * _likeness(items, targets)
+    everyone, sought = np.arange(count), np.take_along_axis(items, targets[:, None], 1)
+    liking = 2.2 * (0.5 * (items % 8 == sought % 8) + 0.5 * (items // 8 == sought // 8))  # colour and shape
     cells = np.stack(np.divmod(np.arange(places), grid[1]), 1).astype(float)
     distance = np.linalg.norm(cells[:, None] - cells[None], axis=2)
     at = np.full(count, (grid[0] // 2) * grid[1] + grid[1] // 2)
@@ -98,12 +99,6 @@ def draw_search(rng: np.random.Generator, grid: tuple[int, int], items: np.ndarr
         going &= ~stopped
     paths[going, LONGEST] = places
     return paths
-
-
-def _likeness(items: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Half for the same colour, half for the same shape: (m, n)."""
-    sought = np.take_along_axis(items, targets[:, None], 1)
-    return np.asarray(0.5 * (items % 8 == sought % 8) + 0.5 * (items // 8 == sought // 8))
 
 
 def _product(index: int) -> np.ndarray:

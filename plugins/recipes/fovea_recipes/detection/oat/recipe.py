@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,18 +22,13 @@ from services.detection.gaze.scanpaths import DecodedScanpath, decode_scanpaths
 from services.detection.layers.positions import fitted_positions
 from services.detection.metrics import behaviour, behaviour_delta, sequence_score
 from services.detection.models.object_attention import ObjectAttention, grid_cells
-from shared.registry.weights import Dtype
 
 _GRID = (3, 9)
 _WIDTH = 128
 
 
-class OatDemo(Recipe):
+class OatDemo(Recipe, name="oat-demo", weights="oat", dtype="int8"):
     """OAT, 0.74 million parameters, on synthetic shelves: about 15 minutes on one CPU core."""
-
-    name: ClassVar[str] = "oat-demo"
-    weights: ClassVar[str] = "oat"
-    dtype: ClassVar[Dtype] = "int8"
 
     schedule: Schedule = Schedule(
         steps=5000, batch=32, rate=5e-4, floor=1e-5, warm_up=100, decay=0.01, clamp=0.5, ema=0.999, validate_every=500
@@ -59,13 +54,7 @@ class OatDemo(Recipe):
         grid = (int(rng.integers(1, 5)), int(rng.integers(3, 11))) if rng.random() < self.other else _GRID
         drawn = trials(rng, self.schedule.batch, grid)
         kinds, items = np.unique(drawn.items, return_inverse=True)
-        yield {
-            "pictures": _pictures(noisy(self._products[kinds], rng)),
-            "items": torch.from_numpy(items.reshape(drawn.items.shape)),
-            "cells": grid_cells(grid).expand(len(items), -1, -1),
-            "target": torch.from_numpy(drawn.targets),
-            "path": torch.from_numpy(drawn.paths),
-        }
+        yield _batch(drawn, noisy(self._products[kinds], rng), items.reshape(drawn.items.shape))
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         net, path = cast("ObjectAttention", network), batch["path"]
@@ -77,15 +66,7 @@ class OatDemo(Recipe):
     @torch.no_grad()
     def score(self, network: nn.Module) -> float:
         held = self._trials(1, self.valid)
-        pictures, cells = _pictures(self._products), grid_cells(_GRID).expand(self.valid, -1, -1)
-        batch = {
-            "pictures": pictures,
-            "items": torch.from_numpy(held.items),
-            "cells": cells,
-            "target": torch.from_numpy(held.targets),
-            "path": torch.from_numpy(held.paths),
-        }
-        return -float(self.loss(network, batch))
+        return -float(self.loss(network, _batch(held, self._products, held.items)))
 
     def measure(self, network: nn.Module) -> dict[str, float]:
         held, rng = self._trials(2, self.test), np.random.default_rng(7)
@@ -94,7 +75,7 @@ class OatDemo(Recipe):
         greedy = [found.objects for found in self._walked(net, held, None)]
         again = Trials(_GRID, held.items, held.targets, draw_search(rng, _GRID, held.items, held.targets))
         true, second = ([part.path(index) for index in range(self.test)] for part in (held, again))
-        seen, policy, truth = (_behaviours(paths, held.targets) for paths in (drawn, second, true))
+        seen, policy, truth = (list(map(behaviour, paths, held.targets.tolist())) for paths in (drawn, second, true))
         return {
             "behaviour_delta": behaviour_delta(seen, truth),
             "behaviour_delta_policy": behaviour_delta(policy, truth),
@@ -130,13 +111,16 @@ class OatDemo(Recipe):
         }
 
 
+def _batch(held: Trials, pictures: np.ndarray, items: np.ndarray) -> Batch:
+    """Trials as a batch, with the products that occur in them and the index of the product at each place."""
+    arrays = {"items": items, "target": held.targets, "path": held.paths}
+    cells = grid_cells(held.grid).expand(len(items), -1, -1)
+    return {"pictures": _pictures(pictures), "cells": cells, **{k: torch.from_numpy(v) for k, v in arrays.items()}}
+
+
 def _pictures(arrays: np.ndarray) -> Tensor:
     """Pictures (m, h, w, 3) as (m, 3, h, w)."""
     return torch.from_numpy(np.ascontiguousarray(arrays.transpose(0, 3, 1, 2)))
-
-
-def _behaviours(paths: list[list[int]], targets: np.ndarray) -> list[tuple[float, float, float, float, float]]:
-    return [behaviour(path, int(target)) for path, target in zip(paths, targets, strict=True)]
 
 
 def _agreement(paths: list[list[int]], true: list[list[int]]) -> float:

@@ -11,17 +11,13 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fovea_recipes.detection.crack_synthesis import SurfaceDamage, alligator, longitudinal, patch, pothole, transverse
 from fovea_recipes.detection.yolo9tr.data import ground
-
-Split = Literal["train", "valid", "test"]
-
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+from fovea_recipes.training.data.synthetic import Split, load_or_draw, sample_rng
 
 SIDE = 96
 """Pixels of a patch."""
@@ -56,23 +52,15 @@ class Patches:
 
 def patches(split: Split, count: int, *, seed: int, side: int = SIDE, cache: Path | None = None) -> Patches:
     """The first `count` patches of a split; with `cache` they are drawn once and mapped from disk afterwards."""
-    if cache is None:
-        return draw_split(split, count, seed=seed, side=side)
-    stem = cache / f"patches-{split}-{count}x{side}-seed{seed}"
-    digest, images = stem.with_suffix(".sha256"), stem.with_suffix(".images.npy")
-    if not digest.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        drawn = draw_split(split, count, seed=seed, side=side)
-        np.save(images, drawn.images)
-        digest.write_text(drawn.digest)
-    return Patches(np.load(images, mmap_mode="r"), _labels(count), digest.read_text())
+    name, options = f"patches-{split}-{count}x{side}-seed{seed}", {"seed": seed, "side": side}
+    return load_or_draw(draw_split, Patches, cache, name, split=split, count=count, **options)
 
 
 def draw_split(split: Split, count: int, *, seed: int, side: int = SIDE) -> Patches:
     """Draw `count` patches of a split."""
-    images, labels = np.empty((count, side, side, 3), np.uint8), _labels(count)
+    images, labels = np.empty((count, side, side, 3), np.uint8), np.arange(count) % len(NAMES)
     for index, kind in enumerate(labels):
-        images[index] = draw_patch(np.random.default_rng((seed, SPLITS.index(split), index)), int(kind), side)
+        images[index] = draw_patch(sample_rng(seed, split, index), int(kind), side)
     return Patches(images, labels, hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest())
 
 
@@ -95,7 +83,3 @@ def _shade(
         window = slice(top, top + side), slice(left, left + side)
         if damage.mask[window].sum() >= VISIBLE:
             return damage.shade[window]
-
-
-def _labels(count: int) -> NDArray[np.int64]:
-    return np.arange(count) % len(NAMES)

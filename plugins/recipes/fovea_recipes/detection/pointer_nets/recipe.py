@@ -10,7 +10,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from services.detection.planning.exact import optimal_tours, tour_lengths
 from services.detection.planning.geometry import area, canonical_hull, hull, hull_successors, polygon_is_valid
 from services.detection.planning.pointer_inference import PointerInference
 from services.detection.planning.pointer_solver import normalise_points, predict_hulls, predict_tours
-from shared.registry.weights import Dtype
 
 _IGNORED = -100
 
@@ -32,6 +31,9 @@ _IGNORED = -100
 class _Pointer(Recipe):
     """Parts shared by both recipes: a network, and batches of instances of one size."""
 
+    schedule: Schedule = Schedule(
+        steps=3000, batch=256, rate=1.5e-3, floor=1e-5, warm_up=200, clamp=0.2, ema=0.999, validate_every=1000
+    )
     hidden: int = 64
     layers: int = 3
     smallest: int = Field(5, ge=3, description="Fewest points of an instance.")
@@ -66,16 +68,8 @@ class _Pointer(Recipe):
         return int(rng.choice(sizes, p=sizes / sizes.sum()))
 
 
-class PointerHull(_Pointer):
+class PointerHull(_Pointer, name="pointer-hull", weights="fovea-pointer-hull", dtype="int8"):
     """Convex hulls of 5 to 10 points: about 5 minutes on one free CPU core."""
-
-    name: ClassVar[str] = "pointer-hull"
-    weights: ClassVar[str] = "fovea-pointer-hull"
-    dtype: ClassVar[Dtype] = "int8"
-
-    schedule: Schedule = Schedule(
-        steps=3000, batch=256, rate=1.5e-3, floor=1e-5, warm_up=200, clamp=0.2, ema=0.999, validate_every=1000
-    )
 
     @property
     def endless(self) -> bool:
@@ -115,16 +109,9 @@ class PointerHull(_Pointer):
         return exact / len(points), float(np.mean(shares or [0.0])), invalid / len(points)
 
 
-class PointerTour(_Pointer):
+class PointerTour(_Pointer, name="pointer-tour", weights="fovea-pointer-tour", dtype="int8"):
     """Shortest tours of 5 to 10 points: about 6 minutes on one free CPU core."""
 
-    name: ClassVar[str] = "pointer-tour"
-    weights: ClassVar[str] = "fovea-pointer-tour"
-    dtype: ClassVar[Dtype] = "int8"
-
-    schedule: Schedule = Schedule(
-        steps=3000, batch=256, rate=1.5e-3, floor=1e-5, warm_up=200, clamp=0.2, ema=0.999, validate_every=1000
-    )
     bank: int = Field(40_000, ge=1, description="Labelled instances of each size; turned and mirrored when drawn.")
 
     _bank: dict[int, tuple[np.ndarray, np.ndarray]] = PrivateAttr(default_factory=dict)

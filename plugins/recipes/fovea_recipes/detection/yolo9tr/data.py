@@ -9,16 +9,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fovea_recipes.detection.crack_synthesis import DAMAGE, SurfaceDamage
-
-Split = Literal["train", "valid", "test"]
-
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+from fovea_recipes.training.data.synthetic import Split, load_or_draw, sample_rng
 
 NAMES = tuple(DAMAGE)
 """Classes, in order of their ids."""
@@ -48,13 +44,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scenes:
-    """A split.
-
-    Attributes:
-        images: (n, side, side, 3) uint8.
-        boxes: Rows scene, class, x1, y1, x2, y2 (m, 6), scene by scene.
-        digest: The sha256 over both.
-    """
+    """A split: pictures (n, side, side, 3) uint8, rows scene, class, x1, y1, x2, y2 (m, 6), the sha256 over both."""
 
     images: NDArray[np.uint8]
     boxes: NDArray[np.float32]
@@ -67,24 +57,15 @@ class Scenes:
 
 def scenes(split: Split, count: int, *, seed: int, side: int = SIDE, cache: Path | None = None) -> Scenes:
     """The first `count` scenes of a split; with `cache` they are drawn once and mapped from disk afterwards."""
-    if cache is None:
-        return draw_split(split, count, seed=seed, side=side)
-    stem = cache / f"pavement-{split}-{count}x{side}-seed{seed}"
-    digest_file, images_file, boxes_file = (stem.with_suffix(end) for end in (".sha256", ".images.npy", ".boxes.npy"))
-    if not digest_file.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        drawn = draw_split(split, count, seed=seed, side=side)
-        np.save(images_file, drawn.images)
-        np.save(boxes_file, drawn.boxes)
-        digest_file.write_text(drawn.digest)
-    return Scenes(np.load(images_file, mmap_mode="r"), np.load(boxes_file), digest_file.read_text())
+    name, options = f"pavement-{split}-{count}x{side}-seed{seed}", {"seed": seed, "side": side}
+    return load_or_draw(draw_split, Scenes, cache, name, split=split, count=count, **options)
 
 
 def draw_split(split: Split, count: int, *, seed: int, side: int = SIDE) -> Scenes:
     """Draw `count` scenes of a split."""
     images, rows = np.empty((count, side, side, 3), np.uint8), [np.empty((0, 6), np.float32)]
     for index in range(count):
-        scene = draw_scene(np.random.default_rng((seed, SPLITS.index(split), index)), side)
+        scene = draw_scene(sample_rng(seed, split, index), side)
         images[index] = scene.image
         rows.append(np.insert(scene.boxes, 0, index, axis=1))
     boxes = np.concatenate(rows).astype(np.float32)

@@ -45,11 +45,7 @@ class Augment(BaseModel):
     ) -> Warp:
         """Draw an affine map from a source (height, width) to a target (height, width).
 
-        Args:
-            rng: Draws it.
-            source: Size of the picture.
-            target: Size of the network's input.
-            keep_aspect: Fit the picture into the target before anything is drawn, instead of squashing it.
+        With `keep_aspect` the picture is first fitted into the target, instead of being squashed.
         """
         quarter = math.pi / 2 * int(rng.integers(4))
         angle = quarter if self.quarters else math.radians(rng.uniform(-self.turn, self.turn))

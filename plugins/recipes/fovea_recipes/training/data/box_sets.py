@@ -30,13 +30,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 @dataclass(frozen=True, slots=True)
 class BoxSet:
-    """Pictures with their boxes.
-
-    Attributes:
-        names: Classes, by id.
-        pictures: Files, in the order of their names.
-        rows: Boxes of each.
-    """
+    """Pictures in the order of their names with their boxes, and the names of classes by id."""
 
     names: tuple[str, ...]
     pictures: tuple[Path, ...]

@@ -24,13 +24,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 @dataclass(frozen=True, slots=True)
 class ClassSet:
-    """Pictures with one label each.
-
-    Attributes:
-        names: Classes, by id.
-        pictures: Files.
-        labels: Id of each (n,).
-    """
+    """Pictures with one label (n,) each, and the names of classes by id."""
 
     names: tuple[str, ...]
     pictures: tuple[Path, ...]
@@ -64,8 +58,7 @@ class ClassSet:
 def find_classes(folder: Path) -> tuple[ClassSet, list[FileProblem]]:
     """All pictures with the class of the folder that they are in, and those that can't be read.
 
-    Args:
-        folder: With one folder per class, or `train` and `validation` (or `val`, `test`) with one per class each.
+    Classes have a folder each, or one each in `train` and `validation` (or `val`, `test`).
 
     Raises:
         NotFound: No class folders, or none with pictures.

@@ -26,15 +26,10 @@ Found = tuple[list[tuple[Path, Path]], list[FileProblem]]
 
 
 def draw_coco_masks(folder: Path, pictures: Sequence[Path], drawn: Path, names: Sequence[str] = ()) -> Found:
-    """Pairs of a picture and its mask, and what was wrong.
+    """Pairs of a picture and its mask of one bit, written to `drawn`, and what was wrong.
 
-    All classes are marked alike. A picture without any label has an empty mask; one that no file lists is left out.
-
-    Args:
-        folder: Where files are sought; a picture that several of them list has the labels of all.
-        pictures: The pictures that may be meant.
-        drawn: Where masks of one bit are written.
-        names: Classes that are marked; empty: all.
+    All classes, or those of `names`, are marked alike. A picture has the labels of all files below `folder` that list
+    it; without any its mask is empty. One that no file lists is left out.
 
     Raises:
         InvalidOption: A file is not JSON, lacks a part, or has no class of a name.
@@ -107,7 +102,9 @@ def _places(
         if not alike:
             problems.append(FileProblem(file.parent / named, "is not there, left out"))
             continue
-        path = min(alike, key=lambda each: _strangeness(each, named, file))
+        # Of pictures of one name the one is meant that ends as the file says, and lies below it.
+        ends = {each: each.parts[-len(named.parts) :] != named.parts for each in alike}
+        path = min(alike, key=lambda each: (ends[each], not each.is_relative_to(file.parent)))
         try:
             with Image.open(path) as picture:
                 width, height = picture.size
@@ -122,17 +119,8 @@ def _places(
         yield image["id"], (path, (height, width))
 
 
-def _strangeness(path: Path, named: Path, file: Path) -> tuple[bool, bool]:
-    """Of pictures of one name the one is meant that ends as the file says, and lies below it."""
-    return path.parts[-len(named.parts) :] != named.parts, not path.is_relative_to(file.parent)
-
-
 def _region(segmentation: Any, height: int, width: int) -> Mask:
-    """Pixels that a label marks (height, width).
-
-    Raises:
-        ValueError: It is neither outlines nor run lengths of that size.
-    """
+    """Pixels that a label marks (height, width); ValueError if it is neither outlines nor run lengths of that size."""
     if isinstance(segmentation, dict):
         runs = segmentation["counts"]
         lengths = np.array(_unpacked(runs) if isinstance(runs, str) else runs, np.int64)

@@ -68,14 +68,12 @@ class MaskSet:
 def find_masks(folder: Path, drawn: Path | None = None, names: Sequence[str] = ()) -> tuple[MaskSet, list[FileProblem]]:
     """The pairs below a folder, and the pictures that have no mask.
 
-    Args:
-        folder: Holds pictures and masks, or pictures and COCO files.
-        drawn: Where masks from COCO files are drawn; without it, such files are not read.
-        names: Classes of COCO files that are marked; empty: all.
+    Where there is no pair, COCO files are read, and their masks of all classes, or those of `names`, are written to
+    `drawn`; without it, such files are not read.
 
     Raises:
         NotFound: There is no pair at all.
-        InvalidOption: There are no masks, and a JSON file can't be read, or has no class of a name.
+        InvalidOption: A JSON file can't be read, or has no class of a name.
     """
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
     masks = {_place(path, folder): path for path in files if is_mask(path, folder)}

@@ -23,19 +23,11 @@ HELD_OUT = ("validation", "valid", "val", "test")
 def held_out(
     paths: Sequence[Path], folder: Path, *, pattern: str = "", group_by: str = "", share: float = 0.15, seed: int = 1
 ) -> NDArray[np.bool_]:
-    """Whether each picture (n,) is held out.
+    """Whether each picture (n,) of a data set is held out.
 
-    A pattern decides where one is given; then folders `train` and `validation`; then a list `val.txt`; else groups are
-    drawn until the share is reached.
-
-    Args:
-        paths: Pictures.
-        folder: The data set.
-        pattern: Of the names of pictures that are held out.
-        group_by: Pattern whose first group (or whole match) in a file's name says what belongs together: a patient, a
-            road. Empty: each picture is a group of its own.
-        share: Of the pictures.
-        seed: Draws the groups.
+    A pattern of names decides where one is given; then folders `train` and `validation`; then a list `val.txt`; else
+    groups are drawn until the share of pictures is reached. The first group, or the whole match, of `group_by` in a
+    file's name says what belongs together: a patient, a road; without it each picture is a group of its own.
 
     Raises:
         InvalidOption: A pattern can't be read, or one of the two sides is empty.

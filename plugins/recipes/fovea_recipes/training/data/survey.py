@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 BITS = 6
@@ -24,13 +23,7 @@ SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class FileProblem:
-    """Something wrong with one file.
-
-    Attributes:
-        path: The file.
-        kind: Kind of problem, for example `can't be read`: problems are listed by it.
-        detail: More about this file.
-    """
+    """Something wrong with one file; problems are listed by kind, for example `can't be read`."""
 
     path: Path
     kind: str
@@ -39,16 +32,7 @@ class FileProblem:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Summary of a data set.
-
-    Attributes:
-        train: Pictures to train on.
-        held_out: Pictures that are held out.
-        classes: Labels (pictures, boxes or marked pictures) by class.
-        sizes: (height, width) of the pictures.
-        problems: Problems found.
-        copies: Pairs of a training and a held-out picture that look the same.
-    """
+    """Summary of a data set: counts, labels by class, sizes (height, width), problems, near copies across the split."""
 
     train: int
     held_out: int
@@ -67,8 +51,9 @@ class Survey:
             yield f"Sizes: {texts[1]} in the middle, from {texts[0]} to {texts[2]}."
         if self.classes:
             yield "Labels: " + ", ".join(f"{name} {count}" for name, count in self.classes.items()) + "."
-        for kind, found in _by_kind(self.problems).items():
-            named = ", ".join(f"{each.path.name}{_bracketed(each.detail)}" for each in found[:SHOWN])
+        for kind, _ in Counter(each.kind for each in self.problems).most_common():
+            found = [each for each in self.problems if each.kind == kind]
+            named = ", ".join(f"{each.path.name}{each.detail and f' ({each.detail})'}" for each in found[:SHOWN])
             more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
             yield f"{kind.capitalize()}: {named}{more}."
         if self.copies:
@@ -104,23 +89,10 @@ def near_copies(train: Sequence[Path], held_out: Sequence[Path], bits: int = BIT
     """Each held-out picture that looks like one to train on, with the nearest of those."""
     if not train or not held_out:
         return []
-    first, second = (_prints(paths) for paths in (train, held_out))
+    first, second = (np.array([fingerprint(path) for path in paths], np.uint64) for paths in (train, held_out))
     found = []
     for index, print_ in enumerate(second):
         apart = np.bitwise_count(first ^ print_)
         if apart[nearest := int(apart.argmin())] <= bits:
             found.append((train[nearest], held_out[index]))
     return found
-
-
-def _prints(paths: Sequence[Path]) -> NDArray[np.uint64]:
-    return np.array([fingerprint(path) for path in paths], np.uint64)
-
-
-def _by_kind(problems: Sequence[FileProblem]) -> dict[str, list[FileProblem]]:
-    kinds = Counter(each.kind for each in problems)
-    return {kind: [each for each in problems if each.kind == kind] for kind, _ in kinds.most_common()}
-
-
-def _bracketed(detail: str) -> str:
-    return f" ({detail})" if detail else ""

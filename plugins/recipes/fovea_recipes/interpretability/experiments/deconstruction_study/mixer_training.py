@@ -9,15 +9,14 @@ import shutil
 import time
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from fovea_memory.mixers.deconstructed.mixers import Variant
 from fovea_recipes.interpretability.experiments.deconstruction_study.spec import Layout, ModelSize
-from fovea_recipes.training.byte_recipe import BYTES, ByteRecipe, bits_of, bits_per_byte
-from fovea_recipes.training.recipe import Recipe, Schedule
+from fovea_recipes.training.byte_recipe import BYTES, ByteRecipe, bits_per_byte
+from fovea_recipes.training.recipe import Recipe, language_schedule
 from fovea_recipes.training.text_corpus import Corpus, Split, corpus, corpus_of
 from fovea_recipes.training.trainer import FitProgress, fit
 from services.interpretability.experiments.indicators import INDICATOR_NAMES, indicators
@@ -30,12 +29,8 @@ _INDICATOR_BYTES = 128
 """Bytes of held-out text whose maps the indicators are taken of."""
 
 
-class MixerRun(ByteRecipe):
+class MixerRun(ByteRecipe, name="deconstruction", weights="deconstructed", builds="deconstructed-lm"):
     """Training recipe of one byte model: one variant, layout and seed."""
-
-    name: ClassVar[str] = "deconstruction"
-    weights: ClassVar[str] = "deconstructed"
-    builds: ClassVar[str | None] = "deconstructed-lm"
 
     size: ModelSize
     mixer: Variant
@@ -45,18 +40,8 @@ class MixerRun(ByteRecipe):
     @classmethod
     def of(cls, mixer: Variant, layout: Layout, seed: int, steps: int, size: ModelSize, text: str | None) -> MixerRun:
         """Build the recipe of a cell."""
-        schedule = Schedule(
-            steps=steps,
-            batch=size.batch,
-            rate=2e-3,
-            floor=2e-5,
-            warm_up=min(100, steps // 10),
-            decay=0.01,
-            ema=0.98,
-            clip=1.0,
-            betas=(0.9, 0.95),
-            validate_every=max(1, -(-steps // _CURVE_POINTS)),
-        )
+        pace: dict[str, Any] = {"warm_up": min(100, steps // 10), "validate_every": max(1, -(-steps // _CURVE_POINTS))}
+        schedule = language_schedule(steps=steps, batch=size.batch, rate=2e-3, floor=2e-5, decay=0.01, ema=0.98, **pace)
         return cls(seed=seed, schedule=schedule, context=size.context, size=size, mixer=mixer, layout=layout, text=text)
 
     def config(self) -> dict[str, Any]:
@@ -70,9 +55,7 @@ class MixerRun(ByteRecipe):
         windows = self.test_windows()
         measured = {"bits": bits_per_byte(network, windows)}
         if self.layout == "hybrid":
-            with torch.no_grad():
-                skipped = [cast("Tensor", network(part[:, :-1], skip=True)) for part in torch.split(windows, 8)]
-            measured["bits_skip"] = bits_of(torch.cat(skipped), windows[:, 1:])
+            measured["bits_skip"] = bits_per_byte(network, windows, skip=True)
         return measured
 
     @cached_property
@@ -84,10 +67,7 @@ class MixerRun(ByteRecipe):
 def train_and_measure(run: MixerRun, folder: Path, context: CallContext) -> dict[str, Any]:
     """Train a model and measure it; return the value of its cell, as JSON.
 
-    Args:
-        run: The recipe.
-        folder: Where checkpoints go; a stopped run resumes from there, and a finished one leaves nothing.
-        context: Receives progress, and may cancel.
+    Checkpoints go to `folder`: a stopped run resumes from there, and a finished one leaves nothing.
     """
 
     def report_step(_recipe: Recipe, progress: FitProgress) -> None:
