@@ -58,42 +58,31 @@ def test_pictures_go_out_as_multipart_with_their_bytes_as_they_are():
     assert b'"model"\r\n\r\ndisc' in body
 
 
-def test_chat_is_at_openais_path_and_a_stream_asks_for_its_usage():
+def test_chat_is_at_openais_path_mixes_turns_and_asks_for_the_usage_of_streams():
     stream = endpoints.chat_stream("Hi", system="Be brief.", temperature=0, seed=None)
     request = sent(stream.call)
     assert request.url.path == "/v1/chat/completions"
     assert json.loads(request.content) == {
-        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
-        "temperature": 0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-
-
-def test_a_conversation_may_mix_mappings_and_messages():
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}], "temperature": 0,
+        "stream": True, "stream_options": {"include_usage": True},
+    }  # fmt: skip
     turns = [ChatMessage(role="user", content="a"), {"role": "assistant", "content": "b"}]
     assert build_messages(turns) == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
-def test_any_call_becomes_a_job_with_its_body_untouched():
+def test_calls_become_jobs_untouched_and_names_are_quoted():
     call = endpoints.task("segment", {"threshold": 0.4}, {"image": b"\xff\xd8\xff"})
     request = sent(endpoints.as_job(call, "once"))
     assert (request.headers["prefer"], request.headers["idempotency-key"]) == ("respond-async", "once")
     assert b"\xff\xd8\xff" in request.read()
-
-
-def test_names_are_quoted_and_keep_their_slashes():
     assert sent(endpoints.model("patches/a b")).url.raw_path == b"/v1/models/patches/a%20b"
     assert sent(endpoints.job("a/../b")).url.raw_path == b"/v1/jobs/a%2F..%2Fb"
 
 
-def test_key_goes_out_as_a_bearer_token():
+def test_keys_are_bearer_tokens_and_this_machine_has_no_proxy():
     options = build_client_options("http://gateway:1", "fovea_secret")
     assert options["headers"]["authorization"] == "Bearer fovea_secret"
     assert "authorization" not in build_client_options("http://gateway:1")["headers"]
-
-
-def test_a_proxy_of_the_environment_is_not_used_for_this_machine():
     assert build_client_options("http://127.0.0.1:8080")["trust_env"] is False
     assert build_client_options("https://fovea.example")["trust_env"] is True
 
@@ -106,8 +95,7 @@ def test_an_address_that_is_none_is_refused_before_anything_is_sent(url):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_problem_becomes_the_class_it_was(kind):
-    body = problem(kind("why", hint="try", field="threshold")).model_dump()
-    error = parse_error(answer(kind.status, body))
+    error = parse_error(answer(kind.status, problem(kind("why", hint="try", field="threshold")).model_dump()))
     assert (error.status, error.detail, error.hint, error.field) == (kind.status, "why", "try", "threshold")
 
 
@@ -131,14 +119,11 @@ def test_no_error_body_breaks_the_reader(body, status):
     assert isinstance(parse_error(httpx2.Response(status, content=body)), errors.FoveaError)
 
 
-def test_an_answer_that_makes_no_sense_is_a_fault_of_versions():
+def test_answers_without_sense_are_a_fault_and_unnamed_facts_ride_along():
     with pytest.raises(errors.Fault, match="can't be read"):
         endpoints.models().parse(answer(200, {"data": "x"}))
     with pytest.raises(errors.Fault, match="can't be read"):
         Call("GET", "/", read_json).parse(answer(200, b"<html>"))
-
-
-def test_facts_that_the_library_does_not_name_ride_along():
     card = ModelCard.model_validate(
         {
             "id": "m", "created": 1, "task": "t", "service": "s", "ready": True, "paper": {"year": 2020},
@@ -148,12 +133,16 @@ def test_facts_that_the_library_does_not_name_ride_along():
     assert (card.request_schema, card.model_extra) == ({"a": 1}, {"paper": {"year": 2020}})
 
 
-def test_a_job_result_is_bytes_json_or_a_typed_answer():
+def test_a_job_result_is_typed_and_a_piece_says_what_it_adds():
     found = endpoints.result("1").parse(answer(200, {"id": "x"}, content_type="application/json"))
     assert isinstance(found, JobResult)
     assert (found.content_type, found.json()) == ("application/json", {"id": "x"})
     with pytest.raises(ValueError, match="model"):
         found.parse(SegmentOut)
+    stream = StreamCall(endpoints.chat([]), ChatPiece.model_validate_json)
+    both = [{"index": 1, "delta": {"content": "no"}}, {"index": 0, "delta": {"content": "yes"}}]
+    assert (stream.parse_event(event(chunk(choices=both))).text, stream.parse_event(event(chunk())).text) == ("yes", "")
+    assert stream.is_end(event("[DONE]"))
 
 
 def event(data: str) -> httpx2.ServerSentEvent:
@@ -162,13 +151,6 @@ def event(data: str) -> httpx2.ServerSentEvent:
 
 def chunk(**fields: Any) -> str:
     return json.dumps({"id": "1", "created": 1, "model": "m", "choices": [], **fields})
-
-
-def test_a_piece_says_what_it_adds_to_the_first_choice():
-    stream = StreamCall(endpoints.chat([]), ChatPiece.model_validate_json)
-    both = [{"index": 1, "delta": {"content": "no"}}, {"index": 0, "delta": {"content": "yes"}}]
-    assert (stream.parse_event(event(chunk(choices=both))).text, stream.parse_event(event(chunk())).text) == ("yes", "")
-    assert stream.is_end(event("[DONE]"))
 
 
 @pytest.mark.parametrize(
@@ -220,13 +202,10 @@ def test_waits_of_its_own_grow_and_stay_bounded(attempt):
     assert min(5, 0.2 * 2 ** (attempt - 1)) / 2 <= wait <= min(5, 0.2 * 2 ** (attempt - 1))
 
 
-def test_pauses_end_with_the_deadline():
+def test_pauses_end_with_the_deadline_and_a_watch_tells_each_state_once():
     assert next(iterate_pauses(None)) == 0.05
     with pytest.raises(errors.DeadlineExceeded, match="0 s"):
         next(iterate_pauses(0))
-
-
-def test_a_watch_tells_each_state_once():
     heard: list[str] = []
     job = Job(id="1", service="s", path="/", status="running", created=datetime.now(UTC))
     watch = JobWatcher(lambda told: heard.append(told.status))

@@ -48,14 +48,11 @@ def lines(out):
     return [json.loads(line) for line in out.splitlines()]
 
 
-def test_models_are_listed_with_their_measured_number_and_no_papers_beside_a_synthetic_one(fovea):
+def test_models_are_listed_narrowed_and_read_by_programs(fovea):
     code, out, _ = fovea("models")
     assert code == 0
     row = next(line for line in out.decode().splitlines() if line.startswith("disc\t"))
     assert row.split("\t") == ["disc", "segment", "stub", "yes", "0.873 synthetic / – dice_at_half"]
-
-
-def test_models_can_be_narrowed_to_a_task_and_read_by_programs(fovea):
     code, out, _ = fovea("models", "--task", "segment", "--json")
     assert code == 0
     assert [(entry["id"], entry["ready"]) for entry in lines(out)] == [("disc", True), ("disc-large", False)]
@@ -102,7 +99,7 @@ def test_options_reach_the_model_as_its_schema_types_them(fovea, folder, stage):
     assert (sent["threshold"], sent["keep_largest"], sent["min_area"], sent["model"]) == ("0.25", "true", "7", "disc")
 
 
-def test_one_bad_picture_is_reported_and_does_not_stop_the_others(fovea, folder):
+def test_one_bad_picture_does_not_stop_the_others_in_words_or_json_lines(fovea, folder):
     (folder / "broken.png").write_bytes(b"nope")
     code, out, err = fovea("segment", folder, folder / "none.png", "-o", folder / "out")
     assert code == 1
@@ -110,10 +107,6 @@ def test_one_bad_picture_is_reported_and_does_not_stop_the_others(fovea, folder)
     assert "broken.png: The bytes are not a picture." in err
     assert "none.png: There is no such file." in err
     assert out.count(b"10.7 % in 1 region") == 2
-
-
-def test_json_lines_tell_results_and_failures_alike(fovea, folder):
-    (folder / "broken.png").write_bytes(b"nope")
     code, out, err = fovea("segment", folder / "*.*g", "-o", folder / "out", "--json")
     told = {line["file"].rpartition("/")[2]: line for line in lines(out)}
     assert (code, err, told.keys()) == (1, "", {"a.jpg", "b.jpeg", "broken.png"})
@@ -147,14 +140,11 @@ def site():
     server.server_close()
 
 
-def test_a_url_is_fetched_here_and_sent_as_bytes(fovea, site, stage, tmp_path):
+def test_a_url_is_fetched_here_and_one_that_holds_nothing_reported(fovea, site, stage, tmp_path):
     code, _, _ = fovea("segment", f"{site}/dir/polyp.jpg?x=1", "-o", tmp_path)
     assert code == 0
     assert (tmp_path / "polyp.json").exists()
     assert stage.stub.seen[-1]["bytes"] == len(PICTURE)
-
-
-def test_a_url_that_holds_nothing_is_reported(fovea, site, tmp_path):
     code, _, err = fovea("segment", f"{site}/none", "http://127.0.0.1:9/x.png", "-o", tmp_path)
     assert code == 4  # both failed alike
     assert "answered 404" in err
@@ -183,8 +173,14 @@ def test_mistakes_are_answered_before_any_picture_is_sent(fovea, folder, monkeyp
     assert len(stage.stub.seen) == before
 
 
-def test_chat_streams_the_answer_to_standard_output(fovea):
+def test_a_chat_streams_reads_standard_input_and_is_whole_as_json(fovea):
     assert fovea("chat", "one", "two")[:2] == (0, b"You said: one two\n")
+    assert fovea("chat", stdin=b"from a pipe\n")[1] == b"You said: from a pipe\n"
+    assert fovea("chat", "Summarise:", "-", stdin=b"a text")[1] == b"You said: Summarise: a text\n"
+    code, _, err = fovea("chat")
+    assert (code, "There is no prompt" in err) == (3, True)
+    told = lines(fovea("chat", "hi", "--json")[1])
+    assert (told[0]["choices"][0]["message"]["content"], told[0]["usage"]["completion_tokens"]) == ("You said: hi", 3)
 
 
 def test_chat_hands_its_options_on_and_leaves_the_others_to_the_model(fovea, stage):
@@ -219,18 +215,6 @@ def test_a_chats_method_takes_the_knobs_that_the_service_describes(fovea, stage)
     assert "longctx" not in stage.stub.seen[-1]
 
 
-def test_chat_reads_standard_input_where_there_is_no_prompt_or_a_dash(fovea):
-    assert fovea("chat", stdin=b"from a pipe\n")[1] == b"You said: from a pipe\n"
-    assert fovea("chat", "Summarise:", "-", stdin=b"a text")[1] == b"You said: Summarise: a text\n"
-    code, _, err = fovea("chat")
-    assert (code, "There is no prompt" in err) == (3, True)
-
-
-def test_chat_as_json_is_the_whole_completion(fovea):
-    told = lines(fovea("chat", "hi", "--json")[1])
-    assert (told[0]["choices"][0]["message"]["content"], told[0]["usage"]["completion_tokens"]) == ("You said: hi", 3)
-
-
 def test_a_conversation_remembers_clears_and_ends(fovea, stage, monkeypatch):
     typed = iter(["first", "", "second", "/clear", "third"])
 
@@ -249,13 +233,10 @@ def test_a_conversation_remembers_clears_and_ends(fovea, stage, monkeypatch):
     assert turns == [["S", "first"], ["S", "first", "You said: first", "second"], ["S", "third"]]
 
 
-def test_any_task_takes_files_and_the_models_own_options(fovea, folder, stage):
+def test_any_task_takes_files_and_its_answer_can_be_a_picture(fovea, folder, stage):
     code, out, _ = fovea("run", "classify", folder / "a.jpg", "--top-k", "2", "-O", "prompt=a b")
     assert (code, [row["class_name"] for row in json.loads(out)["top_k"]]) == (0, ["a", "b"])
     assert stage.stub.seen[-1]["options"] == {"model": "patches/tiny", "top_k": "2", "prompt": "a b"}
-
-
-def test_an_answer_can_be_a_picture_and_go_to_a_file_or_a_pipe(fovea, folder):
     code, _, err = fovea("run", "segment", folder / "a.jpg", "--accept", "image/png", "-o", folder / "x/over.png")
     assert (code, "wrote" in err) == (0, True)
     assert (folder / "x/over.png").read_bytes().startswith(b"\x89PNG")
@@ -312,8 +293,7 @@ def test_no_gateway_is_one_line_that_names_make_run(fovea):
     code, out, err = fovea("models", "--url", "http://127.0.0.1:9")
     assert (code, out, len(err.splitlines())) == (6, b"", 1)
     assert "make run" in err
-    told = lines(fovea("models", "--url", "http://127.0.0.1:9", "--json")[1])
-    assert told[0]["error"]["code"] == "not_ready"
+    assert lines(fovea("models", "--url", "http://127.0.0.1:9", "--json")[1])[0]["error"]["code"] == "not_ready"
 
 
 def test_the_key_comes_from_the_environment_or_the_flag(fovea, tmp_path, monkeypatch):

@@ -92,14 +92,11 @@ def test_plug_ins_are_named_with_their_first_line_and_not_loaded(fovea, plug_in)
     assert "plugin_was_loaded" not in sys.modules
 
 
-def test_a_plug_in_function_is_a_command(fovea, plug_in):
+def test_a_plug_in_function_or_app_is_a_command(fovea, plug_in):
     plug_in(("dig", "hole_digger.verbs:dig"))
     assert fovea("dig", "--depth", "3")[:2] == (0, "dug 3")
     assert "--depth" in fovea("dig", "--help")[1]
     assert fovea("dig", "--depth", "x")[0] == 2
-
-
-def test_a_plug_in_app_brings_its_own_commands(fovea, plug_in):
     plug_in(("many", "hole_digger.verbs:app"))
     assert fovea("many", "one")[:2] == (0, "one")
     assert "The second." in fovea("many", "--help")[1]
@@ -113,19 +110,13 @@ def test_a_plug_in_whose_library_is_missing_says_what_to_install(fovea, plug_in)
     assert "pip install 'fovea-platform[cpu,vision]'" in err
 
 
-def test_a_plug_in_cannot_take_the_place_of_a_verb(fovea, plug_in):
+def test_a_plug_in_cannot_take_the_place_of_a_verb_and_misspelt_ones_are_answered(fovea, plug_in):
     plug_in(("models", "hole_digger.verbs:dig"))
     assert "served models" in fovea("models", "--help")[1]
-
-
-def test_a_misspelt_verb_is_answered_with_the_one_that_was_meant(fovea, plug_in):
     plug_in(("dig", "hole_digger.verbs:dig"))
     code, _, err = fovea("segmnt", "x.png")
     assert (code, "segment" in err) == (2, True)
     assert "dig" in fovea("digg")[2]
-
-
-def test_version_is_that_of_the_distribution(fovea):
     assert fovea("--version") == (0, f"fovea {metadata.version('fovea-serve')}", "")
 
 

@@ -93,11 +93,8 @@ def test_an_unknown_option_is_answered_with_the_nearest_or_with_all():
     assert "--image" not in (caught.value.hint or "")
 
 
-def test_a_model_without_a_schema_takes_anything():
+def test_pictures_are_found_behind_null_and_a_model_without_a_schema_takes_anything():
     assert parse_options({"anything": "3"}, {}) == {"anything": 3}
-
-
-def test_pictures_are_found_in_lists_and_behind_null():
     assert list_picture_fields(SCHEMA) == ["image", "others"]
     assert list_picture_fields(SegmentIn.model_json_schema()) == ["image"]
     assert list_picture_fields(ChatRequest.model_json_schema()) == []
@@ -120,7 +117,6 @@ def test_a_group_s_options_are_where_the_group_is_and_arrive_as_one():
 
     @expand_options
     def paint(wall: str, *, colour: Colour, coats: int = 1, gateway: GatewayOptions) -> None:
-        """Paint."""
         seen.append((wall, colour, coats, gateway))
 
     app = typer.Typer()
@@ -143,10 +139,17 @@ def test_verbs_of_tasks_are_run_with_the_task_fixed(task, monkeypatch):
     assert getattr(task_aliases, task).__doc__
 
 
-def test_options_are_described_with_choices_and_defaults():
+def test_options_are_described_with_choices_and_handed_on_where_given(verb):
     told = dict(describe_options(SCHEMA))
     assert (told["threshold"], told["mode"]) == ("Where to cut. [0.5]", 'How. (fast | slow) ["fast"]')
     assert not {"model", "image", "others"} & told.keys()
+    assert verb("x")[:2] == (0, {"word": "x", "loud": False, "options": {}})
+    code, called, _ = verb("x", "--loud", "--threshold", "0", "--no-keep", "--mode", "slow", "--top-k", "2")
+    assert (code, called["loud"]) == (0, True)
+    assert called["options"] == {"threshold": 0.0, "keep": False, "mode": "slow", "top_k": 2}
+    _, _, out = verb("--help")
+    for words in ("--threshold", "Where to cut.", "0<=x<=1", "fast|slow", "--keep", "--no-keep"):
+        assert words in out
 
 
 @pytest.fixture
@@ -169,13 +172,6 @@ def verb():
     return run
 
 
-def test_only_options_that_were_given_are_handed_on(verb):
-    assert verb("x")[:2] == (0, {"word": "x", "loud": False, "options": {}})
-    code, called, _ = verb("x", "--loud", "--threshold", "0", "--no-keep", "--mode", "slow", "--top-k", "2")
-    assert (code, called["loud"]) == (0, True)
-    assert called["options"] == {"threshold": 0.0, "keep": False, "mode": "slow", "top_k": 2}
-
-
 @pytest.mark.parametrize(
     "words", [["--threshold", "1.5"], ["--threshold", "x"], ["--top-k", "0"], ["--mode", "odd"], ["--image", "x"]]
 )
@@ -184,22 +180,13 @@ def test_the_wire_types_bounds_are_checked_before_anything_is_sent(verb, words):
     assert (code, called) == (2, {})
 
 
-def test_help_shows_what_the_wire_type_says(verb):
-    _, _, out = verb("--help")
-    for words in ("--threshold", "Where to cut.", "0<=x<=1", "fast|slow", "--keep", "--no-keep"):
-        assert words in out
-
-
-def test_folders_and_patterns_are_spelled_out_in_order(tmp_path):
+def test_folders_are_spelled_out_in_order_and_stems_safe(tmp_path):
     for name in ("b.PNG", "a.jpg", "c.txt", "d.tiff"):
         (tmp_path / name).touch()
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/e.png").touch()
     names = [source.name.rpartition("/")[2] for source in find_images([str(tmp_path), str(tmp_path / "**/*.png")])]
     assert names == ["a.jpg", "b.PNG", "d.tiff", "e.png"]
-
-
-def test_stems_are_safe_and_never_twice():
     found = find_images(["x/a.png", "y/a.jpg", "-", "http://h/p/a.png?q=/etc/x", "http://h/", "z/a b$.png"])
     assert [source.stem for source in found] == ["a", "a-2", "stdin", "a-3", "picture", "a_b_"]
 

@@ -49,31 +49,25 @@ class FakeClient:
         """Nothing to close."""
 
     def models(self, task):
-        """The experiments that it has reports of."""
         entry = {"object": "model", "created": 1, "owned_by": "fovea", "task": task, "service": "probes", "ready": True}
         return [ModelEntry(id=name, summary=f"Studies {name}.", **entry) for name in self.reports]
 
     def run(self, task, request, *, accept):
-        """The same report in another form."""
         return f"{request['model']} as {accept}".encode()
 
     def send(self, call):
-        """Queue a study, or give a stored report in another form."""
         if "prefer" in call.headers:
             self.asked.append((call.path.rpartition("/")[2], call.json))
             return SimpleNamespace(id=call.json["model"])
         return f"{call.path} as {call.params['format']}".encode()
 
     def model(self, name):
-        """Its schema."""
         return SimpleNamespace(request_schema={"properties": {"samples": {"type": "integer"}}})
 
     def events(self, job_id):
-        """One event."""
         yield SimpleNamespace(progress=1.0, note="2 of 2 cells", status="succeeded")
 
     def result(self, job_id):
-        """The report."""
         return SimpleNamespace(json=lambda: self.reports[job_id])
 
 
@@ -91,19 +85,16 @@ def fovea(call_main, monkeypatch, capsys):
     return run
 
 
-def test_study_is_told_with_its_warnings_and_best_rows(fovea):
-    code, out, err, client = fovea("retrieval-heads", "-O", "samples=4", "--lm", "tiny")
-    assert (code, client.asked) == (0, [("probe", {"model": "retrieval-heads", "lm": "tiny", "samples": 4})])
-    assert "1-0" in out
-    assert "Few samples." in err
-
-
-def test_experiments_alone_are_listed_and_suggested(fovea):
+def test_experiments_are_listed_and_a_study_told_with_its_warnings(fovea):
     code, out, _, _ = fovea()
     assert (code, out.splitlines()[0]) == (0, "retrieval-heads\tStudies retrieval-heads.")
     code, _, err, client = fovea("retrieval-head")
     assert (code, "Did you mean retrieval-heads?" in err, client.asked) == (4, True, [])
     assert "Experiments: retrieval-heads, head-plans, needle-grid." in fovea("yolo9tr")[2]
+    code, out, err, client = fovea("retrieval-heads", "-O", "samples=4", "--lm", "tiny")
+    assert (code, client.asked) == (0, [("probe", {"model": "retrieval-heads", "lm": "tiny", "samples": 4})])
+    assert "1-0" in out
+    assert "Few samples." in err
 
 
 def test_a_long_table_says_how_much_is_shown_and_a_pipe_gets_all(fovea, monkeypatch):
@@ -162,7 +153,12 @@ def test_bad_words_are_told(fovea, words):
     assert err
 
 
-def test_programs_get_json_lines(fovea):
+def test_programs_get_json_lines_and_other_kinds_take_the_options(fovea):
+    code, _, _, client = fovea("calibrate", "mine", "--kind", "duo", "-O", "samples=30", verb="heads")
+    assert code == 0
+    assert [request for _, request in client.asked] == [
+        {"model": "head-plans", "kind": "duo", "name": "mine", "samples": 30}
+    ]
     _, out, _, _ = fovea("retrieval-heads", "--json")
     assert json.loads(out)["title"] == "Retrieval heads"
 
@@ -177,14 +173,6 @@ def test_a_plan_by_name_is_made_of_what_retrieval_finds(fovea, tmp_path):
     ]
     assert '"plan": "mine"' in err
     assert (tmp_path / "head-plan.json").exists()
-
-
-def test_other_kinds_take_the_options_themselves(fovea):
-    code, _, _, client = fovea("calibrate", "mine", "--kind", "duo", "-O", "samples=30", verb="heads")
-    assert code == 0
-    assert [request for _, request in client.asked] == [
-        {"model": "head-plans", "kind": "duo", "name": "mine", "samples": 30}
-    ]
 
 
 def test_calibration_that_finds_nothing_says_so(fovea, monkeypatch):

@@ -27,13 +27,10 @@ async def aclient(stage):
         yield made
 
 
-def test_lists_models_of_all_tasks_or_of_one_with_chat_first(client):
+def test_models_are_listed_with_chat_first_and_a_card_has_all_facts(client):
     assert client.models()[0].task == "chat"
     assert [entry.id for entry in client.models("segment")] == ["disc", "disc-large"]
     assert client.default_model("segment") == "disc"
-
-
-def test_a_card_has_facts_tensors_and_the_schema_of_its_requests(client):
     card = client.model("disc")
     assert card.inputs[0].shape == (-1, 3, 352, 352)
     assert "threshold" in card.request_schema["properties"]
@@ -49,22 +46,15 @@ def test_segments_bytes_a_path_and_a_file_alike(client, tmp_path):
     assert (len({answer.area for answer in answers}), answers[0].width, answers[0].height) == (1, 320, 240)
 
 
-def test_the_forms_that_were_asked_for_come_back_as_bytes(client):
+def test_forms_come_as_bytes_and_an_example_can_be_sent(client):
     answer = client.segment(PICTURE, include=["overlay", "probability"])
     assert answer.mask is None
     assert (answer.overlay or b"").startswith(b"\xff\xd8\xff")
     assert (answer.probability or b"").startswith(b"\x89PNG")
-
-
-def test_an_example_can_be_sent_as_it_is(client):
     assert client.run("segment", client.example("disc"))["width"] == 320
-
-
-def test_any_task_runs_by_its_name_and_in_another_form(client):
     answer = client.run("classify", {"top_k": 1}, pictures={"image": PICTURE})
     assert [row["class_name"] for row in answer["top_k"]] == ["a"]
-    drawn = client.run("segment", pictures={"image": PICTURE}, accept="image/png")
-    assert drawn.startswith(b"\x89PNG")
+    assert client.run("segment", pictures={"image": PICTURE}, accept="image/png").startswith(b"\x89PNG")
 
 
 def test_what_a_service_makes_a_job_of_is_waited_for_and_answered_alike(client, stage):
@@ -77,14 +67,11 @@ def test_what_a_service_makes_a_job_of_is_waited_for_and_answered_alike(client, 
     assert client.run("judge", asked, accept="text/html").startswith(b"{")
 
 
-def test_chat_answers_whole_and_streamed_alike(client):
+def test_chat_answers_whole_and_streamed_and_a_refused_stream_raises_first(client):
     whole = client.chat("one two three", system="Repeat.", temperature=0)
     pieces = list(client.chat_stream([{"role": "user", "content": "one two three"}]))
     assert (whole.text, "".join(piece.text for piece in pieces)) == ("You said: one two three", whole.text)
     assert (pieces[-1].usage, whole.usage.completion_tokens) == (whole.usage, 5)
-
-
-def test_a_refused_stream_raises_before_its_first_piece(client):
     with pytest.raises(errors.BadInput) as caught:
         next(client.chat_stream("x", temperature=3))
     assert caught.value.field == "temperature"
@@ -133,16 +120,13 @@ def test_a_failed_job_raises_what_the_call_would_have_raised_and_can_be_retried(
     assert (client.jobs.retry(job.id).status, client.jobs.wait(job.id, timeout=20).status) == ("queued", "failed")
 
 
-def test_a_cancelled_job_stays_cancelled(client, stage, monkeypatch):
+def test_the_same_key_twice_is_one_job_and_a_cancelled_one_stays_cancelled(client, stage, monkeypatch):
+    first, second = (client.jobs.submit("segment", pictures={"image": PICTURE}, idempotency_key="k1") for _ in range(2))
+    assert first.id == second.id
     monkeypatch.setattr(stage.queue, "step_s", 60)
     job = client.jobs.submit("segment", pictures={"image": PICTURE})
     assert client.jobs.cancel(job.id).status == "cancelled"
     assert [event.status for event in client.jobs.events(job.id)] == ["cancelled"]
-
-
-def test_the_same_key_twice_is_one_job(client):
-    first, second = (client.jobs.submit("segment", pictures={"image": PICTURE}, idempotency_key="k1") for _ in range(2))
-    assert first.id == second.id
 
 
 def test_a_full_queue_is_waited_for(stage):
@@ -195,27 +179,22 @@ def test_both_clients_offer_the_same_with_the_same_parameters(one, other):
     assert deeds(one) == deeds(other)
 
 
-async def test_async_client_segments_and_runs_anything(aclient):
-    answer = await aclient.segment(PICTURE, model="disc", threshold=0.4, include=("mask",))
-    assert answer.contours is None
+async def test_the_async_client_segments_runs_anything_and_chats(aclient):
+    assert (await aclient.segment(PICTURE, model="disc", threshold=0.4, include=("mask",))).contours is None
     assert (await aclient.run("classify", pictures={"image": PICTURE}))["model"] == "patches/tiny"
     assert (await aclient.model("disc")).task == "segment"
     assert (await aclient.example("parrot"))["messages"]
     assert await aclient.default_model("chat") == "parrot"
-
-
-async def test_async_client_waits_for_what_a_service_makes_a_job_of(aclient, stage):
-    stage.stub.long = 1
-    answer = await aclient.run("judge", {"query": "q", "passage": "p"})
-    assert answer["asked"] == {"query": "q", "passage": "p"}
-    assert [(job.path, job.status) for job in await aclient.jobs.list(1)] == [("/v1/judge", "succeeded")]
-
-
-async def test_async_client_chats(aclient):
     assert (await aclient.chat("hi")).text == "You said: hi"
     assert "".join([piece.text async for piece in aclient.chat_stream("hi")]) == "You said: hi"
     with pytest.raises(errors.BadInput):
         await anext(aclient.chat_stream("hi", temperature=9))
+
+
+async def test_async_client_waits_for_what_a_service_makes_a_job_of(aclient, stage):
+    stage.stub.long = 1
+    assert (await aclient.run("judge", {"query": "q", "passage": "p"}))["asked"] == {"query": "q", "passage": "p"}
+    assert [(job.path, job.status) for job in await aclient.jobs.list(1)] == [("/v1/judge", "succeeded")]
 
 
 async def test_async_client_follows_jobs(aclient, stage, monkeypatch):

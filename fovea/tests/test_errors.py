@@ -1,10 +1,15 @@
-"""The error tree is what its docstring draws, and every front renders every error."""
+"""Errors, the import of the package, and what a card's headline is."""
+
+import subprocess
+import sys
 
 import pytest
 
 import fovea.errors as tree
-from fovea.api.problem import Problem, from_problem, oip_error, openai_error, problem
+from fovea.api.problem import oip_error, openai_error
 from fovea.errors import InvalidOption, by_status
+from fovea.headline_metric import HeadlineMetric
+from shared.registry.discovery import servables
 
 CLASSES = [one for one in vars(tree).values() if isinstance(one, type) and one.__module__ == tree.__name__]
 GRPC = {
@@ -20,25 +25,52 @@ def test_class_has_status_grpc_code_and_title(cls):
     assert cls.title[0].isupper()
 
 
-# MethodNotAllowed is made of a path and its methods, and has no field.
-@pytest.mark.parametrize("cls", [cls for cls in CLASSES if cls is not tree.MethodNotAllowed])
-def test_problem_round_trips_to_the_same_kind(cls):
-    body = problem(cls("why", hint="try", field="threshold"), "id-1")
-    again = Problem.model_validate_json(body.model_dump_json())
-    error = from_problem(again)
-    assert (error.status, error.detail, error.hint, error.field) == (cls.status, "why", "try", "threshold")
-
-
-def test_openai_body_names_the_parameter_and_says_what_to_try():
+def test_other_bodies_are_one_sentence_and_an_unknown_status_a_kind():
     body = openai_error(InvalidOption("top_p is 3.", hint="Use 0 to 1.", field="top_p"), "r1")["error"]
     assert (body["param"], body["message"]) == ("top_p", "top_p is 3. Use 0 to 1.")
     assert body["type"] == "invalid_request_error"
-
-
-def test_open_inference_body_is_one_sentence_under_error():
     assert oip_error(InvalidOption("bad shape.")) == {"error": "bad shape."}
-
-
-def test_unknown_status_still_becomes_a_kind():
     assert by_status(418).status == 400
     assert by_status(599).status == 500
+
+
+MADE = {"detection": ["bmn", "bmn-csa", "fovea-planner", "hieraedgenet-synthetic-pollen", "oat"]}
+
+
+@pytest.mark.parametrize(("service", "name"), [(service, name) for service, names in MADE.items() for name in names])
+def test_every_figure_on_made_data_is_called_synthetic(service, name):
+    found = servables(service)[name].card.metrics
+    figures = [
+        HeadlineMetric(each.name, 0.5, None, each.data) for each in found if each.paper is None or each.ours is not None
+    ]
+    assert figures
+    assert [each.name for each in figures if not each.is_synthetic] == []
+
+
+HEAVY = (
+    "torch", "numpy", "onnxruntime", "transformers", "ray", "fastapi", "starlette", "aiohttp", "redis", "grpc",
+    "PIL", "jinja2", "prometheus_client", "structlog", "shared.settings", "shared.telemetry", "shared.registry",
+)  # fmt: skip
+
+PROBE = """
+import sys, time
+begun = time.perf_counter()
+import {module}
+print(time.perf_counter() - begun)
+print(",".join(name for name in {heavy!r} if name in sys.modules))
+"""
+
+
+def probe(module: str) -> tuple[float, str]:
+    code = PROBE.format(module=module, heavy=HEAVY)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    seconds, loaded = ran.stdout.splitlines()
+    return float(seconds), loaded
+
+
+def test_the_client_and_the_command_load_nothing_heavy():
+    attempts = [probe("fovea") for _ in range(3)]
+    assert {loaded for _, loaded in attempts} == {""}
+    # The best of three, with room for a busy machine; a torch import alone takes longer.
+    assert min(seconds for seconds, _ in attempts) < 1.0
+    assert probe("fovea.cli.main")[1] == ""

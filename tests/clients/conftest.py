@@ -62,11 +62,9 @@ def folder(tmp_path_factory):
 def url(tmp_path_factory, folder):
     settings = Settings(data_dir=tmp_path_factory.mktemp("data"), intra_op_threads=1)
     llm = build(
-        "llm-longctx",
-        routers=[openai.router, responses.router, embeddings.router, messages],
-        servables={MODEL: make_local_model(folder), MINILM: AllMiniLM},
-        settings=settings,
-    )
+        "llm-longctx", routers=[openai.router, responses.router, embeddings.router, messages],
+        servables={MODEL: make_local_model(folder), MINILM: AllMiniLM}, settings=settings,
+    )  # fmt: skip
     judges = {"query-likelihood": servables("relevance-judge")["query-likelihood"]}
     judge = build("relevance-judge", routers=[rerank.router], servables=judges, settings=settings)
     with listening(plain_server(llm), "/readyz") as llm_url, listening(plain_server(judge), "/readyz") as judge_url:

@@ -10,10 +10,8 @@ from loadtests.bench.peers.environment import PeerMissing, prepare_environment
 ROOT = Path.home() / ".cache/fovea/clients"
 
 OFFLINE = os.environ | {
-    "HF_HUB_OFFLINE": "1",
-    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-    "OPENAI_AGENTS_DISABLE_TRACING": "1",
-}
+    "HF_HUB_OFFLINE": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "OPENAI_AGENTS_DISABLE_TRACING": "1",
+}  # fmt: skip
 """Variables under which clients do not look for a hub."""
 
 

@@ -23,11 +23,8 @@ class Switch(BaseModel):
 
 
 SCHEMA = {
-    "type": "object",
-    "properties": {"on": {"type": "boolean"}},
-    "required": ["on"],
-    "additionalProperties": False,
-}
+    "type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"], "additionalProperties": False,
+}  # fmt: skip
 TOOL = {"type": "function", "function": {"name": "switch", "description": "Turn it.", "parameters": SCHEMA}}
 
 

@@ -9,20 +9,7 @@ from typing import Any
 
 import httpx2
 
-from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.tests.fake_endpoint import FakeModel
-from shared.registry import LoadContext
-
-
-def answering(model: FakeModel) -> type[LogOdds]:
-    class Answering(LogOdds):
-        card = LogOdds.card
-
-        @classmethod
-        def load(cls, place: LoadContext) -> Any:
-            return cls(model.client(), place.objects)
-
-    return Answering
 
 
 class Oracle(FakeModel):

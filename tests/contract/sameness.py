@@ -51,5 +51,4 @@ def _same_picture(a: Any, b: Any, levels: int) -> bool:
         return False
     if first.shape != second.shape:
         return False
-    apart = np.abs(first.astype(int) - second.astype(int)) > levels
-    return bool(np.mean(apart.any(axis=2)) <= 1e-3)
+    return bool(np.mean((np.abs(first.astype(int) - second.astype(int)) > levels).any(axis=2)) <= 1e-3)

@@ -28,7 +28,7 @@ WITH_CARD = [name for name, kind in FOUND.items() if kind.card.weights is not No
 
 
 @pytest.mark.parametrize("name", WITH_CARD)
-def test_a_card_repeats_the_manifest_of_its_weights(name):
+def test_a_card_repeats_its_manifest_and_says_on_which_data_it_was_measured(name):
     card, manifests = FOUND[name].card, [manifest_of(one) for one in names_of(FOUND[name])]
     assert card.weights in {manifest.sha256 for manifest in manifests}
     assert card.parameters == sum(manifest.parameters or 0 for manifest in manifests)
@@ -36,10 +36,6 @@ def test_a_card_repeats_the_manifest_of_its_weights(name):
     shown = {metric.name: metric.ours for metric in card.metrics if metric.ours is not None}
     assert shown
     assert shown == {name: measured.get(name) for name in shown}
-
-
-@pytest.mark.parametrize("name", WITH_CARD)
-def test_a_card_says_on_which_kind_of_data_each_figure_was_measured(name):
     figures = [metric for metric in FOUND[name].card.metrics if metric.ours is not None]
     assert all("(real)" in metric.data or "synthetic" in metric.data for metric in figures)
     real = [metric.note or "" for metric in figures if "(real)" in metric.data]

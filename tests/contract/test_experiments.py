@@ -1,11 +1,13 @@
-"""The contract suite of experiments: every check over every one that is found. A new one is tested by existing."""
+"""The contract suites of experiments and judges: every check over every one that discovery finds."""
 
 import pytest
 import torch
 
 from services.interpretability.core.experiment import Experiment
+from services.relevance_judge.judge import Judge
 from shared.registry import servables
 from tests.contract.checks.experiments import Machines, experiment_checks
+from tests.contract.checks.judges import Bench, judge_checks
 
 FOUND = {name: kind for name, kind in servables("interpretability").items() if issubclass(kind, Experiment)}
 
@@ -33,3 +35,18 @@ CASES = [
 @pytest.mark.parametrize(("name", "check"), CASES)
 def test_experiment(name, check, machines):
     check(machines[name])
+
+
+JUDGES = {name: kind for name, kind in servables("relevance-judge").items() if issubclass(kind, Judge)}
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        pytest.param(name, check, id=f"{name}-{check.__name__.removeprefix('check_')}")
+        for name, kind in JUDGES.items()
+        for check in judge_checks(kind)
+    ],
+)
+def test_judge(name, check):
+    check(Bench(JUDGES[name]))

@@ -1,14 +1,18 @@
-"""The suite has teeth: every mutant is refused by the check that is there for it, and right plug-ins by none."""
+"""The contract finds wrong objects and unequal results."""
 
+import base64
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from pydantic import BaseModel
 
 from shared.registry import LoadContext, Servable, servables
 from shared.registry.discovery import SERVICES
+from shared.vision.draw import encode
 from tests.contract.checks.experiments import Machines, experiment_checks
 from tests.contract.checks.judges import Bench, judge_checks
 from tests.contract.checks.kinds import applicable
@@ -19,6 +23,7 @@ from tests.contract.language_model import endpoint
 from tests.contract.mutants.experiments import RIGHT_EXPERIMENTS, WRONG_EXPERIMENTS
 from tests.contract.mutants.judges import RIGHT_JUDGES, WRONG_JUDGES
 from tests.contract.mutants.servables import RIGHT_SERVABLES, WRONG_SERVABLES
+from tests.contract.sameness import differences
 from tests.contract.toys import adopt_weights, write_toys
 
 Check = Callable[[Any], None]
@@ -93,3 +98,41 @@ def test_right_experiment_passes(kind, tmp_path):
 def test_right_judge_passes(kind):
     for check in judge_checks(kind):
         check(Bench(kind))
+
+
+class Answer(BaseModel):
+    """An answer with a number, a text, a list and a time."""
+
+    score: float = 1.0
+    text: str = "a"
+    rows: list[int] = [1, 2]
+    times: float = 0.0
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "count"),
+    [
+        (Answer(), Answer(times=9.0), 0),
+        (Answer(), Answer(score=1.00001), 0),
+        (Answer(), Answer(score=1.001), 1),
+        (Answer(), Answer(text="b"), 1),
+        (Answer(), Answer(rows=[1]), 1),
+        (Answer(), Answer(rows=[1, 3]), 1),
+        ([Answer()], [Answer(), Answer()], 1),
+        ([Answer(), Answer(text="b")], [Answer(), Answer(text="c")], 1),
+        ({"a": 1}, {"b": 1}, 1),
+        (Answer(score=float("nan")), Answer(), 1),
+    ],
+)
+def test_differences_are_counted(first, second, count):
+    assert len(differences(first, second)) == count
+
+
+def test_pictures_are_compared_by_their_pixels():
+    page = np.zeros((50, 50, 3), np.uint8)
+    near, far = page.copy(), page.copy()
+    near[0, 0], far[:5] = 255, 255
+    one, two, three = ({"mask": base64.b64encode(encode(p)).decode()} for p in (page, near, far))
+    assert differences(one, two) == []
+    assert len(differences(one, two, tolerance=0)) == 1
+    assert len(differences(one, three)) == 1

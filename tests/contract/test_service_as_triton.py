@@ -37,21 +37,17 @@ def remote(request, kind, replica, tmp_path_factory):
     servable.close()
 
 
-def test_picture_is_answered_as_the_model_itself_answers(remote, replica):
+def test_pictures_batches_and_threads_are_answered_as_the_model_itself_answers(remote, replica):
     request = remote.example().model_copy(update={"include": ("mask", "contours", "rle", "probability")})
     (ours,), (theirs,) = (s.predict([request], CallContext()) for s in (remote, replica.host.servable(NAME)))
     assert (ours.engine, theirs.engine) == ("triton", "onnx")
     assert not ours.empty
     assert differences(ours.model_copy(update={"engine": "onnx"}), theirs) == []
-
-
-def test_batch_and_threads_of_the_server_keep_rows_apart(remote, replica):
     (spec,) = remote.engine.inputs
     x = np.random.default_rng(2).standard_normal((3, *spec.shape[1:])).astype(DTYPES[spec.datatype])
     together = remote.engine.run({spec.name: x})
     for row in range(3):
-        alone = replica.host.servable(NAME).engine.run({spec.name: x[row : row + 1]})
-        for name, array in alone.items():
+        for name, array in replica.host.servable(NAME).engine.run({spec.name: x[row : row + 1]}).items():
             assert np.allclose(together[name][row], array[0], atol=1e-4)
 
 

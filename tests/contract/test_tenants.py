@@ -23,8 +23,9 @@ from services.llm_longctx.api import lora, openai, responses, steering
 from services.llm_longctx.serving.local_models import make_local_model
 from services.llm_longctx.tests.conftest import write_folder
 from services.llm_longctx.tests.test_openai_lora import body as make_adapter
+from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.routes import router as judge_router
-from services.relevance_judge.tests.fake_endpoint import FakeModel
+from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.registry import servables
@@ -32,7 +33,6 @@ from shared.serving.build_app import build
 from shared.serving.heartbeat import Heartbeat
 from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings
-from tests.contract.language_model import answering
 from tests.harness.waiting import wait_until
 
 SECRET = "quince-marmalade"
@@ -78,7 +78,8 @@ BY_HEADER = {who: {"x-fovea-tenant": who} for who in ("alice", "bob")}
 def judge(tmp_path_factory):
     model = FakeModel(first={"0": -0.5, "3": -1.0})
     settings = Settings(data_dir=tmp_path_factory.mktemp("judge"), shutdown_grace_s=1)
-    app = build("relevance-judge", routers=[judge_router], servables={"log-odds": answering(model)}, settings=settings)
+    judges = {"log-odds": answered_by(model, LogOdds)}
+    app = build("relevance-judge", routers=[judge_router], servables=judges, settings=settings)
     with ready_client(app) as client:
         stage = Stage(app, client, BY_HEADER)
         training = {"signals": [0.1, 1.1, 2.1] * 4, "grades": [0, 1, 3] * 4, "queries": [str(n) for n in range(12)]}
@@ -88,9 +89,8 @@ def judge(tmp_path_factory):
         pairs = json.dumps({"qid": SECRET, "docid": "d", "query": SECRET, "passage": SECRET})
         batch = stage.send("alice", "POST", "/v1/judge/batches", json={"pairs": pairs}).json()
         stage.made = {"/v1/judge/calibrations/{name}": SECRET, "/v1/judge/batches/{name}": batch["id"]}
-        asked = {"query": "q", "passages": ["p"], "calibration": SECRET}
         stage.naming = [
-            ("/v1/judge", asked),
+            ("/v1/judge", {"query": "q", "passages": ["p"], "calibration": SECRET}),
             ("/v1/judge/batches", {"pairs": pairs, "options": {"calibration": SECRET}}),
             (f"/v1/judge/leaderboard?name={SECRET}", {}),
         ]
@@ -128,8 +128,7 @@ def text(tmp_path_factory, module_redis_url):
         stage = Stage(app, client, BY_HEADER)
         session = stage.send("alice", "POST", "/v1/sessions", json={"model": "fovea-titans-lmm"}).json()["id"]
         body = {"model": "fovea-landmark-recall", "text": "ant blue and the of " * 6, "name": SECRET}
-        answer = stage.send("alice", "POST", "/v1/documents", json=body)
-        document = answer.json()["id"]
+        document = stage.send("alice", "POST", "/v1/documents", json=body).json()["id"]
         stage.made = {route: session for route in OWNED if "{session_id}" in route}
         stage.made["/v1/documents/{document_id}"] = document
         asked = {"model": "fovea-landmark-recall", "input": "ant", "max_output_tokens": 1, "store": True}
@@ -246,15 +245,12 @@ def test_operators_routes_are_no_tenants(gateway):
         assert answer.status_code == 403, (method, path, answer.text)
 
 
-def test_no_list_shows_bob_what_alice_made(stage):
+def test_no_list_shows_and_no_request_of_bob_names_what_alice_made(stage):
     for path, method in _operations(stage):
         if method == "GET" and "{" not in path:
             answer = stage.send("bob", method, path)
             assert SECRET not in answer.text, path
             assert not any(name in answer.text for name in stage.made.values()), path
-
-
-def test_no_request_of_bob_names_what_alice_made(stage):
     for path, body in stage.naming:
         method = "POST" if body else "GET"
         theirs = stage.send("bob", method, path, json=body or None)

@@ -93,11 +93,9 @@ class ToyDecoder(DecoderModel):
 
     folder: ClassVar[Path]
     card: ClassVar[Card] = toy_card(
-        "family-decoder",
-        "chat",
-        notes=("No ONNX graph: its steps share a growing cache.",),
+        "family-decoder", "chat", notes=("No ONNX graph: its steps share a growing cache.",),
         example={"messages": [{"role": "user", "content": "one two three four"}], "max_tokens": 8, "temperature": 0},
-    )
+    )  # fmt: skip
 
     @classmethod
     def source(cls) -> Path:

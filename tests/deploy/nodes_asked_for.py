@@ -44,11 +44,9 @@ def main(address: str, pod: dict[str, float], most: int) -> None:
 def to_instance(node):
     is_head = "node:__internal_head__" in node.total_resources
     instance = Instance(
-        instance_id=node.node_id.hex(),
-        status=Instance.RAY_RUNNING,
-        instance_type="head" if is_head else "pod",
+        instance_id=node.node_id.hex(), status=Instance.RAY_RUNNING, instance_type="head" if is_head else "pod",
         node_kind=NodeKind.HEAD if is_head else NodeKind.WORKER,
-    )
+    )  # fmt: skip
     return AutoscalerInstance(cloud_instance_id=instance.instance_id, ray_node=node, im_instance=instance)
 
 

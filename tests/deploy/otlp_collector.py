@@ -68,8 +68,7 @@ class Collector:
 
     @contextlib.contextmanager
     def serve(self) -> Iterator[Collector]:
-        thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        thread.start()
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
         try:
             yield self
         finally:
@@ -82,17 +81,12 @@ def read_spans(request: ExportTraceServiceRequest) -> Iterator[CollectedSpan]:
         service = _plain(resource.resource.attributes).get("service.name", "")
         for span in (span for scope in resource.scope_spans for span in scope.spans):
             yield CollectedSpan(
-                service=service,
-                name=span.name,
-                kind=span.kind,
-                trace=span.trace_id.hex(),
-                id=span.span_id.hex(),
+                service=service, name=span.name, kind=span.kind, trace=span.trace_id.hex(), id=span.span_id.hex(),
                 parent=span.parent_span_id.hex(),
                 links=tuple((link.trace_id.hex(), link.span_id.hex()) for link in span.links),
-                attributes=_plain(span.attributes),
-                is_error=span.status.code == 2,
+                attributes=_plain(span.attributes), is_error=span.status.code == 2,
                 seconds=(span.end_time_unix_nano - span.start_time_unix_nano) / 1e9,
-            )
+            )  # fmt: skip
 
 
 def _plain(attributes: Any) -> dict[str, Any]:

@@ -60,13 +60,11 @@ class RayCluster:
         place = urlsplit(self._redis_url)
         (self._ray / "ray_current_cluster").unlink(missing_ok=True)  # a new pod's folder is empty
         self._start(
-            HEAD,
-            *("--head", "--num-cpus=0", f"--port={self.gcs}", "--include-dashboard=true"),
+            HEAD, *("--head", "--num-cpus=0", f"--port={self.gcs}", "--include-dashboard=true"),
             *(f"--dashboard-port={self.dashboard}", f"--temp-dir={self._ray}"),
-            f"--redis-password={place.password or ''}",
-            RAY_REDIS_ADDRESS=f"redis://{place.hostname}:{place.port}",
+            f"--redis-password={place.password or ''}", RAY_REDIS_ADDRESS=f"redis://{place.hostname}:{place.port}",
             RAY_external_storage_namespace="demo",
-        )
+        )  # fmt: skip
         wait_until(lambda: self._is_running(HEAD) and is_listening(self.gcs, HEAD), 240, "the head's GCS listens")
 
     def add_node(self, node: str) -> None:

@@ -22,8 +22,7 @@ SETTINGS = {
     "gpu": ["services.llm-longctx.gpus=1", "services.medical-seg.gpus=1"],
     "outside-redis": ["redis.url=rediss://cache.example:6380/0", "redis.ports={6380}"],
     "redis-of-a-secret": [
-        "redis.urlSecret.name=cache",
-        "ray.faultTolerance.redisAddress=cache:6379",
+        "redis.urlSecret.name=cache", "ray.faultTolerance.redisAddress=cache:6379",
         "ray.faultTolerance.passwordSecret=cache",
     ],
     "bare": [
@@ -33,9 +32,7 @@ SETTINGS = {
     "narrow": ["networkPolicy.gatewayFrom[0].team=search", "image.registry=r.example", "image.pullSecrets[0].name=x"],
     "volume": ["objectStore.volume.enabled=true", "objectStore.volume.storageClass=nfs"],
     "bucket": [
-        "objectStore.url=s3://models/fovea",
-        "objectStore.credentialsSecret=aws",
-        "objectStore.ports={443,9000}",
+        "objectStore.url=s3://models/fovea", "objectStore.credentialsSecret=aws", "objectStore.ports={443,9000}",
     ],
     "sentinel": [
         "redis.url=rediss+sentinel://a:26379\\,b:26379/master",
@@ -47,12 +44,8 @@ SETTINGS = {
     "placed": [
         *("ray.upgradeStrategy=NewCluster", "keda.authModes=bearer", "keda.triggerAuthentication=thanos"),
         *(
-            "httpRoute.enabled=true",
-            "httpRoute.parentRefs[0].name=public",
-            "ingress.enabled=true",
-            "ingress.host=fovea.example",
-            "ingress.tlsSecret=tls",
-            "gateway.priorityClassName=high",
+            "httpRoute.enabled=true", "httpRoute.parentRefs[0].name=public", "ingress.enabled=true",
+            "ingress.host=fovea.example", "ingress.tlsSecret=tls", "gateway.priorityClassName=high",
         ),
         *("services.medical-seg.runtimeClassName=nvidia", "services.medical-seg.podAnnotations.team=a"),
         *("services.medical-seg.tolerations[0].key=team", "services.medical-seg.env[0].name=A"),
@@ -60,7 +53,7 @@ SETTINGS = {
     ],
     "to-zero": [*ALL_ON, *(f"services.{name}.replicas.min=0" for name in SIX), "services.detection.gpus=1"],
     "many": ["services.medical-seg.replicas.min=3", "services.medical-seg.replicas.max=9", "gateway.preStopSeconds=0"],
-}
+}  # fmt: skip
 CUSTOM = {"HTTPRoute", "RayService", "ScaledObject", "PodMonitor", "PrometheusRule"}
 """Kinds that Kubernetes' own schemas don't know."""
 
@@ -116,19 +109,16 @@ def test_helm_lint_is_clean_in_strict_mode():
     assert "0 chart(s) failed" in run_helm("lint", str(CHART), "--strict").stdout
 
 
-def test_every_core_document_validates_strictly(documents):
+def test_every_core_document_and_pod_of_custom_resources_validates(documents):
     for doc in documents:
         if doc["kind"] not in CUSTOM:
             kubernetes_validate.validate(doc, VERSION, strict=True)
-
-
-def test_pods_of_custom_resources_validate_as_pods(documents):
     for name, spec in pod_specs(documents):
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
         kubernetes_validate.validate(pod, VERSION, strict=True)
 
 
-def test_every_pod_meets_the_restricted_standard(documents):
+def test_every_pod_meets_the_restricted_standard_and_is_probed(documents):
     for name, spec in pod_specs(documents):
         pod = spec["securityContext"]
         assert pod["runAsNonRoot"], name
@@ -142,27 +132,17 @@ def test_every_pod_meets_the_restricted_standard(documents):
             assert safe["capabilities"] == {"drop": ["ALL"]}, name
             assert container["resources"]["limits"]["memory"], name
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes, name
-
-
-def test_every_long_lived_container_that_serves_is_probed(documents):
     for name, spec in pod_specs(documents):
         if not name.endswith("-worker"):
             probed = [c for c in spec["containers"] if c["name"] != "autoscaler"]
             assert all("livenessProbe" in c and "readinessProbe" in c for c in probed), name
 
 
-def test_a_disruption_budget_lets_one_replica_go_and_names_a_whole_number():
+def test_a_budget_lets_one_replica_go_and_one_replica_is_one_pod():
     assert not [d for d in render() if d["kind"] == "PodDisruptionBudget" and "gateway" not in d["metadata"]["name"]]
     budget = named(render("services.medical-seg.replicas.min=3"), "PodDisruptionBudget", "demo-medical-seg")["spec"]
     assert budget["minAvailable"] == 2
     assert "maxUnavailable" not in budget
-
-
-def ray_cluster(service, *sets):
-    return named(render(*sets), "RayService", f"demo-{service}")["spec"]["rayClusterConfig"]
-
-
-def test_one_replica_goes_to_one_pod_and_scales_as_the_values_say():
     sets = ("services.medical-seg.replicas.inFlight=3", "services.medical-seg.replicas.upscaleSeconds=1")
     config = yaml.safe_load(named(render(*sets), "RayService", "demo-medical-seg")["spec"]["serveConfigV2"])
     args = config["applications"][0]["args"]
@@ -171,30 +151,29 @@ def test_one_replica_goes_to_one_pod_and_scales_as_the_values_say():
     assert (group["minReplicas"], group["maxReplicas"]) == (args["min_replicas"], args["max_replicas"])
 
 
+def ray_cluster(service, *sets):
+    return named(render(*sets), "RayService", f"demo-{service}")["spec"]["rayClusterConfig"]
+
+
 def test_the_head_has_what_kuberay_looks_for():
     cluster = ray_cluster("medical-seg")
     [head] = cluster["headGroupSpec"]["template"]["spec"]["containers"]
     assert {port["name"]: port["containerPort"] for port in head["ports"]} == {
-        "gcs": 6379,
-        "dashboard": 8265,
-        "serve": 8000,
-    }
+        "gcs": 6379, "dashboard": 8265, "serve": 8000,
+    }  # fmt: skip
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["gcsFaultToleranceOptions"] == {"redisAddress": "redis://demo-redis:6379"}
 
 
 @pytest.mark.parametrize(
     ("url", "address"),
-    [
-        ("rediss://me@cache.example:6380/2", "rediss://cache.example:6380"),
-        ("redis://cache", "redis://cache:6379"),
-    ],
+    [("rediss://me@cache.example:6380/2", "rediss://cache.example:6380"), ("redis://cache", "redis://cache:6379")],
 )
 def test_heads_keep_their_state_in_the_redis_of_the_values(url, address):
     assert ray_cluster("medical-seg", f"redis.url={url}")["gcsFaultToleranceOptions"]["redisAddress"] == address
 
 
-def test_password_of_our_redis_reaches_everybody_who_asks_it():
+def test_our_redis_has_a_password_for_everybody_syncs_writes_and_is_not_started_beside_an_outside_one():
     documents = render("redis.passwordSecret=cache")
     secret = {"secretKeyRef": {"name": "cache", "key": "password"}}
     for name, spec in pod_specs(documents):
@@ -206,11 +185,12 @@ def test_password_of_our_redis_reaches_everybody_who_asks_it():
                 assert env["REDIS_PASSWORD"]["valueFrom"] == secret
     options = ray_cluster("medical-seg", "redis.passwordSecret=cache")["gcsFaultToleranceOptions"]
     assert options["redisPassword"]["valueFrom"] == secret
-
-
-def test_a_redis_that_only_a_secret_knows_wants_its_address_for_ray():
     done = run_helm("template", "demo", str(CHART), "--set", "redis.urlSecret.name=cache", check=False)
     assert "ray.faultTolerance.redisAddress" in done.stderr
+    [command] = named(render(), "StatefulSet", "demo-redis")["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert "--appendfsync always" in command
+    assert "--maxmemory 768mb --maxmemory-policy noeviction" in command
+    assert not [d for d in render("redis.url=redis://elsewhere:6379/0") if d["kind"] == "StatefulSet"]
 
 
 def allowed(documents, labels, direction):
@@ -233,11 +213,9 @@ def test_the_operator_reaches_the_dashboard_of_heads_and_of_nobody_else():
     cluster = named(documents, "RayService", "demo-llm-longctx")["spec"]["rayClusterConfig"]
     head = cluster["headGroupSpec"]["template"]["metadata"]["labels"]
     replica = cluster["workerGroupSpecs"][0]["template"]["metadata"]["labels"]
-    opened = [ports for peer, ports in allowed(documents, head, "from") if '"operators"' in peer]
-    assert opened == [{8265}]
+    assert [ports for peer, ports in allowed(documents, head, "from") if '"operators"' in peer] == [{8265}]
     assert not [peer for peer, _ in allowed(documents, replica, "from") if '"operators"' in peer]
-    api = [ports for peer, ports in allowed(documents, head, "to") if peer == '"anybody"']
-    assert api == [{443, 6443}]
+    assert [ports for peer, ports in allowed(documents, head, "to") if peer == '"anybody"'] == [{443, 6443}]
     assert not [peer for peer, _ in allowed(documents, replica, "to") if peer == '"anybody"']
 
 
@@ -272,8 +250,7 @@ def test_no_pod_wants_a_shared_volume_unless_told_to(documents):
 
 
 def test_certificates_of_redis_are_where_settings_and_ray_look_for_them():
-    sets = ("redis.url=rediss://cache:6380/0", "redis.caSecret=cache-ca")
-    for name, spec in pod_specs(render(*sets)):
+    for name, spec in pod_specs(render(*("redis.url=rediss://cache:6380/0", "redis.caSecret=cache-ca"))):
         container = spec["containers"][0]
         env = {e["name"]: e.get("value") for e in container["env"]}
         [mount] = [m for m in container["volumeMounts"] if m["name"] == "redis-ca"]
@@ -281,15 +258,12 @@ def test_certificates_of_redis_are_where_settings_and_ray_look_for_them():
         assert env.get("RAY_REDIS_CA_CERT") == (env["FOVEA_REDIS_CA_FILE"] if name.endswith("-head") else None)
 
 
-def test_object_store_and_its_credentials_reach_gateway_replicas_and_workers():
+def test_the_object_store_and_an_identity_of_the_cloud_reach_gateway_replicas_and_workers():
     for name, spec in pod_specs(render("objectStore.url=s3://models/fovea", "objectStore.credentialsSecret=aws")):
         container = spec["containers"][0]
         if not name.endswith(("-head", "-redis")):
             assert {"name": "FOVEA_OBJECT_STORE", "value": "s3://models/fovea"} in container["env"]
             assert container["envFrom"] == [{"secretRef": {"name": "aws"}}]
-
-
-def test_an_identity_of_the_cloud_is_that_of_gateway_replicas_and_workers():
     for name, spec in pod_specs(render("objectStore.url=s3://models/fovea", "objectStore.serviceAccount=models")):
         expected = None if name.endswith(("-head", "-redis")) else "models"
         assert spec.get("serviceAccountName") == expected, name
@@ -303,18 +277,14 @@ def test_all_processes_send_their_spans_to_the_collector_if_there_is_one():
             if not name.endswith("-redis"):
                 env = {e["name"]: e.get("value") for e in spec["containers"][0]["env"]}
                 assert env.get("OTEL_EXPORTER_OTLP_ENDPOINT") == expected, name
-    policy = named(traced, "NetworkPolicy", "demo-inside")["spec"]["egress"]
-    assert {"ports": [{"port": 4318}]} in policy
+    assert {"ports": [{"port": 4318}]} in named(traced, "NetworkPolicy", "demo-inside")["spec"]["egress"]
 
 
-def test_gateways_and_replicas_share_a_secret():
+def test_gateways_and_replicas_share_a_secret_and_judges_have_a_key():
     for name, spec in pod_specs(render(*ALL_ON)):
         if not name.endswith("-redis"):
             [entry] = [e for e in spec["containers"][0]["env"] if e["name"] == "FOVEA_REPLICA_SECRET"]
             assert entry["valueFrom"]["secretKeyRef"]["name"] == "fovea-replicas", name
-
-
-def test_judges_ask_the_gateway_with_a_key_of_a_secret():
     documents = render(*ALL_ON)
     [group] = ray_cluster("relevance-judge", *ALL_ON)["workerGroupSpecs"]
     env = {e["name"]: e for e in group["template"]["spec"]["containers"][0]["env"]}
@@ -323,7 +293,7 @@ def test_judges_ask_the_gateway_with_a_key_of_a_secret():
     assert named(documents, "Service", "demo-gateway")["spec"]["ports"][0]["port"] == 80
 
 
-def test_a_gpu_is_asked_for_by_the_replica_and_not_by_the_worker_that_sends_it_jobs():
+def test_a_gpu_is_the_replicas_and_without_workers_the_jobs_too():
     documents = render("services.llm-longctx.gpus=1")
     ray = named(documents, "RayService", "demo-llm-longctx")["spec"]["rayClusterConfig"]
     replica = ray["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
@@ -331,8 +301,6 @@ def test_a_gpu_is_asked_for_by_the_replica_and_not_by_the_worker_that_sends_it_j
     assert replica["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert worker["resources"]["limits"] == {"memory": "1Gi"}
 
-
-def test_without_workers_the_replicas_take_the_jobs():
     def env_of_replica(*values):
         [group] = ray_cluster("medical-seg", *values)["workerGroupSpecs"]
         return {e["name"]: e.get("value") for e in group["template"]["spec"]["containers"][0]["env"]}
@@ -344,12 +312,7 @@ def test_without_workers_the_replicas_take_the_jobs():
 
 
 @pytest.mark.parametrize(
-    ("service", "gpus", "processes"),
-    [
-        ("llm-longctx", 1, None),
-        ("llm-longctx", 4, "4"),
-        ("medical-seg", 2, None),
-    ],
+    ("service", "gpus", "processes"), [("llm-longctx", 1, None), ("llm-longctx", 4, "4"), ("medical-seg", 2, None)]
 )
 def test_a_language_model_is_held_by_a_process_per_gpu(service, gpus, processes):
     ray = named(render(f"services.{service}.gpus={gpus}"), "RayService", f"demo-{service}")["spec"]
@@ -373,13 +336,6 @@ def test_worker_is_scaled_on_jobs_of_its_own_service_that_wait_or_run():
     assert trigger["type"] == "prometheus"
     assert 'service="llm-longctx"' in trigger["metadata"]["query"]
     assert "state=" not in trigger["metadata"]["query"]
-
-
-def test_own_redis_syncs_every_write_and_an_outside_one_starts_none():
-    [command] = named(render(), "StatefulSet", "demo-redis")["spec"]["template"]["spec"]["containers"][0]["args"]
-    assert "--appendfsync always" in command
-    assert "--maxmemory 768mb --maxmemory-policy noeviction" in command
-    assert not [d for d in render("redis.url=redis://elsewhere:6379/0") if d["kind"] == "StatefulSet"]
 
 
 @pytest.mark.parametrize(

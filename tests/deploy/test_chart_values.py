@@ -46,14 +46,11 @@ def test_a_setting_that_the_chart_writes_itself_is_refused(tmp_path, name):
     assert f"settings.{name} can't be set" in refusal(tmp_path, {"settings": {name: "x"}})
 
 
-def test_names_that_kuberay_refuses_are_refused(tmp_path):
+def test_names_that_kuberay_refuses_are_refused_and_no_service_is_a_release(tmp_path):
     assert "takes 47" in refusal(tmp_path, {}, release="averyveryverylongreleasenameprod-for-everybody")
     dotted = service(versions=[{"name": "v1.2"}])
     assert "v1.2" in refusal(tmp_path, dotted) or "pattern" in refusal(tmp_path, dotted)
     assert render_file(tmp_path, service(versions=[{"name": "v1-2"}]))
-
-
-def test_no_service_is_a_valid_release(tmp_path):
     documents = render_file(
         tmp_path, {"services": {name: {"enabled": False} for name in ("medical-seg", "llm-longctx")}}
     )
@@ -61,14 +58,11 @@ def test_no_service_is_a_valid_release(tmp_path):
     assert [d["metadata"]["name"] for d in policies] == ["demo-inside", "demo-gateway"]
 
 
-def test_no_pod_has_a_label_that_changes_with_the_chart():
+def test_no_pod_has_a_changing_label_and_a_budget_counts_pods_that_answer():
     for document in render("services.medical-seg.versions[0].name=next"):
         template = json.dumps(document.get("spec", {}))
         assert "helm.sh/chart" not in template
         assert "app.kubernetes.io/version" not in template
-
-
-def test_a_budget_counts_the_pods_that_answer():
     documents = render("services.medical-seg.replicas.min=3", "services.medical-seg.versions[0].name=next")
     selector = named(documents, "PodDisruptionBudget", "demo-medical-seg")["spec"]["selector"]["matchLabels"]
     chosen = []
@@ -77,6 +71,9 @@ def test_a_budget_counts_the_pods_that_answer():
         labels = group["template"]["metadata"]["labels"]
         chosen.append(selector.items() <= labels.items())
     assert chosen == [True, False]
+    budget = named(render("gateway.replicas=1"), "PodDisruptionBudget", "demo-gateway")["spec"]
+    assert budget["maxUnavailable"] == 1
+    assert "minAvailable" not in budget
 
 
 def test_a_service_that_may_have_no_replicas_starts_at_zero_pods_and_the_gateway_knows(tmp_path):
@@ -93,12 +90,6 @@ def test_a_service_that_may_have_no_replicas_starts_at_zero_pods_and_the_gateway
         d for d in documents if d["kind"] == "PodDisruptionBudget" and d["metadata"]["name"] == "demo-medical-seg"
     ]
     assert "without a worker" in refusal(tmp_path, service(replicas=replicas, worker={"enabled": False}))
-
-
-def test_a_single_gateway_does_not_keep_a_node_from_being_drained():
-    budget = named(render("gateway.replicas=1"), "PodDisruptionBudget", "demo-gateway")["spec"]
-    assert budget["maxUnavailable"] == 1
-    assert "minAvailable" not in budget
 
 
 def test_placement_and_additions_reach_the_pods(tmp_path):
@@ -124,8 +115,7 @@ def test_placement_and_additions_reach_the_pods(tmp_path):
     assert "/weights" in {mount["mountPath"] for mount in replica["containers"][0]["volumeMounts"]}
     (group,) = named(documents, "RayService", "demo-medical-seg")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     metadata = group["template"]["metadata"]
-    assert metadata["annotations"] == {"team": "a"}
-    assert metadata["labels"]["team"] == "a"
+    assert (metadata["annotations"], metadata["labels"]["team"]) == ({"team": "a"}, "a")
     assert metadata["labels"]["fovea.dev/version"] == "stable"
     assert "FOVEA_LLM_MODEL" not in env_of(specs["demo-llm-longctx"]), "a service's own setting is its own"
 
@@ -253,16 +243,13 @@ def test_openshift_gives_pods_users_of_its_own(tmp_path):
         assert spec["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
-def test_upgrades_wait_for_what_can_answer():
+def test_upgrades_wait_for_what_can_answer_and_no_answer_is_no_empty_queue():
     service = named(
         render("ray.deletionDelaySeconds=300", "ray.upgradeStrategy=None"), "RayService", "demo-medical-seg"
     )
     assert service["spec"]["rayClusterDeletionDelaySeconds"] == 300
     assert service["spec"]["upgradeStrategy"] == {"type": "None"}
     assert "upgradeStrategy" not in named(render(), "RayService", "demo-medical-seg")["spec"]
-
-
-def test_no_answer_of_prometheus_is_no_empty_queue():
     scaled = named(
         render("keda.authModes=bearer", "keda.triggerAuthentication=thanos"), "ScaledObject", "demo-medical-seg-worker"
     )

@@ -30,12 +30,11 @@ def begin_with(*words):
 @pytest.mark.parametrize("line", [c for c in COMMANDS if "deploy/helm/fovea" in c])
 def test_our_chart_takes_the_values_of_the_command(line):
     words = shlex.split(line)
-    sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-    assert render(*sets)
+    assert render(*[words[i + 1] for i, word in enumerate(words) if word == "--set"])
 
 
 @needs_helm
-def test_values_that_the_text_names_exist():
+def test_values_secrets_and_services_that_the_page_names_exist():
     values = yaml.safe_load((CHART / "values.yaml").read_text("utf8"))
     sets = re.findall(r"--set ([\w.-]+)=(\S+?)(?=[`\s),]|$)", PAGE)
     ours = [pair for pair in sets if not pair[0].startswith("prometheus.")]
@@ -46,10 +45,6 @@ def test_values_that_the_text_names_exist():
             assert key in part, name
             part = part[key]
     run_helm("lint", str(CHART), *[flag for name, value in ours[:3] for flag in ("--set", f"{name}={value}")])
-
-
-@needs_helm
-def test_secrets_and_services_of_the_commands_are_those_of_the_chart():
     text = run_helm("template", "fovea", str(CHART), "--set", "redis.passwordSecret=fovea-redis", *_all_on()).stdout
     documents = [d for d in yaml.safe_load_all(text) if d]
     for line in begin_with("kubectl", "-n", "fovea", "create", "secret"):
@@ -75,15 +70,12 @@ def test_keys_are_made_as_the_page_says(tmp_path):
     assert (tmp_path / "keys.json").exists()
 
 
-def test_compose_commands_name_profiles_and_services_of_the_file():
+def test_compose_commands_and_settings_of_the_page_exist():
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf8"))["services"]
     profiles = {profile for body in services.values() for profile in body.get("profiles", ())}
     assert set(re.findall(r"--profile (\w+)", PAGE)) == profiles
     assert set(re.findall(r"--scale ([\w-]+)=", PAGE)) <= set(services)
     [run] = begin_with("docker", "compose", "run")
     assert shlex.split(run)[4] in services
-
-
-def test_settings_of_the_page_exist():
     known = {f"FOVEA_{name.upper()}" for name in Settings.model_fields} | {"FOVEA_API_KEY"}
     assert set(re.findall(r"FOVEA_[A-Z_]+", PAGE)) <= known

@@ -54,13 +54,10 @@ def test_a_plug_in_has_the_text_of_its_licence_and_asks_for_our_names(file):
     assert "fovea" not in asked
 
 
-def test_the_client_s_project_lists_all_its_packages():
+def test_the_client_s_project_lists_all_its_packages_and_weights_are_by_licence():
     files = (file for file in (ROOT / "fovea").rglob("*.py") if not {"tests", "build"} & set(file.parts))
     packages = {".".join(file.parent.relative_to(ROOT).parts) for file in files}
     assert packages == {*PROJECTS["fovea-serve"]["tool"]["setuptools"]["packages"]}
-
-
-def test_all_weights_of_services_are_in_the_package_of_their_licence():
     found = {file: name for name in PACKAGES.values() for file in weights_of(name)}
     assert found.keys() == {*ROOT.glob("services/*/weights/*.safetensors")}
     for file, name in found.items():
@@ -70,7 +67,6 @@ def test_all_weights_of_services_are_in_the_package_of_their_licence():
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory):
-    """Wheel of each distribution, built from its source archive."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheels")
     tracked = subprocess.run(
         ["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
@@ -143,9 +139,8 @@ def test_the_client_installs_alone_and_small_and_calls_a_server(wheels, tmp_path
     with http.server.HTTPServer(("127.0.0.1", 0), Stub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        code = f"import fovea; print([model.id for model in fovea.Client({url!r}).models()])"
         commands = (
-            [python, "-c", code],
+            [python, "-c", f"import fovea; print([model.id for model in fovea.Client({url!r}).models()])"],
             [tmp_path / "bin/fovea", "--version"],
             [tmp_path / "bin/fovea", "models", "--url", url],
         )

@@ -38,13 +38,10 @@ def majors(report: dict) -> dict[str, str]:
     return found
 
 
-def test_tensorrt_is_an_extra_of_its_own():
+def test_tensorrt_is_an_extra_of_its_own_and_all_are_of_one_cuda_major():
     assert not any("tensorrt" in one for one in EXTRAS["gpu"])
     assert all(f"-cu{MAJOR}-" in one for one in EXTRAS["tensorrt"])
-
-
-def test_no_requirement_is_of_another_cuda_major():
-    """Names that are asked for or pinned; the release suite resolves their own requirements."""
+    # Names that are asked for or pinned; the release suite resolves their own requirements.
     asked = [*EXTRAS["gpu"], *EXTRAS["tensorrt"]]
     asked += [line for file in ROOT.glob("requirements*.txt") for line in file.read_text("utf8").splitlines()]
     found = {match[0]: match[1] for one in asked if (match := re.match(r"[\w.-]+-cu(\d\d)\b", one.strip()))}

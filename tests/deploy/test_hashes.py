@@ -1,19 +1,19 @@
-"""Images install by hash: every package that they need has hashes, of the version that was tested."""
+"""Images have what their services and plug-ins need and no more: extras, plug-ins, and hashes of every package."""
 
-import importlib.util
-import pathlib
+import json
 import re
+import subprocess
+import sys
 import tomllib
 from importlib import metadata
 
 import pytest
 from packaging.requirements import Requirement
 
-ROOT = pathlib.Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("hashes", ROOT / "deploy/hashes.py")
-hashes = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(hashes)
+from shared.registry.discovery import SERVICES
+from tests.deploy.tools import ROOT, script
 
+hashes = script("hashes")
 KNOWN = hashes.read_hashes(hashes.FILE.read_text("utf8"))
 EXTRAS = (
     "gateway", "medical-seg", "detection", "vision-restoration", "llm-longctx", "interpretability",
@@ -56,14 +56,11 @@ def test_the_flavour_without_torch_needs_nothing_of_it(service):
     assert names - KNOWN.keys() == set()
 
 
-def test_versions_are_those_of_the_constraints():
+def test_each_requirement_has_hashes_no_marker_and_the_version_of_the_constraints():
     pins = dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)$", (ROOT / "constraints.txt").read_text("utf8"), re.MULTILINE))
     pins = {hashes.normalise(name): version for name, version in pins.items()}
     assert {name: version for name, (version, _) in KNOWN.items() if pins.get(name, version) != version} == {}
     assert len(KNOWN.keys() & pins.keys()) > 100
-
-
-def test_each_requirement_has_hashes_and_no_marker():
     for name, (version, text) in KNOWN.items():
         assert re.fullmatch(r"\S+==\S+ (\\\n    --hash=sha256:[0-9a-f]{64} ?)+", text.rstrip()), name
         assert f"=={version} " in text
@@ -79,3 +76,129 @@ def test_a_version_without_hashes_ends_the_build():
     report["install"].append({"metadata": {"name": "numpy", "version": "0.1"}})
     with pytest.raises(SystemExit, match=r"no hashes of numpy==0\.1"):
         hashes.select(report, KNOWN)
+
+
+HIDDEN = """
+import importlib.abc, importlib.metadata, json, sys
+
+class Hidden(importlib.abc.MetaPathFinder):
+    def __init__(self, names):
+        self.names = names
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(f"{name} is not among what the extras bring", name=name)
+
+sys.meta_path.insert(0, Hidden(set(json.loads(sys.argv[1]))))
+"""
+"""Takes away the modules that the first argument names."""
+
+HIDE = (
+    HIDDEN
+    + """
+points = importlib.metadata.entry_points
+importlib.metadata.entry_points = lambda **which: importlib.metadata.EntryPoints(
+    point for point in points(**which) if point.dist.name == "fovea-platform"
+)
+"""
+)
+REPLICA = """
+import shared.serving.__main__, shared.serving.worker, shared.serving.drain, shared.serving.health_check
+from shared.registry.discovery import servables
+from shared.serving.replica import load_app
+servables({service!r})
+load_app({service!r})
+"""
+GATEWAY = "import services.gateway.__main__, shared.serving.health_check"
+CASES = [
+    ("gateway", "", GATEWAY),
+    *(
+        (service, flavour, REPLICA.format(service=service))
+        for service, flavours in {
+            "medical-seg": ("cpu", "onnx"), "vision-restoration": ("cpu", "onnx"), "detection": ("cpu",),
+            "llm-longctx": ("cpu",), "interpretability": ("cpu",), "relevance-judge": ("cpu",),
+        }.items()
+        for flavour in flavours
+    ),
+]  # fmt: skip
+
+
+def hidden_modules(extras):
+    """Top-level modules that only packages bring which these extras do not need."""
+    kept = needed(extras) | {"fovea-serve", "fovea-platform", "pip", "setuptools"}
+    found = metadata.packages_distributions()
+    return sorted(name for name, owners in found.items() if not kept & {hashes.normalise(one) for one in owners})
+
+
+@pytest.mark.parametrize(("service", "flavour", "program"), CASES, ids=[f"{s}-{f}" for s, f, _ in CASES])
+def test_a_service_starts_with_what_its_extras_bring(service, flavour, program):
+    hidden = hidden_modules({service, flavour} - {""})
+    assert "pytest" in hidden
+    done = subprocess.run(
+        [sys.executable, "-c", HIDE + program, json.dumps(hidden)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-1500:]
+
+
+plugins = script("plugins")
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Plug-ins by name: their entry-point groups with names, and their dependencies."""
+
+    def write(name, points, *dependencies):
+        folder = tmp_path / "plugins" / name
+        folder.mkdir(parents=True)
+        lines = ["[project]", f"dependencies = {json.dumps(['fovea-platform[cpu]', 'fovea-other', *dependencies])}"]
+        for group, names in points.items():
+            lines += [f'[project.entry-points."{group}"]', *(f'"{each}" = "x"' for each in names)]
+        (folder / "pyproject.toml").write_text("\n".join(lines))
+
+    write("road", {"fovea.routes": ["detection.road"], "fovea.pages": ["road"]}, "gpx")
+    write("net", {"fovea.models": ["detection.net", "medical-seg"]}, "scipy>=1", "gpx")
+    write("canary", {"fovea.traffic": ["versions"]}, "redis")
+    write("verb", {"fovea.commands": ["verb"]}, "rich")
+    write("school", {"fovea.models": ["detection.school"], "fovea.recipes": ["detection"]}, "sklearn")
+    write("example", {"fovea.models": ["detection.example"]})
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("service", "folders", "requirements"),
+    [
+        ("detection", ["net", "road"], ["gpx", "scipy>=1"]),
+        ("medical-seg", ["net"], ["gpx", "scipy>=1"]),
+        ("gateway", ["canary", "road"], ["redis"]),
+        ("llm-longctx", [], []),
+    ],
+)
+def test_an_image_has_what_brings_something_to_its_service(tree, service, folders, requirements):
+    assert plugins.list_folders(service, tree) == [f"./plugins/{name}" for name in folders]
+    assert plugins.list_requirements(service, tree) == requirements
+
+
+@pytest.mark.parametrize("service", ["gateway", *SERVICES])
+def test_every_library_of_an_image_s_plug_ins_has_hashes(service):
+    names = {hashes.normalise(Requirement(line).name) for line in plugins.list_requirements(service)}
+    assert names - KNOWN.keys() == set()
+
+
+def test_the_gateway_s_image_has_canaries():
+    assert "./plugins/rollouts" in plugins.list_folders("gateway")
+
+
+def test_what_the_gateway_loads_of_plug_ins_needs_its_own_libraries_alone():
+    program = """
+from fovea.plugins import load_all
+loaded = [*load_all("fovea.pages"), *load_all("fovea.traffic"), *load_all("fovea.routes", "gateway")]
+print(*loaded, "torch" in sys.modules)
+"""
+    hidden = [name for name in hidden_modules({"gateway"}) if not name.startswith("fovea")]
+    done = subprocess.run(
+        [sys.executable, "-c", HIDDEN + program, json.dumps(hidden)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-1500:]
+    *loaded, has_torch = done.stdout.split()
+    assert {"sessions", "study", "survey", "answers", "gateway.rollouts"} <= set(loaded)
+    assert has_torch == "False"

@@ -22,39 +22,40 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf8"))
 SERVICES = {name: body for name, body in COMPOSE["services"].items() if name != "redis"}
 
 
-def test_hadolint_is_silent():
+def test_hadolint_is_silent_and_compose_follows_its_specification():
     tool = pathlib.Path(sys.prefix) / "bin" / "hadolint"
     done = subprocess.run([tool, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
-
-
-def test_compose_file_follows_the_compose_specification():
     schema = json.loads((pathlib.Path(__file__).parent / "schemas/compose-spec.json").read_text("utf8"))
     jsonschema.Draft202012Validator(schema).validate(COMPOSE)
 
 
-def test_only_the_gateway_is_published_and_only_on_loopback():
+def test_containers_are_locked_and_only_the_gateway_is_published():
     published = {name: body["ports"] for name, body in COMPOSE["services"].items() if "ports" in body}
     assert set(published) == {"gateway"}
     assert all(port.startswith("127.0.0.1:") for port in published["gateway"])
-
-
-def test_every_container_is_read_only_and_without_capabilities():
     for name, body in COMPOSE["services"].items():
         assert body["read_only"] is True, name
         assert body["cap_drop"] == ["ALL"], name
+    for name, body in SERVICES.items():
+        assert "FOVEA_STATIC_UPSTREAMS" not in body["environment"], name
+        assert "container_name" not in body, name
+        assert body["environment"]["FOVEA_REDIS_URL"].endswith("@redis:6379/0"), name
+    for name, body in SERVICES.items():
+        assert int(body["stop_grace_period"].rstrip("s")) > int(body["environment"]["FOVEA_SHUTDOWN_GRACE_S"]), name
+    redis = COMPOSE["services"]["redis"]
+    assert redis["user"] == "999:999"  # else the entry point changes the user itself, and may not
+    assert "--maxmemory-policy noeviction" in redis["command"][-1]
+    assert '--requirepass "$$REDIS_PASSWORD"' in redis["command"][-1]
 
 
-def test_compose_environment_names_are_settings_that_exist():
+def test_environment_names_of_compose_exist_and_each_profile_has_a_replica_of_each_service():
     from shared.settings import Settings
 
     known = {f"FOVEA_{name.upper()}" for name in Settings.model_fields}
     known |= {"OTEL_EXPORTER_OTLP_ENDPOINT"}  # OpenTelemetry's own name
     for name, body in SERVICES.items():
         assert set(body["environment"]) <= known, name
-
-
-def test_each_profile_has_a_replica_of_each_service_which_runs_its_jobs():
     for profile, suffix in {"cpu": "", "gpu": "-gpu"}.items():
         found = {name for name, body in SERVICES.items() if body.get("profiles") == [profile]}
         assert found == {f"{name}{suffix}" for name in SIX}
@@ -63,25 +64,6 @@ def test_each_profile_has_a_replica_of_each_service_which_runs_its_jobs():
             assert SERVICES[name]["environment"]["FOVEA_JOBS_IN_REPLICA"] == "1"
             reserved = SERVICES[name].get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices")
             assert bool(reserved) == (profile == "gpu"), name
-
-
-def test_replicas_announce_themselves_so_that_more_of_them_are_balanced():
-    for name, body in SERVICES.items():
-        assert "FOVEA_STATIC_UPSTREAMS" not in body["environment"], name
-        assert "container_name" not in body, name
-        assert body["environment"]["FOVEA_REDIS_URL"].endswith("@redis:6379/0"), name
-
-
-def test_redis_starts_under_dropped_capabilities():
-    redis = COMPOSE["services"]["redis"]
-    assert redis["user"] == "999:999"  # else the entry point changes the user itself, and may not
-    assert "--maxmemory-policy noeviction" in redis["command"][-1]
-    assert '--requirepass "$$REDIS_PASSWORD"' in redis["command"][-1]
-
-
-def test_time_to_stop_is_longer_than_the_grace_of_the_processes():
-    for name, body in SERVICES.items():
-        assert int(body["stop_grace_period"].rstrip("s")) > int(body["environment"]["FOVEA_SHUTDOWN_GRACE_S"]), name
 
 
 def test_bill_of_materials_names_what_pip_installed():
@@ -96,12 +78,9 @@ def test_bill_of_materials_names_what_pip_installed():
     }
 
 
-def test_image_runs_as_a_numeric_user_without_root():
+def test_images_run_without_root_and_hold_the_graphs_that_services_look_for():
     assert "USER 65532:65532" in DOCKERFILE
     assert DOCKERFILE.index("USER") < DOCKERFILE.index("\nCMD")
-
-
-def test_graphs_of_the_flavour_without_torch_are_where_services_look_for_them():
     [folder] = re.findall(r"FOVEA_GRAPHS_DIR=(\S+)", DOCKERFILE)
     assert f"fovea export graphs {folder} --service" in DOCKERFILE
     assert DOCKERFILE.index("rm -rf /opt/export") < DOCKERFILE.index("COPY --from=build /opt/fovea")

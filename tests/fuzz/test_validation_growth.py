@@ -1,4 +1,4 @@
-"""Validating any request model takes time in proportion to the body, whatever is wrong with it."""
+"""Inputs that were found, and the growth of validation."""
 
 import json
 import time
@@ -12,6 +12,8 @@ from fovea.errors import FoveaError
 from shared.asgi.json_bounds import MAX_PARTS, PartsCounter
 from shared.serving.http.request_parsing import ParsedRequest, build_requests
 from shared.validation_errors import MAX_ERRORS, list_errors
+from tests.fuzz.__main__ import FOUND
+from tests.fuzz.harnesses import HARNESSES
 from tests.fuzz.request_models import list_request_models
 
 MODELS = list_request_models()
@@ -23,15 +25,12 @@ MOST_S = 2.0
 """For the widest body that is let through, on a busy machine."""
 
 WRONG: dict[str, Callable[[int], Any]] = {
-    "lists": lambda n: [[] for _ in range(n)],
-    "numbers": lambda n: [-1.5] * n,
+    "lists": lambda n: [[] for _ in range(n)], "numbers": lambda n: [-1.5] * n,
     "texts": lambda n: ["\ud800" if i == n - 1 else "x" for i in range(n)],
-    "objects": lambda n: [{} for _ in range(n)],
-    "fields": lambda n: {f"k{i}": i for i in range(n)},
+    "objects": lambda n: [{} for _ in range(n)], "fields": lambda n: {f"k{i}": i for i in range(n)},
     "mixed": lambda n: [("x", 1, None, [1], {"type": "text"})[i % 5] for i in range(n)],
-    "deep": lambda n: [[[[1] * 10] * 10] * max(n // 100, 1)],
-    "text": lambda n: "a" * n,
-}
+    "deep": lambda n: [[[[1] * 10] * 10] * max(n // 100, 1)], "text": lambda n: "a" * n,
+}  # fmt: skip
 """Values of n parts that some field may not have."""
 
 
@@ -77,16 +76,23 @@ def test_the_widest_body_that_is_let_through_is_validated_in_bounded_time(name):
         assert validate(model, body) < MOST_S
 
 
-def test_a_task_route_refuses_many_unknown_fields_by_the_first():
+def test_every_service_has_request_models_and_a_route_refuses_many_fields_by_the_first():
     (name,) = [name for name in MODELS if name.endswith("SegmentIn")][:1] or [next(iter(MODELS))]
     begun = time.process_time()
     with pytest.raises(FoveaError, match="no option"):
         build_requests(ParsedRequest(options={f"k{i}": 0 for i in range(MAX_PARTS)}), MODELS[name], 10)
     assert time.process_time() - begun < MOST_S
-
-
-def test_every_service_has_request_models():
     services = {name.split(".")[1] for name in MODELS if name.startswith("services.")}
     assert {"interpretability", "relevance_judge"} <= services
     assert "fovea.api.text.ChatRequest" in MODELS
     assert len(MODELS) > 20
+
+
+# Starlette leaves the file of a part that breaks off to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", HARNESSES)
+def test_seeds_and_found_inputs_end_well(name):
+    harness = HARNESSES[name]
+    for data in (*harness.seeds, b"", *[file.read_bytes() for file in sorted(FOUND.glob(f"{name}-*"))]):
+        harness.check(data)
+        harness.check(data[: len(data) // 2])

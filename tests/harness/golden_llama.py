@@ -22,14 +22,7 @@ def uniform(seed: int, n: int) -> np.ndarray:
 
 def fill_llama(salt: int = 101, vocab: int = 96, layers: int = 3) -> Decoder:
     model = llama(
-        vocab=vocab,
-        width=64,
-        layers=layers,
-        heads=4,
-        kv_heads=2,
-        hidden=128,
-        positions=4096,
-        norm_eps=1e-5,
+        vocab=vocab, width=64, layers=layers, heads=4, kv_heads=2, hidden=128, positions=4096, norm_eps=1e-5,
         head_dim=16,
     ).double()  # fmt: skip
     weights = {}

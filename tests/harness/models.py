@@ -34,6 +34,12 @@ def answered(reply: Any, kind: type[Answer]) -> Answer:
     return kind.model_validate_json(reply.content)
 
 
+def ok(reply: Any) -> Any:
+    """The JSON of a reply that must tell success."""
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
 def problem(reply: Any, status: int, field: str) -> dict[str, Any]:
     """The problem that a reply must be: about this field, and with nothing of the code."""
     assert reply.status_code == status, reply.text

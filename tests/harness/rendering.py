@@ -8,7 +8,6 @@ from shared.registry import CallContext, Servable
 
 
 def predict_as(model: Servable[Any, Any], request: BaseModel, media: str) -> tuple[Any, bytes | None]:
-    """The answer to one request, and how it is rendered as `media`."""
     run = CallContext()
     run.media = media
     (answer,) = model.predict([request], run)

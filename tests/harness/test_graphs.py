@@ -27,16 +27,13 @@ def test_a_second_cache_gets_the_graph_of_the_first(forms, tmp_path):
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_other_wishes_and_other_code_have_another_name(forms, monkeypatch):
+def test_other_wishes_and_code_have_another_name_and_code_is_what_a_network_imports(forms, monkeypatch):
     plain = forms("one")
     assert name_graph(plain) == name_graph(forms("elsewhere"))
     others = [replace(plain, call="forward"), replace(plain, outputs=plain.outputs[::-1]), replace(plain, tag="v9")]
     names = {name_graph(one) for one in (plain, *others)}
     monkeypatch.setattr(graphs, "digest_code", lambda _modules: "other code")
     assert len(names | {name_graph(plain)}) == 5
-
-
-def test_the_code_of_a_network_is_what_it_imports_and_nothing_that_computes_no_tensor():
     found = {
         str(file.relative_to(graphs.ROOT)) for file in imported_files("services.medical_seg.models.pranet_network")
     }

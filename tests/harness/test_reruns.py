@@ -1,6 +1,11 @@
-"""Only tests marked `timed`, with a reason, may fail once; the report lists each rerun."""
+"""The suite's own plug-ins: reruns, phases, reports."""
+
+import json
+from typing import Any
 
 import pytest
+
+from tests.report import read_run
 
 FAILS_ONCE = """
 import pathlib, pytest
@@ -36,8 +41,7 @@ def test_a_timed_test_may_fail_once_and_is_listed(workers, run_suite):
 
 
 def test_a_timed_test_may_not_fail_twice(run_suite):
-    always = f"import pytest\n{TIMED}\ndef test_one(): assert 0"
-    result = run_suite("reruns", test_bell=always)
+    result = run_suite("reruns", test_bell=f"import pytest\n{TIMED}\ndef test_one(): assert 0")
     assert (result.ret, result.parseoutcomes()) == (pytest.ExitCode.TESTS_FAILED, {"failed": 1, "rerun": 1})
 
 
@@ -63,3 +67,70 @@ def test_reruns_of_all_tests_are_refused(option, run_suite):
     result = run_suite("reruns", option, test_chaos=FAILS_ONCE.format(mark=""))
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*leave out --reruns*"])
+
+
+FILE = """
+import time, pytest
+@pytest.fixture(scope="module")
+def costly():
+    time.sleep(0.2)
+    yield
+    time.sleep(0.1)
+def test_first(costly): pass
+def test_second(costly): time.sleep(0.3)
+@pytest.mark.e2e
+def test_third(): pytest.skip("no tool")
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_each_phase_has_its_own_seconds(workers, run_suite, tmp_path):
+    path = tmp_path / "all.phases"
+    run_suite(
+        "phases", f"--phases={path}", workers=workers, test_one=FILE,
+        test_two="import pytest\npytest.skip('no', allow_module_level=True)",
+    )  # fmt: skip
+    rows = [json.loads(line) for line in path.read_text("utf8").splitlines()]
+    seconds = {(row["test"].partition("::")[2], row["phase"]): row["seconds"] for row in rows if row["test"]}
+    assert seconds["test_first", "setup"] >= 0.2 > seconds["test_first", "call"]
+    assert seconds["test_second", "call"] >= 0.3 > seconds["test_second", "setup"]
+    assert seconds["test_third", "teardown"] >= 0.1
+    setups = {row["test"].partition("::")[2]: row for row in rows if row["phase"] == "setup"}
+    assert list(setups["test_first"]["paid"]) == ["test_one.py::costly"]
+    assert 0.2 <= setups["test_first"]["paid"]["test_one.py::costly"] <= seconds["test_first", "setup"]
+    assert ["test_one.py::costly" in setups[name].get("uses", ()) for name in setups] == [True, True, False]
+    assert [row.get("marks") for row in setups.values()] == [None, None, ["e2e"]]
+    assert "paid" not in setups["test_second"]
+    skipped = [(row["test"], row["phase"], row["message"]) for row in rows if row["outcome"] == "skipped"]
+    assert skipped == [("test_two.py", "collection", "no"), ("test_one.py::test_third", "call", "no tool")]
+    assert {row["worker"] for row in rows if "::" in row["test"]} == {"gw0" if workers else "master"}
+    whole = {row["phase"]: row for row in rows if not row["test"]}
+    assert whole["run"]["seconds"] >= 0.6 + whole["collection"]["seconds"]
+    assert whole["run"]["outcome"] == "passed"
+
+
+GOOD = [("setup", "passed"), ("call", "passed"), ("teardown", "passed")]
+
+
+def rows(test: str, phases: list[tuple[str, str]] = GOOD, seconds: float = 1.0, **more: Any) -> list[dict[str, Any]]:
+    return [{"test": test, "phase": phase, "outcome": outcome, "seconds": seconds, **more} for phase, outcome in phases]
+
+
+ROWS = [
+    *rows("", [("collection", "passed")], 21.4, began=1_764_400_000), *rows("a.py::quick", seconds=0.5),
+    *rows("a.py::slow", seconds=9.0), *rows("a.py::untidy", [*GOOD[:2], ("teardown", "failed")]),
+    *rows("a.py::tool[x|y]", [("setup", "skipped"), ("teardown", "passed")], message="no tool: install it"),
+    *rows("b.py", [("collection", "skipped")], message="no tool: install it"),
+    *rows("c.py::known", [("setup", "passed"), ("call", "skipped"), ("teardown", "passed")]),
+    *rows("c.py::bell", [("setup", "passed"), ("call", "rerun"), *GOOD], timed="a bell rings at once"),
+    *rows("", [("run", "failed")], 600.0, began=1_764_400_000),
+]  # fmt: skip
+
+
+def test_a_test_counts_once_by_its_worst_phase():
+    run = read_run(ROWS)
+    assert run.outcomes == {
+        "a.py::quick": "passed", "a.py::slow": "passed", "a.py::untidy": "failed", "a.py::tool[x|y]": "skipped",
+        "b.py": "skipped", "c.py::known": "xfailed", "c.py::bell": "passed",
+    }  # fmt: skip
+    assert (run.seconds, run.collection, run.reruns) == (600, 21.4, {"c.py::bell": 1})

@@ -1,4 +1,4 @@
-"""`fovea judge …` as people use it: against a gateway and the real service, with files, pipes, JSON and mistakes."""
+"""The judge's command, also over evidence."""
 
 import csv
 import gzip
@@ -14,15 +14,12 @@ from services.relevance_judge.storage.mini_collection import load_mini_collectio
 MINI = load_mini_collection()
 
 
-def test_one_pair_is_graded_in_words_or_as_json(fovea):
+def test_one_pair_is_graded_and_a_signal_without_cuts_has_no_grade(fovea):
     code, out, _ = fovea("judge", "pair", "moon tides", "the moon makes tides", "--rationale")
     assert (code, "grade 3" in out, "Most words are there." in out) == (0, True, True)
     code, out, _ = fovea("judge", "pair", "moon tides", "-", "--json", "--template", "direct", stdin="bread is baked")
     verdict = json.loads(out)
     assert (code, verdict["grade"], verdict["template"].split("@")[0]) == (0, 0, "direct")
-
-
-def test_a_signal_without_cuts_has_no_grade_and_exit_code_one(fovea):
     code, out, _ = fovea("judge", "pair", "moon tides", "the moon", "-j", "query-likelihood")
     assert (code, "no grade" in out, "uncalibrated" in out) == (1, True, True)
 
@@ -51,7 +48,7 @@ def test_a_batch_is_followed_and_its_labels_are_written_in_the_form_of_the_name(
         assert len(list(csv.DictReader(file))) == 32
 
 
-def test_the_holes_of_a_run_are_filled(fovea, files, tmp_path):
+def test_holes_of_a_run_are_filled_and_a_spent_budget_is_exit_code_one(fovea, files, tmp_path):
     texts = ["--topics", files / "topics.tsv", "--passages", files / "passages.jsonl"]
     known = tmp_path / "known.qrels"
     known.write_text(format_qrels({pair: grade for pair, grade in MINI.labels.items() if pair[0] != "3"}))
@@ -61,9 +58,6 @@ def test_the_holes_of_a_run_are_filled(fovea, files, tmp_path):
     filled = read_qrels(tmp_path / "new.qrels")
     assert filled
     assert not set(filled) & set(parse_qrels(known.read_text()))
-
-
-def test_a_spent_budget_is_exit_code_one_and_says_what_is_left(fovea, files, tmp_path):
     texts = _small(files, tmp_path)
     code, out, _ = fovea("judge", "batch", *texts, "--template", "words", "--budget", 1, "--at-once", 1)
     assert (code, "budget" in out, "left" in out) == (1, True, True)
@@ -74,11 +68,8 @@ def test_signals_of_a_batch_are_calibrated_kept_and_used(fovea, files, tmp_path)
     kept = tmp_path / "signals.jsonl"
     code, out, err = fovea("judge", "batch", *texts, "-j", "query-likelihood", "-o", kept)
     assert (code, "32 with a signal and no grade" in out, "invalid" in out, "not calibrated here" in err) == (
-        0,
-        1,
-        0,
-        1,
-    )
+        0, 1, 0, 1,
+    )  # fmt: skip
     code, out, err = fovea("judge", "calibrate", kept, files / "qrels.txt", "--name", "words")
     assert (code, "words@1" in out, "Fitted on 2 queries" in err) == (0, True, True), err
     code, out, _ = fovea(
@@ -87,16 +78,13 @@ def test_signals_of_a_batch_are_calibrated_kept_and_used(fovea, files, tmp_path)
     assert (code, "words@1" in out) == (0, True), out
 
 
-def test_agreement_shows_kappa_alpha_the_grid_and_bias_by_texts(fovea, files):
+def test_agreement_and_rankings_show_kappa_alpha_tau_and_bias(fovea, files):
     words = [files / "qrels.txt", files / "qrels_second.txt"]
     code, out, _ = fovea(
         "judge", "agreement", *words, "--topics", files / "topics.tsv", "--passages", files / "passages.jsonl"
     )
     assert (code, "0.9792" in out, "by length" in out, "012|3" in out) == (0, True, True, True), out
     assert json.loads(fovea("judge", "agreement", *words, "--json")[1])["pairs"] == 192
-
-
-def test_rankings_show_tau_and_kappa_together(fovea, files):
     runs = [word for name in ("bm25", "overlap") for word in ("--run", files / "runs" / f"{name}.trec")]
     code, out, _ = fovea(
         "judge", "rankings", files / "qrels.txt", files / "qrels_second.txt", *runs, "--family", "bm25=llm"
@@ -112,15 +100,12 @@ def test_an_ensemble_of_label_files_goes_to_standard_output_or_a_file(fovea, fil
     assert (code, read_qrels(tmp_path / "e.qrels"), "192 pairs" in err) == (0, MINI.labels, True)
 
 
-def test_the_leaderboard_is_made_of_files_or_comes_with_the_service(fovea, files):
+def test_the_leaderboard_is_shown_and_templates_are_filled_in(fovea, files):
     runs = [word for name in ("bm25", "overlap") for word in ("--run", files / "runs" / f"{name}.trec")]
     code, out, _ = fovea("judge", "leaderboard", files / "qrels.txt", files / "qrels_second.txt", *runs)
     assert (code, "qrels_second" in out, "0.9792" in out, "tau-b" in out) == (0, True, True, True), out
     code, out, _ = fovea("judge", "leaderboard")
     assert (code, "overlap" in out, "query-lift" in out) == (0, True, True), out
-
-
-def test_templates_are_listed_and_filled_in(fovea):
     _, out, _ = fovea("judge", "templates")
     assert "few-shot" in out
     _, out, _ = fovea("judge", "templates", "direct", "--query", "what is tea")
@@ -145,3 +130,92 @@ def test_a_mistake_is_one_line_and_an_exit_code_of_its_kind(fovea, tmp_path, wor
     Path(f"{bad}.gz").write_bytes(b"not gzip")
     code, out, err = fovea("judge", *(word.format(bad=bad) for word in words))
     assert (code, out, len([line for line in err.splitlines() if line.strip()])) == (wanted, "", 1), err
+
+
+def texts(files: Path) -> list[Any]:
+    return ["--topics", files / "topics.tsv", "--passages", files / "passages.jsonl"]
+
+
+def runs(files: Path) -> list[Any]:
+    return [word for name in ("bm25", "overlap", "query-likelihood") for word in ("--run", files / f"runs/{name}.trec")]
+
+
+def test_a_judge_is_called_better_or_not_and_the_exit_code_says_so(fovea, files):
+    common = ["judge", "trust", files / "qrels.txt"]
+    code, out, err = fovea(*common, files / "judgements/query-lift.jsonl", *texts(files), "--no-embedding")
+    assert (code, "better than every baseline" in out, "bm25" in out) == (0, True, True), err
+    code, out, _ = fovea(*common, files / "judgements/overlap.jsonl", *texts(files), "--no-embedding", "--json")
+    assert (code, json.loads(out)["is_better"]) == (1, False)
+
+
+def test_weights_are_fitted_and_written_as_options(fovea, files, tmp_path):
+    judges = [files / f"judgements/{name}.jsonl" for name in ("similarity", "query-lift")]
+    code, out, err = fovea("judge", "weights", files / "qrels.txt", *judges, "-o", tmp_path / "options.json")
+    assert (code, "similarity" in out) == (0, True), err
+    options = json.loads((tmp_path / "options.json").read_text())
+    assert [one["template"].split("@")[0] for one in options["members"]] == ["similarity", "query-lift"]
+    (tmp_path / "topics.tsv").write_text((files / "topics.tsv").read_text().splitlines()[0])
+    passage = json.loads((files / "passages.jsonl").read_text().splitlines()[0])
+    (tmp_path / "passages.jsonl").write_text(json.dumps(passage))
+    small = ["--topics", tmp_path / "topics.tsv", "--passages", tmp_path / "passages.jsonl"]
+    for member in options["members"]:
+        member["calibration"].pop("model")  # the model of this test has another name
+    options["calibration"].pop("model", None)
+    (tmp_path / "options.json").write_text(json.dumps(options))
+    code, out, err = fovea("judge", "batch", *small, "-j", "ensemble", "--options", tmp_path / "options.json", "--json")
+    assert (code, json.loads(out)["graded"]) == (0, 1), err
+
+
+def test_systems_are_compared_in_sentences(fovea, files):
+    code, out, err = fovea("judge", "significance", files / "qrels.txt", *runs(files), "--correction", "max-t")
+    assert (code, "max-t over 3 comparisons" in out) == (0, True), err
+    code, out, _ = fovea("judge", "significance", files / "qrels.txt", *runs(files), "--baseline", "bm25", "--json")
+    assert {row["second"] for row in json.loads(out)["comparisons"]} == {"bm25"}
+
+
+def test_scores_are_corrected_and_labels_are_planned(fovea, files, tmp_path):
+    sample = {pair: grade for pair, grade in MINI.labels.items() if int(pair[0]) <= 10}
+    (tmp_path / "human.txt").write_text(format_qrels(sample))
+    given = [tmp_path / "human.txt", files / "judgements/query-lift.jsonl", *runs(files)]
+    code, out, err = fovea("judge", "corrected", *given)
+    assert (code, "prediction-powered over 10 queries" in out) == (0, True), err
+    code, out, err = fovea("judge", "budget", *given, "-w", "0.05", "--between", "bm25", "overlap", "--total", "400")
+    assert (code, "bm25 − overlap" in out) == (0, True), err
+    code, out, _ = fovea("judge", "budget", *given, "-w", "0.05", "--json")
+    assert len(json.loads(out)["plans"]) == 3
+
+
+def test_a_collection_of_cranfields_form_is_imported_in_one_command(fovea, tmp_path):
+    (tmp_path / "docs").write_bytes(b".I 1\n.T\nwings\n.W\nlift of a wing at \xa35\n.I 2\n.W\nheat of a plate\n")
+    (tmp_path / "topics").write_text("\ufeff.I 001\n.W\nlift of a wing\n.I 004\n.W\nheat of a wing\n", "utf8")
+    (tmp_path / "rel").write_text("1 1 1\n2 2 3\n")
+    sources = [tmp_path / name for name in ("docs", "topics", "rel")]
+    code, _, err = fovea("judge", "import", *sources, "-o", tmp_path / "out", "--others", "1")
+    assert (code, "by position" in err, "docs is not UTF-8; it was read as Windows-1252" in err) == (0, True, True), err
+    assert json.loads((tmp_path / "out/passages.jsonl").read_text().splitlines()[0])["text"].endswith("at £5")
+    assert read_qrels(tmp_path / "out/qrels.txt") == {("1", "1"): 3, ("2", "2"): 1, ("2", "1"): 0}
+    code, _, err = fovea("judge", "import", *sources, "-o", tmp_path / "out", "--grade", "1=2", "--grade", "3=0")
+    assert (code, read_qrels(tmp_path / "out/qrels.txt")) == (0, {("1", "1"): 2, ("2", "2"): 0}), err
+    assert fovea("judge", "import", *sources, "-o", tmp_path / "out", "--grade", "x")[0] == 2
+
+
+def test_preferences_show_the_bias_of_a_model_that_does_not_choose(fovea, files, judging):
+    judging.model.say, before = (lambda _: "A"), judging.model.say
+    try:
+        words = ["judge", "preferences", *texts(files), "--reference", files / "qrels.txt", "-n", "10"]
+        code, out, err = fovea(*words)
+    finally:
+        judging.model.say = before
+    assert (code, "0 of 10 comparisons" in out) == (0, True), err
+
+
+@pytest.mark.parametrize("what", ["nuggets", "support"])
+def test_answers_are_checked_without_a_language_model(fovea, tmp_path, what):
+    (tmp_path / "p.jsonl").write_text(json.dumps({"id": "1", "text": "The moon makes tides. Bread is baked."}))
+    (tmp_path / "a.txt").write_text("The moon makes tides [1].")
+    given = ["--passages", tmp_path / "p.jsonl", "--answer", tmp_path / "a.txt", "--how", "similarity"]
+    code, out, err = fovea("judge", what, "what makes tides", *given)
+    assert code == 0, err
+    assert "moon makes tides" in out
+    code, out, _ = fovea("judge", what, "what makes tides", *given, "--json")
+    assert (code, json.loads(out)["faithfulness" if what == "support" else "vital_recall"]) == (0, 1.0)

@@ -13,19 +13,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 LINTERS = (
-    (BIN / "mypy", "--num-workers", "2"),
-    (sys.executable, "-m", "tests.drift"),
-    (sys.executable, "-m", "tests.claims"),
-    (BIN / "fovea", "docs", "--build", "out/site"),
-    (sys.executable, "-m", "tests.lint.style"),
-    (BIN / "lint-imports",),
-    (sys.executable, "-m", "tests.lint.names"),
-    (BIN / "ruff", "check", "."),
-    (sys.executable, "-m", "tests.lint.circles"),
-    (sys.executable, "-m", "tests.lint.budget"),
-    (sys.executable, "-m", "tests.lint.devices"),
+    (BIN / "mypy", "--num-workers", "2"), (sys.executable, "-m", "tests.drift"),
+    (sys.executable, "-m", "tests.claims"), (BIN / "fovea", "docs", "--build", "out/site"),
+    (sys.executable, "-m", "tests.lint.style"), (BIN / "lint-imports",), (sys.executable, "-m", "tests.lint.names"),
+    (BIN / "ruff", "check", "."), (sys.executable, "-m", "tests.lint.circles"),
+    (sys.executable, "-m", "tests.lint.budget"), (sys.executable, "-m", "tests.lint.devices"),
     (BIN / "ruff", "format", "--check", "."),
-)
+)  # fmt: skip
 AT_ONCE = 2
 
 

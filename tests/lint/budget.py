@@ -30,7 +30,6 @@ def iter_files(root: Path) -> Iterator[Path]:
 
 
 def count_lines(root: Path = ROOT) -> dict[str, dict[str, int]]:
-    """Lines by part of the tree and package."""
     found: dict[str, Counter[str]] = {}
     for file in iter_files(root):
         top, *below = file.parts
@@ -50,7 +49,6 @@ def find_excess(lines: dict[str, dict[str, int]], budget: dict[str, dict[str, in
 
 
 def find_plugin_imports(root: Path = ROOT) -> list[str]:
-    """Complaints about imports of plug-ins by the core."""
     return [
         f"{file}:{line}: the core imports the plug-in {name}"
         for file in iter_files(root)
@@ -61,7 +59,6 @@ def find_plugin_imports(root: Path = ROOT) -> list[str]:
 
 
 def iter_imports(source: str) -> Iterator[tuple[int, str]]:
-    """Line and name of each imported module."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)

@@ -41,8 +41,7 @@ def find_circles(graph: grimp.ImportGraph) -> list[list[str]]:
 def main() -> None:
     """Print every circle; the exit code says whether there are any."""
     sys.setrecursionlimit(10_000)
-    graph = grimp.build_graph(*PACKAGES, exclude_type_checking_imports=False)
-    found = find_circles(graph)
+    found = find_circles(grimp.build_graph(*PACKAGES, exclude_type_checking_imports=False))
     for group in found:
         print("circle:", ", ".join(group))
     print(f"{len(found)} circles of imports." if found else "No import circle.")

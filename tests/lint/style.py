@@ -19,12 +19,10 @@ FILE = "lint-budget.toml"
 HABITS = {
     r"^(What|Those|That of|Whoever|Who|As always)\b(?!.*\?$)": "begin with a noun or a verb",
     r"\b(beside|learnt|says? so|owe[ds]|strays|(is|are) told)\b": "use the field's word",
-    r"\bwanted\)": "write (target X)",
-    r"(?<![\d\w./*:\\-])\.\d+(?![\w.])": "write 0.87",
-    r"\d ×(?! ?\d)": "write 2.1×",
-    r"(?<![Tt]here )\bis no (?!longer|more|other|need)": "write is not a",
+    r"\bwanted\)": "write (target X)", r"(?<![\d\w./*:\\-])\.\d+(?![\w.])": "write 0.87",
+    r"\d ×(?! ?\d)": "write 2.1×", r"(?<![Tt]here )\bis no (?!longer|more|other|need)": "write is not a",
     r"^Of (a|an|the|each) [\w ]{2,30}, ": "use the usual order",
-}
+}  # fmt: skip
 """Each habit (a pattern over one sentence) with its cure."""
 
 AREAS = ("pages", "code", "tests", "console")
@@ -37,7 +35,6 @@ _SENTENCE = re.compile(r"(?<=[.:;!?])\s+(?=[A-Z])")
 
 
 def list_files(root: Path, *patterns: str) -> list[Path]:
-    """Tracked files."""
     command = ("git", "ls-files", "--", *patterns)
     return [root / name for name in subprocess.check_output(command, cwd=root, text=True).split()]
 
@@ -71,7 +68,6 @@ def read_template(text: str) -> Iterator[tuple[int, str]]:
 
 
 def find_habits(root: Path = ROOT) -> dict[str, list[str]]:
-    """Complaints by area."""
     found: dict[str, list[str]] = {area: [] for area in AREAS}
     for file in list_files(root, "*.md", "*.py", "*.html", "*.js"):
         name = str(file.relative_to(root))
@@ -102,7 +98,6 @@ def _without_code(line: str) -> str:
 
 
 def read_budget(root: Path) -> dict[str, int]:
-    """Complaints that each area may have."""
     return dict(tomllib.loads((root / FILE).read_text("utf8")).get("style", {}))
 
 

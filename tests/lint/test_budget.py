@@ -9,7 +9,6 @@ from tests.lint import budget
 
 @pytest.fixture
 def tree(tmp_path):
-    """A core of two packages, and a plug-in."""
     for name, lines in {
         "fovea/cli/a.py": 2,
         "services/eye/a.py": 3,
@@ -28,11 +27,8 @@ def read(tree):
     return tomllib.loads((tree / budget.FILE).read_text())
 
 
-def test_lines_are_counted_by_package_without_tests(tree):
+def test_lines_are_counted_without_tests_and_a_package_that_grows_is_found(tree, capsys):
     assert read(tree) == {"core": {"fovea": 2, "services.eye": 3, "shared": 1}, "plugins": {"more": 4}}
-
-
-def test_a_package_that_grows_is_found_and_its_number_is_not_raised(tree, capsys):
     (tree / "services/eye/b.py").write_text("y = 1\n")
     assert budget.main(tree) == 1
     assert "services.eye has 4 lines and may have 3" in capsys.readouterr().out
@@ -40,14 +36,11 @@ def test_a_package_that_grows_is_found_and_its_number_is_not_raised(tree, capsys
     assert read(tree)["core"]["services.eye"] == 3
 
 
-def test_a_package_that_shrinks_loses_what_it_had(tree):
+def test_a_package_that_shrinks_loses_what_it_had_and_an_unlisted_one_is_found(tree):
     (tree / "services/eye/a.py").write_text("x = 1\n")
     assert budget.main(tree) == 0
     assert budget.main(tree, write=True) == 0
     assert read(tree)["core"]["services.eye"] == 1
-
-
-def test_a_package_that_is_not_listed_is_found(tree):
     (tree / "shared/new").mkdir()
     (tree / "shared/new/a.py").write_text("x = 1\n")
     assert budget.main(tree) == 1

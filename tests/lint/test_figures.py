@@ -6,30 +6,23 @@ from loadtests.bench import freshness
 from tests import drift, figures
 
 
-def test_a_metric_its_interval_and_its_format_come_from_the_manifest():
+def test_a_metric_comes_from_the_manifest_and_a_colon_is_no_format():
     manifest = figures.manifests()["yolo9tr"]
     low, high = manifest.intervals["map50"]
     assert figures.look_up("yolo9tr.map50") == f"{manifest.metrics['map50']:.2f}"
     assert figures.look_up("yolo9tr.map50:.3f") == f"{manifest.metrics['map50']:.3f}"
     assert figures.look_up("yolo9tr.map50:interval") == f"{low:.2f} to {high:.2f}"
-
-
-def test_a_colon_in_a_name_is_no_format():
     key = "bench/longctx_dense/targets/prefill fp32: transformers, times ours (at least)"
     assert figures.look_up(f"{key}:.1f") == f"{float(figures.look_up(key)):.1f}"
 
 
-def test_a_row_of_several_units_is_named_with_its_unit():
+def test_a_row_of_several_units_is_named_and_a_stale_figure_replaced():
     cost, rate = (
         figures._benchmark("serving", "rows", f"Fovea service, {unit}") for unit in ("CPU ms / request", "requests / s")
     )
     assert cost < rate
-
-
-def test_a_stale_figure_is_replaced_and_the_rest_of_a_page_stays():
-    page = "a <!--=patnet.top_1:.3f-->0.999<!--/--> b\n"
     assert (
-        figures.fill_in(page, "page.md")
+        figures.fill_in("a <!--=patnet.top_1:.3f-->0.999<!--/--> b\n", "page.md")
         == f"a <!--=patnet.top_1:.3f-->{figures.look_up('patnet.top_1:.3f')}<!--/--> b\n"
     )
 
@@ -48,16 +41,13 @@ def test_a_figure_copied_by_hand_is_found(monkeypatch, tmp_path):
     assert [line.partition(" copies")[0] for line in figures.copied_by_hand()] == ["page.md:1"]
 
 
-def test_a_result_is_stale_once_its_weights_or_its_code_change():
+def test_a_result_is_stale_once_its_weights_or_code_change_not_its_docstrings():
     now = {"suite": "sparsity_partial", "measures": freshness.identify("sparsity_partial")}
     assert freshness.explain_staleness(now) == ""
     assert "code has changed" in freshness.explain_staleness({**now, "measures": {**now["measures"], "code": "other"}})
     other = {**now["measures"], "weights": {**now["measures"]["weights"], "patnet": "other"}}
     assert "weights of patnet" in freshness.explain_staleness({**now, "measures": other})
     assert "before results recorded" in freshness.explain_staleness({"suite": "sparsity_partial"})
-
-
-def test_docstrings_do_not_make_a_result_stale():
     assert freshness.dump_code('"""One."""\nx = 1\n') == freshness.dump_code('"""Two."""\n# three\nx = 1\n')
     assert freshness.dump_code("x = 1\n") != freshness.dump_code("x = 2\n")
 

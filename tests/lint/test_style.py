@@ -1,10 +1,14 @@
-"""The style lint finds habits of a translation in pages, docstrings, comments, messages and console texts."""
+"""Lints of text: style, words, devices, figures."""
 
+import ast
+import pathlib
 import re
+import subprocess
+import tomllib
 
 import pytest
 
-from tests.lint import style
+from tests.lint import devices, style
 
 
 @pytest.mark.parametrize(
@@ -30,14 +34,10 @@ def test_a_habit_is_found_in_every_kind_of_text(read, text, advice):
 @pytest.mark.parametrize(
     "text",
     [
-        "There is no queue.",
-        "What is a head?",
-        "It is no longer there.",
-        "```\nWhat it says\n```",
-        "Use `beside`.",
-        "v0.87",
+        "There is no queue.", "What is a head?", "It is no longer there.", "```\nWhat it says\n```",
+        "Use `beside`.", "v0.87",
     ],
-)
+)  # fmt: skip
 def test_plain_sentences_and_code_are_left_alone(text):
     assert not [s for _, s in style.read_page(text) for habit in style.HABITS if re.search(habit, s)]
 
@@ -49,3 +49,61 @@ def test_an_area_above_its_budget_fails_and_one_below_does_not(monkeypatch, caps
     said = capsys.readouterr().out
     assert "a.md:1: What is it" in said
     assert "b.py" not in said
+
+
+ROOT = pathlib.Path(__file__).parents[2]
+GENERATED = re.compile(
+    r"docs/(models/.*|20-scale|benchmarks|compatibility|gpu-.*|leaderboard.*|mutation|settings|tensorrt-operators|test-report)\.md"
+    r"|loadtests/simulation/.*_template\.md|CHANGELOG\.md"
+)
+"""Pages that a program writes, with the texts that it puts into them, and the changelog, which only grows."""
+
+SLACK = 1500
+"""Words below the budget from which on the budget is lowered."""
+
+
+def count_words(text):
+    """Words of the prose and tables of a page, without its code, the addresses of links, and the keys of figures."""
+    for pattern in (r"(?ms)^ *```.*?^ *```", r"<!--.*?-->", r"(?<=\])\([^)]*\)"):
+        text = re.sub(pattern, "", text)
+    return len(re.findall(r"\w[\w'’.,-]*", text))
+
+
+def test_pages_stay_within_their_budget_counted_without_code_and_links():
+    page = "# One two\n\n[three](http://x.org/four) <!--=a.b-->5.0<!--/--> it's\n\n```bash\nfovea segment x\n```\n"
+    assert count_words(page) == 5
+    listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    pages = [ROOT / name for name in listed.split() if not GENERATED.fullmatch(name) and (ROOT / name).exists()]
+    words = {page.relative_to(ROOT).as_posix(): count_words(page.read_text("utf8")) for page in pages}
+    total, budget = sum(words.values()), tomllib.loads((ROOT / "lint-budget.toml").read_text("utf8"))["words"]["pages"]
+    longest = sorted(words.items(), key=lambda one: -one[1])[:5]
+    assert total <= budget, f"{total} words, {budget} allowed; remove some, for example in {longest}"
+    assert total > budget - SLACK, f"{total} words: lower the budget of {budget} in lint-budget.toml"
+
+
+def found(source: str) -> list[str]:
+    return [f"{function}: {ast.unparse(call)}" for function, call in devices.iter_factories(ast.parse(source))]
+
+
+def test_factories_without_a_device_are_found_and_others_left_alone():
+    source = """
+x = torch.zeros(3)
+def f(a):
+    y = torch.arange(3, device=a.device) + torch.tensor([1])
+    class C:
+        def g(self): return torch.from_numpy(a)
+"""
+    assert found(source) == ["<module>: torch.zeros(3)", "f: torch.tensor([1])", "g: torch.from_numpy(a)"]
+    source = """
+def __init__(self):
+    self.w = nn.Parameter(torch.randn(3) * 0.02)
+    self.register_buffer("m", norm(torch.randn(3)))
+    self.z = x.new_zeros(3) + torch.zeros_like(x) + np.zeros(3) + torch.empty(3, device="cpu")
+"""
+    assert found(source) == []
+
+
+def test_the_tree_has_none_but_those_of_the_exceptions_each_of_which_is_needed():
+    found = [devices.find_exception(file, function) for file, function, _ in devices.iter_without_device()]
+    assert None not in found
+    assert set(found) == devices.EXCEPTIONS.keys()

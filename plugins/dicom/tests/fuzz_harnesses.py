@@ -86,12 +86,10 @@ def _seeds() -> tuple[bytes, ...]:
             _file(ExplicitVRLittleEndian, VOILUTSequence=[table], PhotometricInterpretation="MONOCHROME1"),
             _file(ExplicitVRLittleEndian, PhotometricInterpretation="PALETTE COLOR", **colours),
             _file(
-                ExplicitVRLittleEndian,
-                is_colour=True,
-                SequenceOfUltrasoundRegions=[_item(**units)],
+                ExplicitVRLittleEndian, is_colour=True, SequenceOfUltrasoundRegions=[_item(**units)],
                 SharedFunctionalGroupsSequence=[measures],
             ),
-        )
+        )  # fmt: skip
 
 
 async def _predict(request: Any) -> Any:
@@ -121,16 +119,13 @@ _RELATED = b"multipart/related; boundary=x\n--x\r\ncontent-type: application/dic
 
 
 def _related(data: bytes) -> object:
-    """The first line is the content type."""
     media, _, body = data.partition(b"\n")
     return parse_related(media.decode("latin-1"), body)
 
 
 HARNESSES: dict[str, Harness] = {
     "related": Harness(
-        _related,
-        (_RELATED,),
-        words=(b"--x\r\n", b"\r\n\r\n", b"--x--", b"boundary=", b"; charset=none", b'"', b";"),
+        _related, (_RELATED,), words=(b"--x\r\n", b"\r\n\r\n", b"--x--", b"boundary=", b"; charset=none", b'"', b";"),
     ),
     "zip": Harness(
         unpack_zip,

@@ -155,8 +155,7 @@ def test_text_in_pixels_is_seen_where_it_is_and_not_where_it_is_not():
     for name, expected in (("examples_palette.dcm", True), ("US1_UNCR.dcm", True), ("CT_small.dcm", False)):
         one = load(name)
         assert inspect_text(one, read_frame(one)).is_suspected is expected, name
-    draw = np.random.default_rng(0)
-    plain = np.asarray(draw.normal(90, 12, (300, 400, 3)).clip(0, 255), np.uint8)
+    plain = np.asarray(np.random.default_rng(0).normal(90, 12, (300, 400, 3)).clip(0, 255), np.uint8)
     assert find_text_lines(plain) == []
     picture = Image.fromarray(plain)
     ImageDraw.Draw(picture).text((40, 200), "DOE JANE 1961-04-05", fill="white", font_size=18)

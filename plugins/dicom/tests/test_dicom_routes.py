@@ -27,7 +27,7 @@ from fovea_dicom.web_client import DicomWebClient
 from plugins.dicom.tests.test_dicom_objects import raw
 from services.medical_seg.models.pranet import PraNetSegmenter
 from shared.vision.limits import DEFAULT_BOUNDS
-from tests.harness.models import client_of
+from tests.harness.models import client_of, ok
 from tests.harness.waiting import free_port, wait_until
 
 EXAMPLE = PraNetSegmenter.folder.parent / "models" / "example.jpg"
@@ -102,11 +102,9 @@ def test_an_archive_or_one_file_will_do(client):
         archive.writestr("study/a.dcm", raw("MR_small.dcm"))
         archive.writestr("study/report.dcm", raw("test-SR.dcm"))
     answer = client.post(
-        "/v1/segment/dicom",
-        content=out.getvalue(),
-        headers={"content-type": "application/zip"},
+        "/v1/segment/dicom", content=out.getvalue(), headers={"content-type": "application/zip"},
         params={"window": "600,1600"},
-    )
+    )  # fmt: skip
     assert answer.status_code == 200, answer.text
     assert answer.json()["skipped"] == ["study/report.dcm: SR without a picture."]
     headers = {"content-type": "application/dicom"}
@@ -115,17 +113,12 @@ def test_an_archive_or_one_file_will_do(client):
 
 
 def test_each_file_is_known_by_its_name_and_include_may_be_repeated(client):
-    film = endoscopy(frames=2)
     files = [
-        ("files", ("IM0", film)),
-        ("files", ("cut.dcm", raw("MR_small.dcm")[:4000])),
-        ("files", ("DICOMDIR", raw("DICOMDIR"))),
-        ("files", ("empty.dcm", b"")),
-    ]
+        ("files", ("IM0", endoscopy(frames=2))), ("files", ("cut.dcm", raw("MR_small.dcm")[:4000])),
+        ("files", ("DICOMDIR", raw("DICOMDIR"))), ("files", ("empty.dcm", b"")),
+    ]  # fmt: skip
     url = "/v1/segment/dicom?include=segmentation&include=report"
-    answer = client.post(url, files=files, data={"threshold": "0.5"})
-    assert answer.status_code == 200, answer.text
-    found = answer.json()
+    found = ok(client.post(url, files=files, data={"threshold": "0.5"}))
     assert [one["instances"][0]["file"] for one in found["series"]] == ["IM0"]
     assert [text.partition(":")[0] for text in found["skipped"]] == ["DICOMDIR", "empty.dcm", "cut.dcm"]
     assert "index of files" in found["skipped"][0]
@@ -285,9 +278,7 @@ def test_a_study_goes_from_orthanc_to_a_segmentation_in_orthanc(orthanc, tmp_pat
             == "ES"
         )
         assert client.get("/v1/dicomweb/studies", params={"PatientName": "x"}).status_code == 422
-        answer = client.post("/v1/segment/dicom", params={"study": study, "store": True})
-        assert answer.status_code == 200, answer.text
-        found = answer.json()
+        found = ok(client.post("/v1/segment/dicom", params={"study": study, "store": True}))
         assert (found["frames"], len(found["stored"])) == (2, 2)
         assert client.post("/v1/segment/dicom", params={"study": "1.2.3.4"}).status_code == 404
     back = [dcmread(io.BytesIO(data)) for data in pacs.retrieve(study)]

@@ -152,11 +152,9 @@ async def test_every_frame_of_a_film_has_its_own_area_in_answer_segmentation_and
     assert instance.pixel_size.model_dump() == {"row_mm": 0.5, "column_mm": 0.2, "source": "PixelSpacing"}
     masks = read_masks(series)
     assert {key: int(mask.sum()) for key, mask in masks.items()} == {
-        (one.SOPInstanceUID, 1): 16,
-        (one.SOPInstanceUID, 3): 45,
-        (one.SOPInstanceUID, 4): 4,
+        (one.SOPInstanceUID, 1): 16, (one.SOPInstanceUID, 3): 45, (one.SOPInstanceUID, 4): 4,
         (one.SOPInstanceUID, 5): 25,
-    }
+    }  # fmt: skip
     assert (masks[one.SOPInstanceUID, 3] == (frames[2][..., 0] > 128)).all()
     check_references(series)
     made_by = dcmread(io.BytesIO(series.report)).to_json()
@@ -172,8 +170,7 @@ async def test_single_frames_of_a_series_are_one_segmentation_in_the_order_of_th
     objects = [
         film(picture((2, 2, side)), InstanceNumber=number) for number, side in ((3, 3), (10, 5), (1, 2), ("", 6))
     ]
-    found = await segment(*objects)
-    (series,) = found.series
+    (series,) = (await segment(*objects)).series
     assert [one.frames[0].area for one in series.instances] == [36, 4, 9, 25]
     assert [one.frames[0].area_mm2 for one in series.instances] == [None] * 4
     assert series.warnings == ["The objects do not state their pixels' size, so areas are in pixels only."]
@@ -191,14 +188,10 @@ async def test_single_frames_of_a_series_are_one_segmentation_in_the_order_of_th
 
 async def test_films_other_series_other_studies_and_other_sizes_are_apart():
     found = await segment(
-        film(picture(), picture()),
-        film(picture(), picture()),
-        film(picture()),
-        film(picture()),
-        film(picture()[:, :30].copy()),
-        film(picture(), SeriesInstanceUID="9.1"),
+        film(picture(), picture()), film(picture(), picture()), film(picture()), film(picture()),
+        film(picture()[:, :30].copy()), film(picture(), SeriesInstanceUID="9.1"),
         film(picture(), SeriesInstanceUID="9.1", StudyInstanceUID="9.2"),
-    )
+    )  # fmt: skip
     assert sorted(sum(len(one.frames) for one in series.instances) for series in found.series) == [1, 1, 1, 2, 2, 2]
     assert found.frames == 9
     assert {series.segmentation for series in found.series} == {series.report for series in found.series} == {None}
@@ -288,8 +281,7 @@ async def test_progress_is_told_and_a_cancelled_run_stops():
     told: list[tuple[float, str | None]] = []
     run = CallContext(report=lambda *news: told.append(news))
     files = number_files(to_file(film(*[picture()] * number, InstanceNumber=number)) for number in (1, 6))
-    segmenter = StudySegmenter(Bright(), "bright", "7", DEFAULT_BOUNDS)
-    await segmenter.segment(files, StudyOptions(), run)
+    await StudySegmenter(Bright(), "bright", "7", DEFAULT_BOUNDS).segment(files, StudyOptions(), run)
     assert told == [(0.0, "0 of 7 frames"), (1 / 7, "1 of 7 frames"), (5 / 7, "5 of 7 frames")]
     with pytest.raises(UnsupportedMedia):
         await StudySegmenter(Bright(), "bright", "7", DecodeBounds(pixels=100)).segment(files, StudyOptions(), run)
@@ -305,8 +297,7 @@ async def test_derived_objects_name_what_made_them():
     assert (segment_.SegmentNumber, segment_.SegmentLabel, segment_.TrackingID) == (1, "ulcer", "ulcer 1")
     assert segment_.SegmentAlgorithmType == "AUTOMATIC"
     assert segment_.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Lesion"
-    category = segment_.SegmentedPropertyCategoryCodeSequence[0]
-    assert category.CodeMeaning == "Morphologically Abnormal Structure"
+    assert segment_.SegmentedPropertyCategoryCodeSequence[0].CodeMeaning == "Morphologically Abnormal Structure"
     (algorithm,) = segment_.SegmentationAlgorithmIdentificationSequence
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion, algorithm.AlgorithmSource) == ("bright", "7", "Fovea")
     assert algorithm.AlgorithmFamilyCodeSequence[0].CodeMeaning == "Artificial Intelligence"

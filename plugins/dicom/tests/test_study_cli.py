@@ -11,26 +11,17 @@ from pydicom import dcmread
 from fovea_dicom.bodies import build_related
 from plugins.dicom.tests.test_dicom_objects import raw
 from plugins.dicom.tests.test_dicom_routes import endoscopy
-from services.gateway.tests.stage import fronted
+from services.gateway.tests.stage import served
 from services.medical_seg.models.pranet import PraNetSegmenter
-from shared.serving.build_app import build
-from shared.settings import Settings
+from tests.harness.models import ok
 from tests.harness.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    settings = Settings(_env_file=None, data_dir=folder, intra_op_threads=1)
-    app = build("medical-seg", servables={"pranet": PraNetSegmenter}, settings=settings)
-    with fronted(app, "medical-seg", folder) as (found, _, _):
-        wait_until(lambda: is_ready(found), 90, "the service's readiness")
+    with served("medical-seg", {"pranet": PraNetSegmenter}, folder, "/v1/dicomweb/studies") as found:
         yield found
-
-
-def is_ready(url: str) -> bool:
-    ready = any(entry["ready"] for entry in httpx2.get(f"{url}/v1/models").json()["data"])
-    return ready and httpx2.get(f"{url}/v1/dicomweb/studies").status_code != 404
 
 
 def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, tmp_path):
@@ -84,7 +75,5 @@ def test_what_a_pacs_stores_is_accepted_as_a_job_and_segmented(url):
     job = answer.headers["location"]
     ends = {"done", "failed", "succeeded"}
     wait_until(lambda: httpx2.get(f"{url}{job}").json()["status"] in ends, 60, "the job's end")
-    result = httpx2.get(f"{url}{job}/result")
-    assert result.status_code == 200, result.text
-    assert len(result.json()["00081199"]["Value"]) == 1
+    assert len(ok(httpx2.get(f"{url}{job}/result"))["00081199"]["Value"]) == 1
     assert dcmread(io.BytesIO(endoscopy(frames=1))).Modality == "ES"

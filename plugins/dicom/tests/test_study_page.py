@@ -4,7 +4,6 @@ import io
 import zipfile
 from pathlib import Path
 
-import httpx2
 import numpy as np
 import pytest
 from pydicom import dcmread
@@ -12,31 +11,16 @@ from pydicom import dcmread
 from fovea_dicom.corrections import read_masks
 from plugins.dicom.tests.test_dicom_routes import endoscopy
 from services.gateway.tests.browsing import MARKS, check_page, drag, kept
-from services.gateway.tests.stage import fronted
+from services.gateway.tests.stage import served
 from services.medical_seg.models.pranet import PraNetSegmenter
-from shared.serving.build_app import build
-from shared.settings import Settings
-from tests.harness.waiting import wait_until
 
 pytestmark = MARKS
 
 
 @pytest.fixture
 def url(tmp_path):
-    settings = Settings(_env_file=None, data_dir=tmp_path, intra_op_threads=1)
-    app = build("medical-seg", servables={"pranet": PraNetSegmenter}, settings=settings)
-    with fronted(app, "medical-seg", tmp_path) as (address, *_):
-        wait_until(lambda: is_ready(address), 120, "the service's readiness")
+    with served("medical-seg", {"pranet": PraNetSegmenter}, tmp_path, "/v1/dicomweb/studies") as address:
         yield address
-
-
-def is_ready(url: str) -> bool:
-    entries = httpx2.get(f"{url}/v1/models").json()["data"]
-    return (
-        bool(entries)
-        and all(one["ready"] for one in entries)
-        and httpx2.post(f"{url}/v1/dicomweb/studies").status_code != 404
-    )
 
 
 def test_a_study_is_a_strip_of_frames_with_areas_and_files_to_save(page, tmp_path):

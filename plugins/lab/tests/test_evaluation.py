@@ -1,18 +1,23 @@
-"""Fidelity, needles and their commands on small models."""
+"""Evaluation: suites, and the grid of needles."""
 
 import io
 import json
 import time
 
+import httpx2
+import numpy as np
 import pytest
 from PIL import Image
 
 from fovea.cli.option_groups import expand_options
-from fovea.errors import Cancelled, DeadlineExceeded, InvalidOption, Malformed
+from fovea.errors import BadInput, Cancelled, DeadlineExceeded, InvalidOption, Malformed, NotReady
 from fovea_lab import cli
 from fovea_lab.heatmap import draw_heatmap
+from fovea_lab.interpretability.endpoint import LongctxEndpoint
+from fovea_lab.interpretability.needle_grid import NeedleGrid
 from fovea_lab.method_quality import FidelityRequest, NeedleRequest, run_fidelity, run_needle
 from fovea_lab.text_corpus import load_library_prose
+from services.interpretability.tests.test_single_forward_experiments import ask
 from services.llm_longctx.serving.local_models import make_local_model
 from shared.lm.niah_prompts import build_haystack
 from shared.registry import CallContext, LoadContext
@@ -119,13 +124,10 @@ def test_cached_prefixes_give_way_to_a_comparison(model, folder, tmp_path, monke
     small.close()
 
 
-def test_a_comparison_that_is_given_up_before_its_turn_says_so(model, monkeypatch):
+def test_a_comparison_is_given_up_before_its_turn_or_at_its_deadline(model, monkeypatch):
     monkeypatch.setattr(model.adapter.scheduler, "run_when_idle", lambda work: work.close())
     with pytest.raises(Cancelled, match="given up"):
         run_fidelity(model.adapter, FidelityRequest(lengths=[40], steps=5), CallContext())
-
-
-def test_nobody_waits_longer_than_the_deadline_for_a_quiet_moment(model, monkeypatch):
     monkeypatch.setattr(model.adapter.scheduler, "run_when_idle", lambda _work: None)
     with pytest.raises(DeadlineExceeded):
         run_fidelity(
@@ -140,3 +142,52 @@ def test_knobs_of_a_method_are_options(folder, capsys):
         needle(model=str(folder), method="power", knob=["block=none"], lengths="150", depths="0", steps=2)
     with pytest.raises(Malformed, match="has no value"):
         needle(model=str(folder), method="power", knob=["block"])
+
+
+def test_hidden_heads_change_what_comes_back_and_a_length_over_the_window_is_refused(context):
+    plain = ask(NeedleGrid, context)
+    hidden = ask(NeedleGrid, context, heads=[[l, h] for l in range(3) for h in range(4)])
+    assert np.array(plain.grid("needle").values).shape == (2, 2)
+    assert hidden.scalars["heads_hidden"].value == 12
+    assert ask(NeedleGrid, context, lengths=[3000]).field == "lengths"
+
+
+def endpoint_that(answer):
+    return LongctxEndpoint("http://model.test", "key", transport=httpx2.MockTransport(answer))
+
+
+def test_method_is_asked_over_the_openai_protocol(context):
+    asked = []
+
+    def answer(request):
+        asked.append(json.loads(request.content))
+        return httpx2.Response(200, json={"choices": [{"message": {"content": "rent a blue rowing boat"}}]})
+
+    study = NeedleGrid.load(context)
+    study.endpoint = endpoint_that(answer)
+    method = {"method": "duo", "plan": {"schema": "head-plan/1", "roles": [[1]]}}
+    spec = study.In.model_validate({"lm": "tiny", "lengths": [600], "depths": [0], "longctx": method})
+    (report,) = study.predict([spec], CallContext())
+    assert 0.3 < report.scalars["recall"].value < 0.7
+    assert (asked[0]["longctx"], asked[0]["temperature"]) == (method, 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (lambda _: httpx2.Response(400, json={"error": {"message": "no such method"}}), BadInput),
+        (lambda _: httpx2.Response(200, json={"nothing": 1}), BadInput),
+        (lambda _: httpx2.Response(503, text="not yet"), NotReady),
+    ],
+)
+def test_refusals_of_the_endpoint_are_passed_on(answer, error):
+    with pytest.raises(error):
+        endpoint_that(answer).chat("hello", max_tokens=3, longctx={"method": "duo"})
+
+
+def test_endpoint_that_is_not_there_is_said_so():
+    def gone(request):
+        raise httpx2.ConnectError("refused")
+
+    with pytest.raises(NotReady, match="No gateway answers"):
+        endpoint_that(gone).chat("hello", max_tokens=3, longctx={})

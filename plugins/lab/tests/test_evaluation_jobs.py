@@ -29,13 +29,11 @@ class Ticket:
         self.stop = asyncio.Event()
 
     async def progress(self, fraction: float, note: str | None = None) -> None:
-        """Remember."""
         self.told.append((fraction, note))
         if fraction:
             self.heard.set()
 
     async def wait_until_cancelled(self) -> None:
-        """Wait for the test."""
         await self.stop.wait()
 
 
@@ -46,7 +44,6 @@ class Reported:
         self._ticket, self._loop = ticket, asyncio.get_running_loop()
 
     def __call__(self, fraction: float, note: str | None) -> None:
-        """Pass it on, from any thread."""
         asyncio.run_coroutine_threadsafe(self._ticket.progress(fraction, note), self._loop)
 
     async def stop(self) -> None:
@@ -60,7 +57,6 @@ def app(folder, tmp_path, redis_url):
 
 @pytest.fixture
 async def worker(app, monkeypatch):
-    """Jobs on a replica of the app."""
     settings = app.state.settings
     replica = ReplicaServer(app, settings)
     await replica.start()

@@ -20,7 +20,7 @@ def site(stage):  # noqa: F811
         yield client
 
 
-def test_it_offers_models_methods_and_tasks_that_need_no_file(site):
+def test_it_offers_models_methods_and_tasks_and_imports_modules_of_the_console(site):
     text = site.get("/console/leaderboard").text
     sound = Sound(text)
     choices = set(re.findall(r'<option>([^<]+)|type="checkbox" name="\w+" value="([^"]+)"', text))
@@ -28,9 +28,6 @@ def test_it_offers_models_methods_and_tasks_that_need_no_file(site):
     assert not {("", "dense"), ("", "qa_1")} & choices
     assert not sound.all("style")
     assert '<a href="/console/leaderboard"' in site.get("/").text
-
-
-def test_its_module_imports_modules_of_the_console(site):
     place = "/console/static/plugins/leaderboard/leaderboard.js"
     text = site.get(place).text
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text)
@@ -50,7 +47,7 @@ def test_the_results_that_it_opens_with_are_those_of_the_documentation():
 
 @MARKS[0]
 @MARKS[1]
-def test_it_opens_with_committed_results_that_are_searched_and_sorted(page, see):  # noqa: F811
+def test_it_opens_with_committed_results_that_are_searched_and_sorted(page, see):
     page.goto("/console/leaderboard")
     see(page.locator("[data-part=statement]")).to_contain_text("At 0.25 of dense’s bytes,")
     see(page.locator("[data-part=about]")).to_contain_text("Committed results: SmolLM2-135M-Instruct, 1,024 tokens")

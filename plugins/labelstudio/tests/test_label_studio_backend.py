@@ -28,6 +28,7 @@ from fovea_recipes.training.data.box_sets import find_boxes
 from fovea_recipes.training.data.class_folders import find_classes
 from fovea_recipes.training.data.mask_folders import find_masks, read_mask
 from plugins.labelstudio.tests.stand import BRUSH, FRAME, POLYGON, backend, files_of_label_studio, gateway
+from tests.harness.models import ok
 
 BOXES = """<View><Image name="img" value="$photo"/><RectangleLabels name="box" toName="img">
 <Label value="Pothole" predicted_values="D40"/><Label value="Crack" predicted_values="D00, D10"/>
@@ -70,12 +71,9 @@ def test_the_brush_reads_what_label_studio_writes_and_any_mask_comes_back():
 
 def test_a_mask_becomes_a_brush_exactly_and_outlines_within_a_pixel(fovea):
     mask = truth(fovea)
-    studio = files_of_label_studio({"/data/upload/1/frame.jpg": FRAME.read_bytes()})
-    with backend(fovea, studio) as client:
+    with backend(fovea, files_of_label_studio({"/data/upload/1/frame.jpg": FRAME.read_bytes()})) as client:
         body = {"tasks": [task()], "project": "1.17", "label_config": BRUSH, "params": {}}
-        found = client.post("/predict", json=body)
-        assert found.status_code == 200, found.text
-        (prediction,) = found.json()["results"]
+        (prediction,) = ok(client.post("/predict", json=body))["results"]
         (brush,) = prediction["result"]
         assert (brush["type"], brush["from_name"], brush["to_name"]) == ("brushlabels", "tag", "img")
         assert brush["value"]["brushlabels"] == ["Polyp"]
@@ -96,12 +94,9 @@ def test_a_task_that_fails_gets_no_prediction_and_the_others_get_theirs(fovea):
     studio = files_of_label_studio({"/data/upload/1/frame.jpg": FRAME.read_bytes(), "/data/broken.jpg": b"no picture"})
     with backend(fovea, studio) as client:
         tasks = [
-            task(1, image="/data/broken.jpg"),
-            task(2),
-            task(3, image="s3://bucket/a.jpg"),
-            task(4, image="http://127.0.0.1:1/a.jpg"),
-            task(5, text="nothing"),
-        ]
+            task(1, image="/data/broken.jpg"), task(2), task(3, image="s3://bucket/a.jpg"),
+            task(4, image="http://127.0.0.1:1/a.jpg"), task(5, text="nothing"),
+        ]  # fmt: skip
         found = client.post("/predict", json={"tasks": tasks, "label_config": BRUSH}).json()["results"]
         assert [bool(each) for each in found] == [False, True, False, False, False]
         alone = client.post("/predict", json={"tasks": tasks[2:3], "label_config": BRUSH})
@@ -181,7 +176,7 @@ def test_others_reach_the_backend_with_a_password_only():
         check_access(LabelStudioSettings(_env_file=None), "127.0.0.1")
 
 
-def test_detections_become_rectangles_of_the_labels_that_stand_for_their_classes():
+def test_detections_become_rectangles_and_the_first_class_that_is_a_choice_is_chosen():
     def seen(label: str, score: float) -> Detection:
         return Detection(box=(20, 10, 60, 35), score=score, label=label, class_id=0, area=1000, radius=16)
 
@@ -195,9 +190,6 @@ def test_detections_become_rectangles_of_the_labels_that_stand_for_their_classes
     }  # fmt: skip
     assert (crack["value"]["rectanglelabels"], crack["score"]) == (["Crack"], 0.6)
     assert (pothole["original_width"], pothole["original_height"]) == (200, 100)
-
-
-def test_the_first_class_that_is_a_choice_is_chosen():
     top = [Candidate(label=name, class_id=0, probability=p) for name, p in (("snow", 0.6), ("Crack", 0.3))]
     whole = Classified(**top[0].model_dump(), box=(0, 0, 9, 9), top=top)
     answer = ClassifyOut(

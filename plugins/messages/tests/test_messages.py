@@ -36,8 +36,7 @@ def service(app):
 
 @pytest.fixture(scope="module")
 def url(app, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gateway")
-    with fronted(app, "llm-longctx", folder) as (found, _, _):
+    with fronted(app, "llm-longctx", tmp_path_factory.mktemp("gateway")) as (found, _, _):
         wait_until(lambda: httpx2.post(f"{found}/v1/messages", json={}).status_code == 400, 60, "the routes")
         yield found
 
@@ -51,13 +50,11 @@ def client(url):
 
 
 def both(client, **more):
-    """A message, which its stream makes, too."""
     whole = client.messages.create(**ASK | more)
     with client.messages.stream(**ASK | more) as stream:
         kinds = [event.type for event in stream]
         streamed = stream.get_final_message()
-    assert kinds[0] == "message_start"
-    assert kinds[-2:] == ["message_delta", "message_stop"]
+    assert (kinds[0], kinds[-2:]) == ("message_start", ["message_delta", "message_stop"])
     for name in ("stop_reason", "stop_sequence", "model", "role", "type"):
         assert getattr(streamed, name) == getattr(whole, name)
     assert [strip(block) for block in streamed.content] == [strip(block) for block in whole.content]
@@ -78,7 +75,7 @@ def chat(url, messages, **more):
     return httpx2.post(f"{url}/v1/chat/completions", json=body).json()
 
 
-def test_a_message_is_the_answer_of_the_chat(client, url):
+def test_a_message_is_the_answer_of_the_chat_and_a_turn_is_gone_on_with(client, url):
     found = both(client, system=[{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}])
     assert getattr(found, "warnings", None) is None
     same = chat(url, [{"role": "system", "content": "Be brief."}, *HELLO])
@@ -90,18 +87,19 @@ def test_a_message_is_the_answer_of_the_chat(client, url):
         {"role": "user", "content": [{"type": "text", "text": "Hello, "}, {"type": "text", "text": "who are you?"}]}
     ]
     assert both(client, messages=blocks, system="Be brief.").content == found.content
-
-
-def test_stop_sequences_end_a_message_and_are_named(client):
-    text = both(client).content[0].text
-    found = both(client, stop_sequences=["never", text[4:7]])
-    assert (found.content[0].text, found.stop_reason, found.stop_sequence) == (text[:4], "stop_sequence", text[4:7])
-
-
-def test_a_turn_of_the_assistant_is_gone_on_with(client, url):
     turns = [*HELLO, {"role": "assistant", "content": "I am a "}]
     same = chat(url, turns, continue_final_message=True)["choices"][0]["message"]["content"]
     assert both(client, messages=turns).content[0].text == same
+
+
+def test_stop_sequences_are_named_and_thinking_is_turned_off(client):
+    text = both(client).content[0].text
+    found = both(client, stop_sequences=["never", text[4:7]])
+    assert (found.content[0].text, found.stop_reason, found.stop_sequence) == (text[:4], "stop_sequence", text[4:7])
+    off = client.messages.count_tokens(model=MODEL, messages=HELLO, thinking={"type": "disabled"}).input_tokens
+    assert off > client.messages.count_tokens(model=MODEL, messages=HELLO).input_tokens
+    form = {"format": {"type": "json_schema", "schema": SCHEMA}}
+    assert set(json.loads(both(client, output_config=form, max_tokens=100).content[0].text)) == {"on"}
 
 
 @pytest.mark.parametrize(
@@ -130,13 +128,6 @@ def test_thoughts_are_blocks_of_their_own(client, monkeypatch):
         ("thinking", "A letter.\n\nThen b?"), ("text", "b, I think."),
     ]  # fmt: skip
     assert both(client, max_tokens=100, messages=[*HELLO, {"role": "assistant", "content": found.content}, *HELLO])
-
-
-def test_thinking_is_turned_off_and_answers_meet_a_schema(client):
-    off = client.messages.count_tokens(model=MODEL, messages=HELLO, thinking={"type": "disabled"}).input_tokens
-    assert off > client.messages.count_tokens(model=MODEL, messages=HELLO).input_tokens
-    form = {"format": {"type": "json_schema", "schema": SCHEMA}}
-    assert set(json.loads(both(client, output_config=form, max_tokens=100).content[0].text)) == {"on"}
 
 
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}

@@ -16,7 +16,7 @@ TRAFFIC = {
 }
 
 
-def test_shares_are_set_refused_and_cleared(page, see, complaints):  # noqa: F811
+def test_shares_are_set_refused_and_cleared(page, see, complaints):
     sent = []
 
     def answer(route):
@@ -53,6 +53,6 @@ def test_shares_are_set_refused_and_cleared(page, see, complaints):  # noqa: F81
     complaints.clear()  # the browser notes the 422
 
 
-def test_the_page_lists_the_services_of_a_gateway(page, see):  # noqa: F811
+def test_the_page_lists_the_services_of_a_gateway(page, see):
     page.goto("/console/traffic")
     see(page.get_by_role("form", name="stub")).to_contain_text("stable: 1 ready replica")

@@ -1,9 +1,3 @@
 """Settings of all tests of this plug-in."""
 
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    torch.set_num_threads(1)
+from services.detection.tests.conftest import _one_thread  # noqa: F401  # fixture

@@ -1,25 +1,24 @@
-"""Frames are found in bytes however they are cut, and what is broken does not hide what comes after."""
+"""Frames of videos: parsers of streams, the decoder of files."""
 
 import io
+import struct
+from pathlib import Path
 
+import cv2
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fovea.errors import FoveaError, InvalidOption, TooLarge, UnsupportedMedia
-from fovea_survey.video.frame_parsers import (
-    FileParser,
-    FrameParser,
-    JpegParser,
-    MultipartParser,
-    read_pages,
-)
+from fovea.errors import FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
+from fovea_survey.video.frame_parsers import FileParser, FrameParser, JpegParser, MultipartParser, read_pages
+from fovea_survey.video.video_decoder import VideoFile
 from shared.vision.decode import decode
 from shared.vision.limits import DecodeBounds
 
-BOUNDS = DecodeBounds(bytes=200_000, pixels=100_000)
+SMALL = DecodeBounds(bytes=200_000, pixels=100_000)
 
 
 def _picture(shade: int, side: int = 24) -> Image.Image:
@@ -43,36 +42,31 @@ def _run(split: FrameParser, data: bytes, piece: int) -> list[bytes]:
 
 @given(st.integers(1, 3000))
 def test_concatenated_jpegs_come_out_whole_however_they_arrive(piece):
-    assert _run(JpegParser(BOUNDS), b"".join(JPEGS), piece) == JPEGS
+    assert _run(JpegParser(SMALL), b"".join(JPEGS), piece) == JPEGS
 
 
 def test_a_progressive_jpeg_and_one_with_a_thumbnail_are_one_frame_each():
     exif = Image.Exif()
     exif[0x010E] = "\xff\xd9 is not the end"
-    inside = _file(1)
-    with_thumbnail = _file(5, comment=inside[:2000])
+    with_thumbnail = _file(5, comment=_file(1)[:2000])
     for frame in (_file(20, progressive=True), _file(20, exif=exif.tobytes()), with_thumbnail):
-        assert _run(JpegParser(BOUNDS), frame + JPEGS[0], 100) == [frame, JPEGS[0]]
+        assert _run(JpegParser(SMALL), frame + JPEGS[0], 100) == [frame, JPEGS[0]]
 
 
-def test_a_frame_that_breaks_off_does_not_swallow_the_next():
+def test_cut_frames_and_garbage_swallow_no_frame():
     cut = JPEGS[1][: len(JPEGS[1]) // 2]
-    found = _run(JpegParser(BOUNDS), JPEGS[0] + cut + JPEGS[2], 77)
+    found = _run(JpegParser(SMALL), JPEGS[0] + cut + JPEGS[2], 77)
     assert (found[0], found[-1], len(found)) == (JPEGS[0], JPEGS[2], 3)
-    decode(found[-1], BOUNDS)
-
-
-def test_garbage_between_frames_is_a_frame_that_nobody_can_decode():
-    found = _run(JpegParser(BOUNDS), JPEGS[0] + b"garbage" + JPEGS[1], 50)
+    decode(found[-1], SMALL)
+    found = _run(JpegParser(SMALL), JPEGS[0] + b"garbage" + JPEGS[1], 50)
     assert found == [JPEGS[0], b"garbage", JPEGS[1]]
     with pytest.raises(FoveaError):
-        decode(found[1], BOUNDS)
+        decode(found[1], SMALL)
 
 
 @given(st.binary(max_size=400), st.integers(1, 90))
 def test_no_bytes_make_the_splitter_hang_or_lose_their_order(data, piece):
-    found = _run(JpegParser(BOUNDS), data + JPEGS[0], piece)
-    assert found[-1].endswith(JPEGS[0][-20:])
+    assert _run(JpegParser(SMALL), data + JPEGS[0], piece)[-1].endswith(JPEGS[0][-20:])
 
 
 def test_a_frame_without_end_is_refused():
@@ -86,26 +80,23 @@ def test_parts_come_out_of_multipart(piece):
     body = b"".join(
         b"--edge\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%b\r\n" % (len(j), j) for j in JPEGS
     )
-    split = MultipartParser('multipart/x-mixed-replace; boundary="edge"', BOUNDS)
+    split = MultipartParser('multipart/x-mixed-replace; boundary="edge"', SMALL)
     assert _run(split, body + b"--edge--\r\n", piece) == JPEGS
 
 
-def test_multipart_that_ends_without_its_boundary_keeps_the_last_part():
+def test_multipart_without_its_last_boundary_and_a_file_in_a_form_are_taken_apart():
     body = b"--edge\r\n\r\n" + JPEGS[0] + b"\r\n--edge\r\n\r\n" + JPEGS[1]
-    assert _run(MultipartParser("multipart/x-mixed-replace; boundary=edge", BOUNDS), body, 100) == JPEGS[:2]
+    assert _run(MultipartParser("multipart/x-mixed-replace; boundary=edge", SMALL), body, 100) == JPEGS[:2]
+    head = b'--e\r\nContent-Disposition: form-data; name="file"; filename="a.mjpeg"\r\n\r\n'
+    body = head + JPEGS[0] + JPEGS[1] + b"\r\n--e--\r\n"
+    assert _run(MultipartParser("multipart/form-data; boundary=e", SMALL), body, 99) == JPEGS[:2]
 
 
 def test_form_fields_are_told_to_go_into_the_address():
     body = b'--e\r\nContent-Disposition: form-data; name="confidence"\r\n\r\n0.5\r\n--e--'
     with pytest.raises(InvalidOption, match="no form fields") as caught:
-        _run(MultipartParser("multipart/form-data; boundary=e", BOUNDS), body, 30)
+        _run(MultipartParser("multipart/form-data; boundary=e", SMALL), body, 30)
     assert caught.value.field == "confidence"
-
-
-def test_a_file_in_a_form_is_taken_apart():
-    head = b'--e\r\nContent-Disposition: form-data; name="file"; filename="a.mjpeg"\r\n\r\n'
-    body = head + JPEGS[0] + JPEGS[1] + b"\r\n--e--\r\n"
-    assert _run(MultipartParser("multipart/form-data; boundary=e", BOUNDS), body, 99) == JPEGS[:2]
 
 
 @pytest.mark.parametrize(("kind", "lossless"), [("GIF", False), ("TIFF", True), ("WEBP", False), ("PNG", True)])
@@ -113,37 +104,31 @@ def test_files_of_many_frames_are_taken_apart(kind, lossless):
     first, *others = (_picture(shade) for shade in (10, 90, 170))
     out = io.BytesIO()
     first.save(out, kind, save_all=True, append_images=others)
-    found = _run(FileParser(BOUNDS), out.getvalue(), 500)
+    found = _run(FileParser(SMALL), out.getvalue(), 500)
     assert len(found) == 3
     for frame, shade in zip(found, (10, 90, 170), strict=True):
-        pixels = decode(frame, BOUNDS).pixels
+        pixels = decode(frame, SMALL).pixels
         assert abs(pixels.mean() - np.asarray(_picture(shade)).mean()) < (0.01 if lossless else 8)
 
 
-def test_a_file_that_breaks_off_before_its_second_frame_is_left_to_the_decoder():
+def test_a_single_picture_is_one_frame_and_a_broken_film_left_to_the_decoder():
     out = io.BytesIO()
     _picture(10).save(out, "GIF", save_all=True, append_images=[_picture(90)])
     whole = out.getvalue()
     for length in range(20, len(whole), 7):
-        assert all(isinstance(frame, bytes) for frame in _run(FileParser(BOUNDS), whole[:length], 50))
-
-
-def test_a_single_picture_is_one_frame_as_it_is():
+        assert all(isinstance(frame, bytes) for frame in _run(FileParser(SMALL), whole[:length], 50))
     png = _file(3, "PNG")
-    assert _run(FileParser(BOUNDS), png, 64) == [png]
-    assert _run(FileParser(BOUNDS), b"".join(JPEGS), 64) == JPEGS
+    assert _run(FileParser(SMALL), png, 64) == [png]
+    assert _run(FileParser(SMALL), b"".join(JPEGS), 64) == JPEGS
 
 
-def test_videos_that_are_not_read_are_refused_with_a_way_out():
+def test_videos_that_are_not_read_are_refused_with_a_way_out_and_all_without_a_decoder(monkeypatch):
     with pytest.raises(UnsupportedMedia, match="MP4 and WebM") as caught:
-        _run(FileParser(BOUNDS), b"RIFF\x00\x00\x00\x00AVI LIST" + b"\x00" * 50, 1000)
+        _run(FileParser(SMALL), b"RIFF\x00\x00\x00\x00AVI LIST" + b"\x00" * 50, 1000)
     assert "ffmpeg" in str(caught.value.hint)
-
-
-def test_without_a_decoder_every_video_is_refused_with_a_way_out(monkeypatch):
     monkeypatch.setattr("fovea_survey.video.frame_parsers.can_decode", lambda: False)
     with pytest.raises(UnsupportedMedia, match="not installed") as caught:
-        _run(FileParser(BOUNDS), b"\x1aE\xdf\xa3" + b"\x00" * 50, 1000)
+        _run(FileParser(SMALL), b"\x1aE\xdf\xa3" + b"\x00" * 50, 1000)
     assert "ffmpeg" in str(caught.value.hint)
 
 
@@ -152,7 +137,74 @@ def test_a_file_too_large_or_broken_is_left_to_the_decoder():
     Image.new("RGB", (2000, 2000)).save(
         out, "GIF", save_all=True, append_images=[Image.new("RGB", (2000, 2000), "red")]
     )
-    assert list(read_pages(out.getvalue(), BOUNDS)) == [out.getvalue()]
-    assert list(read_pages(b"GIF89a broken", BOUNDS)) == [b"GIF89a broken"]
+    assert list(read_pages(out.getvalue(), SMALL)) == [out.getvalue()]
+    assert list(read_pages(b"GIF89a broken", SMALL)) == [b"GIF89a broken"]
     with pytest.raises(TooLarge):
         _run(FileParser(DecodeBounds(bytes=100)), b"x" * 101, 60)
+
+
+BOUNDS = DecodeBounds(bytes=10_000_000, pixels=200_000)
+SHADES = tuple(range(0, 240, 20))
+CODECS = {"mp4": "mp4v", "webm": "VP80", "mkv": "VP90"}
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """The same twelve grey frames in each container; the left quarter of all is black."""
+    folder: Path = tmp_path_factory.mktemp("films")
+    for ending, codec in CODECS.items():
+        out = cv2.VideoWriter(str(folder / f"film.{ending}"), cv2.VideoWriter.fourcc(*codec), 10, (160, 120))
+        for shade in SHADES:
+            frame = np.full((120, 160, 3), shade, np.uint8)
+            frame[:, :40] = 0
+            out.write(frame)
+        out.release()
+    return {ending: (folder / f"film.{ending}").read_bytes() for ending in CODECS}
+
+
+@pytest.mark.parametrize("ending", CODECS)
+def test_the_frames_of_a_film_come_out_in_order_and_what_is_none_is_malformed(films, ending):
+    split = FileParser(BOUNDS)
+    assert list(split.feed(films[ending])) == []
+    found = list(split.close())
+    assert split.frames == len(SHADES)
+    shades = [float(decode(frame, BOUNDS).pixels[60, 100].mean()) for frame in found]
+    assert shades == pytest.approx(SHADES, abs=6)
+    first = decode(found[-1], BOUNDS).pixels
+    assert (first.shape, int(first[:, :30].max()) < 12) == ((120, 160, 3), True)
+    with pytest.raises(Malformed, match="can't be opened"):
+        VideoFile(films[ending][:40] + bytes(200), BOUNDS)
+
+
+def test_a_film_is_turned_upright(films):
+    data = bytearray(films["mp4"])
+    at = data.index(b"tkhd") + 4 + 40
+    data[at : at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    assert decode(next(iter(VideoFile(bytes(data), BOUNDS))), BOUNDS).pixels.shape == (160, 120, 3)
+    last = decode(list(VideoFile(bytes(data), BOUNDS))[-1], BOUNDS).pixels
+    assert last[:30].max() < 12 < last[60:].min()
+
+
+def test_a_film_that_breaks_off_and_a_dead_decoder_end_with_a_broken_frame(films):
+    found = list(VideoFile(films["webm"][: len(films["webm"]) // 2], BOUNDS))
+    assert 1 < len(found) < len(SHADES)
+    with pytest.raises(Exception, match="Not a picture"):
+        decode(found[-1], BOUNDS)
+    film = VideoFile(films["mp4"], BOUNDS)
+    film._child.kill()
+    assert list(film)[-1] == b"broken frame"
+
+
+def test_frames_over_the_limit_are_refused_before_any_is_taken(films):
+    with pytest.raises(TooLarge, match="160×120"):
+        VideoFile(films["mp4"], DecodeBounds(pixels=19_199))
+
+
+def test_the_decoder_ends_with_the_iteration(films):
+    film = VideoFile(films["mp4"], BOUNDS)
+    frames = iter(film)
+    next(frames)
+    child, file = psutil.Process(film._child.pid), Path(film._file.name)
+    assert (child.is_running(), file.exists()) == (True, True)
+    frames.close()  # type: ignore[attr-defined]  # a generator
+    assert (child.is_running(), file.exists()) == (False, False)

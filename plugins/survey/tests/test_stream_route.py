@@ -1,4 +1,4 @@
-"""Streams: every frame answered or the oldest dropped, broken frames told, ids kept, memory flat; and the route."""
+"""Streams: ids of objects, every frame answered or the oldest dropped, memory flat; and the route."""
 
 import asyncio
 import io
@@ -12,6 +12,8 @@ import cv2
 import httpx2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from fovea.api.boxes import DetectedFrame, DetectIn, Detection, DetectOut
@@ -19,12 +21,72 @@ from fovea.api.timings import Times
 from fovea.errors import InvalidOption, Malformed, NotReady
 from fovea_survey.video.frame_parsers import JpegParser
 from fovea_survey.video.stream_pipeline import DetectStreamOptions, FrameQueue, detect_frames
+from fovea_survey.video.tracking import MAX_FRAMES_AWAY, Tracker
 from services.detection.tests.test_box_detector import CARD, NAMES, Blobs, Toy
 from shared.registry import CallContext, LoadContext
 from shared.serving.build_app import build
 from shared.settings import Settings
 from shared.vision.limits import DecodeBounds
 from shared.vision.servable import DataConfig
+
+
+def _row(x: float, y: float, score: float = 0.9, kind: int = 0, side: float = 20) -> list[float]:
+    return [x, y, x + side, y + side, score, kind]
+
+
+def _rows(*rows: list[float]) -> np.ndarray:
+    return np.array(rows, np.float64).reshape(-1, 6)
+
+
+def test_moving_objects_keep_their_ids_also_when_they_pass_each_other():
+    tracker = Tracker(0.25)
+    assert [tracker.update(_rows(_row(4 * t, 2 * t)))[0] for t in range(30)] == [1] * 30
+    tracker = Tracker(0.25)
+    for t in range(30):
+        assert tracker.update(_rows(_row(5 * t, 0), _row(150 - 5 * t, 12))) == [1, 2]
+
+
+def test_an_object_that_is_away_comes_back_as_itself_or_as_new():
+    tracker = Tracker(0.25)
+    for t in range(5):
+        tracker.update(_rows(_row(3 * t, 0)))
+    for _ in range(4):
+        assert tracker.update(_rows()) == []
+    assert tracker.update(_rows(_row(3 * 9, 0))) == [1]
+    tracker = Tracker(0.25)
+    tracker.update(_rows(_row(0, 0)))
+    for _ in range(MAX_FRAMES_AWAY + 1):
+        tracker.update(_rows())
+    assert tracker.alive == 0
+    assert tracker.update(_rows(_row(0, 0))) == [2]
+
+
+def test_doubt_begins_no_track_and_another_class_does():
+    tracker = Tracker(0.5)
+    assert tracker.update(_rows(_row(0, 0, 0.2))) == [None]
+    assert tracker.update(_rows(_row(0, 0, 0.9))) == [1]
+    assert tracker.update(_rows(_row(1, 0, 0.2))) == [1]
+    tracker = Tracker(0.25)
+    tracker.update(_rows(_row(0, 0, kind=0)))
+    assert tracker.update(_rows(_row(0, 0, kind=1))) == [2]
+
+
+@given(st.integers(0, 2**31))
+def test_ids_in_a_frame_are_distinct(seed):
+    rng, tracker = np.random.default_rng(seed), Tracker(0.3)
+    for _ in range(10):
+        count = int(rng.integers(0, 12))
+        corner = rng.uniform(0, 60, (count, 2))
+        rows = np.c_[corner, corner + rng.uniform(5, 40, (count, 2)), rng.random(count), rng.integers(0, 2, count)]
+        ids = [each for each in tracker.update(rows) if each is not None]
+        assert len(ids) == len(set(ids))
+
+
+def test_memory_stays_flat_however_long_the_stream_is():
+    rng, tracker = np.random.default_rng(1), Tracker(0.25)
+    for _ in range(300):
+        tracker.update(_rows(*(_row(*rng.uniform(0, 5000, 2)) for _ in range(3))))
+    assert tracker.alive <= 3 * (MAX_FRAMES_AWAY + 1)
 
 
 def _jpeg(x: int = 20, side: int = 64) -> bytes:
@@ -215,8 +277,7 @@ MJPEG = {"content-type": "video/x-motion-jpeg"}
 
 
 async def test_a_stream_is_answered_line_by_line(client):
-    body = _jpeg(4) + b"nonsense" + _jpeg(8)
-    answer = await client.post("/v1/detect/stream", content=body, headers=MJPEG)
+    answer = await client.post("/v1/detect/stream", content=_jpeg(4) + b"nonsense" + _jpeg(8), headers=MJPEG)
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"].startswith("application/x-ndjson")
     lines = [json.loads(line) for line in answer.text.splitlines()]
@@ -253,17 +314,13 @@ async def test_dropped_frames_are_counted(client):
     assert float(line.rpartition(" ")[2]) >= dropped
 
 
-async def test_a_stream_may_be_longer_than_any_body(client):
+async def test_a_stream_may_be_longer_than_any_body_and_its_film_is_drawn(client):
     async def body() -> AsyncIterator[bytes]:
         for _ in range(40):
             yield _jpeg()
 
     assert 40 * len(_jpeg()) > 20_000
-    answer = await client.post("/v1/detect/stream", content=body(), headers=MJPEG)
-    assert len(answer.text.splitlines()) == 40
-
-
-async def test_a_film_of_drawn_frames_by_accept(client):
+    assert len((await client.post("/v1/detect/stream", content=body(), headers=MJPEG)).text.splitlines()) == 40
     headers = {**MJPEG, "accept": "multipart/x-mixed-replace"}
     answer = await client.post("/v1/detect/stream", content=_jpeg() * 2, headers=headers)
     assert answer.headers["content-type"] == "multipart/x-mixed-replace; boundary=frame"

@@ -5,38 +5,22 @@ import re
 import zipfile
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from plugins.survey.tests.test_survey import photograph
 from services.detection.models.planner import FoveaPlanner
 from services.detection.models.yolo9tr import Yolo9trBoxDetector
 from services.gateway.tests.browsing import MARKS, check_page, figure
-from services.gateway.tests.stage import fronted
-from shared.serving.build_app import build
-from shared.settings import Settings
-from tests.harness.waiting import wait_until
+from services.gateway.tests.stage import served
 
 pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("survey")
-    settings = Settings(_env_file=None, data_dir=folder, intra_op_threads=1)
-    app = build("detection", servables={"yolo9tr": Yolo9trBoxDetector, "planner": FoveaPlanner}, settings=settings)
-    with fronted(app, "detection", folder) as (address, *_):
-        wait_until(lambda: is_ready(address), 120, "the service's readiness")
+    kinds = {"yolo9tr": Yolo9trBoxDetector, "planner": FoveaPlanner}
+    with served("detection", kinds, tmp_path_factory.mktemp("survey"), "/v1/detect/survey") as address:
         yield address
-
-
-def is_ready(url: str) -> bool:
-    entries = httpx2.get(f"{url}/v1/models").json()["data"]
-    return (
-        bool(entries)
-        and all(one["ready"] for one in entries)
-        and httpx2.post(f"{url}/v1/detect/survey").status_code != 404
-    )
 
 
 def test_a_survey_is_a_map_whose_markers_lead_to_pictures(page, tmp_path):
@@ -88,7 +72,6 @@ def test_damage_without_a_place_is_not_reported_as_nothing(page, tmp_path):
 
 
 def damage(label, north_m, severity, name):
-    """A feature of a survey's GeoJSON, some metres north of a place."""
     properties = {"kind": "damage", "label": label, "severity": severity, "size": 0.02, "pictures": [name]}
     point = {"type": "Point", "coordinates": [8.0, 50 + north_m / 111_195]}
     return {"type": "Feature", "geometry": point, "properties": properties}

@@ -26,7 +26,7 @@ from services.detection.tests.test_box_detector import CARD, NAMES, Blobs, Toy
 from shared.registry import LoadContext
 from shared.vision.draw import encode
 from shared.vision.servable import DataConfig
-from tests.harness.models import client_of
+from tests.harness.models import client_of, ok
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -86,8 +86,7 @@ def test_a_photograph_far_from_all_others_is_not_placed_but_two_areas_are():
     assert len(place_pictures([*road, wrong], 0).driven) == 9
     for metres, count in ((10_500, 1), (9_500, 0)):
         assert len(place_pictures([*road, far("n", 50 + (280 + metres) / DEGREE_M, 8)], 10_000).problems) == count
-    second = [far(f"b{n}", 51 + n / 1000, 8) for n in range(8)]
-    both = place_pictures([*road, *second], 10_000)
+    both = place_pictures([*road, *[far(f"b{n}", 51 + n / 1000, 8) for n in range(8)]], 10_000)
     assert (len(both.driven), both.problems) == (16, {})
     assert "2 areas" in both.notes[0]
     alone = place_pictures([far("a", 1, 1), far("b", 40, 1)], 10_000)
@@ -99,16 +98,13 @@ def test_a_photograph_far_from_all_others_is_not_placed_but_two_areas_are():
 
 def test_pictures_of_equal_name_stay_apart():
     five, one = seen("p00.jpg", 0, *["D40"] * 5), seen("p00.jpg", 250, "D40", second=9)
-    between = seen("p01.jpg", 120, second=4)
-    driven = [five, between, one]
+    driven = [five, seen("p01.jpg", 120, second=4), one]
     damages = merge_damage(driven, 3)
     assert len(damages) == 6
-    segments = cut_segments(driven, [None, 120, 130], damages, 100)
-    assert [segment.damages for segment in segments] == [5, 1]
+    assert [segment.damages for segment in cut_segments(driven, [None, 120, 130], damages, 100)] == [5, 1]
     assert make_unique(["a", "a", "b", "a (2)", "a"]) == ["a", "a (3)", "b", "a (2)", "a (4)"]
     # One picture of that name shows what the other does not: they may not merge into one, though they lie together.
-    near = [seen("p.jpg", 0, "D40", "D40"), seen("p.jpg", 1, "D40", second=1)]
-    assert len(merge_damage(near, 3)) == 2
+    assert len(merge_damage([seen("p.jpg", 0, "D40", "D40"), seen("p.jpg", 1, "D40", second=1)], 3)) == 2
 
 
 def test_the_segments_of_the_map_sum_to_the_damage():
@@ -128,7 +124,7 @@ def tracked(name: str, north_m: float, *tracks: str) -> Observation:
     return one.model_copy(update={"detections": found})
 
 
-def test_a_track_is_one_damage_and_tracks_that_share_a_frame_are_two():
+def test_a_track_is_one_damage_also_where_it_leaves_the_gpx_track():
     frames = [tracked(f"f#{n}", 2.2 * n, "a") for n in range(10)]
     assert len(merge_damage(frames, 3)) == 1
     assert len(merge_damage([one.model_copy(update={"detections": [one.detections[0]] * 2}) for one in frames], 3)) == 1
@@ -136,9 +132,6 @@ def test_a_track_is_one_damage_and_tracks_that_share_a_frame_are_two():
     assert len(merge_damage(both, 3)) == 2
     again = [*(tracked(f"f#{n}", 2.2 * n, "a") for n in range(3)), tracked("f#9", 2.5, "b")]  # lost, and found again
     assert len(merge_damage(again, 3)) == 1
-
-
-def test_a_track_that_leaves_the_gpx_track_counts_where_it_was_placed():
     lost = tracked("f#2", 0, "a", "b").model_copy(update={"latitude": None, "place_problem": "No track."})
     frames = [tracked("f#0", 0, "a"), tracked("f#1", 2, "a"), lost]
     placed = place_pictures(frames, 10_000)
@@ -190,11 +183,8 @@ def test_a_film_counts_each_hole_once_though_it_moves_further_than_its_size(clie
     film = film_of(tmp_path, [road(*holes, shift=6 * n) for n in range(70)])
     track = GPX.replace("10.001", "10.0002")  # 22 m in ten seconds: every tenth frame lies 2.2 m from the last
     files = [("video", ("drive.mp4", film)), ("gpx", ("drive.gpx", track.encode()))]
-    answer = client.post("/v1/detect/survey", files=files, params={"every": 10, "boxed": True})
-    assert answer.status_code == 200, answer.text
-    found = answer.json()
-    shown = [len(one["detections"]) for one in found["observations"]]
-    assert sum(shown) > 6
+    found = ok(client.post("/v1/detect/survey", files=files, params={"every": 10, "boxed": True}))
+    assert sum([len(one["detections"]) for one in found["observations"]]) > 6
     assert len(found["damages"]) == 3
     assert sum(one["boxed"] is not None for one in found["observations"]) <= 3
     assert all(one["severity"] == "low" for one in found["damages"])
@@ -209,8 +199,7 @@ def test_boxes_follow_a_picture_that_moves_and_grows_and_leave_with_it():
     box = np.array([[90.0, 90, 150, 150]])
     assert carrier.step(encode(np.asarray(image)), box) == pytest.approx(box)
     moved = carrier.step(encode(np.asarray(grown)), box)
-    expected = [(90 - 4) / 0.9, (90 + 6) / 0.9, (150 - 4) / 0.9, (150 + 6) / 0.9]
-    assert moved[0] == pytest.approx(expected, abs=2)
+    assert moved[0] == pytest.approx([(90 - 4) / 0.9, (90 + 6) / 0.9, (150 - 4) / 0.9, (150 + 6) / 0.9], abs=2)
     assert carrier.step(b"broken", box) == pytest.approx(box)
     edge = np.array([[0.0, 200, 40, 239], [100, 40, 140, 80]])
     carrier = BoxCarrier()
@@ -242,11 +231,8 @@ def place_photographs() -> list[tuple[str, tuple[str, bytes]]]:
 
 
 def test_what_is_not_placed_is_counted_and_named(client):
-    answer = client.post("/v1/detect/survey", files=place_photographs())
-    assert answer.status_code == 200, answer.text
-    found = answer.json()
-    assert found["counts"] == {"crack": 4}
-    assert found["counts_not_placed"] == {"crack": 4}
+    found = ok(client.post("/v1/detect/survey", files=place_photographs()))
+    assert (found["counts"], found["counts_not_placed"]) == ({"crack": 4}, {"crack": 4})
     assert [one["pictures"] for one in found["not_placed"]] == [["far.jpg"], ["half.jpg"], ["plain.jpg"], ["plain.jpg"]]
     assert found["without_place"] == ["far.jpg", "half.jpg", "plain.jpg"]
     assert [text.partition(":")[0] for text in found["place_problems"]] == ["far.jpg", "half.jpg", "plain.jpg"]

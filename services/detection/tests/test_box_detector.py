@@ -83,7 +83,7 @@ def _one(detector: BoxDetector, request: DetectIn) -> DetectOut:
     return answer
 
 
-def test_boxes_are_pixels_of_the_original():
+def test_boxes_are_pixels_of_the_original_also_scaled_and_turned():
     answer = _one(_toy(), DetectIn(image=_squares((20, 30, 0), (80, 60, 50))))
     assert [(d.box, d.label, d.class_id) for d in answer.detections] == [
         ((20, 30, 36, 46), "crack", 0),
@@ -93,9 +93,6 @@ def test_boxes_are_pixels_of_the_original():
     assert (answer.width, answer.height, answer.slices) == (128, 96, 0)
     assert answer.detections[0].radius == 8
     assert answer.detections[0].microns is None
-
-
-def test_boxes_come_back_from_another_scale_and_from_a_turned_picture():
     pixels = np.full((192, 256, 3), 200, np.uint8)
     pixels[60:92, 40:72] = 0
     (found,) = _one(_toy(), DetectIn(image=_png(pixels))).detections
@@ -116,14 +113,11 @@ def test_options_choose_what_is_told():
     assert _one(toy, DetectIn(image=image, size=64)).notes[0].startswith("Letterboxed to 64×64")
 
 
-def test_an_unknown_class_names_the_field_and_what_there_is():
+def test_an_unknown_class_names_the_field_and_nothing_found_is_an_answer():
     (answer,) = _toy().predict([DetectIn(image=_squares(), classes=("whale",))], CallContext())
     assert isinstance(answer, InvalidOption)
     assert answer.field == "classes"
     assert "crack" in str(answer.hint)
-
-
-def test_nothing_found_is_an_answer():
     answer = _one(_toy(), DetectIn(image=_squares(), include=("overlay", "crops", "columns", "letterbox")))
     assert (answer.detections, answer.counts, answer.crops, answer.summary) == ([], {}, [], {})
     assert answer.overlay is not None
@@ -160,16 +154,12 @@ def test_slices_find_what_is_too_small_for_the_whole():
         assert any(np.allclose(d.box, (x, y, x + 6, y + 6), atol=1) for d in sliced.detections)
 
 
-def test_an_object_on_the_border_of_slices_is_told_once():
+def test_an_object_on_the_border_of_slices_is_told_once_and_too_many_are_refused():
     pixels = np.full((128, 300, 3), 200, np.uint8)
     pixels[50:70, 60:260] = 0
-    toy = _toy(side=128)
-    answer = _one(toy, DetectIn(image=_png(pixels), tile=128))
+    answer = _one(_toy(side=128), DetectIn(image=_png(pixels), tile=128))
     assert len(answer.detections) == 1
     np.testing.assert_allclose(answer.detections[0].box, (60, 50, 260, 70), atol=3)
-
-
-def test_too_many_slices_are_refused():
     pixels = np.zeros((2400, 2400, 3), np.uint8)
     (answer,) = _toy().predict([DetectIn(image=_png(pixels), tile=64)], CallContext())
     assert isinstance(answer, TooLarge)
@@ -191,16 +181,16 @@ def test_the_drawn_picture_has_boxes_in_the_colours_of_their_classes(media):
     assert np.abs(pixels[61, 88] - class_colour(1)).max() < 30
 
 
-def test_csv_has_a_row_per_detection_and_no_formulas():
+def test_tables_have_a_row_per_detection_and_are_whole():
     rows = list(csv.DictReader(io.StringIO(_render("text/csv", microns_per_pixel=2).decode())))
     assert [row["label"] for row in rows] == ["crack", "hole"]
     names = ("x1", "y1", "x2", "y2", "radius_px", "radius_um")
     assert [float(rows[0][name]) for name in names] == [20, 30, 36, 46, 8, 16]
     toy = Toy(CARD, Blobs(), DataConfig(128, ("=1+1", "b", "c")))
-    request = DetectIn(image=_squares((20, 30, 0)))
-    _, table = predict_as(toy, request, "text/csv")
+    _, table = predict_as(toy, DetectIn(image=_squares((20, 30, 0))), "text/csv")
     assert table is not None
     assert b"'=1+1" in table
+    assert len(_render("text/csv", include=("columns",)).splitlines()) == 3
 
 
 def test_coco_has_ids_categories_and_boxes_by_size():
@@ -213,16 +203,9 @@ def test_coco_has_ids_categories_and_boxes_by_size():
     assert (found["images"][0]["width"], found["images"][0]["height"]) == (128, 96)
 
 
-def test_yolo_text_is_in_shares_of_the_picture():
+def test_yolo_text_is_in_shares_and_crops_are_in_a_folder_per_class():
     first = _render("text/plain").decode().splitlines()[0].split()
     assert [float(v) for v in first] == pytest.approx([0, 28 / 128, 38 / 96, 16 / 128, 16 / 96, 0.9], abs=1e-5)
-
-
-def test_crops_come_in_a_folder_per_class():
     with zipfile.ZipFile(io.BytesIO(_render("application/zip"))) as archive:
         assert archive.namelist() == ["crack/0000_0.90.png", "hole/0001_0.89.png"]
         assert np.asarray(Image.open(archive.open("crack/0000_0.90.png"))).shape == (16, 16, 3)
-
-
-def test_tables_are_whole_though_the_answer_has_columns():
-    assert len(_render("text/csv", include=("columns",)).splitlines()) == 3

@@ -1,15 +1,21 @@
-"""A classifier behind the platform's contract, with small random weights: no claim about what it knows."""
+"""Classifiers: whole pictures, and pictures cut into patches."""
 
+import csv
 import io
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fovea.api.classes import ClassifyIn
+from fovea.api.classes import ClassifyIn, ClassifyOut
+from fovea.api.timings import Times
 from fovea.errors import InvalidOption, UnsupportedMedia
+from services.detection.boxes.drawing import class_colour
 from services.detection.models.patnet_network import PATNet
 from services.detection.servables.classifier import FEATURE_MAPS, Classifier
+from services.detection.servables.patches import classify, count_by_class, divide, resize_patch, tint_patches, to_csv
 from shared.registry import CallContext, LoadContext
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.vision.decode import decode
@@ -87,8 +93,7 @@ def test_pictures_with_different_grids_share_a_batch_and_errors_stay_alone(tiny,
 
 
 def test_feature_maps_of_all_patches_come_as_an_archive(tiny, page):
-    request = ClassifyIn(image=page, tile=65)
-    answer, made = predict_as(tiny, request, "application/x-npz")
+    answer, made = predict_as(tiny, ClassifyIn(image=page, tile=65), "application/x-npz")
     archive = np.load(io.BytesIO(made))
     assert (sorted(archive), archive["stage4"].shape) == (["boxes", "logits", *FEATURE_MAPS], (6, 256, 2, 2))
     assert archive["boxes"].tolist() == [list(result.box) for result in answer.results]
@@ -104,3 +109,69 @@ def test_weights_without_a_recipe_are_seen_as_imagenet_ones(place, page, tmp_pat
     (answer,) = other.predict([ClassifyIn(image=page, tile=100)], CallContext())
     assert answer.notes == ["Squashed to 224×224 (antialiased bicubic)."]
     other.close()
+
+
+KINDS = ("crack", "hole", "none")
+
+
+def answer(logits, boxes, height, width):
+    results = classify(np.array(logits, np.float32), boxes, KINDS, 3)
+    return ClassifyOut(
+        model="m", version="1", engine="onnx", width=width, height=height, rows=boxes.rows, columns=boxes.columns,
+        results=results, counts=count_by_class(results), times=Times(),
+    )  # fmt: skip
+
+
+@given(st.integers(1, 900), st.integers(1, 900), st.integers(32, 300))
+def test_patches_cover_every_pixel_once_and_have_about_the_size_asked_for(height, width, tile):
+    made = divide(height, width, tile)
+    seen = np.zeros((height, width), int)
+    for left, top, right, bottom in made.boxes:
+        seen[top:bottom, left:right] += 1
+        assert right - left <= max(1.5 * tile + 1, 1)
+        assert right - left >= min(tile, width) / 1.5 - 1
+    assert (seen == 1).all()
+    assert len(made.boxes) == made.rows * made.columns
+
+
+def test_too_many_patches_are_refused_with_their_number():
+    with pytest.raises(InvalidOption, match=r"4,096 patches; the limit is 1,024") as caught:
+        divide(1024, 1024, 16)
+    assert caught.value.field == "tile"
+
+
+def test_probabilities_are_a_softmax_and_a_table_has_a_row_per_patch():
+    (one,) = classify(np.array([[0.0, np.log(3), -1e4]], np.float32), divide(4, 4, None), KINDS, 2)
+    assert (one.label, one.class_id) == ("hole", 1)
+    assert [c.label for c in one.top] == ["hole", "crack"]
+    assert one.probability == pytest.approx(0.75, abs=1e-5)
+    assert one.top[1].probability == pytest.approx(0.25, abs=1e-5)
+    rows = list(csv.DictReader(io.StringIO(to_csv(answer(np.eye(3)[[0, 1]] * 9, divide(10, 20, 10), 10, 20)).decode())))
+    assert [(r["row"], r["column"], r["x1"], r["label"], r["class_id"]) for r in rows] == [
+        ("0", "0", "0", "crack", "0"),
+        ("0", "1", "10", "hole", "1"),
+    ]
+    assert float(rows[0]["probability"]) > 0.99
+
+
+def test_a_patch_is_squashed_whole_or_cropped_in_the_middle():
+    picture = np.zeros((40, 80, 3), np.uint8)
+    picture[:, :40] = 255
+    whole = resize_patch(picture, (0, 0, 80, 40), 8, 1.0)
+    assert (whole.shape, whole.dtype) == ((8, 8, 3), np.uint8)
+    assert whole[0, [0, -1], 0].tolist() == [255, 0]
+    cropped = resize_patch(picture, (0, 0, 80, 40), 8, 0.9)  # columns 22 to 58
+    assert cropped[0, [0, -1], 0].tolist() == [255, 0]
+    assert cropped[0, 3, 0] > 128 > cropped[0, 4, 0]
+    assert resize_patch(picture, (50, 0, 80, 40), 8, 0.9).max() == 0
+
+
+def test_tints_stay_inside_their_patch_and_follow_the_probability():
+    made = answer([[9, 0, 0], [0, 9, 0], [0, 0.1, 0], [0, 0, 9]], divide(200, 200, 100), 200, 200)
+    grey = np.full((200, 200, 3), 128, np.uint8)
+    found = tint_patches(grey, made)
+    assert (grey == 128).all()
+    sure, unsure = found[80, 150].astype(int), found[180, 80].astype(int)
+    assert np.abs(sure - 128).sum() > 2 * np.abs(unsure - 128).sum() > 0
+    np.testing.assert_array_equal(np.sign(sure - 128), np.sign(np.array(class_colour(1)) - 128))
+    assert (found[:30, :60] != found[60, 60]).any()  # its label

@@ -1,17 +1,26 @@
-"""Plans: equal to the golden ones, proven, bounded, and refused where there is nothing to plan."""
+"""Planning: geometry and solvers, and the pointer network."""
+
+import zlib
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fovea.errors import InvalidOption
+from services.detection.models.pointer_net import PointerNet
 from services.detection.planning import InvalidPoints, plan, plans
 from services.detection.planning.exact import optimal_tours, tour_lengths
 from services.detection.planning.geometry import area, hull, hull_successors
 from services.detection.planning.geometry import polygon_is_valid as valid
 from services.detection.planning.heuristic import improve_tour
 from services.detection.planning.lower_bound import tour_bound
+from services.detection.planning.pointer_inference import PointerInference
+from services.detection.planning.pointer_solver import left_turn_mask, normalise_points, predict_hulls
 from services.detection.tests.filling import read
+from shared.registry import network
 
 LABELS = read("combinatorial_labels.arrays")
 
@@ -25,10 +34,16 @@ def test_hulls_equal_the_golden_ones(n):
         assert found.certified
 
 
-def test_the_area_of_a_small_polygon_far_from_the_origin_does_not_drown():
+def test_small_polygons_have_their_area_and_crossings_are_told():
     square = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * 1e-3 + [1000, -1000]
     assert area(square, range(4)) == pytest.approx(1e-6, rel=1e-7)
     assert area(square, range(3, -1, -1)) < 0
+    square = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
+    assert valid(square, [0, 1, 2, 3])
+    assert not valid(square, [0, 2, 1, 3])
+    assert not valid(square, [0, 1])
+    assert not valid(square, [0, 1, 1])
+    assert area(square, [0, 3, 2, 1]) == -1
 
 
 @pytest.mark.parametrize("n", [5, 10, 50])
@@ -100,8 +115,7 @@ def test_points_on_an_edge_are_no_corners_and_far_places_lose_nothing():
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_tours_of_few_points_and_of_repeated_points(count):
-    points = np.random.default_rng(count).random((count, 2))
-    found = plan("tsp", points)
+    found = plan("tsp", np.random.default_rng(count).random((count, 2)))
     assert found.order == list(range(count))
     assert found.certified
     same = plan("tsp", [[1.0, 1.0]] * (count + 12), time_limit=0.2)
@@ -168,10 +182,109 @@ def test_a_wrong_network_costs_nothing_but_a_note():
         assert found.certified == (found.optimality_gap < 1e-9)
 
 
-def test_polygons_that_cross_themselves_are_told():
-    square = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
-    assert valid(square, [0, 1, 2, 3])
-    assert not valid(square, [0, 2, 1, 3])
-    assert not valid(square, [0, 1])
-    assert not valid(square, [0, 1, 1])
-    assert area(square, [0, 3, 2, 1]) == -1
+def ready(net: PointerNet) -> PointerInference:
+    return PointerInference({key: value.numpy() for key, value in net.state_dict().items()})
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return read("pointer_net.arrays")
+
+
+@pytest.fixture(scope="module")
+def published():
+    keys = read("pointer_net.keys.json")
+    net: PointerNet = network("pointer-net", keys["config"]["hidden"])
+
+    def drawn(name: str, rule: dict[str, Any]) -> torch.Tensor:
+        state = np.random.RandomState((zlib.crc32(name.encode()) + keys["seed"]) % 2**32)
+        values = state.standard_normal(rule["shape"]) * rule["scale"] + rule["offset"]
+        return torch.from_numpy(values.astype(np.float32))
+
+    net.load_state_dict({name: drawn(name, rule) for name, rule in keys["weights"].items()})
+    return net.eval()
+
+
+def test_teacher_forced_logits_and_likelihoods_equal_the_golden_ones(published, golden):
+    points, targets = torch.from_numpy(golden["points"]), torch.from_numpy(golden["targets"])
+    with torch.no_grad():
+        logits = published(points, targets)
+    np.testing.assert_allclose(logits, golden["teacher_logits"], atol=2e-5)
+    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    np.testing.assert_allclose(nll.reshape(targets.shape), golden["nll"], atol=2e-5)
+
+
+@pytest.mark.parametrize(("name", "steps", "once"), [("greedy_free", 10, False), ("greedy_masked", 9, True)])
+def test_greedy_decoding_equals_the_golden_one(published, golden, name, steps, once):
+    slots, told = ready(published).decode(golden["points"], steps, visit_once=once)
+    np.testing.assert_array_equal(slots, golden[name])
+    barred = golden[f"{name}_logp"] <= -1e29
+    assert (told[barred] == -np.inf).all()
+    np.testing.assert_allclose(told[~barred], golden[f"{name}_logp"][~barred], atol=2e-5)
+
+
+def test_beam_search_equals_the_golden_one_greedy_and_exhaustive_at_its_ends(published, golden):
+    slots, scores = ready(published).beam(golden["points"], 3)
+    np.testing.assert_array_equal(slots, golden["beam3_seq"])
+    np.testing.assert_allclose(scores, golden["beam3_score"], atol=5e-5)
+    points, net = np.random.default_rng(1).random((2, 4, 2), np.float32), ready(published)
+    greedy, _ = net.decode(points, 4, visit_once=True)
+    np.testing.assert_array_equal(net.beam(points, 1)[0][:, 0], greedy)
+    slots, scores = net.beam(points, 100)
+    assert slots.shape == (2, 24, 4)
+    np.testing.assert_allclose(np.exp(scores).sum(1), 1, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def attentive():
+    torch.manual_seed(0)
+    net: PointerNet = network("pointer-net", 16, encoder="attn", layers=2)
+    return net.eval()
+
+
+def test_renumbered_points_get_the_renumbered_answer(attentive):
+    points, order = np.random.default_rng(2).random((3, 7, 2), np.float32), np.array([4, 2, 6, 0, 1, 5, 3])
+    slots, _ = ready(attentive).decode(points, 7, visit_once=True)
+    again, _ = ready(attentive).decode(points[:, order], 7, visit_once=True)
+    np.testing.assert_array_equal(order[again - 1], slots - 1)
+
+
+def test_both_encoders_decode_what_the_network_says_of_the_order(published, attentive):
+    points = np.random.default_rng(3).random((2, 6, 2), np.float32)
+    for net in (published, attentive):
+        slots, told = ready(net).decode(points, 7)
+        with torch.no_grad():
+            logits = net(torch.from_numpy(points), torch.from_numpy(slots))
+        np.testing.assert_allclose(told, logits.log_softmax(2), atol=2e-5)
+
+
+def test_an_untrained_hull_is_convex_all_the_same(attentive):
+    """Right turns are barred, whatever the network thinks."""
+    from services.detection.planning.geometry import area, polygon_is_valid
+
+    points = np.random.default_rng(0).random((40, 9, 2))
+    orders, chances = predict_hulls(ready(attentive), points)
+    assert chances.shape == (40, 10)
+    for instance, order in zip(points, orders, strict=True):
+        if len(order) >= 3:  # a start that leaves no left turn ends at once
+            assert polygon_is_valid(instance, order)
+            assert area(instance, order) > 0
+    assert sum(len(order) >= 3 for order in orders) > 20
+
+
+def test_the_end_is_allowed_after_three_corners_only():
+    points = np.array([[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]])
+    fits, free = left_turn_mask(points), np.ones((1, 5), bool)
+    assert not fits(np.array([[1, 2]]), free)[0, 0]
+    assert fits(np.array([[1, 2, 3]]), free)[0].tolist() == [True, False, False, False, True]
+
+
+def test_points_are_framed_without_changing_their_shape_and_other_forms_refused(published):
+    points = np.random.default_rng(2).random((4, 5, 2)) * (30, 2) - 7
+    assert normalise_points(points, stretch=True).max(1).tolist() == [[1, 1]] * 4
+    kept = normalise_points(points, stretch=False)
+    ratio = np.linalg.norm(kept[:, 0] - kept[:, 1], axis=1) / np.linalg.norm(points[:, 0] - points[:, 1], axis=1)
+    np.testing.assert_allclose(ratio, 1 / np.ptp(points, axis=1).max(1), rtol=1e-5)
+    assert np.isfinite(normalise_points(np.ones((1, 3, 2)), stretch=True)).all()
+    with pytest.raises(InvalidOption, match="points must be"):
+        ready(published).decode(np.zeros((2, 5, 3), np.float32), 4)

@@ -1,10 +1,13 @@
-"""Segments of time: what is sampled, labelled, proposed and suppressed."""
+"""Segments of actions: proposals, suppression, and the boundary-matching map."""
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from fovea.errors import InvalidOption
 from services.detection.segments.proposals import (
     boundary_labels,
     classify_proposals,
@@ -12,16 +15,25 @@ from services.detection.segments.proposals import (
     score_proposals,
     soft_nms,
 )
-from services.detection.tests.filling import read
+from services.detection.tests.filling import filled, noise, read, rows
+from shared.registry import network
 
 
 @pytest.mark.parametrize("name", ["bmn_t24_c400", "bmn_t40_c64"])
-def test_sampling_mask_equals_the_published_one(name):
+def test_mask_keys_and_outputs_equal_the_published_network(name):
     golden = read(f"{name}.arrays")
     mask = sampling_mask(golden["start"].shape[1])
     for (start, end), column in zip(golden["mask_pairs"], golden["mask_vals"], strict=True):
         np.testing.assert_allclose(mask[:, :, start, end], column, atol=1e-6)
     np.testing.assert_allclose(mask.sum(), golden["mask_sum"][0], rtol=1e-6)
+    keys, golden = read(f"{name}.keys.json"), read(f"{name}.arrays")
+    net = network("bmn", features=keys["feat_dim"], length=keys["temporal_scale"])
+    assert rows(net) == [row[:3] for row in keys["keys"] if row[0] != "sample_mask"]
+    shape = (2, keys["feat_dim"], keys["temporal_scale"])
+    with torch.no_grad():
+        found = filled(net)(noise(f"input:{name}:{'x'.join(map(str, shape))}", shape))
+    for tensor, key in zip(found, ("conf", "start", "end"), strict=True):
+        np.testing.assert_allclose(tensor.numpy(), golden[key], atol=1e-4)
 
 
 def test_a_point_just_left_of_the_video_reads_its_first_cell():
@@ -33,32 +45,25 @@ def test_a_point_just_left_of_the_video_reads_its_first_cell():
     assert near[0, 0, 0, 0] == pytest.approx(1 / 3 + (1 - 0.5) / 3, abs=1e-6)  # points -0.98, 0.5, 1.98
 
 
-def test_labels_equal_the_published_ones():
+def test_labels_equal_the_published_ones_and_are_empty_without_segments():
     golden = read("bmn_softnms_labels.arrays")
     overlap, start, end = boundary_labels(golden["gt"], 32)
     np.testing.assert_allclose(overlap, golden["gt_iou_map"], atol=1e-6)
     np.testing.assert_allclose(start, golden["gt_start"], atol=1e-9)
     np.testing.assert_allclose(end, golden["gt_end"], atol=1e-9)
-
-
-def test_a_video_without_segments_has_empty_labels():
     overlap, start, end = boundary_labels(np.empty((0, 2)), 8)
     assert not overlap.any()
     assert not start.any()
     assert not end.any()
 
 
-def test_soft_suppression_equals_the_published_one():
+def test_suppression_equals_the_published_one_and_takes_no_last_segment():
     golden = read("bmn_softnms_labels.arrays")
     found = soft_nms(golden["xmin"], golden["xmax"], golden["score"], *golden["params"])
     for ours, key in zip(found, ("out_xmin", "out_xmax", "out_score"), strict=True):
         np.testing.assert_allclose(ours, golden[key], atol=1e-9)
-
-
-def test_the_last_segment_is_never_taken_and_the_input_stays_as_it_was():
     starts, ends, scores = np.array([0.1, 0.1]), np.array([0.5, 0.52]), np.array([0.9, 0.8])
-    found = soft_nms(starts, ends, scores)
-    assert found[0].tolist() == [0.1]
+    assert soft_nms(starts, ends, scores)[0].tolist() == [0.1]
     assert scores.tolist() == [0.9, 0.8]
     assert all(part.shape == (0,) for part in soft_nms(np.ones(1), np.ones(1), np.ones(1)))
 
@@ -74,7 +79,7 @@ def test_suppression_only_lowers_scores_and_gives_them_in_order(count, seed):
     assert len(kept) == count - 1
 
 
-def test_proposals_end_before_the_video_does():
+def test_proposals_end_before_the_video_and_multiply_start_end_and_both_confidences():
     length = 6
     confidence = np.full((2, length, length), 0.5)
     starts, ends, scores = score_proposals(confidence, np.full(length, 0.5), np.full(length, 0.5))
@@ -82,9 +87,6 @@ def test_proposals_end_before_the_video_does():
     assert ends.max() == pytest.approx(5 / 6)
     assert (starts < ends).all()
     assert np.unique(scores).tolist() == [0.5**4]
-
-
-def test_the_score_multiplies_start_end_and_both_confidences():
     rng = np.random.default_rng(0)
     confidence, start, end = rng.random((2, 5, 5)), rng.random(5), rng.random(5)
     starts, ends, scores = score_proposals(confidence, start, end)
@@ -92,7 +94,7 @@ def test_the_score_multiplies_start_end_and_both_confidences():
     assert scores[place] == pytest.approx(start[1] * end[4] * confidence[0, 1, 3] * confidence[1, 1, 3])
 
 
-def test_class_scores_of_cells_are_averaged_inside_a_proposal():
+def test_class_scores_of_cells_and_of_a_whole_video_reach_proposals():
     classes = np.array([[1, 0, 0, 0], [0, 0.5, 0.5, 0]])
     starts, ends, labels, scores = classify_proposals(
         np.array([0.25]), np.array([0.75]), np.array([0.8]), classes, best=2
@@ -101,12 +103,53 @@ def test_class_scores_of_cells_are_averaged_inside_a_proposal():
     np.testing.assert_allclose(scores, [0.4, 0])
     assert starts.tolist() == [0.25, 0.25]
     assert ends.tolist() == [0.75, 0.75]
-
-
-def test_class_scores_of_a_video_hold_for_all_its_proposals():
     starts, _, labels, scores = classify_proposals(
         np.array([0.0, 0.5]), np.array([0.2, 0.9]), np.array([0.5, 1.0]), np.array([0.3, 0.7]), best=1
     )
     assert starts.tolist() == [0.5, 0.0]
     assert labels.tolist() == [1, 1]
     np.testing.assert_allclose(scores, [0.7, 0.35])
+
+
+SMALL = {"features": 12, "length": 10, "hidden": (8, 6, 10)}
+
+
+def test_matching_equals_sampling_first_and_the_mask_is_never_stored():
+    net = filled(network("bmn", **SMALL))
+    seen = torch.randn(2, 8, 10)
+    mask = torch.from_numpy(sampling_mask(10)).reshape(10, -1)
+    published = net.x_3d_p((seen @ mask).reshape(2, 8, 32, 10, 10))[:, :, 0]
+    torch.testing.assert_close(net._matched(seen), published, atol=1e-5, rtol=1e-5)
+    net = network("bmn", **SMALL)
+    assert not {"sample_mask", "sampling", "places"} & set(net.state_dict())
+    state = {**net.state_dict(), "sample_mask": torch.zeros(10, 3200)}
+    net.load_state_dict(state)
+    assert "sample_mask" in state  # the caller's own dict stays whole
+    holder = nn.ModuleDict({"net": network("bmn", **SMALL)})
+    holder.load_state_dict({f"net.{key}": value for key, value in state.items()})
+
+
+def test_attention_is_f_plus_weighed_f_or_exactly_bmn():
+    plain, off = network("bmn", **SMALL), network("bmn-csa", **SMALL, semantics=5, channel=False, time=False)
+    assert list(off.state_dict()) == list(plain.state_dict())
+    off.load_state_dict(plain.state_dict())
+    x, r = torch.randn(2, 12, 10), torch.randn(2, 5, 10)
+    assert all(torch.equal(a, b) for a, b in zip(plain(x), off(x, r), strict=True))
+    net = filled(network("bmn-csa", **SMALL, semantics=5))
+    seen, r = torch.randn(2, 8, 10), torch.randn(2, 5, 10)
+    pooled = torch.cat((r.mean(2), r.std(2, correction=0), r.amax(2)), 1)
+    channel = torch.sigmoid(net.csa.channel(pooled))[:, :, None]
+    time = torch.sigmoid(net.csa.time(r))
+    torch.testing.assert_close(net.csa(seen, r), seen + seen * channel + seen * time)
+
+
+def test_flat_semantics_have_a_finite_gradient_and_other_lengths_are_refused():
+    net = network("bmn-csa", **SMALL, semantics=5)
+    r = torch.zeros(1, 5, 10, requires_grad=True)
+    net(torch.randn(1, 12, 10), r)[0].sum().backward()
+    assert r.grad is not None
+    assert r.grad.isfinite().all()
+    with pytest.raises(InvalidOption, match=r"x must be \(batch, 12, 10\)"):
+        network("bmn", **SMALL)(torch.randn(1, 12, 11))
+    with pytest.raises(InvalidOption, match=r"r must be \(batch, 5, 10\)"):
+        network("bmn-csa", **SMALL, semantics=5)(torch.randn(1, 12, 10), torch.randn(1, 4, 10))

@@ -42,19 +42,13 @@ def test_keys_are_the_official_ones(size, official):
 
 @pytest.mark.parametrize("size", SIZES)
 @torch.no_grad()
-def test_maps_equal_the_published_ones(size, official):
+def test_maps_equal_the_published_ones_and_the_served_branch_gives_their_boxes(size, official):
     net, golden, x = official(size)
     assert checksum(x) == golden["in_crc"][0]
     for branch, maps in zip(("main", "aux"), net(x), strict=True):
         for level, found in enumerate(maps):
             np.testing.assert_allclose(found[..., ::3, ::3].numpy(), golden[f"raw_{branch}_{level}"], atol=5e-4)
         _same_boxes(decode(maps, 7), golden[branch])
-
-
-@pytest.mark.parametrize("size", SIZES)
-@torch.no_grad()
-def test_the_served_branch_alone_and_fused_gives_the_same_boxes(size, official):
-    net, golden, x = official(size)
     pruned = network("yolo9tr", classes=7, size=size, branch="main").eval()
     kept = pruned.state_dict().keys()
     pruned.load_state_dict({key: value for key, value in net.state_dict().items() if key in kept})
@@ -84,25 +78,18 @@ def test_attention_reaches_the_answer_of_l_only(size, reaches, official):
     assert not torch.equal(auxiliary[0], auxiliary_without[0])
 
 
-def test_sides_that_are_no_multiple_of_32_are_refused():
+def test_sides_and_widths_that_do_not_fit_are_refused():
     net = network("yolo9tr", classes=1, width=0.0625).eval()
     with pytest.raises(InvalidOption, match="multiples of 32"):
         net(torch.zeros(1, 3, 40, 64))
-
-
-def test_a_width_that_splits_channels_is_refused():
     with pytest.raises(InvalidOption, match="splits channels"):
         network("yolo9tr", width=0.3)
 
 
 BLOCKS: list[tuple[nn.Module, int]] = [
-    (Conv(8, 8, 3), 8),
-    (Conv(8, 8, 3, groups=8, active=False), 8),
-    (RepConv(8, 12), 8),
-    (AveragedConv(8, 4), 8),
-    (RepElan(8, 12, 8, 4, depth=1), 8),
-    (PositionAttention(16), 16),
-]
+    (Conv(8, 8, 3), 8), (Conv(8, 8, 3, groups=8, active=False), 8), (RepConv(8, 12), 8), (AveragedConv(8, 4), 8),
+    (RepElan(8, 12, 8, 4, depth=1), 8), (PositionAttention(16), 16),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("block", "channels"), BLOCKS, ids=lambda value: type(value).__name__)

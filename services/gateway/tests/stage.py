@@ -24,6 +24,7 @@ from services.gateway.policy.auth import KeyRing
 from services.gateway.server import create_server
 from services.gateway.tests.stub_service import Stub
 from shared.jobs.queue import Counts, Payload, Result
+from shared.serving.build_app import build
 from shared.settings import Settings
 from tests.harness.serving import run_server
 from tests.harness.waiting import wait_until
@@ -160,6 +161,21 @@ def fronted(app: Any, service: str, folder: Path, **settings: Any) -> Iterator[t
         )  # fmt: skip
         with run_server(create_server(build_gateway(chosen, queue), chosen)) as url:
             yield url, queue, KeyRing(chosen.keys_path)
+
+
+@contextlib.contextmanager
+def served(service: str, kinds: dict[str, Any], folder: Path, path: str) -> Iterator[str]:
+    """A gateway in front of a service: its URL, once the models are ready and the gateway knows the route `path`."""
+    settings = Settings(_env_file=None, data_dir=folder, intra_op_threads=1)
+    with fronted(build(service, servables=kinds, settings=settings), service, folder) as (url, *_):
+
+        def is_ready() -> bool:
+            entries = httpx2.get(f"{url}/v1/models").json()["data"]
+            known = bool(entries) and all(one["ready"] for one in entries)
+            return known and httpx2.post(f"{url}{path}").status_code != 404
+
+        wait_until(is_ready, 120, "the service's readiness")
+        yield url
 
 
 @contextlib.contextmanager

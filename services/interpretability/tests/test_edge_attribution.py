@@ -112,7 +112,7 @@ def test_edges_of_the_embedding_integrate_to_the_whole_difference(golden, metric
 
 
 @pytest.mark.parametrize("which", KNOWN)
-def test_known_circuit_is_found_by_patching_and_by_gradients(which):
+def test_known_circuits_are_found_and_left_by_pruning(which):
     net = induction_model()
     graph, exists, edges = everything(net)
     ids, other, answers = prompts(which)
@@ -133,14 +133,6 @@ def test_known_circuit_is_found_by_patching_and_by_gradients(which):
     chance = circuit_search.order_edges(graph, circuit_search.random_scores(graph, 0, 0))[:size]
     drawn = score_circuit(net, clean, corrupt, answers, graph.mask_of(chance))["logit_difference"]
     assert circuit_search.faithfulness(drawn, *ends) < 0.5
-
-
-@pytest.mark.parametrize("which", KNOWN)
-def test_pruning_leaves_the_known_circuit(which):
-    net = induction_model()
-    graph, exists, _ = everything(net)
-    ids, other, answers = prompts(which)
-    clean, corrupt = runs(net, ids, other)
 
     def measure(mask):
         return score_circuit(net, clean, corrupt, answers, mask)["kl"]
@@ -177,7 +169,7 @@ def test_attribution_is_patching_for_a_counterfactual_close_by(golden):
     assert linear > 0.9999
 
 
-def test_every_beginning_of_the_order_reaches_the_answer(golden):
+def test_every_beginning_of_the_order_reaches_the_answer_and_no_difference_no_faithfulness(golden):
     graph = EdgeGraph(golden.model.config)
     ordered = circuit_search.order_edges(graph, circuit_search.random_scores(graph, 3, 1))
     assert len(set(ordered)) == len(ordered) == graph.edges
@@ -185,8 +177,5 @@ def test_every_beginning_of_the_order_reaches_the_answer(golden):
     for row, column in ordered:
         assert row in reached
         reached |= set(graph.readers(graph.sources[column]))
-
-
-def test_no_difference_has_no_faithfulness():
     assert np.isnan(circuit_search.faithfulness(1.0, 2.0, 2.0))
     assert np.isnan(circuit_search.rank_agreement(np.ones((1, 2)), np.ones((1, 2), bool)))

@@ -13,6 +13,7 @@ from services.interpretability.tests.conftest import probing, write_gpt2
 from shared.lm.builders import gpt2
 from shared.lm.taps import trace
 from shared.registry import servables
+from tests.harness.models import ok
 
 NAME = "gpt2-of-mine"
 LAYERS, HEADS, POSITIONS = 3, 4, 1024
@@ -53,9 +54,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def test_retrieval_heads_are_those_of_its_own_pattern_rows(client, data):
-    answer = await client.post("/v1/probe/heads/retrieval", json={"model": NAME, "seed": 3, **KV})
-    assert answer.status_code == 200, answer.text
-    report = answer.json()
+    report = ok(await client.post("/v1/probe/heads/retrieval", json={"model": NAME, "seed": 3, **KV}))
     assert report["manifest"]["model"] == NAME
     assert any("does not solve the task" in warning for warning in report["warnings"]), "random weights know nothing"
     subject, spec = (
@@ -83,6 +82,4 @@ async def test_experiment_answers_its_example_for_it(client, name):
     kind = servables("interpretability")[name]
     example = {**kind.card.example, "model": NAME}
     del example["lm"]
-    answer = await client.post(f"/v1/probe/{kind.route}", json=example)
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["manifest"]["model"] == NAME
+    assert ok(await client.post(f"/v1/probe/{kind.route}", json=example))["manifest"]["model"] == NAME

@@ -77,16 +77,13 @@ def test_echo_and_induction_are_the_published_scores(net):
         assert np.abs(table - GOLDEN["razor_scores_kv"][:, kind]).max() < 1e-7
 
 
-def test_the_loss_of_gates_and_its_gradient_are_the_published_ones(net):
+def test_gates_have_the_published_loss_and_gradient_and_cost_their_sparsity_when_open(net):
     gates = torch.from_numpy(GOLDEN["duo_train_gates"]).requires_grad_()
     loss = head_plans.duo_gate_loss(net, GOLDEN["ids"][:160], ANSWER, gates, sink=8, recent=24)
     loss.total.backward()
     found = [float(x.detach()) for x in (loss.distill, loss.sparsity, loss.total)]
     assert np.abs(np.array(found) - GOLDEN["duo_train_losses"]).max() < 2e-5
     assert (gates.grad - torch.from_numpy(GOLDEN["duo_train_grad"])).abs().max() < 2e-5
-
-
-def test_open_gates_cost_their_sparsity_only(net):
     loss = head_plans.duo_gate_loss(net, GOLDEN["ids"][:60], torch.arange(40, 60), torch.ones(3, 2), sink=2, recent=4)
     assert float(loss.distill) < 1e-20
     assert float(loss.total) == pytest.approx(0.05)
@@ -120,13 +117,10 @@ def test_a_passkey_text_asks_for_what_it_hides(tiny, length):
     assert text.index("first passkey is") < text.index("second passkey is") < text.index("Question")
 
 
-def test_texts_too_short_for_their_passkeys_are_refused(tiny):
+def test_passkeys_fit_their_texts_and_questions_have_their_answers_in_the_facts(tiny):
     with pytest.raises(InvalidOption, match="take"):
         make_passkey_text(tiny.tokenizer, 100, keys=4, words=8)
     assert PasskeyTexts(tiny.tokenizer, (250,)).length(0) == 256
-
-
-def test_a_question_has_its_answer_in_the_facts(tiny):
     for question in act.make_questions(tiny.tokenizer, 5, facts=6):
         text = tiny.tokenizer.decode(question.ids)
         facts = dict(line.split(": ") for line in text.split("\n")[:-1])
@@ -223,7 +217,7 @@ def test_training_that_was_stopped_goes_on_and_ends_in_the_same_plan(study, cont
     assert plan_of(resumed).digest == plan_of(whole).digest
 
 
-def test_the_search_tries_heads_with_sinks_and_checks_the_chosen_ones(study):
+def test_the_search_tries_heads_with_sinks_and_says_when_it_finds_nothing(study):
     report = made(study, **SEARCH)
     (table,) = report.tables
     plain = report.scalars["plain"].value
@@ -231,9 +225,6 @@ def test_the_search_tries_heads_with_sinks_and_checks_the_chosen_ones(study):
     assert 0 < report.scalars["tried"].value <= 6
     assert {f"{l}-{h}" for l, h in plan_of(report).heads} == rising
     assert 0 <= report.scalars["held_out"].value <= 1
-
-
-def test_a_search_that_finds_nothing_says_so(study):
     report = made(study, **SEARCH | {"beta": 1.0})
     assert not report.artefacts
     assert "no plan" in report.warnings[0]

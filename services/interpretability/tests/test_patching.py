@@ -79,12 +79,6 @@ def test_sender_that_says_the_same_has_no_effect(golden):
     assert np.isnan(found.effect).all(), "no difference between the runs: the effect is undefined"
 
 
-def test_heads_at_and_above_the_receiver_have_no_path(golden):
-    found = circuits.path_patch(*golden.given, receivers=[(1, "q", 0)])
-    assert np.isnan(found.patched[1:]).all()
-    assert not np.isnan(found.patched[0]).any()
-
-
 @pytest.mark.parametrize("bad", [[(9, "q", 0)], [(1, "z", 0)], [(1, "q", 4)], []])
 def test_receivers_that_do_not_exist_are_refused(golden, bad):
     with pytest.raises(InvalidOption) as caught:
@@ -92,21 +86,17 @@ def test_receivers_that_do_not_exist_are_refused(golden, bad):
     assert caught.value.field == "receivers"
 
 
-def test_key_receivers_are_groups_not_query_heads():
+def test_groups_and_positions_that_do_not_exist_are_refused(golden):
     llama = load_golden("llama")
     with pytest.raises(InvalidOption, match="groups 0…1"):
         circuits.path_patch(llama.model, llama.clean, llama.corrupt, llama.answers, receivers=[(1, "k", 2)])
-
-
-def test_positions_that_do_not_exist_are_refused(golden):
     with pytest.raises(InvalidOption, match="position 12"):
         circuits.path_patch(*golden.given, positions=12)
 
 
 @pytest.mark.parametrize("positions", ["all", "-1"])
 def test_activation_patching_equals_the_golden_one(golden, positions):
-    where = "all" if positions == "all" else -1
-    found = circuits.activation_patch(*golden.given, positions=where)
+    found = circuits.activation_patch(*golden.given, positions=("all" if positions == "all" else -1))
     assert np.abs(found - golden.facts["activation_patching_z_logit_diff"][positions]).max() < 1e-4
 
 
@@ -136,15 +126,12 @@ def test_group_ablation_and_uniform_positions_equal_the_golden_ones(golden):
         assert circuits.logit_difference(logits, golden.answers) == pytest.approx(case["logit_diff"], abs=1e-4)
 
 
-def test_overridden_rows_equal_the_golden_ones(golden):
+def test_overridden_rows_and_attribution_equal_the_golden_ones(golden):
     for case in golden.extra["attention_override"]:
         edit = Attend(case["layer"], case["head"], case["query"], case["keys"], case["weights"])
         logits = trace(golden.model, golden.clean, edits=[edit]).logits[:, -1]
         assert circuits.logit_difference(logits, golden.answers) == pytest.approx(case["logit_diff"], abs=1e-4)
         assert np.abs(logits[0].numpy() - case["last_logits_row0"]).max() < 1e-4
-
-
-def test_attribution_equals_the_golden_one_and_sums_to_the_logit_difference(golden):
     found = circuits.direct_logit_attribution(golden.model, golden.clean, golden.answers)
     assert np.abs(found - golden.facts["direct_logit_attribution_last_pos"]).max() < 1e-4
     whole = attribute_logits(run_with_cache(golden.model, golden.clean), golden.answers)

@@ -1,8 +1,10 @@
-"""Pictures: equal numbers in every form, scales that mean what they show, text that can't break out of its page."""
+"""Pictures of experiments, the cells kept between them, influence of texts."""
 
 import base64
 import hashlib
 import io
+import json
+import os
 import re
 from xml.etree import ElementTree as ET
 
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fovea.errors import InvalidOption, Malformed
+from services.interpretability.core.cell_cache import CellCache
 from services.interpretability.core.report import (
     Axis,
     Bar,
@@ -25,10 +29,22 @@ from services.interpretability.core.report import (
     Table,
     TokenSpan,
 )
+from services.interpretability.experiments.influence import (
+    AttentionInfluence,
+    Document,
+    Influence,
+    InfluenceSpec,
+    influence,
+    select,
+    token_loss,
+)
 from services.interpretability.rendering import plots
 from services.interpretability.rendering.html_page import POLICY, permalink, render_page
 from services.interpretability.rendering.render import MEDIA_TYPES, render, to_npz
 from services.interpretability.rendering.svg import BLUE, Drawing, Rect, Text, stack_drawings
+from services.interpretability.tests.conftest import read
+from shared.registry import CallContext
+from shared.storage import ObjectStore
 
 NASTY = '<script>alert(1)</script>&"\n\x07'
 
@@ -53,8 +69,7 @@ def whole_report(text="a b"):
         strips=[Strip(name="s", tokens=tokens, values=[1, None], caption="C.")],
         graphs=[
             Graph(
-                name="g",
-                nodes=[Node(id="1-0", layer=1, head=0, kind="mover", value=1)],
+                name="g", nodes=[Node(id="1-0", layer=1, head=0, kind="mover", value=1)],
                 edges=[Edge(source="1-0", target="output", value=0.4), Edge(source="1-0", target="gone", value=1)],
                 caption="C.",
             )
@@ -90,7 +105,7 @@ def patterns(heads, tokens=40):
     return [HeatMap(name=f"1-{h}", values=values, **axes, caption="How to read it.") for h in range(heads)]
 
 
-def test_patterns_of_many_heads_are_small_maps_that_lead_to_the_large_one():
+def test_patterns_of_many_heads_are_small_maps_of_the_largest_neighbours():
     report = whole_report().model_copy(update={"grids": patterns(7), "spec": {"text": "ab", "seed": 0}})
     root = ET.fromstring(plots.draw_panels(report.grids, lambda data: f"/{data.name}").svg())  # noqa: S314  # our own
     assert [a.get("href") for a in root.iter() if a.tag.endswith("}a")] == [f"/1-{h}" for h in range(7)]
@@ -98,19 +113,14 @@ def test_patterns_of_many_heads_are_small_maps_that_lead_to_the_large_one():
     assert made.count("<figure>") == 1 + 3, "one for all heads; bars, strip and graph"
     assert "%22layers%22%3A%20%5B1%5D%2C%20%22heads%22%3A%20%5B6%5D" in made
     assert render_page(report.model_copy(update={"grids": patterns(2)})).count("<figure>") == 2 + 3, "few are large"
-
-
-def test_small_maps_show_the_largest_of_neighbours():
-    grid = patterns(1, 70)[0]
-    found = np.array(plots._max_pool(grid.values))
+    found = np.array(plots._max_pool(patterns(1, 70)[0].values))
     assert (found.shape, found[0, 0], found[23, 23]) == ((24, 24), 1.0, pytest.approx(1 / 70))
 
 
 def test_page_has_one_style_sheet_and_a_policy_that_allows_that_alone():
     made = render_page(whole_report())
     (sheet,) = re.findall(r"<style>(.*?)</style>", made, re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
-    assert f"style-src 'sha256-{digest}';" in POLICY
+    assert f"style-src 'sha256-{base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()}';" in POLICY
     assert "default-src 'none'" in POLICY
     assert "unsafe" not in POLICY
     assert "prefers-color-scheme: dark" in sheet
@@ -118,43 +128,143 @@ def test_page_has_one_style_sheet_and_a_policy_that_allows_that_alone():
     assert " style=" not in made
 
 
-def test_text_of_strangers_stays_text():
+def test_page_is_honest_about_parts_and_text_of_strangers_stays_text():
     made = render_page(whole_report())
     assert "<script" not in made
     assert "alert(1)" in made
     assert "\x07" not in made
-
-
-def test_page_is_honest_about_parts_and_undefined_values():
     made = render_page(whole_report().model_copy(update={"partial": True}))
     assert "Partial" in made
     assert "undefined" in made
     assert "more rows" in made
 
 
-def test_arrays_hold_the_numbers_of_the_json_with_undefined_as_nan():
+def test_permalinks_hold_what_is_given_and_arrays_the_numbers_of_the_json():
     with np.load(io.BytesIO(to_npz(whole_report())), allow_pickle=False) as found:
         assert np.array_equal(found["grid.scores"], [[0.1, np.nan], [0.3, -2.0]], equal_nan=True)
         assert (found["bars.b"].tolist(), found["scalar.n"]) == ([-1, 2], 3)
-
-
-def test_permalink_holds_the_spec_without_what_is_left_out():
-    link = permalink("attention", {"text": "a & b", "heads": [], "lm": None, "layers": [1]})
     assert (
-        link
+        permalink("attention", {"text": "a & b", "heads": [], "lm": None, "layers": [1]})
         == "/console/probe?model=attention&spec=%7B%22text%22%3A%20%22a%20%26%20b%22%2C%20%22layers%22%3A%20%5B1%5D%7D"
     )
 
 
-def test_empty_and_extreme_data_are_drawn():
+def test_empty_and_extreme_data_are_drawn_and_long_pictures_scaled_down():
     for grid in (head_map([[None]]), head_map([[0.0]]), head_map([[1e300, -1e300]], "diverging")):
         assert plots.draw_heat_map(grid).svg()
     assert plots.draw_bars(Bars(name="b", bars=[], caption="C.")).svg()
     assert plots.draw_bars(Bars(name="b", bars=[Bar(label="x", value=None)], caption="C.")).svg()
     assert plots.draw_strip(Strip(name="s", tokens=[], values=[], caption="C.")).svg()
     assert plots.draw_graph(Graph(name="g", nodes=[], edges=[], caption="C.")).svg()
-
-
-def test_long_pictures_are_scaled_down():
     tall = Drawing(100, 60_000, "x", [Rect(0, 0, 10, 10, BLUE), Text(5, 5, "x", turned=True)])
     assert max(Image.open(io.BytesIO(stack_drawings([tall]).png())).size) <= 8000
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return CellCache(ObjectStore.open(tmp_path.as_uri()))
+
+
+@pytest.mark.parametrize("value", [[0.1, None], [1 / 3, 2**-40, 1e300], {"late": 1, "early": 2}])
+def test_cell_is_computed_once_and_read_to_the_bit_by_the_next_process(tmp_path, cache, value):
+    first = cache.get_or_compute({"a": 1}, lambda: value)
+    assert (first.value, list(first.value)) == (value, list(value))
+    again = CellCache(ObjectStore.open(tmp_path.as_uri())).get_or_compute({"a": 1}, lambda: 1 // 0)
+    assert (again, list(again.value)) == (first, list(value)), "keys keep their order"
+    assert cache.get_or_compute({"a": 2}, lambda: 2).value == 2, "other content is another cell"
+
+
+def test_cells_cut_short_are_computed_again_and_old_ones_forgotten(tmp_path, cache):
+    cache.get_or_compute({"a": 1}, lambda: 1)
+    (file,) = tmp_path.glob("??/*.json")
+    file.write_text('{"value": 1, "sec')
+    assert cache.get_or_compute({"a": 1}, lambda: 2).value == 2
+    for i in range(3):
+        cache.get_or_compute({"a": i}, lambda: 1)
+    old, *_ = tmp_path.glob("??/*.json")
+    os.utime(old, (0, 0))
+    assert (cache.remove_old(), len(list(tmp_path.glob("??/*.json")))) == (1, 2)
+
+
+def test_failed_work_leaves_no_cell_and_not_a_number_is_refused(cache):
+    with pytest.raises(ZeroDivisionError):
+        cache.get_or_compute({"a": 1}, lambda: 1 // 0)
+    assert cache.get_or_compute({"a": 1}, lambda: 3).value == 3
+    with pytest.raises(ValueError, match="JSON"):
+        cache.get_or_compute({"b": 1}, lambda: float("nan"))
+
+
+def golden_documents(golden):
+    return [Document(d["id"], d["domain"], d["ids"]) for d in golden.facts["attention_influence"]["docs"]]
+
+
+def test_losses_and_selection_equal_the_golden_ones(golden):
+    facts = golden.facts["attention_influence"]
+    rows = list(influence(golden.model, golden_documents(golden), [tuple(h) for h in facts["masked_heads"]]))
+    for row, expected in zip(rows, facts["docs"], strict=True):
+        assert (row.id, row.base) == (expected["id"], pytest.approx(expected["loss_base"], abs=1e-4))
+        assert row.masked == pytest.approx(expected["loss_masked"], abs=1e-4)
+        assert row.score == pytest.approx(expected["score"], abs=1e-4)
+    assert select(rows) == facts["selected_top20pct_per_domain_ceil"]
+
+
+def test_nothing_hidden_scores_zero_one_token_is_refused_and_long_text_is_a_weighted_mean(golden):
+    assert {row.score for row in influence(golden.model, golden_documents(golden), [])} == {0.0}
+    window = golden.model.config.positions
+    tokens = [i % 60 for i in range(window + 10)]
+    parts = (token_loss(golden.model, tokens[:window]), token_loss(golden.model, tokens[window:]))
+    assert token_loss(golden.model, tokens) == pytest.approx(
+        (parts[0] * (window - 1) + parts[1] * 9) / (window + 8), abs=1e-6
+    )
+    with pytest.raises(InvalidOption, match="two tokens"):
+        token_loss(golden.model, [3])
+
+
+def test_selection_keeps_one_at_least_and_follows_input_order_on_ties():
+    rows = [Influence(i, "a", 1.0, 2.0, score) for i, score in enumerate((0.5, 0.7, 0.7, None))]
+    assert (select(rows, 0.01), select(rows, 1.0)) == ({"a": [1]}, {"a": [1, 2, 0]})
+
+
+LINES = [
+    {"id": "a", "domain": "x", "text": "kqzwxm " * 4},
+    {"id": "b", "domain": "x", "text": "abcdefghijklmnopqrst"},
+    {"id": 3, "domain": "y", "text": "short"},
+]
+
+
+def ask(context, lines, **options):
+    text = "\n".join(json.dumps(line) for line in lines)
+    spec = InfluenceSpec.model_validate({"lm": "tiny", "documents": text, "heads": [[1, 0]], **options})
+    return AttentionInfluence.load(context).predict([spec], CallContext())[0]
+
+
+def rows_of(report):
+    return [json.loads(line) for line in report.artefacts[0].content.splitlines()]
+
+
+def test_rows_come_in_input_order_and_ranks_are_among_equals(context):
+    rows = rows_of(ask(context, LINES))
+    assert [row["id"] for row in rows] == ["a", "b", 3]
+    assert "below 16" in rows[2]["error"]
+    assert {"base", "masked", "score", "control_score", "rank", "percentile", "selected"} <= rows[0].keys()
+    rows = rows_of(ask(context, [*LINES[:2], {**LINES[0], "id": "c", "domain": "y"}]))
+    assert (sorted(row["rank"] for row in rows), sum(row["selected"] for row in rows)) == ([1, 1, 2], 2)
+    lines = [{"id": i, "text": "kqzwxm " * n} for i, n in enumerate((3, 3, 30, 30))]
+    assert sorted(row["rank"] for row in rows_of(ask(context, lines, by_length=True))) == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("line", ['{"id": 1}', "[]", "nonsense"])
+def test_bad_line_is_refused_by_its_number(context, line):
+    spec = InfluenceSpec(lm="tiny", documents=json.dumps(LINES[0]) + "\n" + line, heads=[[0, 0]])
+    (error,) = AttentionInfluence.load(context).predict([spec], CallContext())
+    assert isinstance(error, Malformed)
+    assert "Line 2" in error.detail
+
+
+def test_losses_of_the_real_model_equal_the_golden_ones(smollm2):
+    facts = read("smollm2_attention_influence.json")
+    for case in facts["docs"][4:5]:  # the shortest
+        tokens = smollm2.encode(case["text"])
+        assert len(tokens) == case["tokens"]
+        for name, heads in (("base", []), ("top14", facts["masked_heads"])):
+            assert token_loss(smollm2.model, tokens, [tuple(h) for h in heads]) == pytest.approx(case[name], abs=0.01)

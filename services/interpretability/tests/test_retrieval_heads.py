@@ -1,4 +1,4 @@
-"""The retrieval score: goldens, properties, and that teacher forcing scores what the rows say."""
+"""Retrieval heads and attention sinks: goldens, properties, and what teacher forcing scores."""
 
 import copy
 from dataclasses import replace
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from services.interpretability.attention.pattern_capture import visit_patterns
 from services.interpretability.attention.retrieval_score import score_copies, split_half
+from services.interpretability.experiments import attention_sinks
 from services.interpretability.experiments.retrieval_heads import (
     RetrievalHeadsSpec,
     aggregate,
@@ -21,21 +22,20 @@ from services.interpretability.experiments.retrieval_heads import (
 )
 from services.interpretability.generation.forced_decoding import generate_answer, score_known_answer, trace_known_answer
 from services.interpretability.generation.prefix_reader import BLOCK_TOKENS, PrefixReader, plan_pieces
-from services.interpretability.tests.conftest import GOLDEN, read
+from services.interpretability.tests.conftest import GOLDEN, WEIGHTS, read
 from shared.lm.builders import gemma3
 from shared.lm.niah_prompts import NEEDLES, build_key_value_prompt, build_needle_prompt
 from shared.lm.taps import trace
+from shared.registry import CallContext
 from tests.golden import read_golden
 from tests.harness.hypothesis_profiles import fewer
 
 FACTS = read("retrieval_score.json")
 ROUGE = read("rouge_recall.json")["cases"]
 NAMES = {
-    "score_count": ("count", 1),
-    "score_set_positions": ("positions", 1),
-    "score_set_token_types": ("types", 1),
+    "score_count": ("count", 1), "score_set_positions": ("positions", 1), "score_set_token_types": ("types", 1),
     "score_count_top3": ("count", 3),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", FACTS["cases"], ids=lambda case: str(case["case"]))
@@ -51,8 +51,7 @@ def test_scores_equal_the_golden_ones(case, form):
 
 @pytest.mark.parametrize("case", FACTS["needle_span_finder"]["cases"])
 def test_spans_equal_the_golden_ones(case):
-    found = needle_span(case["prompt_ids"], case["needle_ids"])
-    assert list(found or (-1, -1)) == case["expected"]
+    assert list(needle_span(case["prompt_ids"], case["needle_ids"]) or (-1, -1)) == case["expected"]
 
 
 @pytest.mark.parametrize("case", ROUGE)
@@ -60,11 +59,15 @@ def test_recalls_equal_the_golden_ones(case):
     assert rouge1_recall(case["reference"], case["response"]) == pytest.approx(case["recall"], abs=1e-9)
 
 
-def test_recall_of_nothing_is_zero():
+def test_recall_of_nothing_is_zero_and_halves_agree_by_their_likeness():
     assert rouge1_recall("…", "anything") == 0.0
+    scores = np.random.default_rng(0).random((2, 3, 4))
+    assert split_half(np.stack([scores[0]] * 4)) == pytest.approx(1)
+    assert split_half(scores[:1]) is None
+    assert split_half(np.zeros((4, 3, 4))) is None
 
 
-def test_aggregate_equals_the_golden_one():
+def test_aggregate_equals_the_golden_one_and_nothing_kept_has_no_ranking():
     facts = FACTS["aggregation"]
     found = aggregate(facts["per_sample_scores"], facts["rouge1_recall"])
     assert found.kept == facts["kept"]
@@ -74,9 +77,6 @@ def test_aggregate_equals_the_golden_one():
     assert len(found.at_least(0.1)) == facts["n_at_least_0.1"]
     assert [f"{l}-{h}" for l, h in found.top(0.05)] == facts["top_5_percent"]
     assert [f"{l}-{h}" for l, h in found.always_active] == facts["always_active"]
-
-
-def test_no_kept_sample_means_no_ranking():
     found = aggregate(np.ones((3, 2, 2)), [0.1, 0.2, 0.5])
     assert found.kept == found.ranking == found.top(0.5) == []
 
@@ -84,8 +84,7 @@ def test_no_kept_sample_means_no_ranking():
 def _case(seed: int, steps: int = 6, n: int = 20) -> tuple[np.ndarray, list[int], list[int]]:
     rng = np.random.default_rng(seed)
     rows = rng.random((steps, 2, 3, n + steps))
-    ids = rng.integers(0, 9, n).tolist()
-    return rows, ids, rng.integers(0, 9, steps).tolist()
+    return rows, rng.integers(0, 9, n).tolist(), rng.integers(0, 9, steps).tolist()
 
 
 @given(st.integers(0, 10_000), st.sampled_from(["positions", "types"]), st.integers(1, 4))
@@ -115,13 +114,6 @@ def test_copy_is_credited_to_the_step_that_made_the_token():
     assert retrieval_score(rows, ids, ids[5:10], span) == 0.0, "one step late is not a copy"
 
 
-def test_split_half_of_equal_halves_is_one_and_of_one_sample_unknown():
-    scores = np.random.default_rng(0).random((2, 3, 4))
-    assert split_half(np.stack([scores[0]] * 4)) == pytest.approx(1)
-    assert split_half(scores[:1]) is None
-    assert split_half(np.zeros((4, 3, 4))) is None
-
-
 @pytest.fixture(scope="module")
 def prompt(tiny):
     return build_key_value_prompt(tiny.tokenizer, pairs=5, seed=3, shots=2, key_chars=4, value_words=0)
@@ -134,27 +126,21 @@ def rows(tiny, prompt):
     return np.stack([traced[name][0, :, len(prompt.ids) - 1 :].numpy() for name in names])  # [L,H,steps,S]
 
 
-def test_forced_winners_are_those_of_the_whole_pattern(tiny, prompt, rows):
+def test_forced_winners_and_scores_equal_those_of_the_whole_pattern(tiny, prompt, rows):
     answered = trace_known_answer(PrefixReader(tiny), prompt, top=3)
     for t in range(len(prompt.answer_ids)):
         seen = rows[:, :, t, : len(prompt.ids) + t]
         for place in range(3):
             chosen = np.take_along_axis(seen, answered.top_positions[t, :, :, place, None], -1)[..., 0]
             assert np.allclose(chosen, np.sort(seen, -1)[..., -1 - place], atol=1e-6)
-
-
-def test_forced_scores_equal_the_score_of_the_rows(tiny, prompt, rows):
     answered = trace_known_answer(PrefixReader(tiny), prompt)
     expected = retrieval_score(rows.transpose(2, 0, 1, 3), prompt.ids, prompt.answer_ids, prompt.span)
     assert (score_copies(answered.top_positions, prompt.ids, prompt.answer_ids, prompt.span) == expected).all()
 
 
-def test_forcing_and_measuring_agree_on_how_likely_the_answer_is(tiny, prompt):
+def test_forcing_and_measuring_agree_and_hiding_no_head_changes_nothing(tiny, prompt):
     one, other = trace_known_answer(PrefixReader(tiny), prompt).score, score_known_answer(tiny, prompt)
     assert (one.nll, one.accuracy) == (pytest.approx(other.nll, abs=1e-5), other.accuracy)
-
-
-def test_hiding_no_head_changes_nothing_and_hiding_some_does_less_while_decoding_only(tiny, prompt):
     everyone = [(l, h) for l in range(tiny.layers) for h in range(tiny.heads)]
     plain = score_known_answer(tiny, prompt).nll
     assert score_known_answer(tiny, prompt, []).nll == plain
@@ -167,8 +153,7 @@ def test_generating_sees_one_row_per_token_and_stops_at_a_line_break(tiny, promp
     answered = generate_answer(tiny, prompt, steps=12)
     assert len(answered.top_positions) == len(answered.tokens) <= 12
     assert "\n" not in tiny.tokenizer.decode(answered.tokens)
-    whole = tiny.tensor([[*prompt.ids, *answered.tokens]])
-    greedy = tiny.model(whole)[0, len(prompt.ids) - 1 : -1].argmax(-1)
+    greedy = tiny.model(tiny.tensor([[*prompt.ids, *answered.tokens]]))[0, len(prompt.ids) - 1 : -1].argmax(-1)
     assert greedy.tolist() == answered.tokens
 
 
@@ -208,8 +193,7 @@ def test_what_was_read_before_changes_no_bit_of_an_answer(tiny, dtype):
     reader = PrefixReader(tiny)
     together = [trace_known_answer(reader, prompt) for prompt in needles]
     alone = [trace_known_answer(PrefixReader(tiny), prompt) for prompt in needles]
-    known = plan_pieces(needles[0].ids, needles[1].ids, 1)[0].start
-    assert known >= BLOCK_TOKENS, "or nothing was shared"
+    assert plan_pieces(needles[0].ids, needles[1].ids, 1)[0].start >= BLOCK_TOKENS, "or nothing was shared"
     for one, other in zip(together, alone, strict=True):
         assert one.score == other.score
         assert (one.top_positions == other.top_positions).all()
@@ -226,3 +210,54 @@ def test_rows_of_sliding_layers_end_with_their_window():
     assert torch.equal(logits, model(ids, keep=1))
     local = next(l for l, window in enumerate(model.config.windows) if window)
     assert (seen[local][0, :, -1] > 0).sum(-1).tolist() == [4, 4]
+
+
+SINKS = read("attention_sinks.json")["models"]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("threshold", ["0.05", "0.1", "0.2"])
+def test_sinks_equal_the_golden_ones(family, threshold):
+    facts = SINKS[family]
+    patterns = read_golden(WEIGHTS / f"tiny_{family}_attention.arrays")
+    found = [attention_sinks.sinks(patterns[f"layer{layer}"], float(threshold)) for layer in range(3)]
+    assert found == facts["sinks[threshold][layer][head]"][threshold]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_column_means_equal_the_golden_ones(family):
+    patterns = read_golden(WEIGHTS / f"tiny_{family}_attention.arrays")
+    found = [attention_sinks.column_mass(patterns[f"layer{layer}"]) for layer in range(3)]
+    assert np.abs(np.array(found) - SINKS[family]["column_means"]).max() < 1e-6
+
+
+def _random_pattern(*shape: int) -> np.ndarray:
+    scores = np.random.default_rng(0).standard_normal(shape)
+    scores[..., ~np.tri(shape[-1], dtype=bool)] = -np.inf
+    rows = np.exp(scores - scores.max(-1, keepdims=True))
+    return rows / rows.sum(-1, keepdims=True)
+
+
+def test_tails_hide_the_last_positions_and_cached_columns_are_divided_by_all_queries():
+    pattern = _random_pattern(4, 18, 18)
+    assert [[j for j in head if j < 13] for head in attention_sinks.sinks(pattern)] == attention_sinks.sinks(
+        pattern, tail=5
+    )
+    whole = _random_pattern(2, 12, 12)
+    tail = whole[:, 7:]
+    assert np.allclose(attention_sinks.column_mass(tail)[:, :7], tail.sum(1)[:, :7] / 5)
+    assert np.allclose(attention_sinks.column_mass(tail)[:, 7:], attention_sinks.column_mass(whole)[:, 7:])
+
+
+def test_masses_in_blocks_equal_those_of_the_whole_pattern(tiny):
+    ids = tiny.encode("a" * 40 + "bcd" * 60 + "the end of it")
+    whole = trace(tiny.model, tiny.tensor([ids]), capture=[f"pattern.{l}" for l in range(tiny.layers)])
+    expected = np.stack([attention_sinks.column_mass(whole[f"pattern.{l}"][0]).numpy() for l in range(tiny.layers)])
+    assert np.abs(attention_sinks.column_masses(tiny, ids) - expected).max() < 1e-6
+
+
+def test_hiding_a_position_from_no_head_of_a_layer_changes_only_what_it_says(context):
+    spec = attention_sinks.SinksSpec(lm="tiny", text="the reeds wait for the wind", remove=0, heads=[[2, 1]])
+    (report,) = attention_sinks.AttentionSinks.load(context).predict([spec], CallContext())
+    found = {name: scalar.value for name, scalar in report.scalars.items()}
+    assert found["nll_change"] == pytest.approx(found["nll_without"] - found["nll"]) != 0

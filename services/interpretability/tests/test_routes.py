@@ -35,9 +35,13 @@ async def test_every_experiment_answers_its_example_on_its_own_path(client, name
     assert (answer.json()["manifest"]["experiment"], answer.json()["spec"]["lm"]) == (name, kind.card.example["lm"])
 
 
-async def test_generic_route_names_the_experiment_in_model(client):
-    answer = await client.post("/v1/probe", json={"model": "indicators", **TEXT})
-    assert answer.json()["title"] == "Indicators"
+async def test_forms_follow_accept_and_the_generic_route_takes_model(client):
+    assert (await client.post("/v1/probe", json={"model": "indicators", **TEXT})).json()["title"] == "Indicators"
+    by_accept = await client.post("/v1/probe/sinks", json=TEXT, headers={"accept": "image/png"})
+    by_body = await client.post("/v1/probe/sinks", json={**TEXT, "format": "png"})
+    assert (by_accept.content, by_accept.headers["vary"]) == (by_body.content, "accept")
+    answer = await client.post("/v1/probe/sinks", content=b"{", headers={"content-type": "application/json"})
+    assert answer.status_code == 400
 
 
 @pytest.mark.parametrize("form", ["html", "png", "svg", "npz"])
@@ -59,12 +63,6 @@ async def test_answer_comes_in_the_form_that_is_asked_for(client, form):
         with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
             told = (await client.post("/v1/probe/attention", json=TEXT)).json()
             assert np.array_equal(arrays["grid.1_2"], next(g for g in told["grids"] if g["name"] == "1-2")["values"])
-
-
-async def test_form_follows_accept_and_the_body(client):
-    by_accept = await client.post("/v1/probe/sinks", json=TEXT, headers={"accept": "image/png"})
-    by_body = await client.post("/v1/probe/sinks", json={**TEXT, "format": "png"})
-    assert (by_accept.content, by_accept.headers["vary"]) == (by_body.content, "accept")
 
 
 @pytest.mark.parametrize(
@@ -90,11 +88,6 @@ async def test_bad_request_is_a_problem_that_names_its_field(client, path, body,
         assert field in json.dumps(answer.json())
 
 
-async def test_broken_json_is_a_problem(client):
-    answer = await client.post("/v1/probe/sinks", content=b"{", headers={"content-type": "application/json"})
-    assert answer.status_code == 400
-
-
 async def test_models_tell_what_is_loaded_and_load_nothing(client):
     await client.post("/v1/probe/sinks", json=TEXT)
     told = {entry["name"]: entry for entry in (await client.get("/v1/probe/models")).json()}
@@ -108,8 +101,7 @@ async def test_artefacts_are_kept_by_their_content_and_unknown_ones_are_not_foun
     kind = servables("interpretability")["retrieval-heads"]
     report = (await client.post("/v1/probe/heads/retrieval", json=kind.card.example)).json()
     plan = next(one for one in report["artefacts"] if one["name"] == "head-plan.json")
-    answer = await client.get(f"/v1/probe/artefacts/{plan['sha256']}")
-    assert answer.json()["schema"] == "head-plan/1"
+    assert (await client.get(f"/v1/probe/artefacts/{plan['sha256']}")).json()["schema"] == "head-plan/1"
     for unknown in ("0" * 64, "..%2F..%2Fetc%2Fpasswd", "x"):
         assert (await client.get(f"/v1/probe/artefacts/{unknown}")).status_code == 404
         assert (await client.get(f"/v1/probe/reports/{unknown}")).status_code == 404
@@ -161,8 +153,7 @@ async def test_what_takes_long_asks_to_be_queued_and_says_how_long_it_takes(clie
         assert answer.headers["x-fovea-wants"] == "respond-async"
         assert "takes about" in answer.json()["detail"]
         assert "respond-async" in answer.json()["hint"]
-    told = await client.post("/v1/probe/heads/retrieval", json={**LONG, "dry_run": True})
-    scalars = told.json()["scalars"]
+    scalars = (await client.post("/v1/probe/heads/retrieval", json={**LONG, "dry_run": True})).json()["scalars"]
     assert scalars["seconds"]["value"] == pytest.approx(scalars["tokens"]["value"] / 10)
     monkeypatch.setattr(StudiedModel, "seconds_per_token", property(lambda _: 1e-6))
     assert (await client.post("/v1/probe/heads/retrieval", json=LONG)).status_code == 200

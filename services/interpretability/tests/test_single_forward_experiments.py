@@ -26,8 +26,7 @@ from tests.golden import read_golden
 
 def ask(study_type, context, /, **options):
     study = study_type.load(context)
-    spec = study.In.model_validate({**study.card.example, **options})
-    return study.predict([spec], CallContext())[0]
+    return study.predict([study.In.model_validate({**study.card.example, **options})], CallContext())[0]
 
 
 @pytest.mark.parametrize(
@@ -64,14 +63,11 @@ def test_what_cannot_be_measured_is_refused_by_name(context, study, options, fie
     assert error.field == field
 
 
-def test_rows_are_those_of_the_pattern(context, tiny):
+def test_rows_are_those_of_the_pattern_and_queries_slice_them(context, tiny):
     report = ask(AttentionPatterns, context, text="kqzwxm kqzwx", layers=[1], heads=[2])
     ids = tiny.encode("kqzwxm kqzwx")
     pattern = trace(tiny.model, tiny.tensor([ids]), capture=["pattern.1"])["pattern.1"][0, 2]
     assert np.allclose(report.grid("1-2").values, pattern.numpy(), atol=1e-6)
-
-
-def test_queries_slice_the_rows(context):
     whole = ask(AttentionPatterns, context, layers=[1], heads=[2]).grid("1-2").values
     assert ask(AttentionPatterns, context, layers=[1], heads=[2], queries=[-1, 3]).grid("1-2").values == [
         whole[3],
@@ -109,22 +105,25 @@ def test_rows_of_a_long_text_never_make_a_whole_map(tiny):
     assert sum(shape[2] for shape in seen) == 2000 * tiny.layers
 
 
-def test_attribution_adds_up(context):
+def test_attribution_adds_up_and_scaling_by_one_changes_nothing(context):
     report = ask(LogitAttribution, context)
     assert report.scalars["residual"].value == pytest.approx(0, abs=1e-4)
     parts = sum(report.scalars[name].value for name in ("heads", "mlps", "embedding", "biases"))
     assert parts == pytest.approx(report.scalars["total"].value, abs=1e-6)
+    report = ask(Ablation, context, kind="scale", factor=1.0, continuation=0)
+    assert report.scalars["nll_change"].value == pytest.approx(0, abs=1e-6)
+    assert report.scalars["kl"].value == pytest.approx(0, abs=1e-6)
+    text = "kqzwxm kqzwxm kqzwxm"
+    report = ask(Deconstruction, context, kinds=["average"], corpus=text, text=text)
+    assert np.allclose(np.array(report.grid("layers").values, float), 0, atol=1e-4)
 
 
-def test_last_layer_of_the_lens_is_the_model(context, tiny):
+def test_the_last_layer_of_the_lens_is_the_model_and_a_text_said_twice_has_patterns(context, tiny):
     report = ask(LogitLens, context, text="kqzwxm kqzwx")
     ids = tiny.encode("kqzwxm kqzwx")
     chances = tiny.model(tiny.tensor([ids]))[0].softmax(-1)
     expected = [float(chances[t, ids[t + 1]]) for t in range(len(ids) - 1)]
     assert np.allclose(report.grid("next_token").values[-1], expected, atol=1e-5)
-
-
-def test_text_said_twice_gives_patterns_with_that_text(context):
     report = ask(HeadPatterns, context, text="kqzwx")
     assert (report.grid("induction").text, report.scalars["tokens"].value) == ("kqzwxkqzwx", 10)
 
@@ -136,12 +135,6 @@ def test_indicators_of_a_layers_maps_equal_the_golden_ones():
         assert np.allclose(getattr(found, name), golden[name], atol=1e-6), name
 
 
-def test_scaling_by_one_changes_nothing(context):
-    report = ask(Ablation, context, kind="scale", factor=1.0, continuation=0)
-    assert report.scalars["nll_change"].value == pytest.approx(0, abs=1e-6)
-    assert report.scalars["kl"].value == pytest.approx(0, abs=1e-6)
-
-
 @pytest.mark.parametrize("kind", ["uniform", "zero", "mean", "resample"])
 def test_ablation_moves_the_text_and_shows_ten_controls(context, kind):
     report = ask(Ablation, context, kind=kind, continuation=0, correct="m", wrong="d")
@@ -150,14 +143,11 @@ def test_ablation_moves_the_text_and_shows_ten_controls(context, kind):
     assert {"logit_diff_before", "logit_diff_after"} <= report.scalars.keys()
 
 
-def test_ablation_at_a_position_moves_nothing_before_it(context):
+def test_patching_reaches_the_other_prompt_and_ablation_nothing_before_it(context):
     report = ask(Ablation, context, positions=[9], continuation=0)
     assert max(report.strips[0].values[:9]) == pytest.approx(0, abs=1e-6)
     assert max(report.strips[0].values[9:]) > 0
     assert ask(Ablation, context, kind="override", keys=[2], continuation=0).scalars["kl"].value > 0
-
-
-def test_patching_everything_that_enters_the_first_block_is_the_other_prompt(context):
     report = ask(ActivationPatching, context, clean="abc", corrupt="dbc", correct="m", wrong="d")
     effect = np.array(report.grid("effect").values)
     assert effect[0, 0] == pytest.approx(1, abs=1e-4), "the prompts differ in one token, and all of it is here"
@@ -166,8 +156,7 @@ def test_patching_everything_that_enters_the_first_block_is_the_other_prompt(con
 
 @pytest.mark.parametrize(("site", "places"), [("z", 4), ("k", 2), ("mlp_out", 12)])
 def test_sites_with_heads_are_exchanged_by_head(context, site, places):
-    report = ask(ActivationPatching, context, site=site)
-    assert np.array(report.grid("effect").values).shape == (3, places)
+    assert np.array(ask(ActivationPatching, context, site=site).grid("effect").values).shape == (3, places)
 
 
 @pytest.mark.parametrize("back", [1, 2])
@@ -177,20 +166,10 @@ def test_queries_of_the_layer_itself_change_nothing(tiny, back):
     assert np.allclose(found, tiny.model(ids), atol=1e-4), "below the first layer there is none: its own are used"
 
 
-def test_average_of_the_text_itself_changes_nothing(context):
-    text = "kqzwxm kqzwxm kqzwxm"
-    report = ask(Deconstruction, context, kinds=["average"], corpus=text, text=text)
-    assert np.allclose(np.array(report.grid("layers").values, float), 0, atol=1e-4)
-
-
-def test_a_relaxation_that_is_named_twice_is_measured_once(context):
-    report = ask(Deconstruction, context, kinds=["uniform", "identity", "uniform"])
-    layers = report.grid("layers")
+def test_heads_are_relaxed_one_at_a_time_and_each_relaxation_once(context):
+    layers = ask(Deconstruction, context, kinds=["uniform", "identity", "uniform"]).grid("layers")
     assert layers.rows.ticks == ["uniform", "identity"]
     assert [len(row) for row in layers.values] == [len(layers.columns.ticks)] * 2
-
-
-def test_heads_are_relaxed_one_at_a_time(context):
     report = ask(Deconstruction, context, each="head", kinds=["identity"])
     assert np.array(report.grid("identity").values).shape == (3, 4)
     assert any("dependence" in warning for warning in report.warnings)

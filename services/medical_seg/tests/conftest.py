@@ -23,8 +23,7 @@ def _one_thread():
 
 
 def uniform(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    seed = zlib.crc32(f"public-v1:{name}".encode())
-    return np.random.Generator(np.random.PCG64(seed)).random(shape)
+    return np.random.Generator(np.random.PCG64(zlib.crc32(f"public-v1:{name}".encode()))).random(shape)
 
 
 def _weight(key: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""An answer about a map: the mask, its numbers and its forms agree with each other and with the threshold."""
+"""Steps before and after the network: pictures in, masks out."""
+
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -6,11 +9,47 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from fovea.api.mask import SegmentIn
+from services.medical_seg import preprocess
 from services.medical_seg.postprocess import MAX_COMPONENTS, encode_forms, extract_mask, measure
+from services.medical_seg.preprocess import resize_and_normalise, upsample, upsample_in_strips
 from shared.vision.decode import decode
 from shared.vision.mask_regions import decode_run_lengths
+
+
+def by_torch(values, height, width):
+    tensor = torch.from_numpy(values)[None, None]
+    return F.interpolate(tensor, size=(height, width), mode="bilinear", align_corners=False)[0, 0].numpy()
+
+
+@given(st.integers(2, 40), st.integers(1, 90), st.integers(1, 90), st.integers(0, 9))
+def test_any_size_is_enlarged_as_torch_does(source, height, width, seed):
+    values = np.random.default_rng(seed).standard_normal((source, source)).astype(np.float32) * 4
+    assert np.abs(upsample(values, height, width) - by_torch(values, height, width)).max() <= 1e-4
+
+
+def test_bands_are_the_whole(monkeypatch):
+    values = np.random.default_rng(1).standard_normal((20, 20)).astype(np.float32)
+    whole = upsample(values, 101, 70)
+    monkeypatch.setattr(preprocess, "_STRIP", 7 * 70)
+    bands = list(upsample_in_strips(values, 101, 70))
+    assert [rows.stop - rows.start for rows, _ in bands] == [7] * 14 + [3]
+    assert np.allclose(np.concatenate([part for _, part in bands]), whole, atol=1e-6)
+
+
+def test_pictures_are_squashed_as_published_without_torch():
+    pixels = np.random.default_rng(2).integers(0, 256, (70, 110, 3), dtype=np.uint8)
+    small = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR)) / 255
+    expected = (small - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    found = resize_and_normalise(pixels, 32)
+    assert (found.shape, found.dtype) == ((3, 32, 32), np.float32)
+    assert np.abs(found - expected.transpose(2, 0, 1)).max() < 1e-6
+    script = "import sys, services.medical_seg.preprocess; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
 
 ALL = ("mask", "contours", "rle", "probability")
 
@@ -43,16 +82,13 @@ def test_mask_is_the_sigmoid_of_the_enlarged_map_over_the_threshold(normalise, t
     assert found.peak == pytest.approx(expected.max(), abs=1e-5)
 
 
-def test_frame_without_a_polyp_is_empty_unless_stretched():
+def test_a_frame_without_a_polyp_is_empty_and_extreme_logits_do_not_overflow():
     low = np.full((32, 32), -6, np.float32)
     low[3, 3] = -5
     plain = measure(extract_mask(low, 50, 60, asked()))
     assert (plain["empty"], plain["area"], plain["components"], plain["mean_probability"]) == (True, 0, [], 0.0)
     assert plain["max_probability"] < 0.01
     assert not measure(extract_mask(low, 50, 60, asked(normalise="minmax")))["empty"]
-
-
-def test_extreme_logits_do_not_overflow():
     found = extract_mask(np.array([[-3e4, 3e4], [0, 1e30]], np.float32), 8, 8, asked())
     assert found.peak == 1.0
     assert found.shades.min() == 0
@@ -98,7 +134,7 @@ def _area(points):
     return int((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) / 2
 
 
-def test_mask_of_noise_lists_its_largest_components_only():
+def test_components_are_dropped_by_size_number_and_peak():
     noise = np.random.default_rng(6).standard_normal((120, 120)).astype(np.float32)
     found = extract_mask(noise, 360, 360, asked(threshold=0.7))
     told, made = measure(found), encode_forms(found, asked(include=("contours",)))
@@ -106,9 +142,6 @@ def test_mask_of_noise_lists_its_largest_components_only():
     assert sum(not contour.hole for contour in made["contours"]) == MAX_COMPONENTS
     areas = [component.area for component in told["components"]]
     assert areas == sorted(areas, reverse=True)
-
-
-def test_components_that_reach_no_peak_are_dropped():
     map_ = np.where(blobs(64, (16, 16, 8)) > 0, 1.0, np.where(blobs(64, (48, 48, 8)) > 0, 3.0, -6.0)).astype(np.float32)
     both, one, none = (extract_mask(map_, 64, 64, asked(min_peak=peak)) for peak in (0.0, 0.9, 1.0))
     assert [len(found.components) for found in (both, one, none)] == [2, 1, 0]

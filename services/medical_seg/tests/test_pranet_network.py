@@ -1,5 +1,8 @@
-"""Properties of the networks at any weights: sizes, the attention's limits, the traps of the papers."""
+"""The PraNet network: its parts, and its values against golden ones."""
 
+import zlib
+
+import numpy as np
 import pytest
 import torch
 
@@ -20,8 +23,8 @@ def test_sizes_off_the_grid_are_refused_with_the_size(slim, height, width):
         slim(torch.zeros(1, 3, height, width))
 
 
-def test_where_the_map_above_is_certain_of_a_polyp_the_features_are_silenced(slim):
-    """A = 0 leaves the path of the biases plus the crop, whatever the features show."""
+def test_attention_is_silent_where_the_map_above_is_certain_and_reverse_is_its_only_difference(slim, fill, picture):
+    # A = 0 leaves the path of the biases plus the crop, whatever the features show.
     certain, unsure = torch.full((1, 1, 2, 2), 100.0), torch.zeros(1, 1, 2, 2)
     some, other = torch.randn(2, 1, 512, 2, 2)
     with torch.no_grad():
@@ -29,9 +32,6 @@ def test_where_the_map_above_is_certain_of_a_polyp_the_features_are_silenced(sli
         assert torch.equal(silenced, slim._attend(4, other, certain))
         assert torch.equal(silenced, slim._refine(4, torch.zeros_like(some))[0] + certain)
         assert not torch.equal(slim._attend(4, some, unsure), slim._attend(4, other, unsure))
-
-
-def test_without_reverse_attention_only_the_attention_differs(fill, picture):
     with_it, without = (fill(network("pranet", **SLIM, reverse=reverse)) for reverse in (True, False))
     with torch.no_grad():
         ours, ablated = with_it(picture(1, 64, 64)), without(picture(1, 64, 64))
@@ -49,22 +49,60 @@ def coarse_maps_disturbed(net, x):
     return before, after
 
 
-def test_with_one_class_the_v2_attention_source_changes_nothing(fill, picture):
-    net = fill(network("pranet-v2", classes=1, **SLIM))
-    before, after = coarse_maps_disturbed(net, picture(1, 64, 64))
+def test_v2_sums_four_foreground_maps_and_its_attention_source_matters_with_two_classes(fill, picture):
+    before, after = coarse_maps_disturbed(fill(network("pranet-v2", classes=1, **SLIM)), picture(1, 64, 64))
     assert all(torch.equal(before[i], after[i]) for i in (0, 1, 2))
     assert not torch.equal(before[3], after[3])
-
-
-def test_with_two_classes_the_v2_attention_source_matters(fill, picture):
-    net = fill(network("pranet-v2", classes=2, **SLIM))
-    before, after = coarse_maps_disturbed(net, picture(1, 64, 64))
+    before, after = coarse_maps_disturbed(fill(network("pranet-v2", classes=2, **SLIM)), picture(1, 64, 64))
     assert before[0].shape == (1, 2, 64, 64)
     assert all(not torch.equal(before[i], after[i]) for i in (0, 1, 2))
-
-
-def test_the_v2_prediction_sums_the_four_foreground_maps(fill, picture):
     net = fill(network("pranet-v2", **SLIM))
     with torch.no_grad():
         maps = net(picture(1, 64, 64))
         torch.testing.assert_close(net.prediction(picture(1, 64, 64)), sum(maps[:4]))
+
+
+LATERAL = [f"lateral_map_{level}" for level in (5, 4, 3, 2)]
+DUAL = [f"p{level}_{side}" for side in ("fg", "bg") for level in (2, 3, 4, 5)]
+
+
+@pytest.fixture(scope="module")
+def pranet(fill):
+    return fill(network("pranet"))
+
+
+def assert_map_matches(found: torch.Tensor, golden: dict, name: str) -> None:
+    top, left = (found.shape[-2] - 64) // 2, (found.shape[-1] - 64) // 2
+    np.testing.assert_allclose(found[..., ::4, ::4].numpy(), golden[f"{name}.strided4"], rtol=0, atol=5e-5)
+    centre = found[..., top : top + 64, left : left + 64].numpy()
+    np.testing.assert_allclose(centre, golden[f"{name}.center64"], rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize(("name", "file"), [("pranet", "pranet.keys.json"), ("pranet-v2", "pranet_v2.keys.json")])
+def test_state_dict_has_the_official_names_order_shapes_and_types(golden, name, file):
+    state = network(name).state_dict()
+    assert [[k, list(v.shape), str(v.dtype).removeprefix("torch.")] for k, v in state.items()] == golden(file)
+
+
+@pytest.mark.parametrize(("height", "width"), [(352, 352), (256, 320)])
+def test_pranet_maps_equal_the_published_models(golden, pranet, picture, height, width):
+    expected, x = golden(f"pranet_1x3x{height}x{width}.arrays"), picture(1, height, width)
+    assert zlib.crc32(x.contiguous().numpy().tobytes()) == expected["input_crc32"]
+    with torch.no_grad():
+        maps = pranet(x)
+    for name, found in zip(LATERAL, maps, strict=True):
+        assert_map_matches(found, expected, name)
+
+
+def test_pranet_v2_maps_equal_the_published_models(golden, fill, picture):
+    net, expected = fill(network("pranet-v2")), golden("pranet_v2_1x3x256x320.arrays")
+    with torch.no_grad():
+        maps = net(picture(1, 256, 320))
+    for name, found in zip(DUAL, maps, strict=True):
+        assert_map_matches(found, expected, name)
+
+
+def test_the_classifier_is_the_only_part_without_a_gradient(golden):
+    net = network("pranet", width=0.25, decoder=16)
+    net(torch.randn(2, 3, 64, 64))[-1].sum().backward()
+    assert {n for n, p in net.named_parameters() if p.grad is None} == {"resnet.fc.weight", "resnet.fc.bias"}

@@ -26,7 +26,6 @@ class FakeModel:
         self._lock = threading.Lock()
 
     def client(self) -> ChatClient:
-        """A client of this model."""
         return ChatClient("http://model.test", transport=httpx2.MockTransport(self._answer))
 
     def serve(self) -> ThreadingHTTPServer:

@@ -49,8 +49,7 @@ def test_released_label_sets_agree_with_one_of_them_as_the_oracles_say(golden, r
 
 
 def test_published_label_counts_are_those_of_the_raw_labels_inside_the_scale(golden, released):
-    rows = golden("llmjudge/published_rows.json")["rows"]
-    for name, row in rows.items():
+    for name, row in golden("llmjudge/published_rows.json")["rows"].items():
         values = list(released(name).values())
         assert [values.count(grade) for grade in range(4)] == [row[f"n{grade}"] for grade in range(4)], name
 
@@ -115,8 +114,7 @@ def test_ordinal_alpha_does_not_change_under_a_monotone_relabelling(pairs, steps
 
 def test_kappa_of_independent_raters_is_about_zero():
     draw = np.random.default_rng(7)
-    found = cohen_kappa(draw.integers(0, 4, 20_000), draw.integers(0, 4, 20_000))
-    assert found == pytest.approx(0, abs=0.02)
+    assert cohen_kappa(draw.integers(0, 4, 20_000), draw.integers(0, 4, 20_000)) == pytest.approx(0, abs=0.02)
 
 
 def test_weighted_kappa_weighs_by_the_values_of_the_scale_also_when_a_grade_is_absent():

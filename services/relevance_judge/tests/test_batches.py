@@ -1,12 +1,18 @@
-"""Batches ask each distinct pair once, survive failures and cancellation, and hand labels out in every form."""
+"""Batches of judgements, also after a kill."""
 
 import csv
 import io
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from starlette.testclient import TestClient
 
@@ -21,7 +27,10 @@ from services.relevance_judge.storage.mini_collection import load_mini_collectio
 from services.relevance_judge.tests.conftest import serve_judges
 from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
 from shared.registry import CallContext
+from shared.settings import environment
 from shared.storage import ObjectStore
+from tests.harness.models import ok
+from tests.harness.waiting import free_port, wait_until
 
 MINI = load_mini_collection()
 TOPICS = "1\twhy is the sky blue\n2\thow do bees make honey\n"
@@ -40,11 +49,9 @@ class Stage:
         self.client, self.model = client, model
 
     def post(self, **body: Any) -> Any:
-        """Send a batch."""
         return self.client.post("/v1/judge/batches", json=body)
 
     def asked(self) -> int:
-        """How often the model was asked."""
         return sum("messages" in body for body in self.model.asked)
 
 
@@ -75,31 +82,25 @@ def test_the_answer_to_the_post_may_be_the_labels_themselves(stage):
     assert len(parse_qrels(told.text)) == 10
 
 
-def test_a_run_with_its_qrels_has_its_holes_filled_down_to_the_depth(stage):
+def test_a_run_has_its_holes_filled_and_equal_texts_are_asked_once(stage):
     runs = "".join(f"1 Q0 p{n} 0 {n} sys\n" for n in range(5)) + "1 Q0 p0 0 9 other\n1 Q0 p4 0 1 other\n"
     found = stage.post(topics=TOPICS, passages=PASSAGES, runs=runs, depth=3, qrels="1 0 p4 2\n").json()
     assert set(parse_qrels(stage.client.get(found["files"]["qrels"]).text)) == {("1", p) for p in ("p3", "p2", "p0")}
-
-
-def test_pairs_with_the_same_texts_are_asked_once_and_labelled_under_every_id(stage):
     rows = [{"qid": q, "docid": d, "query": "same", "passage": "passage number 3"} for q, d in ("ab", "cd", "ef")]
     found = stage.post(pairs="\n".join(map(json.dumps, rows))).json()
-    assert (found["pairs"], found["distinct"], found["graded"], stage.asked()) == (3, 1, 3, 1)
+    assert (found["pairs"], found["distinct"], found["graded"], stage.asked()) == (3, 1, 3, 3 + 1)
 
 
-def test_sent_again_or_overlapping_another_batch_nothing_is_asked_twice(stage):
+def test_nothing_is_asked_twice_unless_options_template_or_model_differ(stage):
     first = stage.post(topics=TOPICS, passages=PASSAGES).json()
     again = stage.post(topics=TOPICS, passages=PASSAGES).json()
     assert (again["id"], again["reused"], stage.asked()) == (first["id"], 10, 10)
     larger = stage.post(topics=TOPICS + "3\tnew\n", passages=PASSAGES).json()
     assert (larger["reused"], stage.asked()) == (10, 15)
     assert larger["id"] != first["id"]
-
-
-def test_other_options_another_template_or_another_model_are_other_labels(stage):
     for options in ({}, {"retries": 2}, {"template": "few-shot"}, {"llm": "another"}):
         stage.post(topics="1\tq\n", passages='{"id": "p", "text": "passage number 1"}', options=options)
-    assert stage.asked() == 4
+    assert stage.asked() == 15 + 4
 
 
 def test_an_endpoint_error_fails_its_pair_alone_and_is_asked_again_on_resume(stage):
@@ -136,8 +137,7 @@ def test_the_budget_stops_with_what_there_is_and_counts_over_all_attempts(stage)
     body = {"topics": TOPICS, "passages": PASSAGES, "at_once": 1}
     found = stage.post(**body, budget_tokens=21).json()  # 7 tokens a pair
     assert (found["stopped"], found["graded"], found["left"], found["tokens"]) == ("budget", 3, 7, 21)
-    again = stage.post(**body, budget_tokens=21).json()
-    assert (again["graded"], stage.asked()) == (3, 3)
+    assert (stage.post(**body, budget_tokens=21).json()["graded"], stage.asked()) == (3, 3)
     more = stage.post(**body, budget_tokens=35).json()
     assert (more["id"], more["graded"]) == (found["id"], 5)
     priced = {**body, "options": {"price": 1e6}, "budget_cost": 14.0}
@@ -222,8 +222,7 @@ def test_cancelling_keeps_every_label_that_was_given(tmp_path):
     plan, judge, request, path = _planned(tmp_path, model, 10)
     with label_log.open_label_log(path, run) as log, pytest.raises(Cancelled):
         batch_runner.run_batch(plan, judge, request, log, batch_runner.BatchLimits(max_concurrent=2), run)
-    lines = label_log.read_label_log(path)
-    assert 1 <= len(lines) == len(model.asked) < 10
+    assert 1 <= len(label_log.read_label_log(path)) == len(model.asked) < 10
     with label_log.open_label_log(path, CallContext()) as log:
         assert batch_runner.run_batch(plan, judge, request, log, batch_runner.BatchLimits(), CallContext()) is None
     assert len(model.asked) == len(label_log.read_label_log(path)) == 10
@@ -288,9 +287,7 @@ def test_texts_come_as_tabbed_or_json_lines():
 def test_a_judge_that_asks_no_model_needs_no_endpoint_and_an_uncalibrated_one_is_not_called_invalid(tmp_path):
     with serve_judges(tmp_path, {"word-overlap": WordOverlap}, judge_base_url="http://127.0.0.1:9") as client:
         body = {"model": "word-overlap", "topics": TOPICS, "passages": PASSAGES}
-        answer = client.post("/v1/judge/batches", json=body)
-        assert answer.status_code == 200, answer.text
-        found = answer.json()
+        found = ok(client.post("/v1/judge/batches", json=body))
         again = client.post(
             "/v1/judge/batches",
             json={
@@ -304,3 +301,84 @@ def test_a_judge_that_asks_no_model_needs_no_endpoint_and_an_uncalibrated_one_is
     assert (found["tokens"], "not calibrated" in found["notes"][0]) == (0, True)
     assert (report["uncalibrated"], report["invalid"], report["invalid_by_grade"][2]) == (10, 0, 0.0)
     assert (again["uncalibrated"], again["graded"], again["notes"]) == (0, 10, [])
+
+
+PAIRS, AT_ONCE = 40, 3
+BODY = {
+    "model": "prompted-grade", "topics": "1\tq\n",
+    "passages": "".join(f"p{n}\ttext number {n} .\n" for n in range(PAIRS)), "at_once": AT_ONCE,
+}  # fmt: skip
+
+
+def _asked(model: FakeModel) -> Counter[str]:
+    shown = (body["messages"][-1]["content"] for body in model.asked if "messages" in body)
+    return Counter(text.split("text number ")[1].split()[0] for text in shown)
+
+
+class Service:
+    """The service in a process of its own."""
+
+    def __init__(self, folder: Path, model_url: str) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "shared.serving", "relevance-judge", "--http-port", str(port)]
+        told = environment(FOVEA_DATA_DIR=str(folder), FOVEA_JUDGE_BASE_URL=model_url, FOVEA_REDIS_URL="")
+        self.process = subprocess.Popen(command, env=told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_until(lambda: self._ready() or self.process.poll() is not None, 60, "the service's readiness")
+        assert self.process.poll() is None
+
+    def _ready(self) -> bool:
+        try:
+            return httpx2.get(f"{self.url}/readyz").status_code == 200
+        except httpx2.HTTPError:
+            return False
+
+    def post(self) -> Any:
+        try:
+            return httpx2.post(f"{self.url}/v1/judge/batches", json=BODY, timeout=60).json()
+        except httpx2.HTTPError:
+            return None
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+
+
+@pytest.mark.parametrize("kills", [(8,), pytest.param((8, 20), marks=pytest.mark.release)], ids=["once", "twice"])
+def test_a_batch_killed_in_the_middle_is_finished_without_asking_again(tmp_path, kills):
+    def slowly(_: dict[str, Any]) -> str:
+        time.sleep(0.03)
+        return "2"
+
+    model = FakeModel(slowly)
+    server = model.serve()
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        for enough in kills:
+            service = Service(tmp_path, url)
+            sender = threading.Thread(target=service.post)
+            sender.start()
+            while sum(_asked(model).values()) < enough:
+                time.sleep(0.005)
+            service.kill()
+            sender.join(10)
+            (log,) = tmp_path.rglob("labels/*")
+            kept = [line["pair"] for line in label_log.read_label_log(ObjectStore.open(log.as_uri()))]
+            assert len(kept) == len(set(kept)) < PAIRS
+            assert len(kept) >= enough - 2 * AT_ONCE  # what the model had answered is there
+        service = Service(tmp_path, url)
+        done = service.post()
+        labels = httpx2.get(f"{service.url}{done['files']['jsonl']}").text.splitlines()
+        service.kill()
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert (done["graded"], done["left"], done["failed"]) == (PAIRS, 0, 0)
+    assert done["reused"] >= kills[-1] - 2 * AT_ONCE
+    assert {json.loads(line)["docid"] for line in labels} == {f"p{n}" for n in range(PAIRS)}
+    asked = _asked(model)
+    assert len(asked) == PAIRS
+    # Only pairs under way at the moment of a kill may have been asked again: at most that many per kill.
+    assert sum(asked.values()) - PAIRS <= len(kills) * AT_ONCE
+    kept = [line["pair"] for line in label_log.read_label_log(ObjectStore.open(log.as_uri()))]
+    assert len(kept) == len(set(kept)) == PAIRS

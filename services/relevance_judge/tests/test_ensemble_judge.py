@@ -1,8 +1,11 @@
-"""The ensemble of any judges: members by name, votes with weights, signals added in standard deviations."""
+"""Ensembles of judges: their rules and the judge that asks several."""
 
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fovea.errors import FoveaError, InvalidOption, NotFound
@@ -10,12 +13,63 @@ from services.relevance_judge.batches import batch_runner, pair_selection
 from services.relevance_judge.judge import Judge, open_calibrations
 from services.relevance_judge.judges.ensemble import Ensemble
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
+from services.relevance_judge.metrics.agreement import agree
 from services.relevance_judge.metrics.calibration import Calibration
+from services.relevance_judge.metrics.ensembles import average, majority, median
 from services.relevance_judge.prompt_template import get_template
 from services.relevance_judge.schemas import EnsembleIn, JudgeOut, Verdict
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.registry import CallContext
 from shared.storage import ObjectStore
+
+Grades = st.lists(st.integers(0, 3), min_size=1, max_size=30)
+
+
+def test_votes_with_gaps_combine_as_the_oracle_says(golden):
+    case = golden("agreement_vectors.json")["votes"]
+    votes = case["matrix"]
+    for tie, expected in case["majority"].items():
+        assert (majority(votes, tie=tie), majority(np.asarray(votes, float), tie=tie)) == (expected, expected)
+    assert average(votes) == case["average_half_up"]
+    assert (average(votes, rounding="half_even"), median(votes)) == (case["average_half_even"], case["median"])
+
+
+def test_ensembles_of_released_sets_reach_the_stated_agreement(golden, released):
+    told = golden("llmjudge/ensembles.json")
+    reference = released(told["reference"])
+    for name, row in told["sets"].items():
+        members = [released(member) for member in row["members"]]
+        votes = [[min(max(labels[pair], 0), 3) for pair in reference] for labels in members]
+        made = {f"majority_{tie}": majority(votes, tie=tie) for tie in ("min", "max", "average", "median")}
+        made |= {f"average_{r}": average(votes, rounding=r) for r in ("half_up", "half_even")} | {
+            "median": median(votes)
+        }
+        for how, grades in made.items():
+            found = agree(reference, dict(zip(reference, grades, strict=True)))
+            assert found.counts == row[how]["counts"], (name, how)
+            assert found.kappa == pytest.approx(row[how]["kappa"], abs=1e-9)
+            assert found.alpha == pytest.approx(row[how]["alpha"], abs=1e-9)
+
+
+@given(Grades, st.integers(1, 5), st.sampled_from(["average", "min", "max", "median", "random"]))
+def test_identical_voters_are_the_voter(grades, judges, tie):
+    votes = [grades] * judges
+    assert majority(votes, tie=tie) == average(votes) == median(votes) == grades
+
+
+@given(st.data(), st.sampled_from(["average", "min", "max", "median", "random"]))
+def test_the_order_of_judges_does_not_matter_even_for_random_ties(data, tie):
+    items = st.lists(st.one_of(st.none(), st.integers(0, 3)), min_size=6, max_size=6)
+    votes = data.draw(st.lists(items, min_size=2, max_size=5))
+    moved = data.draw(st.permutations(votes))
+    assert majority(votes, tie=tie, seed=3) == majority(moved, tie=tie, seed=3)
+
+
+def test_random_ties_are_seeded_and_use_every_tied_grade():
+    votes = [[0] * 40, [3] * 40]
+    assert majority(votes, tie="random", seed=1) == majority(votes, tie="random", seed=1)
+    assert set(majority(votes, tie="random", seed=1)) == {0, 3}
+
 
 DIGITS = {"0": -3.0, "1": -2.0, "2": -0.5, "3": -1.5}
 CUTS = Calibration(cuts=(-3, -2, -1.5), how="quantile", pairs=40, queries=8, mean=-2.0, spread=0.5)
@@ -53,17 +107,20 @@ def test_a_member_in_short_is_a_judge_a_template_or_both():
         {"query": "q", "passages": ["p"], "members": ["yes-no", "log-odds/digits", "log-odds"]}
     )
     assert [(m.judge, m.template) for m in given.members] == [
-        (None, "yes-no"),
-        ("log-odds", "digits"),
-        ("log-odds", None),
-    ]
+        (None, "yes-no"), ("log-odds", "digits"), ("log-odds", None),
+    ]  # fmt: skip
 
 
-def test_weights_count_in_averages(ensemble):
+def test_weights_count_in_averages_and_sums_need_weights_and_calibrations(ensemble):
     both = [{"template": "direct", "weight": 1}, {"judge": "log-odds", "weight": 3}]
     assert _one(ensemble, members=both, combine="average", rounding="half_even").grade == 2
     both[1]["weight"] = 0
     assert _one(ensemble, members=both, combine="average").grade == 1
+    with pytest.raises(InvalidOption, match="calibration of each member"):
+        _one(ensemble, members=["log-odds"], combine="signals")
+    member = {"judge": "log-odds", "calibration": CUTS.model_dump(), "weight": 0}
+    with pytest.raises(InvalidOption, match="weights"):
+        _one(ensemble, members=[member], combine="signals")
 
 
 def test_signals_are_added_in_standard_deviations_and_graded_by_the_sums_own_cuts(ensemble):
@@ -80,14 +137,6 @@ def test_signals_are_added_in_standard_deviations_and_graded_by_the_sums_own_cut
     cuts = {"cuts": [total - 1, total - 0.5, total + 1], "how": "quantile", "pairs": 40, "queries": 8}
     found = _one(ensemble, members=members, combine="signals", calibration=cuts)
     assert (found.grade, found.valid, found.flags) == (2, True, [])
-
-
-def test_signals_without_calibrations_or_weights_are_refused(ensemble):
-    with pytest.raises(InvalidOption, match="calibration of each member"):
-        _one(ensemble, members=["log-odds"], combine="signals")
-    member = {"judge": "log-odds", "calibration": CUTS.model_dump(), "weight": 0}
-    with pytest.raises(InvalidOption, match="weights"):
-        _one(ensemble, members=[member], combine="signals")
 
 
 def test_a_member_without_a_signal_makes_the_sum_invalid_and_not_smaller():

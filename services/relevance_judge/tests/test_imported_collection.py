@@ -32,26 +32,25 @@ a plate is heated at mach 4.2 .
 TOPICS = ".I 001\n.W\nwhat is the lift\nof a wing .\n.I 002\n.W\nhow hot is a plate .\n.I 004\n.W\nwho measured it .\n"
 
 
-def test_records_become_texts_and_codes_become_grades():
+def test_records_become_texts_codes_become_grades_and_what_was_decided_is_said():
     found = parse_collection(DOCUMENTS, TOPICS, "1 1 1\n3 2 4\n2 2 2\n")
     assert found.passages["1"] == "flow over a wing . the lift of a wing in a slipstream was measured ."
     assert found.passages["2"] == "heat of a plate a plate is heated at mach 4.2 ."
     assert found.topics == {"1": "what is the lift of a wing .", "2": "how hot is a plate .", "3": "who measured it ."}
     assert found.labels == {("1", "1"): 3, ("3", "2"): 1, ("2", "2"): 2}
-
-
-def test_what_was_decided_is_said():
     notes = " ".join(parse_collection(DOCUMENTS, TOPICS, "1 1 1\n3 2 -1\n").notes)
     assert "by position" in notes
     assert "1 relevance lines have the code -1" in notes
     assert "1 of the documents have no text" in notes
 
 
-def test_topics_numbered_without_gaps_keep_their_ids():
-    topics = ".I 1\n.W\na\n.I 2\n.W\nb\n"
-    found = parse_collection(DOCUMENTS, topics, "01 1 1\n")
+def test_topics_numbered_without_gaps_or_used_by_relevance_lines_keep_their_ids():
+    found = parse_collection(DOCUMENTS, ".I 1\n.W\na\n.I 2\n.W\nb\n", "01 1 1\n")
     assert list(found.labels) == [("1", "1")]
     assert not any("position" in note for note in found.notes)
+    topics = '{"_id": "1", "text": "a"}\n{"_id": "3", "text": "b"}\n{"_id": "5", "text": "c"}\n'
+    found = parse_collection(BEIR, topics, "query-id\tcorpus-id\tscore\n3\t4983\t1\n")
+    assert (found.labels, found.topics["3"]) == ({("3", "4983"): 1}, "b")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +87,7 @@ def test_what_is_wrong_is_named(documents, relevance, told):
         parse_collection(documents, TOPICS, relevance)
 
 
-def test_labels_of_documents_that_are_empty_or_missing_are_kept_counted_and_told():
+def test_empty_or_missing_documents_keep_their_labels_and_a_dot_starts_no_field():
     documents = ".I 1\n.W\nwings\n.I 995\n.T\n.W\n.I 3\n.W\nflow\n"
     found = parse_collection(documents, TOPICS, "1 1 2\n1 995 3\n2 995 1\n2 1400 2\n")
     assert found.passages == {"1": "wings", "3": "flow"}
@@ -97,15 +96,6 @@ def test_labels_of_documents_that_are_empty_or_missing_are_kept_counted_and_told
         "3 relevance lines name documents without a text (995, 1400); their labels were kept."
     ]
     assert any("no text" in note and "995" in note for note in found.notes)
-
-
-def test_ids_that_skip_numbers_stay_where_the_relevance_lines_use_them():
-    topics = '{"_id": "1", "text": "a"}\n{"_id": "3", "text": "b"}\n{"_id": "5", "text": "c"}\n'
-    found = parse_collection(BEIR, topics, "query-id\tcorpus-id\tscore\n3\t4983\t1\n")
-    assert (found.labels, found.topics["3"]) == ({("3", "4983"): 1}, "b")
-
-
-def test_a_dot_inside_text_starts_no_field():
     assert parse_records(".I 1\n.W\n.5 is half\n.Word\n", "x")["1"]["W"] == ".5 is half .Word"
 
 

@@ -1,4 +1,4 @@
-"""`POST /v1/judge` through the platform, with a model that answers by rule."""
+"""`POST /v1/judge` through the platform, with a model that answers by rule, and hostile bodies of every route."""
 
 from typing import Any
 
@@ -7,9 +7,15 @@ import pytest
 from services.relevance_judge.app import app
 from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
+from services.relevance_judge.judges.query_likelihood import QueryLikelihood
+from services.relevance_judge.routes import router
 from services.relevance_judge.tests.conftest import serve_judges
-from services.relevance_judge.tests.fake_endpoint import FakeModel
+from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
 from shared.registry import LoadContext
+from shared.serving.build_app import build
+from shared.settings import Settings
+from tests.harness.openapi_fuzz import fuzz
+from tests.harness.serving import is_loaded, serve_in_thread
 
 
 def answering(kind: type[Any]) -> type[Any]:
@@ -63,3 +69,17 @@ def test_the_app_of_the_service_has_the_judges_and_what_needs_no_model():
     assert {"/v1/judge", "/v1/judge/agreement", "/v1/judge/rankings", "/v1/judge/templates/{name}/render"} <= set(paths)
     judges = ["similarity", "ensemble", "log-odds", "prompted-grade", "query-likelihood", "word-overlap"]
     assert app.state.host.tasks() == {"judge": judges}
+
+
+JUDGE = answered_by(FakeModel(lambda _: "A"), QueryLikelihood)
+
+
+def build_app(**settings):
+    told = Settings(_env_file=None, shutdown_grace_s=1, **settings)
+    return build("relevance-judge", routers=[router], servables={"query-likelihood": JUDGE}, settings=told)
+
+
+def test_no_request_that_the_document_allows_is_a_server_error(tmp_path):
+    app = build_app(data_dir=tmp_path)
+    with serve_in_thread(app, is_loaded) as url:
+        fuzz(app.openapi(), url, 5, "/v1/judge")

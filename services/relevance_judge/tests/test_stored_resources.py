@@ -25,11 +25,9 @@ MINI = load_mini_collection()
 FIRST, SECOND = format_qrels(MINI.labels), format_qrels(MINI.second)
 DIGITS = {"0": -3.0, "1": -2.0, "2": -0.5, "3": -1.5}
 TRAINING: dict[str, Any] = {
-    "signals": [0.1, 0.9, 1.9, 2.9] * 6,
-    "grades": [0, 1, 2, 3] * 6,
-    "queries": [str(n // 4) for n in range(24)],
+    "signals": [0.1, 0.9, 1.9, 2.9] * 6, "grades": [0, 1, 2, 3] * 6, "queries": [str(n // 4) for n in range(24)],
     "pairs": [f"{n // 4} p{n}" for n in range(24)],
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +53,12 @@ def test_a_calibration_is_kept_in_versions_and_named_by_the_judgement_that_used_
     assert answer["results"][0]["grade"] in range(4)
 
 
-def test_a_kept_calibration_is_refused_for_another_model_or_template(client):
+def test_a_kept_calibration_has_a_model_and_its_warnings_reach_every_answer(client):
     for owner in ({"name": "other-model", "model": "gpt"}, {"name": "other-template", "template": "yes-no@0"}):
         client.post("/v1/judge/calibrations", json={**TRAINING, **owner})
         body = {"model": "log-odds", "query": "q", "passages": ["p"], "calibration": owner["name"]}
         answer = client.post("/v1/judge", json=body)
         assert (answer.status_code, answer.json()["field"]) == (422, "calibration")
-
-
-def test_warnings_of_a_kept_calibration_reach_every_answer(client):
     few = {name: values[:4] for name, values in TRAINING.items()}
     client.post("/v1/judge/calibrations", json={**few, "name": "few"})
     body = {"model": "log-odds", "query": "q", "passages": ["p"], "calibration": "few"}
@@ -111,9 +106,8 @@ def test_a_standard_signal_needs_mean_and_spread():
 def _board_body(**more: Any) -> dict[str, Any]:
     runs = "".join((MINI.folder / "runs" / f"{name}.trec").read_text() for name in ("overlap", "bm25"))
     runs += "".join(f"{q} Q0 {p} 0 {grade} ideal\n" for (q, p), grade in MINI.labels.items())
-    turned = format_qrels({pair: 3 - grade for pair, grade in MINI.labels.items()})
     judges = [
-        {"judge": "turned", "labels": turned},
+        {"judge": "turned", "labels": format_qrels({pair: 3 - grade for pair, grade in MINI.labels.items()})},
         {"judge": "second pass", "labels": SECOND, "template": "by hand"},
         {"judge": "one grade", "labels": format_qrels(dict.fromkeys(MINI.labels, 1))},
         {"judge": "one query", "labels": "1 0 m01-1 3\n1 0 m01-2 0\n"},
@@ -164,7 +158,7 @@ def test_rows_without_a_value_come_last(released):
     assert found.kappa_with_tau is None
 
 
-def test_the_table_of_all_released_sets_is_recomputed_to_four_decimals(released, golden):
+def test_all_released_sets_are_recomputed_to_four_decimals_with_alpha_of_all(released, golden):
     told = golden("llmjudge/agreement_with_one_judge.json")
     entries = [LeaderboardEntry(judge=name, labels=LabelSet(released(name))) for name in told["judges"]]
     found = build_leaderboard(released(told["reference"]), entries, {}, draws=50)
@@ -174,10 +168,6 @@ def test_the_table_of_all_released_sets_is_recomputed_to_four_decimals(released,
         expected = told["judges"][row.judge]
         for measure in ("kappa", "alpha", "kappa_by_cut", "alpha_by_cut"):
             assert getattr(row, measure) == pytest.approx(expected[measure], abs=5e-5), (row.judge, measure)
-
-
-def test_alpha_of_all_released_sets_together_is_the_oracles(released, golden):
-    told = golden("llmjudge/agreement_with_one_judge.json")
     names = [told["reference"], *told["judges"]]
     pairs = list(released(names[0]))
     ratings = [[min(max(released(name)[pair], 0), 3) for pair in pairs] for name in names]

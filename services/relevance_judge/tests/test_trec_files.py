@@ -1,4 +1,4 @@
-"""TREC files are read as they are found in the wild, and broken ones are named by line."""
+"""Collections: TREC files and the small one in the tree."""
 
 import gzip
 from pathlib import Path
@@ -8,7 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fovea.errors import Malformed
+from loadtests.mini_judgements import RANKERS, build_run
+from services.relevance_judge.metrics.baselines import bm25, overlap, tokenize
 from services.relevance_judge.parsing.trec import format_qrels, read_qrels, read_runs, read_topics
+from services.relevance_judge.storage.mini_collection import load_mini_collection
 
 
 def _file(folder: Path, text: str) -> Path:
@@ -17,13 +20,10 @@ def _file(folder: Path, text: str) -> Path:
     return path
 
 
-def test_any_white_space_and_blank_lines_are_taken(tmp_path):
-    path = _file(tmp_path, "1\t0  d1 3\n\n  1 Q0 d2\t-1 \n")
-    assert read_qrels(path) == {("1", "d1"): 3, ("1", "d2"): -1}
-
-
-def test_ids_stay_opaque_strings(tmp_path):
+def test_white_space_blank_lines_opaque_ids_and_repeated_pairs_are_taken(tmp_path):
+    assert read_qrels(_file(tmp_path, "1\t0  d1 3\n\n  1 Q0 d2\t-1 \n")) == {("1", "d1"): 3, ("1", "d2"): -1}
     assert read_qrels(_file(tmp_path, "007 0 1e5 1\n")) == {("007", "1e5"): 1}
+    assert read_qrels(_file(tmp_path, "1 0 d 2\n1 0 d 2\n")) == {("1", "d"): 2}
 
 
 @pytest.mark.parametrize(
@@ -45,16 +45,9 @@ def test_a_broken_line_is_named(tmp_path, read, text, told):
         read(_file(tmp_path, text))
 
 
-def test_a_pair_repeated_with_the_same_grade_is_no_error(tmp_path):
-    assert read_qrels(_file(tmp_path, "1 0 d 2\n1 0 d 2\n")) == {("1", "d"): 2}
-
-
-def test_runs_are_read_by_tag_and_the_rank_column_is_ignored(tmp_path):
+def test_runs_are_read_by_tag_and_topics_keep_their_text(tmp_path):
     path = _file(tmp_path, "1 Q0 a 9 0.5 bm25\n1 Q0 b 1 2e-1 bm25\n2 Q0 a 1 7 other\n")
     assert read_runs(path) == {"bm25": {"1": {"a": 0.5, "b": 0.2}}, "other": {"2": {"a": 7.0}}}
-
-
-def test_topics_keep_their_text(tmp_path):
     assert read_topics(_file(tmp_path, "1\twhat is  a tab\n")) == {"1": "what is  a tab"}
 
 
@@ -79,3 +72,32 @@ def test_what_is_written_is_read_again(tmp_path_factory, labels, suffix):
     raw = format_qrels(labels).encode("utf8")
     path.write_bytes(gzip.compress(raw) if suffix else raw)
     assert read_qrels(path) == labels
+
+
+MINI = load_mini_collection()
+
+
+@pytest.mark.parametrize("system", sorted(RANKERS))
+def test_stored_runs_are_those_of_the_code(system):
+    path = MINI.folder / "runs" / f"{system}.trec"
+    assert path.read_text() == build_run(MINI, system)
+    (tag,) = read_runs(path)
+    assert tag == system
+
+
+def test_words_are_letters_and_digits_and_bm25_prefers_rare_repeated_ones():
+    assert tokenize("What is the Größe_2 of naïve vaccines, glass or gas?") == [
+        "grösse", "2", "naïve", "vaccine", "glass", "gas",
+    ]  # fmt: skip
+    passages = {
+        "rare": "zebra the the", "common": "the the the", "twice": "zebra zebra the", "long": "zebra " + "x " * 30,
+    }  # fmt: skip
+    found = bm25("the zebra", passages)
+    assert found["twice"] > found["rare"] > found["long"]
+    assert bm25("zebra", passages)["common"] == 0
+
+
+@given(st.text(max_size=40), st.dictionaries(st.sampled_from("abc"), st.text(max_size=60)))
+def test_scores_are_never_negative_and_overlap_is_a_share(query, passages):
+    assert all(score >= 0 for score in bm25(query, passages).values())
+    assert all(0 <= score <= 1 for score in overlap(query, passages).values())

@@ -33,8 +33,7 @@ def _one_thread():
 
 
 def uniform(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    seed = zlib.crc32(f"public-v1:{name}".encode())
-    return np.random.Generator(np.random.PCG64(seed)).random(shape)
+    return np.random.Generator(np.random.PCG64(zlib.crc32(f"public-v1:{name}".encode()))).random(shape)
 
 
 def _weight(key: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -110,12 +109,10 @@ def stored(slim, tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     net = slim()
     manifest = Manifest(
-        name="rrformer-restorer",
-        origin="trained",
-        dtype="float32",
+        name="rrformer-restorer", origin="trained", dtype="float32",
         parameters=sum(p.numel() for p in net.parameters()),
         network=NetworkSpec(name="rrformer-restorer", config={**SLIM, "variant": "paper"}),
-    )
+    )  # fmt: skip
     write_weights(folder, {key: tensor.numpy() for key, tensor in net.state_dict().items()}, manifest)
     return folder
 

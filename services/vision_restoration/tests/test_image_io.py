@@ -37,13 +37,10 @@ def exif(**tags: object) -> Image.Exif:
     return found
 
 
-def test_our_16_bit_png_is_read_by_others():
+def test_16_bit_png_of_ours_and_of_others_keeps_all_bits():
     pixels = deep(70, 900)
     theirs = cv2.imdecode(np.frombuffer(deep_png(PictureFile(pixels, "png")), np.uint8), cv2.IMREAD_UNCHANGED)
     assert np.array_equal(theirs[..., ::-1], pixels)
-
-
-def test_16_bit_png_of_others_keeps_all_bits():
     pixels = deep()
     ok, data = cv2.imencode(".png", pixels[..., ::-1])
     assert ok
@@ -52,12 +49,20 @@ def test_16_bit_png_of_others_keeps_all_bits():
     assert found.notes == []
 
 
-def test_16_bit_alpha_is_flattened_on_white():
+def test_16_bits_stay_16_as_rgb_with_exif_and_profile():
     pixels = deep(channels=4)
     _, data = cv2.imencode(".png", pixels[..., [2, 1, 0, 3]])
     alpha = pixels[..., 3:] / 65_535
     wanted = pixels[..., :3] * alpha + 65_535 * (1 - alpha)
     assert np.abs(opened(data.tobytes()).pixels - wanted).max() <= 1
+    grey = deep(channels=1)[..., 0]
+    found = opened(saved("PNG", Image.fromarray(grey)))
+    assert np.array_equal(found.pixels, np.repeat(grey[..., None], 3, axis=2))
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    again = opened(deep_png(PictureFile(deep(), "png", icc=profile, exif=exif().tobytes())))
+    assert again.icc == profile
+    assert Image.Exif().tobytes() != again.exif
+    assert Image.open(io.BytesIO(deep_png(again))).getexif()[MAKE] == "Retina"
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
@@ -66,12 +71,6 @@ def test_16_bit_tiff_keeps_all_bits(compression, order):
     out = io.BytesIO()
     tifffile.imwrite(out, deep(), photometric="rgb", compression=compression, byteorder=order)
     assert np.array_equal(opened(out.getvalue()).pixels, deep())
-
-
-def test_16_bit_grey_becomes_rgb_with_all_bits():
-    grey = deep(channels=1)[..., 0]
-    found = opened(saved("PNG", Image.fromarray(grey)))
-    assert np.array_equal(found.pixels, np.repeat(grey[..., None], 3, axis=2))
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
@@ -85,33 +84,26 @@ def test_deep_and_shallow_pictures_are_turned_alike(turn):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("form", ["jpeg", "png", "webp"])
 def test_exif_is_kept_and_says_upright(kind, form):
-    found = opened(saved(kind, exif=exif(turn=6)))
-    again = Image.open(io.BytesIO(write_image(found, form, 90)))
+    again = Image.open(io.BytesIO(write_image(opened(saved(kind, exif=exif(turn=6))), form, 90)))
     assert again.size == (6, 9)
     assert again.getexif()[MAKE] == "Retina"
     assert again.getexif().get(ORIENTATION, 1) == 1
 
 
-def test_16_bit_results_keep_exif_and_profile():
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    again = opened(deep_png(PictureFile(deep(), "png", icc=profile, exif=exif().tobytes())))
-    assert again.icc == profile
-    assert Image.Exif().tobytes() != again.exif
-    assert Image.open(io.BytesIO(deep_png(again))).getexif()[MAKE] == "Retina"
-
-
 @pytest.mark.parametrize("form", ["jpeg", "png", "webp"])
 def test_the_colour_profile_is_kept(form):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    found = opened(saved("PNG", icc_profile=profile))
-    assert opened(write_image(found, form, 90)).icc == profile
+    assert opened(write_image(opened(saved("PNG", icc_profile=profile)), form, 90)).icc == profile
 
 
-def test_a_profile_of_other_colours_is_left_out_and_said_so():
+def test_profiles_of_other_colours_and_further_frames_are_left_out_and_said_so():
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     profile[16:20] = b"CMYK"
     found = opened(saved("JPEG", Image.new("CMYK", (8, 8)), icc_profile=bytes(profile)))
     assert (found.icc, "profile" in found.notes[0]) == (None, True)
+    pages = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    found = opened(saved("TIFF", pages[0], save_all=True, append_images=pages[1:]))
+    assert (found.pixels[0, 0].tolist(), found.notes) == ([255, 0, 0], ["Only the first frame was read."])
 
 
 def test_a_tiff_hands_on_no_facts_about_its_own_file():
@@ -119,12 +111,6 @@ def test_a_tiff_hands_on_no_facts_about_its_own_file():
     tags = Image.Exif()
     tags.load(found.exif)
     assert set(tags) == {MAKE}
-
-
-def test_only_the_first_frame_is_read_and_said_so():
-    pages = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    found = opened(saved("TIFF", pages[0], save_all=True, append_images=pages[1:]))
-    assert (found.pixels[0, 0].tolist(), found.notes) == ([255, 0, 0], ["Only the first frame was read."])
 
 
 @pytest.mark.parametrize(("form", "width"), [("webp", 16_384), ("jpeg", 65_536)])

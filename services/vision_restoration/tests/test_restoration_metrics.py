@@ -1,13 +1,22 @@
-"""PSNR and SSIM: against scikit-image, at the ends of their ranges, and independent of the bands they work in."""
+"""Around the restorer: metrics, carry-over of what the network cannot see, tiles."""
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
+from fovea.api.restore import RestoreIn
+from services.vision_restoration import carry_over as module
 from services.vision_restoration import metrics
+from services.vision_restoration.carry_over import carry_over, shrink, working_size
 from services.vision_restoration.metrics import psnr, ssim
+from services.vision_restoration.models.rrformer import RRFormerRestorer
+from services.vision_restoration.tiled_inference import CONTEXT, plan_tiles, restore_by_tiles
+from services.vision_restoration.weights_loading import build_artifacts, load_weights
+from shared.engines.torch import TorchEngine
+from shared.registry import CallContext
 
 
 def pictures(height: int = 64, width: int = 48, noise: int = 20) -> tuple[np.ndarray, np.ndarray]:
@@ -17,12 +26,9 @@ def pictures(height: int = 64, width: int = 48, noise: int = 20) -> tuple[np.nda
     return first.astype(np.uint8), second.astype(np.uint8)
 
 
-def test_psnr_is_that_of_its_formula():
+def test_psnr_is_that_of_its_formula_and_equal_pictures_are_infinitely_alike():
     first = np.full((20, 30, 3), 100, np.uint8)
     assert psnr(first, first + 5) == pytest.approx(10 * math.log10(255**2 / 25))
-
-
-def test_equal_pictures_are_infinitely_alike():
     first, _ = pictures()
     assert psnr(first, first) == math.inf
     assert ssim(first, first) == pytest.approx(1)
@@ -31,15 +37,9 @@ def test_equal_pictures_are_infinitely_alike():
 def test_ssim_equals_an_independent_implementation():
     first, second = pictures()
     full = structural_similarity(
-        first,
-        second,
-        channel_axis=2,
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-        data_range=255,
+        first, second, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255,
         full=True,
-    )[1]
+    )[1]  # fmt: skip
     assert ssim(first, second) == pytest.approx(full[5:-5, 5:-5].mean(), abs=1e-7)
 
 
@@ -50,13 +50,90 @@ def test_bands_change_nothing(monkeypatch):
     assert (psnr(first, second), ssim(first, second)) == pytest.approx(whole, abs=1e-9)
 
 
-def test_pictures_of_other_sizes_are_refused():
+def test_pictures_of_other_sizes_or_below_the_window_are_refused():
     first, second = pictures()
     for measure in (psnr, ssim):
         with pytest.raises(ValueError, match="differ in size"):
             measure(first, second[:-1])
-
-
-def test_ssim_needs_room_for_its_window():
     with pytest.raises(ValueError, match="11 pixels, got 10×48"):
         ssim(*(picture[:10] for picture in pictures()))
+
+
+def textured(height: int, width: int, seed: int = 3) -> np.ndarray:
+    """A picture (h, w, 3) in 0..1 with smooth shades and detail of single pixels."""
+    rng = np.random.default_rng(seed)
+    shades = cv2.resize(rng.uniform(0.3, 0.7, (7, 9, 3)).astype(np.float32), (width, height))
+    return (shades + rng.uniform(-0.1, 0.1, (height, width, 3))).astype(np.float32)
+
+
+@pytest.mark.parametrize("white", [255, 65_535])
+def test_a_reflection_taken_out_of_a_copy_is_taken_out_of_the_picture(white):
+    clean = textured(480, 720)
+    layer = cv2.GaussianBlur(textured(480, 720, seed=4), (0, 0), 20) * np.float32([0.3, 0.2, 0.1])
+    kind = np.uint8 if white == 255 else np.uint16
+    seen, wanted = (np.rint(one.clip(0, 1) * white).astype(kind) for one in (clean * 0.8 + layer, clean))
+    copy, restored = (shrink(one, (120, 180)) for one in (seen, wanted))
+    result = carry_over(seen, copy, restored)
+    assert (result.dtype, result.shape) == (kind, seen.shape)
+    before, after, enlarged = (
+        psnr(np.uint8(one.astype(np.float32) * (255 / white)), np.uint8(wanted.astype(np.float32) * (255 / white)))
+        for one in (seen, result, cv2.resize(restored, (720, 480)))
+    )
+    assert after > before + 8
+    assert after > enlarged + 8, "the picture's own detail is lost"
+
+
+def test_nothing_changes_where_the_copy_stays():
+    seen = np.uint8(textured(300, 500) * 255)
+    copy = shrink(seen, (90, 150))
+    assert np.abs(carry_over(seen, copy, copy).astype(int) - seen).max() <= 1
+
+
+def test_bands_do_not_show(monkeypatch):
+    seen = np.uint8(textured(300, 200) * 255)
+    copy = shrink(seen, (100, 70))
+    changed = np.uint8(copy * np.linspace(0.5, 1, 100)[:, None, None])
+    whole = carry_over(seen, copy, changed)
+    monkeypatch.setattr(module, "_BAND", 7)
+    np.testing.assert_array_equal(carry_over(seen, copy, changed), whole)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "resolution", "size"),
+    [
+        (3000, 4000, "auto", (1225, 1633)),
+        (3000, 4000, "full", (3000, 4000)),
+        (3000, 4000, "preview", (433, 577)),
+        (1000, 2000, "auto", (1000, 2000)),
+        (400, 500, "preview", (400, 500)),
+        (1, 4_000_000, "auto", (1, 2_828_427)),
+    ],
+)
+def test_copies_keep_the_shape_and_are_no_larger_than_wanted(height, width, resolution, size):
+    assert working_size(height, width, resolution) == size
+
+
+@pytest.fixture(scope="module", params=CONTEXT)
+def engine(request, tmp_path_factory):
+    made = build_artifacts(load_weights(RRFormerRestorer.folder, tmp_path_factory.mktemp("none")), request.param, None)
+    return request.param, TorchEngine(made.network(), made.inputs, made.outputs)
+
+
+def picture(height: int = 64, width: int = 448) -> np.ndarray:
+    rng = np.random.default_rng(2)
+    coarse = rng.integers(0, 65_536, (-(-height // 12), -(-width // 12), 3)).repeat(12, axis=0).repeat(12, axis=1)
+    return coarse[:height, :width].astype(np.uint16)
+
+
+def test_tiles_of_the_demo_weights_equal_the_whole(engine):
+    variant, network = engine
+    pixels = picture()
+    whole, pieces = (
+        restore_by_tiles(
+            network, pixels, plan_tiles(64, 448, variant, RestoreIn(image=b"", tile_core=core), 3600), CallContext(),
+            lambda _done: None,
+        )
+        for core in (512, 64)
+    )  # fmt: skip
+    # In 16 bits a step is 1.5e-5 of white: the spec allows 1e-4.
+    assert np.abs(whole.astype(int) - pieces).max() <= 7

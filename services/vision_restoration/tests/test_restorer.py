@@ -1,4 +1,4 @@
-"""The Servable: same size out as in, forms, estimates, references, cancelling."""
+"""The restorer and its route."""
 
 import io
 import time
@@ -8,24 +8,26 @@ import pytest
 import torch
 from PIL import Image
 
-from fovea.api.restore import RestoreIn
+from fovea.api.restore import RestoreIn, RestoreOut
 from fovea.errors import Cancelled, DeadlineExceeded, InvalidOption, NotReady
 from services.vision_restoration import carry_over
 from services.vision_restoration.comparison_images import mean_change, subtract_result, to_8_bits, to_16_bits
 from services.vision_restoration.image_io import PictureFile, read_image, write_image
+from services.vision_restoration.models.rrformer import RRFormerRestorer
+from services.vision_restoration.restorer import Restorer
 from services.vision_restoration.tiled_inference import plan_tiles
 from shared.registry import CallContext
 from shared.vision.draw import encode
 from shared.vision.limits import DEFAULT_BOUNDS
 from shared.vision.tiling import tiled
+from tests.harness.models import answered, client_of
 from tests.harness.rendering import predict_as
 
 PIECES = {"tile_core": 64, "tile_context": 128}
 
 
 def photo(width: int = 90, height: int = 70, seed: int = 1) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3))
+    coarse = np.random.default_rng(seed).integers(0, 256, (-(-height // 8), -(-width // 8), 3))
     return coarse.repeat(8, axis=0).repeat(8, axis=1)[:height, :width].astype(np.uint8)
 
 
@@ -59,12 +61,9 @@ def test_the_result_is_what_torch_computes_clipped_and_truncated(served, slim, v
     assert (pixels_of(answer.restored) != wanted).mean() < 0.01
 
 
-def test_a_variant_that_the_weights_did_not_learn_is_said_to_be_one(served):
+def test_variants_not_learnt_are_named_and_details_stand_for_options_left_out(served):
     assert restored(served, photo()).notes == []
     assert "trained as paper" in restored(served, photo(), variant="released").notes[0]
-
-
-def test_its_details_are_what_an_option_left_out_stands_for(served):
     answer, defaults = restored(served, photo()), served.details()["defaults"]
     named = restored(served, photo(), variant=defaults["variant"], tile_context=defaults["tile_context"])
     assert (named.variant, named.restored) == (answer.variant, answer.restored)
@@ -131,41 +130,30 @@ def test_the_estimate_follows_the_pace_of_earlier_tiles(served):
 
 @pytest.mark.parametrize(("budget", "core"), [(64, 64), (256, 384), (1024, 1056), (100_000, 2048)])
 def test_the_core_is_the_largest_that_memory_allows(budget, core):
-    request = RestoreIn(image=b"", memory_mib=budget)
-    how = plan_tiles(4320, 7680, "paper", request, 600)
+    how = plan_tiles(4320, 7680, "paper", RestoreIn(image=b"", memory_mib=budget), 600)
     assert how.core == core
     assert how.largest * 600 <= budget * 2**20
     assert (core + 32 + 256) ** 2 * 600 > budget * 2**20 or core == 2048
 
 
-def test_a_picture_of_one_tile_is_not_cut():
+def test_a_picture_of_one_tile_is_not_cut_and_a_budget_below_one_is_refused():
     how = plan_tiles(300, 500, "released", RestoreIn(image=b""), 3600)
     assert (how.tiles, how.core, how.context) == (1, 512, 96)
     assert how.area == 320 * 512
-
-
-def test_a_budget_below_one_tile_is_refused_by_name():
     with pytest.raises(InvalidOption, match="at least") as caught:
         plan_tiles(5000, 5000, "paper", RestoreIn(image=b"", memory_mib=64), 20_000)
     assert caught.value.field == "memory_mib"
 
 
-def test_reference_gives_psnr_and_ssim_before_and_after(served):
+def test_references_give_psnr_and_ssim_where_their_size_fits(served):
     pixels = photo()
-    result = pixels_of(restored(served, pixels).restored)
-    answer = restored(served, pixels, reference=encode(result))
+    answer = restored(served, pixels, reference=encode(pixels_of(restored(served, pixels).restored)))
     assert (answer.likeness.psnr, answer.likeness.ssim) == (None, 1.0)
     assert answer.input_likeness.psnr < 40
     assert answer.input_likeness.ssim < 1
-
-
-def test_reference_of_another_size_is_refused_by_name(served):
     answer = restored(served, photo(), reference=encode(photo(50, 50)))
     assert isinstance(answer, InvalidOption)
     assert (answer.field, "50×50" in answer.detail) == ("reference", True)
-
-
-def test_a_side_below_the_window_of_ssim_has_no_ssim(served):
     answer = restored(served, photo(40, 8), reference=encode(photo(40, 8)))
     assert (answer.likeness.ssim, answer.input_likeness.psnr) == (None, None)
 
@@ -174,8 +162,7 @@ def test_reflection_is_input_minus_result(served):
     pixels = photo()
     answer = restored(served, pixels, include="restored,reflection,comparison")
     result = pixels_of(answer.restored)
-    taken = pixels_of(answer.reflection)
-    assert np.array_equal(taken, np.clip(pixels.astype(int) - result, 0, 255))
+    assert np.array_equal(pixels_of(answer.reflection), np.clip(pixels.astype(int) - result, 0, 255))
     assert answer.mean_change == pytest.approx(np.abs(pixels.astype(int) - result).mean() / 255, abs=1e-5)
     assert pixels_of(answer.comparison).shape == (70, 188, 3)
 
@@ -190,7 +177,7 @@ def test_arithmetic_of_both_depths_agrees():
     assert mean_change(to_16_bits(given), to_16_bits(result)) == pytest.approx(mean_change(given, result))
 
 
-def test_deep_pictures_stay_deep(served):
+def test_deep_pictures_stay_deep_and_other_depths_and_forms_are_refused(served):
     given = PictureFile(to_16_bits(photo() // 2) + np.uint16(7), "png")
     (answer,) = served.predict([RestoreIn(image=write_image(given, "png", 90))], CallContext())
     result = read_image(answer.restored, DEFAULT_BOUNDS).pixels
@@ -198,29 +185,19 @@ def test_deep_pictures_stay_deep(served):
     assert (result % 257 != 0).any()
     shallow = restored(served, to_8_bits(given.pixels))
     assert np.abs(to_8_bits(result).astype(int) - pixels_of(shallow.restored)).max() <= 2
-
-
-def test_depths_and_forms_that_do_not_go_together_are_refused_by_name(served):
     answer = restored(served, photo(), format="jpeg", bit_depth="16")
     assert (type(answer), answer.field) == (InvalidOption, "bit_depth")
     deep = restored(served, photo(), bit_depth="16")
     assert read_image(deep.restored, DEFAULT_BOUNDS).pixels.dtype == np.uint16
-
-
-def test_a_deep_picture_may_be_asked_for_as_jpeg(served):
     given = write_image(PictureFile(to_16_bits(photo()), "png"), "png", 90)
     (answer,) = served.predict([RestoreIn(image=given, format="jpeg")], CallContext())
     assert (answer.format, answer.bit_depth) == ("jpeg", 8)
 
 
-def test_a_picture_is_drawn_also_where_the_answer_does_not_hold_it(served):
+def test_pictures_are_drawn_on_demand_and_wide_comparisons_scaled_down(served):
     for more in ({"include": ("reflection",)}, {"dry_run": True}):
-        request = RestoreIn(image=encode(photo()), picture="restored", **more)
-        _, made = predict_as(served, request, "image/png")
+        _, made = predict_as(served, RestoreIn(image=encode(photo()), picture="restored", **more), "image/png")
         assert np.array_equal(pixels_of(made), pixels_of(restored(served, photo()).restored))
-
-
-def test_a_wide_comparison_is_scaled_down(served):
     answer = restored(served, photo(1200, 32), include="comparison", format="jpeg")
     assert pixels_of(answer.comparison).shape[1] <= 2048 + 8
 
@@ -231,3 +208,52 @@ def test_an_imported_network_needs_its_tower(stored, load_from, tmp_path):
     with pytest.raises(NotReady, match="VGG19 tower") as caught:
         load_from(stored, tmp_path)
     assert "fovea import vgg19-features" in (caught.value.hint or "")
+
+
+EXAMPLE = (RRFormerRestorer.folder.parent / "models" / "example.jpg").read_bytes()
+SIZE = Image.open(io.BytesIO(EXAMPLE)).size
+
+
+@pytest.fixture(scope="module")
+def client(stored, tmp_path_factory):
+    class Pane(Restorer):
+        """RRFormer, small."""
+
+        folder = stored
+        card = RRFormerRestorer.card
+
+    with client_of(tmp_path_factory.mktemp("fovea"), "vision-restoration", {"rrformer": Pane}) as made:
+        yield made
+
+
+def test_a_reference_is_a_second_file(client):
+    files = {"image": ("a.jpg", EXAMPLE, "image/jpeg"), "reference": ("b.jpg", EXAMPLE, "image/jpeg")}
+    found = answered(client.post("/v1/restore", files=files), RestoreOut)
+    assert found.input_likeness.psnr is None
+    assert found.likeness.psnr < 60
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [
+        ("", "restored"),
+        ("?include=comparison", "comparison"),
+        ("?include=restored,comparison", "restored"),
+        ("?picture=comparison", "comparison"),
+    ],
+)
+def test_accept_gives_the_restored_picture_or_what_is_included(client, asked, shown):
+    reply = client.post(
+        f"/v1/restore{asked}", content=EXAMPLE, headers={"content-type": "image/jpeg", "accept": "image/webp"}
+    )
+    assert reply.headers["content-type"] == "image/webp"
+    width = np.asarray(Image.open(io.BytesIO(reply.content))).shape[1]
+    assert width == (2 * SIZE[0] + 8 if shown == "comparison" else SIZE[0])
+
+
+def test_a_deadline_that_is_too_short_is_said_before_any_work(client, monkeypatch):
+    monkeypatch.setattr(Restorer, "_restore", lambda *_: pytest.fail("it was begun"))
+    out = io.BytesIO()
+    Image.new("RGB", (800, 600)).save(out, "PNG")
+    reply = client.post("/v1/restore", files={"image": out.getvalue()}, headers={"x-fovea-deadline-ms": "60"})
+    assert reply.status_code == 504

@@ -1,5 +1,8 @@
-"""Properties of the network: the body that has no effect, the factored first layer, windows and their masks, sizes."""
+"""The RRFormer network: its parts, and its values against golden ones."""
 
+import zlib
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,25 +14,27 @@ from services.vision_restoration.models.swin import SHIFT, WINDOW, shift_mask
 from shared.registry import network
 
 
-def test_released_answers_do_not_depend_on_the_body(slim, picture):
+def test_only_paper_answers_depend_on_the_body(slim, picture):
     net, x = slim("released"), picture(1, 64, 64)
     with torch.no_grad():
         before = net(x)
         for parameter in net.net.swinir_block.parameters():
             parameter.uniform_(-3, 3)
         assert torch.equal(net(x), before)
-
-
-def test_paper_answers_do_depend_on_the_body(slim, picture):
     released, paper = slim("released"), slim("paper")
     paper.load_state_dict(released.state_dict())
     with torch.no_grad():
         assert (paper(picture(1, 64, 64)) - released(picture(1, 64, 64))).abs().max() > 0.01
 
 
-def test_unknown_variant_is_refused():
+def test_unknown_variants_and_sides_below_32_are_refused_by_name(picture):
     with pytest.raises(InvalidOption, match="no variant 'best'"):
         network("rrformer", variant="best", features=16, body=16, heads=2, groups=1, blocks=1)
+    net = network("rrformer", features=16, body=16, heads=2, groups=1, blocks=1, levels=(4, 4, 4, 4, 4))
+    tower = network("vgg19-features", widths=(4, 4, 4, 4, 4))
+    with pytest.raises(InvalidOption, match="31×64") as caught:
+        net(picture(1, 31, 64), tower(picture(1, 31, 64)))
+    assert caught.value.field == "image"
 
 
 @pytest.mark.parametrize("size", [(64, 96), (35, 41)])
@@ -49,14 +54,6 @@ def test_any_size_from_32_keeps_its_size(slim, picture, variant, size):
         assert slim(variant)(picture(1, *size)).shape == (1, 3, *size)
 
 
-def test_a_side_below_32_is_refused_by_name(picture):
-    net = network("rrformer", features=16, body=16, heads=2, groups=1, blocks=1, levels=(4, 4, 4, 4, 4))
-    tower = network("vgg19-features", widths=(4, 4, 4, 4, 4))
-    with pytest.raises(InvalidOption, match="31×64") as caught:
-        net(picture(1, 31, 64), tower(picture(1, 31, 64)))
-    assert caught.value.field == "image"
-
-
 def test_short_tower_has_the_same_levels_as_the_whole_one(picture):
     whole = network("vgg19-features", widths=(2, 2, 2, 2, 2))
     short = network("vgg19-features", widths=(2, 2, 2, 2, 2), whole=False)
@@ -74,6 +71,44 @@ def test_mask_keeps_apart_exactly_what_the_roll_joined(rows, columns):
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     places = torch.stack([y, x]).roll((-SHIFT, -SHIFT), dims=(1, 2)) - torch.stack([y, x])
     windows = places.view(2, rows, WINDOW, columns, WINDOW).transpose(2, 3).reshape(2, rows * columns, -1)
-    same = (windows[:, :, None, :] == windows[:, :, :, None]).all(dim=0)
-    assert torch.equal(mask == 0, same)
+    assert torch.equal(mask == 0, (windows[:, :, None, :] == windows[:, :, :, None]).all(dim=0))
     assert set(mask.unique().tolist()) <= {0.0, -100.0}
+
+
+KEYS = {
+    "rrformer": "rrformer.keys.json",
+    "vgg19-features": "rrformer.vgg19_features.keys.json",
+    "rrformer-discriminator": "rrformer.netD.keys.json",
+}
+
+
+@pytest.fixture(scope="module")
+def tower(fill):
+    return fill(network("vgg19-features"), "vgg:")
+
+
+@pytest.fixture(scope="module")
+def rrformer(fill):
+    return fill(network("rrformer"))
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_state_dict_has_the_official_names_order_shapes_and_types(golden, name):
+    state = network(name).state_dict()
+    rows = [[k, list(v.shape), str(v.dtype).removeprefix("torch.")] for k, v in state.items()]
+    assert rows == golden(KEYS[name])
+
+
+@pytest.mark.parametrize("size", [(96, 160), (70, 104)])
+def test_both_variants_equal_the_published_models(golden, rrformer, tower, picture, size):
+    expected, x = golden(f"rrformer_1x3x{size[0]}x{size[1]}.arrays"), picture(1, *size)
+    assert zlib.crc32(x.numpy().tobytes()) == expected["input_crc32"]
+    with torch.no_grad():
+        levels = tower(x)
+        for variant in ("released", "paper"):
+            rrformer.variant = variant
+            found = rrformer(x, levels)
+            assert found.shape == x.shape
+            np.testing.assert_allclose(found[..., ::4, ::4], expected[f"{variant}.strided4"], rtol=0, atol=1e-4)
+        half = rrformer.conv3(rrformer.conv2(rrformer.embed(x, levels)))
+    np.testing.assert_allclose(half[:, ::15, ::4, ::4], expected["conv3.strided4"], rtol=0, atol=1e-4)

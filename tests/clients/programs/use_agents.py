@@ -19,7 +19,6 @@ class Switch(BaseModel):
 
 @function_tool
 def switch(on: bool) -> str:
-    """Turn it."""
     calls.append(on)
     return "done"
 
@@ -28,16 +27,14 @@ async def main():
     client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none")
     for kind in (OpenAIChatCompletionsModel, OpenAIResponsesModel):
         spoken = {"name": "a", "instructions": "Be brief.", "model": kind(model=model, openai_client=client)}
-        plain = Agent(**spoken, output_type=Switch)
-        assert isinstance((await Runner.run(plain, "On?")).final_output, Switch)
+        assert isinstance((await Runner.run(Agent(**spoken, output_type=Switch), "On?")).final_output, Switch)
         forced = ModelSettings(tool_choice="required", max_tokens=300, parallel_tool_calls=False)
         # Over responses the SDK takes an answer that was cut off as a failure, and a random model never ends its own.
         behaviour = "run_llm_again" if kind is OpenAIChatCompletionsModel else "stop_on_first_tool"
         able = Agent(**spoken, tools=[switch], model_settings=forced, tool_use_behavior=behaviour)
         before = len(calls)
         assert (await Runner.run(able, "On?")).final_output
-        streamed = Runner.run_streamed(able, "On?")
-        kinds = [event.type async for event in streamed.stream_events()]
+        kinds = [event.type async for event in Runner.run_streamed(able, "On?").stream_events()]
         assert ("run_item_stream_event" in kinds, len(calls) - before) == (True, 2)
 
 

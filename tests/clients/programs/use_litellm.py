@@ -8,11 +8,8 @@ import litellm
 url, model, embedder = sys.argv[1:]
 ASK = [{"role": "user", "content": "On or off?"}]
 SCHEMA = {
-    "type": "object",
-    "properties": {"on": {"type": "boolean"}},
-    "required": ["on"],
-    "additionalProperties": False,
-}
+    "type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"], "additionalProperties": False,
+}  # fmt: skip
 TOOL = {"type": "function", "function": {"name": "switch", "description": "Turn it.", "parameters": SCHEMA}}
 V1 = {"api_base": f"{url}/v1", "api_key": "none"}
 options = {"model": f"openai/{model}", "max_tokens": 300, "messages": ASK, **V1}

@@ -17,7 +17,6 @@ assert "".join(piece.delta or "" for piece in llm.stream_chat(hello))
 
 
 def switch(on: bool) -> str:
-    """Turn it."""
     return str(on)
 
 

@@ -201,11 +201,9 @@ def check_another_seed_has_another_report(machines: Machines) -> None:
     says_so = "seed" in vars(machines.kind.In).get("__annotations__", {})
     if not draws and not says_so:
         return
-    names = [name for name in machines.kind.In.model_fields if "seed" in name]
-    for name in names:
+    for name in [name for name in machines.kind.In.model_fields if "seed" in name]:
         for seed in SEEDS:
-            value = [seed + 100] if isinstance(getattr(spec, name), list) else seed
-            other = updated(spec, **{name: value})
+            other = updated(spec, **{name: ([seed + 100] if isinstance(getattr(spec, name), list) else seed)})
             if other is not None and differences(found_in(report), found_in(answered(machines.fresh(), other))):
                 return
     raise AssertionError(f"numbers are drawn at random {draws[:3]}, but every seed gives the same report")

@@ -111,12 +111,10 @@ def check_nothing_is_kept_between_requests(bench: Bench) -> None:
     with bench.before(Oracle()) as judge:
         first = bench.request(judge, pairs[:4])
         others = [
-            bench.request(judge, pairs[4:6]),
-            bench.request(judge, pairs[:4], seed=9),
+            bench.request(judge, pairs[4:6]), bench.request(judge, pairs[:4], seed=9),
             bench.request(judge, pairs[:1], passage_chars=200, retries=0, impute=3, rationale=True, price=1.0),
-            bench.request(judge, [(pairs[0][0], pairs[1][1] * 40)]),
-            bench.request(judge, pairs[:2], llm="other"),
-        ]
+            bench.request(judge, [(pairs[0][0], pairs[1][1] * 40)]), bench.request(judge, pairs[:2], llm="other"),
+        ]  # fmt: skip
         answer = _judged(judge, first)
         known = [_judged(judge, other) for other in others]
         refused_by(lambda: judge.predict([bench.request(judge, pairs[:1], calibration="nobody's")], CallContext()))
@@ -219,8 +217,7 @@ def check_template_is_used(bench: Bench) -> None:
     for name in (None, *load_templates()):
         model = Oracle()
         with bench.before(model) as judge:
-            request = bench.request(judge, _pairs()[:1], template=name)
-            found = judge.predict([request], CallContext())[0]
+            found = judge.predict([bench.request(judge, _pairs()[:1], template=name)], CallContext())[0]
             if isinstance(found, FoveaError) and name is not None:
                 continue  # a template of another kind
             assert isinstance(found, JudgeOut)
@@ -321,8 +318,7 @@ def check_options_count(bench: Bench) -> None:
         assert {body.get("model") for body in model.asked} == {"other"}
         model.asked.clear()
         long = [(QUERY, "word " * 100 + "tail")]
-        cut = _judged(judge, bench.request(judge, long, passage_chars=200)).results[0]
-        assert "cut" in cut.flags
+        assert "cut" in _judged(judge, bench.request(judge, long, passage_chars=200)).results[0].flags
         assert "tail" not in json.dumps(model.asked)
         priced = _judged(judge, bench.request(judge, pairs, price=1e6)).results[0]
         assert plain.cost is None
@@ -335,11 +331,9 @@ def check_options_count(bench: Bench) -> None:
 
 
 MODEL_CHECKS = (
-    check_seed_makes_verdicts_repeatable,
-    check_template_is_used,
-    check_failing_endpoint_is_an_error_and_no_label,
+    check_seed_makes_verdicts_repeatable, check_template_is_used, check_failing_endpoint_is_an_error_and_no_label,
     check_options_count,
-)
+)  # fmt: skip
 """Checks of judges that ask a language model."""
 
 JUDGE_CHECKS = tuple(check for name, check in list(globals().items()) if name.startswith("check_"))

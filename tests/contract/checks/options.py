@@ -73,19 +73,9 @@ FREE: Mapping[tuple[str, str], str] = {
     **{
         ("chat", name): "shows with a real vocabulary and template: services/llm_longctx/tests/test_openai_fields.py"
         for name in (
-            "add_generation_prompt",
-            "add_special_tokens",
-            "bad_words",
-            "chat_template_kwargs",
-            "continue_final_message",
-            "ignore_eos",
-            "include_reasoning",
-            "include_stop_str_in_output",
-            "min_tokens",
-            "skip_special_tokens",
-            "stop_token_ids",
-            "truncate_prompt_tokens",
-            "truncation_side",
+            "add_generation_prompt", "add_special_tokens", "bad_words", "chat_template_kwargs",
+            "continue_final_message", "ignore_eos", "include_reasoning", "include_stop_str_in_output", "min_tokens",
+            "skip_special_tokens", "stop_token_ids", "truncate_prompt_tokens", "truncation_side",
         )
     },
     ("chat", "session_id"): "the route fetches what it names",
@@ -94,7 +84,7 @@ FREE: Mapping[tuple[str, str], str] = {
     ("probe", "seed"): "see checks.experiments",
 } | {
     (task, "model"): "the platform chooses the Servable by it" for task in (*_CONTEXTS, "complete", "classify", "judge")
-}
+}  # fmt: skip
 """Options that no answer can show, each with the reason."""
 
 

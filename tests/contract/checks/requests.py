@@ -137,8 +137,7 @@ def options_of(loaded: Loaded) -> list[tuple[str, dict[str, Any]]]:
 
 
 def with_everything(loaded: Loaded, request: BaseModel) -> BaseModel:
-    prop = dict(options_of(loaded)).get("include")
-    every = _enum(prop or {}, loaded)
+    every = _enum(dict(options_of(loaded)).get("include") or {}, loaded)
     return (updated(request, include=every) if every else None) or request
 
 

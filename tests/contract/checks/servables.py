@@ -434,8 +434,7 @@ def check_include_adds_what_it_names(loaded: Loaded) -> None:
     bare = updated(example, include=())
     assert bare is not None, "an answer without further parts can't be asked for"
     without = loaded.answer(bare)
-    everything = with_everything(loaded, example)
-    for part in everything.include:
+    for part in with_everything(loaded, example).include:
         answer = loaded.answer(updated(example, include=(part,)))
         assert getattr(answer, part, None) not in (None, [], ""), f"include={part} adds nothing"
         assert getattr(without, part, None) in (None, [], ""), f"{part} is there without being asked for"
@@ -463,8 +462,7 @@ def check_graph_is_within_its_stated_parity(loaded: Loaded) -> None:
         assert notes, "a Card without an ONNX graph says why in a note that names ONNX"
         return
     assert any("differs from torch by at most" in note for note in notes)
-    place = loaded.place
-    other = loaded.kind.load(replace(place, engine="torch"))
+    other = loaded.kind.load(replace(loaded.place, engine="torch"))
     feeds = feeds_of(loaded, rows=2)
     ours, theirs = loaded.servable.engine.run(feeds), other.engine.run(feeds)
     for name, array in theirs.items():
@@ -510,7 +508,6 @@ def check_tensors_that_do_not_fit_are_the_callers_mistake(loaded: Loaded) -> Non
 
 
 def _run_checked(engine: Any, feeds: dict[str, Any]) -> None:
-    """Run an engine as the host does: it checks what callers send."""
     tensors.check_feeds(feeds, engine.inputs)
     engine.run(feeds)
 

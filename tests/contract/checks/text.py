@@ -41,8 +41,7 @@ def check_likeliest_token_is_said(loaded: Loaded) -> None:
     net = _network(loaded)
     for request, _ in distinct_requests(loaded, 2):
         ids = list(loaded.servable.tokenize(TokenizeRequest(messages=request.messages)).tokens[:LONGEST])
-        asked = CompletionRequest(prompt=ids, max_tokens=3, temperature=0, logprobs=1)
-        said = _pieces(loaded, asked)
+        said = _pieces(loaded, CompletionRequest(prompt=ids, max_tokens=3, temperature=0, logprobs=1))
         for piece in [one for one in said if one.logprobs is not None][:2]:
             (told,) = piece.logprobs.token_logprobs[:1]
             best = _logits(net, ids)[-1].log_softmax(-1)
@@ -63,8 +62,7 @@ def _pieces(loaded: Loaded, asked: CompletionRequest) -> list[Any]:
 
 
 def _likely(net: nn.Module, ids: Sequence[int]) -> np.ndarray:
-    chances = _logits(net, ids)[:-1].log_softmax(-1)
-    return chances.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()
+    return _logits(net, ids)[:-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()
 
 
 def _logits(net: nn.Module, ids: Sequence[int]) -> torch.Tensor:
@@ -78,10 +76,9 @@ def _network(loaded: Loaded) -> nn.Module:
     if "network" not in loaded.known:
         file = weights_file(loaded.card.weights or "")
         assert file is not None
-        decoder = file.suffix == ".gguf"
         loaded.known["network"] = (
             load_decoder(unpack(file, loaded.place.cache, torch.float32), torch.float32, "cpu")
-            if decoder
+            if (file.suffix == ".gguf")
             else network_of(file)
         )
     net: nn.Module = loaded.known["network"]

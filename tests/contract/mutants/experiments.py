@@ -20,8 +20,6 @@ from tests.contract.checks.weights import disturbed
 from tests.contract.mutants import wrong
 from tests.contract.plugins.experiment import ToySurprise
 
-__all__ = ["RIGHT_EXPERIMENTS", "WRONG_EXPERIMENTS"]
-
 
 def runs(name: str, base: type[Experiment[Any]], run: Callable[..., Report]) -> type[Experiment[Any]]:
     return wrong(name, base, route=name, run=run)

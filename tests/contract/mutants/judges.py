@@ -15,8 +15,6 @@ from shared.registry import CallContext
 from tests.contract.checks import judges as checks
 from tests.contract.mutants import Change, changed, each, same, wrong
 
-__all__ = ["RIGHT_JUDGES", "WRONG_JUDGES"]
-
 
 def judges(
     name: str, base: type[Judge] = PromptedGrade, pair: Change = same, request: Change = same, verdict: Change = same

@@ -18,8 +18,6 @@ from tests.contract.checks.weights import disturbed
 from tests.contract.mutants import changed, each, wrong
 from tests.contract.toys import VISION_TOYS
 
-__all__ = ["RIGHT_SERVABLES", "WRONG_SERVABLES"]
-
 _Actions, _Classifier, _Segmenter, _OtherSegmenter = (
     VISION_TOYS[f"family-{name}"] for name in ("actions", "classifier", "segmenter", "other-segmenter")
 )

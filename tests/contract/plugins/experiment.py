@@ -24,14 +24,11 @@ class ToySurprise(Experiment[ToySurpriseSpec]):
     mode = "sync"
     route: ClassVar[str] = "toy-surprise"
     card: ClassVar[Card] = Card(
-        name="toy-surprise",
-        task="probe",
-        licence="Apache-2.0",
+        name="toy-surprise", task="probe", licence="Apache-2.0",
         summary="Measures how surprised a model is by a text.",
-        paper=Paper(title="Surprise", venue="none", year=2026),
-        notes=(NO_GRAPH,),
+        paper=Paper(title="Surprise", venue="none", year=2026), notes=(NO_GRAPH,),
         example={"lm": EXAMPLE_LM, "text": "the cat sat on the mat"},
-    )
+    )  # fmt: skip
 
     def cost(self, spec: ToySurpriseSpec, subject: StudiedModel) -> Cost:
         """One forward."""

@@ -47,13 +47,9 @@ def _each(data: bytes, *parsers: Callable[[str], object]) -> list[object]:
 
 def _trec(data: bytes) -> object:
     return _each(
-        data,
-        lambda text: format_qrels(parse_qrels(text)),
-        parse_runs,
-        parse,
-        lambda text: parse_labels(text, "labels"),
-        lambda text: parse_signals(text, "signals"),
-    )
+        data, lambda text: format_qrels(parse_qrels(text)), parse_runs, parse,
+        lambda text: parse_labels(text, "labels"), lambda text: parse_signals(text, "signals"),
+    )  # fmt: skip
 
 
 def _compare(data: bytes) -> object:

@@ -1,4 +1,4 @@
-"""Detectors and classifiers on folders of one's own: a few steps end in weights, and what is wrong is said before."""
+"""Recipes of boxes and classes: folders of own data, and drawn pictures."""
 
 import shutil
 from dataclasses import dataclass
@@ -11,13 +11,19 @@ from PIL import Image
 
 from fovea.errors import Conflict, InvalidOption
 from fovea_recipes.detection.class_recipe import ClassRecipe, EfficientNetLite0Recipe
+from fovea_recipes.detection.hieraedgenet.data import KINDS
+from fovea_recipes.detection.hieraedgenet.recipe import HieraEdgeNetDemo, rotate_slides
 from fovea_recipes.detection.hieraedgenet_cells import HieraEdgeNetCells
 from fovea_recipes.detection.partial_networks import FasterNetRecipe, PATNetRecipe
+from fovea_recipes.detection.yolo9tr.data import NAMES
+from fovea_recipes.detection.yolo9tr.recipe import Yolo9trDemo
 from fovea_recipes.detection.yolo9tr_roads import Yolo9trRoads
 from fovea_recipes.training.publish import publish
 from fovea_recipes.training.recalibrate import recalibrate
 from fovea_recipes.training.recipe import MultiScale, Schedule
 from fovea_recipes.training.trainer import fit
+from services.detection.models.yolo9tr_network import Yolo9tr
+from shared.registry import network
 from shared.registry.weights import Manifest, read_weights
 
 SHORT = Schedule(steps=2, batch=4, rate=1e-3, validate_every=2)
@@ -54,8 +60,7 @@ def test_a_folder_of_boxes_becomes_a_detector(kind, tmp_path):
         data=squares(tmp_path / "data", 14), side=64, scale=MultiScale(side=64, rates=(1.0,)), schedule=SHORT,
         choose=2, start=None,
     )  # fmt: skip
-    fitted = fit(made, tmp_path / "run")
-    manifest = publish(made, fitted, tmp_path / "out")
+    manifest = publish(made, fit(made, tmp_path / "run"), tmp_path / "out")
     assert {"map50", "map50_95", "ap50_square", "count_error_square"} <= manifest.metrics.keys()
     assert manifest.data["names"] == "square"
     assert read_weights(tmp_path / "out" / f"{made.weights}.safetensors").manifest.recipe["side"] == 64
@@ -174,17 +179,92 @@ def test_warnings_are_learnt_anew_without_touching_the_network(patnet, tmp_path)
         recalibrate(file, colours(tmp_path / "more", 11))
 
 
-def test_a_start_of_which_no_layer_fits_is_refused(teacher):
+def test_a_start_without_a_fitting_layer_and_one_class_alone_are_refused(teacher, tmp_path):
     made = PATNetRecipe(data=teacher.data, side=64, start=str(teacher.file))
     made.gather()
     with pytest.raises(InvalidOption, match="No layer of efficientnet-lite0 has the name and shape of one of patnet"):
         made.network()
-
-
-def test_one_class_is_refused(tmp_path):
     folder = colours(tmp_path / "data", 4)
     for path in (folder / "red").iterdir():
         path.unlink()
     (folder / "red").rmdir()
     with pytest.raises(InvalidOption, match="1 classes"):
         PATNetRecipe(data=folder).prepare(tmp_path)
+
+
+TINY = Yolo9trDemo(
+    schedule=Schedule(steps=2, batch=2, rate=1e-3, validate_every=2), width=0.0625, side=96, train=4, valid=2, test=2
+)
+
+
+def test_targets_stay_on_their_objects_when_a_picture_is_flipped(tmp_path):
+    TINY.prepare(tmp_path)
+    for step in range(12):
+        batch = next(iter(TINY.batches(step, np.random.default_rng(step))))
+        image, targets = batch["image"].mean(dim=1), batch["targets"]
+        for index, kind, x, y, w, h in targets.tolist():
+            if NAMES[int(kind)] == "D40":  # the middle of a hole is dark
+                around = image[int(index)]
+                assert around[int(y * 96), int(x * 96)] < around.mean() * 0.85
+            assert 0 < w <= 1
+            assert 0 < h <= 1
+
+
+def test_a_fit_publishes_the_main_branch_alone(tmp_path):
+    fitted = fit(TINY, tmp_path / "fit")
+    manifest = publish(TINY, fitted, tmp_path / "out")
+    weights = read_weights(tmp_path / "out" / "yolo9tr-synthetic.safetensors")
+    assert manifest.network.config["branch"] == "main"
+    assert {"map50", "map50_95"} <= manifest.metrics.keys()
+    served = network(manifest.network.name, **manifest.network.config)
+    served.load_state_dict({key: torch.from_numpy(array) for key, array in weights.arrays.items()})
+    assert isinstance(served, Yolo9tr)
+    x = torch.rand(1, 3, 64, 64)
+    whole = fitted.network.eval()
+    with torch.no_grad():
+        assert torch.allclose(served.eval()(x)[0][0], whole(x)[0][0], atol=1e-5)
+
+
+def test_the_optimiser_lets_only_kernels_decay():
+    groups = TINY.optimizer(TINY.network()).param_groups
+    assert (groups[0]["weight_decay"], groups[1]["weight_decay"]) == (TINY.schedule.decay, 0)
+    assert all(p.ndim > 1 for p in groups[0]["params"])
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    recipe = HieraEdgeNetDemo(train=6, valid=2, test=2, side=96)
+    recipe.prepare(tmp_path_factory.mktemp("slides"))
+    return recipe
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_turned_box_stays_around_its_grain(turns, flip):
+    image = np.zeros((40, 40, 3), np.uint8)
+    image[4:10, 12:30] = 255  # x 12..30, y 4..10
+    rows = np.array([[2, 21 / 40, 7 / 40, 18 / 40, 6 / 40]], np.float32)
+    made, boxes = rotate_slides(image, rows, turns, flip=flip)
+    ys, xs = np.nonzero(made[..., 0])
+    kind, x, y, w, h = boxes[0]
+    assert kind == 2
+    np.testing.assert_allclose(
+        [x * 40, y * 40, w * 40, h * 40],
+        [(xs.min() + xs.max() + 1) / 2, (ys.min() + ys.max() + 1) / 2, np.ptp(xs) + 1, np.ptp(ys) + 1],
+        atol=1e-4,
+    )
+    assert rows[0, 1] == np.float32(21 / 40)  # the caller's rows are its own
+
+
+def test_the_true_boxes_score_one_and_count_right(small, monkeypatch):
+    def perfect(_net, images):
+        made = torch.zeros(len(images), 4 + len(KINDS), 10)
+        for index in range(len(images)):
+            for place, (kind, x1, y1, x2, y2) in enumerate(small.slides("test").of(index).tolist()):
+                made[index, :4, place] = torch.tensor([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
+                made[index, 4 + int(kind), place] = 0.9
+        return made
+
+    monkeypatch.setattr("fovea_recipes.detection.hieraedgenet.recipe.predict_slides", perfect)
+    found = small.measure(torch.nn.Identity())
+    assert (found["map_50"], found["count_error"]) == (pytest.approx(1, abs=0.01), 0)

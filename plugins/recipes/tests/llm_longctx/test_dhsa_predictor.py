@@ -48,11 +48,8 @@ def test_a_gap_is_judged_by_the_eight_tokens_around_it_and_ends_never_win():
     assert not torch.allclose(predictor(near)[20], logits[20])
 
 
-def test_labels_are_ratios_of_two_and_more():
+def test_labels_are_ratios_of_two_and_more_and_the_loss_is_the_focal_one():
     assert targets(torch.tensor([0.0, 1.9, 2.0, 7.0])).tolist() == [0, 0, 1, 1]
-
-
-def test_the_loss_is_the_focal_one():
     logits, labels = torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.0])
     p = torch.sigmoid(logits)
     by_hand = (1.3 * (1 - p[0]) ** 2 * -p[0].log() + p[1] ** 2 * -(1 - p[1]).log()) / 2

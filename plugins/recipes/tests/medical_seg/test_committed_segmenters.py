@@ -35,7 +35,7 @@ def test_a_frame_without_contrast_is_answered_with_a_warning(served, shade):
     assert real.warnings == []
 
 
-def test_served_masks_of_fresh_frames_are_as_good_as_the_manifest_says(served):
+def test_served_masks_of_fresh_frames_are_as_good_as_told_and_the_example_is_found(served):
     drawn = draw_split("test", 30, seed=77)
     answers = served.predict(
         [SegmentIn(image=encode(image), include=("mask",)) for image in drawn.images], CallContext()
@@ -44,9 +44,6 @@ def test_served_masks_of_fresh_frames_are_as_good_as_the_manifest_says(served):
     measured = read_weights(PraNetV2Segmenter.folder / "pranet-v2.safetensors").manifest.metrics["dice_at_half"]
     assert mean_dice_at_half(masks.astype(np.float32), drawn.masks) == pytest.approx(measured, abs=0.02)
     assert [answer.empty for answer in answers][9::10] == [True, True, True]
-
-
-def test_the_polyp_of_the_example_is_found(served):
     request = served.example()
     assert len(request.image) <= 15_000
     (answer,) = served.predict([request], CallContext())
@@ -56,7 +53,7 @@ def test_the_polyp_of_the_example_is_found(served):
 
 
 @real
-def test_the_polyp_of_the_sample_is_marked_without_a_warning(served):
+def test_the_polyp_of_the_sample_is_marked_and_only_what_is_no_frame_warned_of(served):
     (answer,) = served.predict([served.example()], CallContext())
     assert (answer.warnings, answer.component_count) == ([], 1)
     (x, y), area = answer.components[0].centre, answer.components[0].area
@@ -64,10 +61,6 @@ def test_the_polyp_of_the_sample_is_marked_without_a_warning(served):
     assert abs(y - 178) < 15
     assert 2_000 < area < 12_000
     assert served.card.variant == "efficientnet-lite0"
-
-
-@real
-def test_what_is_no_frame_is_answered_with_a_warning(served):
     rng, rows = np.random.default_rng(0), np.mgrid[:240, :320][0]
     wall = np.repeat((140 + rows[..., None] / 8).astype(np.uint8), 3, axis=-1)
     others = [wall, rng.integers(0, 256, (240, 320, 3), np.uint8)]

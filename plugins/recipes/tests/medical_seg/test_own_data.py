@@ -1,4 +1,4 @@
-"""docs/09-your-own-data.md, done: from a folder of frames and masks to an answer over HTTP, by the command it names."""
+"""docs/09-your-own-data.md, done: from frames and masks to an answer over HTTP; and the light PraNet that it trains."""
 
 import io
 import re
@@ -6,20 +6,82 @@ import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
 from fovea.cli.option_groups import CommandApp
+from fovea.errors import InvalidOption
+from fovea_recipes.medical_seg.pranet_lite import PraNetLiteRecipe
 from fovea_recipes.training.cli import configure_recipe, train
 from fovea_recipes.training.progress_report import ProgressReport, format_time
-from fovea_recipes.training.recipe import recipe_named, recipes
-from fovea_recipes.training.trainer import FitProgress
-from plugins.recipes.tests.medical_seg.test_pranet_lite import frames
+from fovea_recipes.training.publish import publish
+from fovea_recipes.training.recipe import MultiScale, Schedule, recipe_named, recipes
+from fovea_recipes.training.trainer import FitProgress, fit
+from shared.registry import network
 from shared.serving.build_app import build
 from shared.serving.tests.ready_client import ready_client
 from shared.settings import Settings, settings
 from tests.harness.waiting import wait_until
+
+
+def frames(folder: Path, count: int) -> Path:
+    """Brown pictures with one bright disc each, and its mask; every fourth has none."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:96, :96]
+    for index in range(count):
+        y, x = rng.uniform(30, 66, 2)
+        mask = ((rows - y) ** 2 + (columns - x) ** 2 < 15**2) & bool(index % 4)
+        pixels = np.where(mask[..., None], (230, 160, 140), (120, 60, 50)) + rng.normal(0, 8, (96, 96, 3))
+        for kind, array in (("images", np.clip(pixels, 0, 255).astype(np.uint8)), ("masks", mask)):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(folder / kind / f"{index:02}.png")
+    return folder
+
+
+def recipe(folder: Path, steps: int = 2) -> PraNetLiteRecipe:
+    return PraNetLiteRecipe(
+        data=folder, choose=4, scale=MultiScale(side=96, rates=(1.0,)),
+        schedule=Schedule(steps=steps, batch=4, rate=1e-3, validate_every=steps),
+    )  # fmt: skip
+
+
+def test_the_layout_is_pranets_behind_another_backbone():
+    net = network("pranet-lite").eval()
+    assert sum(p.numel() for p in net.parameters()) == 4_348_311
+    with torch.no_grad():
+        maps = net(torch.zeros(2, 3, 64, 96))
+    assert [tuple(each.shape) for each in maps] == [(2, 1, 64, 96)] * 4
+    network("pranet-lite", reverse=False).load_state_dict(net.state_dict())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    home = tmp_path_factory.mktemp("trained")
+    made = recipe(frames(home / "data", 20))
+    return made, publish(made, fit(made, home / "run"), home / "out"), home / "out" / "pranet.safetensors"
+
+
+@pytest.mark.release
+def test_it_learns_to_mark_discs(tmp_path):
+    made = recipe(frames(tmp_path / "data", 24), steps=60)
+    assert made.measure(fit(made, tmp_path / "run").network)["dice_at_half"] > 0.8
+
+
+def test_samples_without_a_polyp_come_from_frames_with_one_and_too_few_are_refused(tmp_path):
+    made = recipe(frames(tmp_path / "data", 20)).model_copy(update={"empty": 0.9})
+    made.prepare(tmp_path)
+    shares = [
+        (next(made.batches(step, np.random.default_rng(step)))["mask"].amax(dim=(1, 2, 3)) < 0.5).float().mean()
+        for step in range(6)
+    ]
+    assert np.mean(shares) > 0.6
+    with pytest.raises(InvalidOption, match="2 pictures with masks"):
+        recipe(frames(tmp_path / "few", 2)).prepare(tmp_path)
+
 
 DOC = Path(__file__).parents[4] / "docs" / "09-your-own-data.md"
 cli = CommandApp()
@@ -49,7 +111,7 @@ def test_every_command_and_knob_of_the_page_is_one_of_a_recipe():
         assert any(name in each for each in groups) or knob.startswith("OMP_"), knob
 
 
-def test_a_long_training_says_every_so_often_what_it_does():
+def test_a_long_training_says_every_so_often_what_it_does_in_times_of_people():
     text = io.StringIO()
     with ProgressReport(Console(file=text, width=200), interval_s=0.05) as report:
         report.begin("Reading the data")
@@ -59,9 +121,6 @@ def test_a_long_training_says_every_so_often_what_it_does():
             report.step(recipe, FitProgress(step=step, loss=0.5))
         wait_until(lambda: "teacher: step 2 of 1,000, loss 0.500, about " in text.getvalue())
     assert "Training teacher, 1,000 steps …" in text.getvalue()
-
-
-def test_times_are_told_as_people_do():
     assert [format_time(seconds) for seconds in (4.4, 59.6, 185)] == ["4 s", "1 min 0 s", "3 min 5 s"]
 
 
@@ -98,6 +157,5 @@ def test_a_folder_becomes_a_served_model(home):
 def test_a_run_that_was_stopped_leaves_nothing_to_serve(home):
     args = [*command(), "--set", "schedule.rate=1e30", *(part for knob in SHORT[:-1] for part in ("--set", knob))]
     args += ["--set", "schedule.warm_up=0", "--set", "schedule.steps=6", "--set", "scale.side=64"]
-    ran = CliRunner().invoke(cli, args)
-    assert ran.exit_code != 0
+    assert CliRunner().invoke(cli, args).exit_code != 0
     assert not list((home / "fovea").rglob("my-discs.safetensors"))

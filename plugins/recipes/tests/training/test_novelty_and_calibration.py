@@ -1,9 +1,13 @@
-"""Unknown kinds are farther than known ones, and calibrated scores are right as often as they say."""
+"""Unknown kinds are farther than known ones; calibrated scores are right as often as they say; intervals cover."""
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from fovea_recipes.training.novelty import drop_boundary, fit_boundaries, fit_gaussian
+from fovea_recipes.training.calibrate import fit_novelty_detector, reliability_facts, sample_pictures
+from fovea_recipes.training.data.ood_images import make_ood_image, scramble
+from fovea_recipes.training.intervals import bootstrap, bootstraps, mean_interval
+from fovea_recipes.training.novelty import auroc, cross_distances, drop_boundary, fit_boundaries, fit_gaussian
 from fovea_recipes.training.score_calibration import fit_platt, fit_temperature, reliability
 from shared.vision.calibration import Platt
 from shared.vision.novelty import InDistributionModel
@@ -15,15 +19,7 @@ def kind(rng: np.random.Generator, count: int, offset: float = 0.0) -> np.ndarra
     return (noise + offset * np.random.default_rng(2).normal(size=40)).astype(np.float32)
 
 
-def test_known_features_are_near_and_others_far():
-    rng = np.random.default_rng(0)
-    fitted = fit_gaussian(kind(rng, 300), axes=8)
-    known, unknown = fitted.distance(kind(rng, 200)), fitted.distance(kind(rng, 200, offset=2.0))
-    assert 0.4 < np.median(known) < 1.4
-    assert (unknown[:, None] > known).mean() > 0.99
-
-
-def test_distance_is_that_of_a_full_gaussian_where_all_axes_are_kept():
+def test_distance_is_that_of_a_full_gaussian_and_survives_half_precision():
     rng = np.random.default_rng(3)
     x = (rng.normal(size=(5000, 5)) * [1, 2, 3, 1, 2]).astype(np.float32)
     fitted = fit_gaussian(x, axes=4)
@@ -31,9 +27,6 @@ def test_distance_is_that_of_a_full_gaussian_where_all_axes_are_kept():
     apart = y - x.mean(axis=0)
     exact = np.sqrt(np.einsum("ni,ij,nj->n", apart, np.linalg.inv(np.cov(x.T)), apart) / 5)
     assert np.allclose(fitted.distance(y), exact, rtol=0.02)
-
-
-def test_it_survives_a_weights_file_in_half_precision():
     rng = np.random.default_rng(0)
     fitted = fit_gaussian(kind(rng, 100))
     again = InDistributionModel.read({name: array.astype(np.float16) for name, array in fitted.arrays().items()})
@@ -50,8 +43,7 @@ def test_a_kind_that_was_learnt_is_far_where_the_gaussian_finds_it_near():
     other, fitted = (rng.normal(size=(120, 30)) + moved).astype(np.float32), fit_gaussian(known)
     planes = fit_boundaries(known, groups, [other[::2]], reach=1.5, inside=0.99)
     both = fitted.beside(planes)
-    new = rng.normal(size=(400, 30)).astype(np.float32)
-    assert (both.distance(new) > 1.5).mean() < 0.04
+    assert (both.distance(rng.normal(size=(400, 30)).astype(np.float32)) > 1.5).mean() < 0.04
     assert (fitted.distance(other[1::2]) > 1.5).mean() < 0.2
     assert (both.distance(other[1::2]) > 1.5).mean() > 0.6
     again = InDistributionModel.read(both.arrays())
@@ -81,10 +73,91 @@ def test_platt_makes_scores_reliable_and_keeps_their_order():
     assert (np.argsort(fitted(shy)) == np.argsort(shy)).all()
 
 
-def test_hits_that_are_all_alike_change_nothing():
+def test_reliability_of_a_small_case_and_of_hits_that_are_all_alike():
     assert fit_platt([0.2, 0.9], [1, 1]) == Platt()
-
-
-def test_reliability_of_a_small_case():
     found = reliability([0.05, 0.05, 0.95, 0.95], [0, 0, 1, 0])
     assert (found.counts, found.error) == ((2, 2), pytest.approx((0.05 + 0.45) / 2))
+
+
+def test_new_pictures_of_the_kind_pass_and_others_are_warned_of():
+    rng = np.random.default_rng(0)
+    found = fit_novelty_detector(
+        kind(rng, 200), np.arange(200) // 2, kind(rng, 100), {"walls": kind(rng, 50, offset=2.0)}
+    )
+    assert found.metrics["false_warnings"] <= 0.06
+    assert found.metrics["auroc_walls"] > 0.99
+    assert found.metrics["warned_walls"] > 0.9
+    again = InDistributionModel.read(found.arrays)
+    assert again is not None
+    assert (again.distance(kind(rng, 100)) > found.constants["novelty"]).mean() < 0.06
+
+
+def test_half_of_a_foreign_kind_is_learnt_and_the_other_half_measured_beside_what_is_found_unlearnt():
+    rng = np.random.default_rng(0)
+    known, held = (rng.normal(size=(count, 30)).astype(np.float32) for count in (400, 200))
+    walls = {"walls": (rng.normal(size=(120, 30)) + 1.2 * (np.arange(30) < 6)).astype(np.float32)}
+    unlearnt = fit_novelty_detector(known, np.arange(400) // 2, held, walls).metrics
+    learnt = fit_novelty_detector(known, np.arange(400) // 2, held, {}, walls).metrics
+    assert learnt["auroc_walls"] > unlearnt["auroc_walls"] + 0.05
+    assert learnt["warned_walls"] > unlearnt["warned_walls"] + 0.3
+    assert abs(learnt["auroc_unlearnt_walls"] - unlearnt["auroc_walls"]) < 0.01
+    assert learnt["false_warnings"] <= 0.06
+
+
+def test_pictures_of_no_kind_are_drawn_and_mixed():
+    rng = np.random.default_rng(0)
+    drawn = [make_ood_image(rng) for _ in range(30)]
+    assert {each.shape for each in drawn} == {(192, 256, 3)}
+    assert np.std([each.mean() for each in drawn]) > 20
+    stripes = np.repeat(np.repeat(np.arange(0, 240, 4, dtype=np.uint8)[None, :, None], 50, 0), 3, 2)
+    mixed = [scramble(stripes, rng) for _ in range(20)]
+    assert all(each.shape[2] == 3 and each.dtype == np.uint8 for each in mixed)
+    assert len({each.shape for each in mixed}) > 1
+
+
+def test_a_distance_across_folds_is_larger_and_auroc_is_the_chance_that_the_other_is_farther():
+    few = kind(np.random.default_rng(0), 30)
+    assert np.median(cross_distances(few, np.arange(30))) > np.median(fit_gaussian(few).distance(few))
+    assert len(cross_distances(few[:2], np.zeros(2, np.int64))) == 2
+    assert auroc([1, 2, 3], [4, 5]) == 1
+    assert auroc([1, 2], [1, 2]) == 0.5
+    assert auroc([3], [1, 2]) == 0
+
+
+def test_reliability_compares_before_and_after():
+    rng = np.random.default_rng(0)
+    true = rng.random(4000)
+    found = reliability_facts(true**3, true, rng.random(4000) < true)
+    assert found.metrics["calibration_error"] < 0.03
+    assert found.metrics["calibration_error_raw"] > 0.15
+    assert sum(found.notes["reliability"]["counts"]) == 4000
+
+
+def test_masks_alone_or_beside_their_photographs_are_no_pictures_of_another_kind(tmp_path):
+    for place in ("images", "masks"):
+        (tmp_path / place).mkdir()
+        for index in range(4):
+            Image.new("RGB", (8, 8)).save(tmp_path / place / f"{index}.png")
+    found = sample_pictures(tmp_path, 3)
+    assert len(found) == 3
+    assert {path.parent.name for path in found} == {"images"}
+    (beside := tmp_path / "beside").mkdir()
+    for index in range(4):
+        Image.new("RGB", (8, 8)).save(beside / f"{index}.jpg")
+        Image.new("P", (8, 8)).save(beside / f"{index}.png")
+    Image.new("RGB", (8, 8)).save(beside / "alone.png")
+    found = sample_pictures(beside, 99)
+    assert [path.name for path in found] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "alone.png"]
+
+
+def test_intervals_cover_the_truth_of_any_statistic_and_several_share_their_draws():
+    rng = np.random.default_rng(0)
+    held = [mean_interval(rng.normal(size=60), rounds=300, seed=seed) for seed in range(100)]
+    assert 0.86 < np.mean([low <= 0 <= high for low, high in held]) <= 1.0
+    x = np.arange(100.0)
+    low, high = bootstrap(100, lambda indices: float(np.median(x[indices])), rounds=400)
+    assert 30 < low < 49.5 < high < 70
+    values = np.random.default_rng(0).normal(0, 1, 50)
+    both = bootstraps(50, lambda some: {"mean": float(values[some].mean()), "most": float(values[some].max())})
+    assert both["mean"] == mean_interval(values)
+    assert both["most"][1] == values.max()

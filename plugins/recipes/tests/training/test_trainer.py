@@ -1,13 +1,16 @@
-"""The fit loop: the same from a seed, the same after an interruption, and honest about what it keeps."""
+"""The trainer and its checkpoints."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from fovea.errors import Cancelled, Conflict, InvalidOption
+from fovea_recipes.training import checkpoint
+from fovea_recipes.training.checkpoint import flatten_optimizer, read_checkpoint, restore_optimizer, write_checkpoint
 from fovea_recipes.training.recipe import MultiScale, Recipe, Schedule
 from fovea_recipes.training.trainer import FitProgress, fit
 from shared.registry import CallContext
@@ -30,13 +33,10 @@ def test_a_fit_learns_what_its_recipe_asks_for(line, tmp_path):
     assert not fitted.network.training
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(line, tmp_path):
+def test_a_seed_repeats_its_weights_and_the_global_random_state_is_left_alone(line, tmp_path):
     one, two, three = (fit(line(seed=seed), tmp_path / str(i)) for i, seed in enumerate((1, 1, 2)))
     assert_same(weights(one), weights(two))
     assert not torch.equal(weights(one)["layer.weight"], weights(three)["layer.weight"])
-
-
-def test_the_global_random_state_is_neither_used_nor_changed(line, tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -61,14 +61,10 @@ def test_an_interrupted_fit_ends_where_an_uninterrupted_one_does(line, tmp_path)
     assert resumed.progress.scores == whole.progress.scores
 
 
-def test_a_job_hears_how_far_its_fit_is(line, tmp_path):
+def test_a_job_hears_how_far_its_fit_is_and_a_finished_one_is_not_trained_again(line, tmp_path):
     told: list[float] = []
-    fit(line(), tmp_path, run=CallContext(report=lambda fraction, _note: told.append(fraction)))
+    first = fit(line(), tmp_path, run=CallContext(report=lambda fraction, _note: told.append(fraction)))
     assert told == pytest.approx([(step + 1) / 60 for step in range(60)])
-
-
-def test_a_finished_fit_is_not_trained_again(line, tmp_path):
-    first = fit(line(), tmp_path)
     again = fit(line(), tmp_path, on_step=lambda *_: pytest.fail("no step was left"))
     assert_same(weights(first), weights(again))
 
@@ -138,8 +134,7 @@ def test_gradients_are_clamped_element_by_element(line, tmp_path):
 
 
 def test_averaged_weights_are_smoother_than_the_last_ones(line, tmp_path):
-    noisy = Schedule(steps=40, batch=2, rate=0.5, floor=0.5, ema=0.9, validate_every=40)
-    fit(line(schedule=noisy), tmp_path)
+    fit(line(schedule=Schedule(steps=40, batch=2, rate=0.5, floor=0.5, ema=0.9, validate_every=40)), tmp_path)
     with safe_open(tmp_path / "last.safetensors", framework="pt") as last:
         live, average = (last.get_tensor(f"{part}/layer.weight") for part in ("live", "average"))
         counted = last.get_tensor("average/norm.num_batches_tracked")
@@ -152,25 +147,18 @@ def test_a_loss_that_is_not_finite_stops_the_fit_and_names_the_step(line, tmp_pa
         fit(line(poison=7), tmp_path)
 
 
-def test_the_rate_follows_half_a_cosine_after_its_warm_up():
+def test_the_rate_follows_half_a_cosine_and_scales_are_multiples_of_32():
     schedule = Schedule(steps=100, batch=1, rate=1.0, floor=0.1, warm_up=10)
     rates = [schedule.rate_at(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(rates[9], abs=0.02)
     assert (rates[50], rates[10:]) == (pytest.approx(0.55), sorted(rates[10:], reverse=True))
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)
-
-
-def test_scales_are_multiples_of_32_as_in_the_published_training():
-    each = MultiScale(side=352, mode="each")
-    assert list(each.sides(np.random.default_rng(0))) == [256, 352, 448]
+    assert list(MultiScale(side=352, mode="each").sides(np.random.default_rng(0))) == [256, 352, 448]
     drawn = MultiScale(side=160)
     rng = np.random.default_rng(0)
     assert {side for _ in range(40) for side in drawn.sides(rng)} == {128, 160, 192}
     assert len(drawn.sides(rng)) == 1
-
-
-def test_resizing_aligns_corners_and_leaves_the_right_size_alone():
     x = torch.arange(4.0).view(1, 1, 2, 2)
     assert MultiScale.resize(x, 2) is x
     bigger = MultiScale.resize(x, 3)
@@ -185,3 +173,75 @@ def test_a_score_that_is_no_number_still_leaves_weights(line, tmp_path):
     fitted = fit(Unscored(), tmp_path)
     assert fitted.progress.best_step == 20
     assert weights(fitted)
+
+
+TENSORS = {"a/weight": torch.arange(6.0).view(2, 3), "a/count": torch.tensor(3), "b/weight": torch.zeros(0)}
+
+
+def trained(seed: int = 0, steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    net = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
+    for step in range(steps):
+        stepped(net, optimizer, step)
+    return net, optimizer
+
+
+def stepped(net: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+    optimizer.zero_grad()
+    net(x).square().mean().backward()
+    optimizer.step()
+
+
+def test_tensors_in_any_memory_order_and_state_come_back_as_they_were(tmp_path):
+    state = {"step": 7, "best": 0.25, "scores": [[1, 0.5]], "knobs": {"name": "ü"}}
+    write_checkpoint(tmp_path / "new" / "last.safetensors", TENSORS, state)
+    tensors, found = read_checkpoint(tmp_path / "new" / "last.safetensors")
+    assert found == state
+    assert tensors.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert torch.equal(tensors[name], tensor)
+        assert tensors[name].dtype == tensor.dtype
+    x = torch.arange(24.0).view(1, 2, 3, 4).to(memory_format=torch.channels_last)
+    write_checkpoint(tmp_path / "a.safetensors", {"x": x}, {})
+    assert torch.equal(read_checkpoint(tmp_path / "a.safetensors")[0]["x"], x)
+
+
+def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.safetensors"
+    write_checkpoint(path, TENSORS, {"step": 1})
+
+    def crash(tensors, draft, metadata):
+        draft.write_bytes(b"half a file")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint, "save_file", crash)
+    with pytest.raises(OSError, match="disk full"):
+        write_checkpoint(path, TENSORS, {"step": 2})
+    assert read_checkpoint(path)[1] == {"step": 1}
+
+
+def test_a_checkpoint_is_no_pickle(tmp_path):
+    write_checkpoint(tmp_path / "last.safetensors", TENSORS, {})
+    raw = (tmp_path / "last.safetensors").read_bytes()
+    assert raw[8:9] == b"{"  # the header of safetensors, after its length
+    (tmp_path / "pickle.safetensors").write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(SafetensorError):
+        read_checkpoint(tmp_path / "pickle.safetensors")
+
+
+def test_a_restored_optimiser_goes_on_as_the_original_at_the_schedules_rates():
+    net, optimizer = trained()
+    twin = nn.Linear(3, 2)
+    twin.load_state_dict(net.state_dict())
+    restored = torch.optim.AdamW(twin.parameters(), lr=0.1)
+    restore_optimizer(restored, {name: tensor.clone() for name, tensor in flatten_optimizer(optimizer).items()})
+    for step in range(3, 6):
+        stepped(net, optimizer, step)
+        stepped(twin, restored, step)
+    assert torch.equal(net.weight, twin.weight)
+    _, optimizer = trained()
+    other = torch.optim.AdamW(nn.Linear(3, 2).parameters(), lr=0.7)
+    restore_optimizer(other, flatten_optimizer(optimizer))
+    assert other.param_groups[0]["lr"] == 0.7

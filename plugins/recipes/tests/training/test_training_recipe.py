@@ -1,21 +1,28 @@
-"""Recipes are found by scan, their knobs set by name, their results described; the verbs say it in words."""
+"""A recipe from training to files: its initial weights and its export."""
 
 import json
+import warnings
+from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from fovea.cli.option_groups import CommandApp
-from fovea.errors import InvalidOption, NotFound
+from fovea.errors import Fault, InvalidOption, Malformed, NotFound
+from fovea_recipes.training import checkpoint_import, recipe
 from fovea_recipes.training import cli as training_cli
-from fovea_recipes.training import recipe
 from fovea_recipes.training.cli import configure_recipe
-from fovea_recipes.training.publish import publish
+from fovea_recipes.training.initializers import read_initializers
+from fovea_recipes.training.publish import _round, arrays_of, publish
 from fovea_recipes.training.recipe import recipe_named, recipes
 from fovea_recipes.training.trainer import fit
-from shared.registry.weights import read_weights
+from shared.export.onnx_export import export_onnx
+from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
 from shared.settings import Settings
 
 
@@ -29,16 +36,13 @@ def cli(monkeypatch, line, tmp_path):
     return lambda *args: CliRunner().invoke(app, [str(arg) for arg in args])
 
 
-def test_recipes_of_every_service_are_found_by_scan():
+def test_recipes_of_every_service_are_found_and_an_unknown_one_lists_them():
     found = recipes()
     assert list(found) == sorted(found)
     for name, kind in found.items():
         assert kind.name == name
         assert kind.weights
         assert (kind.__doc__ or "").strip()
-
-
-def test_an_unknown_recipe_lists_the_known_ones():
     with pytest.raises(NotFound, match="pranet-demo"):
         recipe_named("soup")
 
@@ -86,14 +90,11 @@ def test_a_manifest_says_how_to_make_the_weights_again(line, tmp_path):
     assert (told["notes"]["steps"], told["notes"]["ablation"], told["parameters"]) == (60, {"error": 2.0}, 4)
 
 
-def test_train_without_a_name_lists_recipes(cli):
+def test_train_without_a_name_lists_recipes_and_with_one_writes_weights(cli, tmp_path):
     result = cli("train")
     assert result.exit_code == 0
     assert "line" in result.output
     assert "Fits y = 3x - 1." in result.output
-
-
-def test_train_writes_weights_and_says_what_they_reach(cli, tmp_path):
     result = cli("train", "line", "--out", tmp_path / "out", "--set", "schedule.steps=40", "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert "error" in result.output
@@ -107,3 +108,164 @@ def test_verbs_load_no_torch_until_they_run():
 
     code = "import sys, fovea_recipes.training.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_network_is_rounded_to_exactly_what_is_stored(tmp_path, dtype):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 1))
+    before = arrays_of(network)["0.weight"].copy()
+    _round(network, dtype)
+    write_weights(
+        tmp_path,
+        arrays_of(network),
+        Manifest(name="net", origin="trained", network=NetworkSpec(name="net"), dtype=dtype),
+    )
+    stored = read_weights(tmp_path / "net.safetensors").arrays
+    assert not np.array_equal(stored["0.weight"], before)
+    for key, array in arrays_of(network).items():
+        np.testing.assert_array_equal(array, stored[key], err_msg=key)
+
+
+class Block(nn.Module):
+    """Layers that exporters rename: linear ones on tokens, with and without bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.proj = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(24, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.proj(self.qkv(self.norm(x)))
+
+
+class Net(nn.Module):
+    """A stem with a batch norm, blocks in lists of lists and in a sequence, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        self.layers = nn.ModuleList([nn.ModuleList([Block(), Block()]), nn.ModuleList([Block()])])
+        self.tower, self.head = nn.Sequential(Block(), Block()), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        for blocks in self.layers:
+            for block in blocks:
+                x = block(x)
+        return self.head(self.tower(x).mean(1))
+
+
+def exported(net: nn.Module, file: Path, *, folded: bool) -> Path:
+    mode = torch.onnx.TrainingMode.EVAL if folded else torch.onnx.TrainingMode.PRESERVE
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch speaks of its other exporter
+        torch.onnx.export(
+            net.eval(), (torch.rand(1, 3, 8, 8),), str(file), dynamo=False, training=mode, do_constant_folding=folded
+        )
+    return file
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    made = Net()
+    made.stem[1].running_mean.normal_()
+    return made
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_every_tensor_comes_back_under_its_own_name(tmp_path, net, alike):
+    if not alike:
+        for parameter in net.parameters():
+            parameter.data.normal_()  # until then norms are all ones, which exporters store once
+    state = {key: value for key, value in net.state_dict().items() if value.ndim}
+    found = read_initializers(exported(net, tmp_path / "net.onnx", folded=False))
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], state[key]) for key in state)
+
+
+def test_a_folded_graph_is_refused_with_the_way_to_export_it(tmp_path, net, monkeypatch):
+    monkeypatch.setattr(checkpoint_import, "network", lambda _name: Net())
+    monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({},))
+    file = exported(net, tmp_path / "net.onnx", folded=True)
+    with pytest.raises(InvalidOption, match=r"stem\.0\.weight") as caught:
+        checkpoint_import.import_weights("toy", file, tmp_path / "weights")
+    assert "TrainingMode.PRESERVE" in str(caught.value.hint)
+    imported = checkpoint_import.import_weights("toy", exported(net, file, folded=False), tmp_path / "weights")
+    assert imported.missing == ["stem.1.num_batches_tracked"]
+
+
+def test_tensors_in_other_files_are_not_fetched(tmp_path, net):
+    file = exported(net, tmp_path / "net.onnx", folded=False)
+    onnx.save(onnx.load(file), file, save_as_external_data=True, location="beside", size_threshold=0)
+    with pytest.raises(Malformed, match="other files"):
+        read_initializers(file)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"\x08\x07\x12"])
+def test_what_is_no_graph_is_malformed(tmp_path, content):
+    (tmp_path / "a.onnx").write_bytes(content)
+    with pytest.raises(Malformed):
+        checkpoint_import.read_checkpoint_file(tmp_path / "a.onnx", 10**6)
+
+
+class Double(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 3, padding=1)
+
+    def forward(self, x):
+        found = self.conv(x)
+        return found, 2 * found
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(1))
+
+
+def test_named_axes_take_any_length_and_the_parity_is_stated(tmp_path, x):
+    net, path = Double(), tmp_path / "deep" / "net.onnx"
+    axes = {name: {0: "n", 2: "h", 3: "w"} for name in ("image", "one", "two")}
+    parity = export_onnx(
+        net, path, {"image": x}, ["one", "two"], dynamic=axes, probes=[{"image": torch.randn(1, 3, 5, 4)}]
+    )
+    assert parity.max_difference < 1e-5 < parity.max_value
+    assert parity.shapes == (((2, 3, 8, 12),), ((1, 3, 5, 4),))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    one, two = session.run(None, {"image": torch.randn(3, 3, 16, 6).numpy()})
+    assert one.shape == two.shape == (3, 2, 16, 6)
+
+
+def test_a_graph_that_computes_something_else_is_never_put_in_place(tmp_path, x):
+    class Moody(nn.Module):
+        """A tracer freezes what this network decides anew each time."""
+
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return x * self.calls
+
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"the graph of before")
+    with pytest.raises(Fault, match="differs"):
+        export_onnx(Moody(), path, {"image": x}, ["y"])
+    assert path.read_bytes() == b"the graph of before"
+    assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_the_network_is_exported_as_it_predicts_not_as_it_trains(tmp_path, x):
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5)).train()
+    assert export_onnx(net, tmp_path / "net.onnx", {"image": x}, ["y"]).max_difference < 1e-5
+
+
+def test_networks_exported_side_by_side_do_not_disturb_each_other(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    def one(index):
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+        return export_onnx(net, tmp_path / f"{index}.onnx", {"x": torch.rand(1, 3, 16, 16)}, ["y"])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(parity.max_difference < 1e-4 for parity in pool.map(one, range(12)))

@@ -1,11 +1,15 @@
-"""The data generator: each formula of the spec, sources that never cross a split, pairs that a seed repeats."""
+"""Data, losses and scores of restoration."""
 
 import numpy as np
 import pytest
+import torch
 
 from fovea.errors import NotReady
+from fovea_recipes.vision_restoration import losses
 from fovea_recipes.vision_restoration import photographs as albums
-from fovea_recipes.vision_restoration.pairs import sources
+from fovea_recipes.vision_restoration.evaluation import restore_pairs, score_pairs, tensor
+from fovea_recipes.vision_restoration.identity_init import start_at_identity
+from fovea_recipes.vision_restoration.pairs import ReflectionPairs, sources
 from fovea_recipes.vision_restoration.photographs import PHOTOGRAPHS, photographs
 from fovea_recipes.vision_restoration.synthesis import (
     blend_by_screen,
@@ -14,6 +18,8 @@ from fovea_recipes.vision_restoration.synthesis import (
     blend_varied,
     blur,
 )
+from plugins.recipes.tests.golden_files import read
+from shared.registry import network
 
 
 def flat(value: float, side: int = 24) -> np.ndarray:
@@ -24,15 +30,16 @@ def noise(seed: int, side: int = 24) -> np.ndarray:
     return np.random.default_rng(seed).random((side, side, 3)).astype(np.float32)
 
 
-def test_formula_a_is_the_sum_where_there_is_room():
+def test_formulas_add_where_there_is_room_hide_on_white_and_add_in_linear_light():
     mixture, scene_alone = blend_by_sum(flat(0.3), flat(0.4))
     assert np.allclose(mixture, 0.7)
     assert np.array_equal(scene_alone, flat(0.3))
-
-
-def test_the_screen_hides_reflections_on_white():
     assert np.allclose(blend_by_screen(flat(1), noise(1))[0], 1)
     assert np.allclose(blend_by_screen(flat(0), noise(1))[0], noise(1))
+    # Without a reflection only the scene's own dimming is left: (a T^2.2)^(1/2.2) with a in 0.8..1.
+    mixture, clean = blend_defocused(flat(0.5), flat(0), np.random.default_rng(1))
+    assert 0.8 ** (1 / 2.2) * 0.5 - 1e-6 <= mixture.mean() <= 0.5 + 1e-6
+    assert np.array_equal(clean, flat(0.5))
 
 
 def test_formula_c_dims_and_blurs_and_changes_with_its_generator():
@@ -44,13 +51,6 @@ def test_formula_c_dims_and_blurs_and_changes_with_its_generator():
     added = [mixture - clean for mixture, clean in drawn]
     assert all(layer.min() >= -1e-6 for layer in added)
     assert all(layer.std() < 0.5 * noise(2).std() for layer in added)
-
-
-def test_formula_b_adds_in_linear_light():
-    # Without a reflection only the scene's own dimming is left: (a T^2.2)^(1/2.2) with a in 0.8..1.
-    mixture, clean = blend_defocused(flat(0.5), flat(0), np.random.default_rng(1))
-    assert 0.8 ** (1 / 2.2) * 0.5 - 1e-6 <= mixture.mean() <= 0.5 + 1e-6
-    assert np.array_equal(clean, flat(0.5))
 
 
 def test_blurring_keeps_the_mean_and_stops_at_its_radius():
@@ -75,23 +75,71 @@ def test_a_missing_library_is_named(monkeypatch):
         photographs("test")
 
 
-def test_splits_share_no_scene_and_no_photograph():
+def test_splits_share_no_scene_and_pairs_repeat_with_their_seed():
     train, test = sources("train", 3, seed=1), sources("test", 3, seed=1)
     seen = {picture.tobytes() for picture in (*train.photographs, *train.scenes)}
     assert not seen & {picture.tobytes() for picture in (*test.photographs, *test.scenes)}
     assert train.digest != test.digest
     assert train.digest == sources("train", 3, seed=1).digest
-
-
-def test_pairs_repeat_with_their_seed():
     held = sources("valid", 2, seed=1)
-    first, again = (held.pairs(np.random.default_rng(5), 6, 64, plain=0.5) for _ in range(2))
-    assert np.array_equal(first.mixed, again.mixed)
-    assert first.mixed.shape == (6, 64, 64, 3)
-
-
-def test_plain_pairs_are_equal_and_others_are_not():
-    found = sources("valid", 2, seed=1).pairs(np.random.default_rng(5), 12, 64, plain=0.5)
+    found, again = (held.pairs(np.random.default_rng(5), 12, 64, plain=0.5) for _ in range(2))
+    assert np.array_equal(found.mixed, again.mixed)
     assert 0 < found.plain.sum() < 12
     for mixed, clean, plain in zip(found.mixed, found.clean, found.plain, strict=True):
         assert np.array_equal(mixed, clean) == plain
+
+
+def test_losses_equal_the_published_ones(fill, picture):
+    expected, p, t = read("rrformer_losses.json"), picture(2, 64, 80, "pred"), picture(2, 64, 80, "target")
+    tower = fill(network("vgg19-features"), "vgg:")
+    critic = fill(network("rrformer-discriminator"), "netD:")
+    with torch.no_grad():
+        found = {
+            "pixel": losses.pixel_loss(p, t).item(), "vgg": losses.perceptual_loss(tower, p, t).item(),
+            "content": losses.content_loss(tower, p, t).item(), "netD_pred": critic(p).tolist(),
+            "netD_target": critic(t).tolist(),
+        }  # fmt: skip
+        g, d = losses.adversarial_losses(critic(p), critic(t))
+    for name, value in {**found, "rasgan_G": g.item(), "rasgan_D": d.item()}.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_perceptual_loss_sends_gradients_to_the_prediction_only(picture):
+    tower = network("vgg19-features", widths=(2, 2, 2, 2, 2))
+    p, t = picture(1, 32, 32, "pred").requires_grad_(), picture(1, 32, 32, "target").requires_grad_()
+    losses.perceptual_loss(tower, p, t).backward()
+    assert p.grad.abs().sum() > 0
+    assert t.grad is None
+
+
+def test_a_network_can_begin_at_the_identity(picture):
+    torch.manual_seed(0)
+    net = network("rrformer", "paper", levels=(4, 4, 4, 4, 4), features=16, body=16, groups=1, blocks=2, heads=2)
+    tower, x = network("vgg19-features", widths=(4, 4, 4, 4, 4)), picture(1, 64, 64)
+    with torch.no_grad():
+        start_at_identity(net)
+        assert (net.eval()(x, tower(x)) - x).abs().mean() < 0.05
+        for parameter in net.parameters():  # without the quiet rest, nothing but the picture is left
+            parameter[parameter != 1] = torch.where(parameter[parameter != 1] > 0.75, 1.0, 0.0)
+        torch.testing.assert_close(net(x, tower(x)), x, rtol=0, atol=1e-6)
+
+
+def pairs(plain: tuple[bool, ...] = (False, True)) -> ReflectionPairs:
+    clean = np.random.default_rng(2).integers(0, 200, (len(plain), 32, 32, 3)).astype(np.uint8)
+    mixed = np.where(np.array(plain)[:, None, None, None], clean, clean + 30).astype(np.uint8)
+    return ReflectionPairs(mixed, clean, np.array(plain))
+
+
+def test_scores_of_the_right_answer_are_perfect_and_answers_clipped():
+    held = pairs()
+    scores = score_pairs(held.clean, held)
+    assert (scores["psnr"], scores["psnr_clean"], scores["ssim"]) == (60, 60, pytest.approx(1))
+    assert scores["psnr_identity"] == pytest.approx(20 * np.log10(255 / 30))
+    assert (scores["pairs"], scores["clean_pairs"]) == (2, 1)
+
+    class Shifted(torch.nn.Linear):
+        def forward(self, x):
+            return x * 1.5 - 0.2
+
+    wanted = ((tensor(held.mixed) * 1.5 - 0.2).clamp(0, 1) * 255).numpy().astype(np.uint8).transpose(0, 2, 3, 1)
+    assert np.array_equal(restore_pairs(Shifted(1, 1), held.mixed, batch=1), wanted)

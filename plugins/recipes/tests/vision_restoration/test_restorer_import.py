@@ -1,13 +1,25 @@
-"""Official checkpoints: the dict that training wrote, and the VGG tower apart."""
+"""Restorers out of others' checkpoints and out of photographs."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import services
 from fovea.api.restore import RestoreIn
 from fovea_recipes.training import checkpoint_import
+from fovea_recipes.training.publish import publish
+from fovea_recipes.training.recipe import Schedule
+from fovea_recipes.training.trainer import fit
+from fovea_recipes.vision_restoration.evaluation import ReflectionPairs, gain_pairs, restore_pairs, score_pairs
+from fovea_recipes.vision_restoration.glass import behind_glass
+from fovea_recipes.vision_restoration.rrformer_photographs import RRFormerPhotographs
 from services.vision_restoration.models import rrformer_network as networks
 from services.vision_restoration.models import vgg as towers
+from services.vision_restoration.models.rrformer import RRFormerRestorer
+from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext
 from shared.registry.weights import read_weights
 from shared.vision.draw import encode
@@ -44,15 +56,12 @@ def training_dict(net):
     return {"icnn": net.state_dict(), "opt_g": optimizer.state_dict(), "epoch": 60, "iterations": 123_456}
 
 
-def test_a_training_checkpoint_is_read_from_its_icnn(net, tmp_path):
+def test_a_training_checkpoint_is_read_without_its_classifier_in_torchvisions_names_too(net, tmp_path):
     file = saved(tmp_path / "errnet_latest.pt", training_dict(net))
     found = checkpoint_import.import_weights("rrformer", file, tmp_path / "weights")
     assert (found.missing, found.unexpected) == ([], [])
     stored = read_weights(tmp_path / "weights/rrformer.safetensors").arrays
     assert all(np.array_equal(stored[key], value.numpy()) for key, value in net.state_dict().items())
-
-
-def test_torchvisions_names_are_understood_and_its_classifier_left_out(tmp_path):
     tower = towers.VggFeatures(SMALL["levels"])
     state = {
         key.replace("vgg_pretrained_features.", "features."): value for key, value in tower.state_dict().items()
@@ -82,3 +91,71 @@ def test_imported_weights_are_served_as_released(net, load_from, stored, tmp_pat
     (found,) = served.engine.run({"image": image.numpy()}).values()
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
     served.close()
+
+
+def photographs(folder: Path) -> Path:
+    for seed in range(8):
+        coarse = np.random.default_rng(seed).integers(0, 256, (8, 9, 3), np.uint8)
+        place = folder / ("indoors" if seed % 2 else "outdoors")
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(coarse).resize((120, 110), Image.Resampling.BICUBIC).save(place / f"{seed}.png")
+    return folder
+
+
+def test_a_reflection_only_adds_light_and_none_leaves_the_scene_alone():
+    scene = np.random.default_rng(0).random((48, 48, 3), np.float32) * 0.8
+    apart = []
+    for seed in range(20):
+        mixed, clean = behind_glass(scene, np.zeros_like(scene), np.random.default_rng(seed))
+        assert (clean <= scene + 1e-5).all(), "glass adds no light"
+        apart.append(float((mixed - clean).mean()))
+    assert min(apart) < 0.01, "without a veil nothing is added"
+    assert min(apart) > -0.01
+    rng = np.random.default_rng(1)
+    scene, other = (rng.random((48, 48, 3), np.float32) for _ in range(2))
+    added = [np.subtract(*behind_glass(scene, other, np.random.default_rng(seed))).mean() for seed in range(20)]
+    assert min(added) > -0.005
+    assert max(added) > 0.05
+
+
+def test_a_folder_of_photographs_becomes_a_restorer(tmp_path):
+    made = RRFormerPhotographs(
+        data=photographs(tmp_path / "data"), size=64, test=6, share=0.3,
+        schedule=Schedule(steps=2, batch=2, rate=1e-4, validate_every=2),
+    )  # fmt: skip
+    manifest = publish(made, fit(made, tmp_path / "run"), tmp_path / "out")
+    assert {"psnr", "psnr_identity", "psnr_gain"} <= manifest.metrics.keys()
+    assert manifest.bytes < 4_000_000
+
+
+SERVICES = Path(next(iter(services.__path__)))
+PHOTOGRAPHS = (
+    "vision_restoration/models/example.jpg", "detection/models/pavement.jpg", "detection/models/clothes.jpg",
+    "detection/models/smear.jpg",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return read_weights(RRFormerRestorer.folder / "rrformer-restorer.safetensors")
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Each photograph behind a pane before each other one, and as it is."""
+    pages = [Image.open(SERVICES / name).convert("RGB").resize((96, 96)) for name in PHOTOGRAPHS]
+    scenes = [np.asarray(page, np.float32) / 255 for page in pages]
+    mixed, clean, plain = [], [], []
+    for place, scene in enumerate(scenes):
+        for other, reflection in enumerate(scenes):
+            seen, behind = behind_glass(scene, reflection, np.random.default_rng(10 * place + other))
+            plain.append(place == other)
+            clean.append((behind * 255).astype(np.uint8))
+            mixed.append(clean[-1] if plain[-1] else (seen * 255).astype(np.uint8))
+    return ReflectionPairs(np.stack(mixed), np.stack(clean), np.array(plain))
+
+
+def test_photographs_behind_glass_gain_and_clean_ones_stay(weights, pairs):
+    restored = restore_pairs(ExportedForms(weights, Path(), (), (), "measured").network(), pairs.mixed)
+    assert gain_pairs(restored, pairs).min() > 0.3
+    assert score_pairs(restored, pairs)["psnr_clean"] > 35

@@ -1,15 +1,37 @@
-"""The committed HieraEdgeNet of pollen: its graph, and that it finds large spiny grains of new slides."""
+"""Committed weights find what they were trained on in new videos and slides."""
 
 import numpy as np
 import onnx
 import pytest
 
+from fovea.api.actions import ActionsOut
 from fovea.api.boxes import DetectIn
 from fovea.errors import InvalidOption
+from fovea_recipes.detection.bmn.data import videos
 from fovea_recipes.detection.hieraedgenet.data import draw_split
+from services.detection.models.bmn import BmnCsaActionDetector
 from services.detection.models.hieraedgenet import HieraEdgeNetBoxDetector
+from services.detection.segments.proposals import interval_iou
+from services.detection.tests.test_action_route import npz
 from shared.registry import CallContext, LoadContext
 from shared.vision.draw import encode
+from tests.harness.models import answered, client_of
+
+
+def test_segments_of_unseen_videos_are_found_with_their_class(tmp_path):
+    held, hits, total = videos("test", 30), 0, 0
+    with client_of(tmp_path, "detection", {"bmn-csa": BmnCsaActionDetector}) as client:
+        answers = [
+            answered(client.post("/v1/actions?duration=32", files={"features": npz(held, video)}), ActionsOut)
+            for video in range(30)
+        ]
+    for video, answer in enumerate(answers):
+        best = answer.proposals[:5]
+        for (start, end), label in zip(held.segments[video] * 32, held.labels[video], strict=True):
+            same = [p for p in best if p.class_id == label]
+            iou = interval_iou(np.array([p.start for p in same]), np.array([p.end for p in same]), start, end)
+            hits, total = hits + (iou.max(initial=0) >= 0.5), total + 1
+    assert hits / total > 0.5
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,212 @@
+"""Recipes of sequences: gaze, and actions in videos and in recordings of skeletons."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+
+from fovea.errors import NotFound
+from fovea_recipes.detection.bmn.data import LENGTH, videos
+from fovea_recipes.detection.bmn.recipe import BmnCsaDemo, BmnDemo
+from fovea_recipes.detection.bmn_skeletons import BmnCsaSkeletons, BmnSkeletons
+from fovea_recipes.detection.collages import SpatialPolicy, fit_policy, read_collages
+from fovea_recipes.detection.oat.data import LONGEST, trials
+from fovea_recipes.detection.oat.recipe import OatDemo
+from fovea_recipes.detection.oat_gaze import OatGaze
+from fovea_recipes.detection.skeletons import CELL, recordings
+from fovea_recipes.training.recipe import Schedule
+from fovea_recipes.training.trainer import fit
+
+GRID = (2, 3)
+
+
+def searches(folder: Path, count: int = 6, people: int = 4) -> Path:
+    """Collages of 300 by 200 pixels on which everybody goes from the middle to the target, by a way of their own."""
+    rng, held = np.random.default_rng(0), {}
+    for index in range(count):
+        row, column = divmod(index % 6, 3)
+        x, y = 100 * column, 100 * row
+        box = {"xmin": x + 10, "xmax": x + 90, "ymin": y + 10, "ymax": y + 90}
+        paths = {
+            str(person): [*rng.uniform(0, (300, 200), (rng.integers(1, 4), 2)).tolist(), [x + 50, y + 50]]
+            for person in range(people)
+        }
+        held[f"{index}.jpg"] = {"fixations": paths, "ground_truth": [box], "size": {"width": 300, "height": 200}}
+    (folder / "covers.json").write_text(json.dumps(held))
+    return folder
+
+
+def test_fixations_become_cells_and_long_paths_are_cut(tmp_path):
+    found = read_collages(searches(tmp_path), GRID, longest=2)
+    assert [each.target for each in found] == [0, 1, 2, 3, 4, 5]
+    assert all(len(path) <= 2 for each in found for path in each.paths)
+    whole = read_collages(tmp_path, GRID, longest=9)
+    assert all(path[-1] == each.target for each in whole for path in each.paths)
+    with pytest.raises(NotFound, match="no searches"):
+        read_collages(tmp_path / "elsewhere", GRID, 2)
+
+
+def test_the_fitted_policy_is_the_likeliest(tmp_path):
+    known = read_collages(searches(tmp_path), GRID, longest=9)
+    policy = fit_policy(known, GRID)
+
+    def cost(weights: np.ndarray) -> float:
+        made, total = SpatialPolicy(GRID, weights), 0.0
+        for each in known:
+            for path in each.paths:
+                for step, cell in enumerate([*path, 6]):
+                    logits = made.logits(np.array([path[:step]], np.int64), np.array([each.target]))
+                    total -= log_softmax(logits[0])[cell]
+        return total
+
+    best = cost(policy.weights)
+    for index in range(5):
+        for move in (-0.2, 0.2):
+            assert cost(policy.weights + move * np.eye(7)[index]) > best
+
+
+def test_a_short_fit_is_measured_beside_people_and_places(tmp_path):
+    made = OatGaze(
+        data=searches(tmp_path), grid=GRID, longest=6, held_out=2, choose=1,
+        schedule=Schedule(steps=2, batch=4, rate=1e-3, validate_every=2),
+    )  # fmt: skip
+    measured = made.measure(fit(made, tmp_path / "run").network)
+    parts = {"nats", "sequence_score", "behaviour_delta"}
+    assert {f"{part}{end}" for part in parts for end in ("", "_spatial")} < measured.keys()
+    assert {"sequence_score_human", "behaviour_delta_human"} < measured.keys()
+    assert all(np.isfinite(value) for value in measured.values())
+    low, high = made.intervals()["nats_gain"]
+    assert low <= measured["nats_gain"] <= high
+    assert "2 held out" in made.facts()["data"]
+
+
+def test_the_target_is_unique_half_of_the_others_look_alike_and_paths_stop_at_it():
+    drawn = trials(np.random.default_rng(0), 300)
+    sought = drawn.items[np.arange(300), drawn.targets]
+    assert ((drawn.items == sought[:, None]).sum(1) == 1).all()
+    alike = (drawn.items % 8 == sought[:, None] % 8) ^ (drawn.items // 8 == sought[:, None] // 8)
+    assert alike.sum() / (300 * 26) == pytest.approx(0.5 + (0.5 * (1 / 8 + 1 / 12)), abs=0.05)
+    drawn = trials(np.random.default_rng(1), 500)
+    paths = [drawn.path(index) for index in range(500)]
+    assert all(1 <= len(path) <= LONGEST for path in paths)
+    ended = [path[-1] == target for path, target in zip(paths, drawn.targets, strict=True)]
+    assert all(ended[index] for index in range(500) if len(paths[index]) < LONGEST)
+    assert 0.7 < np.mean(ended) < 0.98
+    assert (drawn.paths == 27).sum(1).tolist() == [1] * 500
+
+
+def test_a_short_fit_on_drawn_shelves_is_measured(tmp_path):
+    recipe = OatDemo(schedule=Schedule(steps=6, batch=4, rate=1e-3, validate_every=3), valid=5, test=8)
+    fitted = fit(recipe, tmp_path)
+    assert [step for step, _ in fitted.progress.scores] == [3, 6]
+    measured = recipe.measure(fitted.network)
+    assert measured["sequence_score_policy"] > 0
+    assert 0 <= measured["found"] <= 1
+    assert measured["length"] <= LONGEST
+
+
+def test_batches_hold_what_the_loss_needs_on_any_grid():
+    recipe = OatDemo(schedule=Schedule(steps=1, batch=4, rate=1e-3))
+    net = recipe.network()
+    for step in range(3):
+        batch = next(recipe.batches(step, np.random.default_rng(step)))
+        places = batch["items"].shape[1]
+        assert batch["cells"].shape == (4, places, 2)
+        assert batch["items"].max() < len(batch["pictures"])
+        assert np.isfinite(recipe.loss(net, batch).item())
+
+
+TINY = {
+    "train": 24, "valid": 4, "test": 6, "hidden": (8, 8, 8),
+    "schedule": Schedule(steps=4, batch=4, rate=1e-3, validate_every=2),
+}  # fmt: skip
+
+
+def test_semantics_carry_the_class_and_have_no_mean():
+    held = videos("train", 200)
+    np.testing.assert_allclose(held.semantics.mean(2), 0, atol=1e-6)
+    right = []
+    for video, (spans, labels) in enumerate(zip(held.segments, held.labels, strict=True)):
+        for (start, end), label in zip(spans, labels, strict=True):
+            inside = held.scores[video, :, round(start * LENGTH) : round(end * LENGTH)].mean(1)
+            right.append(inside.argmax() == label)
+    assert np.mean(right) > 0.8
+
+
+@pytest.mark.parametrize("recipe", [BmnDemo(**TINY), BmnCsaDemo(**TINY)], ids=["bmn", "bmn-csa"])
+def test_a_short_fit_learns_and_is_measured(recipe, tmp_path):
+    fitted = fit(recipe, tmp_path)
+    assert np.isfinite(fitted.progress.loss)
+    measured = recipe.measure(fitted.network)
+    assert set(measured) == {"average_map", "map_50", "map_75", "ar_10", "ar_100"}
+    assert all(0 <= value <= 1 for value in measured.values())
+    assert measured["ar_100"] >= measured["ar_10"]
+
+
+def test_an_oracle_that_knows_the_labels_reaches_nearly_everything(tmp_path):
+    """Measures the measure: true overlaps as confidence, true boundaries as boundaries."""
+    recipe = BmnDemo(**TINY)
+    recipe.prepare(tmp_path)
+
+    class Oracle(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            from services.detection.segments.proposals import boundary_labels
+
+            labels = [boundary_labels(spans, LENGTH) for spans in recipe.videos("test").segments]
+            overlap, start, end = (torch.from_numpy(np.stack(part)).float() for part in zip(*labels, strict=True))
+            return torch.stack((overlap, overlap), 1), start, end
+
+    measured = recipe.measure(Oracle())
+    assert measured["ar_10"] > 0.95
+    assert measured["average_map"] > 0.7
+
+
+ACTIONS = ("walk", "sitDown")
+FRAMES = 40 * CELL
+
+
+def record(folder: Path, persons: int = 3) -> Path:
+    """Recordings in which a person lifts one joint or the other for a while; one action was not filmed."""
+    rng, lines = np.random.default_rng(0), []
+    for person in range(1, persons + 1):
+        name = f"s{person:02}_e01"
+        joints = np.tile(rng.normal(0, 0.3, (20, 3)), (FRAMES, 1, 1)) + rng.normal(0, 0.01, (FRAMES, 20, 3))
+        lines.append(name)
+        for index, action in enumerate(ACTIONS):
+            first, last = (1 + (4 + 18 * index + more) * CELL for more in (0, 10))
+            joints[first:last, 4 + index] += 0.5
+            lines.append(f"{action}: {first} {last}")
+        lines.append("carry: NaN NaN")
+        rows = np.column_stack([np.arange(1, FRAMES + 1), joints.reshape(FRAMES, 60)])
+        np.savetxt(folder / f"joints_{name}.txt", rows, fmt="%.4f")
+    (folder / "actionLabel.txt").write_text("\n".join(lines))
+    return folder
+
+
+def test_recordings_are_read_and_a_folder_without_them_is_named(tmp_path):
+    found, names = recordings(record(tmp_path))
+    assert names == ("sitDown", "walk")
+    assert [each.person for each in found] == ["s01", "s02", "s03"]
+    np.testing.assert_allclose(found[0].spans, [[4, 14], [22, 32]], atol=0.01)
+    assert found[0].kinds.tolist() == [1, 0]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(NotFound, match="no joints_"):
+        recordings(tmp_path / "none")
+
+
+@pytest.mark.parametrize("kind", [BmnSkeletons, BmnCsaSkeletons])
+def test_a_short_fit_is_measured_with_intervals(kind, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    made = kind(
+        data=record(folder), held_out=("s03",), length=16, train=8, hidden=(8, 8, 8),
+        schedule=Schedule(steps=2, batch=2, rate=1e-3, validate_every=2),
+    )  # fmt: skip
+    measured = made.measure(fit(made, tmp_path / "run").network)
+    assert set(made.intervals()) == set(measured)
+    for name, (low, high) in made.intervals().items():
+        assert 0 <= low <= high <= 1, name
+    assert "held-out windows of s03" in made.facts()["data"]
