@@ -13,7 +13,7 @@ from shared.rpc import open_inference_pb2 as pb
 
 INFER = pb.ModelInferRequest(model_name="pranet", id="7", raw_input_contents=[b"\x00" * 1000]).SerializeToString()
 ANSWER = b"one|" + INFER
-"""What the replica `one` answers."""
+"""Answer of the replica `one`."""
 
 
 @dataclass

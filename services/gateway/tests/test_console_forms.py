@@ -137,7 +137,7 @@ def test_an_empty_option_shows_what_it_stands_for(card, option, words):
     [
         # Of two numbers the one with both sides is the headline.
         ([("dice", 0.9, None, "ours"), ("iou", 0.8, 0.7, "both")], ("iou", 0.8, 0.7, "both", False)),
-        # A number of the paper's own data does not stand beside ours, and none beside a synthetic one.
+        # A number of the paper's own data does not stand next to ours, and none next to a synthetic one.
         ([("dice", 0.9, None, "ours"), ("dice.kvasir", None, 0.898, "Kvasir")], ("dice", 0.9, None, "ours", False)),
         ([("map", 0.57, 0.95, "400 synthetic slides")], ("map", 0.57, None, "400 synthetic slides", True)),
         # Without a measurement the paper's number stands alone.
