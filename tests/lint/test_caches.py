@@ -10,7 +10,7 @@ FEW = {
     "_absent": "back ends", "_kernel": "operators, back ends and why one was passed over",
     "_load_model": "names of weights that come with the product",
     "_load_network": "names of weights that come with the product", "_mini_leaderboard": "columns",
-    "_shared_registry": "settings of the process", "_queue_timer": "services and models",
+    "_queue_timer": "services and models",
     "_timer": "services, models and stages", "count": "lives as long as the one group of samples that it is made for",
     "entries": "groups of entry points and services", "inline_refs": "types of this code",
     "read_measurements": "files that come with the product", "shared_memory": "settings of the process",
