@@ -175,6 +175,16 @@ async def test_the_sweep_removes_orphans_and_workers_long_gone(queue, inbox, oth
     assert not await client.hexists(workers, other.consumer)
 
 
+async def test_a_late_answer_of_an_attempt_that_was_handed_back_leaves_the_request_to_the_next(queue, inbox, payload):
+    large = replace(payload, body=b"x" * 2000)
+    job, _ = await queue.submit(large)
+    delivery = await take(inbox)
+    await inbox.release(delivery)
+    assert not await inbox.succeed(delivery, Result(200, "text/plain", b"y" * 2000))
+    assert (await inbox.payload(await take(inbox))).body == large.body
+    assert await queue._payloads.older_than(-60) == [job.id]
+
+
 async def test_a_lost_body_is_a_fault_that_says_why(queue, inbox, payload, job_settings):
     job, _ = await queue.submit(replace(payload, body=b"x" * 2000))
     (job_settings.data_dir / "blobs" / job.id / "request").unlink()
