@@ -5,7 +5,6 @@ import io
 import warnings
 import zipfile
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,12 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from fovea.api.mask import Component
+from fovea.api.mask import Component, SegmentOut
 from fovea_dicom.bodies import number_files, parse_related, unpack_zip
 from fovea_dicom.schemas import StudyOptions
 from fovea_dicom.study import StudySegmenter
 from shared.registry import CallContext
+from shared.vision.decode import decode
 from shared.vision.draw import encode
 from tests.fuzz.decoders.forms import make_zip
 from tests.fuzz.decoders.pictures import BOUNDS
@@ -93,25 +93,16 @@ def _seeds() -> tuple[bytes, ...]:
 
 
 async def _predict(request: Any) -> Any:
-    mask = np.zeros((*request.size, 3), np.uint8)
+    mask = np.zeros((*decode(request.image, BOUNDS).pixels.shape[:2], 3), np.uint8)
     mask[:2, :2] = 255
     found = Component(box=(0, 0, 2, 2), area=4, centre=(1, 1), probability=0.9)
     facts = {"empty": False, "area": 4, "component_count": 1, "max_probability": 0.9, "mean_probability": 0.9}
-    return SimpleNamespace(mask=encode(mask), components=[found], warnings=[], **facts)
-
-
-class _Segmenter(StudySegmenter):
-    """Tells the stand-in how large the picture is, so that it need not be decoded again."""
-
-    def _request(self, picture: bytes, options: StudyOptions) -> Any:
-        from shared.vision.decode import decode
-
-        return SimpleNamespace(size=decode(picture, self.bounds).pixels.shape[:2])
+    return SegmentOut.model_construct(mask=encode(mask), components=[found], warnings=[], **facts)
 
 
 def _segment(data: bytes) -> object:
     options = StudyOptions(include=("segmentation", "report", "strip"))
-    segmenter = _Segmenter(_predict, "stand-in", "1", BOUNDS)
+    segmenter = StudySegmenter(_predict, "stand-in", "1", BOUNDS)
     return asyncio.run(segmenter.segment(number_files([data]), options, CallContext())).model_dump_json()
 
 
