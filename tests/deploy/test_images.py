@@ -30,6 +30,13 @@ def test_hadolint_is_silent_and_compose_follows_its_specification():
     jsonschema.Draft202012Validator(schema).validate(COMPOSE)
 
 
+def test_what_the_build_copies_is_not_ignored():
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text("utf8").splitlines() if line.startswith("!")}
+    copies = [line.split()[1:-1] for line in DOCKERFILE.splitlines() if line.startswith("COPY ")]
+    sources = {source for copy in copies if not copy[0].startswith("--") for source in copy}
+    assert {one for one in sources if one not in allowed and one.split("/")[0] not in allowed} == set()
+
+
 def test_containers_are_locked_and_only_the_gateway_is_published():
     published = {name: body["ports"] for name, body in COMPOSE["services"].items() if "ports" in body}
     assert set(published) == {"gateway"}

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import io
 import json
-import time
 from collections import Counter
 from typing import Any
 
@@ -111,8 +110,6 @@ def test_a_plan_that_makes_no_sense_is_refused(plan):
 
 async def versions(planned: Any, toy: Any, plan: dict[str, Any], *names: str, **changed: Any) -> Any:
     scene = await planned(traffic=json.dumps({"svc": plan}) if plan else "", **changed)
-    # Records of these tests are in memory only, and polls of Redis would take them away.
-    scene.registry._frozen_at, scene.registry._registry_stale_until = time.monotonic(), float("inf")
     for name in ("", *names):
         upstream = await toy(name=name or "stable")
         scene.announce(upstream.url, name=name or "stable", version=name)

@@ -193,6 +193,7 @@ async def test_a_line_that_one_gateway_has_read_outlives_its_job(tmp_path):
 
 async def test_a_batch_that_one_gateway_cancels_is_cancelled_for_the_other(tmp_path):
     gateways = Gateways(tmp_path)
+    gateways.queue.step_s = 60  # so that no job is over before it is cancelled
     batch = await gateways.create(*map(str, range(5)))
     polls = [gateways.read(gateways.two, batch) for _ in range(20)]
     cancelled, *_ = await asyncio.gather(gateways.one.cancel("ann", batch.id, gateways.queue), *polls)
