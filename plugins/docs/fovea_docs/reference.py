@@ -12,9 +12,22 @@ from typer.main import get_command
 
 import fovea
 from fovea import errors
+from fovea.call import Sends
 from fovea.cli.main import app
 from fovea.cli.plugins import GROUP, load_plugin
+from fovea.client import Jobs
+from fovea.lora import LoraAdapters
 from fovea.plugins import entries
+from fovea.steering import Captures, SteeringVectors
+
+SENDING = {
+    "client": fovea.Client,
+    "client.jobs": Jobs,
+    "client.steering_vectors": SteeringVectors,
+    "client.lora_adapters": LoraAdapters,
+    "client.captures": Captures,
+}
+"""How a client and its parts are reached → the class with methods that send what a function builds."""
 
 
 @cache
@@ -28,9 +41,22 @@ def render_reference() -> dict[str, str]:
 
 
 def _render_sdk() -> Iterator[str]:
-    yield "# Client library\n\n```sh\npip install fovea\n```\n"
+    yield "# Client library\n\n```sh\npip install fovea-serve\n```\n"
     for name in fovea.__all__:
         yield f"::: {getattr(fovea, name).__module__}.{name}\n"
+    yield "## Methods of both clients\n\nThose of `AsyncClient` must be awaited.\n"
+    for path, kind in SENDING.items():
+        for name in dir(kind):
+            if isinstance(inspect.getattr_static(kind, name), Sends):
+                yield from _render_method(f"{path}.{name}", getattr(kind, name))
+
+
+def _render_method(path: str, build: Any) -> Iterator[str]:
+    signature = inspect.signature(build)
+    plain = [one.replace(annotation=one.empty) for one in signature.parameters.values()]
+    shown = signature.replace(parameters=plain, return_annotation=signature.empty)
+    yield f"### `{path}{shown}`\n\n::: {build.__module__}.{build.__name__}"
+    yield "    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n"
 
 
 def _render_commands() -> Iterator[str]:
