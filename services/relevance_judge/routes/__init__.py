@@ -1,17 +1,17 @@
 """Routes of `/v1/judge/…`, one subject a file."""
 
-from importlib import import_module
-
 from fastapi import APIRouter
 
-__all__ = ["router"]
-
-_SUBJECTS = """
-agreement trust rankings significance corrected ensembles signal_weights answers preferences leaderboard templates
-calibrations batches collection backends
-"""
-"""Modules with routes, in the order of the API's documentation."""
+# isort: off
+from services.relevance_judge.routes import (
+    agreement, answers, backends, batches, calibrations, collection, corrected, ensembles, leaderboard, preferences,
+    rankings, signal_weights, significance, templates, trust,
+)  # fmt: skip
+# isort: on
 
 router = APIRouter(prefix="/v1/judge", tags=["judge"])
-for subject in _SUBJECTS.split():
-    router.include_router(import_module(f"{__name__}.{subject}").router)
+for subject in (  # in the order of the API's documentation
+    agreement, trust, rankings, significance, corrected, ensembles, signal_weights, answers, preferences, leaderboard,
+    templates, calibrations, batches, collection, backends,
+):  # fmt: skip
+    router.include_router(subject.router)
