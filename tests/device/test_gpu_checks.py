@@ -51,7 +51,7 @@ def test_the_checks_of_kernels_find_a_wrong_one(monkeypatch):
 
 def test_the_check_of_an_engine_compares_tokens():
     engine = checks.check_engine(lambda model: model, net(), "cpu_torch", 16, 4)
-    assert engine.runner.graphs is None
+    assert engine.runner.passes.graphs is None
 
     def broken(model: nn.Module) -> nn.Module:
         model.lm_head.weight.data.neg_()
@@ -80,7 +80,7 @@ def test_decode_is_timed_recorded_and_not(monkeypatch):
 
     def with_graphs(self, *arguments, **more):
         plain(self, *arguments, **more)
-        self.graphs = GraphSteps(self.run_fixed, self.pool, Plain(), self.backend)
+        self.passes.graphs = GraphSteps(self.passes.run_fixed, self.pool, Plain(), self.backend)
 
     monkeypatch.setattr(model_runner.ModelRunner, "__init__", with_graphs)
     rows = list(time_decode(CPU, None, shape, 2, 40, torch.float32, "cpu_torch"))
