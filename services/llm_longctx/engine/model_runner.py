@@ -23,7 +23,7 @@ from services.llm_longctx.engine.device.step_draws import StepDraws
 from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.engine.taps import SequenceTaps
 from services.llm_longctx.engine.taps.sequence_taps import tap_rows
-from services.llm_longctx.engine.taps.tapped_steps import decode_tapped, open_step_taps, open_tap, tap_of
+from services.llm_longctx.engine.taps.tapped_steps import open_step_taps, open_tap, sort_taps, step_alone, tap_of
 from services.llm_longctx.kernels import Addition, SmallMatrix
 from services.llm_longctx.kv_cache import PagePool, PoolExhausted
 from shared.lm.decoder import Decoder
@@ -118,15 +118,36 @@ class ModelRunner:
         if (wanted := sum(s.cache.pages_needed(n) for s, n in times.items())) > self.pool.free:
             message = f"a step needs {wanted} pages, and {self.pool.free} are free"
             raise PoolExhausted(message)
-        if any(taps) and self.passes.has_native_step and not self.inputs_of(states).is_tapped:
-            return decode_tapped(self, states, tokens, taps)
-        return self.run_step(StepRows(states, tokens, draws), taps=taps)
+        if any(taps) and self.passes.has_native_step and not self._inputs_of(states).is_tapped:
+            return self._decode_tapped(states, tokens, taps)
+        return self._run_step(StepRows(states, tokens, draws), taps=taps)
 
-    def run_step(
+    def _decode_tapped(
+        self, states: Sequence[PagedState], tokens: Sequence[int], taps: Sequence[SequenceTaps | None]
+    ) -> Tensor:
+        """In C++, who adds vectors to the residual stream stays in the step of all, anything else steps alone.
+
+        Logits of the others are what they would be without, bit for bit.
+        """
+        additions, alone = sort_taps(states, taps)
+        if not alone:
+            return self._run_step(StepRows(states, tokens), additions)
+        together = [i for i in range(len(states)) if i not in alone]
+        logits = torch.empty(len(states), self.model.config.vocab, device="cpu")  # where C++ steps leave them
+        if together:
+            rows = StepRows([states[i] for i in together], [tokens[i] for i in together])
+            logits[together] = self._run_step(rows, additions).float().cpu()
+        for i, one in alone.items():
+            rows = StepRows([states[i]], [tokens[i]])
+            seam = StepAttention(rows, self.backend, self._inputs_of(rows.states))
+            logits[i] = step_alone(self.passes, seam, one).float().cpu()
+        return logits
+
+    def _run_step(
         self, rows: StepRows, additions: Sequence[Addition] = (), taps: Sequence[SequenceTaps | None] = ()
     ) -> Tensor:
         """Run a step and end it in all caches: logits [B,V]. Additions are for a step in C++, taps for one in torch."""
-        inputs = self.inputs_of(rows.states)
+        inputs = self._inputs_of(rows.states)
         seam = StepAttention(rows, self.backend, inputs)
         forwards = open_step_taps(rows, taps) if any(taps) else []
         tap = tap_of(inputs, tap_rows(forwards) if any(forwards) else None)
@@ -137,7 +158,7 @@ class ModelRunner:
             s.cache.end_step()
         return logits
 
-    def inputs_of(self, states: Sequence[PagedState]) -> LayerInputs:
+    def _inputs_of(self, states: Sequence[PagedState]) -> LayerInputs:
         """Inputs of a step's layers that its methods need."""
         needs = [s.policy.method.needs for s in states if s.policy.method.overrides("after_decode")]
         return LayerInputs(self.model, needs, [s.adapter for s in states])

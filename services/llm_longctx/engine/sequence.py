@@ -45,7 +45,7 @@ class Sequence(Generic[S]):
         output_ids: Tokens drawn, a stop token included.
         is_last_try: Whether it had all memory to itself and did not fit.
         taps: Its edits and captures inside the model, once it was allocated.
-        state: What a backend holds for it, while it `is_allocated`.
+        state: Pages or a session that a backend holds for it, while it `is_allocated`.
     """
 
     state: S

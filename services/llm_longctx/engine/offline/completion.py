@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from fovea.errors import FoveaError, InvalidOption
 from services.llm_longctx.engine.attention.method_policy import Policy
-from services.llm_longctx.engine.requests.request import FinishReason, GenerationRequest, RequestHooks
+from services.llm_longctx.engine.requests.request import FinishReason, GenerationRequest, RequestHooks, RequestStats
 from services.llm_longctx.engine.requests.sampling import Sampling, ScoredToken
 from services.llm_longctx.engine.taps import CapturedTokens, RequestTaps
 from services.llm_longctx.kv_cache import CacheBits
@@ -57,24 +57,15 @@ class Request:
     adapter: LoraAdapter | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CompletionUsage:
-    """Cost of an answer; see `RequestStats`."""
+@dataclass(slots=True, kw_only=True)
+class CompletionUsage(RequestStats):
+    """Cost of an answer."""
 
     prompt_tokens: int
     completion_tokens: int
     method: str
     knobs: dict[str, Any]
     backend: str
-    kv_bytes: int
-    kv_bytes_dense: int
-    kv_ratio: float
-    prefill_density: float
-    full_steps: int
-    cached_tokens: int
-    fallback: str | None
-    budget_missed: str | None
-    preempted: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +161,6 @@ class RequestOutput:
             method=self.policy.method.name,
             knobs=self.policy.method.model_dump(mode="json"),
             backend=self.backend,
-            kv_ratio=self.request.stats.kv_ratio,
             **asdict(self.request.stats),
         )
         return Completion(self.collector.tokens, usage, reason, self.collector.captured)

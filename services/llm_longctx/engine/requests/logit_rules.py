@@ -15,7 +15,7 @@ from shared.lm.host_transfer import to_device
 
 
 class LogitRules:
-    """Rules that change logits before a draw. What they remember moves to where the logits lie with the first.
+    """Rules that change logits before a draw. Their memory moves to where the logits lie with the first.
 
     Attributes:
         is_empty: Whether they change nothing.
