@@ -13,13 +13,13 @@ from defusedxml import ElementTree
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from fovea.errors import Malformed, TooLarge
+from fovea_planning.models.planner import FoveaPlanner
 from fovea_survey.counting import build_geojson, cut_segments, measure_road, merge_damage
 from fovea_survey.geodesy import RADIUS_M, distances, to_metres
 from fovea_survey.gpx import parse_gpx
 from fovea_survey.places import _read_time, heic_to_png, read_place, read_time
 from fovea_survey.placing import drive_in_order
 from fovea_survey.schemas import Observation, SeenObject
-from services.detection.models.planner import FoveaPlanner
 from services.detection.models.yolo9tr import Yolo9trBoxDetector as Detector
 from shared.vision.limits import DecodeBounds
 from tests.harness.models import client_of, ok

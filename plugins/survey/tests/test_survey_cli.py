@@ -2,8 +2,8 @@
 
 import json
 
+from fovea_planning.models.planner import FoveaPlanner
 from plugins.survey.tests.test_survey import photograph
-from services.detection.models.planner import FoveaPlanner
 from services.detection.models.yolo9tr import Yolo9trBoxDetector
 from services.gateway.tests.stage import served
 from tests.command import command_runner

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fovea_planning.models.planner import FoveaPlanner
 from plugins.survey.tests.test_survey import photograph
-from services.detection.models.planner import FoveaPlanner
 from services.detection.models.yolo9tr import Yolo9trBoxDetector
 from services.gateway.tests.browsing import MARKS, check_page, figure
 from services.gateway.tests.stage import served

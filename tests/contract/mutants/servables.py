@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from fovea.api.mask import SegmentIn, SegmentOut
 from fovea.errors import FoveaError
 from fovea_memory.models.fovea_titans import TitansMAG
-from services.detection.models.planner import FoveaPlanner
+from fovea_planning.models.planner import FoveaPlanner
 from shared.registry import CallContext, LoadContext, Servable
 from tests.contract.checks import servables as checks
 from tests.contract.checks import text

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from fovea.errors import InvalidOption
-from services.detection.layers.positions import fitted_positions, sinusoid
-from services.detection.layers.transformer import TransformerDecoder, TransformerEncoder
+from fovea_planning.models.positions import fitted_positions, sinusoid
+from fovea_planning.models.transformer import TransformerDecoder, TransformerEncoder
 from shared.registry import builder
 
 LONGEST = 5000

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from services.detection.planning.exact import distances
+from fovea_planning.solvers.exact import distances
 
 
 def tour_bound(points: np.ndarray, known: float, *, rounds: int = 150, deadline: float = float("inf")) -> float:

@@ -1,6 +1,7 @@
 """Layouts of objects and the attention to them, which target-driven search reads of a picture."""
 
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,17 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fovea.errors import InvalidOption
-from services.detection.gaze.object_layout import (
+from fovea_planning.gaze.object_layout import (
     crop_objects,
     draw_scanpath,
     layout_from_boxes,
     layout_from_grid,
     render_layout,
 )
-from services.detection.layers.positions import fitted_positions
-from services.detection.models.object_attention import ObjectAttention, grid_cells
-from services.detection.tests.filling import filled, picture, read
+from fovea_planning.models.object_attention import ObjectAttention, grid_cells
+from fovea_planning.models.positions import fitted_positions
+from services.detection.tests.filling import filled, picture
 from shared.registry import network
+from tests.golden import read_golden
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def test_boxes_become_rows_also_slanted_ones():
@@ -84,7 +88,11 @@ SMALL: dict[str, Any] = {"grid": (2, 3), "model": 24, "layers": 1, "heads": 2, "
     "shelf", ["yogurt", *(pytest.param(name, marks=pytest.mark.release) for name in ("wine", "amazon"))]
 )
 def test_keys_logits_and_greedy_path_equal_the_published_network(shelf):
-    keys, golden, grid = read(f"oat_{shelf}.keys.json"), read(f"oat_{shelf}.arrays"), SHELVES[shelf]
+    keys, golden, grid = (
+        read_golden(GOLDEN / f"oat_{shelf}.keys.json"),
+        read_golden(GOLDEN / f"oat_{shelf}.arrays"),
+        SHELVES[shelf],
+    )
     net = network("oat", grid=grid, position_table=golden["pe"])
     found = [[key, list(tensor.shape)] for key, tensor in net.state_dict().items()]
     assert found == [row[:2] for row in keys["keys"]]

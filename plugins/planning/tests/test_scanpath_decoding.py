@@ -1,13 +1,17 @@
 """Scanpaths: the decoding of fixations and the gaze metrics."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.detection.gaze.scanpaths import decode_scanpaths
-from services.detection.metrics import behaviour, behaviour_delta, multimatch, nss, sequence_score, similarity
-from services.detection.tests.filling import read
+from fovea_planning.gaze.metrics import behaviour, behaviour_delta, multimatch, nss, sequence_score, similarity
+from fovea_planning.gaze.scanpaths import decode_scanpaths
+from tests.golden import read_golden
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def chain(fixations: np.ndarray) -> np.ndarray:
@@ -59,7 +63,7 @@ def test_paths_of_different_lengths_are_kept_apart():
     assert (short.objects, long.objects) == ([1], [2, 2, 2])
 
 
-CASES = read("oat_metrics.json")["cases"]
+CASES = read_golden(GOLDEN / "oat_metrics.json")["cases"]
 
 paths = st.lists(st.integers(0, 6), min_size=1, max_size=12)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from fovea.api.boxes import DetectOut
-from fovea.api.scanpath import parse_objects
+from fovea_planning.scanpath_schema import parse_objects
 
 Point = tuple[float, float]
 Points = Annotated[tuple[Point, ...], Field(max_length=2000)]

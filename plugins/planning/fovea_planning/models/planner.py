@@ -1,11 +1,11 @@
 """The planner as it is served: what there is to say about it.
 
-Solvers and proofs are in `services.detection.planning`; the networks that propose in `pointer_net`.
+Solvers and proofs are in `fovea_planning.solvers`; the networks that propose in `pointer_net`.
 """
 
 from __future__ import annotations
 
-from services.detection.servables.planner import Planner
+from fovea_planning.servables.planner import Planner
 from shared.registry import Card, Metric, Paper
 
 _DATA = "1000 synthetic sets of uniform points that nothing else has seen"

@@ -5,7 +5,7 @@ The network is in `object_attention`; how a request becomes an answer is in `ser
 
 from __future__ import annotations
 
-from services.detection.servables.scanpath_predictor import ScanpathPredictor
+from fovea_planning.servables.scanpath_predictor import ScanpathPredictor
 from shared.registry import Card, Metric, Paper
 
 _DATA = "500 searches of synthetic 3x9 shelves that nothing else has seen, by a policy whose rates are known"

@@ -5,11 +5,11 @@ import base64
 import numpy as np
 import pytest
 
-from fovea.api.plan import PlanOut
-from fovea.api.scanpath import ScanpathOut
-from services.detection.models.oat import OatScanpathPredictor
-from services.detection.models.planner import FoveaPlanner
-from services.detection.planning.geometry import hull
+from fovea_planning.models.oat import OatScanpathPredictor
+from fovea_planning.models.planner import FoveaPlanner
+from fovea_planning.plan_schema import PlanOut
+from fovea_planning.scanpath_schema import ScanpathOut
+from fovea_planning.solvers.geometry import hull
 from shared.vision.draw import encode
 from tests.harness.models import answered, client_of, problem
 

@@ -15,12 +15,12 @@ import numpy as np
 from scipy.spatial import QhullError
 
 from fovea.errors import InvalidOption
-from services.detection.planning.exact import MAX_EXACT_POINTS, optimal_tours, tour_lengths
-from services.detection.planning.geometry import area, canonical_hull, canonical_tour, delaunay, hull
-from services.detection.planning.heuristic import heuristic_tour, improve_tour
-from services.detection.planning.lower_bound import tour_bound
-from services.detection.planning.pointer_inference import PointerInference
-from services.detection.planning.pointer_solver import predict_hulls, predict_tours
+from fovea_planning.solvers.exact import MAX_EXACT_POINTS, optimal_tours, tour_lengths
+from fovea_planning.solvers.geometry import area, canonical_hull, canonical_tour, delaunay, hull
+from fovea_planning.solvers.heuristic import heuristic_tour, improve_tour
+from fovea_planning.solvers.lower_bound import tour_bound
+from fovea_planning.solvers.pointer_inference import PointerInference
+from fovea_planning.solvers.pointer_solver import predict_hulls, predict_tours
 from shared.registry.weights import Weights, read_weights
 
 Task = Literal["hull", "delaunay", "tsp"]

@@ -16,10 +16,10 @@ from PIL import Image
 from pydantic import BaseModel
 
 from fovea.api.boxes import DetectOut
-from fovea.api.scanpath import Conduct, Fixation, Scanpath, ScanpathIn, ScanpathOut, ScanpathSimilarity
 from fovea.api.tensors import TensorSpec
 from fovea.errors import InvalidOption
-from services.detection.gaze.object_layout import (
+from fovea_planning.gaze.metrics import behaviour, multimatch, nss, sequence_score, similarity
+from fovea_planning.gaze.object_layout import (
     ObjectLayout,
     crop_objects,
     draw_scanpath,
@@ -27,8 +27,8 @@ from services.detection.gaze.object_layout import (
     layout_from_grid,
     render_layout,
 )
-from services.detection.gaze.scanpaths import DecodedScanpath, decode_scanpaths
-from services.detection.metrics import behaviour, multimatch, nss, sequence_score, similarity
+from fovea_planning.gaze.scanpaths import DecodedScanpath, decode_scanpaths
+from fovea_planning.scanpath_schema import Conduct, Fixation, Scanpath, ScanpathIn, ScanpathOut, ScanpathSimilarity
 from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext, Engine
 from shared.registry.weights import Weights
@@ -39,7 +39,7 @@ from shared.vision.servable import DataConfig, Stopwatch, VisionItem, VisionServ
 if TYPE_CHECKING:
     from torch import nn
 
-    from services.detection.models.object_attention import ObjectAttention
+    from fovea_planning.models.object_attention import ObjectAttention
 
 MAX_GRID_SIDE = 24
 """Most rows or columns of a shelf that is served; position rows that the weights lack are fitted."""

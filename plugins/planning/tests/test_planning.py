@@ -1,6 +1,7 @@
 """Planning: geometry and solvers, and the pointer network."""
 
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,19 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fovea.errors import InvalidOption
-from services.detection.models.pointer_net import PointerNet
-from services.detection.planning import InvalidPoints, plan, plans
-from services.detection.planning.exact import optimal_tours, tour_lengths
-from services.detection.planning.geometry import area, hull, hull_successors
-from services.detection.planning.geometry import polygon_is_valid as valid
-from services.detection.planning.heuristic import improve_tour
-from services.detection.planning.lower_bound import tour_bound
-from services.detection.planning.pointer_inference import PointerInference
-from services.detection.planning.pointer_solver import left_turn_mask, normalise_points, predict_hulls
-from services.detection.tests.filling import read
+from fovea_planning.models.pointer_net import PointerNet
+from fovea_planning.solvers import InvalidPoints, plan, plans
+from fovea_planning.solvers.exact import optimal_tours, tour_lengths
+from fovea_planning.solvers.geometry import area, hull, hull_successors
+from fovea_planning.solvers.geometry import polygon_is_valid as valid
+from fovea_planning.solvers.heuristic import improve_tour
+from fovea_planning.solvers.lower_bound import tour_bound
+from fovea_planning.solvers.pointer_inference import PointerInference
+from fovea_planning.solvers.pointer_solver import left_turn_mask, normalise_points, predict_hulls
 from shared.registry import network
+from tests.golden import read_golden
 
-LABELS = read("combinatorial_labels.arrays")
+GOLDEN = Path(__file__).parent / "golden"
+
+LABELS = read_golden(GOLDEN / "combinatorial_labels.arrays")
 
 
 @pytest.mark.parametrize("n", [5, 10, 20, 50])
@@ -166,7 +169,7 @@ class Wrong:
 
 
 def test_a_wrong_network_costs_nothing_but_a_note():
-    from services.detection.planning import Pointers
+    from fovea_planning.solvers import Pointers
 
     wrong = Pointers(Wrong(), Wrong())  # type: ignore[arg-type]
     rng = np.random.default_rng(4)
@@ -188,12 +191,12 @@ def ready(net: PointerNet) -> PointerInference:
 
 @pytest.fixture(scope="module")
 def golden():
-    return read("pointer_net.arrays")
+    return read_golden(GOLDEN / "pointer_net.arrays")
 
 
 @pytest.fixture(scope="module")
 def published():
-    keys = read("pointer_net.keys.json")
+    keys = read_golden(GOLDEN / "pointer_net.keys.json")
     net: PointerNet = network("pointer-net", keys["config"]["hidden"])
 
     def drawn(name: str, rule: dict[str, Any]) -> torch.Tensor:
@@ -260,7 +263,7 @@ def test_both_encoders_decode_what_the_network_says_of_the_order(published, atte
 
 def test_an_untrained_hull_is_convex_all_the_same(attentive):
     """Right turns are barred, whatever the network thinks."""
-    from services.detection.planning.geometry import area, polygon_is_valid
+    from fovea_planning.solvers.geometry import area, polygon_is_valid
 
     points = np.random.default_rng(0).random((40, 9, 2))
     orders, chances = predict_hulls(ready(attentive), points)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.detection.planning.exact import tour_lengths
-from services.detection.planning.pointer_inference import Fits, PointerInference
+from fovea_planning.solvers.exact import tour_lengths
+from fovea_planning.solvers.pointer_inference import Fits, PointerInference
 
 
 def normalise_points(points: np.ndarray, *, stretch: bool) -> np.ndarray:

@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 from prometheus_client import Counter, Histogram
 from pydantic import BaseModel
 
-from fovea.api.plan import PlanFacts, PlanIn, PlanOut
 from fovea.errors import FoveaError, InvalidOption, NotReady
-from services.detection.planning import Pointers, plans
+from fovea_planning.plan_schema import PlanFacts, PlanIn, PlanOut
+from fovea_planning.solvers import Pointers, plans
 from shared.registry import CallContext, Card, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.vision.draw import encode

@@ -1,0 +1,9 @@
+"""Fixtures of all tests of this plug-in."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    torch.set_num_threads(1)
