@@ -1,5 +1,7 @@
 """The commands of the plug-in, the options that they read from schemas, and the figures of its Cards."""
 
+import importlib
+
 import pytest
 from typer.testing import CliRunner
 
@@ -14,6 +16,7 @@ from fovea_planning.scanpath_schema import ScanpathIn
 
 @pytest.mark.parametrize("task", ["plan", "scanpath"])
 def test_commands_run_their_task_with_the_options_of_the_model(task, monkeypatch):
+    importlib.import_module(f"fovea_planning.{task}_command")  # reads the parameters of `run`
     told = []
     monkeypatch.setattr("fovea.cli.commands.task_aliases.run", lambda **given: told.append(given))
     found = CliRunner().invoke(main.app, [task, "a.png", "--solver", "exact", "--model", "m"])

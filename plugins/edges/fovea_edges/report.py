@@ -10,17 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from services.interpretability.causal.circuit_search import Edge, faithfulness
+from fovea_edges.cells import CircuitScores
+from fovea_edges.circuit_files import PlacedCircuit, to_edge_arrays, to_neuronpedia
+from fovea_edges.circuit_search import Edge, faithfulness
+from fovea_edges.edge_attribution import Metric
+from fovea_edges.edge_graph import EdgeGraph, EdgeSource
 from services.interpretability.causal.circuit_tasks import Case, CaseBatch
-from services.interpretability.causal.edge_attribution import Metric
-from services.interpretability.causal.edge_graph import EdgeGraph, EdgeSource
 from services.interpretability.core import report as parts
 from services.interpretability.core.report import Artefact, Bar, Bars, HeatMap, Report, Scalar, Table, canonical_json
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.circuits.report import warn_of_task
-from services.interpretability.experiments.edge_attribution.cells import CircuitScores
-from services.interpretability.experiments.edge_attribution.spec import EdgeAttributionSpec
-from services.interpretability.rendering.circuit_files import PlacedCircuit, to_edge_arrays, to_neuronpedia
 
 MAX_DRAWN = 40
 """Edges of the drawn graph, the strongest."""
@@ -79,19 +78,19 @@ class EdgeFindings:
         return self.order[: self.minimal or max(self.curve, default=0)]
 
 
-def build_report(spec: EdgeAttributionSpec, subject: StudiedModel, findings: EdgeFindings) -> Report:
-    """Put the findings into a report."""
+def build_report(task: str, threshold: float, subject: StudiedModel, findings: EdgeFindings) -> Report:
+    """Put the findings into a report; a circuit is faithful enough from `threshold` on."""
     if not findings.order:
-        return Report(title=f"Edges of {spec.task}", warnings=["Stopped before all edges were scored."])
+        return Report(title=f"Edges of {task}", warnings=["Stopped before all edges were scored."])
     whole, nothing = (end["logit_difference"] for end in (findings.whole, findings.nothing))
     warnings = warn_of_task(findings.whole, nothing - whole, len(findings.cases))
     if findings.minimal is None:
-        warnings.append(f"No circuit that was measured reaches {spec.threshold:.0%}; the largest one is shown.")
+        warnings.append(f"No circuit that was measured reaches {threshold:.0%}; the largest one is shown.")
     graph = draw_circuit(findings.graph, findings.circuit, findings.gain * findings.scores)
     placed = _place(findings, subject)
     links = canonical_json([[str(a), str(b), score] for a, b, score in _named(findings)])
     return Report(
-        title=f"Edges of {spec.task}",
+        title=f"Edges of {task}",
         warnings=warnings,
         scalars=_scalars(findings),
         tables=[_curve_table(findings), _edge_table(findings)],

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from services.interpretability.causal.edge_graph import EdgeGraph
-from services.interpretability.causal.edge_runs import EdgeRun, InputSums, run_circuit, run_sums
+from fovea_edges.edge_graph import EdgeGraph
+from fovea_edges.edge_runs import EdgeRun, InputSums, run_circuit, run_sums
 from services.interpretability.causal.patching import logit_differences
 from shared.lm.decoder import Decoder
 

@@ -12,9 +12,11 @@ import numpy as np
 from pydantic import Field
 
 from fovea.errors import Cancelled, DeadlineExceeded, InvalidOption
+from fovea_edges.cells import EdgeCells
+from fovea_edges.circuit_search import prune_target, rank_agreement
+from fovea_edges.edge_graph import EdgeGraph
+from fovea_edges.report import draw_circuit
 from services.interpretability.causal import circuit_tasks
-from services.interpretability.causal.circuit_search import prune_target, rank_agreement
-from services.interpretability.causal.edge_graph import EdgeGraph
 from services.interpretability.core.experiment import Cost, Experiment, Progress, probe_card
 from services.interpretability.core.report import (
     Artefact,
@@ -30,8 +32,6 @@ from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.circuits.report import warn_of_task
 from services.interpretability.experiments.circuits.run import make_cases
 from services.interpretability.experiments.circuits.spec import PAIRS, TaskSpec
-from services.interpretability.experiments.edge_attribution.cells import EdgeCells
-from services.interpretability.experiments.edge_attribution.report import draw_circuit
 from shared.registry import Card, Paper
 
 MAX_EDGES = 5000

@@ -8,22 +8,22 @@ faithfulness at growing size, against circuits grown from random scores.
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from fovea.errors import Cancelled, DeadlineExceeded, InvalidOption
+from fovea_edges.cells import EdgeCells, split_batches
+from fovea_edges.circuit_search import bracket_smallest, order_edges, random_scores
+from fovea_edges.edge_graph import EdgeGraph
+from fovea_edges.report import EdgeFindings, build_report
 from services.interpretability.causal import circuit_tasks
-from services.interpretability.causal.circuit_search import bracket_smallest, order_edges, random_scores
-from services.interpretability.causal.edge_graph import EdgeGraph
 from services.interpretability.core.experiment import Cost, Experiment, Progress, probe_card
 from services.interpretability.core.report import Report
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.circuits.run import make_cases
-from services.interpretability.experiments.circuits.spec import PAIRS
-from services.interpretability.experiments.edge_attribution.cells import EdgeCells, split_batches
-from services.interpretability.experiments.edge_attribution.report import EdgeFindings, build_report
-from services.interpretability.experiments.edge_attribution.spec import EdgeAttributionSpec
+from services.interpretability.experiments.circuits.spec import PAIRS, TaskSpec
 from shared.registry import Card, Paper
 
 SHARES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -31,6 +31,20 @@ SHARES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 MAX_SEARCH = 8
 """Most circuits that the search for the smallest one measures."""
+
+
+class EdgeAttributionSpec(TaskSpec):
+    """Task, integral, sizes of circuits, and controls."""
+
+    steps: int = Field(5, ge=1, le=100, description="Points of the integral; 1 is EAP, without integration.")
+    metric: Literal["logit-difference", "kl"] = Field(
+        "logit-difference", description="Metric by which edges are scored; kl: divergence from the model's own answer."
+    )
+    sizes: list[int] = Field(
+        default_factory=list, max_length=50, description="Edges of the circuits that are measured; left out, ten sizes."
+    )
+    threshold: float = Field(0.85, gt=0, le=1, description="Faithfulness of the minimal circuit.")
+    controls: int = Field(10, ge=1, le=100, description="Circuits per size from random scores.")
 
 
 class EdgeAttribution(Experiment[EdgeAttributionSpec]):
@@ -73,7 +87,7 @@ class EdgeAttribution(Experiment[EdgeAttributionSpec]):
             self._shrink(spec, cells, findings)
         except (Cancelled, DeadlineExceeded):
             progress.stopped = True
-        return build_report(spec, subject, findings)
+        return build_report(spec.task, spec.threshold, subject, findings)
 
     def _measure(self, spec: EdgeAttributionSpec, cells: EdgeCells, findings: EdgeFindings) -> None:
         """Score all edges, and measure the model with all of them and with none."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from services.interpretability.causal.edge_graph import EdgeGraph, EdgeSource, EdgeTarget
+from fovea_edges.edge_graph import EdgeGraph, EdgeSource, EdgeTarget
 
 MIN_ENTRY = 1e-9
 """Part of an edge of the embedding below which a position has no node."""

@@ -5,13 +5,13 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from services.interpretability.causal import circuit_search
-from services.interpretability.causal.edge_attribution import attribute_edges, patch_edges, score_circuit
-from services.interpretability.causal.edge_graph import EdgeGraph, EdgeSource, EdgeTarget
-from services.interpretability.causal.edge_runs import run_circuit, run_edges, run_embedding
+from fovea_edges import circuit_search
+from fovea_edges.edge_attribution import attribute_edges, patch_edges, score_circuit
+from fovea_edges.edge_graph import EdgeGraph, EdgeSource, EdgeTarget
+from fovea_edges.edge_runs import run_circuit, run_edges, run_embedding
+from plugins.edges.tests.hand_built import induction_model, prompts
 from services.interpretability.causal.patching import attribution_patch, logit_difference
 from services.interpretability.tests import test_families as families
-from services.interpretability.tests.hand_built import induction_model, prompts
 from shared.lm.taps import Replace, trace
 
 model, family_prompts = families.model, families.prompts

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fovea_edges.edge_graph import EdgeGraph
 from services.interpretability.causal.activation_cache import (
     final_norm,
     norm_after_heads,
@@ -21,7 +22,6 @@ from services.interpretability.causal.activation_cache import (
     project_values,
     scale_of_norm,
 )
-from services.interpretability.causal.edge_graph import EdgeGraph
 from shared.lm.attention import DenseAttention
 from shared.lm.blocks import GPT2Block
 from shared.lm.decoder import Decoder

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from services.interpretability.causal.edge_graph import EdgeGraph
+from fovea_edges.edge_graph import EdgeGraph
 
 Edge = tuple[int, int]
 """(row of the target, column of the source)."""
