@@ -25,7 +25,6 @@ from fovea.cli.commands import (
     segment,
     steer,
     sweep,
-    task_aliases,
 )
 from fovea.cli.commands.task_aliases import MODEL_OPTIONS
 from fovea.cli.exit_codes import HELP, INTERRUPTED, choose_exit_code
@@ -52,7 +51,6 @@ app.command("restore", no_args_is_help=True)(restore.restore)
 app.command("chat")(chat.chat)
 app.command("compare", no_args_is_help=True)(compare.compare)
 app.command("sweep", no_args_is_help=True)(sweep.sweep)
-app.command("actions", no_args_is_help=True, context_settings=MODEL_OPTIONS)(task_aliases.actions)
 app.command("run", no_args_is_help=True, context_settings=MODEL_OPTIONS)(run.run)
 app.command("probe")(probe.probe)
 app.add_typer(heads.app, name="heads")

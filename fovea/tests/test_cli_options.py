@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
-from fovea.api.actions import ActionsIn
 from fovea.api.image import ImageBytes
 from fovea.api.mask import SegmentIn
 from fovea.api.text import ChatRequest
@@ -96,7 +95,6 @@ def test_pictures_are_found_behind_null_and_a_model_without_a_schema_takes_anyth
     assert list_picture_fields(SCHEMA) == ["image", "others"]
     assert list_picture_fields(SegmentIn.model_json_schema()) == ["image"]
     assert list_picture_fields(ChatRequest.model_json_schema()) == []
-    assert list_picture_fields(ActionsIn.model_json_schema()) == ["features", "semantics", "class_scores"]
     assert not is_picture({"type": "string"}, {})
 
 
@@ -126,14 +124,12 @@ def test_a_group_s_options_are_where_the_group_is_and_arrive_as_one():
     assert CliRunner().invoke(app, ["north", "-s", "dark", "--depth", "0"]).exit_code == 2
 
 
-@pytest.mark.parametrize("task", ["actions", "anything"])
-def test_verbs_of_tasks_are_run_with_the_task_fixed(task, monkeypatch):
-    told = []
+def test_a_task_s_own_command_runs_it_with_the_options_of_the_model(monkeypatch):
+    app, told = task_aliases.make_task_app("anything", "Do it."), []
     monkeypatch.setattr(task_aliases, "run", lambda **given: told.append(given))
-    command = task_aliases.make_task_command(task, "Do it.")
-    command(words=["a.npz"], model=None)
-    assert told == [{"task": task, "words": ["a.npz"], "model": None}]
-    assert (command.__name__, command.__doc__) == (task, "Do it.")
+    assert CliRunner().invoke(app, ["a.npz", "--size", "3", "--model", "m"]).exit_code == 0
+    assert (told[0]["task"], told[0]["arguments"], told[0]["model"]) == ("anything", ["a.npz", "--size", "3"], "m")
+    assert "Do it." in CliRunner().invoke(app, ["--help"]).stdout
 
 
 def test_options_are_described_with_choices_and_handed_on_where_given(verb):

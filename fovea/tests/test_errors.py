@@ -34,7 +34,7 @@ def test_other_bodies_are_one_sentence_and_an_unknown_status_a_kind():
     assert by_status(599).status == 500
 
 
-MADE = {"detection": ["bmn", "bmn-csa", "hieraedgenet-synthetic-pollen"]}
+MADE = {"detection": ["hieraedgenet-synthetic-pollen"]}
 
 
 @pytest.mark.parametrize(("service", "name"), [(service, name) for service, names in MADE.items() for name in names])

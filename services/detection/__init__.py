@@ -1,1 +1,1 @@
-"""detection: pollen, road damage, classes and actions."""
+"""detection: pollen, road damage and classes."""

@@ -70,8 +70,7 @@ class TilePlan:
 def plan_tiles(height: int, width: int, variant: Variant, request: RestoreIn, per_pixel: int) -> TilePlan:
     """Cut a picture as asked for, or into the largest tiles that the memory allows.
 
-    Raises:
-        InvalidOption: Not even the smallest tile fits into `memory_mib`.
+    Raises InvalidOption: not even the smallest tile fits into `memory_mib`.
     """
     context = CONTEXT[variant] if request.tile_context is None else request.tile_context
     core = request.tile_core or _core(height, width, context, request.memory_mib, per_pixel)

@@ -138,11 +138,7 @@ class _Replica:
 
 
 def wait_until_loaded(host: Host, *, must_load: bool) -> None:
-    """Wait until no model is loading any more.
-
-    Raises:
-        RuntimeError: All models failed to load, and one must.
-    """
+    """Wait until no model is loading any more. Raises RuntimeError: all models failed to load, and one must."""
     while host.is_loading:
         time.sleep(_LOAD_POLL_S)
     if must_load and not host.settled:

@@ -216,11 +216,7 @@ def _characters(number: int) -> str:
 
 
 def decode_run_lengths(text: str, height: int, width: int) -> np.ndarray:
-    """The mask (h, w) bool of `encode_run_lengths`.
-
-    Raises:
-        ValueError: The runs don't fill the size.
-    """
+    """The mask (h, w) bool of `encode_run_lengths`. Raises ValueError: the runs don't fill the size."""
     runs: list[int] = []
     number = shift = 0
     for code in (ord(c) - 48 for c in text):

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from fovea_actions.action_detector import ActionDetector
 from fovea_planning.servables.scanpath_predictor import ScanpathPredictor
-from services.detection.servables.action_detector import ActionDetector
 from services.detection.servables.box_detector import BoxDetector
 from services.detection.servables.classifier import Classifier
 from services.llm_longctx.serving.decoder_model import DecoderModel

@@ -1,9 +1,3 @@
-"""Fixtures of all tests of this plug-in."""
+"""Fixtures of the service's tests."""
 
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    torch.set_num_threads(1)
+from services.detection.tests.conftest import _one_thread  # noqa: F401  # fixture

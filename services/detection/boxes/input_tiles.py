@@ -54,8 +54,7 @@ def letterbox_views(
 ) -> LetterboxedImage:
     """Fit a picture (h, w, 3), and its slices where `options.tile` asks for them, into inputs of at most `side`.
 
-    Raises:
-        TooLarge: There would be more than `MAX_SLICES` slices.
+    Raises TooLarge: there would be more than `MAX_SLICES` slices.
     """
     height, width = pixels.shape[:2]
     parts = make_slices(height, width, options.tile, options.tile_overlap) if options.tile else []

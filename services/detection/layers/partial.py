@@ -172,8 +172,7 @@ class PartialNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Logits (n, classes) of a normalised picture (n, 3, h, w); with `features` the four maps.
 
-        Raises:
-            InvalidOption: Height or width is not a multiple of 32.
+        Raises InvalidOption: height or width is not a multiple of 32.
         """
         height, width = x.shape[-2:]
         if height % STRIDE or width % STRIDE:

@@ -98,8 +98,7 @@ class HieraEdgeNet(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Raw maps (n, 64 + classes, h, w) of P3, P4, P5 of pictures (n, 3, h, w) in 0..1.
 
-        Raises:
-            InvalidOption: Height or width is not a multiple of 32.
+        Raises InvalidOption: height or width is not a multiple of 32.
         """
         height, width = x.shape[-2:]
         if height % STRIDES[-1] or width % STRIDES[-1]:

@@ -101,8 +101,7 @@ class Yolo9tr(nn.Module):
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor] | None]:
         """Raw maps (n, 64 + classes, h, w) of P3, P4, P5: of the main branch, and of the auxiliary one or None.
 
-        Raises:
-            InvalidOption: Height or width is not a multiple of 32.
+        Raises InvalidOption: height or width is not a multiple of 32.
         """
         height, width = x.shape[-2:]
         if height % STRIDES[-1] or width % STRIDES[-1]:

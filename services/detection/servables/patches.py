@@ -43,8 +43,7 @@ class PatchGrid:
 def divide(height: int, width: int, tile: int | None) -> PatchGrid:
     """Divide a picture evenly into patches of about `tile` pixels; None leaves it whole.
 
-    Raises:
-        InvalidOption: There would be more patches than `MAX_PATCHES`.
+    Raises InvalidOption: there would be more patches than `MAX_PATCHES`.
     """
     rows, columns = (max(1, round(length / tile)) if tile else 1 for length in (height, width))
     if rows * columns > MAX_PATCHES:

@@ -196,8 +196,7 @@ class Console:
     async def missing(self, request: Request) -> Response:
         """An unknown page.
 
-        Raises:
-            NotFound: Always; the hint names the plug-in that brings the page, where one is known.
+        Raises NotFound: always; the hint names the plug-in that brings the page, where one is known.
         """
         path = request.url.path[:200]
         error = plugins.explain_missing("paths", path, f"The page {path}")
@@ -296,11 +295,7 @@ def _select_model(models: list[ModelEntry], name: str | None) -> ModelEntry | No
 
 
 def _read_spec(request: Request) -> dict[str, Any]:
-    """Read the spec of a permalink.
-
-    Raises:
-        InvalidOption: It is not a JSON object.
-    """
+    """Read the spec of a permalink. Raises InvalidOption: it is not a JSON object."""
     try:
         spec = json.loads(request.query_params.get("spec") or "{}")
     except (ValueError, RecursionError):

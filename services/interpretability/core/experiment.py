@@ -211,8 +211,7 @@ class Experiment(Servable[S, Report], Generic[S]):
     def run(self, spec: S, subject: StudiedModel, progress: Progress) -> Report:
         """Run the experiment. Forwards happen in `progress.cell`, `progress.each` or, where one is enough, right here.
 
-        Raises:
-            FoveaError: The spec does not fit the model, or the run was stopped where nothing is worth keeping.
+        Raises FoveaError: the spec does not fit the model, or the run was stopped where nothing is worth keeping.
         """
 
     def predict(self, batch: Sequence[S], run: CallContext) -> list[Report | FoveaError]:

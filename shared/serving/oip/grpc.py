@@ -303,9 +303,7 @@ async def _parse(kind: type[Any], data: bytes) -> Any:
 def _check_fields(data: bytes) -> None:
     """Check what a message would take once it is decoded: fields of a byte or two become objects of a hundred.
 
-    Raises:
-        Malformed: It has more fields than any request.
-        TooLarge: It has too much besides raw tensors.
+    Raises Malformed: it has more fields than any request; TooLarge: it has too much besides raw tensors.
     """
     decoded = sum(field.end - field.start for field in iterate_fields(data) if field.number != _RAW_FIELD)
     if decoded > _MAX_DECODED_BYTES:

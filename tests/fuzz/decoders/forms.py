@@ -1,4 +1,4 @@
-"""Bodies of several parts: forms and matrices."""
+"""Bodies of several parts."""
 
 import asyncio
 import io
@@ -7,13 +7,11 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from fovea.api.mask import SegmentIn
 from fovea.errors import FoveaError
-from services.detection.segments.npy_inputs import read_matrices
 from services.gateway.batches.upload_form import parse_upload
 from services.gateway.routing.model_routing import _read_model
 from shared.serving.http.request_parsing import build_requests, parse_request
@@ -87,15 +85,6 @@ def make_zip(kind: int = zipfile.ZIP_STORED) -> bytes:
     return out.getvalue()
 
 
-def _matrices(*, is_archive: bool) -> bytes:
-    out = io.BytesIO()
-    if is_archive:
-        np.savez_compressed(out, a=np.ones((2, 3), np.float32), b=np.ones(4, ">f8"))
-    else:
-        np.save(out, np.ones((2, 3), np.float32))
-    return out.getvalue()
-
-
 HARNESSES: dict[str, Harness] = {
     "multipart": Harness(
         _multipart,
@@ -105,10 +94,5 @@ HARNESSES: dict[str, Harness] = {
             b"; charset=utf-7", b"; charset=none", b"; charset=undefined", b"; charset=idna",
             b"content-transfer-encoding: base64\r\n", b"boundary=", b'"', b";",
         ),
-    ),
-    "matrices": Harness(
-        lambda data: read_matrices(data, "features"),
-        (_matrices(is_archive=True), _matrices(is_archive=False), make_zip(zipfile.ZIP_LZMA).replace(b".dcm", b".npy")),
-        words=(b"(-1,)", b"(9999999999, 9)", b"True", b"'O'", b"'<U9'", b"'V1'", b"(", b"\x0e\0", b"[" * 100),
     ),
 }  # fmt: skip

@@ -61,8 +61,7 @@ def layout_from_boxes(boxes: Boxes) -> ObjectLayout:
 def layout_from_grid(count: int, grid: tuple[int, int], crop: tuple[int, int]) -> ObjectLayout:
     """So many objects on a full grid, row by row, as on a page of crops (height, width).
 
-    Raises:
-        InvalidOption: There are more or fewer cells than objects.
+    Raises InvalidOption: there are more or fewer cells than objects.
     """
     rows, columns = grid
     if min(grid) < 1 or rows * columns != count:
@@ -76,8 +75,7 @@ def layout_from_grid(count: int, grid: tuple[int, int], crop: tuple[int, int]) -
 def crop_objects(pixels: np.ndarray, boxes: Boxes, size: tuple[int, int]) -> np.ndarray:
     """Content of each box, squashed to (height, width): (m, h, w, 3) in 0..1.
 
-    Raises:
-        InvalidOption: A box is empty or outside of the picture.
+    Raises InvalidOption: a box is empty or outside of the picture.
     """
     image, (height, width) = Image.fromarray(pixels), pixels.shape[:2]
     found = []

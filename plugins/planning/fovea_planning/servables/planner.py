@@ -54,8 +54,7 @@ class Planner(Servable[PlanIn, PlanOut]):
     def load(cls, context: LoadContext) -> Self:
         """Verify the weights of both networks; where they are left out, plans are made without them.
 
-        Raises:
-            NotReady: Weights are not what their manifest says.
+        Raises NotReady: weights are not what their manifest says.
         """
         try:
             files = [find_weights(name, cls.folder, context.weights) for name in cls.weights]
@@ -114,8 +113,7 @@ def _count(request: PlanIn, made: Sequence[PlanFacts]) -> None:
 def _sets(request: PlanIn) -> list[np.ndarray]:
     """The sets of points of a request.
 
-    Raises:
-        InvalidOption: None or several of its three forms are there, or a set is empty.
+    Raises InvalidOption: none or several of its three forms are there, or a set is empty.
     """
     forms = {"points": request.points, "detections": request.detections, "batch": request.batch or None}
     given = [name for name, value in forms.items() if value is not None]

@@ -153,7 +153,7 @@ def test_an_oracle_that_knows_the_labels_reaches_nearly_everything(tmp_path):
 
     class Oracle(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            from services.detection.segments.proposals import boundary_labels
+            from fovea_actions.segments.proposals import boundary_labels
 
             labels = [boundary_labels(spans, LENGTH) for spans in recipe.videos("test").segments]
             overlap, start, end = (torch.from_numpy(np.stack(part)).float() for part in zip(*labels, strict=True))

@@ -10,11 +10,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from fovea.api.actions import ActionsIn, ActionsOut
 from fovea.errors import FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
-from services.detection.models.bmn import BmnActionDetector, BmnCsaActionDetector
-from services.detection.segments.npy_inputs import MAX_NUMBERS, read_matrices
-from services.detection.servables.action_detector import _list_proposals, resample
+from fovea_actions.action_detector import _list_proposals, resample
+from fovea_actions.models.bmn import BmnActionDetector, BmnCsaActionDetector
+from fovea_actions.schema import ActionsIn, ActionsOut
+from fovea_actions.segments.npy_inputs import MAX_NUMBERS, read_matrices
 from shared.registry.weights import read_weights
 from tests.contract.sameness import differences
 from tests.harness.models import answered, client_of, problem

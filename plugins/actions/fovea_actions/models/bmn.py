@@ -5,7 +5,7 @@ The networks are in `boundary_matching`; how a request becomes an answer is in `
 
 from __future__ import annotations
 
-from services.detection.servables.action_detector import ActionDetector
+from fovea_actions.action_detector import ActionDetector
 from shared.registry import Card, Metric, Paper
 
 _DATA = "400 synthetic videos that nothing else has seen, 8 classes; proposals times a noisy recogniser's scores"

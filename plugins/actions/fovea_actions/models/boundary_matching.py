@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fovea.errors import InvalidOption
-from services.detection.segments.proposals import cells, sampling_mask
+from fovea_actions.segments.proposals import cells, sampling_mask
 from shared.registry import builder
 
 GROUPS = 4
@@ -78,8 +78,7 @@ class BoundaryMatching(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Confidence (b, 2, s, e) as regression and classification, start (b, t) and end (b, t), from (b, c, t).
 
-        Raises:
-            InvalidOption: The features have other channels or another length.
+        Raises InvalidOption: the features have other channels or another length.
         """
         _fits(x, "x", self.features, self.length)
         return self.maps(x)

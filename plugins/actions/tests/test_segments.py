@@ -1,5 +1,7 @@
 """Segments of actions: proposals, suppression, and the boundary-matching map."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,25 +10,28 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fovea.errors import InvalidOption
-from services.detection.segments.proposals import (
+from fovea_actions.segments.proposals import (
     boundary_labels,
     classify_proposals,
     sampling_mask,
     score_proposals,
     soft_nms,
 )
-from services.detection.tests.filling import filled, noise, read, rows
+from services.detection.tests.filling import filled, noise, rows
 from shared.registry import network
+from tests.golden import read_golden
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.mark.parametrize("name", ["bmn_t24_c400", "bmn_t40_c64"])
 def test_mask_keys_and_outputs_equal_the_published_network(name):
-    golden = read(f"{name}.arrays")
+    golden = read_golden(GOLDEN / f"{name}.arrays")
     mask = sampling_mask(golden["start"].shape[1])
     for (start, end), column in zip(golden["mask_pairs"], golden["mask_vals"], strict=True):
         np.testing.assert_allclose(mask[:, :, start, end], column, atol=1e-6)
     np.testing.assert_allclose(mask.sum(), golden["mask_sum"][0], rtol=1e-6)
-    keys, golden = read(f"{name}.keys.json"), read(f"{name}.arrays")
+    keys, golden = read_golden(GOLDEN / f"{name}.keys.json"), read_golden(GOLDEN / f"{name}.arrays")
     net = network("bmn", features=keys["feat_dim"], length=keys["temporal_scale"])
     assert rows(net) == [row[:3] for row in keys["keys"] if row[0] != "sample_mask"]
     shape = (2, keys["feat_dim"], keys["temporal_scale"])
@@ -46,7 +51,7 @@ def test_a_point_just_left_of_the_video_reads_its_first_cell():
 
 
 def test_labels_equal_the_published_ones_and_are_empty_without_segments():
-    golden = read("bmn_softnms_labels.arrays")
+    golden = read_golden(GOLDEN / "bmn_softnms_labels.arrays")
     overlap, start, end = boundary_labels(golden["gt"], 32)
     np.testing.assert_allclose(overlap, golden["gt_iou_map"], atol=1e-6)
     np.testing.assert_allclose(start, golden["gt_start"], atol=1e-9)
@@ -58,7 +63,7 @@ def test_labels_equal_the_published_ones_and_are_empty_without_segments():
 
 
 def test_suppression_equals_the_published_one_and_takes_no_last_segment():
-    golden = read("bmn_softnms_labels.arrays")
+    golden = read_golden(GOLDEN / "bmn_softnms_labels.arrays")
     found = soft_nms(golden["xmin"], golden["xmax"], golden["score"], *golden["params"])
     for ours, key in zip(found, ("out_xmin", "out_xmax", "out_score"), strict=True):
         np.testing.assert_allclose(ours, golden[key], atol=1e-9)

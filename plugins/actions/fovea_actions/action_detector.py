@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import BaseModel
 
-from fovea.api.actions import ActionsIn, ActionsOut, Curves, Proposal
 from fovea.api.tensors import TensorSpec
 from fovea.errors import InvalidOption
-from services.detection.segments.npy_inputs import read_matrices
-from services.detection.segments.plot import draw_timeline
-from services.detection.segments.proposals import classify_proposals, score_proposals, soft_nms
+from fovea_actions.schema import ActionsIn, ActionsOut, Curves, Proposal
+from fovea_actions.segments.npy_inputs import read_matrices
+from fovea_actions.segments.plot import draw_timeline
+from fovea_actions.segments.proposals import classify_proposals, score_proposals, soft_nms
 from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext
 from shared.registry.weights import Weights
@@ -44,7 +44,7 @@ class ActionDetector(VisionServable[ActionsIn, ActionsOut, _Video]):
 
     In: ClassVar[type[BaseModel]] = ActionsIn
     Out: ClassVar[type[BaseModel]] = ActionsOut
-    folder: ClassVar[Path] = Path(__file__).parents[1] / "weights"
+    folder: ClassVar[Path] = Path(__file__).parent / "weights"
     forms: ClassVar[tuple[str, ...]] = ("image/png", "text/csv")
     takes_semantics: ClassVar[bool]
 

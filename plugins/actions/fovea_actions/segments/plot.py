@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fovea.api.actions import ActionsOut, Curves, Proposal
+from fovea_actions.schema import ActionsOut, Curves, Proposal
 
 WIDTH, MARGIN, CURVES, BAR, MAP = 960, 48, 140, 20, 320
 SHOWN = 10

@@ -5,7 +5,7 @@ import base64
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from fovea.api.actions import ActionsIn
+from fovea_actions.schema import ActionsIn
 from services.gateway.tests.browsing import MARKS
 from services.gateway.tests.stub_service import Stub, card, photograph
 
