@@ -116,13 +116,10 @@ class _Stage(nn.Module):
 
 
 class PartialNetwork(nn.Module):
-    """Stem, four stages with merging between them, and a classifier or four feature maps.
+    """Stem, four stages of blocks from `make` with merging between them, and a classifier or four feature maps.
 
-    Args:
-        shape: The size.
-        make: Builds the blocks.
-        classes: Outputs of the classifier.
-        features: No classifier: `forward` gives the maps of the four stages, each through a batch norm of its own.
+    With `features` there is no classifier: `forward` gives the maps of the four stages, each through a batch norm of
+    its own.
     """
 
     def __init__(self, shape: Shape, make: Make, classes: int, *, features: bool) -> None:

@@ -81,9 +81,7 @@ def _separable(inputs: int, outputs: int) -> nn.Sequential:
 class HieraEdgeNet(nn.Module):
     """HieraEdgeNet (2025); `model.<layer>` as official checkpoints name them.
 
-    Args:
-        classes: Kinds of pollen.
-        edge: `official`: the edge maps are 0 whatever the picture, as in the release; `described`: real edges.
+    With `official` edges the edge maps are 0 whatever the picture, as in the release; `described` ones are real.
     """
 
     def __init__(self, classes: int, edge: Edge = "official") -> None:

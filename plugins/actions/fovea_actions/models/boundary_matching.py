@@ -26,13 +26,8 @@ class BoundaryMatching(nn.Module):
     convolution's weights on the features, then the fixed sampling weights, and only where start <= end. That takes a
     sixth of the multiplications of the published order at full size, and never holds the (512, 32, t, t) samples.
 
-    Args:
-        features: Channels c of the features.
-        length: Cells t of a video.
-        samples: Samples n of a proposal.
-        samples_per_bin: Points whose mean is a sample.
-        ratio: How far the samples reach beyond a proposal, in its lengths.
-        hidden: Channels of the 1-D, 2-D and 3-D convolutions.
+    A video has `length` cells t of `features` channels c. A proposal has `samples`, each the mean of `samples_per_bin`
+    points, and they reach `ratio` of its length beyond it. `hidden` are channels of the 1-D, 2-D and 3-D convolutions.
     """
 
     ballast: int
@@ -107,13 +102,8 @@ class ClassSemantics(nn.Module):
     """Attention over channels and over time that is learned from class semantics (CSA, ICCV 2021; our reading).
 
     Squeeze-and-excitation learns its weights from the features they act on; these come from another source, the
-    recogniser, and are applied to BMN's features.
-
-    Args:
-        semantics: Channels s of the recogniser's features or posteriors.
-        width: Channels d of the features to attend to.
-        channel: Whether channels are weighed.
-        time: Whether cells are weighed.
+    recogniser's `semantics` channels s of features or posteriors, and are applied to BMN's features of `width` channels
+    d.
     """
 
     def __init__(self, semantics: int, width: int, *, channel: bool, time: bool) -> None:
@@ -138,16 +128,7 @@ class ClassSemantics(nn.Module):
 
 
 class AttendedBoundaryMatching(BoundaryMatching):
-    """BMN whose features attend to class semantics; with both attentions off it is exactly BMN.
-
-    Args:
-        features: Channels c of the features.
-        length: Cells t of a video.
-        semantics: Channels s of the semantics.
-        channel: Whether channels are weighed.
-        time: Whether cells are weighed.
-        options: The rest of BMN's knobs.
-    """
+    """BMN, with its `options`, whose features attend to class semantics; with both attentions off it is exactly BMN."""
 
     def __init__(
         self, features: int, length: int, semantics: int, *, channel: bool = True, time: bool = True, **options: object

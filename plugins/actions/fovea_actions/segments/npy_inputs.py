@@ -23,11 +23,8 @@ _ENTRIES = 16
 def read_matrices(given: Any, field: str) -> dict[str, np.ndarray]:
     """The matrices in a value by name: an `.npz` has its own names, anything else is one under the field's name.
 
-    Returns:
-        Float32 arrays with finite values, of one or two axes.
-
-    Raises:
-        Malformed, TooLarge, UnsupportedMedia, InvalidOption: `field` names what is wrong.
+    Returns float32 arrays with finite values, of one or two axes. Raises Malformed, TooLarge, UnsupportedMedia or
+    InvalidOption, whose `field` names what is wrong.
     """
     if not isinstance(given, bytes):
         return {field: _checked(_from_rows(given, field), field)}

@@ -17,14 +17,11 @@ def cells(length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sampling_mask(length: int, samples: int = 32, per_bin: int = 3, ratio: float = 0.5) -> np.ndarray:
-    """Weight of each time for each sample of each proposal (BMN, section 3.3).
+    """Weight of each time for each sample of each proposal (BMN, section 3.3): float32 (t, n, s, e), zero where s > e.
 
-    A proposal from cell s to cell e is read at `samples · per_bin` evenly spaced points between s - ratio·L and
-    e + 1 + ratio·L, where L = e - s + 2; a sample is the mean of `per_bin` points, a point the linear mean of its two
-    cells. Left of the video a fraction is negative, as in the published code, so that a point in (-1, 0) is cell 0.
-
-    Returns:
-        Array (t, n, s, e) of float32, zero where s > e.
+    A proposal from cell s to cell e is read at `samples · per_bin` evenly spaced points between s - ratio·L and e + 1 +
+    ratio·L, where L = e - s + 2; a sample is the mean of `per_bin` points, a point the linear mean of its two cells.
+    Left of the video a fraction is negative, as in the published code, so that a point in (-1, 0) is cell 0.
     """
     starts, ends = cells(length)
     span = ends - starts + 2.0
@@ -51,15 +48,10 @@ def interval_iou(starts: np.ndarray, ends: np.ndarray, start: float, end: float)
 
 
 def boundary_labels(segments: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Targets of BMN for a video (BMN, section 4.2).
+    """Targets of BMN for a video of `length` cells t with true segments (k, 2) in 0..1 (BMN, section 4.2).
 
-    Args:
-        segments: True segments (k, 2) in 0..1.
-        length: Cells t of the video.
-
-    Returns:
-        IoU of every proposal with its best segment (t, t), zero where start > end; and the share of each cell (t,)
-        that lies in a window of three cells around a start, and around an end.
+    Returns the IoU of every proposal with its best segment (t, t), zero where start > end; and the share of each cell
+    (t,) that lies in a window of three cells around a start, and around an end.
     """
     segments = np.asarray(segments, dtype=float).reshape(-1, 2)
     edges = np.arange(length + 1) / length
@@ -80,13 +72,8 @@ def score_proposals(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Every proposal that ends before the video does, with its score (BMN, section 4.4).
 
-    Args:
-        confidence: Regression and classification map (2, s, e).
-        start: Probability (t,) that something starts in a cell.
-        end: Probability (t,) that something ends in a cell.
-
-    Returns:
-        Starts and ends in 0..1, and scores `start · end · regression · classification`.
+    From the regression and classification map (2, s, e) and the probabilities (t,) that something starts and ends in a
+    cell: starts and ends in 0..1, and scores `start · end · regression · classification`.
     """
     length = len(start)
     i, j = cells(length)
@@ -101,17 +88,9 @@ def soft_nms(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gaussian soft suppression: what overlaps a better segment much loses score instead of vanishing.
 
-    Args:
-        starts: Starts (p,) in 0..1.
-        ends: Ends (p,).
-        scores: Scores (p,).
-        alpha: Width of the Gaussian; a larger one suppresses less.
-        low: IoU above which a segment of width 0 suppresses.
-        high: The same for a segment as long as the video.
-
-    Returns:
-        Starts, ends and scores in the order taken: at most 101. As in the published code, the last one that remains
-        is never taken.
+    Starts, ends and scores are (p,). A larger `alpha`, the width of the Gaussian, suppresses less. `low` is the IoU
+    above which a segment of width 0 suppresses, `high` the same for one as long as the video. Returns starts, ends and
+    scores in the order taken: at most 101. As in the published code, the last one that remains is never taken.
     """
     starts, ends, scores = (np.array(values, dtype=float) for values in (starts, ends, scores))
     left, taken = np.ones(len(scores), bool), list[tuple[float, float, float]]()
@@ -129,17 +108,10 @@ def soft_nms(
 def classify_proposals(
     starts: np.ndarray, ends: np.ndarray, scores: np.ndarray, classes: np.ndarray, best: int = 2
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Proposals times the scores of a recogniser: each one as its `best` likeliest classes.
+    """Proposals (p,) times the scores of a recogniser: each one as its `best` likeliest classes.
 
-    Args:
-        starts: Starts (p,) in 0..1.
-        ends: Ends (p,).
-        scores: Scores (p,).
-        classes: Class scores of the whole video (s,), or of each of its cells (s, t): then the mean inside a proposal.
-        best: Classes per proposal.
-
-    Returns:
-        Starts, ends, classes and scores (p · best,), highest score first.
+    `classes` are scores of the whole video (s,), or of each of its cells (s, t): then the mean inside a proposal
+    counts. Returns starts, ends, classes and scores (p · best,), highest score first.
     """
     inside = _means(classes, starts, ends) if classes.ndim == 2 else np.tile(classes, (len(starts), 1))
     chosen = np.argsort(-inside, axis=1, kind="stable")[:, :best]

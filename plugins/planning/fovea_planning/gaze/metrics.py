@@ -64,11 +64,8 @@ def multimatch(
 ) -> tuple[float, float, float, float, float]:
     """MultiMatch of two scanpaths, each 1 for equal ones: vector, direction, length, position, duration.
 
-    Args:
-        first: Points x, y in the units of the screen; fewer than three are padded by repeating the last.
-        second: The other scanpath.
-        screen: Width and height.
-        durations: Of the fixations of both; without them the last similarity is 1.
+    Points x, y are in the units of the screen (width, height); fewer than three are padded by repeating the last.
+    Without the `durations` of the fixations of both, the last similarity is 1.
     """
     a, b = (_padded(points) for points in (first, second))
     u, v = np.diff(a, axis=0), np.diff(b, axis=0)

@@ -32,17 +32,10 @@ class DecodedScanpath:
 def decode_scanpaths(
     step: Step, paths: int, longest: int, *, draw: np.random.Generator | None = None, barred: np.ndarray | None = None
 ) -> list[DecodedScanpath]:
-    """Walk several paths at once.
+    """Walk several paths p at once, of at most `longest` fixations; the first step never ends a path.
 
-    Args:
-        step: The network, given all fixations so far.
-        paths: How many paths p.
-        longest: Most fixations of a path.
-        draw: Draws each fixation from its probabilities; None takes the likeliest.
-        barred: Bool (n,) or (p, n): places where there is no object.
-
-    Returns:
-        The paths, in order. The first step never ends a path.
+    `step` is the network, given all fixations so far; `draw` draws each fixation from its probabilities, None takes the
+    likeliest. `barred` (n,) or (p, n) are places where there is no object. Returns the paths, in order.
     """
     fixations = np.zeros((paths, 0), np.int64)
     lengths, expected = np.full(paths, -1), list[np.ndarray]()

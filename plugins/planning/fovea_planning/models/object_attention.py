@@ -28,14 +28,9 @@ LONGEST = 5000
 class ObjectAttention(nn.Module):
     """OAT (ECCV 2024): a transformer over objects, read out by attention from each step to each object.
 
-    Args:
-        grid: Rows and columns that the unused `generator` is sized for; the network itself serves any grid.
-        table: Position rows (k, ceil(model / 6)): one for each row or column of a grid, k >= 3.
-        model: Width d of a token: half of it is the crop, half the position.
-        layers: Layers of the encoder, and of the decoder.
-        heads: Attention heads of a layer.
-        feedforward: Width inside a layer.
-        crop: Height and width of a crop, pixels.
+    The network serves any grid; rows and columns of `grid` only size its unused `generator`. `table` are position rows
+    (k, ceil(model / 6)): one for each row or column of a grid, k >= 3. Half of a token's width `model` is the crop
+    (height, width in pixels), half the position. Encoder and decoder have `layers` each, of `feedforward` width inside.
     """
 
     idle = ("generator.", "LinearEmbedding.", "onedpositional_encoding.")
@@ -84,10 +79,8 @@ class ObjectAttention(nn.Module):
     def forward(self, crops: Tensor, target: int, fixations: Tensor) -> Tensor:
         """Logits (t, n + 2) of each step of one scanpath on the network's own grid.
 
-        Args:
-            crops: Crops (n, 3, h, w) in 0..1, row by row.
-            target: Which of them is sought.
-            fixations: Objects fixated so far (t - 1,).
+        Crops (n, 3, h, w) are in 0..1, row by row; `target` is the one that is sought, fixations (t - 1,) are the
+        objects fixated so far.
         """
         count = self.grid[0] * self.grid[1]
         if tuple(crops.shape) != (count, 3, *self.crop):
@@ -106,16 +99,11 @@ class ObjectAttention(nn.Module):
         return path
 
     def logits(self, crops: Tensor, cells: Tensor, target: Tensor, fixations: Tensor) -> Tensor:
-        """Logits of several scanpaths on several shelves: what is trained and exported.
+        """Logits (b, s, t, n + 2) of several scanpaths on several shelves: what is trained and exported.
 
-        Args:
-            crops: Crops (b, n, 3, h, w) in 0..1.
-            cells: Row and column (b, n, 2) of each.
-            target: Which object is sought (b,).
-            fixations: Objects fixated so far (b, s, t - 1). Whatever is out of range counts as the nearest in it.
-
-        Returns:
-            Logits (b, s, t, n + 2).
+        Crops (b, n, 3, h, w) are in 0..1, cells (b, n, 2) their row and column, targets (b,) the objects that are
+        sought, and fixations (b, s, t - 1) the objects fixated so far. Whatever is out of range counts as the nearest
+        in it.
         """
         features = self.cnn_embedding(crops.flatten(0, 1)).reshape(crops.shape[0], -1, self.width)
         return self.logits_from_features(features, cells, target, fixations)
@@ -217,14 +205,7 @@ def oat(
 ) -> ObjectAttention:
     """OAT with random weights; the defaults are the published layout for the yogurt shelf.
 
-    Args:
-        grid: Rows and columns.
-        position_table: Position rows; None fits them.
-        model: Width of a token.
-        layers: Layers of encoder and decoder.
-        heads: Attention heads.
-        feedforward: Width inside a layer.
-        crop: Height and width of a crop.
+    Position rows are fitted where none are given.
     """
     width = -(-(model // 2) // 3)
     table = fitted_positions(max(*grid, 3), width) if position_table is None else np.asarray(position_table, float)

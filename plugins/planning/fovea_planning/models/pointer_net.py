@@ -21,14 +21,11 @@ State = tuple[Tensor, Tensor]
 
 
 class PointerNet(nn.Module):
-    """Scores every slot at every step: u_j = v · tanh(W1 e_j + W2 d_i), without glimpse and without bias.
+    """Scores every slot at every step: u_j = v · tanh(W1 e_j + W2 d_i), of width h, without glimpse and without bias.
 
-    Args:
-        hidden: Width h.
-        encoder: `lstm` is the paper's: it reads the points in their order, and its decoder is fed raw coordinates.
-            `attn` knows no order: self-attention without any position, so that renumbering the points renumbers the
-            answer; its decoder is fed what the encoder made of a point.
-        layers: Self-attention layers of `attn`.
+    The encoder `lstm` is the paper's: it reads the points in their order, and its decoder is fed raw coordinates.
+    `attn`, of so many self-attention layers, knows no order: without any position, renumbering the points renumbers the
+    answer; its decoder is fed what the encoder made of a point.
     """
 
     def __init__(self, hidden: int, encoder: Encoder = "lstm", layers: int = 3) -> None:
@@ -51,12 +48,7 @@ class PointerNet(nn.Module):
             nn.init.uniform_(parameter, -0.08, 0.08)
 
     def forward(self, points: Tensor, targets: Tensor) -> Tensor:
-        """Logits (b, t, n + 1) of each step when the true order is followed (teacher forcing).
-
-        Args:
-            points: Coordinates (b, n, 2).
-            targets: True slots (b, t).
-        """
+        """Logits (b, t, n + 1) over points (b, n, 2) when the true slots (b, t) are followed (teacher forcing)."""
         encoded, fed, state = self.read(points)
         chosen = fed.gather(1, targets[:, :-1, None].expand(-1, -1, fed.shape[2]))
         decoded, _ = self.dec(torch.cat((self.go.expand(len(points), 1, -1), chosen), 1), state)

@@ -23,16 +23,8 @@ def sinusoid(places: int, width: int) -> Tensor:
 def fitted_positions(count: int, width: int, *, given: np.ndarray | None = None, steps: int = _STEPS) -> np.ndarray:
     """Rows whose cosine falls with their distance, exp(-(i - j)² / 8), and whose norms are equal (OAT, section 3.2).
 
-    Random rows, fitted with Adam at .01. The same call always gives the same rows.
-
-    Args:
-        count: Rows k.
-        width: Numbers in a row.
-        given: First rows (g, width) to keep as they are: a trained network was trained with them.
-        steps: Steps of the fit.
-
-    Returns:
-        Array (k, width).
+    Random rows (k, width), fitted with Adam at 0.01; the same call always gives the same rows. The first rows `given`
+    (g, width) are kept as they are: a trained network was trained with them.
     """
     known = np.zeros((0, width)) if given is None else np.asarray(given, float)[:count]
     places = np.arange(count)

@@ -23,13 +23,9 @@ def tour_lengths(points: np.ndarray, tours: np.ndarray) -> np.ndarray:
 
 
 def optimal_tours(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shortest closed tours of several instances of the same size.
+    """Shortest closed tours of several instances of points (b, n, 2), n <= 12.
 
-    Args:
-        points: Points (b, n, 2), n <= 12.
-
-    Returns:
-        Tours (b, n) from point 0 with the second index below the last, and their lengths (b,).
+    Returns tours (b, n) from point 0 with the second index below the last, and their lengths (b,).
     """
     batch, n = points.shape[:2]
     if n <= 3:

@@ -17,13 +17,9 @@ _EPS = 1e-12
 
 
 def heuristic_tour(points: np.ndarray, deadline: float, seed: int = 0, first: Sequence[int] | None = None) -> list[int]:
-    """A good closed tour over points (n, 2).
+    """A good closed tour over points (n, 2): `first`, or that of the nearest neighbours, improved by kicks.
 
-    Args:
-        points: The points.
-        deadline: A `time.monotonic()` instant at which to stop kicking.
-        seed: Decides the kicks.
-        first: Tour to start from; without one, the nearest neighbours'.
+    The deadline is a `time.monotonic()` instant; the seed decides the kicks.
     """
     search = _Search(points, list(first) if first is not None else _nearest(points))
     search.settle(range(len(points)), deadline)

@@ -16,13 +16,9 @@ def tour_bound(points: np.ndarray, known: float, *, rounds: int = 150, deadline:
     """A length that no closed tour over points (n, 2), n >= 3, falls below.
 
     A 1-tree is a spanning tree over all points but the first, and the two cheapest edges of the first. Every tour is
-    one, so the cheapest is a bound; penalties that make its degrees more like a tour's raise it.
-
-    Args:
-        points: The points.
-        known: Length of a tour; the nearer the bound comes, the smaller the steps.
-        rounds: How often penalties are adjusted.
-        deadline: A `time.monotonic()` instant after which the best bound so far is good enough.
+    one, so the cheapest is a bound; penalties that make its degrees more like a tour's raise it, in so many rounds or
+    until the deadline, a `time.monotonic()` instant. The nearer the bound comes to the `known` length of a tour, the
+    smaller the steps.
     """
     far, penalties = distances(points), np.zeros(len(points))
     best, step = 0.0, 1.0

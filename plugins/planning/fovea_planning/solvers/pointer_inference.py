@@ -23,11 +23,7 @@ State = tuple[np.ndarray, np.ndarray]
 
 
 class PointerInference:
-    """A pointer network ready to decode.
-
-    Args:
-        weights: Its state by key, float32.
-    """
+    """A pointer network ready to decode, from its state by key, float32."""
 
     def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
         self._weights = weights
@@ -36,16 +32,10 @@ class PointerInference:
     def decode(
         self, points: np.ndarray, steps: int, *, visit_once: bool = False, fits: Fits | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The likeliest slot at each step, and all log-probabilities; barred slots are -inf.
+        """The likeliest slots (b, t) of t steps, and all log-probabilities (b, t, n + 1); barred slots are -inf.
 
-        Args:
-            points: Coordinates (b, n, 2).
-            steps: Steps t to take.
-            visit_once: Bar slots that were chosen, and the end.
-            fits: Bars further slots by what was chosen so far. Where it bars all, the end stays.
-
-        Returns:
-            Slots (b, t) and log-probabilities (b, t, n + 1).
+        Points are (b, n, 2). `visit_once` bars slots that were chosen, and the end; `fits` bars further slots by what
+        was chosen so far. Where it bars all, the end stays.
         """
         encoded, fed, state = self._read(points)
         (batch, count), rows = encoded.shape[:2], np.arange(len(points))
@@ -68,10 +58,8 @@ class PointerInference:
     def beam(self, points: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Orders of all points with the largest probability, by beam search that visits each point once.
 
-        Visited slots and the end are barred before the softmax, so probabilities are over what is left.
-
-        Returns:
-            Slots (b, w, n), best first, and sums of log-probabilities (b, w).
+        Visited slots and the end are barred before the softmax, so probabilities are over what is left. Returns slots
+        (b, w, n), best first, and sums of log-probabilities (b, w).
         """
         encoded, fed, state = self._read(points)
         batch, count = points.shape[:2]

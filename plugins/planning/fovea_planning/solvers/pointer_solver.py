@@ -14,9 +14,7 @@ from fovea_planning.solvers.pointer_inference import Fits, PointerInference
 def normalise_points(points: np.ndarray, *, stretch: bool) -> np.ndarray:
     """Points (b, n, 2) moved and scaled into the unit square.
 
-    Args:
-        points: Any finite points.
-        stretch: Scale both axes on their own, which changes no hull; a tour needs the same scale for both.
+    `stretch` scales both axes on their own, which changes no hull; a tour needs the same scale for both.
     """
     low, high = points.min(1, keepdims=True), points.max(1, keepdims=True)
     span = high - low if stretch else (high - low).max(2, keepdims=True)

@@ -109,18 +109,12 @@ def plans(
     time_limit: float = 2.0,
     pointers: Pointers | None = None,
 ) -> list[Plan]:
-    """A plan for each set of points (n, 2).
+    """A plan for each set of points (n, 2): a `hull`, a `delaunay` triangulation or a `tsp` (shortest closed tour).
 
-    Args:
-        task: `hull`, `delaunay` or `tsp` (shortest closed tour).
-        batch: Sets of points.
-        solver: `auto` takes the best for each size; another is used where it can be.
-        time_limit: Seconds for one heuristic tour.
-        pointers: The trained networks; read from the package when `pointer` is asked for without them.
-
-    Raises:
-        InvalidPoints: Points that are not finite, or lie on one line where that makes no sense.
-        InvalidOption: No such task.
+    The solver `auto` takes the best for each size; another is used where it can be. `time_limit` is in seconds for one
+    heuristic tour. The trained networks are read from the package when `pointer` is asked for without them. Raises
+    InvalidPoints for points that are not finite, or lie on one line where that makes no sense; InvalidOption for
+    another task.
     """
     if task not in ("hull", "delaunay", "tsp"):
         raise InvalidOption(f"There is no task {task!r}.", hint="Tasks are hull, delaunay and tsp.", field="task")
