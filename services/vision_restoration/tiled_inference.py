@@ -50,13 +50,7 @@ class TilePlan:
     tiles: int
 
     def estimate(self, pace: float, per_pixel: int, picture_bytes: int) -> Estimate:
-        """Time and memory.
-
-        Args:
-            pace: Seconds per pixel of a window.
-            per_pixel: Bytes that the network takes per pixel of a window.
-            picture_bytes: Bytes of the whole picture.
-        """
+        """Time and memory at a `pace` in seconds, and bytes, per pixel of a window, for a picture of so many bytes."""
         pictures = picture_bytes * 4  # input, result, and a copy while packed
         return Estimate(
             seconds=round(self.area * pace, 3),

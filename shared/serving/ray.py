@@ -191,9 +191,8 @@ def scale(context: Any, busy_per_replica: int = _MAX_BUSY_PER_REPLICA, service: 
 def application(args: Mapping[str, Any] | Placement) -> serve.Application:
     """One service as a Ray Serve application (the `import_path` of a RayService).
 
-    Args:
-        args: Of the application in the Serve config. Ray hands over the mapping as it was read: the annotation of a
-            module with postponed annotations is a text to it, so it makes no `Placement` of it.
+    Ray hands over the mapping of the Serve config as it was read: the annotation of a module with postponed annotations
+    is a text to it, so it makes no `Placement` of it.
     """
     placement = Placement.model_validate(args)
     scaling: dict[str, Any] = {"num_replicas": placement.min_replicas}

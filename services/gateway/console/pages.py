@@ -46,13 +46,10 @@ _Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Console:
-    """The pages of one gateway.
+    """The pages of one gateway, with what `client` fetches.
 
-    Args:
-        client: Fetches what pages show.
-        keys: Whether callers need an API key, which code snippets then show.
-        max_body_bytes: The largest request that the gateway accepts, which pages check before they send one.
-        signs_in: Whether readers can sign in at an identity provider.
+    Code snippets show an API key if callers need `keys`; pages check `max_body_bytes` before they send a request;
+    readers can sign in at an identity provider if `signs_in`.
     """
 
     def __init__(self, client: InProcessClient, *, keys: bool, max_body_bytes: int, signs_in: bool = False) -> None:

@@ -80,15 +80,10 @@ class ReplicaRetryPolicy:
         self._registry = registry
 
     async def run(self, state: RetryState, attempt: Callable[[Replica], Awaitable[Answer]]) -> Answer:
-        """Send a request to one replica after another.
+        """Send a request to one replica after another, and keep its `state` up to date.
 
-        Args:
-            state: Facts about the request; kept up to date.
-            attempt: Sends the request to one replica; raises `UpstreamLost` where that may be worth another try.
-
-        Raises:
-            NotReady: No replica is there, or came back in time.
-            Exception: `UpstreamLost.answer`, where the request is not sent again.
+        `attempt` raises `UpstreamLost` where another try may be worth it. Raises NotReady: no replica is there, or came
+        back in time; or `UpstreamLost.answer`, where the request is not sent again.
         """
         while True:
             replica = await self._wait_for_replica(state)
