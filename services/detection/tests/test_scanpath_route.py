@@ -9,7 +9,6 @@ from fovea.api.plan import PlanOut
 from fovea.api.scanpath import ScanpathOut
 from services.detection.models.oat import OatScanpathPredictor
 from services.detection.models.planner import FoveaPlanner
-from services.detection.planning.geometry import hull
 from shared.vision.draw import encode
 from tests.harness.models import answered, client_of, problem
 
@@ -131,23 +130,7 @@ def test_mistakes_are_named(client, body, status, field):
     problem(client.post("/v1/scanpath", json=body), status, field)
 
 
-def test_the_example_is_answered_as_it_is_given_with_null_for_what_is_left_out(client):
-    example = client.get("/v1/models/oat/example").json()
-    assert example["objects"] is None
-    answered(client.post("/v1/scanpath", json=example), ScanpathOut)
-
-
 POINTS = np.random.default_rng(0).random((9, 2)).round(4)
-
-
-@pytest.mark.parametrize("task", ["hull", "delaunay", "tsp"])
-def test_each_task_is_answered_and_certified(client, task):
-    found = answered(client.post("/v1/plan", json={"task": task, "points": POINTS.tolist()}), PlanOut)
-    assert found.certified
-    assert found.optimality_gap == 0
-    assert (found.order is None) == (task == "delaunay")
-    if task == "hull":
-        assert found.order == hull(POINTS)
 
 
 def test_detections_become_a_route_through_their_middles(client):

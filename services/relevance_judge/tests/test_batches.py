@@ -159,15 +159,6 @@ def test_invalid_answers_are_counted_and_not_zero(stage):
     assert (found["graded"], found["invalid"], found["imputed"]) == (5, 5, 5)
 
 
-def test_batches_are_listed_and_other_tenants_see_none_of_them(stage):
-    found = stage.post(topics=TOPICS, passages=PASSAGES).json()
-    listed = stage.client.get("/v1/judge/batches").json()
-    assert [(row["id"], row["pairs"]) for row in listed] == [(found["id"], 10)]
-    other = {"x-fovea-tenant": "somebody-else"}
-    assert stage.client.get("/v1/judge/batches", headers=other).json() == []
-    assert stage.client.get(f"/v1/judge/batches/{found['id']}", headers=other).status_code == 404
-
-
 @pytest.mark.parametrize(
     ("body", "status", "told"),
     [

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fovea.api.restore import RestoreIn, RestoreOut
+from fovea.api.restore import RestoreIn
 from fovea.errors import Cancelled, DeadlineExceeded, InvalidOption, NotReady
 from services.vision_restoration import carry_over
 from services.vision_restoration.comparison_images import mean_change, subtract_result, to_8_bits, to_16_bits
@@ -20,7 +20,7 @@ from shared.registry import CallContext
 from shared.vision.draw import encode
 from shared.vision.limits import DEFAULT_BOUNDS
 from shared.vision.tiling import tiled
-from tests.harness.models import answered, client_of
+from tests.harness.models import client_of
 from tests.harness.rendering import predict_as
 
 PIECES = {"tile_core": 64, "tile_context": 128}
@@ -224,13 +224,6 @@ def client(stored, tmp_path_factory):
 
     with client_of(tmp_path_factory.mktemp("fovea"), "vision-restoration", {"rrformer": Pane}) as made:
         yield made
-
-
-def test_a_reference_is_a_second_file(client):
-    files = {"image": ("a.jpg", EXAMPLE, "image/jpeg"), "reference": ("b.jpg", EXAMPLE, "image/jpeg")}
-    found = answered(client.post("/v1/restore", files=files), RestoreOut)
-    assert found.input_likeness.psnr is None
-    assert found.likeness.psnr < 60
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from shared.sparsity import SparsityClaim
 from tests.harness.waiting import until
 
 LIMIT = 50_000
+BROKEN_JSON = {"content": "{", "headers": {"content-type": "application/json"}}
 
 
 class Body(BaseModel):
@@ -110,13 +111,7 @@ async def test_claim_of_sparsity_comes_with_what_it_still_owes(client, replica, 
         ("GET", "/v1/models/none", {}, 404, {"code": "not_found"}),
         ("POST", "/extra", {"json": {"number": "x"}}, 422, {"field": "number"}),
         ("POST", "/extra?size=11", {"json": {"number": 1}}, 422, {"field": "size"}),
-        (
-            "POST",
-            "/extra",
-            {"content": "{", "headers": {"content-type": "application/json"}},
-            400,
-            {"code": "malformed"},
-        ),
+        ("POST", "/extra", BROKEN_JSON, 400, {"code": "malformed"}),
     ],
 )
 async def test_unknown_routes_methods_and_models_and_wrong_fields_are_problems(client, method, path, how, status, told):
