@@ -95,8 +95,6 @@ def test_right_judge_passes(kind):
 
 
 class Answer(BaseModel):
-    """An answer with a number, a text, a list and a time."""
-
     score: float = 1.0
     text: str = "a"
     rows: list[int] = [1, 2]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fovea.errors import InvalidOption
 from services.detection.models.pointer_net import PointerNet
-from services.detection.planning import InvalidPoints, plan, plans
+from services.detection.planning import InvalidPoints, Pointers, plan, plans
 from services.detection.planning.exact import optimal_tours, tour_lengths
 from services.detection.planning.geometry import area, hull, hull_successors
 from services.detection.planning.geometry import polygon_is_valid as valid
@@ -166,8 +166,6 @@ class Wrong:
 
 
 def test_a_wrong_network_costs_nothing_but_a_note():
-    from services.detection.planning import Pointers
-
     wrong = Pointers(Wrong(), Wrong())  # type: ignore[arg-type]
     rng = np.random.default_rng(4)
     sets = [rng.random((8, 2)) for _ in range(5)]
@@ -260,14 +258,12 @@ def test_both_encoders_decode_what_the_network_says_of_the_order(published, atte
 
 def test_an_untrained_hull_is_convex_all_the_same(attentive):
     """Right turns are barred, whatever the network thinks."""
-    from services.detection.planning.geometry import area, polygon_is_valid
-
     points = np.random.default_rng(0).random((40, 9, 2))
     orders, chances = predict_hulls(ready(attentive), points)
     assert chances.shape == (40, 10)
     for instance, order in zip(points, orders, strict=True):
         if len(order) >= 3:  # a start that leaves no left turn ends at once
-            assert polygon_is_valid(instance, order)
+            assert valid(instance, order)
             assert area(instance, order) > 0
     assert sum(len(order) >= 3 for order in orders) > 20
 

@@ -18,15 +18,12 @@ def chain(fixations: np.ndarray) -> np.ndarray:
     return logits
 
 
-def test_the_likeliest_path_ends_where_the_end_is_likeliest():
+def test_the_likeliest_path_ends_where_the_end_is_likeliest_but_not_at_its_first_step():
     (found,) = decode_scanpaths(chain, 1, 10)
     assert found.objects == [0, 1, 2]
     assert found.ended
     assert found.probabilities.shape == (3, 6)
     np.testing.assert_allclose(found.probabilities.sum(1), 1)
-
-
-def test_a_path_that_does_not_end_is_cut_and_its_first_step_never_ends_it():
     (found,) = decode_scanpaths(lambda fixations: np.eye(7)[[2] * len(fixations)] * 9, 1, 4)
     assert found.objects == [2, 2, 2, 2]
     assert not found.ended

@@ -25,13 +25,13 @@ from services.interpretability.core.report import Artefact, Report
 from services.interpretability.experiments.acdc import Acdc
 from services.interpretability.experiments.activations import Activations
 from services.interpretability.experiments.circuits import Circuits, CircuitsSpec, logit_difference
-from services.interpretability.experiments.edge_attribution import EdgeAttribution
+from services.interpretability.experiments.edge_attribution import EdgeAttribution, run
 from services.interpretability.experiments.head_comparison import HeadComparison
 from services.interpretability.experiments.sparsity import SparsityStudy
 from services.interpretability.rendering.render import render
 from services.interpretability.tests.conftest import probing, read
 from shared.lm.taps import trace
-from shared.registry import CallContext
+from shared.registry import CallContext, LoadContext
 from shared.sparsity import SparsityClaim, lint, sparsity_of, verify_nm
 from tests.harness.language_model import share_language_model
 
@@ -139,8 +139,6 @@ def arrays(data: bytes) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def edges(tmp_path_factory):
-    from shared.registry import LoadContext
-
     folder = tmp_path_factory.mktemp("edges")
     return ask(EdgeAttribution, LoadContext(cache=folder, weights=folder, threads=1))
 
@@ -159,9 +157,6 @@ def test_a_curve_goes_to_the_whole_model_and_its_minimal_circuit_is_faithful_and
 
 
 def test_a_search_that_runs_out_of_tries_keeps_the_smallest_circuit_it_found(tmp_path, monkeypatch):
-    from services.interpretability.experiments.edge_attribution import run
-    from shared.registry import LoadContext
-
     monkeypatch.setattr(run, "MAX_SEARCH", 1)
     context = LoadContext(cache=tmp_path, weights=tmp_path, threads=1)
     report = ask(EdgeAttribution, context, sizes=[1, 80], controls=1)

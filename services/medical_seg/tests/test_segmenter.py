@@ -22,8 +22,6 @@ from tests.harness.models import client_of, problem, toy_card
 
 
 class Small(Segmenter):
-    """A model without weights."""
-
     card = toy_card("small", "segment")
 
 

@@ -43,8 +43,6 @@ def _graded_by_number(body: dict[str, Any]) -> str:
 
 
 class Stage:
-    """The service with a model behind it, and a client of it."""
-
     def __init__(self, client: TestClient, model: FakeModel) -> None:
         self.client, self.model = client, model
 

@@ -126,8 +126,6 @@ def served(stored, tmp_path_factory):
 
 def loaded_from(packaged: Path, home: Path, engine: Any = "auto", **options: str) -> Restorer:
     class Small(Restorer):
-        """RRFormer, small."""
-
         folder = packaged
         card = toy_card("small", "restore", variants=("paper", "released"))
 

@@ -80,7 +80,9 @@ def test_rooms_that_are_left_out_or_broken_are_findings_and_hide_nothing(machine
     assert found(machine(), "models") == [Diagnosis("models", "good", "medical-seg: eye")]
 
 
-def test_weights_that_are_not_what_their_manifest_says_are_bad(machine, tmp_path):
+def test_weights_that_are_not_what_their_manifest_says_are_bad_and_absent_ones_noted_with_their_package(
+    machine, tmp_path, monkeypatch
+):
     manifest = Manifest(name="eye", origin="imported", network=NetworkSpec(name="eye"))
     write_weights(tmp_path / "weights", {"w": np.ones(3, np.float32)}, manifest)
     (good,) = found(machine(), "weights")
@@ -88,9 +90,6 @@ def test_weights_that_are_not_what_their_manifest_says_are_bad(machine, tmp_path
     (tmp_path / "weights" / "eye.safetensors").write_bytes(b"replaced")
     (bad,) = found(machine(), "weights")
     assert (bad.verdict, "eye.safetensors" in bad.detail) == ("bad", True)
-
-
-def test_weights_that_are_not_installed_are_noted_with_their_package(machine, tmp_path, monkeypatch):
     licences = {"eye": "Apache-2.0", "ear": "Apache-2.0", "nose": "LicenseRef-Kvasir-SEG-Research-Only"}
     for name, licence in licences.items():
         facts = Manifest(name=name, origin="trained", network=NetworkSpec(name=name), licence=licence)

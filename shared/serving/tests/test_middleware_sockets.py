@@ -18,8 +18,6 @@ BROKEN_JSON = {"content": "{", "headers": {"content-type": "application/json"}}
 
 
 class Body(BaseModel):
-    """Request of the extra route."""
-
     number: int
 
 

@@ -4,7 +4,6 @@ import asyncio
 import gzip
 import json
 import threading
-import time
 import zlib
 from typing import Any
 
@@ -20,6 +19,7 @@ from shared.serving.build_app import build
 from shared.serving.oip import body as oip_body
 from shared.serving.oip import rest
 from shared.serving.tests.oip_mirrors import MIRRORS, Gate, limited
+from shared.serving.tests.ready_client import ready_client
 
 ONE = {"inputs": [{"name": "in", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
 
@@ -27,9 +27,7 @@ ONE = {"inputs": [{"name": "in", "datatype": "FP32", "shape": [1, 2], "data": [1
 @pytest.fixture(scope="module")
 def client():
     app = build("mirrors", servables=MIRRORS, settings=limited())
-    with TestClient(app, raise_server_exceptions=True) as running:
-        while not app.state.host.ready:
-            time.sleep(0.01)
+    with ready_client(app) as running:
         yield running
 
 

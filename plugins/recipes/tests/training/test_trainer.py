@@ -76,7 +76,7 @@ def test_a_checkpoint_of_other_knobs_or_data_is_not_continued(line, tmp_path, kn
         fit(line(**knobs), tmp_path)
 
 
-def test_the_weights_with_the_best_score_are_kept_not_the_last(line, tmp_path):
+def test_the_weights_with_the_best_score_are_kept_and_patience_ends_a_fit(line, tmp_path):
     class Worsening(line):
         def score(self, network):
             return -float(network.norm.num_batches_tracked)
@@ -86,8 +86,6 @@ def test_the_weights_with_the_best_score_are_kept_not_the_last(line, tmp_path):
     with safe_open(tmp_path / "last.safetensors", framework="pt") as last:
         assert not torch.equal(last.get_tensor("average/layer.weight"), weights(fitted)["layer.weight"])
 
-
-def test_patience_ends_a_fit_that_no_longer_gets_better(line, tmp_path):
     class Flat(line):
         def score(self, network):
             return 0.0
@@ -96,7 +94,7 @@ def test_patience_ends_a_fit_that_no_longer_gets_better(line, tmp_path):
     assert fit(Flat(schedule=schedule), tmp_path).progress.step == 20
 
 
-def test_gradients_are_clipped_by_their_common_norm(line, tmp_path):
+def test_gradients_are_clipped_by_their_common_norm_or_clamped_element_by_element(line, tmp_path):
     """With plain gradient descent a step is as long as the rate, however steep the loss."""
 
     class Steep(line):
@@ -114,9 +112,6 @@ def test_gradients_are_clipped_by_their_common_norm(line, tmp_path):
     after = [p.detach() for p in fit(clipped, tmp_path).network.parameters()]
     moved = sum(float((a - b).square().sum()) for a, b in zip(after, before, strict=True)) ** 0.5
     assert moved == pytest.approx(0.1, rel=1e-3)
-
-
-def test_gradients_are_clamped_element_by_element(line, tmp_path):
     seen = []
 
     class Watched(line):
@@ -142,9 +137,17 @@ def test_averaged_weights_are_smoother_than_the_last_ones(line, tmp_path):
     assert counted == 40
 
 
-def test_a_loss_that_is_not_finite_stops_the_fit_and_names_the_step(line, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_fit_and_a_score_that_is_no_number_does_not(line, tmp_path):
     with pytest.raises(InvalidOption, match="nan at step 7"):
         fit(line(poison=7), tmp_path)
+
+    class Unscored(line):
+        def score(self, network):
+            return math.nan
+
+    fitted = fit(Unscored(), tmp_path)
+    assert fitted.progress.best_step == 20
+    assert weights(fitted)
 
 
 def test_the_rate_follows_half_a_cosine_and_scales_are_multiples_of_32():
@@ -163,16 +166,6 @@ def test_the_rate_follows_half_a_cosine_and_scales_are_multiples_of_32():
     assert MultiScale.resize(x, 2) is x
     bigger = MultiScale.resize(x, 3)
     assert (bigger[0, 0, 0].tolist(), bigger[0, 0, -1, -1]) == ([0, 0.5, 1], 3)
-
-
-def test_a_score_that_is_no_number_still_leaves_weights(line, tmp_path):
-    class Unscored(line):
-        def score(self, network):
-            return math.nan
-
-    fitted = fit(Unscored(), tmp_path)
-    assert fitted.progress.best_step == 20
-    assert weights(fitted)
 
 
 TENSORS = {"a/weight": torch.arange(6.0).view(2, 3), "a/count": torch.tensor(3), "b/weight": torch.zeros(0)}
@@ -208,7 +201,7 @@ def test_tensors_in_any_memory_order_and_state_come_back_as_they_were(tmp_path):
     assert torch.equal(read_checkpoint(tmp_path / "a.safetensors")[0]["x"], x)
 
 
-def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+def test_a_checkpoint_is_no_pickle_and_outlives_a_crash_while_the_next_is_written(tmp_path, monkeypatch):
     path = tmp_path / "last.safetensors"
     write_checkpoint(path, TENSORS, {"step": 1})
 
@@ -220,9 +213,6 @@ def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_checkpoint(path, TENSORS, {"step": 2})
     assert read_checkpoint(path)[1] == {"step": 1}
-
-
-def test_a_checkpoint_is_no_pickle(tmp_path):
     write_checkpoint(tmp_path / "last.safetensors", TENSORS, {})
     raw = (tmp_path / "last.safetensors").read_bytes()
     assert raw[8:9] == b"{"  # the header of safetensors, after its length
