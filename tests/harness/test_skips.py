@@ -41,12 +41,9 @@ def test_a_skip_that_is_not_listed_fails_the_run(named, workers, run_suite, pyte
     result.assert_outcomes(skipped=5, passed=2)
 
 
-def test_a_listed_test_may_not_be_skipped_for_another_reason(run_suite, pytester):
+def test_an_entry_allows_its_reason_and_number_alone(run_suite, pytester):
     option = allow(pytester, test="test_one.py*", reason="needs a GPU")
     assert run_suite("skips", option, test_one=WAYS["call"]).ret == pytest.ExitCode.TESTS_FAILED
-
-
-def test_more_skips_than_an_entry_allows_fail_the_run(run_suite, pytester):
     many = "import pytest\n@pytest.mark.parametrize('x', [1, 2, 3])\ndef test_a(x): pytest.skip('no tool')"
     option = allow(pytester, test="test_one.py*", reason="no tool", most=2)
     result = run_suite("skips", option, test_one=many)

@@ -237,7 +237,7 @@ def test_mistakes_are_named(client, body, status, field):
     assert ("swapped" in found["detail"]) is (body.get("features") == [[1.0] * 64] * 32)
 
 
-def test_any_number_of_steps_is_resampled(client, held):
+def test_any_number_of_steps_is_resampled_and_keeps_its_mean_and_straight_lines(client, held):
     once = answered(
         client.post("/v1/actions", json={"model": "bmn", "features": held.features[4].tolist()}), ActionsOut
     )
@@ -250,9 +250,6 @@ def test_any_number_of_steps_is_resampled(client, held):
     assert again.proposals[0].score == pytest.approx(once.proposals[0].score, abs=1e-4)
     single = answered(client.post("/v1/actions", json={"model": "bmn", "features": [[1.0]] * 64}), ActionsOut)
     assert single.proposals
-
-
-def test_resampling_keeps_the_mean_and_straight_lines():
     matrix = np.random.default_rng(0).standard_normal((3, 77)).astype(np.float32)
     np.testing.assert_allclose(resample(matrix, 32).mean(1), matrix.mean(1), atol=1e-5)
     line = np.arange(8, dtype=np.float32)[None]

@@ -173,7 +173,7 @@ def test_the_drawn_picture_has_boxes_in_the_colours_of_their_classes(media):
     assert np.abs(pixels[61, 88] - class_colour(1)).max() < 30
 
 
-def test_tables_have_a_row_per_detection_and_are_whole():
+def test_tables_have_a_row_per_detection_and_coco_ids_categories_and_boxes_by_size():
     rows = list(csv.DictReader(io.StringIO(_render("text/csv", microns_per_pixel=2).decode())))
     assert [row["label"] for row in rows] == ["crack", "hole"]
     names = ("x1", "y1", "x2", "y2", "radius_px", "radius_um")
@@ -183,9 +183,6 @@ def test_tables_have_a_row_per_detection_and_are_whole():
     assert table is not None
     assert b"'=1+1" in table
     assert len(_render("text/csv", include=("columns",)).splitlines()) == 3
-
-
-def test_coco_has_ids_categories_and_boxes_by_size():
     found = json.loads(_render("application/vnd.coco+json"))
     assert [c["name"] for c in found["categories"]] == list(NAMES)
     assert [(a["id"], a["category_id"], a["bbox"]) for a in found["annotations"]] == [

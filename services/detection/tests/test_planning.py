@@ -240,14 +240,11 @@ def attentive():
     return net.eval()
 
 
-def test_renumbered_points_get_the_renumbered_answer(attentive):
+def test_renumbered_points_get_the_renumbered_answer_and_both_encoders_decode_the_order(attentive, published):
     points, order = np.random.default_rng(2).random((3, 7, 2), np.float32), np.array([4, 2, 6, 0, 1, 5, 3])
     slots, _ = ready(attentive).decode(points, 7, visit_once=True)
     again, _ = ready(attentive).decode(points[:, order], 7, visit_once=True)
     np.testing.assert_array_equal(order[again - 1], slots - 1)
-
-
-def test_both_encoders_decode_what_the_network_says_of_the_order(published, attentive):
     points = np.random.default_rng(3).random((2, 6, 2), np.float32)
     for net in (published, attentive):
         slots, told = ready(net).decode(points, 7)
@@ -256,7 +253,7 @@ def test_both_encoders_decode_what_the_network_says_of_the_order(published, atte
         np.testing.assert_allclose(told, logits.log_softmax(2), atol=2e-5)
 
 
-def test_an_untrained_hull_is_convex_all_the_same(attentive):
+def test_an_untrained_hull_is_convex_and_ends_after_three_corners_only(attentive):
     """Right turns are barred, whatever the network thinks."""
     points = np.random.default_rng(0).random((40, 9, 2))
     orders, chances = predict_hulls(ready(attentive), points)
@@ -266,9 +263,6 @@ def test_an_untrained_hull_is_convex_all_the_same(attentive):
             assert valid(instance, order)
             assert area(instance, order) > 0
     assert sum(len(order) >= 3 for order in orders) > 20
-
-
-def test_the_end_is_allowed_after_three_corners_only():
     points = np.array([[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]])
     fits, free = left_turn_mask(points), np.ones((1, 5), bool)
     assert not fits(np.array([[1, 2]]), free)[0, 0]

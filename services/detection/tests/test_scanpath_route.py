@@ -45,7 +45,7 @@ def plain(client):
     return answered(client.post("/v1/scanpath", json=SHELF), ScanpathOut)
 
 
-def test_the_target_is_found_and_fixations_are_objects(plain):
+def test_the_target_is_found_and_crops_on_a_grid_are_searched_like_the_picture_of_them(plain, client):
     (path,) = plain.paths
     assert path.found
     assert path.fixations[-1].id == TARGET
@@ -56,9 +56,6 @@ def test_the_target_is_found_and_fixations_are_objects(plain):
         assert 0 < fixation.probability <= 1
     shares = path.behaviour
     assert shares.search + shares.refixation + shares.revisit == pytest.approx(1, abs=1e-5)
-
-
-def test_crops_on_a_grid_are_searched_like_the_picture_of_them(client, plain):
     body = {"crops": [text(crop) for crop in CROPS], "grid": [3, 9], "target": TARGET}
     found = answered(client.post("/v1/scanpath", json=body), ScanpathOut)
     assert [f.id for f in found.paths[0].fixations] == [f.id for f in plain.paths[0].fixations]

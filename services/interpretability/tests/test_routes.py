@@ -121,12 +121,6 @@ async def test_circuits_are_compared_at_several_thresholds(client):
     assert {value for row in told["grids"][0]["values"] for value in row} == {0.0, 1.0}
 
 
-async def test_head_map_leads_to_the_pattern_of_its_head(client):
-    answer = await client.post("/v1/probe/heads/patterns", json={**TEXT, "text": "kqzwx"}, params={"format": "html"})
-    assert "/console/probe?model=attention&amp;spec=" in answer.text
-    assert "Permalink" in answer.text
-
-
 LONG = {"lm": "tiny", "protocol": "kv", "samples": 2, "pairs": 3}
 
 

@@ -234,11 +234,3 @@ def test_accept_gives_the_restored_picture_or_what_is_included(client, asked, sh
     assert reply.headers["content-type"] == "image/webp"
     width = np.asarray(Image.open(io.BytesIO(reply.content))).shape[1]
     assert width == (2 * SIZE[0] + 8 if shown == "comparison" else SIZE[0])
-
-
-def test_a_deadline_that_is_too_short_is_said_before_any_work(client, monkeypatch):
-    monkeypatch.setattr(Restorer, "_restore", lambda *_: pytest.fail("it was begun"))
-    out = io.BytesIO()
-    Image.new("RGB", (800, 600)).save(out, "PNG")
-    reply = client.post("/v1/restore", files={"image": out.getvalue()}, headers={"x-fovea-deadline-ms": "60"})
-    assert reply.status_code == 504

@@ -80,13 +80,10 @@ def test_a_full_recipe_trains_and_measures_on_the_folder_it_is_given(folder, tmp
     assert "held-out" in recipe.facts()["measured_on"]
 
 
-def test_pictures_without_masks_and_folders_without_pictures_are_named(folder, tmp_path):
+def test_pictures_without_masks_are_named_and_the_digest_of_pairs_changes_with_any_byte(folder, tmp_path):
     (folder / "masks" / "4.png").unlink()
     with pytest.raises(NotFound, match=r"'4\."):
         PraNetFull(folder=folder, **TINY).prepare(folder)
-
-
-def test_the_digest_of_pairs_changes_with_any_byte(folder):
     before = find_masks(folder)[0].digest
     mask = folder / "masks" / "0.png"
     mask.write_bytes(mask.read_bytes() + b"\0")
