@@ -41,26 +41,14 @@ def filled(outline_list, shape):
 
 
 @given(masks)
-def test_filling_the_outlines_gives_the_mask_back(mask):
-    assert (filled(mask_regions.trace_outlines(mask), mask.shape) == mask).all()
-
-
-@given(masks)
-def test_outer_areas_less_holes_are_the_pixels(mask):
+def test_outlines_hold_the_mask_turn_at_every_corner_and_one_is_outside_of_each_region(mask):
     found = mask_regions.trace_outlines(mask)
+    assert (filled(found, mask.shape) == mask).all()
     assert sum(area(outline.points) for outline in found) == mask.sum()
     assert all((area(outline.points) < 0) == outline.hole for outline in found)
 
-
-@given(masks)
-def test_every_region_has_one_outer_outline(mask):
-    outer = [outline for outline in mask_regions.trace_outlines(mask) if not outline.hole]
-    assert len(outer) == len(mask_regions.find_regions(mask)[0])
-
-
-@given(masks)
-def test_outlines_turn_at_every_corner(mask):
-    for outline in mask_regions.trace_outlines(mask):
+    assert sum(not outline.hole for outline in found) == len(mask_regions.find_regions(mask)[0])
+    for outline in found:
         step = np.sign(np.roll(outline.points, -1, axis=0) - outline.points)
         assert (np.abs(step).sum(axis=1) == 1).all()
         assert (np.roll(step, 1, axis=0) != step).any(axis=1).all()
