@@ -80,7 +80,7 @@ def test_published_weights_are_those_that_were_measured_and_a_manifest_says_how_
     net.load_state_dict({key: torch.from_numpy(array) for key, array in found.arrays.items()})
     assert manifest.metrics == {"error": round(line().measure(net.eval())["error"], 5)}
     assert found.arrays["layer.weight"] == found.arrays["layer.weight"].astype(np.float16)
-    publish(line(seed=4), fit(line(seed=4), tmp_path), tmp_path / "out", notes={"ablation": {"error": 2.0}})
+    publish(line(seed=4), fit(line(seed=4), tmp_path / "four"), tmp_path / "out", notes={"ablation": {"error": 2.0}})
     told = json.loads((tmp_path / "out" / "line.json").read_text())
     assert (told["recipe"]["name"], told["recipe"]["seed"]) == ("line", 4)
     assert told["recipe"]["schedule"]["steps"] == 60
