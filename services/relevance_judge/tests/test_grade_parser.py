@@ -29,11 +29,6 @@ def test_it_is_total_and_gives_a_grade_or_a_reason(text):
     assert found.grade is None or 0 <= found.grade <= 3
 
 
-def test_stray_digits_are_no_grade():
-    found = parse("I see 3 reasons and 1 doubt, in 2 parts.")
-    assert (found.grade, found.rule, found.reason) == (None, "none", "absent")
-
-
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -44,6 +39,7 @@ def test_stray_digits_are_no_grade():
         ("score: 2 out of 10", "out_of_range"),
         ("<think> it is 3", "truncated"),
         ("", "absent"),
+        ("I see 3 reasons and 1 doubt, in 2 parts.", "absent"),
         ("##final score: " + "9" * 40, "out_of_range"),
         ('{"O": true}', "not_a_number"),
     ],

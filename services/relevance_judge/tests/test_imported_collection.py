@@ -57,8 +57,7 @@ def test_topics_numbered_without_gaps_or_used_by_relevance_lines_keep_their_ids(
     ("relevance", "grades", "labels"),
     [
         ("1 1 4\n3 2 -1\n", {4: 3, -1: 0}, {("1", "1"): 3, ("3", "2"): 0}),  # another reading of the codes
-        ("1 2 0 0.000000\n", None, {("1", "2"): 2}),  # no grade, as in CISI and CACM
-        ("01 2  0 0\n", None, {("1", "2"): 2}),
+        ("01 2  0 0\n", None, {("1", "2"): 2}),  # no grade, as in CACM
         ("1 0 2 3\n2 0 1 0\n", None, {("1", "2"): 3, ("2", "1"): 0}),  # TREC's lines keep their grades
     ],
 )

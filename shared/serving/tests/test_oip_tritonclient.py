@@ -116,7 +116,6 @@ def test_models_are_unloaded_and_loaded_again_without_configuration_from_callers
     client.load_model("mirror/uint8")
     assert client.is_model_ready("mirror/uint8")
     client.infer("mirror/uint8", feed(module, sample("UINT8"), "UINT8"))
-    client, _ = triton
     with pytest.raises(InferenceServerException, match="can't be given"):
         client.load_model("picture", config='{"backend": "python"}')
     for deed in (client.load_model, client.unload_model):
