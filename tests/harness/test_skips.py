@@ -37,7 +37,7 @@ def test_a_skip_that_is_not_listed_fails_the_run(named, workers, run_suite, pyte
     allowed = {way for way in WAYS if named == "test_*" or (named == "test_[mc]*" and way[0] in "mc")}
     assert result.ret == (pytest.ExitCode.OK if allowed == WAYS.keys() else pytest.ExitCode.TESTS_FAILED)
     lines = result.stdout.lines
-    assert {way for way in WAYS if any(line.startswith(f"test_{way}.py") for line in lines)} == WAYS.keys() - allowed
+    assert {way for way in WAYS if any(line.startswith(f"test_{way}.py:") for line in lines)} == WAYS.keys() - allowed
     result.assert_outcomes(skipped=5, passed=2)
 
 

@@ -14,7 +14,7 @@ from services.detection.models.planner import FoveaPlanner
 from shared.registry import CallContext, LoadContext, Servable
 from tests.contract.checks import servables as checks
 from tests.contract.checks import text
-from tests.contract.checks.weights import disturbed
+from tests.contract.checks.weights import disturbed, modules_of
 from tests.contract.mutants import changed, each, wrong
 from tests.contract.toys import VISION_TOYS
 
@@ -53,7 +53,7 @@ class NoisyPlanner(FoveaPlanner):
     @classmethod
     def load(cls, place: LoadContext) -> Self:
         found = super().load(place)
-        for module in checks.modules_of(found):
+        for module in modules_of(found):
             module.load_state_dict(disturbed(module, 0.01).state_dict())
         return found
 
