@@ -259,14 +259,11 @@ def test_no_list_shows_and_no_request_of_bob_names_what_alice_made(stage):
         assert own.status_code != 404, (path, own.text)
 
 
-def test_a_plan_of_alice_serves_her_alone(probe):
+def test_everything_of_tenants_lies_below_a_tenant_and_a_plan_serves_its_own(probe, judge, gateway):
     objects = probe.app.state.objects
     plans = "head-plans/tiny-induction/quince-marmalade.json"
     assert objects.of_tenant("alice").head(plans) is not None
     assert objects.of_tenant("bob").head(plans) is None
-
-
-def test_everything_of_tenants_lies_below_a_tenant(judge, probe, gateway):
     folders = [Path(stage.app.state.settings.data_dir) for stage in (judge, probe)]
     for folder in (*folders, gateway.app.state.gateway.settings.data_dir):
         holders = [

@@ -44,26 +44,16 @@ def test_graph_counts_its_edges(golden):
     ]
 
 
-def test_all_edges_are_the_model_and_no_edge_is_the_counterfactual(golden):
-    clean, corrupt = runs(golden.model, golden.clean, golden.corrupt)
-    _, exists, _ = everything(golden.model)
-    whole = golden.model(golden.clean)[:, -1]
-    torch.testing.assert_close(clean.last, whole, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(
-        run_circuit(golden.model, clean, corrupt, torch.from_numpy(exists)), whole, atol=1e-5, rtol=1e-4
-    )
-    nothing = run_circuit(golden.model, clean, corrupt, torch.zeros(exists.shape, dtype=torch.bool))
-    torch.testing.assert_close(nothing, golden.model(golden.corrupt)[:, -1], atol=1e-5, rtol=1e-4)
-
-
-def test_other_families_are_whole_and_counterfactual_too(model, family_prompts):
-    clean, corrupt = runs(model, *family_prompts[:2])
-    _, exists, _ = everything(model)
-    torch.testing.assert_close(
-        run_circuit(model, clean, corrupt, torch.from_numpy(exists)), model(family_prompts[0])[:, -1]
-    )
-    nothing = run_circuit(model, clean, corrupt, torch.zeros(exists.shape, dtype=torch.bool))
-    torch.testing.assert_close(nothing, model(family_prompts[1])[:, -1])
+@pytest.mark.parametrize("kind", ["golden", "family"])
+def test_all_edges_are_the_model_and_no_edge_is_the_counterfactual(kind, golden, model, family_prompts):
+    net, ids, other = golden.given[:3] if kind == "golden" else (model, *family_prompts[:2])
+    clean, corrupt = runs(net, ids, other)
+    _, exists, _ = everything(net)
+    whole, near = net(ids)[:, -1], {"atol": 1e-5, "rtol": 1e-4} if kind == "golden" else {}
+    torch.testing.assert_close(clean.last, whole, **near)
+    torch.testing.assert_close(run_circuit(net, clean, corrupt, torch.from_numpy(exists)), whole, **near)
+    nothing = run_circuit(net, clean, corrupt, torch.zeros(exists.shape, dtype=torch.bool))
+    torch.testing.assert_close(nothing, net(other)[:, -1], **near)
 
 
 def test_cut_edge_is_a_forward_with_that_input_alone_changed(golden):

@@ -72,7 +72,7 @@ def test_a_search_that_runs_out_of_tries_keeps_the_smallest_circuit_it_found(tmp
     assert report.scalars["minimal_faithfulness"].value >= 0.85
 
 
-def test_graph_is_what_neuronpedia_reads(edges):
+def test_graph_is_what_neuronpedia_reads_and_edges_have_hook_points(edges):
     graph = json.loads(artefact(edges, "circuit.neuronpedia.json").content)
     jsonschema.validate(graph, SCHEMA)
     names = [node["node_id"] for node in graph["nodes"]]
@@ -85,9 +85,6 @@ def test_graph_is_what_neuronpedia_reads(edges):
     assert all(link["weight"] > 0 for link in graph["links"]), "what carries the answer is positive"
     entries = [node["ctx_idx"] for node in graph["nodes"] if node["feature_type"] == "embedding"]
     assert entries == [5], "the prompts differ at one token"
-
-
-def test_edges_have_hook_points_in_their_arrays(edges):
     found = arrays(artefact(edges, "edges.npz").data())
     assert len(found["score"]) == edges.scalars["edges"].value
     assert found["in_circuit"].sum() == edges.scalars["minimal_edges"].value

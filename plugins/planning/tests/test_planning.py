@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fovea.errors import InvalidOption
 from fovea_planning.models.pointer_net import PointerNet
-from fovea_planning.solvers import InvalidPoints, plan, plans
+from fovea_planning.solvers import InvalidPoints, Pointers, plan, plans
 from fovea_planning.solvers.exact import optimal_tours, tour_lengths
 from fovea_planning.solvers.geometry import area, hull, hull_successors
 from fovea_planning.solvers.geometry import polygon_is_valid as valid
@@ -169,8 +169,6 @@ class Wrong:
 
 
 def test_a_wrong_network_costs_nothing_but_a_note():
-    from fovea_planning.solvers import Pointers
-
     wrong = Pointers(Wrong(), Wrong())  # type: ignore[arg-type]
     rng = np.random.default_rng(4)
     sets = [rng.random((8, 2)) for _ in range(5)]
@@ -245,14 +243,11 @@ def attentive():
     return net.eval()
 
 
-def test_renumbered_points_get_the_renumbered_answer(attentive):
+def test_renumbered_points_get_the_renumbered_answer_and_both_encoders_decode_the_order(attentive, published):
     points, order = np.random.default_rng(2).random((3, 7, 2), np.float32), np.array([4, 2, 6, 0, 1, 5, 3])
     slots, _ = ready(attentive).decode(points, 7, visit_once=True)
     again, _ = ready(attentive).decode(points[:, order], 7, visit_once=True)
     np.testing.assert_array_equal(order[again - 1], slots - 1)
-
-
-def test_both_encoders_decode_what_the_network_says_of_the_order(published, attentive):
     points = np.random.default_rng(3).random((2, 6, 2), np.float32)
     for net in (published, attentive):
         slots, told = ready(net).decode(points, 7)
@@ -261,21 +256,16 @@ def test_both_encoders_decode_what_the_network_says_of_the_order(published, atte
         np.testing.assert_allclose(told, logits.log_softmax(2), atol=2e-5)
 
 
-def test_an_untrained_hull_is_convex_all_the_same(attentive):
+def test_an_untrained_hull_is_convex_and_ends_after_three_corners_only(attentive):
     """Right turns are barred, whatever the network thinks."""
-    from fovea_planning.solvers.geometry import area, polygon_is_valid
-
     points = np.random.default_rng(0).random((40, 9, 2))
     orders, chances = predict_hulls(ready(attentive), points)
     assert chances.shape == (40, 10)
     for instance, order in zip(points, orders, strict=True):
         if len(order) >= 3:  # a start that leaves no left turn ends at once
-            assert polygon_is_valid(instance, order)
+            assert valid(instance, order)
             assert area(instance, order) > 0
     assert sum(len(order) >= 3 for order in orders) > 20
-
-
-def test_the_end_is_allowed_after_three_corners_only():
     points = np.array([[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]])
     fits, free = left_turn_mask(points), np.ones((1, 5), bool)
     assert not fits(np.array([[1, 2]]), free)[0, 0]

@@ -22,15 +22,12 @@ def chain(fixations: np.ndarray) -> np.ndarray:
     return logits
 
 
-def test_the_likeliest_path_ends_where_the_end_is_likeliest():
+def test_the_likeliest_path_ends_where_the_end_is_likeliest_but_not_at_its_first_step():
     (found,) = decode_scanpaths(chain, 1, 10)
     assert found.objects == [0, 1, 2]
     assert found.ended
     assert found.probabilities.shape == (3, 6)
     np.testing.assert_allclose(found.probabilities.sum(1), 1)
-
-
-def test_a_path_that_does_not_end_is_cut_and_its_first_step_never_ends_it():
     (found,) = decode_scanpaths(lambda fixations: np.eye(7)[[2] * len(fixations)] * 9, 1, 4)
     assert found.objects == [2, 2, 2, 2]
     assert not found.ended
@@ -83,7 +80,7 @@ def test_equal_paths_score_one_everywhere(path):
     assert multimatch(points, points) == pytest.approx((1, 1, 1, 1, 1))
 
 
-def test_empty_and_short_paths_are_alike_and_durations_compared():
+def test_empty_and_short_paths_are_alike_durations_and_deltas_compared_and_saliency_measured():
     assert sequence_score([], []) == 1
     assert sequence_score([], [1]) == 0
     assert behaviour([], 0) == (0, 0, 0, 0, 0)
@@ -91,9 +88,6 @@ def test_empty_and_short_paths_are_alike_and_durations_compared():
     *_, same = multimatch([(0, 0), (9, 9)], [(0, 0), (9, 9)], durations=([2, 2], [2, 2]))
     *_, half = multimatch([(0, 0), (9, 9)], [(0, 0), (9, 9)], durations=([2, 2], [1, 1]))
     assert (same, half) == (1, 0.5)
-
-
-def test_the_delta_is_relative_and_saliency_is_measured():
     true = [(1.0, 4.0, 0.5, 0.5, 0.0)]
     assert behaviour_delta([(0.5, 4.0, 0.5, 0.25, 0.25)], true) == pytest.approx((0.5 + 0 + 0 + 0.5) / 4)
     assert similarity([0.2, 0.8], 1) == pytest.approx(0.8)

@@ -3,19 +3,15 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 from fovea.api.boxes import DetectIn
 from fovea.api.classes import ClassifyIn
-from services.detection.layers import PositionAttention
 from services.detection.models.fasternet import FasterNetClassifier
 from services.detection.models.hieraedgenet_cells import HieraEdgeNetCellsBoxDetector
 from services.detection.models.patnet import PATNetClassifier
 from services.detection.models.yolo9tr import Yolo9trBoxDetector
-from shared.registry import CallContext, LoadContext, network
+from shared.registry import CallContext, LoadContext
 from shared.registry.weights import read_manifest, read_weights
 from shared.serving import trained_models
 from tests.harness.models import client_of
@@ -82,22 +78,6 @@ def test_the_card_names_the_kinds_of_pictures_that_its_warnings_miss(kind):
     weak = [name for name, value in metrics.items() if name.startswith("auroc_") and value < 0.95]
     assert weak
     assert all(name in kind.card.notes[0] for name in weak)
-
-
-@torch.no_grad()
-def test_attention_reaches_the_boxes_of_the_served_yolo9tr():
-    assert "Weak" in Yolo9trBoxDetector.card.notes[0]
-    weights = read_weights(Yolo9trBoxDetector.folder / "yolo9tr.safetensors")
-    net = network("yolo9tr", **weights.manifest.network.config).eval()
-    net.load_state_dict({key: torch.from_numpy(array) for key, array in weights.arrays.items()})
-    pixels = np.asarray(Image.open(Yolo9trBoxDetector.sample).convert("RGB").resize((320, 224)), np.float32)
-    x = torch.from_numpy(pixels.transpose(2, 0, 1)[None] / 255)
-    before = net.predictions(x)
-    for block in net.modules():
-        if isinstance(block, PositionAttention):
-            for parameter in block.attn.parameters():
-                parameter.zero_()
-    assert (before - net.predictions(x))[:, :4].abs().max() > 1
 
 
 SHIPPED = FasterNetClassifier.folder / "fasternet.safetensors"
