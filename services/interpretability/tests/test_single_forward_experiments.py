@@ -17,7 +17,6 @@ from services.interpretability.experiments.attribution import LogitAttribution
 from services.interpretability.experiments.deconstruction import Deconstruction
 from services.interpretability.experiments.head_patterns import HeadPatterns
 from services.interpretability.experiments.indicators import Indicators, indicators
-from services.interpretability.experiments.influence import AttentionInfluence
 from services.interpretability.experiments.logit_lens import LogitLens
 from shared.lm.taps import trace
 from shared.registry import CallContext
@@ -53,7 +52,6 @@ def ask(study_type, context, /, **options):
         (Ablation, {"kind": "override", "continuation": 0}, "keys"),
         (Ablation, {"kind": "override", "keys": [2], "continuation": 3}, "continuation"),
         (ActivationPatching, {"corrupt": "longer than that"}, "corrupt"),
-        (AttentionInfluence, {"heads": [[7, 0]]}, "heads"),
         (Deconstruction, {"kinds": ["average"], "corpus": "short"}, "corpus"),
     ],
 )

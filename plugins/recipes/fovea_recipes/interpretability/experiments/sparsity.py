@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fovea.errors import NotFound
-from services.interpretability.causal.pruning import PruningPattern, count_stored_bytes, prune
+from fovea_recipes.interpretability.pruning import PruningPattern, count_stored_bytes, prune
 from services.interpretability.core.byte_tokenizer import BYTE_TOKENIZER_ID, byte_tokenizer
 from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec
 from services.interpretability.core.report import Report, Scalar, Table, heat_map, json_digest
