@@ -11,6 +11,7 @@ from fovea.cli.commands import probe
 from fovea.cli.common_options import Connection
 from fovea.cli.output import Screen
 from fovea.errors import NotReady
+from tests.command import command_runner
 
 EVIDENCE = {"schema": "retrieval-report/1", "scores": [[0.5, 0.0]]}
 PLAN = {"schema": "head-plan/1", "roles": [[1, 0]]}
@@ -72,17 +73,12 @@ class FakeClient:
 
 
 @pytest.fixture
-def fovea(call_main, monkeypatch, capsys):
+def fovea(monkeypatch, capfdbinary):
     client = FakeClient({"retrieval-heads": HEADS, "head-plans": HEADS, "needle-grid": GRID})
     monkeypatch.setattr(Connection, "open", lambda _: client)
     monkeypatch.setenv("NO_COLOR", "1")
-
-    def run(*words, verb="probe"):
-        code = call_main(verb, *words)
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err, client
-
-    return run
+    run = command_runner(monkeypatch, capfdbinary)
+    return lambda *words, verb="probe": (*run(verb, *words), client)
 
 
 def test_experiments_are_listed_and_a_study_told_with_its_warnings(fovea):

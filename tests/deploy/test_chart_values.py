@@ -5,12 +5,10 @@ import json
 import pytest
 import yaml
 
-from tests.deploy import test_chart
-from tests.deploy.test_chart import CHART, named, pod_specs, render, run_helm
+from tests.deploy.test_chart import CHART, env_of, named, pod_specs, render, run_helm
+from tests.deploy.tools import needs_helm
 
-pytestmark = test_chart.pytestmark
-
-OURS = "app.kubernetes.io/"
+pytestmark = needs_helm
 
 
 def render_file(folder, values, **more):
@@ -24,10 +22,6 @@ def refusal(folder, values, **more):
     done = render_file(folder, values, **more)
     assert not isinstance(done, list), "the chart takes what a cluster refuses"
     return done.stderr
-
-
-def env_of(spec):
-    return {e["name"]: e.get("value") for container in spec["containers"] for e in container.get("env", [])}
 
 
 def service(**values):

@@ -13,15 +13,12 @@ from loadtests.chaos.cluster import SERVICE, serve_config
 from tests.deploy import one_request
 from tests.deploy.ray_cluster import HEAD, run_cluster
 from tests.deploy.test_chart import ALL_ON, SIX, named, render
-from tests.deploy.tools import helm
+from tests.deploy.tools import needs_helm
 from tests.harness.language_model import share_language_model
 from tests.harness.waiting import wait_until
 
-pytestmark = [
-    pytest.mark.skipif(helm() is None, reason="no helm: neither on PATH nor in the carrier wheel"),
-    # Ray's own use of pydantic, which it has to mend.
-    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`"),
-]
+# Ray's own use of pydantic, which it has to mend.
+pytestmark = [needs_helm, pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")]
 NODES = ("127.0.0.2", "127.0.0.3")
 POD = {"CPU": 1.0}
 MOST = 3

@@ -8,6 +8,8 @@ import sys
 import tarfile
 import zipfile
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 CARRIER = "aws_cdk"
 
@@ -41,3 +43,6 @@ def _layer() -> bytes | None:
                 member = tar.extractfile("package/lib/layer.zip")
                 return member.read() if member else None
     return None
+
+
+needs_helm = pytest.mark.skipif(helm() is None, reason="no helm: neither on PATH nor in the carrier wheel")

@@ -27,15 +27,13 @@ NAMED_SO = {
 
 # fmt: off
 IRREGULAR = frozenset((
-    "asked", "begun", "bought", "bound", "broken", "brought", "built", "caught", "chosen",
-    "crept", "dealt", "done", "drawn", "driven", "eaten", "fallen", "felt", "forbidden",
-    "forgotten", "fought", "found", "frozen", "given", "gone", "grown", "heard", "held",
-    "hidden", "kept", "known", "laid", "learnt", "led", "left", "lost", "made",
-    "meant", "met", "paid", "proven", "said", "seen", "sent", "shown", "sold",
-    "sought", "spent", "spoken", "stood", "stuck", "sung", "sworn", "taken", "taught",
-    "thought", "thrown", "told", "torn", "understood", "woken", "won", "worn", "woven",
-    "written",
-))
+    "asked", "begun", "bought", "bound", "broken", "brought", "built", "caught", "chosen", "crept", "dealt", "done",
+    "drawn", "driven", "eaten", "fallen", "felt", "forbidden", "forgotten", "fought", "found", "frozen", "given",
+    "gone", "grown", "heard", "held", "hidden", "kept", "known", "laid", "learnt", "led", "left", "lost", "made",
+    "meant", "met", "paid", "proven", "said", "seen", "sent", "shown", "sold", "sought", "spent", "spoken", "stood",
+    "stuck", "sung", "sworn", "taken", "taught", "thought", "thrown", "told", "torn", "understood", "woken", "won",
+    "worn", "woven", "written",
+))  # fmt: skip
 # fmt: on
 """Participles that don't end in -ed and are no verbs as they stand."""
 

@@ -150,15 +150,10 @@ def test_a_password_is_asked_for_and_a_web_page_can_not_post_here(fovea):
 @pytest.mark.parametrize(
     ("host", "status"),
     [
-        ("evil.test", 403),
-        ("evil.test:9090", 403),
-        ("127.0.0.1.evil.test", 403),
-        ("10.0.0.7:9090", 403),
-        ("localhost:9090", 200),
-        ("127.0.0.1:9090", 200),
-        ("[::1]:9090", 200),
+        ("evil.test", 403), ("evil.test:9090", 403), ("127.0.0.1.evil.test", 403), ("10.0.0.7:9090", 403),
+        ("localhost:9090", 200), ("127.0.0.1:9090", 200), ("[::1]:9090", 200),
     ],
-)
+)  # fmt: skip
 def test_without_a_password_only_names_of_this_machine_are_answered(fovea, host, status):
     with backend(fovea, files_of_label_studio({})) as client:
         found = client.get("/versions", headers={"host": host})

@@ -95,14 +95,10 @@ def test_too_many_boxes_are_not_compared():
 @pytest.mark.parametrize(
     "plan",
     [
-        {"percent": {"a": 60, "b": 41}},
-        {"percent": {"a": -1}},
-        {"percent": {"a": float("nan")}},
-        {"percent": {"": 30}},
-        {"percent": {"a": 5}, "shadow": "a"},
-        {"shadow": "A B"},
+        {"percent": {"a": 60, "b": 41}}, {"percent": {"a": -1}}, {"percent": {"a": float("nan")}},
+        {"percent": {"": 30}}, {"percent": {"a": 5}, "shadow": "a"}, {"shadow": "A B"},
     ],
-)
+)  # fmt: skip
 def test_a_plan_that_makes_no_sense_is_refused(plan):
     with pytest.raises(ValueError, match=r"percent|pattern|finite"):
         TrafficPlan.model_validate(plan)

@@ -56,9 +56,7 @@ def make_http_inputs() -> dict[str, tuple[str, dict[str, str], bytes]]:
         ),
         "a form of headers": ("/v1/files", FORM, _BOUNDARY + b"a: b\r\n" * (MANY // 6)),
         "zeros that were inflated": (
-            "/v1/mcp",
-            {**JSON, "content-encoding": "gzip"},
-            gzip.compress(b" " * (3 * MANY), 1),
+            "/v1/mcp", {**JSON, "content-encoding": "gzip"}, gzip.compress(b" " * (3 * MANY), 1),
         ),
         "bad utf-8": (BY_NAME, JSON, b'{"\xff":"' + b"\xfe" * MANY),
-    }
+    }  # fmt: skip

@@ -117,29 +117,19 @@ async def test_headers_without_end_are_refused(gateway):
     for sent in ([start + host, *many], [b"GET /" + long + start[10:] + host], [start + host, b"X-A: " + long]):
         answer = await raw(scene.url, *sent, b"\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 400 ")
-
-
-@pytest.mark.parametrize(
-    "line", ["Content-Length: -1", "Content-Length: many", "Content-Length: 5\r\nContent-Length: 6"]
-)
-async def test_a_length_that_is_no_number_is_refused(served, line):
-    scene = await served()
-    assert (await raw(scene.url, head("/v1/echo", line, "Connection: close"))).startswith(b"HTTP/1.1 400 ")
+    answer = await raw(scene.url, head("/v1/echo", "Content-Length: 5", "Content-Length: 6", "Connection: close"))
+    assert answer.startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize(
     ("path", "status", "place"),
     [
-        ("/v1/echo/../../etc", 404, ("detail",)),
-        ("/v1/segmnt", 404, ("detail",)),
-        ("/v2/models/nobody/infer", 404, ("error",)),
-        ("/v2/models/nobody", 404, ("error",)),
-        ("/v2/repository/models/nobody/load", 404, ("error",)),
-        ("/v1/models/nobody", 404, ("error", "message")),
-        ("/v1/chat/completions", 404, ("error", "message")),
-        ("/tokenize", 404, ("error", "message")),
+        ("/v1/echo/../../etc", 404, ("detail",)), ("/v1/segmnt", 404, ("detail",)),
+        ("/v2/models/nobody/infer", 404, ("error",)), ("/v2/models/nobody", 404, ("error",)),
+        ("/v2/repository/models/nobody/load", 404, ("error",)), ("/v1/models/nobody", 404, ("error", "message")),
+        ("/v1/chat/completions", 404, ("error", "message")), ("/tokenize", 404, ("error", "message")),
     ],
-)
+)  # fmt: skip
 async def test_what_is_not_there_is_told_in_the_familys_form(served, path, status, place):
     scene = await served()
     answer = await scene.client.post(path, content=b"{}")

@@ -6,11 +6,7 @@ The measure is how long the gateway holds its event loop, which no load of the m
 import asyncio
 import contextlib
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -28,6 +24,7 @@ from services.gateway.policy.memory_budget import MAX_READS_PER_TENANT, MemoryBu
 from services.gateway.routing.json_peek import MAX_TOKENS, has_json_field, read_json_field
 from services.gateway.tests.hostile_inputs import make_grpc_inputs, make_http_inputs
 from services.gateway.tests.loop_watch import LoopWatch
+from services.gateway.tests.test_gateway_process import start
 
 LONGEST_S = 0.2
 GRPC_REFUSALS = {grpc.StatusCode[name] for name in ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "UNAVAILABLE")}
@@ -41,11 +38,7 @@ async def process(folder: Path) -> AsyncIterator[tuple[str, str, str, int]]:
     It writes how long its event loop was held into the file `loop` of the folder.
     """
     _, key = KeyRing(folder / "keys.json").add("alice", ("infer", "jobs"), rate_per_minute=1_000_000)
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("FOVEA_")}
-    env = {**kept, "FOVEA_DATA_DIR": str(folder), "FOVEA_HTTP_PORT": "0", "FOVEA_GRPC_PORT": "0", "FOVEA_AUTH": "keys"}
-    made = subprocess.Popen(  # noqa: ASYNC220  # returns at once
-        [sys.executable, "-c", _START, str(folder / "loop")], env=env, text=True, stderr=subprocess.PIPE
-    )
+    made = start(folder, "-c", _START, str(folder / "loop"), FOVEA_AUTH="keys")
     assert made.stderr is not None
     try:
         for line in made.stderr:
@@ -53,7 +46,7 @@ async def process(folder: Path) -> AsyncIterator[tuple[str, str, str, int]]:
                 break
         yield found[2], found[1], key, made.pid  # type: ignore[index]
     finally:
-        made.send_signal(signal.SIGKILL)
+        made.kill()
         made.wait()
         made.stderr.close()
 

@@ -119,12 +119,6 @@ async def test_what_nobody_serves_is_refused_before_it_is_accepted_and_what_is_d
     assert (await scene.client.post("/v1/plan", headers=ASYNC)).status_code == 202
 
 
-async def test_size_limits_hold_for_jobs(served, queue):
-    scene = await served(queue, max_body_bytes=5000)
-    answer = await scene.client.post("/v1/echo", content=b"x" * 5001, headers=ASYNC)
-    assert (answer.status_code, queue.jobs) == (413, {})
-
-
 async def test_a_queue_that_is_away_or_full_says_when_to_come_back(scene, queue):
     queue.room = 0
     full = await scene.client.post("/v1/echo", headers=ASYNC)

@@ -75,14 +75,11 @@ def test_a_revoked_key_is_refused_by_a_gateway_that_knew_it_and_a_broken_file_ke
 @pytest.mark.parametrize(
     ("headers", "key"),
     [
-        ({b"authorization": b"Bearer abc"}, "abc"),
-        ({b"authorization": b"bearer  abc "}, "abc"),
-        ({b"authorization": b"Basic abc"}, None),
-        ({b"authorization": b"Bearer"}, None),
-        ({b"x-api-key": b"abc", b"authorization": b"Bearer def"}, "abc"),
-        ({}, None),
+        ({b"authorization": b"Bearer abc"}, "abc"), ({b"authorization": b"bearer  abc "}, "abc"),
+        ({b"authorization": b"Basic abc"}, None), ({b"authorization": b"Bearer"}, None),
+        ({b"x-api-key": b"abc", b"authorization": b"Bearer def"}, "abc"), ({}, None),
     ],
-)
+)  # fmt: skip
 def test_a_key_is_found_in_two_headers(headers, key):
     assert read_credentials(headers) == key
 
@@ -94,8 +91,9 @@ async def test_calls_need_a_key_and_pages_do_not(served, ring):
     for path in ("/livez", "/docs", "/docs/style.css", "/docs/search.js", "/openapi.json", "/v2/health/live"):
         assert (await scene.client.get(path)).status_code == 200, path
     assert (await scene.client.get("/")).headers["content-type"].startswith("text/html")
-    answer = await scene.client.post("/v1/echo", content=b"x")
-    assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+    for path in ("/v1/mcp", "/v1/echo"):
+        answer = await scene.client.post(path, content=b"x")
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated"), path
     assert answer.headers["www-authenticate"].startswith("Bearer")
     assert (await scene.client.post("/v1/echo", headers={"x-api-key": "no"})).status_code == 401
     good = await scene.client.post("/v1/echo", headers={"authorization": f"Bearer {text}"})
@@ -155,12 +153,10 @@ def test_the_verb_prints_a_secret_once_and_lists_without_it(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("add", "an n"), "not a valid tenant"),
-        (("add", "ann", "--scope", "root"), "root"),
-        (("add", "ann", "--expires", "soon"), "soon"),
-        (("revoke", "12345678"), "12345678"),
+        (("add", "an n"), "not a valid tenant"), (("add", "ann", "--scope", "root"), "root"),
+        (("add", "ann", "--expires", "soon"), "soon"), (("revoke", "12345678"), "12345678"),
     ],
-)
+)  # fmt: skip
 def test_the_verb_says_what_is_wrong_in_one_line(run, words, told):
     failed = run(*words)
     assert failed.exit_code == 2

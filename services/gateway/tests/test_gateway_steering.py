@@ -7,16 +7,10 @@ import pytest
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from fovea.api.batches import BatchRequest
 from fovea.api.replica import AUDIT_HEADER, SCOPES_HEADER
-from services.gateway.batches.batch_records import BatchRecords
-from services.gateway.batches.batch_service import BatchService
-from services.gateway.batches.file_store import FileStore
 from services.gateway.http.middleware import _may_steer
-from services.gateway.policy.caller import Caller
 from services.gateway.tests.stage import ForgetfulQueue
 from services.gateway.tests.stub_service import Stub
-from shared.storage import ObjectStore
 
 STEERED = {"messages": [], "interventions": [{"vector": "calm@1"}]}
 
@@ -55,32 +49,6 @@ async def test_a_job_that_may_steer_is_audited_however_its_fields_are_written(bo
     assert await _may_steer(body) is is_audited
 
 
-@pytest.mark.parametrize(
-    ("more", "path"),
-    [
-        ({}, "/v1/chat/completions"),
-        ({"interventions": [{}]}, "/v1/chat/completions"),
-        ({"capture": [{}]}, "/v1/chat/completions"),
-        ({}, "/v1/steering-vectors"),
-    ],
-)
-async def test_a_batch_that_steers_is_audited(tmp_path, more, path):
-    objects, audited = ObjectStore.open(tmp_path.as_uri()), list[str]()
-    files = FileStore(objects, 10_000)
-    service = BatchService(BatchRecords(objects), files, 60)
-    line = {"custom_id": "a", "method": "POST", "url": path, "body": {"prompt": "x", **more}}
-    stored = files.add("ann", "a.jsonl", "batch", json.dumps(line).encode())
-    request = BatchRequest(input_file_id=stored.id, endpoint=path)
-
-    async def admit(_requests: int) -> None:
-        pass
-
-    queue = ForgetfulQueue(Stub().app, step_s=0.01)
-    ann = Caller("ann", frozenset({"infer", "jobs", "interventions"}))
-    await service.create(ann, request, "stub", queue, admit=admit, audit=lambda: audited.append("queued"))
-    assert audited == ["queued"] * (bool(more) or "steering" in path)
-
-
 async def test_a_job_that_makes_a_vector_is_audited(served, ring):
     _, text = ring.add("ann", ("infer", "jobs", "interventions"))
     scene = await served(ForgetfulQueue(Stub().app), auth="keys")
@@ -93,12 +61,10 @@ async def test_a_job_that_makes_a_vector_is_audited(served, ring):
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("POST", "/v1/probe", 403),
-        ("POST", "/v1/probe/activations", 403),
-        ("GET", "/v1/probe/models", 200),
+        ("POST", "/v1/probe", 403), ("POST", "/v1/probe/activations", 403), ("GET", "/v1/probe/models", 200),
         ("POST", "/v1/probes", 404),
     ],
-)
+)  # fmt: skip
 async def test_studies_need_the_scope_that_looks_inside(served, ring, method, path, status):
     (_, plain), (_, inside) = ring.add("ann", ("infer",)), ring.add("bob", ("infer", "interventions"))
     scene = await served(auth="keys")
