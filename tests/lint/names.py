@@ -25,7 +25,6 @@ NAMED_SO = {
 }
 """Functions that only look like participles, each with its reason."""
 
-# fmt: off
 IRREGULAR = frozenset((
     "asked", "begun", "bought", "bound", "broken", "brought", "built", "caught", "chosen", "crept", "dealt", "done",
     "drawn", "driven", "eaten", "fallen", "felt", "forbidden", "forgotten", "fought", "found", "frozen", "given",
@@ -34,7 +33,6 @@ IRREGULAR = frozenset((
     "stuck", "sung", "sworn", "taken", "taught", "thought", "thrown", "told", "torn", "understood", "woken", "won",
     "worn", "woven", "written",
 ))  # fmt: skip
-# fmt: on
 """Participles that don't end in -ed and are no verbs as they stand."""
 
 VERBS = frozenset(("embed", "feed", "need", "proceed", "seed", "shed", "speed", "succeed", "weed"))

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydicom import dcmread
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MultiFrameTrueColorSecondaryCaptureImageStorage, generate_uid
+from pydicom.uid import generate_uid
 from starlette.testclient import TestClient
 
 from fovea.errors import InvalidOption, NotFound, NotReady
@@ -25,6 +24,7 @@ from fovea_dicom.bodies import build_related
 from fovea_dicom.reading import read_frame
 from fovea_dicom.web_client import DicomWebClient
 from plugins.dicom.tests.test_dicom_objects import raw
+from plugins.dicom.tests.test_dicom_study import film, to_file
 from services.medical_seg.models.pranet import PraNetSegmenter
 from shared.vision.limits import DEFAULT_BOUNDS
 from tests.harness.models import client_of, ok
@@ -37,25 +37,9 @@ PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
 def endoscopy(frames: int = 2, spacing: list[float] | None = None) -> bytes:
     """A film of the example picture, as an endoscope's system would export it."""
-    pixels = np.asarray(Image.open(EXAMPLE).convert("RGB"))
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = MultiFrameTrueColorSecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = generate_uid(), ExplicitVRLittleEndian
-    one = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
-    one.SOPClassUID, one.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    one.StudyInstanceUID, one.SeriesInstanceUID = generate_uid(), generate_uid()
-    one.PatientName, one.PatientID, one.Modality = "SECRET^NAME", "SECRET-ID", "ES"
-    one.Rows, one.Columns = pixels.shape[:2]
-    one.SamplesPerPixel, one.PhotometricInterpretation, one.PlanarConfiguration = 3, "RGB", 0
-    one.BitsAllocated, one.BitsStored, one.HighBit, one.PixelRepresentation = 8, 8, 7, 0
-    one.NumberOfFrames, one.InstanceNumber, one.BurnedInAnnotation = frames, 1, "NO"
-    one.StudyDate, one.StudyTime, one.AccessionNumber, one.StudyID = "20260102", "120000", "", ""
-    if spacing:
-        one.PixelSpacing = spacing
-    one.PixelData = np.stack([pixels] * frames).tobytes()
-    out = io.BytesIO()
-    one.save_as(out, enforce_file_format=True)
-    return out.getvalue()
+    facts = {"StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid(), "PatientID": "SECRET-ID"}
+    facts |= {"PatientName": "SECRET^NAME", **({"PixelSpacing": spacing} if spacing else {})}
+    return to_file(film(*[np.asarray(Image.open(EXAMPLE).convert("RGB"))] * frames, **facts))
 
 
 def served(folder: Path, **more: Any) -> AbstractContextManager[TestClient]:

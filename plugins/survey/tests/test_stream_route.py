@@ -8,7 +8,6 @@ import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import cv2
 import httpx2
 import numpy as np
 import pytest
@@ -20,8 +19,9 @@ from fovea.api.boxes import DetectedFrame, DetectIn, Detection, DetectOut
 from fovea.api.timings import Times
 from fovea.errors import InvalidOption, Malformed, NotReady
 from fovea_survey.video.frame_parsers import JpegParser
-from fovea_survey.video.stream_pipeline import DetectStreamOptions, FrameQueue, detect_frames
+from fovea_survey.video.stream_pipeline import DetectStreamOptions, detect_frames
 from fovea_survey.video.tracking import MAX_FRAMES_AWAY, Tracker
+from plugins.survey.tests.films import write_film
 from services.detection.tests.test_box_detector import CARD, NAMES, Blobs, Toy
 from shared.registry import CallContext, LoadContext
 from shared.serving.build_app import build
@@ -89,11 +89,15 @@ def test_memory_stays_flat_however_long_the_stream_is():
     assert tracker.alive <= 3 * (MAX_FRAMES_AWAY + 1)
 
 
-def _jpeg(x: int = 20, side: int = 64) -> bytes:
-    pixels = np.full((side, side, 3), 200, np.uint8)
+def _pixels(x: int) -> np.ndarray:
+    pixels = np.full((64, 64, 3), 200, np.uint8)
     pixels[20:36, x : x + 16] = 0
+    return pixels
+
+
+def _jpeg(x: int = 20) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "JPEG", quality=95)
+    Image.fromarray(_pixels(x)).save(out, "JPEG", quality=95)
     return out.getvalue()
 
 
@@ -218,7 +222,7 @@ async def test_leaving_early_stops_the_reading():
 
 
 async def test_memory_stays_flat_over_three_thousand_frames():
-    frame, peaks = _jpeg(side=64), []
+    frame, peaks = _jpeg(), []
 
     async def endless() -> AsyncIterator[bytes]:
         for _ in range(3_000):
@@ -237,25 +241,14 @@ async def test_memory_stays_flat_over_three_thousand_frames():
     assert peaks[1] - peaks[0] < 50_000
 
 
-async def test_the_inbox_makes_room_or_waits():
-    inbox = FrameQueue(2, "oldest")
-    for data in (b"a", b"b", b"c"):
-        await inbox.put(data)
-    frame = await inbox.get()
-    assert frame is not None
-    assert (frame.number, frame.data, frame.dropped) == (1, b"b", 1)
-    waiting = FrameQueue(1, "none")
-    await waiting.put(b"a")
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(waiting.put(b"b"), 0.02)
-
-
 class Watching(Toy):
-    """The toy detector, as a service loads it."""
+    """The toy detector, as a service loads it, for pictures of `side` pixels."""
+
+    side = 64
 
     @classmethod
     def load(cls, place: LoadContext) -> Toy:  # as services call it
-        return cls(CARD, Blobs(), DataConfig(64, NAMES))
+        return cls(CARD, Blobs(), DataConfig(cls.side, NAMES))
 
     def example(self) -> DetectIn:
         return DetectIn(image=_jpeg())
@@ -288,15 +281,9 @@ async def test_a_stream_is_answered_line_by_line(client):
 
 
 async def test_a_film_is_answered_frame_by_frame_and_a_job_hears_how_far_it_is(client, tmp_path, monkeypatch):
-    out = cv2.VideoWriter(str(tmp_path / "film.webm"), cv2.VideoWriter.fourcc(*"VP80"), 10, (64, 64))
-    for x in range(10):
-        frame = np.full((64, 64, 3), 200, np.uint8)
-        frame[20:36, x : x + 16] = 0
-        out.write(frame)
-    out.release()
+    film = write_film(tmp_path / "film.webm", [_pixels(x) for x in range(10)])
     heard: list[tuple[float, str | None]] = []
     monkeypatch.setattr(CallContext, "progress", lambda _, fraction, note=None: heard.append((fraction, note)))
-    film = (tmp_path / "film.webm").read_bytes()
     answer = await client.post("/v1/detect/stream?every=4", content=film, headers={"content-type": "video/webm"})
     assert answer.status_code == 200, answer.text
     lines = [json.loads(line) for line in answer.text.splitlines()]

@@ -19,6 +19,7 @@ from fovea_survey.gpx import parse_gpx
 from fovea_survey.places import _read_time, heic_to_png, read_place, read_time
 from fovea_survey.placing import drive_in_order
 from fovea_survey.schemas import Observation, SeenObject
+from plugins.survey.tests.films import write_film
 from services.detection.models.planner import FoveaPlanner
 from services.detection.models.yolo9tr import Yolo9trBoxDetector as Detector
 from shared.vision.limits import DecodeBounds
@@ -222,14 +223,8 @@ def test_observations_are_counted_again_and_go_out_as_geojson_svg_and_csv(client
 
 
 def test_a_film_is_placed_by_its_track(client, tmp_path, monkeypatch):
-    import cv2
-
-    picture, file = cv2.imread(str(PAVEMENT)), tmp_path / "drive.mp4"
-    out = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), 10, (picture.shape[1], picture.shape[0]))
-    for _ in range(21):
-        out.write(picture)
-    out.release()
-    files = [("video", ("drive.mp4", file.read_bytes())), ("gpx", ("drive.gpx", GPX.encode()))]
+    film = write_film(tmp_path / "drive.mp4", [np.asarray(Image.open(PAVEMENT).convert("RGB"))[..., ::-1]] * 21)
+    files = [("video", ("drive.mp4", film)), ("gpx", ("drive.gpx", GPX.encode()))]
     found = ok(client.post("/v1/detect/survey", files=files, params={"every": 10}))["observations"]
     assert [one["name"] for one in found] == ["drive.mp4#0", "drive.mp4#10", "drive.mp4#20"]
     assert [one["latitude"] for one in found] == pytest.approx([10.0, 10.0001, 10.0002])

@@ -5,22 +5,10 @@ import re
 import zipfile
 from pathlib import Path
 
-import pytest
-
-from plugins.survey.tests.test_survey import photograph
-from services.detection.models.planner import FoveaPlanner
-from services.detection.models.yolo9tr import Yolo9trBoxDetector
+from plugins.survey.tests.test_survey import PAVEMENT, photograph
 from services.gateway.tests.browsing import MARKS, check_page, figure
-from services.gateway.tests.stage import served
 
 pytestmark = MARKS
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    kinds = {"yolo9tr": Yolo9trBoxDetector, "planner": FoveaPlanner}
-    with served("detection", kinds, tmp_path_factory.mktemp("survey"), "/v1/detect/survey") as address:
-        yield address
 
 
 def test_a_survey_is_a_map_whose_markers_lead_to_pictures(page, tmp_path):
@@ -49,7 +37,7 @@ def test_a_survey_is_a_map_whose_markers_lead_to_pictures(page, tmp_path):
 
 
 def test_damage_without_a_place_is_not_reported_as_nothing(page, tmp_path):
-    (tmp_path / "plain.jpg").write_bytes(Yolo9trBoxDetector.sample.read_bytes())
+    (tmp_path / "plain.jpg").write_bytes(PAVEMENT.read_bytes())
     page.goto("/console/survey")
     page.get_by_label("Photos", exact=True).set_input_files(tmp_path / "plain.jpg")
     page.get_by_role("button", name="Survey", exact=True).click()
