@@ -25,11 +25,7 @@ from fovea.results import JobResult, ModelCard
 from fovea.retry import JobWatcher, RetryPolicy, iterate_pauses
 from fovea.transport import build_client_options
 
-KINDS = [
-    errors.BadInput, errors.Unauthenticated, errors.PermissionDenied, errors.NotFound, errors.Conflict,
-    errors.TooLarge, errors.UnsupportedMedia, errors.InvalidOption, errors.RateLimited, errors.Fault,
-    errors.NotReady, errors.DeadlineExceeded,
-]  # fmt: skip
+KINDS = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.FoveaError)]
 
 
 def sent(call: Call[Any]) -> httpx2.Request:
@@ -180,13 +176,10 @@ def test_seconds_and_dates_of_retry_after_are_both_read():
     assert read_retry_after(answer(429, retry_after="-3")) == 0
 
 
-@pytest.mark.parametrize("status", [200, 400, 401, 404, 409, 422, 500, 502, 504])
-def test_only_busy_and_not_ready_are_worth_another_try(status):
-    assert RetryPolicy().wait_s(1, answer(status)) is None
-
-
 @pytest.mark.parametrize("status", [429, 503])
-def test_waits_as_long_as_asked_and_gives_up_after_its_tries(status):
+def test_only_busy_and_not_ready_are_waited_for_as_long_as_asked_and_given_up_after_some_tries(status):
+    others = (200, 400, 401, 404, 409, 422, 500, 502, 504)
+    assert {RetryPolicy().wait_s(1, answer(other)) for other in others} == {None}
     policy = RetryPolicy(tries=3, longest=10)
     assert policy.wait_s(1, answer(status, retry_after="7")) == 7
     assert policy.wait_s(2, answer(status, retry_after="11")) is None
@@ -212,16 +205,13 @@ def test_pauses_end_with_the_deadline_and_a_watch_tells_each_state_once():
     assert heard == ["running", "succeeded"]
 
 
-@pytest.mark.parametrize(
-    ("start", "kind"),
-    [
-        (b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff\xe0", "image/jpeg"), (b"II*\x00", "image/tiff"),
-        (b"MM\x00*", "image/tiff"), (b"BM", "image/bmp"), (b"RIFF....WEBP", "image/webp"),
-        (b"RIFF....WAVE", "application/octet-stream"), (b"", "application/octet-stream"),
-    ],
-)  # fmt: skip
-def test_media_type_is_what_the_first_bytes_say(start, kind):
-    assert detect_media_type(start) == kind
+def test_media_type_is_what_the_first_bytes_say():
+    kinds = {
+        b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff\xe0": "image/jpeg", b"II*\x00": "image/tiff",
+        b"MM\x00*": "image/tiff", b"BM": "image/bmp", b"RIFF....WEBP": "image/webp",
+        b"RIFF....WAVE": "application/octet-stream", b"": "application/octet-stream",
+    }  # fmt: skip
+    assert {start: detect_media_type(start) for start in kinds} == kinds
 
 
 def test_a_picture_that_is_not_there_or_is_text_says_so(tmp_path):

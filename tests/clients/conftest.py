@@ -8,7 +8,6 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
@@ -26,7 +25,7 @@ from shared.lm.bundled_models import MINILM
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 from shared.settings import Settings
-from tests.harness.serving import run_server
+from tests.harness.serving import is_loaded, run_server, serve_in_thread
 from tests.harness.waiting import wait_until
 
 
@@ -42,10 +41,6 @@ def listening(server: uvicorn.Server, ready: str) -> Iterator[str]:
     with run_server(server) as url:
         wait_until(lambda: httpx2.get(f"{url}{ready}").status_code == 200, 120, f"{ready} of the server")
         yield url
-
-
-def plain_server(app: Any) -> uvicorn.Server:
-    return uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", ws="none"))
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +62,7 @@ def url(tmp_path_factory, folder):
     )  # fmt: skip
     judges = {"query-likelihood": servables("relevance-judge")["query-likelihood"]}
     judge = build("relevance-judge", routers=[rerank.router], servables=judges, settings=settings)
-    with listening(plain_server(llm), "/readyz") as llm_url, listening(plain_server(judge), "/readyz") as judge_url:
+    with serve_in_thread(llm, is_loaded) as llm_url, serve_in_thread(judge, is_loaded) as judge_url:
         upstreams = f"llm-longctx={llm_url},relevance-judge={judge_url}"
         front = Settings(
             data_dir=tmp_path_factory.mktemp("gateway"), http_port=0, grpc_port=0, static_upstreams=upstreams

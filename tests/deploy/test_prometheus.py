@@ -13,10 +13,8 @@ import httpx2
 import pytest
 import yaml
 
-from shared.jobs.redis_server import RedisServer
-from shared.settings import Settings, environment
-from tests.deploy.otlp_collector import Collector
-from tests.deploy.processes import Processes
+from shared.settings import environment
+from tests.deploy.processes import Processes, run_platform
 from tests.deploy.test_chart import CHART, named, render
 from tests.deploy.tools import helm
 from tests.harness.waiting import free_port, wait_until
@@ -103,6 +101,11 @@ class Scene:
         )  # fmt: skip
         return f"http://127.0.0.1:{port}"
 
+    def is_ready(self):
+        with contextlib.suppress(httpx2.TransportError):
+            return all(httpx2.get(f"{url}/readyz", timeout=5).status_code == 200 for url in self.urls)
+        return False
+
     def query(self, expression):
         with contextlib.suppress(httpx2.TransportError):
             answer = httpx2.get(f"{self.prometheus}/api/v1/query", params={"query": expression}, timeout=10)
@@ -116,7 +119,7 @@ class Scene:
         return float(found[0]["value"][1]) if found else None
 
     def load(self, seconds):
-        """Requests at a steady rate to each gateway in turn; one of a known error each second."""
+        """Requests at a steady rate to each gateway in turn."""
         end = time.monotonic() + seconds
         with httpx2.Client(headers=self.headers, timeout=30) as client:
             beat = time.monotonic()
@@ -129,22 +132,8 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scene")
-    redis = RedisServer(Settings(data_dir=tmp_path_factory.mktemp("redis"), redis_url=None))
-    with redis as server, Collector().serve() as collector:
-        made = Scene(folder, server.url, collector)
-        try:
-            for url in made.urls:
-                wait_until(lambda u=url: is_ready(u), 90, "the gateways see the replica")
-            yield made
-        finally:
-            made.processes.stop()
-
-
-def is_ready(url):
-    with contextlib.suppress(httpx2.TransportError):
-        return httpx2.get(f"{url}/readyz", timeout=5).status_code == 200
-    return False
+    with run_platform(tmp_path_factory, Scene) as made:
+        yield made
 
 
 @pytest.mark.release

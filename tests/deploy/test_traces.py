@@ -13,11 +13,9 @@ import httpx2
 import pytest
 
 from services.llm_longctx.tests.conftest import MODEL, write_folder
-from shared.jobs.redis_server import RedisServer
 from shared.rpc import open_inference_pb2 as pb
-from shared.settings import Settings, environment
-from tests.deploy.otlp_collector import Collector
-from tests.deploy.processes import Processes
+from shared.settings import environment
+from tests.deploy.processes import Processes, run_platform
 from tests.harness.waiting import free_port, wait_until
 
 SERVER, CLIENT, PRODUCER, CONSUMER = 2, 3, 4, 5
@@ -71,15 +69,8 @@ class Platform:
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("platform")
-    redis = RedisServer(Settings(data_dir=tmp_path_factory.mktemp("redis"), redis_url=None))
-    with redis as server, Collector().serve() as collector:
-        made = Platform(folder, server.url, collector)
-        try:
-            wait_until(made.is_ready, 120, "the gateway sees both services")
-            yield made
-        finally:
-            made.processes.stop()
+    with run_platform(tmp_path_factory, Platform) as made:
+        yield made
 
 
 def test_a_chat_is_one_trace_from_the_socket_to_the_engine(platform):

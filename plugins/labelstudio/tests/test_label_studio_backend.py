@@ -36,6 +36,8 @@ BOXES = """<View><Image name="img" value="$photo"/><RectangleLabels name="box" t
 CHOICES = """<View><Image name="i" value="$image"/><Choices name="c" toName="i">
 <Choice value="sound"/><Choice value="crack"/></Choices></View>"""
 
+DEEP = b"[" * 200_000
+
 LABEL_STUDIOS_BYTES = [0, 0, 0, 140, 57, 27, 254, 35, 0, 191, 255, 108, 2, 255, 254, 31, 0, 143, 255, 11, 128, 0]
 """A mask of 5 × 7 pixels as the converter of label-studio-sdk 2.1.2 writes it."""
 
@@ -44,6 +46,12 @@ LABEL_STUDIOS_BYTES = [0, 0, 0, 140, 57, 27, 254, 35, 0, 191, 255, 108, 2, 255, 
 def fovea(tmp_path_factory):
     with gateway(tmp_path_factory.mktemp("fovea")) as url:
         yield url
+
+
+@pytest.fixture
+def client(fovea):
+    with backend(fovea, files_of_label_studio({})) as made:
+        yield made
 
 
 def task(number: int = 1, **data: str) -> dict[str, Any]:
@@ -121,30 +129,22 @@ def test_a_task_that_fails_gets_no_prediction_and_the_others_get_theirs(fovea):
         ("/nothing", {}, 404, "no such route"),
     ],
 )
-def test_mistakes_are_named(fovea, path, body, status, says):
-    with backend(fovea, files_of_label_studio({})) as client:
-        answer = client.post(path, json=body)
-        assert answer.status_code == status, answer.text
-        assert says in answer.text
+def test_mistakes_are_named(client, path, body, status, says):
+    answer = client.post(path, json=body)
+    assert answer.status_code == status, answer.text
+    assert says in answer.text
 
 
-def test_a_body_that_is_nested_too_deeply_is_refused(fovea):
-    with backend(fovea, files_of_label_studio({})) as client:
-        sent = client.post("/train", content=b"[" * 200_000, headers={"content-type": "application/json"})
-        assert (sent.status_code, sent.json()["code"]) == (400, "malformed")
-
-
-def test_a_password_is_asked_for_and_a_web_page_can_not_post_here(fovea):
-    with backend(fovea, files_of_label_studio({}), label_studio_backend_password="p w") as client:
-        assert client.get("/health").json()["status"] == "UP"
+def test_a_password_is_asked_for_and_a_web_page_or_a_deep_body_can_not_post_here(fovea, client):
+    with backend(fovea, files_of_label_studio({}), label_studio_backend_password="p w") as locked:
+        assert locked.get("/health").json()["status"] == "UP"
         for auth in (None, ("x", "wrong")):
-            assert client.get("/versions", auth=auth).status_code == 401
+            assert locked.get("/versions", auth=auth).status_code == 401
         for header in (b"Basic !", b"Basic \xe4"):
-            assert client.get("/versions", headers={b"authorization": header}).status_code == 401
-        assert client.get("/versions", auth=("anybody", "p w")).status_code == 200
-    with backend(fovea, files_of_label_studio({})) as client:
-        sent = client.post("/webhook", content=b'{"action":"START_TRAINING"}', headers={"content-type": "text/plain"})
-        assert sent.status_code == 415
+            assert locked.get("/versions", headers={b"authorization": header}).status_code == 401
+        assert locked.get("/versions", auth=("anybody", "p w")).status_code == 200
+    for body, kind, status in ((b'{"action":"START_TRAINING"}', "text/plain", 415), (DEEP, "application/json", 400)):
+        assert client.post("/webhook", content=body, headers={"content-type": kind}).status_code == status
 
 
 @pytest.mark.parametrize(
@@ -154,11 +154,9 @@ def test_a_password_is_asked_for_and_a_web_page_can_not_post_here(fovea):
         ("localhost:9090", 200), ("127.0.0.1:9090", 200), ("[::1]:9090", 200),
     ],
 )  # fmt: skip
-def test_without_a_password_only_names_of_this_machine_are_answered(fovea, host, status):
-    with backend(fovea, files_of_label_studio({})) as client:
-        found = client.get("/versions", headers={"host": host})
-        assert found.status_code == status, found.text
-        assert client.get("/health", headers={"host": host}).status_code == status
+def test_without_a_password_only_names_of_this_machine_are_answered(client, host, status):
+    for path in ("/versions", "/health"):
+        assert client.get(path, headers={"host": host}).status_code == status
 
 
 def test_others_reach_the_backend_with_a_password_only():

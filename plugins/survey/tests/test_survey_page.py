@@ -36,13 +36,17 @@ def test_a_survey_is_a_map_whose_markers_lead_to_pictures(page, tmp_path):
         assert sum(name.startswith("pictures/") for name in archive.namelist()) == 3
 
 
-def test_damage_without_a_place_is_not_reported_as_nothing(page, tmp_path):
-    (tmp_path / "plain.jpg").write_bytes(PAVEMENT.read_bytes())
+def run_survey(page, *photos):
     page.goto("/console/survey")
-    page.get_by_label("Photos", exact=True).set_input_files(tmp_path / "plain.jpg")
+    page.get_by_label("Photos", exact=True).set_input_files([*photos])
     page.get_by_role("button", name="Survey", exact=True).click()
     page.locator("fovea-survey [data-part=result]").wait_for(timeout=60_000)
-    survey = page.locator("fovea-survey")
+    return page.locator("fovea-survey")
+
+
+def test_damage_without_a_place_is_not_reported_as_nothing(page, tmp_path):
+    (tmp_path / "plain.jpg").write_bytes(PAVEMENT.read_bytes())
+    survey = run_survey(page, tmp_path / "plain.jpg")
     assert figure(survey, "damage") == "none with a position"
     assert figure(survey, "not-placed")[0].isdigit()
     assert re.fullmatch(
@@ -107,11 +111,7 @@ def test_two_surveys_are_compared_on_a_map_in_a_table_and_as_csv(page, tmp_path)
 def test_another_merge_radius_counts_again_without_another_search(page, tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_bytes(photograph(50 + number * 0.00005, 8, number))
-    page.goto("/console/survey")
-    page.get_by_label("Photos", exact=True).set_input_files([tmp_path / f"{number}.jpg" for number in range(3)])
-    page.get_by_role("button", name="Survey", exact=True).click()
-    page.locator("fovea-survey [data-part=result]").wait_for(timeout=60_000)
-    survey = page.locator("fovea-survey")
+    survey = run_survey(page, *(tmp_path / f"{number}.jpg" for number in range(3)))
     apart = figure(survey, "damage")
     page.get_by_label("Merge duplicates within (m)").fill("100")
     page.wait_for_function("before => document.querySelector('[data-part=damage]').textContent !== before", arg=apart)

@@ -72,16 +72,11 @@ def test_a_revoked_key_is_refused_by_a_gateway_that_knew_it_and_a_broken_file_ke
         ring.add("bob", ("infer",))
 
 
-@pytest.mark.parametrize(
-    ("headers", "key"),
-    [
-        ({b"authorization": b"Bearer abc"}, "abc"), ({b"authorization": b"bearer  abc "}, "abc"),
-        ({b"authorization": b"Basic abc"}, None), ({b"authorization": b"Bearer"}, None),
-        ({b"x-api-key": b"abc", b"authorization": b"Bearer def"}, "abc"), ({}, None),
-    ],
-)  # fmt: skip
-def test_a_key_is_found_in_two_headers(headers, key):
-    assert read_credentials(headers) == key
+def test_a_key_is_found_in_two_headers():
+    for text, key in {b"Bearer abc": "abc", b"bearer  abc ": "abc", b"Basic abc": None, b"Bearer": None}.items():
+        assert read_credentials({b"authorization": text}) == key, text
+    assert read_credentials({b"x-api-key": b"abc", b"authorization": b"Bearer def"}) == "abc"
+    assert read_credentials({}) is None
 
 
 async def test_calls_need_a_key_and_pages_do_not(served, ring):

@@ -52,17 +52,14 @@ def test_all_other_headers_cross_unchanged_and_in_order(headers):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
+def test_these_headers_stay_behind():
+    names = (
         b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"proxy-authorization",
         b"host", b"authorization", b"x-api-key", b"cookie", b"x-fovea-tenant", b"x-fovea-any", b"prefer", b"expect",
         b"content-length",
-    ],
-)  # fmt: skip
-def test_these_headers_stay_behind(name):
-    passed = build_request_headers(make_context([(name, b"somebody")]))
-    assert passed.get(name.decode()) != "somebody"
+    )  # fmt: skip
+    passed = [build_request_headers(make_context([(name, b"somebody")])) for name in names]
+    assert "somebody" not in [value for headers in passed for value in headers.values()]
 
 
 def test_every_attempt_at_a_request_has_one_idempotency_key_and_callers_may_choose_it():
@@ -103,16 +100,10 @@ def test_answers_lose_what_concerns_one_connection():
     assert build_response_headers(raw) == [(b"set-cookie", b"a"), (b"set-cookie", b"b")]
 
 
-@pytest.mark.parametrize(
-    ("host", "ours"),
-    [
-        ("127.0.0.1", True), ("127.8.8.8", True), ("localhost", True), ("LOCALHOST", True), ("a.localhost", True),
-        ("::1", True), ("[::1]", True), ("0.0.0.0", False), ("10.0.0.1", False),
-        ("localhost.evil.example", False), ("", False), ("127.0.0.1.nip.io", False), ("::ffff:10.0.0.1", False),
-    ],
-)  # fmt: skip
-def test_loopback_is_known_by_name_and_address(host, ours):
-    assert is_loopback(host) is ours
+def test_loopback_is_known_by_name_and_address():
+    ours = ("127.0.0.1", "127.8.8.8", "localhost", "LOCALHOST", "a.localhost", "::1", "[::1]")
+    others = ("0.0.0.0", "10.0.0.1", "localhost.evil.example", "", "127.0.0.1.nip.io", "::ffff:10.0.0.1")
+    assert [host for host in ours + others if is_loopback(host)] == [*ours]
 
 
 def test_names_of_ours_are_loopback_and_what_we_listen_on_and_reading_is_open_to_any_origin():
