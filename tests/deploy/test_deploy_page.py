@@ -11,9 +11,8 @@ import yaml
 
 from shared.settings import Settings, environment
 from tests.deploy.test_chart import ALL_ON, CHART, named, render, run_helm
-from tests.deploy.tools import needs_helm
+from tests.deploy.tools import ROOT, needs_helm
 
-ROOT = pathlib.Path(__file__).parents[2]
 PAGE = (ROOT / "docs/02-deploy.md").read_text("utf8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.strip().splitlines()]
 FOVEA = pathlib.Path(sys.executable).parent / "fovea"

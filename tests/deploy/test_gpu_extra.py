@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -10,7 +9,8 @@ import tomllib
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.deploy.tools import ROOT
+
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]["optional-dependencies"]
 MAJOR = "13"
 

@@ -16,9 +16,8 @@ import yaml
 
 from shared.serving.device_placement import list_gpus
 from tests.deploy.test_chart import SIX
-from tests.deploy.tools import script
+from tests.deploy.tools import ROOT, script
 
-ROOT = pathlib.Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf8")
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf8"))
 SERVICES = {name: body for name, body in COMPOSE["services"].items() if name != "redis"}

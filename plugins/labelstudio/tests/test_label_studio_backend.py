@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import io
-import time
 from typing import Any
 
 import cv2
@@ -29,6 +28,7 @@ from fovea_recipes.training.data.class_folders import find_classes
 from fovea_recipes.training.data.mask_folders import find_masks, read_mask
 from plugins.labelstudio.tests.stand import BRUSH, FRAME, POLYGON, backend, files_of_label_studio, gateway
 from tests.harness.models import ok
+from tests.harness.waiting import wait_until
 
 BOXES = """<View><Image name="img" value="$photo"/><RectangleLabels name="box" toName="img">
 <Label value="Pothole" predicted_values="D40"/><Label value="Crack" predicted_values="D00, D10"/>
@@ -368,11 +368,8 @@ def test_labels_are_trained_on_by_fovea_train(fovea, tmp_path, monkeypatch):
         assert client.post("/webhook", json=event).status_code == 201
         again = client.post("/webhook", json={"action": "START_TRAINING", "project": {"id": 3}})
         assert (again.status_code, again.json()["code"]) == (409, "conflict")
-        until = time.monotonic() + 900
-        while client.get("/status").json()["status"] in {"exporting", "training"}:
-            assert time.monotonic() < until
-            time.sleep(0.2)
-        state = client.get("/status").json()
+        busy = {"exporting", "training"}
+        state = wait_until(lambda: (now := client.get("/status").json())["status"] not in busy and now, 900)
     log = (tmp_path / "runs/project-3.log").read_text()
     assert state["status"] == "finished", log
     assert (state["pictures"], state["left_out"]) == (20, {"99": "Label Studio answered 404."})

@@ -1,4 +1,4 @@
-"""Pages of classes, boxes and restored pictures in a real browser: results, sliders, files to keep, models compared."""
+"""Pages of classes, boxes, restored pictures and actions in a real browser: results, sliders, files, comparisons."""
 
 import base64
 import io
@@ -8,12 +8,13 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from fovea.api.actions import ActionsIn
 from fovea.api.boxes import DetectIn, Detection, DetectOut
 from fovea.api.classes import Candidate, Classified, ClassifyIn, ClassifyOut
 from fovea.api.restore import Estimate, RestoreIn, RestoreOut, RestoreTimes
 from fovea.api.timings import Times
 from services.gateway.tests.browsing import MARKS, check_page, drawn, figure, kept, open_with_picture, run_example
-from services.gateway.tests.stub_service import Stub, card
+from services.gateway.tests.stub_service import Stub, card, photograph
 
 pytestmark = MARKS
 
@@ -22,6 +23,7 @@ FOUND = (
 )  # fmt: skip
 FORMS = ["application/json", "image/png", "text/csv", "application/vnd.coco+json"]
 BEFORE, AFTER = (200, 40, 40), (40, 40, 200)
+MATRIX = b"a file of numbers"
 
 
 def plain(colour: tuple[int, int, int], width: int = 320, height: int = 240) -> bytes:
@@ -31,7 +33,7 @@ def plain(colour: tuple[int, int, int], width: int = 320, height: int = 240) -> 
 
 
 class Seeing(Stub):
-    """Classes by the place of a patch, boxes of a road, and a picture that was restored.
+    """Classes by the place of a patch, boxes of a road, a restored picture, and one action in every video.
 
     The model `second` is less sure, and takes boots for shoes.
     """
@@ -40,11 +42,14 @@ class Seeing(Stub):
         super().__init__()
         self.cards = {name: card(name, "detect", DetectIn, media_types=FORMS) for name in ("road", "slide")}
         self.cards |= {name: card(name, "classify", ClassifyIn) for name in ("first", "second")}
+        self.cards |= {name: card(name, "actions", ActionsIn, media_types=FORMS[:2]) for name in ("bmn", "oat")}
         self.cards["pane"] = card("pane", "restore", RestoreIn, notes=["Takes reflections away."])
-        for path, endpoint in (("/v1/detect", self.detect), ("/v1/restore", self.restore)):
-            self.app.add_api_route(path, endpoint, methods=["POST"], response_model=None)
+        for name in ("detect", "restore", "actions"):
+            self.app.add_api_route(f"/v1/{name}", getattr(self, name), methods=["POST"], response_model=None)
 
     async def example(self, name: str) -> dict[str, object]:
+        if self.cards[name]["task"] == "actions":
+            return {"model": None, "features": [[0.5, 1.0]], "semantics": None, "fps": None, "duration": 8}
         picture = plain(BEFORE) if name == "pane" else plain((90, 90, 90), 240, 160)
         return {"model": None, "image": base64.b64encode(picture).decode()}
 
@@ -94,6 +99,15 @@ class Seeing(Stub):
             times=RestoreTimes(),
         )  # fmt: skip
         return JSONResponse(answer.model_dump(mode="json"))
+
+    async def actions(self, request: Request) -> Response:
+        asked = await request.json()
+        self.seen.append({"accept": request.headers["accept"], **asked})
+        ActionsIn.model_validate(asked)
+        if request.headers["accept"] == "image/png":
+            return Response(photograph(64, 48), media_type="image/jpeg")
+        top = [{"label": "run", "score": 0.5}, {"label": "jump", "score": 0.25}]
+        return JSONResponse({"model": asked["model"], "proposals": [{"start": 1.0, "end": 2.5, "top": top}]})
 
 
 SERVICE = Seeing
@@ -239,3 +253,24 @@ def test_a_picture_is_restored_compared_under_a_slider_and_kept(page, stage, see
     assert asked["model"] == "pane"
     assert not asked.keys() & {"include", "picture"}, "what the page decides"
     see(page.locator("[data-part=fault]")).to_be_hidden()
+
+
+def test_the_example_runs_on_the_model_that_was_chosen_and_its_answer_is_drawn(page, stage, see):
+    page.goto("/console/run/actions?model=oat")
+    page.get_by_role("button", name="Use the example").click()
+    page.get_by_role("button", name="Run", exact=True).click()
+    see(page.locator("fovea-result tbody tr")).to_have_count(1)
+    see(page.get_by_role("img", name="the answer as a picture")).to_be_visible()
+    see(page.locator("fovea-result td").last).to_have_text("run 0.5000 · jump 0.2500")
+    assert [each["accept"] for each in stage.stub.seen[-2:]] == ["*/*", "image/png"]
+    sent = stage.stub.seen[-1]
+    assert (sent["model"], sent["features"], sent["duration"]) == ("oat", [[0.5, 1.0]], 8)
+    assert "fps" not in sent
+
+
+def test_a_file_of_numbers_is_sent_as_bytes(page, stage, see):
+    page.goto("/console/run/actions")
+    page.locator("#option-features").set_input_files({"name": "a.npy", "mimeType": "", "buffer": MATRIX})
+    page.get_by_role("button", name="Run", exact=True).click()
+    see(page.locator("fovea-result tbody tr")).to_have_count(1)
+    assert base64.b64decode(stage.stub.seen[-1]["features"]) == MATRIX
