@@ -25,7 +25,7 @@ from fovea.results import JobResult, ModelCard
 from fovea.retry import JobWatcher, RetryPolicy, iterate_pauses
 from fovea.transport import build_client_options
 
-KINDS = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.FoveaError)]
+KINDS = [errors.by_status(status) for status in (400, 401, 403, 404, 409, 413, 415, 422, 429, 499, 500, 503, 504, 507)]
 
 
 def sent(call: Call[Any]) -> httpx2.Request:
