@@ -3,7 +3,6 @@
 import copy
 import json
 import re
-import subprocess
 from functools import cache
 
 import kubernetes_validate
@@ -16,7 +15,7 @@ from shared import telemetry
 from shared.serving.gpu_memory import GpuMemory
 from shared.serving.tests.test_gpu_memory import TwoDevices
 from shared.settings import Settings
-from tests.deploy.tools import ROOT, helm, needs_helm
+from tests.deploy.tools import ROOT, helm, needs_helm, run
 
 CHART = ROOT / "deploy/helm/fovea"
 VERSION = "1.35"
@@ -67,7 +66,7 @@ pytestmark = needs_helm
 
 
 def run_helm(*args, check=True):
-    return subprocess.run([helm(), *args], capture_output=True, text=True, check=check, timeout=60)
+    return run(helm(), *args, check=check, timeout=60)
 
 
 @cache

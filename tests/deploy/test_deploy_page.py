@@ -3,7 +3,6 @@
 import pathlib
 import re
 import shlex
-import subprocess
 import sys
 
 import pytest
@@ -11,7 +10,7 @@ import yaml
 
 from shared.settings import Settings, environment
 from tests.deploy.test_chart import ALL_ON, CHART, named, render, run_helm
-from tests.deploy.tools import ROOT, needs_helm
+from tests.deploy.tools import ROOT, needs_helm, run
 
 PAGE = (ROOT / "docs/02-deploy.md").read_text("utf8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.strip().splitlines()]
@@ -59,8 +58,7 @@ def test_keys_are_made_as_the_page_says(tmp_path):
     for line in [c for c in COMMANDS if c.startswith("FOVEA_KEYS_FILE=")]:
         assignment, _, *rest = shlex.split(line)
         env = environment(FOVEA_KEYS_FILE=str(tmp_path / assignment.partition("=")[2]))
-        done = subprocess.run([FOVEA, *rest], env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        assert (done := run(FOVEA, *rest, env=env)).returncode == 0, done.stderr
     assert (tmp_path / "keys.json").exists()
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 import tomllib
 from importlib import metadata
@@ -11,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from shared.registry.discovery import SERVICES
-from tests.deploy.tools import ROOT, script
+from tests.deploy.tools import ROOT, run, script
 
 hashes = script("hashes")
 KNOWN = hashes.read_hashes(hashes.FILE.read_text("utf8"))
@@ -69,9 +68,8 @@ def test_each_requirement_has_hashes_no_marker_and_the_version_of_the_constraint
 def test_a_version_without_hashes_ends_the_build():
     report = {"install": [{"metadata": {"name": "AIOHTTP", "version": KNOWN["aiohttp"][0]}}]}
     assert hashes.select(report, KNOWN).startswith("aiohttp==")
-    report["install"] += [
-        {"metadata": {"name": name, "version": "1"}} for name in ("torch", "nvidia-nccl-cu13", "fovea")
-    ]
+    others = ("torch", "nvidia-nccl-cu13", "fovea")
+    report["install"] += [{"metadata": {"name": name, "version": "1"}} for name in others]
     assert hashes.select(report, KNOWN).count("==") == 1
     report["install"].append({"metadata": {"name": "numpy", "version": "0.1"}})
     with pytest.raises(SystemExit, match=r"no hashes of numpy==0\.1"):
@@ -134,9 +132,7 @@ def hidden_modules(extras):
 def test_a_service_starts_with_what_its_extras_bring(service, flavour, program):
     hidden = hidden_modules({service, flavour} - {""})
     assert "pytest" in hidden
-    done = subprocess.run(
-        [sys.executable, "-c", HIDE + program, json.dumps(hidden)], capture_output=True, text=True, check=False
-    )
+    done = run(sys.executable, "-c", HIDE + program, json.dumps(hidden))
     assert done.returncode == 0, done.stderr[-1500:]
 
 
@@ -189,9 +185,7 @@ loaded = [*load_all("fovea.pages"), *load_all("fovea.traffic"), *load_all("fovea
 print(*loaded, "torch" in sys.modules)
 """
     hidden = [name for name in hidden_modules({"gateway"}) if not name.startswith("fovea")]
-    done = subprocess.run(
-        [sys.executable, "-c", HIDDEN + program, json.dumps(hidden)], capture_output=True, text=True, check=False
-    )
+    done = run(sys.executable, "-c", HIDDEN + program, json.dumps(hidden))
     assert done.returncode == 0, done.stderr[-1500:]
     *loaded, has_torch = done.stdout.split()
     assert {"sessions", "study", "survey", "answers", "gateway.rollouts"} <= set(loaded)

@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
 import time
 
@@ -16,7 +15,7 @@ import yaml
 from shared.settings import environment
 from tests.deploy.processes import Processes, run_platform
 from tests.deploy.test_chart import CHART, named, render
-from tests.deploy.tools import helm
+from tests.deploy.tools import helm, run
 from tests.harness.waiting import free_port, wait_until
 
 HERE = pathlib.Path(__file__).parent
@@ -29,8 +28,8 @@ PER_GATEWAY_HZ = 5
 @pytest.mark.release
 @pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool: `apt-get install prometheus` to run these")
 def test_alerts_fire_when_they_should_and_only_then():
-    for command in (["check", "rules", CHART / "rules/fovea.yaml"], ["test", "rules", HERE / "rules_test.yaml"]):
-        done = subprocess.run(["promtool", *command], capture_output=True, text=True, check=False)
+    for verb, file in (("check", CHART / "rules/fovea.yaml"), ("test", HERE / "rules_test.yaml")):
+        done = run("promtool", verb, "rules", file)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -62,13 +61,12 @@ class Scene:
     def __init__(self, folder, redis_url, collector):
         self.folder, self.redis_url, self.collector = folder, redis_url, collector
         self.processes = Processes(folder)
-        command = [pathlib.Path(sys.executable).parent / "fovea", "keys", "add", "me"]
-        secret = subprocess.run(command, env=self._env(), capture_output=True, text=True, check=True).stdout.strip()
+        fovea = pathlib.Path(sys.executable).parent / "fovea"
+        secret = run(fovea, "keys", "add", "me", env=self._env(), check=True).stdout.strip()
         self.headers = {"authorization": f"Bearer {secret}"}
         self.metrics = {pod: free_port() for pod in ("gateway-a", "gateway-b", "replica")}
-        self._start(
-            [sys.executable, "-m", "shared.serving.tests.toy_replica"], FOVEA_METRICS_PORT=str(self.metrics["replica"])
-        )
+        toy = [sys.executable, "-m", "shared.serving.tests.toy_replica"]
+        self._start(toy, FOVEA_METRICS_PORT=str(self.metrics["replica"]))
         self.urls = [self._start_gateway(pod) for pod in ("gateway-a", "gateway-b")]
         self.prometheus = self._start_prometheus()
 

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import pathlib
 import shutil
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -12,6 +13,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 CARRIER = "aws_cdk"
+
+
+def run(*command, check=False, **more):
+    return subprocess.run(command, capture_output=True, text=True, check=check, **more)
 
 
 def script(name):
