@@ -57,9 +57,8 @@ def test_an_unknown_model_is_one_line_and_not_found(fovea):
 def test_a_folder_is_segmented_and_everything_is_written(fovea, folder):
     code, _, _ = fovea("segment", folder, "-o", folder / "out", "--threshold", "0.4")
     assert code == 0
-    assert {path.name for path in (folder / "out").iterdir()} == {
-        f"{stem}.{kind}" for stem in "ab" for kind in ("json", "mask.png", "overlay.jpg")
-    }
+    written = {f"{stem}.{kind}" for stem in "ab" for kind in ("json", "mask.png", "overlay.jpg")}
+    assert {path.name for path in (folder / "out").iterdir()} == written
     told = json.loads((folder / "out/a.json").read_text())
     assert told["width"] == 320
     assert told["contours"]

@@ -152,9 +152,8 @@ def test_bad_words_are_told(fovea, words):
 def test_programs_get_json_lines_and_other_kinds_take_the_options(fovea):
     code, _, _, client = fovea("calibrate", "mine", "--kind", "duo", "-O", "samples=30", verb="heads")
     assert code == 0
-    assert [request for _, request in client.asked] == [
-        {"model": "head-plans", "kind": "duo", "name": "mine", "samples": 30}
-    ]
+    asked = {"model": "head-plans", "kind": "duo", "name": "mine", "samples": 30}
+    assert [request for _, request in client.asked] == [asked]
     _, out, _, _ = fovea("retrieval-heads", "--json")
     assert json.loads(out)["title"] == "Retrieval heads"
 

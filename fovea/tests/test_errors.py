@@ -33,9 +33,8 @@ MADE = {"detection": ["bmn", "bmn-csa", "fovea-planner", "hieraedgenet-synthetic
 @pytest.mark.parametrize(("service", "name"), [(service, name) for service, names in MADE.items() for name in names])
 def test_every_figure_on_made_data_is_called_synthetic(service, name):
     found = servables(service)[name].card.metrics
-    figures = [
-        HeadlineMetric(each.name, 0.5, None, each.data) for each in found if each.paper is None or each.ours is not None
-    ]
+    ours = [each for each in found if each.paper is None or each.ours is not None]
+    figures = [HeadlineMetric(each.name, 0.5, None, each.data) for each in ours]
     assert figures
     assert [each.name for each in figures if not each.is_synthetic] == []
 

@@ -112,9 +112,8 @@ def test_a_job_is_a_trace_of_its_own_linked_to_the_request_that_was_accepted(pla
     with httpx2.Client(base_url=platform.url, timeout=60) as client:
         job = client.post("/v1/chat/completions", json=SAY, headers={"prefer": "respond-async"}).json()
         path = f"/v1/jobs/{job['id']}"
-        done = wait_until(
-            lambda: (now := client.get(path).json())["status"] in {"succeeded", "failed"} and now, 90, "the job ends"
-        )
+        ended = {"succeeded", "failed"}
+        done = wait_until(lambda: (now := client.get(path).json())["status"] in ended and now, 90, "the job ends")
     assert done["status"] == "succeeded", done
     run = platform.find(lambda s: s.kind == CONSUMER and s.attributes["messaging.message.id"] == job["id"])
     sent = platform.find(lambda s: s.kind == PRODUCER and s.attributes["messaging.message.id"] == job["id"])

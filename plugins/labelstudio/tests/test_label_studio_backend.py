@@ -258,9 +258,8 @@ def test_the_ground_truth_counts_else_the_newest_and_never_a_skipped_one():
 
     newest = {"annotations": [said("2026-02"), said("2026-03"), said("2026-04", was_cancelled=True)]}
     assert pick_annotation(newest) == [{"id": "2026-03"}]
-    assert pick_annotation({"annotations": [said("2026-01", ground_truth=True), said("2026-03")]}) == [
-        {"id": "2026-01"}
-    ]
+    true = {"annotations": [said("2026-01", ground_truth=True), said("2026-03")]}
+    assert pick_annotation(true) == [{"id": "2026-01"}]
     assert pick_annotation({"annotations": [said("x", was_cancelled=True)]}) is None
 
 

@@ -77,9 +77,8 @@ def test_a_frame_without_end_is_refused():
 
 @pytest.mark.parametrize("piece", [1, 7, 10_000])
 def test_parts_come_out_of_multipart(piece):
-    body = b"".join(
-        b"--edge\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%b\r\n" % (len(j), j) for j in JPEGS
-    )
+    part = b"--edge\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%b\r\n"
+    body = b"".join(part % (len(one), one) for one in JPEGS)
     split = MultipartParser('multipart/x-mixed-replace; boundary="edge"', SMALL)
     assert _run(split, body + b"--edge--\r\n", piece) == JPEGS
 
@@ -134,9 +133,8 @@ def test_videos_that_are_not_read_are_refused_with_a_way_out_and_all_without_a_d
 
 def test_a_file_too_large_or_broken_is_left_to_the_decoder():
     out = io.BytesIO()
-    Image.new("RGB", (2000, 2000)).save(
-        out, "GIF", save_all=True, append_images=[Image.new("RGB", (2000, 2000), "red")]
-    )
+    large = [Image.new("RGB", (2000, 2000), colour) for colour in ("black", "red")]
+    large[0].save(out, "GIF", save_all=True, append_images=large[1:])
     assert list(read_pages(out.getvalue(), SMALL)) == [out.getvalue()]
     assert list(read_pages(b"GIF89a broken", SMALL)) == [b"GIF89a broken"]
     with pytest.raises(TooLarge):

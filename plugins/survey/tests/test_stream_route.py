@@ -103,9 +103,8 @@ def _jpeg(x: int = 20) -> bytes:
 
 def _found(score: float = 0.9, x: float = 0) -> DetectOut:
     each = Detection(box=(x, 0, x + 10, 10), score=score, label="hole", class_id=0, area=100, radius=5)
-    return DetectOut(
-        model="toy", version="1", engine="toy", width=64, height=64, detections=[each], counts={}, times=Times()
-    )
+    facts = {"model": "toy", "version": "1", "engine": "toy", "counts": {}, "times": Times()}
+    return DetectOut(width=64, height=64, detections=[each], **facts)
 
 
 async def _detect(_: DetectIn) -> DetectOut:
@@ -145,9 +144,8 @@ async def test_the_oldest_are_dropped_and_counted_when_detection_is_slow():
             arrived.release()
         await asyncio.sleep(0)
 
-    source = detect_frames(
-        _chunks([_jpeg()] * 60, pause), JpegParser(DecodeBounds()), DetectStreamOptions(drop="oldest", queue=2), slow
-    )
+    options = DetectStreamOptions(drop="oldest", queue=2)
+    source = detect_frames(_chunks([_jpeg()] * 60, pause), JpegParser(DecodeBounds()), options, slow)
     told = [each async for each, _ in source]
     assert 2 < len(told) < 50
     assert (told[-1].frame, told[-1].dropped_total) == (59, 60 - len(told))

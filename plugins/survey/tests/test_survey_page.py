@@ -49,9 +49,8 @@ def test_damage_without_a_place_is_not_reported_as_nothing(page, tmp_path):
     survey = run_survey(page, tmp_path / "plain.jpg")
     assert figure(survey, "damage") == "none with a position"
     assert figure(survey, "not-placed")[0].isdigit()
-    assert re.fullmatch(
-        r"(\d+ \w+(, )?)+ in 1 photo; none has a position, so there is no map\.", figure(survey, "verdict")
-    )
+    told = r"(\d+ \w+(, )?)+ in 1 photo; none has a position, so there is no map\."
+    assert re.fullmatch(told, figure(survey, "verdict"))
     assert not survey.locator("[data-part=map]").is_visible()
     assert survey.get_by_role("button", name="Add a GPX track").is_visible()
     lost = survey.locator("[data-part=pictures-lost] figure")
@@ -85,9 +84,8 @@ def test_two_surveys_are_compared_on_a_map_in_a_table_and_as_csv(page, tmp_path)
         part.get_by_label(f"{side.title()} survey: file").set_input_files(file)
     verdict = part.locator("[data-part=verdict]")
     verdict.get_by_text("1 worse").wait_for()
-    assert verdict.inner_text() == (
-        "2 new, 1 worse, 0 unchanged, 0 better, 2 gone, within 10 m. 1 without a position is left out."
-    )
+    told = "2 new, 1 worse, 0 unchanged, 0 better, 2 gone, within 10 m. 1 without a position is left out."
+    assert verdict.inner_text() == told
     part.get_by_label("Match within").fill("15")
     assert verdict.inner_text().startswith("1 new, 1 worse, 1 unchanged, 0 better, 1 gone, within 15 m.")
     assert part.locator("circle").count() == 4

@@ -160,9 +160,8 @@ async def test_a_loop_that_is_held_is_seen_and_one_that_waits_is_not(tmp_path):
 async def test_twenty_large_messages_without_a_key_take_no_memory(tmp_path):
     async with process(tmp_path) as (_, address, _key, pid):
         before = resident_megabytes(pid)
-        codes = await asyncio.gather(
-            *(send_grpc(address, "wrong", "ModelInfer", [b"\x0a\x01x" + b"\0" * 60_000_000]) for _ in range(20))
-        )
+        large = [b"\x0a\x01x" + b"\0" * 60_000_000]
+        codes = await asyncio.gather(*(send_grpc(address, "wrong", "ModelInfer", large) for _ in range(20)))
         assert set(codes) == {grpc.StatusCode.UNAUTHENTICATED}
         assert resident_megabytes(pid) - before < 100
 
