@@ -110,12 +110,9 @@ class Toy:
 
     async def echo(self, request: Request) -> Response:
         body = await request.body()
-        self.seen.append(
-            {
-                "method": request.method, "path": request.url.path, "query": request.url.query,
-                "headers": dict(request.headers), "body": body,
-            }
-        )  # fmt: skip
+        url, headers = request.url, dict(request.headers)
+        seen = {"method": request.method, "path": url.path, "query": url.query, "headers": headers, "body": body}
+        self.seen.append(seen)
         kind = request.headers.get("content-type", "application/octet-stream")
         headers = {"x-replica": self.name, "connection": "keep-alive", "x-toy": "yes"}
         return Response(body, self.status, headers, media_type=kind)

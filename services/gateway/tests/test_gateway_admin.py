@@ -94,17 +94,14 @@ def _refuse(*_: Any, **__: Any) -> None:
     raise OSError(errno.EROFS, "Read-only file system")
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "status"),
-    [
-        ("keys", {"tenant": "../x"}, 422), ("keys", {"tenant": "a", "scopes": ["root"]}, 422),
-        ("keys", {"tenant": "a", "sha256": "0" * 64}, 422), ("keys", {"tenant": "a", "weight": -1}, 422),
-        ("keys/0123abcd/rotate", {}, 404), ("keys/..%2f/rotate", {}, 404),
-        ("keys/0123abcd/rotate", {"overlap_hours": 1e9}, 422),
-    ],
-)  # fmt: skip
-async def test_what_is_wrong_is_told(admin, path, body, status):
-    assert (await admin("POST", f"/v1/admin/{path}", body)).status_code in {status, 422}
+async def test_what_is_wrong_is_told(admin):
+    for path, body in (
+        ("keys", {"tenant": "../x"}), ("keys", {"tenant": "a", "scopes": ["root"]}), ("keys/0123abcd/rotate", {}),
+        ("keys", {"tenant": "a", "sha256": "0" * 64}), ("keys", {"tenant": "a", "weight": -1}),
+        ("keys/..%2f/rotate", {}), ("keys/0123abcd/rotate", {"overlap_hours": 1e9}),
+    ):  # fmt: skip
+        refused = (await admin("POST", f"/v1/admin/{path}", body)).status_code
+        assert refused == 422 or (refused, "rotate" in path) == (404, True), path
 
 
 def test_keys_that_are_made_at_once_are_all_kept(tmp_path):

@@ -123,10 +123,10 @@ async def test_the_index_can_be_of_the_ready_only_and_says_why_others_are_not(se
     assert [m["name"] for m in only] == ["smollm2"]
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b'{"ready": 1}', b"\xff", b"[" * 200_000])
-async def test_an_index_request_that_makes_no_sense_is_refused(scene, body):
-    answer = await scene.client.post("/v2/repository/index", content=body)
-    assert (answer.status_code, list(answer.json())) == (400, ["error"])
+async def test_an_index_request_that_makes_no_sense_is_refused(scene):
+    for body in (b"{", b"[]", b'{"ready": 1}', b"\xff", b"[" * 200_000):
+        answer = await scene.client.post("/v2/repository/index", content=body)
+        assert (answer.status_code, list(answer.json())) == (400, ["error"]), body[:20]
 
 
 async def test_one_document_holds_all_routes_and_every_reference_leads_somewhere(scene):

@@ -107,11 +107,11 @@ async def test_a_deadline_of_the_caller_is_passed_on_and_kept(served):
     await asyncio.wait_for(scene.upstream.gone.wait(), 3)
 
 
-@pytest.mark.parametrize("text", ["0", "-5", "soon", "1e3", "9" * 40])
-async def test_a_deadline_that_is_no_number_is_refused(served, text):
+async def test_a_deadline_that_is_no_number_is_refused(served):
     scene = await served()
-    answer = await scene.client.post("/v1/echo", headers={"x-fovea-deadline-ms": text})
-    assert (answer.status_code, answer.json()["field"]) == (422, "x-fovea-deadline-ms")
+    for text in ("0", "-5", "soon", "1e3", "9" * 40):
+        answer = await scene.client.post("/v1/echo", headers={"x-fovea-deadline-ms": text})
+        assert (answer.status_code, answer.json()["field"]) == (422, "x-fovea-deadline-ms"), text
 
 
 async def test_loading_reaches_every_replica(gateway, toy):
