@@ -61,7 +61,6 @@ def photograph(latitude: float, longitude: float, second: int = 0, form: str = "
 @pytest.mark.parametrize(("latitude", "longitude"), [(52.5163, 13.3777), (-33.8568, 151.2153), (40.6892, -74.0445)])
 def test_a_photograph_states_its_place_and_time(form, latitude, longitude):
     found = read_place(photograph(latitude, longitude, 7, form))
-    assert found is not None
     assert (found.latitude, found.longitude) == (pytest.approx(latitude, abs=1e-6), pytest.approx(longitude, abs=1e-6))
     assert found.time == dt.datetime(2026, 5, 4, 10, 0, 7, tzinfo=dt.UTC)
 
@@ -121,7 +120,6 @@ def test_a_track_is_read_and_interpolated_but_not_over_gaps():
     track = parse_gpx(GPX.encode())
     assert len(track.points) == 3
     middle = track.locate(track.start + dt.timedelta(seconds=5))
-    assert middle is not None
     assert middle.latitude == pytest.approx(10.0005)
     assert track.locate(track.start + dt.timedelta(minutes=30)) is None
     assert track.locate(track.start - dt.timedelta(seconds=1)) is None

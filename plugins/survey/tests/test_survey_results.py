@@ -64,7 +64,6 @@ def test_a_position_that_is_not_fully_stated_is_not_guessed(changes, told):
     assert told in found
     assert read_place(tagged(**changes)) is None
     whole = read_place(tagged())
-    assert whole is not None
     assert (whole.latitude, whole.longitude) == (pytest.approx(-15.78, abs=1e-6), pytest.approx(-47.93, abs=1e-6))
 
 

@@ -39,7 +39,6 @@ async def process(folder: Path) -> AsyncIterator[tuple[str, str, str, int]]:
     """
     _, key = KeyRing(folder / "keys.json").add("alice", ("infer", "jobs"), rate_per_minute=1_000_000)
     made = start(folder, "-c", _START, str(folder / "loop"), FOVEA_AUTH="keys")
-    assert made.stderr is not None
     try:
         for line in made.stderr:
             if found := re.search(r"grpc=(\S+) http=(http://\S+)", line):

@@ -57,7 +57,6 @@ def test_without_keys_it_serves_its_own_machine_only(tmp_path):
 def test_metrics_have_a_port_of_their_own_that_wants_no_key(tmp_path):
     port = free_port()
     process = start(tmp_path, FOVEA_AUTH="keys", FOVEA_METRICS_PORT=str(port))
-    assert process.stderr is not None
     with process, process.stderr:
         url = listens_at(process.stderr)
         for _ in range(50):
@@ -79,7 +78,6 @@ DOCUMENT = {"paths": {path: {"post": {}} for path in ("/v1/stream", "/v1/echo")}
 async def test_a_stream_ends_by_itself_within_the_grace_and_is_cut_after_it(toy, tmp_path, grace_s, is_whole):
     upstream = await toy(name="r", chunks=40, gap_s=0.1, documents={"openapi": DOCUMENT})
     process = start(tmp_path, FOVEA_STATIC_UPSTREAMS=f"svc={upstream.url}", FOVEA_SHUTDOWN_GRACE_S=grace_s)
-    assert process.stderr is not None
     with process, process.stderr:
         url = await asyncio.to_thread(listens_at, process.stderr)
         async with httpx2.AsyncClient(base_url=url, timeout=30) as client:

@@ -116,15 +116,13 @@ def test_names_of_ours_are_loopback_and_what_we_listen_on_and_reading_is_open_to
         require_local_request(make_context(foreign, method="DELETE"), "127.0.0.1")
 
 
-def table() -> RouteTable:
-    facts = {"http": "http://h", "pid": 1, "ready": True, "routes": ("/v1/classify",), "seen": 0}
-    return RouteTable.from_records(
-        [
-            ReplicaRecord(id="a", service="a", models=("m1",), **facts),
-            ReplicaRecord(id="b", service="b", models=("m2",), **facts),
-            ReplicaRecord(id="c", service="c", models=("m3",), **{**facts, "routes": ()}),
-        ]
-    )
+FACTS = {"http": "http://h", "pid": 1, "ready": True, "seen": 0}
+TABLE = RouteTable.from_records(
+    [
+        ReplicaRecord(id=name, service=name, models=(model,), routes=routes, **FACTS)
+        for name, model, routes in (("a", "m1", ("/v1/classify",)), ("b", "m2", ("/v1/classify",)), ("c", "m3", ()))
+    ]
+)
 
 
 @pytest.mark.parametrize(
@@ -144,16 +142,13 @@ def table() -> RouteTable:
     ],
 )
 def test_the_model_is_read_wherever_callers_put_it(kind, body, query, service):
-    route = table().find("/v1/classify")
-    assert route is not None
     made = make_context([(b"content-type", kind)], query_string=query)
-    assert asyncio.run(resolve_service(made, route, body, table())).services == (service,)
+    found = asyncio.run(resolve_service(made, TABLE.find("/v1/classify"), body, TABLE))
+    assert found.services == (service,)
 
 
 def test_a_model_of_another_path_is_told_with_those_of_this_one():
-    route = table().find("/v1/classify")
-    assert route is not None
     made = make_context([(b"content-type", b"application/json")])
     with pytest.raises(NotFound) as refused:
-        asyncio.run(resolve_service(made, route, b'{"model": "m3"}', table()))
+        asyncio.run(resolve_service(made, TABLE.find("/v1/classify"), b'{"model": "m3"}', TABLE))
     assert "m1, m2" in (refused.value.hint or "")
