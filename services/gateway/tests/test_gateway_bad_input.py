@@ -1,4 +1,4 @@
-"""Too much, too slow, too foreign, not there: each gets a clear answer in its route family's own form."""
+"""Too much, too slow, too foreign, not there: a clear answer in the form of the route's family, and never a fault."""
 
 import asyncio
 import contextlib
@@ -11,6 +11,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.gateway.http import middleware
+from services.gateway.policy.caller import SCOPES
+from services.gateway.tests.stage import ForgetfulQueue
+from tests.harness.openapi_fuzz import fuzz
 
 
 @pytest.fixture(autouse=True)
@@ -188,3 +191,18 @@ async def test_a_failure_of_ours_is_a_problem_without_a_traceback(gateway, monke
     assert (failed["request_id"], str(failed["exc_info"])) == ("r-1", "the secret path /home/someone")
     assert answer.json()["error"]["type"] == "server_error"
     assert "secret" not in answer.text
+
+
+async def test_no_request_that_the_document_allows_makes_the_gateway_fail(gateway, ring):
+    _, key = ring.add("ops", SCOPES, rate_per_minute=1_000_000)
+    scene = await gateway(queue=ForgetfulQueue(None), auth="keys")
+    document = scene.app.openapi()
+    assert len(document["paths"]) > 15
+
+    def is_meant(operation):
+        """DELETE would revoke the key that is used here."""
+        return operation.method.upper() != "DELETE" and not operation.path.endswith("/events")
+
+    # Not ready is the truth here: there is no service.
+    more = {"wanted": is_meant, "allowed": {503}, "headers": {"x-api-key": key}}
+    await asyncio.to_thread(fuzz, document, scene.url, 5, **more)
