@@ -6,6 +6,7 @@ client understands our answers, not that the answers are good.
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import uvicorn
 
 from fovea_messages.routes import router as messages
+from loadtests.bench.peers.environment import PeerMissing, prepare_environment
 from services.gateway.app import build_gateway
 from services.gateway.server import create_server
 from services.llm_longctx.api import embeddings, openai, responses
@@ -27,6 +29,21 @@ from shared.serving.build_app import build
 from shared.settings import Settings
 from tests.harness.serving import is_loaded, run_server, serve_in_thread
 from tests.harness.waiting import wait_until
+
+ROOMS = Path.home() / ".cache/fovea/clients"
+
+OFFLINE = os.environ | {
+    "HF_HUB_OFFLINE": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "OPENAI_AGENTS_DISABLE_TRACING": "1",
+}  # fmt: skip
+"""Variables under which clients do not look for a hub."""
+
+
+def environment(name: str, requirements: Path) -> Path:
+    """The interpreter of a client's environment; the test is skipped where pip can't install it."""
+    try:
+        return prepare_environment(name, requirements, ROOMS)
+    except PeerMissing as error:
+        pytest.skip(str(error))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
