@@ -67,17 +67,14 @@ def test_no_command_line_breaks_the_reader(words):
     assert len(plain) + len(texts) <= len(words)
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "value"),
-    [
+def test_a_text_becomes_what_the_schema_asks_for_and_the_gateway_checks_the_rest():
+    for name, text, value in (
         ("threshold", "0.4", 0.4), ("top_k", "3", 3), ("keep", "true", True), ("mode", "slow", "slow"),
         ("words", "a, b", ["a", "b"]), ("words", '["a, b"]', ["a, b"]), ("point", '{"x": 1}', {"x": 1}),
         ("prompt", "3", "3"), ("prompt", "null", "null"), ("threshold", "high", "high"), ("top_k", "null", None),
         ("words", "3", [3]), ("words", "a", ["a"]),
-    ],
-)  # fmt: skip
-def test_a_text_becomes_what_the_schema_asks_for_and_the_gateway_checks_the_rest(name, text, value):
-    assert parse_options({name: text}, SCHEMA) == {name: value}
+    ):  # fmt: skip
+        assert parse_options({name: text}, SCHEMA) == {name: value}
 
 
 def test_an_unknown_option_is_answered_with_the_nearest_or_with_all():

@@ -58,20 +58,13 @@ async def test_a_token_names_tenant_and_scopes_and_a_forged_one_is_refused(ask, 
 @pytest.mark.parametrize(
     "claims",
     [
-        {"exp": "1700000000"},
-        {"nbf": "9999999999"},
-        {"iss": "http://evil.example"},
-        {"aud": "another"},
-        {"tenant": ""},
-        {"tenant": "../alice"},
-        {"kid": "unknown"},
-        {"tenant": "local"},
-        *({"raw": json.dumps({"scope": odd})} for odd in (None, 7, {"infer": 1}, [["infer"]], True)),
-        {"raw": '{"exp": 1e999}'},
+        {"exp": "1700000000"}, {"nbf": "9999999999"}, {"iss": "http://evil.example"}, {"aud": "another"},
+        {"tenant": ""}, {"tenant": "../alice"}, {"kid": "unknown"}, {"tenant": "local"}, {"raw": '{"exp": 1e999}'},
         {"raw": '{"aud": 7}'},
+        *({"raw": json.dumps({"scope": odd})} for odd in (None, 7, {"infer": 1}, [["infer"]], True)),
     ],
     ids=str,
-)
+)  # fmt: skip
 async def test_other_tokens_are_refused(ask, issuer, claims):
     assert (await ask(token(issuer, **claims)))[0] == 401
 

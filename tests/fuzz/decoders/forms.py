@@ -3,19 +3,16 @@
 import asyncio
 import io
 import zipfile
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from fovea.api.mask import SegmentIn
-from fovea.errors import FoveaError
 from services.gateway.batches.upload_form import parse_upload
 from services.gateway.routing.model_routing import _read_model
 from shared.serving.http.request_parsing import build_requests, parse_request
-from tests.fuzz.harness import Harness
+from tests.fuzz.harness import Harness, ask
 
 _FORM = (
     b"multipart/form-data; boundary=x\n"
@@ -41,20 +38,6 @@ def _request(data: bytes) -> tuple[Request, bytes]:
     return Request({**scope, "headers": [(b"content-type", media)]}, receive), body
 
 
-def _is_refused(call: Callable[[], object]) -> bool:
-    try:
-        call()
-    except FoveaError as error:
-        if error.status >= 500:
-            raise
-        return True
-    except HTTPException as error:
-        if error.status_code >= 500:
-            raise
-        return True
-    return False
-
-
 async def _read_form(data: bytes) -> object:
     request, _ = _request(data)
     return build_requests(await parse_request(request), SegmentIn, 3)
@@ -70,11 +53,8 @@ def _multipart(data: bytes) -> object:
     context: Any = SimpleNamespace(
         scope=request.scope, headers={b"content-type": request.headers["content-type"].encode("latin-1")}
     )
-    return [
-        _is_refused(lambda: asyncio.run(_read_form(data))),
-        _is_refused(lambda: asyncio.run(_read_file(data))),
-        _is_refused(lambda: _read_model(context, body)),
-    ]
+    calls = (lambda: asyncio.run(_read_form(data)), lambda: asyncio.run(_read_file(data)))
+    return [*map(ask, calls), ask(_read_model, context, body)]
 
 
 def make_zip(kind: int = zipfile.ZIP_STORED) -> bytes:
