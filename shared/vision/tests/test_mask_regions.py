@@ -46,7 +46,6 @@ def test_outlines_hold_the_mask_turn_at_every_corner_and_one_is_outside_of_each_
     assert (filled(found, mask.shape) == mask).all()
     assert sum(area(outline.points) for outline in found) == mask.sum()
     assert all((area(outline.points) < 0) == outline.hole for outline in found)
-
     assert sum(not outline.hole for outline in found) == len(mask_regions.find_regions(mask)[0])
     for outline in found:
         step = np.sign(np.roll(outline.points, -1, axis=0) - outline.points)
