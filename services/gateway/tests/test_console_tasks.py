@@ -238,7 +238,7 @@ def test_models_are_compared_box_by_box_and_the_other_tasks_are_one_click_away(d
     ]  # fmt: skip
     check_page(detected)
     tasks = detected.get_by_role("navigation", name="Tasks of this service")
-    assert tasks.get_by_role("link").all_inner_texts() == ["Restore", "Detect", "Classify"]
+    assert tasks.get_by_role("link").all_inner_texts() == ["Restore", "Detect", "Classify", "Actions"]
     tasks.get_by_role("link", name="Classify").click()
     see(detected.get_by_role("heading", name="Classify")).to_be_visible()
     see(tasks.get_by_role("link", name="Classify")).to_have_attribute("aria-current", "page")
