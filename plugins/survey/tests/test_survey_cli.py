@@ -2,23 +2,16 @@
 
 import json
 
-from plugins.survey.tests.test_survey import photograph
-from services.detection.models.planner import FoveaPlanner
-from services.detection.models.yolo9tr import Yolo9trBoxDetector
-from services.gateway.tests.stage import served
-from tests.command import command_runner
+from plugins.survey.tests.test_survey import PAVEMENT, photograph
 
 
-def test_a_folder_of_photographs_becomes_a_map(tmp_path, monkeypatch, capfdbinary):
+def test_a_folder_of_photographs_becomes_a_map(fovea, tmp_path):
     drive = tmp_path / "drive"
     for number in range(3):
         (drive / str(number)).mkdir(parents=True)
         (drive / str(number) / "p.jpg").write_bytes(photograph(50 + number * 0.0004, 8, number))
-    (drive / "plain.jpg").write_bytes(Yolo9trBoxDetector.sample.read_bytes())
-    kinds = {"yolo9tr": Yolo9trBoxDetector, "planner": FoveaPlanner}
-    with served("detection", kinds, tmp_path, "/v1/detect/survey") as url:
-        monkeypatch.setenv("FOVEA_URL", url)
-        code, out, err = command_runner(monkeypatch, capfdbinary)("survey", drive, "-o", tmp_path / "out")
+    (drive / "plain.jpg").write_bytes(PAVEMENT.read_bytes())
+    code, out, err = fovea("survey", drive, "-o", tmp_path / "out")
     assert not code, err
     assert "0.089 km" in out
     assert "found, not placed" in out
