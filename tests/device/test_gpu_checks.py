@@ -4,9 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from datetime import date
 
-import numpy as np
 import psutil
 import pytest
 import torch
@@ -15,7 +13,6 @@ from torch import nn
 from loadtests.gpu import __main__ as command
 from loadtests.gpu.decode import LLAMA, fit_batch, time_decode
 from loadtests.gpu.kernels import Shape, time_kernels
-from loadtests.gpu.report import render
 from loadtests.gpu.timing import Row, card_named, row_of
 from services.llm_longctx.engine import model_runner
 from services.llm_longctx.engine.device.graph_steps import GraphSteps
@@ -148,20 +145,6 @@ def test_a_dry_run_goes_through_every_part(tmp_path):
     assert "failed" not in text
 
 
-def test_the_report_has_computed_beside_measured():
-    rows = [
-        Row("kernels", "decode", "ours", 2.0, 3.0),
-        Row("kernels", "decode", "SDPA", None, 4.0),
-        Row("suites", "tests marked gpu", "pytest", note="failed: 1 failed | 2 passed"),
-    ]
-    page = render("NVIDIA L4", date(2026, 12, 1), {"torch": "2.12"}, rows)
-    assert page.startswith("# NVIDIA L4, 2026-12-01\n")
-    assert "| decode | ours | 2 | 3 | 1.50× |  |" in page
-    assert "| decode | SDPA |  | 4 |  |  |" in page
-    assert page.index("## Suites") < page.index("## Attention kernels")
-    assert "1 failed / 2 passed" in page
-
-
 def test_a_part_that_hangs_or_fails_keeps_its_rows(tmp_path):
     script = tmp_path / "part.py"
     script.write_text(
@@ -183,6 +166,4 @@ def test_a_part_that_hangs_or_fails_keeps_its_rows(tmp_path):
 def test_without_a_card_nothing_is_written(tmp_path, capsys):
     assert command.main(["--out", str(tmp_path)]) == 1
     assert "There is no GPU" in capsys.readouterr().err
-    assert sum(command.LIMITS_S.values()) <= 600
     assert not any(tmp_path.iterdir())
-    assert np.isfinite(list(command.LIMITS_S.values())).all()
