@@ -43,17 +43,6 @@ def test_session_that_moves_as_bytes_at_every_step_equals_one_pass(layout):
     assert (len(sizes), session.index) == (1, 17)
 
 
-def test_memory_carries_over_segments_and_attention_alone_does_not():
-    ids = tokens(20)
-    changed = ids.clone()
-    changed[:, 2] = (changed[:, 2] + 1) % 30
-    for layout, reaches in (("mac", True), ("attention", False)):
-        net = model(layout)
-        with torch.no_grad():
-            moved = (net(ids)[:, 10:] - net(changed)[:, 10:]).abs().max()
-        assert bool(moved > 1e-5) == reaches
-
-
 def test_window_ends_where_it_says():
     layer, mixed = model("mag", layers=1).layers[0], []
     with torch.no_grad():
@@ -63,16 +52,6 @@ def test_window_ends_where_it_says():
             mixed.append(layer.window(z, layer.initial_state(1), 0)[0])
         seen = ((mixed[0] - mixed[1]).abs().amax((0, 2)) > 1e-6).nonzero().flatten().tolist()
     assert seen == [3, 4, 5, 6]
-
-
-def test_surprise_falls_when_the_same_is_read_again():
-    net = model("lmm", layers=1, refresh=1)
-    session = net.session(1)
-    ids = torch.full((1, 60), 7)
-    session.feed(ids)
-    surprise = session.trace[0, :, 0, 0]
-    assert session.trace.shape == (1, 60, 1, 3)
-    assert surprise[-10:].mean() < surprise[4:14].mean()
 
 
 def test_session_that_would_be_too_large_is_refused_by_its_configuration():
