@@ -44,7 +44,7 @@ def test_the_checks_of_kernels_find_a_wrong_one(monkeypatch):
 
 def test_the_check_of_an_engine_compares_tokens():
     engine = checks.check_engine(lambda model: model, net(), "cpu_torch", 16, 4)
-    assert engine.runner.graphs is None
+    assert engine.runner.passes.graphs is None
 
     def broken(model: nn.Module) -> nn.Module:
         model.lm_head.weight.data.neg_()

@@ -39,7 +39,7 @@ class Run:
     def __init__(self, pool, length=0, **method):
         facts = {"reuse": True, "invariant": True, "unread": 0, "cut_at_end": False, "print": "dense", "cut": False}
         facts |= method
-        self.cache, self.memos, self.cached_tokens = Pages(pool, length, facts["cut"]), ["memo"], 0
+        self.cache, self.memos = Pages(pool, length, facts["cut"]), ["memo"]
         supports = SimpleNamespace(prefix_reuse=facts["reuse"])
         self.policy = SimpleNamespace(
             method=SimpleNamespace(
@@ -77,7 +77,7 @@ def read(cache, pool, ids, length=None, method=None, **facts):
 def found(cache, pool, ids, method=None, **facts):
     run = Run(pool, **method or {})
     tokens = cache.attach(run, ask(ids, **facts))
-    assert tokens == run.cached_tokens == run.cache.length
+    assert tokens == run.cache.length
     return tokens
 
 
@@ -198,7 +198,7 @@ def test_a_pool_without_room_keeps_and_lends_nothing(cache, pool):
     pool.refuses = True
     run = Run(pool)
     assert cache.attach(run, ask(range(9))) == 0
-    assert run.cached_tokens == 0
+    assert run.cache.length == 0
     read(cache, pool, range(30, 38))
     assert len(cache) == 2
 

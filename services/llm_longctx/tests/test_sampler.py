@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.llm_longctx.engine import Sampling
-from services.llm_longctx.engine.sampler import Sampler, token_logprobs
+from services.llm_longctx.engine.requests.prompt_scores import token_logprobs
+from services.llm_longctx.engine.sampler import Sampler
 
 LOGITS = torch.tensor([0.0, 3.0, 2.0, 1.0, -2.0])
 
