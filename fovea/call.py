@@ -65,9 +65,8 @@ class Call(Generic[Answer]):
     def parse(self, response: httpx2.Response) -> Answer:
         """Parse a response whose body was read.
 
-        Raises:
-            FoveaError: The gateway answered with an error; `Fault` when this version of the library can't read the
-                answer.
+        Raises FoveaError: the gateway answered with an error; `Fault` when this version of the library can't read the
+        answer.
         """
         if response.is_error:
             raise parse_error(response)
@@ -94,11 +93,7 @@ class StreamCall(Generic[Item]):
         return event.data == "[DONE]"
 
     def parse_event(self, event: httpx2.ServerSentEvent) -> Item:
-        """Parse one event.
-
-        Raises:
-            FoveaError: The event says that the answer broke off.
-        """
+        """Parse one event. Raises FoveaError: the event says that the answer broke off."""
         try:
             if (error := parse_stream_error(json.loads(event.data))) is not None:
                 raise error

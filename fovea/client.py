@@ -88,11 +88,7 @@ class Client(ClientMethods):
         return self.stream(endpoints.chat_stream(messages, model=model, system=system, **options))
 
     def default_model(self, task: str) -> str:
-        """Get the model that a task uses when none is named.
-
-        Raises:
-            NotFound: No served model does this task.
-        """
+        """Get the model that a task uses when none is named. Raises NotFound: no served model does this task."""
         return endpoints.pick_default_model(task, self.models())
 
     def run(
@@ -200,8 +196,7 @@ class Jobs(JobMethods, Part):
     def wait(self, job_id: str, *, timeout: float | None = None, on_change: Callable[[Job], None] | None = None) -> Job:
         """Wait until a job has ended, successfully or not.
 
-        Raises:
-            DeadlineExceeded: It has not ended after `timeout` seconds; it goes on running.
+        Raises DeadlineExceeded: it has not ended after `timeout` seconds; it goes on running.
         """
         pauses, watcher = iterate_pauses(timeout), JobWatcher(on_change)
         while True:

@@ -118,8 +118,7 @@ def sweep(prompt: str | Sequence[Any], tokens: Sequence[str | int], **options: U
 def pick_default_model(task_name: str, entries: Sequence[ModelEntry]) -> str:
     """Pick the model that a task uses when none is named: the first that is ready, else the first.
 
-    Raises:
-        NotFound: No served model does this task.
+    Raises NotFound: no served model does this task.
     """
     matching = [entry for entry in entries if entry.task == task_name]
     if not matching:
@@ -167,9 +166,7 @@ def job_events(job_id: str) -> StreamCall[Job]:
 def result(job_id: str) -> Call[JobResult]:
     """Get the answer of a finished job.
 
-    Raises:
-        Conflict: It is not finished.
-        FoveaError: The error that the request was answered with.
+    Raises Conflict: it is not finished; FoveaError: the error that the request was answered with.
     """
     return Call("GET", f"{_job_path(job_id)}/result", JobResult.from_response)
 
@@ -180,11 +177,7 @@ def cancel(job_id: str) -> Call[Job]:
 
 
 def retry(job_id: str) -> Call[Job]:
-    """Queue a failed or cancelled job again.
-
-    Raises:
-        Conflict: It neither failed nor was cancelled.
-    """
+    """Queue a failed or cancelled job again. Raises Conflict: it neither failed nor was cancelled."""
     return Call("POST", f"{_job_path(job_id)}/retry", parse_as(Job))
 
 

@@ -15,9 +15,7 @@ PictureLike = bytes | bytearray | memoryview | str | os.PathLike[str] | IO[bytes
 def read_picture(source: PictureLike) -> tuple[str, bytes, str]:
     """Read a picture from bytes, a path or an open file, as a multipart part: file name, bytes and media type.
 
-    Raises:
-        NotFound: There is no such file.
-        UnsupportedMedia: The file was opened as text.
+    Raises NotFound: there is no such file; UnsupportedMedia: the file was opened as text.
     """
     name: Any = "picture"
     if isinstance(source, bytes | bytearray | memoryview):

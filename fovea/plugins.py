@@ -35,11 +35,7 @@ def entries(group: str, prefix: str | None = None) -> tuple[EntryPoint, ...]:
 
 
 def load(point: EntryPoint) -> Any:
-    """Load what an entry point names.
-
-    Raises:
-        Fault: The package is broken; the detail names it.
-    """
+    """Load what an entry point names. Raises Fault: the package is broken; the detail names it."""
     try:
         return point.load()
     except FoveaError:

@@ -77,11 +77,7 @@ class JobResult:
         return cls(response.headers.get("content-type", "application/octet-stream"), response.content)
 
     def json(self) -> Any:
-        """Parse the answer as JSON.
-
-        Raises:
-            ValueError: It is not JSON.
-        """
+        """Parse the answer as JSON. Raises ValueError: it is not JSON."""
         return json.loads(self.content)
 
     def parse(self, kind: type[Model]) -> Model:

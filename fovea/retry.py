@@ -49,8 +49,7 @@ class RetryPolicy:
 def iterate_pauses(timeout: float | None) -> Iterator[float]:
     """Yield the seconds between two polls of a job: short at first, one second in the long run.
 
-    Raises:
-        DeadlineExceeded: `timeout` seconds have passed.
+    Raises DeadlineExceeded: `timeout` seconds have passed.
     """
     until = float("inf") if timeout is None else time.monotonic() + timeout
     pause = 0.05

@@ -15,8 +15,7 @@ LOCAL = "http://127.0.0.1:8080"
 def build_client_options(url: str, key: str | None = None, timeout: float = 300.0) -> dict[str, Any]:
     """Build the arguments of an httpx2 client for a gateway; `timeout` is the longest wait for one answer, seconds.
 
-    Raises:
-        Malformed: The URL is not valid.
+    Raises Malformed: the URL is not valid.
     """
     with translate_errors(url):
         parsed = httpx2.URL(url)

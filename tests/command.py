@@ -9,8 +9,6 @@ import pytest
 
 from fovea.cli.main import main
 
-__all__ = ["Command", "command_runner"]
-
 Command = Callable[..., tuple[int, str, str]]
 """Words of a command, and its `stdin`, to its exit code, what it wrote and its standard error."""
 
@@ -19,9 +17,11 @@ def command_runner(monkeypatch: pytest.MonkeyPatch, captured: pytest.CaptureFixt
     """A function that runs `fovea` with the words that it is given, on a terminal of 160 columns."""
     monkeypatch.setenv("COLUMNS", "160")
 
-    def run(*words: Any, stdin: str = "") -> tuple[int, str, str]:
+    def run(*words: Any, stdin: str | bytes = "") -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fovea", *map(str, words)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        monkeypatch.setattr(
+            sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin if isinstance(stdin, bytes) else stdin.encode()))
+        )
         captured.readouterr()
         code = 0
         try:
@@ -30,6 +30,6 @@ def command_runner(monkeypatch: pytest.MonkeyPatch, captured: pytest.CaptureFixt
             code = int(ended.code or 0)
         sys.stdout.flush()
         out, err = captured.readouterr()
-        return code, out.decode(), err.decode()
+        return code, out.decode(errors="surrogateescape"), err.decode()
 
     return run

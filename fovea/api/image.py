@@ -16,8 +16,7 @@ IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/tiff", "image/bmp
 def decode_base64(text: str) -> bytes:
     """Bytes of a base64 string; a `data:…;base64,` prefix (browsers send it) and white space are ignored.
 
-    Raises:
-        ValueError: The text is not base64.
+    Raises ValueError: the text is not base64.
     """
     if text.startswith("data:"):
         text = text.partition(",")[2]

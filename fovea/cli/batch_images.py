@@ -51,11 +51,7 @@ class ImageBatch(ABC):
 
     @abstractmethod
     async def answer(self, client: AsyncClient, picture: bytes, image: ImageSource) -> ImageResult:
-        """Send one picture and save what came back.
-
-        Raises:
-            FoveaError: It failed; the others go on.
-        """
+        """Send one picture and save what came back. Raises FoveaError: it failed; the others go on."""
 
     async def run_task(self, client: AsyncClient, picture: bytes, accept: str | None = None) -> Any:
         """Return the JSON answer to one picture, or its bytes in another form."""

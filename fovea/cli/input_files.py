@@ -52,8 +52,7 @@ class ImageSource:
 def find_images(names: Iterable[str]) -> list[ImageSource]:
     """Find all pictures that arguments name, in their order; folders and patterns are expanded.
 
-    Raises:
-        NotFound: A folder or pattern holds no picture.
+    Raises NotFound: a folder or pattern holds no picture.
     """
     taken: set[str] = set()
     found = []

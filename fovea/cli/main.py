@@ -25,17 +25,14 @@ from fovea.cli.commands import (
     segment,
     steer,
     sweep,
-    task_aliases,
 )
+from fovea.cli.commands.task_aliases import MODEL_OPTIONS
 from fovea.cli.exit_codes import HELP, INTERRUPTED, choose_exit_code
 from fovea.cli.option_groups import CommandApp
 from fovea.cli.output import Screen
 from fovea.cli.plugins import PluginGroup
 from fovea.cli.source_handlers import SourcesCommand
 from fovea.errors import FoveaError
-
-MODEL_OPTIONS = {"ignore_unknown_options": True}
-"""Typer keeps options that it does not know, which are the served model's, among the arguments."""
 
 app = CommandApp(
     cls=PluginGroup,
@@ -54,9 +51,6 @@ app.command("restore", no_args_is_help=True)(restore.restore)
 app.command("chat")(chat.chat)
 app.command("compare", no_args_is_help=True)(compare.compare)
 app.command("sweep", no_args_is_help=True)(sweep.sweep)
-app.command("actions", no_args_is_help=True, context_settings=MODEL_OPTIONS)(task_aliases.actions)
-app.command("scanpath", no_args_is_help=True, context_settings=MODEL_OPTIONS)(task_aliases.scanpath)
-app.command("plan", no_args_is_help=True, context_settings=MODEL_OPTIONS)(task_aliases.plan)
 app.command("run", no_args_is_help=True, context_settings=MODEL_OPTIONS)(run.run)
 app.command("probe")(probe.probe)
 app.add_typer(heads.app, name="heads")

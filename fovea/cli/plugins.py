@@ -37,8 +37,7 @@ class PluginGroup(TyperGroup):
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]  # typer's own context
         """Find the invoked command; a plug-in is loaded here.
 
-        Raises:
-            NotFound: A known plug-in brings the command and is not installed.
+        Raises NotFound: a known plug-in brings the command and is not installed.
         """
         name = args[0]
         point = self._plugins.get(name)
@@ -53,8 +52,7 @@ class PluginGroup(TyperGroup):
 def load_plugin(point: EntryPoint) -> Any:
     """Load the command of an entry point.
 
-    Raises:
-        NotReady: A library that it needs is not installed; the hint says how to install it.
+    Raises NotReady: a library that it needs is not installed; the hint says how to install it.
     """
     try:
         value = point.load()

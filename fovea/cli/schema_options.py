@@ -70,8 +70,7 @@ def split_arguments(arguments: Sequence[str], schema: Schema) -> tuple[list[str]
 def parse_options(texts: Mapping[str, str], schema: Schema) -> dict[str, Any]:
     """Parse texts into the values that the schema wants.
 
-    Raises:
-        InvalidOption: There is no such option; the hint lists the known ones.
+    Raises InvalidOption: there is no such option; the hint lists the known ones.
     """
     known = _properties(schema)
     values = {}
@@ -88,8 +87,7 @@ def parse_options(texts: Mapping[str, str], schema: Schema) -> dict[str, Any]:
 def parse_pair(text: str, option: str = "--option") -> tuple[str, str]:
     """Split `NAME=VALUE` into name and value; `option` is what it was given with.
 
-    Raises:
-        InvalidOption: There is no equals sign in it.
+    Raises InvalidOption: there is no equals sign in it.
     """
     name, equals, value = text.partition("=")
     if not equals:

@@ -15,9 +15,7 @@ MAX_TEXT_BYTES = 256 * 2**20
 def read_text(path: Path | None) -> str:
     """Read a text file, unpacked where its name ends in `.gz`; `-` is standard input, None is the empty text.
 
-    Raises:
-        NotFound: There is no such file.
-        Malformed: It is not text, not gzip, or larger than `MAX_TEXT_BYTES`.
+    Raises NotFound: there is no such file; Malformed: it is not text, not gzip, or larger than `MAX_TEXT_BYTES`.
     """
     if path is None:
         return ""
@@ -34,8 +32,7 @@ def read_text(path: Path | None) -> str:
 def read_old_text(path: Path) -> tuple[str, str]:
     """Read a text file of any age: UTF-8 with or without its mark, else Windows' or plain Latin-1; and the encoding.
 
-    Raises:
-        NotFound, Malformed: As `read_text`.
+    Raises NotFound, Malformed: as `read_text`.
     """
     try:
         return read_text(path).removeprefix("\ufeff"), "UTF-8"

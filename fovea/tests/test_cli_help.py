@@ -7,6 +7,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from fovea.cli import plugins, source_handlers
+from tests.command import command_runner
 
 PLUGIN = '''"""A module that is heavy to import."""
 import sys
@@ -35,17 +36,16 @@ def two() -> None:
 
 
 @pytest.fixture
-def fovea(call_main, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("TERM", "dumb")
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.delenv("FOVEA_URL", raising=False)
-    monkeypatch.delenv("FOVEA_API_KEY", raising=False)
+def fovea(monkeypatch, capfdbinary):
+    command = command_runner(monkeypatch, capfdbinary)
+    for name, value in {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("FOVEA_URL", "FOVEA_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
 
     def run(*words):
-        code = call_main(*words)
-        shown = capsys.readouterr()
-        return code, "\n".join(line.rstrip() for line in shown.out.splitlines()), shown.err
+        code, out, err = command(*words)
+        return code, "\n".join(line.rstrip() for line in out.splitlines()), err
 
     return run
 

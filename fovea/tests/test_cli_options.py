@@ -11,11 +11,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
-from fovea.api.actions import ActionsIn
 from fovea.api.image import ImageBytes
 from fovea.api.mask import SegmentIn
-from fovea.api.plan import PlanIn
-from fovea.api.scanpath import ScanpathIn
 from fovea.api.text import ChatRequest
 from fovea.cli.commands import task_aliases
 from fovea.cli.common_options import GatewayOptions
@@ -70,17 +67,14 @@ def test_no_command_line_breaks_the_reader(words):
     assert len(plain) + len(texts) <= len(words)
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "value"),
-    [
+def test_a_text_becomes_what_the_schema_asks_for_and_the_gateway_checks_the_rest():
+    for name, text, value in (
         ("threshold", "0.4", 0.4), ("top_k", "3", 3), ("keep", "true", True), ("mode", "slow", "slow"),
         ("words", "a, b", ["a", "b"]), ("words", '["a, b"]', ["a, b"]), ("point", '{"x": 1}', {"x": 1}),
         ("prompt", "3", "3"), ("prompt", "null", "null"), ("threshold", "high", "high"), ("top_k", "null", None),
         ("words", "3", [3]), ("words", "a", ["a"]),
-    ],
-)  # fmt: skip
-def test_a_text_becomes_what_the_schema_asks_for_and_the_gateway_checks_the_rest(name, text, value):
-    assert parse_options({name: text}, SCHEMA) == {name: value}
+    ):  # fmt: skip
+        assert parse_options({name: text}, SCHEMA) == {name: value}
 
 
 def test_an_unknown_option_is_answered_with_the_nearest_or_with_all():
@@ -98,9 +92,6 @@ def test_pictures_are_found_behind_null_and_a_model_without_a_schema_takes_anyth
     assert list_picture_fields(SCHEMA) == ["image", "others"]
     assert list_picture_fields(SegmentIn.model_json_schema()) == ["image"]
     assert list_picture_fields(ChatRequest.model_json_schema()) == []
-    assert list_picture_fields(PlanIn.model_json_schema()) == []
-    assert list_picture_fields(ActionsIn.model_json_schema()) == ["features", "semantics", "class_scores"]
-    assert list_picture_fields(ScanpathIn.model_json_schema())[0] == "image"
     assert not is_picture({"type": "string"}, {})
 
 
@@ -130,13 +121,12 @@ def test_a_group_s_options_are_where_the_group_is_and_arrive_as_one():
     assert CliRunner().invoke(app, ["north", "-s", "dark", "--depth", "0"]).exit_code == 2
 
 
-@pytest.mark.parametrize("task", ["actions", "scanpath", "plan"])
-def test_verbs_of_tasks_are_run_with_the_task_fixed(task, monkeypatch):
-    told = []
+def test_a_task_s_own_command_runs_it_with_the_options_of_the_model(monkeypatch):
+    app, told = task_aliases.make_task_app("anything", "Do it."), []
     monkeypatch.setattr(task_aliases, "run", lambda **given: told.append(given))
-    getattr(task_aliases, task)(words=["a.npz"], model=None)
-    assert told == [{"task": task, "words": ["a.npz"], "model": None}]
-    assert getattr(task_aliases, task).__doc__
+    assert CliRunner().invoke(app, ["a.npz", "--size", "3", "--model", "m"]).exit_code == 0
+    assert (told[0]["task"], told[0]["arguments"], told[0]["model"]) == ("anything", ["a.npz", "--size", "3"], "m")
+    assert "Do it." in CliRunner().invoke(app, ["--help"]).stdout
 
 
 def test_options_are_described_with_choices_and_handed_on_where_given(verb):

@@ -11,6 +11,7 @@ from fovea.cli.commands import probe
 from fovea.cli.common_options import Connection
 from fovea.cli.output import Screen
 from fovea.errors import NotReady
+from tests.command import command_runner
 
 EVIDENCE = {"schema": "retrieval-report/1", "scores": [[0.5, 0.0]]}
 PLAN = {"schema": "head-plan/1", "roles": [[1, 0]]}
@@ -72,17 +73,12 @@ class FakeClient:
 
 
 @pytest.fixture
-def fovea(call_main, monkeypatch, capsys):
+def fovea(monkeypatch, capfdbinary):
     client = FakeClient({"retrieval-heads": HEADS, "head-plans": HEADS, "needle-grid": GRID})
     monkeypatch.setattr(Connection, "open", lambda _: client)
     monkeypatch.setenv("NO_COLOR", "1")
-
-    def run(*words, verb="probe"):
-        code = call_main(verb, *words)
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err, client
-
-    return run
+    run = command_runner(monkeypatch, capfdbinary)
+    return lambda *words, verb="probe": (*run(verb, *words), client)
 
 
 def test_experiments_are_listed_and_a_study_told_with_its_warnings(fovea):
@@ -156,9 +152,8 @@ def test_bad_words_are_told(fovea, words):
 def test_programs_get_json_lines_and_other_kinds_take_the_options(fovea):
     code, _, _, client = fovea("calibrate", "mine", "--kind", "duo", "-O", "samples=30", verb="heads")
     assert code == 0
-    assert [request for _, request in client.asked] == [
-        {"model": "head-plans", "kind": "duo", "name": "mine", "samples": 30}
-    ]
+    asked = {"model": "head-plans", "kind": "duo", "name": "mine", "samples": 30}
+    assert [request for _, request in client.asked] == [asked]
     _, out, _, _ = fovea("retrieval-heads", "--json")
     assert json.loads(out)["title"] == "Retrieval heads"
 

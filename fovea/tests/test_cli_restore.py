@@ -110,9 +110,8 @@ def test_all_layers_that_came_are_written_with_cost_and_likeness(tmp_path):
         "a.restored.png", "a.reflection.png", "a.comparison.jpg", "a.json",
     }  # fmt: skip
     assert restore.summarise(answer(restored=None)) == "640×480 in 6 tiles would take about 12.3 s and 1,234 MiB"
-    told = restore.summarise(
-        answer(input_likeness=ImageSimilarity(psnr=20, ssim=0.8), likeness=ImageSimilarity(psnr=None, ssim=1))
-    )
+    before, after = ImageSimilarity(psnr=20, ssim=0.8), ImageSimilarity(psnr=None, ssim=1)
+    told = restore.summarise(answer(input_likeness=before, likeness=after))
     assert told.endswith("20.0 dB → equal")
 
 
@@ -168,9 +167,8 @@ def gateway(monkeypatch):
 
 def call(verb, picture, options=None, **more):
     gateway = GatewayOptions(json_lines=more.pop("json_lines", False))
-    {"classify": classify._classify, "detect": detect._detect}[verb](
-        sources=[str(picture)], options=options or {}, gateway=gateway, **more
-    )
+    run = {"classify": classify._classify, "detect": detect._detect}[verb]
+    run(sources=[str(picture)], options=options or {}, gateway=gateway, **more)
 
 
 @pytest.mark.parametrize(

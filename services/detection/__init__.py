@@ -1,1 +1,1 @@
-"""detection: pollen, road damage, classes, actions, gaze and plans."""
+"""detection: pollen, road damage and classes."""

@@ -44,8 +44,7 @@ def main() -> int:
 def require_safe_address(config: Settings) -> None:
     """Check that a gateway without keys listens on loopback only.
 
-    Raises:
-        CannotListen: There are no keys, and other machines can reach the address.
+    Raises CannotListen: there are no keys, and other machines can reach the address.
     """
     if config.auth == "insecure-local" and not is_loopback(config.host):
         message = (
@@ -58,8 +57,7 @@ def require_safe_address(config: Settings) -> None:
 def open_listener(host: str, port: int, setting: str = "FOVEA_HTTP_PORT") -> socket.socket:
     """Open a listening socket; `setting` names the port for an error.
 
-    Raises:
-        CannotListen: The port is taken, or the address is not this machine's.
+    Raises CannotListen: the port is taken, or the address is not this machine's.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -71,8 +69,7 @@ def open_listener(host: str, port: int, setting: str = "FOVEA_HTTP_PORT") -> soc
 async def serve(config: Settings) -> None:
     """Serve until a signal arrives; requests in flight are finished first, within `shutdown_grace_s`.
 
-    Raises:
-        CannotListen: A port is taken, or the address is not this machine's.
+    Raises CannotListen: a port is taken, or the address is not this machine's.
     """
     listener = open_listener(config.host, config.http_port)
     metrics_listener = _open_metrics_listener(config)

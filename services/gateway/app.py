@@ -139,14 +139,10 @@ class Gateway:
 
 
 def build_gateway(settings: Settings, queue: JobQueue | None = None) -> FastAPI:
-    """The gateway.
+    """The gateway with these addresses, authentication and limits: an app whose `state.gateway` is the `Gateway`.
 
-    Args:
-        settings: Addresses, authentication, limits and the Redis to use.
-        queue: The job queue; left out, the one in the Redis of `settings`, or none where there is no Redis.
-
-    Returns:
-        An app whose `state.gateway` is the `Gateway`. Its lifespan polls the replicas and closes what was opened.
+    Without a queue of jobs it takes the one in the Redis of `settings`, or none where there is no Redis. Its lifespan
+    polls the replicas and closes what was opened.
     """
     app = FastAPI(
         title="Fovea",

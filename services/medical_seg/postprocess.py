@@ -161,11 +161,7 @@ def encode_forms(found: Segmentation, request: SegmentIn, check: Check = lambda:
 
 
 def _contours(found: Segmentation) -> list[Contour]:
-    """Contours of the listed components.
-
-    Raises:
-        TooLarge: They have more corners than an answer holds.
-    """
+    """Contours of the listed components. Raises TooLarge: they have more corners than an answer holds."""
     listed = found.components[:MAX_COMPONENTS]
     mask = found.mask if len(listed) == len(found.components) else keep_regions(found.labels, listed)
     if (corners := count_corners(mask)) > MAX_CORNERS:

@@ -38,16 +38,7 @@ def shrink(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def carry_over(pixels: np.ndarray, copy: np.ndarray, restored: np.ndarray) -> np.ndarray:
-    """The picture with the change that its copy underwent.
-
-    Args:
-        pixels: The picture (H, W, 3), uint8 or uint16.
-        copy: The same, smaller (h, w, 3).
-        restored: The copy after restoration (h, w, 3).
-
-    Returns:
-        (H, W, 3) in the type of `pixels`.
-    """
+    """The picture (H, W, 3), uint8 or uint16, with the change that its smaller copy (h, w, 3) underwent."""
     white = np.float32(np.iinfo(pixels.dtype).max)
     gain, offset = _fit(copy / white, restored / white)
     whole = np.empty_like(pixels)

@@ -76,11 +76,7 @@ class PictureFile:
 
 
 def read_image(data: bytes, bounds: DecodeBounds) -> PictureFile:
-    """Read a picture with all its bits.
-
-    Raises:
-        UnsupportedMedia, TooLarge, Malformed: As `shared.vision.decode`.
-    """
+    """Read a picture with all its bits. Raises UnsupportedMedia, TooLarge, Malformed: as `shared.vision.decode`."""
     picture = decode(data, bounds)
     notes = ["Only the first frame was read."] if picture.first_of_many else []
     pixels = picture.pixels
@@ -100,8 +96,7 @@ def read_image(data: bytes, bounds: DecodeBounds) -> PictureFile:
 def write_image(picture: PictureFile, form: Format, quality: int) -> bytes:
     """A picture as a file, its profile and EXIF inside.
 
-    Raises:
-        InvalidOption: The format can't hold a picture of that size, or 16 bits.
+    Raises InvalidOption: the format can't hold a picture of that size, or 16 bits.
     """
     height, width = picture.pixels.shape[:2]
     longest = {"webp": _WEBP_SIDE, "jpeg": _JPEG_SIDE}.get(form)

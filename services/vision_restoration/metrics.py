@@ -21,8 +21,7 @@ _BAND = 1 << 20
 def psnr(first: np.ndarray, second: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB, 10·log10(255²/MSE); infinite for equal pictures.
 
-    Raises:
-        ValueError: The pictures differ in size.
+    Raises ValueError: the pictures differ in size.
     """
     _check(first, second)
     bands = (first[rows].astype(np.float32) - second[rows] for rows in _bands(len(first), first.shape[1]))
@@ -33,8 +32,7 @@ def psnr(first: np.ndarray, second: np.ndarray) -> float:
 def ssim(first: np.ndarray, second: np.ndarray) -> float:
     """Mean structural similarity: 11×11 Gaussian windows (σ 1.5) that lie wholly inside, per channel, then the mean.
 
-    Raises:
-        ValueError: The pictures differ in size, or a side is shorter than the window.
+    Raises ValueError: the pictures differ in size, or a side is shorter than the window.
     """
     _check(first, second)
     height, width = first.shape[:2]

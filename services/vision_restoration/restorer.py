@@ -85,8 +85,7 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
     def load(cls, context: LoadContext) -> Self:
         """Verify the weights and open the engine that `context` wants, for the variant that they were trained as.
 
-        Raises:
-            NotReady: Weights are missing or not what their manifest says, or the engine can't run here.
+        Raises NotReady: weights are missing or not what their manifest says, or the engine can't run here.
         """
         engines = VariantEngines(cls.card.name, load_weights(cls.folder, context.weights, cls.weights), context)
         return cls(engines.describe(cls.card), engines, decode_bounds(cls.card, context))
@@ -109,8 +108,7 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
     def read(self, request: RestoreIn, watch: Stopwatch, run: CallContext) -> _Photograph:
         """Read the picture and plan its tiles.
 
-        Raises:
-            InvalidOption: The result has no such form, or no tile fits into the memory allowed.
+        Raises InvalidOption: the result has no such form, or no tile fits into the memory allowed.
         """
         picture = self._read_image(request.image, "image")
         variant = request.variant or self.engines.default
@@ -146,8 +144,7 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
     def infer(self, items: Sequence[_Photograph], run: CallContext) -> None:
         """Restore each picture tile by tile, unless only an estimate is asked for.
 
-        Raises:
-            DeadlineExceeded: It would take longer than the caller waits, or did.
+        Raises DeadlineExceeded: it would take longer than the caller waits, or did.
         """
         for item in items:
             if not item.request.dry_run or run.media in self.forms:
@@ -224,11 +221,7 @@ def _size_notes(whole: tuple[int, int], worked: tuple[int, int]) -> list[str]:
 
 
 def _require_time(estimate: Estimate, run: CallContext) -> None:
-    """Refuse what can't end before the caller's deadline.
-
-    Raises:
-        DeadlineExceeded: It would take longer.
-    """
+    """Refuse what can't end before the caller's deadline. Raises DeadlineExceeded: it would take longer."""
     if run.deadline is not None and time.monotonic() + estimate.seconds > run.deadline:
         raise DeadlineExceeded(
             f"{estimate.tiles} tiles take about {timedelta(seconds=round(estimate.seconds))} (h:mm:ss), more than "
@@ -238,11 +231,7 @@ def _require_time(estimate: Estimate, run: CallContext) -> None:
 
 
 def _likeness(pixels: np.ndarray, reference: np.ndarray) -> ImageSimilarity:
-    """How like a reference of 8 bits a picture is.
-
-    Raises:
-        InvalidOption: They differ in size.
-    """
+    """How like a reference of 8 bits a picture is. Raises InvalidOption: they differ in size."""
     if pixels.shape != reference.shape:
         (height, width), (high, wide) = pixels.shape[:2], reference.shape[:2]
         detail = f"The reference is {wide}×{high} pixels, the picture {width}×{height}."

@@ -50,13 +50,7 @@ class TilePlan:
     tiles: int
 
     def estimate(self, pace: float, per_pixel: int, picture_bytes: int) -> Estimate:
-        """Time and memory.
-
-        Args:
-            pace: Seconds per pixel of a window.
-            per_pixel: Bytes that the network takes per pixel of a window.
-            picture_bytes: Bytes of the whole picture.
-        """
+        """Time and memory at a `pace` in seconds, and bytes, per pixel of a window, for a picture of so many bytes."""
         pictures = picture_bytes * 4  # input, result, and a copy while packed
         return Estimate(
             seconds=round(self.area * pace, 3),
@@ -70,8 +64,7 @@ class TilePlan:
 def plan_tiles(height: int, width: int, variant: Variant, request: RestoreIn, per_pixel: int) -> TilePlan:
     """Cut a picture as asked for, or into the largest tiles that the memory allows.
 
-    Raises:
-        InvalidOption: Not even the smallest tile fits into `memory_mib`.
+    Raises InvalidOption: not even the smallest tile fits into `memory_mib`.
     """
     context = CONTEXT[variant] if request.tile_context is None else request.tile_context
     core = request.tile_core or _core(height, width, context, request.memory_mib, per_pixel)

@@ -47,8 +47,7 @@ class VariantEngines:
     def open(self, variant: Variant) -> TimedEngine:
         """The engine of a variant, opened and timed once.
 
-        Raises:
-            NotReady: No engine opens here, or it holds another network.
+        Raises NotReady: no engine opens here, or it holds another network.
         """
         with self._opening:
             if variant not in self._opened:

@@ -28,8 +28,7 @@ _BYTES = {"onnx": 75, "torch": 40}
 def load_weights(packaged: Path, imported: Path, name: str = WHOLE) -> Weights:
     """The weights to serve: those that were trained under a name, an imported checkpoint with its tower, or ours.
 
-    Raises:
-        NotReady: A checkpoint was imported without its tower, or weights are missing or damaged.
+    Raises NotReady: a checkpoint was imported without its tower, or weights are missing or damaged.
     """
     if name != WHOLE or not (imported / f"{NET}.safetensors").exists():
         return read_weights(find_weights(name, packaged, imported))

@@ -31,9 +31,7 @@ def build_too_large(size: int, limit: int) -> TooLarge:
 def read_content_length(headers: Mapping[bytes, bytes], limit: int) -> int | None:
     """Read the declared length of a body: None when it comes in chunks, 0 when there is none.
 
-    Raises:
-        TooLarge: It declares more than `limit` bytes.
-        Malformed: The length is not a number.
+    Raises TooLarge: it declares more than `limit` bytes; Malformed: the length is not a number.
     """
     text = headers.get(b"content-length")
     if text is None:
@@ -55,11 +53,7 @@ class Inflater:
     """Inflates a compressed body, chunk by chunk, without ever holding more than is allowed."""
 
     def __init__(self, coding: str) -> None:
-        """Begin a body.
-
-        Raises:
-            UnsupportedMedia: The coding is unknown.
-        """
+        """Begin a body. Raises UnsupportedMedia: the coding is unknown."""
         if coding not in _WINDOW_BITS:
             detail = f"The content encoding {coding[:40]!r} is not read here."
             raise UnsupportedMedia(detail, hint="Known are gzip and deflate.")
@@ -67,11 +61,7 @@ class Inflater:
         self._inflater = zlib.decompressobj(_WINDOW_BITS[coding])
 
     async def inflate(self, chunk: bytes, limit: int) -> bytes:
-        """The next part of the body, of at most `limit` bytes.
-
-        Raises:
-            Malformed: It is broken.
-        """
+        """The next part of the body, of at most `limit` bytes. Raises Malformed: it is broken."""
         try:
             return await asyncio.to_thread(self._inflater.decompress, chunk, limit)
         except zlib.error as error:

@@ -31,11 +31,7 @@ class PartsCounter:
         self._open = b""
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next bytes.
-
-        Raises:
-            TooLarge: The body has more parts than the limit.
-        """
+        """Take the next bytes. Raises TooLarge: the body has more parts than the limit."""
         if self._is_json is None and (text := chunk.lstrip()):
             self._is_json = text[:1] in {b"{", b"["}
         if not self._is_json:
@@ -57,10 +53,6 @@ class PartsCounter:
 
 
 def check_parts(data: bytes) -> None:
-    """Check a whole JSON text.
-
-    Raises:
-        TooLarge: It has more parts than the limit.
-    """
+    """Check a whole JSON text. Raises TooLarge: it has more parts than the limit."""
     if len(data) > MAX_PARTS:
         PartsCounter("", "application/json").feed(data)

@@ -53,8 +53,7 @@ class ModelArtifacts:
 def open_engine(context: LoadContext, artifacts: ModelArtifacts) -> Engine:
     """Open the engine that `context` names; `auto` takes the first that opens, and logs which and why.
 
-    Raises:
-        NotReady: It can't run here; the detail says why, for `auto` of each that was tried.
+    Raises NotReady: it can't run here; the detail says why, for `auto` of each that was tried.
     """
     if context.engine != "auto":
         engine = _OPENERS[context.engine](context, artifacts)

@@ -81,10 +81,8 @@ def _range(spec: TensorSpec, axis: int) -> Range:
 class BuiltEngines:
     """Engines and timings of one graph that TensorRT built: in a folder, and in the object store for other nodes.
 
-    Args:
-        folder: Where the provider reads and writes them.
-        name: The graph's, with its digest; the provider adds card and version to its files' names.
-        objects: The object store; None shares nothing.
+    The provider reads and writes them in `folder`, and adds card and version to the graph's `name`, which has its
+    digest. Without `objects` nothing is shared.
     """
 
     def __init__(self, folder: Path, name: str, objects: ObjectStore | None) -> None:

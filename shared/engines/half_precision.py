@@ -17,8 +17,7 @@ _KEPT = ("Resize", "Range", "Softmax", "LayerNormalization", "ReduceMean", "Redu
 def halve(graph: Path, cache: Path) -> Path:
     """Return a graph's form in float16, made in the cache folder the first time.
 
-    Raises:
-        NotReady: The library `onnx` is not installed, or the graph can't be converted.
+    Raises NotReady: the library `onnx` is not installed, or the graph can't be converted.
     """
     made = cache / f"{graph.stem}-fp16.onnx"
     if made.exists():

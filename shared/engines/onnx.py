@@ -84,9 +84,7 @@ class OnnxEngine:
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute all outputs.
 
-        Raises:
-            InvalidOption: The graph can't take a tensor.
-            TooLarge: There is not enough memory.
+        Raises InvalidOption: the graph can't take a tensor; TooLarge: there is not enough memory.
         """
         ready = {spec.name: _ready(spec, feeds[spec.name]) for spec in self.inputs}
         names = [spec.name for spec in self.outputs]

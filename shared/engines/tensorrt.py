@@ -77,8 +77,7 @@ def missing() -> str | None:
 def _load_libraries() -> None:
     """Load TensorRT, CUDA and cuDNN from their wheels where they are installed, else from where the loader looks.
 
-    Raises:
-        OSError: TensorRT is not there.
+    Raises OSError: TensorRT is not there.
     """
     onnxruntime.preload_dlls(directory="")
     spec = importlib.util.find_spec("tensorrt_libs")

@@ -73,9 +73,7 @@ class TorchEngine:
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute all outputs.
 
-        Raises:
-            InvalidOption: The network can't take a tensor.
-            TooLarge: There is not enough memory.
+        Raises InvalidOption: the network can't take a tensor; TooLarge: there is not enough memory.
         """
         try:
             with torch.inference_mode():

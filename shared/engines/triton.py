@@ -103,8 +103,7 @@ class TritonEngine:
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute all outputs on the server.
 
-        Raises:
-            FoveaError: The server's error, by its status; NotReady when it is gone, DeadlineExceeded when slow.
+        Raises FoveaError: the server's error, by its status; NotReady when it is gone, DeadlineExceeded when slow.
         """
         arrays = [np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs]
         outputs = [self._library.InferRequestedOutput(spec.name) for spec in self.outputs]

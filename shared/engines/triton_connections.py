@@ -113,13 +113,9 @@ class TritonConnection:
 
 
 class ConnectionPool:
-    """Up to `size` connections, opened as they are needed; a call beyond waits for a free one.
+    """Up to `size` connections, opened by `connect` as they are needed; a call beyond waits for a free one.
 
-    Args:
-        connect: Makes a client.
-        size: Calls at once.
-        is_shared: Whether one client serves all connections; otherwise each has its own, with a thread.
-        has_memory: Whether to try shared memory.
+    One client serves all if `is_shared`; otherwise each has its own, with a thread. `has_memory` tries shared memory.
     """
 
     def __init__(self, connect: Callable[[], Any], size: int, *, is_shared: bool, has_memory: bool) -> None:

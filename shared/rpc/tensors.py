@@ -108,8 +108,7 @@ def from_values(
 ) -> np.ndarray:
     """An array of flat, row-major values (JSON or typed contents); their kind never changes (no 1.5 → 1).
 
-    Raises:
-        Malformed: Number, type or range of the values don't fit, or one is NaN or infinite where `finite` is set.
+    Raises Malformed: number, type or range of the values don't fit, or one is NaN or infinite where `finite` is set.
     """
     count = element_count(name, datatype, shape)
     if len(values) != count:

@@ -32,11 +32,7 @@ def main(
 
 
 def run_replica(service: str, http_port: int = 0, grpc_port: int = 0) -> None:
-    """Serve one service in this process until SIGTERM or SIGINT.
-
-    Raises:
-        OSError: A port is in use.
-    """
+    """Serve one service in this process until SIGTERM or SIGINT. Raises OSError: a port is in use."""
     config = settings()
     telemetry.configure_logs(config.log_level, config.log_format)
     telemetry.configure_tracing(config.traces_endpoint, f"fovea-{service}")

@@ -47,17 +47,11 @@ def build(
     servables: Mapping[str, type[Servable[Any, Any]]] | None = None,
     settings: Settings | None = None,
 ) -> FastAPI:
-    """The app of a service.
+    """The app of a service, named with `-` as in URLs and metric labels; its `state.host` is the `Host`.
 
-    Args:
-        service: Its name with `-`, as in URLs and metric labels.
-        routers: The service's own routes; they win over those of plug-ins, and these over the generic ones.
-        servables: Model name → class; left out, the rooms of the service are scanned.
-        settings: Left out, read from the environment.
-
-    Returns:
-        A FastAPI app whose `state.host` is the `Host`. Its lifespan loads the models in the background, so that
-        `/livez` answers at once and `/readyz` when they are there.
+    The service's own `routers` win over those of plug-ins, and these over the generic ones. Without `servables` (model
+    name → class) its rooms are scanned; without `settings` they are read from the environment. The lifespan loads the
+    models in the background, so that `/livez` answers at once and `/readyz` when they are there.
     """
     config = settings or read_settings()
     objects = open_object_store(config)

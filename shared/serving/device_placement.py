@@ -64,8 +64,7 @@ def _installed_graphs() -> Path | None:
 def choose_device(device: str) -> str:
     """`device` itself, or for `auto` the first GPU that a library here can use, else the CPU.
 
-    Raises:
-        NotReady: It is a CUDA device, and there is none.
+    Raises NotReady: it is a CUDA device, and there is none.
     """
     if device == "auto":
         return "cuda" if list_gpus() and _library_sees_gpu() else "cpu"

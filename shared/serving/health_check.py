@@ -28,11 +28,7 @@ def is_healthy(http_port: int, metrics_port: int) -> bool:
 
 
 def _answers(url: str) -> bool:
-    """Whether the URL is answered with a success.
-
-    Raises:
-        ConnectionRefusedError: Nobody listens there.
-    """
+    """Whether the URL is answered with a success. Raises ConnectionRefusedError: nobody listens there."""
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:  # noqa: S310  # our own loopback address
             return bool(answer.status == 200)

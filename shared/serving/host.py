@@ -223,9 +223,7 @@ class Host(Catalog):
     def tensors(self, name: str, version: str = "") -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Inputs and outputs of a model as tensors; both empty where tensors make no sense for it.
 
-        Raises:
-            NotFound: No such model or version.
-            NotReady: Not loaded.
+        Raises NotFound: no such model or version; NotReady: not loaded.
         """
         engine = self.find_loaded(name, version)[0].engine
         return (engine.inputs, engine.outputs) if engine else ((), ())
@@ -233,8 +231,7 @@ class Host(Catalog):
     async def predict(self, name: str, request: BaseModel, run: CallContext) -> BaseModel:
         """Answer one request, micro-batched with others that are rendered in the same form.
 
-        Raises:
-            FoveaError: The model's error for this request, or QueueFull, DeadlineExceeded, Cancelled, NotReady.
+        Raises FoveaError: the model's error for this request, or QueueFull, DeadlineExceeded, Cancelled, NotReady.
         """
         await self.wake(name)
         _, batcher = self.find_loaded(name)
@@ -272,8 +269,7 @@ class Host(Catalog):
     async def stream(self, name: str, request: BaseModel, run: CallContext) -> AsyncGenerator[BaseModel, None]:
         """Answer one request piece by piece; closing the iterator cancels the run.
 
-        Raises:
-            QueueFull: The limit of open streams is reached.
+        Raises QueueFull: the limit of open streams is reached.
         """
         servable, _ = self.find_loaded(name)
         events = self._streams.read(self.service, name, lambda: servable.stream(request, run), run)

@@ -33,12 +33,9 @@ class MemoryGuard:
     """A thread that watches the memory of its process, and calls `on_breach` once when it outgrows its limit."""
 
     def __init__(self, limit: int, on_breach: Callable[[], None], shares: MemoryShares | None = None) -> None:
-        """Watch from now on; a limit of 0 watches nothing.
+        """Watch from now on that this process has at most `limit` bytes; a limit of 0 watches nothing.
 
-        Args:
-            limit: Most memory of this process, bytes.
-            on_breach: Ends the process.
-            shares: Shares of all processes of ours; the largest ends where they are too much together.
+        `on_breach` ends the process, also if it has the largest of all `shares` where they are too much together.
         """
         self.limit = limit
         self._shares = shares

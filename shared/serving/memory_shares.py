@@ -29,11 +29,7 @@ class MemoryShares:
         self._folder, self._own = data_dir / "memory" / str(namespace), str(os.getpid())
 
     def must_end(self, resident: int) -> bool:
-        """Write this process's share; whether all shares are too much and it is the largest.
-
-        Args:
-            resident: Memory of this process that is in RAM, bytes, with what it shares.
-        """
+        """Write this process's share, its bytes in RAM; return whether all are too much and it is the largest."""
         now = time.monotonic()
         if not self._bound or now < self._due:
             return False

@@ -43,8 +43,7 @@ class OpenStreams:
     async def read(self, service: str, name: str, begin: Callable[[], Events], run: CallContext) -> Events:
         """Yield the events of a stream; closing the iterator cancels the run.
 
-        Raises:
-            QueueFull: The limit of open streams is reached.
+        Raises QueueFull: the limit of open streams is reached.
         """
         if len(self._runs) >= self._most:
             detail = f"{len(self._runs)} streams are open, which is the limit."
@@ -77,8 +76,7 @@ class OpenStreams:
 async def _next(events: Events, run: CallContext) -> BaseModel | None:
     """The next event; None at the end.
 
-    Raises:
-        DeadlineExceeded: None came before the run's deadline, which tokens that show nothing yet may have moved.
+    Raises DeadlineExceeded: none came before the run's deadline, which tokens that show nothing yet may have moved.
     """
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle | None = None

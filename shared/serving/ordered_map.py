@@ -15,13 +15,8 @@ async def map_in_order(
 ) -> AsyncIterator[Result]:
     """Yield `work(item)` for every item, in order; closing the iterator cancels running items.
 
-    Args:
-        items: Read only as fast as results are taken.
-        work: Runs as a task of its own, so that neighbours can share a micro-batch.
-        ahead: Most items that run or wait to be taken.
-
-    Raises:
-        Exception: Whatever reading or working raises, when its turn comes.
+    Items are read only as fast as results are taken; at most `ahead` run or wait to be taken. Each runs as a task of
+    its own, so that neighbours can share a micro-batch. What reading or working raises is raised when its turn comes.
     """
     slots = asyncio.Semaphore(ahead)
     started: asyncio.Queue[asyncio.Task[Result] | None] = asyncio.Queue()

@@ -138,11 +138,7 @@ class _Replica:
 
 
 def wait_until_loaded(host: Host, *, must_load: bool) -> None:
-    """Wait until no model is loading any more.
-
-    Raises:
-        RuntimeError: All models failed to load, and one must.
-    """
+    """Wait until no model is loading any more. Raises RuntimeError: all models failed to load, and one must."""
     while host.is_loading:
         time.sleep(_LOAD_POLL_S)
     if must_load and not host.settled:
@@ -195,9 +191,8 @@ def scale(context: Any, busy_per_replica: int = _MAX_BUSY_PER_REPLICA, service: 
 def application(args: Mapping[str, Any] | Placement) -> serve.Application:
     """One service as a Ray Serve application (the `import_path` of a RayService).
 
-    Args:
-        args: Of the application in the Serve config. Ray hands over the mapping as it was read: the annotation of a
-            module with postponed annotations is a text to it, so it makes no `Placement` of it.
+    Ray hands over the mapping of the Serve config as it was read: the annotation of a module with postponed annotations
+    is a text to it, so it makes no `Placement` of it.
     """
     placement = Placement.model_validate(args)
     scaling: dict[str, Any] = {"num_replicas": placement.min_replicas}

@@ -107,11 +107,7 @@ class ReplicaServer:
         self._jobs: EmbeddedJobs | None = None
 
     async def start(self) -> None:
-        """Listen, load the models in the background, and make the replica known.
-
-        Raises:
-            OSError: A port is in use.
-        """
+        """Listen, load the models in the background, and make the replica known. Raises OSError: a port is in use."""
         listener = _listen(self._settings.replica_host, self._ports[0])
         asyncio.get_running_loop().set_default_executor(WatchedExecutor(self.host.work))
         self.http = f"http://{_address(self._reached_at, listener.getsockname()[1])}"

@@ -76,8 +76,7 @@ def _types(prop: Schema) -> set[str]:
 def decode_text(field: str, prop: Schema, values: Sequence[str]) -> Any:
     """Meaning of text values (of a form or a query) for a field: JSON where its type asks for it, text otherwise.
 
-    Raises:
-        InvalidOption: It should be JSON and is not.
+    Raises InvalidOption: it should be JSON and is not.
     """
     kinds, value = _types(prop), values[-1]
     if "array" in kinds and not value.lstrip().startswith("["):

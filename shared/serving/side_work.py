@@ -28,8 +28,7 @@ class SideWork:
     async def do(self, model: str, work: Callable[[CallContext], Answer], run: CallContext) -> Answer:
         """Do a piece of work when those before it are done.
 
-        Raises:
-            FoveaError: The work's, or QueueFull, DeadlineExceeded, Cancelled, NotReady.
+        Raises FoveaError: the work's, or QueueFull, DeadlineExceeded, Cancelled, NotReady.
         """
         if model not in self._queues:
             name = f"studies of {model}"

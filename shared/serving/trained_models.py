@@ -25,10 +25,7 @@ STORE_POLL_S = 30.0
 async def load_new_models(host: Host, known: Mapping[str, type[Servable[Any, Any]]], objects: ObjectStore) -> None:
     """Load each model whose manifest appears or changes, for ever; the models of before are served until then.
 
-    Args:
-        host: Where they are served.
-        known: The models of the service that may serve other weights.
-        objects: The store that weights are published to.
+    `known` are the models of the service that may serve other weights; weights are published to `objects`.
     """
     folder, pause = host.settings.weights_dir, STORE_POLL_S
     if objects.under("weights").folder is not None:

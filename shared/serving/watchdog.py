@@ -38,11 +38,9 @@ class Watchdog:
     """Looks for trouble once a second. Belongs to the event loop that starts it."""
 
     def __init__(self, find_trouble: Callable[[float], str], give_up: Callable[[str], None]) -> None:
-        """Watch a process.
+        """Watch a process: `give_up` ends it for a trouble that did not pass.
 
-        Args:
-            find_trouble: Parts that have been stuck for so many seconds or more, in one sentence; or empty.
-            give_up: Ends the process, for the trouble that did not pass.
+        `find_trouble` names the parts that have been stuck for so many seconds or more, in one sentence; or nothing.
         """
         self._find_trouble, self._give_up = find_trouble, give_up
         self._is_stuck = False

@@ -25,12 +25,9 @@ _FREE = b"free"
 
 
 class ObjectLock:
-    """The lock of one writer, as a context manager.
+    """The lock of one writer, as a context manager; the objects of its store are the lock's alone.
 
-    Args:
-        store: Its objects are the lock's alone.
-        on_wait: Called before each wait for another holder; may raise to give up.
-        poll_s: Time between two looks at whether the other holder is done.
+    `on_wait` is called before each wait for another holder, every `poll_s`, and may raise to give up.
     """
 
     def __init__(self, store: ObjectStore, on_wait: Callable[[], None], poll_s: float = 0.1) -> None:

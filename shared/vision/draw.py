@@ -29,8 +29,7 @@ _PNG_LEVEL = 1
 def encode(pixels: np.ndarray, media_type: str = "image/png", *, quality: int = 90, icc: bytes | None = None) -> bytes:
     """An RGB (h, w, 3) or grey (h, w) uint8 array as a file.
 
-    Raises:
-        ValueError: The content type is not one of `ENCODINGS`.
+    Raises ValueError: the content type is not one of `ENCODINGS`.
     """
     image, out = Image.fromarray(pixels), io.BytesIO()
     if media_type == "image/png":
@@ -87,11 +86,7 @@ def draw_label(
 
 
 def side_by_side(pictures: Sequence[np.ndarray], gap: int = 8) -> np.ndarray:
-    """Pictures in one row on white, in their own sizes, aligned at the top.
-
-    Raises:
-        ValueError: There is no picture.
-    """
+    """Pictures in one row on white, in their own sizes, aligned at the top. Raises ValueError: there is no picture."""
     if not pictures:
         message = "there is no picture to put into the row"
         raise ValueError(message)

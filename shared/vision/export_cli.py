@@ -73,8 +73,7 @@ def export_graphs(
 def find_exportable(name: str) -> Kind:
     """The class of a model that has an ONNX form.
 
-    Raises:
-        InvalidOption: There is no such vision model; the hint lists those there are.
+    Raises InvalidOption: there is no such vision model; the hint lists those there are.
     """
     found: dict[str, Kind] = {}
     for service in services_with_models():

@@ -41,9 +41,7 @@ class PictureMemory:
     def reserve(self, size: int, what: str) -> Iterator[None]:
         """Hold `size` bytes for as long as the block runs; `what` begins the error's sentence.
 
-        Raises:
-            TooLarge: It is more than there is in all.
-            QueueFull: Others hold it, and did not give it back in time.
+        Raises TooLarge: it is more than there is in all; QueueFull: others hold it, and did not give it back in time.
         """
         if size > self.total:
             detail = (
@@ -126,12 +124,7 @@ def platform_bounds(settings: Settings) -> DecodeBounds:
 
 
 def check_size(width: int, height: int, bounds: DecodeBounds) -> None:
-    """Check the size that a header states.
-
-    Raises:
-        TooLarge: It is over the bounds.
-        Malformed: A side is below them.
-    """
+    """Check the size that a header states. Raises TooLarge: it is over the bounds; Malformed: a side is below them."""
     size = f"The picture is {width:,}×{height:,} pixels"
     hint = "Scale it before sending."
     if width * height > bounds.pixels:

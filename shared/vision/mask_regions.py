@@ -121,14 +121,11 @@ def _corners_of(band: np.ndarray) -> int:
 
 
 def trace_outlines(mask: np.ndarray, shift: tuple[int, int] = (0, 0)) -> list[Outline]:
-    """All outlines of a mask, in the order of their first corner (top to bottom, left to right).
+    """All outlines of a mask (h, w), in the order of their first corner (top to bottom, left to right).
 
     Pixels that touch only at a corner are given one common outline, as `find_regions` gives them one label. OpenCV
-    follows the border pixels; memory grows with the corners and not with the length of the edges.
-
-    Args:
-        mask: (h, w) bool.
-        shift: x and y of the mask's upper left pixel in the picture.
+    follows the border pixels; memory grows with the corners and not with the length of the edges. `shift` is x and y of
+    the mask's upper left pixel in the picture.
     """
     rows, columns = occupied_window(mask)
     window = np.ascontiguousarray(mask[rows, columns]).view(np.uint8)
@@ -216,11 +213,7 @@ def _characters(number: int) -> str:
 
 
 def decode_run_lengths(text: str, height: int, width: int) -> np.ndarray:
-    """The mask (h, w) bool of `encode_run_lengths`.
-
-    Raises:
-        ValueError: The runs don't fill the size.
-    """
+    """The mask (h, w) bool of `encode_run_lengths`. Raises ValueError: the runs don't fill the size."""
     runs: list[int] = []
     number = shift = 0
     for code in (ord(c) - 48 for c in text):

@@ -161,8 +161,7 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
     def load(cls, context: LoadContext) -> Self:
         """Verify the weights and open the engine that `context` wants.
 
-        Raises:
-            NotReady: Weights are missing or not what their manifest says, or the engine can't run here.
+        Raises NotReady: weights are missing or not what their manifest says, or the engine can't run here.
         """
         weights = read_weights(find_weights(cls.weights, cls.folder, context.weights))
         config = cls.data_config(weights).with_facts_of(weights)
@@ -199,8 +198,7 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
     def read(self, request: Request, watch: Stopwatch, run: CallContext) -> Item:
         """Decode and preprocess a request; `run.media` is the form that its answer is rendered in.
 
-        Raises:
-            FoveaError: It can't be read; the other requests of the batch are answered all the same.
+        Raises FoveaError: it can't be read; the other requests of the batch are answered all the same.
         """
 
     @abstractmethod

@@ -41,8 +41,7 @@ class Window:
 def windows(height: int, width: int, *, core: int = 512, context: int = 128, grid: int = 32) -> Iterator[Window]:
     """The tiles of a picture, row by row: cores on the grid, `context` around each, cut at the padded border.
 
-    Raises:
-        ValueError: `core` or `context` is not a multiple of `grid`, or `core` is not positive.
+    Raises ValueError: `core` or `context` is not a multiple of `grid`, or `core` is not positive.
     """
     if core <= 0 or context < 0 or core % grid or context % grid:
         message = f"core and context must be multiples of {grid}, got {core} and {context}"

@@ -6,15 +6,16 @@ client understands our answers, not that the answers are good.
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
 import uvicorn
 
 from fovea_messages.routes import router as messages
+from loadtests.bench.peers.environment import PeerMissing, prepare_environment
 from services.gateway.app import build_gateway
 from services.gateway.server import create_server
 from services.llm_longctx.api import embeddings, openai, responses
@@ -26,8 +27,23 @@ from shared.lm.bundled_models import MINILM
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 from shared.settings import Settings
-from tests.harness.serving import run_server
+from tests.harness.serving import is_loaded, run_server, serve_in_thread
 from tests.harness.waiting import wait_until
+
+ROOMS = Path.home() / ".cache/fovea/clients"
+
+OFFLINE = os.environ | {
+    "HF_HUB_OFFLINE": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "OPENAI_AGENTS_DISABLE_TRACING": "1",
+}  # fmt: skip
+"""Variables under which clients do not look for a hub."""
+
+
+def environment(name: str, requirements: Path) -> Path:
+    """The interpreter of a client's environment; the test is skipped where pip can't install it."""
+    try:
+        return prepare_environment(name, requirements, ROOMS)
+    except PeerMissing as error:
+        pytest.skip(str(error))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,10 +58,6 @@ def listening(server: uvicorn.Server, ready: str) -> Iterator[str]:
     with run_server(server) as url:
         wait_until(lambda: httpx2.get(f"{url}{ready}").status_code == 200, 120, f"{ready} of the server")
         yield url
-
-
-def plain_server(app: Any) -> uvicorn.Server:
-    return uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", ws="none"))
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +79,7 @@ def url(tmp_path_factory, folder):
     )  # fmt: skip
     judges = {"query-likelihood": servables("relevance-judge")["query-likelihood"]}
     judge = build("relevance-judge", routers=[rerank.router], servables=judges, settings=settings)
-    with listening(plain_server(llm), "/readyz") as llm_url, listening(plain_server(judge), "/readyz") as judge_url:
+    with serve_in_thread(llm, is_loaded) as llm_url, serve_in_thread(judge, is_loaded) as judge_url:
         upstreams = f"llm-longctx={llm_url},relevance-judge={judge_url}"
         front = Settings(
             data_dir=tmp_path_factory.mktemp("gateway"), http_port=0, grpc_port=0, static_upstreams=upstreams

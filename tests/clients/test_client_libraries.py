@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from services.llm_longctx.tests.conftest import MODEL
 from shared.lm.bundled_models import MINILM
-from tests.clients.environments import OFFLINE, environment
+from tests.clients.conftest import OFFLINE, environment
 
 PROGRAMS = sorted((Path(__file__).parent / "programs").glob("*.py"))
 ASK = [{"role": "user", "content": "On or off?"}]

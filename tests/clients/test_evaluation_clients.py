@@ -16,8 +16,7 @@ from services.gateway.server import create_server
 from services.llm_longctx.tests.conftest import MODEL
 from shared.serving.tests.oip_mirrors import serving
 from shared.settings import Settings
-from tests.clients.conftest import listening
-from tests.clients.environments import OFFLINE, environment
+from tests.clients.conftest import OFFLINE, environment, listening
 
 pytestmark = pytest.mark.release
 FORMATS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")

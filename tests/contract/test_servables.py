@@ -85,10 +85,6 @@ def toys(tmp_path_factory):
     return folder
 
 
-def test_something_is_served():
-    assert FOUND.keys() >= {*SMALL}
-
-
 @pytest.mark.usefixtures("toys")
 @pytest.mark.parametrize(
     ("name", "check"), [_case(name, check) for name, kind in TOYS.items() for check in applicable(CHECKS, kind)]

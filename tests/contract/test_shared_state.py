@@ -13,7 +13,6 @@ from fovea.errors import StorageFull
 from services.gateway.app import build_gateway
 from services.interpretability.routes import build_router
 from services.relevance_judge.judges.log_odds import LogOdds
-from services.relevance_judge.routes import router
 from services.relevance_judge.routes import router as judge_router
 from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
 from shared.jobs.queue import Payload
@@ -28,6 +27,9 @@ from shared.storage.tests.s3_server import run_s3_server
 from shared.storage.tests.small_disk import make_read_only, mount_small_disk
 
 Machine = Callable[[str], Settings]
+TRAINING = {"signals": [0.1, 1.1, 2.1] * 4, "grades": [0, 1, 3] * 4, "queries": [str(n) for n in range(12)]}
+LOCAL = "http://127.0.0.1"
+"""A gateway without keys answers no other host name."""
 
 
 @pytest.fixture(scope="module")
@@ -53,20 +55,20 @@ def _serving(service: str, router: Any, kinds: Any, settings: Settings) -> Itera
 
 def test_calibrations_leaderboards_and_labels_of_one_replica_serve_on_another(machine):
     model = FakeModel(first={"0": -0.5, "3": -1.0})
-    training = {"signals": [0.1, 1.1, 2.1] * 4, "grades": [0, 1, 3] * 4, "queries": [str(n) for n in range(12)]}
+    judges = {"log-odds": answered_by(model, LogOdds)}
     labels = {
         "reference": "1 0 a 1\n1 0 b 0\n", "judges": [{"judge": "j", "labels": "1 0 a 1\n1 0 b 1\n"}], "draws": 10,
     }  # fmt: skip
     batch = {"topics": "1\tq\n", "passages": "a\tone\nb\ttwo\n"}
-    with _serving("relevance-judge", judge_router, {"log-odds": answered_by(model, LogOdds)}, machine("one")) as one:
-        assert one.post("/v1/judge/calibrations", json={**training, "name": "mine"}).status_code == 200
+    with _serving("relevance-judge", judge_router, judges, machine("one")) as one:
+        assert one.post("/v1/judge/calibrations", json={**TRAINING, "name": "mine"}).status_code == 200
         assert one.post("/v1/judge/leaderboard", json={**labels, "name": "board"}).status_code == 200
         first = one.post("/v1/judge/batches", json=batch).json()
     asked = len(model.asked)
-    with _serving("relevance-judge", judge_router, {"log-odds": answered_by(model, LogOdds)}, machine("two")) as two:
+    with _serving("relevance-judge", judge_router, judges, machine("two")) as two:
         body = {"query": "q", "passages": ["p"], "calibration": "mine"}
         assert two.post("/v1/judge", json=body).json()["results"][0]["calibration"].startswith("mine@1:")
-        assert two.post("/v1/judge/calibrations", json={**training, "name": "mine"}).json()["version"] == 2
+        assert two.post("/v1/judge/calibrations", json={**TRAINING, "name": "mine"}).json()["version"] == 2
         assert two.get("/v1/judge/leaderboard?name=board").status_code == 200
         assert [row["id"] for row in two.get("/v1/judge/batches").json()] == [first["id"]]
         again = two.post("/v1/judge/batches", json=batch).json()
@@ -88,37 +90,31 @@ def test_a_head_plan_and_its_report_reach_the_services_of_other_machines(machine
 
 
 def test_a_file_that_one_gateway_took_is_on_another(machine):
-    with TestClient(build_gateway(machine("one")), "http://127.0.0.1") as one:
+    with TestClient(build_gateway(machine("one")), LOCAL) as one:
         form = {"files": {"file": ("a.jsonl", b"{}")}, "data": {"purpose": "batch"}}
         files = [one.post("/v1/files", **form).json() for _ in range(3)]
-    with TestClient(build_gateway(machine("two")), "http://127.0.0.1") as two:
+    with TestClient(build_gateway(machine("two")), LOCAL) as two:
         listed = two.get("/v1/files").json()["data"]
         assert {file["id"] for file in listed} == {file["id"] for file in files}
         assert two.get(f"/v1/files/{files[0]['id']}/content").content == b"{}"
         assert two.delete(f"/v1/files/{files[0]['id']}").status_code == 200
-    with TestClient(build_gateway(machine("one")), "http://127.0.0.1") as one:
+    with TestClient(build_gateway(machine("one")), LOCAL) as one:
         assert one.get(f"/v1/files/{files[0]['id']}").status_code == 404
 
 
-LOCAL = "http://127.0.0.1"
-"""A gateway without keys answers no other host name."""
-
-
 def test_a_service_whose_disk_is_full_or_read_only_says_what_to_do(tmp_path):
-    training = {"signals": [0.1, 1.1, 2.1] * 4, "grades": [0, 1, 3] * 4, "queries": [str(n) for n in range(12)]}
-    model = FakeModel(first={"0": -0.5, "3": -1.0})
     with mount_small_disk(tmp_path / "disk") as place:
         settings = Settings(data_dir=place / "data", shutdown_grace_s=1)
-        judges = {"log-odds": answered_by(model, LogOdds)}
-        app = build("relevance-judge", routers=[router], servables=judges, settings=settings)
+        judges = {"log-odds": answered_by(FakeModel(first={"0": -0.5, "3": -1.0}), LogOdds)}
+        app = build("relevance-judge", routers=[judge_router], servables=judges, settings=settings)
         with ready_client(app, raise_server_exceptions=False) as client:
-            assert client.post("/v1/judge/calibrations", json={**training, "name": "small"}).status_code == 200
+            assert client.post("/v1/judge/calibrations", json={**TRAINING, "name": "small"}).status_code == 200
             ids = [f"{n} {'x' * 9000}" for n in range(12)]
-            full = client.post("/v1/judge/calibrations", json={**training, "pairs": ids, "name": "large"})
+            full = client.post("/v1/judge/calibrations", json={**TRAINING, "pairs": ids, "name": "large"})
             assert (full.status_code, full.json()["code"]) == (507, "storage_full")
             assert full.json()["hint"]
             make_read_only(place)
-            closed = client.post("/v1/judge/calibrations", json={**training, "name": "more"})
+            closed = client.post("/v1/judge/calibrations", json={**TRAINING, "name": "more"})
             assert (closed.status_code, closed.json()["code"]) == (503, "not_ready")
             assert "read-only" in closed.json()["detail"]
             assert [row["name"] for row in client.get("/v1/judge/calibrations").json()] == ["small"]

@@ -70,6 +70,10 @@ class Stage:
     def send(self, who: str, method: str, path: str, **more: Any) -> Any:
         return self.client.request(method, path, headers=self.headers[who], **more)
 
+    def make(self, path: str, body: dict[str, Any]) -> Any:
+        """What alice is answered."""
+        return self.send("alice", "POST", path, json=body).json()
+
 
 BY_HEADER = {who: {"x-fovea-tenant": who} for who in ("alice", "bob")}
 
@@ -83,11 +87,11 @@ def judge(tmp_path_factory):
     with ready_client(app) as client:
         stage = Stage(app, client, BY_HEADER)
         training = {"signals": [0.1, 1.1, 2.1] * 4, "grades": [0, 1, 3] * 4, "queries": [str(n) for n in range(12)]}
-        stage.send("alice", "POST", "/v1/judge/calibrations", json={**training, "name": SECRET, "signal": SECRET})
+        stage.make("/v1/judge/calibrations", {**training, "name": SECRET, "signal": SECRET})
         labels = {"reference": "1 0 a 1\n1 0 b 0\n", "judges": [{"judge": SECRET, "labels": "1 0 a 1\n1 0 b 1\n"}]}
-        stage.send("alice", "POST", "/v1/judge/leaderboard", json={**labels, "name": SECRET, "draws": 10})
+        stage.make("/v1/judge/leaderboard", {**labels, "name": SECRET, "draws": 10})
         pairs = json.dumps({"qid": SECRET, "docid": "d", "query": SECRET, "passage": SECRET})
-        batch = stage.send("alice", "POST", "/v1/judge/batches", json={"pairs": pairs}).json()
+        batch = stage.make("/v1/judge/batches", {"pairs": pairs})
         stage.made = {"/v1/judge/calibrations/{name}": SECRET, "/v1/judge/batches/{name}": batch["id"]}
         stage.naming = [
             ("/v1/judge", {"query": "q", "passages": ["p"], "calibration": SECRET}),
@@ -105,7 +109,7 @@ def probe(tmp_path_factory):
     with ready_client(app) as client:
         stage = Stage(app, client, BY_HEADER)
         spec = {"lm": "tiny-induction", "kind": "razor", "period": 24, "repeats": 3, "name": SECRET}
-        report = stage.send("alice", "POST", "/v1/probe/heads/plans", json=spec).json()
+        report = stage.make("/v1/probe/heads/plans", spec)
         key, artefact = report["manifest"]["report"], report["artefacts"][0]["sha256"]
         stage.made = {"/v1/probe/reports/{key}": key, "/v1/probe/artefacts/{sha256}": artefact}
         stage.naming = [
@@ -126,36 +130,27 @@ def text(tmp_path_factory, module_redis_url):
     app = build("llm-longctx", routers=routers, servables=kinds, settings=settings)
     with ready_client(app) as client:
         stage = Stage(app, client, BY_HEADER)
-        session = stage.send("alice", "POST", "/v1/sessions", json={"model": "fovea-titans-lmm"}).json()["id"]
+        session = stage.make("/v1/sessions", {"model": "fovea-titans-lmm"})["id"]
         body = {"model": "fovea-landmark-recall", "text": "ant blue and the of " * 6, "name": SECRET}
-        document = stage.send("alice", "POST", "/v1/documents", json=body).json()["id"]
+        document = stage.make("/v1/documents", body)["id"]
         stage.made = {route: session for route in OWNED if "{session_id}" in route}
         stage.made["/v1/documents/{document_id}"] = document
         asked = {"model": "fovea-landmark-recall", "input": "ant", "max_output_tokens": 1, "store": True}
-        stored = stage.send("alice", "POST", "/v1/responses", json=asked).json()["id"]
+        stored = stage.make("/v1/responses", asked)["id"]
         stage.made |= {route: stored for route in OWNED if "{response_id}" in route}
         vector = {"model": steerable.card.name, "name": SECRET, "positive": ["calm"], "negative": ["loud"]}
-        stage.made["/v1/steering-vectors/{name}"] = stage.send(
-            "alice", "POST", "/v1/steering-vectors", json=vector
-        ).json()["name"]
+        stage.made["/v1/steering-vectors/{name}"] = stage.make("/v1/steering-vectors", vector)["name"]
         adapter = make_adapter(SECRET) | {"model": steerable.card.name}
-        stage.made["/v1/lora-adapters/{name}"] = stage.send("alice", "POST", "/v1/lora-adapters", json=adapter).json()[
-            "id"
-        ]
+        stage.made["/v1/lora-adapters/{name}"] = stage.make("/v1/lora-adapters", adapter)["id"]
         tiny = {"model": steerable.card.name, "prompt": "a" * 150, "max_tokens": 1}
-        rows = stage.send(
-            "alice", "POST", "/v1/completions", json=tiny | {"capture": [{"type": "attention", "positions": "prompt"}]}
-        ).json()["choices"][0]["captured"][0]
-        stage.made["/v1/captures/{capture_id}"] = rows["url"].rpartition("/")[2]
+        kept = stage.make("/v1/completions", tiny | {"capture": [{"type": "attention", "positions": "prompt"}]})
+        stage.made["/v1/captures/{capture_id}"] = kept["choices"][0]["captured"][0]["url"].rpartition("/")[2]
         stage.naming = [
             ("/v1/completions", tiny | {"interventions": [{"vector": SECRET}]}),
             ("/v1/completions", tiny | {"model": SECRET}),
             ("/v1/responses", {"model": SECRET, "input": "a", "max_output_tokens": 1}),
-            ("/v1/completions", {"model": "fovea-titans-lmm", "prompt": "a", "max_tokens": 1, "session_id": session}),
-            (
-                "/v1/completions",
-                {"model": "fovea-landmark-recall", "prompt": "a", "max_tokens": 1, "document_id": document},
-            ),
+            ("/v1/completions", tiny | {"model": "fovea-titans-lmm", "prompt": "a", "session_id": session}),
+            ("/v1/completions", tiny | {"model": "fovea-landmark-recall", "prompt": "a", "document_id": document}),
             ("/v1/responses", asked | {"previous_response_id": stored}),
         ]
         yield stage
@@ -180,7 +175,7 @@ def gateway(tmp_path_factory, module_redis_url):
         form = {"files": {"file": (f"{SECRET}.jsonl", json.dumps(line).encode())}, "data": {"purpose": "batch"}}
         upload = stage.send("alice", "POST", "/v1/files", **form).json()["id"]
         asked = {"input_file_id": upload, "endpoint": "/v1/echo", "metadata": {"of": SECRET}}
-        batch = stage.send("alice", "POST", "/v1/batches", json=asked).json()["id"]
+        batch = stage.make("/v1/batches", asked)["id"]
         for part, made in (("{file_id}", upload), ("{batch_id}", batch)):
             stage.made |= {route: made for route in OWNED if part in route}
         stage.naming = [("/v1/batches", asked)]
@@ -259,14 +254,11 @@ def test_no_list_shows_and_no_request_of_bob_names_what_alice_made(stage):
         assert own.status_code != 404, (path, own.text)
 
 
-def test_a_plan_of_alice_serves_her_alone(probe):
+def test_everything_of_tenants_lies_below_a_tenant_and_a_plan_serves_its_own(probe, judge, gateway):
     objects = probe.app.state.objects
     plans = "head-plans/tiny-induction/quince-marmalade.json"
     assert objects.of_tenant("alice").head(plans) is not None
     assert objects.of_tenant("bob").head(plans) is None
-
-
-def test_everything_of_tenants_lies_below_a_tenant(judge, probe, gateway):
     folders = [Path(stage.app.state.settings.data_dir) for stage in (judge, probe)]
     for folder in (*folders, gateway.app.state.gateway.settings.data_dir):
         holders = [

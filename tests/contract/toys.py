@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from services.detection.servables.action_detector import ActionDetector
+from fovea_actions.action_detector import ActionDetector
+from fovea_planning.servables.scanpath_predictor import ScanpathPredictor
 from services.detection.servables.box_detector import BoxDetector
 from services.detection.servables.classifier import Classifier
-from services.detection.servables.scanpath_predictor import ScanpathPredictor
 from services.llm_longctx.serving.decoder_model import DecoderModel
 from services.llm_longctx.tests.conftest import write_folder
 from services.medical_seg.segmenter import Segmenter

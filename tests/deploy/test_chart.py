@@ -2,17 +2,22 @@
 
 import copy
 import json
-import pathlib
-import subprocess
+import re
 from functools import cache
 
 import kubernetes_validate
 import pytest
 import yaml
 
-from tests.deploy.tools import helm
+from fovea_rollouts.plan import PLANS
+from services.llm_longctx import generation_metrics
+from shared import telemetry
+from shared.serving.gpu_memory import GpuMemory
+from shared.serving.tests.test_gpu_memory import TwoDevices
+from shared.settings import Settings
+from tests.deploy.tools import ROOT, helm, needs_helm, run
 
-CHART = pathlib.Path(__file__).parents[2] / "deploy/helm/fovea"
+CHART = ROOT / "deploy/helm/fovea"
 VERSION = "1.35"
 SIX = ["vision-restoration", "medical-seg", "detection", "llm-longctx", "interpretability", "relevance-judge"]
 ALL_ON = [f"services.{name}.enabled=true" for name in SIX]
@@ -57,11 +62,11 @@ SETTINGS = {
 CUSTOM = {"HTTPRoute", "RayService", "ScaledObject", "PodMonitor", "PrometheusRule"}
 """Kinds that Kubernetes' own schemas don't know."""
 
-pytestmark = pytest.mark.skipif(helm() is None, reason="no helm: neither on PATH nor in the carrier wheel")
+pytestmark = needs_helm
 
 
 def run_helm(*args, check=True):
-    return subprocess.run([helm(), *args], capture_output=True, text=True, check=check, timeout=60)
+    return run(helm(), *args, check=check, timeout=60)
 
 
 @cache
@@ -105,6 +110,10 @@ def named(documents, kind, name):
     return next(d for d in documents if d["kind"] == kind and d["metadata"]["name"] == name)
 
 
+def env_of(spec):
+    return {e["name"]: e.get("value") for container in spec["containers"] for e in container.get("env", [])}
+
+
 def test_helm_lint_is_clean_in_strict_mode():
     assert "0 chart(s) failed" in run_helm("lint", str(CHART), "--strict").stdout
 
@@ -138,39 +147,19 @@ def test_every_pod_meets_the_restricted_standard_and_is_probed(documents):
             assert all("livenessProbe" in c and "readinessProbe" in c for c in probed), name
 
 
-def test_a_budget_lets_one_replica_go_and_one_replica_is_one_pod():
-    assert not [d for d in render() if d["kind"] == "PodDisruptionBudget" and "gateway" not in d["metadata"]["name"]]
-    budget = named(render("services.medical-seg.replicas.min=3"), "PodDisruptionBudget", "demo-medical-seg")["spec"]
-    assert budget["minAvailable"] == 2
-    assert "maxUnavailable" not in budget
-    sets = ("services.medical-seg.replicas.inFlight=3", "services.medical-seg.replicas.upscaleSeconds=1")
-    config = yaml.safe_load(named(render(*sets), "RayService", "demo-medical-seg")["spec"]["serveConfigV2"])
-    args = config["applications"][0]["args"]
-    assert (args["max_per_node"], args["busy_per_replica"], args["upscale_delay_s"]) == (1, 3, 1)
-    [group] = ray_cluster("medical-seg")["workerGroupSpecs"]
-    assert (group["minReplicas"], group["maxReplicas"]) == (args["min_replicas"], args["max_replicas"])
-
-
 def ray_cluster(service, *sets):
     return named(render(*sets), "RayService", f"demo-{service}")["spec"]["rayClusterConfig"]
 
 
-def test_the_head_has_what_kuberay_looks_for():
+def test_the_head_has_what_kuberay_looks_for_and_its_state_is_in_the_redis_of_the_values():
     cluster = ray_cluster("medical-seg")
     [head] = cluster["headGroupSpec"]["template"]["spec"]["containers"]
-    assert {port["name"]: port["containerPort"] for port in head["ports"]} == {
-        "gcs": 6379, "dashboard": 8265, "serve": 8000,
-    }  # fmt: skip
+    ports = {port["name"]: port["containerPort"] for port in head["ports"]}
+    assert ports == {"gcs": 6379, "dashboard": 8265, "serve": 8000}
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["gcsFaultToleranceOptions"] == {"redisAddress": "redis://demo-redis:6379"}
-
-
-@pytest.mark.parametrize(
-    ("url", "address"),
-    [("rediss://me@cache.example:6380/2", "rediss://cache.example:6380"), ("redis://cache", "redis://cache:6379")],
-)
-def test_heads_keep_their_state_in_the_redis_of_the_values(url, address):
-    assert ray_cluster("medical-seg", f"redis.url={url}")["gcsFaultToleranceOptions"]["redisAddress"] == address
+    outside = ray_cluster("medical-seg", "redis.url=redis://cache")["gcsFaultToleranceOptions"]
+    assert outside["redisAddress"] == "redis://cache:6379"
 
 
 def test_our_redis_has_a_password_for_everybody_syncs_writes_and_is_not_started_beside_an_outside_one():
@@ -228,15 +217,15 @@ def test_every_pod_with_metrics_has_the_port_that_the_monitor_names():
             continue
         [container] = spec["containers"]
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-        assert {"name": "FOVEA_METRICS_PORT", "value": str(ports[endpoint["port"]])} in container["env"], name
+        assert env_of(spec)["FOVEA_METRICS_PORT"] == str(ports[endpoint["port"]]), name
 
 
-def test_time_to_stop_is_longer_than_what_the_process_takes():
+def test_time_to_stop_is_longer_than_what_the_process_takes_and_variables_are_settings_that_exist():
+    known = {f"FOVEA_{name.upper()}" for name in Settings.model_fields}
     for name, spec in pod_specs(render(*ALL_ON)):
-        for container in spec["containers"]:
-            env = {e["name"]: e.get("value") for e in container.get("env", ())}
-            if grace := env.get("FOVEA_SHUTDOWN_GRACE_S"):
-                assert spec["terminationGracePeriodSeconds"] >= int(grace) + 10, name
+        if grace := env_of(spec).get("FOVEA_SHUTDOWN_GRACE_S"):
+            assert spec["terminationGracePeriodSeconds"] >= int(grace) + 10, name
+        assert {variable for variable in env_of(spec) if variable.startswith("FOVEA_")} <= known, name
 
 
 def test_no_pod_wants_a_shared_volume_unless_told_to(documents):
@@ -245,15 +234,14 @@ def test_no_pod_wants_a_shared_volume_unless_told_to(documents):
     assert bool(claims) == bool(mounted)
     if not claims:
         for _, spec in pod_specs(documents):
-            env = {e["name"] for c in spec["containers"] for e in c.get("env", ())}
-            assert "FOVEA_REDIS_URL" not in env or env & {"FOVEA_JOB_INLINE_MAX_BYTES", "FOVEA_OBJECT_STORE"}
+            env = env_of(spec)
+            assert "FOVEA_REDIS_URL" not in env or {"FOVEA_JOB_INLINE_MAX_BYTES", "FOVEA_OBJECT_STORE"} & env.keys()
 
 
 def test_certificates_of_redis_are_where_settings_and_ray_look_for_them():
     for name, spec in pod_specs(render(*("redis.url=rediss://cache:6380/0", "redis.caSecret=cache-ca"))):
-        container = spec["containers"][0]
-        env = {e["name"]: e.get("value") for e in container["env"]}
-        [mount] = [m for m in container["volumeMounts"] if m["name"] == "redis-ca"]
+        env = env_of(spec)
+        [mount] = [m for m in spec["containers"][0]["volumeMounts"] if m["name"] == "redis-ca"]
         assert env["FOVEA_REDIS_CA_FILE"] == f"{mount['mountPath']}/ca.crt"
         assert env.get("RAY_REDIS_CA_CERT") == (env["FOVEA_REDIS_CA_FILE"] if name.endswith("-head") else None)
 
@@ -275,8 +263,7 @@ def test_all_processes_send_their_spans_to_the_collector_if_there_is_one():
     for documents, expected in ((render(*ALL_ON), None), (traced, "http://otel:4318")):
         for name, spec in pod_specs(documents):
             if not name.endswith("-redis"):
-                env = {e["name"]: e.get("value") for e in spec["containers"][0]["env"]}
-                assert env.get("OTEL_EXPORTER_OTLP_ENDPOINT") == expected, name
+                assert env_of(spec).get("OTEL_EXPORTER_OTLP_ENDPOINT") == expected, name
     assert {"ports": [{"port": 4318}]} in named(traced, "NetworkPolicy", "demo-inside")["spec"]["egress"]
 
 
@@ -294,20 +281,12 @@ def test_gateways_and_replicas_share_a_secret_and_judges_have_a_key():
 
 
 def test_a_gpu_is_the_replicas_and_without_workers_the_jobs_too():
-    documents = render("services.llm-longctx.gpus=1")
-    ray = named(documents, "RayService", "demo-llm-longctx")["spec"]["rayClusterConfig"]
-    replica = ray["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
-    worker = named(documents, "Deployment", "demo-llm-longctx-worker")["spec"]["template"]["spec"]["containers"][0]
-    assert replica["resources"]["limits"]["nvidia.com/gpu"] == 1
-    assert worker["resources"]["limits"] == {"memory": "1Gi"}
-
-    def env_of_replica(*values):
-        [group] = ray_cluster("medical-seg", *values)["workerGroupSpecs"]
-        return {e["name"]: e.get("value") for e in group["template"]["spec"]["containers"][0]["env"]}
-
+    specs = dict(pod_specs(render("services.llm-longctx.gpus=1")))
+    limits = [specs[f"demo-llm-longctx{part}"]["containers"][0]["resources"]["limits"] for part in ("", "-worker")]
+    assert (limits[0]["nvidia.com/gpu"], limits[1]) == (1, {"memory": "1Gi"})
     off = "services.medical-seg.worker.enabled=false"
-    assert env_of_replica(off)["FOVEA_JOBS_IN_REPLICA"] == "1"
-    assert "FOVEA_JOBS_IN_REPLICA" not in env_of_replica()
+    for sets, jobs in (((off,), "1"), ((), None)):
+        assert env_of(dict(pod_specs(render(*sets)))["demo-medical-seg"]).get("FOVEA_JOBS_IN_REPLICA") == jobs
     assert not [d for d in render(off) if d["metadata"]["name"] == "demo-medical-seg-worker"]
 
 
@@ -315,20 +294,10 @@ def test_a_gpu_is_the_replicas_and_without_workers_the_jobs_too():
     ("service", "gpus", "processes"), [("llm-longctx", 1, None), ("llm-longctx", 4, "4"), ("medical-seg", 2, None)]
 )
 def test_a_language_model_is_held_by_a_process_per_gpu(service, gpus, processes):
-    ray = named(render(f"services.{service}.gpus={gpus}"), "RayService", f"demo-{service}")["spec"]
-    assert f"num_gpus: {gpus}" in ray["serveConfigV2"]
-    env = ray["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["env"]
-    assert {e["name"]: e.get("value") for e in env}.get("FOVEA_LLM_TENSOR_PARALLEL") == processes
-
-
-def test_environment_names_are_settings_that_exist():
-    from shared.settings import Settings
-
-    known = {f"FOVEA_{name.upper()}" for name in Settings.model_fields}
-    for name, spec in pod_specs(render(*ALL_ON)):
-        names = {e["name"] for c in spec["containers"] for e in c.get("env", [])}
-        used = {variable for variable in names if variable.startswith("FOVEA_")}
-        assert used <= known, (name, used - known)
+    documents = render(f"services.{service}.gpus={gpus}")
+    assert f"num_gpus: {gpus}" in named(documents, "RayService", f"demo-{service}")["spec"]["serveConfigV2"]
+    env = env_of(dict(pod_specs(documents))[f"demo-{service}"])
+    assert env.get("FOVEA_LLM_TENSOR_PARALLEL") == processes
 
 
 def test_worker_is_scaled_on_jobs_of_its_own_service_that_wait_or_run():
@@ -341,16 +310,12 @@ def test_worker_is_scaled_on_jobs_of_its_own_service_that_wait_or_run():
 @pytest.mark.parametrize(
     ("bad", "complaint"),
     [
-        ("gateway.replicas=0", "minimum"),
-        ("services.medical-seg.gpus=-1", "minimum"),
+        ("gateway.replicas=0", "minimum"), ("services.medical-seg.gpus=-1", "minimum"),
         ("services.medical-seg.image.digest=sha256:beef", "pattern"),
-        ("httpRoute.enabled=true", "httpRoute.parentRefs"),
-        ("services.unknown.enabled=true", "unknown"),
-        ("image.pullPolicy=Sometimes", "pullPolicy"),
-        ("redis.url=http://x", "pattern"),
-        ("typo=1", "typo"),
+        ("httpRoute.enabled=true", "httpRoute.parentRefs"), ("services.unknown.enabled=true", "unknown"),
+        ("image.pullPolicy=Sometimes", "pullPolicy"), ("redis.url=http://x", "pattern"), ("typo=1", "typo"),
     ],
-)
+)  # fmt: skip
 def test_values_schema_refuses_nonsense(bad, complaint):
     done = run_helm("template", "demo", str(CHART), "--set", bad, check=False)
     assert done.returncode != 0
@@ -365,13 +330,6 @@ def test_schema_describes_exactly_the_values():
 
 
 def test_dashboard_asks_only_for_metrics_that_exist():
-    import re
-
-    from services.llm_longctx import generation_metrics
-    from shared import telemetry
-    from shared.serving.gpu_memory import GpuMemory
-    from shared.serving.tests.test_gpu_memory import TwoDevices
-
     names = {m._name for room in (telemetry, generation_metrics) for m in vars(room).values() if hasattr(m, "_name")}
     names |= {family.name for family in GpuMemory(TwoDevices()).collect()}
     panels = json.loads((CHART / "dashboards/fovea.json").read_text("utf8"))["panels"]
@@ -380,8 +338,6 @@ def test_dashboard_asks_only_for_metrics_that_exist():
 
 
 def test_versions_are_services_of_their_own_and_the_gateway_knows_their_shares():
-    from fovea_rollouts.plan import PLANS
-
     new = [
         f"services.medical-seg.versions[{place}].{name}={value}"
         for place, version in enumerate(
@@ -389,17 +345,13 @@ def test_versions_are_services_of_their_own_and_the_gateway_knows_their_shares()
         )
         for name, value in version.items()
     ]
-    found = render(*new)
-    stable, canary, following = (
-        named(found, "RayService", f"demo-medical-seg{suffix}")["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
-        for suffix in ("", "-canary", "-next")
-    )
-    assert (stable["minReplicas"], following["minReplicas"]) == (1, 2)
-    containers = [group["template"]["spec"]["containers"][0] for group in (stable, canary, following)]
-    assert [each["image"].rpartition(":")[2] == "0.3.0" for each in containers] == [False, True, False]
-    versions = [{e["name"]: e.get("value") for e in each["env"]}.get("FOVEA_SERVICE_VERSION") for each in containers]
-    assert versions == [None, "canary", "next"]
-    env = named(found, "Deployment", "demo-gateway")["spec"]["template"]["spec"]["containers"][0]["env"]
-    plans = PLANS.validate_json(next(e["value"] for e in env if e["name"] == "FOVEA_TRAFFIC"))
+    found, names = render(*new), [f"demo-medical-seg{suffix}" for suffix in ("", "-canary", "-next")]
+    clusters = [named(found, "RayService", name)["spec"]["rayClusterConfig"] for name in names]
+    assert [one["workerGroupSpecs"][0]["minReplicas"] for one in clusters] == [1, 1, 2]
+    specs = dict(pod_specs(found))
+    tags = [specs[name]["containers"][0]["image"].rpartition(":")[2] for name in names]
+    assert [tag == "0.3.0" for tag in tags] == [False, True, False]
+    assert [env_of(specs[name]).get("FOVEA_SERVICE_VERSION") for name in names] == [None, "canary", "next"]
+    plans = PLANS.validate_json(env_of(specs["demo-gateway"])["FOVEA_TRAFFIC"])
     assert plans["medical-seg"].percent == {"canary": 5}
     assert (plans["medical-seg"].shadow, plans["medical-seg"].shadow_percent) == ("next", 10)

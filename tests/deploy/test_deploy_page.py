@@ -3,21 +3,18 @@
 import pathlib
 import re
 import shlex
-import subprocess
 import sys
 
 import pytest
 import yaml
 
 from shared.settings import Settings, environment
-from tests.deploy.test_chart import CHART, named, render, run_helm
-from tests.deploy.tools import helm
+from tests.deploy.test_chart import ALL_ON, CHART, named, render, run_helm
+from tests.deploy.tools import ROOT, needs_helm, run
 
-ROOT = pathlib.Path(__file__).parents[2]
 PAGE = (ROOT / "docs/02-deploy.md").read_text("utf8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.strip().splitlines()]
 FOVEA = pathlib.Path(sys.executable).parent / "fovea"
-needs_helm = pytest.mark.skipif(helm() is None, reason="no helm: neither on PATH nor in the carrier wheel")
 
 
 def begin_with(*words):
@@ -45,7 +42,8 @@ def test_values_secrets_and_services_that_the_page_names_exist():
             assert key in part, name
             part = part[key]
     run_helm("lint", str(CHART), *[flag for name, value in ours[:3] for flag in ("--set", f"{name}={value}")])
-    text = run_helm("template", "fovea", str(CHART), "--set", "redis.passwordSecret=fovea-redis", *_all_on()).stdout
+    flags = [flag for pair in ("redis.passwordSecret=fovea-redis", *ALL_ON) for flag in ("--set", pair)]
+    text = run_helm("template", "fovea", str(CHART), *flags).stdout
     documents = [d for d in yaml.safe_load_all(text) if d]
     for line in begin_with("kubectl", "-n", "fovea", "create", "secret"):
         words = shlex.split(line)
@@ -56,17 +54,11 @@ def test_values_secrets_and_services_that_the_page_names_exist():
     assert named(documents, "StatefulSet", "fovea-redis")
 
 
-def _all_on():
-    values = yaml.safe_load((CHART / "values.yaml").read_text("utf8"))
-    return [flag for name in values["services"] for flag in ("--set", f"services.{name}.enabled=true")]
-
-
 def test_keys_are_made_as_the_page_says(tmp_path):
     for line in [c for c in COMMANDS if c.startswith("FOVEA_KEYS_FILE=")]:
         assignment, _, *rest = shlex.split(line)
         env = environment(FOVEA_KEYS_FILE=str(tmp_path / assignment.partition("=")[2]))
-        done = subprocess.run([FOVEA, *rest], env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        assert (done := run(FOVEA, *rest, env=env)).returncode == 0, done.stderr
     assert (tmp_path / "keys.json").exists()
 
 

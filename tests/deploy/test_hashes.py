@@ -1,6 +1,7 @@
-"""Images have what their services and plug-ins need and no more: extras, plug-ins, and hashes of every package."""
+"""Images have what their services and plug-ins need and no more: hashes, extras, and one CUDA major for GPUs."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from shared.registry.discovery import SERVICES
-from tests.deploy.tools import ROOT, script
+from tests.deploy.tools import ROOT, run, script
 
 hashes = script("hashes")
 KNOWN = hashes.read_hashes(hashes.FILE.read_text("utf8"))
@@ -69,9 +70,8 @@ def test_each_requirement_has_hashes_no_marker_and_the_version_of_the_constraint
 def test_a_version_without_hashes_ends_the_build():
     report = {"install": [{"metadata": {"name": "AIOHTTP", "version": KNOWN["aiohttp"][0]}}]}
     assert hashes.select(report, KNOWN).startswith("aiohttp==")
-    report["install"] += [
-        {"metadata": {"name": name, "version": "1"}} for name in ("torch", "nvidia-nccl-cu13", "fovea")
-    ]
+    others = ("torch", "nvidia-nccl-cu13", "fovea")
+    report["install"] += [{"metadata": {"name": name, "version": "1"}} for name in others]
     assert hashes.select(report, KNOWN).count("==") == 1
     report["install"].append({"metadata": {"name": "numpy", "version": "0.1"}})
     with pytest.raises(SystemExit, match=r"no hashes of numpy==0\.1"):
@@ -134,9 +134,7 @@ def hidden_modules(extras):
 def test_a_service_starts_with_what_its_extras_bring(service, flavour, program):
     hidden = hidden_modules({service, flavour} - {""})
     assert "pytest" in hidden
-    done = subprocess.run(
-        [sys.executable, "-c", HIDE + program, json.dumps(hidden)], capture_output=True, text=True, check=False
-    )
+    done = run(sys.executable, "-c", HIDE + program, json.dumps(hidden))
     assert done.returncode == 0, done.stderr[-1500:]
 
 
@@ -167,12 +165,10 @@ def tree(tmp_path):
 @pytest.mark.parametrize(
     ("service", "folders", "requirements"),
     [
-        ("detection", ["net", "road"], ["gpx", "scipy>=1"]),
-        ("medical-seg", ["net"], ["gpx", "scipy>=1"]),
-        ("gateway", ["canary", "road"], ["redis"]),
-        ("llm-longctx", [], []),
+        ("detection", ["net", "road"], ["gpx", "scipy>=1"]), ("medical-seg", ["net"], ["gpx", "scipy>=1"]),
+        ("gateway", ["canary", "road"], ["redis"]), ("llm-longctx", [], []),
     ],
-)
+)  # fmt: skip
 def test_an_image_has_what_brings_something_to_its_service(tree, service, folders, requirements):
     assert plugins.list_folders(service, tree) == [f"./plugins/{name}" for name in folders]
     assert plugins.list_requirements(service, tree) == requirements
@@ -184,10 +180,6 @@ def test_every_library_of_an_image_s_plug_ins_has_hashes(service):
     assert names - KNOWN.keys() == set()
 
 
-def test_the_gateway_s_image_has_canaries():
-    assert "./plugins/rollouts" in plugins.list_folders("gateway")
-
-
 def test_what_the_gateway_loads_of_plug_ins_needs_its_own_libraries_alone():
     program = """
 from fovea.plugins import load_all
@@ -195,10 +187,55 @@ loaded = [*load_all("fovea.pages"), *load_all("fovea.traffic"), *load_all("fovea
 print(*loaded, "torch" in sys.modules)
 """
     hidden = [name for name in hidden_modules({"gateway"}) if not name.startswith("fovea")]
-    done = subprocess.run(
-        [sys.executable, "-c", HIDDEN + program, json.dumps(hidden)], capture_output=True, text=True, check=False
-    )
+    done = run(sys.executable, "-c", HIDDEN + program, json.dumps(hidden))
     assert done.returncode == 0, done.stderr[-1500:]
     *loaded, has_torch = done.stdout.split()
     assert {"sessions", "study", "survey", "answers", "gateway.rollouts"} <= set(loaded)
     assert has_torch == "False"
+
+
+GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]["optional-dependencies"]
+MAJOR = "13"
+
+PLAIN = {key: value for key, value in os.environ.items() if key not in {"PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"}} | {
+    "PIP_CONFIG_FILE": os.devnull
+}
+"""Pip as it is without anybody's configuration."""
+
+
+def majors(report: dict) -> dict[str, str]:
+    """CUDA majors by package: in its name, in the version of the runtime, or in what ONNX Runtime asks for."""
+    found = {}
+    for entry in report["install"]:
+        name, version = entry["metadata"]["name"].lower(), entry["metadata"]["version"]
+        if named := re.search(r"-cu(\d\d)", name):
+            found[name] = named[1]
+        elif name in {"nvidia-cuda-runtime", "nvidia-cuda-nvrtc", "nvidia-cublas", "cuda-bindings", "cuda-toolkit"}:
+            found[name] = version.partition(".")[0]
+        elif name == "onnxruntime-gpu":
+            asked = " ".join(entry["metadata"].get("requires_dist", []))
+            found |= {f"{name}, {one}": one for one in re.findall(r"nvidia-cudnn-cu(\d\d)", asked)}
+    return found
+
+
+def test_tensorrt_is_an_extra_of_its_own_and_all_are_of_one_cuda_major():
+    assert not any("tensorrt" in one for one in GROUPS["gpu"])
+    assert all(f"-cu{MAJOR}-" in one for one in GROUPS["tensorrt"])
+    # Names that are asked for or pinned; the release suite resolves their own requirements.
+    asked = [*GROUPS["gpu"], *GROUPS["tensorrt"]]
+    asked += [line for file in ROOT.glob("requirements*.txt") for line in file.read_text("utf8").splitlines()]
+    found = {match[0]: match[1] for one in asked if (match := re.match(r"[\w.-]+-cu(\d\d)\b", one.strip()))}
+    assert found
+    assert set(found.values()) == {MAJOR}, found
+    [onnx] = [one for one in GROUPS["gpu"] if one.startswith("onnxruntime-gpu")]
+    assert re.search(r">=1\.(2[7-9]|[3-9]\d)", onnx), f"{onnx}: up to 1.26 it is built with CUDA 12"
+
+
+@pytest.mark.release
+def test_the_extra_resolves_from_pypi_alone_with_one_cuda_major(tmp_path):
+    report = tmp_path / "report.json"
+    asked = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", report]
+    subprocess.run([*asked, *GROUPS["gpu"]], check=True, env=PLAIN, timeout=900)
+    found = majors(json.loads(report.read_text()))
+    assert {"nvidia-cuda-runtime", f"onnxruntime-gpu, {MAJOR}", f"nvidia-cudnn-cu{MAJOR}"} <= found.keys()
+    assert set(found.values()) == {MAJOR}, found

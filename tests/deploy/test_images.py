@@ -6,7 +6,6 @@ import os
 import pathlib
 import re
 import shutil
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -16,9 +15,8 @@ import yaml
 
 from shared.serving.device_placement import list_gpus
 from tests.deploy.test_chart import SIX
-from tests.deploy.tools import script
+from tests.deploy.tools import ROOT, run, script
 
-ROOT = pathlib.Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf8")
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf8"))
 SERVICES = {name: body for name, body in COMPOSE["services"].items() if name != "redis"}
@@ -26,7 +24,7 @@ SERVICES = {name: body for name, body in COMPOSE["services"].items() if name != 
 
 def test_hadolint_is_silent_and_compose_follows_its_specification():
     tool = pathlib.Path(sys.prefix) / "bin" / "hadolint"
-    done = subprocess.run([tool, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+    done = run(tool, ROOT / "Dockerfile")
     assert (done.returncode, done.stdout) == (0, "")
     schema = json.loads((pathlib.Path(__file__).parent / "schemas/compose-spec.json").read_text("utf8"))
     jsonschema.Draft202012Validator(schema).validate(COMPOSE)
@@ -76,15 +74,11 @@ def test_environment_names_of_compose_exist_and_each_profile_has_a_replica_of_ea
 
 
 def test_bill_of_materials_names_what_pip_installed():
-    inspected = subprocess.run([sys.executable, "-m", "pip", "inspect"], capture_output=True, check=True).stdout
-    done = subprocess.run(
-        [sys.executable, "-m", "shared.serving.sbom", "x"], input=inspected, capture_output=True, check=True
-    )
-    bill = json.loads(done.stdout)
+    inspected = run(sys.executable, "-m", "pip", "inspect", check=True).stdout
+    bill = json.loads(run(sys.executable, "-m", "shared.serving.sbom", "x", input=inspected, check=True).stdout)
     assert (bill["bomFormat"], bill["specVersion"], bill["metadata"]["component"]["name"]) == ("CycloneDX", "1.6", "x")
-    assert f"pkg:pypi/jsonschema@{importlib.metadata.version('jsonschema')}" in {
-        one["purl"] for one in bill["components"]
-    }
+    named = {one["purl"] for one in bill["components"]}
+    assert f"pkg:pypi/jsonschema@{importlib.metadata.version('jsonschema')}" in named
 
 
 def test_images_run_without_root_and_hold_the_graphs_that_services_look_for():
@@ -107,10 +101,7 @@ def test_images_run_without_root_and_hold_the_graphs_that_services_look_for():
     ("llm-longctx", "gpu", "First answer" if list_gpus() else "There is no CUDA device: FOVEA_DEVICE is cuda"),
 ])  # fmt: skip
 def test_image_of_one_service_builds_and_serves(service, flavour, said):
-    done = subprocess.run(
-        [ROOT / "deploy/images.sh", service],
-        env={**os.environ, "FLAVOUR": flavour}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run(ROOT / "deploy/images.sh", service, env={**os.environ, "FLAVOUR": flavour})
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert said in done.stdout
 

@@ -5,7 +5,6 @@ import io
 import json
 import pathlib
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -21,7 +20,7 @@ from tokenizers import Tokenizer, models
 from shared.lm.bundled_models import MPNET
 from shared.lm.embedder import SentenceEmbedder
 from shared.registry.discovery import SERVICES
-from tests.deploy.tools import ROOT, script
+from tests.deploy.tools import ROOT, run, script
 
 with pytest.MonkeyPatch.context() as patch:
     patch.delitem(sys.modules, "plugins", raising=False)  # the folder of that name, which other tests import
@@ -75,8 +74,7 @@ def test_packages_are_installed_in_the_order_that_keeps_the_cpu_build(monkeypatc
 
 
 def test_unknown_service_is_one_line_that_lists_those_there_are():
-    command = [sys.executable, str(ROOT / "deploy/install.py"), "--services", "medical"]
-    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = run(sys.executable, ROOT / "deploy/install.py", "--services", "medical")
     assert said.returncode == 1
     assert said.stderr.startswith("'medical' is not a service. Available: vision-restoration, medical-seg")
 
@@ -129,9 +127,7 @@ def test_a_module_without_symbols_is_smaller_and_computes_the_same(compiled):
     trim.drop_symbols(module)
     assert module.stat().st_size < before / 2
     ask = "import ml_dtypes, numpy; print(ml_dtypes.__file__, numpy.arange(3).astype(ml_dtypes.bfloat16).sum())"
-    told = subprocess.run(
-        [sys.executable, "-c", ask], env={"PYTHONPATH": str(folder)}, capture_output=True, text=True, check=False
-    )
+    told = run(sys.executable, "-c", ask, env={"PYTHONPATH": str(folder)})
     assert told.stdout.split() == [str(folder / "ml_dtypes/__init__.py"), "3"], told.stderr
     again = module.read_bytes()
     trim.drop_symbols(module)

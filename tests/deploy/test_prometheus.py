@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
 import time
 
@@ -13,12 +12,10 @@ import httpx2
 import pytest
 import yaml
 
-from shared.jobs.redis_server import RedisServer
-from shared.settings import Settings, environment
-from tests.deploy.otlp_collector import Collector
-from tests.deploy.processes import Processes
+from shared.settings import environment
+from tests.deploy.processes import Processes, run_platform
 from tests.deploy.test_chart import CHART, named, render
-from tests.deploy.tools import helm
+from tests.deploy.tools import helm, run
 from tests.harness.waiting import free_port, wait_until
 
 HERE = pathlib.Path(__file__).parent
@@ -31,8 +28,8 @@ PER_GATEWAY_HZ = 5
 @pytest.mark.release
 @pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool: `apt-get install prometheus` to run these")
 def test_alerts_fire_when_they_should_and_only_then():
-    for command in (["check", "rules", CHART / "rules/fovea.yaml"], ["test", "rules", HERE / "rules_test.yaml"]):
-        done = subprocess.run(["promtool", *command], capture_output=True, text=True, check=False)
+    for verb, file in (("check", CHART / "rules/fovea.yaml"), ("test", HERE / "rules_test.yaml")):
+        done = run("promtool", verb, "rules", file)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -64,13 +61,12 @@ class Scene:
     def __init__(self, folder, redis_url, collector):
         self.folder, self.redis_url, self.collector = folder, redis_url, collector
         self.processes = Processes(folder)
-        command = [pathlib.Path(sys.executable).parent / "fovea", "keys", "add", "me"]
-        secret = subprocess.run(command, env=self._env(), capture_output=True, text=True, check=True).stdout.strip()
+        fovea = pathlib.Path(sys.executable).parent / "fovea"
+        secret = run(fovea, "keys", "add", "me", env=self._env(), check=True).stdout.strip()
         self.headers = {"authorization": f"Bearer {secret}"}
         self.metrics = {pod: free_port() for pod in ("gateway-a", "gateway-b", "replica")}
-        self._start(
-            [sys.executable, "-m", "shared.serving.tests.toy_replica"], FOVEA_METRICS_PORT=str(self.metrics["replica"])
-        )
+        toy = [sys.executable, "-m", "shared.serving.tests.toy_replica"]
+        self._start(toy, FOVEA_METRICS_PORT=str(self.metrics["replica"]))
         self.urls = [self._start_gateway(pod) for pod in ("gateway-a", "gateway-b")]
         self.prometheus = self._start_prometheus()
 
@@ -103,6 +99,11 @@ class Scene:
         )  # fmt: skip
         return f"http://127.0.0.1:{port}"
 
+    def is_ready(self):
+        with contextlib.suppress(httpx2.TransportError):
+            return all(httpx2.get(f"{url}/readyz", timeout=5).status_code == 200 for url in self.urls)
+        return False
+
     def query(self, expression):
         with contextlib.suppress(httpx2.TransportError):
             answer = httpx2.get(f"{self.prometheus}/api/v1/query", params={"query": expression}, timeout=10)
@@ -116,7 +117,7 @@ class Scene:
         return float(found[0]["value"][1]) if found else None
 
     def load(self, seconds):
-        """Requests at a steady rate to each gateway in turn; one of a known error each second."""
+        """Requests at a steady rate to each gateway in turn."""
         end = time.monotonic() + seconds
         with httpx2.Client(headers=self.headers, timeout=30) as client:
             beat = time.monotonic()
@@ -129,22 +130,8 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scene")
-    redis = RedisServer(Settings(data_dir=tmp_path_factory.mktemp("redis"), redis_url=None))
-    with redis as server, Collector().serve() as collector:
-        made = Scene(folder, server.url, collector)
-        try:
-            for url in made.urls:
-                wait_until(lambda u=url: is_ready(u), 90, "the gateways see the replica")
-            yield made
-        finally:
-            made.processes.stop()
-
-
-def is_ready(url):
-    with contextlib.suppress(httpx2.TransportError):
-        return httpx2.get(f"{url}/readyz", timeout=5).status_code == 200
-    return False
+    with run_platform(tmp_path_factory, Scene) as made:
+        yield made
 
 
 @pytest.mark.release
@@ -170,9 +157,8 @@ def test_kedas_query_counts_the_jobs_once(scene):
 @pytest.mark.release
 @needs_prometheus
 def test_each_panel_of_the_dashboard_shows_the_true_number(scene):
-    panels = {
-        p["title"]: p["targets"][0]["expr"] for p in json.loads((CHART / "dashboards/fovea.json").read_text())["panels"]
-    }
+    panels = json.loads((CHART / "dashboards/fovea.json").read_text())["panels"]
+    panels = {panel["title"]: panel["targets"][0]["expr"] for panel in panels}
     short = {title: expr.replace("[1m]", "[12s]").replace("[5m]", "[12s]") for title, expr in panels.items()}
     with httpx2.Client(headers=scene.headers) as client:
         for _ in range(3):

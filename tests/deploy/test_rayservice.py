@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import subprocess
 import sys
 
 import httpx2
@@ -13,15 +12,12 @@ from loadtests.chaos.cluster import SERVICE, serve_config
 from tests.deploy import one_request
 from tests.deploy.ray_cluster import HEAD, run_cluster
 from tests.deploy.test_chart import ALL_ON, SIX, named, render
-from tests.deploy.tools import helm
+from tests.deploy.tools import needs_helm, run
 from tests.harness.language_model import share_language_model
 from tests.harness.waiting import wait_until
 
-pytestmark = [
-    pytest.mark.skipif(helm() is None, reason="no helm: neither on PATH nor in the carrier wheel"),
-    # Ray's own use of pydantic, which it has to mend.
-    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`"),
-]
+# Ray's own use of pydantic, which it has to mend.
+pytestmark = [needs_helm, pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")]
 NODES = ("127.0.0.2", "127.0.0.3")
 POD = {"CPU": 1.0}
 MOST = 3
@@ -54,11 +50,8 @@ def add_nodes(cluster, *nodes):
 
 def ask_autoscaler(cluster):
     """Resources that wait for a node, and nodes that the autoscaler would start; nothing while the head is silent."""
-    command = [sys.executable, "-m", "tests.deploy.nodes_asked_for"]
-    place = [f"{HEAD}:{cluster.gcs}", json.dumps(POD), str(MOST)]
-    done = subprocess.run(
-        command + place, env=cluster.environment("asker"), capture_output=True, text=True, check=False, timeout=WAIT_S
-    )
+    command = [sys.executable, "-m", "tests.deploy.nodes_asked_for", f"{HEAD}:{cluster.gcs}", json.dumps(POD)]
+    done = run(*command, str(MOST), env=cluster.environment("asker"), timeout=WAIT_S)
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"pending": [], "nodes": None}
 
 
@@ -66,24 +59,20 @@ def ask_autoscaler(cluster):
 def test_every_serve_config_is_valid_and_becomes_an_application(configs, service):
     schema, ours = importlib.import_module("ray.serve.schema"), importlib.import_module("shared.serving.ray")
     [application] = schema.ServeDeploySchema.model_validate(configs[service]).applications
-    built = ours.application(application.args)
-    assert built._bound_deployment.name == service
-    assert (
-        built._bound_deployment._deployment_config.autoscaling_config.max_replicas == application.args["max_replicas"]
-    )
+    built = ours.application(application.args)._bound_deployment
+    assert built.name == service
+    assert built._deployment_config.autoscaling_config.max_replicas == application.args["max_replicas"]
 
 
 @pytest.mark.parametrize(("gpus", "bundles", "per_node"), [(0, None, 1), (0.25, None, 4), (1, None, 1), (4, [4], None)])
 def test_gpus_that_hold_one_model_are_one_placement_group(gpus, bundles, per_node):
     ours = importlib.import_module("shared.serving.ray")
-    built = ours.application(
-        {"service": "llm-longctx", "num_gpus": gpus, "max_per_node": per_node or 1}
-    )._bound_deployment
-    group = built._replica_config.placement_group_bundles
+    built = ours.application({"service": "llm-longctx", "num_gpus": gpus, "max_per_node": per_node or 1})
+    config = built._bound_deployment._replica_config
+    group = config.placement_group_bundles
     assert (group and [one["GPU"] for one in group]) == bundles
-    assert built._replica_config.placement_group_strategy == ("STRICT_PACK" if bundles else None)
-    assert built._replica_config.max_replicas_per_node == per_node
-    assert built._replica_config.ray_actor_options["num_gpus"] == gpus
+    assert config.placement_group_strategy == ("STRICT_PACK" if bundles else None)
+    assert (config.max_replicas_per_node, config.ray_actor_options["num_gpus"]) == (per_node, gpus)
 
 
 def test_a_replica_without_a_node_asks_for_one_until_it_is_there(cluster):

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from shared.registry.discovery import SERVICES
-from tests.deploy.tools import helm
+from tests.deploy.tools import ROOT, helm, needs_helm
 
-ROOT = Path(__file__).parents[2]
 PROJECT = """
 [build-system]
 requires = ["setuptools>=77"]
@@ -59,7 +58,7 @@ def release(root: Path, *words: str, **env: str) -> subprocess.CompletedProcess[
     )  # fmt: skip
 
 
-@pytest.mark.skipif(helm() is None, reason="helm is not installed")
+@needs_helm
 def test_a_release_is_whole_checked_and_the_same_again(project):
     done = release(project, "--tag", "--no-images")
     assert done.returncode == 0, done.stderr
@@ -85,7 +84,7 @@ def test_a_release_is_whole_checked_and_the_same_again(project):
     assert [one for one in again if one["name"].endswith(".whl")] == wheels
 
 
-@pytest.mark.skipif(helm() is None, reason="helm is not installed")
+@needs_helm
 def test_images_are_built_where_the_tools_are_and_named_where_not(project):
     script = project / "deploy/images.sh"
     script.write_text('#!/bin/sh\necho "$1 $FLAVOUR $REVISION" > "$SAVE/fovea-$1.tar"\n')

@@ -13,11 +13,9 @@ import httpx2
 import pytest
 
 from services.llm_longctx.tests.conftest import MODEL, write_folder
-from shared.jobs.redis_server import RedisServer
 from shared.rpc import open_inference_pb2 as pb
-from shared.settings import Settings, environment
-from tests.deploy.otlp_collector import Collector
-from tests.deploy.processes import Processes
+from shared.settings import environment
+from tests.deploy.processes import Processes, run_platform
 from tests.harness.waiting import free_port, wait_until
 
 SERVER, CLIENT, PRODUCER, CONSUMER = 2, 3, 4, 5
@@ -71,15 +69,8 @@ class Platform:
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("platform")
-    redis = RedisServer(Settings(data_dir=tmp_path_factory.mktemp("redis"), redis_url=None))
-    with redis as server, Collector().serve() as collector:
-        made = Platform(folder, server.url, collector)
-        try:
-            wait_until(made.is_ready, 120, "the gateway sees both services")
-            yield made
-        finally:
-            made.processes.stop()
+    with run_platform(tmp_path_factory, Platform) as made:
+        yield made
 
 
 def test_a_chat_is_one_trace_from_the_socket_to_the_engine(platform):
@@ -121,9 +112,8 @@ def test_a_job_is_a_trace_of_its_own_linked_to_the_request_that_was_accepted(pla
     with httpx2.Client(base_url=platform.url, timeout=60) as client:
         job = client.post("/v1/chat/completions", json=SAY, headers={"prefer": "respond-async"}).json()
         path = f"/v1/jobs/{job['id']}"
-        done = wait_until(
-            lambda: (now := client.get(path).json())["status"] in {"succeeded", "failed"} and now, 90, "the job ends"
-        )
+        ended = {"succeeded", "failed"}
+        done = wait_until(lambda: (now := client.get(path).json())["status"] in ended and now, 90, "the job ends")
     assert done["status"] == "succeeded", done
     run = platform.find(lambda s: s.kind == CONSUMER and s.attributes["messaging.message.id"] == job["id"])
     sent = platform.find(lambda s: s.kind == PRODUCER and s.attributes["messaging.message.id"] == job["id"])
@@ -159,10 +149,9 @@ def test_a_grpc_call_is_one_trace_to_the_batch(platform):
 
 
 def test_probes_and_scrapes_are_not_traced(platform):
-    for path in ("/livez", "/readyz", "/metrics"):
+    probed = {"/livez", "/readyz", "/metrics"}
+    for path in probed:
         httpx2.get(f"{platform.url}{path}")
     assert httpx2.get(f"{platform.url}/v1/models").status_code == 200
     platform.find(lambda s: s.name == "GET /v1/models")
-    assert not [
-        s for s in platform.collector.spans if s.attributes.get("url.path") in {"/livez", "/readyz", "/metrics"}
-    ]
+    assert not probed & {span.attributes.get("url.path") for span in platform.collector.spans}

@@ -5,7 +5,6 @@ Where torch is installed, vision services do not import it either: a child proce
 
 import importlib
 import json
-import subprocess
 import sys
 
 import pytest
@@ -14,7 +13,9 @@ from typer.testing import CliRunner
 from fovea.errors import FoveaError, NotReady
 from shared.registry import CallContext, LoadContext
 from shared.registry.discovery import servables
+from shared.settings import environment
 from shared.vision.export_cli import export
+from tests.deploy.tools import run
 
 SERVICES = ("medical-seg", "vision-restoration", "detection")
 """Services whose image has a flavour without torch."""
@@ -106,11 +107,8 @@ def test_without_torch_and_without_graphs_the_reason_is_said(tmp_path, monkeypat
 
 def ask_without_torch(service, folder, *flags, **settings):
     """Answers of each model of a service to its example, in a process that does not import torch."""
-    from shared.settings import environment
-
     env = environment(FOVEA_DATA_DIR=str(folder), FOVEA_INTRA_OP_THREADS="1", PYTHONPATH=":".join(sys.path), **settings)
-    command = [sys.executable, "-c", WITHOUT_TORCH, service, *flags]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=580)
+    done = run(sys.executable, "-c", WITHOUT_TORCH, service, *flags, env=env, timeout=580)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

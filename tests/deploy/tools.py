@@ -4,12 +4,19 @@ import importlib.util
 import io
 import pathlib
 import shutil
+import subprocess
 import sys
 import tarfile
 import zipfile
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 CARRIER = "aws_cdk"
+
+
+def run(*command, check=False, **more):
+    return subprocess.run(command, capture_output=True, text=True, check=check, **more)
 
 
 def script(name):
@@ -41,3 +48,6 @@ def _layer() -> bytes | None:
                 member = tar.extractfile("package/lib/layer.zip")
                 return member.read() if member else None
     return None
+
+
+needs_helm = pytest.mark.skipif(helm() is None, reason="no helm: neither on PATH nor in the carrier wheel")

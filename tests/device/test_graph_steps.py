@@ -20,11 +20,7 @@ from tests.device.stand_in_graph import StandInGraph
 from tests.device.test_engine import CASES, IDS, PLAN, PROMPT, STEPS, adapter, net, on_cuda, play
 from tests.device.test_triton import interpreted_launches
 
-KNOBS = [
-    {},
-    {"temperature": 1.1, "seed": 3, "top_p": 0.9},
-    {"temperature": 0.9, "seed": 5, "repetition_penalty": 1.3},
-]
+KNOBS = [{}, {"temperature": 1.1, "seed": 3, "top_p": 0.9}, {"temperature": 0.9, "seed": 5, "repetition_penalty": 1.3}]
 
 
 @pytest.fixture
@@ -36,10 +32,7 @@ def graph():
 
 
 def answers(how, bits: int, recorder: StandInGraph | None, device: PretendCuda, rank: int = 0) -> list[list[int]]:
-    """Three answers of different lengths whose batch shrinks while they are decoded; the third shares a prefix.
-
-    With a rank the first, which is the longest, has an adapter.
-    """
+    """Three answers of different lengths; the third shares a prefix, and with a rank the first has an adapter."""
     model = to_cuda(copy.deepcopy(net()), device)
     engine = Engine(model, how, PLAN, page=16, backend="triton", cache_bits=bits, kv_bytes=1 << 20, prefix_block=16)
     passes = engine.runner.passes
@@ -164,11 +157,8 @@ def test_batches_are_filled_up_with_rows_that_write_to_a_spare_page():
     assert (recorder.records, len(graphs)) == (1, 1)
 
 
-def test_a_larger_batch_than_any_runs_as_it_is():
+def test_a_larger_batch_than_any_and_one_in_a_full_pool_run_as_they_are():
     assert steps_of(Plain(), batches=(1, 2)).step(Rows([1, 2, 3])) is None
-
-
-def test_a_full_pool_has_no_spare_page_and_runs_as_it_is():
     pool = PagePool(1, 16, 8, torch.float32)
     page = pool.reserve(1)
     pool.commit(np.array([page]))

@@ -1,17 +1,23 @@
-"""The product starts, sends its first requests, says clearly what is wrong, and leaves nothing behind."""
+"""The product starts, sends its first requests, does jobs, and leaves nothing behind."""
 
+import io
 import json
+import pathlib
 
+import httpx2
 import psutil
 import pytest
+from PIL import Image
 
 from shared.registry.discovery import services_with_models
-from tests.e2e.conftest import START_S, start
+from tests.e2e.conftest import START_S, WAIT_S, start
 
-pytestmark = [pytest.mark.e2e]
+pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("ignore")]
 
 DRAWN = {"vision-restoration", "medical-seg", "detection", "interpretability"}
 """Services whose first answer is also a picture."""
+
+FRAME = pathlib.Path(__file__).parents[2] / "services/medical_seg/models/example.jpg"
 
 
 def test_first_requests_write_json_for_each_service_and_a_picture_where_it_draws(product):
@@ -45,3 +51,45 @@ def test_killed_supervisor_leaves_no_process(launch, tmp_path):
     _, alive = psutil.wait_procs(family, 120)
     assert alive == []
     assert made.left_behind() == []
+
+
+@pytest.fixture(scope="module")
+def http(product):
+    with httpx2.Client(base_url=product.url, timeout=120) as client:
+        yield client
+
+
+def post_frame(http, **kwargs):
+    return http.post("/v1/segment", files={"image": ("frame.jpg", FRAME.read_bytes(), "image/jpeg")}, **kwargs)
+
+
+def finished(http, job):
+    with http.stream("GET", f"/v1/jobs/{job}/events", timeout=WAIT_S) as events:
+        *_, last = (json.loads(line[5:]) for line in events.iter_lines() if line.startswith("data:"))
+    assert last["status"] in {"succeeded", "failed", "cancelled"}
+    return last
+
+
+def test_job_answers_what_the_call_answers(http):
+    direct = post_frame(http).json()
+    accepted = post_frame(http, headers={"prefer": "respond-async"})
+    assert accepted.status_code == 202
+    job = accepted.json()["id"]
+    assert accepted.headers["location"].endswith(f"/v1/jobs/{job}")
+    assert finished(http, job)["status"] == "succeeded"
+    assert http.get(f"/v1/jobs/{job}/result").json()["mask"] == direct["mask"]
+
+
+def test_needle_grid_and_fidelity_run_as_jobs(http):
+    wish = {"prefer": "respond-async"}
+    spec = {"lengths": [400], "depths": [0, 100], "steps": 4, "longctx": {"method": "duo"}}
+    job = http.post("/v1/longctx/needle", json=spec, headers=wish | {"accept": "image/png"}).json()["id"]
+    long = {"lengths": [1000, 2000, 4000], "steps": 200, "longctx": {"method": "dhsa"}}
+    other = http.post("/v1/longctx/fidelity", json=long, headers=wish).json()["id"]
+    assert finished(http, job)["status"] == "succeeded"
+    drawn = http.get(f"/v1/jobs/{job}/result")
+    assert drawn.headers["content-type"] == "image/png"
+    with Image.open(io.BytesIO(drawn.content)) as grid:
+        assert grid.format == "PNG"
+    assert http.post(f"/v1/jobs/{other}/cancel").status_code == 200
+    assert finished(http, other)["status"] == "cancelled"

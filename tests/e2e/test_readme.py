@@ -71,9 +71,7 @@ PROOFS = {
 
 
 def placed(code, product):
-    return code.replace("127.0.0.1:8080", f"127.0.0.1:{product.http}").replace(
-        "127.0.0.1:8081", f"127.0.0.1:{product.grpc}"
-    )
+    return code.replace("127.0.0.1:8080", product.url[7:]).replace("127.0.0.1:8081", f"127.0.0.1:{product.grpc}")
 
 
 def test_there_are_blocks_to_run():

@@ -6,8 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
+
+from starlette.exceptions import HTTPException
 
 from fovea.errors import FoveaError
+
+Answer = TypeVar("Answer")
 
 MAX_CPU_S = 5.0
 """Processor seconds that an input of a few kilobytes may take, on a busy machine too."""
@@ -39,25 +44,26 @@ class Harness:
         Raises:
             SlowInput: It took more than `MAX_CPU_S` of this process.
         """
-        begun = time.process_time()
-        try:
-            self.run(data)
-        except FoveaError as error:
-            if error.status >= 500:
-                raise
-        if (seconds := time.process_time() - begun) > MAX_CPU_S:
+        if (seconds := self._time(data)) > MAX_CPU_S:
             gc.collect()  # a collection of what others left is not a fault of this input: once more
-            begun = time.process_time()
-            self._run_again(data)
-            if time.process_time() - begun > MAX_CPU_S:
+            if self._time(data) > MAX_CPU_S:
                 message = f"{seconds:.1f} processor seconds for {len(data):,} bytes"
                 raise SlowInput(message)
 
-    def _run_again(self, data: bytes) -> None:
-        try:
-            self.run(data)
-        except FoveaError:
-            return
+    def _time(self, data: bytes) -> float:
+        begun = time.process_time()
+        ask(self.run, data)
+        return time.process_time() - begun
+
+
+def ask(call: Callable[..., Answer], *given: Any) -> Answer | None:
+    """The answer of a call; None where it refuses what it is given, with an error that is the caller's fault."""
+    try:
+        return call(*given)
+    except (FoveaError, HTTPException) as error:
+        if (error.status if isinstance(error, FoveaError) else error.status_code) >= 500:
+            raise
+        return None
 
 
 def with_file(read: Callable[[Path], object], suffix: str) -> Callable[[bytes], object]:

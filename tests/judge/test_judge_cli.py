@@ -14,6 +14,14 @@ from services.relevance_judge.storage.mini_collection import load_mini_collectio
 MINI = load_mini_collection()
 
 
+def texts(files: Path) -> list[Any]:
+    return ["--topics", files / "topics.tsv", "--passages", files / "passages.jsonl"]
+
+
+def runs(files: Path) -> list[Any]:
+    return [word for name in ("bm25", "overlap", "query-likelihood") for word in ("--run", files / f"runs/{name}.trec")]
+
+
 def test_one_pair_is_graded_and_a_signal_without_cuts_has_no_grade(fovea):
     code, out, _ = fovea("judge", "pair", "moon tides", "the moon makes tides", "--rationale")
     assert (code, "grade 3" in out, "Most words are there." in out) == (0, True, True)
@@ -34,39 +42,37 @@ def _small(files: Path, folder: Path) -> list[Any]:
 
 
 def test_a_batch_is_followed_and_its_labels_are_written_in_the_form_of_the_name(fovea, files, tmp_path):
-    texts = _small(files, tmp_path)
-    code, out, _ = fovea("judge", "batch", *texts, "-o", tmp_path / "x.qrels")
+    small = _small(files, tmp_path)
+    code, out, _ = fovea("judge", "batch", *small, "-o", tmp_path / "x.qrels")
     assert (code, "32, 32 graded" in out) == (0, True), out
     labels = read_qrels(tmp_path / "x.qrels")
     assert len(labels) == 32
-    code, out, _ = fovea("judge", "batch", *texts, "-o", tmp_path / "x.jsonl", "--json")
+    code, out, _ = fovea("judge", "batch", *small, "-o", tmp_path / "x.jsonl", "--json")
     assert json.loads(out)["reused"] == 32
     rows = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     assert {(row["qid"], row["docid"]): row["grade"] for row in rows} == labels
-    assert fovea("judge", "batch", *texts, "-o", tmp_path / "x.csv.gz")[0] == 0
+    assert fovea("judge", "batch", *small, "-o", tmp_path / "x.csv.gz")[0] == 0
     with gzip.open(tmp_path / "x.csv.gz", "rt") as file:
         assert len(list(csv.DictReader(file))) == 32
 
 
 def test_holes_of_a_run_are_filled_and_a_spent_budget_is_exit_code_one(fovea, files, tmp_path):
-    texts = ["--topics", files / "topics.tsv", "--passages", files / "passages.jsonl"]
     known = tmp_path / "known.qrels"
     known.write_text(format_qrels({pair: grade for pair, grade in MINI.labels.items() if pair[0] != "3"}))
-    runs = ["--run", files / "runs" / "bm25.trec", "--depth", 2, "--qrels", known]
-    code, out, _ = fovea("judge", "batch", *texts, *runs, "-o", tmp_path / "new.qrels")
+    run = ["--run", files / "runs" / "bm25.trec", "--depth", 2, "--qrels", known]
+    code, out, _ = fovea("judge", "batch", *texts(files), *run, "-o", tmp_path / "new.qrels")
     assert code == 0, out
     filled = read_qrels(tmp_path / "new.qrels")
     assert filled
     assert not set(filled) & set(parse_qrels(known.read_text()))
-    texts = _small(files, tmp_path)
-    code, out, _ = fovea("judge", "batch", *texts, "--template", "words", "--budget", 1, "--at-once", 1)
+    small = _small(files, tmp_path)
+    code, out, _ = fovea("judge", "batch", *small, "--template", "words", "--budget", 1, "--at-once", 1)
     assert (code, "budget" in out, "left" in out) == (1, True, True)
 
 
 def test_signals_of_a_batch_are_calibrated_kept_and_used(fovea, files, tmp_path):
-    texts = _small(files, tmp_path)
     kept = tmp_path / "signals.jsonl"
-    code, out, err = fovea("judge", "batch", *texts, "-j", "query-likelihood", "-o", kept)
+    code, out, err = fovea("judge", "batch", *_small(files, tmp_path), "-j", "query-likelihood", "-o", kept)
     assert (code, "32 with a signal and no grade" in out, "invalid" in out, "not calibrated here" in err) == (
         0, 1, 0, 1,
     )  # fmt: skip
@@ -80,15 +86,10 @@ def test_signals_of_a_batch_are_calibrated_kept_and_used(fovea, files, tmp_path)
 
 def test_agreement_and_rankings_show_kappa_alpha_tau_and_bias(fovea, files):
     words = [files / "qrels.txt", files / "qrels_second.txt"]
-    code, out, _ = fovea(
-        "judge", "agreement", *words, "--topics", files / "topics.tsv", "--passages", files / "passages.jsonl"
-    )
+    code, out, _ = fovea("judge", "agreement", *words, *texts(files))
     assert (code, "0.9792" in out, "by length" in out, "012|3" in out) == (0, True, True, True), out
     assert json.loads(fovea("judge", "agreement", *words, "--json")[1])["pairs"] == 192
-    runs = [word for name in ("bm25", "overlap") for word in ("--run", files / "runs" / f"{name}.trec")]
-    code, out, _ = fovea(
-        "judge", "rankings", files / "qrels.txt", files / "qrels_second.txt", *runs, "--family", "bm25=llm"
-    )
+    code, out, _ = fovea("judge", "rankings", *words, *runs(files), "--family", "bm25=llm")
     assert (code, "tau-b" in out, "kappa" in out, "self-preference" in out) == (0, True, True, True), out
 
 
@@ -101,8 +102,7 @@ def test_an_ensemble_of_label_files_goes_to_standard_output_or_a_file(fovea, fil
 
 
 def test_the_leaderboard_is_shown_and_templates_are_filled_in(fovea, files):
-    runs = [word for name in ("bm25", "overlap") for word in ("--run", files / "runs" / f"{name}.trec")]
-    code, out, _ = fovea("judge", "leaderboard", files / "qrels.txt", files / "qrels_second.txt", *runs)
+    code, out, _ = fovea("judge", "leaderboard", files / "qrels.txt", files / "qrels_second.txt", *runs(files))
     assert (code, "qrels_second" in out, "0.9792" in out, "tau-b" in out) == (0, True, True, True), out
     code, out, _ = fovea("judge", "leaderboard")
     assert (code, "overlap" in out, "query-lift" in out) == (0, True, True), out
@@ -130,14 +130,6 @@ def test_a_mistake_is_one_line_and_an_exit_code_of_its_kind(fovea, tmp_path, wor
     Path(f"{bad}.gz").write_bytes(b"not gzip")
     code, out, err = fovea("judge", *(word.format(bad=bad) for word in words))
     assert (code, out, len([line for line in err.splitlines() if line.strip()])) == (wanted, "", 1), err
-
-
-def texts(files: Path) -> list[Any]:
-    return ["--topics", files / "topics.tsv", "--passages", files / "passages.jsonl"]
-
-
-def runs(files: Path) -> list[Any]:
-    return [word for name in ("bm25", "overlap", "query-likelihood") for word in ("--run", files / f"runs/{name}.trec")]
 
 
 def test_a_judge_is_called_better_or_not_and_the_exit_code_says_so(fovea, files):

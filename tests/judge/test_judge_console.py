@@ -143,19 +143,6 @@ def test_a_collection_is_uploaded_once_serves_all_steps_and_is_deleted(judge, tm
     see(_within(judge, "agreement").get_by_text("From Autumn.")).to_have_count(0)
 
 
-def test_the_verdict_comes_first_in_each_step_with_the_mini_collection(judge, see):
-    judge.locator("fovea-collections").get_by_label("Collection", exact=True).select_option("mini")
-    for tab, element, action, words in (
-        ("Significance", "significance", "Test", "of 6 pairs of systems differ"),
-        ("Correct", "corrected", "Correct", "is best after correction"),
-    ):
-        judge.get_by_role("tab", name=tab).click()
-        step = judge.locator(f"fovea-judge-{element}")
-        step.get_by_role("button", name=action, exact=True).click()
-        see(step.locator("[data-part=statement]")).to_contain_text(words, timeout=60_000)
-        assert step.locator("[data-part=result]").locator("> *").first.get_attribute("data-part") == "statement"
-
-
 def test_systems_are_plotted_and_listed_with_tau_and_kappa(judge):
     part = _within(judge, "rankings")
     part.get_by_role("button", name="Use the mini-collection").click()
@@ -215,6 +202,8 @@ def test_a_trust_report_says_whether_the_judge_is_better_and_shows_why(page, jud
 
 def test_significance_has_a_row_and_a_sentence_for_each_pair_of_systems(page):
     part = shown(page, "significance")
+    assert part.locator("[data-part=result] > *").first.get_attribute("data-part") == "statement"
+    assert "of 6 pairs of systems differ" in figure(part, "statement")
     pairs = rows(part, "pairs")
     assert len(pairs) == 6  # of four runs
     assert all(float(row[3]) <= float(row[4]) for row in pairs)
@@ -229,6 +218,8 @@ def test_significance_has_a_row_and_a_sentence_for_each_pair_of_systems(page):
 
 def test_scores_are_corrected_by_the_labels_of_some_topics(page):
     part = shown(page, "corrected")
+    assert part.locator("[data-part=result] > *").first.get_attribute("data-part") == "statement"
+    assert "is best after correction" in figure(part, "statement")
     assert (figure(part, "labelled"), figure(part, "queries")) == ("8", "24")
     systems = rows(part, "systems")
     assert len(systems) == part.locator("[data-part=scores-rows] circle").count() == 4

@@ -17,12 +17,10 @@ PACKAGES = (
 )  # fmt: skip
 """Packages whose tensors may lie on a device."""
 
-# fmt: off
 FACTORIES = frozenset((
     "arange", "as_tensor", "empty", "empty_strided", "eye", "frombuffer", "from_numpy", "full", "linspace", "logspace",
     "normal", "ones", "rand", "randint", "randn", "randperm", "tensor", "tril_indices", "triu_indices", "zeros",
-))
-# fmt: on
+))  # fmt: skip
 
 EXCEPTIONS: dict[str, str] = {
     "*::reference": "an oracle computes in float64 where its inputs lie, which is the CPU",

@@ -25,18 +25,14 @@ NAMED_SO = {
 }
 """Functions that only look like participles, each with its reason."""
 
-# fmt: off
 IRREGULAR = frozenset((
-    "asked", "begun", "bought", "bound", "broken", "brought", "built", "caught", "chosen",
-    "crept", "dealt", "done", "drawn", "driven", "eaten", "fallen", "felt", "forbidden",
-    "forgotten", "fought", "found", "frozen", "given", "gone", "grown", "heard", "held",
-    "hidden", "kept", "known", "laid", "learnt", "led", "left", "lost", "made",
-    "meant", "met", "paid", "proven", "said", "seen", "sent", "shown", "sold",
-    "sought", "spent", "spoken", "stood", "stuck", "sung", "sworn", "taken", "taught",
-    "thought", "thrown", "told", "torn", "understood", "woken", "won", "worn", "woven",
-    "written",
-))
-# fmt: on
+    "asked", "begun", "bought", "bound", "broken", "brought", "built", "caught", "chosen", "crept", "dealt", "done",
+    "drawn", "driven", "eaten", "fallen", "felt", "forbidden", "forgotten", "fought", "found", "frozen", "given",
+    "gone", "grown", "heard", "held", "hidden", "kept", "known", "laid", "learnt", "led", "left", "lost", "made",
+    "meant", "met", "paid", "proven", "said", "seen", "sent", "shown", "sold", "sought", "spent", "spoken", "stood",
+    "stuck", "sung", "sworn", "taken", "taught", "thought", "thrown", "told", "torn", "understood", "woken", "won",
+    "worn", "woven", "written",
+))  # fmt: skip
 """Participles that don't end in -ed and are no verbs as they stand."""
 
 VERBS = frozenset(("embed", "feed", "need", "proceed", "seed", "shed", "speed", "succeed", "weed"))

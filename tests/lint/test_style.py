@@ -1,4 +1,4 @@
-"""Lints of text: style, words, devices, figures."""
+"""Lints: style, words, devices, bounds of caches, lines of packages."""
 
 import ast
 import pathlib
@@ -8,7 +8,7 @@ import tomllib
 
 import pytest
 
-from tests.lint import devices, style
+from tests.lint import budget, devices, style
 
 
 @pytest.mark.parametrize(
@@ -31,15 +31,10 @@ def test_a_habit_is_found_in_every_kind_of_text(read, text, advice):
     assert advice in found
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "There is no queue.", "What is a head?", "It is no longer there.", "```\nWhat it says\n```",
-        "Use `beside`.", "v0.87",
-    ],
-)  # fmt: skip
-def test_plain_sentences_and_code_are_left_alone(text):
-    assert not [s for _, s in style.read_page(text) for habit in style.HABITS if re.search(habit, s)]
+def test_plain_sentences_and_code_are_left_alone():
+    plain = ("There is no queue.", "What is a head?", "It is no longer there.", "```\nWhat it says\n```", "v0.87")
+    sentences = [sentence for text in (*plain, "Use `beside`.") for _, sentence in style.read_page(text)]
+    assert not [one for one in sentences for habit in style.HABITS if re.search(habit, one)]
 
 
 def test_an_area_above_its_budget_fails_and_one_below_does_not(monkeypatch, capsys):
@@ -107,3 +102,76 @@ def test_the_tree_has_none_but_those_of_the_exceptions_each_of_which_is_needed()
     found = [devices.find_exception(file, function) for file, function, _ in devices.iter_without_device()]
     assert None not in found
     assert set(found) == devices.EXCEPTIONS.keys()
+
+
+FEW = {
+    "_batch_size": "services and models", "_card": "GPUs of the machine", "_chosen": "back ends, types and devices",
+    "_absent": "back ends", "_kernel": "operators, back ends and why one was passed over",
+    "_load_model": "names of weights that come with the product",
+    "_load_network": "names of weights that come with the product", "_mini_leaderboard": "columns",
+    "_queue_timer": "services and models",
+    "_timer": "services, models and stages", "count": "lives as long as the one group of samples that it is made for",
+    "entries": "groups of entry points and services", "inline_refs": "types of this code",
+    "read_measurements": "files that come with the product", "shared_memory": "settings of the process",
+    "words_of": "kinds of words",
+}  # fmt: skip
+"""Functions under an unbounded cache, and what their arguments are."""
+
+
+def cached():
+    for room in ("fovea", "shared", "services", "plugins"):
+        for file in (ROOT / room).rglob("*.py"):
+            if "tests" in file.parts:
+                continue
+            for node in ast.walk(ast.parse(file.read_text("utf8"))):
+                if isinstance(node, ast.FunctionDef) and any("cache" in ast.unparse(d) for d in node.decorator_list):
+                    yield file, node, " ".join(map(ast.unparse, node.decorator_list))
+
+
+def needs_a_bound(node, decorators):
+    arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    is_bounded = "maxsize=" in decorators and "maxsize=None" not in decorators
+    return arguments and not is_bounded and "cached_property" not in decorators and node.name not in FEW
+
+
+def test_a_cache_has_a_bound_or_few_arguments_and_the_list_names_none_that_is_gone():
+    found = [f"{file.relative_to(ROOT)}: {node.name}" for file, node, text in cached() if needs_a_bound(node, text)]
+    assert not found, "these need @lru_cache(maxsize=…)"
+    names = {node.name for _, node, decorators in cached()}
+    assert FEW.keys() <= names
+
+
+@pytest.fixture
+def tree(tmp_path):
+    files = {"fovea/cli/a.py": 2, "services/eye/a.py": 3, "services/eye/tests/test_a.py": 9, "shared/settings.py": 1}
+    for name, lines in {**files, "plugins/more/fovea_more/a.py": 4, "plugins/more/tests/test_b.py": 9}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x = 1\n" * lines)
+    assert budget.main(tmp_path, write=True) == 0
+    return tmp_path
+
+
+def read(tree):
+    return tomllib.loads((tree / budget.FILE).read_text())
+
+
+def test_lines_are_counted_without_tests_and_a_package_that_grows_or_is_new_is_found(tree, capsys):
+    assert read(tree) == {"core": {"fovea": 2, "services.eye": 3, "shared": 1}, "plugins": {"more": 4}}
+    (tree / "services/eye/b.py").write_text("y = 1\n")
+    assert budget.main(tree) == 1
+    assert "services.eye has 4 lines and may have 3" in capsys.readouterr().out
+    assert budget.main(tree, write=True) == 1
+    assert read(tree)["core"]["services.eye"] == 3
+    (tree / "services/eye/a.py").write_text("")  # what shrinks loses what it had
+    assert budget.main(tree, write=True) == 0
+    assert read(tree)["core"]["services.eye"] == 1
+    (tree / "shared/new").mkdir()
+    (tree / "shared/new/a.py").write_text("x = 1\n")
+    assert budget.main(tree) == 1
+
+
+@pytest.mark.parametrize("line", ["import fovea_more\n", "from fovea_more.a import x\n", "import os, fovea_more.a\n"])
+def test_an_import_of_a_plug_in_by_the_core_is_found(tree, line, capsys):
+    (tree / "shared/settings.py").write_text(line)
+    assert budget.main(tree) == 1
+    assert "shared/settings.py:1: the core imports the plug-in fovea_more" in capsys.readouterr().out

@@ -1,26 +1,25 @@
-"""`fovea actions`, `fovea scanpath` and `fovea plan`: short for `fovea run TASK`."""
+"""Short forms of `fovea run TASK`, such as `fovea plan`, for plug-ins."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 from fovea.cli.commands.run import run
-from fovea.cli.option_groups import declare_parameters
+from fovea.cli.option_groups import CommandApp, declare_parameters
+
+MODEL_OPTIONS = {"ignore_unknown_options": True}
+"""Typer keeps options that it does not know, which are the served model's, among the arguments."""
 
 
-def _make_alias(task: str, help_text: str) -> Callable[..., None]:
-    """Make a command that runs one task; its options are those of `run` and of the served model."""
+def make_task_app(task: str, help_text: str) -> CommandApp:
+    """Make an app of one command, which runs one task; its options are those of `run` and of the served model."""
 
     def command(**options: Any) -> None:
         run(task=task, **options)
 
     command.__name__, command.__doc__ = task, help_text
     shared = [one for one in inspect.signature(run, eval_str=True).parameters.values() if one.name != "task"]
-    return declare_parameters(command, shared)
-
-
-actions = _make_alias("actions", "Find actions in a video. FILE holds its features (.npz or .npy).")
-scanpath = _make_alias("scanpath", "Predict where people look. FILE is a picture of a shelf.")
-plan = _make_alias("plan", "Plan over points: their hull, triangulation or shortest tour.")
+    app = CommandApp(add_completion=False)
+    app.command(task, no_args_is_help=True, context_settings=MODEL_OPTIONS)(declare_parameters(command, shared))
+    return app

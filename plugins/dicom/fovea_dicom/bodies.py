@@ -43,8 +43,7 @@ def number_files(files: Iterable[bytes]) -> list[NamedFile]:
 def parse_related(content_type: str, body: bytes) -> list[bytes]:
     """The parts of a body, without their headers.
 
-    Raises:
-        Malformed: The content type names no boundary, or the body does not keep to it.
+    Raises Malformed: the content type names no boundary, or the body does not keep to it.
     """
     header = Message()
     header["content-type"] = content_type
@@ -75,9 +74,7 @@ def build_related(files: Sequence[bytes]) -> tuple[str, bytes]:
 def unpack_zip(data: bytes) -> list[NamedFile]:
     """Return the files of a zip archive.
 
-    Raises:
-        Malformed: It is not a zip archive.
-        TooLarge: It has too many files, or they are too large unpacked.
+    Raises Malformed: it is not a zip archive; TooLarge: it has too many files, or they are too large unpacked.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:

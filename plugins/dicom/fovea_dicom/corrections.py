@@ -41,11 +41,8 @@ def correct_segmentation(
 ) -> CorrectionOut:
     """Make a new version of a segmentation from edited masks.
 
-    Pictures of other series than the segmented one are left out; `bounds` limit a PNG.
-
-    Raises:
-        InvalidOption: The parts do not belong together, or nothing is left in any mask.
-        Malformed: A part can't be read.
+    Pictures of other series than the segmented one are left out; `bounds` limit a PNG. Raises InvalidOption: the parts
+    do not belong together, or nothing is left in any mask; Malformed: a part can't be read.
     """
     before = _read_segmentation(NamedFile("segmentation", segmentation))
     sources, skipped = _find_sources(pictures, before)
@@ -85,8 +82,7 @@ def correct_segmentation(
 def read_masks(segmentation: Dataset) -> dict[Frame, Mask]:
     """Return the masks of a segmentation by the frames that they derive from; segments of one frame are united.
 
-    Raises:
-        Malformed: Its pixels or references can't be read.
+    Raises Malformed: its pixels or references can't be read.
     """
     found: dict[Frame, Mask] = {}
     try:

@@ -48,8 +48,7 @@ class _Layout:
 def read_object(data: bytes) -> FileDataset:
     """Read a DICOM file, without decoding its pixels; elements that can't be read count as missing.
 
-    Raises:
-        Malformed: It is not a DICOM file, or ends early.
+    Raises Malformed: it is not a DICOM file, or ends early.
     """
     try:
         with warnings.catch_warnings():
@@ -89,11 +88,9 @@ def read_frame(
     """One frame as RGB (h, w, 3) uint8, as a viewer shows it.
 
     Grey frames go through the modality's rescaling and a window: the one given, the object's own, or from the least to
-    the greatest value. MONOCHROME1 is inverted, palettes and YBR become RGB, 16-bit colour keeps its high byte.
-
-    Raises:
-        TooLarge: The header says more pixels or frames than `bounds` and `MAX_FRAMES` allow.
-        UnsupportedMedia: There are no pixels, or no plugin decodes them.
+    the greatest value. MONOCHROME1 is inverted, palettes and YBR become RGB, 16-bit colour keeps its high byte. Raises
+    TooLarge: the header says more pixels or frames than `bounds` and `MAX_FRAMES` allow; UnsupportedMedia: there are no
+    pixels, or no plugin decodes them.
     """
     layout = _check(dataset, bounds)
     try:

@@ -216,9 +216,7 @@ class StudySegmenter:
 def render_frames(files: Sequence[NamedFile], bounds: DecodeBounds, window: str | None) -> PicturesOut:
     """Render each frame as the network would see it.
 
-    Raises:
-        UnsupportedMedia: None of the files is a picture.
-        TooLarge: There are more than `MOST_RENDERED` frames.
+    Raises UnsupportedMedia: none of the files is a picture; TooLarge: there are more than `MOST_RENDERED` frames.
     """
     grey = parse_window(window)
     objects, skipped = sort_out(files)

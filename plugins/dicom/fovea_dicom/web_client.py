@@ -40,8 +40,7 @@ class DicomWebClient:
     def search_studies(self, filters: Mapping[str, str] | None = None, *, limit: int = 50) -> list[dict[str, Any]]:
         """Studies, by attributes such as `StudyDate` or `ModalitiesInStudy`: UID, date, modalities and counts.
 
-        Raises:
-            NotReady: The PACS can't be reached, or refuses.
+        Raises NotReady: the PACS can't be reached, or refuses.
         """
         params = {**(filters or {}), "limit": str(limit), "includefield": ",".join(FIELDS.values())}
         answer = self._send("GET", "/studies", params=params, headers={"accept": "application/dicom+json"})
@@ -79,8 +78,7 @@ class DicomWebClient:
     def store(self, files: Sequence[bytes]) -> list[str]:
         """Store files; the UIDs of the objects that the PACS took.
 
-        Raises:
-            NotReady: It can't be reached, or takes none of them.
+        Raises NotReady: it can't be reached, or takes none of them.
         """
         content_type, body = build_related(files)
         headers = {"content-type": content_type, "accept": "application/dicom+json"}

@@ -1,3 +1,14 @@
-"""Settings of all tests of this plug-in."""
+"""Settings of all tests of this plug-in, and a gateway in front of PraNet."""
 
-from services.detection.tests.conftest import _one_thread  # noqa: F401  # fixture
+import pytest
+
+from services.gateway.tests.stage import served
+from services.medical_seg.models.pranet import PraNetSegmenter
+from tests.harness.public_rule import one_thread  # noqa: F401  # fixture
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    with served("medical-seg", {"pranet": PraNetSegmenter}, folder, "/v1/dicomweb/studies") as found:
+        yield found

@@ -1,26 +1,19 @@
 """DICOM files as callers send them: read, shown, segmented by a stand-in, and answered with derived objects."""
 
 import asyncio
-import io
 import warnings
 import zipfile
 from functools import cache
 from typing import Any
 
 import numpy as np
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import (
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    MultiFrameTrueColorSecondaryCaptureImageStorage,
-    RLELossless,
-    SecondaryCaptureImageStorage,
-)
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from fovea.api.mask import Component, SegmentOut
 from fovea_dicom.bodies import number_files, parse_related, unpack_zip
 from fovea_dicom.schemas import StudyOptions
 from fovea_dicom.study import StudySegmenter
+from plugins.dicom.tests.test_dicom_study import film, holding, to_file
 from shared.registry import CallContext
 from shared.vision.decode import decode
 from shared.vision.draw import encode
@@ -33,46 +26,28 @@ _SIDE = 8
 
 def _file(syntax: str, *, is_colour: bool = False, **more: Any) -> bytes:
     """A small object; keyword arguments are further attributes."""
-    storage = MultiFrameTrueColorSecondaryCaptureImageStorage if is_colour else SecondaryCaptureImageStorage
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = storage, "1.2.3.4"
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax == RLELossless else syntax
-    one = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
-    one.SOPClassUID, one.SOPInstanceUID, one.StudyInstanceUID, one.SeriesInstanceUID = storage, "1.2.3.4", "1.2", "1.3"
-    one.PatientName, one.PatientID, one.Modality, one.StudyDate, one.StudyTime = "A^B", "C", "OT", "20260102", "120000"
-    one.AccessionNumber, one.StudyID, one.InstanceNumber, one.PatientBirthDate, one.PatientSex = "", "", 1, "", ""
-    one.Rows = one.Columns = _SIDE
-    one.PixelRepresentation = 0
+    facts = {"PatientName": "A^B", "PatientID": "C", "Modality": "OT", **more}
     if is_colour:
-        one.SamplesPerPixel, one.PhotometricInterpretation, one.PlanarConfiguration = 3, "RGB", 0
-        one.BitsAllocated, one.BitsStored, one.HighBit, one.NumberOfFrames = 8, 8, 7, 2
-        one.PixelData = (np.arange(2 * _SIDE * _SIDE * 3) % 251).astype(np.uint8).tobytes()
+        one = film(*(np.arange(2 * _SIDE * _SIDE * 3) % 251).astype(np.uint8).reshape(2, _SIDE, _SIDE, 3), **facts)
     else:
-        one.SamplesPerPixel, one.PhotometricInterpretation = 1, "MONOCHROME2"
-        one.BitsAllocated, one.BitsStored, one.HighBit = 16, 12, 11
-        one.PixelData = (np.arange(_SIDE * _SIDE) * 37 % 4096).astype("<u2").tobytes()
-    for name, value in more.items():
-        setattr(one, name, value)
+        grey = (np.arange(_SIDE * _SIDE) * 37 % 4096).astype("<u2").reshape(_SIDE, _SIDE)
+        depth = {"SamplesPerPixel": 1, "BitsAllocated": 16, "BitsStored": 12, "HighBit": 11}
+        one = film(grey, **{**depth, "PhotometricInterpretation": "MONOCHROME2", **facts})
+        del one.PlanarConfiguration
+    del one.BurnedInAnnotation
     if syntax == RLELossless:
         one.compress(RLELossless)
-    out = io.BytesIO()
-    one.save_as(out, enforce_file_format=True)
-    return out.getvalue()
-
-
-def _item(**attributes: Any) -> Dataset:
-    item = Dataset()
-    for name, value in attributes.items():
-        setattr(item, name, value)
-    return item
+    else:
+        one.file_meta.TransferSyntaxUID = syntax
+    return to_file(one)
 
 
 @cache
 def _seeds() -> tuple[bytes, ...]:
     plain = {"WindowCenter": 2000, "WindowWidth": 1000, "RescaleSlope": "2", "RescaleIntercept": "-3"}
-    table = _item(LUTDescriptor=[4, 0, 8], LUTData=b"\0\0\x5a\0\xc8\0\xff\0")
+    table = holding(LUTDescriptor=[4, 0, 8], LUTData=b"\0\0\x5a\0\xc8\0\xff\0")
     units = {"PhysicalUnitsXDirection": 3, "PhysicalUnitsYDirection": 3, "PhysicalDeltaX": 0.1, "PhysicalDeltaY": 0.1}
-    measures = _item(PixelMeasuresSequence=[_item(PixelSpacing=[0.5, 0.5])])
+    measures = holding(PixelMeasuresSequence=[holding(PixelSpacing=[0.5, 0.5])])
     colours = {f"{name}PaletteColorLookupTableDescriptor": [16, 0, 16] for name in ("Red", "Green", "Blue")}
     colours |= {f"{name}PaletteColorLookupTableData": bytes(range(32)) for name in ("Red", "Green", "Blue")}
     with warnings.catch_warnings():
@@ -86,7 +61,7 @@ def _seeds() -> tuple[bytes, ...]:
             _file(ExplicitVRLittleEndian, VOILUTSequence=[table], PhotometricInterpretation="MONOCHROME1"),
             _file(ExplicitVRLittleEndian, PhotometricInterpretation="PALETTE COLOR", **colours),
             _file(
-                ExplicitVRLittleEndian, is_colour=True, SequenceOfUltrasoundRegions=[_item(**units)],
+                ExplicitVRLittleEndian, is_colour=True, SequenceOfUltrasoundRegions=[holding(**units)],
                 SharedFunctionalGroupsSequence=[measures],
             ),
         )  # fmt: skip

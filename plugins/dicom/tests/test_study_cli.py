@@ -5,23 +5,13 @@ import json
 from pathlib import Path
 
 import httpx2
-import pytest
 from pydicom import dcmread
 
 from fovea_dicom.bodies import build_related
 from plugins.dicom.tests.test_dicom_objects import raw
 from plugins.dicom.tests.test_dicom_routes import endoscopy
-from services.gateway.tests.stage import served
-from services.medical_seg.models.pranet import PraNetSegmenter
 from tests.harness.models import ok
 from tests.harness.waiting import wait_until
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("study")
-    with served("medical-seg", {"pranet": PraNetSegmenter}, folder, "/v1/dicomweb/studies") as found:
-        yield found
 
 
 def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, tmp_path):
@@ -37,13 +27,8 @@ def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, tmp_path):
     assert code == 0, err
     assert "found in 2 of 2 frames" in out
     assert "mm²" in out
-    for told in (
-        "IM1: SR without a picture",
-        "readme.txt is not a DICOM file",
-        "empty.dcm is empty",
-        "skipped: cut.dcm:",
-    ):
-        assert told in err, told
+    skipped = ("IM1: SR without a picture", "readme.txt is not a DICOM file", "empty.dcm is empty", "skipped: cut.dcm:")
+    assert [told for told in skipped if told not in err] == []
     films = [one for one in (tmp_path / "out").glob("*.json") if "series1/IM0" in one.read_text()]
     (facts,), others = films, set((tmp_path / "out").glob("*.json")) - set(films)
     told = {

@@ -5,22 +5,13 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 from pydicom import dcmread
 
 from fovea_dicom.corrections import read_masks
 from plugins.dicom.tests.test_dicom_routes import endoscopy
 from services.gateway.tests.browsing import MARKS, check_page, drag, kept
-from services.gateway.tests.stage import served
-from services.medical_seg.models.pranet import PraNetSegmenter
 
 pytestmark = MARKS
-
-
-@pytest.fixture
-def url(tmp_path):
-    with served("medical-seg", {"pranet": PraNetSegmenter}, tmp_path, "/v1/dicomweb/studies") as address:
-        yield address
 
 
 def test_a_study_is_a_strip_of_frames_with_areas_and_files_to_save(page, tmp_path):

@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,15 +57,16 @@ def studio(tmp_path_factory):
     words += ["--username", "a@example.org", "--password", "a-long-password", "--user-token", TOKEN]
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen([*words, "--enable-legacy-api-token"], env={**kept, **quiet}, stdout=log, stderr=log)
-    url, until = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE_S
+    url = f"http://127.0.0.1:{port}"
+
+    def is_up():
+        assert server.poll() is None, (folder / "log").read_text()[-2000:]
+        with contextlib.suppress(httpx2.HTTPError):
+            return httpx2.get(f"{url}/health", timeout=10).status_code == 200
+        return False
+
     try:
-        while True:
-            with contextlib.suppress(httpx2.HTTPError):
-                if httpx2.get(f"{url}/health", timeout=10).status_code == 200:
-                    break
-            assert server.poll() is None, (folder / "log").read_text()[-2000:]
-            assert time.monotonic() < until, "Label Studio did not start"
-            time.sleep(1)
+        wait_until(is_up, PATIENCE_S, "Label Studio's start")
         yield url, TOKEN
     finally:
         server.terminate()
@@ -134,10 +134,12 @@ def test_label_studio_gets_first_labels_and_starts_a_training(studio, tmp_path, 
             newest = max(each["id"] for each in call("GET", f"/api/tasks?project={project}&page_size=100")["tasks"])
             call("POST", f"/api/tasks/{newest}/annotations", json={"result": [region]})
         call("POST", f"/api/ml/{connected['id']}/train")
-        until = time.monotonic() + PATIENCE_S
-        while (state := httpx2.get(f"{backend}/status", timeout=60).json())["status"] in {"exporting", "training"}:
-            assert time.monotonic() < until
-            time.sleep(1)
+
+        def finished():
+            found = httpx2.get(f"{backend}/status", timeout=60).json()
+            return found["status"] not in {"exporting", "training"} and found
+
+        state = wait_until(finished, PATIENCE_S, "the training's end")
     api.close()
     assert state["status"] == "finished", (state, (tmp_path / f"runs/project-{project}.log").read_text())
     assert (state["pictures"], state["left_out"]) == (DISCS + 1, {})

@@ -83,9 +83,8 @@ def test_a_message_is_the_answer_of_the_chat_and_a_turn_is_gone_on_with(client, 
     assert (found.stop_reason, found.id[:4]) == ("max_tokens", "msg_")
     read = found.usage.input_tokens + found.usage.cache_read_input_tokens
     assert (read, found.usage.output_tokens) == (same["usage"]["prompt_tokens"], 16)
-    blocks = [
-        {"role": "user", "content": [{"type": "text", "text": "Hello, "}, {"type": "text", "text": "who are you?"}]}
-    ]
+    parts = [{"type": "text", "text": text} for text in ("Hello, ", "who are you?")]
+    blocks = [{"role": "user", "content": parts}]
     assert both(client, messages=blocks, system="Be brief.").content == found.content
     turns = [*HELLO, {"role": "assistant", "content": "I am a "}]
     same = chat(url, turns, continue_final_message=True)["choices"][0]["message"]["content"]

@@ -1,3 +1,3 @@
 """Settings of all tests of this plug-in."""
 
-from services.detection.tests.conftest import _one_thread  # noqa: F401  # fixture
+from tests.harness.public_rule import one_thread  # noqa: F401  # fixture

@@ -4,13 +4,11 @@ from typing import Any
 
 import pytest
 
-from services.gateway.tests.conftest import Scene, gateway, gateway_settings, toy
-
-__all__ = ["gateway", "gateway_settings", "toy"]
+from services.gateway.tests.conftest import Scene, gateway, gateway_settings, toy  # noqa: F401  # fixtures
 
 
 @pytest.fixture
-def planned(gateway, monkeypatch):
+def planned(gateway, monkeypatch):  # noqa: F811
     """Starts gateways as `gateway` does; `traffic` are the plans as JSON."""
 
     async def start(traffic: str = "", **changed: Any) -> Scene:

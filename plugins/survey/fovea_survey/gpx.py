@@ -46,8 +46,7 @@ class Track:
 def parse_gpx(data: bytes) -> Track:
     """The track points of a GPX file.
 
-    Raises:
-        Malformed: It is not XML, holds entities, or has fewer than two points with a time.
+    Raises Malformed: it is not XML, holds entities, or has fewer than two points with a time.
     """
     try:
         root = fromstring(data)

@@ -69,9 +69,8 @@ def read_time(data: bytes) -> dt.datetime | None:
 def heic_to_png(data: bytes, bounds: DecodeBounds) -> bytes:
     """A HEIC photograph as PNG, upright; any other file as it is.
 
-    Raises:
-        UnsupportedMedia: It can't be decoded, or the decoder is not installed.
-        TooLarge: Its header says more pixels than `bounds` allow.
+    Raises UnsupportedMedia: it can't be decoded, or the decoder is not installed; TooLarge: its header says more pixels
+    than `bounds` allow.
     """
     if detect_format(data) != "HEIC":
         return data

@@ -10,8 +10,8 @@ from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from fovea.api.plan import PlanIn
 from fovea.errors import FoveaError, InvalidOption
+from fovea_planning.plan_schema import PlanIn
 from fovea_survey import counting, forms
 from fovea_survey.geodesy import to_metres
 from fovea_survey.placing import name_apart, place_pictures

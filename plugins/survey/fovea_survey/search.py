@@ -65,8 +65,7 @@ class Search:
     async def observe(self, files: Sequence[File]) -> list[Observation]:
         """Return what the files show, each picture with its place.
 
-        Raises:
-            InvalidOption: There is no picture, or a film without a track.
+        Raises InvalidOption: there is no picture, or a film without a track.
         """
         names = make_unique([name for _, name, _ in files])
         named = [(field, name, data) for (field, _, data), name in zip(files, names, strict=True)]
@@ -140,8 +139,7 @@ def draw_boxed(picture: bytes, found: Sequence[Detection], bounds: DecodeBounds)
 def time_frame(start: dt.datetime, seconds: float) -> dt.datetime:
     """Return when a frame was taken, as UTC where the start states no zone.
 
-    Raises:
-        InvalidOption: The time is outside of the calendar.
+    Raises InvalidOption: the time is outside of the calendar.
     """
     zoned = start if start.tzinfo else start.replace(tzinfo=dt.UTC)
     try:
@@ -164,8 +162,7 @@ class _FilmSearch:
     async def watch(self, data: bytes) -> list[Observation]:
         """Return what the searched frames show, placed by the track.
 
-        Raises:
-            InvalidOption: Too many frames would be searched.
+        Raises InvalidOption: too many frames would be searched.
         """
         options, run, found = self.search.options, self.search.run, list[Observation]()
         least = self._least_confidence()

@@ -4,11 +4,11 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from fovea_survey.gpx import parse_gpx
 from fovea_survey.video.frame_parsers import choose_parser
+from plugins.survey.tests.films import write_film
 from tests.fuzz.decoders.pictures import BOUNDS, encode_page
 from tests.fuzz.harness import Harness
 
@@ -21,12 +21,7 @@ _TRACK = b"""<gpx><trk><trkseg>
 @cache
 def _film() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "x.mp4"
-        writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), 5, (16, 16))
-        for shade in range(3):
-            writer.write(np.full((16, 16, 3), 60 * shade, np.uint8))
-        writer.release()
-        return file.read_bytes()
+        return write_film(Path(folder) / "x.mp4", [np.full((16, 16, 3), 60 * n, np.uint8) for n in range(3)], 5)
 
 
 def _frames(data: bytes) -> object:

@@ -8,7 +8,6 @@ import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import cv2
 import httpx2
 import numpy as np
 import pytest
@@ -20,8 +19,9 @@ from fovea.api.boxes import DetectedFrame, DetectIn, Detection, DetectOut
 from fovea.api.timings import Times
 from fovea.errors import InvalidOption, Malformed, NotReady
 from fovea_survey.video.frame_parsers import JpegParser
-from fovea_survey.video.stream_pipeline import DetectStreamOptions, FrameQueue, detect_frames
+from fovea_survey.video.stream_pipeline import DetectStreamOptions, detect_frames
 from fovea_survey.video.tracking import MAX_FRAMES_AWAY, Tracker
+from plugins.survey.tests.films import write_film
 from services.detection.tests.test_box_detector import CARD, NAMES, Blobs, Toy
 from shared.registry import CallContext, LoadContext
 from shared.serving.build_app import build
@@ -89,19 +89,22 @@ def test_memory_stays_flat_however_long_the_stream_is():
     assert tracker.alive <= 3 * (MAX_FRAMES_AWAY + 1)
 
 
-def _jpeg(x: int = 20, side: int = 64) -> bytes:
-    pixels = np.full((side, side, 3), 200, np.uint8)
+def _pixels(x: int) -> np.ndarray:
+    pixels = np.full((64, 64, 3), 200, np.uint8)
     pixels[20:36, x : x + 16] = 0
+    return pixels
+
+
+def _jpeg(x: int = 20) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "JPEG", quality=95)
+    Image.fromarray(_pixels(x)).save(out, "JPEG", quality=95)
     return out.getvalue()
 
 
 def _found(score: float = 0.9, x: float = 0) -> DetectOut:
     each = Detection(box=(x, 0, x + 10, 10), score=score, label="hole", class_id=0, area=100, radius=5)
-    return DetectOut(
-        model="toy", version="1", engine="toy", width=64, height=64, detections=[each], counts={}, times=Times()
-    )
+    facts = {"model": "toy", "version": "1", "engine": "toy", "counts": {}, "times": Times()}
+    return DetectOut(width=64, height=64, detections=[each], **facts)
 
 
 async def _detect(_: DetectIn) -> DetectOut:
@@ -141,9 +144,8 @@ async def test_the_oldest_are_dropped_and_counted_when_detection_is_slow():
             arrived.release()
         await asyncio.sleep(0)
 
-    source = detect_frames(
-        _chunks([_jpeg()] * 60, pause), JpegParser(DecodeBounds()), DetectStreamOptions(drop="oldest", queue=2), slow
-    )
+    options = DetectStreamOptions(drop="oldest", queue=2)
+    source = detect_frames(_chunks([_jpeg()] * 60, pause), JpegParser(DecodeBounds()), options, slow)
     told = [each async for each, _ in source]
     assert 2 < len(told) < 50
     assert (told[-1].frame, told[-1].dropped_total) == (59, 60 - len(told))
@@ -218,7 +220,7 @@ async def test_leaving_early_stops_the_reading():
 
 
 async def test_memory_stays_flat_over_three_thousand_frames():
-    frame, peaks = _jpeg(side=64), []
+    frame, peaks = _jpeg(), []
 
     async def endless() -> AsyncIterator[bytes]:
         for _ in range(3_000):
@@ -237,25 +239,14 @@ async def test_memory_stays_flat_over_three_thousand_frames():
     assert peaks[1] - peaks[0] < 50_000
 
 
-async def test_the_inbox_makes_room_or_waits():
-    inbox = FrameQueue(2, "oldest")
-    for data in (b"a", b"b", b"c"):
-        await inbox.put(data)
-    frame = await inbox.get()
-    assert frame is not None
-    assert (frame.number, frame.data, frame.dropped) == (1, b"b", 1)
-    waiting = FrameQueue(1, "none")
-    await waiting.put(b"a")
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(waiting.put(b"b"), 0.02)
-
-
 class Watching(Toy):
-    """The toy detector, as a service loads it."""
+    """The toy detector, as a service loads it, for pictures of `side` pixels."""
+
+    side = 64
 
     @classmethod
     def load(cls, place: LoadContext) -> Toy:  # as services call it
-        return cls(CARD, Blobs(), DataConfig(64, NAMES))
+        return cls(CARD, Blobs(), DataConfig(cls.side, NAMES))
 
     def example(self) -> DetectIn:
         return DetectIn(image=_jpeg())
@@ -288,15 +279,9 @@ async def test_a_stream_is_answered_line_by_line(client):
 
 
 async def test_a_film_is_answered_frame_by_frame_and_a_job_hears_how_far_it_is(client, tmp_path, monkeypatch):
-    out = cv2.VideoWriter(str(tmp_path / "film.webm"), cv2.VideoWriter.fourcc(*"VP80"), 10, (64, 64))
-    for x in range(10):
-        frame = np.full((64, 64, 3), 200, np.uint8)
-        frame[20:36, x : x + 16] = 0
-        out.write(frame)
-    out.release()
+    film = write_film(tmp_path / "film.webm", [_pixels(x) for x in range(10)])
     heard: list[tuple[float, str | None]] = []
     monkeypatch.setattr(CallContext, "progress", lambda _, fraction, note=None: heard.append((fraction, note)))
-    film = (tmp_path / "film.webm").read_bytes()
     answer = await client.post("/v1/detect/stream?every=4", content=film, headers={"content-type": "video/webm"})
     assert answer.status_code == 200, answer.text
     lines = [json.loads(line) for line in answer.text.splitlines()]
@@ -330,16 +315,13 @@ async def test_a_stream_may_be_longer_than_any_body_and_its_film_is_drawn(client
 @pytest.mark.parametrize(
     ("query", "headers", "body", "status", "field"),
     [
-        ("?confidence=7", MJPEG, b"x", 422, "confidence"),
-        ("?colour=red", MJPEG, b"x", 422, "colour"),
-        ("?classes=whale", MJPEG, _jpeg(), 422, "classes"),
-        ("?model=nobody", MJPEG, b"x", 404, "model"),
-        ("", {"content-type": "text/plain"}, b"x", 415, None),
-        ("", MJPEG, b"", 400, "body"),
+        ("?confidence=7", MJPEG, b"x", 422, "confidence"), ("?colour=red", MJPEG, b"x", 422, "colour"),
+        ("?classes=whale", MJPEG, _jpeg(), 422, "classes"), ("?model=nobody", MJPEG, b"x", 404, "model"),
+        ("", {"content-type": "text/plain"}, b"x", 415, None), ("", MJPEG, b"", 400, "body"),
         ("", {"content-type": "multipart/x-mixed-replace"}, b"x", 400, None),
         ("", {**MJPEG, "accept": "image/png"}, b"x", 406, None),
     ],
-)
+)  # fmt: skip
 async def test_a_bad_stream_is_an_ordinary_problem(client, query, headers, body, status, field):
     answer = await client.post(f"/v1/detect/stream{query}", content=body, headers=headers)
     assert answer.status_code == status, answer.text

@@ -1,4 +1,4 @@
-"""Surveys: places from EXIF and GPX, damage merged and counted per kilometre, routes in metres, maps and GeoJSON."""
+"""Surveys: places from EXIF and GPX, damage merged and counted per kilometre, maps, GeoJSON, and `fovea survey`."""
 
 import csv
 import datetime as dt
@@ -13,13 +13,14 @@ from defusedxml import ElementTree
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from fovea.errors import Malformed, TooLarge
+from fovea_planning.models.planner import FoveaPlanner
 from fovea_survey.counting import build_geojson, cut_segments, measure_road, merge_damage
 from fovea_survey.geodesy import RADIUS_M, distances, to_metres
 from fovea_survey.gpx import parse_gpx
 from fovea_survey.places import _read_time, heic_to_png, read_place, read_time
 from fovea_survey.placing import drive_in_order
 from fovea_survey.schemas import Observation, SeenObject
-from services.detection.models.planner import FoveaPlanner
+from plugins.survey.tests.films import write_film
 from services.detection.models.yolo9tr import Yolo9trBoxDetector as Detector
 from shared.vision.limits import DecodeBounds
 from tests.harness.models import client_of, ok
@@ -60,7 +61,6 @@ def photograph(latitude: float, longitude: float, second: int = 0, form: str = "
 @pytest.mark.parametrize(("latitude", "longitude"), [(52.5163, 13.3777), (-33.8568, 151.2153), (40.6892, -74.0445)])
 def test_a_photograph_states_its_place_and_time(form, latitude, longitude):
     found = read_place(photograph(latitude, longitude, 7, form))
-    assert found is not None
     assert (found.latitude, found.longitude) == (pytest.approx(latitude, abs=1e-6), pytest.approx(longitude, abs=1e-6))
     assert found.time == dt.datetime(2026, 5, 4, 10, 0, 7, tzinfo=dt.UTC)
 
@@ -120,7 +120,6 @@ def test_a_track_is_read_and_interpolated_but_not_over_gaps():
     track = parse_gpx(GPX.encode())
     assert len(track.points) == 3
     middle = track.locate(track.start + dt.timedelta(seconds=5))
-    assert middle is not None
     assert middle.latitude == pytest.approx(10.0005)
     assert track.locate(track.start + dt.timedelta(minutes=30)) is None
     assert track.locate(track.start - dt.timedelta(seconds=1)) is None
@@ -210,9 +209,8 @@ def test_observations_are_counted_again_and_go_out_as_geojson_svg_and_csv(client
         for media in ("application/geo+json", "image/svg+xml", "text/csv")
     }
     assert {answer.status_code for answer in forms.values()} == {200}
-    assert (
-        len([f for f in forms["application/geo+json"].json()["features"] if f["properties"]["kind"] == "damage"]) == 5
-    )
+    kinds = [one["properties"]["kind"] for one in forms["application/geo+json"].json()["features"]]
+    assert kinds.count("damage") == 5
     svg = ElementTree.fromstring(forms["image/svg+xml"].text)
     space = "{http://www.w3.org/2000/svg}"
     assert len([c for c in svg.iter(f"{space}circle") if c.find(f"{space}title") is not None]) == 5
@@ -222,14 +220,8 @@ def test_observations_are_counted_again_and_go_out_as_geojson_svg_and_csv(client
 
 
 def test_a_film_is_placed_by_its_track(client, tmp_path, monkeypatch):
-    import cv2
-
-    picture, file = cv2.imread(str(PAVEMENT)), tmp_path / "drive.mp4"
-    out = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), 10, (picture.shape[1], picture.shape[0]))
-    for _ in range(21):
-        out.write(picture)
-    out.release()
-    files = [("video", ("drive.mp4", file.read_bytes())), ("gpx", ("drive.gpx", GPX.encode()))]
+    film = write_film(tmp_path / "drive.mp4", [np.asarray(Image.open(PAVEMENT).convert("RGB"))[..., ::-1]] * 21)
+    files = [("video", ("drive.mp4", film)), ("gpx", ("drive.gpx", GPX.encode()))]
     found = ok(client.post("/v1/detect/survey", files=files, params={"every": 10}))["observations"]
     assert [one["name"] for one in found] == ["drive.mp4#0", "drive.mp4#10", "drive.mp4#20"]
     assert [one["latitude"] for one in found] == pytest.approx([10.0, 10.0001, 10.0002])
@@ -261,3 +253,24 @@ def test_mistakes_are_named(client, more, status, told):
     answer = client.post("/v1/detect/survey", **more)
     assert answer.status_code == status, answer.text
     assert told in answer.text
+
+
+def test_a_folder_of_photographs_becomes_a_map(fovea, tmp_path):
+    drive = tmp_path / "drive"
+    for number in range(3):
+        (drive / str(number)).mkdir(parents=True)
+        (drive / str(number) / "p.jpg").write_bytes(photograph(50 + number * 0.0004, 8, number))
+    (drive / "plain.jpg").write_bytes(PAVEMENT.read_bytes())
+    code, out, err = fovea("survey", drive, "-o", tmp_path / "out")
+    assert not code, err
+    assert "0.089 km" in out
+    assert "found, not placed" in out
+    assert "plain.jpg: The file states no GPS position." in err
+    found = json.loads((tmp_path / "out" / "survey.json").read_text())
+    assert {name for one in found["damages"] for name in one["pictures"]} == {f"{number}/p.jpg" for number in range(3)}
+    points = json.loads((tmp_path / "out" / "survey.geojson").read_text())["features"]
+    damages = [one["properties"] for one in points if one["properties"]["kind"] == "damage"]
+    assert len(damages) == len(found["damages"]) + len(found["not_placed"]) > len(found["damages"]) > 0
+    assert all((tmp_path / "out" / one["picture"]).read_bytes()[:3] == b"\xff\xd8\xff" for one in damages)
+    assert (tmp_path / "out" / "survey.svg").read_text().startswith("<svg")
+    assert (tmp_path / "out" / "survey.csv").read_text().startswith("label,place,latitude")

@@ -5,22 +5,10 @@ import re
 import zipfile
 from pathlib import Path
 
-import pytest
-
-from plugins.survey.tests.test_survey import photograph
-from services.detection.models.planner import FoveaPlanner
-from services.detection.models.yolo9tr import Yolo9trBoxDetector
+from plugins.survey.tests.test_survey import PAVEMENT, photograph
 from services.gateway.tests.browsing import MARKS, check_page, figure
-from services.gateway.tests.stage import served
 
 pytestmark = MARKS
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    kinds = {"yolo9tr": Yolo9trBoxDetector, "planner": FoveaPlanner}
-    with served("detection", kinds, tmp_path_factory.mktemp("survey"), "/v1/detect/survey") as address:
-        yield address
 
 
 def test_a_survey_is_a_map_whose_markers_lead_to_pictures(page, tmp_path):
@@ -48,18 +36,21 @@ def test_a_survey_is_a_map_whose_markers_lead_to_pictures(page, tmp_path):
         assert sum(name.startswith("pictures/") for name in archive.namelist()) == 3
 
 
-def test_damage_without_a_place_is_not_reported_as_nothing(page, tmp_path):
-    (tmp_path / "plain.jpg").write_bytes(Yolo9trBoxDetector.sample.read_bytes())
+def run_survey(page, *photos):
     page.goto("/console/survey")
-    page.get_by_label("Photos", exact=True).set_input_files(tmp_path / "plain.jpg")
+    page.get_by_label("Photos", exact=True).set_input_files([*photos])
     page.get_by_role("button", name="Survey", exact=True).click()
     page.locator("fovea-survey [data-part=result]").wait_for(timeout=60_000)
-    survey = page.locator("fovea-survey")
+    return page.locator("fovea-survey")
+
+
+def test_damage_without_a_place_is_not_reported_as_nothing(page, tmp_path):
+    (tmp_path / "plain.jpg").write_bytes(PAVEMENT.read_bytes())
+    survey = run_survey(page, tmp_path / "plain.jpg")
     assert figure(survey, "damage") == "none with a position"
     assert figure(survey, "not-placed")[0].isdigit()
-    assert re.fullmatch(
-        r"(\d+ \w+(, )?)+ in 1 photo; none has a position, so there is no map\.", figure(survey, "verdict")
-    )
+    told = r"(\d+ \w+(, )?)+ in 1 photo; none has a position, so there is no map\."
+    assert re.fullmatch(told, figure(survey, "verdict"))
     assert not survey.locator("[data-part=map]").is_visible()
     assert survey.get_by_role("button", name="Add a GPX track").is_visible()
     lost = survey.locator("[data-part=pictures-lost] figure")
@@ -93,9 +84,8 @@ def test_two_surveys_are_compared_on_a_map_in_a_table_and_as_csv(page, tmp_path)
         part.get_by_label(f"{side.title()} survey: file").set_input_files(file)
     verdict = part.locator("[data-part=verdict]")
     verdict.get_by_text("1 worse").wait_for()
-    assert verdict.inner_text() == (
-        "2 new, 1 worse, 0 unchanged, 0 better, 2 gone, within 10 m. 1 without a position is left out."
-    )
+    told = "2 new, 1 worse, 0 unchanged, 0 better, 2 gone, within 10 m. 1 without a position is left out."
+    assert verdict.inner_text() == told
     part.get_by_label("Match within").fill("15")
     assert verdict.inner_text().startswith("1 new, 1 worse, 1 unchanged, 0 better, 1 gone, within 15 m.")
     assert part.locator("circle").count() == 4
@@ -119,11 +109,7 @@ def test_two_surveys_are_compared_on_a_map_in_a_table_and_as_csv(page, tmp_path)
 def test_another_merge_radius_counts_again_without_another_search(page, tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_bytes(photograph(50 + number * 0.00005, 8, number))
-    page.goto("/console/survey")
-    page.get_by_label("Photos", exact=True).set_input_files([tmp_path / f"{number}.jpg" for number in range(3)])
-    page.get_by_role("button", name="Survey", exact=True).click()
-    page.locator("fovea-survey [data-part=result]").wait_for(timeout=60_000)
-    survey = page.locator("fovea-survey")
+    survey = run_survey(page, *(tmp_path / f"{number}.jpg" for number in range(3)))
     apart = figure(survey, "damage")
     page.get_by_label("Merge duplicates within (m)").fill("100")
     page.wait_for_function("before => document.querySelector('[data-part=damage]').textContent !== before", arg=apart)

@@ -9,7 +9,6 @@ import subprocess
 import zipfile
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from defusedxml import ElementTree
@@ -21,11 +20,10 @@ from fovea_survey.places import find_place, read_place
 from fovea_survey.placing import make_unique, place_pictures
 from fovea_survey.schemas import Observation, SeenObject
 from fovea_survey.video.flow import BoxCarrier
+from plugins.survey.tests.films import write_film
+from plugins.survey.tests.test_stream_route import Watching
 from plugins.survey.tests.test_survey import DEGREE_M, GPX, PAVEMENT, photograph, seen
-from services.detection.tests.test_box_detector import CARD, NAMES, Blobs, Toy
-from shared.registry import LoadContext
 from shared.vision.draw import encode
-from shared.vision.servable import DataConfig
 from tests.harness.models import client_of, ok
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -55,20 +53,17 @@ def angle(degrees: int) -> tuple[Any, ...]:
     [
         ({"GPSLatitudeRef": None}, "latitude is stated without N or S"),
         ({"GPSLongitudeRef": None}, "longitude is stated without E or W"),
-        ({"GPSLatitudeRef": "\0"}, "without N or S"),
-        ({"GPSLongitudeRef": "N"}, "without E or W"),
+        ({"GPSLatitudeRef": "\0"}, "without N or S"), ({"GPSLongitudeRef": "N"}, "without E or W"),
         ({"GPSLatitude": angle(95)}, "latitude 95 is impossible"),
-        ({"GPSLongitude": angle(181)}, "longitude 181 is impossible"),
-        ({"GPSLatitude": None}, "no GPS position"),
+        ({"GPSLongitude": angle(181)}, "longitude 181 is impossible"), ({"GPSLatitude": None}, "no GPS position"),
     ],
-)
+)  # fmt: skip
 def test_a_position_that_is_not_fully_stated_is_not_guessed(changes, told):
     found = find_place(tagged(**changes))
     assert isinstance(found, str)
     assert told in found
     assert read_place(tagged(**changes)) is None
     whole = read_place(tagged())
-    assert whole is not None
     assert (whole.latitude, whole.longitude) == (pytest.approx(-15.78, abs=1e-6), pytest.approx(-47.93, abs=1e-6))
 
 
@@ -140,16 +135,12 @@ def test_a_track_is_one_damage_also_where_it_leaves_the_gpx_track():
     assert (left.pictures, left.reason) == (["f#2"], "No track.")
 
 
-class Holes(Toy):
+class Holes(Watching):
     """Finds dark squares: a detector whose answers the test knows."""
 
-    @classmethod
-    def load(cls, place: LoadContext) -> Toy:
-        """The toy; nothing is read."""
-        return cls(CARD, Blobs(), DataConfig(320, NAMES))
+    side = 320
 
     def example(self) -> DetectIn:
-        """A road without a hole."""
         return DetectIn(image=encode(road()))
 
 
@@ -163,15 +154,6 @@ def road(*holes: tuple[int, int, int], shift: int = 0) -> np.ndarray:
     return np.repeat(pixels[top : top + 240, :, None], 3, axis=2)
 
 
-def film_of(folder: Any, frames: list[np.ndarray]) -> bytes:
-    path = folder / "drive.mp4"
-    out = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (320, 240))
-    for frame in frames:
-        out.write(frame)
-    out.release()
-    return path.read_bytes()
-
-
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
     with client_of(tmp_path_factory.mktemp("fovea"), "detection", {"toy-detector": Holes}) as made:
@@ -180,7 +162,7 @@ def client(tmp_path_factory):
 
 def test_a_film_counts_each_hole_once_though_it_moves_further_than_its_size(client, tmp_path):
     holes = ((60, 900, 24), (200, 820, 20), (120, 660, 24))
-    film = film_of(tmp_path, [road(*holes, shift=6 * n) for n in range(70)])
+    film = write_film(tmp_path / "drive.mp4", [road(*holes, shift=6 * n) for n in range(70)])
     track = GPX.replace("10.001", "10.0002")  # 22 m in ten seconds: every tenth frame lies 2.2 m from the last
     files = [("video", ("drive.mp4", film)), ("gpx", ("drive.gpx", track.encode()))]
     found = ok(client.post("/v1/detect/survey", files=files, params={"every": 10, "boxed": True}))

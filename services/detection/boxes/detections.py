@@ -18,8 +18,7 @@ Names = Sequence[str]
 def resolve_classes(classes: Sequence[str], names: Names) -> list[int] | None:
     """Ids of the classes that were asked for, by name or id; None for all.
 
-    Raises:
-        InvalidOption: There is no such class.
+    Raises InvalidOption: there is no such class.
     """
     if not classes:
         return None

@@ -54,8 +54,7 @@ def letterbox_views(
 ) -> LetterboxedImage:
     """Fit a picture (h, w, 3), and its slices where `options.tile` asks for them, into inputs of at most `side`.
 
-    Raises:
-        TooLarge: There would be more than `MAX_SLICES` slices.
+    Raises TooLarge: there would be more than `MAX_SLICES` slices.
     """
     height, width = pixels.shape[:2]
     parts = make_slices(height, width, options.tile, options.tile_overlap) if options.tile else []
@@ -81,12 +80,9 @@ def collect_boxes(
 ) -> np.ndarray:
     """The boxes of a picture, pixels of the original, best first.
 
-    Args:
-        picture: The picture and its views.
-        predictions: (4 + classes, a) of each of its views.
-        options: How much confidence and overlap; how many.
-        classes: Ids that count; None means all.
-        sureness: From the network's scores to the reported ones.
+    `predictions` are (4 + classes, a) of each of its views; `options` say how much confidence and overlap, and how
+    many. Of `classes` only these ids count, None means all; `sureness` leads from the network's scores to the reported
+    ones.
     """
     pairs = zip(picture.views, predictions, strict=True)
     found = [_placed(view, _suppress(rows, options, classes, sureness)) for view, rows in pairs]

@@ -29,16 +29,10 @@ def fit_letterbox(
 def letterbox(
     image: np.ndarray, size: int = 640, stride: int = 32, auto: bool = True
 ) -> tuple[np.ndarray, float, Pads]:
-    """Scale a picture to fit a square of `size`, keeping its aspect, and pad it with grey.
+    """Scale a uint8 picture (h, w, c) to fit a square of `size` pixels, keeping its aspect, and pad it with grey.
 
-    Args:
-        image: uint8 (h, w, c).
-        size: Longest side of the result, pixels.
-        stride: Of the network's coarsest level.
-        auto: Pad to the next multiple of `stride` only; otherwise to the whole square.
-
-    Returns:
-        The padded picture, the ratio of its scale, and half of the padding along x and y (unrounded).
+    `auto` pads to the next multiple of the network's coarsest `stride` only; otherwise to the whole square. Returns the
+    padded picture, the ratio of its scale, and half of the padding along x and y (unrounded).
     """
     height, width, channels = image.shape
     ratio, high, wide, (pad_x, pad_y) = fit_letterbox(height, width, size, stride, auto=auto)

@@ -69,14 +69,10 @@ def merge_slices(
 ) -> np.ndarray:
     """One list of boxes from those of all slices and of the whole picture.
 
-    Args:
-        rows: x1, y1, x2, y2 (pixels of the original), score, class of each box (m, 6).
-        sources: Index into `parts` of each box; -1 where the whole picture was searched.
-        parts: The slices.
-        shape: Height and width of the original.
-        iou: Of two boxes that overlap by more, the better stays.
-        agnostic: Boxes of different classes suppress each other too.
-        most: Most boxes that stay.
+    `rows` (m, 6) are x1, y1, x2, y2 (pixels of the original), score and class of each box, `sources` its index into
+    `parts`, -1 where the whole picture was searched; `shape` is the original's height and width. Of two boxes that
+    overlap by more than `iou` the better stays; `agnostic` boxes of different classes suppress each other, too; `most`
+    boxes stay.
     """
     best = np.argsort(-rows[:, 4], kind="stable")[:MAX_MERGED]
     rows, sources = rows[best], sources[best]

@@ -15,12 +15,7 @@ HEAD = 32
 
 
 class Bottleneck(nn.Module):
-    """Two 3x3 convolutions around a shortcut.
-
-    Args:
-        channels: In and out.
-        e: Share of the channels in between.
-    """
+    """Two 3x3 convolutions around a shortcut, with the share `e` of the channels in between."""
 
     def __init__(self, channels: int, e: float = 0.5) -> None:
         super().__init__()
@@ -52,13 +47,9 @@ class ThreeConv(nn.Module):
 
 
 class CrossStage(nn.Module):
-    """C3k2: one half passes, one goes through a block; both and what came of it are joined.
+    """C3k2: one half passes, one goes through a block (C3k if `deep`); both and what came of it are joined.
 
-    Args:
-        inputs: Channels in.
-        outputs: Channels out.
-        deep: C3k instead of a bottleneck.
-        e: Share of the output channels in between.
+    `e` is the share of the output channels in between.
     """
 
     def __init__(self, inputs: int, outputs: int, *, deep: bool = False, e: float = 0.5) -> None:
@@ -117,11 +108,7 @@ class AreaBlock(nn.Module):
 class AreaElan(nn.Module):
     """A2C2f: a chain of stages whose every output is joined; stages are pairs of area blocks, or C3k.
 
-    Args:
-        inputs: Channels in.
-        outputs: Channels out.
-        depth: Stages.
-        area: Areas of the attention; 0 means C3k stages.
+    There are `depth` stages, whose attention has `area` areas; 0 means C3k stages.
     """
 
     def __init__(self, inputs: int, outputs: int, depth: int = 1, area: int = 0) -> None:

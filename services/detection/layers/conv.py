@@ -28,15 +28,9 @@ class Fusible(Protocol):
 
 
 class Conv(nn.Module):
-    """Convolution without bias, padded to keep the size, batch norm, SiLU (or nothing).
+    """Convolution without bias, padded to keep the size, batch norm, SiLU (nothing unless `active`).
 
-    Args:
-        inputs: Channels in.
-        outputs: Channels out.
-        kernel: Side of the square kernel.
-        stride: Pixels between two outputs.
-        groups: Groups of channels that do not see each other.
-        active: False leaves the SiLU out.
+    `groups` of channels do not see each other.
     """
 
     def __init__(

@@ -55,12 +55,9 @@ def _fixed(kernel: Tensor, channels: int) -> nn.Conv3d:
 
 
 class EdgeModule(nn.Module):
-    """HEM: edges of a fine map, max-pooled to each coarser level.
+    """HEM: edges of a fine map, max-pooled to each coarser level, `official` or `described`.
 
-    Args:
-        channels: Of the map.
-        outs: Channels at each level, 1/2, 1/4, 1/8 … of the map's size.
-        edge: `official` or `described`.
+    `outs` are the channels at each level, 1/2, 1/4, 1/8 … of the map's size.
     """
 
     def __init__(self, channels: int, outs: Sequence[int], edge: Edge = "described") -> None:

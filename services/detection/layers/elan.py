@@ -15,11 +15,7 @@ from services.detection.layers.conv import Conv, RepConv
 class Elan(nn.Module):
     """ELAN1: one half passes, the other goes through two 3x3 convolutions; all four stages are joined.
 
-    Args:
-        inputs: Channels in.
-        outputs: Channels out.
-        middle: Channels of the first stage, split in halves.
-        branch: Channels of each further stage.
+    The first stage has `middle` channels, split in halves, each further one `branch`.
     """
 
     def __init__(self, inputs: int, outputs: int, middle: int, branch: int) -> None:
@@ -69,14 +65,9 @@ class RepCsp(nn.Module):
 
 
 class RepElan(nn.Module):
-    """RepNCSPELAN4: ELAN whose stages are RepNCSP followed by a 3x3 convolution.
+    """RepNCSPELAN4: ELAN whose stages are RepNCSP, of `depth` bottlenecks each, followed by a 3x3 convolution.
 
-    Args:
-        inputs: Channels in.
-        outputs: Channels out.
-        middle: Channels of the first stage, split in halves.
-        branch: Channels of each further stage.
-        depth: Bottlenecks in each stage.
+    The first stage has `middle` channels, split in halves, each further one `branch`.
     """
 
     def __init__(self, inputs: int, outputs: int, middle: int, branch: int, depth: int = 3) -> None:

@@ -27,12 +27,9 @@ class Integral(nn.Module):
 
 
 def towers(channels: Sequence[int], classes: int, strides: Sequence[int]) -> tuple[nn.ModuleList, nn.ModuleList]:
-    """Box towers and class towers, one per level, with biases that expect few objects.
+    """Box towers and class towers, one per level, finest first, with biases that expect few objects.
 
-    Args:
-        channels: Channels of the levels, finest first.
-        classes: How many.
-        strides: Pixels per cell of each level; a bias expects five objects on a picture of 640.
+    `strides` are the pixels per cell of each level; a bias expects five objects on a picture of 640.
     """
     boxes = -(-max(channels[0] // 4, 4 * BINS, 16) // 4) * 4
     wide = max(channels[0], min(2 * classes, 128))

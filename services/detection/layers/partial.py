@@ -116,13 +116,10 @@ class _Stage(nn.Module):
 
 
 class PartialNetwork(nn.Module):
-    """Stem, four stages with merging between them, and a classifier or four feature maps.
+    """Stem, four stages of blocks from `make` with merging between them, and a classifier or four feature maps.
 
-    Args:
-        shape: The size.
-        make: Builds the blocks.
-        classes: Outputs of the classifier.
-        features: No classifier: `forward` gives the maps of the four stages, each through a batch norm of its own.
+    With `features` there is no classifier: `forward` gives the maps of the four stages, each through a batch norm of
+    its own.
     """
 
     def __init__(self, shape: Shape, make: Make, classes: int, *, features: bool) -> None:
@@ -172,8 +169,7 @@ class PartialNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Logits (n, classes) of a normalised picture (n, 3, h, w); with `features` the four maps.
 
-        Raises:
-            InvalidOption: Height or width is not a multiple of 32.
+        Raises InvalidOption: height or width is not a multiple of 32.
         """
         height, width = x.shape[-2:]
         if height % STRIDE or width % STRIDE:

@@ -74,10 +74,7 @@ class _RelativeBias(nn.Module):
 class SpatialSelfAttention(nn.Module):
     """PAT_sf: multi-head self-attention among all places of a map, with a bias by their distance.
 
-    Args:
-        channels: Of the map; divisible by `heads`.
-        heads: h.
-        dropout: Of weights and of the projection, in training.
+    `heads` divide the channels; `dropout` is of weights and of the projection, in training.
     """
 
     def __init__(self, channels: int, heads: int, dropout: float = 0.1) -> None:

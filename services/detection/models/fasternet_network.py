@@ -37,13 +37,7 @@ class _Block(nn.Module):
 
 
 class FasterNet(PartialNetwork):
-    """FasterNet (Chen et al., CVPR 2023).
-
-    Args:
-        size: Published size.
-        classes: Outputs of the classifier.
-        features: Four feature maps for a detector instead of logits.
-    """
+    """FasterNet (Chen et al., CVPR 2023); with `features` it has four maps for a detector instead of logits."""
 
     def __init__(self, size: Size, classes: int = 1000, *, features: bool = False) -> None:
         shape = SIZES[size]

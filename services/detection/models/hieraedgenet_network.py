@@ -81,9 +81,7 @@ def _separable(inputs: int, outputs: int) -> nn.Sequential:
 class HieraEdgeNet(nn.Module):
     """HieraEdgeNet (2025); `model.<layer>` as official checkpoints name them.
 
-    Args:
-        classes: Kinds of pollen.
-        edge: `official`: the edge maps are 0 whatever the picture, as in the release; `described`: real edges.
+    With `official` edges the edge maps are 0 whatever the picture, as in the release; `described` ones are real.
     """
 
     def __init__(self, classes: int, edge: Edge = "official") -> None:
@@ -98,8 +96,7 @@ class HieraEdgeNet(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Raw maps (n, 64 + classes, h, w) of P3, P4, P5 of pictures (n, 3, h, w) in 0..1.
 
-        Raises:
-            InvalidOption: Height or width is not a multiple of 32.
+        Raises InvalidOption: height or width is not a multiple of 32.
         """
         height, width = x.shape[-2:]
         if height % STRIDES[-1] or width % STRIDES[-1]:

@@ -89,14 +89,10 @@ class _Block(nn.Module):
 
 
 class PATNet(PartialNetwork):
-    """PATNet (2025).
+    """PATNet (2025) in a published size.
 
-    Args:
-        size: Published size.
-        spatial: Whether a spatial gate follows each block; None is what the size was published with.
-        heads: Of the self-attention in stage 4.
-        classes: Outputs of the classifier.
-        features: Four feature maps for a detector instead of logits.
+    A spatial gate follows each block if `spatial`; None is what the size was published with. `heads` are those of the
+    self-attention in stage 4. With `features` there are four maps for a detector instead of logits.
     """
 
     def __init__(

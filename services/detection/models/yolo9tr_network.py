@@ -74,11 +74,8 @@ class DualHead(nn.Module):
 class Yolo9tr(nn.Module):
     """YOLO9tr (2024), sections 1 and 2 of the description; `model.<layer>` as in the official checkpoint.
 
-    Args:
-        classes: How many kinds of damage.
-        size: Where the attention is.
-        branch: `main` for serving; `both` for training and for reading official checkpoints whole.
-        width: Factor on every channel count.
+    `size` says where the attention is; the branch `main` is for serving, `both` for training and for reading official
+    checkpoints whole; `width` is a factor on every channel count.
     """
 
     def __init__(self, classes: int, size: Size = "s", branch: Branch = "both", width: float = 1.0) -> None:
@@ -101,8 +98,7 @@ class Yolo9tr(nn.Module):
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor] | None]:
         """Raw maps (n, 64 + classes, h, w) of P3, P4, P5: of the main branch, and of the auxiliary one or None.
 
-        Raises:
-            InvalidOption: Height or width is not a multiple of 32.
+        Raises InvalidOption: height or width is not a multiple of 32.
         """
         height, width = x.shape[-2:]
         if height % STRIDES[-1] or width % STRIDES[-1]:

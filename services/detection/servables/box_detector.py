@@ -147,8 +147,7 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
     def _side(self, request: DetectIn) -> int:
         """Longest side of the network's input.
 
-        Raises:
-            InvalidOption: Another than the graph's own was asked for, and it takes no other.
+        Raises InvalidOption: another than the graph's own was asked for, and it takes no other.
         """
         side = self.config.side
         if self.square and request.size not in {None, side}:

@@ -43,8 +43,7 @@ class PatchGrid:
 def divide(height: int, width: int, tile: int | None) -> PatchGrid:
     """Divide a picture evenly into patches of about `tile` pixels; None leaves it whole.
 
-    Raises:
-        InvalidOption: There would be more patches than `MAX_PATCHES`.
+    Raises InvalidOption: there would be more patches than `MAX_PATCHES`.
     """
     rows, columns = (max(1, round(length / tile)) if tile else 1 for length in (height, width))
     if rows * columns > MAX_PATCHES:
@@ -58,12 +57,8 @@ def divide(height: int, width: int, tile: int | None) -> PatchGrid:
 def resize_patch(pixels: np.ndarray, box: tuple[int, int, int, int], side: int, crop: float) -> np.ndarray:
     """A patch of a picture (h, w, 3) uint8 at the network's size, still uint8 (side, side, 3), bicubic with antialias.
 
-    Args:
-        pixels: The picture.
-        box: The patch.
-        side: Of the network's square.
-        crop: Share of the shorter side that is kept, in the middle, as published evaluations do; 1 squashes the whole
-            patch into the square instead.
+    `crop` is the share of the shorter side that is kept, in the middle, as published evaluations do; 1 squashes the
+    whole patch into the square instead.
     """
     patch = Image.fromarray(pixels[box[1] : box[3], box[0] : box[2]])
     if crop < 1:

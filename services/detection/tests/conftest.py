@@ -1,9 +1,3 @@
 """Fixtures of all tests of this service."""
 
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    torch.set_num_threads(1)
+from tests.harness.public_rule import one_thread  # noqa: F401  # fixture

@@ -55,8 +55,6 @@ class Blobs:
 
 
 class Toy(BoxDetector):
-    """A detector over the toy engine."""
-
     card = CARD
 
 
@@ -103,7 +101,7 @@ def test_boxes_are_pixels_of_the_original_also_scaled_and_turned():
     np.testing.assert_allclose(turned.box, (192 - 92, 40, 192 - 60, 72), atol=2)
 
 
-def test_options_choose_what_is_told():
+def test_options_choose_what_is_told_and_nothing_found_is_an_answer():
     image = _squares((20, 30, 0), (80, 60, 50))
     toy = _toy()
     assert [d.label for d in _one(toy, DetectIn(image=image, classes=("hole",))).detections] == ["hole"]
@@ -111,9 +109,6 @@ def test_options_choose_what_is_told():
     assert len(_one(toy, DetectIn(image=image, max_detections=1)).detections) == 1
     assert len(_one(toy, DetectIn(image=image, confidence=0.895)).detections) == 1
     assert _one(toy, DetectIn(image=image, size=64)).notes[0].startswith("Letterboxed to 64×64")
-
-
-def test_an_unknown_class_names_the_field_and_nothing_found_is_an_answer():
     (answer,) = _toy().predict([DetectIn(image=_squares(), classes=("whale",))], CallContext())
     assert isinstance(answer, InvalidOption)
     assert answer.field == "classes"
@@ -123,15 +118,12 @@ def test_an_unknown_class_names_the_field_and_nothing_found_is_an_answer():
     assert answer.overlay is not None
 
 
-def test_sizes_in_the_world_follow_the_scale():
+def test_sizes_in_the_world_follow_the_scale_and_extras_are_there_when_asked_for():
     answer = _one(_toy(), DetectIn(image=_squares((20, 30, 0)), microns_per_pixel=0.5))
     microns = answer.detections[0].microns
     assert microns is not None
     assert (microns.width, microns.height, microns.radius, microns.area) == (8, 8, 4, 64)
     assert (answer.summary["crack"].mean_radius_um, answer.summary["crack"].percent) == (4, 100)
-
-
-def test_extras_are_there_when_asked_for():
     answer = _one(_toy(), DetectIn(image=_squares((20, 30, 0)), include=("columns", "crops", "letterbox", "overlay")))
     assert answer.columns is not None
     assert answer.crops is not None
@@ -181,7 +173,7 @@ def test_the_drawn_picture_has_boxes_in_the_colours_of_their_classes(media):
     assert np.abs(pixels[61, 88] - class_colour(1)).max() < 30
 
 
-def test_tables_have_a_row_per_detection_and_are_whole():
+def test_tables_have_a_row_per_detection_and_coco_ids_categories_and_boxes_by_size():
     rows = list(csv.DictReader(io.StringIO(_render("text/csv", microns_per_pixel=2).decode())))
     assert [row["label"] for row in rows] == ["crack", "hole"]
     names = ("x1", "y1", "x2", "y2", "radius_px", "radius_um")
@@ -191,9 +183,6 @@ def test_tables_have_a_row_per_detection_and_are_whole():
     assert table is not None
     assert b"'=1+1" in table
     assert len(_render("text/csv", include=("columns",)).splitlines()) == 3
-
-
-def test_coco_has_ids_categories_and_boxes_by_size():
     found = json.loads(_render("application/vnd.coco+json"))
     assert [c["name"] for c in found["categories"]] == list(NAMES)
     assert [(a["id"], a["category_id"], a["bbox"]) for a in found["annotations"]] == [

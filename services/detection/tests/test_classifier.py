@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fovea.api.classes import ClassifyIn, ClassifyOut
 from fovea.api.timings import Times
-from fovea.errors import InvalidOption, UnsupportedMedia
+from fovea.errors import InvalidOption
 from services.detection.boxes.drawing import class_colour
 from services.detection.models.patnet_network import PATNet
 from services.detection.servables.classifier import FEATURE_MAPS, Classifier
@@ -79,17 +79,6 @@ def test_patches_are_the_pictures_they_cut_out(tiny, page):
         (alone,) = tiny.predict([ClassifyIn(image=encode(np.ascontiguousarray(pixels[y1:y2, x1:x2])))], CallContext())
         assert alone.results[0].label == result.label
         assert alone.results[0].probability == pytest.approx(result.probability, abs=1e-4)
-
-
-def test_pictures_with_different_grids_share_a_batch_and_errors_stay_alone(tiny, page):
-    asked = [ClassifyIn(image=page, tile=65), ClassifyIn(image=b"no picture"), ClassifyIn(image=page, tile=16)]
-    asked += [ClassifyIn(image=page), ClassifyIn(image=encode(np.zeros((900, 900, 3), np.uint8)), tile=16)]
-    first, broken, many, whole, too_many = tiny.predict(asked, CallContext())
-    assert isinstance(broken, UnsupportedMedia)
-    assert isinstance(too_many, InvalidOption)
-    assert [len(a.results) for a in (first, many, whole)] == [6, 8 * 12, 1]
-    (alone,) = tiny.predict([asked[2]], CallContext())
-    assert [r.label for r in alone.results] == [r.label for r in many.results]
 
 
 def test_feature_maps_of_all_patches_come_as_an_archive(tiny, page):

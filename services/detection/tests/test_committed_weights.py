@@ -3,20 +3,15 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 from fovea.api.boxes import DetectIn
 from fovea.api.classes import ClassifyIn
-from services.detection.layers import PositionAttention
-from services.detection.models.bmn import BmnActionDetector
 from services.detection.models.fasternet import FasterNetClassifier
 from services.detection.models.hieraedgenet_cells import HieraEdgeNetCellsBoxDetector
 from services.detection.models.patnet import PATNetClassifier
 from services.detection.models.yolo9tr import Yolo9trBoxDetector
-from shared.registry import CallContext, LoadContext, network
+from shared.registry import CallContext, LoadContext
 from shared.registry.weights import read_manifest, read_weights
 from shared.serving import trained_models
 from tests.harness.models import client_of
@@ -85,28 +80,12 @@ def test_the_card_names_the_kinds_of_pictures_that_its_warnings_miss(kind):
     assert all(name in kind.card.notes[0] for name in weak)
 
 
-@torch.no_grad()
-def test_attention_reaches_the_boxes_of_the_served_yolo9tr():
-    assert "Weak" in Yolo9trBoxDetector.card.notes[0]
-    weights = read_weights(Yolo9trBoxDetector.folder / "yolo9tr.safetensors")
-    net = network("yolo9tr", **weights.manifest.network.config).eval()
-    net.load_state_dict({key: torch.from_numpy(array) for key, array in weights.arrays.items()})
-    pixels = np.asarray(Image.open(Yolo9trBoxDetector.sample).convert("RGB").resize((320, 224)), np.float32)
-    x = torch.from_numpy(pixels.transpose(2, 0, 1)[None] / 255)
-    before = net.predictions(x)
-    for block in net.modules():
-        if isinstance(block, PositionAttention):
-            for parameter in block.attn.parameters():
-                parameter.zero_()
-    assert (before - net.predictions(x))[:, :4].abs().max() > 1
-
-
-SHIPPED = BmnActionDetector.folder / "bmn.safetensors"
+SHIPPED = FasterNetClassifier.folder / "fasternet.safetensors"
 
 
 def test_a_model_trained_meanwhile_is_served_and_a_broken_one_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(trained_models, "FOLDER_POLL_S", 0.05)
-    manifest = read_manifest(SHIPPED).model_copy(update={"serves": "bmn"})
+    manifest = read_manifest(SHIPPED).model_copy(update={"serves": "fasternet"})
 
     def write(name, **changed):
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,18 +94,18 @@ def test_a_model_trained_meanwhile_is_served_and_a_broken_one_left_out(tmp_path,
         draft.write_text(manifest.model_copy(update={"name": name, **changed}).model_dump_json())
         draft.replace(folder / f"{name}.json")
 
-    with client_of(tmp_path, "detection", {"bmn": BmnActionDetector}) as client:
+    with client_of(tmp_path, "detection", {"fasternet": FasterNetClassifier}) as client:
         folder = client.app.state.settings.weights_dir
-        example = client.get("/v1/models/bmn/example").json()
-        assert client.post("/v1/actions", json={**example, "model": "mine"}).status_code == 404
+        example = client.get("/v1/models/fasternet/example").json()
+        assert client.post("/v1/classify", json={**example, "model": "mine"}).status_code == 404
         write("broken", sha256="0" * 64)
         write("mine", data={"folder": "matches"})
         wait_until(lambda: client.get("/v1/models/mine").status_code == 200, 60)
         assert "matches" in client.get("/v1/models/mine").json()["summary"]
-        answer = client.post("/v1/actions", json={**example, "model": "mine"}).json()
-        assert answer["proposals"] == client.post("/v1/actions", json={**example, "model": "bmn"}).json()["proposals"]
+        mine, own = (client.post("/v1/classify", json={**example, "model": name}) for name in ("mine", "fasternet"))
+        assert mine.json()["results"][0]["probability"] == own.json()["results"][0]["probability"]
         assert client.get("/readyz").status_code == 200
-        assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["bmn", "mine"]
+        assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["fasternet", "mine"]
         write("mine", data={"folder": "more matches"})
         wait_until(lambda: "more" in client.get("/v1/models/mine").json()["summary"], 60)
-        assert client.post("/v1/actions", json={**example, "model": "mine"}).status_code == 200
+        assert client.post("/v1/classify", json={**example, "model": "mine"}).status_code == 200

@@ -34,6 +34,8 @@ PARAMETERS = {
 }  # fmt: skip
 """Millions, without and with the spatial gate."""
 
+FASTERNET = {"t0": 3.905, "t1": 7.595, "t2": 14.983, "s": 31.181}
+
 
 @pytest.fixture(
     scope="module",
@@ -74,12 +76,10 @@ def test_every_size_has_the_published_parameters(size, counts):
         default = sum(p.numel() for p in PATNet(size).parameters()) / 1e6
     assert found == pytest.approx(counts, abs=0.005)
     assert default == found[size == "t1"]  # only T1 was published with the gate
-
-
-@pytest.mark.parametrize(("size", "count"), [("t0", 3.905), ("t1", 7.595), ("t2", 14.983), ("s", 31.181)])
-def test_every_size_of_the_baseline_has_the_published_parameters(size, count):
-    with torch.device("meta"):
-        assert sum(p.numel() for p in FasterNet(size).parameters()) / 1e6 == pytest.approx(count, abs=0.001)
+    if size in FASTERNET:
+        with torch.device("meta"):
+            found = sum(p.numel() for p in FasterNet(size).parameters()) / 1e6
+        assert found == pytest.approx(FASTERNET[size], abs=0.001)
 
 
 @pytest.mark.parametrize("make", [PATNet, FasterNet])
@@ -101,6 +101,8 @@ def test_sizes_that_do_not_fit_are_named_and_flat_channels_have_finite_gradients
     with pytest.raises(InvalidOption, match="multiples of 32, got 96x100") as caught:
         FasterNet("t0")(torch.zeros(1, 3, 96, 100))
     assert caught.value.field == "x"
+    with pytest.raises(InvalidOption, match="multiples of 32, got 64x90"):
+        HieraEdgeNet(8, "described").eval()(torch.zeros(1, 3, 64, 90))
     gate, x = ChannelGate(2), torch.ones(1, 2, 4, 4, requires_grad=True)
     gate.eval()(x).sum().backward()
     assert x.grad.isfinite().all()
@@ -229,9 +231,3 @@ def test_training_by_fft_gives_the_same_map_and_the_same_gradients():
         found[mode] = [made.detach(), *(getattr(net, f"dw_{k}").weight.grad.clone() for k in (13, 31, 33, 11))]
     for fast, plain in zip(found[True], found[False], strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4)
-
-
-def test_a_bad_size_is_named():
-    net = HieraEdgeNet(8, "described").eval()
-    with pytest.raises(InvalidOption, match="multiples of 32, got 64x90"):
-        net(torch.zeros(1, 3, 64, 90))

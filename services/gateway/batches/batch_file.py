@@ -31,8 +31,7 @@ class BatchLine(BaseModel):
 def parse_lines(data: bytes, endpoint: str) -> list[BatchLine]:
     """Parse a file of requests.
 
-    Raises:
-        InvalidOption: It holds none or too many, a line that is not a request or goes elsewhere, or an id twice.
+    Raises InvalidOption: it holds none or too many, a line that is not a request or goes elsewhere, or an id twice.
     """
     rows = [row for row in data.split(b"\n") if row.strip()]
     if not 1 <= len(rows) <= MAX_LINES:

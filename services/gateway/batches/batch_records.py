@@ -63,8 +63,7 @@ class BatchRecords:
     def load(self, tenant: str, batch_id: str) -> tuple[BatchRecord, Lines]:
         """The batch as it ended, or else as it was created, and the lines of what is over.
 
-        Raises:
-            NotFound: The tenant has no such batch.
+        Raises NotFound: the tenant has no such batch.
         """
         objects = self._of(tenant, batch_id)
         # Lines before the end: where another gateway has just removed them, the end is there.

@@ -100,12 +100,7 @@ class BatchService:
         return _count(record, lines)
 
     async def cancel(self, tenant: str, batch_id: str, queue: JobQueue) -> Batch:
-        """Cancel what is still running.
-
-        Raises:
-            NotFound: There is no such batch.
-            Conflict: It is over.
-        """
+        """Cancel what is still running. Raises NotFound: there is no such batch; Conflict: it is over."""
         if (await self.get(tenant, batch_id, queue)).status != "in_progress":
             raise Conflict("The batch is over.")
         record, _ = await asyncio.to_thread(self._records.load, tenant, batch_id)

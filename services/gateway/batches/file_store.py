@@ -35,12 +35,7 @@ class FileStore:
         self._adding: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def add(self, tenant: str, name: str, purpose: str, data: bytes) -> FileObject:
-        """Store a file.
-
-        Raises:
-            QueueFull: The tenant has too many.
-            RateLimited: They hold as many bytes as they may.
-        """
+        """Store a file. Raises QueueFull: the tenant has too many; RateLimited: they hold as many bytes as they may."""
         with self._adding[tenant]:  # uploads of one tenant one by one: together they would all find the same room
             self.check_room(tenant, len(data))
             return self.put(tenant, f"file-{uuid4().hex}", name, purpose, data)
@@ -60,9 +55,7 @@ class FileStore:
     def check_room(self, tenant: str, more: int = 0) -> None:
         """Check that a tenant may store another file of `more` bytes.
 
-        Raises:
-            QueueFull: There are too many.
-            RateLimited: They hold as many bytes as they may.
+        Raises QueueFull: there are too many; RateLimited: they hold as many bytes as they may.
         """
         found = list(self._of(tenant).list_objects())
         if sum(facts.path.endswith(".json") for facts in found) >= MAX_FILES:

@@ -11,11 +11,7 @@ from fovea.errors import Malformed
 
 
 async def parse_upload(headers: Headers, body: bytes) -> tuple[str, str, bytes]:
-    """Name, purpose and bytes of an upload.
-
-    Raises:
-        Malformed: It is not a form with `file` and `purpose`.
-    """
+    """Name, purpose and bytes of an upload. Raises Malformed: it is not a form with `file` and `purpose`."""
 
     async def pieces() -> AsyncGenerator[bytes, None]:
         yield body

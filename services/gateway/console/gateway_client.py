@@ -41,9 +41,8 @@ class InProcessClient:
     async def card(self, request: Request, name: str) -> dict[str, Any]:
         """Fetch the card of one model; its last known one, marked not ready, while its service does not answer.
 
-        Raises:
-            NotFound: There is no such model.
-            NotReady: Its service does not answer, and nobody has fetched the card before.
+        Raises NotFound: there is no such model; NotReady: its service does not answer, and nobody has fetched the card
+        before.
         """
         try:
             card = await self._get(request, f"/v1/models/{name}")
@@ -75,8 +74,7 @@ class InProcessClient:
     async def steering_vectors(self, request: Request) -> list[dict[str, Any]] | None:
         """Fetch the reader's steering vectors, newest first; None where no service has any.
 
-        Raises:
-            PermissionDenied: The reader's key lacks the scope.
+        Raises PermissionDenied: the reader's key lacks the scope.
         """
         try:
             found = await self._get(request, "/v1/steering-vectors")

@@ -38,11 +38,9 @@ class NavLink:
 
 
 def build_navigation(tasks: Iterable[str], pages: Mapping[str, Page]) -> dict[str, list[NavLink]]:
-    """Build the navigation by group.
+    """Build the navigation by group, with the served tasks and the pages of plug-ins by slug.
 
-    Args:
-        tasks: The tasks that are served; those with a page of their own are listed without it, too.
-        pages: Pages of plug-ins by slug.
+    Tasks with a page of their own are listed also where they are not served.
     """
     groups: dict[str, list[NavLink]] = {"Images": [], "Language": [], "Evaluate": [], "Interpret": []}
     for task in sort_tasks({*_ALWAYS, *tasks} - {"infer"}):

@@ -46,13 +46,10 @@ _Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Console:
-    """The pages of one gateway.
+    """The pages of one gateway, with what `client` fetches.
 
-    Args:
-        client: Fetches what pages show.
-        keys: Whether callers need an API key, which code snippets then show.
-        max_body_bytes: The largest request that the gateway accepts, which pages check before they send one.
-        signs_in: Whether readers can sign in at an identity provider.
+    Code snippets show an API key if callers need `keys`; pages check `max_body_bytes` before they send a request;
+    readers can sign in at an identity provider if `signs_in`.
     """
 
     def __init__(self, client: InProcessClient, *, keys: bool, max_body_bytes: int, signs_in: bool = False) -> None:
@@ -196,8 +193,7 @@ class Console:
     async def missing(self, request: Request) -> Response:
         """An unknown page.
 
-        Raises:
-            NotFound: Always; the hint names the plug-in that brings the page, where one is known.
+        Raises NotFound: always; the hint names the plug-in that brings the page, where one is known.
         """
         path = request.url.path[:200]
         error = plugins.explain_missing("paths", path, f"The page {path}")
@@ -296,11 +292,7 @@ def _select_model(models: list[ModelEntry], name: str | None) -> ModelEntry | No
 
 
 def _read_spec(request: Request) -> dict[str, Any]:
-    """Read the spec of a permalink.
-
-    Raises:
-        InvalidOption: It is not a JSON object.
-    """
+    """Read the spec of a permalink. Raises InvalidOption: it is not a JSON object."""
     try:
         spec = json.loads(request.query_params.get("spec") or "{}")
     except (ValueError, RecursionError):

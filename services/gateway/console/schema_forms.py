@@ -83,13 +83,10 @@ def build_fields(
     values: Schema | None = None,
     fallbacks: Schema | None = None,
 ) -> list[Field]:
-    """Build the fields of an object schema, in its order; required ones first.
+    """Build the fields of an object schema, in its order; required ones first. `$ref` into its own `$defs` is followed.
 
-    Args:
-        schema: JSON Schema of the request; `$ref` into its own `$defs` is followed.
-        without: Names that the page has its own control for.
-        values: Values that replace the schema's defaults, for example those of a permalink.
-        fallbacks: Values that a model uses where a request leaves an option out.
+    The page has its own control for the names in `without`. `values` replace the schema's defaults, for example those
+    of a permalink; `fallbacks` are what a model uses where a request leaves an option out.
     """
     needed = frozenset(schema.get("required", ()))
     found = [

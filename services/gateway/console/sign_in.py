@@ -57,9 +57,7 @@ class SignIn:
     async def exchange(self, request: Request) -> Response:
         """Exchange a code for a token.
 
-        Raises:
-            Unauthenticated: The provider refuses the code.
-            RateLimited: Too many exchanges go on.
+        Raises Unauthenticated: the provider refuses the code; RateLimited: too many exchanges go on.
         """
         form = await request.form(max_files=0, max_fields=4)
         code, verifier = (str(form.get(name, ""))[:_MAX_TEXT] for name in ("code", "verifier"))
@@ -117,8 +115,7 @@ def _unreachable() -> NotReady:
 def _redirect_uri(request: Request) -> str:
     """The address that the provider sends the reader back to: this host, by the scheme that the browser uses.
 
-    Raises:
-        InvalidOption: The scheme is another one.
+    Raises InvalidOption: the scheme is another one.
     """
     scheme = request.query_params.get("scheme", "")
     if scheme not in {"http", "https"}:

@@ -21,13 +21,7 @@ class Snippet:
 
 
 def build_snippets(card: Mapping[str, Any], origin: str, *, keys: bool = False) -> list[Snippet]:
-    """Build ready-to-run calls of a model.
-
-    Args:
-        card: As `/v1/models/{id}` has it.
-        origin: Scheme, host and port of the gateway.
-        keys: Whether callers need an API key.
-    """
+    """Build ready-to-run calls of a model from its card of `/v1/models/{id}`, with an API key if callers need one."""
     writer = _SnippetWriter(card, origin, keys)
     if card["task"] in {"chat", "complete"}:
         return list(writer.chat())

@@ -51,15 +51,9 @@ def digest_folders(folders: Iterable[Path]) -> str:
 def build_static_routes(
     root: str, folders: Mapping[str, Path], sheets: Iterable[Path]
 ) -> tuple[str, list[Route | Mount]]:
-    """Build the routes of all static files.
+    """Build the routes of all static files below a URL; returns the URL with the digest, for pages, and the routes.
 
-    Args:
-        root: The URL below which they are.
-        folders: Folders by their path below the root; the empty path comes last.
-        sheets: Style sheets that are served as one, `all.css`.
-
-    Returns:
-        The URL that pages use, with the digest, and the routes.
+    Folders are given by their path below the root; the empty path comes last. `sheets` are served as one, `all.css`.
     """
     base = f"{root}/{digest_folders(folders.values())}"
     text = "\n".join(sheet.read_text("utf8") for sheet in sheets)

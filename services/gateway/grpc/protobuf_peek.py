@@ -12,10 +12,8 @@ MAX_TEXT_BYTES = 1024
 def read_text_field(message: bytes, number: int) -> str:
     """Read the last value of field `number`, a string; empty where it is absent.
 
-    Every known encoder writes fields in order of their numbers, so the search ends at the first one beyond.
-
-    Raises:
-        Malformed: This is not a protobuf message, or has too many fields.
+    Every known encoder writes fields in order of their numbers, so the search ends at the first one beyond. Raises
+    Malformed: this is not a protobuf message, or has too many fields.
     """
     found = b""
     for field in iterate_fields(message):

@@ -176,9 +176,8 @@ class GrpcProxy:
     async def _read_answer(self, replica: Replica, call: GrpcCall, answers: Any) -> Any:
         """The next message of a stream, or `EOF`.
 
-        Raises:
-            NotReady: The replica hangs.
-            DeadlineExceeded: No message passed in either direction for too long, or the stream has lasted too long.
+        Raises NotReady: the replica hangs; DeadlineExceeded: no message passed in either direction for too long, or the
+        stream has lasted too long.
         """
         under_way = Dispatch(replica)
         try:

@@ -64,14 +64,7 @@ Method = Callable[[bytes, GrpcCall], Awaitable[bytes]]
 
 
 async def serve_grpc(gateway: Gateway, host: str, port: int) -> tuple[grpc.aio.Server, int]:
-    """Start the server.
-
-    Returns:
-        The running server (stop it with `await server.stop(grace)`), and its port.
-
-    Raises:
-        OSError: The port is in use.
-    """
+    """Start the server; returns it, to `await server.stop(grace)`, and its port. Raises OSError: the port is in use."""
     options = [
         ("grpc.max_receive_message_length", gateway.settings.max_body_bytes),
         ("grpc.max_send_message_length", -1),

@@ -27,8 +27,7 @@ _MODEL_FIELD: Final = 1
 async def read_first(messages: AsyncIterator[bytes], wait_s: float) -> bytes | None:
     """Read the first message of a call; None where the call ends without one.
 
-    Raises:
-        DeadlineExceeded: It does not arrive within `wait_s`.
+    Raises DeadlineExceeded: it does not arrive within `wait_s`.
     """
     try:
         async with asyncio.timeout(wait_s):

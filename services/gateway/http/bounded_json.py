@@ -19,9 +19,7 @@ _SMALL_BYTES = 2**16
 def parse_json(data: bytes) -> Any:
     """The value of a JSON text.
 
-    Raises:
-        Malformed: It is none, or is nested too deeply.
-        TooLarge: It has too many parts.
+    Raises Malformed: it is none, or is nested too deeply; TooLarge: it has too many parts.
     """
     check_parts(data)
     try:

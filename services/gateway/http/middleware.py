@@ -230,11 +230,7 @@ async def _drain_body(ctx: RequestContext) -> None:
 
 
 def _require_readable(ctx: RequestContext) -> None:
-    """Check that a body that is read here is not compressed.
-
-    Raises:
-        UnsupportedMedia: It is.
-    """
+    """Check that a body that is read here is not compressed. Raises UnsupportedMedia: it is."""
     if coding := read_coding(ctx.headers):
         detail = f"{ctx.path[:200]} takes no compressed body ({coding[:40]})."
         raise UnsupportedMedia(detail, hint="Send it without content-encoding.")

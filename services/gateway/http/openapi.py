@@ -56,12 +56,9 @@ class OpenApiDocument:
         self._lock = asyncio.Lock()
 
     async def derive(self, own: Mapping[str, Any], name: str, build: Callable[[dict[str, Any]], Derived]) -> Derived:
-        """Get what `build` makes of the document, made once off the event loop.
+        """Get what `build` makes of the document, made once off the event loop; it leaves the document as it is.
 
-        Args:
-            own: Document of the gateway's own routes.
-            name: Kind of object; one of few.
-            build: Makes it, and leaves the document as it is.
+        `own` is the document of the gateway's own routes, `name` the kind of object, one of few.
         """
         async with self._lock:
             document = await self._refresh(own)

@@ -145,8 +145,7 @@ class RequestContext(HttpCall):
     def apply_caller_deadline(self) -> None:
         """Apply the caller's own deadline, which can only shorten the gateway's.
 
-        Raises:
-            InvalidOption: It is not a positive number of milliseconds.
+        Raises InvalidOption: it is not a positive number of milliseconds.
         """
         text = self.headers.get(b"x-fovea-deadline-ms")
         if text is None:

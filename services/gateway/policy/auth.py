@@ -53,8 +53,7 @@ class KeyRing:
     def authenticate(self, key: str | None) -> Caller:
         """Find the caller that a key belongs to.
 
-        Raises:
-            Unauthenticated: No key, an unknown one, or one that has expired.
+        Raises Unauthenticated: no key, an unknown one, or one that has expired.
         """
         if key is None:
             detail = "This gateway requires an API key."
@@ -89,11 +88,7 @@ class KeyRing:
         self._blocked.update(key_ids)
 
     def list_keys(self) -> list[Key]:
-        """List all keys, oldest first.
-
-        Raises:
-            Conflict: The file is not a key file.
-        """
+        """List all keys, oldest first. Raises Conflict: the file is not a key file."""
         return read_keys(self._path)
 
     def add(
@@ -106,8 +101,7 @@ class KeyRing:
     ) -> tuple[Key, str]:
         """Make a key with limits (fields of `KeyLimits`); returns its entry and the secret text, which is not stored.
 
-        Raises:
-            InvalidOption: The tenant's name, or a limit, is not valid.
+        Raises InvalidOption: the tenant's name, or a limit, is not valid.
         """
         if not re.fullmatch(TENANT_PATTERN, tenant):
             detail = f"{tenant[:64]!r} is not a valid tenant name."
@@ -120,11 +114,7 @@ class KeyRing:
         return key, text
 
     def revoke(self, key_id: str) -> Key:
-        """Remove a key.
-
-        Raises:
-            NotFound: There is no such key.
-        """
+        """Remove a key. Raises NotFound: there is no such key."""
         with self._edit() as keys:
             key = _find(keys, key_id)
             keys.remove(key)
@@ -133,8 +123,7 @@ class KeyRing:
     def rotate(self, key_id: str, overlap: timedelta) -> tuple[Key, str]:
         """Make a key that may do what another may; the other is valid for `overlap` longer.
 
-        Raises:
-            NotFound: There is no such key.
+        Raises NotFound: there is no such key.
         """
         with self._edit() as keys:
             old = _find(keys, key_id)
@@ -147,9 +136,7 @@ class KeyRing:
     def update(self, key_id: str, changes: Mapping[str, Any]) -> Key:
         """Change scopes, limits or the expiry of a key.
 
-        Raises:
-            NotFound: There is no such key.
-            InvalidOption: A value is out of range.
+        Raises NotFound: there is no such key; InvalidOption: a value is out of range.
         """
         with self._edit() as keys:
             old = _find(keys, key_id)

@@ -24,11 +24,7 @@ class BadKeys:
         self._seen: dict[str, tuple[float, int]] = {}
 
     def note(self, address: str) -> None:
-        """Count one more wrong credential.
-
-        Raises:
-            RateLimited: The address has sent too many.
-        """
+        """Count one more wrong credential. Raises RateLimited: the address has sent too many."""
         now = time.monotonic()
         since, count = self._seen.get(address, (now, 0))
         if now - since >= _WINDOW_S:

@@ -58,11 +58,7 @@ class Caller:
         return {"x-fovea-tenant": self.tenant, SCOPES_HEADER: self.scope_header, **limits}
 
     def require_scope(self, scope: KeyScope) -> None:
-        """Check that the key has a scope.
-
-        Raises:
-            PermissionDenied: The key does not have it.
-        """
+        """Check that the key has a scope. Raises PermissionDenied: the key does not have it."""
         if scope not in self.scopes:
             detail = f"This key lacks the scope {scope!r}; it has {', '.join(sorted(self.scopes)) or 'none'}."
             raise PermissionDenied(detail, hint=f"Make one with `fovea keys add TENANT --scope {scope}`.")

@@ -55,11 +55,7 @@ def hash_key(key: str) -> str:
 
 
 def make_key(fields: Mapping[str, Any]) -> tuple[Key, str]:
-    """Make a key with these fields; returns its entry and its text.
-
-    Raises:
-        InvalidOption: A field is out of range.
-    """
+    """Make a key with these fields; returns its entry and its text. Raises InvalidOption: a field is out of range."""
     name = secrets.token_hex(4)
     text = f"fovea_{name}_{secrets.token_hex(20)}"
     return build_key({**fields, "id": name, "sha256": hash_key(text), "created": datetime.now(UTC)}), text
@@ -76,11 +72,7 @@ def build_key(fields: Mapping[str, Any]) -> Key:
 
 
 def read_keys(path: Path) -> list[Key]:
-    """Read all keys, oldest first; a file that is not there holds none.
-
-    Raises:
-        Conflict: The file is not a key file.
-    """
+    """Read all keys, oldest first; a file that is not there holds none. Raises Conflict: the file is not a key file."""
     try:
         document = json.loads(path.read_text())
         return [Key.model_validate(entry) for entry in document["keys"]]
@@ -95,8 +87,7 @@ def read_keys(path: Path) -> list[Key]:
 def edit_keys(path: Path) -> Iterator[list[Key]]:
     """The keys of a file, which are written back at the end; nobody else changes them meanwhile.
 
-    Raises:
-        Conflict: The file or its folder can't be written, as where the file is mounted from a Secret.
+    Raises Conflict: the file or its folder can't be written, as where the file is mounted from a Secret.
     """
     try:
         with _locked(path):

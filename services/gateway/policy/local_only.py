@@ -14,14 +14,10 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def require_local_request(ctx: RequestContext, own: str) -> None:
-    """Check that a request was not made by a foreign web page.
+    """Check that a request was not made by a foreign web page; the address `own` is a valid `Host`, too.
 
-    Args:
-        ctx: The request.
-        own: The address that the gateway listens on, which is a valid `Host` too.
-
-    Raises:
-        PermissionDenied: `Host` is not a loopback name, or `Origin` is another site and the request changes something.
+    Raises PermissionDenied: `Host` is not a loopback name, or `Origin` is another site and the request changes
+    something.
     """
     host = ctx.headers.get(b"host", b"localhost").decode("latin-1")
     name = without_port(host)

@@ -77,8 +77,7 @@ class MessageReader:
     async def turn(self, tenant: str, wait_s: float) -> AsyncIterator[None]:
         """Hold memory for the largest message while the block reads one.
 
-        Raises:
-            QueueFull: Others held the memory for `wait_s`, or too many calls of this tenant wait.
+        Raises QueueFull: others held the memory for `wait_s`, or too many calls of this tenant wait.
         """
         if self._present[tenant] >= MAX_READS_PER_TENANT + MAX_WAITING_PER_TENANT:
             detail = f"{MAX_WAITING_PER_TENANT} of your calls wait to be read, which is the limit."

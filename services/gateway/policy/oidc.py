@@ -59,9 +59,8 @@ class TokenVerifier:
     async def authenticate(self, token: str) -> Caller:
         """Find the caller of a token: its tenant and scopes are claims.
 
-        Raises:
-            Unauthenticated: The token is not the issuer's, not for us, expired, or names no tenant.
-            NotReady: The issuer's keys can't be fetched.
+        Raises Unauthenticated: the token is not the issuer's, not for us, expired, or names no tenant; NotReady: the
+        issuer's keys can't be fetched.
         """
         settings = self._settings
         try:
@@ -125,9 +124,7 @@ class TokenVerifier:
 async def fetch_discovery(session: aiohttp.ClientSession, issuer: str) -> dict[str, Any]:
     """Fetch the discovery document of an issuer.
 
-    Raises:
-        ValueError: It names another issuer, or is not JSON.
-        TypeError: It is not an object.
+    Raises ValueError: it names another issuer, or is not JSON; TypeError: it is not an object.
     """
     about = await _get_json(session, f"{issuer.rstrip('/')}/.well-known/openid-configuration")
     if about.get("issuer") != issuer:

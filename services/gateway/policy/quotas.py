@@ -95,9 +95,8 @@ class RateLimiter:
     async def count(self, caller: Caller) -> RateLimitStatus | None:
         """Count one request; None where nothing is limited (a local machine whose owner set no rate).
 
-        Raises:
-            RateLimited: The caller has used up its minute or its day, of requests or of tokens; `retry_after` says when
-                to try again, and `counter` where it stands.
+        Raises RateLimited: the caller has used up its minute or its day, of requests or of tokens; `retry_after` says
+        when to try again, and `counter` where it stands.
         """
         if not self._is_limited:
             return None
@@ -128,8 +127,7 @@ class RateLimiter:
     async def count_many(self, caller: Caller, requests: int) -> None:
         """Count requests that come together; all or none of them.
 
-        Raises:
-            RateLimited: Fewer are left of the caller's minute or day.
+        Raises RateLimited: fewer are left of the caller's minute or day.
         """
         if not self._is_limited:
             return

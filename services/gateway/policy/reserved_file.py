@@ -18,8 +18,7 @@ _HEADROOM = 4 * _BLOCK
 def replace_reserved(path: Path, content: bytes) -> None:
     """Replace a file, readable by its owner only; one process at a time.
 
-    Raises:
-        OSError: There is neither room for it nor a spare that is large enough.
+    Raises OSError: there is neither room for it nor a spare that is large enough.
     """
     spare, old = _beside(path, ".spare"), _beside(path, ".old")
     try:

@@ -61,11 +61,7 @@ class Revocations:
 
     @asynccontextmanager
     async def end_when_revoked(self, caller: Caller) -> AsyncIterator[None]:
-        """Cancel the block when the caller's key is revoked.
-
-        Raises:
-            Unauthenticated: It was.
-        """
+        """Cancel the block when the caller's key is revoked. Raises Unauthenticated: it was."""
         if not self._ring.knows(caller.key):
             yield  # a local caller, or one with a token: it is valid for as long as it says
             return

@@ -57,8 +57,7 @@ class Proxy:
     def open_body(self, ctx: RequestContext, *, is_endless: bool = False) -> ReplayableBody:
         """Wrap the request's body, unread; of an endless one only a declared length is bounded, and nothing is kept.
 
-        Raises:
-            TooLarge: It declares more bytes than the limit.
+        Raises TooLarge: it declares more bytes than the limit.
         """
         length = read_content_length(ctx.headers, ctx.body.limit)
         is_unbounded = is_endless and length is None
@@ -94,9 +93,7 @@ class Proxy:
     async def read_body(self, ctx: RequestContext, body: ReplayableBody) -> bytes:
         """Read all of the body into memory.
 
-        Raises:
-            TooLarge: It outgrows the limit.
-            SlowBody: It has not arrived by the deadline, or pauses too long.
+        Raises TooLarge: it outgrows the limit; SlowBody: it has not arrived by the deadline, or pauses too long.
         """
         try:
             async with asyncio.timeout_at(ctx.deadline):
@@ -125,8 +122,7 @@ class Proxy:
     ) -> None:
         """Send the request to one replica and pass its answer on.
 
-        Raises:
-            UpstreamLost: The connection failed, or the replica is not ready and there is another.
+        Raises UpstreamLost: the connection failed, or the replica is not ready and there is another.
         """
         attempt = Dispatch(replica)
         body.on_failure = attempt.abort

@@ -74,9 +74,7 @@ class ReplayableBody:
     async def read_all(self) -> bytes:
         """Read all of it into memory.
 
-        Raises:
-            TooLarge: It outgrows the limit.
-            QueueFull: It outgrows the memory budget for bodies.
+        Raises TooLarge: it outgrows the limit; QueueFull: it outgrows the memory budget for bodies.
         """
         while not self.complete:
             await self._read_chunk()

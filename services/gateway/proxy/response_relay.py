@@ -29,8 +29,7 @@ LAST_EVENT_TIMEOUT_S = 1.0
 async def relay_response(ctx: RequestContext, response: aiohttp.ClientResponse) -> None:
     """Send an answer on, and note in `ctx` that it has begun.
 
-    Raises:
-        aiohttp.ClientError: The replica broke off; nothing was sent if `ctx.status` is still 0.
+    Raises aiohttp.ClientError: the replica broke off; nothing was sent if `ctx.status` is still 0.
     """
     length = response.content_length
     if length is not None and length <= MAX_BUFFERED_BYTES:

@@ -80,15 +80,10 @@ class ReplicaRetryPolicy:
         self._registry = registry
 
     async def run(self, state: RetryState, attempt: Callable[[Replica], Awaitable[Answer]]) -> Answer:
-        """Send a request to one replica after another.
+        """Send a request to one replica after another, and keep its `state` up to date.
 
-        Args:
-            state: Facts about the request; kept up to date.
-            attempt: Sends the request to one replica; raises `UpstreamLost` where that may be worth another try.
-
-        Raises:
-            NotReady: No replica is there, or came back in time.
-            Exception: `UpstreamLost.answer`, where the request is not sent again.
+        `attempt` raises `UpstreamLost` where another try may be worth it. Raises NotReady: no replica is there, or came
+        back in time; or `UpstreamLost.answer`, where the request is not sent again.
         """
         while True:
             replica = await self._wait_for_replica(state)
@@ -124,8 +119,7 @@ class ReplicaRetryPolicy:
     def _require_recovering(self, state: RetryState) -> None:
         """Check that waiting for a replica makes sense.
 
-        Raises:
-            NotReady: The service had no ready replica lately, or there is no time left.
+        Raises NotReady: the service had no ready replica lately, or there is no time left.
         """
         is_on_demand = state.service in self._registry.on_demand.names
         if not is_on_demand and not self._registry.is_recovering(state.service):
@@ -136,9 +130,8 @@ class ReplicaRetryPolicy:
     async def _require_retryable(self, lost: UpstreamLost, replica: Replica, state: RetryState) -> None:
         """Check that a lost request may be sent again.
 
-        Raises:
-            FoveaError: The replica ran out of memory over it: the next one would, too.
-            Exception: `lost.answer`, where it leaves something behind, can't be replayed or may be what kills replicas.
+        Raises FoveaError: the replica ran out of memory over it: the next one would, too; Exception: `lost.answer`,
+        where it leaves something behind, can't be replayed or may be what kills replicas.
         """
         state.lost_connections += not lost.is_unseen
         log().warning("lost a replica", request_id=state.request_id, replica=replica.id, reason=str(lost))

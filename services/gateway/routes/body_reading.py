@@ -13,9 +13,7 @@ from services.gateway.routes.dependencies import get_context
 async def read_whole_body(request: Request) -> bytes:
     """The body.
 
-    Raises:
-        TooLarge: It outgrows the limit.
-        SlowBody: It has not arrived by the deadline, or pauses too long.
+    Raises TooLarge: it outgrows the limit; SlowBody: it has not arrived by the deadline, or pauses too long.
     """
     ctx, proxy = get_context(request), request.app.state.gateway.proxy
     body = proxy.open_body(ctx)
@@ -27,10 +25,5 @@ async def read_whole_body(request: Request) -> bytes:
 
 
 async def read_json(request: Request) -> Any:
-    """The body as JSON.
-
-    Raises:
-        Malformed: It is none.
-        TooLarge: It outgrows the limit, or has too many parts.
-    """
+    """The body as JSON. Raises Malformed: it is none; TooLarge: it outgrows the limit, or has too many parts."""
     return await parse_json_aside(await read_whole_body(request))

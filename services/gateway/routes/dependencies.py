@@ -27,11 +27,7 @@ def get_queue(request: Request) -> JobQueue:
 
 
 def require_queue(queue: JobQueue | None) -> JobQueue:
-    """The queue itself.
-
-    Raises:
-        NotReady: There is none.
-    """
+    """The queue itself. Raises NotReady: there is none."""
     if queue is None:
         detail = "This gateway has no job queue."
         raise NotReady(detail, hint="Set FOVEA_REDIS_URL, or start everything with `fovea up`.")

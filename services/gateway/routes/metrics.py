@@ -36,11 +36,7 @@ class _MergedCollector(Collector):
 
 
 def merge_metrics(documents: Mapping[str, str]) -> bytes:
-    """Merge several documents into one.
-
-    Args:
-        documents: Replica id → its metrics in the Prometheus text format.
-    """
+    """Merge metrics in the Prometheus text format, by replica id, into one document."""
     registry = CollectorRegistry()
     registry.register(_MergedCollector(documents))
     return generate_latest(registry)

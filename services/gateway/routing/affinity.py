@@ -62,10 +62,7 @@ def held_key(tenant: str, name: str) -> AffinityKey:
 def find_affinity_key(ctx: RequestContext, route: Route, head: bytes) -> AffinityKey | None:
     """The key of a request; None where it names nothing and its prompt is shorter than a block.
 
-    Args:
-        ctx: The request.
-        route: Its route, whose label names variables of the path.
-        head: The body, or as much of it as has arrived.
+    The label of its route names variables of the path; `head` is the body, or as much of it as has arrived.
     """
     if (name := _find_id_in_path(route.label, ctx.path)) is not None:
         return held_key(ctx.caller.tenant, name)

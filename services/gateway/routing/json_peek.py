@@ -32,8 +32,7 @@ class TooManyTokens(Exception):
 def iterate_fields(body: bytes, max_tokens: int) -> Iterator[tuple[bytes, int]]:
     """The top-level fields of an object, in order: the name as it is quoted, and the offset of its value.
 
-    Raises:
-        TooManyTokens: The body goes on after `max_tokens` tokens.
+    Raises TooManyTokens: the body goes on after `max_tokens` tokens.
     """
     depth, last = 0, b""
     for count, found in enumerate(_TOKEN.finditer(body)):
@@ -49,8 +48,7 @@ def iterate_fields(body: bytes, max_tokens: int) -> Iterator[tuple[bytes, int]]:
 def read_json_field(body: bytes, name: str) -> str | None:
     """The value of a top-level field, if it is a string; None where there is none.
 
-    Raises:
-        Malformed: It was not found among the first `MAX_TOKENS` tokens, or is longer than any name.
+    Raises Malformed: it was not found among the first `MAX_TOKENS` tokens, or is longer than any name.
     """
     wanted = json.dumps(name).encode()
     try:

@@ -60,8 +60,7 @@ class OnDemandServices:
     async def poll(self, ready: Mapping[str, ReplicaRecord]) -> None:
         """Keep what replicas that are ready serve, and read what other gateways kept of the services that have none.
 
-        Raises:
-            RedisError: Redis does not answer; so do `OSError` and `TimeoutError`.
+        Raises RedisError: Redis does not answer; so do `OSError` and `TimeoutError`.
         """
         if self._redis is None:
             return

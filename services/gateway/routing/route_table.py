@@ -80,8 +80,7 @@ class RouteTable:
     def find(self, path: str) -> Route | None:
         """Find the route of a path; None when it is not a service's.
 
-        Raises:
-            NotFound: The path names a model that no service has; the hint lists the models there are.
+        Raises NotFound: the path names a model that no service has; the hint lists the models there are.
         """
         if (route := self.paths.get(path)) is not None:
             return route
@@ -99,8 +98,7 @@ class RouteTable:
     def find_service(self, model: str, *, may_be_adapter: bool = False) -> str:
         """Find the service that serves a model, or that knows whether it is a tenant's adapter.
 
-        Raises:
-            NotFound: There is none; the hint lists the models there are.
+        Raises NotFound: there is none; the hint lists the models there are.
         """
         if model in self.models:
             return self.models[model]

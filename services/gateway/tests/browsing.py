@@ -69,6 +69,13 @@ def open_with_picture(page: Any, task: str = "segment", *files: dict[str, Any]) 
     page.locator("[data-part=result]").wait_for()
 
 
+def run_example(page: Any, task: str) -> None:
+    """Open a task's page, take the model's example, and wait for the result."""
+    page.goto(f"/console/{task}")
+    page.get_by_role("button", name="Use the model’s example").click()
+    page.locator("[data-part=result]").wait_for()
+
+
 def drawn(page: Any) -> None:
     """Wait for the frame after the next: what was asked for by then is on the canvas."""
     page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")

@@ -96,17 +96,13 @@ class Toy:
         methods = ["GET", "POST", "DELETE", "PUT"]
         return Starlette(
             routes=[
-                *self.extra,
-                Route("/v1/stream", self.stream, methods=["POST"]),
-                Route("/v1/slow", self.slow, methods=["POST"]),
-                Route("/v1/camera", Live(), methods=["POST"]),
-                Route("/v1/models", self.models),
-                Route("/openapi.json", self.openapi),
-                Route("/v2/models/stats", self.stats),
-                Route("/v1/long", self.long, methods=["POST"]),
+                *self.extra, Route("/v1/stream", self.stream, methods=["POST"]),
+                Route("/v1/slow", self.slow, methods=["POST"]), Route("/v1/camera", Live(), methods=["POST"]),
+                Route("/v1/models", self.models), Route("/openapi.json", self.openapi),
+                Route("/v2/models/stats", self.stats), Route("/v1/long", self.long, methods=["POST"]),
                 Route("/{path:path}", self.echo, methods=methods),
             ]
-        )
+        )  # fmt: skip
 
     async def long(self, _request: Request) -> Response:
         """A service's refusal of a request that it does only as a job."""
@@ -114,12 +110,9 @@ class Toy:
 
     async def echo(self, request: Request) -> Response:
         body = await request.body()
-        self.seen.append(
-            {
-                "method": request.method, "path": request.url.path, "query": request.url.query,
-                "headers": dict(request.headers), "body": body,
-            }
-        )  # fmt: skip
+        url, headers = request.url, dict(request.headers)
+        seen = {"method": request.method, "path": url.path, "query": url.query, "headers": headers, "body": body}
+        self.seen.append(seen)
         kind = request.headers.get("content-type", "application/octet-stream")
         headers = {"x-replica": self.name, "connection": "keep-alive", "x-toy": "yes"}
         return Response(body, self.status, headers, media_type=kind)
@@ -189,7 +182,6 @@ def gateway_settings(tmp_path):
 
 @pytest.fixture
 def ring(tmp_path):
-    """The keys of the gateway of this test."""
     return KeyRing(tmp_path / "keys.json")
 
 

@@ -78,7 +78,6 @@ async def exchange(stream: Any, message: bytes = INFER) -> bytes:
 
 
 async def refused(asking: Awaitable[Any], match: str | None = None) -> grpc.aio.AioRpcError:
-    """The error that a call ends with."""
     with pytest.raises(grpc.aio.AioRpcError, match=match) as failed:
         await asking
     return failed.value

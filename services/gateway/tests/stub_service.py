@@ -83,13 +83,10 @@ CARDS = {
 
 
 class Stub:
+    busy, long, token_s, wait_s, down = 0, 0, 0.01, 0.0, False
+
     def __init__(self) -> None:
         self.seen: list[dict[str, Any]] = []
-        self.busy = 0
-        self.long = 0
-        self.token_s = 0.01
-        self.wait_s = 0.0
-        self.down = False
         self.cards = copy.deepcopy(CARDS)
         self.app = FastAPI(exception_handlers={FoveaError: _refuse})
         for path, endpoint, methods in (

@@ -11,24 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.gateway.tests.browsing import (
-    MARKS,
-    PICTURE,
-    check_page,
-    choose,
-    drag,
-    drawn,
-    figure,
-    kept,
-    open_with_picture,
-)
+from services.gateway.tests import browsing
+from services.gateway.tests.browsing import MARKS, PICTURE, check_page, choose, drag, figure, kept, open_with_picture
 from services.gateway.tests.stub_service import Stub
-from services.gateway.tests.test_console_detect import FORMS, Detecting
+from services.gateway.tests.test_console_tasks import FORMS, Seeing
 
 pytestmark = MARKS
 
 
-class Marking(Detecting):
+class Marking(Seeing):
     """Detects as the tests of that page do, in a picture of 240 × 160, and segments as the stub does."""
 
     def __init__(self) -> None:
@@ -45,8 +36,7 @@ SERVICE = Marking
 
 @pytest.fixture
 def boxes(page):
-    page.goto("/console/detect?model=road")
-    page.get_by_role("button", name="Use the model’s example").click()
+    browsing.run_example(page, "detect?model=road")
     page.locator("[data-part=classes] tr").first.wait_for()
     page.get_by_role("button", name="Correct", exact=True).click()
     page.locator("#edit-class option").nth(2).wait_for(state="attached")
@@ -183,7 +173,7 @@ def test_an_answer_that_should_not_be_believed_says_so_and_its_figures_fade(page
 
 
 def area(page) -> int:
-    drawn(page)
+    browsing.drawn(page)
     return int(figure(page, "area").replace(",", "").removesuffix(" px"))
 
 

@@ -59,21 +59,23 @@ class Everything(BaseModel):
 FOUND = {field.name: field for field in build_fields(Everything.model_json_schema())}
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    {
+def test_each_type_has_its_control_shows_its_default_as_one_would_type_it_and_is_told_in_words():
+    assert {name: field.kind for name, field in FOUND.items()} == {
         "share": "number", "free": "number", "count": "integer", "flag": "switch", "word": "text",
         "prompt": "prose", "essay": "prose", "colour": "choice", "mode": "choice", "fixed": "choice",
         "names": "list", "ids": "list", "forms": "choices", "where": "json", "bias": "json", "either": "text",
         "picture": "picture", "more": "pictures", "maybe": "picture", "table": "file",
-    }.items(),
-)  # fmt: skip
-def test_each_type_has_its_control(name, kind):
-    assert FOUND[name].kind == kind
+    }  # fmt: skip
+    shown = {"share": "0.25", "flag": "true", "names": "x, y", "forms": "mask", "where": '{"x": 0}', "free": ""}
+    assert {name: FOUND[name].default_text for name in shown} == shown
+    words = {
+        "share": "number, 0 to 1", "count": "integer, 1 to 50", "flag": "yes or no", "colour": "red · blue",
+        "forms": "any of mask · rle", "ids": "list of integers", "where": "JSON", "word": "text",
+    }  # fmt: skip
+    assert {name: model_view.describe_type(FOUND[name]) for name in words} == words
 
 
-def test_no_option_is_lost_the_required_come_first_and_bounds_choices_defaults_and_descriptions_are_carried_over():
-    assert FOUND.keys() == Everything.model_fields.keys()
+def test_the_required_come_first_and_bounds_choices_defaults_and_descriptions_are_carried_over():
     assert next(iter(FOUND)) == "picture"
     assert [field.name for field in FOUND.values() if field.required] == ["picture"]
     share, colour, forms = FOUND["share"], FOUND["colour"], FOUND["forms"]
@@ -85,34 +87,11 @@ def test_no_option_is_lost_the_required_come_first_and_bounds_choices_defaults_a
     assert not FOUND["free"].is_slider
 
 
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    {
-        "share": "0.25", "flag": "true", "names": "x, y", "forms": "mask", "where": '{"x": 0}', "free": "",
-        "word": "hello",
-    }.items(),
-)  # fmt: skip
-def test_defaults_are_shown_as_one_would_type_them(name, shown):
-    assert FOUND[name].default_text == shown
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    {
-        "share": "number, 0 to 1", "count": "integer, 1 to 50", "flag": "yes or no", "colour": "red · blue",
-        "forms": "any of mask · rle", "ids": "list of integers", "where": "JSON", "word": "text",
-    }.items(),
-)  # fmt: skip
-def test_types_are_told_in_words(name, words):
-    assert model_view.describe_type(FOUND[name]) == words
-
-
 def test_an_example_stands_for_the_defaults_and_a_page_may_keep_options_to_itself():
     schema = SegmentIn.model_json_schema()
     found = build_fields(schema, without=frozenset({"image", "model"}), values={"threshold": 0.7})
-    assert [field.name for field in found] == [
-        "threshold", "normalise", "min_area", "min_peak", "keep_largest", "include",
-    ]  # fmt: skip
+    names = [field.name for field in found]
+    assert names == ["threshold", "normalise", "min_area", "min_peak", "keep_largest", "include"]
     assert found[0].default == 0.7
 
 

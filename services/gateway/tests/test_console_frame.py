@@ -97,12 +97,6 @@ def test_static_files_without_the_digest_are_revalidated(stage):
     assert httpx2.get(url, headers={"if-none-match": answer.headers["etag"]}).status_code == 304
 
 
-def test_an_unknown_page_is_a_page(page, see, complaints):
-    page.goto("/console/nope")
-    see(page.get_by_role("heading", level=1)).to_have_text("Not found")
-    complaints.clear()
-
-
 def test_without_a_network_a_banner_says_so_what_was_typed_stays_and_it_goes_by_itself(page, see, complaints):
     page.goto("/console/run/judge")
     page.locator("#option-prompt").fill("precious words")

@@ -223,8 +223,7 @@ def test_the_list_and_the_tray_tell_it(page, see):
     events = f"data: {json.dumps(job)}\n\n"
     page.route("**/v1/jobs/a/events", lambda route: route.fulfill(body=events, content_type="text/event-stream"))
     page.goto("/console/jobs")
-    see(page.locator("[data-job=a]")).to_contain_text(
-        re.compile(r"Running · 25 % · about (2 min 5\d|3 min 0\d) s left")
-    )
+    told = re.compile(r"Running · 25 % · about (2 min 5\d|3 min 0\d) s left")
+    see(page.locator("[data-job=a]")).to_contain_text(told)
     page.get_by_role("button", name="Jobs").click()
     see(page.locator(".tray-job")).to_contain_text(re.compile(r"Running · about (2 min 5\d|3 min 0\d) s left"))

@@ -197,9 +197,8 @@ def test_two_models_on_one_picture_show_their_difference_and_zoom_together(page,
     part.get_by_role("button", name="Compare").click()
     see(part.locator("figure")).to_have_count(3)
     verdict = part.locator("[data-part=agreement]")
-    see(verdict).to_have_text(
-        "disc and disc-large: 64.1 % of the area that either marks is marked by both (IoU 0.641, Dice 0.782)."
-    )
+    told = "disc and disc-large: 64.1 % of the area that either marks is marked by both (IoU 0.641, Dice 0.782)."
+    see(verdict).to_have_text(told)
     see(part.locator("tbody tr")).to_have_count(2)
     see(part.locator("tbody tr").first).to_contain_text("Region 1: 4,122 px")
     views = part.locator("fovea-viewer")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from services.gateway.tests.browsing import MARKS, choose, drawn, figure, kept
+from services.gateway.tests.browsing import MARKS, choose, drawn, figure, kept, run_example
 from services.gateway.tests.stub_service import photograph
 from tests.harness.waiting import wait_until
 
@@ -21,9 +21,7 @@ PICTURE = photograph()
 
 @pytest.fixture
 def segmented(page):
-    page.goto("/console/segment")
-    page.get_by_role("button", name="Use the model’s example").click()
-    page.locator("[data-part=result]").wait_for()
+    run_example(page, "segment")
     return page
 
 

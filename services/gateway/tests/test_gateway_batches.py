@@ -148,9 +148,9 @@ class Gateways:
     async def create(self, *ids):
         return await self.begin(self.files[0].add("ann", "x", "batch", jsonl(*map(line, ids))).id)
 
-    async def begin(self, file_id):
-        body = BatchRequest(input_file_id=file_id, endpoint="/v1/chat/completions")
-        return await self.one.create(ANN, body, "stub", self.queue, admit=self.admit)
+    async def begin(self, file_id, path="/v1/chat/completions", **more):
+        body = BatchRequest(input_file_id=file_id, endpoint=path)
+        return await self.one.create(ANN, body, "stub", self.queue, admit=self.admit, **more)
 
     async def read(self, gateway, batch):
         return await gateway.get("ann", batch.id, self.queue)
@@ -240,6 +240,20 @@ async def test_the_requests_of_a_batch_are_admitted_together_before_one_is_queue
     with pytest.raises(RateLimited):
         await gateways.create("c")
     assert len(gateways.queue.jobs) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "path"),
+    [
+        ({}, "/v1/chat/completions"), ({"interventions": [{}]}, "/v1/chat/completions"),
+        ({"capture": [{}]}, "/v1/chat/completions"), ({}, "/v1/steering-vectors"),
+    ],
+)  # fmt: skip
+async def test_a_batch_that_steers_is_audited(tmp_path, more, path):
+    gateways, audited = Gateways(tmp_path), []
+    stored = gateways.files[0].add("ann", "x", "batch", jsonl(line("a", {"prompt": "x", **more}, url=path)))
+    await gateways.begin(stored.id, path, audit=lambda: audited.append("queued"))
+    assert audited == ["queued"] * (bool(more) or "steering" in path)
 
 
 async def test_a_batch_counts_its_lines_against_rate_and_quota(served, ring):

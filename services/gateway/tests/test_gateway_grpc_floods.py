@@ -157,9 +157,8 @@ async def test_large_messages_for_the_gateway_itself_hold_memory_of_their_tenant
 async def test_so_many_calls_of_one_tenant_wait_to_be_read():
     reader = MessageReader(MemoryBudget(10), 10)
     async with reader.turn("alice", 1):
-        waiting = [
-            asyncio.create_task(reader.turn("alice", 60).__aenter__()) for _ in range(MAX_WAITING_PER_TENANT + 3)
-        ]
+        turns = [reader.turn("alice", 60) for _ in range(MAX_WAITING_PER_TENANT + 3)]
+        waiting = [asyncio.create_task(turn.__aenter__()) for turn in turns]
         await asyncio.sleep(0)
         with pytest.raises(QueueFull, match="limit"):
             await reader.turn("alice", 60).__aenter__()

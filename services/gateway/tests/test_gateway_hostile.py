@@ -5,12 +5,9 @@ The measure is how long the gateway holds its event loop, which no load of the m
 
 import asyncio
 import contextlib
+import gzip
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -26,12 +23,68 @@ from services.gateway.grpc.server import SERVICE
 from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.memory_budget import MAX_READS_PER_TENANT, MemoryBudget, MessageReader
 from services.gateway.routing.json_peek import MAX_TOKENS, has_json_field, read_json_field
-from services.gateway.tests.hostile_inputs import make_grpc_inputs, make_http_inputs
 from services.gateway.tests.loop_watch import LoopWatch
+from services.gateway.tests.test_gateway_process import start
+from shared.rpc import open_inference_pb2 as pb
 
 LONGEST_S = 0.2
 GRPC_REFUSALS = {grpc.StatusCode[name] for name in ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "UNAVAILABLE")}
 HTTP_REFUSALS = {400, 404, 405, 413, 415, 422, 503}
+
+
+MANY = 20_000_000
+"""Bytes of a large input. Inputs are made when they are asked for: together they have half a gigabyte."""
+
+JSON, FORM = {"content-type": "application/json"}, {"content-type": "multipart/form-data; boundary=x"}
+BY_NAME = "/v1/models-by-name"
+_BOUNDARY = b"--x\r\n"
+
+
+def make_grpc_inputs():
+    """Method and messages of each input that may hold up the gateway; a found attack is added here."""
+    return {
+        "zeros": ("ModelInfer", [b"\0" * MANY]),
+        "ones": ("ModelInfer", [b"\xff" * MANY]),
+        "numbers for the name": ("ModelInfer", [b"\x08\x00" * (MANY // 2)]),
+        "empty names": ("ModelInfer", [b"\x0a\x00" * (MANY // 2)]),
+        "unknown fields": ("ModelInfer", [b"\x98\x06\x01" * (MANY // 3)]),
+        "long numbers": ("ModelInfer", [(b"\x08" + b"\x80" * 9 + b"\x01") * (MANY // 11)]),
+        "huge length": ("ModelInfer", [b"\x0a\xff\xff\xff\xff\x7f" + b"x" * 1000]),
+        "a name of megabytes": ("ModelInfer", [pb.ModelInferRequest(model_name="x" * MANY).SerializeToString()]),
+        "index with ballast": ("RepositoryIndex", [b"\x98\x06\x01" * (MANY // 3)]),
+        "metadata with ballast": ("ServerMetadata", [b"\0" * MANY]),
+        "statistics of zeros": ("ModelStatistics", [b"\0" * MANY]),
+        "not offered": ("TraceSetting", [b"\0" * MANY]),
+        "stream of zeros": ("ModelStreamInfer", [b"\0" * 100_000] * 50),
+        "no message": ("ModelInfer", []),
+    }
+
+
+def make_http_inputs():
+    """Path, headers and body of each input, likewise."""
+    return {
+        "deep brackets": (BY_NAME, JSON, b"[" * MANY),
+        "many brackets": (BY_NAME, JSON, b'{"a":' + b"[]," * (MANY // 3)),
+        "many small fields": (BY_NAME, JSON, b"{" + b'"a":1,' * (MANY // 6) + b'"b":1}'),
+        "name at the end": (BY_NAME, JSON, b'{"image":"' + b"A" * MANY + b'","model":"nobody"}'),
+        "a name of megabytes": (BY_NAME, JSON, b'{"model":"' + b"x" * MANY + b'"}'),
+        "form of beginnings": (BY_NAME, FORM, _BOUNDARY + b'name="model"\r\n' * (MANY // 14)),
+        "deep jobs": ("/v1/jobs", JSON, json.dumps({"a": "b" * MANY}).encode()),
+        "brackets for a tool": ("/v1/mcp", JSON, b"[" + b"[]," * (MANY // 3) + b"[]]"),
+        "numbers for a tool": ("/v1/mcp", JSON, b"[" + b"1," * (MANY // 2) + b"1]"),
+        "objects for the index": ("/v2/repository/index", JSON, b"[" + b"{}," * (MANY // 3) + b"{}]"),
+        "escapes for a tool": ("/v1/mcp", JSON, b'"' + b"\\u00e9" * (MANY // 6) + b'"'),
+        "a form of line ends": (
+            "/v1/files",
+            FORM,
+            _BOUNDARY + b'content-disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"\r\n-" * (MANY // 3),
+        ),
+        "a form of headers": ("/v1/files", FORM, _BOUNDARY + b"a: b\r\n" * (MANY // 6)),
+        "zeros that were inflated": (
+            "/v1/mcp", {**JSON, "content-encoding": "gzip"}, gzip.compress(b" " * (3 * MANY), 1),
+        ),
+        "bad utf-8": (BY_NAME, JSON, b'{"\xff":"' + b"\xfe" * MANY),
+    }  # fmt: skip
 
 
 @contextlib.asynccontextmanager
@@ -41,19 +94,14 @@ async def process(folder: Path) -> AsyncIterator[tuple[str, str, str, int]]:
     It writes how long its event loop was held into the file `loop` of the folder.
     """
     _, key = KeyRing(folder / "keys.json").add("alice", ("infer", "jobs"), rate_per_minute=1_000_000)
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("FOVEA_")}
-    env = {**kept, "FOVEA_DATA_DIR": str(folder), "FOVEA_HTTP_PORT": "0", "FOVEA_GRPC_PORT": "0", "FOVEA_AUTH": "keys"}
-    made = subprocess.Popen(  # noqa: ASYNC220  # returns at once
-        [sys.executable, "-c", _START, str(folder / "loop")], env=env, text=True, stderr=subprocess.PIPE
-    )
-    assert made.stderr is not None
+    made = start(folder, "-c", _START, str(folder / "loop"), FOVEA_AUTH="keys")
     try:
         for line in made.stderr:
             if found := re.search(r"grpc=(\S+) http=(http://\S+)", line):
                 break
         yield found[2], found[1], key, made.pid  # type: ignore[index]
     finally:
-        made.send_signal(signal.SIGKILL)
+        made.kill()
         made.wait()
         made.stderr.close()
 
@@ -167,9 +215,8 @@ async def test_a_loop_that_is_held_is_seen_and_one_that_waits_is_not(tmp_path):
 async def test_twenty_large_messages_without_a_key_take_no_memory(tmp_path):
     async with process(tmp_path) as (_, address, _key, pid):
         before = resident_megabytes(pid)
-        codes = await asyncio.gather(
-            *(send_grpc(address, "wrong", "ModelInfer", [b"\x0a\x01x" + b"\0" * 60_000_000]) for _ in range(20))
-        )
+        large = [b"\x0a\x01x" + b"\0" * 60_000_000]
+        codes = await asyncio.gather(*(send_grpc(address, "wrong", "ModelInfer", large) for _ in range(20)))
         assert set(codes) == {grpc.StatusCode.UNAUTHENTICATED}
         assert resident_megabytes(pid) - before < 100
 

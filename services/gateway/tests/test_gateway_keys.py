@@ -1,15 +1,21 @@
-"""API keys: what is kept, what is refused, and the verb that makes them."""
+"""API keys: what is kept, what is refused, the verb that makes them, and keys on a full disk."""
 
+import errno
 import json
+import os
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from fovea.errors import Conflict, NotFound, PermissionDenied, Unauthenticated
-from services.gateway.policy import auth
+from services.gateway.policy import auth, reserved_file
+from services.gateway.policy.audit_log import AuditLog
 from services.gateway.policy.auth import KeyRing, read_credentials
 from services.gateway.policy.keys_cli import keys
+from services.gateway.policy.reserved_file import replace_reserved
 from shared.settings import settings
 
 
@@ -72,19 +78,11 @@ def test_a_revoked_key_is_refused_by_a_gateway_that_knew_it_and_a_broken_file_ke
         ring.add("bob", ("infer",))
 
 
-@pytest.mark.parametrize(
-    ("headers", "key"),
-    [
-        ({b"authorization": b"Bearer abc"}, "abc"),
-        ({b"authorization": b"bearer  abc "}, "abc"),
-        ({b"authorization": b"Basic abc"}, None),
-        ({b"authorization": b"Bearer"}, None),
-        ({b"x-api-key": b"abc", b"authorization": b"Bearer def"}, "abc"),
-        ({}, None),
-    ],
-)
-def test_a_key_is_found_in_two_headers(headers, key):
-    assert read_credentials(headers) == key
+def test_a_key_is_found_in_two_headers():
+    for text, key in {b"Bearer abc": "abc", b"bearer  abc ": "abc", b"Basic abc": None, b"Bearer": None}.items():
+        assert read_credentials({b"authorization": text}) == key, text
+    assert read_credentials({b"x-api-key": b"abc", b"authorization": b"Bearer def"}) == "abc"
+    assert read_credentials({}) is None
 
 
 async def test_calls_need_a_key_and_pages_do_not(served, ring):
@@ -94,8 +92,9 @@ async def test_calls_need_a_key_and_pages_do_not(served, ring):
     for path in ("/livez", "/docs", "/docs/style.css", "/docs/search.js", "/openapi.json", "/v2/health/live"):
         assert (await scene.client.get(path)).status_code == 200, path
     assert (await scene.client.get("/")).headers["content-type"].startswith("text/html")
-    answer = await scene.client.post("/v1/echo", content=b"x")
-    assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+    for path in ("/v1/mcp", "/v1/echo"):
+        answer = await scene.client.post(path, content=b"x")
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated"), path
     assert answer.headers["www-authenticate"].startswith("Bearer")
     assert (await scene.client.post("/v1/echo", headers={"x-api-key": "no"})).status_code == 401
     good = await scene.client.post("/v1/echo", headers={"authorization": f"Bearer {text}"})
@@ -104,23 +103,21 @@ async def test_calls_need_a_key_and_pages_do_not(served, ring):
     assert text not in json.dumps(upstream.seen[-1]["headers"])
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "scope"),
-    [
+async def test_each_door_needs_its_scope(served, ring):
+    scopes = ("infer", "jobs", "admin", "metrics", "interventions")
+    without = {scope: ring.add("ann", tuple(one for one in scopes if one != scope))[1] for scope in scopes}
+    only = {scope: ring.add("ann", (scope,))[1] for scope in scopes}
+    scene = await served(auth="keys")
+    for method, path, scope in (
         ("POST", "/v1/echo", "infer"), ("GET", "/v1/models", "infer"), ("GET", "/v1/jobs", "jobs"),
         ("GET", "/metrics", "metrics"), ("POST", "/v2/repository/models/pranet/unload", "admin"),
         ("POST", "/v2/repository/index", "infer"), ("GET", "/v2", "infer"),
         ("GET", "/v1/steering-vectors", "interventions"), ("POST", "/v1/steering-vectors", "interventions"),
-    ],
-)  # fmt: skip
-async def test_each_door_needs_its_scope(served, ring, method, path, scope):
-    everything = ("infer", "jobs", "admin", "metrics", "interventions")
-    others = tuple(s for s in everything if s != scope)
-    (_, without), (_, only) = ring.add("ann", others), ring.add("ann", (scope,))
-    scene = await served(auth="keys")
-    refused = await scene.client.request(method, path, headers={"x-api-key": without})
-    assert (refused.status_code, scope in refused.text) == (403, True)
-    assert (await scene.client.request(method, path, headers={"x-api-key": only})).status_code in {200, 404, 503}
+    ):  # fmt: skip
+        refused = await scene.client.request(method, path, headers={"x-api-key": without[scope]})
+        assert (refused.status_code, scope in refused.text) == (403, True), path
+        answer = await scene.client.request(method, path, headers={"x-api-key": only[scope]})
+        assert answer.status_code in {200, 404, 503}, path
 
 
 async def test_jobs_need_both_scopes(served, ring):
@@ -155,14 +152,94 @@ def test_the_verb_prints_a_secret_once_and_lists_without_it(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("add", "an n"), "not a valid tenant"),
-        (("add", "ann", "--scope", "root"), "root"),
-        (("add", "ann", "--expires", "soon"), "soon"),
-        (("revoke", "12345678"), "12345678"),
+        (("add", "an n"), "not a valid tenant"), (("add", "ann", "--scope", "root"), "root"),
+        (("add", "ann", "--expires", "soon"), "soon"), (("revoke", "12345678"), "12345678"),
     ],
-)
+)  # fmt: skip
 def test_the_verb_says_what_is_wrong_in_one_line(run, words, told):
     failed = run(*words)
     assert failed.exit_code == 2
     assert told in failed.output
     assert len(failed.output.strip().splitlines()) == 1
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """From now on nothing gets new blocks and no folder a new file; what a file has already may be written."""
+    write, opened = os.write, os.open
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write_in_place(handle: int, data: bytes) -> int:
+        if os.lseek(handle, 0, os.SEEK_CUR) + len(data) > os.fstat(handle).st_size:
+            fail()
+        return write(handle, data)
+
+    def open_known(path: str, flags: int, mode: int = 0o777) -> int:
+        return opened(path, flags, mode) if Path(path).exists() else fail()  # type: ignore[return-value]
+
+    def begin() -> None:
+        monkeypatch.setattr(os, "write", write_in_place)
+        monkeypatch.setattr(os, "open", open_known)
+        monkeypatch.setattr(os, "posix_fallocate", fail)
+
+    return begin
+
+
+def test_keys_are_revoked_where_nothing_can_be_allocated(tmp_path, full_disk):
+    ring = KeyRing(tmp_path / "keys.json")
+    made = [ring.add("alice", ("infer",)) for _ in range(3)]
+    full_disk()
+    for key, text in made[:2]:
+        ring.revoke(key.id)
+        with pytest.raises(Unauthenticated):
+            ring.authenticate(text)
+    assert ring.authenticate(made[2][1]).tenant == "alice"
+
+
+def test_keys_of_a_file_without_a_spare_are_revoked_in_place(tmp_path, full_disk):
+    ring = KeyRing(tmp_path / "keys.json")
+    (key, text), (_, other) = ring.add("alice", ("infer",)), ring.add("bob", ("infer",))
+    (tmp_path / "keys.json").write_text((tmp_path / "keys.json").read_text().rstrip())
+    (tmp_path / "keys.json.spare").unlink()
+    full_disk()
+    ring.revoke(key.id)
+    assert [key.tenant for key in ring.list_keys()] == ["bob"]
+    with pytest.raises(Unauthenticated):
+        ring.authenticate(text)
+    assert ring.authenticate(other).tenant == "bob"
+    with pytest.raises(Conflict, match="No space left"):
+        ring.add("carol", ("infer",), **dict.fromkeys(("rate_per_minute", "quota_per_day"), 10**4000))
+    assert ring.list_keys()[0].tenant == "bob"
+
+
+@pytest.mark.parametrize("sizes", [(10, 5000, 3, 20_000, 1), (4096, 4097, 8192)])
+def test_a_reserved_file_holds_what_was_written_last(tmp_path, sizes):
+    path = tmp_path / "file.json"
+    for number, size in enumerate(sizes):
+        replace_reserved(path, json.dumps([number] * size).encode())
+        assert json.loads(path.read_text()) == [number] * size
+    assert {each.name for each in tmp_path.iterdir()} == {"file.json", "file.json.spare"}
+    assert {each.stat().st_mode & 0o777 for each in tmp_path.iterdir()} == {0o600}
+
+
+def test_a_reserved_file_is_replaced_where_there_are_no_links(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(reserved_file.os, "link", refuse)
+    for number in range(3):
+        replace_reserved(tmp_path / "file.json", b"%d" % number)
+        assert json.loads((tmp_path / "file.json").read_text()) == number
+
+
+def test_an_act_that_the_audit_log_has_no_room_for_is_not_undone(tmp_path, full_disk):
+    audit = AuditLog(tmp_path / "audit.jsonl")
+    audit.write("ops/1", "key made", "a")
+    full_disk()
+    with capture_logs() as lines:
+        audit.write("ops/1", "key revoked", "b")
+    assert [entry["target"] for entry in audit.read(10)] == ["a"]
+    assert "key revoked" in str(lines)
+    assert "No space left" in str(lines)

@@ -86,9 +86,3 @@ def test_what_is_not_there_is_a_json_rpc_error(stage, method, params, code):
 def test_what_is_no_message_is_400(stage, content):
     answer = httpx2.post(f"{stage.url}/v1/mcp", content=content, headers={"content-type": "application/json"})
     assert answer.status_code == 400
-
-
-async def test_with_keys_a_call_needs_one(gateway):
-    scene = await gateway(auth="keys")
-    answer = await scene.client.post("/v1/mcp", json={"jsonrpc": "2.0", "id": 1, "method": "ping"})
-    assert answer.status_code == 401

@@ -55,33 +55,20 @@ async def test_a_token_names_tenant_and_scopes_and_a_forged_one_is_refused(ask, 
         assert (await ask(forged))[0] == 401
 
 
-@pytest.mark.parametrize(
-    "claims",
-    [
-        {"exp": "1700000000"},
-        {"nbf": "9999999999"},
-        {"iss": "http://evil.example"},
-        {"aud": "another"},
-        {"tenant": ""},
-        {"tenant": "../alice"},
-        {"kid": "unknown"},
-        {"tenant": "local"},
-        *({"raw": json.dumps({"scope": odd})} for odd in (None, 7, {"infer": 1}, [["infer"]], True)),
-        {"raw": '{"exp": 1e999}'},
+async def test_other_tokens_are_refused(ask, issuer):
+    for claims in (
+        {"exp": "1700000000"}, {"nbf": "9999999999"}, {"iss": "http://evil.example"}, {"aud": "another"},
+        {"tenant": ""}, {"tenant": "../alice"}, {"kid": "unknown"}, {"tenant": "local"}, {"raw": '{"exp": 1e999}'},
         {"raw": '{"aud": 7}'},
-    ],
-    ids=str,
-)
-async def test_other_tokens_are_refused(ask, issuer, claims):
-    assert (await ask(token(issuer, **claims)))[0] == 401
+        *({"raw": json.dumps({"scope": odd})} for odd in (None, 7, {"infer": 1}, [["infer"]], True)),
+    ):  # fmt: skip
+        assert (await ask(token(issuer, **claims)))[0] == 401, claims
 
 
-@pytest.mark.parametrize(
-    "header", ["[" * 8_000, "7", "null", '{"alg":"ES256","kid":[1]}', '{"alg":7}', "\x00"], ids=range(6)
-)
-async def test_odd_headers_of_tokens_are_refused(ask, issuer, header):
-    odd = base64.urlsafe_b64encode(header.encode()).decode().rstrip("=")
-    assert (await ask(f"{odd}.{odd}.{odd}"))[0] == 401
+async def test_odd_headers_of_tokens_are_refused(ask):
+    for header in ("[" * 8_000, "7", "null", '{"alg":"ES256","kid":[1]}', '{"alg":7}', "\x00"):
+        odd = base64.urlsafe_b64encode(header.encode()).decode().rstrip("=")
+        assert (await ask(f"{odd}.{odd}.{odd}"))[0] == 401, header[:40]
 
 
 async def test_a_known_key_does_not_wait_for_a_slow_issuer(ask, issuer, monkeypatch):

@@ -71,12 +71,6 @@ async def test_a_service_without_replicas_is_ready_and_lists_its_models(asleep, 
         assert (entry["id"], entry["task"], entry["ready"]) == ("pranet", "segment", True)
 
 
-async def test_a_service_that_was_never_there_is_not_ready(start):
-    scene = await start()
-    ready = await scene.client.get("/readyz")
-    assert (ready.status_code, ready.json()["reasons"]) == (503, {"svc": "none has announced itself"})
-
-
 async def test_a_request_is_held_starts_a_replica_and_is_answered_by_it(asleep, replicas):
     scene, upstream = asleep
     assert not replicas.is_wanted()

@@ -1,5 +1,6 @@
 """`python -m services.gateway` as a process: it starts, refuses wrong settings in one line, and stops when told."""
 
+import asyncio
 import contextlib
 import os
 import re
@@ -13,13 +14,14 @@ from typing import IO
 import httpx2
 import pytest
 
-from tests.harness.waiting import free_port
+from tests.harness.waiting import free_port, wait_until
 
 
-def start(folder: Path, **changed: str) -> subprocess.Popen[str]:
+def start(folder: Path, *program: str, **changed: str) -> subprocess.Popen[str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("FOVEA_")}
     env = {**kept, "FOVEA_DATA_DIR": str(folder), "FOVEA_HTTP_PORT": "0", "FOVEA_GRPC_PORT": "0", **changed}
-    return subprocess.Popen([sys.executable, "-m", "services.gateway"], env=env, text=True, stderr=subprocess.PIPE)
+    words = program or ("-m", "services.gateway")
+    return subprocess.Popen([sys.executable, *words], env=env, text=True, stderr=subprocess.PIPE)
 
 
 def listens_at(stderr: IO[str]) -> str:
@@ -55,7 +57,6 @@ def test_without_keys_it_serves_its_own_machine_only(tmp_path):
 def test_metrics_have_a_port_of_their_own_that_wants_no_key(tmp_path):
     port = free_port()
     process = start(tmp_path, FOVEA_AUTH="keys", FOVEA_METRICS_PORT=str(port))
-    assert process.stderr is not None
     with process, process.stderr:
         url = listens_at(process.stderr)
         for _ in range(50):
@@ -68,3 +69,30 @@ def test_metrics_have_a_port_of_their_own_that_wants_no_key(tmp_path):
         process.send_signal(signal.SIGTERM)
         process.stderr.read()
         assert process.wait(10) in {0, -signal.SIGTERM}
+
+
+DOCUMENT = {"paths": {path: {"post": {}} for path in ("/v1/stream", "/v1/echo")}}
+
+
+@pytest.mark.parametrize(("grace_s", "is_whole"), [("20", True), ("1", False)])
+async def test_a_stream_ends_by_itself_within_the_grace_and_is_cut_after_it(toy, tmp_path, grace_s, is_whole):
+    upstream = await toy(name="r", chunks=40, gap_s=0.1, documents={"openapi": DOCUMENT})
+    process = start(tmp_path, FOVEA_STATIC_UPSTREAMS=f"svc={upstream.url}", FOVEA_SHUTDOWN_GRACE_S=grace_s)
+    with process, process.stderr:
+        url = await asyncio.to_thread(listens_at, process.stderr)
+        async with httpx2.AsyncClient(base_url=url, timeout=30) as client:
+            await asyncio.to_thread(wait_until, lambda: httpx2.get(f"{url}/readyz").status_code == 200, 30)
+            events = 0
+            with contextlib.suppress(httpx2.RemoteProtocolError):
+                async with client.stream("POST", "/v1/stream", json={}) as answer:
+                    async for line in answer.aiter_lines():
+                        events += line.startswith("data: ") and line.removeprefix("data: ").isdecimal()
+                        if line == "data: 0":
+                            await asyncio.sleep(0.5)  # the chart's `preStop`
+                            assert (await client.post("/v1/echo", content=b"x")).status_code == 200
+                            process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        rest = await asyncio.to_thread(process.stderr.read)
+        assert (events == 40) is is_whole, rest
+        assert not is_whole or "Traceback" not in rest
+        assert await asyncio.to_thread(process.wait, 20) in {0, -signal.SIGTERM}

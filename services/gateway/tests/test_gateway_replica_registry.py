@@ -11,7 +11,6 @@ from fovea.api.replica import HEARTBEAT_TTL_S, ReplicaRecord, replicas_key
 from services.gateway.routing import replica_registry
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.settings import Settings
-from tests.harness.waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -180,13 +179,6 @@ async def test_the_last_known_replicas_stand_while_redis_is_away_and_for_a_lease
     await registry.stop()
 
 
-async def test_watching_notices_by_itself(redis_url, registry):
-    await registry.start()
-    announce(redis_url)
-    await until(lambda: registry.pick("svc"))
-    assert registry.pick("svc").id == "r1"
-
-
 async def test_a_gateway_whose_redis_or_fixed_upstream_is_not_there_yet_starts():
     registry = ReplicaRegistry(Settings(redis_url="redis://127.0.0.1:1"))
     await registry.start()
@@ -199,23 +191,16 @@ async def test_a_gateway_whose_redis_or_fixed_upstream_is_not_there_yet_starts()
     await registry.stop()
 
 
-async def test_a_fixed_upstream_is_asked_what_it_serves(toy):
+async def test_a_fixed_upstream_is_asked_what_it_serves_and_wins_over_records(redis_url, toy):
     paths = {"/v1/segment": {}, "/livez": {}, "/v2/models/{name}": {}, "/": {}}
     upstream = await toy(documents={"models": {"data": [{"id": "pranet"}]}, "openapi": {"paths": paths}})
-    registry = ReplicaRegistry(Settings(static_upstreams=f"medical-seg={upstream.url}|grpc://127.0.0.1:7"))
-    await registry.start()
-    replica = registry.pick("medical-seg")
-    assert (replica.record.models, replica.record.routes) == (("pranet",), ("/v1/segment",))
-    assert replica.record.grpc == "127.0.0.1:7"
-    await registry.stop()
-
-
-async def test_a_fixed_upstream_wins_over_records(redis_url, toy):
-    upstream = await toy()
     announce(redis_url)
-    registry = ReplicaRegistry(Settings(redis_url=redis_url, static_upstreams=f"svc={upstream.url}"))
+    where = f"svc={upstream.url}|grpc://127.0.0.1:7"
+    registry = ReplicaRegistry(Settings(redis_url=redis_url, static_upstreams=where))
     await registry.start()
-    assert [t.record.http for t in registry.list_ready("svc")] == [upstream.url]
+    (record,) = [replica.record for replica in registry.list_ready("svc")]
+    assert (record.http, record.grpc) == (upstream.url, "127.0.0.1:7")
+    assert (record.models, record.routes) == (("pranet",), ("/v1/segment",))
     await registry.stop()
 
 

@@ -1,4 +1,4 @@
-"""Headers that cross the gateway, and callers that may be behind a request to a loopback port."""
+"""Headers that cross the gateway, callers behind a loopback port, and the table of routes and models."""
 
 import asyncio
 from typing import Any
@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fovea.api.replica import ReplicaRecord
-from fovea.errors import InvalidOption, NotFound, PermissionDenied
+from fovea.errors import InvalidOption, NotFound, PermissionDenied, TooLarge
+from services.gateway.http.errors import find_error_format
 from services.gateway.http.request_context import RequestContext, build_request_headers, build_response_headers
 from services.gateway.policy.local_only import require_local_request
 from services.gateway.routing.model_routing import resolve_service
 from services.gateway.routing.route_table import RouteTable
+from shared.asgi.errors import render_error
 from shared.local_names import is_loopback
 from shared.settings import Settings
 
@@ -52,17 +54,14 @@ def test_all_other_headers_cross_unchanged_and_in_order(headers):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
+def test_these_headers_stay_behind():
+    names = (
         b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"proxy-authorization",
         b"host", b"authorization", b"x-api-key", b"cookie", b"x-fovea-tenant", b"x-fovea-any", b"prefer", b"expect",
         b"content-length",
-    ],
-)  # fmt: skip
-def test_these_headers_stay_behind(name):
-    passed = build_request_headers(make_context([(name, b"somebody")]))
-    assert passed.get(name.decode()) != "somebody"
+    )  # fmt: skip
+    passed = [build_request_headers(make_context([(name, b"somebody")])) for name in names]
+    assert "somebody" not in [value for headers in passed for value in headers.values()]
 
 
 def test_every_attempt_at_a_request_has_one_idempotency_key_and_callers_may_choose_it():
@@ -103,16 +102,10 @@ def test_answers_lose_what_concerns_one_connection():
     assert build_response_headers(raw) == [(b"set-cookie", b"a"), (b"set-cookie", b"b")]
 
 
-@pytest.mark.parametrize(
-    ("host", "ours"),
-    [
-        ("127.0.0.1", True), ("127.8.8.8", True), ("localhost", True), ("LOCALHOST", True), ("a.localhost", True),
-        ("::1", True), ("[::1]", True), ("0.0.0.0", False), ("10.0.0.1", False),
-        ("localhost.evil.example", False), ("", False), ("127.0.0.1.nip.io", False), ("::ffff:10.0.0.1", False),
-    ],
-)  # fmt: skip
-def test_loopback_is_known_by_name_and_address(host, ours):
-    assert is_loopback(host) is ours
+def test_loopback_is_known_by_name_and_address():
+    ours = ("127.0.0.1", "127.8.8.8", "localhost", "LOCALHOST", "a.localhost", "::1", "[::1]")
+    others = ("0.0.0.0", "10.0.0.1", "localhost.evil.example", "", "127.0.0.1.nip.io", "::ffff:10.0.0.1")
+    assert [host for host in ours + others if is_loopback(host)] == [*ours]
 
 
 def test_names_of_ours_are_loopback_and_what_we_listen_on_and_reading_is_open_to_any_origin():
@@ -125,15 +118,13 @@ def test_names_of_ours_are_loopback_and_what_we_listen_on_and_reading_is_open_to
         require_local_request(make_context(foreign, method="DELETE"), "127.0.0.1")
 
 
-def table() -> RouteTable:
-    facts = {"http": "http://h", "pid": 1, "ready": True, "routes": ("/v1/classify",), "seen": 0}
-    return RouteTable.from_records(
-        [
-            ReplicaRecord(id="a", service="a", models=("m1",), **facts),
-            ReplicaRecord(id="b", service="b", models=("m2",), **facts),
-            ReplicaRecord(id="c", service="c", models=("m3",), **{**facts, "routes": ()}),
-        ]
-    )
+FACTS = {"http": "http://h", "pid": 1, "ready": True, "seen": 0}
+CLASSIFIERS = RouteTable.from_records(
+    [
+        ReplicaRecord(id=name, service=name, models=(model,), routes=routes, **FACTS)
+        for name, model, routes in (("a", "m1", ("/v1/classify",)), ("b", "m2", ("/v1/classify",)), ("c", "m3", ()))
+    ]
+)
 
 
 @pytest.mark.parametrize(
@@ -153,16 +144,115 @@ def table() -> RouteTable:
     ],
 )
 def test_the_model_is_read_wherever_callers_put_it(kind, body, query, service):
-    route = table().find("/v1/classify")
-    assert route is not None
     made = make_context([(b"content-type", kind)], query_string=query)
-    assert asyncio.run(resolve_service(made, route, body, table())).services == (service,)
+    found = asyncio.run(resolve_service(made, CLASSIFIERS.find("/v1/classify"), body, CLASSIFIERS))
+    assert found.services == (service,)
 
 
 def test_a_model_of_another_path_is_told_with_those_of_this_one():
-    route = table().find("/v1/classify")
-    assert route is not None
     made = make_context([(b"content-type", b"application/json")])
     with pytest.raises(NotFound) as refused:
-        asyncio.run(resolve_service(made, route, b'{"model": "m3"}', table()))
+        asyncio.run(resolve_service(made, CLASSIFIERS.find("/v1/classify"), b'{"model": "m3"}', CLASSIFIERS))
     assert "m1, m2" in (refused.value.hint or "")
+
+
+def replica(service, routes=(), models=(), name="r1", **marks: Any):
+    where = {"id": f"{service}-{name}", "service": service, "http": "http://h:1", "pid": 1}
+    return ReplicaRecord(**where, ready=True, models=models, routes=routes, seen=0, **marks)
+
+
+LLM = ("/v1/chat/completions", "/v1/sessions/{id}", "/v1/probe/{kind}/run", "/v1/documents")
+TABLE = RouteTable.from_records(
+    [
+        replica("seg", ("/v1/segment", "/livez", "/v1/models", "/v2/models/{name}/infer"), ("pranet", "org/pranet")),
+        replica("llm", LLM, ("a/ready",), effectful=("/v1/sessions/{id}", "/v1/documents")),
+        replica("papers", ("/v1/papers/{path:path}",)),
+    ]
+)
+ADAPTERS = replica("llm", ("/v1/lora-adapters",), ("smollm",))
+WITH_ADAPTERS = RouteTable.from_records([replica("seg", ("/v1/segment",), ("pranet",)), ADAPTERS])
+
+
+@pytest.mark.parametrize(
+    ("path", "service", "label"),
+    [
+        ("/v1/segment", "seg", "/v1/segment"),
+        ("/v1/segment/more/below", "seg", "/v1/segment"),
+        ("/v1/sessions/42", "llm", "/v1/sessions/{id}"),
+        ("/v1/probe/heads/run", "llm", "/v1/probe/{kind}/run"),
+        ("/v1/documents/7/pages", "llm", "/v1/documents"),
+        ("/v1/papers/a/b/c", "papers", "/v1/papers/{path:path}"),
+        ("/v2/models/pranet/infer", "seg", "/v2/models/{name}/infer"),
+        ("/v2/models/org/pranet/versions/2/ready", "seg", "/v2/models/{name}/ready"),
+        ("/v2/models/pranet", "seg", "/v2/models/{name}/"),
+        ("/v2/models/a/ready/infer", "llm", "/v2/models/{name}/infer"),
+        ("/v2/repository/models/org/pranet/load", "seg", "/v2/repository/models/{name}/load"),
+        ("/v1/models/org/pranet", "seg", "/v1/models/{name}/"),
+        ("/v1/models/org/pranet/example", "seg", "/v1/models/{name}/example"),
+        ("/v1/models/org/pranet/sparsity", "seg", "/v1/models/{name}/sparsity"),
+    ],
+)
+def test_a_path_leads_to_its_service(path, service, label):
+    route = TABLE.find(path)
+    assert (route.services, route.label) == ((service,), label)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/livez", "/v1/models", "/v1/jobs/1", "/v1/segmentation", "/v1/probe/heads", "/v1/segment/../x", "/v2"],
+)
+def test_paths_of_our_own_and_of_nobody_lead_nowhere(path):
+    assert TABLE.find(path) is None
+
+
+def test_an_unknown_model_is_told_with_those_there_are_and_its_card_asked_of_the_service_with_adapters():
+    with pytest.raises(NotFound) as refused:
+        TABLE.find("/v2/models/prenet/infer")
+    assert "org/pranet" in (refused.value.hint or "")
+    route = WITH_ADAPTERS.find("/v1/models/my-adapter")
+    assert (route.services, route.model) == (("llm",), "my-adapter")
+    assert WITH_ADAPTERS.find("/v1/models/pranet").services == ("seg",)
+    with pytest.raises(NotFound):
+        WITH_ADAPTERS.find("/v2/models/my-adapter/infer")
+
+
+def test_routes_are_effectful_or_endless_where_one_replica_marks_them_and_never_by_their_name():
+    effectful = ("/v1/sessions/42", "/v1/documents", "/v1/documents/7/pages")
+    for path in (*effectful, "/v1/chat/completions", "/v1/papers/a"):
+        assert TABLE.find(path).is_effectful is (path in effectful), path
+    table = RouteTable.from_records([replica("old", ("/v1/sessions", "/v1/documents", "/v1/detect/stream"))])
+    assert not any(route.is_effectful or route.is_endless for route in table.paths.values())
+    marks = {"effectful": ("/v1/x",), "endless": ("/v1/x",)}
+    records = [replica("a", ("/v1/x",), name="new", **marks), replica("a", ("/v1/x",), name="old")]
+    for order in (records, records[::-1]):
+        route = RouteTable.from_records(order).paths["/v1/x"]
+        assert (route.services, route.is_effectful, route.is_endless) == (("a",), True, True)
+    record = ReplicaRecord.model_validate_json(
+        '{"id":"x","service":"s","http":"http://h:1","pid":1,"ready":true,"models":[],"routes":["/v1/x"],"seen":0}'
+    )
+    assert (record.effectful, record.endless) == ((), ())
+
+
+@given(st.text(max_size=60))
+def test_no_path_breaks_the_table(text):
+    for prefix in ("/", "/v1/", "/v2/models/", "/v1/models/", "/v2/repository/models/"):
+        try:
+            route = TABLE.find(prefix + text)
+        except NotFound:
+            continue
+        assert route is None or route.services
+
+
+@pytest.mark.parametrize(
+    ("path", "form", "status"),
+    [
+        ("/v2/models/x/infer", "oip", 400), ("/v1/chat/completions", "openai", 400),
+        ("/v1/models", "openai", 400), ("/v1/messages", "anthropic", 400),
+        ("/v1/messages/count_tokens", "anthropic", 400), ("/v1/messagesx", "problem", 422),
+        ("/v1/modelsx", "problem", 422), ("/v1/segment", "problem", 422),
+    ],
+)  # fmt: skip
+def test_each_family_has_its_own_form_and_knows_its_own_statuses(path, form, status):
+    assert find_error_format(path) == form
+    assert render_error(InvalidOption("no"), find_error_format(path), "id")[0] == status
+    assert render_error(TooLarge("no"), find_error_format(path), "id")[0] == 413

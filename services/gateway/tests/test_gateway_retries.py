@@ -1,14 +1,29 @@
-"""Replicas die; requests do not. Connections are really cut and processes really killed."""
+"""Replicas die or hang; requests do not. Connections are really cut, and processes killed and stopped (SIGSTOP)."""
 
 import asyncio
 import contextlib
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
+import httpx2
 import pytest
+import redis
 
+from fovea.api.replica import HEARTBEAT_TTL_S, ReplicaRecord, replicas_key
+from services.gateway.app import build_gateway
+from services.gateway.grpc.server import serve_grpc
+from services.gateway.routing import replica_registry
+from services.gateway.server import create_server
+from services.gateway.tests.conftest import listening
+from shared.rpc import open_inference_pb2 as pb
+from shared.settings import Settings, environment
 from tests.harness.scripted import scripted
-from tests.harness.waiting import free_port
+from tests.harness.waiting import free_port, until, wait_until
 
 
 @contextlib.asynccontextmanager
@@ -50,11 +65,21 @@ async def test_a_request_whose_replica_dies_is_answered_by_another(pair, said):
     assert len(heard) == 1
 
 
-async def test_a_request_that_leaves_something_behind_is_not_sent_twice(pair):
-    scene, heard, upstream = await pair()
-    answer = await scene.client.post("/v1/sessions", content=b"{}")
-    assert (answer.status_code, len(heard), upstream.seen) == (503, 1, [])
-    assert (answer.json()["error"]["code"], answer.headers["retry-after"]) == ("not_ready", "1")
+@pytest.mark.parametrize(
+    ("path", "last", "status", "told"),
+    [
+        ("/v1/sessions", {}, 503, "not_ready"),
+        *(
+            ("/v1/echo", last, 413, "This request took more memory than a replica of svc has.")
+            for last in ({"out_of_memory": True}, {"memory": 0.95})
+        ),
+    ],
+)
+async def test_what_leaves_something_behind_or_took_too_much_memory_is_not_sent_twice(pair, path, last, status, told):
+    scene, heard, upstream = await pair(**last)
+    answer = await scene.client.post(path, content=b"{}")
+    assert (answer.status_code, len(heard), upstream.seen, told in answer.text) == (status, 1, [], True)
+    assert answer.headers.get("retry-after") == {503: "1"}.get(status)
 
 
 async def test_a_refused_connection_is_no_reason_not_to_send_it_elsewhere(gateway, toy):
@@ -67,30 +92,16 @@ async def test_a_refused_connection_is_no_reason_not_to_send_it_elsewhere(gatewa
     assert dead.in_flight == 0
 
 
-@pytest.mark.parametrize("last", [{"out_of_memory": True}, {"memory": 0.95}])
-async def test_a_death_by_memory_is_not_tried_again(pair, last):
-    scene, heard, upstream = await pair(**last)
-    answer = await scene.client.post("/v1/echo", content=b"picture")
-    assert (answer.status_code, len(heard), upstream.seen) == (413, 1, [])
-    assert answer.json()["detail"] == "This request took more memory than a replica of svc has."
-
-
-async def test_others_in_a_replica_that_died_of_memory_may_send_again(gateway):
-    scene = await gateway()
-    async with cutting(b"") as (url, _):
-        bad = scene.announce(url, name="bad")
-        bad.record = bad.record.model_copy(update={"out_of_memory": True})
-        bad.in_flight = 1
-        answer = await scene.client.post("/v1/echo", content=b"picture")
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-
-
-async def test_a_request_that_kills_every_replica_is_given_up(gateway):
+async def test_a_request_that_kills_every_replica_is_given_up_and_others_there_may_send_again(gateway):
     scene = await gateway()
     async with cutting(b"") as (url, heard):
         scene.announce(url, name="only")
-        answer = await scene.client.post("/v1/echo", content=b"poison")
-    assert (answer.status_code, len(heard)) == (503, 4)
+        assert (await scene.client.post("/v1/echo", content=b"poison")).status_code == 503
+        assert len(heard) == 4
+        only = scene.announce(url, name="only", out_of_memory=True)
+        only.in_flight = 1
+        answer = await scene.client.post("/v1/echo", content=b"picture")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
 
 
 async def test_a_replica_that_is_not_ready_sends_us_to_the_next_and_is_believed_when_alone(served, toy):
@@ -112,16 +123,100 @@ async def test_a_request_waits_for_the_next_replica_of_a_service_that_lost_its_l
     assert (await asking).headers["x-replica"] == "new"
 
 
-async def test_a_request_does_not_wait_longer_than_its_deadline(gateway):
+async def test_nobody_waits_longer_than_the_deadline_or_for_a_service_that_never_was_ready(gateway):
     scene = await gateway()
-    scene.announce(f"http://127.0.0.1:{free_port()}", name="dead")
+    scene.announce("http://127.0.0.1:1", name="r", ready=False)
+    answer = await scene.client.post("/v1/echo", timeout=2)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert "loading" in answer.json()["detail"]
+    scene.announce(f"http://127.0.0.1:{free_port()}", name="r")
     answer = await scene.client.post("/v1/echo", headers={"x-fovea-deadline-ms": "300"})
     assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
 
 
-async def test_a_service_that_never_was_ready_is_not_waited_for(gateway):
-    scene = await gateway()
-    scene.announce("http://127.0.0.1:1", name="loading", ready=False)
-    answer = await scene.client.post("/v1/echo", timeout=2)
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-    assert "loading" in answer.json()["detail"]
+@pytest.fixture
+def replicas(redis_url, tmp_path):
+    """Two replica processes by their process ids, ready and known to Redis."""
+    env = environment(FOVEA_REDIS_URL=redis_url, FOVEA_DATA_DIR=str(tmp_path), PYTHONPATH=os.pathsep.join(sys.path))
+    started = [subprocess.Popen([sys.executable, "-m", "shared.serving.tests.toy_replica"], env=env) for _ in range(2)]
+    with redis.Redis.from_url(redis_url) as link:
+
+        def known():
+            return map(ReplicaRecord.model_validate_json, link.hvals(replicas_key("toy")))
+
+        wait_until(lambda: sum(one.ready for one in known()) == 2, 90, "the replicas' start")
+    yield {process.pid: process for process in started}
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+async def app(redis_url, tmp_path, monkeypatch, replicas):
+    monkeypatch.setattr(replica_registry, "ABORT_AFTER_S", 3.0)
+    made = build_gateway(Settings(redis_url=redis_url, data_dir=tmp_path, http_port=0, grpc_port=0))
+    registry = made.state.gateway.registry
+    await registry.start()
+    yield made
+    await made.state.gateway.stop()
+
+
+def stop_busiest(app: Any, replicas: dict[int, subprocess.Popen[bytes]]) -> int:
+    """SIGSTOP the replica with the most requests under way; returns how many those are."""
+    busiest = max(app.state.gateway.registry.list_ready("toy"), key=lambda replica: len(replica.attempts))
+    os.kill(busiest.record.pid, signal.SIGSTOP)
+    assert busiest.record.pid in replicas
+    return len(busiest.attempts)
+
+
+async def test_requests_under_way_to_a_replica_that_hangs_are_answered_by_another(app, replicas):
+    server = create_server(app, app.state.gateway.settings)
+    async with listening(server) as url, httpx2.AsyncClient(base_url=url, timeout=60) as client:
+        ask = [client.post("/v1/echo", json={"text": str(n), "sleep": 1}) for n in range(6)]
+        asking = [asyncio.create_task(call) for call in ask]
+        known = app.state.gateway.registry.list_alive("toy")
+        await until(lambda: sum(len(replica.attempts) for replica in known) == 6, 60)
+        assert stop_busiest(app, replicas) >= 2
+        answers = await asyncio.gather(*asking)
+        assert [answer.status_code for answer in answers] == [200] * 6
+        assert [answer.json()["text"] for answer in answers] == [str(n) for n in range(6)]
+
+
+async def test_replicas_whose_records_are_not_renewed_are_asked_and_serve_on(app, replicas, monkeypatch):
+    registry = app.state.gateway.registry
+    known = registry.list_ready("toy")
+    monkeypatch.setattr(registry, "_update_service", lambda *_: None)  # as if no renewal came through
+    for replica in known:
+        replica.changed -= HEARTBEAT_TTL_S - 0.2
+    await asyncio.sleep(2)
+    assert set(registry.list_ready("toy")) == set(known)
+    for pid in replicas:
+        os.kill(pid, signal.SIGKILL)
+    for replica in known:
+        replica.changed -= HEARTBEAT_TTL_S
+    await asyncio.sleep(1)
+    assert registry.list_ready("toy") == []
+
+
+async def test_a_call_over_grpc_is_answered_by_another(app, replicas):
+    server, port = await serve_grpc(app.state.gateway, "127.0.0.1", 0)
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary(
+                "/inference.GRPCInferenceService/ModelMetadata",
+                request_serializer=pb.ModelMetadataRequest.SerializeToString,
+                response_deserializer=pb.ModelMetadataResponse.FromString,
+            )
+            for _ in range(20):  # both have a connection
+                await call(pb.ModelMetadataRequest(name="toy/echo"), timeout=20)
+            for pid in replicas:
+                os.kill(pid, signal.SIGSTOP)
+            asking = asyncio.ensure_future(call(pb.ModelMetadataRequest(name="toy/echo"), timeout=60))
+            known = app.state.gateway.registry.list_alive("toy")
+            await until(lambda: asking.done() or any(replica.attempts for replica in known), 60)
+            assert not asking.done(), asking
+            [idle] = [replica for replica in known if not replica.attempts]
+            os.kill(idle.record.pid, signal.SIGCONT)
+            assert (await asking).name == "toy/echo"
+    finally:
+        await server.stop(0)

@@ -1,4 +1,4 @@
-"""A tenant's consumption is in the ledger, from answers and replicas, and nobody else sees it."""
+"""A tenant's consumption is in the ledger and nobody else sees it; numbers of all replicas are one document."""
 
 import csv
 import io
@@ -7,11 +7,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from redis.exceptions import RedisError
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
 from fovea.api.usage import USAGE_HEADER, UsageScanner, find_model, read_header
+from services.gateway.routes.metrics import merge_metrics
 from shared.jobs.usage_ledger import UsageLedger
 
 LONGCTX = {"kv_bytes": 4096, "cached_tokens": 3}
@@ -125,3 +127,25 @@ async def test_without_redis_the_oldest_days_go_before_the_rows_are_too_many(mon
     ledger.add("ann", "new", {})
     found = await ledger.read("ann", today - timedelta(9), today)
     assert [record.day for record in found] == [today, today - timedelta(1), today - timedelta(2)]
+
+
+ONE = """# HELP fovea_requests_total Requests by outcome.
+# TYPE fovea_requests_total counter
+fovea_requests_total{service="s",status="200"} 3.0
+"""
+TWO = f"""{ONE.replace("3.0", "4.0")}# HELP fovea_batch_size Requests.
+# TYPE fovea_batch_size histogram
+fovea_batch_size_bucket{{le="1.0"}} 1.0
+fovea_batch_size_bucket{{le="+Inf"}} 2.0
+fovea_batch_size_count 2.0
+fovea_batch_size_sum 5.0
+"""
+
+
+def test_each_sample_says_which_replica_it_came_from_and_families_are_announced_once():
+    merged = merge_metrics({"a": ONE, "b": TWO, "x": "{not metrics"})
+    found = {family.name: family for family in text_string_to_metric_families(merged.decode())}
+    assert found.keys() == {"fovea_requests", "fovea_batch_size"}, "what is no metrics text is left out"
+    assert {s.labels["replica"]: s.value for s in found["fovea_requests"].samples} == {"a": 3.0, "b": 4.0}
+    assert merged.count(b"# TYPE fovea_requests_total counter") == 1
+    assert [s.value for s in found["fovea_batch_size"].samples if s.name.endswith("_bucket")] == [1.0, 2.0]

@@ -211,8 +211,7 @@ class Experiment(Servable[S, Report], Generic[S]):
     def run(self, spec: S, subject: StudiedModel, progress: Progress) -> Report:
         """Run the experiment. Forwards happen in `progress.cell`, `progress.each` or, where one is enough, right here.
 
-        Raises:
-            FoveaError: The spec does not fit the model, or the run was stopped where nothing is worth keeping.
+        Raises FoveaError: the spec does not fit the model, or the run was stopped where nothing is worth keeping.
         """
 
     def predict(self, batch: Sequence[S], run: CallContext) -> list[Report | FoveaError]:
@@ -227,7 +226,7 @@ class Experiment(Servable[S, Report], Generic[S]):
 
     def begin(self, spec: S, subject: StudiedModel, run: CallContext | None = None) -> Progress:
         """Start the progress of one run; jobs get the cell cache."""
-        scope = {"experiment": self.card.name, **_identity(subject)}
+        scope = {"experiment": self.card.name, **self._identity(subject)}
         run = run or CallContext()
         cache = self.store.of_tenant(run.tenant).cells if self.mode == "job" else None
         return Progress(run, cells=self.cost(spec, subject).cells, scope=scope, cache=cache)
@@ -237,7 +236,7 @@ class Experiment(Servable[S, Report], Generic[S]):
         manifest = RunManifest(
             experiment=self.card.name,
             model=subject.name,
-            **_identity(subject),
+            **self._identity(subject),
             device=subject.device,
             seed=spec.seed,
             report=self.key(spec, subject) if self.mode == "job" else "",
@@ -251,7 +250,16 @@ class Experiment(Servable[S, Report], Generic[S]):
     def key(self, spec: S, subject: StudiedModel) -> str:
         """Key under which the report of this spec and model is stored; a dry run returns it beforehand."""
         options = spec.model_dump(mode="json", exclude={"dry_run"})
-        return json_digest({"experiment": self.card.name, "spec": options, **_identity(subject)})
+        return json_digest({"experiment": self.card.name, "spec": options, **self._identity(subject)})
+
+    def _identity(self, subject: StudiedModel) -> dict[str, str]:
+        """Provenance of the numbers besides the spec."""
+        return {
+            "weights_sha256": subject.weights_sha256,
+            "tokenizer_sha256": subject.tokenizer_sha256,
+            "dtype": subject.dtype,
+            "code": code_digest(type(self).__module__),
+        }
 
     def _answer(self, spec: S, run: CallContext) -> Report | FoveaError:
         try:
@@ -297,13 +305,3 @@ class Experiment(Servable[S, Report], Generic[S]):
                 "cells": Scalar(value=cost.cells, note="It can be stopped, and goes on, between two of them."),
             },
         )
-
-
-def _identity(subject: StudiedModel) -> dict[str, str]:
-    """Provenance of the numbers besides the spec."""
-    return {
-        "weights_sha256": subject.weights_sha256,
-        "tokenizer_sha256": subject.tokenizer_sha256,
-        "dtype": subject.dtype,
-        "code": code_digest(),
-    }

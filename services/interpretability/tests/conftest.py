@@ -25,6 +25,7 @@ from shared.settings import Settings
 from shared.storage import ObjectStore
 from tests.golden import read_golden
 from tests.harness.language_model import share_language_model
+from tests.harness.public_rule import one_thread  # noqa: F401  # fixture
 
 GOLDEN = Path(__file__).parent / "golden"
 WEIGHTS = Path(__file__).parents[3] / "shared/lm/tests/golden"
@@ -84,11 +85,6 @@ def write_gpt2(folder: Path, facts: dict[str, Any], weights: dict[str, Tensor], 
     library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     library.save(str(folder / "tokenizer.json"))
     return folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", params=["gpt2", "llama"])

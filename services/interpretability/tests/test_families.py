@@ -68,10 +68,8 @@ def test_attributions_sum_to_the_logit_difference_and_patching_is_its_slope(mode
     clean, corrupt, answers = prompts
     estimated = patching.attribution_patch(model, clean, corrupt, answers)
     run, other, step = run_with_cache(model, clean), run_with_cache(model, corrupt), 1e-6
-    from services.interpretability.causal.patching import patch_heads
-
     near = [z + step * (there - z) for z, there in zip(run.z, other.z, strict=True)]
-    moved = (patch_heads(run, near, answers) - patching.logit_difference(run.last, answers)) / step
+    moved = (patching.patch_heads(run, near, answers) - patching.logit_difference(run.last, answers)) / step
     np.testing.assert_allclose(moved, estimated, rtol=1e-3, atol=1e-5)
 
 

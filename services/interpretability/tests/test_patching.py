@@ -141,13 +141,8 @@ def test_overridden_rows_and_attribution_equal_the_golden_ones(golden):
 def test_pattern_scores_equal_the_golden_ones(golden):
     facts = golden.facts["head_scores_repeated_sequence"]
     found = circuits.head_patterns(golden.model, facts["ids"][: len(facts["ids"]) // 2])
-    for ours, theirs in (
-        ("previous", "previous_token"),
-        ("duplicate", "duplicate_token"),
-        ("induction", "induction"),
-        ("first", "first_token_mass"),
-        ("entropy", "entropy_mean"),
-    ):
+    told = ("previous_token", "duplicate_token", "induction", "first_token_mass", "entropy_mean")
+    for ours, theirs in zip(("previous", "duplicate", "induction", "first", "entropy"), told, strict=True):
         assert np.abs(found[ours] - facts[theirs]).max() < 1e-5
 
 
@@ -157,12 +152,8 @@ def test_overlaps_equal_the_golden_ones(case):
     for facts in case["results"]:
         found = circuits.overlap(list(first), list(second), facts["fraction"])
         assert ([list(h) for h in found.shared], len(found.union)) == (facts["shared"], facts["union_size"])
-        for ours, theirs in (
-            (found.jaccard, "jaccard"),
-            (found.coefficient, "coefficient"),
-            (found.share, "share_of_first"),
-        ):
-            assert ours == pytest.approx(facts[theirs], abs=1e-9)
+        told = tuple(facts[name] for name in ("jaccard", "coefficient", "share_of_first"))
+        assert (found.jaccard, found.coefficient, found.share) == pytest.approx(told, abs=1e-9)
 
 
 def test_undefined_heads_are_never_chosen():

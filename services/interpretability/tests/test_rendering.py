@@ -1,9 +1,8 @@
-"""Pictures of experiments, the cells kept between them, influence of texts."""
+"""Pictures of experiments, and the cells kept between them."""
 
 import base64
 import hashlib
 import io
-import json
 import os
 import re
 from xml.etree import ElementTree as ET
@@ -12,70 +11,45 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fovea.errors import InvalidOption, Malformed
+from services.interpretability.core import report as reports
 from services.interpretability.core.cell_cache import CellCache
-from services.interpretability.core.report import (
-    Axis,
-    Bar,
-    Bars,
-    Edge,
-    Graph,
-    HeatMap,
-    Node,
-    Report,
-    RunManifest,
-    Scalar,
-    Strip,
-    Table,
-    TokenSpan,
-)
-from services.interpretability.experiments.influence import (
-    AttentionInfluence,
-    Document,
-    Influence,
-    InfluenceSpec,
-    influence,
-    select,
-    token_loss,
-)
 from services.interpretability.rendering import plots
 from services.interpretability.rendering.html_page import POLICY, permalink, render_page
 from services.interpretability.rendering.render import MEDIA_TYPES, render, to_npz
 from services.interpretability.rendering.svg import BLUE, Drawing, Rect, Text, stack_drawings
-from services.interpretability.tests.conftest import read
-from shared.registry import CallContext
 from shared.storage import ObjectStore
 
 NASTY = '<script>alert(1)</script>&"\n\x07'
 
 
 def head_map(values, scale="sequential", text="some text"):
-    return HeatMap(
-        name="scores", values=values, rows=Axis(label="layer", ticks=[str(i) for i in range(len(values))]),
-        columns=Axis(label="head", ticks=[str(i) for i in range(len(values[0]))]), scale=scale, text=text,
+    return reports.HeatMap(
+        name="scores", values=values, rows=reports.Axis(label="layer", ticks=[str(i) for i in range(len(values))]),
+        columns=reports.Axis(label="head", ticks=[str(i) for i in range(len(values[0]))]), scale=scale, text=text,
         caption="How to read it.",
     )  # fmt: skip
 
 
 def whole_report(text="a b"):
-    tokens = [TokenSpan(text=NASTY, start=0, end=1), TokenSpan(text="b", start=1, end=2)]
-    return Report(
+    tokens = [reports.TokenSpan(text=NASTY, start=0, end=1), reports.TokenSpan(text="b", start=1, end=2)]
+    bars = [reports.Bar(label="x", value=-1), reports.Bar(label="y", value=2, low=1, high=3)]
+    return reports.Report(
         title=NASTY,
         warnings=[NASTY],
-        scalars={"n": Scalar(value=3), "u": Scalar(value=None, unit="x", note=NASTY)},
-        tables=[Table(name="t", columns=["a"], rows=[[NASTY], [0.5], [None]] * 100)],
+        scalars={"n": reports.Scalar(value=3), "u": reports.Scalar(value=None, unit="x", note=NASTY)},
+        tables=[reports.Table(name="t", columns=["a"], rows=[[NASTY], [0.5], [None]] * 100)],
         grids=[head_map([[0.1, None], [0.3, -2.0]], "diverging", text)],
-        bars=[Bars(name="b", bars=[Bar(label="x", value=-1), Bar(label="y", value=2, low=1, high=3)], caption="C.")],
-        strips=[Strip(name="s", tokens=tokens, values=[1, None], caption="C.")],
+        bars=[reports.Bars(name="b", bars=bars, caption="C.")],
+        strips=[reports.Strip(name="s", tokens=tokens, values=[1, None], caption="C.")],
         graphs=[
-            Graph(
-                name="g", nodes=[Node(id="1-0", layer=1, head=0, kind="mover", value=1)],
-                edges=[Edge(source="1-0", target="output", value=0.4), Edge(source="1-0", target="gone", value=1)],
+            reports.Graph(
+                name="g", nodes=[reports.Node(id="1-0", layer=1, head=0, kind="mover", value=1)],
+                edges=[reports.Edge(source="1-0", target=t, value=v) for t, v in (("output", 0.4), ("gone", 1))],
                 caption="C.",
             )
         ],
         spec={"lm": "tiny", "text": NASTY, "seed": 0},
-        manifest=RunManifest(
+        manifest=reports.RunManifest(
             experiment="attention", model="tiny", weights_sha256="0", tokenizer_sha256="0", dtype="float32",
             device="cpu", code="0", seed=0,
         ),
@@ -101,8 +75,8 @@ def test_svg_is_well_formed_and_says_its_numbers():
 def patterns(heads, tokens=40):
     ticks = [str(t) for t in range(tokens)]
     values = (np.tril(np.ones((tokens, tokens))) / np.arange(1, tokens + 1)[:, None]).tolist()
-    axes = {"rows": Axis(label="query", ticks=ticks), "columns": Axis(label="key", ticks=ticks)}
-    return [HeatMap(name=f"1-{h}", values=values, **axes, caption="How to read it.") for h in range(heads)]
+    axes = {"rows": reports.Axis(label="query", ticks=ticks), "columns": reports.Axis(label="key", ticks=ticks)}
+    return [reports.HeatMap(name=f"1-{h}", values=values, **axes, caption="How to read it.") for h in range(heads)]
 
 
 def test_patterns_of_many_heads_are_small_maps_of_the_largest_neighbours():
@@ -117,7 +91,7 @@ def test_patterns_of_many_heads_are_small_maps_of_the_largest_neighbours():
     assert (found.shape, found[0, 0], found[23, 23]) == ((24, 24), 1.0, pytest.approx(1 / 70))
 
 
-def test_page_has_one_style_sheet_and_a_policy_that_allows_that_alone():
+def test_page_is_honest_about_parts_text_of_strangers_stays_text_and_its_policy_allows_one_style_sheet():
     made = render_page(whole_report())
     (sheet,) = re.findall(r"<style>(.*?)</style>", made, re.DOTALL)
     assert f"style-src 'sha256-{base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()}';" in POLICY
@@ -126,10 +100,6 @@ def test_page_has_one_style_sheet_and_a_policy_that_allows_that_alone():
     assert "prefers-color-scheme: dark" in sheet
     assert made.index("<style>") < made.index("<main>"), "who takes over `main` takes none of it"
     assert " style=" not in made
-
-
-def test_page_is_honest_about_parts_and_text_of_strangers_stays_text():
-    made = render_page(whole_report())
     assert "<script" not in made
     assert "alert(1)" in made
     assert "\x07" not in made
@@ -152,10 +122,10 @@ def test_permalinks_hold_what_is_given_and_arrays_the_numbers_of_the_json():
 def test_empty_and_extreme_data_are_drawn_and_long_pictures_scaled_down():
     for grid in (head_map([[None]]), head_map([[0.0]]), head_map([[1e300, -1e300]], "diverging")):
         assert plots.draw_heat_map(grid).svg()
-    assert plots.draw_bars(Bars(name="b", bars=[], caption="C.")).svg()
-    assert plots.draw_bars(Bars(name="b", bars=[Bar(label="x", value=None)], caption="C.")).svg()
-    assert plots.draw_strip(Strip(name="s", tokens=[], values=[], caption="C.")).svg()
-    assert plots.draw_graph(Graph(name="g", nodes=[], edges=[], caption="C.")).svg()
+    assert plots.draw_bars(reports.Bars(name="b", bars=[], caption="C.")).svg()
+    assert plots.draw_bars(reports.Bars(name="b", bars=[reports.Bar(label="x", value=None)], caption="C.")).svg()
+    assert plots.draw_strip(reports.Strip(name="s", tokens=[], values=[], caption="C.")).svg()
+    assert plots.draw_graph(reports.Graph(name="g", nodes=[], edges=[], caption="C.")).svg()
     tall = Drawing(100, 60_000, "x", [Rect(0, 0, 10, 10, BLUE), Text(5, 5, "x", turned=True)])
     assert max(Image.open(io.BytesIO(stack_drawings([tall]).png())).size) <= 8000
 
@@ -192,79 +162,3 @@ def test_failed_work_leaves_no_cell_and_not_a_number_is_refused(cache):
     assert cache.get_or_compute({"a": 1}, lambda: 3).value == 3
     with pytest.raises(ValueError, match="JSON"):
         cache.get_or_compute({"b": 1}, lambda: float("nan"))
-
-
-def golden_documents(golden):
-    return [Document(d["id"], d["domain"], d["ids"]) for d in golden.facts["attention_influence"]["docs"]]
-
-
-def test_losses_and_selection_equal_the_golden_ones(golden):
-    facts = golden.facts["attention_influence"]
-    rows = list(influence(golden.model, golden_documents(golden), [tuple(h) for h in facts["masked_heads"]]))
-    for row, expected in zip(rows, facts["docs"], strict=True):
-        assert (row.id, row.base) == (expected["id"], pytest.approx(expected["loss_base"], abs=1e-4))
-        assert row.masked == pytest.approx(expected["loss_masked"], abs=1e-4)
-        assert row.score == pytest.approx(expected["score"], abs=1e-4)
-    assert select(rows) == facts["selected_top20pct_per_domain_ceil"]
-
-
-def test_nothing_hidden_scores_zero_one_token_is_refused_and_long_text_is_a_weighted_mean(golden):
-    assert {row.score for row in influence(golden.model, golden_documents(golden), [])} == {0.0}
-    window = golden.model.config.positions
-    tokens = [i % 60 for i in range(window + 10)]
-    parts = (token_loss(golden.model, tokens[:window]), token_loss(golden.model, tokens[window:]))
-    assert token_loss(golden.model, tokens) == pytest.approx(
-        (parts[0] * (window - 1) + parts[1] * 9) / (window + 8), abs=1e-6
-    )
-    with pytest.raises(InvalidOption, match="two tokens"):
-        token_loss(golden.model, [3])
-
-
-def test_selection_keeps_one_at_least_and_follows_input_order_on_ties():
-    rows = [Influence(i, "a", 1.0, 2.0, score) for i, score in enumerate((0.5, 0.7, 0.7, None))]
-    assert (select(rows, 0.01), select(rows, 1.0)) == ({"a": [1]}, {"a": [1, 2, 0]})
-
-
-LINES = [
-    {"id": "a", "domain": "x", "text": "kqzwxm " * 4},
-    {"id": "b", "domain": "x", "text": "abcdefghijklmnopqrst"},
-    {"id": 3, "domain": "y", "text": "short"},
-]
-
-
-def ask(context, lines, **options):
-    text = "\n".join(json.dumps(line) for line in lines)
-    spec = InfluenceSpec.model_validate({"lm": "tiny", "documents": text, "heads": [[1, 0]], **options})
-    return AttentionInfluence.load(context).predict([spec], CallContext())[0]
-
-
-def rows_of(report):
-    return [json.loads(line) for line in report.artefacts[0].content.splitlines()]
-
-
-def test_rows_come_in_input_order_and_ranks_are_among_equals(context):
-    rows = rows_of(ask(context, LINES))
-    assert [row["id"] for row in rows] == ["a", "b", 3]
-    assert "below 16" in rows[2]["error"]
-    assert {"base", "masked", "score", "control_score", "rank", "percentile", "selected"} <= rows[0].keys()
-    rows = rows_of(ask(context, [*LINES[:2], {**LINES[0], "id": "c", "domain": "y"}]))
-    assert (sorted(row["rank"] for row in rows), sum(row["selected"] for row in rows)) == ([1, 1, 2], 2)
-    lines = [{"id": i, "text": "kqzwxm " * n} for i, n in enumerate((3, 3, 30, 30))]
-    assert sorted(row["rank"] for row in rows_of(ask(context, lines, by_length=True))) == [1, 1, 2, 2]
-
-
-@pytest.mark.parametrize("line", ['{"id": 1}', "[]", "nonsense"])
-def test_bad_line_is_refused_by_its_number(context, line):
-    spec = InfluenceSpec(lm="tiny", documents=json.dumps(LINES[0]) + "\n" + line, heads=[[0, 0]])
-    (error,) = AttentionInfluence.load(context).predict([spec], CallContext())
-    assert isinstance(error, Malformed)
-    assert "Line 2" in error.detail
-
-
-def test_losses_of_the_real_model_equal_the_golden_ones(smollm2):
-    facts = read("smollm2_attention_influence.json")
-    for case in facts["docs"][4:5]:  # the shortest
-        tokens = smollm2.encode(case["text"])
-        assert len(tokens) == case["tokens"]
-        for name, heads in (("base", []), ("top14", facts["masked_heads"])):
-            assert token_loss(smollm2.model, tokens, [tuple(h) for h in heads]) == pytest.approx(case[name], abs=0.01)

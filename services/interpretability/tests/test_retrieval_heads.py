@@ -12,14 +12,7 @@ from pydantic import ValidationError
 
 from services.interpretability.attention.pattern_capture import visit_patterns
 from services.interpretability.attention.retrieval_score import score_copies, split_half
-from services.interpretability.experiments import attention_sinks
-from services.interpretability.experiments.retrieval_heads import (
-    RetrievalHeadsSpec,
-    aggregate,
-    needle_span,
-    retrieval_score,
-    rouge1_recall,
-)
+from services.interpretability.experiments import attention_sinks, retrieval_heads
 from services.interpretability.generation.forced_decoding import generate_answer, score_known_answer, trace_known_answer
 from services.interpretability.generation.prefix_reader import BLOCK_TOKENS, PrefixReader, plan_pieces
 from services.interpretability.tests.conftest import GOLDEN, WEIGHTS, read
@@ -45,22 +38,22 @@ def test_scores_equal_the_golden_ones(case, form):
     arrays = read_golden(GOLDEN / "retrieval_attention.arrays")
     rows, ids, said = (arrays[f"{what}_{case['case']}"] for what in ("att", "ids", "gen"))
     span = (case["needle_start"], case["needle_end"])
-    found = retrieval_score(rows, ids.tolist(), said.tolist(), span, mode=mode, top=top)
+    found = retrieval_heads.retrieval_score(rows, ids.tolist(), said.tolist(), span, mode=mode, top=top)
     assert np.abs(found - case[form]).max() < 1e-9
 
 
 @pytest.mark.parametrize("case", FACTS["needle_span_finder"]["cases"])
 def test_spans_equal_the_golden_ones(case):
-    assert list(needle_span(case["prompt_ids"], case["needle_ids"]) or (-1, -1)) == case["expected"]
+    assert list(retrieval_heads.needle_span(case["prompt_ids"], case["needle_ids"]) or (-1, -1)) == case["expected"]
 
 
 @pytest.mark.parametrize("case", ROUGE)
 def test_recalls_equal_the_golden_ones(case):
-    assert rouge1_recall(case["reference"], case["response"]) == pytest.approx(case["recall"], abs=1e-9)
+    assert retrieval_heads.rouge1_recall(case["reference"], case["response"]) == pytest.approx(case["recall"], abs=1e-9)
 
 
 def test_recall_of_nothing_is_zero_and_halves_agree_by_their_likeness():
-    assert rouge1_recall("…", "anything") == 0.0
+    assert retrieval_heads.rouge1_recall("…", "anything") == 0.0
     scores = np.random.default_rng(0).random((2, 3, 4))
     assert split_half(np.stack([scores[0]] * 4)) == pytest.approx(1)
     assert split_half(scores[:1]) is None
@@ -69,7 +62,7 @@ def test_recall_of_nothing_is_zero_and_halves_agree_by_their_likeness():
 
 def test_aggregate_equals_the_golden_one_and_nothing_kept_has_no_ranking():
     facts = FACTS["aggregation"]
-    found = aggregate(facts["per_sample_scores"], facts["rouge1_recall"])
+    found = retrieval_heads.aggregate(facts["per_sample_scores"], facts["rouge1_recall"])
     assert found.kept == facts["kept"]
     assert np.abs(found.mean - facts["mean_score"]).max() < 1e-9
     assert np.abs(found.frequency - facts["activation_frequency"]).max() < 1e-9
@@ -77,7 +70,7 @@ def test_aggregate_equals_the_golden_one_and_nothing_kept_has_no_ranking():
     assert len(found.at_least(0.1)) == facts["n_at_least_0.1"]
     assert [f"{l}-{h}" for l, h in found.top(0.05)] == facts["top_5_percent"]
     assert [f"{l}-{h}" for l, h in found.always_active] == facts["always_active"]
-    found = aggregate(np.ones((3, 2, 2)), [0.1, 0.2, 0.5])
+    found = retrieval_heads.aggregate(np.ones((3, 2, 2)), [0.1, 0.2, 0.5])
     assert found.kept == found.ranking == found.top(0.5) == []
 
 
@@ -90,9 +83,9 @@ def _case(seed: int, steps: int = 6, n: int = 20) -> tuple[np.ndarray, list[int]
 @given(st.integers(0, 10_000), st.sampled_from(["positions", "types"]), st.integers(1, 4))
 def test_set_scores_lie_between_zero_and_one_and_follow_their_head(seed, mode, top):
     rows, ids, said = _case(seed)
-    found = retrieval_score(rows, ids, said, (5, 9), mode=mode, top=top)
+    found = retrieval_heads.retrieval_score(rows, ids, said, (5, 9), mode=mode, top=top)
     assert ((found >= 0) & (found <= 1)).all()
-    swapped = retrieval_score(rows[:, :, [2, 0, 1]], ids, said, (5, 9), mode=mode, top=top)
+    swapped = retrieval_heads.retrieval_score(rows[:, :, [2, 0, 1]], ids, said, (5, 9), mode=mode, top=top)
     assert (swapped == found[:, [2, 0, 1]]).all()
 
 
@@ -103,7 +96,10 @@ def test_columns_that_a_step_cannot_see_do_not_matter(seed):
     padded = rows.copy()
     for t in range(len(rows)):
         padded[t, ..., len(ids) + t :] = 99.0
-    assert (retrieval_score(padded, ids, said, (5, 9)) == retrieval_score(rows, ids, said, (5, 9))).all()
+    assert (
+        retrieval_heads.retrieval_score(padded, ids, said, (5, 9))
+        == retrieval_heads.retrieval_score(rows, ids, said, (5, 9))
+    ).all()
 
 
 def test_copy_is_credited_to_the_step_that_made_the_token():
@@ -111,7 +107,7 @@ def test_copy_is_credited_to_the_step_that_made_the_token():
     rows = np.zeros((5, 1, 1, 25))
     for t in range(5):
         rows[t, 0, 0, 6 + t] = 1.0
-    assert retrieval_score(rows, ids, ids[5:10], span) == 0.0, "one step late is not a copy"
+    assert retrieval_heads.retrieval_score(rows, ids, ids[5:10], span) == 0.0, "one step late is not a copy"
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +122,7 @@ def rows(tiny, prompt):
     return np.stack([traced[name][0, :, len(prompt.ids) - 1 :].numpy() for name in names])  # [L,H,steps,S]
 
 
-def test_forced_winners_and_scores_equal_those_of_the_whole_pattern(tiny, prompt, rows):
+def test_forcing_agrees_with_the_whole_pattern_and_with_measuring(tiny, prompt, rows):
     answered = trace_known_answer(PrefixReader(tiny), prompt, top=3)
     for t in range(len(prompt.answer_ids)):
         seen = rows[:, :, t, : len(prompt.ids) + t]
@@ -134,11 +130,8 @@ def test_forced_winners_and_scores_equal_those_of_the_whole_pattern(tiny, prompt
             chosen = np.take_along_axis(seen, answered.top_positions[t, :, :, place, None], -1)[..., 0]
             assert np.allclose(chosen, np.sort(seen, -1)[..., -1 - place], atol=1e-6)
     answered = trace_known_answer(PrefixReader(tiny), prompt)
-    expected = retrieval_score(rows.transpose(2, 0, 1, 3), prompt.ids, prompt.answer_ids, prompt.span)
+    expected = retrieval_heads.retrieval_score(rows.transpose(2, 0, 1, 3), prompt.ids, prompt.answer_ids, prompt.span)
     assert (score_copies(answered.top_positions, prompt.ids, prompt.answer_ids, prompt.span) == expected).all()
-
-
-def test_forcing_and_measuring_agree_and_hiding_no_head_changes_nothing(tiny, prompt):
     one, other = trace_known_answer(PrefixReader(tiny), prompt).score, score_known_answer(tiny, prompt)
     assert (one.nll, one.accuracy) == (pytest.approx(other.nll, abs=1e-5), other.accuracy)
     everyone = [(l, h) for l in range(tiny.layers) for h in range(tiny.heads)]
@@ -160,7 +153,7 @@ def test_generating_sees_one_row_per_token_and_stops_at_a_line_break(tiny, promp
 @pytest.mark.parametrize("size", [-544, 0])
 def test_no_fewer_than_one_head_is_hidden(size):
     with pytest.raises(ValidationError, match="hide"):
-        RetrievalHeadsSpec(hide=[size])
+        retrieval_heads.RetrievalHeadsSpec(hide=[size])
 
 
 def test_texts_that_begin_alike_are_read_from_where_they_part():

@@ -25,16 +25,6 @@ async def client(tmp_path_factory):
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-@pytest.mark.parametrize("name", servables("interpretability"))
-async def test_every_experiment_answers_its_example_on_its_own_path(client, name):
-    kind = servables("interpretability")[name]
-    example = {**kind.card.example, "model": kind.card.example["lm"]}
-    del example["lm"]
-    answer = await client.post(f"/v1/probe/{kind.route}", json=example)
-    assert answer.status_code == 200, answer.text
-    assert (answer.json()["manifest"]["experiment"], answer.json()["spec"]["lm"]) == (name, kind.card.example["lm"])
-
-
 async def test_forms_follow_accept_and_the_generic_route_takes_model(client):
     assert (await client.post("/v1/probe", json={"model": "indicators", **TEXT})).json()["title"] == "Indicators"
     by_accept = await client.post("/v1/probe/sinks", json=TEXT, headers={"accept": "image/png"})
@@ -97,11 +87,7 @@ async def test_models_tell_what_is_loaded_and_load_nothing(client):
     assert sum(entry["default"] for entry in told.values()) == 1
 
 
-async def test_artefacts_are_kept_by_their_content_and_unknown_ones_are_not_found(client):
-    kind = servables("interpretability")["retrieval-heads"]
-    report = (await client.post("/v1/probe/heads/retrieval", json=kind.card.example)).json()
-    plan = next(one for one in report["artefacts"] if one["name"] == "head-plan.json")
-    assert (await client.get(f"/v1/probe/artefacts/{plan['sha256']}")).json()["schema"] == "head-plan/1"
+async def test_unknown_reports_and_artefacts_are_not_found(client):
     for unknown in ("0" * 64, "..%2F..%2Fetc%2Fpasswd", "x"):
         assert (await client.get(f"/v1/probe/artefacts/{unknown}")).status_code == 404
         assert (await client.get(f"/v1/probe/reports/{unknown}")).status_code == 404
@@ -118,8 +104,8 @@ async def test_example_of_retrieval_heads_finds_heads_that_the_answers_need(clie
     left = {bar["label"]: bar for bar in next(b for b in report["bars"] if b["name"] == "masking_accuracy")["bars"]}
     assert left["top 2"]["value"] < left["random 2"]["low"]
     plan = next(one for one in report["artefacts"] if one["name"] == "head-plan.json")
-    heads = (await client.get(f"/v1/probe/artefacts/{plan['sha256']}")).json()["heads"]
-    assert len(heads) == told["retrieval_heads"]
+    kept = (await client.get(f"/v1/probe/artefacts/{plan['sha256']}")).json()
+    assert (kept["schema"], len(kept["heads"])) == ("head-plan/1", told["retrieval_heads"])
 
 
 async def test_circuits_are_compared_at_several_thresholds(client):
@@ -133,12 +119,6 @@ async def test_circuits_are_compared_at_several_thresholds(client):
     answer = await client.post("/v1/probe/circuits/compare", json={"first": report, "second": other})
     assert answer.status_code == 422, "models of different size can't share heads"
     assert {value for row in told["grids"][0]["values"] for value in row} == {0.0, 1.0}
-
-
-async def test_head_map_leads_to_the_pattern_of_its_head(client):
-    answer = await client.post("/v1/probe/heads/patterns", json={**TEXT, "text": "kqzwx"}, params={"format": "html"})
-    assert "/console/probe?model=attention&amp;spec=" in answer.text
-    assert "Permalink" in answer.text
 
 
 LONG = {"lm": "tiny", "protocol": "kv", "samples": 2, "pairs": 3}

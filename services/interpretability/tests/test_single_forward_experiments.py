@@ -17,7 +17,6 @@ from services.interpretability.experiments.attribution import LogitAttribution
 from services.interpretability.experiments.deconstruction import Deconstruction
 from services.interpretability.experiments.head_patterns import HeadPatterns
 from services.interpretability.experiments.indicators import Indicators, indicators
-from services.interpretability.experiments.influence import AttentionInfluence
 from services.interpretability.experiments.logit_lens import LogitLens
 from shared.lm.taps import trace
 from shared.registry import CallContext
@@ -53,7 +52,6 @@ def ask(study_type, context, /, **options):
         (Ablation, {"kind": "override", "continuation": 0}, "keys"),
         (Ablation, {"kind": "override", "keys": [2], "continuation": 3}, "continuation"),
         (ActivationPatching, {"corrupt": "longer than that"}, "corrupt"),
-        (AttentionInfluence, {"heads": [[7, 0]]}, "heads"),
         (Deconstruction, {"kinds": ["average"], "corpus": "short"}, "corpus"),
     ],
 )
@@ -89,15 +87,12 @@ def test_reduced_rows_follow_the_whole_ones(context, reduce):
     assert np.allclose(report.grids[0].values, expected, atol=1e-5)
 
 
-def test_dump_over_four_million_cells_is_refused_with_sizes_and_ways_out(context):
+def test_dump_over_four_million_cells_is_refused_and_rows_of_a_long_text_never_make_a_whole_map(context, tiny):
     error = ask(AttentionPatterns, context, text="x" * 1500, layers=None)
     assert isinstance(error, TooLarge)
     assert "3·4·1500·1500 = 27,000,000" in error.detail
     assert "queries" in error.hint
     assert ask(AttentionPatterns, context, text="x" * 1500, layers=None, queries=[-1]).scalars["queries"].value == 1
-
-
-def test_rows_of_a_long_text_never_make_a_whole_map(tiny):
     seen = []
     ids = tiny.tensor([[i % 250 for i in range(2000)]])
     visit_patterns(tiny.model, ids, lambda _layer, _start, rows: seen.append(rows.shape))

@@ -18,11 +18,9 @@ class Pages:
         self.pool, self.length, self.cut = pool, length, np.array([False, cut])
 
     def prefix(self, end):
-        """The first tokens."""
         return self._take(end)
 
     def fork(self):
-        """All of it."""
         return self._take(self.length)
 
     def _take(self, length):
@@ -32,7 +30,6 @@ class Pages:
         return Pages(self.pool, length)
 
     def close(self):
-        """Give the page back."""
         self.pool.free += 1
 
 
@@ -53,7 +50,6 @@ class Run:
         )
 
     def resume(self, cache, memos):
-        """Go on from a prefix."""
         self.cache, self.memos = cache, list(memos)
 
 

@@ -31,12 +31,10 @@ class TokenCounter:
         self.events, self.held, self.stubborn, self.failing = [], {}, set(), {}
 
     def name(self, sequence):
-        """The request's first token as a letter; siblings in capitals."""
         letter = "abcdefgh"[sequence.request.prompt_ids[0]]
         return letter.upper() if sequence.answer else letter
 
     def fits(self, sequence, running):
-        """Whether the whole prompt has room."""
         assert all(each.is_prefilled for each in running)
         return sum(self.held.values()) + len(sequence.request.prompt_ids) <= self.room
 
@@ -59,11 +57,9 @@ class TokenCounter:
         return torch.cat((torch.zeros(size - 1, 5), torch.arange(5.0)[None]))
 
     def can_append(self, running):
-        """Whether each has room for one more."""
         return sum(self.held.values()) + len(running) <= self.room
 
     def decode_batch(self, batch):
-        """Token 4 for each."""
         self.events.append(f"decode {''.join(map(self.name, batch))}")
         if "decode" in self.failing:
             raise self.failing.pop("decode")
@@ -72,21 +68,17 @@ class TokenCounter:
         return [self.failing.pop(f"decode {self.name(each)}", torch.arange(5.0)) for each in batch]
 
     def is_preemptible(self, sequence):
-        """All but the stubborn."""
         return self.name(sequence) not in self.stubborn
 
     def complete(self, sequence, running):
-        """An answer ends well."""
         self._call("complete", sequence)
 
     def release(self, sequence):
-        """Take back what it holds."""
         sequence.free()
         self.held.pop(self.name(sequence), None)
         self.events.append(f"release {self.name(sequence)}")
 
     def reclaim(self):
-        """Note it."""
         self.events.append("reclaim")
 
     def _call(self, what, sequence):

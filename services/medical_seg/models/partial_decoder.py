@@ -53,12 +53,9 @@ class ReceptiveField(nn.Module):
 
 
 class PartialDecoder(nn.Module):
-    """Joins three levels into one coarse map at 1/8 by multiplication and concatenation.
+    """Joins three levels of these channels into one coarse map at 1/8 by multiplication and concatenation.
 
-    Args:
-        channels: Channels of each of the three inputs.
-        heads: Names of its outputs: `conv5` in PraNet, `conv5_fg` and `conv5_bg` in PraNet-V2.
-        classes: Channels of each output.
+    The outputs, of `classes` channels each, are named `conv5` in PraNet, `conv5_fg` and `conv5_bg` in PraNet-V2.
     """
 
     def __init__(self, channels: int, heads: Sequence[str] = ("conv5",), classes: int = 1) -> None:

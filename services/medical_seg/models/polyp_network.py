@@ -94,8 +94,7 @@ class PolypNetwork(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """All maps of a normalised picture (n, 3, h, w) as raw logits (n, k, h, w).
 
-        Raises:
-            InvalidOption: Height or width is not a multiple of 32.
+        Raises InvalidOption: height or width is not a multiple of 32.
         """
         height, width = x.shape[-2:]
         if height % STRIDE or width % STRIDE:

@@ -52,11 +52,9 @@ class Bottle2neck(nn.Module):
 
 
 class Res2Net(nn.Module):
-    """Res2Net-50 v1b.
+    """Res2Net-50 v1b; a width of 1 gives the published network.
 
-    Args:
-        width: Factor on every channel count; 1 gives the published network.
-        classifier: Whether the ImageNet head `fc` exists. It is never used; official checkpoints carry it.
+    The ImageNet head `fc` of the `classifier` is never used; official checkpoints carry it.
     """
 
     def __init__(self, width: float = 1.0, *, classifier: bool = True) -> None:

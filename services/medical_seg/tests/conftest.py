@@ -1,11 +1,6 @@
-"""Shared by the tests of this service: golden data and the rule that fills networks and pictures from it.
+"""Golden data of this service, and the rule that fills networks and pictures."""
 
-Every tensor follows from its name by a checksum, so the golden files need to hold only what came out.
-"""
-
-import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,17 +8,9 @@ import torch
 from torch import nn
 
 from tests.golden import read_golden
+from tests.harness.public_rule import one_thread, smooth, uniform  # noqa: F401  # a fixture among them
 
 GOLDEN = Path(__file__).parent / "golden"
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    torch.set_num_threads(1)
-
-
-def uniform(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    return np.random.Generator(np.random.PCG64(zlib.crc32(f"public-v1:{name}".encode()))).random(shape)
 
 
 def _weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -41,18 +28,9 @@ def _weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.asarray(value, dtype=np.float32)
 
 
-def _smooth(name: str, shape: tuple[int, int, int, int], cell: int) -> np.ndarray:
-    n, c, h, w = shape
-    coarse = uniform(name, (n, c, -(-h // cell), -(-w // cell)))
-    return coarse.repeat(cell, axis=2).repeat(cell, axis=3)[:, :, :h, :w]
-
-
 @pytest.fixture(scope="session")
 def golden():
-    def read(name: str) -> Any:
-        return read_golden(GOLDEN / name)
-
-    return read
+    return lambda name: read_golden(GOLDEN / name)
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +47,7 @@ def fill():
 def picture():
     def draw(n: int, h: int, w: int) -> torch.Tensor:
         name, shape = f"input:{n}x3x{h}x{w}", (n, 3, h, w)
-        z = 0.7 * _smooth(f"{name}:lo", shape, 16) + 0.3 * uniform(f"{name}:hi", shape)
+        z = 0.7 * smooth(f"{name}:lo", shape, 16) + 0.3 * uniform(f"{name}:hi", shape)
         mean, std = (np.array(v).reshape(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
         return torch.from_numpy(((z - mean) / std).astype(np.float32))
 
@@ -79,6 +57,6 @@ def picture():
 @pytest.fixture(scope="session")
 def mask():
     def draw(n: int, h: int, w: int) -> torch.Tensor:
-        return torch.from_numpy((_smooth(f"mask:{n}x1x{h}x{w}", (n, 1, h, w), 32) > 0.6).astype(np.float32))
+        return torch.from_numpy((smooth(f"mask:{n}x1x{h}x{w}", (n, 1, h, w), 32) > 0.6).astype(np.float32))
 
     return draw

@@ -31,8 +31,7 @@ class BatchPair:
 def parse_texts(lines: str, source: str) -> dict[str, str]:
     """Texts by id, from `id<TAB>text` lines or from JSON lines `{"id", "text"}`; for topics also `{"qid", "query"}`.
 
-    Raises:
-        Malformed: A line in neither form, or an id that comes again with another text.
+    Raises Malformed: a line in neither form, or an id that comes again with another text.
     """
     found: dict[str, str] = {}
     for number, line in _numbered_lines(lines):

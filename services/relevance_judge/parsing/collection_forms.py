@@ -28,8 +28,7 @@ _LABELS = re.compile("^(Number|Topic|Description|Narrative):", re.IGNORECASE)
 def parse_records(text: str, source: str) -> dict[str, Fields]:
     """Records by id, in the order of the file: {id: {"T": title, "W": text}}; other letters where the form has them.
 
-    Raises:
-        Malformed: The form is not known, there is no record, or an id comes twice.
+    Raises Malformed: the form is not known, there is no record, or an id comes twice.
     """
     text = text.removeprefix("\ufeff")
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")

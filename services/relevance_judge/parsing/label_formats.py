@@ -47,8 +47,7 @@ class LabelSet:
 def parse_labels(text: str, source: str) -> LabelSet:
     """Labels from qrels lines, or from JSON lines as batches write them.
 
-    Raises:
-        Malformed: A line is in neither form, or a pair comes again with another grade.
+    Raises Malformed: a line is in neither form, or a pair comes again with another grade.
     """
     if not text.lstrip().startswith("{"):
         return LabelSet(trec.parse_qrels(text, source))
@@ -97,8 +96,7 @@ class SignalSet:
 def parse_signals(text: str, source: str) -> SignalSet:
     """Signals from JSON lines of batches, from run lines (their scores), or from qrels (their grades).
 
-    Raises:
-        Malformed: A line is in none of the forms, a run file holds several systems, or a signal is not finite.
+    Raises Malformed: a line is in none of the forms, a run file holds several systems, or a signal is not finite.
     """
     first = next((line for line in text.splitlines() if line.strip()), "")
     if not first.lstrip().startswith("{"):

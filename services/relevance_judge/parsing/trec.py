@@ -58,8 +58,7 @@ def read_runs(path: str | Path) -> Runs:
 def parse_runs(text: str, source: str = "runs") -> Runs:
     """Runs of `qid Q0 docid rank score tag` lines: {tag: {qid: {docid: score}}}. The rank column is ignored.
 
-    Raises:
-        Malformed: A line without six fields, or a score that is not a finite number.
+    Raises Malformed: a line without six fields, or a score that is not a finite number.
     """
     runs: Runs = {}
     for number, fields in _split_lines(text, source, 6, "qid Q0 docid rank score tag"):

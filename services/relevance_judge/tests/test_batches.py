@@ -16,7 +16,7 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
-from fovea.errors import Cancelled, Malformed
+from fovea.errors import Cancelled
 from services.relevance_judge.batches import batch_runner, label_log, pair_selection
 from services.relevance_judge.batches.batch_store import BatchStore
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
@@ -43,8 +43,6 @@ def _graded_by_number(body: dict[str, Any]) -> str:
 
 
 class Stage:
-    """The service with a model behind it, and a client of it."""
-
     def __init__(self, client: TestClient, model: FakeModel) -> None:
         self.client, self.model = client, model
 
@@ -159,15 +157,6 @@ def test_invalid_answers_are_counted_and_not_zero(stage):
     assert (found["graded"], found["invalid"], found["imputed"]) == (5, 5, 5)
 
 
-def test_batches_are_listed_and_other_tenants_see_none_of_them(stage):
-    found = stage.post(topics=TOPICS, passages=PASSAGES).json()
-    listed = stage.client.get("/v1/judge/batches").json()
-    assert [(row["id"], row["pairs"]) for row in listed] == [(found["id"], 10)]
-    other = {"x-fovea-tenant": "somebody-else"}
-    assert stage.client.get("/v1/judge/batches", headers=other).json() == []
-    assert stage.client.get(f"/v1/judge/batches/{found['id']}", headers=other).status_code == 404
-
-
 @pytest.mark.parametrize(
     ("body", "status", "told"),
     [
@@ -188,7 +177,7 @@ def test_batches_are_listed_and_other_tenants_see_none_of_them(stage):
         ({"topics": TOPICS, "passages": PASSAGES, "options": {"pairs": []}}, 422, "options.pairs"),
         ({"topics": TOPICS, "passages": PASSAGES, "options": {"calibration": "mine"}}, 404, "calibration"),
         ({"topics": TOPICS, "passages": PASSAGES, "budget_cost": 1}, 422, "price"),
-        ({"topics": "1\ta\n" * 1, "passages": PASSAGES, "qrels": "1 0 p0"}, 400, "fields"),
+        ({"topics": "1\ta\n", "passages": PASSAGES, "qrels": "1 0 p0"}, 400, "fields"),
     ],
 )
 def test_a_bad_batch_is_a_problem_with_a_reason(stage, body, status, told):
@@ -280,8 +269,6 @@ def test_two_batches_of_one_judge_write_one_after_the_other(tmp_path):
 def test_texts_come_as_tabbed_or_json_lines():
     assert pair_selection.parse_texts('1\tone\n\n{"qid": 2, "query": "two"}\n', "topics") == {"1": "one", "2": "two"}
     assert pair_selection.parse_texts('{"id": "a", "text": "x y"}\r\n', "passages") == {"a": "x y"}
-    with pytest.raises(Malformed, match="neither"):
-        pair_selection.parse_texts("only-an-id\n", "topics")
 
 
 def test_a_judge_that_asks_no_model_needs_no_endpoint_and_an_uncalibrated_one_is_not_called_invalid(tmp_path):

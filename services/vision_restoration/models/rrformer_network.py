@@ -101,14 +101,9 @@ class RRFormer(nn.Module):
         self.deconv3 = ConvLayer(nn.Conv2d(features, 3, 1))
 
     def forward(self, image: Tensor, levels: Sequence[Tensor]) -> Tensor:
-        """The clean picture (n, 3, h, w), not clamped.
+        """The clean picture (n, 3, h, w), not clamped, of RGB in 0..1 and the output of `vgg19-features` on it.
 
-        Args:
-            image: RGB in 0..1 (n, 3, h, w), sides of 32 or more.
-            levels: Output of `vgg19-features` on it.
-
-        Raises:
-            InvalidOption: A side is shorter than 32.
+        Raises InvalidOption: a side is shorter than 32.
         """
         height, width = image.shape[2:]
         if min(height, width) < GRID:

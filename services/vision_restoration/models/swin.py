@@ -21,12 +21,9 @@ _BLOCKED = -100.0
 
 
 class WindowAttention(nn.Module):
-    """Multi-head attention within one window, with a learned bias per relative position.
+    """Multi-head attention of c channels within one window, with a learned bias per relative position.
 
-    Args:
-        channels: c, of the tokens.
-        heads: Attention heads; they share the channels.
-        buffers: Whether the state dict holds the derived index, as official checkpoints do.
+    With `buffers` the state dict holds the derived index, as official checkpoints do.
     """
 
     relative_position_index: Tensor

@@ -26,11 +26,9 @@ _TAPS = (1, 6, 11, 20, 29)
 
 
 class VggFeatures(nn.Module):
-    """VGG19 up to relu5_1 (Simonyan & Zisserman, 2015); the convolutions after it are kept for the layout alone.
+    """VGG19 up to relu5_1 (Simonyan & Zisserman, 2015), with these widths of its five levels.
 
-    Args:
-        widths: Channels of the five levels.
-        whole: Whether the convolutions after relu5_1 exist, as in official checkpoints.
+    The convolutions after it are kept for the layout alone, as in official checkpoints, if `whole`.
     """
 
     idle: ClassVar[tuple[str, ...]] = tuple(f"vgg_pretrained_features.{index}." for index in (30, 32, 34))

@@ -1,9 +1,5 @@
-"""Shared by the tests of this service: golden data and the rule that fills networks and pictures from it.
+"""Golden data of this service, and the rule that fills networks and pictures."""
 
-Every tensor follows from its name by a checksum, so the golden files need to hold only what came out.
-"""
-
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +13,7 @@ from shared.registry import LoadContext, network
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from tests.golden import read_golden
 from tests.harness.models import toy_card
+from tests.harness.public_rule import one_thread, smooth, uniform  # noqa: F401  # a fixture among them
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -25,15 +22,6 @@ SLIM = {
     "buffers": False,
 }  # fmt: skip
 """A network that is quick and still has every part."""
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    torch.set_num_threads(1)
-
-
-def uniform(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    return np.random.Generator(np.random.PCG64(zlib.crc32(f"public-v1:{name}".encode()))).random(shape)
 
 
 def _weight(key: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -51,10 +39,7 @@ def _weight(key: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def golden():
-    def read(name: str) -> Any:
-        return read_golden(GOLDEN / name)
-
-    return read
+    return lambda name: read_golden(GOLDEN / name)
 
 
 @pytest.fixture(scope="session")
@@ -79,8 +64,7 @@ def fill():
 def picture():
     def draw(n: int, h: int, w: int, name: str = "input") -> torch.Tensor:
         name, shape = f"{name}:{n}x3x{h}x{w}", (n, 3, h, w)
-        coarse = uniform(f"{name}:lo", (n, 3, -(-h // 16), -(-w // 16)))
-        low = coarse.repeat(16, axis=2).repeat(16, axis=3)[:, :, :h, :w]
+        low = smooth(f"{name}:lo", shape, 16)
         return torch.from_numpy((0.7 * low + 0.3 * uniform(f"{name}:hi", shape)).astype(np.float32))
 
     return draw
@@ -126,8 +110,6 @@ def served(stored, tmp_path_factory):
 
 def loaded_from(packaged: Path, home: Path, engine: Any = "auto", **options: str) -> Restorer:
     class Small(Restorer):
-        """RRFormer, small."""
-
         folder = packaged
         card = toy_card("small", "restore", variants=("paper", "released"))
 

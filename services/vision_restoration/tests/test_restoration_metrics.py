@@ -26,24 +26,18 @@ def pictures(height: int = 64, width: int = 48, noise: int = 20) -> tuple[np.nda
     return first.astype(np.uint8), second.astype(np.uint8)
 
 
-def test_psnr_is_that_of_its_formula_and_equal_pictures_are_infinitely_alike():
+def test_psnr_is_that_of_its_formula_ssim_of_an_independent_implementation_and_bands_change_nothing(monkeypatch):
     first = np.full((20, 30, 3), 100, np.uint8)
     assert psnr(first, first + 5) == pytest.approx(10 * math.log10(255**2 / 25))
     first, _ = pictures()
     assert psnr(first, first) == math.inf
     assert ssim(first, first) == pytest.approx(1)
-
-
-def test_ssim_equals_an_independent_implementation():
     first, second = pictures()
     full = structural_similarity(
         first, second, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255,
         full=True,
     )[1]  # fmt: skip
     assert ssim(first, second) == pytest.approx(full[5:-5, 5:-5].mean(), abs=1e-7)
-
-
-def test_bands_change_nothing(monkeypatch):
     first, second = pictures()
     whole = psnr(first, second), ssim(first, second)
     monkeypatch.setattr(metrics, "_BAND", 7 * 48)
@@ -83,13 +77,10 @@ def test_a_reflection_taken_out_of_a_copy_is_taken_out_of_the_picture(white):
     assert after > enlarged + 8, "the picture's own detail is lost"
 
 
-def test_nothing_changes_where_the_copy_stays():
+def test_nothing_changes_where_the_copy_stays_and_bands_do_not_show(monkeypatch):
     seen = np.uint8(textured(300, 500) * 255)
     copy = shrink(seen, (90, 150))
     assert np.abs(carry_over(seen, copy, copy).astype(int) - seen).max() <= 1
-
-
-def test_bands_do_not_show(monkeypatch):
     seen = np.uint8(textured(300, 200) * 255)
     copy = shrink(seen, (100, 70))
     changed = np.uint8(copy * np.linspace(0.5, 1, 100)[:, None, None])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fovea.api.restore import RestoreIn, RestoreOut
+from fovea.api.restore import RestoreIn
 from fovea.errors import Cancelled, DeadlineExceeded, InvalidOption, NotReady
 from services.vision_restoration import carry_over
 from services.vision_restoration.comparison_images import mean_change, subtract_result, to_8_bits, to_16_bits
@@ -20,7 +20,7 @@ from shared.registry import CallContext
 from shared.vision.draw import encode
 from shared.vision.limits import DEFAULT_BOUNDS
 from shared.vision.tiling import tiled
-from tests.harness.models import answered, client_of
+from tests.harness.models import client_of
 from tests.harness.rendering import predict_as
 
 PIECES = {"tile_core": 64, "tile_context": 128}
@@ -69,15 +69,12 @@ def test_variants_not_learnt_are_named_and_details_stand_for_options_left_out(se
     assert (named.variant, named.restored) == (answer.variant, answer.restored)
 
 
-def test_progress_is_told_per_tile_and_over_the_batch(served):
+def test_progress_is_told_per_tile_and_cancelling_stops_between_two(served):
     told: list[tuple[float, str | None]] = []
     request = RestoreIn(image=encode(photo(150, 60)), **PIECES)
     served.predict([request, request], CallContext(report=lambda *news: told.append(news)))
     assert [note for _, note in told] == [f"tile {n} of 3" for n in (1, 2, 3)] * 2
     assert [fraction for fraction, _ in told] == pytest.approx([n / 6 for n in range(1, 7)])
-
-
-def test_cancelling_stops_between_two_tiles(served):
     run, seen = CallContext(), []
 
     def stop(fraction: float, note: str | None) -> None:
@@ -101,13 +98,17 @@ def test_what_can_not_end_in_time_is_refused_at_once(served):
     assert "Prefer: respond-async" in (answer.hint or "")
 
 
-def test_dry_run_estimates_and_restores_nothing(served):
+def test_dry_run_restores_nothing_and_estimates_by_the_pace_of_earlier_tiles(served):
     told: list[float] = []
     answer = restored(served, photo(150, 60), CallContext(report=lambda f, _: told.append(f)), dry_run=True, **PIECES)
     assert (answer.restored, told) == (None, [])
     assert (answer.estimate.tiles, answer.estimate.tile_core, answer.estimate.tile_context) == (3, 64, 128)
     assert answer.estimate.seconds > 0
     assert answer.estimate.memory_mib > 0
+    restored(served, photo(150, 60))
+    pace = served.engines.open("paper").pace
+    estimate = restored(served, photo(150, 60), dry_run=True).estimate
+    assert estimate.seconds == pytest.approx(pace * 160 * 64, abs=0.01)
 
 
 def test_a_large_picture_is_worked_on_in_a_copy_unless_every_pixel_is_asked_for(served, monkeypatch):
@@ -119,13 +120,6 @@ def test_a_large_picture_is_worked_on_in_a_copy_unless_every_pixel_is_asked_for(
     few, many = (restored(served, photo(150, 60), resolution=kind, dry_run=True).estimate for kind in ("auto", "full"))
     assert few.seconds < many.seconds, "both by the pace of the same tiles"
     assert pixels_of(auto.restored).shape == pixels_of(full.restored).shape == (60, 150, 3)
-
-
-def test_the_estimate_follows_the_pace_of_earlier_tiles(served):
-    restored(served, photo(150, 60))
-    pace = served.engines.open("paper").pace
-    estimate = restored(served, photo(150, 60), dry_run=True).estimate
-    assert estimate.seconds == pytest.approx(pace * 160 * 64, abs=0.01)
 
 
 @pytest.mark.parametrize(("budget", "core"), [(64, 64), (256, 384), (1024, 1056), (100_000, 2048)])
@@ -217,20 +211,11 @@ SIZE = Image.open(io.BytesIO(EXAMPLE)).size
 @pytest.fixture(scope="module")
 def client(stored, tmp_path_factory):
     class Pane(Restorer):
-        """RRFormer, small."""
-
         folder = stored
         card = RRFormerRestorer.card
 
     with client_of(tmp_path_factory.mktemp("fovea"), "vision-restoration", {"rrformer": Pane}) as made:
         yield made
-
-
-def test_a_reference_is_a_second_file(client):
-    files = {"image": ("a.jpg", EXAMPLE, "image/jpeg"), "reference": ("b.jpg", EXAMPLE, "image/jpeg")}
-    found = answered(client.post("/v1/restore", files=files), RestoreOut)
-    assert found.input_likeness.psnr is None
-    assert found.likeness.psnr < 60
 
 
 @pytest.mark.parametrize(
@@ -249,11 +234,3 @@ def test_accept_gives_the_restored_picture_or_what_is_included(client, asked, sh
     assert reply.headers["content-type"] == "image/webp"
     width = np.asarray(Image.open(io.BytesIO(reply.content))).shape[1]
     assert width == (2 * SIZE[0] + 8 if shown == "comparison" else SIZE[0])
-
-
-def test_a_deadline_that_is_too_short_is_said_before_any_work(client, monkeypatch):
-    monkeypatch.setattr(Restorer, "_restore", lambda *_: pytest.fail("it was begun"))
-    out = io.BytesIO()
-    Image.new("RGB", (800, 600)).save(out, "PNG")
-    reply = client.post("/v1/restore", files={"image": out.getvalue()}, headers={"x-fovea-deadline-ms": "60"})
-    assert reply.status_code == 504

@@ -11,7 +11,7 @@ from torch import nn
 
 from fovea.api.tensors import TensorSpec
 from fovea.errors import Fault, NotReady
-from shared.engines import ModelArtifacts, open_engine
+from shared.engines import ModelArtifacts, factory, open_engine
 from shared.engines.tests.graphs import identity
 from shared.registry import LoadContext
 
@@ -73,8 +73,6 @@ def test_only_the_form_that_is_needed_is_made_and_triton_needs_an_address(forms)
 
 
 def test_missing_library_is_named(forms, monkeypatch):
-    from shared.engines import factory
-
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "shared.engines.torch", raising=False)
     with pytest.raises(NotReady, match="needs the library torch"):

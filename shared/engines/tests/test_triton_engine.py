@@ -220,7 +220,7 @@ def test_calls_are_under_way_at_once_up_to_the_number_of_connections(opened, ser
 LARGE = np.arange(3 * 20_000, dtype=np.float32).reshape(-1, 3)
 
 
-def test_large_tensors_go_through_shared_memory_on_this_host(opened, server):
+def test_large_tensors_go_through_shared_memory_whose_regions_threads_do_not_share(opened, server):
     engine = opened("echo-FP32")
     for x in (LARGE, X, LARGE[::-1], np.concatenate([LARGE] * 8)):
         assert (engine.run({"x": x})["y"] == x).all()
@@ -229,9 +229,6 @@ def test_large_tensors_go_through_shared_memory_on_this_host(opened, server):
     engine.close()
     assert not server.regions
     assert not region_file(key).exists()
-
-
-def test_threads_do_not_share_a_region(opened):
     engine = opened("echo-FP32", connections=4)
     jobs = [LARGE + number for number in range(24)]
     with ThreadPoolExecutor(8) as pool:

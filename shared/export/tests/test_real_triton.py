@@ -52,8 +52,6 @@ class Scaled(nn.Module):
 
 
 class ScaledForms(ExportedForms):
-    """Forms of the network above, which has no weights."""
-
     def network(self) -> nn.Module:
         return Scaled().eval()
 

@@ -30,8 +30,6 @@ class Net(nn.Module):
 
 
 class Forms(ExportedForms):
-    """Forms whose network needs no weights."""
-
     def network(self) -> nn.Module:
         return Net().eval()
 
@@ -79,13 +77,10 @@ def test_the_warm_up_is_a_request_that_the_graph_takes(tmp_path):
     onnxruntime.InferenceSession(place / "1" / "model.onnx").run(None, feeds)
 
 
-def test_labels_name_the_output_that_has_one_value_per_class(tmp_path):
+def test_labels_and_options_reach_the_configuration(tmp_path):
     place = write_model(tmp_path / "r", "net", forms(tmp_path), LABELS, TritonOptions())
     assert (place / "labels.txt").read_text().splitlines() == list(LABELS)
     assert [each.label_filename for each in parse(place).output] == ["labels.txt", "", ""]
-
-
-def test_options_reach_the_configuration(tmp_path):
     options = TritonOptions(max_batch=16, delay_us=500, instances=2, has_gpu=False, has_tensorrt=True)
     config = parse(write_model(tmp_path / "r", "net", forms(tmp_path), (), options))
     assert list(config.dynamic_batching.preferred_batch_size) == [16]

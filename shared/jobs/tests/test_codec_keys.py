@@ -19,8 +19,6 @@ from shared.jobs.pubsub import ChangeListener
 from shared.jobs.queue import Payload, Result
 from shared.jobs.redis_client import RedisClient, cancel_tasks, retry_until_connected, translate_redis_errors
 
-# Keys
-
 
 def test_lua_and_python_name_the_same_keys():
     script = files("shared.jobs").joinpath("states.lua").read_text()
@@ -39,8 +37,6 @@ def test_lua_and_python_name_the_same_keys():
 def test_no_tenant_can_reach_anothers_idempotency_key(one, other):
     assert (redis_keys.idempotency_name(*one) == redis_keys.idempotency_name(*other)) == (one == other)
 
-
-# Records
 
 PAYLOAD = Payload("svc", "/v1/x", b"body", {"Content-Type": "image/png", "traceparent": "a"})
 

@@ -78,16 +78,6 @@ def always(outcome: Result | BaseException) -> Handler:
     return handler
 
 
-async def test_a_job_runs_and_its_answer_is_kept(queue, payload, work):
-    async def echo(given: Payload, ticket: Ticket) -> Result:
-        return Result(201, given.headers["content-type"], given.body + b"!", {"x-attempt": str(ticket.attempt)})
-
-    async with work(echo):
-        job = await run_one(queue, payload)
-        assert job.status == "succeeded"
-        assert await queue.result(job.id, "ann") == Result(201, "image/png", b"body!", {"x-attempt": "1"})
-
-
 @pytest.mark.timed("A doorbell that rings late differs from one that rings in time by the time alone.")
 async def test_a_waiting_worker_begins_a_job_at_once(queue, payload, monkeypatch, work):
     monkeypatch.setattr(consumer_module, "_BLOCK_MS", 3000)
@@ -156,16 +146,6 @@ async def test_no_more_jobs_run_than_allowed(queue, payload, work):
         for job in jobs:
             await ended(queue, job)
     assert most == 3
-
-
-async def test_long_jobs_keep_their_lease(queue, payload, job_settings, work):
-    async def long(_payload: Payload, _ticket: Ticket) -> Result:
-        await asyncio.sleep(4 * job_settings.job_lease_s)
-        return DONE
-
-    async with work(long), work(long):
-        done = await run_one(queue, payload)
-        assert (done.status, done.attempts) == ("succeeded", 1)
 
 
 async def test_progress_is_shown_without_a_write_for_each_step(queue, payload, work):

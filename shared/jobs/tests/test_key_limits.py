@@ -51,7 +51,7 @@ async def test_tokens_of_jobs_count_against_the_quota_of_their_key(redis_url, li
     await gateway.stop()
 
 
-async def test_tokens_of_requests_stop_the_jobs_of_their_key(redis_url, limits):
+async def test_tokens_of_requests_stop_the_jobs_of_their_key_and_no_others(redis_url, limits):
     ann = Caller("ann", frozenset({"infer"}), "k1", KeyLimits(tokens_per_day=20))
     gateway = RateLimiter(Settings(auth="keys", redis_url=redis_url))
     await limits.require_usable(ann.job_headers)
@@ -59,9 +59,6 @@ async def test_tokens_of_requests_stop_the_jobs_of_their_key(redis_url, limits):
     with pytest.raises(RateLimited):
         await limits.require_usable(ann.job_headers)
     await gateway.stop()
-
-
-async def test_a_job_without_a_key_has_no_limits(limits):
     await limits.require_usable({})
     await limits.spend({}, 100)
     assert Caller("local", frozenset()).job_headers.keys() == {"x-fovea-tenant", "x-fovea-scopes"}

@@ -119,16 +119,13 @@ def test_the_orphan_of_a_killed_launcher_is_replaced(tmp_path):
         wait_until(lambda: not command.exists() or not command.read_bytes(), 5, "the orphan's end")
 
 
-def test_a_given_redis_is_checked_and_left_alone(own_redis, tmp_path):
+def test_a_given_redis_is_checked_left_alone_and_pointed_out_where_it_is_away_or_forgetful(own_redis, tmp_path):
     given = RedisServer(Settings(redis_url=own_redis.url, data_dir=tmp_path / "x")).start()
     assert given.process is None
     given.stop()
     with redis.Redis.from_url(own_redis.url) as client:
         assert client.ping()
     assert "appendfsync always" in describe_redis(Settings(redis_url=own_redis.url))
-
-
-def test_a_given_redis_that_is_away_refuses_us_or_has_no_persistence_is_pointed_out(own_redis):
     with redis.Redis.from_url(own_redis.url) as client:
         client.config_set("appendonly", "no")
     assert "accepted jobs die with it" in describe_redis(Settings(redis_url=own_redis.url))

@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import services
 from fovea.errors import Cancelled, DeadlineExceeded, NotFound
-from shared.registry import CallContext, Servable, discovery, network, networks, servables
-from shared.registry.discovery import claims
+from shared.registry import CallContext, Card, Paper, Servable, discovery, network, networks, servables
+from shared.registry.discovery import claims, services_with_models, skipped_modules
 
 MODEL = """
 '''A model that somebody dropped into the room.'''
@@ -36,8 +37,6 @@ class Toy(Servable[Text, Text]):
 
 @pytest.fixture
 def toy_room(tmp_path, monkeypatch):
-    import services
-
     room = tmp_path / "relevance_judge" / "models"
     room.mkdir(parents=True)
     (tmp_path / "relevance_judge" / "__init__.py").write_text("'''Toy.'''")
@@ -63,8 +62,6 @@ def test_new_models_and_networks_are_found_without_editing_another_file(toy_room
 
 
 def test_service_with_a_card_is_told_from_its_source(toy_room):
-    from shared.registry.discovery import services_with_models
-
     assert "relevance-judge" in services_with_models()
     (toy_room / "toy.py").write_text("")
     assert "relevance-judge" not in services_with_models()
@@ -91,8 +88,6 @@ def test_threads_import_one_after_the_other(toy_room, monkeypatch):
 
 def test_file_that_lacks_a_library_is_named_and_our_own_broken_import_raised(toy_room):
     (toy_room / "other.py").write_text("import a_library_nobody_has\n")
-    from shared.registry.discovery import skipped_modules
-
     assert skipped_modules() == {"services.relevance_judge.models.other": "a_library_nobody_has"}
     assert "toy" in servables("relevance-judge")
     (toy_room / "other.py").write_text("import shared.no_such_room\nclass Other:\n    card = 1\n")
@@ -100,15 +95,10 @@ def test_file_that_lacks_a_library_is_named_and_our_own_broken_import_raised(toy
         servables("relevance-judge")
 
 
-def test_unknown_network_lists_the_known():
+def test_unknown_network_lists_the_known_and_a_card_without_types_is_refused():
     with pytest.raises(NotFound, match="known are"):
         network("no-such-net")
     assert isinstance(networks(), dict)
-
-
-def test_card_without_types_is_refused_when_the_class_is_made():
-    from shared.registry import Card, Paper
-
     facts = Card(name="x", task="echo", summary="s", paper=Paper(title="t", venue="v", year=1), licence="MIT")
     with pytest.raises(TypeError, match="no In or Out"):
         type("Untyped", (Servable,), {"card": facts})

@@ -10,17 +10,11 @@ from fovea.errors import NotReady
 from shared.registry.imported_weights import fetch_weights, publish_weights
 from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
 from shared.storage import ObjectStore
-from shared.storage.tests.s3_server import run_s3_server
-
-
-@pytest.fixture(scope="module")
-def s3_variables():
-    with run_s3_server() as variables:
-        yield variables
+from shared.storage.tests.conftest import s3_variables  # noqa: F401  # fixture
 
 
 @pytest.fixture
-def objects(s3_variables, monkeypatch):
+def objects(s3_variables, monkeypatch):  # noqa: F811
     for name, value in s3_variables.items():
         monkeypatch.setenv(name, value)
     return ObjectStore.open("s3://fovea/models")

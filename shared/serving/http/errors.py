@@ -17,11 +17,8 @@ class NotAcceptable(BadInput):
 def to_safe_error(error: BaseException, what: str) -> FoveaError:
     """A FoveaError as it is; any other exception is logged, and becomes a `Fault` without its text.
 
-    A full or a read-only disk is said so: whoever runs the service can help.
-
-    Args:
-        error: The raised error.
-        what: The failed part, as the subject of a sentence: `The model pranet`.
+    A full or a read-only disk is said so: whoever runs the service can help. `what` failed, as the subject of a
+    sentence: `The model pranet`.
     """
     if isinstance(error, FoveaError):
         return error

@@ -72,9 +72,7 @@ class ServiceCall(HttpCall):
     def open_body(self) -> None:
         """Check the stated length and coding of the body, before any of it is read.
 
-        Raises:
-            TooLarge: Its stated length is too large.
-            UnsupportedMedia: Its coding is unknown.
+        Raises TooLarge: its stated length is too large; UnsupportedMedia: its coding is unknown.
         """
         read_content_length(self.headers, self.body.limit)
         coding = read_coding(self.headers)

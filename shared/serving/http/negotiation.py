@@ -8,14 +8,10 @@ from shared.serving.http.errors import NotAcceptable
 
 
 def choose(accept: str | None, offered: Sequence[str]) -> str:
-    """Choose the offered type with the highest quality; among equals the first.
+    """Choose the offered type, best first, with the highest quality in the header `Accept`; among equals the first.
 
-    Args:
-        accept: The header, with q-values (RFC 9110, section 12.5.1); none means anything.
-        offered: Media types, best first.
-
-    Raises:
-        NotAcceptable: Nothing fits; the detail lists what is offered.
+    The header has q-values (RFC 9110, section 12.5.1); none means anything. Raises NotAcceptable: nothing fits; the
+    detail lists what is offered.
     """
     if not accept or not accept.strip():
         return offered[0]

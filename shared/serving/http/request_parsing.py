@@ -27,11 +27,7 @@ _FILES = ("file", "image", "files", "images")
 
 
 def read_json_object(body: bytes) -> dict[str, Any]:
-    """The JSON object of a body; an empty one of an empty body.
-
-    Raises:
-        Malformed: It is not a JSON object.
-    """
+    """The JSON object of a body; an empty one of an empty body. Raises Malformed: it is not a JSON object."""
     try:
         if isinstance(found := json.loads(body or b"{}"), dict):
             return found
@@ -87,9 +83,7 @@ class JobRequest:
 async def parse_request(request: Request | JobRequest) -> ParsedRequest:
     """Take a request apart by its content type.
 
-    Raises:
-        Malformed: The body is not what its content type says.
-        UnsupportedMedia: The content type is unknown.
+    Raises Malformed: the body is not what its content type says; UnsupportedMedia: the content type is unknown.
     """
     parsed = ParsedRequest(texts={name: request.query_params.getlist(name) for name in request.query_params})
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -108,9 +102,8 @@ async def parse_request(request: Request | JobRequest) -> ParsedRequest:
 async def open_form(request: Request | JobRequest, *, max_files: int, max_fields: int) -> AsyncIterator[FormData]:
     """The form of a request; its files go with the block.
 
-    Raises:
-        Malformed: Its charset can't be read, for example `undefined`.
-        BadInput: It is broken, or has too many fields.
+    Raises Malformed: its charset can't be read, for example `undefined`; BadInput: it is broken, or has too many
+    fields.
     """
     is_multipart = request.headers.get("content-type", "").strip().lower().startswith("multipart/form-data")
     try:

@@ -71,8 +71,7 @@ def find_task(host: Host, path: str) -> str | None:
 async def answer_task(host: Host, task: str, request: Request | JobRequest, run: CallContext) -> Response:
     """Answer a request for a task, whether it came over HTTP or as a job.
 
-    Raises:
-        FoveaError: Whatever is wrong with the request, or what its model says of it.
+    Raises FoveaError: whatever is wrong with the request, or what its model says of it.
     """
     parsed = await parse_request(request)
     name = run.model = host.resolve(parsed.model, task)

@@ -56,10 +56,8 @@ class Fetcher:
     async def fetch(self, url: str) -> bytes:
         """The bytes behind a URL.
 
-        Raises:
-            InvalidOption: It is not an http(s) URL, leads to an address that is not public, the file is missing, or its
-                server does not answer in time.
-            TooLarge: More than `limit` bytes.
+        Raises InvalidOption: it is not an http(s) URL, leads to an address that is not public, the file is missing, or
+        its server does not answer in time; TooLarge: more than `limit` bytes.
         """
         try:
             async with asyncio.timeout(self.seconds):
@@ -116,8 +114,7 @@ class Fetcher:
     async def _resolve(self, host: str, port: int) -> Address:
         """The address to connect to: all that the host has must be allowed.
 
-        Raises:
-            InvalidOption: One is not, or there is none.
+        Raises InvalidOption: one is not, or there is none.
         """
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -133,8 +130,7 @@ class Fetcher:
 async def fetch_pictures(parsed: ParsedRequest, model: type[BaseModel], fetcher: Fetcher) -> ParsedRequest:
     """Replace the URLs of a request by their content; in a list, by an error where one can't be fetched.
 
-    Raises:
-        FoveaError: The request's only picture can't be fetched; `field` names it.
+    Raises FoveaError: the request's only picture can't be fetched; `field` names it.
     """
     options, texts = dict(parsed.options), dict(parsed.texts)
     for name in servable_schema.blob_fields(model):

@@ -54,19 +54,10 @@ _RAW_FIELD: Final = pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_co
 
 
 async def serve_grpc(host: Host, bind: str, port: int, settings: Settings) -> tuple[grpc.aio.Server, int]:
-    """Start a server for a host.
+    """Start a server for a host, which may still be loading, on an address and a port; 0 takes a free one.
 
-    Args:
-        host: Whose models are served; may still be loading.
-        bind: Address to listen on.
-        port: Port to listen on; 0 takes a free one.
-        settings: Limits.
-
-    Returns:
-        The running server (stop it with `await server.stop(grace)`), and its port.
-
-    Raises:
-        OSError: The port is in use.
+    Returns the running server (stop it with `await server.stop(grace)`), and its port. Raises OSError: the port is in
+    use.
     """
     options = [
         ("grpc.max_receive_message_length", settings.max_body_bytes),
@@ -303,9 +294,7 @@ async def _parse(kind: type[Any], data: bytes) -> Any:
 def _check_fields(data: bytes) -> None:
     """Check what a message would take once it is decoded: fields of a byte or two become objects of a hundred.
 
-    Raises:
-        Malformed: It has more fields than any request.
-        TooLarge: It has too much besides raw tensors.
+    Raises Malformed: it has more fields than any request; TooLarge: it has too much besides raw tensors.
     """
     decoded = sum(field.end - field.start for field in iterate_fields(data) if field.number != _RAW_FIELD)
     if decoded > _MAX_DECODED_BYTES:

@@ -37,9 +37,7 @@ def describe_server(host: Host) -> dict[str, Any]:
 def describe_model(host: Host, name: str, version: str = "") -> dict[str, Any]:
     """Inputs, outputs and versions of a model.
 
-    Raises:
-        NotFound: No such model or version.
-        NotReady: Not loaded, so its tensors are not known yet.
+    Raises NotFound: no such model or version; NotReady: not loaded, so its tensors are not known yet.
     """
     inputs, outputs = host.tensors(name, version)
     servable = host.servable(name)

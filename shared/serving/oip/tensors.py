@@ -23,9 +23,8 @@ def is_batchable(engine: Engine) -> bool:
 def check_feeds(feeds: Feeds, specs: Sequence[TensorSpec]) -> None:
     """Check that `feeds` are exactly the stated inputs.
 
-    Raises:
-        InvalidOption: A tensor is missing, unknown, of another dtype or shape, or the batch sizes differ; `field` names
-            the tensor.
+    Raises InvalidOption: a tensor is missing, unknown, of another dtype or shape, or the batch sizes differ; `field`
+    names the tensor.
     """
     stated = {spec.name: spec for spec in specs}
     for name in feeds.keys() - stated.keys():
@@ -73,8 +72,7 @@ def join_rows(requests: Sequence[Feeds]) -> dict[str, np.ndarray]:
 def split_rows(outputs: Feeds, sizes: Sequence[int]) -> list[dict[str, np.ndarray]]:
     """Undo `join_rows` on the outputs: `sizes[i]` rows for request i. Views, not copies.
 
-    Raises:
-        ValueError: An output has not one row per input row, so it can't be told whose is whose.
+    Raises ValueError: an output has not one row per input row, so it can't be told whose is whose.
     """
     total = sum(sizes)
     for name, array in outputs.items():

@@ -17,14 +17,13 @@ from pydantic import BaseModel
 
 from fovea.api.tensors import TensorSpec
 from shared import telemetry
-from shared.registry import Card, Limits, Paper, Servable
+from shared.registry import Limits, Servable
 from shared.rpc.tensors import DTYPES
 from shared.serving.build_app import build
 from shared.serving.replica import ReplicaServer
 from shared.settings import Settings
+from tests.harness.models import toy_card
 from tests.harness.waiting import until, wait_until
-
-PAPER = Paper(title="None", venue="none", year=2026)
 
 Deed = Callable[[np.ndarray], np.ndarray]
 
@@ -61,10 +60,7 @@ def mirror(
     name: str, datatype: str = "FP32", deed: Deed = lambda array: array, axes: tuple[int, ...] = (-1, -1)
 ) -> type[Servable[Any, Any]]:
     class Mirror(Servable[Nothing, Nothing]):
-        card = Card(
-            name=name, task="echo", summary="Mirrors.", paper=PAPER, licence="Apache-2.0", version="3",
-            limits=Limits(max_batch=64),
-        )  # fmt: skip
+        card = toy_card(name, "echo", version="3", limits=Limits(max_batch=64))
         In, Out = Nothing, Nothing
 
         def __init__(self) -> None:

@@ -38,15 +38,12 @@ def found(chosen, topic):
     return [finding for finding in examine(chosen) if finding.topic == topic]
 
 
-def test_every_topic_is_looked_at_and_a_good_machine_can_run(machine):
+def test_a_good_machine_can_run_and_one_with_a_port_in_use_can_not(machine):
     topics = {finding.topic for finding in examine(machine())}
     assert topics == {
         "python", "memory", "ports", "redis", "objects", "ray", "compilers", "gpus", "engine", "models", "kernels",
     }  # fmt: skip
     assert room._can_run(examine(machine()))
-
-
-def test_port_in_use_keeps_the_product_from_running(machine):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -80,7 +77,9 @@ def test_rooms_that_are_left_out_or_broken_are_findings_and_hide_nothing(machine
     assert found(machine(), "models") == [Diagnosis("models", "good", "medical-seg: eye")]
 
 
-def test_weights_that_are_not_what_their_manifest_says_are_bad(machine, tmp_path):
+def test_weights_that_are_not_what_their_manifest_says_are_bad_and_absent_ones_noted_with_their_package(
+    machine, tmp_path, monkeypatch
+):
     manifest = Manifest(name="eye", origin="imported", network=NetworkSpec(name="eye"))
     write_weights(tmp_path / "weights", {"w": np.ones(3, np.float32)}, manifest)
     (good,) = found(machine(), "weights")
@@ -88,9 +87,6 @@ def test_weights_that_are_not_what_their_manifest_says_are_bad(machine, tmp_path
     (tmp_path / "weights" / "eye.safetensors").write_bytes(b"replaced")
     (bad,) = found(machine(), "weights")
     assert (bad.verdict, "eye.safetensors" in bad.detail) == ("bad", True)
-
-
-def test_weights_that_are_not_installed_are_noted_with_their_package(machine, tmp_path, monkeypatch):
     licences = {"eye": "Apache-2.0", "ear": "Apache-2.0", "nose": "LicenseRef-Kvasir-SEG-Research-Only"}
     for name, licence in licences.items():
         facts = Manifest(name=name, origin="trained", network=NetworkSpec(name=name), licence=licence)

@@ -80,16 +80,13 @@ def test_hook_gives_up_when_the_time_is_over(tmp_path):
     assert files.is_requested()
 
 
-def test_replica_that_was_killed_is_not_waited_for(tmp_path):
+def test_replica_that_was_killed_is_not_waited_for_nor_that_of_the_next_start_drained(tmp_path):
     killed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     (tmp_path / "replicas").mkdir()
     (tmp_path / "replicas" / "gone").write_text(str(killed.pid))
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     assert drain(tmp_path, 5) is True
-
-
-def test_replica_of_the_next_start_is_not_drained_by_the_last_stop(tmp_path):
     DrainFiles(tmp_path, "first").create()
     drain(tmp_path, 0.2)
     second = DrainFiles(tmp_path, "second")

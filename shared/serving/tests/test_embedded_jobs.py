@@ -39,14 +39,11 @@ def ask(path, **body):
 last_state = partial(ended, tenant="local")
 
 
-async def test_a_task_runs_on_the_models_that_serve(replica, queue):
+async def test_a_task_runs_on_the_models_that_serve_and_another_route_in_a_replica(replica, queue):
     job, _ = await queue.submit(ask("/v1/echo", text="ab"))
     assert (await last_state(queue, job)).status == "succeeded"
     assert replica.host.servable("toy/echo").seen == ["hello", "ab"]
     assert json.loads((await queue.result(job.id, "local")).body)["text"] == "ab"
-
-
-async def test_another_route_is_answered_by_a_replica_of_the_service(replica, queue):
     job, _ = await queue.submit(ask("/v2/models/toy/echo/infer", inputs=[
         {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
     ]))  # fmt: skip

@@ -7,18 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from fovea.errors import (
-    Cancelled,
-    Conflict,
-    Fault,
-    InvalidOption,
-    Malformed,
-    MethodNotAllowed,
-    NotFound,
-    QueueFull,
-    TooLarge,
-    Unauthenticated,
-)
+from fovea import errors
 from shared.asgi.body import SlowBody
 from shared.serving.http.error_rendering import render, translate
 from shared.serving.http.errors import NotAcceptable, to_safe_error
@@ -55,22 +44,22 @@ def invalid(**first):
 @pytest.mark.parametrize(
     ("raised", "kind", "field"),
     [
-        (invalid(), InvalidOption, "a.0"),
-        (invalid(loc=("query", "size")), InvalidOption, "size"),
-        (invalid(loc=("body",)), InvalidOption, "body"),
-        (invalid(type="json_invalid", ctx={"error": "Expecting value"}), Malformed, None),
-        (invalid(type="json_invalid"), Malformed, None),
-        (HTTPException(404), NotFound, None),
-        (HTTPException(404, "No such document."), NotFound, None),
-        (HTTPException(405, headers={"Allow": "GET"}), MethodNotAllowed, None),
+        (invalid(), errors.InvalidOption, "a.0"),
+        (invalid(loc=("query", "size")), errors.InvalidOption, "size"),
+        (invalid(loc=("body",)), errors.InvalidOption, "body"),
+        (invalid(type="json_invalid", ctx={"error": "Expecting value"}), errors.Malformed, None),
+        (invalid(type="json_invalid"), errors.Malformed, None),
+        (HTTPException(404), errors.NotFound, None),
+        (HTTPException(404, "No such document."), errors.NotFound, None),
+        (HTTPException(405, headers={"Allow": "GET"}), errors.MethodNotAllowed, None),
         (HTTPException(406, "x"), NotAcceptable, None),
         (HTTPException(408, "x"), SlowBody, None),
-        (HTTPException(413, "x"), TooLarge, None),
-        (HTTPException(401, "x"), Unauthenticated, None),
-        (HTTPException(500, "x"), Fault, None),
-        (ClientDisconnect(), Cancelled, None),
-        (ZeroDivisionError("/etc/secret"), Fault, None),
-        (Conflict("as it is"), Conflict, None),
+        (HTTPException(413, "x"), errors.TooLarge, None),
+        (HTTPException(401, "x"), errors.Unauthenticated, None),
+        (HTTPException(500, "x"), errors.Fault, None),
+        (ClientDisconnect(), errors.Cancelled, None),
+        (ZeroDivisionError("/etc/secret"), errors.Fault, None),
+        (errors.Conflict("as it is"), errors.Conflict, None),
     ],
 )
 def test_anything_raised_becomes_an_error_of_ours(raised, kind, field):
@@ -85,7 +74,7 @@ def test_words_of_routers_and_our_errors_are_kept_and_those_of_others_are_not():
     assert translate(HTTPException(404)).detail == "There is no such route here."
     assert translate(HTTPException(405, headers={"Allow": "GET"})).hint == "It takes GET."
     assert "Expecting value" in translate(invalid(type="json_invalid", ctx={"error": "Expecting value"})).detail
-    ours = NotFound("x")
+    ours = errors.NotFound("x")
     assert to_safe_error(ours, "The model") is ours
     told = to_safe_error(RuntimeError("/etc/secret"), "The model pranet")
     assert told.detail == "The model pranet failed on this request."
@@ -101,7 +90,7 @@ def test_words_of_routers_and_our_errors_are_kept_and_those_of_others_are_not():
     ],
 )  # fmt: skip
 def test_form_follows_the_route(where, form):
-    answer = render(where, InvalidOption("threshold is 7.", field="threshold", hint="Use 0 to 1."))
+    answer = render(where, errors.InvalidOption("threshold is 7.", field="threshold", hint="Use 0 to 1."))
     body = json.loads(answer.body)
     if form == "problem":
         assert (answer.status_code, answer.media_type) == (422, "application/problem+json")
@@ -116,4 +105,4 @@ def test_form_follows_the_route(where, form):
 
 @pytest.mark.parametrize(("seconds", "header"), [(None, None), (0.1, "1"), (2.0, "2"), (2.1, "3")])
 def test_time_to_come_back_is_told_in_whole_seconds(seconds, header):
-    assert render(scope(), QueueFull("x", retry_after=seconds)).headers.get("retry-after") == header
+    assert render(scope(), errors.QueueFull("x", retry_after=seconds)).headers.get("retry-after") == header

@@ -100,14 +100,11 @@ async def test_example_warms_every_model_but_jobs_and_an_unknown_model_is_answer
         host.servable(None, "detect")
 
 
-async def test_default_is_the_configured_model_then_real_weights_then_the_first():
+async def test_default_is_the_configured_model_then_real_weights_then_the_first_that_did_not_fail(start):
     bare, real = named(Echo, "bare", weights=None), named(Echo, "real")
     assert Host("toy", {"bare": bare, "real": real}, Settings()).resolve(None, "echo") == "real"
     assert Host("toy", {"bare": bare, "real": real}, Settings(llm_model="bare")).resolve(None, "echo") == "bare"
     assert Host("toy", {"b": named(Eye, "b"), "a": named(Eye, "a")}, Settings()).resolve(None, "segment") == "b"
-
-
-async def test_default_passes_over_a_model_that_failed(start):
     host = await start({"toy/broken": toys.Broken, "plain": named(Echo, "plain", weights=None)})
     assert host.resolve(None, "echo") == "plain"
 

@@ -105,7 +105,7 @@ def index(client: Any) -> dict[str, str]:
     return {model["name"]: model.get("state", "") for model in (told["models"] if isinstance(told, dict) else told)}
 
 
-def test_models_are_unloaded_and_loaded_again(triton):
+def test_models_are_unloaded_and_loaded_again_without_configuration_from_callers(triton):
     client, module = triton
     assert index(client) == dict.fromkeys(MIRRORS, "READY")
     client.unload_model("mirror/uint8")
@@ -116,10 +116,6 @@ def test_models_are_unloaded_and_loaded_again(triton):
     client.load_model("mirror/uint8")
     assert client.is_model_ready("mirror/uint8")
     client.infer("mirror/uint8", feed(module, sample("UINT8"), "UINT8"))
-
-
-def test_loading_takes_no_configuration_from_callers(triton):
-    client, _ = triton
     with pytest.raises(InferenceServerException, match="can't be given"):
         client.load_model("picture", config='{"backend": "python"}')
     for deed in (client.load_model, client.unload_model):

@@ -15,20 +15,14 @@ from shared.serving.http.request_parsing import ParsedRequest, build_requests
 
 
 class Inner(BaseModel):
-    """A nested option."""
-
     size: int = 1
 
 
 class Tree(BaseModel):
-    """A recursive option."""
-
     leaves: "list[Tree]" = Field(default_factory=list)
 
 
 class Everything(BaseModel):
-    """One field of every kind."""
-
     image: ImageBytes
     mask: ImageBytes | None = None
     crops: list[ImageBytes] = Field(default_factory=list)
@@ -47,7 +41,7 @@ class Everything(BaseModel):
 FIELDS = servable_schema.properties(Everything)
 
 
-def test_fields_of_bytes_and_of_base64_are_found_with_their_media_type():
+def test_fields_of_bytes_are_found_with_their_media_type_and_schemas_inlined():
     found = servable_schema.blob_fields(Everything)
     assert found == {"image": "image/*", "mask": "image/*", "crops": "image/*", "features": "application/octet-stream"}
 
@@ -55,9 +49,6 @@ def test_fields_of_bytes_and_of_base64_are_found_with_their_media_type():
         blob: Base64Bytes
 
     assert servable_schema.blob_fields(Other) == {"blob": "application/octet-stream"}
-
-
-def test_inlined_schema_has_no_references_even_of_a_recursive_model():
     assert "$ref" not in str(servable_schema.inline_refs(Everything))
     assert "$defs" not in servable_schema.inline_refs(Everything)
     assert FIELDS["tree"]["anyOf"][0]["properties"]["leaves"]["items"] == {}

@@ -14,9 +14,7 @@ class Ticket:
         self.stop = asyncio.Event()
 
     async def progress(self, fraction: float, note: str | None = None) -> None:
-        """Remember."""
         self.told.append((fraction, note))
 
     async def wait_until_cancelled(self) -> None:
-        """Wait for the test."""
         await self.stop.wait()

@@ -28,8 +28,6 @@ def card(name: str, task: Any = "echo", **facts: Any) -> Card:
 
 
 class Text(BaseModel):
-    """A request of the echo."""
-
     text: str = Field("hello", max_length=100)
     times: int = Field(1, ge=1, le=5)
     sleep: float = Field(0.0, ge=0, le=600)
@@ -140,8 +138,6 @@ class Long(Echo):
 
 
 class Picture(BaseModel):
-    """A request with a picture and options of every kind."""
-
     model_config = ConfigDict(extra="ignore")
 
     image: ImageBytes
@@ -152,8 +148,6 @@ class Picture(BaseModel):
 
 
 class Seen(BaseModel):
-    """Facts about a picture."""
-
     bytes: int
     threshold: float
     classes: list[str] | None

@@ -46,13 +46,9 @@ _STABLE_S = 60.0
 
 
 class ForkedReplicas:
-    """Starts replicas, starts those again that end, and stops all at the end.
+    """Starts replicas, a name for each, starts those again that end, and stops all at the end.
 
-    Args:
-        services: A name for each replica.
-        run: Work of a replica in its own process.
-        logs: Folder of their logs.
-        grace_s: Seconds that a stopping replica may take.
+    `run` is the work of a replica in its own process; a stopping one may take `grace_s`.
     """
 
     def __init__(self, services: Sequence[str], run: Callable[[str], None], logs: Path, grace_s: float) -> None:

@@ -56,11 +56,7 @@ def up(
 
 
 def _read_models(lm: str | None, adapters: Path | None) -> dict[str, object]:
-    """Settings of `--lm` and `--adapters`, with whole paths.
-
-    Raises:
-        NotFound: There is no such file or folder.
-    """
+    """Settings of `--lm` and `--adapters`, with whole paths. Raises NotFound: there is no such file or folder."""
     found: dict[str, object] = {}
     if lm is not None:
         is_path = Path(lm).exists() or "/" in lm or lm.endswith(".gguf")

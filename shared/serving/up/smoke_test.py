@@ -34,11 +34,7 @@ async def run_smoke_test(
 ) -> AsyncIterator[SmokeResult]:
     """Ask one model of each service for its own example, and write the answers under `out/<service>/`.
 
-    Args:
-        gateway: Its URL.
-        out: Where answers go.
-        key: API key to send, where the gateway demands one.
-        services: Services to ask; None for all.
+    The API `key` is sent where the gateway demands one; `services` None asks all.
     """
     headers = {"authorization": f"Bearer {key}"} if key else {}
     async with httpx2.AsyncClient(base_url=gateway, timeout=_TIMEOUT_S, headers=headers) as client:

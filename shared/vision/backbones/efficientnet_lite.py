@@ -32,8 +32,7 @@ _LEVELS = (1, 2, 4, 6)
 class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0 (Tan and Le, 2019; the Lite release, 2020).
 
-    Args:
-        classes: Outputs of the ImageNet head; 0 leaves head and classifier out, for a backbone of features.
+    With 0 `classes` it has no head and no classifier, for a backbone of features.
     """
 
     channels = tuple(_STAGES[stage][1] for stage in _LEVELS)

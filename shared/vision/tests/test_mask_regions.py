@@ -7,14 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from shared.vision.mask_regions import (
-    decode_run_lengths,
-    encode_run_lengths,
-    find_regions,
-    keep_regions,
-    occupied_window,
-    trace_outlines,
-)
+from shared.vision import mask_regions
 
 masks = arrays(bool, st.tuples(st.integers(1, 14), st.integers(1, 14)))
 
@@ -48,69 +41,56 @@ def filled(outline_list, shape):
 
 
 @given(masks)
-def test_filling_the_outlines_gives_the_mask_back(mask):
-    assert (filled(trace_outlines(mask), mask.shape) == mask).all()
-
-
-@given(masks)
-def test_outer_areas_less_holes_are_the_pixels(mask):
-    found = trace_outlines(mask)
+def test_outlines_hold_the_mask_turn_at_every_corner_and_one_is_outside_of_each_region(mask):
+    found = mask_regions.trace_outlines(mask)
+    assert (filled(found, mask.shape) == mask).all()
     assert sum(area(outline.points) for outline in found) == mask.sum()
     assert all((area(outline.points) < 0) == outline.hole for outline in found)
-
-
-@given(masks)
-def test_every_region_has_one_outer_outline(mask):
-    outer = [outline for outline in trace_outlines(mask) if not outline.hole]
-    assert len(outer) == len(find_regions(mask)[0])
-
-
-@given(masks)
-def test_outlines_turn_at_every_corner(mask):
-    for outline in trace_outlines(mask):
+    assert sum(not outline.hole for outline in found) == len(mask_regions.find_regions(mask)[0])
+    for outline in found:
         step = np.sign(np.roll(outline.points, -1, axis=0) - outline.points)
         assert (np.abs(step).sum(axis=1) == 1).all()
         assert (np.roll(step, 1, axis=0) != step).any(axis=1).all()
 
 
 def test_ring_has_a_hole_and_parts_that_touch_at_a_corner_share_an_outline():
-    outer, hole = trace_outlines(RING)
+    outer, hole = mask_regions.trace_outlines(RING)
     assert outer.points.tolist() == [[1, 1], [5, 1], [5, 4], [1, 4]]
     assert (outer.hole, hole.hole) == (False, True)
     assert sorted(hole.points.tolist()) == [[2, 2], [2, 3], [4, 2], [4, 3]]
-    (outline,) = trace_outlines(TOUCHING)
+    (outline,) = mask_regions.trace_outlines(TOUCHING)
     assert len(outline.points) == 8
-    assert len(trace_outlines(np.pad(TOUCHING[::-1], 2))) == 1
+    assert len(mask_regions.trace_outlines(np.pad(TOUCHING[::-1], 2))) == 1
 
 
 @given(masks)
 def test_regions_agree_with_their_label_map(mask):
-    found, labels = find_regions(mask)
+    found, labels = mask_regions.find_regions(mask)
     assert ((labels > 0) == mask).all()
     assert [r.area for r in found] == sorted((r.area for r in found), reverse=True)
     for region in found:
         here = labels == region.label
         assert region.area == here.sum()
-        assert occupied_window(here) == (region.rows, region.columns)
+        assert mask_regions.occupied_window(here) == (region.rows, region.columns)
         assert ndimage.label(here, np.ones((3, 3)))[1] == 1
 
 
 @given(masks, st.integers(1, 9))
 def test_keeping_regions_keeps_exactly_their_pixels(mask, least):
-    found, labels = find_regions(mask)
-    kept = keep_regions(labels, [region for region in found if region.area >= least])
+    found, labels = mask_regions.find_regions(mask)
+    kept = mask_regions.keep_regions(labels, [region for region in found if region.area >= least])
     assert kept.sum() == sum(region.area for region in found if region.area >= least)
     assert not (kept & ~mask).any()
 
 
 def test_window_of_a_mask_is_tight():
-    assert occupied_window(RING) == (slice(1, 4), slice(1, 5))
-    assert occupied_window(np.zeros((3, 4), bool)) == (slice(0, 0), slice(0, 0))
+    assert mask_regions.occupied_window(RING) == (slice(1, 4), slice(1, 5))
+    assert mask_regions.occupied_window(np.zeros((3, 4), bool)) == (slice(0, 0), slice(0, 0))
 
 
 @given(masks)
 def test_run_lengths_give_the_mask_back(mask):
-    assert (decode_run_lengths(encode_run_lengths(mask), *mask.shape) == mask).all()
+    assert (mask_regions.decode_run_lengths(mask_regions.encode_run_lengths(mask), *mask.shape) == mask).all()
 
 
 @pytest.mark.parametrize(
@@ -132,10 +112,10 @@ def test_run_lengths_give_the_mask_back(mask):
     ],
 )
 def test_run_lengths_are_those_of_coco(mask, text):
-    assert encode_run_lengths(mask) == text
+    assert mask_regions.encode_run_lengths(mask) == text
 
 
 @pytest.mark.parametrize("text", ["", "3", "`", "04O"])
 def test_runs_that_do_not_fill_the_size_are_refused(text):
     with pytest.raises(ValueError, match="not 3×5"):
-        decode_run_lengths(text, 3, 5)
+        mask_regions.decode_run_lengths(text, 3, 5)

@@ -19,22 +19,12 @@ from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext, Card, Limits, LoadContext, Paper
 from shared.registry.weights import Weights
 from shared.settings import Settings
+from shared.vision import servable
 from shared.vision.draw import encode
 from shared.vision.limits import DEFAULT_BOUNDS, DecodeBounds, platform_bounds
-from shared.vision.servable import (
-    DataConfig,
-    Stopwatch,
-    VisionItem,
-    VisionServable,
-    decode_bounds,
-    decode_field,
-    reading_notes,
-)
 
 
 class GreyIn(BaseModel):
-    """A picture and what is wanted of it."""
-
     model_config = ConfigDict(frozen=True)
     image: ImageBytes
     rows: bool = False
@@ -42,8 +32,6 @@ class GreyIn(BaseModel):
 
 
 class GreyOut(Drawable):
-    """Its mean, and the means of its rows."""
-
     model: str
     version: str
     engine: str
@@ -81,7 +69,7 @@ class MeanEngine:
         """Nothing is held."""
 
 
-class Grey(VisionServable[GreyIn, GreyOut, VisionItem[GreyIn]]):
+class Grey(servable.VisionServable[GreyIn, GreyOut, servable.VisionItem[GreyIn]]):
     """A family and a model in one."""
 
     In: ClassVar[type[BaseModel]] = GreyIn
@@ -90,25 +78,27 @@ class Grey(VisionServable[GreyIn, GreyOut, VisionItem[GreyIn]]):
     forms = ("text/plain",)
 
     @classmethod
-    def artifacts(cls, weights: Weights, config: DataConfig, cache: Path) -> ExportedForms:
+    def artifacts(cls, weights: Weights, config: servable.DataConfig, cache: Path) -> ExportedForms:
         raise NotImplementedError
 
-    def read(self, request: GreyIn, watch: Stopwatch, run: CallContext) -> VisionItem[GreyIn]:
-        image = decode_field(request.image, self.bounds)
+    def read(self, request: GreyIn, watch: servable.Stopwatch, run: CallContext) -> servable.VisionItem[GreyIn]:
+        image = servable.decode_field(request.image, self.bounds)
         watch.lap("decode")
         if request.fail == "read":
             raise InvalidOption("Not this one.", field="fail")
         grey = np.asarray(Image.fromarray(image.pixels).convert("L").resize((8, 8)), np.float32)
-        return VisionItem(request=request, watch=watch, inputs=(grey,), notes=reading_notes("Squashed.", image))
+        return servable.VisionItem(
+            request=request, watch=watch, inputs=(grey,), notes=servable.reading_notes("Squashed.", image)
+        )
 
-    def postprocess(self, item: VisionItem[GreyIn]) -> GreyOut:
+    def postprocess(self, item: servable.VisionItem[GreyIn]) -> GreyOut:
         mean, rows = item.outputs
         if item.request.fail == "post":
             raise InvalidOption("Not this one either.", field="fail")
         time.sleep(0.001)
         return GreyOut(**self.facts(item), mean=float(mean), rows=rows.tolist() if item.request.rows else None)
 
-    def draw(self, item: VisionItem[GreyIn], answer: GreyOut, media_type: str) -> bytes | None:
+    def draw(self, item: servable.VisionItem[GreyIn], answer: GreyOut, media_type: str) -> bytes | None:
         return " ".join(f"{row:.0f}" for row in item.outputs[1]).encode()
 
 
@@ -117,7 +107,7 @@ class OneByOne(Grey):
 
     one_at_a_time = True
 
-    def infer(self, items: Sequence[VisionItem[GreyIn]], run: CallContext) -> None:
+    def infer(self, items: Sequence[servable.VisionItem[GreyIn]], run: CallContext) -> None:
         super().infer(items, run)
         if items[0].request.fail == "infer":
             raise DeadlineExceeded("Too late.")
@@ -193,13 +183,13 @@ def test_a_rendering_needs_no_second_run_and_an_answer_in_json_holds_nothing_of_
 
 def test_bounds_are_the_cards_and_the_platforms_and_share_one_budget_of_memory():
     place = LoadContext(options={"max_pixels": "3000", "max_body_bytes": "100000"})
-    bounds = decode_bounds(CARD, place)
+    bounds = servable.decode_bounds(CARD, place)
     assert bounds == DecodeBounds(bytes=100_000, pixels=3000, min_side=1, max_side=64)
     strict = Grey(CARD, MeanEngine(), bounds=bounds)
     (answer,) = strict.predict([GreyIn(image=picture(10, side=65))], CallContext())
     assert isinstance(answer, TooLarge)
     settings = Settings(_env_file=None, max_side=99)
     place = LoadContext(options={"picture_memory_bytes": str(settings.picture_memory_bytes)})
-    routes, model = platform_bounds(settings), decode_bounds(CARD, place)
+    routes, model = platform_bounds(settings), servable.decode_bounds(CARD, place)
     assert routes.memory is model.memory is DEFAULT_BOUNDS.memory
     assert routes.max_side == 99

@@ -24,15 +24,7 @@ from shared.rpc.tensors import DTYPES
 from shared.serving.oip import tensors
 from shared.vision.decode import decode
 from tests.bad_pictures import odd, refused
-from tests.contract.checks.kinds import (
-    applies_to,
-    has_engine,
-    has_parts,
-    holds_named_network,
-    is_called_by_threads,
-    is_no_judge,
-    is_plain_and_sync,
-)
+from tests.contract.checks import kinds, weights
 from tests.contract.checks.loaded import CancelsAfter, Loaded, pictures_of, refused_by
 from tests.contract.checks.options import FREE, situations, told_values
 from tests.contract.checks.requests import (
@@ -43,16 +35,6 @@ from tests.contract.checks.requests import (
     options_of,
     updated,
     with_everything,
-)
-from tests.contract.checks.weights import (
-    computed,
-    disturbed,
-    expected_digest,
-    modules_of,
-    named_files,
-    network_of,
-    same_as_engine,
-    weights_file,
 )
 from tests.contract.sameness import differences
 from tests.harness.streams import events_of
@@ -72,7 +54,7 @@ def check_card_says_what_people_must_know(loaded: Loaded) -> None:
     assert card.variant is None or card.variant in card.variants
     assert card.name == loaded.kind.card.name
     assert loaded.kind.__doc__
-    assert (loaded.servable.engine is not None) == has_engine(loaded.kind), "checks of engines would overlook it"
+    assert (loaded.servable.engine is not None) == kinds.has_engine(loaded.kind), "checks of engines would overlook it"
 
 
 def check_schemas_are_json_and_options_are_described(loaded: Loaded) -> None:
@@ -128,22 +110,22 @@ def check_other_requests_are_answered_validly(loaded: Loaded) -> None:
 
 def check_card_names_the_weights_that_are_served(loaded: Loaded) -> None:
     """On a fresh machine the loaded Card names the digest that the class names, and a file of it exists."""
-    digest = expected_digest(loaded)
+    digest = weights.expected_digest(loaded)
     assert loaded.card.weights == digest, "the loaded weights are not those of the Card"
     if digest is not None:
-        assert weights_file(digest) is not None, "no file that came with the packages has the Card's digest"
+        assert weights.weights_file(digest) is not None, "no file that came with the packages has the Card's digest"
 
 
-@applies_to(holds_named_network)
+@kinds.applies_to(kinds.holds_named_network)
 def check_networks_hold_the_named_weights(loaded: Loaded) -> None:
     """Every network that the Servable holds has, to the bit, the numbers of a file that its Card names."""
-    files = named_files(loaded)
+    files = weights.named_files(loaded)
     assert files, "none of the named weights came with the packages"
-    for module in modules_of(loaded.servable):
+    for module in weights.modules_of(loaded.servable):
         state = module.state_dict()
         if not state or loaded.servable.engine is not None:
             continue  # behind an engine it may be fused: what it computes is compared
-        assert any(_same_state(state, network_of(file).state_dict()) for file in files), type(module).__name__
+        assert any(_same_state(state, weights.network_of(file).state_dict()) for file in files), type(module).__name__
 
 
 def _same_state(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
@@ -153,32 +135,34 @@ def _same_state(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
 def _reference(loaded: Loaded) -> tuple[torch.nn.Module, str]:
     """The Card's network with the weights that it names, and its method that the engine runs."""
     assert loaded.card.weights is not None
-    file = weights_file(loaded.card.weights)
+    file = weights.weights_file(loaded.card.weights)
     assert file is not None
-    net = network_of(file)
-    method = same_as_engine(loaded, net, feeds_of(loaded, rows=2))
+    net = weights.network_of(file)
+    method = weights.same_as_engine(loaded, net, feeds_of(loaded, rows=2))
     assert method is not None, f"the engine does not compute what {file.stem} does with these weights"
     return net, method
 
 
-@applies_to(has_engine)
+@kinds.applies_to(kinds.has_engine)
 def check_engine_computes_the_cards_network(loaded: Loaded) -> None:
     """The engine's graph belongs to these weights: a network built without it gives the same tensors."""
     net, method = _reference(loaded)
-    assert same_as_engine(loaded, disturbed(net), feeds_of(loaded, rows=1)) is None, f"{method} ignores the weights"
+    assert weights.same_as_engine(loaded, weights.disturbed(net), feeds_of(loaded, rows=1)) is None, (
+        f"{method} ignores the weights"
+    )
 
 
-@applies_to(has_engine)
+@kinds.applies_to(kinds.has_engine)
 def check_answer_is_the_cards_networks(loaded: Loaded) -> None:
     """With the network in the engine's place the answer is the same, and with other weights it is another."""
     net, method = _reference(loaded)
     for request, answer in distinct_requests(loaded, 2):
-        with _engine_runs(loaded, computed(loaded, net, method)) as calls:
+        with _engine_runs(loaded, weights.computed(loaded, net, method)) as calls:
             ours = loaded.answer(request)
         assert calls, "the answer was not made by the engine"
         assert differences(answer, ours, COARSE) == [], "the answer is not what the Card's network computes"
     request, answer = distinct_requests(loaded, 1)[0]
-    with _engine_runs(loaded, computed(loaded, disturbed(net), method)):
+    with _engine_runs(loaded, weights.computed(loaded, weights.disturbed(net), method)):
         (other,) = loaded.outcomes([request])
     assert isinstance(other, FoveaError) or differences(answer, other), "other weights give the same answer"
 
@@ -197,10 +181,10 @@ def _engine_runs(loaded: Loaded, run: Callable[..., Any]) -> Iterator[list[int]]
         yield calls
 
 
-@applies_to(is_plain_and_sync)
+@kinds.applies_to(kinds.is_plain_and_sync)
 def check_answer_depends_on_the_networks_it_holds(loaded: Loaded) -> None:
     """Where no engine is between: noise on the weights of each network changes some answer."""
-    modules = modules_of(loaded.servable)
+    modules = weights.modules_of(loaded.servable)
     if not modules:
         assert loaded.card.weights is None, "it names weights, and holds no network"
         return
@@ -209,7 +193,7 @@ def check_answer_depends_on_the_networks_it_holds(loaded: Loaded) -> None:
     for module in modules:
         kept = {key: value.clone() for key, value in module.state_dict().items()}
         try:
-            module.load_state_dict(disturbed(module).state_dict())
+            module.load_state_dict(weights.disturbed(module).state_dict())
             after = loaded.outcomes(requests)
         finally:
             module.load_state_dict(kept)
@@ -217,7 +201,7 @@ def check_answer_depends_on_the_networks_it_holds(loaded: Loaded) -> None:
         assert any(changed), f"no answer depends on {type(module).__name__}"
 
 
-@applies_to(is_no_judge)
+@kinds.applies_to(kinds.is_no_judge)
 def check_answer_depends_on_what_is_asked_about(loaded: Loaded) -> None:
     """Some request about something else, with the same options, has another answer."""
     example = brief(loaded.servable.example())
@@ -286,7 +270,7 @@ def check_nothing_of_earlier_requests_remains(loaded: Loaded) -> None:
         assert differences(known, loaded.answer(request), tolerance=0) == [], "an earlier request shows"
 
 
-@applies_to(is_called_by_threads)
+@kinds.applies_to(kinds.is_called_by_threads)
 def check_requests_of_several_threads_do_not_meet(loaded: Loaded) -> None:
     """Where the platform lets several threads in, answers made at once are those made one after the other."""
     found = distinct_requests(loaded, 2)
@@ -327,7 +311,7 @@ def check_passed_deadline_stops(loaded: Loaded) -> None:
     assert isinstance(found, DeadlineExceeded)
 
 
-@applies_to(pictures_of)
+@kinds.applies_to(pictures_of)
 def check_bad_picture_costs_its_own_request_only(loaded: Loaded) -> None:
     """Every picture that must be refused is, by its status and field; its neighbour in the batch is answered."""
     fields = loaded.pictures
@@ -342,7 +326,7 @@ def check_bad_picture_costs_its_own_request_only(loaded: Loaded) -> None:
         assert error.field == fields[0], sample.name
 
 
-@applies_to(pictures_of)
+@kinds.applies_to(pictures_of)
 def check_odd_picture_is_answered_or_refused(loaded: Loaded) -> None:
     fields = loaded.pictures
     for sample in odd():
@@ -369,7 +353,7 @@ def _beyond(prop: dict[str, Any]) -> list[Any]:
     return found
 
 
-@applies_to(is_no_judge)
+@kinds.applies_to(kinds.is_no_judge)
 def check_every_option_matters(loaded: Loaded) -> None:
     """For each declared option some value changes the answer, a form of it, or is refused."""
     asked = _asked_of(loaded)
@@ -427,7 +411,7 @@ def _told(outcome: Any) -> str:
     return outcome.detail if isinstance(outcome, FoveaError) else str(outcome)
 
 
-@applies_to(has_parts)
+@kinds.applies_to(kinds.has_parts)
 def check_include_adds_what_it_names(loaded: Loaded) -> None:
     """Each part that can be included is there when it is named, and not when it is not."""
     example = loaded.servable.example()
@@ -485,7 +469,7 @@ def feeds_of(loaded: Loaded, rows: int) -> dict[str, np.ndarray]:
     }
 
 
-@applies_to(has_engine)
+@kinds.applies_to(kinds.has_engine)
 def check_tensors_in_a_batch_equal_tensors_alone(loaded: Loaded) -> None:
     feeds = feeds_of(loaded, rows=3)
     together = loaded.servable.engine.run(feeds)
@@ -496,7 +480,7 @@ def check_tensors_in_a_batch_equal_tensors_alone(loaded: Loaded) -> None:
             assert np.allclose(array[0], together[name][row], atol=1e-4)
 
 
-@applies_to(has_engine)
+@kinds.applies_to(kinds.has_engine)
 def check_tensors_that_do_not_fit_are_the_callers_mistake(loaded: Loaded) -> None:
     feeds, engine = feeds_of(loaded, rows=1), loaded.servable.engine
     name = next(iter(feeds))

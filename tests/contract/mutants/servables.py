@@ -10,11 +10,11 @@ from pydantic import BaseModel
 from fovea.api.mask import SegmentIn, SegmentOut
 from fovea.errors import FoveaError
 from fovea_memory.models.fovea_titans import TitansMAG
-from services.detection.models.planner import FoveaPlanner
+from fovea_planning.models.planner import FoveaPlanner
 from shared.registry import CallContext, LoadContext, Servable
 from tests.contract.checks import servables as checks
 from tests.contract.checks import text
-from tests.contract.checks.weights import disturbed
+from tests.contract.checks.weights import disturbed, modules_of
 from tests.contract.mutants import changed, each, wrong
 from tests.contract.toys import VISION_TOYS
 
@@ -53,7 +53,7 @@ class NoisyPlanner(FoveaPlanner):
     @classmethod
     def load(cls, place: LoadContext) -> Self:
         found = super().load(place)
-        for module in checks.modules_of(found):
+        for module in modules_of(found):
             module.load_state_dict(disturbed(module, 0.01).state_dict())
         return found
 
@@ -84,13 +84,6 @@ class AnswersLate(TitansMAG):
     def stream(self, request: BaseModel, run: CallContext) -> AsyncGenerator[BaseModel, None]:
         asked, self.before = self.before or request, request
         return super().stream(asked, run)
-
-
-class SpeaksOn(TitansMAG):
-    """Goes on speaking when nobody listens."""
-
-    def stream(self, request: BaseModel, run: CallContext) -> AsyncGenerator[BaseModel, None]:
-        return super().stream(request, CallContext())
 
 
 class RemembersOptions(_Segmenter):
@@ -134,14 +127,6 @@ class Smooths(_Actions):
         return found
 
 
-class LooksOnlyBefore(_Segmenter):
-    """Asks once whether to begin, and never again."""
-
-    def predict(self, batch: Sequence[SegmentIn], run: CallContext) -> list[SegmentOut | FoveaError]:
-        run.check()
-        return super().predict(batch, CallContext())
-
-
 class AlwaysTheSame(_Classifier):
     """Has one answer for every picture."""
 
@@ -156,6 +141,15 @@ def segments(name: str, **otherwise: Any) -> type[Servable[Any, Any]]:
 
 def _share_threshold(batch: Sequence[SegmentIn]) -> list[SegmentIn]:
     return [one.model_copy(update={"threshold": 0.5 ** len(batch) * batch[0].threshold * 2}) for one in batch]
+
+
+def _speak_on(self: Any, request: BaseModel, _run: CallContext) -> AsyncGenerator[BaseModel, None]:
+    return TitansMAG.stream(self, request, CallContext())
+
+
+def _check_once(run: CallContext) -> CallContext:
+    run.check()
+    return CallContext()
 
 
 def _fail_all(answers: list[Any]) -> list[Any]:
@@ -176,7 +170,7 @@ WRONG_SERVABLES: Mapping[type[Servable[Any, Any]], Sequence[Any]] = {
     ],
     OneSession: [checks.check_same_request_has_the_same_answer, checks.check_batch_equals_its_singles],
     AnswersLate: [checks.check_nothing_of_earlier_requests_remains, checks.check_batch_equals_its_singles],
-    SpeaksOn: [checks.check_cancelled_run_stops],
+    wrong("SpeaksOn", TitansMAG, stream=_speak_on): [checks.check_cancelled_run_stops],
     segments("ReversesBatches", tell=lambda many: many[::-1]): [checks.check_batch_equals_its_singles],
     segments("OneForAll", ask=lambda batch: [batch[0]] * len(batch)): [checks.check_batch_equals_its_singles],
     segments("SharesOptions", ask=_share_threshold): [checks.check_batch_equals_its_singles],
@@ -188,7 +182,7 @@ WRONG_SERVABLES: Mapping[type[Servable[Any, Any]], Sequence[Any]] = {
     Smooths: [checks.check_nothing_of_earlier_requests_remains],
     segments("DoesNotValidate", tell=_invalid): [checks.check_example_is_answered_validly],
     segments("IgnoresCancellation", under=lambda _: CallContext()): [checks.check_cancelled_run_stops],
-    LooksOnlyBefore: [checks.check_cancelled_run_stops],
+    segments("LooksOnlyBefore", under=_check_once): [checks.check_cancelled_run_stops],
     segments("BadPictureFailsAll", tell=_fail_all): [checks.check_bad_picture_costs_its_own_request_only],
     AlwaysTheSame: [checks.check_answer_depends_on_what_is_asked_about],
 }  # fmt: skip

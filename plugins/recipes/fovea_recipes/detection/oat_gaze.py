@@ -19,13 +19,13 @@ from pydantic import Field, PrivateAttr
 from scipy.special import log_softmax
 from torch import Tensor, nn
 
+from fovea_planning.gaze.metrics import behaviour, behaviour_delta, sequence_score
+from fovea_planning.gaze.scanpaths import decode_scanpaths
+from fovea_planning.models.object_attention import ObjectAttention, grid_cells
+from fovea_planning.models.positions import fitted_positions
 from fovea_recipes.detection.collages import Collage, fit_policy, read_collages
 from fovea_recipes.training.intervals import bootstraps
 from fovea_recipes.training.recipe import Batch, Recipe, Schedule
-from services.detection.gaze.scanpaths import decode_scanpaths
-from services.detection.layers.positions import fitted_positions
-from services.detection.metrics import behaviour, behaviour_delta, sequence_score
-from services.detection.models.object_attention import ObjectAttention, grid_cells
 
 Walk = Sequence[int]
 Logits = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[Any]]

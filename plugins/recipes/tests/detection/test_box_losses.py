@@ -37,7 +37,7 @@ def _grid(side: int) -> torch.Tensor:
     return torch.stack(torch.meshgrid(at, at, indexing="xy"), dim=-1).reshape(-1, 2)
 
 
-def test_cells_outside_never_get_an_object_and_a_cell_claimed_twice_goes_to_the_best_fit():
+def test_cells_outside_never_get_an_object_and_the_best_fit_gets_what_is_contested_and_its_overlap():
     centres = _grid(8)
     boxes = torch.tensor([[8.0, 8, 40, 40]]).expand(64, 4)
     found = assign(torch.full((64, 3), 0.5), boxes, centres, torch.tensor([[2.0, 8, 8, 40, 40]]))
@@ -52,9 +52,6 @@ def test_cells_outside_never_get_an_object_and_a_cell_claimed_twice_goes_to_the_
     contested = ((centres > 4) & (centres < 28)).all(dim=1)
     assert contested.sum() == 4
     assert torch.equal(found.boxes[contested], torch.tensor([small]).expand(4, 4))
-
-
-def test_the_best_cell_of_an_object_is_asked_for_its_overlap():
     boxes = torch.tensor([[0.0, 0, 16, 16], [0.0, 0, 16, 12], [40.0, 40, 50, 50], [40.0, 40, 50, 50]])
     centres = torch.tensor([[6.0, 6], [8.0, 8], [10.0, 6], [100.0, 100]])
     found = assign(torch.full((4, 1), 0.5), boxes, centres, torch.tensor([[0.0, 0, 0, 16, 16]]))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fovea_recipes.detection.crack_synthesis import DAMAGE
-from fovea_recipes.detection.hieraedgenet.data import KINDS, Grain, draw_slide, draw_split
-from fovea_recipes.detection.yolo9tr.data import MOST, NAMES, SIDE, draw_scene
+from fovea_recipes.detection.hieraedgenet.data import Grain, draw_slide
+from fovea_recipes.detection.yolo9tr.data import SIDE
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -16,34 +16,6 @@ def test_a_box_is_the_extent_of_its_mask(name):
     inside = damage.mask[y1:y2, x1:x2]
     assert inside.sum() == damage.mask.sum()
     assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
-
-
-def test_scenes_hold_one_to_four_boxes_inside_the_picture():
-    kinds = set()
-    for seed in range(40):
-        scene = draw_scene(np.random.default_rng(seed))
-        assert (scene.image.shape, scene.image.dtype) == ((SIDE, SIDE, 3), np.uint8)
-        assert len(scene.boxes) <= MOST
-        assert (scene.boxes[:, 1:] >= 0).all()
-        assert (scene.boxes[:, 1:] <= SIDE).all()
-        assert (scene.boxes[:, 3:] > scene.boxes[:, 1:3]).all()
-        kinds |= set(scene.boxes[:, 0].astype(int))
-    assert kinds == set(range(len(NAMES)))
-
-
-@pytest.fixture(scope="module")
-def train():
-    return draw_split("train", 40, seed=3)
-
-
-def test_every_kind_is_drawn_and_boxes_lie_inside(train):
-    assert set(train.grains[:, 1].astype(int)) == set(range(len(KINDS)))
-    boxes = train.grains[:, 2:]
-    assert boxes.min() >= 0
-    assert boxes.max() <= 192
-    assert (boxes[:, 2:] - boxes[:, :2]).min() >= 5
-    counts = np.bincount(train.grains[:, 0].astype(int), minlength=40)
-    assert 1 <= counts.min() <= counts.max() <= 6
 
 
 def test_a_box_is_tight_around_what_was_drawn(monkeypatch):

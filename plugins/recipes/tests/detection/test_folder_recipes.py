@@ -140,18 +140,11 @@ def patnet(folder, tmp_path_factory):
     return _taught(PATNetRecipe, folder, tmp_path_factory.mktemp("patnet"))
 
 
-def _check_classifier(trained: Trained) -> None:
-    assert {"top_1", "teacher_top_1", "recall.blue", "recall.red"} <= trained.manifest.metrics.keys()
-    assert trained.manifest.data["names"] == "blue,red"
-
-
-def test_a_folder_of_classes_becomes_a_classifier(patnet):
-    _check_classifier(patnet)
-
-
-@pytest.mark.release
-def test_a_folder_of_classes_becomes_a_fasternet(folder, tmp_path):
-    _check_classifier(_taught(FasterNetRecipe, folder, tmp_path))
+@pytest.mark.parametrize("kind", ["patnet", pytest.param("fasternet", marks=pytest.mark.release)])
+def test_a_folder_of_classes_becomes_a_classifier(kind, folder, tmp_path, request):
+    made = request.getfixturevalue(kind) if kind == "patnet" else _taught(FasterNetRecipe, folder, tmp_path)
+    assert {"top_1", "teacher_top_1", "recall.blue", "recall.red"} <= made.manifest.metrics.keys()
+    assert made.manifest.data["names"] == "blue,red"
 
 
 def test_a_classifier_starts_from_a_file_and_the_manifest_keeps_only_its_name(teacher, tmp_path):

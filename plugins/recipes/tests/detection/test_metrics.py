@@ -5,14 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fovea_recipes.detection.metrics import box_average_precision
+from fovea_recipes.detection.metrics import box_average_precision, temporal
 from fovea_recipes.detection.metrics.boxes import resampled_map50
-from fovea_recipes.detection.metrics.temporal import (
-    average_recall,
-    resampled_precision,
-    resampled_recall,
-    temporal_average_precision,
-)
 from fovea_recipes.detection.model_selection import choose_scores, count_errors
 from fovea_recipes.detection.patnet.recipe import paired_difference
 from plugins.recipes.tests.golden_files import read
@@ -41,18 +35,18 @@ def test_nothing_found_scores_zero_other_classes_do_not_count_and_a_detection_ha
 def test_precision_equals_the_published_evaluation(protocol):
     golden = read("activitynet_map.json")
     wanted = golden["result"][protocol]
-    found = temporal_average_precision(golden["gt"], golden["pred"], wanted["tiou"])
+    found = temporal.temporal_average_precision(golden["gt"], golden["pred"], wanted["tiou"])
     np.testing.assert_allclose(found.T, wanted["ap_per_class"], atol=1e-9)
     assert found.mean() == pytest.approx(wanted["average_mAP"], abs=1e-9)
 
 
 def test_nothing_found_has_precision_and_recall_zero_and_recall_looks_at_the_best_only():
     truth = [("a", 0.0, 1.0, 0)]
-    assert temporal_average_precision(truth, [], (0.5,)).tolist() == [[0]]
-    assert average_recall(truth, [], 10) == 0
+    assert temporal.temporal_average_precision(truth, [], (0.5,)).tolist() == [[0]]
+    assert temporal.average_recall(truth, [], 10) == 0
     found = [("a", 3.0, 4.0, 0.9), ("a", 0.0, 0.8, 0.5)]
-    assert average_recall(truth, found, 1, (0.5,)) == 0
-    assert average_recall(truth, found, 2, (0.5, 0.9)) == 0.5
+    assert temporal.average_recall(truth, found, 1, (0.5,)) == 0
+    assert temporal.average_recall(truth, found, 2, (0.5, 0.9)) == 0.5
 
 
 LEVELS = (0.3, 0.5, 0.75)
@@ -78,10 +72,10 @@ def test_resampled_scores_are_those_of_copied_rows(seed):
     truth, found = rows(rng, 4, scored=False), rows(rng, 25, scored=True)
     for videos in (list(range(6)), [0, 0, 3, 5, 5, 5], rng.integers(6, size=6).tolist()):
         there, seen = copied(truth, videos), copied(found, videos)
-        got = resampled_precision(truth, found, LEVELS)(np.array(videos))
-        np.testing.assert_allclose(got, temporal_average_precision(there, seen, LEVELS).reshape(got.shape))
-        share = resampled_recall(truth, found, 5, LEVELS)(np.array(videos))
-        assert share == pytest.approx(average_recall(there, seen, 5, LEVELS))
+        got = temporal.resampled_precision(truth, found, LEVELS)(np.array(videos))
+        np.testing.assert_allclose(got, temporal.temporal_average_precision(there, seen, LEVELS).reshape(got.shape))
+        share = temporal.resampled_recall(truth, found, 5, LEVELS)(np.array(videos))
+        assert share == pytest.approx(temporal.average_recall(there, seen, 5, LEVELS))
 
 
 def pictures(count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:

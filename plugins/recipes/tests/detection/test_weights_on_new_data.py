@@ -4,15 +4,15 @@ import numpy as np
 import onnx
 import pytest
 
-from fovea.api.actions import ActionsOut
 from fovea.api.boxes import DetectIn
 from fovea.errors import InvalidOption
+from fovea_actions.models.bmn import BmnCsaActionDetector
+from fovea_actions.schema import ActionsOut
+from fovea_actions.segments.proposals import interval_iou
 from fovea_recipes.detection.bmn.data import videos
 from fovea_recipes.detection.hieraedgenet.data import draw_split
-from services.detection.models.bmn import BmnCsaActionDetector
+from plugins.actions.tests.test_action_route import npz
 from services.detection.models.hieraedgenet import HieraEdgeNetBoxDetector
-from services.detection.segments.proposals import interval_iou
-from services.detection.tests.test_action_route import npz
 from shared.registry import CallContext, LoadContext
 from shared.vision.draw import encode
 from tests.harness.models import answered, client_of

@@ -1,3 +1,3 @@
-"""The tiny model, as the service's own tests have it."""
+"""The models of the service's own tests."""
 
-from services.interpretability.tests.conftest import tiny  # noqa: F401  # fixture
+from services.interpretability.tests.conftest import context, golden, smollm2, tiny  # noqa: F401  # fixtures

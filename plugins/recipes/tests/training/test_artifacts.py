@@ -72,14 +72,19 @@ def test_graph_and_network_agree_at_any_length(weights, tmp_path, call):
     assert np.abs(answers[1] - expected).max() < 1e-6
 
 
-def test_graph_is_exported_once_and_its_parity_kept(weights, tmp_path, monkeypatch):
+def test_graph_is_exported_once_its_parity_kept_and_fetched_by_the_next_process(weights, tmp_path, monkeypatch):
     artefacts = made(weights, tmp_path)
     assert artefacts.parity() is None
     path = artefacts.graph()
+    objects = ObjectStore.open((tmp_path / "objects").as_uri())
+    first = made(weights, tmp_path / "one").graph(objects)
     monkeypatch.setattr(ExportedForms, "_export", lambda _: pytest.fail("was exported again"))
     assert artefacts.graph() == path
     assert weights.manifest.sha256 in path.name
     assert artefacts.parity().max_difference == json.loads(path.with_suffix(".json").read_text())["max_difference"]
+    other = made(weights, tmp_path / "two")
+    assert other.graph(objects).read_bytes() == first.read_bytes()
+    assert other.parity() == made(weights, tmp_path / "one").parity()
 
 
 def test_network_is_prepared_before_it_is_served(weights, tmp_path):
@@ -125,15 +130,6 @@ def test_card_tells_what_was_loaded(weights, tmp_path):
     assert [metric.ours for metric in served.metrics] == [0.5, None]
     assert "differs from torch" in served.notes[1]
     assert served.notes[2] == "Runs on onnx (CUDA): It is first."
-
-
-def test_a_graph_is_exported_by_one_process_and_fetched_by_the_next(weights, tmp_path, monkeypatch):
-    objects = ObjectStore.open((tmp_path / "objects").as_uri())
-    first = made(weights, tmp_path / "one").graph(objects)
-    monkeypatch.setattr(ExportedForms, "_export", lambda _self: pytest.fail("exported again"))
-    other = made(weights, tmp_path / "two")
-    assert other.graph(objects).read_bytes() == first.read_bytes()
-    assert other.parity() == made(weights, tmp_path / "one").parity()
 
 
 SYNTHETIC = (

@@ -113,7 +113,7 @@ def test_pictures_that_are_missing_broken_or_of_another_size_are_left_out(tmp_pa
     assert said["d.png"].startswith("has another size")
 
 
-def test_files_of_several_splits_name_their_own_pictures(tmp_path):
+def test_files_of_several_splits_name_their_own_pictures_and_two_of_one_add_their_labels(tmp_path):
     write(tmp_path / "set" / "train", [label(SQUARE)])
     write(tmp_path / "set" / "valid", [])
     (tmp_path / "set" / "notes.json").write_text("[1]")
@@ -121,26 +121,19 @@ def test_files_of_several_splits_name_their_own_pictures(tmp_path):
     assert not problems
     assert [int((read_mask(mask) > 128).sum()) for mask in pairs.masks] == [70, 0]
     assert held_out(pairs.pictures, tmp_path / "set").tolist() == [False, True]
-
-
-def test_two_files_of_one_picture_add_their_labels(tmp_path):
     write(tmp_path / "set", [label(SQUARE)], file="first.json")
     write(tmp_path / "set", [label([[16, 5, 20, 5, 20, 12, 16, 12]])], file="second.json")
     assert marked(tmp_path / "set").sum() == 70 + 28
 
 
-def test_a_file_that_is_no_json_is_named(tmp_path):
-    folder = write(tmp_path / "set", [])
-    (folder / "coco.json").write_text("{")
-    with pytest.raises(InvalidOption, match=r"coco\.json is no JSON"):
-        read(folder)
-
-
 @pytest.mark.parametrize("part", ["images", "annotations", "categories"])
-def test_entries_without_their_parts_are_named(tmp_path, part):
+def test_entries_without_their_parts_and_what_is_no_json_are_named(tmp_path, part):
     folder = write(tmp_path / "set", [label(SQUARE)])
     (folder / "coco.json").write_text(json.dumps(json.loads((folder / "coco.json").read_text()) | {part: [{}]}))
     with pytest.raises(InvalidOption, match=f"Not all {part} of .*coco"):
+        read(folder)
+    (folder / "coco.json").write_text("{")
+    with pytest.raises(InvalidOption, match=r"coco\.json is no JSON"):
         read(folder)
 
 

@@ -76,7 +76,7 @@ def test_a_checkpoint_of_other_knobs_or_data_is_not_continued(line, tmp_path, kn
         fit(line(**knobs), tmp_path)
 
 
-def test_the_weights_with_the_best_score_are_kept_not_the_last(line, tmp_path):
+def test_the_weights_with_the_best_score_are_kept_and_patience_ends_a_fit(line, tmp_path):
     class Worsening(line):
         def score(self, network):
             return -float(network.norm.num_batches_tracked)
@@ -86,17 +86,15 @@ def test_the_weights_with_the_best_score_are_kept_not_the_last(line, tmp_path):
     with safe_open(tmp_path / "last.safetensors", framework="pt") as last:
         assert not torch.equal(last.get_tensor("average/layer.weight"), weights(fitted)["layer.weight"])
 
-
-def test_patience_ends_a_fit_that_no_longer_gets_better(line, tmp_path):
     class Flat(line):
         def score(self, network):
             return 0.0
 
     schedule = Schedule(steps=60, batch=4, rate=0.1, validate_every=5, patience=3)
-    assert fit(Flat(schedule=schedule), tmp_path).progress.step == 20
+    assert fit(Flat(schedule=schedule), tmp_path / "flat").progress.step == 20
 
 
-def test_gradients_are_clipped_by_their_common_norm(line, tmp_path):
+def test_gradients_are_clipped_by_their_common_norm_or_clamped_element_by_element(line, tmp_path):
     """With plain gradient descent a step is as long as the rate, however steep the loss."""
 
     class Steep(line):
@@ -114,9 +112,6 @@ def test_gradients_are_clipped_by_their_common_norm(line, tmp_path):
     after = [p.detach() for p in fit(clipped, tmp_path).network.parameters()]
     moved = sum(float((a - b).square().sum()) for a, b in zip(after, before, strict=True)) ** 0.5
     assert moved == pytest.approx(0.1, rel=1e-3)
-
-
-def test_gradients_are_clamped_element_by_element(line, tmp_path):
     seen = []
 
     class Watched(line):
@@ -127,7 +122,7 @@ def test_gradients_are_clamped_element_by_element(line, tmp_path):
             )
             return made
 
-    fit(Watched(), tmp_path)
+    fit(Watched(), tmp_path / "watched")
     assert max(float(g.abs().max()) for g in seen) == pytest.approx(0.5)
     # A clamp by norm would have scaled the rest of the same gradient with it.
     assert any((g.abs() < 0.5).all() and g.abs().max() > 0.1 for g in seen)
@@ -142,9 +137,17 @@ def test_averaged_weights_are_smoother_than_the_last_ones(line, tmp_path):
     assert counted == 40
 
 
-def test_a_loss_that_is_not_finite_stops_the_fit_and_names_the_step(line, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_fit_and_a_score_that_is_no_number_does_not(line, tmp_path):
     with pytest.raises(InvalidOption, match="nan at step 7"):
         fit(line(poison=7), tmp_path)
+
+    class Unscored(line):
+        def score(self, network):
+            return math.nan
+
+    fitted = fit(Unscored(), tmp_path / "unscored")
+    assert fitted.progress.best_step == 20
+    assert weights(fitted)
 
 
 def test_the_rate_follows_half_a_cosine_and_scales_are_multiples_of_32():
@@ -163,16 +166,6 @@ def test_the_rate_follows_half_a_cosine_and_scales_are_multiples_of_32():
     assert MultiScale.resize(x, 2) is x
     bigger = MultiScale.resize(x, 3)
     assert (bigger[0, 0, 0].tolist(), bigger[0, 0, -1, -1]) == ([0, 0.5, 1], 3)
-
-
-def test_a_score_that_is_no_number_still_leaves_weights(line, tmp_path):
-    class Unscored(line):
-        def score(self, network):
-            return math.nan
-
-    fitted = fit(Unscored(), tmp_path)
-    assert fitted.progress.best_step == 20
-    assert weights(fitted)
 
 
 TENSORS = {"a/weight": torch.arange(6.0).view(2, 3), "a/count": torch.tensor(3), "b/weight": torch.zeros(0)}
@@ -208,9 +201,13 @@ def test_tensors_in_any_memory_order_and_state_come_back_as_they_were(tmp_path):
     assert torch.equal(read_checkpoint(tmp_path / "a.safetensors")[0]["x"], x)
 
 
-def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+def test_a_checkpoint_is_no_pickle_and_outlives_a_crash_while_the_next_is_written(tmp_path, monkeypatch):
     path = tmp_path / "last.safetensors"
     write_checkpoint(path, TENSORS, {"step": 1})
+    assert path.read_bytes()[8:9] == b"{"  # the header of safetensors, after its length
+    (tmp_path / "pickle.safetensors").write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(SafetensorError):
+        read_checkpoint(tmp_path / "pickle.safetensors")
 
     def crash(tensors, draft, metadata):
         draft.write_bytes(b"half a file")
@@ -220,15 +217,6 @@ def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_checkpoint(path, TENSORS, {"step": 2})
     assert read_checkpoint(path)[1] == {"step": 1}
-
-
-def test_a_checkpoint_is_no_pickle(tmp_path):
-    write_checkpoint(tmp_path / "last.safetensors", TENSORS, {})
-    raw = (tmp_path / "last.safetensors").read_bytes()
-    assert raw[8:9] == b"{"  # the header of safetensors, after its length
-    (tmp_path / "pickle.safetensors").write_bytes(b"\x80\x04K\x01.")
-    with pytest.raises(SafetensorError):
-        read_checkpoint(tmp_path / "pickle.safetensors")
 
 
 def test_a_restored_optimiser_goes_on_as_the_original_at_the_schedules_rates():

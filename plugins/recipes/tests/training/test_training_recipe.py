@@ -1,7 +1,10 @@
 """A recipe from training to files: its initial weights and its export."""
 
 import json
+import subprocess
+import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +72,7 @@ def test_a_wrong_knob_is_told_by_its_name(line, assignment, told):
         configure_recipe(line, [assignment])
 
 
-def test_published_weights_are_those_that_were_measured(line, tmp_path):
+def test_published_weights_are_those_that_were_measured_and_a_manifest_says_how_to_make_them_again(line, tmp_path):
     fitted = fit(line(), tmp_path)
     manifest = publish(line(), fitted, tmp_path / "out")
     found = read_weights(tmp_path / "out" / "line.safetensors")
@@ -77,10 +80,7 @@ def test_published_weights_are_those_that_were_measured(line, tmp_path):
     net.load_state_dict({key: torch.from_numpy(array) for key, array in found.arrays.items()})
     assert manifest.metrics == {"error": round(line().measure(net.eval())["error"], 5)}
     assert found.arrays["layer.weight"] == found.arrays["layer.weight"].astype(np.float16)
-
-
-def test_a_manifest_says_how_to_make_the_weights_again(line, tmp_path):
-    publish(line(seed=4), fit(line(seed=4), tmp_path), tmp_path / "out", notes={"ablation": {"error": 2.0}})
+    publish(line(seed=4), fit(line(seed=4), tmp_path / "four"), tmp_path / "out", notes={"ablation": {"error": 2.0}})
     told = json.loads((tmp_path / "out" / "line.json").read_text())
     assert (told["recipe"]["name"], told["recipe"]["seed"]) == ("line", 4)
     assert told["recipe"]["schedule"]["steps"] == 60
@@ -103,9 +103,6 @@ def test_train_without_a_name_lists_recipes_and_with_one_writes_weights(cli, tmp
 
 
 def test_verbs_load_no_torch_until_they_run():
-    import subprocess
-    import sys
-
     code = "import sys, fovea_recipes.training.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -261,8 +258,6 @@ def test_the_network_is_exported_as_it_predicts_not_as_it_trains(tmp_path, x):
 
 
 def test_networks_exported_side_by_side_do_not_disturb_each_other(tmp_path):
-    from concurrent.futures import ThreadPoolExecutor
-
     def one(index):
         net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
         return export_onnx(net, tmp_path / f"{index}.onnx", {"x": torch.rand(1, 3, 16, 16)}, ["y"])

@@ -1,8 +1,6 @@
 """Official checkpoints of vision networks come in key by key, and reach another machine through a real S3 server."""
 
 import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -15,9 +13,11 @@ from fovea_recipes.training import cli as training_cli
 from fovea_recipes.training.checkpoint_import import import_weights
 from shared.registry import network, networks
 from shared.registry.discovery import layouts
+from shared.registry.imported_weights import fetch_weights
 from shared.registry.weights import read_weights
-from shared.settings import Settings, environment
-from shared.storage.tests.s3_server import run_s3_server
+from shared.settings import Settings
+from shared.storage import open_object_store
+from shared.storage.tests.conftest import s3_variables  # noqa: F401  # fixture
 
 NETWORKS = tuple(name for name, build in networks().items() if ".models." in build.__module__)
 """Every network that has a file of its own in a service's room of models."""
@@ -68,30 +68,16 @@ def test_an_official_checkpoint_is_imported_with_its_classes_and_names(tmp_path)
     assert torch.equal(torch.from_numpy(stored.arrays[key]), net.float().state_dict()[key])
 
 
-READ = """
-import sys
-from pathlib import Path
-from shared.registry.imported_weights import fetch_weights
-from shared.registry.weights import read_weights
-from shared.settings import settings
-from shared.storage import open_object_store
-fetch_weights(open_object_store(settings()), settings().weights_dir)
-weights = read_weights(settings().weights_dir / "toy.safetensors")
-print(weights.manifest.origin, float(weights.arrays["weight"].sum()))
-"""
-
-
-def test_fovea_import_reaches_a_process_with_another_folder(tmp_path, monkeypatch):
+def test_fovea_import_reaches_another_folder(tmp_path, monkeypatch, s3_variables):  # noqa: F811
     monkeypatch.setattr(checkpoint_import, "network", lambda _name: nn.Linear(2, 2))
     monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({},))
     workstation = Settings(data_dir=tmp_path / "workstation", object_store="s3://fovea/import")
     monkeypatch.setattr(training_cli, "settings", lambda: workstation)
     monkeypatch.setattr(os, "umask", lambda _mask: 0)  # this process goes on to other tests
+    for name, value in s3_variables.items():
+        monkeypatch.setenv(name, value)
     save_file({"weight": torch.full((2, 2), 0.5), "bias": torch.zeros(2)}, tmp_path / "toy.safetensors")
-    with run_s3_server() as variables:
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        training_cli.import_checkpoint("toy", tmp_path / "toy.safetensors")
-        told = environment(FOVEA_DATA_DIR=str(tmp_path / "pod"), FOVEA_OBJECT_STORE="s3://fovea/import")
-        found = subprocess.run([sys.executable, "-c", READ], env=told, capture_output=True, text=True, check=True)
-    assert found.stdout.split() == ["imported", "2.0"]
+    training_cli.import_checkpoint("toy", tmp_path / "toy.safetensors")
+    fetch_weights(open_object_store(workstation), tmp_path / "pod")
+    found = read_weights(tmp_path / "pod" / "toy.safetensors")
+    assert (found.manifest.origin, found.arrays["weight"].sum()) == ("imported", 2.0)

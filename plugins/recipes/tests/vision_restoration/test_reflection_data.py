@@ -5,19 +5,12 @@ import pytest
 import torch
 
 from fovea.errors import NotReady
-from fovea_recipes.vision_restoration import losses
+from fovea_recipes.vision_restoration import losses, synthesis
 from fovea_recipes.vision_restoration import photographs as albums
 from fovea_recipes.vision_restoration.evaluation import restore_pairs, score_pairs, tensor
 from fovea_recipes.vision_restoration.identity_init import start_at_identity
 from fovea_recipes.vision_restoration.pairs import ReflectionPairs, sources
-from fovea_recipes.vision_restoration.photographs import PHOTOGRAPHS, photographs
-from fovea_recipes.vision_restoration.synthesis import (
-    blend_by_screen,
-    blend_by_sum,
-    blend_defocused,
-    blend_varied,
-    blur,
-)
+from fovea_recipes.vision_restoration.photographs import photographs
 from plugins.recipes.tests.golden_files import read
 from shared.registry import network
 
@@ -31,19 +24,19 @@ def noise(seed: int, side: int = 24) -> np.ndarray:
 
 
 def test_formulas_add_where_there_is_room_hide_on_white_and_add_in_linear_light():
-    mixture, scene_alone = blend_by_sum(flat(0.3), flat(0.4))
+    mixture, scene_alone = synthesis.blend_by_sum(flat(0.3), flat(0.4))
     assert np.allclose(mixture, 0.7)
     assert np.array_equal(scene_alone, flat(0.3))
-    assert np.allclose(blend_by_screen(flat(1), noise(1))[0], 1)
-    assert np.allclose(blend_by_screen(flat(0), noise(1))[0], noise(1))
+    assert np.allclose(synthesis.blend_by_screen(flat(1), noise(1))[0], 1)
+    assert np.allclose(synthesis.blend_by_screen(flat(0), noise(1))[0], noise(1))
     # Without a reflection only the scene's own dimming is left: (a T^2.2)^(1/2.2) with a in 0.8..1.
-    mixture, clean = blend_defocused(flat(0.5), flat(0), np.random.default_rng(1))
+    mixture, clean = synthesis.blend_defocused(flat(0.5), flat(0), np.random.default_rng(1))
     assert 0.8 ** (1 / 2.2) * 0.5 - 1e-6 <= mixture.mean() <= 0.5 + 1e-6
     assert np.array_equal(clean, flat(0.5))
 
 
 def test_formula_c_dims_and_blurs_and_changes_with_its_generator():
-    drawn = [blend_varied(noise(1), noise(2), np.random.default_rng(seed)) for seed in range(40)]
+    drawn = [synthesis.blend_varied(noise(1), noise(2), np.random.default_rng(seed)) for seed in range(40)]
     dims = np.array([float((clean / noise(1)).mean()) for _, clean in drawn])
     assert dims.min() >= 0.8
     assert dims.max() <= 1
@@ -56,17 +49,10 @@ def test_formula_c_dims_and_blurs_and_changes_with_its_generator():
 def test_blurring_keeps_the_mean_and_stops_at_its_radius():
     point = np.zeros((21, 21, 3), np.float32)
     point[10, 10] = 1
-    spread = blur(point, 3, 4)
+    spread = synthesis.blur(point, 3, 4)
     assert spread.sum() == pytest.approx(3, rel=1e-5)
     assert (spread[10, :6] == 0).all()
     assert (spread[10, 6:15] > 0).all()
-
-
-@pytest.mark.parametrize("split", PHOTOGRAPHS)
-def test_photographs_come_with_the_libraries(split):
-    found = photographs(split)
-    assert len(found) == len(PHOTOGRAPHS[split])
-    assert all(picture.shape[2] == 3 and min(picture.shape[:2]) >= 128 for picture in found)
 
 
 def test_a_missing_library_is_named(monkeypatch):

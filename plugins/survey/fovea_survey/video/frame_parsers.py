@@ -197,11 +197,7 @@ class MultipartParser:
     frames, gathering = 0, False
 
     def __init__(self, media: str, bounds: DecodeBounds) -> None:
-        """Take the boundary from the content type.
-
-        Raises:
-            Malformed: It has none.
-        """
+        """Take the boundary from the content type. Raises Malformed: it has none."""
         named = re.search(r'boundary="?([^";,]+)"?', media, re.IGNORECASE)
         if named is None:
             raise Malformed("A multipart body needs a boundary in its content type.")
@@ -244,8 +240,7 @@ class MultipartParser:
 def _refuse_options(head: bytes) -> None:
     """Options of a stream are in its address: a form field would come too late for the frames before it.
 
-    Raises:
-        InvalidOption: The part is a form field and no file.
+    Raises InvalidOption: the part is a form field and no file.
     """
     facts = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + b"\r\n\r\n", headersonly=True)
     form = facts["content-disposition"]

@@ -86,8 +86,7 @@ class FrameQueue:
     async def get(self) -> EncodedFrame | None:
         """The frame that has waited longest; None when the stream has ended.
 
-        Raises:
-            BaseException: The error that ended it, once the frames before are taken.
+        Raises BaseException: the error that ended it, once the frames before are taken.
         """
         async with self._changed:
             await self._changed.wait_for(lambda: self._waiting or self._closed)
@@ -109,10 +108,8 @@ async def detect_frames(
 ) -> AsyncGenerator[tuple[DetectedFrame, bytes], None]:
     """One answer per frame that is not dropped, in order, and the frame itself.
 
-    A frame that can't be read is answered by its problem, and the stream goes on.
-
-    Raises:
-        FoveaError: The stream itself is broken: too large a frame, or the caller went away.
+    A frame that can't be read is answered by its problem, and the stream goes on. Raises FoveaError: the stream itself
+    is broken: too large a frame, or the caller went away.
     """
     queue = FrameQueue(options.queue, options.drop, options.every)
     reader = asyncio.create_task(_fill(queue, chunks, parser))

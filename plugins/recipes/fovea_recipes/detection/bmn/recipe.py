@@ -14,11 +14,11 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
+from fovea_actions.segments.proposals import boundary_labels, classify_proposals, score_proposals, soft_nms
 from fovea_recipes.detection.bmn.data import CLASSES, FEATURES, LENGTH, Split, Videos, videos
 from fovea_recipes.detection.bmn.loss import boundary_matching_loss
 from fovea_recipes.detection.metrics import average_recall, temporal_average_precision
 from fovea_recipes.training.recipe import Batch, Recipe, Schedule
-from services.detection.segments.proposals import boundary_labels, classify_proposals, score_proposals, soft_nms
 
 Row = tuple[Any, ...]
 """A segment, its video first."""

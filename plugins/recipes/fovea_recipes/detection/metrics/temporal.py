@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from services.detection.segments.proposals import interval_iou
+from fovea_actions.segments.proposals import interval_iou
 
 ACTIVITYNET = tuple(np.round(np.arange(0.5, 0.951, 0.05), 2).tolist())
 """Thresholds of the ActivityNet challenge."""

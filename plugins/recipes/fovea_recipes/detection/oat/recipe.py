@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
+from fovea_planning.gaze.metrics import behaviour, behaviour_delta, sequence_score
+from fovea_planning.gaze.scanpaths import DecodedScanpath, decode_scanpaths
+from fovea_planning.models.object_attention import ObjectAttention, grid_cells
+from fovea_planning.models.positions import fitted_positions
 from fovea_recipes.detection.oat.data import CROP, LONGEST, Trials, draw_search, noisy, products, trials
 from fovea_recipes.training.recipe import Batch, Recipe, Schedule
-from services.detection.gaze.scanpaths import DecodedScanpath, decode_scanpaths
-from services.detection.layers.positions import fitted_positions
-from services.detection.metrics import behaviour, behaviour_delta, sequence_score
-from services.detection.models.object_attention import ObjectAttention, grid_cells
 
 _GRID = (3, 9)
 _WIDTH = 128

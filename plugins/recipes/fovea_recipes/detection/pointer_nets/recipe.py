@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
+from fovea_planning.models.pointer_net import PointerNet
+from fovea_planning.solvers.exact import optimal_tours, tour_lengths
+from fovea_planning.solvers.geometry import area, canonical_hull, hull, hull_successors, polygon_is_valid
+from fovea_planning.solvers.pointer_inference import PointerInference
+from fovea_planning.solvers.pointer_solver import normalise_points, predict_hulls, predict_tours
 from fovea_recipes.training.recipe import Batch, Recipe, Schedule
-from services.detection.models.pointer_net import PointerNet
-from services.detection.planning.exact import optimal_tours, tour_lengths
-from services.detection.planning.geometry import area, canonical_hull, hull, hull_successors, polygon_is_valid
-from services.detection.planning.pointer_inference import PointerInference
-from services.detection.planning.pointer_solver import normalise_points, predict_hulls, predict_tours
 
 _IGNORED = -100
 

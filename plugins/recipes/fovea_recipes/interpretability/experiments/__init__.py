@@ -1,1 +1,1 @@
-"""Experiments that train models."""
+"""Experiments that train or prune models, or choose what to train them on."""

@@ -1,0 +1,1 @@
+"""Circuits as edges: integrated gradients (EAP-IG), pruning (ACDC), and files for other tools."""

@@ -1,0 +1,1 @@
+"""Experiments on edges between heads and MLPs."""

@@ -1,0 +1,171 @@
+"""Edge attribution: exact sums and cuts, known circuits of hand-built models, agreement with patching every edge."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from fovea_edges import circuit_search
+from fovea_edges.edge_attribution import attribute_edges, patch_edges, score_circuit
+from fovea_edges.edge_graph import EdgeGraph, EdgeSource, EdgeTarget
+from fovea_edges.edge_runs import run_circuit, run_edges, run_embedding
+from plugins.edges.tests.hand_built import induction_model, prompts
+from services.interpretability.causal.patching import attribution_patch, logit_difference
+from services.interpretability.tests import test_families as families
+from shared.lm.taps import Replace, trace
+
+model, family_prompts = families.model, families.prompts
+"""Random models of Qwen 3 and Gemma 3."""
+
+KNOWN = {
+    "key": {"embed → 0-0 v", "0-0 → 1-0 k", "1-0 → answer"},
+    "query": {"embed → 1-0 q", "1-0 → answer"},
+    "value": {"embed → 1-0 v", "1-0 → answer"},
+}
+
+
+def runs(model, clean, corrupt):
+    return run_edges(model, clean), run_edges(model, corrupt)
+
+
+def everything(model):
+    graph = EdgeGraph(model.config)
+    return graph, graph.exists, list(graph.edges_of(graph.exists))
+
+
+def test_graph_counts_its_edges(golden):
+    graph = EdgeGraph(golden.model.config)
+    L, H, G = 3, 4, golden.model.config.kv_heads
+    below = [1 + l * (H + 1) for l in range(L)]
+    assert graph.edges == sum((H + 2 * G) * n + n + H for n in below) + 1 + L * (H + 1)
+    assert len(graph.sources) == 1 + L * (H + 1)
+    assert graph.readers(EdgeSource(1, "head", 3)) == [
+        graph.targets.index(EdgeTarget(1, *part)) for part in (("q", 3), ("k", 3 // (H // G)), ("v", 3 // (H // G)))
+    ]
+
+
+@pytest.mark.parametrize("kind", ["golden", "family"])
+def test_all_edges_are_the_model_and_no_edge_is_the_counterfactual(kind, golden, model, family_prompts):
+    net, ids, other = golden.given[:3] if kind == "golden" else (model, *family_prompts[:2])
+    clean, corrupt = runs(net, ids, other)
+    _, exists, _ = everything(net)
+    whole, near = net(ids)[:, -1], {"atol": 1e-5, "rtol": 1e-4} if kind == "golden" else {}
+    torch.testing.assert_close(clean.last, whole, **near)
+    torch.testing.assert_close(run_circuit(net, clean, corrupt, torch.from_numpy(exists)), whole, **near)
+    nothing = run_circuit(net, clean, corrupt, torch.zeros(exists.shape, dtype=torch.bool))
+    torch.testing.assert_close(nothing, net(other)[:, -1], **near)
+
+
+def test_cut_edge_is_a_forward_with_that_input_alone_changed(golden):
+    graph, net = EdgeGraph(golden.model.config), golden.model
+    clean, corrupt = runs(net, golden.clean, golden.corrupt)
+    base = logit_difference(clean.last, golden.answers)
+
+    def whole_forward(edit):
+        return logit_difference(trace(net, golden.clean, edits=[edit]).logits[:, -1], golden.answers) - base
+
+    head = graph.sources.index(EdgeSource(0, "head", 1))
+    moved = corrupt.written[head] - clean.written[head]
+    to_answer = whole_forward(Replace("final", trace(net, golden.clean, capture=["final"])["final"] + moved))
+    stream = trace(net, golden.clean, capture=["resid_pre.1"])["resid_pre.1"] + moved
+    q, k, _ = net.blocks[1].project(stream)
+    to_query, to_key = (whole_forward(Replace(f"{s}.1", x, heads=1)) for s, x in (("q", q), ("k", k)))
+    edges = [
+        (graph.targets.index(t), head) for t in (EdgeTarget(3, "answer"), EdgeTarget(1, "q", 1), EdgeTarget(1, "k", 1))
+    ]
+    found = patch_edges(net, clean, corrupt, golden.answers, edges)
+    assert found == pytest.approx([to_answer, to_query, to_key], abs=1e-5)
+
+
+def test_edges_of_a_head_sum_to_its_attribution_patching(golden):
+    graph = EdgeGraph(golden.model.config)
+    clean, corrupt = runs(golden.model, golden.clean, golden.corrupt)
+    found = attribute_edges(golden.model, clean, corrupt, golden.answers, steps=1)
+    scores, placed = found.edges, found.placed
+    np.testing.assert_allclose(found.entry.sum(1), scores[:, 0], atol=1e-6)
+    expected = attribution_patch(*golden.given)
+    for column, source in enumerate(graph.sources):
+        total = np.nansum(scores[:, column])
+        assert placed[column].sum() == pytest.approx(total, abs=1e-5)
+        if source.kind == "head":
+            assert total == pytest.approx(expected[source.layer, source.head], abs=1e-5)
+
+
+@pytest.mark.parametrize("metric", ["logit-difference", "kl"])
+def test_edges_of_the_embedding_integrate_to_the_whole_difference(golden, metric):
+    clean, corrupt = runs(golden.model, golden.clean, golden.corrupt)
+    whole, nothing = (np.full(EdgeGraph(golden.model.config).exists.shape, v) for v in (True, False))
+    key = metric.replace("-", "_")
+    ends = [score_circuit(golden.model, clean, corrupt, golden.answers, mask)[key] for mask in (nothing, whole)]
+    scores = attribute_edges(golden.model, clean, corrupt, golden.answers, steps=100, metric=metric).edges
+    assert np.nansum(scores[:, 0]) == pytest.approx(ends[0] - ends[1], rel=0.03, abs=1e-3)
+
+
+@pytest.mark.parametrize("which", KNOWN)
+def test_known_circuits_are_found_and_left_by_pruning(which):
+    net = induction_model()
+    graph, exists, edges = everything(net)
+    ids, other, answers = prompts(which)
+    clean, corrupt = runs(net, ids, other)
+    ends = [score_circuit(net, clean, corrupt, answers, mask)["logit_difference"] for mask in (exists, exists & False)]
+    span = ends[0] - ends[1]
+    assert span > 1
+    exact = patch_edges(net, clean, corrupt, answers, edges)
+    assert {graph.name(e) for e, change in zip(edges, exact, strict=True) if abs(change) > 0.1 * span} == KNOWN[which]
+    scores = attribute_edges(net, clean, corrupt, answers, steps=50).edges
+    size = len(KNOWN[which])
+    best = circuit_search.order_edges(graph, scores)[:size]
+    assert {graph.name(edge) for edge in best} == KNOWN[which]
+    alone = score_circuit(net, clean, corrupt, answers, graph.mask_of(best))["logit_difference"]
+    assert circuit_search.faithfulness(alone, *ends) == pytest.approx(1, abs=0.05)
+    without = score_circuit(net, clean, corrupt, answers, exists & ~graph.mask_of(best))["logit_difference"]
+    assert circuit_search.faithfulness(without, *ends) < 0.1
+    chance = circuit_search.order_edges(graph, circuit_search.random_scores(graph, 0, 0))[:size]
+    drawn = score_circuit(net, clean, corrupt, answers, graph.mask_of(chance))["logit_difference"]
+    assert circuit_search.faithfulness(drawn, *ends) < 0.5
+
+    def measure(mask):
+        return score_circuit(net, clean, corrupt, answers, mask)["kl"]
+
+    mask, value = exists.copy(), 0.0
+    for row in reversed(range(len(graph.targets))):
+        kept, value, _ = circuit_search.prune_target(graph, mask, row, value, measure, 0.01)
+        mask[row] = False
+        mask[row, kept] = True
+    # The divergence counts all tokens, so the last one's own, too, where it differs.
+    known = KNOWN[which] | ({"embed → answer"} if which == "query" else set())
+    assert {graph.name(edge) for edge in graph.edges_of(mask)} == known
+    scores = attribute_edges(net, clean, corrupt, answers, steps=50, metric="kl").edges
+    assert circuit_search.rank_agreement(scores, mask) == 1
+
+
+def agreement(net, clean, corrupt, answers, steps):
+    """Rank correlation of sizes, and correlation, of attribution and of patching every edge."""
+    _, _, edges = everything(net)
+    exact = patch_edges(net, clean, corrupt, answers, edges)
+    scores = attribute_edges(net, clean, corrupt, answers, steps=steps).edges
+    estimated = np.array([scores[edge] for edge in edges])
+    return spearmanr(np.abs(exact), np.abs(estimated)).statistic, np.corrcoef(exact, estimated)[0, 1]
+
+
+def test_attribution_is_patching_for_a_counterfactual_close_by(golden):
+    """To first order nothing else is left."""
+    net = golden.model.double()
+    clean, far = runs(net, golden.clean, golden.corrupt)
+    near = run_embedding(net, clean.written[0] + 1e-4 * (far.written[0] - clean.written[0]))
+    ranks, linear = agreement(net, clean, near, golden.answers, 3)
+    net.float()
+    assert ranks > 0.999
+    assert linear > 0.9999
+
+
+def test_every_beginning_of_the_order_reaches_the_answer_and_no_difference_no_faithfulness(golden):
+    graph = EdgeGraph(golden.model.config)
+    ordered = circuit_search.order_edges(graph, circuit_search.random_scores(graph, 3, 1))
+    assert len(set(ordered)) == len(ordered) == graph.edges
+    reached = {len(graph.targets) - 1}
+    for row, column in ordered:
+        assert row in reached
+        reached |= set(graph.readers(graph.sources[column]))
+    assert np.isnan(circuit_search.faithfulness(1.0, 2.0, 2.0))
+    assert np.isnan(circuit_search.rank_agreement(np.ones((1, 2)), np.ones((1, 2), bool)))

@@ -1,0 +1,1 @@
+"""Plans over points, and the order in which people look at objects: models, solvers, commands and weights."""

@@ -1,0 +1,1 @@
+"""Networks and what is served of them."""

@@ -1,0 +1,165 @@
+"""Layouts of objects and the attention to them, which target-driven search reads of a picture."""
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fovea.errors import InvalidOption
+from fovea_planning.gaze import object_layout
+from fovea_planning.models.object_attention import ObjectAttention, grid_cells
+from fovea_planning.models.positions import fitted_positions
+from services.detection.tests.filling import filled, picture
+from shared.registry import network
+from tests.golden import read_golden
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def test_boxes_become_rows_also_slanted_ones():
+    boxes = [(50, 103, 90, 150), (0, 0, 40, 50), (0, 100, 40, 150), (50, 4, 90, 52), (100, 98, 140, 149)]
+    shelf = object_layout.layout_from_boxes(boxes)
+    assert (shelf.layout, shelf.grid) == ([[1, 3, None], [2, 0, 4]], (2, 3))
+    assert shelf.centres[0].tolist() == [70, 126.5]
+    boxes = [(60 * i, 12 * i, 60 * i + 50, 12 * i + 50) for i in range(6)]
+    assert [
+        len([item for item in row if item is not None]) for row in object_layout.layout_from_boxes(boxes).layout
+    ] == [3, 3]
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.randoms())
+def test_a_jittered_grid_is_found_again(rows, columns, random):
+    cells = [(row, column) for row in range(rows) for column in range(columns)]
+    random.shuffle(cells)
+    boxes = []
+    for row, column in cells:
+        x, y = 100 * column + random.uniform(-10, 10), 100 * row + random.uniform(-10, 10)
+        boxes.append((x, y, x + 60, y + 60))
+    shelf = object_layout.layout_from_boxes(boxes)
+    assert shelf.grid == (rows, columns)
+    assert [cells[item] for item in shelf.ids] == sorted(cells)
+
+
+def test_crops_lie_inside_their_boxes_and_on_a_grid_that_holds_them():
+    assert object_layout.layout_from_grid(6, (2, 3), (48, 32)).layout == [[0, 1, 2], [3, 4, 5]]
+    for grid in ((2, 2), (0, 6), (3, 3)):
+        with pytest.raises(InvalidOption):
+            object_layout.layout_from_grid(6, grid, (48, 32))
+    pixels = np.zeros((100, 100, 3), np.uint8)
+    pixels[20:60, 30:70] = (255, 0, 0)
+    found = object_layout.crop_objects(pixels, [(30, 20, 70, 60), (-20, -20, 20, 20)], (48, 32))
+    assert found.shape == (2, 48, 32, 3)
+    np.testing.assert_allclose(found[0, 2:-2, 2:-2], np.broadcast_to([1, 0, 0], (44, 28, 3)), atol=1e-6)
+    assert not found[1].any()
+
+
+@pytest.mark.parametrize("box", [(10, 10, 10, 40), (200, 200, 300, 300), (50, 50, 20, 20)])
+def test_boxes_without_a_pixel_are_refused(box):
+    with pytest.raises(InvalidOption, match="Box 0"):
+        object_layout.crop_objects(np.zeros((100, 100, 3), np.uint8), [box], (48, 32))
+
+
+def test_a_page_holds_its_crops_and_the_path_is_drawn():
+    crops = np.stack([np.full((4, 2, 3), value, np.float32) for value in (0.0, 0.5, 1.0)])
+    page = object_layout.render_layout(crops, object_layout.layout_from_grid(3, (1, 3), (4, 2)))
+    assert page[0, :, 0].tolist() == [0, 0, 128, 128, 255, 255]
+    page = np.full((96, 96, 3), 255, np.uint8)
+    drawn = object_layout.draw_scanpath(page, [(20, 20), (70, 70), (70, 70)], (70, 70))
+    assert min(drawn.shape[:2]) >= 640
+    assert (drawn == (214, 40, 57)).all(2).any()
+    assert (drawn == (0, 160, 90)).all(2).any()
+    assert (page == 255).all()
+
+
+SHELVES = {"yogurt": (3, 9), "wine": (2, 11), "amazon": (6, 14)}
+SMALL: dict[str, Any] = {"grid": (2, 3), "model": 24, "layers": 1, "heads": 2, "feedforward": 16, "crop": (48, 32)}
+
+
+@pytest.mark.parametrize(
+    "shelf", ["yogurt", *(pytest.param(name, marks=pytest.mark.release) for name in ("wine", "amazon"))]
+)
+def test_keys_logits_and_greedy_path_equal_the_published_network(shelf):
+    keys, golden, grid = (
+        read_golden(GOLDEN / f"oat_{shelf}.keys.json"),
+        read_golden(GOLDEN / f"oat_{shelf}.arrays"),
+        SHELVES[shelf],
+    )
+    net = network("oat", grid=grid, position_table=golden["pe"])
+    found = [[key, list(tensor.shape)] for key, tensor in net.state_dict().items()]
+    assert found == [row[:2] for row in keys["keys"]]
+    assert sum(p.numel() for p in net.parameters()) == keys["n_params"]
+    net = filled(net, constant=("pos_embedding",))
+    count, target = grid[0] * grid[1], int(golden["target"][0])
+    crops = picture(f"oat_{shelf}:crops", (count, 3, 150, 93))
+    assert zlib.crc32(crops.permute(0, 2, 3, 1).contiguous().numpy().tobytes()) == golden["crop_crc"][0]
+    with torch.no_grad():
+        logits = net(crops, target, torch.from_numpy(golden["tokens"][1:]))
+    np.testing.assert_allclose(logits.numpy(), golden["logits"], atol=2e-4)
+    if shelf != "amazon":  # 84 crops a step take their time
+        assert net.scanpath(crops, target) == golden["greedy"].tolist()
+
+
+@pytest.fixture(scope="module")
+def small():
+    torch.manual_seed(0)
+    net: ObjectAttention = network("oat", **SMALL)
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def crops():
+    return picture("shelf", (6, 3, 48, 32))
+
+
+def test_later_fixations_and_the_first_step_leave_earlier_logits_and_end_no_path(small, crops):
+    one, other = small(crops, 2, torch.tensor([1, 4, 5])), small(crops, 2, torch.tensor([1, 4, 0]))
+    torch.testing.assert_close(one[:3], other[:3])
+    assert (one[3] - other[3]).abs().max() > 1e-6
+    path = small.scanpath(crops, 0, steps=4)
+    assert path[0] < 6
+    assert len(path) <= 4
+    assert 6 not in path[:-1]
+
+
+def test_objects_renumbered_with_their_places_have_their_logits_renumbered(small, crops):
+    order, cells = torch.tensor([3, 0, 5, 1, 2, 4]), grid_cells((2, 3))
+    place = order.argsort()
+    path, target = torch.tensor([1, 4]), 2
+    straight = small.logits(crops[None], cells[None], torch.tensor([target]), path[None, None])[0, 0]
+    renumbered = small.logits(crops[order][None], cells[order][None], place[target][None], place[path][None, None])[
+        0, 0
+    ]
+    torch.testing.assert_close(renumbered[:, :6], straight[:, order], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(renumbered[:, 6:], straight[:, 6:], atol=1e-5, rtol=1e-5)
+
+
+def test_a_trained_network_serves_another_grid_and_refuses_other_crops_and_tables(small):
+    found = small.logits(
+        picture("other", (4, 3, 48, 32))[None], grid_cells((2, 2))[None], torch.tensor([3]),
+        torch.zeros(1, 1, 0, dtype=torch.long),
+    )  # fmt: skip
+    assert found.shape == (1, 1, 1, 6)
+    with pytest.raises(InvalidOption, match="crops must be"):
+        small(torch.zeros(6, 3, 20, 20), 0, torch.zeros(0, dtype=torch.long))
+    with pytest.raises(InvalidOption, match="position_table"):
+        network("oat", **{**SMALL, "position_table": np.zeros((2, 4))})
+
+
+def test_fitted_rows_look_alike_when_near_and_an_extended_table_keeps_its_rows():
+    rows = fitted_positions(9, 22)
+    unit, place = rows / np.linalg.norm(rows, axis=1, keepdims=True), np.arange(9)
+    np.testing.assert_allclose(
+        unit @ unit.T, np.exp(-((place[:, None] - place) ** 2) / 8), atol=4e-3
+    )  # how far Adam gets depends on the processor
+    assert np.linalg.norm(rows, axis=1).std() < 4e-3
+    np.testing.assert_array_equal(rows, fitted_positions(9, 22))
+    given = fitted_positions(6, 22)
+    rows = fitted_positions(9, 22, given=given)
+    np.testing.assert_array_equal(rows[:6], given)
+    unit, place = rows / np.linalg.norm(rows, axis=1, keepdims=True), np.arange(9)
+    np.testing.assert_allclose(unit @ unit.T, np.exp(-((place[:, None] - place) ** 2) / 8), atol=1e-2)
