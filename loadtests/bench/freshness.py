@@ -17,13 +17,12 @@ from shared.registry.weights import read_manifest
 ROOT = Path(__file__).parents[2]
 
 VISION = ("shared/engines/*.py", "shared/vision/*.py")
-ENGINE = (
-    "services/llm_longctx/engine/**/*.py",
-    "services/llm_longctx/kv_cache/**/*.py",
-    "services/llm_longctx/methods/**/*.py",
+GATEWAY = ("services/gateway/**/*.py", "shared/serving/**/*.py", "fovea/api/**/*.py")
+METHODS = (
+    *(f"services/llm_longctx/{part}/**/*.py" for part in ("methods", "kv_cache", "engine/attention")),
     *(f"services/llm_longctx/kernels/**/*.{ending}" for ending in ("py", "cpp", "h")),
 )
-GATEWAY = ("services/gateway/**/*.py", "shared/serving/**/*.py", "fovea/api/**/*.py")
+ENGINE = ("services/llm_longctx/engine/**/*.py", *METHODS)
 PARTIAL = (
     "services/detection/layers/partial.py",
     "services/detection/models/patnet.py",
@@ -46,6 +45,7 @@ CODE: Mapping[str, tuple[str, ...]] = {
     ),
     "partial_networks": PARTIAL,
     "real": VISION,
+    "ruler": METHODS,
     "restoration": ("services/vision_restoration/**/*.py", *VISION),
     "serving": (*GATEWAY, *VISION),
     "longctx_memory": ("services/llm_longctx/kv_cache/**/*.py", "services/llm_longctx/methods/**/*.py"),

@@ -93,9 +93,9 @@ def _time_ours(
         name = f"{shape.name}, {batch} × {context:,}, {label}"
         computed = None if card is None else 1e3 * step_seconds(Step(shape, batch, context, 16, bits), card)
         step = functools.partial(engine.runner.decode, states, [1] * batch)
-        if engine.runner.graphs is not None:
+        if engine.runner.passes.graphs is not None:
             yield row_of("decode", name, "ours, recorded", step, device, computed_ms=computed)
-            engine.runner.graphs = None
+            engine.runner.passes.graphs = None
         yield row_of("decode", name, "ours, step by step", step, device, computed_ms=computed)
         for state in states:
             state.close()

@@ -13,7 +13,7 @@ from tests.harness.waiting import wait_until
 
 @contextlib.contextmanager
 def run_platform(folders, make):
-    """What `make` starts of a folder, a Redis and a collector, once it says `is_ready`."""
+    """Start a platform, `make` of a folder, a Redis and a collector, and give it once it `is_ready`."""
     redis = RedisServer(Settings(data_dir=folders.mktemp("redis"), redis_url=None))
     with redis as server, Collector().serve() as collector:
         made = make(folders.mktemp("platform"), server.url, collector)

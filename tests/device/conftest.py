@@ -1,14 +1,3 @@
-"""One thread: the models here are too small for two, which would only wait for each other."""
+"""One thread, and Triton's interpreter: the models here are too small for two threads, and there is no card."""
 
-import os
-
-import pytest
-import torch
-
-# Triton settles what its own library is compiled to when it is imported first: here, to Python.
-os.environ["TRITON_INTERPRET"] = "1"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
+from services.llm_longctx.tests.conftest import _one_thread  # noqa: F401  # a fixture; its module sets the interpreter

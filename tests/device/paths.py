@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from services.llm_longctx.engine.device.parallel_backend import DIVISIBLE
 from services.llm_longctx.methods import AttentionMethod, method, methods
 
-FEW_BITS = (4, 68)
-"""Types of older entries (q4, r4) that every method is run with, next to whole ones."""
+FEW_BITS = (4, 68)  # types of older entries (q4, r4) that every method is run with, next to whole ones
 
 TRITON = (("dense", 16), ("duo", 16), ("razor", 16), ("dense", 8), ("tova", 4), ("duo", 68))
 """Methods and bits whose steps run Triton's kernels, interpreted."""
@@ -82,8 +81,7 @@ def _lines() -> Iterator[str]:
         "| cached prefixes, forks, scored prompts, 16 and 8 bits | `test_serving.py` |",
         "| interventions and captures (activations, attention, lens), 16 and 8 bits | `test_serving.py` |",
         "| weights of 8 and 4 bits, and FP8 | `test_triton.py`, `test_weight_format.py` |",
-        "| every study | `test_studies.py` |",
-        "| every vision model in PyTorch | `test_vision.py` |",
+        "| every study, and every vision model in PyTorch | `test_studies.py` |",
     )
 
 

@@ -64,21 +64,14 @@ class DeviceFault(RuntimeError):
 
 
 class PretendCuda:
-    """The pretended device.
-
-    Attributes:
-        waits: How often the host waited for the device, by reason and place.
-        copies: Hidden copies between host and device, by place.
-        transfers: Copies through `shared.lm.host_transfer`, which are meant: `sent` and `read`.
-        strict: Whether waits and hidden copies are faults.
-        inherits: Whether torch is inside a call whose tensors lie on the device.
-    """
+    """The pretended device."""
 
     def __init__(self) -> None:
-        self.waits: Counter[str] = Counter()
-        self.copies: Counter[str] = Counter()
-        self.transfers: Counter[str] = Counter()
-        self.strict = self.inherits = False
+        self.waits: Counter[str] = Counter()  # of the host for the device, by reason and place
+        self.copies: Counter[str] = Counter()  # hidden ones between host and device, by place
+        self.transfers: Counter[str] = Counter()  # meant ones, through `shared.lm.host_transfer`: `sent` and `read`
+        self.strict = False  # whether waits and hidden copies are faults
+        self.inherits = False  # whether torch is inside a call whose tensors lie on the device
 
     @contextlib.contextmanager
     def active(self) -> Iterator[PretendCuda]:
@@ -117,32 +110,19 @@ class PretendCuda:
         return x
 
     def wait(self, why: str) -> None:
-        """The host waits for the device.
-
-        Raises:
-            DeviceFault: It must not.
-        """
-        if _is_meant():
-            self.transfers["read"] += 1
-            return
-        self.waits[f"{why} at {_place()}"] += 1
-        if self.strict:
-            message = f"the host waits for the device in a decode step: an operation {why}, at {_place()}"
-            raise DeviceFault(message)
+        self._note(self.waits, why, "read", f"the host waits for the device in a decode step: an operation {why}")
 
     def copy(self, what: str) -> None:
-        """Data goes between host and device.
+        """Data goes between host and device."""
+        self._note(self.copies, what, "sent", f"data goes between host and device in a decode step: {what}")
 
-        Raises:
-            DeviceFault: It must not.
-        """
+    def _note(self, counter: Counter[str], what: str, meant: str, fault: str) -> None:
         if _is_meant():
-            self.transfers["sent"] += 1
+            self.transfers[meant] += 1
             return
-        self.copies[f"{what} at {_place()}"] += 1
+        counter[f"{what} at {_place()}"] += 1
         if self.strict:
-            message = f"data goes between host and device in a decode step: {what}, at {_place()}"
-            raise DeviceFault(message)
+            raise DeviceFault(f"{fault}, at {_place()}")
 
 
 def to_cuda(module: nn.Module, device: PretendCuda) -> nn.Module:
@@ -165,9 +145,7 @@ class _Operations(TorchDispatchMode):
         if "cuda" not in places:
             made = func(*args, **kwargs)
             return device.put(made) if not places and device.inherits and isinstance(made, Tensor) else made
-        if func is _aten._to_copy.default or func is _aten._copy_from.default:
-            pass  # the device of a copy is the caller's, see `_Calls`
-        elif "cpu" in places:
+        if "cpu" in places and func not in {_aten._to_copy.default, _aten._copy_from.default}:  # those: see `_Calls`
             self._check_mixed(func, args, tensors, places)
         if (why := _WAITS.get(func)) is not None:
             device.wait(why)
@@ -184,21 +162,16 @@ class _Operations(TorchDispatchMode):
     def _check_mixed(self, func: Any, args: Any, tensors: list[Tensor], places: list[str]) -> None:
         """Raise where an operation's operands lie on two devices, as CUDA would."""
         if func is _aten.copy_.default:
-            if not args[1].dim():  # x[i] = 0.0: on a device torch fills
-                return
-            self._device.copy("copies a whole tensor, by assignment or copy_()")
+            if args[1].dim():  # else x[i] = 0.0: on a device torch fills
+                self._device.copy("copies a whole tensor, by assignment or copy_()")
             return
         if func in _INDEXED and any(isinstance(i, Tensor) and self._device.device_of(i).type == "cpu" for i in args[1]):
-            message = f"a tensor on the device is indexed by one on the host, at {_place()}: torch copies it every time"
-            raise DeviceFault(message)
+            raise DeviceFault(f"a tensor on the device is indexed by one on the host, at {_place()}")
         pointwise = torch.Tag.pointwise in func.tags or func in _INDEXED or func in _FILLS
         stray = [x for x, place in zip(tensors, places, strict=True) if place == "cpu" and (x.dim() or not pointwise)]
         if stray:
-            message = (
-                f"{func}: expected all tensors to be on the same device, but operands are on "
-                f"{', '.join(places)}, at {_place()}"
-            )
-            raise DeviceFault(message)
+            message = f"{func}: expected all tensors to be on the same device, but operands are on"
+            raise DeviceFault(f"{message} {', '.join(places)}, at {_place()}")
 
 
 class _Calls(TorchFunctionMode):
@@ -245,8 +218,7 @@ class _Calls(TorchFunctionMode):
 
     def _read(self, func: Any) -> None:
         if func in {Tensor.numpy, Tensor.__array__}:
-            message = f"can't convert cuda:0 device type tensor to numpy, at {_place()}"
-            raise DeviceFault(message)
+            raise DeviceFault(f"can't convert cuda:0 device type tensor to numpy, at {_place()}")
         if what := _READS[func]:
             self._device.wait(f"reads all values ({what})")
 
@@ -294,21 +266,21 @@ def _is_masked(func: Any, args: Any) -> bool:
     return masked and (func is _aten.index.Tensor or (isinstance(args[2], Tensor) and args[2].dim() > 0))
 
 
-def _place() -> str:
-    frame: FrameType | None = sys._getframe(1)
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _place() -> str:
+    for frame in _frames():
         name = frame.f_code.co_filename
         if "/torch/" not in name and name != __file__:
             return f"{os.path.relpath(name, _ROOT)}:{frame.f_lineno}"
-        frame = frame.f_back
     return "an unknown place"
 
 
 def _is_meant() -> bool:
     """Whether the call comes from the one place that may copy between host and device."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_filename == _SEAM:
-            return True
-        frame = frame.f_back
-    return False
+    return any(frame.f_code.co_filename == _SEAM for frame in _frames())

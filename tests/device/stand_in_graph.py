@@ -14,17 +14,11 @@ from torch.utils._pytree import tree_leaves
 
 
 class StandInGraph:
-    """Records; see `GraphRecorder`.
-
-    Attributes:
-        records: How many functions were recorded.
-        replays: How many replays ran.
-        launches: Of the recording that is being made: launches of kernels, each to be called again.
-    """
+    """Records; see `GraphRecorder`. Counts its recordings and replays."""
 
     def __init__(self) -> None:
         self.records = self.replays = 0
-        self.launches: list[Callable[[], None]] | None = None
+        self.launches: list[Callable[[], None]] | None = None  # of the recording that is being made, to be called again
 
     def record(self, run: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Callable[[], None], tuple[Tensor, Tensor]]:
         todo: list[Callable[[], None]] = []

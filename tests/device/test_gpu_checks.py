@@ -4,9 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from datetime import date
 
-import numpy as np
 import psutil
 import pytest
 import torch
@@ -14,15 +12,10 @@ from torch import nn
 
 from loadtests.gpu import __main__ as command
 from loadtests.gpu.decode import LLAMA, fit_batch, time_decode
-from loadtests.gpu.kernels import Shape, time_kernels
-from loadtests.gpu.report import render
 from loadtests.gpu.timing import Row, card_named, row_of
-from services.llm_longctx.engine import model_runner
-from services.llm_longctx.engine.device.graph_steps import GraphSteps
 from services.llm_longctx.kernels import sample
 from services.llm_longctx.kernels.device.shapes import ModelShape
 from tests.device.test_engine import net
-from tests.device.test_graph_steps import Plain
 from tests.gpu import checks
 from tests.harness.waiting import wait_until
 
@@ -51,7 +44,7 @@ def test_the_checks_of_kernels_find_a_wrong_one(monkeypatch):
 
 def test_the_check_of_an_engine_compares_tokens():
     engine = checks.check_engine(lambda model: model, net(), "cpu_torch", 16, 4)
-    assert engine.runner.graphs is None
+    assert engine.runner.passes.graphs is None
 
     def broken(model: nn.Module) -> nn.Module:
         model.lm_head.weight.data.neg_()
@@ -59,35 +52,6 @@ def test_the_check_of_an_engine_compares_tokens():
 
     with pytest.raises(AssertionError):
         checks.check_engine(broken, net(), "cpu_torch", 16, 4)
-
-
-@pytest.mark.filterwarnings("ignore")  # FlexAttention asks to be compiled, which takes half a minute here
-def test_kernels_are_timed_beside_their_rivals(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    shape = Shape(heads=2, kv_heads=1, head_dim=16, batch=2, contexts=(256,), dtype=torch.float32)
-    rows = list(time_kernels(CPU, card_named("NVIDIA H100 80GB HBM3"), shape, "cpu_torch"))
-    by = {(row.name, row.by): row for row in rows}
-    assert by["decode, 2 × 256", "ours"].measured_ms > 0
-    assert by["prefill, 256, sparse", "ours"].computed_ms < by["prefill, 256", "ours"].computed_ms
-    assert by["prefill, 256", "SDPA"].measured_ms > 0
-    assert by["decode, 2 × 256", "FlashAttention"].note.startswith("ModuleNotFoundError")
-    assert by["prefill, 256, sparse", "FlexAttention"].measured_ms > 0
-
-
-def test_decode_is_timed_recorded_and_not(monkeypatch):
-    shape = ModelShape("tiny", 2, 32, 4, 2, 16, 48, 64)
-    plain = model_runner.ModelRunner.__init__
-
-    def with_graphs(self, *arguments, **more):
-        plain(self, *arguments, **more)
-        self.graphs = GraphSteps(self.run_fixed, self.pool, Plain(), self.backend)
-
-    monkeypatch.setattr(model_runner.ModelRunner, "__init__", with_graphs)
-    rows = list(time_decode(CPU, None, shape, 2, 40, torch.float32, "cpu_torch"))
-    ours = [(name, f"ours, {how}", True) for name in ("bf16", "4-bit cache") for how in ("recorded", "step by step")]
-    found = [(row.name.removeprefix("tiny, 2 × 40, "), row.by, row.measured_ms is not None) for row in rows]
-    assert found == [*ours, ("bf16", "vLLM", False)]
-    assert rows[-1].note == "it is not installed"
 
 
 class OutOfResources(Exception):
@@ -148,20 +112,6 @@ def test_a_dry_run_goes_through_every_part(tmp_path):
     assert "failed" not in text
 
 
-def test_the_report_has_computed_beside_measured():
-    rows = [
-        Row("kernels", "decode", "ours", 2.0, 3.0),
-        Row("kernels", "decode", "SDPA", None, 4.0),
-        Row("suites", "tests marked gpu", "pytest", note="failed: 1 failed | 2 passed"),
-    ]
-    page = render("NVIDIA L4", date(2026, 12, 1), {"torch": "2.12"}, rows)
-    assert page.startswith("# NVIDIA L4, 2026-12-01\n")
-    assert "| decode | ours | 2 | 3 | 1.50× |  |" in page
-    assert "| decode | SDPA |  | 4 |  |  |" in page
-    assert page.index("## Suites") < page.index("## Attention kernels")
-    assert "1 failed / 2 passed" in page
-
-
 def test_a_part_that_hangs_or_fails_keeps_its_rows(tmp_path):
     script = tmp_path / "part.py"
     script.write_text(
@@ -183,6 +133,4 @@ def test_a_part_that_hangs_or_fails_keeps_its_rows(tmp_path):
 def test_without_a_card_nothing_is_written(tmp_path, capsys):
     assert command.main(["--out", str(tmp_path)]) == 1
     assert "There is no GPU" in capsys.readouterr().err
-    assert sum(command.LIMITS_S.values()) <= 600
     assert not any(tmp_path.iterdir())
-    assert np.isfinite(list(command.LIMITS_S.values())).all()

@@ -20,11 +20,7 @@ from tests.device.stand_in_graph import StandInGraph
 from tests.device.test_engine import CASES, IDS, PLAN, PROMPT, STEPS, adapter, net, on_cuda, play
 from tests.device.test_triton import interpreted_launches
 
-KNOBS = [
-    {},
-    {"temperature": 1.1, "seed": 3, "top_p": 0.9},
-    {"temperature": 0.9, "seed": 5, "repetition_penalty": 1.3},
-]
+KNOBS = [{}, {"temperature": 1.1, "seed": 3, "top_p": 0.9}, {"temperature": 0.9, "seed": 5, "repetition_penalty": 1.3}]
 
 
 @pytest.fixture
@@ -36,15 +32,12 @@ def graph():
 
 
 def answers(how, bits: int, recorder: StandInGraph | None, device: PretendCuda, rank: int = 0) -> list[list[int]]:
-    """Three answers of different lengths whose batch shrinks while they are decoded; the third shares a prefix.
-
-    With a rank the first, which is the longest, has an adapter.
-    """
+    """Three answers of different lengths; the third shares a prefix, and with a rank the first has an adapter."""
     model = to_cuda(copy.deepcopy(net()), device)
     engine = Engine(model, how, PLAN, page=16, backend="triton", cache_bits=bits, kv_bytes=1 << 20, prefix_block=16)
-    runner = engine.runner
+    passes = engine.runner.passes
     if recorder is not None:
-        runner.graphs = GraphSteps(runner.run_fixed, engine.pool, recorder, "triton", batches=(1, 3))
+        passes.graphs = GraphSteps(passes.run_fixed, engine.pool, recorder, "triton", batches=(1, 3))
     ears = [Ear() for _ in KNOBS]
     for i, (knobs, ear) in enumerate(zip(KNOBS, ears, strict=True)):
         begin = 0 if i == 2 else 3 * i
@@ -90,7 +83,9 @@ def test_steps_with_adapters_run_unrecorded_in_the_place_of_a_recording(graph):
 class Rows:
     """A step of some sequences with a run of some entries each."""
 
-    def __init__(self, batch: int, longest: int = 5) -> None:
+    def __init__(self, tokens: list[int], positions: list[int] | None = None, longest: int = 5) -> None:
+        batch = len(tokens)
+        self.tokens, self.positions, self.draws = tokens, positions or [0] * batch, None
         shape = (2, 3 * batch)
         self.is_marked = False
         self.slots = np.arange(6 * batch).reshape(shape)
@@ -127,7 +122,8 @@ def test_each_method_is_recorded_or_not_and_answers_alike(name, which):
     wanted = play(net(), how, 16)
     with device.active():
         engine = Engine(on_cuda(device), how, PLAN, page=16, backend="cpu_torch", kv_bytes=1 << 20)
-        engine.runner.graphs = GraphSteps(engine.runner.run_fixed, engine.pool, recorder, "cpu_torch")
+        passes = engine.runner.passes
+        passes.graphs = GraphSteps(passes.run_fixed, engine.pool, recorder, "cpu_torch")
         s = engine.open()
         rows = [s.prefill(IDS[:PROMPT])[-1]] + [s.step(IDS[PROMPT + i]) for i in range(STEPS)]
         s.close()
@@ -149,7 +145,7 @@ def test_batches_are_filled_up_with_rows_that_write_to_a_spare_page():
     recorder = Plain()
     graphs = steps_of(recorder, batches=(1, 4))
     for token in (10, 20, 30):
-        logits = graphs.step(Rows(2), [token, token + 1], [5, 6], None)
+        logits = graphs.step(Rows([token, token + 1], [5, 6]))
         assert logits[:, :2].tolist() == [[token, 5], [token + 1, 6]]
         assert logits[1, 2:].tolist() == [3, 4, 5]
     held = next(iter(graphs._held.values())).step
@@ -161,22 +157,19 @@ def test_batches_are_filled_up_with_rows_that_write_to_a_spare_page():
     assert (recorder.records, len(graphs)) == (1, 1)
 
 
-def test_a_larger_batch_than_any_runs_as_it_is():
-    assert steps_of(Plain(), batches=(1, 2)).step(Rows(3), [1, 2, 3], [0, 0, 0], None) is None
-
-
-def test_a_full_pool_has_no_spare_page_and_runs_as_it_is():
+def test_a_larger_batch_than_any_and_one_in_a_full_pool_run_as_they_are():
+    assert steps_of(Plain(), batches=(1, 2)).step(Rows([1, 2, 3])) is None
     pool = PagePool(1, 16, 8, torch.float32)
     page = pool.reserve(1)
     pool.commit(np.array([page]))
-    assert GraphSteps(double, pool, Plain(), "cpu_torch").step(Rows(1), [1], [0], None) is None
+    assert GraphSteps(double, pool, Plain(), "cpu_torch").step(Rows([1])) is None
 
 
 def test_what_cannot_be_recorded_runs_as_it_is_and_is_tried_once():
     recorder = Plain(fails=True)
     graphs = steps_of(recorder)
     for token in range(4):
-        assert graphs.step(Rows(1), [token], [0], None)[0, 0] == token
+        assert graphs.step(Rows([token]))[0, 0] == token
     assert (recorder.records, len(graphs)) == (1, 0)
 
 
@@ -185,13 +178,13 @@ def test_each_shape_is_recorded_and_the_oldest_goes():
     graphs = steps_of(recorder, most=2)
     for longest in (5, 200, 300, 600):  # up to 256 entries are one shape
         for _ in range(2):
-            graphs.step(Rows(1, longest), [1], [0], None)
+            graphs.step(Rows([1], longest=longest))
     assert (recorder.records, len(graphs)) == (3, 2)
 
 
 def test_a_shape_has_all_that_decides_on_launches():
-    rows = Rows(2, 300)
-    plain = StepShape.of(rows, 2, 4)
+    rows = Rows([1, 2], longest=300)
+    plain = StepShape.of(rows, 4)
     assert plain == StepShape(4, 2, 3, ((0, 512),), weighted=False, marked=False)
     rows.own.weighted[0, 0], rows.is_marked = True, True
-    assert StepShape.of(rows, 2, 4) == plain._replace(weighted=True, marked=True)
+    assert StepShape.of(rows, 4) == plain._replace(weighted=True, marked=True)

@@ -90,14 +90,10 @@ WAITS = {
 @pytest.mark.parametrize("what", WAITS)
 def test_a_wait_or_a_hidden_copy_is_a_fault_in_a_step_alone(device, what, inference):
     with torch.inference_mode(inference):
-        check_wait(device, what)
-
-
-def check_wait(device, what):
-    WAITS[what]()
-    assert len(device.waits) + len(device.copies) >= 1
-    with pytest.raises(DeviceFault, match="in a decode step"), device.decoding():
         WAITS[what]()
+        assert len(device.waits) + len(device.copies) >= 1
+        with pytest.raises(DeviceFault, match="in a decode step"), device.decoding():
+            WAITS[what]()
 
 
 def test_what_goes_through_the_seam_is_counted(device):

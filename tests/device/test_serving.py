@@ -35,12 +35,9 @@ def both(run):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_answer_alike_with_each_in_one_batch(family):
     def run(device):
-        asked = [
-            Request(IDS[: 20 + 9 * i], "duo" if i % 2 and family != "gpt2" else "dense", ROLES if i % 2 else None, 5)
-            for i in range(4)
-        ]
-        if family == "gpt2":  # as many key/value heads as query heads: the plan is of another model
-            asked = [Request(one.ids, "dense", None, 5) for one in asked]
+        # GPT-2 has as many key/value heads as query heads: the plan is of another model.
+        plans = [("dense", None), ("duo", ROLES)] if family != "gpt2" else [("dense", None)] * 2
+        asked = [Request(IDS[: 20 + 9 * i], *plans[i % 2], 5) for i in range(4)]
         return [one.tokens for one in engine_on(device, family).generate(asked)]
 
     wanted, found, _ = both(run)

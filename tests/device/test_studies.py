@@ -1,5 +1,6 @@
-"""Every study on a pretended device answers as on a CPU."""
+"""Every study, and every vision model in torch, answers on a pretended device as on a CPU."""
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,14 @@ from tests.contract.checks.experiments import Machines, found_in
 from tests.contract.sameness import differences
 from tests.device.pretend_cuda import CUDA, PretendCuda
 
-ON_CPU = {"sparsity": "its claims are of processors: it times networks of all kinds on the one that it names"}
-"""Studies that stay on the CPU, each with its reason."""
+ON_CPU = {
+    "sparsity": "its claims are of processors: it times networks of all kinds on the one that it names",
+    "fovea-planner": "a network of ten points, a step at a time, is sooner done than sent",
+}
+"""Studies and models that stay on the CPU, each with its reason."""
 
+VISION = ("vision-restoration", "medical-seg", "detection")
+MODELS = {name: kind for service in VISION for name, kind in servables(service).items()}
 STUDIES = {name: kind for name, kind in servables("interpretability").items() if issubclass(kind, Experiment)}
 
 
@@ -44,3 +50,19 @@ def test_every_kind_of_head_plan_is_made_as_on_a_cpu(kind, tmp_path):
     assert not isinstance(wanted, Exception), wanted
     assert not isinstance(found, Exception), found
     assert not differences(found_in(wanted), found_in(found), tolerance=1e-3)
+
+
+def predict(kind, folder: Path, device: str):
+    context = LoadContext(cache=folder, weights=folder / "weights", threads=1, device=device, engine="torch")
+    with closing(kind.load(context)) as model:
+        return model.predict([model.example()], CallContext())[0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_vision_model_answers_as_on_a_cpu(name, tmp_path):
+    wanted = predict(MODELS[name], tmp_path, "cpu")
+    with PretendCuda().active() as device:
+        found = predict(MODELS[name], tmp_path, "cuda")
+    assert bool(device.copies) != (name in ON_CPU), "where its network was"
+    assert not isinstance(found, Exception), found
+    assert not differences(wanted, found, tolerance=1e-3)

@@ -7,8 +7,8 @@ from tests.e2e.schema_pass import ask_all
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600), pytest.mark.filterwarnings("ignore")]
 
-EXAMPLES = settings.default.max_examples // 25
-"""Requests of each operation: 1 in every run, 16 under the profile `deep`."""
+EXAMPLES = max(settings.default.max_examples // 50, 1)
+"""Requests of each operation: 1 in every run, 8 under the profile `deep`, which take ten minutes."""
 
 
 def test_no_operation_of_the_product_answers_with_a_server_error(product):

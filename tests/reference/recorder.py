@@ -19,14 +19,11 @@ from services.gateway.http.openapi import join_documents
 from shared.registry.discovery import services_with_models
 from shared.settings import Settings
 
-SHOWN = 3
-"""Entries that are kept of a list in an answer."""
+SHOWN = 3  # entries that are kept of a list in an answer
 
-MAX_TEXT = 300
-"""Characters that are kept of a text in an answer."""
+MAX_TEXT = 300  # characters that are kept of a text in an answer
 
-SINGLE = {"file", "image", "segmentation", "video", "gpx"}
-"""Fields of forms that take one file."""
+SINGLE = {"file", "image", "segmentation", "video", "gpx"}  # fields of forms that take one file
 
 Json = Any
 
@@ -50,12 +47,8 @@ def check_value(document: Mapping[str, Any], schema: Mapping[str, Any], value: J
 
 def list_operations(document: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """List the operations of a document as (`POST /v1/segment`, operation)."""
-    return [
-        (f"{method.upper()} {path}", operation)
-        for path, item in document["paths"].items()
-        for method, operation in item.items()
-        if isinstance(operation, dict) and "responses" in operation
-    ]
+    items = [(path, method, one) for path, item in document["paths"].items() for method, one in item.items()]
+    return [(f"{m.upper()} {path}", one) for path, m, one in items if isinstance(one, dict) and "responses" in one]
 
 
 class Recorder:
@@ -78,16 +71,9 @@ class Recorder:
         accept: str = "*/*",
         **path: str,
     ) -> Json:
-        """Ask one operation and record it; return the answer, parsed where it is JSON.
+        """Ask one operation (`POST /v1/segment`) and record it; return the answer, parsed where it is JSON.
 
-        Args:
-            label: Method and path as in the document, for example `POST /v1/segment`.
-            body: JSON body, or the fields of a form where there are files.
-            query: Query parameters.
-            files: Fields of a form with their (file name, content).
-            raw: (media type, file name, content) of a body that is not JSON.
-            accept: Media type to ask for.
-            **path: Values of the path's parameters.
+        With files the body has a form's other fields; `raw` is media type, file name and content of any other body.
         """
         method, template = label.split(" ")
         sent: dict[str, Any] = {"json": body} if body is not None else {}

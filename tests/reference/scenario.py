@@ -17,7 +17,6 @@ from safetensors.numpy import save
 
 from tests.reference.recorder import Recorder
 
-SMALL = "fovea-routing-bytes"
 MEMORY = "fovea-titans-mac"
 QUERY = "what causes ocean tides"
 PASSAGES = {
@@ -86,10 +85,8 @@ def ask_texts(r: Recorder) -> None:
     tokens = r.ask("POST /tokenize", {"prompt": "What is attention?"})["tokens"]
     r.ask("POST /detokenize", {"tokens": tokens})
     r.ask("GET /tokenizer_info")
-    made = r.ask(
-        "POST /v1/responses",
-        {"input": "What is the capital of France?", "max_output_tokens": 24, "temperature": 0, "store": True},
-    )["id"]
+    stored = {"input": QUESTION[0]["content"], "max_output_tokens": 24, "temperature": 0, "store": True}
+    made = r.ask("POST /v1/responses", stored)["id"]
     r.ask("GET /v1/responses/{response_id}", response_id=made)
     r.ask("GET /v1/responses/{response_id}/input_items", response_id=made)
     r.ask("DELETE /v1/responses/{response_id}", response_id=made)
@@ -158,7 +155,7 @@ def ask_judges(r: Recorder) -> None:
     passages = "\n".join(whole["passages"].splitlines()[:32])
     qrels, judge = labels(whole["qrels"]), whole["judgements"]["overlap"]
     judge = "\n".join(line for line in judge.splitlines() if json.loads(line)["qid"] in "1234")
-    runs = labels(whole["runs"])
+    runs, second = labels(whole["runs"]), labels(whole["second"])
     compared = {"reference": qrels, "judge": judge}
     r.ask("POST /v1/judge", {"pairs": [{"query": QUERY, "passage": PASSAGES["tides-1"]}]})
     r.ask("POST /v1/judge/agreement", compared)
@@ -171,22 +168,17 @@ def ask_judges(r: Recorder) -> None:
     r.ask("POST /v1/judge/corrected", ppi)
     r.ask("POST /v1/judge/budget", {**ppi, "half_width": 0.05})
     r.ask("POST /v1/judge/ensembles", {"judges": [qrels, judge], "combine": "median"})
-    r.ask(
-        "POST /v1/judge/ensembles/weights",
-        {"reference": qrels, "judges": {"overlap": judge, "second": labels(whole["second"])}},
-    )
+    r.ask("POST /v1/judge/ensembles/weights", {"reference": qrels, "judges": {"overlap": judge, "second": second}})
     facts = r.ask("POST /v1/judge/nuggets", {"query": QUERY, "how": "similarity", "passages": PASSAGES})["nuggets"]
     answer = "The moon's gravity causes the tides [tides-1]."
     about = {"query": QUERY, "how": "similarity", "answer": answer}
     r.ask("POST /v1/judge/nuggets/assign", {**about, "nuggets": facts})
     r.ask("POST /v1/judge/support", {**about, "passages": PASSAGES})
-    first, second = PASSAGES.values()
-    pair = {"query": QUERY, "first": first, "second": second, "label": 1}
+    first, other = PASSAGES.values()
+    pair = {"query": QUERY, "first": first, "second": other, "label": 1}
     r.ask("POST /v1/judge/preferences", {"comparisons": [pair]})
-    r.ask(
-        "POST /v1/judge/leaderboard",
-        {"name": "example", "reference": qrels, "judges": [{"judge": "overlap", "labels": judge}]},
-    )
+    board = {"name": "example", "reference": qrels, "judges": [{"judge": "overlap", "labels": judge}]}
+    r.ask("POST /v1/judge/leaderboard", board)
     r.ask("GET /v1/judge/leaderboard", query={"name": "example"})
     r.ask("GET /v1/judge/templates")
     r.ask("GET /v1/judge/templates/{name}", name="query-lift")
@@ -206,9 +198,9 @@ def ask_judges(r: Recorder) -> None:
     r.ask("POST /v1/judge/collection", collection)
     r.ask("GET /v1/judge/backends")
     for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
-        r.ask(f"POST {path}", {"query": QUERY, "documents": [second, first], "top_n": 1})
+        r.ask(f"POST {path}", {"query": QUERY, "documents": [other, first], "top_n": 1})
     for path in ("/score", "/v1/score"):
-        r.ask(f"POST {path}", {"text_1": QUERY, "text_2": [first, second]})
+        r.ask(f"POST {path}", {"text_1": QUERY, "text_2": [first, other]})
 
 
 def ask_probes(r: Recorder) -> None:
@@ -239,12 +231,8 @@ def ask_background(r: Recorder) -> None:
         r.ask(label, job_id=slow_id)
     r.client.post(f"/v1/jobs/{slow_id}/cancel")
     r.ask("DELETE /v1/jobs/{job_id}", job_id=queued)
-    line = {
-        "custom_id": "1",
-        "method": "POST",
-        "url": "/v1/completions",
-        "body": {"prompt": "Two plus", "max_tokens": 2},
-    }
+    prompt = {"prompt": "Two plus", "max_tokens": 2}
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": prompt}
     lines = ("requests.jsonl", json.dumps(line).encode())
     file = r.ask("POST /v1/files", {"purpose": "batch"}, files=[("file", lines)])["id"]
     r.ask("GET /v1/files")
@@ -305,15 +293,8 @@ def administer(r: Recorder) -> None:
     r.ask("PATCH /v1/admin/keys/{key_id}", {"rate_per_minute": 120}, key_id=key)
     new = r.ask("POST /v1/admin/keys/{key_id}/rotate", {"overlap_hours": 24}, key_id=key)["id"]
     r.ask("DELETE /v1/admin/keys/{key_id}", key_id=new)
-    for path in (
-        "/v1/usage",
-        "/v1/usage/limits",
-        "/v1/admin/tenants",
-        "/v1/admin/replicas",
-        "/v1/admin/audit",
-        "/v1/admin/traffic",
-    ):
-        r.ask(f"GET {path}")
+    for path in ("usage", "usage/limits", *(f"admin/{name}" for name in ("tenants", "replicas", "audit", "traffic"))):
+        r.ask(f"GET /v1/{path}")
     r.ask("PUT /v1/admin/traffic/{service}", {"percent": {"v1": 100}}, service="detection")
     r.ask("DELETE /v1/admin/traffic/{service}", service="detection")
 
@@ -333,14 +314,7 @@ def shrink(picture: str, side: int) -> str:
 
 
 PARTS = {
-    "models": ask_about_models,
-    "images": ask_images,
-    "texts": ask_texts,
-    "long_contexts": ask_long_contexts,
-    "judges": ask_judges,
-    "probes": ask_probes,
-    "background": ask_background,
-    "studies": ask_studies,
-    "surveys": ask_surveys,
-    "administration": administer,
-}
+    "models": ask_about_models, "images": ask_images, "texts": ask_texts, "long_contexts": ask_long_contexts,
+    "judges": ask_judges, "probes": ask_probes, "background": ask_background, "studies": ask_studies,
+    "surveys": ask_surveys, "administration": administer,
+}  # fmt: skip

@@ -24,10 +24,10 @@ from services.llm_longctx.engine.attention.layer_inputs import LayerInputs
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.attention.step_rows import StepRows
 from services.llm_longctx.engine.device.graph_steps import GraphSteps, Outputs
-from services.llm_longctx.engine.device.step_draws import StepDraws
+from services.llm_longctx.engine.device.step_draws import StepDraws, read_choices
 from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.engine.requests.sampling import Sampling
-from services.llm_longctx.engine.sampler import Sampler, read_choices
+from services.llm_longctx.engine.sampler import Sampler
 from services.llm_longctx.kv_cache import PagePool
 from shared.lm.builders import llama
 from shared.lm.decoder import Decoder
@@ -93,8 +93,8 @@ class Step:
 
     def run(self) -> None:
         """One step."""
-        seam = StepAttention(self._states, "triton", self._inputs)
-        seam.rows.send([1] * BATCH, [s.cache.length for s in self._states], self._buffer)
+        seam = StepAttention(StepRows(self._states, [1] * BATCH), "triton", self._inputs)
+        seam.rows.send(self._buffer)
         for layer in range(LAYERS):
             seam(layer, self._q, self._k, self._k, 0)
         for s in self._states:
@@ -124,8 +124,7 @@ class RecordedStep(Step):
     def run(self) -> None:
         """One step."""
         draws = StepDraws([s.settings() for s in self._samplers], "triton")
-        rows = StepRows(self._states)
-        self._graphs.step(rows, [1] * BATCH, [s.cache.length for s in self._states], draws)
+        self._graphs.step(StepRows(self._states, [1] * BATCH, draws))
         chosen = [s.choose(draws.row(b)) for b, s in enumerate(self._samplers)]
         for sampler, words in zip(self._samplers, read_choices(chosen), strict=True):
             sampler.accept(words)
@@ -161,6 +160,6 @@ def _launching_nothing() -> Iterator[None]:
         patch("services.llm_longctx.engine.attention.decode.decode_packed_device_runs", nothing),
         patch.object(Tensor, "index_copy_", lambda x, *_: x),
         patch.object(Tensor, "pin_memory", lambda x: x),
-        patch("services.llm_longctx.engine.sampler.to_host", lambda x: torch.zeros(x.shape, dtype=x.dtype)),
+        patch("services.llm_longctx.engine.device.step_draws.to_host", lambda x: torch.zeros(x.shape, dtype=x.dtype)),
     ):
         yield

@@ -2,14 +2,14 @@
 
 vLLM's dense answers stand beside ours as a check.
 
-SmolLM2 in bfloat16. Predictions are kept beside the results, so that a run that was cut short goes on where it
-stopped, and a larger one answers only what is new. kvpress runs in an environment of its own, which is made once and
-kept (`--peers` of `python -m loadtests.bench.suites.ruler` says where), and is skipped loudly where that fails.
+Weights in bfloat16. `PARTS` says which models, lengths and protocols are measured, and on how many samples.
+Predictions are kept beside the results, so that a run that was cut short goes on where it stopped, and a larger one
+answers only what is new. One sample is always answered again by every method, and where an answer has changed all of
+ours are. kvpress has an environment of its own, which is made once and kept, and is skipped loudly where that fails.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import lzma
 import subprocess
@@ -17,6 +17,8 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,13 @@ import torch
 
 from fovea_lab.ruler import peers, plots
 from fovea_lab.ruler.leaderboard import write_page
-from fovea_lab.ruler.report import RulerReport
+from fovea_lab.ruler.report import Prediction, RulerReport
 from fovea_lab.ruler.run import EvaluatedModel, export_samples, measure_costs, run_ruler
 from fovea_lab.ruler.spec import RulerSpec
 from loadtests.bench.longctx import gguf
-from loadtests.bench.peers.environment import ENVIRONMENTS, PeerMissing, prepare_environment
+from loadtests.bench.peers.environment import PeerMissing, prepare_environment
 from loadtests.bench.result import Row, Table, machine
+from loadtests.bench.suites.longctx_gemma import gemma_file
 from services.llm_longctx.engine import Engine
 from shared.lm.gguf_file import unpack
 from shared.lm.head_plan import HeadPlan
@@ -57,134 +60,152 @@ METHODS: tuple[dict[str, Any], ...] = (
     {"method": "tova"},
     {"method": "lagkv"},
     {"method": "streamingllm"},
+    {"method": "triattention", "plan": "centres", "recent": 32},
     {"method": "duo", "plan": "gates", "sink": 16, "recent": 47, "label": "duo, 16 + 47"},
     {"method": "duo", "plan": "gates", "sink": 16, "recent": 128, "label": "duo, 16 + 128"},
     {"method": "razor", "plan": "default"},
 )
-PRESSES = ("expected_attention", "snapkv", "knorm", "streamingllm", "tova", "keydiff")
+WITHOUT_PLANS = tuple(one for one in METHODS if "plan" not in one)
+BUDGETS = (0.75, 0.5, 0.25, 0.125)
+NEEDLES = ("niah_single_1", "niah_single_2", "niah_multivalue", "niah_multikey_1")
+"""Tasks that small models can do at 1,024 tokens; at 4,096 they can do the first."""
+
+SMOLLM2, GEMMA = "SmolLM2-135M-Instruct", "Gemma 3 270M, dequantised"
 
 
-def measure(rounds: int = 10, count: int = 1024) -> Table:
-    """`rounds` samples a task at `count` tokens, all budgets."""
-    spec = RulerSpec.model_validate(
-        {
-            "methods": METHODS,
-            "budgets": [0.75, 0.5, 0.25, 0.125],
-            "lengths": [count],
-            "tasks": ["all"],
-            "n": rounds,
-        }
+@dataclass(frozen=True)
+class Part:
+    """One section of the page: a model at one length under one protocol, on `n` samples a task.
+
+    `presses` says how many of them each press of kvpress answers.
+    """
+
+    model: str
+    length: int
+    protocol: str
+    tasks: tuple[str, ...]
+    n: int
+    methods: tuple[dict[str, Any], ...] = METHODS
+    presses: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> RulerSpec:
+        """What is evaluated."""
+        facts = {"methods": self.methods, "budgets": BUDGETS, "lengths": [self.length], "tasks": self.tasks}
+        return RulerSpec.model_validate({**facts, "n": self.n, "protocol": self.protocol, "max_answer": 32})
+
+
+PRESSES = {
+    **dict.fromkeys(("expected_attention", "snapkv", "knorm", "streamingllm", "tova", "keydiff"), 10),
+    **dict.fromkeys(("lagkv", "pyramidkv", "criticalkv", "adakv", "kvzip"), 5),
+}
+PARTS = (
+    Part(SMOLLM2, 1024, "agnostic", NEEDLES, 10, presses=PRESSES),
+    Part(SMOLLM2, 1024, "aware", NEEDLES, 5),
+    Part(SMOLLM2, 4096, "agnostic", NEEDLES[:1], 5, presses=dict.fromkeys(("keydiff", "knorm", "lagkv"), 5)),
+    Part(SMOLLM2, 8192, "agnostic", NEEDLES[:1], 2),
+    Part(GEMMA, 1024, "agnostic", NEEDLES, 3, WITHOUT_PLANS),
+)
+
+
+def measure(rounds: int = 0, count: int = 0) -> Table:
+    """Evaluate all parts and write page and picture; for a look, `rounds` samples of the first part, `count` tokens."""
+    parts = [replace(PARTS[0], n=rounds, length=max(count, 256), presses={})] if rounds else PARTS
+    with tempfile.TemporaryDirectory() as folder, _unpacked() as store:
+        models = {name: _open_model(name, Path(folder) / str(at)) for at, name in enumerate((SMOLLM2, GEMMA))}
+        _forget_changed(models[SMOLLM2][0], parts[0].spec, store)
+        for part in parts:
+            run_ruler(models[part.model][0], part.spec, store=store, progress=_say)
+        reports = [_report(part, *models[part.model], store) for part in parts]
+        costs = measure_costs(models[SMOLLM2][0], parts[0].spec)
+    if not rounds:
+        _write_pages(reports, costs)
+    return _table(reports[0])
+
+
+def _open_model(name: str, folder: Path) -> tuple[EvaluatedModel, Path]:
+    """A model in bfloat16, and the folder of its files."""
+    folder.mkdir()
+    files = unpack(gguf() if name == SMOLLM2 else gemma_file(folder), folder, torch.bfloat16)
+    engine = Engine(load_decoder(files, torch.bfloat16, "cpu"), kv_bytes=POOL_BYTES)
+    plans = {file.stem: HeadPlan.read(file) for file in PLANS.glob("*.json")} if name == SMOLLM2 else {}
+    return EvaluatedModel(engine, Tokenizer.from_folder(files), plans, name), files
+
+
+def _forget_changed(on: EvaluatedModel, spec: RulerSpec, store: Path) -> None:
+    """Delete what was predicted earlier if methods answer one sample otherwise today, or hold other bytes."""
+    one = spec.model_copy(update={"n": 1, "tasks": spec.tasks[:1]})
+    then, now = (
+        {(x.method, x.budget): (x.mean, x.tokens, x.kv_bytes, x.kv_bytes_end) for x in report.cells}
+        for report in (run_ruler(on, one, store=store), run_ruler(on, one))
     )
-    return evaluate(spec, list_presses(PRESSES, spec.budgets))
-
-
-def list_presses(names: Sequence[str], budgets: Sequence[float]) -> list[str]:
-    """Presses in the form that kvpress's process reads."""
-    return [f"{name}:{budget}" for budget in budgets for name in names]
-
-
-def evaluate(
-    spec: RulerSpec,
-    presses: Sequence[str],
-    environments: Path = ENVIRONMENTS,
-    *,
-    threads: int = 0,
-    page: int = 16,
-    suffix: str = "",
-) -> Table:
-    """Run ours and kvpress, write page and picture (their names end in `suffix`), and hand back the table."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = unpack(gguf(), Path(folder), torch.bfloat16)
-        engine = Engine(load_decoder(files, torch.bfloat16, "cpu"), page=page, threads=threads, kv_bytes=POOL_BYTES)
-        store = RESULTS / f"ruler{suffix}.jsonl"
-        tokenizer = Tokenizer.from_folder(files)
-        plans = {file.stem: HeadPlan.read(file) for file in PLANS.glob("*.json")}
-        on = EvaluatedModel(engine, tokenizer, plans, "SmolLM2-135M-Instruct")
-        report = _ours_and_theirs(on, files, spec, store, presses, environments, threads)
-        costs = measure_costs(on, spec)
-    picture = f"images/ruler{suffix}.png"
-    (ROOT / "docs" / picture).write_bytes(plots.draw_means(report))
-    text = write_page(report, f"{machine()['cpu']}, {machine()['cores']} cores", picture, costs)
-    (ROOT / f"docs/leaderboard{suffix}.md").write_text(text, "utf8")
-    if not suffix:
-        PAGE_RESULTS.write_text(_dump_results(report), "utf8")
-    return _table(report)
-
-
-def _ours_and_theirs(
-    on: EvaluatedModel,
-    files: Path,
-    spec: RulerSpec,
-    store: Path,
-    presses: Sequence[str],
-    environments: Path,
-    threads: int,
-) -> RulerReport:
-    samples = files / "samples.jsonl"
-    samples.write_text("".join(json.dumps(row) + "\n" for row in export_samples(on, spec)), "utf8")
-    theirs = {name: store.with_name(f"{store.stem}_{name}.jsonl") for name in ("kvpress", "vllm")}
-    asked = [str(files), str(samples), "--threads", str(threads or 1)]
-    stores = (store, *theirs.values())
-    _unpack(stores)
-    with _answering("kvpress", environments, theirs["kvpress"], [*asked, "--press", *presses]):
-        run_ruler(on, spec, store=store, progress=_say)
-    with _answering("vllm", environments, theirs["vllm"], asked):
-        pass
-    wanted = {row["digest"] for row in map(json.loads, samples.read_text("utf8").splitlines())}
-    found = [
-        one
-        for file in theirs.values()
-        if file.is_file()
-        for one in peers.read_predictions(file, decode=lambda ids: on.tokenizer.decode(ids, special=False))
-        if one.digest in wanted
-    ]
-    report = run_ruler(on, spec, store=store, extra=found)
-    _pack(stores)
-    return report
-
-
-def _unpack(stores: Sequence[Path]) -> None:
-    """Predictions as they are kept in the repository, unless a run that was cut short has left its own."""
-    for store in stores:
-        if not store.is_file() and (packed := store.with_suffix(".jsonl.xz")).is_file():
-            store.write_bytes(lzma.decompress(packed.read_bytes()))
-
-
-def _pack(stores: Sequence[Path]) -> None:
-    """Keep them for the next run."""
-    for store in filter(Path.is_file, stores):
-        store.with_suffix(".jsonl.xz").write_bytes(lzma.compress(store.read_bytes(), preset=9))
+    if then != now:
+        changed = sorted({str(name) for name, budget in now if then.get((name, budget)) != now[name, budget]})
+        print(f"Other answers than before: {', '.join(changed)}. All are answered again.", file=sys.stderr)
         store.unlink()
 
 
-@contextmanager
-def _answering(name: str, environments: Path, out: Path, asked: Sequence[str]) -> Iterator[None]:
-    """A peer that answers into a file meanwhile, in a process that is waited for."""
+def _report(part: Part, on: EvaluatedModel, files: Path, store: Path) -> RulerReport:
+    """What is known of a part, with what peers answer."""
+    theirs = _ask_peers(part, on, files, store) if part.presses else []
+    return run_ruler(on, part.spec, store=store, extra=theirs)
+
+
+def _ask_peers(part: Part, on: EvaluatedModel, files: Path, store: Path) -> list[Prediction]:
+    """Answers of kvpress, and of vLLM's dense attention, on the first samples of a part."""
+    outs = {name: store.with_name(f"ruler_{name}.jsonl") for name in ("kvpress", "vllm")}
+    for n in sorted(set(part.presses.values())):
+        samples = files / "samples.jsonl"
+        rows = export_samples(on, part.spec.model_copy(update={"n": n}))
+        samples.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf8")
+        presses = [f"{name}:{budget}" for budget in BUDGETS for name, most in part.presses.items() if most == n]
+        for name, more in (("kvpress", ["--press", *presses]), ("vllm", [])):
+            _answer(name, [str(files), str(samples), "--out", str(outs[name]), *more])
+    wanted = {row["digest"] for row in export_samples(on, part.spec)}
+    decode = partial(on.tokenizer.decode, special=False)
+    found = [one for out in outs.values() if out.is_file() for one in peers.read_predictions(out, decode)]
+    return [one for one in found if one.digest in wanted]
+
+
+def _answer(name: str, asked: Sequence[str]) -> None:
+    """Let a peer answer into a file what the file does not hold yet."""
     try:
-        interpreter = prepare_environment(name, PEER / f"requirements/{name}.txt", environments)
+        interpreter = prepare_environment(name, PEER / f"requirements/{name}.txt")
     except PeerMissing as reason:
         print(f"{name} is SKIPPED: {reason}.", file=sys.stderr)
-        yield
         return
-    process = subprocess.Popen([str(interpreter), str(PEER / f"engines/answer_{name}.py"), *asked, "--out", str(out)])
-    try:
-        yield
-        if process.wait():
-            print(f"{name} FAILED; what it answered counts.", file=sys.stderr)
-    finally:
-        process.terminate()
-        process.wait()
+    if subprocess.run([str(interpreter), str(PEER / f"engines/answer_{name}.py"), *asked], check=False).returncode:
+        print(f"{name} FAILED; what it answered counts.", file=sys.stderr)
+
+
+@contextmanager
+def _unpacked() -> Iterator[Path]:
+    """The file of our predictions, with those of peers beside it, as long as they are appended to.
+
+    A run that was cut short leaves them unpacked, and the next goes on with them.
+    """
+    stores = [RESULTS / f"ruler{peer}.jsonl" for peer in ("", "_kvpress", "_vllm")]
+    for store in stores:
+        if not store.is_file() and (packed := store.with_suffix(".jsonl.xz")).is_file():
+            store.write_bytes(lzma.decompress(packed.read_bytes()))
+    yield stores[0]
+    for store in filter(Path.is_file, stores):
+        store.with_suffix(".jsonl.xz").write_bytes(lzma.compress(store.read_bytes(), preset=9))
+        store.unlink()
 
 
 def _say(share: float, note: str) -> None:
     print(f"{share:.0%} {note}", file=sys.stderr, flush=True)
 
 
-def _dump_results(report: RulerReport) -> str:
-    """The rankings of a report as the console's page reads them, a line each."""
-    about = f"SmolLM2-135M-Instruct, {_describe(report.spec)}, question-agnostic"
-    rows = ",\n".join(one.model_dump_json() for one in report.leaderboards)
-    return f'{{"about": {json.dumps(about)}, "leaderboards": [\n{rows}\n]}}\n'
+def _write_pages(reports: Sequence[RulerReport], costs: Mapping[str, float]) -> None:
+    (ROOT / "docs/images/ruler.png").write_bytes(plots.draw_means(reports[0]))
+    (ROOT / "docs/leaderboard.md").write_text(
+        write_page(reports, f"{machine()['cpu']}, {machine()['cores']} cores", costs), "utf8"
+    )
+    about = f"{PARTS[0].model}, {PARTS[0].length:,} tokens, question-agnostic"
+    rows = ",\n".join(one.model_dump_json() for one in reports[0].leaderboards)
+    PAGE_RESULTS.write_text(f'{{"about": {json.dumps(about)}, "leaderboards": [\n{rows}\n]}}\n', "utf8")
 
 
 def _table(report: RulerReport) -> Table:
@@ -204,44 +225,9 @@ def _table(report: RulerReport) -> Table:
     ]
     return Table(
         suite="ruler",
-        title=f"Attention methods at equal bytes, RULER form: {_describe(report.spec)}",
+        title=f"Attention methods at equal bytes, RULER form, {report.spec['lengths'][0]:,} tokens",
         how="SmolLM2-135M-Instruct in bfloat16, question-agnostic; mean over tasks that dense can do, 95 % bootstrap; "
-        "never to be compared with published RULER tables",
+        "never to be compared with published RULER tables; docs/leaderboard.md has the other lengths and models",
         baseline="dense",
         rows=rows,
     )
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--n", type=int, default=10)
-    parser.add_argument("--tasks", default="all")
-    parser.add_argument("--budgets", default="0.75,0.5,0.25,0.125")
-    parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--max-answer", type=int)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--page", type=int, default=16, help="Entries per page.")
-    parser.add_argument("--peers", type=Path, default=ENVIRONMENTS, help="Folder of environments.")
-    parser.add_argument("--press", nargs="*", help="NAME:KEPT of kvpress; left out, six at each budget.")
-    parser.add_argument("--methods", nargs="*", help="Names or labels of ours; left out, all.")
-    parser.add_argument("--suffix", default="", help="Ends the names of page, picture and table: one more page.")
-    asked = parser.parse_args()
-    ours = [one for one in METHODS if not asked.methods or one.get("label", one["method"]) in asked.methods]
-    wanted = RulerSpec.model_validate(
-        {
-            "methods": ours,
-            "budgets": [float(x) for x in asked.budgets.split(",")],
-            "lengths": [asked.length],
-            "tasks": asked.tasks.split(","),
-            "n": asked.n,
-            "max_answer": asked.max_answer,
-        }
-    )
-    theirs = asked.press if asked.press is not None else list_presses(PRESSES, wanted.budgets)
-    table = evaluate(wanted, theirs, asked.peers, threads=asked.threads, page=asked.page, suffix=asked.suffix)
-    (RESULTS / f"ruler{asked.suffix}.json").write_text(json.dumps(table.as_dict(), indent=1) + "\n", "utf8")
-
-
-def _describe(spec: Mapping[str, Any]) -> str:
-    """Lengths and budgets, which tell the tables of several runs apart."""
-    return ", ".join((*(f"{n:,} tokens" for n in spec["lengths"]), *(f"budget {one:g}" for one in spec["budgets"])))

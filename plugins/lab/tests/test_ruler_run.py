@@ -207,8 +207,10 @@ def test_methods_are_fitted_to_the_bytes_of_dense_and_paired_with_it(tiny):
         assert cells[protocol, "power", None].prefill_density < 1
         assert cells[protocol, "empty", None].kv_bytes < 0.7 * dense.kv_bytes
     assert {x.method for x in report.leaderboards} >= {"dense", "snapkv", "truncate", "empty"}
-    assert "razor at 0.1" in leaderboard.write_page(report, "a machine")
-    assert "| 2.50 |\n" in leaderboard.write_page(report, "a machine", costs={"snapkv": 2.5})
+    assert "razor at 0.1" in leaderboard.write_page([report], "a machine")
+    twice = leaderboard.write_page([report, report], "a machine", costs={"snapkv": 2.5})
+    assert "| 2.50 |\n" in twice.partition(", aware")[0]
+    assert "| 2.50 |\n" not in twice.rpartition(", agnostic")[2]
     assert Image.open(io.BytesIO(plots.draw_means(report))).format == "PNG"
 
 

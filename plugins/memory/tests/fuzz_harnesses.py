@@ -12,8 +12,7 @@ from fovea_memory.adapters.titans import TitansAdapter
 from shared.registry import network
 from tests.fuzz.harness import Harness
 
-_HEAD = 20
-"""Bytes before the part that the checksum is of."""
+_HEAD = 20  # bytes before the part that the checksum is of
 
 
 @cache

@@ -1,12 +1,14 @@
-"""Descriptions by models and routes: figures on made data are synthetic, documents stay where they were read."""
+"""Descriptions of models and routes, and the experiment on clusters of routing models."""
 
 import pytest
 from fastapi import FastAPI
 
 from fovea.api.replica import route_fields
+from fovea.errors import NotFound
 from fovea.headline_metric import HeadlineMetric
+from fovea_memory.experiments.routing_clusters import RoutingClusters
 from fovea_memory.routes import documents, sessions
-from shared.registry import servables
+from shared.registry import CallContext, LoadContext, servables
 
 NAMES = ["fovea-landmark-recall", *(f"fovea-titans-{layout}" for layout in ("lmm", "mac", "mag", "mal"))]
 
@@ -24,3 +26,10 @@ def test_documents_are_affine_and_sessions_are_not():
         app.include_router(module.router)
     found = route_fields(app.openapi(), lambda path: path.startswith("/v1"))
     assert set(found["affine"]) == {"/v1/documents/{document_id}"}
+
+
+def test_a_model_that_does_not_route_is_refused(tmp_path):
+    experiment = RoutingClusters.load(LoadContext(cache=tmp_path, weights=tmp_path, threads=1))
+    request = experiment.example().model_copy(update={"lm": "smollm2"})
+    (answer,) = experiment.predict([request], CallContext())
+    assert isinstance(answer, NotFound)

@@ -1,39 +1,10 @@
-"""Sessions and documents through the gateway, the client library and the command line."""
+"""Sessions and documents through the gateway and the command line."""
 
 import json
-
-import pytest
-
-from fovea import Client
-from fovea import sessions_documents as calls
-from fovea.errors import Conflict
 
 TITANS, LANDMARK = "fovea-titans-mac", "fovea-landmark-recall"
 FILL = "and the of to in on at by " * 12
 TEXT = f"{FILL} dog red {FILL} owl teal {FILL}"
-
-
-@pytest.fixture
-def client(url):
-    with Client(url) as opened:
-        yield opened
-
-
-def test_session_is_gone_on_with_over_the_sdk(client):
-    session = client.send(calls.open_session(TITANS))
-    answer = client.chat("the dog red of ? dog", model=TITANS, session_id=session.id, max_tokens=1, temperature=0)
-    assert (answer.longctx.session_id, answer.longctx.state_version) == (session.id, 1)
-    pieces = list(client.chat_stream("? dog", model=TITANS, session_id=session.id, max_tokens=1))
-    assert pieces[-1].longctx.state_version == 2
-    known = client.send(calls.session(session.id))
-    assert (known.version, known.tokens) == (2, 6 + 1 + 2 + 1)
-    state = client.send(calls.export_state(session.id))
-    other = client.send(calls.open_session("fovea-titans-mag"))
-    with pytest.raises(Conflict, match="belongs to the model"):
-        client.send(calls.import_state(other.id, state))
-    newest = client.send(calls.sessions(limit=1))
-    assert ([s.id for s in newest.data], newest.has_more) == ([other.id], True)
-    assert session.id in [s.id for s in client.send(calls.sessions(after=other.id)).data]
 
 
 def test_session_from_the_command_line(fovea, tmp_path):

@@ -83,8 +83,7 @@ def _talked(page: Any, model: str = "fovea-titans-mac") -> str:
     page.locator("#option-max_tokens").fill("1")
     _ask(page, "the dog red of in ? dog")
     expect(page.locator("[data-part=session-state]")).to_contain_text("8 tokens read")
-    text: str = name.inner_text()
-    return text
+    return str(name.inner_text())
 
 
 def _row(page: Any, name: str) -> Any:
@@ -98,12 +97,9 @@ def test_sessions_are_listed_with_what_they_remember_and_one_is_gone_on_with(pag
     expect(rows.first.locator("[data-part=id]")).to_have_text(name)
     expect(rows.nth(1).locator("[data-part=id]")).to_have_text(older)
     row = _row(page, name)
-    expect(row.locator("[data-part=model]")).to_have_text("fovea-titans-mac")
-    expect(row.locator("[data-part=tokens]")).to_have_text("8")
-    expect(row.locator("[data-part=memory]")).to_have_text(re.compile(r"[\d.]+ KiB"))
-    expect(row.locator("[data-part=version]")).to_have_text("1")
-    expect(row.locator("[data-part=versions]")).to_have_text("also kept: 0")
-    expect(row.locator("[data-part=updated]")).to_have_text("just now")
+    told = {"model": "fovea-titans-mac", "tokens": "8", "memory": re.compile(r"[\d.]+ KiB"), "version": "1"}
+    for part, text in (*told.items(), ("versions", "also kept: 0"), ("updated", "just now")):
+        expect(row.locator(f"[data-part={part}]")).to_have_text(text)
     row.get_by_role("link", name="Continue").click()
     state = page.locator("[data-part=session-state]")
     expect(state).to_contain_text("8 tokens read")

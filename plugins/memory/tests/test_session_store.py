@@ -122,7 +122,7 @@ async def test_delete_leaves_nothing_behind_not_even_answers(store, raw):
     assert everything(raw) == before
 
 
-async def test_state_is_unreadable_in_redis_and_bound_to_its_place(store, raw):
+async def test_state_is_unreadable_in_redis_bound_to_its_place_and_to_its_key(store, raw, client):
     secret = b"my neighbour is called Edna"
     head = await store.create("ann", "m", "d", secret)
     other = await store.create("ann", "m", "d", b"other")
@@ -132,9 +132,6 @@ async def test_state_is_unreadable_in_redis_and_bound_to_its_place(store, raw):
     raw.set(mine, values[theirs])
     with pytest.raises(Conflict, match="can't be opened"):
         await store.read_version("ann", head.id, 0)
-
-
-async def test_other_master_key_opens_nothing(store, client):
     head = await store.create("ann", "m", "d", b"0")
     stranger = SessionStore(client, TenantCipher(b"another master key"), ttl_s=60)
     with pytest.raises(Conflict, match="key of sessions has changed"):
@@ -185,16 +182,13 @@ async def test_redis_that_is_away_is_said(own_redis):
     await client.close()
 
 
-def test_master_key_is_made_once_and_only_its_owner_may_read_it(tmp_path):
+def test_master_key_is_made_once_only_its_owner_may_read_it_and_a_short_one_is_refused(tmp_path):
     first = load_master_key(None, tmp_path / "data")
     assert (first, len(first)) == (load_master_key(None, tmp_path / "data"), 32)
     path = tmp_path / "data" / "session.key"
     assert (stat.S_IMODE(path.stat().st_mode), list(path.parent.iterdir())) == (0o600, [path])
     assert load_master_key("a secret of my own", tmp_path / "none") == b"a secret of my own"
     assert not (tmp_path / "none").exists()
-
-
-def test_short_master_key_is_refused():
     with pytest.raises(ValueError, match="16 are needed"):
         TenantCipher(b"short")
 

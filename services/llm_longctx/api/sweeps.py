@@ -66,7 +66,7 @@ def _sweep(body: SweepRequest, adapter: DecoderAdapter, run: CallContext) -> Swe
     if (total := sum(len(ids) - cell.positions[0] for cell in cells)) > MAX_FORWARD_TOKENS:
         detail = f"{len(cells):,} patches run {total:,} tokens through the model; {MAX_FORWARD_TOKENS:,} are run."
         raise TooLarge(detail, hint="Name fewer layers, positions or heads.", field="layers")
-    ops = adapter.engine.runner.layer_ops([adapter.lora_weights])
+    ops = adapter.engine.runner.passes.ops([adapter.lora_weights])
     patches = PatchSweep(adapter.engine.model, ops, ids, run)
     plain, clean, values = _look(patches.read(), tokens), None, None
     if source is not None:

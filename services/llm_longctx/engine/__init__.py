@@ -1,7 +1,6 @@
 """Runs decoders for many requests at once: prefill in chunks, one decode batch a step. Knows token ids, not text."""
 
 from services.llm_longctx.engine.backend import PagedBackend, SequenceBackend
-from services.llm_longctx.engine.engine import Engine
 from services.llm_longctx.engine.offline.completion import (
     Completion,
     CompletionUsage,
@@ -9,6 +8,7 @@ from services.llm_longctx.engine.offline.completion import (
     RequestOutput,
     TokenCollector,
 )
+from services.llm_longctx.engine.offline.engine import Engine
 from services.llm_longctx.engine.requests.request import FinishReason, GenerationRequest, RequestHooks, RequestStats
 from services.llm_longctx.engine.requests.sampling import Grammar, Sampling, ScoredToken
 from services.llm_longctx.engine.scheduler import Scheduler

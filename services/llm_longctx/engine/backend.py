@@ -5,7 +5,6 @@ Admission counts the pages that a sequence will hold under its method. Knows not
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
 from typing import Generic
@@ -15,23 +14,21 @@ from torch import Tensor
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.device.step_draws import DrawnRow, StepDraws
 from services.llm_longctx.engine.drafting.drafter import Drafter
-from services.llm_longctx.engine.kv_manager import PagedState, count_bytes
+from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.engine.model_runner import ModelRunner
 from services.llm_longctx.engine.prefix_cache import PrefixCache
 from services.llm_longctx.engine.quality.background_tasks import BackgroundTasks
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
+from services.llm_longctx.engine.requests.prompt_scores import count_logits
 from services.llm_longctx.engine.sequence import S, Sequence
 from services.llm_longctx.engine.taps import SequenceTaps
-from services.llm_longctx.kv_cache import PoolExhausted
+from services.llm_longctx.kv_cache import PoolExhausted, count_bytes
 
 _FORESEEN_NEW = 256
 """Tokens of an answer that admission counts on; what comes beyond may preempt."""
 
 _RESERVED_NEW = 1024
 """Tokens of an answer for which addresses are reserved."""
-
-_MAX_COMPARISONS = 8
-"""Comparisons that may wait for a quiet moment; under steady load the monitor sees fewer answers."""
 
 
 class SequenceBackend(ABC, Generic[S]):
@@ -98,11 +95,7 @@ class PagedBackend(SequenceBackend[PagedState]):
     """Runs sequences on pages, each under its own method.
 
     Attributes:
-        runner: The decoder and its pool.
-        policy: Default method of a request.
-        max_batch: Sequences that are decoded at a time.
-        monitor: Compares a share of the answers with dense attention; None compares none.
-        prefix_cache: Prompts that were read.
+        runner, policy, max_batch, monitor, prefix_cache: As in `Engine`.
     """
 
     def __init__(
@@ -113,41 +106,31 @@ class PagedBackend(SequenceBackend[PagedState]):
         monitor: FidelityMonitor | None = None,
         prefix_block: int = 64,
     ) -> None:
-        self.runner = runner
-        self.policy = policy
-        self.max_batch = max_batch
-        self.monitor = monitor
+        self.runner, self.policy, self.max_batch, self.monitor = runner, policy, max_batch, monitor
         self.prefix_cache = PrefixCache(runner, prefix_block)
         self.background_tasks = BackgroundTasks()
         self.vocab = runner.model.config.vocab
         self._drafter = Drafter(runner)
 
     def fits(self, sequence: Sequence[PagedState], running: Collection[Sequence[PagedState]]) -> bool:
-        if not running:
-            self._make_room(self._foresee_pages(sequence))
-            return True
-        if len(running) + 1 + len(sequence.siblings) > self.max_batch:
+        if running and len(running) + 1 + len(sequence.siblings) > self.max_batch:
             return False
-        return self._make_room(self._foresee_pages(sequence))
+        return self._make_room(self._foresee_pages(sequence)) or not running
 
     def allocate(self, sequence: Sequence[PagedState], parent: Sequence[PagedState] | None = None) -> None:
         request = sequence.request
+        if parent is not None:
+            sequence.state, sequence.taps = parent.state.fork(), parent.taps and parent.taps.fork()
+            return
         if request.taps is not None and sequence.taps is None:
             sequence.taps = SequenceTaps(request.taps, self.runner.model)
-        if parent is not None:
-            sequence.state = self.runner.fork(parent.state)
-            if sequence.taps is not None and parent.taps is not None:
-                sequence.taps.adopt(parent.taps)
-            return
         sequence.state = state = self.runner.open(request.policy or self.policy, request.adapter)
-        sequence.num_computed = self.prefix_cache.attach(state, request)
+        sequence.num_computed = request.stats.cached_tokens = self.prefix_cache.attach(state, request)
         state.reserve(len(request.prompt_ids), min(request.max_tokens, _RESERVED_NEW))
 
     def next_size(self, sequence: Sequence[PagedState], limit: int) -> int:
         """Tokens of a prompt's next chunk, on the method's grid."""
-        policy = sequence.state.policy
-        size = policy.next_chunk(sequence.num_computed, len(sequence.request.prompt_ids))
-        return min(size, limit) if policy.is_chunk_invariant and policy.method.supports.chunked_prefill else size
+        return sequence.state.policy.next_chunk(sequence.num_computed, len(sequence.request.prompt_ids), limit)
 
     def prefill_chunk(self, sequence: Sequence[PagedState], limit: int) -> Tensor:
         request, state, begin = sequence.request, sequence.state, sequence.num_computed
@@ -160,66 +143,44 @@ class PagedBackend(SequenceBackend[PagedState]):
             state,
             request.prompt_ids[begin:end],
             last=end == len(request.prompt_ids),
-            keep=sequence.count_logits(size),
+            keep=count_logits(request, begin, end),
             boundaries=request.boundaries,
             taps=sequence.taps,
         )
         sequence.num_computed = end
         if not sequence.is_last_try:
             self.prefix_cache.add(state, request)
-        if sequence.is_prefilled:
-            request.stats.cached_tokens = state.cached_tokens
-            if state.densities:
-                request.stats.prefill_density = sum(state.densities) / len(state.densities)
+        if sequence.is_prefilled and state.densities:
+            request.stats.prefill_density = sum(state.densities) / len(state.densities)
         return logits.float()
 
     def can_append(self, running: Collection[Sequence[PagedState]]) -> bool:
         return self._make_room(sum(s.state.cache.pages_needed() for s in running))
 
     def decode_batch(self, batch: list[Sequence[PagedState]]) -> list[Tensor] | list[DrawnRow]:
-        if self.runner.pool.device.type != "cpu":
-            return self._run_on_device(batch)
-        logits = {s: row for s in batch if (row := self._drafter.take_verified(s)) is not None}
-        if rest := [s for s in batch if s not in logits]:
-            logits |= self._run(rest)
-        return [logits[s] for s in batch]
-
-    def _run_on_device(self, batch: list[Sequence[PagedState]]) -> list[DrawnRow]:
-        """A step whose tokens are drawn next to the logits; drafts don't pay there."""
+        if self.runner.pool.device.type == "cpu":
+            return self._drafter.decode(batch)
+        # Next to the logits tokens are drawn, too; drafts don't pay there.
         draws = StepDraws([s.draw_settings() for s in batch], self.runner.backend)
-        taps = [s.taps for s in batch] if any(s.taps for s in batch) else ()
+        taps = [s.taps for s in batch]
         self.runner.decode([s.state for s in batch], [s.next_token for s in batch], taps, draws)
         return [draws.row(b) for b in range(len(batch))]
-
-    def _run(self, batch: list[Sequence[PagedState]]) -> dict[Sequence[PagedState], Tensor]:
-        draft = self._drafter.draft(batch[0]) if len(batch) == 1 else []
-        fed = [(s.state, token) for s in batch for token in (s.next_token, *draft)]
-        taps = [s.taps for s in batch] if any(s.taps for s in batch) else ()  # none of them has a draft then
-        begun = time.perf_counter()
-        rows = iter(self.runner.decode([s for s, _ in fed], [token for _, token in fed], taps).float())
-        seconds, found = time.perf_counter() - begun, {s: next(rows) for s in batch}
-        if len(batch) == 1:
-            self._drafter.note(batch[0], draft, rows, seconds)
-        return found
 
     def is_preemptible(self, sequence: Sequence[PagedState]) -> bool:
         return sequence.state.policy.method.supports.preemption == "recompute"
 
     def complete(self, sequence: Sequence[PagedState], running: Collection[Sequence[PagedState]]) -> None:
         request, stats = sequence.request, sequence.request.stats
-        if sequence.is_allocated:
-            sequence.state.settle_draft()
-        states = [s.state for s in running if s.request is request and s.is_allocated]
-        stats.kv_bytes = max(stats.kv_bytes, count_bytes(states))
+        self._drafter.end(sequence.state)
+        states = [s.state for s in running if s.request is request]
+        stats.kv_bytes = max(stats.kv_bytes, count_bytes(s.cache for s in states))
         # The last token drawn was never fed, so nothing of it is held.
         tokens = len(request.prompt_ids) + max(len(sequence.output_ids) - 1, 0)
         pool = self.runner.pool
         stats.kv_bytes_dense = max(stats.kv_bytes_dense, self.runner.dense.nbytes(tokens, 0, pool))
         stats.full_steps = max(stats.full_steps, max((s.full_steps for s in states), default=0))
-        if self.monitor is not None and sequence.taps is None and len(self.background_tasks) < _MAX_COMPARISONS:
-            comparison = self.monitor.sample(self.runner, sequence)
-            if comparison is not None:
-                self.background_tasks.add(comparison)
+        if self.monitor is not None:
+            self.monitor.watch(self.runner, sequence, self.background_tasks)
 
     def reclaim(self) -> None:
         self.prefix_cache.clear()

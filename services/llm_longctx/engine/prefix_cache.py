@@ -1,15 +1,15 @@
 """Prefix cache: pages of prompts, kept for sequences that begin alike under the same fingerprint.
 
-A node is a prefix of whole pages and holds them by reference; nodes of one prompt form a chain by rolling hash. Under
-pressure the leaf that was used longest ago goes first. Knows nothing about scheduling.
+A prefix of whole pages holds them by reference; those of one prompt form a chain by rolling hash. Under pressure the
+longest prefix that was used longest ago goes first. Knows nothing about scheduling.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,21 +21,11 @@ from services.llm_longctx.engine.requests.request import GenerationRequest
 from services.llm_longctx.kv_cache import PagedCache, PoolExhausted
 
 
-@dataclass(eq=False, slots=True)
-class _Node:
-    """A prefix: its cache, what the method remembers of it, and how it is found.
-
-    Attributes:
-        parent: Key of the prefix that is one block shorter; empty for the first.
-        used: When it was used last.
-        children: Prefixes that are one block longer.
-    """
+class _Node(NamedTuple):
+    """A prefix: its cache, and what the method remembers of it."""
 
     cache: PagedCache
     memos: tuple[object, ...]
-    parent: bytes
-    used: int
-    children: int = 0
 
 
 class PrefixCache:
@@ -47,8 +37,8 @@ class PrefixCache:
             raise InvalidOption(detail, field="prefix_block")
         self._runner = runner
         self._block = block
-        self._nodes: dict[bytes, _Node] = {}
-        self._clock = count()
+        # By last use, each prefix behind the longer ones that begin with it: the first is the first to go.
+        self._nodes: OrderedDict[bytes, _Node] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -63,20 +53,20 @@ class PrefixCache:
             limit = min(limit, request.score_from - 1)
         if request.taps is not None:
             limit = min(limit, request.taps.first_captured)
-        found: _Node | None = None
+        chain: list[bytes] = []
         for key, end in self._keys(s.policy, request, len(ids)):
-            if end > limit or (node := self._nodes.get(key)) is None:
+            if end > limit or key not in self._nodes:
                 break
-            node.used = next(self._clock)
-            found = node
-        if found is None:
+            chain.append(key)
+        if not chain:
             return 0
+        self._note_use(chain)
+        found = self._nodes[chain[-1]]
         try:
             s.resume(found.cache.fork(), found.memos)
         except PoolExhausted:
             return 0
-        s.cached_tokens = s.cache.length
-        return s.cached_tokens
+        return s.cache.length
 
     def add(self, s: PagedState, request: GenerationRequest) -> None:
         """Remember what a sequence has read so far, where it ends on a border that others can use."""
@@ -88,39 +78,35 @@ class PrefixCache:
         invariant = s.policy.is_chunk_invariant
         if (method.cut_at_end and cache.cut.any()) or (not invariant and ended):
             return
-        parent = b""
+        chain: list[bytes] = []
         for key, end in self._keys(s.policy, request, cache.length):
             if key not in self._nodes:
                 if not invariant and end != cache.length:
-                    return
+                    break
                 try:
                     kept = cache.prefix(end) if invariant else cache.fork()
                 except PoolExhausted:
-                    return
-                self._nodes[key] = _Node(kept, tuple(s.memos), parent, next(self._clock))
-                if parent:
-                    self._nodes[parent].children += 1
-            parent = key
+                    break
+                self._nodes[key] = _Node(kept, tuple(s.memos))
+            chain.append(key)
+        self._note_use(chain)
 
     def make_room(self, pages: int) -> bool:
         """Forget until so many pages are free; whether they are."""
         pool = self._runner.pool
         while pool.free < pages and self._nodes:
-            key = min((k for k, n in self._nodes.items() if not n.children), key=lambda k: self._nodes[k].used)
-            self._forget(key)
+            self._nodes.popitem(last=False)[1].cache.close()
         return pool.free >= pages
 
     def clear(self) -> None:
         """Forget everything."""
         for node in self._nodes.values():
             node.cache.close()
-        self._nodes = {}
+        self._nodes.clear()
 
-    def _forget(self, key: bytes) -> None:
-        node = self._nodes.pop(key)
-        node.cache.close()
-        if node.parent in self._nodes:
-            self._nodes[node.parent].children -= 1
+    def _note_use(self, chain: list[bytes]) -> None:
+        for key in reversed(chain):
+            self._nodes.move_to_end(key)
 
     def _keys(self, policy: Policy, request: GenerationRequest, length: int) -> Iterator[tuple[bytes, int]]:
         """(key, end) of each prefix of whole blocks among a prompt's first tokens, shortest first.

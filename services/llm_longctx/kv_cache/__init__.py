@@ -7,7 +7,13 @@ from services.llm_longctx.kv_cache.allocator.packed_store import CacheBits
 from services.llm_longctx.kv_cache.allocator.page_pool import PagePool, PoolExhausted
 from services.llm_longctx.kv_cache.allocator.page_store import PageStore
 from services.llm_longctx.kv_cache.paged_cache.few_bit_cache import RECENT, FewBitCache
-from services.llm_longctx.kv_cache.paged_cache.sequence_cache import Entries, PagedCache, ReadRun, SharedPrefix
+from services.llm_longctx.kv_cache.paged_cache.sequence_cache import (
+    Entries,
+    PagedCache,
+    ReadRun,
+    SharedPrefix,
+    count_bytes,
+)
 
 __all__ = [
     "RECENT",
@@ -20,4 +26,5 @@ __all__ = [
     "PoolExhausted",
     "ReadRun",
     "SharedPrefix",
+    "count_bytes",
 ]

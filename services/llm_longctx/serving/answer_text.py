@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from torch import Tensor
+
 from fovea.errors import FoveaError
 from services.llm_longctx.engine import FinishReason, GenerationRequest, Grammar, RequestHooks, ScoredToken
 from services.llm_longctx.engine.taps import CapturedTokens
@@ -85,9 +87,10 @@ class TextHooks(RequestHooks):
         grammar: OpeningGrammar | None,
         tokenizer: Tokenizer,
         put: Callable[[OutputChunk | FoveaError], None],
+        recorder: RequestHooks | None = None,
     ) -> None:
         count = len(request.samplings)
-        self._grammar = grammar
+        self._grammar, self._recorder = grammar, recorder
         self._answers = [_AnswerText(first + i, request, options, tokenizer, put) for i in range(count)]
 
     def open_grammar(self, answer: int) -> Grammar | None:
@@ -99,10 +102,18 @@ class TextHooks(RequestHooks):
     def on_capture(self, answer: int, captured: Sequence[CapturedTokens]) -> None:
         self._answers[answer].add_captured(captured)
 
+    def on_logits(self, answer: int, logits: Tensor) -> None:
+        if self._recorder is not None:
+            self._recorder.on_logits(answer, logits)
+
     def on_token(self, answer: int, token: ScoredToken) -> bool:
+        if self._recorder is not None:
+            self._recorder.on_token(answer, token)
         return self._answers[answer].add_token(token)
 
     def on_stop_token(self, answer: int, token: ScoredToken) -> None:
+        if self._recorder is not None:
+            self._recorder.on_stop_token(answer, token)
         self._answers[answer].add_stop_token(token)
 
     def on_finish(self, answer: int, reason: FinishReason | FoveaError, produced: int) -> None:

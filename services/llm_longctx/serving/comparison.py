@@ -17,7 +17,7 @@ from torch import Tensor
 from fovea.api.longctx import ComparedAnswer, LongctxOptions
 from fovea.api.text import ChatRequest, CompletionRequest
 from fovea.errors import FoveaError, InvalidOption
-from services.llm_longctx.engine import FinishReason, GenerationRequest, Grammar, RequestHooks
+from services.llm_longctx.engine import FinishReason, GenerationRequest, Grammar, RequestHooks, ScoredToken
 from services.llm_longctx.serving.adapters.base import TextModelAdapter
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from services.llm_longctx.serving.generation import Generation
@@ -31,37 +31,24 @@ MAX_NUMBERS = 2**24
 
 
 @dataclass(slots=True)
-class _Recorded:
+class _Recorded(RequestHooks):
     """The first answer: log-probabilities [V] before each of its tokens, and the tokens."""
 
     most: int
     logprobs: list[Tensor] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
 
-    def add_logits(self, logits: Tensor) -> None:
+    def on_logits(self, answer: int, logits: Tensor) -> None:
         if len(self.logprobs) < self.most:
             self.logprobs.append(to_host(logits.float().log_softmax(-1)))
 
-    def add_token(self, token: int) -> None:
+    def on_token(self, answer: int, token: ScoredToken) -> bool:
         if len(self.tokens) < self.most:
-            self.tokens.append(token)
+            self.tokens.append(token.id)
+        return False
 
-
-@dataclass(slots=True)
-class _Compared:
-    """Distance of one method from the first answer, per token."""
-
-    first: _Recorded
-    kl: list[float] = field(default_factory=list)
-    agrees: list[bool] = field(default_factory=list)
-
-    def add_logits(self, logits: Tensor) -> None:
-        p, q = self.first.logprobs[len(self.kl)], to_host(logits.float().log_softmax(-1))
-        self.kl.append(max(float((p.exp() * (p - q)).sum()), 0.0))
-        self.agrees.append(bool(p.argmax() == q.argmax()))
-
-    def add_token(self, token: int) -> None:
-        """The token is the first answer's."""
+    def on_stop_token(self, answer: int, token: ScoredToken) -> None:
+        self.on_token(answer, token)
 
 
 class MethodComparison(Generic[RequestT]):
@@ -95,21 +82,21 @@ class MethodComparison(Generic[RequestT]):
                     self._adapter.scheduler.abort(one.request)
         found = [ComparedAnswer(index=0, longctx=self._adapter.usage([first]))]
         for i, (request, one) in enumerate(zip(others, replays, strict=True), 1):
-            kl, agrees = one.found.kl, one.found.agrees
-            mean, agreement = sum(kl) / max(len(kl), 1), sum(agrees) / max(len(agrees), 1)
+            mean, agreement = sum(one.kl) / max(len(one.kl), 1), sum(one.agrees) / max(len(one.agrees), 1)
             usage = self._adapter.usage([request])
-            found.append(ComparedAnswer(index=i, longctx=usage, kl=kl, mean_kl=mean, agreement=agreement))
+            found.append(ComparedAnswer(index=i, longctx=usage, kl=one.kl, mean_kl=mean, agreement=agreement))
         return found
 
 
 class _Replay(RequestHooks):
-    """The first answer, read by another method."""
+    """The first answer, read by another method, whose distance from it is measured per token."""
 
     def __init__(self, asked: GenerationRequest, first: _Recorded) -> None:
-        self.found = _Compared(first)
+        self.kl: list[float] = []
+        self.agrees: list[bool] = []
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
-        self._tokens = first.tokens
+        self._first = first
         taps = None if asked.taps is None or not asked.taps.edits else replace(asked.taps, captures=())
         self.request = GenerationRequest(
             asked.prompt_ids,
@@ -119,12 +106,16 @@ class _Replay(RequestHooks):
             priority=asked.priority,
             run=asked.run,
             taps=taps,
-            recorder=self.found,
             hooks=self,
         )
 
     def open_grammar(self, answer: int) -> Grammar | None:
-        return _Forced(self._tokens, len(self.found.first.logprobs[0]))
+        return _Forced(self._first.tokens, len(self._first.logprobs[0]))
+
+    def on_logits(self, answer: int, logits: Tensor) -> None:
+        p, q = self._first.logprobs[len(self.kl)], to_host(logits.float().log_softmax(-1))
+        self.kl.append(max(float((p.exp() * (p - q)).sum()), 0.0))
+        self.agrees.append(bool(p.argmax() == q.argmax()))
 
     def on_finish(self, answer: int, reason: FinishReason | FoveaError, produced: int) -> None:
         self._loop.call_soon_threadsafe(self._settle, reason)

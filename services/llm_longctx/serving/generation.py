@@ -13,8 +13,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from fovea.errors import FoveaError, QueueFull
-from services.llm_longctx.engine import GenerationRequest, Scheduler
-from services.llm_longctx.engine.requests.request import TokenRecorder
+from services.llm_longctx.engine import GenerationRequest, RequestHooks, Scheduler
 from services.llm_longctx.serving.answer_text import OutputChunk, TextHooks, TextOptions
 from services.llm_longctx.serving.grammars.token_rules import OpeningGrammar
 from services.llm_longctx.serving.reasoning.reasoning_parser import ReasoningParser
@@ -57,7 +56,7 @@ class Generation:
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[OutputChunk | FoveaError] = asyncio.Queue()
         self.requests: list[GenerationRequest] = []
-        self.recorder: TokenRecorder | None = None
+        self.recorder: RequestHooks | None = None
         self._open = 0  # answers that did not end
         self._running = 0  # those of them that the scheduler has
         self._waiting: deque[GenerationRequest] = deque()
@@ -90,9 +89,9 @@ class Generation:
         Raises:
             QueueFull: Too many requests wait, and this is the first.
         """
-        request.hooks = TextHooks(self._open, request, options, grammar, self._tokenizer, self._put)
+        recorder = None if self.requests else self.recorder
+        request.hooks = TextHooks(self._open, request, options, grammar, self._tokenizer, self._put, recorder)
         request.run = self._run
-        request.recorder = None if self.requests else self.recorder
         self._open += len(request.samplings)
         self.requests.append(request)
         self._waiting.append(request)

@@ -181,7 +181,8 @@ def fit_policy(
     config = engine.model.config
     # In few bits, a budget may hold more than there is.
     too_few, too_many = -1, engine.dense_bytes(prompt + new) // engine.pool.entry_bytes + 1
-    entries = start = min(budget // engine.entry_bytes(bits), too_many - 1)
+    pages = engine.pool if bits == 16 else engine.pool.open_packed(bits)
+    entries = start = min(budget // (pages.page_bytes // pages.page), too_many - 1)
     found: dict[int, Policy] = {}
     reason: InvalidOption | None = None
     while too_many - too_few > config.layers * config.kv_heads or not found:

@@ -12,12 +12,13 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from fovea.errors import InvalidOption, NotReady
 from services.llm_longctx.engine import Engine
+from services.llm_longctx.engine.device.parallel_backend import FollowingBackend
 from services.llm_longctx.engine.device.process_team import join_team, leave_team
 from services.llm_longctx.serving.weight_format import ModelWeights, load_weights
 from shared.lm.tensor_parallel import Team, take_shard
@@ -121,7 +122,7 @@ def _follow(facts: dict[str, Any]) -> None:
     more = facts["engine"] | {"kv_bytes": kv_bytes, "max_batch": max_batch}
     engine = Engine(weights.model, weights_sha256=weights.sha256, team=team, channel=channel, **more)
     with torch.inference_mode():
-        engine.follow()
+        cast("FollowingBackend", engine.scheduler.backend).follow(channel)
     leave_team()
 
 

@@ -57,7 +57,6 @@ def load_only(target, monkeypatch) -> None:
 
 @pytest.fixture(params=BUILT, ids=lambda target: target.name)
 def native_level(request, monkeypatch):
-    """Each level of instructions that is built here."""
     load_only(request.param, monkeypatch)
 
 
@@ -126,7 +125,6 @@ class Server(ExitStack):
 
 
 def app_of(path: Path, tmp: Path, *routers, also: dict[str, type] | None = None, **settings):
-    """The app that serves the model at `path`, with OpenAI's routes and others."""
     model = make_local_model(path)
     return build(
         "llm-longctx",
@@ -152,7 +150,6 @@ def server(folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(server):
-    """A client of the module's own server, where it has one."""
     return server.client
 
 
@@ -178,8 +175,6 @@ def go_on(client, prompt="Once upon", **more):
 
 
 class Ear:
-    """A listener that remembers; see `tests.hooks`."""
-
     def __init__(self, stop_at=None) -> None:
         self.tokens, self.prompted, self.ends, self.stop_at = [], [], [], stop_at
 

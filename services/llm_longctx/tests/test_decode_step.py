@@ -64,22 +64,16 @@ def decode(net, how="dense", packed=None, backend="auto", prompts=(90, 33, 300),
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "gpt2"])
-def test_a_step_is_the_decoders(family):
-    net = build(family)
-    torch.testing.assert_close(decode(net), decode(net, backend="cpu_torch"), atol=2e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        method("duo", sink=4, recent=20), method("razor", window_min=24, window_div=8),
-        method("recycled", budget=24, stride=2), method("act"), method("power"),
-    ],
-    ids=lambda m: m.name,
+METHODS = (
+    method("duo", sink=4, recent=20), method("razor", window_min=24, window_div=8),
+    method("recycled", budget=24, stride=2), method("act"), method("power"),
 )  # fmt: skip
-def test_a_step_under_a_method_is_the_decoders(how):
-    net = build("llama")
+STEPS = [*((family, "dense") for family in FAMILIES if family != "gpt2"), *(("llama", how) for how in METHODS)]
+
+
+@pytest.mark.parametrize(("family", "how"), STEPS)
+def test_a_step_is_the_decoders(family, how):
+    net = build(family)
     torch.testing.assert_close(decode(net, how), decode(net, how, backend="cpu_torch"), atol=5e-5, rtol=1e-5)
 
 

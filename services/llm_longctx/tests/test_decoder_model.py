@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from fovea.api.text import ChatRequest, TokenizeRequest
+from fovea.api.text import ChatRequest
 from fovea.errors import FoveaError, InvalidOption, NotFound, UnsupportedMedia
 from services.llm_longctx.models.smollm2 import SmolLM2
 from services.llm_longctx.serving.chat import ChatProtocol
@@ -22,28 +22,22 @@ def model(folder, tmp_path):
         yield loaded
 
 
-def test_the_default_setting_serves_the_models_of_the_room():
+def test_the_setting_serves_the_models_of_the_room_or_a_path_under_its_files_name(tmp_path):
     served = select_models("smollm2")
     assert served["smollm2-135m-instruct"] is SmolLM2
     assert select_models("smollm2-135m-instruct") == select_models("smollm2")
-
-
-def test_a_path_is_served_under_its_files_name(tmp_path):
     (served,) = select_models(str(tmp_path / "My Model v1.5-Q4_K.gguf")).items()
     assert served[0] == served[1].card.name == "my-model-v1.5-q4_k"
     assert list(select_models(str(tmp_path / "Llama-3.2-1B"))) == ["llama-3.2-1b"]
 
 
-def test_a_path_that_leads_nowhere_says_so_when_it_is_loaded(tmp_path):
+def test_a_path_that_leads_nowhere_and_an_unknown_format_are_refused(tmp_path, folder):
     with pytest.raises(NotFound, match="no model at gone") as caught:
         make_local_model(tmp_path / "gone.gguf").load(LoadContext(cache=tmp_path))
     assert "FOVEA_LLM_MODEL" in caught.value.hint
     (tmp_path / "model.bin").touch()
     with pytest.raises(UnsupportedMedia, match=r"model\.bin"):
         make_local_model(tmp_path / "model.bin").load(LoadContext(cache=tmp_path))
-
-
-def test_an_unknown_format_is_refused_before_anything_is_read(folder, tmp_path):
     with pytest.raises(InvalidOption, match="float8"):
         make_local_model(folder).load(LoadContext(cache=tmp_path, options={"llm_weights": "float8"}))
 
@@ -61,11 +55,6 @@ def test_a_stream_gathers_into_the_answer_of_predict(model):
     assert gathered.choices == model.predict([request], CallContext())[0].choices
     with pytest.raises(ValueError, match="usage"):
         ChatProtocol().gather(events_of(model.stream(request.model_copy(update={"stream": True}), CallContext())))
-
-
-def test_what_is_no_request_of_a_language_model_is_a_mistake_of_ours(model):
-    with pytest.raises(TypeError, match="TokenizeRequest"):
-        model.stream(TokenizeRequest(prompt="a"), CallContext())
 
 
 def test_closing_refuses_what_comes_after(folder, tmp_path):

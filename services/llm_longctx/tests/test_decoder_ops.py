@@ -177,33 +177,6 @@ def test_float64_and_plainer_back_ends_compute_with_torch():
 
 
 @native
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("rows", [1, FEW, FEW + 1, 2 * MANY + 3])
-def test_few_bit_matrices_stand_in_for_weights_however_many_rows_there_are(ops, bits, rows):
-    torch.manual_seed(bits)
-    gate, up, down = (torch.nn.Linear(64, 48, bias=False) for _ in range(3))
-    packed = {layer: pack(quantize(layer.weight.numpy(), bits)) for layer in (gate, up, down)}
-    exact = {layer: torch.from_numpy(packed[layer].unpack().dequantize()).double() for layer in packed}
-    for layer in packed:
-        layer.weight.zero_()
-    x, norm = 3 * torch.randn(1, rows, 64), RMSNorm(64, 1e-5)
-    norm.weight.data.normal_()
-    few = NativeOps(packed, packed[down])
-    normed = norm(x).double()
-    opened = torch.nn.functional.silu(normed @ exact[gate].T) * (normed @ exact[up].T)
-    for found, layer in zip(few.products(x, (gate, up), norm), (gate, up), strict=True):
-        torch.testing.assert_close(found.double(), normed @ exact[layer].T, rtol=0.02, atol=0.06)
-    torch.testing.assert_close(few.swiglu(x, gate, up, norm).double(), opened, rtol=0.05, atol=0.06)
-    torch.testing.assert_close(few.logits(x, down.weight).double(), x.double() @ exact[down].T, rtol=0.02, atol=0.06)
-    low = norm.bfloat16()
-    assert few.products(x, (gate,), low)[0].dtype == torch.bfloat16
-    assert few.products(x.bfloat16(), (down,), added=True)[0].dtype == torch.float32
-    if rows > 1:
-        alone = few.swiglu(x[:, 1:2], gate, up, low)
-        assert torch.equal(few.swiglu(x, gate, up, low)[:, 1:2], alone)
-
-
-@native
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("style", [{}, {"qk_norm": True}, {"qkv_bias": True, "tied": False}])
 @pytest.mark.parametrize("keep", [None, 0, 1, 3])

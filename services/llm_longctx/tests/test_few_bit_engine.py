@@ -10,7 +10,6 @@ from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.offline.completion import Request
 from services.llm_longctx.engine.offline.open_sequence import OpenSequence
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
-from services.llm_longctx.kernels import backends
 from services.llm_longctx.kernels.packed_pages import CACHE_FORMATS, R3, R4
 from services.llm_longctx.methods import method, methods
 from services.llm_longctx.serving.method_selection import fit_policy
@@ -21,7 +20,6 @@ from shared.lm.builders import llama
 
 IDS = [(7 * i + i * i) % 61 for i in range(1400)]
 ROLES = {"schema": "head-plan/1", "roles": [[1, 0], [0, 1]], "heads": [[1, 1]]}
-native = pytest.mark.skipif("cpu_ext" not in backends(), reason="the C++ kernels are not built")
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +50,6 @@ def test_every_method_stays_near_itself_in_few_bits(net, name, bits):
     assert divergence <= {8: 2e-3, 4: 0.08, R4: 0.08, R3: 0.2}[bits]
     assert not torch.equal(whole, few) or held < 40_000
     assert held <= foreseen
-
-
-@native
-@pytest.mark.parametrize("bits", CACHE_FORMATS)
-@pytest.mark.parametrize("name", ["dense", "duo", "razor", "recycled", "act", "tova", "snapkv"])
-def test_cpp_reads_packed_pages_as_torch_does(net, name, bits):
-    ours, *_ = decode(net, name, bits)
-    theirs, *_ = decode(net, name, bits, "cpu_torch")
-    torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("bits", "most"), [(4, 0.30), (8, 0.56), (R4, 0.28), (R3, 0.22)])

@@ -33,7 +33,6 @@ class Script:
             self._say(request.hooks, answer, self.answers.pop(0))
 
     def abort(self, request):
-        """Remember it."""
         self.aborted.append(request)
 
     def _say(self, hooks, answer, tokens):
@@ -92,7 +91,7 @@ def test_tokens_that_are_told_spell_the_text_that_is_shown(codec, text, stop):
         assert all(s.offset < len(come) for s in piece.tokens), "a token comes with its text, not before"
 
 
-def test_an_echo_shows_the_prompt_once_for_each_answer(codec):
+def test_an_echo_shows_what_the_caller_wrote_once_for_each_answer(codec):
     ids = codec.encode("ü!")
     request = ask(ids, top_logprobs=1, score_prompt=True)
     pieces = run(codec, Script(*[codec.encode("x!y")] * 2), request, n=2, stops=["!"], echo=True)
@@ -101,9 +100,6 @@ def test_an_echo_shows_the_prompt_once_for_each_answer(codec):
         told = [s for p in pieces if p.index == index for s in p.tokens]
         assert [s.id for s in told] == [*ids, *codec.encode("x")]
         assert ([s.logprob for s in told], [s.offset for s in told]) == ([None, -1.0, -1.0, -0.5], [0, 0, 1, 2])
-
-
-def test_an_echo_leaves_out_what_the_caller_did_not_write(codec):
     (end,) = codec.special
     pieces = run(codec, Script([]), ask([end, *codec.encode("a"), end]), echo=True, hidden=1)
     assert joined(pieces) == "a<|im_end|>"

@@ -67,22 +67,6 @@ def cut(memory, layer, head, sink, recent, held=None):
     memory.keep(layer, head, held, sink=sink, slide=recent)
 
 
-@pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 17])
-def test_whole_heads_hold_all_entries_in_order_with_at_most_one_page_of_slack(n):
-    memory = PagedCache(pool(), L, G)
-    memory.reserve(np.full((L, G), n))
-    if n:
-        feed(memory, n)
-    for layer in range(L):
-        keys, values = memory.whole_heads(layer, range(G))
-        assert keys.shape == (G, n, D)
-        assert torch.equal(keys - 0.5 * layer, -values)
-        assert positions(memory, layer, 1) == told(memory, layer, 1) == list(range(n))
-    assert L * G * n * memory.pool.entry_bytes <= memory.nbytes <= L * G * (n + P) * memory.pool.entry_bytes
-    memory.close()
-    assert memory.pool.held == 0
-
-
 @pytest.mark.parametrize("weighted", [True, False])
 def test_what_leaves_a_window_is_averaged_into_the_virtual_entry(weighted):
     memory = PagedCache(pool(), L, G)

@@ -2,13 +2,10 @@
 
 import json
 
-import httpx2
 import pytest
 
-from services.llm_longctx.api import methods as api_methods
 from services.llm_longctx.methods import methods
 from services.llm_longctx.methods.core import sparsity_claims
-from services.llm_longctx.tests.conftest import Server, app_of
 from shared.registry.discovery import claims as found_claims
 from shared.sparsity import OPEN, blocking, lint
 
@@ -42,15 +39,14 @@ def test_what_was_not_measured_is_owed_and_blocks():
     assert {"S7", "S10"} <= {finding.rule for finding in lint(claim)}
 
 
-def test_methods_and_their_claims_are_told_over_http(folder, tmp_path):
-    app = app_of(folder, tmp_path, api_methods.router)
-    with Server(app) as server, httpx2.Client(base_url=server.url) as http:
-        told = {one["name"]: one for one in http.get("/v1/longctx/methods").json()}
-        assert (set(told), told["duo"]["knobs"]["properties"]["sink"]["default"]) == (set(methods()), 64)
-        assert told["dense"]["sparsity"] is None
-        assert http.get("/v1/longctx/methods/power").json() == told["power"]
-        claim = http.get("/v1/longctx/methods/duo/sparsity").json()
-        assert claim == told["duo"]["sparsity"]
-        assert claim["claim"]["phases"] == {"prefill": "dense", "decode": "sparse", "training": "dense"}
-        assert http.get("/v1/longctx/methods/dense/sparsity").status_code == 404
-        assert "known are act" in http.get("/v1/longctx/methods/none").text
+def test_methods_and_their_claims_are_told_over_http(server):
+    http = server.http
+    told = {one["name"]: one for one in http.get("/v1/longctx/methods").json()}
+    assert (set(told), told["duo"]["knobs"]["properties"]["sink"]["default"]) == (set(methods()), 64)
+    assert told["dense"]["sparsity"] is None
+    assert http.get("/v1/longctx/methods/power").json() == told["power"]
+    claim = http.get("/v1/longctx/methods/duo/sparsity").json()
+    assert claim == told["duo"]["sparsity"]
+    assert claim["claim"]["phases"] == {"prefill": "dense", "decode": "sparse", "training": "dense"}
+    assert http.get("/v1/longctx/methods/dense/sparsity").status_code == 404
+    assert "known are act" in http.get("/v1/longctx/methods/none").text

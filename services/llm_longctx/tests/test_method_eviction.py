@@ -196,13 +196,6 @@ def test_what_is_protected_stays_however_little_is_to_be_kept():
     assert how.fit(2 * 2 * (5 + 3), tiny_decoder().config, None, 50, 3).budget == 5
 
 
-def test_heads_mix_their_own_share_and_what_they_win():
-    scores = torch.zeros(2, 20)
-    scores[0, :17], scores[1, :3] = 2, 1
-    rows = keep_per_layer(list(scores), [torch.arange(20)] * 2, 10, 0.2, "mix")
-    assert [int(row.sum()) for row in rows] == [16, 4]
-
-
 @given(st.data())
 def test_counts_add_up_and_smaller_shares_are_subsets(data):
     n, seed = data.draw(st.integers(1, 40)), data.draw(st.integers(0, 99))

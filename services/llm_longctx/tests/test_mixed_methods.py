@@ -22,8 +22,7 @@ from services.llm_longctx.tests.method_contract.oracle import trials
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN, prompt
 from tests.harness.hypothesis_profiles import fewer
 
-GRID = 32
-"""Tokens of a chunk here, so that short prompts have several and meet cached ones on the grid."""
+GRID = 32  # tokens of a chunk here, so that short prompts have several and meet cached ones on the grid
 
 SINGLE = {name: trials(cls)[0] for name, cls in methods().items()}
 """Each method under knobs with which it does something to short prompts; a new one joins with its own."""

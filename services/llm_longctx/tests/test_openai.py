@@ -10,12 +10,9 @@ from services.llm_longctx.tests.conftest import HELLO, MODEL, go_on, say, text_o
 from services.llm_longctx.tests.tiny_models import CHAT, CONTEXT
 
 
-def test_the_served_model_is_listed_under_its_files_name(client):
+def test_the_served_model_is_listed_and_answers_a_chat_with_its_usage(client):
     (model,) = client.models.list().data
     assert (model.id, model.object, client.models.retrieve(MODEL).id) == (MODEL, "model", MODEL)
-
-
-def test_a_chat_is_answered_with_its_usage(client):
     answer = say(client)
     (choice,) = answer.choices
     assert answer.object == "chat.completion"
@@ -60,10 +57,9 @@ def test_the_events_are_openais_to_the_byte(server):
     chunks = [json.loads(event.removeprefix("data: ")) for event in events]
     assert len({(c["id"], c["created"], c["model"], c["system_fingerprint"]) for c in chunks}) == 1
     first, last, usage = chunks[0], chunks[-2], chunks[-1]
-    assert first["choices"] == [
-        {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
-    ]
-    assert last["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "length"}]
+    empty = {"index": 0, "delta": {}, "logprobs": None}
+    assert first["choices"] == [empty | {"delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
+    assert last["choices"] == [empty | {"finish_reason": "length"}]
     assert all(c["usage"] is None for c in chunks[:-1])
     assert (usage["choices"], usage["usage"]["completion_tokens"]) == ([], 2)
     without = server.http.post("/v1/chat/completions", json=body | {"stream_options": None})
@@ -92,10 +88,8 @@ def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(client):
         assert answer.choices[0].message.content == text[: text.index(stop)]
         assert answer.choices[0].finish_reason == "stop"
         assert answer.usage.completion_tokens < 30
-        streamed = "".join(
-            c.choices[0].delta.content or "" for c in say(client, max_tokens=30, stop=stops, stream=True)
-        )
-        assert streamed == answer.choices[0].message.content
+        chunks = say(client, max_tokens=30, stop=stops, stream=True)
+        assert "".join(c.choices[0].delta.content or "" for c in chunks) == answer.choices[0].message.content
 
 
 def test_log_probabilities_belong_to_the_shown_text(client):
@@ -111,22 +105,14 @@ def test_log_probabilities_belong_to_the_shown_text(client):
     assert say(client, logprobs=True).choices[0].logprobs.content[0].top_logprobs == []
 
 
-def test_our_own_knobs_ride_in_the_extra_body(client):
+def test_our_own_knobs_text_parts_developer_messages_and_nulls_are_understood(client):
     cold = text_of(client, temperature=2.0, extra_body={"top_k": 1})
     assert cold == text_of(client, temperature=2.0, extra_body={"min_p": 1.0})
     assert cold == text_of(client, temperature=2.0, top_p=0) == text_of(client)
-
-
-def test_text_parts_and_developer_messages_are_understood(client):
-    parts = [
-        {"role": "user", "content": [{"type": "text", "text": "Hello, "}, {"type": "text", "text": "who are you?"}]}
-    ]
-    assert say(client, messages=parts).choices == say(client).choices
+    parts = [{"type": "text", "text": text} for text in ("Hello, ", "who are you?")]
+    assert say(client, messages=[{"role": "user", "content": parts}]).choices == say(client).choices
     developer, system = ([{"role": r, "content": "Be brief."}, *HELLO] for r in ("developer", "system"))
     assert say(client, messages=developer).choices == say(client, messages=system).choices
-
-
-def test_nulls_are_ignored(client):
     body = {"temperature": None, "stop": None, "logit_bias": None}
     assert say(client, extra_body=body | {"temperature": 0}).choices == say(client).choices
 
@@ -161,25 +147,26 @@ def test_echo_with_log_probabilities_scores_a_prompt(client):
     assert len(longer.tokens) == len("Once upon a time") + 2
 
 
-def test_an_empty_prompt_begins_with_the_models_own_token(client):
+def test_an_empty_prompt_begins_with_the_models_own_token_and_a_full_one_has_no_answer(client):
     answer = go_on(client, "", max_tokens=3)
     assert answer.usage.prompt_tokens == 1
     assert go_on(client, "", echo=True, max_tokens=3).choices[0].text == answer.choices[0].text
-
-
-def test_a_prompt_as_long_as_the_context_has_no_room_for_an_answer(client):
     full = go_on(client, "x" * CONTEXT)
     assert (full.choices[0].text, full.choices[0].finish_reason, full.usage.completion_tokens) == ("", "length", 0)
     assert go_on(client, "x" * (CONTEXT - 1)).usage.completion_tokens == 1
 
 
-def test_tokens_and_text_go_there_and_back(server):
+def test_tokens_and_text_go_there_and_back_conversations_under_their_template(server):
     told = server.http.post("/tokenize", json={"prompt": "Grüße 😀"}).json()
     assert told["count"] == len(told["tokens"]) == len("Grüße 😀".encode())
     assert told["max_model_len"] == CONTEXT
     assert server.http.post("/detokenize", json={"tokens": told["tokens"]}).json() == {"prompt": "Grüße 😀"}
     texts = server.http.post("/tokenize", json={"prompt": "Hi!", "return_token_strs": True}).json()
     assert texts["token_strs"] == ["H", "i", "!"]
+    for generate, end in ((True, "<assistant>"), (False, "")):
+        body = {"messages": HELLO, "add_generation_prompt": generate}
+        told = server.http.post("/tokenize", json=body).json()
+        assert (told["prompt"], told["count"]) == (f"<user>Hello, who are you?\n{end}", len(told["prompt"]))
 
 
 def test_facts_of_the_tokenizer_are_those_that_clients_of_vllm_read(server):
@@ -187,10 +174,3 @@ def test_facts_of_the_tokenizer_are_those_that_clients_of_vllm_read(server):
     assert (told["eos_token"], told["bos_token"], told["model_max_length"]) == ("<|im_end|>", None, CONTEXT)
     assert told["chat_template"] == CHAT
     assert server.http.get("/tokenizer_info?model=nobody").status_code == 404
-
-
-def test_a_conversation_is_tokenized_under_its_template(server):
-    for generate, end in ((True, "<assistant>"), (False, "")):
-        body = {"messages": HELLO, "add_generation_prompt": generate}
-        told = server.http.post("/tokenize", json=body).json()
-        assert (told["prompt"], told["count"]) == (f"<user>Hello, who are you?\n{end}", len(told["prompt"]))

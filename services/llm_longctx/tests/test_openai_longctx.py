@@ -152,11 +152,8 @@ def test_a_budget_that_pages_can_meet_is_met_and_used(deep, name, ratio, new, dt
     assert ratio - 0.06 < held <= ratio
 
 
-def test_nothing_asked_is_the_engines_own(engine):
+def test_nothing_asked_is_the_engines_own_and_knobs_may_stand_beside_or_apart(engine):
     assert select_policy(engine, None, {}, 10, 5) is engine.policy
-
-
-def test_knobs_may_stand_beside_or_apart(engine):
     beside = select_policy(engine, LongctxOptions.model_validate({"method": "power", "block": 64}), {}, 10, 5)
     apart = select_policy(engine, LongctxOptions(method="power", knobs={"block": 64}), {}, 10, 5)
     assert beside.method == apart.method == method("power", block=64)
@@ -199,19 +196,3 @@ def test_a_compared_chat_streams_every_answer_and_counts_the_tokens_that_are_hel
     assert list(texts.values()) == [one.message.content for one in whole.choices]
     assert [one.get("kl") for one in compared] == [one["kl"] for one in whole.comparison]
     assert len(compared[1]["kl"]) == 4
-
-
-@pytest.mark.parametrize(
-    ("more", "what"),
-    [
-        ({"compare": ["dense", "nothing"]}, "nothing"),
-        ({"compare": ["dense"]}, "at least 2"),
-        ({"compare": ["dense", DUO], "n": 2}, "one prompt, n = 1"),
-        ({"compare": ["dense", DUO], "longctx": DUO}, "no longctx beside it"),
-        ({"compare": ["dense", DUO], "prompt": ["a", "b"]}, "one prompt"),
-    ],
-)
-def test_what_can_not_be_compared_is_a_clear_400(client, more, what):
-    with pytest.raises(openai.BadRequestError, match=what) as caught:
-        go_on(client, extra_body=more)
-    assert caught.value.body["param"]

@@ -190,12 +190,14 @@ def test_a_shared_folder_that_can_not_be_served_says_why(client):
 
 def test_a_tenant_has_so_many_adapters_and_bytes(server, monkeypatch):
     monkeypatch.setattr(store, "MAX_ADAPTERS", 1)
-    assert send(server, "POST", "/v1/lora-adapters", "few", json=body("one")).status_code == 200
-    assert send(server, "POST", "/v1/lora-adapters", "few", json=body("two")).status_code == 429
-    monkeypatch.setattr(store, "MAX_TOTAL_BYTES", 100)
-    assert send(server, "POST", "/v1/lora-adapters", "small", json=body("one")).status_code == 429
-    monkeypatch.setattr(store, "MAX_BYTES", 100)
-    assert send(server, "POST", "/v1/lora-adapters", "small", json=body("one")).status_code == 413
+
+    def add(tenant, name):
+        return send(server, "POST", "/v1/lora-adapters", tenant, json=body(name)).status_code
+
+    assert [add("few", name) for name in ("one", "two")] == [200, 429]
+    for limit, status in (("MAX_TOTAL_BYTES", 429), ("MAX_BYTES", 413)):
+        monkeypatch.setattr(store, limit, 100)
+        assert add("small", "one") == status
 
 
 def test_adapters_in_memory_are_those_in_use_and_the_latest():

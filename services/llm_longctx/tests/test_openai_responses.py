@@ -59,12 +59,9 @@ def test_a_forced_function_is_called_and_its_result_goes_on(client):
     (call,) = answer.output
     assert (call.type, call.name, answer.status) == ("function_call", "switch", "completed")
     assert set(json.loads(call.arguments)) == {"on"}
-    streamed = "".join(
-        event.delta
-        for event in client.responses.create(input="On?", max_output_tokens=300, stream=True, **options)
-        if event.type == "response.function_call_arguments.delta"
-    )
-    assert streamed == call.arguments
+    events = list(client.responses.create(input="On?", max_output_tokens=300, stream=True, **options))
+    pieces = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+    assert "".join(pieces) == call.arguments
     turns = [
         {"role": "user", "content": [{"type": "input_text", "text": "On?"}]},
         call.model_dump(),
@@ -78,11 +75,8 @@ def test_a_stored_response_is_gone_on_from(client):
     assert client.responses.retrieve(first.id).output_text == first.output_text
     went_on = {"input": "And then?", "previous_response_id": first.id, "max_output_tokens": 8, "model": MODEL}
     second = client.responses.create(**went_on, store=True)
-    turns = [
-        {"role": "user", "content": "Hello"},
-        {"role": "assistant", "content": first.output_text},
-        {"role": "user", "content": "And then?"},
-    ]
+    said = {"role": "assistant", "content": first.output_text}
+    turns = [{"role": "user", "content": "Hello"}, said, {"role": "user", "content": "And then?"}]
     chat = say(client, messages=turns, max_tokens=8)
     assert second.output_text == chat.choices[0].message.content
     assert (second.previous_response_id, second.usage.input_tokens) == (first.id, chat.usage.prompt_tokens)
@@ -111,10 +105,8 @@ def test_the_oldest_stored_responses_of_a_tenant_make_room(server, monkeypatch):
 
     others, found = ask("others"), [ask("much") for _ in range(4)]
     seen = [server.http.get(url, headers={"x-fovea-tenant": "much"}).status_code for url in found]
-    assert (seen, server.http.get(others, headers={"x-fovea-tenant": "others"}).status_code) == (
-        [404, 404, 200, 200],
-        200,
-    )
+    assert seen == [404, 404, 200, 200]
+    assert server.http.get(others, headers={"x-fovea-tenant": "others"}).status_code == 200
 
 
 def test_ids_of_items_that_are_no_text_are_given_anew(client, server):
@@ -136,39 +128,17 @@ def test_halves_of_characters_are_no_fault_of_the_server(server, field):
     assert "surrogate" in answer.json()["error"]["message"]
 
 
-def test_what_is_not_to_be_stored_is_not(client):
+def test_what_is_not_to_be_stored_is_not_and_a_stream_is_stored_before_it_says_that_it_is_complete(client):
     answer = client.responses.create(model=MODEL, input="Hello", max_output_tokens=2)
     for unknown in (answer.id, "resp_1", "resp_..%2f"):
         with pytest.raises(openai.NotFoundError) as caught:
             client.responses.create(model=MODEL, input="And?", previous_response_id=unknown)
         assert caught.value.param == "previous_response_id"
-
-
-def test_a_streamed_response_is_stored_before_it_is_said_to_be_complete(client):
     for event in client.responses.create(model=MODEL, input="Hello", max_output_tokens=4, stream=True, store=True):
         if event.type in {"response.completed", "response.incomplete"}:
             assert client.responses.retrieve(event.response.id).output_text == event.response.output_text
             return
     pytest.fail("the stream has no end")
-
-
-@pytest.mark.parametrize(
-    ("bad", "param"),
-    [
-        ({"background": True}, "background"),
-        ({"input": []}, "input"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0]"),
-        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
-        ({"tools": [TOOL], "tool_choice": {"type": "mcp"}}, "tool_choice"),
-        ({"tools": [TOOL], "tool_choice": "always"}, "tool_choice"),
-        ({"max_output_tokens": 0}, "max_output_tokens"),
-        ({"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "no"}}}}, "text.format"),
-    ],
-)
-def test_bad_requests_are_openais_400(server, bad, param):
-    answer = server.http.post("/v1/responses", json={"model": MODEL, "input": "a", "stream": True} | bad)
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"].startswith(param)
 
 
 def test_what_a_request_leaves_out_is_the_models_own(server, client):
@@ -200,12 +170,8 @@ def test_a_stream_that_goes_on_outlives_the_deadline_of_a_whole_answer(server, m
     decode = backend.decode_batch
     monkeypatch.setattr(backend, "decode_batch", lambda batch: (time.sleep(0.05), decode(batch))[1])
     asks = {"completions": {"prompt": "a", "max_tokens": 20}, "responses": {"input": "a", "max_output_tokens": 20}}
-    answer = server.http.post(
-        f"/v1/{path}",
-        json={**asks[path], "stream": stream, "ignore_eos": True},
-        headers={"x-fovea-deadline-ms": "600", "x-fovea-stream-ms": "0"},
-        timeout=30,
-    )
+    body, limits = {"stream": stream, "ignore_eos": True}, {"x-fovea-deadline-ms": "600", "x-fovea-stream-ms": "0"}
+    answer = server.http.post(f"/v1/{path}", json=asks[path] | body, headers=limits)
     assert answer.status_code == (200 if stream else 504)
     assert ("FOVEA_REQUEST_TIMEOUT_S" in answer.text) is not stream
     if stream:
@@ -269,19 +235,3 @@ def test_other_threads_go_on_while_a_text_is_tokenized():
     is_over.set()
     thread.join()
     assert max(waits) < took / 2
-
-
-@pytest.mark.parametrize(
-    ("bad", "param"),
-    [
-        ({"input": ""}, "input"), ({"input": []}, "input"), ({"input": [[5, 999]]}, "input"),
-        ({"input": ["a"] * 2049}, "input"), ({"input": "x" * 2000}, "input"), ({"dimensions": 33}, "dimensions"),
-        ({"encoding_format": "hex"}, "encoding_format"), ({"model": "none"}, "model"),
-    ],
-)  # fmt: skip
-def test_bad_inputs_are_openais_errors(server, bad, param):
-    answer = server.http.post("/v1/embeddings", json={"model": MODEL, "input": "a"} | bad)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (404 if param == "model" else 400, param)
-    if "x" * 9 in str(bad):
-        cut = server.http.post("/v1/embeddings", json={"model": MODEL, "truncate": True} | bad)
-        assert cut.json()["usage"]["prompt_tokens"] == 1024

@@ -89,36 +89,39 @@ def test_a_large_capture_is_a_file_and_its_positions_are_told(client, server):
     assert server.http.get(attention["url"]).status_code == 404
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "what"),
-    [
-        ("interventions", {"vector": [1.0] * WIDTH, "site": "resid_post.9"}, "layers are 0…1"),
-        ("interventions", {"vector": [1.0] * WIDTH, "site": "resid_post.01"}, "layers are 0…1"),
-        ("interventions", {"vector": [1.0] * WIDTH, "site": "residual"}, "There is no site"),
-        ("interventions", {"vector": [1.0] * 5, "site": "resid_post.1"}, "has 5 numbers"),
-        ("interventions", {"vector": [1.0] * WIDTH}, "needs a site"),
-        ("interventions", {"vector": [1.0] * WIDTH, "site": "embed", "scale": 1e9}, "less than or equal to 1000"),
-        ("interventions", {"vector": [1e6] * WIDTH, "site": "embed"}, "at most 10000"),
-        ("interventions", {"vector": [1e300] * WIDTH, "site": "embed", "scale": 0}, "at most 10000"),
-        ("interventions", {"vector": [1.0] * WIDTH, "site": "embed", "heads": [0]}, "no heads"),
-        ("interventions", {"type": "scale", "site": "z.0", "factor": 1e9}, "less than or equal to 100"),
-        ("interventions", {"type": "scale", "site": "pattern.0", "factor": 0}, "attend or uniform"),
-        ("interventions", {"type": "scale", "site": "z.0", "factor": 0, "heads": [7]}, "no head 7"),
-        ("interventions", {"type": "uniform", "layer": 5}, "layers are 0…1"),
-        ("interventions", {"type": "attend", "layer": 0, "heads": [0], "keys": [0], "weights": [1, 2]}, "2 weights"),
-        ("interventions", {"type": "attend", "layer": 0, "heads": [0], "keys": [-500]}, "positions are"),
-        ("interventions", {"type": "rotate"}, "rotate"),
-        ("interventions", {"vector": [1.0] * WIDTH, "site": "embed", "sclae": 1}, "sclae"),
-        ("capture", {"type": "activation", "site": "scores.0"}, "attention"),
-        ("capture", {"type": "activation", "site": "z.0", "positions": [5000]}, "positions are"),
-        ("capture", {"type": "activation", "site": "resid_post.01"}, "layers are 0…1"),
-        ("capture", {"type": "activation", "site": "resid_post.١"}, "layers are 0…1"),
-        ("capture", {"type": "attention", "heads": [4]}, "no head 4"),
-        ("capture", {"type": "logit_lens", "layers": [2]}, "layers are 0…1"),
-        ("capture", {"type": "gradient"}, "gradient"),
+ONES = [1.0] * WIDTH
+REFUSED = {
+    "interventions": [
+        ({"vector": ONES, "site": "resid_post.9"}, "layers are 0…1"),
+        ({"vector": ONES, "site": "resid_post.01"}, "layers are 0…1"),
+        ({"vector": ONES, "site": "residual"}, "There is no site"),
+        ({"vector": [1.0] * 5, "site": "resid_post.1"}, "has 5 numbers"), ({"vector": ONES}, "needs a site"),
+        ({"vector": ONES, "site": "embed", "scale": 1e9}, "less than or equal to 1000"),
+        ({"vector": [1e6] * WIDTH, "site": "embed"}, "at most 10000"),
+        ({"vector": [1e300] * WIDTH, "site": "embed", "scale": 0}, "at most 10000"),
+        ({"vector": ONES, "site": "embed", "heads": [0]}, "no heads"),
+        ({"type": "scale", "site": "z.0", "factor": 1e9}, "less than or equal to 100"),
+        ({"type": "scale", "site": "pattern.0", "factor": 0}, "attend or uniform"),
+        ({"type": "scale", "site": "z.0", "factor": 0, "heads": [7]}, "no head 7"),
+        ({"type": "uniform", "layer": 5}, "layers are 0…1"),
+        ({"type": "attend", "layer": 0, "heads": [0], "keys": [0], "weights": [1, 2]}, "2 weights"),
+        ({"type": "attend", "layer": 0, "heads": [0], "keys": [-500]}, "positions are"),
+        ({"type": "rotate"}, "rotate"), ({"vector": ONES, "site": "embed", "sclae": 1}, "sclae"),
     ],
-)
-def test_what_can_not_be_done_is_a_clear_400(client, field, value, what):
+    "capture": [
+        ({"type": "activation", "site": "scores.0"}, "attention"),
+        ({"type": "activation", "site": "z.0", "positions": [5000]}, "positions are"),
+        ({"type": "activation", "site": "resid_post.01"}, "layers are 0…1"),
+        ({"type": "activation", "site": "resid_post.١"}, "layers are 0…1"),
+        ({"type": "attention", "heads": [4]}, "no head 4"), ({"type": "logit_lens", "layers": [2]}, "layers are 0…1"),
+        ({"type": "gradient"}, "gradient"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "case"), [(field, case) for field, cases in REFUSED.items() for case in cases])
+def test_what_can_not_be_done_is_a_clear_400(client, field, case):
+    value, what = case
     body = refusal(client, **{field: [value]})
     assert what in body["message"], body
     assert body["param"].startswith(field)
@@ -192,9 +195,8 @@ def test_a_steering_vector_is_made_listed_used_and_deleted(client, server, decod
     assert scores[3] != scores[0]
     newest = say(client, extra_body={"interventions": [{"vector": "calm", "scale": 9.0, "site": "resid_post.0"}]})
     assert newest.choices[0].message.content
-    assert (
-        "has no vector for" in refusal(client, interventions=[{"vector": "calm@1", "site": "resid_post.0"}])["message"]
-    )
+    elsewhere = refusal(client, interventions=[{"vector": "calm@1", "site": "resid_post.0"}])
+    assert "has no vector for" in elsewhere["message"]
     assert server.http.delete("/v1/steering-vectors/calm").json()["versions"] == [1, 2]
     with pytest.raises(openai.NotFoundError, match="no steering vector"):
         say(client, extra_body={"interventions": [{"vector": "calm@1"}]})
@@ -214,27 +216,33 @@ def test_bad_vectors_are_refused(server, more, status):
     assert "error" in answer.json()
 
 
-def test_a_key_without_the_scope_is_refused_and_audit_is_told(server):
-    url, body = "/v1/chat/completions", {"messages": HELLO, "max_tokens": 2}
-    without = {"x-fovea-scopes": "infer,jobs"}
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", {"messages": HELLO, "max_tokens": 2}),
+        ("responses", {"input": "Hello", "max_output_tokens": 2}),
+    ],
+)
+def test_a_key_without_the_scope_is_refused_and_audit_is_told(server, path, body):
+    def ask(scopes: str, **more):
+        return server.http.post(f"/v1/{path}", json=body | more, headers={"x-fovea-scopes": scopes})
+
     for fields in ({"interventions": [UP]}, {"capture": [{"type": "logit_lens"}]}):
-        answer = server.http.post(url, json=body | fields, headers=without)
-        assert answer.status_code == 403
-        assert "interventions" in answer.json()["error"]["message"]
-    assert server.http.post(url, json=body, headers=without).status_code == 200
-    assert server.http.get("/v1/steering-vectors", headers=without).status_code == 403
-    answer = server.http.post(
-        url, json=body | {"interventions": [UP]}, headers={"x-fovea-scopes": "infer,interventions"}
-    )
-    assert (answer.status_code, json.loads(answer.headers["x-fovea-audit"])["interventions"]) == (200, "add")
-    assert "x-fovea-audit" not in server.http.post(url, json=body, headers=without).headers
+        answer = ask("infer,jobs", **fields)
+        assert (answer.status_code, "interventions" in answer.json()["error"]["message"]) == (403, True)
+    plain, steered = ask("infer,jobs"), ask("infer,interventions", interventions=[UP])
+    assert (plain.status_code, "x-fovea-audit" in plain.headers) == (200, False)
+    assert json.loads(steered.headers["x-fovea-audit"])["interventions"] == "add"
+    assert server.http.get("/v1/steering-vectors", headers={"x-fovea-scopes": "infer"}).status_code == 403
+    wrong = server.http.post(f"/v1/{path}", json=body | {"capture": [{"type": "gradient"}]})
+    assert wrong.json()["error"]["param"].startswith("capture")
 
 
 def respond(client, **fields):
     return client.responses.create(model=MODEL, input=HELLO, temperature=0, max_output_tokens=6, **fields)
 
 
-def test_a_response_is_steered_and_looked_into_as_its_chat_is(client):
+def test_a_response_is_steered_looked_into_streamed_and_stored_as_its_chat_is(client):
     capture = [{"type": "activation", "site": "resid_post.1", "positions": "decode"}, {"type": "logit_lens", "top": 2}]
     ours = {"interventions": [UP], "capture": capture}
     chat = say(client, extra_body=ours, max_tokens=6).choices[0]
@@ -242,37 +250,17 @@ def test_a_response_is_steered_and_looked_into_as_its_chat_is(client):
     assert response.output_text == chat.message.content != respond(client).output_text
     assert response.captured == chat.captured
     assert respond(client).captured is None
-
-
-def test_a_streamed_response_brings_captures_as_events_of_their_own(client):
     capture = [{"type": "activation", "site": "final", "positions": "decode"}]
     whole = respond(client, extra_body={"capture": capture})
-    with client.responses.stream(
-        model=MODEL, input=HELLO, temperature=0, max_output_tokens=6, extra_body={"capture": capture}
-    ) as stream:
-        events = list(stream)
+    events = list(respond(client, stream=True, extra_body={"capture": capture}))
     pieces = [one for event in events if event.type == "response.captured" for one in event.captured]
     assert [piece["positions"] for piece in pieces] == [[at] for at in whole.captured[0]["positions"]]
     assert [value for piece in pieces for value in piece["values"]] == whole.captured[0]["values"]
     assert events[-1].response.captured == whole.captured
-
-
-def test_a_stored_response_keeps_what_was_captured_and_the_next_goes_on_from_its_text(client):
     capture = [{"type": "activation", "site": "final", "positions": [-1]}]
     kept = respond(client, store=True, extra_body={"capture": capture})
     assert client.responses.retrieve(kept.id).captured == kept.captured
     assert respond(client, previous_response_id=kept.id).captured is None
-
-
-def test_a_response_keeps_scope_limits_and_audit_of_steering(client, server):
-    url, body = "/v1/responses", {"input": "Hello", "max_output_tokens": 2, "interventions": [UP]}
-    assert server.http.post(url, json=body, headers={"x-fovea-scopes": "infer"}).status_code == 403
-    answer = server.http.post(url, json=body, headers={"x-fovea-scopes": "infer,interventions"})
-    assert json.loads(answer.headers["x-fovea-audit"])["interventions"] == "add"
-    for field in ("interventions", "capture"):
-        with pytest.raises(openai.BadRequestError) as caught:
-            respond(client, extra_body={field: [{"type": "gradient"}]})
-        assert caught.value.body["param"].startswith(field)
 
 
 def test_the_commands_of_the_documentation_run(server, monkeypatch):
@@ -313,7 +301,7 @@ def test_a_vector_comes_with_a_layer_a_strength_and_its_side_effects(client, ser
     assert every.choices[0].message.content
     for fields, what in (
         ({"vector": "both", "scale": 1, "strength": 1}, "either scale or strength"),
-        ({"vector": [1.0] * WIDTH, "site": "embed", "strength": 1}, "Numbers have no strength"),
+        ({"vector": ONES, "site": "embed", "strength": 1}, "Numbers have no strength"),
         ({"vector": "both", "strength": 11}, "less than or equal to 10"),
     ):
         assert what in refusal(client, interventions=[fields])["message"]

@@ -4,13 +4,10 @@ import re
 import sys
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from services.llm_longctx import methods as room
-from services.llm_longctx.api import methods as api_methods
 from services.llm_longctx.methods import methods
-from services.llm_longctx.tests.conftest import Server, app_of
 from services.llm_longctx.tests.method_contract import CHECKS
 
 OWN = ("dotted", "heaviest")
@@ -38,16 +35,14 @@ def test_they_keep_the_contract(name, check):
     CHECKS[check](methods()[name])
 
 
-def test_it_is_described_served_and_refused_over_http(folder, tmp_path):
-    app = app_of(folder, tmp_path, api_methods.router)
+def test_it_is_described_served_and_refused_over_http(server):
+    told = server.http.get("/v1/longctx/methods/dotted").json()
+    assert told["summary"] == "Reads a window and a dotted line of the past; frees nothing."
+    assert told["knobs"]["properties"]["stride"]["description"] == "One in so many older tokens is read."
     ask = {"prompt": "Once upon a time there was a mill by the river", "max_tokens": 3}
-    with Server(app) as server, httpx2.Client(base_url=server.url, timeout=60) as http:
-        told = http.get("/v1/longctx/methods/dotted").json()
-        assert told["summary"] == "Reads a window and a dotted line of the past; frees nothing."
-        assert told["knobs"]["properties"]["stride"]["description"] == "One in so many older tokens is read."
-        body = ask | {"longctx": {"method": "dotted", "stride": 2, "window": 4}}
-        used = http.post("/v1/completions", json=body).json()["usage"]["longctx"]
-        assert (used["method"], used["knobs"]) == ("dotted", {"stride": 2, "window": 4})
-        assert used["prefill_density"] < 1
-        refused = http.post("/v1/completions", json=ask | {"longctx": {"method": "dotted", "stride": 0}})
-        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "longctx.stride")
+    body = ask | {"longctx": {"method": "dotted", "stride": 2, "window": 4}}
+    used = server.http.post("/v1/completions", json=body).json()["usage"]["longctx"]
+    assert (used["method"], used["knobs"]) == ("dotted", {"stride": 2, "window": 4})
+    assert used["prefill_density"] < 1
+    refused = server.http.post("/v1/completions", json=ask | {"longctx": {"method": "dotted", "stride": 0}})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "longctx.stride")

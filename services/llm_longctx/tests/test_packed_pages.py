@@ -102,28 +102,13 @@ def test_a_rotated_entry_is_its_nearest_levels_by_the_definition(form, levels, d
                 assert (back[page, i] - expected).norm() < 2e-3 * one.norm()  # a scale has half precision
 
 
-@pytest.mark.parametrize(("form", "error"), [(R3, 0.03455), (R4, 0.009497)])
-@pytest.mark.parametrize("d", [64, 128, 256])
-def test_a_rotated_entry_errs_as_the_table_of_levels_says(form, error, d):
-    at = torch.Generator().manual_seed(d)
-    x = torch.randn(2, 200, 16, d, generator=at) * torch.logspace(-2, 2, 16)[:, None]
-    x[1] = x[1] * torch.logspace(-2, 2, d)  # channels of different sizes: the rotation mixes them
-    layout = PackedLayout(form, d)
-    back = torch.stack(reference.unpack(layout, reference.pack(layout, *x, torch.arange(200))))
-    found = (back - x).square().sum(-1) / x.square().sum(-1)
-    # Few channels have shorter tails than the normal distribution that the levels are for.
-    assert found[0].mean() == pytest.approx(error, rel=0.05 if d > 64 else 0.1)
-    assert (found.mean((1, 2)) < 1.05 * error).all()
-    torch.testing.assert_close(back.norm(dim=-1), x.norm(dim=-1), rtol=1e-3, atol=0)
-    zero = torch.zeros(1, 16, d)
-    assert all((one == 0).all() for one in reference.unpack(layout, reference.pack(layout, zero, zero)))
-
-
 def test_an_entry_of_128_channels_takes_132_and_100_bytes_and_a_page_knows_its_head():
     assert [PackedLayout(form, 128).nbytes for form in (R4, R3)] == [16 * 132, 16 * 100]
     layout, numbers = PackedLayout(R3, 10), [0, 1, 4097, 2**31 - 1]
     pages = reference.pack(layout, *entries(4, 10), torch.tensor(numbers))
     assert reference.heads_of(pages).tolist() == numbers
+    zero = torch.zeros(1, 16, 10)
+    assert all((one == 0).all() for one in reference.unpack(layout, reference.pack(layout, zero, zero)))
 
 
 @native

@@ -18,11 +18,9 @@ class Pages:
         self.pool, self.length, self.cut = pool, length, np.array([False, cut])
 
     def prefix(self, end):
-        """The first tokens."""
         return self._take(end)
 
     def fork(self):
-        """All of it."""
         return self._take(self.length)
 
     def _take(self, length):
@@ -32,7 +30,6 @@ class Pages:
         return Pages(self.pool, length)
 
     def close(self):
-        """Give the page back."""
         self.pool.free += 1
 
 
@@ -42,7 +39,7 @@ class Run:
     def __init__(self, pool, length=0, **method):
         facts = {"reuse": True, "invariant": True, "unread": 0, "cut_at_end": False, "print": "dense", "cut": False}
         facts |= method
-        self.cache, self.memos, self.cached_tokens = Pages(pool, length, facts["cut"]), ["memo"], 0
+        self.cache, self.memos = Pages(pool, length, facts["cut"]), ["memo"]
         supports = SimpleNamespace(prefix_reuse=facts["reuse"])
         self.policy = SimpleNamespace(
             method=SimpleNamespace(
@@ -53,7 +50,6 @@ class Run:
         )
 
     def resume(self, cache, memos):
-        """Go on from a prefix."""
         self.cache, self.memos = cache, list(memos)
 
 
@@ -81,7 +77,7 @@ def read(cache, pool, ids, length=None, method=None, **facts):
 def found(cache, pool, ids, method=None, **facts):
     run = Run(pool, **method or {})
     tokens = cache.attach(run, ask(ids, **facts))
-    assert tokens == run.cached_tokens == run.cache.length
+    assert tokens == run.cache.length
     return tokens
 
 
@@ -202,7 +198,7 @@ def test_a_pool_without_room_keeps_and_lends_nothing(cache, pool):
     pool.refuses = True
     run = Run(pool)
     assert cache.attach(run, ask(range(9))) == 0
-    assert run.cached_tokens == 0
+    assert run.cache.length == 0
     read(cache, pool, range(30, 38))
     assert len(cache) == 2
 

@@ -1,6 +1,5 @@
 """Drafts from the prompt: what they propose, that they change no answer, and that they stop where they don't pay."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -8,7 +7,6 @@ from services.llm_longctx.engine import Engine, Request
 from services.llm_longctx.engine.drafting import drafter
 from services.llm_longctx.engine.drafting.prompt_lookup import DraftMeter, PromptLookup
 from services.llm_longctx.kernels import backends
-from services.llm_longctx.kv_cache import PagedCache, PagePool
 from services.llm_longctx.methods import method
 from services.llm_longctx.tests.conftest import tiny_decoder
 
@@ -46,27 +44,7 @@ def test_a_meter_stops_what_does_not_pay_and_looks_again():
     assert meter.pays()
 
 
-def test_entries_are_taken_back_with_their_pages():
-    pool = PagePool(100, 4, 8, torch.float32)
-    memory = PagedCache(pool, 2, 2)
-    memory.reserve(np.full((2, 2), 12))
-    for _ in range(9):
-        memory.begin_step()
-        memory.end_step()
-    assert pool.held == 12
-    memory.truncate(6)
-    assert (memory.length, pool.held) == (3, 4)
-    memory.begin_step()
-    memory.begin_step()
-    assert pool.held == 8
-    with pytest.raises(ValueError, match="can't be forgotten"):
-        memory.truncate(20)
-    memory.close()
-    assert pool.held == 0
-
-
 def watch(engine, monkeypatch) -> list[int]:
-    """Tokens of each run of the decoder."""
     runs, real = [], engine.runner.decode
     monkeypatch.setattr(
         engine.runner, "decode", lambda states, tokens, *more: runs.append(len(tokens)) or real(states, tokens, *more)

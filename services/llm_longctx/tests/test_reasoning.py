@@ -1,7 +1,5 @@
 """Thoughts before an answer: they are apart from its text, whole, streamed and as items of a response."""
 
-import json
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,6 +90,4 @@ def test_thoughts_are_an_item_of_a_response(thinker):
     )  # fmt: skip
     events = list(thinker.responses.create(stream=True, **asked))
     assert "".join(e.delta for e in events if e.type == "response.reasoning_text.delta") == thought.content[0].text
-    assert (
-        json.loads(events[-1].response.model_dump_json())["output"][1]["content"][0]["text"] == message.content[0].text
-    )
+    assert events[-1].response.output[1].content[0].text == message.content[0].text

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.llm_longctx.engine import Sampling
-from services.llm_longctx.engine.sampler import Sampler, token_logprobs
+from services.llm_longctx.engine.requests.prompt_scores import token_logprobs
+from services.llm_longctx.engine.sampler import Sampler
 
 LOGITS = torch.tensor([0.0, 3.0, 2.0, 1.0, -2.0])
 
@@ -20,11 +21,8 @@ def draws(sampling, n=300, logits=LOGITS, prompt=()):
     )
 
 
-def test_temperature_zero_takes_the_likeliest():
+def test_draws_follow_the_softmax_and_temperature_zero_takes_the_likeliest():
     assert (draws({"temperature": 0.0}), draws({"temperature": 1e-9})) == ({1: 300}, {1: 300})
-
-
-def test_draws_follow_the_softmax():
     found, known = draws({}, 3000), LOGITS.softmax(-1)
     for token, probability in enumerate(known.tolist()):
         assert found[token] / 3000 == pytest.approx(probability, abs=0.03)
@@ -53,9 +51,6 @@ def test_penalties_move_away_from_what_was_produced():
         assert [sampler.draw(LOGITS).id for _ in range(2)] == [1, 2]
     assert Sampler(Sampling(presence_penalty=0.9), [1], 5).draw(LOGITS).id == 1, "the prompt does not count here"
     assert Sampler(Sampling(repetition_penalty=2.0), [1], 5).draw(LOGITS).id == 2, "but it does here"
-
-
-def test_frequency_counts_every_time_and_presence_once():
     often, once = Sampler(Sampling(frequency_penalty=0.6), [], 5), Sampler(Sampling(presence_penalty=0.6), [], 5)
     assert [often.draw(LOGITS).id for _ in range(4)] == [1, 1, 2, 1]
     assert [once.draw(LOGITS).id for _ in range(4)] == [1, 1, 1, 1]

@@ -13,7 +13,6 @@ from services.llm_longctx.engine.quality.background_tasks import BackgroundTasks
 from services.llm_longctx.engine.requests.failures import to_safe_error
 from services.llm_longctx.engine.requests.waiting_queue import WaitingQueue
 from services.llm_longctx.engine.scheduler import Scheduler
-from services.llm_longctx.engine.sequence import SequenceStatus
 from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.tests.conftest import Ear
 from services.llm_longctx.tests.hooks import Listeners
@@ -32,13 +31,11 @@ class TokenCounter:
         self.events, self.held, self.stubborn, self.failing = [], {}, set(), {}
 
     def name(self, sequence):
-        """The request's first token as a letter; siblings in capitals."""
         letter = "abcdefgh"[sequence.request.prompt_ids[0]]
         return letter.upper() if sequence.answer else letter
 
     def fits(self, sequence, running):
-        """Whether the whole prompt has room."""
-        assert all(each.status is SequenceStatus.RUNNING for each in running)
+        assert all(each.is_prefilled for each in running)
         return sum(self.held.values()) + len(sequence.request.prompt_ids) <= self.room
 
     def allocate(self, sequence, parent=None):
@@ -60,11 +57,9 @@ class TokenCounter:
         return torch.cat((torch.zeros(size - 1, 5), torch.arange(5.0)[None]))
 
     def can_append(self, running):
-        """Whether each has room for one more."""
         return sum(self.held.values()) + len(running) <= self.room
 
     def decode_batch(self, batch):
-        """Token 4 for each."""
         self.events.append(f"decode {''.join(map(self.name, batch))}")
         if "decode" in self.failing:
             raise self.failing.pop("decode")
@@ -73,21 +68,17 @@ class TokenCounter:
         return [self.failing.pop(f"decode {self.name(each)}", torch.arange(5.0)) for each in batch]
 
     def is_preemptible(self, sequence):
-        """All but the stubborn."""
         return self.name(sequence) not in self.stubborn
 
     def complete(self, sequence, running):
-        """An answer ends well."""
         self._call("complete", sequence)
 
     def release(self, sequence):
-        """Take back what it holds."""
         sequence.free()
         self.held.pop(self.name(sequence), None)
         self.events.append(f"release {self.name(sequence)}")
 
     def reclaim(self):
-        """Note it."""
         self.events.append("reclaim")
 
     def _call(self, what, sequence):
@@ -126,11 +117,11 @@ def test_a_step_decodes_all_and_reads_a_budget_of_one_prompt(scheduler, backend)
     assert step(scheduler) == ["allocate a", "prefill a"]
     assert [backend.name(each) for each in scheduler.running] == ["a"]
     assert step(scheduler) == ["decode a", "complete a", "release a", "allocate b", "prefill b", "prefill b"]
-    assert (scheduler.prefilling.num_computed, scheduler.prefilling.status) == (8, SequenceStatus.PREFILL)
+    assert scheduler.prefilling.num_computed == 8
     assert scheduler.in_flight == 2
     assert step(scheduler) == ["prefill b", "prefill b"]
     assert step(scheduler) == ["prefill b"]
-    assert scheduler.running[0].status is SequenceStatus.RUNNING
+    assert [backend.name(each) for each in scheduler.running] == ["b"]
     assert step(scheduler) == ["decode b", "complete b", "release b", "allocate c", "prefill c"]
     assert step(scheduler, 2) == ["decode c", "complete c", "release c"]
     assert scheduler.in_flight == 0
@@ -156,7 +147,7 @@ def test_siblings_begin_with_the_prompt_that_was_read_once(scheduler, backend):
     assert scheduler.in_flight == 1
     assert step(scheduler) == ["allocate a", "prefill a", "allocate A"]
     assert backend.held == {"a": 3, "A": 1}
-    assert [each.status for each in scheduler.running] == [SequenceStatus.RUNNING] * 2
+    assert [backend.name(each) for each in scheduler.running] == ["a", "A"]
     assert step(scheduler, 2)[:1] == ["decode aA"]
     assert one.ids == two.ids == [4, 4, 4]
     assert (one.ends, two.ends) == ([("length", 3)], [("length", 3)])
@@ -199,7 +190,7 @@ def test_a_prompt_in_hand_gives_way_first_and_is_read_again(scheduler, backend):
     backend.room = sum(backend.held.values())
     assert step(scheduler) == ["release b", "decode a"]
     assert (scheduler.prefilling, prompt[0].stats.preempted) == (None, 0)
-    assert [each.status for each in scheduler.waiting] == [SequenceStatus.WAITING]
+    assert [backend.name(each) for each in scheduler.waiting] == ["b"]
     backend.room = 100
     assert step(scheduler) == ["decode a", "allocate b", "prefill b", "prefill b"]
 
@@ -391,8 +382,7 @@ def test_threads_of_torch_are_set_on_the_engine_s_thread(backend, monkeypatch):
 def test_admission_is_reported_and_observed(scheduler, monkeypatch):
     notes, observed = [], []
     monkeypatch.setattr(
-        "services.llm_longctx.engine.scheduler.observations.observe_queue",
-        lambda sequence, now: observed.append(now - sequence.since),
+        "services.llm_longctx.engine.scheduler.observations.telemetry.observe_queue_time", observed.append
     )
     request, _ = ask("a", run=CallContext(report=lambda share, note: notes.append((share, note))))
     scheduler.add_request(request)
@@ -401,7 +391,7 @@ def test_admission_is_reported_and_observed(scheduler, monkeypatch):
     step(scheduler)
     assert notes == [(0.0, "1 in the queue"), (0.0, "being read")]
     assert observed[0] > 0
-    assert sequence.since > queued_at + observed[0]
+    assert sequence.since > queued_at + observed[0] > queued_at
 
 
 def test_a_failure_of_ours_says_where_to_look_and_no_more():
@@ -413,10 +403,10 @@ def test_a_failure_of_ours_says_where_to_look_and_no_more():
     assert unknown.hint == "The log of the service says why."
 
 
-def line(rank, notes=None, status=SequenceStatus.WAITING):
+def line(rank, notes=None):
     told = [] if notes is None else notes
     request = SimpleNamespace(run=SimpleNamespace(progress=lambda *news: told.append(news)))
-    return SimpleNamespace(rank=rank, request=request, status=status)
+    return SimpleNamespace(rank=rank, request=request)
 
 
 def test_the_queue_is_by_rank_and_tells_places():
@@ -435,18 +425,10 @@ def test_the_queue_is_by_rank_and_tells_places():
     assert queue.pop_if(lambda each: each is not first) is None
     assert queue.pop_if(lambda each: each is first) is first
     assert notes[-1] == (0.0, "3 in the queue")
-    early.status = SequenceStatus.FINISHED
-    queue.drop_finished()
+    for each in (early, line((0, 9))):
+        queue.discard(each)
     assert [each.rank for each in queue] == [(0, 0), (0, 2)]
     assert WaitingQueue(3).pop_if(lambda _: True) is None
-
-
-def test_aborted_requests_are_taken_once():
-    queue = WaitingQueue(1)
-    queue.abort("a")
-    queue.abort("b")
-    assert queue.take_aborted() == {"a", "b"}
-    assert queue.take_aborted() == set()
 
 
 def test_a_closed_queue_takes_nothing_and_ends_the_wait():

@@ -28,14 +28,11 @@ def schema_of(app):
     return app.openapi()["components"]["schemas"]["ChatRequest"]["properties"]
 
 
-async def test_a_field_of_a_plug_in_that_is_not_installed_names_it(loaders):
+async def test_a_field_of_a_plug_in_that_is_not_installed_names_it_and_others_need_none(loaders):
+    assert await state_loading.load_state(chat(), None, None) is None
     with pytest.raises(NotFound, match="'session_id' comes with the plug-in memory") as caught:
         await state_loading.load_state(chat(session_id="s"), None, None)
     assert caught.value.hint == "Try: pip install fovea-memory"
-
-
-async def test_a_request_that_continues_nothing_needs_no_plug_in(loaders):
-    assert await state_loading.load_state(chat(), None, None) is None
 
 
 async def test_a_request_continues_one_thing_by_the_loader_of_its_field(loaders):

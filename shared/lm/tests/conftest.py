@@ -77,8 +77,3 @@ def golden(request):
 @pytest.fixture(scope="session")
 def llama_golden():
     return load_golden("llama")
-
-
-@pytest.fixture(scope="session")
-def gpt2_golden():
-    return load_golden("gpt2")

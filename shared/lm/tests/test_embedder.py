@@ -20,11 +20,6 @@ TINY = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def folder():
-    return bundled_embedder()
-
-
 @pytest.mark.parametrize("family", ["Bert", "MPNet"])
 def test_encoder_equals_transformers(family, tmp_path):
     torch.manual_seed(0)
@@ -51,7 +46,7 @@ def test_distances_are_grouped_by_direction_and_more_coarsely_farther_away():
     assert [row[200 + n] for n in (1, 7, 8, 100, 199)] == [17, 23, 24, 31, 31]
 
 
-def test_a_batch_equals_its_singles_and_rows_have_length_one(folder):
+def test_a_batch_equals_its_singles_and_rows_have_length_one():
     texts = ["short", "a somewhat longer sentence about rivers and hills", "", "word " * 400]
     together = load_embedder().embed(texts)
     np.testing.assert_allclose(together, np.concatenate([load_embedder().embed([text]) for text in texts]), atol=2e-6)
@@ -59,7 +54,7 @@ def test_a_batch_equals_its_singles_and_rows_have_length_one(folder):
     assert load_embedder().embed([]).shape == (0, 384)
 
 
-def test_what_lies_beyond_the_longest_text_is_cut_off(folder):
+def test_what_lies_beyond_the_longest_text_is_cut_off():
     model = load_embedder()
     assert model.max_tokens == 256
     whole, longer, full, other = (
@@ -69,17 +64,11 @@ def test_what_lies_beyond_the_longest_text_is_cut_off(folder):
     assert np.abs(full - other).max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "A cat sits on the mat.",
-        "naïve  Ünïcode\tand\u3000spaces \x00 in-between, don't ",
-        "猫がマットに座る。" * 90,
-        "x" * 90,
-        "",
-    ],
-)
-def test_what_is_read_of_a_text_are_its_first_tokens(folder, text):
+TEXTS = ("A cat.", "naïve  Ünïcode\tand\u3000spaces \x00 in-between, don't ", "猫がマットに座る。" * 90, "x" * 90, "")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_is_read_of_a_text_are_its_first_tokens(text):
     model = load_embedder()
     for whole in (text, f"{text} and " * 300):
         assert model.read(whole) == model.cut(model.tokenize(whole), model.max_tokens)
@@ -92,15 +81,13 @@ def test_long_texts_cost_what_is_read_of_them():
     assert time.process_time() - begun < 5  # whole, they take minutes
 
 
-def test_a_missing_wheel_is_said(monkeypatch):
+def test_a_missing_wheel_and_a_missing_tensor_are_said(monkeypatch, tmp_path):
     embedder.load_embedder.cache_clear()
     monkeypatch.setattr(embedder, "bundled_embedder", lambda _: None)
     with pytest.raises(NotFound, match="all-minilm-l6-v2 is not installed"):
         load_embedder().embed(["text"])
     embedder.load_embedder.cache_clear()
-
-
-def test_a_folder_without_a_tensor_is_refused(tmp_path, folder):
+    folder = bundled_embedder()
     tensors = load_file(folder / "model.safetensors")
     del tensors["encoder.layer.3.output.dense.weight"]
     save_file(tensors, tmp_path / "model.safetensors")

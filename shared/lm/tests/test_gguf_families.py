@@ -71,14 +71,11 @@ def test_a_gguf_file_equals_its_folder_and_the_official_model(tmp_path, arch):
     torch.testing.assert_close(torch.cat(steps, 1), model(text).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_gemmas_windows_bases_and_scale_come_from_its_facts(tmp_path):
+def test_gemmas_windows_bases_and_scale_come_from_its_facts_and_soft_capping_is_refused(tmp_path):
     write(tmp_path / "m.gguf", theirs("gemma3"), "gemma3", rope__freq_base_swa=2e4, attention__scale=0.25)
     config = read_config(unpack(tmp_path / "m.gguf", tmp_path))
     assert config.windows == (6, 6, 6, 6, 6, None, 6)
     assert (config.local_theta, config.rope_theta, config.query_scale) == (2e4, 1e6, 16)
-
-
-def test_a_gemma_with_soft_capping_is_refused(tmp_path):
     write(tmp_path / "m.gguf", theirs("gemma3"), "gemma3", final_logit_softcapping=30.0)
     with pytest.raises(BadInput, match="soft-capping"):
         load_decoder(unpack(tmp_path / "m.gguf", tmp_path))

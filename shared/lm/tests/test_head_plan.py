@@ -1,4 +1,4 @@
-"""Head plans: what is refused, how scores become roles, and that a digest names exactly one plan."""
+"""Head plans: refusals, scores that become roles, digests; whose they are, and that none is stale."""
 
 import json
 
@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fovea.errors import BadInput, Malformed, TooLarge
+from fovea.errors import BadInput, Conflict, InvalidOption, Malformed, TooLarge
 from shared.lm import head_plan
 from shared.lm.builders import llama
 from shared.lm.head_plan import HeadPlan, ModelId, grouped_max, top_share
+from shared.lm.head_plan_store import HeadPlanStore, save_plan
+from shared.storage import ObjectStore
 
 CONFIG = llama(vocab=8, width=16, layers=3, heads=4, kv_heads=2, hidden=8, positions=32).config
 ROLES = [[1, 0], [0, 1], [0, 0]]
@@ -39,15 +41,11 @@ def test_a_plan_by_hand_needs_little(given):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"schema": "head-plan/2"}, "schema"),
-        ({"roles": None, "heads": None}, "roles, heads or centres"),
-        ({"roles": [[1, 0], [1]]}, "length"),
-        ({"roles": [[2, 0]] * 3}, "roles"),
-        ({"spare": 1}, "spare"),
-        ({"full_fraction": 1.5}, "full_fraction"),
-        ({"heads": [[1]]}, "heads"),
+        ({"schema": "head-plan/2"}, "schema"), ({"roles": None, "heads": None}, "roles, heads or centres"),
+        ({"roles": [[1, 0], [1]]}, "length"), ({"roles": [[2, 0]] * 3}, "roles"), ({"spare": 1}, "spare"),
+        ({"full_fraction": 1.5}, "full_fraction"), ({"heads": [[1]]}, "heads"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_plan_is_refused_and_named(change, word):
     with pytest.raises(Malformed, match=word):
         HeadPlan.parse(PLAN | change)
@@ -65,14 +63,11 @@ def test_broken_json_and_huge_files_are_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"roles": ROLES[:2]}, "roles is 2x2, not 3x2"),
-        ({"scores": {"echo": [[0.0] * 3] * 3}}, "echo is 3x3"),
-        ({"heads": [[3, 0]]}, r"no head \(3, 0\)"),
-        ({"heads": [[0, -1]]}, "no head"),
-        ({"model": {"layers": 4}}, "4 layers, not 3"),
-        ({"model": {"query_heads": 8}}, "8 query_heads"),
+        ({"roles": ROLES[:2]}, "roles is 2x2, not 3x2"), ({"scores": {"echo": [[0.0] * 3] * 3}}, "echo is 3x3"),
+        ({"heads": [[3, 0]]}, r"no head \(3, 0\)"), ({"heads": [[0, -1]]}, "no head"),
+        ({"model": {"layers": 4}}, "4 layers, not 3"), ({"model": {"query_heads": 8}}, "8 query_heads"),
     ],
-)
+)  # fmt: skip
 def test_a_plan_for_other_shapes_is_refused(change, word):
     with pytest.raises(BadInput, match=word):
         HeadPlan.parse(PLAN | change).check(CONFIG)
@@ -118,12 +113,8 @@ def test_another_share_of_the_same_evidence():
 
 def test_a_retrieval_report_becomes_a_plan_by_its_groups():
     scores = [[0.1, 0.0, 0.3, 0.9], [0.0, 0.2, 0.2, 0.0]]
-    report = {
-        "schema": "retrieval-report/1",
-        "model": {"name": "m", "weights_sha256": "ff"},
-        "scores": scores,
-        "seed": 4,
-    }
+    model = {"name": "m", "weights_sha256": "ff"}
+    report = {"schema": "retrieval-report/1", "model": model, "scores": scores, "seed": 4}
     plan = HeadPlan.from_retrieval(report, 0.5, kv_heads=2)
     assert plan.scores["retrieval"] == grouped_max(scores, 2) == [[0.1, 0.9], [0.2, 0.2]]
     assert plan.roles == [[0, 1], [1, 0]]
@@ -131,3 +122,59 @@ def test_a_retrieval_report_becomes_a_plan_by_its_groups():
     assert (len(plan.made_by.spec["report_sha256"]), plan.full_fraction) == (64, 0.5)
     with pytest.raises(Malformed, match="not a retrieval report"):
         HeadPlan.from_retrieval({"schema": "head-plan/1"}, 0.5)
+
+
+def plan(rule=""):
+    return HeadPlan.parse({"schema": "head-plan/1", "roles": [[1, 0]], "rule": rule})
+
+
+@pytest.fixture
+def objects(tmp_path):
+    return ObjectStore.open((tmp_path / "objects").as_uri())
+
+
+def test_a_tenants_own_plans_win_and_other_models_have_none(objects, tmp_path):
+    (folder := tmp_path / "heads" / "tiny").mkdir(parents=True)
+    for name, rule in (("default", "old"), ("other", "kept")):
+        (folder / f"{name}.json").write_text(plan(rule).text())
+    save_plan(plan("new"), objects.of_tenant("alice"), "Tiny", "default")
+    plans = HeadPlanStore("tiny", tmp_path, objects, "alice")
+    assert {name: found.rule for name, found in plans.items()} == {"default": "new", "other": "kept"}
+    assert len(plans) == 2
+    assert HeadPlanStore("huge", tmp_path, objects, "alice") == {}
+    assert plans.of_tenant("bob")["default"].rule == "old"
+
+
+def test_a_plan_is_there_as_soon_as_it_is_stored_and_by_its_digest_for_its_tenant_alone(objects):
+    plans, made = HeadPlanStore("tiny", None, objects, "alice"), plan("made later")
+    assert "mine" not in plans
+    save_plan(made, objects.of_tenant("alice"), "tiny", "mine")
+    assert plans["mine"] == plans[made.digest] == made
+    assert "0" * 64 not in plans
+    assert [*plans.of_tenant("bob")] == []
+    assert made.digest not in plans.of_tenant("bob")
+
+
+def test_a_plan_that_changed_is_read_again_and_a_broken_one_is_told_to_who_asks(objects):
+    plans, mine = HeadPlanStore("tiny", None, objects), objects.of_tenant("local").under("head-plans", "tiny")
+    save_plan(plan("first"), objects.of_tenant("local"), "tiny", "mine")
+    assert plans["mine"].rule == "first"
+    mine.put("mine.json", plan("second, longer").text().encode())
+    assert plans["mine"].rule == "second, longer"
+    mine.put("mine.json", b"{")
+    with pytest.raises(Malformed):
+        plans.get("mine")
+
+
+def test_a_name_belongs_to_one_plan(objects):
+    for _ in range(2):
+        save_plan(plan(), objects, "tiny", "mine")
+    with pytest.raises(Conflict, match="mine"):
+        save_plan(plan("other"), objects, "tiny", "mine")
+
+
+@pytest.mark.parametrize("name", ["", "../up", "Big", "a/b", ".hidden"])
+def test_names_that_are_no_names_are_refused_and_never_a_path(objects, name):
+    with pytest.raises(InvalidOption):
+        save_plan(plan(), objects, "tiny", name)
+    assert name not in HeadPlanStore("tiny", None, objects)

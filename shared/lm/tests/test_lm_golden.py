@@ -13,12 +13,15 @@ GOLDEN = Path(__file__).parent / "golden"
 LAYERS, HEADS = range(3), range(4)
 
 
-def test_last_logits_are_golden(golden):
-    for ids, known in (
-        (golden.clean, golden.facts["clean_last_logits"]),
-        (golden.corrupt, golden.facts["corrupt_last_logits"]),
-    ):
-        torch.testing.assert_close(trace(golden.model, ids).logits[:, -1], torch.tensor(known), atol=1e-4, rtol=0)
+def test_logits_and_captures_at_the_last_position_are_golden(golden):
+    for name in ("clean", "corrupt"):
+        last = trace(golden.model, getattr(golden, name)).logits[:, -1]
+        torch.testing.assert_close(last, torch.tensor(golden.facts[f"{name}_last_logits"]), atol=1e-4, rtol=0)
+    for name, known in golden.facts["taps_row0_last"].items():
+        site, _, head = name.partition(" head ")
+        seen = trace(golden.model, golden.clean, capture=[site])[site][0, -1]
+        seen = seen[int(head)] if head else seen
+        torch.testing.assert_close(seen, torch.tensor(known), atol=1e-4, rtol=0)
 
 
 def test_patterns_of_the_repeated_sequence_are_golden(golden):
@@ -29,23 +32,12 @@ def test_patterns_of_the_repeated_sequence_are_golden(golden):
         np.testing.assert_allclose(seen[f"pattern.{layer}"][0].numpy(), known[f"layer{layer}"], atol=1e-5)
 
 
-def test_captures_at_the_last_position_are_golden(golden):
-    for name, known in golden.facts["taps_row0_last"].items():
-        site, _, head = name.partition(" head ")
-        seen = trace(golden.model, golden.clean, capture=[site])[site][0, -1]
-        seen = seen[int(head)] if head else seen
-        torch.testing.assert_close(seen, torch.tensor(known), atol=1e-4, rtol=0)
-
-
-def test_an_overridden_pattern_row_is_golden(golden):
+def test_overridden_rows_and_uniform_masking_are_golden(golden):
     for case in golden.facts["attention_override"]:
         edit = Attend(case["layer"], case["head"], case["query"], case["keys"], case["weights"])
         logits = trace(golden.model, golden.clean, edits=[edit]).logits
         assert golden.logit_diff(logits) == pytest.approx(case["logit_diff"], abs=1e-4)
         torch.testing.assert_close(logits[0, -1], torch.tensor(case["last_logits_row0"]), atol=1e-4, rtol=0)
-
-
-def test_uniform_masking_at_some_positions_is_golden(golden):
     for case in golden.facts["uniform_at_positions"]:
         edit = Uniform(case["layer"], case["head"], case["positions"])
         logits = trace(golden.model, golden.clean, edits=[edit]).logits
@@ -66,12 +58,9 @@ def test_ablation_of_each_head_is_golden(golden, name):
 
 @pytest.mark.parametrize(("site", "position"), [("q", None), ("k", None), ("v", None), ("z", None), ("z", -1)])
 def test_patching_is_golden(golden, site, position):
-    facts = golden.facts
-    known = (
-        facts["activation_patching_logit_diff"][site]
-        if site != "z"
-        else (facts["activation_patching_z_logit_diff"]["all" if position is None else "-1"])
-    )
+    facts, where = golden.facts, "all" if position is None else "-1"
+    patched = facts["activation_patching_logit_diff"] | {"z": facts["activation_patching_z_logit_diff"][where]}
+    known = patched[site]
     corrupt = trace(golden.model, golden.corrupt, capture=[f"{site}.{layer}" for layer in LAYERS])
     edits = [
         Replace(name, value, heads=head, positions=position)

@@ -31,23 +31,20 @@ GEMMA3 = LLAMA | {
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", LLAMA),
     "llama, one kv head, tied": (
-        "LlamaConfig",
-        LLAMA | {"num_key_value_heads": 1, "head_dim": 16, "tie_word_embeddings": True},
+        "LlamaConfig", LLAMA | {"num_key_value_heads": 1, "head_dim": 16, "tie_word_embeddings": True}
     ),
     "llama, no groups": ("LlamaConfig", LLAMA | {"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 16}),
     "llama, biases": ("LlamaConfig", LLAMA | {"attention_bias": True}),
     "llama 3 rope": ("LlamaConfig", LLAMA | {"rope_parameters": LLAMA3_ROPE}),
     "llama, linear rope": (
-        "LlamaConfig",
-        LLAMA | {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
+        "LlamaConfig", LLAMA | {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}
     ),
     "qwen2": ("Qwen2Config", LLAMA | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
     "qwen3": ("Qwen3Config", LLAMA),
     "gemma3": ("Gemma3TextConfig", GEMMA3),
     "gemma3, untied, stretched": (
         "Gemma3TextConfig",
-        GEMMA3
-        | {"num_key_value_heads": 1, "head_dim": 16, "tie_word_embeddings": False, "query_pre_attn_scalar": 40}
+        GEMMA3 | {"num_key_value_heads": 1, "head_dim": 16, "tie_word_embeddings": False, "query_pre_attn_scalar": 40}
         | {"rope_parameters": ROPES | {"full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}}},
     ),
     "gpt2": (

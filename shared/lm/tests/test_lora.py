@@ -12,6 +12,7 @@ from shared.lm.builders import gpt2
 from shared.lm.lora import LoraAdapter, LoraOps, build_adapter
 from shared.lm.lora_config import parse_lora_config
 from shared.lm.ops import TORCH
+from shared.lm.tests.test_lm_parity import ids, ours, theirs
 
 FOLDER = Path(__file__).parent / "golden/lora"
 KNOWN = json.loads((FOLDER / "logits.json").read_text())
@@ -63,38 +64,23 @@ def test_rows_of_one_batch_have_different_adapters_and_none(model):
 @pytest.mark.parametrize(
     ("changed", "what"),
     [
-        ({"use_dora": True}, "use_dora"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"bias": "lora_only"}, "bias"),
-        ({"trainable_token_indices": [3]}, "trainable_token_indices"),
-        ({"layer_replication": [[0, 2]]}, "layer_replication"),
-        ({"init_lora_weights": "pissa"}, "pissa"),
-        ({"kasa_config": {"beta": 1}}, "kasa_config"),
-        ({"peft_type": "IA3"}, "IA3"),
-        ({"layers_pattern": "blocks"}, "layers_pattern"),
-        ({"r": 10_000}, "1 to 256"),
-        ({"r": True}, "1 to 256"),
-        ({"lora_alpha": float("nan")}, "alpha"),
-        ({"rank_pattern": {"(a+)+b": 3}}, "may take long"),
-        ({"rank_pattern": {"(q_proj": 3}}, "regular expression"),
-        ({"rank_pattern": [3]}, "can't be used"),
-        ({"target_modules": [3]}, "list of names"),
-        ({"layers_to_transform": ["one"]}, "numbers of layers"),
-        ({"target_modules": ["k_proj"]}, "leaves out"),
-        ({"exclude_modules": ["v_proj"]}, "leaves out"),
+        ({"use_dora": True}, "use_dora"), ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "lora_only"}, "bias"), ({"trainable_token_indices": [3]}, "trainable_token_indices"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"), ({"init_lora_weights": "pissa"}, "pissa"),
+        ({"kasa_config": {"beta": 1}}, "kasa_config"), ({"peft_type": "IA3"}, "IA3"),
+        ({"layers_pattern": "blocks"}, "layers_pattern"), ({"r": 10_000}, "1 to 256"), ({"r": True}, "1 to 256"),
+        ({"lora_alpha": float("nan")}, "alpha"), ({"rank_pattern": {"(a+)+b": 3}}, "may take long"),
+        ({"rank_pattern": {"(q_proj": 3}}, "regular expression"), ({"rank_pattern": [3]}, "can't be used"),
+        ({"target_modules": [3]}, "list of names"), ({"layers_to_transform": ["one"]}, "numbers of layers"),
+        ({"target_modules": ["k_proj"]}, "leaves out"), ({"exclude_modules": ["v_proj"]}, "leaves out"),
         ({"r": 5}, "must be"),
     ],
-)
+)  # fmt: skip
 def test_a_configuration_that_is_not_served_is_refused_by_name(model, changed, what):
     with pytest.raises(FoveaError, match=what) as caught:
         build_adapter(parse_lora_config(facts_of("plain") | changed), tensors_of("plain"), model, "")
     assert caught.value.status in {400, 422}
     assert caught.value.field in {"config", "weights"}
-
-
-def test_a_configuration_without_a_rank_is_malformed():
-    with pytest.raises(Malformed, match="has no r"):
-        parse_lora_config({key: value for key, value in facts_of("plain").items() if key != "r"})
 
 
 @pytest.mark.parametrize(
@@ -113,8 +99,10 @@ def test_tensors_that_do_not_fit_are_refused(model, more, what):
         build_adapter(parse_lora_config(facts_of("plain")), tensors_of("plain") | more, model, "")
 
 
-def test_half_an_adapter_an_empty_one_and_a_gpt2_are_refused(model):
+def test_half_an_adapter_an_empty_one_one_without_a_rank_and_a_gpt2_are_refused(model):
     config, tensors = parse_lora_config(facts_of("plain")), tensors_of("plain")
+    with pytest.raises(Malformed, match="has no r"):
+        parse_lora_config({key: value for key, value in facts_of("plain").items() if key != "r"})
     with pytest.raises(Malformed, match="missing"):
         build_adapter(config, {k: x for k, x in tensors.items() if k != f"{Q0}.lora_B.weight"}, model, "")
     with pytest.raises(Malformed, match="no tensors"):
@@ -122,3 +110,37 @@ def test_half_an_adapter_an_empty_one_and_a_gpt2_are_refused(model):
     other = gpt2(vocab=8, width=8, layers=1, heads=2, hidden=8, positions=8)
     with pytest.raises(InvalidOption, match="GPT-2"):
         build_adapter(config, tensors, other, "")
+
+
+ALL = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
+CONFIGS = {
+    "all": {"r": 4, "lora_alpha": 6, "target_modules": ALL, "rank_pattern": {"v_proj": 7, r"1\.mlp\.up_proj": 2}},
+    "stabilized": {
+        "r": 3, "lora_alpha": 5, "use_rslora": True, "target_modules": ALL[2:5], "layers_to_transform": [1, 2],
+        "alpha_pattern": {"o_proj": 9},
+    },
+    "regex": {
+        "r": 2, "lora_alpha": 8, "target_modules": r".*self_attn\.[qo]_proj", "exclude_modules": ["1.self_attn.q_proj"],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.release
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft and transformers
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("case", ["llama", "llama, biases", "qwen2", "qwen3", "gemma3"])
+@torch.no_grad()
+def test_an_adapter_adds_what_pefts_does(case, config, tmp_path):
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    model, text = theirs(case), ids(2, 30)
+    decoder = ours(model)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **CONFIGS[config])).eval()
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.copy_(0.2 * torch.randn(parameter.shape))
+    adapted.save_pretrained(tmp_path)
+    facts = parse_lora_config(json.loads((tmp_path / "adapter_config.json").read_text()))
+    adapter = build_adapter(facts, load_file(tmp_path / "adapter_model.safetensors"), decoder, "")
+    known, found = adapted(text).logits, decoder(text, ops=LoraOps(TORCH, [adapter]))
+    torch.testing.assert_close(found, known, atol=2e-4, rtol=1e-4)
+    assert (found - decoder(text)).abs().max() > 0.1

@@ -41,9 +41,10 @@ def test_span_of_a_needle_is_its_answer(depth, chat):
     assert prompt.text.startswith("<user>") is chat
 
 
-def test_answer_follows_a_template_at_once_and_bare_text_after_a_space():
+def test_answer_follows_a_template_at_once_bare_text_after_a_space_and_in_an_own_corpus():
     assert build_needle_prompt(tokenizer(True), NEEDLES[1], 900, 50).answer == NEEDLES[1].answer
     assert build_needle_prompt(tokenizer(), NEEDLES[1], 900, 50).answer == f" {NEEDLES[1].answer}"
+    assert "lorem ipsum" in build_needle_context(tokenizer(), NEEDLES[0], 800, 50, corpus="lorem ipsum. " * 100)
 
 
 def test_depth_moves_the_needle_and_full_stops_hold_it():
@@ -52,10 +53,6 @@ def test_depth_moves_the_needle_and_full_stops_hold_it():
     assert (places, places[0]) == (sorted(places), 0)
     assert all(text[place - 2] == "." for text, place in zip(read[1:-1], places[1:-1], strict=True))
     assert read[-1].endswith(NEEDLES[2].sentence)
-
-
-def test_own_corpus_is_the_haystack():
-    assert "lorem ipsum" in build_needle_context(tokenizer(), NEEDLES[0], 800, 50, corpus="lorem ipsum. " * 100)
 
 
 @pytest.mark.parametrize("words", [0, 4])

@@ -50,7 +50,7 @@ def test_what_onednn_does_not_serve_is_left_to_torch():
     assert pack_ops(model) is TORCH, "its products are not behind the seam"
 
 
-def test_a_reading_that_keeps_no_logits_fills_the_cache_as_any_other():
+def test_a_reading_that_keeps_no_logits_fills_the_cache_and_is_tapped_as_any_other():
     model, ids = small(), torch.randint(50, (1, 30))
     caches = [model.new_cache() for _ in range(2)]
     assert model(ids, cache=caches[0], keep=0).shape == (1, 0, 50)
@@ -60,9 +60,6 @@ def test_a_reading_that_keeps_no_logits_fills_the_cache_as_any_other():
             *(cache.write(layer, *[torch.zeros(1, 0, 2, 12)] * 2, 30) for cache in caches), strict=True
         ):
             assert torch.equal(one, other)
-
-
-def test_a_tap_sees_the_last_block_even_where_no_logits_are_kept():
     model, ids = small(), torch.randint(50, (1, 9))
     found = trace(model, ids, capture=["mlp_out.2"], edits=[Scale("z.2", 0.0)], keep=0)
     assert found["mlp_out.2"].shape == (1, 9, 48)

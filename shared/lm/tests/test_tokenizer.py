@@ -44,15 +44,12 @@ def test_any_tokens_stream_to_their_decoded_text(ids):
     assert streamed == BYTES.decode(ids, special=False)
 
 
-def test_characters_are_shown_whole():
+def test_characters_are_shown_whole_and_special_tokens_are_not_text():
     ids = BYTES.encode("the 😀!")
     stream = Detokenizer(BYTES)
     assert [BYTES.token_text(i) for i in ids] == ["the", " ", r"bytes:\xf0\x9f\x98", r"bytes:\x80", "!"]
     assert [stream.feed(i) for i in ids] == ["the", " ", "", "😀", "!"]
     assert BYTES.longest == len("<|im_end|>")
-
-
-def test_special_tokens_end_answers_and_are_not_text():
     (end,) = BYTES.special
     assert BYTES.token_bytes(end) == b"<|im_end|>"
     assert Detokenizer(BYTES).feed(end) == ""
@@ -112,13 +109,11 @@ def test_broken_and_missing_tokenizers_are_told_apart(tmp_path):
 @pytest.mark.parametrize(
     "template",
     [
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ messages.append(1) }}",
-        "{{ raise_exception('no system role') }}",
-        "{{ messages[0].content.missing.deeper }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append(1) }}",
+        "{{ raise_exception('no system role') }}", "{{ messages[0].content.missing.deeper }}",
         "{% for i in range(10**9) %}{% endfor %}",
     ],
-)
+)  # fmt: skip
 def test_templates_run_in_a_sandbox_and_their_refusals_are_ours(template):
     with pytest.raises(InvalidOption, match="template refuses"):
         byte_level(chat_template=template).chat([{"role": "user", "content": "Hi"}])

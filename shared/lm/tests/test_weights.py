@@ -28,8 +28,7 @@ FACTS = {
 
 def llama(**facts):
     torch.manual_seed(0)
-    build = builders.qwen2 if facts.pop("biased", False) else builders.llama
-    model = build(
+    model = builders.llama(
         vocab=40, width=32, layers=2, heads=4, kv_heads=2, hidden=64, positions=64, rope_theta=500.0, norm_eps=1e-6,
         **{"tied": True} | facts,
     ).eval()  # fmt: skip
@@ -48,6 +47,12 @@ def folder(tmp_path):
     return place
 
 
+GEMMA = {
+    "model_type": "gemma3_text", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 7,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6, "sliding_window": 5, "query_pre_attn_scalar": 8, "rope_theta": 1e6,
+    "rope_local_base_freq": 2e4,
+}  # fmt: skip
 TEXT = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 
 
@@ -81,20 +86,16 @@ def test_pickles_are_refused_and_never_opened(folder, name):
         read_tensors(folder / name)
 
 
-def test_an_npz_of_objects_is_refused(tmp_path):
+def test_npz_and_safetensors_hold_the_same_and_objects_are_refused(tmp_path):
     np.savez(tmp_path / "w.npz", a=np.array([{}], dtype=object))
     with pytest.raises(Malformed, match=r"w\.npz"):
         read_tensors(tmp_path / "w.npz")
-
-
-def test_npz_and_safetensors_hold_the_same(tmp_path):
     arrays = {"a": np.arange(6.0).reshape(2, 3), "b": np.ones(4, np.float32)}
     np.savez(tmp_path / "w.npz", **arrays)
     save_file({k: torch.from_numpy(a) for k, a in arrays.items()}, tmp_path / "w.safetensors")
     for file in ("w.npz", "w.safetensors"):
-        assert {k: x.tolist() for k, x in read_tensors(tmp_path / file).items()} == {
-            k: a.tolist() for k, a in arrays.items()
-        }
+        read = {k: x.tolist() for k, x in read_tensors(tmp_path / file).items()}
+        assert read == {k: a.tolist() for k, a in arrays.items()}
 
 
 def test_broken_files_are_malformed(folder):
@@ -109,7 +110,7 @@ def test_broken_files_are_malformed(folder):
         load_decoder(folder)
 
 
-def test_missing_files_are_not_found(folder, tmp_path):
+def test_missing_files_are_not_found_and_a_shard_outside_the_folder_is_refused(folder, tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(NotFound, match=r"model\.safetensors"):
         load_decoder(folder)
@@ -117,9 +118,6 @@ def test_missing_files_are_not_found(folder, tmp_path):
         load_decoder(tmp_path)
     with pytest.raises(NotFound, match="no file"):
         unpack(tmp_path / "none.gguf", tmp_path)
-
-
-def test_a_shard_outside_the_folder_is_refused(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
     with pytest.raises(Malformed, match="outside"):
         load_decoder(folder)
@@ -144,28 +142,32 @@ def test_tensors_that_do_not_fit_are_named(folder, change, says):
 @pytest.mark.parametrize(
     ("facts", "says"),
     [
-        ({"model_type": "mamba"}, "mamba"),
-        ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"mlp_bias": True}, "mlp_bias"),
+        ({"model_type": "mamba"}, "mamba"), ({"hidden_act": "gelu"}, "hidden_act"), ({"mlp_bias": True}, "mlp_bias"),
         ({"model_type": "mistral", "sliding_window": 16}, "sliding_window"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"),
-        ({"num_key_value_heads": 3}, "evenly"),
-        ({"num_hidden_layers": 0}, "layers"),
-        ({"head_dim": 7}, "even"),
-        ({"hidden_size": None}, "TypeError"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"), ({"num_key_value_heads": 3}, "evenly"),
+        ({"num_hidden_layers": 0}, "layers"), ({"head_dim": 7}, "even"), ({"hidden_size": None}, "TypeError"),
     ],
-)
+)  # fmt: skip
 def test_what_the_decoder_has_no_form_for_is_refused(facts, says):
     with pytest.raises(BadInput, match=says):
         from_official(FACTS | facts)
 
 
-def test_a_config_without_a_fact_names_it():
+@pytest.mark.parametrize("wrong", [{"final_logit_softcapping": 30.0}, {"hidden_activation": "relu"}, {"head_dim": 7}])
+def test_variants_of_gemma_without_a_form_are_refused(wrong):
+    with pytest.raises(BadInput):
+        from_official(GEMMA | wrong)
+
+
+def test_older_files_of_gemma_say_the_pattern_by_a_number_and_the_local_base_by_a_name():
+    config = from_official(GEMMA)
+    assert (config.windows, config.local_theta, config.rope_theta) == ((5, 5, 5, 5, 5, None, 5), 2e4, 1e6)
+    assert from_official({"model_type": "gemma3", "text_config": GEMMA}) == config
+
+
+def test_a_config_names_a_missing_fact_and_old_and_new_ropes_are_read_alike():
     with pytest.raises(BadInput, match="intermediate_size"):
         from_official({k: v for k, v in FACTS.items() if k != "intermediate_size"})
-
-
-def test_old_and_new_ways_to_write_rope_are_read_alike():
     scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
     old = from_official(FACTS | {"rope_scaling": {"type": "llama3", **scaling}})
     new = from_official(FACTS | {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, **scaling}})
@@ -173,15 +175,12 @@ def test_old_and_new_ways_to_write_rope_are_read_alike():
     assert new.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 32)
 
 
-def test_bare_gpt2_files_get_their_prefix_and_lose_their_mask_buffers():
+def test_bare_gpt2_files_get_their_prefix_lose_their_buffers_and_stay_tied():
     config = DecoderConfig("gpt2", 8, 4, 1, 2, 2, 2, 8, 16, 1e-5, tied=True)
     bare = {"wte.weight": 0, "h.0.attn.bias": 0, "h.0.attn.masked_bias": 0, "h.0.attn.c_attn.bias": 0}
     whole = {"transformer.ln_f.weight": 0, "lm_head.weight": 0}
     found = to_official_keys({k: torch.zeros(1) for k in bare | whole}, config)
     assert set(found) == {"transformer.wte.weight", "transformer.h.0.attn.c_attn.bias", "transformer.ln_f.weight"}
-
-
-def test_a_tied_gpt2_stays_tied_with_and_without_the_second_name():
     model = builders.gpt2(vocab=8, width=4, layers=1, heads=2, hidden=8, positions=16)
     state = {k: x.clone() for k, x in model.state_dict().items()}
     for given in (state, {k: x for k, x in state.items() if k != "lm_head.weight"}):
@@ -200,15 +199,14 @@ def write(file, model, *, arch="llama", pre="smollm", kind="gpt2", tensors=None,
         "tokenizer_model": kind, "tokenizer_pre": pre, "token_list": TOKENS, "eos_token_id": 1,
         "token_types": [3, 3, *[1] * (len(TOKENS) - 2)], "token_merges": ["a b"],
     }  # fmt: skip
-    write_gguf(file, arch, model.config, words, tensors or gguf_tensors(model, arch), **facts)
+    write_gguf(file, arch, model.config, words, tensors or gguf_tensors(model), **facts)
 
 
-def gguf_tensors(model, arch):
-    kind = gguf.MODEL_ARCH.QWEN2 if arch == "qwen2" else gguf.MODEL_ARCH.LLAMA
-    names, found = gguf.get_tensor_name_map(kind, model.config.layers), {}
+def gguf_tensors(model):
+    names, found = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.layers), {}
     for key, tensor in model.state_dict().items():
         array = tensor.numpy()
-        if arch == "llama" and ("q_proj" in key or "k_proj" in key):
+        if "q_proj" in key or "k_proj" in key:
             array = interleaved(array, model.config.heads if "q_proj" in key else model.config.kv_heads)
         found[names.get_name(key, (".weight", ".bias"))] = array
     return found
@@ -220,10 +218,10 @@ def interleaved(rows, heads):
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows.shape))
 
 
-@pytest.mark.parametrize(("arch", "facts"), [("llama", {}), ("llama", {"tied": False}), ("qwen2", {"biased": True})])
-def test_a_gguf_file_gives_back_its_model(tmp_path, arch, facts):
-    model = llama(**facts)
-    write(tmp_path / "m.gguf", model, arch=arch)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_gguf_file_gives_back_its_model(tmp_path, tied):
+    model = llama(tied=tied)
+    write(tmp_path / "m.gguf", model)
     folder = unpack(tmp_path / "m.gguf", tmp_path / "cache")
     torch.testing.assert_close(load_decoder(folder)(TEXT), model(TEXT))
     assert unpack(tmp_path / "m.gguf", tmp_path / "cache") == folder, "the second time it is found"
@@ -235,7 +233,7 @@ def test_a_gguf_file_gives_back_its_model(tmp_path, arch, facts):
 def test_llama_3s_divisors_in_a_gguf_file_stretch_the_angles(tmp_path):
     model = llama(rope_scaling=RopeScaling("table", table=(1.0, 2.0, 4.0, 8.0)))
     table = {"rope_freqs.weight": np.array([1, 2, 4, 8], np.float32)}
-    write(tmp_path / "m.gguf", model, tensors=table | gguf_tensors(model, "llama"))
+    write(tmp_path / "m.gguf", model, tensors=table | gguf_tensors(model))
     read = load_decoder(unpack(tmp_path / "m.gguf", tmp_path))
     torch.testing.assert_close(read(TEXT), model(TEXT))
     assert not torch.allclose(read(TEXT), llama()(TEXT), atol=1e-3)

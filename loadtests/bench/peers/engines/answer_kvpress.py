@@ -21,10 +21,15 @@ from transformers.utils import logging
 PRESSES = {
     "knorm": kvpress.KnormPress,
     "snapkv": kvpress.SnapKVPress,
+    "pyramidkv": kvpress.PyramidKVPress,
     "expected_attention": kvpress.ExpectedAttentionPress,
     "streamingllm": kvpress.StreamingLLMPress,
     "tova": kvpress.TOVAPress,
     "keydiff": kvpress.KeyDiffPress,
+    "lagkv": kvpress.LagKVPress,
+    "kvzip": kvpress.KVzipPress,
+    "adakv": lambda compression_ratio: kvpress.AdaKVPress(kvpress.SnapKVPress(compression_ratio)),
+    "criticalkv": lambda compression_ratio: kvpress.CriticalKVPress(kvpress.SnapKVPress(compression_ratio)),
 }
 
 
@@ -63,10 +68,12 @@ def answer(model: AutoModelForCausalLM, sample: dict, method: str, kept: float |
     press = contextlib.nullcontext() if kept is None else PRESSES[method](compression_ratio=1 - kept)(model)
     context = torch.tensor([sample["context_ids"]])
     with press:
-        model.model(context, past_key_values=cache)
-    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+        model.model(input_ids=context, past_key_values=cache)
     like = cache.layers[0].keys
     dense = len(cache.layers) * 2 * like.shape[1] * like.shape[3] * like.element_size() * context.shape[1]
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    if kept is not None and held == dense:  # a press with budgets per head masks entries and frees nothing
+        held = int(kept * dense)
     stop = model.generation_config.eos_token_id
     stop = set(stop if isinstance(stop, list) else [stop])
     ids, position, tokens = torch.tensor([sample["question_ids"]]), context.shape[1], []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from fovea_lab.ruler.report import Cell, Leader, RulerReport
 
@@ -13,54 +14,51 @@ FEW = 40
 """Answers per row under which nothing can be ranked."""
 
 
-def write_page(
-    report: RulerReport, machine: str, picture: str = "images/ruler.png", costs: Mapping[str, float] | None = None
-) -> str:
-    """The page: ranking per budget with what each method costs, then every task.
+def write_page(reports: Sequence[RulerReport], machine: str, costs: Mapping[str, float] | None = None) -> str:
+    """The page: a section per report, ranked by budget, then every task.
 
     Args:
-        report: The evaluation.
-        machine: Where it ran.
-        picture: Plot of the means.
-        costs: Time in which a method reads a context, times dense's.
+        reports: The evaluations.
+        machine: Where they ran.
+        costs: Time in which a method reads a context of the first, times dense's.
     """
-    facts, spec = report.manifest, report.spec
+    spec = reports[0].spec
     cut = f", answers cut at {spec['max_answer']} tokens" if spec.get("max_answer") else ""
     lines = [
         "# Leaderboard: attention methods at equal bytes",
         "",
         "`make bench ARGS=ruler` writes this page. RULER-form: tasks, counts, placement and metric are RULER's; prose,",
         "words and seeds are not, so these numbers compare methods here and **never with published RULER tables**.",
-        "Question-agnostic: a method compresses the context, then the question comes. Budgets are shares of the bytes",
-        "that dense holds of the context, whole pages counted; knobs follow by rules, never from these samples.",
-        f"{facts.get('model')}, {facts.get('dtype')}, pages of {facts.get('page')} entries, {machine};",
-        f"seed {spec.get('seed')}, n samples a task: {spec.get('n')}{cut}.",
+        "Agnostic: a method compresses the context, then the question comes; aware: it compresses both. Budgets are",
+        "shares of the bytes that dense holds of what is compressed, whole pages counted; knobs follow by rules, never",
+        f"from these samples. {machine}; seed {spec.get('seed')}{cut}.",
         "Marked †: more than 5 % under the budget, because pages are whole.",
         "Prefills: time to read one context that nobody has read, times dense's (median of three rounds).",
         "Intervals: 95 % bootstrap. kvpress (0.5.4) and vLLM have the same prompts and weights; bytes (*) are entries.",
         "",
-        f"![Mean score over bytes of dense, of the six best methods]({picture})",
+        "![Mean score over bytes of dense, of the six best methods](images/ruler.png)",
     ]
-    if all(one.n < FEW for one in report.leaderboards):
-        lines += ["", f"**Fewer than {FEW} answers a row: this shows that everything runs, and ranks nothing.**"]
-    lines += _rankings(report, costs or {})
-    lines += _tasks(report)
+    for at, report in enumerate(reports):
+        lines += _rankings(report, (costs or {}) if not at else {})
     return "\n".join(lines) + "\n"
 
 
 def _rankings(report: RulerReport, costs: Mapping[str, float]) -> Iterator[str]:
     shown = [one for one in report.leaderboards if one.informative] or report.leaderboards
+    facts, spec = report.manifest, report.spec
     for protocol, length in dict.fromkeys((one.protocol, one.length) for one in shown):
         rows = [one for one in shown if (one.protocol, one.length) == (protocol, length)]
-        yield from ("", f"## {length:,} tokens, {protocol}", "")
+        yield from ("", f"## {facts.get('model')}, {length:,} tokens, {protocol}", "")
+        yield f"{facts.get('dtype')}, pages of {facts.get('page')} entries, {spec.get('n')} samples a task."
         known = report.informative.get(str(length)) or rows[0].tasks
         yield f"Over the tasks that dense can do (lower bound ≥ 0.2), of equal weight: {', '.join(known)}."
-        free = [one for one in rows if one.budget is None]
-        if free:
-            yield from ("", "### Without a budget", "", *_list_rows(free, costs))
-        for budget in sorted({one.budget for one in rows if one.budget is not None}, reverse=True):
+        if all(one.n < FEW for one in rows):
+            yield f"**Fewer than {FEW} answers a row: this shows that everything runs, and ranks nothing.**"
+        for budget in sorted({one.budget for one in rows}, key=lambda budget: -(budget or math.inf)):
             mine = [one for one in rows if one.budget == budget]
-            yield from ("", f"### {budget:g} of dense's bytes", "", *_list_rows(mine, costs))
+            title = "Without a budget" if budget is None else f"{budget:g} of dense's bytes"
+            yield from ("", f"### {title}", "", *_list_rows(mine, costs))
+    yield from _tasks(report)
 
 
 def _list_rows(rows: Iterable[Leader], costs: Mapping[str, float]) -> Iterator[str]:
@@ -84,19 +82,16 @@ def _write_row(one: Leader) -> str:
 def _tasks(report: RulerReport) -> Iterator[str]:
     measured = [cell for cell in report.cells if cell.mean is not None]
     tasks = list(dict.fromkeys(cell.task for cell in measured))
-    yield from (
-        "",
-        "## Every task",
-        "",
-        f"| method | budget | {' | '.join(tasks)} |",
-        "|---|---|" + "---|" * len(tasks),
-    )
+    if len(tasks) > 1:
+        yield from ("", "### Every task", "", f"| method | budget | {' | '.join(tasks)} |")
+        yield "|---|---|" + "---|" * len(tasks)
     by_key: dict[tuple[str, float | None], dict[str, Cell]] = {}
     for cell in measured:
         by_key.setdefault((cell.method, cell.budget), {})[cell.task] = cell
     for (name, budget), cells in sorted(by_key.items(), key=lambda x: (-(x[0][1] or 2), x[0][0])):
         scores = [f"{cells[task].mean:.2f}" if task in cells else "" for task in tasks]
-        yield f"| {name} | {'' if budget is None else f'{budget:g}'} | {' | '.join(scores)} |"
+        if len(tasks) > 1:
+            yield f"| {name} | {'' if budget is None else f'{budget:g}'} | {' | '.join(scores)} |"
     reasons = list(dict.fromkeys((c.method, c.budget, c.reason) for c in report.cells if c.reason))
     if reasons:
         yield from ("", "Budgets that a method can't meet:", "")

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import random
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, TypeVar
@@ -92,15 +92,17 @@ def run_ruler(
     known, found = read_answers(store), list(extra)
     found += [known[job.key] for job in jobs if job.key in known]
     todo = [job for job in jobs if job.key not in known]
+    left = len(todo)
     for protocol in spec.protocols:
         mine = [job for job in todo if job.protocol == protocol]
         for begin in range(0, len(mine), BLOCK):
             check()
-            progress((len(jobs) - len(todo)) / len(jobs), f"{len(todo)} answers left")
+            progress(1 - left / len(jobs), f"{left} answers left")
             block = mine[begin : begin + BLOCK]
             answered = _answer_jobs(on, block, protocol)
             append_answers(store, [job.key for job in block], answered)
-            found, todo = found + answered, [job for job in todo if job not in block]
+            found += answered
+            left -= len(block)
     return build_report(found, spec=spec.model_dump(mode="json"), manifest=_manifest(on, samples), refused=refused)
 
 
@@ -168,21 +170,18 @@ def _list_jobs(
 ) -> tuple[list[_Job], list[Cell]]:
     """Answers that are wanted, and cells that there can't be.
 
-    Dense comes first; the others in a drawn order that does not change, so that a run that was cut short has cells of
-    all kinds.
+    Sample by sample, dense first: a run that was cut short has as many samples of every method, and a context is read
+    once for all of them.
     """
     jobs, refused = list[_Job](), list[Cell]()
-    cells = [
-        (p, n, t, c) for p in spec.protocols for n, t in samples for c in list_variants(spec.methods, spec.budgets)
-    ]
-    random.Random(0).shuffle(cells)
-    cells.sort(key=lambda cell: cell[3].name != "dense")
-    for protocol, length, task, variant in cells:
+    variants = list_variants(spec.methods, spec.budgets)
+    for protocol, (length, task), variant in product(spec.protocols, samples, variants):
         try:
             jobs += [_build_job(on, spec, protocol, variant, sample) for sample in samples[length, task]]
         except InvalidOption as error:
             facts = {"task": task, "length": length, "method": variant.name, "budget": variant.budget}
             refused.append(Cell(**facts, protocol=protocol, reason=error.detail))
+    jobs.sort(key=lambda job: (job.protocol, job.sample.length, job.sample.index, job.sample.task))
     return jobs, refused
 
 
@@ -238,7 +237,7 @@ def _key(on: EvaluatedModel, spec: RulerSpec, protocol: str, variant: MethodVari
     facts = [
         on.engine.pool.page,
         on.engine.runner.weights_sha256, str(on.engine.pool.keys.dtype), protocol, variant.name, variant.budget,
-        variant.options.model_dump(mode="json"), sample.digest, spec.max_answer,
+        variant.options.model_dump(mode="json", exclude_unset=True), sample.digest, spec.max_answer,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

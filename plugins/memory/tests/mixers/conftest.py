@@ -31,13 +31,9 @@ class Golden:
         return torch.from_numpy((draw.standard_normal(shape) * scale + offset).astype(np.float32))
 
     def weights(self, listed=None):
-        """All weights that the rule makes."""
-        listed = listed or self.facts["weights"]
-        return {
-            key: self.made(key, fact["shape"], fact["scale"], fact["offset"])
-            for key, fact in listed.items()
-            if "rule" not in fact
-        }
+        listed = (listed or self.facts["weights"]).items()
+        sizes = {key: (fact["shape"], fact["scale"], fact["offset"]) for key, fact in listed if "rule" not in fact}
+        return {key: self.made(key, *size) for key, size in sizes.items()}
 
 
 @pytest.fixture

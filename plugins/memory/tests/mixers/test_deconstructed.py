@@ -1,4 +1,4 @@
-"""Seven mixers equal their goldens; maps are causal; recurrences and sessions equal the parallel forms."""
+"""Seven mixers equal their goldens; recurrences and sessions equal the parallel forms, and nobody looks ahead."""
 
 import pytest
 import torch
@@ -10,7 +10,6 @@ from shared.registry import network
 from tests.harness.hypothesis_profiles import fewer
 
 NAMES = {"random_qk": "fixed_qk", "static_qk": "static_emb_qk"}
-MAPPED = [v for v in VARIANTS if v != "mlp"]
 
 
 @pytest.fixture
@@ -36,22 +35,6 @@ def test_mixer_equals_its_golden(file, variant, dtype, tolerance):
     found = mix(variant, file["H"].to(dtype), weights(file), 3, source(file, variant))
     assert found.dtype == dtype
     assert (found - file[NAMES.get(variant, variant)]).abs().max() < tolerance
-
-
-@pytest.mark.parametrize("variant", MAPPED)
-def test_map_is_causal_and_its_rows_sum_to_one(file, variant):
-    a = attention_map(variant, file["H"], weights(file), 3, source(file, variant))
-    assert a.shape == (2, 3, 11, 11)
-    assert (a.triu(1) == 0).all()
-    assert (a.sum(-1) - 1).abs().max() < 1e-6
-    assert (a >= 0).all()
-
-
-@pytest.mark.parametrize("variant", ["random_qk", "fixed_qk"])
-def test_map_of_a_fixed_stream_ignores_the_input(file, variant):
-    maps = [attention_map(variant, h, weights(file), 3, file["X_fixed"]) for h in (file["H"], -file["H"])]
-    assert torch.equal(*maps)
-    assert torch.equal(maps[0][0], maps[0][1])
 
 
 def test_variants_without_what_they_need_say_so(file):
@@ -118,14 +101,6 @@ def test_session_in_pieces_equals_one_pass_and_nobody_looks_ahead(variant, kind)
     assert (parts - whole).abs().max() < 2e-5
     assert (whole[:, :9] - changed[:, :9]).abs().max() < 1e-6
     assert (whole[:, 9:] - changed[:, 9:]).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_has_the_same_number_of_parameters(variant):
-    sizes = {"width": 96, "heads": 4, "layers": 4, "vocab": 256}
-    count = sum(p.numel() for p in model(variant, "uniform", **sizes).parameters())
-    standard = sum(p.numel() for p in model("standard", "uniform", **sizes).parameters())
-    assert abs(count / standard - 1) < 0.02
 
 
 def test_state_is_what_the_formulas_say():

@@ -24,45 +24,35 @@ def members_equal(found, expected):
     return torch.equal(found.sort(-1).values, expected.long().sort(-1).values)
 
 
-def test_shared_causal_port_equals_the_port(file):
-    found = routing.route(*heads(file), mode="port")
-    assert (found.out - file["shared_causal_out"]).abs().max() < 2e-5
-    assert abs(float(found.loss - file["shared_causal_aux"])) < 1e-8
-    assert members_equal(found.query_members, file["shared_causal_members_0"])
-
-
-@pytest.mark.parametrize(("name", "causal"), [("sep_causal", True), ("sep_full", False)])
-def test_separate_port_equals_the_port(file, name, causal):
-    memory = (file["sep_causal_mem_key"], file["sep_causal_mem_value"]) if causal else None
-    found = routing.route(*heads(file), mode="port", shared=False, causal=causal, memory=memory)
+@pytest.mark.parametrize(
+    ("name", "shared", "causal"),
+    [("shared_causal", True, True), ("sep_causal", False, True), ("sep_full", False, False)],
+)
+def test_port_mode_equals_the_port(file, name, shared, causal):
+    memory = (file["sep_causal_mem_key"], file["sep_causal_mem_value"]) if causal and not shared else None
+    found = routing.route(*heads(file), mode="port", shared=shared, causal=causal, memory=memory)
     assert (found.out - file[f"{name}_out"]).abs().max() < 2e-5
     assert abs(float(found.loss - file[f"{name}_aux"])) < 1e-8
     assert members_equal(found.query_members, file[f"{name}_members_0"])
-    assert members_equal(found.key_members, file[f"{name}_members_1"])
+    assert shared or members_equal(found.key_members, file[f"{name}_members_1"])
 
 
-def test_padded_port_equals_the_port_where_there_are_tokens(file):
+def test_padded_port_and_paper_mode_equal_the_authors_forms(file):
     mask = file["masked_mask"]
     found = routing.route(*heads(file), mode="port", mask=mask)
     kept = mask[:, None].expand(2, 3, 24)
     assert (found.out - file["masked_out"])[kept].abs().max() < 2e-5
-
-
-def test_paper_mode_equals_the_authors_form(file):
     found = routing.route(*heads(file), mode="paper")
     assert (found.out - file["google_shared_causal_out"]).abs().max() < 2e-5
     assert torch.equal(found.query_members, file["google_members_time_sorted"].long())
 
 
-def test_centroids_follow_the_ports_rule(file):
+def test_centroids_follow_the_ports_rule_and_an_empty_cluster_keeps_its_mean(file):
     found = routing.update_centroids(file["q"], file["means"], decay=0.9)
     assert (found.distances - file["kmeans_dists"]).abs().max() < 2e-5
     assert abs(float(found.loss - file["kmeans_loss"])) < 1e-8
     assert (found.batch_means - file["kmeans_batch_means"]).abs().max() < 2e-5
     assert (found.centroids - file["kmeans_means_after_ema0.9"]).abs().max() < 2e-5
-
-
-def test_empty_cluster_keeps_its_mean(file):
     far = file["means"].clone()
     far[:, 2] = -1000 * torch.ones(8)
     x = file["q"].abs()
@@ -127,24 +117,11 @@ def test_sorted_form_for_training_equals_the_masked_one_with_its_gradients(T, wi
     q, k, v = (torch.randn(2, 2, T, 4, generator=draw, requires_grad=True) for _ in range(3))
     of = torch.randint(-1, clusters, (2, 2, T), generator=draw)
     pull = torch.randn(2, 2, T, 4, generator=draw)
-    masked, ordered = (
-        routing.attend_clusters(q, k, v, of, of, clusters, window),
-        routing.attend_sorted(q, k, v, of, window),
-    )
+    masked = routing.attend_clusters(q, k, v, of, of, clusters, window)
+    ordered = routing.attend_sorted(q, k, v, of, window)
     assert (masked - ordered).abs().max() < 1e-5
     ways = (torch.autograd.grad(out, (q, k, v), pull, retain_graph=True) for out in (masked, ordered))
     assert all((a - b).abs().max() < 1e-4 for a, b in zip(*ways, strict=True))
-
-
-def test_causal_mode_never_looks_ahead_and_cluster_numbers_mean_nothing(file):
-    q, k, v, means, w = heads(file)
-    other, changed = q.clone(), v.clone()
-    other[:, :, -1] *= -3
-    changed[:, :, -1] *= -3
-    first = routing.route(q, k, v, means, w).out
-    assert torch.equal(first[:, :, :-1], routing.route(other, k, changed, means, w).out[:, :, :-1])
-    shuffled = routing.route(q, k, v, means[:, [2, 0, 3, 1]], w).out
-    assert (first - shuffled).abs().max() < 1e-6
 
 
 def lm(file, mode):
@@ -156,15 +133,12 @@ def lm(file, mode):
     return net
 
 
-def test_logits_equal_the_port(file):
+def test_logits_and_keys_are_the_ports(file):
     net = lm(file, "port")
     with torch.no_grad():
         logits, loss = net.with_loss(file["lm_tokens"])
     assert (logits - file["lm_logits"]).abs().max() < 5e-5
     assert abs(float(loss - file["lm_aux"].sum())) < 1e-7
-
-
-def test_keys_are_the_checkpoints_and_its_buffers_may_be_there(file):
     net = lm(file, "causal")
     listed = {key for key, fact in file.facts["weights"].items() if "rule" not in fact or key.endswith("initted")}
     assert set(net.state_dict()) == listed
@@ -197,12 +171,9 @@ def test_stream_equals_the_whole_at_any_length_and_nobody_looks_ahead(file, shar
     assert session.nbytes <= before + (1 if shared else 2) * 2 * 2 * 2 * 2 * 8 * 4
 
 
-def test_the_ports_mode_has_shared_keys_only():
+def test_lengths_that_do_not_fit_and_own_keys_of_the_port_are_refused(file):
     with pytest.raises(ValueError, match="shared=True"):
         network("routing-lm", 40, 16, 2, 4, 8, 2, 8, 8, 64, mode="port", shared=False)
-
-
-def test_lengths_that_do_not_fit_are_refused(file):
     with pytest.raises(ValueError, match="multiple of 16"):
         lm(file, "port")(file["lm_tokens"][:, :20])
     with pytest.raises(ValueError, match="reads 64 tokens, not 65"):

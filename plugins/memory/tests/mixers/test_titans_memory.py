@@ -121,10 +121,8 @@ def test_any_cut_of_a_stream_equals_one_pass(cuts, which):
             y, state = net(part, state)
             parts.append(y)
     assert not whole.numel() or (torch.cat(parts, 1) - whole).abs().max() < 1e-9
-    for one, other in zip(
-        (*last.weights, *last.momentum, *last.base), (*state.weights, *state.momentum, *state.base), strict=True
-    ):
-        assert (one - other).abs().max() < 1e-9
+    both = ((*s.weights, *s.momentum, *s.base) for s in (last, state))
+    assert all((one - other).abs().max() < 1e-9 for one, other in zip(*both, strict=True))
     assert last.index == state.index == sum(cuts)
 
 

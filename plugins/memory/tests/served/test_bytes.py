@@ -1,8 +1,11 @@
-"""Byte models behind OpenAI's routes: likelihoods are real ones, and the Card says what each layer remembers."""
+"""Byte models behind OpenAI's routes, what each layer remembers, and schemathesis over sessions and documents."""
 
 import pytest
 
 from plugins.memory.tests.served.conftest import metric
+from shared.serving.build_app import build
+from shared.settings import Settings
+from tests.harness.openapi_fuzz import fuzz
 
 BYTES = ("fovea-routing-bytes", "fovea-hybrid-nonapproximate")
 TEXT = "def main() -> None:\n    print('ä')\n"
@@ -42,3 +45,13 @@ def test_a_sparse_model_tells_its_claim_and_what_it_still_owes(http, model):
     assert told["claim"]["measured"]["runs"] >= 30
     assert {finding["rule"] for finding in told["findings"]} <= {"S7", "S10"}
     assert http.get("/v1/models/fovea-titans-mac/sparsity").status_code == 404
+
+
+def change(body):
+    """Without a model of its own, or nearly every request would stop at an unknown one."""
+    return body | {"model": None} if isinstance(body, dict) and "model" in body else body
+
+
+def test_no_request_that_the_document_allows_is_a_server_error(mixers):
+    app = build("llm-longctx", servables={}, settings=Settings())
+    fuzz(app.openapi(), mixers.url, 3, "/v1/sessions", "/v1/documents", change=change)

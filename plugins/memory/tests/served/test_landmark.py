@@ -60,17 +60,6 @@ def test_stored_twice_it_is_one_document_and_a_shared_beginning_is_shared(http):
     assert metric(http, "landmark_blocks_resident") > 0
 
 
-def test_document_that_fell_off_the_shelf_is_fetched_again(http, adapter):
-    document = _store(http, f"by {TEXT}")
-    before = _complete(http, "? owl", document_id=document["id"])
-    cache = adapter(MODEL).cache
-    cache._checkpoints.clear()
-    cache.nbytes = cache.num_blocks = 0
-    after = _complete(http, "? owl", document_id=document["id"])
-    assert after["usage"]["longctx"]["cached_tokens"] == document["tokens"] // CHECKPOINT_TOKENS * CHECKPOINT_TOKENS
-    assert (after["choices"], after["longctx"]) == (before["choices"], before["longctx"])
-
-
 def test_citations_point_at_what_was_read(http):
     document = _store(http)
     told = _complete(http, "and of the ? dog", max_tokens=2, document_id=document["id"], longctx={"blocks": 3})
@@ -135,18 +124,3 @@ def test_document_of_one_model_is_no_others(http):
     asked = {"prompt": "? dog", "document_id": _store(http)["id"]}
     assert _refused(http, "completions", **asked, model="fovea-titans-mac")["param"] == "model"
     assert _refused(http, "completions", **asked, longctx={"offload": "cpu"})["param"] == "longctx.offload"
-
-
-def test_documents_are_listed_shown_and_deleted(http, adapter):
-    mine = {"x-fovea-tenant": "ann"}
-    stored = http.post("/v1/documents", json={"model": MODEL, "text": f"in {TEXT}", "name": "notes"}, headers=mine)
-    name = stored.json()["id"]
-    listed = http.get("/v1/documents", headers=mine).json()["data"]
-    assert [(d["id"], d["name"]) for d in listed] == [(name, "notes")]
-    assert http.get(f"/v1/documents/{name}", headers=mine).json()["text"] == f"in {TEXT}"
-    blocks = adapter(MODEL).cache.num_blocks
-    assert http.delete(f"/v1/documents/{name}", headers=mine).json()["deleted"] is True
-    assert adapter(MODEL).cache.num_blocks < blocks
-    assert http.get("/v1/documents", headers=mine).json()["data"] == []
-    body = {"model": MODEL, "prompt": "? dog", "document_id": name}
-    assert http.post("/v1/completions", json=body, headers=mine).status_code == 404

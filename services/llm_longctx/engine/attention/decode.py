@@ -36,16 +36,15 @@ _Gathered = tuple[Tensor, Tensor, Tensor | None]
 class StepAttention:
     """`attend` for one step. Rows are problems: sequence b's key/value head g is row b·G + g."""
 
-    def __init__(self, states: Sequence[PagedState], backend: str, inputs: LayerInputs) -> None:
-        self._states = states
+    def __init__(self, rows: StepRows, backend: str, inputs: LayerInputs) -> None:
+        self.rows, self._states = rows, rows.states
         self._inputs = inputs
         self._backend = backend
-        self.rows = StepRows(states)
-        pool = self.rows.pool
+        pool = rows.pool
         kind = pool.device.type
         self._reads_on_device = kind != "cpu" and choose("decode", backend, pool.keys.dtype, kind) == "triton"
-        self._planning = [b for b, s in enumerate(states) if s.policy.method.overrides("decode_plan")]
-        self._calibrating = [b for b, s in enumerate(states) if s.policy.heads.calibrated]
+        self._planning = [b for b, s in enumerate(rows.states) if s.policy.method.overrides("decode_plan")]
+        self._calibrating = [b for b, s in enumerate(rows.states) if s.policy.heads.calibrated]
 
     @property
     def is_plain(self) -> bool:

@@ -153,15 +153,16 @@ class Policy:
         """Whether chunk borders change nothing but rounding: in few bits, they decide what is read whole."""
         return self.method.chunk_invariant and self.cache_bits == 16
 
-    def next_chunk(self, read: int, prompt: int) -> int:
-        """Tokens of the next chunk of a prompt of which `read` tokens are read.
+    def next_chunk(self, read: int, prompt: int, limit: int = CHUNK) -> int:
+        """Tokens of the next chunk of a prompt of which `read` tokens are read; `limit`, where borders change nothing.
 
         Chunks end on multiples of 512 or with the prompt. The rest behind a cached prefix is therefore one product
         per matrix: read page by page it would take almost twice as long.
         """
         if not self.method.supports.chunked_prefill:
             return prompt - read
-        return min((read // CHUNK + 1) * CHUNK, prompt) - read
+        size = min((read // CHUNK + 1) * CHUNK, prompt) - read
+        return min(size, limit) if self.is_chunk_invariant else size
 
     def fingerprint(self, model: str, dtype: torch.dtype, backend: str) -> str:
         """Facts that a cached prefix depends on besides its tokens; methods that read prompts densely share one."""

@@ -26,12 +26,12 @@ class ChunkAttention:
     """`attend` for one chunk."""
 
     def __init__(
-        self, state: PagedState, *, last: bool, boundaries: tuple[int, ...] | None, backend: str, inputs: LayerInputs
+        self, state: PagedState, *, last: bool, boundaries: Sequence[int] | None, backend: str, inputs: LayerInputs
     ) -> None:
         self._s = state
         self._inputs = inputs
         self._last = last
-        self._boundaries = boundaries
+        self._boundaries = None if boundaries is None else tuple(boundaries)
         self._backend = backend
         policy, method = state.policy, state.policy.method
         self._is_plain = bool(policy.full.all()) and not policy.heads.calibrated

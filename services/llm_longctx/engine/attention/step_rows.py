@@ -6,6 +6,7 @@ about attention itself, methods or the decoder.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ from services.llm_longctx.kernels import DeviceRuns, EntryRuns
 from services.llm_longctx.kernels.packed_pages import CACHE_FORMATS
 from services.llm_longctx.kv_cache import PagePool, ReadRun
 from shared.lm.host_transfer import DeviceBuffer, to_device
+from shared.lm.lora import LoraAdapter
 
 
 @dataclass(slots=True, eq=False)
@@ -85,15 +87,20 @@ class StepRows:
     A state may come several times, for a token and its draft: each sees what those before it have written.
 
     Attributes:
+        states, tokens, positions, adapters: Sequences, the token that each is fed, its position, and its adapter.
+        draws: Sampling settings of each row of logits; None where nothing is drawn next to them.
         pool: Where entries lie.
         slots: Where the step's own entries go [L,R].
         own: The runs that the sequences write; its arrays may be changed layer by layer.
         more: Further runs to read, by sequence.
     """
 
-    def __init__(self, states: Sequence[PagedState]) -> None:
+    def __init__(self, states: Sequence[PagedState], tokens: Sequence[int], draws: StepDraws | None = None) -> None:
+        self.states, self.tokens, self.draws = states, tokens, draws
         self.pool: PagePool = states[0].cache.pool
-        self._states, self._is_host = states, self.pool.device.type == "cpu"
+        self._is_host = self.pool.device.type == "cpu"
+        self.adapters: list[LoraAdapter | None] = [s.adapter for s in states]
+        self.positions = _list_positions(states)
         offsets, counts = [], []
         for s in states:
             offsets.append(s.cache.begin_step(mark=self._is_host) - s.cache.own.start)
@@ -110,7 +117,7 @@ class StepRows:
     @property
     def is_marked(self) -> bool:
         """Whether positions of the new entries must be written: some sequence holds chosen ones."""
-        return any(s.cache.cut.any() for s in self._states)
+        return any(s.cache.cut.any() for s in self.states)
 
     def slots_at(self, layer: int) -> Tensor:
         """Where a layer's new entries go [R], where the pool lies."""
@@ -144,16 +151,10 @@ class StepRows:
             self._grouped = self._group(list(self.more))
         return self._grouped
 
-    def send(
-        self,
-        tokens: Sequence[int],
-        positions: Sequence[int],
-        buffer: DeviceBuffer,
-        draws: StepDraws | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def send(self, buffer: DeviceBuffer) -> tuple[Tensor, Tensor]:
         """Send everything to where the pool lies, in one copy; tokens and positions [B,1] there."""
-        B, groups = len(tokens), [self.own, *self.groups()]
-        fed = np.array([tokens, positions], np.int64)
+        B, groups, draws = len(self.tokens), [self.own, *self.groups()], self.draws
+        fed = np.array([self.tokens, self.positions], np.int64)
         words = [fed, self.slots, *(part for group in groups for part in group.words())]
         words += [] if draws is None else [draws.words()]
         sent = buffer.send(np.concatenate([part.ravel() for part in words], dtype=np.int64))
@@ -172,13 +173,13 @@ class StepRows:
         """Write positions [B] of the new entries, where some sequence holds chosen ones."""
         if self._slots_sent is None or not self.is_marked:
             return
-        (L, R), B = self.slots.shape, len(self._states)
+        (L, R), B = self.slots.shape, len(self.states)
         slots = self._slots_sent.flatten()
         self.pool.positions.index_copy_(0, slots, positions[:, None].expand(L, B, R // B).reshape(-1))
         self.pool.log_weights.index_fill_(0, slots, 0)
 
     def _rows_of(self, b: int) -> slice:
-        G = self.slots.shape[1] // len(self._states)
+        G = self.slots.shape[1] // len(self.states)
         return slice(b * G, (b + 1) * G)
 
     def _group(self, which: Sequence[int]) -> list[RowRuns]:
@@ -197,3 +198,14 @@ class StepRows:
         start = np.where(n > 0, np.concatenate([run.start for _, run in runs], 1), 0)
         is_all = len(rows) == R
         return RowRuns(None if is_all else rows, bits, start, n, self.own.weighted[:, rows])
+
+
+def _list_positions(states: Sequence[PagedState]) -> list[int]:
+    """The position of each token; those of one sequence follow each other."""
+    positions = [s.cache.length for s in states]
+    if len(set(states)) < len(states):
+        fed: Counter[PagedState] = Counter()
+        for i, s in enumerate(states):
+            positions[i] += fed[s]
+            fed[s] += 1
+    return positions

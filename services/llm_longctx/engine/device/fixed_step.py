@@ -6,7 +6,6 @@ that a step lacks are empty: they write to a spare page and read nothing. Knows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.engine.attention.step_rows import StepRows
-from services.llm_longctx.engine.device.step_draws import StepDraws
 from services.llm_longctx.kernels import (
     DeviceRuns,
     RowSettings,
@@ -49,12 +47,12 @@ class StepShape(NamedTuple):
     marked: bool
 
     @classmethod
-    def of(cls, rows: StepRows, batch: int, filled: int) -> StepShape:
-        """The shape of a step of `batch` sequences, filled up to `filled`."""
+    def of(cls, rows: StepRows, filled: int) -> StepShape:
+        """The shape of a step that is filled up to `filled` sequences."""
         (L, R), runs = rows.slots.shape, [rows.own, *rows.groups()]
         weighted = any(bool(run.weighted.any()) for run in runs)
         longest = tuple((run.bits, _next_power(int(run.n.max(initial=0)))) for run in runs)
-        return cls(filled, L, R // batch, longest, weighted, rows.is_marked)
+        return cls(filled, L, R // len(rows.tokens), longest, weighted, rows.is_marked)
 
 
 class FixedStep:
@@ -88,19 +86,19 @@ class FixedStep:
         self._slots = sent.slots
         self._runs = [run.unbind() for run in sent.runs]
 
-    def write(self, rows: StepRows, tokens: Sequence[int], positions: Sequence[int], draws: StepDraws | None) -> None:
+    def write(self, rows: StepRows) -> None:
         """Send a step's numbers to the buffer, in one copy."""
-        host, B = self._host, len(tokens)
+        host, B = self._host, len(rows.tokens)
         R = B * self.shape.heads
         self._words.fill(0)
         host.slots.fill(self._spare)
-        host.tokens[:B], host.positions[:B], host.slots[:, :R] = tokens, positions, rows.slots
+        host.tokens[:B], host.positions[:B], host.slots[:, :R] = rows.tokens, rows.positions, rows.slots
         for run, group in zip(host.runs, [rows.own, *rows.groups()], strict=True):
             at = slice(0, R) if group.rows is None else group.rows
             for field, values in zip(run, (group.start, group.n, group.weighted), strict=True):
                 field[:, at] = values
-        if draws is not None:
-            host.settings[:, :B] = draws.words()
+        if rows.draws is not None:
+            host.settings[:, :B] = rows.draws.words()
         overwrite(self._held, self._words)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:  # the seam has it

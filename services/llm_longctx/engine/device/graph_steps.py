@@ -18,7 +18,6 @@ from torch import Tensor
 
 from services.llm_longctx.engine.attention.step_rows import StepRows
 from services.llm_longctx.engine.device.fixed_step import FixedStep, StepShape
-from services.llm_longctx.engine.device.step_draws import StepDraws
 from services.llm_longctx.kernels.device.launch import counters
 from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.kv_cache import PagePool, PoolExhausted
@@ -112,29 +111,23 @@ class GraphSteps:
         """Shapes that are recorded."""
         return sum(one.replay is not None for one in self._held.values())
 
-    def step(
-        self,
-        rows: StepRows,
-        tokens: Sequence[int],
-        positions: Sequence[int],
-        draws: StepDraws | None,
-        unrecorded: Callable[[FixedStep], Outputs] | None = None,
-    ) -> Tensor | None:
+    def step(self, rows: StepRows, unrecorded: Callable[[FixedStep], Outputs] | None = None) -> Tensor | None:
         """Run a step: logits [B,V] until the next one; None where no recording can have its shape.
 
         What is `unrecorded` runs in the place of a recording: on its buffer, so that rows are as many.
         """
-        at = bisect_left(self.batches, len(tokens))
+        batch, draws = len(rows.tokens), rows.draws
+        at = bisect_left(self.batches, batch)
         if at == len(self.batches) or (spare := self._spare_entry()) is None:
             return None
-        one = self._recording(StepShape.of(rows, len(tokens), self.batches[at]), spare)
-        one.step.write(rows, tokens, positions, draws)
+        one = self._recording(StepShape.of(rows, self.batches[at]), spare)
+        one.step.write(rows)
         logits, drawn = self._outputs(one) if unrecorded is None else unrecorded(one.step)
         if draws is None:
-            return logits[: len(tokens)].clone()  # its reader may keep it
-        draws.rows.take(one.step.settings.on(logits.device)[:, : len(tokens)])
-        draws.adopt(logits[: len(tokens)], drawn)
-        return logits[: len(tokens)]
+            return logits[:batch].clone()  # its reader may keep it
+        draws.rows.take(one.step.settings.on(logits.device)[:, :batch])
+        draws.adopt(logits[:batch], drawn)
+        return logits[:batch]
 
     def _outputs(self, one: _Recording) -> Outputs:
         if one.has_run and one.can_record and one.replay is None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from services.llm_longctx.kernels import RowSettings, SamplingRows, sample
+from shared.lm.host_transfer import to_host
 
 
 class Choice(NamedTuple):
@@ -76,3 +77,16 @@ class StepDraws:
             message = "the step's tokens were not drawn yet"
             raise RuntimeError(message)
         return DrawnRow(self._logits[b], self.rows[b], Choice(self._tokens, b, 1), self._backend)
+
+
+def read_choices(choices: Sequence[Choice]) -> list[list[float]]:
+    """Read what several samplers chose, all of it at once."""
+    if not choices:
+        return []
+    parts = {id(one.words): one.words for one in choices}
+    offsets, end = {}, 0
+    for key, words in parts.items():
+        offsets[key], end = end, end + len(words)
+    read = to_host(torch.cat(list(parts.values())) if len(parts) > 1 else choices[0].words).tolist()
+    begins = [offsets[id(one.words)] + one.begin for one in choices]
+    return [read[begin : begin + one.size] for begin, one in zip(begins, choices, strict=True)]

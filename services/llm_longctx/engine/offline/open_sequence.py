@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -25,9 +26,11 @@ class OpenSequence:
         state: Its state.
     """
 
-    def __init__(self, runner: ModelRunner, state: PagedState) -> None:
-        self.runner = runner
-        self.state = state
+    def __init__(self, runner: ModelRunner, state: PagedState, among: WeakSet[OpenSequence] | None = None) -> None:
+        """Take a state; `among` are the sequences of one engine, which this one and its forks join."""
+        self.runner, self.state = runner, state
+        self._among: WeakSet[OpenSequence] = WeakSet() if among is None else among
+        self._among.add(self)
 
     @property
     def policy(self) -> Policy:
@@ -84,7 +87,7 @@ class OpenSequence:
         Raises:
             PoolExhausted: There is no room for what is copied.
         """
-        return OpenSequence(self.runner, self.runner.fork(self.state))
+        return OpenSequence(self.runner, self.state.fork(), self._among)
 
     def close(self) -> None:
         """Give back all pages; once is enough."""

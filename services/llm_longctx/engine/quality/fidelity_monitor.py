@@ -17,10 +17,14 @@ from contextvars import Context
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.engine.model_runner import ModelRunner
+from services.llm_longctx.engine.quality.background_tasks import BackgroundTasks
 from services.llm_longctx.engine.quality.circuit_breaker import FidelityCircuitBreaker
 from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_dense
 from services.llm_longctx.engine.sequence import Sequence
 from shared import telemetry
+
+MAX_COMPARISONS = 8
+"""Comparisons that may wait for a quiet moment; under steady load the monitor sees fewer answers."""
 
 MAX_VARIANTS = 256
 """Variants that are remembered; the one that was not asked for longest is forgotten first."""
@@ -56,12 +60,17 @@ class FidelityMonitor:
         """Variants that something is known of."""
         return len(self._gates)
 
+    def watch(self, runner: ModelRunner, sequence: Sequence[PagedState], tasks: BackgroundTasks) -> None:
+        """Line up a comparison for a share of the sequences that end."""
+        if len(tasks) < MAX_COMPARISONS and (comparison := self.sample(runner, sequence)) is not None:
+            tasks.add(comparison)
+
     def sample(self, runner: ModelRunner, sequence: Sequence[PagedState]) -> Generator[None, None, None] | None:
         """For a share of the sequences that end: a comparison to run when there is time; None for the others."""
         context, request = sequence.context, sequence.request
         policy = request.fallback_from or sequence.state.policy
         is_dense = policy.method.name == runner.dense.method.name and policy.cache_bits == 16
-        if is_dense or not sequence.output_ids or self._random.random() >= self._share:
+        if is_dense or sequence.taps is not None or not sequence.output_ids or self._random.random() >= self._share:
             return None
         answer, asked_at = list(sequence.output_ids), time.perf_counter()
 

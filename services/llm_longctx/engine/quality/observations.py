@@ -9,18 +9,20 @@ import time
 from typing import Any
 
 from services.llm_longctx import generation_metrics
-from services.llm_longctx.engine.sequence import Sequence, SequenceStatus
+from services.llm_longctx.engine.sequence import Sequence
 from shared import telemetry
 
 
-def observe_queue(sequence: Sequence[Any], now: float) -> None:
-    """The sequence was admitted at `now` (`time.perf_counter`)."""
+def observe_queue(sequence: Sequence[Any]) -> None:
+    """The sequence is admitted."""
+    now = time.perf_counter()
     sequence.context.run(telemetry.observe_queue_time, now - sequence.since)
+    sequence.since = now
 
 
-def observe_prefill(sequence: Sequence[Any], now: float) -> None:
-    """Its prompt was read; what is read again after a preemption is not counted again."""
-    request, run = sequence.request, sequence.context.run
+def observe_prefill(sequence: Sequence[Any]) -> None:
+    """Its prompt was read, for its siblings, too; what is read again after a preemption is not counted again."""
+    request, run, now = sequence.request, sequence.context.run, time.perf_counter()
     stats, tokens = request.stats, len(request.prompt_ids)
     if not stats.preempted:
         run(generation_metrics.count_prompt, method_of(sequence), tokens, stats.cached_tokens)
@@ -30,7 +32,9 @@ def observe_prefill(sequence: Sequence[Any], now: float) -> None:
         "fovea.method": method_of(sequence) or None,
         "fovea.density": stats.prefill_density,
     }
-    run(lambda: telemetry.observe_stage("prefill", now - sequence.since, attributes))
+    run(telemetry.observe_stage, "prefill", now - sequence.since, attributes)
+    for one in (sequence, *sequence.siblings):
+        one.since = now
 
 
 def observe_decode_step(batch: list[Sequence[Any]]) -> None:
@@ -49,7 +53,7 @@ def observe_preemption(sequence: Sequence[Any]) -> None:
     """A sequence loses what it holds; its time so far is a span, and what it decodes later another."""
     run, attributes = sequence.context.run, {"fovea.preempted": True}
     run(generation_metrics.count_preemption)
-    if sequence.status is SequenceStatus.RUNNING:
+    if sequence.output_ids:  # else it is an answer that found no room behind its prompt
         run(telemetry.record_span, "decode", time.perf_counter() - sequence.since, attributes)
 
 
@@ -65,7 +69,7 @@ def observe_decode(sequence: Sequence[Any]) -> None:
         "fovea.method": method_of(sequence) or None,
         "fovea.kv_bytes": stats.kv_bytes,
     }
-    run(lambda: telemetry.observe_stage("decode", now - sequence.since, attributes))
+    run(telemetry.observe_stage, "decode", now - sequence.since, attributes)
 
 
 def method_of(sequence: Sequence[Any]) -> str:

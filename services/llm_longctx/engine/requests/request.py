@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from torch import Tensor
 
-from fovea.errors import FoveaError
+from fovea.errors import Cancelled, FoveaError
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.requests.sampling import Grammar, Sampling, ScoredToken
 from services.llm_longctx.engine.taps import CapturedTokens, RequestTaps
@@ -35,6 +35,9 @@ class RequestHooks:
     def on_capture(self, answer: int, captured: Sequence[CapturedTokens]) -> None:
         """Receive what was captured since the last call, before the next token; only where the request asks for it."""
 
+    def on_logits(self, answer: int, logits: Tensor) -> None:
+        """Receive the logits [V] that the next token is drawn from, in the model's type and where it lies."""
+
     def on_token(self, answer: int, token: ScoredToken) -> bool:
         """Receive the next token; True ends the answer here."""
         return False
@@ -44,18 +47,6 @@ class RequestHooks:
 
     def on_finish(self, answer: int, reason: FinishReason | FoveaError, produced: int) -> None:
         """Receive the end of the answer after `produced` tokens, a stop token included. The last call."""
-
-
-class TokenRecorder(Protocol):
-    """Receives what the tokens of one answer are drawn from. Called on the scheduler's thread."""
-
-    def add_logits(self, logits: Tensor) -> None:
-        """The logits [V] that the next token is drawn from."""
-        ...
-
-    def add_token(self, token: int) -> None:
-        """The token that was drawn, a stop token included."""
-        ...
 
 
 @dataclass(slots=True)
@@ -109,9 +100,10 @@ class GenerationRequest:
         source: With what a plug-in's backend reads it; None for the paged backend.
         taps: Its edits and captures inside the model.
         adapter: Its LoRA adapter.
-        recorder: Receives logits and tokens of its one answer.
         hooks: Receives its tokens.
         stats: Its cost.
+        num_scored: With `score_prompt`: tokens before this one were scored, or need not be.
+        is_dropped: Whether nobody reads its answers any more; set from any thread.
     """
 
     prompt_ids: Sequence[int]
@@ -130,6 +122,19 @@ class GenerationRequest:
     source: Any = None
     taps: RequestTaps | None = None
     adapter: LoraAdapter | None = None
-    recorder: TokenRecorder | None = None
     hooks: RequestHooks = field(default_factory=RequestHooks)
     stats: RequestStats = field(default_factory=RequestStats)
+    num_scored: int = 0
+    is_dropped: bool = False
+
+    def check(self) -> None:
+        """Check that somebody waits for its answers.
+
+        Raises:
+            Cancelled: Nobody does.
+            DeadlineExceeded: Its time is up.
+        """
+        if self.is_dropped:
+            detail = "The request was dropped."
+            raise Cancelled(detail)  # ends as if its caller had gone away
+        self.run.check()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 from torch import Tensor
 
@@ -48,6 +48,13 @@ class ScoredToken:
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     offset: int = 0
+
+    @classmethod
+    def of(cls, token: int, words: Sequence[float]) -> Self:
+        """A token with its log-probability, those of the likeliest, and the ids of these, as `words` in this order."""
+        half = len(words) // 2
+        ids = [int(i) for i in words[1 + half :]]
+        return cls(token, words[0], tuple(zip(ids, words[1 : 1 + half], strict=True)))
 
 
 class Grammar(Protocol):

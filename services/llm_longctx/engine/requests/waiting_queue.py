@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Generic
 
 from fovea.errors import NotReady, QueueFull
-from services.llm_longctx.engine.requests.request import GenerationRequest
-from services.llm_longctx.engine.sequence import S, Sequence, SequenceStatus
+from services.llm_longctx.engine.sequence import S, Sequence
 from shared.retry_after import PlaceEstimate
 
 
@@ -27,7 +26,6 @@ class WaitingQueue(Generic[S]):
     def __init__(self, max_waiting: int) -> None:
         self.max_waiting = max_waiting
         self._sequences: deque[Sequence[S]] = deque()
-        self._aborted: set[GenerationRequest] = set()
         self._changed = threading.Condition()
         self._is_closed = False
         self._places = PlaceEstimate()
@@ -56,11 +54,6 @@ class WaitingQueue(Generic[S]):
                 raise QueueFull(detail, hint="Try again later.", retry_after=self._places.send_away())
             self._insert(sequence)
             self._changed.notify()
-
-    def abort(self, request: GenerationRequest) -> None:
-        """Note that nobody reads a request any more."""
-        with self._changed:
-            self._aborted.add(request)
 
     def wake(self) -> None:
         """Let the scheduler look for work.
@@ -111,16 +104,10 @@ class WaitingQueue(Generic[S]):
         with self._changed:
             self._insert(sequence)
 
-    def take_aborted(self) -> set[GenerationRequest]:
-        """Requests that were aborted since the last time."""
+    def discard(self, sequence: Sequence[S]) -> None:
+        """Forget a sequence that came to its end, if it waits."""
         with self._changed:
-            aborted, self._aborted = self._aborted, set()
-            return aborted
-
-    def drop_finished(self) -> None:
-        """Forget sequences that came to their end while they waited."""
-        with self._changed:
-            for sequence in [s for s in self._sequences if s.status is SequenceStatus.FINISHED]:
+            if sequence in self._sequences:
                 self._sequences.remove(sequence)
                 self._places.leave(id(sequence))
 

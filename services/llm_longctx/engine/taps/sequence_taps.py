@@ -6,13 +6,14 @@ stay in the C++ step; everything else is a `TapRecorder` per forward. Knows one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.engine.kv_manager import PagedState
 from services.llm_longctx.engine.taps.paged_reads import PagedValues, attention_rows
 from services.llm_longctx.engine.taps.request_taps import (
@@ -70,14 +71,24 @@ class SequenceTaps:
         self._num_captured = 0  # tokens up to here were read, also if a preempted sequence reads them again
         self._additions = [_to_additions(placed, model) for placed in request.edits]
 
-    def adopt(self, parent: SequenceTaps) -> None:
-        """Begin with what another answer to the same prompt has captured of it."""
-        self._pending, self._num_captured = list(parent._pending), parent._num_captured
+    def fork(self) -> SequenceTaps:
+        """The taps of another answer to the same prompt, which begin with what was captured of it."""
+        twin = SequenceTaps(self.request, self._model)
+        twin._pending, twin._num_captured = list(self._pending), self._num_captured
+        return twin
 
-    def take(self) -> list[CapturedTokens]:
-        """Captures since the last call."""
-        taken, self._pending = self._pending, []
-        return taken
+    def report(self, logits: Tensor, on_capture: Callable[[list[CapturedTokens]], object]) -> None:
+        """Report captures since the last call, and check what the edits have made of the logits [V].
+
+        Raises:
+            InvalidOption: They are of no use.
+        """
+        if taken := self._pending:
+            self._pending = []
+            on_capture(taken)
+        if self.request.edits and not bool(to_host(torch.isfinite(logits).all())):
+            detail = "Under these interventions the model's activations are not finite any more."
+            raise InvalidOption(detail, hint="Choose smaller scales and factors.", field="interventions")
 
     def is_idle(self, begin: int, end: int) -> bool:
         """Whether nothing of the tokens `begin` … `end`-1 is changed or read."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.llm_longctx.kernels.packed_pages import PAGE, CacheBits, PackedLayout, pack_pages, unpack_pages
+from services.llm_longctx.kernels.packed_pages import CacheBits, PackedLayout, pack_pages, unpack_pages
 from services.llm_longctx.kv_cache.allocator.page_store import ByteBudget, PageStore
 
 __all__ = ["CacheBits", "PackedStore"]
@@ -33,9 +33,6 @@ class PackedStore(PageStore):
         device: torch.device | str,
         wide: torch.dtype,
     ) -> None:
-        if page != PAGE:
-            message = f"pages of few bits have {PAGE} entries, not {page}"
-            raise ValueError(message)
         self.layout = PackedLayout(bits, head_dim)
         super().__init__(page, self.layout.nbytes, budget, device)
         self.pages = self.storage((self.addresses, self.layout.nbytes), torch.uint8)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fovea.errors import InvalidOption
+from services.llm_longctx.kernels.packed_pages import MOST_CHANNELS, PAGE
 from services.llm_longctx.kv_cache.allocator.packed_store import CacheBits, PackedStore
 from services.llm_longctx.kv_cache.allocator.page_store import ByteBudget, PageStore, PoolExhausted
 
@@ -49,13 +51,17 @@ class PagePool(PageStore):
         """The store of pages of so many bits, made when it is asked for first.
 
         Raises:
-            ValueError: Pages of this pool are not pages of few bits.
+            InvalidOption: Pages of this pool, or heads, are of another size than few bits need.
         """
         if bits not in self._packed:
-            like = self.keys
-            self._packed[bits] = PackedStore(
-                bits, like.shape[1], self.page, self.budget, like.device, self.log_weights.dtype
-            )
+            like, wide = self.keys, self.log_weights.dtype
+            if self.page != PAGE:
+                detail = f"A cache of {bits} bits needs pages of {PAGE} entries, and this engine's have {self.page}."
+                raise InvalidOption(detail, field="kv_cache_dtype")
+            if like.shape[1] > MOST_CHANNELS:
+                detail = f"A cache of {bits} bits is for heads of {MOST_CHANNELS} channels at most."
+                raise InvalidOption(detail, hint="Leave the cache in the model's own type.", field="kv_cache_dtype")
+            self._packed[bits] = PackedStore(bits, like.shape[1], self.page, self.budget, like.device, wide)
         return self._packed[bits]
 
     def copy(self, source: slice | Tensor, target: int, count: int) -> None:

@@ -6,7 +6,7 @@ perhaps a ring from which the oldest leaves). Knows nothing about who decides wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -128,7 +128,7 @@ class PagedCache:
     @property
     def nbytes(self) -> int:
         """Bytes of all pages held, shared ones included."""
-        return sum(len(pages) * store.page_bytes for store, pages in self.held_pages().items())
+        return count_bytes([self])
 
     @property
     def shared_store(self) -> PageStore:
@@ -454,3 +454,12 @@ class PagedCache:
                 left[layer, head] = -1
                 self.shared[i] = SharedPrefix(left, part.n)
                 self.shared_store.release(start // self.pool.page + np.arange(part.n // self.pool.page))
+
+
+def count_bytes(caches: Iterable[PagedCache]) -> int:
+    """Bytes of all pages that some caches hold; shared ones count once."""
+    held: dict[PageStore, list[np.ndarray]] = {}
+    for cache in caches:
+        for store, pages in cache.held_pages().items():
+            held.setdefault(store, []).append(pages)
+    return sum(len(np.unique(np.concatenate(pages))) * store.page_bytes for store, pages in held.items())

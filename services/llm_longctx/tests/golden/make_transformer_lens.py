@@ -45,7 +45,6 @@ def main(gguf: Path, out: Path) -> None:  # noqa: C901
     length = clean.shape[1]
 
     def score(name, write, rows=1):
-        """Logit differences of `rows` runs, in whose activation [rows,T,…] `write` replaces something."""
 
         def hook(activation, hook):
             activation = activation.clone()
@@ -56,7 +55,6 @@ def main(gguf: Path, out: Path) -> None:  # noqa: C901
         return [round(float(x), 5) for x in logits[:, right] - logits[:, wrong]]
 
     def sweep(name, values):
-        """One activation after another: row i of the batch writes at token i."""
         at = torch.arange(length)
 
         def write(activation):
@@ -65,7 +63,6 @@ def main(gguf: Path, out: Path) -> None:  # noqa: C901
         return score(name, write, length)
 
     def sweep_heads(name, values):
-        """One head after another at the last token: values [H,d]."""
         at = torch.arange(len(values))
 
         def write(activation):

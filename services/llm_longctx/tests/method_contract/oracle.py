@@ -24,11 +24,9 @@ from shared.lm.head_plan import HeadPlan
 NEW = 5
 """Tokens fed after a prompt. No prompt of the contract has this length, so that prompts and answers tell apart."""
 
-LENGTHS = (1, 2, 13, 31, 47)
-"""Prompt lengths, mostly prime: nothing fills a page, a block or a window by luck."""
+LENGTHS = (1, 2, 13, 31, 47)  # prompt lengths, mostly prime: nothing fills a page, a block or a window by luck
 
-CLOSE = 1e-6
-"""Of numbers that are computed in float64 in another order, a float32 constant among them at times."""
+CLOSE = 1e-6  # of numbers that are computed in float64 in another order, a float32 constant among them at times
 
 PLAN = {
     "schema": "head-plan/1", "roles": [[1, 0], [0, 1]], "heads": [[0, 1], [1, 2]],
@@ -57,8 +55,7 @@ def tokens(n: int, seed: int = 0) -> list[int]:
     return [rng.randrange(250) for _ in range(n)]
 
 
-MINE = tokens(40, seed=99)
-"""Tokens fed after prompts."""
+MINE = tokens(40, seed=99)  # tokens fed after prompts
 
 
 def trials(cls: type[AttentionMethod]) -> list[AttentionMethod]:
@@ -116,28 +113,17 @@ class _Tapped:
 
 @dataclass(frozen=True, eq=False)
 class Played:
-    """One sequence of N prompt tokens and T more.
-
-    Attributes:
-        logits: [N+T,V].
-        layers: q [H,N+T,d], k and v [G,N+T,d], out [H,N+T,d] of every layer.
-        held: Entries of every head after the prompt and after each token: [T+1][L][G].
-        pages: Pages held at the same times [T+1].
-        foreseen: Pages that the engine's estimate says at the same times.
-        heads: The method's decision about heads.
-        hidden: The attention input [N+T,D] of every layer.
-        replays: Replayed queries over the prompt, of every layer.
-    """
+    """One sequence of N prompt tokens and T more."""
 
     prompt: int
-    logits: Tensor
-    layers: list[tuple[Tensor, ...]]
-    held: list
-    pages: list[int]
-    foreseen: list[int]
-    heads: object
-    hidden: list[Tensor]
-    replays: list[list[dict]]
+    logits: Tensor  # [N+T,V]
+    layers: list[tuple[Tensor, ...]]  # q [H,N+T,d], k and v [G,N+T,d], out [H,N+T,d] of every layer
+    held: list  # entries of every head after the prompt and after each token: [T+1][L][G]
+    pages: list[int]  # held at the same times [T+1]
+    foreseen: list[int]  # by the engine's estimate, at the same times
+    heads: object  # the method's decision about heads
+    hidden: list[Tensor]  # the attention input [N+T,D] of every layer
+    replays: list[list[dict]]  # replayed queries over the prompt, of every layer
 
     @property
     def positions(self) -> list:
@@ -222,17 +208,11 @@ def ask(how: AttentionMethod, q: Tensor, k: Tensor, v: Tensor, **inputs) -> Refe
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """Expected N prompt rows and T decode rows of one layer, for heads that the method acts on.
+    """Expected N prompt rows and T decode rows of one layer, for heads that the method acts on."""
 
-    Attributes:
-        out: [H,N+T,d].
-        mask: [H,N+T,N+T], real entries only.
-        weight: Log-weights of pairs [H,N+T,N+T].
-    """
-
-    out: Tensor
-    mask: Tensor
-    weight: Tensor
+    out: Tensor  # [H,N+T,d]
+    mask: Tensor  # [H,N+T,N+T], real entries only
+    weight: Tensor  # log-weights of pairs [H,N+T,N+T]
 
 
 def expected(

@@ -19,8 +19,7 @@ from services.llm_longctx.tests.method_contract.oracle import (
     trials,
 )
 
-GRID = 32
-"""Tokens of a served chunk here: short prompts have several."""
+GRID = 32  # tokens of a served chunk here: short prompts have several
 
 
 def check_chunks(cls: type[AttentionMethod]) -> None:
