@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 
-@cache
+@lru_cache(maxsize=8)
 def code_digest(module: str = __name__) -> str:
     """Return the sha256 over the sources of this service, of the decoder and of the package of a plug-in's module."""
     service, total = Path(__file__).parents[1], hashlib.sha256()
