@@ -102,9 +102,9 @@ PRESSES = {
 PARTS = (
     Part(SMOLLM2, 1024, "agnostic", NEEDLES, 10, presses=PRESSES),
     Part(SMOLLM2, 1024, "aware", NEEDLES, 5),
-    Part(SMOLLM2, 4096, "agnostic", NEEDLES[:1], 5, presses=dict.fromkeys(("keydiff", "knorm", "lagkv"), 5)),
-    Part(SMOLLM2, 8192, "agnostic", NEEDLES[:1], 2),
-    Part(GEMMA, 1024, "agnostic", NEEDLES, 3, WITHOUT_PLANS),
+    Part(SMOLLM2, 4096, "agnostic", NEEDLES[:1], 3, presses=dict.fromkeys(("keydiff", "knorm", "lagkv"), 3)),
+    Part(SMOLLM2, 8192, "agnostic", NEEDLES[:1], 1),
+    Part(GEMMA, 1024, "agnostic", NEEDLES, 2, WITHOUT_PLANS),
 )
 
 
