@@ -16,7 +16,7 @@ async def map_in_order(
     """Yield `work(item)` for every item, in order; closing the iterator cancels running items.
 
     Items are read only as fast as results are taken; at most `ahead` run or wait to be taken. Each runs as a task of
-    its own, so that neighbours can share a micro-batch. What reading or working raises is raised when its turn comes.
+    its own, so that neighbours can share a micro-batch. An error of reading or working is raised when its turn comes.
     """
     slots = asyncio.Semaphore(ahead)
     started: asyncio.Queue[asyncio.Task[Result] | None] = asyncio.Queue()

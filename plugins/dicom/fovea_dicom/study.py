@@ -46,7 +46,7 @@ Masks = NDArray[np.bool_]
 
 AT_ONCE = 4
 SHARED_FACTS = {"empty", "area", "component_count", "max_probability", "mean_probability", "warnings"}
-"""What a frame's answer says as the model's does."""
+"""Fields of a frame's answer that say what the model's do."""
 STRIP_HEIGHT, STRIP_FRAMES = 160, 24
 MOST_RENDERED = 200
 DETECTOR_NOTE = (

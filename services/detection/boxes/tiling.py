@@ -40,7 +40,7 @@ class Slice:
 def make_slices(height: int, width: int, side: int, overlap: float) -> list[Slice]:
     """Squares of `side` that cover a picture, each sharing at least `overlap` of itself with the next one.
 
-    None where the picture is no larger than one of them.
+    None where one of them covers the picture.
     """
     if max(height, width) <= side:
         return []

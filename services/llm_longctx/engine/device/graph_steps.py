@@ -114,7 +114,7 @@ class GraphSteps:
     def step(self, rows: StepRows, unrecorded: Callable[[FixedStep], Outputs] | None = None) -> Tensor | None:
         """Run a step: logits [B,V] until the next one; None where no recording can have its shape.
 
-        What is `unrecorded` runs in the place of a recording: on its buffer, so that rows are as many.
+        `unrecorded` runs in the place of a recording, on its buffer, so that rows are as many.
         """
         batch, draws = len(rows.tokens), rows.draws
         at = bisect_left(self.batches, batch)
