@@ -97,14 +97,12 @@ class Part:
 
 PRESSES = {
     **dict.fromkeys(("expected_attention", "snapkv", "knorm", "streamingllm", "tova", "keydiff"), 10),
-    **dict.fromkeys(("lagkv", "pyramidkv", "criticalkv", "adakv", "kvzip"), 5),
+    "kvzip": 2,
 }
 PARTS = (
     Part(SMOLLM2, 1024, "agnostic", NEEDLES, 10, presses=PRESSES),
     Part(SMOLLM2, 1024, "aware", NEEDLES, 5),
-    Part(SMOLLM2, 4096, "agnostic", NEEDLES[:1], 3, presses=dict.fromkeys(("keydiff", "knorm", "lagkv"), 3)),
-    Part(SMOLLM2, 8192, "agnostic", NEEDLES[:1], 1),
-    Part(GEMMA, 1024, "agnostic", NEEDLES, 2, WITHOUT_PLANS),
+    Part(SMOLLM2, 4096, "agnostic", NEEDLES[:1], 3, presses=dict.fromkeys(("keydiff", "knorm"), 3)),
 )
 
 
@@ -112,7 +110,7 @@ def measure(rounds: int = 0, count: int = 0) -> Table:
     """Evaluate all parts and write page and picture; for a look, `rounds` samples of the first part, `count` tokens."""
     parts = [replace(PARTS[0], n=rounds, length=max(count, 256), presses={})] if rounds else PARTS
     with tempfile.TemporaryDirectory() as folder, _unpacked() as store:
-        models = {name: _open_model(name, Path(folder) / str(at)) for at, name in enumerate((SMOLLM2, GEMMA))}
+        models = {name: _open_model(name, Path(folder) / name) for name in dict.fromkeys(part.model for part in parts)}
         _forget_changed(models[SMOLLM2][0], parts[0].spec, store)
         for part in parts:
             run_ruler(models[part.model][0], part.spec, store=store, progress=_say)
