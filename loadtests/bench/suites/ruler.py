@@ -45,6 +45,10 @@ PEER = ROOT / "loadtests/bench/peers"
 PLANS = ROOT / "services/llm_longctx/weights/heads/smollm2-135m-instruct"
 PAGE_RESULTS = ROOT / "plugins/lab/fovea_lab/leaderboard/static/results.json"
 """Results that the console's page Leaderboard opens with."""
+SHOWN = {
+    "method", "budget", "bytes", "mean", "low", "high", "difference", "worse", "better", "n", "informative", "tasks",
+}  # fmt: skip
+"""What that page reads of a row."""
 POOL_BYTES = 6 * 2**30
 """Of keys and values, so that contexts that were read once are there for every method."""
 
@@ -202,7 +206,9 @@ def _write_pages(reports: Sequence[RulerReport], costs: Mapping[str, float]) -> 
         write_page(reports, f"{machine()['cpu']}, {machine()['cores']} cores", costs), "utf8"
     )
     about = f"{PARTS[0].model}, {PARTS[0].length:,} tokens, question-agnostic"
-    rows = ",\n".join(one.model_dump_json() for one in reports[0].leaderboards)
+    shown = [one for one in reports[0].leaderboards if one.informative]
+    most = max(one.n for one in shown)  # rows of few answers would head the page by chance
+    rows = ",\n".join(one.model_dump_json(include=SHOWN) for one in shown if 2 * one.n >= most)
     PAGE_RESULTS.write_text(f'{{"about": {json.dumps(about)}, "leaderboards": [\n{rows}\n]}}\n', "utf8")
 
 

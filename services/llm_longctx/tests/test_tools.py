@@ -9,7 +9,7 @@ import torch
 
 from fovea.api.text import ChatRequest
 from fovea.api.tools import FunctionDefinition
-from services.llm_longctx.engine import sampler
+from services.llm_longctx.engine.requests.logit_rules import LogitRules
 from services.llm_longctx.serving import chat
 from services.llm_longctx.serving.tools.call_grammar import CallGrammar
 from services.llm_longctx.serving.tools.parsers.hermes import HermesParser
@@ -105,7 +105,7 @@ def test_a_plain_answer_beside_tools_keeps_every_bit(roomy, monkeypatch):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_call_that_a_model_begins_by_itself_is_valid(roomy, codec, monkeypatch, stream):
-    opening, real = codec.encode("So:\n<tool_call>"), sampler.Sampler._adjust
+    opening, real = codec.encode("So:\n<tool_call>"), LogitRules.apply
 
     def adjust(self, logits):
         produced = int(self._produced.sum())
@@ -113,8 +113,8 @@ def test_a_call_that_a_model_begins_by_itself_is_valid(roomy, codec, monkeypatch
             return real(self, logits)
         return torch.full_like(logits, -1e4).index_fill(0, torch.tensor(opening[produced]), 0.0)
 
-    monkeypatch.setattr(sampler.Sampler, "_adjust", adjust)
-    # A penalty too small to matter: the sampler counts what it drew, which `adjust` reads.
+    monkeypatch.setattr(LogitRules, "apply", adjust)
+    # A penalty too small to matter: the rules count what was drawn, which `adjust` reads.
     options = {"tools": TOOLS, "temperature": 1.2, "seed": 1, "max_tokens": 400, "frequency_penalty": 1e-9}
     if stream:
         with roomy.chat.completions.stream(

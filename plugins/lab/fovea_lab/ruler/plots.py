@@ -47,10 +47,13 @@ def draw_means(report: RulerReport) -> bytes:
 
 
 def list_best(shown: Sequence[Leader], most: int = LINES) -> list[str]:
-    """Names of the methods with the best mean over their budgets, among those that were measured at most budgets."""
-    means = defaultdict[str, list[float]](list)
+    """Names of the methods with the best mean over their budgets, among those that were measured at most budgets.
+
+    Those with less than half of the answers of others are left out.
+    """
+    means, most_answers = defaultdict[str, list[float]](list), max((one.n for one in shown), default=0)
     for one in shown:
-        if one.budget is not None:
+        if one.budget is not None and 2 * one.n >= most_answers:
             means[one.method].append(one.mean)
     return sorted(means, key=lambda name: (-len(means[name]), -fmean(means[name])))[:most]
 
