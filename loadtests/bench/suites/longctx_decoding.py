@@ -117,7 +117,7 @@ def measure(rounds: int = 1, count: int = 4096) -> Decoding:
 
 
 def recall_kvpress(how: str) -> tuple[str, list[Row], dict[str, Any]]:
-    """What was run, rows and curves of kvpress from the last run at the same sizes: it takes an hour, ours minutes.
+    """Description, rows and curves of kvpress from the last run at the same sizes: it takes an hour, ours minutes.
 
     Delete the result after a change of kvpress's release.
     """

@@ -48,7 +48,7 @@ PAGE_RESULTS = ROOT / "plugins/lab/fovea_lab/leaderboard/static/results.json"
 SHOWN = {
     "method", "budget", "bytes", "mean", "low", "high", "difference", "worse", "better", "n", "informative", "tasks",
 }  # fmt: skip
-"""What that page reads of a row."""
+"""Fields of a row that the page reads."""
 POOL_BYTES = 6 * 2**30
 """Of keys and values, so that contexts that were read once are there for every method."""
 
