@@ -99,6 +99,30 @@ async def test_tokens_are_counted_when_they_are_known(redis_url):
     await limits.stop()
 
 
+@pytest.mark.parametrize("shared", [False, True])
+async def test_requests_that_come_together_are_counted_whole_or_not_at_all_and_uses_are_read(redis_url, shared):
+    limits = RateLimiter(Settings(auth="keys", redis_url=redis_url if shared else None))
+    caller = Caller("ann", frozenset(), "k6", KeyLimits(rate_per_minute=10, quota_per_day=12, tokens_per_day=50))
+    await limits.count_many(caller, 7)
+    with pytest.raises(QuotaSpent, match=r"^These are 4 requests; 3 of 10 requests per minute are left") as refused:
+        await limits.count_many(caller, 4)
+    assert refused.value.hint == "Send fewer at a time, or try again later."
+    assert (refused.value.counter.limit, refused.value.counter.used) == (10, 7)
+    await limits.count_many(caller, 3)
+    await limits.spend_tokens(caller, 60)
+    uses = await limits.read(caller)
+    assert [(use.unit, use.limit, use.used) for use in uses] == [
+        ("requests per minute", 10, 10), ("requests per day", 12, 10), ("tokens per day", 50, 50)
+    ]  # fmt: skip
+    assert 0 < uses[0].resets_in_s <= 60 < uses[1].resets_in_s <= 86_400
+    fast = Caller("ann", frozenset(), "k7", KeyLimits(rate_per_minute=100, quota_per_day=2))
+    with pytest.raises(QuotaSpent, match=r"^These are 3 requests; 2 of 2 requests per day are left"):
+        await limits.count_many(fast, 3)
+    assert [use.used for use in await limits.read(fast)] == [0, 0]
+    assert {window.unsent for window in limits._windows.values()} == {0}
+    await limits.stop()
+
+
 async def test_headers_say_where_a_caller_stands_and_when_to_come_back(served, ring):
     _, text = ring.add("ann", ("infer",), rate_per_minute=2)
     scene = await served(auth="keys")

@@ -231,3 +231,22 @@ def test_interventions_count_as_far_as_the_prefix_goes(cache, pool):
     request.taps.digest = lambda count: str(seen.append(count))
     cache.attach(Run(pool), request)
     assert seen == [4], "the first block is unknown, so no longer prefix is looked up"
+
+
+def test_a_prefix_belongs_to_the_adapter_under_which_it_was_read(cache, pool):
+    one, other = SimpleNamespace(digest="one"), SimpleNamespace(digest="other")
+    read(cache, pool, range(8), adapter=one)
+    assert [found(cache, pool, range(9), adapter=who) for who in (one, other, None)] == [8, 0, 0]
+
+
+@pytest.mark.parametrize("method", [{"invariant": True}, {"invariant": False}])
+def test_what_cannot_be_kept_still_uses_what_is_known(cache, pool, method):
+    block = 4 if method["invariant"] else CHUNK
+    old, new = range(4 * block), range(9 * block, 13 * block)
+    for ids in (old, new):
+        read(cache, pool, ids, block, method)
+    pool.refuses = method["invariant"]
+    read(cache, pool, old, 3 * block, method)
+    pool.refuses = False
+    cache.make_room(pool.free + 1)
+    assert [found(cache, pool, ids, method) for ids in (old, new)] == [block, 0]
