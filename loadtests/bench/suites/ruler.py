@@ -2,7 +2,7 @@
 
 vLLM's dense answers stand beside ours as a check.
 
-Weights in bfloat16. `PARTS` says which models, lengths and protocols are measured, and on how many samples.
+SmolLM2 in bfloat16. `PARTS` says which lengths and protocols are measured, and on how many samples.
 Predictions are kept beside the results, so that a run that was cut short goes on where it stopped, and a larger one
 answers only what is new. One sample is always answered again by every method, and where an answer has changed all of
 ours are. kvpress has an environment of its own, which is made once and kept, and is skipped loudly where that fails.
@@ -32,7 +32,6 @@ from fovea_lab.ruler.spec import RulerSpec
 from loadtests.bench.longctx import gguf
 from loadtests.bench.peers.environment import PeerMissing, prepare_environment
 from loadtests.bench.result import Row, Table, machine
-from loadtests.bench.suites.longctx_gemma import gemma_file
 from services.llm_longctx.engine import Engine
 from shared.lm.gguf_file import unpack
 from shared.lm.head_plan import HeadPlan
@@ -69,33 +68,30 @@ METHODS: tuple[dict[str, Any], ...] = (
     {"method": "duo", "plan": "gates", "sink": 16, "recent": 128, "label": "duo, 16 + 128"},
     {"method": "razor", "plan": "default"},
 )
-WITHOUT_PLANS = tuple(one for one in METHODS if "plan" not in one)
 BUDGETS = (0.75, 0.5, 0.25, 0.125)
 NEEDLES = ("niah_single_1", "niah_single_2", "niah_multivalue", "niah_multikey_1")
 """Tasks that small models can do at 1,024 tokens; at 4,096 they can do the first."""
 
-SMOLLM2, GEMMA = "SmolLM2-135M-Instruct", "Gemma 3 270M, dequantised"
+MODEL = "SmolLM2-135M-Instruct"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One section of the page: a model at one length under one protocol, on `n` samples a task.
+    """One section of the page: one length under one protocol, on `n` samples a task.
 
     `presses` says how many of them each press of kvpress answers.
     """
 
-    model: str
     length: int
     protocol: str
     tasks: tuple[str, ...]
     n: int
-    methods: tuple[dict[str, Any], ...] = METHODS
     presses: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def spec(self) -> RulerSpec:
         """What is evaluated."""
-        facts = {"methods": self.methods, "budgets": BUDGETS, "lengths": [self.length], "tasks": self.tasks}
+        facts = {"methods": METHODS, "budgets": BUDGETS, "lengths": [self.length], "tasks": self.tasks}
         return RulerSpec.model_validate({**facts, "n": self.n, "protocol": self.protocol, "max_answer": 32})
 
 
@@ -104,9 +100,9 @@ PRESSES = {
     "kvzip": 2,
 }
 PARTS = (
-    Part(SMOLLM2, 1024, "agnostic", NEEDLES, 10, presses=PRESSES),
-    Part(SMOLLM2, 1024, "aware", NEEDLES, 5),
-    Part(SMOLLM2, 4096, "agnostic", NEEDLES[:1], 3, presses=dict.fromkeys(("keydiff", "knorm"), 3)),
+    Part(1024, "agnostic", NEEDLES, 10, presses=PRESSES),
+    Part(1024, "aware", NEEDLES, 5),
+    Part(4096, "agnostic", NEEDLES[:1], 3, presses=dict.fromkeys(("keydiff", "knorm"), 3)),
 )
 
 
@@ -114,24 +110,23 @@ def measure(rounds: int = 0, count: int = 0) -> Table:
     """Evaluate all parts and write page and picture; for a look, `rounds` samples of the first part, `count` tokens."""
     parts = [replace(PARTS[0], n=rounds, length=max(count, 256), presses={})] if rounds else PARTS
     with tempfile.TemporaryDirectory() as folder, _unpacked() as store:
-        models = {name: _open_model(name, Path(folder) / name) for name in dict.fromkeys(part.model for part in parts)}
-        _forget_changed(models[SMOLLM2][0], parts[0].spec, store)
+        on, files = _open_model(Path(folder))
+        _forget_changed(on, parts[0].spec, store)
         for part in parts:
-            run_ruler(models[part.model][0], part.spec, store=store, progress=_say)
-        reports = [_report(part, *models[part.model], store) for part in parts]
-        costs = measure_costs(models[SMOLLM2][0], parts[0].spec)
+            run_ruler(on, part.spec, store=store, progress=_say)
+        reports = [_report(part, on, files, store) for part in parts]
+        costs = measure_costs(on, parts[0].spec)
     if not rounds:
         _write_pages(reports, costs)
     return _table(reports[0])
 
 
-def _open_model(name: str, folder: Path) -> tuple[EvaluatedModel, Path]:
-    """A model in bfloat16, and the folder of its files."""
-    folder.mkdir()
-    files = unpack(gguf() if name == SMOLLM2 else gemma_file(folder), folder, torch.bfloat16)
+def _open_model(folder: Path) -> tuple[EvaluatedModel, Path]:
+    """The model in bfloat16, and the folder of its files."""
+    files = unpack(gguf(), folder, torch.bfloat16)
     engine = Engine(load_decoder(files, torch.bfloat16, "cpu"), kv_bytes=POOL_BYTES)
-    plans = {file.stem: HeadPlan.read(file) for file in PLANS.glob("*.json")} if name == SMOLLM2 else {}
-    return EvaluatedModel(engine, Tokenizer.from_folder(files), plans, name), files
+    plans = {file.stem: HeadPlan.read(file) for file in PLANS.glob("*.json")}
+    return EvaluatedModel(engine, Tokenizer.from_folder(files), plans, MODEL), files
 
 
 def _forget_changed(on: EvaluatedModel, spec: RulerSpec, store: Path) -> None:
@@ -205,7 +200,7 @@ def _write_pages(reports: Sequence[RulerReport], costs: Mapping[str, float]) -> 
     (ROOT / "docs/leaderboard.md").write_text(
         write_page(reports, f"{machine()['cpu']}, {machine()['cores']} cores", costs), "utf8"
     )
-    about = f"{PARTS[0].model}, {PARTS[0].length:,} tokens, question-agnostic"
+    about = f"{MODEL}, {PARTS[0].length:,} tokens, question-agnostic"
     shown = [one for one in reports[0].leaderboards if one.informative]
     most = max(one.n for one in shown)  # rows of few answers would head the page by chance
     rows = ",\n".join(one.model_dump_json(include=SHOWN) for one in shown if 2 * one.n >= most)
@@ -231,7 +226,7 @@ def _table(report: RulerReport) -> Table:
         suite="ruler",
         title=f"Attention methods at equal bytes, RULER form, {report.spec['lengths'][0]:,} tokens",
         how="SmolLM2-135M-Instruct in bfloat16, question-agnostic; mean over tasks that dense can do, 95 % bootstrap; "
-        "never to be compared with published RULER tables; docs/leaderboard.md has the other lengths and models",
+        "never to be compared with published RULER tables; docs/leaderboard.md has the other lengths and protocols",
         baseline="dense",
         rows=rows,
     )
