@@ -27,7 +27,7 @@ def _lines(card: str, when: date, versions: Mapping[str, str], rows: Sequence[Ro
         yield "**No GPU ran this.** Sizes are tiny and kernels were interpreted on a processor: the page shows which"
         yield "parts run, and its times mean nothing."
         yield ""
-    yield "Written by `make gpu`. **Computed** is what `services/llm_longctx/kernels/cost_model.py` expects of our own"
+    yield "Written by `make gpu`. **Computed** is what `loadtests/gpu/cost_model.py` expects of our own"
     yield "kernels; **measured** is the median on this card."
     yield ""
     yield ", ".join(f"{name} {version}" for name, version in versions.items()) + "."

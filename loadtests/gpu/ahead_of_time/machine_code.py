@@ -112,5 +112,5 @@ def _longest_loop(assembly: str) -> int:
 
 
 def _output(*command: object) -> str:
-    run = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)  # noqa: S603
+    run = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
     return run.stdout
