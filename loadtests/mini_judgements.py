@@ -5,8 +5,6 @@ of the docs come. Signals become grades by cuts fitted on the other queries' lab
 own labels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Result of a suite that measures sparsity claims: its table, and the facts of each claim. Knows records only."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """A closed-loop HTTP load that costs next to nothing: prepared bytes over keep-alive sockets, answers counted."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 

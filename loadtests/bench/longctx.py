@@ -3,8 +3,6 @@
 Contenders take turns within a round. Knows nothing about what is compared.
 """
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence

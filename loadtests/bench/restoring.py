@@ -4,8 +4,6 @@ Prints JSON: peak memory above what the loaded model takes, tiles done, tiles in
 TILES the run is cancelled after so many, as a caller would; without, the whole picture is restored and packed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

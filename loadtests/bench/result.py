@@ -1,7 +1,5 @@
 """Result of a suite: rows of medians with their spread, each a ratio to the baseline of the same run."""
 
-from __future__ import annotations
-
 import os
 import platform
 import statistics

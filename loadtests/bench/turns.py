@@ -1,7 +1,5 @@
 """Lets functions take turns, round after round, so that the machine's mood hits all alike. Knows clocks only."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -4,8 +4,6 @@
 (`tests/deploy/ray_cluster.py`): a head, nodes of one replica each, a gateway, all on loopback addresses.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

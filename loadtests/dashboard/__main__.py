@@ -6,8 +6,6 @@ answered, not a picture of Grafana. MODEL is a served name or a folder; left out
 machine answers often enough for rates.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json

@@ -5,8 +5,6 @@ come from the machine code on record; and every launch costs a gap. Nothing here
 knows nothing about engines.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache

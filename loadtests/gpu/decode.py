@@ -1,7 +1,5 @@
 """Decode steps of a decoder with random weights on a card, recorded and not, against vLLM where it is installed."""
 
-from __future__ import annotations
-
 import functools
 import gc
 import importlib

@@ -1,7 +1,5 @@
 """Attention kernels on a card, against SDPA, FlexAttention and FlashAttention, over long contexts in bfloat16."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 from collections.abc import Callable, Iterator

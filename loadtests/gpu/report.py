@@ -1,7 +1,5 @@
 """Report of a card: a dated page with what was computed against what was measured. Knows rows; knows no device."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 

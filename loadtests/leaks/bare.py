@@ -1,7 +1,5 @@
 """A gateway and one replica of each service as plain processes: the product without Ray, Redis and jobs."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -3,8 +3,6 @@
 Replicas are started, stopped and killed as a cluster does it. Knows nothing about traffic.
 """
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

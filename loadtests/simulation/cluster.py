@@ -4,8 +4,6 @@ The cluster is that of `loadtests.chaos.cluster`: everything listens on loopback
 sleep, so that the processor, which other work may use, decides little. Also measures the Ray head's processor time.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """docs/20-scale.md and its curves, from `results.json`: what limits a fleet, what a replica costs, what to shard."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ Only the first, one caller at one replica, gives the simulation a number: what a
 others are predicted.
 """
 
-from __future__ import annotations
-
 import asyncio
 import random
 import statistics

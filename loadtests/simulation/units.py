@@ -4,8 +4,6 @@ Processor time of the process that does the work, so that other load on the mach
 that the six services announce.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import shutil

@@ -3,8 +3,6 @@
 Peers want versions that the project does not have, or are built from source for this processor; so they live apart.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

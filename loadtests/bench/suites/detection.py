@@ -3,8 +3,6 @@
 Official sizes and random weights: time does not depend on them. That the boxes are equal is checked before the clock.
 """
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 import time

@@ -3,8 +3,6 @@
 Both have one thread for the model and take turns; requests are Open Inference v2 with binary tensors.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import statistics

@@ -5,8 +5,6 @@ recorded step is whole: its rows, its one copy, a replay that does nothing, and 
 it was done: a slice of the pool for each row and layer, and a table of them in Python numbers.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterator

@@ -3,8 +3,6 @@
 Random weights: time does not depend on them. Both graphs are compared with torch before they are timed.
 """
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 import time

@@ -7,8 +7,6 @@ compared with its definition, two whole forwards per sender, on some senders of 
 The clock is the processor's, on one thread.
 """
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 import time

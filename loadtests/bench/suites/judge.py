@@ -5,8 +5,6 @@ that its examples are read once; “cold” puts a mark of its own before each p
 token is read for every pair. Both judge pairs of the mini-collection through the judge's own code.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import socket

@@ -5,8 +5,6 @@ the diagonal kept, chosen per group of query heads (one key/value head) or per q
 that neighbours on a machine weigh less; contenders in turn.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections import defaultdict

@@ -5,8 +5,6 @@ the types take turns. Quality is teacher-forced over real prose, the help topics
 RULER's form. At equal bytes SnapKV fills the same budget with as many entries as a type allows.
 """
 
-from __future__ import annotations
-
 import math
 import tempfile
 from collections import defaultdict

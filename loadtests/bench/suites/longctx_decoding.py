@@ -6,8 +6,6 @@ model of their own. Clocks are CPU seconds of one thread. At 4,096 tokens: `pyth
 longctx_decoding`; a small size ends within minutes (`--quick`).
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 import subprocess

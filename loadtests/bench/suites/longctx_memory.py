@@ -3,8 +3,6 @@
 A small model with SmolLM2's head width and a long context, random weights: bytes do not depend on what weights say.
 """
 
-from __future__ import annotations
-
 import torch
 
 from loadtests.bench.longctx import read, threads

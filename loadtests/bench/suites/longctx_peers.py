@@ -6,8 +6,6 @@ is skipped loudly. The wall clock on two threads is for a quiet machine; on a bu
 `python -m loadtests.bench.suites.longctx_peers --clock cpu` counts processor seconds of one thread.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

@@ -1,7 +1,5 @@
 """The scheduler at work: the first token behind a cached prefix, and eight requests of mixed methods at once."""
 
-from __future__ import annotations
-
 import statistics
 from collections import defaultdict
 

@@ -4,8 +4,6 @@ Dense comes twice: on the engine's own kernels, and on torch's (`cpu_torch`), wh
 kernels would do. Density is of causal blocks; agreement is the share of positions at which the next token is the same.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ The contenders take turns on the same sequences of SmolLM2 in the format that is
 scheduler calls, the sampling left out. Clocks are CPU seconds of one thread.
 """
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 import time

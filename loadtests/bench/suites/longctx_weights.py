@@ -5,8 +5,6 @@ so that quality differs by the rounding of rows to 8 bits. Clocks are CPU second
 a machine weigh least; the floor is bytes of the matrices over the bandwidth of a sum over 256 MB, measured alike.
 """
 
-from __future__ import annotations
-
 import math
 import tempfile
 from collections import defaultdict

@@ -3,8 +3,6 @@
 Random weights: time does not depend on them.
 """
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 import time

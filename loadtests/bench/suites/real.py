@@ -6,8 +6,6 @@ a folder with the data sets (`polyps`, `cells`, `pavement`, `clothing`), their h
 and the answers are scored.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket

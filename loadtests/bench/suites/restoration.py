@@ -4,8 +4,6 @@ Each large picture is restored in a process of its own. By default a run is canc
 after how many of how many: tiles of one size cost the same, so the rate holds for the rest, but nothing is added up.
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 import subprocess

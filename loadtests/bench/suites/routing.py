@@ -4,8 +4,6 @@ Each way has documents of its own. They are asked about once, then again with ot
 ways take turns at each question. Replicas are SmolLM2 with one thread each, in one process; gateways have their own.
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 import tempfile

@@ -8,8 +8,6 @@ answers only what is new. One sample is always answered again by every method, a
 ours are. kvpress has an environment of its own, which is made once and kept, and is skipped loudly where that fails.
 """
 
-from __future__ import annotations
-
 import json
 import lzma
 import subprocess

@@ -4,8 +4,6 @@ All contenders run at once and are driven in turn, round after round, so that th
 time is that of the contender's whole process tree, less what it uses while idle.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import statistics

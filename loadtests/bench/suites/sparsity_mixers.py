@@ -5,8 +5,6 @@ attention over all keys: the best dense kernel there is for it here. CPU time of
 Landmark's, by where the asked pair stands.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable

@@ -5,8 +5,6 @@ full 3×3 convolutions in the place of its mixings (in PATNet of attention too),
 CPU time of one thread; both take turns.
 """
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 import time

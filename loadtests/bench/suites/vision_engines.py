@@ -3,8 +3,6 @@
 Inputs are those that a model's own example becomes: they are overheard while it is answered once.
 """
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping

@@ -4,8 +4,6 @@ Compiles the cells and compares them with `results.json`: exit status 1 where on
 records whole operations, where all keep their budgets: `--write 'decode/*'`.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import sys
 from collections.abc import Sequence

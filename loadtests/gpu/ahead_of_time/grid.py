@@ -3,8 +3,6 @@
 Imports Triton and all kernels, which must not be interpreted: it runs in a process of its own.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import importlib
 import pathlib

@@ -3,8 +3,6 @@
 Read from the machine code by the disassemblers of Triton's wheel. Knows nothing about what kernels compute.
 """
 
-from __future__ import annotations
-
 import pathlib
 import re
 import subprocess

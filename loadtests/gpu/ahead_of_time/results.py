@@ -3,8 +3,6 @@
 Needs no Triton. Knows the file and its page; knows nothing about compilers.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import importlib.metadata

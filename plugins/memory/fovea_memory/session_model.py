@@ -3,8 +3,6 @@
 Subclasses say how the network is built and make the adapter. Knows weights and schedulers; knows no HTTP.
 """
 
-from __future__ import annotations
-
 import hashlib
 from abc import abstractmethod
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Objects are boxes in a picture (for example the answer of `/v1/detect`, or its b
 id is its place in that list. Pixels are those of the upright picture.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Annotated, Any, Literal
 

@@ -3,8 +3,6 @@
 The networks are in `boundary_matching`; how a request becomes an answer is in `servables.action_detector`.
 """
 
-from __future__ import annotations
-
 from fovea_actions.action_detector import ActionDetector
 from shared.registry import Card, Metric, Paper
 

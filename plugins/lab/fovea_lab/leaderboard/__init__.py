@@ -1,7 +1,5 @@
 """The console's page Leaderboard: attention methods at equal bytes on RULER-form tasks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from starlette.requests import Request

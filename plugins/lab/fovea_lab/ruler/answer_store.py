@@ -1,7 +1,5 @@
 """Answers of earlier runs in a JSONL file, so that a run that was stopped goes on."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """RULER-form evaluation of a model in this process: loads the model, evaluates or exports samples, and closes it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from functools import partial

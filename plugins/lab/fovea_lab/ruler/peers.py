@@ -1,7 +1,5 @@
 """Predictions of peers on our samples: read from JSONL and scored here."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

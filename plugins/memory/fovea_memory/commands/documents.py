@@ -1,7 +1,5 @@
 """Documents that a model reads once: add, list, show, delete."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Sessions of models with a memory: open, list, fork, export, import, roll back, delete."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Annotated, Any

@@ -5,8 +5,6 @@ that a head can see. The model belongs to another service: weights and network a
 layer.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`fovea-hybrid-nonapproximate`: every other layer scores by the key alone, with a state of constant size."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from fovea_memory import metrics

@@ -1,7 +1,5 @@
 """`fovea-landmark-recall`: landmark attention small enough to watch, on key-value recall."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """`fovea-routing-bytes`: causal routing attention over bytes in half of the last layer's heads; others are local."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """`fovea-titans-*`: a memory that learns while it reads, in four layouts, on key-value recall."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from fovea_memory.adapters.titans import TitansAdapter

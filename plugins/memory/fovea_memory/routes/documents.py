@@ -1,7 +1,5 @@
 """Routes under `/v1/documents`: texts that a landmark model reads once. Knows HTTP; `DocumentService` does the work."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response

@@ -1,7 +1,5 @@
 """Model lookup: the adapter of the model that a request names, if the model takes sessions or documents."""
 
-from __future__ import annotations
-
 from typing import TypeVar
 
 from fastapi import Request

@@ -1,7 +1,5 @@
 """Routes under `/v1/sessions`: memories of models between requests. Knows HTTP; `SessionService` does the work."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Request

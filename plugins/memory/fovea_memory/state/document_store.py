@@ -9,8 +9,6 @@ Blocks of documents are kept up to a size per tenant, the least recently used go
 Knows records and blocks as bytes.
 """
 
-from __future__ import annotations
-
 import asyncio
 import re
 import time

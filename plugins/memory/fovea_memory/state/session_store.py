@@ -10,8 +10,6 @@ A state is written only on top of the version that it was made from; a second wr
 its own sessions. Knows bytes and versions; knows no model.
 """
 
-from __future__ import annotations
-
 import re
 import secrets
 import time

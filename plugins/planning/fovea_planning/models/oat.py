@@ -3,8 +3,6 @@
 The network is in `object_attention`; how a request becomes an answer is in `servables.scanpath_predictor`.
 """
 
-from __future__ import annotations
-
 from fovea_planning.servables.scanpath_predictor import ScanpathPredictor
 from shared.registry import Card, Metric, Paper
 

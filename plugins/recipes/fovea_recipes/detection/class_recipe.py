@@ -4,8 +4,6 @@ Knows pictures and labels; a recipe adds its network. The teacher is EfficientNe
 fine-tuned on the same folder first, and a small network then learns what it says about every augmented picture.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast

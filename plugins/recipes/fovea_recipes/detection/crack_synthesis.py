@@ -4,8 +4,6 @@ Each kind is a pure function from (rng, side) to a `SurfaceDamage`: what it cove
 Knows nothing about the road around it. The codes are those of road surveys.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Recipes of PATNet and FasterNet on a folder of classes: same data, steps, teacher and seed for both."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fovea_recipes.detection.class_recipe import StudentRecipe

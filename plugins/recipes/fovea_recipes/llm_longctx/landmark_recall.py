@@ -4,8 +4,6 @@ Trained on 24 to 64 tokens; read up to 2,048 through the two best blocks of eigh
 without landmarks is trained, the twin that shows what they are worth.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path

@@ -6,8 +6,6 @@ A model that reads all of it can answer; one that has lost the pair guesses one 
 from a seed. Knows tokens; knows no model.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -7,8 +7,6 @@ A memory starts as one that keeps what followed each token (see `_init_shifted`)
 networks stay for thousands of steps where all they do is name one of the four values.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path

@@ -3,8 +3,6 @@
 Knows arrays of frames; knows nothing about where they come from.
 """
 
-from __future__ import annotations
-
 from typing import cast
 
 import numpy as np

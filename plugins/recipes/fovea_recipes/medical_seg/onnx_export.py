@@ -4,8 +4,6 @@ Knows the axes of the graph; a service fixes height and width of the one that it
 its comparison are `shared.export.onnx_export`.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import cast
 

@@ -4,8 +4,6 @@ Knows section 5 of the spec: how the published weights were trained. Needs a GPU
 (the papers use 900 pictures of Kvasir-SEG and 550 of CVC-ClinicDB); Fovea ships neither its data nor its results.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

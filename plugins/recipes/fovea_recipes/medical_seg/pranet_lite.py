@@ -3,8 +3,6 @@
 Knows folders of pictures and masks; the committed weights were made from Kvasir-SEG by it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast

@@ -5,8 +5,6 @@ Knows which kinds there are and how patches are stored; ground and damage are dr
 many.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

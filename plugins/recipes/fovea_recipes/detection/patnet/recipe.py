@@ -3,8 +3,6 @@
 Knows how such weights are made, measured and compared; its numbers say nothing about photographs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Knows how such weights are made and measured; its numbers say nothing about real
 these, and went on with photographs by `yolo9tr_roads`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, cast

@@ -6,8 +6,6 @@ dense"). Nothing is trained again, so quality stays open. Knows networks by thei
 `shared.sparsity`'s.
 """
 
-from __future__ import annotations
-
 import platform
 import statistics
 import time

@@ -3,8 +3,6 @@
 Knows files and pixels; knows no model. Files that it names are left out or clipped; nothing is changed on disk.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

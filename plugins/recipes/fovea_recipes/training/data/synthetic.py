@@ -3,8 +3,6 @@
 Knows files; knows nothing about what is drawn.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
