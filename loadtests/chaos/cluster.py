@@ -34,11 +34,8 @@ def serve_config(low: int, high: int, **args: Any) -> dict[str, Any]:
     """The chart's Serve config for a light app."""
     placement = {"service": SERVICE, "app": APP, "min_replicas": low, "max_replicas": high, "max_per_node": 1, **args}
     application = {
-        "name": SERVICE,
-        "route_prefix": None,
-        "import_path": "shared.serving.ray:application",
-        "args": placement,
-    }
+        "name": SERVICE, "route_prefix": None, "import_path": "shared.serving.ray:application", "args": placement,
+    }  # fmt: skip
     return {"proxy_location": "Disabled", "applications": [application]}
 
 

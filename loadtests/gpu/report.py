@@ -6,11 +6,8 @@ from datetime import date
 from loadtests.gpu.timing import Row
 
 _TITLES = {
-    "suites": "Suites",
-    "kernels": "Attention kernels",
-    "decode": "Decode steps",
-    "vision": "Vision",
-}
+    "suites": "Suites", "kernels": "Attention kernels", "decode": "Decode steps", "vision": "Vision",
+}  # fmt: skip
 
 
 def render(card: str, when: date, versions: Mapping[str, str], rows: Sequence[Row], *, is_dry: bool = False) -> str:

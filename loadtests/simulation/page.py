@@ -226,13 +226,6 @@ def _write_grid(grid: Sequence[Mapping[str, Any]]) -> str:
         for point in grid
     ]
     head = [
-        "replicas",
-        "gateways",
-        "requests / s",
-        "median, s",
-        "Redis",
-        "a gateway",
-        "backlog, s",
-        "MB / s from Redis",
-    ]
+        "replicas", "gateways", "requests / s", "median, s", "Redis", "a gateway", "backlog, s", "MB / s from Redis",
+    ]  # fmt: skip
     return _table(head, rows)

@@ -79,11 +79,9 @@ def _ask(client: httpx2.Client, url: str, document: str, question: str) -> tuple
     """Milliseconds to the first token, and the share of the prompt's tokens that were cached."""
     body = {
         "model": "smollm2-135m-instruct",
-        "messages": [{"role": "system", "content": document}, {"role": "user", "content": question}],
-        "max_tokens": 2,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
+        "messages": [{"role": "system", "content": document}, {"role": "user", "content": question}], "max_tokens": 2,
+        "stream": True, "stream_options": {"include_usage": True},
+    }  # fmt: skip
     began, first_ms, usage = time.perf_counter(), 0.0, {}
     with client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
         answer.raise_for_status()

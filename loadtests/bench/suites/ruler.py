@@ -50,22 +50,13 @@ POOL_BYTES = 6 * 2**30
 """Of keys and values, so that contexts that were read once are there for every method."""
 
 METHODS: tuple[dict[str, Any], ...] = (
-    {"method": "expected_attention"},
-    {"method": "snapkv"},
-    {"method": "pyramidkv"},
-    {"method": "adakv"},
-    {"method": "criticalkv"},
-    {"method": "kvzip"},
-    {"method": "keydiff"},
-    {"method": "knorm"},
-    {"method": "tova"},
-    {"method": "lagkv"},
-    {"method": "streamingllm"},
-    {"method": "triattention", "plan": "centres", "recent": 32},
+    {"method": "expected_attention"}, {"method": "snapkv"}, {"method": "pyramidkv"}, {"method": "adakv"},
+    {"method": "criticalkv"}, {"method": "kvzip"}, {"method": "keydiff"}, {"method": "knorm"}, {"method": "tova"},
+    {"method": "lagkv"}, {"method": "streamingllm"}, {"method": "triattention", "plan": "centres", "recent": 32},
     {"method": "duo", "plan": "gates", "sink": 16, "recent": 47, "label": "duo, 16 + 47"},
     {"method": "duo", "plan": "gates", "sink": 16, "recent": 128, "label": "duo, 16 + 128"},
     {"method": "razor", "plan": "default"},
-)
+)  # fmt: skip
 BUDGETS = (0.75, 0.5, 0.25, 0.125)
 NEEDLES = ("niah_single_1", "niah_single_2", "niah_multivalue", "niah_multikey_1")
 """Tasks that small models can do at 1,024 tokens; at 4,096 they can do the first."""

@@ -15,17 +15,9 @@ from typing import Any
 from services.llm_longctx.kernels.device.cards import CARDS
 
 OPERATIONS = (
-    "decode",
-    "packed_pages",
-    "block_sparse_prefill",
-    "window_prefill",
-    "last_query_scores",
-    "quantized_linear",
-    "fp8_linear",
-    "decoder_ops",
-    "merge_lse",
-    "sampling",
-)
+    "decode", "packed_pages", "block_sparse_prefill", "window_prefill", "last_query_scores", "quantized_linear",
+    "fp8_linear", "decoder_ops", "merge_lse", "sampling",
+)  # fmt: skip
 """Folders whose `triton.py` offers variants."""
 
 RESULTS = pathlib.Path(__file__).parent / "results.json"

@@ -9,15 +9,11 @@ from shared.registry import Card, Metric, Paper
 _DATA = "400 synthetic videos that nothing else has seen, 8 classes; proposals times a noisy recogniser's scores"
 
 _NOTES = (
-    (
-        "The weights that come with Fovea were trained on synthetic features of 64 channels over 32 cells. They show "
-        "that the machinery works; they find nothing in features of a real backbone. Train or import weights for that."
-    ),
-    (
-        "No video backbone is served: send the features of your own. Any number of steps is resampled to the cells of "
-        "the network; a proposal never reaches the very end of the video, as in the published inference."
-    ),
-)
+    ( "The weights that come with Fovea were trained on synthetic features of 64 channels over 32 cells. They show "
+    "that the machinery works; they find nothing in features of a real backbone. Train or import weights for that." ),
+    ( "No video backbone is served: send the features of your own. Any number of steps is resampled to the cells of "
+    "the network; a proposal never reaches the very end of the video, as in the published inference." ),
+)  # fmt: skip
 
 
 def _measured(average_map: float, map_50: float, ar_100: float, spread: str) -> tuple[Metric, ...]:

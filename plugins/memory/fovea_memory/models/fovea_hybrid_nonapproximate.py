@@ -12,14 +12,8 @@ from shared.registry import Card, Limits, Metric, Paper
 from shared.registry.weights import NetworkSpec
 
 _SIZES: dict[str, Any] = {
-    "vocab": 256,
-    "width": 96,
-    "layers": 4,
-    "heads": 4,
-    "context": 256,
-    "mixer": "nonapproximate",
-    "layout": "hybrid",
-}
+    "vocab": 256, "width": 96, "layers": 4, "heads": 4, "context": 256, "mixer": "nonapproximate", "layout": "hybrid",
+}  # fmt: skip
 
 _ITEM = 4
 """Bytes of a number: it runs in float32."""

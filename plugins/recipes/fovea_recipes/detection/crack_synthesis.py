@@ -91,12 +91,8 @@ def patch(rng: np.random.Generator, side: int) -> SurfaceDamage:
 
 
 DAMAGE: Mapping[str, Callable[[np.random.Generator, int], SurfaceDamage]] = {
-    "D00": longitudinal,
-    "D10": transverse,
-    "D20": alligator,
-    "D40": pothole,
-    "patch": patch,
-}
+    "D00": longitudinal, "D10": transverse, "D20": alligator, "D40": pothole, "patch": patch,
+}  # fmt: skip
 """Class name → what draws it, in order of the class ids."""
 
 

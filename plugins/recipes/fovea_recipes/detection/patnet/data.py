@@ -21,13 +21,9 @@ SIDE = 96
 """Pixels of a patch."""
 
 KINDS: Mapping[str, Callable[[np.random.Generator, int], SurfaceDamage] | None] = {
-    "longitudinal": longitudinal,
-    "transverse": transverse,
-    "alligator": alligator,
-    "pothole": pothole,
-    "patch": patch,
+    "longitudinal": longitudinal, "transverse": transverse, "alligator": alligator, "pothole": pothole, "patch": patch,
     "none": None,
-}
+}  # fmt: skip
 """Class name → what draws it, in order of the class ids."""
 
 NAMES = tuple(KINDS)
