@@ -56,12 +56,7 @@ def _run(restorer: RRFormerRestorer, picture: bytes, limit: int | None = None) -
     with contextlib.suppress(Cancelled):
         restorer.predict([request], run)
     cost = planned.estimate
-    return {
-        "done": run.done,
-        "tiles": cost.tiles,
-        "seconds": run.ended - begun,
-        "estimated_mib": cost.memory_mib,
-    }
+    return {"done": run.done, "tiles": cost.tiles, "seconds": run.ended - begun, "estimated_mib": cost.memory_mib}
 
 
 def _photograph(width: int, height: int) -> bytes:

@@ -36,11 +36,7 @@ class Table:
 
     def as_dict(self) -> dict[str, Any]:
         """The table as plain data, with the machine and the time."""
-        return {
-            **asdict(self),
-            "machine": machine(),
-            "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+        return {**asdict(self), "machine": machine(), "measured": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def row(name: str, unit: str, rounds: Sequence[float], baseline: float, note: str = "") -> Row:

@@ -170,10 +170,7 @@ def measure_head(cluster: RayCluster) -> list[dict[str, float]]:
 
 def measure() -> dict[str, Any]:
     """Everything, on one cluster."""
-    with (
-        tempfile.TemporaryDirectory() as name,
-        RedisServer(Settings(data_dir=Path(name), redis_url=None)) as server,
-    ):
+    with tempfile.TemporaryDirectory() as name, RedisServer(Settings(data_dir=Path(name), redis_url=None)) as server:
         ring, metrics_port = KeyRing(Path(name) / "keys.json"), free_port()
         keys = {tenant: ring.add(tenant, ("infer",), rate_per_minute=1_000_000)[1] for tenant in ("alice", "bob")}
         secret = secrets.token_hex(16)
@@ -185,9 +182,7 @@ def measure() -> dict[str, Any]:
             cluster.submit(serve_config(1, 1))
             cluster.wait_replicas(SERVICE, 1, 240)
             url = cluster.start_gateway(
-                FOVEA_AUTH="keys",
-                FOVEA_KEYS_FILE=str(Path(name) / "keys.json"),
-                FOVEA_METRICS_PORT=str(metrics_port),
+                FOVEA_AUTH="keys", FOVEA_KEYS_FILE=str(Path(name) / "keys.json"), FOVEA_METRICS_PORT=str(metrics_port)
             )
             wait_until(lambda: httpx2.get(f"{url}/readyz").status_code == 200, 60, "the gateway is ready")
             slots = cluster.list_replicas(SERVICE)[0].slots

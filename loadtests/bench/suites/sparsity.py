@@ -219,7 +219,4 @@ def _rows(name: str, facts: Mapping[str, Any], taken: _Taken) -> list[Row]:
     base = statistics.median(taken["dense"])
     lost, score = 1 - facts["theoretical_flops_ratio"], facts["retrieval"]["score"]
     note = f"reads {1 - lost:.2f} of dense attention; needle {score:.2f}, dense {facts['retrieval']['dense_score']:.2f}"
-    return [
-        row(f"dense beside {name}", "ms", taken["dense"], base),
-        row(name, "ms", taken[name], base, note),
-    ]
+    return [row(f"dense beside {name}", "ms", taken["dense"], base), row(name, "ms", taken[name], base, note)]

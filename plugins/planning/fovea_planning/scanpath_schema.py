@@ -27,10 +27,7 @@ def parse_objects(value: Any) -> Any:
         raise ValueError(message) from error
 
 
-Objects = Annotated[
-    DetectOut | Annotated[tuple[Box, ...], Field(max_length=3000)],
-    BeforeValidator(parse_objects),
-]
+Objects = Annotated[DetectOut | Annotated[tuple[Box, ...], Field(max_length=3000)], BeforeValidator(parse_objects)]
 """An answer of `/v1/detect`, or boxes x1, y1, x2, y2."""
 
 

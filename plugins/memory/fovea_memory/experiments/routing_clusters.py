@@ -90,11 +90,8 @@ class RoutingClusters(Experiment[RoutingClustersSpec]):
         task="probe",
         licence="Apache-2.0",
         summary="Lists the clusters of each routing head with their tokens: a token sees the last ones of its own.",
-        paper=Paper(
-            title="Efficient Content-Based Sparse Attention with Routing Transformers",
-            venue="TACL",
-            year=2021,
-            url="https://arxiv.org/abs/2003.05997",
+        paper=Paper.on_arxiv(
+            "Efficient Content-Based Sparse Attention with Routing Transformers", 2021, "2003.05997", venue="TACL"
         ),
         notes=("Causal mode, as served: clusters are chosen by content, before positions.", NO_GRAPH),
         example={"lm": "fovea-routing-bytes", "seed": 0, "text": "def add(a, b):\n    return a + b\n"},
