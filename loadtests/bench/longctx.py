@@ -69,17 +69,6 @@ def smollm2(dtype: torch.dtype) -> Iterator[Smol]:
         yield Smol(unpack(gguf(), Path(cache), dtype), dtype)
 
 
-@contextmanager
-def threads(count: int = 2) -> Iterator[None]:
-    """So many threads of torch meanwhile."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def seconds(work: Callable[[], object]) -> float:
     """Wall clock of one call."""
     begun = time.perf_counter()

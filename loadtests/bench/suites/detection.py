@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fovea.errors import Fault
 from loadtests.bench.result import Row, Table, row
-from loadtests.bench.turns import milliseconds
+from loadtests.bench.turns import milliseconds, threads
 from services.detection.boxes.geometry import decode
 from services.detection.models.yolo9tr import Yolo9trBoxDetector
 from shared.engines.onnx import OnnxEngine
@@ -32,13 +32,8 @@ SIDE, CLASSES = 640, 7
 
 def measure(rounds: int = 5, count: int = 1) -> Table:
     """Alternate the forms; medians over rounds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            found = milliseconds(_contenders(Path(folder)), rounds, min(count, 2), time.process_time)
-    finally:
-        torch.set_num_threads(threads)
+    with threads(1), tempfile.TemporaryDirectory() as folder:
+        found = milliseconds(_contenders(Path(folder)), rounds, min(count, 2), time.process_time)
     middle = {name: statistics.median(values) for name, values in found.items()}
     rows: list[Row] = [row(name, "CPU ms / picture", values, middle[BASELINE]) for name, values in found.items()]
     return Table(

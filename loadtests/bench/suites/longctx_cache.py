@@ -19,8 +19,9 @@ from torch import Tensor
 from fovea_lab.ruler.run import EvaluatedModel, run_ruler
 from fovea_lab.ruler.spec import RulerSpec
 from fovea_lab.text_corpus import load_library_prose
-from loadtests.bench.longctx import cpu_seconds, gguf, read, threads
+from loadtests.bench.longctx import cpu_seconds, gguf, read
 from loadtests.bench.result import Row, Table, row
+from loadtests.bench.turns import threads
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.offline.open_sequence import OpenSequence

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from loadtests.bench.longctx import SHORT, Smol, cpu_seconds, read, smollm2, threads
+from loadtests.bench.longctx import SHORT, Smol, cpu_seconds, read, smollm2
 from loadtests.bench.result import Table, row
+from loadtests.bench.turns import threads
 from services.llm_longctx.engine import Engine
 
 STEPS = 16

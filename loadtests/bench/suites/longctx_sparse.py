@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from loadtests.bench.longctx import CHUNK, SHORT, Smol, cpu_seconds, read, smollm2, threads
+from loadtests.bench.longctx import CHUNK, SHORT, Smol, cpu_seconds, read, smollm2
 from loadtests.bench.result import Table, row
+from loadtests.bench.turns import threads
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.methods import AttentionMethod, method
 

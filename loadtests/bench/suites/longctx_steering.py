@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from loadtests.bench.longctx import gguf, threads
+from loadtests.bench.longctx import gguf
 from loadtests.bench.result import Table, row
-from loadtests.bench.turns import milliseconds
+from loadtests.bench.turns import milliseconds, threads
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.taps import (
     ActivationCapture,

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loadtests.bench.longctx import cpu_seconds, gguf, threads
+from loadtests.bench.longctx import cpu_seconds, gguf
 from loadtests.bench.result import Row, Table, row
+from loadtests.bench.turns import threads
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.offline.open_sequence import OpenSequence
 from services.llm_longctx.serving.weight_format import ModelWeights, load_weights

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from loadtests.bench.result import Row, Table, row
-from loadtests.bench.turns import milliseconds
+from loadtests.bench.turns import milliseconds, threads
 from shared.engines.onnx import OnnxEngine
 from shared.export.onnx_export import export_onnx
 from shared.registry import network
@@ -34,13 +34,8 @@ SHAPE = (1, 3, 224, 224)
 
 def measure(rounds: int = 5, count: int = 3) -> Table:
     """Alternate all networks in both engines; medians over rounds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            found = milliseconds(_contenders(Path(folder)), rounds, min(count, 10), time.process_time)
-    finally:
-        torch.set_num_threads(threads)
+    with threads(1), tempfile.TemporaryDirectory() as folder:
+        found = milliseconds(_contenders(Path(folder)), rounds, min(count, 10), time.process_time)
     base = statistics.median(found[BASELINE])
     rows: list[Row] = [row(name, "CPU ms / picture", values, base) for name, values in found.items()]
     return Table(

@@ -14,10 +14,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from loadtests.bench.result import Row, Table, row
-from loadtests.bench.turns import milliseconds
+from loadtests.bench.turns import milliseconds, threads
 from services.vision_restoration.models.rrformer import RRFormerRestorer
 from services.vision_restoration.tiled_inference import CONTEXT
 from services.vision_restoration.weights_loading import build_artifacts, load_weights
@@ -32,13 +31,8 @@ ALLOWED_MIB = 2048
 
 def measure(rounds: int = 3, count: int = 1) -> Table:
     """Engines take turns; then each size once, cut short after a few tiles."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            timed = milliseconds(_engines(Path(folder)), min(rounds, 3 * count), 1)
-    finally:
-        torch.set_num_threads(threads)
+    with threads(1), tempfile.TemporaryDirectory() as folder:
+        timed = milliseconds(_engines(Path(folder)), min(rounds, 3 * count), 1)
     rows = [
         row(
             f"{variant}, {engine}",

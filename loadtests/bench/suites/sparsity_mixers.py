@@ -21,7 +21,7 @@ from fovea_recipes.llm_longctx.recall import RecallBatch, draw
 from fovea_recipes.training.text_corpus import corpus
 from loadtests.bench.claiming import Claims, timing
 from loadtests.bench.result import Row, row
-from loadtests.bench.turns import milliseconds
+from loadtests.bench.turns import milliseconds, threads
 from shared.registry import network
 from shared.registry.discovery import shipped_weights
 from shared.registry.weights import Manifest, read_weights
@@ -36,13 +36,8 @@ _Layer = tuple[Callable[[Tensor], Any], Callable[[Tensor], Tensor], Callable[[Te
 
 def measure(rounds: int = RUNS, count: int = TOKENS) -> Claims:
     """Claims' facts; `rounds` steps each, Landmark's behind `count` tokens."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            made = [_landmark(rounds, count), _routing(rounds)]
-    finally:
-        torch.set_num_threads(threads)
+    with threads(1), torch.inference_mode():
+        made = [_landmark(rounds, count), _routing(rounds)]
     return Claims(
         suite="sparsity_mixers",
         title="What the claims of Landmark and Routing rest on",
