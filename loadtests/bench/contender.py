@@ -9,19 +9,38 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import httpx2
 import psutil
 
 from loadtests.bench.client import request_bytes
+from tests.harness.waiting import free_port
 
 
-def free_port() -> int:
-    """A loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def running(words: Sequence[str], env: Mapping[str, str], log: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python process of these words, ended afterwards; `log` is where its output goes, if not to ours."""
+    process = subprocess.Popen([sys.executable, *words], env=env, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def is_ready(url: str) -> bool:
+    """Whether a service or a gateway says that it is."""
+    try:
+        return httpx2.get(f"{url}/readyz", timeout=5).status_code == httpx2.codes.OK
+    except httpx2.HTTPError:
+        return False
 
 
 @dataclass

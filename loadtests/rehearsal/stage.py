@@ -16,10 +16,10 @@ import httpx2
 import psutil
 
 from fovea.api.replica import HEARTBEAT_TTL_S
-from loadtests.bench.contender import free_port
 from services.gateway.policy.auth import KeyRing
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings, environment
+from tests.harness.waiting import free_port
 
 LONGEST_START_S = 600.0
 TENANTS = ("hospital", "newsroom")

@@ -54,7 +54,7 @@ def _contenders(folder: Path) -> dict[str, Callable[[], Any]]:
     for title, (name, config) in NETWORKS.items():
         net = network(name, **config).eval()
         made[f"{title}, ONNX Runtime"] = graph(net, x, folder / f"{title}.onnx")
-        made[f"{title}, torch"] = _eager(net, x)
+        made[f"{title}, torch"] = eager(net, x)
     return made
 
 
@@ -65,7 +65,9 @@ def graph(net: nn.Module, x: Tensor, path: Path) -> Callable[[], Any]:
     return lambda: engine.run(feeds)
 
 
-def _eager(net: nn.Module, x: Tensor) -> Callable[[], Any]:
+def eager(net: nn.Module, x: Tensor) -> Callable[[], Any]:
+    """A call of the network on x in torch, without gradients."""
+
     def call() -> Any:
         with torch.inference_mode():
             return net(x)

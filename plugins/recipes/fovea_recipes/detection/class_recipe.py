@@ -181,6 +181,9 @@ class StudentRecipe(ClassRecipe, dtype="int8"):
     _teacher: EfficientNetLite0 | None = PrivateAttr(None)
     _taught: dict[str, float] = PrivateAttr(default_factory=dict)
 
+    def config(self) -> dict[str, Any]:
+        return {"size": "t0", **super().config()}
+
     def pretrain(self, cache: Path, on_step: OnStep | None) -> None:
         recipe = self.teacher or EfficientNetLite0Recipe(
             data=self.data,
@@ -222,3 +225,11 @@ class StudentRecipe(ClassRecipe, dtype="int8"):
         return super().facts() | {
             "departures": "distilled from an EfficientNet-Lite0 (ImageNet) that was fine-tuned on the same pictures"
         }
+
+
+class PATNetRecipe(StudentRecipe, name="patnet", weights="patnet", serves="patnet"):
+    """PATNet-T0, 2.2 million parameters, on a folder of your own."""
+
+
+class FasterNetRecipe(StudentRecipe, name="fasternet", weights="fasternet", serves="fasternet"):
+    """FasterNet-T0, 2.6 million parameters, on a folder of your own."""

@@ -17,6 +17,9 @@ MARK = FILLERS + KEYS + VALUES
 LANDMARK = MARK + 1
 VOCAB = LANDMARK + 1
 
+VALID_SEED, TEST_SEED = 10**9, 2 * 10**9
+"""Seeds that no training step has."""
+
 PAIRS = 4
 QUESTION_TOKENS = 3 * PAIRS
 """Tokens of the questions and their answers."""

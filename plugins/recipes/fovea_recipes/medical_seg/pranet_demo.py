@@ -12,9 +12,14 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from fovea_recipes.medical_seg.evaluation import mean_dice_at_half, normalise_frames, predict_maps, score_frames
+from fovea_recipes.medical_seg.evaluation import (
+    export_graph,
+    mean_dice_at_half,
+    normalise_frames,
+    predict_maps,
+    score_frames,
+)
 from fovea_recipes.medical_seg.losses import deep_supervision, dual_supervision
-from fovea_recipes.medical_seg.onnx_export import export_graph
 from fovea_recipes.medical_seg.polyps import PolypFrames, frames
 from fovea_recipes.training.data.synthetic import Split
 from fovea_recipes.training.recipe import Batch, MultiScale, Recipe, Schedule

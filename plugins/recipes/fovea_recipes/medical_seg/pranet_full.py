@@ -14,9 +14,14 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from fovea.errors import NotFound
-from fovea_recipes.medical_seg.evaluation import mean_dice_at_half, normalise_frames, predict_maps, score_frames
+from fovea_recipes.medical_seg.evaluation import (
+    export_graph,
+    mean_dice_at_half,
+    normalise_frames,
+    predict_maps,
+    score_frames,
+)
 from fovea_recipes.medical_seg.losses import Form, deep_supervision, dual_supervision
-from fovea_recipes.medical_seg.onnx_export import export_graph
 from fovea_recipes.training.data.mask_folders import MaskSet, find_masks
 from fovea_recipes.training.recipe import Batch, MultiScale, Recipe, Schedule
 from shared.export.onnx_export import Parity

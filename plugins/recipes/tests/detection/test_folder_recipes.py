@@ -10,11 +10,10 @@ import torch
 from PIL import Image
 
 from fovea.errors import Conflict, InvalidOption
-from fovea_recipes.detection.class_recipe import ClassRecipe, EfficientNetLite0Recipe
+from fovea_recipes.detection.class_recipe import ClassRecipe, EfficientNetLite0Recipe, FasterNetRecipe, PATNetRecipe
 from fovea_recipes.detection.hieraedgenet.data import KINDS
 from fovea_recipes.detection.hieraedgenet.recipe import HieraEdgeNetDemo, rotate_slides
 from fovea_recipes.detection.hieraedgenet_cells import HieraEdgeNetCells
-from fovea_recipes.detection.partial_networks import FasterNetRecipe, PATNetRecipe
 from fovea_recipes.detection.yolo9tr.data import NAMES
 from fovea_recipes.detection.yolo9tr.recipe import Yolo9trDemo
 from fovea_recipes.detection.yolo9tr_roads import Yolo9trRoads
