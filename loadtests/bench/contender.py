@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import httpx2
 import psutil
 
 from loadtests.bench.client import request_bytes
@@ -33,14 +32,6 @@ def running(words: Sequence[str], env: Mapping[str, str], log: int | None = None
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def is_ready(url: str) -> bool:
-    """Whether a service or a gateway says that it is."""
-    try:
-        return httpx2.get(f"{url}/readyz", timeout=5).status_code == httpx2.codes.OK
-    except httpx2.HTTPError:
-        return False
 
 
 @dataclass

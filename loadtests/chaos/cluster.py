@@ -23,7 +23,7 @@ import httpx2
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings
 from tests.deploy.ray_cluster import LOOPBACK, RayCluster
-from tests.harness.waiting import wait_until
+from tests.harness.waiting import is_ready, wait_until
 
 NODES = ("127.0.0.2", "127.0.0.3", "127.0.0.5")
 SERVICE = "toy"
@@ -194,9 +194,7 @@ def main(names: tuple[str, ...] = tuple(SCENARIOS)) -> int:
                 cluster.add_node(node)
             place(cluster, 2)
             url = cluster.start_gateway()
-            wait_until(
-                lambda: httpx2.get(f"{url}/readyz").status_code == 200, 30, f"the gateway on {LOOPBACK} is ready"
-            )
+            wait_until(lambda: is_ready(url), 30, f"the gateway on {LOOPBACK} is ready")
             for name in names:
                 figures = run(cluster, url, name)
                 print(json.dumps(figures), flush=True)

@@ -22,12 +22,11 @@ from typing import Any
 
 import httpx2
 
-from loadtests.bench.contender import is_ready
 from loadtests.dashboard.chart import Panel, draw_panels
 from services.llm_longctx.tests.conftest import write_folder
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings, environment
-from tests.harness.waiting import free_port, wait_until
+from tests.harness.waiting import free_port, is_ready, wait_until
 
 ROOT = pathlib.Path(__file__).parents[2]
 DASHBOARD = ROOT / "deploy/helm/fovea/dashboards/fovea.json"
@@ -92,7 +91,7 @@ def start_platform(folder: pathlib.Path, redis_url: str, model: str) -> Iterator
         subprocess.Popen([*scraper, f"--web.listen-address=127.0.0.1:{prometheus}"], stderr=subprocess.DEVNULL)
     )
     try:
-        wait_until(lambda: is_ready(f"http://127.0.0.1:{http}"), 500, "the gateway is ready")
+        wait_until(lambda: is_ready(f"http://127.0.0.1:{http}"), 500, "the gateway is ready", pause_s=0.5)
         yield f"http://127.0.0.1:{http}", f"http://127.0.0.1:{prometheus}"
     finally:
         for process in started:

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from loadtests.bench.contender import is_ready, running
-from tests.harness.waiting import free_port, wait_until
+from loadtests.bench.contender import running
+from tests.harness.waiting import free_port, is_ready, wait_until
 
 START_S = 600.0
 
@@ -27,5 +27,5 @@ def bare_product(folder: Path, services: Sequence[str]) -> Iterator[str]:
             stack.enter_context(running(words, env, log))
         stack.enter_context(running(["-m", "services.gateway"], {**env, **gateway}, log))
         url = f"http://127.0.0.1:{front}"
-        wait_until(lambda: is_ready(url), START_S, "the gateway is ready")
+        wait_until(lambda: is_ready(url), START_S, "the gateway is ready", pause_s=0.5)
         yield url

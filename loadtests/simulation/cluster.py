@@ -27,7 +27,7 @@ from shared.jobs.redis_server import RedisServer
 from shared.serving.up import orphan_cleanup
 from shared.settings import Settings
 from tests.deploy.ray_cluster import HEAD, RayCluster
-from tests.harness.waiting import free_port, wait_until
+from tests.harness.waiting import free_port, is_ready, wait_until
 
 NODES = ("127.0.0.2", "127.0.0.3", "127.0.0.5", "127.0.0.6")
 SLEEP_S = 0.5
@@ -184,7 +184,7 @@ def measure() -> dict[str, Any]:
             url = cluster.start_gateway(
                 FOVEA_AUTH="keys", FOVEA_KEYS_FILE=str(Path(name) / "keys.json"), FOVEA_METRICS_PORT=str(metrics_port)
             )
-            wait_until(lambda: httpx2.get(f"{url}/readyz").status_code == 200, 60, "the gateway is ready")
+            wait_until(lambda: is_ready(url), 60, "the gateway is ready")
             slots = cluster.list_replicas(SERVICE)[0].slots
             runs = {}
             for title, scenario in SCENARIOS.items():

@@ -23,7 +23,7 @@ from fovea_recipes.training.data.box_sets import find_boxes
 from fovea_recipes.training.data.class_folders import find_classes
 from fovea_recipes.training.data.mask_folders import find_masks
 from fovea_recipes.training.data.splits import held_out
-from loadtests.bench.contender import is_ready, running
+from loadtests.bench.contender import running
 from loadtests.bench.real_scores import Ask, ask, score_boxes, score_classes, score_masks
 from loadtests.bench.result import Row, Table, row
 from services.detection.models.hieraedgenet_cells import HieraEdgeNetCellsBoxDetector
@@ -33,7 +33,7 @@ from services.medical_seg.models.pranet import PraNetSegmenter
 from services.vision_restoration.models.rrformer import RRFormerRestorer
 from shared.registry.weights import Manifest, read_manifest
 from shared.vision.servable import VisionServable
-from tests.harness.waiting import free_port, wait_until
+from tests.harness.waiting import free_port, is_ready, wait_until
 
 MODELS: tuple[tuple[str, str, type[VisionServable], tuple[str, ...]], ...] = (
     ("polyps", "medical-seg", PraNetSegmenter, ("dice_at_half", "median_dice_at_half", "clean_crops")),
@@ -164,5 +164,5 @@ def _running(service: str, model: str) -> Iterator[str]:
         words = ["-m", "loadtests.bench.servers.real_service", str(port), service, model]
         with running(words, {**os.environ, **ours}):
             base = f"http://127.0.0.1:{port}"
-            wait_until(lambda: is_ready(base), 240, f"{service} is ready")
+            wait_until(lambda: is_ready(base), 240, f"{service} is ready", pause_s=0.5)
             yield base

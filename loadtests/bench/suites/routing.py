@@ -20,6 +20,7 @@ from loadtests.bench.result import Table, row
 from shared.jobs.redis_server import RedisServer
 from shared.lm.niah_prompts import build_haystack
 from shared.settings import Settings
+from tests.harness.waiting import wait_until
 
 SERVERS = "loadtests.bench.servers"
 ALONE, AFFINITY, LEAST = "one replica", "four, affinity", "four, least loaded"
@@ -122,15 +123,8 @@ def _gateways() -> Iterator[dict[str, str]]:
 
 
 def _wait_ready(url: str, replicas: int) -> None:
-    """Wait until so many replicas are ready.
+    def count() -> int:
+        found: int = httpx2.get(f"{url}/readyz").json().get("services", {}).get("llm-longctx", {}).get("ready", 0)
+        return found
 
-    Raises:
-        TimeoutError: They are not in time.
-    """
-    for _ in range(int(2 * LONGEST_START_S)):
-        found = httpx2.get(f"{url}/readyz").json()
-        if found.get("services", {}).get("llm-longctx", {}).get("ready") == replicas:
-            return
-        time.sleep(0.5)
-    message = f"{replicas} replicas are not ready behind {url}"
-    raise TimeoutError(message)
+    wait_until(lambda: count() == replicas, LONGEST_START_S, f"readiness of {replicas} replicas", pause_s=0.5)
