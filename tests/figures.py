@@ -49,7 +49,6 @@ class UnknownFigure(ValueError):
 
 
 def pages() -> list[pathlib.Path]:
-    """Pages that are written by hand."""
     texts = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("plugins/*/README.md")]
     generated = {file for name in GENERATED for file in ROOT.glob(f"docs/{name}.md")}
     return sorted({*texts} - generated)
@@ -122,13 +121,11 @@ def _pick(among: Mapping[str, Any], name: str) -> Any:
 
 @cache
 def manifests() -> Mapping[str, Manifest]:
-    """Manifests of the weights that ship."""
     return {name: read_manifest(file) for name, file in shipped_weights().items()}
 
 
 @cache
 def published_claims() -> Mapping[str, Any]:
-    """Sparsity claims as they are served."""
     return {name: claim.model_dump() for name, claim in claims().items()}
 
 

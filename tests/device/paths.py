@@ -36,7 +36,6 @@ def is_recorded(how: AttentionMethod) -> bool:
 
 
 def render_page() -> str:
-    """Return the page of the documentation."""
     return "\n".join(_lines()) + "\n"
 
 

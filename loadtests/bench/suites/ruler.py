@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from fovea_lab.ruler import peers, plots
+from fovea_lab.ruler import plots
+from fovea_lab.ruler.answer_store import read_predictions
 from fovea_lab.ruler.leaderboard import write_page
 from fovea_lab.ruler.report import Prediction, RulerReport
 from fovea_lab.ruler.run import EvaluatedModel, export_samples, measure_costs, run_ruler
@@ -149,7 +150,7 @@ def _ask_peers(part: Part, on: EvaluatedModel, files: Path, store: Path) -> list
             _answer(name, [str(files), str(samples), "--out", str(outs[name]), *more])
     wanted = {row["digest"] for row in export_samples(on, part.spec)}
     decode = partial(on.tokenizer.decode, special=False)
-    found = [one for out in outs.values() if out.is_file() for one in peers.read_predictions(out, decode)]
+    found = [one for out in outs.values() if out.is_file() for one in read_predictions(out, decode)]
     return [one for one in found if one.digest in wanted]
 
 

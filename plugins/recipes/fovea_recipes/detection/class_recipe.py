@@ -115,7 +115,6 @@ class ClassRecipe(FolderRecipe):
         return predict_in_batches(network, np.stack(patches), normalise_patches, batch)
 
     def _patch(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """A picture as it is served."""
         return resize_patch(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), self.side, 1.0)
 
     def embedder(self, network: nn.Module) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None:

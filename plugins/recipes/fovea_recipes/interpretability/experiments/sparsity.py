@@ -180,7 +180,6 @@ def _time_both(dense: nn.Module, thin: nn.Module, inputs: Tensor, runs: int) -> 
 
 
 def _first_tensor(output: Any) -> Tensor:
-    """The first tensor of what a network gives."""
     while not isinstance(output, Tensor):
         output = next(iter(output.values() if isinstance(output, dict) else output))
     return output
