@@ -119,3 +119,27 @@ class Contender:
                     member.kill()
         for helper in self.helpers:
             helper.stop()
+
+
+@contextmanager
+def started(fleet: Sequence[Contender]) -> Iterator[None]:
+    """Contenders that run side by side and listen, and are stopped afterwards."""
+    try:
+        for contender in fleet:
+            contender.start()
+        for contender in fleet:
+            contender.wait()
+        yield
+    finally:
+        for contender in fleet:
+            contender.stop()
+
+
+def quiet_environment(folder: str) -> dict[str, str]:
+    """Environment of our servers: data in `folder`, and nothing that holds requests back or writes about them."""
+    return {
+        "FOVEA_DATA_DIR": folder,
+        "FOVEA_LOG_LEVEL": "WARNING",
+        "FOVEA_RATE_LIMIT_RPM": "100000000",
+        "FOVEA_MAX_BATCH_DELAY_MS": "0",
+    }

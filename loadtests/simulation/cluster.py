@@ -82,17 +82,22 @@ class Callers:
                 self.answers.append((tenant, sent, time.monotonic() - sent, answer.status_code, together))
 
 
+def describe_times(times: Sequence[float], seconds: float) -> dict[str, float]:
+    """Figures of the requests of so many seconds by the time that each took."""
+    return {
+        "per_second": round(len(times) / seconds, 3),
+        "mean_s": round(statistics.fmean(times), 4),
+        "p90_s": round(statistics.quantiles(times, n=10)[-1], 4),
+        "longest_s": round(max(times), 3),
+    }
+
+
 def summarise(answers: Sequence[tuple[str, float, float, int, int]], begin: float, end: float) -> dict[str, Any]:
     """Figures of the requests that were answered between two times, by tenant and together."""
     found: dict[str, Any] = {}
     for tenant in sorted({one[0] for one in answers}):
         times = [one[2] for one in answers if one[0] == tenant and begin <= one[1] + one[2] < end and one[3] == 200]
-        found[tenant] = {
-            "per_second": round(len(times) / (end - begin), 3),
-            "mean_s": round(statistics.fmean(times), 4),
-            "p90_s": round(statistics.quantiles(times, n=10)[-1], 4),
-            "longest_s": round(max(times), 3),
-        }
+        found[tenant] = describe_times(times, end - begin)
     batches = [one[4] for one in answers if begin <= one[1] + one[2] < end and one[3] == 200]
     return {
         "tenants": found,

@@ -19,12 +19,10 @@ from fovea_memory.mixers.rope import rotate_pairs
 from fovea_recipes.llm_longctx.landmark_recall import STREAM_CHUNK, with_landmarks
 from fovea_recipes.llm_longctx.recall import RecallBatch, draw
 from fovea_recipes.training.text_corpus import corpus
-from loadtests.bench.claiming import Claims, timing
+from loadtests.bench.claiming import Claims, open_shipped, timing
 from loadtests.bench.result import Row, row
 from loadtests.bench.turns import milliseconds, threads
-from shared.registry import network
-from shared.registry.discovery import shipped_weights
-from shared.registry.weights import Manifest, read_weights
+from shared.registry.weights import Manifest
 
 RUNS, TOKENS, BLOCKS = 40, 8192, 2
 RECALLED, ROWS = 1024, 48
@@ -50,7 +48,7 @@ def measure(rounds: int = RUNS, count: int = TOKENS) -> Claims:
 
 
 def _landmark(rounds: int, count: int) -> tuple[str, dict[str, Any], list[Row]]:
-    net, manifest = _shipped("fovea-landmark-recall")
+    net, manifest = open_shipped("fovea-landmark-recall")
     session, ids = net.session(1, blocks=BLOCKS), draw(np.random.default_rng(1), 1, count).ids
     for part in torch.split(ids[:, :count], STREAM_CHUNK, 1):
         session.feed(part)
@@ -81,7 +79,7 @@ def _landmark(rounds: int, count: int) -> tuple[str, dict[str, Any], list[Row]]:
 
 
 def _routing(rounds: int) -> tuple[str, dict[str, Any], list[Row]]:
-    net, manifest = _shipped("fovea-routing-bytes")
+    net, manifest = open_shipped("fovea-routing-bytes")
     ids = corpus("test").windows(1, net.context)
     read = net.context - rounds - 1
     session = net.session(1)
@@ -206,13 +204,6 @@ def _quality(manifest: Manifest, metric: str, plain: str | None) -> dict[str, An
     dense = statistics.fmean(twin[plain] for twin in twins) if plain is not None and twins else None
     value = statistics.fmean(found[metric] for found in seeds)
     return {"metric": metric, "value": value, "dense_same_parameters": dense, "seeds": len(seeds)}
-
-
-def _shipped(name: str) -> tuple[Any, Manifest]:
-    found = read_weights(shipped_weights()[name])
-    net = network(found.manifest.network.name, **found.manifest.network.config)
-    net.load_state_dict({key: torch.from_numpy(array) for key, array in found.arrays.items()})
-    return net.eval(), found.manifest
 
 
 def _rows(name: str, taken: dict[str, list[float]], note: str) -> list[Row]:
