@@ -20,7 +20,9 @@ from tests.harness.waiting import free_port
 
 
 @contextmanager
-def running(words: Sequence[str], env: Mapping[str, str], log: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def run_python(
+    words: Sequence[str], env: Mapping[str, str], log: int | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """A Python process of these words, ended afterwards; `log` is where its output goes, if not to ours."""
     process = subprocess.Popen([sys.executable, *words], env=env, stdout=log, stderr=log)
     try:
@@ -122,7 +124,7 @@ class Contender:
 
 
 @contextmanager
-def started(fleet: Sequence[Contender]) -> Iterator[None]:
+def run_fleet(fleet: Sequence[Contender]) -> Iterator[None]:
     """Contenders that run side by side and listen, and are stopped afterwards."""
     try:
         for contender in fleet:
@@ -135,7 +137,7 @@ def started(fleet: Sequence[Contender]) -> Iterator[None]:
             contender.stop()
 
 
-def quiet_environment(folder: str) -> dict[str, str]:
+def make_quiet_environment(folder: str) -> dict[str, str]:
     """Environment of our servers: data in `folder`, and nothing that holds requests back or writes about them."""
     return {
         "FOVEA_DATA_DIR": folder,

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from loadtests.bench.contender import running
+from loadtests.bench.contender import run_python
 from tests.harness.waiting import free_port, is_ready, wait_until
 
 START_S = 600.0
@@ -24,8 +24,8 @@ def bare_product(folder: Path, services: Sequence[str]) -> Iterator[str]:
         log = stack.enter_context((folder / "log.txt").open("ab")).fileno()
         for service, port in ports.items():
             words = ["-m", "shared.serving", service, "--http-port", str(port), "--grpc-port", str(free_port())]
-            stack.enter_context(running(words, env, log))
-        stack.enter_context(running(["-m", "services.gateway"], {**env, **gateway}, log))
+            stack.enter_context(run_python(words, env, log))
+        stack.enter_context(run_python(["-m", "services.gateway"], {**env, **gateway}, log))
         url = f"http://127.0.0.1:{front}"
         wait_until(lambda: is_ready(url), START_S, "the gateway is ready", pause_s=0.5)
         yield url

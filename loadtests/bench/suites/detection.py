@@ -15,7 +15,7 @@ import torch
 
 from fovea.errors import Fault
 from loadtests.bench.result import Row, Table, row
-from loadtests.bench.suites.partial_networks import eager
+from loadtests.bench.suites.partial_networks import make_eager_call
 from loadtests.bench.turns import milliseconds, threads
 from services.detection.boxes.geometry import decode
 from services.detection.models.yolo9tr import Yolo9trBoxDetector
@@ -57,4 +57,4 @@ def _contenders(folder: Path) -> dict[str, Callable[[], Any]]:
         raise Fault(f"The served form differs from the network by {apart:.1e} pixels.")
     export_onnx(served, folder / "served.onnx", {"images": x}, ["predictions"], call=served.predictions)  # type: ignore[arg-type]  # as above
     engine, feeds = OnnxEngine(folder / "served.onnx", threads=1), {"images": np.ascontiguousarray(x.numpy())}
-    return {BASELINE: eager(whole, x), SERVED: eager(served, x), GRAPH: lambda: engine.run(feeds)}
+    return {BASELINE: make_eager_call(whole, x), SERVED: make_eager_call(served, x), GRAPH: lambda: engine.run(feeds)}

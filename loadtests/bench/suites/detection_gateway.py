@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from loadtests.bench.client import drive, infer_request
-from loadtests.bench.contender import Contender, quiet_environment, started
+from loadtests.bench.contender import Contender, make_quiet_environment, run_fleet
 from loadtests.bench.result import Row, Table, row
 from services.detection.models.yolo9tr import Yolo9trBoxDetector
 from services.detection.servables.box_detector import TENSOR_NAMES
@@ -29,7 +29,7 @@ def measure(rounds: int = 7, count: int = 40) -> Table:
     folder = Path(tempfile.mkdtemp(prefix="fovea-bench-"))
     engine = Yolo9trBoxDetector.load(LoadContext(engine="onnx", cache=folder / "cache", threads=1)).engine
     fleet = {size: _gateway(folder, size) for size in (1, 8)}
-    with started([*fleet.values()]):
+    with run_fleet([*fleet.values()]):
         for contender in fleet.values():
             _warm(contender)
         speed = _rounds(engine, fleet, rounds, count)
@@ -39,7 +39,7 @@ def measure(rounds: int = 7, count: int = 40) -> Table:
 def _gateway(folder: Path, size: int) -> Contender:
     """A gateway with a service of its own behind it, asked with batches of `size`."""
     body, headers = infer_request(TENSOR_NAMES[0], _pictures(size))
-    env = {**quiet_environment(str(folder / f"batch{size}")), "FOVEA_INTRA_OP_THREADS": "1"}
+    env = {**make_quiet_environment(str(folder / f"batch{size}")), "FOVEA_INTRA_OP_THREADS": "1"}
     ask = "/v2/models/yolo9tr/infer"
     behind = Contender(f"detection service {size}", f"{SERVERS}.detection_service", ask, body, headers, env=env)
     upstream = {"FOVEA_STATIC_UPSTREAMS": f"detection=http://127.0.0.1:{behind.port}"}

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import httpx2
 
-from loadtests.bench.contender import running
+from loadtests.bench.contender import run_python
 from loadtests.bench.result import Table, row
 from services.relevance_judge.chat_client import ChatClient
 from services.relevance_judge.judge import build_messages
@@ -39,7 +39,7 @@ def measure(rounds: int = 4, count: int = 12) -> Table:
         port = free_port()
         env = {**os.environ, "FOVEA_DATA_DIR": folder, "FOVEA_LOG_LEVEL": "WARNING"}
         words = ["-m", "shared.serving", "llm-longctx", "--http-port", str(port)]
-        with running(words, env) as server, contextlib.closing(ChatClient(f"http://127.0.0.1:{port}")) as endpoint:
+        with run_python(words, env) as server, contextlib.closing(ChatClient(f"http://127.0.0.1:{port}")) as endpoint:
             _ready(port, server)
             prompt, prefix = _tokens(endpoint, next(pairs))
             speed: dict[str, list[float]] = {COLD: [], WARM: []}

@@ -54,7 +54,7 @@ def _contenders(folder: Path) -> dict[str, Callable[[], Any]]:
     for title, (name, config) in NETWORKS.items():
         net = network(name, **config).eval()
         made[f"{title}, ONNX Runtime"] = graph(net, x, folder / f"{title}.onnx")
-        made[f"{title}, torch"] = eager(net, x)
+        made[f"{title}, torch"] = make_eager_call(net, x)
     return made
 
 
@@ -65,7 +65,7 @@ def graph(net: nn.Module, x: Tensor, path: Path) -> Callable[[], Any]:
     return lambda: engine.run(feeds)
 
 
-def eager(net: nn.Module, x: Tensor) -> Callable[[], Any]:
+def make_eager_call(net: nn.Module, x: Tensor) -> Callable[[], Any]:
     """A call of the network on x in torch, without gradients."""
 
     def call() -> Any:

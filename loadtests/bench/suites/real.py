@@ -23,7 +23,7 @@ from fovea_recipes.training.data.box_sets import find_boxes
 from fovea_recipes.training.data.class_folders import find_classes
 from fovea_recipes.training.data.mask_folders import find_masks
 from fovea_recipes.training.data.splits import held_out
-from loadtests.bench.contender import running
+from loadtests.bench.contender import run_python
 from loadtests.bench.real_scores import Ask, ask, score_boxes, score_classes, score_masks
 from loadtests.bench.result import Row, Table, row
 from services.detection.models.hieraedgenet_cells import HieraEdgeNetCellsBoxDetector
@@ -162,7 +162,7 @@ def _running(service: str, model: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         ours = {"FOVEA_DATA_DIR": folder, "FOVEA_LOG_LEVEL": "WARNING", "FOVEA_INTRA_OP_THREADS": "1"}
         words = ["-m", "loadtests.bench.servers.real_service", str(port), service, model]
-        with running(words, {**os.environ, **ours}):
+        with run_python(words, {**os.environ, **ours}):
             base = f"http://127.0.0.1:{port}"
             wait_until(lambda: is_ready(base), 240, f"{service} is ready", pause_s=0.5)
             yield base

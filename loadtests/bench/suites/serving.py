@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 
 from loadtests.bench.client import drive, infer_request
-from loadtests.bench.contender import Contender, quiet_environment, started
+from loadtests.bench.contender import Contender, make_quiet_environment, run_fleet
 from loadtests.bench.model import INPUT, picture, session
 from loadtests.bench.result import Row, Table, row
 
@@ -26,7 +26,7 @@ def contenders() -> list[Contender]:
     """The seven ways; ours speak Open Inference v2 with binary tensors, LitServe JSON, the others raw bytes."""
     raw = picture().tobytes()
     body, headers = infer_request(INPUT, picture())
-    env = quiet_environment(tempfile.mkdtemp(prefix="fovea-bench-"))
+    env = make_quiet_environment(tempfile.mkdtemp(prefix="fovea-bench-"))
     oip = {"path": "/v2/models/tiny/infer", "body": body, "headers": headers}
     service = Contender("Fovea service", f"{SERVERS}.fovea_service", env=env, **oip)
     behind = Contender("Fovea service behind", f"{SERVERS}.fovea_service", env=env, **oip)
@@ -47,7 +47,7 @@ def contenders() -> list[Contender]:
 def measure(rounds: int = 5, count: int = 300) -> Table:
     """Alternate all contenders; medians over rounds."""
     fleet = contenders()
-    with started(fleet):
+    with run_fleet(fleet):
         time.sleep(5)
         cpu, speed = _rounds(fleet, rounds, count)
     return _table(cpu, speed)
