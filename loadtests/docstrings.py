@@ -6,8 +6,6 @@ rest of that function's description, without its name. Writes Cranfield's three 
 documents of other functions, so some of them may answer too.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import random

@@ -7,8 +7,6 @@ runs. An image for GPUs gets all GPUs; on a machine without one it must say so, 
 and for `--cold` root.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

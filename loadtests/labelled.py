@@ -8,8 +8,6 @@ which Debian's volunteers gave the tag (debtags).
 wheel. Each text is also a topic; relevant are texts whose likeness people rated 3 or more of 5 on average.
 """
 
-from __future__ import annotations
-
 import random
 import re
 import subprocess

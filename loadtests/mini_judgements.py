@@ -5,8 +5,6 @@ of the docs come. Signals become grades by cuts fitted on the other queries' lab
 own labels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,13 +32,10 @@ RANKERS: Mapping[str, Callable[[str, Mapping[str, str]], dict[str, float]]] = {"
 RUN_DEPTH = 20
 
 SETUPS = {
-    "similarity": ("similarity", "similarity"),
-    "query-lift": ("query-likelihood", "query-lift"),
-    "query-likelihood": ("query-likelihood", "query-likelihood"),
-    "prompted-direct": ("prompted-grade", "direct"),
-    "digits": ("log-odds", "digits"),
-    "yes-no": ("log-odds", "yes-no"),
-}
+    "similarity": ("similarity", "similarity"), "query-lift": ("query-likelihood", "query-lift"),
+    "query-likelihood": ("query-likelihood", "query-likelihood"), "prompted-direct": ("prompted-grade", "direct"),
+    "digits": ("log-odds", "digits"), "yes-no": ("log-odds", "yes-no"),
+}  # fmt: skip
 """File → judge and template."""
 
 

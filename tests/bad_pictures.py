@@ -16,11 +16,8 @@ from PIL import Image
 __all__ = ["OddPicture", "RefusedPicture", "encoded", "odd", "png", "quadrants", "refused"]
 
 CORNERS = {
-    "top-left": (200, 30, 30),
-    "top-right": (30, 200, 30),
-    "low-left": (30, 30, 200),
-    "low-right": (220, 220, 40),
-}
+    "top-left": (200, 30, 30), "top-right": (30, 200, 30), "low-left": (30, 30, 200), "low-right": (220, 220, 40),
+}  # fmt: skip
 """Colours of `quadrants`, by which a test sees how a picture was turned."""
 
 

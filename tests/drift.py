@@ -105,8 +105,8 @@ def _default(value: object) -> str:
 
 def gpu_pages() -> Iterator[tuple[pathlib.Path, str]]:
     """Kernels compiled ahead of time and operators of graphs, from their records, and the computed cost of a step."""
-    from services.llm_longctx.kernels import cost_model
-    from services.llm_longctx.kernels.ahead_of_time import results
+    from loadtests.gpu import cost_model
+    from loadtests.gpu.ahead_of_time import results
     from shared.export import tensorrt_operators
     from tests.device import paths
 

@@ -24,34 +24,20 @@ ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "loadtests/bench/results"
 PLACE = re.compile(r"<!--=(?P<key>[^\n]+?)-->(?P<text>.*?)<!--/-->", re.DOTALL)
 GENERATED = (
-    "20-scale",
-    "benchmarks",
-    "gpu-cost",
-    "gpu-kernels",
-    "gpu-methods",
-    "leaderboard*",
-    "mutation",
-    "settings",
+    "20-scale", "benchmarks", "gpu-cost", "gpu-kernels", "gpu-methods", "leaderboard*", "mutation", "settings",
     "tensorrt-operators",
-)
+)  # fmt: skip
 
 MODELS: Mapping[str, tuple[str, str]] = {
-    "pranet": ("mean_dice", "mean Dice"),
-    "hieraedgenet-cells": ("map50", "mAP@0.5"),
-    "yolo9tr": ("map50", "mAP@0.5"),
-    "patnet": ("top_1", "top-1"),
-    "fasternet": ("top_1", "top-1"),
-    "rrformer-restorer": ("psnr_gain", "gain, dB"),
-    "pranet-v2": ("mean_dice", "mean Dice"),
-    "hieraedgenet-synthetic-pollen": ("map_50", "mAP@0.5"),
-    "bmn": ("average_map", "average mAP"),
-    "bmn-csa": ("average_map", "average mAP"),
-    "oat": ("sequence_score", "sequence score"),
-    "fovea-pointer-hull": ("exact_n10", "exact hulls of 10 points"),
+    "pranet": ("mean_dice", "mean Dice"), "hieraedgenet-cells": ("map50", "mAP@0.5"), "yolo9tr": ("map50", "mAP@0.5"),
+    "patnet": ("top_1", "top-1"), "fasternet": ("top_1", "top-1"), "rrformer-restorer": ("psnr_gain", "gain, dB"),
+    "pranet-v2": ("mean_dice", "mean Dice"), "hieraedgenet-synthetic-pollen": ("map_50", "mAP@0.5"),
+    "bmn": ("average_map", "average mAP"), "bmn-csa": ("average_map", "average mAP"),
+    "oat": ("sequence_score", "sequence score"), "fovea-pointer-hull": ("exact_n10", "exact hulls of 10 points"),
     "fovea-landmark-recall": ("recall_1024_k2", "recall at 1,024 tokens"),
     "fovea-titans-mac": ("recall_512", "recall at 512 tokens"),
     "fovea-routing-bytes": ("bits_teacher_forced", "bits per byte"),
-}
+}  # fmt: skip
 """Weights that the table of models shows: the metric, and what it is called there."""
 
 SERVED_AS = {"rrformer-restorer": "rrformer", "fovea-pointer-hull": "fovea-planner"}
@@ -63,7 +49,6 @@ class UnknownFigure(ValueError):
 
 
 def pages() -> list[pathlib.Path]:
-    """Pages that are written by hand."""
     texts = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("plugins/*/README.md")]
     generated = {file for name in GENERATED for file in ROOT.glob(f"docs/{name}.md")}
     return sorted({*texts} - generated)
@@ -136,13 +121,11 @@ def _pick(among: Mapping[str, Any], name: str) -> Any:
 
 @cache
 def manifests() -> Mapping[str, Manifest]:
-    """Manifests of the weights that ship."""
     return {name: read_manifest(file) for name, file in shipped_weights().items()}
 
 
 @cache
 def published_claims() -> Mapping[str, Any]:
-    """Sparsity claims as they are served."""
     return {name: claim.model_dump() for name, claim in claims().items()}
 
 

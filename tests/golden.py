@@ -37,7 +37,6 @@ def pack(arrays: dict[str, np.ndarray]) -> bytes:
 
 
 def unpack(raw: bytes) -> dict[str, np.ndarray]:
-    """Arrays by name."""
     head, _, body = lzma.decompress(raw).partition(b"\n")
     found, place = {}, 0
     for kind, group in groupby(json.loads(head), key=lambda entry: entry[1]):

@@ -42,7 +42,6 @@ class Run:
     """Seconds of fixtures and of tidying up."""
 
     def add(self, row: Row) -> None:
-        """Add one phase."""
         test, phase, outcome = row["test"], row["phase"], row["outcome"]
         if not test:
             self.began = row["began"]

@@ -1,7 +1,6 @@
 """Engines that benches compare with: environments of their own, a process that is stopped while it is not asked."""
 
 import sys
-import time
 
 import psutil
 import pytest
@@ -10,6 +9,7 @@ from loadtests.bench.peers.environment import PeerMissing
 from loadtests.bench.peers.peer import Peer, choose_setting
 from loadtests.bench.peers.process import EngineProcess
 from loadtests.bench.suites import longctx_peers
+from tests.harness.waiting import wait_until
 
 TOY = """
 import sys
@@ -43,10 +43,7 @@ def script(tmp_path):
 
 
 def stops(process):
-    until = time.monotonic() + 30
-    while process.status() != psutil.STATUS_STOPPED and time.monotonic() < until:
-        time.sleep(0.01)
-    return process.status() == psutil.STATUS_STOPPED
+    return wait_until(lambda: process.status() == psutil.STATUS_STOPPED, 30, "the pause")
 
 
 def test_an_engine_says_its_build_and_when_tokens_came(script):

@@ -1,7 +1,5 @@
 """`python -m loadtests.bench [SUITE …] [--quick]`: run suites, write `results/*.json` and docs/benchmarks.md."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import json

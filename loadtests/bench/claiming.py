@@ -1,6 +1,4 @@
-"""Result of a suite that measures sparsity claims: its table, and the facts of each claim. Knows records only."""
-
-from __future__ import annotations
+"""Result of a suite that measures sparsity claims: its table, the facts of each claim, and weights that shipped."""
 
 import statistics
 from collections.abc import Sequence
@@ -8,8 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from loadtests.bench.result import Table, machine
+from shared.registry import network
+from shared.registry.discovery import shipped_weights
+from shared.registry.weights import Manifest, read_weights
 
 
 @dataclass(frozen=True)
@@ -32,3 +34,11 @@ def timing(ours: Sequence[float], dense: Sequence[float], **said: Any) -> dict[s
         "dense_p50_ms": dense_p50,
         **said,
     }
+
+
+def open_shipped(name: str) -> tuple[Any, Manifest]:
+    """A network with weights that came with a package, and their manifest."""
+    found = read_weights(shipped_weights()[name])
+    net = network(found.manifest.network.name, **found.manifest.network.config)
+    net.load_state_dict({key: torch.from_numpy(array) for key, array in found.arrays.items()})
+    return net.eval(), found.manifest

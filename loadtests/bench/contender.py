@@ -9,19 +9,31 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import psutil
 
 from loadtests.bench.client import request_bytes
+from tests.harness.waiting import free_port
 
 
-def free_port() -> int:
-    """A loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def run_python(
+    words: Sequence[str], env: Mapping[str, str], log: int | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python process of these words, ended afterwards; `log` is where its output goes, if not to ours."""
+    process = subprocess.Popen([sys.executable, *words], env=env, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @dataclass
@@ -109,3 +121,27 @@ class Contender:
                     member.kill()
         for helper in self.helpers:
             helper.stop()
+
+
+@contextmanager
+def run_fleet(fleet: Sequence[Contender]) -> Iterator[None]:
+    """Contenders that run side by side and listen, and are stopped afterwards."""
+    try:
+        for contender in fleet:
+            contender.start()
+        for contender in fleet:
+            contender.wait()
+        yield
+    finally:
+        for contender in fleet:
+            contender.stop()
+
+
+def make_quiet_environment(folder: str) -> dict[str, str]:
+    """Environment of our servers: data in `folder`, and nothing that holds requests back or writes about them."""
+    return {
+        "FOVEA_DATA_DIR": folder,
+        "FOVEA_LOG_LEVEL": "WARNING",
+        "FOVEA_RATE_LIMIT_RPM": "100000000",
+        "FOVEA_MAX_BATCH_DELAY_MS": "0",
+    }

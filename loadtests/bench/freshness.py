@@ -3,8 +3,6 @@
 A suite's result records both when it is measured. docs/benchmarks.md marks a table as stale where one of them differs.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 from collections.abc import Mapping

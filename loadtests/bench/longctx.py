@@ -3,8 +3,7 @@
 Contenders take turns within a round. Knows nothing about what is compared.
 """
 
-from __future__ import annotations
-
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 
 from fovea.errors import NotReady
+from loadtests.bench.result import Row
 from services.llm_longctx.engine.offline.open_sequence import OpenSequence
 from shared.lm.bundled_models import bundled_gguf
 from shared.lm.decoder import Decoder
@@ -71,17 +71,6 @@ def smollm2(dtype: torch.dtype) -> Iterator[Smol]:
         yield Smol(unpack(gguf(), Path(cache), dtype), dtype)
 
 
-@contextmanager
-def threads(count: int = 2) -> Iterator[None]:
-    """So many threads of torch meanwhile."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def seconds(work: Callable[[], object]) -> float:
     """Wall clock of one call."""
     begun = time.perf_counter()
@@ -108,3 +97,22 @@ def read(s: OpenSequence, prompt: Sequence[int], chunk: int = CHUNK) -> torch.Te
 def step(s: OpenSequence, tokens: Sequence[int]) -> float:
     """Milliseconds per token, fed one by one."""
     return 1000 * seconds(lambda: [s.step(token) for token in tokens]) / len(tokens)
+
+
+def log_probabilities(s: OpenSequence, tokens: Sequence[int]) -> torch.Tensor:
+    """Log-probabilities [T,V] behind each of the tokens, fed one by one."""
+    return torch.stack([s.step(token).float().log_softmax(-1) for token in tokens])
+
+
+def quality(scored: dict[str, torch.Tensor], baseline: str, following: torch.Tensor) -> list[Row]:
+    """Perplexity of the text, and agreement with the baseline."""
+    rows, base = [], scored[baseline]
+    before = -float(base.gather(1, following[:, None]).mean())
+    for name, logs in scored.items():
+        loss = -float(logs.gather(1, following[:, None]).mean())
+        perplexity = math.exp(loss)
+        rows.append(Row(f"{name}, perplexity", "", perplexity, perplexity, perplexity, math.exp(loss - before)))
+        agreed = float((logs.argmax(-1) == base.argmax(-1)).float().mean())
+        kl = float((base.exp() * (base - logs)).sum(-1).mean())
+        rows.append(Row(f"{name}, same first choice", "share", agreed, agreed, agreed, 1.0, f"KL {kl:.4f} nats"))
+    return rows

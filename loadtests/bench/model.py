@@ -1,7 +1,5 @@
 """The small ONNX model that all contenders serve: four convolutions on 3×64×64, a third of a millisecond."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np

@@ -3,8 +3,6 @@
 Knows HTTP and folders of labelled pictures; knows no network. The answer is scored, not the model.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import json

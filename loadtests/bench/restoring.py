@@ -4,8 +4,6 @@ Prints JSON: peak memory above what the loaded model takes, tiles done, tiles in
 TILES the run is cancelled after so many, as a caller would; without, the whole picture is restored and packed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
@@ -58,12 +56,7 @@ def _run(restorer: RRFormerRestorer, picture: bytes, limit: int | None = None) -
     with contextlib.suppress(Cancelled):
         restorer.predict([request], run)
     cost = planned.estimate
-    return {
-        "done": run.done,
-        "tiles": cost.tiles,
-        "seconds": run.ended - begun,
-        "estimated_mib": cost.memory_mib,
-    }
+    return {"done": run.done, "tiles": cost.tiles, "seconds": run.ended - begun, "estimated_mib": cost.memory_mib}
 
 
 def _photograph(width: int, height: int) -> bytes:

@@ -1,7 +1,5 @@
 """Result of a suite: rows of medians with their spread, each a ratio to the baseline of the same run."""
 
-from __future__ import annotations
-
 import os
 import platform
 import statistics
@@ -38,11 +36,7 @@ class Table:
 
     def as_dict(self) -> dict[str, Any]:
         """The table as plain data, with the machine and the time."""
-        return {
-            **asdict(self),
-            "machine": machine(),
-            "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+        return {**asdict(self), "machine": machine(), "measured": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def row(name: str, unit: str, rounds: Sequence[float], baseline: float, note: str = "") -> Row:

@@ -1,10 +1,11 @@
-"""Lets functions take turns, round after round, so that the machine's mood hits all alike. Knows clocks only."""
-
-from __future__ import annotations
+"""Lets functions take turns, round after round, so that the machine's mood hits all alike. Knows clocks and threads."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 
 def milliseconds(
@@ -30,3 +31,14 @@ def milliseconds(
                 call()
             found[name].append((clock() - begun) * 1000 / calls)
     return found
+
+
+@contextmanager
+def threads(count: int = 2) -> Iterator[None]:
+    """So many threads of torch meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,7 +1,5 @@
 """`python -m loadtests.chaos [SCENARIO …]`: runs the named scenarios, or all; ends with 1 if any lost something."""
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 import sys

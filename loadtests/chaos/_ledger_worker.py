@@ -1,7 +1,5 @@
 """A worker process that writes begins and ends of its jobs into a ledger: `URL DATA_DIR LEDGER SECONDS_PER_JOB`."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sys

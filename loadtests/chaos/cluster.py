@@ -4,8 +4,6 @@
 (`tests/deploy/ray_cluster.py`): a head, nodes of one replica each, a gateway, all on loopback addresses.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -25,7 +23,7 @@ import httpx2
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings
 from tests.deploy.ray_cluster import LOOPBACK, RayCluster
-from tests.harness.waiting import wait_until
+from tests.harness.waiting import is_ready, wait_until
 
 NODES = ("127.0.0.2", "127.0.0.3", "127.0.0.5")
 SERVICE = "toy"
@@ -36,11 +34,8 @@ def serve_config(low: int, high: int, **args: Any) -> dict[str, Any]:
     """The chart's Serve config for a light app."""
     placement = {"service": SERVICE, "app": APP, "min_replicas": low, "max_replicas": high, "max_per_node": 1, **args}
     application = {
-        "name": SERVICE,
-        "route_prefix": None,
-        "import_path": "shared.serving.ray:application",
-        "args": placement,
-    }
+        "name": SERVICE, "route_prefix": None, "import_path": "shared.serving.ray:application", "args": placement,
+    }  # fmt: skip
     return {"proxy_location": "Disabled", "applications": [application]}
 
 
@@ -199,9 +194,7 @@ def main(names: tuple[str, ...] = tuple(SCENARIOS)) -> int:
                 cluster.add_node(node)
             place(cluster, 2)
             url = cluster.start_gateway()
-            wait_until(
-                lambda: httpx2.get(f"{url}/readyz").status_code == 200, 30, f"the gateway on {LOOPBACK} is ready"
-            )
+            wait_until(lambda: is_ready(url), 30, f"the gateway on {LOOPBACK} is ready")
             for name in names:
                 figures = run(cluster, url, name)
                 print(json.dumps(figures), flush=True)

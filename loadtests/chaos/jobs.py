@@ -3,8 +3,6 @@
 `python -m loadtests.chaos.jobs --jobs 400 --kills 8`. Starts everything itself, in a temporary folder, on free ports.
 """
 
-from __future__ import annotations
-
 import asyncio
 import random
 import statistics

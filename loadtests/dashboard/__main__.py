@@ -6,8 +6,6 @@ answered, not a picture of Grafana. MODEL is a served name or a folder; left out
 machine answers often enough for rates.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json
@@ -24,11 +22,11 @@ from typing import Any
 
 import httpx2
 
-from loadtests.bench.contender import free_port
 from loadtests.dashboard.chart import Panel, draw_panels
 from services.llm_longctx.tests.conftest import write_folder
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings, environment
+from tests.harness.waiting import free_port, is_ready, wait_until
 
 ROOT = pathlib.Path(__file__).parents[2]
 DASHBOARD = ROOT / "deploy/helm/fovea/dashboards/fovea.json"
@@ -93,7 +91,7 @@ def start_platform(folder: pathlib.Path, redis_url: str, model: str) -> Iterator
         subprocess.Popen([*scraper, f"--web.listen-address=127.0.0.1:{prometheus}"], stderr=subprocess.DEVNULL)
     )
     try:
-        wait_ready(f"http://127.0.0.1:{http}")
+        wait_until(lambda: is_ready(f"http://127.0.0.1:{http}"), 500, "the gateway is ready", pause_s=0.5)
         yield f"http://127.0.0.1:{http}", f"http://127.0.0.1:{prometheus}"
     finally:
         for process in started:
@@ -107,21 +105,6 @@ def describe_scrapes(ports: list[int]) -> dict[str, Any]:
     targets = [f"127.0.0.1:{port}" for port in ports]
     job = {"job_name": "fovea", "scrape_interval": "1s", "honor_labels": True, "static_configs": [{"targets": targets}]}
     return {"scrape_configs": [job]}
-
-
-def wait_ready(url: str, seconds: float = 500) -> None:
-    """Wait until the gateway has a ready replica.
-
-    Raises:
-        TimeoutError: It took too long.
-    """
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        with contextlib.suppress(httpx2.TransportError):
-            if httpx2.get(f"{url}/readyz", timeout=5).status_code == 200:
-                return
-        time.sleep(0.5)
-    raise TimeoutError(url)
 
 
 def send_load(url: str, seconds: float, callers: int = 3) -> None:

@@ -1,7 +1,5 @@
 """Draws the panels of a dashboard from what Prometheus answered, as one SVG."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape

@@ -4,8 +4,6 @@ Runs the shell blocks of `docs/gallery.md` as they stand, in a folder with the s
 where the console's first page shows them, those of plug-ins included.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -3,8 +3,6 @@
 The first steps of the README and the gallery run on these. No patient and no labels of anybody are in them.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

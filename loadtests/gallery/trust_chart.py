@@ -1,7 +1,5 @@
 """A trust report as a chart: pair order of a judge and of what costs nothing, with intervals."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from html import escape
 from typing import Any

@@ -3,8 +3,6 @@
 Each part runs in a process of its own with a limit of time, so that one that fails or hangs costs only itself.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib.metadata

@@ -1,7 +1,5 @@
 """Decode steps of a decoder with random weights on a card, recorded and not, against vLLM where it is installed."""
 
-from __future__ import annotations
-
 import functools
 import gc
 import importlib
@@ -15,10 +13,10 @@ from typing import Any, Literal
 
 import torch
 
+from loadtests.gpu.cost_model import Step, step_seconds
 from loadtests.gpu.timing import Row, guard, row_of
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.kv_manager import PagedState
-from services.llm_longctx.kernels.cost_model import Step, step_seconds
 from services.llm_longctx.kernels.device.cards import GpuCard
 from services.llm_longctx.kernels.device.shapes import MODELS, ModelShape
 from services.llm_longctx.kv_cache import CacheBits

@@ -1,7 +1,5 @@
 """Attention kernels on a card, against SDPA, FlexAttention and FlashAttention, over long contexts in bfloat16."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 from collections.abc import Callable, Iterator
@@ -12,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from loadtests.gpu.cost_model import Work
 from loadtests.gpu.timing import Row, guard, row_of
 from services.llm_longctx.kernels import BlockCsr, DeviceRuns, block_sparse_prefill, decode_device_runs
-from services.llm_longctx.kernels.cost_model import Work
 from services.llm_longctx.kernels.device.cards import GpuCard
 
 DENSITY = 0.15

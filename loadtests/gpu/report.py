@@ -1,18 +1,13 @@
 """Report of a card: a dated page with what was computed against what was measured. Knows rows; knows no device."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 
 from loadtests.gpu.timing import Row
 
 _TITLES = {
-    "suites": "Suites",
-    "kernels": "Attention kernels",
-    "decode": "Decode steps",
-    "vision": "Vision",
-}
+    "suites": "Suites", "kernels": "Attention kernels", "decode": "Decode steps", "vision": "Vision",
+}  # fmt: skip
 
 
 def render(card: str, when: date, versions: Mapping[str, str], rows: Sequence[Row], *, is_dry: bool = False) -> str:
@@ -27,7 +22,7 @@ def _lines(card: str, when: date, versions: Mapping[str, str], rows: Sequence[Ro
         yield "**No GPU ran this.** Sizes are tiny and kernels were interpreted on a processor: the page shows which"
         yield "parts run, and its times mean nothing."
         yield ""
-    yield "Written by `make gpu`. **Computed** is what `services/llm_longctx/kernels/cost_model.py` expects of our own"
+    yield "Written by `make gpu`. **Computed** is what `loadtests/gpu/cost_model.py` expects of our own"
     yield "kernels; **measured** is the median on this card."
     yield ""
     yield ", ".join(f"{name} {version}" for name, version in versions.items()) + "."

@@ -1,7 +1,5 @@
 """Timing on a device, and rows of the report: what was computed against what was measured."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping

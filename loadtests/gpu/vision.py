@@ -1,7 +1,5 @@
 """Vision networks on a card: our ONNX and TensorRT engines against plain ONNX Runtime, which copies in each run."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -6,8 +6,6 @@ of the rest, by Theil and Sen, which single peaks do not bend. The exit status i
 allowed.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import json

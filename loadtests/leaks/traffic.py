@@ -1,7 +1,5 @@
 """Mixed traffic: every model's example as it is, broken copies of it, and copies sent as jobs. Knows HTTP only."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import random

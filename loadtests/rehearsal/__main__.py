@@ -1,7 +1,5 @@
 """`python -m loadtests.rehearsal`: rehearses production traffic; ends with 1 where an objective was missed."""
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import json

@@ -1,7 +1,5 @@
 """Report of a rehearsal: figures per route and over time, held against SLOs; as JSON and as one HTML page."""
 
-from __future__ import annotations
-
 import html
 import statistics
 import tomllib

@@ -3,8 +3,6 @@
 Replicas are started, stopped and killed as a cluster does it. Knows nothing about traffic.
 """
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys
@@ -18,10 +16,10 @@ import httpx2
 import psutil
 
 from fovea.api.replica import HEARTBEAT_TTL_S
-from loadtests.bench.contender import free_port
 from services.gateway.policy.auth import KeyRing
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings, environment
+from tests.harness.waiting import free_port, wait_until
 
 LONGEST_START_S = 600.0
 TENANTS = ("hospital", "newsroom")
@@ -80,17 +78,9 @@ class Stage:
         self.running[service].append(self._start("shared.serving", service))
 
     def wait_ready(self, service: str, count: int) -> None:
-        """Wait until a service has so many ready replicas.
-
-        Raises:
-            TimeoutError: It has not in time.
-        """
-        for _ in range(int(LONGEST_START_S / 0.25)):
-            if self.count_ready().get(service, 0) >= count:
-                return
-            time.sleep(0.25)
-        message = f"{service} has no {count} ready replicas"
-        raise TimeoutError(message)
+        """Wait until a service has so many ready replicas."""
+        what = f"readiness of {count} replicas of {service}"
+        wait_until(lambda: self.count_ready().get(service, 0) >= count, LONGEST_START_S, what, pause_s=0.25)
 
     def count_ready(self) -> dict[str, int]:
         """Ready replicas by service, as the gateway sees them; empty while it does not answer."""

@@ -4,8 +4,6 @@ A third of the callers at first, ramped over a quarter of the time; all of them 
 replicas are replaced one by one, at three quarters a node is killed. Knows HTTP; knows nothing about SLOs.
 """
 
-from __future__ import annotations
-
 import asyncio
 import random
 import time

@@ -4,8 +4,6 @@ Without names all of them, which takes about half an hour; each writes its part 
 `python -m tests.drift --write` makes docs/20-scale.md. `units` wants `prometheus` on PATH for its part.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable

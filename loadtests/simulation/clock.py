@@ -3,8 +3,6 @@
 Whatever waits on such a loop and reads such a clock runs unchanged, days in minutes. One thread, no sockets.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import selectors

@@ -4,8 +4,6 @@ The cluster is that of `loadtests.chaos.cluster`: everything listens on loopback
 sleep, so that the processor, which other work may use, decides little. Also measures the Ray head's processor time.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -29,7 +27,7 @@ from shared.jobs.redis_server import RedisServer
 from shared.serving.up import orphan_cleanup
 from shared.settings import Settings
 from tests.deploy.ray_cluster import HEAD, RayCluster
-from tests.harness.waiting import free_port, wait_until
+from tests.harness.waiting import free_port, is_ready, wait_until
 
 NODES = ("127.0.0.2", "127.0.0.3", "127.0.0.5", "127.0.0.6")
 SLEEP_S = 0.5
@@ -84,17 +82,22 @@ class Callers:
                 self.answers.append((tenant, sent, time.monotonic() - sent, answer.status_code, together))
 
 
+def describe_times(times: Sequence[float], seconds: float) -> dict[str, float]:
+    """Figures of the requests of so many seconds by the time that each took."""
+    return {
+        "per_second": round(len(times) / seconds, 3),
+        "mean_s": round(statistics.fmean(times), 4),
+        "p90_s": round(statistics.quantiles(times, n=10)[-1], 4),
+        "longest_s": round(max(times), 3),
+    }
+
+
 def summarise(answers: Sequence[tuple[str, float, float, int, int]], begin: float, end: float) -> dict[str, Any]:
     """Figures of the requests that were answered between two times, by tenant and together."""
     found: dict[str, Any] = {}
     for tenant in sorted({one[0] for one in answers}):
         times = [one[2] for one in answers if one[0] == tenant and begin <= one[1] + one[2] < end and one[3] == 200]
-        found[tenant] = {
-            "per_second": round(len(times) / (end - begin), 3),
-            "mean_s": round(statistics.fmean(times), 4),
-            "p90_s": round(statistics.quantiles(times, n=10)[-1], 4),
-            "longest_s": round(max(times), 3),
-        }
+        found[tenant] = describe_times(times, end - begin)
     batches = [one[4] for one in answers if begin <= one[1] + one[2] < end and one[3] == 200]
     return {
         "tenants": found,
@@ -172,10 +175,7 @@ def measure_head(cluster: RayCluster) -> list[dict[str, float]]:
 
 def measure() -> dict[str, Any]:
     """Everything, on one cluster."""
-    with (
-        tempfile.TemporaryDirectory() as name,
-        RedisServer(Settings(data_dir=Path(name), redis_url=None)) as server,
-    ):
+    with tempfile.TemporaryDirectory() as name, RedisServer(Settings(data_dir=Path(name), redis_url=None)) as server:
         ring, metrics_port = KeyRing(Path(name) / "keys.json"), free_port()
         keys = {tenant: ring.add(tenant, ("infer",), rate_per_minute=1_000_000)[1] for tenant in ("alice", "bob")}
         secret = secrets.token_hex(16)
@@ -187,11 +187,9 @@ def measure() -> dict[str, Any]:
             cluster.submit(serve_config(1, 1))
             cluster.wait_replicas(SERVICE, 1, 240)
             url = cluster.start_gateway(
-                FOVEA_AUTH="keys",
-                FOVEA_KEYS_FILE=str(Path(name) / "keys.json"),
-                FOVEA_METRICS_PORT=str(metrics_port),
+                FOVEA_AUTH="keys", FOVEA_KEYS_FILE=str(Path(name) / "keys.json"), FOVEA_METRICS_PORT=str(metrics_port)
             )
-            wait_until(lambda: httpx2.get(f"{url}/readyz").status_code == 200, 60, "the gateway is ready")
+            wait_until(lambda: is_ready(url), 60, "the gateway is ready")
             slots = cluster.list_replicas(SERVICE)[0].slots
             runs = {}
             for title, scenario in SCENARIOS.items():

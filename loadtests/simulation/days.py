@@ -1,7 +1,5 @@
 """Three days of a service of text: daily waves, bursts of one tenant, jobs at night, failures and a rollout a day."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import json

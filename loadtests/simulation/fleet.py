@@ -1,7 +1,5 @@
 """A fleet of the simulation: replicas, gateways and their Redis, and Ray's autoscaler with the product's own policy."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import importlib

@@ -4,8 +4,6 @@ Only what they stand on is simulated: the clock, Redis, the connection to a repl
 request and per record was measured.
 """
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 from collections import Counter

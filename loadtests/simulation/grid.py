@@ -1,7 +1,5 @@
 """Fleets of 1 to 2,000 replicas behind 1 to 100 gateways for some seconds each, at the same load of each replica."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """docs/20-scale.md and its curves, from `results.json`: what limits a fleet, what a replica costs, what to shard."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -228,13 +226,6 @@ def _write_grid(grid: Sequence[Mapping[str, Any]]) -> str:
         for point in grid
     ]
     head = [
-        "replicas",
-        "gateways",
-        "requests / s",
-        "median, s",
-        "Redis",
-        "a gateway",
-        "backlog, s",
-        "MB / s from Redis",
-    ]
+        "replicas", "gateways", "requests / s", "median, s", "Redis", "a gateway", "backlog, s", "MB / s from Redis",
+    ]  # fmt: skip
     return _table(head, rows)

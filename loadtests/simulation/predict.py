@@ -4,16 +4,13 @@ Only the first, one caller at one replica, gives the simulation a number: what a
 others are predicted.
 """
 
-from __future__ import annotations
-
 import asyncio
 import random
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loadtests.simulation.clock import SimulatedClock, simulate
-from loadtests.simulation.cluster import SCENARIOS, WARM_S
+from loadtests.simulation.cluster import SCENARIOS, WARM_S, describe_times
 from loadtests.simulation.fleet import Costs, Fleet, simulated_time
 from loadtests.simulation.replicas import BatchEngine, Model, Work
 from services.gateway.policy.caller import Caller
@@ -80,10 +77,4 @@ async def _run(
 
 
 def _describe(answers: Sequence[tuple[str, float, float]], begin: float, end: float) -> dict[str, float]:
-    times = [seconds for _, at, seconds in answers if begin <= at < end]
-    return {
-        "per_second": round(len(times) / (end - begin), 3),
-        "mean_s": round(statistics.fmean(times), 4),
-        "p90_s": round(statistics.quantiles(times, n=10)[-1], 4),
-        "longest_s": round(max(times), 3),
-    }
+    return describe_times([seconds for _, at, seconds in answers if begin <= at < end], end - begin)

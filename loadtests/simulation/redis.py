@@ -3,8 +3,6 @@
 One thread serves one command after another, as Redis does. Also what is wanted of `limits`' storage.
 """
 
-from __future__ import annotations
-
 import fnmatch
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator

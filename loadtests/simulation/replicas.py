@@ -1,7 +1,5 @@
 """Replicas of the simulation: how long they take for what they get, and what they announce of themselves."""
 
-from __future__ import annotations
-
 import asyncio
 import heapq
 import itertools

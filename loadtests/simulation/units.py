@@ -4,8 +4,6 @@ Processor time of the process that does the work, so that other load on the mach
 that the six services announce.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import shutil
@@ -75,10 +73,7 @@ def measure_redis() -> dict[str, float]:
     As the product runs it, with each write on disk before its answer. `CONNECTIONS` that write at once share the
     disk's time, as a fleet does; `renewal_alone_s` is one that shares it with nobody, `…_volatile_s` one without.
     """
-    with (
-        tempfile.TemporaryDirectory() as name,
-        RedisServer(Settings(data_dir=Path(name), redis_url=None)) as server,
-    ):
+    with tempfile.TemporaryDirectory() as name, RedisServer(Settings(data_dir=Path(name), redis_url=None)) as server:
         process = psutil.Process(server.process.pid if server.process else None)
         blobs = [build_record(number, 1e9 + number).model_dump_json() for number in range(2000)]
         key = replicas_key(SERVICE)

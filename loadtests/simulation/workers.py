@@ -4,8 +4,6 @@ KEDA and the HorizontalPodAutoscaler are written here by their documentation, wi
 of jobs go through the simulated gateways.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 from collections import deque

@@ -5,8 +5,6 @@ and when, then, after a minute without a request, the memory (proportional set s
 count once) and the processor share of each process over another minute; with `--jobs` again after jobs of all services.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -8,6 +8,7 @@ from services.relevance_judge.judge import Judge
 from shared.registry import servables
 from tests.contract.checks.experiments import Machines, experiment_checks
 from tests.contract.checks.judges import Bench, judge_checks
+from tests.contract.checks.kinds import cases
 
 FOUND = {name: kind for name, kind in servables("interpretability").items() if issubclass(kind, Experiment)}
 
@@ -25,14 +26,7 @@ def test_no_two_experiments_share_a_path():
     assert len(set(routes)) == len(routes)
 
 
-CASES = [
-    pytest.param(name, check, id=f"{name}-{check.__name__.removeprefix('check_')}")
-    for name, kind in FOUND.items()
-    for check in experiment_checks(kind)
-]
-
-
-@pytest.mark.parametrize(("name", "check"), CASES)
+@pytest.mark.parametrize(("name", "check"), cases({name: experiment_checks(kind) for name, kind in FOUND.items()}))
 def test_experiment(name, check, machines):
     check(machines[name])
 
@@ -40,13 +34,6 @@ def test_experiment(name, check, machines):
 JUDGES = {name: kind for name, kind in servables("relevance-judge").items() if issubclass(kind, Judge)}
 
 
-@pytest.mark.parametrize(
-    ("name", "check"),
-    [
-        pytest.param(name, check, id=f"{name}-{check.__name__.removeprefix('check_')}")
-        for name, kind in JUDGES.items()
-        for check in judge_checks(kind)
-    ],
-)
+@pytest.mark.parametrize(("name", "check"), cases({name: judge_checks(kind) for name, kind in JUDGES.items()}))
 def test_judge(name, check):
     check(Bench(JUDGES[name]))

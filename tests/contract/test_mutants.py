@@ -1,7 +1,7 @@
 """The contract finds wrong objects and unequal results."""
 
 import base64
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from shared.registry import LoadContext, Servable
 from shared.vision.draw import encode
 from tests.contract.checks.experiments import Machines, experiment_checks
 from tests.contract.checks.judges import Bench, judge_checks
-from tests.contract.checks.kinds import applicable
+from tests.contract.checks.kinds import applicable, cases
 from tests.contract.checks.loaded import Loaded
 from tests.contract.checks.servables import SERVABLE_CHECKS
 from tests.contract.checks.text import TEXT_CHECKS
@@ -47,28 +47,20 @@ def _loaded(kind: type[Servable[Any, Any]], home: Path) -> Iterator[Loaded]:
         servable.close()
 
 
-def _pairs(mutants: Mapping[Any, Any]) -> list[Any]:
-    return [
-        pytest.param(kind, check, id=f"{kind.__name__}-{check.__name__.removeprefix('check_')}")
-        for kind, checks in mutants.items()
-        for check in checks
-    ]
-
-
-@pytest.mark.parametrize(("kind", "check"), _pairs(WRONG_SERVABLES))
+@pytest.mark.parametrize(("kind", "check"), cases(WRONG_SERVABLES))
 def test_wrong_servable_is_refused(kind, check, home):
     with _loaded(kind, home) as loaded, pytest.raises(AssertionError):
         check(loaded)
 
 
-@pytest.mark.parametrize(("kind", "check"), _pairs(WRONG_EXPERIMENTS))
+@pytest.mark.parametrize(("kind", "check"), cases(WRONG_EXPERIMENTS))
 def test_wrong_experiment_is_refused(kind, check, tmp_path):
     machines = Machines(kind, tmp_path)
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         check(machines)
 
 
-@pytest.mark.parametrize(("kind", "check"), _pairs(WRONG_JUDGES))
+@pytest.mark.parametrize(("kind", "check"), cases(WRONG_JUDGES))
 def test_wrong_judge_is_refused(kind, check):
     with pytest.raises(AssertionError):
         check(Bench(kind))

@@ -11,7 +11,7 @@ import pytest
 
 from shared.registry import LoadContext, Servable, servables
 from shared.registry.discovery import SERVICES
-from tests.contract.checks.kinds import applicable
+from tests.contract.checks.kinds import applicable, case, cases
 from tests.contract.checks.loaded import Loaded
 from tests.contract.checks.servables import SERVABLE_CHECKS, SMOKE_CHECKS
 from tests.contract.checks.text import TEXT_CHECKS
@@ -32,13 +32,9 @@ SMALL = ("detection/fovea-planner", "llm-longctx/fovea-titans-mag", "relevance-j
 CHECKS = (*SERVABLE_CHECKS, *TEXT_CHECKS)
 
 
-def _case(name: str, check: Check, *marks: pytest.MarkDecorator) -> Any:
-    return pytest.param(name, check, id=f"{name}-{check.__name__.removeprefix('check_')}", marks=marks)
-
-
 def _real_cases() -> list[Any]:
     return [
-        _case(name, check, *[] if check in SMOKE_CHECKS or name in SMALL else [pytest.mark.release])
+        case(name, check, *[] if check in SMOKE_CHECKS or name in SMALL else [pytest.mark.release])
         for name, kind in FOUND.items()
         for check in applicable(CHECKS, kind)
     ]
@@ -86,9 +82,7 @@ def toys(tmp_path_factory):
 
 
 @pytest.mark.usefixtures("toys")
-@pytest.mark.parametrize(
-    ("name", "check"), [_case(name, check) for name, kind in TOYS.items() for check in applicable(CHECKS, kind)]
-)
+@pytest.mark.parametrize(("name", "check"), cases({name: applicable(CHECKS, kind) for name, kind in TOYS.items()}))
 def test_family(name, check, shelf):
     check(shelf.take(name, TOYS[name]))
 

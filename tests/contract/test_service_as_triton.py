@@ -1,16 +1,30 @@
-"""One of our own services stands in for a Triton server: a model served from there answers as the model itself does."""
+"""One of our own services stands in for a Triton server: a model served from there answers as the model itself does.
+
+A model asks another server for the name under which `fovea export triton` writes it.
+"""
+
+import importlib
 
 import numpy as np
 import pytest
 
 from fovea.errors import NotFound, NotReady
 from shared.registry import CallContext, LoadContext, servables
+from shared.registry.discovery import services_with_models
 from shared.rpc.tensors import DTYPES
 from shared.serving.tests.oip_mirrors import serving
 from shared.settings import Settings
+from shared.vision.servable import VisionServable
 from tests.contract.sameness import differences
 
 NAME = "pranet"
+
+VISION = {
+    name: kind
+    for service in services_with_models()
+    for name, kind in servables(service).items()
+    if issubclass(kind, VisionServable)
+}
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +75,18 @@ async def test_model_that_is_unloaded_there_is_not_ready_here(replica, kind, tmp
     finally:
         slot.servable, slot.state = kept, "ready"
     assert replica.host.servable(NAME) is kept
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_a_model_is_asked_for_by_its_own_name(name, tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(url, model, **_):
+        asked.append(model)
+        raise NotFound(f"There is no {model} here.")
+
+    monkeypatch.setattr(importlib.import_module("shared.engines.triton"), "TritonEngine", refuse)
+    place = LoadContext(engine="triton", cache=tmp_path, weights=tmp_path / "none", options={"triton_url": "x:1"})
+    with pytest.raises(NotFound):
+        VISION[name].load(place)
+    assert asked == [name]

@@ -71,7 +71,6 @@ class Stage:
         return self.client.request(method, path, headers=self.headers[who], **more)
 
     def make(self, path: str, body: dict[str, Any]) -> Any:
-        """What alice is answered."""
         return self.send("alice", "POST", path, json=body).json()
 
 

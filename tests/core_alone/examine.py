@@ -92,7 +92,6 @@ def ask_commands() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write everything."""
     with tempfile.TemporaryDirectory() as folder:
         facts = {
             "entries": {group: [p.value for p in entries(f"fovea.{group}")] for group in GROUPS},

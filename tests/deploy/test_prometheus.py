@@ -16,7 +16,7 @@ from shared.settings import environment
 from tests.deploy.processes import Processes, run_platform
 from tests.deploy.test_chart import CHART, named, render
 from tests.deploy.tools import helm, run
-from tests.harness.waiting import free_port, wait_until
+from tests.harness.waiting import free_port, is_ready, wait_until
 
 HERE = pathlib.Path(__file__).parent
 needs_prometheus = pytest.mark.skipif(
@@ -100,9 +100,7 @@ class Scene:
         return f"http://127.0.0.1:{port}"
 
     def is_ready(self):
-        with contextlib.suppress(httpx2.TransportError):
-            return all(httpx2.get(f"{url}/readyz", timeout=5).status_code == 200 for url in self.urls)
-        return False
+        return all(map(is_ready, self.urls))
 
     def query(self, expression):
         with contextlib.suppress(httpx2.TransportError):

@@ -36,7 +36,6 @@ def is_recorded(how: AttentionMethod) -> bool:
 
 
 def render_page() -> str:
-    """Return the page of the documentation."""
     return "\n".join(_lines()) + "\n"
 
 
@@ -73,16 +72,14 @@ def _lines() -> Iterator[str]:
         )
         yield "| " + " | ".join(cells) + " |"
     yield from (
-        "",
-        "| also on the pretended device | test |",
-        "|---|---|",
+        "", "| also on the pretended device | test |", "|---|---|",
         "| Llama, Qwen2, Gemma3 and GPT-2, batched | `test_serving.py` |",
         "| every sampling option, one copy in and one read per step | `test_serving.py` |",
         "| cached prefixes, forks, scored prompts, 16 and 8 bits | `test_serving.py` |",
         "| interventions and captures (activations, attention, lens), 16 and 8 bits | `test_serving.py` |",
         "| weights of 8 and 4 bits, and FP8 | `test_triton.py`, `test_weight_format.py` |",
         "| every study, and every vision model in PyTorch | `test_studies.py` |",
-    )
+    )  # fmt: skip
 
 
 def _type(bits: int) -> str:

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-import httpx2
 import psutil
 import pytest
 
 from tests.harness.language_model import share_language_model
-from tests.harness.waiting import free_port
+from tests.harness.waiting import free_port, is_ready
 
 Found = TypeVar("Found")
 
@@ -67,10 +66,7 @@ class Product:
 
     def is_ready(self) -> bool:
         """Whether the first requests were sent and the gateway says that everything is ready."""
-        try:
-            return LIT in self.log and httpx2.get(f"{self.url}/readyz", timeout=5).status_code == 200
-        except httpx2.HTTPError:
-            return False
+        return LIT in self.log and is_ready(self.url)
 
     def left_behind(self) -> list[str]:
         """Command lines of processes that still know the product's folder."""

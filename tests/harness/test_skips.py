@@ -13,12 +13,10 @@ WAYS = {
     "module": "import pytest\npytest.importorskip('no_such_module')\ndef test_a(): pass",
     "condition": "import pytest\n@pytest.mark.skipif(True, reason='no_such_module is missing')\ndef test_a(): pass",
     "fixture": "import pytest\n@pytest.fixture\ndef tool(): pytest.skip('no_such_module')\ndef test_a(tool): pass",
-    "call": "import pytest\ndef test_a(): pytest.skip('no_such_module')",
-    "parameter": (
-        "import pytest\n@pytest.mark.parametrize('x', "
-        "[1, pytest.param(2, marks=pytest.mark.skip(reason='no_such_module'))])\ndef test_a(x): pass"
-    ),
-}
+    "call": "import pytest\ndef test_a(): pytest.skip('no_such_module')", "parameter": (
+    "import pytest\n@pytest.mark.parametrize('x', "
+    "[1, pytest.param(2, marks=pytest.mark.skip(reason='no_such_module'))])\ndef test_a(x): pass" ),
+}  # fmt: skip
 PASSES = "def test_b(): pass"
 
 

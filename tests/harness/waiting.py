@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+import httpx2
+
 Found = TypeVar("Found")
 POLL_S = 0.01
 
@@ -16,7 +18,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], Found], seconds: float = 20, what: str = "the condition") -> Found:
+def is_ready(url: str) -> bool:
+    """Whether a service, or a gateway for all services that it knows, says that it is ready."""
+    try:
+        return httpx2.get(f"{url}/readyz", timeout=5).status_code == httpx2.codes.OK
+    except httpx2.HTTPError:
+        return False
+
+
+def wait_until(
+    condition: Callable[[], Found], seconds: float = 20, what: str = "the condition", pause_s: float = POLL_S
+) -> Found:
     """Return the first true answer of `condition`.
 
     Raises:
@@ -25,7 +37,7 @@ def wait_until(condition: Callable[[], Found], seconds: float = 20, what: str = 
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, f"{what} did not come about in {seconds} s"
-        time.sleep(POLL_S)
+        time.sleep(pause_s)
     return found
 
 

@@ -37,9 +37,8 @@ EXCEPTIONS: dict[str, str] = {
     "services/llm_longctx/serving/grammars/token_grammar.py::mask": "a matcher's mask, which the sampler sends",
     "shared/lm/bert.py::forward": "casts of what modules return",
     "shared/lm/weights.py::read_tensors": "weights of a file; `load_decoder` sends them",
-    "shared/lm/gguf_file.py::*": "weights of a file, likewise",
-    "shared/lm/host_transfer.py::*": "sends what it makes",
-}
+    "shared/lm/gguf_file.py::*": "weights of a file, likewise", "shared/lm/host_transfer.py::*": "sends what it makes",
+}  # fmt: skip
 """Functions that may make tensors without `device=`, as file::function, each with its reason."""
 
 

@@ -1,7 +1,5 @@
 """Records requests to a running platform and their answers as the examples of the API reference."""
 
-from __future__ import annotations
-
 import importlib
 import json
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Requests for the examples of the API reference: every operation once, in an order in which each finds its data."""
 
-from __future__ import annotations
-
 import base64
 import io
 import itertools

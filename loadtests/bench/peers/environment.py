@@ -3,8 +3,6 @@
 Peers want versions that the project does not have, or are built from source for this processor; so they live apart.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil
@@ -22,10 +20,7 @@ class PeerMissing(Exception):
 
 
 def prepare_environment(
-    name: str,
-    requirements: Path,
-    root: Path = ENVIRONMENTS,
-    build: Mapping[str, str] | None = None,
+    name: str, requirements: Path, root: Path = ENVIRONMENTS, build: Mapping[str, str] | None = None
 ) -> Path:
     """The interpreter of a peer's environment, which is installed the first time, or when its requirements changed.
 

@@ -1,7 +1,5 @@
 """The peers of the bench `longctx_peers`: how each is started, and the settings of which the best is taken."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence

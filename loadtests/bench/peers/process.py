@@ -4,8 +4,6 @@ Stopped, because idle threads of some engines keep a processor busy. It speaks J
 `engines/answer_loop.py`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -3,8 +3,6 @@
 Official sizes and random weights: time does not depend on them. That the boxes are equal is checked before the clock.
 """
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 import time
@@ -14,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from fovea.errors import Fault
 from loadtests.bench.result import Row, Table, row
-from loadtests.bench.turns import milliseconds
+from loadtests.bench.suites.partial_networks import make_eager_call
+from loadtests.bench.turns import milliseconds, threads
 from services.detection.boxes.geometry import decode
 from services.detection.models.yolo9tr import Yolo9trBoxDetector
 from shared.engines.onnx import OnnxEngine
@@ -34,13 +32,8 @@ SIDE, CLASSES = 640, 7
 
 def measure(rounds: int = 5, count: int = 1) -> Table:
     """Alternate the forms; medians over rounds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            found = milliseconds(_contenders(Path(folder)), rounds, min(count, 2), time.process_time)
-    finally:
-        torch.set_num_threads(threads)
+    with threads(1), tempfile.TemporaryDirectory() as folder:
+        found = milliseconds(_contenders(Path(folder)), rounds, min(count, 2), time.process_time)
     middle = {name: statistics.median(values) for name, values in found.items()}
     rows: list[Row] = [row(name, "CPU ms / picture", values, middle[BASELINE]) for name, values in found.items()]
     return Table(
@@ -64,12 +57,4 @@ def _contenders(folder: Path) -> dict[str, Callable[[], Any]]:
         raise Fault(f"The served form differs from the network by {apart:.1e} pixels.")
     export_onnx(served, folder / "served.onnx", {"images": x}, ["predictions"], call=served.predictions)  # type: ignore[arg-type]  # as above
     engine, feeds = OnnxEngine(folder / "served.onnx", threads=1), {"images": np.ascontiguousarray(x.numpy())}
-    return {BASELINE: _eager(whole, x), SERVED: _eager(served, x), GRAPH: lambda: engine.run(feeds)}
-
-
-def _eager(net: nn.Module, x: Tensor) -> Callable[[], Any]:
-    def call() -> Any:
-        with torch.inference_mode():
-            return net(x)
-
-    return call
+    return {BASELINE: make_eager_call(whole, x), SERVED: make_eager_call(served, x), GRAPH: lambda: engine.run(feeds)}

@@ -3,10 +3,7 @@
 Both have one thread for the model and take turns; requests are Open Inference v2 with binary tensors.
 """
 
-from __future__ import annotations
-
 import asyncio
-import json
 import statistics
 import tempfile
 import time
@@ -15,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from loadtests.bench.client import drive
-from loadtests.bench.contender import Contender
+from loadtests.bench.client import drive, infer_request
+from loadtests.bench.contender import Contender, make_quiet_environment, run_fleet
 from loadtests.bench.result import Row, Table, row
 from services.detection.models.yolo9tr import Yolo9trBoxDetector
 from services.detection.servables.box_detector import TENSOR_NAMES
@@ -32,38 +29,18 @@ def measure(rounds: int = 7, count: int = 40) -> Table:
     folder = Path(tempfile.mkdtemp(prefix="fovea-bench-"))
     engine = Yolo9trBoxDetector.load(LoadContext(engine="onnx", cache=folder / "cache", threads=1)).engine
     fleet = {size: _gateway(folder, size) for size in (1, 8)}
-    try:
+    with run_fleet([*fleet.values()]):
         for contender in fleet.values():
-            contender.start()
-        for contender in fleet.values():
-            contender.wait()
             _warm(contender)
         speed = _rounds(engine, fleet, rounds, count)
-    finally:
-        for contender in fleet.values():
-            contender.stop()
     return _table(speed)
 
 
 def _gateway(folder: Path, size: int) -> Contender:
     """A gateway with a service of its own behind it, asked with batches of `size`."""
-    tensor = _pictures(size)
-    told = {"name": TENSOR_NAMES[0], "shape": tensor.shape, "datatype": "FP32"}
-    head = json.dumps(
-        {
-            "inputs": [{**told, "parameters": {"binary_data_size": tensor.nbytes}}],
-            "parameters": {"binary_data_output": True},
-        }
-    ).encode()
-    headers = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
-    env = {
-        "FOVEA_DATA_DIR": str(folder / f"batch{size}"),
-        "FOVEA_LOG_LEVEL": "WARNING",
-        "FOVEA_RATE_LIMIT_RPM": "100000000",
-        "FOVEA_MAX_BATCH_DELAY_MS": "0",
-        "FOVEA_INTRA_OP_THREADS": "1",
-    }
-    ask, body = "/v2/models/yolo9tr/infer", head + tensor.tobytes()
+    body, headers = infer_request(TENSOR_NAMES[0], _pictures(size))
+    env = {**make_quiet_environment(str(folder / f"batch{size}")), "FOVEA_INTRA_OP_THREADS": "1"}
+    ask = "/v2/models/yolo9tr/infer"
     behind = Contender(f"detection service {size}", f"{SERVERS}.detection_service", ask, body, headers, env=env)
     upstream = {"FOVEA_STATIC_UPSTREAMS": f"detection=http://127.0.0.1:{behind.port}"}
     name, module = f"through the gateway, batch {size}", f"{SERVERS}.fovea_gateway"

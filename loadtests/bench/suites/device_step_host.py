@@ -5,8 +5,6 @@ recorded step is whole: its rows, its one copy, a replay that does nothing, and 
 it was done: a slice of the pool for each row and layer, and a table of them in Python numbers.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor
 
 from loadtests.bench.result import Row, Table, row
-from loadtests.bench.turns import milliseconds
+from loadtests.bench.turns import milliseconds, threads
 from services.llm_longctx.engine.attention.decode import StepAttention
 from services.llm_longctx.engine.attention.layer_inputs import LayerInputs
 from services.llm_longctx.engine.attention.method_policy import Policy
@@ -42,16 +40,11 @@ TARGET_MS = 2.0
 
 def measure(rounds: int = 7, count: int = 20) -> Table:
     """Steps of a batch under several methods and caches."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with _launching_nothing():
-            calls: dict[str, Callable[[], Any]] = {name: Step(name).run for name in METHODS}
-            calls |= {f"{name}, recorded": RecordedStep(name).run for name in METHODS}
-            calls["a table of Python numbers per layer, alone"] = Step("dense").tables_of_numbers
-            found = milliseconds(calls, rounds, count, time.process_time)
-    finally:
-        torch.set_num_threads(threads)
+    with threads(1), _launching_nothing():
+        calls: dict[str, Callable[[], Any]] = {name: Step(name).run for name in METHODS}
+        calls |= {f"{name}, recorded": RecordedStep(name).run for name in METHODS}
+        calls["a table of Python numbers per layer, alone"] = Step("dense").tables_of_numbers
+        found = milliseconds(calls, rounds, count, time.process_time)
     base = float(np.median(found["a table of Python numbers per layer, alone"]))
     rows: list[Row] = [row(name, "ms / step", values, base) for name, values in found.items()]
     worst = max(float(np.median(found[f"{name}, recorded"])) for name in METHODS)

@@ -5,8 +5,6 @@ asks for one thing at a time, with pauses of random length; in loud rounds `alic
 What is in service when bob comes is finished first, which costs him half a request on average.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import random

@@ -3,8 +3,6 @@
 Random weights: time does not depend on them. Both graphs are compared with torch before they are timed.
 """
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 import time
@@ -16,7 +14,7 @@ import numpy as np
 import torch
 
 from loadtests.bench.result import Row, Table, row
-from loadtests.bench.turns import milliseconds
+from loadtests.bench.turns import milliseconds, threads
 from services.detection.layers import fuse_batch_norms
 from services.detection.models.hieraedgenet_network import HieraEdgeNet, with_transform
 from shared.engines.onnx import OnnxEngine
@@ -30,14 +28,9 @@ SIDE = 640
 
 def measure(rounds: int = 3, count: int = 1) -> Table:
     """Alternate both graphs and torch; medians over rounds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            contenders, apart = _contenders(Path(folder))
-            found = milliseconds(contenders, rounds, min(count, 3), time.process_time)
-    finally:
-        torch.set_num_threads(threads)
+    with threads(1), tempfile.TemporaryDirectory() as folder:
+        contenders, apart = _contenders(Path(folder))
+        found = milliseconds(contenders, rounds, min(count, 3), time.process_time)
     base = statistics.median(found[BASELINE])
     rows: list[Row] = [row(name, "CPU ms / picture", values, base) for name, values in found.items()]
     return Table(

@@ -3,8 +3,6 @@
 Measures the images that `deploy/images.sh` has built here. Needs podman and root.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import statistics

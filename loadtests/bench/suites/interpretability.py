@@ -7,8 +7,6 @@ compared with its definition, two whole forwards per sender, on some senders of 
 The clock is the processor's, on one thread.
 """
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 import time
@@ -21,7 +19,7 @@ import torch
 from scipy.stats import spearmanr
 
 from loadtests.bench.result import Row, Table, row
-from loadtests.bench.turns import milliseconds
+from loadtests.bench.turns import milliseconds, threads
 from services.interpretability.attention.pattern_capture import visit_patterns
 from services.interpretability.attention.retrieval_score import score_copies, top_positions
 from services.interpretability.causal.circuit_tasks import group_by_length, make_indirect_objects
@@ -53,24 +51,19 @@ LONG = 4096
 def measure(rounds: int = 3, count: int = 1) -> Table:
     """Alternate the contenders of each group; medians over rounds of one call, at most three."""
     rounds = min(rounds, 3 * count)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            subjects = {d: ModelRegistry(Path(folder), Path("none"), SMOLLM2, d, "cpu").get(SMOLLM2) for d in DTYPES}
-            cells = [
-                build_needle_prompt(subjects["float32"].tokenizer, NEEDLES[0], LENGTH, depth, seed=1)
-                for depth in even_depths()
-            ]
-            calls = {d: _detection(subject, cells, Path(folder)) for d, subject in subjects.items()}
-            maps = [_scores(subject, cells) for subject in subjects.values()]  # and warms our own contender
-            contenders = {f"{name}, {d}": call for d in DTYPES for name, call in calls[d].items()}
-            detection = milliseconds(contenders, rounds, 1, time.process_time, warm=False)
-            for d in DTYPES:
-                detection[f"{FORCED}, {d}"] = [value / len(cells) for value in detection[f"{FORCED}, {d}"]]
-            patching, apart = _patching(subjects["float32"], rounds)
-    finally:
-        torch.set_num_threads(threads)
+    with threads(1), tempfile.TemporaryDirectory() as folder:
+        subjects = {d: ModelRegistry(Path(folder), Path("none"), SMOLLM2, d, "cpu").get(SMOLLM2) for d in DTYPES}
+        cells = [
+            build_needle_prompt(subjects["float32"].tokenizer, NEEDLES[0], LENGTH, depth, seed=1)
+            for depth in even_depths()
+        ]
+        calls = {d: _detection(subject, cells, Path(folder)) for d, subject in subjects.items()}
+        maps = [_scores(subject, cells) for subject in subjects.values()]  # and warms our own contender
+        contenders = {f"{name}, {d}": call for d in DTYPES for name, call in calls[d].items()}
+        detection = milliseconds(contenders, rounds, 1, time.process_time, warm=False)
+        for d in DTYPES:
+            detection[f"{FORCED}, {d}"] = [value / len(cells) for value in detection[f"{FORCED}, {d}"]]
+        patching, apart = _patching(subjects["float32"], rounds)
     middle = {name: statistics.median(values) for name, values in (detection | patching).items()}
     rows: list[Row] = [
         row(name, "ms / prompt", values, middle[f"{PUBLISHED}, {name.rpartition(', ')[2]}"], "ratio in its dtype")

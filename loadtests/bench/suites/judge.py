@@ -5,20 +5,18 @@ that its examples are read once; “cold” puts a mark of its own before each p
 token is read for every pair. Both judge pairs of the mini-collection through the judge's own code.
 """
 
-from __future__ import annotations
-
+import contextlib
 import itertools
 import os
-import socket
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 
 import httpx2
 
+from loadtests.bench.contender import run_python
 from loadtests.bench.result import Table, row
 from services.relevance_judge.chat_client import ChatClient
 from services.relevance_judge.judge import build_messages
@@ -26,6 +24,7 @@ from services.relevance_judge.prompt_template import get_template, make_fence, r
 from services.relevance_judge.schemas import Pair
 from services.relevance_judge.storage.mini_collection import load_mini_collection
 from shared.registry import CallContext
+from tests.harness.waiting import free_port
 
 TEMPLATE = "few-shot"
 COLD, WARM = "every prompt new", "shared prefix known"
@@ -37,10 +36,10 @@ def measure(rounds: int = 4, count: int = 12) -> Table:
     """Alternate cold and warm; medians over rounds. `count` is pairs per round and contender."""
     pairs = itertools.cycle(_pairs())
     with tempfile.TemporaryDirectory(prefix="fovea-bench-") as folder:
-        port = _free_port()
-        server = _started(port, folder)
-        endpoint = ChatClient(f"http://127.0.0.1:{port}")
-        try:
+        port = free_port()
+        env = {**os.environ, "FOVEA_DATA_DIR": folder, "FOVEA_LOG_LEVEL": "WARNING"}
+        words = ["-m", "shared.serving", "llm-longctx", "--http-port", str(port)]
+        with run_python(words, env) as server, contextlib.closing(ChatClient(f"http://127.0.0.1:{port}")) as endpoint:
             _ready(port, server)
             prompt, prefix = _tokens(endpoint, next(pairs))
             speed: dict[str, list[float]] = {COLD: [], WARM: []}
@@ -49,9 +48,6 @@ def measure(rounds: int = 4, count: int = 12) -> Table:
                     found = _speed(endpoint, [next(pairs) for _ in range(min(count, 48))], cold=name == COLD)
                     if turn:  # the first warms up both
                         speed[name].append(found)
-        finally:
-            endpoint.close()
-            _stopped(server)
     return _table(speed, prompt, prefix)
 
 
@@ -100,27 +96,6 @@ def _table(speed: dict[str, list[float]], prompt: int, prefix: int) -> Table:
             "tokens in the shared prefix": (float(prefix), 400.0),
         },
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _started(port: int, folder: str) -> subprocess.Popen[bytes]:
-    env = {**os.environ, "FOVEA_DATA_DIR": folder, "FOVEA_LOG_LEVEL": "WARNING"}
-    command = [sys.executable, "-m", "shared.serving", "llm-longctx", "--http-port", str(port)]
-    return subprocess.Popen(command, env=env)
-
-
-def _stopped(server: subprocess.Popen[bytes]) -> None:
-    server.terminate()
-    try:
-        server.wait(20)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
 
 
 def _ready(port: int, server: subprocess.Popen[bytes], seconds: float = 300) -> None:

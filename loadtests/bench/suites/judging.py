@@ -5,8 +5,6 @@ and what `loadtests.labelled` writes. Others are BM25's best documents without a
 means over topics; intervals come from a bootstrap over topics, that of a lead from the topics' differences.
 """
 
-from __future__ import annotations
-
 import random
 import subprocess
 import sys

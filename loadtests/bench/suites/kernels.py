@@ -5,8 +5,6 @@ the diagonal kept, chosen per group of query heads (one key/value head) or per q
 that neighbours on a machine weigh less; contenders in turn.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections import defaultdict
@@ -17,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from loadtests.bench.longctx import threads
 from loadtests.bench.result import Row, Table, row
+from loadtests.bench.turns import threads
 from services.llm_longctx.kernels import BlockCsr, backends, block_sparse_prefill, decode
 
 HEADS, KV_HEADS, D, BLOCK = 9, 3, 64, 128

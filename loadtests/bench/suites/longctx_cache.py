@@ -5,9 +5,6 @@ the types take turns. Quality is teacher-forced over real prose, the help topics
 RULER's form. At equal bytes SnapKV fills the same budget with as many entries as a type allows.
 """
 
-from __future__ import annotations
-
-import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -21,8 +18,9 @@ from torch import Tensor
 from fovea_lab.ruler.run import EvaluatedModel, run_ruler
 from fovea_lab.ruler.spec import RulerSpec
 from fovea_lab.text_corpus import load_library_prose
-from loadtests.bench.longctx import cpu_seconds, gguf, read, threads
+from loadtests.bench.longctx import cpu_seconds, gguf, log_probabilities, quality, read
 from loadtests.bench.result import Row, Table, row
+from loadtests.bench.turns import threads
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.offline.open_sequence import OpenSequence
@@ -65,7 +63,7 @@ def measure(rounds: int = 15, count: int = 400, far: int = FAR, samples: int = 8
             most = int(BUDGET * engine.dense_bytes(READ))
             policy = fit_policy(engine, method("snapkv"), None, most, READ, 0, bits)
             scored[f"{name}, {BUDGET:.0%} of the bytes"] = score(engine, policy, ids, count)
-        rows += quality(scored, torch.tensor(ids[READ + 1 : READ + 1 + count]))
+        rows += quality(scored, BASELINE, torch.tensor(ids[READ + 1 : READ + 1 + count]))
         rows += needles(engine, Tokenizer.from_folder(loaded.folder), min(rounds, samples))
     how = (
         f"SmolLM2-135M-Instruct with its own 4-bit weights, one thread, CPU clock; quality on {count} tokens of "
@@ -97,23 +95,9 @@ def memory(engine: Engine, tokens: int = 8192) -> list[Row]:
 def score(engine: Engine, policy: Policy, ids: Sequence[int], count: int) -> Tensor:
     """Log-probabilities [count,V] behind each of `count` tokens, fed one by one."""
     s = begin(engine, policy, ids[:READ])
-    found = torch.stack([s.step(token).float().log_softmax(-1) for token in ids[READ : READ + count]])
+    found = log_probabilities(s, ids[READ : READ + count])
     s.close()
     return found
-
-
-def quality(scored: dict[str, Tensor], following: Tensor) -> list[Row]:
-    """Perplexity of the text, and agreement with the baseline."""
-    rows, base = [], scored[BASELINE]
-    before = -float(base.gather(1, following[:, None]).mean())
-    for name, logs in scored.items():
-        loss = -float(logs.gather(1, following[:, None]).mean())
-        perplexity = math.exp(loss)
-        rows.append(Row(f"{name}, perplexity", "", perplexity, perplexity, perplexity, math.exp(loss - before)))
-        agreed = float((logs.argmax(-1) == base.argmax(-1)).float().mean())
-        kl = float((base.exp() * (base - logs)).sum(-1).mean())
-        rows.append(Row(f"{name}, same first choice", "share", agreed, agreed, agreed, 1.0, f"KL {kl:.4f} nats"))
-    return rows
 
 
 def needles(engine: Engine, tokenizer: Tokenizer, samples: int) -> list[Row]:

@@ -6,8 +6,6 @@ model of their own. Clocks are CPU seconds of one thread. At 4,096 tokens: `pyth
 longctx_decoding`; a small size ends within minutes (`--quick`).
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 import subprocess
@@ -22,9 +20,10 @@ from typing import Any, Literal
 import torch
 
 from fovea_lab.text_corpus import load_library_prose
-from loadtests.bench.longctx import cpu_seconds, gguf, read, threads
+from loadtests.bench.longctx import cpu_seconds, gguf, read
 from loadtests.bench.peers.environment import ENVIRONMENTS, PeerMissing, prepare_environment
 from loadtests.bench.result import Row, Table
+from loadtests.bench.turns import threads
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.offline.open_sequence import OpenSequence
 from services.llm_longctx.methods import method

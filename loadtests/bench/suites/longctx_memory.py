@@ -3,12 +3,11 @@
 A small model with SmolLM2's head width and a long context, random weights: bytes do not depend on what weights say.
 """
 
-from __future__ import annotations
-
 import torch
 
-from loadtests.bench.longctx import read, threads
+from loadtests.bench.longctx import read
 from loadtests.bench.result import Row, Table
+from loadtests.bench.turns import threads
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.methods import AttentionMethod, method
 from shared.lm.builders import llama

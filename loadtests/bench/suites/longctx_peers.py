@@ -6,8 +6,6 @@ is skipped loudly. The wall clock on two threads is for a quiet machine; on a bu
 `python -m loadtests.bench.suites.longctx_peers --clock cpu` counts processor seconds of one thread.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json
@@ -215,10 +213,7 @@ def targets(middle: Mapping[str, float], longest: int) -> dict[str, tuple[float,
     for size in BATCHES:
         claim = f"{size} at once, times the best peer"
         add(claim, f"{OURS}, {size} at once", [f"{one}, {size} at once" for one in peers], 1.2, more=True)
-    for phase, peer_names, want in (
-        ("decode", ["llama.cpp, Q4_1"], 3.5),
-        ("first token", peers, 1.8),
-    ):
+    for phase, peer_names, want in (("decode", ["llama.cpp, Q4_1"], 3.5), ("first token", peers, 1.8)):
         ours = {f"{OURS}, {name}, {phase} at {longest}" for name in METHODS} & middle.keys()
         if ours:
             best = min(ours, key=lambda name: middle[name])

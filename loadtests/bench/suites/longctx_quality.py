@@ -5,8 +5,6 @@ Nothing is timed: a row's median is a mean here, and its low and high are the ex
 come, so a run that was stopped goes on where it was; a whole one forgets them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import tempfile

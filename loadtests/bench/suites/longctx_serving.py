@@ -1,14 +1,13 @@
 """The scheduler at work: the first token behind a cached prefix, and eight requests of mixed methods at once."""
 
-from __future__ import annotations
-
 import statistics
 from collections import defaultdict
 
 import torch
 
-from loadtests.bench.longctx import ROLES, SHORT, Smol, cpu_seconds, smollm2, threads
+from loadtests.bench.longctx import ROLES, SHORT, Smol, cpu_seconds, smollm2
 from loadtests.bench.result import Table, row
+from loadtests.bench.turns import threads
 from services.llm_longctx.engine import Engine, Request
 from services.llm_longctx.methods import method
 

@@ -4,8 +4,6 @@ Dense comes twice: on the engine's own kernels, and on torch's (`cpu_torch`), wh
 kernels would do. Density is of causal blocks; agreement is the share of positions at which the next token is the same.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,8 +11,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from loadtests.bench.longctx import CHUNK, SHORT, Smol, cpu_seconds, read, smollm2, threads
+from loadtests.bench.longctx import CHUNK, SHORT, Smol, cpu_seconds, read, smollm2
 from loadtests.bench.result import Table, row
+from loadtests.bench.turns import threads
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.methods import AttentionMethod, method
 

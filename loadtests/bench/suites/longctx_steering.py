@@ -4,8 +4,6 @@ The contenders take turns on the same sequences of SmolLM2 in the format that is
 scheduler calls, the sampling left out. Clocks are CPU seconds of one thread.
 """
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 import time
@@ -15,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from loadtests.bench.longctx import gguf, threads
+from loadtests.bench.longctx import gguf
 from loadtests.bench.result import Table, row
-from loadtests.bench.turns import milliseconds
+from loadtests.bench.turns import milliseconds, threads
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.taps import (
     ActivationCapture,

@@ -5,19 +5,16 @@ so that quality differs by the rounding of rows to 8 bits. Clocks are CPU second
 a machine weigh least; the floor is bytes of the matrices over the bandwidth of a sum over 256 MB, measured alike.
 """
 
-from __future__ import annotations
-
-import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from loadtests.bench.longctx import cpu_seconds, gguf, threads
-from loadtests.bench.result import Row, Table, row
+from loadtests.bench.longctx import cpu_seconds, gguf, log_probabilities, quality
+from loadtests.bench.result import Table, row
+from loadtests.bench.turns import threads
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.offline.open_sequence import OpenSequence
 from services.llm_longctx.serving.weight_format import ModelWeights, load_weights
@@ -45,8 +42,9 @@ def measure(rounds: int = 15, count: int = 400) -> Table:
                 floors[name].append(1000 * matrix_bytes(loaded[name]) / speed)
         rows = [row(name, "CPU ms / token at 128", taken[name], min(taken[BASELINE])) for name in FORMATS]
         rows += [row(f"{name}, floor", "ms", floors[name], min(taken[BASELINE])) for name in FORMATS]
-        scored = {name: score(one, ids, count) for name, one in loaded.items()}
-    rows += quality(scored, torch.tensor(ids[SPEED_AT + 1 : SPEED_AT + 1 + count]))
+        told = ids[SPEED_AT : SPEED_AT + count]
+        scored = {name: log_probabilities(begin(one, ids), told) for name, one in loaded.items()}
+    rows += quality(scored, BASELINE, torch.tensor(ids[SPEED_AT + 1 : SPEED_AT + 1 + count]))
     targets = {f"{n}: step over its floor": (min(taken[n]) / min(floors[n]), 1.5) for n in FORMATS}
     how = f"SmolLM2-135M-Instruct, one thread, CPU clock; quality on {count} tokens of made prose behind 128"
     return Table("longctx_weights", "Formats of weights", how, BASELINE, rows, targets)
@@ -65,21 +63,3 @@ def matrix_bytes(weights: ModelWeights) -> int:
         return sum(matrix.data.nbytes for matrix in weights.packed.values())
     layers = sum(x.nbytes for key, x in weights.model.state_dict().items() if ".layers." in key)
     return layers + weights.model.output_matrix.nbytes
-
-
-def score(weights: ModelWeights, ids: Sequence[int], count: int) -> Tensor:
-    """Log-probabilities [count,V] behind each of `count` tokens, fed one by one."""
-    s = begin(weights, ids)
-    return torch.stack([s.step(token).float().log_softmax(-1) for token in ids[SPEED_AT : SPEED_AT + count]])
-
-
-def quality(scored: dict[str, Tensor], following: Tensor) -> list[Row]:
-    """Perplexity of the text, and agreement with the baseline."""
-    rows, base = [], scored[BASELINE]
-    for name, logs in scored.items():
-        perplexity = math.exp(-float(logs.gather(1, following[:, None]).mean()))
-        rows.append(Row(f"{name}, perplexity", "", perplexity, perplexity, perplexity, 1.0))
-        agreed = float((logs.argmax(-1) == base.argmax(-1)).float().mean())
-        kl = float((base.exp() * (base - logs)).sum(-1).mean())
-        rows.append(Row(f"{name}, same first choice", "share", agreed, agreed, agreed, 1.0, f"KL {kl:.4f} nats"))
-    return rows

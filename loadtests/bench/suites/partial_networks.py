@@ -3,8 +3,6 @@
 Random weights: time does not depend on them.
 """
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 import time
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from loadtests.bench.result import Row, Table, row
-from loadtests.bench.turns import milliseconds
+from loadtests.bench.turns import milliseconds, threads
 from shared.engines.onnx import OnnxEngine
 from shared.export.onnx_export import export_onnx
 from shared.registry import network
@@ -36,13 +34,8 @@ SHAPE = (1, 3, 224, 224)
 
 def measure(rounds: int = 5, count: int = 3) -> Table:
     """Alternate all networks in both engines; medians over rounds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            found = milliseconds(_contenders(Path(folder)), rounds, min(count, 10), time.process_time)
-    finally:
-        torch.set_num_threads(threads)
+    with threads(1), tempfile.TemporaryDirectory() as folder:
+        found = milliseconds(_contenders(Path(folder)), rounds, min(count, 10), time.process_time)
     base = statistics.median(found[BASELINE])
     rows: list[Row] = [row(name, "CPU ms / picture", values, base) for name, values in found.items()]
     return Table(
@@ -61,7 +54,7 @@ def _contenders(folder: Path) -> dict[str, Callable[[], Any]]:
     for title, (name, config) in NETWORKS.items():
         net = network(name, **config).eval()
         made[f"{title}, ONNX Runtime"] = graph(net, x, folder / f"{title}.onnx")
-        made[f"{title}, torch"] = _eager(net, x)
+        made[f"{title}, torch"] = make_eager_call(net, x)
     return made
 
 
@@ -72,7 +65,9 @@ def graph(net: nn.Module, x: Tensor, path: Path) -> Callable[[], Any]:
     return lambda: engine.run(feeds)
 
 
-def _eager(net: nn.Module, x: Tensor) -> Callable[[], Any]:
+def make_eager_call(net: nn.Module, x: Tensor) -> Callable[[], Any]:
+    """A call of the network on x in torch, without gradients."""
+
     def call() -> Any:
         with torch.inference_mode():
             return net(x)

@@ -6,18 +6,11 @@ a folder with the data sets (`polyps`, `cells`, `pavement`, `clothing`), their h
 and the answers are scored.
 """
 
-from __future__ import annotations
-
 import json
 import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +23,7 @@ from fovea_recipes.training.data.box_sets import find_boxes
 from fovea_recipes.training.data.class_folders import find_classes
 from fovea_recipes.training.data.mask_folders import find_masks
 from fovea_recipes.training.data.splits import held_out
+from loadtests.bench.contender import run_python
 from loadtests.bench.real_scores import Ask, ask, score_boxes, score_classes, score_masks
 from loadtests.bench.result import Row, Table, row
 from services.detection.models.hieraedgenet_cells import HieraEdgeNetCellsBoxDetector
@@ -39,6 +33,7 @@ from services.medical_seg.models.pranet import PraNetSegmenter
 from services.vision_restoration.models.rrformer import RRFormerRestorer
 from shared.registry.weights import Manifest, read_manifest
 from shared.vision.servable import VisionServable
+from tests.harness.waiting import free_port, is_ready, wait_until
 
 MODELS: tuple[tuple[str, str, type[VisionServable], tuple[str, ...]], ...] = (
     ("polyps", "medical-seg", PraNetSegmenter, ("dice_at_half", "median_dice_at_half", "clean_crops")),
@@ -163,28 +158,11 @@ def _figure(name: str, value: float, note: str) -> Row:
 @contextmanager
 def _running(service: str, model: str) -> Iterator[str]:
     """A service of its own with one model, until it is no longer needed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-m", "loadtests.bench.servers.real_service", str(port), service, model]
         ours = {"FOVEA_DATA_DIR": folder, "FOVEA_LOG_LEVEL": "WARNING", "FOVEA_INTRA_OP_THREADS": "1"}
-        with subprocess.Popen(words, env={**os.environ, **ours}) as process:
-            try:
-                base = f"http://127.0.0.1:{port}"
-                _wait(base)
-                yield base
-            finally:
-                process.terminate()
-
-
-def _wait(base: str, seconds: float = 240) -> None:
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            with urllib.request.urlopen(f"{base}/readyz", timeout=5):  # noqa: S310  # our own address
-                return
-        except (urllib.error.URLError, ConnectionError):
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.5)
+        words = ["-m", "loadtests.bench.servers.real_service", str(port), service, model]
+        with run_python(words, {**os.environ, **ours}):
+            base = f"http://127.0.0.1:{port}"
+            wait_until(lambda: is_ready(base), 240, f"{service} is ready", pause_s=0.5)
+            yield base

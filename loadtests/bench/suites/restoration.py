@@ -4,8 +4,6 @@ Each large picture is restored in a process of its own. By default a run is canc
 after how many of how many: tiles of one size cost the same, so the rate holds for the rest, but nothing is added up.
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 import subprocess
@@ -16,10 +14,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from loadtests.bench.result import Row, Table, row
-from loadtests.bench.turns import milliseconds
+from loadtests.bench.turns import milliseconds, threads
 from services.vision_restoration.models.rrformer import RRFormerRestorer
 from services.vision_restoration.tiled_inference import CONTEXT
 from services.vision_restoration.weights_loading import build_artifacts, load_weights
@@ -34,13 +31,8 @@ ALLOWED_MIB = 2048
 
 def measure(rounds: int = 3, count: int = 1) -> Table:
     """Engines take turns; then each size once, cut short after a few tiles."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            timed = milliseconds(_engines(Path(folder)), min(rounds, 3 * count), 1)
-    finally:
-        torch.set_num_threads(threads)
+    with threads(1), tempfile.TemporaryDirectory() as folder:
+        timed = milliseconds(_engines(Path(folder)), min(rounds, 3 * count), 1)
     rows = [
         row(
             f"{variant}, {engine}",

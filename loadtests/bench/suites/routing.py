@@ -4,8 +4,6 @@ Each way has documents of its own. They are asked about once, then again with ot
 ways take turns at each question. Replicas are SmolLM2 with one thread each, in one process; gateways have their own.
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 import tempfile
@@ -22,6 +20,7 @@ from loadtests.bench.result import Table, row
 from shared.jobs.redis_server import RedisServer
 from shared.lm.niah_prompts import build_haystack
 from shared.settings import Settings
+from tests.harness.waiting import wait_until
 
 SERVERS = "loadtests.bench.servers"
 ALONE, AFFINITY, LEAST = "one replica", "four, affinity", "four, least loaded"
@@ -81,11 +80,9 @@ def _ask(client: httpx2.Client, url: str, document: str, question: str) -> tuple
     """Milliseconds to the first token, and the share of the prompt's tokens that were cached."""
     body = {
         "model": "smollm2-135m-instruct",
-        "messages": [{"role": "system", "content": document}, {"role": "user", "content": question}],
-        "max_tokens": 2,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
+        "messages": [{"role": "system", "content": document}, {"role": "user", "content": question}], "max_tokens": 2,
+        "stream": True, "stream_options": {"include_usage": True},
+    }  # fmt: skip
     began, first_ms, usage = time.perf_counter(), 0.0, {}
     with client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
         answer.raise_for_status()
@@ -126,15 +123,8 @@ def _gateways() -> Iterator[dict[str, str]]:
 
 
 def _wait_ready(url: str, replicas: int) -> None:
-    """Wait until so many replicas are ready.
+    def count() -> int:
+        found: int = httpx2.get(f"{url}/readyz").json().get("services", {}).get("llm-longctx", {}).get("ready", 0)
+        return found
 
-    Raises:
-        TimeoutError: They are not in time.
-    """
-    for _ in range(int(2 * LONGEST_START_S)):
-        found = httpx2.get(f"{url}/readyz").json()
-        if found.get("services", {}).get("llm-longctx", {}).get("ready") == replicas:
-            return
-        time.sleep(0.5)
-    message = f"{replicas} replicas are not ready behind {url}"
-    raise TimeoutError(message)
+    wait_until(lambda: count() == replicas, LONGEST_START_S, f"readiness of {replicas} replicas", pause_s=0.5)

@@ -8,8 +8,6 @@ answers only what is new. One sample is always answered again by every method, a
 ours are. kvpress has an environment of its own, which is made once and kept, and is skipped loudly where that fails.
 """
 
-from __future__ import annotations
-
 import json
 import lzma
 import subprocess
@@ -24,7 +22,8 @@ from typing import Any
 
 import torch
 
-from fovea_lab.ruler import peers, plots
+from fovea_lab.ruler import plots
+from fovea_lab.ruler.answer_store import read_predictions
 from fovea_lab.ruler.leaderboard import write_page
 from fovea_lab.ruler.report import Prediction, RulerReport
 from fovea_lab.ruler.run import EvaluatedModel, export_samples, measure_costs, run_ruler
@@ -52,22 +51,13 @@ POOL_BYTES = 6 * 2**30
 """Of keys and values, so that contexts that were read once are there for every method."""
 
 METHODS: tuple[dict[str, Any], ...] = (
-    {"method": "expected_attention"},
-    {"method": "snapkv"},
-    {"method": "pyramidkv"},
-    {"method": "adakv"},
-    {"method": "criticalkv"},
-    {"method": "kvzip"},
-    {"method": "keydiff"},
-    {"method": "knorm"},
-    {"method": "tova"},
-    {"method": "lagkv"},
-    {"method": "streamingllm"},
-    {"method": "triattention", "plan": "centres", "recent": 32},
+    {"method": "expected_attention"}, {"method": "snapkv"}, {"method": "pyramidkv"}, {"method": "adakv"},
+    {"method": "criticalkv"}, {"method": "kvzip"}, {"method": "keydiff"}, {"method": "knorm"}, {"method": "tova"},
+    {"method": "lagkv"}, {"method": "streamingllm"}, {"method": "triattention", "plan": "centres", "recent": 32},
     {"method": "duo", "plan": "gates", "sink": 16, "recent": 47, "label": "duo, 16 + 47"},
     {"method": "duo", "plan": "gates", "sink": 16, "recent": 128, "label": "duo, 16 + 128"},
     {"method": "razor", "plan": "default"},
-)
+)  # fmt: skip
 BUDGETS = (0.75, 0.5, 0.25, 0.125)
 NEEDLES = ("niah_single_1", "niah_single_2", "niah_multivalue", "niah_multikey_1")
 """Tasks that small models can do at 1,024 tokens; at 4,096 they can do the first."""
@@ -160,7 +150,7 @@ def _ask_peers(part: Part, on: EvaluatedModel, files: Path, store: Path) -> list
             _answer(name, [str(files), str(samples), "--out", str(outs[name]), *more])
     wanted = {row["digest"] for row in export_samples(on, part.spec)}
     decode = partial(on.tokenizer.decode, special=False)
-    found = [one for out in outs.values() if out.is_file() for one in peers.read_predictions(out, decode)]
+    found = [one for out in outs.values() if out.is_file() for one in read_predictions(out, decode)]
     return [one for one in found if one.digest in wanted]
 
 

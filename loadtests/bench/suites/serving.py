@@ -4,8 +4,6 @@ All contenders run at once and are driven in turn, round after round, so that th
 time is that of the contender's whole process tree, less what it uses while idle.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import statistics
@@ -13,8 +11,8 @@ import tempfile
 import time
 from collections import defaultdict
 
-from loadtests.bench.client import drive
-from loadtests.bench.contender import Contender
+from loadtests.bench.client import drive, infer_request
+from loadtests.bench.contender import Contender, make_quiet_environment, run_fleet
 from loadtests.bench.model import INPUT, picture, session
 from loadtests.bench.result import Row, Table, row
 
@@ -27,28 +25,9 @@ BEHIND = "Fovea gateway + service"
 def contenders() -> list[Contender]:
     """The seven ways; ours speak Open Inference v2 with binary tensors, LitServe JSON, the others raw bytes."""
     raw = picture().tobytes()
-    head = json.dumps(
-        {
-            "inputs": [
-                {
-                    "name": INPUT,
-                    "shape": [1, 3, 64, 64],
-                    "datatype": "FP32",
-                    "parameters": {"binary_data_size": len(raw)},
-                }
-            ],
-            "parameters": {"binary_data_output": True},
-        }
-    ).encode()
-    tensor = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
-    data = tempfile.mkdtemp(prefix="fovea-bench-")
-    env = {
-        "FOVEA_DATA_DIR": data,
-        "FOVEA_LOG_LEVEL": "WARNING",
-        "FOVEA_RATE_LIMIT_RPM": "100000000",
-        "FOVEA_MAX_BATCH_DELAY_MS": "0",
-    }
-    oip = {"path": "/v2/models/tiny/infer", "body": head + raw, "headers": tensor}
+    body, headers = infer_request(INPUT, picture())
+    env = make_quiet_environment(tempfile.mkdtemp(prefix="fovea-bench-"))
+    oip = {"path": "/v2/models/tiny/infer", "body": body, "headers": headers}
     service = Contender("Fovea service", f"{SERVERS}.fovea_service", env=env, **oip)
     behind = Contender("Fovea service behind", f"{SERVERS}.fovea_service", env=env, **oip)
     upstream = {"FOVEA_STATIC_UPSTREAMS": f"bench=http://127.0.0.1:{behind.port}"}
@@ -68,16 +47,9 @@ def contenders() -> list[Contender]:
 def measure(rounds: int = 5, count: int = 300) -> Table:
     """Alternate all contenders; medians over rounds."""
     fleet = contenders()
-    try:
-        for contender in fleet:
-            contender.start()
-        for contender in fleet:
-            contender.wait()
+    with run_fleet(fleet):
         time.sleep(5)
         cpu, speed = _rounds(fleet, rounds, count)
-    finally:
-        for contender in fleet:
-            contender.stop()
     return _table(cpu, speed)
 
 

@@ -38,13 +38,10 @@ DEPTHS, NEEDLE_TOKENS = (0, 50, 100), 1000
 PLAN = Path(__file__).parents[3] / "services/llm_longctx/weights/heads/smollm2-135m-instruct/default.json"
 
 KNOBS: Mapping[str, Mapping[str, Any]] = {
-    "duo": {"sink": 64, "recent": 256},
-    "razor": {"window_min": 256, "window_div": 16},
-    "recycled": {"budget": 512, "stride": 16},
-    "flexprefill": {"min_budget": 256},
-    "dhsa": {"budget": 512},
+    "duo": {"sink": 64, "recent": 256}, "razor": {"window_min": 256, "window_div": 16},
+    "recycled": {"budget": 512, "stride": 16}, "flexprefill": {"min_budget": 256}, "dhsa": {"budget": 512},
     "power": {"block": 64},
-}
+}  # fmt: skip
 """Scaled to 4,096 tokens: the papers' windows and budgets are as long as that."""
 
 EVICTED: Mapping[str, Any] = {"budget": 512}
@@ -222,7 +219,4 @@ def _rows(name: str, facts: Mapping[str, Any], taken: _Taken) -> list[Row]:
     base = statistics.median(taken["dense"])
     lost, score = 1 - facts["theoretical_flops_ratio"], facts["retrieval"]["score"]
     note = f"reads {1 - lost:.2f} of dense attention; needle {score:.2f}, dense {facts['retrieval']['dense_score']:.2f}"
-    return [
-        row(f"dense beside {name}", "ms", taken["dense"], base),
-        row(name, "ms", taken[name], base, note),
-    ]
+    return [row(f"dense beside {name}", "ms", taken["dense"], base), row(name, "ms", taken[name], base, note)]

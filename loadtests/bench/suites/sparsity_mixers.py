@@ -5,8 +5,6 @@ attention over all keys: the best dense kernel there is for it here. CPU time of
 Landmark's, by where the asked pair stands.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable
@@ -21,12 +19,10 @@ from fovea_memory.mixers.rope import rotate_pairs
 from fovea_recipes.llm_longctx.landmark_recall import STREAM_CHUNK, with_landmarks
 from fovea_recipes.llm_longctx.recall import RecallBatch, draw
 from fovea_recipes.training.text_corpus import corpus
-from loadtests.bench.claiming import Claims, timing
+from loadtests.bench.claiming import Claims, open_shipped, timing
 from loadtests.bench.result import Row, row
-from loadtests.bench.turns import milliseconds
-from shared.registry import network
-from shared.registry.discovery import shipped_weights
-from shared.registry.weights import Manifest, read_weights
+from loadtests.bench.turns import milliseconds, threads
+from shared.registry.weights import Manifest
 
 RUNS, TOKENS, BLOCKS = 40, 8192, 2
 RECALLED, ROWS = 1024, 48
@@ -38,13 +34,8 @@ _Layer = tuple[Callable[[Tensor], Any], Callable[[Tensor], Tensor], Callable[[Te
 
 def measure(rounds: int = RUNS, count: int = TOKENS) -> Claims:
     """Claims' facts; `rounds` steps each, Landmark's behind `count` tokens."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            made = [_landmark(rounds, count), _routing(rounds)]
-    finally:
-        torch.set_num_threads(threads)
+    with threads(1), torch.inference_mode():
+        made = [_landmark(rounds, count), _routing(rounds)]
     return Claims(
         suite="sparsity_mixers",
         title="What the claims of Landmark and Routing rest on",
@@ -57,7 +48,7 @@ def measure(rounds: int = RUNS, count: int = TOKENS) -> Claims:
 
 
 def _landmark(rounds: int, count: int) -> tuple[str, dict[str, Any], list[Row]]:
-    net, manifest = _shipped("fovea-landmark-recall")
+    net, manifest = open_shipped("fovea-landmark-recall")
     session, ids = net.session(1, blocks=BLOCKS), draw(np.random.default_rng(1), 1, count).ids
     for part in torch.split(ids[:, :count], STREAM_CHUNK, 1):
         session.feed(part)
@@ -88,7 +79,7 @@ def _landmark(rounds: int, count: int) -> tuple[str, dict[str, Any], list[Row]]:
 
 
 def _routing(rounds: int) -> tuple[str, dict[str, Any], list[Row]]:
-    net, manifest = _shipped("fovea-routing-bytes")
+    net, manifest = open_shipped("fovea-routing-bytes")
     ids = corpus("test").windows(1, net.context)
     read = net.context - rounds - 1
     session = net.session(1)
@@ -213,13 +204,6 @@ def _quality(manifest: Manifest, metric: str, plain: str | None) -> dict[str, An
     dense = statistics.fmean(twin[plain] for twin in twins) if plain is not None and twins else None
     value = statistics.fmean(found[metric] for found in seeds)
     return {"metric": metric, "value": value, "dense_same_parameters": dense, "seeds": len(seeds)}
-
-
-def _shipped(name: str) -> tuple[Any, Manifest]:
-    found = read_weights(shipped_weights()[name])
-    net = network(found.manifest.network.name, **found.manifest.network.config)
-    net.load_state_dict({key: torch.from_numpy(array) for key, array in found.arrays.items()})
-    return net.eval(), found.manifest
 
 
 def _rows(name: str, taken: dict[str, list[float]], note: str) -> list[Row]:

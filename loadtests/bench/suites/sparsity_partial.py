@@ -5,8 +5,6 @@ full 3×3 convolutions in the place of its mixings (in PATNet of attention too),
 CPU time of one thread; both take turns.
 """
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 import time
@@ -18,14 +16,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from loadtests.bench.claiming import Claims, timing
+from loadtests.bench.claiming import Claims, open_shipped, timing
 from loadtests.bench.result import Row, row
 from loadtests.bench.suites.partial_networks import graph
 from loadtests.bench.turns import milliseconds
 from services.detection.layers.partial import PartialConv
-from shared.registry import network
 from shared.registry.discovery import shipped_weights
-from shared.registry.weights import read_manifest, read_weights
+from shared.registry.weights import read_manifest
 
 RUNS, CALLS = 40, 5
 MODELS = ("fasternet", "patnet")
@@ -46,11 +43,9 @@ def measure(rounds: int = RUNS, count: int = CALLS) -> Claims:
 
 
 def _model(name: str, rounds: int, calls: int) -> tuple[dict[str, Any], list[Row]]:
-    found = read_weights(shipped_weights()[name])
-    net = network(found.manifest.network.name, **found.manifest.network.config)
-    net.load_state_dict({key: torch.from_numpy(array) for key, array in found.arrays.items()})
-    dense = _dense(net.eval())
-    x = torch.rand(1, 3, *2 * [int(found.manifest.recipe["side"])])
+    net, manifest = open_shipped(name)
+    dense = _dense(net)
+    x = torch.rand(1, 3, *2 * [int(manifest.recipe["side"])])
     with tempfile.TemporaryDirectory() as folder:
         contenders = {key: graph(one, x, Path(folder) / f"{key}.onnx") for key, one in (("dense", dense), (name, net))}
         taken = milliseconds(contenders, rounds, calls, time.process_time)
@@ -69,7 +64,7 @@ def _model(name: str, rounds: int, calls: int) -> tuple[dict[str, Any], list[Row
             kernel="ONNX Runtime, convolution of a quarter of the channels",
             dense_kernel="ONNX Runtime, convolution of all channels",
         ),
-        "quality": {"metric": "top_1", "value": found.manifest.metrics["top_1"], "seeds": 1},
+        "quality": {"metric": "top_1", "value": manifest.metrics["top_1"], "seeds": 1},
     }
     base = statistics.median(taken["dense"])
     note = f"{share:.3f} of the dense weights are zero, {ratio:.2f} of its multiplications"

@@ -3,8 +3,6 @@
 Inputs are those that a model's own example becomes: they are overheard while it is answered once.
 """
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping
@@ -14,11 +12,10 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import torch
 
 from fovea.errors import Fault, FoveaError
 from loadtests.bench.result import Row, Table, row
-from loadtests.bench.turns import milliseconds
+from loadtests.bench.turns import milliseconds, threads
 from shared.engines.onnx import OnnxEngine
 from shared.engines.torch import TorchEngine
 from shared.registry import CallContext, LoadContext, Servable
@@ -35,16 +32,11 @@ Call = Callable[[], Any]
 
 def measure(rounds: int = 7, count: int = 20) -> Table:
     """Each model's two engines take turns; medians over rounds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     rows: list[Row] = []
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            for service in SERVICES:
-                for name, kind in servables(service).items():
-                    rows += _rows(name, kind, Path(folder), rounds, count)
-    finally:
-        torch.set_num_threads(threads)
+    with threads(1), tempfile.TemporaryDirectory() as folder:
+        for service in SERVICES:
+            for name, kind in servables(service).items():
+                rows += _rows(name, kind, Path(folder), rounds, count)
     slowest = max((r for r in rows if r.name.endswith("ONNX Runtime")), key=lambda r: r.ratio)
     return Table(
         suite="vision_engines",

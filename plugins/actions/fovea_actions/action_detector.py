@@ -3,8 +3,6 @@
 Knows features and the wire type; the networks are in `models`, drawing in `segments.plot`.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from dataclasses import dataclass

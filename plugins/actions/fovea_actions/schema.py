@@ -4,8 +4,6 @@ Times are seconds. A video is what the caller's own backbone made of it: channel
 long. No backbone is served here.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat

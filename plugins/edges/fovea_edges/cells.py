@@ -3,8 +3,6 @@
 Every cell depends on its batch and its circuit alone, so it can be cached. Knows tensors; knows no report.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

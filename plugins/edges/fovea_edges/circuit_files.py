@@ -3,8 +3,6 @@
 The JSON follows the schema that Neuronpedia publishes for attribution graphs (version 1). Knows formats and names.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

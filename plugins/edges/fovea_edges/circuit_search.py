@@ -4,8 +4,6 @@
 for pruning. A circuit is measured by a function that its caller gives. Knows graphs and numbers; runs no model.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Callable, Sequence
 

@@ -5,8 +5,6 @@ score is (what its source writes in the corrupt run − in the clean run) · the
 over `steps` embeddings between the corrupt prompt's and the clean one's. One step is EAP (2023), from the clean run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

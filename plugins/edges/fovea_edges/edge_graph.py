@@ -4,8 +4,6 @@ The input of a query, key or value head, of an MLP or of the answer is the sum o
 is one term of that sum ("Towards Automated Circuit Discovery", 2023). Knows shapes and names; runs nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property

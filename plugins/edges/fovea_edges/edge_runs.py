@@ -4,8 +4,6 @@ A plain run returns what each source writes. A circuit keeps some edges; all oth
 the counterfactual. With all edges it is the plain run, with none the counterfactual's. Knows no task and no search.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast

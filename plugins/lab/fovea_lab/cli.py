@@ -3,8 +3,6 @@
 Knows the terminal; `local_run` measures, and is imported only when a command runs, because it loads torch.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Heatmaps of numbers between 0 and 1: rows are depths, columns lengths. Knows only pixels."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 

@@ -3,8 +3,6 @@
 Knows the scheduler; knows nothing about what is evaluated.
 """
 
-from __future__ import annotations
-
 import queue
 import threading
 import time

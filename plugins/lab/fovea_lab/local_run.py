@@ -3,8 +3,6 @@
 Knows models, settings and a progress bar; what is measured is in `method_quality`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar

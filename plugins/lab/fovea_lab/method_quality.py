@@ -4,8 +4,6 @@ Everything runs through the model's scheduler, behind other requests. Knows prom
 about HTTP or terminals.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import time

@@ -3,8 +3,6 @@
 Knows prompts and texts; who answers is up to the evaluation: the engine, a model with hidden heads, or a server.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 Knows HTTP and the host; `evaluation` measures.
 """
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 from typing import Annotated, Any
@@ -63,7 +61,7 @@ async def needle(body: NeedleRequest, request: Request, host: HostDep) -> Respon
     return Response(report.model_dump_json(), media_type="application/json")
 
 
-@router.post("/fidelity", response_model=FidelityReport)
+@router.post("/fidelity")
 async def fidelity(body: FidelityRequest, request: Request, host: HostDep) -> FidelityReport:
     """Run a method and dense attention on the same tokens: KL, top-1 agreement and perplexity."""
     model = _find_decoder(host, body.model)

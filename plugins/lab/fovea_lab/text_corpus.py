@@ -3,8 +3,6 @@
 Freely licensed, and on every machine. Knows text; knows no tokenizer and no model.
 """
 
-from __future__ import annotations
-
 import random
 from functools import cache
 

@@ -13,7 +13,8 @@ from PIL import Image
 from fovea.api.longctx import LongctxOptions
 from fovea.cli.option_groups import expand_options
 from fovea.errors import FoveaError, InvalidOption
-from fovea_lab.ruler import cli, leaderboard, peers, plots
+from fovea_lab.ruler import cli, leaderboard, plots
+from fovea_lab.ruler.answer_store import read_predictions
 from fovea_lab.ruler.method_variants import MethodVariant
 from fovea_lab.ruler.report import Leader
 from fovea_lab.ruler.run import EvaluatedModel, export_samples, measure_costs, run_ruler
@@ -285,7 +286,7 @@ def test_a_peers_answers_are_scored_here(tiny, tmp_path):
     ]
     file = tmp_path / "peer.jsonl"
     file.write_text("".join(json.dumps(one) + "\n" for one in told))
-    found = peers.read_predictions(file, lambda ids: tiny.tokenizer.decode(ids, special=False))
+    found = read_predictions(file, lambda ids: tiny.tokenizer.decode(ids, special=False))
     report = run_ruler(tiny, asked(methods=[]), extra=found)
     cell = next(c for c in report.cells if c.method == "kvpress snapkv")
     assert (cell.mean, cell.better) == (1, 2)

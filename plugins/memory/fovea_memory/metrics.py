@@ -3,8 +3,6 @@
 `shared.telemetry` has the metrics of every service. Knows prometheus_client; callers pass plain numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from prometheus_client import Counter, Gauge, Histogram

@@ -3,8 +3,6 @@
 Knows tokens and logits; knows no model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Protocol, Self, TypeVar
 

@@ -4,8 +4,6 @@ A session is admitted when its largest size fits next to the others'. Knows sess
 no model and no text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from torch import Tensor

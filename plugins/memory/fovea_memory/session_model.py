@@ -3,26 +3,27 @@
 Subclasses say how the network is built and make the adapter. Knows weights and schedulers; knows no HTTP.
 """
 
-from __future__ import annotations
-
 import hashlib
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import nn
 
 from fovea.errors import NotReady
 from fovea_memory.adapters.session import SessionAdapter
-from fovea_memory.request_session import RequestSession
 from fovea_memory.session_backend import SessionBackend
+from fovea_memory.toy_tokenizers import OffsetTokenizer
 from services.llm_longctx.engine import Scheduler
 from services.llm_longctx.generation_metrics import watch_scheduler
 from services.llm_longctx.serving.text_model import TextModel
 from shared.registry import Card, LoadContext, network
 from shared.registry.weights import NetworkSpec, find_weights, read_weights
+
+AdapterT = TypeVar("AdapterT", bound=SessionAdapter)
 
 PREFILL_TOKENS = 64
 """Prompt tokens read per step: sessions are slow, and those that run must not wait for long."""
@@ -80,10 +81,22 @@ class SessionModel(TextModel):
     def make_adapter(cls, loaded: LoadedNetwork, threads: int) -> SessionAdapter:
         """The adapter of a loaded network."""
 
-
-def make_session_scheduler(vocab: int, threads: int) -> Scheduler[RequestSession]:
-    """A scheduler of sessions, not started yet."""
-    return Scheduler(SessionBackend(vocab), prefill_tokens=PREFILL_TOKENS, threads=threads)
+    @classmethod
+    def build_adapter(
+        cls,
+        kind: Callable[..., AdapterT],
+        loaded: LoadedNetwork,
+        threads: int,
+        tokenizer: OffsetTokenizer,
+        context: int,
+        method: str,
+        **more: Any,
+    ) -> AdapterT:
+        """An adapter of this kind with a scheduler of its own, not started yet; `more` are the kind's own arguments."""
+        name, vocab, digest = cls.card.name, cls.untrained.config["vocab"], loaded.digest
+        scheduler = Scheduler(SessionBackend(vocab), prefill_tokens=PREFILL_TOKENS, threads=threads)
+        fingerprint = f"fp_{digest[:16]}_float32"
+        return kind(name, fingerprint, tokenizer, scheduler, context, vocab, loaded.net, digest, method, **more)
 
 
 def _load_network(card: Card, untrained: NetworkSpec, folder: Path, context: LoadContext) -> LoadedNetwork:

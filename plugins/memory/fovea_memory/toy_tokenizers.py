@@ -3,8 +3,6 @@
 Both know the character offsets of each token, so that a citation can point at it. Know text; know no model.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 An index is the place of a point in the list that was sent; of a detector's answer the points are the boxes' middles.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field

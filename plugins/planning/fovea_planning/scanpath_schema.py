@@ -4,8 +4,6 @@ Objects are boxes in a picture (for example the answer of `/v1/detect`, or its b
 id is its place in that list. Pixels are those of the upright picture.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Annotated, Any, Literal
 
@@ -29,10 +27,7 @@ def parse_objects(value: Any) -> Any:
         raise ValueError(message) from error
 
 
-Objects = Annotated[
-    DetectOut | Annotated[tuple[Box, ...], Field(max_length=3000)],
-    BeforeValidator(parse_objects),
-]
+Objects = Annotated[DetectOut | Annotated[tuple[Box, ...], Field(max_length=3000)], BeforeValidator(parse_objects)]
 """An answer of `/v1/detect`, or boxes x1, y1, x2, y2."""
 
 

@@ -1,9 +1,11 @@
 """Which checks apply to which Servable, by what its class says: checks that don't apply are never collected."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, TypeVar
+
+import pytest
 
 from shared.registry import Servable
 from shared.registry.discovery import shipped_weights
@@ -27,6 +29,16 @@ def applies_to(condition: Callable[[Kind], object]) -> Callable[[Check], Check]:
 
 def applicable(checks: Iterable[Check], kind: Kind) -> list[Check]:
     return [check for check in checks if _CONDITIONS.get(check, bool)(kind)]
+
+
+def case(subject: Any, check: Callable[..., None], *marks: pytest.MarkDecorator) -> Any:
+    """One check on one subject, a name or a class, as a parameter of a test."""
+    name = subject if isinstance(subject, str) else subject.__name__
+    return pytest.param(subject, check, id=f"{name}-{check.__name__.removeprefix('check_')}", marks=marks)
+
+
+def cases(checks: Mapping[Any, Iterable[Callable[..., None]]]) -> list[Any]:
+    return [case(subject, check) for subject, some in checks.items() for check in some]
 
 
 def has_engine(kind: Kind) -> bool:

@@ -18,7 +18,6 @@ class ColourNet(nn.Module):
         return scores
 
     def forward(self, x: Tensor) -> Tensor:
-        """The prediction."""
         return self.prediction(x)
 
 

@@ -3,23 +3,17 @@
 The networks are in `boundary_matching`; how a request becomes an answer is in `servables.action_detector`.
 """
 
-from __future__ import annotations
-
 from fovea_actions.action_detector import ActionDetector
 from shared.registry import Card, Metric, Paper
 
 _DATA = "400 synthetic videos that nothing else has seen, 8 classes; proposals times a noisy recogniser's scores"
 
 _NOTES = (
-    (
-        "The weights that come with Fovea were trained on synthetic features of 64 channels over 32 cells. They show "
-        "that the machinery works; they find nothing in features of a real backbone. Train or import weights for that."
-    ),
-    (
-        "No video backbone is served: send the features of your own. Any number of steps is resampled to the cells of "
-        "the network; a proposal never reaches the very end of the video, as in the published inference."
-    ),
-)
+    ( "The weights that come with Fovea were trained on synthetic features of 64 channels over 32 cells. They show "
+    "that the machinery works; they find nothing in features of a real backbone. Train or import weights for that." ),
+    ( "No video backbone is served: send the features of your own. Any number of steps is resampled to the cells of "
+    "the network; a proposal never reaches the very end of the video, as in the published inference." ),
+)  # fmt: skip
 
 
 def _measured(average_map: float, map_50: float, ar_100: float, spread: str) -> tuple[Metric, ...]:
@@ -40,11 +34,8 @@ class BmnActionDetector(ActionDetector):
         name="bmn",
         task="actions",
         summary="Finds where in a video something begins and ends, from features of the caller's own backbone.",
-        paper=Paper(
-            title="BMN: Boundary-Matching Network for Temporal Action Proposal Generation",
-            venue="ICCV",
-            year=2019,
-            url="https://arxiv.org/abs/1907.09702",
+        paper=Paper.on_arxiv(
+            "BMN: Boundary-Matching Network for Temporal Action Proposal Generation", 2019, "1907.09702", venue="ICCV"
         ),
         licence="Code and demo weights: Apache-2.0. Public checkpoints that can be imported: MIT.",
         weights="792175454c46f7f8bc61be7ec4bdf9a9fde3e5fd794d177e07a987c28bf22da7",
@@ -70,12 +61,7 @@ class BmnCsaActionDetector(ActionDetector):
         name="bmn-csa",
         task="actions",
         summary="As BMN, and what a recogniser knows of the classes decides which features count, and when.",
-        paper=Paper(
-            title="Class Semantics-based Attention for Action Detection",
-            venue="ICCV",
-            year=2021,
-            url="https://arxiv.org/abs/2109.02613",
-        ),
+        paper=Paper.on_arxiv("Class Semantics-based Attention for Action Detection", 2021, "2109.02613", venue="ICCV"),
         licence="Code and demo weights: Apache-2.0. The authors published no code and no weights.",
         weights="2c74c712d2da20ec0d66fd52a39b3c80c03d4eaee0dbf10ffbb6db6a0466a6e0",
         parameters=311_501,

@@ -4,8 +4,6 @@ Knows the maths of both papers and the layout of the public BMN checkpoint, key 
 inputs are features, outputs sigmoids. CSA has no published code; its inside is our reading of the paper.
 """
 
-from __future__ import annotations
-
 from typing import cast
 
 import torch

@@ -3,8 +3,6 @@
 Knows the two file formats and rows of numbers; knows nothing of what a matrix means. Pickled objects are never read.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import zipfile

@@ -3,8 +3,6 @@
 Knows the wire type and how to draw; knows no network.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 

@@ -3,8 +3,6 @@
 Knows intervals and numpy arrays; knows no network. Times are fractions of a video, cells count from 0.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 MAX_SEGMENTS = 101

@@ -4,8 +4,6 @@
 slow reference for edge-attribution, whose scores it ranks.
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 import numpy as np

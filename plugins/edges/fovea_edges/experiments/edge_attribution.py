@@ -5,8 +5,6 @@ gradients integrated between counterfactual and prompt (EAP-IG), a circuit grown
 faithfulness at growing size, against circuits grown from random scores.
 """
 
-from __future__ import annotations
-
 import math
 from typing import ClassVar, Literal
 

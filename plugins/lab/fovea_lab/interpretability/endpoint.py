@@ -1,7 +1,5 @@
 """Client of llm-longctx over the OpenAI protocol: one greedy chat completion under an attention method."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import httpx2

@@ -4,8 +4,6 @@ With heads masked in the model here, or under an attention method of llm-longctx
 protocol. The prompts are those of `shared.lm.niah_prompts`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
 

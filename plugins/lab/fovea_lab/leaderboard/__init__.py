@@ -1,7 +1,5 @@
 """The console's page Leaderboard: attention methods at equal bytes on RULER-form tasks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from starlette.requests import Request
@@ -11,15 +9,9 @@ from services.gateway.console.gateway_client import InProcessClient
 from services.gateway.console.page import Facts, Page
 
 COLUMNS = (
-    ("method", "Method"),
-    ("budget", "Budget"),
-    ("bytes", "Bytes"),
-    ("mean", "Mean"),
-    ("low", "95 %"),
-    ("difference", "Against dense"),
-    ("worse", "Worse / better"),
-    ("n", "n"),
-)
+    ("method", "Method"), ("budget", "Budget"), ("bytes", "Bytes"), ("mean", "Mean"), ("low", "95 %"),
+    ("difference", "Against dense"), ("worse", "Worse / better"), ("n", "n"),
+)  # fmt: skip
 """Columns of the ranking: key in the report, label."""
 
 

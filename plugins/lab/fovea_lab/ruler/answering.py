@@ -6,8 +6,6 @@ an answer does not depend on who did. Work comes in pieces, so that others can b
 text.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field

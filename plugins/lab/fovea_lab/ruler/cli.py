@@ -3,8 +3,6 @@
 Knows the terminal; what is measured is in `run`, and is imported only when the command runs, because it loads torch.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Leaderboard page of a RULER-form report, as Markdown. Knows reports only."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 

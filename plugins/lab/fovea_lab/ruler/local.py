@@ -1,7 +1,5 @@
 """RULER-form evaluation of a model in this process: loads the model, evaluates or exports samples, and closes it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -9,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fovea_lab.local_run import open_adapter, parse_options, show_progress
-from fovea_lab.ruler.peers import read_predictions
+from fovea_lab.ruler.answer_store import read_predictions
 from fovea_lab.ruler.report import RulerReport
 from fovea_lab.ruler.run import export_samples
 from fovea_lab.ruler.served import evaluate_idle, run_served

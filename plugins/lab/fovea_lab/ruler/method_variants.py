@@ -3,8 +3,6 @@
 Knobs follow from the budget by rules that are written here, never from the samples that are judged.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

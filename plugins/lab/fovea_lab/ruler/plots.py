@@ -1,7 +1,5 @@
 """Plots of RULER-form reports: mean score over bytes, a line with intervals for each of the six best methods."""
 
-from __future__ import annotations
-
 import io
 from collections import defaultdict
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Knows predictions and their scores; knows no engine.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any

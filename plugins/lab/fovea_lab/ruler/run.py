@@ -4,8 +4,6 @@ Earlier answers are read from a file of predictions and not computed again. Know
 terminal.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import platform

@@ -1,7 +1,5 @@
 """Scores of RULER-form answers: the share of the references that stand in an answer, or whether any does."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """RULER-form evaluation of a loaded model: on its scheduler's thread, in steps, while no request waits."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Statistics of scores: means with bootstrap intervals, and differences to dense on the same samples."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 

@@ -18,11 +18,7 @@ from fovea.api.text import GenerationOptions
 from fovea.errors import InvalidOption
 from fovea_memory import metrics
 from fovea_memory.adapters.landmark_options import LandmarkOptions, merge_options
-from fovea_memory.adapters.landmark_session import (
-    Checkpointer,
-    LandmarkRequestSession,
-    dense_token_bytes,
-)
+from fovea_memory.adapters.landmark_session import Checkpointer, LandmarkRequestSession, dense_token_bytes
 from fovea_memory.adapters.session import SessionAdapter
 from fovea_memory.mixers.landmark import LandmarkSession, RetrievedBlock, citations
 from fovea_memory.mixers.landmark.serialization import pack_blocks, unpack_blocks

@@ -3,8 +3,6 @@
 Knows sessions, blocks and the document cache; knows nothing about texts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self

@@ -60,11 +60,7 @@ class SessionAdapter(TextModelAdapter):
     ) -> GenerationRequest:
         """The engine request for a prompt that a session reads."""
         return GenerationRequest(
-            ids,
-            max_tokens=max_tokens,
-            stop_token_ids=self.tokenizer.eos,
-            priority=priority_of(options),
-            source=session,
+            ids, max_tokens=max_tokens, stop_token_ids=self.tokenizer.eos, priority=priority_of(options), source=session
         )
 
     def usage(self, requests: Sequence[GenerationRequest]) -> LongctxUsage:

@@ -1,7 +1,5 @@
 """Documents that a model reads once: add, list, show, delete."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +11,7 @@ from fovea.api.sessions import DocumentInfo
 from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
 from fovea.cli.output import Screen
 from fovea.transport import LOCAL
+from fovea_memory.commands.sessions import print_deleted
 
 app = typer.Typer(
     help="Documents that a model reads once: add, list, show, delete.", no_args_is_help=True, add_completion=False
@@ -80,13 +79,7 @@ def show(document: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = Non
 @app.command()
 def delete(document: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
     """Delete a document."""
-    screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
-        deleted = client.send(sessions_documents.delete_document(document))
-    if as_json:
-        screen.line(deleted)
-    else:
-        screen.note(f"Deleted {escape(deleted.id)}.")
+    print_deleted(sessions_documents.delete_document(document), as_json=as_json, url=url, key=key)
 
 
 def _print(screen: Screen, document: DocumentInfo) -> None:

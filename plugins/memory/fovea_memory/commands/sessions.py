@@ -1,7 +1,5 @@
 """Sessions of models with a memory: open, list, fork, export, import, roll back, delete."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -138,7 +136,7 @@ def surprise(
 @app.command()
 def delete(session: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
     """Delete a session: its memory, its versions and its answers."""
-    _print_deleted(sessions_documents.delete_session(session), as_json=as_json, url=url, key=key)
+    print_deleted(sessions_documents.delete_session(session), as_json=as_json, url=url, key=key)
 
 
 def _format_age(at: int) -> str:
@@ -148,7 +146,8 @@ def _format_age(at: int) -> str:
     return f"{ago // size} {unit} ago"
 
 
-def _print_deleted(call: Call[Any], *, as_json: bool, url: str, key: str | None) -> None:
+def print_deleted(call: Call[Any], *, as_json: bool, url: str, key: str | None) -> None:
+    """Send a call that deletes something, and say that it is gone."""
     screen = Screen(as_json=as_json)
     with Connection(url, key).open() as client:
         answer = client.send(call)

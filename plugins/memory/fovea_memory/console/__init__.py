@@ -1,7 +1,5 @@
 """The console's page Sessions, and the panel of sessions and documents on the chat page."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from starlette.requests import Request

@@ -5,8 +5,6 @@ that a head can see. The model belongs to another service: weights and network a
 layer.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,11 +90,8 @@ class RoutingClusters(Experiment[RoutingClustersSpec]):
         task="probe",
         licence="Apache-2.0",
         summary="Lists the clusters of each routing head with their tokens: a token sees the last ones of its own.",
-        paper=Paper(
-            title="Efficient Content-Based Sparse Attention with Routing Transformers",
-            venue="TACL",
-            year=2021,
-            url="https://arxiv.org/abs/2003.05997",
+        paper=Paper.on_arxiv(
+            "Efficient Content-Based Sparse Attention with Routing Transformers", 2021, "2003.05997", venue="TACL"
         ),
         notes=("Causal mode, as served: clusters are chosen by content, before positions.", NO_GRAPH),
         example={"lm": "fovea-routing-bytes", "seed": 0, "text": "def add(a, b):\n    return a + b\n"},

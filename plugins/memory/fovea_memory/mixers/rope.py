@@ -4,8 +4,6 @@ Two pairings are in use: entry i with entry i + d/2 (LLaMA), and entry 2i with e
 the routing port). Angles are float32 whatever the model's dtype. Knows nothing about heads or caches.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

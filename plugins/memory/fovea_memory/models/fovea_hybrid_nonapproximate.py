@@ -1,31 +1,22 @@
 """`fovea-hybrid-nonapproximate`: every other layer scores by the key alone, with a state of constant size."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from fovea_memory import metrics
 from fovea_memory.adapters.session import StatelessSessionAdapter
 from fovea_memory.mixers.deconstructed.mixers import cache_bytes
 from fovea_memory.mixers.deconstructed.networks import DeconstructedSession
-from fovea_memory.session_model import LoadedNetwork, SessionModel, make_session_scheduler
+from fovea_memory.session_model import LoadedNetwork, SessionModel
 from fovea_memory.toy_tokenizers import ByteTokenizer
 from shared.registry import Card, Limits, Metric, Paper
 from shared.registry.weights import NetworkSpec
 
 _SIZES: dict[str, Any] = {
-    "vocab": 256,
-    "width": 96,
-    "layers": 4,
-    "heads": 4,
-    "context": 256,
-    "mixer": "nonapproximate",
-    "layout": "hybrid",
-}
+    "vocab": 256, "width": 96, "layers": 4, "heads": 4, "context": 256, "mixer": "nonapproximate", "layout": "hybrid",
+}  # fmt: skip
 
 _ITEM = 4
 """Bytes of a number: it runs in float32."""
-
 
 _MEASURED = {
     "bits_per_byte": "48 held-out windows of 256 bytes",
@@ -42,11 +33,10 @@ class HybridNonapproximate(SessionModel):
         name="fovea-hybrid-nonapproximate",
         task="chat",
         summary="A byte model in which every other layer weighs tokens by their keys alone.",
-        paper=Paper(
-            title="Deconstructing Attention: Investigating Design Principles for Effective Language Modeling",
-            venue="arXiv:2510.11602",
-            year=2025,
-            url="https://arxiv.org/abs/2510.11602",
+        paper=Paper.on_arxiv(
+            "Deconstructing Attention: Investigating Design Principles for Effective Language Modeling",
+            2025,
+            "2510.11602",
         ),
         licence="Code and demo weights: Apache-2.0; trained on text that ships with Python (PSF licence).",
         metrics=tuple(Metric(name=name, ours=None, data=data) for name, data in _MEASURED.items()),
@@ -56,26 +46,19 @@ class HybridNonapproximate(SessionModel):
             "Messages are joined by a line break; there is no chat template.",
             "No ONNX graph: recurrences and caches grow between steps.",
         ),
-        example={
-            "messages": [{"role": "user", "content": "def main():\n    "}],
-            "max_tokens": 16,
-            "temperature": 0,
-        },
+        example={"messages": [{"role": "user", "content": "def main():\n    "}], "max_tokens": 16, "temperature": 0},
     )
 
     @classmethod
     def make_adapter(cls, loaded: LoadedNetwork, threads: int) -> StatelessSessionAdapter:
         net: Any = loaded.net
         width, layers = net.embed.embedding_dim, len(net.mixers)
-        return StatelessSessionAdapter(
-            cls.card.name,
-            f"fp_{loaded.digest[:16]}_float32",
+        return cls.build_adapter(
+            StatelessSessionAdapter,
+            loaded,
+            threads,
             ByteTokenizer(),
-            make_session_scheduler(256, threads),
             net.context,
-            256,
-            loaded.net,
-            loaded.digest,
             "hybrid",
             dense_token_bytes=2 * _ITEM * layers * width,
             on_finish=lambda session: metrics.set_mixer_state_bytes(cls.card.name, bytes_by_variant(session)),

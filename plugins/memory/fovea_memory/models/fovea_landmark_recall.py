@@ -1,12 +1,10 @@
 """`fovea-landmark-recall`: landmark attention small enough to watch, on key-value recall."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import ClassVar
 
 from fovea_memory.adapters.landmark import LandmarkAdapter
-from fovea_memory.session_model import LoadedNetwork, SessionModel, make_session_scheduler
+from fovea_memory.session_model import LoadedNetwork, SessionModel
 from fovea_memory.toy_tokenizers import LANDMARK, RecallTokenizer
 from shared.registry import Card, Limits, Metric, Paper
 from shared.registry.sparsity_claims import build_claim, read_measurements
@@ -17,7 +15,6 @@ CONTEXT = 32_768
 """Tokens of one request: what it costs grows with them, what it understands does not end there."""
 
 _SIZES = {"vocab": 42, "width": 64, "layers": 2, "heads": 4, "block": 8, "landmark_id": LANDMARK, "context": 72}
-
 
 _TASK = "256 answers of synthetic key-value recall, chance 0.06"
 
@@ -40,11 +37,8 @@ class LandmarkRecall(SessionModel):
         name="fovea-landmark-recall",
         task="chat",
         summary="A demonstration of landmark attention: it remembers pairs of words, and cites the blocks it read.",
-        paper=Paper(
-            title="Landmark Attention: Random-Access Infinite Context Length for Transformers",
-            venue="arXiv:2305.16300",
-            year=2023,
-            url="https://arxiv.org/abs/2305.16300",
+        paper=Paper.on_arxiv(
+            "Landmark Attention: Random-Access Infinite Context Length for Transformers", 2023, "2305.16300"
         ),
         licence="Code and demo weights: Apache-2.0; trained on text made by a seed.",
         parameters=101_312,
@@ -79,15 +73,4 @@ class LandmarkRecall(SessionModel):
 
     @classmethod
     def make_adapter(cls, loaded: LoadedNetwork, threads: int) -> LandmarkAdapter:
-        scheduler = make_session_scheduler(_SIZES["vocab"], threads)
-        return LandmarkAdapter(
-            cls.card.name,
-            f"fp_{loaded.digest[:16]}_float32",
-            RecallTokenizer(),
-            scheduler,
-            CONTEXT,
-            _SIZES["vocab"],
-            loaded.net,
-            loaded.digest,
-            "landmark",
-        )
+        return cls.build_adapter(LandmarkAdapter, loaded, threads, RecallTokenizer(), CONTEXT, "landmark")

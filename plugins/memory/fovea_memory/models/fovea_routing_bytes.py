@@ -1,7 +1,5 @@
 """`fovea-routing-bytes`: causal routing attention over bytes in half of the last layer's heads; others are local."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +8,7 @@ import torch
 from fovea_memory import metrics
 from fovea_memory.adapters.session import StatelessSessionAdapter
 from fovea_memory.mixers.routing.networks import RoutingSession
-from fovea_memory.session_model import LoadedNetwork, SessionModel, make_session_scheduler
+from fovea_memory.session_model import LoadedNetwork, SessionModel
 from fovea_memory.toy_tokenizers import ByteTokenizer
 from shared.registry import Card, Limits, Metric, Paper
 from shared.registry.sparsity_claims import build_claim, read_measurements
@@ -21,7 +19,6 @@ _SIZES: dict[str, Any] = {
     "vocab": 256, "width": 128, "layers": 4, "heads": 4, "local_heads": 2, "head_dim": 32, "window": 64,
     "local_window": 64, "context": 512, "mode": "causal", "shared": False, "first": 3,
 }  # fmt: skip
-
 
 _MEASURED = {
     "bits_teacher_forced": "Bits per byte of 48 held-out windows of 512 bytes, each window read at once",
@@ -39,11 +36,8 @@ class RoutingBytes(SessionModel):
         name="fovea-routing-bytes",
         task="chat",
         summary="A byte model with causal routing attention, whose log-probabilities are real likelihoods.",
-        paper=Paper(
-            title="Efficient Content-Based Sparse Attention with Routing Transformers",
-            venue="TACL",
-            year=2021,
-            url="https://arxiv.org/abs/2003.05997",
+        paper=Paper.on_arxiv(
+            "Efficient Content-Based Sparse Attention with Routing Transformers", 2021, "2003.05997", venue="TACL"
         ),
         licence="Code and demo weights: Apache-2.0; trained on text that ships with Python (PSF licence).",
         variants=("paper", "port", "causal"),
@@ -68,26 +62,19 @@ class RoutingBytes(SessionModel):
             mask="dynamic",
             phases=Phases(prefill="sparse", decode="sparse", training="dense"),
         ),
-        example={
-            "messages": [{"role": "user", "content": "def main():\n    "}],
-            "max_tokens": 16,
-            "temperature": 0,
-        },
+        example={"messages": [{"role": "user", "content": "def main():\n    "}], "max_tokens": 16, "temperature": 0},
     )
 
     @classmethod
     def make_adapter(cls, loaded: LoadedNetwork, threads: int) -> StatelessSessionAdapter:
         net: Any = loaded.net
         width, layers = net.token_emb.embedding_dim, len(net.blocks)
-        return StatelessSessionAdapter(
-            cls.card.name,
-            f"fp_{loaded.digest[:16]}_float32",
+        return cls.build_adapter(
+            StatelessSessionAdapter,
+            loaded,
+            threads,
             ByteTokenizer(),
-            make_session_scheduler(256, threads),
             net.context,
-            256,
-            loaded.net,
-            loaded.digest,
             "routing",
             dense_token_bytes=8 * layers * width,
             on_finish=lambda session: _observe_occupancy(cls.card.name, session),

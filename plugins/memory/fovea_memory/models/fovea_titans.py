@@ -1,11 +1,9 @@
 """`fovea-titans-*`: a memory that learns while it reads, in four layouts, on key-value recall."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from fovea_memory.adapters.titans import TitansAdapter
-from fovea_memory.session_model import LoadedNetwork, SessionModel, make_session_scheduler
+from fovea_memory.session_model import LoadedNetwork, SessionModel
 from fovea_memory.toy_tokenizers import LANDMARK, RecallTokenizer
 from shared.registry import Card, Limits, Metric, Paper
 from shared.registry.weights import NetworkSpec
@@ -25,7 +23,6 @@ _NOTES = (
     "No ONNX graph: its weights change while it reads.",
 )
 
-
 _TASK = "256 answers of synthetic key-value recall, chance 0.06, read as one stream of"
 _LENGTHS = (64, 128, 256, 512, 1024, 2048)
 
@@ -35,12 +32,7 @@ def _card(layout: str, summary: str) -> Card:
         name=f"fovea-titans-{layout}",
         task="chat",
         summary=summary,
-        paper=Paper(
-            title="Titans: Learning to Memorize at Test Time",
-            venue="arXiv:2501.00663",
-            year=2024,
-            url="https://arxiv.org/abs/2501.00663",
-        ),
+        paper=Paper.on_arxiv("Titans: Learning to Memorize at Test Time", 2024, "2501.00663"),
         licence="Code and demo weights: Apache-2.0; trained on text made by a seed.",
         variants=("mac", "mag", "mal", "lmm"),
         variant=layout,
@@ -62,19 +54,15 @@ class _Titans(SessionModel):
 
     @classmethod
     def make_adapter(cls, loaded: LoadedNetwork, threads: int) -> TitansAdapter:
-        vocab, width, layers = (_SIZES[name] for name in ("vocab", "width", "layers"))
-        return TitansAdapter(
-            cls.card.name,
-            f"fp_{loaded.digest[:16]}_float32",
+        return cls.build_adapter(
+            TitansAdapter,
+            loaded,
+            threads,
             RecallTokenizer(),
-            make_session_scheduler(vocab, threads),
             CONTEXT,
-            vocab,
-            loaded.net,
-            loaded.digest,
             f"titans-{cls.card.variant}",
             muted=(LANDMARK,),
-            dense_token_bytes=8 * layers * width,
+            dense_token_bytes=8 * _SIZES["layers"] * _SIZES["width"],
         )
 
 

@@ -1,7 +1,5 @@
 """Continued requests: what `session_id` and `document_id` of a chat or completion load before the model reads it."""
 
-from __future__ import annotations
-
 from fastapi import Request
 
 from fovea.api.text import GenerationOptions

@@ -1,35 +1,27 @@
 """Routes under `/v1/documents`: texts that a landmark model reads once. Knows HTTP; `DocumentService` does the work."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from fovea.api.openai_error import OpenAIError
-from fovea.api.replica import AFFINE, EFFECTFUL, HOLDS_HEADER
+from fovea.api.replica import AFFINE, HOLDS_HEADER
 from fovea.api.sessions import Deleted, DocumentInfo, DocumentList, DocumentRequest, DocumentText
 from fovea.errors import NotFound, NotReady
-from fovea_memory.routes.model_lookup import find_document_adapter
+from fovea_memory.routes.model_lookup import EFFECTFUL_OPENAI, OPENAI_ERRORS, HostDep, find_document_adapter
 from fovea_memory.state.document_service import DocumentService
 from fovea_memory.state.redis_stores import get_stores
-from shared.serving.host import Host
-from shared.serving.http.system_routes import host_of
 from shared.serving.http.tenant import get_tenant
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": OpenAIError, "description": "The document can't be read as it is, or does not exist."},
     "5XX": {"model": OpenAIError, "description": "Redis is away, or an internal error."},
 }
-_OPENAI_ERRORS = {"x-error-form": "openai"}
-_EFFECTFUL = {**_OPENAI_ERRORS, **EFFECTFUL}
-_AFFINE = {**_OPENAI_ERRORS, **AFFINE}
+_AFFINE = {**OPENAI_ERRORS, **AFFINE}
 
 router = APIRouter(prefix="/v1/documents", tags=["documents"], responses=_ERRORS)
 
 DocumentId = Annotated[str, Path(description="Id of a document, from `POST /v1/documents`.")]
-
-HostDep = Annotated[Host, Depends(host_of)]
 
 
 def get_document_service(request: Request) -> DocumentService:
@@ -40,7 +32,7 @@ def get_document_service(request: Request) -> DocumentService:
 DocumentsDep = Annotated[DocumentService, Depends(get_document_service)]
 
 
-@router.post("", openapi_extra=_EFFECTFUL)
+@router.post("", openapi_extra=EFFECTFUL_OPENAI)
 async def add(
     body: DocumentRequest, request: Request, response: Response, host: HostDep, documents: DocumentsDep
 ) -> DocumentInfo:
@@ -51,7 +43,7 @@ async def add(
     return document
 
 
-@router.get("", openapi_extra=_OPENAI_ERRORS)
+@router.get("", openapi_extra=OPENAI_ERRORS)
 async def recent(
     documents: DocumentsDep, limit: Annotated[int, Query(ge=1, le=1000, description="At most so many.")] = 100
 ) -> DocumentList:

@@ -1,17 +1,21 @@
-"""Model lookup: the adapter of the model that a request names, if the model takes sessions or documents."""
+"""What routes share: the adapter of the model that a request names, if it takes sessions or documents; marks."""
 
-from __future__ import annotations
+from typing import Annotated, TypeVar
 
-from typing import TypeVar
+from fastapi import Depends, Request
 
-from fastapi import Request
-
+from fovea.api.replica import EFFECTFUL
 from fovea.errors import InvalidOption
 from fovea_memory.adapters.landmark import LandmarkAdapter
 from fovea_memory.adapters.session import SessionAdapter
 from fovea_memory.adapters.titans import TitansAdapter
 from services.llm_longctx.api.model_lookup import find_served_model, resolve_model
 from shared.serving.host import Host
+from shared.serving.http.system_routes import host_of
+
+OPENAI_ERRORS = {"x-error-form": "openai"}
+EFFECTFUL_OPENAI = {**OPENAI_ERRORS, **EFFECTFUL}
+HostDep = Annotated[Host, Depends(host_of)]
 
 _Adapter = TypeVar("_Adapter", bound=SessionAdapter)
 

@@ -1,35 +1,26 @@
 """Routes under `/v1/sessions`: memories of models between requests. Knows HTTP; `SessionService` does the work."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Request
 from starlette.responses import Response
 
 from fovea.api.openai_error import OpenAIError
-from fovea.api.replica import EFFECTFUL
 from fovea.api.sessions import Deleted, RollbackRequest, Session, SessionList, SessionRequest, SurpriseTrace
-from fovea_memory.routes.model_lookup import find_session_adapter
+from fovea_memory.routes.model_lookup import EFFECTFUL_OPENAI, OPENAI_ERRORS, HostDep, find_session_adapter
 from fovea_memory.state.redis_stores import get_stores, lifespan
 from fovea_memory.state.session_service import SessionService
-from shared.serving.host import Host
-from shared.serving.http.system_routes import host_of
 from shared.serving.http.tenant import get_tenant
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": OpenAIError, "description": "404 for what is not there; 409 where the session forbids it."},
     "5XX": {"model": OpenAIError, "description": "Redis is away, or an internal error."},
 }
-_OPENAI_ERRORS = {"x-error-form": "openai"}
-_EFFECTFUL = {**_OPENAI_ERRORS, **EFFECTFUL}
 _BYTES: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-stream": {}}}}
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"], responses=_ERRORS, lifespan=lifespan)
 
 SessionId = Annotated[str, Path(description="Id of a session, from `POST /v1/sessions`.")]
-
-HostDep = Annotated[Host, Depends(host_of)]
 
 
 def get_session_service(request: Request) -> SessionService:
@@ -40,13 +31,13 @@ def get_session_service(request: Request) -> SessionService:
 SessionsDep = Annotated[SessionService, Depends(get_session_service)]
 
 
-@router.post("", openapi_extra=_EFFECTFUL)
+@router.post("", openapi_extra=EFFECTFUL_OPENAI)
 async def create(body: SessionRequest, request: Request, host: HostDep, sessions: SessionsDep) -> Session:
     """Create a session with an empty memory."""
     return await sessions.create(find_session_adapter(host, body.model, request))
 
 
-@router.get("", openapi_extra=_OPENAI_ERRORS)
+@router.get("", openapi_extra=OPENAI_ERRORS)
 async def recent(
     sessions: SessionsDep,
     limit: Annotated[int, Query(ge=1, le=1000, description="At most so many.")] = 100,
@@ -56,27 +47,27 @@ async def recent(
     return await sessions.list_newest(limit, after)
 
 
-@router.get("/{session_id}", openapi_extra=_OPENAI_ERRORS)
+@router.get("/{session_id}", openapi_extra=OPENAI_ERRORS)
 async def get(session_id: SessionId, sessions: SessionsDep) -> Session:
     """Describe a session."""
     return await sessions.get(session_id)
 
 
-@router.delete("/{session_id}", openapi_extra=_OPENAI_ERRORS)
+@router.delete("/{session_id}", openapi_extra=OPENAI_ERRORS)
 async def delete(session_id: SessionId, sessions: SessionsDep) -> Deleted:
     """Delete a session with all of its versions and answers."""
     await sessions.delete(session_id)
     return Deleted(id=session_id, object="session")
 
 
-@router.post("/{session_id}/fork", openapi_extra=_EFFECTFUL)
+@router.post("/{session_id}/fork", openapi_extra=EFFECTFUL_OPENAI)
 async def fork(session_id: SessionId, sessions: SessionsDep) -> Session:
     """Create a session that begins with this one's newest version."""
     return await sessions.fork(session_id)
 
 
-@router.get("/{session_id}/export", openapi_extra=_OPENAI_ERRORS, responses=_BYTES, response_class=Response)
-@router.post("/{session_id}/export", openapi_extra=_OPENAI_ERRORS, responses=_BYTES, response_class=Response)
+@router.get("/{session_id}/export", openapi_extra=OPENAI_ERRORS, responses=_BYTES, response_class=Response)
+@router.post("/{session_id}/export", openapi_extra=OPENAI_ERRORS, responses=_BYTES, response_class=Response)
 async def export(session_id: SessionId, sessions: SessionsDep) -> Response:
     """Export the state of a session, as bytes that `import` takes."""
     record = await sessions.get_record(session_id)
@@ -86,7 +77,7 @@ async def export(session_id: SessionId, sessions: SessionsDep) -> Response:
     return Response(version.state, media_type="application/octet-stream", headers=headers)
 
 
-@router.post("/{session_id}/import", openapi_extra=_EFFECTFUL)
+@router.post("/{session_id}/import", openapi_extra=EFFECTFUL_OPENAI)
 async def load(
     session_id: SessionId,
     state: Annotated[bytes, Body(media_type="application/octet-stream", description="What `export` gave.")],
@@ -99,13 +90,13 @@ async def load(
     return await sessions.import_state(session_id, state, find_session_adapter(host, record.model, request))
 
 
-@router.post("/{session_id}/rollback", openapi_extra=_EFFECTFUL)
+@router.post("/{session_id}/rollback", openapi_extra=EFFECTFUL_OPENAI)
 async def rollback(session_id: SessionId, body: RollbackRequest, sessions: SessionsDep) -> Session:
     """Write an earlier version again as the newest."""
     return await sessions.rollback(session_id, body.version)
 
 
-@router.get("/{session_id}/surprise", openapi_extra=_OPENAI_ERRORS)
+@router.get("/{session_id}/surprise", openapi_extra=OPENAI_ERRORS)
 async def surprise(
     session_id: SessionId,
     request: Request,

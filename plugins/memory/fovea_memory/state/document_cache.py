@@ -5,8 +5,6 @@ and share their blocks; one that another replica made stands alone. Under pressu
 chain is evicted first. Thread-safe. Knows sessions by their bytes; knows no text.
 """
 
-from __future__ import annotations
-
 import hashlib
 import threading
 from collections.abc import Iterator, Sequence

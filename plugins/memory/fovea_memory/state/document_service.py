@@ -5,8 +5,6 @@ text is stored encrypted. Its blocks are in the model's document cache and, encr
 are made again where they are missing or invalid. Knows the document store and the landmark adapter; knows no HTTP.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import json

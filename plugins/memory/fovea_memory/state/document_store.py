@@ -9,19 +9,17 @@ Blocks of documents are kept up to a size per tenant, the least recently used go
 Knows records and blocks as bytes.
 """
 
-from __future__ import annotations
-
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from hashlib import sha256
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from fovea.errors import Conflict, InvalidOption, NotFound, NotReady, RateLimited
+from fovea.errors import Conflict, InvalidOption, NotFound, RateLimited
 from fovea_memory.state.encryption import TenantCipher
-from shared.jobs.redis_client import RedisClient, translate_redis_errors
+from fovea_memory.state.session_store import digest_tenant, reach_redis
+from shared.jobs.redis_client import RedisClient
 
 MAX_DOCUMENTS = 1000
 """Most documents of a tenant."""
@@ -66,9 +64,9 @@ class DocumentStore:
     def __init__(
         self, client: RedisClient, cipher: TenantCipher, ttl_s: int, max_blocks_bytes: int, quota_bytes: int = 2**40
     ) -> None:
-        self._client, self._cipher, self._ttl_ms = client, cipher, ttl_s * 1000
+        self._redis = partial(reach_redis, client, "Documents")
+        self._cipher, self._ttl_ms, self._quota_bytes = cipher, ttl_s * 1000, quota_bytes
         self.max_blocks_bytes = max_blocks_bytes
-        self._quota_bytes = quota_bytes
         self._put_blocks = client.client.register_script(_PUT_BLOCKS_SCRIPT)
 
     async def put(self, tenant: str, name: str, record: bytes) -> None:
@@ -178,19 +176,10 @@ class DocumentStore:
             await redis.zrem(f"{prefix}index", *expired)
         return {name: size for name, size in sizes.items() if size}
 
-    @asynccontextmanager
-    async def _redis(self) -> AsyncIterator[Any]:
-        try:
-            with translate_redis_errors():
-                yield self._client.client
-        except NotReady as error:
-            detail = "Documents can't be reached: Redis is away or takes no writes."
-            raise NotReady(detail, hint=error.hint, retry_after=1) from error
-
 
 def _key_prefix(tenant: str) -> str:
-    """Prefix of a tenant's Redis keys; the tenant as a digest, because its characters are not checked."""
-    return f"{{fovea:documents:{sha256(tenant.encode()).hexdigest()[:24]}}}:"
+    """Prefix of a tenant's Redis keys."""
+    return f"{{fovea:documents:{digest_tenant(tenant)}}}:"
 
 
 def _check_id(name: str) -> str:

@@ -5,8 +5,6 @@ file holds that only this user may read. A ciphertext is bound to the Redis key 
 tenant's or one version's bytes can't stand in for another's. Knows bytes; knows no Redis.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Redis stores of sessions and documents: connected on first use, closed with the app."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 

@@ -10,14 +10,13 @@ A state is written only on top of the version that it was made from; a second wr
 its own sessions. Knows bytes and versions; knows no model.
 """
 
-from __future__ import annotations
-
 import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -96,11 +95,9 @@ class SessionStore:
     """
 
     def __init__(self, client: RedisClient, cipher: TenantCipher, ttl_s: int, quota_bytes: int = 2**40) -> None:
-        self._client = client
-        self._cipher = cipher
-        self._ttl_ms = ttl_s * 1000
-        self._quota_bytes = quota_bytes
-        self._write = self._client.client.register_script(_WRITE_SCRIPT)
+        self._redis = partial(reach_redis, client, "Sessions")
+        self._cipher, self._ttl_ms, self._quota_bytes = cipher, ttl_s * 1000, quota_bytes
+        self._write = client.client.register_script(_WRITE_SCRIPT)
 
     async def create(
         self, tenant: str, model: str, weights: str, state: bytes, tokens: int = 0, state_bytes: int = 0
@@ -266,38 +263,45 @@ class SessionStore:
             pipe.pexpire(_index_key(tenant), self._ttl_ms)
             await pipe.execute()
 
-    @asynccontextmanager
-    async def _redis(self) -> AsyncIterator[Any]:
-        try:
-            with translate_redis_errors():
-                yield self._client.client
-        except NotReady as error:
-            detail = "Sessions can't be reached: Redis is away or takes no writes."
-            raise NotReady(detail, hint=error.hint, retry_after=1) from error
-
     def _encrypt(self, state: bytes, tenant: str, key: str) -> bytes:
         if len(state) > MAX_RECORD_BYTES:
             raise TooLarge(f"The session's state would have {len(state):,} bytes; {MAX_RECORD_BYTES:,} are allowed.")
         return self._cipher.encrypt(state, tenant, key)
 
 
+@asynccontextmanager
+async def reach_redis(client: RedisClient, what: str) -> AsyncIterator[Any]:
+    """The connection for calls about `what`.
+
+    Raises:
+        NotReady: Redis is away, or takes no writes.
+    """
+    try:
+        with translate_redis_errors():
+            yield client.client
+    except NotReady as error:
+        detail = f"{what} can't be reached: Redis is away or takes no writes."
+        raise NotReady(detail, hint=error.hint, retry_after=1) from error
+
+
 def _key_prefix(tenant: str, name: str) -> str:
-    """Prefix of a session's Redis keys; the tenant as a digest, because its characters are not checked.
+    """Prefix of a session's Redis keys.
 
     Raises:
         InvalidOption: The name is not a session id.
     """
     if not _ID.fullmatch(name):
         raise InvalidOption("A session's id looks like s_0123456789abcdef0123.", field="session_id")
-    return f"{{fovea:session:{_tenant_digest(tenant)}:{name}}}:"
+    return f"{{fovea:session:{digest_tenant(tenant)}:{name}}}:"
 
 
 def _index_key(tenant: str) -> str:
     """Redis key of a tenant's index."""
-    return f"{{fovea:sessions:{_tenant_digest(tenant)}}}:index"
+    return f"{{fovea:sessions:{digest_tenant(tenant)}}}:index"
 
 
-def _tenant_digest(tenant: str) -> str:
+def digest_tenant(tenant: str) -> str:
+    """Name of a tenant in Redis keys: a digest, because its characters are not checked."""
     return sha256(tenant.encode()).hexdigest()[:24]
 
 

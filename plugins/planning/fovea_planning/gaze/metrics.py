@@ -3,8 +3,6 @@
 Knows sequences of objects and points; knows no model. A scanpath here has no end token.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Sequence
 from itertools import groupby

@@ -3,8 +3,6 @@
 Knows boxes and pictures; knows no network.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

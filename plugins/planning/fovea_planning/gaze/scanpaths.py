@@ -3,8 +3,6 @@
 With n objects, index n ends a path and n + 1 is padding, which is never chosen.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 The network is in `object_attention`; how a request becomes an answer is in `servables.scanpath_predictor`.
 """
 
-from __future__ import annotations
-
 from fovea_planning.servables.scanpath_predictor import ScanpathPredictor
 from shared.registry import Card, Metric, Paper
 
@@ -19,11 +17,8 @@ class OatScanpathPredictor(ScanpathPredictor):
         name="oat",
         task="scanpath",
         summary="Predicts in which order a person looks at the objects of a shelf while searching for one of them.",
-        paper=Paper(
-            title="OAT: Object-Level Attention Transformer for Gaze Scanpath Prediction",
-            venue="ECCV",
-            year=2024,
-            url="https://arxiv.org/abs/2407.13335",
+        paper=Paper.on_arxiv(
+            "OAT: Object-Level Attention Transformer for Gaze Scanpath Prediction", 2024, "2407.13335", venue="ECCV"
         ),
         licence="Code and demo weights: Apache-2.0. The authors' code has no licence file, and they published no "
         "weights: all rights reserved.",

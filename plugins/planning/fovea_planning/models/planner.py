@@ -3,8 +3,6 @@
 Solvers and proofs are in `fovea_planning.solvers`; the networks that propose in `pointer_net`.
 """
 
-from __future__ import annotations
-
 from fovea_planning.servables.planner import Planner
 from shared.registry import Card, Metric, Paper
 

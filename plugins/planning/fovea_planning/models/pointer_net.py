@@ -5,8 +5,6 @@ an order means is the planner's, which decodes trained ones (`planning.pointer_i
 1..n are the points.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -3,8 +3,6 @@
 Knows numbers; knows no network.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -4,8 +4,6 @@ Knows keys and maths (Vaswani et al., 2017). `torch.nn` has the same layers; its
 traced with into an ONNX graph, these do not.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -3,8 +3,6 @@
 Knows the wire type and pictures; what is solved and proven is in `planning`.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import time

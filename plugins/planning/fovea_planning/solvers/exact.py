@@ -3,8 +3,6 @@
 Knows distances; knows no network. Time and memory grow with n² · 2ⁿ.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 MAX_EXACT_POINTS = 12

@@ -3,8 +3,6 @@
 Knows geometry; knows no network. Points are (n, 2); indices are those of the input.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

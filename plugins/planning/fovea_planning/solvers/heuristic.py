@@ -3,8 +3,6 @@
 Knows points and moves; proves nothing. Moves look at near points only, and only where something changed.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from math import hypot

@@ -3,8 +3,6 @@
 Knows distances; knows no tours beyond the length of one.
 """
 
-from __future__ import annotations
-
 import time
 
 import numpy as np

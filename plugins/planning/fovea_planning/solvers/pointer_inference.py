@@ -3,8 +3,6 @@
 Knows the weights of `models.pointer_net` by key, in both forms of its encoder. Slot 0 is the end, slot k point k - 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import numpy as np

@@ -3,8 +3,6 @@
 Knows points and slots (slot k is point k - 1, slot 0 the end); knows no weights.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from fovea_planning.solvers.exact import tour_lengths

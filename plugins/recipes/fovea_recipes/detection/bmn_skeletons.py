@@ -1,7 +1,5 @@
 """Recipes of BMN, without and with class-semantics attention, on recordings of skeletons: measured, never shipped."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -3,8 +3,6 @@
 Knows arrays of pictures of one size; knows nothing about where they come from.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

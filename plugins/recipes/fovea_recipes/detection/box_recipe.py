@@ -3,8 +3,6 @@
 Knows data sets with boxes and the losses' targets; a recipe adds its network and the loss of its branches.
 """
 
-from __future__ import annotations
-
 import operator
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence

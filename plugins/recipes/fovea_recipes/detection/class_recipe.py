@@ -4,8 +4,6 @@ Knows pictures and labels; a recipe adds its network. The teacher is EfficientNe
 fine-tuned on the same folder first, and a small network then learns what it says about every augmented picture.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -117,7 +115,6 @@ class ClassRecipe(FolderRecipe):
         return predict_in_batches(network, np.stack(patches), normalise_patches, batch)
 
     def _patch(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """A picture as it is served."""
         return resize_patch(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), self.side, 1.0)
 
     def embedder(self, network: nn.Module) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None:
@@ -183,6 +180,9 @@ class StudentRecipe(ClassRecipe, dtype="int8"):
     _teacher: EfficientNetLite0 | None = PrivateAttr(None)
     _taught: dict[str, float] = PrivateAttr(default_factory=dict)
 
+    def config(self) -> dict[str, Any]:
+        return {"size": "t0", **super().config()}
+
     def pretrain(self, cache: Path, on_step: OnStep | None) -> None:
         recipe = self.teacher or EfficientNetLite0Recipe(
             data=self.data,
@@ -224,3 +224,11 @@ class StudentRecipe(ClassRecipe, dtype="int8"):
         return super().facts() | {
             "departures": "distilled from an EfficientNet-Lite0 (ImageNet) that was fine-tuned on the same pictures"
         }
+
+
+class PATNetRecipe(StudentRecipe, name="patnet", weights="patnet", serves="patnet"):
+    """PATNet-T0, 2.2 million parameters, on a folder of your own."""
+
+
+class FasterNetRecipe(StudentRecipe, name="fasternet", weights="fasternet", serves="fasternet"):
+    """FasterNet-T0, 2.6 million parameters, on a folder of your own."""

@@ -4,8 +4,6 @@ Knows the file of the STI data set: per collage its size, the box of the sought 
 pixels. Covers stand in a grid, so a fixation is a cell of it. There are no pictures.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

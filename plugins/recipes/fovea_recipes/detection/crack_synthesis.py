@@ -4,8 +4,6 @@ Each kind is a pure function from (rng, side) to a `SurfaceDamage`: what it cove
 Knows nothing about the road around it. The codes are those of road surveys.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -93,12 +91,8 @@ def patch(rng: np.random.Generator, side: int) -> SurfaceDamage:
 
 
 DAMAGE: Mapping[str, Callable[[np.random.Generator, int], SurfaceDamage]] = {
-    "D00": longitudinal,
-    "D10": transverse,
-    "D20": alligator,
-    "D40": pothole,
-    "patch": patch,
-}
+    "D00": longitudinal, "D10": transverse, "D20": alligator, "D40": pothole, "patch": patch,
+}  # fmt: skip
 """Class name → what draws it, in order of the class ids."""
 
 

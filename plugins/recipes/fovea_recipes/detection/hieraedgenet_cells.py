@@ -3,8 +3,6 @@
 Knows the network and its one branch; the committed weights were made from BCCD by it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from pydantic import Field

@@ -4,8 +4,6 @@ Knows raw maps and targets; knows no network. Task-aligned assignment (TAL), dis
 YOLOv9 weighs them (section 4 of the description); the sums are over cells, so a caller sees them per batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Knows rows of truth and of detections; knows no network.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

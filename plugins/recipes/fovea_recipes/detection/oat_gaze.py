@@ -3,8 +3,6 @@
 The data set has no pictures, so every cover looks the same to the network: it learns from places alone.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations

@@ -3,8 +3,6 @@
 Knows the network and its two branches; the committed weights were made from photographs of Brazilian roads by it.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 

@@ -3,8 +3,6 @@
 Knows tensors; knows no model and no claim.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self

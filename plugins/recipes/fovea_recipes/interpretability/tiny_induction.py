@@ -4,8 +4,6 @@ The loss counts only tokens that are determined by what came before, so all it c
 gaps its heads would look back by one period and find nothing further away.
 """
 
-from __future__ import annotations
-
 import string
 from collections.abc import Iterator
 from pathlib import Path

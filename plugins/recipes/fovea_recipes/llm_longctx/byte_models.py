@@ -4,8 +4,6 @@ The twin of the routing model has local heads only, at the same number of steps.
 `fovea_recipes.training.byte_recipe`'s.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal, cast
 
 import torch

@@ -4,8 +4,6 @@ It stands in for the mass ratios, which need the whole attention map; its raw lo
 Section 1 of the spec. Knows keys, windows and labels; knows no decoder and no engine.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

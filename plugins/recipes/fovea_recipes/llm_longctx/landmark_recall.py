@@ -4,8 +4,6 @@ Trained on 24 to 64 tokens; read up to 2,048 through the two best blocks of eigh
 without landmarks is trained, the twin that shows what they are worth.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +17,7 @@ from torch.nn import functional
 
 from fovea_memory.mixers.landmark.networks import LandmarkGPT
 from fovea_memory.mixers.landmark.session import Gate
-from fovea_recipes.llm_longctx.recall import LANDMARK, VOCAB, RecallBatch, draw
+from fovea_recipes.llm_longctx.recall import LANDMARK, TEST_SEED, VALID_SEED, VOCAB, RecallBatch, draw
 from fovea_recipes.training.recipe import Batch, Recipe, Schedule, language_schedule
 
 BODIES = (8, 16, 24, 32, 40)
@@ -30,9 +28,6 @@ QUESTIONS = 8
 
 STREAM_CHUNK = 16
 """Tokens that a session reads at a time: with its blocks they stay inside the trained positions."""
-
-_VALID, _TEST = 10**9, 2 * 10**9
-"""Seeds that no training step has."""
 
 
 def with_landmarks(ids: Tensor, block: int) -> Tensor:
@@ -103,14 +98,14 @@ class LandmarkRecallRecipe(Recipe, name="landmark-recall", weights="fovea-landma
         return functional.cross_entropy(logits.flatten(0, 1), targets) + self.gate * gates
 
     def score(self, network: nn.Module) -> float:
-        return self._whole(network, 52, _VALID)
+        return self._whole(network, 52, VALID_SEED)
 
     def measure(self, network: nn.Module) -> dict[str, float]:
         lengths = (64, 512, 1024, 2048)
         if self.form == "plain":
-            return {f"recall_{n}": self._whole(network, n - 12, _TEST) for n in lengths}
+            return {f"recall_{n}": self._whole(network, n - 12, TEST_SEED) for n in lengths}
         # Read at once, a landmark network costs the square of the length: beyond 512 tokens it is only streamed.
-        found = {f"recall_{n}": self._whole(network, n - 12, _TEST) for n in (64, 512)}
+        found = {f"recall_{n}": self._whole(network, n - 12, TEST_SEED) for n in (64, 512)}
         net = cast("LandmarkGPT", network)
         for n in lengths:
             for k in (1, 2, 3):
@@ -175,7 +170,7 @@ class LandmarkRecallRecipe(Recipe, name="landmark-recall", weights="fovea-landma
     @torch.no_grad()
     def _streamed(self, net: LandmarkGPT, body: int, k: int, gate: Gate = "landmark") -> tuple[float, float]:
         """Recall of a stream, and how often the asked key's block was fetched."""
-        drawn = self._held_out(body, _TEST)
+        drawn = self._held_out(body, TEST_SEED)
         session = net.session(len(drawn.ids), blocks=k, gate=gate)
         logits, fetched = [], []
         for at, part in enumerate(torch.split(drawn.ids, STREAM_CHUNK, 1)):

@@ -6,8 +6,6 @@ A model that reads all of it can answer; one that has lost the pair guesses one 
 from a seed. Knows tokens; knows no model.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +16,9 @@ FILLERS, KEYS, VALUES = 8, 16, 16
 MARK = FILLERS + KEYS + VALUES
 LANDMARK = MARK + 1
 VOCAB = LANDMARK + 1
+
+VALID_SEED, TEST_SEED = 10**9, 2 * 10**9
+"""Seeds that no training step has."""
 
 PAIRS = 4
 QUESTION_TOKENS = 3 * PAIRS

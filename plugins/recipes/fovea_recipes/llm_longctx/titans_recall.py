@@ -7,8 +7,6 @@ A memory starts as one that keeps what followed each token (see `_init_shifted`)
 networks stay for thousands of steps where all they do is name one of the four values.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,13 +21,10 @@ from torch.nn import functional
 from fovea_memory.mixers.titans.layers import PersistentAttention
 from fovea_memory.mixers.titans.memory import TitansMemory
 from fovea_memory.mixers.titans.networks import TitansLM
-from fovea_recipes.llm_longctx.recall import VOCAB, RecallBatch, draw
+from fovea_recipes.llm_longctx.recall import TEST_SEED, VALID_SEED, VOCAB, RecallBatch, draw
 from fovea_recipes.training.recipe import Batch, Recipe, Schedule, language_schedule
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
-
-_VALID, _TEST = 10**9, 2 * 10**9
-"""Seeds that no training step has."""
 
 
 class _TitansRecipe(Recipe):
@@ -75,10 +70,12 @@ class _TitansRecipe(Recipe):
         return functional.cross_entropy(logits.flatten(0, 1), ids[:, answers].flatten())
 
     def score(self, network: nn.Module) -> float:
-        return (self._recall(network, self.longest, _VALID) + self._recall(network, 4 * self.longest, _VALID)) / 2
+        return (
+            self._recall(network, self.longest, VALID_SEED) + self._recall(network, 4 * self.longest, VALID_SEED)
+        ) / 2
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        return {f"recall_{n}": self._recall(network, n - 12, _TEST) for n in LENGTHS}
+        return {f"recall_{n}": self._recall(network, n - 12, TEST_SEED) for n in LENGTHS}
 
     def facts(self) -> dict[str, str]:
         return {

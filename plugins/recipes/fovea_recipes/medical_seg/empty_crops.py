@@ -3,8 +3,6 @@
 Knows arrays of frames and probability maps; knows no network.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image

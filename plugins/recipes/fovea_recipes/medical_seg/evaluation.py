@@ -1,10 +1,10 @@
-"""From frames to tensors and from networks to scores: what all recipes of this service share.
+"""From frames to tensors, from networks to scores and to graphs: what all recipes of this service share.
 
-Knows arrays of frames; knows nothing about where they come from.
+Knows arrays of frames; knows nothing about where they come from. A graph is the served map alone, for any batch and any
+size that is a multiple of 32; a service fixes height and width of the one that it exports for itself.
 """
 
-from __future__ import annotations
-
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -16,6 +16,8 @@ from fovea_recipes.medical_seg.metrics import dataset_scores
 from fovea_recipes.training.recipe import predict_in_batches
 from services.medical_seg.models.polyp_network import PolypNetwork
 from services.medical_seg.preprocess import MEAN, STD
+from services.medical_seg.segmenter import TENSOR_NAMES
+from shared.export.onnx_export import Parity, export_onnx
 
 Maps = NDArray[np.float32]
 Masks = NDArray[np.bool_]
@@ -50,3 +52,17 @@ def score_frames(maps: Maps, masks: Masks) -> dict[str, float]:
     if (~some).any():
         scores["empty_with_any_pixel"] = float((maps[~some] >= 0.5).any(axis=(1, 2)).mean())
     return scores | {"frames": float(len(masks)), "empty_frames": float((~some).sum())}
+
+
+def export_graph(network: nn.Module, path: Path) -> Parity:
+    """Export `prediction` (map_2, or the sum of V2's foreground maps), compared with torch at two further sizes.
+
+    Raises:
+        Fault: The graph computes something else.
+    """
+    (given, wanted), draw = TENSOR_NAMES, torch.Generator().manual_seed(0)
+    shapes = ((2, 3, 64, 96), (1, 3, 96, 64), (3, 3, 128, 128))
+    example, *probes = ({given: torch.randn(shape, generator=draw)} for shape in shapes)
+    axes = {given: {0: "n", 2: "h", 3: "w"}, wanted: {0: "n", 2: "h", 3: "w"}}
+    call = cast("PolypNetwork", network.eval()).prediction
+    return export_onnx(network, path, example, [wanted], call=call, dynamic=axes, probes=probes)

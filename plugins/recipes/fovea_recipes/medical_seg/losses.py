@@ -3,8 +3,6 @@
 Knows logits and soft masks; knows nothing about networks or data.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

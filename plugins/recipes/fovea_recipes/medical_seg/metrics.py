@@ -4,8 +4,6 @@ Knows one 8-bit prediction and one mask at a time, and how a data set is average
 maximum). Knows nothing about networks: what it is given is already a picture.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

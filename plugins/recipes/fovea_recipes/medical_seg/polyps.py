@@ -4,8 +4,6 @@ Knows how mucosa, polyps, folds, bubbles and an endoscope's vignette look, rough
 Frame `index` of a split depends on nothing but (seed, split, index), so any part can be drawn alone and in any order.
 """
 
-from __future__ import annotations
-
 import colorsys
 import hashlib
 import io

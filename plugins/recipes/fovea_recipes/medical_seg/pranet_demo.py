@@ -3,28 +3,31 @@
 Knows how the committed weights are made and measured; its numbers say nothing about real endoscopy.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from torch import Tensor, nn
 
-from fovea_recipes.medical_seg.evaluation import mean_dice_at_half, normalise_frames, predict_maps, score_frames
+from fovea_recipes.medical_seg.evaluation import (
+    export_graph,
+    mean_dice_at_half,
+    normalise_frames,
+    predict_maps,
+    score_frames,
+)
 from fovea_recipes.medical_seg.losses import deep_supervision, dual_supervision
-from fovea_recipes.medical_seg.onnx_export import export_graph
 from fovea_recipes.medical_seg.polyps import PolypFrames, frames
-from fovea_recipes.training.data.synthetic import Split
-from fovea_recipes.training.recipe import Batch, MultiScale, Recipe, Schedule
+from fovea_recipes.training.data.synthetic import DrawnRecipe, Split
+from fovea_recipes.training.recipe import Batch, MultiScale, Schedule
 from shared.export.onnx_export import Parity
 
 
 class PraNetDemo(
-    Recipe, name="pranet-demo", weights="pranet-synthetic", builds="pranet", serves="pranet", dtype="int8"
+    DrawnRecipe, name="pranet-demo", weights="pranet-synthetic", builds="pranet", serves="pranet", dtype="int8"
 ):
     """PraNet, 2.06 million parameters, `paper` loss: about 40 minutes on one CPU core."""
 
@@ -39,23 +42,15 @@ class PraNetDemo(
     test: int = Field(400, ge=1, description="Frames that are only measured, once.")
     reverse: bool = Field(True, description="False trains the ablation: reverse attention replaced by ones.")
 
-    _cache: Path | None = PrivateAttr(None)
-
     def config(self) -> dict[str, Any]:
         slim = {"width": self.width, "decoder": self.decoder, "classifier": False}
         return slim if self.reverse else slim | {"reverse": False}
 
-    def prepare(self, cache: Path) -> str:
-        self._cache = cache
-        return f"train:{self.frames('train').digest} valid:{self.frames('valid').digest}"
-
-    def frames(self, split: Split) -> PolypFrames:
-        """The frames of one split; no frame is in two of them."""
-        counts = {"train": self.train, "valid": self.valid, "test": self.test}
-        return frames(split, counts[split], seed=self.seed, size=self.scale.side, cache=self._cache)
+    def split(self, name: Split) -> PolypFrames:
+        return frames(name, getattr(self, name), seed=self.seed, size=self.scale.side, cache=self._cache)
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        data = self.frames("train")
+        data = self.split("train")
         chosen = rng.integers(len(data.images), size=self.schedule.batch)
         image, mask = (
             normalise_frames(data.images[chosen]),
@@ -72,17 +67,17 @@ class PraNetDemo(
         return deep_supervision(network(image), batch["mask"])
 
     def score(self, network: nn.Module) -> float:
-        data = self.frames("valid")
+        data = self.split("valid")
         return mean_dice_at_half(predict_maps(network, data.images), data.masks)
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        data = self.frames("test")
+        data = self.split("test")
         return score_frames(predict_maps(network, data.images), data.masks)
 
     def facts(self) -> dict[str, str]:
         return {
             "data": f"synthetic frames of fovea_recipes.medical_seg.polyps, {self.scale.side} px, one in ten empty",
-            "test_digest": self.frames("test").digest,
+            "test_digest": self.split("test").digest,
             "loss": "paper",
             "departures": "averaged weights (EMA); no pretrained backbone; a quarter of the channels",
         }

@@ -4,8 +4,6 @@ Knows section 5 of the spec: how the published weights were trained. Needs a GPU
 (the papers use 900 pictures of Kvasir-SEG and 550 of CVC-ClinicDB); Fovea ships neither its data nor its results.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,14 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from fovea.errors import NotFound
-from fovea_recipes.medical_seg.evaluation import mean_dice_at_half, normalise_frames, predict_maps, score_frames
+from fovea_recipes.medical_seg.evaluation import (
+    export_graph,
+    mean_dice_at_half,
+    normalise_frames,
+    predict_maps,
+    score_frames,
+)
 from fovea_recipes.medical_seg.losses import Form, deep_supervision, dual_supervision
-from fovea_recipes.medical_seg.onnx_export import export_graph
 from fovea_recipes.training.data.mask_folders import MaskSet, find_masks
 from fovea_recipes.training.recipe import Batch, MultiScale, Recipe, Schedule
 from shared.export.onnx_export import Parity

@@ -3,8 +3,6 @@
 Knows folders of pictures and masks; the committed weights were made from Kvasir-SEG by it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,9 +16,14 @@ from scipy.special import expit, logit
 from torch import Tensor, nn
 
 from fovea_recipes.medical_seg.empty_crops import choose_peak, crops_without_polyp, drop_faint, share_clean
-from fovea_recipes.medical_seg.evaluation import mean_dice_at_half, normalise_frames, predict_maps, score_frames
+from fovea_recipes.medical_seg.evaluation import (
+    export_graph,
+    mean_dice_at_half,
+    normalise_frames,
+    predict_maps,
+    score_frames,
+)
 from fovea_recipes.medical_seg.losses import deep_supervision
-from fovea_recipes.medical_seg.onnx_export import export_graph
 from fovea_recipes.training.calibrate import ServingFacts, reliability_facts
 from fovea_recipes.training.data.augment import Augment, Warp, warp_mask, warp_picture
 from fovea_recipes.training.data.mask_folders import MaskSet, find_masks

@@ -4,8 +4,6 @@ Parts shared by a service's recipe and a study that trains. Knows networks by wh
 logits; knows no architecture.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from functools import cached_property

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fovea_recipes.training.data.class_folders import SUFFIXES
 from fovea_recipes.training.data.mask_folders import is_mask
+from fovea_recipes.training.data.survey import list_pictures
 from fovea_recipes.training.novelty import auroc, cross_distances, drop_boundary, fit_boundaries, fit_gaussian
 from fovea_recipes.training.score_calibration import reliability
 
@@ -99,7 +99,7 @@ def reliability_facts(raw: NDArray[Any], calibrated: NDArray[Any], hits: NDArray
 
 def sample_pictures(folder: Path, most: int, seed: int = 0) -> list[Path]:
     """Some pictures below a folder; masks, in folders of their own or as a PNG next to a JPEG, are left out."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    paths = list_pictures(folder)
     photographs = {path.with_suffix("") for path in paths if path.suffix.lower() in {".jpg", ".jpeg"}}
     found = [
         path

@@ -3,8 +3,6 @@
 Knows tensors and a small JSON state; knows nothing about what they mean to the fit loop.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

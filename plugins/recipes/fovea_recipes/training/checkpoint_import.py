@@ -3,8 +3,6 @@
 Knows state dicts and `network()`, whose builders state the official layouts; knows no model by name.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import warnings

@@ -3,8 +3,6 @@
 Knows pictures and splits; the label formats are read by the recipes.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path

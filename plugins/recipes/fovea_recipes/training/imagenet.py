@@ -1,7 +1,5 @@
 """ImageNet weights of EfficientNet-Lite0, from the Python package that holds them."""
 
-from __future__ import annotations
-
 from importlib import resources
 from importlib.util import find_spec
 from typing import cast

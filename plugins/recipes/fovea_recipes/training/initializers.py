@@ -6,8 +6,6 @@ in) belong to no layer any more and keep their made-up names, so that a comparis
 Knows ONNX files; knows no network.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

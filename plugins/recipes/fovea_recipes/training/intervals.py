@@ -3,8 +3,6 @@
 Knows indices and numbers; knows no metric.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import numpy as np

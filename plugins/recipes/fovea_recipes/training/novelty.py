@@ -3,8 +3,6 @@
 Knows arrays of features; knows no network and no picture.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

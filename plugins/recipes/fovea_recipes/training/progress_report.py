@@ -3,8 +3,6 @@
 On a terminal it is one line that changes. Elsewhere a line is printed every 10 s, whatever is being done.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from types import TracebackType

@@ -3,8 +3,6 @@
 Knows recipes and the manifest's fields; knows no model.
 """
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version

@@ -4,8 +4,6 @@ Takes the recipe from the manifest and the data from a folder; writes the famili
 and how well both do. For weights that know their kind by other features, or shall know what may come by mistake.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

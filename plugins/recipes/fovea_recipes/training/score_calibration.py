@@ -5,8 +5,6 @@ Knows arrays of logits, scores and hits; knows no network. One temperature for l
 (Platt, 1999).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -4,8 +4,6 @@ Freely licensed, on every machine, fetched from nowhere. The digest is over the 
 Python's text it was. Knows files; knows no model.
 """
 
-from __future__ import annotations
-
 import hashlib
 import sysconfig
 from dataclasses import dataclass

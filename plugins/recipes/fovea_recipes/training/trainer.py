@@ -4,8 +4,6 @@ Knows optimisation; knows no model, no data and no loss (a Recipe brings those).
 the seed and on `t` alone, so a resumed fit ends where an uninterrupted one does.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import time

@@ -4,8 +4,6 @@ Knows 8-bit pairs and the metrics of the paper; the pairs without a reflection a
 itself is their perfect answer.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

@@ -4,8 +4,6 @@ Knows float pictures (h, w, 3) in 0..1; knows nothing about where they come from
 which are in `synthesis`: real panes reflect twice, in places, in a colour of their own, and cameras clip what is added.
 """
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray

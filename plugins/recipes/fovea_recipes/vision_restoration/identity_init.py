@@ -5,8 +5,6 @@ values on: three channels carry the picture at full resolution, twelve carry it 
 colours), and every other weight begins small around them.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -3,8 +3,6 @@
 Knows tensors of pictures (n, 3, h, w) in 0..1; knows no network but the tower that it is given.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -3,8 +3,6 @@
 Knows their files and which split each belongs to; reads them with Pillow and imports neither library.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ Knows how the committed weights are made and measured. No ImageNet weights come 
 network instead of being frozen.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast

@@ -3,8 +3,6 @@
 Knows how pairs are drawn and scored; the committed weights were made from CC0 and CC BY photographs by it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, cast

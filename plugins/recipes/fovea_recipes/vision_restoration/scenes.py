@@ -3,8 +3,6 @@
 Knows how to draw one picture from a seed; knows nothing about reflections.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw

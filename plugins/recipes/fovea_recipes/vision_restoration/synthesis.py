@@ -4,8 +4,6 @@ Knows float pictures (h, w, 3) in 0..1; knows nothing about where they come from
 the scene behind the glass as it is to be found again.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter

@@ -35,7 +35,7 @@ def test_pictures_and_masks_are_flipped_together(tmp_path):
     """Polyps differ from mucosa in colour: where masks and pictures part ways, that contrast is lost."""
     recipe = PraNetDemo(**{**SMALL, "train": 40, "scale": MultiScale(side=160, rates=(1.0,))})
     recipe.prepare(tmp_path)
-    data = recipe.frames("train")
+    data = recipe.split("train")
     originals = {mask.tobytes() for mask in data.masks}
     flipped = 0
     for step in range(6):

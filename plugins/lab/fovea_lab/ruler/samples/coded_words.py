@@ -1,7 +1,5 @@
 """Coded words: a text of made-up words whose counts fall with their rank."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 

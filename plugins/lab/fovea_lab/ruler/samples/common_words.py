@@ -1,7 +1,5 @@
 """Common words: a numbered list in which ten words occur more often than others."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Documents of a file of the user's, and a question about one of them among the others."""
 
-from __future__ import annotations
-
 import json
 import random
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 One stream of random numbers draws needles, another one filler, so that a group has the same needles at every length.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 A pure function of its arguments: sample i is the same however many are asked for. Knows text and tokens; no model.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Needles in noise, prose or other needles: keys, values, which keys are queried, and depths."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass

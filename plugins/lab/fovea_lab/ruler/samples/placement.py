@@ -1,7 +1,5 @@
 """Sizes and places: how many units of haystack fit a length, and before which of them a needle stands."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Prose for haystacks, in sentences: Python's help topics, or a text of the user's."""
 
-from __future__ import annotations
-
 import random
 import re
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Samples of the RULER form: text, tokens under a chat template, and identity. Knows no task and no model."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass

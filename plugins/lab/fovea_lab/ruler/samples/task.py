@@ -4,8 +4,6 @@ Tasks, counts, placement and metric are RULER's (Hsieh et al., 2024, arXiv 2404.
 numbers compare methods here and never with published tables.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal

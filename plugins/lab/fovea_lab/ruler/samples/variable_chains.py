@@ -1,7 +1,5 @@
 """Variable chains: the assignments of a text, and who ends up with a value."""
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Sequence

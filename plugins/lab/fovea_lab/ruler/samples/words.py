@@ -1,7 +1,5 @@
 """Words of the RULER form: keys and word lists from the package wonderwords, numbers, uuids and variable names."""
 
-from __future__ import annotations
-
 import random
 import re
 import uuid

@@ -4,11 +4,5 @@ from fovea_memory.mixers.deconstructed.mixers import Recurrence, attention_map, 
 from fovea_memory.mixers.deconstructed.networks import DeconstructedLM, DeconstructedSession
 
 __all__ = [
-    "DeconstructedLM",
-    "DeconstructedSession",
-    "Recurrence",
-    "attention_map",
-    "cache_bytes",
-    "layout",
-    "mix",
-]
+    "DeconstructedLM", "DeconstructedSession", "Recurrence", "attention_map", "cache_bytes", "layout", "mix",
+]  # fmt: skip

@@ -7,8 +7,6 @@ noise, from a fixed text, and from the token embeddings. H is a layer's input [B
 Knows maps and recurrences as functions of weights; models are in `networks`.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping

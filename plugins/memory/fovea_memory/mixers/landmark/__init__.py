@@ -5,11 +5,6 @@ from fovea_memory.mixers.landmark.networks import LandmarkGPT, LandmarkLlama
 from fovea_memory.mixers.landmark.session import LandmarkOutput, LandmarkSession
 
 __all__ = [
-    "LandmarkGPT",
-    "LandmarkLlama",
-    "LandmarkOutput",
-    "LandmarkSession",
-    "RetrievedBlock",
-    "citations",
+    "LandmarkGPT", "LandmarkLlama", "LandmarkOutput", "LandmarkSession", "RetrievedBlock", "citations",
     "landmark_softmax",
-]
+]  # fmt: skip

@@ -7,8 +7,6 @@ in proportion to what the query thinks of them. Landmark keys are therefore an i
 Knows scores and which keys are landmarks; knows nothing about networks, positions or caches.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -3,8 +3,6 @@
 Blocks are fetched by number. Knows keys before rotation and counts the bytes it moves; knows nothing about attention.
 """
 
-from __future__ import annotations
-
 import tempfile
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self

@@ -3,8 +3,6 @@
 Knows the official checkpoints' keys, key for key; attention is in `attention`, streaming in `session`.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, cast

@@ -5,8 +5,6 @@ the prefix that was read. Shapes follow from the number of tokens, so a file eit
 Landmarks' keys are not written: they are in their blocks. Knows sessions; knows no store.
 """
 
-from __future__ import annotations
-
 import json
 import struct
 

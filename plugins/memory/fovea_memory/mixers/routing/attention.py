@@ -9,8 +9,6 @@ Axes: B, H routing heads, T, K clusters, w window, d head width. Knows functions
 model is in `networks`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

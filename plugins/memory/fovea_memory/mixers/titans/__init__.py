@@ -5,13 +5,6 @@ from fovea_memory.mixers.titans.networks import TitansLM, TitansSession
 from fovea_memory.mixers.titans.state import StateError, StateMismatch, pack_state, unpack_state
 
 __all__ = [
-    "MemoryState",
-    "MemoryTrace",
-    "StateError",
-    "StateMismatch",
-    "TitansLM",
-    "TitansMemory",
-    "TitansSession",
-    "pack_state",
-    "unpack_state",
-]
+    "MemoryState", "MemoryTrace", "StateError", "StateMismatch", "TitansLM", "TitansMemory", "TitansSession",
+    "pack_state", "unpack_state",
+]  # fmt: skip

@@ -4,8 +4,6 @@ Reading, the gradient of its error in closed form, and the two recurrences of mo
 heads, m steps, c tokens of a step, d head width. Knows tensors only; projections and states are in `memory`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -5,8 +5,6 @@ named tensors of constant size that begin as `initial_state`. Axes: H heads, d h
 C segment, W window. Knows nothing about vocabularies and sessions.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

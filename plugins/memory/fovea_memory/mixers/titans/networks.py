@@ -6,7 +6,7 @@ checkpoint, so state-dict keys are ours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Self, cast
 
 import torch
@@ -145,84 +145,40 @@ class TitansSession:
         return sum(t.nbytes for t in self.state.tensors.values())
 
 
-@builder("titans-mac")
-def titans_mac(
-    vocab: int,
-    width: int,
-    layers: int,
-    heads: int,
-    segment: int = 32,
-    window: int = 32,
-    persistent: int = 4,
-    depth: int = 1,
-    refresh: int = 16,
-) -> TitansLM:
-    """Memory as context: segments attend to what the memory knew when they began."""
-    return TitansLM("mac", vocab, layers, TitansConfig(width, heads, segment, window, persistent, depth, refresh))
+def _make_builder(name: str, layout: Layout) -> Callable[..., TitansLM]:
+    """The builder of one layout, found by its name; see `TitansConfig`."""
+
+    @builder(name)
+    def build(
+        vocab: int,
+        width: int,
+        layers: int,
+        heads: int,
+        segment: int = 32,
+        window: int = 32,
+        persistent: int = 4,
+        depth: int = 1,
+        refresh: int = 16,
+    ) -> TitansLM:
+        return TitansLM(layout, vocab, layers, TitansConfig(width, heads, segment, window, persistent, depth, refresh))
+
+    return build
 
 
-@builder("titans-mag")
-def titans_mag(
-    vocab: int,
-    width: int,
-    layers: int,
-    heads: int,
-    segment: int = 32,
-    window: int = 32,
-    persistent: int = 4,
-    depth: int = 1,
-    refresh: int = 16,
-) -> TitansLM:
-    """Memory as a gate on a sliding window."""
-    return TitansLM("mag", vocab, layers, TitansConfig(width, heads, segment, window, persistent, depth, refresh))
+titans_mac = _make_builder("titans-mac", "mac")
+"""Memory as context: segments attend to what the memory knew when they began."""
 
+titans_mag = _make_builder("titans-mag", "mag")
+"""Memory as a gate on a sliding window."""
 
-@builder("titans-mal")
-def titans_mal(
-    vocab: int,
-    width: int,
-    layers: int,
-    heads: int,
-    segment: int = 32,
-    window: int = 32,
-    persistent: int = 4,
-    depth: int = 1,
-    refresh: int = 16,
-) -> TitansLM:
-    """Memory as a layer below a sliding window."""
-    return TitansLM("mal", vocab, layers, TitansConfig(width, heads, segment, window, persistent, depth, refresh))
+titans_mal = _make_builder("titans-mal", "mal")
+"""Memory as a layer below a sliding window."""
 
+titans_lmm = _make_builder("titans-lmm", "lmm")
+"""Memory alone."""
 
-@builder("titans-lmm")
-def titans_lmm(
-    vocab: int,
-    width: int,
-    layers: int,
-    heads: int,
-    segment: int = 32,
-    window: int = 32,
-    persistent: int = 4,
-    depth: int = 1,
-    refresh: int = 16,
-) -> TitansLM:
-    """Memory alone."""
-    return TitansLM("lmm", vocab, layers, TitansConfig(width, heads, segment, window, persistent, depth, refresh))
-
-
-@builder("titans-attention")
-def titans_attention(
-    vocab: int,
-    width: int,
-    layers: int,
-    heads: int,
-    segment: int = 32,
-    window: int = 32,
-    persistent: int = 4,
-    depth: int = 1,
-    refresh: int = 16,
-) -> TitansLM:
-    """No memory: the attention of MAC inside its segments, to compare with."""
-    return TitansLM("attention", vocab, layers, TitansConfig(width, heads, segment, window, persistent, depth, refresh))
+titans_attention = _make_builder("titans-attention", "attention")
+"""No memory: the attention of MAC inside its segments, to compare with."""
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> int:

@@ -6,8 +6,6 @@ The header names the model by its digest, the version, the tokens read, and ever
 states give equal bytes. Knows states as named tensors; knows no network.
 """
 
-from __future__ import annotations
-
 import json
 import struct
 import zlib

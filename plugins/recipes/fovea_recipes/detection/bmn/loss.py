@@ -3,8 +3,6 @@
 Knows maps and their labels; knows nothing about networks or data. Where there is no positive, a term is 0.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

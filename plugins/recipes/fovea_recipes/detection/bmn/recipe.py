@@ -3,8 +3,6 @@
 Knows how the committed weights are made and measured; its numbers say nothing about real videos.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

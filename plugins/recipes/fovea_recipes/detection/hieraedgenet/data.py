@@ -4,8 +4,6 @@ Knows how grains, debris and a bright field look, roughly; knows nothing about t
 depends on nothing but (seed, split, index), so any part can be drawn alone and in any order.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass

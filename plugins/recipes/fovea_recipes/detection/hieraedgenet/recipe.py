@@ -3,23 +3,20 @@
 Knows how the committed weights are made and measured; its numbers say nothing about real pollen.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from torch import Tensor, nn
 
 from fovea_recipes.detection.box_evaluation import to_centres, to_tensor
 from fovea_recipes.detection.hieraedgenet.data import KINDS, Slides, slides
 from fovea_recipes.detection.losses import detection_loss
 from fovea_recipes.detection.metrics.boxes import box_average_precision
-from fovea_recipes.training.data.synthetic import Split
-from fovea_recipes.training.recipe import Batch, Recipe, Schedule, predict_in_batches
+from fovea_recipes.training.data.synthetic import DrawnRecipe, Split
+from fovea_recipes.training.recipe import Batch, Schedule, predict_in_batches
 from services.detection.boxes import nms
 from services.detection.layers.edge import Edge
 from services.detection.models.hieraedgenet_network import STRIDES, HieraEdgeNet
@@ -28,7 +25,7 @@ THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 
 class HieraEdgeNetDemo(
-    Recipe, name="hieraedgenet-demo", weights="hieraedgenet-synthetic-pollen", builds="hieraedgenet", dtype="int8"
+    DrawnRecipe, name="hieraedgenet-demo", weights="hieraedgenet-synthetic-pollen", builds="hieraedgenet", dtype="int8"
 ):
     """HieraEdgeNet with real edges, eight kinds of pollen, 3.4 million parameters: about 10 minutes on one CPU core."""
 
@@ -42,24 +39,17 @@ class HieraEdgeNetDemo(
     valid: int = Field(60, ge=1, description="Slides that choose the checkpoint.")
     test: int = Field(400, ge=1, description="Slides that are only measured, once.")
 
-    _cache: Path | None = PrivateAttr(None)
-
     def config(self) -> dict[str, Any]:
         return {"classes": len(self.classes), "edge": self.edge}
 
     def network(self) -> nn.Module:
         return HieraEdgeNet(**self.config())
 
-    def prepare(self, cache: Path) -> str:
-        self._cache = cache
-        return f"train:{self.slides('train').digest} valid:{self.slides('valid').digest}"
-
-    def slides(self, split: Split) -> Slides:
-        """The slides of one split; no slide is in two of them."""
-        return slides(split, getattr(self, split), seed=self.seed, size=self.side, cache=self._cache)
+    def split(self, name: Split) -> Slides:
+        return slides(name, getattr(self, name), seed=self.seed, size=self.side, cache=self._cache)
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        held = self.slides("train")
+        held = self.split("train")
         chosen = rng.integers(len(held.images), size=self.schedule.batch)
         images, targets = [], []
         for place, index in enumerate(chosen):
@@ -80,7 +70,7 @@ class HieraEdgeNetDemo(
         return self._metrics(network, "test")
 
     def _metrics(self, network: nn.Module, split: Split) -> dict[str, float]:
-        held = self.slides(split)
+        held = self.split(split)
         truth = [held.of(index) for index in range(len(held.images))]
         made = predict_slides(network, held.images)
         loose = nms(made.numpy(), confidence=0.001, iou=0.7, multi_label=True)
@@ -96,7 +86,7 @@ class HieraEdgeNetDemo(
         return {
             "data": f"synthetic slides of recipes.hieraedgenet.data, {self.side} px, {len(self.classes)} kinds",
             "names": ",".join(self.classes),
-            "test_digest": self.slides("test").digest,
+            "test_digest": self.split("test").digest,
             "departures": "AdamW for 900 steps from random weights; no mosaic; averaged weights (EMA)",
         }
 

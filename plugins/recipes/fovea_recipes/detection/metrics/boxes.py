@@ -3,8 +3,6 @@
 Knows rows of ground truth and of detections; knows no model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 Knows rows of ground truth and of predictions; knows no model.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -5,8 +5,6 @@ middle, prefers what looks like the target and is near, avoids what was seen, an
 its rates are therefore known.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

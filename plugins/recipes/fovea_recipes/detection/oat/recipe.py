@@ -3,8 +3,6 @@
 Knows how the committed weights are made and measured; its numbers say nothing about people.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path

@@ -5,8 +5,6 @@ Knows which kinds there are and how patches are stored; ground and damage are dr
 many.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,13 +21,9 @@ SIDE = 96
 """Pixels of a patch."""
 
 KINDS: Mapping[str, Callable[[np.random.Generator, int], SurfaceDamage] | None] = {
-    "longitudinal": longitudinal,
-    "transverse": transverse,
-    "alligator": alligator,
-    "pothole": pothole,
-    "patch": patch,
+    "longitudinal": longitudinal, "transverse": transverse, "alligator": alligator, "pothole": pothole, "patch": patch,
     "none": None,
-}
+}  # fmt: skip
 """Class name → what draws it, in order of the class ids."""
 
 NAMES = tuple(KINDS)

@@ -3,22 +3,19 @@
 Knows how such weights are made, measured and compared; its numbers say nothing about photographs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from torch import Tensor, nn
 
 from fovea_recipes.detection.patnet.data import NAMES, Patches, patches
-from fovea_recipes.training.data.synthetic import Split
-from fovea_recipes.training.recipe import Batch, Recipe, Schedule, predict_in_batches
+from fovea_recipes.training.data.synthetic import DrawnRecipe, Split
+from fovea_recipes.training.recipe import Batch, Schedule, predict_in_batches
 from services.detection.models.fasternet_network import FasterNet
 from services.detection.models.patnet_network import PATNet
 from services.detection.servables.patches import MEAN, STD
@@ -30,7 +27,12 @@ NORMAL_95 = 1.96
 
 
 class FasterNetDemo(
-    Recipe, name="fasternet-demo", weights="fasternet-synthetic", builds="fasternet", serves="fasternet", dtype="int8"
+    DrawnRecipe,
+    name="fasternet-demo",
+    weights="fasternet-synthetic",
+    builds="fasternet",
+    serves="fasternet",
+    dtype="int8",
 ):
     """FasterNet-T0 with six classes, 2.6 million parameters: two or three minutes on one CPU core."""
 
@@ -43,24 +45,17 @@ class FasterNetDemo(
     valid: int = Field(300, ge=6, description="Patches that choose the checkpoint.")
     test: int = Field(1200, ge=6, description="Patches that are only measured, once.")
 
-    _cache: Path | None = PrivateAttr(None)
-
     def config(self) -> dict[str, Any]:
         return {"size": "t0", "classes": len(self.classes)}
 
     def network(self) -> nn.Module:
         return FasterNet(**self.config())
 
-    def prepare(self, cache: Path) -> str:
-        self._cache = cache
-        return f"train:{self.patches('train').digest} valid:{self.patches('valid').digest}"
-
-    def patches(self, split: Split) -> Patches:
-        """The patches of one split; no patch is in two of them."""
-        return patches(split, getattr(self, split), seed=self.seed, side=self.side, cache=self._cache)
+    def split(self, name: Split) -> Patches:
+        return patches(name, getattr(self, name), seed=self.seed, side=self.side, cache=self._cache)
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        held, count = self.patches("train"), self.schedule.batch
+        held, count = self.split("train"), self.schedule.batch
         chosen = rng.integers(len(held.images), size=count)
         light = torch.from_numpy(rng.uniform(0.8, 1.2, (count, 1, 1, 1)).astype(np.float32))
         image = normalise_patches(held.images[chosen], light)
@@ -74,13 +69,13 @@ class FasterNetDemo(
         return F.cross_entropy(network(image), batch["label"], label_smoothing=0.1)
 
     def score(self, network: nn.Module) -> float:
-        held = self.patches("valid")
+        held = self.split("valid")
         logits = predict_classes(network, held.images)
         right = float((logits.argmax(1).numpy() == held.labels).mean())
         return right - 1e-3 * float(F.cross_entropy(logits, torch.from_numpy(held.labels)))
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        held = self.patches("test")
+        held = self.split("test")
         right = self._right(network)
         found = {"top_1": float(right.mean()), "patches": float(len(right))}
         return found | {
@@ -89,13 +84,13 @@ class FasterNetDemo(
 
     def _right(self, network: nn.Module) -> NDArray[np.bool_]:
         """Which test patches are classified right."""
-        held = self.patches("test")
+        held = self.split("test")
         return np.asarray(predict_classes(network, held.images).argmax(1).numpy() == held.labels)
 
     def facts(self) -> dict[str, str]:
         return {
             "data": f"synthetic patches of fovea_recipes.detection.patnet.data, {self.side} px, balanced classes",
-            "test_digest": self.patches("test").digest,
+            "test_digest": self.split("test").digest,
             "departures": "AdamW for 600 steps at 96 px; no mixup, cutmix or RandAugment; averaged weights (EMA)",
         }
 

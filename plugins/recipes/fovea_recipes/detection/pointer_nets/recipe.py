@@ -4,8 +4,6 @@ Knows how the committed weights are made and measured. Both networks have the at
 the points does not matter; both learn an order that starts at the lowest point and runs counter-clockwise.
 """
 
-from __future__ import annotations
-
 import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Knows what asphalt looks like, roughly, and where damage goes; how damage itself
 a split depends on nothing but (seed, split, index).
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,29 +4,26 @@ Knows how such weights are made and measured; its numbers say nothing about real
 these, and went on with photographs by `yolo9tr_roads`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from torch import Tensor, nn
 
 from fovea_recipes.detection.box_evaluation import map50, predict_boxes, to_centres, to_tensor
 from fovea_recipes.detection.losses import dual_detection_loss
 from fovea_recipes.detection.metrics.boxes import box_scores
 from fovea_recipes.detection.yolo9tr.data import NAMES, SIDE, Scenes, scenes
-from fovea_recipes.training.data.synthetic import Split
-from fovea_recipes.training.recipe import Batch, Recipe, Schedule, decay_kernels
+from fovea_recipes.training.data.synthetic import DrawnRecipe, Split
+from fovea_recipes.training.recipe import Batch, Schedule, decay_kernels
 from services.detection.models.yolo9tr_network import Yolo9tr
 from shared.registry import network
 
 
 class Yolo9trDemo(
-    Recipe, name="yolo9tr-demo", weights="yolo9tr-synthetic", builds="yolo9tr", serves="yolo9tr", dtype="int8"
+    DrawnRecipe, name="yolo9tr-demo", weights="yolo9tr-synthetic", builds="yolo9tr", serves="yolo9tr", dtype="int8"
 ):
     """YOLO9tr, size `l`, 1.9 million served parameters: about 20 minutes on one CPU core."""
 
@@ -40,25 +37,17 @@ class Yolo9trDemo(
     valid: int = Field(100, ge=1, description="Scenes that choose the checkpoint.")
     test: int = Field(500, ge=1, description="Scenes that are only measured, once.")
 
-    _cache: Path | None = PrivateAttr(None)
-
     def config(self) -> dict[str, Any]:
         return {"classes": len(NAMES), "size": self.size, "width": self.width, "branch": "both"}
 
     def strip_training_parts(self, network_: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
         return keep_main_branch(network_, self.config())
 
-    def prepare(self, cache: Path) -> str:
-        self._cache = cache
-        return f"train:{self.scenes('train').digest} valid:{self.scenes('valid').digest}"
-
-    def scenes(self, split: Split) -> Scenes:
-        """The scenes of one split; no scene is in two of them."""
-        counts = {"train": self.train, "valid": self.valid, "test": self.test}
-        return scenes(split, counts[split], seed=self.seed, side=self.side, cache=self._cache)
+    def split(self, name: Split) -> Scenes:
+        return scenes(name, getattr(self, name), seed=self.seed, side=self.side, cache=self._cache)
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
-        data = self.scenes("train")
+        data = self.split("train")
         chosen = rng.integers(len(data.images), size=self.schedule.batch)
         image = to_tensor(data.images[chosen])
         rows = [np.insert(data.of(index), 0, at, axis=1) for at, index in enumerate(chosen)]
@@ -85,14 +74,14 @@ class Yolo9trDemo(
 
     def _found(self, network: nn.Module, split: Split) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Truth and detections of a split."""
-        data, predict = self.scenes(split), cast("Yolo9tr", network).predictions
+        data, predict = self.split(split), cast("Yolo9tr", network).predictions
         return [data.of(index) for index in range(len(data.images))], predict_boxes(network, data.images, predict)
 
     def facts(self) -> dict[str, str]:
         return {
             "data": f"synthetic scenes of fovea_recipes.detection.yolo9tr.data, {self.side} px, one to four damages",
             "names": ",".join(NAMES),
-            "test_digest": self.scenes("test").digest,
+            "test_digest": self.split("test").digest,
             "departures": "AdamW, as a short training needs; averaged weights (EMA .998); half of the channels; "
             "no pretrained weights, mosaic or mixup",
         }

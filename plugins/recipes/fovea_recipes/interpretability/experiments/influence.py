@@ -4,8 +4,6 @@
 are ranked inside a domain only, with as many random heads as control.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence

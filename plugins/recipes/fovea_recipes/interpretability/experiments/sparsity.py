@@ -6,8 +6,6 @@ dense"). Nothing is trained again, so quality stays open. Knows networks by thei
 `shared.sparsity`'s.
 """
 
-from __future__ import annotations
-
 import platform
 import statistics
 import time
@@ -182,7 +180,6 @@ def _time_both(dense: nn.Module, thin: nn.Module, inputs: Tensor, runs: int) -> 
 
 
 def _first_tensor(output: Any) -> Tensor:
-    """The first tensor of what a network gives."""
     while not isinstance(output, Tensor):
         output = next(iter(output.values() if isinstance(output, dict) else output))
     return output

@@ -3,8 +3,6 @@
 Knows pixels, masks and boxes; knows no model. Everything is drawn from the generator that the caller passes.
 """
 
-from __future__ import annotations
-
 import math
 
 import cv2

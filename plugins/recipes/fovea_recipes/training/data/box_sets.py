@@ -20,12 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fovea.errors import InvalidOption, NotFound
-from fovea_recipes.training.data.survey import FileProblem, unreadable
+from fovea_recipes.training.data.survey import FileProblem, list_pictures, unreadable
 
 Rows = NDArray[np.float32]
 """(m, 5): class, x1, y1, x2, y2 in pixels of the picture."""
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +199,7 @@ def _masked(folder: Path, names: Sequence[str], grow: int) -> BoxSet:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES}
+    return {path.stem: path for path in list_pictures(folder)}
 
 
 def _rows(boxes: Sequence[tuple[float, ...]]) -> Rows:

@@ -17,9 +17,7 @@ from PIL import Image
 
 from fovea.errors import NotFound
 from fovea_recipes.training.data.splits import HELD_OUT, TRAIN
-from fovea_recipes.training.data.survey import FileProblem, unreadable
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+from fovea_recipes.training.data.survey import FileProblem, list_pictures, unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +67,7 @@ def find_classes(folder: Path) -> tuple[ClassSet, list[FileProblem]]:
     pictures, labels = [], []
     for home in homes:
         for index, name in enumerate(names):
-            found = sorted(path for path in (home / name).rglob("*") if path.suffix.lower() in SUFFIXES)
+            found = list_pictures(home / name)
             pictures += found
             labels += [index] * len(found)
     if not pictures:

@@ -4,8 +4,6 @@ Knows the format, and that a pixel belongs to an outline where its centre does. 
 out, the rest is used.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

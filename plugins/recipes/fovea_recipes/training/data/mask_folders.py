@@ -16,11 +16,9 @@ from PIL import Image
 
 from fovea.errors import NotFound
 from fovea_recipes.training.data.coco_masks import draw_coco_masks
-from fovea_recipes.training.data.survey import FileProblem
+from fovea_recipes.training.data.survey import FileProblem, list_pictures
 
 Pixels = NDArray[np.uint8]
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 
 MASKS = ("masks", "mask", "labels", "annotations")
 """Names of folders of masks; pictures are in any other folder."""
@@ -75,7 +73,7 @@ def find_masks(folder: Path, drawn: Path | None = None, names: Sequence[str] = (
         NotFound: There is no pair at all.
         InvalidOption: A JSON file can't be read, or has no class of a name.
     """
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    files = list_pictures(folder)
     masks = {_place(path, folder): path for path in files if is_mask(path, folder)}
     pictures = [path for path in files if not is_mask(path, folder)]
     pairs = [(path, masks[_place(path, folder)]) for path in pictures if _place(path, folder) in masks]

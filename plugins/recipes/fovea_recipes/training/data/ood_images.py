@@ -4,8 +4,6 @@ Knows arrays of pixels; knows no network. Nothing of anybody's data is in them, 
 would have to be kept (as random noise does in Hendrycks et al., *Deep Anomaly Detection with Outlier Exposure*, 2019).
 """
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray

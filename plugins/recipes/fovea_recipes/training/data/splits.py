@@ -3,8 +3,6 @@
 Knows file names; knows no label and no model.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Knows files and pixels; knows no model. Files that it names are left out or clipped; nothing is changed on disk.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +12,19 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+"""Of the files that count as pictures."""
+
 BITS = 6
 """Of 64: fingerprints that differ in no more bits are of near copies."""
 
 SHOWN = 5
 """Files that a line names before it only counts."""
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """Pictures in a folder and below, in the order of their names."""
+    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
 
 
 @dataclass(frozen=True, slots=True)

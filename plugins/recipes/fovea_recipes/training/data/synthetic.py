@@ -1,22 +1,38 @@
-"""Splits of synthetic data: sample `index` of a split depends on nothing but (seed, split, index).
+"""Splits of synthetic data, and recipes on them: sample `index` of a split depends on (seed, split, index) alone.
 
 Knows files; knows nothing about what is drawn.
 """
 
-from __future__ import annotations
-
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+from pydantic import PrivateAttr
+
+from fovea_recipes.training.recipe import Recipe
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 Drawn = TypeVar("Drawn")
 """A data class of arrays and their `digest`."""
+
+
+class DrawnRecipe(Recipe):
+    """A recipe on samples that are drawn from its seed, `train`, `valid` and `test` many of them."""
+
+    _cache: Path | None = PrivateAttr(None)
+
+    @abstractmethod
+    def split(self, name: Split) -> Any:
+        """The samples of one split, with their digest; no sample is in two of them."""
+
+    def prepare(self, cache: Path) -> str:
+        self._cache = cache
+        return f"train:{self.split('train').digest} valid:{self.split('valid').digest}"
 
 
 def sample_rng(seed: int, split: Split, index: int) -> np.random.Generator:

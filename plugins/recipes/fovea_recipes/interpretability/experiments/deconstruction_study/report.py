@@ -3,8 +3,6 @@
 Knows the measurements of runs; trains nothing.
 """
 
-from __future__ import annotations
-
 from statistics import fmean, stdev
 from typing import Any
 

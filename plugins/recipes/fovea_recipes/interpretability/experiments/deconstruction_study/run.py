@@ -5,8 +5,6 @@ studies share runs, and a stopped study resumes, also inside a run. The experime
 model can do without; this one asks what a model can be trained without.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 from typing import Any, ClassVar

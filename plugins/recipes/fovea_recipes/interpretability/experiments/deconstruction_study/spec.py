@@ -1,7 +1,5 @@
 """Spec of the deconstruction study: which mixers are trained, in which layout, how long, how large and on what."""
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from services.llm_longctx.kernels.ahead_of_time.machine_code import count
-from services.llm_longctx.kernels.ahead_of_time.results import OPERATIONS, digest_sources, read_results
+from loadtests.gpu.ahead_of_time.machine_code import count
+from loadtests.gpu.ahead_of_time.results import OPERATIONS, digest_sources, read_results
 from services.llm_longctx.kernels.device.cards import CARDS, card_of
 from services.llm_longctx.kernels.fp8_linear import LEAST_CAPABILITY
 
@@ -27,7 +27,7 @@ REPRESENTATIVE = (
 def compile_cells(tmp_path, *patterns: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
-    command = [sys.executable, "-m", "services.llm_longctx.kernels.ahead_of_time", *patterns]
+    command = [sys.executable, "-m", "loadtests.gpu.ahead_of_time", *patterns]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -47,7 +47,7 @@ def test_all_kernels_keep_their_budgets_and_are_those_on_record(tmp_path):
 
 def test_the_table_is_of_these_sources_and_whole():
     recorded = read_results()
-    hint = "the kernels changed: run `python -m services.llm_longctx.kernels.ahead_of_time --write`, then tests.drift"
+    hint = "the kernels changed: run `python -m loadtests.gpu.ahead_of_time --write`, then tests.drift"
     assert recorded["sources"] == {operation: digest_sources(operation) for operation in OPERATIONS}, hint
     cells = {tuple(name.split("/")) for name in recorded["rows"]}
     assert {operation for operation, _, _ in cells} == set(OPERATIONS)

@@ -3,8 +3,6 @@
 Needs no Triton. Knows the file and its page; knows nothing about compilers.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import importlib.metadata
@@ -17,22 +15,14 @@ from typing import Any
 from services.llm_longctx.kernels.device.cards import CARDS
 
 OPERATIONS = (
-    "decode",
-    "packed_pages",
-    "block_sparse_prefill",
-    "window_prefill",
-    "last_query_scores",
-    "quantized_linear",
-    "fp8_linear",
-    "decoder_ops",
-    "merge_lse",
-    "sampling",
-)
+    "decode", "packed_pages", "block_sparse_prefill", "window_prefill", "last_query_scores", "quantized_linear",
+    "fp8_linear", "decoder_ops", "merge_lse", "sampling",
+)  # fmt: skip
 """Folders whose `triton.py` offers variants."""
 
 RESULTS = pathlib.Path(__file__).parent / "results.json"
 
-_KERNELS = pathlib.Path(__file__).parents[1]
+_KERNELS = pathlib.Path(__file__).parents[3] / "services/llm_longctx/kernels"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +87,8 @@ def render_page() -> str:
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield "# GPU kernels, compiled ahead of time"
     yield ""
-    yield f"Generated from `services/llm_longctx/kernels/ahead_of_time/results.json` (Triton {found['triton']})."
-    yield "**Compiled, not run:** no number here is a time. `python -m services.llm_longctx.kernels.ahead_of_time`"
+    yield f"Generated from `loadtests/gpu/ahead_of_time/results.json` (Triton {found['triton']})."
+    yield "**Compiled, not run:** no number here is a time. `python -m loadtests.gpu.ahead_of_time`"
     yield "compiles the whole grid on a machine without a GPU and compares it with the file; `--write` records it."
     yield ""
     yield "Each cell: registers per thread, shared memory per program, bytes loaded in vectors of 8 bytes or more, and"

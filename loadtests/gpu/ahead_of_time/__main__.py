@@ -1,17 +1,15 @@
-"""`python -m services.llm_longctx.kernels.ahead_of_time [--write] [operation/shape/card …]`, with wildcards.
+"""`python -m loadtests.gpu.ahead_of_time [--write] [operation/shape/card …]`, with wildcards.
 
 Compiles the cells and compares them with `results.json`: exit status 1 where one is over budget or differs. `--write`
 records whole operations, where all keep their budgets: `--write 'decode/*'`.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from services.llm_longctx.kernels.ahead_of_time.grid import measure
-from services.llm_longctx.kernels.ahead_of_time.results import Row, digest_sources, read_results, write_results
+from loadtests.gpu.ahead_of_time.grid import measure
+from loadtests.gpu.ahead_of_time.results import Row, digest_sources, read_results, write_results
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -5,14 +5,12 @@ come from the machine code on record; and every launch costs a gap. Nothing here
 knows nothing about engines.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from services.llm_longctx.kernels.ahead_of_time.results import read_results
+from loadtests.gpu.ahead_of_time.results import read_results
 from services.llm_longctx.kernels.device.cards import CARDS, GpuCard
 from services.llm_longctx.kernels.device.shapes import MODELS, ModelShape
 from services.llm_longctx.kernels.packed_pages.layout import PAGE, PackedLayout, tile_entries
@@ -235,8 +233,7 @@ def _lines() -> Iterator[str]:
         "# What a decode step should cost on a GPU",
         "",
         "**Computed, not measured.** No GPU has run these kernels yet. The page is generated from",
-        "`services/llm_longctx/kernels/cost_model.py`, which takes rates from data sheets and instruction counts from",
-        "the",
+        "`loadtests/gpu/cost_model.py`, which takes rates from data sheets and instruction counts from the",
         "[machine code on record](gpu-kernels.md). A kernel takes the longest of its bytes",
         f"({BANDWIDTH_SHARE:.0%} of the bandwidth), its operations ({MATRIX_SHARE:.0%} of tensor cores' rate) and its",
         f"main loop's instructions ({ISSUE_SHARE:.0%} of all slots); a launch costs {GAP * 1e6:.0f} µs in a",

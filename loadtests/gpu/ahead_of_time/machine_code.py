@@ -3,8 +3,6 @@
 Read from the machine code by the disassemblers of Triton's wheel. Knows nothing about what kernels compute.
 """
 
-from __future__ import annotations
-
 import pathlib
 import re
 import subprocess
@@ -112,5 +110,5 @@ def _longest_loop(assembly: str) -> int:
 
 
 def _output(*command: object) -> str:
-    run = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)  # noqa: S603
+    run = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
     return run.stdout

@@ -3,8 +3,6 @@
 Imports Triton and all kernels, which must not be interpreted: it runs in a process of its own.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import importlib
 import pathlib
@@ -16,8 +14,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from services.llm_longctx.kernels.ahead_of_time.machine_code import KernelUsage, inspect
-from services.llm_longctx.kernels.ahead_of_time.results import OPERATIONS, Row
+from loadtests.gpu.ahead_of_time.machine_code import KernelUsage, inspect
+from loadtests.gpu.ahead_of_time.results import OPERATIONS, Row
 from services.llm_longctx.kernels.device.cards import CARDS, GpuCard
 from services.llm_longctx.kernels.device.launch import Variant
 
