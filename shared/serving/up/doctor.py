@@ -43,9 +43,7 @@ class Diagnosis:
     detail: str
 
 
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
-) -> None:
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
     """Check what this machine has and lacks; the exit code says whether the product can run."""
     found = examine(settings())
     if as_json:

@@ -82,9 +82,7 @@ class ProcessGroup:
         self._grace_s = grace_s
         self._all: list[ManagedProcess] = []
         self._reaper = subprocess.Popen(  # noqa: S603  # our own interpreter
-            [sys.executable, "-m", orphan_cleanup.__name__],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
+            [sys.executable, "-m", orphan_cleanup.__name__], stdin=subprocess.PIPE, start_new_session=True
         )
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
