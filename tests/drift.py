@@ -154,6 +154,7 @@ def known_plugins() -> Iterator[tuple[pathlib.Path, str]]:
 
 def describe_plugin(project: pathlib.Path) -> dict[str, list[str]]:
     """Parts of a plug-in, by its entry points."""
+    from services.llm_longctx.serving.request_extension import READERS
     from shared.registry.discovery import pick_servables, scan
 
     groups = tomllib.loads(project.read_text("utf8"))["project"].get("entry-points", {})
@@ -161,8 +162,9 @@ def describe_plugin(project: pathlib.Path) -> dict[str, list[str]]:
     models = {name for point in loaded.get("fovea.models", ()) for name in pick_servables(scan(point.module))}
     routes = {route.path for point in loaded.get("fovea.routes", ()) for route in point.load().routes}
     pages = {f"/console/{point.name}" for point in loaded.get("fovea.pages", ())}
+    fields = {point.name for group in READERS for point in loaded.get(group, ())}
     return {
-        "commands": sorted(groups.get("fovea.commands", ())), "fields": sorted(groups.get("fovea.adapters", ())),
+        "commands": sorted(groups.get("fovea.commands", ())), "fields": sorted(fields),
         "models": sorted(models), "paths": sorted(routes | pages),
     }  # fmt: skip
 

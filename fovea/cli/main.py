@@ -12,7 +12,6 @@ from fovea.cli.commands import (
     adapters,
     chat,
     classify,
-    compare,
     detect,
     heads,
     jobs,
@@ -23,8 +22,6 @@ from fovea.cli.commands import (
     restore,
     run,
     segment,
-    steer,
-    sweep,
 )
 from fovea.cli.commands.task_aliases import MODEL_OPTIONS
 from fovea.cli.exit_codes import HELP, INTERRUPTED, choose_exit_code
@@ -49,14 +46,11 @@ app.command("detect", no_args_is_help=True, context_settings=MODEL_OPTIONS)(dete
 app.command("classify", no_args_is_help=True, context_settings=MODEL_OPTIONS)(classify.classify)
 app.command("restore", no_args_is_help=True)(restore.restore)
 app.command("chat")(chat.chat)
-app.command("compare", no_args_is_help=True)(compare.compare)
-app.command("sweep", no_args_is_help=True)(sweep.sweep)
 app.command("run", no_args_is_help=True, context_settings=MODEL_OPTIONS)(run.run)
 app.command("probe")(probe.probe)
 app.add_typer(heads.app, name="heads")
 app.add_typer(judge.app, name="judge")
 app.add_typer(jobs.app, name="jobs")
-app.add_typer(steer.app, name="steer")
 app.add_typer(adapters.app, name="adapters")
 
 

@@ -27,7 +27,7 @@ from shared.settings import Settings
 KNOWN: dict[str, dict[str, list[str]]] = json.loads(
     Path(fovea.__file__).with_name("known_plugins.json").read_text("utf8")
 )
-GROUPS = ("adapters", "commands", "findings", "models", "pages", "recipes", "routes", "traffic")
+GROUPS = ("adapters", "commands", "extensions", "findings", "models", "pages", "recipes", "routes", "traffic")
 
 
 def import_core() -> list[str]:

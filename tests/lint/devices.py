@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 PACKAGES = (
     "services/llm_longctx/engine", "services/llm_longctx/kv_cache", "services/llm_longctx/methods",
-    "plugins/memory/fovea_memory", "services/llm_longctx/serving", "shared/lm",
+    "plugins/memory/fovea_memory", "plugins/steering/fovea_steering", "services/llm_longctx/serving", "shared/lm",
 )  # fmt: skip
 """Packages whose tensors may lie on a device."""
 

@@ -11,7 +11,8 @@ from fastapi import FastAPI, Request
 
 from fovea import plugins
 from fovea.api.text import GenerationOptions
-from fovea.errors import InvalidOption, NotFound
+from fovea.errors import InvalidOption
+from services.llm_longctx.serving.request_extension import find_unread_fields
 from services.llm_longctx.serving.request_state import RequestState
 from shared.serving.host import Host
 
@@ -36,36 +37,26 @@ async def load_state(body: GenerationOptions, request: Request, host: Host) -> R
 
     Raises:
         InvalidOption: It names two things to continue.
-        NotFound: The plug-in that reads the field is not installed.
     """
     loaders: dict[str, StateLoader] = plugins.load_all(GROUP)
-    named = [field for field in _list_fields(loaders) if getattr(body, field, None) is not None]
+    named = [field for field in sorted(loaders) if getattr(body, field, None) is not None]
     if not named:
         return None
     if len(named) > 1:
         detail = f"A request continues one thing only, and this one names {' and '.join(named)}."
         raise InvalidOption(detail, hint="Leave one of them out.", field=named[0])
-    (field,) = named
-    if field not in loaders:
-        missing = plugins.explain_missing("fields", field, f"The field {field!r}", field)
-        raise missing or NotFound(f"No plug-in reads the field {field!r}.", field=field)
-    return await loaders[field].load(body, request, host)
+    return await loaders[named[0]].load(body, request, host)
 
 
 def hide_missing_fields(app: FastAPI) -> None:
     """Leave the fields that no installed plug-in reads out of the OpenAPI document."""
-    loaders, describe = plugins.load_all(GROUP), app.openapi
+    unread, describe = find_unread_fields(), app.openapi
 
     def openapi() -> dict[str, Any]:
         document = describe()
         for schema in document.get("components", {}).get("schemas", {}).values():
-            for field in set(_list_fields(loaders)) - set(loaders):
+            for field in set(unread).difference(schema.get("required", ())):  # those of answers are required
                 schema.get("properties", {}).pop(field, None)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend the document
-
-
-def _list_fields(loaders: dict[str, StateLoader]) -> list[str]:
-    """All request fields that some plug-in reads, installed or not."""
-    return sorted({*loaders, *plugins.list_known("fields")})

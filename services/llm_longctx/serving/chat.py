@@ -34,11 +34,10 @@ from services.llm_longctx.serving.chat_template import read_template_options
 from services.llm_longctx.serving.generation import Generation
 from services.llm_longctx.serving.grammars.formats import find_unenforced_keywords
 from services.llm_longctx.serving.grammars.token_grammar import TokenGrammar
-from services.llm_longctx.serving.protocol import MIN_LOGPROB, CompletionProtocol, to_prompt_logprobs
+from services.llm_longctx.serving.protocol import MIN_LOGPROB, CompletionProtocol, join_captured, to_prompt_logprobs
 from services.llm_longctx.serving.reasoning.reasoning_parser import find_reasoning_parser
 from services.llm_longctx.serving.request_options import build_text_options
 from services.llm_longctx.serving.request_state import RequestState
-from services.llm_longctx.serving.steering.capture_writer import join_captured
 from services.llm_longctx.serving.tools.call_grammar import CallGrammar
 from services.llm_longctx.serving.tools.tool_parser import CallUpdate
 from services.llm_longctx.serving.tools.tool_use import ToolUse, read_tool_use
@@ -70,6 +69,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
             detail = "The conversation is empty under the model's template."
             raise InvalidOption(detail, field="messages")
         engine_request = adapter.build_request(ids, request.longest, request, "messages", text=text, state=state)
+        generation.extend(engine_request)
         engine_request.top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
         if tools is not None:
             generation.use_parser(partial(tools.parser, tools.functions), is_forced=tools.is_forced)

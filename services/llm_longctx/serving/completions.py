@@ -12,16 +12,13 @@ from fovea.api.interventions import Captured
 from fovea.api.text import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from fovea.errors import InvalidOption
 from services.llm_longctx.engine import GenerationRequest, ScoredToken
-from services.llm_longctx.engine.taps import CaptureSize
 from services.llm_longctx.serving.adapters.base import TextModelAdapter
 from services.llm_longctx.serving.answer_text import OutputChunk, TextOptions
 from services.llm_longctx.serving.generation import Generation
 from services.llm_longctx.serving.grammars.formats import find_unenforced_keywords
-from services.llm_longctx.serving.protocol import MIN_LOGPROB, CompletionProtocol, to_prompt_logprobs
+from services.llm_longctx.serving.protocol import MIN_LOGPROB, CompletionProtocol, join_captured, to_prompt_logprobs
 from services.llm_longctx.serving.request_options import build_text_options, check_scores
 from services.llm_longctx.serving.request_state import RequestState
-from services.llm_longctx.serving.steering.build_taps import check_captured
-from services.llm_longctx.serving.steering.capture_writer import join_captured
 from shared.lm.tokenizer import Tokenizer
 
 
@@ -46,7 +43,8 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
         grammar = adapter.add_rules(adapter.compile_grammar(request), request)
         generation.unenforced += find_unenforced_keywords(request)
         built = [_build_request(adapter, prompt, request, state) for prompt in prompts]
-        check_captured(sum((one.taps.size for one, _ in built if one.taps is not None), CaptureSize()))
+        for engine_request, _ in built:
+            generation.extend(engine_request)
         check_scores([one for one, _ in built])
         for engine_request, options in built:
             generation.begin(engine_request, options, grammar)

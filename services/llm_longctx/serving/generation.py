@@ -8,15 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
 from fovea.errors import FoveaError, QueueFull
-from services.llm_longctx.engine import GenerationRequest, RequestHooks, Scheduler
+from services.llm_longctx.engine import GenerationRequest, Scheduler
 from services.llm_longctx.serving.answer_text import OutputChunk, TextHooks, TextOptions
 from services.llm_longctx.serving.grammars.token_rules import OpeningGrammar
 from services.llm_longctx.serving.reasoning.reasoning_parser import ReasoningParser
+from services.llm_longctx.serving.request_extension import RequestExtension
 from services.llm_longctx.serving.tools.tool_parser import ToolParser
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import CallContext
@@ -38,11 +39,17 @@ class Generation:
 
     Attributes:
         requests: Requests that were begun.
-        recorder: Receives logits and tokens of the first request's one answer.
+        extensions: Parts of plug-ins in the call.
         unenforced: Keywords of its schemas that are left to the model.
     """
 
-    def __init__(self, scheduler: Scheduler[Any], tokenizer: Tokenizer, run: CallContext) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler[Any],
+        tokenizer: Tokenizer,
+        run: CallContext,
+        extensions: Sequence[RequestExtension] = (),
+    ) -> None:
         self._make_parser: Callable[[], ToolParser] | None = None
         self._is_forced = False
         self.unenforced: list[str] = []
@@ -56,7 +63,7 @@ class Generation:
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[OutputChunk | FoveaError] = asyncio.Queue()
         self.requests: list[GenerationRequest] = []
-        self.recorder: RequestHooks | None = None
+        self.extensions = extensions
         self._open = 0  # answers that did not end
         self._running = 0  # those of them that the scheduler has
         self._waiting: deque[GenerationRequest] = deque()
@@ -78,6 +85,11 @@ class Generation:
         """Read the calls of each answer with a parser of its own; a forced answer is calls and has no text."""
         self._make_parser, self._is_forced = make_parser, is_forced
 
+    def extend(self, request: GenerationRequest) -> None:
+        """Let plug-ins add to a request before any is begun; raises as `RequestExtension.extend`."""
+        for one in self.extensions:
+            one.extend(request)
+
     def begin(
         self,
         request: GenerationRequest,
@@ -89,7 +101,8 @@ class Generation:
         Raises:
             QueueFull: Too many requests wait, and this is the first.
         """
-        recorder = None if self.requests else self.recorder
+        recorders = () if self.requests else (one.recorder for one in self.extensions)
+        recorder = next((one for one in recorders if one is not None), None)
         request.hooks = TextHooks(self._open, request, options, grammar, self._tokenizer, self._put, recorder)
         request.run = self._run
         self._open += len(request.samplings)

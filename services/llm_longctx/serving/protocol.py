@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Generic, TypeVar
 from uuid import uuid4
 
 from fovea.api.interventions import Captured
-from fovea.api.longctx import ComparedAnswer
 from fovea.api.text import (
     ChatChunk,
     ChatCompletion,
@@ -29,13 +28,11 @@ from fovea.api.text import (
 from services.llm_longctx.engine import ScoredToken
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_usage
 from services.llm_longctx.serving.answer_text import OutputChunk
-from services.llm_longctx.serving.comparison import open_comparison
 from services.llm_longctx.serving.generation import Generation
 from services.llm_longctx.serving.generation_span import GenerationSpan
+from services.llm_longctx.serving.request_extension import open_extensions
 from services.llm_longctx.serving.request_options import check_options
 from services.llm_longctx.serving.request_state import RequestState
-from services.llm_longctx.serving.steering.admission import admit_taps
-from services.llm_longctx.serving.steering.capture_writer import CaptureWriter
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import CallContext
 
@@ -71,17 +68,20 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
             InvalidOption: An option that is not served.
             ContextLengthExceeded: A prompt does not fit the context.
             QueueFull: Too many requests wait.
-            PermissionDenied: The caller's key does not allow to look inside the model.
+            NotFound: A field that belongs to a plug-in which is not installed.
+            FoveaError: A plug-in refuses the request.
         """
-        admit_taps(request, run)
+        extensions = open_extensions(adapter, request, run)
         warnings = check_options(request)
         state: RequestState | None = run.state
         span = GenerationSpan(self.operation, adapter.served_as, request)
         try:
-            with Generation(adapter.scheduler, adapter.tokenizer, run) as generation:
-                comparison = open_comparison(adapter, request, generation, state)
+            variants = [request]
+            for extension in extensions:
+                variants = [varied for one in variants for varied in extension.vary(one)]
+            with Generation(adapter.scheduler, adapter.tokenizer, run, extensions) as generation:
                 with span.activate():
-                    for one in [request] if comparison is None else comparison.variants:
+                    for one in variants:
                         await asyncio.to_thread(self.begin, generation, adapter, one, state)
                 has_logprobs = self.wants_logprobs(request)
                 chunks = _ChunkBuilder(
@@ -93,8 +93,10 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
                     for chunk in await chunks.add(piece):
                         sent += [chunk] if state is not None else ()
                         yield chunk
-                compared = None if comparison is None else await comparison.measure()
-            last: list[ChunkT] = await chunks.end(span, compared)
+                added: dict[str, Any] = {}
+                for extension in extensions:
+                    added |= await extension.finish(generation.requests)
+            last: list[ChunkT] = await chunks.end(span, added)
             if state is not None:  # what the last chunks report must be true when they are read
                 await state.commit(self.gather(sent + last).model_dump_json())
             wants_usage = not request.stream or (request.stream_options and request.stream_options.include_usage)
@@ -165,7 +167,6 @@ class _ChunkBuilder(Generic[ChunkT]):
             "system_fingerprint": adapter.fingerprint,
         }
         self._begun: set[int] = set()
-        self._writer = adapter.open_captures(generation.requests)
         self._produced = 0
         self._so_far: dict[int, int] = {}
         self._held: ChunkT | None = None
@@ -175,8 +176,9 @@ class _ChunkBuilder(Generic[ChunkT]):
         self._produced += piece.produced
         self._so_far[piece.index] = max(piece.produced, piece.so_far, self._so_far.get(piece.index, 0))
         captured: list[Captured] = []
-        if self._writer is not None and (piece.captured or piece.reason is not None):
-            captured = await asyncio.to_thread(_write_captured, self._writer, piece)
+        if piece.captured or piece.reason is not None:
+            for one in self._generation.extensions:
+                captured += await asyncio.to_thread(one.capture, piece)
         choices = self._protocol.to_choices(
             piece,
             self._adapter.tokenizer,
@@ -201,12 +203,11 @@ class _ChunkBuilder(Generic[ChunkT]):
         made = sum(self._so_far.values())
         return Usage(prompt_tokens=read, completion_tokens=made, total_tokens=read + made)
 
-    async def end(self, span: GenerationSpan, compared: list[ComparedAnswer] | None) -> list[ChunkT]:
+    async def end(self, span: GenerationSpan, added: dict[str, Any]) -> list[ChunkT]:
         """The last chunk with choices, which has the extra payload and the warnings, and the one with the usage."""
         requests, adapter = self._generation.requests, self._adapter
         payload = await adapter.extra_payload(requests[0])
-        extra: dict[str, Any] = {} if payload is None else {"longctx": payload}
-        extra |= {} if compared is None else {"comparison": compared}
+        extra = added if payload is None else {"longctx": payload, **added}
         extra |= {"warnings": self._warnings} if self._warnings else {}
         usage = build_usage(requests, self._produced, adapter, self._generation.unenforced)
         span.describe_answer(self._stamp["id"], usage, requests)
@@ -236,6 +237,18 @@ def to_prompt_logprobs(tokens: Sequence[ScoredToken], tokenizer: Tokenizer) -> P
     return found
 
 
-def _write_captured(writer: CaptureWriter, piece: OutputChunk) -> list[Captured]:
-    news = writer.write(piece.index, piece.captured) if piece.captured else []
-    return news if piece.reason is None else [*news, *writer.end(piece.index)]
+def join_captured(pieces: Iterable[Captured]) -> list[Captured]:
+    """One entry per capture, the pieces of a stream put together; a file stands for all that is in it."""
+    whole: dict[int, Captured] = {}
+    for piece in pieces:
+        begun = whole.get(piece.capture)
+        if begun is None or piece.url is not None:
+            whole[piece.capture] = piece
+        else:
+            more = {
+                name: [*(getattr(begun, name) or ()), *new]
+                for name in ("positions", "tokens", "values", "lens")
+                if (new := getattr(piece, name))
+            }
+            whole[piece.capture] = begun.model_copy(update=more | ({"id": piece.id} if piece.id else {}))
+    return [whole[i] for i in sorted(whole)]

@@ -16,7 +16,7 @@ from fovea.api.sampling import SamplingOptions
 from fovea.api.text import ChatChunk, ChatRequest, ChunkChoice, Usage
 from fovea.api.tools import ToolCallDelta
 from fovea.errors import FoveaError, InvalidOption
-from services.llm_longctx.serving.steering.capture_writer import join_captured
+from services.llm_longctx.serving.protocol import join_captured
 
 Event = dict[str, Any]
 """One event of a stream; its `type` names it."""

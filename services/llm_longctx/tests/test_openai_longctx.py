@@ -7,9 +7,9 @@ from fovea.api.longctx import LongctxOptions
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.kernels import backends
 from services.llm_longctx.methods import method
-from services.llm_longctx.serving import comparison, decoder_model
+from services.llm_longctx.serving import decoder_model
 from services.llm_longctx.serving.method_selection import select_policy
-from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on, say, tiny_decoder
+from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on, tiny_decoder
 from shared.lm.builders import llama
 from shared.lm.head_plan import HeadPlan
 from shared.lm.head_plan_store import save_plan
@@ -157,42 +157,3 @@ def test_nothing_asked_is_the_engines_own_and_knobs_may_stand_beside_or_apart(en
     beside = select_policy(engine, LongctxOptions.model_validate({"method": "power", "block": 64}), {}, 10, 5)
     apart = select_policy(engine, LongctxOptions(method="power", knobs={"block": 64}), {}, 10, 5)
     assert beside.method == apart.method == method("power", block=64)
-
-
-def test_methods_are_compared_on_one_request(client, codec):
-    asked = {"compare": ["dense", DUO, {"method": "dense"}], "logit_bias": {"256": -100}}
-    found = go_on(client, LONG[:120], extra_body=asked, max_tokens=9)
-    ways = [{"method": "dense"}, DUO, {"method": "dense"}]
-    assert [one.text for one in found.choices] == [
-        ask(client, one, max_tokens=9, logit_bias={"256": -100}).choices[0].text for one in ways
-    ]
-    first, duo, same = found.comparison
-    assert (first["index"], first["kl"], same["agreement"]) == (0, None, 1.0)
-    assert same["kl"] == pytest.approx([0.0] * 9, abs=1e-5)  # rows of one batch may be rounded apart by the library
-    assert duo["longctx"]["kv_bytes"] < first["longctx"]["kv_bytes"] == same["longctx"]["kv_bytes"]
-    engine = Engine(tiny_decoder())
-    pair = [engine.open(), engine.open(method("duo", roles=ROLES, sink=4, recent=16))]
-    logits = [one.prefill(codec.encode(LONG[:120], special=False))[-1] for one in pair]
-    wanted, agrees = [], []
-    for _ in range(9):
-        p, q = (one.double().log_softmax(-1) for one in logits)
-        wanted.append(float((p.exp() * (p - q)).sum()))
-        agrees.append(bool(p.argmax() == q.argmax()))
-        logits = [one.step(int(p.argmax())) for one in pair]
-    assert duo["kl"] == pytest.approx(wanted, abs=1e-5)
-    assert max(wanted) > 0.01
-    assert (duo["mean_kl"], duo["agreement"]) == pytest.approx((sum(wanted) / 9, sum(agrees) / 9), abs=1e-5)
-
-
-def test_a_compared_chat_streams_every_answer_and_counts_the_tokens_that_are_held(client, monkeypatch):
-    monkeypatch.setattr(comparison, "MAX_NUMBERS", 4 * 272)
-    body = {"compare": ["dense", DUO], "interventions": [{"type": "scale", "site": "z.1", "factor": 0, "heads": [1]}]}
-    whole = say(client, extra_body=body, max_tokens=8)
-    texts, compared = {0: "", 1: ""}, []
-    for chunk in say(client, extra_body=body, max_tokens=8, stream=True):
-        for one in chunk.choices:
-            texts[one.index] += one.delta.content or ""
-        compared += getattr(chunk, "comparison", None) or []
-    assert list(texts.values()) == [one.message.content for one in whole.choices]
-    assert [one.get("kl") for one in compared] == [one["kl"] for one in whole.comparison]
-    assert len(compared[1]["kl"]) == 4

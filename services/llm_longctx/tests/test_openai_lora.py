@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from fovea import AsyncClient, Client
 from fovea.cli.main import app
 from fovea.errors import NotFound, QueueFull
-from services.llm_longctx.api import lora, steering, sweeps
+from services.llm_longctx.api import lora
 from services.llm_longctx.serving.lora import store
 from services.llm_longctx.serving.lora.loaded import LoadedAdapters
 from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, app_of, go_on, say, text_of
@@ -54,8 +54,7 @@ def shared(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(folder, shared, tmp_path_factory):
     data = tmp_path_factory.mktemp("data")
-    made = app_of(folder, data, lora.router, steering.router, sweeps.router, llm_adapters=shared, llm_model=str(folder))
-    with Server(made) as running:
+    with Server(app_of(folder, data, lora.router, llm_adapters=shared, llm_model=str(folder))) as running:
         yield running
 
 
@@ -115,17 +114,6 @@ def test_vllms_routes_load_from_the_servers_folder_and_unload(server, client):
     for path in ("../..", "/etc", "nothing"):
         refused = send(server, "POST", "/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": path})
         assert refused.status_code in {400, 404}, path
-
-
-def test_patches_and_captures_run_in_the_adapted_model(server, client):
-    send(server, "POST", "/v1/lora-adapters", json=body("studied", 3))
-    asked = {"prompt": "Once", "site": "resid_post", "positions": [-1], "tokens": ["a"]}
-    grids = [send(server, "POST", "/v1/sweeps", json=asked | {"model": name}).json() for name in (MODEL, "studied")]
-    assert [grid["model"] for grid in grids] == [MODEL, "studied"]
-    assert grids[0]["prompt"] != grids[1]["prompt"]
-    capture = {"capture": [{"type": "activation", "site": "q.0", "positions": [-1]}]}
-    values = [say(client, model=m, extra_body=capture).choices[0].captured[0]["values"] for m in (MODEL, "studied")]
-    assert values[0] != values[1]
 
 
 def test_the_command_and_the_package_add_list_and_delete(server, shared):

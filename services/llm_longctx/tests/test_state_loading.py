@@ -8,6 +8,7 @@ from fovea.api.replica import route_fields
 from fovea.api.text import ChatRequest
 from fovea.errors import InvalidOption, NotFound
 from services.llm_longctx.api import embeddings, openai, responses, state_loading
+from services.llm_longctx.serving.request_extension import RequestExtension, open_extensions
 
 FIELDS = ("session_id", "document_id")
 
@@ -30,9 +31,23 @@ def schema_of(app):
 
 async def test_a_field_of_a_plug_in_that_is_not_installed_names_it_and_others_need_none(loaders):
     assert await state_loading.load_state(chat(), None, None) is None
+    assert open_extensions(None, chat(), None) == []
     with pytest.raises(NotFound, match="'session_id' comes with the plug-in memory") as caught:
-        await state_loading.load_state(chat(session_id="s"), None, None)
-    assert caught.value.hint == "Try: pip install fovea-memory"
+        open_extensions(None, chat(session_id="s"), None)
+    assert (caught.value.hint, caught.value.field) == ("Try: pip install fovea-memory", "session_id")
+
+
+def test_an_extension_of_two_fields_is_made_once(loaders):
+    made = []
+
+    class Extension(RequestExtension):
+        def __init__(self, *given):
+            made.append(given)
+
+    loaders |= dict.fromkeys(("capture", "interventions", *FIELDS), Extension)
+    body = chat(capture=[{"type": "logit_lens"}], interventions=[])
+    assert len(open_extensions(1, body, 2)) == 1
+    assert made == [(1, body, 2)]
 
 
 async def test_a_request_continues_one_thing_by_the_loader_of_its_field(loaders):
@@ -40,7 +55,7 @@ async def test_a_request_continues_one_thing_by_the_loader_of_its_field(loaders)
         async def load(self, body, request, host):
             return f"{body.session_id} {request} {host}"
 
-    loaders["session_id"] = Loader()
+    loaders |= dict.fromkeys(FIELDS, Loader())
     assert await state_loading.load_state(chat(session_id="s"), 1, 2) == "s 1 2"
     with pytest.raises(InvalidOption, match="document_id and session_id") as caught:
         await state_loading.load_state(chat(session_id="s", document_id="d"), 1, 2)

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from fovea.api.longctx import LongctxAnswer, LongctxUsage
 from fovea.api.sampling import SamplingOptions
@@ -26,7 +26,6 @@ from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler,
 from services.llm_longctx.serving.grammars.token_rules import OpeningGrammar, TokenRules
 from services.llm_longctx.serving.request_options import truncate_prompt
 from services.llm_longctx.serving.request_state import RequestState
-from services.llm_longctx.serving.steering.capture_writer import CaptureWriter
 from services.llm_longctx.serving.tools.tool_use import ToolUse, has_tools, spell_message, to_plain
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import SamplingDefaults
@@ -45,12 +44,7 @@ class TextModelAdapter(ABC):
         vocab: Token ids are below this.
         sampling: How tokens are drawn where a request does not say.
         takes_templates: Whether requests may bring a chat template.
-
-    Class attributes:
-        takes_interventions: Whether requests may look inside and intervene.
     """
-
-    takes_interventions: ClassVar[bool] = False
 
     name: str
     fingerprint: str
@@ -145,9 +139,6 @@ class TextModelAdapter(ABC):
         if any(i >= self.vocab for i in ids):
             detail = f"The prompt holds token {max(ids)}; this model's ids are below {self.vocab}."
             raise InvalidOption(detail, field=field)
-        if not self.takes_interventions and (tapped := _find_tap_field(options)) is not None:
-            detail = f"The model {self.name!r} takes no {tapped}: it has no named activations."
-            raise InvalidOption(detail, hint="Decoders with pages do, such as smollm2-135m-instruct.", field=tapped)
         request = self.prepare(ids, max_tokens, options, field, text, state)
         request.samplings = build_samplings(options, self.sampling)
         own = frozenset[int]() if options.ignore_eos else request.stop_token_ids
@@ -219,10 +210,6 @@ class TextModelAdapter(ABC):
     def usage(self, requests: Sequence[GenerationRequest]) -> LongctxUsage:
         """Joint cost of the prompts of one HTTP request."""
 
-    def open_captures(self, requests: Sequence[GenerationRequest]) -> CaptureWriter | None:
-        """Writer of the captures of an HTTP request into its answers; None where it has none."""
-        return None
-
     async def extra_payload(self, request: GenerationRequest) -> LongctxAnswer | None:
         """The `longctx` field of the answer, once all answers to a request are over."""
         return None
@@ -276,11 +263,6 @@ def build_usage(
         longctx=longctx,
         unenforced=sorted(set(unenforced)) or None,
     )
-
-
-def _find_tap_field(options: GenerationOptions) -> str | None:
-    """The first field of a request that looks inside the model."""
-    return "interventions" if options.interventions else "capture" if options.capture else None
 
 
 def _join_parts(message: ChatMessage, index: int) -> str:

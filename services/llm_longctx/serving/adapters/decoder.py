@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Self
 
 from fovea.api.longctx import LongctxUsage
 from fovea.api.text import GenerationOptions
@@ -20,10 +20,6 @@ from services.llm_longctx.serving.lora.loaded import LoadedAdapters
 from services.llm_longctx.serving.lora.store import LoraStore
 from services.llm_longctx.serving.method_selection import build_method_usage, select_served_policy
 from services.llm_longctx.serving.request_state import RequestState
-from services.llm_longctx.serving.steering.build_taps import TapBuilder
-from services.llm_longctx.serving.steering.capture_store import CaptureStore
-from services.llm_longctx.serving.steering.capture_writer import CaptureWriter
-from services.llm_longctx.serving.steering.vector_store import VectorStore
 from shared.lm.head_plan_store import HeadPlanStore
 from shared.lm.lora import LoraAdapter
 from shared.storage import ObjectStore
@@ -46,8 +42,6 @@ class DecoderAdapter(TextModelAdapter):
         loaded: Adapters in memory.
     """
 
-    takes_interventions: ClassVar[bool] = True
-
     engine: Engine
     plans: HeadPlanStore = field(default_factory=lambda: HeadPlanStore(""))
     objects: ObjectStore | None = None
@@ -65,10 +59,14 @@ class DecoderAdapter(TextModelAdapter):
         return self.lora or self.name
 
     @property
+    def tenant_objects(self) -> ObjectStore | None:
+        """What the tenant has stored; None where nothing is."""
+        return None if self.objects is None else self.objects.of_tenant(self.tenant)
+
+    @property
     def loras(self) -> LoraStore:
         """The LoRA adapters that the tenant may name."""
-        objects = None if self.objects is None else self.objects.of_tenant(self.tenant)
-        return LoraStore(objects, self.lora_folder, self.name)
+        return LoraStore(self.tenant_objects, self.lora_folder, self.name)
 
     @cached_property
     def lora_weights(self) -> LoraAdapter | None:
@@ -85,22 +83,6 @@ class DecoderAdapter(TextModelAdapter):
             raise ModelNotFound(f"There is no model {self.lora[:80]!r}.", field="model")
         return self.loaded.get(entry.sha256, lambda: store.read(entry).build(self.engine.model))
 
-    @property
-    def vectors(self) -> VectorStore:
-        """The tenant's steering vectors."""
-        return VectorStore(None if self.objects is None else self.objects.of_tenant(self.tenant))
-
-    @property
-    def captures(self) -> CaptureStore | None:
-        """The tenant's captures; None where nothing is stored."""
-        return None if self.objects is None else CaptureStore(self.objects.of_tenant(self.tenant))
-
-    def open_captures(self, requests: Sequence[GenerationRequest]) -> CaptureWriter | None:
-        taps, prompts = requests[0].taps, [len(one.prompt_ids) for one in requests for _ in one.samplings]
-        if taps is None or not taps.captures:
-            return None
-        return CaptureWriter(taps.captures, self.tokenizer, self.captures, prompts, self.engine.runner.weights_sha256)
-
     def prepare(
         self,
         ids: Sequence[int],
@@ -114,7 +96,6 @@ class DecoderAdapter(TextModelAdapter):
         most, longctx = room if max_tokens is None else min(max_tokens, room), options.longctx
         planned = min(most, DEFAULT_BUDGET_TOKENS) if max_tokens is None else most
         policy, unmet, missed = select_served_policy(self.engine, longctx, self.plans, len(ids), planned)
-        taps = TapBuilder(self.engine.model.config, self.engine.runner.weights_sha256, self.vectors, self.captures)
         monitor = self.engine.monitor
         held_back = None if monitor is None else monitor.held_back_reason(policy)
         return GenerationRequest(
@@ -126,7 +107,6 @@ class DecoderAdapter(TextModelAdapter):
             stop_token_ids=self.tokenizer.eos,
             priority=priority_of(options),
             stats=RequestStats(fallback=unmet or held_back, budget_missed=None if held_back else missed),
-            taps=taps.build(options, len(ids), most),
             adapter=self.lora_weights,
         )
 

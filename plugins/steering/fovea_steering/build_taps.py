@@ -13,6 +13,11 @@ from torch import Tensor
 from fovea.api import interventions as wire
 from fovea.api.text import GenerationOptions
 from fovea.errors import InvalidOption, in_field
+from fovea_steering.capture_store import CaptureStore
+from fovea_steering.capture_writer import INLINE_NUMBERS
+from fovea_steering.make_vectors import STRENGTHS, choose_layer
+from fovea_steering.patches import PatchBuilder, shape_vector
+from fovea_steering.vector_store import VectorStore
 from services.llm_longctx.engine.taps import (
     ActivationCapture,
     AttentionCapture,
@@ -23,11 +28,6 @@ from services.llm_longctx.engine.taps import (
     RequestTaps,
     TokenRange,
 )
-from services.llm_longctx.serving.steering.capture_store import CaptureStore
-from services.llm_longctx.serving.steering.capture_writer import INLINE_NUMBERS
-from services.llm_longctx.serving.steering.patches import PatchBuilder, shape_vector
-from services.llm_longctx.serving.steering.side_effects import STRENGTHS, choose_layer
-from services.llm_longctx.serving.steering.vector_store import VectorStore
 from shared.lm.activation_names import SITES, WEIGHT_SITES, Site, parse_layer, parse_site, resolve_indices
 from shared.lm.config import DecoderConfig
 from shared.lm.hook_names import HOOK_POINTS, from_hook_name
@@ -54,7 +54,7 @@ ALL_LAYERS = "resid_post"
 
 
 class TapBuilder:
-    """Builds the taps of requests to one model.
+    """Builds the taps of all prompts of one HTTP request.
 
     Args:
         config: Its sizes.
@@ -66,16 +66,15 @@ class TapBuilder:
     def __init__(self, config: DecoderConfig, weights: str, vectors: VectorStore, files: CaptureStore | None) -> None:
         self._config, self._weights, self._vectors, self._files = config, weights, vectors, files
         self._patches = PatchBuilder(config, weights, files)
+        self._size = CaptureSize()
 
-    def build(self, options: GenerationOptions, prompt: int, max_tokens: int) -> RequestTaps | None:
-        """The taps of a request with so many tokens; None where it asks for none.
+    def build(self, options: GenerationOptions, prompt: int, max_tokens: int) -> RequestTaps:
+        """The taps of a prompt with so many tokens, whose answers have at most so many.
 
         Raises:
             InvalidOption: A site, layer, head or position that does not exist, a wrong width, too strong or too much.
             NotFound: A vector that does not exist.
         """
-        if not options.interventions and not options.capture:
-            return None
         edits: list[PlacedEdit] = []
         end = prompt + max(max_tokens - 1, 0)  # the last token is drawn, but never fed
         for i, one in enumerate(options.interventions or ()):
@@ -86,7 +85,8 @@ class TapBuilder:
             with in_field(f"capture[{i}]"):
                 captures.append(self._build_capture(asked, prompt, end))
         size = self._measure(captures, prompt, end, options.n)
-        check_captured(size)
+        self._size += size
+        _check_size(self._size)
         if self._files is None and (each := size.numbers // options.n) > INLINE_NUMBERS:
             detail = f"Captures of {each:,} numbers need an object store; without one an answer has {INLINE_NUMBERS:,}."
             hint = "Name fewer layers, heads or positions, or set max_tokens."
@@ -194,8 +194,8 @@ class TapBuilder:
         return list(dict.fromkeys(resolve_indices(heads, count, "head")))
 
 
-def check_captured(size: CaptureSize) -> None:
-    """Refuse what an HTTP request may capture if it is too much: InvalidOption."""
+def _check_size(size: CaptureSize) -> None:
+    """Refuse captures that are too much for one HTTP request: InvalidOption."""
     for asked, most, what in (
         (size.numbers, MAX_CAPTURED, "The captures may come to {:,} numbers; a request may have {:,}."),
         (

@@ -1,58 +1,41 @@
-"""Route of sweeps: `POST /v1/sweeps` patches a prompt's activations one after another and returns the grid.
+"""Sweeps: a grid of patches of one prompt, from names of sites and tokens to the numbers of the answer.
 
-Knows HTTP, tokens and the grid's form; the patches run in `serving.steering.patch_sweep`.
+Knows tokens and the grid's form; the patches run in `patch_sweep`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from torch import Tensor, softmax
 
-import torch
-from fastapi import APIRouter, Depends, Request
-from torch import Tensor
-
-from fovea.api.sweeps import NextTokens, Sweep, SweepRequest, SweptPrompt, SweptToken
+from fovea.api.sweeps import NextTokens, Sweep, SweepRequest, SweptToken
 from fovea.api.text import Usage
 from fovea.errors import InvalidOption, TooLarge, in_field
-from services.llm_longctx.api.model_lookup import find_model
-from services.llm_longctx.api.openai import ERROR_RESPONSES, OPENAI_ERRORS
+from fovea_steering.build_taps import SERVED_SITES
+from fovea_steering.make_vectors import read_prompt
+from fovea_steering.patch_sweep import PatchSweep, SweepCell
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
-from services.llm_longctx.serving.chat_template import TemplateOptions
-from services.llm_longctx.serving.steering.admission import SCOPE
-from services.llm_longctx.serving.steering.build_taps import SERVED_SITES
-from services.llm_longctx.serving.steering.patch_sweep import PatchSweep, SweepCell
 from shared.lm.activation_names import UNLAYERED_SITES, Site, parse_layer, resolve_indices
 from shared.lm.config import DecoderConfig
 from shared.lm.hook_names import HOOK_POINTS
 from shared.registry import CallContext
-from shared.serving.host import Host
-from shared.serving.http.system_routes import host_of
 
 LAYER_SITES = tuple(site for site in SERVED_SITES if site not in UNLAYERED_SITES)
 
 MAX_FORWARD_TOKENS = 65_536
 """Tokens that one sweep runs through the model, next to other requests."""
 
-router = APIRouter(tags=["steering"], responses=ERROR_RESPONSES)
 
+def run_sweep(body: SweepRequest, adapter: DecoderAdapter, run: CallContext) -> Sweep:
+    """Patch a grid of activations of one prompt, and look at named next tokens after each patch.
 
-@router.post("/v1/sweeps", openapi_extra=OPENAI_ERRORS)
-async def sweep(body: SweepRequest, request: Request, host: Annotated[Host, Depends(host_of)]) -> Sweep:
-    """Patch a grid of activations of one prompt, and look at named next tokens after each patch."""
-    run: CallContext = request.scope["fovea.run"]
-    run.require_scope(SCOPE, "A sweep")
-    adapter = (await find_model(host, body.model, request)).adapter.of_tenant(run.tenant, body.model)
-    if not isinstance(adapter, DecoderAdapter) or adapter.engine.runner.team is not None:
-        detail = f"The model {adapter.name!r} can't be patched: it has no named activations in this process."
-        raise InvalidOption(detail, field="model")
-    run.audit = {"act": "sweep", "model": adapter.name, "site": body.site}
-    return await host.aside.do(adapter.name, lambda run: _sweep(body, adapter, run), run)
-
-
-def _sweep(body: SweepRequest, adapter: DecoderAdapter, run: CallContext) -> Sweep:
+    Raises:
+        InvalidOption: A site, layer, position, head, token or prompt that the model does not have.
+        TooLarge: The grid takes too long.
+        Cancelled, DeadlineExceeded: Between two batches of patches.
+    """
     config, text = adapter.engine.model.config, adapter.tokenizer.token_text
-    ids, tokens = _tokenize(adapter, body.prompt, "prompt"), _find_tokens(adapter, body.tokens)
-    source = None if body.source is None else _tokenize(adapter, body.source, "source")
+    ids, tokens = read_prompt(adapter, body.prompt, "prompt"), _find_tokens(adapter, body.tokens)
+    source = None if body.source is None else read_prompt(adapter, body.source, "source")
     if source is not None and len(source) != len(ids):
         detail = f"source has {len(source)} tokens and prompt {len(ids)}; they must have as many."
         raise InvalidOption(detail, hint="See where they differ with /tokenize.", field="source")
@@ -119,24 +102,6 @@ def _read_grid(
     return [Site(site.name, layer) for layer in layers], positions, heads
 
 
-def _tokenize(adapter: DecoderAdapter, prompt: SweptPrompt, field: str) -> list[int]:
-    if isinstance(prompt, str):
-        ids = adapter.tokenize(prompt, field)
-    elif isinstance(prompt[0], int):
-        ids = [token for token in prompt if isinstance(token, int)]
-        if max(ids) >= adapter.vocab:
-            detail = f"It holds token {max(ids)}; this model's ids are below {adapter.vocab}."
-            raise InvalidOption(detail, field=field)
-    else:
-        messages = [message for message in prompt if not isinstance(message, int)]
-        text = adapter.render_chat(messages, TemplateOptions(add_generation_prompt=messages[-1].role != "assistant"))
-        ids = adapter.tokenize(text, field, special=False)
-    if not ids:
-        raise InvalidOption("It has no tokens.", field=field)
-    adapter.check_length(ids, field)
-    return ids
-
-
 def _find_tokens(adapter: DecoderAdapter, named: list[str | int]) -> list[int]:
     """Ids of the tokens that are looked at."""
     found = []
@@ -152,7 +117,7 @@ def _find_tokens(adapter: DecoderAdapter, named: list[str | int]) -> list[int]:
 
 def _look(logits: Tensor, tokens: list[int]) -> NextTokens:
     """The named tokens of logits [V]."""
-    chosen, probabilities = logits[tokens].tolist(), torch.softmax(logits, -1)[tokens].tolist()
+    chosen, probabilities = logits[tokens].tolist(), softmax(logits, -1)[tokens].tolist()
     difference = chosen[0] - chosen[1] if len(tokens) > 1 else None
     return NextTokens(logits=chosen, probabilities=probabilities, logit_difference=difference)
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fovea.api.interventions import Row, SetIntervention
 from fovea.errors import InvalidOption, in_field
+from fovea_steering.capture_store import CaptureStore, StoredRows
 from services.llm_longctx.engine.taps import TokenRange
-from services.llm_longctx.serving.steering.capture_store import CaptureStore, StoredRows
 from shared.lm.activation_names import Site
 from shared.lm.config import DecoderConfig
 
@@ -77,9 +77,8 @@ class PatchBuilder:
         found = [self._read_file(name, site) for name in names]
         if given.mean:
             rows = [row for one in found for row in _pick(one, given.from_positions)]
-            return tokens, torch.tensor(np.mean(rows, 0, dtype=np.float64), dtype=torch.float32, device="cpu")[
-                None, None
-            ]
+            mean = np.mean(rows, 0, dtype=np.float64).astype(np.float32)
+            return tokens, torch.from_numpy(mean)[None, None]
         (stored,) = found
         if isinstance(given.positions, str):
             picked = {at: row for at, row in stored.rows.items() if at in tokens and at < end}
@@ -90,9 +89,8 @@ class PatchBuilder:
             rows = _pick(stored, given.from_positions or given.positions)
             picked = dict(zip([at + prompt if at < 0 else at for at in given.positions], rows, strict=True))
         places = sorted(picked)
-        return TokenRange.of(places, prompt, end), torch.tensor(np.stack([picked[at] for at in places]), device="cpu")[
-            None
-        ]
+        written = torch.from_numpy(np.stack([picked[at] for at in places]))
+        return TokenRange.of(places, prompt, end), written[None]
 
     def _read_file(self, name: str, site: Site) -> StoredRows:
         if self._files is None:

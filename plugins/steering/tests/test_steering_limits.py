@@ -8,12 +8,12 @@ import torch
 from fovea.api.steering import SteeringVector
 from fovea.api.text import GenerationOptions
 from fovea.errors import InvalidOption, NotFound, QueueFull
+from fovea_steering import build_taps, vector_store
+from fovea_steering.build_taps import TapBuilder
+from fovea_steering.capture_store import CaptureStore
+from fovea_steering.capture_writer import INLINE_NUMBERS
+from fovea_steering.vector_store import VectorStore
 from services.llm_longctx.engine.taps import ActivationCapture, TokenRange
-from services.llm_longctx.serving.steering import build_taps, vector_store
-from services.llm_longctx.serving.steering.build_taps import TapBuilder
-from services.llm_longctx.serving.steering.capture_store import CaptureStore
-from services.llm_longctx.serving.steering.capture_writer import INLINE_NUMBERS
-from services.llm_longctx.serving.steering.vector_store import VectorStore
 from services.llm_longctx.tests.conftest import tiny_decoder
 from shared.lm.taps import trace
 from shared.storage import ObjectStore

@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from fovea.cli.main import app
-from services.llm_longctx.serving.steering.side_effects import PROSE, STRENGTHS
+from fovea_steering.make_vectors import PROSE, STRENGTHS
 from services.llm_longctx.tests.conftest import HELLO, MODEL, go_on, say, text_of
 from shared.lm.taps import Add, trace
 
@@ -138,7 +138,7 @@ def test_numbers_that_are_none_are_refused(server):
 
 
 def test_captures_over_the_limit_are_refused_before_anything_runs(client, monkeypatch):
-    monkeypatch.setattr("services.llm_longctx.serving.steering.build_taps.MAX_CAPTURED", 1000)
+    monkeypatch.setattr("fovea_steering.build_taps.MAX_CAPTURED", 1000)
     body = refusal(client, capture=[{"type": "activation", "site": "final", "positions": "all"}])
     assert "a request may have 1,000" in body["message"]
     # Few short rows and a long one: as long as that in the file.

@@ -1,4 +1,4 @@
-"""`fovea compare PROMPT --method …`: one request, answered by several attention methods, and how far apart they are.
+"""Answer a question with several attention methods, and measure how far each is from the first.
 
 Knows the SDK and the terminal; the methods run and are compared behind the gateway.
 """
@@ -14,8 +14,12 @@ from fovea.api.longctx import ComparedAnswer
 from fovea.cli.commands.chat import ReplyOptions, read_prompt
 from fovea.cli.commands.methods import build_longctx
 from fovea.cli.common_options import GatewayOptions, Model
+from fovea.cli.option_groups import CommandApp
+
+app = CommandApp(add_completion=False)
 
 
+@app.command("compare", no_args_is_help=True)
 def compare(
     prompt: Annotated[list[str], typer.Argument(metavar="PROMPT", help="The question; - is standard input.")],
     method: Annotated[

@@ -42,7 +42,7 @@ class VectorStore:
             InvalidOption: Nothing is stored here.
             QueueFull: The tenant has too many.
         """
-        store = self._require()
+        store = self._store
         self._check_room(facts.name)
         content = save({str(layer): one.contiguous() for layer, one in directions.items()})
         version = self._take_version(facts.name, content)
@@ -57,7 +57,7 @@ class VectorStore:
             NotFound: There is none.
         """
         label, version = self._resolve(name)
-        content = self._require().get(f"{label}/{version}.json")
+        content = self._store.get(f"{label}/{version}.json")
         if content is None:
             raise _unknown(name, self.list_ids())
         return SteeringVector.model_validate_json(content)
@@ -68,7 +68,7 @@ class VectorStore:
         Raises:
             NotFound: It has just been deleted.
         """
-        content = self._require().get(f"{facts.name}/{facts.version}.safetensors")
+        content = self._store.get(f"{facts.name}/{facts.version}.safetensors")
         if content is None:
             raise _unknown(facts.id, self.list_ids())
         return {int(layer): one.to(torch.float32) for layer, one in load(content).items()}
@@ -80,8 +80,8 @@ class VectorStore:
             NotFound: There is none.
         """
         label, version = self._resolve(name)
-        gone = [version] if "@" in name else self._versions(label)
-        store = self._require()
+        gone = [version] if "@" in name else self._numbers(label, "json")
+        store = self._store
         if "@" in name:
             self.get(name)
         store.put(f"{label}/{max(gone)}.gone", b"")  # before the files: nobody may take the number in between
@@ -92,15 +92,14 @@ class VectorStore:
 
     def list_vectors(self) -> list[SteeringVector]:
         """All vectors, newest first."""
-        if self._objects is None:
-            return []
-        paths = [one.path for one in self._objects.list_objects() if one.path.endswith(".json")]
-        found = [SteeringVector.model_validate_json(content) for p in paths if (content := self._objects.get(p))]
+        store = self._store
+        paths = [one.path for one in store.list_objects() if one.path.endswith(".json")]
+        found = [SteeringVector.model_validate_json(content) for path in paths if (content := store.get(path))]
         return sorted(found, key=lambda one: one.created, reverse=True)
 
     def list_ids(self) -> list[str]:
         """`name@version` of all vectors, in order."""
-        paths = [] if self._objects is None else [one.path for one in self._objects.list_objects()]
+        paths = [one.path for one in self._store.list_objects()]
         return sorted(path.removesuffix(".json").replace("/", "@") for path in paths if path.endswith(".json"))
 
     def _resolve(self, name: str) -> tuple[str, int]:
@@ -108,12 +107,12 @@ class VectorStore:
             raise _unknown(name, self.list_ids())
         if match[2] is not None:
             return match[1], int(match[2])
-        if not (versions := self._versions(match[1])):
+        if not (versions := self._numbers(match[1], "json")):
             raise _unknown(name, self.list_ids())
         return match[1], max(versions)
 
     def _check_room(self, name: str) -> None:
-        paths = [one.path for one in self._require().list_objects()]
+        paths = [one.path for one in self._store.list_objects()]
         if sum(path.endswith(".json") for path in paths) >= MAX_VERSIONS:
             raise QueueFull(f"There are {MAX_VERSIONS} steering vectors already.", hint="Delete some.")
         names = {path.partition("/")[0] for path in paths}
@@ -124,7 +123,7 @@ class VectorStore:
 
     def _take_version(self, name: str, content: bytes) -> int:
         """Store the numbers of a vector under the next version that nobody has had."""
-        store, version = self._require(), max(self._numbers(name), default=0)
+        store, version = self._store, max(self._numbers(name), default=0)
         while True:
             version += 1
             path = f"{name}/{version}.safetensors"
@@ -134,15 +133,13 @@ class VectorStore:
                 return version
             store.delete(path)  # another has taken it and deleted it again
 
-    def _versions(self, name: str) -> list[int]:
-        return self._numbers(name, "json")
-
     def _numbers(self, name: str, kind: str = "") -> list[int]:
         """Versions that have a file of a kind, or any file, in order."""
-        paths = [one.path.split(".") for one in self._require().under(name).list_objects()]
+        paths = [one.path.split(".") for one in self._store.under(name).list_objects()]
         return sorted({int(number) for number, suffix in paths if kind in {"", suffix}})
 
-    def _require(self) -> ObjectStore:
+    @property
+    def _store(self) -> ObjectStore:
         if self._objects is None:
             detail = "Steering vectors are stored in the object store, and this service has none."
             raise InvalidOption(detail, hint="Give the numbers themselves as `vector`.", field="vector")

@@ -1,4 +1,4 @@
-"""`fovea steer`: steering vectors, made from contrasting prompts, and a chat with and without one.
+"""Make, list and try steering vectors: directions that a chat adds inside the model.
 
 Knows the SDK and the terminal; vectors are computed and stored behind the gateway.
 """
@@ -19,9 +19,7 @@ from fovea.cli.option_groups import CommandApp
 from fovea.cli.output import Screen
 from fovea.errors import Malformed
 
-app = CommandApp(
-    no_args_is_help=True, help="Make, list and try steering vectors: directions that a chat adds inside the model."
-)
+app = CommandApp(no_args_is_help=True, help=(__doc__ or "").partition("\n")[0])
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="`name@version`, or `name` for its newest version.")]
 Strength = Annotated[

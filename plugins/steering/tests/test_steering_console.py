@@ -1,6 +1,7 @@
 """The drawer of the chat page that steers and looks inside, with a real tiny model behind it."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -8,10 +9,33 @@ import pytest
 from playwright.sync_api import expect
 
 from services.gateway.tests.browsing import MARKS
+from services.gateway.tests.stage import fronted
+from services.llm_longctx.tests.conftest import app_of, write_folder
+from tests.harness.waiting import wait_until
 
 pytestmark = MARKS
 
 QUESTION = "Hello"
+
+
+@pytest.fixture(scope="module", params=["insecure-local"])
+def steerable(request, tmp_path_factory):
+    """The gateway's URL, and headers with a key that may steer and one that may not."""
+    folder: Path = tmp_path_factory.mktemp("steerable")
+    app = app_of(write_folder(folder / "Tiny Llama"), folder / "data")
+    with fronted(app, "llm-longctx", folder / "gateway", auth=request.param) as (url, _, keys):
+        headers: dict[str, dict[str, str]] = {"may": {}, "may not": {}}
+        if request.param == "keys":
+            headers["may"] = {"x-api-key": keys.add("may", ("infer", "interventions"))[1]}
+            headers["may not"] = {"x-api-key": keys.add("may-not", ("infer",))[1]}
+        vectors = f"{url}/v1/steering-vectors"  # until the gateway knows the service's own routes
+        wait_until(lambda: httpx2.get(vectors, headers=headers["may"], timeout=60).status_code == 200, 60, vectors)
+        yield url, headers
+
+
+@pytest.fixture
+def url(steerable):
+    return steerable[0]
 
 
 def _open(page: Any) -> None:
@@ -81,7 +105,7 @@ def test_both_answers_stand_beside_each_other_and_go_on_apart(page, steerable):
 
 @pytest.mark.parametrize("long", [False, True], ids=["inline", "file"])
 def test_a_token_shows_its_heads_and_what_they_look_at(page, steerable, long, monkeypatch):
-    monkeypatch.setattr("services.llm_longctx.serving.steering.capture_writer.INLINE_NUMBERS", 10 if long else 65_536)
+    monkeypatch.setattr("fovea_steering.capture_writer.INLINE_NUMBERS", 10 if long else 65_536)
     _open(page)
     page.locator("#option-temperature").fill("0")
     sent = _sent(page)

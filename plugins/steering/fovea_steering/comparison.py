@@ -9,22 +9,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fovea.api.longctx import ComparedAnswer, LongctxOptions
-from fovea.api.text import ChatRequest, CompletionRequest
+from fovea.api.text import CompletionRequest, GenerationOptions
 from fovea.errors import FoveaError, InvalidOption
 from services.llm_longctx.engine import FinishReason, GenerationRequest, Grammar, RequestHooks, ScoredToken
 from services.llm_longctx.serving.adapters.base import TextModelAdapter
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
-from services.llm_longctx.serving.generation import Generation
-from services.llm_longctx.serving.request_state import RequestState
+from services.llm_longctx.serving.request_extension import RequestExtension
 from shared.lm.host_transfer import to_host
-
-RequestT = TypeVar("RequestT", ChatRequest, CompletionRequest)
+from shared.registry import CallContext
 
 MAX_NUMBERS = 2**24
 """Log-probabilities of the first answer that are held: 64 MiB, 341 tokens of SmolLM2. Later tokens are not compared."""
@@ -51,26 +49,27 @@ class _Recorded(RequestHooks):
         self.on_token(answer, token)
 
 
-class MethodComparison(Generic[RequestT]):
-    """One request that several methods answer.
+class MethodComparison(RequestExtension):
+    """What the field `compare` of one request does: each method answers, and the others read the first answer."""
 
-    Attributes:
-        variants: The request for each of them.
-    """
+    def __init__(self, adapter: TextModelAdapter, request: GenerationOptions, run: CallContext) -> None:
+        if not isinstance(adapter, DecoderAdapter):
+            detail = f"The model {adapter.name!r} has one way to read: it can't compare methods."
+            raise InvalidOption(detail, hint="Decoders with pages can, such as smollm2-135m-instruct.", field="compare")
+        prompt = request.prompt if isinstance(request, CompletionRequest) else ""
+        many = isinstance(prompt, list) and not (prompt and isinstance(prompt[0], int))
+        if request.n != 1 or many or run.state is not None or request.longctx is not None:
+            detail = "compare takes one prompt, n = 1, no longctx beside it, and no session or document."
+            raise InvalidOption(detail, field="compare")
+        self._adapter = adapter
+        self.recorder = self._first = _Recorded(max(MAX_NUMBERS // adapter.vocab, 1))
 
-    def __init__(self, adapter: DecoderAdapter, variants: list[RequestT], generation: Generation) -> None:
-        self.variants: list[RequestT] = variants
-        self._adapter, self._generation = adapter, generation
-        self._first = _Recorded(max(MAX_NUMBERS // adapter.vocab, 1))
-        generation.recorder = self._first
+    def vary(self, request: Any) -> list[Any]:
+        asked = [LongctxOptions(method=one) if isinstance(one, str) else one for one in request.compare]
+        return [request.model_copy(update={"longctx": one}) for one in asked]
 
-    async def measure(self) -> list[ComparedAnswer]:
-        """Compare the methods once all have answered.
-
-        Raises:
-            FoveaError: A method could not read the first answer: cancelled, too late, or too large.
-        """
-        first, *others = self._generation.requests
+    async def finish(self, requests: Sequence[GenerationRequest]) -> dict[str, Any]:
+        first, *others = requests
         replays = [_Replay(request, self._first) for request in others]
         try:
             for one in replays:
@@ -85,7 +84,7 @@ class MethodComparison(Generic[RequestT]):
             mean, agreement = sum(one.kl) / max(len(one.kl), 1), sum(one.agrees) / max(len(one.agrees), 1)
             usage = self._adapter.usage([request])
             found.append(ComparedAnswer(index=i, longctx=usage, kl=one.kl, mean_kl=mean, agreement=agreement))
-        return found
+        return {"comparison": found}
 
 
 class _Replay(RequestHooks):
@@ -144,28 +143,3 @@ class _Forced:
 
     def advance(self, token: int) -> None:
         self._next += 1
-
-
-def open_comparison(
-    adapter: TextModelAdapter, request: RequestT, generation: Generation, state: RequestState | None
-) -> MethodComparison[RequestT] | None:
-    """The comparison that a request asks for; None where it asks for none.
-
-    Raises:
-        InvalidOption: It can't be compared.
-    """
-    if request.compare is None:
-        return None
-    if not isinstance(adapter, DecoderAdapter):
-        detail = f"The model {adapter.name!r} has one way to read: it can't compare methods."
-        raise InvalidOption(detail, hint="Decoders with pages can, such as smollm2-135m-instruct.", field="compare")
-    many = (
-        isinstance(request, CompletionRequest)
-        and isinstance(request.prompt, list)
-        and not (request.prompt and isinstance(request.prompt[0], int))
-    )
-    if request.n != 1 or many or state is not None or request.longctx is not None:
-        detail = "compare takes one prompt, n = 1, no longctx beside it, and no session or document."
-        raise InvalidOption(detail, field="compare")
-    asked = [LongctxOptions(method=one) if isinstance(one, str) else one for one in request.compare]
-    return MethodComparison(adapter, [request.model_copy(update={"longctx": one}) for one in asked], generation)

@@ -1,4 +1,4 @@
-"""`fovea sweep PROMPT`: activation patching over a grid of layers × positions, or layers × heads.
+"""Patch one activation of a prompt after another, and see what becomes of named next tokens.
 
 Knows the SDK and the terminal; the patches run behind the gateway.
 """
@@ -13,9 +13,13 @@ from rich.markup import escape
 
 from fovea.api.sweeps import Sweep
 from fovea.cli.common_options import GatewayOptions, Model
+from fovea.cli.option_groups import CommandApp
 from fovea.cli.output import Screen
 
+app = CommandApp(add_completion=False)
 
+
+@app.command("sweep", no_args_is_help=True)
 def sweep(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The patched prompt.")],
     token: Annotated[

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,9 +11,9 @@ import openai
 import pytest
 
 import fovea
-from fovea.cli import main as cli
-from services.llm_longctx.api import sweeps
+from fovea_steering import sweeps
 from services.llm_longctx.tests.conftest import HELLO, MODEL, go_on, say, text_of
+from services.llm_longctx.tests.test_openai_lora import body as make_adapter
 from shared.serving.batching import BatchOptions
 
 CLEAN, CORRUPT = "When Ann and Bob met, Bob ran to", "When Ann and Bob met, Ann ran to"
@@ -264,20 +263,6 @@ async def test_the_client_library_sweeps_and_reads_captures(server, client):
             await ours.captures.get(kept["id"])
 
 
-@pytest.fixture
-def run(server, monkeypatch, capsys):
-    """Run a command; gives its exit code, the lines of its output, and its errors."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["fovea", *words, "--url", server.url])
-        with pytest.raises(SystemExit) as ended:
-            sys.exit(cli.main())
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out.splitlines(), err
-
-    return call
-
-
 def test_the_command_prints_a_grid_for_people_and_a_row_per_patch_for_programs(run, server):
     words = ["sweep", CORRUPT, "--source", CLEAN, "-t", "B", "-t", "A", "--site", "resid_post"]
     found = sweep(server).json()
@@ -302,15 +287,12 @@ def test_the_command_prints_a_grid_for_people_and_a_row_per_patch_for_programs(r
     assert (code, "is not one token of this model, but 3" in err) == (3, True)
 
 
-def test_the_command_compares_methods_with_the_first(run):
-    words = ["compare", "Hello,", "you", "-t", "0", "-n", "4"]
-    _, (head, dense, other), _ = run(*words, "--method", "knorm kv_ratio=0.1")
-    assert head.split("\t") == ["method", "KL", "agreement", "KV bytes", "of dense", "note", "answer"]
-    assert (dense.split("\t")[:3], other.split("\t")[0]) == (["dense", "", ""], "knorm")
-    assert "can't keep within" in other
-    code, lines, _ = run(*words, "--method", "dense", "--method", "q8", "--format", "table")
-    assert code != 0
-    assert not lines
-    _, lines, _ = run(*words, "--method", "knorm", "--method", "", "--format", "table")
-    assert lines[0] == "knorm:"
-    assert lines[-3].split()[:3] == ["method", "KL", "agreement"]
+def test_patches_and_captures_run_in_the_adapted_model(server, client):
+    server.http.post("/v1/lora-adapters", json=make_adapter("studied", 3))
+    asked = {"prompt": "Once", "site": "resid_post", "positions": [-1], "tokens": ["a"]}
+    grids = [server.http.post("/v1/sweeps", json=asked | {"model": name}).json() for name in (MODEL, "studied")]
+    assert [grid["model"] for grid in grids] == [MODEL, "studied"]
+    assert grids[0]["prompt"] != grids[1]["prompt"]
+    capture = {"capture": [{"type": "activation", "site": "q.0", "positions": [-1]}]}
+    values = [say(client, model=m, extra_body=capture).choices[0].captured[0]["values"] for m in (MODEL, "studied")]
+    assert values[0] != values[1]

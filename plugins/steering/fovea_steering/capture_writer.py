@@ -6,20 +6,15 @@ One per HTTP request; each of its answers has a share of its own. Knows arrays a
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from fovea.api.interventions import Captured, LensToken
-from services.llm_longctx.engine.taps import (
-    ActivationCapture,
-    AttentionCapture,
-    Capture,
-    CapturedTokens,
-    LensCapture,
-)
-from services.llm_longctx.serving.steering.capture_store import CaptureStore
+from fovea_steering.capture_store import CaptureStore
+from services.llm_longctx.engine.taps import ActivationCapture, AttentionCapture, Capture, CapturedTokens, LensCapture
+from services.llm_longctx.serving.answer_text import OutputChunk
 from shared.lm.tokenizer import Tokenizer
 
 INLINE_NUMBERS = 2**16
@@ -29,50 +24,43 @@ INLINE_NUMBERS = 2**16
 class CaptureWriter:
     """Writes the captures of the answers to one request."""
 
-    def __init__(
-        self,
-        captures: Sequence[Capture],
-        tokenizer: Tokenizer,
-        store: CaptureStore | None,
-        prompts: Sequence[int],
-        weights: str,
-    ) -> None:
-        """Write captures of answers to prompts of so many tokens; without a store everything is inline."""
-        self._captures, self._tokenizer, self._store = captures, tokenizer, store
-        self._prompts, self._weights = prompts, weights
-        self._keeps = any(isinstance(one, ActivationCapture) and one.keep for one in captures)
+    def __init__(self, tokenizer: Tokenizer, store: CaptureStore | None, weights: str) -> None:
+        """Write with the names of tokens; without a store everything is inline."""
+        self._tokenizer, self._store, self._weights = tokenizer, store, weights
+        self._captures: Sequence[Capture] = ()
+        self._prompts: list[int] = []
         self._taken: dict[int, list[CapturedTokens]] = {}
         self._numbers: dict[int, int] = {}
 
-    def write(self, index: int, news: Sequence[CapturedTokens]) -> list[Captured]:
-        """The inline form of what one answer has newly captured; empty once it has outgrown that."""
+    def add_prompt(self, captures: Sequence[Capture], tokens: int, answers: int) -> None:
+        """Expect the captures of so many answers to a prompt of so many tokens."""
+        self._captures = captures
+        self._prompts += [tokens] * answers
+
+    def write(self, piece: OutputChunk) -> list[Captured]:
+        """What one answer has newly captured, inline until it has outgrown that; at its end where its file is."""
+        index, news = piece.index, piece.captured
         self._taken.setdefault(index, []).extend(news)
         self._numbers[index] = self._numbers.get(index, 0) + sum(v.size for one in news for v in one.values)
-        return [] if self._is_large(index) else [self._to_wire(one) for one in news]
+        is_large = self._store is not None and self._numbers[index] > INLINE_NUMBERS
+        inline = [] if is_large else [self._to_wire(one) for one in news]
+        return inline if piece.reason is None else [*inline, *self._store_answer(index, is_large=is_large)]
 
-    def end(self, index: int) -> list[Captured]:
+    def _store_answer(self, index: int, *, is_large: bool) -> list[Captured]:
         """Where the file of an ended answer is, for each capture; empty where all was inline and nothing is kept."""
-        is_large, taken = self._is_large(index), self._taken.pop(index, [])
-        if self._store is None or not taken or not (is_large or self._keeps):
+        taken = self._taken.pop(index)
+        is_kept = any(isinstance(one, ActivationCapture) and one.keep for one in self._captures)
+        if self._store is None or not taken or not (is_large or is_kept):
             return []
         name = self._store.add(_to_npz(taken, self._captures, self._prompts[index], self._weights))
-        if not is_large:
-            kept = sorted({one.capture for one in taken})
-            return [Captured(capture=i, positions=[], tokens=[], id=name, **self._facts(i)) for i in kept]
         found = []
         for i in sorted({one.capture for one in taken}):
-            mine = [one for one in taken if one.capture == i]
-            positions = [at for one in mine for at in one.positions]
-            texts = [self._tokenizer.token_text(token) for one in mine for token in one.tokens]
-            found.append(
-                Captured(
-                    capture=i, positions=positions, tokens=texts, url=f"/v1/captures/{name}", id=name, **self._facts(i)
-                )
-            )
+            shown = [one for one in taken if one.capture == i and is_large]
+            positions = [at for one in shown for at in one.positions]
+            texts = [self._tokenizer.token_text(token) for one in shown for token in one.tokens]
+            url = {"url": f"/v1/captures/{name}"} if is_large else {}
+            found.append(Captured(capture=i, positions=positions, tokens=texts, id=name, **url, **self._facts(i)))
         return found
-
-    def _is_large(self, index: int) -> bool:
-        return self._store is not None and self._numbers.get(index, 0) > INLINE_NUMBERS
 
     def _facts(self, i: int) -> dict[str, Any]:
         capture = self._captures[i]
@@ -96,23 +84,6 @@ class CaptureWriter:
             for ids, values in zip(one.ids, one.values, strict=True)
         ]
         return Captured(**facts, tokens=tokens, lens=lens)
-
-
-def join_captured(pieces: Iterable[Captured]) -> list[Captured]:
-    """One entry per capture, the pieces of a stream put together; a file stands for all that is in it."""
-    whole: dict[int, Captured] = {}
-    for piece in pieces:
-        begun = whole.get(piece.capture)
-        if begun is None or piece.url is not None:
-            whole[piece.capture] = piece
-        else:
-            more = {
-                name: [*(getattr(begun, name) or ()), *new]
-                for name in ("positions", "tokens", "values", "lens")
-                if (new := getattr(piece, name))
-            }
-            whole[piece.capture] = begun.model_copy(update=more | ({"id": piece.id} if piece.id else {}))
-    return [whole[i] for i in sorted(whole)]
 
 
 def _round(value: Any) -> Any:

@@ -12,7 +12,6 @@ import pytest
 
 import fovea
 from fovea.api.text import GenerationOptions
-from services.llm_longctx.api import steering, sweeps
 from services.llm_longctx.tests.conftest import Server, smollm2_app
 
 LENS = json.loads((Path(__file__).parent / "golden/transformer_lens.json").read_text("utf8"))
@@ -23,7 +22,7 @@ NEAR = {"rtol": 0, "atol": 2e-3}  # logit differences are of the size of 10; bot
 
 @pytest.fixture(scope="module")
 def smol(tmp_path_factory):
-    with Server(smollm2_app(tmp_path_factory.mktemp("smol"), steering.router, sweeps.router)) as server:
+    with Server(smollm2_app(tmp_path_factory.mktemp("smol"))) as server:
         yield server.url
 
 
