@@ -15,8 +15,6 @@ EnsembleRule = Literal["majority", "average", "median"]
 MAX_PAIRS = 256
 UNCALIBRATED = "uncalibrated"
 """Reason and flag of a verdict that has a signal and no grade, as no calibration was given."""
-MAX_SYSTEMS = 64
-"""Most runs whose differences are tested."""
 MAX_TEXT_CHARS = 200_000
 """Longest query or passage; longer ones are refused, not cut."""
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fovea.errors import InvalidOption, Malformed
-from services.relevance_judge.metrics.rankings import order_passages
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.json_lines import parse_object
 
@@ -76,7 +75,7 @@ def pool_runs(runs: trec.Runs, depth: int, topics: Mapping[str, str], passages: 
     for tag, run in runs.items():
         for qid, scores in run.items():
             query = _text_of(qid, topics, f"The run {tag} has the query", "topics")
-            for docid in order_passages(scores)[:depth]:
+            for docid in trec.order_passages(scores)[:depth]:
                 passage = _text_of(docid, passages, f"The run {tag} has the passage", "passages")
                 found.setdefault((qid, docid), BatchPair(qid, docid, query, passage))
     return _check_count(list(found.values()))

@@ -17,8 +17,7 @@ from pydantic import BaseModel, Field
 from services.relevance_judge.metrics.agreement import GRADES, Qrels, cohen_kappa
 from services.relevance_judge.metrics.bootstrap import divide_sums, draw_ratios, percentile_interval
 from services.relevance_judge.metrics.calibration import grade_across_queries
-from services.relevance_judge.metrics.pair_order import order_counts
-from services.relevance_judge.metrics.rankings import kendall_tau_b
+from services.relevance_judge.metrics.pair_order import kendall_tau_b, order_counts
 from services.relevance_judge.metrics.uncertainty import kappa_interval
 
 MIN_QUERIES = 5

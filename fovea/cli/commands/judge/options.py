@@ -20,8 +20,6 @@ Reference = Annotated[Path, typer.Argument(metavar="REFERENCE", help="Qrels by p
 JudgeLabels = Annotated[Path, typer.Argument(metavar="JUDGE", help="JSON lines of a batch, a run, or qrels.")]
 Topics = Annotated[Path, typer.Option(help="qid<TAB>text lines, or JSON lines.")]
 Passages = Annotated[Path, typer.Option(help="JSON lines with id and text.")]
-Runs = Annotated[list[Path], typer.Option("--run", help="TREC run; may be repeated.")]
-Measure = Annotated[str, typer.Option(help="ndcg_cut_10, map, P_5, recip_rank, recall_100 …")]
 Llm = Annotated[str | None, typer.Option(help="Language model at the judge's endpoint.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write to.")]
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fovea_evaluation.metrics.answers import Support
 from services.relevance_judge.embeddings import load_embedder
 from services.relevance_judge.metrics.baselines import overlap
-from services.relevance_judge.metrics.nuggets import Support
 
 _END = re.compile(r"(?<=[.!?])(?:(?:\s*\[\w[\w.,\s-]*\])*)\s+(?=[A-Z0-9\"'(\[])")
 _CITATION = re.compile(r"\[([\w.-]+(?:\s*,\s*[\w.-]+)*)\]")

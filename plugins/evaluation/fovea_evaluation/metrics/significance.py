@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
+from fovea_evaluation.metrics.rankings import Run, evaluate
+from services.relevance_judge.metrics.agreement import Qrels
 from services.relevance_judge.metrics.bootstrap import CHUNK, mean_interval
-from services.relevance_judge.metrics.rankings import evaluate
 
 Floats = NDArray[np.float64]
 Correction = Literal["none", "bonferroni", "holm", "fdr", "max-t"]
@@ -38,11 +39,7 @@ class PairTest(BaseModel):
 
 
 def tabulate_scores(
-    runs: Mapping[str, Mapping[str, Mapping[str, float]]],
-    qrels: Mapping[tuple[str, str], int],
-    *,
-    measure: str,
-    relevance_level: int = 1,
+    runs: Mapping[str, Run], qrels: Qrels, *, measure: str, relevance_level: int = 1
 ) -> tuple[list[str], list[str], Floats]:
     """Systems, queries, and scores [systems, queries]; a labelled query that a run lacks counts 0."""
     queries = list(dict.fromkeys(query for query, _ in qrels))

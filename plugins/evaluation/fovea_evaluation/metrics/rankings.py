@@ -14,13 +14,12 @@ import numpy as np
 from pydantic import BaseModel
 
 from fovea.errors import InvalidOption
-from shared.lazy_module import LazyModule
-
-stats = LazyModule("scipy.stats")
+from services.relevance_judge.metrics.agreement import Qrels
+from services.relevance_judge.metrics.pair_order import kendall_tau_b, spearman_rho
+from services.relevance_judge.parsing.trec import order_passages
 
 Missing = Literal["skip", "zero"]
 Run = Mapping[str, Mapping[str, float]]
-Qrels = Mapping[tuple[str, str], int]
 
 
 def evaluate(
@@ -28,10 +27,10 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Measures of one run {qid: {docid: score}} per query: {qid: {measure: value}}, for queries in both run and labels.
 
-    Measures are `ndcg`, `ndcg_cut_k`, `map`, `P_k`, `recip_rank` and `recall_k`; others raise ValueError. Grades from
-    `relevance_level` on count as relevant (nDCG uses the grades themselves).
+    Measures are `ndcg`, `ndcg_cut_k`, `map`, `P_k`, `recip_rank` and `recall_k`; others raise InvalidOption. Grades
+    from `relevance_level` on count as relevant (nDCG uses the grades themselves).
     """
-    known = {name: _measure(name) for name in measures}
+    known = {name: find_measure(name) for name in measures}
     judged: dict[str, dict[str, int]] = {}
     for (query, passage), grade in qrels.items():
         judged.setdefault(query, {})[passage] = grade
@@ -64,31 +63,18 @@ def system_scores(
     return scores
 
 
-def check_measure(name: str) -> None:
-    """Raise InvalidOption for a measure that is not known."""
-    try:
-        _measure(name)
-    except ValueError as error:
-        raise InvalidOption(str(error), field="measure") from error
-
-
 Rule = Callable[[Sequence[int], Mapping[str, int], int], float]
 
 
-def _measure(name: str) -> Rule:
+def find_measure(name: str) -> Rule:
+    """Find the rule of a measure; `InvalidOption` for one that is not known."""
     stem, _, cut = name.rpartition("_")
     if name in {"ndcg", "map", "recip_rank"}:
         return {"ndcg": _ndcg(None), "map": _average_precision, "recip_rank": _reciprocal_rank}[name]
     if stem in {"ndcg_cut", "P", "recall"} and cut.isdigit() and int(cut) > 0:
         return {"ndcg_cut": _ndcg, "P": _precision, "recall": _recall}[stem](int(cut))
-    raise ValueError(f"There is no measure {name!r}; known are ndcg, ndcg_cut_k, map, P_k, recip_rank, recall_k.")
-
-
-def order_passages(scores: Mapping[str, float]) -> list[str]:
-    """Order the passages of a run, best first: by score as float32, ties by id descending."""
-    found = sorted(scores, reverse=True)
-    found.sort(key=lambda passage: np.float32(scores[passage]), reverse=True)
-    return found
+    detail = f"There is no measure {name!r}; known are ndcg, ndcg_cut_k, map, P_k, recip_rank, recall_k."
+    raise InvalidOption(detail, field="measure")
 
 
 def _ranked(scores: Mapping[str, float], labels: Mapping[str, int]) -> list[int]:
@@ -131,23 +117,6 @@ def _recall(cut: int) -> Rule:
         return sum(grade >= level for grade in grades[:cut]) / total if total else 0.0
 
     return rule
-
-
-def kendall_tau_b(x: Any, y: Any) -> float | None:
-    """Kendall's τ-b with ties; None for fewer than two systems or a constant side."""
-    return _correlation(stats.kendalltau, x, y)
-
-
-def spearman_rho(x: Any, y: Any) -> float | None:
-    """Spearman's ρ over average ranks; None for fewer than two systems or a constant side."""
-    return _correlation(stats.spearmanr, x, y)
-
-
-def _correlation(rule: Callable[..., Any], x: Any, y: Any) -> float | None:
-    first, second = np.asarray(x, float), np.asarray(y, float)
-    if first.size < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    return float(rule(first, second).statistic)
 
 
 def tau_ap(truth: Any, estimate: Any) -> float | None:

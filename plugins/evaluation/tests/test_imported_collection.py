@@ -3,8 +3,8 @@
 import pytest
 
 from fovea.errors import Malformed
-from services.relevance_judge.parsing.collection_forms import parse_records
-from services.relevance_judge.parsing.imported_collection import parse_collection
+from fovea_evaluation.collection_forms import parse_records
+from fovea_evaluation.imported_collection import parse_collection
 
 DOCUMENTS = """.I 1
 .T

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from fovea.errors import InvalidOption
-from services.relevance_judge.metrics.label_budget import LabelBudget, plan_labels
-from services.relevance_judge.metrics.prediction_powered import correct_mean, human_mean
-from services.relevance_judge.metrics.rankings import check_measure
-from services.relevance_judge.metrics.significance import tabulate_scores
+from fovea_evaluation.metrics.corrected import LabelBudget, correct_mean, human_mean, plan_labels
+from fovea_evaluation.metrics.rankings import find_measure
+from fovea_evaluation.metrics.significance import tabulate_scores
+from fovea_evaluation.routes.options import MAX_SYSTEMS, Measure, RelevanceLevel, Runs
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import parse_labels
-from services.relevance_judge.schemas import MAX_SYSTEMS, StrictModel
+from services.relevance_judge.schemas import StrictModel
 from shared.serving.http.openapi_routes import problems
 
 router = APIRouter()
@@ -33,9 +33,9 @@ class HumanSample(StrictModel):
 
     human: str = Field(description="Qrels lines by people, of some queries.")
     judge: str = Field(description="The judge's labels of all queries: qrels lines, or JSON lines of a batch.")
-    runs: str = Field(description="Run lines of all systems.")
-    measure: str = Field("ndcg_cut_10", description="ndcg, ndcg_cut_k, map, P_k, recip_rank or recall_k.")
-    relevance_level: int = Field(1, ge=0, le=3, description="Lowest grade that counts as relevant.")
+    runs: Runs
+    measure: Measure = "ndcg_cut_10"
+    relevance_level: RelevanceLevel = 1
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Of the intervals.")
 
 
@@ -143,7 +143,7 @@ def plan_budget(body: BudgetIn) -> BudgetOut:
 
 def _tabulate(body: HumanSample) -> tuple[list[str], Floats, Floats, Floats]:
     """Systems, and their scores [systems, queries]: by people, by the judge on the same queries, on all others."""
-    check_measure(body.measure)
+    find_measure(body.measure)
     human_labels = trec.parse_qrels(body.human, "human")
     judge_labels = parse_labels(body.judge, "judge").labels
     runs = trec.parse_runs(body.runs)

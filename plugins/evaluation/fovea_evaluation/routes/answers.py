@@ -8,9 +8,15 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from fovea.errors import InvalidOption
-from services.relevance_judge.answers import AnswerJudge, Nugget
-from services.relevance_judge.metrics.citations import SentenceSupport, SupportScores, score_support
-from services.relevance_judge.metrics.nuggets import Importance, NuggetScores, Support
+from fovea_evaluation.answers import AnswerJudge, Nugget
+from fovea_evaluation.metrics.answers import (
+    Importance,
+    NuggetScores,
+    SentenceSupport,
+    Support,
+    SupportScores,
+    score_support,
+)
 from services.relevance_judge.routes.model_lookup import get_judge
 from services.relevance_judge.schemas import MAX_TEXT_CHARS, StrictModel
 from shared.registry import CallContext

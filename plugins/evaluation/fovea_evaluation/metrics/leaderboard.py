@@ -11,8 +11,9 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from services.relevance_judge.metrics import rankings
+from fovea_evaluation.metrics import rankings
 from services.relevance_judge.metrics.agreement import Qrels, agree
+from services.relevance_judge.metrics.pair_order import spearman_rho
 from services.relevance_judge.metrics.uncertainty import kappa_interval
 from services.relevance_judge.parsing.label_formats import LabelSet
 from services.relevance_judge.parsing.trec import Runs
@@ -95,7 +96,7 @@ def build_leaderboard(
     """Measure each judge against the reference, {(qid, docid): grade}; the best in the column `sort` comes first.
 
     `runs` are the systems to rank; without any tau and rho are null. `relevance_level` is the lowest grade that counts
-    as relevant. Intervals come from `draws` samples of queries. Raises ValueError for an unknown measure.
+    as relevant. Intervals come from `draws` samples of queries. Raises InvalidOption for an unknown measure.
     """
     truth = rankings.system_scores(runs, reference, measure=measure, relevance_level=relevance_level)
     rows, left_out = [], []
@@ -116,7 +117,7 @@ def build_leaderboard(
         sort=sort,
         rows=_sorted(rows, sort),
         left_out=left_out,
-        kappa_with_tau=rankings.spearman_rho(*zip(*both, strict=True)) if both else None,
+        kappa_with_tau=spearman_rho(*zip(*both, strict=True)) if both else None,
     )
 
 

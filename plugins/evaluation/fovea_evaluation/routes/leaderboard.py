@@ -6,14 +6,15 @@ from functools import cache
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from fovea.errors import InvalidOption
-from services.relevance_judge.metrics.leaderboard import Leaderboard, LeaderboardEntry, Sort, build_leaderboard
+from fovea_evaluation.metrics.leaderboard import Leaderboard, LeaderboardEntry, Sort, build_leaderboard
+from fovea_evaluation.routes.options import Measure, RelevanceLevel, Seed
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import parse_labels
 from services.relevance_judge.schemas import StrictModel
-from services.relevance_judge.storage.mini_collection import load_mini_collection, load_mini_judgements, load_mini_runs
+from services.relevance_judge.storage.mini_collection import load_mini_collection
 from services.relevance_judge.storage.versioned_store import VersionedStore
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.tenant import tenant_store
@@ -23,10 +24,8 @@ router = APIRouter()
 MINI = "mini"
 
 
-class JudgeLabels(BaseModel):
+class JudgeLabels(StrictModel):
     """One judge's labels."""
-
-    model_config = ConfigDict(extra="forbid")
 
     judge: str = Field(min_length=1, max_length=120, description="Its name in the table.")
     template: str | None = Field(None, description="The template it used.")
@@ -40,10 +39,10 @@ class LeaderboardIn(StrictModel):
     reference: str = Field(description="Qrels lines.")
     judges: list[JudgeLabels] = Field(min_length=1, max_length=256)
     runs: str = Field("", description="Run lines of all systems; without them tau and rho are null.")
-    measure: str = Field("ndcg_cut_10", description="ndcg, ndcg_cut_k, map, P_k, recip_rank or recall_k.")
-    relevance_level: int = Field(1, ge=0, le=3, description="Lowest grade that counts as relevant.")
+    measure: Measure = "ndcg_cut_10"
+    relevance_level: RelevanceLevel = 1
     draws: int = Field(2000, ge=1, le=10_000, description="Bootstrap samples of queries.")
-    seed: int = Field(0, ge=0, lt=2**32, description="Of the bootstrap.")
+    seed: Seed = 0
     sort: Sort = Field("kappa", description="The column to sort by, best first.")
 
 
@@ -58,10 +57,7 @@ def compare(request: Request, body: LeaderboardIn) -> Leaderboard:
     ]
     reference, runs = trec.parse_qrels(body.reference, "reference"), trec.parse_runs(body.runs)
     options = body.model_dump(include={"measure", "relevance_level", "draws", "seed", "sort"})
-    try:
-        table = build_leaderboard(reference, entries, runs, **options)
-    except ValueError as error:
-        raise InvalidOption(str(error), field="measure") from error
+    table = build_leaderboard(reference, entries, runs, **options)
     if body.name is None:
         return table
     version = _open_store(request).add(body.name, table.model_dump(mode="json", exclude={"name", "version"}))
@@ -83,9 +79,14 @@ def show(
 
 @cache
 def _mini_leaderboard(sort: Sort) -> Leaderboard:
-    entries = [LeaderboardEntry(judge=name, labels=labels) for name, labels in load_mini_judgements().items()]
-    table = build_leaderboard(load_mini_collection().labels, entries, load_mini_runs(), sort=sort)
-    return table.model_copy(update={"name": MINI, "version": 1})
+    mini = load_mini_collection()
+    entries = [
+        LeaderboardEntry(judge=file.stem, labels=parse_labels(file.read_text("utf8"), file.name))
+        for file in sorted((mini.folder / "judgements").glob("*.jsonl"))
+    ]
+    files = sorted((mini.folder / "runs").glob("*.trec"))
+    runs = {tag: run for file in files for tag, run in trec.read_runs(file).items()}
+    return build_leaderboard(mini.labels, entries, runs, sort=sort).model_copy(update={"name": MINI, "version": 1})
 
 
 def _open_store(request: Request) -> VersionedStore:

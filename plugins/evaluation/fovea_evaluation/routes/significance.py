@@ -6,11 +6,12 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from fovea.errors import InvalidOption
-from services.relevance_judge.metrics.rankings import check_measure
-from services.relevance_judge.metrics.significance import Correction, PairTest, compare_systems, tabulate_scores
+from fovea_evaluation.metrics.rankings import find_measure
+from fovea_evaluation.metrics.significance import Correction, PairTest, compare_systems, tabulate_scores
+from fovea_evaluation.routes.options import MAX_SYSTEMS, Measure, RelevanceLevel, Runs, Seed
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import parse_labels
-from services.relevance_judge.schemas import MAX_SYSTEMS, StrictModel
+from services.relevance_judge.schemas import StrictModel
 from shared.serving.http.openapi_routes import problems
 
 router = APIRouter()
@@ -20,14 +21,14 @@ class SignificanceIn(StrictModel):
     """Runs and the labels to measure them by."""
 
     labels: str = Field(description="Qrels lines, or JSON lines as batches write them.")
-    runs: str = Field(description="Run lines of all systems.")
-    measure: str = Field("ndcg_cut_10", description="ndcg, ndcg_cut_k, map, P_k, recip_rank or recall_k.")
-    relevance_level: int = Field(1, ge=0, le=3, description="Lowest grade that counts as relevant.")
+    runs: Runs
+    measure: Measure = "ndcg_cut_10"
+    relevance_level: RelevanceLevel = 1
     baseline: str | None = Field(None, description="Compare with this system only; left out, all pairs.")
     correction: Correction = Field("holm", description="For many comparisons; `max-t` permutes all systems together.")
     level: float = Field(0.05, gt=0, lt=0.5, description="Corrected p at which a difference counts.")
     draws: int = Field(5000, ge=100, le=20_000, description="Permutations, and bootstrap samples.")
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: Seed = 0
 
 
 class PairOut(PairTest):
@@ -50,7 +51,7 @@ class SignificanceOut(BaseModel):
 def compare_runs(body: SignificanceIn) -> SignificanceOut:
     """Test the differences between systems over the same queries."""
     labels, runs = parse_labels(body.labels, "labels").labels, trec.parse_runs(body.runs)
-    check_measure(body.measure)
+    find_measure(body.measure)
     if not 2 <= len(runs) <= MAX_SYSTEMS:
         raise InvalidOption(f"There are {len(runs)} systems; 2 to {MAX_SYSTEMS} can be compared.", field="runs")
     if body.baseline is not None and body.baseline not in runs:

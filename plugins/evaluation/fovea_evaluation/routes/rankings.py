@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from services.relevance_judge.metrics import rankings
+from fovea_evaluation.metrics import rankings
+from fovea_evaluation.metrics.rankings import Missing
+from fovea_evaluation.routes.options import Measure, RelevanceLevel
 from services.relevance_judge.metrics.agreement import agree
-from services.relevance_judge.metrics.rankings import Missing
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import parse_labels
 from services.relevance_judge.schemas import StrictModel
@@ -25,8 +25,8 @@ class RankingsIn(StrictModel):
     reference: str = Field(description="Qrels lines.")
     judge: str = Field(description="Qrels lines of the judge, or JSON lines as batches write them.")
     runs: str = Field(description="Run lines of all systems, `qid Q0 docid rank score tag`.")
-    measure: str = Field("ndcg_cut_10", description="ndcg, ndcg_cut_k, map, P_k, recip_rank or recall_k.")
-    relevance_level: int = Field(1, ge=0, le=3, description="Lowest grade that counts as relevant.")
+    measure: Measure = "ndcg_cut_10"
+    relevance_level: RelevanceLevel = 1
     missing: Missing = Field("skip", description="Queries that a run lacks: `skip` as trec_eval, or `zero`.")
     families: dict[str, str] = Field({}, description="System → family, for example `llm`.")
     favoured: str = Field("llm", description="The family that the judge might prefer, being of its own kind.")
@@ -68,9 +68,8 @@ def rank(body: RankingsIn) -> RankingsOut:
     """Rank systems under two label sets, with trec_eval's semantics."""
     reference, judge = trec.parse_qrels(body.reference, "reference"), parse_labels(body.judge, "judge").labels
     runs = trec.parse_runs(body.runs)
-    names = "measure", "relevance_level", "missing"
-    options: dict[str, Any] = {name: getattr(body, name) for name in names}
-    rankings.check_measure(body.measure)  # also without systems
+    options = body.model_dump(include={"measure", "relevance_level", "missing"})
+    rankings.find_measure(body.measure)  # also without systems
     truth, estimate = (rankings.system_scores(runs, labels, **options) for labels in (reference, judge))
     rows = _rows(truth, estimate, body.families)
     agreement = agree(reference, judge)

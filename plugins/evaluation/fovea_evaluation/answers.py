@@ -12,12 +12,18 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from services.relevance_judge import claims
+from fovea_evaluation import claims
+from fovea_evaluation.metrics.answers import (
+    SUPPORT_VALUES,
+    Importance,
+    NuggetScores,
+    SentenceSupport,
+    Support,
+    score_answer,
+)
 from services.relevance_judge.chat_client import ChatClient
 from services.relevance_judge.embeddings import load_embedder
 from services.relevance_judge.judge import build_messages, fit_passage, map_concurrently
-from services.relevance_judge.metrics.citations import SentenceSupport
-from services.relevance_judge.metrics.nuggets import SUPPORT_VALUES, Importance, NuggetScores, Support, score_answer
 from services.relevance_judge.prompt_template import get_template, make_fence, render_prompt
 from shared.registry import CallContext
 

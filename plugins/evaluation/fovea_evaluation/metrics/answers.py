@@ -1,4 +1,4 @@
-"""Nugget scores of an answer: which facts of a list it holds, and how much of it is none of them.
+"""Scores of an answer: which facts of a list it holds, and how far passages support its sentences.
 
 Weights and names after the nugget evaluations of TREC (Voorhees, 2003; AutoNuggetizer: Pradeep et al., 2025,
 arXiv:2504.15068): facts are vital or okay, an answer supports one, supports it in part, or does not.
@@ -46,6 +46,36 @@ def score_answer(
         strict_all_recall=_weighted(whole, weights),
         precision=precision,
         f1=_harmonic_mean(recall, precision),
+    )
+
+
+class SentenceSupport(BaseModel):
+    """A sentence of an answer."""
+
+    text: str
+    cited: dict[str, Support] = Field(
+        {}, description="Cited id → how that passage supports the sentence; an unknown one supports nothing."
+    )
+    best: Support = Field("not_support", description="Support by the best passage, cited or not.")
+    best_passage: str | None = None
+
+
+class SupportScores(BaseModel):
+    """Scores of an answer's sentences; partial support counts one half, null where there is nothing to count."""
+
+    citation_precision: float | None = Field(description="Mean over citations.")
+    citation_recall: float | None = Field(description="Mean over sentences; one without a citation counts 0.")
+    faithfulness: float | None = Field(description="Mean over sentences, whatever they cite.")
+
+
+def score_support(sentences: Sequence[SentenceSupport]) -> SupportScores:
+    """Citation precision and recall, and faithfulness, of an answer's sentences."""
+    cited = [[SUPPORT_VALUES[support] for support in one.cited.values()] for one in sentences]
+    flat = [value for row in cited for value in row]
+    return SupportScores(
+        citation_precision=sum(flat) / len(flat) if flat else None,
+        citation_recall=sum(max(row, default=0.0) for row in cited) / len(cited) if cited else None,
+        faithfulness=sum(SUPPORT_VALUES[one.best] for one in sentences) / len(sentences) if sentences else None,
     )
 
 

@@ -7,17 +7,10 @@ import pytest
 from scipy import stats
 
 from fovea.errors import InvalidOption
-from services.relevance_judge.metrics import prediction_powered, significance
-from services.relevance_judge.metrics.agreement import krippendorff_alpha
-from services.relevance_judge.metrics.bootstrap import divide_sums, draw_ratios, mean_interval, percentile_interval
-from services.relevance_judge.metrics.label_budget import plan_labels
-from services.relevance_judge.metrics.prediction_powered import correct_mean, human_mean
-from services.relevance_judge.metrics.significance import (
-    compare_systems,
-    correct_p_values,
-    permutation_p,
-    tabulate_scores,
-)
+from fovea_evaluation.metrics import significance
+from fovea_evaluation.metrics.corrected import correct_mean, human_mean, plan_labels, tune_weight
+from fovea_evaluation.metrics.significance import compare_systems, correct_p_values, permutation_p, tabulate_scores
+from services.relevance_judge.metrics.bootstrap import mean_interval
 
 DRAW = np.random.default_rng(5)
 
@@ -52,12 +45,6 @@ def test_corrections_are_those_of_statsmodels(ours, theirs):
     multitest = pytest.importorskip("statsmodels.stats.multitest", reason="needs statsmodels (comes with ppi-python)")
     for p in ([0.01, 0.02, 0.2, 0.04], [0.5, 0.5, 0.001], [0.03], DRAW.random(20).tolist()):
         assert correct_p_values(p, ours) == pytest.approx(multitest.multipletests(p, method=theirs)[1])
-
-
-def test_the_interval_of_a_mean_is_near_scipys_bootstrap():
-    x = np.random.default_rng(2).gamma(2, 1, 60)
-    oracle = stats.bootstrap((x,), np.mean, method="percentile", n_resamples=10_000, rng=1).confidence_interval
-    assert mean_interval(x) == pytest.approx((oracle.low, oracle.high), abs=0.03)
 
 
 def test_many_equal_systems_yield_few_findings_only_with_a_correction():
@@ -96,16 +83,6 @@ def test_scores_per_query_are_those_of_ir_measures():
             found = ir_measures.iter_calc([ir_measures.parse_measure(theirs)], graded, runs[name])
             oracle = {one.query_id: one.value for one in found}
             assert row == pytest.approx([oracle[query] for query in queries]), (ours, name)
-
-
-@pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
-def test_alpha_of_random_ratings_is_that_of_krippendorff(level):
-    krippendorff = pytest.importorskip("krippendorff", reason="pip install krippendorff")
-    draw = np.random.default_rng(4)
-    ratings = draw.integers(0, 4, (4, 50)).astype(float)
-    ratings[draw.random((4, 50)) < 0.2] = np.nan
-    oracle = krippendorff.alpha(ratings, value_domain=[0, 1, 2, 3], level_of_measurement=level)
-    assert krippendorff_alpha(ratings, level=level) == pytest.approx(oracle)
 
 
 def test_paired_tests_agree_with_ranx():
@@ -165,7 +142,7 @@ def test_a_judge_that_guesses_gets_little_weight_and_costs_little():
     assert found.weight < 0.25
     width, alone = (one.interval[1] - one.interval[0] for one in (found, human_mean(human)))
     assert width <= alone * 1.01
-    assert prediction_powered.tune_weight(human, np.ones(100), np.ones(500)) == 0
+    assert tune_weight(human, np.ones(100), np.ones(500)) == 0
 
 
 def test_too_few_human_labels_are_refused():
@@ -266,37 +243,3 @@ def test_a_query_that_a_run_lacks_scores_nothing():
     assert scores.tolist() == [[1.0, 1.0], [0.0, 0.0]]
     assert tabulate_scores(runs, qrels, measure="P_1", relevance_level=2)[2].tolist() == [[0.0, 1.0], [0.0, 0.0]]
     assert tabulate_scores({}, qrels, measure="P_1")[2].shape == (0, 2)
-
-
-def test_intervals_are_of_as_many_samples_as_are_asked_for():
-    assert mean_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
-    x = np.random.default_rng(2).gamma(2, 1, 25)
-    assert mean_interval(x) == mean_interval(x, confidence=0.95, draws=10_000, seed=0) != mean_interval(x, seed=1)
-    source = np.random.default_rng(6)
-    means = [x[source.integers(0, 25, (size, 25))].mean(1) for size in (1000, 1000, 500)]
-    expected = np.percentile(np.concatenate(means), (10, 90))
-    assert mean_interval(x, confidence=0.8, draws=2500, seed=6) == pytest.approx(tuple(expected))
-    values = np.append(np.arange(101.0), np.nan)
-    assert percentile_interval(values) == pytest.approx((2.5, 97.5))
-    assert percentile_interval(values, 0.5) == pytest.approx((25.0, 75.0))
-    assert percentile_interval(np.asarray([np.nan])) is None
-
-
-def test_ratios_are_of_sums_over_the_same_samples_of_queries():
-    assert divide_sums({"q1": (1, 2), "q2": (2, 4)}) == 0.5
-    assert divide_sums({"q1": (1, 0)}) is divide_sums({}) is None
-    whole = {f"q{place}": (float(place), 4.0) for place in range(5)}
-    half = {name: (part / 2, size) for name, (part, size) in whole.items()}
-    found = draw_ratios([whole, half], draws=50, seed=3)
-    assert (found.shape, found[0]) == ((2, 50), pytest.approx(2 * found[1]))
-    assert found[0].mean() == pytest.approx(0.5, abs=0.06)
-    assert len(set(found[0].tolist())) > 5
-    assert (found == draw_ratios([whole, half], draws=50, seed=3)).all()
-    assert (found != draw_ratios([whole, half], draws=50, seed=4)).any()
-    assert set(draw_ratios([{"q1": (0.25, 0.5)}], draws=3, seed=0)[0]) == {0.5}
-    one, none = draw_ratios([{"q1": (1.0, 2.0)}, {"q2": (1.0, 1.0)}], draws=40, seed=0)
-    assert np.isnan(one).any()
-    assert (np.isnan(one) | np.isnan(none)).any()
-    assert set(one[~np.isnan(one)]) == {0.5}
-    assert set(none[~np.isnan(none)]) == {1.0}
-    assert not (np.isnan(one) & np.isnan(none)).any()

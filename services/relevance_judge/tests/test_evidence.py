@@ -1,4 +1,4 @@
-"""Claims about evidence, calibrations of signals, reports of trust."""
+"""Calibrations and weights of signals, order bias, reports of trust."""
 
 import math
 import tracemalloc
@@ -12,52 +12,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from fovea.errors import InvalidOption
-from services.relevance_judge import claims
 from services.relevance_judge.metrics.calibration import fit
-from services.relevance_judge.metrics.nuggets import score_answer
-from services.relevance_judge.metrics.pair_order import pair_order
+from services.relevance_judge.metrics.pair_order import kendall_tau_b, pair_order
 from services.relevance_judge.metrics.preferences import Preference, measure_order_bias
-from services.relevance_judge.metrics.rankings import kendall_tau_b
 from services.relevance_judge.metrics.signal_weights import combine_signals, fit_order, fit_signal_weights
 from services.relevance_judge.metrics.trust import build_trust_report
-
-
-def test_sentences_keep_their_citations_and_what_is_said_twice_is_kept_once():
-    text = "The moon makes tides. [1] The sun helps, by 46 % [2, m3]. Dr. Who said so! Is it 3.5 m high?"
-    found = claims.split_sentences(text)
-    assert (found[0], claims.read_citations(found[1])) == ("The moon makes tides. [1]", ["2", "m3"])
-    assert (claims.strip_citations(found[1]), found[-1]) == ("The sun helps, by 46 %.", "Is it 3.5 m high?")
-    assert claims.split_sentences("  ") == []
-    assert claims.split_sentences("Why is it so? [1]. Because. [2]") == ["Why is it so? [1].", "Because. [2]"]
-    said = ["The moon causes tides.", "Yeast makes dough rise.", "Tides are caused by the moon."]
-    assert claims.drop_repetitions(said) == [0, 1]
-
-
-def test_a_claim_is_covered_by_its_source_and_not_by_another_nor_with_another_number():
-    sources = [
-        "High water comes about every twelve hours, because the moon's gravity stretches the oceans. Ships wait.",
-        "Bread rises because yeast makes gas in warm dough.",
-    ]
-    found = claims.cover_claims(
-        ["The moon's gravity stretches the oceans.", "High water comes every 9 hours."], sources
-    )
-    assert (claims.classify_coverage(found[0, 0]), claims.classify_coverage(found[0, 1])) == ("support", "not_support")
-    assert claims.classify_coverage(found[1, 0]) == "not_support"
-
-
-def test_nugget_scores_follow_their_definitions():
-    found = score_answer(
-        ["vital", "vital", "okay", "okay"],
-        ["support", "partial_support", "support", "not_support"],
-        [True, True, False, False],
-    )
-    assert (found.vital_recall, found.strict_vital_recall) == (pytest.approx(0.75), pytest.approx(0.5))
-    assert found.all_recall == pytest.approx((1 + 0.5 + 0.5) / 3)
-    assert (found.strict_all_recall, found.precision) == (pytest.approx((1 + 0.5) / 3), pytest.approx(0.5))
-    assert found.f1 == pytest.approx(0.6)
-    none = score_answer([], [], [])
-    assert (none.vital_recall, none.precision, none.f1) == (None, None, None)
-    assert score_answer(["vital"], ["not_support"], [False]).f1 == 0
 
 
 def preferences(first: float, length: float, count: int = 200, seed: int = 0) -> list[Preference]:

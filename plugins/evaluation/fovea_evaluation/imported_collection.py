@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fovea.errors import Malformed
-from services.relevance_judge.parsing.collection_forms import parse_records, parse_relevance, plain_id
+from fovea_evaluation.collection_forms import parse_records, parse_relevance, plain_id
 
 CRANFIELD_GRADES: Mapping[int, int] = {1: 3, 2: 2, 3: 1, 4: 1, 5: 0}
 """Code of the collection's own readme → grade: complete answer, high relevance, background, minimum interest, none."""
