@@ -7,10 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from services.relevance_judge.metrics.calibration import Calibration
-from services.relevance_judge.metrics.ensembles import Rounding, Tie
+from services.relevance_judge.metrics.ensembles import EnsembleRule, Rounding, Tie
 from services.relevance_judge.prompt_template import load_templates
-
-EnsembleRule = Literal["majority", "average", "median"]
 
 MAX_PAIRS = 256
 UNCALIBRATED = "uncalibrated"

@@ -7,7 +7,6 @@ better than what costs nothing. Computes from signals; asks no model.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,20 +42,14 @@ class RaterRow(BaseModel):
     lead_interval: Interval = None
 
 
-@dataclass(frozen=True)
-class TrustReport:
-    """A judge's row, those of the baselines, and what follows.
+class TrustReport(BaseModel):
+    """Whether the judge is worth believing on texts like these."""
 
-    Attributes:
-        is_better: Whether the judge orders pairs better than every baseline, by intervals that exclude 0.
-        statement: The same in one or two plain sentences.
-    """
-
+    statement: str = Field(description="The answer in a plain sentence.")
+    is_better: bool = Field(description="Better than every baseline, by intervals that exclude 0.")
+    queries: int
     judge: RaterRow
     baselines: list[RaterRow]
-    queries: int
-    is_better: bool
-    statement: str
 
 
 def build_trust_report(
@@ -91,7 +84,8 @@ def build_trust_report(
     useful = sum(total > 0 for _, total in orders[name].values())
     judge, others = rows.pop(name), list(rows.values())
     is_better, statement = _conclude(judge, others, useful)
-    return TrustReport(judge, others, len(set(queries)), is_better, statement)
+    count = len(set(queries))
+    return TrustReport(statement=statement, is_better=is_better, queries=count, judge=judge, baselines=others)
 
 
 def _lead(judge: Counts, other: Counts, drawn: NDArray[np.float64]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from fovea.errors import InvalidOption
 from services.relevance_judge.batches import pair_selection
 from services.relevance_judge.comparisons import PairwiseJudge, PassagePair, sample_comparisons
-from services.relevance_judge.metrics.preferences import Share, measure_order_bias
+from services.relevance_judge.metrics.preferences import OrderBias, measure_order_bias
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.routes.model_lookup import get_judge
 from services.relevance_judge.schemas import MAX_TEXT_CHARS, StrictModel
@@ -51,15 +51,9 @@ class PreferenceOut(BaseModel):
     label: int | None
 
 
-class PreferencesOut(BaseModel):
+class PreferencesOut(OrderBias):
     """Preferences, and the judge's biases."""
 
-    statement: str
-    consistent: Share | None = Field(description="Comparisons that come out the same in both orders.")
-    shown_first: Share | None = Field(description="Of the others: how often the passage shown first won.")
-    longer: Share | None = Field(description="Among passages of equal grade: how often the longer one won.")
-    accuracy: Share | None = Field(description="Agreement with people, averaged over both orders.")
-    single_order_accuracy: Share | None = Field(description="Agreement if asked once.")
     results: list[PreferenceOut]
 
 
@@ -73,9 +67,8 @@ def compare_passages(request: Request, body: PreferencesIn) -> PreferencesOut:
     client = get_judge(request, None).client
     judge = PairwiseJudge(client, body.template, body.llm, body.seed, body.passage_chars)
     preferences = judge.compare(pairs, run)
-    found = {name: value for name, value in vars(measure_order_bias(preferences)).items() if name != "comparisons"}
     return PreferencesOut(
-        **found,
+        **vars(measure_order_bias(preferences)),
         results=[
             PreferenceOut(
                 ids=pair.names,

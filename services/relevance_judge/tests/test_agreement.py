@@ -42,7 +42,7 @@ def test_released_label_sets_agree_with_one_of_them_as_the_oracles_say(golden, r
         found = agree(reference, released(name))
         assert (found.pairs, found.missing, found.extra) == (4423, 0, 0)
         assert (found.clamped, found.counts) == (row["clamped"], row["counts"]), name
-        assert found.confusion.tolist() == row["confusion"]
+        assert found.confusion == row["confusion"]
         for measure in ("kappa", "kappa_linear", "kappa_quadratic", "alpha", "bias", "mae"):
             assert _same(getattr(found, measure), row[measure]), (name, measure)
         assert found.bias_by_grade == pytest.approx(row["bias_by_grade"], abs=1e-9)
@@ -60,7 +60,7 @@ def test_a_judge_is_joined_on_pairs_and_its_gaps_and_extras_are_counted():
     reference = {("q1", "a"): 0, ("q1", "b"): 3, ("q2", "a"): 1}
     found = agree(reference, {("q1", "b"): 10, ("q1", "a"): -1, ("q9", "a"): 2})
     assert (found.pairs, found.missing, found.extra, found.clamped) == (2, 1, 1, 2)
-    assert found.confusion.tolist() == [[1, 0, 0, 0], [0] * 4, [0] * 4, [0, 0, 0, 1]]
+    assert found.confusion == [[1, 0, 0, 0], [0] * 4, [0] * 4, [0, 0, 0, 1]]
     assert (found.kappa_by_query, found.bias_by_grade) == ({"q1": 1.0}, [0.0, None, None, 0.0])
 
 
