@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 from fovea.errors import Malformed
-from services.relevance_judge.parsing.json_lines import parse_json_lines
+from services.relevance_judge.parsing.label_formats import parse_json_lines
 
 Fields = dict[str, str]
 Row = tuple[str, str, int | str]

@@ -1,8 +1,7 @@
 """Collections in the forms in which they are published, and routes that compare systems."""
 
 from fovea_evaluation.imported_collection import parse_collection
-from fovea_evaluation.routes.rankings import RankingsIn, rank
-from fovea_evaluation.routes.significance import SignificanceIn, compare_runs
+from fovea_evaluation.routes.systems import RankingsIn, SignificanceIn, compare_runs, rank
 from tests.fuzz.harness import Harness, ask
 
 _LABELS = b"1 0 d1 2\n1 0 d2 0\n2 0 d1 1\n2 0 d2 3\n"

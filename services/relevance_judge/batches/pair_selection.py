@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fovea.errors import InvalidOption, Malformed
 from services.relevance_judge.parsing import trec
-from services.relevance_judge.parsing.json_lines import parse_object
+from services.relevance_judge.parsing.label_formats import parse_object
 
 MAX_BATCH_PAIRS = 200_000
 

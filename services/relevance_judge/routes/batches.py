@@ -16,7 +16,7 @@ from services.relevance_judge.batches.label_log import open_label_log
 from services.relevance_judge.judge import Judge
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import MEDIA_TYPES, format_labels
-from services.relevance_judge.routes.model_lookup import get_judge
+from services.relevance_judge.routes.backends import get_judge
 from services.relevance_judge.schemas import JudgeIn, StrictModel
 from shared.registry import CallContext
 from shared.serving.http.negotiation import choose

@@ -10,7 +10,7 @@ from services.relevance_judge.batches import pair_selection
 from services.relevance_judge.comparisons import PairwiseJudge, PassagePair, sample_comparisons
 from services.relevance_judge.metrics.preferences import OrderBias, measure_order_bias
 from services.relevance_judge.parsing import trec
-from services.relevance_judge.routes.model_lookup import get_judge
+from services.relevance_judge.routes.backends import get_judge
 from services.relevance_judge.schemas import MAX_TEXT_CHARS, StrictModel
 from shared.registry import CallContext
 from shared.serving.http.openapi_routes import problems

@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter
 
-from fovea_evaluation.routes import answers, collection, corrected, leaderboard, rankings, significance
+from fovea_evaluation.routes import answers, collection, corrected, leaderboard, systems
 
 router = APIRouter(prefix="/v1/judge", tags=["judge"])
-for subject in (rankings, significance, corrected, answers, leaderboard, collection):
+for subject in (systems, corrected, answers, leaderboard, collection):
     router.include_router(subject.router)

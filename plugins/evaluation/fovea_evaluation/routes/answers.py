@@ -17,7 +17,7 @@ from fovea_evaluation.metrics.answers import (
     SupportScores,
     score_support,
 )
-from services.relevance_judge.routes.model_lookup import get_judge
+from services.relevance_judge.routes.backends import get_judge
 from services.relevance_judge.schemas import MAX_TEXT_CHARS, StrictModel
 from shared.registry import CallContext
 from shared.serving.http.openapi_routes import problems
