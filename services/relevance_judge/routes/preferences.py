@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from fovea.errors import InvalidOption
 from services.relevance_judge.batches import pair_selection
-from services.relevance_judge.comparisons import PairwiseJudge, PassagePair, sample_comparisons
+from services.relevance_judge.comparisons import PassagePair, compare_pairs, sample_comparisons
 from services.relevance_judge.metrics.preferences import OrderBias, measure_order_bias
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.routes.backends import get_judge
@@ -64,9 +64,8 @@ def compare_passages(request: Request, body: PreferencesIn) -> PreferencesOut:
     pairs = _pairs(body)
     if not pairs:
         raise InvalidOption("There is nothing to compare.", hint="Give comparisons; or topics, passages and reference.")
-    client = get_judge(request, None).client
-    judge = PairwiseJudge(client, body.template, body.llm, body.seed, body.passage_chars)
-    preferences = judge.compare(pairs, run)
+    options = body.model_dump(include={"template", "llm", "seed", "passage_chars"})
+    preferences = compare_pairs(get_judge(request, None).client, pairs, run, **options)
     return PreferencesOut(
         **vars(measure_order_bias(preferences)),
         results=[
