@@ -73,7 +73,6 @@ class Ensemble(Judge[EnsembleIn]):
         )
 
     def _members(self, request: EnsembleIn) -> list[tuple[Judge, JudgeIn]]:
-        """Each member with the request it gets."""
         kinds = servables("relevance-judge").items()
         known = {name: kind for name, kind in kinds if issubclass(kind, Judge) and not issubclass(kind, Ensemble)}
         members: list[tuple[Judge, JudgeIn]] = []
@@ -88,7 +87,6 @@ class Ensemble(Judge[EnsembleIn]):
 
 
 def _judge_for_template(member: Member, known: Mapping[str, type[Judge]]) -> str:
-    """The judge that reads the member's template."""
     if member.template is None:
         raise InvalidOption("A member names neither judge nor template.", field="members")
     kind = get_template(member.template).kind

@@ -107,7 +107,6 @@ def _open_store(request: Request) -> BatchStore:
 
 
 def _options(judge: Judge, options: dict[str, Any]) -> JudgeIn:
-    """The judge's request, with one placeholder pair."""
     if misplaced := {"pairs", "query", "passages"} & set(options):
         raise InvalidOption("Pairs go next to the options, not into them.", field=f"options.{min(misplaced)}")
     try:

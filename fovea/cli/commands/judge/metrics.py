@@ -32,19 +32,18 @@ def agreement(
     if screen.wrote(found):
         return
     more = ", ".join(f"{found[name]} {name}" for name in ("missing", "extra", "clamped") if found[name])
-    screen.facts(
-        {
-            "pairs": f"{found['pairs']} ({more})" if more else str(found["pairs"]),
-            "kappa": f"{format_figure(found['kappa'])}   ({format_interval(found['kappa_interval'])})",
-            "alpha (ordinal)": format_figure(found["alpha"]),
-            "kappa, linear": format_figure(found["kappa_linear"]),
-            "kappa, quadratic": format_figure(found["kappa_quadratic"]),
-            "bias": format_figure(found["bias"]),
-            "mean error": format_figure(found["mae"]),
-            "invalid": found["invalid"] or None,
-            "not calibrated": f"{found['uncalibrated']} pairs without a grade" if found["uncalibrated"] else None,
-        }
-    )
+    facts = {
+        "pairs": f"{found['pairs']} ({more})" if more else str(found["pairs"]),
+        "kappa": f"{format_figure(found['kappa'])}   ({format_interval(found['kappa_interval'])})",
+        "alpha (ordinal)": format_figure(found["alpha"]),
+        "kappa, linear": format_figure(found["kappa_linear"]),
+        "kappa, quadratic": format_figure(found["kappa_quadratic"]),
+        "bias": format_figure(found["bias"]),
+        "mean error": format_figure(found["mae"]),
+        "invalid": found["invalid"] or None,
+        "not calibrated": f"{found['uncalibrated']} pairs without a grade" if found["uncalibrated"] else None,
+    }
+    screen.facts(facts)
     screen.out.print()
     cuts = found["kappa_by_cut"]
     rows = [(cut, format_figure(cuts[cut]), format_figure(found["alpha_by_cut"][cut])) for cut in cuts]
@@ -85,10 +84,8 @@ def ensemble(
 def _print_terciles(screen: Screen, name: str, block: list[dict[str, Any]]) -> None:
     screen.out.print()
     columns, figures = (name.replace("_", " "), "pairs", "bias", "kappa"), ("bias", "kappa")
-    screen.table(
-        columns,
-        (
-            (f"{one['lowest']:g}–{one['highest']:g}", str(one["pairs"]), *(format_figure(one[key]) for key in figures))
-            for one in block
-        ),
+    rows = (
+        (f"{one['lowest']:g}–{one['highest']:g}", str(one["pairs"]), *(format_figure(one[key]) for key in figures))
+        for one in block
     )
+    screen.table(columns, rows)

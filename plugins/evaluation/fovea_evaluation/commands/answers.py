@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -41,7 +41,7 @@ def nuggets(
     screen = gateway.screen
     options = {"query": query, "how": check.how, "llm": check.llm}
     if facts is not None:
-        known = _load(facts)
+        known = read_json(facts, list)
     else:
         known = compute_as_job("nuggets", gateway, passages=_passages(passages), **options)["nuggets"]
     if output is not None:
@@ -56,13 +56,11 @@ def nuggets(
         return
     names = ("vital_recall", "strict_vital_recall", "all_recall", "strict_all_recall", "precision", "f1")
     screen.facts(format_figures(found, *names))
-    screen.table(
-        ("held", "importance", "nugget"),
-        (
-            (support.replace("_", " "), one["importance"], escape(one["text"]))
-            for support, one in zip(found["supports"], known, strict=True)
-        ),
+    rows = (
+        (support.replace("_", " "), one["importance"], escape(one["text"]))
+        for support, one in zip(found["supports"], known, strict=True)
     )
+    screen.table(("held", "importance", "nugget"), rows)
 
 
 def support(
@@ -80,18 +78,16 @@ def support(
     if screen.wrote(found):
         return
     screen.facts(format_figures(found, "citation_precision", "citation_recall", "faithfulness"))
-    screen.table(
-        ("best", "passage", "cited", "sentence"),
+    rows = (
         (
-            (
-                one["best"].replace("_", " "),
-                escape(one["best_passage"] or "–"),
-                escape(", ".join(f"{name}: {held.replace('_', ' ')}" for name, held in one["cited"].items())),
-                escape(one["text"]),
-            )
-            for one in found["sentences"]
-        ),
+            one["best"].replace("_", " "),
+            escape(one["best_passage"] or "–"),
+            escape(", ".join(f"{name}: {held.replace('_', ' ')}" for name, held in one["cited"].items())),
+            escape(one["text"]),
+        )
+        for one in found["sentences"]
     )
+    screen.table(("best", "passage", "cited", "sentence"), rows)
 
 
 def _passages(path: Path | None) -> dict[str, str]:
@@ -104,10 +100,3 @@ def _passages(path: Path | None) -> dict[str, str]:
     if not all(isinstance(row, dict) and {"id", "text"} <= set(row) for row in rows):
         raise Malformed(f"{path.name} is not JSON lines with id and text.")
     return {str(row["id"]): row["text"] for row in rows}
-
-
-def _load(path: Path) -> list[dict[str, Any]]:
-    found = read_json(path)
-    if not isinstance(found, list):
-        raise Malformed(f"{path.name} is not a JSON list of nuggets.")
-    return found

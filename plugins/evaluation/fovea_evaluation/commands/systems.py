@@ -96,21 +96,19 @@ def correct_scores(
     found = compute_as_job("corrected", gateway, measure=measure, **files)
     if screen.wrote(found):
         return
-    screen.table(
-        ("system", "judge alone", "people alone", "95 %", "corrected", "95 %", "labels worth"),
+    rows = (
         (
-            (
-                escape(row["system"]),
-                format_figure(row["judge_only"]),
-                format_figure(row["human_only"]),
-                format_interval(row["human_interval"]),
-                format_figure(row["corrected"]),
-                format_interval(row["interval"]),
-                f"× {row['gain']:.2f}",
-            )
-            for row in found["systems"]
-        ),
+            escape(row["system"]),
+            format_figure(row["judge_only"]),
+            format_figure(row["human_only"]),
+            format_interval(row["human_interval"]),
+            format_figure(row["corrected"]),
+            format_interval(row["interval"]),
+            f"× {row['gain']:.2f}",
+        )
+        for row in found["systems"]
     )
+    screen.table(("system", "judge alone", "people alone", "95 %", "corrected", "95 %", "labels worth"), rows)
     for row in found["differences"]:
         screen.out.print(escape(row["statement"]), highlight=False)
 

@@ -31,7 +31,7 @@ class LeaderboardEntry(BaseModel):
     labels: LabelSet
 
 
-class LeaderboardRow(BaseModel):
+class LeaderboardRow(rankings.Comparison):
     """One judge; null is undefined or not stated."""
 
     judge: str
@@ -43,9 +43,6 @@ class LeaderboardRow(BaseModel):
     kappa_quadratic: float | None
     kappa_by_cut: dict[str, float | None]
     alpha_by_cut: dict[str, float | None]
-    tau_b: float | None
-    rho: float | None
-    tau_ap: float | None
     bias: float | None
     mae: float | None
     invalid_share: float
