@@ -160,7 +160,13 @@ def describe_plugin(project: pathlib.Path) -> dict[str, list[str]]:
     groups = tomllib.loads(project.read_text("utf8"))["project"].get("entry-points", {})
     loaded = {group: [EntryPoint(*named, group) for named in groups[group].items()] for group in groups}
     models = {name for point in loaded.get("fovea.models", ()) for name in pick_servables(scan(point.module))}
-    routes = {route.path for point in loaded.get("fovea.routes", ()) for route in point.load().routes}
+    examples = ROOT.glob("services/*/api_examples.json")
+    core = {label.partition(" ")[2] for file in examples for label in json.loads(file.read_text("utf8"))}
+    routes = {
+        " ".join([*route.methods, route.path]) if route.path in core else route.path
+        for point in loaded.get("fovea.routes", ())
+        for route in point.load().routes
+    }
     pages = {f"/console/{point.name}" for point in loaded.get("fovea.pages", ())}
     fields = {point.name for group in READERS for point in loaded.get(group, ())}
     return {

@@ -2,8 +2,8 @@
 
 import zipfile
 
+from fovea_evaluation.imported_collection import parse_collection
 from loadtests import labelled
-from services.relevance_judge.parsing.imported_collection import parse_collection
 
 LISTS = """Package: 0xffff
 Description: Open Free Fiasco Firmware Flasher

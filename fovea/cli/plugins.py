@@ -10,7 +10,7 @@ import ast
 import importlib.util
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -25,11 +25,18 @@ GROUP = "fovea.commands"
 
 
 class PluginGroup(TyperGroup):
-    """The commands of an app and of every plug-in."""
+    """The commands of an app and of every plug-in.
+
+    Class attributes:
+        parent: The command that these belong to, as in `judge.rankings`; empty for those of `fovea` itself.
+    """
+
+    parent: ClassVar[str] = ""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self._plugins = {point.name: point for point in entries(GROUP) if point.name not in self.commands}
+        named = ((*point.name.rpartition("."), point) for point in entries(GROUP))
+        self._plugins = {n: p for parent, _, n, p in named if parent == self.parent and n not in self.commands}
         for name, point in self._plugins.items():
             panel = "On this machine" if owner(point) == "fovea-platform" else "Plug-ins"
             self.add_command(TyperCommand(name, help=read_first_line(point), rich_help_panel=panel))
@@ -42,11 +49,13 @@ class PluginGroup(TyperGroup):
         name = args[0]
         point = self._plugins.get(name)
         if point is None:
-            missing = None if name in self.commands else explain_missing("commands", name, f"The command {name!r}")
+            whole = f"{self.parent}.{name}".lstrip(".")
+            what = f"The command {whole.replace('.', ' ')!r}"
+            missing = None if name in self.commands else explain_missing("commands", whole, what)
             if missing is not None:
                 raise missing
             return super().resolve_command(ctx, args)
-        return point.name, load_plugin(point), args[1:]
+        return name, load_plugin(point), args[1:]
 
 
 def load_plugin(point: EntryPoint) -> Any:
@@ -68,7 +77,7 @@ def load_plugin(point: EntryPoint) -> Any:
 def build_missing_error(point: EntryPoint, error: ModuleNotFoundError) -> FoveaError:
     """Build the error for a command whose library is not installed."""
     extras = f"fovea-platform[{','.join(point.extras) or 'all'}]"
-    detail = f"`fovea {point.name}` needs the library {error.name!r}, which is not installed."
+    detail = f"`fovea {point.name.replace('.', ' ')}` needs the library {error.name!r}, which is not installed."
     return NotReady(detail, hint=f"Try: pip install '{extras}'")
 
 

@@ -69,7 +69,7 @@ def plug_in(monkeypatch, tmp_path):
 
 
 JOBS = [f"jobs {verb}" for verb in ("list", "get", "watch", "cancel", "retry", "result")]
-JUDGED = ("pair", "batch", "agreement", "rankings", "ensemble", "leaderboard", "templates", "calibrate")
+JUDGED = ("pair", "batch", "agreement", "ensemble", "templates", "calibrate")
 VERBS = ["", "models", "segment", "chat", "run", "jobs", *JOBS, "judge", *(f"judge {verb}" for verb in JUDGED)]
 
 
@@ -100,6 +100,9 @@ def test_a_plug_in_function_or_app_is_a_command(fovea, plug_in):
     plug_in(("many", "hole_digger.verbs:app"))
     assert fovea("many", "one")[:2] == (0, "one")
     assert "The second." in fovea("many", "--help")[1]
+    plug_in(("judge.dig", "hole_digger.verbs:dig"))
+    assert fovea("judge", "dig", "--depth", "3")[:2] == (0, "dug 3")
+    assert ["Dig a hole." in fovea(*words, "--help")[1] for words in (["judge"], [])] == [True, False]
 
 
 def test_a_plug_in_whose_library_is_missing_says_what_to_install(fovea, plug_in):

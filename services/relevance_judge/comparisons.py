@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from services.relevance_judge.chat_client import ChatClient, ChatReply
 from services.relevance_judge.judge import build_messages, map_concurrently
 from services.relevance_judge.metrics.agreement import Qrels
 from services.relevance_judge.metrics.preferences import Preference
-from services.relevance_judge.prompt_template import Template, get_template, make_fence, render_prompt
+from services.relevance_judge.prompt_template import get_template, make_fence, render_prompt
 from shared.registry import CallContext
 
 FORMS = (("A", " A", "a", " a"), ("B", " B", "b", " b"))
@@ -37,36 +36,35 @@ class PassagePair:
     names: tuple[str, str, str] | None = None
 
 
-@dataclass(frozen=True)
-class PairwiseJudge:
-    """Compares passages with the language model behind a client."""
+def compare_pairs(
+    client: ChatClient,
+    pairs: Sequence[PassagePair],
+    run: CallContext,
+    *,
+    template: str,
+    llm: str | None,
+    seed: int,
+    passage_chars: int,
+) -> list[Preference]:
+    """Ask a client's language model about each pair in both orders, several at a time."""
+    form = get_template(template)
+    if form.kind != "preference":
+        raise InvalidOption(f"The template {form.id} is for {form.kind}, not for preference.")
 
-    client: ChatClient
-    template: str = "preference"
-    llm: str | None = None
-    seed: int | None = None
-    passage_chars: int = 3000
-
-    def compare(self, pairs: Sequence[PassagePair], run: CallContext) -> list[Preference]:
-        """Ask about each pair in both orders, several at a time."""
-        template = get_template(self.template)
-        if template.kind != "preference":
-            raise InvalidOption(f"The template {template.id} is for {template.kind}, not for preference.")
-        orders = [(pair, turned) for pair in pairs for turned in (False, True)]
-        found = map_concurrently(lambda one: self._ask(template, one[0], run, turned=one[1]), orders, run)
-        return [
-            Preference(forward, 1 - backward, len(pair.first.split()), len(pair.second.split()), pair.label)
-            for pair, forward, backward in zip(pairs, found[::2], found[1::2], strict=True)
-        ]
-
-    def _ask(self, template: Template, pair: PassagePair, run: CallContext, *, turned: bool) -> float:
+    def ask(order: tuple[str, str, str]) -> float:
         """Probability that the passage shown first is called better."""
-        texts = (pair.second, pair.first) if turned else (pair.first, pair.second)
-        first, second = (text[: self.passage_chars] for text in texts)
-        mark = make_fence(pair.query, first + second, self.seed)
-        shown = render_prompt(template, pair.query, first, mark=mark, other=second)
-        options: dict[str, Any] = {"model": self.llm, "max_tokens": 1, "seed": self.seed, "logprobs": True}
-        return read_choice(self.client.chat(build_messages(shown), run, **options))
+        query, first, second = order
+        mark = make_fence(query, first + second, seed)
+        shown = render_prompt(form, query, first, mark=mark, other=second)
+        return read_choice(client.chat(build_messages(shown), run, model=llm, max_tokens=1, seed=seed, logprobs=True))
+
+    texts = [(one.query, one.first[:passage_chars], one.second[:passage_chars]) for one in pairs]
+    orders = [order for query, a, b in texts for order in ((query, a, b), (query, b, a))]
+    found = map_concurrently(ask, orders, run)
+    return [
+        Preference(forward, 1 - backward, len(pair.first.split()), len(pair.second.split()), pair.label)
+        for pair, forward, backward in zip(pairs, found[::2], found[1::2], strict=True)
+    ]
 
 
 def read_choice(reply: ChatReply) -> float:
@@ -99,8 +97,7 @@ def sample_comparisons(
         sides[labels[qid, first] == labels[qid, second]].append(turned)
     half = max(most // 2, most - len(sides[0]))
     chosen = [*sides[1][:half], *sides[0][: most - min(half, len(sides[1]))]]
-    found_pairs = []
-    for qid, first, second in chosen:
-        label = int(np.sign(labels[qid, first] - labels[qid, second]))
-        found_pairs.append(PassagePair(topics[qid], passages[first], passages[second], label, (qid, first, second)))
-    return found_pairs
+    return [
+        PassagePair(topics[q], passages[a], passages[b], int(np.sign(labels[q, a] - labels[q, b])), (q, a, b))
+        for q, a, b in chosen
+    ]

@@ -106,8 +106,7 @@ class Judge(Servable[Request, JudgeOut], Generic[Request]):
             return calibration
         if self.objects is None:
             raise NotFound(f"There is no calibration {calibration!r}: none are stored here.", field="calibration")
-        name, version, stored = open_calibrations(self.objects, tenant).get(calibration)
-        return Calibration.model_validate({**stored, "name": name, "version": version})
+        return read_calibration(open_calibrations(self.objects, tenant), calibration)
 
     def judge_pair(self, pair: Pair, request: Request, run: CallContext) -> Verdict:
         """The verdict on one pair, imputed where the request asks for it, with price and latency."""
@@ -209,3 +208,9 @@ def apply_calibration(signal: float, request: JudgeIn, template: str, llm: str) 
 def open_calibrations(objects: ObjectStore, tenant: str) -> VersionedStore:
     """The calibrations of a tenant."""
     return VersionedStore(objects.of_tenant(tenant).under("calibrations"), "calibration")
+
+
+def read_calibration(store: VersionedStore, name: str) -> Calibration:
+    """A stored calibration, by `name` or `name@version`; `NotFound` without it."""
+    plain, version, stored = store.get(name)
+    return Calibration.model_validate({**stored, "name": plain, "version": version})

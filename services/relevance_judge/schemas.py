@@ -7,16 +7,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from services.relevance_judge.metrics.calibration import Calibration
-from services.relevance_judge.metrics.ensembles import Rounding, Tie
+from services.relevance_judge.metrics.ensembles import EnsembleRule, Rounding, Tie
 from services.relevance_judge.prompt_template import load_templates
-
-EnsembleRule = Literal["majority", "average", "median"]
 
 MAX_PAIRS = 256
 UNCALIBRATED = "uncalibrated"
 """Reason and flag of a verdict that has a signal and no grade, as no calibration was given."""
-MAX_SYSTEMS = 64
-"""Most runs whose differences are tested."""
 MAX_TEXT_CHARS = 200_000
 """Longest query or passage; longer ones are refused, not cut."""
 

@@ -43,7 +43,25 @@ def import_core() -> list[str]:
 def describe_services() -> dict[str, Any]:
     """Build all apps; return the paths and models of each."""
     apps = {service: importlib.import_module(f"{service_package(service)}.app").app for service in SERVICES}
-    return {s: {"paths": sorted(app.openapi()["paths"]), "models": sorted(servables(s))} for s, app in apps.items()}
+    return {
+        service: {
+            "paths": sorted(app.openapi()["paths"]),
+            "models": sorted(servables(service)),
+            "answers": {name: ask_service(TestClient(app), plugin["paths"]) for name, plugin in KNOWN.items()},
+        }
+        for service, app in apps.items()
+    }
+
+
+def ask_service(client: TestClient, paths: list[str]) -> dict[str, str]:
+    """Ask a service, which a gateway sends everything below its paths, for what a plug-in would bring."""
+    known = client.app.openapi()["paths"]  # type: ignore[attr-defined]  # FastAPI's own
+    asked = [(path.rpartition(" "), path) for path in paths if not path.startswith("/console/")]
+    return {
+        label: client.request(method or "POST", path).text
+        for (method, _, path), label in asked
+        if not method or path in known
+    }
 
 
 def ask_gateway(folder: Path) -> dict[str, Any]:
@@ -53,7 +71,12 @@ def ask_gateway(folder: Path) -> dict[str, Any]:
     with TestClient(app, base_url="http://127.0.0.1", client=("127.0.0.1", 1)) as client:
         shown = {path: client.get(path).text for path in ("/", "/console/segment", "/console/detect", "/console/chat")}
         answers = {
-            name: {path: (found.status_code, found.text) for path in plugin["paths"] for found in [client.get(path)]}
+            name: {
+                path: (found.status_code, found.text)
+                for path in plugin["paths"]
+                for found in [client.get(path)]
+                if path.startswith("/")
+            }
             for name, plugin in KNOWN.items()
         }
         return {"linked": [page for page in pages if any(page in text for text in shown.values())], "answers": answers}
@@ -87,7 +110,9 @@ def ask_commands() -> dict[str, Any]:
 
     return {
         "help": run("--help"),
-        "answers": {name: {verb: run(verb) for verb in plugin["commands"]} for name, plugin in KNOWN.items()},
+        "answers": {
+            name: {verb: run(*verb.split(".")) for verb in plugin["commands"]} for name, plugin in KNOWN.items()
+        },
     }
 
 

@@ -55,6 +55,9 @@ def test_a_request_for_a_known_plug_in_is_answered_with_how_to_install_it(alone,
     hint = f"pip install fovea-{name}"
     for path, (status, text) in alone["gateway"]["answers"][name].items():
         assert (status, hint in text) == (404, True), (path, text)
+    for service, found in alone["services"].items():
+        for path, text in found["answers"][name].items():
+            assert hint in text, (service, path, text)
     for model, text in alone["models"][name].items():
         assert hint in text, model
     for verb, text in alone["commands"]["answers"][name].items():

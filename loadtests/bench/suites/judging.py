@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from fovea_evaluation.imported_collection import ImportedCollection, parse_collection
 from loadtests.bench.result import Row, Table
 from services.relevance_judge.embeddings import embed_windows, judging_embedders, load_embedder
 from services.relevance_judge.metrics.baselines import LexicalIndex
 from services.relevance_judge.metrics.bootstrap import mean_interval
 from services.relevance_judge.metrics.pair_order import order_counts
-from services.relevance_judge.parsing.imported_collection import ImportedCollection, parse_collection
 from shared.lm.bundled_models import MINILM
 
 FILES = ("cran.all.1400", "cran.qry", "cranqrel"), ("documents", "topics", "relevance")

@@ -149,7 +149,6 @@ class _BatchRun:
         return None
 
     def report_progress(self) -> None:
-        """Report progress."""
         failed = f", {self.failed} failed" if self.failed else ""
         self.run.progress(self.done / max(self.total, 1), f"{self.done} of {self.total} pairs{failed}")
 

@@ -118,10 +118,7 @@ def summarise_batch(
         notes.append(f"More than one model answered: {', '.join(models)}.")
     url = f"/v1/judge/batches/{manifest['id']}"
     return BatchOut(
-        id=manifest["id"],
-        judge=manifest["judge"],
-        templates=list(manifest["templates"]),
-        llm=manifest["llm"],
+        **{name: manifest[name] for name in ("id", "judge", "templates", "llm")},
         answered_by=models,
         pairs=len(manifest["pairs"]),
         distinct=len({key for _, _, key in manifest["pairs"]}),

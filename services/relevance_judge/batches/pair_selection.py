@@ -9,13 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fovea.errors import InvalidOption, Malformed
-from services.relevance_judge.metrics.rankings import order_passages
+from services.relevance_judge.metrics.agreement import Qrels
 from services.relevance_judge.parsing import trec
-from services.relevance_judge.parsing.json_lines import parse_object
+from services.relevance_judge.parsing.label_formats import parse_object
 
 MAX_BATCH_PAIRS = 200_000
-
-Labels = Mapping[tuple[str, str], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +58,13 @@ def parse_pairs(text: str) -> list[BatchPair]:
         _check_id(qid, number, "pairs")
         _check_id(docid, number, "pairs")
         found.append(BatchPair(qid, docid, query, passage))
-    return _check_count(found)
+    _check_count(len(found))
+    return found
 
 
 def cross_pairs(topics: Mapping[str, str], passages: Mapping[str, str]) -> list[BatchPair]:
     """Pair every topic with every passage."""
-    if len(topics) * len(passages) > MAX_BATCH_PAIRS:
-        raise _too_many(len(topics) * len(passages))
+    _check_count(len(topics) * len(passages))
     return [BatchPair(qid, docid, query, text) for qid, query in topics.items() for docid, text in passages.items()]
 
 
@@ -76,13 +74,14 @@ def pool_runs(runs: trec.Runs, depth: int, topics: Mapping[str, str], passages: 
     for tag, run in runs.items():
         for qid, scores in run.items():
             query = _text_of(qid, topics, f"The run {tag} has the query", "topics")
-            for docid in order_passages(scores)[:depth]:
+            for docid in trec.order_passages(scores)[:depth]:
                 passage = _text_of(docid, passages, f"The run {tag} has the passage", "passages")
                 found.setdefault((qid, docid), BatchPair(qid, docid, query, passage))
-    return _check_count(list(found.values()))
+    _check_count(len(found))
+    return list(found.values())
 
 
-def drop_labelled(pairs: list[BatchPair], labels: Labels) -> list[BatchPair]:
+def drop_labelled(pairs: list[BatchPair], labels: Qrels) -> list[BatchPair]:
     """Drop the pairs that have a label already."""
     return [pair for pair in pairs if (pair.qid, pair.docid) not in labels]
 
@@ -98,14 +97,9 @@ def _text_of(name: str, texts: Mapping[str, str], where: str, field: str) -> str
     return texts[name]
 
 
-def _check_count(pairs: list[BatchPair]) -> list[BatchPair]:
-    if len(pairs) > MAX_BATCH_PAIRS:
-        raise _too_many(len(pairs))
-    return pairs
-
-
-def _too_many(count: int) -> InvalidOption:
-    return InvalidOption(f"{count:,} pairs; a batch takes at most {MAX_BATCH_PAIRS:,}.", hint="Send it in parts.")
+def _check_count(count: int) -> None:
+    if count > MAX_BATCH_PAIRS:
+        raise InvalidOption(f"{count:,} pairs; a batch takes at most {MAX_BATCH_PAIRS:,}.", hint="Send it in parts.")
 
 
 def _parse_tabbed(line: str, number: int, source: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from fovea.errors import InvalidOption, NotFound
 from services.relevance_judge.judge import EXAMPLE, NO_GRAPH, PAPER, Judge, apply_calibration
-from services.relevance_judge.metrics.ensembles import NO_VOTE, average, majority, median
+from services.relevance_judge.metrics.ensembles import NO_VOTE, EnsembleRule, combine_votes
 from services.relevance_judge.prompt_template import get_template
 from services.relevance_judge.schemas import UNCALIBRATED, EnsembleIn, JudgeIn, Member, Pair, Verdict
 from shared.registry import CallContext, Card
@@ -56,7 +56,7 @@ class Ensemble(Judge[EnsembleIn]):
         if request.combine == "signals":
             facts = _combine_signals(verdicts, request, template, llm)
         else:
-            facts = _combine_votes(verdicts, request)
+            facts = _combine_votes(verdicts, request.combine, request)
         flags = {flag for one in verdicts for flag in one.flags} | {*facts.pop("flags", ())}
         if request.combine == "signals":
             flags -= {UNCALIBRATED} if facts["valid"] else set()
@@ -73,7 +73,6 @@ class Ensemble(Judge[EnsembleIn]):
         )
 
     def _members(self, request: EnsembleIn) -> list[tuple[Judge, JudgeIn]]:
-        """Each member with the request it gets."""
         kinds = servables("relevance-judge").items()
         known = {name: kind for name, kind in kinds if issubclass(kind, Judge) and not issubclass(kind, Ensemble)}
         members: list[tuple[Judge, JudgeIn]] = []
@@ -88,21 +87,16 @@ class Ensemble(Judge[EnsembleIn]):
 
 
 def _judge_for_template(member: Member, known: Mapping[str, type[Judge]]) -> str:
-    """The judge that reads the member's template."""
     if member.template is None:
         raise InvalidOption("A member names neither judge nor template.", field="members")
     kind = get_template(member.template).kind
     return next(name for name, judge in known.items() if kind in judge.kinds)
 
 
-def _combine_votes(verdicts: list[Verdict], request: EnsembleIn) -> dict[str, Any]:
+def _combine_votes(verdicts: list[Verdict], how: EnsembleRule, request: EnsembleIn) -> dict[str, Any]:
     votes = [[one.grade] for one in verdicts]
-    if request.combine == "majority":
-        grade = majority(votes, tie=request.tie, seed=request.seed or 0)[0]
-    elif request.combine == "median":
-        grade = median(votes)[0]
-    else:
-        grade = average(votes, rounding=request.rounding, weights=[one.weight for one in request.members])[0]
+    weights, seed = [one.weight for one in request.members], request.seed or 0
+    (grade,) = combine_votes(votes, how, tie=request.tie, rounding=request.rounding, weights=weights, seed=seed)
     if grade == NO_VOTE:
         is_bare = all(one.reason == UNCALIBRATED for one in verdicts)
         return {"grade": None, "valid": False, "reason": UNCALIBRATED if is_bare else "no_valid_vote"}

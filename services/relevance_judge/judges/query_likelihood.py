@@ -72,7 +72,6 @@ class QueryLikelihood(Judge):
         return Verdict(**{**facts, "flags": [*facts["flags"], *flags]})
 
     def _score(self, template: Template, query: str, passage: str, request: JudgeIn, run: CallContext) -> _QueryScore:
-        """Score the query behind the templated prompt that shows the passage."""
         shown = render_prompt(template, query, passage, mark=make_fence(query, passage, request.seed))
         prompt = self.client.tokenize(run, model=request.llm, messages=build_messages(shown))
         tail = self.client.tokenize(run, model=request.llm, prompt=query.strip(), add_special_tokens=False)

@@ -1,1 +1,1 @@
-"""Metrics: agreement, rankings, uncertainty, bias, ensembles, calibration, baselines and the leaderboard."""
+"""Metrics: agreement, trust, order, uncertainty, bias, ensembles, calibration and baselines."""

@@ -7,11 +7,11 @@ alpha) after LLMJudge (2025).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
 Weights = Literal["linear", "quadratic"]
 Level = Literal["nominal", "ordinal", "interval"]
@@ -97,34 +97,24 @@ def _distance(level: Level, margin: Floats, values: Floats) -> Floats:
     return np.asarray(np.subtract.outer(middle, middle) ** 2)
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """A judge against a reference on the pairs that both labelled.
-
-    Attributes:
-        pairs: Pairs compared.
-        missing: Pairs of the reference that the judge lacks; extra: the other way round.
-        clamped: Labels of the judge that were moved onto the scale.
-        counts: The judge's labels per grade, after clamping.
-        bias: Mean of judge − reference; `mae` its absolute form; `bias_by_grade` per reference grade.
-        kappa_by_query: Kappa of each query alone; None where undefined.
-    """
+class Agreement(BaseModel):
+    """A judge against a reference on the pairs that both labelled; null is undefined."""
 
     pairs: int
-    missing: int
-    extra: int
-    clamped: int
+    missing: int = Field(description="Pairs of the reference that the judge lacks.")
+    extra: int = Field(description="Pairs of the judge that the reference lacks.")
+    clamped: int = Field(description="Labels of the judge that were moved onto the scale.")
     kappa: float | None
-    alpha: float | None
+    alpha: float | None = Field(description="Krippendorff's, ordinal.")
     kappa_linear: float | None
     kappa_quadratic: float | None
     kappa_by_cut: dict[str, float | None]
     alpha_by_cut: dict[str, float | None]
-    confusion: NDArray[np.int64]
-    counts: list[int]
-    bias: float | None
-    mae: float | None
-    bias_by_grade: list[float | None]
+    confusion: list[list[int]] = Field(description="Rows are the reference's grades.")
+    counts: list[int] = Field(description="The judge's labels per grade, after clamping.")
+    bias: float | None = Field(description="Mean of judge − reference.")
+    mae: float | None = Field(description="Mean of its absolute form.")
+    bias_by_grade: list[float | None] = Field(description="Per reference grade.")
     kappa_by_query: dict[str, float | None]
 
 
@@ -151,7 +141,7 @@ def agree(reference: Qrels, judge: Qrels) -> Agreement:
         kappa_quadratic=cohen_kappa(a, b, weights="quadratic"),
         kappa_by_cut={name: cohen_kappa(*half, grades=(0, 1)) for name, half in halves.items()},
         alpha_by_cut={name: krippendorff_alpha(half, grades=(0, 1)) for name, half in halves.items()},
-        confusion=table,
+        confusion=table.tolist(),
         counts=table.sum(0).tolist(),
         bias=_mean(difference),
         mae=_mean(np.abs(difference)),

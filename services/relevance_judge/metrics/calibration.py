@@ -18,8 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fovea.errors import InvalidOption
 from services.relevance_judge.metrics.agreement import cohen_kappa
-from services.relevance_judge.metrics.pair_order import number_queries, pair_order
-from services.relevance_judge.metrics.rankings import spearman_rho
+from services.relevance_judge.metrics.pair_order import number_queries, pair_order, spearman_rho
 
 FitRule = Literal["quantile", "kappa"]
 

@@ -16,10 +16,26 @@ import numpy as np
 
 Tie = Literal["average", "min", "max", "median", "random"]
 Rounding = Literal["half_up", "half_even"]
+EnsembleRule = Literal["majority", "average", "median"]
 
 NO_VOTE = -1
 
 _ROUND: dict[str, Callable[[float], int]] = {"half_up": lambda x: math.floor(x + 0.5), "half_even": round}
+
+
+def combine_votes(
+    votes: Any,
+    how: EnsembleRule,
+    *,
+    tie: Tie = "average",
+    rounding: Rounding = "half_up",
+    weights: Sequence[float] | None = None,
+    seed: int = 0,
+) -> list[int]:
+    """One grade per item of votes [judges][items], by the named rule; see `majority`, `average` and `median`."""
+    if how == "majority":
+        return majority(votes, tie=tie, seed=seed)
+    return median(votes) if how == "median" else average(votes, rounding=rounding, weights=weights)
 
 
 def majority(votes: Any, *, tie: Tie = "average", seed: int = 0, grades: Sequence[int] = (0, 1, 2, 3)) -> list[int]:

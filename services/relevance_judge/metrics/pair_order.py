@@ -1,14 +1,17 @@
-"""Pair order: how often a signal ranks two passages of one query as their labels do."""
+"""How alike two orders are: pairs of passages that a signal ranks as their labels do, and rank correlations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.relevance_judge.metrics.bootstrap import divide_sums
+from shared.lazy_module import LazyModule
+
+stats = LazyModule("scipy.stats")
 
 
 def pair_order(signals: Any, grades: Any, queries: Any) -> float | None:
@@ -43,3 +46,20 @@ def _count_order(x: NDArray[np.float64], y: NDArray[Any]) -> tuple[float, float]
         right += 0.5 * float(lower.searchsorted(own).sum() + lower.searchsorted(own, "right").sum())
         total += lower.size * own.size
     return right, total
+
+
+def kendall_tau_b(x: Any, y: Any) -> float | None:
+    """Kendall's τ-b with ties; None for fewer than two values or a constant side."""
+    return _correlation(stats.kendalltau, x, y)
+
+
+def spearman_rho(x: Any, y: Any) -> float | None:
+    """Spearman's ρ over average ranks; None for fewer than two values or a constant side."""
+    return _correlation(stats.spearmanr, x, y)
+
+
+def _correlation(rule: Callable[..., Any], x: Any, y: Any) -> float | None:
+    first, second = np.asarray(x, float), np.asarray(y, float)
+    if first.size < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return float(rule(first, second).statistic)

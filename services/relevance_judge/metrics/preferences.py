@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from shared.lazy_module import LazyModule
 
@@ -48,26 +48,17 @@ class Share(BaseModel):
     p: float
 
 
-@dataclass(frozen=True)
-class OrderBias:
-    """Biases of a pairwise judge; None where there is no case.
+class OrderBias(BaseModel):
+    """Biases of a pairwise judge; null where there is no case."""
 
-    Attributes:
-        consistent: Comparisons whose outcome does not change with the order.
-        shown_first: How often the passage shown first won among the inconsistent pairs.
-        longer: Of consistent ones with unequal lengths that people call equal (or all, where nobody labelled), how
-            often the longer passage won.
-        accuracy: Of comparisons that people decided, how often the judge agrees, by the mean of both orders.
-        single_order_accuracy: The same when each is asked once, first passage first.
-    """
-
-    comparisons: int
-    consistent: Share | None
-    shown_first: Share | None
-    longer: Share | None
-    accuracy: Share | None
-    single_order_accuracy: Share | None
     statement: str
+    consistent: Share | None = Field(description="Comparisons that come out the same in both orders.")
+    shown_first: Share | None = Field(description="Of the others: how often the passage shown first won.")
+    longer: Share | None = Field(
+        description="Of consistent ones of equal grade (all, if nobody labelled): how often the longer passage won."
+    )
+    accuracy: Share | None = Field(description="Agreement with people, averaged over both orders.")
+    single_order_accuracy: Share | None = Field(description="Agreement if each is asked once, first passage first.")
 
 
 def measure_order_bias(preferences: Sequence[Preference]) -> OrderBias:
@@ -81,7 +72,6 @@ def measure_order_bias(preferences: Sequence[Preference]) -> OrderBias:
     first = _share([one.forward > one.backward for one in flipped])
     longer = _share([(one.mean > 0.5) == (one.first_words > one.second_words) for one in even])
     return OrderBias(
-        comparisons=len(preferences),
         consistent=_share([one.is_consistent for one in preferences]),
         shown_first=first,
         longer=longer,

@@ -6,8 +6,7 @@ better than what costs nothing. Computes from signals; asks no model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,7 @@ from pydantic import BaseModel, Field
 from services.relevance_judge.metrics.agreement import GRADES, Qrels, cohen_kappa
 from services.relevance_judge.metrics.bootstrap import divide_sums, draw_ratios, percentile_interval
 from services.relevance_judge.metrics.calibration import grade_across_queries
-from services.relevance_judge.metrics.pair_order import order_counts
-from services.relevance_judge.metrics.rankings import kendall_tau_b
+from services.relevance_judge.metrics.pair_order import kendall_tau_b, order_counts
 from services.relevance_judge.metrics.uncertainty import kappa_interval
 
 MIN_QUERIES = 5
@@ -44,20 +42,14 @@ class RaterRow(BaseModel):
     lead_interval: Interval = None
 
 
-@dataclass(frozen=True)
-class TrustReport:
-    """A judge's row, those of the baselines, and what follows.
+class TrustReport(BaseModel):
+    """Whether the judge is worth believing on texts like these."""
 
-    Attributes:
-        is_better: Whether the judge orders pairs better than every baseline, by intervals that exclude 0.
-        statement: The same in one or two plain sentences.
-    """
-
+    statement: str = Field(description="The answer in a plain sentence.")
+    is_better: bool = Field(description="Better than every baseline, by intervals that exclude 0.")
+    queries: int
     judge: RaterRow
     baselines: list[RaterRow]
-    queries: int
-    is_better: bool
-    statement: str
 
 
 def build_trust_report(
@@ -78,21 +70,33 @@ def build_trust_report(
     """
     pairs = [pair for pair in reference if pair in signals and all(pair in one for one in baselines.values())]
     truth = np.clip(np.asarray([reference[pair] for pair in pairs], int), GRADES[0], GRADES[-1])
-    queries = [qid for qid, _ in pairs]
+    labels, queries = dict(zip(pairs, truth.tolist(), strict=True)), [qid for qid, _ in pairs]
     everyone = {name: signals, **baselines}
     values = {key: np.asarray([one[pair] for pair in pairs], float) for key, one in everyone.items()}
     orders = {key: order_counts(x, truth, queries) for key, x in values.items()}
     drawn = dict(zip(orders, draw_ratios([*orders.values()], draws=draws, seed=seed), strict=True))
-    own = {name: grades} if grades is not None else {}
-    rows = {}
-    for key, x in values.items():
-        graded = _grade(pairs, x, truth, own.get(key))
-        lead = {} if key == name else _lead(orders[name], orders[key], drawn[name] - drawn[key])
-        rows[key] = _row(key, pairs, x, truth, graded, orders[key], drawn[key], draws, seed, **lead)
-    useful = sum(total > 0 for _, total in orders[name].values())
-    judge, others = rows.pop(name), list(rows.values())
-    is_better, statement = _conclude(judge, others, useful)
-    return TrustReport(judge, others, len(set(queries)), is_better, statement)
+
+    def describe(key: str) -> RaterRow:
+        taus = _taus(pairs, values[key], truth)
+        graded = grades if key == name and grades is not None else _grade(pairs, values[key], truth)
+        shared = [pair for pair in pairs if pair in graded]
+        judged = np.clip(np.asarray([graded[pair] for pair in shared], int), GRADES[0], GRADES[-1])
+        return RaterRow(
+            name=key,
+            pairs=len(pairs),
+            pair_order=divide_sums(orders[key]),
+            pair_order_interval=percentile_interval(drawn[key]),
+            tau=divide_sums(taus),
+            tau_interval=percentile_interval(draw_ratios([taus], draws=draws, seed=seed)[0]) if taus else None,
+            kappa=cohen_kappa([labels[pair] for pair in shared], judged),
+            kappa_interval=kappa_interval(labels, graded, draws=draws, seed=seed),
+            **({} if key == name else _lead(orders[name], orders[key], drawn[name] - drawn[key])),
+        )
+
+    judge, *others = map(describe, everyone)
+    is_better, statement = _conclude(judge, others, sum(total > 0 for _, total in orders[name].values()))
+    count = len(set(queries))
+    return TrustReport(statement=statement, is_better=is_better, queries=count, judge=judge, baselines=others)
 
 
 def _lead(judge: Counts, other: Counts, drawn: NDArray[np.float64]) -> dict[str, Any]:
@@ -103,43 +107,12 @@ def _lead(judge: Counts, other: Counts, drawn: NDArray[np.float64]) -> dict[str,
 
 
 def _grade(
-    pairs: list[tuple[str, str]], x: NDArray[np.float64], truth: NDArray[np.int64], own: Qrels | None
+    pairs: Sequence[tuple[str, str]], x: NDArray[np.float64], truth: NDArray[np.int64]
 ) -> dict[tuple[str, str], int]:
-    if own is not None:
-        return {pair: own[pair] for pair in pairs if pair in own}
-    if len({qid for qid, _ in pairs}) < 2:
+    queries = [qid for qid, _ in pairs]
+    if len(set(queries)) < 2:
         return {}
-    found = grade_across_queries(x, truth, [qid for qid, _ in pairs])
-    return dict(zip(pairs, found.tolist(), strict=True))
-
-
-def _row(
-    key: str,
-    pairs: list[tuple[str, str]],
-    x: NDArray[np.float64],
-    truth: NDArray[np.int64],
-    graded: dict[tuple[str, str], int],
-    order: Counts,
-    drawn: NDArray[np.float64],
-    draws: int,
-    seed: int,
-    **lead: Any,
-) -> RaterRow:
-    labels = dict(zip(pairs, truth.tolist(), strict=True))
-    taus = _taus(pairs, x, truth)
-    shared = [pair for pair in pairs if pair in graded]
-    judged = np.clip(np.asarray([graded[pair] for pair in shared], int), GRADES[0], GRADES[-1])
-    return RaterRow(
-        name=key,
-        pairs=len(pairs),
-        pair_order=divide_sums(order),
-        pair_order_interval=percentile_interval(drawn),
-        tau=divide_sums(taus),
-        tau_interval=percentile_interval(draw_ratios([taus], draws=draws, seed=seed)[0]) if taus else None,
-        kappa=cohen_kappa([labels[pair] for pair in shared], judged),
-        kappa_interval=kappa_interval(labels, graded, draws=draws, seed=seed),
-        **lead,
-    )
+    return dict(zip(pairs, grade_across_queries(x, truth, queries).tolist(), strict=True))
 
 
 def _taus(pairs: list[tuple[str, str]], x: NDArray[np.float64], truth: NDArray[np.int64]) -> Counts:

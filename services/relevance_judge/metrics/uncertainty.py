@@ -28,7 +28,6 @@ def kappa_interval(reference: Qrels, judge: Qrels, *, draws: int = 2000, seed: i
 
 
 def _tables(reference: Qrels, judge: Qrels) -> Mapping[str, NDArray[np.int64]]:
-    """Confusion [4, 4] of each query."""
     labels: dict[str, tuple[list[int], list[int]]] = {}
     for pair, grade in reference.items():
         if pair in judge:

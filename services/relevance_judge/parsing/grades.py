@@ -122,14 +122,11 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _json_value(value: Any, lowest: int, highest: int) -> ParsedGrade:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return ParsedGrade(None, "json", "not_a_number")
-    number = re.fullmatch(rf"\s*(?P<number>{_NUMBER})\s*", str(value)) if isinstance(value, str) else None
-    if isinstance(value, str):
-        if number is None:
-            return ParsedGrade(None, "json", "not_a_number")
-        return _check_number("json", number["number"], lowest, highest)
-    return _check_number("json", repr(value), lowest, highest)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _check_number("json", repr(value), lowest, highest)
+    if isinstance(value, str) and re.fullmatch(rf"\s*{_NUMBER}\s*", value):
+        return _check_number("json", value.strip(), lowest, highest)
+    return ParsedGrade(None, "json", "not_a_number")
 
 
 def _by_label(text: str, lowest: int, highest: int) -> ParsedGrade | None:

@@ -1,4 +1,4 @@
-"""Label formats: a judge's labels as TREC qrels, JSON lines or CSV."""
+"""Label formats: a judge's labels as TREC qrels, JSON lines or CSV; JSON lines with their number in errors."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from fovea.errors import Malformed
 from services.relevance_judge.parsing import trec
-from services.relevance_judge.parsing.json_lines import parse_json_lines
 from services.relevance_judge.schemas import UNCALIBRATED
 
 MEDIA_TYPES = {"qrels": "text/plain", "jsonl": "application/x-ndjson", "csv": "text/csv"}
@@ -141,6 +140,24 @@ def format_labels(rows: Iterable[dict[str, Any]], form: str) -> str:
     sheet.writeheader()
     sheet.writerows({**row, "flags": " ".join(row.get("flags") or ())} for row in rows)
     return out.getvalue()
+
+
+def parse_json_lines(text: str, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the object of each line that is not empty; see `parse_object`."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield number, parse_object(line, number, source)
+
+
+def parse_object(line: str, number: int, source: str) -> dict[str, Any]:
+    """Parse one line; `Malformed` if it is not a JSON object."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"Line {number} of {source} is not JSON.") from error
+    if not isinstance(row, dict):
+        raise Malformed(f"Line {number} of {source} is not a JSON object.")
+    return row
 
 
 def _pair(row: dict[str, Any], number: int, source: str) -> tuple[str, str]:

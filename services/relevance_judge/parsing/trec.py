@@ -8,6 +8,8 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from fovea.errors import Malformed
 
 MAX_GRADE = 1000
@@ -71,6 +73,13 @@ def parse_runs(text: str, source: str = "runs") -> Runs:
             raise Malformed(f"Line {number} of {source}: the score {text_score[:40]!r} is not a finite number.")
         runs.setdefault(tag, {}).setdefault(query, {})[passage] = score
     return runs
+
+
+def order_passages(scores: Mapping[str, float]) -> list[str]:
+    """Order the passages of a run as trec_eval does, best first: by score as float32, ties by id descending."""
+    found = sorted(scores, reverse=True)
+    found.sort(key=lambda passage: np.float32(scores[passage]), reverse=True)
+    return found
 
 
 def read_topics(path: str | Path) -> dict[str, str]:

@@ -1,17 +1,15 @@
-"""Routes of `/v1/judge/…`, one subject a file."""
+"""Routes of `/v1/judge/…`, one subject a file; those about systems and answers come with the plug-in evaluation."""
 
 from fastapi import APIRouter
 
 # isort: off
 from services.relevance_judge.routes import (
-    agreement, answers, backends, batches, calibrations, collection, corrected, ensembles, leaderboard, preferences,
-    rankings, signal_weights, significance, templates, trust,
+    agreement, backends, batches, calibrations, collection, ensembles, preferences, templates, trust,
 )  # fmt: skip
 # isort: on
 
 router = APIRouter(prefix="/v1/judge", tags=["judge"])
 for subject in (  # in the order of the API's documentation
-    agreement, trust, rankings, significance, corrected, ensembles, signal_weights, answers, preferences, leaderboard,
-    templates, calibrations, batches, collection, backends,
+    agreement, trust, ensembles, preferences, templates, calibrations, batches, collection, backends,
 ):  # fmt: skip
     router.include_router(subject.router)

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from services.relevance_judge.batches import pair_selection
-from services.relevance_judge.metrics.agreement import agree
+from services.relevance_judge.metrics.agreement import Agreement, Qrels, agree
 from services.relevance_judge.metrics.bias import BiasBlock, invalid_share, measure_bias
 from services.relevance_judge.metrics.uncertainty import kappa_interval
 from services.relevance_judge.parsing import trec
@@ -39,30 +39,14 @@ class Disagreement(BaseModel):
     judge: int
 
 
-class AgreementOut(BaseModel):
+class AgreementOut(Agreement):
     """How far the judge agrees with the reference; null is undefined."""
 
-    pairs: int
-    missing: int
-    extra: int
-    clamped: int
-    kappa: float | None
     kappa_interval: tuple[float, float] | None = Field(description="95 %, from a bootstrap over queries.")
-    alpha: float | None = Field(description="Krippendorff's, ordinal.")
-    kappa_linear: float | None
-    kappa_quadratic: float | None
-    kappa_by_cut: dict[str, float | None]
-    alpha_by_cut: dict[str, float | None]
-    confusion: list[list[int]] = Field(description="Rows are the reference's grades.")
-    counts: list[int]
-    bias: float | None
-    mae: float | None
-    bias_by_grade: list[float | None]
-    kappa_by_query: dict[str, float | None]
     invalid: int = Field(description="Pairs that the judge's lines call invalid.")
     uncalibrated: int = Field(description="Pairs with a signal and no grade, as no calibration was given.")
     invalid_by_grade: list[float | None] = Field(description="Their share per reference grade.")
-    bias_by_text: BiasBlock | None = Field(description="Where the texts were judge.")
+    bias_by_text: BiasBlock | None = Field(description="Where the texts were given.")
     disagreements: list[Disagreement] = Field(description=f"The widest first, at most {MAX_DISAGREEMENTS}.")
 
 
@@ -70,10 +54,9 @@ class AgreementOut(BaseModel):
 def agreement(body: AgreementIn) -> AgreementOut:
     """Compare a judge's labels with reference labels."""
     reference, judge = trec.parse_qrels(body.reference, "reference"), parse_labels(body.judge, "judge")
-    found = agree(reference, judge.labels)
     texts = pair_selection.parse_collection(body.topics, body.passages)
     return AgreementOut(
-        **{**vars(found), "confusion": found.confusion.tolist()},
+        **vars(agree(reference, judge.labels)),
         kappa_interval=kappa_interval(reference, judge.labels, draws=body.draws, seed=body.seed),
         invalid=len(judge.invalid),
         uncalibrated=judge.uncalibrated,
@@ -83,7 +66,7 @@ def agreement(body: AgreementIn) -> AgreementOut:
     )
 
 
-def _widest(reference: dict[tuple[str, str], int], judge: dict[tuple[str, str], int]) -> list[Disagreement]:
+def _widest(reference: Qrels, judge: Qrels) -> list[Disagreement]:
     differ = [pair for pair in reference if pair in judge and reference[pair] != judge[pair]]
     differ.sort(key=lambda pair: -abs(reference[pair] - judge[pair]))
     return [

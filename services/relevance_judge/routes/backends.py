@@ -1,21 +1,28 @@
-"""`GET /v1/judge/backends`: the endpoint that judges ask, and what it can do. Its key is never shown."""
+"""`GET /v1/judge/backends`: the endpoint that judges ask, and what it can do, without its key; lookup of judges."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
-from fovea.errors import FoveaError
+from fovea.errors import FoveaError, InvalidOption
 from services.relevance_judge.chat_client import REQUEST_TIMEOUT_S, ChatClient
-from services.relevance_judge.judge import MAX_CONCURRENT_PAIRS
-from services.relevance_judge.routes.model_lookup import get_judge
+from services.relevance_judge.judge import MAX_CONCURRENT_PAIRS, Judge
 from shared.registry import CallContext
 from shared.settings import Settings
 
 router = APIRouter()
+
+
+def get_judge(request: Request, name: str | None) -> Judge[Any]:
+    """The loaded judge of that name (None: default); `NotFound` without one, `InvalidOption` if it is no judge."""
+    found = request.app.state.host.servable(name, "judge")
+    if not isinstance(found, Judge):
+        raise InvalidOption(f"The model {name!r} is not a judge.", field="model")
+    return found
 
 
 class Backend(BaseModel):

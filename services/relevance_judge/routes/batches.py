@@ -16,7 +16,7 @@ from services.relevance_judge.batches.label_log import open_label_log
 from services.relevance_judge.judge import Judge
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import MEDIA_TYPES, format_labels
-from services.relevance_judge.routes.model_lookup import get_judge
+from services.relevance_judge.routes.backends import get_judge
 from services.relevance_judge.schemas import JudgeIn, StrictModel
 from shared.registry import CallContext
 from shared.serving.http.negotiation import choose
@@ -107,7 +107,6 @@ def _open_store(request: Request) -> BatchStore:
 
 
 def _options(judge: Judge, options: dict[str, Any]) -> JudgeIn:
-    """The judge's request, with one placeholder pair."""
     if misplaced := {"pairs", "query", "passages"} & set(options):
         raise InvalidOption("Pairs go next to the options, not into them.", field=f"options.{min(misplaced)}")
     try:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 
 from fovea.errors import InvalidOption
-from services.relevance_judge.judge import open_calibrations
+from services.relevance_judge.judge import open_calibrations, read_calibration
 from services.relevance_judge.metrics.calibration import Calibration, FitRule, fit
 from services.relevance_judge.schemas import StrictModel
 from services.relevance_judge.storage.versioned_store import VersionedStore
@@ -68,7 +68,10 @@ def list_calibrations(request: Request) -> list[CalibrationRow]:
     """List the stored calibrations, each with its latest version."""
     store = _open_store(request)
     versions = {name: store.list_versions(name) for name in store.list_names()}
-    return [CalibrationRow(name=name, versions=found, latest=_load(store, name)) for name, found in versions.items()]
+    return [
+        CalibrationRow(name=name, versions=found, latest=_describe(read_calibration(store, name)))
+        for name, found in versions.items()
+    ]
 
 
 @router.get("/calibrations/{name}", responses=problems(404))
@@ -76,16 +79,11 @@ def show_calibration(
     request: Request, name: Annotated[str, Path(description="Name, or name@version.")]
 ) -> CalibrationOut:
     """Show a stored calibration: `name` for the latest, `name@version` for exactly that one."""
-    return _load(_open_store(request), name)
+    return _describe(read_calibration(_open_store(request), name))
 
 
 def _open_store(request: Request) -> VersionedStore:
     return open_calibrations(request.app.state.objects, get_tenant(request))
-
-
-def _load(store: VersionedStore, name: str) -> CalibrationOut:
-    plain, version, stored = store.get(name)
-    return _describe(Calibration.model_validate({**stored, "name": plain, "version": version}))
 
 
 def _describe(found: Calibration) -> CalibrationOut:

@@ -1,18 +1,21 @@
-"""`POST /v1/judge/ensembles`: combine several label sets into one. Stores nothing."""
+"""`POST /v1/judge/ensembles`: label sets become one; `…/weights`: signals are weighed by labelled pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from fovea.errors import InvalidOption
 from services.relevance_judge.metrics import ensembles
-from services.relevance_judge.metrics.ensembles import Rounding, Tie
+from services.relevance_judge.metrics.calibration import Calibration, fit
+from services.relevance_judge.metrics.ensembles import EnsembleRule, Rounding, Tie
+from services.relevance_judge.metrics.signal_weights import SignalWeights, combine_signals, fit_signal_weights
 from services.relevance_judge.parsing import trec
-from services.relevance_judge.parsing.label_formats import parse_labels
-from services.relevance_judge.schemas import EnsembleRule, StrictModel
+from services.relevance_judge.parsing.label_formats import SignalSet, parse_labels, parse_signals
+from services.relevance_judge.schemas import StrictModel
 from shared.serving.http.openapi_routes import problems
 
 router = APIRouter()
@@ -44,9 +47,12 @@ def combine(body: EnsemblesIn) -> EnsemblesOut:
     """Combine label sets into one; a judge that lacks a pair does not vote on it."""
     label_sets = [parse_labels(text, f"judges[{place}]").labels for place, text in enumerate(body.judges)]
     pairs = list(dict.fromkeys(pair for labels in label_sets for pair in labels))
+    options = body.model_dump(include={"tie", "rounding", "weights", "seed"})
     votes = [[labels.get(pair) for pair in pairs] for labels in label_sets]
+    if outside := [vote for labels in label_sets for vote in labels.values() if not 0 <= vote <= 3]:
+        raise InvalidOption(f"A vote of {outside[0]} lies outside the grades 0–3.")
     try:
-        grades = _combine(votes, body)
+        grades = ensembles.combine_votes(votes, body.combine, **options)
     except ValueError as error:
         raise InvalidOption(str(error)) from error
     combined = {pair: grade for pair, grade in zip(pairs, grades, strict=True) if grade != ensembles.NO_VOTE}
@@ -54,12 +60,76 @@ def combine(body: EnsemblesIn) -> EnsemblesOut:
     return EnsemblesOut(qrels=trec.format_qrels(combined), pairs=len(combined), counts=counts)
 
 
-def _combine(votes: Sequence[Sequence[int | None]], body: EnsemblesIn) -> list[int]:
-    outside = [vote for row in votes for vote in row if vote is not None and not 0 <= vote <= 3]
-    if outside:
-        raise ValueError(f"A vote of {outside[0]} lies outside the grades 0–3.")
-    if body.combine == "majority":
-        return ensembles.majority(votes, tie=body.tie, seed=body.seed)
-    if body.combine == "median":
-        return ensembles.median(votes)
-    return ensembles.average(votes, rounding=body.rounding, weights=body.weights)
+class WeightsIn(StrictModel):
+    """Signals of several judges on the same labelled pairs."""
+
+    reference: str = Field(description="Qrels lines by people.")
+    judges: dict[str, str] = Field(
+        min_length=2, max_length=8, description="Name → JSON lines of a batch, or run lines (which can't vote later)."
+    )
+    ridge: float = Field(1.0, ge=0, le=1e4, description="Penalty on large weights.")
+
+
+class MemberRow(BaseModel):
+    """One judge: its weight, and how well its signal alone orders pairs."""
+
+    judge: str
+    weight: float
+    pair_order: float | None
+
+
+class WeightsOut(BaseModel):
+    """The ensemble, and what it is worth on queries that its weights have not seen."""
+
+    pairs: int
+    queries: int
+    members: list[MemberRow]
+    pair_order: float | None = Field(
+        description="Of the weighted sum; each query scored with weights fitted without it."
+    )
+    pair_order_equal: float | None = Field(description="Of the unweighted sum.")
+    options: dict[str, Any] | None = Field(
+        description="Options for the judge `ensemble`, to send with pairs; null where a judge names no template."
+    )
+
+
+@router.post("/ensembles/weights", responses=problems(400, 422))
+def fit_weights(body: WeightsIn) -> WeightsOut:
+    """Fit weights so that the sum of standardised signals orders the passages of a query as people do."""
+    labels = trec.parse_qrels(body.reference, "reference")
+    judges = {name: parse_signals(text, name) for name, text in body.judges.items()}
+    pairs = [pair for pair in labels if all(pair in one.signals for one in judges.values())]
+    if not pairs:
+        raise InvalidOption("No labelled pair has a signal of every judge.", field="judges")
+    x = np.asarray([[one.signals[pair] for one in judges.values()] for pair in pairs])
+    y, queries = [min(max(labels[pair], 0), 3) for pair in pairs], [qid for qid, _ in pairs]
+    found = fit_signal_weights(x, y, queries, ridge=body.ridge)
+    return WeightsOut(
+        pairs=len(pairs),
+        queries=len(set(queries)),
+        members=[
+            MemberRow(judge=name, weight=weight, pair_order=alone)
+            for name, weight, alone in zip(judges, found.weights, found.alone, strict=True)
+        ],
+        pair_order=found.pair_order,
+        pair_order_equal=found.equal,
+        options=_build_options(judges, found, x, y, queries),
+    )
+
+
+def _build_options(
+    judges: dict[str, SignalSet], found: SignalWeights, x: Any, y: list[int], queries: list[str]
+) -> dict[str, Any] | None:
+    """Members with their calibrations, and the calibration of the sum."""
+    if any(one.template is None for one in judges.values()):
+        return None
+    members = []
+    for column, (one, weight) in enumerate(zip(judges.values(), found.weights, strict=True)):
+        owner = {"model": one.llm, "template": one.template}
+        cuts = fit(x[:, column], y, queries).model_copy(update=owner)
+        members.append({"template": one.template, "weight": weight, "calibration": _dump(cuts)})
+    return {"members": members, "combine": "signals", "calibration": _dump(fit(combine_signals(x, found), y, queries))}
+
+
+def _dump(cuts: Calibration) -> dict[str, Any]:
+    return cuts.model_dump(mode="json", exclude={"name", "version"}, exclude_none=True)

@@ -7,10 +7,10 @@ from pydantic import BaseModel, Field
 
 from fovea.errors import InvalidOption
 from services.relevance_judge.batches import pair_selection
-from services.relevance_judge.comparisons import PairwiseJudge, PassagePair, sample_comparisons
-from services.relevance_judge.metrics.preferences import Share, measure_order_bias
+from services.relevance_judge.comparisons import PassagePair, compare_pairs, sample_comparisons
+from services.relevance_judge.metrics.preferences import OrderBias, measure_order_bias
 from services.relevance_judge.parsing import trec
-from services.relevance_judge.routes.model_lookup import get_judge
+from services.relevance_judge.routes.backends import get_judge
 from services.relevance_judge.schemas import MAX_TEXT_CHARS, StrictModel
 from shared.registry import CallContext
 from shared.serving.http.openapi_routes import problems
@@ -51,15 +51,9 @@ class PreferenceOut(BaseModel):
     label: int | None
 
 
-class PreferencesOut(BaseModel):
+class PreferencesOut(OrderBias):
     """Preferences, and the judge's biases."""
 
-    statement: str
-    consistent: Share | None = Field(description="Comparisons that come out the same in both orders.")
-    shown_first: Share | None = Field(description="Of the others: how often the passage shown first won.")
-    longer: Share | None = Field(description="Among passages of equal grade: how often the longer one won.")
-    accuracy: Share | None = Field(description="Agreement with people, averaged over both orders.")
-    single_order_accuracy: Share | None = Field(description="Agreement if asked once.")
     results: list[PreferenceOut]
 
 
@@ -70,12 +64,10 @@ def compare_passages(request: Request, body: PreferencesIn) -> PreferencesOut:
     pairs = _pairs(body)
     if not pairs:
         raise InvalidOption("There is nothing to compare.", hint="Give comparisons; or topics, passages and reference.")
-    client = get_judge(request, None).client
-    judge = PairwiseJudge(client, body.template, body.llm, body.seed, body.passage_chars)
-    preferences = judge.compare(pairs, run)
-    found = {name: value for name, value in vars(measure_order_bias(preferences)).items() if name != "comparisons"}
+    options = body.model_dump(include={"template", "llm", "seed", "passage_chars"})
+    preferences = compare_pairs(get_judge(request, None).client, pairs, run, **options)
     return PreferencesOut(
-        **found,
+        **vars(measure_order_bias(preferences)),
         results=[
             PreferenceOut(
                 ids=pair.names,

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from fovea.errors import InvalidOption, NotFound, NotReady
 from services.relevance_judge.batches import pair_selection
 from services.relevance_judge.embeddings import embed_windows, load_embedder
 from services.relevance_judge.metrics.baselines import LexicalIndex, overlap
-from services.relevance_judge.metrics.trust import RaterRow, build_trust_report
+from services.relevance_judge.metrics.trust import TrustReport, build_trust_report
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import parse_signals
 from services.relevance_judge.schemas import StrictModel
@@ -39,16 +39,11 @@ class TrustIn(StrictModel):
     seed: int = Field(0, ge=0, lt=2**32)
 
 
-class TrustOut(BaseModel):
+class TrustOut(TrustReport):
     """Whether the judge is worth believing on texts like these."""
 
-    statement: str = Field(description="The answer in a plain sentence.")
-    is_better: bool = Field(description="Better than every baseline, by intervals that exclude 0.")
-    queries: int
     missing: int = Field(description="Labelled pairs that the judge or the texts lack; they are left out.")
-    judge: RaterRow
-    baselines: list[RaterRow]
-    notes: list[str] = []
+    notes: list[str] = Field([])
 
 
 @router.post("/trust", responses=problems(400, 422, 503))
@@ -71,15 +66,7 @@ def report_trust(request: Request, body: TrustIn) -> TrustOut:
     grades = judge.grades if set(known) <= set(judge.grades) else None
     samples = {"draws": body.draws, "seed": body.seed}
     report = build_trust_report(body.name, judge.signals, known, baselines, grades=grades, **samples)
-    return TrustOut(
-        statement=report.statement,
-        is_better=report.is_better,
-        queries=report.queries,
-        missing=len(labels) - len(known),
-        judge=report.judge,
-        baselines=report.baselines,
-        notes=notes,
-    )
+    return TrustOut(**vars(report), missing=len(labels) - len(known), notes=notes)
 
 
 def _lexical_baselines(

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from services.relevance_judge.parsing.label_formats import LabelSet, parse_labels
-from services.relevance_judge.parsing.trec import Runs, read_qrels, read_runs, read_topics
+from services.relevance_judge.parsing.trec import read_qrels, read_topics
 
 
 @dataclass(frozen=True)
@@ -41,15 +40,3 @@ def load_mini_collection() -> Collection:
         second=read_qrels(folder / "qrels_second.txt"),
         folder=folder,
     )
-
-
-def load_mini_judgements() -> dict[str, LabelSet]:
-    """Labels of the mini-collection by judge, from the files of `judgements/`."""
-    files = sorted((load_mini_collection().folder / "judgements").glob("*.jsonl"))
-    return {file.stem: parse_labels(file.read_text("utf8"), file.name) for file in files}
-
-
-def load_mini_runs() -> Runs:
-    """The runs of `runs/`."""
-    files = sorted((load_mini_collection().folder / "runs").glob("*.trec"))
-    return {tag: run for file in files for tag, run in read_runs(file).items()}

@@ -24,7 +24,10 @@ class VersionedStore:
 
     def add(self, name: str, document: Mapping[str, Any]) -> int:
         """Store a document as the next version of its name, and return that version; `InvalidOption` for a bad name."""
-        version = max(self._versions(_validate_name(name)), default=0) + 1
+        if not _NAME.fullmatch(name):
+            hint = "Use lower-case letters, digits, dots, dashes and underscores, at most 64."
+            raise InvalidOption(f"{name[:80]!r} is not a valid name.", hint=hint, field="name")
+        version = max(self.list_versions(name), default=0) + 1
         content = json.dumps(document, ensure_ascii=False).encode()
         # Created, never replaced: of two writers at the same time one takes the version after.
         while not self._objects.create(f"{name}/{version}.json", content):
@@ -34,7 +37,7 @@ class VersionedStore:
     def get(self, name: str) -> tuple[str, int, dict[str, Any]]:
         """A document by `name`, the latest, or by `name@version`: its name, version and content; else `NotFound`."""
         plain, _, version = name.partition("@")
-        versions = self._versions(plain) if _NAME.fullmatch(plain) else []
+        versions = self.list_versions(plain)
         if not versions:
             have = ", ".join(self.list_names()) or "none yet"
             raise NotFound(f"There is no {self._kind} {plain[:80]!r}; known are {have}.", field=self._kind)
@@ -50,14 +53,5 @@ class VersionedStore:
 
     def list_versions(self, name: str) -> list[int]:
         """The versions of a name, oldest first; none for an unknown name."""
-        return self._versions(name) if _NAME.fullmatch(name) else []
-
-    def _versions(self, name: str) -> list[int]:
-        return sorted(int(file.removesuffix(".json")) for file in self._objects.under(name).list_names())
-
-
-def _validate_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        hint = "Use lower-case letters, digits, dots, dashes and underscores, at most 64."
-        raise InvalidOption(f"{name[:80]!r} is not a valid name.", hint=hint, field="name")
-    return name
+        files = self._objects.under(name).list_names() if _NAME.fullmatch(name) else []
+        return sorted(int(file.removesuffix(".json")) for file in files)

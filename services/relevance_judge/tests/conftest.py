@@ -36,11 +36,6 @@ def golden():
     return lambda path: json.loads((GOLDEN / path).read_text())
 
 
-@pytest.fixture(scope="session")
-def golden_folder():
-    return GOLDEN
-
-
 @contextmanager
 def serve_judges(folder: Path, kinds: dict[str, Any], **settings: Any) -> Iterator[TestClient]:
     """A client of the service with these judges; keyword arguments are settings."""

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from services.relevance_judge.metrics.agreement import agree, cohen_kappa, confusion, krippendorff_alpha
+from services.relevance_judge.metrics.bootstrap import divide_sums, draw_ratios, mean_interval, percentile_interval
 
 Pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60)
 
@@ -40,7 +42,7 @@ def test_released_label_sets_agree_with_one_of_them_as_the_oracles_say(golden, r
         found = agree(reference, released(name))
         assert (found.pairs, found.missing, found.extra) == (4423, 0, 0)
         assert (found.clamped, found.counts) == (row["clamped"], row["counts"]), name
-        assert found.confusion.tolist() == row["confusion"]
+        assert found.confusion == row["confusion"]
         for measure in ("kappa", "kappa_linear", "kappa_quadratic", "alpha", "bias", "mae"):
             assert _same(getattr(found, measure), row[measure]), (name, measure)
         assert found.bias_by_grade == pytest.approx(row["bias_by_grade"], abs=1e-9)
@@ -58,7 +60,7 @@ def test_a_judge_is_joined_on_pairs_and_its_gaps_and_extras_are_counted():
     reference = {("q1", "a"): 0, ("q1", "b"): 3, ("q2", "a"): 1}
     found = agree(reference, {("q1", "b"): 10, ("q1", "a"): -1, ("q9", "a"): 2})
     assert (found.pairs, found.missing, found.extra, found.clamped) == (2, 1, 1, 2)
-    assert found.confusion.tolist() == [[1, 0, 0, 0], [0] * 4, [0] * 4, [0, 0, 0, 1]]
+    assert found.confusion == [[1, 0, 0, 0], [0] * 4, [0] * 4, [0, 0, 0, 1]]
     assert (found.kappa_by_query, found.bias_by_grade) == ({"q1": 1.0}, [0.0, None, None, 0.0])
 
 
@@ -125,3 +127,53 @@ def test_weighted_kappa_weighs_by_the_values_of_the_scale_also_when_a_grade_is_a
     )
     assert absent == pytest.approx(1 - 2 / (14 / 3))
     assert present == pytest.approx(1 - 1 / (9 / 3))
+
+
+def test_the_interval_of_a_mean_is_near_scipys_bootstrap():
+    x = np.random.default_rng(2).gamma(2, 1, 60)
+    oracle = stats.bootstrap((x,), np.mean, method="percentile", n_resamples=10_000, rng=1).confidence_interval
+    assert mean_interval(x) == pytest.approx((oracle.low, oracle.high), abs=0.03)
+
+
+@pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
+def test_alpha_of_random_ratings_is_that_of_krippendorff(level):
+    krippendorff = pytest.importorskip("krippendorff", reason="pip install krippendorff")
+    draw = np.random.default_rng(4)
+    ratings = draw.integers(0, 4, (4, 50)).astype(float)
+    ratings[draw.random((4, 50)) < 0.2] = np.nan
+    oracle = krippendorff.alpha(ratings, value_domain=[0, 1, 2, 3], level_of_measurement=level)
+    assert krippendorff_alpha(ratings, level=level) == pytest.approx(oracle)
+
+
+def test_intervals_are_of_as_many_samples_as_are_asked_for():
+    assert mean_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+    x = np.random.default_rng(2).gamma(2, 1, 25)
+    assert mean_interval(x) == mean_interval(x, confidence=0.95, draws=10_000, seed=0) != mean_interval(x, seed=1)
+    source = np.random.default_rng(6)
+    means = [x[source.integers(0, 25, (size, 25))].mean(1) for size in (1000, 1000, 500)]
+    expected = np.percentile(np.concatenate(means), (10, 90))
+    assert mean_interval(x, confidence=0.8, draws=2500, seed=6) == pytest.approx(tuple(expected))
+    values = np.append(np.arange(101.0), np.nan)
+    assert percentile_interval(values) == pytest.approx((2.5, 97.5))
+    assert percentile_interval(values, 0.5) == pytest.approx((25.0, 75.0))
+    assert percentile_interval(np.asarray([np.nan])) is None
+
+
+def test_ratios_are_of_sums_over_the_same_samples_of_queries():
+    assert divide_sums({"q1": (1, 2), "q2": (2, 4)}) == 0.5
+    assert divide_sums({"q1": (1, 0)}) is divide_sums({}) is None
+    whole = {f"q{place}": (float(place), 4.0) for place in range(5)}
+    half = {name: (part / 2, size) for name, (part, size) in whole.items()}
+    found = draw_ratios([whole, half], draws=50, seed=3)
+    assert (found.shape, found[0]) == ((2, 50), pytest.approx(2 * found[1]))
+    assert found[0].mean() == pytest.approx(0.5, abs=0.06)
+    assert len(set(found[0].tolist())) > 5
+    assert (found == draw_ratios([whole, half], draws=50, seed=3)).all()
+    assert (found != draw_ratios([whole, half], draws=50, seed=4)).any()
+    assert set(draw_ratios([{"q1": (0.25, 0.5)}], draws=3, seed=0)[0]) == {0.5}
+    one, none = draw_ratios([{"q1": (1.0, 2.0)}, {"q2": (1.0, 1.0)}], draws=40, seed=0)
+    assert np.isnan(one).any()
+    assert (np.isnan(one) | np.isnan(none)).any()
+    assert set(one[~np.isnan(one)]) == {0.5}
+    assert set(none[~np.isnan(none)]) == {1.0}
+    assert not (np.isnan(one) & np.isnan(none)).any()

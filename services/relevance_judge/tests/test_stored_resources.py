@@ -1,4 +1,4 @@
-"""Calibrations and leaderboards are kept in versions that never change, and judges name the one they used."""
+"""Calibrations are kept in versions that never change, and judges name the one they used."""
 
 import threading
 from typing import Any
@@ -11,18 +11,12 @@ from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
 from services.relevance_judge.metrics.agreement import krippendorff_alpha
 from services.relevance_judge.metrics.calibration import Calibration
-from services.relevance_judge.metrics.leaderboard import LeaderboardEntry, build_leaderboard
-from services.relevance_judge.parsing.label_formats import LabelSet
-from services.relevance_judge.parsing.trec import format_qrels
 from services.relevance_judge.prompt_template import get_template
-from services.relevance_judge.storage.mini_collection import load_mini_collection
 from services.relevance_judge.storage.versioned_store import VersionedStore
 from services.relevance_judge.tests.conftest import serve_judges
 from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
 from shared.storage import ObjectStore
 
-MINI = load_mini_collection()
-FIRST, SECOND = format_qrels(MINI.labels), format_qrels(MINI.second)
 DIGITS = {"0": -3.0, "1": -2.0, "2": -0.5, "3": -1.5}
 TRAINING: dict[str, Any] = {
     "signals": [0.1, 0.9, 1.9, 2.9] * 6, "grades": [0, 1, 2, 3] * 6, "queries": [str(n // 4) for n in range(24)],
@@ -65,15 +59,9 @@ def test_a_kept_calibration_has_a_model_and_its_warnings_reach_every_answer(clie
     assert len(client.post("/v1/judge", json=body).json()["notes"]) == 2
 
 
-@pytest.mark.parametrize(
-    ("path", "status"),
-    [
-        ("calibrations/nope", 404), ("calibrations/smol.digits@99", 404), ("calibrations/..%2fx", 404),
-        ("leaderboard?name=nope", 404), ("leaderboard?sort=beauty", 422),
-    ],
-)  # fmt: skip
-def test_what_is_not_kept_is_not_found(client, path, status):
-    assert client.get(f"/v1/judge/{path}").status_code == status
+@pytest.mark.parametrize("name", ["nope", "smol.digits@99", "..%2fx"])
+def test_what_is_not_kept_is_not_found(client, name):
+    assert client.get(f"/v1/judge/calibrations/{name}").status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -101,61 +89,6 @@ def test_a_standard_signal_needs_mean_and_spread():
     with pytest.raises(InvalidOption, match="mean and spread"):
         cuts.standardise(1.0)
     assert cuts.model_copy(update={"mean": 1.0, "spread": 2.0}).standardise(5.0) == 2.0
-
-
-def _board_body(**more: Any) -> dict[str, Any]:
-    runs = "".join((MINI.folder / "runs" / f"{name}.trec").read_text() for name in ("overlap", "bm25"))
-    runs += "".join(f"{q} Q0 {p} 0 {grade} ideal\n" for (q, p), grade in MINI.labels.items())
-    judges = [
-        {"judge": "turned", "labels": format_qrels({pair: 3 - grade for pair, grade in MINI.labels.items()})},
-        {"judge": "second pass", "labels": SECOND, "template": "by hand"},
-        {"judge": "one grade", "labels": format_qrels(dict.fromkeys(MINI.labels, 1))},
-        {"judge": "one query", "labels": "1 0 m01-1 3\n1 0 m01-2 0\n"},
-    ]
-    return {"reference": FIRST, "judges": judges, "runs": runs, "draws": 200, **more}
-
-
-def test_the_table_has_kappa_with_its_interval_and_tau_side_by_side_best_first(client):
-    found = client.post("/v1/judge/leaderboard", json=_board_body()).json()
-    assert [row["judge"] for row in found["rows"]] == ["second pass", "one grade", "turned"]
-    for row in found["rows"]:
-        low, high = row["kappa_interval"]
-        assert low - 1e-9 <= row["kappa"] <= high + 1e-9
-        assert "tau_b" in row
-    assert (found["rows"][0]["tau_b"], found["rows"][0]["template"]) == (pytest.approx(1.0), "by hand")
-    assert [row["judge"] for row in found["left_out"]] == ["one query"]
-    assert (found["queries"], found["pairs"], found["systems"]) == (24, 192, 3)
-    by_error = client.post("/v1/judge/leaderboard", json=_board_body(sort="mae")).json()
-    assert by_error["rows"][0]["judge"] == "second pass"
-
-
-def test_json_lines_tell_cost_time_and_invalid_answers(client):
-    rows = [
-        f'{{"qid": "{q}", "docid": "{p}", "grade": {"null" if n % 4 == 0 else g}, "valid": {str(n % 4 != 0).lower()},'
-        f' "tokens": 10, "cost": 0.5, "latency_ms": 100}}'
-        for n, ((q, p), g) in enumerate(MINI.labels.items())
-    ]
-    judges = [{"judge": "lines", "labels": "\n".join(rows)}]
-    (row,) = client.post("/v1/judge/leaderboard", json=_board_body(judges=judges)).json()["rows"]
-    assert (row["invalid_share"], row["tokens"], row["cost"]) == (0.25, 1920, 96.0)
-    assert (row["seconds"], row["pairs"]) == (pytest.approx(19.2), 144)
-
-
-def test_a_table_is_kept_by_name_and_sorted_anew(client):
-    made = client.post("/v1/judge/leaderboard", json=_board_body(name="passes")).json()
-    assert (made["version"], client.get("/v1/judge/leaderboard?name=passes").json()["rows"]) == (1, made["rows"])
-    again = client.get("/v1/judge/leaderboard?name=passes@1&sort=judge").json()
-    assert [row["judge"] for row in again["rows"]] == ["one grade", "second pass", "turned"]
-    for bad in ({"name": "mini"}, {"measure": "bpref"}):
-        assert client.post("/v1/judge/leaderboard", json=_board_body(**bad)).status_code == 422
-
-
-def test_rows_without_a_value_come_last(released):
-    reference = released("Olz-gpt4o")
-    entries = [LeaderboardEntry(judge=n, labels=LabelSet(released(n))) for n in ("willia-umbrela1", "RMITIR-GPT4o")]
-    found = build_leaderboard(reference, entries, {}, draws=20, sort="cost")
-    assert [row.cost for row in found.rows] == [None, None]
-    assert found.kappa_with_tau is None
 
 
 def test_alpha_of_all_released_sets_is_the_oracles(released, golden):

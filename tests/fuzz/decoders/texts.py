@@ -12,12 +12,9 @@ from fovea.errors import InvalidOption, Malformed
 from services.llm_longctx.serving.grammars.formats import find_grammar_source
 from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler
 from services.relevance_judge.parsing import parse
-from services.relevance_judge.parsing.imported_collection import parse_collection
 from services.relevance_judge.parsing.label_formats import parse_labels, parse_signals
 from services.relevance_judge.parsing.trec import format_qrels, parse_qrels, parse_runs, read_qrels, read_topics
 from services.relevance_judge.routes.agreement import AgreementIn, agreement
-from services.relevance_judge.routes.rankings import RankingsIn, rank
-from services.relevance_judge.routes.significance import SignificanceIn, compare_runs
 from tests.fuzz.harness import Harness, ask, with_file
 from tests.harness.toy_tokenizers import ByteTokenizer
 
@@ -28,8 +25,6 @@ _ROWS = (
     b'{"qid": "1", "docid": "d", "grade": 2, "signal": 0.5, "template": "t", "tokens": 3, "latency_ms": 2, "cost": 1}\n'
 )
 _LABELS = b"1 0 d1 2\n1 0 d2 0\n2 0 d1 1\n2 0 d2 3\n"
-_RUNS = b"".join(b"%d Q0 d%d 1 %d %s\n" % (q, d, q * d, tag) for q in (1, 2) for d in (1, 2) for tag in (b"a", b"b"))
-_COLLECTION = b".I 1\n.T\na\n.W\na b\n.I 2\n.W\nc\n\f.I 1\n.W\nq\n.I 4\n.W\nr\n\f1 1 2\n2 2 1\n"
 
 
 def _each(data: bytes, *parsers: Callable[[str], object]) -> list[object]:
@@ -44,22 +39,10 @@ def _trec(data: bytes) -> object:
 
 
 def _compare(data: bytes) -> object:
-    """Answers of the routes to reference labels, a judge's and runs, as JSON without NaN."""
-    reference, _, rest = data.decode("utf-8", "replace").partition("\f")
-    judge, _, runs = rest.partition("\f")
-    few = {"draws": 100}
-    calls: tuple[Callable[[str], BaseModel], ...] = (
-        lambda _: agreement(AgreementIn(reference=reference, judge=judge, **few)),
-        lambda _: rank(RankingsIn(reference=reference, judge=judge, runs=runs)),
-        lambda _: compare_runs(SignificanceIn(labels=judge, runs=runs, **few)),
-    )
-    return [found and found.model_dump_json() for found in _each(b"", *calls)]
-
-
-def _collection(data: bytes) -> object:
-    documents, _, rest = data.decode("utf-8", "replace").partition("\f")
-    topics, _, relevance = rest.partition("\f")
-    return parse_collection(documents, topics, relevance)
+    """Answer of the route to reference labels and a judge's, as JSON without NaN."""
+    reference, _, judge = data.decode("utf-8", "replace").partition("\f")
+    found = ask(lambda _: agreement(AgreementIn(reference=reference, judge=judge, draws=100)), "")
+    return isinstance(found, BaseModel) and found.model_dump_json()
 
 
 @cache
@@ -124,17 +107,10 @@ HARNESSES: dict[str, Harness] = {
     ),
     "judgements": Harness(
         _compare,
-        (
-            b"".join([_LABELS, b"\f", _LABELS.replace(b" 2", b" 0"), b"\f", _RUNS]),
-            _LABELS + b"\f" + _ROWS + b"\f" + _RUNS,
-        ),
+        (b"".join([_LABELS, b"\f", _LABELS.replace(b" 2", b" 0")]), _LABELS + b"\f" + _ROWS),
         words=(
-            b"\f", b" 1000", b" -1000", b"1e308", b"-1e308", b"1 0 d1 2\n", b"9 Q0 d9 1 1 c\n", b"\xe2\x80\xa8",
-            b"0",
+            b"\f", b" 1000", b" -1000", b"1e308", b"-1e308", b"1 0 d1 2\n", b"\xe2\x80\xa8", b"0",
         ),
-    ),
-    "collection": Harness(
-        _collection, (_COLLECTION,), words=(b".I ", b".W\n", b".T\n", b"\f", b" 0 0\n", b"nan", b"\xc2\xb2")
     ),
     "grammar": Harness(
         _grammar,

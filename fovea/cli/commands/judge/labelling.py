@@ -105,7 +105,7 @@ def batch(
     """
     body = {
         "model": choice.judge,
-        "options": {**_read_options(more), **choice.options},
+        "options": {**(read_json(more, dict) if more else {}), **choice.options},
         **source.read(),
         **asdict(limits),
     }
@@ -121,13 +121,6 @@ def batch(
         _print_summary(screen, done, output)
     if done["failed"] or done["left"]:
         raise typer.Exit(1)
-
-
-def _read_options(path: Path | None) -> dict[str, Any]:
-    found = {} if path is None else read_json(path)
-    if not isinstance(found, dict):
-        raise Malformed(f"{path} is not a JSON object.")
-    return found
 
 
 def templates(
@@ -168,20 +161,19 @@ def calibrate(
     if screen.wrote(found):
         return
     cuts = found["calibration"]
-    screen.facts(
-        {
-            "calibration": found["called"],
-            "cuts": ", ".join(f"{cut:.4f}" for cut in cuts["cuts"]),
-            "fitted on": f"{cuts['pairs']} pairs of {cuts['queries']} queries",
-            **{name: format_figure(value) for name, value in cuts["metrics"].items()},
-        }
-    )
+    facts = {
+        "calibration": found["called"],
+        "cuts": ", ".join(f"{cut:.4f}" for cut in cuts["cuts"]),
+        "fitted on": f"{cuts['pairs']} pairs of {cuts['queries']} queries",
+        **{name: format_figure(value) for name, value in cuts["metrics"].items()},
+    }
+    screen.facts(facts)
     for warning in cuts["warnings"]:
         screen.note(f"[yellow]{escape(warning)}[/]")
 
 
 def _build_training(lines: str, qrels: str) -> dict[str, Any]:
-    """Build training data: the signals of those labelled pairs that have a reference label."""
+    """Build training data of those labelled pairs that have a reference label."""
     truth = {}
     for line in qrels.splitlines():
         if len(fields := line.split()) == 4 and fields[3].lstrip("-").isdigit():
@@ -206,39 +198,37 @@ def _build_training(lines: str, qrels: str) -> dict[str, Any]:
 def _print_verdict(screen: Screen, judge: str, verdict: dict[str, Any]) -> None:
     grade = "no grade" if verdict["grade"] is None else f"grade {verdict['grade']}"
     screen.out.print(f"[bold]{grade}[/]  {escape(judge)}")
-    screen.facts(
-        {
-            **{name: verdict[name] for name in ("reason", "signal", "expected", "votes", "template")},
-            "language model": verdict["llm"],
-            "calibration": verdict["calibration"],
-            "tokens": verdict["tokens"] or None,
-            "flags": ", ".join(verdict["flags"]),
-            "answer": verdict["answer"],
-        }
-    )
+    facts = {
+        **{name: verdict[name] for name in ("reason", "signal", "expected", "votes", "template")},
+        "language model": verdict["llm"],
+        "calibration": verdict["calibration"],
+        "tokens": verdict["tokens"] or None,
+        "flags": ", ".join(verdict["flags"]),
+        "answer": verdict["answer"],
+    }
+    screen.facts(facts)
     for text in verdict["rationale"] or ():
         screen.text(text)
 
 
 def _print_summary(screen: Screen, done: dict[str, Any], output: Path | None) -> None:
     counts = ", ".join(f"{count} × {grade}" for grade, count in enumerate(done["counts"]))
-    screen.facts(
-        {
-            "batch": done["id"],
-            "judge": done["judge"],
-            "language model": ", ".join(done["answered_by"]),
-            "pairs": f"{done['pairs']}, {done['graded']} graded ({counts})",
-            "invalid": done["invalid"] or None,
-            "not calibrated": f"{done['uncalibrated']} with a signal and no grade" if done["uncalibrated"] else None,
-            "failed": done["failed"] or None,
-            "left": done["left"] or None,
-            "stopped": done["stopped"],
-            "labelled before": done["reused"] or None,
-            "tokens": done["tokens"] or None,
-            "cost": done["cost"],
-            "written": output,
-        }
-    )
+    facts = {
+        "batch": done["id"],
+        "judge": done["judge"],
+        "language model": ", ".join(done["answered_by"]),
+        "pairs": f"{done['pairs']}, {done['graded']} graded ({counts})",
+        "invalid": done["invalid"] or None,
+        "not calibrated": f"{done['uncalibrated']} with a signal and no grade" if done["uncalibrated"] else None,
+        "failed": done["failed"] or None,
+        "left": done["left"] or None,
+        "stopped": done["stopped"],
+        "labelled before": done["reused"] or None,
+        "tokens": done["tokens"] or None,
+        "cost": done["cost"],
+        "written": output,
+    }
+    screen.facts(facts)
     for detail, count in done["errors"].items():
         screen.note(f"[red]{count} ×[/] {escape(detail)}")
     for note in done["notes"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -20,10 +20,10 @@ Reference = Annotated[Path, typer.Argument(metavar="REFERENCE", help="Qrels by p
 JudgeLabels = Annotated[Path, typer.Argument(metavar="JUDGE", help="JSON lines of a batch, a run, or qrels.")]
 Topics = Annotated[Path, typer.Option(help="qid<TAB>text lines, or JSON lines.")]
 Passages = Annotated[Path, typer.Option(help="JSON lines with id and text.")]
-Runs = Annotated[list[Path], typer.Option("--run", help="TREC run; may be repeated.")]
-Measure = Annotated[str, typer.Option(help="ndcg_cut_10, map, P_5, recip_rank, recall_100 …")]
 Llm = Annotated[str | None, typer.Option(help="Language model at the judge's endpoint.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write to.")]
+
+Kind = TypeVar("Kind", dict[str, Any], list[Any])
 
 
 def compute(what: str, gateway: Connection, /, **options: Any) -> Any:
@@ -47,12 +47,15 @@ def format_figures(found: Mapping[str, Any], *names: str) -> dict[str, str]:
     return {name.replace("_", " "): format_figure(found[name]) for name in names}
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; Malformed if it holds something else."""
+def read_json(path: Path, kind: type[Kind]) -> Kind:
+    """Read a JSON file of an object or a list; Malformed if it holds something else."""
     try:
-        return json.loads(read_text(path))
+        found = json.loads(read_text(path))
     except ValueError as error:
         raise Malformed(f"{path.name} is not JSON.") from error
+    if not isinstance(found, kind):
+        raise Malformed(f"{path.name} is not a JSON {'object' if kind is dict else 'list'}.")
+    return found
 
 
 def read_runs(paths: list[Path] | None) -> str:

@@ -63,20 +63,16 @@ def weights(
     screen, named = gateway.screen, {name_judge(path): read_text(path) for path in judges}
     found = compute("ensembles/weights", gateway, reference=reference, judges=named)
     if not screen.wrote(found):
-        screen.facts(
-            {
-                "pairs": str(found["pairs"]),
-                "pair order, weighted": f"{format_figure(found['pair_order'])}   (on queries left out)",
-                "pair order, equal": format_figure(found["pair_order_equal"]),
-            }
+        facts = {
+            "pairs": str(found["pairs"]),
+            "pair order, weighted": f"{format_figure(found['pair_order'])}   (on queries left out)",
+            "pair order, equal": format_figure(found["pair_order_equal"]),
+        }
+        screen.facts(facts)
+        rows = (
+            (escape(m["judge"]), format_figure(m["weight"]), format_figure(m["pair_order"])) for m in found["members"]
         )
-        screen.table(
-            ("judge", "weight", "pair order alone"),
-            (
-                (escape(m["judge"]), format_figure(m["weight"]), format_figure(m["pair_order"]))
-                for m in found["members"]
-            ),
-        )
+        screen.table(("judge", "weight", "pair order alone"), rows)
     if output is not None:
         if found["options"] is None:
             detail = "A judge's file names no template, so its signal can't be asked for again."
@@ -103,20 +99,18 @@ def preferences(
         return
     screen.out.print(escape(found["statement"]), highlight=False)
     names = ("consistent", "shown_first", "longer", "accuracy", "single_order_accuracy")
-    screen.table(
-        ("", "share", "95 %", "cases", "p"),
+    rows = (
         (
-            (
-                name.replace("_", " "),
-                f"{row['share']:.3f}",
-                format_interval(row["interval"]),
-                str(row["cases"]),
-                f"{row['p']:.3g}",
-            )
-            for name, row in ((name, found[name]) for name in names)
-            if row is not None
-        ),
+            name.replace("_", " "),
+            f"{row['share']:.3f}",
+            format_interval(row["interval"]),
+            str(row["cases"]),
+            f"{row['p']:.3g}",
+        )
+        for name, row in ((name, found[name]) for name in names)
+        if row is not None
     )
+    screen.table(("", "share", "95 %", "cases", "p"), rows)
 
 
 def _format_measures(row: dict[str, Any], names: Sequence[str]) -> Iterator[str]:

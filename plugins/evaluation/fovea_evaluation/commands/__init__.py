@@ -1,0 +1,1 @@
+"""Commands of `fovea judge` about systems, collections and answers."""

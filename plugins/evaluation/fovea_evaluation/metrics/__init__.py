@@ -1,0 +1,1 @@
+"""Measures of systems and of answers, from labels alone."""

@@ -1,0 +1,179 @@
+"""Routes about systems compute from uploaded labels and runs, and name what is wrong with them."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from fovea_evaluation.metrics.leaderboard import LeaderboardEntry, build_leaderboard
+from fovea_evaluation.metrics.rankings import system_scores
+from services.relevance_judge.metrics.agreement import agree
+from services.relevance_judge.parsing.label_formats import LabelSet
+from services.relevance_judge.parsing.trec import format_qrels, parse_qrels, parse_runs
+from services.relevance_judge.storage.mini_collection import load_mini_collection
+from tests.harness.models import ok
+
+MINI = load_mini_collection()
+FIRST, SECOND = format_qrels(MINI.labels), format_qrels(MINI.second)
+RUNS = "".join((MINI.folder / "runs" / f"{name}.trec").read_text() for name in ("bm25", "overlap", "query-likelihood"))
+
+
+def post(client: TestClient, path: str, body: dict[str, Any]) -> Any:
+    return ok(client.post(f"/v1/judge/{path}", json=body))
+
+
+def test_systems_are_compared_with_a_sentence_each(client):
+    found = post(client, "significance", {"labels": FIRST, "runs": RUNS, "draws": 1000})
+    assert found["systems"] == pytest.approx(system_scores(parse_runs(RUNS), MINI.labels, missing="zero"))
+    assert len(found["comparisons"]) == 3
+    for row in found["comparisons"]:
+        assert row["is_significant"] == (row["p_corrected"] <= 0.05)
+        assert row["p"] <= row["p_corrected"]
+        assert ("is better" in row["statement"]) == row["is_significant"]
+    found = post(client, "significance", {"labels": FIRST, "runs": RUNS, "baseline": "bm25"})
+    assert {row["second"] for row in found["comparisons"]} == {"bm25"}
+
+
+def collection(queries: int, seed: int = 0) -> tuple[str, str, dict[str, float]]:
+    """Labels of a judge who is right three times of four, runs of two systems, and the true scores."""
+    draw = np.random.default_rng(seed)
+    labels = {(f"q{q}", f"d{d}"): int(draw.integers(0, 4)) for q in range(queries) for d in range(12)}
+    runs = [
+        f"{q} Q0 {d} 0 {grade * lift + float(draw.normal()):.4f} {name}\n"
+        for name, lift in (("good", 1.2), ("bad", 0.4))
+        for (q, d), grade in labels.items()
+    ]
+    truth = system_scores(parse_runs("".join(runs)), labels)
+    return format_qrels(labels), "".join(runs), truth
+
+
+def test_a_biased_judge_is_corrected_by_a_human_sample(client):
+    human, runs, truth = collection(200)
+    labels = parse_qrels(human)
+    draw = np.random.default_rng(3)
+    judge = {pair: 3 if draw.random() < 0.3 else grade for pair, grade in labels.items()}  # generous
+    sample = {pair: grade for pair, grade in labels.items() if int(pair[0][1:]) < 60}
+    body = {"human": format_qrels(sample), "judge": format_qrels(judge), "runs": runs}
+    found = post(client, "corrected", body)
+    assert (found["queries"], found["labelled"]) == (200, 60)
+    for row in found["systems"]:
+        low, high = row["interval"]
+        assert low < truth[row["system"]] < high
+        assert row["gain"] > 1
+    (difference,) = found["differences"]
+    assert (difference["first"], difference["is_significant"]) == ("good", True)
+    assert difference["interval"][0] < truth["good"] - truth["bad"] < difference["interval"][1]
+    plan = post(client, "budget", {**body, "half_width": 0.02, "first": "good", "second": "bad"})["plans"][0]
+    assert plan["with_judge"] is None or plan["without_judge"] is None or plan["with_judge"] < plan["without_judge"]
+    assert str(plan["with_judge"]) in plan["statement"]
+
+
+def test_rankings_come_with_kappa_beside_them_and_shifts_per_system(client):
+    runs = "".join((MINI.folder / "runs" / f"{name}.trec").read_text() for name in ("overlap", "bm25"))
+    runs += "".join(f"{q} Q0 {p} 0 {3 - grade} turned\n" for (q, p), grade in MINI.labels.items())
+    runs += "".join(f"{q} Q0 {p} 0 {grade} ideal\n" for (q, p), grade in MINI.labels.items())
+    body = {"reference": FIRST, "judge": SECOND, "runs": runs}
+    found = client.post("/v1/judge/rankings", json=body).json()
+    assert found["systems"][0]["shift"] == 0
+    assert found["tau_b"] == found["rho"] == found["tau_ap"] == pytest.approx(1.0)
+    assert found["kappa"] == pytest.approx(agree(MINI.labels, MINI.second).kappa)
+    assert (found["systems"][0]["system"], found["systems"][0]["reference"]) == ("ideal", pytest.approx(1.0))
+    turned = format_qrels({pair: 3 - grade for pair, grade in MINI.labels.items()})
+    found = client.post("/v1/judge/rankings", json={**body, "judge": turned}).json()
+    assert {row["system"]: row["judge"] for row in found["systems"]}["turned"] == pytest.approx(1.0)
+    assert found["systems"][0]["shift"] < 0
+    assert sum(row["shift"] for row in found["systems"]) == 0
+
+
+def test_a_family_that_gains_ranks_is_preferred(client):
+    runs = "1 Q0 m01-1 0 2 ours\n1 Q0 m01-4 0 1 ours\n1 Q0 m01-1 0 1 theirs\n1 Q0 m01-4 0 2 theirs\n"
+    ranked = {"reference": FIRST, "judge": "1 0 m01-1 0\n1 0 m01-4 3\n", "runs": runs, "families": {"theirs": "llm"}}
+    found = post(client, "rankings", ranked)
+    (family,) = found["families"]
+    assert (family["family"], family["systems"], family["shift"]) == ("llm", 1, 1.0)
+    assert ([row["family"] for row in found["systems"]], found["self_preference"]) == (
+        [None, "llm"],
+        pytest.approx(2.0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "told"),
+    [
+        ("significance", {"labels": "1 0 a 1", "runs": "1 Q0 a 1 1 x"}, 422, "1 systems"),
+        ("significance", {"labels": "1 0 a 1", "runs": RUNS, "measure": "bpref"}, 422, "no measure"),
+        ("significance", {"labels": "1 0 a 1", "runs": RUNS, "baseline": "no"}, 422, "no run"),
+        ("corrected", {"human": "1 0 a 1\n2 0 a 1", "judge": "1 0 a 1", "runs": RUNS}, 422, "no labels of the query 2"),
+        ("corrected", {"human": "1 0 a 1", "judge": "1 0 a 1", "runs": RUNS}, 422, "3 are the least"),
+        ("budget", {"human": "1 0 a 1", "judge": "1 0 a 1", "runs": RUNS, "half_width": 0}, 422, "half_width"),
+        ("support", {"query": "q", "answer": " ", "passages": {"a": "x"}, "how": "similarity"}, 422, "no sentence"),
+        ("collection", {"documents": "x", "topics": "y", "relevance": ""}, 400, "outside a record"),
+        ("rankings", {"reference": "", "judge": "", "runs": "", "measure": "bpref"}, 422, "no measure"),
+        ("rankings", {"reference": "", "judge": "", "runs": "1 Q0 a 1 x t"}, 400, "not a number"),
+    ],
+)
+def test_bad_input_is_a_problem_with_a_reason(client, path, body, status, told):
+    answer = client.post(f"/v1/judge/{path}", json=body)
+    assert answer.status_code == status, answer.text
+    assert told in answer.text
+
+
+def _board_body(**more: Any) -> dict[str, Any]:
+    runs = "".join((MINI.folder / "runs" / f"{name}.trec").read_text() for name in ("overlap", "bm25"))
+    runs += "".join(f"{q} Q0 {p} 0 {grade} ideal\n" for (q, p), grade in MINI.labels.items())
+    judges = [
+        {"judge": "turned", "labels": format_qrels({pair: 3 - grade for pair, grade in MINI.labels.items()})},
+        {"judge": "second pass", "labels": SECOND, "template": "by hand"},
+        {"judge": "one grade", "labels": format_qrels(dict.fromkeys(MINI.labels, 1))},
+        {"judge": "one query", "labels": "1 0 m01-1 3\n1 0 m01-2 0\n"},
+    ]
+    return {"reference": FIRST, "judges": judges, "runs": runs, "draws": 200, **more}
+
+
+def test_the_table_has_kappa_with_its_interval_and_tau_side_by_side_best_first(client):
+    found = client.post("/v1/judge/leaderboard", json=_board_body()).json()
+    assert [row["judge"] for row in found["rows"]] == ["second pass", "one grade", "turned"]
+    for row in found["rows"]:
+        low, high = row["kappa_interval"]
+        assert low - 1e-9 <= row["kappa"] <= high + 1e-9
+        assert "tau_b" in row
+    assert (found["rows"][0]["tau_b"], found["rows"][0]["template"]) == (pytest.approx(1.0), "by hand")
+    assert [row["judge"] for row in found["left_out"]] == ["one query"]
+    assert (found["queries"], found["pairs"], found["systems"]) == (24, 192, 3)
+    by_error = client.post("/v1/judge/leaderboard", json=_board_body(sort="mae")).json()
+    assert by_error["rows"][0]["judge"] == "second pass"
+
+
+def test_json_lines_tell_cost_time_and_invalid_answers(client):
+    rows = [
+        f'{{"qid": "{q}", "docid": "{p}", "grade": {"null" if n % 4 == 0 else g}, "valid": {str(n % 4 != 0).lower()},'
+        f' "tokens": 10, "cost": 0.5, "latency_ms": 100}}'
+        for n, ((q, p), g) in enumerate(MINI.labels.items())
+    ]
+    judges = [{"judge": "lines", "labels": "\n".join(rows)}]
+    (row,) = client.post("/v1/judge/leaderboard", json=_board_body(judges=judges)).json()["rows"]
+    assert (row["invalid_share"], row["tokens"], row["cost"]) == (0.25, 1920, 96.0)
+    assert (row["seconds"], row["pairs"]) == (pytest.approx(19.2), 144)
+
+
+def test_a_table_is_kept_by_name_and_sorted_anew(client):
+    made = client.post("/v1/judge/leaderboard", json=_board_body(name="passes")).json()
+    assert (made["version"], client.get("/v1/judge/leaderboard?name=passes").json()["rows"]) == (1, made["rows"])
+    again = client.get("/v1/judge/leaderboard?name=passes@1&sort=judge").json()
+    assert [row["judge"] for row in again["rows"]] == ["one grade", "second pass", "turned"]
+    for bad in ({"name": "mini"}, {"measure": "bpref"}):
+        assert client.post("/v1/judge/leaderboard", json=_board_body(**bad)).status_code == 422
+
+
+def test_rows_without_a_value_come_last(released):
+    reference = released("Olz-gpt4o")
+    entries = [LeaderboardEntry(judge=n, labels=LabelSet(released(n))) for n in ("willia-umbrela1", "RMITIR-GPT4o")]
+    found = build_leaderboard(reference, entries, {}, draws=20, sort="cost")
+    assert [row.cost for row in found.rows] == [None, None]
+    assert found.kappa_with_tau is None
+
+
+@pytest.mark.parametrize(("query", "status"), [("name=nope", 404), ("sort=beauty", 422)])
+def test_a_table_that_is_not_kept_or_has_no_such_column_is_refused(client, query, status):
+    assert client.get(f"/v1/judge/leaderboard?{query}").status_code == status

@@ -1,0 +1,229 @@
+"""Calibrations and weights of signals, order bias, reports of trust."""
+
+import math
+import tracemalloc
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from fovea.errors import InvalidOption
+from services.relevance_judge.metrics.calibration import fit
+from services.relevance_judge.metrics.pair_order import kendall_tau_b, pair_order
+from services.relevance_judge.metrics.preferences import Preference, measure_order_bias
+from services.relevance_judge.metrics.signal_weights import combine_signals, fit_order, fit_signal_weights
+from services.relevance_judge.metrics.trust import build_trust_report
+
+
+def preferences(first: float, length: float, count: int = 200, seed: int = 0) -> list[Preference]:
+    """A judge whose log-odds lean to what is shown first, and to what is longer; passages are equally good."""
+    draw = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        words = draw.integers(20, 200, 2)
+        lean = length * (int(words[0]) - int(words[1])) / 100 + float(draw.normal(0, 0.5))
+        forward, backward = (1 / (1 + np.exp(-(lean + side * first))) for side in (1, -1))
+        found.append(Preference(float(forward), float(backward), int(words[0]), int(words[1]), 0))
+    return found
+
+
+def test_judges_that_lean_to_the_first_or_to_length_are_found_out():
+    found = measure_order_bias(preferences(first=1.0, length=0))
+    assert found.shown_first.share == 1
+    assert found.shown_first.p < 1e-6
+    assert found.consistent.share < 0.5
+    assert "shown first wins" in found.statement
+    biased, fair = (measure_order_bias(preferences(first=0.2, length=size)) for size in (1.0, 0.0))
+    assert biased.longer.share > 0.7
+    assert "longer" in biased.statement
+    assert fair.longer.interval[0] < 0.5 < fair.longer.interval[1]
+    assert "longer" not in fair.statement
+
+
+def test_asking_in_both_orders_is_more_accurate_than_in_one():
+    draw = np.random.default_rng(2)
+    asked = []
+    for _ in range(300):
+        label = int(draw.choice((-1, 1)))
+        lean = label * 1.0 + float(draw.normal(0, 0.5))
+        forward, backward = (1 / (1 + np.exp(-(lean + side * 1.5))) for side in (1, -1))
+        asked.append(Preference(float(forward), float(backward), 50, 50, label))
+    found = measure_order_bias(asked)
+    assert found.accuracy.share > found.single_order_accuracy.share + 0.2
+    assert measure_order_bias([]).consistent is None
+
+
+QUERIES = [query for query in range(6) for _ in range(8)]
+GRADES = [0, 0, 1, 1, 2, 2, 3, 3] * 6
+
+
+def test_cuts_separate_grades_or_give_as_many_of_each_and_noise_agrees_with_nothing():
+    for how in ("quantile", "kappa"):
+        found = fit([grade / 10 for grade in GRADES], GRADES, QUERIES, how=how)
+        assert [found.grade(grade / 10) for grade in GRADES] == GRADES
+        assert found.metrics == pytest.approx({"kappa": 1, "kappa_quadratic": 1, "spearman": 1, "pair_order": 1})
+        assert found.warnings == ()
+    signals = np.random.default_rng(1).permutation(len(GRADES)).astype(float)
+    found = fit(signals, GRADES, QUERIES)
+    assert [sum(found.grade(s) == grade for s in signals) for grade in range(4)] == [12] * 4
+    found = fit(np.random.default_rng(3).normal(size=len(GRADES)), GRADES, QUERIES, how="kappa")
+    assert abs(found.metrics["kappa"] or 0) < 0.3
+    assert 0.3 < (found.metrics["pair_order"] or 0) < 0.7
+
+
+@given(st.lists(st.tuples(st.floats(-50, 0), st.integers(0, 3)), min_size=1, max_size=30))
+def test_cuts_ascend_and_grades_rise_with_the_signal(pairs):
+    signals, grades = zip(*pairs, strict=True)
+    for how in ("quantile", "kappa"):
+        found = fit(signals, grades, [0] * len(pairs), how=how)
+        assert list(found.cuts) == sorted(found.cuts)
+        graded = [found.grade(s) for s in sorted(signals)]
+        assert graded == sorted(graded)
+
+
+def test_few_pairs_are_a_warning_and_a_signal_that_is_not_finite_has_no_grade():
+    found = fit([1.0, 2.0], [0, 3], ["a", "a"])
+    assert len(found.warnings) == 2
+    assert found.metrics["kappa"] is None
+    found = fit(GRADES, GRADES, QUERIES)
+    for signal in (math.nan, math.inf, -math.inf):
+        with pytest.raises(InvalidOption):
+            found.grade(signal)
+
+
+@pytest.mark.parametrize(
+    ("signals", "grades", "queries"),
+    [
+        ([], [], []), ([1.0], [0, 1], ["a"]), ([math.nan], [0], ["a"]), ([1.0], [4], ["a"]),
+        *(([signal, 0.1], [1, 0], ["1", "2"]) for signal in (1e308, -1e101)),
+        *(([0.5, 0.1], [grade, 0], ["1", "2"]) for grade in (2**70, -(2**70))),
+    ],
+)  # fmt: skip
+def test_broken_training_data_is_refused(signals, grades, queries):
+    with pytest.raises(InvalidOption):
+        fit(signals, grades, queries)
+
+
+def test_many_pairs_of_one_query_and_a_long_name_take_little_memory():
+    count = 50_000
+    signals = np.random.default_rng(0).random(count)
+    queries = ["x" * 1_000_000, *["y"] * (count - 1)]
+    tracemalloc.start()
+    found = fit(signals, [place % 4 for place in range(count)], queries)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.metrics["pair_order"] == pytest.approx(0.5, abs=0.01)
+    assert peak < 100e6  # a table of all pairs has 2.5 billion entries
+
+
+Pairs = dict[tuple[str, str], float]
+
+
+def collection(queries: int = 40, depth: int = 8, seed: int = 0) -> dict[tuple[str, str], int]:
+    draw = np.random.default_rng(seed)
+    return {(str(q), f"d{p}"): int(draw.integers(0, 4)) for q in range(queries) for p in range(depth)}
+
+
+def noisy(labels: dict[tuple[str, str], int], noise: float, seed: int) -> Pairs:
+    draw = np.random.default_rng(seed)
+    return {pair: grade + noise * float(draw.normal()) for pair, grade in labels.items()}
+
+
+def test_a_good_judge_is_better_than_the_baselines_and_the_report_says_so():
+    labels = collection()
+    found = build_trust_report(
+        "mine", noisy(labels, 0.5, 1), labels, {"bm25": noisy(labels, 4, 2), "embedding": noisy(labels, 3, 3)}
+    )
+    assert found.is_better
+    assert found.statement.startswith("The judge is better than every baseline")
+    assert [row.name for row in found.baselines] == ["bm25", "embedding"]
+    low, high = found.judge.pair_order_interval or (1, 0)
+    assert low < (found.judge.pair_order or 0) < high
+    assert (found.judge.kappa or 0) > (found.baselines[0].kappa or 0)
+
+
+def test_a_judge_that_guesses_has_no_verdict_and_one_as_good_as_a_baseline_is_no_better():
+    labels = collection()
+    found = build_trust_report("mine", noisy(dict.fromkeys(labels, 0), 1, 5), labels, {"bm25": noisy(labels, 2, 2)})
+    assert not found.is_better
+    assert "no better than chance" in found.statement
+    reversed_ = build_trust_report("mine", {p: -float(g) for p, g in labels.items()}, labels, {})
+    assert "worse than chance" in reversed_.statement
+    labels = collection(queries=3)
+    assert "says nothing" in build_trust_report("mine", noisy(labels, 0.1, 1), labels, {}).statement
+    labels = collection()
+    found = build_trust_report(
+        "mine", noisy(labels, 1, 5), labels, {"bm25": noisy(labels, 5, 2), "embedding": noisy(labels, 1, 3)}
+    )
+    assert not found.is_better
+    assert "no better than embedding" in found.statement
+    assert "bm25" not in found.statement
+
+
+def test_its_figures_are_those_of_the_definitions():
+    labels = collection(queries=12)
+    signals = noisy(labels, 1.5, 4)
+    found = build_trust_report("mine", signals, labels, {"same": signals}, draws=200)
+    by_query = [[pair for pair in labels if pair[0] == str(q)] for q in range(12)]
+    taus = [kendall_tau_b([signals[p] for p in group], [labels[p] for p in group]) for group in by_query]
+    assert found.judge.tau == pytest.approx(np.mean([tau for tau in taus if tau is not None]))
+    right = [
+        (signals[a] > signals[b]) == (labels[a] > labels[b])
+        for group in by_query
+        for a, b in combinations(group, 2)
+        if labels[a] != labels[b]
+    ]
+    assert found.judge.pair_order == pytest.approx(np.mean(right))
+    assert (found.baselines[0].lead, found.baselines[0].lead_interval) == (0.0, (0.0, 0.0))
+
+
+def test_pair_order_of_two_grades_is_the_area_under_the_curve():
+    draw = np.random.default_rng(0)
+    y, x = draw.integers(0, 2, 60), draw.integers(0, 9, 60) / 3
+    assert pair_order(x, y, ["1"] * 60) == pytest.approx(roc_auc_score(y, x))
+    assert pair_order([1.0, 2.0], [1, 1], ["1", "1"]) is None
+
+
+def test_weights_go_to_the_judge_that_orders_and_none_to_one_of_the_wrong_way():
+    labels = collection(queries=60)
+    sides = [[*noisy(labels, noise, seed).values()] for noise, seed in ((2, 1), (2, 2), (50, 3))]
+    x, y, q = np.asarray(sides).T, list(labels.values()), [qid for qid, _ in labels]
+    found = fit_signal_weights(x, y, q)
+    assert sum(found.weights) == pytest.approx(1)
+    assert found.weights[2] < 0.2 < min(found.weights[:2])
+    assert (found.pair_order or 0) > max(one or 0 for one in found.alone)
+    assert (found.pair_order or 0) > (found.equal or 0)
+    assert pair_order(combine_signals(x, found), y, q) == pytest.approx(found.pair_order, abs=0.02)
+    labels = collection()
+    good, bad = noisy(labels, 1, 1), {pair: -grade for pair, grade in noisy(labels, 1, 2).items()}
+    x = np.asarray([[good[pair], bad[pair]] for pair in labels])
+    assert fit_signal_weights(x, list(labels.values()), [q for q, _ in labels]).weights == (1.0, 0.0)
+
+
+def test_the_fit_is_scikit_learns_logistic_regression_of_differences():
+    labels = collection(queries=20)
+    x = np.asarray([[noisy(labels, noise, noise)[pair] for noise in (1, 3)] for pair in labels])
+    y, q = np.asarray(list(labels.values())), np.asarray([qid for qid, _ in labels])
+    rows, shares = [], []
+    for name in sorted(set(q)):
+        group, grades = x[q == name], y[q == name]
+        pairs = [(a, b) for a in range(len(grades)) for b in range(len(grades)) if grades[a] > grades[b]]
+        rows += [group[a] - group[b] for a, b in pairs]
+        shares += [1 / len(pairs)] * len(pairs)
+    both = np.asarray([*rows, *(-np.asarray(rows))])  # each pair in both directions, at half the weight
+    oracle = LogisticRegression(C=1.0, fit_intercept=False, tol=1e-10)
+    oracle.fit(both, [1] * len(rows) + [0] * len(rows), sample_weight=np.asarray([*shares, *shares]) / 2)
+    assert fit_order(x, y, q, 1.0, lowest=None) == pytest.approx(oracle.coef_[0], abs=1e-3)
+
+
+def test_what_cannot_be_weighed_is_refused():
+    with pytest.raises(InvalidOption, match="same for all"):
+        fit_signal_weights([[1.0, 2.0], [1.0, 3.0]], [0, 1], ["a", "a"])
+    with pytest.raises(InvalidOption, match="unequal grade"):
+        fit_signal_weights([[1.0], [2.0]], [1, 1], ["a", "a"])
+    with pytest.raises(InvalidOption, match="finite"):
+        fit_signal_weights([[1.0], [float("nan")]], [1, 0], ["a", "a"])
