@@ -86,24 +86,24 @@ def explain_staleness(table: Mapping[str, Any]) -> str:
 
 
 def digest_code(patterns: tuple[str, ...]) -> str:
-    """Digest the files of these patterns; docstrings, comments and tests do not count."""
+    """Digest what the files of these patterns do: their places, imports, docstrings and tests do not count."""
     files = {file for pattern in patterns for file in ROOT.glob(pattern) if "tests" not in file.parts}
-    whole = hashlib.sha256()
-    for file in sorted(files):
-        text = file.read_text("utf8")
-        whole.update(f"{file.relative_to(ROOT)}\0{dump_code(text) if file.suffix == '.py' else text}\0".encode())
-    return whole.hexdigest()[:16]
+    texts = [(file.suffix, file.read_text("utf8")) for file in files]
+    code = sorted(dump_code(text) if suffix == ".py" else text for suffix, text in texts)
+    return hashlib.sha256("\0".join(filter(None, code)).encode()).hexdigest()[:16]
 
 
 def dump_code(source: str) -> str:
-    """The syntax tree of a module without its docstrings."""
+    """The syntax tree of a module without its docstrings and imports; empty where nothing else is in it."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            node.body = [one for one in body if not _is_text(one)]  # type: ignore[attr-defined]
-    return ast.dump(tree)
+            node.body = [one for one in body if not _is_idle(one)]  # type: ignore[attr-defined]
+    return ast.dump(tree) if tree.body else ""
 
 
-def _is_text(node: ast.AST) -> bool:
+def _is_idle(node: ast.AST) -> bool:
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return True
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -49,6 +49,7 @@ def test_a_result_is_stale_once_its_weights_or_code_change_not_its_docstrings():
     assert "weights of patnet" in freshness.explain_staleness({**now, "measures": other})
     assert "before results recorded" in freshness.explain_staleness({"suite": "sparsity_partial"})
     assert freshness.dump_code('"""One."""\nx = 1\n') == freshness.dump_code('"""Two."""\n# three\nx = 1\n')
+    assert freshness.dump_code("import a\nx = 1\n") == freshness.dump_code("from b import a\nx = 1\n")
     assert freshness.dump_code("x = 1\n") != freshness.dump_code("x = 2\n")
 
 
