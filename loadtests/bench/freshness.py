@@ -37,7 +37,7 @@ CODE: Mapping[str, tuple[str, ...]] = {
     "judge": ("services/relevance_judge/**/*.py", *ENGINE),
     "judging": (
         "services/relevance_judge/embeddings.py",
-        "services/relevance_judge/metrics/*.py",
+        *(f"services/relevance_judge/metrics/{name}.py" for name in ("baselines", "bootstrap", "pair_order")),
         "shared/lm/bert.py",
         "shared/lm/embedder.py",
     ),
@@ -47,7 +47,9 @@ CODE: Mapping[str, tuple[str, ...]] = {
     "restoration": ("services/vision_restoration/**/*.py", *VISION),
     "serving": (*GATEWAY, *VISION),
     "longctx_memory": ("services/llm_longctx/kv_cache/**/*.py", "services/llm_longctx/methods/**/*.py"),
-    "sparsity_mixers": ("plugins/memory/fovea_memory/mixers/**/*.py",),
+    "sparsity_mixers": tuple(
+        f"plugins/memory/fovea_memory/mixers/{part}" for part in ("*.py", "landmark/*.py", "routing/*.py")
+    ),
     "sparsity_partial": PARTIAL,
     "vision_engines": VISION,
 }
