@@ -44,8 +44,7 @@ _NAMED = ("properties", "patternProperties", "$defs", "definitions")
 def check_schema(schema: Mapping[str, Any] | bool, field: str) -> None:
     """Refuse a schema that is too large to compile in time, or that no finite value meets.
 
-    Raises:
-        InvalidOption: It is one; the text says what is too much of.
+    Raises InvalidOption: It is one; the text says what is too much of.
     """
     properties = enums = 0
     for part, depth in _walk(schema, 0):
@@ -66,8 +65,7 @@ def check_schema(schema: Mapping[str, Any] | bool, field: str) -> None:
 def _check_numbers(part: Mapping[str, Any], field: str) -> None:
     """Refuse numbers that the compiler would replace by others, or that end the process: it computes in 64 bits.
 
-    Raises:
-        InvalidOption: There is one.
+    Raises InvalidOption: There is one.
     """
     values = [part.get(name) for name in (*_BOUNDS, "const")]
     values += part["enum"] if isinstance(part.get("enum"), list) else ()
@@ -82,8 +80,7 @@ def _check_numbers(part: Mapping[str, Any], field: str) -> None:
 def check_keywords(schema: Mapping[str, Any] | bool, field: str) -> None:
     """Refuse a schema with words that no draft of JSON Schema has: they would say nothing.
 
-    Raises:
-        InvalidOption: It has one.
+    Raises InvalidOption: It has one.
     """
     if unknown := find_unknown(schema):
         detail = f"The schema has the unknown keyword {unknown[0][:80]!r}."

@@ -40,8 +40,7 @@ class TokenGrammar:
     def mask(self) -> Tensor:
         """Which tokens may come next: bool [V]; end tokens where the answer may be over.
 
-        Raises:
-            InvalidOption: None may, or the grammar became too complex on the way.
+        Raises InvalidOption: None may, or the grammar became too complex on the way.
         """
         bias = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
         mask = bias[: self._vocab] != 0
@@ -111,8 +110,7 @@ class GrammarCompiler:
             source: It, in llguidance's Lark.
             field: The request's field that holds it.
 
-        Raises:
-            InvalidOption: It is not understood, too complex, or accepts nothing that this model's tokens can spell.
+        Raises InvalidOption: It is not understood, too complex, or accepts nothing that this model's tokens can spell.
         """
         with self._lock:
             known = self._cache.get(source)
