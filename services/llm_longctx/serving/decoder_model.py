@@ -186,10 +186,7 @@ def _monitor(place: LoadContext) -> FidelityMonitor:
 
 
 def _read_sampling(source: Path) -> SamplingDefaults | None:
-    """The sampling fields of a folder's `generation_config.json`; None where there are none.
-
-    Raises Malformed: A value that can't be meant.
-    """
+    """The sampling fields of a folder's `generation_config.json`; None where there are none."""
     file = source / "generation_config.json"
     stated = read_json(file) if file.is_file() else {}
     known = {name: value for name in SamplingDefaults.model_fields if (value := stated.get(name)) is not None}

@@ -78,7 +78,8 @@ class GrammarCompiler:
         """Build the trie of the vocabulary, which takes about half a second for 50,000 tokens."""
         self._vocab = vocab
         self._tokenizer = tokenizer
-        self._tokens = _build_trie(tokenizer, vocab)
+        wrapper = TokenizerWrapper(_Vocabulary(tokenizer, vocab))
+        self._tokens = LLTokenizer(wrapper, n_vocab=vocab + 1, eos_token=[*sorted(tokenizer.eos), vocab])
         self._cache: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -141,11 +142,6 @@ class _Vocabulary:
     def __call__(self, text: bytes | str) -> list[int]:
         """Never needed: nothing is forced."""
         return []
-
-
-def _build_trie(tokenizer: Tokenizer, vocab: int) -> LLTokenizer:
-    wrapper = TokenizerWrapper(_Vocabulary(tokenizer, vocab))
-    return LLTokenizer(wrapper, n_vocab=vocab + 1, eos_token=[*sorted(tokenizer.eos), vocab])
 
 
 def _dead_end(error: str, field: str) -> InvalidOption:
