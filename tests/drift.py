@@ -57,8 +57,8 @@ def compatibility_page() -> Iterator[tuple[pathlib.Path, str]]:
     """Each field of OpenAI's and vLLM's requests, and what becomes of it here."""
     from fovea.api.embeddings import EmbeddingsRequest
     from fovea.api.request_fields import PEERS, find_fate
-    from fovea.api.responses import ResponsesRequest
     from fovea.api.text import ChatRequest, CompletionRequest
+    from fovea_responses.wire import ResponsesRequest
     from services.relevance_judge.routes.rerank import RerankIn, ScoreIn
     from shared.lm.lora_config import list_settings
 

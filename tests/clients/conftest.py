@@ -15,10 +15,11 @@ import pytest
 import uvicorn
 
 from fovea_messages.routes import router as messages
+from fovea_responses.routes import router as responses
 from loadtests.bench.peers.environment import PeerMissing, prepare_environment
 from services.gateway.app import build_gateway
 from services.gateway.server import create_server
-from services.llm_longctx.api import embeddings, openai, responses
+from services.llm_longctx.api import embeddings, openai
 from services.llm_longctx.models.all_minilm import AllMiniLM
 from services.llm_longctx.serving.local_models import make_local_model
 from services.llm_longctx.tests.conftest import MODEL, write_folder
@@ -74,7 +75,7 @@ def folder(tmp_path_factory):
 def url(tmp_path_factory, folder):
     settings = Settings(data_dir=tmp_path_factory.mktemp("data"), intra_op_threads=1)
     llm = build(
-        "llm-longctx", routers=[openai.router, responses.router, embeddings.router, messages],
+        "llm-longctx", routers=[openai.router, embeddings.router, messages, responses],
         servables={MODEL: make_local_model(folder), MINILM: AllMiniLM}, settings=settings,
     )  # fmt: skip
     judges = {"query-likelihood": servables("relevance-judge")["query-likelihood"]}

@@ -19,7 +19,7 @@ from fovea.api.replica import ReplicaRecord
 from services.gateway.app import build_gateway
 from services.gateway.policy.auth import KeyRing
 from services.interpretability.routes import build_router
-from services.llm_longctx.api import lora, openai, responses
+from services.llm_longctx.api import lora, openai
 from services.llm_longctx.serving.local_models import make_local_model
 from services.llm_longctx.tests.conftest import write_folder
 from services.llm_longctx.tests.test_openai_lora import body as make_adapter
@@ -125,7 +125,7 @@ def text(tmp_path_factory, module_redis_url):
     steerable = make_local_model(write_folder(tmp_path_factory.mktemp("models") / "Tiny Llama"))
     kinds[steerable.card.name] = steerable
     settings = Settings(data_dir=tmp_path_factory.mktemp("text"), intra_op_threads=1, redis_url=module_redis_url)
-    routers = [openai.router, responses.router, lora.router]
+    routers = [openai.router, lora.router]
     app = build("llm-longctx", routers=routers, servables=kinds, settings=settings)
     with ready_client(app) as client:
         stage = Stage(app, client, BY_HEADER)

@@ -6,16 +6,14 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
 from fovea.api.text import ChatRequest
-from fovea.errors import FoveaError, InvalidOption
+from fovea.errors import InvalidOption
 from fovea_messages.wire import ContentBlock, Conversation, MessagesRequest, ToolChoice, ToolDefinition
-from shared.validation_errors import list_errors
+from services.llm_longctx.api.chat_chunks import read_chat
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
-_NAMES = {
+NAMES = {
     "reasoning_effort": "thinking",
     "response_format": "output_config.format",
     "chat_template": "model",
@@ -45,19 +43,7 @@ def build_chat(request: Conversation) -> ChatRequest:
     if isinstance(request, MessagesRequest):
         fields |= {name: getattr(request, name) for name in ("max_tokens", "temperature", "top_k", "top_p", "longctx")}
         fields |= {"stop": request.stop_sequences, "stream": True, "stream_options": {"include_usage": True}}
-    try:
-        return ChatRequest.model_validate({name: value for name, value in fields.items() if value not in (None, [])})
-    except ValidationError as error:
-        first = list_errors(error)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise InvalidOption(f"{field}: {first['msg']}.", field=field) from error
-
-
-def rename_fields(error: FoveaError) -> None:
-    """Let an error about a chat speak of the fields of the request that the chat was built from."""
-    for theirs, ours in _NAMES.items():
-        error.detail = error.detail.replace(theirs, ours)
-        error.field = error.field and error.field.replace(theirs, ours)
+    return read_chat(fields)
 
 
 def _read_system(system: str | Sequence[ContentBlock] | None) -> Iterator[dict[str, Any]]:

@@ -10,9 +10,7 @@ from uuid import uuid4
 from fovea.api.text import ChatChunk, ChunkChoice, Usage
 from fovea.api.tools import ToolCallDelta
 from fovea_messages.wire import AnthropicMessage, MessageUsage, StopReason
-
-Event = dict[str, Any]
-"""One event of a stream; its `type` names it."""
+from services.llm_longctx.api.chat_chunks import Event
 
 _REASONS: dict[str, StopReason] = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
@@ -24,20 +22,18 @@ class MessageBuilder:
         message: The message so far; the input of a tool_use is read when it is whole.
     """
 
-    def __init__(self, model: str, warnings: list[str]) -> None:
+    def __init__(self, warnings: list[str]) -> None:
         self.message = AnthropicMessage(
-            id=f"msg_{uuid4().hex}", model=model, content=[], usage=MessageUsage(), warnings=warnings or None
+            id=f"msg_{uuid4().hex}", model="", content=[], usage=MessageUsage(), warnings=warnings or None
         )
         self._arguments = ""
         self._is_open = False  # whether the last block is being written
 
-    def begin(self) -> Iterator[Event]:
-        """The event before the first chunk."""
-        yield {"type": "message_start", "message": self.message.model_dump(mode="json", exclude={"warnings"})}
-
     def feed(self, chunk: ChatChunk) -> Iterator[Event]:
         """The events of one more chunk."""
-        self.message.model = chunk.model
+        if not self.message.model:
+            self.message.model = chunk.model
+            yield {"type": "message_start", "message": self.message.model_dump(mode="json", exclude={"warnings"})}
         for choice in chunk.choices:
             yield from self._feed_choice(choice)
         if chunk.usage is not None:

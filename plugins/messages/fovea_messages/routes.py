@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from fovea.api.problem import anthropic_error
 from fovea.api.replica import AFFINE
 from fovea.api.request_fields import check_fields
 from fovea.api.text import ChatChunk
-from fovea_messages.build_chat import build_chat, rename_fields
-from fovea_messages.message_builder import Event, MessageBuilder
+from fovea_messages.build_chat import NAMES, build_chat
+from fovea_messages.message_builder import MessageBuilder
 from fovea_messages.wire import (
     ACCEPTED,
     REFUSED,
@@ -25,14 +24,12 @@ from fovea_messages.wire import (
     MessagesRequest,
     TokenCount,
 )
-from services.llm_longctx.api.chat_chunks import name_fields, stream_chunks
+from services.llm_longctx.api.chat_chunks import Event, name_fields, send_events, stream_chunks
 from services.llm_longctx.api.model_lookup import find_model
-from services.llm_longctx.api.openai import SSE_HEADERS
 from services.llm_longctx.serving.chat_template import read_template_options
 from services.llm_longctx.serving.tools.tool_use import read_tool_use
 from shared import telemetry
 from shared.serving.host import Host
-from shared.serving.http.errors import to_safe_error
 from shared.serving.http.system_routes import host_of
 
 router = APIRouter(tags=["anthropic"])
@@ -56,19 +53,15 @@ _FORM = {"x-error-form": "anthropic"}
 async def answer_message(body: MessagesRequest, request: Request, host: HostDep) -> Response:
     """Answer a conversation in the form of Anthropic's Messages API."""
     warnings = check_fields(body, is_strict=body.strict, refused=REFUSED, accepted=ACCEPTED)
-    with name_fields(rename_fields):
+    with name_fields(NAMES):
         chat = build_chat(body)
-        request.scope["fovea.run"].is_stream = body.stream
-        await find_model(host, chat.model, request)
-    chunks = stream_chunks(chat, request, host, rename_fields)
-    first = await anext(chunks)  # an error before the first chunk is an ordinary one
-    builder = MessageBuilder(first.model, warnings)
+    request.scope["fovea.run"].is_stream = body.stream
+    builder = MessageBuilder(warnings)
+    events = _make_events(builder, stream_chunks(chat, request, host, NAMES))
     if body.stream:
-        return StreamingResponse(_lines(builder, first, chunks), media_type="text/event-stream", headers=SSE_HEADERS)
-    _drain(builder.feed(first))
-    async for chunk in chunks:
-        _drain(builder.feed(chunk))
-    _drain(builder.end())
+        return await send_events(events, lambda error: anthropic_error(error, telemetry.context().request_id))
+    async for _ in events:
+        pass
     text = builder.message.model_dump_json(exclude={"warnings"} if builder.message.warnings is None else None)
     return Response(text, media_type="application/json")
 
@@ -76,7 +69,7 @@ async def answer_message(body: MessagesRequest, request: Request, host: HostDep)
 @router.post("/v1/messages/count_tokens", responses=_ERRORS, openapi_extra=_FORM)
 async def count_tokens(body: Conversation, request: Request, host: HostDep) -> TokenCount:
     """Count the tokens of a conversation under the model's template."""
-    with name_fields(rename_fields):
+    with name_fields(NAMES):
         chat = build_chat(body)
         adapter = (await find_model(host, chat.model, request)).adapter
         form = read_template_options(chat, adapter.tokenizer.chat_template, may_bring=False)
@@ -85,25 +78,9 @@ async def count_tokens(body: Conversation, request: Request, host: HostDep) -> T
         return TokenCount(input_tokens=len(adapter.tokenize(text, "messages", special=False)))
 
 
-async def _lines(builder: MessageBuilder, first: ChatChunk, rest: AsyncIterator[ChatChunk]) -> AsyncIterator[str]:
-    for event in (*builder.begin(), *builder.feed(first)):
-        yield _line(event)
-    try:
-        async for chunk in rest:
-            for event in builder.feed(chunk):
-                yield _line(event)
-    except Exception as error:  # noqa: BLE001  # the status is sent already: the error goes into the stream
-        yield _line(anthropic_error(to_safe_error(error, "The stream"), telemetry.context().request_id))
-        return
+async def _make_events(builder: MessageBuilder, chunks: AsyncIterator[ChatChunk]) -> AsyncIterator[Event]:
+    async for chunk in chunks:
+        for event in builder.feed(chunk):
+            yield event
     for event in builder.end():
-        yield _line(event)
-
-
-def _line(event: Event) -> str:
-    return f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
-
-
-def _drain(events: Iterator[Event]) -> None:
-    """Let the builder do its work where nobody reads its events."""
-    for _ in events:
-        pass
+        yield event

@@ -5,13 +5,13 @@ import sys
 import pytest
 
 from fovea.cli import main as cli
-from services.llm_longctx.api import lora, methods, responses
+from services.llm_longctx.api import lora, methods
 from services.llm_longctx.tests.conftest import Server, _one_thread, app_of, client, codec, decoder, folder  # noqa: F401
 
 
 @pytest.fixture(scope="session")
 def server(folder, tmp_path_factory):  # noqa: F811  # a fixture
-    routers = [module.router for module in (responses, methods, lora)]
+    routers = [module.router for module in (methods, lora)]
     with Server(app_of(folder, tmp_path_factory.mktemp("data"), *routers)) as running:
         yield running
 

@@ -216,16 +216,11 @@ def test_bad_vectors_are_refused(server, more, status):
     assert "error" in answer.json()
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("chat/completions", {"messages": HELLO, "max_tokens": 2}),
-        ("responses", {"input": "Hello", "max_output_tokens": 2}),
-    ],
-)
-def test_a_key_without_the_scope_is_refused_and_audit_is_told(server, path, body):
+def test_a_key_without_the_scope_is_refused_and_audit_is_told(server):
+    body = {"messages": HELLO, "max_tokens": 2}
+
     def ask(scopes: str, **more):
-        return server.http.post(f"/v1/{path}", json=body | more, headers={"x-fovea-scopes": scopes})
+        return server.http.post("/v1/chat/completions", json=body | more, headers={"x-fovea-scopes": scopes})
 
     for fields in ({"interventions": [UP]}, {"capture": [{"type": "logit_lens"}]}):
         answer = ask("infer,jobs", **fields)
@@ -234,33 +229,8 @@ def test_a_key_without_the_scope_is_refused_and_audit_is_told(server, path, body
     assert (plain.status_code, "x-fovea-audit" in plain.headers) == (200, False)
     assert json.loads(steered.headers["x-fovea-audit"])["interventions"] == "add"
     assert server.http.get("/v1/steering-vectors", headers={"x-fovea-scopes": "infer"}).status_code == 403
-    wrong = server.http.post(f"/v1/{path}", json=body | {"capture": [{"type": "gradient"}]})
+    wrong = server.http.post("/v1/chat/completions", json=body | {"capture": [{"type": "gradient"}]})
     assert wrong.json()["error"]["param"].startswith("capture")
-
-
-def respond(client, **fields):
-    return client.responses.create(model=MODEL, input=HELLO, temperature=0, max_output_tokens=6, **fields)
-
-
-def test_a_response_is_steered_looked_into_streamed_and_stored_as_its_chat_is(client):
-    capture = [{"type": "activation", "site": "resid_post.1", "positions": "decode"}, {"type": "logit_lens", "top": 2}]
-    ours = {"interventions": [UP], "capture": capture}
-    chat = say(client, extra_body=ours, max_tokens=6).choices[0]
-    response = respond(client, extra_body=ours)
-    assert response.output_text == chat.message.content != respond(client).output_text
-    assert response.captured == chat.captured
-    assert respond(client).captured is None
-    capture = [{"type": "activation", "site": "final", "positions": "decode"}]
-    whole = respond(client, extra_body={"capture": capture})
-    events = list(respond(client, stream=True, extra_body={"capture": capture}))
-    pieces = [one for event in events if event.type == "response.captured" for one in event.captured]
-    assert [piece["positions"] for piece in pieces] == [[at] for at in whole.captured[0]["positions"]]
-    assert [value for piece in pieces for value in piece["values"]] == whole.captured[0]["values"]
-    assert events[-1].response.captured == whole.captured
-    capture = [{"type": "activation", "site": "final", "positions": [-1]}]
-    kept = respond(client, store=True, extra_body={"capture": capture})
-    assert client.responses.retrieve(kept.id).captured == kept.captured
-    assert respond(client, previous_response_id=kept.id).captured is None
 
 
 def test_the_commands_of_the_documentation_run(server, monkeypatch):

@@ -10,7 +10,7 @@ import base64
 import binascii
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Path, Request
 from starlette.responses import PlainTextResponse
 
 from fovea.api.lora import (
@@ -24,18 +24,16 @@ from fovea.api.lora import (
 from fovea.api.replica import EFFECTFUL
 from fovea.errors import Conflict, InvalidOption, Malformed
 from services.llm_longctx.api.model_lookup import find_served_model
-from services.llm_longctx.api.openai import ERROR_RESPONSES, OPENAI_ERRORS
+from services.llm_longctx.api.openai import ERROR_RESPONSES, OPENAI_ERRORS, HostDep
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from services.llm_longctx.serving.decoder_model import DecoderModel
 from services.llm_longctx.serving.lora.store import AdapterFiles
 from shared.registry import CallContext
 from shared.serving.host import Host
-from shared.serving.http.system_routes import host_of
 
 router = APIRouter(tags=["lora"], responses=ERROR_RESPONSES)
 
 LoraId = Annotated[str, Path(description="Name of a stored adapter.")]
-HostDep = Annotated[Host, Depends(host_of)]
 
 _EFFECTFUL = {**OPENAI_ERRORS, **EFFECTFUL}
 

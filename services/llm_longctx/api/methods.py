@@ -52,15 +52,13 @@ async def one(name: Name) -> MethodDescription:
 async def sparsity(name: Name) -> LintedClaim:
     """A method's sparsity claim: what is sparse, how it was measured and against what, with the lint's findings."""
     if (claim := _lint_claim(_find_method(name))) is None:
-        detail = f"The method {name!r} does not claim to be sparse."
-        raise NotFound(detail)
+        raise NotFound(f"The method {name!r} does not claim to be sparse.")
     return claim
 
 
 def _find_method(name: str) -> type[AttentionMethod]:
     if (kind := methods().get(name)) is None:
-        detail = f"There is no attention method {name[:64]!r}; known are {', '.join(methods())}."
-        raise NotFound(detail)
+        raise NotFound(f"There is no attention method {name[:64]!r}; known are {', '.join(methods())}.")
     return kind
 
 

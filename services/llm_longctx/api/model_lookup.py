@@ -37,18 +37,13 @@ def find_served_model(host: Host, name: str | None, request: Request) -> TextMod
     request.scope["fovea.model"] = resolved
     servable = host.servable(resolved)
     if not isinstance(servable, TextModel):
-        message = f"{resolved} is served for chat, but is not a TextModel"
-        raise TypeError(message)
+        raise TypeError(f"{resolved} is served for chat, but is not a TextModel")
     return servable
 
 
-def resolve_model(host: Host, name: str | None) -> str:
-    """The name of the language model that a request means.
-
-    Raises:
-        ModelNotFound: There is none.
-    """
+def resolve_model(host: Host, name: str | None, task: str | None = "chat") -> str:
+    """The name of the model that a request means; of a task, or any. Raises ModelNotFound: There is none."""
     try:
-        return host.resolve(name, "chat")
+        return host.resolve(name, task)
     except NotFound as error:
         raise ModelNotFound(error.detail, hint=error.hint, field="model") from error

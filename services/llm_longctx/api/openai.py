@@ -28,7 +28,6 @@ from fovea.api.text import (
     TokenizeRequest,
     TokenizerInfo,
 )
-from fovea.errors import FoveaError
 from services.llm_longctx.api.model_lookup import find_model
 from services.llm_longctx.api.state_loading import load_state
 from services.llm_longctx.serving.chat import ChatProtocol
@@ -46,12 +45,13 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": OpenAIError, "description": "The request can't be served as it is; `param` names what is wrong."},
     "5XX": {"model": OpenAIError, "description": "Not ready, too late, or an internal error."},
 }
-_STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The answer, or its chunks with `stream`.", "content": {"text/event-stream": {}}}
-}
-_ANSWERS = _STREAM | ERROR_RESPONSES
 OPENAI_ERRORS = {"x-error-form": "openai"}
 """Asks `shared.serving.http.error_rendering` for errors in OpenAI's form."""
+
+_STREAM = {"description": "The answer, or its chunks with `stream`.", "content": {"text/event-stream": {}}}
+_TEXT_ROUTE: dict[str, Any] = {
+    "responses": {200: _STREAM, **ERROR_RESPONSES}, "openapi_extra": {**OPENAI_ERRORS, **AFFINE}
+}  # fmt: skip
 
 SSE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -63,20 +63,13 @@ TextRequest = ChatRequest | CompletionRequest
 router = APIRouter(tags=["openai"])
 
 
-@router.post(
-    "/v1/chat/completions",
-    responses=_ANSWERS,
-    openapi_extra={**OPENAI_ERRORS, **AFFINE},
-    response_model=ChatCompletion,
-)
+@router.post("/v1/chat/completions", response_model=ChatCompletion, **_TEXT_ROUTE)
 async def chat(body: ChatRequest, request: Request, host: HostDep) -> Response:
     """Complete a conversation."""
     return await _answer(body, request, host, ChatProtocol())
 
 
-@router.post(
-    "/v1/completions", responses=_ANSWERS, openapi_extra={**OPENAI_ERRORS, **AFFINE}, response_model=Completion
-)
+@router.post("/v1/completions", response_model=Completion, **_TEXT_ROUTE)
 async def complete(body: CompletionRequest, request: Request, host: HostDep) -> Response:
     """Complete a text; with `echo`, `logprobs` and `max_tokens` 0, score it."""
     return await _answer(body, request, host, TextCompletionProtocol())
@@ -129,8 +122,7 @@ async def _answer(
 async def prepare(body: TextRequest, request: Request, host: Host) -> str | None:
     """Find the model, and load into the call what the request continues; or return the answer that it got before.
 
-    Raises:
-        InvalidOption: It names two things to continue, or the model does not take such a thing.
+    Raises InvalidOption: It names two things to continue, or the model does not take such a thing.
     """
     state = await load_state(body, request, host)
     if isinstance(state, str):
@@ -182,12 +174,9 @@ async def _event_lines(
         async for event in rest:
             yield line(event)
     except Exception as error:  # noqa: BLE001  # the status is sent already: the error goes into the stream
-        yield _error_line(to_safe_error(error, "The stream"))
+        told = openai_error(to_safe_error(error, "The stream"), telemetry.context().request_id)
+        yield f"data: {json.dumps(told)}\n\n"
         return
     finally:
         first.cancel()
     yield "data: [DONE]\n\n"
-
-
-def _error_line(error: FoveaError) -> str:
-    return f"data: {json.dumps(openai_error(error, telemetry.context().request_id))}\n\n"

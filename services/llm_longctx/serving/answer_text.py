@@ -177,7 +177,7 @@ class _AnswerText:
             self._show(text)
             return False
         self._show(self._stops.feed(text))
-        return self._stops.is_hit
+        return self._stops.hit is not None
 
     def add_stop_token(self, token: ScoredToken) -> None:
         """Note the token that ends the answer, and show it where it is part of the answer."""
@@ -195,7 +195,7 @@ class _AnswerText:
             return
         rest = self._stops.feed(self._text.end()) + self._stops.end()
         self._shown += len(rest)
-        hit = self._stops.is_hit
+        hit = self._stops.hit is not None
         tokens = tuple(s for s in self._pending if s.offset < self._shown or not hit)
         stop = self._stops.hit or self._stop_token
         self._put(OutputChunk(self._index, rest, tokens, "stop" if hit else reason, produced, stop=stop))

@@ -14,15 +14,10 @@ _NAMES: dict[int, CacheDtype] = {bits: name for name, bits in _BITS.items()}
 
 
 def read_cache_dtype(name: str) -> CacheBits | Literal[16]:
-    """Format of older entries; 16 stands for the decoder's own type.
-
-    Raises:
-        InvalidOption: There is no such type.
-    """
+    """Format of older entries; 16 stands for the decoder's own type. Raises InvalidOption: There is no such type."""
     found = next((bits for word, bits in _BITS.items() if word == name), None)
     if found is None:
-        detail = f"A cache of keys and values is {', '.join(_BITS)}, not {name}."
-        raise InvalidOption(detail, field="kv_cache_dtype")
+        raise InvalidOption(f"A cache of keys and values is {', '.join(_BITS)}, not {name}.", field="kv_cache_dtype")
     return found
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, ClassVar
 from uuid import uuid4
 
@@ -21,7 +22,6 @@ from fovea.api.text import (
     Delta,
     PromptLogprobs,
     Reply,
-    StopReason,
     TokenLogprob,
     TopLogprob,
 )
@@ -43,6 +43,9 @@ from services.llm_longctx.serving.tools.tool_parser import CallUpdate
 from services.llm_longctx.serving.tools.tool_use import ToolUse, read_tool_use
 from shared.lm.tokenizer import Tokenizer
 
+_STAMP = ("id", "created", "model", "system_fingerprint", "longctx", "warnings")
+"""Fields that a chunk and a whole answer have in common."""
+
 
 class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
     """Chat completion."""
@@ -56,8 +59,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         self, generation: Generation, adapter: TextModelAdapter, request: ChatRequest, state: RequestState | None
     ) -> None:
         if request.top_logprobs is not None and not request.logprobs:
-            detail = "top_logprobs needs logprobs to be true."
-            raise InvalidOption(detail, field="top_logprobs")
+            raise InvalidOption("top_logprobs needs logprobs to be true.", field="top_logprobs")
         own = adapter.tokenizer.chat_template
         form = read_template_options(request, own, may_bring=adapter.takes_templates)
         template = form.source or own
@@ -66,8 +68,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         text = adapter.render_chat(request.messages, form, tools=tools)
         ids = adapter.tokenize(text, "messages", special=bool(request.add_special_tokens))
         if not ids:
-            detail = "The conversation is empty under the model's template."
-            raise InvalidOption(detail, field="messages")
+            raise InvalidOption("The conversation is empty under the model's template.", field="messages")
         engine_request = adapter.build_request(ids, request.longest, request, "messages", text=text, state=state)
         generation.extend(engine_request)
         engine_request.top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
@@ -81,17 +82,8 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         options = build_text_options(request, prompt_logprobs=request.prompt_logprobs)
         generation.begin(engine_request, options, grammar)
 
-    def wants_logprobs(self, request: ChatRequest) -> bool:
-        return request.logprobs
-
     def to_choices(
-        self,
-        piece: OutputChunk,
-        tokenizer: Tokenizer,
-        *,
-        is_first: bool,
-        has_logprobs: bool,
-        captured: Sequence[Captured] = (),
+        self, piece: OutputChunk, tokenizer: Tokenizer, *, is_first: bool, has_logprobs: bool, captured: list[Captured]
     ) -> Iterator[ChunkChoice]:
         def choice(delta: Delta, **more: Any) -> ChunkChoice:
             return ChunkChoice(**{"index": piece.index, "delta": delta, "logprobs": None, "finish_reason": None} | more)
@@ -101,7 +93,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         elif piece.scored:
             yield choice(Delta())
         if captured:
-            yield choice(Delta(), captured=list(captured))
+            yield choice(Delta(), captured=captured)
         if piece.text or piece.thought or piece.tokens:
             scores = [_score(token, tokenizer) for token in piece.tokens]
             shows_text = piece.has_text and (piece.text or not piece.thought)
@@ -121,78 +113,28 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         return {"prompt_logprobs": to_prompt_logprobs(piece.scored, tokenizer)}
 
     def gather(self, chunks: Iterable[ChatChunk]) -> ChatCompletion:
-        texts: dict[int, str | None] = {}
-        thoughts: dict[int, str] = {}
-        stops: dict[int, StopReason | None] = {}
+        pieces: dict[int, list[ChunkChoice]] = {}
         prompt: PromptLogprobs = []
-        calls: dict[int, dict[int, ToolCall]] = {}
-        scores: dict[int, list[TokenLogprob]] = {}
-        reasons: dict[int, Any] = {}
-        captured: dict[int, list[Captured]] = {}
         last: ChatChunk | None = None
         for chunk in chunks:
             last = chunk
             prompt += chunk.prompt_logprobs or ()
             for choice in chunk.choices:
-                texts.setdefault(choice.index, None)
-                if (text := choice.delta.content) is not None:
-                    texts[choice.index] = (texts[choice.index] or "") + text
-                thoughts[choice.index] = thoughts.get(choice.index, "") + (choice.delta.reasoning_content or "")
-                reasons[choice.index], stops[choice.index] = choice.finish_reason, choice.stop_reason
-                _add_calls(calls.setdefault(choice.index, {}), choice.delta.tool_calls or ())
-                captured.setdefault(choice.index, []).extend(choice.captured or ())
-                if choice.logprobs is not None:
-                    scores.setdefault(choice.index, []).extend(choice.logprobs.content)
+                pieces.setdefault(choice.index, []).append(choice)
         if last is None or last.usage is None:
-            message = "a whole answer ends with its usage"
-            raise ValueError(message)
-        choices = [
-            ChatChoice(
-                index=i,
-                message=_to_reply(texts[i], thoughts[i], list(calls[i].values())),
-                finish_reason=reasons[i],
-                stop_reason=stops[i],
-                logprobs=ChatLogprobs(content=scores[i]) if i in scores else None,
-                captured=join_captured(captured[i]) or None,
-            )
-            for i in sorted(texts)
-        ]
-        return ChatCompletion(
-            id=last.id,
-            created=last.created,
-            model=last.model,
-            system_fingerprint=last.system_fingerprint,
-            choices=choices,
-            usage=last.usage,
-            longctx=last.longctx,
-            prompt_logprobs=prompt or None,
-            warnings=last.warnings,
-            comparison=last.comparison,
-        )
+            raise ValueError("a whole answer ends with its usage")
+        choices = [_join_choices(pieces[i]) for i in sorted(pieces)]
+        same = {name: getattr(last, name) for name in (*_STAMP, "usage", "comparison")}
+        return ChatCompletion(**same, choices=choices, prompt_logprobs=prompt or None)
 
     def replay(self, answer: str) -> list[ChatChunk]:
         completion = ChatCompletion.model_validate_json(answer)
-        stamp: dict[str, Any] = {
-            "id": completion.id,
-            "object": self.object_name,
-            "created": completion.created,
-            "model": completion.model,
-            "system_fingerprint": completion.system_fingerprint,
-            "longctx": completion.longctx,
-            "warnings": completion.warnings,
-        }
-        choices = [
-            ChunkChoice(
-                index=one.index,
-                delta=_whole_delta(one.message),
-                logprobs=one.logprobs,
-                finish_reason=one.finish_reason,
-                stop_reason=one.stop_reason,
-                captured=one.captured,
-            )
-            for one in completion.choices
-        ]
-        chunks = [ChatChunk(**stamp, choices=[choice], usage=None) for choice in choices]
+        stamp: dict[str, Any] = {name: getattr(completion, name) for name in _STAMP} | {"object": self.object_name}
+        same = ("index", "logprobs", "finish_reason", "stop_reason", "captured")
+        chunks = []
+        for one in completion.choices:
+            choice = ChunkChoice(delta=_whole_delta(one.message), **{name: getattr(one, name) for name in same})
+            chunks.append(ChatChunk(**stamp, choices=[choice], usage=None))
         return [*chunks, ChatChunk(**stamp, choices=[], usage=completion.usage)]
 
 
@@ -220,18 +162,27 @@ def _to_delta(update: CallUpdate) -> ToolCallDelta:
     return ToolCallDelta(index=update.index, id=f"call_{uuid4().hex[:24]}", type="function", function=function)
 
 
-def _add_calls(calls: dict[int, ToolCall], deltas: Iterable[ToolCallDelta]) -> None:
-    for delta in deltas:
-        function = delta.function
+def _join_choices(pieces: Sequence[ChunkChoice]) -> ChatChoice:
+    """One answer from all its pieces."""
+    text = "".join(one.delta.content or "" for one in pieces)
+    thoughts = "".join(one.delta.reasoning_content or "" for one in pieces)
+    calls: dict[int, ToolCall] = {}
+    for delta in (delta for one in pieces for delta in one.delta.tool_calls or ()):
         if delta.id is not None:
-            begun = FunctionCall(name=function.name or "", arguments="")
+            begun = FunctionCall(name=delta.function.name or "", arguments="")
             calls[delta.index] = ToolCall(id=delta.id, function=begun)
-        calls[delta.index].function.arguments += function.arguments or ""
-
-
-def _to_reply(text: str | None, thoughts: str, calls: list[ToolCall]) -> Reply:
-    content = text if text or not (calls or thoughts) else None
-    return Reply(content=content, reasoning_content=thoughts or None, tool_calls=calls or None)
+        calls[delta.index].function.arguments += delta.function.arguments or ""
+    has_text = any(one.delta.content is not None for one in pieces) and (text or not (calls or thoughts))
+    content, said = text if has_text else None, list(calls.values()) or None
+    scores = [one.logprobs.content for one in pieces if one.logprobs is not None]
+    return ChatChoice(
+        index=pieces[-1].index,
+        message=Reply(content=content, reasoning_content=thoughts or None, tool_calls=said),
+        finish_reason=pieces[-1].finish_reason,
+        stop_reason=pieces[-1].stop_reason,
+        logprobs=ChatLogprobs(content=[*chain.from_iterable(scores)]) if scores else None,
+        captured=join_captured(captured for one in pieces for captured in one.captured or ()) or None,
+    )
 
 
 def _whole_delta(message: Reply) -> Delta:

@@ -40,8 +40,7 @@ def read_template_options(request: ChatRequest, own: str | None, *, may_bring: b
         own: The model's template.
         may_bring: Whether requests may bring a template.
 
-    Raises:
-        InvalidOption: They may not, names of ours, a thinking mode that the template does not have, or two ends.
+    Raises InvalidOption: They may not, names of ours, a thinking mode that the template does not have, or two ends.
     """
     if request.chat_template is not None and not may_bring:
         hint = "Set FOVEA_LLM_REQUEST_TEMPLATES=true where you trust your callers."
@@ -65,8 +64,7 @@ def read_template_options(request: ChatRequest, own: str | None, *, may_bring: b
 def cut_at_mark(text: str) -> str:
     """A rendered prompt up to the end of the message that is gone on with.
 
-    Raises:
-        InvalidOption: The template left the message out.
+    Raises InvalidOption: The template left the message out.
     """
     before, mark, _ = text.rpartition(END_MARK)
     if not mark:

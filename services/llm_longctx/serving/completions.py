@@ -38,8 +38,7 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
             raise InvalidOption("best_of is not served beyond n.", hint=hint, field="best_of")
         prompts = _list_prompts(request)
         if state is not None and len(prompts) > 1:
-            detail = "A session or a document takes one prompt at a time."
-            raise InvalidOption(detail, field="prompt")
+            raise InvalidOption("A session or a document takes one prompt at a time.", field="prompt")
         grammar = adapter.add_rules(adapter.compile_grammar(request), request)
         generation.unenforced += find_unenforced_keywords(request)
         built = [_build_request(adapter, prompt, request, state) for prompt in prompts]
@@ -49,27 +48,16 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
         for engine_request, options in built:
             generation.begin(engine_request, options, grammar)
 
-    def wants_logprobs(self, request: CompletionRequest) -> bool:
-        return request.logprobs is not None
-
     def to_choices(
-        self,
-        piece: OutputChunk,
-        tokenizer: Tokenizer,
-        *,
-        is_first: bool,
-        has_logprobs: bool,
-        captured: Sequence[Captured] = (),
+        self, piece: OutputChunk, tokenizer: Tokenizer, *, is_first: bool, has_logprobs: bool, captured: list[Captured]
     ) -> Iterator[CompletionChoice]:
-        logprobs = _to_logprobs(piece.tokens, tokenizer) if has_logprobs else None
-        more: dict[str, Any] = {"captured": list(captured)} if captured else {}
+        scores = _to_logprobs(piece.tokens, tokenizer) if has_logprobs else None
+        more: dict[str, Any] = {"captured": captured} if captured else {}
         if piece.stop is not None:
             more["stop_reason"] = piece.stop
         if piece.scored:
             more["prompt_logprobs"] = to_prompt_logprobs(piece.scored, tokenizer)
-        yield CompletionChoice(
-            index=piece.index, text=piece.text, logprobs=logprobs, finish_reason=piece.reason, **more
-        )
+        yield CompletionChoice(index=piece.index, text=piece.text, logprobs=scores, finish_reason=piece.reason, **more)
 
     def gather(self, chunks: Iterable[Completion]) -> Completion:
         whole: dict[int, CompletionChoice] = {}
@@ -79,8 +67,7 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
             for choice in chunk.choices:
                 whole[choice.index] = _join(whole[choice.index], choice) if choice.index in whole else choice
         if last is None or last.usage is None:
-            message = "a whole answer ends with its usage"
-            raise ValueError(message)
+            raise ValueError("a whole answer ends with its usage")
         return last.model_copy(update={"choices": [whole[i] for i in sorted(whole)]})
 
     def replay(self, answer: str) -> list[Completion]:
@@ -136,19 +123,12 @@ def _to_logprobs(tokens: Sequence[ScoredToken], tokenizer: Tokenizer) -> Complet
 def _join(begun: CompletionChoice, more: CompletionChoice) -> CompletionChoice:
     logprobs = begun.logprobs
     if logprobs is not None and more.logprobs is not None:
-        logprobs = CompletionLogprobs(
-            **{
-                name: [*getattr(logprobs, name), *getattr(more.logprobs, name)]
-                for name in CompletionLogprobs.model_fields
-            }
-        )
-    return begun.model_copy(
-        update={
-            "text": begun.text + more.text,
-            "logprobs": logprobs,
-            "finish_reason": more.finish_reason,
-            "stop_reason": more.stop_reason,
-            "prompt_logprobs": [*(begun.prompt_logprobs or ()), *(more.prompt_logprobs or ())] or None,
-            "captured": join_captured([*(begun.captured or ()), *(more.captured or ())]) or None,
-        }
-    )
+        first, then = logprobs.model_dump(), more.logprobs.model_dump()
+        logprobs = CompletionLogprobs(**{name: [*first[name], *then[name]] for name in first})
+    joined = {
+        "text": begun.text + more.text,
+        "logprobs": logprobs,
+        "prompt_logprobs": [*(begun.prompt_logprobs or ()), *(more.prompt_logprobs or ())] or None,
+        "captured": join_captured([*(begun.captured or ()), *(more.captured or ())]) or None,
+    }
+    return more.model_copy(update=joined)

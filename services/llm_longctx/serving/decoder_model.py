@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from pydantic import BaseModel, ValidationError
 
 from fovea.api.text import ChatRequest, CompletionRequest
@@ -21,7 +22,6 @@ from services.llm_longctx.generation_metrics import watch_pages, watch_scheduler
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from services.llm_longctx.serving.cache_dtype import read_cache_dtype
 from services.llm_longctx.serving.embeddings import DecoderEmbedder
-from services.llm_longctx.serving.engine_room import choose_room
 from services.llm_longctx.serving.parallel_processes import ParallelProcesses, load_shard, read_size
 from services.llm_longctx.serving.text_model import TextModel
 from services.llm_longctx.serving.weight_format import load_weights
@@ -37,6 +37,15 @@ _BUNDLED_PLANS = Path(__file__).parents[1] / "weights"
 
 _PREFIX_BLOCK = 64
 """Tokens by which cached prefixes of served prompts grow."""
+
+_HOST_BYTES = 2 * 2**30
+_HOST_BATCH = 8
+
+_DEVICE_SHARE = 0.8
+"""Share of the memory that is free once the weights are there: activations, graphs and other services need some."""
+
+_DEVICE_BATCH = 64
+"""Sequences of a step on a GPU, which reads the weights once for all of them."""
 
 
 class DecoderModel(TextModel):
@@ -80,7 +89,7 @@ class DecoderModel(TextModel):
         if others is not None:
             others.channel.send((kv_bytes, max_batch))
         model, digest, folder = weights.model, weights.sha256, weights.folder
-        tokenizer, config = Tokenizer.from_folder(folder), model.config
+        tokenizer = Tokenizer.from_folder(folder)
         engine = Engine(
             model,
             weights_sha256=digest,
@@ -97,20 +106,15 @@ class DecoderModel(TextModel):
         engine.scheduler.start()
         watch_scheduler(cls.card.name, engine.scheduler)
         watch_pages(cls.card.name, engine.pool)
-        fingerprint = f"fp_{digest[:16]}_{weights.format}"
-        plans = HeadPlanStore(cls.card.name, _BUNDLED_PLANS, place.objects)
-        limits = config.positions, config.vocab
-        sampling = _read_sampling(cls.source()) or cls.card.sampling or SamplingDefaults()
         adapter = DecoderAdapter(
             cls.card.name,
-            fingerprint,
+            f"fp_{digest[:16]}_{weights.format}",
             tokenizer,
             engine.scheduler,
-            *limits,
-            engine,
-            plans,
+            *(model.config.positions, model.config.vocab, engine),
+            HeadPlanStore(cls.card.name, _BUNDLED_PLANS, place.objects),
             place.objects,
-            sampling=sampling,
+            sampling=_read_sampling(cls.source()) or cls.card.sampling or SamplingDefaults(),
             takes_templates=place.options.get("llm_request_templates") == "True",
             lora_folder=cls._find_lora_folder(place),
         )
@@ -147,11 +151,7 @@ class DecoderModel(TextModel):
 
     @cached_property
     def embedder(self) -> DecoderEmbedder:
-        """Embeds texts by this decoder's states.
-
-        Raises:
-            InvalidOption: Several processes hold it.
-        """
+        """Embeds texts by this decoder's states. Raises InvalidOption: Several processes hold it."""
         if self._others is not None:
             detail = "Embeddings need the whole model in one process, and several hold this one."
             raise InvalidOption(detail, hint="Set FOVEA_LLM_TENSOR_PARALLEL=1.")
@@ -166,6 +166,17 @@ class DecoderModel(TextModel):
         return super().example()
 
 
+def choose_room(device: str, cache_bits: int) -> tuple[int, int]:
+    """Bytes of keys and values, and sequences that are decoded at a time; asked once the weights are loaded.
+
+    On a GPU, pages take their memory when an engine is made, those of few bits next to whole ones: each kind gets half.
+    """
+    if not device.startswith("cuda"):
+        return _HOST_BYTES, _HOST_BATCH
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(_DEVICE_SHARE * free) // (1 if cache_bits == 16 else 2), _DEVICE_BATCH
+
+
 def _monitor(place: LoadContext) -> FidelityMonitor:
     """The fidelity monitor with the platform's sample rate and floor; by default it samples nothing."""
     return FidelityMonitor(
@@ -175,16 +186,11 @@ def _monitor(place: LoadContext) -> FidelityMonitor:
 
 
 def _read_sampling(source: Path) -> SamplingDefaults | None:
-    """The sampling fields of a folder's `generation_config.json`; None where there are none.
-
-    Raises:
-        Malformed: A value that can't be meant.
-    """
+    """The sampling fields of a folder's `generation_config.json`; None where there are none."""
     file = source / "generation_config.json"
     stated = read_json(file) if file.is_file() else {}
     known = {name: value for name in SamplingDefaults.model_fields if (value := stated.get(name)) is not None}
     try:
         return SamplingDefaults.model_validate(known) if known else None
     except ValidationError as error:
-        detail = f"{file.name} of {source.name} can't be used: {error.errors()[0]['msg']}."
-        raise Malformed(detail) from error
+        raise Malformed(f"{file.name} of {source.name} can't be used: {error.errors()[0]['msg']}.") from error

@@ -50,7 +50,7 @@ class TokenEmbedder(Protocol):
         ...
 
 
-class DecoderEmbedder:
+class DecoderEmbedder(TokenEmbedder):
     """Mean pooling over a decoder's normed last hidden states; one text after the other, one request at a time."""
 
     def __init__(self, model: Decoder, tokenizer: Tokenizer) -> None:
@@ -59,16 +59,13 @@ class DecoderEmbedder:
         self.longest = tokenizer.longest
 
     def tokenize(self, text: str) -> list[int]:
-        """See `TokenEmbedder`."""
         return self._tokenizer.encode(text) or [self._tokenizer.start]
 
     def cut(self, ids: list[int], size: int) -> list[int]:
-        """See `TokenEmbedder`."""
         return ids[:size]
 
     @torch.inference_mode()
     def embed_tokens(self, texts: Sequence[list[int]]) -> np.ndarray:
-        """See `TokenEmbedder`."""
         with self._lock:
             means = torch.stack([self._mean_state(self.cut(ids, self.max_tokens)) for ids in texts])
         rows: np.ndarray = torch.nn.functional.normalize(means, dim=-1).numpy()
@@ -101,8 +98,7 @@ def embed_request(model: str, embedder: TokenEmbedder, request: EmbeddingsReques
     if (empty := next((i for i, one in enumerate(inputs) if not one), None)) is not None:
         raise InvalidOption(f"input[{empty}] is empty.", hint="Leave it out.", field="input")
     if request.dimensions is not None and request.dimensions > embedder.width:
-        detail = f"{model} has {embedder.width} dimensions, not {request.dimensions}."
-        raise InvalidOption(detail, field="dimensions")
+        raise InvalidOption(f"{model} has {embedder.width} dimensions, not {request.dimensions}.", field="dimensions")
     cut = request.truncate_prompt_tokens
     may_cut = request.truncate or cut is not None
     texts = [_tokenize(model, embedder, one, may_cut=may_cut) for one in inputs]

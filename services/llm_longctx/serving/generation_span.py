@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 from fovea.api.text import GenerationOptions, Usage
@@ -17,22 +16,22 @@ from shared import telemetry
 
 
 class GenerationSpan:
-    """The span of one request to a language model, from its tokenization to its last token."""
+    """The span of one request to a language model, from its tokenization to its last token.
+
+    Attributes:
+        span: The span; who made it ends it.
+    """
 
     def __init__(self, operation: str, model: str, options: GenerationOptions) -> None:
         """Begin it; `operation` is `chat` or `text_completion`."""
         self._started = time.perf_counter()
         self._first_s: float | None = None
         self._reasons: list[str] = []
-        self._span = telemetry.span(f"{operation} {model}", kind="internal")
-        if self._span.is_recording:
-            self._span.set_attributes(
+        self.span = telemetry.span(f"{operation} {model}", kind="internal")
+        if self.span.is_recording:
+            self.span.set_attributes(
                 {"gen_ai.operation.name": operation, "gen_ai.request.model": model, **_describe(options)}
             )
-
-    def activate(self) -> AbstractContextManager[object]:
-        """A block whose work belongs to this span."""
-        return self._span.activate()
 
     def note(self, piece: OutputChunk) -> None:
         """Note when the first text came, and why answers ended."""
@@ -41,13 +40,9 @@ class GenerationSpan:
         if piece.reason is not None:
             self._reasons.append(piece.reason)
 
-    def fail(self, error: Exception) -> None:
-        """Mark the request as failed."""
-        self._span.fail(error)
-
     def describe_answer(self, answer_id: str, usage: Usage, requests: Sequence[GenerationRequest]) -> None:
         """Say what the answer cost, and what was held of the method that it was asked for."""
-        if not self._span.is_recording:
+        if not self.span.is_recording:
             return
         cost = usage.longctx
         attributes = {
@@ -68,11 +63,7 @@ class GenerationSpan:
                 "fovea.fallback": cost.fallback,
                 "fovea.fidelity.verdict": _judge(requests[0], cost.method),
             }
-        self._span.set_attributes(attributes)
-
-    def end(self) -> None:
-        """End it."""
-        self._span.end()
+        self.span.set_attributes(attributes)
 
 
 def _describe(options: GenerationOptions) -> dict[str, Any]:

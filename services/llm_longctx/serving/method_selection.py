@@ -88,11 +88,7 @@ def select_served_policy(
 
 
 def _check_budget(options: LongctxOptions, requested: AttentionMethod) -> None:
-    """Refuse two budgets in one request.
-
-    Raises:
-        InvalidOption: There are two.
-    """
+    """Refuse two budgets in one request. Raises InvalidOption: There are two."""
     named = [name for name in ("kv_bytes", "kv_ratio") if getattr(options, name) is not None]
     if "eviction" in getattr(requested, "heads", requested).actions:
         named += sorted({"budget", "ratio"} & {**(options.model_extra or {}), **options.knobs}.keys())
@@ -127,8 +123,7 @@ def build_method(options: LongctxOptions) -> AttentionMethod:
     """The method, or the composition, with its knobs."""
     beside, knobs = options.model_extra or {}, options.knobs
     if twice := sorted(beside.keys() & knobs.keys()):
-        detail = f"The knob {twice[0]} is given twice."
-        raise InvalidOption(detail, field=f"longctx.{twice[0]}")
+        raise InvalidOption(f"The knob {twice[0]} is given twice.", field=f"longctx.{twice[0]}")
     single = method(options.method, **beside, **knobs)
     if options.prefill is None and options.decode is None:
         return single

@@ -49,12 +49,13 @@ class ParallelProcesses:
         self._folder = tempfile.TemporaryDirectory(prefix="fovea-team-")
         address = (Path(self._folder.name) / "meeting").as_uri()
         kind, _, first = place.device.partition(":")
-        self._started = []
+        self._started: list[subprocess.Popen[bytes]] = []
+        wanted = place.options.get("llm_weights", "auto")
         for rank in range(1, size):
             device = f"{kind}:{int(first or 0) + rank}" if kind == "cuda" else kind
             facts = {
                 "source": str(source.resolve()), "cache": str(place.cache.resolve()), "device": device, "rank": rank,
-                "size": size, "address": address, "format": _weights(place), "threads": place.threads, "engine": engine,
+                "size": size, "address": address, "format": wanted, "threads": place.threads, "engine": engine,
             }  # fmt: skip
             command = [sys.executable, "-m", __name__, json.dumps(facts)]
             self._started.append(subprocess.Popen(command))  # noqa: S603  # our own interpreter and module
@@ -83,8 +84,7 @@ def read_size(place: LoadContext) -> int:
     """
     asked = place.options.get(OPTION, "1")
     if asked not in {str(size) for size in _SIZES}:
-        detail = f"A decoder is held by 1, 2, 4 or 8 processes, not by {asked}."
-        raise InvalidOption(detail, field=OPTION)
+        raise InvalidOption(f"A decoder is held by 1, 2, 4 or 8 processes, not by {asked}.", field=OPTION)
     size = int(asked)
     if place.device.startswith("cuda") and size > 1 and torch.cuda.device_count() < size:
         detail = f"{size} processes need {size} GPUs, and this replica has {torch.cuda.device_count()}."
@@ -95,8 +95,7 @@ def read_size(place: LoadContext) -> int:
 def load_shard(source: Path, cache: Path, wanted: str, device: str, team: Team) -> ModelWeights:
     """Load one process's part of a decoder to its device; the whole is read on the host.
 
-    Raises:
-        InvalidOption: It can't be divided.
+    Raises InvalidOption: It can't be divided.
     """
     whole = load_weights(source, cache, wanted)
     if whole.packed:
@@ -104,10 +103,6 @@ def load_shard(source: Path, cache: Path, wanted: str, device: str, team: Team) 
         raise InvalidOption(detail, hint="Set FOVEA_LLM_WEIGHTS=bf16.", field="llm_weights")
     shard = take_shard(whole.model, team).to(device)
     return ModelWeights(shard, whole.folder, whole.sha256, whole.format, {})
-
-
-def _weights(place: LoadContext) -> str:
-    return place.options.get("llm_weights", "auto")
 
 
 def _follow(facts: dict[str, Any]) -> None:

@@ -80,13 +80,10 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
             for extension in extensions:
                 variants = [varied for one in variants for varied in extension.vary(one)]
             with Generation(adapter.scheduler, adapter.tokenizer, run, extensions) as generation:
-                with span.activate():
+                with span.span.activate():
                     for one in variants:
                         await asyncio.to_thread(self.begin, generation, adapter, one, state)
-                has_logprobs = self.wants_logprobs(request)
-                chunks = _ChunkBuilder(
-                    self, adapter, generation, warnings, has_logprobs=has_logprobs, has_usage=_wants_all_usage(request)
-                )
+                chunks = _ChunkBuilder(self, adapter, generation, request, warnings)
                 sent: list[ChunkT] = []
                 while (piece := await generation.read()) is not None:
                     span.note(piece)
@@ -103,10 +100,10 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
             for chunk in last if wants_usage else last[:-1]:
                 yield chunk
         except Exception as error:
-            span.fail(error)
+            span.span.fail(error)
             raise
         finally:
-            span.end()
+            span.span.end()
 
     @abstractmethod
     def begin(
@@ -115,18 +112,8 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
         """Check a request and hand it to the engine; raises as `stream`."""
 
     @abstractmethod
-    def wants_logprobs(self, request: RequestT) -> bool:
-        """Whether the request asks for log-probabilities."""
-
-    @abstractmethod
     def to_choices(
-        self,
-        piece: OutputChunk,
-        tokenizer: Tokenizer,
-        *,
-        is_first: bool,
-        has_logprobs: bool,
-        captured: Sequence[Captured] = (),
+        self, piece: OutputChunk, tokenizer: Tokenizer, *, is_first: bool, has_logprobs: bool, captured: list[Captured]
     ) -> Iterable[Any]:
         """Choices of the chunks that carry one piece of an answer; `is_first` for the first piece of it."""
 
@@ -151,14 +138,15 @@ class _ChunkBuilder(Generic[ChunkT]):
         protocol: CompletionProtocol[Any, ChunkT, Any],
         adapter: TextModelAdapter,
         generation: Generation,
+        request: GenerationOptions,
         warnings: list[str],
-        *,
-        has_logprobs: bool,
-        has_usage: bool,
     ) -> None:
         self._protocol: CompletionProtocol[Any, ChunkT, Any] = protocol
-        self._adapter, self._generation = adapter, generation
-        self._has_logprobs, self._has_usage, self._warnings = has_logprobs, has_usage, warnings
+        self._adapter, self._generation, self._warnings = adapter, generation, warnings
+        self._has_logprobs = generation.requests[0].top_logprobs is not None
+        options = request.stream_options
+        wants_usage = options is not None and options.include_usage and options.continuous_usage_stats
+        self._has_usage = request.stream and wants_usage
         self._stamp: dict[str, Any] = {
             "id": f"{protocol.id_prefix}-{uuid4().hex}",
             "object": protocol.object_name,
@@ -214,12 +202,6 @@ class _ChunkBuilder(Generic[ChunkT]):
         last: list[ChunkT] = [] if self._held is None else [self._held.model_copy(update=extra)]
         last.append(self._protocol.chunk_type(**self._stamp, **extra, choices=[], usage=usage))
         return last
-
-
-def _wants_all_usage(request: GenerationOptions) -> bool:
-    """Whether each chunk has the usage so far."""
-    options = request.stream_options
-    return request.stream and options is not None and options.include_usage and options.continuous_usage_stats
 
 
 def to_prompt_logprobs(tokens: Sequence[ScoredToken], tokenizer: Tokenizer) -> PromptLogprobs:

@@ -34,8 +34,7 @@ def check_options(options: GenerationOptions) -> list[str]:
     Returns:
         A sentence for each field that is ignored.
 
-    Raises:
-        InvalidOption: A field that is not served, or options that exclude each other.
+    Raises InvalidOption: A field that is not served, or options that exclude each other.
     """
     warnings = check_fields(options, is_strict=options.strict)
     if (most := options.longest) is not None and options.min_tokens > most:

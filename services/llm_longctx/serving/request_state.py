@@ -14,7 +14,6 @@ class RequestState(Protocol):
     async def commit(self, answer: str) -> None:
         """Store what the request changed, with its whole answer (JSON), before the end of the answer is sent.
 
-        Raises:
-            Conflict: Another request has written since.
+        Raises Conflict: Another request has written since.
         """
         ...

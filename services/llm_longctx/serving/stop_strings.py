@@ -18,14 +18,9 @@ class StopStringFilter:
         self._held_back = ""
         self.hit: str | None = None
 
-    @property
-    def is_hit(self) -> bool:
-        """Whether a stop string was met."""
-        return self.hit is not None
-
     def feed(self, text: str) -> str:
         """Text that may be shown now that `text` came."""
-        if self.is_hit:
+        if self.hit is not None:
             return ""
         self._held_back += text
         met = [(place, stop) for stop in self._stops if (place := self._held_back.find(stop)) >= 0]
@@ -36,7 +31,7 @@ class StopStringFilter:
 
     def end(self) -> str:
         """Text that was held back, when no more text comes."""
-        return "" if self.is_hit else self._release(len(self._held_back))
+        return "" if self.hit is not None else self._release(len(self._held_back))
 
     def _partial_stop(self) -> int:
         """Length of the longest tail that begins a stop."""

@@ -43,7 +43,10 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
     takes: ClassVar[frozenset[str]] = frozenset()
 
     def predict(self, batch: Sequence[ChatRequest], run: CallContext) -> list[ChatCompletion | FoveaError]:
-        return asyncio.run(self._answer_together(batch, run))
+        async def answer_together() -> list[ChatCompletion | FoveaError]:
+            return await asyncio.gather(*(self._answer(request, run) for request in batch))
+
+        return asyncio.run(answer_together())
 
     def stream(self, request: BaseModel, run: CallContext) -> AsyncGenerator[BaseModel, None]:
         adapter = self.adapter.of_tenant(run.tenant, getattr(request, "model", None))
@@ -51,8 +54,7 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
             return ChatProtocol().stream(adapter, request, run)
         if isinstance(request, CompletionRequest):
             return TextCompletionProtocol().stream(adapter, request, run)
-        message = f"{type(request).__name__} is not a request of a language model"
-        raise TypeError(message)
+        raise TypeError(f"{type(request).__name__} is not a request of a language model")
 
     def tokenize(self, request: TokenizeRequest) -> Tokenized:
         """Tokens of a text or of a conversation under the template.
@@ -62,8 +64,7 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
             ContextLengthExceeded: The text is longer than any prompt may be.
         """
         if (request.prompt is None) == (request.messages is None):
-            detail = "Give either prompt or messages."
-            raise InvalidOption(detail, field="prompt")
+            raise InvalidOption("Give either prompt or messages.", field="prompt")
         if request.messages is not None:
             form = TemplateOptions(add_generation_prompt=request.add_generation_prompt)
             text = self.adapter.render_chat(request.messages, form)
@@ -75,11 +76,7 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
         return Tokenized(tokens=ids, count=len(ids), prompt=text, max_model_len=self.adapter.context, token_strs=texts)
 
     def detokenize(self, request: DetokenizeRequest) -> Detokenized:
-        """Text of tokens, special ones as their names.
-
-        Raises:
-            InvalidOption: An id that the model does not know.
-        """
+        """Text of tokens, special ones as their names. Raises InvalidOption: An id that the model does not know."""
         if any(token >= self.adapter.vocab for token in request.tokens):
             detail = f"tokens holds {max(request.tokens)}; this model's ids are below {self.adapter.vocab}."
             raise InvalidOption(detail, field="tokens")
@@ -87,11 +84,6 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
 
     def close(self) -> None:
         self.adapter.scheduler.close()
-
-    async def _answer_together(
-        self, batch: Sequence[ChatRequest], run: CallContext
-    ) -> list[ChatCompletion | FoveaError]:
-        return list(await asyncio.gather(*(self._answer(request, run) for request in batch)))
 
     async def _answer(self, request: ChatRequest, run: CallContext) -> ChatCompletion | FoveaError:
         chat, whole = ChatProtocol(), request.model_copy(update={"stream": False})

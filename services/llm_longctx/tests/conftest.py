@@ -10,7 +10,7 @@ import openai
 import pytest
 import torch
 
-from services.llm_longctx.api import embeddings, methods, responses
+from services.llm_longctx.api import embeddings, methods
 from services.llm_longctx.api import openai as routes
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.kernels.native import bindings, isa_targets
@@ -142,7 +142,7 @@ def smollm2_app(tmp: Path, *routers):
 
 @pytest.fixture(scope="session")
 def server(folder, tmp_path_factory):
-    modules = (responses, embeddings, methods)
+    modules = (embeddings, methods)
     app = app_of(folder, tmp_path_factory.mktemp("data"), *(module.router for module in modules))
     with Server(app) as running:
         yield running

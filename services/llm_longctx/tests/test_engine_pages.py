@@ -9,7 +9,7 @@ from services.llm_longctx.engine.offline.decode_loop import decode, read_prompt
 from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.methods import method
 from services.llm_longctx.methods.core.hook_results import CacheUpdate, RetentionPolicy
-from services.llm_longctx.serving.engine_room import choose_room
+from services.llm_longctx.serving.decoder_model import choose_room
 from services.llm_longctx.tests.test_decode_step import IDS, ROLES, build
 
 DUO, RAZOR = method("duo", sink=2, recent=5), method("razor", sink=2, window_min=6, window_div=8)

@@ -189,7 +189,7 @@ def test_what_is_shown_is_the_text_before_the_first_stop_that_is_complete(pieces
         shown += watch.feed(piece)
         assert not any(stop in shown for stop in stops)
     assert shown + watch.end() == (come if known is None else known)
-    assert watch.is_hit == (known is not None)
+    assert (watch.hit is not None) == (known is not None)
 
 
 def test_only_what_may_begin_a_stop_is_held_back():

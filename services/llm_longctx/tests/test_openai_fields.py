@@ -6,16 +6,23 @@ import openai
 import pytest
 from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_params
-from openai.types.responses import response_create_params
 
 from fovea.api.embeddings import EmbeddingsRequest
 from fovea.api.request_fields import ACCEPTED, PEERS, REFUSED, find_fate
-from fovea.api.responses import ResponsesRequest
 from fovea.api.text import ChatRequest, CompletionRequest
 from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, app_of, go_on, say, text_of
 
 END = {"logit_bias": {"256": 100}}  # the end token is drawn wherever it may
-MODELS = {"chat/completions": ChatRequest, "completions": CompletionRequest, "responses": ResponsesRequest}
+ROUTES = {
+    "/v1/chat/completions": (ChatRequest, chat_params.CompletionCreateParamsBase),
+    "/v1/completions": (CompletionRequest, completion_create_params.CompletionCreateParamsBase),
+    "/v1/embeddings": (EmbeddingsRequest, embedding_create_params.EmbeddingCreateParams),
+}
+BODIES = {
+    "/v1/chat/completions": {"model": MODEL, "messages": HELLO, "max_tokens": 4},
+    "/v1/completions": {"model": MODEL, "prompt": "a", "max_tokens": 4},
+    "/v1/embeddings": {"model": MODEL, "input": "a"},
+}
 
 
 def answer(client, **more):
@@ -45,6 +52,8 @@ def test_stop_tokens_and_texts_end_an_answer_and_may_stay_in_it(client):
     at = next(i for i in range(3, 30) if text[i] not in text[:i] and text[i].isascii())
     letter, two = text[at], text[at : at + 2]
     (token,) = _ids(client, letter)
+    for stops in (two, [two, "never"], ["never", text[at + 1 : at + 3], two]):
+        assert answer(client, max_tokens=30, stop=stops)[:3] == (text[:at], "stop", two)
     for extra, shown in (({}, text[:at]), ({"include_stop_str_in_output": True}, text[: at + 1])):
         found = answer(client, max_tokens=30, extra={"stop_token_ids": [token], **extra})
         assert found == (shown, "stop", token, at + 1)
@@ -188,56 +197,80 @@ def test_templates_and_their_names_come_with_a_request_where_the_owner_lets_them
     assert say(client, extra_body={"reasoning_effort": "none"}).choices == say(client).choices
 
 
-def _call(client, route, **extra):
-    own = {"responses": {"input": "Hi", "max_output_tokens": 4}, "embeddings": {"input": "a"},
-           "completions": {"prompt": "a", "max_tokens": 4}}  # fmt: skip
-    body = {"model": MODEL, **own.get(route, {"messages": HELLO, "max_tokens": 4}), **extra}
-    return client.post(f"/{route}", body=body, cast_to=dict[str, object])
+def _call(client, route, body, **extra):
+    return client.post(route.removeprefix("/v1"), body={**body, **extra}, cast_to=dict[str, object])
 
 
-@pytest.mark.parametrize("route", ["chat/completions", "completions", "responses", "embeddings"])
-def test_unknown_fields_are_named_in_the_answer(client, route):
-    found = _call(client, route, frobnicate=1, modle=2, user="me", safety_identifier="x")
+def check_unknown_fields(client, route, body):
+    found = _call(client, route, body, frobnicate=1, modle=2, user="me", safety_identifier="x")
     assert found["warnings"] == [
         "There is no field 'frobnicate': it was ignored.",
         "There is no field 'modle' (did you mean 'model'?): it was ignored.",
     ]
-    assert _call(client, route).get("warnings") is None
+    assert _call(client, route, body).get("warnings") is None
 
 
-NESTED = {
-    "chat/completions": (
-        {"messages": [{**HELLO[0], "names": "x", "name": "Ann"}], "response_format": {"tpye": "json_object"},
-         "tools": [{"type": "function", "cache_control": {}, "function": {"name": "f", "paramters": {"a": 1}}}],
-         "tool_choice": "none", "longctx": {"method": "knorm", "ratio": 0.9}},
-        ["messages[0].names' (did you mean 'name'?", "response_format.tpye' (did you mean 'type'?",
-         "tools[0].function.paramters' (did you mean 'parameters'?"],
-    ),
-    "completions": ({"response_format": {"form": "json"}}, ["response_format.form'"]),
-    "responses": (
-        {"input": [{"role": "user", "content": [{"type": "input_text", "text": "Hi", "detial": 1}], "status": "done"}],
-         "text": {"type": "json_object"}, "reasoning": {"effort": None, "mode": "deep", "summary": "auto"}},
-        ["input[0].content[0].detial'", "reasoning.mode'", "text.type'"],
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("route", NESTED)
-def test_unknown_fields_of_nested_objects_are_named_too(client, route):
-    body, named = NESTED[route]
-    found = _call(client, route, **body)["warnings"]
+def check_nested_fields(client, route, body, named):
+    found = _call(client, route, body)["warnings"]
     assert [one.removeprefix("There is no field '").partition(")")[0].split(":")[0] for one in sorted(found)] == named
     with pytest.raises(openai.BadRequestError, match="There is no field"):
-        _call(client, route, **body, strict=True)
+        _call(client, route, body, strict=True)
+
+
+def check_known_fields(client, route, body, model):
+    """Those that are not served are refused by name unless they ask for nothing."""
+    refused = [name for name in REFUSED if find_fate(name, model)[0] == "refused" and "." not in name]
+    for name in refused:
+        default = REFUSED[name].default
+        value = False if default is True else ["x"] if isinstance(default, list) else "x"
+        with pytest.raises(openai.BadRequestError) as caught:
+            _call(client, route, body, **{name: value})
+        assert (caught.value.param, REFUSED[name].hint in caught.value.message) == (name, True)
+    _call(client, route, body, **{name: REFUSED[name].default for name in refused})
+    if model is not EmbeddingsRequest:
+        with pytest.raises(openai.BadRequestError, match="frobnicate"):
+            _call(client, route, body, frobnicate=1, strict=True)
+
+
+def check_fields_of_peers(route, model, params):
+    peers = PEERS[route]
+    assert set(params.__annotations__) <= set(peers["OpenAI"].split())
+    names = {name for peer in peers.values() for name in peer.split()}
+    assert {name for name in names if find_fate(name, model)[0] == "unknown"} == set()
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_fields_of_openai_and_vllm_are_served_refused_or_named(client, route):
+    check_fields_of_peers(route, *ROUTES[route])
+    check_known_fields(client, route, BODIES[route], ROUTES[route][0])
+    check_unknown_fields(client, route, BODIES[route])
+    assert not ACCEPTED.keys() & REFUSED.keys()
+
+
+@pytest.mark.parametrize(
+    ("route", "more", "named"),
+    [
+        (
+            "/v1/chat/completions",
+            {
+                "messages": [{**HELLO[0], "names": "x", "name": "Ann"}], "response_format": {"tpye": "json_object"},
+                "tools": [{"type": "function", "cache_control": {}, "function": {"name": "f", "paramters": {"a": 1}}}],
+                "tool_choice": "none", "longctx": {"method": "knorm", "ratio": 0.9},
+            },
+            ["messages[0].names' (did you mean 'name'?", "response_format.tpye' (did you mean 'type'?",
+             "tools[0].function.paramters' (did you mean 'parameters'?"],
+        ),
+        ("/v1/completions", {"response_format": {"form": "json"}}, ["response_format.form'"]),
+    ],
+)  # fmt: skip
+def test_unknown_fields_of_nested_objects_are_named_too(client, route, more, named):
+    check_nested_fields(client, route, BODIES[route] | more, named)
 
 
 def test_answers_that_are_sent_back_as_their_clients_hold_them_ask_for_nothing_unknown(client):
     (choice,) = say(client, max_tokens=2).choices
     whole = say(client, messages=[*HELLO, choice.message.model_dump(), *HELLO], max_tokens=2)
     assert whole.warnings is None
-    answer = client.responses.create(model=MODEL, input="Hi", max_output_tokens=2)
-    told = [{"role": "user", "content": "Hi"}, *(one.model_dump() for one in answer.output), *HELLO]
-    assert client.responses.create(model=MODEL, input=told, max_output_tokens=2).warnings is None
 
 
 @pytest.mark.parametrize("arguments", ['{"on": true}', '{"on": tr', "", "[1]", "[[[[["])
@@ -256,8 +289,6 @@ def test_a_stream_names_unknown_fields_at_its_end(client):
     options = {"stream": True, "max_tokens": 2}
     chunks = list(say(client, extra_body={"stream_options": {"include_obfuscation": False, "eager": 1}}, **options))
     assert chunks[-1].warnings == ["There is no field 'stream_options.eager': it was ignored."]
-    events = list(client.responses.create(model=MODEL, input="Hi", max_output_tokens=4, **unknown))
-    assert "frobnicate" in events[-1].response.warnings[0]
 
 
 def test_each_chunk_has_the_usage_so_far_where_a_stream_asks_for_it(client):
@@ -267,39 +298,3 @@ def test_each_chunk_has_the_usage_so_far_where_a_stream_asks_for_it(client):
         assert (told[0], told[-1], told) == (1, 3, sorted(told))
         prompts = {chunk.usage.total_tokens - count for chunk, count in zip(chunks, told, strict=True)}
         assert prompts == {chunks[-1].usage.prompt_tokens}
-
-
-@pytest.mark.parametrize("route", [*MODELS, "embeddings"])
-def test_known_fields_that_are_not_served_are_refused_by_name_unless_they_ask_for_nothing(client, route):
-    model = MODELS.get(route, EmbeddingsRequest)
-    for name, refusal in REFUSED.items():
-        if find_fate(name, model)[0] != "refused" or "." in name:
-            continue
-        value = False if refusal.default is True else ["x"] if isinstance(refusal.default, list) else "x"
-        with pytest.raises(openai.BadRequestError) as caught:
-            _call(client, route, **{name: value})
-        assert (caught.value.param, refusal.hint in caught.value.message) == (name, True)
-    _call(client, route, **{
-        name: refusal.default for name, refusal in REFUSED.items()
-        if find_fate(name, model)[0] == "refused" and "." not in name
-    })  # fmt: skip
-    if route != "embeddings":
-        with pytest.raises(openai.BadRequestError, match="frobnicate"):
-            _call(client, route, frobnicate=1, strict=True)
-
-
-OPENAIS = {
-    "/v1/chat/completions": chat_params.CompletionCreateParamsBase,
-    "/v1/completions": completion_create_params.CompletionCreateParamsBase,
-    "/v1/responses": response_create_params.ResponseCreateParamsBase,
-    "/v1/embeddings": embedding_create_params.EmbeddingCreateParams,
-}
-
-
-def test_every_field_of_openai_and_vllm_is_known():
-    for route, params in OPENAIS.items():
-        assert set(params.__annotations__) <= set(PEERS[route]["OpenAI"].split())
-    assert not ACCEPTED.keys() & REFUSED.keys()
-    for route, model in (*MODELS.items(), ("embeddings", EmbeddingsRequest)):
-        names = {name for peer in PEERS[f"/v1/{route}"].values() for name in peer.split()}
-        assert {name for name in names if find_fate(name, model)[0] == "unknown"} == set()

@@ -1,10 +1,9 @@
-"""Thoughts before an answer: they are apart from its text, whole, streamed and as items of a response."""
+"""Thoughts before an answer: they are apart from its text, whole and streamed."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.llm_longctx.api import responses
 from services.llm_longctx.serving.reasoning.reasoning_parser import find_reasoning_parser
 from services.llm_longctx.serving.reasoning.think_tags import ThinkTagParser
 from services.llm_longctx.tests.conftest import HELLO, Server, app_of, say, write_folder
@@ -49,7 +48,7 @@ def test_the_template_says_whether_a_model_thinks():
 @pytest.fixture(scope="module")
 def thinker(tmp_path_factory):
     folder = write_folder(tmp_path_factory.mktemp("models") / "Tiny Llama", template=QWEN, positions=512)
-    with Server(app_of(folder, tmp_path_factory.mktemp("data"), responses.router)) as server:
+    with Server(app_of(folder, tmp_path_factory.mktemp("data"))) as server:
         yield server.client
 
 
@@ -79,15 +78,3 @@ def test_thinking_can_be_turned_off_and_earlier_thoughts_reach_the_template(thin
     assert prompt_of(extra={"reasoning_effort": "high"}).endswith("<assistant>")
     turns = [*HELLO, {"role": "assistant", "content": "b", "reasoning_content": "hm"}, *HELLO]
     assert "<assistant>(hm)b\n" in prompt_of(messages=turns)
-
-
-def test_thoughts_are_an_item_of_a_response(thinker):
-    asked = {"model": "tiny-llama", "input": "Hi", "max_output_tokens": 100, "extra_body": FORCED}
-    found = thinker.responses.create(**asked)
-    thought, message = found.output
-    assert (thought.type, thought.content[0].text, found.output_text) == (
-        "reasoning", "A letter.\n\nThen b?", "b, I think."
-    )  # fmt: skip
-    events = list(thinker.responses.create(stream=True, **asked))
-    assert "".join(e.delta for e in events if e.type == "response.reasoning_text.delta") == thought.content[0].text
-    assert events[-1].response.output[1].content[0].text == message.content[0].text

@@ -7,7 +7,7 @@ from fovea import plugins
 from fovea.api.replica import route_fields
 from fovea.api.text import ChatRequest
 from fovea.errors import InvalidOption, NotFound
-from services.llm_longctx.api import embeddings, openai, responses, state_loading
+from services.llm_longctx.api import embeddings, openai, state_loading
 from services.llm_longctx.serving.request_extension import RequestExtension, open_extensions
 
 FIELDS = ("session_id", "document_id")
@@ -72,10 +72,10 @@ def test_the_document_leaves_out_fields_that_nobody_reads(loaders):
         assert "temperature" in schema_of(app)
 
 
-def test_chats_completions_and_responses_are_affine():
+def test_chats_and_completions_are_affine():
     app = FastAPI()
-    for module in (embeddings, openai, responses):
+    for module in (embeddings, openai):
         app.include_router(module.router)
     found = route_fields(app.openapi(), lambda path: path.startswith("/v1"))
-    assert set(found["affine"]) == {"/v1/chat/completions", "/v1/completions", "/v1/responses"}
+    assert set(found["affine"]) == {"/v1/chat/completions", "/v1/completions"}
     assert "/v1/embeddings" in found["routes"]

@@ -65,8 +65,7 @@ class TextModelAdapter(ABC):
         try:
             size = len(text.encode())
         except UnicodeEncodeError as error:
-            detail = f"The text holds {text[error.start]!r}, which is no character."
-            raise Malformed(detail, field=field) from error
+            raise Malformed(f"The text holds {text[error.start]!r}, which is no character.", field=field) from error
         if size > self.context * self.tokenizer.longest:
             detail = f"The prompt has {size:,} bytes, and the context of {self.name} is {self.context:,} tokens."
             raise ContextLengthExceeded(detail, hint="Shorten the prompt.", field=field)
@@ -91,8 +90,7 @@ class TextModelAdapter(ABC):
     ) -> str:
         """Render a conversation with a chat template; tools as it takes them, or as instructions.
 
-        Raises:
-            InvalidOption: A part that is not text, or messages that the template refuses.
+        Raises InvalidOption: A part that is not text, or messages that the template refuses.
         """
         plain = [to_plain(message, _join_parts(message, index)) for index, message in enumerate(messages)]
         template = options.source or self.tokenizer.chat_template
@@ -155,8 +153,7 @@ class TextModelAdapter(ABC):
     def compile_grammar(self, options: GenerationOptions) -> TokenGrammar | None:
         """The grammar that a request asks for; None where its answer is free.
 
-        Raises:
-            InvalidOption: It can't be enforced, or no token of this model begins an answer that it allows.
+        Raises InvalidOption: It can't be enforced, or no token of this model begins an answer that it allows.
         """
         source = find_grammar_source(options)
         return None if source is None else self.grammars.compile(*source)
@@ -164,8 +161,7 @@ class TextModelAdapter(ABC):
     def add_rules(self, grammar: OpeningGrammar | None, options: SamplingOptions) -> OpeningGrammar | None:
         """Answers allowed under a request's rules about tokens, and under a grammar if there is one.
 
-        Raises:
-            InvalidOption: They name a token that the model does not know.
+        Raises InvalidOption: They name a token that the model does not know.
         """
         self._check_tokens(options)
         ends = {*(options.stop_token_ids or ()), *(() if options.ignore_eos else self.tokenizer.eos)}
@@ -181,11 +177,7 @@ class TextModelAdapter(ABC):
         )
 
     def check_length(self, ids: Sequence[int], field: str) -> None:
-        """Refuse a prompt that is too long.
-
-        Raises:
-            ContextLengthExceeded: There are more tokens than the context.
-        """
+        """Refuse a prompt that is too long. Raises ContextLengthExceeded: There are more tokens than the context."""
         if len(ids) > self.context:
             detail = f"The prompt has {len(ids):,} tokens; the context of {self.name} is {self.context:,} tokens."
             raise ContextLengthExceeded(detail, hint="Shorten the prompt.", field=field)
@@ -202,8 +194,7 @@ class TextModelAdapter(ABC):
     ) -> GenerationRequest:
         """Build the engine request of a checked prompt; arguments as in `build_request`.
 
-        Raises:
-            InvalidOption: Options that can't be served.
+        Raises InvalidOption: Options that can't be served.
         """
 
     @abstractmethod
@@ -274,6 +265,5 @@ def _join_parts(message: ChatMessage, index: int) -> str:
             detail = f"messages[{index}] holds a part of type {part.type!r}; only text is understood."
             raise InvalidOption(detail, field=f"messages[{index}].content")
         if part.text is None:
-            detail = f"A text part of messages[{index}] has no text."
-            raise Malformed(detail, field=f"messages[{index}].content")
+            raise Malformed(f"A text part of messages[{index}] has no text.", field=f"messages[{index}].content")
     return "".join(part.text or "" for part in message.content)

@@ -27,13 +27,11 @@ _ANY_OBJECT = {"type": "object"}
 def find_grammar_source(options: GenerationOptions) -> GrammarSource | None:
     """The grammar that a request asks for; None where its answer is free.
 
-    Raises:
-        InvalidOption: Two forms at once, one that is incomplete, or one that can't be enforced.
+    Raises InvalidOption: Two forms at once, one that is incomplete, or one that can't be enforced.
     """
     response, structured = options.response_format, options.structured_outputs
     if structured is not None and response is not None and response.type != "text":
-        detail = "Give either response_format or structured_outputs."
-        raise InvalidOption(detail, field="structured_outputs")
+        raise InvalidOption("Give either response_format or structured_outputs.", field="structured_outputs")
     if structured is not None:
         return _structured_source(structured), "structured_outputs"
     source = None if response is None else _response_source(response, "response_format")
@@ -59,8 +57,7 @@ def _response_source(response: ResponseFormat, field: str) -> str | None:
         case "structural_tag":
             return tags_source(response, field)
     if response.json_schema is None:
-        detail = "response_format json_schema needs json_schema, with the schema in it."
-        raise InvalidOption(detail, field=field)
+        raise InvalidOption("response_format json_schema needs json_schema, with the schema in it.", field=field)
     schema = response.json_schema.schema_
     return json_source(_ANY_OBJECT if schema is None else schema, field, is_strict=bool(response.json_schema.strict))
 
@@ -71,8 +68,7 @@ def _structured_source(given: StructuredOutputs) -> str:
     forms = {"json", "json_object", "regex", "choice", "grammar", "structural_tag"}
     named = given.model_dump(by_alias=True, exclude_none=True, include={"json_", *forms})
     if len(named) != 1 or given.json_object is False:
-        detail = f"structured_outputs takes one of {', '.join(sorted(forms))}."
-        raise InvalidOption(detail, field=field)
+        raise InvalidOption(f"structured_outputs takes one of {', '.join(sorted(forms))}.", field=field)
     if given.regex is not None:
         return regex_source(given.regex, field)
     if given.choice is not None:
@@ -92,9 +88,7 @@ def _read_schema(given: dict[str, Any] | bool | str, field: str) -> dict[str, An
     try:
         found = json.loads(given)
     except (ValueError, RecursionError) as error:
-        detail = "structured_outputs.json is a text that is not JSON."
-        raise InvalidOption(detail, field=field) from error
+        raise InvalidOption("structured_outputs.json is a text that is not JSON.", field=field) from error
     if not isinstance(found, dict | bool):
-        detail = "structured_outputs.json must be a JSON Schema: an object."
-        raise InvalidOption(detail, field=field)
+        raise InvalidOption("structured_outputs.json must be a JSON Schema: an object.", field=field)
     return found

@@ -44,8 +44,7 @@ _NAMED = ("properties", "patternProperties", "$defs", "definitions")
 def check_schema(schema: Mapping[str, Any] | bool, field: str) -> None:
     """Refuse a schema that is too large to compile in time, or that no finite value meets.
 
-    Raises:
-        InvalidOption: It is one; the text says what is too much of.
+    Raises InvalidOption: It is one; the text says what is too much of.
     """
     properties = enums = 0
     for part, depth in _walk(schema, 0):
@@ -64,11 +63,7 @@ def check_schema(schema: Mapping[str, Any] | bool, field: str) -> None:
 
 
 def _check_numbers(part: Mapping[str, Any], field: str) -> None:
-    """Refuse numbers that the compiler would replace by others, or that end the process: it computes in 64 bits.
-
-    Raises:
-        InvalidOption: There is one.
-    """
+    """Refuse numbers that the compiler would replace by others, or that end the process: it computes in 64 bits."""
     values = [part.get(name) for name in (*_BOUNDS, "const")]
     values += part["enum"] if isinstance(part.get("enum"), list) else ()
     while values:
@@ -82,8 +77,7 @@ def _check_numbers(part: Mapping[str, Any], field: str) -> None:
 def check_keywords(schema: Mapping[str, Any] | bool, field: str) -> None:
     """Refuse a schema with words that no draft of JSON Schema has: they would say nothing.
 
-    Raises:
-        InvalidOption: It has one.
+    Raises InvalidOption: It has one.
     """
     if unknown := find_unknown(schema):
         detail = f"The schema has the unknown keyword {unknown[0][:80]!r}."
@@ -104,7 +98,12 @@ def close_objects(schema: Mapping[str, Any]) -> dict[str, Any]:
     """
     if any(len(part["allOf"]) > 1 for part, _ in _walk(schema, 0) if isinstance(part.get("allOf"), list)):
         return dict(schema)
-    closed: dict[str, Any] = _map_parts(schema, _close, ("items",))
+
+    def close(part: dict[str, Any]) -> dict[str, Any]:
+        is_listed = isinstance(part.get("properties"), Mapping) and not _OPENING & part.keys()
+        return {**part, "additionalProperties": False} if is_listed else part
+
+    closed: dict[str, Any] = _map_parts(schema, close, ("items",))
     return closed
 
 
@@ -117,11 +116,6 @@ def remove_keywords(schema: Mapping[str, Any], names: Collection[str]) -> dict[s
 
     removed: dict[str, Any] = _map_parts(schema, remove, _ONE)
     return removed
-
-
-def _close(part: dict[str, Any]) -> dict[str, Any]:
-    is_listed = isinstance(part.get("properties"), Mapping) and not _OPENING & part.keys()
-    return {**part, "additionalProperties": False} if is_listed else part
 
 
 def _map_parts(part: Any, change: Callable[[dict[str, Any]], dict[str, Any]], inside: Sequence[str]) -> Any:

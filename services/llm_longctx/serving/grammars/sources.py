@@ -60,8 +60,7 @@ def json_source(
         is_strict: Refuse keywords that can't be enforced, instead of leaving them out.
         whitespace: Text allowed between tokens of JSON, as a regular expression; None for nothing.
 
-    Raises:
-        InvalidOption: The schema is too large, refers to nothing, or only endless values meet it.
+    Raises InvalidOption: The schema is too large, refers to nothing, or only endless values meet it.
     """
     return f"{HEADER}start: {json_expression(schema, field, is_strict=is_strict, whitespace=whitespace)}"
 
@@ -82,24 +81,15 @@ def json_expression(
 
 
 def regex_source(pattern: str, field: str) -> str:
-    """The grammar of the texts that a regular expression matches whole.
-
-    Raises:
-        InvalidOption: It is too long.
-    """
+    """The grammar of the texts that a regular expression matches whole. Raises InvalidOption: It is too long."""
     document = json.loads(LLMatcher.grammar_from_regex(use_ascii_classes(_check_size(pattern, field))))
     return HEADER + str(document["grammars"][0]["lark_grammar"])
 
 
 def choice_source(texts: Sequence[str], field: str) -> str:
-    """The grammar of one of several texts.
-
-    Raises:
-        InvalidOption: There are none, too many, or an empty one.
-    """
+    """The grammar of one of several texts. Raises InvalidOption: There are none, too many, or an empty one."""
     if not 0 < len(texts) <= MAX_CHOICES or not all(texts):
-        detail = f"{field} needs 1 to {MAX_CHOICES} texts, none of them empty."
-        raise InvalidOption(detail, field=field)
+        raise InvalidOption(f"{field} needs 1 to {MAX_CHOICES} texts, none of them empty.", field=field)
     alternatives = " | ".join(json.dumps(text, ensure_ascii=False) for text in dict.fromkeys(texts))
     return f"{HEADER}start: {_check_size(alternatives, field)}"
 
@@ -107,8 +97,7 @@ def choice_source(texts: Sequence[str], field: str) -> str:
 def lark_source(grammar: str, field: str) -> str:
     """A caller's context-free grammar, in Lark's form or GBNF.
 
-    Raises:
-        InvalidOption: It is too long, or neither form.
+    Raises InvalidOption: It is too long, or neither form.
     """
     try:
         found = str(grammar_from("grammar", _check_size(grammar, field)))

@@ -16,8 +16,7 @@ from shared.validation_errors import list_errors
 def tags_source(given: ResponseFormat, field: str) -> str:
     """The grammar of texts in which each trigger begins a tag whose content meets its schema.
 
-    Raises:
-        InvalidOption: No structures or triggers, a structure that no trigger begins, or a schema that is refused.
+    Raises InvalidOption: No structures or triggers, a structure that no trigger begins, or a schema that is refused.
     """
     structures, triggers = given.structures or (), list(dict.fromkeys(given.triggers or ()))
     if not structures or not triggers:
@@ -36,8 +35,7 @@ def tags_source(given: ResponseFormat, field: str) -> str:
 def read_structural_tag(text: str, field: str) -> ResponseFormat:
     """The JSON text that vLLM's `structured_outputs.structural_tag` holds.
 
-    Raises:
-        InvalidOption: It is not such a text.
+    Raises InvalidOption: It is not such a text.
     """
     try:
         return ResponseFormat.model_validate({**json.loads(text), "type": "structural_tag"})

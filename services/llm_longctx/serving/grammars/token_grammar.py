@@ -40,8 +40,7 @@ class TokenGrammar:
     def mask(self) -> Tensor:
         """Which tokens may come next: bool [V]; end tokens where the answer may be over.
 
-        Raises:
-            InvalidOption: None may, or the grammar became too complex on the way.
+        Raises InvalidOption: None may, or the grammar became too complex on the way.
         """
         bias = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
         mask = bias[: self._vocab] != 0
@@ -79,7 +78,8 @@ class GrammarCompiler:
         """Build the trie of the vocabulary, which takes about half a second for 50,000 tokens."""
         self._vocab = vocab
         self._tokenizer = tokenizer
-        self._tokens = _build_trie(tokenizer, vocab)
+        wrapper = TokenizerWrapper(_Vocabulary(tokenizer, vocab))
+        self._tokens = LLTokenizer(wrapper, n_vocab=vocab + 1, eos_token=[*sorted(tokenizer.eos), vocab])
         self._cache: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -111,8 +111,7 @@ class GrammarCompiler:
             source: It, in llguidance's Lark.
             field: The request's field that holds it.
 
-        Raises:
-            InvalidOption: It is not understood, too complex, or accepts nothing that this model's tokens can spell.
+        Raises InvalidOption: It is not understood, too complex, or accepts nothing that this model's tokens can spell.
         """
         with self._lock:
             known = self._cache.get(source)
@@ -143,11 +142,6 @@ class _Vocabulary:
     def __call__(self, text: bytes | str) -> list[int]:
         """Never needed: nothing is forced."""
         return []
-
-
-def _build_trie(tokenizer: Tokenizer, vocab: int) -> LLTokenizer:
-    wrapper = TokenizerWrapper(_Vocabulary(tokenizer, vocab))
-    return LLTokenizer(wrapper, n_vocab=vocab + 1, eos_token=[*sorted(tokenizer.eos), vocab])
 
 
 def _dead_end(error: str, field: str) -> InvalidOption:

@@ -55,13 +55,7 @@ class TokenRules:
     ) -> OpeningGrammar | None:
         """The grammar of an answer under rules; the same where there are none.
 
-        Args:
-            vocab: Token ids are below this.
-            allowed: The only tokens that may come; None for all.
-            words: Tokens in a row that may not come.
-            ends: Tokens that end an answer.
-            min_tokens: Before so many tokens none of `ends` may come.
-            grammar: Grammar besides the rules, or None.
+        Token ids are below `vocab`. Only those of `allowed` may come, or all; none of `words`, one or more in a row.
         """
         if allowed is None and not words and not min_tokens:
             return grammar
@@ -94,11 +88,7 @@ class _RuledAnswer:
         self._tail: list[int] = []  # the last tokens, as many as the longest word needs
 
     def mask(self) -> Tensor | None:
-        """Which tokens may come next, bool [V]; None for all.
-
-        Raises:
-            InvalidOption: None may.
-        """
+        """Which tokens may come next, bool [V]; None for all. Raises InvalidOption: None may."""
         inner = None if self._grammar is None else self._grammar.mask()
         barred = self._find_barred()
         if self._count < self._rules.min_tokens:

@@ -25,11 +25,7 @@ class LoadedAdapters:
         self._building: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
 
     def get(self, digest: str, build: Callable[[], LoraAdapter]) -> LoraAdapter:
-        """An adapter, built where nobody holds it.
-
-        Raises:
-            QueueFull: The adapters in use leave no room for it.
-        """
+        """An adapter, built where nobody holds it. Raises QueueFull: The adapters in use leave no room for it."""
         with self._lock:
             building = self._building.setdefault(digest, threading.Lock())
         with building:  # each is read once, and none waits for another's files

@@ -125,18 +125,11 @@ class LoraStore:
 
     def find(self, name: str) -> LoraAdapterEntry | None:
         """The facts of an adapter, the tenant's own before a shared one; None where there is none."""
-        if not re.fullmatch(LORA_NAME, name):
-            return None
-        if (stored := self._stored(name)) is not None:
-            return stored.entry
-        return self._shared(name)
+        stored = self._stored(name)
+        return self._shared(name) if stored is None else stored.entry
 
     def read(self, entry: LoraAdapterEntry) -> AdapterFiles:
-        """The files of an adapter.
-
-        Raises:
-            NotFound: It has just been deleted.
-        """
+        """The files of an adapter. Raises NotFound: It has just been deleted."""
         if entry.is_shared and self._folder is not None:
             return AdapterFiles.read(self._folder / entry.id)
         stored = self._stored(entry.id)
@@ -165,8 +158,7 @@ class LoraStore:
     def delete(self, name: str) -> None:
         """Delete one of the tenant's adapters; requests that have begun go on with it.
 
-        Raises:
-            NotFound: There is none.
+        Raises NotFound: There is none.
         """
         if (stored := self._stored(name)) is None:
             raise unknown(name, self.list_all())

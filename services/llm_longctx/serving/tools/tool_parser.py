@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from fovea.api.tools import FunctionDefinition
 
@@ -51,6 +51,7 @@ class ToolParser(ABC):
         """Read an answer that may call these functions."""
         self.functions = {function.name: function for function in functions}
         self.num_calls = 0
+        self._text = ""  # what was not read yet
 
     @classmethod
     @abstractmethod
@@ -86,8 +87,11 @@ class ToolParser(ABC):
         """The rest when the answer is over; a call that was cut off keeps its part."""
 
 
-class TaggedParser(ToolParser):
-    """A form whose calls stand between two tags, whatever is called.
+CallT = TypeVar("CallT")
+
+
+class TaggedParser(ToolParser, Generic[CallT]):
+    """A form whose calls stand between two tags, whatever is called; `CallT` is what is known of a call being read.
 
     Class attributes:
         opening: The first tag.
@@ -97,6 +101,7 @@ class TaggedParser(ToolParser):
     opening: ClassVar[str] = "<tool_call>"
     closing: ClassVar[str] = "</tool_call>"
     last_sign: ClassVar[str] = ">"
+    _call: CallT | None = None
 
     @classmethod
     def find_opening(cls, text: str, names: Collection[str]) -> tuple[str, str] | None:
@@ -106,6 +111,27 @@ class TaggedParser(ToolParser):
     @classmethod
     def may_open(cls, text: str) -> bool:
         return bool(split_at(text, cls.opening)[1])
+
+    def feed(self, text: str) -> tuple[str, list[CallUpdate]]:
+        self._text += text
+        content, updates, goes_on = "", list[CallUpdate](), True
+        while goes_on:
+            if self._call is None:
+                before, self._text, goes_on = split_at(self._text, self.opening)
+                content += "" if self.num_calls and not before.strip() else before  # line breaks between calls
+                self._call = self.begin_call() if goes_on else None
+            else:
+                more, goes_on = self.read_call(self._call, updates)
+                content += more
+        return content, updates
+
+    @abstractmethod
+    def begin_call(self) -> CallT:
+        """What is known of a call whose opening tag was met."""
+
+    @abstractmethod
+    def read_call(self, call: CallT, updates: list[CallUpdate]) -> tuple[str, bool]:
+        """Read on in a call: text that turns out to be none, and whether the closing tag was met."""
 
 
 def split_at(text: str, mark: str) -> tuple[str, str, bool]:

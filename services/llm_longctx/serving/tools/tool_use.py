@@ -87,14 +87,10 @@ class ToolUse:
         """A conversation for a template that knows no tools: instructions, calls and results become text."""
         tools = "\n".join(json.dumps(tool["function"]) for tool in self.describe())
         told = _INSTRUCTIONS.format(tools=tools)
-        turns = [self.spell(message) for message in messages]
+        turns = [spell_message(message, self.parser) for message in messages]
         if turns and turns[0]["role"] == "system":
             return [{**turns[0], "content": f"{turns[0]['content']}\n\n{told}"}, *turns[1:]]
         return [{"role": "system", "content": told}, *turns]
-
-    def spell(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """One message without fields that only templates with tools know."""
-        return spell_message(message, self.parser)
 
 
 def spell_message(message: Mapping[str, Any], parser: type[ToolParser] = HermesParser) -> dict[str, Any]:
@@ -113,8 +109,7 @@ def spell_message(message: Mapping[str, Any], parser: type[ToolParser] = HermesP
 def read_tool_use(request: ChatRequest, template: str | None) -> ToolUse | None:
     """A request's options of tools, under a model's chat template; None where nothing may be called.
 
-    Raises:
-        InvalidOption: Too many functions, two of one name, arguments that no schema describes, a choice of none.
+    Raises InvalidOption: Too many functions, two of one name, arguments that no schema describes, a choice of none.
     """
     functions = tuple(tool.function for tool in request.tools or ())
     _check_functions(functions)
@@ -125,11 +120,9 @@ def read_tool_use(request: ChatRequest, template: str | None) -> ToolUse | None:
             detail = f"tool_choice names {choice.function.name!r}, which is none of the tools."
             raise InvalidOption(detail, field="tool_choice")
     elif choice == "required" and not functions:
-        detail = "tool_choice is required, but there are no tools."
-        raise InvalidOption(detail, field="tool_choice")
+        raise InvalidOption("tool_choice is required, but there are no tools.", field="tool_choice")
     if request.parallel_tool_calls is not None and not functions:
-        detail = "parallel_tool_calls needs tools."
-        raise InvalidOption(detail, field="parallel_tool_calls")
+        raise InvalidOption("parallel_tool_calls needs tools.", field="parallel_tool_calls")
     if choice == "none" or not functions:
         return None
     is_native = has_tools(template)
@@ -159,13 +152,11 @@ def _to_rule(schema: Mapping[str, Any]) -> str:
 
 def _check_functions(functions: Sequence[FunctionDefinition]) -> None:
     if len(functions) > MAX_TOOLS:
-        detail = f"There are {len(functions)} tools; {MAX_TOOLS} are taken."
-        raise InvalidOption(detail, field="tools")
+        raise InvalidOption(f"There are {len(functions)} tools; {MAX_TOOLS} are taken.", field="tools")
     names: set[str] = set()
     for function in functions:
         if function.name in names:
-            detail = f"Two tools are called {function.name!r}."
-            raise InvalidOption(detail, field="tools")
+            raise InvalidOption(f"Two tools are called {function.name!r}.", field="tools")
         names.add(function.name)
         source = json_source(function.arguments_schema, "tools", is_strict=bool(function.strict))
         if (error := LLMatcher.validate_grammar(source)) and not error.startswith("WARNING"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import ClassVar
 
 from fovea.api.tools import FunctionDefinition
@@ -13,15 +12,10 @@ from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRul
 _OPEN, _CLOSE = TaggedParser.opening, TaggedParser.closing
 
 
-class HermesParser(TaggedParser):
+class HermesParser(TaggedParser[JsonCall]):
     """Reads `<tool_call>{"name": …, "arguments": …}</tool_call>`."""
 
     name: ClassVar[str] = "hermes"
-
-    def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
-        super().__init__(functions)
-        self._text = ""  # what was not read yet
-        self._call: JsonCall | None = None
 
     @classmethod
     def detects(cls, template: str) -> bool:
@@ -37,18 +31,8 @@ class HermesParser(TaggedParser):
         arguments = to_rule(function.arguments_schema)
         return f"{json.dumps(before)} {arguments} {json.dumps('}' + chr(10) + _CLOSE)}"
 
-    def feed(self, text: str) -> tuple[str, list[CallUpdate]]:
-        self._text += text
-        content, updates, goes_on = "", list[CallUpdate](), True
-        while goes_on:
-            if self._call is None:
-                before, self._text, goes_on = split_at(self._text, _OPEN)
-                content += "" if self.num_calls and not before.strip() else before  # line breaks between calls
-                self._call = JsonCall(self.num_calls) if goes_on else None
-            else:
-                more, goes_on = self._read_call(self._call, updates)
-                content += more
-        return content, updates
+    def begin_call(self) -> JsonCall:
+        return JsonCall(self.num_calls)
 
     def end(self) -> tuple[str, list[CallUpdate]]:
         call, text, self._call, self._text = self._call, self._text, None, ""
@@ -58,8 +42,7 @@ class HermesParser(TaggedParser):
         self.num_calls += call.is_named or bool(updates)
         return ("" if call.is_named or updates else f"{_OPEN}{call.text}{text}"), updates
 
-    def _read_call(self, call: JsonCall, updates: list[CallUpdate]) -> tuple[str, bool]:
-        """Read on in a call: text that turns out to be none, and whether the closing tag was met."""
+    def read_call(self, call: JsonCall, updates: list[CallUpdate]) -> tuple[str, bool]:
         if not (call.is_whole or call.is_broken):
             news, self._text = call.feed(self._text)
             updates += news

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import ClassVar
 
 from fovea.api.tools import FunctionDefinition
@@ -25,13 +25,9 @@ class LlamaParser(ToolParser):
     name: ClassVar[str] = "llama"
     last_sign: ClassVar[str] = ":"
     is_first: ClassVar[bool] = True
-
-    def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
-        super().__init__(functions)
-        self._text = ""  # what was not read yet
-        self._before = ""  # what stood before the call that is read
-        self._call: JsonCall | None = None
-        self._is_prose = False
+    _before = ""  # what stood before the call that is read
+    _call: JsonCall | None = None
+    _is_prose = False
 
     @classmethod
     def detects(cls, template: str) -> bool:

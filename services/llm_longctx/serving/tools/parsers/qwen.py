@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from fovea.api.tools import FunctionDefinition
@@ -17,15 +16,10 @@ _FUNCTION = re.compile(r"\s*<function=([^>\n]+)>(.*?)(?:</function>\s*)?", re.DO
 _PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 
 
-class QwenParser(TaggedParser):
+class QwenParser(TaggedParser[str]):
     """Reads `<tool_call><function=f><parameter=p>value</parameter></function></tool_call>`, a call at a time."""
 
     name: ClassVar[str] = "qwen"
-
-    def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
-        super().__init__(functions)
-        self._text = ""  # what was not read yet
-        self._call: str | None = None
 
     @classmethod
     def detects(cls, template: str) -> bool:
@@ -48,18 +42,13 @@ class QwenParser(TaggedParser):
             parts.append(rule if name in required else f"({rule})?")
         return " ".join([*parts, json.dumps(f"</function>\n{_CLOSE}")])
 
-    def feed(self, text: str) -> tuple[str, list[CallUpdate]]:
-        self._text += text
-        content, updates, goes_on = "", list[CallUpdate](), True
-        while goes_on:
-            before, self._text, goes_on = split_at(self._text, _OPEN if self._call is None else _CLOSE)
-            if self._call is None:
-                content += "" if self.num_calls and not before.strip() else before
-                self._call = "" if goes_on else None
-            else:
-                self._call += before
-                content += self._finish(self._call, updates, _CLOSE) if goes_on else ""
-        return content, updates
+    def begin_call(self) -> str:
+        return ""
+
+    def read_call(self, call: str, updates: list[CallUpdate]) -> tuple[str, bool]:
+        before, self._text, is_closed = split_at(self._text, _CLOSE)
+        self._call = call + before
+        return self._finish(self._call, updates, _CLOSE) if is_closed else "", is_closed
 
     def end(self) -> tuple[str, list[CallUpdate]]:
         updates: list[CallUpdate] = []

@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fovea.api.responses import InputItem, ResponseObject
 from fovea.errors import NotFound
+from fovea_responses.wire import InputItem, ResponseObject
 from shared.storage import ExpiringObjects, ObjectStore
 
 KEPT_FOR = timedelta(days=30)
@@ -58,8 +58,7 @@ class ResponseStore:
     def get(self, response_id: str, field: str | None = None) -> StoredResponse:
         """A response by its id; `field` is the parameter that named it.
 
-        Raises:
-            NotFound: It is unknown, was deleted, or is older than 30 days.
+        Raises NotFound: It is unknown, was deleted, or is older than 30 days.
         """
         content = self._objects.get(f"{response_id}.json") if _ID.fullmatch(response_id) else None
         if content is None:
@@ -70,8 +69,7 @@ class ResponseStore:
     def delete(self, response_id: str) -> None:
         """Delete a response.
 
-        Raises:
-            NotFound: It is not there.
+        Raises NotFound: It is not there.
         """
         self.get(response_id)
         self._objects.delete(f"{response_id}.json")

@@ -1,0 +1,1 @@
+"""OpenAI's Responses API on the chats of the served language models."""

@@ -1,0 +1,260 @@
+"""OpenAI's Responses API by the `openai` package, against the app under uvicorn on a tiny model."""
+
+import json
+
+import openai
+import pytest
+from fastapi import FastAPI
+from openai.types.responses import response_create_params
+
+from fovea.api.replica import route_fields
+from fovea_responses import response_store
+from fovea_responses.routes import router
+from fovea_responses.wire import ResponsesRequest
+from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, app_of, say, write_folder
+from services.llm_longctx.tests.test_openai_fields import (
+    check_fields_of_peers,
+    check_known_fields,
+    check_nested_fields,
+    check_unknown_fields,
+)
+from services.llm_longctx.tests.test_openai_refusals import check_broken, check_refused, part
+from services.llm_longctx.tests.test_openai_small_print import check_deadline
+from services.llm_longctx.tests.test_reasoning import FORCED, QWEN
+
+URL = "/v1/responses"
+BODY = {"model": MODEL, "input": "a", "max_output_tokens": 4}
+SWITCH = {"properties": {"on": {"type": "boolean"}}, "required": ["on"], "additionalProperties": False}
+DEEP = json.loads("[" * 300 + "]" * 300)
+UP = {"vector": [3.0] + [0.0] * 30 + [-3.0], "site": "resid_post.0", "scale": 2.0}
+TOOL = {"type": "function", "name": "switch", "parameters": {"type": "object", **SWITCH}, "strict": True}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = write_folder(tmp_path_factory.mktemp("responses") / "Tiny Llama", template=QWEN, positions=1024)
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.0, "top_k": 5}))
+    with Server(app_of(folder, tmp_path_factory.mktemp("data"))) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return server.client
+
+
+def test_a_text_is_answered_like_the_same_chat(client):
+    answer = client.responses.create(model=MODEL, input="Hello", instructions="Be brief.", max_output_tokens=12)
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    chat = say(client, messages=turns, max_tokens=12)
+    assert answer.output_text == chat.choices[0].message.content
+    assert (answer.status, answer.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert (answer.usage.input_tokens, answer.usage.output_tokens) == (chat.usage.prompt_tokens, 12)
+    assert answer.id.startswith("resp_")
+
+
+def test_the_events_of_a_stream_make_the_same_response(client):
+    whole = client.responses.create(model=MODEL, input="Hello", max_output_tokens=12)
+    with client.responses.stream(model=MODEL, input="Hello", max_output_tokens=12) as stream:
+        events = list(stream)
+    kinds = [event.type for event in events]
+    assert kinds[:4] == [
+        "response.created", "response.in_progress", "response.output_item.added", "response.content_part.added"
+    ]  # fmt: skip
+    assert kinds[-1] == "response.incomplete"
+    assert [event.sequence_number for event in events] == sorted(event.sequence_number for event in events)
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == whole.output_text
+
+
+def test_a_forced_function_is_called_and_its_result_goes_on(client):
+    options = {"model": MODEL, "tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}
+    answer = client.responses.create(input="On?", max_output_tokens=300, **options)
+    (call,) = answer.output
+    assert (call.type, call.name, answer.status) == ("function_call", "switch", "completed")
+    assert set(json.loads(call.arguments)) == {"on"}
+    events = list(client.responses.create(input="On?", max_output_tokens=300, stream=True, **options))
+    pieces = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+    assert "".join(pieces) == call.arguments
+    turns = [
+        {"role": "user", "content": [{"type": "input_text", "text": "On?"}]},
+        call.model_dump(),
+        {"type": "function_call_output", "call_id": call.call_id, "output": "done"},
+    ]
+    assert client.responses.create(model=MODEL, input=turns, max_output_tokens=4).output_text
+
+
+def test_a_stored_response_is_gone_on_from(client):
+    first = client.responses.create(model=MODEL, input="Hello", max_output_tokens=6, store=True)
+    assert client.responses.retrieve(first.id).output_text == first.output_text
+    went_on = {"input": "And then?", "previous_response_id": first.id, "max_output_tokens": 8, "model": MODEL}
+    second = client.responses.create(**went_on, store=True)
+    said = {"role": "assistant", "content": first.output_text}
+    turns = [{"role": "user", "content": "Hello"}, said, {"role": "user", "content": "And then?"}]
+    chat = say(client, messages=turns, max_tokens=8)
+    assert second.output_text == chat.choices[0].message.content
+    assert (second.previous_response_id, second.usage.input_tokens) == (first.id, chat.usage.prompt_tokens)
+    with client.responses.stream(**went_on) as stream:
+        assert list(stream)[-1].response.output_text == second.output_text
+    items = client.responses.input_items.list(second.id).data
+    assert [(item.role, item.content[0].type) for item in items] == [
+        ("user", "input_text"), ("assistant", "output_text"), ("user", "input_text"),
+    ]  # fmt: skip
+    with pytest.raises(openai.BadRequestError, match="exclude each other"):
+        client.responses.create(**went_on, extra_body={"session_id": "s"})
+    client.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError, match="store: true"):
+        client.responses.retrieve(first.id)
+    third = client.responses.create(model=MODEL, input="So?", previous_response_id=second.id, max_output_tokens=2)
+    assert third.usage.input_tokens > second.usage.input_tokens
+
+
+def test_the_oldest_stored_responses_of_a_tenant_make_room(server, monkeypatch):
+    monkeypatch.setattr(response_store, "MAX_RESPONSES", 2)
+
+    def ask(tenant: str) -> str:
+        body = {"model": MODEL, "input": "Hello", "store": True, "max_output_tokens": 4}
+        answer = server.http.post("/v1/responses", json=body, headers={"x-fovea-tenant": tenant})
+        return f"/v1/responses/{answer.json()['id']}"
+
+    others, found = ask("others"), [ask("much") for _ in range(4)]
+    seen = [server.http.get(url, headers={"x-fovea-tenant": "much"}).status_code for url in found]
+    assert seen == [404, 404, 200, 200]
+    assert server.http.get(others, headers={"x-fovea-tenant": "others"}).status_code == 200
+
+
+def test_ids_of_items_that_are_no_text_are_given_anew(client, server):
+    body = {"model": MODEL, "max_output_tokens": 2, "store": True}
+    body["input"] = [{"id": 5, "role": "user", "content": "Hello"}, {"id": "mine", "role": "user", "content": "!"}]
+    stored = server.http.post("/v1/responses", json=body).json()
+    first, second = client.responses.input_items.list(stored["id"]).data
+    assert first.id.startswith("msg_")
+    assert second.id == "mine"
+
+
+@pytest.mark.parametrize("field", ["metadata", "tool_choice", "extra"])
+def test_halves_of_characters_are_no_fault_of_the_server(server, field):
+    given = {"metadata": {"a": "HALF"}, "tool_choice": {"a": "HALF"}, "extra": "HALF"}[field]
+    body = json.dumps({"input": "Hello", "max_output_tokens": 2, "store": True, field: given})
+    headers = {"content-type": "application/json"}
+    answer = server.http.post("/v1/responses", content=body.replace("HALF", "\\ud800"), headers=headers, timeout=60)
+    assert answer.status_code == 400, answer.text
+    assert "surrogate" in answer.json()["error"]["message"]
+
+
+def test_what_is_not_to_be_stored_is_not_and_a_stream_is_stored_before_it_says_that_it_is_complete(client):
+    answer = client.responses.create(model=MODEL, input="Hello", max_output_tokens=2)
+    for unknown in (answer.id, "resp_1", "resp_..%2f"):
+        with pytest.raises(openai.NotFoundError) as caught:
+            client.responses.create(model=MODEL, input="And?", previous_response_id=unknown)
+        assert caught.value.param == "previous_response_id"
+    for event in client.responses.create(model=MODEL, input="Hello", max_output_tokens=4, stream=True, store=True):
+        if event.type in {"response.completed", "response.incomplete"}:
+            assert client.responses.retrieve(event.response.id).output_text == event.response.output_text
+            return
+    pytest.fail("the stream has no end")
+
+
+def test_thoughts_are_an_item(client):
+    asked = {"model": MODEL, "input": "Hi", "max_output_tokens": 100, "extra_body": FORCED}
+    found = client.responses.create(**asked)
+    thought, message = found.output
+    assert (thought.type, thought.content[0].text) == ("reasoning", "A letter.\n\nThen b?")
+    assert found.output_text == "b, I think."
+    events = list(client.responses.create(stream=True, **asked))
+    assert "".join(e.delta for e in events if e.type == "response.reasoning_text.delta") == thought.content[0].text
+    assert events[-1].response.output[1].content[0].text == message.content[0].text
+
+
+def respond(client, **fields):
+    return client.responses.create(model=MODEL, input=HELLO, temperature=0, max_output_tokens=6, **fields)
+
+
+def test_a_response_is_steered_looked_into_streamed_and_stored_as_its_chat_is(client):
+    capture = [{"type": "activation", "site": "resid_post.1", "positions": "decode"}, {"type": "logit_lens", "top": 2}]
+    ours = {"interventions": [UP], "capture": capture}
+    chat = say(client, extra_body=ours, max_tokens=6).choices[0]
+    response = respond(client, extra_body=ours)
+    assert response.output_text == chat.message.content != respond(client).output_text
+    assert response.captured == chat.captured
+    assert respond(client).captured is None
+    capture = [{"type": "activation", "site": "final", "positions": "decode"}]
+    whole = respond(client, extra_body={"capture": capture})
+    events = list(respond(client, stream=True, extra_body={"capture": capture}))
+    pieces = [one for event in events if event.type == "response.captured" for one in event.captured]
+    assert [piece["positions"] for piece in pieces] == [[at] for at in whole.captured[0]["positions"]]
+    assert [value for piece in pieces for value in piece["values"]] == whole.captured[0]["values"]
+    assert events[-1].response.captured == whole.captured
+    capture = [{"type": "activation", "site": "final", "positions": [-1]}]
+    kept = respond(client, store=True, extra_body={"capture": capture})
+    assert client.responses.retrieve(kept.id).captured == kept.captured
+    assert respond(client, previous_response_id=kept.id).captured is None
+
+
+def test_a_key_without_the_scope_is_refused_and_audit_is_told(server):
+    def ask(scopes: str, **more):
+        return server.http.post(URL, json=BODY | more, headers={"x-fovea-scopes": scopes})
+
+    for fields in ({"interventions": [UP]}, {"capture": [{"type": "logit_lens"}]}):
+        answer = ask("infer,jobs", **fields)
+        assert (answer.status_code, "interventions" in answer.json()["error"]["message"]) == (403, True)
+    plain, steered = ask("infer,jobs"), ask("infer,interventions", interventions=[UP])
+    assert (plain.status_code, "x-fovea-audit" in plain.headers) == (200, False)
+    assert json.loads(steered.headers["x-fovea-audit"])["interventions"] == "add"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_stream_that_goes_on_outlives_the_deadline_of_a_whole_answer(server, monkeypatch, stream):
+    body = {"input": "a", "max_output_tokens": 20}
+    check_deadline(server, monkeypatch, URL, body, stream=stream, end="response.incomplete")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ({"background": True}, "background"), ({"input": []}, "input"), ({"input": part("input_image")}, "input[0]"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type"), ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"tools": [TOOL], "tool_choice": {"type": "mcp"}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": "always"}, "tool_choice.literal['none','auto','required']"),
+        ({"input": [{"role": "user"}]}, "input[0]", "no content"),
+        ({"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "no"}}}}, "text.format"),
+        ({"input": part("input_text")}, "input[0]", "only text"), ({"input": "long " * 500}, "input", "context"),
+        ({"tool_choice": "required"}, "tool_choice", "tools"), ({"metadata": {"a": DEEP}}, None, "nested too deeply"),
+        ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice", "tools"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity", "not served"),
+        ({"capture": [{"type": "gradient"}]}, "capture.0"),
+    ],
+)  # fmt: skip
+def test_bad_options_are_400_and_name_their_field(server, case):
+    check_refused(server, URL, BODY | {"stream": True}, case)
+
+
+def test_broken_bodies_are_400(server):
+    check_broken(server, URL)
+
+
+def test_fields_of_openai_and_vllm_are_served_refused_or_named(client):
+    check_fields_of_peers(URL, ResponsesRequest, response_create_params.ResponseCreateParamsBase)
+    check_known_fields(client, URL, BODY, ResponsesRequest)
+    check_unknown_fields(client, URL, BODY)
+
+
+def test_unknown_fields_of_nested_objects_are_named_too_also_in_a_stream(client):
+    parts = [{"type": "input_text", "text": "Hi", "detial": 1}]
+    nested = {
+        "input": [{"role": "user", "content": parts, "status": "done"}], "text": {"type": "json_object"},
+        "reasoning": {"effort": None, "mode": "deep", "summary": "auto"},
+    }  # fmt: skip
+    named = ["input[0].content[0].detial'", "reasoning.mode'", "text.type'"]
+    check_nested_fields(client, URL, BODY | nested, named)
+    unknown = {"extra_body": {"frobnicate": 1}, "stream": True}
+    events = list(client.responses.create(model=MODEL, input="Hi", max_output_tokens=4, **unknown))
+    assert "frobnicate" in events[-1].response.warnings[0]
+    answer = client.responses.create(model=MODEL, input="Hi", max_output_tokens=2)
+    told = [{"role": "user", "content": "Hi"}, *(one.model_dump() for one in answer.output), *HELLO]
+    assert client.responses.create(model=MODEL, input=told, max_output_tokens=2).warnings is None
+
+
+def test_requests_with_a_session_stay_with_its_replica():
+    app = FastAPI()
+    app.include_router(router)
+    assert route_fields(app.openapi(), lambda path: path.startswith("/v1"))["affine"] == (URL,)
