@@ -26,12 +26,9 @@ from shared.serving.http.negotiation import choose
 from shared.serving.http.request_parsing import JobRequest, build_requests, parse_request
 from shared.serving.http.url_images import Fetcher, fetch_pictures
 
-_PROTOCOL_TASKS = frozenset({"chat", "complete"})
-"""Tasks with a protocol of their own."""
-
+_PROTOCOL_TASKS = frozenset({"chat", "complete"})  # tasks with a protocol of their own
+# Bodies from this size are parsed on a thread: base64 of a photograph takes milliseconds.
 _LARGE_BODY_BYTES = 256 * 1024
-"""Bodies from this size are parsed on a thread: base64 of a photograph takes milliseconds."""
-
 _STREAM_MEDIA_TYPES = ("application/x-ndjson", "text/event-stream")
 
 
