@@ -136,7 +136,8 @@ def read_weights(file: Path) -> Weights:
     raw = file.read_bytes()
     if (digest := hashlib.sha256(raw).hexdigest()) != manifest.sha256:
         _refuse(file, f"sha256 {digest[:12]}… instead of {manifest.sha256[:12]}…")
-    arrays = {key: _single(array) for key, array in unpack_kernels(load(raw)).items()}
+    found = unpack_kernels(load(raw))
+    arrays = {key: array.astype(np.float32) if array.dtype == np.float16 else array for key, array in found.items()}
     familiar = {key: arrays.pop(key) for key in list(arrays) if key.startswith(FAMILIAR)}
     return Weights(arrays, manifest, familiar)
 
@@ -162,10 +163,6 @@ def write_weights(folder: Path, arrays: Arrays, manifest: Manifest) -> Manifest:
         draft.write_bytes(content)
         draft.replace(folder / name)
     return filled
-
-
-def _single(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def _stored(array: np.ndarray, dtype: str) -> np.ndarray:

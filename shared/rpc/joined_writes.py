@@ -45,4 +45,5 @@ class JoinedWritesProtocol(HttpToolsProtocol):
     """Uvicorn's protocol over a `JoinedTransport`."""
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
+        """Wrap the transport of a new connection."""
         super().connection_made(JoinedTransport(transport, self.loop))  # type: ignore[arg-type]  # it quacks like one

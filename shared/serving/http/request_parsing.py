@@ -156,7 +156,11 @@ def build_requests(
     if not many:
         return [_validate(model, options | pictures)], False
     (main, several), *_ = pictures.items()
-    _check_count(several, max_images)
+    if not isinstance(several, list) or not several:
+        raise InvalidOption("images must be a list of at least one picture.", field="images")
+    if len(several) > max_images:
+        detail = f"{len(several)} pictures were sent; max_images is {max_images}."
+        raise TooLarge(detail, hint="Send them in several requests.", field="images")
     return [_build_value_of(model, options, main, picture) for picture in several], True
 
 
@@ -204,14 +208,6 @@ def _refuse_unknown(options: Mapping[str, Any], model: type[BaseModel]) -> None:
     for name in options:
         if name not in fields:
             raise InvalidOption(f"There is no option {name!r}.", field=name, hint=f"Options are {', '.join(fields)}.")
-
-
-def _check_count(several: Any, max_images: int) -> None:
-    if not isinstance(several, list) or not several:
-        raise InvalidOption("images must be a list of at least one picture.", field="images")
-    if len(several) > max_images:
-        detail = f"{len(several)} pictures were sent; max_images is {max_images}."
-        raise TooLarge(detail, hint="Send them in several requests.", field="images")
 
 
 def _build_value_of(

@@ -93,10 +93,6 @@ async def answer_task(host: Host, task: str, request: Request | JobRequest, run:
     answer = await host.predict(name, call, run)
     if media == "application/json":
         return Response(answer.model_dump_json(), media_type=media, headers={"vary": "accept"})
-    return await _render(host, name, call, answer, media)
-
-
-async def _render(host: Host, name: str, call: BaseModel, answer: BaseModel, media: str) -> Response:
     picture = await asyncio.to_thread(host.servable(name).render, call, answer, media)
     if picture is None:
         raise NotAcceptable(f"This answer has no form {media}.", hint="Ask for application/json.")
