@@ -37,7 +37,7 @@ from services.gateway.proxy.proxy import Proxy
 from services.gateway.routes import admin, files, health, jobs, metrics, model_list, oip_server, usage
 from services.gateway.routes.model_list import ModelIndex
 from services.gateway.routing.replica_registry import ReplicaRegistry
-from shared.jobs.queue import JobQueue
+from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.usage_ledger import UsageLedger
 from shared.settings import Settings
 from shared.storage import open_object_store
@@ -78,10 +78,10 @@ class Gateway:
     document: OpenApiDocument
     files: FileStore
     batches: BatchService
-    queue: JobQueue | None
+    queue: RedisJobQueue | None
 
     @classmethod
-    def from_settings(cls, settings: Settings, queue: JobQueue | None) -> Gateway:
+    def from_settings(cls, settings: Settings, queue: RedisJobQueue | None) -> Gateway:
         """Build one; nothing is opened yet."""
         registry, client = ReplicaRegistry(settings), UpstreamClient(settings.replica_credentials)
         registry.ask = client.is_serving
@@ -138,7 +138,7 @@ class Gateway:
         await self.usage.stop()
 
 
-def build_gateway(settings: Settings, queue: JobQueue | None = None) -> FastAPI:
+def build_gateway(settings: Settings, queue: RedisJobQueue | None = None) -> FastAPI:
     """The gateway with these addresses, authentication and limits: an app whose `state.gateway` is the `Gateway`.
 
     Without a queue of jobs it takes the one in the Redis of `settings`, or none where there is no Redis. Its lifespan
@@ -175,19 +175,17 @@ def _console_routes(settings: Settings) -> list[Any]:
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
-    owns_queue = gateway.queue is None and gateway.settings.redis_url is not None
-    if owns_queue:
-        # Imported here: a gateway without Redis needs no queue library.
-        queue = importlib.import_module("shared.jobs.redis_queue").RedisJobQueue
-        gateway.queue = queue(gateway.settings.redis_url, gateway.settings)
+    url, owned = gateway.settings.redis_url, None
+    if gateway.queue is None and url is not None:
+        owned = gateway.queue = RedisJobQueue(url, gateway.settings)
     await gateway.registry.start()
     await gateway.revocations.start()
     try:
         yield
     finally:
         await gateway.stop()
-        if owns_queue and gateway.queue is not None:
-            await gateway.queue.close()  # type: ignore[attr-defined]  # RedisJobQueue has it, the contract needs none
+        if owned is not None:
+            await owned.close()
 
 
 async def _on_http(request: Request, raised: Exception) -> NoReturn:

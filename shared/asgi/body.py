@@ -12,8 +12,8 @@ from fovea.errors import BadInput, FoveaError, Malformed, TooLarge, UnsupportedM
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
-_WINDOW_BITS = {"gzip": 31, "deflate": 15}
-"""Content codings that are inflated, with zlib's number of each."""
+WINDOW_BITS = {"gzip": 31, "deflate": 15}
+"""Content codings that are read and written, with zlib's number of each."""
 
 
 class SlowBody(BadInput):
@@ -54,11 +54,16 @@ class Inflater:
 
     def __init__(self, coding: str) -> None:
         """Begin a body. Raises UnsupportedMedia: the coding is unknown."""
-        if coding not in _WINDOW_BITS:
+        if coding not in WINDOW_BITS:
             detail = f"The content encoding {coding[:40]!r} is not read here."
             raise UnsupportedMedia(detail, hint="Known are gzip and deflate.")
         self._coding = coding
-        self._inflater = zlib.decompressobj(_WINDOW_BITS[coding])
+        self._inflater = zlib.decompressobj(WINDOW_BITS[coding])
+
+    def check_whole(self) -> None:
+        """Check, at the end of a body, that it was one whole stream; `Malformed` if it was not."""
+        if not self._inflater.eof or self._inflater.unused_data:
+            raise Malformed(f"The body is not one whole {self._coding} stream.")
 
     async def inflate(self, chunk: bytes, limit: int) -> bytes:
         """The next part of the body, of at most `limit` bytes. Raises Malformed: it is broken."""
@@ -91,10 +96,8 @@ class BoundedBody:
     async def read(self) -> Message:
         """The next message: a chunk, or the disconnect.
 
-        Raises:
-            SlowBody: None arrived for too long.
-            TooLarge: The body outgrows its limit.
-            Malformed: It can't be inflated.
+        Raises SlowBody: none arrived for too long; TooLarge: the body outgrows its limit; Malformed: it can't be
+        inflated.
         """
         if self.error is not None:
             raise self.error
@@ -119,4 +122,6 @@ class BoundedBody:
         if self.size > self.limit:
             raise build_too_large(self.size, self.limit)
         self.complete = message["type"] == "http.request" and not message.get("more_body", False)
+        if self.complete and self.inflater is not None and self.size:
+            self.inflater.check_whole()
         return message

@@ -100,7 +100,6 @@ class DisconnectWatch:
     __slots__ = ("_body", "_listener", "_loop", "_on_gone", "_receive", "_timer")
 
     def __init__(self, receive: Receive, body: BoundedBody, on_gone: Callable[[], None]) -> None:
-        """Watch from `start` on, or from when somebody waits for the disconnect."""
         self._receive, self._body, self._on_gone = receive, body, on_gone
         self._loop = asyncio.get_running_loop()
         self._listener: asyncio.Task[Message] | None = None
@@ -143,9 +142,10 @@ class HttpCall:
     """One HTTP request on its way through a front.
 
     Attributes:
-        scope: ASGI's.
+        scope: ASGI's; `path` is the decoded path, `method` the HTTP method.
         headers: Headers by lower-case name; of a repeated one the last.
-        observed: Its span and metrics; holds request id and trace parent.
+        trace: Request id and trace parent; `id` is the request id.
+        observed: Its span and metrics.
         deadline: Event-loop time at which the caller stops waiting: of a stream, for its next piece.
         ends_at: Event-loop time at which a stream ends, however lively; infinite for none.
         tenant: The caller's tenant.
@@ -157,8 +157,12 @@ class HttpCall:
 
     def __init__(self, service: str, scope: Scope, receive: Receive, send: Send, settings: Settings) -> None:
         self.scope = scope
+        self.path: str = scope["path"]
+        self.method: str = scope["method"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.observed = ObservedRequest(service, scope["method"], scope["path"], _trace(self.headers, service))
+        self.trace = _trace(self.headers, service)
+        self.id = self.trace.request_id
+        self.observed = ObservedRequest(service, self.method, self.path, self.trace)
         now = asyncio.get_running_loop().time()
         self.deadline = now + settings.request_timeout_s
         self.ends_at = now + (settings.stream_timeout_s or math.inf)
@@ -168,28 +172,6 @@ class HttpCall:
         self.watch = DisconnectWatch(receive, self.body, self.cancel)
         self.on_cancel: Callable[[], Any] | None = None
         self._send = send
-
-    @property
-    def id(self) -> str:
-        """Its request id."""
-        return self.observed.trace.request_id
-
-    @property
-    def trace(self) -> Context:
-        """Request id and trace parent."""
-        return self.observed.trace
-
-    @property
-    def path(self) -> str:
-        """The decoded path."""
-        path: str = self.scope["path"]
-        return path
-
-    @property
-    def method(self) -> str:
-        """The HTTP method."""
-        method: str = self.scope["method"]
-        return method
 
     @property
     def status(self) -> int:

@@ -14,13 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from fovea.api.tensors import TensorSpec
 from fovea.errors import FoveaError, NotReady
 from shared.engines import ModelArtifacts, open_engine
-from shared.export.child import EXPORT_CHILD
-from shared.export.parity import Parity
+from shared.export.child import EXPORT_CHILD, Parity
 from shared.registry import Card, Engine, LoadContext
 from shared.registry.weights import Weights
 from shared.storage import ObjectStore
@@ -31,13 +30,6 @@ if TYPE_CHECKING:
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Input → a shape to trace or to compare at."""
-
-
-@runtime_checkable
-class HasProvider(Protocol):
-    """An engine that has a choice of execution providers."""
-
-    provider: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +74,11 @@ class ExportedForms:
         Other processes find it in `objects`. Raises Fault if the graph computes something else than the network,
         NotReady if nobody exported it and there is no torch here.
         """
-        if not (self._is_here() or (objects is not None and self._fetch(objects.under("graphs")))):
+        is_here = self._graph.exists() and self._facts.exists()
+        if not is_here and objects is not None:
+            graphs = objects.under("graphs")  # where another process may have put it
+            is_here = all(graphs.download(file.name, file) for file in (self._graph, self._facts))
+        if not is_here:
             parity = self._export()
             draft = self._facts.with_suffix(f".{os.getpid()}")
             draft.write_text(json.dumps(asdict(parity)))
@@ -90,13 +86,6 @@ class ExportedForms:
             if objects is not None:
                 self._share(objects.under("graphs"))
         return self._graph
-
-    def _is_here(self) -> bool:
-        return self._graph.exists() and self._facts.exists()
-
-    def _fetch(self, graphs: ObjectStore) -> bool:
-        """Fetch the graph that another process exported; whether there is one."""
-        return all(graphs.download(file.name, file) for file in (self._graph, self._facts))
 
     def _share(self, graphs: ObjectStore) -> None:
         try:
@@ -107,9 +96,7 @@ class ExportedForms:
 
     def parity(self) -> Parity | None:
         """How far the exported graph is from the network; None before it is exported."""
-        if not self._facts.exists():
-            return None
-        return Parity(**json.loads(self._facts.read_text()))
+        return Parity(**json.loads(self._facts.read_text())) if self._facts.exists() else None
 
     def forms(self, name: str, objects: ObjectStore | None = None) -> ModelArtifacts:
         """The artifacts that `open_engine` takes; `name` is the remote server's name of the network."""
@@ -133,7 +120,6 @@ class ExportedForms:
         return parity
 
     def _torch_form(self) -> Any:
-        """The module that knows torch."""
         try:
             return importlib.import_module("shared.export.torch_form")
         except ModuleNotFoundError as error:
@@ -182,7 +168,8 @@ def refine_card(card: Card, artifacts: ExportedForms, engine: Engine) -> Card:
         size = f"{parity.max_difference:.1e} on values up to {parity.max_value:.1f}"
         notes.append(f"The ONNX graph differs from torch by at most {size}, measured at export.")
     if engine.reason:
-        on = f" ({engine.provider})" if isinstance(engine, HasProvider) else ""
+        provider = getattr(engine, "provider", None)  # of an engine that has a choice of them
+        on = f" ({provider})" if provider else ""
         notes.append(f"Runs on {engine.name}{on}: {engine.reason}")
     facts = {"weights": manifest.sha256, "parameters": manifest.parameters, "metrics": metrics, "notes": tuple(notes)}
     return card.model_copy(update=facts)

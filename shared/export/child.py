@@ -13,11 +13,26 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
 from fovea.errors import Fault, FoveaError
-from shared.export.parity import Parity
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far ONNX Runtime is from torch, over all outputs and probes.
+
+    Attributes:
+        max_difference: Largest absolute difference.
+        max_value: Largest absolute value that torch gave, for scale.
+        shapes: Input shapes that were compared, one tuple per probe.
+    """
+
+    max_difference: float
+    max_value: float
+    shapes: tuple[tuple[tuple[int, ...], ...], ...]
 
 
 class ExportChild:
@@ -60,7 +75,6 @@ class ExportChild:
         return answer
 
     def _end(self) -> int:
-        """Let the child end; its exit code."""
         child, self._child = self._child, None
         if child is None:
             return 0

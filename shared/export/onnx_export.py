@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fovea.errors import Fault
-from shared.export.parity import Parity
+from shared.export.child import Parity
 
 __all__ = ["OPSET", "Parity", "export_onnx"]
 
@@ -26,8 +26,8 @@ OPSET = 17
 
 Axes = Mapping[str, Mapping[int, str]]
 
+# torch's exporter keeps its state in globals: models that load side by side must not export side by side.
 _EXPORT_LOCK = threading.Lock()
-"""torch's exporter keeps its state in globals: models that load side by side must not export side by side."""
 
 
 class _CallModule(nn.Module):
@@ -39,7 +39,6 @@ class _CallModule(nn.Module):
         self.call = call
 
     def forward(self, *tensors: Tensor) -> Any:
-        """Call the function."""
         return self.call(*tensors)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,13 +22,6 @@ from shared.export.artifacts import ExportedForms
 
 BACKEND: Final = "onnxruntime"
 GRAPH_FILE, LABELS_FILE, CONFIG_FILE = "model.onnx", "labels.txt", "config.pbtxt"
-
-DATATYPES: Final[Mapping[str, str]] = {
-    **{name: f"TYPE_{name}" for name in ("BOOL", "FP16", "FP32", "FP64", "BF16")},
-    **{f"{sign}INT{bits}": f"TYPE_{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)},
-    "BYTES": "TYPE_STRING",
-}
-"""Datatype of Open Inference → Triton's."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -94,7 +87,8 @@ def build_config(name: str, forms: ExportedForms, labels: Sequence[str], options
         accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
         accelerator.parameters["precision_mode"] = "FP16"
     _add_warmup(config, forms, is_batched=is_batched)
-    _add_facts(config, forms)
+    for key, value in (("weights_sha256", forms.weights.manifest.sha256), ("graph", forms.tag)):
+        config.parameters[key].string_value = value
     return config
 
 
@@ -112,11 +106,6 @@ def _add_warmup(config: Any, forms: ExportedForms, *, is_batched: bool) -> None:
             warmup.inputs[spec.name].zero_data = True
 
 
-def _add_facts(config: Any, forms: ExportedForms) -> None:
-    """Identity of a repository: the weights, and how the graph was made."""
-    for key, value in (("weights_sha256", forms.weights.manifest.sha256), ("graph", forms.tag)):
-        config.parameters[key].string_value = value
-
-
 def _datatype(spec: TensorSpec) -> str:
-    return DATATYPES[spec.datatype]
+    """Triton's name of a datatype of Open Inference."""
+    return "TYPE_STRING" if spec.datatype == "BYTES" else f"TYPE_{spec.datatype}"

@@ -24,8 +24,7 @@ REQUEST_FIELDS: Final = ("service", "path", "tenant", "headers", "priority", "tr
 ANSWER_FIELDS: Final = ("answer_status", "answer_type", "answer_headers", "answer", "answer_blob")
 """Fields of the Result; exactly one of the last two is there."""
 
-_FINGERPRINT_HEADERS: Final = ("content-type", "accept")
-"""Headers that make two requests different; trace ids do not."""
+_FINGERPRINT_HEADERS: Final = ("content-type", "accept")  # headers that make two requests different; trace ids do not
 
 
 def fingerprint(payload: Payload) -> str:
@@ -72,14 +71,8 @@ def decode_answer(values: Sequence[bytes | None], body: bytes) -> Result:
 
 def encode_answer(result: Result) -> list[str | bytes | int]:
     """Names and values of an answer, without its body."""
-    return [
-        "answer_status",
-        result.status,
-        "answer_type",
-        result.content_type,
-        "answer_headers",
-        json.dumps(dict(result.headers)),
-    ]
+    headers = json.dumps(dict(result.headers))
+    return ["answer_status", result.status, "answer_type", result.content_type, "answer_headers", headers]
 
 
 def build_problem_answer(job: Job) -> Result:

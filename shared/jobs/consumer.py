@@ -16,20 +16,17 @@ from typing import Any
 
 from shared.jobs import codec, redis_keys
 from shared.jobs.payloads import PayloadStore
-from shared.jobs.pubsub import ChangeListener
-from shared.jobs.queue import Payload, Result
-from shared.jobs.redis_client import RedisClient, translate_redis_errors
-from shared.jobs.worker_heartbeat import FORGET_S, Worker
+from shared.jobs.queue import Payload, Result, Worker
+from shared.jobs.redis_client import ChangeListener, RedisClient, translate_redis_errors
 from shared.settings import Settings
 from shared.storage import ObjectStore, open_object_store
 
 Attempt = tuple[str, int]
 """A job's id and the number of one attempt at it: what a lease, progress and an outcome belong to."""
 
-_BLOCK_MS = 1000
-"""Longest blocking read; so often an idle worker looks for jobs of dead workers."""
-
+_BLOCK_MS = 1000  # longest blocking read; so often an idle worker looks for jobs of dead workers
 _SWEEP_BATCH = 100
+_FORGET_S = 3600.0  # after which the record of a silent worker is removed
 _MIN_ORPHAN_AGE_S = 3600.0
 
 
@@ -170,7 +167,7 @@ class QueueConsumer:
         with translate_redis_errors():
             rows: Any = await self._redis.client.hgetall(redis_keys.key("workers", self.service))
         for row in rows.values():
-            if time.time() - (other := Worker.model_validate_json(row)).seen > FORGET_S:
+            if time.time() - (other := Worker.model_validate_json(row)).seen > _FORGET_S:
                 await self._redis.run_script("leave", self.service, other.id)
 
     async def _change(self, verb: str, delivery: Delivery, *facts: str | bytes | float) -> bool:

@@ -58,7 +58,6 @@ class JobKeyLimits:
     """Keeps a worker's jobs within the limits of the keys that queued them."""
 
     def __init__(self, redis_url: str) -> None:
-        """Count in the Redis at `redis_url`."""
         self._pool, self._windows = open_limit_windows(redis_url)
         self._redis: Any = Redis(connection_pool=self._pool)
 

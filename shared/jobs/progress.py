@@ -13,8 +13,8 @@ from typing import Final
 
 from shared.jobs.redis_client import UNUSABLE, RedisClient, cancel_tasks
 
+# Shortest time between two writes of a job's progress; faster updates replace what was not written yet.
 _INTERVAL_S: Final = 0.2
-"""Shortest time between two writes of a job's progress; faster updates replace what was not written yet."""
 
 
 class LatestProgress:
@@ -39,27 +39,8 @@ class LatestProgress:
             await asyncio.sleep(_INTERVAL_S)
 
 
-class RemoteProgress:
-    """Writes the progress of jobs whose workers are in other processes."""
-
-    def __init__(self, url: str) -> None:
-        """Use the Redis at `url`; it is connected at the first report."""
-        self._url = url
-        self._redis: RedisClient | None = None
-
-    def open(self, job_id: str, attempt: str) -> RemoteReport:
-        """Publish the progress of an attempt until `stop`."""
-        self._redis = self._redis or RedisClient(self._url)
-        return RemoteReport(self._redis, job_id, attempt)
-
-    async def close(self) -> None:
-        """Close the connection."""
-        if self._redis is not None:
-            await self._redis.close()
-
-
 class RemoteReport:
-    """The progress of one attempt on its way to Redis. Belongs to one event loop."""
+    """The progress of an attempt whose worker is elsewhere, published until `stop`. Belongs to one event loop."""
 
     def __init__(self, redis: RedisClient, job_id: str, attempt: str) -> None:
         self._redis, self._job = redis, (job_id, attempt)

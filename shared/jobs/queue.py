@@ -7,11 +7,12 @@ no harm.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from fovea.api.job import Job
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Counts(NamedTuple):
@@ -42,9 +43,15 @@ class Result:
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def of_answer(cls, status: int, headers: Mapping[str, str], body: bytes) -> Result:
+        """The result that an HTTP answer is, without the headers of its transfer."""
+        kept = {name: value for name, value in headers.items() if name not in _TRANSFER_HEADERS}
+        return cls(status, headers.get("content-type", "application/octet-stream"), body, kept)
 
-TRANSFER_HEADERS = frozenset({"content-length", "content-type", "connection", "date", "server", "transfer-encoding"})
-"""Response headers of one transfer, or with a field of their own in `Result`."""
+
+# Response headers of one transfer, or with a field of their own in `Result`.
+_TRANSFER_HEADERS = frozenset({"content-length", "content-type", "connection", "date", "server", "transfer-encoding"})
 
 
 class Ticket(Protocol):
@@ -60,45 +67,28 @@ class Ticket(Protocol):
         """Return when the job is cancelled; wait for ever otherwise."""
 
 
+SILENT_S = 5.0
+"""Seconds without a renewal after which a worker no longer counts as alive (the replica records' rule)."""
+
 Handler = Callable[[Payload, Ticket], Awaitable[Result]]
 """Runs one job. A 4xx, answered or raised as an error of `fovea.errors`, fails it for good; 408, 425, 429, 499, 5xx
 and any other error are tried again."""
 
 
-class JobQueue(Protocol):
-    """The gateway's side of the queue. Every method raises `NotReady` while the queue can't be reached."""
+class Worker(BaseModel):
+    """The record that a worker renews with the leases of its jobs."""
 
-    async def submit(self, payload: Payload, idempotency_key: str | None = None) -> tuple[Job, bool]:
-        """Accept a job; return it and whether it is new. When this returns, the job survives the death of any process.
+    model_config = ConfigDict(frozen=True)
 
-        A key seen before with the same request returns the first job, with another one it raises `Conflict`. Raises
-        QueueFull if too many jobs wait, RateLimited if the tenant's hold too many bytes, StorageFull if the storage is
-        full.
-        """
+    id: str
+    service: str
+    host: str
+    pid: int
+    started: float = Field(description="Unix time of its start.")
+    seen: float = Field(description="Unix time of the last renewal.")
+    running: tuple[str, ...] = Field((), description="Ids of the jobs that it runs.")
 
-    async def get(self, job_id: str, tenant: str) -> Job:
-        """The job as it stands; `NotFound` for unknown, expired and other tenants' jobs."""
-
-    async def recent(self, tenant: str, limit: int = 50) -> list[Job]:
-        """The tenant's jobs, newest first."""
-
-    async def result(self, job_id: str, tenant: str) -> Result:
-        """The answer of a finished job; `Conflict` while it is not finished."""
-
-    async def cancel(self, job_id: str, tenant: str) -> Job:
-        """Cancel, also while running; idempotent; a finished job is left as it is."""
-
-    async def delete(self, job_id: str, tenant: str) -> Job:
-        """Cancel an unfinished job; forget a finished one with its request and answer. Returns its last state."""
-
-    async def retry(self, job_id: str, tenant: str) -> Job:
-        """Queue a failed, dead or cancelled job again; `Conflict` otherwise."""
-
-    def events(self, job_id: str, tenant: str) -> AsyncIterator[Job]:
-        """The job now and after every change, ending with its final state."""
-
-    async def counts(self, service: str) -> Counts:
-        """Jobs that wait and jobs that run; a worker must not be scaled away while one runs."""
-
-    async def dead(self, tenant: str, limit: int = 50) -> list[Job]:
-        """Dead letters, newest first."""
+    @property
+    def is_alive(self) -> bool:
+        """Whether it renewed lately."""
+        return time.time() - self.seen < SILENT_S

@@ -7,8 +7,9 @@ may be repeated without harm.
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final, TypeVar
@@ -23,15 +24,12 @@ from fovea.errors import NotReady, StorageFull
 from shared.jobs.redis_connection import open_redis_pool
 from shared.jobs.redis_keys import ROOT
 
+# The script is missing where Redis was restarted between its loading and its call.
 _UNAVAILABLE: Final = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.NoScriptError, OSError)
-"""The script is missing where Redis was restarted between its loading and its call."""
-
-_REFUSED_WHEN_FULL: Final = ("submit", "retry")
-"""Verbs that ask for memory; all others free some, or end what will."""
-
+_REFUSED_WHEN_FULL: Final = ("submit", "retry")  # verbs that ask for memory; all others free some, or end what will
 _READ_ONLY: Final = (exceptions.ReadOnlyError, exceptions.MasterDownError, exceptions.ClusterDownError)
+# Answers of a Redis that is there but takes no writes: a replica, a disk that fails, too few replicas.
 _READ_ONLY_PREFIXES: Final = ("MISCONF", "NOREPLICAS")
-"""Answers of a Redis that is there but takes no writes: a replica, a disk that fails, too few replicas."""
 
 _FULL_HINT: Final = (
     "Give it more memory (`maxmemory`; FOVEA_REDIS_MAX_BYTES for our own), delete jobs, sessions or documents, "
@@ -41,6 +39,9 @@ _FULL_HINT: Final = (
 UNUSABLE: Final = (NotReady, StorageFull)
 """Errors of a Redis or an object store that is away or full: both pass, and work that is done waits for it."""
 
+ANY = ""
+"""Name that every message of a channel wakes."""
+
 T = TypeVar("T")
 
 _RETRY_FOREVER: Final = stamina.AsyncRetryingCaller(
@@ -48,6 +49,7 @@ _RETRY_FOREVER: Final = stamina.AsyncRetryingCaller(
 ).on(UNUSABLE)
 _MAX_CONNECTIONS = 64
 _TIMEOUT_S = 5.0
+_RECONNECT_PAUSE_S = 0.1  # between two tries to subscribe while Redis is away
 
 
 @contextmanager
@@ -122,3 +124,64 @@ class RedisClient:
 @cache
 def _script() -> str:
     return files("shared.jobs").joinpath("states.lua").read_text(encoding="utf-8")
+
+
+class ChangeListener:
+    """Events by name, set when a channel carries that name: one subscription per process wakes all that wait.
+
+    A message may be lost while Redis is away, so all are woken when the subscription comes back, and watchers poll from
+    time to time.
+    """
+
+    def __init__(self, redis: RedisClient, channel: str) -> None:
+        """Listen to `channel` from the first watcher on until `close`."""
+        self._redis = redis
+        self._channel = channel
+        self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self._listener: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def watch(self, name: str = ANY) -> Iterator[asyncio.Event]:
+        """An event that is set at each change of `name` (of anything, by default); clear it before you look."""
+        if self._listener is None:
+            self._listener = asyncio.create_task(self._listen())
+        event = asyncio.Event()
+        self._watchers[name].add(event)
+        try:
+            yield event
+        finally:
+            self._watchers[name].discard(event)
+            if not self._watchers[name]:
+                del self._watchers[name]
+
+    async def close(self) -> None:
+        """Stop listening."""
+        if self._listener is not None:
+            await cancel_tasks(self._listener)
+            self._listener = None
+
+    async def _listen(self) -> None:
+        while True:
+            with suppress(NotReady), translate_redis_errors():
+                await self._follow()
+            await asyncio.sleep(_RECONNECT_PAUSE_S)
+
+    async def _follow(self) -> None:
+        subscription: Any = self._redis.client.pubsub()
+        try:
+            await subscription.subscribe(self._channel)
+            while True:
+                message = await subscription.get_message(timeout=None)
+                if message is None:
+                    continue
+                if message["type"] == "subscribe":
+                    self._wake(*self._watchers)
+                elif message["type"] == "message":
+                    self._wake(message["data"].decode(), ANY)
+        finally:
+            await subscription.aclose()
+
+    def _wake(self, *names: str) -> None:
+        for name in names:
+            for event in self._watchers.get(name, ()):
+                event.set()

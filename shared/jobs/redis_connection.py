@@ -9,7 +9,6 @@ Sentinels. `Settings.redis_url` is the whole URL, with the password and certific
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -42,16 +41,6 @@ class _SentinelPool(redis.sentinel.SentinelConnectionPool):
             client.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _SentinelAddress:
-    """A parsed URL of the form `redis+sentinel://`."""
-
-    nodes: list[tuple[str, int]]
-    master: str
-    connection: dict[str, Any]
-    sentinel: dict[str, Any]
-
-
 def is_sentinel_url(url: str) -> bool:
     """Whether a URL names Sentinels rather than a server."""
     return urlsplit(url).scheme in {"redis+sentinel", "rediss+sentinel"}
@@ -62,12 +51,7 @@ def open_redis_pool(url: str, *, max_connections: int, timeout: float, **options
     limits: dict[str, Any] = {"max_connections": max_connections, "timeout": timeout, **options}
     if not is_sentinel_url(url):
         return aioredis.BlockingConnectionPool.from_url(url, **limits)
-    found = _parse(url)
-    # Annotated, because redis-py has no types here.
-    make_sentinel: Any = aiosentinel.Sentinel
-    make_pool: Any = _BlockingSentinelPool
-    sentinel = make_sentinel(found.nodes, sentinel_kwargs={**found.sentinel, **_timeouts(options)})
-    pool: aioredis.ConnectionPool = make_pool(found.master, sentinel, **found.connection, **limits)
+    pool: aioredis.ConnectionPool = _find_master(url, aiosentinel.Sentinel, _BlockingSentinelPool, limits)
     return pool
 
 
@@ -81,15 +65,11 @@ def open_redis(url: str, **options: Any) -> redis.Redis:
     """A blocking client, for start-up and `fovea doctor`."""
     if not is_sentinel_url(url):
         return redis.Redis.from_url(url, **options)
-    found = _parse(url)
-    make_sentinel: Any = redis.sentinel.Sentinel
-    make_pool: Any = _SentinelPool
-    sentinel = make_sentinel(found.nodes, sentinel_kwargs={**found.sentinel, **_timeouts(options)})
-    pool: redis.ConnectionPool = make_pool(found.master, sentinel, **found.connection, **options)
-    return redis.Redis.from_pool(pool)
+    return redis.Redis.from_pool(_find_master(url, redis.sentinel.Sentinel, _SentinelPool, options))
 
 
-def _parse(url: str) -> _SentinelAddress:
+def _find_master(url: str, make_sentinel: Any, make_pool: Any, options: dict[str, Any]) -> Any:
+    """A pool of connections to the master that a URL of the form `redis+sentinel://` names."""
     parts = urlsplit(url)
     login, _, hosts = parts.netloc.rpartition("@")
     user, _, password = login.partition(":")
@@ -101,13 +81,11 @@ def _parse(url: str) -> _SentinelAddress:
         tls["ssl"] = True
     connection = {"username": unquote(user) or None, "password": unquote(password) or None, **query, **tls}
     nodes = [_node(host) for host in hosts.split(",")]
-    return _SentinelAddress(nodes, master or "mymaster", {**connection, "db": int(database or 0)}, {**sentinel, **tls})
+    shared = {name: options[name] for name in ("socket_timeout", "socket_connect_timeout") if name in options}
+    manager = make_sentinel(nodes, sentinel_kwargs=sentinel | tls | shared)
+    return make_pool(master or "mymaster", manager, **connection, db=int(database or 0), **options)
 
 
 def _node(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     return (host.strip("[]"), int(port)) if colon and port.isdecimal() else (text.strip("[]"), _SENTINEL_PORT)
-
-
-def _timeouts(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: options[name] for name in ("socket_timeout", "socket_connect_timeout") if name in options}

@@ -17,7 +17,7 @@ may touch several. `states.lua` builds its keys by the same rule from `ROOT`, wh
     bytes     tenant            number  what all jobs of a tenant hold, in Redis and in the object store
     once      digest            string  idempotency key of a tenant → job id
     expiring  all               zset    finished jobs by the time they are forgotten
-    workers   service           hash    worker id → `worker_heartbeat.Worker` as JSON
+    workers   service           hash    worker id → `queue.Worker` as JSON
     changed   all               channel job ids, each time something about them changes
     stop      service           channel job ids whose attempt has lost its job to a cancel
 """

@@ -1,4 +1,4 @@
-"""`JobQueue` on Redis, for the gateway; `consumer.py` is the workers' side.
+"""The job queue on Redis, for the gateway; `consumer.py` is the workers' side.
 
 Each change is one verb of `states.lua`: it happens whole or not at all.
 """
@@ -16,20 +16,21 @@ from fovea.api.job import FINAL, Job
 from fovea.errors import Conflict, NotFound, QueueFull, RateLimited
 from shared.jobs import codec, redis_keys
 from shared.jobs.payloads import PayloadStore
-from shared.jobs.pubsub import ChangeListener
-from shared.jobs.queue import Counts, JobQueue, Payload, Result
-from shared.jobs.redis_client import RedisClient, retry_until_connected, translate_redis_errors
-from shared.jobs.worker_heartbeat import Worker
+from shared.jobs.queue import Counts, Payload, Result, Worker
+from shared.jobs.redis_client import ChangeListener, RedisClient, retry_until_connected, translate_redis_errors
 from shared.settings import Settings
 from shared.storage import ObjectStore, open_object_store
 
 _ID = re.compile(r"[0-9a-f]{32}")
+# Longest time for which `events` trusts the subscription alone; queue positions change without a message.
 _EVENTS_POLL_S = 2.0
-"""Longest time for which `events` trusts the subscription alone; queue positions change without a message."""
 
 
-class RedisJobQueue(JobQueue):
-    """The gateway's side of the queue. Make one per process, in its event loop, and `close` it there."""
+class RedisJobQueue:
+    """The gateway's side of the queue. Make one per process, in its event loop, and `close` it there.
+
+    Every method raises `NotReady` while the queue can't be reached.
+    """
 
     def __init__(self, url: str, settings: Settings, objects: ObjectStore | None = None) -> None:
         """Use the Redis at `url`; large bodies go to `objects`, by default the store of the settings."""
@@ -39,6 +40,12 @@ class RedisJobQueue(JobQueue):
         self._changes = ChangeListener(self._redis, redis_keys.key("changed"))
 
     async def submit(self, payload: Payload, idempotency_key: str | None = None) -> tuple[Job, bool]:
+        """Accept a job; return it and whether it is new. When this returns, the job survives the death of any process.
+
+        A key seen before with the same request returns the first job, with another one it raises `Conflict`. Raises
+        QueueFull if too many jobs wait, RateLimited if the tenant's hold too many bytes, StorageFull if the storage is
+        full.
+        """
         job_id = secrets.token_hex(16)
         inline = len(payload.body) <= self._settings.job_inline_max_bytes
         if not inline:
@@ -61,18 +68,22 @@ class RedisJobQueue(JobQueue):
         return await self.get(known.decode(), payload.tenant), how == b"new"
 
     async def get(self, job_id: str, tenant: str) -> Job:
+        """The job as it stands; `NotFound` for unknown, expired and other tenants' jobs."""
         found = await self._redis.run_script("look", _check_id(job_id), tenant, *codec.JOB_FIELDS)
         if found is None:
             raise _unknown_job(job_id)
         return codec.decode_job(job_id, *found)
 
     async def recent(self, tenant: str, limit: int = 50) -> list[Job]:
+        """The tenant's jobs, newest first."""
         return await self._list("tenant", tenant, limit)
 
     async def dead(self, tenant: str, limit: int = 50) -> list[Job]:
+        """Dead letters, newest first."""
         return await self._list("dead", tenant, limit)
 
     async def result(self, job_id: str, tenant: str) -> Result:
+        """The answer of a finished job; `Conflict` while it is not finished."""
         found = await self._redis.run_script("look", _check_id(job_id), tenant, *codec.JOB_FIELDS, *codec.ANSWER_FIELDS)
         if found is None:
             raise _unknown_job(job_id)
@@ -87,12 +98,14 @@ class RedisJobQueue(JobQueue):
         return codec.decode_answer(answer, body if blob is None else await self._payloads.get(blob.decode()))
 
     async def cancel(self, job_id: str, tenant: str) -> Job:
+        """Cancel, also while running; idempotent; a finished job is left as it is."""
         ttl_s = min(self._settings.job_ttl_s, self._settings.job_cancelled_ttl_s)
         if await self._redis.run_script("cancel", _check_id(job_id), tenant, ttl_s * 1000) == b"missing":
             raise _unknown_job(job_id)
         return await self.get(job_id, tenant)
 
     async def delete(self, job_id: str, tenant: str) -> Job:
+        """Cancel an unfinished job; forget a finished one with its request and answer. Returns its last state."""
         job = await self.get(job_id, tenant)
         if job.status not in FINAL:
             return await self.cancel(job_id, tenant)
@@ -100,6 +113,7 @@ class RedisJobQueue(JobQueue):
         return job
 
     async def retry(self, job_id: str, tenant: str) -> Job:
+        """Queue a failed, dead or cancelled job again; `Conflict` otherwise."""
         how = await self._redis.run_script("retry", _check_id(job_id), tenant, self._settings.job_queue_max)
         if how == b"missing":
             raise _unknown_job(job_id)
@@ -112,6 +126,7 @@ class RedisJobQueue(JobQueue):
         return job
 
     async def events(self, job_id: str, tenant: str) -> AsyncIterator[Job]:
+        """The job now and after every change, ending with its final state."""
         with self._changes.watch(job_id) as changed:
             job = await self.get(job_id, tenant)
             yield job
@@ -124,11 +139,8 @@ class RedisJobQueue(JobQueue):
                 if job != previous:
                     yield job
 
-    async def depth(self, service: str) -> int:
-        """Jobs that wait."""
-        return (await self.counts(service)).waiting
-
     async def counts(self, service: str) -> Counts:
+        """Jobs that wait and jobs that run; a worker must not be scaled away while one runs."""
         return Counts(*await self._redis.run_script("counts", service))
 
     async def workers(self, service: str) -> list[Worker]:

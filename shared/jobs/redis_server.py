@@ -122,7 +122,7 @@ class RedisServer:
         self._password = _read_or_create_password(self._folder / "password")
         fixed_port = self._port
         for left in reversed(range(_PORT_TRIES)):
-            self._port = fixed_port or _free_port()
+            self._port = fixed_port or free_port()
             self.process = self._spawn()
             try:
                 _wait_for_ping(self.url, self.process, _START_TIMEOUT_S)
@@ -178,12 +178,9 @@ class RedisServer:
         with suppress(BrokenPipeError), child.stdin or nullcontext() as pipe:
             # Over stdin, not argv: the process list shows no password.
             if pipe:
-                pipe.write(self._config())
+                own = f'port {self._port}\nrequirepass {self._password}\ndir "{self._folder}"\n'
+                pipe.write(f"{_CONFIG}{own}maxmemory {self._max_bytes}\n".encode())
         return child
-
-    def _config(self) -> bytes:
-        own = f'port {self._port}\nrequirepass {self._password}\ndir "{self._folder}"\nmaxmemory {self._max_bytes}\n'
-        return (_CONFIG + own).encode()
 
     def _last_log_error(self) -> str:
         log = self._folder / "redis.log"
@@ -261,7 +258,8 @@ def _read_or_create_password(path: Path) -> str:
     return path.read_text().strip()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that is free at this moment."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 

@@ -20,10 +20,8 @@ from shared.jobs.redis_connection import open_async_redis
 _FLUSH_S: Final = 1.0
 _KEEP_S: Final = 400 * 24 * 3600
 _TENANTS: Final = "fovea:usage:tenants"
-
+# Rows that are held here, where there is no Redis or it is away; beyond it the oldest days go.
 _MAX_SUMS: Final = 100_000
-"""Rows that are held here, where there is no Redis or it is away; beyond it the oldest days go."""
-
 _Key = tuple[str, date, str]
 
 
@@ -31,7 +29,6 @@ class UsageLedger:
     """Adds up usage. Belongs to the event loop that starts it."""
 
     def __init__(self, redis_url: str | None) -> None:
-        """Keep it in the Redis at `redis_url`, or in this process."""
         self._redis: Any = open_async_redis(redis_url, socket_timeout=2) if redis_url else None
         self._sums: dict[_Key, defaultdict[str, float]] = {}
         self._task: asyncio.Task[None] | None = None

@@ -2,6 +2,9 @@
 
 An outage of Redis stops the taking, not the running: outcomes wait until Redis is back. A worker may be given a job of
 its own again, so whatever belongs to an attempt goes by job and number.
+
+A lease is renewed several times before it ends. A worker that hung for longer, or was cut off from Redis, renews before
+it takes or writes anything. Every write to Redis is fenced by the number of its attempt as well.
 """
 
 from __future__ import annotations
@@ -11,49 +14,140 @@ import time
 from contextlib import suppress
 from functools import partial
 from random import uniform
-from typing import Final, NamedTuple
+from typing import Final
 
 from fovea.errors import Cancelled, FoveaError
 from shared.jobs import codec
 from shared.jobs.consumer import Attempt, Delivery, NothingToDo, QueueConsumer
-from shared.jobs.lease import JobLeases, JobTicket
+from shared.jobs.progress import LatestProgress
 from shared.jobs.queue import Handler, Result
 from shared.jobs.redis_client import UNUSABLE, cancel_tasks, retry_until_connected
 from shared.settings import Settings
 from shared.telemetry import Span, bind, log, span
 
-_STOP_GRACE_S: Final = 0.5
-"""How long a handler has to stop by itself after a cancel before its task is cancelled."""
-
-_CANCEL_GRACE_S: Final = 2.0
-"""How long a cancelled task has to end before its slot is given to another job."""
-
+_STOP_GRACE_S: Final = 0.5  # which a handler has to stop by itself after a cancel before its task is cancelled
+_CANCEL_GRACE_S: Final = 2.0  # which a cancelled task has to end before its slot is given to another job
+# How long after an outage of Redis (or our own start, which may be one) others may still be renewing their leases: they
+# try twice a second while Redis is away.
+_RECLAIM_GRACE_S: Final = 2.0
 _MAX_BACKOFF_S: Final = 60.0
 _SWEEP_INTERVAL_S: Final = 30.0
 _ORPHAN_SWEEP_INTERVAL_S: Final = 3600.0
 
-_RETRYABLE: Final = frozenset({408, 425, 429, 499})
-"""Statuses below 500 after which another attempt may succeed."""
+_RETRYABLE: Final = frozenset({408, 425, 429, 499})  # statuses below 500 after which another attempt may succeed
 
 
-class _Running(NamedTuple):
-    """An attempt that runs."""
+class JobTicket:
+    """The `Ticket` of one attempt. `progress` never waits for Redis and never fails."""
 
-    delivery: Delivery
-    ticket: JobTicket
-    task: asyncio.Task[None]
+    def __init__(self, delivery: Delivery, held_at: float) -> None:
+        """Open the ticket of a delivery whose lease was sure at `held_at`, an instant of the monotonic clock."""
+        self.delivery = delivery
+        self.id, self.attempt = delivery.key
+        self.task: asyncio.Task[None] | None = None
+        self.latest = LatestProgress()
+        self._stop = asyncio.Event()
+        self.held_at = held_at
+        self.is_lost = False
+
+    async def progress(self, fraction: float, note: str | None = None) -> None:
+        """Publish how far the work is, soon."""
+        self.latest.set(fraction, note)
+
+    async def wait_until_cancelled(self) -> None:
+        """Return when the work should stop: cancelled, lost to another worker, or this process ends."""
+        await self._stop.wait()
+
+    def stop(self) -> None:
+        """Ask the work to stop."""
+        self._stop.set()
+
+    def lose(self) -> None:
+        """The job is no longer this attempt's: the work stops, and what comes of it is dropped."""
+        self.is_lost = True
+        self.stop()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the work was asked to stop."""
+        return self._stop.is_set()
+
+
+class JobLeases:
+    """The leases of one worker's attempts; `held` are their tickets."""
+
+    def __init__(self, consumer: QueueConsumer, lease_s: float) -> None:
+        self._consumer, self._lease_s = consumer, lease_s
+        self.held: dict[Attempt, JobTicket] = {}
+        self._renewed_at = time.monotonic()
+        self._connected_since: float | None = None
+
+    def open(self, delivery: Delivery, held_at: float) -> JobTicket:
+        """Hold a job that was just taken; an older attempt of ours at the same job is lost by that."""
+        for attempt, older in self.held.items():
+            if attempt[0] == delivery.id:
+                older.lose()
+        ticket = self.held[delivery.key] = JobTicket(delivery, held_at)
+        return ticket
+
+    def note_connection(self, *, is_up: bool) -> None:
+        """Note whether Redis answered."""
+        self._connected_since = (self._connected_since or time.monotonic()) if is_up else None
+
+    @property
+    def may_reclaim(self) -> bool:
+        """Whether an expired lease means a dead worker: after an outage of Redis all get time to renew first."""
+        grace = min(self._lease_s, _RECLAIM_GRACE_S)
+        return self._connected_since is not None and time.monotonic() - self._connected_since >= grace
+
+    async def require_fresh(self) -> None:
+        """Renew first where this process hung, or Redis was away: others may have hung with us, and renew now."""
+        if self._is_overdue(self._renewed_at):
+            await self.renew()
+            self._connected_since = time.monotonic()
+
+    async def holds(self, ticket: JobTicket) -> bool:
+        """Whether an attempt may write: asked of Redis when its lease may be over."""
+        if not ticket.is_lost and self._is_overdue(ticket.held_at):
+            await self.renew()
+        return not ticket.is_lost
+
+    async def renew(self) -> None:
+        """Renew all leases, and tell the attempts that have lost theirs."""
+        asked_at, held = time.monotonic(), dict(self.held)
+        try:
+            lost = await self._consumer.renew(tuple(held))
+        except UNUSABLE:
+            self._connected_since = None
+            raise
+        self._renewed_at = asked_at
+        for attempt, ticket in held.items():
+            ticket.held_at = asked_at
+            if attempt in lost:
+                ticket.lose()
+
+    async def keep_renewing(self) -> None:
+        """Renew often enough that two renewals may fail; at once when a job is cancelled."""
+        with self._consumer.stops.watch() as cancelled:
+            while True:
+                await retry_until_connected(self.renew)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(1.0, self._lease_s / 4)):
+                        await cancelled.wait()
+                cancelled.clear()
+
+    def _is_overdue(self, held_at: float) -> bool:
+        return time.monotonic() - held_at > self._lease_s
 
 
 class JobWorker:
     """Runs up to `settings.job_concurrency` jobs of one consumer at a time, until `stop`."""
 
     def __init__(self, consumer: QueueConsumer, handler: Handler, settings: Settings) -> None:
-        """Prepare a worker; `run` starts it."""
         self._consumer = consumer
         self._handler = handler
         self._settings = settings
         self._leases = JobLeases(consumer, settings.job_lease_s)
-        self._running: dict[Attempt, _Running] = {}
         self._stopping = asyncio.Event()
         self._is_hurried = False
         self._slot_free = asyncio.Event()
@@ -62,7 +156,7 @@ class JobWorker:
     @property
     def busy(self) -> int:
         """Jobs that run."""
-        return len(self._running)
+        return len(self._leases.held)
 
     def stop(self) -> None:
         """Take no more jobs; `run` returns once those that run are finished or released. A second call hurries."""
@@ -74,16 +168,13 @@ class JobWorker:
 
     async def fail_all(self, error: FoveaError) -> None:
         """Fail every running job with an error, for good: this process ends, and no other is to try them."""
-        held = [running.delivery for running in self._running.values() if not running.ticket.is_lost]
+        held = [ticket.delivery for ticket in self._leases.held.values() if not ticket.is_lost]
         await asyncio.gather(*(self._consumer.fail(delivery, error) for delivery in held))
 
     async def run(self) -> None:
         """Work until `stop`."""
         async with asyncio.TaskGroup() as group:
-            background = [
-                group.create_task(self._leases.keep_renewing()),
-                group.create_task(self._sweep_periodically()),
-            ]
+            background = [group.create_task(one) for one in (self._leases.keep_renewing(), self._sweep_periodically())]
             await self._take_jobs()
             await self._drain()
             await cancel_tasks(*background)
@@ -92,7 +183,7 @@ class JobWorker:
 
     async def _take_jobs(self) -> None:
         while not self._stopping.is_set():
-            if len(self._running) >= self._settings.job_concurrency:
+            if self.busy >= self._settings.job_concurrency:
                 self._slot_free.clear()
                 await self._slot_free.wait()
                 continue
@@ -111,13 +202,11 @@ class JobWorker:
 
     def _begin(self, delivery: Delivery, held_at: float) -> None:
         ticket = self._leases.open(delivery, held_at)
-        task = asyncio.create_task(self._attempt(delivery, ticket))
-        self._running[delivery.key] = _Running(delivery, ticket, task)
-        task.add_done_callback(lambda _: self._end(delivery))
+        ticket.task = asyncio.create_task(self._attempt(delivery, ticket))
+        ticket.task.add_done_callback(lambda _: self._end(delivery))
 
     def _end(self, delivery: Delivery) -> None:
-        self._running.pop(delivery.key, None)
-        self._leases.close(delivery)
+        self._leases.held.pop(delivery.key, None)
         self._slot_free.set()
 
     async def _attempt(self, delivery: Delivery, ticket: JobTicket) -> None:
@@ -183,15 +272,15 @@ class JobWorker:
 
     async def _drain(self) -> None:
         """Let jobs finish within the grace period, then release the rest at once."""
-        tasks = [running.task for running in self._running.values()]
+        tasks = [ticket.task for ticket in self._leases.held.values() if ticket.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=0 if self._is_hurried else self._settings.shutdown_grace_s)
             self._stop_all()
             await asyncio.wait(tasks, timeout=_STOP_GRACE_S + _CANCEL_GRACE_S + self._settings.job_lease_s)
 
     def _stop_all(self) -> None:
-        for running in self._running.values():
-            running.ticket.stop()
+        for ticket in self._leases.held.values():
+            ticket.stop()
 
 
 def _begin_span(delivery: Delivery) -> Span:

@@ -34,15 +34,10 @@ ROOMS = ("models", "methods", "mixers", "judges", "experiments")
 MODELS = "fovea.models"
 """Entry-point group of plug-ins' packages, which are scanned with the service's own."""
 
+# Models load in threads. Where two threads wait for each other's imports, Python lets one see half a module.
 _ONE_AT_A_TIME = threading.RLock()
-"""Models load in threads. Where two threads wait for each other's imports, Python lets one see half a module."""
-
-_CARD = re.compile(r"^[ \t]+card\b[^=\n]*=", re.MULTILINE)
-"""How the source of a Servable gives it a Card."""
-
-_MARKED = "@builder("
-"""How the source of a network marks its builder."""
-
+_CARD = re.compile(r"^[ \t]+card\b[^=\n]*=", re.MULTILINE)  # how the source of a Servable gives it a Card
+_MARKED = "@builder("  # how the source of a network marks its builder
 _MARK = "__fovea_network__"
 _LAYOUTS = "__fovea_layouts__"
 
@@ -250,7 +245,6 @@ def _may_hold_servable(module: str) -> bool:
 
 
 def _load_all(package: str) -> dict[str, ModuleType | str]:
-    """All modules of a package by name."""
     with _ONE_AT_A_TIME:
         return {name: _load(name) for name in module_names(package)}
 

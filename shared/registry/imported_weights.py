@@ -10,8 +10,7 @@ from pathlib import Path
 
 from shared.storage import ObjectStore
 
-_INDEX = ".fetched.json"
-"""Which version of each object the copy holds."""
+_INDEX = ".fetched.json"  # which version of each object the copy holds
 
 
 def fetch_weights(objects: ObjectStore, folder: Path) -> None:

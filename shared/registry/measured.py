@@ -1,13 +1,18 @@
-"""Cards of weights that come with the package: digest, size and figures are those of the manifest, and only those.
+"""Cards of weights: digest, size and figures are those of the manifest, and only those.
 
-Knows manifests and Cards; loads no weights.
+Weights that were trained or imported here become Servables of their own: a manifest says which model serves its
+weights; a checkpoint that was imported is served by the model that names its network. Loads no weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from fovea.errors import NotReady
 from shared.registry.card import Card, Metric
+from shared.registry.servable import Servable
 from shared.registry.weights import Manifest, read_manifest
 
 COUNTS = frozenset({"frames", "empty_frames", "pictures", "crops", "pairs", "clean_pairs", "scenes", "patches"})
@@ -51,3 +56,47 @@ def _interval(manifest: Manifest, name: str) -> str | None:
         return None
     low, high = manifest.intervals[name]
     return f"95 % interval {low:.3f} to {high:.3f}, by bootstrap over pictures."
+
+
+def trained_servables(
+    known: Mapping[str, type[Servable[Any, Any]]], folder: Path
+) -> dict[str, type[Servable[Any, Any]]]:
+    """Servables by name, of all manifests in a folder that one of the known models serves.
+
+    A manifest that can't be read is passed over: `fovea doctor` names it.
+    """
+    importers = {name: kind for kind in known.values() if (name := getattr(kind, "imports", None)) is not None}
+    found: dict[str, type[Servable[Any, Any]]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            manifest = read_manifest(file)
+        except NotReady:
+            continue
+        base = known.get(manifest.serves or "") or importers.get(manifest.name)
+        if base is not None and manifest.name not in known:
+            members = {"weights": manifest.name, "card": _card_of(base.card, manifest), "__module__": base.__module__}
+            found[manifest.name] = type(f"Trained{base.__name__}", (base,), members)
+    return found
+
+
+def _card_of(card: Card, manifest: Manifest) -> Card:
+    facts = {"name": manifest.name, "weights": None, "sparsity": None, "parameters": manifest.parameters}
+    if manifest.origin == "imported":
+        published = tuple(m.model_copy(update={"ours": None}) for m in card.metrics if m.paper is not None)
+        source = manifest.data.get("source", "a checkpoint")
+        told = {
+            "metrics": published,
+            "notes": (f"Imported from {source}.",),
+            "summary": f"The network of {card.name}, with imported weights.",
+        }
+        return card.model_copy(update=facts | told)
+    data = manifest.data.get("data", "your data")
+    recipe, folder = manifest.recipe.get("name", "a recipe"), manifest.data.get("folder", "a folder")
+    terms = manifest.data.get("terms", "as the terms of the data that they were trained on allow")
+    told = {
+        "metrics": measured_metrics(manifest),
+        "notes": (f"Trained by `fovea train {recipe}` from {folder}: {data}.",),
+        "summary": f"{card.name}, trained on {manifest.data.get('folder', 'data of your own')}.",
+        "licence": f"Code: Apache-2.0. Weights: {terms}.",
+    }
+    return card.model_copy(update=facts | told)

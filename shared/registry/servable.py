@@ -119,7 +119,6 @@ class CallContext:
         job: str | None = None,
         tenant: str = "local",
     ) -> None:
-        """Start a call; `deadline` is a `time.monotonic()` instant, `job` the id when it runs as a job."""
         self.deadline = deadline
         self.is_stream = False
         self.pause_s = self.ends_at = math.inf

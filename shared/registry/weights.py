@@ -22,7 +22,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.numpy import load, save
 
 from fovea.errors import NotReady
-from shared.registry.int8 import pack_kernels, unpack_kernels
 from shared.settings import settings
 
 Arrays = Mapping[str, np.ndarray]
@@ -38,6 +37,13 @@ PACKAGES: Mapping[str, str] = {
 
 FAMILIAR = "familiar."
 """Prefix of the tensors that are not the network's own."""
+
+
+SCALE = ".int8_scale"
+"""Ending of the key of a kernel's scales."""
+
+LEAST = 512
+"""Numbers of a kernel below which packing it is not worth its scales."""
 
 
 class _Facts(BaseModel):
@@ -130,7 +136,8 @@ def read_weights(file: Path) -> Weights:
     raw = file.read_bytes()
     if (digest := hashlib.sha256(raw).hexdigest()) != manifest.sha256:
         _refuse(file, f"sha256 {digest[:12]}… instead of {manifest.sha256[:12]}…")
-    arrays = {key: _single(array) for key, array in unpack_kernels(load(raw)).items()}
+    found = unpack_kernels(load(raw))
+    arrays = {key: array.astype(np.float32) if array.dtype == np.float16 else array for key, array in found.items()}
     familiar = {key: arrays.pop(key) for key in list(arrays) if key.startswith(FAMILIAR)}
     return Weights(arrays, manifest, familiar)
 
@@ -158,10 +165,6 @@ def write_weights(folder: Path, arrays: Arrays, manifest: Manifest) -> Manifest:
     return filled
 
 
-def _single(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float32) if array.dtype == np.float16 else array
-
-
 def _stored(array: np.ndarray, dtype: str) -> np.ndarray:
     """The array in the file's dtype, unless that can't hold it: a large running variance overflows float16."""
     if not np.issubdtype(array.dtype, np.floating):
@@ -182,3 +185,37 @@ def _require_allowed(manifest: Manifest) -> None:
 def _refuse(file: Path, difference: str) -> None:
     detail = f"{file.name} is not what its manifest describes: {difference}."
     raise NotReady(detail, hint="The file is damaged or was replaced; import or train it again.")
+
+
+def pack_kernels(arrays: Arrays) -> dict[str, np.ndarray]:
+    """Arrays of two or more axes as int8 next to their scales (first axis,); all others as they are.
+
+    Symmetric rounding to the nearest, per first axis, as post-training quantisation of weights is usually done (Nagel
+    et al., *A White Paper on Neural Network Quantization*, 2021, section 2). Halves a file of float16.
+    """
+    packed = dict[str, np.ndarray]()
+    for key, array in arrays.items():
+        if array.ndim < 2 or array.size < LEAST or not np.issubdtype(array.dtype, np.floating):
+            packed[key] = array
+            continue
+        rows = array.reshape(len(array), -1).astype(np.float32)
+        scale = (np.abs(rows).max(axis=1) / 127).astype(np.float16)
+        scale = np.where(scale > 0, scale, np.float16(1))
+        whole = np.clip(np.rint(rows / scale[:, None].astype(np.float32)), -127, 127)
+        packed[key] = whole.astype(np.int8).reshape(array.shape)
+        packed[key + SCALE] = scale
+    return packed
+
+
+def unpack_kernels(arrays: Arrays) -> dict[str, np.ndarray]:
+    """The arrays that `pack_kernels` was given, rounded, as float32 where they were packed."""
+    found = dict[str, np.ndarray]()
+    for key, array in arrays.items():
+        if key.endswith(SCALE):
+            continue
+        scale = arrays.get(key + SCALE)
+        if scale is None:
+            found[key] = array
+        else:
+            found[key] = array.astype(np.float32) * scale.astype(np.float32).reshape(-1, *[1] * (array.ndim - 1))
+    return found

@@ -7,6 +7,7 @@ another name than its package says (docs/adr/0003-open-inference.md), so the han
 from __future__ import annotations
 
 import importlib.resources
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ STUBS = Path(__file__).parent
 PROTOS = STUBS.parents[1] / "proto"
 
 _HEADER = "# mypy: ignore-errors\n"  # protoc's type stubs leave generic mappings bare, which strict mypy refuses
+# Where each message lies in the descriptor: only copies of single descriptors, in pure Python, read these lines.
+_OFFSETS = re.compile(r"^if not _descriptor\._USE_C_DESCRIPTORS:\n(?:  .*\n)+", re.MULTILINE)
 
 
 def generate_stubs() -> Iterator[tuple[Path, str]]:
@@ -29,7 +32,8 @@ def generate_stubs() -> Iterator[tuple[Path, str]]:
         if protoc.main(["protoc", *options, *map(str, sources)]):
             raise RuntimeError(f"protoc failed on {', '.join(source.name for source in sources)}")
         for stub in sorted(Path(folder).iterdir()):
-            yield STUBS / stub.name, (_HEADER if stub.suffix == ".pyi" else "") + stub.read_text("utf8")
+            text = stub.read_text("utf8")
+            yield STUBS / stub.name, _HEADER + text if stub.suffix == ".pyi" else _OFFSETS.sub("", text)
 
 
 if __name__ == "__main__":

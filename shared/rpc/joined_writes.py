@@ -18,7 +18,6 @@ class JoinedTransport:
     __slots__ = ("_held", "_inner", "_loop")
 
     def __init__(self, inner: Transport, loop: AbstractEventLoop) -> None:
-        """Write to `inner` at the end of each turn of `loop`."""
         self._inner, self._loop = inner, loop
         self._held: list[bytes] = []
 
@@ -39,7 +38,6 @@ class JoinedTransport:
             self._inner.write(held[0] if len(held) == 1 else b"".join(held))
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else of the inner transport."""
         return getattr(self._inner, name)
 
 

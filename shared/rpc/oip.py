@@ -63,7 +63,6 @@ class InferAnswer:
     version: str
     outputs: Mapping[str, np.ndarray]
     id: str = ""
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
 
 
 def check_outputs(call: InferCall, offered: Collection[str]) -> None:

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 import pydantic_core
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from fovea.errors import Malformed, TooLarge
-from shared.rpc.oip import InferAnswer, InferCall, Parameter, refuse_unoffered, to_mapping
-from shared.rpc.oip_wire import InferRequest, InferResponse, Tensor
+from shared.rpc.oip import InferAnswer, InferCall, refuse_unoffered, to_mapping
+from shared.rpc.oip_wire import InferRequest, Tensor
 from shared.rpc.tensors import datatype_of, from_raw, from_values, to_raw, to_values
 from shared.validation_errors import list_errors
 
@@ -25,8 +25,6 @@ HEADER_LENGTH: Final = "inference-header-content-length"
 
 _ALIGNMENT: Final = 64
 _MAX_JSON: Final = 32 * 2**20  # values as Python objects take some ten times their JSON
-
-Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,7 @@ def decode_request(model: str, version: str, body: bytes | memoryview, header_le
     Raises Malformed for a wrong body or tensor (`field` names it), TooLarge for more JSON than is read: tensors that
     large belong in binary data.
     """
-    head, raw = _split_body(InferRequest, "inputs", body, header_length)
+    head, raw = _split_body(body, header_length)
     refuse_unoffered("", head.parameters)
     for output in head.outputs:
         refuse_unoffered(output.name, output.parameters)
@@ -68,29 +66,11 @@ def decode_request(model: str, version: str, body: bytes | memoryview, header_le
         model=model,
         version=version,
         id=head.id,
-        feeds=_decode_tensors("input", head.inputs, raw, finite=False),
+        feeds=_decode_tensors(head.inputs, raw),
         requested=to_mapping("output", requested),
         binary=bool(_read_flag("", head.parameters, "binary_data_output")),
-        parameters=_scalars(head.parameters),
+        parameters={n: v for n, v in head.parameters.items() if isinstance(v, bool | int | float | str)},
     )
-
-
-def encode_request(call: InferCall, *, binary: bool = True) -> EncodedBody:
-    """Encode a call as a request body, for clients; `binary` says how the inputs travel, `call` how the outputs do."""
-    head: dict[str, Any] = {"id": call.id} if call.id else {}
-    parameters = dict(call.parameters) | ({"binary_data_output": True} if call.binary else {})
-    if parameters:
-        head["parameters"] = parameters
-    if call.requested:
-        head["outputs"] = [{"name": n, "parameters": {"binary_data": call.as_bytes(n)}} for n in call.requested]
-    return _encode_body(head, "inputs", call.feeds, dict.fromkeys(call.feeds, binary))
-
-
-def decode_answer(body: bytes | memoryview, header_length: int | None = None) -> InferAnswer:
-    """Decode an answer's body, for clients, NaN and infinities allowed; `Malformed` if it is no answer."""
-    head, raw = _split_body(InferResponse, "outputs", body, header_length)
-    outputs = _decode_tensors("output", head.outputs, raw, finite=False)
-    return InferAnswer(head.model_name, head.model_version, outputs, head.id, _scalars(head.parameters))
 
 
 def encode_answer(answer: InferAnswer, call: InferCall) -> EncodedBody:
@@ -98,14 +78,20 @@ def encode_answer(answer: InferAnswer, call: InferCall) -> EncodedBody:
     head: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
     if answer.id:
         head["id"] = answer.id
-    if answer.parameters:
-        head["parameters"] = dict(answer.parameters)
-    return _encode_body(head, "outputs", answer.outputs, {name: call.as_bytes(name) for name in answer.outputs})
+    tensors, blobs = [], []
+    for name, array in answer.outputs.items():
+        tensor: dict[str, Any] = {"name": name, "datatype": datatype_of(name, array), "shape": list(array.shape)}
+        if call.as_bytes(name):
+            blobs.append(to_raw(name, array))
+            tensor["parameters"] = {"binary_data_size": len(blobs[-1])}
+        else:
+            tensor["data"] = to_values(name, array)
+        tensors.append(tensor)
+    text = pydantic_core.to_json(head | {"outputs": tensors})
+    return EncodedBody([text, *blobs], len(text) if blobs else None)
 
 
-def _split_body(
-    kind: type[Model], part: str, body: bytes | memoryview, header_length: int | None
-) -> tuple[Model, memoryview | None]:
+def _split_body(body: bytes | memoryview, header_length: int | None) -> tuple[InferRequest, memoryview | None]:
     """The JSON, checked, and the bytes behind it (None when the whole body is JSON)."""
     view = memoryview(body)
     size = len(view) if header_length is None else header_length
@@ -120,26 +106,24 @@ def _split_body(
         detail = f"The body is not JSON: {error}."
         raise Malformed(detail, hint="Binary tensors need the header Inference-Header-Content-Length.") from error
     try:
-        head = kind.model_validate(raw)
+        head = InferRequest.model_validate(raw)
     except ValidationError as error:
-        raise _validation_error(error, raw, part) from error
+        raise _validation_error(error, raw) from error
     return head, None if header_length is None else view[size:]
 
 
-def _validation_error(error: ValidationError, raw: Any, part: str) -> Malformed:
+def _validation_error(error: ValidationError, raw: Any) -> Malformed:
     """The first validation error of the JSON, with the tensor's name where there is one."""
     first = list_errors(error)[0]
     path = first["loc"]
     where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
-    name = raw[part][path[1]].get("name") if len(path) > 2 and path[0] == part else None
+    name = raw["inputs"][path[1]].get("name") if len(path) > 2 and path[0] == "inputs" else None
     tensor = f" (tensor {name!r})" if isinstance(name, str) and len(name) <= 512 else ""
     detail = f"The JSON of the body is not an inference message: {where or 'top'}{tensor}: {first['msg']}."
     return Malformed(detail, field=name if tensor else where or None)
 
 
-def _decode_tensors(
-    kind: str, heads: Sequence[Tensor], raw: memoryview | None, *, finite: bool
-) -> dict[str, np.ndarray]:
+def _decode_tensors(heads: Sequence[Tensor], raw: memoryview | None) -> dict[str, np.ndarray]:
     at, found, blob = 0, [], raw or memoryview(b"")
     for head in heads:
         refuse_unoffered(head.name, head.parameters)
@@ -148,11 +132,11 @@ def _decode_tensors(
             found.append((head.name, _from_json(head)))
             continue
         _check_size(head, size, None if raw is None else len(raw) - at)
-        found.append((head.name, from_raw(head.name, head.datatype, head.shape, blob[at : at + size], finite=finite)))
+        found.append((head.name, from_raw(head.name, head.datatype, head.shape, blob[at : at + size], finite=False)))
         at += size
     if at != len(blob):
         raise Malformed(f"{len(blob) - at} bytes follow the last binary tensor; no `binary_data_size` claims them.")
-    return to_mapping(kind, found)
+    return to_mapping("input", found)
 
 
 def _check_size(head: Tensor, size: Any, left: int | None) -> None:
@@ -195,23 +179,3 @@ def _read_flag(name: str, parameters: Mapping[str, Any], key: str) -> bool | Non
         detail = f"The parameter {key!r}{f' of {name!r}' if name else ''} is not true or false."
         raise Malformed(detail, field=name or key)
     return value
-
-
-def _scalars(parameters: Mapping[str, Any]) -> dict[str, Parameter]:
-    return {key: value for key, value in parameters.items() if isinstance(value, bool | int | float | str)}
-
-
-def _encode_body(
-    head: dict[str, Any], part: str, arrays: Mapping[str, np.ndarray], binary: Mapping[str, bool]
-) -> EncodedBody:
-    tensors, blobs = [], []
-    for name, array in arrays.items():
-        tensor: dict[str, Any] = {"name": name, "datatype": datatype_of(name, array), "shape": list(array.shape)}
-        if binary[name]:
-            blobs.append(to_raw(name, array))
-            tensor["parameters"] = {"binary_data_size": len(blobs[-1])}
-        else:
-            tensor["data"] = to_values(name, array)
-        tensors.append(tensor)
-    text = pydantic_core.to_json(head | {part: tensors})
-    return EncodedBody([text, *blobs], len(text) if blobs else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Final
 
 import numpy as np
 
@@ -20,19 +20,7 @@ _FIELDS: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Field of typed contents for each datatype; FP16 and BF16 have none."""
 
-
-class _TensorMessage(Protocol):
-    """The common fields of input and output tensors."""
-
-    name: str
-    datatype: str
-
-    @property
-    def shape(self) -> Sequence[int]: ...
-    @property
-    def contents(self) -> pb.InferTensorContents: ...
-    @property
-    def parameters(self) -> Mapping[str, pb.InferParameter]: ...
+_Tensor = pb.ModelInferRequest.InferInputTensor
 
 
 def decode_request(message: pb.ModelInferRequest) -> InferCall:
@@ -47,36 +35,16 @@ def decode_request(message: pb.ModelInferRequest) -> InferCall:
         model=message.model_name,
         version=message.model_version,
         id=message.id,
-        feeds=_tensors("input", message.inputs, message.raw_input_contents, finite=False),
+        feeds=_tensors(message.inputs, message.raw_input_contents),
         requested=to_mapping("output", ((output.name, None) for output in message.outputs)),
         binary=bool(message.raw_input_contents),
         parameters=parameters,
     )
 
 
-def encode_request(call: InferCall) -> pb.ModelInferRequest:
-    """Encode a call as a message, for clients; tensors travel raw."""
-    message = pb.ModelInferRequest(model_name=call.model, model_version=call.version, id=call.id)
-    _set_parameters(message.parameters, call.parameters)
-    for name in call.requested:
-        message.outputs.add(name=name)
-    for name, array in call.feeds.items():
-        message.inputs.add(name=name, datatype=datatype_of(name, array), shape=array.shape)
-        message.raw_input_contents.append(bytes(to_raw(name, array)))
-    return message
-
-
-def decode_answer(message: pb.ModelInferResponse) -> InferAnswer:
-    """Decode an answer message, for clients, NaN and infinities allowed; `Malformed` for an impossible tensor."""
-    outputs = _tensors("output", message.outputs, message.raw_output_contents, finite=False)
-    parameters = _parameters(message.parameters)
-    return InferAnswer(message.model_name, message.model_version, outputs, message.id, parameters)
-
-
 def encode_answer(answer: InferAnswer, call: InferCall) -> pb.ModelInferResponse:
     """Encode an answer as the message that `call` requests; all raw when one output has no typed form."""
     message = pb.ModelInferResponse(model_name=answer.model, model_version=answer.version, id=answer.id)
-    _set_parameters(message.parameters, answer.parameters)
     types = {name: datatype_of(name, array) for name, array in answer.outputs.items()}
     raw = call.binary or not types.keys() or any(datatype not in _FIELDS for datatype in types.values())
     for name, array in answer.outputs.items():
@@ -88,25 +56,23 @@ def encode_answer(answer: InferAnswer, call: InferCall) -> pb.ModelInferResponse
     return message
 
 
-def _tensors(
-    kind: str, messages: Sequence[_TensorMessage], raw: Sequence[bytes], *, finite: bool
-) -> dict[str, np.ndarray]:
+def _tensors(messages: Sequence[_Tensor], raw: Sequence[bytes]) -> dict[str, np.ndarray]:
     if raw and len(raw) != len(messages):
-        raise Malformed(f"{len(raw)} raw contents came for {len(messages)} {kind}s.")
+        raise Malformed(f"{len(raw)} raw contents came for {len(messages)} inputs.")
     found = []
     for index, tensor in enumerate(messages):
         refuse_unoffered(tensor.name, _parameters(tensor.parameters))
         if not raw:
-            array = _from_contents(tensor, finite=finite)
+            array = _from_contents(tensor)
         elif tensor.contents.ListFields():
             raise Malformed(f"Tensor {tensor.name!r} has both raw and typed contents.", field=tensor.name)
         else:
-            array = from_raw(tensor.name, tensor.datatype, tensor.shape, raw[index], finite=finite)
+            array = from_raw(tensor.name, tensor.datatype, tensor.shape, raw[index], finite=False)
         found.append((tensor.name, array))
-    return to_mapping(kind, found)
+    return to_mapping("input", found)
 
 
-def _from_contents(tensor: _TensorMessage, *, finite: bool) -> np.ndarray:
+def _from_contents(tensor: _Tensor) -> np.ndarray:
     element_count(tensor.name, tensor.datatype, tensor.shape)
     field = _FIELDS.get(tensor.datatype)
     if field is None:
@@ -115,7 +81,7 @@ def _from_contents(tensor: _TensorMessage, *, finite: bool) -> np.ndarray:
     if odd := [set_field.name for set_field, _ in tensor.contents.ListFields() if set_field.name != field]:
         detail = f"Tensor {tensor.name!r} of {tensor.datatype} travels in {field}, but {', '.join(odd)} came."
         raise Malformed(detail, field=tensor.name)
-    return from_values(tensor.name, tensor.datatype, tensor.shape, list(getattr(tensor.contents, field)), finite=finite)
+    return from_values(tensor.name, tensor.datatype, tensor.shape, list(getattr(tensor.contents, field)), finite=False)
 
 
 def _parameters(message: Mapping[str, pb.InferParameter]) -> dict[str, Parameter]:
@@ -124,9 +90,3 @@ def _parameters(message: Mapping[str, pb.InferParameter]) -> dict[str, Parameter
         if choice := value.WhichOneof("parameter_choice"):
             found[key] = getattr(value, choice)
     return found
-
-
-def _set_parameters(message: Any, parameters: Mapping[str, Parameter]) -> None:
-    for key, value in parameters.items():
-        kind = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}[type(value)]
-        setattr(message[key], kind, value)

@@ -14,9 +14,7 @@ from fovea.errors import Malformed
 MAX_FIELDS = 4096
 """Top-level fields that a message may have: no request of Open Inference has more than its tensors and a handful."""
 
-_FIXED = {1: 8, 5: 4}
-"""Bytes of the wire types that have a fixed size."""
-
+_FIXED = {1: 8, 5: 4}  # bytes of the wire types that have a fixed size
 _MAX_FIELD_NUMBER = 2**29 - 1
 
 
@@ -45,7 +43,6 @@ def iterate_fields(message: bytes) -> Iterator[WireField]:
 
 
 def _locate_value(message: bytes, position: int, kind: int) -> tuple[int, int]:
-    """Find where a field's value starts and ends."""
     if kind == 0:
         start, end = position, _read_varint(message, position)[1]
     elif kind == 2:

@@ -32,18 +32,20 @@ class GatewayOnlyMiddleware:
     """ASGI middleware around a replica's app."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        """Ask for one of the secrets of `settings`; without any, for a `Host` that is ours."""
         self._app = app
         self._secrets = settings.replica_secrets
         self._names = frozenset({"localhost", settings.replica_host, settings.replica_advertised_host})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what may come in."""
         if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
             headers = dict(scope["headers"])
             error: Unauthenticated | PermissionDenied | None = None
             if self._secrets:
-                error = None if _is_known(headers.get(SECRET_HEADER.encode()), self._secrets) else _refuse()
+                error = (
+                    None
+                    if _is_known(headers.get(SECRET_HEADER.encode()), self._secrets)
+                    else Unauthenticated(_REFUSAL, hint=_HINT)
+                )
             elif not self._is_ours(headers.get(b"host", b"localhost").decode("latin-1")):
                 error = PermissionDenied("This replica is not called by that name.", hint=_HINT)
             if error is not None:
@@ -67,7 +69,6 @@ class GatewayOnlyInterceptor(grpc.aio.ServerInterceptor):
     """gRPC interceptor with the same rule; it sees the metadata before any message is read."""
 
     def __init__(self, settings: Settings) -> None:
-        """Ask for one of the secrets of `settings`, if there is one."""
         self._secrets = settings.replica_secrets
 
     async def intercept_service(
@@ -87,10 +88,5 @@ async def _abort(_messages: Any, context: Any) -> None:
     await context.abort(grpc.StatusCode.UNAUTHENTICATED, f"{_REFUSAL} {_HINT}")
 
 
-def _refuse() -> Unauthenticated:
-    return Unauthenticated(_REFUSAL, hint=_HINT)
-
-
 def _is_known(sent: bytes | None, secrets: Iterable[str]) -> bool:
-    """Whether it is one of the secrets, compared in constant time."""
     return any(hmac.compare_digest(sent or b"", secret.encode()) for secret in secrets)

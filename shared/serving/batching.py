@@ -37,8 +37,7 @@ Work = Callable[[Hashable, Sequence[Item], CallContext], Sequence[Answer | Fovea
 """Runs items that share a key: (key, items, run) → one answer or error per item, in order."""
 
 
-_JOB_PATIENCE_S = 10.0
-"""How long a call of a job lets others pass."""
+_JOB_PATIENCE_S = 10.0  # how long a call of a job lets others pass
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -21,24 +22,26 @@ from starlette.types import ASGIApp
 
 from fovea import plugins
 from fovea.api.examples import attach_examples
-from fovea.errors import FoveaError
+from fovea.errors import FoveaError, NotReady
 from shared.registry import Servable
 from shared.registry.discovery import servables as discover
 from shared.registry.imported_weights import fetch_weights
-from shared.registry.trained import trained_servables
+from shared.registry.measured import trained_servables
 from shared.serving.host import Host
 from shared.serving.http import system_routes, task_routes
-from shared.serving.http.error_rendering import render, translate
+from shared.serving.http.error_rendering import bound_validation, render, translate
 from shared.serving.http.middleware import ServiceMiddleware
-from shared.serving.http.validation import bound_validation
 from shared.serving.oip import rest
-from shared.serving.trained_models import load_new_models
 from shared.settings import Settings
 from shared.settings import settings as read_settings
-from shared.storage import open_object_store
+from shared.storage import ObjectStore, open_object_store
 
 ROUTES = "fovea.routes"
 """Entry-point group of plug-ins' routers, by service."""
+
+FOLDER_POLL_S = 2.0
+STORE_POLL_S = 30.0
+"""Seconds between two looks for new models, into a folder and into an object store."""
 
 
 def build(
@@ -106,7 +109,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     host: Host = app.state.host
     tasks = [
         asyncio.create_task(host.start()),
-        asyncio.create_task(load_new_models(host, app.state.known, app.state.objects)),
+        asyncio.create_task(_load_new_models(host, app.state.known, app.state.objects)),
     ]
     try:
         yield
@@ -126,3 +129,34 @@ def _find_plugin(request: Request, error: Exception) -> FoveaError | None:
     path = request.url.path[:200]
     name = {404: path, 405: f"{request.method} {path}"}.get(getattr(error, "status_code", 0))
     return plugins.explain_missing("paths", name, name) if name else None
+
+
+async def _load_new_models(host: Host, known: Mapping[str, type[Servable[Any, Any]]], objects: ObjectStore) -> None:
+    """Load each model whose manifest appears or changes, for ever; the models of before are served until then.
+
+    `known` are the models of the service that may serve other weights; weights are published to `objects`.
+    """
+    folder, pause = host.settings.weights_dir, STORE_POLL_S
+    if objects.under("weights").folder is not None:
+        pause = FOLDER_POLL_S
+    before = _list_manifests(folder)
+    await host.wait_until_loaded()
+    while True:
+        await asyncio.sleep(pause)
+        with contextlib.suppress(NotReady):  # the next look finds it
+            await asyncio.to_thread(fetch_weights, objects, folder)
+        now = _list_manifests(folder)
+        if now != before:
+            found = await asyncio.to_thread(trained_servables, known, folder)
+            for name in sorted(found.keys() & {name for name, age in now.items() if before.get(name) != age}):
+                await host.adopt(name, found[name])
+            before = now
+
+
+def _list_manifests(folder: Path) -> dict[str, int]:
+    """Name of each manifest → when it was written, ns."""
+    found = {}
+    for file in folder.glob("*.json"):
+        with contextlib.suppress(OSError):
+            found[file.stem] = file.stat().st_mtime_ns
+    return found

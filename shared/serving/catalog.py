@@ -63,21 +63,15 @@ class Catalog:
         return self._slots.get(name) or self._slots[self.resolve(name)]
 
     def find_loaded(self, name: str, version: str = "") -> tuple[Servable[Any, Any], Batcher[Any, Any]]:
-        """A loaded model.
-
-        Raises:
-            NotFound: No such model or version.
-            NotReady: It is not loaded; the detail says why.
-        """
+        """A loaded model. Raises NotFound: no such model or version; NotReady: not loaded; the detail says why."""
         slot = self.slot(name)
         if version and version != slot.card.version:
             raise NotFound(f"The model {name!r} has version {slot.card.version}, not {version!r}.", field="version")
         if slot.servable is None or slot.batcher is None:
             why = f": {slot.reason}" if slot.reason else ""
             retry_after = 2 if slot.state in {"waiting", "on_demand", "loading"} else None
-            raise NotReady(
-                f"The model {name!r} is {_STATE_TEXTS[slot.state]}{why}.", retry_after=retry_after, field="model"
-            )
+            detail = f"The model {name!r} is {_STATE_TEXTS[slot.state]}{why}."
+            raise NotReady(detail, retry_after=retry_after, field="model")
         return slot.servable, slot.batcher
 
     def servable_type(self, name: str) -> type[Servable[Any, Any]]:
@@ -98,9 +92,7 @@ class Catalog:
     def resolve(self, name: str | None, task: str | None = None) -> str:
         """The name itself, or the default of a task.
 
-        Raises:
-            NotFound: There is none; the detail lists those there are.
-            InvalidOption: It is there, but does another task.
+        Raises NotFound: there is none, and the detail lists those there are; InvalidOption: it does another task.
         """
         fitting = [model for kind, models in self.tasks().items() if task in {None, kind} for model in models]
         if name is None and fitting:
@@ -126,15 +118,12 @@ class Catalog:
 
     def list_variants(self, tenant: str) -> list[ModelEntry]:
         """An entry per further name under which models answer a tenant; `parent` is the model. Blocks."""
-        loaded = [(model, slot) for model, slot in self._slots.items() if slot.servable is not None]
-        return [
-            self._entry(model, slot).model_copy(
-                update={"id": one.name, "created": one.created, "parent": model, "root": model}
-            )
-            for model, slot in loaded
-            if slot.servable is not None
-            for one in slot.servable.variants(tenant)
-        ]
+        found = []
+        for model, slot in self._slots.items():
+            for one in slot.servable.variants(tenant) if slot.servable is not None else ():
+                facts = {"id": one.name, "created": one.created, "parent": model, "root": model}
+                found.append(self._entry(model, slot).model_copy(update=facts))
+        return found
 
     def missing(self) -> dict[str, str]:
         """Models that should be loaded and are not, with the reason."""
@@ -173,13 +162,9 @@ class Catalog:
     def batch_options(self, slot: ModelSlot) -> BatchOptions:
         """How a model batches: jobs run alone, and a streaming model schedules its calls for itself."""
         settings, mode = self.settings, slot.kind.mode
-        size = (
-            min(settings.max_batch_size, slot.card.limits.max_batch or settings.max_batch_size) if mode == "sync" else 1
-        )
-        threads = settings.max_batch_size if mode == "stream" else 1
-        return BatchOptions(
-            size=size, wait=settings.max_batch_delay_ms / 1000, depth=settings.max_queue_size, threads=threads
-        )
+        most, wait_s = settings.max_batch_size, settings.max_batch_delay_ms / 1000
+        size = min(most, slot.card.limits.max_batch or most) if mode == "sync" else 1
+        return BatchOptions(size, wait_s, settings.max_queue_size, threads=most if mode == "stream" else 1)
 
     def _leave_for_demand(self) -> None:
         """Leave models to their first request that may wait for it and that `preload` does not name."""

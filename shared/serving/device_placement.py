@@ -16,49 +16,31 @@ from shared.registry import LoadContext
 from shared.settings import Settings
 from shared.storage import open_object_store
 
+_OPTIONS = (
+    *("llm_model", "llm_dtype", "llm_tensor_parallel", "llm_weights", "llm_kv_cache_dtype", "llm_request_templates"),
+    *("llm_fidelity_sample_rate", "llm_fidelity_min_agreement", "llm_adapters", "vision_precision", "max_body_bytes"),
+    *("max_pixels", "max_side", "picture_memory_bytes", "judge_base_url"),
+    *("triton_url", "triton_timeout_s", "triton_connections"),
+)
+"""Settings that models read as text."""
+
 
 def load_context(settings: Settings) -> LoadContext:
     """The LoadContext with which this process loads its Servables."""
-    options = {
-        "llm_model": settings.llm_model,
-        "llm_dtype": settings.llm_dtype,
-        "llm_tensor_parallel": str(settings.llm_tensor_parallel),
-        "llm_weights": settings.llm_weights,
-        "llm_kv_cache_dtype": settings.llm_kv_cache_dtype,
-        "llm_request_templates": str(settings.llm_request_templates),
-        "llm_fidelity_sample_rate": str(settings.llm_fidelity_sample_rate),
-        "llm_fidelity_min_agreement": str(settings.llm_fidelity_min_agreement),
-        "vision_precision": settings.vision_precision,
-        "max_body_bytes": str(settings.max_body_bytes),
-        "max_pixels": str(settings.max_pixels),
-        "max_side": str(settings.max_side),
-        "picture_memory_bytes": str(settings.picture_memory_bytes),
-        "judge_base_url": settings.judge_base_url,
-    }
-    if settings.llm_adapters is not None:
-        options["llm_adapters"] = str(settings.llm_adapters)
+    options = {name: str(value) for name in _OPTIONS if (value := getattr(settings, name)) is not None}
     if settings.judge_api_key:
         options["judge_api_key"] = settings.judge_api_key.get_secret_value()
-    if settings.triton_url:
-        options["triton_url"] = settings.triton_url
-        options["triton_timeout_s"] = str(settings.triton_timeout_s)
-        options["triton_connections"] = str(settings.triton_connections)
+    installed = Path(sys.prefix) / "graphs"  # those that were exported into this environment when it was installed
     return LoadContext(
         device=choose_device(settings.device),
         engine=settings.engine,
         cache=settings.cache_dir,
         weights=settings.weights_dir,
-        graphs=settings.graphs_dir or _installed_graphs(),
+        graphs=settings.graphs_dir or (installed if installed.is_dir() else None),
         threads=settings.intra_op_threads,
         objects=open_object_store(settings),
         options=options,
     )
-
-
-def _installed_graphs() -> Path | None:
-    """Graphs that were exported into this environment when it was installed."""
-    folder = Path(sys.prefix) / "graphs"
-    return folder if folder.is_dir() else None
 
 
 def choose_device(device: str) -> str:
@@ -86,9 +68,8 @@ def _require_gpu(device: str) -> None:
         detail = (
             f"No library here can use {device}: torch or ONNX Runtime is a build for CPUs, or the driver is too old."
         )
-        raise NotReady(
-            detail, hint="Install the extra `gpu` instead of `cpu`, and a driver for CUDA 13 (580 or newer)."
-        )
+        hint = "Install the extra `gpu` instead of `cpu`, and a driver for CUDA 13 (580 or newer)."
+        raise NotReady(detail, hint=hint)
 
 
 def list_gpus() -> list[str]:
@@ -100,13 +81,11 @@ def list_gpus() -> list[str]:
     count = ctypes.c_int()
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return []
-    return [_gpu_name(driver, index) for index in range(count.value)]
-
-
-def _gpu_name(driver: ctypes.CDLL, index: int) -> str:
-    name = ctypes.create_string_buffer(96)
-    driver.cuDeviceGetName(name, len(name), index)
-    return name.value.decode("utf-8", "replace") or f"GPU {index}"
+    name, found = ctypes.create_string_buffer(96), []
+    for index in range(count.value):
+        driver.cuDeviceGetName(name, len(name), index)
+        found.append(name.value.decode("utf-8", "replace") or f"GPU {index}")
+    return found
 
 
 def _library_sees_gpu() -> bool:

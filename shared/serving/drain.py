@@ -21,7 +21,6 @@ class DrainFiles:
     """The two files of one replica."""
 
     def __init__(self, data_dir: Path, replica_id: str) -> None:
-        """Name the files; `create` writes the first."""
         self._serving = data_dir / "replicas" / replica_id
         self._drain = self._serving.with_suffix(".drain")
 
@@ -62,12 +61,6 @@ def _is_alive(path: Path) -> bool:
     return True
 
 
-def main() -> int:
-    """Drain this machine's replicas; never fails, as what comes next is the stop in any case."""
-    config = settings()
-    drain(config.data_dir, config.shutdown_grace_s)
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    # Never fails: what comes next is the stop in any case.
+    drain(settings().data_dir, settings().shutdown_grace_s)

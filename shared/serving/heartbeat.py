@@ -18,15 +18,13 @@ from fovea.api.replica import HEARTBEAT_TTL_S, RENEW_S, ReplicaRecord, replicas_
 from shared import telemetry
 from shared.jobs.redis_connection import open_async_redis, open_redis
 
-_REMOVE_AFTER_S = 60 * HEARTBEAT_TTL_S
-"""Records this old are removed by the next replica of the service."""
+_REMOVE_AFTER_S = 60 * HEARTBEAT_TTL_S  # records this old are removed by the next replica of the service
 
 
 class Heartbeat:
     """Renews one record. Belongs to the event loop that starts it."""
 
     def __init__(self, url: str, record: Callable[[], ReplicaRecord]) -> None:
-        """Announce what `record()` returns at each renewal, in the Redis at `url`."""
         self._record = record
         self._url = url
         self._redis: Any = open_async_redis(url, socket_timeout=2.0, socket_connect_timeout=1.0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +17,10 @@ import numpy as np
 from pydantic import BaseModel
 
 from fovea.api.tensors import TensorSpec
-from fovea.errors import InvalidOption, TooLarge
+from fovea.errors import FoveaError, InvalidOption, TooLarge
 from shared import telemetry
 from shared.registry import CallContext, Engine, Servable
+from shared.rpc.oip import InferAnswer, InferCall, build_answer, check_outputs
 from shared.rpc.tensors import require_finite
 from shared.serving import servable_schema
 from shared.serving.batching import Batcher, Work
@@ -29,7 +31,6 @@ from shared.serving.memory_guard import read_resident_bytes
 from shared.serving.oip import tensors
 from shared.serving.open_streams import OpenStreams
 from shared.serving.side_work import SideWork
-from shared.serving.warm_up import warm_up
 from shared.serving.watched_work import WatchedWork
 from shared.settings import Settings
 
@@ -114,9 +115,7 @@ class Host(Catalog):
     def check_ready(self, name: str, version: str = "") -> None:
         """Check that a model answers requests: it is loaded, or its first one loads it.
 
-        Raises:
-            NotFound: No such model or version.
-            NotReady: It is not; the detail says why.
+        Raises NotFound: no such model or version; NotReady: it does not; the detail says why.
         """
         if self.slot(name).state != "on_demand":
             self.find_loaded(name, version)
@@ -158,7 +157,7 @@ class Host(Catalog):
     def _load(self, kind: type[Servable[Any, Any]]) -> Servable[Any, Any]:
         servable = kind.load(load_context(self.settings))
         try:
-            warm_up(servable)
+            _warm_up(servable)
         except BaseException:
             servable.close()
             raise
@@ -211,13 +210,7 @@ class Host(Catalog):
         return len(self._streams) + self.aside.busy + sum(slot.batcher.busy for slot in self.slots if slot.batcher)
 
     def servable(self, name: str | None, task: str | None = None) -> Servable[Any, Any]:
-        """A loaded model by name, or the default of a task.
-
-        Raises:
-            NotFound: There is none of that name; the detail lists those there are.
-            InvalidOption: It is there, but does another task.
-            NotReady: It is not loaded yet, or failed to load; the detail says which.
-        """
+        """A loaded model by name, or the default of a task. Raises as `resolve`, or NotReady; the detail says why."""
         return self.find_loaded(self.resolve(name, task))[0]
 
     def tensors(self, name: str, version: str = "") -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -245,10 +238,8 @@ class Host(Catalog):
     ) -> dict[str, np.ndarray]:
         """Run tensors through a model's engine, micro-batched with others of the same shape.
 
-        Raises:
-            InvalidOption: The tensors are not those that `tensors(name)` states; `field` names the tensor.
-            Malformed: One holds NaN or infinite values, and the settings refuse that.
-            TooLarge: More rows than the model's batch limit.
+        Raises InvalidOption: they are not what `tensors(name)` states; Malformed: one holds NaN or infinite values, and
+        the settings refuse that; TooLarge: more rows than the model's batch limit. `field` names the tensor.
         """
         await self.wake(name)
         servable, batcher = self.find_loaded(name, version)
@@ -265,6 +256,16 @@ class Host(Catalog):
         signature = tensors.signature(feeds) if tensors.is_batchable(engine) else object()
         outputs: dict[str, np.ndarray] = await batcher.submit(feeds, run, key=_TensorKey(signature, engine), rows=rows)
         return outputs
+
+    async def answer(self, call: InferCall, run: CallContext) -> InferAnswer:
+        """Answer an inference call, within its own timeout where that is shorter. Raises as `infer`, and Malformed."""
+        servable, _ = self.find_loaded(call.model, call.version)
+        if servable.engine is not None:
+            check_outputs(call, [spec.name for spec in servable.engine.outputs])
+        if call.timeout_s is not None:
+            run.deadline = min(run.deadline or math.inf, time.monotonic() + call.timeout_s)
+        results = await self.infer(call.model, call.feeds, run, call.version)
+        return build_answer(call, results, call.version or servable.card.version)
 
     async def stream(self, name: str, request: BaseModel, run: CallContext) -> AsyncGenerator[BaseModel, None]:
         """Answer one request piece by piece; closing the iterator cancels the run.
@@ -294,3 +295,19 @@ def _infer(engine: Engine, items: Sequence[Mapping[str, np.ndarray]]) -> list[di
     if len(items) == 1:
         return [engine.run(items[0])]
     return tensors.split_rows(engine.run(tensors.join_rows(items)), [tensors.count_rows(feeds) for feeds in items])
+
+
+def _warm_up(servable: Servable[Any, Any]) -> None:
+    """Send the example through once, so that the first caller does not pay for lazy set-up."""
+    run, request = CallContext(), servable.example()
+    if servable.mode == "sync":
+        (answer,) = servable.predict([request], run)
+        if isinstance(answer, FoveaError):
+            raise answer
+    elif servable.mode == "stream":
+        asyncio.run(_read_first(servable.stream(request, run)))
+
+
+async def _read_first(events: AsyncGenerator[BaseModel, None]) -> None:
+    async with contextlib.aclosing(events):
+        await anext(events, None)

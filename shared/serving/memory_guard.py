@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from shared.serving.memory_shares import MemoryShares
 from shared.settings import Settings
 
 EXIT_STATUS = 137
@@ -19,14 +19,64 @@ EXIT_STATUS = 137
 
 _POLL_S = 0.05
 _LONGEST_POLL_S = 0.5
-_GROWTH_PER_S = 8 * 2**30
-"""Bytes per second by which a process may grow: the more is free, the longer the guard sleeps."""
-
-_DEFAULT_SHARE = 0.8
-"""Share of the machine's or the container's memory that our processes may take, one of them or all together."""
+_LOOK_INTERVAL_S = 0.5  # between two looks at the shares
+_EXACT_FOR_S = (
+    10.0  # for which shares are counted exactly after they seemed too much: that takes milliseconds each time
+)
+_GROWTH_PER_S = 8 * 2**30  # bytes by which a process may grow: the more is free, the longer the guard sleeps
+_DEFAULT_SHARE = 0.8  # of the machine's or the container's memory that our processes may take, one or all together
 
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _STATM = Path("/proc/self/statm")
+
+
+class MemoryShares:
+    """Memory of all processes of ours on this machine: where it is too much, the largest process ends itself.
+
+    Each process may take most of the machine, and several share it. So each writes what it takes into a file in their
+    data folder and reads those of the others. Memory of other programs does not count.
+    """
+
+    def __init__(self, data_dir: Path, bound: int) -> None:
+        """Let the processes that share a data folder take `bound` bytes together; 0 sets no bound."""
+        self._bound, self._due, self._exact_until = bound, 0.0, 0.0
+        namespace = 0
+        with contextlib.suppress(OSError):
+            namespace = Path("/proc/self/ns/pid").stat().st_ino  # containers have pids of their own
+        self._folder, self._own = data_dir / "memory" / str(namespace), str(os.getpid())
+
+    def must_end(self, resident: int) -> bool:
+        """Write this process's share, its bytes in RAM; return whether all are too much and it is the largest."""
+        now = time.monotonic()
+        if not self._bound or now < self._due:
+            return False
+        self._due = now + _LOOK_INTERVAL_S
+        is_exact = now < self._exact_until
+        own = (read_proc_bytes("smaps_rollup", "Pss:") or resident) if is_exact else resident
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self._folder / self._own).write_text(str(own))
+            shares = self._read()
+            if sum(shares.values()) > self._bound:
+                self._exact_until = now + _EXACT_FOR_S
+                # Counted with what is shared, each share is an upper bound: nobody ends by such a sum.
+                return is_exact and max(shares, key=lambda pid: (shares[pid], pid)) == self._own
+        return False
+
+    def leave(self) -> None:
+        """Take this process's share away."""
+        with contextlib.suppress(OSError):
+            (self._folder / self._own).unlink()
+
+    def _read(self) -> dict[str, int]:
+        found = {}
+        for path in self._folder.iterdir():
+            if not Path("/proc", path.name).exists():
+                path.unlink(missing_ok=True)
+                continue
+            with contextlib.suppress(ValueError, OSError):  # being written at this moment
+                found[path.name] = int(path.read_text())
+        return found
 
 
 class MemoryGuard:
@@ -77,6 +127,14 @@ def read_resident_bytes() -> int:
         return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def read_proc_bytes(file: str, field: str) -> int:
+    """A size that the system tells of this process in `/proc/self`; 0 where it does not tell."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/self", file).read_text().splitlines()
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)
+    return 0
 
 
 def find_memory_limit(settings: Settings) -> int:

@@ -44,7 +44,7 @@ def render_page(service: str, cls: type[Servable[Any, Any]], card: Card) -> str:
         card.summary,
         _facts(service, card),
         _metrics(card),
-        _notes(card),
+        "## What you should know\n\n" + "\n".join(f"* {note}" for note in card.notes) if card.notes else "",
         _options(cls),
         _curl_example(cls),
     ]
@@ -75,10 +75,10 @@ def _describe_sparsity(claim: SparsityClaim) -> str:
 def _metrics(card: Card) -> str:
     if not card.metrics:
         return ""
-    rows = [
-        f"| {m.name} | {_number(m.ours, 'not measured')} | {_number(m.paper, '')} | {m.data}{_in_parentheses(m.note)} |"
-        for m in card.metrics
-    ]
+    rows = []
+    for m in card.metrics:
+        note = f" ({m.note})" if m.note else ""
+        rows.append(f"| {m.name} | {_number(m.ours, 'not measured')} | {_number(m.paper, '')} | {m.data}{note} |")
     return "## Measured\n\n| metric | ours | paper | on |\n|---|---|---|---|\n" + "\n".join(rows)
 
 
@@ -86,22 +86,11 @@ def _number(value: float | None, absent: str) -> str:
     return absent if value is None else f"{value:g}"
 
 
-def _in_parentheses(note: str | None) -> str:
-    return f" ({note})" if note else ""
-
-
-def _notes(card: Card) -> str:
-    return "## What you should know\n\n" + "\n".join(f"* {note}" for note in card.notes) if card.notes else ""
-
-
 def _options(cls: type[Servable[Any, Any]]) -> str:
     fields = cls.In.model_json_schema().get("properties", {})
-    rows = [f"| `{n}` | {_type(f)} | {_default(f)} | {f.get('description', '')} |" for n, f in fields.items()]
+    defaults = {name: f"`{json.dumps(field['default'])}`" for name, field in fields.items() if "default" in field}
+    rows = [f"| `{n}` | {_type(f)} | {defaults.get(n, '')} | {f.get('description', '')} |" for n, f in fields.items()]
     return "## Request\n\n| field | type | default | |\n|---|---|---|---|\n" + "\n".join(rows)
-
-
-def _default(field: dict[str, Any]) -> str:
-    return f"`{json.dumps(field['default'])}`" if "default" in field else ""
 
 
 def _type(field: dict[str, Any]) -> str:
@@ -121,14 +110,10 @@ def _curl_example(cls: type[Servable[Any, Any]]) -> str:
     pictures = [name for name, field in fields.items() if field.get("contentMediaType")]
     if pictures:
         form = f"curl {_BASE_URL}/v1/{card.task} -F {pictures[0]}=@picture.jpg -F model={card.name}"
-        lines = [form, *(f"{form} -H 'accept: {media}' -o out{_ending(media)}" for media in cls.media_types()[:1])]
+        endings = [(media, mimetypes.guess_extension(media) or "") for media in cls.media_types()[:1]]
+        lines = [form, *(f"{form} -H 'accept: {media}' -o out{ending}" for media, ending in endings)]
     else:
         path, body = ("chat/completions", _CHAT) if card.task == "chat" else (card.task, card.example)
         body_text = json.dumps({"model": card.name, **body}).replace("'", "\\u0027")  # a shell's quotes hold no quote
         lines = [f"curl {_BASE_URL}/v1/{path} -H 'content-type: application/json' \\", f"  -d '{body_text}'"]
     return "\n".join(["## Call it", "", "```bash", *lines, "```"])
-
-
-def _ending(media: str) -> str:
-    """The usual ending of a file of this type."""
-    return mimetypes.guess_extension(media) or ""

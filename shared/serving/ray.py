@@ -15,6 +15,7 @@ import logging
 import math
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,6 @@ from pydantic import BaseModel
 from shared import telemetry
 from shared.registry.discovery import SERVICES, services_with_models
 from shared.serving.host import Host
-from shared.serving.ray_folder import INSIDE, make_ray_folder
 from shared.serving.replica import ReplicaServer, load_app
 from shared.serving.wanted import is_wanted
 from shared.settings import Settings, export, settings
@@ -46,16 +46,14 @@ export(
 import ray  # noqa: E402  # it reads these variables when imported
 from ray import serve  # noqa: E402
 
-_OBJECT_STORE = 80 * 2**20
-"""Bytes of shared memory; nothing of ours goes through it."""
-
+_OBJECT_STORE = 80 * 2**20  # bytes of shared memory; nothing of ours goes through it
 _LOAD_POLL_S = 0.1
-
-_MAX_BUSY_PER_REPLICA = 8
-"""Requests in flight per replica beyond which another replica is worth its memory."""
-
-
+_MAX_BUSY_PER_REPLICA = 8  # requests in flight beyond which another replica is worth its memory
 _REPLICA_CPUS = 0.1
+# Ray's own folder, which it opens for everybody, inside of a private one; short, because paths of sockets are.
+_INSIDE = "r"
+# Longest temporary folder under which Ray's unix sockets still have a legal path.
+_MAX_TEMP_PATH = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
 
 
 class Placement(BaseModel):
@@ -231,16 +229,27 @@ def application(args: Mapping[str, Any] | Placement) -> serve.Application:
     return cast("serve.Application", deploy_as(_Replica).bind(placement))
 
 
+def _make_folder(data_dir: Path) -> Path:
+    """An empty folder that nobody else looks into: in the data folder, or a temporary one where that can't be it."""
+    preferred = (data_dir / "ray").resolve()
+    if len(str(preferred / _INSIDE)) <= _MAX_TEMP_PATH:
+        shutil.rmtree(preferred, ignore_errors=True)  # what a killed Ray left
+        with contextlib.suppress(OSError):
+            preferred.mkdir(mode=0o700, parents=True)
+            return preferred
+    return Path(tempfile.mkdtemp(prefix="fovea-"))
+
+
 def start(config: Settings) -> Path | None:
     """Start a Ray on loopback, without dashboard, proxy or telemetry; returns the folder to remove at the end."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    folder = make_ray_folder(config.data_dir)
+    folder = _make_folder(config.data_dir)
     ray.init(
         num_cpus=len(SERVICES) * config.replicas,
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE,
         logging_level=logging.WARNING,
-        _temp_dir=str(folder / INSIDE),
+        _temp_dir=str(folder / _INSIDE),
         _node_ip_address=_LOOPBACK,
         namespace="fovea",
     )

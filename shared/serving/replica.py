@@ -39,17 +39,12 @@ from shared.serving.watched_work import WatchedExecutor
 from shared.settings import Settings
 from shared.telemetry import log
 
+# Longer than any client keeps an idle connection, so that it is never we who close one that is about to be used.
 _KEEP_ALIVE_S = 75
-"""Longer than any client keeps an idle connection, so that it is never we who close one that is about to be used."""
-
-_DRAIN_POLL_S = 0.2
-"""Seconds between two looks whether somebody asks to drain, and whether something is in flight."""
-
-_MAX_TROUBLE = 500
-"""Characters of what a replica says about its trouble."""
-
+_DRAIN_POLL_S = 0.2  # between two looks whether somebody asks to drain, and whether something is in flight
+_MAX_TROUBLE = 500  # characters of what a replica says about its trouble
+# Where every service answers: the gateway does so itself, or routes by the model's name.
 _EVERYWHERE = ("/v2", "/v1/models", "/livez", "/readyz", "/health", "/version", "/metrics")
-"""Where every service answers: the gateway does so itself, or routes by the model's name."""
 
 
 def load_app(service: str, where: str | None = None) -> FastAPI:
@@ -117,7 +112,8 @@ class ReplicaServer:
             if self._serving.done():
                 self._serving.result()
             await asyncio.sleep(0.005)
-        await self._start_grpc()
+        self._grpc, port = await serve_grpc(self.host, self._settings.replica_host, self._ports[1], self._settings)
+        self.grpc = _address(self._reached_at, port)
         self._routes = route_fields(self._app.openapi(), _is_own)
         if self._settings.redis_url:
             self._presence = Heartbeat(self._settings.redis_url, self.record)
@@ -160,7 +156,6 @@ class ReplicaServer:
         self._files.remove()
 
     def _left(self, begun: float) -> float:
-        """The rest of the grace period since the instant `begun`."""
         return max(0.0, self._settings.shutdown_grace_s - (time.monotonic() - begun))
 
     @property
@@ -235,10 +230,6 @@ class ReplicaServer:
             last = {"ready": False, "trouble": f"It was stuck and ended itself: {trouble}"}
             self._presence.announce_last(self.record().model_copy(update=last))
         os._exit(STUCK_STATUS)
-
-    async def _start_grpc(self) -> None:
-        self._grpc, port = await serve_grpc(self.host, self._settings.replica_host, self._ports[1], self._settings)
-        self.grpc = _address(self._reached_at, port)
 
 
 async def _poll_until(condition: Callable[[], bool]) -> None:

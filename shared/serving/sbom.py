@@ -12,7 +12,6 @@ from typing import Any
 
 
 def _component(package: dict[str, Any]) -> dict[str, Any]:
-    """One installed distribution."""
     facts = package["metadata"]
     name = re.sub(r"[-_.]+", "-", facts["name"]).lower()
     licence = facts.get("license_expression") or facts.get("license") or ""

@@ -20,7 +20,6 @@ class SideWork:
     """The queues of one host's models; each begins with its first call."""
 
     def __init__(self, service: str, depth: int, watched: WatchedWork) -> None:
-        """Let `depth` calls wait for each model."""
         self._service, self._watched = service, watched
         self._options = BatchOptions(size=1, depth=depth)
         self._queues: dict[str, Batcher[Side, Any]] = {}
@@ -32,7 +31,7 @@ class SideWork:
         """
         if model not in self._queues:
             name = f"studies of {model}"
-            made = Batcher(_work, self._options, service=self._service, model=name, watched=self._watched)
+            made = Batcher(_do_all, self._options, service=self._service, model=name, watched=self._watched)
             self._queues[model] = made
         answer: Answer = await self._queues[model].submit(work, run)
         return answer
@@ -48,5 +47,5 @@ class SideWork:
             await queue.close(seconds)
 
 
-def _work(_key: object, items: Sequence[Side], run: CallContext) -> list[Any]:
+def _do_all(_key: object, items: Sequence[Side], run: CallContext) -> list[Any]:
     return [item(run) for item in items]

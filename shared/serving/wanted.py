@@ -28,7 +28,6 @@ class WantedKey:
     """The key of one service, as last read."""
 
     def __init__(self, url: str, service: str) -> None:
-        """Read it in the Redis at `url`."""
         self._redis: redis.Redis = open_redis(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
         self._key, self._due, self._is_set = wanted_key(service), 0.0, False
 
@@ -49,6 +48,4 @@ def is_wanted(service: str) -> bool:
     return url is not None and _open(url, service).read()
 
 
-@lru_cache(maxsize=16)
-def _open(url: str, service: str) -> WantedKey:
-    return WantedKey(url, service)
+_open = lru_cache(maxsize=16)(WantedKey)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from shared.serving.memory_guard import read_proc_bytes
 from shared.telemetry import log
 
 CHECK_INTERVAL_S: Final = 1.0
@@ -98,16 +99,8 @@ def bound_memory(guard_limit: int) -> None:
     if not guard_limit or Path("/dev/nvidiactl").exists():
         return
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = _read_data_bytes() + int(MEMORY_FACTOR * guard_limit)
+    wanted = read_proc_bytes("status", "VmData:") + int(MEMORY_FACTOR * guard_limit)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(
             resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
         )
-
-
-def _read_data_bytes() -> int:
-    """Private memory that this process has reserved; 0 where the system does not tell."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:")), 0)
-    return 0

@@ -12,8 +12,8 @@ import yaml
 from fovea_rollouts.plan import PLANS
 from services.llm_longctx import generation_metrics
 from shared import telemetry
-from shared.serving.gpu_memory import GpuMemory
-from shared.serving.tests.test_gpu_memory import TwoDevices
+from shared.serving.metrics_server import GpuMemory
+from shared.serving.tests.test_metrics_server import TwoDevices
 from shared.settings import Settings
 from tests.deploy.tools import ROOT, helm, needs_helm, run
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from fovea.errors import Cancelled
 from services.llm_longctx.tests.conftest import MODEL, app_of
-from shared.jobs.progress import RemoteProgress
 from shared.jobs.queue import Payload, Result
+from shared.serving.http import middleware
 from shared.serving.jobs.replica_directory import ReplicaDirectory
 from shared.serving.jobs.replica_handler import ReplicaJobHandler
 from shared.serving.replica import ReplicaServer
@@ -44,7 +44,7 @@ async def worker(app, monkeypatch):
     handler = ReplicaJobHandler(ReplicaDirectory(settings.redis_url, replica.host.service, ""), settings)
 
     async def run(sent: Payload, ticket: Ticket) -> Result:
-        monkeypatch.setattr(RemoteProgress, "open", lambda *_: Reported(ticket))
+        monkeypatch.setattr(middleware, "RemoteReport", lambda *_: Reported(ticket))
         return await handler(sent, ticket)
 
     yield run

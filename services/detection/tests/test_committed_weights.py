@@ -13,7 +13,7 @@ from services.detection.models.patnet import PATNetClassifier
 from services.detection.models.yolo9tr import Yolo9trBoxDetector
 from shared.registry import CallContext, LoadContext
 from shared.registry.weights import read_manifest, read_weights
-from shared.serving import trained_models
+from shared.serving import build_app
 from tests.harness.models import client_of
 from tests.harness.waiting import wait_until
 
@@ -84,7 +84,7 @@ SHIPPED = FasterNetClassifier.folder / "fasternet.safetensors"
 
 
 def test_a_model_trained_meanwhile_is_served_and_a_broken_one_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(trained_models, "FOLDER_POLL_S", 0.05)
+    monkeypatch.setattr(build_app, "FOLDER_POLL_S", 0.05)
     manifest = read_manifest(SHIPPED).model_copy(update={"serves": "fasternet"})
 
     def write(name, **changed):

@@ -22,7 +22,8 @@ from services.gateway.batches.file_store import FileStore
 from services.gateway.policy.audit_log import STEERING_FIELDS
 from services.gateway.policy.caller import Caller
 from services.gateway.policy.scopes import INSIDE_PATHS
-from shared.jobs.queue import JobQueue, Payload
+from shared.jobs.queue import Payload
+from shared.jobs.redis_queue import RedisJobQueue
 
 _READ_AT_ONCE = 8
 """Answers of one batch that are read at a time."""
@@ -40,7 +41,7 @@ class BatchService:
         caller: Caller,
         body: BatchRequest,
         service: str,
-        queue: JobQueue,
+        queue: RedisJobQueue,
         *,
         admit: Callable[[int], Awaitable[None]],
         audit: Callable[[], None] = lambda: None,
@@ -89,7 +90,7 @@ class BatchService:
             raise
         return batch
 
-    async def get(self, tenant: str, batch_id: str, queue: JobQueue) -> Batch:
+    async def get(self, tenant: str, batch_id: str, queue: RedisJobQueue) -> Batch:
         """The batch as it stands; raises NotFound."""
         record, lines = await asyncio.to_thread(self._records.load, tenant, batch_id)
         if record.batch.status != "in_progress":
@@ -99,7 +100,7 @@ class BatchService:
             return await self._end(tenant, record, lines)
         return _count(record, lines)
 
-    async def cancel(self, tenant: str, batch_id: str, queue: JobQueue) -> Batch:
+    async def cancel(self, tenant: str, batch_id: str, queue: RedisJobQueue) -> Batch:
         """Cancel what is still running. Raises NotFound: there is no such batch; Conflict: it is over."""
         if (await self.get(tenant, batch_id, queue)).status != "in_progress":
             raise Conflict("The batch is over.")
@@ -118,7 +119,7 @@ class BatchService:
         record, lines = await asyncio.to_thread(self._records.load, tenant, batch_id)
         return _count(record, lines) if record.batch.status == "in_progress" else record.batch
 
-    async def _update_lines(self, tenant: str, record: BatchRecord, lines: Lines, queue: JobQueue) -> Lines:
+    async def _update_lines(self, tenant: str, record: BatchRecord, lines: Lines, queue: RedisJobQueue) -> Lines:
         """All lines there are, with new ones stored, because jobs are forgotten."""
         pending = [entry for entry in record.entries if entry.job not in lines]
         turns = asyncio.Semaphore(_READ_AT_ONCE)
@@ -157,7 +158,7 @@ def _count(record: BatchRecord, lines: Lines) -> Batch:
 
 
 async def _submit_all(
-    lines: Sequence[BatchLine], batch_id: str, caller: Caller, service: str, queue: JobQueue
+    lines: Sequence[BatchLine], batch_id: str, caller: Caller, service: str, queue: RedisJobQueue
 ) -> list[BatchEntry]:
     entries, tenant = list[BatchEntry](), caller.tenant
     headers = {"content-type": "application/json", "accept": "application/json", **caller.job_headers}
@@ -173,13 +174,13 @@ async def _submit_all(
     return entries
 
 
-async def _undo(entries: Sequence[BatchEntry], tenant: str, queue: JobQueue) -> None:
+async def _undo(entries: Sequence[BatchEntry], tenant: str, queue: RedisJobQueue) -> None:
     """Cancel the jobs of a batch that is not accepted; why it is not matters more than what fails here."""
     with contextlib.suppress(FoveaError):
         await _cancel_all(entries, tenant, queue)
 
 
-async def _cancel_all(entries: Sequence[BatchEntry], tenant: str, queue: JobQueue) -> None:
+async def _cancel_all(entries: Sequence[BatchEntry], tenant: str, queue: RedisJobQueue) -> None:
     """Cancel the jobs that are still known and not over; raises the first failure after trying all."""
     told = await asyncio.gather(*(queue.cancel(entry.job, tenant) for entry in entries), return_exceptions=True)
     for error in told:
@@ -187,13 +188,15 @@ async def _cancel_all(entries: Sequence[BatchEntry], tenant: str, queue: JobQueu
             raise error
 
 
-async def _write_line(entry: BatchEntry, tenant: str, queue: JobQueue, turns: asyncio.Semaphore) -> BatchLineOut | None:
+async def _write_line(
+    entry: BatchEntry, tenant: str, queue: RedisJobQueue, turns: asyncio.Semaphore
+) -> BatchLineOut | None:
     """The line of a request whose job is over, or is not known any more; None while it is not."""
     async with turns:
         return await _read_line(entry, tenant, queue)
 
 
-async def _read_line(entry: BatchEntry, tenant: str, queue: JobQueue) -> BatchLineOut | None:
+async def _read_line(entry: BatchEntry, tenant: str, queue: RedisJobQueue) -> BatchLineOut | None:
     try:
         job = await queue.get(entry.job, tenant)
         if job.status not in FINAL:

@@ -31,7 +31,7 @@ from services.gateway.routing.replica_registry import ReplicaRegistry
 from services.gateway.routing.route_table import Route
 from shared.asgi.body import read_coding
 from shared.asgi.shell import Shell
-from shared.jobs.queue import JobQueue
+from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.usage_ledger import UsageLedger
 from shared.settings import Settings
 from shared.telemetry import log, span
@@ -53,7 +53,7 @@ class GatewayDependencies(Protocol):
     revocations: Revocations
     fair: FairQueue
     usage: UsageLedger
-    queue: JobQueue | None
+    queue: RedisJobQueue | None
     audit: AuditLog
 
     async def authenticate(self, headers: Mapping[bytes, bytes], address: str) -> Caller:

@@ -7,7 +7,7 @@ from fastapi import Request
 from fovea.errors import NotReady
 from services.gateway.http.request_context import RequestContext
 from services.gateway.policy.caller import Caller
-from shared.jobs.queue import JobQueue
+from shared.jobs.redis_queue import RedisJobQueue
 
 
 def get_context(request: Request) -> RequestContext:
@@ -21,12 +21,12 @@ def get_caller(request: Request) -> Caller:
     return get_context(request).caller
 
 
-def get_queue(request: Request) -> JobQueue:
+def get_queue(request: Request) -> RedisJobQueue:
     """The job queue; raises NotReady where there is none."""
     return require_queue(request.app.state.gateway.queue)
 
 
-def require_queue(queue: JobQueue | None) -> JobQueue:
+def require_queue(queue: RedisJobQueue | None) -> RedisJobQueue:
     """The queue itself. Raises NotReady: there is none."""
     if queue is None:
         detail = "This gateway has no job queue."

@@ -1,6 +1,6 @@
 """Jobs: queues a request with `Prefer: respond-async`, and serves `/v1/jobs`.
 
-Uses the `JobQueue` contract; knows nothing about how jobs are run.
+Knows nothing about how jobs are run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from services.gateway.http.errors import SECURITY_HEADERS
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.http.request_context import RequestContext, build_response_headers
 from services.gateway.routes.dependencies import get_caller, get_queue, require_queue
-from shared.jobs.queue import JobQueue, Payload
+from shared.jobs.queue import Payload
+from shared.jobs.redis_queue import RedisJobQueue
 from shared.telemetry import span
 
 EVENT_HEARTBEAT_S = 10.0
@@ -46,7 +47,7 @@ def prefers_async(headers: Mapping[bytes, bytes]) -> bool:
     return any(preference.strip() == b"respond-async" for preference in preferences)
 
 
-async def submit_job(ctx: RequestContext, queue: JobQueue | None, service: str, body: bytes) -> None:
+async def submit_job(ctx: RequestContext, queue: RedisJobQueue | None, service: str, body: bytes) -> None:
     """Queue a request and answer 202 with the job and where it is.
 
     Raises:

@@ -32,7 +32,7 @@ from tests.harness.waiting import wait_until
 
 @dataclass
 class ForgetfulQueue:
-    """A `JobQueue` in memory that runs jobs against an app, in a few visible steps."""
+    """A `RedisJobQueue` in memory that runs jobs against an app, in a few visible steps."""
 
     app: Any
     step_s: float = 0.05

@@ -219,7 +219,7 @@ async def test_a_stopping_worker_begins_nothing_new(queue, payload, work):
         worker.stop()
         await asyncio.sleep(0.05)
         await queue.submit(payload)
-    assert await queue.depth("svc") == 1
+    assert (await queue.counts("svc")).waiting == 1
 
 
 async def test_workers_forget_finished_jobs_by_themselves(redis_url, payload, job_settings, work):

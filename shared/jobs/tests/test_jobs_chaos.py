@@ -178,5 +178,5 @@ async def test_what_was_accepted_while_redis_dies_again_and_again_is_done(far_qu
     assert len(accepted) == 60, "a key is one job, also where its answer got lost"
     for job in accepted.values():
         assert (await ended(far_queue, job)).status == "succeeded"
-    assert await far_queue.depth("svc") == 0
+    assert (await far_queue.counts("svc")).waiting == 0
     assert len(await far_queue.recent("local", 1000)) == 60

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from fovea.errors import Fault
-from shared.jobs import codec, consumer, redis_keys, worker_heartbeat
+from shared.jobs import codec, consumer, redis_keys
+from shared.jobs import queue as job_queue
 from shared.jobs.consumer import Delivery, NothingToDo, QueueConsumer
 from shared.jobs.queue import Result
 from shared.jobs.tests.running_worker import take
@@ -144,7 +145,7 @@ async def test_workers_are_known_while_they_renew(queue, inbox, payload, monkeyp
     await inbox.renew([(await take(inbox)).key])
     (worker,) = await queue.workers("svc")
     assert (worker.id, worker.pid, worker.running) == (inbox.consumer, os.getpid(), (job.id,))
-    monkeypatch.setattr(worker_heartbeat, "SILENT_S", 0.0)
+    monkeypatch.setattr(job_queue, "SILENT_S", 0.0)
     assert await queue.workers("svc") == []
 
 
@@ -167,8 +168,8 @@ async def test_the_sweep_removes_orphans_and_workers_long_gone(queue, inbox, oth
         os.utime(blobs / name / "request", (time.time() - age,) * 2)
     await other.renew([])
     client, workers = queue._redis.client, redis_keys.key("workers", "svc")
-    known = worker_heartbeat.Worker.model_validate_json(await client.hget(workers, other.consumer))
-    old = known.model_copy(update={"seen": time.time() - 2 * worker_heartbeat.FORGET_S})
+    known = job_queue.Worker.model_validate_json(await client.hget(workers, other.consumer))
+    old = known.model_copy(update={"seen": time.time() - 2 * consumer._FORGET_S})
     await client.hset(workers, other.consumer, old.model_dump_json())
     await inbox.sweep_orphans()
     assert {path.name for path in blobs.iterdir()} == {"1" * 32, kept.id}

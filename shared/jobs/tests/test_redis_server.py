@@ -88,8 +88,8 @@ def test_a_port_may_be_given_and_a_taken_one_is_said_so(tmp_path, own_redis):
 
 def test_a_free_port_that_somebody_takes_first_is_replaced(tmp_path, own_redis, monkeypatch):
     taken = int(own_redis.url.rsplit(":", 1)[1].partition("/")[0])
-    ports = iter([taken, room._free_port()])
-    monkeypatch.setattr(room, "_free_port", lambda: next(ports))
+    ports = iter([taken, room.free_port()])
+    monkeypatch.setattr(room, "free_port", lambda: next(ports))
     with RedisServer(Settings(data_dir=tmp_path / "other")) as other, redis.Redis.from_url(other.url) as client:
         assert client.ping()
 

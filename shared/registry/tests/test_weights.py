@@ -1,10 +1,20 @@
-"""Weights files: verified before they are read, stored whole, found where they were imported first."""
+"""Weights files: verified before they are read, stored whole, as bytes where asked; figures say what was measured."""
 
 import numpy as np
 import pytest
 
 from fovea.errors import NotReady
-from shared.registry.weights import PACKAGES, Manifest, NetworkSpec, find_weights, read_weights, write_weights
+from shared.registry.measured import measured_metrics
+from shared.registry.weights import (
+    PACKAGES,
+    Manifest,
+    NetworkSpec,
+    find_weights,
+    pack_kernels,
+    read_weights,
+    unpack_kernels,
+    write_weights,
+)
 from shared.settings import settings
 
 ARRAYS = {"conv.weight": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "steps": np.array(7, dtype=np.int64)}
@@ -97,3 +107,44 @@ def test_a_second_write_replaces_both_files_and_leaves_no_draft(tmp_path):
     assert first.sha256 != second.sha256
     assert read_weights(tmp_path / "toy.safetensors").arrays["steps"] == 8
     assert sorted(p.name for p in tmp_path.iterdir()) == ["toy.json", "toy.safetensors"]
+
+
+def kernels() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    scales = np.logspace(-3, 1, 16, dtype=np.float32)[:, None, None, None]
+    kernel = rng.normal(size=(16, 8, 3, 3)).astype(np.float32) * scales
+    kernel[3] = 0
+    return {"kernel": kernel, "bias": rng.normal(size=16).astype(np.float32), "count": np.array(7)}
+
+
+def test_each_output_is_within_half_a_step_of_its_own_scale():
+    given = kernels()
+    found = unpack_kernels(pack_kernels(given))
+    step = np.abs(given["kernel"]).reshape(16, -1).max(axis=1) / 127
+    apart = np.abs(found["kernel"] - given["kernel"]).reshape(16, -1).max(axis=1)
+    assert (apart <= 0.55 * step + 1e-7).all()
+    assert found.keys() == given.keys()
+    assert np.array_equal(found["bias"], given["bias"])
+
+
+def test_familiar_features_are_kept_apart_from_the_network(tmp_path):
+    manifest = Manifest(name="net", origin="trained", network=NetworkSpec(name="net"), constants={"novelty": 1.5})
+    write_weights(tmp_path, {**kernels(), "familiar.mean": np.ones(4, np.float32)}, manifest)
+    found = read_weights(tmp_path / "net.safetensors")
+    assert found.arrays.keys() == kernels().keys()
+    assert (found.familiar.keys(), found.manifest.constants) == ({"familiar.mean"}, {"novelty": 1.5})
+
+
+def measured(data: dict[str, str], **metrics: float) -> Manifest:
+    return Manifest(name="net", origin="trained", network=NetworkSpec(name="net"), data=data, metrics=metrics)
+
+
+def test_a_figure_says_how_many_crops_there_were_and_what_the_warning_learnt_from():
+    real = {"measured_on": "Kvasir-SEG (real), 100 held-out pictures"}
+    dice, clean = measured_metrics(measured(real, dice=0.9, clean_crops=1.0, crops=58.0))
+    assert dice.data == "Kvasir-SEG (real), 100 held-out pictures"
+    assert clean.data == "Kvasir-SEG (real), 100 held-out pictures, 58 crops of them"
+    facts = measured({"measured_on": "clothes (real), 9 held-out pictures"}, auroc_cells=1.0, auroc_unlearnt_cells=0.8)
+    learnt, unlearnt = measured_metrics(facts.model_copy(update={"recipe": {"foreign": ["cells"]}}))
+    assert learnt.data.endswith("against pictures of cells, others of which were learnt")
+    assert unlearnt.data.endswith("against pictures of cells, none of which was learnt")

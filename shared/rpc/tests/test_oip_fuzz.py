@@ -12,6 +12,7 @@ from shared.rpc import oip_json, oip_proto
 from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.oip import InferCall
 from shared.rpc.tensors import DTYPES
+from shared.rpc.tests.oip_client import encode_json
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -64,7 +65,7 @@ def test_random_requests_raise_only_errors_of_ours(request, raw, binary):
 
 
 def _again(call: InferCall) -> tuple[bytes, int | None]:
-    body = oip_json.encode_request(call)
+    body = encode_json(call)
     return body.join(), body.header_length
 
 

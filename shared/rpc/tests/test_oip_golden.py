@@ -13,6 +13,7 @@ from shared.rpc import oip_json, oip_proto
 from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.oip import InferCall, build_answer
 from shared.rpc.tensors import DTYPES
+from shared.rpc.tests.oip_client import decode_json, decode_message, encode_json, encode_message
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "oip_requests_tritonclient_2.73.json").read_text())
 HTTP = GOLDEN["cases"]
@@ -45,10 +46,10 @@ def test_an_http_body_decodes_to_its_stated_values_is_answered_and_said_again_by
     np.testing.assert_array_equal(call.feeds["in"], stated(case), strict=True)
     body = oip_json.encode_answer(build_answer(call, {"out": call.feeds["in"]}, "7"), call)
     assert (body.header_length is not None) is case["binary"]
-    back = oip_json.decode_answer(body.join(), body.header_length)
-    assert (back.model, back.version, back.id) == ("m", "7", "r1")
-    np.testing.assert_array_equal(back.outputs["out"], stated(case), strict=True)
-    again = oip_json.encode_request(decode(case), binary=case["binary"])
+    head = json.loads(body.parts[0])
+    assert (head["model_name"], head["model_version"], head["id"]) == ("m", "7", "r1")
+    np.testing.assert_array_equal(decode_json(body)["out"], stated(case), strict=True)
+    again = encode_json(decode(case), binary=case["binary"])
     assert json.loads(again.join()[: again.header_length]) == case["header"]
     assert b"".join(again.parts[1:]) == base64.b64decode(case["body_b64"])[case["header_length"] or 10**6 :]
 
@@ -59,11 +60,11 @@ def test_a_grpc_message_decodes_to_its_stated_values_encodes_to_its_bytes_and_is
     call = oip_proto.decode_request(pb.ModelInferRequest.FromString(sent))
     assert (call.model, call.id, dict(call.requested), call.binary) == ("m", "r1", {"out": None}, True)
     np.testing.assert_array_equal(call.feeds["in"], stated(case), strict=True)
-    assert oip_proto.encode_request(call).SerializeToString() == sent
+    assert encode_message(call).SerializeToString() == sent
     message = oip_proto.encode_answer(build_answer(call, {"out": call.feeds["in"]}, "7"), call)
-    back = oip_proto.decode_answer(pb.ModelInferResponse.FromString(message.SerializeToString()))
-    assert (back.model, back.version, back.id) == ("m", "7", "r1")
-    np.testing.assert_array_equal(back.outputs["out"], stated(case), strict=True)
+    back = pb.ModelInferResponse.FromString(message.SerializeToString())
+    assert (back.model_name, back.model_version, back.id) == ("m", "7", "r1")
+    np.testing.assert_array_equal(decode_message(back)["out"], stated(case), strict=True)
 
 
 def test_every_datatype_is_among_the_messages_and_those_that_the_client_refuses_are_ours_to_handle():
@@ -72,5 +73,5 @@ def test_every_datatype_is_among_the_messages_and_those_that_the_client_refuses_
     refused = {case["datatype"] for case in GOLDEN["client_refuses"]}
     assert refused == {"BF16", "BYTES"}
     call = InferCall("m", {"in": np.array([0.5, -2], ml_dtypes.bfloat16)}, requested={"out": False})
-    body = oip_json.encode_request(call, binary=False)
+    body = encode_json(call, binary=False)
     assert oip_json.decode_request("m", "", body.join()).feeds["in"].tolist() == [0.5, -2]

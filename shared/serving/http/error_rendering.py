@@ -10,7 +10,9 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
+from fastapi._compat.v2 import ModelField, _regenerate_error_with_loc
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -20,6 +22,7 @@ from shared import telemetry
 from shared.asgi.body import SlowBody
 from shared.asgi.errors import ErrorForm, build_error_headers, render_error
 from shared.serving.http.errors import NotAcceptable, to_safe_error
+from shared.validation_errors import list_errors
 
 _FORMS: Mapping[str, ErrorForm] = {
     "/v2": "oip",
@@ -30,8 +33,8 @@ _FORMS: Mapping[str, ErrorForm] = {
 }
 """Path prefix → form, for requests that match no route."""
 
+# Pydantic's names of the forms that a value may have, in the place of a field: `str`, `constrained-str`, `list[float]`
 _FORM = re.compile(r"^(?:str|int|float|bool)$|^constrained-|^\w+\[.*\]$")
-"""Pydantic's names of the forms that a value may have: `str`, `constrained-str`, `list[float]` …"""
 
 _BY_STATUS: Mapping[int, type[FoveaError]] = {405: MethodNotAllowed, 406: NotAcceptable, 408: SlowBody}
 
@@ -77,7 +80,6 @@ def _find_cause(errors: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _is_form(part: str | int) -> bool:
-    """Whether a part of a place is pydantic's name for one of several forms, and no field."""
     return isinstance(part, str) and _FORM.search(part) is not None
 
 
@@ -97,3 +99,18 @@ def _http_error(error: HTTPException) -> FoveaError:
     kind = _BY_STATUS.get(error.status_code) or by_status(error.status_code)
     found: FoveaError = kind(str(error.detail))
     return found
+
+
+def bound_validation() -> None:
+    """Have FastAPI list few errors of a body, in this whole process, where it makes a dictionary of each one."""
+    patched: Any = ModelField
+    patched.validate = _validate
+
+
+def _validate(
+    self: ModelField, value: Any, _values: dict[str, Any] | None = None, *, loc: tuple[int | str, ...] = ()
+) -> tuple[Any, list[dict[str, Any]]]:
+    try:
+        return self._type_adapter.validate_python(value, from_attributes=True), []
+    except ValidationError as error:
+        return None, _regenerate_error_with_loc(errors=list_errors(error), loc_prefix=loc)

@@ -21,14 +21,14 @@ from shared.asgi.body import Inflater, read_coding, read_content_length
 from shared.asgi.errors import RawHeaders
 from shared.asgi.json_bounds import PartsCounter
 from shared.asgi.shell import HttpCall, ObservedRequest, Shell
-from shared.jobs.progress import RemoteProgress, RemoteReport
+from shared.jobs.progress import RemoteReport
+from shared.jobs.redis_client import RedisClient
 from shared.registry import CallContext
 from shared.serving.http.error_rendering import render, translate
 from shared.serving.watched_work import CURRENT_RUN
 from shared.settings import Settings
 
-_CLOSE = {"connection": "close"}
-"""Sent with errors that leave part of the body unread."""
+_CLOSE = {"connection": "close"}  # sent with errors that leave part of the body unread
 
 
 class ServiceCall(HttpCall):
@@ -39,19 +39,12 @@ class ServiceCall(HttpCall):
         report: Where its progress goes, if it is a job of a worker elsewhere.
     """
 
-    def __init__(
-        self,
-        service: str,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        settings: Settings,
-        progress: RemoteProgress | None,
-    ) -> None:
-        super().__init__(service, scope, receive, send, settings)
+    def __init__(self, front: ServiceMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
+        settings, redis = front.settings, front.redis
+        super().__init__(front.service, scope, receive, send, settings)
         self.tenant = self._header("x-fovea-tenant") or "local"
         job_id, _, attempt = self._header(JOB_HEADER).partition(" ")
-        self.report: RemoteReport | None = progress.open(job_id, attempt) if progress and attempt else None
+        self.report: RemoteReport | None = RemoteReport(redis, job_id, attempt) if redis and attempt else None
         now = asyncio.get_running_loop().time()
         if (seconds := _read_timeout(self._header("x-fovea-deadline-ms"))) is not None:
             self.deadline = self.ends_at = now + seconds  # a caller's own deadline is for the whole answer
@@ -76,7 +69,7 @@ class ServiceCall(HttpCall):
         """
         read_content_length(self.headers, self.body.limit)
         coding = read_coding(self.headers)
-        if coding and not self.path.startswith("/v2"):  # Open Inference inflates its own bodies, and answers in kind
+        if coding:
             self.body.inflater = Inflater(coding)
             dropped = (b"content-encoding", b"content-length")
             self.scope["headers"] = [(name, value) for name, value in self.scope["headers"] if name not in dropped]
@@ -116,15 +109,15 @@ class ServiceMiddleware(Shell[ServiceCall]):
         super().__init__(app)
         self.service = service
         self.settings = settings
-        self._progress = RemoteProgress(settings.redis_url) if settings.redis_url else None
+        self.redis = RedisClient(settings.redis_url) if settings.redis_url else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await super().__call__(scope, receive, send)
-        if scope["type"] == "lifespan" and self._progress is not None:
-            await self._progress.close()
+        if scope["type"] == "lifespan" and self.redis is not None:
+            await self.redis.close()
 
     def open(self, scope: Scope, receive: Receive, send: Send) -> ServiceCall:
-        return ServiceCall(self.service, scope, receive, send, self.settings, self._progress)
+        return ServiceCall(self, scope, receive, send)
 
     async def serve(self, call: ServiceCall) -> None:
         CURRENT_RUN.set(call.run)

@@ -22,8 +22,7 @@ from fovea.errors import BadInput, FoveaError, InvalidOption, Malformed, TooLarg
 from shared.serving import servable_schema
 from shared.validation_errors import list_errors
 
-_FILES = ("file", "image", "files", "images")
-"""Form fields that fill the model's first field of bytes."""
+_FILES = ("file", "image", "files", "images")  # form fields that fill the model's first field of bytes
 
 
 def read_json_object(body: bytes) -> dict[str, Any]:
@@ -88,7 +87,12 @@ async def parse_request(request: Request | JobRequest) -> ParsedRequest:
     parsed = ParsedRequest(texts={name: request.query_params.getlist(name) for name in request.query_params})
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media in {"multipart/form-data", "application/x-www-form-urlencoded"}:
-        await _read_form(request, parsed)
+        async with open_form(request, max_files=1000, max_fields=1000) as form:
+            for name, value in form.multi_items():
+                if isinstance(value, UploadFile):
+                    parsed.files.append((name, await value.read()))
+                else:
+                    parsed.texts.setdefault(name, []).append(value)
         return parsed
     body = await request.body()
     if media.endswith("json") or (not media and body[:1] == b"{"):
@@ -108,11 +112,9 @@ async def open_form(request: Request | JobRequest, *, max_files: int, max_fields
     is_multipart = request.headers.get("content-type", "").strip().lower().startswith("multipart/form-data")
     try:
         async with aclosing(request.stream()) as stream:
-            parser = (
-                MultiPartParser(request.headers, stream, max_files=max_files, max_fields=max_fields)
-                if is_multipart
-                else FormParser(request.headers, stream, max_fields=max_fields)
-            )
+            parser: MultiPartParser | FormParser = FormParser(request.headers, stream, max_fields=max_fields)
+            if is_multipart:
+                parser = MultiPartParser(request.headers, stream, max_files=max_files, max_fields=max_fields)
             form = await parser.parse()
     except MultiPartException as error:
         raise BadInput(error.message) from error
@@ -122,15 +124,6 @@ async def open_form(request: Request | JobRequest, *, max_files: int, max_fields
         yield form
     finally:
         await form.close()
-
-
-async def _read_form(request: Request | JobRequest, parsed: ParsedRequest) -> None:
-    async with open_form(request, max_files=1000, max_fields=1000) as form:
-        for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                parsed.files.append((name, await value.read()))
-            else:
-                parsed.texts.setdefault(name, []).append(value)
 
 
 def _parse_object(body: bytes) -> dict[str, Any]:
@@ -148,10 +141,8 @@ def build_requests(
 ) -> tuple[list[BaseModel | FoveaError], bool]:
     """One request per picture, or its error where only that picture is wrong; and whether a list was sent.
 
-    Raises:
-        InvalidOption: An option is unknown or out of range; `field` names it.
-        TooLarge: More pictures than `max_images`.
-        UnsupportedMedia: Raw bytes of another kind than the model takes.
+    Raises InvalidOption: an option is unknown or out of range, `field` names it; TooLarge: more pictures than
+    `max_images`; UnsupportedMedia: raw bytes of another kind than the model takes.
     """
     fields = servable_schema.properties(model)
     options = {name: value for name, value in parsed.options.items() if name != "model" or name in fields}
@@ -165,7 +156,11 @@ def build_requests(
     if not many:
         return [_validate(model, options | pictures)], False
     (main, several), *_ = pictures.items()
-    _check_count(several, max_images)
+    if not isinstance(several, list) or not several:
+        raise InvalidOption("images must be a list of at least one picture.", field="images")
+    if len(several) > max_images:
+        detail = f"{len(several)} pictures were sent; max_images is {max_images}."
+        raise TooLarge(detail, hint="Send them in several requests.", field="images")
     return [_build_value_of(model, options, main, picture) for picture in several], True
 
 
@@ -198,7 +193,6 @@ def _value_of(prop: Mapping[str, Any], data: list[bytes]) -> Any:
 
 
 def _raw_field(main: str | None, blobs: Mapping[str, str], media: str) -> str:
-    """The field that a raw body of this content type fills."""
     accepted = blobs.get(main or "", "")
     fits = media == "application/octet-stream" or media.partition("/")[0] == accepted.partition("/")[0]
     if main is None or not fits:
@@ -214,14 +208,6 @@ def _refuse_unknown(options: Mapping[str, Any], model: type[BaseModel]) -> None:
     for name in options:
         if name not in fields:
             raise InvalidOption(f"There is no option {name!r}.", field=name, hint=f"Options are {', '.join(fields)}.")
-
-
-def _check_count(several: Any, max_images: int) -> None:
-    if not isinstance(several, list) or not several:
-        raise InvalidOption("images must be a list of at least one picture.", field="images")
-    if len(several) > max_images:
-        detail = f"{len(several)} pictures were sent; max_images is {max_images}."
-        raise TooLarge(detail, hint="Send them in several requests.", field="images")
 
 
 def _build_value_of(
@@ -240,7 +226,10 @@ def _build_value_of(
 
 
 def _validate(model: type[BaseModel], values: Mapping[str, Any]) -> BaseModel:
-    _refuse_urls(model, values)
+    for name in servable_schema.blob_fields(model):
+        if is_url(values.get(name)):
+            hint = "Send the picture itself: base64 in JSON, a multipart file or a raw body."
+            raise InvalidOption(f"{name} is a URL, and pictures are not fetched here.", field=name, hint=hint)
     try:
         request = model.model_validate(values)
     except ValidationError as error:
@@ -256,15 +245,7 @@ def is_url(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and value[:8].lower().startswith(("http://", "https://"))
 
 
-def _refuse_urls(model: type[BaseModel], values: Mapping[str, Any]) -> None:
-    for name in servable_schema.blob_fields(model):
-        if is_url(values.get(name)):
-            hint = "Send the picture itself: base64 in JSON, a multipart file or a raw body."
-            raise InvalidOption(f"{name} is a URL, and pictures are not fetched here.", field=name, hint=hint)
-
-
 def _first_error(errors: Sequence[Any]) -> FoveaError:
-    """The first thing that is wrong, by the name of its field, and how many more there are."""
     first, more = errors[0], len(errors) - 1
     where = ".".join(str(part) for part in first["loc"]) or "body"
     rest = f" ({more} more)" if more else ""

@@ -26,12 +26,9 @@ from shared.serving.http.negotiation import choose
 from shared.serving.http.request_parsing import JobRequest, build_requests, parse_request
 from shared.serving.http.url_images import Fetcher, fetch_pictures
 
-_PROTOCOL_TASKS = frozenset({"chat", "complete"})
-"""Tasks with a protocol of their own."""
-
+_PROTOCOL_TASKS = frozenset({"chat", "complete"})  # tasks with a protocol of their own
+# Bodies from this size are parsed on a thread: base64 of a photograph takes milliseconds.
 _LARGE_BODY_BYTES = 256 * 1024
-"""Bodies from this size are parsed on a thread: base64 of a photograph takes milliseconds."""
-
 _STREAM_MEDIA_TYPES = ("application/x-ndjson", "text/event-stream")
 
 
@@ -96,10 +93,6 @@ async def answer_task(host: Host, task: str, request: Request | JobRequest, run:
     answer = await host.predict(name, call, run)
     if media == "application/json":
         return Response(answer.model_dump_json(), media_type=media, headers={"vary": "accept"})
-    return await _render(host, name, call, answer, media)
-
-
-async def _render(host: Host, name: str, call: BaseModel, answer: BaseModel, media: str) -> Response:
     picture = await asyncio.to_thread(host.servable(name).render, call, answer, media)
     if picture is None:
         raise NotAcceptable(f"This answer has no form {media}.", hint="Ask for application/json.")

@@ -85,18 +85,16 @@ class Fetcher:
         pinned = url.copy_with(host=str(address))
         client = httpx2.AsyncClient(trust_env=False, timeout=self.seconds)
         request = client.build_request("GET", pinned, headers={"host": url.netloc.decode()})
-        request.extensions["sni_hostname"] = (
-            url.host
-        )  # the certificate must be the name's, though the address is pinned
-        async with (
-            client,
-            contextlib.aclosing(await client.send(request, stream=True, follow_redirects=False)) as answer,
-        ):
-            if answer.is_redirect and "location" in answer.headers:
-                return str(answer.headers["location"])
-            if answer.status_code != httpx2.codes.OK:
-                raise InvalidOption(f"The picture's server answered {answer.status_code}.")
-            return await self._read_bounded(answer)
+        # The certificate must be the name's, though the address is pinned.
+        request.extensions["sni_hostname"] = url.host
+        async with client:
+            answer = await client.send(request, stream=True, follow_redirects=False)
+            async with contextlib.aclosing(answer):
+                if answer.is_redirect and "location" in answer.headers:
+                    return str(answer.headers["location"])
+                if answer.status_code != httpx2.codes.OK:
+                    raise InvalidOption(f"The picture's server answered {answer.status_code}.")
+                return await self._read_bounded(answer)
 
     async def _read_bounded(self, answer: httpx2.Response) -> bytes:
         parts, size = [], int(answer.headers.get("content-length", 0))

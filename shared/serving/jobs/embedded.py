@@ -14,15 +14,13 @@ from shared.serving.jobs.replica_handler import ReplicaJobHandler
 from shared.settings import Settings
 from shared.telemetry import log
 
-_RESTART_S = 1.0
-"""Pause before a runner that broke is replaced."""
+_RESTART_S = 1.0  # pause before a runner that broke is replaced
 
 
 class EmbeddedJobs:
     """The jobs that one replica runs. Belongs to the replica's event loop."""
 
     def __init__(self, url: str, host: Host, settings: Settings) -> None:
-        """Take jobs from the Redis at `url` once the models of `host` are loaded."""
         self._url, self._host, self._settings = url, host, settings
         self._runner: JobRunner | None = None
         self._task: asyncio.Task[None] | None = None

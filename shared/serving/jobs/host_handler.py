@@ -19,7 +19,7 @@ from shared import telemetry
 from shared.asgi.body import BoundedBody, Inflater, Message, read_coding
 from shared.asgi.json_bounds import PartsCounter
 from shared.asgi.shell import ObservedRequest
-from shared.jobs.queue import TRANSFER_HEADERS, Handler, Payload, Result, Ticket
+from shared.jobs.queue import Handler, Payload, Result, Ticket
 from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.error_rendering import render, translate
@@ -40,15 +40,13 @@ class HostJobHandler:
         task = find_task(self._host, path)
         if task is None:
             return await self._others(payload, ticket)
-        headers = {name.lower(): value for name, value in payload.headers.items()}
-        run = self._build_context(payload.tenant, headers, ticket)
-        trace = telemetry.fresh_context(
-            headers.get("x-request-id"), telemetry.context().traceparent, self._host.service
-        )
+        sent = {name.lower(): value for name, value in payload.headers.items()}
+        run = self._build_context(payload.tenant, sent, ticket)
+        trace = telemetry.fresh_context(sent.get("x-request-id"), telemetry.context().traceparent, self._host.service)
         with ObservedRequest(self._host.service, "POST", path, trace) as observed, _cancelling(ticket, run):
             error = ""
             try:
-                response = await answer_task(self._host, task, await self._read(payload, headers), run)
+                response = await answer_task(self._host, task, await self._read(payload, sent), run)
                 body = await _collect(response)
             except Exception as raised:  # noqa: BLE001  # whatever is raised becomes an answer, as over HTTP
                 failure = translate(raised)
@@ -58,7 +56,8 @@ class HostJobHandler:
             observed.status = response.status_code
             observe_outcome(observed, run, path, error)
             facts = build_facts_headers(trace.request_id, run)
-        return _to_result(response, body, {name.decode(): value.decode("latin-1") for name, value in facts})
+        headers = {**response.headers, **{name.decode(): value.decode("latin-1") for name, value in facts}}
+        return Result.of_answer(response.status_code, headers, body)
 
     def _build_context(self, tenant: str, headers: Mapping[str, str], ticket: Ticket) -> CallContext:
         """The job's context: no deadline, and progress from any thread goes to the ticket."""
@@ -106,14 +105,7 @@ def _cancelling(ticket: Ticket, run: CallContext) -> Iterator[None]:
 
 
 async def _collect(response: Response) -> bytes:
-    """The whole body of an answer; a stream is collected."""
     if not isinstance(response, StreamingResponse):
         return bytes(response.body)
     chunks = [chunk async for chunk in response.body_iterator]
     return b"".join(chunk.encode() if isinstance(chunk, str) else bytes(chunk) for chunk in chunks)
-
-
-def _to_result(response: Response, body: bytes, facts: Mapping[str, str]) -> Result:
-    headers = {name: value for name, value in response.headers.items() if name not in TRANSFER_HEADERS}
-    content_type = response.headers.get("content-type", "application/octet-stream")
-    return Result(response.status_code, content_type, body, {**headers, **facts})

@@ -23,7 +23,6 @@ class JobRunner:
     """Runs the jobs of one service. Belongs to one event loop."""
 
     def __init__(self, url: str, service: str, handler: Handler, settings: Settings) -> None:
-        """Take jobs from the Redis at `url`."""
         self._consumer = QueueConsumer(url, service, settings)
         self._ledger, self._limits = UsageLedger(url), JobKeyLimits(url)
         self._worker = JobWorker(self._consumer, charge_jobs(handler, self._ledger, self._limits), settings)

@@ -15,24 +15,17 @@ from redis.exceptions import RedisError
 from fovea.api.replica import HEARTBEAT_TTL_S, RENEW_S, WANTED_S, ReplicaRecord, replicas_key, wanted_key
 from shared.jobs.redis_connection import open_async_redis
 
+# Silence after which a replica that still holds a job hangs; a busy one may renew its record late.
 _SILENT_S = 2 * HEARTBEAT_TTL_S
-"""Silence after which a replica that still holds a job hangs; a busy one may renew its record late."""
-
-_AVOID_S = 2.0
-"""How long a replica that refused a connection is passed over."""
-
-_NO_MEMORY_SHARE = 0.9
-"""Share of its memory beyond which a replica that dies is taken to have died of it."""
-
-_LAST_WORD_S = 1.5
-"""Longest wait for the record by which a replica says that it ran out of memory."""
+_AVOID_S = 2.0  # how long a replica that refused a connection is passed over
+_NO_MEMORY_SHARE = 0.9  # share of its memory beyond which a replica that dies is taken to have died of it
+_LAST_WORD_S = 1.5  # longest wait for the record by which a replica says that it ran out of memory
 
 
 class ReplicaDirectory:
     """The replicas of one service and version. Belongs to one event loop."""
 
     def __init__(self, url: str, service: str, version: str) -> None:
-        """Read what the replicas announce in the Redis at `url`."""
         self.service = service
         self._version = version
         self._redis: Any = open_async_redis(url, socket_timeout=2.0, socket_connect_timeout=1.0)

@@ -6,25 +6,21 @@ Progress does not come this way: the replica writes it to Redis under the job's 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import httpx2
 
 from fovea.api.replica import JOB_HEADER, ReplicaRecord
 from fovea.errors import Cancelled, NotReady, TooLarge
-from shared.jobs.queue import TRANSFER_HEADERS, Payload, Result, Ticket
+from shared.jobs.queue import Payload, Result, Ticket
 from shared.jobs.redis_client import cancel_tasks
 from shared.serving.jobs.replica_directory import ReplicaDirectory
 from shared.settings import Settings
 from shared.telemetry import context, is_tracing, log
 
 _CONNECT_S = 3.0
-_LOOK_S = 0.5
-"""Seconds between two looks for a replica that is ready."""
-
+_LOOK_S = 0.5  # seconds between two looks for a replica that is ready
+# Statuses of a replica that can't take the job now: an attempt asks again so often before it fails.
 _BUSY = frozenset({429, 503})
-"""Statuses of a replica that can't take the job now: an attempt asks again so often before it fails."""
-
 _MAX_REFUSALS = 30
 _BUSY_PAUSE_S = 1.0
 
@@ -33,7 +29,6 @@ class ReplicaJobHandler:
     """Runs jobs on the replicas of a directory. `close` it in the loop that runs it."""
 
     def __init__(self, replicas: ReplicaDirectory, settings: Settings) -> None:
-        """Show the replicas the credentials of `settings`."""
         self._replicas = replicas
         self._client = httpx2.AsyncClient(
             trust_env=False,
@@ -45,10 +40,8 @@ class ReplicaJobHandler:
     async def __call__(self, payload: Payload, ticket: Ticket) -> Result:
         """The replica's answer; streams are collected whole. See `shared.jobs.queue.Handler`.
 
-        Raises:
-            Cancelled: The job was cancelled; the replica was told by the closed connection.
-            NotReady: The replica was lost while it ran the job.
-            TooLarge: It ran out of memory over the job.
+        Raises Cancelled: the job was cancelled, which the replica learns from the closed connection; NotReady: the
+        replica was lost while it ran the job; TooLarge: it ran out of memory over the job.
         """
         work = asyncio.create_task(self._send_until_taken(payload, ticket))
         stopped = asyncio.create_task(ticket.wait_until_cancelled())
@@ -112,7 +105,8 @@ class ReplicaJobHandler:
         if is_tracing():
             headers["traceparent"] = context().traceparent
         request = self._client.build_request("POST", replica.http + payload.path, content=payload.body, headers=headers)
-        return _to_result(await self._client.send(request))
+        answer = await self._client.send(request)
+        return Result.of_answer(answer.status_code, answer.headers, answer.content)
 
     async def _describe_loss(self, replica: ReplicaRecord) -> NotReady | TooLarge:
         """The error for a connection that broke: the job's doing, where the replica died of memory over it alone."""
@@ -120,9 +114,3 @@ class ReplicaJobHandler:
             detail = "A replica ran out of memory on this job."
             return TooLarge(detail, hint="Send less at a time, or raise FOVEA_REPLICA_MEMORY_BYTES of the replicas.")
         return NotReady("The replica was lost while it ran this job.", hint="Send the request again.", retry_after=1)
-
-
-def _to_result(response: Any) -> Result:
-    headers = {name: value for name, value in response.headers.items() if name not in TRANSFER_HEADERS}
-    content_type = response.headers.get("content-type", "application/octet-stream")
-    return Result(response.status_code, content_type, response.content, headers)

@@ -10,9 +10,9 @@ import asyncio
 import errno
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import grpc
 from google.protobuf.json_format import ParseDict
@@ -25,7 +25,6 @@ from fovea.errors import FoveaError, Malformed, TooLarge
 from shared import telemetry
 from shared.registry import CallContext
 from shared.rpc import open_inference_pb2 as pb
-from shared.rpc.oip import build_answer, check_outputs
 from shared.rpc.oip_proto import decode_request, encode_answer
 from shared.rpc.protobuf_fields import iterate_fields
 from shared.serving.auth_guard import GatewayOnlyInterceptor
@@ -33,23 +32,21 @@ from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error
 from shared.serving.oip import metadata
 from shared.serving.oip.grpc_health_reflection import SERVICE, add_standard_services
-from shared.serving.ordered_map import map_in_order
 from shared.serving.watched_work import CURRENT_RUN
 from shared.settings import Settings
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Method = Callable[[Any, CallContext], Awaitable[Message | dict[str, Any]]]
 
+# Bytes of an error's text: it travels as a header, percent-encoded, and those are limited to 8 KiB.
 _MAX_DETAIL_BYTES: Final = 2000
-"""Bytes of an error's text: it travels as a header, percent-encoded, and those are limited to 8 KiB."""
-
+# Bytes of a message above which elements are taken one by one off the event loop only.
 _OFF_LOOP_BYTES: Final = 64 * 1024
-"""Bytes of a message above which elements are taken one by one off the event loop only."""
-
-
+# Bytes of a message that are decoded element by element: typed contents, names, parameters.
 _MAX_DECODED_BYTES: Final = 16 * 2**20
-"""Bytes of a message that are decoded element by element: typed contents, names, parameters."""
-
+_METHODS: Final[list[Any]] = list(pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods)
 _RAW_FIELD: Final = pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number
 
 
@@ -84,19 +81,14 @@ class _OpenInferenceService(grpc.GenericRpcHandler):
         self._host = host
         self._settings = settings
         self._methods_by_name: Mapping[str, Method] = {
-            "ServerLive": self._live,
-            "ServerReady": self._ready,
-            "ModelReady": self._model_ready,
-            "ServerMetadata": self._metadata,
+            **dict.fromkeys(_LOOKS, self._look),
             "ModelMetadata": self._model_metadata,
             "ModelInfer": self._infer,
             "ModelConfig": self._config,
-            "ModelStatistics": self._statistics,
-            "RepositoryIndex": self._index,
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
         }
-        self._handlers = {f"/{SERVICE}/{method.name}": self._handler(method) for method in _list_methods()}
+        self._handlers = {f"/{SERVICE}/{method.name}": self._handler(method) for method in _METHODS}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         """The handler of a method; methods of Triton's service that are not offered get an error."""
@@ -184,63 +176,36 @@ class _OpenInferenceService(grpc.GenericRpcHandler):
             finally:
                 context.set_trailing_metadata(tuple(trailers))
 
-    # The methods.
-
-    async def _live(self, _message: pb.ServerLiveRequest, _run: CallContext) -> pb.ServerLiveResponse:
-        return pb.ServerLiveResponse(live=True)
-
-    async def _ready(self, _message: pb.ServerReadyRequest, _run: CallContext) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=self._host.ready)
-
-    async def _model_ready(self, message: pb.ModelReadyRequest, _run: CallContext) -> pb.ModelReadyResponse:
-        try:
-            self._host.check_ready(message.name, message.version)
-        except FoveaError:  # unknown and unloaded alike: this method answers yes or no
-            return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=True)
-
-    async def _metadata(self, _message: pb.ServerMetadataRequest, _run: CallContext) -> dict[str, Any]:
-        return metadata.describe_server(self._host)
+    # The methods that are more than a look at the host.
 
     async def _model_metadata(self, message: pb.ModelMetadataRequest, _run: CallContext) -> dict[str, Any]:
-        await self._host.wake(message.name)
-        return metadata.describe_model(self._host, message.name, message.version)
+        return await metadata.describe_model(self._host, message.name, message.version)
 
     async def _config(self, message: pb.ModelConfigRequest, _run: CallContext) -> dict[str, Any]:
-        await self._host.wake(message.name)
-        return {"config": metadata.describe_config(self._host, message.name, message.version)}
+        return {"config": await metadata.describe_config(self._host, message.name, message.version)}
 
-    async def _statistics(self, message: pb.ModelStatisticsRequest, _run: CallContext) -> dict[str, Any]:
-        return metadata.collect_statistics(self._host, message.name, message.version)
-
-    async def _index(self, message: pb.RepositoryIndexRequest, _run: CallContext) -> dict[str, Any]:
-        return {"models": metadata.list_models(self._host, ready=message.ready)}
+    async def _look(self, message: Any, _run: CallContext) -> dict[str, Any]:
+        return _LOOKS[message.DESCRIPTOR.name.removesuffix("Request")](self._host, message)
 
     async def _load(self, message: pb.RepositoryModelLoadRequest, _run: CallContext) -> dict[str, Any]:
         await metadata.load_model(self._host, message.model_name, message.parameters)
         return {}
 
     async def _unload(self, message: pb.RepositoryModelUnloadRequest, _run: CallContext) -> dict[str, Any]:
-        await metadata.unload_model(self._host, message.model_name)
+        await self._host.unload(message.model_name)
         return {}
 
     async def _infer(self, message: pb.ModelInferRequest, run: CallContext) -> pb.ModelInferResponse:
-        host, name, version = self._host, message.model_name, message.model_version
-        await host.wake(name)
-        _, outputs = host.tensors(name, version)
+        await self._host.wake(message.model_name)
+        self._host.find_loaded(message.model_name, message.model_version)
         with telemetry.stage("pre"):
-            call = (
-                await asyncio.to_thread(decode_request, message)
-                if _is_slow_to_decode(message)
-                else decode_request(message)
-            )
-        if outputs:
-            check_outputs(call, [spec.name for spec in outputs])
-        if call.timeout_s is not None:
-            run.deadline = min(run.deadline or math.inf, time.monotonic() + call.timeout_s)
-        results = await host.infer(name, call.feeds, run, version)
+            if _is_slow_to_decode(message):
+                call = await asyncio.to_thread(decode_request, message)
+            else:
+                call = decode_request(message)
+        answer = await self._host.answer(call, run)
         with telemetry.stage("post"):
-            return encode_answer(build_answer(call, results, version or host.servable(name).card.version), call)
+            return encode_answer(answer, call)
 
 
 @contextmanager
@@ -264,6 +229,26 @@ def _count_call(service: str, model: str, route: str, server: telemetry.Span) ->
             server.end()
 
 
+def _is_model_ready(host: Host, message: pb.ModelReadyRequest) -> bool:
+    """Yes or no, for unknown and unloaded models alike."""
+    try:
+        host.check_ready(message.name, message.version)
+    except FoveaError:
+        return False
+    return True
+
+
+_LOOKS: Final[Mapping[str, Callable[[Host, Any], dict[str, Any]]]] = {
+    "ServerLive": lambda _host, _message: {"live": True},
+    "ServerReady": lambda host, _message: {"ready": host.ready},
+    "ModelReady": lambda host, message: {"ready": _is_model_ready(host, message)},
+    "ServerMetadata": lambda host, _message: metadata.describe_server(host),
+    "ModelStatistics": lambda host, message: metadata.collect_statistics(host, message.name, message.version),
+    "RepositoryIndex": lambda host, message: {"models": metadata.list_models(host, ready=message.ready)},
+}
+"""Method → the answer that a look at the host gives."""
+
+
 async def _refuse_method(_message: bytes, context: Context) -> bytes:
     detail = "This method is not offered: shared memory, trace and log settings stay with the operator."
     await context.abort(grpc.StatusCode.UNIMPLEMENTED, detail)
@@ -274,10 +259,6 @@ def _is_slow_to_decode(message: pb.ModelInferRequest) -> bool:
     # `ByteSize` serialises the message, so it is asked last.
     one_by_one = not message.raw_input_contents or any(tensor.datatype == "BYTES" for tensor in message.inputs)
     return one_by_one and message.ByteSize() > _OFF_LOOP_BYTES
-
-
-def _list_methods() -> list[Any]:
-    return list(pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods)
 
 
 async def _parse(kind: type[Any], data: bytes) -> Any:
@@ -309,12 +290,38 @@ def _sentence(error: FoveaError) -> str:
 def _timeout_seconds(context: Context, headers: Mapping[str, str], settings: Settings) -> float:
     """Seconds that the caller allows: gRPC's own deadline, the gateway's header, or the setting."""
     try:
-        stated = (
-            float(headers["x-fovea-deadline-ms"]) / 1000
-            if "x-fovea-deadline-ms" in headers
-            else settings.request_timeout_s
-        )
+        stated = float(headers.get("x-fovea-deadline-ms", "")) / 1000
     except ValueError:
         stated = settings.request_timeout_s
     left = context.time_remaining()
     return min(stated if stated >= 0 else settings.request_timeout_s, math.inf if left is None else left)
+
+
+async def map_in_order(
+    items: AsyncIterable[Item], work: Callable[[Item], Awaitable[Result]], *, ahead: int
+) -> AsyncIterator[Result]:
+    """Yield `work(item)` for every item, in order; closing the iterator cancels running items.
+
+    Items are read only as fast as results are taken; at most `ahead` run or wait to be taken. Each runs as a task of
+    its own, so that neighbours can share a micro-batch. An error of reading or working is raised when its turn comes.
+    """
+    slots = asyncio.Semaphore(ahead)
+    started: asyncio.Queue[asyncio.Future[Result] | None] = asyncio.Queue()
+
+    async def read() -> None:
+        async for item in items:
+            await slots.acquire()
+            started.put_nowait(asyncio.ensure_future(work(item)))
+
+    reader = asyncio.create_task(read())
+    reader.add_done_callback(lambda _: started.put_nowait(None))
+    try:
+        while (task := await started.get()) is not None:
+            yield await task
+            slots.release()
+        await reader
+    finally:
+        reader.cancel()
+        while not started.empty():
+            if task := started.get_nowait():
+                task.cancel()

@@ -34,11 +34,12 @@ def describe_server(host: Host) -> dict[str, Any]:
     }
 
 
-def describe_model(host: Host, name: str, version: str = "") -> dict[str, Any]:
+async def describe_model(host: Host, name: str, version: str = "") -> dict[str, Any]:
     """Inputs, outputs and versions of a model.
 
     Raises NotFound: no such model or version; NotReady: not loaded, so its tensors are not known yet.
     """
+    await host.wake(name)
     inputs, outputs = host.tensors(name, version)
     servable = host.servable(name)
     return {
@@ -50,12 +51,13 @@ def describe_model(host: Host, name: str, version: str = "") -> dict[str, Any]:
     }
 
 
-def describe_config(host: Host, name: str, version: str = "") -> dict[str, Any]:
+async def describe_config(host: Host, name: str, version: str = "") -> dict[str, Any]:
     """The part of Triton's model configuration that clients read.
 
     `max_batch_size` is the Card's limit, and `dims` then leave out the batch axis; without a limit it is 0 and `dims`
     are whole shapes.
     """
+    await host.wake(name)
     inputs, outputs = host.tensors(name, version)
     servable = host.servable(name)
     batched = servable.engine is not None and is_batchable(servable.engine)
@@ -96,9 +98,7 @@ def collect_statistics(host: Host, name: str = "", version: str = "") -> dict[st
 async def load_model(host: Host, name: str, parameters: Mapping[str, Any]) -> None:
     """Load a model that is not loaded.
 
-    Raises:
-        InvalidOption: It comes with a configuration or files, which are not taken from callers.
-        NotReady: It failed to load; the detail says why.
+    Raises InvalidOption: it comes with a configuration or files, which are not taken from callers; NotReady: it failed.
     """
     if parameters:
         detail = f"A model is loaded as it is; {', '.join(map(repr, sorted(parameters)))} can't be given."
@@ -106,11 +106,6 @@ async def load_model(host: Host, name: str, parameters: Mapping[str, Any]) -> No
     await host.load(name)
     if reason := host.missing().get(name):
         raise NotReady(f"The model {name!r} did not load: {reason}", field="model")
-
-
-async def unload_model(host: Host, name: str) -> None:
-    """Take a model out of service, after its waiting calls."""
-    await host.unload(name)
 
 
 def _platform(servable: Servable[Any, Any]) -> str:
@@ -152,8 +147,7 @@ _GROUPS: Mapping[Any, str] = {
     telemetry.QUEUE_TIME: "queue",
 }
 
-_STAGES = {"prefill": "pre", "decode": "run"}
-"""Open Inference's names of the stages of text."""
+_STAGES = {"prefill": "pre", "decode": "run"}  # Open Inference's names of the stages of text
 
 
 def _sum_metrics(service: str) -> _Totals:

@@ -7,36 +7,34 @@ without dependency solving, since inference lies on the hot path and reads its b
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine
 from inspect import signature
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
-from fovea.errors import Malformed, NotFound, NotReady
+from fovea.errors import Malformed, NotFound, NotReady, TooLarge
 from shared import telemetry
 from shared.registry import CallContext
-from shared.rpc.oip import InferCall, build_answer, check_outputs
+from shared.rpc.oip import InferCall
 from shared.rpc.oip_json import HEADER_LENGTH, EncodedBody, decode_request, encode_answer
 from shared.rpc.oip_wire import InferRequest, InferResponse
-from shared.serving.host import Host
 from shared.serving.http.request_parsing import read_json_object
+from shared.serving.http.system_routes import Name, host_of
 from shared.serving.oip import metadata
 from shared.serving.oip.body import build_response, read_body
+from shared.serving.servable_schema import inline_refs
 
-_OFF_LOOP_BYTES: Final = 64 * 1024
-"""Bytes above which values are taken one by one off the event loop only."""
+_OFF_LOOP_BYTES: Final = 64 * 1024  # above which values are taken one by one off the event loop only
 
 
 class _DirectRoute(APIRoute):
     """A route whose function takes the request and, where the path has one, the model's name."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Call the function, and nothing else."""
         endpoint = self.endpoint
         parameters = signature(endpoint).parameters.keys() & {"name"}
 
@@ -47,25 +45,13 @@ class _DirectRoute(APIRoute):
         return handle
 
 
-def _inline(node: Any, defs: dict[str, Any]) -> Any:
-    """A JSON schema with its references replaced by what they stand for."""
-    if isinstance(node, list):
-        return [_inline(item, defs) for item in node]
-    if not isinstance(node, dict):
-        return node
-    if "$ref" in node:
-        return _inline(defs[node["$ref"].rpartition("/")[2]], defs)
-    return {key: _inline(value, defs) for key, value in node.items() if key != "$defs"}
-
-
 def _bodies() -> dict[str, Any]:
-    schema = InferRequest.model_json_schema()
     binary = "JSON, then binary tensors; Inference-Header-Content-Length says where they begin."
     return {
         "requestBody": {
             "required": True,
             "content": {
-                "application/json": {"schema": _inline(schema, schema["$defs"])},
+                "application/json": {"schema": inline_refs(InferRequest)},
                 "application/octet-stream": {"schema": {"type": "string", "format": "binary", "description": binary}},
             },
         }
@@ -81,9 +67,6 @@ router = APIRouter(
     prefix="/v2", tags=["open inference"], route_class=_DirectRoute, responses={"4XX": _ERROR, "5XX": _ERROR}
 )
 
-Name = Annotated[str, Path(description="Name of the model, as in `GET /v1/models`.")]
-
-
 # The first route that matches wins: inference comes first because it comes often, and longer paths before shorter ones
 # because names of models may hold slashes (for decorators, first means nearest to the function).
 
@@ -92,22 +75,19 @@ Name = Annotated[str, Path(description="Name of the model, as in `GET /v1/models
 @router.post("/models/{name:path}/versions/{version}/infer", include_in_schema=False)
 async def infer(request: Request, name: Name) -> Response:
     """Tensors in, tensors out: as JSON, or as bytes behind the JSON. Also under `/versions/{version}/infer`."""
-    host, version = _host(request), _version(request)
+    host, version = host_of(request), _version(request)
     await host.wake(name)
-    _, outputs = host.tensors(name, version)  # an unknown or unloaded model is refused before the body is read
+    host.find_loaded(name, version)  # an unknown or unloaded model is refused before the body is read
     request.scope["fovea.model"] = name
     head = _header_length(request)
-    body = await read_body(request, head, host.settings.max_body_bytes)
+    body = await read_body(request, head)
     with telemetry.bind(model=name):
         with telemetry.stage("pre"):
             call: InferCall = await _maybe_off_loop(
                 _is_slow_to_decode(body, head), decode_request, name, version, body, head
             )
-        if outputs:
-            check_outputs(call, [spec.name for spec in outputs])
-        results = await host.infer(name, call.feeds, _run(request, call), version)
+        answer = await host.answer(call, request.scope.get("fovea.run") or CallContext())
         with telemetry.stage("post"):
-            answer = build_answer(call, results, version or host.servable(name).card.version)
             plain = sum(a.nbytes for n, a in answer.outputs.items() if not call.as_bytes(n))
             encoded: EncodedBody = await _maybe_off_loop(plain > _OFF_LOOP_BYTES, encode_answer, answer, call)
     return await build_response(request, encoded)
@@ -116,7 +96,7 @@ async def infer(request: Request, name: Name) -> Response:
 @router.get("")
 async def server_metadata(request: Request) -> Response:
     """Name, version and extensions of this server."""
-    return JSONResponse(metadata.describe_server(_host(request)))
+    return JSONResponse(metadata.describe_server(host_of(request)))
 
 
 @router.get("/health/live")
@@ -128,7 +108,7 @@ async def live(_request: Request) -> Response:
 @router.get("/health/ready")
 async def ready(request: Request) -> Response:
     """Whether every model is loaded."""
-    missing = _host(request).missing()
+    missing = host_of(request).missing()
     if missing:
         raise NotReady(f"Not ready: {', '.join(f'{name} ({why})' for name, why in missing.items())}.", retry_after=2)
     return JSONResponse({"ready": True})
@@ -148,14 +128,14 @@ async def not_offered(request: Request) -> Response:
 @router.get("/models/stats")
 async def all_statistics(request: Request) -> Response:
     """Counts and durations of all models."""
-    return JSONResponse(metadata.collect_statistics(_host(request)))
+    return JSONResponse(metadata.collect_statistics(host_of(request)))
 
 
 @router.get("/models/{name:path}/ready")
 @router.get("/models/{name:path}/versions/{version}/ready", include_in_schema=False)
 async def model_ready(request: Request, name: Name) -> Response:
     """Whether a model is loaded."""
-    _host(request).check_ready(name, _version(request))
+    host_of(request).check_ready(name, _version(request))
     return JSONResponse({"name": name, "ready": True})
 
 
@@ -163,64 +143,47 @@ async def model_ready(request: Request, name: Name) -> Response:
 @router.get("/models/{name:path}/versions/{version}/config", include_in_schema=False)
 async def model_config(request: Request, name: Name) -> Response:
     """The part of a model's configuration that clients read."""
-    await _host(request).wake(name)
-    return JSONResponse(metadata.describe_config(_host(request), name, _version(request)))
+    return JSONResponse(await metadata.describe_config(host_of(request), name, _version(request)))
 
 
 @router.get("/models/{name:path}/stats")
 @router.get("/models/{name:path}/versions/{version}/stats", include_in_schema=False)
 async def model_statistics(request: Request, name: Name) -> Response:
     """Counts and durations of one model."""
-    return JSONResponse(metadata.collect_statistics(_host(request), name, _version(request)))
+    return JSONResponse(metadata.collect_statistics(host_of(request), name, _version(request)))
 
 
 @router.get("/models/{name:path}")
 @router.get("/models/{name:path}/versions/{version}", include_in_schema=False)
 async def model_metadata(request: Request, name: Name) -> Response:
     """Inputs, outputs and versions of a model."""
-    await _host(request).wake(name)
-    return JSONResponse(metadata.describe_model(_host(request), name, _version(request)))
+    return JSONResponse(await metadata.describe_model(host_of(request), name, _version(request)))
 
 
 @router.post("/repository/index")
 async def repository_index(request: Request) -> Response:
     """All models with their state; only the ready ones for `{"ready": true}`."""
     ready = (await _options(request)).get("ready") is True
-    return JSONResponse(metadata.list_models(_host(request), ready=ready))
+    return JSONResponse(metadata.list_models(host_of(request), ready=ready))
 
 
 @router.post("/repository/models/{name:path}/load")
 async def repository_load(request: Request, name: Name) -> Response:
     """Load a model that is not loaded."""
-    await metadata.load_model(_host(request), name, (await _options(request)).get("parameters") or {})
+    await metadata.load_model(host_of(request), name, (await _options(request)).get("parameters") or {})
     return JSONResponse({})
 
 
 @router.post("/repository/models/{name:path}/unload")
 async def repository_unload(request: Request, name: Name) -> Response:
     """Take a model out of service, after its waiting calls."""
-    await metadata.unload_model(_host(request), name)
+    await host_of(request).unload(name)
     return JSONResponse({})
 
 
-def _host(request: Request) -> Host:
-    host: Host = request.app.state.host
-    return host
-
-
 def _version(request: Request) -> str:
-    """The version that the path names; empty where it names none, and any will do."""
     version: str = request.path_params.get("version", "")
     return version
-
-
-def _run(request: Request, call: InferCall) -> CallContext:
-    """The run of this request, with the caller's own timeout where it is shorter."""
-    run: CallContext = request.scope.get("fovea.run") or CallContext()
-    if call.timeout_s is not None:
-        until = time.monotonic() + call.timeout_s
-        run.deadline = until if run.deadline is None else min(run.deadline, until)
-    return run
 
 
 def _header_length(request: Request) -> int | None:
@@ -246,7 +209,10 @@ async def _maybe_off_loop(slow: bool, work: Callable[..., Any], *args: Any) -> A
 
 async def _options(request: Request) -> dict[str, Any]:
     """The small JSON object that repository calls may carry."""
-    options = read_json_object(bytes(await read_body(request, None, _OFF_LOOP_BYTES)).strip())
+    body = await request.body()
+    if len(body) > _OFF_LOOP_BYTES:
+        raise TooLarge(f"The body has more than {_OFF_LOOP_BYTES:,} bytes.", hint="Send less at a time.")
+    options = read_json_object(body.strip())
     if not isinstance(options.get("parameters") or {}, dict):
         raise Malformed("The body is not a JSON object with `parameters`.")
     return options

@@ -31,7 +31,9 @@ def check_feeds(feeds: Feeds, specs: Sequence[TensorSpec]) -> None:
         raise InvalidOption(f"There is no input {name!r}; inputs are {', '.join(stated)}.", field=name)
     for name, spec in stated.items():
         if name not in feeds:
-            raise InvalidOption(f"The input {name!r} is missing.", field=name, hint=f"It is {_describe(spec)}.")
+            raise InvalidOption(
+                f"The input {name!r} is missing.", field=name, hint=f"It is {spec.datatype} {list(spec.shape)}."
+            )
         _check_one(feeds[name], spec)
     if len({array.shape[0] for array in feeds.values() if array.ndim}) > 1:
         sizes = ", ".join(f"{name} {array.shape[0]}" for name, array in feeds.items() if array.ndim)
@@ -48,10 +50,6 @@ def _check_one(array: np.ndarray, spec: TensorSpec) -> None:
     if not fits:
         detail = f"The input {spec.name!r} has shape {list(array.shape)}, but {list(spec.shape)} is needed."
         raise InvalidOption(detail, hint="-1 stands for any length above 0.", field=spec.name)
-
-
-def _describe(spec: TensorSpec) -> str:
-    return f"{spec.datatype} {list(spec.shape)}"
 
 
 def signature(feeds: Feeds) -> Hashable:

@@ -6,6 +6,7 @@ import httpx2
 import pytest
 import structlog
 
+from shared.jobs.redis_queue import RedisJobQueue
 from shared.serving.build_app import build
 from shared.serving.replica import ReplicaServer
 from shared.serving.tests.toys import TOYS
@@ -58,3 +59,10 @@ async def start_client():
             return await stack.enter_async_context(client)
 
         yield start
+
+
+@pytest.fixture
+async def queue(redis_url, tmp_path):
+    made = RedisJobQueue(redis_url, Settings(data_dir=tmp_path))
+    yield made
+    await made.close()

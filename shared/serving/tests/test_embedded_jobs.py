@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 
 from shared.jobs.queue import Payload
-from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.tests.running_worker import ended
 from shared.settings import Settings
 from tests.harness.waiting import until
@@ -18,13 +17,6 @@ def chosen(redis_url, tmp_path):
     return Settings(
         redis_url=redis_url, data_dir=tmp_path, shutdown_grace_s=0.2, jobs_in_replica=True, replica_secret="s1"
     )  # fmt: skip
-
-
-@pytest.fixture
-async def queue(chosen):
-    made = RedisJobQueue(chosen.redis_url, chosen)
-    yield made
-    await made.close()
 
 
 @pytest.fixture

@@ -59,8 +59,7 @@ def test_memory_is_limited_even_where_nobody_says_so():
 
 SHARING = """
 import os, pathlib, sys, time
-from shared.serving.memory_guard import MemoryGuard
-from shared.serving.memory_shares import MemoryShares
+from shared.serving.memory_guard import MemoryGuard, MemoryShares
 
 shares = MemoryShares(pathlib.Path(sys.argv[1]), int(sys.argv[2]) * 2**20)
 guard = MemoryGuard(2**40, lambda: os._exit(137), shares)

@@ -5,10 +5,10 @@ import socket
 
 import httpx2
 import pytest
-from prometheus_client import start_http_server
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 
 from shared.serving import metrics_server
-from shared.serving.metrics_server import MetricsServer
+from shared.serving.metrics_server import GpuMemory, MetricsServer
 from tests.harness.waiting import free_port, until
 
 
@@ -50,3 +50,31 @@ async def test_port_that_a_predecessor_still_has_is_waited_for(tries):
     assert "python_info" in await read(port)
     await server.stop()
     socket.create_server(("127.0.0.1", port)).close()
+
+
+def scrape(collector):
+    registry = CollectorRegistry()
+    registry.register(collector)
+    return generate_latest(registry).decode()
+
+
+class TwoDevices:
+    def is_available(self):
+        return True
+
+    def device_count(self):
+        return 2
+
+    def mem_get_info(self, device):
+        return (10 * (device + 1), 100)
+
+    def memory_allocated(self, device):
+        return 7 * device
+
+
+def test_each_device_has_used_free_and_allocated_bytes_and_none_without_a_gpu():
+    text = scrape(GpuMemory(TwoDevices()))
+    assert 'fovea_gpu_memory_used_bytes{device="0"} 90.0' in text
+    assert 'fovea_gpu_memory_free_bytes{device="1"} 20.0' in text
+    assert 'fovea_gpu_memory_allocated_bytes{device="1"} 7.0' in text
+    assert scrape(GpuMemory()) == ""

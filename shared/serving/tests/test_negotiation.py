@@ -13,20 +13,13 @@ OFFERED = ["application/json", "image/png", "image/webp"]
 @pytest.mark.parametrize(
     ("accept", "chosen"),
     [
-        (None, "application/json"),
-        ("", "application/json"),
-        ("*/*", "application/json"),
-        ("image/png", "image/png"),
-        ("IMAGE/PNG", "image/png"),
-        ("image/*", "image/png"),
-        ("image/webp, image/png;q=0.5", "image/webp"),
-        ("image/png;q=0.2, application/json;q=0.1", "image/png"),
-        ("image/*;q=0.9, image/png;q=0.1, */*;q=0.2", "image/webp"),
+        (None, "application/json"), ("", "application/json"), ("*/*", "application/json"), ("image/png", "image/png"),
+        ("IMAGE/PNG", "image/png"), ("image/*", "image/png"), ("image/webp, image/png;q=0.5", "image/webp"),
+        ("image/png;q=0.2, application/json;q=0.1", "image/png"), ("image/png;level=1;q=0.7", "image/png"),
+        ("image/*;q=0.9, image/png;q=0.1, */*;q=0.2", "image/webp"), ("application/json;q=0, */*", "image/png"),
         ("text/html, application/xhtml+xml, */*;q=0.8", "application/json"),
-        ("application/json;q=0, */*", "image/png"),
-        ("image/png;level=1;q=0.7", "image/png"),
     ],
-)
+)  # fmt: skip
 def test_best_liked_offer_is_chosen(accept, chosen):
     assert choose(accept, OFFERED) == chosen
 

@@ -16,11 +16,10 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from shared import telemetry
 from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.oip import InferCall
-from shared.rpc.oip_proto import encode_request
+from shared.rpc.tests.oip_client import encode_message
 from shared.serving.host import Host
-from shared.serving.oip.grpc import serve_grpc
+from shared.serving.oip.grpc import map_in_order, serve_grpc
 from shared.serving.oip.grpc_health_reflection import SERVICE
-from shared.serving.ordered_map import map_in_order
 from shared.serving.tests.oip_mirrors import MIRRORS, Gate, limited, serving
 
 
@@ -52,7 +51,7 @@ def refused(channel: Any, message: Any, **more: Any) -> Any:
 
 
 def asks(model: str = "mirror/fp32", value: float = 1, **more: Any) -> pb.ModelInferRequest:
-    return encode_request(InferCall(model, {"in": np.full((1, 2), value, np.float32)}, **more))
+    return encode_message(InferCall(model, {"in": np.full((1, 2), value, np.float32)}, **more))
 
 
 def test_ids_of_the_caller_come_back_and_ids_are_made_where_there_are_none(channel):
@@ -159,7 +158,7 @@ async def test_a_cancelled_stream_leaves_the_queue_without_having_run():
         async def messages() -> AsyncIterator[pb.ModelInferRequest]:
             for columns in range(1, 6):  # of different shapes, so that they can't share a run
                 feeds = {"in": np.zeros((1, columns), np.float32)}
-                yield encode_request(InferCall("slow", feeds))
+                yield encode_message(InferCall("slow", feeds))
 
         call = ask(messages())
         await gate.holds(running=1, waiting=2)  # no more than `max_batch_size` are read ahead

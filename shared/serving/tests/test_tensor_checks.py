@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from fovea.api.tensors import TensorSpec
 from fovea.errors import InvalidOption
 from shared.serving.oip import tensors
-from shared.serving.tests.toys import PlusOne
 
 SPECS = (TensorSpec(name="a", datatype="FP32", shape=(-1, 2)), TensorSpec(name="b", datatype="BYTES", shape=(-1,)))
 
@@ -38,32 +37,11 @@ def test_a_tensor_that_does_not_fit_is_named(changes, field):
     assert caught.value.field == field
 
 
-@pytest.mark.parametrize(
-    ("array", "name"),
-    [
-        (np.zeros(1, np.float16), "FP16"), (np.zeros(1, np.int64), "INT64"), (np.zeros(1, bool), "BOOL"),
-        (np.array(["text"]), "BYTES"), (np.array([b"raw"], object), "BYTES"),
-    ],
-)  # fmt: skip
-def test_dtypes_carry_their_open_inference_names(array, name):
-    tensors.check_feeds({"x": array}, [TensorSpec(name="x", datatype=name, shape=(-1,))])
-    other = "FP64" if name != "FP64" else "FP32"
-    with pytest.raises(InvalidOption, match=name):
-        tensors.check_feeds({"x": array}, [TensorSpec(name="x", datatype=other, shape=(-1,))])
-
-
 def test_signature_ignores_the_batch_axis_and_the_order_of_names():
     one, many = np.zeros((1, 2), np.float32), np.zeros((5, 2), np.float32)
     assert tensors.signature({"a": one, "b": many}) == tensors.signature({"b": one, "a": many})
     assert tensors.signature({"a": one}) != tensors.signature({"a": one.astype(np.float64)})
     assert tensors.signature({"a": one}) != tensors.signature({"a": one[:, :1]})
-
-
-def test_only_an_engine_with_open_first_axes_batches():
-    assert tensors.is_batchable(PlusOne())
-    fixed = PlusOne()
-    fixed.outputs = (TensorSpec(name="y", datatype="FP32", shape=(3,)),)
-    assert not tensors.is_batchable(fixed)
 
 
 @given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=6))

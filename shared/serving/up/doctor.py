@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from fovea import plugins
-from fovea.errors import FoveaError, NotReady
+from fovea.errors import FoveaError
 from shared.engines import missing_parts
 from shared.jobs import redis_server
 from shared.registry import discovery
@@ -47,7 +47,8 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Machine-readabl
     """Check what this machine has and lacks; the exit code says whether the product can run."""
     found = examine(settings())
     if as_json:
-        typer.echo(json.dumps({"ok": _can_run(found), "findings": [_as_json(finding) for finding in found]}, indent=1))
+        findings = [{"topic": one.topic, "verdict": one.verdict, "told": one.detail} for one in found]
+        typer.echo(json.dumps({"ok": _can_run(found), "findings": findings}, indent=1))
     else:
         console = Console(soft_wrap=True, highlight=False)
         for finding in found:
@@ -57,34 +58,18 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Machine-readabl
 
 def examine(config: Settings) -> list[Diagnosis]:
     """Run all checks."""
-    checks: list[Callable[[Settings], list[Diagnosis]]] = [
-        _python,
-        _memory,
-        _ports,
-        _redis,
-        _objects,
-        _ray,
-        _compilers,
-        _gpus,
-        _engines,
-        _findings,
-        _rooms,
-        _models,
-        _weights,
-    ]
-    return [finding for check in checks for finding in _safely(check, config)]
+    return [finding for check in _CHECKS for finding in _safely(check, config)]
 
 
-def _safely(check: Callable[[Settings], list[Diagnosis]], config: Settings) -> list[Diagnosis]:
+def _safely(check: Check, config: Settings) -> list[Diagnosis]:
     """A check that fails is a finding too: a room that can't be imported must not hide the others."""
+    topic = check.__name__.lstrip("_")
     try:
-        return check(config)
+        return list(check(config))
+    except FoveaError as error:
+        return [Diagnosis(topic, "bad", f"{error.detail} {error.hint or ''}")]
     except Exception as error:  # noqa: BLE001  # reported as a finding
-        return [Diagnosis(check.__name__.lstrip("_"), "bad", f"{type(error).__name__}: {error}")]
-
-
-def _as_json(finding: Diagnosis) -> dict[str, str]:
-    return {"topic": finding.topic, "verdict": finding.verdict, "told": finding.detail}
+        return [Diagnosis(topic, "bad", f"{type(error).__name__}: {error}")]
 
 
 def _can_run(found: list[Diagnosis]) -> bool:
@@ -112,10 +97,7 @@ def _ports(config: Settings) -> list[Diagnosis]:
 
 
 def _redis(config: Settings) -> list[Diagnosis]:
-    try:
-        redis_server.find_redis(config)
-    except FoveaError as error:
-        return [Diagnosis("redis", "bad", f"{error.detail} {error.hint or ''}")]
+    redis_server.find_redis(config)
     return [Diagnosis("redis", "good", redis_server.describe_redis(config))]
 
 
@@ -133,32 +115,21 @@ def _compilers(_: Settings) -> list[Diagnosis]:
 
 
 def _gpus(config: Settings) -> list[Diagnosis]:
-    found = list_gpus()
+    found, device = list_gpus(), choose_device(config.device)
     detail = ", ".join(found) if found else "none (no NVIDIA driver)"
-    try:
-        device = choose_device(config.device)
-    except NotReady as error:
-        return [Diagnosis("gpus", "bad", f"{error.detail} {error.hint}")]
     return [Diagnosis("gpus", "good" if found else "note", f"{detail}; models load on {device}")]
 
 
-def _engines(config: Settings) -> list[Diagnosis]:
+def _engines(config: Settings) -> Iterator[Diagnosis]:
     numbers = {"torch": _version("torch"), "onnx": _version("onnxruntime") or _version("onnxruntime-gpu")}
     missing = {name: reason for name, reason in missing_parts().items() if name != "triton"}
     if missing["tensorrt"] is None and not list_gpus():
         missing["tensorrt"] = "the provider is there, but no GPU"
-    return [*(_engine(name, reason, numbers.get(name)) for name, reason in missing.items()), _triton(config)]
-
-
-def _engine(name: str, reason: str | None, number: str | None) -> Diagnosis:
-    if reason is not None:
-        return Diagnosis("engine", "note", f"{name} not there: {reason}")
-    return Diagnosis("engine", "good", f"{name} {number}" if number else f"{name} through onnxruntime")
-
-
-def _triton(config: Settings) -> Diagnosis:
-    detail = config.triton_url or "no server (FOVEA_TRITON_URL is not set)"
-    return Diagnosis("engine", "good" if config.triton_url else "note", f"triton {detail}")
+    for name, reason in missing.items():
+        there = f"{name} {numbers.get(name) or 'through onnxruntime'}"
+        yield Diagnosis("engine", "note" if reason else "good", f"{name} not there: {reason}" if reason else there)
+    server = config.triton_url or "no server (FOVEA_TRITON_URL is not set)"
+    yield Diagnosis("engine", "good" if config.triton_url else "note", f"triton {server}")
 
 
 def _findings(_: Settings) -> list[Diagnosis]:
@@ -178,7 +149,6 @@ def _models(_: Settings) -> list[Diagnosis]:
 
 
 def _objects(config: Settings) -> list[Diagnosis]:
-    """Whether what users make can be stored."""
     objects = open_object_store(config)
     try:
         objects.put("doctor", b"")
@@ -188,11 +158,12 @@ def _objects(config: Settings) -> list[Diagnosis]:
     return [Diagnosis("objects", "good", config.object_store_url)]
 
 
-def _weights(config: Settings) -> list[Diagnosis]:
+def _weights(config: Settings) -> Iterator[Diagnosis]:
     """Whether all weights of the services are installed, and those and imported ones are what their manifests say."""
     packaged = [folder for service in discovery.SERVICES for folder in discovery.data_folders(service, "weights")]
-    files = [file for folder in (*packaged, config.weights_dir) for file in sorted(folder.glob("*.safetensors"))]
-    return [*map(_verify, files), *_list_packages(packaged)]
+    for folder in (*packaged, config.weights_dir):
+        yield from map(_verify, sorted(folder.glob("*.safetensors")))
+    yield from _list_packages(packaged)
 
 
 def _list_packages(folders: list[Path]) -> Iterator[Diagnosis]:
@@ -218,3 +189,11 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
+
+
+Check = Callable[[Settings], Iterable[Diagnosis]]
+
+_CHECKS: tuple[Check, ...] = (
+    *(_python, _memory, _ports, _redis, _objects, _ray, _compilers, _gpus),
+    *(_engines, _findings, _rooms, _models, _weights),
+)

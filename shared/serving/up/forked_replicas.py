@@ -41,8 +41,7 @@ TORCH_MODULES = ("torch", "shared.lm.decoder", "shared.lm.taps", "shared.lm.toke
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
-_STABLE_S = 60.0
-"""A replica that lived so long starts again after the first pause."""
+_STABLE_S = 60.0  # a replica that lived so long starts again after the first pause
 
 
 class ForkedReplicas:

@@ -22,7 +22,7 @@ from rich.markup import escape
 
 from fovea.errors import FoveaError, NotFound, NotReady
 from shared import telemetry
-from shared.jobs.redis_server import RedisServer
+from shared.jobs.redis_server import RedisServer, free_port
 from shared.registry.discovery import services_with_models
 from shared.serving.up import forked_replicas
 from shared.serving.up.processes import ProcessDied, ProcessGroup
@@ -51,7 +51,7 @@ def up(
     """Start everything on this machine, send one real request to each service, and serve until Ctrl-C."""
     config = settings().model_copy(update=_read_models(lm, adapters))
     telemetry.configure_logs("WARNING", config.log_format)
-    ports = {"http_port": config.http_port or _free_port(), "grpc_port": config.grpc_port or _free_port()}
+    ports = {"http_port": config.http_port or free_port(), "grpc_port": config.grpc_port or free_port()}
     raise typer.Exit(asyncio.run(_Product(config.model_copy(update=ports)).run(once=once)))
 
 
@@ -84,15 +84,7 @@ def port_in_use(host: str, port: int, variable: str) -> str | None:
     return None
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class _Product:
-    """All processes of the product on this machine."""
-
     def __init__(self, config: Settings) -> None:
         if config.replica_secret is None:
             config = config.model_copy(update={"replica_secret": SecretStr(secrets.token_hex(32))})
@@ -115,7 +107,8 @@ class _Product:
             server = RedisServer(self._settings)
             await asyncio.to_thread(server.start)
         except FoveaError as error:
-            self._say(f"[red]Can't start.[/] {escape(_sentence(error))}")
+            told = f"{error.detail} {error.hint or ''}".rstrip()
+            self._say(f"[red]Can't start.[/] {escape(told)}")
             return 1
         self._say(f"Redis [green]ready[/]: {escape(server.safe_url)}, {server.source.kind}")
         try:
@@ -171,7 +164,8 @@ class _Product:
             raise NotReady(f"Not ready after {_START_TIMEOUT_S:g} s.", hint="See the logs.") from None
         for service in sorted(unanswered):  # one that asks another service answers when that one is there
             await self._ask_first(service, unanswered, is_last=True)
-        self._urls()
+        page, grpc = self._gateway, f"{_reachable(self._settings.host)}:{self._settings.grpc_port}"
+        self._say(f"Console {page}/  ·  API {page}/docs  ·  gRPC {grpc}")
         if not once:
             await asyncio.Event().wait()
 
@@ -209,9 +203,8 @@ class _Product:
         if not self._services:
             raise NotReady("No service has a model.", hint="`fovea doctor` says which rooms were left out, and why.")
         if config.placement == "ray" and importlib.util.find_spec("ray") is None:
-            raise NotReady(
-                "FOVEA_PLACEMENT is ray, which is not installed.", hint="Try: pip install 'fovea-platform[cluster]'."
-            )
+            hint = "Try: pip install 'fovea-platform[cluster]'."
+            raise NotReady("FOVEA_PLACEMENT is ray, which is not installed.", hint=hint)
         for port, variable in ((config.http_port, "FOVEA_HTTP_PORT"), (config.grpc_port, "FOVEA_GRPC_PORT")):
             if taken := port_in_use(config.host, port, variable):
                 raise NotReady(taken)
@@ -253,10 +246,6 @@ class _Product:
         files = f" → {', '.join(map(str, result.files))}" if result.files else ""
         self._say(f"{mark} {result.model}  {result.seconds * 1000:.0f} ms  {escape(result.summary)}{files}")
 
-    def _urls(self) -> None:
-        config, page = self._settings, self._gateway
-        self._say(f"Console {page}/  ·  API {page}/docs  ·  gRPC {_reachable(config.host)}:{config.grpc_port}")
-
     def _say(self, line: str) -> None:
         self._console.print(f"[dim]{time.monotonic() - self._started:6.1f} s[/]  {line}")
 
@@ -272,7 +261,3 @@ def _request_stop(stop_signal: asyncio.Future[str], name: str) -> None:
 def _reachable(host: str) -> str:
     """The address at which a server that listens on `host` is reached from here."""
     return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104  # compared, not bound
-
-
-def _sentence(error: FoveaError) -> str:
-    return f"{error.detail} {error.hint or ''}".rstrip()

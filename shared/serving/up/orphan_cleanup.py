@@ -24,7 +24,6 @@ def session_members(session: int) -> list[int]:
 
 
 def _session(entry: Path) -> int | None:
-    """The session of a living process."""
     try:
         state, _parent, _group, session, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):

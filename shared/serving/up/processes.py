@@ -10,15 +10,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared.serving.up import orphan_cleanup
 from shared.settings import environment
 
 _MAX_DEATHS = 5
-_DEATH_WINDOW_S = 60.0
-"""After so many deaths in so many seconds a process is not started again."""
-
+_DEATH_WINDOW_S = 60.0  # after so many deaths in so many seconds a process is not started again
 _FIRST_RESTART_PAUSE_S = 0.5
 _LOG_TAIL_LINES = 15
 
@@ -27,42 +26,24 @@ class ProcessDied(Exception):
     """A child died too often; the message ends with the last lines of its log."""
 
 
+@dataclass(eq=False, slots=True)
 class ManagedProcess:
-    """One process and its log."""
+    """One process, which is another one after each restart, and its log."""
 
-    def __init__(self, name: str, arguments: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
-        self.name = name
-        self.log = log
-        self._command = [sys.executable, "-m", *arguments]
-        self._env = env
-        self.process: asyncio.subprocess.Process | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.starting = asyncio.Lock()
-
-    async def start(self) -> int:
-        """Start it in a session of its own, so that Ctrl-C reaches the supervisor alone; returns its pid."""
-        with self.log.open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                *self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment(**self._env),
-                start_new_session=True,
-            )
-        return self.process.pid
+    name: str
+    log: Path
+    process: asyncio.subprocess.Process
+    task: asyncio.Task[None] | None = None
+    starting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def stop(self, grace_s: float) -> None:
         """SIGTERM, then SIGKILL for what is left of its session after `grace_s`."""
-        if self.process is None:
-            return
-        pid = self.process.pid
         if self.process.returncode is None:
             self.process.terminate()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace_s):
                     await self.process.wait()
-        await asyncio.to_thread(orphan_cleanup.end_sessions, [pid], 0.5)
+        await asyncio.to_thread(orphan_cleanup.end_sessions, [self.process.pid], 0.5)
         await self.process.wait()
 
     def log_tail(self) -> str:
@@ -98,9 +79,8 @@ class ProcessGroup:
         log = self._logs / f"{name.replace(' ', '-')}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(b"")
-        child = ManagedProcess(name, arguments, log, self._env)
-        self.watch(await child.start())
-        child.task = asyncio.create_task(self._restart(child))
+        child = ManagedProcess(name, log, await self._start(log, arguments))
+        child.task = asyncio.create_task(self._restart(child, arguments))
         self._all.append(child)
         return child
 
@@ -112,18 +92,28 @@ class ProcessGroup:
                 if child.task is not None:
                     child.task.cancel()
             await child.stop(self._grace_s)
-            if child.process is not None:
-                self.watch(child.process.pid, gone=True)
+            self.watch(child.process.pid, gone=True)
         if self._reaper.stdin is not None:
             self._reaper.stdin.close()
         await asyncio.to_thread(self._reaper.wait)
         if self.failed.done():
             self.failed.exception()
 
-    async def _restart(self, child: ManagedProcess) -> None:
+    async def _start(self, log: Path, arguments: Sequence[str]) -> asyncio.subprocess.Process:
+        """Start a process in a session of its own, so that Ctrl-C reaches the supervisor alone."""
+        env, no_input = environment(**self._env), subprocess.DEVNULL
+        command = [sys.executable, "-m", *arguments]
+        with log.open("ab") as out:
+            started = await asyncio.create_subprocess_exec(
+                *command, stdin=no_input, stdout=out, stderr=out, env=env, start_new_session=True
+            )
+        self.watch(started.pid)
+        return started
+
+    async def _restart(self, child: ManagedProcess, arguments: Sequence[str]) -> None:
         """Start a child again whenever it ends, until it has done so too often."""
         deaths: list[float] = []
-        while child.process is not None:
+        while True:
             code, pid = await child.process.wait(), child.process.pid
             now = time.monotonic()
             deaths = [*(death for death in deaths if now - death < _DEATH_WINDOW_S), now]
@@ -135,11 +125,8 @@ class ProcessGroup:
                     self.failed.set_exception(ProcessDied(message))
                 return
             pause = _FIRST_RESTART_PAUSE_S * 2 ** (len(deaths) - 1)
-            self._say(f"{child.name} ended ({_exit_reason(code)}); starting it again in {pause:g} s. Log: {child.log}")
+            reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            self._say(f"{child.name} ended ({reason}); starting it again in {pause:g} s. Log: {child.log}")
             await asyncio.sleep(pause)
             async with child.starting:
-                self.watch(await child.start())
-
-
-def _exit_reason(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+                child.process = await self._start(child.log, arguments)

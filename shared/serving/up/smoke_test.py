@@ -56,7 +56,7 @@ async def _send(client: httpx2.AsyncClient, entry: Mapping[str, Any], folder: Pa
         answer = await client.post(route, json={"model": name, **example})
         seconds = time.perf_counter() - started
         answer.raise_for_status()
-        files = [_write(folder / f"{_stem(name)}.json", json.dumps(answer.json(), indent=1).encode())]
+        files = [_write(folder / f"{name.replace('/', '-')}.json", json.dumps(answer.json(), indent=1).encode())]
         files += await _save_picture(client, name, route, example, folder)
     except (httpx2.HTTPError, ValueError) as error:
         return SmokeResult(entry["service"], name, False, time.perf_counter() - started, _failure(error))
@@ -70,17 +70,13 @@ async def _save_picture(client: httpx2.AsyncClient, name: str, route: str, examp
     if media is None:
         return []
     picture = await client.post(route, json={"model": name, **example}, headers={"accept": media})
-    return [_write(folder / f"{_stem(name)}.{_PICTURES[media]}", picture.raise_for_status().content)]
+    return [_write(folder / f"{name.replace('/', '-')}.{_PICTURES[media]}", picture.raise_for_status().content)]
 
 
 def _write(path: Path, content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
-
-
-def _stem(name: str) -> str:
-    return name.replace("/", "-")
 
 
 def _failure(error: Exception) -> str:
@@ -100,15 +96,12 @@ def _summary(answer: Any) -> str:
         choice = answer["choices"][0]
         text = (choice.get("message") or {}).get("content") or choice.get("text") or ""
         return json.dumps(" ".join(text.split())[:100], ensure_ascii=False)
-    plain = {key: value for key, value in _plain(answer) if not isinstance(value, str) or len(value) <= 40}
-    return ", ".join(f"{key} {_short(value)}" for key, value in list(plain.items())[:6])
-
-
-def _plain(answer: Any) -> list[tuple[str, Any]]:
-    pairs = answer.items() if isinstance(answer, dict) else ()
-    sized = [(key, f"{len(value)}×") if isinstance(value, list) else (key, value) for key, value in pairs]
-    return [(key, value) for key, value in sized if isinstance(value, str | int | float | bool)]
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    told = []
+    for key, value in answer.items() if isinstance(answer, dict) else ():
+        if isinstance(value, list):
+            told.append(f"{key} {len(value)}×")
+        elif isinstance(value, float):
+            told.append(f"{key} {value:.4g}")
+        elif isinstance(value, int) or (isinstance(value, str) and len(value) <= 40):
+            told.append(f"{key} {value}")
+    return ", ".join(told[:6])

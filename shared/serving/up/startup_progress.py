@@ -42,7 +42,8 @@ class StartupProgress:
 
     async def news(self) -> AsyncIterator[ServiceProgress]:
         """Yield each step of each service once; ready is one to which the gateway routes. Ends when all are done."""
-        async with _connect(self._url) as redis_client, httpx2.AsyncClient(timeout=2.0) as client:
+        redis: Any = open_async_redis(self._url, socket_timeout=2.0, socket_connect_timeout=1.0)
+        async with redis as redis_client, httpx2.AsyncClient(timeout=2.0) as client:
             while any(self._stages.get(service) not in {"ready", "incomplete"} for service in self._services):
                 routed = await self._routed(client)
                 for service in self._services:
@@ -78,7 +79,6 @@ class StartupProgress:
         return sorted(living, key=lambda replica: not replica.ready)
 
     async def _routed(self, client: httpx2.AsyncClient) -> set[str]:
-        """Services to which the gateway routes."""
         try:
             known = (await client.get(f"{self._gateway}/readyz")).json().get("services", {})
         except (httpx2.HTTPError, ValueError):
@@ -99,7 +99,3 @@ async def _progress_of(
     reasons = {entry["id"]: str(entry["reason"]) for entry in entries if entry["state"] == "failed"}
     good = tuple(entry["id"] for entry in entries if entry["ready"])
     return ServiceProgress(replica.service, "incomplete" if reasons else "ready", good, reasons)
-
-
-def _connect(url: str) -> Any:
-    return open_async_redis(url, socket_timeout=2.0, socket_connect_timeout=1.0)

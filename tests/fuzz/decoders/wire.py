@@ -13,13 +13,14 @@ from shared.rpc import oip_json, oip_proto
 from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.oip import InferCall
 from shared.rpc.protobuf_fields import iterate_fields
+from shared.rpc.tests.oip_client import encode_json, encode_message
 from tests.fuzz.harness import Harness, ask
 
 _CALL = InferCall("m", {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "t": np.array([b"a", b"bc"], object)})
 
 
 def _encode_json(*, is_binary: bool) -> bytes:
-    return oip_json.encode_request(InferCall("m", _CALL.feeds, binary=is_binary)).join()
+    return encode_json(InferCall("m", _CALL.feeds, binary=is_binary)).join()
 
 
 def _decode_json(data: bytes) -> object:
@@ -53,7 +54,7 @@ HARNESSES: dict[str, Harness] = {
         words=(b'"binary_data_size":', b'"shape":', b"[]", b"-1", b"1e999", b"NaN", b'"BYTES"', b"[" * 100),
     ),
     "oip-protobuf": Harness(
-        _decode_protobuf, (oip_proto.encode_request(_CALL).SerializeToString(), b"\0" * 20), words=(b"\xff" * 9,)
+        _decode_protobuf, (encode_message(_CALL).SerializeToString(), b"\0" * 20), words=(b"\xff" * 9,)
     ),
     "json-field": Harness(
         lambda data: read_json_field(data, "model"), (b'{"a": {"model": 1}, "model": "x"}', b'["\\"", {}]')

@@ -15,8 +15,7 @@ from torch import nn
 
 from fovea_recipes.training.recipe import Recipe
 from fovea_recipes.training.trainer import FitResult
-from shared.registry.int8 import SCALE, pack_kernels, unpack_kernels
-from shared.registry.weights import Dtype, Manifest, NetworkSpec, write_weights
+from shared.registry.weights import SCALE, Dtype, Manifest, NetworkSpec, pack_kernels, unpack_kernels, write_weights
 
 _LIBRARIES = ("fovea-platform", "torch", "numpy", "scipy", "pillow")
 
