@@ -3,8 +3,6 @@
 Knows manifests and fitted networks; knows no task.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import platform

@@ -5,8 +5,6 @@ the manifest next to our weights; only the network and its loss are others. Both
 held-out pictures, and their difference has an interval by a paired bootstrap.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any, ClassVar, cast

@@ -4,8 +4,6 @@ Knows torchvision (`pip install torchvision`, the version that goes with the ins
 data.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from typing import cast
 

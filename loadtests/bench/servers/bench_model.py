@@ -1,7 +1,5 @@
 """Parts shared by the services of benches: a model without fields of its own, and the server around one."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 

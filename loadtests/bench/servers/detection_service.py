@@ -1,7 +1,5 @@
 """The detection service with YOLO9tr alone, as its own process: what stands behind the gateway in a bench."""
 
-from __future__ import annotations
-
 import sys
 
 import uvicorn

@@ -1,7 +1,5 @@
 """Our service: the front, the batcher and the ONNX engine around the small model, under uvicorn."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Self
 

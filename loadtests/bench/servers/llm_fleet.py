@@ -4,8 +4,6 @@ They share nothing but the process, so that five fit a small machine: each has i
 `llm_fleet PORT`; the port is that of the one that is alone.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sys

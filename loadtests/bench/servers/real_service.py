@@ -1,7 +1,5 @@
 """One model behind its service, as its own process: `real_service PORT SERVICE MODEL`."""
 
-from __future__ import annotations
-
 import sys
 
 import uvicorn

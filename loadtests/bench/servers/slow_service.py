@@ -1,7 +1,5 @@
 """Our service around a model that takes 20 ms a request, one after the other, and no processor."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Self

@@ -5,8 +5,6 @@ is read under the press, the question behind it, the answer is greedy. Scoring i
 nothing of ours.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

@@ -4,8 +4,6 @@ A `generate` yields 0 when it is ready to begin, then at each step how many toke
 nothing of ours, since peers have environments of their own.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -4,8 +4,6 @@
 is left to whoever exported. Imports nothing of ours.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -5,8 +5,6 @@ A prompt is read, then token by token either what follows in `ids` or the press'
 model reads the same tokens. Each line of OUT has the curves of one press. Imports nothing of ours.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import time

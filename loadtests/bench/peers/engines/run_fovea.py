@@ -1,7 +1,5 @@
 """The engine of this repository: one request step by step without drafts, several by its scheduler."""
 
-from __future__ import annotations
-
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any

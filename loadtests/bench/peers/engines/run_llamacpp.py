@@ -1,7 +1,5 @@
 """llama.cpp through the low-level binding of llama-cpp-python: continuous batches, a context per call."""
 
-from __future__ import annotations
-
 from collections.abc import Generator, Sequence
 from importlib.metadata import version
 from typing import Any

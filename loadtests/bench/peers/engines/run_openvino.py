@@ -1,7 +1,5 @@
 """OpenVINO GenAI's continuous batching; the folder is converted by Optimum Intel the first time and kept."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Iterator

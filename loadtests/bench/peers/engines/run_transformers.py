@@ -1,7 +1,5 @@
 """Transformers, step by step, in the project's own environment."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """vLLM on the CPU, its engine in this process and without prefix cache."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from typing import Any
