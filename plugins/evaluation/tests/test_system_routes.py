@@ -16,6 +16,7 @@ from tests.harness.models import ok
 
 MINI = load_mini_collection()
 FIRST, SECOND = format_qrels(MINI.labels), format_qrels(MINI.second)
+PAIR = {"query": "q", "first": "a", "second": "b"}
 RUNS = "".join((MINI.folder / "runs" / f"{name}.trec").read_text() for name in ("bm25", "overlap", "query-likelihood"))
 
 
@@ -108,6 +109,8 @@ def test_a_family_that_gains_ranks_is_preferred(client):
         ("corrected", {"human": "1 0 a 1", "judge": "1 0 a 1", "runs": RUNS}, 422, "3 are the least"),
         ("budget", {"human": "1 0 a 1", "judge": "1 0 a 1", "runs": RUNS, "half_width": 0}, 422, "half_width"),
         ("support", {"query": "q", "answer": " ", "passages": {"a": "x"}, "how": "similarity"}, 422, "no sentence"),
+        ("preferences", {}, 422, "nothing to compare"),
+        ("preferences", {"comparisons": [PAIR], "template": "direct"}, 422, "is for"),
         ("collection", {"documents": "x", "topics": "y", "relevance": ""}, 400, "outside a record"),
         ("rankings", {"reference": "", "judge": "", "runs": "", "measure": "bpref"}, 422, "no measure"),
         ("rankings", {"reference": "", "judge": "", "runs": "1 Q0 a 1 x t"}, 400, "not a number"),

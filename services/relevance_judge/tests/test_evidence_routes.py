@@ -21,9 +21,6 @@ TEXTS = {name: (MINI.folder / name).read_text() for name in ("topics.tsv", "pass
 TEXT_FIELDS = {"topics": TEXTS["topics.tsv"], "passages": TEXTS["passages.jsonl"], "reference": TEXTS["qrels.txt"]}
 
 
-PAIR = {"query": "q", "first": "a", "second": "b"}
-
-
 def judgements(name: str) -> str:
     return (MINI.folder / "judgements" / f"{name}.jsonl").read_text()
 
@@ -62,22 +59,12 @@ def test_weights_make_an_ensemble_that_can_be_asked(client):
     assert found["options"]["calibration"]["metrics"]["pair_order"] >= 0.85
 
 
-def test_a_model_that_always_says_a_is_found_out(client):
-    found = post(client, "preferences", {**TEXT_FIELDS, "sample": 24})
-    assert (found["consistent"]["share"], found["shown_first"]["share"]) == (0, 1)
-    assert "shown first wins" in found["statement"]
-    assert {row["preferred"] for row in found["results"]} == {0}
-    assert 0 < [row["label"] for row in found["results"]].count(0) < 24
-
-
 @pytest.mark.parametrize(
     ("path", "body", "status", "told"),
     [
         ("trust", {"reference": "1 0 a 1", "judge": "1 0 b 1", "topics": "1\tx", "passages": ""}, 422, "No labelled"),
         ("trust", {"reference": "", "judge": '{"qid": 1, "docid": "a", "signal": "x"}'}, 422, "topics"),
         ("ensembles/weights", {"reference": "1 0 a 1", "judges": {"a": "1 0 a 1"}}, 422, "judges"),
-        ("preferences", {}, 422, "nothing to compare"),
-        ("preferences", {"comparisons": [PAIR], "template": "direct"}, 422, "is for"),
         ("agreement", {"reference": "1 0 a\n", "judge": ""}, 400, "Line 1 of reference"),
         ("agreement", {"reference": "", "judge": "1 0 a x\n"}, 400, "not an integer"),
         ("agreement", {"reference": ""}, 422, "judge"),
