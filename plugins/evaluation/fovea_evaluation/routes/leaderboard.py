@@ -85,7 +85,7 @@ def _mini_leaderboard(sort: Sort) -> Leaderboard:
         for file in sorted((mini.folder / "judgements").glob("*.jsonl"))
     ]
     files = sorted((mini.folder / "runs").glob("*.trec"))
-    runs = {tag: run for file in files for tag, run in trec.read_runs(file).items()}
+    runs = {tag: run for file in files for tag, run in trec.parse_runs(file.read_text("utf8"), file.name).items()}
     return build_leaderboard(mini.labels, entries, runs, sort=sort).model_copy(update={"name": MINI, "version": 1})
 
 
