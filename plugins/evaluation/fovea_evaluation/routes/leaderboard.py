@@ -19,7 +19,7 @@ from services.relevance_judge.storage.versioned_store import VersionedStore
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.tenant import tenant_store
 
-router = APIRouter()
+router = APIRouter(prefix="/v1/judge", tags=["judge"])
 
 MINI = "mini"
 
