@@ -6,8 +6,9 @@ import pytest
 from fovea_evaluation import claims
 from fovea_evaluation.metrics.answers import score_answer
 from fovea_evaluation.metrics.preferences import Preference, measure_order_bias
-from plugins.evaluation.tests.test_system_routes import MINI, post
+from plugins.evaluation.tests.test_system_routes import MINI
 from services.relevance_judge.parsing.trec import format_qrels
+from services.relevance_judge.tests.conftest import post
 
 TEXTS = {
     name: (MINI.folder / file).read_text() for name, file in (("topics", "topics.tsv"), ("passages", "passages.jsonl"))

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from starlette.testclient import TestClient
 
 from fovea_evaluation.metrics.leaderboard import LeaderboardEntry, build_leaderboard
 from fovea_evaluation.metrics.rankings import system_scores
@@ -12,16 +11,12 @@ from services.relevance_judge.metrics.agreement import agree
 from services.relevance_judge.parsing.label_formats import LabelSet
 from services.relevance_judge.parsing.trec import format_qrels, parse_qrels, parse_runs
 from services.relevance_judge.storage.mini_collection import load_mini_collection
-from tests.harness.models import ok
+from services.relevance_judge.tests.conftest import post
 
 MINI = load_mini_collection()
 FIRST, SECOND = format_qrels(MINI.labels), format_qrels(MINI.second)
 PAIR = {"query": "q", "first": "a", "second": "b"}
 RUNS = "".join((MINI.folder / "runs" / f"{name}.trec").read_text() for name in ("bm25", "overlap", "query-likelihood"))
-
-
-def post(client: TestClient, path: str, body: dict[str, Any]) -> Any:
-    return ok(client.post(f"/v1/judge/{path}", json=body))
 
 
 def test_systems_are_compared_with_a_sentence_each(client):

@@ -1,10 +1,7 @@
 """`/v1/judge/…` computes from uploaded labels, runs and texts, and names what is wrong with them."""
 
-from typing import Any
-
 import numpy as np
 import pytest
-from starlette.testclient import TestClient
 
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
 from services.relevance_judge.metrics.agreement import agree
@@ -12,9 +9,8 @@ from services.relevance_judge.metrics.uncertainty import kappa_interval
 from services.relevance_judge.parsing.trec import format_qrels, parse_qrels
 from services.relevance_judge.prompt_template import get_template, load_templates
 from services.relevance_judge.storage.mini_collection import load_mini_collection
-from services.relevance_judge.tests.conftest import serve_judges
+from services.relevance_judge.tests.conftest import post, serve_judges
 from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
-from tests.harness.models import ok
 
 MINI = load_mini_collection()
 TEXTS = {name: (MINI.folder / name).read_text() for name in ("topics.tsv", "passages.jsonl", "qrels.txt")}
@@ -30,10 +26,6 @@ def client(tmp_path_factory):
     kinds = {"query-likelihood": answered_by(FakeModel(lambda _: "A"), QueryLikelihood)}
     with serve_judges(tmp_path_factory.mktemp("fovea"), kinds) as made:
         yield made
-
-
-def post(client: TestClient, path: str, body: dict[str, Any]) -> Any:
-    return ok(client.post(f"/v1/judge/{path}", json=body))
 
 
 def test_the_embedding_baseline_is_the_similarity_judge(client):
