@@ -42,7 +42,6 @@ MIN_PASSAGE_CHARS = 200
 """Characters below which a passage is not cut further to make it fit."""
 
 Request = TypeVar("Request", bound=JudgeIn, default=JudgeIn)
-Item = TypeVar("Item")
 Reply = TypeVar("Reply")
 
 
@@ -159,19 +158,6 @@ def build_messages(rendered: RenderedPrompt) -> list[Message]:
     """The conversation up to the model's first answer."""
     system: list[Message] = [{"role": "system", "content": rendered.system}] if rendered.system else []
     return [*system, {"role": "user", "content": rendered.turns[0]}]
-
-
-def map_concurrently(rule: Callable[[Item], Reply], items: Sequence[Item], run: CallContext) -> list[Reply]:
-    """Apply a rule that asks a model to all items, several at a time; after an error nothing more is begun."""
-    found: list[Reply] = []
-    with ThreadPoolExecutor(MAX_CONCURRENT_PAIRS, thread_name_prefix="judge") as pool:
-        try:
-            for done, reply in enumerate(pool.map(rule, items), 1):
-                found.append(reply)
-                run.progress(done / len(items), f"{done} of {len(items)}")
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return found
 
 
 def fit_passage(passage: str, max_chars: int, ask: Callable[[str], Reply]) -> tuple[Reply, list[str]]:

@@ -73,9 +73,8 @@ def ask_gateway(folder: Path) -> dict[str, Any]:
         answers = {
             name: {
                 path: (found.status_code, found.text)
-                for path in plugin["paths"]
+                for path in filter(lambda path: path.startswith("/"), plugin["paths"])
                 for found in [client.get(path)]
-                if path.startswith("/")
             }
             for name, plugin in KNOWN.items()
         }

@@ -6,6 +6,7 @@ Asks a language model through templates, or compares texts without one (`claims`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -23,7 +24,7 @@ from fovea_evaluation.metrics.answers import (
 )
 from services.relevance_judge.chat_client import ChatClient
 from services.relevance_judge.embeddings import load_embedder
-from services.relevance_judge.judge import build_messages, fit_passage, map_concurrently
+from services.relevance_judge.judge import MAX_CONCURRENT_PAIRS, build_messages, fit_passage
 from services.relevance_judge.prompt_template import get_template, make_fence, render_prompt
 from shared.registry import CallContext
 
@@ -32,7 +33,7 @@ _BY_GRADE: tuple[Support, ...] = ("not_support", "partial_support", "support")
 PASSAGE_CHARS = 6000
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Reply = TypeVar("Reply")
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,20 @@ class AnswerJudge:
 
         return fit_passage(passage, PASSAGE_CHARS, ask)[0]
 
-    def _map(self, items: Sequence[Item], rule: Callable[[Item], Result], run: CallContext) -> list[Result]:
+    def _map(self, items: Sequence[Item], rule: Callable[[Item], Reply], run: CallContext) -> list[Reply]:
         if self.how == "similarity":
             return [rule(item) for item in items]
         return map_concurrently(rule, items, run)
+
+
+def map_concurrently(rule: Callable[[Item], Reply], items: Sequence[Item], run: CallContext) -> list[Reply]:
+    """Apply a rule that asks a model to all items, several at a time; after an error nothing more is begun."""
+    found: list[Reply] = []
+    with ThreadPoolExecutor(MAX_CONCURRENT_PAIRS, thread_name_prefix="judge") as pool:
+        try:
+            for done, reply in enumerate(pool.map(rule, items), 1):
+                found.append(reply)
+                run.progress(done / len(items), f"{done} of {len(items)}")
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return found

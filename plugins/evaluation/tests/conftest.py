@@ -19,10 +19,12 @@ def golden():
 
 
 def say(body: dict[str, Any]) -> str:
-    """Rules of a model that reads: facts by lines, and support by words."""
+    """Rules of a model that reads: facts by lines, support by words, and always A."""
     text = body["messages"][-1]["content"]
     if "List the facts" in text:
         return "vital: The moon pulls the oceans.\nokay: The sun helps.\nnonsense\nvital:\n"
+    if "Reply with one word" not in text:
+        return "A"
     source = text.split("<<answer" if "<<answer" in text else "<<source")[1].split("<<end")[0]
     claim = text.split("<<fact" if "<<fact" in text else "<<claim")[1].split("<<end")[0]
     return "support" if "moon" in claim and "moon" in source else "none"

@@ -1,10 +1,18 @@
-"""Answers: their claims, what covers them, nuggets, and what a model says of both."""
+"""Answers: their claims, what covers them, nuggets, and what a model says of both; passages compared in both orders."""
 
+import numpy as np
 import pytest
 
 from fovea_evaluation import claims
 from fovea_evaluation.metrics.answers import score_answer
-from plugins.evaluation.tests.test_system_routes import post
+from fovea_evaluation.metrics.preferences import Preference, measure_order_bias
+from plugins.evaluation.tests.test_system_routes import MINI
+from services.relevance_judge.parsing.trec import format_qrels
+from services.relevance_judge.tests.conftest import post
+
+TEXTS = {
+    name: (MINI.folder / file).read_text() for name, file in (("topics", "topics.tsv"), ("passages", "passages.jsonl"))
+}
 
 
 def test_sentences_keep_their_citations_and_what_is_said_twice_is_kept_once():
@@ -63,3 +71,49 @@ def test_answers_are_judged_by_a_model(client):
     assert support["unknown"] == ["9"]
     assert support["citation_precision"] == support["citation_recall"] == pytest.approx(1 / 3)
     assert support["faithfulness"] == pytest.approx(2 / 3)
+
+
+def preferences(first: float, length: float, count: int = 200, seed: int = 0) -> list[Preference]:
+    """A judge whose log-odds lean to what is shown first, and to what is longer; passages are equally good."""
+    draw = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        words = draw.integers(20, 200, 2)
+        lean = length * (int(words[0]) - int(words[1])) / 100 + float(draw.normal(0, 0.5))
+        forward, backward = (1 / (1 + np.exp(-(lean + side * first))) for side in (1, -1))
+        found.append(Preference(float(forward), float(backward), int(words[0]), int(words[1]), 0))
+    return found
+
+
+def test_judges_that_lean_to_the_first_or_to_length_are_found_out():
+    found = measure_order_bias(preferences(first=1.0, length=0))
+    assert found.shown_first.share == 1
+    assert found.shown_first.p < 1e-6
+    assert found.consistent.share < 0.5
+    assert "shown first wins" in found.statement
+    biased, fair = (measure_order_bias(preferences(first=0.2, length=size)) for size in (1.0, 0.0))
+    assert biased.longer.share > 0.7
+    assert "longer" in biased.statement
+    assert fair.longer.interval[0] < 0.5 < fair.longer.interval[1]
+    assert "longer" not in fair.statement
+
+
+def test_asking_in_both_orders_is_more_accurate_than_in_one():
+    draw = np.random.default_rng(2)
+    asked = []
+    for _ in range(300):
+        label = int(draw.choice((-1, 1)))
+        lean = label * 1.0 + float(draw.normal(0, 0.5))
+        forward, backward = (1 / (1 + np.exp(-(lean + side * 1.5))) for side in (1, -1))
+        asked.append(Preference(float(forward), float(backward), 50, 50, label))
+    found = measure_order_bias(asked)
+    assert found.accuracy.share > found.single_order_accuracy.share + 0.2
+    assert measure_order_bias([]).consistent is None
+
+
+def test_a_model_that_always_says_a_is_found_out(client):
+    found = post(client, "preferences", {**TEXTS, "reference": format_qrels(MINI.labels), "sample": 24})
+    assert (found["consistent"]["share"], found["shown_first"]["share"]) == (0, 1)
+    assert "shown first wins" in found["statement"]
+    assert {row["preferred"] for row in found["results"]} == {0}
+    assert 0 < [row["label"] for row in found["results"]].count(0) < 24

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from starlette.testclient import TestClient
 
 from fovea_evaluation.metrics.leaderboard import LeaderboardEntry, build_leaderboard
 from fovea_evaluation.metrics.rankings import system_scores
@@ -12,15 +11,12 @@ from services.relevance_judge.metrics.agreement import agree
 from services.relevance_judge.parsing.label_formats import LabelSet
 from services.relevance_judge.parsing.trec import format_qrels, parse_qrels, parse_runs
 from services.relevance_judge.storage.mini_collection import load_mini_collection
-from tests.harness.models import ok
+from services.relevance_judge.tests.conftest import post
 
 MINI = load_mini_collection()
 FIRST, SECOND = format_qrels(MINI.labels), format_qrels(MINI.second)
+PAIR = {"query": "q", "first": "a", "second": "b"}
 RUNS = "".join((MINI.folder / "runs" / f"{name}.trec").read_text() for name in ("bm25", "overlap", "query-likelihood"))
-
-
-def post(client: TestClient, path: str, body: dict[str, Any]) -> Any:
-    return ok(client.post(f"/v1/judge/{path}", json=body))
 
 
 def test_systems_are_compared_with_a_sentence_each(client):
@@ -108,6 +104,8 @@ def test_a_family_that_gains_ranks_is_preferred(client):
         ("corrected", {"human": "1 0 a 1", "judge": "1 0 a 1", "runs": RUNS}, 422, "3 are the least"),
         ("budget", {"human": "1 0 a 1", "judge": "1 0 a 1", "runs": RUNS, "half_width": 0}, 422, "half_width"),
         ("support", {"query": "q", "answer": " ", "passages": {"a": "x"}, "how": "similarity"}, 422, "no sentence"),
+        ("preferences", {}, 422, "nothing to compare"),
+        ("preferences", {"comparisons": [PAIR], "template": "direct"}, 422, "is for"),
         ("collection", {"documents": "x", "topics": "y", "relevance": ""}, 400, "outside a record"),
         ("rankings", {"reference": "", "judge": "", "runs": "", "measure": "bpref"}, 422, "no measure"),
         ("rankings", {"reference": "", "judge": "", "runs": "1 Q0 a 1 x t"}, 400, "not a number"),

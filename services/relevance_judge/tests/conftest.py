@@ -15,6 +15,7 @@ from services.relevance_judge.parsing.trec import parse_qrels
 from services.relevance_judge.routes import rerank, router
 from shared.serving.build_app import build
 from shared.settings import Settings
+from tests.harness.models import ok
 from tests.harness.waiting import wait_until
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -34,6 +35,11 @@ def released():
 @pytest.fixture(scope="session")
 def golden():
     return lambda path: json.loads((GOLDEN / path).read_text())
+
+
+def post(client: TestClient, path: str, body: dict[str, Any]) -> Any:
+    """The answer of a route of the judge."""
+    return ok(client.post(f"/v1/judge/{path}", json=body))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Calibrations and weights of signals, order bias, reports of trust."""
+"""Calibrations and weights of signals, reports of trust."""
 
 import math
 import tracemalloc
@@ -14,48 +14,8 @@ from sklearn.metrics import roc_auc_score
 from fovea.errors import InvalidOption
 from services.relevance_judge.metrics.calibration import fit
 from services.relevance_judge.metrics.pair_order import kendall_tau_b, pair_order
-from services.relevance_judge.metrics.preferences import Preference, measure_order_bias
 from services.relevance_judge.metrics.signal_weights import combine_signals, fit_order, fit_signal_weights
 from services.relevance_judge.metrics.trust import build_trust_report
-
-
-def preferences(first: float, length: float, count: int = 200, seed: int = 0) -> list[Preference]:
-    """A judge whose log-odds lean to what is shown first, and to what is longer; passages are equally good."""
-    draw = np.random.default_rng(seed)
-    found = []
-    for _ in range(count):
-        words = draw.integers(20, 200, 2)
-        lean = length * (int(words[0]) - int(words[1])) / 100 + float(draw.normal(0, 0.5))
-        forward, backward = (1 / (1 + np.exp(-(lean + side * first))) for side in (1, -1))
-        found.append(Preference(float(forward), float(backward), int(words[0]), int(words[1]), 0))
-    return found
-
-
-def test_judges_that_lean_to_the_first_or_to_length_are_found_out():
-    found = measure_order_bias(preferences(first=1.0, length=0))
-    assert found.shown_first.share == 1
-    assert found.shown_first.p < 1e-6
-    assert found.consistent.share < 0.5
-    assert "shown first wins" in found.statement
-    biased, fair = (measure_order_bias(preferences(first=0.2, length=size)) for size in (1.0, 0.0))
-    assert biased.longer.share > 0.7
-    assert "longer" in biased.statement
-    assert fair.longer.interval[0] < 0.5 < fair.longer.interval[1]
-    assert "longer" not in fair.statement
-
-
-def test_asking_in_both_orders_is_more_accurate_than_in_one():
-    draw = np.random.default_rng(2)
-    asked = []
-    for _ in range(300):
-        label = int(draw.choice((-1, 1)))
-        lean = label * 1.0 + float(draw.normal(0, 0.5))
-        forward, backward = (1 / (1 + np.exp(-(lean + side * 1.5))) for side in (1, -1))
-        asked.append(Preference(float(forward), float(backward), 50, 50, label))
-    found = measure_order_bias(asked)
-    assert found.accuracy.share > found.single_order_accuracy.share + 0.2
-    assert measure_order_bias([]).consistent is None
-
 
 QUERIES = [query for query in range(6) for _ in range(8)]
 GRADES = [0, 0, 1, 1, 2, 2, 3, 3] * 6

@@ -1,10 +1,7 @@
 """`/v1/judge/…` computes from uploaded labels, runs and texts, and names what is wrong with them."""
 
-from typing import Any
-
 import numpy as np
 import pytest
-from starlette.testclient import TestClient
 
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
 from services.relevance_judge.metrics.agreement import agree
@@ -12,16 +9,12 @@ from services.relevance_judge.metrics.uncertainty import kappa_interval
 from services.relevance_judge.parsing.trec import format_qrels, parse_qrels
 from services.relevance_judge.prompt_template import get_template, load_templates
 from services.relevance_judge.storage.mini_collection import load_mini_collection
-from services.relevance_judge.tests.conftest import serve_judges
+from services.relevance_judge.tests.conftest import post, serve_judges
 from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
-from tests.harness.models import ok
 
 MINI = load_mini_collection()
 TEXTS = {name: (MINI.folder / name).read_text() for name in ("topics.tsv", "passages.jsonl", "qrels.txt")}
 TEXT_FIELDS = {"topics": TEXTS["topics.tsv"], "passages": TEXTS["passages.jsonl"], "reference": TEXTS["qrels.txt"]}
-
-
-PAIR = {"query": "q", "first": "a", "second": "b"}
 
 
 def judgements(name: str) -> str:
@@ -33,10 +26,6 @@ def client(tmp_path_factory):
     kinds = {"query-likelihood": answered_by(FakeModel(lambda _: "A"), QueryLikelihood)}
     with serve_judges(tmp_path_factory.mktemp("fovea"), kinds) as made:
         yield made
-
-
-def post(client: TestClient, path: str, body: dict[str, Any]) -> Any:
-    return ok(client.post(f"/v1/judge/{path}", json=body))
 
 
 def test_the_embedding_baseline_is_the_similarity_judge(client):
@@ -62,22 +51,12 @@ def test_weights_make_an_ensemble_that_can_be_asked(client):
     assert found["options"]["calibration"]["metrics"]["pair_order"] >= 0.85
 
 
-def test_a_model_that_always_says_a_is_found_out(client):
-    found = post(client, "preferences", {**TEXT_FIELDS, "sample": 24})
-    assert (found["consistent"]["share"], found["shown_first"]["share"]) == (0, 1)
-    assert "shown first wins" in found["statement"]
-    assert {row["preferred"] for row in found["results"]} == {0}
-    assert 0 < [row["label"] for row in found["results"]].count(0) < 24
-
-
 @pytest.mark.parametrize(
     ("path", "body", "status", "told"),
     [
         ("trust", {"reference": "1 0 a 1", "judge": "1 0 b 1", "topics": "1\tx", "passages": ""}, 422, "No labelled"),
         ("trust", {"reference": "", "judge": '{"qid": 1, "docid": "a", "signal": "x"}'}, 422, "topics"),
         ("ensembles/weights", {"reference": "1 0 a 1", "judges": {"a": "1 0 a 1"}}, 422, "judges"),
-        ("preferences", {}, 422, "nothing to compare"),
-        ("preferences", {"comparisons": [PAIR], "template": "direct"}, 422, "is for"),
         ("agreement", {"reference": "1 0 a\n", "judge": ""}, 400, "Line 1 of reference"),
         ("agreement", {"reference": "", "judge": "1 0 a x\n"}, 400, "not an integer"),
         ("agreement", {"reference": ""}, 422, "judge"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fovea.errors import Malformed
 from loadtests.mini_judgements import RANKERS, build_run
 from services.relevance_judge.metrics.baselines import bm25, overlap, tokenize
-from services.relevance_judge.parsing.trec import format_qrels, read_qrels, read_runs, read_topics
+from services.relevance_judge.parsing.trec import Runs, format_qrels, parse_runs, read_qrels, read_topics
 from services.relevance_judge.storage.mini_collection import load_mini_collection
 
 
@@ -18,6 +18,10 @@ def _file(folder: Path, text: str) -> Path:
     path = folder / "given.txt"
     path.write_text(text)
     return path
+
+
+def _read_runs(path: Path) -> Runs:
+    return parse_runs(path.read_text())
 
 
 def test_white_space_blank_lines_opaque_ids_and_repeated_pairs_are_taken(tmp_path):
@@ -34,9 +38,9 @@ def test_white_space_blank_lines_opaque_ids_and_repeated_pairs_are_taken(tmp_pat
         (read_qrels, "1 0 d1 2.5\n", "not an integer"),
         (read_qrels, "1 0 d1 2\n\n1 0 d1 3\n", "line 1 says 2, line 3 says 3"),
         *((read_qrels, f"1 0 a {grade}\n", r"Line 1 of .*grade") for grade in ("1001", "-1001", "9" * 40)),
-        (read_runs, "1 Q0 a 1 x t\n", "'x' is not a number"),
-        (read_runs, "1 Q0 a 1 0.5\n", "5 fields"),
-        *((read_runs, f"1 Q0 a 1 {score} t\n", "finite number") for score in ("nan", "inf", "-inf", "1e999")),
+        (_read_runs, "1 Q0 a 1 x t\n", "'x' is not a number"),
+        (_read_runs, "1 Q0 a 1 0.5\n", "5 fields"),
+        *((_read_runs, f"1 Q0 a 1 {score} t\n", "finite number") for score in ("nan", "inf", "-inf", "1e999")),
         (read_topics, "1 what\n", "no tab"),
     ],
 )
@@ -47,7 +51,7 @@ def test_a_broken_line_is_named(tmp_path, read, text, told):
 
 def test_runs_are_read_by_tag_and_topics_keep_their_text(tmp_path):
     path = _file(tmp_path, "1 Q0 a 9 0.5 bm25\n1 Q0 b 1 2e-1 bm25\n2 Q0 a 1 7 other\n")
-    assert read_runs(path) == {"bm25": {"1": {"a": 0.5, "b": 0.2}}, "other": {"2": {"a": 7.0}}}
+    assert _read_runs(path) == {"bm25": {"1": {"a": 0.5, "b": 0.2}}, "other": {"2": {"a": 7.0}}}
     assert read_topics(_file(tmp_path, "1\twhat is  a tab\n")) == {"1": "what is  a tab"}
 
 
@@ -81,7 +85,7 @@ MINI = load_mini_collection()
 def test_stored_runs_are_those_of_the_code(system):
     path = MINI.folder / "runs" / f"{system}.trec"
     assert path.read_text() == build_run(MINI, system)
-    (tag,) = read_runs(path)
+    (tag,) = _read_runs(path)
     assert tag == system
 
 

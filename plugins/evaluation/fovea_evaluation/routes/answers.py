@@ -22,7 +22,7 @@ from services.relevance_judge.schemas import MAX_TEXT_CHARS, StrictModel
 from shared.registry import CallContext
 from shared.serving.http.openapi_routes import problems
 
-router = APIRouter()
+router = APIRouter(prefix="/v1/judge", tags=["judge"])
 
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS)]
 Passages = Annotated[dict[str, Text], Field(min_length=1, max_length=200, description="Id → text.")]

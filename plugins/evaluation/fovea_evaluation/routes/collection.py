@@ -13,7 +13,7 @@ from services.relevance_judge.parsing import trec
 from services.relevance_judge.schemas import StrictModel
 from shared.serving.http.openapi_routes import problems
 
-router = APIRouter()
+router = APIRouter(prefix="/v1/judge", tags=["judge"])
 
 
 class ImportIn(StrictModel):

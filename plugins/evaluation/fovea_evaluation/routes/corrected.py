@@ -23,7 +23,7 @@ from services.relevance_judge.parsing.label_formats import parse_labels
 from services.relevance_judge.schemas import StrictModel
 from shared.serving.http.openapi_routes import problems
 
-router = APIRouter()
+router = APIRouter(prefix="/v1/judge", tags=["judge"])
 
 Floats = NDArray[np.float64]
 

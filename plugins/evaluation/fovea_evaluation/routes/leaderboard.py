@@ -19,7 +19,7 @@ from services.relevance_judge.storage.versioned_store import VersionedStore
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.tenant import tenant_store
 
-router = APIRouter()
+router = APIRouter(prefix="/v1/judge", tags=["judge"])
 
 MINI = "mini"
 
@@ -85,7 +85,7 @@ def _mini_leaderboard(sort: Sort) -> Leaderboard:
         for file in sorted((mini.folder / "judgements").glob("*.jsonl"))
     ]
     files = sorted((mini.folder / "runs").glob("*.trec"))
-    runs = {tag: run for file in files for tag, run in trec.read_runs(file).items()}
+    runs = {tag: run for file in files for tag, run in trec.parse_runs(file.read_text("utf8"), file.name).items()}
     return build_leaderboard(mini.labels, entries, runs, sort=sort).model_copy(update={"name": MINI, "version": 1})
 
 

@@ -10,10 +10,11 @@ from itertools import combinations
 import numpy as np
 
 from fovea.errors import InvalidOption
+from fovea_evaluation.answers import map_concurrently
+from fovea_evaluation.metrics.preferences import Preference
 from services.relevance_judge.chat_client import ChatClient, ChatReply
-from services.relevance_judge.judge import build_messages, map_concurrently
+from services.relevance_judge.judge import build_messages
 from services.relevance_judge.metrics.agreement import Qrels
-from services.relevance_judge.metrics.preferences import Preference
 from services.relevance_judge.prompt_template import get_template, make_fence, render_prompt
 from shared.registry import CallContext
 

@@ -6,16 +6,16 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from fovea.errors import InvalidOption
+from fovea_evaluation.comparisons import PassagePair, compare_pairs, sample_comparisons
+from fovea_evaluation.metrics.preferences import OrderBias, measure_order_bias
 from services.relevance_judge.batches import pair_selection
-from services.relevance_judge.comparisons import PassagePair, compare_pairs, sample_comparisons
-from services.relevance_judge.metrics.preferences import OrderBias, measure_order_bias
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.routes.backends import get_judge
 from services.relevance_judge.schemas import MAX_TEXT_CHARS, StrictModel
 from shared.registry import CallContext
 from shared.serving.http.openapi_routes import problems
 
-router = APIRouter()
+router = APIRouter(prefix="/v1/judge", tags=["judge"])
 
 
 class ComparisonForm(StrictModel):
