@@ -78,7 +78,7 @@ class PatchBuilder:
         if given.mean:
             rows = [row for one in found for row in _pick(one, given.from_positions)]
             mean = np.mean(rows, 0, dtype=np.float64).astype(np.float32)
-            return tokens, torch.from_numpy(mean)[None, None]
+            return tokens, torch.tensor(mean, device="cpu")[None, None]
         (stored,) = found
         if isinstance(given.positions, str):
             picked = {at: row for at, row in stored.rows.items() if at in tokens and at < end}
@@ -89,7 +89,7 @@ class PatchBuilder:
             rows = _pick(stored, given.from_positions or given.positions)
             picked = dict(zip([at + prompt if at < 0 else at for at in given.positions], rows, strict=True))
         places = sorted(picked)
-        written = torch.from_numpy(np.stack([picked[at] for at in places]))
+        written = torch.tensor(np.stack([picked[at] for at in places]), device="cpu")
         return TokenRange.of(places, prompt, end), written[None]
 
     def _read_file(self, name: str, site: Site) -> StoredRows:

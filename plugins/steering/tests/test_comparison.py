@@ -44,8 +44,8 @@ def test_a_compared_chat_streams_every_answer_and_counts_the_tokens_that_are_hel
             texts[one.index] += one.delta.content or ""
         compared += getattr(chunk, "comparison", None) or []
     assert list(texts.values()) == [one.message.content for one in whole.choices]
-    assert [one.get("kl") for one in compared] == [one["kl"] for one in whole.comparison]
-    assert len(compared[1]["kl"]) == 4
+    assert (compared[0].get("kl"), whole.comparison[0]["kl"], len(compared[1]["kl"])) == (None, None, 4)
+    assert compared[1]["kl"] == pytest.approx(whole.comparison[1]["kl"], abs=1e-5)  # batches may be rounded apart
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ class Generation:
         self._news: asyncio.Queue[OutputChunk | FoveaError] = asyncio.Queue()
         self.requests: list[GenerationRequest] = []
         self.extensions = extensions
+        self._recorder = next((one.recorder for one in extensions if one.recorder is not None), None)
         self._open = 0  # answers that did not end
         self._running = 0  # those of them that the scheduler has
         self._waiting: deque[GenerationRequest] = deque()
@@ -101,8 +102,7 @@ class Generation:
         Raises:
             QueueFull: Too many requests wait, and this is the first.
         """
-        recorders = () if self.requests else (one.recorder for one in self.extensions)
-        recorder = next((one for one in recorders if one is not None), None)
+        recorder = None if self.requests else self._recorder
         request.hooks = TextHooks(self._open, request, options, grammar, self._tokenizer, self._put, recorder)
         request.run = self._run
         self._open += len(request.samplings)
