@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 
 import uvloop
 
-from services.gateway.app import Gateway, build_gateway
+from services.gateway.app import build_gateway
+from services.gateway.gateway import Gateway
 from services.gateway.grpc.server import serve_grpc
-from services.gateway.metrics_server import create_metrics_server
-from services.gateway.server import create_server
+from services.gateway.server import create_metrics_server, create_server
 from shared.local_names import is_loopback
 from shared.settings import Settings, settings
 from shared.storage.private_files import make_files_private

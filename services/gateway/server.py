@@ -1,14 +1,20 @@
 """HTTP server: uvicorn with uvloop and httptools, and with limits on the time and size of request headers.
 
-Knows nothing about what is served.
+The metrics port has a server of its own, in the same event loop: the queue is asked for its counts at each scrape.
 """
 
 from __future__ import annotations
 
+import contextlib
 from asyncio import TimerHandle, Transport
+from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
+from services.gateway.gateway import Gateway
+from services.gateway.routes import health
 from shared.rpc.joined_writes import JoinedWritesProtocol
 from shared.settings import Settings
 
@@ -31,7 +37,6 @@ class _HeaderLimitProtocol(JoinedWritesProtocol):
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting."""
         self._stop_timer()
         super().connection_lost(exc)
 
@@ -44,23 +49,19 @@ class _HeaderLimitProtocol(JoinedWritesProtocol):
                 self.send_400_response("The headers are too large.")
 
     def on_message_begin(self) -> None:
-        """Wait for the rest of the headers."""
         super().on_message_begin()
         self._header_bytes = 0
         self._start_timer()
 
     def on_url(self, url: bytes) -> None:
-        """Count the request line."""
         self._count(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Count a header."""
         self._count(len(name) + len(value))
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Stop waiting: all headers are here."""
         self._stop_timer()
         super().on_headers_complete()
 
@@ -90,19 +91,37 @@ class _HeaderLimitProtocol(JoinedWritesProtocol):
 def create_server(app: object, settings: Settings) -> uvicorn.Server:
     """Create a server for `app` on the HTTP address of `settings`; it is not started."""
     protocol = type("HeaderLimitProtocol", (_HeaderLimitProtocol,), {"header_timeout_s": settings.body_read_timeout_s})
-    config = uvicorn.Config(
-        app,  # type: ignore[arg-type]  # an ASGI app
-        host=settings.host,
-        port=settings.http_port,
-        http=protocol,
-        loop="uvloop",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(int(settings.shutdown_grace_s), 1),
+    grace_s = max(int(settings.shutdown_grace_s), 1)
+    return uvicorn.Server(
+        _build_config(
+            app, settings, port=settings.http_port, http=protocol, lifespan="on", timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=grace_s,
+        )
+    )  # fmt: skip
+
+
+class _QuietServer(uvicorn.Server):
+    """Uvicorn, leaving signals to the server next to it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+def create_metrics_server(gateway: Gateway, settings: Settings) -> uvicorn.Server:
+    """Create a server for the metrics of a gateway on `metrics_port`; it is not started."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.gateway = gateway
+    app.add_api_route("/metrics", health.metrics, response_model=None)
+    return _QuietServer(
+        _build_config(app, settings, port=settings.metrics_port, lifespan="off", timeout_graceful_shutdown=1)
     )
-    return uvicorn.Server(config)
+
+
+def _build_config(app: object, settings: Settings, **options: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]  # an ASGI app
+        host=settings.host, loop="uvloop", ws="none", log_config=None, access_log=False, server_header=False,
+        proxy_headers=False, **options,
+    )  # fmt: skip

@@ -53,7 +53,6 @@ class BatchRecords:
     """The batches of all tenants. Gateways with the same object store share them. Calls block."""
 
     def __init__(self, objects: ObjectStore) -> None:
-        """Keep them below each tenant's path of `objects`."""
         self._objects = objects
 
     def add(self, tenant: str, record: BatchRecord) -> None:

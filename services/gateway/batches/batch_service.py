@@ -20,8 +20,7 @@ from services.gateway.batches.batch_file import BatchLine, parse_lines, write_an
 from services.gateway.batches.batch_records import BatchEntry, BatchLineOut, BatchRecord, BatchRecords, Lines
 from services.gateway.batches.file_store import FileStore
 from services.gateway.policy.audit_log import STEERING_FIELDS
-from services.gateway.policy.caller import Caller
-from services.gateway.policy.scopes import INSIDE_PATHS
+from services.gateway.policy.caller import INSIDE_PATHS, Caller
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
 
@@ -123,7 +122,7 @@ class BatchService:
         """All lines there are, with new ones stored, because jobs are forgotten."""
         pending = [entry for entry in record.entries if entry.job not in lines]
         turns = asyncio.Semaphore(_READ_AT_ONCE)
-        found = await asyncio.gather(*(_write_line(entry, tenant, queue, turns) for entry in pending))
+        found = await asyncio.gather(*(_read_line(entry, tenant, queue, turns) for entry in pending))
         new = {entry.job: line for entry, line in zip(pending, found, strict=True) if line is not None}
         if new:
             lines = lines | new
@@ -151,7 +150,6 @@ class BatchService:
 
 
 def _count(record: BatchRecord, lines: Lines) -> Batch:
-    """The batch with its requests counted."""
     failed = sum(line.has_failed for line in lines.values())
     counts = BatchCounts(total=len(record.entries), completed=len(lines) - failed, failed=failed)
     return record.batch.model_copy(update={"request_counts": counts})
@@ -175,8 +173,7 @@ async def _submit_all(
 
 
 async def _undo(entries: Sequence[BatchEntry], tenant: str, queue: RedisJobQueue) -> None:
-    """Cancel the jobs of a batch that is not accepted; why it is not matters more than what fails here."""
-    with contextlib.suppress(FoveaError):
+    with contextlib.suppress(FoveaError):  # why the batch is not accepted matters more
         await _cancel_all(entries, tenant, queue)
 
 
@@ -188,29 +185,25 @@ async def _cancel_all(entries: Sequence[BatchEntry], tenant: str, queue: RedisJo
             raise error
 
 
-async def _write_line(
+async def _read_line(
     entry: BatchEntry, tenant: str, queue: RedisJobQueue, turns: asyncio.Semaphore
 ) -> BatchLineOut | None:
     """The line of a request whose job is over, or is not known any more; None while it is not."""
-    async with turns:
-        return await _read_line(entry, tenant, queue)
 
+    def fail(code: str, message: str) -> BatchLineOut:
+        return BatchLineOut(line=write_failure(entry.custom_id, code, message).decode(), has_failed=True)
 
-async def _read_line(entry: BatchEntry, tenant: str, queue: RedisJobQueue) -> BatchLineOut | None:
     try:
-        job = await queue.get(entry.job, tenant)
-        if job.status not in FINAL:
-            return None
-        if job.status == "cancelled":
-            return _failure(entry, "batch_cancelled", "The batch was cancelled.")
-        result = await queue.result(entry.job, tenant)
+        async with turns:
+            job = await queue.get(entry.job, tenant)
+            if job.status not in FINAL:
+                return None
+            if job.status == "cancelled":
+                return fail("batch_cancelled", "The batch was cancelled.")
+            result = await queue.result(entry.job, tenant)
         line = await asyncio.to_thread(write_answer, entry.custom_id, entry.job, result)
         return BatchLineOut(line=line.decode(), has_failed=result.status >= 400)
     except NotFound:
-        return _failure(entry, "batch_expired", "The answer was forgotten before it was fetched.")
+        return fail("batch_expired", "The answer was forgotten before it was fetched.")
     except Conflict as error:
-        return _failure(entry, error.code, error.detail)
-
-
-def _failure(entry: BatchEntry, code: str, message: str) -> BatchLineOut:
-    return BatchLineOut(line=write_failure(entry.custom_id, code, message).decode(), has_failed=True)
+        return fail(error.code, error.detail)

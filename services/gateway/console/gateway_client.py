@@ -57,18 +57,12 @@ class InProcessClient:
 
     async def example(self, request: Request, name: str) -> dict[str, Any]:
         """Fetch an example request of a model; empty where there is none."""
-        try:
-            example = await self._get(request, f"/v1/models/{name}/example")
-        except FoveaError:
-            return {}
+        example = await self._get_or(request, f"/v1/models/{name}/example", {}, FoveaError)
         return example if isinstance(example, dict) else {}
 
     async def methods(self, request: Request) -> list[dict[str, Any]]:
         """Fetch the attention methods with the schema of their settings; none where no service has them."""
-        try:
-            found: list[dict[str, Any]] = await self._get(request, "/v1/longctx/methods")
-        except (NotFound, NotReady):
-            return []
+        found: list[dict[str, Any]] = await self._get_or(request, "/v1/longctx/methods", [])
         return found
 
     async def steering_vectors(self, request: Request) -> list[dict[str, Any]] | None:
@@ -76,20 +70,19 @@ class InProcessClient:
 
         Raises PermissionDenied: the reader's key lacks the scope.
         """
-        try:
-            found = await self._get(request, "/v1/steering-vectors")
-        except (NotFound, NotReady):
-            return None
-        vectors: list[dict[str, Any]] = found["data"]
-        return vectors
+        found: dict[str, list[dict[str, Any]]] = await self._get_or(request, "/v1/steering-vectors", {})
+        return found.get("data")
 
     async def templates(self, request: Request) -> list[str]:
         """Fetch the ids of the judges' prompt templates; none where no service has them."""
+        return [one["template"]["id"] for one in await self._get_or(request, "/v1/judge/templates", [])]
+
+    async def _get_or(self, request: Request, path: str, otherwise: Any, kinds: Any = (NotFound, NotReady)) -> Any:
+        """Fetch what not every service has."""
         try:
-            found = await self._get(request, "/v1/judge/templates")
-        except (NotFound, NotReady):
-            return []
-        return [one["template"]["id"] for one in found]
+            return await self._get(request, path)
+        except kinds:
+            return otherwise
 
     async def _get(self, request: Request, path: str) -> Any:
         response = await send_in_process(request, path, deadline_s=_DEADLINE_S)

@@ -22,10 +22,9 @@ from fovea.api.model import ModelEntry, title_task
 from fovea.endpoints import task_path
 from fovea.errors import FoveaError, InvalidOption, NotFound, PermissionDenied
 from services.gateway.console import model_view, task_options
-from services.gateway.console.gallery import GALLERY
 from services.gateway.console.gateway_client import InProcessClient
 from services.gateway.console.navigation import build_navigation, find_page
-from services.gateway.console.page import STATIC, Page
+from services.gateway.console.page import GALLERY, STATIC, Page
 from services.gateway.console.schema_forms import build_fields
 from services.gateway.console.snippets import build_snippets
 from services.gateway.console.static_files import COMPRESSION, build_static_routes

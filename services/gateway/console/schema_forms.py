@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -106,7 +106,9 @@ def _build_field(name: str, part: Schema, root: Schema, *, required: bool, value
     if inner.get("type") == "boolean" and default is None and not required:
         inner = {**inner, "enum": [True, False]}  # a switch is on or off, and can't be left out
     kind = _choose_kind(name, inner, root)
-    low, high = _read_bounds(inner)
+    low = inner.get("minimum", inner.get("exclusiveMinimum"))
+    high = inner.get("maximum", inner.get("exclusiveMaximum"))
+    items = _strip_null(inner.get("items", {}), root)
     return Field(
         name=name,
         kind=kind,
@@ -114,11 +116,11 @@ def _build_field(name: str, part: Schema, root: Schema, *, required: bool, value
         help=str(outer.get("description") or inner.get("description") or ""),
         default=default,
         required=required,
-        choices=_choices(inner) or _choices(_strip_null(inner.get("items", {}), root)),
+        choices=_choices(inner) or _choices(items),
         low=low,
         high=high,
         step=_choose_step(kind, inner, low, high),
-        items=str(_strip_null(inner.get("items", {}), root).get("type", "string")),
+        items=str(items.get("type", "string")),
     )
 
 
@@ -140,18 +142,11 @@ def _resolve(part: Schema, root: Schema) -> Schema:
 def _strip_null(part: Schema, root: Schema) -> Schema:
     """Drop the `null` branch of a part; of several others take text, which can be typed."""
     part = _resolve(part, root)
-    branches = [b for b in (_resolve(b, root) for b in _branches(part)) if b.get("type") != "null"]
+    found = [_resolve(branch, root) for key in ("anyOf", "oneOf", "allOf") for branch in part.get(key, ())]
+    branches = [branch for branch in found if branch.get("type") != "null"]
     typed = branches if len(branches) == 1 else [b for b in branches if b.get("type") == "string"]
-    return {**typed[0], **_keep_annotations(part)} if typed else part
-
-
-def _branches(part: Schema) -> Iterator[Schema]:
-    for key in ("anyOf", "oneOf", "allOf"):
-        yield from part.get(key, ())
-
-
-def _keep_annotations(part: Schema) -> Schema:
-    return {key: value for key, value in part.items() if key in {"description", "default", "title"}}
+    kept = {key: part[key] for key in ("description", "default", "title") if key in part}
+    return {**typed[0], **kept} if typed else part
 
 
 def _choose_kind(name: str, part: Schema, root: Schema) -> Kind:
@@ -172,10 +167,8 @@ def _choose_kind(name: str, part: Schema, root: Schema) -> Kind:
 
 
 def _choose_list_kind(entry: Schema) -> Kind:
-    if _is_picture(entry):
-        return "pictures"
-    if _choices(entry):
-        return "choices"
+    if _is_picture(entry) or _choices(entry):
+        return "pictures" if _is_picture(entry) else "choices"
     return "list" if entry.get("type") in {"string", "number", "integer"} else "json"
 
 
@@ -185,12 +178,6 @@ def _is_picture(part: Schema) -> bool:
 
 def _choices(part: Schema) -> tuple[Any, ...]:
     return (part["const"],) if "const" in part else tuple(part.get("enum", ()))
-
-
-def _read_bounds(part: Schema) -> tuple[float | None, float | None]:
-    low = part.get("minimum", part.get("exclusiveMinimum"))
-    high = part.get("maximum", part.get("exclusiveMaximum"))
-    return low, high
 
 
 def _choose_step(kind: Kind, part: Schema, low: float | None, high: float | None) -> float | None:

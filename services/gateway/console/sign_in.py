@@ -113,10 +113,7 @@ def _unreachable() -> NotReady:
 
 
 def _redirect_uri(request: Request) -> str:
-    """The address that the provider sends the reader back to: this host, by the scheme that the browser uses.
-
-    Raises InvalidOption: the scheme is another one.
-    """
+    """The address that the provider sends the reader back to: this host, by the scheme that the browser uses."""
     scheme = request.query_params.get("scheme", "")
     if scheme not in {"http", "https"}:
         raise InvalidOption("`scheme` must be http or https.", field="scheme")

@@ -27,12 +27,11 @@ class CachedFiles(StaticFiles):
     """Static files with a `Cache-Control` header."""
 
     def __init__(self, folder: Path, cache_control: str) -> None:
-        """Serve the files of a folder, which need not exist."""
         super().__init__(directory=folder, check_dir=False)
         self._cache_control = cache_control
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        """Answer with a file."""
+        """Answer with a file, and say how long it may be kept."""
         response = await super().get_response(path, scope)
         response.headers["cache-control"] = self._cache_control
         return response

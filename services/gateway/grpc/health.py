@@ -14,17 +14,65 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
-from fovea.errors import FoveaError, QueueFull
-from services.gateway.grpc.anonymous_reader import AnonymousReader
-from services.gateway.grpc.status import abort
+from fovea.errors import DeadlineExceeded, FoveaError, Malformed, QueueFull, TooLarge
+from services.gateway.grpc.status import Context, abort
+
+MAX_READS: Final = 3
+"""Messages that are read at a time; gRPC may hold the largest message for each."""
+
+MAX_BYTES: Final = 1024
+"""Bytes of such a message: none has more than a name."""
+
+READ_TIMEOUT_S: Final = 0.5
+"""Time for a message: an honest one comes with its call. gRPC shows no message before all of it has arrived, so this
+also bounds what it holds for one: what a line carries meanwhile."""
+
+
+class AnonymousReader:
+    """Reads one message of each call."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[asyncio.Timeout, None] = {}  # oldest first
+
+    async def read(self, messages: AsyncIterator[bytes]) -> bytes:
+        """Read the one message of a call.
+
+        Raises:
+            QueueFull: Newer calls pushed this one out.
+            DeadlineExceeded: The message does not arrive in time.
+            TooLarge: It has more than a name.
+            Malformed: There is none.
+        """
+        if len(self._waiting) >= MAX_READS:
+            self._push_out(next(iter(self._waiting)))
+        limit = asyncio.timeout(READ_TIMEOUT_S)
+        self._waiting[limit] = None
+        try:
+            async with limit:
+                message = await anext(messages, None)
+        except TimeoutError as error:
+            if limit not in self._waiting:
+                raise QueueFull("Newer calls came before the message of this one.", retry_after=1) from error
+            raise DeadlineExceeded("The message did not arrive in time.", hint="Send it with the call.") from error
+        finally:
+            self._waiting.pop(limit, None)
+        if message is None:
+            raise Malformed("The call ended without a message.")
+        if len(message) > MAX_BYTES:
+            raise TooLarge(f"This method takes messages of at most {MAX_BYTES:,} bytes.")
+        return message
+
+    def _push_out(self, oldest: asyncio.Timeout) -> None:
+        del self._waiting[oldest]
+        if not oldest.expired():
+            oldest.reschedule(0)
+
 
 MAX_WATCHES: Final = 100
 """Calls that watch at a time; whoever comes later can still check."""
 
 _HEALTH_SERVICE: Final = "grpc.health.v1.Health"
 _CHECK_INTERVAL_S: Final = 0.5
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def add_health(server: grpc.aio.Server, is_ready: Callable[[], bool], service: str, reader: AnonymousReader) -> None:
@@ -48,12 +96,10 @@ class _Health(grpc.GenericRpcHandler):
         }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The handler of a method."""
         handler: grpc.RpcMethodHandler[Any, Any] | None = self._handlers.get(handler_call_details.method)
         return handler
 
     async def _check(self, messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
-        """Whether a service is served."""
         service = await self._read(messages, context)
         if service not in self._known:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"There is no service {service!r}.")
@@ -85,7 +131,6 @@ class _Health(grpc.GenericRpcHandler):
         self._poll = None
 
     async def _read(self, messages: AsyncIterator[bytes], context: Context) -> str:
-        """The service that is asked about."""
         try:
             message = await self._reader.read(messages)
         except FoveaError as error:

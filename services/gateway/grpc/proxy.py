@@ -17,10 +17,10 @@ from fovea.api.replica import SCOPES_HEADER
 from fovea.errors import DeadlineExceeded, FoveaError, NotReady
 from services.gateway.http.request_context import DEADLINE_GRACE_S
 from services.gateway.policy.caller import Caller
-from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
+from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost, begin_attempt
 from services.gateway.routing.replica import Dispatch, Replica
 from services.gateway.routing.replica_registry import ReplicaRegistry
-from shared.telemetry import Context, Span, context, span
+from shared.telemetry import Context, Span, context
 
 CONNECT_TIMEOUT_S = 2.0
 """Longest wait for a connection before a stream is begun."""
@@ -95,13 +95,10 @@ class ChannelPool:
         self._registry = registry
         self._open: dict[str, grpc.aio.Channel] = {}
         self._options = [
-            ("grpc.max_send_message_length", max_bytes),
-            ("grpc.max_receive_message_length", -1),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1000),
-            ("grpc.use_local_subchannel_pool", 1),
-        ]
+            ("grpc.max_send_message_length", max_bytes), ("grpc.max_receive_message_length", -1),
+            ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000), ("grpc.use_local_subchannel_pool", 1),
+        ]  # fmt: skip
 
     async def connect(self, address: str) -> grpc.aio.Channel:
         """Get the channel to an address; channels to replicas that are gone are closed."""
@@ -174,11 +171,7 @@ class GrpcProxy:
             replica.in_flight -= 1
 
     async def _read_answer(self, replica: Replica, call: GrpcCall, answers: Any) -> Any:
-        """The next message of a stream, or `EOF`.
-
-        Raises NotReady: the replica hangs; DeadlineExceeded: no message passed in either direction for too long, or the
-        stream has lasted too long.
-        """
+        """The next message of a stream, or `EOF`."""
         under_way = Dispatch(replica)
         try:
             async with asyncio.timeout_at(call.deadline + DEADLINE_GRACE_S) as call.timer, under_way:
@@ -237,7 +230,7 @@ class GrpcProxy:
     async def _send(self, channel: grpc.aio.Channel, call: GrpcCall, message: bytes) -> bytes:
         method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(call.path)
         metadata = (*call.upstream_metadata, *self._credentials)
-        return await method(message, timeout=_timeout_of(call), metadata=metadata)
+        return await method(message, timeout=max(call.left_s, 0.001), metadata=metadata)
 
     def _find_loss(
         self, error: grpc.aio.AioRpcError, channel: grpc.aio.Channel, replica: Replica, state: RetryState
@@ -256,23 +249,12 @@ class GrpcProxy:
 
 
 def _begin_attempt(call: GrpcCall, replica: Replica) -> Span:
-    """Begin the client span of one attempt, whose id the replica gets."""
-    attributes = {
-        "rpc.system.name": "grpc",
-        "rpc.method": call.path.removeprefix("/"),
-        "server.address": replica.record.grpc,
-        "fovea.service": replica.record.service,
-        "fovea.replica": replica.id,
-    }
-    return span(call.path.removeprefix("/"), attributes, kind="client")
+    name = call.path.removeprefix("/")
+    return begin_attempt(name, replica, replica.record.grpc, {"rpc.system.name": "grpc", "rpc.method": name})
 
 
 def _start_retries(call: GrpcCall) -> RetryState:
     return RetryState(call.service, call.trace.request_id, call.deadline, late=DeadlineExceeded)
-
-
-def _timeout_of(call: GrpcCall) -> float:
-    return max(call.left_s, 0.001)
 
 
 async def _prepend(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

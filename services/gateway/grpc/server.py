@@ -9,21 +9,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from fovea.errors import FoveaError, Malformed, NotFound, TooLarge
-from services.gateway.app import Gateway
-from services.gateway.grpc.anonymous_reader import AnonymousReader
-from services.gateway.grpc.health import add_health
-from services.gateway.grpc.protobuf_peek import read_text_field
+from fovea.errors import Malformed, NotFound, TooLarge
+from services.gateway.gateway import Gateway
+from services.gateway.grpc.health import AnonymousReader, add_health
 from services.gateway.grpc.proxy import ChannelPool, GrpcCall, GrpcProxy
-from services.gateway.grpc.status import ObservedCall, abort, abort_with
-from services.gateway.grpc.streams import InferStreams, read_first
+from services.gateway.grpc.status import Context, ObservedCall
+from services.gateway.grpc.streams import InferStreams, read_first, read_text_field
 from services.gateway.policy.caller import LOCAL, Caller, KeyScope
 from services.gateway.policy.memory_budget import MessageReader
 from services.gateway.routes import health, oip_server
@@ -49,17 +46,11 @@ _MAX_CALLS_PER_CONNECTION: Final = 1024
 """Calls that a connection may have open: HTTP/2 clients keep back those beyond it."""
 
 _MODEL_FIELDS: Final = {
-    "ModelInfer": 1,
-    "ModelMetadata": 1,
-    "ModelReady": 1,
-    "ModelConfig": 1,
-    "ModelStatistics": 1,
-    "RepositoryModelLoad": 2,
-    "RepositoryModelUnload": 2,
+    **dict.fromkeys(("ModelInfer", "ModelMetadata", "ModelReady", "ModelConfig", "ModelStatistics"), 1),
+    **dict.fromkeys(("RepositoryModelLoad", "RepositoryModelUnload"), 2),
 }
 """Methods that are passed to a replica, and the number of the field that names the model."""
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[[bytes, GrpcCall], Awaitable[bytes]]
 
 
@@ -92,22 +83,14 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         channels = ChannelPool(gateway.registry, gateway.settings.max_body_bytes)
         self._proxy = GrpcProxy(gateway.registry, channels, gateway.settings.replica_credentials)
         self._streams = InferStreams(gateway, self._proxy, self._reader)
-        own_methods: dict[str, Method] = {
-            "ServerLive": self._live,
-            "ServerReady": self._ready,
-            "ServerMetadata": self._metadata,
-            "RepositoryIndex": self._index,
-        }
+        methods: dict[str, Method] = {
+            "ServerLive": self._live, "ServerReady": self._ready, "ServerMetadata": self._metadata,
+            "RepositoryIndex": self._index, **dict.fromkeys(_MODEL_FIELDS, self._forward),
+        }  # fmt: skip
+        behaviours = {name: self._handle_unary(name, method) for name, method in methods.items()}
         self._handlers: Mapping[str, Any] = {
-            **{
-                name: grpc.stream_stream_rpc_method_handler(self._handle_unary(name, method))
-                for name, method in own_methods.items()
-            },
-            **{
-                name: grpc.stream_stream_rpc_method_handler(self._handle_unary(name, self._forward))
-                for name in _MODEL_FIELDS
-            },
-            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._handle_stream),
+            name: grpc.stream_stream_rpc_method_handler(behaviour)
+            for name, behaviour in (*behaviours.items(), ("ModelStreamInfer", self._handle_stream))
         }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
@@ -127,41 +110,26 @@ class _InferenceHandler(grpc.GenericRpcHandler):
     ) -> Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]:
         async def behaviour(messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
             async with ObservedCall(SERVICE, name, context) as ids:
-                try:
-                    call = await self._admit(name, context, ids)
-                    async with self._gateway.revocations.end_when_revoked(call.caller):
-                        message, held = await self._read(messages, call)
-                        with self._hold(held, call.tenant):
-                            answer = await method(message, call)
-                    yield answer
-                except FoveaError as error:
-                    await abort(context, error)
-                except grpc.aio.AioRpcError as error:
-                    await abort_with(context, error)
+                call = await self._admit(name, context, ids)
+                async with self._gateway.revocations.end_when_revoked(call.caller):
+                    message, held = await self._read(messages, call)
+                    try:
+                        answer = await method(message, call)
+                    finally:
+                        self._gateway.proxy.budget.release(held, call.tenant)
+                yield answer
 
         return behaviour
 
     async def _handle_stream(self, messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         async with ObservedCall(SERVICE, "ModelStreamInfer", context) as ids:
-            try:
-                call = await self._admit("ModelStreamInfer", context, ids)
-                async with self._gateway.revocations.end_when_revoked(call.caller):
-                    async for answer in self._streams.answer(call, messages):
-                        yield answer
-            except FoveaError as error:
-                await abort(context, error)
-            except grpc.aio.AioRpcError as error:
-                await abort_with(context, error)
+            call = await self._admit("ModelStreamInfer", context, ids)
+            async with self._gateway.revocations.end_when_revoked(call.caller):
+                async for answer in self._streams.answer(call, messages):
+                    yield answer
 
     async def _read(self, messages: AsyncIterator[bytes], call: GrpcCall) -> tuple[bytes, int]:
-        """Read the one message of a call, unless it can't matter; returns it and the bytes of memory held for it.
-
-        Raises:
-            Malformed: There is none.
-            TooLarge: A call that is answered here brings more than a name.
-            QueueFull: There is no memory for it.
-            DeadlineExceeded: It does not arrive in time.
-        """
+        """Read the one message of a call, unless it can't matter; returns it and the bytes of memory held for it."""
         if call.method in _WITHOUT_MESSAGE:
             return b"", 0
         is_own = call.method not in _MODEL_FIELDS
@@ -174,13 +142,6 @@ class _InferenceHandler(grpc.GenericRpcHandler):
             raise TooLarge(f"{call.method} takes messages of at most {_MAX_OWN_BYTES:,} bytes.")
         self._gateway.proxy.budget.take_arrived(len(message), call.tenant)
         return message, len(message)
-
-    @contextmanager
-    def _hold(self, size: int, tenant: str) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            self._gateway.proxy.budget.release(size, tenant)
 
     async def _admit(self, name: str, context: Context, trace: Ids) -> GrpcCall:
         """Check permission and rate limits; returns the call with its caller, deadline and ids."""
@@ -196,15 +157,9 @@ class _InferenceHandler(grpc.GenericRpcHandler):
                 await gateway.limits.count(caller)
         now, left, settings = asyncio.get_running_loop().time(), context.time_remaining(), gateway.settings
         ends_at = now + min(math.inf if left is None else left, settings.stream_timeout_s or math.inf)
-        return GrpcCall(
-            path=f"/{SERVICE}/{name}",
-            metadata=metadata,
-            caller=caller,
-            trace=trace,
-            deadline=now + min(settings.request_timeout_s, math.inf if left is None else left),
-            pause_s=settings.request_timeout_s,
-            ends_at=ends_at,
-        )
+        pause_s = settings.request_timeout_s
+        deadline = now + (pause_s if left is None else min(pause_s, left))
+        return GrpcCall(f"/{SERVICE}/{name}", metadata, caller, trace, deadline, pause_s, ends_at)
 
     # The methods.
 

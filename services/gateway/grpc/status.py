@@ -29,7 +29,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ObservedCall:
-    """Metrics and the span of one call; gives the call's ids."""
+    """Metrics and the span of one call; gives the call's ids, and ends it with the error that the block raises."""
 
     def __init__(self, service: str, method: str, context: Context) -> None:
         self._route, self._context = f"grpc {method}", context
@@ -43,6 +43,15 @@ class ObservedCall:
         return self._ids
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+        try:
+            if isinstance(error, FoveaError):
+                await abort(self._context, error)
+            if isinstance(error, grpc.aio.AioRpcError):
+                await _pass_on(self._context, error)
+        finally:
+            self._record(kind)
+
+    def _record(self, kind: type[BaseException] | None) -> None:
         IN_FLIGHT.labels("gateway").dec()
         REQUESTS.labels("gateway", "", self._route, "OK" if kind is None else "ERROR").inc()
         observe(REQUEST_LATENCY.labels("gateway", self._route), time.perf_counter() - self._started)
@@ -59,19 +68,17 @@ async def abort(context: Context, error: FoveaError) -> NoReturn:
     await context.abort(grpc.StatusCode[error.grpc], oip_error(error)["error"][:_MAX_DETAIL_CHARS], tuple(trailers))
 
 
-async def abort_with(context: Context, error: grpc.aio.AioRpcError) -> NoReturn:
+async def _pass_on(context: Context, error: grpc.aio.AioRpcError) -> NoReturn:
     """End a call with the error that a replica ended it with."""
     ERRORS.labels("gateway", "", error.code().name.lower()).inc()
     await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
 
 
 def _read_ids(context: Context) -> Ids:
-    """Request id and trace that came with a call, or new ones."""
     headers = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
     return fresh_context(headers.get("x-request-id"), headers.get("traceparent"), "")
 
 
 def _name_status(context: Context) -> str:
-    """Name of the status that a call was ended with."""
     code: Any = context.code()
     return code.name if isinstance(code, grpc.StatusCode) else "CANCELLED"

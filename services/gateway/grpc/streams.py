@@ -12,16 +12,39 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Final
 
-from fovea.errors import DeadlineExceeded, FoveaError, QueueFull
-from services.gateway.app import Gateway
-from services.gateway.grpc.protobuf_peek import read_text_field
+from fovea.errors import DeadlineExceeded, FoveaError, Malformed, QueueFull
+from services.gateway.gateway import Gateway
 from services.gateway.grpc.proxy import GrpcCall, GrpcProxy
 from services.gateway.policy.memory_budget import MessageReader
+from shared.rpc.protobuf_fields import iterate_fields
 
 MAX_STREAMS_PER_TENANT: Final = 16
 """Open streams of one tenant; each may hold one message."""
 
 _MODEL_FIELD: Final = 1
+
+MAX_TEXT_BYTES = 1024
+"""Bytes that a name may have."""
+
+
+def read_text_field(message: bytes, number: int) -> str:
+    """Read the last value of field `number`, a string; empty where it is absent.
+
+    Every known encoder writes fields in order of their numbers, so the search ends at the first one beyond. Raises
+    Malformed: this is not a protobuf message, or has too many fields.
+    """
+    found = b""
+    for field in iterate_fields(message):
+        if field.number > number and found:
+            break
+        if field.number == number and field.kind == 2:
+            if field.end - field.start > MAX_TEXT_BYTES:
+                raise Malformed(f"Field {number} of the message is longer than any name.")
+            found = message[field.start : field.end]
+    try:
+        return found.decode()
+    except UnicodeDecodeError as error:
+        raise Malformed(f"Field {number} of the message is not UTF-8 text.") from error
 
 
 async def read_first(messages: AsyncIterator[bytes], wait_s: float) -> bytes | None:

@@ -29,36 +29,11 @@ PAGE_HEADERS: tuple[tuple[bytes, bytes], ...] = ((b"content-security-policy", _P
 """On HTML answers, next to the security headers."""
 
 _OPENAI_PATHS = (
-    "/v1/chat",
-    "/v1/completions",
-    "/v1/models",
-    "/v1/embeddings",
-    "/v1/responses",
-    "/v1/rerank",
-    "/rerank",
-    "/v2/rerank",
-    "/v1/score",
-    "/score",
-    "/v1/files",
-    "/v1/batches",
-    "/v1/assistants",
-    "/v1/audio",
-    "/v1/conversations",
-    "/v1/engines",
-    "/v1/fine_tuning",
-    "/v1/images",
-    "/v1/moderations",
-    "/v1/threads",
-    "/v1/uploads",
-    "/v1/vector_stores",
-    "/v1/documents",
-    "/v1/sessions",
-    "/tokenize",
-    "/detokenize",
-    "/tokenizer_info",
-)
-
-
+    "/v1/chat", "/v1/completions", "/v1/models", "/v1/embeddings", "/v1/responses", "/v1/rerank", "/rerank",
+    "/v2/rerank", "/v1/score", "/score", "/v1/files", "/v1/batches", "/v1/assistants", "/v1/audio", "/v1/conversations",
+    "/v1/engines", "/v1/fine_tuning", "/v1/images", "/v1/moderations", "/v1/threads", "/v1/uploads",
+    "/v1/vector_stores", "/v1/documents", "/v1/sessions", "/tokenize", "/detokenize", "/tokenizer_info",
+)  # fmt: skip
 _ANTHROPIC_PATH = "/v1/messages"
 
 

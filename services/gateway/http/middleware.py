@@ -6,34 +6,27 @@ Plain ASGI, so that proxied requests pass through no web framework. Each decisio
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fovea.errors import Fault, FoveaError, UnsupportedMedia
+from services.gateway.gateway import Gateway
 from services.gateway.http.errors import add_security_headers, send_error
-from services.gateway.http.request_context import RequestContext
-from services.gateway.policy.audit_log import STEERING_FIELDS, AuditLog
-from services.gateway.policy.caller import Caller
-from services.gateway.policy.fair_queue import FairQueue
-from services.gateway.policy.local_only import require_local_request
-from services.gateway.policy.quotas import QuotaSpent, RateLimiter
-from services.gateway.policy.revocation import Revocations
-from services.gateway.policy.scopes import INSIDE_PATHS, find_scope
-from services.gateway.proxy.proxy import Proxy, QueueInstead
+from services.gateway.http.request_context import RequestContext, require_local_request
+from services.gateway.policy.audit_log import STEERING_FIELDS
+from services.gateway.policy.caller import INSIDE_PATHS, find_scope
+from services.gateway.policy.quotas import QuotaSpent
+from services.gateway.proxy.proxy import QueueInstead
 from services.gateway.proxy.response_relay import abort_response
 from services.gateway.routes import jobs
 from services.gateway.routing.json_peek import has_json_field
 from services.gateway.routing.model_routing import resolve_service
-from services.gateway.routing.replica_registry import ReplicaRegistry
 from services.gateway.routing.route_table import Route
 from shared.asgi.body import read_coding
 from shared.asgi.shell import Shell
-from shared.jobs.redis_queue import RedisJobQueue
-from shared.jobs.usage_ledger import UsageLedger
-from shared.settings import Settings
 from shared.telemetry import log, span
 
 DRAIN_BODY_S, DRAIN_BODY_BYTES = 2.0, 2**26
@@ -43,28 +36,10 @@ _GUARDED_PATHS = ("/v1/", "/v2", "/metrics")
 _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 
 
-class GatewayDependencies(Protocol):
-    """Parts of the gateway that the middleware needs."""
-
-    settings: Settings
-    registry: ReplicaRegistry
-    proxy: Proxy
-    limits: RateLimiter
-    revocations: Revocations
-    fair: FairQueue
-    usage: UsageLedger
-    queue: RedisJobQueue | None
-    audit: AuditLog
-
-    async def authenticate(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
-        """Find the caller of a request from an address."""
-        ...
-
-
 class GatewayMiddleware(Shell[RequestContext]):
     """The gateway's side of the ASGI shell, around the gateway's own app."""
 
-    def __init__(self, app: ASGIApp, gateway: GatewayDependencies) -> None:
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
         """Serve the replicas' routes here, and everything else from `app`."""
         super().__init__(app)
         self._gateway = gateway

@@ -80,7 +80,7 @@ class OpenApiDocument:
 
     async def _fetch(self, service: str) -> str:
         for replica in self._registry.list_alive(service):
-            if text := await self._client.fetch_text(replica, "/openapi.json"):
+            if text := await self._client.fetch_text(replica.record.http, "/openapi.json"):
                 self._registry.on_demand.keep(service, "openapi", text)
                 return text
         return self._registry.on_demand.read(service, "openapi")
@@ -109,7 +109,7 @@ def join_documents(own: Mapping[str, Any], services: Mapping[str, Mapping[str, A
             if path not in paths and path not in _GATEWAY_PATHS and isinstance(item, dict):
                 paths[path] = {method: _adapt_operation(op, method, service, names) for method, op in item.items()}
     _make_ids_unique(paths)
-    paths = {path: _name_operations(path, item) for path, item in paths.items()}
+    paths = {path: {m: _name_operation(path, m, op) for m, op in item.items()} for path, item in paths.items()}
     groups = [{"name": group.title, "description": group.about} for group in GROUPS]
     document = {**own, "tags": groups, "paths": paths, "components": {"schemas": schemas}}
     if keys:
@@ -118,16 +118,14 @@ def join_documents(own: Mapping[str, Any], services: Mapping[str, Mapping[str, A
     return document
 
 
-def _name_operations(path: str, item: Mapping[str, Any]) -> dict[str, Any]:
-    """Put the operations of a path into its group, and name those that only repeat the name of their function."""
-    return {method: _name_operation(path, op) if method in _METHODS else op for method, op in item.items()}
-
-
-def _name_operation(path: str, operation: Mapping[str, Any]) -> dict[str, Any]:
+def _name_operation(path: str, method: str, operation: Any) -> Any:
+    """Put an operation into the group of its path, and name one that only repeats the name of its function."""
+    if method not in _METHODS:
+        return operation
     group = find_group(path)
     named = {**operation, "tags": [group] if group else operation.get("tags", [])}
     if parameters := operation.get("parameters"):
-        named["parameters"] = [{"description": _describe_parameter(p), **p} for p in parameters]
+        named["parameters"] = [{"description": p.get("schema", {}).get("description", ""), **p} for p in parameters]
     name = str(operation.get("summary", "")).lower().replace(" ", "_")
     first, _, rest = str(operation.get("description", "")).partition("\n")
     if first and name in str(operation.get("operationId", "")):
@@ -135,12 +133,7 @@ def _name_operation(path: str, operation: Mapping[str, Any]) -> dict[str, Any]:
     return named
 
 
-def _describe_parameter(parameter: Mapping[str, Any]) -> str:
-    return str(parameter.get("schema", {}).get("description", ""))
-
-
 def _choose_schema_names(service: str, document: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, str]:
-    """Choose the name of each schema of a service in the joined document."""
     prefix = "".join(word.capitalize() for word in service.split("-"))
     own = document.get("components", {}).get("schemas", {})
     return {name: name if taken.get(name, schema) == schema else f"{prefix}{name}" for name, schema in own.items()}
@@ -148,15 +141,12 @@ def _choose_schema_names(service: str, document: Mapping[str, Any], taken: Mappi
 
 def _rename_references(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
-        return {
-            k: _rename_reference(v, names) if k == "$ref" else _rename_references(v, names) for k, v in value.items()
-        }
+        renamed = {k: _rename_references(v, names) for k, v in value.items()}
+        if "$ref" in value:
+            place, _, name = str(value["$ref"]).rpartition("/")
+            renamed["$ref"] = f"{place}/{names.get(name, name)}"
+        return renamed
     return [_rename_references(item, names) for item in value] if isinstance(value, list) else value
-
-
-def _rename_reference(reference: Any, names: Mapping[str, str]) -> Any:
-    place, _, name = str(reference).rpartition("/")
-    return f"{place}/{names.get(name, name)}"
 
 
 def _adapt_operation(operation: Any, method: str, service: str, names: Mapping[str, str]) -> Any:
@@ -168,11 +158,8 @@ def _adapt_operation(operation: Any, method: str, service: str, names: Mapping[s
         code: _add_error_format(code, answer) for code, answer in adapted.get("responses", {}).items()
     }
     if method == "post":
-        accepted = {"$ref": "#/components/schemas/Job"}
-        answer = {
-            "description": "Accepted as a job (`Prefer: respond-async`).",
-            "content": {"application/json": {"schema": accepted}},
-        }
+        content = {"application/json": {"schema": {"$ref": "#/components/schemas/Job"}}}
+        answer = {"description": "Accepted as a job (`Prefer: respond-async`).", "content": content}
         adapted["responses"]["202"] = answer
     return adapted
 

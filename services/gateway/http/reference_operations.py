@@ -72,36 +72,24 @@ def _build_operation(document: Json, method: str, path: str, raw: Json) -> Opera
     parameters = [p for p in raw.get("parameters", []) if "name" in p]
     kind, request = next(((k, m["example"]) for k, m in body.items() if "example" in m), ("", None))
     answers = {status: answer for status, answer in raw["responses"].items() if not status.startswith(("4", "5"))}
+    shown = (m["example"] for a in raw["responses"].values() for m in a.get("content", {}).values() if "example" in m)
+    files = _find_files(document, body)
     return Operation(
         method=method.upper(),
         path=path,
         summary=raw.get("summary", ""),
         text=raw.get("description", ""),
         parameters=[{**p, "type": _describe_type(document, p.get("schema", {}))} for p in parameters],
-        bodies=[(kind, _describe_schema(document, media)) for kind, media in body.items()],
+        bodies=_describe_media(document, body),
         responses=[
-            (s, answer.get("description", ""), _describe_response(document, answer)) for s, answer in answers.items()
+            (status, answer.get("description", ""), "\n".join(text for _, text in described if text))
+            for status, answer in answers.items()
+            for described in [_describe_media(document, answer.get("content", {}))]
         ],
         errors=[status for status in raw["responses"] if status not in answers],
-        curl=_write_curl(
-            method.upper(),
-            path,
-            parameters,
-            kind,
-            request,
-            files=_find_files(document, body),
-            keyed="security" in document,
-        ),
+        curl=_write_curl(method.upper(), path, parameters, kind, request, files=files, keyed="security" in document),
         request=_show(request) if kind == "application/json" else "",
-        answer=next(
-            (
-                _show(m["example"])
-                for a in raw["responses"].values()
-                for m in a.get("content", {}).values()
-                if "example" in m
-            ),
-            "",
-        ),
+        answer=next(map(_show, shown), ""),
     )
 
 
@@ -133,7 +121,6 @@ def _write_curl(
 
 
 def _find_files(document: Json, body: Json) -> set[str]:
-    """Fields of the form that take files."""
     schema = _resolve(document, body.get("multipart/form-data", {}).get("schema", {}))
     kinds = [_resolve(document, one) for one in schema.get("anyOf", [schema])]
     return {
@@ -157,13 +144,9 @@ def _shorten(value: Any) -> Any:
     return f"{value[:MAX_TEXT]}…" if isinstance(value, str) and len(value) > MAX_TEXT else value
 
 
-def _describe_response(document: Json, answer: Json) -> str:
-    return "\n".join(filter(None, (_describe_schema(document, media) for media in answer.get("content", {}).values())))
-
-
-def _describe_schema(document: Json, media: Json) -> str:
-    schema = media.get("schema", {})
-    return "\n".join(_iterate_fields(document, schema, depth=0)) if schema else ""
+def _describe_media(document: Json, content: Json) -> list[tuple[str, str]]:
+    schemas = [(kind, media.get("schema")) for kind, media in content.items()]
+    return [(kind, "\n".join(_iterate_fields(document, schema, depth=0)) if schema else "") for kind, schema in schemas]
 
 
 def _iterate_fields(document: Json, schema: Json, depth: int) -> Iterator[str]:

@@ -5,12 +5,15 @@ Knows nothing about where the document comes from.
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fastapi import APIRouter, Request
 from jinja2 import Environment, FileSystemLoader, select_autoescape
@@ -20,8 +23,41 @@ from starlette.responses import FileResponse, Response
 from fovea.api.problem import problem
 from fovea.errors import FoveaError, NotFound
 from services.gateway.http.reference_operations import group_operations
-from services.gateway.http.static_document import StaticDocument
 from shared.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class StaticDocument:
+    """A document as it goes over the wire."""
+
+    content: bytes
+    compressed: bytes
+    etag: str
+    media_type: str
+
+    @classmethod
+    def build(cls, content: bytes, media_type: str) -> Self:
+        """Compress a document and name it by its hash."""
+        etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        return cls(content, gzip.compress(content, 6, mtime=0), etag, media_type)
+
+    def respond(self, headers: Mapping[str, str]) -> Response:
+        """Answer a request with these headers: 304 where the caller has it, compressed where it takes that."""
+        shared = {"etag": self.etag, "vary": "accept-encoding", "cache-control": "no-cache"}
+        if self.etag in {tag.strip().removeprefix("W/") for tag in headers.get("if-none-match", "").split(",")}:
+            return Response(status_code=304, headers=shared)
+        if _takes_gzip(headers.get("accept-encoding", "")):
+            return Response(self.compressed, headers={**shared, "content-encoding": "gzip"}, media_type=self.media_type)
+        return Response(self.content, headers=shared, media_type=self.media_type)
+
+
+def _takes_gzip(accepted: str) -> bool:
+    for each in accepted.split(","):
+        name, _, weight = each.replace(" ", "").lower().partition(";q=")
+        if name == "gzip":
+            return weight not in {"0", "0.0", "0.00", "0.000"}
+    return False
+
 
 _FOLDER = Path(__file__).parent / "reference"
 _GUIDE = {"authentication": "Authentication", "errors": "Errors", "limits": "Limits", "jobs": "Background jobs"}
@@ -92,7 +128,6 @@ def render_prose(text: str) -> Markup:
 
 
 def _list_errors(kind: type[FoveaError]) -> Iterator[tuple[int, str, str]]:
-    """List status, code and cause of every error."""
     for one in kind.__subclasses__():
         if one.__module__ == FoveaError.__module__:
             yield one.status, one("").code, (one.__doc__ or "").partition("\n\n")[0]

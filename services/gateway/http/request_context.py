@@ -15,9 +15,10 @@ from starlette.types import Receive, Scope, Send
 
 from fovea.api.replica import AUDIT_HEADER, HOLDS_HEADER, SCOPES_HEADER
 from fovea.api.usage import USAGE_HEADER, UsageScanner
-from fovea.errors import InvalidOption
+from fovea.errors import InvalidOption, PermissionDenied
 from services.gateway.policy.caller import LOCAL, Caller
 from shared.asgi.shell import HttpCall
+from shared.local_names import is_loopback, without_port
 from shared.settings import Settings
 from shared.telemetry import context
 
@@ -28,43 +29,20 @@ DEADLINE_GRACE_S = 1.0
 """How much longer than the deadline we wait, so that the replica's own answer about it comes first."""
 
 _HOP_BY_HOP = frozenset(
-    {
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
+    b"upgrade".split()
 )
 """Headers that concern one connection only (RFC 9110, 7.6.1)."""
 
-_REPLACED = _HOP_BY_HOP | {
-    b"host",
-    b"content-length",
-    b"expect",
-    b"authorization",
-    b"x-api-key",
-    b"x-request-id",
-    b"traceparent",
-    b"prefer",
-    b"idempotency-key",
-    b"cookie",
-}
+_REPLACED = _HOP_BY_HOP.union(
+    b"host content-length expect authorization x-api-key x-request-id traceparent prefer idempotency-key cookie".split()
+)
 """Request headers that the gateway consumes or writes itself."""
 
-_OWN_RESPONSE_HEADERS = _HOP_BY_HOP | {
-    b"server",
-    b"date",
-    b"x-request-id",
-    b"x-content-type-options",
-    USAGE_HEADER.encode(),
-    HOLDS_HEADER.encode(),
-    AUDIT_HEADER.encode(),
-}
+_OWN_RESPONSE_HEADERS = _HOP_BY_HOP.union(
+    b"server date x-request-id x-content-type-options".split(),
+    (name.encode() for name in (USAGE_HEADER, HOLDS_HEADER, AUDIT_HEADER)),
+)
 """Response headers that the gateway writes itself."""
 
 
@@ -184,3 +162,25 @@ def build_request_headers(ctx: RequestContext) -> CIMultiDict[str]:
 def build_response_headers(raw: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Keep those of a replica's headers that the caller gets."""
     return [(name, value) for name, value in ((n.lower(), v) for n, v in raw) if name not in _OWN_RESPONSE_HEADERS]
+
+
+def require_local_request(ctx: RequestContext, own: str) -> None:
+    """Check that a request was not made by a foreign web page; the address `own` is a valid `Host`, too.
+
+    A page of some web site can make a browser on this machine send requests to a loopback port. Two headers reveal it:
+    a foreign `Host` (DNS rebinding) and a foreign `Origin`.
+
+    Raises PermissionDenied: `Host` is not a loopback name, or `Origin` is another site and the request changes
+    something.
+    """
+    host = ctx.headers.get(b"host", b"localhost").decode("latin-1")
+    name = without_port(host)
+    if name != own and not is_loopback(name):
+        detail = f"This gateway serves its own machine only, and {name[:100]!r} is not one of its names."
+        raise PermissionDenied(detail, hint="Use http://127.0.0.1, or run with FOVEA_AUTH=keys.")
+    origin = ctx.headers.get(b"origin")
+    if origin is None or ctx.method in {"GET", "HEAD", "OPTIONS"}:
+        return
+    if origin.decode("latin-1").partition("://")[2] != host:
+        detail = "The request was sent by a page of another site."
+        raise PermissionDenied(detail, hint="Run with FOVEA_AUTH=keys to serve other sites.")

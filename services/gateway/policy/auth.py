@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import math
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from fovea.errors import Conflict, InvalidOption, NotFound, Unauthenticated
+from fovea.errors import Conflict, InvalidOption, NotFound, RateLimited, Unauthenticated
 from services.gateway.policy.caller import TENANT_PATTERN, Caller, KeyScope
 from services.gateway.policy.key_file import Key, build_key, edit_keys, hash_key, make_key, read_keys, replace_file
 from shared.telemetry import log
@@ -26,6 +27,12 @@ RELOAD_INTERVAL_S = 0.5
 
 USED_INTERVAL_S = 30.0
 """Seconds between two writings of when keys were used."""
+
+MAX_PER_MINUTE = 30
+"""Wrong credentials that an address may send in a minute; the next ones are 429."""
+
+_WINDOW_S = 60.0
+_MAX_ADDRESSES = 10_000
 
 
 def read_credentials(headers: Mapping[bytes, bytes]) -> str | None:
@@ -202,3 +209,34 @@ def _find(keys: Iterable[Key], key_id: str) -> Key:
         if key.id == key_id:
             return key
     raise NotFound(f"There is no key {key_id[:64]!r}.", hint="`fovea keys list` shows the ids.")
+
+
+class BadKeys:
+    """Wrong credentials of the last minute, by address.
+
+    A good key is answered from wherever it comes: behind a proxy all callers share an address.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[float, int]] = {}
+
+    def note(self, address: str) -> None:
+        """Count one more wrong credential. Raises RateLimited: the address has sent too many."""
+        now = time.monotonic()
+        since, count = self._seen.get(address, (now, 0))
+        if now - since >= _WINDOW_S:
+            since, count = now, 0
+        if len(self._seen) >= _MAX_ADDRESSES and address not in self._seen:
+            self._forget(now)
+        self._seen[address] = (since, count + 1)
+        if count >= MAX_PER_MINUTE:
+            detail = "Too many wrong keys came from this address."
+            wait_s = math.ceil(since + _WINDOW_S - now)
+            raise RateLimited(detail, hint=f"Check the key, and try again in {wait_s} s.", retry_after=wait_s)
+
+    def _forget(self, now: float) -> None:
+        """Forget addresses whose minute is over; where there are none, the one that came first."""
+        kept = {address: seen for address, seen in self._seen.items() if now - seen[0] < _WINDOW_S}
+        if len(kept) >= _MAX_ADDRESSES:
+            del kept[next(iter(kept))]
+        self._seen = kept

@@ -8,6 +8,8 @@ from __future__ import annotations
 import getpass
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -61,35 +63,22 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Make a key. It is shown only now; the file keeps its hash."""
-    try:
+    with _refusals_told():
         key, secret = _open_key_ring().add(
-            tenant,
-            _parse_scopes(scope),
-            rate_per_minute=limits.rate,
-            quota_per_day=limits.quota,
-            tokens_per_minute=limits.tokens,
-            tokens_per_day=limits.tokens_per_day,
-            weight=limits.weight,
+            tenant, _parse_scopes(scope), rate_per_minute=limits.rate, quota_per_day=limits.quota,
+            tokens_per_minute=limits.tokens, tokens_per_day=limits.tokens_per_day, weight=limits.weight,
             expires=_parse_expiry(expires),
-        )
+        )  # fmt: skip
         _audit("key made", key)
-    except FoveaError as error:
-        raise _exit_with(error) from error
-    if as_json:
-        typer.echo(json.dumps({**_describe(key), "key": secret}))
-        return
-    typer.echo(secret)
-    typer.echo(f"Key {key.id} of {key.tenant}; it is not shown again. Send it as: Authorization: Bearer …", err=True)
+    _show(key, secret, f"of {key.tenant}; it is not shown again. Send it as: Authorization: Bearer …", as_json=as_json)
 
 
 @keys.command(name="list")
 def list_keys(as_json: AsJson = False) -> None:
     """Show all keys, without their secrets."""
-    try:
+    with _refusals_told():
         ring = _open_key_ring()
         known, used = ring.list_keys(), ring.read_last_used()
-    except FoveaError as error:
-        raise _exit_with(error) from error
     if as_json:
         typer.echo(json.dumps([_describe(key) for key in known]))
         return
@@ -97,31 +86,24 @@ def list_keys(as_json: AsJson = False) -> None:
     for key in known:
         limits = (str(key.rate_per_minute or "common"), str(key.quota_per_day or "–"))
         expiry = "expired" if key.is_expired else f"{key.expires:%Y-%m-%d %H:%M}" if key.expires else "never"
-        table.add_row(
-            key.id,
-            key.tenant,
-            " ".join(key.scopes),
-            *limits,
-            f"{key.created:%Y-%m-%d}",
-            expiry,
-            _format_use(used.get(key.id)),
-        )
+        last = f"{used[key.id]:%Y-%m-%d %H:%M}" if key.id in used else "–"
+        table.add_row(key.id, key.tenant, " ".join(key.scopes), *limits, f"{key.created:%Y-%m-%d}", expiry, last)
     Console().print(table)
 
 
 @keys.command()
 def revoke(key_id: Annotated[str, typer.Argument(help="The id, as `fovea keys list` shows it.")]) -> None:
     """Revoke a key. The gateway refuses it within a second."""
-    try:
-        key = _open_key_ring().revoke(key_id)
-    except Conflict as error:
-        if not _publish_revoked(key_id):
-            raise _exit_with(error) from error
-        _write_audit("key revoked, but not in the key file", key_id, reason=error.detail)
-        typer.echo(f"{error.detail} The key {key_id} is revoked in Redis: gateways and workers refuse it.", err=True)
-        return
-    except FoveaError as error:
-        raise _exit_with(error) from error
+    with _refusals_told():
+        try:
+            key = _open_key_ring().revoke(key_id)
+        except Conflict as error:
+            if not _publish_revoked(key_id):
+                raise
+            _write_audit("key revoked, but not in the key file", key_id, reason=error.detail)
+            told = f"{error.detail} The key {key_id} is revoked in Redis: gateways and workers refuse it."
+            typer.echo(told, err=True)
+            return
     _audit("key revoked", key)
     _publish_revoked(key.id)
     typer.echo(f"Key {key.id} of {key.tenant} is revoked.")
@@ -148,17 +130,20 @@ def rotate(
     as_json: AsJson = False,
 ) -> None:
     """Make a key like another, which stays valid for a while next to it."""
-    try:
+    with _refusals_told():
         end = _parse_expiry(overlap) or datetime.now(UTC)
         key, secret = _open_key_ring().rotate(key_id, max(end - datetime.now(UTC), timedelta()))
         _audit("key rotated", key, old=key_id)
-    except FoveaError as error:
-        raise _exit_with(error) from error
+    told = f"replaces {key_id}, which stays valid until {end:%Y-%m-%d %H:%M} UTC."
+    _show(key, secret, told, as_json=as_json)
+
+
+def _show(key: Key, secret: str, told: str, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({**_describe(key), "key": secret}))
         return
     typer.echo(secret)
-    typer.echo(f"Key {key.id} replaces {key_id}, which stays valid until {end:%Y-%m-%d %H:%M} UTC.", err=True)
+    typer.echo(f"Key {key.id} {told}", err=True)
 
 
 def _audit(act: str, key: Key, **details: str) -> None:
@@ -167,10 +152,6 @@ def _audit(act: str, key: Key, **details: str) -> None:
 
 def _write_audit(act: str, key_id: str, **details: str) -> None:
     AuditLog(settings().audit_path).write(f"command/{getpass.getuser()}", act, key_id, **details)
-
-
-def _format_use(at: datetime | None) -> str:
-    return f"{at:%Y-%m-%d %H:%M}" if at else "–"
 
 
 def _open_key_ring() -> KeyRing:
@@ -201,7 +182,11 @@ def _parse_expiry(text: str | None) -> datetime | None:
         raise InvalidOption(detail, hint="Write 12h, 30d, 4w or 2027-01-31.", field="expires") from error
 
 
-def _exit_with(error: FoveaError) -> typer.Exit:
-    """Print what is wrong and what to try, in one line."""
-    typer.echo(f"{error.detail} {error.hint or ''}".rstrip(), err=True)
-    return typer.Exit(2)
+@contextmanager
+def _refusals_told() -> Iterator[None]:
+    """Print what is wrong and what to try, in one line, and end the command."""
+    try:
+        yield
+    except FoveaError as error:
+        typer.echo(f"{error.detail} {error.hint or ''}".rstrip(), err=True)
+        raise typer.Exit(2) from error

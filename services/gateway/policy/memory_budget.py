@@ -83,37 +83,23 @@ class MessageReader:
             detail = f"{MAX_WAITING_PER_TENANT} of your calls wait to be read, which is the limit."
             raise QueueFull(detail, hint="Send fewer at a time, and each message with its call.", retry_after=1)
         self._present[tenant] += 1
+        turns = self._turns.setdefault(tenant, asyncio.Semaphore(MAX_READS_PER_TENANT))
         try:
-            async with self._turn_of(tenant, self.largest, wait_s):
-                yield
+            async with asyncio.timeout(wait_s) as limit, turns:
+                while not self.budget.take(self.largest, tenant):  # noqa: ASYNC110  # bodies release it in many places
+                    await asyncio.sleep(READ_POLL_S)
+                limit.reschedule(None)
+                try:
+                    yield
+                finally:
+                    self.budget.release(self.largest, tenant)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            detail = "There is no memory left to read this message."
+            raise QueueFull(detail, hint="Try again in a moment.", retry_after=1) from error
         finally:
             self._present[tenant] -= 1
             if not self._present[tenant]:
                 del self._present[tenant]
                 self._turns.pop(tenant, None)
-
-    @asynccontextmanager
-    async def _turn_of(self, tenant: str, size: int, wait_s: float) -> AsyncIterator[None]:
-        until = asyncio.get_running_loop().time() + wait_s
-        turns = self._turns.setdefault(tenant, asyncio.Semaphore(MAX_READS_PER_TENANT))
-        try:
-            async with asyncio.timeout_at(until):
-                await turns.acquire()
-        except TimeoutError as error:
-            raise _build_full() from error
-        try:
-            while not self.budget.take(size, tenant):
-                if asyncio.get_running_loop().time() > until:
-                    raise _build_full()
-                await asyncio.sleep(READ_POLL_S)
-            try:
-                yield
-            finally:
-                self.budget.release(size, tenant)
-        finally:
-            turns.release()
-
-
-def _build_full() -> QueueFull:
-    detail = "There is no memory left to read this message."
-    return QueueFull(detail, hint="Try again in a moment.", retry_after=1)

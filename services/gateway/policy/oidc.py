@@ -24,14 +24,8 @@ _ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdD
 """Signatures that need the provider's private key; never `none`, and none that the public key can make."""
 
 _BAD_TOKEN: Final = (
-    jwt.PyJWTError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+    jwt.PyJWTError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
 """Errors of PyJWT for odd tokens: times without end, headers without form, brackets without number."""
 
 _REFETCH_S: Final = 5.0
@@ -46,7 +40,6 @@ class TokenVerifier:
     """Verifies tokens of one issuer."""
 
     def __init__(self, settings: Settings) -> None:
-        """Trust the issuer of `settings`; without one no token is taken."""
         self._settings = settings
         self._keys: dict[str, jwt.PyJWK] = {}
         self._fetched_at = float("-inf")

@@ -82,21 +82,21 @@ class UpstreamClient:
             return False
         return isinstance(document, dict) and document.get("service") == replica.record.service
 
-    async def fetch_json(self, replica: Replica, path: str, tenant: str | None = None) -> Any:
-        """Fetch a small JSON document of a replica, as a tenant sees it; None when it does not come in two seconds."""
-        text = await (self.fetch_text(replica, path) if tenant is None else self.fetch_text(replica, path, tenant))
+    async def fetch_json(self, http: str, path: str, tenant: str | None = None, method: str = "GET") -> Any:
+        """Fetch a small JSON document, as a tenant sees it; None when it does not come in two seconds."""
+        text = await self.fetch_text(http, path, tenant, method)
         try:
             return None if text is None else json.loads(text)
         except ValueError:
             return None
 
-    async def fetch_text(self, replica: Replica, path: str, tenant: str | None = None) -> str | None:
-        """Fetch a small text of a replica; None when it does not arrive within two seconds."""
+    async def fetch_text(self, http: str, path: str, tenant: str | None = None, method: str = "GET") -> str | None:
+        """Fetch a small text of the replica at a base URL; None when it does not arrive within two seconds."""
         headers = {"accept-encoding": "identity"} | ({} if tenant is None else {"x-fovea-tenant": tenant})
         try:
             async with (
                 asyncio.timeout(DOCUMENT_TIMEOUT_S),
-                self._get_session().get(replica.record.http + path, headers=headers) as response,
+                self._get_session().request(method, http + path, headers=headers) as response,
             ):
                 return await response.text("utf8") if response.ok else None
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):

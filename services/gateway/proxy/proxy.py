@@ -9,27 +9,28 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
+from types import TracebackType
+from typing import Self
 
 import aiohttp
 
 from fovea.api.replica import HOLDS_HEADER
-from fovea.errors import DeadlineExceeded, FoveaError, NotReady
+from fovea.errors import Cancelled, DeadlineExceeded, FoveaError, NotReady
 from services.gateway.http.request_context import DEADLINE_GRACE_S, RequestContext
-from services.gateway.metrics import count_version
+from services.gateway.metrics import VERSION_REQUESTS
 from services.gateway.policy.memory_budget import MemoryBudget
 from services.gateway.proxy.answer_watcher import build_answer_watcher
-from services.gateway.proxy.disconnect import DisconnectGuard
 from services.gateway.proxy.http_client import UpstreamClient
 from services.gateway.proxy.replayable_body import ReplayableBody
 from services.gateway.proxy.response_relay import abort_response, relay_response
-from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost
+from services.gateway.proxy.retry import ReplicaRetryPolicy, RetryState, UpstreamLost, begin_attempt
 from services.gateway.routing.affinity import find_affinity_key, held_key
 from services.gateway.routing.replica import Dispatch, Replica
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from services.gateway.routing.route_table import Route
 from shared.asgi.body import SlowBody, read_content_length
+from shared.asgi.shell import HttpCall
 from shared.settings import Settings
-from shared.telemetry import Span, span
 
 WANTS_HEADER = "x-fovea-wants"
 """Header of a refusal: `respond-async` where the same request would be served as a job."""
@@ -44,11 +45,42 @@ class QueueInstead(Exception):
     """A replica wants this request queued as a job; nothing of its answer has been passed on."""
 
 
+class DisconnectGuard:
+    """Cancels the block when the caller hangs up, and turns that into `Cancelled`."""
+
+    __slots__ = ("_call", "_is_gone", "_task")
+
+    def __init__(self, call: HttpCall) -> None:
+        """Watch the caller of `call` from when its body has arrived."""
+        self._call = call
+        self._task: asyncio.Task[object] | None = None
+        self._is_gone = False
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.current_task()
+        self._call.on_cancel = self._cancel
+        self._call.watch.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._call.watch.stop()
+        self._call.on_cancel = None
+        if self._is_gone and kind is asyncio.CancelledError and self._task is not None:
+            self._task.uncancel()
+            raise Cancelled("The caller went away.") from error
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._is_gone = True
+            self._task.cancel()
+
+
 class Proxy:
     """Forwards requests to replicas."""
 
     def __init__(self, settings: Settings, registry: ReplicaRegistry, client: UpstreamClient) -> None:
-        """Send to the replicas of `registry` through `client`."""
         self._registry, self._client = registry, client
         self._retry = ReplicaRetryPolicy(registry)
         self.watcher = build_answer_watcher(registry, client)
@@ -109,7 +141,9 @@ class Proxy:
         attempts = itertools.count()
 
         async def attempt(replica: Replica) -> None:
-            with _begin_attempt(ctx, replica, next(attempts)) as sent:
+            address = replica.record.http.removeprefix("http://")
+            facts = {"http.request.method": ctx.method, "http.request.resend_count": next(attempts) or None}
+            with begin_attempt(f"{ctx.method} {ctx.route}", replica, address, facts) as sent:
                 await self._forward_once(ctx, replica, body, state, is_idempotent=is_idempotent)
                 sent.set_attributes({"http.response.status_code": ctx.status})
                 if ctx.status >= 400:
@@ -120,10 +154,7 @@ class Proxy:
     async def _forward_once(
         self, ctx: RequestContext, replica: Replica, body: ReplayableBody, state: RetryState, *, is_idempotent: bool
     ) -> None:
-        """Send the request to one replica and pass its answer on.
-
-        Raises UpstreamLost: the connection failed, or the replica is not ready and there is another.
-        """
+        """Send the request to one replica and pass its answer on."""
         attempt = Dispatch(replica)
         body.on_failure = attempt.abort
         try:
@@ -134,29 +165,25 @@ class Proxy:
                     raise QueueInstead
                 self._note_answer(ctx, replica, response)
                 await relay_response(ctx, response)
-        except aiohttp.ClientError as error:
-            _require_whole(body, error)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            has_broken = isinstance(error, aiohttp.ClientError)
+            if not has_broken and not attempt.is_aborted:
+                raise
+            if body.error is not None:  # the body could not be read
+                raise body.error from error
             if ctx.status:
                 return await abort_response(ctx)
             is_unseen = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ServerTimeoutError)
             if is_unseen:
                 self._registry.mark_suspect(replica)
-            reason = f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {error}" if has_broken else "it hangs: its record is not renewed"
             raise _build_lost(state, body, reason, is_unseen=is_unseen, is_idempotent=is_idempotent) from error
-        except TimeoutError as error:
-            if not attempt.is_aborted:
-                raise
-            _require_whole(body, error)
-            if ctx.status:
-                return await abort_response(ctx)
-            reason = "it hangs: its record is not renewed"
-            raise _build_lost(state, body, reason, is_unseen=False, is_idempotent=is_idempotent) from error
         finally:
             body.on_failure = None
 
     def _note_answer(self, ctx: RequestContext, replica: Replica, response: aiohttp.ClientResponse) -> None:
         if replica.record.version:
-            count_version(replica.record.service, replica.record.version, response.status)
+            VERSION_REQUESTS.labels(replica.record.service, replica.record.version, str(response.status)).inc()
         if name := response.headers.get(HOLDS_HEADER):
             self._registry.remember_affinity(held_key(ctx.caller.tenant, name), replica)
 
@@ -173,24 +200,6 @@ class Proxy:
                 detail = f"The replica {replica.id} could not be reached; others may have done what was asked."
                 raise NotReady(detail, hint="Send the request again.", retry_after=1) from error
         raise self._retry.build_not_ready(route.services[0])
-
-
-def _begin_attempt(ctx: RequestContext, replica: Replica, resends: int) -> Span:
-    """Begin the client span of one attempt, whose id the replica gets."""
-    attributes = {
-        "http.request.method": ctx.method,
-        "server.address": replica.record.http.removeprefix("http://"),
-        "http.request.resend_count": resends or None,
-        "fovea.service": replica.record.service,
-        "fovea.replica": replica.id,
-    }
-    return span(f"{ctx.method} {ctx.route}", attributes, kind="client")
-
-
-def _require_whole(body: ReplayableBody, error: Exception) -> None:
-    """Raise why the body could not be read, where that is behind an error."""
-    if body.error is not None:
-        raise body.error from error
 
 
 def _build_lost(

@@ -7,15 +7,15 @@ that appears. Knows nothing about how a request is sent.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fovea.errors import FoveaError, NotReady, TooLarge
 from services.gateway.routing.affinity import AffinityKey
 from services.gateway.routing.replica import Replica
 from services.gateway.routing.replica_registry import ReplicaRegistry
-from shared.telemetry import log
+from shared.telemetry import Span, log, span
 
 Answer = TypeVar("Answer")
 
@@ -76,7 +76,6 @@ class ReplicaRetryPolicy:
     """Tries replicas of a service until one answers or trying again makes no sense."""
 
     def __init__(self, registry: ReplicaRegistry) -> None:
-        """Choose among the replicas of `registry`."""
         self._registry = registry
 
     async def run(self, state: RetryState, attempt: Callable[[Replica], Awaitable[Answer]]) -> Answer:
@@ -117,10 +116,7 @@ class ReplicaRetryPolicy:
         return replica
 
     def _require_recovering(self, state: RetryState) -> None:
-        """Check that waiting for a replica makes sense.
-
-        Raises NotReady: the service had no ready replica lately, or there is no time left.
-        """
+        """Check that waiting for a replica makes sense: there was one lately, and there is time left."""
         is_on_demand = state.service in self._registry.on_demand.names
         if not is_on_demand and not self._registry.is_recovering(state.service):
             raise self.build_not_ready(state.service)
@@ -128,11 +124,7 @@ class ReplicaRetryPolicy:
             raise self.build_not_ready(state.service) if is_on_demand else _build_late(state)
 
     async def _require_retryable(self, lost: UpstreamLost, replica: Replica, state: RetryState) -> None:
-        """Check that a lost request may be sent again.
-
-        Raises FoveaError: the replica ran out of memory over it: the next one would, too; Exception: `lost.answer`,
-        where it leaves something behind, can't be replayed or may be what kills replicas.
-        """
+        """Check that a lost request may be sent again: not if it kills replicas, or leaves something behind."""
         state.lost_connections += not lost.is_unseen
         log().warning("lost a replica", request_id=state.request_id, replica=replica.id, reason=str(lost))
         if not lost.is_unseen and await self._registry.has_died_of_memory(replica):
@@ -141,6 +133,12 @@ class ReplicaRetryPolicy:
             raise lost.answer from lost
         if state.left_s <= 0:
             raise _build_late(state) from lost
+
+
+def begin_attempt(name: str, replica: Replica, address: str | None, facts: Mapping[str, Any]) -> Span:
+    """Begin the client span of one attempt, whose id the replica gets."""
+    served = {"server.address": address, "fovea.service": replica.record.service, "fovea.replica": replica.id}
+    return span(name, {**facts, **served}, kind="client")
 
 
 def _build_out_of_memory(replica: Replica, state: RetryState) -> FoveaError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -184,14 +185,9 @@ async def list_tenants(request: Request) -> TenantList:
     """Tenants that have keys; what they consumed is at `/v1/usage?tenant=…`."""
     ring, _, _ = _parts(request)
     keys = await asyncio.to_thread(ring.list_keys)
-    names = sorted({key.tenant for key in keys})
-    own = {name: [key for key in keys if key.tenant == name] for name in names}
-    return TenantList(
-        tenants=[
-            TenantInfo(tenant=name, keys=len(own[name]), valid_keys=sum(not key.is_expired for key in own[name]))
-            for name in names
-        ]
-    )
+    known, valid = Counter(key.tenant for key in keys), Counter(key.tenant for key in keys if not key.is_expired)
+    found = [TenantInfo(tenant=name, keys=count, valid_keys=valid[name]) for name, count in sorted(known.items())]
+    return TenantList(tenants=found)
 
 
 @router.get("/replicas")

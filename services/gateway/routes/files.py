@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import ValidationError
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from fovea.api.batches import Batch, BatchList, BatchRequest, DeletedFile, FileList, FileObject
-from fovea.errors import InvalidOption
+from fovea.errors import InvalidOption, Malformed
 from services.gateway.batches.batch_service import BatchService
 from services.gateway.batches.file_store import FileStore
-from services.gateway.batches.upload_form import parse_upload
 from services.gateway.http.openapi import PROBLEMS
-from services.gateway.policy.scopes import find_scope
-from services.gateway.routes.body_reading import read_json, read_whole_body
-from services.gateway.routes.dependencies import get_caller, get_context, get_queue
+from services.gateway.policy.caller import find_scope
+from services.gateway.routes.dependencies import get_caller, get_context, get_queue, read_json, read_whole_body
 from shared.validation_errors import list_errors
 
 router = APIRouter(tags=["batches"], responses=PROBLEMS)
@@ -135,3 +136,26 @@ def _tenant(request: Request) -> str:
     caller = get_caller(request)
     caller.require_scope("jobs")
     return caller.tenant
+
+
+async def parse_upload(headers: Headers, body: bytes) -> tuple[str, str, bytes]:
+    """Name, purpose and bytes of an upload. Raises Malformed: it is not a form with `file` and `purpose`."""
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        yield body
+        yield b""
+
+    if not headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise Malformed("An upload is a form (multipart/form-data) with file and purpose.", field="file")
+    try:
+        form = await MultiPartParser(headers, pieces(), max_files=1, max_fields=8).parse()
+    except (MultiPartException, KeyError, ValueError) as error:
+        raise Malformed("The form can't be read.", field="file") from error
+    try:
+        file, purpose = form.get("file"), form.get("purpose")
+        if not isinstance(file, UploadFile) or not isinstance(purpose, str):
+            field = "file" if isinstance(purpose, str) else "purpose"
+            raise Malformed("An upload needs file and purpose.", field=field)
+        return (file.filename or "file")[:200], purpose[:40], await file.read()
+    finally:
+        await form.close()

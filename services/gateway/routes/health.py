@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 
 from fastapi import APIRouter, Request, Response
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 from starlette.responses import JSONResponse
 
 from fovea.errors import FoveaError
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.routing.replica_registry import ReplicaRegistry
-from shared.telemetry import JOBS, QUEUE_DEPTH, READY_REPLICAS, render_metrics
+from shared.telemetry import JOBS, METRICS_CONTENT_TYPE, QUEUE_DEPTH, READY_REPLICAS, render_metrics
 
 QUEUE_COUNTS_TIMEOUT_S = 1.0
 """Longest wait for the counts of the job queue while metrics are collected."""
@@ -89,3 +94,42 @@ async def metrics(request: Request) -> Response:
             JOBS.labels(service, "running").set(jobs.running)
     text, content_type = render_metrics(request.headers.get("accept", ""))
     return Response(text, headers={"content-type": content_type})
+
+
+class _MergedCollector(Collector):
+    """Families of several documents, joined by name."""
+
+    def __init__(self, documents: Mapping[str, str]) -> None:
+        self._documents = documents
+
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, Metric] = {}
+        for replica, text in self._documents.items():
+            for found in _parse_families(text):
+                family = families.setdefault(found.name, Metric(found.name, found.documentation, found.type))
+                family.samples += [s._replace(labels={**s.labels, "replica": replica}) for s in found.samples]
+        return families.values()
+
+
+def merge_metrics(documents: Mapping[str, str]) -> bytes:
+    """Merge metrics in the Prometheus text format, by replica id, into one document."""
+    registry = CollectorRegistry()
+    registry.register(_MergedCollector(documents))
+    return generate_latest(registry)
+
+
+def _parse_families(text: str) -> Iterator[Metric]:
+    try:
+        yield from text_string_to_metric_families(text)
+    except ValueError:  # a foreign server behind a static upstream may write what the parser does not know
+        return
+
+
+@router.get("/metrics/services", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def services(request: Request) -> Response:
+    """The metrics of every replica of every service in the Prometheus text format."""
+    gateway = request.app.state.gateway
+    replicas = [replica for name in gateway.registry.services for replica in gateway.registry.list_alive(name)]
+    texts = await asyncio.gather(*(gateway.client.fetch_text(one.record.http, "/metrics") for one in replicas))
+    documents = {replica.id: text for replica, text in zip(replicas, texts, strict=True) if text is not None}
+    return Response(merge_metrics(documents), media_type=METRICS_CONTENT_TYPE)

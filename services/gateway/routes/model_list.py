@@ -39,7 +39,6 @@ class ModelIndex:
     """The models of all replicas."""
 
     def __init__(self, registry: ReplicaRegistry, client: UpstreamClient) -> None:
-        """Fetch lists from the replicas of `registry` through `client`."""
         self._registry, self._client = registry, client
         self._by_service: dict[str, list[dict[str, Any]]] = {}
         self._variants: OrderedDict[str, tuple[float, list[dict[str, Any]]]] = OrderedDict()  # by tenant
@@ -80,7 +79,7 @@ class ModelIndex:
     async def _fetch(self, service: str, tenant: str = NOBODY) -> list[dict[str, Any]]:
         """Fetch the list of a service; its last one, marked not ready, while it can't be reached."""
         for replica in self._registry.list_ready(service) or self._registry.list_alive(service):
-            document = await self._client.fetch_json(replica, "/v1/models", tenant)
+            document = await self._client.fetch_json(replica.record.http, "/v1/models", tenant)
             if isinstance(document, dict) and isinstance(document.get("data"), list):
                 entries = [e for e in document["data"] if _is_entry(e)]
                 if tenant == NOBODY:  # what is kept is shown to everybody

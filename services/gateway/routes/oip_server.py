@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from fovea.errors import Malformed, NotReady
 from services.gateway.http.bounded_json import parse_json_aside
 from services.gateway.http.openapi import PROBLEMS
-from services.gateway.routes.body_reading import read_whole_body
+from services.gateway.routes.dependencies import read_whole_body
 from services.gateway.routes.health import is_ready
 
 SERVER_METADATA = {
@@ -75,8 +75,8 @@ async def server_ready(request: Request) -> dict[str, bool]:
 async def statistics(request: Request) -> dict[str, Any]:
     """Counts and durations of all models, from one replica of each service."""
     gateway = request.app.state.gateway
-    replicas = [replica for name in gateway.registry.services if (replica := gateway.registry.pick(name))]
-    documents = await asyncio.gather(*(gateway.client.fetch_json(replica, "/v2/models/stats") for replica in replicas))
+    places = [replica.record.http for name in gateway.registry.services if (replica := gateway.registry.pick(name))]
+    documents = await asyncio.gather(*(gateway.client.fetch_json(http, "/v2/models/stats") for http in places))
     known = [d["model_stats"] for d in documents if isinstance(d, dict) and isinstance(d.get("model_stats"), list)]
     return {"model_stats": [stats for each in known for stats in each]}
 

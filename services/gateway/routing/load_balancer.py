@@ -15,10 +15,10 @@ import random
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Protocol, TypeVar
 
-from services.gateway.metrics import count_affinity
+from services.gateway.metrics import AFFINITY_PICKS
 from services.gateway.routing.affinity import AffinityKey
+from services.gateway.routing.replica import Replica
 
 LOAD_FACTOR = 1.25
 """How much more than the mean load a replica may have before what it holds is read again elsewhere."""
@@ -35,32 +35,13 @@ MAX_PLACES = 200_000
 _PRIME = 2**61 - 1
 
 
-class ReplicaLoad(Protocol):
-    """Facts about a replica."""
-
-    in_flight: int
-
-    @property
-    def id(self) -> str:
-        """Its id."""
-        ...
-
-    @property
-    def slots(self) -> int:
-        """Requests that it works on at once."""
-        ...
-
-
-ReplicaT = TypeVar("ReplicaT", bound=ReplicaLoad)
-
-
 class LoadBalancer:
     """Picks among replicas, and remembers which was sent what. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._places: OrderedDict[bytes, str] = OrderedDict()
 
-    def pick(self, service: str, replicas: Sequence[ReplicaT], key: AffinityKey | None = None) -> ReplicaT | None:
+    def pick(self, service: str, replicas: Sequence[Replica], key: AffinityKey | None = None) -> Replica | None:
         """Pick one of `replicas`; None where there is none."""
         if key is None or not replicas:
             return _pick_least_loaded(replicas)
@@ -74,19 +55,19 @@ class LoadBalancer:
         while len(self._places) > MAX_PLACES:
             self._places.popitem(last=False)
 
-    def _pick_by_key(self, service: str, replicas: Sequence[ReplicaT], key: AffinityKey) -> ReplicaT:
+    def _pick_by_key(self, service: str, replicas: Sequence[Replica], key: AffinityKey) -> Replica:
         holder = self._find_holder(replicas, key)
         mean = (sum(replica.in_flight for replica in replicas) + 1) / len(replicas)
         for place, replica in enumerate(_order(replicas, key, holder)):
             if replica.in_flight < max(math.ceil(LOAD_FACTOR * mean), min(replica.slots, FREE_SLOTS)):
                 if not place:
                     self.remember_affinity(key, replica.id)
-                count_affinity(service, "spilled" if place else "held" if holder else "home")
+                AFFINITY_PICKS.labels(service, "spilled" if place else "held" if holder else "home").inc()
                 return replica
-        count_affinity(service, "spilled")
+        AFFINITY_PICKS.labels(service, "spilled").inc()
         return min(replicas, key=lambda replica: replica.in_flight)
 
-    def _find_holder(self, replicas: Sequence[ReplicaT], key: AffinityKey) -> ReplicaT | None:
+    def _find_holder(self, replicas: Sequence[Replica], key: AffinityKey) -> Replica | None:
         """The replica that was sent the longest beginning, if that is most of it."""
         for length in range(len(key.chain), math.ceil(MIN_SHARE * len(key.chain)) - 1, -1):
             if (place := self._places.get(key.chain[length - 1])) is not None:
@@ -96,14 +77,14 @@ class LoadBalancer:
         return None
 
 
-def _pick_least_loaded(replicas: Sequence[ReplicaT]) -> ReplicaT | None:
+def _pick_least_loaded(replicas: Sequence[Replica]) -> Replica | None:
     if len(replicas) < 2:
         return replicas[0] if replicas else None
     fewest = min(replica.in_flight for replica in replicas)
     return random.choice([replica for replica in replicas if replica.in_flight == fewest])
 
 
-def _order(replicas: Sequence[ReplicaT], key: AffinityKey, holder: ReplicaT | None) -> Iterator[ReplicaT]:
+def _order(replicas: Sequence[Replica], key: AffinityKey, holder: Replica | None) -> Iterator[Replica]:
     """The holder, then its home, then all others by their weights, which only a home without room makes us sort."""
     if holder is not None:
         yield holder

@@ -16,7 +16,6 @@ class Dispatch:
     __slots__ = ("_replica", "_timeout")
 
     def __init__(self, replica: Replica) -> None:
-        """Begin with `async with`."""
         self._replica, self._timeout = replica, asyncio.timeout(None)
 
     async def __aenter__(self) -> Self:

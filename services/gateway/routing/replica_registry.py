@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -25,7 +25,6 @@ from services.gateway.routing.load_balancer import LoadBalancer
 from services.gateway.routing.on_demand import OnDemandServices
 from services.gateway.routing.replica import Replica, ServiceState
 from services.gateway.routing.route_table import RouteTable
-from services.gateway.routing.silent_replicas import Ask, SilentReplicas
 from services.gateway.routing.static_upstreams import StaticUpstream
 from services.gateway.routing.version_policy import VersionPolicy, build_version_policy
 from shared.jobs.redis_client import cancel_tasks
@@ -53,6 +52,38 @@ FORGET_S = 600.0
 
 ABORT_AFTER_S = 2 * HEARTBEAT_TTL_S
 """How long a replica is silent before requests that it has not answered go to another; a busy one may renew late."""
+
+
+Ask = Callable[[Replica], Awaitable[bool]]
+"""Asks a replica whether it serves."""
+
+
+class SilentReplicas:
+    """Replicas that renew their records late: where all of a service do, they are asked whether they serve on.
+
+    Belongs to one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._asking: dict[str, asyncio.Task[None]] = {}
+
+    def ask_all(self, ask: Ask, ready: Sequence[Replica], silent_since: float) -> None:
+        """Ask the replicas of a service that were ready, where all of them are silent."""
+        self._asking = {name: task for name, task in self._asking.items() if not task.done()}
+        if all(replica.changed < silent_since for replica in ready):
+            for replica in ready:
+                if replica.id not in self._asking:
+                    self._asking[replica.id] = asyncio.create_task(self._ask(ask, replica))
+
+    async def stop(self) -> None:
+        """Ask no more."""
+        await cancel_tasks(*self._asking.values())
+        self._asking = {}
+
+    async def _ask(self, ask: Ask, replica: Replica) -> None:
+        if await ask(replica):
+            log().warning("a replica renews its record late, and serves on", replica=replica.id)
+            replica.changed = max(replica.changed, time.monotonic())
 
 
 class ReplicaRegistry:
@@ -87,7 +118,7 @@ class ReplicaRegistry:
         self._routed: frozenset[tuple[Any, ...]] = frozenset()
         self._tasks: list[asyncio.Task[None]] = []
         self.ask: Ask | None = None
-        self._silent = SilentReplicas(_now)
+        self._silent = SilentReplicas()
 
     async def start(self) -> None:
         """Poll once, then keep polling; nothing where it polls already."""
@@ -287,10 +318,6 @@ class ReplicaRegistry:
         if routed != self._routed:
             self._routed = routed
             self.routes = RouteTable.from_records(records)
-
-
-def _now() -> float:
-    return time.monotonic()
 
 
 async def _repeat(poll: Callable[[], Awaitable[None]]) -> None:

@@ -16,7 +16,7 @@ from fovea.errors import NotFound
 
 GATEWAY_PATHS = (
     "/livez", "/readyz", "/health", "/ping", "/version", "/metrics", "/openapi.json", "/docs", "/console", "/runs",
-    "/v1/jobs", "/v1/files", "/v1/batches", "/v1/mcp", "/v1/models", "/v2",
+    "/v1/jobs", "/v1/files", "/v1/batches", "/v1/models", "/v2",
 )  # fmt: skip
 """Paths (and everything below) that no service can claim by path."""
 

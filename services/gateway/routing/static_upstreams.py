@@ -6,14 +6,12 @@ there is one. Knows nothing about Redis and nothing about requests in flight.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from typing import Any
 
-import aiohttp
-
 from fovea.api.replica import ReplicaRecord, route_fields
+from services.gateway.proxy.http_client import UpstreamClient
 
 RELEARN_INTERVAL_S = 5.0
 """Seconds between two readings of what an upstream serves; its readiness is checked at every poll."""
@@ -25,17 +23,15 @@ class StaticUpstream:
     """The static upstream of one service."""
 
     def __init__(self, service: str, http: str, grpc: str | None, credentials: Mapping[str, str] | None = None) -> None:
-        """Take its addresses and what it knows its gateway by; nothing is sent before `fetch_record`."""
-        self._credentials = dict(credentials or {})
+        self._client = UpstreamClient(credentials)
         self.service, self._http, self._grpc = service, http, grpc
         self._models: tuple[str, ...] = ()
         self._routes: dict[str, tuple[str, ...]] = {}
         self._due = 0.0
-        self._session: aiohttp.ClientSession | None = None
 
     async def fetch_record(self) -> ReplicaRecord | None:
         """Fetch its record, as if it had announced itself; None before it was reached for the first time."""
-        ready = await self._get("/v2/health/ready") is not None or await self._get("/readyz") is not None
+        ready = await self._answers("/v2/health/ready") or await self._answers("/readyz")
         if ready and time.monotonic() >= self._due:
             await self._learn()
             self._due = time.monotonic() + RELEARN_INTERVAL_S
@@ -55,34 +51,19 @@ class StaticUpstream:
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
+        await self._client.stop()
 
     async def _learn(self) -> None:
-        index = await self._json("POST", "/v2/repository/index")
-        model_list = await self._json("GET", "/v1/models")
-        document = await self._json("GET", "/openapi.json")
+        fetch = self._client.fetch_json
+        index = await fetch(self._http, "/v2/repository/index", method="POST")
+        model_list, document = await fetch(self._http, "/v1/models"), await fetch(self._http, "/openapi.json")
         names = [m.get("name") for m in _only_objects(index)]
         names += [m.get("id") for m in _only_objects(model_list.get("data") if isinstance(model_list, dict) else None)]
         self._models = tuple(dict.fromkeys(n for n in names if isinstance(n, str)))
         self._routes = route_fields(document if isinstance(document, dict) else {}, _is_own)
 
-    async def _json(self, method: str, path: str) -> Any:
-        raw = await self._get(path, method)
-        try:
-            return json.loads(raw) if raw else None
-        except ValueError:
-            return None
-
-    async def _get(self, path: str, method: str = "GET") -> bytes | None:
-        """The body of a 2xx answer, or None for any other outcome."""
-        if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2), headers=self._credentials)
-        try:
-            async with self._session.request(method, self._http + path) as response:
-                return await response.read() if response.ok else None
-        except (aiohttp.ClientError, OSError, TimeoutError):
-            return None
+    async def _answers(self, path: str) -> bool:
+        return await self._client.fetch_text(self._http, path) is not None
 
 
 def _is_own(path: str) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from services.gateway.tests.stub_service import photograph
@@ -60,6 +61,14 @@ def check_page(page: Any, *widths: int) -> None:
 
 def choose(page: Any, *files: dict[str, Any]) -> None:
     page.locator("[data-part=file]").set_input_files(list(files or [PICTURE]))
+
+
+def submit(stage: Any, path: str = "/v1/segment", **request: Any) -> str:
+    """Queue a request as a job; returns its id. It is a picture to be segmented, unless another is given."""
+    given = request or {"content": PICTURE["buffer"], "headers": {"content-type": "image/jpeg"}}
+    headers = {"prefer": "respond-async", **given.pop("headers", {})}
+    job: str = httpx2.post(stage.url + path, headers=headers, **given).json()["id"]
+    return job
 
 
 def open_with_picture(page: Any, task: str = "segment", *files: dict[str, Any]) -> None:

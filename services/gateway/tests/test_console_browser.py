@@ -3,10 +3,9 @@
 import json
 import re
 
-import httpx2
 import pytest
 
-from services.gateway.tests.browsing import MARKS, PICTURE, check_page, choose, kept, open_with_picture
+from services.gateway.tests.browsing import MARKS, PICTURE, check_page, choose, kept, open_with_picture, submit
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
 
@@ -51,15 +50,10 @@ def test_a_snippet_can_be_copied(page, see):
     assert page.evaluate("() => navigator.clipboard.readText()").startswith("curl http://127.0.0.1")
 
 
-def queue_one(stage):
-    headers = {"content-type": "image/jpeg", "prefer": "respond-async"}
-    return httpx2.post(f"{stage.url}/v1/segment", content=photograph(), headers=headers).json()["id"]
-
-
 def test_a_job_is_seen_moving_until_its_result_can_be_opened(page, stage, see):
     stage.queue.step_s = 0.9
     page.goto("/console/jobs")
-    job = queue_one(stage)
+    job = submit(stage)
     row = page.locator(f'[data-job="{job}"]')
     row.wait_for()
     see(row).to_contain_text("Running")
@@ -76,7 +70,7 @@ def test_a_job_is_seen_moving_until_its_result_can_be_opened(page, stage, see):
 
 def test_a_running_job_can_be_cancelled_and_retried(page, stage, see):
     stage.queue.step_s = 1
-    job = queue_one(stage)
+    job = submit(stage)
     page.goto("/console/jobs")
     row = page.locator(f'[data-job="{job}"]')
     row.get_by_role("button", name="Cancel").click()

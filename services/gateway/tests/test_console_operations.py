@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import httpx2
 import pytest
 
+from services.gateway.tests import browsing
 from services.gateway.tests.browsing import MARKS, PICTURE, check_page, choose, kept, watched
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
@@ -16,8 +17,7 @@ pytestmark = MARKS
 
 
 def submit(stage, path, **request):
-    headers = {"prefer": "respond-async", **request.pop("headers", {})}
-    job = httpx2.post(stage.url + path, headers=headers, **request).json()["id"]
+    job = browsing.submit(stage, path, **request)
     wait_until(lambda: stage.queue.jobs[job].finished, 10, "the job")
     return job
 

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 from PIL import Image
 
-from services.gateway.tests.browsing import MARKS, PICTURE, check_page, choose, drawn, kept, open_with_picture
+from services.gateway.tests.browsing import MARKS, PICTURE, check_page, choose, drawn, kept, open_with_picture, submit
 from services.gateway.tests.stub_service import photograph
 from tests.harness.waiting import wait_until
 
@@ -143,8 +143,7 @@ def test_the_viewer_zooms_by_key_fits_again_and_the_wipe_uncovers_the_picture_it
 def test_a_report_and_matrices_of_a_job_are_shown_as_such(page, stage, see):
     matrix = {"values": [[0.1, 0.9], [0.4, 0.2]], "title": "Logit lens"}
     page.goto("/console/jobs")
-    headers = {"content-type": "image/jpeg", "prefer": "respond-async"}
-    job = httpx2.post(f"{stage.url}/v1/segment", content=photograph(), headers=headers).json()["id"]
+    job = submit(stage)
     page.route(f"**/v1/jobs/{job}/result", lambda route: route.fulfill(json=matrix))
     row = page.locator(f'[data-job="{job}"]')
     row.get_by_role("button", name="Result").click()

@@ -12,7 +12,6 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fovea.errors import QueueFull
-from services.gateway.grpc import anonymous_reader
 from services.gateway.grpc import health as grpc_health
 from services.gateway.grpc.server import SERVICE, serve_grpc
 from services.gateway.policy.memory_budget import MAX_WAITING_PER_TENANT, MemoryBudget, MessageReader
@@ -40,7 +39,7 @@ async def end(calls: list[Any]) -> None:
 
 
 async def test_idle_calls_without_a_key_keep_nobody_from_an_answer(front, ring, monkeypatch):
-    monkeypatch.setattr(anonymous_reader, "READ_TIMEOUT_S", 60.0)
+    monkeypatch.setattr(grpc_health, "READ_TIMEOUT_S", 60.0)
     _, key = ring.add("bob", ("infer",))
     scene, channel = await front(auth="keys")
     before = scene.app.state.gateway.proxy.budget.left

@@ -70,10 +70,10 @@ def make_http_inputs():
         "a name of megabytes": (BY_NAME, JSON, b'{"model":"' + b"x" * MANY + b'"}'),
         "form of beginnings": (BY_NAME, FORM, _BOUNDARY + b'name="model"\r\n' * (MANY // 14)),
         "deep jobs": ("/v1/jobs", JSON, json.dumps({"a": "b" * MANY}).encode()),
-        "brackets for a tool": ("/v1/mcp", JSON, b"[" + b"[]," * (MANY // 3) + b"[]]"),
-        "numbers for a tool": ("/v1/mcp", JSON, b"[" + b"1," * (MANY // 2) + b"1]"),
+        "brackets for a batch": ("/v1/batches", JSON, b"[" + b"[]," * (MANY // 3) + b"[]]"),
+        "numbers for a batch": ("/v1/batches", JSON, b"[" + b"1," * (MANY // 2) + b"1]"),
         "objects for the index": ("/v2/repository/index", JSON, b"[" + b"{}," * (MANY // 3) + b"{}]"),
-        "escapes for a tool": ("/v1/mcp", JSON, b'"' + b"\\u00e9" * (MANY // 6) + b'"'),
+        "escapes for a batch": ("/v1/batches", JSON, b'"' + b"\\u00e9" * (MANY // 6) + b'"'),
         "a form of line ends": (
             "/v1/files",
             FORM,

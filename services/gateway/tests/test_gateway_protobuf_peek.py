@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fovea.errors import Malformed
-from services.gateway.grpc.protobuf_peek import read_text_field
+from services.gateway.grpc.streams import read_text_field
 from shared.rpc import open_inference_pb2 as pb
 
 

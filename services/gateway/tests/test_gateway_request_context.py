@@ -10,8 +10,12 @@ from hypothesis import strategies as st
 from fovea.api.replica import ReplicaRecord
 from fovea.errors import InvalidOption, NotFound, PermissionDenied, TooLarge
 from services.gateway.http.errors import find_error_format
-from services.gateway.http.request_context import RequestContext, build_request_headers, build_response_headers
-from services.gateway.policy.local_only import require_local_request
+from services.gateway.http.request_context import (
+    RequestContext,
+    build_request_headers,
+    build_response_headers,
+    require_local_request,
+)
 from services.gateway.routing.model_routing import resolve_service
 from services.gateway.routing.route_table import RouteTable
 from shared.asgi.errors import render_error
@@ -132,17 +136,13 @@ CLASSIFIERS = RouteTable.from_records(
     [
         (b"application/json", b'{"model": "m2"}', b"", "b"),
         (b"application/json; charset=utf-8", b'{"x": {"model": "m1"}, "model": "m2"}', b"", "b"),
-        (b"application/json", b'{"model": 7}', b"", "a"),
-        (b"application/json", b"[1]", b"", "a"),
-        (b"application/json", b"{broken", b"", "a"),
-        (b"application/json", b"[" * 100_000, b"", "a"),
-        (b"image/png", b'{"model": "m2"}', b"", "a"),
-        (b"image/png", b"\x89PNG", b"model=m2", "b"),
+        (b"application/json", b'{"model": 7}', b"", "a"), (b"application/json", b"[1]", b"", "a"),
+        (b"application/json", b"{broken", b"", "a"), (b"application/json", b"[" * 100_000, b"", "a"),
+        (b"image/png", b'{"model": "m2"}', b"", "a"), (b"image/png", b"\x89PNG", b"model=m2", "b"),
         (b"multipart/form-data; boundary=x", FORM % b"model", b"", "b"),
-        (b"multipart/form-data; boundary=x", FORM % b"image", b"", "a"),
-        (b"", b"", b"", "a"),
+        (b"multipart/form-data; boundary=x", FORM % b"image", b"", "a"), (b"", b"", b"", "a"),
     ],
-)
+)  # fmt: skip
 def test_the_model_is_read_wherever_callers_put_it(kind, body, query, service):
     made = make_context([(b"content-type", kind)], query_string=query)
     found = asyncio.run(resolve_service(made, CLASSIFIERS.find("/v1/classify"), body, CLASSIFIERS))
@@ -176,12 +176,9 @@ WITH_ADAPTERS = RouteTable.from_records([replica("seg", ("/v1/segment",), ("pran
 @pytest.mark.parametrize(
     ("path", "service", "label"),
     [
-        ("/v1/segment", "seg", "/v1/segment"),
-        ("/v1/segment/more/below", "seg", "/v1/segment"),
-        ("/v1/sessions/42", "llm", "/v1/sessions/{id}"),
-        ("/v1/probe/heads/run", "llm", "/v1/probe/{kind}/run"),
-        ("/v1/documents/7/pages", "llm", "/v1/documents"),
-        ("/v1/papers/a/b/c", "papers", "/v1/papers/{path:path}"),
+        ("/v1/segment", "seg", "/v1/segment"), ("/v1/segment/more/below", "seg", "/v1/segment"),
+        ("/v1/sessions/42", "llm", "/v1/sessions/{id}"), ("/v1/probe/heads/run", "llm", "/v1/probe/{kind}/run"),
+        ("/v1/documents/7/pages", "llm", "/v1/documents"), ("/v1/papers/a/b/c", "papers", "/v1/papers/{path:path}"),
         ("/v2/models/pranet/infer", "seg", "/v2/models/{name}/infer"),
         ("/v2/models/org/pranet/versions/2/ready", "seg", "/v2/models/{name}/ready"),
         ("/v2/models/pranet", "seg", "/v2/models/{name}/"),
@@ -191,7 +188,7 @@ WITH_ADAPTERS = RouteTable.from_records([replica("seg", ("/v1/segment",), ("pran
         ("/v1/models/org/pranet/example", "seg", "/v1/models/{name}/example"),
         ("/v1/models/org/pranet/sparsity", "seg", "/v1/models/{name}/sparsity"),
     ],
-)
+)  # fmt: skip
 def test_a_path_leads_to_its_service(path, service, label):
     route = TABLE.find(path)
     assert (route.services, route.label) == ((service,), label)

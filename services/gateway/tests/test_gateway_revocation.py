@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fovea.api.job import Job
 from fovea.errors import RateLimited, Unauthenticated
-from services.gateway.policy import bad_keys, revocation
+from services.gateway.policy import auth, revocation
 from services.gateway.policy.key_file import read_keys
 from services.gateway.policy.keys_cli import keys
 from services.gateway.tests.grpc_front import ANSWER, call, exchange, open_stream, refused
@@ -147,7 +147,7 @@ async def test_a_job_of_a_revoked_key_does_not_run(redis_url, ring):
 
 
 async def test_wrong_keys_are_throttled_and_good_ones_are_not(served, ring, monkeypatch):
-    monkeypatch.setattr(bad_keys, "MAX_PER_MINUTE", 3)
+    monkeypatch.setattr(auth, "MAX_PER_MINUTE", 3)
     _, text = ring.add("alice", ("infer",))
     scene = await served(auth="keys")
 
@@ -162,7 +162,7 @@ async def test_wrong_keys_are_throttled_and_good_ones_are_not(served, ring, monk
 
 
 async def test_wrong_keys_over_grpc_are_throttled(front, ring, monkeypatch):
-    monkeypatch.setattr(bad_keys, "MAX_PER_MINUTE", 1)
+    monkeypatch.setattr(auth, "MAX_PER_MINUTE", 1)
     _, channel = await front(auth="keys")
     wrong = (("x-api-key", "wrong"),)
     codes = [(await refused(call(channel, "ServerMetadata", metadata=wrong))).code().name for _ in range(3)]
@@ -170,14 +170,14 @@ async def test_wrong_keys_over_grpc_are_throttled(front, ring, monkeypatch):
 
 
 def test_addresses_of_wrong_keys_are_forgotten(clock):
-    clock.govern(bad_keys)
-    seen = bad_keys.BadKeys()
-    for _ in range(bad_keys.MAX_PER_MINUTE):
+    clock.govern(auth)
+    seen = auth.BadKeys()
+    for _ in range(auth.MAX_PER_MINUTE):
         seen.note("a")
     with pytest.raises(RateLimited):
         seen.note("a")
-    for number in range(bad_keys._MAX_ADDRESSES + 5):
+    for number in range(auth._MAX_ADDRESSES + 5):
         seen.note(f"b{number}")
-    assert len(seen._seen) <= bad_keys._MAX_ADDRESSES
+    assert len(seen._seen) <= auth._MAX_ADDRESSES
     clock.advance(61)
     seen.note("a")

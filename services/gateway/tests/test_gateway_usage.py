@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
 from fovea.api.usage import USAGE_HEADER, UsageScanner, find_model, read_header
-from services.gateway.routes.metrics import merge_metrics
+from services.gateway.routes.health import merge_metrics
 from shared.jobs.usage_ledger import UsageLedger
 
 LONGCTX = {"kv_bytes": 4096, "cached_tokens": 3}

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 
 from fovea.api.mask import SegmentIn
-from services.gateway.batches.upload_form import parse_upload
+from services.gateway.routes.files import parse_upload
 from services.gateway.routing.model_routing import _read_model
 from shared.serving.http.request_parsing import build_requests, parse_request
 from tests.fuzz.harness import Harness, ask

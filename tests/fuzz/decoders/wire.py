@@ -7,7 +7,7 @@ from google.protobuf.message import DecodeError
 
 from fovea.api.usage import UsageScanner
 from fovea.errors import Malformed
-from services.gateway.grpc.protobuf_peek import read_text_field
+from services.gateway.grpc.streams import read_text_field
 from services.gateway.routing.json_peek import read_json_field
 from shared.rpc import oip_json, oip_proto
 from shared.rpc import open_inference_pb2 as pb

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from services.gateway.console.gallery import GalleryEntry
-from services.gateway.console.page import Page
+from services.gateway.console.page import GalleryEntry, Page
 
 page = Page(
     title="DICOM? Open a study",

@@ -6,6 +6,9 @@ import httpx2
 import jsonschema
 import pytest
 
+from fovea_mcp import routes
+from fovea_mcp.tool_list import list_tools
+
 
 def call(url, method, params=None, message_id=1, **headers):
     body = {"jsonrpc": "2.0", "method": method} | ({} if params is None else {"params": params})
@@ -57,7 +60,9 @@ async def scene(gateway, toy):
     return scene
 
 
-async def test_tasks_are_tools_with_whole_schemas_which_are_run_and_whose_errors_are_their_answer(scene):
+async def test_tasks_are_tools_with_whole_schemas_which_are_run_and_whose_errors_are_their_answer(scene, monkeypatch):
+    made = []
+    monkeypatch.setattr(routes, "list_tools", lambda *given: made.append(0) or list_tools(*given))
     tools = {tool["name"]: tool for tool in (await scene.ask("tools/list", {}))["result"]["tools"]}
     assert set(tools) == {"chat", "segment"}
     for tool in tools.values():
@@ -69,6 +74,8 @@ async def test_tasks_are_tools_with_whole_schemas_which_are_run_and_whose_errors
     assert result["isError"] is False
     assert json.loads(result["content"][0]["text"]) == {"messages": "hi", "stream": False}
     assert scene.upstream.seen[-1]["path"] == "/v1/chat/completions"
+    assert (await scene.ask("tools/list", {}))["result"]["tools"] == list(tools.values())
+    assert len(made) == 1, "the tools are made once"
     scene.upstream.status = 400
     assert (await scene.ask("tools/call", params))["result"]["isError"] is True
     assert (await scene.ask("tools/call", {"name": "chat", "arguments": [1]}))["error"]["code"] == -32602

@@ -13,10 +13,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from fovea_mcp.tool_list import list_tools
 from services.gateway.http.in_process import send_in_process
 from services.gateway.http.openapi import PROBLEMS
-from services.gateway.mcp.tool_list import list_tools
-from services.gateway.routes.body_reading import read_json
+from services.gateway.routes.dependencies import read_json
 
 VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 """Versions of the protocol that are spoken, the newest first."""
