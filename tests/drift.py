@@ -158,12 +158,15 @@ def describe_plugin(project: pathlib.Path) -> dict[str, list[str]]:
 
     groups = tomllib.loads(project.read_text("utf8"))["project"].get("entry-points", {})
     loaded = {group: [EntryPoint(*named, group) for named in groups[group].items()] for group in groups}
-    models = {name for point in loaded.get("fovea.models", ()) for name in pick_servables(scan(point.module))}
+    models = {}
+    for point in loaded.get("fovea.models", ()):
+        models |= pick_servables(scan(point.module))
+    probes = {f"/v1/probe/{kind.route}" for kind in models.values() if hasattr(kind, "route")}
     routes = {route.path for point in loaded.get("fovea.routes", ()) for route in point.load().routes}
     pages = {f"/console/{point.name}" for point in loaded.get("fovea.pages", ())}
     return {
         "commands": sorted(groups.get("fovea.commands", ())), "fields": sorted(groups.get("fovea.adapters", ())),
-        "models": sorted(models), "paths": sorted(routes | pages),
+        "models": sorted(models), "paths": sorted(routes | pages | probes),
     }  # fmt: skip
 
 

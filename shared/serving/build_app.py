@@ -117,4 +117,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    return render(request.scope, translate(error), getattr(error, "headers", None))
+    found = translate(error)
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        found = plugins.explain_missing("paths", request.url.path, request.url.path[:200]) or found
+    return render(request.scope, found, getattr(error, "headers", None))
