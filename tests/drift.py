@@ -159,7 +159,10 @@ def describe_plugin(project: pathlib.Path) -> dict[str, list[str]]:
 
     groups = tomllib.loads(project.read_text("utf8"))["project"].get("entry-points", {})
     loaded = {group: [EntryPoint(*named, group) for named in groups[group].items()] for group in groups}
-    models = {name for point in loaded.get("fovea.models", ()) for name in pick_servables(scan(point.module))}
+    models = {}
+    for point in loaded.get("fovea.models", ()):
+        models |= pick_servables(scan(point.module))
+    probes = {f"/v1/probe/{kind.route}" for kind in models.values() if hasattr(kind, "route")}
     examples = ROOT.glob("services/*/api_examples.json")
     core = {label.partition(" ")[2] for file in examples for label in json.loads(file.read_text("utf8"))}
     routes = {
@@ -171,7 +174,7 @@ def describe_plugin(project: pathlib.Path) -> dict[str, list[str]]:
     fields = {point.name for group in READERS for point in loaded.get(group, ())}
     return {
         "commands": sorted(groups.get("fovea.commands", ())), "fields": sorted(fields),
-        "models": sorted(models), "paths": sorted(routes | pages),
+        "models": sorted(models), "paths": sorted(routes | pages | probes),
     }  # fmt: skip
 
 

@@ -10,16 +10,14 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, cast
 
-import numpy as np
 from fastapi import APIRouter, Depends, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from fovea.errors import InvalidOption, Malformed
-from services.interpretability.attention.head_scores import Overlap, overlap
+from fovea.errors import InvalidOption
 from services.interpretability.core.experiment import Experiment
 from services.interpretability.core.model_registry import ModelRegistry
-from services.interpretability.core.report import NPZ, HeatMap, Report, Table, head_map, head_name
+from services.interpretability.core.report import NPZ, Report
 from services.interpretability.core.result_store import TenantResults
 from services.interpretability.rendering import render
 from services.interpretability.rendering.html_page import POLICY
@@ -61,7 +59,6 @@ def build_router(servables: ServableTypes) -> APIRouter:
                 openapi_extra=_openapi_extra(kind),
             )
     router.add_api_route("/models", list_models, methods=["GET"])
-    router.add_api_route("/circuits/compare", compare_circuits, methods=["POST"], responses=problems(400, 404, 422))
     router.add_api_route(
         "/reports/{key}", read_report, methods=["GET"], response_model=Report, responses=problems(404, 406)
     )
@@ -121,7 +118,7 @@ def _any_experiment(host: Host) -> Experiment[Any]:
     return cast("Experiment[Any]", host.servable(None, "probe"))  # this service serves nothing else
 
 
-def _results(request: Request, host: Host) -> TenantResults:
+def results_of(request: Request, host: Host) -> TenantResults:
     """The stored results of the caller."""
     return _any_experiment(host).store.of_tenant(get_tenant(request))
 
@@ -163,78 +160,14 @@ def _describe_model(registry: ModelRegistry, name: str) -> StudiedModelInfo:
 
 async def read_report(key: Key, request: Request, host: HostOf, format: Form = None) -> Response:  # noqa: A002  # as everywhere
     """Return the report of a job, complete or as far as it came before it was stopped."""
-    report = await asyncio.to_thread(_results(request, host).read_report, key)
+    report = await asyncio.to_thread(results_of(request, host).read_report, key)
     return await _render_response(report, _media_type_of(format, request))
 
 
 async def read_artefact(sha256: Digest, request: Request, host: HostOf) -> Response:
     """Return an artefact of a report: evidence, a head plan, rated documents, arrays."""
-    content = await asyncio.to_thread(_results(request, host).read_artefact_bytes, sha256)
+    content = await asyncio.to_thread(results_of(request, host).read_artefact, sha256)
     if content.startswith(b"PK"):
         return Response(content, media_type=NPZ)
     media = "application/json" if content[:1] == b"{" and b"\n" not in content else "application/x-ndjson"
     return Response(content, media_type=media)
-
-
-class CompareRequest(BaseModel):
-    """Two circuits: whole reports, or the keys of stored ones."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    first: str | dict[str, Any] = Field(description="A report of circuits, or the key of a stored one.")
-    second: str | dict[str, Any] = Field(description="Another one.")
-    fractions: list[float] = Field([0.01, 0.02, 0.05, 0.1], min_length=1, max_length=20, description="Of all heads.")
-
-
-async def compare_circuits(body: CompareRequest, request: Request, host: HostOf) -> Report:
-    """Compare two circuits: how much they share, at several thresholds."""
-    results = _results(request, host)
-    first = await asyncio.to_thread(_resolve_report, body.first, results, "first")
-    second = await asyncio.to_thread(_resolve_report, body.second, results, "second")
-    if bad := [fraction for fraction in body.fractions if not 0 < fraction <= 1]:
-        detail = f"fractions holds {bad[0]}; shares of all heads lie above 0 and up to 1."
-        raise InvalidOption(detail, field="fractions")
-    first_maps, second_maps = _effect_maps(first, "first"), _effect_maps(second, "second")
-    if len(shapes := {stage.shape for stage in (*first_maps, *second_maps)}) > 1:
-        sizes = " and ".join("×".join(map(str, shape)) for shape in sorted(shapes))
-        raise InvalidOption(f"The circuits are of models of different size: {sizes} heads.", field="second")
-    rows, grids = [], []
-    for fraction in body.fractions:
-        shared = overlap(first_maps, second_maps, fraction)
-        grids.append(_overlap_map(shared, first_maps[0].shape, fraction))
-        heads = " ".join(head_name(head) for head in shared.shared)
-        counts: list[Any] = [len(shared.first), len(shared.second), len(shared.shared)]
-        rows.append([fraction, *counts, shared.jaccard, shared.coefficient, shared.share, heads])
-    columns = "fraction, first, second, shared, jaccard, of the smaller, of the first, heads"
-    return Report(
-        title="Overlap of two circuits",
-        warnings=[w for r in (first, second) for w in r.warnings if "not solved" in w],
-        tables=[Table.of("overlap", columns, rows, "Per stage the top fraction, united.")],
-        grids=grids,
-    )
-
-
-def _overlap_map(shared: Overlap, shape: tuple[int, ...], fraction: float) -> HeatMap:
-    """Both circuits on one map of all heads."""
-    values = np.zeros(shape)
-    for heads, value in ((shared.first, 0.5), (shared.second, -0.5), (shared.shared, 1.0)):
-        for head in heads:
-            values[head] = value
-    caption = "Heads of both circuits: 1 is in both, 0.5 in the first only, −0.5 in the second only."
-    return head_map(f"top {fraction:.0%}", values, caption, scale="diverging")
-
-
-def _resolve_report(side: str | dict[str, Any], results: TenantResults, field: str) -> Report:
-    if isinstance(side, str):
-        return results.read_report(side)
-    try:
-        return Report.model_validate(side)
-    except ValueError as error:
-        raise Malformed(f"{field} is not a report.", field=field) from error
-
-
-def _effect_maps(report: Report, field: str) -> list[np.ndarray]:
-    maps = [np.array(grid.values, dtype=float) for grid in report.grids if grid.name.startswith("effect")]
-    if not maps:
-        raise InvalidOption(f"{field} has no effect map: it is not a report of circuits.", field=field)
-    return maps

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from fovea_circuits.circuit_tasks import group_by_length, make_indirect_objects
+from fovea_circuits.patching import logit_difference, path_patch
 from loadtests.bench.result import Row, Table, row
 from loadtests.bench.turns import milliseconds, threads
 from services.interpretability.attention.pattern_capture import visit_patterns
 from services.interpretability.attention.retrieval_score import score_copies, top_positions
-from services.interpretability.causal.circuit_tasks import group_by_length, make_indirect_objects
-from services.interpretability.causal.patching import logit_difference, path_patch
 from services.interpretability.core.model_registry import ModelRegistry
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.retrieval_heads.report import MIN_RETRIEVAL_SCORE

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fovea_circuits.circuit_tasks import CaseBatch
 from fovea_edges.edge_attribution import attribute_edges, score_circuit
 from fovea_edges.edge_graph import EdgeGraph
 from fovea_edges.edge_runs import EdgeRun, run_edges
-from services.interpretability.causal.circuit_tasks import CaseBatch
 from services.interpretability.core.experiment import Progress
 from services.interpretability.core.report import json_digest, to_matrix
 from services.interpretability.core.studied_model import StudiedModel

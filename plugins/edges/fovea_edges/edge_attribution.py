@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fovea_circuits.patching import logit_differences
 from fovea_edges.edge_graph import EdgeGraph
 from fovea_edges.edge_runs import EdgeRun, InputSums, run_circuit, run_sums
-from services.interpretability.causal.patching import logit_differences
 from shared.lm.decoder import Decoder
 
 Metric = Literal["logit-difference", "kl"]

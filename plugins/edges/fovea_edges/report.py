@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from fovea_circuits.circuit_tasks import Case, CaseBatch
+from fovea_circuits.experiments.circuits.report import warn_of_task
 from fovea_edges.cells import CircuitScores
 from fovea_edges.circuit_files import PlacedCircuit, to_edge_arrays, to_neuronpedia
 from fovea_edges.circuit_search import Edge, faithfulness
 from fovea_edges.edge_attribution import Metric
 from fovea_edges.edge_graph import EdgeGraph, EdgeSource
-from services.interpretability.causal.circuit_tasks import Case, CaseBatch
 from services.interpretability.core import report as parts
 from services.interpretability.core.report import Artefact, Bar, Bars, HeatMap, Report, Scalar, Table, canonical_json
 from services.interpretability.core.studied_model import StudiedModel
-from services.interpretability.experiments.circuits.report import warn_of_task
 
 MAX_DRAWN = 40
 """Edges of the drawn graph, the strongest."""

@@ -1,3 +1,9 @@
-"""The tiny models of the service's own tests."""
+"""The tiny models of fovea-circuits' tests."""
 
-from services.interpretability.tests.conftest import context, golden, one_thread  # noqa: F401  # fixtures
+from plugins.circuits.tests.conftest import (  # noqa: F401  # fixtures
+    context,
+    family_prompts,
+    golden,
+    model,
+    one_thread,
+)

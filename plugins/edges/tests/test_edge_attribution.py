@@ -5,17 +5,13 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from fovea_circuits.patching import attribution_patch, logit_difference
 from fovea_edges import circuit_search
 from fovea_edges.edge_attribution import attribute_edges, patch_edges, score_circuit
 from fovea_edges.edge_graph import EdgeGraph, EdgeSource, EdgeTarget
 from fovea_edges.edge_runs import run_circuit, run_edges, run_embedding
 from plugins.edges.tests.hand_built import induction_model, prompts
-from services.interpretability.causal.patching import attribution_patch, logit_difference
-from services.interpretability.tests import test_families as families
 from shared.lm.taps import Replace, trace
-
-model, family_prompts = families.model, families.prompts
-"""Random models of Qwen 3 and Gemma 3."""
 
 KNOWN = {
     "key": {"embed → 0-0 v", "0-0 → 1-0 k", "1-0 → answer"},

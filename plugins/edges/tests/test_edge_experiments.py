@@ -11,8 +11,8 @@ from fovea.errors import InvalidOption
 from fovea_edges.experiments import edge_attribution
 from fovea_edges.experiments.acdc import Acdc
 from fovea_edges.experiments.edge_attribution import EdgeAttribution
-from services.interpretability.core.code_digest import code_digest
-from services.interpretability.tests.test_circuit_experiments import arrays, artefact, ask
+from services.interpretability.core.report import code_digest
+from services.interpretability.tests.conftest import arrays, artefact, ask
 from shared.registry import LoadContext
 
 TEXT, WHOLE, NUMBER = {"type": "string"}, {"type": ["integer", "null"]}, {"type": ["number", "null"]}

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from services.interpretability.attention.retrieval_score import rouge1_recall
-from services.interpretability.core.report import HeatMap
-from services.interpretability.generation.niah_report import build_niah_map
+from services.interpretability.core.report import HeatMap, needle_map
 from shared.lm.niah_prompts import Codec, Needle, Prompt, build_needle_prompt
 
 
@@ -32,4 +31,4 @@ def score_recall(answer: str, text: str) -> float:
 
 def map_recall(lengths: Sequence[int], depths: Sequence[float], recalls: Sequence[tuple[NeedleCell, float]]) -> HeatMap:
     """Build the map of mean recall, depths by lengths."""
-    return build_niah_map(lengths, depths, [(cell._asdict(), recall) for cell, recall in recalls])
+    return needle_map(lengths, depths, [(cell._asdict(), recall) for cell, recall in recalls])

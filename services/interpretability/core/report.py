@@ -11,8 +11,11 @@ import hashlib
 import io
 import json
 import math
+import sys
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -245,6 +248,19 @@ def json_digest(content: Any) -> str:
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
+@lru_cache(maxsize=8)
+def code_digest(module: str = __name__) -> str:
+    """Return the sha256 over the sources of this service, of the decoder and of the package of a plug-in's module."""
+    service, total = Path(__file__).parents[1], hashlib.sha256()
+    rooms = [service, service.parents[1] / "shared" / "lm"]
+    top = module.partition(".")[0]
+    if top not in {"services", "__main__"} and (file := sys.modules[top].__file__):
+        rooms.append(Path(file).parent)
+    for source in sorted(file for room in rooms for file in room.rglob("*.py") if "tests" not in file.parts):
+        total.update(source.name.encode() + b"\0" + source.read_bytes())
+    return total.hexdigest()
+
+
 def to_matrix(values: Iterable[Iterable[float]] | np.ndarray) -> list[list[float | None]]:
     """Return nested lists of Python floats, NaN as None: what heat maps and cached cells hold."""
     return [[_finite(float(v)) for v in row] for row in values]
@@ -272,3 +288,19 @@ def head_map(name: str, values: Any, caption: str, **more: Any) -> HeatMap:
     """Return a heat map of all heads from values [L,H]."""
     axes = ("layer", range(len(values))), ("head", range(len(values[0])))
     return heat_map(name, values, *axes, caption, **more)
+
+
+def needle_map(
+    lengths: Sequence[int],
+    depths: Sequence[float],
+    cells: Sequence[tuple[Mapping[str, Any], float]],
+    name: str = "needle",
+) -> HeatMap:
+    """Return the map of mean recall per depth (row) and length (column) from cells with `length` and `depth`."""
+    recalls: dict[tuple[float, int], list[float]] = {}
+    for facts, recall in cells:
+        recalls.setdefault((facts["depth"], facts["length"]), []).append(recall)
+    values = [[np.mean(recalls.get((depth, length), np.nan)) for length in lengths] for depth in depths]
+    caption = "How much of the answer came back, by context length and by how deep the needle was: 1 is all of it."
+    axes = ("depth, %", depths), ("length, tokens", lengths)
+    return heat_map(name, values, *axes, caption, unit="share of the answer")

@@ -1,13 +1,13 @@
 """Ablation experiment: the loss of a text when heads are hidden, silenced, averaged, scaled or made to look elsewhere.
 
-As many random heads are the control. Knows one text; tasks are studied by circuits.
+As many random heads are the control. Knows one text.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,14 +16,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from fovea.errors import InvalidOption
-from services.interpretability.causal.losses import mask_heads, position_losses
+from services.interpretability.attention.retrieval_score import Head
 from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
+from services.interpretability.core.losses import mask_heads, position_losses, token_losses
 from services.interpretability.core.report import Bar, Bars, Report, Scalar, Strip, Table
 from services.interpretability.core.studied_model import StudiedModel
+from services.interpretability.experiments.attention import resolve_indices
 from shared.lm.taps import Attend, Edit, Replace, Scale, trace
-from shared.registry import Card, Paper
-
-Head = tuple[int, int]
+from shared.registry import Paper
 
 
 class AblationSpec(Spec):
@@ -48,8 +48,8 @@ class Ablation(Experiment[AblationSpec]):
 
     In = AblationSpec
     mode = "sync"
-    route: ClassVar[str] = "ablate"
-    card: ClassVar[Card] = probe_card(
+    route = "ablate"
+    card = probe_card(
         "ablation",
         "Shows what a text loses when chosen heads are hidden, silenced or made to look elsewhere.",
         Paper.on_arxiv("Are Sixteen Heads Really Better than One?", 2019, "1905.10650", "NeurIPS"),
@@ -69,22 +69,22 @@ class Ablation(Experiment[AblationSpec]):
         ids, heads = subject.encode(spec.text), subject.check_heads(spec.heads)
         row = subject.tensor([ids])
         z = _replacement_values(spec, subject, row)
-        before = trace(subject.model, row).logits
-        after = trace(subject.model, row, edits=_build_edits(spec, heads, len(ids), z)).logits
-        others = [
-            trace(subject.model, row, edits=_build_edits(spec, drawn, len(ids), z)).logits
-            for drawn in _draw_controls(spec, subject)
-        ]
-        losses = {name: position_losses(logits, row)[0] for name, logits in (("before", before), ("after", after))}
-        control = [float(position_losses(logits, row).mean()) for logits in others]
-        moved = _divergence(before, after)
+        logits = {
+            "before": trace(subject.model, row).logits,
+            "after": trace(subject.model, row, edits=_build_edits(spec, heads, len(ids), z)).logits,
+        }
+        losses = {name: position_losses(of, row)[0] for name, of in logits.items()}
+        edited = [_build_edits(spec, drawn, len(ids), z) for drawn in _draw_controls(spec, subject)]
+        control = [float(token_losses(subject.model, row, edits=edits).mean()) for edits in edited]
+        moved = _divergence(logits["before"], logits["after"])
+        kl = Scalar(value=float(moved.mean()), unit="nats", note="Mean over positions.")
         bars = [Bar(label=name, value=float(of.mean()) if len(ids) > 1 else None) for name, of in losses.items()]
         caption = f"Mean loss of the text. Control: {len(control)} draws of as many other heads, mean ± sd."
         tokens, how_far = subject.token_spans(ids), "How far the prediction after each token moved: KL divergence"
         return Report(
             title="Ablation",
             warnings=_warnings(losses, control),
-            scalars=_scalars(spec, subject, losses, control, moved, (before, after)),
+            scalars={"kl": kl} | _loss_scalars(losses, control) | _answer_scalars(spec, subject, logits),
             tables=_continuation_tables(spec, subject, ids, heads, z),
             bars=[Bars(name="nll", unit="nats/token", bars=[*bars, Bar.of_draws("control", control)], caption=caption)],
             strips=[Strip(name="kl", tokens=tokens, values=moved.tolist(), caption=f"{how_far} from before, in nats.")],
@@ -114,10 +114,8 @@ def _build_edits(spec: AblationSpec, heads: Iterable[Head], tokens: int, z: dict
     if spec.kind == "uniform":
         return mask_heads(heads, where)
     if spec.kind == "override":
-        keys = spec.keys
-        if not keys or any(not -tokens <= key < tokens for key in keys):
-            raise InvalidOption(f"override needs keys among the text's positions 0…{tokens - 1}.", field="keys")
-        queries = range(max(key % tokens for key in keys), tokens) if where is None else where
+        keys = resolve_indices(spec.keys, tokens, "keys")
+        queries = range(max(keys), tokens) if where is None else where
         return [Attend(l, h, query, keys, 1 / len(keys)) for l, h in heads for query in queries]
     if spec.kind in {"mean", "resample"}:
         return [Replace(f"z.{l}", z[f"z.{l}"], heads=h, positions=where) for l, h in heads]
@@ -139,28 +137,24 @@ def _warnings(losses: dict[str, Tensor], control: list[float]) -> list[str]:
     return []
 
 
-def _scalars(
-    spec: AblationSpec,
-    subject: StudiedModel,
-    losses: dict[str, Tensor],
-    control: list[float],
-    divergence: np.ndarray,
-    logits: tuple[Tensor, Tensor],
-) -> dict[str, Scalar]:
-    scalars = {"kl": Scalar(value=float(divergence.mean()), unit="nats", note="Mean over positions.")}
-    if losses["before"].numel():
-        means = {name: float(of.mean()) for name, of in losses.items()}
-        scalars |= {f"nll_{name}": Scalar(value=value, unit="nats/token") for name, value in means.items()}
-        scalars["nll_change"] = Scalar(value=means["after"] - means["before"], unit="nats/token")
-        if control:
-            note = f"± {np.std(control):.3g}, {len(control)} draws"
-            scalars["nll_control"] = Scalar(value=float(np.mean(control)), unit="nats/token", note=note)
-    if spec.correct and spec.wrong:
-        right, wrong = (subject.encode(text, "correct", special=False)[0] for text in (spec.correct, spec.wrong))
-        for name, of in zip(("before", "after"), logits, strict=True):
-            difference = float(of[0, -1, right] - of[0, -1, wrong])
-            scalars[f"logit_diff_{name}"] = Scalar(value=difference, unit="logits")
+def _loss_scalars(losses: dict[str, Tensor], control: list[float]) -> dict[str, Scalar]:
+    if not losses["before"].numel():
+        return {}
+    means = {name: float(of.mean()) for name, of in losses.items()}
+    means["change"] = means["after"] - means["before"]
+    scalars = {f"nll_{name}": Scalar(value=value, unit="nats/token") for name, value in means.items()}
+    if control:
+        note = f"± {np.std(control):.3g}, {len(control)} draws"
+        scalars["nll_control"] = Scalar(value=float(np.mean(control)), unit="nats/token", note=note)
     return scalars
+
+
+def _answer_scalars(spec: AblationSpec, subject: StudiedModel, logits: dict[str, Tensor]) -> dict[str, Scalar]:
+    if not (spec.correct and spec.wrong):
+        return {}
+    right, wrong = (subject.encode(text, "correct", special=False)[0] for text in (spec.correct, spec.wrong))
+    differences = {name: float(of[0, -1, right] - of[0, -1, wrong]) for name, of in logits.items()}
+    return {f"logit_diff_{name}": Scalar(value=value, unit="logits") for name, value in differences.items()}
 
 
 def _continuation_tables(

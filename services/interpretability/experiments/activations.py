@@ -6,7 +6,6 @@ The arrays load with `numpy.load`, without pickles. Knows one text; measures not
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -19,7 +18,7 @@ from services.interpretability.rendering.render import ACTIVATIONS
 from shared.lm.activation_names import SITES, UNLAYERED_SITES
 from shared.lm.hook_names import Naming, from_hook_name, to_hook_name, to_module_path
 from shared.lm.taps import trace
-from shared.registry import Card, Paper
+from shared.registry import Paper
 
 MAX_BYTES = 16 * 2**20
 """Bytes of all arrays of one answer."""
@@ -45,8 +44,8 @@ class Activations(Experiment[ActivationsSpec]):
 
     In = ActivationsSpec
     mode = "sync"
-    route: ClassVar[str] = "activations"
-    card: ClassVar[Card] = probe_card(
+    route = "activations"
+    card = probe_card(
         "activations",
         "Returns named activations of a text as NPZ, under TransformerLens' hook points or module paths.",
         Paper(

@@ -5,7 +5,7 @@ Answers that are too large are refused before they are computed, with the sizes 
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,10 +14,10 @@ from torch import Tensor
 from fovea.errors import InvalidOption, TooLarge
 from services.interpretability.attention.pattern_capture import visit_patterns
 from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
-from services.interpretability.core.report import HeatMap, Report, Scalar, Strip, TokenSpan, heat_map
+from services.interpretability.core.report import Report, Scalar, Strip, heat_map
 from services.interpretability.core.studied_model import StudiedModel
 from shared.lm.host_transfer import take_rows
-from shared.registry import Card, Paper
+from shared.registry import Paper
 
 MAX_CELLS = 4_000_000
 """Cells of an answer: L·H·queries·T."""
@@ -53,8 +53,8 @@ class AttentionPatterns(Experiment[AttentionPatternsSpec]):
 
     In = AttentionPatternsSpec
     mode = "sync"
-    route: ClassVar[str] = "attention"
-    card: ClassVar[Card] = probe_card(
+    route = "attention"
+    card = probe_card(
         "attention",
         "Shows which tokens the heads of a text look at, row by row.",
         Paper.on_arxiv("Quantifying Attention Flow in Transformers (rollout)", 2020, "2005.00928", "ACL"),
@@ -77,10 +77,16 @@ class AttentionPatterns(Experiment[AttentionPatternsSpec]):
         _check_size(len(layers), len(heads), len(kept), len(ids))
         rows, tokens = read_rows(subject, ids, layers, heads, kept), subject.token_spans(ids)
         caption = "Each token, shaded by the mean attention that it gets from the rows that were asked for."
+        how = "A row is one query: how its attention is spread over what came before; it adds up to 1."
+        if spec.reduce == "rollout":
+            how = f"Attention through all layers. {how}"
+        ticks = [f"{t} {token.text}" for t, token in enumerate(tokens)]
+        axes = ("query", [ticks[q] for q in queries]), ("key", ticks)
+        maps = _name_maps(spec, rows, layers, heads, queries)
         return Report(
             title="Attention",
             scalars={"tokens": Scalar(value=len(ids)), "queries": Scalar(value=len(queries))},
-            grids=_grids(spec, rows, layers, heads, queries, tokens),
+            grids=[heat_map(name, values, *axes, how) for name, values in maps.items()],
             strips=[Strip(name="seen", tokens=tokens, values=rows.mean((0, 1, 2)).tolist(), caption=caption)],
         )
 
@@ -110,30 +116,16 @@ def rollout(patterns: np.ndarray) -> np.ndarray:
     return total
 
 
-def _grids(
-    spec: AttentionPatternsSpec,
-    rows: np.ndarray,
-    layers: list[int],
-    heads: list[int],
-    queries: list[int],
-    tokens: list[TokenSpan],
-) -> list[HeatMap]:
-    axes = (
-        ("query", [f"{q} {tokens[q].text}" for q in queries]),
-        ("key", [f"{t} {token.text}" for t, token in enumerate(tokens)]),
-    )
-    how = "A row is one query: how its attention is spread over what came before; it adds up to 1."
+def _name_maps(
+    spec: AttentionPatternsSpec, rows: np.ndarray, layers: list[int], heads: list[int], queries: list[int]
+) -> dict[str, np.ndarray]:
+    """Maps of the report by name, [queries, T] each."""
     if spec.reduce == "rollout":
-        return [heat_map("rollout", rollout(rows.mean(1))[queries], *axes, f"Attention through all layers. {how}")]
-    if spec.reduce != "none":
-        combined = rows.mean(1) if spec.reduce == "mean" else rows.max(1)
-        names = [f"layer {layer} {spec.reduce}" for layer in layers]
-        return [heat_map(name, of, *axes, how) for name, of in zip(names, combined, strict=True)]
-    return [
-        heat_map(f"{layer}-{head}", rows[i, j], *axes, how)
-        for i, layer in enumerate(layers)
-        for j, head in enumerate(heads)
-    ]
+        return {"rollout": rollout(rows.mean(1))[queries]}
+    if spec.reduce == "none":
+        return {f"{l}-{h}": rows[i, j] for i, l in enumerate(layers) for j, h in enumerate(heads)}
+    combined = rows.mean(1) if spec.reduce == "mean" else rows.max(1)
+    return {f"layer {layer} {spec.reduce}": of for layer, of in zip(layers, combined, strict=True)}
 
 
 def _encode_input(spec: AttentionPatternsSpec, subject: StudiedModel) -> list[int]:
@@ -163,8 +155,6 @@ def resolve_indices(wanted: list[int] | None, size: int, field: str) -> list[int
 def _check_size(layers: int, heads: int, queries: int, tokens: int) -> None:
     cells = layers * heads * queries * tokens
     if cells > MAX_CELLS:
-        detail = (
-            f"The answer would hold L·H·queries·T = {layers}·{heads}·{queries}·{tokens} = {cells:,} cells; "
-            f"at most {MAX_CELLS:,} are sent."
-        )
+        sizes = f"L·H·queries·T = {layers}·{heads}·{queries}·{tokens} = {cells:,}"
+        detail = f"The answer would hold {sizes} cells; at most {MAX_CELLS:,} are sent."
         raise TooLarge(detail, hint="Slice layers and heads, or name the query positions in queries.", field="queries")

@@ -6,7 +6,7 @@ Only the analysis is here; calibrating sinks away is a method of llm-longctx. Kn
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from fovea.errors import InvalidOption
 from services.interpretability.attention.pattern_capture import ColumnMaskedAttention, visit_patterns
-from services.interpretability.causal.losses import token_losses
 from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
+from services.interpretability.core.losses import token_losses
 from services.interpretability.core.report import Bar, Bars, Report, Scalar, Strip, Table, head_map
 from services.interpretability.core.studied_model import StudiedModel
-from shared.registry import Card, Paper
+from services.interpretability.experiments.attention import resolve_indices
+from shared.registry import Paper
 
 MIN_TOKENS = 16
 """Tokens below which a column's mean says nothing."""
@@ -66,8 +67,8 @@ class AttentionSinks(Experiment[SinksSpec]):
 
     In = SinksSpec
     mode = "sync"
-    route: ClassVar[str] = "sinks"
-    card: ClassVar[Card] = probe_card(
+    route = "sinks"
+    card = probe_card(
         "attention-sinks",
         "Shows the positions of a text that attention heads look at from everywhere.",
         Paper.on_arxiv(
@@ -88,8 +89,7 @@ class AttentionSinks(Experiment[SinksSpec]):
 
     def run(self, spec: SinksSpec, subject: StudiedModel, progress: Progress) -> Report:
         ids = _encode_text(spec, subject)
-        mass = column_masses(subject, ids)
-        return _report(spec, subject, ids, mass, _measure_removal(spec, subject, ids))
+        return _report(spec, subject, ids, column_masses(subject, ids), _measure_removal(spec, subject, ids))
 
 
 def column_masses(subject: StudiedModel, ids: list[int]) -> np.ndarray:
@@ -110,9 +110,8 @@ def _encode_text(spec: SinksSpec, subject: StudiedModel) -> list[int]:
     if len(ids) < MIN_TOKENS:
         detail = f"text has {len(ids)} tokens; below {MIN_TOKENS} a column's mean says nothing."
         raise InvalidOption(detail, field="text")
-    if spec.remove is not None and spec.remove >= len(ids):
-        detail = f"remove names position {spec.remove}; the text has positions 0…{len(ids) - 1}."
-        raise InvalidOption(detail, field="remove")
+    if spec.remove is not None:
+        resolve_indices([spec.remove], len(ids), "remove")
     return ids
 
 
@@ -138,6 +137,8 @@ def _report(
     sinks_of = [[_positions_above(head, spec.threshold, spec.tail) for head in layer] for layer in mass]
     counts = Counter(j for layer in sinks_of for head in layer for j in head)
     everyone, tokens = subject.layers * subject.heads, subject.token_spans(ids)
+    sinking = [counts[j] for j in range(len(ids))]
+    shaded = "Each token, shaded by the number of heads that sink into it."
     first = sum(0 in head for layer in sinks_of for head in layer)
     later = sum(any(head) for layer in sinks_of for head in layer)
     numbers = [[len(head) for head in layer] for layer in sinks_of]
@@ -162,14 +163,7 @@ def _report(
         tables=_tables(counts, [token.text for token in tokens]),
         grids=[head_map(name, values, caption, text=spec.text) for name, (values, caption) in maps.items()],
         bars=[Bars(name="first_token_mass_by_layer", unit="mean attention", bars=bars, caption=by_layer)],
-        strips=[
-            Strip(
-                name="heads_sinking",
-                tokens=tokens,
-                values=[counts[j] for j in range(len(ids))],
-                caption="Each token, shaded by the number of heads that sink into it.",
-            )
-        ],
+        strips=[Strip(name="heads_sinking", tokens=tokens, values=sinking, caption=shaded)],
     )
 
 

@@ -7,7 +7,6 @@ Transformer Circuits", 2021). Knows tokens; knows no text.
 from __future__ import annotations
 
 import random
-from typing import ClassVar
 
 from pydantic import Field
 
@@ -16,7 +15,7 @@ from services.interpretability.attention.head_scores import head_patterns, top_h
 from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
 from services.interpretability.core.report import Report, Scalar, Table, head_map, head_name
 from services.interpretability.core.studied_model import StudiedModel
-from shared.registry import Card, Paper
+from shared.registry import Paper
 
 PAPER = Paper.on_arxiv(
     "In-context Learning and Induction Heads", 2022, "2209.11895", venue="Transformer Circuits Thread"
@@ -43,8 +42,8 @@ class HeadPatterns(Experiment[HeadPatternsSpec]):
 
     In = HeadPatternsSpec
     mode = "sync"
-    route: ClassVar[str] = "heads/patterns"
-    card: ClassVar[Card] = probe_card(
+    route = "heads/patterns"
+    card = probe_card(
         "head-patterns",
         "Finds previous-token, duplicate-token and induction heads on a sequence that comes twice.",
         PAPER,

@@ -7,9 +7,9 @@ specs, stores and reports.
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import Self
 
-import torch
+import numpy as np
 
 from services.interpretability.core.experiment import Cost, Experiment, Progress, probe_card
 from services.interpretability.core.report import Artefact, HeatMap, Report, Scalar, head_map
@@ -18,9 +18,8 @@ from services.interpretability.head_plans.duo_gates import DuoLoss, duo_gate_los
 from services.interpretability.head_plans.makers import MAKERS, PlanMaker, PlanResult
 from services.interpretability.head_plans.razor import echo_induction, razor_plan, repeat_tokens
 from services.interpretability.head_plans.spec import HeadPlansSpec
-from shared.lm.head_plan import HeadPlan
 from shared.lm.head_plan_store import save_plan
-from shared.registry import Card, LoadContext, Paper
+from shared.registry import LoadContext, Paper
 from shared.storage import ObjectStore
 
 __all__ = [
@@ -42,8 +41,8 @@ class HeadPlans(Experiment[HeadPlansSpec]):
     """Makes the plans by which llm-longctx decides which entries a head keeps."""
 
     In = HeadPlansSpec
-    route: ClassVar[str] = "heads/plans"
-    card: ClassVar[Card] = probe_card(
+    route = "heads/plans"
+    card = probe_card(
         "head-plans",
         "Makes head plans for long contexts: which key/value heads keep everything, or which heads calibrate.",
         Paper.on_arxiv(
@@ -80,37 +79,29 @@ class HeadPlans(Experiment[HeadPlansSpec]):
 
 
 def _report(spec: HeadPlansSpec, subject: StudiedModel, result: PlanResult) -> Report:
-    plan = result.plan
-    artefacts = [] if plan is None else [Artefact.of("head-plan.json", plan.text())]
-    scalars = dict(result.scalars)
+    """The plan's evidence and its roles, as maps and numbers, with what its maker reports."""
+    plan, maps, scalars = result.plan, list[HeatMap](), dict[str, Scalar]()
+    if plan is not None:
+        evidence = "Evidence of each head; larger values are kept first."
+        maps += [head_map(name, table, evidence) for name, table in plan.scores.items()]
     if plan is not None and plan.roles is not None:
-        full = sum(map(sum, plan.roles))
-        scalars = {"full_heads": Scalar(value=full, note=f"of {sum(map(len, plan.roles))} key/value heads")} | scalars
+        note = f"of {sum(map(len, plan.roles))} key/value heads"
+        scalars["full_heads"] = Scalar(value=sum(map(sum, plan.roles)), note=note)
+        maps.append(head_map("roles", plan.roles, f"1: the head keeps its whole history. {plan.rule or 'As given'}."))
     if plan is not None and plan.heads is not None:
-        note = f"of {subject.layers * subject.heads} query heads"
-        scalars = {"calibrated_heads": Scalar(value=len(plan.heads), note=note)} | scalars
+        scalars["calibrated_heads"] = Scalar(
+            value=len(plan.heads), note=f"of {subject.layers * subject.heads} query heads"
+        )
+        chosen = np.zeros((subject.layers, subject.heads))
+        for head in plan.heads:
+            chosen[head] = 1
+        maps.append(head_map("calibrated", chosen, "1: the head's sinks give up attention."))
     return Report(
         title=f"Head plan by {spec.kind}",
         warnings=result.warnings,
-        scalars=scalars,
+        scalars=scalars | result.scalars,
         tables=result.tables,
-        grids=_plan_maps(plan, subject),
+        grids=maps,
         bars=result.bars,
-        artefacts=artefacts,
+        artefacts=[] if plan is None else [Artefact.of("head-plan.json", plan.text())],
     )
-
-
-def _plan_maps(plan: HeadPlan | None, subject: StudiedModel) -> list[HeatMap]:
-    """The plan's evidence and its roles, as maps."""
-    if plan is None:
-        return []
-    evidence = "Evidence of each head; larger values are kept first."
-    maps = [head_map(name, table, evidence) for name, table in plan.scores.items()]
-    if plan.roles is not None:
-        maps.append(head_map("roles", plan.roles, f"1: the head keeps its whole history. {plan.rule or 'As given'}."))
-    if plan.heads is not None:
-        chosen = torch.zeros(subject.layers, subject.heads)
-        for layer, head in plan.heads:
-            chosen[layer, head] = 1
-        maps.append(head_map("calibrated", chosen.tolist(), "1: the head's sinks give up attention."))
-    return maps

@@ -5,17 +5,15 @@ The final norm and the output matrix are applied to the stream after every block
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from pydantic import Field
 
-from fovea.errors import InvalidOption
-from services.interpretability.causal.activation_cache import run_with_cache
 from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
 from services.interpretability.core.report import Report, Scalar, Table, heat_map
 from services.interpretability.core.studied_model import StudiedModel
-from shared.registry import Card, Paper
+from services.interpretability.experiments.attention import resolve_indices
+from shared.lm.taps import trace
+from shared.registry import Paper
 
 MAX_TOKENS = 512
 """Tokens of a text whose every layer is read out: the vocabulary is applied L times per position."""
@@ -34,8 +32,8 @@ class LogitLens(Experiment[LogitLensSpec]):
 
     In = LogitLensSpec
     mode = "sync"
-    route: ClassVar[str] = "logit-lens"
-    card: ClassVar[Card] = probe_card(
+    route = "logit-lens"
+    card = probe_card(
         "logit-lens",
         "Shows what each layer would predict next, and which layer finds the text's next token.",
         Paper(title="interpreting GPT: the logit lens", venue="LessWrong", year=2020),
@@ -49,16 +47,16 @@ class LogitLens(Experiment[LogitLensSpec]):
     def run(self, spec: LogitLensSpec, subject: StudiedModel, progress: Progress) -> Report:
         ids = _encode_text(spec, subject)
         position = spec.position % len(ids)
-        run = run_with_cache(subject.model, subject.tensor([ids]))
+        names = [f"resid_post.{l}" for l in range(subject.layers)]
+        run = trace(subject.model, subject.tensor([ids]), capture=names, keep=1)
         rows, right = [], []
         with torch.no_grad():
-            for layer, x in enumerate([*run.pre[1:], run.final]):
-                log_probs = run.to_logits(x[0]).float().log_softmax(-1)
+            for layer, name in enumerate(names):
+                log_probs = subject.model.read_logits(run[name][0]).float().log_softmax(-1)
                 best = log_probs[position].topk(spec.top)
                 ranked = zip(best.values, best.indices, strict=True)
-                rows.append(
-                    [layer, *(f"{subject.tokenizer.token_text(int(i))} {float(p.exp()):.2f}" for p, i in ranked)]
-                )
+                texts = [f"{subject.tokenizer.token_text(int(i))} {float(p.exp()):.2f}" for p, i in ranked]
+                rows.append([layer, *texts])
                 right.append([float(log_probs[t, ids[t + 1]].exp()) for t in range(len(ids) - 1)])
         texts = [token.text for token in subject.token_spans(ids)]
         axes = ("after layer", range(len(right))), ("next token", texts[1:])
@@ -75,7 +73,5 @@ class LogitLens(Experiment[LogitLensSpec]):
 
 def _encode_text(spec: LogitLensSpec, subject: StudiedModel) -> list[int]:
     ids = subject.encode(spec.text, most=MAX_TOKENS)
-    if not -len(ids) <= spec.position < len(ids):
-        detail = f"There is no position {spec.position}; the text has positions 0…{len(ids) - 1}."
-        raise InvalidOption(detail, field="position")
+    resolve_indices([spec.position], len(ids), "position")
     return ids

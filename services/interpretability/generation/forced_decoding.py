@@ -12,17 +12,16 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from services.interpretability.attention.pattern_capture import RowCapturingAttention
-from services.interpretability.attention.retrieval_score import top_positions
-from services.interpretability.causal.losses import mask_heads, position_losses
+from services.interpretability.attention.pattern_capture import AttentionRowCallback, RowCapturingAttention
+from services.interpretability.attention.retrieval_score import Head, top_positions
+from services.interpretability.core.losses import mask_heads
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.generation.prefix_reader import PrefixReader
 from shared.lm.cache import KVCache
 from shared.lm.niah_prompts import Prompt
 from shared.lm.taps import Edit, trace
-
-Head = tuple[int, int]
 
 Phase = Literal["all", "decode"]
 """When heads are masked: always, or from the token on that predicts the answer's first."""
@@ -60,9 +59,9 @@ def trace_known_answer(reader: PrefixReader, prompt: Prompt, *, top: int = 1) ->
     """Read the prompt with its known answer, and record the rows that predict the answer."""
     ids, answer, subject = prompt.ids, prompt.answer_ids, reader.subject
     subject.check_window(len(ids) + len(answer), "length")
-    recorder = _TopPositionRecorder(subject, len(answer), len(ids) - 1, top)
-    logits = reader.read([*ids, *answer[:-1]], len(answer), recorder)
-    return TracedAnswer(recorder.positions, list(answer), _score_answer(logits, subject.tensor([answer])))
+    positions, visit = _record_positions(subject, len(answer), len(ids) - 1, top)
+    logits = reader.read([*ids, *answer[:-1]], len(answer), visit)
+    return TracedAnswer(positions, list(answer), _score_answer(logits, subject.tensor([answer])))
 
 
 @torch.no_grad()
@@ -97,14 +96,14 @@ def generate_answer(
 def _decode_step(
     subject: StudiedModel, cache: KVCache, token: int, top: int, edits: list[Edit]
 ) -> tuple[int, np.ndarray]:
-    recorder = _TopPositionRecorder(subject, 1, cache.length, top)
+    positions, visit = _record_positions(subject, 1, cache.length, top)
     ids = subject.tensor([[token]])
     if edits:
         logits = trace(subject.model, ids, cache=cache, edits=edits).logits
     else:
-        attend = RowCapturingAttention(recorder, cache=cache, windows=subject.model.config.windows)
+        attend = RowCapturingAttention(visit, cache=cache, windows=subject.model.config.windows)
         logits = subject.model(ids, cache=cache, attend=attend)
-    return int(logits[0, -1].argmax()), recorder.positions
+    return int(logits[0, -1].argmax()), positions
 
 
 @torch.no_grad()
@@ -122,19 +121,19 @@ def score_known_answer(
 
 def _score_answer(logits: Tensor, answer: Tensor) -> AnswerScore:
     """Score of logits [1,n,V] that predict answer [1,n]."""
-    padded = torch.cat((answer[:, :1], answer), 1)
-    losses = position_losses(torch.cat((logits, logits[:, -1:]), 1), padded)
+    losses = functional.cross_entropy(logits[0].float(), answer[0], reduction="none")
     return AnswerScore(float(losses.double().mean()), float((logits.argmax(-1) == answer).double().mean()))
 
 
-class _TopPositionRecorder:
-    """Row visitor that records where rows look most: positions [steps, L, H, top]."""
+def _record_positions(
+    subject: StudiedModel, steps: int, first: int, top: int
+) -> tuple[np.ndarray, AttentionRowCallback]:
+    """Where rows look most, positions [steps, L, H, top], and the visitor that fills them."""
+    positions = np.zeros((steps, subject.layers, subject.heads, top), int)
 
-    def __init__(self, subject: StudiedModel, steps: int, first: int, top: int) -> None:
-        self.positions = np.zeros((steps, subject.layers, subject.heads, top), int)
-        self._first, self._top = first, top
+    def visit(layer: int, start: int, rows: Tensor) -> None:
+        largest = top_positions(rows[0].float().cpu().numpy(), top)  # [H, t, top]
+        step = start - first
+        positions[step : step + largest.shape[1], layer] = largest.transpose(1, 0, 2)
 
-    def __call__(self, layer: int, start: int, rows: Tensor) -> None:
-        largest = top_positions(rows[0].float().cpu().numpy(), self._top)  # [H, t, top]
-        step = start - self._first
-        self.positions[step : step + largest.shape[1], layer] = largest.transpose(1, 0, 2)
+    return positions, visit

@@ -15,15 +15,14 @@ import torch
 from torch import Tensor
 
 from fovea.errors import InvalidOption
-from services.interpretability.causal.activation_cache import run_blocks
+from services.interpretability.attention.pattern_capture import run_blocks
+from services.interpretability.attention.retrieval_score import Head
 from shared.lm.attention import causal_mask, patterns, scores, sdpa
 from shared.lm.attention_math import calibrate, column_mean, excuse_sink
 from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import take_rows, to_device
 from shared.lm.niah_prompts import Codec
 from shared.lm.taps import trace
-
-Head = tuple[int, int]
 
 _NAMES = """
 Ada Ben Cleo Dan Eva Finn Gina Hugo Ida Jack Kate Leo Mia Noah Olga Paul Rosa Sam Tina Vera Will Zoe
@@ -105,31 +104,20 @@ class _CalibratedAttention:
         calibrated = [(row, head) for row, heads in enumerate(self._heads) for l, head in heads if l == layer]
         if calibrated:
             z = z.clone()
+        mask = causal_mask(torch.arange(q.shape[1], device=q.device), q.shape[1], None)
         for row, head in calibrated:
-            pattern = _pattern(q[row : row + 1, :, head : head + 1], keys[row : row + 1, head // group, None])
-            if len(sinks := self._rule.sinks(pattern[0, 0])):
-                z[row, :, head] = calibrate(pattern[0, 0], sinks, self._rule.beta) @ values[row, head // group]
+            seen = scores(q[row : row + 1, :, head : head + 1], keys[row : row + 1, head // group, None], mask)
+            pattern = patterns(seen)[0, 0]
+            if len(sinks := self._rule.sinks(pattern)):
+                z[row, :, head] = calibrate(pattern, sinks, self._rule.beta) @ values[row, head // group]
         return z
 
 
-def _pattern(q: Tensor, keys: Tensor) -> Tensor:
-    T = q.shape[1]
-    return patterns(scores(q, keys, causal_mask(torch.arange(T, device=q.device), T, None)))
-
-
-@torch.no_grad()
 def count_sinks(model: Decoder, question: Question, rule: SinkCalibration) -> list[list[int]]:
     """Count the sinks that each head would calibrate on one question: [L][H]; one forward."""
-    config = model.config
-    counts = [[0] * config.heads for _ in range(config.layers)]
-
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
-        keys = k.transpose(1, 2)
-        counts[layer] = [len(rule.sinks(pattern)) for pattern in _pattern(q, keys)[0]]
-        return sdpa(q, keys, v.transpose(1, 2))
-
-    model(_prompt(model, question), attend=attend, keep=1)
-    return counts
+    names = [f"pattern.{l}" for l in range(model.config.layers)]
+    run = trace(model, _prompt(model, question), capture=names, keep=1)
+    return [[len(rule.sinks(pattern)) for pattern in run[name][0]] for name in names]
 
 
 @torch.no_grad()

@@ -17,13 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from services.interpretability.head_plans.razor import model_id
-from shared.lm.attention import sdpa
 from shared.lm.attention_math import streaming_mask
 from shared.lm.decoder import Decoder
 from shared.lm.head_plan import HeadPlan, ModelId, Origin
 from shared.lm.host_transfer import to_device
-
-ProgressCallback = Callable[[float], None]
+from shared.lm.taps import trace
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,44 +49,21 @@ def duo_gate_loss(
     """
     device = net.output_matrix.device
     tokens, answer = to_device(ids, device).view(1, -1), to_device(answer, device)
-    teacher = _Teacher()
-    hidden: dict[str, Tensor] = {}
-    with torch.no_grad():
-        net(tokens, attend=teacher, keep=1, tap=_keep_final(hidden, "a"))
+    teacher = trace(net, tokens, capture=[*(f"z.{l}" for l in range(net.config.layers)), "normed"], keep=1)
     mask = streaming_mask(tokens.shape[1], sink, recent, device)
 
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:  # noqa: ARG001  # an AttentionFn
         share = gates[layer].clamp(0, 1).to(q.dtype).repeat_interleave(net.config.heads // net.config.kv_heads)
         heads = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         streaming = functional.scaled_dot_product_attention(
             heads[0], heads[1], heads[2], attn_mask=mask, enable_gqa=True
         ).transpose(1, 2)
-        return (1 - share[:, None]) * streaming + share[:, None] * teacher.mixed[layer]
+        return (1 - share[:, None]) * streaming + share[:, None] * teacher[f"z.{layer}"]
 
-    net(tokens, attend=attend, keep=1, tap=_keep_final(hidden, "b"))
-    distill = (hidden["a"] - hidden["b"])[0, answer].square().mean(-1).mean()
+    student = trace(net, tokens, attend=attend, capture=["normed"], keep=1, grad=gates.requires_grad)
+    distill = (teacher["normed"] - student["normed"])[0, answer].square().mean(-1).mean()
     sparsity = gates.abs().mean()
     return DuoLoss(distill, sparsity, distill + reg * sparsity)
-
-
-class _Teacher:
-    """Dense attention that keeps the mixed values of every layer."""
-
-    def __init__(self) -> None:
-        self.mixed: list[Tensor] = []
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
-        self.mixed.append(sdpa(q, k.transpose(1, 2), v.transpose(1, 2)))
-        return self.mixed[-1]
-
-
-def _keep_final(into: dict[str, Tensor], name: str) -> Callable[[str, int, Tensor], Tensor]:
-    def tap(site: str, _layer: int, x: Tensor) -> Tensor:
-        if site == "normed":
-            into[name] = x
-        return x
-
-    return tap
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +134,8 @@ class GateTraining:
         with torch.no_grad():
             self._gates.copy_(to_device(torch.tensor(state["gates"]), self._gates.device))
         if state["moments"]:
-            places = {
-                name: "cpu" if name == "step" else self._gates.device for name in state["moments"]
-            }  # as Adam has them
-            moments = {name: to_device(torch.tensor(x), places[name]) for name, x in state["moments"].items()}
-            self._optimiser.state[self._gates] = moments
+            moments = {name: to_device(torch.tensor(x), self._gates.device) for name, x in state["moments"].items()}
+            self._optimiser.state[self._gates] = moments | {"step": moments["step"].cpu()}  # as Adam has them
 
 
 def gate_plan(
@@ -171,9 +143,8 @@ def gate_plan(
 ) -> HeadPlan:
     """Make the plan whose top `share` of heads by trained gates [L][G] are full."""
     origin = Origin(experiment="duo_gates", spec=dict(spec), seed=seed)
-    return HeadPlan.from_scores(
-        {"duo_gate": [list(row) for row in gates]}, "duo_gate", share, model=model, made_by=origin
-    )
+    scores = {"duo_gate": [list(row) for row in gates]}
+    return HeadPlan.from_scores(scores, "duo_gate", share, model=model, made_by=origin)
 
 
 def duo_gates(
@@ -187,7 +158,7 @@ def duo_gates(
     reg: float = 0.05,
     share: float = 0.5,
     seed: int = 0,
-    progress: ProgressCallback | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> HeadPlan:
     """Train the gates on (ids, answer) pairs, one a step, and make the top `share` of heads full."""
     net.requires_grad_(requires_grad=False)

@@ -6,7 +6,6 @@ Pure functions of a seed. Knows text and token ids; knows no model.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -54,13 +53,6 @@ class PasskeyTexts:
         """Return ids [N] and answer positions of a step."""
         seed = f"{self.seed}/{step}"
         return make_passkey_text(self.codec, self.length(step), seed=seed, keys=self.keys, words=self.words)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the texts of step 0, 1, … without end."""
-        step = 0
-        while True:
-            yield self.text(step)
-            step += 1
 
 
 def make_passkey_text(

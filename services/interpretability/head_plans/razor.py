@@ -12,14 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.lm.attention import sdpa
+from services.interpretability.attention.pattern_capture import visit_patterns
 from shared.lm.attention_math import echo_mask
 from shared.lm.decoder import Decoder
 from shared.lm.head_plan import HeadPlan, ModelId, Origin, Score, grouped_max
 from shared.lm.host_transfer import to_device, to_host
-
-_QUERY_BLOCK = 256
-"""Queries whose probabilities are held at a time."""
 
 
 def repeat_tokens(vocab: int, period: int, repeats: int, seed: int = 0) -> Tensor:
@@ -28,29 +25,19 @@ def repeat_tokens(vocab: int, period: int, repeats: int, seed: int = 0) -> Tenso
     return once.repeat(repeats)
 
 
-@torch.no_grad()
 def echo_induction(net: Decoder, ids: Tensor | Sequence[int], period: int) -> Tensor:
     """Score echo and induction of query heads on ids [S] of this `period`: [L,2,H] float64 (section 3)."""
-    device = net.output_matrix.device
-    tokens = to_device(ids, device)
-    S, config = len(tokens), net.config
-    totals = torch.zeros(config.layers, 2, config.heads, dtype=torch.float64, device=device)
-    masks = torch.stack([echo_mask(S, period, shift, device) for shift in (0, 1)])
+    tokens, config = to_device(ids, net.output_matrix.device), net.config
+    S = len(tokens)
+    totals = torch.zeros(config.layers, 2, config.heads, dtype=torch.float64, device=tokens.device)
+    masks = torch.stack([echo_mask(S, period, shift, tokens.device) for shift in (0, 1)])
     masks[:, :period] = False
 
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
-        keys = k[0].transpose(0, 1).repeat_interleave(config.heads // config.kv_heads, 0)
-        queries = q[0].transpose(0, 1)
-        for begin in range(0, S, _QUERY_BLOCK):
-            rows = slice(begin, min(begin + _QUERY_BLOCK, S))
-            logits = queries[:, rows] @ keys.mT * q.shape[-1] ** -0.5
-            at = torch.arange(S, device=device)
-            future = at > at[rows, None]
-            pattern = logits.masked_fill(future, -torch.inf).softmax(-1).double()
-            totals[layer] += torch.einsum("hts,mts->mh", pattern, masks[:, rows].double())
-        return sdpa(q, k.transpose(1, 2), v.transpose(1, 2))
+    def visit(layer: int, start: int, rows: Tensor) -> None:
+        chosen = masks[:, start : start + rows.shape[2], : rows.shape[3]].double()
+        totals[layer] += torch.einsum("hts,mts->mh", rows[0].double(), chosen)
 
-    net(tokens[None], attend=attend, keep=1)
+    visit_patterns(net, tokens[None], visit)
     return to_host(totals / S**2)
 
 
@@ -83,26 +70,18 @@ def razor_plan(
         count = max(1, round(len(flat) * share))
         roles[flat.argsort(descending=True, stable=True)[:count]] = 1
     spec = {"period": period, "repeats": repeats, "echo": echo, "induction": induction}
-    return HeadPlan.parse(
-        {
-            "schema": "head-plan/1",
-            "model": (model or model_id(net)).model_dump(exclude_none=True),
-            "made_by": Origin(experiment="razor_scores", spec=spec, seed=seed).model_dump(),
-            "scores": tables,
-            "roles": roles.view(config.layers, -1).tolist(),
-            "rule": f"top {echo:g} by echo or top {induction:g} by induction; ties by lower (layer, head)",
-            "full_fraction": float(roles.double().mean()),
-        }
+    return HeadPlan(
+        schema_="head-plan/1",
+        model=model or model_id(net),
+        made_by=Origin(experiment="razor_scores", spec=spec, seed=seed),
+        scores=tables,
+        roles=roles.view(config.layers, -1).tolist(),
+        rule=f"top {echo:g} by echo or top {induction:g} by induction; ties by lower (layer, head)",
+        full_fraction=float(roles.double().mean()),
     )
 
 
 def model_id(net: Decoder, name: str = "", weights_sha256: str = "") -> ModelId:
     """Return the identity of a model, as plans carry it."""
-    config = net.config
-    return ModelId(
-        name=name,
-        weights_sha256=weights_sha256,
-        layers=config.layers,
-        query_heads=config.heads,
-        kv_heads=config.kv_heads,
-    )
+    sizes = {"layers": net.config.layers, "query_heads": net.config.heads, "kv_heads": net.config.kv_heads}
+    return ModelId(name=name, weights_sha256=weights_sha256, **sizes)

@@ -8,17 +8,18 @@ stream, heads that look far retrieve. Knows nothing about experiments or how pla
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from fovea.errors import InvalidOption
-from shared.lm.attention import sdpa
 from shared.lm.config import DecoderConfig
 from shared.lm.decoder import Decoder
 from shared.lm.head_plan import QueryCentres
 from shared.lm.host_transfer import to_device, to_host
-from shared.lm.rope import Rotation, frequencies, local_frequencies, rotate, rotation
+from shared.lm.rope import Rotation, rotate
+from shared.lm.taps import trace
 
 POSITIONS = 500
 """Positions over which mean keys are laid out."""
@@ -33,25 +34,19 @@ def mean_reach(net: Decoder, ids: Tensor | Sequence[int], positions: int = POSIT
     heads, is the reach. Raises InvalidOption for a GPT-2, whose positions are trained.
     """
     config, device = net.config, net.output_matrix.device
-    tokens = to_device(ids, device)
     _check_rotary(config)
-    reach = torch.zeros(config.layers, config.kv_heads, dtype=torch.float64, device=device)
-
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
-        theta = _frequencies(config, layer, device)
-        cos, sin = rotation(theta, torch.arange(len(tokens), device=device), torch.float64)
-        back: Rotation = cos, -sin
-        query, key = (rotate(x.double(), back).mean(1, keepdim=True) for x in (q, k))
-        layout = rotation(theta, torch.arange(positions, device=device), torch.float64)
-        keys = rotate(key.expand(-1, positions, -1, -1), layout)[0].transpose(0, 1)
-        last = rotate(query.expand(-1, positions, -1, -1), layout)[0, -1]
+    layers = range(config.layers)
+    run = trace(net, to_device(ids, device)[None], capture=[f"{part}.{l}" for part in "qk" for l in layers], keep=1)
+    turns = cast("list[Rotation]", net.rotations(torch.arange(positions, device=device), torch.float64))
+    reach = []
+    for l, turn in enumerate(turns):
+        means = (run[f"{part}.{l}"].double().mean(1, keepdim=True) for part in "qk")
+        queries, keys = (rotate(mean.expand(-1, positions, -1, -1), turn)[0] for mean in means)
+        last = queries[-1]
         grouped = last.view(config.kv_heads, -1, last.shape[-1])
-        pattern = (grouped @ keys.mT * last.shape[-1] ** -0.5).softmax(-1)
-        reach[layer] = 1 - pattern.flip(-1).cumsum(-1).mean(-1).mean(-1)
-        return sdpa(q, k.transpose(1, 2), v.transpose(1, 2), window=config.windows[layer] if config.windows else None)
-
-    net(tokens[None], attend=attend, keep=1)
-    return to_host(reach)
+        pattern = (grouped @ keys.transpose(0, 1).mT * last.shape[-1] ** -0.5).softmax(-1)
+        reach.append(1 - pattern.flip(-1).cumsum(-1).mean(-1).mean(-1))
+    return to_host(torch.stack(reach))
 
 
 @torch.no_grad()
@@ -63,16 +58,13 @@ def query_centres(net: Decoder, texts: Sequence[Sequence[int]]) -> QueryCentres:
     """
     config, device = net.config, net.output_matrix.device
     _check_rotary(config)
+    names = [f"q.{l}" for l in range(config.layers)]
     sums = torch.zeros(3, config.layers, config.heads, config.head_dim // 2, dtype=torch.float64, device=device)
-
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, _offset: int) -> Tensor:
-        cos, sin = rotation(_frequencies(config, layer, device), torch.arange(q.shape[1], device=device), torch.float64)
-        pairs = rotate(q.double(), (cos, -sin))[0].reshape(*q.shape[1:3], 2, -1)
-        sums[:, layer] += torch.stack((pairs[:, :, 0].sum(0), pairs[:, :, 1].sum(0), pairs.norm(dim=-2).sum(0)))
-        return sdpa(q, k.transpose(1, 2), v.transpose(1, 2), window=config.windows[layer] if config.windows else None)
-
     for ids in texts:
-        net(to_device(ids, device)[None], attend=attend, keep=1)
+        run = trace(net, to_device(ids, device)[None], capture=names, keep=1)
+        for l, name in enumerate(names):
+            pairs = run[name][0].double().reshape(len(ids), config.heads, 2, -1)
+            sums[:, l] += torch.stack((*pairs.sum(0).unbind(1), pairs.norm(dim=-2).sum(0)))
     means = to_host(sums / max(sum(map(len, texts)), 1)).float()
     real, imag, size = (
         [[[float(f"{x:.4g}") for x in row] for row in rows] for rows in table.tolist()] for table in means
@@ -84,8 +76,3 @@ def _check_rotary(config: DecoderConfig) -> None:
     if config.path == "gpt2":
         detail = "This kind turns mean queries and keys, and this model's positions are not rotary."
         raise InvalidOption(detail, hint="Use kind=razor.", field="kind")
-
-
-def _frequencies(config: DecoderConfig, layer: int, device: torch.device) -> Tensor:
-    local = config.windows is not None and config.windows[layer] is not None
-    return local_frequencies(config, device) if local else frequencies(config, device)

@@ -77,10 +77,6 @@ class Rect:
         if self.fill and box[2] >= box[0] and box[3] >= box[1]:
             ImageDraw.Draw(image).rectangle(box, fill=self.fill)
 
-    def move_down(self, by: float) -> Rect:
-        """Return it `by` further down."""
-        return replace(self, y=self.y + by)
-
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -105,10 +101,6 @@ class Line:
         """Draw on pixels."""
         ends = [self.x1 * scale, self.y1 * scale, self.x2 * scale, self.y2 * scale]
         ImageDraw.Draw(image).line(ends, fill=self.colour, width=max(round(self.width * scale), 1))
-
-    def move_down(self, by: float) -> Line:
-        """Return it `by` further down."""
-        return replace(self, y1=self.y1 + by, y2=self.y2 + by)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +139,6 @@ class Text:
         label = label.rotate(90, expand=True)
         up = {"start": label.height, "middle": label.height / 2, "end": 0}[self.anchor]
         image.paste(label, (round(self.x * scale + top), round(self.y * scale - up)), label)
-
-    def move_down(self, by: float) -> Text:
-        """Return it `by` further down."""
-        return replace(self, y=self.y + by)
 
 
 Shape = Rect | Line | Text
@@ -196,9 +184,13 @@ def stack_drawings(drawings: Sequence[Drawing], gap: float = 24) -> Drawing:
     """Stack drawings one below the other."""
     whole = Drawing(max((d.width for d in drawings), default=1), 0, " ".join(d.alt for d in drawings))
     for drawing in drawings:
-        whole.shapes += [shape.move_down(whole.height) for shape in drawing.shapes]
+        whole.shapes += [_move_down(shape, whole.height) for shape in drawing.shapes]
         whole.height += drawing.height + gap
     return whole
+
+
+def _move_down(shape: Shape, by: float) -> Shape:
+    return replace(shape, **{name: getattr(shape, name) + by for name in ("y", "y1", "y2") if hasattr(shape, name)})
 
 
 def _hex(colour: Colour) -> str:

@@ -1,29 +1,28 @@
-"""The tiny models with golden numbers, the tiny model of the examples, and SmolLM2 where it is installed."""
+"""The tiny model of the examples, GPT-2 folders, and SmolLM2 where it is installed."""
 
+import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
-import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
+from services.interpretability.core.experiment import Experiment
 from services.interpretability.core.model_registry import TINY, ModelRegistry
+from services.interpretability.core.report import Artefact, Report
 from services.interpretability.routes import build_router
-from shared.lm import builders
 from shared.lm.bundled_models import SMOLLM2
-from shared.lm.decoder import Decoder
-from shared.registry import LoadContext, servables
+from shared.registry import CallContext, LoadContext, servables
 from shared.serving.build_app import build
 from shared.settings import Settings
 from shared.storage import ObjectStore
-from tests.golden import read_golden
 from tests.harness.language_model import share_language_model
 from tests.harness.public_rule import one_thread  # noqa: F401  # fixture
 
@@ -47,49 +46,38 @@ def read(name: str) -> Any:
     return json.loads((GOLDEN / name).read_text())
 
 
-@dataclass(frozen=True)
-class Golden:
-    """A tiny model with everything that is known about it."""
-
-    family: str
-    model: Decoder = field(repr=False)
-    facts: dict[str, Any] = field(repr=False)
-    extra: dict[str, Any] = field(repr=False)
-    clean: Tensor = field(repr=False)
-    corrupt: Tensor = field(repr=False)
-    answers: Tensor = field(repr=False)
-    """Correct and wrong [B,2]; prompts are [B,T]."""
-
-    @property
-    def given(self) -> tuple[Decoder, Tensor, Tensor, Tensor]:
-        """Input of measurements: the model, both prompts and the answers."""
-        return self.model, self.clean, self.corrupt, self.answers
+def ask(kind: type[Experiment[Any]], context: LoadContext, /, **options: Any) -> Report:
+    """The report of an experiment's example with other options; refusals are raised."""
+    (report,) = kind.load(context).predict([kind.In.model_validate({**kind.card.example, **options})], CallContext())
+    if isinstance(report, Exception):
+        raise report
+    return report
 
 
-def load_golden(family: str) -> Golden:
-    facts = read(f"tiny_{family}_circuit.json")
-    model = getattr(builders, facts["network"]["name"])(**facts["network"]["config"]).eval()
-    weights = read_golden(WEIGHTS / f"tiny_{family}_weights.arrays")
-    model.load_state_dict({key: torch.from_numpy(weights[key]) for key in weights}, strict=False)
-    ids = (torch.tensor(facts[name]) for name in ("clean_ids", "corrupt_ids", "answer_ids_correct_wrong"))
-    return Golden(family, model, facts, read(f"tiny_{family}_extra.json"), *ids)
+def artefact(report: Report, name: str) -> Artefact:
+    return next(one for one in report.artefacts if one.name == name)
 
 
-def write_gpt2(folder: Path, facts: dict[str, Any], weights: dict[str, Tensor], letters: int = 256) -> Path:
-    """A GPT-2 as its users keep it: config, safetensors, and a tokenizer of so many letters."""
+def arrays(data: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as found:
+        return dict(found)
+
+
+def write_gpt2(folder: Path, sizes: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """A GPT-2 as its users keep it: config, safetensors, and a tokenizer of its letters."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", **facts}))
+    names = {
+        "vocab": "vocab_size", "positions": "n_positions", "width": "n_embd", "layers": "n_layer", "heads": "n_head",
+        "hidden": "n_inner",
+    }  # fmt: skip
+    facts = {"model_type": "gpt2", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}
+    config = facts | {theirs: sizes[ours] for ours, theirs in names.items()}
+    (folder / "config.json").write_text(json.dumps(config))
     save_file({key: x.contiguous() for key, x in weights.items()}, folder / "model.safetensors")
-    vocab = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet())[:letters])}
+    vocab = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet())[: sizes["vocab"]])}
     library = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     library.save(str(folder / "tokenizer.json"))
-    return folder
-
-
-@pytest.fixture(scope="session", params=["gpt2", "llama"])
-def golden(request):
-    return load_golden(request.param)
 
 
 @pytest.fixture(scope="session")

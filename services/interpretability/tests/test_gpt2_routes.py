@@ -8,7 +8,7 @@ import torch
 from services.interpretability.attention.retrieval_score import retrieval_score
 from services.interpretability.core.model_registry import ModelRegistry
 from services.interpretability.experiments.retrieval_heads import RetrievalHeadsSpec
-from services.interpretability.experiments.retrieval_heads.samples import draw_samples
+from services.interpretability.experiments.retrieval_heads.spec import draw_samples
 from services.interpretability.tests.conftest import probing, write_gpt2
 from shared.lm.builders import gpt2
 from shared.lm.taps import trace
@@ -25,16 +25,13 @@ KV = {"protocol": "kv", "samples": 2, "pairs": 3, "shots": 1, "key_chars": 4, "v
 
 def random_folder(folder):
     torch.manual_seed(5)
-    model = gpt2(vocab=256, width=32, layers=LAYERS, heads=HEADS, hidden=64, positions=POSITIONS)
+    sizes = {"vocab": 256, "width": 32, "layers": LAYERS, "heads": HEADS, "hidden": 64, "positions": POSITIONS}
+    model = gpt2(**sizes)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.copy_(torch.randn(parameter.shape) / parameter.shape[1] ** 0.5)
-    facts = {
-        "vocab_size": 256, "n_positions": POSITIONS, "n_embd": 32, "n_layer": LAYERS, "n_head": HEADS, "n_inner": 64,
-        "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
-    }  # fmt: skip
-    write_gpt2(folder, facts, {key: x for key, x in model.state_dict().items() if key != "lm_head.weight"})
+    write_gpt2(folder, sizes, {key: x for key, x in model.state_dict().items() if key != "lm_head.weight"})
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +54,12 @@ async def test_retrieval_heads_are_those_of_its_own_pattern_rows(client, data):
     report = ok(await client.post("/v1/probe/heads/retrieval", json={"model": NAME, "seed": 3, **KV}))
     assert report["manifest"]["model"] == NAME
     assert any("does not solve the task" in warning for warning in report["warnings"]), "random weights know nothing"
-    subject, spec = (
-        ModelRegistry(data, data / "weights", NAME, "float32", "cpu").get(NAME),
-        RetrievalHeadsSpec(seed=3, **KV),
-    )
-    expected = []
-    for sample in draw_samples(spec, subject):
+    subject = ModelRegistry(data, data / "weights", NAME, "float32", "cpu").get(NAME)
+    names, expected = [f"pattern.{i}" for i in range(LAYERS)], []
+    for sample in draw_samples(RetrievalHeadsSpec(seed=3, **KV), subject):
         read, said = sample.prompt.ids, sample.prompt.answer_ids
-        seen = trace(
-            subject.model, torch.tensor([[*read, *said[:-1]]]), capture=[f"pattern.{i}" for i in range(LAYERS)]
-        )
-        rows = torch.stack([seen[f"pattern.{i}"][0] for i in range(LAYERS)]).permute(2, 0, 1, 3)
+        seen = trace(subject.model, torch.tensor([[*read, *said[:-1]]]), capture=names)
+        rows = torch.stack([seen[name][0] for name in names]).permute(2, 0, 1, 3)
         expected.append(retrieval_score(rows[len(read) - 1 :].numpy(), read, said, sample.prompt.span))
     grid = next(grid for grid in report["grids"] if grid["name"] == "retrieval_score")
     assert np.max(expected) > 0, "else nothing would be compared"

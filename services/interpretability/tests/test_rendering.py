@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from services.interpretability.core import report as reports
-from services.interpretability.core.cell_cache import CellCache
+from services.interpretability.core.result_store import CellCache
 from services.interpretability.rendering import plots
 from services.interpretability.rendering.html_page import POLICY, permalink, render_page
 from services.interpretability.rendering.render import MEDIA_TYPES, render, to_npz
@@ -22,15 +22,11 @@ from shared.storage import ObjectStore
 NASTY = '<script>alert(1)</script>&"\n\x07'
 
 
-def head_map(values, scale="sequential", text="some text"):
-    return reports.HeatMap(
-        name="scores", values=values, rows=reports.Axis(label="layer", ticks=[str(i) for i in range(len(values))]),
-        columns=reports.Axis(label="head", ticks=[str(i) for i in range(len(values[0]))]), scale=scale, text=text,
-        caption="How to read it.",
-    )  # fmt: skip
+def head_map(values, scale="sequential"):
+    return reports.head_map("scores", np.array(values, float), "How to read it.", scale=scale, text="a b")
 
 
-def whole_report(text="a b"):
+def whole_report():
     tokens = [reports.TokenSpan(text=NASTY, start=0, end=1), reports.TokenSpan(text="b", start=1, end=2)]
     bars = [reports.Bar(label="x", value=-1), reports.Bar(label="y", value=2, low=1, high=3)]
     return reports.Report(
@@ -38,7 +34,7 @@ def whole_report(text="a b"):
         warnings=[NASTY],
         scalars={"n": reports.Scalar(value=3), "u": reports.Scalar(value=None, unit="x", note=NASTY)},
         tables=[reports.Table(name="t", columns=["a"], rows=[[NASTY], [0.5], [None]] * 100)],
-        grids=[head_map([[0.1, None], [0.3, -2.0]], "diverging", text)],
+        grids=[head_map([[0.1, None], [0.3, -2.0]], "diverging")],
         bars=[reports.Bars(name="b", bars=bars, caption="C.")],
         strips=[reports.Strip(name="s", tokens=tokens, values=[1, None], caption="C.")],
         graphs=[
@@ -73,10 +69,9 @@ def test_svg_is_well_formed_and_says_its_numbers():
 
 
 def patterns(heads, tokens=40):
-    ticks = [str(t) for t in range(tokens)]
-    values = (np.tril(np.ones((tokens, tokens))) / np.arange(1, tokens + 1)[:, None]).tolist()
-    axes = {"rows": reports.Axis(label="query", ticks=ticks), "columns": reports.Axis(label="key", ticks=ticks)}
-    return [reports.HeatMap(name=f"1-{h}", values=values, **axes, caption="How to read it.") for h in range(heads)]
+    values = np.tril(np.ones((tokens, tokens))) / np.arange(1, tokens + 1)[:, None]
+    axes = ("query", range(tokens)), ("key", range(tokens))
+    return [reports.heat_map(f"1-{h}", values, *axes, "How to read it.") for h in range(heads)]
 
 
 def test_patterns_of_many_heads_are_small_maps_of_the_largest_neighbours():
@@ -113,10 +108,8 @@ def test_permalinks_hold_what_is_given_and_arrays_the_numbers_of_the_json():
     with np.load(io.BytesIO(to_npz(whole_report())), allow_pickle=False) as found:
         assert np.array_equal(found["grid.scores"], [[0.1, np.nan], [0.3, -2.0]], equal_nan=True)
         assert (found["bars.b"].tolist(), found["scalar.n"]) == ([-1, 2], 3)
-    assert (
-        permalink("attention", {"text": "a & b", "heads": [], "lm": None, "layers": [1]})
-        == "/console/probe?model=attention&spec=%7B%22text%22%3A%20%22a%20%26%20b%22%2C%20%22layers%22%3A%20%5B1%5D%7D"
-    )
+    link = permalink("attention", {"text": "a & b", "heads": [], "lm": None, "layers": [1]})
+    assert link.endswith("?model=attention&spec=%7B%22text%22%3A%20%22a%20%26%20b%22%2C%20%22layers%22%3A%20%5B1%5D%7D")
 
 
 def test_empty_and_extreme_data_are_drawn_and_long_pictures_scaled_down():

@@ -15,11 +15,10 @@ from services.interpretability.attention.retrieval_score import score_copies, sp
 from services.interpretability.experiments import attention_sinks, retrieval_heads
 from services.interpretability.generation.forced_decoding import generate_answer, score_known_answer, trace_known_answer
 from services.interpretability.generation.prefix_reader import BLOCK_TOKENS, PrefixReader, plan_pieces
-from services.interpretability.tests.conftest import GOLDEN, WEIGHTS, read
+from services.interpretability.tests.conftest import GOLDEN, WEIGHTS, ask, read
 from shared.lm.builders import gemma3
 from shared.lm.niah_prompts import NEEDLES, build_key_value_prompt, build_needle_prompt
 from shared.lm.taps import trace
-from shared.registry import CallContext
 from tests.golden import read_golden
 from tests.harness.hypothesis_profiles import fewer
 
@@ -96,10 +95,8 @@ def test_columns_that_a_step_cannot_see_do_not_matter(seed):
     padded = rows.copy()
     for t in range(len(rows)):
         padded[t, ..., len(ids) + t :] = 99.0
-    assert (
-        retrieval_heads.retrieval_score(padded, ids, said, (5, 9))
-        == retrieval_heads.retrieval_score(rows, ids, said, (5, 9))
-    ).all()
+    found, expected = (retrieval_heads.retrieval_score(one, ids, said, (5, 9)) for one in (padded, rows))
+    assert (found == expected).all()
 
 
 def test_copy_is_credited_to_the_step_that_made_the_token():
@@ -134,8 +131,7 @@ def test_forcing_agrees_with_the_whole_pattern_and_with_measuring(tiny, prompt, 
     assert (score_copies(answered.top_positions, prompt.ids, prompt.answer_ids, prompt.span) == expected).all()
     one, other = trace_known_answer(PrefixReader(tiny), prompt).score, score_known_answer(tiny, prompt)
     assert (one.nll, one.accuracy) == (pytest.approx(other.nll, abs=1e-5), other.accuracy)
-    everyone = [(l, h) for l in range(tiny.layers) for h in range(tiny.heads)]
-    plain = score_known_answer(tiny, prompt).nll
+    everyone, plain = tiny.complement([]), score_known_answer(tiny, prompt).nll
     assert score_known_answer(tiny, prompt, []).nll == plain
     assert score_known_answer(tiny, prompt, everyone).nll != pytest.approx(plain, abs=1e-6)
     some, late = (score_known_answer(tiny, prompt, [(0, 0), (1, 2)], when).nll for when in ("all", "decode"))
@@ -159,20 +155,15 @@ def test_no_fewer_than_one_head_is_hidden(size):
 def test_texts_that_begin_alike_are_read_from_where_they_part():
     ids = list(range(3 * BLOCK_TOKENS + 40))
     other = [*ids[: 2 * BLOCK_TOKENS + 7], *reversed(ids[2 * BLOCK_TOKENS + 7 :])]
-    assert plan_pieces([], ids, 10) == [
-        *(range(at, at + BLOCK_TOKENS) for at in (0, BLOCK_TOKENS, 2 * BLOCK_TOKENS)),
-        range(3 * BLOCK_TOKENS, len(ids)),
-    ]
+    blocks = [range(at, at + BLOCK_TOKENS) for at in (0, BLOCK_TOKENS, 2 * BLOCK_TOKENS)]
+    tail = range(3 * BLOCK_TOKENS, len(ids))
+    assert plan_pieces([], ids, 10) == [*blocks, tail]
     assert plan_pieces(other, ids, 10)[0].start == 2 * BLOCK_TOKENS
-    assert plan_pieces(ids[: 3 * BLOCK_TOKENS], ids, 10) == [range(3 * BLOCK_TOKENS, len(ids))]
-    assert plan_pieces(ids, ids, BLOCK_TOKENS)[-1] == range(2 * BLOCK_TOKENS, len(ids)), (
-        "the last rows are read together"
-    )
+    assert plan_pieces(ids[: 3 * BLOCK_TOKENS], ids, 10) == [tail]
+    last = plan_pieces(ids, ids, BLOCK_TOKENS)[-1]
+    assert last == range(2 * BLOCK_TOKENS, len(ids)), "the last rows are read together"
     assert plan_pieces(ids, ids[:20], 20) == [range(20)]
-    assert plan_pieces(other, ids, 10, together=True) == [
-        range(2 * BLOCK_TOKENS, 3 * BLOCK_TOKENS),
-        range(3 * BLOCK_TOKENS, len(ids)),
-    ]
+    assert plan_pieces(other, ids, 10, together=True) == [blocks[2], tail]
     assert plan_pieces([], ids, 10, together=True)[0] == range(3 * BLOCK_TOKENS)
     assert len(plan_pieces(ids, ids, 10, together=True)) == 1
 
@@ -195,9 +186,8 @@ def test_what_was_read_before_changes_no_bit_of_an_answer(tiny, dtype):
 def test_rows_of_sliding_layers_end_with_their_window():
     """Gemma's local layers see a window; so do the rows that are shown, and the values that are mixed."""
     torch.manual_seed(0)
-    model = gemma3(
-        vocab=40, width=16, layers=2, heads=2, kv_heads=1, hidden=24, positions=64, head_dim=8, window=4, every=2
-    ).eval()
+    sizes = {"vocab": 40, "width": 16, "layers": 2, "heads": 2, "kv_heads": 1, "hidden": 24, "positions": 64}
+    model = gemma3(**sizes, head_dim=8, window=4, every=2).eval()
     ids, seen = torch.randint(40, (1, 20)), {}
     logits = visit_patterns(model, ids, lambda layer, _start, rows: seen.setdefault(layer, rows))
     assert torch.equal(logits, model(ids, keep=1))
@@ -209,19 +199,14 @@ SINKS = read("attention_sinks.json")["models"]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize("threshold", ["0.05", "0.1", "0.2"])
-def test_sinks_equal_the_golden_ones(family, threshold):
-    facts = SINKS[family]
-    patterns = read_golden(WEIGHTS / f"tiny_{family}_attention.arrays")
-    found = [attention_sinks.sinks(patterns[f"layer{layer}"], float(threshold)) for layer in range(3)]
-    assert found == facts["sinks[threshold][layer][head]"][threshold]
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_column_means_equal_the_golden_ones(family):
-    patterns = read_golden(WEIGHTS / f"tiny_{family}_attention.arrays")
-    found = [attention_sinks.column_mass(patterns[f"layer{layer}"]) for layer in range(3)]
-    assert np.abs(np.array(found) - SINKS[family]["column_means"]).max() < 1e-6
+def test_sinks_and_column_means_equal_the_golden_ones(family):
+    facts, patterns = SINKS[family], read_golden(WEIGHTS / f"tiny_{family}_attention.arrays")
+    layers = [patterns[f"layer{layer}"] for layer in range(3)]
+    for threshold in ("0.05", "0.1", "0.2"):
+        found = [attention_sinks.sinks(layer, float(threshold)) for layer in layers]
+        assert found == facts["sinks[threshold][layer][head]"][threshold]
+    found = [attention_sinks.column_mass(layer) for layer in layers]
+    assert np.abs(np.array(found) - facts["column_means"]).max() < 1e-6
 
 
 def _random_pattern(*shape: int) -> np.ndarray:
@@ -233,9 +218,8 @@ def _random_pattern(*shape: int) -> np.ndarray:
 
 def test_tails_hide_the_last_positions_and_cached_columns_are_divided_by_all_queries():
     pattern = _random_pattern(4, 18, 18)
-    assert [[j for j in head if j < 13] for head in attention_sinks.sinks(pattern)] == attention_sinks.sinks(
-        pattern, tail=5
-    )
+    early = [[j for j in head if j < 13] for head in attention_sinks.sinks(pattern)]
+    assert early == attention_sinks.sinks(pattern, tail=5)
     whole = _random_pattern(2, 12, 12)
     tail = whole[:, 7:]
     assert np.allclose(attention_sinks.column_mass(tail)[:, :7], tail.sum(1)[:, :7] / 5)
@@ -250,7 +234,6 @@ def test_masses_in_blocks_equal_those_of_the_whole_pattern(tiny):
 
 
 def test_hiding_a_position_from_no_head_of_a_layer_changes_only_what_it_says(context):
-    spec = attention_sinks.SinksSpec(lm="tiny", text="the reeds wait for the wind", remove=0, heads=[[2, 1]])
-    (report,) = attention_sinks.AttentionSinks.load(context).predict([spec], CallContext())
+    report = ask(attention_sinks.AttentionSinks, context, text="the reeds wait for the wind", remove=0, heads=[[2, 1]])
     found = {name: scalar.value for name, scalar in report.scalars.items()}
     assert found["nll_change"] == pytest.approx(found["nll_without"] - found["nll"]) != 0

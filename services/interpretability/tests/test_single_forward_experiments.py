@@ -1,31 +1,19 @@
 """The probes that one forward answers: what they say, and what they refuse."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
 
 from fovea.errors import InvalidOption, TooLarge
 from services.interpretability.attention.pattern_capture import ColumnMaskedAttention, visit_patterns
-from services.interpretability.causal.simplified_attention import SimplifiedAttention
 from services.interpretability.experiments.ablation import Ablation
-from services.interpretability.experiments.activation_patching import ActivationPatching
+from services.interpretability.experiments.activations import Activations
 from services.interpretability.experiments.attention import AttentionPatterns, rollout
 from services.interpretability.experiments.attention_sinks import AttentionSinks
-from services.interpretability.experiments.attribution import LogitAttribution
-from services.interpretability.experiments.deconstruction import Deconstruction
 from services.interpretability.experiments.head_patterns import HeadPatterns
-from services.interpretability.experiments.indicators import Indicators, indicators
 from services.interpretability.experiments.logit_lens import LogitLens
+from services.interpretability.rendering.render import render
+from services.interpretability.tests.conftest import arrays, artefact, ask, probing
 from shared.lm.taps import trace
-from shared.registry import CallContext
-from tests.golden import read_golden
-
-
-def ask(study_type, context, /, **options):
-    study = study_type.load(context)
-    return study.predict([study.In.model_validate({**study.card.example, **options})], CallContext())[0]
 
 
 @pytest.mark.parametrize(
@@ -47,18 +35,14 @@ def ask(study_type, context, /, **options):
         (LogitLens, {"text": "abc", "position": 3}, "position"),
         (HeadPatterns, {"text": "k"}, "text"),
         (HeadPatterns, {"half": 2000}, "half"),
-        (Indicators, {"layers": [3]}, "layers"),
-        (Indicators, {"text": "x" * 1100}, "text"),
         (Ablation, {"kind": "override", "continuation": 0}, "keys"),
         (Ablation, {"kind": "override", "keys": [2], "continuation": 3}, "continuation"),
-        (ActivationPatching, {"corrupt": "longer than that"}, "corrupt"),
-        (Deconstruction, {"kinds": ["average"], "corpus": "short"}, "corpus"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_by_name(context, study, options, field):
-    error = ask(study, context, **options)
-    assert isinstance(error, InvalidOption | TooLarge)
-    assert error.field == field
+    with pytest.raises((InvalidOption, TooLarge)) as caught:
+        ask(study, context, **options)
+    assert caught.value.field == field
 
 
 def test_rows_are_those_of_the_pattern_and_queries_slice_them(context, tiny):
@@ -67,31 +51,24 @@ def test_rows_are_those_of_the_pattern_and_queries_slice_them(context, tiny):
     pattern = trace(tiny.model, tiny.tensor([ids]), capture=["pattern.1"])["pattern.1"][0, 2]
     assert np.allclose(report.grid("1-2").values, pattern.numpy(), atol=1e-6)
     whole = ask(AttentionPatterns, context, layers=[1], heads=[2]).grid("1-2").values
-    assert ask(AttentionPatterns, context, layers=[1], heads=[2], queries=[-1, 3]).grid("1-2").values == [
-        whole[3],
-        whole[-1],
-    ]
+    sliced = ask(AttentionPatterns, context, layers=[1], heads=[2], queries=[-1, 3])
+    assert sliced.grid("1-2").values == [whole[3], whole[-1]]
     assert ask(AttentionPatterns, context, text=None, ids=[1, 2, 3]).scalars["tokens"].value == 3
 
 
 @pytest.mark.parametrize("reduce", ["mean", "max", "rollout"])
 def test_reduced_rows_follow_the_whole_ones(context, reduce):
-    rows = np.array(
-        [
-            [ask(AttentionPatterns, context, layers=[l], heads=[h]).grid(f"{l}-{h}").values for h in range(4)]
-            for l in range(3)
-        ]
-    )
+    grids = ask(AttentionPatterns, context, layers=None).grids
+    rows = np.array([grid.values for grid in grids]).reshape(3, 4, *np.shape(grids[0].values))
     report = ask(AttentionPatterns, context, layers=[1], reduce=reduce)
     expected = {"mean": rows[1].mean(0), "max": rows[1].max(0), "rollout": rollout(rows.mean(1))}[reduce]
     assert np.allclose(report.grids[0].values, expected, atol=1e-5)
 
 
 def test_dump_over_four_million_cells_is_refused_and_rows_of_a_long_text_never_make_a_whole_map(context, tiny):
-    error = ask(AttentionPatterns, context, text="x" * 1500, layers=None)
-    assert isinstance(error, TooLarge)
-    assert "3·4·1500·1500 = 27,000,000" in error.detail
-    assert "queries" in error.hint
+    with pytest.raises(TooLarge, match="3·4·1500·1500 = 27,000,000") as caught:
+        ask(AttentionPatterns, context, text="x" * 1500, layers=None)
+    assert "queries" in caught.value.hint
     assert ask(AttentionPatterns, context, text="x" * 1500, layers=None, queries=[-1]).scalars["queries"].value == 1
     seen = []
     ids = tiny.tensor([[i % 250 for i in range(2000)]])
@@ -100,17 +77,10 @@ def test_dump_over_four_million_cells_is_refused_and_rows_of_a_long_text_never_m
     assert sum(shape[2] for shape in seen) == 2000 * tiny.layers
 
 
-def test_attribution_adds_up_and_scaling_by_one_changes_nothing(context):
-    report = ask(LogitAttribution, context)
-    assert report.scalars["residual"].value == pytest.approx(0, abs=1e-4)
-    parts = sum(report.scalars[name].value for name in ("heads", "mlps", "embedding", "biases"))
-    assert parts == pytest.approx(report.scalars["total"].value, abs=1e-6)
+def test_scaling_by_one_changes_nothing(context):
     report = ask(Ablation, context, kind="scale", factor=1.0, continuation=0)
     assert report.scalars["nll_change"].value == pytest.approx(0, abs=1e-6)
     assert report.scalars["kl"].value == pytest.approx(0, abs=1e-6)
-    text = "kqzwxm kqzwxm kqzwxm"
-    report = ask(Deconstruction, context, kinds=["average"], corpus=text, text=text)
-    assert np.allclose(np.array(report.grid("layers").values, float), 0, atol=1e-4)
 
 
 def test_the_last_layer_of_the_lens_is_the_model_and_a_text_said_twice_has_patterns(context, tiny):
@@ -123,13 +93,6 @@ def test_the_last_layer_of_the_lens_is_the_model_and_a_text_said_twice_has_patte
     assert (report.grid("induction").text, report.scalars["tokens"].value) == ("kqzwxkqzwx", 10)
 
 
-def test_indicators_of_a_layers_maps_equal_the_golden_ones():
-    golden = read_golden(Path(__file__).parent / "golden/indicators.arrays")
-    found = indicators(torch.from_numpy(golden["maps"]))
-    for name in ("entropy", "concentration", "sink", "local_focus"):
-        assert np.allclose(getattr(found, name), golden[name], atol=1e-6), name
-
-
 @pytest.mark.parametrize("kind", ["uniform", "zero", "mean", "resample"])
 def test_ablation_moves_the_text_and_shows_ten_controls(context, kind):
     report = ask(Ablation, context, kind=kind, continuation=0, correct="m", wrong="d")
@@ -138,44 +101,51 @@ def test_ablation_moves_the_text_and_shows_ten_controls(context, kind):
     assert {"logit_diff_before", "logit_diff_after"} <= report.scalars.keys()
 
 
-def test_patching_reaches_the_other_prompt_and_ablation_nothing_before_it(context):
+def test_ablation_moves_nothing_before_its_position(context):
     report = ask(Ablation, context, positions=[9], continuation=0)
     assert max(report.strips[0].values[:9]) == pytest.approx(0, abs=1e-6)
     assert max(report.strips[0].values[9:]) > 0
     assert ask(Ablation, context, kind="override", keys=[2], continuation=0).scalars["kl"].value > 0
-    report = ask(ActivationPatching, context, clean="abc", corrupt="dbc", correct="m", wrong="d")
-    effect = np.array(report.grid("effect").values)
-    assert effect[0, 0] == pytest.approx(1, abs=1e-4), "the prompts differ in one token, and all of it is here"
-    assert np.allclose(effect[0, 1:], 0, atol=1e-4), "before the first block, other positions are equal"
-
-
-@pytest.mark.parametrize(("site", "places"), [("z", 4), ("k", 2), ("mlp_out", 12)])
-def test_sites_with_heads_are_exchanged_by_head(context, site, places):
-    assert np.array(ask(ActivationPatching, context, site=site).grid("effect").values).shape == (3, places)
-
-
-@pytest.mark.parametrize("back", [1, 2])
-def test_queries_of_the_layer_itself_change_nothing(tiny, back):
-    ids = tiny.tensor([tiny.encode("kqzwxm kqzwx")])
-    found = tiny.model(ids, attend=SimplifiedAttention("earlier", [(0, h) for h in range(4)], back=back))
-    assert np.allclose(found, tiny.model(ids), atol=1e-4), "below the first layer there is none: its own are used"
-
-
-def test_heads_are_relaxed_one_at_a_time_and_each_relaxation_once(context):
-    layers = ask(Deconstruction, context, kinds=["uniform", "identity", "uniform"]).grid("layers")
-    assert layers.rows.ticks == ["uniform", "identity"]
-    assert [len(row) for row in layers.values] == [len(layers.columns.ticks)] * 2
-    report = ask(Deconstruction, context, each="head", kinds=["identity"])
-    assert np.array(report.grid("identity").values).shape == (3, 4)
-    assert any("dependence" in warning for warning in report.warnings)
 
 
 def test_hidden_column_is_seen_by_nobody_that_is_named(tiny):
     ids = tiny.tensor([tiny.encode("kqzwxm kqzwx")])
-    everyone = [(l, h) for l in range(3) for h in range(4)]
+    everyone = tiny.complement([])
     first, other = (tiny.model(ids, attend=ColumnMaskedAttention([2], everyone)) for _ in range(2))
     assert (first == other).all()
     changed = ids.clone()
     changed[0, 2] = (changed[0, 2] + 1) % 256
     seen = tiny.model(changed, attend=ColumnMaskedAttention([2], everyone))
     assert np.allclose(seen[0, 3:], first[0, 3:], atol=1e-5), "what nobody looks at can't matter"
+
+
+@pytest.mark.parametrize("naming", ["transformerlens", "modules", "fovea"])
+def test_activations_are_the_models_own_under_each_naming(context, tiny, naming):
+    report = ask(Activations, context, naming=naming, names=["z.1", "final"])
+    name = {
+        "transformerlens": "blocks.1.attn.hook_z", "modules": "model.layers.1.self_attn.o_proj.input", "fovea": "z.1",
+    }[naming]  # fmt: skip
+    found = arrays(artefact(report, "activations.npz").data())
+    expected = trace(tiny.model, tiny.tensor(found["ids"].tolist()), capture=["z.1"])["z.1"].numpy()
+    np.testing.assert_array_equal(found[name], expected)
+    assert render(report, "application/x-npz") == artefact(report, "activations.npz").data()
+
+
+def test_activations_without_a_name_or_too_large_are_refused(context):
+    with pytest.raises(InvalidOption, match="no name in modules"):
+        ask(Activations, context, names=["pattern.0"], naming="modules")
+    with pytest.raises(InvalidOption, match="hook_nothing"):
+        ask(Activations, context, names=["blocks.0.hook_nothing"])
+    with pytest.raises(TooLarge, match="at most"):
+        ask(Activations, context, names=["pattern"], text="x" * 1500)
+
+
+async def test_arrays_come_back_as_bytes(tmp_path):
+    async with probing(tmp_path) as client:
+        body = {**Activations.card.example, "model": "tiny-induction"}
+        body.pop("lm")
+        (file,) = (await client.post("/v1/probe/activations", json=body)).json()["artefacts"]
+        answer = await client.get(f"/v1/probe/artefacts/{file['sha256']}")
+        assert answer.headers["content-type"] == "application/x-npz"
+        assert "blocks.1.attn.hook_pattern" in arrays(answer.content)
+        assert (await client.post("/v1/probe/activations?format=npz", json=body)).content == answer.content

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from fovea_circuits.experiments.deconstruction import Deconstruction
 from services.interpretability.core.experiment import Experiment, Progress
 from services.interpretability.core.model_registry import TINY
 from services.interpretability.core.report import Report, Scalar
 from services.interpretability.core.studied_model import StudiedModel
-from services.interpretability.experiments.deconstruction import Deconstruction
 from services.interpretability.experiments.head_patterns import HeadPatterns
 from services.interpretability.experiments.logit_lens import LogitLens
 from shared.registry import CallContext

@@ -4,17 +4,20 @@
 slow reference for edge-attribution, whose scores it ranks.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 
 from fovea.errors import Cancelled, DeadlineExceeded, InvalidOption
+from fovea_circuits import circuit_tasks
+from fovea_circuits.experiments.circuits.report import warn_of_task
+from fovea_circuits.experiments.circuits.run import make_cases
+from fovea_circuits.experiments.circuits.spec import PAIRS, TaskSpec
 from fovea_edges.cells import EdgeCells
 from fovea_edges.circuit_search import prune_target, rank_agreement
 from fovea_edges.edge_graph import EdgeGraph
 from fovea_edges.report import draw_circuit
-from services.interpretability.causal import circuit_tasks
 from services.interpretability.core.experiment import Cost, Experiment, Progress, probe_card
 from services.interpretability.core.report import (
     Artefact,
@@ -27,10 +30,7 @@ from services.interpretability.core.report import (
     json_digest,
 )
 from services.interpretability.core.studied_model import StudiedModel
-from services.interpretability.experiments.circuits.report import warn_of_task
-from services.interpretability.experiments.circuits.run import make_cases
-from services.interpretability.experiments.circuits.spec import PAIRS, TaskSpec
-from shared.registry import Card, Paper
+from shared.registry import Paper
 
 MAX_EDGES = 5000
 """Largest model, in edges: each costs a run of the whole model."""
@@ -49,8 +49,8 @@ class Acdc(Experiment[AcdcSpec]):
     """Cuts edges from the answer down, and compares what is left with the ranks of edge attribution."""
 
     In = AcdcSpec
-    route: ClassVar[str] = "circuits/acdc"
-    card: ClassVar[Card] = probe_card(
+    route = "circuits/acdc"
+    card = probe_card(
         "acdc",
         "Prunes a small model to the edges that a task needs, one run per edge (ACDC).",
         Paper.on_arxiv(

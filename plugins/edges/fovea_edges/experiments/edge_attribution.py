@@ -6,23 +6,23 @@ faithfulness at growing size, against circuits grown from random scores.
 """
 
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from fovea.errors import Cancelled, DeadlineExceeded, InvalidOption
+from fovea_circuits import circuit_tasks
+from fovea_circuits.experiments.circuits.run import make_cases
+from fovea_circuits.experiments.circuits.spec import PAIRS, TaskSpec
 from fovea_edges.cells import EdgeCells, split_batches
 from fovea_edges.circuit_search import bracket_smallest, order_edges, random_scores
 from fovea_edges.edge_graph import EdgeGraph
 from fovea_edges.report import EdgeFindings, build_report
-from services.interpretability.causal import circuit_tasks
 from services.interpretability.core.experiment import Cost, Experiment, Progress, probe_card
 from services.interpretability.core.report import Report
 from services.interpretability.core.studied_model import StudiedModel
-from services.interpretability.experiments.circuits.run import make_cases
-from services.interpretability.experiments.circuits.spec import PAIRS, TaskSpec
-from shared.registry import Card, Paper
+from shared.registry import Paper
 
 SHARES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Sizes that are measured by default, as shares of all edges."""
@@ -49,8 +49,8 @@ class EdgeAttribution(Experiment[EdgeAttributionSpec]):
     """Scores all edges, grows circuits from them, and measures what those do alone."""
 
     In = EdgeAttributionSpec
-    route: ClassVar[str] = "circuits/edges"
-    card: ClassVar[Card] = probe_card(
+    route = "circuits/edges"
+    card = probe_card(
         "edge-attribution",
         "Finds the edges behind a task by integrated gradients (EAP-IG), and what their circuit does alone.",
         Paper.on_arxiv(

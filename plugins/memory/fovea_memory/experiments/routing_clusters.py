@@ -17,12 +17,12 @@ from pydantic import Field
 from torch import Tensor
 
 from fovea.errors import InvalidOption, NotFound
-from services.interpretability.core.byte_tokenizer import BYTE_TOKENIZER_ID, byte_tokenizer
 from services.interpretability.core.experiment import NO_GRAPH, Cost, Experiment, Progress, Spec
 from services.interpretability.core.model_registry import ModelRegistry, registry_for
 from services.interpretability.core.report import Axis, HeatMap, Report, Scalar, Strip, Table, TokenSpan, to_matrix
 from services.interpretability.core.result_store import ResultStore
 from services.interpretability.core.studied_model import StudiedModel
+from services.interpretability.models.tiny_induction import BYTE_TOKENIZER_ID, byte_tokenizer
 from shared.registry import Card, LoadContext, Paper, network
 from shared.registry.discovery import shipped_weights
 from shared.registry.weights import read_weights

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fovea_recipes.training.recipe import Batch, Recipe, Schedule
-from services.interpretability.core.byte_tokenizer import byte_tokenizer
+from services.interpretability.models.tiny_induction import byte_tokenizer
 
 HELD_OUT = 2**31
 """Seeds of validation and test strings; training draws by its steps."""

@@ -1,3 +1,3 @@
 """The models of the service's own tests."""
 
-from services.interpretability.tests.conftest import context, golden, smollm2, tiny  # noqa: F401  # fixtures
+from plugins.circuits.tests.conftest import context, golden, smollm2, tiny  # noqa: F401  # fixtures

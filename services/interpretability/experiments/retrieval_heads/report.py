@@ -12,24 +12,22 @@ from typing import Any
 import numpy as np
 
 from services.interpretability.attention.retrieval_score import Aggregate, split_half
-from services.interpretability.core.code_digest import code_digest
 from services.interpretability.core.report import (
     Artefact,
     Bar,
     Bars,
-    HeatMap,
     Report,
     Scalar,
     Table,
     canonical_json,
+    code_digest,
     head_map,
     head_name,
+    needle_map,
 )
 from services.interpretability.core.studied_model import StudiedModel
-from services.interpretability.experiments.retrieval_heads.samples import Sample
-from services.interpretability.experiments.retrieval_heads.spec import RetrievalHeadsSpec
+from services.interpretability.experiments.retrieval_heads.spec import RetrievalHeadsSpec, Sample
 from services.interpretability.generation.forced_decoding import AnswerScore
-from services.interpretability.generation.niah_report import build_niah_map
 from shared.lm.head_plan import HeadPlan
 
 MIN_RETRIEVAL_SCORE = 0.1
@@ -39,9 +37,11 @@ MIN_SOLVED_ACCURACY = 0.5
 """Share of right answer tokens below which scores of heads mean little."""
 
 
-def build_evidence(spec: RetrievalHeadsSpec, subject: StudiedModel, scores: Aggregate) -> dict[str, Any]:
-    """Return the `retrieval-report/1` of section 6: evidence for head plans; two runs give the same bytes."""
-    return {
+def _artefacts(spec: RetrievalHeadsSpec, subject: StudiedModel, scores: Aggregate) -> list[Artefact]:
+    """The `retrieval-report/1` of section 6, evidence for head plans, and a plan; two runs give the same bytes."""
+    if not scores.kept:
+        return []
+    report = {
         "schema": "retrieval-report/1",
         "model": {
             "name": subject.name,
@@ -58,12 +58,6 @@ def build_evidence(spec: RetrievalHeadsSpec, subject: StudiedModel, scores: Aggr
         "always_active": scores.always_active,
         "code": code_digest(),
     }
-
-
-def _artefacts(spec: RetrievalHeadsSpec, subject: StudiedModel, scores: Aggregate) -> list[Artefact]:
-    if not scores.kept:
-        return []
-    report = build_evidence(spec, subject, scores)
     plan = HeadPlan.from_retrieval(report, spec.share, kv_heads=subject.model.config.kv_heads)
     plan = plan.model_copy(update={"heads": scores.at_least(MIN_RETRIEVAL_SCORE) or scores.top(0.05)})
     return [
@@ -90,12 +84,15 @@ def build_report(
         head_map("retrieval_score", scores.mean, copied, text=text),
         head_map("frequency", scores.frequency, often, text=text),
     ]
+    if spec.protocol == "niah" and scored:
+        cells = [(sample.facts, value["accuracy"]) for sample, value in scored]
+        grids.append(needle_map(spec.lengths, spec.depths, cells))
     return Report(
         title="Retrieval heads",
         warnings=_warnings(spec, scored, scores),
         scalars=_scalars(spec, scored, scores),
         tables=[_top_heads_table(scores), *_masking_table(masked)],
-        grids=[*grids, *_niah_maps(spec, scored)],
+        grids=grids,
         bars=[_histogram(scores), *_masking_bars(spec, masked)],
         artefacts=_artefacts(spec, subject, scores),
     )
@@ -118,40 +115,31 @@ def _warnings(spec: RetrievalHeadsSpec, scored: list[tuple[Sample, dict[str, Any
 def _scalars(
     spec: RetrievalHeadsSpec, scored: list[tuple[Sample, dict[str, Any]]], scores: Aggregate
 ) -> dict[str, Scalar]:
-    dropped = len(scored) - len(scores.kept)
-    counts = {
-        "kept": Scalar(value=len(scores.kept), note="Samples that count."),
+    kept = [scored[i][1] for i in scores.kept]
+    dropped = len(scored) - len(kept)
+    scalars = {
+        "kept": Scalar(value=len(kept), note="Samples that count."),
         "dropped": Scalar(value=dropped, note="Answer not found in the prompt, or not given."),
     }
-    if not scores.kept:
-        return counts
-    kept = [scored[i][1] for i in scores.kept]
-    losses = [value["nll"] for value in kept if value["nll"] is not None]
-    size = scores.mean.size
-    return {
-        **counts,
-        "split_half": Scalar(
-            value=split_half(np.array([value["scores"] for value in kept])),
-            note="Correlation of the maps of every other sample; near 1, the map does not hang on its samples.",
-        ),
-        "accuracy": Scalar(
-            value=float(np.mean([value["accuracy"] for value in kept])),
-            note="Answer tokens that were the likeliest" if spec.teacher_forced else "ROUGE-1 recall of the answer",
-        ),
-        **({"nll": Scalar(value=float(np.mean(losses)), unit="nats/token")} if losses else {}),
-        "retrieval_heads": Scalar(
-            value=len(scores.at_least(MIN_RETRIEVAL_SCORE)), note=f"score ≥ {MIN_RETRIEVAL_SCORE}, of {size}"
-        ),
-        "always_active": Scalar(value=len(scores.always_active), note="copied in every sample"),
-        "share_zero": Scalar(value=float((scores.mean == 0).mean()), note="heads that never copied"),
-    }
+    if not kept:
+        return scalars
+    halves = split_half(np.array([value["scores"] for value in kept]))
+    steady = "Correlation of the maps of every other sample; near 1, the map does not hang on its samples."
+    right = "Answer tokens that were the likeliest" if spec.teacher_forced else "ROUGE-1 recall of the answer"
+    scalars["split_half"] = Scalar(value=halves, note=steady)
+    scalars["accuracy"] = Scalar(value=float(np.mean([value["accuracy"] for value in kept])), note=right)
+    if losses := [value["nll"] for value in kept if value["nll"] is not None]:
+        scalars["nll"] = Scalar(value=float(np.mean(losses)), unit="nats/token")
+    found, of = len(scores.at_least(MIN_RETRIEVAL_SCORE)), f"score ≥ {MIN_RETRIEVAL_SCORE}, of {scores.mean.size}"
+    scalars["retrieval_heads"] = Scalar(value=found, note=of)
+    scalars["always_active"] = Scalar(value=len(scores.always_active), note="copied in every sample")
+    scalars["share_zero"] = Scalar(value=float((scores.mean == 0).mean()), note="heads that never copied")
+    return scalars
 
 
 def _top_heads_table(scores: Aggregate, rows: int = 30) -> Table:
-    listed = [
-        [i + 1, head_name(head), float(scores.mean[head]), float(scores.frequency[head])]
-        for i, head in enumerate(scores.ranking[:rows])
-    ]
+    ranked = enumerate(scores.ranking[:rows], 1)
+    listed = [[i, head_name(h), float(scores.mean[h]), float(scores.frequency[h])] for i, h in ranked]
     caption = "Heads by mean score, written layer-head; ties go to the lower one."
     return Table.of("top_heads", "rank, head, score, frequency", listed, caption)
 
@@ -162,19 +150,9 @@ def _histogram(scores: Aggregate) -> Bars:
     bins = [((values > 0) & (values >= low) & (values < high)).sum() for low, high in pairwise(edges)]
     counts = [int((values == 0).sum()), *map(int, bins)]
     labels = ["0", *(f"≥{low:g}" if low else ">0" for low in edges[:-1])]
-    return Bars(
-        name="score_histogram",
-        unit="heads",
-        bars=[Bar(label=l, value=n) for l, n in zip(labels, counts, strict=True)],
-        caption="How many heads have which score: most never copy, a few do nearly all of it.",
-    )
-
-
-def _niah_maps(spec: RetrievalHeadsSpec, scored: list[tuple[Sample, dict[str, Any]]]) -> list[HeatMap]:
-    """Accuracy by depth and length, for needles."""
-    if spec.protocol != "niah" or not scored:
-        return []
-    return [build_niah_map(spec.lengths, spec.depths, [({**s.facts}, v["accuracy"]) for s, v in scored])]
+    bars = [Bar(label=l, value=n) for l, n in zip(labels, counts, strict=True)]
+    caption = "How many heads have which score: most never copy, a few do nearly all of it."
+    return Bars(name="score_histogram", unit="heads", bars=bars, caption=caption)
 
 
 def _masking_bars(spec: RetrievalHeadsSpec, masked: Mapping[str, list[AnswerScore]]) -> list[Bars]:
@@ -199,8 +177,6 @@ def _masking_bars(spec: RetrievalHeadsSpec, masked: Mapping[str, list[AnswerScor
 def _masking_table(masked: Mapping[str, list[AnswerScore]]) -> list[Table]:
     if not masked:
         return []
-    rows = [
-        [name, len(each), float(np.mean([f.accuracy for f in each])), float(np.mean([f.nll for f in each]))]
-        for name, each in masked.items()
-    ]
+    means = {name: np.mean([(f.accuracy, f.nll) for f in each], axis=0).tolist() for name, each in masked.items()}
+    rows = [[name, len(masked[name]), *mean] for name, mean in means.items()]
     return [Table.of("masking", "hidden, samples, accuracy, nll", rows, "Every draw.")]

@@ -6,25 +6,32 @@ second protocol. Produces the evidence (`retrieval-report/1`) and, from it, a He
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import math
+import random
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
-from services.interpretability.attention.retrieval_score import aggregate, rouge1_recall, score_copies
+from services.interpretability.attention.retrieval_score import Head, aggregate, rouge1_recall, score_copies
 from services.interpretability.core.experiment import Cost, Experiment, Progress, probe_card
 from services.interpretability.core.report import Report, to_matrix
 from services.interpretability.core.studied_model import StudiedModel
-from services.interpretability.experiments.retrieval_heads.masking import (
-    MaskingStudy,
-    choose_masked_samples,
-    draw_controls,
-)
 from services.interpretability.experiments.retrieval_heads.report import build_report
-from services.interpretability.experiments.retrieval_heads.samples import Sample, cell_content, draw_samples
-from services.interpretability.experiments.retrieval_heads.spec import PAPER, RetrievalHeadsSpec
-from services.interpretability.generation.forced_decoding import generate_answer, trace_known_answer
+from services.interpretability.experiments.retrieval_heads.spec import (
+    PAPER,
+    RetrievalHeadsSpec,
+    Sample,
+    cell_content,
+    draw_samples,
+)
+from services.interpretability.generation.forced_decoding import (
+    AnswerScore,
+    generate_answer,
+    score_known_answer,
+    trace_known_answer,
+)
 from services.interpretability.generation.prefix_reader import PrefixReader, plan_pieces
-from shared.registry import Card
 
 _COUNTS = {"samples": 8, "pairs": 5, "shots": 2, "key_chars": 4, "value_words": 0, "hide": [2], "hide_samples": 8}
 
@@ -33,8 +40,8 @@ class RetrievalHeads(Experiment[RetrievalHeadsSpec]):
     """Finds retrieval heads, and measures what the model can't do without them."""
 
     In = RetrievalHeadsSpec
-    route: ClassVar[str] = "heads/retrieval"
-    card: ClassVar[Card] = probe_card(
+    route = "heads/retrieval"
+    card = probe_card(
         "retrieval-heads",
         "Finds the attention heads that copy from distant context, and what the model can't do without them.",
         PAPER,
@@ -68,8 +75,8 @@ class RetrievalHeads(Experiment[RetrievalHeadsSpec]):
         maps = [value["scores"] for _, value in scored] or np.zeros((0, subject.layers, subject.heads))
         recalls = [value["recall"] for _, value in scored]
         scores = aggregate(maps, recalls, gate=-1.0 if spec.teacher_forced else 0.5)
-        study = MaskingStudy(spec, subject, scores, samples, progress)
-        masked = study.run() if scores.kept and spec.hide and not progress.stopped else {}
+        can_mask = scores.kept and spec.hide and not progress.stopped
+        masked = run_masking_study(spec, subject, scores.ranking, samples, progress) if can_mask else {}
         return build_report(spec, subject, scored, scores, masked)
 
 
@@ -94,3 +101,48 @@ def _score_sample(spec: RetrievalHeadsSpec, reader: PrefixReader, sample: Sample
         "accuracy": answer.score.accuracy if answer.score else recall,
         "answer": text,
     }
+
+
+def draw_controls(spec: RetrievalHeadsSpec, size: int, heads: int) -> list[tuple[int, ...]]:
+    """Draw different sets of `size` ranks among `heads`, as controls; fewer where there are not so many.
+
+    Section 4: from outside the top 100, in small models from outside the top 15 %.
+    """
+    outside = range(min(100, round(0.15 * heads)), heads)
+    rng, draws = random.Random(f"{spec.seed}/{size}"), set[tuple[int, ...]]()
+    size = min(size, len(outside))
+    while len(draws) < min(spec.controls, math.comb(len(outside), size)):
+        draws.add(tuple(sorted(rng.sample(outside, size))))
+    return sorted(draws)
+
+
+def choose_masked_samples(spec: RetrievalHeadsSpec, samples: list[Sample]) -> list[Sample]:
+    """Return the samples of the masking study, spread evenly over all."""
+    return samples[:: max(len(samples) // spec.hide_samples, 1)][: spec.hide_samples]
+
+
+def run_masking_study(
+    spec: RetrievalHeadsSpec, subject: StudiedModel, ranking: list[Head], samples: list[Sample], progress: Progress
+) -> dict[str, list[AnswerScore]]:
+    """Hide the top heads, and at least ten random draws of as many (section 4).
+
+    Returns the scores of each sample per variant: `none`, `top K`, `random K #i`.
+    """
+    variants: dict[str, list[Head]] = {"none": []}
+    for size in spec.hide:
+        variants[f"top {size}"] = ranking[:size]
+        for i, ranks in enumerate(draw_controls(spec, size, len(ranking))):
+            variants[f"random {size} #{i}"] = sorted(ranking[rank] for rank in ranks)
+    chosen = choose_masked_samples(spec, samples)
+    work = [(name, heads, sample) for name, heads in variants.items() for sample in chosen]
+
+    def content(item: tuple[str, list[Head], Sample]) -> dict[str, Any]:
+        return {"hidden": item[1], "phase": spec.phase, **cell_content(spec, item[2])}
+
+    def score(item: tuple[str, list[Head], Sample]) -> dict[str, float]:
+        return asdict(score_known_answer(subject, item[2].prompt, item[1], spec.phase))
+
+    results: dict[str, list[AnswerScore]] = {}
+    for (name, _, _), value in progress.each(work, content, score):
+        results.setdefault(name, []).append(AnswerScore(**value))
+    return results

@@ -1,13 +1,17 @@
-"""Spec of the retrieval-heads experiment: protocol and samples, scoring, the masking study and the plan's share."""
+"""Spec of the retrieval-heads experiment, the prompts of its two protocols, and what their cells depend on."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.interpretability.attention.retrieval_score import ScoreMode
 from services.interpretability.core.experiment import Spec
+from services.interpretability.core.studied_model import StudiedModel
+from shared.lm.niah_prompts import NEEDLES, Needle, Prompt, build_key_value_prompt, build_needle_prompt
 from shared.registry import Paper
 
 PAPER = Paper.on_arxiv("Retrieval Head Mechanistically Explains Long-Context Factuality", 2025, "2404.15574", "ICLR")
@@ -49,3 +53,34 @@ class RetrievalHeadsSpec(Spec):
     controls: int = Field(10, ge=10, le=100, description="Random draws of as many heads, for each entry of `hide`.")
     phase: Literal["all", "decode"] = Field("all", description="Hide heads always, or only where the answer is made.")
     share: float = Field(0.5, gt=0, le=1, description="Share of key/value heads that the HeadPlan keeps in full.")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One prompt of the protocol, with the facts that identify it (needle, length, depth, or a number)."""
+
+    prompt: Prompt
+    facts: Mapping[str, Any]
+
+
+def draw_samples(spec: RetrievalHeadsSpec, subject: StudiedModel) -> Iterator[Sample]:
+    """Yield all prompts of the protocol."""
+    codec = subject.tokenizer
+    if spec.protocol == "kv":
+        for i in range(spec.samples):
+            options = spec.model_dump(include={"pairs", "shots", "key_chars", "value_words"})
+            yield Sample(build_key_value_prompt(codec, seed=spec.seed * 1_000_003 + i, **options), {"sample": i})
+        return
+    needles = [Needle(n.sentence, n.question, n.answer) for n in spec.needles] or NEEDLES
+    for n, what in enumerate(needles):
+        for length in spec.lengths:
+            subject.check_window(length, "lengths")
+            for depth in spec.depths:
+                prompt = build_needle_prompt(codec, what, length, depth, corpus=spec.corpus, seed=spec.seed + n)
+                yield Sample(prompt, {"needle": n, "length": length, "depth": depth})
+
+
+def cell_content(spec: RetrievalHeadsSpec, sample: Sample) -> dict[str, Any]:
+    """Return what a sample's cell depends on: the prompt itself and how it is scored."""
+    how = (spec.mode, spec.top, spec.teacher_forced, 0 if spec.teacher_forced else spec.steps)
+    return {"score": how, "ids": sample.prompt.ids, "answer": sample.prompt.answer_ids, "span": sample.prompt.span}

@@ -15,8 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fovea.errors import InvalidOption, Malformed
-from services.interpretability.causal.losses import token_losses
 from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
+from services.interpretability.core.losses import token_losses
 from services.interpretability.core.report import (
     Artefact,
     Bar,

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from fovea.errors import NotFound
 from fovea_recipes.interpretability.pruning import PruningPattern, count_stored_bytes, prune
-from services.interpretability.core.byte_tokenizer import BYTE_TOKENIZER_ID, byte_tokenizer
 from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec
 from services.interpretability.core.report import Report, Scalar, Table, heat_map, json_digest
 from services.interpretability.core.studied_model import StudiedModel
+from services.interpretability.models.tiny_induction import BYTE_TOKENIZER_ID, byte_tokenizer
 from shared.registry import Card, Paper, network
 from shared.registry.discovery import shipped_weights
 from shared.registry.sparsity_claims import build_claim

@@ -13,13 +13,13 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from fovea_circuits.experiments.indicators import INDICATOR_NAMES, indicators
 from fovea_memory.mixers.deconstructed.mixers import Variant
 from fovea_recipes.interpretability.experiments.deconstruction_study.spec import Layout, ModelSize
 from fovea_recipes.training.byte_recipe import BYTES, ByteRecipe, bits_per_byte
 from fovea_recipes.training.recipe import Recipe, language_schedule
 from fovea_recipes.training.text_corpus import Corpus, Split, corpus, corpus_of
 from fovea_recipes.training.trainer import FitProgress, fit
-from services.interpretability.experiments.indicators import INDICATOR_NAMES, indicators
 from shared.registry import CallContext
 
 _CURVE_POINTS = 8

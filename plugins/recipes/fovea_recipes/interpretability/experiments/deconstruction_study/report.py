@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from fovea_circuits.experiments.indicators import INDICATOR_NAMES
 from fovea_recipes.interpretability.experiments.deconstruction_study.spec import DeconstructionStudySpec
 from services.interpretability.core.report import Axis, Bar, Bars, HeatMap, Report, Scalar, Table, to_matrix
-from services.interpretability.experiments.indicators import INDICATOR_NAMES
 
 Measurements = dict[str, list[dict[str, Any]]]
 """Measurements of each model by its name, one entry per seed."""

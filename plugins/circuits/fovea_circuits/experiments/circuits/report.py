@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from fovea_circuits.circuit_tasks import Case
+from fovea_circuits.experiments.circuits.spec import CircuitsSpec, Head, Receivers
 from services.interpretability.attention.head_scores import top_heads
-from services.interpretability.causal.circuit_tasks import Case
 from services.interpretability.core.report import (
     Artefact,
     Bar,
@@ -27,7 +28,6 @@ from services.interpretability.core.report import (
     head_map,
     head_name,
 )
-from services.interpretability.experiments.circuits.spec import CircuitsSpec, Head, Receivers
 
 MIN_PATTERN_SCORE = 0.3
 """Mean attention on a repeated sequence from which a head is called by what it does there."""

@@ -6,7 +6,7 @@ compared by relative depth, so the models may differ in size. Knows tokens; know
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -28,7 +28,6 @@ from services.interpretability.core.report import (
 )
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.head_patterns import PAPER, draw_half
-from shared.registry import Card
 
 KINDS = {"previous": "the token before", "duplicate": "the same token before", "induction": "what followed it"}
 MIN_SCORE = 0.3
@@ -50,8 +49,8 @@ class HeadComparison(Experiment[HeadComparisonSpec]):
 
     In = HeadComparisonSpec
     mode = "sync"
-    route: ClassVar[str] = "heads/compare"
-    card: ClassVar[Card] = probe_card(
+    route = "heads/compare"
+    card = probe_card(
         "head-comparison",
         "Compares the heads of two models: how many of each kind there are, how strong, and how deep.",
         PAPER,

@@ -9,10 +9,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
+from services.interpretability.attention.retrieval_score import Head
 from shared.lm.decoder import Decoder
 from shared.lm.taps import Edit, Uniform, trace
-
-Head = tuple[int, int]
 
 
 def mask_heads(heads: Iterable[Head], positions: Any = None) -> list[Edit]:

@@ -7,25 +7,24 @@ The measurements are in `causal/patching` and `attention/head_scores`, the tasks
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
 
 from fovea.errors import InvalidOption
-from services.interpretability.causal import circuit_tasks
+from fovea_circuits import circuit_tasks
+from fovea_circuits.experiments.circuits.cells import CircuitCells, draw_controls, pattern_period
+from fovea_circuits.experiments.circuits.report import CircuitFindings, build_report
+from fovea_circuits.experiments.circuits.spec import PAIRS, CircuitsSpec, Receivers, TaskSpec
 from services.interpretability.core.experiment import Cost, Experiment, Progress, probe_card
 from services.interpretability.core.report import Report
 from services.interpretability.core.studied_model import StudiedModel
-from services.interpretability.experiments.circuits.cells import CircuitCells, draw_controls, pattern_period
-from services.interpretability.experiments.circuits.report import CircuitFindings, build_report
-from services.interpretability.experiments.circuits.spec import PAIRS, CircuitsSpec, Receivers, TaskSpec
-from shared.registry import Card, Paper
+from shared.registry import Paper
 
 
 class Circuits(Experiment[CircuitsSpec]):
     """Finds the heads of a task by patching, and reports whether the model does the task at all."""
 
     In = CircuitsSpec
-    route: ClassVar[str] = "circuits"
-    card: ClassVar[Card] = probe_card(
+    route = "circuits"
+    card = probe_card(
         "circuits",
         "Finds the circuit of heads behind a task by path patching, and tests it by knocking heads out.",
         Paper.on_arxiv(

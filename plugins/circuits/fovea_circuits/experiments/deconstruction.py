@@ -6,7 +6,7 @@ how much this model depends on a part, not whether another could be trained with
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,14 +14,13 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from fovea.errors import InvalidOption
+from fovea_circuits.experiments.indicators import PAPER, indicators
+from fovea_circuits.simplified_attention import Relaxation, SimplifiedAttention
 from services.interpretability.attention.pattern_capture import visit_patterns
-from services.interpretability.causal.losses import token_losses
-from services.interpretability.causal.simplified_attention import Relaxation, SimplifiedAttention
 from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
+from services.interpretability.core.losses import token_losses
 from services.interpretability.core.report import Bar, Bars, Report, Scalar, head_map, heat_map
 from services.interpretability.core.studied_model import StudiedModel
-from services.interpretability.experiments.indicators import PAPER, indicators
-from shared.registry import Card
 
 __all__ = ["Deconstruction", "DeconstructionSpec", "indicators"]
 
@@ -56,8 +55,8 @@ class Deconstruction(Experiment[DeconstructionSpec]):
     """Measures how much a model depends on each part of its attention."""
 
     In = DeconstructionSpec
-    route: ClassVar[str] = "deconstruction"
-    card: ClassVar[Card] = probe_card(
+    route = "deconstruction"
+    card = probe_card(
         "deconstruction",
         "Replaces attention by simpler mixing, a layer or head at a time, and shows what that costs.",
         PAPER,

@@ -6,7 +6,6 @@ of a block; knows no task, metric or experiment.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -14,14 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shared.lm.attention import AttentionFn, DenseAttention
+from services.interpretability.attention.pattern_capture import ProjectionEdit, run_blocks
+from shared.lm.attention import DenseAttention
 from shared.lm.blocks import Block, Gemma3Block, GPT2Block, RMSNorm
 from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import to_device
 from shared.lm.taps import trace
-
-ProjectionEdit = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""`edit(layer, q, k, v) -> q, k, v`: edits queries, keys and values [N,T,heads,d] before they are rotated."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class ActivationCache:
 
     def to_logits(self, x: Tensor) -> Tensor:
         """Return the logits of residual streams x [..., D]: final norm and output matrix."""
-        return functional.linear(final_norm(self.model)(x), self.model.output_matrix)
+        return self.model.read_logits(x)
 
     def project_heads(self, layer: int, z: Tensor, position: int | None = None) -> Tensor:
         """Project mixed values z [...,H,d] into the residual stream, without the bias: [...,D].
@@ -105,22 +102,6 @@ class ActivationCache:
     def repeat_rows(self, x: Tensor, times: int) -> Tensor:
         """Repeat rows x [B,…] once per variant, [times·B,…], without a copy in memory."""
         return x.expand(times, *x.shape).flatten(0, 1)
-
-
-def run_blocks(
-    model: Decoder, layer: int, x: Tensor, attend: AttentionFn, edit: ProjectionEdit | None = None
-) -> Tensor:
-    """Run a stream x [N,T,D] from block `layer` on; return the last logits [N,V]."""
-    turns = model.rotations(torch.arange(x.shape[1], device=x.device), x.dtype)
-    for l in range(layer, model.config.layers):
-        block = model.blocks[l]
-        q, k, v = block.project(x)
-        if edit is not None:
-            q, k, v = edit(l, q, k, v)
-        q, k = block.apply_positions(q, k, turns[l])
-        x = x + block.output(attend(l, q, k, v, 0))
-        x = x + block.feed(x)
-    return functional.linear(final_norm(model)(x[:, -1]), model.output_matrix)
 
 
 def final_norm(model: Decoder) -> torch.nn.Module:

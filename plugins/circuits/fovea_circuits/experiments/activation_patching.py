@@ -6,18 +6,18 @@ studied by circuits.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from fovea.errors import InvalidOption, TooLarge
-from services.interpretability.causal.patching import logit_difference
+from fovea_circuits.patching import logit_difference
 from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
 from services.interpretability.core.report import Report, Scalar, heat_map
 from services.interpretability.core.studied_model import StudiedModel
 from shared.lm.taps import Replace, sweep, trace
-from shared.registry import Card, Paper
+from shared.registry import Paper
 
 MAX_TOKENS = 128
 """Tokens of a prompt: each layer is run once with a copy of the prompt per position."""
@@ -47,8 +47,8 @@ class ActivationPatching(Experiment[ActivationPatchingSpec]):
 
     In = ActivationPatchingSpec
     mode = "sync"
-    route: ClassVar[str] = "patch"
-    card: ClassVar[Card] = probe_card(
+    route = "patch"
+    card = probe_card(
         "patch",
         "Exchanges activations between two prompts and shows which of them carry the answer.",
         Paper.on_arxiv("Locating and Editing Factual Associations in GPT", 2022, "2202.05262", "NeurIPS"),

@@ -1,14 +1,17 @@
-"""Patching: goldens of two independent implementations, equality with whole edited forwards, and properties."""
+"""Patching: goldens of two independent implementations, equality with whole edited forwards, and families of models."""
 
 import numpy as np
 import pytest
+import torch
 
 from fovea.errors import InvalidOption
-from services.interpretability.causal.activation_cache import run_with_cache
-from services.interpretability.causal.patching import attribute_logits
-from services.interpretability.experiments import circuits
-from services.interpretability.tests.conftest import load_golden, read
-from shared.lm.taps import Attend, Replace, Scale, Uniform, trace
+from fovea_circuits import patching
+from fovea_circuits.activation_cache import run_with_cache
+from fovea_circuits.experiments import circuits
+from fovea_circuits.patching import attribute_logits
+from fovea_circuits.simplified_attention import SimplifiedAttention
+from plugins.circuits.tests.conftest import load_golden, read
+from shared.lm.taps import Replace, Scale, Uniform, trace
 
 SETTINGS = sorted(read("tiny_gpt2_circuit.json")["path_patching"])
 
@@ -109,29 +112,20 @@ def test_denoising_is_noising_the_other_way_round(golden):
 @pytest.mark.parametrize(("kind", "name"), [("zero", "zero"), ("uniform", "uniform_attention"), ("mean", "mean")])
 def test_ablation_equals_the_golden_one(golden, kind, name):
     found = circuits.ablate(golden.model, golden.clean, golden.answers, kind=kind)
-    assert np.abs(found - (golden.facts | golden.extra)[f"{name}_ablation_logit_diff"]).max() < 1e-4
+    assert np.abs(found - golden.facts[f"{name}_ablation_logit_diff"]).max() < 1e-4
 
 
-def test_group_ablation_and_uniform_positions_equal_the_golden_ones(golden):
-    group = golden.extra["group"]
+def test_group_ablation_equals_the_golden_one(golden):
+    group = golden.facts["group"]
     for kind, edits in (
         ("zero", [Scale(f"z.{l}", 0.0, heads=h) for l, h in group["heads"]]),
         ("uniform", [Uniform(l, h) for l, h in group["heads"]]),
     ):
         logits = trace(golden.model, golden.clean, edits=edits).logits[:, -1]
         assert circuits.logit_difference(logits, golden.answers) == pytest.approx(group[kind], abs=1e-4)
-    for case in golden.extra["uniform_at_positions"]:
-        edits = [Uniform(case["layer"], case["head"], case["positions"])]
-        logits = trace(golden.model, golden.clean, edits=edits).logits[:, -1]
-        assert circuits.logit_difference(logits, golden.answers) == pytest.approx(case["logit_diff"], abs=1e-4)
 
 
-def test_overridden_rows_and_attribution_equal_the_golden_ones(golden):
-    for case in golden.extra["attention_override"]:
-        edit = Attend(case["layer"], case["head"], case["query"], case["keys"], case["weights"])
-        logits = trace(golden.model, golden.clean, edits=[edit]).logits[:, -1]
-        assert circuits.logit_difference(logits, golden.answers) == pytest.approx(case["logit_diff"], abs=1e-4)
-        assert np.abs(logits[0].numpy() - case["last_logits_row0"]).max() < 1e-4
+def test_attribution_equals_the_golden_one_and_adds_up(golden):
     found = circuits.direct_logit_attribution(golden.model, golden.clean, golden.answers)
     assert np.abs(found - golden.facts["direct_logit_attribution_last_pos"]).max() < 1e-4
     whole = attribute_logits(run_with_cache(golden.model, golden.clean), golden.answers)
@@ -158,3 +152,41 @@ def test_overlaps_equal_the_golden_ones(case):
 
 def test_undefined_heads_are_never_chosen():
     assert circuits.top_heads([[np.nan, 0.0], [np.nan, np.nan]], 1.0) == [(0, 1)]
+
+
+def test_every_rerun_is_the_plain_forward_with_one_head_replaced(model, family_prompts):
+    run = run_with_cache(model, family_prompts[0])
+    for layer in range(run.layers):
+        torch.testing.assert_close(run.run_from(layer, run.pre[layer]), run.last)
+        torch.testing.assert_close(run.run_from_mid(layer, run.mid[layer]), run.last)
+    clean, corrupt, answers = family_prompts
+    found = patching.activation_patch(model, clean, corrupt, answers)
+    for layer, head in ((0, 1), (1, 3), (2, 0)):
+        other = trace(model, corrupt, capture=[f"z.{layer}"])[f"z.{layer}"]
+        logits = trace(model, clean, edits=[Replace(f"z.{layer}", other, heads=head)]).logits[:, -1]
+        assert found[layer, head] == pytest.approx(patching.logit_difference(logits, answers), abs=1e-9)
+
+
+@pytest.mark.parametrize("receivers", ["final", [(2, "q", 1), (1, "v", 0), (2, "k", 1)]])
+def test_path_patching_is_two_whole_forwards(model, family_prompts, receivers):
+    found = patching.path_patch(model, *family_prompts, receivers=receivers)
+    assert found.patched[0, 2] == pytest.approx(naive(model, *family_prompts, (0, 2), receivers), abs=1e-9)
+
+
+def test_attributions_sum_to_the_logit_difference_and_patching_is_its_slope(model, family_prompts):
+    found = patching.attribute_logits(run_with_cache(model, family_prompts[0]), family_prompts[2])
+    assert found.total == pytest.approx(found.actual, abs=1e-9)
+    assert np.abs(found.heads).max() > 1e-3
+    clean, corrupt, answers = family_prompts
+    estimated = patching.attribution_patch(model, clean, corrupt, answers)
+    run, other, step = run_with_cache(model, clean), run_with_cache(model, corrupt), 1e-6
+    near = [z + step * (there - z) for z, there in zip(run.z, other.z, strict=True)]
+    moved = (patching.patch_heads(run, near, answers) - patching.logit_difference(run.last, answers)) / step
+    np.testing.assert_allclose(moved, estimated, rtol=1e-3, atol=1e-5)
+
+
+def test_uniform_mixing_is_over_what_a_layer_sees_and_no_heads_are_the_models_own(model, family_prompts):
+    for heads in ([], range(4)):
+        attend = SimplifiedAttention("uniform", [(0, head) for head in heads], windows=model.config.windows)
+        expected = trace(model, family_prompts[0], edits=[Uniform(0, heads)] if heads else []).logits
+        torch.testing.assert_close(model(family_prompts[0], attend=attend), expected)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fovea.errors import InvalidOption
-from services.interpretability.causal.activation_cache import ActivationCache, final_norm, run_with_cache
+from fovea_circuits.activation_cache import ActivationCache, final_norm, run_with_cache
 from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import take_rows, to_device
 from shared.lm.taps import trace

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -17,7 +17,7 @@ from services.interpretability.core.experiment import Cost, Experiment, Progress
 from services.interpretability.core.report import Bar, Bars, Report, Scalar, heat_map
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.attention import resolve_indices
-from shared.registry import Card, Paper
+from shared.registry import Paper
 
 PAPER = Paper.on_arxiv(
     "Deconstructing Attention: Investigating Design Principles for Effective Language Modeling", 2025, "2510.11602"
@@ -92,8 +92,8 @@ class Indicators(Experiment[IndicatorsSpec]):
 
     In = IndicatorsSpec
     mode = "sync"
-    route: ClassVar[str] = "indicators"
-    card: ClassVar[Card] = probe_card(
+    route = "indicators"
+    card = probe_card(
         "indicators",
         "Measures how spread, concentrated, local and diverse the attention of each head is.",
         PAPER,

@@ -14,21 +14,15 @@ import numpy as np
 from torch import Tensor
 
 from fovea.errors import InvalidOption
+from fovea_circuits.activation_cache import ActivationCache, run_with_cache
+from fovea_circuits.circuit_tasks import CaseBatch
+from fovea_circuits.experiments.circuits.report import CircuitFindings
+from fovea_circuits.experiments.circuits.spec import CircuitsSpec, Head, Receivers
+from fovea_circuits.patching import attribute_logits, attribution_patch, logit_difference, patch_heads, patch_paths
 from services.interpretability.attention.head_scores import head_patterns, top_heads
-from services.interpretability.causal.activation_cache import ActivationCache, run_with_cache
-from services.interpretability.causal.circuit_tasks import CaseBatch
-from services.interpretability.causal.patching import (
-    attribute_logits,
-    attribution_patch,
-    logit_difference,
-    patch_heads,
-    patch_paths,
-)
 from services.interpretability.core.experiment import Progress
 from services.interpretability.core.report import to_matrix
 from services.interpretability.core.studied_model import StudiedModel
-from services.interpretability.experiments.circuits.report import CircuitFindings
-from services.interpretability.experiments.circuits.spec import CircuitsSpec, Head, Receivers
 from services.interpretability.experiments.head_patterns import draw_half
 from shared.lm.taps import Attend, Edit, Scale, sweep, trace
 

@@ -6,18 +6,16 @@ studied by circuits.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import Field
 
 from fovea.errors import InvalidOption
+from fovea_circuits.activation_cache import run_with_cache
+from fovea_circuits.patching import attribute_logits
 from services.interpretability.attention.head_scores import top_heads
-from services.interpretability.causal.activation_cache import run_with_cache
-from services.interpretability.causal.patching import attribute_logits
 from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
 from services.interpretability.core.report import Bar, Bars, Report, Scalar, Table, head_map, head_name
 from services.interpretability.core.studied_model import StudiedModel
-from shared.registry import Card, Paper
+from shared.registry import Paper
 
 
 class AttributionSpec(Spec):
@@ -33,8 +31,8 @@ class LogitAttribution(Experiment[AttributionSpec]):
 
     In = AttributionSpec
     mode = "sync"
-    route: ClassVar[str] = "attribution"
-    card: ClassVar[Card] = probe_card(
+    route = "attribution"
+    card = probe_card(
         "logit-attribution",
         "Splits the difference between two answers into what each head and MLP writes towards it.",
         Paper.on_arxiv(

@@ -1,0 +1,1 @@
+"""Experiments of this plug-in, which the service finds by scanning."""

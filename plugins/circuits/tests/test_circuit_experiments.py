@@ -1,0 +1,176 @@
+"""Circuit experiments and their tasks."""
+
+import json
+
+import numpy as np
+import pytest
+import pytest_asyncio
+import torch
+
+from fovea.errors import InvalidOption, Malformed, TooLarge
+from fovea_circuits.activation_cache import run_with_cache
+from fovea_circuits.circuit_tasks import group_by_length, make_coloured_objects, make_indirect_objects, parse_pairs
+from fovea_circuits.experiments.activation_patching import ActivationPatching
+from fovea_circuits.experiments.attribution import LogitAttribution
+from fovea_circuits.experiments.circuits import Circuits, logit_difference
+from fovea_circuits.experiments.deconstruction import Deconstruction
+from fovea_circuits.experiments.head_comparison import HeadComparison
+from fovea_circuits.experiments.indicators import Indicators, indicators
+from fovea_circuits.simplified_attention import SimplifiedAttention
+from plugins.circuits.tests.conftest import GOLDEN, read
+from services.interpretability.tests.conftest import ask, probing
+from tests.golden import read_golden
+from tests.harness.language_model import share_language_model
+
+LINE = {"clean": "abc", "corrupt": "abd", "correct": "x", "wrong": ["y", "z"]}
+
+
+def test_own_pairs_become_cases_or_are_refused_where_the_tokenizer_cannot_hold_them(tiny):
+    lines = [LINE, {**LINE, "clean": "abcd", "corrupt": "abce"}, LINE]
+    found = group_by_length(parse_pairs(tiny, "\n".join(map(json.dumps, lines))))
+    assert ([len(batch.cases) for batch in found], len(found[0].answers[0])) == ([2, 1], 3)
+    with pytest.raises(InvalidOption, match="names as one token"):
+        make_indirect_objects(tiny, 4)
+    with pytest.raises(InvalidOption, match="several tokens"):
+        make_coloured_objects(tiny, 4)
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ({**LINE, "corrupt": "abcd"}, InvalidOption), ({**LINE, "wrong": []}, InvalidOption),
+        ({**LINE, "correct": ""}, InvalidOption), ({"clean": "a"}, Malformed), ([1], Malformed),
+    ],
+)  # fmt: skip
+def test_bad_line_is_refused_by_its_number(tiny, line, error):
+    with pytest.raises(error, match="Line 2") as caught:
+        parse_pairs(tiny, json.dumps(LINE) + "\n" + json.dumps(line))
+    assert caught.value.field == "pairs"
+
+
+def test_unsolved_tasks_warn_and_overrides_without_wrong_answers_are_refused(context):
+    report = ask(Circuits, context, pairs=json.dumps({**LINE, "correct": "~", "wrong": "a"}), knockout=0)
+    assert any("Task not solved" in warning for warning in report.warnings)
+    with pytest.raises(InvalidOption) as caught:
+        ask(Circuits, context, pairs=json.dumps(LINE), knockout=0, override=[[0, 0]])
+    assert caught.value.field == "override"
+
+
+def test_orders_alternate_and_prompts_of_the_real_tokenizer_are_minimal_pairs(smollm2):
+    for case in (*make_indirect_objects(smollm2, 8), *make_indirect_objects(smollm2, 4, counterfactual="abc")):
+        assert len(case.clean) == len(case.corrupt)
+        assert {"IO", "S1", "S2", "END"} <= set(case.marks)
+        assert (case.clean[case.marks["IO"][0]], case.clean[case.marks["S2"][0]]) == (case.correct, case.wrong[0])
+    for case in make_coloured_objects(smollm2, 6):
+        assert (len(case.clean), len(set(case.wrong) | {case.correct})) == (len(case.corrupt), 3)
+        assert case.text.endswith("A:")
+    found = make_indirect_objects(smollm2, 6, seed=1)
+    assert [case.kind for case in found] == ["ABBA", "BABA"] * 3
+    assert found == make_indirect_objects(smollm2, 6, seed=1) != make_indirect_objects(smollm2, 6, seed=2)
+
+
+def test_indirect_objects_on_the_real_model_equal_the_golden_ones(smollm2):
+    for facts in read("smollm2_ioi.json")["prompts"][2:5]:
+        answers = [smollm2.encode(f" {facts[who]}")[0] for who in ("io", "s")]
+        last = run_with_cache(smollm2.model, smollm2.tensor([smollm2.encode(facts["prompt"])])).last
+        assert logit_difference(last, smollm2.tensor([answers])) == pytest.approx(facts["logit_diff"], abs=0.02)
+        assert (int(last.argmax()) == answers[0]) is facts["top1_is_io"]
+
+
+def test_a_model_is_itself_and_others_are_compared_by_depth(context, smollm2):
+    report = ask(HeadComparison, context)
+    assert report.scalars["same_place_induction"].value == pytest.approx(1)
+    first, second = (report.grid(f"{side} induction").values for side in ("first", "second"))
+    assert (first, max(report.grid("depth").values[4])) == (second, pytest.approx(np.max(first)))
+    share_language_model(context.cache)
+    report = ask(HeadComparison, context, lm=smollm2.name)
+    assert "same_place_induction" not in report.scalars
+    assert {(row[0], row[1]): row for row in report.tables[0].rows}["induction", smollm2.name][2] > 3
+
+
+@pytest.mark.parametrize(
+    ("study", "options", "field"),
+    [
+        (ActivationPatching, {"corrupt": "longer than that"}, "corrupt"),
+        (Deconstruction, {"kinds": ["average"], "corpus": "short"}, "corpus"),
+        (Indicators, {"layers": [3]}, "layers"),
+        (Indicators, {"text": "x" * 1100}, "text"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_by_name(context, study, options, field):
+    with pytest.raises((InvalidOption, TooLarge)) as caught:
+        ask(study, context, **options)
+    assert caught.value.field == field
+
+
+def test_attribution_adds_up_and_the_texts_own_average_changes_nothing(context):
+    report = ask(LogitAttribution, context)
+    assert report.scalars["residual"].value == pytest.approx(0, abs=1e-4)
+    parts = sum(report.scalars[name].value for name in ("heads", "mlps", "embedding", "biases"))
+    assert parts == pytest.approx(report.scalars["total"].value, abs=1e-6)
+    text = "kqzwxm kqzwxm kqzwxm"
+    report = ask(Deconstruction, context, kinds=["average"], corpus=text, text=text)
+    assert np.allclose(np.array(report.grid("layers").values, float), 0, atol=1e-4)
+
+
+def test_indicators_of_a_layers_maps_equal_the_golden_ones():
+    golden = read_golden(GOLDEN / "indicators.arrays")
+    found = indicators(torch.from_numpy(golden["maps"]))
+    for name in ("entropy", "concentration", "sink", "local_focus"):
+        assert np.allclose(getattr(found, name), golden[name], atol=1e-6), name
+
+
+def test_patching_reaches_the_other_prompt(context):
+    report = ask(ActivationPatching, context, clean="abc", corrupt="dbc", correct="m", wrong="d")
+    effect = np.array(report.grid("effect").values)
+    assert effect[0, 0] == pytest.approx(1, abs=1e-4), "the prompts differ in one token, and all of it is here"
+    assert np.allclose(effect[0, 1:], 0, atol=1e-4), "before the first block, other positions are equal"
+
+
+@pytest.mark.parametrize(("site", "places"), [("z", 4), ("k", 2), ("mlp_out", 12)])
+def test_sites_with_heads_are_exchanged_by_head(context, site, places):
+    assert np.array(ask(ActivationPatching, context, site=site).grid("effect").values).shape == (3, places)
+
+
+@pytest.mark.parametrize("back", [1, 2])
+def test_queries_of_the_layer_itself_change_nothing(tiny, back):
+    ids = tiny.tensor([tiny.encode("kqzwxm kqzwx")])
+    found = tiny.model(ids, attend=SimplifiedAttention("earlier", [(0, h) for h in range(4)], back=back))
+    assert np.allclose(found, tiny.model(ids), atol=1e-4), "below the first layer there is none: its own are used"
+
+
+def test_heads_are_relaxed_one_at_a_time_and_each_relaxation_once(context):
+    layers = ask(Deconstruction, context, kinds=["uniform", "identity", "uniform"]).grid("layers")
+    assert layers.rows.ticks == ["uniform", "identity"]
+    assert [len(row) for row in layers.values] == [len(layers.columns.ticks)] * 2
+    report = ask(Deconstruction, context, each="head", kinds=["identity"])
+    assert np.array(report.grid("identity").values).shape == (3, 4)
+    assert any("dependence" in warning for warning in report.warnings)
+
+
+@pytest_asyncio.fixture
+async def client(tmp_path):
+    async with probing(tmp_path) as asked:
+        yield asked
+
+
+async def test_circuits_are_compared_at_several_thresholds(client):
+    report = (await client.post("/v1/probe/circuits", json=Circuits.card.example)).json()
+    told = (await client.post("/v1/probe/circuits/compare", json={"first": report, "second": report})).json()
+    rows = told["tables"][0]["rows"]
+    assert [row[0] for row in rows] == [0.01, 0.02, 0.05, 0.1]
+    assert all(row[4:7] == [1.0, 1.0, 1.0] for row in rows)
+    other = {**report, "grids": [{**grid, "values": grid["values"][:2]} for grid in report["grids"]]}
+    answer = await client.post("/v1/probe/circuits/compare", json={"first": report, "second": other})
+    assert answer.status_code == 422, "models of different size can't share heads"
+    assert {value for row in told["grids"][0]["values"] for value in row} == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("side", "status", "field"), [("0" * 64, 404, ""), ({}, 400, "first"), ({"title": "x"}, 422, "first")]
+)
+async def test_what_is_no_report_of_circuits_is_a_problem_that_names_its_side(client, side, status, field):
+    answer = await client.post("/v1/probe/circuits/compare", json={"first": side, "second": side})
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"].startswith("application/problem+json")
+    assert field in answer.text

@@ -1,1 +1,0 @@
-"""Causal measurements: patching, ablation, attribution, pruning, simplified attention, and circuit tasks."""
