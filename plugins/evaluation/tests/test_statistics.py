@@ -83,6 +83,7 @@ def test_scores_per_query_are_those_of_ir_measures():
             assert row == pytest.approx([oracle[query] for query in queries]), (ours, name)
 
 
+@pytest.mark.filterwarnings("ignore:unsafe cast")  # numba, on first use
 def test_paired_tests_agree_with_ranx():
     ranx = pytest.importorskip("ranx", reason="pip install ranx")
     draw = np.random.default_rng(3)

@@ -105,6 +105,18 @@ def test_a_prefix_that_was_read_is_not_read_again_and_changes_no_bit_of_the_prom
     assert [t.logprob for t in later_cold] == pytest.approx([t.logprob for t in later_warm], abs=1e-5)
 
 
+def test_prefixes_of_another_tenant_are_never_met(long):
+    ids = [(7 * i) % 64 for i in range(700)]
+    engine = Engine(long)
+    cached = []
+    for salt in ("alice", "bob", "alice", ""):
+        one = ask(engine, ids, new=1)
+        one[0].run.cache_salt = salt
+        run(engine, one)
+        cached.append(one[0].stats.cached_tokens)
+    assert cached == [0, 0, 688, 0]
+
+
 def test_cached_prefixes_give_way_before_anybody_is_preempted(long):
     engine = Engine(long, kv_bytes=1)
     asked = [ask(engine, [i] * 1500, new=2) for i in range(6)]
