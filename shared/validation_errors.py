@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+
+from fovea.errors import InvalidOption
+
+Model = TypeVar("Model", bound=BaseModel)
 
 MAX_ERRORS: Final = 100
 """Errors that are looked at; pydantic makes a dictionary of each, which takes microseconds and a kilobyte."""
@@ -16,3 +21,12 @@ def list_errors(error: ValidationError) -> list[Any]:
     if count <= MAX_ERRORS:
         return list(error.errors(include_url=False))
     return [{"type": "many", "loc": ("body",), "msg": f"{count:,} values are not valid", "input": None}]
+
+
+def parse_fields(kind: type[Model], values: Mapping[str, Any]) -> Model:
+    """Values as a model. Raises InvalidOption: one of them is not valid; it names the first."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = list_errors(error)[0]
+        raise InvalidOption(first["msg"], field=".".join(map(str, first["loc"]))) from error

@@ -11,9 +11,9 @@ from typing import Any
 from uuid import uuid4
 
 from fovea.api.interventions import Captured
-from fovea.api.responses import InputItem, InputPart, ResponseObject, ResponsesRequest, ResponseUsage
+from fovea.api.responses import InputItem, ResponseObject, ResponsesRequest, ResponseUsage
 from fovea.api.sampling import SamplingOptions
-from fovea.api.text import ChatChunk, ChatRequest, ChunkChoice, Usage
+from fovea.api.text import ChatChunk, ChatRequest, ChunkChoice, ContentPart, Usage
 from fovea.api.tools import ToolCallDelta
 from fovea.errors import FoveaError, InvalidOption
 from services.llm_longctx.serving.steering.capture_writer import join_captured
@@ -117,7 +117,7 @@ def _build_message(item: InputItem, index: int) -> dict[str, Any] | None:
     return {"role": item.role, "content": _join(item.content, field)}
 
 
-def _join(content: str | Sequence[InputPart] | None, field: str) -> str:
+def _join(content: str | Sequence[ContentPart] | None, field: str) -> str:
     if content is None:
         raise InvalidOption(f"{field} has no content.", field=field)
     if isinstance(content, str):
