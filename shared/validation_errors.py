@@ -1,4 +1,7 @@
-"""Errors of pydantic as few facts: a body of a million wrong values is one sentence, and not a million dictionaries."""
+"""Fields of a request against a pydantic model: its errors as few facts, and its fields as those of a query.
+
+A body of a million wrong values is one sentence, and not a million dictionaries.
+"""
 
 from __future__ import annotations
 
@@ -30,3 +33,11 @@ def parse_fields(kind: type[Model], values: Mapping[str, Any]) -> Model:
     except ValidationError as error:
         first = list_errors(error)[0]
         raise InvalidOption(first["msg"], field=".".join(map(str, first["loc"]))) from error
+
+
+def describe_query(options: type[BaseModel]) -> list[dict[str, Any]]:
+    """The fields of a model as parameters of a query."""
+    return [
+        {"name": name, "in": "query", "required": False, "schema": prop, "description": prop.get("description", "")}
+        for name, prop in options.model_json_schema()["properties"].items()
+    ]

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from fovea.api.bounded_lists import Page
+from fovea.api.bounded_lists import ItemList
 
 BatchStatus = Literal["in_progress", "completed", "cancelled"]
 
@@ -21,7 +21,7 @@ class FileObject(BaseModel):
     status: Literal["processed"] = "processed"
 
 
-class FileList(Page[FileObject]):
+class FileList(ItemList[FileObject]):
     """Newest first."""
 
     has_more: bool = False
@@ -73,7 +73,7 @@ class Batch(BaseModel):
     metadata: dict[str, Any] | None = None
 
 
-class BatchList(Page[Batch]):
+class BatchList(ItemList[Batch]):
     """Newest first."""
 
     has_more: bool = False

@@ -36,7 +36,7 @@ Texts = Annotated[list[Item], FailFast(), Field(max_length=MAX_TEXTS)]
 Tokens = Annotated[list[Item], FailFast(), Field(max_length=MAX_TOKENS)]
 
 
-class Page(BaseModel, Generic[Item]):
+class ItemList(BaseModel, Generic[Item]):
     """A list of answers, in OpenAI's form."""
 
     object: Literal["list"] = "list"

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from fovea.api.image import ImageBytes, PictureOut, Times, Words
+from fovea.api.image import ImageBytes, PictureAnswer, Times, Words
 
 DEFAULT_CONFIDENCE = 0.25
 """Least score of a detection where neither the request nor the weights say another."""
@@ -119,7 +119,7 @@ class Tally(BaseModel):
     mean_radius_um: float | None = Field(None, description="Where microns_per_pixel is given.")
 
 
-class DetectOut(PictureOut):
+class DetectOut(PictureAnswer):
     """Findings in one picture."""
 
     detections: list[Detection] = Field(description="Best first; empty where columns were asked for.")

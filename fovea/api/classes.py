@@ -5,7 +5,7 @@ Pixels are those of the upright original, x right and y down, whatever size the 
 
 from pydantic import BaseModel, Field
 
-from fovea.api.image import PictureIn, PictureOut, Times
+from fovea.api.image import PictureAnswer, PictureIn, Times
 
 
 class ClassifyIn(PictureIn):
@@ -36,7 +36,7 @@ class Classified(Candidate):
     top: list[Candidate] = Field(description="The most likely classes, best first; the first is the answer.")
 
 
-class ClassifyOut(PictureOut):
+class ClassifyOut(PictureAnswer):
     """Classes of a picture, patch by patch."""
 
     rows: int = Field(description="Of the grid; 1 where the picture was classified whole.")

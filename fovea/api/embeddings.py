@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from fovea.api.bounded_lists import Page, Texts, Tokens
+from fovea.api.bounded_lists import ItemList, Texts, Tokens
 from fovea.api.sampling import NullIsAbsent, TokenId
 
 MAX_INPUTS = 2048
@@ -50,7 +50,7 @@ class EmbeddingUsage(BaseModel):
     total_tokens: int
 
 
-class Embeddings(Page[Embedding]):
+class Embeddings(ItemList[Embedding]):
     """The vectors, in the order of the texts."""
 
     model: str

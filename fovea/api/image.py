@@ -91,7 +91,7 @@ class Drawable(BaseModel):
         self._scene = scene
 
 
-class PictureOut(Drawable):
+class PictureAnswer(Drawable):
     """Findings in one picture."""
 
     model: str

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from fovea.api.bounded_lists import Page
+from fovea.api.bounded_lists import ItemList
 
 LORA_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """Pattern of names."""
@@ -36,7 +36,7 @@ class LoraAdapterEntry(BaseModel):
     is_shared: bool = Field(False, description="Whether it comes from this server's folder, for all callers.")
 
 
-class LoraAdapterList(Page[LoraAdapterEntry]):
+class LoraAdapterList(ItemList[LoraAdapterEntry]):
     """The caller's adapters and the shared ones, by name."""
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from fovea.api.image import ImageBytes, PictureIn, PictureOut, Times, Words
+from fovea.api.image import ImageBytes, PictureAnswer, PictureIn, Times, Words
 
 Form = Literal["mask", "contours", "rle", "probability", "overlay"]
 """Parts of an answer besides its numbers."""
@@ -57,7 +57,7 @@ class RunLengths(BaseModel):
     counts: str = Field(description="Compressed runs, column by column.")
 
 
-class SegmentOut(PictureOut):
+class SegmentOut(PictureAnswer):
     """Findings in one picture."""
 
     empty: bool = Field(description="Whether no pixel is in the mask.")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, StringConstraints
 
-from fovea.api.bounded_lists import Page
+from fovea.api.bounded_lists import ItemList
 
 Task = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
 """Task of a model, as in its route `/v1/<task>`; any name will do."""
@@ -33,7 +33,7 @@ class ModelEntry(BaseModel, extra="allow"):
     ready: bool
 
 
-class ModelList(Page[ModelEntry]):
+class ModelList(ItemList[ModelEntry]):
     """All models of all services; chat models first, the default chat model is `data[0]`."""
 
 

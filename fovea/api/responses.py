@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from fovea.api.bounded_lists import Messages, Page, Tools
+from fovea.api.bounded_lists import ItemList, Messages, Tools
 from fovea.api.interventions import Captured
 from fovea.api.longctx import LongctxUsage
 from fovea.api.structured import JsonSchemaFormat
@@ -116,7 +116,7 @@ class ResponseObject(BaseModel):
     warnings: list[str] | None = Field(None, description="Ours: fields that were ignored, a sentence each.")
 
 
-class InputItemList(Page[dict[str, Any]]):
+class InputItemList(ItemList[dict[str, Any]]):
     """The items that a stored response was made from, oldest first."""
 
     first_id: str | None

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from fovea.api.image import ImageBytes, PictureIn, PictureOut, Words
+from fovea.api.image import ImageBytes, PictureAnswer, PictureIn, Words
 
 Layer = Literal["restored", "reflection", "comparison"]
 """Parts of an answer besides its numbers."""
@@ -98,7 +98,7 @@ class RestoreTimes(BaseModel):
     encode: float = 0.0
 
 
-class RestoreOut(PictureOut):
+class RestoreOut(PictureAnswer):
     """A restored picture, of the original's size."""
 
     variant: Literal["paper", "released"]

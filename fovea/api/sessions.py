@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from fovea.api.bounded_lists import Page
+from fovea.api.bounded_lists import ItemList
 from fovea.api.longctx import LongctxOptions
 
 
@@ -34,7 +34,7 @@ class Session(BaseModel):
     updated: int
 
 
-class SessionList(Page[Session]):
+class SessionList(ItemList[Session]):
     """A page of sessions, newest first."""
 
     has_more: bool = Field(description="Whether there are older ones: ask again with `after` set to the last id.")
@@ -100,5 +100,5 @@ class DocumentText(DocumentInfo):
     text: str
 
 
-class DocumentList(Page[DocumentInfo]):
+class DocumentList(ItemList[DocumentInfo]):
     """Documents, newest first."""

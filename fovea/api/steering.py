@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
 
-from fovea.api.bounded_lists import FailFast, Messages, Page
+from fovea.api.bounded_lists import FailFast, ItemList, Messages
 from fovea.api.interventions import Layers
 from fovea.api.text import ChatMessage
 
@@ -78,7 +78,7 @@ class SteeringVector(BaseModel):
     side_effects: list[SideEffect] = Field([], description="Perplexity by strength; 0 is the model as it is.")
 
 
-class SteeringVectorList(Page[SteeringVector]):
+class SteeringVectorList(ItemList[SteeringVector]):
     """Stored vectors, newest first."""
 
 

@@ -26,9 +26,9 @@ from fovea_dicom.schemas import CorrectionOptions, CorrectionOut, PictureOptions
 from fovea_dicom.web_client import DicomWebClient, PacsSettings
 from shared.registry import CallContext
 from shared.serving.host import Host
-from shared.serving.http.openapi_routes import describe_query, problems
+from shared.serving.http.openapi_routes import problems
 from shared.serving.http.request_parsing import open_form, read_json_object
-from shared.validation_errors import parse_fields
+from shared.validation_errors import describe_query, parse_fields
 from shared.vision.limits import platform_bounds
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ from fovea_survey.search import Search
 from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.negotiation import choose
-from shared.serving.http.openapi_routes import describe_query, problems
+from shared.serving.http.openapi_routes import problems
 from shared.serving.http.request_parsing import open_form, read_json_object
-from shared.validation_errors import parse_fields
+from shared.validation_errors import describe_query, parse_fields
 
 router = APIRouter(tags=["domain"])
 

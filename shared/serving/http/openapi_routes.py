@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel
-
 from fovea.api.problem import Problem
 from shared.registry import Servable
 from shared.serving import servable_schema
@@ -44,14 +42,6 @@ def describe_responses(host: Host, task: str) -> dict[int | str, dict[str, Any]]
     content: dict[str, Any] = {"application/json": {"schema": _any_of([*outs, several])}}
     content |= {media: {"schema": {"format": "binary"}} for kind in kinds for media in kind.media_types()}
     return {200: {"description": "The answer.", "content": content}, **problems(*_PROBLEMS)}
-
-
-def describe_query(options: type[BaseModel]) -> list[dict[str, Any]]:
-    """The fields of a model as parameters of a query."""
-    return [
-        {"name": name, "in": "query", "required": False, "schema": prop, "description": prop.get("description", "")}
-        for name, prop in options.model_json_schema()["properties"].items()
-    ]
 
 
 def problems(*codes: int) -> dict[int | str, dict[str, Any]]:

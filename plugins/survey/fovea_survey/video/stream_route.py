@@ -27,9 +27,8 @@ from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error
 from shared.serving.http.negotiation import choose
-from shared.serving.http.openapi_routes import describe_query
 from shared.telemetry import DROPPED_FRAMES
-from shared.validation_errors import list_errors
+from shared.validation_errors import describe_query, list_errors
 from shared.vision.decode import decode
 from shared.vision.draw import encode
 from shared.vision.limits import DecodeBounds, platform_bounds
