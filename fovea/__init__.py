@@ -22,8 +22,6 @@ Names:
     JobResult: answer of a finished job, from `client.jobs.result(id)`.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -39,39 +37,27 @@ if TYPE_CHECKING:
     from fovea.retry import RetryPolicy
 
 _MODULES = {
-    "AsyncClient": "fovea.async_client",
-    "ChatAnswer": "fovea.chat",
-    "ChatPiece": "fovea.chat",
-    "Client": "fovea.client",
-    "FoveaError": "fovea.errors",
-    "Job": "fovea.api.job",
-    "JobResult": "fovea.results",
-    "MethodCard": "fovea.results",
-    "ModelCard": "fovea.results",
-    "ModelEntry": "fovea.api.model",
-    "RetryPolicy": "fovea.retry",
-    "SegmentOut": "fovea.api.mask",
+    "fovea.api.job": ("Job",),
+    "fovea.api.mask": ("SegmentOut",),
+    "fovea.api.model": ("ModelEntry",),
+    "fovea.async_client": ("AsyncClient",),
+    "fovea.chat": ("ChatAnswer", "ChatPiece"),
+    "fovea.client": ("Client",),
+    "fovea.errors": ("FoveaError",),
+    "fovea.results": ("JobResult", "MethodCard", "ModelCard"),
+    "fovea.retry": ("RetryPolicy",),
 }
 
 __all__ = [
-    "AsyncClient",
-    "ChatAnswer",
-    "ChatPiece",
-    "Client",
-    "FoveaError",
-    "Job",
-    "JobResult",
-    "MethodCard",
-    "ModelCard",
-    "ModelEntry",
-    "RetryPolicy",
-    "SegmentOut",
-]
+    "AsyncClient", "ChatAnswer", "ChatPiece", "Client", "FoveaError", "Job", "JobResult", "MethodCard", "ModelCard",
+    "ModelEntry", "RetryPolicy", "SegmentOut",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for: services take schemas and errors from `fovea.api` and load no HTTP client."""
-    if name not in _MODULES:
+    module = next((module for module, names in _MODULES.items() if name in names), None)
+    if module is None:
         raise AttributeError(f"module 'fovea' has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
+    value = globals()[name] = getattr(importlib.import_module(module), name)
     return value

@@ -1,18 +1,16 @@
 """Asynchronous client: `Client`, method for method, for asyncio."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, Unpack
 
 import httpx2
 
 from fovea import endpoints
 from fovea.api.job import FINAL, Job
-from fovea.call import AsyncPart, Call, StreamCall
+from fovea.call import Answer, AsyncPart, Call, Item, StreamCall
 from fovea.chat import ChatOptions, ChatPiece, Messages
 from fovea.client import ClientMethods, JobMethods
 from fovea.error_responses import parse_error, translate_errors
@@ -21,9 +19,6 @@ from fovea.picture import PictureLike
 from fovea.retry import STREAM_RESUME_S, JobWatcher, RetryPolicy, iterate_pauses
 from fovea.steering import AsyncCaptures, AsyncSteeringVectors
 from fovea.transport import LOCAL, build_client_options
-
-Answer = TypeVar("Answer")
-Item = TypeVar("Item")
 
 
 class AsyncClient(ClientMethods):
@@ -78,9 +73,8 @@ class AsyncClient(ClientMethods):
         accept: str | None = None,
     ) -> Any:
         """See `Client.run`."""
-        answer = await self.send(
-            endpoints.allow_job(endpoints.task(task, options or {}, pictures or {}, accept=accept))
-        )
+        call = endpoints.task(task, options or {}, pictures or {}, accept=accept)
+        answer = await self.send(endpoints.allow_job(call))
         if not isinstance(answer, Job):
             return answer
         result = await self.jobs.result((await self.jobs.wait(answer.id)).id)

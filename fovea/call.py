@@ -3,8 +3,6 @@
 `Client` and `AsyncClient` both send these values, so that neither repeats the other.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Awaitable, Callable, Mapping

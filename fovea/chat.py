@@ -3,8 +3,6 @@
 The wire types are those of `fovea.api.text`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 

@@ -1,18 +1,16 @@
 """Synchronous client: sends the calls of `fovea.endpoints` with httpx2."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, Unpack
 
 import httpx2
 
 from fovea import endpoints
 from fovea.api.job import FINAL, Job
-from fovea.call import Call, Part, Sends, StreamCall
+from fovea.call import Answer, Call, Item, Part, Sends, StreamCall
 from fovea.chat import ChatOptions, ChatPiece, Messages
 from fovea.error_responses import parse_error, translate_errors
 from fovea.lora import LoraAdapters
@@ -20,9 +18,6 @@ from fovea.picture import PictureLike
 from fovea.retry import STREAM_RESUME_S, JobWatcher, RetryPolicy, iterate_pauses
 from fovea.steering import Captures, SteeringVectors
 from fovea.transport import LOCAL, build_client_options
-
-Answer = TypeVar("Answer")
-Item = TypeVar("Item")
 
 
 class ClientMethods:

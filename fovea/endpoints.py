@@ -3,8 +3,6 @@
 A task's request is JSON, or multipart when it has pictures, so that they are sent as they are and not as base64.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -3,8 +3,6 @@
 A problem (RFC 9457), OpenAI's `{"error": {…}}` and Open Inference's `{"error": "…"}` become the same classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -54,13 +52,11 @@ def translate_errors(url: str) -> Iterator[None]:
         hint = "Allow more time, or send the request as a job."
         raise DeadlineExceeded(f"{url} did not answer in time.", hint=hint) from error
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-        raise Malformed(
-            f"{url!r} is not the address of a gateway.", hint="Write it like http://127.0.0.1:8080."
-        ) from error
+        hint = "Write it like http://127.0.0.1:8080."
+        raise Malformed(f"{url!r} is not the address of a gateway.", hint=hint) from error
     except httpx2.TransportError as error:
-        raise NotReady(
-            f"The connection to {url} broke: {str(error) or type(error).__name__}.", hint="Try again."
-        ) from error
+        detail = f"The connection to {url} broke: {str(error) or type(error).__name__}."
+        raise NotReady(detail, hint="Try again.") from error
 
 
 def read_retry_after(response: httpx2.Response) -> float | None:
@@ -98,9 +94,8 @@ def _parse_problem(body: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _build_error(fields: Mapping[str, Any], status: int, detail: str) -> FoveaError:
     """The exception of a problem's fields; `detail` is said where they have none."""
-    return by_status(status)(
-        _text(fields, "detail") or detail, hint=_text(fields, "hint"), field=_text(fields, "field")
-    )
+    hint, field = _text(fields, "hint"), _text(fields, "field")
+    return by_status(status)(_text(fields, "detail") or detail, hint=hint, field=field)
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str | None:

@@ -50,6 +50,9 @@ class FoveaError(Exception):
     grpc: ClassVar[str] = "INTERNAL"
     title: ClassVar[str] = "Internal error"
 
+    def __init_subclass__(cls, *, status: int = 0, grpc: str = "", title: str = "") -> None:
+        cls.status, cls.grpc, cls.title = status or cls.status, grpc or cls.grpc, title or cls.title
+
     def __init__(
         self, detail: str, *, hint: str | None = None, field: str | None = None, retry_after: float | None = None
     ) -> None:
@@ -66,104 +69,72 @@ class FoveaError(Exception):
         return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 
-class BadInput(FoveaError):
+class BadInput(FoveaError, status=400, grpc="INVALID_ARGUMENT", title="Bad input"):
     """The request can't be served as it is; sending it again will not help."""
 
-    status, grpc, title = 400, "INVALID_ARGUMENT", "Bad input"
 
-
-class Malformed(BadInput):
+class Malformed(BadInput, title="Malformed input"):
     """The bytes are not what they claim to be: broken JSON, base64, tensor or picture."""
 
-    title = "Malformed input"
 
-
-class MethodNotAllowed(BadInput):
+class MethodNotAllowed(BadInput, status=405, grpc="UNIMPLEMENTED", title="Method not allowed"):
     """The path exists, but not for this method; `allowed` lists the methods that it has, where they are known."""
-
-    status, grpc, title = 405, "UNIMPLEMENTED", "Method not allowed"
 
     def __init__(self, detail: str, *, hint: str | None = None, allowed: tuple[str, ...] = ()) -> None:
         super().__init__(detail, hint=hint)
         self.allowed = allowed
 
 
-class TooLarge(BadInput):
+class TooLarge(BadInput, status=413, title="Too large"):
     """Bytes, pixels, tokens or batch over a stated limit; the detail names the limit and the value."""
 
-    status, title = 413, "Too large"
 
-
-class UnsupportedMedia(BadInput):
+class UnsupportedMedia(BadInput, status=415, title="Unsupported media type"):
     """A content type or file format that nobody here reads; the detail says what was detected."""
 
-    status, title = 415, "Unsupported media type"
 
-
-class InvalidOption(BadInput):
+class InvalidOption(BadInput, status=422, title="Invalid option"):
     """Well formed, but a value is out of its range; `field` names it."""
 
-    status, title = 422, "Invalid option"
 
-
-class Unauthenticated(FoveaError):
+class Unauthenticated(FoveaError, status=401, grpc="UNAUTHENTICATED", title="Not authenticated"):
     """No key, an unknown key or an expired one."""
 
-    status, grpc, title = 401, "UNAUTHENTICATED", "Not authenticated"
 
-
-class PermissionDenied(FoveaError):
+class PermissionDenied(FoveaError, status=403, grpc="PERMISSION_DENIED", title="Not allowed"):
     """A good key without the scope."""
 
-    status, grpc, title = 403, "PERMISSION_DENIED", "Not allowed"
 
-
-class NotFound(FoveaError):
+class NotFound(FoveaError, status=404, grpc="NOT_FOUND", title="Not found"):
     """No such model, version, job or route; the detail lists what there is."""
 
-    status, grpc, title = 404, "NOT_FOUND", "Not found"
 
-
-class Conflict(FoveaError):
+class Conflict(FoveaError, status=409, grpc="FAILED_PRECONDITION", title="Conflict"):
     """The present state forbids it."""
 
-    status, grpc, title = 409, "FAILED_PRECONDITION", "Conflict"
 
-
-class RateLimited(FoveaError):
+class RateLimited(FoveaError, status=429, grpc="RESOURCE_EXHAUSTED", title="Quota exceeded"):
     """The caller's quota is spent; `retry_after` says until when."""
 
-    status, grpc, title = 429, "RESOURCE_EXHAUSTED", "Quota exceeded"
 
-
-class QueueFull(FoveaError):
+class QueueFull(FoveaError, status=429, grpc="RESOURCE_EXHAUSTED", title="Queue full"):
     """Our queue is full; `retry_after` estimates when it is not."""
 
-    status, grpc, title = 429, "RESOURCE_EXHAUSTED", "Queue full"
 
-
-class Cancelled(FoveaError):
+class Cancelled(FoveaError, status=499, grpc="CANCELLED", title="Cancelled"):
     """The caller went away, or asked for it."""
-
-    status, grpc, title = 499, "CANCELLED", "Cancelled"
 
 
 class Fault(FoveaError):
     """Our own failure. The detail is generic; the cause goes to the log under the request id."""
 
-    title = "Internal error"
 
-
-class NotReady(FoveaError):
+class NotReady(FoveaError, status=503, grpc="UNAVAILABLE", title="Not ready"):
     """Weights not loaded, no replica alive, or no queue to reach."""
 
-    status, grpc, title = 503, "UNAVAILABLE", "Not ready"
 
-
-class DeadlineExceeded(FoveaError):
+class DeadlineExceeded(FoveaError, status=504, grpc="DEADLINE_EXCEEDED", title="Deadline exceeded"):
     """The request's deadline passed before it was done."""
-
-    status, grpc, title = 504, "DEADLINE_EXCEEDED", "Deadline exceeded"
 
     @classmethod
     def build(cls, *, is_stream: bool = False, is_total: bool = False) -> DeadlineExceeded:
@@ -179,33 +150,18 @@ class DeadlineExceeded(FoveaError):
         return cls(detail, hint=f"Allow more time, or {job}.")
 
 
-class StorageFull(FoveaError):
+class StorageFull(FoveaError, status=507, grpc="RESOURCE_EXHAUSTED", title="Storage full"):
     """No room for what would have to be stored: a full disk or a full Redis."""
-
-    status, grpc, title = 507, "RESOURCE_EXHAUSTED", "Storage full"
 
 
 def by_status(status: int) -> type[FoveaError]:
     """The class that stands for an HTTP status, for clients that turn answers back into exceptions."""
-    known: dict[int, type[FoveaError]] = {
-        cls.status: cls
-        for cls in (
-            BadInput,
-            Unauthenticated,
-            PermissionDenied,
-            NotFound,
-            Conflict,
-            TooLarge,
-            UnsupportedMedia,
-            InvalidOption,
-            RateLimited,
-            Cancelled,
-            NotReady,
-            DeadlineExceeded,
-            StorageFull,
-        )
-    }
-    return known.get(status, BadInput if 400 <= status < 500 else Fault)
+    kinds: tuple[type[FoveaError], ...] = (
+        BadInput, Unauthenticated, PermissionDenied, NotFound, Conflict, TooLarge, UnsupportedMedia, InvalidOption,
+        RateLimited, Cancelled, NotReady, DeadlineExceeded, StorageFull,
+    )  # fmt: skip
+    fallback: type[FoveaError] = BadInput if 400 <= status < 500 else Fault
+    return next((kind for kind in kinds if kind.status == status), fallback)
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 A chat uses one by its name: `client.chat("…", model="my-adapter")`.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 from pathlib import Path
@@ -25,8 +23,7 @@ def add_adapter(folder: str | Path, name: str | None = None, model: str | None =
         name: Its name in requests; default: the folder's.
         model: The model that it adapts; default: the default chat model.
 
-    Raises:
-        NotFound: The folder is not one that peft has saved.
+    Raises NotFound: the folder is not one that peft has saved.
     """
     folder = Path(folder)
     try:

@@ -1,7 +1,5 @@
 """Pictures from bytes, a path or an open file, with the media type that their first bytes show. Decodes nothing."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import IO, Any

@@ -5,8 +5,6 @@ The guide, `plugins/README.md`, lists the groups. Names in `fovea.models` and `f
 `known_plugins.json` lists what the project's own plug-ins bring, so that an error can say which one is missing.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import re

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, TypeVar
 
 import httpx2
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from fovea.api.mask import Form
 from fovea.api.model import ModelEntry
@@ -39,10 +39,8 @@ class SweepOptions(TypedDict, total=False):
     model: str | None
 
 
-class ModelCard(ModelEntry):
+class ModelCard(ModelEntry, extra="allow"):
     """The card of one model; facts that this version does not know are kept as attributes."""
-
-    model_config = ConfigDict(extra="allow")
 
     summary: str = ""
     licence: str = ""

@@ -3,8 +3,6 @@
 Only 429 and 503 are tried again: both say that nothing was done, so that a second try does no harm.
 """
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable, Iterator

@@ -3,8 +3,6 @@
 Each function builds a `Call` for `Client.send`; `chat(…, session_id=…)` and `chat(…, document_id=…)` use them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote

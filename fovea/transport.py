@@ -1,7 +1,5 @@
 """Connection settings of both clients: address, API key and timeouts of the gateway."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import httpx2

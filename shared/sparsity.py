@@ -12,8 +12,6 @@ methods, so a Card can hold a claim without torch.
     S5 unstructured states its bytes
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 

@@ -46,7 +46,7 @@ def settings_page() -> Iterator[tuple[pathlib.Path, str]]:
             f"`{field.validation_alias or f'FOVEA_{name.upper()}'}`",
             _type_name(field.annotation),
             _default(field.default),
-            field.description,
+            " ".join((field.description or "").split()),
             old,
         )
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
@@ -56,11 +56,11 @@ def settings_page() -> Iterator[tuple[pathlib.Path, str]]:
 def compatibility_page() -> Iterator[tuple[pathlib.Path, str]]:
     """Each field of OpenAI's and vLLM's requests, and what becomes of it here."""
     from fovea.api.embeddings import EmbeddingsRequest
-    from fovea.api.request_fields import PEERS, find_fate
     from fovea.api.text import ChatRequest, CompletionRequest
     from fovea_responses.wire import ResponsesRequest
     from services.relevance_judge.routes.rerank import RerankIn, ScoreIn
     from shared.lm.lora_config import list_settings
+    from tests.peer_fields import PEERS, find_fate
 
     models = (ChatRequest, CompletionRequest, ResponsesRequest, EmbeddingsRequest, RerankIn, ScoreIn)
     lines = [

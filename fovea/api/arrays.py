@@ -3,8 +3,6 @@
 Says nothing about what is inside: whoever reads the bytes checks their header before their content.
 """
 
-from __future__ import annotations
-
 import base64
 from typing import Annotated, Any
 

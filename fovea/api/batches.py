@@ -1,10 +1,10 @@
 """Files and batches on the wire, in OpenAI's form."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
+
+from fovea.api.bounded_lists import ItemList
 
 BatchStatus = Literal["in_progress", "completed", "cancelled"]
 
@@ -21,11 +21,9 @@ class FileObject(BaseModel):
     status: Literal["processed"] = "processed"
 
 
-class FileList(BaseModel):
+class FileList(ItemList[FileObject]):
     """Newest first."""
 
-    object: Literal["list"] = "list"
-    data: list[FileObject]
     has_more: bool = False
 
 
@@ -37,10 +35,8 @@ class DeletedFile(BaseModel):
     deleted: Literal[True] = True
 
 
-class BatchRequest(BaseModel):
+class BatchRequest(BaseModel, extra="allow"):
     """The batch to run: a file of requests, a line each."""
-
-    model_config = ConfigDict(extra="allow")
 
     input_file_id: str
     endpoint: str = Field(description="Where the requests go, for example `/v1/chat/completions`.")
@@ -77,9 +73,7 @@ class Batch(BaseModel):
     metadata: dict[str, Any] | None = None
 
 
-class BatchList(BaseModel):
+class BatchList(ItemList[Batch]):
     """Newest first."""
 
-    object: Literal["list"] = "list"
-    data: list[Batch]
     has_more: bool = False

@@ -1,11 +1,9 @@
-"""Lists of requests: each has a largest length, and the first wrong item ends its validation."""
-
-from __future__ import annotations
+"""Lists on the wire. Those of requests have a largest length, and the first wrong item ends their validation."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
-from pydantic import Field, GetCoreSchemaHandler
+from pydantic import BaseModel, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema
 
 MAX_MESSAGES: Final = 10_000
@@ -26,7 +24,6 @@ class FailFast:
     """Mark of a list whose first wrong item ends its validation; pydantic's own can't be a part of a union."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """The schema of the list, with the mark."""
         schema: Any = handler(source)
         schema["fail_fast"] = True
         marked: CoreSchema = schema
@@ -37,3 +34,10 @@ Messages = Annotated[list[Item], FailFast(), Field(max_length=MAX_MESSAGES)]
 Tools = Annotated[list[Item], FailFast(), Field(max_length=MAX_TOOLS)]
 Texts = Annotated[list[Item], FailFast(), Field(max_length=MAX_TEXTS)]
 Tokens = Annotated[list[Item], FailFast(), Field(max_length=MAX_TOKENS)]
+
+
+class ItemList(BaseModel, Generic[Item]):
+    """A list of answers, in OpenAI's form."""
+
+    object: Literal["list"] = "list"
+    data: list[Item]

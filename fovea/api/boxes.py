@@ -3,16 +3,11 @@
 Pixels are those of the upright original, x right and y down, whatever size the network works at.
 """
 
-from __future__ import annotations
+from typing import Literal
 
-from typing import Annotated, Literal
+from pydantic import BaseModel, Field
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-
-from fovea.api.csv_fields import split_commas
-from fovea.api.drawable import Drawable
-from fovea.api.image import ImageBytes
-from fovea.api.timings import Times
+from fovea.api.image import ImageBytes, PictureAnswer, Times, Words
 
 DEFAULT_CONFIDENCE = 0.25
 """Least score of a detection where neither the request nor the weights say another."""
@@ -24,10 +19,8 @@ Extra = Literal["columns", "crops", "letterbox", "overlay"]
 """Parts of an answer besides its detections."""
 
 
-class DetectOptions(BaseModel):
+class DetectOptions(BaseModel, extra="forbid", frozen=True):
     """How to search a picture, or the frames of a stream."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str | None = Field(None, description="Which model; left out, the default one.")
     confidence: float | None = Field(
@@ -38,9 +31,7 @@ class DetectOptions(BaseModel):
     )
     iou: float = Field(0.45, ge=0, le=1, description="Of two boxes that overlap by more than this, the better stays.")
     max_detections: int = Field(300, ge=1, le=3000, description="Most detections of a picture, best first.")
-    classes: Annotated[tuple[str, ...], BeforeValidator(split_commas)] = Field(
-        (), description="Only these classes, by name or id; empty means all."
-    )
+    classes: Words[str] = Field((), description="Only these classes, by name or id; empty means all.")
     agnostic: bool = Field(False, description="Boxes of different classes suppress each other too.")
     size: int | None = Field(
         None,
@@ -66,9 +57,7 @@ class DetectIn(DetectOptions):
     """A picture to search, and how."""
 
     image: ImageBytes = Field(description="PNG, JPEG, WebP, TIFF or BMP.")
-    include: Annotated[tuple[Extra, ...], BeforeValidator(split_commas)] = Field(
-        (), description="`columns` replaces the list of detections where there are many."
-    )
+    include: Words[Extra] = Field((), description="`columns` replaces the list of detections where there are many.")
     labels: bool = Field(True, description="Whether a drawn picture names its boxes.")
     stroke: int | None = Field(None, ge=1, le=64, description="Width of drawn lines; left out, it follows the picture.")
 
@@ -130,14 +119,9 @@ class Tally(BaseModel):
     mean_radius_um: float | None = Field(None, description="Where microns_per_pixel is given.")
 
 
-class DetectOut(Drawable):
+class DetectOut(PictureAnswer):
     """Findings in one picture."""
 
-    model: str
-    version: str
-    engine: str = Field(description="Engine that ran the network: onnx, torch, tensorrt or triton.")
-    width: int = Field(description="Pixels of the upright original.")
-    height: int
     detections: list[Detection] = Field(description="Best first; empty where columns were asked for.")
     counts: dict[str, int] = Field(description="Detections by class.")
     summary: dict[str, Tally] = Field(default_factory=dict, description="Numbers by class.")
@@ -148,7 +132,6 @@ class DetectOut(Drawable):
     slices: int = Field(0, description="Slices that were searched next to the whole picture.")
     times: Times
     warnings: list[str] = Field(default_factory=list, description="Why the boxes should not be believed, if so.")
-    notes: list[str] = Field(default_factory=list, description="How it was resized, and what was odd about the file.")
 
 
 class DetectedFrame(BaseModel):

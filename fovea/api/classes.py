@@ -3,22 +3,14 @@
 Pixels are those of the upright original, x right and y down, whatever size the network works at.
 """
 
-from __future__ import annotations
+from pydantic import BaseModel, Field
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from fovea.api.drawable import Drawable
-from fovea.api.image import ImageBytes
-from fovea.api.timings import Times
+from fovea.api.image import PictureAnswer, PictureIn, Times
 
 
-class ClassifyIn(BaseModel):
+class ClassifyIn(PictureIn):
     """A picture to classify, and how."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    image: ImageBytes = Field(description="PNG, JPEG, WebP, TIFF or BMP.")
-    model: str | None = Field(None, description="Which model; left out, the default one.")
     top_k: int = Field(3, ge=1, le=100, description="Most likely classes to list, best first.")
     tile: int | None = Field(
         None,
@@ -44,18 +36,12 @@ class Classified(Candidate):
     top: list[Candidate] = Field(description="The most likely classes, best first; the first is the answer.")
 
 
-class ClassifyOut(Drawable):
+class ClassifyOut(PictureAnswer):
     """Classes of a picture, patch by patch."""
 
-    model: str
-    version: str
-    engine: str = Field(description="Engine that ran the network: onnx, torch, tensorrt or triton.")
-    width: int = Field(description="Pixels of the upright original.")
-    height: int
     rows: int = Field(description="Of the grid; 1 where the picture was classified whole.")
     columns: int
     results: list[Classified] = Field(description="One per patch, row by row; just one without `tile`.")
     counts: dict[str, int] = Field(description="Patches by class, most frequent first.")
     times: Times
     warnings: list[str] = Field(default_factory=list, description="Why the classes should not be believed, if so.")
-    notes: list[str] = Field(default_factory=list, description="How it was resized, and what was odd about the file.")

@@ -1,7 +1,5 @@
 """COCO's annotation JSON, as far as detection and segmentation use it: pictures, categories, boxes and outlines."""
 
-from __future__ import annotations
-
 from pydantic import BaseModel, Field
 
 

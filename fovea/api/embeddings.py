@@ -1,12 +1,10 @@
 """Embeddings on the wire, in OpenAI's form."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from fovea.api.bounded_lists import Texts, Tokens
+from fovea.api.bounded_lists import ItemList, Texts, Tokens
 from fovea.api.sampling import NullIsAbsent, TokenId
 
 MAX_INPUTS = 2048
@@ -52,11 +50,9 @@ class EmbeddingUsage(BaseModel):
     total_tokens: int
 
 
-class Embeddings(BaseModel):
+class Embeddings(ItemList[Embedding]):
     """The vectors, in the order of the texts."""
 
-    object: Literal["list"] = "list"
-    data: list[Embedding]
     model: str
     usage: EmbeddingUsage
     warnings: list[str] | None = Field(None, description="Ours: fields that were ignored, a sentence each.")

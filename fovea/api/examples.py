@@ -4,8 +4,6 @@ Each package has a file of its own, so that a plug-in brings the examples of its
 writes the files from a running platform. A text that begins with `@` stands for a file.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from importlib import resources

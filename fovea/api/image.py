@@ -1,16 +1,14 @@
-"""Pictures on the wire: bytes in multipart and raw bodies, base64 (with or without a data-URI prefix) in JSON."""
+"""Pictures on the wire, and what answers about them share.
 
-from __future__ import annotations
+Pictures are bytes in multipart and raw bodies, base64 (with or without a data-URI prefix) in JSON.
+"""
 
 import base64
 import binascii
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, PrivateAttr, WithJsonSchema
 from pydantic_core import PydanticCustomError
-
-IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/tiff", "image/bmp")
-"""Formats that `shared.vision.decode` reads."""
 
 
 def decode_base64(text: str) -> bytes:
@@ -44,3 +42,61 @@ ImageBytes = Annotated[
     WithJsonSchema({"type": "string", "contentEncoding": "base64", "contentMediaType": "image/*"}),
 ]
 """An encoded picture: `bytes` in Python, base64 in JSON. Fronts find such fields by `contentMediaType`."""
+
+
+def split_commas(value: Any) -> Any:
+    """Words of one text or of several, split at commas, as forms and query strings write lists: `mask,rle`.
+
+    Anything else is left to the field's own check.
+    """
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        return value
+    return [word.strip() for part in parts for word in part.split(",") if word.strip()]
+
+
+Item = TypeVar("Item")
+Words = Annotated[tuple[Item, ...], BeforeValidator(split_commas)]
+"""A list that may be given as words with commas between."""
+
+
+class PictureIn(BaseModel, extra="forbid", frozen=True):
+    """A picture, and the model that it is for."""
+
+    image: ImageBytes = Field(description="PNG, JPEG, WebP, TIFF or BMP.")
+    model: str | None = Field(None, description="Which model; left out, the default one.")
+
+
+class Times(BaseModel):
+    """Milliseconds per stage of a picture; `infer` is that of the whole micro-batch."""
+
+    decode: float = 0.0
+    preprocess: float = 0.0
+    infer: float = 0.0
+    post: float = 0.0
+
+
+class Drawable(BaseModel):
+    """An answer of a vision model. The pixels that it is drawn from stay in the process."""
+
+    _scene: Any = PrivateAttr(default=None)
+
+    @property
+    def scene(self) -> Any:
+        """Source of the drawing, where a form other than JSON was asked for; else None."""
+        return self._scene
+
+    def attach(self, scene: object) -> None:
+        """Carry what the answer is drawn from, so that a picture of it needs no second run."""
+        self._scene = scene
+
+
+class PictureAnswer(Drawable):
+    """Findings in one picture."""
+
+    model: str
+    version: str
+    engine: str = Field(description="Engine that ran the network: onnx, torch, tensorrt or triton.")
+    width: int = Field(description="Pixels of the upright original.")
+    height: int
+    notes: list[str] = Field(default_factory=list, description="How it was resized, and what was odd about the file.")

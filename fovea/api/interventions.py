@@ -5,11 +5,9 @@ Sites are named as in `shared.lm.activation_names`: `resid_post.14`, `z.9`, `fin
 sequence, the prompt's first is 0; negative ones count back from the prompt's end, so −1 is its last token.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 MAX_INTERVENTIONS = 32
 """Interventions of one request."""
@@ -42,10 +40,8 @@ Row = Vector | Annotated[list[Vector], Field(min_length=1, max_length=1024)]
 """Of one position: as wide as the site, or at sites with heads one list per chosen head."""
 
 
-class _Strict(BaseModel):
+class _Strict(BaseModel, extra="forbid"):
     """A misspelt field would change the answer silently."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class AddIntervention(_Strict):
@@ -73,10 +69,8 @@ class AddIntervention(_Strict):
     positions: Where = Field("all", description="Which tokens.")
 
 
-class SetIntervention(_Strict):
+class SetIntervention(_Strict, populate_by_name=True, serialize_by_alias=True):
     """Replace an activation (activation patching); exactly one of `vector`, `values` and `from` says by what."""
-
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, serialize_by_alias=True)
 
     type: Literal["set"]
     site: Site

@@ -1,7 +1,5 @@
 """Jobs on the wire: any POST sent with `Prefer: respond-async`, and what became of it."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Literal
 
@@ -24,9 +22,7 @@ class Job(BaseModel):
     note: str | None = Field(None, description="Its present step, for people.")
     position: int | None = Field(None, description="Jobs ahead in the queue; null unless queued.")
     attempts: int = Field(0, description="Deliveries so far.")
-    dead: bool = Field(
-        False, description="Failed for good after the last attempt: kept as a dead letter until retried."
-    )
+    dead: bool = Field(False, description="Failed for good after the last attempt: a dead letter until retried.")
     error: dict[str, object] | None = Field(None, description="The problem, when failed.")
     created: datetime
     started: datetime | None = None

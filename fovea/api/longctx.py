@@ -1,24 +1,20 @@
 """How a request attends to a long context, and what came of it: methods, budgets, bytes, comparisons and citations."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from fovea.api.bounded_lists import Tokens
 
 CacheDtype = Literal["auto", "q8", "q4", "r4", "r3"]
 
 
-class LongctxOptions(BaseModel):
+class LongctxOptions(BaseModel, extra="allow"):
     """Ours: how attention is computed for this request, and how much memory it may hold.
 
     A method's knobs are given in `knobs` or next to the other fields. Models with attention of their own have knobs of
     their own, which their cards name.
     """
-
-    model_config = ConfigDict(extra="allow")
 
     method: str = Field("dense", description="The attention method; `/v1/longctx/methods` lists them.")
     knobs: dict[str, Any] = Field(default_factory=dict, description="The method's knobs; what is left out is default.")

@@ -1,11 +1,11 @@
 """LoRA adapters on the wire: what is uploaded, what is known of a stored one, and vLLM's forms of loading."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
+
+from fovea.api.bounded_lists import ItemList
 
 LORA_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """Pattern of names."""
@@ -13,10 +13,8 @@ LORA_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 LoraName = Annotated[str, Field(pattern=LORA_NAME, description="Its name, which requests send as `model`.")]
 
 
-class LoraAdapterRequest(BaseModel):
+class LoraAdapterRequest(BaseModel, extra="forbid"):
     """An adapter to store: the two files that `save_pretrained` of peft writes."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: LoraName
     model: str | None = Field(None, description="The model that it adapts; left out, the default chat model.")
@@ -38,11 +36,8 @@ class LoraAdapterEntry(BaseModel):
     is_shared: bool = Field(False, description="Whether it comes from this server's folder, for all callers.")
 
 
-class LoraAdapterList(BaseModel):
+class LoraAdapterList(ItemList[LoraAdapterEntry]):
     """The caller's adapters and the shared ones, by name."""
-
-    object: Literal["list"] = "list"
-    data: list[LoraAdapterEntry]
 
 
 class LoraAdapterDeleted(BaseModel):
@@ -53,19 +48,15 @@ class LoraAdapterDeleted(BaseModel):
     deleted: bool = True
 
 
-class LoadLoraAdapter(BaseModel):
+class LoadLoraAdapter(BaseModel, extra="forbid"):
     """vLLM's request to load an adapter from a folder of the server."""
-
-    model_config = ConfigDict(extra="forbid")
 
     lora_name: LoraName
     lora_path: str = Field(max_length=4096, description="Its folder, below the one that FOVEA_LLM_ADAPTERS names.")
 
 
-class UnloadLoraAdapter(BaseModel):
+class UnloadLoraAdapter(BaseModel, extra="forbid"):
     """vLLM's request to unload an adapter."""
-
-    model_config = ConfigDict(extra="forbid")
 
     lora_name: LoraName
     lora_int_id: int | None = Field(None, description="Taken and ignored: adapters have names only.")

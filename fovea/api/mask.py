@@ -3,28 +3,19 @@
 Pixels are those of the upright original, x right and y down, whatever size the network works at.
 """
 
-from __future__ import annotations
+from typing import Literal
 
-from typing import Annotated, Literal
+from pydantic import BaseModel, Field
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-
-from fovea.api.csv_fields import split_commas
-from fovea.api.drawable import Drawable
-from fovea.api.image import ImageBytes
-from fovea.api.timings import Times
+from fovea.api.image import ImageBytes, PictureAnswer, PictureIn, Times, Words
 
 Form = Literal["mask", "contours", "rle", "probability", "overlay"]
 """Parts of an answer besides its numbers."""
 
 
-class SegmentIn(BaseModel):
+class SegmentIn(PictureIn):
     """A picture to segment, and how."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    image: ImageBytes = Field(description="PNG, JPEG, WebP, TIFF or BMP.")
-    model: str | None = Field(None, description="Which model; left out, the default one.")
     threshold: float = Field(0.5, ge=0, le=1, description="Probability from which a pixel belongs to the mask.")
     normalise: Literal["none", "minmax"] = Field(
         "none",
@@ -40,9 +31,7 @@ class SegmentIn(BaseModel):
         "weights.",
     )
     keep_largest: bool = Field(False, description="Keep the largest component only.")
-    include: Annotated[tuple[Form, ...], BeforeValidator(split_commas)] = Field(
-        ("mask", "contours"), description="Forms of the answer; everything else is always there."
-    )
+    include: Words[Form] = Field(("mask", "contours"), description="Forms of the answer; all else is always there.")
 
 
 class Component(BaseModel):
@@ -68,14 +57,9 @@ class RunLengths(BaseModel):
     counts: str = Field(description="Compressed runs, column by column.")
 
 
-class SegmentOut(Drawable):
+class SegmentOut(PictureAnswer):
     """Findings in one picture."""
 
-    model: str
-    version: str
-    engine: str = Field(description="Engine that ran the network: onnx, torch, tensorrt or triton.")
-    width: int = Field(description="Pixels of the upright original.")
-    height: int
     empty: bool = Field(description="Whether no pixel is in the mask.")
     area: int = Field(description="Pixels in the mask.")
     area_percent: float = Field(description="Of the picture.")
@@ -90,4 +74,3 @@ class SegmentOut(Drawable):
     overlay: ImageBytes | None = Field(None, description="JPEG of the original with the mask drawn on it.")
     times: Times
     warnings: list[str] = Field(default_factory=list, description="Why the mask should not be believed, if so.")
-    notes: list[str] = Field(default_factory=list, description="How it was resized, and what was odd about the file.")

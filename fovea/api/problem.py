@@ -1,20 +1,16 @@
 """Errors on the wire: RFC 9457 problems and the forms of three protocols, all from one `FoveaError`."""
 
-from __future__ import annotations
-
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-from fovea.errors import FoveaError, by_status
+from fovea.errors import FoveaError
 
 PROBLEM_CONTENT_TYPE = "application/problem+json"
 
 
-class Problem(BaseModel):
+class Problem(BaseModel, extra="allow"):
     """An RFC 9457 problem: what went wrong, why, what to try, and the id under which the log has more."""
-
-    model_config = ConfigDict(extra="allow")
 
     type: str = Field("about:blank", description="Stable URI reference of the kind of problem.")
     title: str = Field(description="The kind of problem in words.")
@@ -24,6 +20,22 @@ class Problem(BaseModel):
     hint: str | None = Field(None, description="What to try.")
     field: str | None = Field(None, description="The offending option, tensor or parameter.")
     request_id: str | None = Field(None, description="Names this request in the logs.")
+
+
+class ErrorFacts(BaseModel):
+    """An error in OpenAI's form."""
+
+    message: str
+    type: str
+    param: str | None = Field(None, description="The offending field.")
+    code: str | None = Field(None, description="Machine-readable word for the kind.")
+    request_id: str | None = Field(None, description="Ours: names this request in the logs.")
+
+
+class OpenAIError(BaseModel):
+    """OpenAI's error body."""
+
+    error: ErrorFacts
 
 
 def problem(error: FoveaError, request_id: str | None = None) -> Problem:
@@ -38,11 +50,6 @@ def problem(error: FoveaError, request_id: str | None = None) -> Problem:
         field=error.field,
         request_id=request_id,
     )
-
-
-def from_problem(body: Problem) -> FoveaError:
-    """The exception that a client raises for a problem it was sent."""
-    return by_status(body.status)(body.detail, hint=body.hint, field=body.field)
 
 
 def _sentence(error: FoveaError) -> str:

@@ -4,12 +4,10 @@ Replicas write, the gateway reads; neither imports the other. A replica that sto
 after `HEARTBEAT_TTL_S`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 RENEW_S = 1.0
 """Seconds between two renewals."""
@@ -70,32 +68,24 @@ def last_served_key(service: str) -> str:
     return f"fovea:last_served:{service}"
 
 
-class ReplicaRecord(BaseModel):
+class ReplicaRecord(BaseModel, frozen=True):
     """Where one replica listens and what it serves."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     service: str
     http: str = Field(description="Base URL, for example http://127.0.0.1:40123.")
     grpc: str | None = Field(None, description="host:port of its Open Inference gRPC server.")
     pid: int
-    ready: bool = Field(
-        description="Whether it can answer: nothing is still loading, and not every model failed to load."
-    )
+    ready: bool = Field(description="Whether it can answer: nothing is loading, and not every model failed to load.")
     models: tuple[str, ...] = Field(description="Names it serves, for routing by model name.")
-    routes: tuple[str, ...] = Field(
-        (), description="Paths that it answers, for routing by path, for example /v1/segment."
-    )
+    routes: tuple[str, ...] = Field((), description="Paths that it answers, for routing by path, such as /v1/segment.")
     effectful: tuple[str, ...] = Field(
         (), description="Routes that leave something behind: a request that may have arrived is not sent again."
     )
     endless: tuple[str, ...] = Field(
         (), description="Routes whose body may never end: neither its size nor the time is bounded."
     )
-    affine: tuple[str, ...] = Field(
-        (), description="Routes whose requests go to the replica that holds what they continue."
-    )
+    affine: tuple[str, ...] = Field((), description="Routes whose requests go to the replica with what they continue.")
     version: str = Field("", description="Version of the service that it serves; empty is the stable one.")
     slots: int = Field(1, ge=1, description="Requests that it works on at once without one delaying the others much.")
     memory: float = Field(0.0, description="Share of its memory that the replica has taken.")

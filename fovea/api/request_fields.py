@@ -1,10 +1,8 @@
 """Request fields of OpenAI's and vLLM's APIs: which are served, accepted, refused or unknown on each route.
 
-A route's model lists the fields that it serves. This table has those that are known beyond them; a field in neither is
-unknown. It drives the checks of requests and the page `docs/compatibility.md`.
+A route's model lists the fields that it serves. These tables have those that are known beyond them; a field in neither
+is unknown. They drive the checks of requests and the page `docs/compatibility.md`.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -15,7 +13,6 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from fovea.api.longctx import LongctxOptions
-from fovea.api.sampling import GUIDED
 from fovea.errors import InvalidOption
 
 _MOST_WARNINGS: Final = 20
@@ -146,62 +143,6 @@ ACCEPTED: Final[Mapping[str, str]] = {
 }
 """Fields that are accepted and change nothing in an answer; `*.` begins one of any nested object."""
 
-_SAMPLED = """temperature top_p top_k min_p seed presence_penalty frequency_penalty repetition_penalty logit_bias stop
-    stop_token_ids include_stop_str_in_output ignore_eos skip_special_tokens spaces_between_special_tokens
-    structured_outputs watermarking user request_id session_id priority cache_salt kv_transfer_params ec_transfer_params
-    vllm_xargs stream mm_payload return_mm_kwargs model"""
-_GENERATED = f"""{_SAMPLED} n logprobs max_tokens stream_options use_beam_search length_penalty min_tokens bad_words
-    allowed_token_ids truncate_prompt_tokens truncation_side prompt_logprobs logprob_token_ids add_special_tokens
-    response_format return_tokens_as_token_ids return_token_ids return_weight_versions return_token_offsets
-    routed_experts_prompt_start repetition_detection thinking_token_budget stream_interval echo"""
-_POOLED = """model user truncate_prompt_tokens truncation_side padding request_id priority mm_processor_kwargs
-    cache_salt use_activation"""
-_GUIDED = "guided_json guided_regex guided_choice guided_grammar guided_json_object guided_decoding_backend"
-
-PEERS: Final[Mapping[str, Mapping[str, str]]] = {
-    "/v1/chat/completions": {
-        "OpenAI": """messages model audio frequency_penalty function_call functions logit_bias logprobs
-            max_completion_tokens max_tokens metadata modalities moderation n parallel_tool_calls prediction
-            presence_penalty prompt_cache_key prompt_cache_options prompt_cache_retention reasoning_effort
-            response_format safety_identifier seed service_tier stop store stream stream_options temperature
-            tool_choice tools top_logprobs top_p user verbosity web_search_options""",
-        "vLLM": f"""{_GENERATED} {_GUIDED} messages top_logprobs max_completion_tokens tools tool_choice
-            parallel_tool_calls reasoning_effort include_reasoning add_generation_prompt continue_final_message
-            documents chat_template chat_template_kwargs media_io_kwargs mm_processor_kwargs return_prompt_text""",
-    },
-    "/v1/completions": {
-        "OpenAI": """model prompt best_of echo frequency_penalty logit_bias logprobs max_tokens n presence_penalty seed
-            stop stream stream_options suffix temperature top_p user""",
-        "vLLM": f"{_GENERATED} {_GUIDED} prompt suffix prompt_embeds",
-    },
-    "/v1/responses": {
-        "OpenAI": """access_programs background background_options context_management conversation image include input
-            instructions max_output_tokens max_tool_calls metadata model moderation parallel_tool_calls
-            previous_response_id prompt prompt_cache_key prompt_cache_options prompt_cache_retention reasoning
-            safety_identifier service_tier store stream stream_options temperature text tool_choice tools top_logprobs
-            top_p truncation user""",
-        "vLLM": f"""{_SAMPLED} background include input instructions max_output_tokens max_tool_calls metadata
-            parallel_tool_calls previous_response_id prompt reasoning include_reasoning service_tier store text
-            tool_choice tools top_logprobs truncation prompt_cache_key prompt_cache_options prompt_cache_retention
-            safety_identifier media_io_kwargs mm_processor_kwargs enable_response_messages previous_input_messages
-            chat_template_kwargs""",
-    },
-    "/v1/embeddings": {
-        "OpenAI": "input model dimensions encoding_format user",
-        "vLLM": f"""{_POOLED} input messages dimensions encoding_format embed_dtype endianness add_special_tokens
-            add_generation_prompt continue_final_message chat_template chat_template_kwargs media_io_kwargs""",
-    },
-    "/v1/rerank": {
-        "vLLM": f"""{_POOLED} query documents top_n max_tokens_per_query max_tokens_per_doc instruction
-            chat_template_kwargs""",
-    },
-    "/v1/score": {
-        "vLLM": f"""{_POOLED} text_1 text_2 queries documents items data_1 data_2 max_tokens_per_query
-            max_tokens_per_doc instruction chat_template_kwargs""",
-    },
-}
-"""Route → the fields of its request in OpenAI's client 3.57 and in vLLM 0.33 with the older `guided_*`."""
-
 
 def check_fields(
     body: BaseModel,
@@ -221,8 +162,7 @@ def check_fields(
     Returns:
         A sentence for each unknown field.
 
-    Raises:
-        InvalidOption: A field that is known and not served, or unknown under `is_strict`.
+    Raises InvalidOption: A field that is known and not served, or unknown under `is_strict`.
     """
     warnings = []
     for name, value, owner in _list_extra(body):
@@ -233,24 +173,17 @@ def check_fields(
         if refusal is None and keys.isdisjoint(accepted):
             shown = name[:_LONGEST_NAME]
             if is_strict:
-                raise InvalidOption(
-                    f"There is no field {shown!r}.", hint="Leave it out, or leave out strict.", field=shown
-                )
+                hint = "Leave it out, or leave out strict."
+                raise InvalidOption(f"There is no field {shown!r}.", hint=hint, field=shown)
             warnings.append(f"There is no field {shown!r}{_suggest(name, owner)}: it was ignored.")
     return warnings[:_MOST_WARNINGS]
 
 
-def find_fate(name: str, model: type[BaseModel]) -> tuple[str, str]:
-    """Treatment of a field where this model is read: `served`, `accepted`, `refused` or `unknown`, and a note."""
-    known = dict(_list_fields(model))
-    note = known.get(name) or ""
-    if name in GUIDED and "structured_outputs" in known:
-        return "served", f"The older name of `structured_outputs.{GUIDED[name]}`."
-    if name in known and not note.startswith("Taken and ignored"):
-        return "served", note
-    if name in REFUSED:
-        return "refused", f"{REFUSED[name].hint}."
-    return ("accepted", ACCEPTED[name]) if name in ACCEPTED else ("unknown", "")
+def list_fields(model: type[BaseModel]) -> Iterator[tuple[str, str | None]]:
+    """The names under which a model takes its fields, and their descriptions."""
+    for name, field in model.model_fields.items():
+        choices = getattr(field.validation_alias, "choices", None) or [field.alias or name]
+        yield from ((str(one), field.description) for one in choices)
 
 
 def _list_extra(body: BaseModel, path: str = "") -> Iterator[tuple[str, Any, BaseModel]]:
@@ -273,14 +206,7 @@ def _list_extra(body: BaseModel, path: str = "") -> Iterator[tuple[str, Any, Bas
                     yield from _list_extra(one, f"{path}{name}[{i}].")
 
 
-def _list_fields(model: type[BaseModel]) -> Iterator[tuple[str, str | None]]:
-    for name, field in model.model_fields.items():
-        choices = getattr(field.validation_alias, "choices", None) or [field.alias or name]
-        yield from ((str(one), field.description) for one in choices)
-
-
 def _suggest(name: str, body: BaseModel) -> str:
-    """Did you mean …?"""
-    known = [field for field, _ in _list_fields(type(body))]
+    known = [field for field, _ in list_fields(type(body))]
     close = get_close_matches(name.rpartition(".")[2][:_LONGEST_NAME], known, 1, 0.75)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -4,15 +4,11 @@ Pixels are those of the upright original. Large pictures are worked on in a smal
 how many, and `dry_run` asks only what a request would cost.
 """
 
-from __future__ import annotations
+from typing import Literal
 
-from typing import Annotated, Literal
+from pydantic import BaseModel, Field
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-
-from fovea.api.csv_fields import split_commas
-from fovea.api.drawable import Drawable
-from fovea.api.image import ImageBytes
+from fovea.api.image import ImageBytes, PictureAnswer, PictureIn, Words
 
 Layer = Literal["restored", "reflection", "comparison"]
 """Parts of an answer besides its numbers."""
@@ -21,13 +17,10 @@ Resolution = Literal["auto", "full", "preview"]
 """Size of the copy in which reflections are looked for."""
 
 
-class RestoreIn(BaseModel):
+class RestoreIn(PictureIn):
     """A picture to restore, and how."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     image: ImageBytes = Field(description="PNG, JPEG, WebP, TIFF or BMP, 8 or 16 bits per channel.")
-    model: str | None = Field(None, description="Which model; left out, the default one.")
     reference: ImageBytes | None = Field(
         None, description="The same view without reflections: the answer then says how like it the result is."
     )
@@ -39,7 +32,7 @@ class RestoreIn(BaseModel):
     )
     bit_depth: Literal["same", "8", "16"] = Field("same", description="Bits per channel of the result; 16 as PNG only.")
     quality: int = Field(92, ge=1, le=100, description="Of JPEG and WebP.")
-    include: Annotated[tuple[Layer, ...], BeforeValidator(split_commas)] = Field(
+    include: Words[Layer] = Field(
         ("restored",),
         description="`restored`; `reflection`, what was taken away; `comparison`, before and after side by side.",
     )
@@ -105,15 +98,10 @@ class RestoreTimes(BaseModel):
     encode: float = 0.0
 
 
-class RestoreOut(Drawable):
-    """A restored picture."""
+class RestoreOut(PictureAnswer):
+    """A restored picture, of the original's size."""
 
-    model: str
-    version: str
-    engine: str = Field(description="Engine that ran the network: onnx, torch, tensorrt or triton.")
     variant: Literal["paper", "released"]
-    width: int = Field(description="Pixels of the upright original, and of the result.")
-    height: int
     format: Literal["png", "jpeg", "webp"]
     bit_depth: Literal[8, 16]
     estimate: Estimate = Field(description="Made before the start.")

@@ -1,10 +1,8 @@
 """How an answer is drawn, as every route of OpenAI's form takes it: OpenAI's fields, vLLM's, and vLLM's older names."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 
 from fovea.api.bounded_lists import Tokens
 from fovea.api.structured import StructuredOutputs
@@ -40,10 +38,8 @@ GUIDED: Final = {
 """Older names of vLLM → fields of `structured_outputs`."""
 
 
-class NullIsAbsent(BaseModel):
+class NullIsAbsent(BaseModel, extra="allow"):
     """A request in which null means that a field is left out: clients send null for what they leave to the server."""
-
-    model_config = ConfigDict(extra="allow")
 
     @model_validator(mode="before")
     @classmethod
@@ -78,9 +74,7 @@ class SamplingOptions(NullIsAbsent):
     bad_words: list[Annotated[str, StringConstraints(min_length=1, max_length=1000)]] | None = Field(
         None, max_length=MAX_BAD_WORDS, description="Words whose usual tokens are never drawn in a row."
     )
-    stop: StopTexts | None = Field(
-        None, description=f"Up to {MAX_STOPS} texts that end the answer and are not part of it."
-    )
+    stop: StopTexts | None = Field(None, description=f"Up to {MAX_STOPS} texts that end the answer and are not in it.")
     stop_token_ids: Tokens[TokenId] | None = Field(None, description="More tokens that end the answer.")
     include_stop_str_in_output: bool = Field(False, description="Keep the stop text, or the stop token's text.")
     ignore_eos: bool = Field(False, description="Go on after the model's end tokens, up to the limit.")

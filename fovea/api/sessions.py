@@ -1,25 +1,20 @@
 """State of models between requests, on the wire: sessions with a memory, and documents that are asked about."""
 
-from __future__ import annotations
-
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from fovea.api.bounded_lists import ItemList
 from fovea.api.longctx import LongctxOptions
 
 
-class _Asked(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class SessionRequest(_Asked):
+class SessionRequest(BaseModel, extra="forbid"):
     """A session to be opened."""
 
     model: str | None = Field(None, description="A model with a memory; left out, the first one.")
 
 
-class RollbackRequest(_Asked):
+class RollbackRequest(BaseModel, extra="forbid"):
     """A version to go back to."""
 
     version: int = Field(ge=0, lt=2**53, description="One of the versions that are kept.")
@@ -39,11 +34,9 @@ class Session(BaseModel):
     updated: int
 
 
-class SessionList(BaseModel):
+class SessionList(ItemList[Session]):
     """A page of sessions, newest first."""
 
-    object: Literal["list"] = "list"
-    data: list[Session]
     has_more: bool = Field(description="Whether there are older ones: ask again with `after` set to the last id.")
 
 
@@ -75,7 +68,7 @@ class Deleted(BaseModel):
     deleted: bool = True
 
 
-class DocumentRequest(_Asked):
+class DocumentRequest(BaseModel, extra="forbid"):
     """A text to be read once and asked about often."""
 
     model: str | None = Field(None, description="A model that cites; left out, the first one.")
@@ -107,8 +100,5 @@ class DocumentText(DocumentInfo):
     text: str
 
 
-class DocumentList(BaseModel):
+class DocumentList(ItemList[DocumentInfo]):
     """Documents, newest first."""
-
-    object: Literal["list"] = "list"
-    data: list[DocumentInfo]

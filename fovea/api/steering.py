@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints
 
-from fovea.api.bounded_lists import FailFast, Messages
+from fovea.api.bounded_lists import FailFast, ItemList, Messages
 from fovea.api.interventions import Layers
 from fovea.api.text import ChatMessage
 
@@ -21,10 +21,8 @@ Prompt = Annotated[str, StringConstraints(min_length=1)] | Annotated[Messages[Ch
 Prompts = Annotated[list[Prompt], FailFast(), Field(min_length=1, max_length=MAX_PROMPTS)]
 
 
-class SteeringVectorRequest(BaseModel):
+class SteeringVectorRequest(BaseModel, extra="forbid"):
     """Contrasting prompts, whose mean difference becomes the next version of a vector."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(pattern=VECTOR_NAME, description="Its name; the version is counted up.")
     model: str | None = Field(None, description="Name of the model; left out, the default one.")
@@ -80,11 +78,8 @@ class SteeringVector(BaseModel):
     side_effects: list[SideEffect] = Field([], description="Perplexity by strength; 0 is the model as it is.")
 
 
-class SteeringVectorList(BaseModel):
+class SteeringVectorList(ItemList[SteeringVector]):
     """Stored vectors, newest first."""
-
-    object: Literal["list"] = "list"
-    data: list[SteeringVector]
 
 
 class SteeringVectorDeleted(BaseModel):

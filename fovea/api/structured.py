@@ -1,10 +1,8 @@
 """Structured output on the wire: OpenAI's `response_format` and vLLM's `structured_outputs`."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from fovea.api.bounded_lists import Texts
 
@@ -14,10 +12,8 @@ MAX_TAGS: Final = 128
 """Tags in one request."""
 
 
-class JsonSchemaFormat(BaseModel):
+class JsonSchemaFormat(BaseModel, extra="allow", populate_by_name=True):
     """A JSON Schema that the answer meets."""
-
-    model_config = ConfigDict(extra="allow", populate_by_name=True)
 
     name: str = Field("answer", pattern=r"^[a-zA-Z0-9_-]{1,64}$", description="Name of the answer.")
     description: str | None = None
@@ -35,10 +31,8 @@ class TagStructure(BaseModel):
     end: str = Field(description="The text behind it; may be empty.")
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(BaseModel, extra="allow"):
     """The form of the answer: free text, any JSON object, one that meets a schema, one of several texts, or tags."""
-
-    model_config = ConfigDict(extra="allow")
 
     type: Literal["text", "json_object", "json_schema", "choice", "structural_tag"] = "text"
     json_schema: JsonSchemaFormat | None = Field(None, description="With `json_schema`.")
@@ -49,10 +43,8 @@ class ResponseFormat(BaseModel):
     )
 
 
-class StructuredOutputs(BaseModel):
+class StructuredOutputs(BaseModel, extra="forbid", populate_by_name=True):
     """The form of the answer as vLLM takes it: one of its fields, but for the last two."""
-
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
     json_: Schema | str | None = Field(None, alias="json", description="A JSON Schema, or its text.")
     json_object: bool | None = Field(None, description="Any JSON object.")

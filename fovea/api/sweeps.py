@@ -1,10 +1,8 @@
 """Sweeps on the wire: one activation after another is patched, and what becomes of named next tokens."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from fovea.api.bounded_lists import Messages, Tokens
 from fovea.api.interventions import Heads, Layers, Positions
@@ -19,10 +17,8 @@ SweptPrompt = (
 """A text, its token ids, or a conversation under the model's template."""
 
 
-class SweepRequest(BaseModel):
+class SweepRequest(BaseModel, extra="forbid"):
     """A grid of patches of one prompt: layers × positions, or layers × heads."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(None, description="Name of the model; left out, the default one.")
     prompt: SweptPrompt = Field(description="The patched prompt: a text, its token ids, or messages.")

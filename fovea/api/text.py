@@ -4,11 +4,9 @@ Fields of vLLM have its names and meanings; those that neither has are marked as
 says what becomes of all others.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from fovea.api.bounded_lists import Messages, Texts, Tokens, Tools
 from fovea.api.interventions import MAX_CAPTURES, MAX_INTERVENTIONS, Capture, Captured, Intervention
@@ -20,21 +18,35 @@ from fovea.api.tools import Tool, ToolCall, ToolCallDelta, ToolChoice
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(BaseModel, extra="allow"):
     """Facts of a stream besides the answer."""
-
-    model_config = ConfigDict(extra="allow")
 
     include_usage: bool = Field(False, description="Send the usage in a last chunk without choices.")
     continuous_usage_stats: bool = Field(False, description="With include_usage: each chunk has the usage so far.")
 
 
-class GenerationOptions(SamplingOptions):
-    """Options of a chat and a completion besides the prompt."""
+class RequestOptions(SamplingOptions):
+    """Options of chats, completions and responses."""
 
     model: str | None = Field(None, description="Name of the model; left out, the default one.")
-    n: int = Field(1, ge=1, le=64, description="Answers per prompt.")
     stream: bool = Field(False, description="Answer as server-sent events.")
+    longctx: LongctxOptions | None = Field(None, description="Ours: attention method, budget, plan.")
+    interventions: list[Intervention] | None = Field(
+        None,
+        max_length=MAX_INTERVENTIONS,
+        description="Ours: changes inside the model, in order.",
+    )
+    capture: list[Capture] | None = Field(
+        None, max_length=MAX_CAPTURES, description="Ours: activations, attention rows and logit lens to return."
+    )
+    session_id: str | None = Field(None, description="Ours: the session that remembers, for models with a memory.")
+    strict: bool = Field(False, description="Ours: refuse fields that are not known here.")
+
+
+class GenerationOptions(RequestOptions):
+    """Options of a chat and a completion besides the prompt."""
+
+    n: int = Field(1, ge=1, le=64, description="Answers per prompt.")
     stream_options: StreamOptions | None = None
     prompt_logprobs: int | None = Field(
         None, ge=0, le=20, description="Return the prompt's log-probabilities, and of so many likeliest tokens."
@@ -55,24 +67,13 @@ class GenerationOptions(SamplingOptions):
         description="`text`, `json_object`, `json_schema`, `structural_tag`, or ours: `choice`, one of whose `choices` "
         "is answered.",
     )
-    longctx: LongctxOptions | None = Field(None, description="Ours: attention method, budget, plan.")
     compare: list[str | LongctxOptions] | None = Field(
         None,
         min_length=2,
         max_length=8,
         description="Ours: methods that each answer (a name, or as `longctx`): a choice each, and `comparison`.",
     )
-    interventions: list[Intervention] | None = Field(
-        None,
-        max_length=MAX_INTERVENTIONS,
-        description="Ours: changes inside the model, in order.",
-    )
-    capture: list[Capture] | None = Field(
-        None, max_length=MAX_CAPTURES, description="Ours: activations, attention rows and logit lens to return."
-    )
-    session_id: str | None = Field(None, description="Ours: the session that remembers, for models with a memory.")
     document_id: str | None = Field(None, description="Ours: the document that the prompt is about, read once before.")
-    strict: bool = Field(False, description="Ours: refuse fields that are not known here.")
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
 
@@ -82,19 +83,15 @@ class GenerationOptions(SamplingOptions):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
-class ContentPart(BaseModel):
+class ContentPart(BaseModel, extra="allow"):
     """A piece of a message; only text is understood."""
-
-    model_config = ConfigDict(extra="allow")
 
     type: str
     text: str | None = None
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(BaseModel, extra="allow"):
     """One turn of a conversation."""
-
-    model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Messages[ContentPart] | None = None
@@ -129,9 +126,7 @@ class ChatRequest(GenerationOptions):
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="More names for the template, such as `enable_thinking`."
     )
-    reasoning_effort: str | None = Field(
-        None, description="For models whose template knows it; `none` turns thinking off."
-    )
+    reasoning_effort: str | None = Field(None, description="Where the template knows it; `none` turns thinking off.")
     include_reasoning: bool = Field(True, description="Return what the model thinks as `reasoning_content`.")
 
 
@@ -224,20 +219,24 @@ class ChatChoice(BaseModel):
     captured: list[Captured] | None = Field(None, description="Ours: what `capture` read.")
 
 
-class ChatCompletion(BaseModel):
-    """The answers to a conversation."""
-
+class _Answer(BaseModel):
     id: str
-    object: Literal["chat.completion"] = "chat.completion"
+    object: str
     created: int
     model: str
     system_fingerprint: str | None = None
-    choices: list[ChatChoice]
-    usage: Usage
-    prompt_logprobs: PromptLogprobs | None = None
     longctx: LongctxAnswer | None = Field(None, description="Ours: citations, and what is remembered.")
     comparison: list[ComparedAnswer] | None = Field(None, description="Ours: what `compare` found.")
     warnings: list[str] | None = Field(None, description="Ours: fields that were ignored, a sentence each.")
+
+
+class ChatCompletion(_Answer):
+    """The answers to a conversation."""
+
+    object: Literal["chat.completion"] = "chat.completion"
+    choices: list[ChatChoice]
+    usage: Usage
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class Delta(BaseModel):
@@ -260,20 +259,13 @@ class ChunkChoice(BaseModel):
     captured: list[Captured] | None = Field(None, description="Ours: what `capture` read.")
 
 
-class ChatChunk(BaseModel):
+class ChatChunk(_Answer):
     """A piece of a streamed answer; the one with the usage has no choices."""
 
-    id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    system_fingerprint: str | None = None
     choices: list[ChunkChoice]
     usage: Usage | None = None
     prompt_logprobs: PromptLogprobs | None = None
-    longctx: LongctxAnswer | None = Field(None, description="Ours: citations, and what is remembered.")
-    comparison: list[ComparedAnswer] | None = Field(None, description="Ours: what `compare` found.")
-    warnings: list[str] | None = Field(None, description="Ours: fields that were ignored, a sentence each.")
 
 
 class CompletionLogprobs(BaseModel):
@@ -297,25 +289,16 @@ class CompletionChoice(BaseModel):
     captured: list[Captured] | None = Field(None, description="Ours: what `capture` read.")
 
 
-class Completion(BaseModel):
+class Completion(_Answer):
     """Completions of the prompts, whole or a chunk of them."""
 
-    id: str
     object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
-    system_fingerprint: str | None = None
     choices: list[CompletionChoice]
     usage: Usage | None = None
-    longctx: LongctxAnswer | None = Field(None, description="Ours: citations, and what is remembered.")
-    comparison: list[ComparedAnswer] | None = Field(None, description="Ours: what `compare` found.")
-    warnings: list[str] | None = Field(None, description="Ours: fields that were ignored, a sentence each.")
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(BaseModel, json_schema_extra={"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]}):
     """Ours: a text, or a conversation under the model's template, to be cut into tokens."""
-
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]})
 
     model: str | None = None
     prompt: str | None = None

@@ -1,24 +1,18 @@
 """Tool calls on the wire: the functions that a model may call, and its calls, whole and streamed."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 _NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
 
 
-class FunctionDefinition(BaseModel):
+class FunctionDefinition(BaseModel, extra="allow"):
     """A function that the caller can run."""
-
-    model_config = ConfigDict(extra="allow")
 
     name: str = Field(pattern=_NAME)
     description: str | None = None
-    parameters: dict[str, Any] | None = Field(
-        None, description="A JSON Schema of its arguments; left out, there are none."
-    )
+    parameters: dict[str, Any] | None = Field(None, description="JSON Schema of its arguments; left out, it has none.")
     strict: bool | None = Field(None, description="Refuse keywords of the schema that can't be enforced.")
 
     @property
@@ -29,10 +23,8 @@ class FunctionDefinition(BaseModel):
         return self.parameters or {"type": "object"}
 
 
-class Tool(BaseModel):
+class Tool(BaseModel, extra="allow"):
     """Something that a model may call; only functions are understood."""
-
-    model_config = ConfigDict(extra="allow")
 
     type: Literal["function"] = "function"
     function: FunctionDefinition

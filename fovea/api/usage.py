@@ -1,7 +1,5 @@
 """Usage of a request: what it consumed, as replicas and answers tell it, and the record that a tenant is shown."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping
@@ -14,14 +12,8 @@ USAGE_HEADER: Final = "x-fovea-usage"
 """Response header of a replica: what the request consumed there, as a JSON object of numbers. Callers don't get it."""
 
 USAGE_FIELDS: Final = (
-    "requests",
-    "tokens_in",
-    "tokens_out",
-    "cached_tokens",
-    "kv_byte_seconds",
-    "pictures",
-    "cpu_seconds",
-)
+    "requests", "tokens_in", "tokens_out", "cached_tokens", "kv_byte_seconds", "pictures", "cpu_seconds",
+)  # fmt: skip
 
 _MODEL: Final = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
 _MAX_EVENT_BYTES: Final = 2**16

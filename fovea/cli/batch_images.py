@@ -4,8 +4,6 @@ A picture that fails is reported and does not stop the others; the exit code is 
 failed alike.
 """
 
-from __future__ import annotations
-
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -17,6 +15,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fovea.api.coco import CocoDataset
 from fovea.async_client import AsyncClient
 from fovea.cli.common_options import Connection
 from fovea.cli.exit_codes import OUTCOME, choose_exit_code
@@ -38,13 +37,17 @@ class ImageResult:
 
 @dataclass
 class ImageBatch(ABC):
-    """The pictures of one command; without a `progress_label` there is no progress bar."""
+    """The pictures of one command, and the folder that is written to.
+
+    Without a `progress_label` there is no progress bar.
+    """
 
     task: ClassVar[str]
     progress_label: ClassVar[str]
 
     screen: Screen
     options: dict[str, Any] = field(default_factory=dict)
+    output: Path | None = None
     total: int = 0
     failed: int = 0
     exit_codes: set[int] = field(default_factory=set)
@@ -56,6 +59,15 @@ class ImageBatch(ABC):
     async def run_task(self, client: AsyncClient, picture: bytes, accept: str | None = None) -> Any:
         """Return the JSON answer to one picture, or its bytes in another form."""
         return await client.run(self.task, self.options, pictures={"image": picture}, accept=accept)
+
+    async def save(self, image: ImageSource, files: Mapping[str, bytes | str | None]) -> list[str]:
+        """Write the files of one picture, where there is a folder; return them."""
+        return [] if self.output is None else await asyncio.to_thread(write_files, self.output, image.stem, files)
+
+    def save_coco(self, dataset: CocoDataset) -> None:
+        """Write one file of all pictures, where there is a folder."""
+        if self.output is not None:
+            (self.output / "coco.json").write_text(dataset.to_json(), "utf8")
 
     def run(self, arguments: Sequence[str], concurrency: int, connection: Connection) -> None:
         """Process all pictures that the arguments name; ends the program with an exit code if any failed."""

@@ -1,19 +1,15 @@
 """Options that all commands share: the gateway's address and key, the model, JSON output."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
 from fovea.async_client import AsyncClient
-from fovea.call import Call
+from fovea.call import Answer, Call
 from fovea.cli.output import Screen
 from fovea.client import Client
 from fovea.transport import LOCAL
-
-Answer = TypeVar("Answer")
 
 _PANEL = "Gateway"
 

@@ -3,22 +3,7 @@
 1 is for an outcome: a job or some of several files failed, or the answer to the question is no.
 """
 
-from __future__ import annotations
-
-from fovea.errors import (
-    BadInput,
-    Cancelled,
-    Conflict,
-    DeadlineExceeded,
-    FoveaError,
-    InvalidOption,
-    NotFound,
-    NotReady,
-    PermissionDenied,
-    QueueFull,
-    RateLimited,
-    Unauthenticated,
-)
+from fovea import errors
 
 OUTCOME = 1
 USAGE = 2
@@ -36,21 +21,17 @@ HELP = (
     "8 internal error · 130 interrupted"
 )
 
-_CODES: tuple[tuple[type[FoveaError], int], ...] = (
-    (InvalidOption, USAGE),
-    (BadInput, REFUSED),
-    (Conflict, REFUSED),
-    (NotFound, NOT_FOUND),
-    (Unauthenticated, NOT_ALLOWED),
-    (PermissionDenied, NOT_ALLOWED),
-    (RateLimited, NOT_ALLOWED),
-    (QueueFull, UNAVAILABLE),
-    (NotReady, UNAVAILABLE),
-    (DeadlineExceeded, TIMED_OUT),
-    (Cancelled, INTERRUPTED),
-)
+_KINDS: dict[int, tuple[type[errors.FoveaError], ...]] = {
+    USAGE: (errors.InvalidOption,),
+    REFUSED: (errors.BadInput, errors.Conflict),
+    NOT_FOUND: (errors.NotFound,),
+    NOT_ALLOWED: (errors.Unauthenticated, errors.PermissionDenied, errors.RateLimited),
+    UNAVAILABLE: (errors.QueueFull, errors.NotReady),
+    TIMED_OUT: (errors.DeadlineExceeded,),
+    INTERRUPTED: (errors.Cancelled,),
+}
 
 
-def choose_exit_code(error: FoveaError) -> int:
+def choose_exit_code(error: errors.FoveaError) -> int:
     """Choose the exit code of an error: that of its first class in the list; 8 for any other."""
-    return next((code for kind, code in _CODES if isinstance(error, kind)), INTERNAL)
+    return next((code for code, kinds in _KINDS.items() if isinstance(error, kinds)), INTERNAL)

@@ -1,7 +1,5 @@
 """Input pictures of the command line: a file, a folder, a pattern, a URL, or `-` for standard input."""
 
-from __future__ import annotations
-
 import asyncio
 import glob
 import sys
@@ -86,9 +84,8 @@ def _expand(name: str) -> Iterator[str]:
     elif Path(name).is_dir():
         pictures = sorted(file for file in Path(name).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
         if not pictures:
-            raise NotFound(
-                f"The folder {name} has no picture.", hint=f"Pictures end in {', '.join(sorted(IMAGE_SUFFIXES))}."
-            )
+            hint = f"Pictures end in {', '.join(sorted(IMAGE_SUFFIXES))}."
+            raise NotFound(f"The folder {name} has no picture.", hint=hint)
         yield from map(str, pictures)
     elif not Path(name).exists() and glob.has_magic(name):
         matches = sorted(file for file in glob.glob(name, recursive=True) if Path(file).is_file())  # noqa: PTH207 - pathlib has no pattern that starts at an absolute path

@@ -1,7 +1,5 @@
 """Progress of a job: a bar on standard error that follows the job to its end."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The command `fovea`: its own commands talk to a gateway, plug-in commands act on this machine."""
 
-from __future__ import annotations
-
 import sys
 from importlib import metadata
 from typing import Annotated
@@ -23,7 +21,7 @@ from fovea.cli.commands import (
     run,
     segment,
 )
-from fovea.cli.commands.task_aliases import MODEL_OPTIONS
+from fovea.cli.commands.run import MODEL_OPTIONS
 from fovea.cli.exit_codes import HELP, INTERRUPTED, choose_exit_code
 from fovea.cli.option_groups import CommandApp
 from fovea.cli.output import Screen

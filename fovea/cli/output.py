@@ -3,8 +3,6 @@
 Answers go to standard output, everything else (progress, notes, errors) to standard error.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re
@@ -34,8 +32,7 @@ class Screen:
             template with fields in braces, as `{id} {error.detail}`. None is a table on a terminal and tsv elsewhere.
         as_json: Short for the form `json`.
 
-    Raises:
-        InvalidOption: There is no such form.
+    Raises InvalidOption: there is no such form.
     """
 
     def __init__(self, form: str | None = None, *, as_json: bool = False) -> None:

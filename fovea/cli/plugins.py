@@ -4,8 +4,6 @@
 an entry point (`up = "shared.serving.up.launch:up [serving]"`) say what to install when a command can't be loaded.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib.util
 from importlib.metadata import EntryPoint
@@ -87,12 +85,9 @@ def read_first_line(point: EntryPoint) -> str:
     if file is None:
         return ""
     tree = ast.parse(file.read_text("utf8"))
-    named = (
-        node
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == point.attr
-    )
-    text = next((found for node in named if (found := ast.get_docstring(node))), ast.get_docstring(tree))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    texts = (ast.get_docstring(node) for node in functions if node.name == point.attr)
+    text = next(filter(None, texts), ast.get_docstring(tree))
     return (text or "").partition("\n")[0]
 
 

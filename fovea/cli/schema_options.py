@@ -3,8 +3,6 @@
 `segment`, `run` and others take whatever options the schema of the served model declares.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches

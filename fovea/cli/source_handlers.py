@@ -1,7 +1,5 @@
 """Sources of a task command that are not pictures, such as studies: handlers come from plug-ins (`fovea.sources`)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol

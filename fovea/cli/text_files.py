@@ -1,7 +1,5 @@
 """Text files of the command line: reads and writes them, gzipped where the name ends in `.gz`."""
 
-from __future__ import annotations
-
 import gzip
 import sys
 from pathlib import Path

@@ -14,13 +14,12 @@ from typer.testing import CliRunner
 from fovea.api.image import ImageBytes
 from fovea.api.mask import SegmentIn
 from fovea.api.text import ChatRequest
-from fovea.cli.commands import task_aliases
+from fovea.cli.commands import run
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.input_files import find_images
-from fovea.cli.option_groups import expand_options
+from fovea.cli.option_groups import add_request_options, expand_options
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import describe_options, is_picture, list_picture_fields, parse_options, split_arguments
-from fovea.cli.typed_options import add_request_options
 from fovea.errors import InvalidOption, NotFound, TooLarge
 
 
@@ -47,16 +46,12 @@ SCHEMA = Mixed.model_json_schema()
     [
         ("a.png b.png", ["a.png", "b.png"], {}),
         ("a.png --threshold 0.4 b.png", ["a.png", "b.png"], {"threshold": "0.4"}),
-        ("--threshold=0.4 a.png", ["a.png"], {"threshold": "0.4"}),
-        ("--keep a.png", ["a.png"], {"keep": "true"}),
-        ("--no-keep a.png", ["a.png"], {"keep": "false"}),
-        ("--top-k 3 -", ["-"], {"top_k": "3"}),
-        ("--prompt a=b", [], {"prompt": "a=b"}),
-        ("--prompt=a=b", [], {"prompt": "a=b"}),
-        ("a.png --unknown", ["a.png"], {"unknown": "true"}),
-        ("--threshold -0.5", [], {"threshold": "-0.5"}),
+        ("--threshold=0.4 a.png", ["a.png"], {"threshold": "0.4"}), ("--keep a.png", ["a.png"], {"keep": "true"}),
+        ("--no-keep a.png", ["a.png"], {"keep": "false"}), ("--top-k 3 -", ["-"], {"top_k": "3"}),
+        ("--prompt a=b", [], {"prompt": "a=b"}), ("--prompt=a=b", [], {"prompt": "a=b"}),
+        ("a.png --unknown", ["a.png"], {"unknown": "true"}), ("--threshold -0.5", [], {"threshold": "-0.5"}),
     ],
-)
+)  # fmt: skip
 def test_words_and_options_are_told_apart(line, plain, texts):
     assert split_arguments(line.split(), SCHEMA) == (plain, texts)
 
@@ -122,8 +117,8 @@ def test_a_group_s_options_are_where_the_group_is_and_arrive_as_one():
 
 
 def test_a_task_s_own_command_runs_it_with_the_options_of_the_model(monkeypatch):
-    app, told = task_aliases.make_task_app("anything", "Do it."), []
-    monkeypatch.setattr(task_aliases, "run", lambda **given: told.append(given))
+    app, told = run.make_task_app("anything", "Do it."), []
+    monkeypatch.setattr(run, "run", lambda **given: told.append(given))
     assert CliRunner().invoke(app, ["a.npz", "--size", "3", "--model", "m"]).exit_code == 0
     assert (told[0]["task"], told[0]["arguments"], told[0]["model"]) == ("anything", ["a.npz", "--size", "3"], "m")
     assert "Do it." in CliRunner().invoke(app, ["--help"]).stdout

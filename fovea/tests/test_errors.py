@@ -7,9 +7,9 @@ import grpc
 import pytest
 
 from fovea import errors
+from fovea.api.model import HeadlineMetric
 from fovea.api.problem import oip_error, openai_error
 from fovea.errors import InvalidOption, by_status
-from fovea.headline_metric import HeadlineMetric
 from shared.registry.discovery import servables
 
 

@@ -5,14 +5,6 @@ touch is a few plain functions.
 """
 
 from shared.telemetry.context import Context, bind, context, fresh_context, traceparent
-from shared.telemetry.fidelity import (
-    FIDELITY_DELTA,
-    FIDELITY_HELD,
-    FIDELITY_KL,
-    FIDELITY_TOP1,
-    held_back,
-    observe_fidelity,
-)
 from shared.telemetry.logs import configure_logs, log
 from shared.telemetry.metrics import (
     BATCH_SIZE,
@@ -29,10 +21,14 @@ from shared.telemetry.metrics import (
     REQUEST_LATENCY,
     REQUESTS,
     SECONDS,
+    held_back,
     kernel_called,
-    metrics_text,
     observe,
+    observe_fidelity,
+    observe_queue_time,
+    observe_stage,
     render_metrics,
+    stage,
 )
 from shared.telemetry.server_spans import begin_http_span, begin_rpc_span, finish_http_span, finish_rpc_span
 from shared.telemetry.spans import (
@@ -45,53 +41,12 @@ from shared.telemetry.spans import (
     shut_down_tracing,
     span,
 )
-from shared.telemetry.stages import observe_queue_time, observe_stage, stage
 
 __all__ = [
-    "BATCH_SIZE",
-    "DROPPED_FRAMES",
-    "ERRORS",
-    "FIDELITY_DELTA",
-    "FIDELITY_HELD",
-    "FIDELITY_KL",
-    "FIDELITY_TOP1",
-    "IN_FLIGHT",
-    "JOBS",
-    "KERNEL_CALLS",
-    "LATENCY",
-    "METRICS_CONTENT_TYPE",
-    "NO_SPAN",
-    "QUEUE_DEPTH",
-    "QUEUE_TIME",
-    "READY_REPLICAS",
-    "REQUESTS",
-    "REQUEST_LATENCY",
-    "SECONDS",
-    "Context",
-    "Span",
-    "begin_http_span",
-    "begin_rpc_span",
-    "bind",
-    "configure_logs",
-    "configure_tracing",
-    "context",
-    "find_exemplar",
-    "finish_http_span",
-    "finish_rpc_span",
-    "fresh_context",
-    "held_back",
-    "is_tracing",
-    "kernel_called",
-    "log",
-    "metrics_text",
-    "observe",
-    "observe_fidelity",
-    "observe_queue_time",
-    "observe_stage",
-    "record_span",
-    "render_metrics",
-    "shut_down_tracing",
-    "span",
-    "stage",
-    "traceparent",
-]
+    "BATCH_SIZE", "DROPPED_FRAMES", "ERRORS", "IN_FLIGHT", "JOBS", "KERNEL_CALLS", "LATENCY",
+    "METRICS_CONTENT_TYPE", "NO_SPAN", "QUEUE_DEPTH", "QUEUE_TIME", "READY_REPLICAS", "REQUESTS", "REQUEST_LATENCY",
+    "SECONDS", "Context", "Span", "begin_http_span", "begin_rpc_span", "bind", "configure_logs",
+    "configure_tracing", "context", "find_exemplar", "finish_http_span", "finish_rpc_span", "fresh_context",
+    "held_back", "is_tracing", "kernel_called", "log", "observe", "observe_fidelity", "observe_queue_time",
+    "observe_stage", "record_span", "render_metrics", "shut_down_tracing", "span", "stage", "traceparent",
+]  # fmt: skip

@@ -1,7 +1,5 @@
 """Request context: who is being served, which every log line, metric and span of one request carries."""
 
-from __future__ import annotations
-
 import os
 import random
 from contextvars import ContextVar

@@ -4,8 +4,6 @@ Imported only when tracing is on. The SDK reads its own standard variables: `OTE
 `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_*` and so on.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import threading
@@ -13,47 +11,37 @@ from collections.abc import Iterable, Sequence
 from importlib import metadata
 from typing import Any
 
+from opentelemetry import trace as otel
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler, SamplingResult
-from opentelemetry.trace import (
-    Link,
-    NonRecordingSpan,
-    SpanContext,
-    SpanKind,
-    TraceFlags,
-    TraceState,
-    get_current_span,
-    set_span_in_context,
-)
 from opentelemetry.util.types import Attributes as OtelAttributes
 
 from shared.telemetry.context import is_traceparent
-from shared.telemetry.spans import Kind
 
-_KINDS = {kind.name.lower(): kind for kind in SpanKind}
+_KINDS = {kind.name.lower(): kind for kind in otel.SpanKind}
 
 
 class SpanRecorder:
     """Makes spans with a provider of its own: the global one stays free for libraries that bring theirs."""
 
-    def __init__(self, service: str, exporter: SpanExporter, *, is_batched: bool) -> None:
-        """Hand the spans of `service` to an exporter, in batches or each at its end."""
+    def __init__(self, service: str, to: SpanExporter | str) -> None:
+        """Send the spans of `service` to an OTLP/HTTP endpoint in batches, or hand each to an exporter at its end."""
         self._provider = TracerProvider(resource=_describe_process(service), shutdown_on_exit=False)
         self._provider.sampler = _FollowLink(self._provider.sampler)
-        self._exporter = exporter
-        processor = BatchSpanProcessor(exporter) if is_batched else SimpleSpanProcessor(exporter)
-        self._provider.add_span_processor(processor)
+        self._exporter = OTLPSpanExporter(to) if isinstance(to, str) else to
+        processor = BatchSpanProcessor if isinstance(to, str) else SimpleSpanProcessor
+        self._provider.add_span_processor(processor(self._exporter))
         self._tracer = self._provider.get_tracer("fovea", metadata.version("fovea-platform"))
 
-    def begin(self, name: str, kind: Kind, parent: str, links: Iterable[str], started_ns: int | None) -> Any:
-        """Begin a span; see `shared.telemetry.spans.Recorder`."""
+    def begin(self, name: str, kind: str, parent: str, links: Iterable[str], started_ns: int | None) -> Any:
+        """Begin a span of OpenTelemetry's; `parent` and `links` are trace parents, an empty parent begins a trace."""
         found = _read(parent)
-        context = Context() if found is None else set_span_in_context(NonRecordingSpan(found), Context())
-        linked = [Link(other) for other in map(_read, links) if other is not None]
+        context = Context() if found is None else otel.set_span_in_context(otel.NonRecordingSpan(found), Context())
+        linked = [otel.Link(other) for other in map(_read, links) if other is not None]
         return self._tracer.start_span(name, context, _KINDS[kind], links=linked, start_time=started_ns)
 
     def shut_down(self, seconds: float) -> None:
@@ -64,13 +52,6 @@ class SpanRecorder:
         if closing.is_alive():  # it tries again and again: make it give up
             self._exporter.shutdown()
             closing.join(seconds)
-
-
-class OtlpRecorder(SpanRecorder):
-    """Sends spans to an OTLP/HTTP endpoint."""
-
-    def __init__(self, endpoint: str, service: str) -> None:
-        super().__init__(service, OTLPSpanExporter(endpoint), is_batched=True)
 
 
 class _FollowLink(Sampler):
@@ -84,19 +65,17 @@ class _FollowLink(Sampler):
         parent_context: Context | None,
         trace_id: int,
         name: str,
-        kind: SpanKind | None = None,
+        kind: otel.SpanKind | None = None,
         attributes: OtelAttributes = None,
-        links: Sequence[Link] | None = None,
-        trace_state: TraceState | None = None,
+        links: Sequence[otel.Link] | None = None,
+        trace_state: otel.TraceState | None = None,
     ) -> SamplingResult:
-        """Decide by the link where there is one and no parent, else as the other sampler does."""
         sampler = self._other
-        if links and not get_current_span(parent_context).get_span_context().is_valid:
+        if links and not otel.get_current_span(parent_context).get_span_context().is_valid:
             sampler = ALWAYS_ON if links[0].context.trace_flags.sampled else ALWAYS_OFF
         return sampler.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
 
     def get_description(self) -> str:
-        """Its activity, in a word."""
         return f"FollowLink({self._other.get_description()})"
 
 
@@ -106,8 +85,8 @@ def _describe_process(service: str) -> Resource:
     return Resource.create({f"service.{key}": value for key, value in described.items()} | {"process.pid": os.getpid()})
 
 
-def _read(traceparent: str) -> SpanContext | None:
+def _read(traceparent: str) -> otel.SpanContext | None:
     if not is_traceparent(traceparent):
         return None
     _, trace, span, flags = traceparent.strip().split("-")
-    return SpanContext(int(trace, 16), int(span, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
+    return otel.SpanContext(int(trace, 16), int(span, 16), is_remote=True, trace_flags=otel.TraceFlags(int(flags, 16)))

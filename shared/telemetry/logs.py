@@ -1,7 +1,5 @@
 """Logs: structlog and the standard library in one form, each line with the ids of its request."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from typing import Any, Literal

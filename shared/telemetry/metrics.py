@@ -1,17 +1,19 @@
-"""Metrics of every service, in the field's names. They live in prometheus_client's default registry.
+"""Metrics of every service, in the field's names, and the stages of a request that they time.
+
+They live in prometheus_client's default registry. A stage is one number in a histogram, and one span.
 
 While tracing is on, samples of histograms name a trace as their exemplar, where OpenMetrics is asked for.
 """
 
-from __future__ import annotations
-
+import time
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 
-from shared.telemetry.spans import find_exemplar
+from shared.telemetry.context import context
+from shared.telemetry.spans import Attributes, find_exemplar, is_tracing, record_span
 
 Stage = Literal["pre", "run", "post", "prefill", "decode"]
 """Stages of a request: those of arrays, and those of text."""
@@ -50,7 +52,35 @@ KERNEL_CALLS = Counter(
 )
 IN_FLIGHT = Gauge("fovea_in_flight", "Requests being served.", ["service"])
 
+_NATS = (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
+
+FIDELITY_KL = Histogram(
+    "fovea_fidelity_kl_nats",
+    "KL(dense || method) per token of answers that were run again densely.",
+    ["model", "method"],
+    buckets=_NATS,
+)
+FIDELITY_TOP1 = Histogram(
+    "fovea_fidelity_top1_agreement",
+    "Share of tokens on which a method agrees with dense attention.",
+    ["model", "method"],
+    buckets=(0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 1),
+)
+FIDELITY_DELTA = Histogram(
+    "fovea_fidelity_loss_nats",
+    "Log-likelihood per token that a method loses against dense attention.",
+    ["model", "method"],
+    buckets=(-1, -0.1, -0.01, 0, *_NATS),
+)
+FIDELITY_HELD = Gauge(
+    "fovea_fidelity_held_back",
+    "Variants of a method (its knobs, plan and budget) that dense serves in place of.",
+    ["model", "method"],
+)
+
 METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+_SPAN_NAMES = {"pre": "preprocess", "run": "inference", "post": "postprocess"}
 
 
 def observe(histogram: Histogram, value: float) -> None:
@@ -60,12 +90,7 @@ def observe(histogram: Histogram, value: float) -> None:
 
 def kernel_called(op: str, backend: str, reason: str) -> None:
     """Count a call of an attention kernel; `reason` says why a faster back end was passed over, if one was."""
-    _kernel(op, backend, reason).inc()
-
-
-def metrics_text() -> bytes:
-    """Everything counted in this process, in the Prometheus text format."""
-    return generate_latest()
+    _find(KERNEL_CALLS, op, backend, reason).inc()
 
 
 def render_metrics(accept: str = "") -> tuple[bytes, str]:
@@ -74,6 +99,53 @@ def render_metrics(accept: str = "") -> tuple[bytes, str]:
     return encode(REGISTRY), content_type
 
 
+class stage:  # noqa: N801  # as `bind`
+    """Time a block as one stage of the current service and model, for example `with stage("pre"):`."""
+
+    __slots__ = ("_begun", "_name")
+
+    def __init__(self, name: Stage) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._begun = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        observe_stage(self._name, time.perf_counter() - self._begun)
+
+
+def observe_stage(name: Stage, seconds: float, attributes: Attributes | None = None) -> None:
+    """Record a stage that was timed elsewhere and ended just now; `attributes` are its span's."""
+    ctx = context()
+    observe(_find(LATENCY, ctx.service, ctx.model, name), seconds)
+    if is_tracing():
+        record_span(_SPAN_NAMES.get(name, name), seconds, attributes)
+
+
+def observe_queue_time(seconds: float) -> None:
+    """Record that the request of the current context waited, up to now."""
+    ctx = context()
+    observe(_find(QUEUE_TIME, ctx.service, ctx.model), seconds)
+    record_span("queue", seconds)
+
+
 @cache
-def _kernel(op: str, backend: str, reason: str) -> Counter:
-    return KERNEL_CALLS.labels(op, backend, reason)
+def _find(metric: Any, *labels: str) -> Any:
+    return metric.labels(*labels)
+
+
+def observe_fidelity(method: str, kl: float, agreement: float, delta: float) -> None:
+    """Record how one answer under an attention method compares with dense attention on the same tokens.
+
+    `kl` is KL(dense ‖ method), mean nats per token; `agreement` the share of tokens on which both find the same one
+    likeliest; `delta` the log-likelihood that the method loses, nats per token.
+    """
+    labels = (context().model, method)
+    FIDELITY_KL.labels(*labels).observe(kl)
+    FIDELITY_TOP1.labels(*labels).observe(agreement)
+    FIDELITY_DELTA.labels(*labels).observe(delta)
+
+
+def held_back(method: str, variants: int) -> None:
+    """Record how many variants of an attention method dense serves in place of."""
+    FIDELITY_HELD.labels(context().model, method).set(variants)

@@ -1,7 +1,5 @@
 """Server spans: one per request that is worth a trace, with the attributes of OpenTelemetry's semantic conventions."""
 
-from __future__ import annotations
-
 from shared.telemetry.spans import NO_SPAN, Span, span
 
 _UNTRACED = frozenset((

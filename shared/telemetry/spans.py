@@ -11,35 +11,29 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from shared.telemetry.context import bind, context
+
+if TYPE_CHECKING:
+    from shared.telemetry.exporter import SpanRecorder
 
 Attributes = Mapping[str, Any]
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
 
 
-class Recorder(Protocol):
-    """The maker of spans once tracing is on."""
-
-    def begin(self, name: str, kind: Kind, parent: str, links: Iterable[str], started_ns: int | None) -> Any:
-        """Begin a span of OpenTelemetry's; `parent` and `links` are trace parents, an empty parent begins a trace."""
-
-    def shut_down(self, seconds: float) -> None:
-        """Send what is left, for at most `seconds`."""
-
-
-_recorder: Recorder | None = None
+_recorder: SpanRecorder | None = None
+"""The maker of spans once tracing is on."""
 
 
 def configure_tracing(endpoint: str | None, service: str) -> None:
     """Send spans of `service` to an OTLP/HTTP endpoint, `http://collector:4318/v1/traces`; None: no tracing."""
     shut_down_tracing()
     if endpoint is not None:
-        use_recorder(importlib.import_module("shared.telemetry.exporter").OtlpRecorder(endpoint, service))
+        use_recorder(importlib.import_module("shared.telemetry.exporter").SpanRecorder(service, endpoint))
 
 
-def use_recorder(recorder: Recorder | None) -> None:
+def use_recorder(recorder: SpanRecorder | None) -> None:
     """Make the spans of this process with `recorder`."""
     global _recorder  # noqa: PLW0603  # one per process, as the logger
     _recorder = recorder

@@ -31,6 +31,6 @@ def is_child(span, parent):
 @pytest.fixture
 def recorded_spans():
     exporter = InMemorySpanExporter()
-    use_recorder(SpanRecorder("test", exporter, is_batched=False))
+    use_recorder(SpanRecorder("test", exporter))
     yield RecordedSpans(exporter)
     use_recorder(None)

@@ -38,7 +38,7 @@ def test_context_is_bound_for_a_block_only():
 def test_stage_lands_in_the_histogram_of_service_and_model():
     with telemetry.bind(service="s", model="m"), telemetry.stage("pre"):
         pass
-    text = telemetry.metrics_text().decode()
+    text = telemetry.render_metrics()[0].decode()
     assert 'fovea_stage_seconds_count{model="m",service="s",stage="pre"} 1.0' in text
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
 import numpy as np
 from pydantic import BaseModel
 
-from fovea.api.drawable import Drawable
+from fovea.api.image import Drawable
 from fovea.api.tensors import TensorSpec
 from fovea.errors import Cancelled, FoveaError, in_field
 from shared.export.artifacts import ExportedForms, open_engine_with_card

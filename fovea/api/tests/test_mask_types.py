@@ -5,8 +5,8 @@ import base64
 import pytest
 from pydantic import ValidationError
 
+from fovea.api.image import Times
 from fovea.api.mask import RunLengths, SegmentIn, SegmentOut
-from fovea.api.timings import Times
 
 PICTURE = b"\x89PNG picture"
 
@@ -26,22 +26,11 @@ def test_no_form_at_all_may_be_asked_for():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("threshold", -0.01),
-        ("threshold", 1.01),
-        ("threshold", "high"),
-        ("threshold", float("nan")),
-        ("normalise", "zscore"),
-        ("min_area", -1),
-        ("min_area", 1.5),
-        ("include", ["video"]),
-        ("include", 7),
-        ("include", [1]),
-        ("include", {"mask": True}),
-        ("image", "not base64!"),
-        ("image", None),
-        ("colour", "red"),
+        ("threshold", -0.01), ("threshold", 1.01), ("threshold", "high"), ("threshold", float("nan")),
+        ("normalise", "zscore"), ("min_area", -1), ("min_area", 1.5), ("include", ["video"]), ("include", 7),
+        ("include", [1]), ("include", {"mask": True}), ("image", "not base64!"), ("image", None), ("colour", "red"),
     ],
-)
+)  # fmt: skip
 def test_bad_option_is_refused_by_name(field, value):
     with pytest.raises(ValidationError) as caught:
         SegmentIn.model_validate({"image": PICTURE, field: value})

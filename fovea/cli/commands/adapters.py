@@ -1,7 +1,5 @@
 """`fovea adapters`: LoRA adapters that requests use by name as their model. Knows the SDK and the terminal."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

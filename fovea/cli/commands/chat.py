@@ -1,7 +1,5 @@
 """`fovea chat [PROMPT …]`: streams one answer, or holds a conversation when there is a terminal and no prompt."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import sys

@@ -1,8 +1,5 @@
 """`fovea classify …`: classifies many pictures, whole or patch by patch, and saves the tinted picture."""
 
-from __future__ import annotations
-
-import asyncio
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +9,10 @@ import typer
 
 from fovea.api.classes import ClassifyIn, ClassifyOut
 from fovea.async_client import AsyncClient
-from fovea.cli.batch_images import Concurrency, ImageBatch, ImageResult, write_files
+from fovea.cli.batch_images import Concurrency, ImageBatch, ImageResult
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
-from fovea.cli.typed_options import add_request_options
+from fovea.cli.option_groups import add_request_options
 
 
 def _classify(
@@ -43,20 +40,16 @@ classify = add_request_options(_classify, ClassifyIn, without=frozenset({"image"
 
 @dataclass
 class _ClassifyBatch(ImageBatch):
-    """Classifies pictures, and saves the results where there is an output folder."""
-
     task = "classify"
     progress_label = "classifying"
 
-    output: Path | None = None
-
     async def answer(self, client: AsyncClient, picture: bytes, image: ImageSource) -> ImageResult:
         answer = ClassifyOut.model_validate(await self.run_task(client, picture))
+        facts = answer.model_dump(mode="json")
         if self.output is not None:
-            text = json.dumps(answer.model_dump(mode="json"), indent=1) + "\n"
-            files = {"json": text, "classes.jpg": await self.run_task(client, picture, accept="image/jpeg")}
-            await asyncio.to_thread(write_files, self.output, image.stem, files)
-        return ImageResult(answer.model_dump(mode="json"), summarise(answer))
+            tinted = await self.run_task(client, picture, accept="image/jpeg")
+            await self.save(image, {"json": json.dumps(facts, indent=1) + "\n", "classes.jpg": tinted})
+        return ImageResult(facts, summarise(answer))
 
 
 def summarise(answer: ClassifyOut) -> str:

@@ -1,8 +1,5 @@
 """`fovea detect …`: finds objects in many pictures, and saves them drawn and as CSV, COCO, YOLO or crops."""
 
-from __future__ import annotations
-
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +11,10 @@ import typer
 from fovea.api.boxes import DetectIn, DetectOut
 from fovea.api.coco import CocoDataset
 from fovea.async_client import AsyncClient
-from fovea.cli.batch_images import Concurrency, ImageBatch, ImageResult, write_files
+from fovea.cli.batch_images import Concurrency, ImageBatch, ImageResult
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
-from fovea.cli.typed_options import add_request_options
+from fovea.cli.option_groups import add_request_options
 from fovea.errors import InvalidOption
 
 FORMATS = {"csv": ("csv", "text/csv"), "yolo": ("txt", "text/plain"), "crops": ("crops.zip", "application/zip")}
@@ -57,12 +54,9 @@ detect = add_request_options(_detect, DetectIn, without=frozenset({"image", "mod
 
 @dataclass
 class _DetectBatch(ImageBatch):
-    """Detects objects in pictures, and saves them in the chosen formats where there is an output folder."""
-
     task = "detect"
     progress_label = "detecting"
 
-    output: Path | None = None
     formats: dict[str, str] = field(default_factory=dict)
     in_coco: dict[str, DetectOut] | None = None
 
@@ -70,15 +64,15 @@ class _DetectBatch(ImageBatch):
         answer = DetectOut.model_validate(await self.run_task(client, picture))
         if self.in_coco is not None:
             self.in_coco[Path(image.name).name] = answer
+        facts = answer.model_dump(mode="json")
         if self.output is not None:
             files = {end: await self.run_task(client, picture, accept=media) for end, media in self.formats.items()}
-            files["json"] = json.dumps(answer.model_dump(mode="json"), indent=1) + "\n"
-            await asyncio.to_thread(write_files, self.output, image.stem, files)
-        return ImageResult(answer.model_dump(mode="json"), summarise(answer))
+            await self.save(image, {**files, "json": json.dumps(facts, indent=1) + "\n"})
+        return ImageResult(facts, summarise(answer))
 
     def finish(self) -> None:
-        if self.in_coco and self.output is not None:
-            (self.output / "coco.json").write_text(build_dataset(self.in_coco).to_json(), "utf8")
+        if self.in_coco:
+            self.save_coco(build_dataset(self.in_coco))
 
 
 def _choose_formats(also: Sequence[str], output: Path | None) -> dict[str, str]:

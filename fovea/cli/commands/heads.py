@@ -3,8 +3,6 @@
 Requests to llm-longctx can use it at once: `"longctx": {"method": "duo", "plan": NAME}`.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal

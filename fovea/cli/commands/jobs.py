@@ -1,7 +1,5 @@
 """`fovea jobs …`: lists, follows, cancels and retries queued requests."""
 
-from __future__ import annotations
-
 import sys
 from datetime import UTC, datetime
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`fovea methods [NAME]`: lists the attention methods that a chat may use, or shows the settings of one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, Any
 

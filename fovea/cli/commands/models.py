@@ -1,18 +1,15 @@
 """`fovea models [ID]`: lists the served models, or shows the card of one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from fovea.api.model import ModelEntry, sparsity_in_words
+from fovea.api.model import ModelEntry, pick_headline, sparsity_in_words
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import describe_options
-from fovea.headline_metric import pick_headline
 from fovea.results import ModelCard
 
 
@@ -43,7 +40,6 @@ def _row(entry: ModelEntry) -> tuple[str, ...]:
 
 
 def _format_headline(entry: ModelEntry) -> str:
-    """The headline metric: measured here / in the paper."""
     metric = pick_headline((entry.model_extra or {}).get("metrics") or ())
     if metric is None:
         return "[dim]–[/]"
@@ -78,10 +74,8 @@ def _list_facts(card: ModelCard) -> Iterator[tuple[str, Any]]:
     for metric in extra.get("metrics") or ():
         ours, paper = _format_figure(metric.get("ours")), _format_figure(metric.get("paper"))
         yield metric["name"], f"{ours} here, {paper} in the paper ({metric['data']})"
-    yield (
-        "limits",
-        ", ".join(f"{name} {value}" for name, value in (extra.get("limits") or {}).items() if value is not None),
-    )
+    limits = (extra.get("limits") or {}).items()
+    yield "limits", ", ".join(f"{name} {value}" for name, value in limits if value is not None)
     if claim := extra.get("sparsity"):
         yield "sparsity", sparsity_in_words(claim)
     for number, note in enumerate(extra.get("notes") or ()):

@@ -4,8 +4,6 @@
 model recalls with it, against full attention.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Mapping, Sequence
@@ -206,9 +204,8 @@ def _parse_numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise InvalidOption(
-            f"{text!r} is not a list of whole numbers.", hint="Write for example 350,700,1200."
-        ) from error
+        hint = "Write for example 350,700,1200."
+        raise InvalidOption(f"{text!r} is not a list of whole numbers.", hint=hint) from error
 
 
 def _format_scalar(one: dict[str, Any]) -> str:

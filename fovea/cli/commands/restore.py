@@ -4,9 +4,6 @@ A request that would take too long is sent again as a job, with its progress sho
 does not stop the others.
 """
 
-from __future__ import annotations
-
-import asyncio
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +17,10 @@ from fovea.api.job import Job
 from fovea.api.restore import RestoreIn, RestoreOut
 from fovea.async_client import AsyncClient
 from fovea.call import Call, parse_as
-from fovea.cli.batch_images import ImageBatch, ImageResult, write_files
+from fovea.cli.batch_images import ImageBatch, ImageResult
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
-from fovea.cli.typed_options import add_request_options
+from fovea.cli.option_groups import add_request_options
 from fovea.errors import DeadlineExceeded
 
 _SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
@@ -54,12 +51,9 @@ restore = add_request_options(_restore, RestoreIn, without=frozenset({"image", "
 
 @dataclass
 class _RestoreBatch(ImageBatch):
-    """Restores pictures, and saves the results."""
-
     task = "restore"
     progress_label = ""  # each long picture has a bar of its own
 
-    output: Path = Path("out")
     reference: Path | None = None
 
     async def parse_arguments(self, client: AsyncClient, arguments: list[str]) -> list[str]:
@@ -67,7 +61,7 @@ class _RestoreBatch(ImageBatch):
 
     async def answer(self, client: AsyncClient, picture: bytes, image: ImageSource) -> ImageResult:
         answer = await self._send(client, self.build_call(picture))
-        written = await asyncio.to_thread(write_files, self.output, image.stem, list_files(answer))
+        written = await self.save(image, list_files(answer))
         return ImageResult({**build_facts(answer), "written": written}, summarise(answer))
 
     async def _send(self, client: AsyncClient, call: Call[RestoreOut]) -> RestoreOut:

@@ -1,7 +1,6 @@
 """`fovea run TASK [FILE …] --option value`: runs any task; its options come from the schema of the model."""
 
-from __future__ import annotations
-
+import inspect
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from fovea.cli.common_options import GatewayOptions, Model
+from fovea.cli.option_groups import CommandApp, declare_parameters
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import list_picture_fields, parse_options, parse_pair, split_arguments
 from fovea.errors import InvalidOption
+
+MODEL_OPTIONS = {"ignore_unknown_options": True}
+"""Typer keeps options that it does not know, which are the served model's, among the arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,19 @@ def run(
             return
         answer = client.run(task, request, pictures=pictures, accept=form.accept)
     _write_answer(screen, answer, form.output)
+
+
+def make_task_app(task: str, help_text: str) -> CommandApp:
+    """Make an app of one command, which runs one task; its options are those of `run` and of the served model."""
+
+    def command(**options: Any) -> None:
+        run(task=task, **options)
+
+    command.__name__, command.__doc__ = task, help_text
+    shared = [one for one in inspect.signature(run, eval_str=True).parameters.values() if one.name != "task"]
+    app = CommandApp(add_completion=False)
+    app.command(task, no_args_is_help=True, context_settings=MODEL_OPTIONS)(declare_parameters(command, shared))
+    return app
 
 
 def _match_fields(schema: dict[str, Any], files: list[str]) -> list[str]:

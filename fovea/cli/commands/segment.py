@@ -1,8 +1,5 @@
 """`fovea segment …`: segments many pictures, and saves the mask, overlay and facts of each."""
 
-from __future__ import annotations
-
-import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,11 +12,11 @@ from fovea import endpoints
 from fovea.api.coco import CocoDataset
 from fovea.api.mask import Contour, Form, SegmentIn, SegmentOut
 from fovea.async_client import AsyncClient
-from fovea.cli.batch_images import Concurrency, ImageBatch, ImageResult, write_files
+from fovea.cli.batch_images import Concurrency, ImageBatch, ImageResult
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
+from fovea.cli.option_groups import add_request_options
 from fovea.cli.source_handlers import handle_sources
-from fovea.cli.typed_options import add_request_options
 
 _INCLUDE: tuple[Form, ...] = ("mask", "contours", "overlay")
 
@@ -52,12 +49,9 @@ segment = add_request_options(_segment, SegmentIn, without=frozenset({"image", "
 
 @dataclass
 class _SegmentBatch(ImageBatch):
-    """Segments pictures, and saves the mask, overlay and facts of each."""
-
     task = "segment"
     progress_label = "segmenting"
 
-    output: Path = Path("out")
     class_name: str | None = None
     in_coco: dict[str, SegmentOut] = field(default_factory=dict)
 
@@ -65,20 +59,14 @@ class _SegmentBatch(ImageBatch):
         answer = await client.send(endpoints.segment(picture, **self.options, include=_INCLUDE))
         if self.class_name is not None:
             self.in_coco[Path(image.name).name] = answer.model_copy(update={"mask": None, "overlay": None})
-        files: dict[str, bytes | str | None] = {
-            "json": _format_facts(build_facts(answer)),
-            "mask.png": answer.mask,
-            "overlay.jpg": answer.overlay,
-        }
-        written = await asyncio.to_thread(write_files, self.output, image.stem, files)
-        return ImageResult(
-            {**build_facts(answer), "written": written}, f"{_summarise(answer)} → {self.output / image.stem}.*"
-        )
+        facts = build_facts(answer)
+        files = {"json": _format_facts(facts), "mask.png": answer.mask, "overlay.jpg": answer.overlay}
+        written = await self.save(image, files)
+        return ImageResult({**facts, "written": written}, f"{_summarise(answer)} → {self.output}/{image.stem}.*")
 
     def finish(self) -> None:
         if self.class_name is not None and self.in_coco:
-            text = build_dataset(self.in_coco, self.class_name).to_json()
-            (self.output / "coco.json").write_text(text, "utf8")
+            self.save_coco(build_dataset(self.in_coco, self.class_name))
 
 
 def build_dataset(answers: Mapping[str, SegmentOut], class_name: str) -> CocoDataset:

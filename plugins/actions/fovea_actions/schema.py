@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
 from fovea.api.arrays import ArrayBytes
-from fovea.api.csv_fields import split_commas
-from fovea.api.drawable import Drawable
+from fovea.api.image import Drawable, split_commas
 
 Form = Literal["curves", "confidence", "activitynet"]
 """Parts of an answer besides its proposals."""

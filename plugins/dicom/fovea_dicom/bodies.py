@@ -1,7 +1,5 @@
 """Bodies of several DICOM files: `multipart/related` of DICOMweb (PS3.18 8.7) in and out, and zip archives in."""
 
-from __future__ import annotations
-
 import io
 import secrets
 import zipfile

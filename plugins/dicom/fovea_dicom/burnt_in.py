@@ -4,8 +4,6 @@ Finds rows of small bright or dark marks of one height, as overlays of names, da
 guarantee: it reads no text, and text without contrast or at an angle escapes it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

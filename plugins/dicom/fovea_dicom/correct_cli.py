@@ -1,7 +1,5 @@
 """`fovea correct …`: corrected masks become a new version of a DICOM segmentation."""
 
-from __future__ import annotations
-
 import base64
 from pathlib import Path
 from typing import Annotated, Any

@@ -4,8 +4,6 @@ A correction is an edited PNG for each changed frame, named `INSTANCE.FRAME.png`
 DICOM segmentation that a viewer saved. Frames without a PNG keep their masks.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -17,8 +15,7 @@ from pydicom.dataset import Dataset, FileDataset
 from fovea.errors import InvalidOption, Malformed
 from fovea_dicom.bodies import NamedFile, is_dicom
 from fovea_dicom.derived_objects import MaskFinding, build_report, build_segmentation, to_bytes
-from fovea_dicom.frames import count_frames
-from fovea_dicom.geometry import find_pixel_size
+from fovea_dicom.geometry import count_frames, find_pixel_size
 from fovea_dicom.reading import read_object
 from fovea_dicom.schemas import CorrectionOut
 from fovea_dicom.sources import fill_identity
@@ -53,10 +50,8 @@ def correct_segmentation(
     _check_frames(new, frames, shape)
     masks = np.stack([new.get(frame, np.zeros(shape, bool)) for frame in frames])
     if not masks.any():
-        hint = "Delete the segmentation in the PACS instead."
-        raise InvalidOption(
-            "Nothing is left in any mask, and a segmentation can't be empty.", hint=hint, field="corrected"
-        )
+        detail = "Nothing is left in any mask, and a segmentation can't be empty."
+        raise InvalidOption(detail, hint="Delete the segmentation in the PACS instead.", field="corrected")
     copies, (segment, *_) = fill_identity(sources), before.SegmentSequence
     model, version = str(before.get("ManufacturerModelName") or "unknown"), str(before.get("SoftwareVersions") or "1")
     facts = {"model": model, "version": version}

@@ -3,8 +3,6 @@
 Knows highdicom, pixel data and geometry; knows nothing about networks and HTTP.
 """
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Sequence
@@ -17,8 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
-from fovea_dicom.frames import count_frames
-from fovea_dicom.geometry import find_pixel_size
+from fovea_dicom.geometry import count_frames, find_pixel_size
 from fovea_dicom.sources import has_geometry, make_geometry, make_item, remove_geometry
 
 MANUFACTURER = "Fovea"

@@ -1,6 +1,4 @@
-"""Where a frame's pixels lie: their size in millimetres and the patient's sides at the picture's edges."""
-
-from __future__ import annotations
+"""Frames of an object: how many there are, their pixels' size in mm, and the patient's sides at their edges."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +6,6 @@ from typing import Literal
 
 import numpy as np
 from pydicom.dataset import Dataset
-
-from fovea_dicom.frames import find_functional_item
 
 Source = Literal["PixelSpacing", "NominalScannedPixelSpacing", "ImagerPixelSpacing", "UltrasoundRegion"]
 
@@ -36,6 +32,26 @@ class PixelSize:
     def is_at_detector(self) -> bool:
         """Whether the size is measured at the detector."""
         return self.source == "ImagerPixelSpacing"
+
+
+def count_frames(dataset: Dataset) -> int:
+    """Frames of an object; 1 where it does not say, or nothing that is a number."""
+    try:
+        return max(int(dataset.get("NumberOfFrames") or 1), 1)
+    except (TypeError, ValueError):
+        return 1
+
+
+def find_functional_item(dataset: Dataset, name: str, index: int) -> Dataset | None:
+    """An item of an enhanced object's functional groups: the frame's own, or the shared one."""
+    frames = dataset.get("PerFrameFunctionalGroupsSequence") or ()
+    shared = dataset.get("SharedFunctionalGroupsSequence") or ()
+    for group in (*frames[index : index + 1], *shared[:1]):
+        sequence = group.get(name)
+        if sequence:
+            found: Dataset = sequence[0]
+            return found
+    return None
 
 
 def find_pixel_size(dataset: Dataset, index: int = 0) -> PixelSize | None:

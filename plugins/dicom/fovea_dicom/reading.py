@@ -4,8 +4,6 @@ A dataset's facts about a patient are neither logged nor put into an error: pydi
 are silenced for the whole process.
 """
 
-from __future__ import annotations
-
 import copy
 import io
 import logging
@@ -23,7 +21,7 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 
 from fovea.errors import Malformed, TooLarge, UnsupportedMedia
 from fovea_dicom.bodies import is_dicom
-from fovea_dicom.frames import count_frames
+from fovea_dicom.geometry import count_frames
 from fovea_dicom.windowing import GreyWindow, to_grey
 from shared.vision.limits import DEFAULT_BOUNDS, DecodeBounds
 
@@ -143,9 +141,8 @@ def _check(dataset: FileDataset, bounds: DecodeBounds) -> _Layout:
     if not has_pixels(dataset):
         raise UnsupportedMedia("The object holds no picture.", field="files")
     try:
-        layout = _Layout(
-            int(dataset.Rows), int(dataset.Columns), count_frames(dataset), int(dataset.get("SamplesPerPixel", 1))
-        )
+        rows, columns, samples = int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel", 1))
+        layout = _Layout(rows, columns, count_frames(dataset), samples)
     except (AttributeError, TypeError, ValueError) as error:
         raise Malformed("The object does not say how large its picture is.", field="files") from error
     if layout.frames > MAX_FRAMES:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, cast
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 
 from fovea.api.mask import SegmentIn, SegmentOut
@@ -23,13 +23,12 @@ from fovea.api.replica import EFFECTFUL
 from fovea.errors import Conflict, InvalidOption, NotReady, UnsupportedMedia
 from fovea_dicom.bodies import DICOM, MAX_FILES, NamedFile, number_files, parse_related, unpack_zip
 from fovea_dicom.schemas import CorrectionOptions, CorrectionOut, PictureOptions, PicturesOut, StudyOptions, StudyOut
-from fovea_dicom.settings import PacsSettings
-from fovea_dicom.web_client import DicomWebClient
+from fovea_dicom.web_client import DicomWebClient, PacsSettings
 from shared.registry import CallContext
 from shared.serving.host import Host
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.request_parsing import open_form, read_json_object
-from shared.validation_errors import list_errors
+from shared.validation_errors import describe_query, parse_fields
 from shared.vision.limits import platform_bounds
 
 if TYPE_CHECKING:
@@ -41,31 +40,15 @@ Options = TypeVar("Options", bound=BaseModel)
 SEARCHABLE = ("StudyInstanceUID", "StudyDate", "ModalitiesInStudy", "AccessionNumber", "PatientID")
 
 
-def describe_query(options: type[BaseModel]) -> list[dict[str, Any]]:
-    """Return the parameters of a query for the OpenAPI document."""
-    return [
-        {"name": name, "in": "query", "required": False, "schema": prop, "description": prop.get("description", "")}
-        for name, prop in options.model_json_schema()["properties"].items()
-    ]
-
-
-_FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
-_CORRECTION: dict[str, Any] = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["segmentation", "corrected"],
-                "properties": {
-                    "files": {**_FILES, "description": "DICOM files of the pictures."},
-                    "segmentation": {"type": "string", "format": "binary", "description": "The DICOM SEG to correct."},
-                    "corrected": {**_FILES, "description": "PNGs named INSTANCE.FRAME.png, or a DICOM SEG."},
-                },
-            }
-        }
-    },
+_FILE = {"type": "string", "format": "binary"}
+_FILES = {"type": "array", "items": _FILE}
+_PARTS = {
+    "files": {**_FILES, "description": "DICOM files of the pictures."},
+    "segmentation": {**_FILE, "description": "The DICOM SEG to correct."},
+    "corrected": {**_FILES, "description": "PNGs named INSTANCE.FRAME.png, or a DICOM SEG."},
 }
+_CORRECTION_SCHEMA = {"type": "object", "required": ["segmentation", "corrected"], "properties": _PARTS}
+_CORRECTION: dict[str, Any] = {"required": True, "content": {"multipart/form-data": {"schema": _CORRECTION_SCHEMA}}}
 _BODY: dict[str, Any] = {
     "required": False,
     "content": {
@@ -123,11 +106,11 @@ async def correct(request: Request) -> CorrectionOut:
     form, texts = await read_form(request)
     given = {name: request.query_params.getlist(name) for name in request.query_params} | texts
     options = _validate(given, CorrectionOptions)
-    parts: dict[str, list[NamedFile]] = {"files": [], "segmentation": [], "corrected": []}
+    parts: dict[str, list[NamedFile]] = {name: [] for name in _PARTS}
     for field, file in form:
         parts.setdefault(re.sub(r"(\d+|\[\])$", "", field), []).append(file)
-    if unknown := set(parts) - {"files", "segmentation", "corrected"}:
-        hint = "Available: files, segmentation, corrected."
+    if unknown := set(parts) - set(_PARTS):
+        hint = f"Available: {', '.join(_PARTS)}."
         raise InvalidOption(f"There is no file field {min(unknown)!r}.", hint=hint, field=min(unknown))
     if len(parts["segmentation"]) != 1:
         raise InvalidOption("Send one segmentation, the version to correct.", field="segmentation")
@@ -240,11 +223,7 @@ def _validate(given: Mapping[str, Any], kind: type[Options]) -> Options:
         name: value if not isinstance(value, list) else ",".join(map(str, value)) if name == "include" else value[-1]
         for name, value in given.items()
     }
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        first = list_errors(error)[0]
-        raise InvalidOption(first["msg"], field=".".join(map(str, first["loc"]))) from error
+    return parse_fields(kind, values)
 
 
 def _open_pacs() -> DicomWebClient:
@@ -256,13 +235,11 @@ def _open_pacs() -> DicomWebClient:
 
 
 async def _fetch(study: str, series: str | None) -> list[NamedFile]:
-    """The files of a study in the PACS, or of one of its series."""
     with closing(_open_pacs()) as client:
         return number_files(await asyncio.to_thread(client.retrieve, study, series))
 
 
 async def _store(files: Sequence[bytes]) -> list[str]:
-    """Store files in the PACS; return the UIDs of the objects that it took."""
     with closing(_open_pacs()) as client:
         return await asyncio.to_thread(client.store, files) if files else []
 

@@ -1,27 +1,28 @@
 """Studies on the wire: DICOM files in, areas, segmentations and reports out. Names no patient."""
 
-from __future__ import annotations
+from typing import Literal
 
-from typing import Annotated, Literal
+from pydantic import Base64Bytes, BaseModel, Field
 
-from pydantic import Base64Bytes, BaseModel, BeforeValidator, ConfigDict, Field
-
-from fovea.api.csv_fields import split_commas
+from fovea.api.image import Words
 
 StudyForm = Literal["segmentation", "report", "strip", "masks"]
 
 
-class StudyOptions(BaseModel):
-    """How to segment a study."""
+class PictureOptions(BaseModel, extra="forbid", frozen=True):
+    """How to render frames."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    window: str | None = Field(None, description="`center,width` for grey frames; left out, the object's own window.")
+
+
+class StudyOptions(PictureOptions):
+    """How to segment a study."""
 
     model: str | None = Field(None, description="Which model; left out, the default one.")
     threshold: float = Field(0.5, ge=0, le=1, description="Probability from which a pixel belongs to the mask.")
     min_area: int = Field(0, ge=0, description="Components with fewer pixels are dropped.")
     keep_largest: bool = Field(False, description="Keep the largest component only.")
-    window: str | None = Field(None, description="`center,width` for grey frames; left out, the object's own window.")
-    include: Annotated[tuple[StudyForm, ...], BeforeValidator(split_commas)] = Field(
+    include: Words[StudyForm] = Field(
         ("segmentation", "report"),
         description="DICOM SEG and SR of each series; `strip` is a JPEG of its frames, `masks` a PNG of each frame.",
     )
@@ -98,14 +99,6 @@ class StudyOut(BaseModel):
     warnings: list[str] = []
 
 
-class PictureOptions(BaseModel):
-    """How to render frames."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    window: str | None = Field(None, description="`center,width` for grey frames; left out, the object's own window.")
-
-
 class PictureOut(BaseModel):
     """One frame as a picture."""
 
@@ -122,10 +115,8 @@ class PicturesOut(BaseModel):
     skipped: list[str] = Field(description="Files that are no pictures or can't be read, by name, and why.")
 
 
-class CorrectionOptions(BaseModel):
+class CorrectionOptions(BaseModel, extra="forbid", frozen=True):
     """Where the pictures of a corrected segmentation are, and who corrected it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     study: str | None = Field(None, description="Fetch the pictures of this study from the PACS.")
     series: str | None = Field(None, description="Only this series of it.")

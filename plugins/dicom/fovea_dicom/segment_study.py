@@ -4,8 +4,6 @@ The handler of these sources for `fovea segment`. It sends files as they are, in
 reads nothing of them except their mark.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -4,8 +4,6 @@ Endoscopy and ultrasound have no frame of reference, while highdicom segments se
 get a made-up one, and `remove_geometry` takes it out of the finished segmentation again.
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Sequence
@@ -15,20 +13,12 @@ from pydicom.tag import Tag
 from pydicom.uid import generate_uid
 from pydicom.valuerep import DSfloat
 
-from fovea_dicom.frames import count_frames, find_functional_item
-from fovea_dicom.geometry import find_pixel_size
+from fovea_dicom.geometry import count_frames, find_functional_item, find_pixel_size
 
 EMPTY = (
-    "PatientID",
-    "PatientName",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-)
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
+    "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
 """Attributes of type 2: they must be there, and may be empty."""
 DATES = {"PatientBirthDate": r"\d{8}", "StudyDate": r"\d{8}", "StudyTime": r"\d{2,6}(\.\d{1,6})?"}
 """Forms of dates and times; values of another form are left out, as no derived object may repeat them."""
@@ -58,11 +48,8 @@ def fill_identity(sources: Sequence[Dataset]) -> list[Dataset]:
 
 def has_geometry(sources: Sequence[Dataset]) -> bool:
     """Whether every frame of the sources has its place in one frame of reference."""
-    if len({str(one.get("FrameOfReferenceUID") or "") for one in sources}) != 1 or not sources[0].get(
-        "FrameOfReferenceUID"
-    ):
-        return False
-    return all(_is_placed(one) for one in sources)
+    references = {str(one.get("FrameOfReferenceUID") or "") for one in sources}
+    return len(references) == 1 and "" not in references and all(map(_is_placed, sources))
 
 
 def make_geometry(sources: Sequence[Dataset]) -> list[Dataset]:

@@ -1,7 +1,5 @@
 """A study: reads its files, segments every frame with a served model, and makes SEG and SR of each series."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,24 +13,13 @@ from pydicom.dataset import FileDataset
 
 from fovea.api.mask import SegmentIn, SegmentOut
 from fovea.errors import FoveaError, TooLarge, UnsupportedMedia
-from fovea_dicom import derived_objects
+from fovea_dicom import derived_objects, schemas
 from fovea_dicom.bodies import NamedFile
 from fovea_dicom.burnt_in import inspect_text
 from fovea_dicom.derived_objects import MaskFinding
-from fovea_dicom.frames import count_frames
-from fovea_dicom.geometry import find_edges, find_pixel_size
+from fovea_dicom.geometry import count_frames, find_edges, find_pixel_size
 from fovea_dicom.reading import has_pixels, read_frame, read_object
-from fovea_dicom.schemas import (
-    BurntInText,
-    FrameOut,
-    InstanceOut,
-    PictureOut,
-    PicturesOut,
-    PixelSizeOut,
-    SeriesOut,
-    StudyOptions,
-    StudyOut,
-)
+from fovea_dicom.schemas import BurntInText, FrameOut, InstanceOut, StudyOptions, StudyOut
 from fovea_dicom.sources import fill_identity
 from fovea_dicom.windowing import GreyWindow, parse_window
 from services.medical_seg.postprocess import draw_mask
@@ -90,13 +77,8 @@ class StudySegmenter:
             done += frames
 
         for name, one in objects:
-            key: tuple[str, ...] = (
-                str(one.get("StudyInstanceUID")),
-                str(one.get("SeriesInstanceUID")),
-                f"{one.Rows}x{one.Columns}",
-            )
-            if count_frames(one) > 1:
-                key = (*key, str(one.get("SOPInstanceUID")))
+            ids = ["StudyInstanceUID", "SeriesInstanceUID", *(["SOPInstanceUID"] if count_frames(one) > 1 else [])]
+            key = (f"{one.Rows}x{one.Columns}", *(str(one.get(name)) for name in ids))
             try:
                 await self._segment_object(name, one, groups.setdefault(key, _Series()), options, window, advance)
             except FoveaError as error:
@@ -162,7 +144,7 @@ class StudySegmenter:
                 modality=str(one.get("Modality") or ""),
                 rows=one.Rows,
                 columns=one.Columns,
-                pixel_size=None if size is None else PixelSizeOut(**asdict(size)),
+                pixel_size=None if size is None else schemas.PixelSizeOut(**asdict(size)),
                 edges=find_edges(one),
                 burnt_in_text=BurntInText(declared=text.declared, suspected=text.is_suspected, lines=text.lines),
                 frames=frames,
@@ -176,8 +158,7 @@ class StudySegmenter:
         pictures = [read_frame(one, index, window, self.bounds) for index in part]
         return [(picture, _to_bitmap(picture)) for picture in pictures]
 
-    def _finish(self, group: _Series, options: StudyOptions) -> SeriesOut:
-        """The series' answer, with its derived objects."""
+    def _finish(self, group: _Series, options: StudyOptions) -> schemas.SeriesOut:
         warnings, masks = [], np.concatenate(group.masks)
         if any(one.burnt_in_text.suspected for one in group.answers):
             warnings.append(TEXT_NOTE)
@@ -202,7 +183,7 @@ class StudySegmenter:
             except (ValueError, AttributeError, TypeError, KeyError) as error:
                 kind = type(error).__name__
                 warnings.append(f"The objects lack what a DICOM segmentation must repeat of them ({kind}).")
-        return SeriesOut.model_construct(
+        return schemas.SeriesOut.model_construct(
             series=str(group.objects[0].get("SeriesInstanceUID")),
             study=str(group.objects[0].get("StudyInstanceUID")),
             instances=group.answers,
@@ -213,7 +194,7 @@ class StudySegmenter:
         )
 
 
-def render_frames(files: Sequence[NamedFile], bounds: DecodeBounds, window: str | None) -> PicturesOut:
+def render_frames(files: Sequence[NamedFile], bounds: DecodeBounds, window: str | None) -> schemas.PicturesOut:
     """Render each frame as the network would see it.
 
     Raises UnsupportedMedia: none of the files is a picture; TooLarge: there are more than `MOST_RENDERED` frames.
@@ -223,20 +204,20 @@ def render_frames(files: Sequence[NamedFile], bounds: DecodeBounds, window: str 
     if (count := sum(count_frames(one) for _, one in objects)) > MOST_RENDERED:
         detail = f"There are {count} frames; at most {MOST_RENDERED} are rendered."
         raise TooLarge(detail, hint="Send fewer files, or segment the whole study.", field="files")
-    pictures = list[PictureOut]()
+    pictures = list[schemas.PictureOut]()
     for name, one in objects:
         try:
             for index in range(count_frames(one)):
                 picture = encode(read_frame(one, index, grey, bounds), "image/png")
                 instance = str(one.get("SOPInstanceUID"))
                 pictures.append(
-                    PictureOut.model_construct(file=name, instance=instance, frame=index + 1, picture=picture)
+                    schemas.PictureOut.model_construct(file=name, instance=instance, frame=index + 1, picture=picture)
                 )
         except FoveaError as error:
             skipped.append(f"{name}: {error.detail}")
     if not pictures:
         raise _refuse(skipped)
-    return PicturesOut.model_construct(pictures=pictures, skipped=skipped)
+    return schemas.PicturesOut.model_construct(pictures=pictures, skipped=skipped)
 
 
 def _refuse(skipped: Sequence[str]) -> UnsupportedMedia:

@@ -3,12 +3,12 @@
 Asks for UIDs, dates and modalities only, so that no name of a patient passes through a search.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx2
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fovea.errors import Fault, InvalidOption, NotFound, NotReady, TooLarge
 from fovea_dicom.bodies import DICOM, build_related, parse_related
@@ -24,6 +24,17 @@ FIELDS = {
     "NumberOfStudyRelatedSeries": "00201206",
     "NumberOfStudyRelatedInstances": "00201208",
 }
+
+
+class PacsSettings(BaseSettings):
+    """The PACS, from the environment: `FOVEA_DICOMWEB_URL` and `FOVEA_DICOMWEB_AUTHORIZATION`."""
+
+    model_config = SettingsConfigDict(env_prefix="FOVEA_DICOMWEB_", frozen=True, extra="ignore")
+
+    url: str | None = Field(None, description="DICOMweb root, which `/studies` follows.")
+    authorization: SecretStr | None = Field(
+        None, description="`Authorization` header, such as `Basic …` or `Bearer …`."
+    )
 
 
 class DicomWebClient:
@@ -103,7 +114,6 @@ class DicomWebClient:
 
 
 def _check_uid(uid: str) -> str:
-    """A UID, if it is one; else InvalidOption."""
     if not uid or len(uid) > 64 or not all(part.isdigit() for part in uid.split(".")):
         raise InvalidOption("A UID is digits and dots, at most 64 of them.", field="study")
     return uid

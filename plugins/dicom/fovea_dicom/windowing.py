@@ -1,7 +1,5 @@
 """Grey values of a frame → what a viewer shows: modality rescaling, then a window (DICOM PS3.3 C.11.1 and C.11.2)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +9,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_modality_lut
 
 from fovea.errors import InvalidOption
-from fovea_dicom.frames import find_functional_item
+from fovea_dicom.geometry import find_functional_item
 
 Floats = NDArray[np.float64]
 Function = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]

@@ -25,8 +25,7 @@ from fovea.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from fovea_dicom.bodies import build_related, parse_related, unpack_zip
 from fovea_dicom.burnt_in import find_text_lines, inspect_text
 from fovea_dicom.derived_objects import MaskFinding, build_report, build_segmentation, to_bytes
-from fovea_dicom.frames import count_frames
-from fovea_dicom.geometry import PixelSize, find_edges, find_pixel_size
+from fovea_dicom.geometry import PixelSize, count_frames, find_edges, find_pixel_size
 from fovea_dicom.reading import has_pixels, read_frame, read_object
 from fovea_dicom.sources import fill_identity, has_geometry
 from fovea_dicom.windowing import GreyWindow, parse_window
@@ -50,16 +49,12 @@ def load(name: str) -> FileDataset:
 @pytest.mark.parametrize(
     ("coded", "plain"),
     [
-        ("MR_small_RLE.dcm", "MR_small.dcm"),
-        ("MR_small_jp2klossless.dcm", "MR_small.dcm"),
-        ("MR_small_jpeg_ls_lossless.dcm", "MR_small.dcm"),
-        ("MR_small_bigendian.dcm", "MR_small.dcm"),
-        ("MR_small_implicit.dcm", "MR_small.dcm"),
-        ("SC_rgb_rle.dcm", "SC_rgb.dcm"),
-        ("emri_small_RLE.dcm", "emri_small.dcm"),
-        ("OBXXXX1A_expb.dcm", "OBXXXX1A.dcm"),
+        ("MR_small_RLE.dcm", "MR_small.dcm"), ("MR_small_jp2klossless.dcm", "MR_small.dcm"),
+        ("MR_small_jpeg_ls_lossless.dcm", "MR_small.dcm"), ("MR_small_bigendian.dcm", "MR_small.dcm"),
+        ("MR_small_implicit.dcm", "MR_small.dcm"), ("SC_rgb_rle.dcm", "SC_rgb.dcm"),
+        ("emri_small_RLE.dcm", "emri_small.dcm"), ("OBXXXX1A_expb.dcm", "OBXXXX1A.dcm"),
     ],
-)
+)  # fmt: skip
 def test_a_transfer_syntax_without_loss_changes_no_pixel(coded, plain):
     assert (read_frame(load(coded)) == read_frame(load(plain))).all()
     assert np.ptp(read_frame(load(plain))) > 50

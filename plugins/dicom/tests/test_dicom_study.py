@@ -18,12 +18,11 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from fovea.api.image import Times
 from fovea.api.mask import Component, SegmentIn, SegmentOut
-from fovea.api.timings import Times
 from fovea.errors import UnsupportedMedia
 from fovea_dicom.bodies import number_files
-from fovea_dicom.frames import count_frames, find_functional_item
-from fovea_dicom.geometry import PixelSize, find_edges, find_pixel_size
+from fovea_dicom.geometry import PixelSize, count_frames, find_edges, find_functional_item, find_pixel_size
 from fovea_dicom.schemas import SeriesOut, StudyOptions
 from fovea_dicom.study import DETECTOR_NOTE, TEXT_NOTE, StudySegmenter
 from shared.registry import CallContext
@@ -377,16 +376,11 @@ def region(x: object = 0.01, y: object = 0.02, units: tuple[int, int] = (3, 3)) 
 @pytest.mark.parametrize(
     ("regions", "size"),
     [
-        ([region()], (0.2, 0.1)),
-        ([region(-0.01, -0.02)], (0.2, 0.1)),
-        ([region(), region(), region(units=(4, 3))], (0.2, 0.1)),
-        ([region(units=(3, 4))], None),
-        ([region(), region(0.03)], None),
-        ([region(0.0)], None),
-        ([region(None)], None),
-        ([], None),
+        ([region()], (0.2, 0.1)), ([region(-0.01, -0.02)], (0.2, 0.1)),
+        ([region(), region(), region(units=(4, 3))], (0.2, 0.1)), ([region(units=(3, 4))], None),
+        ([region(), region(0.03)], None), ([region(0.0)], None), ([region(None)], None), ([], None),
     ],
-)
+)  # fmt: skip
 def test_ultrasound_has_a_size_where_its_regions_agree(regions, size):
     found = find_pixel_size(types.SimpleNamespace(get={"SequenceOfUltrasoundRegions": regions}.get))
     assert (found and (found.row_mm, found.column_mm, found.source)) == (size and (*size, "UltrasoundRegion"))
@@ -395,14 +389,11 @@ def test_ultrasound_has_a_size_where_its_regions_agree(regions, size):
 @pytest.mark.parametrize(
     ("cosines", "right", "left", "bottom", "top"),
     [
-        ([1, 0, 0, 0, 1, 0], "L", "R", "P", "A"),
-        ([0, 1, 0, 0, 0, -1], "P", "A", "F", "H"),
-        ([-0.6, 0, 0.8, 0, -1, 0], "HR", "FL", "A", "P"),
-        ([1, 0.08, 0.09, 0, 1, 0], "LH", "RF", "P", "A"),
-        ([0.6, -0.6, 0.5, 0, 1, 0], "LAH", "RPF", "P", "A"),
-        ([1, 0.087, 0, 0, 1, 0], "L", "R", "P", "A"),
+        ([1, 0, 0, 0, 1, 0], "L", "R", "P", "A"), ([0, 1, 0, 0, 0, -1], "P", "A", "F", "H"),
+        ([-0.6, 0, 0.8, 0, -1, 0], "HR", "FL", "A", "P"), ([1, 0.08, 0.09, 0, 1, 0], "LH", "RF", "P", "A"),
+        ([0.6, -0.6, 0.5, 0, 1, 0], "LAH", "RPF", "P", "A"), ([1, 0.087, 0, 0, 1, 0], "L", "R", "P", "A"),
     ],
-)
+)  # fmt: skip
 def test_edges_are_named_by_the_nearest_axes_first(cosines, right, left, bottom, top):
     expected = {"left": left, "right": right, "top": top, "bottom": bottom}
     assert find_edges(holding(ImageOrientationPatient=cosines)) == expected

@@ -1,7 +1,5 @@
 """`fovea docs`: serves the documentation on this machine, or builds it as a static folder."""
 
-from __future__ import annotations
-
 import functools
 import http.server
 import tempfile

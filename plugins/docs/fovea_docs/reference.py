@@ -1,7 +1,5 @@
 """Reference pages that are written from the code: the client library, the command line and the errors."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Site: builds the staged pages with Zensical into a static folder, strictly: a broken link is an error."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -22,8 +20,7 @@ def build_site(target: Path, version: str | None = None) -> None:
         target: Folder of the site; with `version`, the folder that holds one folder for each version.
         version: Name of this version, for example 0.2; the site's menu offers those of `versions.json`.
 
-    Raises:
-        Fault: The generator refused a page; the detail is its output.
+    Raises Fault: the generator refused a page; the detail is its output.
     """
     root = find_checkout()
     sections = read_sections(root)

@@ -4,8 +4,6 @@ Pages keep their paths, so that their links to each other and to pictures work; 
 link to a file that is not a page becomes the file's name in code.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import tomllib
@@ -27,8 +25,7 @@ _PAGES = ("*.md", "docs/**/*.md", "plugins/*.md", "plugins/*/README.md")
 def find_checkout() -> Path:
     """The root of the repository that this package lies in.
 
-    Raises:
-        NotFound: The package was installed without its repository.
+    Raises NotFound: the package was installed without its repository.
     """
     root = Path(__file__).parents[3]
     if not (root / "docs").is_dir():
@@ -40,8 +37,7 @@ def find_checkout() -> Path:
 def read_sections(root: Path) -> Sections:
     """The sections with the pages of a checkout; `*` filled with the pages of its folder that no line names.
 
-    Raises:
-        InvalidOption: A page is in no section, or a section names a page that does not exist.
+    Raises InvalidOption: A page is in no section, or a section names a page that does not exist.
     """
     text = files("fovea_docs").joinpath("sections.toml").read_text("utf8")
     wanted = [(one["title"], list(one["pages"])) for one in tomllib.loads(text)["section"]]

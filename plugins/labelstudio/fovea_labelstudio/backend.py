@@ -3,8 +3,6 @@
 Paths and bodies are those of the SDK `label-studio-ml` 2; what Label Studio does not need is not here.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import hmac
@@ -168,7 +166,6 @@ class _LocalNames:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what may come in."""
         if scope["type"] == "http":
             host = without_port(dict(scope["headers"]).get(b"host", b"localhost").decode("latin-1"))
             if not is_loopback(host):

@@ -4,8 +4,6 @@ Header: 32 bits number of values, 5 bits word size − 1, 4 × 4 bits sizes of r
 the value repeats, 2 bits which size the length has, the length − 1, and one word, or as many as there are values.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

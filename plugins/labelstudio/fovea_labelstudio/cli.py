@@ -1,7 +1,5 @@
 """The command `fovea label-studio`."""
 
-from __future__ import annotations
-
 import asyncio
 from dataclasses import dataclass
 from typing import Annotated
@@ -58,8 +56,7 @@ def label_studio(
 def check_access(config: LabelStudioSettings, host: str) -> None:
     """See that the backend can be started.
 
-    Raises:
-        InvalidOption: Label Studio's address or token is missing, or others could reach it without a password.
+    Raises InvalidOption: Label Studio's address or token is missing, or others could reach it without a password.
     """
     if not config.label_studio_url or config.label_studio_token is None:
         raise InvalidOption(
@@ -79,9 +76,8 @@ async def _serve(config: LabelStudioSettings, model: str, training: Training, ur
     host, port = place
     trained = training.name or f"{model}-annotated"
     token, key = config.label_studio_token, config.up_api_key
-    files = LabelStudio(
-        config.label_studio_url or "", token.get_secret_value() if token else "", limit=config.max_body_bytes
-    )
+    secret = token.get_secret_value() if token else ""
+    files = LabelStudio(config.label_studio_url or "", secret, limit=config.max_body_bytes)
     headers = {"authorization": f"Bearer {key.get_secret_value()}"} if key else {}
     async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=PREDICT_TIMEOUT_S, trust_env=False) as gateway:
         predictor = Predictor(gateway, files, [trained, model])

@@ -3,8 +3,6 @@
 Knows their XML; knows no model.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 from xml.etree.ElementTree import Element  # only the type: the text is parsed by defusedxml
@@ -55,8 +53,7 @@ class ControlTag:
 def parse_label_config(text: str) -> list[ControlTag]:
     """The tags of a configuration that label pictures, in its order.
 
-    Raises:
-        Malformed: The text is not XML, or holds entities.
+    Raises Malformed: the text is not XML, or holds entities.
     """
     try:
         root: Element = fromstring(text)

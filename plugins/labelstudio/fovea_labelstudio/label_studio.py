@@ -3,8 +3,6 @@
 Only the Label Studio that this process was told of is asked: no request can name another.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -39,8 +37,7 @@ class LabelStudio:
     def owns(self, address: str) -> bool:
         """Whether an address of a task's data is a file of this Label Studio.
 
-        Raises:
-            InvalidOption: It is not an address.
+        Raises InvalidOption: it is not an address.
         """
         found = _split(address)
         if not found.scheme and not found.netloc:

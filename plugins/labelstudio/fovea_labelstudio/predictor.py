@@ -1,7 +1,5 @@
 """First labels: a task's picture goes to a served model, and its answer comes back as a prediction of Label Studio."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping
 from typing import Any
@@ -79,9 +77,8 @@ class Predictor:
         try:
             answer = await self._gateway.request(method, path, json=json)
         except httpx2.HTTPError as error:
-            raise NotReady(
-                f"The gateway can't be reached ({type(error).__name__}).", hint="Start it: fovea up."
-            ) from error
+            detail = f"The gateway can't be reached ({type(error).__name__})."
+            raise NotReady(detail, hint="Start it: fovea up.") from error
         if answer.status_code != httpx2.codes.OK:
             raise parse_error(answer)
         return answer

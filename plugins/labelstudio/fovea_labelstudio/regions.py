@@ -3,8 +3,6 @@
 Label Studio counts in percent of the picture's sides. Knows answers and arrays; knows no HTTP.
 """
 
-from __future__ import annotations
-
 import io
 import secrets
 from typing import Any

@@ -3,8 +3,6 @@
 One run at a time. A run leaves its folder and its log; weights are in place only when it has measured them.
 """
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 import sys

@@ -3,8 +3,6 @@
 Of a task's annotations one counts: the ground truth, else the newest; skipped ones never do.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,9 +49,8 @@ class TrainingSet:
         """
         upright = self._decode(picture)
         own = [each for each in regions if each.get("from_name") == self._control.name]
-        write = {"rectanglelabels": self._write_boxes, "choices": self._write_choice}.get(
-            self._control.kind, self._write_mask
-        )
+        writers = {"rectanglelabels": self._write_boxes, "choices": self._write_choice}
+        write = writers.get(self._control.kind, self._write_mask)
         try:
             if not write(f"task-{task_id:06d}", upright, own):
                 return False
@@ -120,7 +117,6 @@ def _box(value: Region, width: int, height: int) -> tuple[float, float, float, f
 
 
 def _draw(mask: NDArray[np.uint8], value: Region) -> None:
-    """Mark a region in a mask (h, w)."""
     height, width = mask.shape
     if value.get("points"):
         shares = _finite(np.asarray(value["points"], float).reshape(-1, 2) / 100).clip(-1, 2)
@@ -137,5 +133,4 @@ def _finite(places: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _safe(label: str) -> str:
-    """A label as the name of a folder."""
     return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in label)[:60]

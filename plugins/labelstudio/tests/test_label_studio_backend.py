@@ -13,7 +13,7 @@ from PIL import Image
 
 from fovea.api.boxes import Detection, DetectOut
 from fovea.api.classes import Candidate, Classified, ClassifyOut
-from fovea.api.timings import Times
+from fovea.api.image import Times
 from fovea.errors import InvalidOption, Malformed, PermissionDenied, TooLarge, UnsupportedMedia
 from fovea_labelstudio.brush_codec import decode_brush, encode_brush
 from fovea_labelstudio.cli import check_access

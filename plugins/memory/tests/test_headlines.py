@@ -3,9 +3,9 @@
 import pytest
 from fastapi import FastAPI
 
+from fovea.api.model import HeadlineMetric
 from fovea.api.replica import route_fields
 from fovea.errors import NotFound
-from fovea.headline_metric import HeadlineMetric
 from fovea_memory.experiments.routing_clusters import RoutingClusters
 from fovea_memory.routes import documents, sessions
 from shared.registry import CallContext, LoadContext, servables

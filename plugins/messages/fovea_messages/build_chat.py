@@ -1,7 +1,5 @@
 """From Anthropic's requests to chats: blocks become turns, tools become functions. Knows no HTTP and no model."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -25,8 +23,7 @@ NAMES = {
 def build_chat(request: Conversation) -> ChatRequest:
     """The chat that answers a request.
 
-    Raises:
-        InvalidOption: It holds blocks or tools that only other servers understand.
+    Raises InvalidOption: it holds blocks or tools that only other servers understand.
     """
     turns = [*_read_system(request.system), *(one for turn in enumerate(request.messages) for one in _read_turn(*turn))]
     fields: dict[str, Any] = {

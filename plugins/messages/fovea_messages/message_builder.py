@@ -1,7 +1,5 @@
 """Message builder: turns the chunks of one chat into the events of a message, and keeps the message that they make."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -99,8 +97,5 @@ class MessageBuilder:
 
 def _to_usage(usage: Usage) -> MessageUsage:
     cached = usage.prompt_tokens_details.cached_tokens
-    return MessageUsage(
-        input_tokens=usage.prompt_tokens - cached,
-        output_tokens=usage.completion_tokens,
-        cache_read_input_tokens=cached,
-    )
+    read, made = usage.prompt_tokens - cached, usage.completion_tokens
+    return MessageUsage(input_tokens=read, output_tokens=made, cache_read_input_tokens=cached)

@@ -1,7 +1,5 @@
 """Anthropic's routes: messages, whole or as events, and the count of their tokens. Knows HTTP and the host."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -13,17 +11,10 @@ from fovea.api.problem import anthropic_error
 from fovea.api.replica import AFFINE
 from fovea.api.request_fields import check_fields
 from fovea.api.text import ChatChunk
+from fovea_messages import wire
 from fovea_messages.build_chat import NAMES, build_chat
 from fovea_messages.message_builder import MessageBuilder
-from fovea_messages.wire import (
-    ACCEPTED,
-    REFUSED,
-    AnthropicError,
-    AnthropicMessage,
-    Conversation,
-    MessagesRequest,
-    TokenCount,
-)
+from fovea_messages.wire import AnthropicError, AnthropicMessage, Conversation, MessagesRequest, TokenCount
 from services.llm_longctx.api.chat_chunks import Event, name_fields, send_events, stream_chunks
 from services.llm_longctx.api.model_lookup import find_model
 from services.llm_longctx.serving.chat_template import read_template_options
@@ -44,15 +35,10 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 _FORM = {"x-error-form": "anthropic"}
 
 
-@router.post(
-    "/v1/messages",
-    response_model=AnthropicMessage,
-    responses=_ANSWERS,
-    openapi_extra={**_FORM, **AFFINE},
-)
+@router.post("/v1/messages", response_model=AnthropicMessage, responses=_ANSWERS, openapi_extra={**_FORM, **AFFINE})
 async def answer_message(body: MessagesRequest, request: Request, host: HostDep) -> Response:
     """Answer a conversation in the form of Anthropic's Messages API."""
-    warnings = check_fields(body, is_strict=body.strict, refused=REFUSED, accepted=ACCEPTED)
+    warnings = check_fields(body, is_strict=body.strict, refused=wire.REFUSED, accepted=wire.ACCEPTED)
     with name_fields(NAMES):
         chat = build_chat(body)
     request.scope["fovea.run"].is_stream = body.stream

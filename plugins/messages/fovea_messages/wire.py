@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from fovea.api.bounded_lists import Messages, Tools
 from fovea.api.longctx import LongctxOptions
@@ -29,11 +29,7 @@ ACCEPTED: Final = frozenset(
 """Fields that are known and change nothing in an answer; `*.` begins one of any nested object."""
 
 
-class _Open(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
-
-class ContentBlock(_Open):
+class ContentBlock(BaseModel, extra="allow"):
     """A piece of a message: `text`, `tool_use`, `tool_result` or `thinking`."""
 
     type: str
@@ -46,14 +42,14 @@ class ContentBlock(_Open):
     thinking: str | None = Field(None, description="Of thinking: the thoughts.")
 
 
-class Turn(_Open):
+class Turn(BaseModel, extra="allow"):
     """One turn of the conversation."""
 
     role: Literal["user", "assistant"]
     content: str | Messages[ContentBlock]
 
 
-class ToolDefinition(_Open):
+class ToolDefinition(BaseModel, extra="allow"):
     """A tool that the caller can run."""
 
     type: str | None = None
@@ -62,7 +58,7 @@ class ToolDefinition(_Open):
     input_schema: dict[str, Any] | None = None
 
 
-class ToolChoice(_Open):
+class ToolChoice(BaseModel, extra="allow"):
     """Whether a tool must be used."""
 
     type: Literal["auto", "any", "tool", "none"]
@@ -70,20 +66,20 @@ class ToolChoice(_Open):
     disable_parallel_tool_use: bool = False
 
 
-class Thinking(_Open):
+class Thinking(BaseModel, extra="allow"):
     """Whether the model thinks before it answers."""
 
     type: Literal["enabled", "adaptive", "disabled"]
 
 
-class OutputFormat(_Open):
+class OutputFormat(BaseModel, extra="allow"):
     """The form of the answer: JSON that meets a schema."""
 
     type: Literal["json_schema"]
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class OutputConfig(_Open):
+class OutputConfig(BaseModel, extra="allow"):
     """How the answer is written."""
 
     effort: str | None = None

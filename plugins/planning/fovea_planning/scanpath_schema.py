@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from fovea.api.boxes import Box, DetectOut
-from fovea.api.drawable import Drawable
-from fovea.api.image import ImageBytes
+from fovea.api.image import Drawable, ImageBytes
 
 
 def parse_objects(value: Any) -> Any:

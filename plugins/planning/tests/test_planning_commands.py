@@ -3,9 +3,9 @@
 import pytest
 from typer.testing import CliRunner
 
+from fovea.api.model import HeadlineMetric
 from fovea.cli import main
 from fovea.cli.schema_options import list_picture_fields
-from fovea.headline_metric import HeadlineMetric
 from fovea_planning.models.oat import OatScanpathPredictor
 from fovea_planning.models.planner import FoveaPlanner
 from fovea_planning.plan_schema import PlanIn

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fovea.api.text import ChatRequest
+from fovea.api.text import ChatRequest, ContentPart
 from fovea.errors import InvalidOption
-from fovea_responses.wire import InputItem, InputPart, ResponsesRequest
+from fovea_responses.wire import InputItem, ResponsesRequest
 from services.llm_longctx.api.chat_chunks import read_chat
 
 NAMES = {
@@ -82,7 +82,7 @@ def _build_message(item: InputItem, index: int) -> dict[str, Any] | None:
     return {"role": item.role, "content": _join(item.content, field)}
 
 
-def _join(content: str | Sequence[InputPart] | None, field: str) -> str:
+def _join(content: str | Sequence[ContentPart] | None, field: str) -> str:
     if content is None:
         raise InvalidOption(f"{field} has no content.", field=field)
     if isinstance(content, str):

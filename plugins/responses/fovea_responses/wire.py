@@ -1,46 +1,30 @@
 """OpenAI's Responses API on the wire: items in, items out, and the events of a stream."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-from fovea.api.bounded_lists import Messages, Tools
-from fovea.api.interventions import MAX_CAPTURES, MAX_INTERVENTIONS, Capture, Captured, Intervention
-from fovea.api.longctx import LongctxOptions, LongctxUsage
-from fovea.api.sampling import SamplingOptions
+from fovea.api.bounded_lists import ItemList, Messages, Tools
+from fovea.api.interventions import Captured
+from fovea.api.longctx import LongctxUsage
 from fovea.api.structured import JsonSchemaFormat
-from fovea.api.text import PromptTokensDetails
+from fovea.api.text import ContentPart, PromptTokensDetails, RequestOptions
 
 
-class InputPart(BaseModel):
-    """A piece of an item; only text is understood."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-    text: str | None = None
-
-
-class InputItem(BaseModel):
+class InputItem(BaseModel, extra="allow"):
     """A message, a call of a function that was made, or its result."""
-
-    model_config = ConfigDict(extra="allow")
 
     type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
-    content: str | Messages[InputPart] | None = None
+    content: str | Messages[ContentPart] | None = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
-    output: str | Messages[InputPart] | None = None
+    output: str | Messages[ContentPart] | None = None
 
 
-class FunctionTool(BaseModel):
+class FunctionTool(BaseModel, extra="allow"):
     """A function that the model may call."""
-
-    model_config = ConfigDict(extra="allow")
 
     type: Literal["function"] = "function"
     name: str
@@ -55,30 +39,24 @@ class TextFormat(JsonSchemaFormat):
     type: Literal["text", "json_object", "json_schema"] = "text"
 
 
-class TextOutput(BaseModel):
+class TextOutput(BaseModel, extra="allow"):
     """How the answer is written."""
-
-    model_config = ConfigDict(extra="allow")
 
     format: TextFormat | None = None
 
 
-class Reasoning(BaseModel):
+class Reasoning(BaseModel, extra="allow"):
     """How much a model thinks before it answers."""
-
-    model_config = ConfigDict(extra="allow")
 
     effort: str | None = None
 
 
-class ResponsesRequest(SamplingOptions):
+class ResponsesRequest(RequestOptions):
     """A request for an answer."""
 
-    model: str | None = None
     input: str | Messages[InputItem] = Field(description="A text, or items: messages, calls and their results.")
     instructions: str | None = Field(None, description="A system message in front.")
     max_output_tokens: int | None = Field(None, ge=1)
-    stream: bool = False
     text: TextOutput | None = Field(None, description="The form of the answer.")
     tools: Tools[FunctionTool] | None = None
     tool_choice: str | dict[str, Any] | None = None
@@ -87,18 +65,9 @@ class ResponsesRequest(SamplingOptions):
     store: bool = Field(False, description="Keep the response and its conversation for 30 days.")
     metadata: dict[str, Any] | None = None
     user: str | None = None
-    longctx: LongctxOptions | None = Field(None, description="Ours, as in chats.")
-    interventions: list[Intervention] | None = Field(
-        None, max_length=MAX_INTERVENTIONS, description="Ours, as in chats: changes inside the model, in order."
-    )
-    capture: list[Capture] | None = Field(
-        None, max_length=MAX_CAPTURES, description="Ours, as in chats: what to read inside the model."
-    )
-    session_id: str | None = Field(None, description="Ours: the session that remembers, for models with a memory.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="As in chats: more names for the template.")
     include_reasoning: bool = Field(True, description="As in chats: return what the model thinks.")
     reasoning: Reasoning | None = Field(None, description="How much a model with a thinking mode thinks.")
-    strict: bool = Field(False, description="Ours: refuse fields that are not known here.")
 
 
 class OutputTokensDetails(BaseModel):
@@ -147,11 +116,9 @@ class ResponseObject(BaseModel):
     warnings: list[str] | None = Field(None, description="Ours: fields that were ignored, a sentence each.")
 
 
-class InputItemList(BaseModel):
+class InputItemList(ItemList[dict[str, Any]]):
     """The items that a stored response was made from, oldest first."""
 
-    object: Literal["list"] = "list"
-    data: list[dict[str, Any]]
     first_id: str | None
     last_id: str | None
     has_more: bool = False

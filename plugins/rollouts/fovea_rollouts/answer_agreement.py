@@ -3,8 +3,6 @@
 Agreement of a shadow's answer with the caller's. Knows answers on the wire; knows nothing about models.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -1,15 +1,12 @@
 """Traffic routes: which version of a service answers what share, and which is shadowed. They need the scope `admin`."""
 
-from __future__ import annotations
-
 from typing import Annotated, cast
 
 from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 
 from fovea.errors import NotFound
-from fovea_rollouts.plan import TrafficPlan
-from fovea_rollouts.traffic_plans import TrafficPlans
+from fovea_rollouts.traffic_plans import TrafficPlan, TrafficPlans
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.routes.dependencies import get_caller
 from services.gateway.routing.replica_registry import ReplicaRegistry

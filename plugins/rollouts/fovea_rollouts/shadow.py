@@ -5,17 +5,16 @@ dropped and counted. Answers are compared one at a time; those that are too larg
 a tenant of their own: what they store is not a caller's. Knows nothing about plans.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import aiohttp
+from prometheus_client import Counter, Histogram
 
 from fovea.api.replica import SCOPES_HEADER
 from fovea_rollouts.answer_agreement import TooLargeToCompare, WholeAnswer, measure_agreement
-from fovea_rollouts.metrics import count_shadow, observe_shadow
 from fovea_rollouts.traffic_plans import TrafficPlans
 from services.gateway.http.request_context import AnswerRecorder, RequestContext, build_request_headers
 from services.gateway.policy.caller import KeyScope
@@ -45,6 +44,36 @@ SHADOW_SCOPE: KeyScope = "infer"
 _LASTING_FIELDS = frozenset({"store", "interventions", "capture"})
 """Fields of a body with which a request leaves something behind, or looks inside a model."""
 
+_SHADOWS = Counter(
+    "fovea_shadow_requests_total",
+    "Requests drawn for a shadow: compared, incomparable, failed, skipped as too large, or dropped as too many.",
+    ["service", "version", "outcome"],
+)
+_SHADOW_SECONDS = Histogram(
+    "fovea_shadow_seconds",
+    "Whole request at a shadow.",
+    ["service", "version"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
+)
+_AGREEMENT = Histogram(
+    "fovea_shadow_agreement",
+    "Agreement of a shadow's answer with the one that was given: text, boxes, mask, picture or json.",
+    ["service", "version", "kind"],
+    buckets=(0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.999, 1),
+)
+
+
+def count_shadow(service: str, version: str, outcome: str) -> None:
+    """Count a request that was to be copied to a shadow."""
+    _SHADOWS.labels(service, version, outcome).inc()
+
+
+def observe_shadow(service: str, version: str, seconds: float, agreement: Mapping[str, float]) -> None:
+    """Observe how long a shadow took, and by kind how far it agrees."""
+    _SHADOW_SECONDS.labels(service, version).observe(seconds)
+    for kind, share in agreement.items():
+        _AGREEMENT.labels(service, version, kind).observe(share)
+
 
 @dataclass(slots=True)
 class ShadowRecorder(AnswerRecorder):
@@ -61,7 +90,6 @@ class ShadowTraffic(AnswerWatcher):
     """Sends copies. Belongs to one event loop."""
 
     def __init__(self, registry: ReplicaRegistry, client: UpstreamClient) -> None:
-        """Send to the shadows in `registry`."""
         super().__init__(registry, client)
         self._registry, self._client = registry, client
         self._under_way: set[asyncio.Task[None]] = set()

@@ -4,22 +4,72 @@ A plan comes from the setting `traffic`, or from Redis, where an admin puts it f
 plan, replicas of all versions answer alike. Knows nothing about requests.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from fovea.errors import NotReady
-from fovea_rollouts.plan import PLANS, TRAFFIC_KEY, TrafficPlan
-from fovea_rollouts.settings import RolloutSettings
 from services.gateway.routing.affinity import AffinityKey
 from services.gateway.routing.version_policy import VersionPolicy
+
+STABLE = ""
+"""The version of a replica that names none; it answers what the plan gives to no other."""
+
+VERSION_PATTERN = r"^[a-z0-9][a-z0-9.-]{0,31}$"
+
+TRAFFIC_KEY = "fovea:traffic"
+"""Redis hash of plans that were set while gateways run: service → `TrafficPlan` as JSON."""
+
+
+class TrafficPlan(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """The versions that answer the requests of one service, and those that see copies."""
+
+    percent: dict[Annotated[str, Field(pattern=VERSION_PATTERN)], float] = Field(
+        default_factory=dict, description="Version → percent of requests; what is left goes to replicas of no version."
+    )
+    shadow: str | None = Field(
+        None,
+        pattern=VERSION_PATTERN,
+        description="Version that is sent copies and answers nobody; answers of moderate size are compared.",
+    )
+    shadow_percent: float = Field(10.0, ge=0, le=100, description="Percent of requests that are copied.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(share < 0 for share in self.percent.values()) or sum(self.percent.values()) > 100:
+            message = "percents must be 0 or more, and 100 at most together"
+            raise ValueError(message)
+        if self.percent.get(self.shadow or STABLE):
+            message = "a shadow answers nobody: it can't have a percent as well"
+            raise ValueError(message)
+        return self
+
+    def percent_of(self, version: str) -> float:
+        """Percent of requests that a version answers."""
+        return 100 - sum(self.percent.values()) if version == STABLE else self.percent.get(version, 0.0)
+
+
+PLANS = TypeAdapter(dict[str, TrafficPlan])
+"""Service → plan, as the setting `traffic` holds them."""
+
+
+class RolloutSettings(BaseSettings):
+    """Settings of rollouts."""
+
+    model_config = SettingsConfigDict(env_prefix="FOVEA_", frozen=True)
+
+    traffic: str = Field(
+        "",
+        description="Versions that answer the requests of a service, as JSON: "
+        '`{"detection": {"percent": {"canary": 5}, "shadow": "next", "shadow_percent": 10}}`; '
+        "`/v1/admin/traffic` sets it for all gateways.",
+    )
 
 
 class TrafficPlans(VersionPolicy):
@@ -49,8 +99,7 @@ class TrafficPlans(VersionPolicy):
     async def set_plan(self, service: str, plan: TrafficPlan | None) -> None:
         """Write the plan of a service for all gateways, or take it away, and hold it at once.
 
-        Raises:
-            NotReady: There is no Redis, or it does not answer.
+        Raises NotReady: there is no Redis, or it does not answer.
         """
         if self._redis is None:
             raise NotReady("Traffic plans are shared through Redis, and none is configured.", hint="Set FOVEA_TRAFFIC.")

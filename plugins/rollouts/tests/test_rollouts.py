@@ -19,8 +19,8 @@ from fovea.api.replica import SCOPES_HEADER
 from fovea.errors import InvalidOption
 from fovea_rollouts import shadow
 from fovea_rollouts.answer_agreement import TooLargeToCompare, WholeAnswer, measure_agreement
-from fovea_rollouts.plan import TrafficPlan
 from fovea_rollouts.shadow import SHADOW_TENANT
+from fovea_rollouts.traffic_plans import TrafficPlan
 from services.gateway.policy.auth import KeyRing
 from services.gateway.tests.test_gateway_affinity import LONG, chat, key
 from tests.harness.waiting import until

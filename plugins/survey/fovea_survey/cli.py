@@ -1,7 +1,5 @@
 """`fovea survey …`: photographs or a film of a drive become damage on a map, per kilometre, with a route."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

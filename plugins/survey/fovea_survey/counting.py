@@ -1,7 +1,5 @@
 """Counts of a survey: damage merged over pictures, per kilometre and per segment of the driven road, as GeoJSON."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,7 +96,6 @@ def _iter_sightings(observations: Sequence[Observation]) -> Iterator[_Sighting]:
 
 
 def _describe(group: Sequence[_Sighting]) -> dict[str, Any]:
-    """The facts of a damage that one or several sightings show."""
     one, seen = group[0].best
     rows = [row for sighting in group for row in sighting.rows]
     sizes = [shown.size for _, _, shown in rows if shown.size is not None]

@@ -1,7 +1,5 @@
 """The forms of a survey: JSON, GeoJSON, a map, CSV, and an archive of all of them with the pictures."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -15,13 +13,8 @@ from fastapi.responses import JSONResponse, Response
 from fovea_survey.road_map import draw_map
 from fovea_survey.schemas import FoundDamage, Observation, SurveyOut
 
-JSON, GEOJSON, SVG, CSV, ZIP = (
-    "application/json",
-    "application/geo+json",
-    "image/svg+xml",
-    "text/csv",
-    "application/zip",
-)
+JSON, GEOJSON, SVG = "application/json", "application/geo+json", "image/svg+xml"
+CSV, ZIP = "text/csv", "application/zip"
 COLUMNS = ("label", "place", "latitude", "longitude", "score", "severity", "size", "time", "picture", "pictures")
 """Of the CSV; `place` is `found` or the reason why there is none."""
 

@@ -1,7 +1,5 @@
 """Distances and a local plane in metres, on a sphere of the earth's mean radius: within 0.5 % of the ellipsoid."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """GPX tracks: places by time, for films and for photographs without a place of their own."""
 
-from __future__ import annotations
-
 import bisect
 import datetime as dt
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Where and when a photograph was taken, from its EXIF; HEIC as PNG."""
 
-from __future__ import annotations
-
 import datetime as dt
 import io
 import math
@@ -10,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from fovea.errors import TooLarge, UnsupportedMedia
 from shared.vision.draw import encode
@@ -29,14 +27,11 @@ class Place:
     time: dt.datetime | None = None
 
 
-def read_place(data: bytes) -> Place | None:
-    """Return the place of a JPEG, PNG, TIFF, WebP or HEIC; None where `find_place` says why there is none."""
-    found = find_place(data)
-    return found if isinstance(found, Place) else None
-
-
 def find_place(data: bytes) -> Place | str:
-    """Return the place of a photograph, or why it has none. Nothing is guessed: both hemispheres must be stated."""
+    """Return the place of a photograph (JPEG, PNG, TIFF, WebP or HEIC), or why it has none.
+
+    Nothing is guessed: both hemispheres must be stated.
+    """
     exif = _read_exif(data)
     gps = exif.get_ifd(ExifTags.IFD.GPSInfo) if exif is not None else {}
     tags = ExifTags.GPS
@@ -104,14 +99,7 @@ def _read_exif(data: bytes) -> Image.Exif | None:
             for name in (ExifTags.IFD.GPSInfo, ExifTags.IFD.Exif):
                 exif.get_ifd(name)  # read while the file is open, and kept
             return exif
-    except (
-        UnidentifiedImageError,
-        OSError,
-        ValueError,
-        SyntaxError,
-        ModuleNotFoundError,
-        Image.DecompressionBombError,
-    ):
+    except (OSError, ValueError, SyntaxError, ModuleNotFoundError, Image.DecompressionBombError):
         return None
 
 

@@ -1,7 +1,5 @@
 """Which pictures of a survey have a place that can be believed, and which names tell them apart."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Map of a survey as SVG: segments shaded by damage, damage by class, the route, scale and north. No tiles."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from html import escape

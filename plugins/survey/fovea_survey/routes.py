@@ -1,16 +1,13 @@
 """`POST /v1/detect/survey`: photographs of a drive in, damage on a map out, in the form that `Accept` names."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from fovea.errors import FoveaError, InvalidOption
+from fovea.errors import FoveaError
 from fovea_planning.plan_schema import PlanIn
 from fovea_survey import counting, forms
 from fovea_survey.geodesy import to_metres
@@ -30,30 +27,24 @@ from shared.serving.host import Host
 from shared.serving.http.negotiation import choose
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.request_parsing import open_form, read_json_object
-from shared.validation_errors import list_errors
+from shared.validation_errors import describe_query, parse_fields
 
 router = APIRouter(tags=["domain"])
 
 MAX_ROUTE_POINTS = 2000
 AnyDamage = TypeVar("AnyDamage", bound=FoundDamage)
 
-_PARAMETERS = [
-    {"name": name, "in": "query", "required": False, "schema": prop, "description": prop.get("description", "")}
-    for name, prop in SurveyOptions.model_json_schema()["properties"].items()
-]
-_FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
+_FILE = {"type": "string", "format": "binary"}
+_IMAGES = "Photographs with a place in their EXIF: JPEG, PNG, TIFF, WebP, HEIC."
 _FORM = {
     "type": "object",
     "properties": {
-        "images": {**_FILES, "description": "Photographs with a place in their EXIF: JPEG, PNG, TIFF, WebP, HEIC."},
-        "video": {"type": "string", "format": "binary", "description": "A film; it needs `gpx`."},
-        "gpx": {
-            "type": "string",
-            "format": "binary",
-            "description": "Track, for a film or for photographs without place.",
-        },
+        "images": {"type": "array", "items": _FILE, "description": _IMAGES},
+        "video": {**_FILE, "description": "A film; it needs `gpx`."},
+        "gpx": {**_FILE, "description": "Track, for a film or for photographs without place."},
     },
 }
+_BODY = SurveyIn.model_json_schema(ref_template="#/components/schemas/{model}")["properties"]
 
 
 @router.post(
@@ -65,15 +56,8 @@ _FORM = {
         **problems(400, 413, 415, 422, 503),
     },
     openapi_extra={
-        "parameters": _PARAMETERS,
-        "requestBody": {
-            "content": {
-                "multipart/form-data": {"schema": _FORM},
-                forms.JSON: {
-                    "schema": SurveyIn.model_json_schema(ref_template="#/components/schemas/{model}")["properties"]
-                },
-            }
-        },
+        "parameters": describe_query(SurveyOptions),
+        "requestBody": {"content": {"multipart/form-data": {"schema": _FORM}, forms.JSON: {"schema": _BODY}}},
     },
 )
 async def survey_road(request: Request) -> Response:
@@ -84,7 +68,7 @@ async def survey_road(request: Request) -> Response:
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
         async with open_form(request, max_files=2000, max_fields=100) as form:
             texts = {name: value for name, value in form.multi_items() if isinstance(value, str)}
-            options = _validate(SurveyOptions, {**dict(request.query_params), **texts})
+            options = parse_fields(SurveyOptions, {**dict(request.query_params), **texts})
             uploads = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
             files = [(name, value.filename or name, await value.read()) for name, value in uploads]
         if media == forms.ZIP:  # an archive holds the pictures that its map links to
@@ -92,20 +76,12 @@ async def survey_road(request: Request) -> Response:
         await host.wake(host.resolve(options.model, "detect"))
         observations = await Search.of(host, options, run).observe(files)
     else:
-        body = _validate(SurveyIn, {**dict(request.query_params), **read_json_object(await request.body())})
+        body = parse_fields(SurveyIn, {**dict(request.query_params), **read_json_object(await request.body())})
         options, observations = body, body.observations
     if media == forms.ZIP:
         observations = forms.link_pictures(observations)
     found = await _count(observations, options, host, run)
     return await asyncio.to_thread(forms.render, found, media or forms.JSON)
-
-
-def _validate(kind: type[Any], values: dict[str, Any]) -> Any:
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        first = list_errors(error)[0]
-        raise InvalidOption(first["msg"], field=".".join(map(str, first["loc"]))) from error
 
 
 async def _count(observations: list[Observation], options: SurveyOptions, host: Host, run: CallContext) -> SurveyOut:
@@ -163,12 +139,6 @@ async def _plan(
         found: Any = await host.predict(host.resolve(None, "plan"), request, run)
     except FoveaError as error:
         return None, [f"There is no route: {error.detail}"]
-    return (
-        InspectionRoute(
-            length_m=round(found.objective, 2),
-            lower_bound_m=round(found.lower_bound, 2),
-            certified=found.certified,
-            order=found.order or [],
-        ),
-        [],
-    )
+    length, bound = round(found.objective, 2), round(found.lower_bound, 2)
+    order = found.order or []
+    return InspectionRoute(length_m=length, lower_bound_m=bound, certified=found.certified, order=order), []

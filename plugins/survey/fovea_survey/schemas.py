@@ -1,13 +1,11 @@
 """Surveys on the wire: what was seen where, and what follows for a road."""
 
-from __future__ import annotations
-
 import datetime as dt
 from typing import Annotated, Any, Literal
 
-from pydantic import Base64Bytes, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Base64Bytes, BaseModel, Field
 
-from fovea.api.csv_fields import split_commas
+from fovea.api.image import Words
 
 Severity = Literal["low", "medium", "high"]
 
@@ -15,10 +13,8 @@ Link = Annotated[str, Field(max_length=500, pattern=r"^(https?://|#|[^:]*$)")]
 """A relative address, a fragment, or a URL; a map must not hold a link that runs a script."""
 
 
-class SeenObject(BaseModel):
+class SeenObject(BaseModel, extra="forbid"):
     """One detection of a photograph."""
-
-    model_config = ConfigDict(extra="forbid")
 
     label: str = Field(max_length=200)
     score: float = Field(ge=0, le=1)
@@ -27,10 +23,8 @@ class SeenObject(BaseModel):
     track: str | None = Field(None, max_length=100, description="The same damage in several frames of a film.")
 
 
-class Observation(BaseModel):
+class Observation(BaseModel, extra="forbid"):
     """A photograph or a frame: its place, its time and what was found in it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(max_length=500)
     latitude: float | None = Field(None, ge=-90, le=90, allow_inf_nan=False)
@@ -45,17 +39,15 @@ class Observation(BaseModel):
     boxed: Base64Bytes | None = Field(None, description="JPEG of the picture with its boxes, if asked for.")
 
 
-class SurveyOptions(BaseModel):
+class SurveyOptions(BaseModel, extra="forbid", frozen=True):
     """How to search, and how to count."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str | None = Field(None, description="Which detector; left out, the default one.")
     confidence: float | None = Field(
         None, ge=0, le=1, description="A detection scores more than this; left out, as the weights count best, or 0.25."
     )
     iou: float = Field(0.45, ge=0, le=1, description="Of two boxes that overlap by more than this, the better stays.")
-    classes: Annotated[tuple[str, ...], BeforeValidator(split_commas)] = Field((), description="Only these classes.")
+    classes: Words[str] = Field((), description="Only these classes.")
     merge_m: float = Field(
         3.0,
         ge=0,

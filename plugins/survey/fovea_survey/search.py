@@ -120,9 +120,8 @@ def see(one: Detection, found: DetectOut, track: str | None = None) -> SeenObjec
     """Return a detection as a survey keeps it, with its share of the picture."""
     x1, y1, x2, y2 = one.box
     share = max(x2 - x1, 0) * max(y2 - y1, 0) / max(found.width * found.height, 1)
-    return SeenObject(
-        label=one.label, score=min(one.score, 1.0), box=one.box, size=round(min(share, 1.0), 6), track=track
-    )
+    score, size = min(one.score, 1.0), round(min(share, 1.0), 6)
+    return SeenObject(label=one.label, score=score, box=one.box, size=size, track=track)
 
 
 def draw_boxed(picture: bytes, found: Sequence[Detection], bounds: DecodeBounds) -> bytes:

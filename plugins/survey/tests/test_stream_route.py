@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fovea.api.boxes import DetectedFrame, DetectIn, Detection, DetectOut
-from fovea.api.timings import Times
+from fovea.api.image import Times
 from fovea.errors import InvalidOption, Malformed, NotReady
 from fovea_survey.video.frame_parsers import JpegParser
 from fovea_survey.video.stream_pipeline import DetectStreamOptions, detect_frames

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fovea.api.classes import ClassifyIn, ClassifyOut
-from fovea.api.timings import Times
+from fovea.api.image import Times
 from fovea.errors import InvalidOption
 from services.detection.boxes.drawing import class_colour
 from services.detection.models.patnet_network import PATNet

@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fovea.api.model import ModelEntry, sort_tasks, sparsity_in_words, title_task
-from fovea.headline_metric import pick_headline
+from fovea.api.model import ModelEntry, pick_headline, sort_tasks, sparsity_in_words, title_task
 from services.gateway.console.navigation import find_page
 from services.gateway.console.schema_forms import Field
 

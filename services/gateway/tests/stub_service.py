@@ -18,13 +18,12 @@ from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from fovea.api.image import ImageBytes, decode_base64
+from fovea.api.image import ImageBytes, Times, decode_base64
 from fovea.api.mask import Component, SegmentIn, SegmentOut
 from fovea.api.model import ModelEntry
 from fovea.api.problem import PROBLEM_CONTENT_TYPE, openai_error, problem
 from fovea.api.replica import SCOPES_HEADER
 from fovea.api.text import ChatRequest
-from fovea.api.timings import Times
 from fovea.errors import FoveaError, InvalidOption, Malformed, NotFound, PermissionDenied, QueueFull
 
 PAPER = {"title": "A Paper about Discs", "venue": "CVPR", "year": 2021, "url": "https://example.org/discs"}

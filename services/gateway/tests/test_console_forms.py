@@ -11,8 +11,8 @@ from pydantic import BaseModel, Field
 from fovea.api.arrays import ArrayBytes
 from fovea.api.image import ImageBytes
 from fovea.api.mask import SegmentIn
+from fovea.api.model import pick_headline
 from fovea.api.text import ChatRequest
-from fovea.headline_metric import pick_headline
 from services.gateway.console import model_view
 from services.gateway.console.schema_forms import build_fields
 from services.gateway.console.task_options import build_options

@@ -12,8 +12,8 @@ from starlette.responses import JSONResponse, Response
 from fovea.api.arrays import ArrayBytes
 from fovea.api.boxes import DetectIn, Detection, DetectOut
 from fovea.api.classes import Candidate, Classified, ClassifyIn, ClassifyOut
+from fovea.api.image import Times
 from fovea.api.restore import Estimate, RestoreIn, RestoreOut, RestoreTimes
-from fovea.api.timings import Times
 from services.gateway.tests.browsing import MARKS, check_page, drawn, figure, kept, open_with_picture, run_example
 from services.gateway.tests.stub_service import Stub, card, photograph
 

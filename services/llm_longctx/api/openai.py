@@ -14,8 +14,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
-from fovea.api.openai_error import OpenAIError
-from fovea.api.problem import openai_error
+from fovea.api.problem import OpenAIError, openai_error
 from fovea.api.replica import AFFINE
 from fovea.api.text import (
     ChatCompletion,

@@ -115,7 +115,7 @@ def told(watch, policy, *agreements):
 
 def held_back(method, model):
     line = f'fovea_fidelity_held_back{{method="{method}",model="{model}"}} '
-    found = [one for one in telemetry.metrics_text().decode().splitlines() if one.startswith(line)]
+    found = [one for one in telemetry.render_metrics()[0].decode().splitlines() if one.startswith(line)]
     return float(found[0].removeprefix(line)) if found else None
 
 
@@ -255,7 +255,7 @@ def test_a_method_is_held_back_for_those_knobs_only_and_comes_back_when_it_agree
         assert "still tried" in reason
         assert tell(sane, prose[:120]) == ("duo", None), "others keep their knobs"
         assert held_back("duo", MODEL) == 1
-        assert f'fovea_fidelity_kl_nats_count{{method="duo",model="{MODEL}"}}' in telemetry.metrics_text().decode()
+        assert f'fovea_fidelity_kl_nats_count{{method="duo",model="{MODEL}"}}' in telemetry.render_metrics()[0].decode()
         # Prompts that the window holds whole: there the two agree, and the watch finds it out on the dense answers.
         tries = next(i for i in range(WINDOW) if tell(extreme, prose[i : i + 12], new=4)[1] is None)
         assert LEAST // 2 < tries <= 2 * LEAST

@@ -8,9 +8,10 @@ from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_params
 
 from fovea.api.embeddings import EmbeddingsRequest
-from fovea.api.request_fields import ACCEPTED, PEERS, REFUSED, find_fate
+from fovea.api.request_fields import ACCEPTED, REFUSED
 from fovea.api.text import ChatRequest, CompletionRequest
 from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, app_of, go_on, say, text_of
+from tests.peer_fields import PEERS, find_fate
 
 END = {"logit_bias": {"256": 100}}  # the end token is drawn wherever it may
 ROUTES = {

@@ -4,7 +4,6 @@ import time
 
 import pytest
 
-from fovea.api.request_fields import PEERS, find_fate
 from services.relevance_judge.routes.rerank import RerankIn, ScoreIn
 from services.relevance_judge.schemas import Verdict
 from services.relevance_judge.scorers import score_verdict
@@ -12,6 +11,7 @@ from services.relevance_judge.tests.conftest import serve_judges
 from shared.lm.bundled_models import MINILM
 from shared.lm.embedder import SentenceEmbedder
 from shared.registry.discovery import servables
+from tests.peer_fields import PEERS, find_fate
 
 QUERY = "what causes ocean tides"
 DOCUMENTS = ["Bread is baked from flour.", "The moon's gravity causes tides in the ocean.", "Tides rise twice a day."]

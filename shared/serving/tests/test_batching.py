@@ -280,7 +280,7 @@ async def test_close_finishes_what_waits_and_refuses_what_comes(batcher):
 async def test_queue_stage_batch_size_and_depth_are_counted():
     made = Batcher(Doubler(), BatchOptions(wait=0.0), service="counted", model="m")
     await made.submit(1, CallContext())
-    text = telemetry.metrics_text().decode()
+    text = telemetry.render_metrics()[0].decode()
     assert 'fovea_request_queue_time_seconds_count{model="m",service="counted"} 1.0' in text
     assert 'fovea_batch_size_count{model="m",service="counted"} 1.0' in text
     assert 'fovea_queue_depth{model="m",service="counted"} 0.0' in text

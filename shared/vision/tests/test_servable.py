@@ -10,10 +10,8 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from fovea.api.drawable import Drawable
-from fovea.api.image import ImageBytes
+from fovea.api.image import Drawable, ImageBytes, Times
 from fovea.api.tensors import TensorSpec
-from fovea.api.timings import Times
 from fovea.errors import Cancelled, DeadlineExceeded, InvalidOption, TooLarge
 from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext, Card, Limits, LoadContext, Paper

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from fovea.api.openai_error import OpenAIError
+from fovea.api.problem import OpenAIError
 from fovea.api.replica import AFFINE, HOLDS_HEADER
 from fovea.api.sessions import Deleted, DocumentInfo, DocumentList, DocumentRequest, DocumentText
 from fovea.errors import NotFound, NotReady

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Path, Query, Request
 from starlette.responses import Response
 
-from fovea.api.openai_error import OpenAIError
+from fovea.api.problem import OpenAIError
 from fovea.api.sessions import Deleted, RollbackRequest, Session, SessionList, SessionRequest, SurpriseTrace
 from fovea_memory.routes.model_lookup import EFFECTFUL_OPENAI, OPENAI_ERRORS, HostDep, find_session_adapter
 from fovea_memory.state.redis_stores import get_stores, lifespan

@@ -1,7 +1,5 @@
 """The console's page of traffic: the share of each version of a service, and its shadow."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from services.gateway.console.page import Page

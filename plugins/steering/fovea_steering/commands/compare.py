@@ -3,8 +3,6 @@
 Knows the SDK and the terminal; the methods run and are compared behind the gateway.
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

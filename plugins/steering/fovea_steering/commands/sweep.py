@@ -3,8 +3,6 @@
 Knows the SDK and the terminal; the patches run behind the gateway.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """The console's page of a survey, and its result on the first page."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from services.gateway.console.page import GalleryEntry, Page

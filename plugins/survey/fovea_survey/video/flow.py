@@ -4,8 +4,6 @@ Median flow: points inside a box are followed by Lucas and Kanade's method there
 return moves and scales the box (Kalal, Mikolajczyk, Matas: Forward-backward error, ICPR 2010).
 """
 
-from __future__ import annotations
-
 import io
 from typing import Any
 

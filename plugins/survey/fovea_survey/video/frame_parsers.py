@@ -5,8 +5,6 @@ whose frames lean on each other, are held whole. Knows nothing about detection; 
 whoever decodes it.
 """
 
-from __future__ import annotations
-
 import email.parser
 import email.policy
 import io

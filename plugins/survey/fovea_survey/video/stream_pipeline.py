@@ -4,8 +4,6 @@ Either every frame is answered and the sender is held back, or the oldest are dr
 each answer says how many were left out before it. Knows nothing about HTTP and nothing about networks.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections import deque

@@ -4,8 +4,6 @@ The HTTP side of `stream_pipeline`: reads the body while it answers, keeps nothi
 NDJSON, or the frames with their boxes drawn on them as `multipart/x-mixed-replace`, which browsers show as a video.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
@@ -30,7 +28,7 @@ from shared.serving.host import Host
 from shared.serving.http.errors import to_safe_error
 from shared.serving.http.negotiation import choose
 from shared.telemetry import DROPPED_FRAMES
-from shared.validation_errors import list_errors
+from shared.validation_errors import describe_query, list_errors
 from shared.vision.decode import decode
 from shared.vision.draw import encode
 from shared.vision.limits import DecodeBounds, platform_bounds
@@ -53,10 +51,7 @@ router = APIRouter(tags=["domain"])
     responses={200: {"content": {NDJSON: {}, MULTIPART: {}}, "description": "One record per frame."}},
     openapi_extra={
         **ENDLESS,
-        "parameters": [
-            {"name": name, "in": "query", "required": False, "schema": prop, "description": prop.get("description", "")}
-            for name, prop in DetectStreamOptions.model_json_schema()["properties"].items()
-        ],
+        "parameters": describe_query(DetectStreamOptions),
         "requestBody": {"required": True, "content": {kind: {} for kind in _TAKEN}},
     },
 )
@@ -72,9 +67,8 @@ async def detect_stream(request: Request) -> Response:
     bounds = platform_bounds(host.settings)
     parser = choose_parser(request.headers.get("content-type", ""), bounds)
     run: CallContext = request.scope["fovea.run"]
-    source = _counted(
-        detect_frames(_read_body(request, parser), parser, options, _detector(host, name, run)), parser, run, name
-    )
+    answers = detect_frames(_read_body(request, parser), parser, options, _detector(host, name, run))
+    source = _counted(answers, parser, run, name)
     first = await _first(source)
     lines = _multipart(first, source, bounds) if media == MULTIPART else _lines(first, source)
     return _LiveResponse(lines, f"{MULTIPART}; boundary={_BOUNDARY}" if media == MULTIPART else NDJSON)
@@ -187,7 +181,6 @@ class _LiveResponse(Response):
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send piece by piece."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for piece in self.pieces:
             await send({"type": "http.response.body", "body": piece, "more_body": True})

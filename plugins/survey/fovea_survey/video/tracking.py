@@ -4,8 +4,6 @@ Certain detections are matched to tracks first, by the least total distance; wha
 track, which bridges frames in which an object is half hidden. Knows rows of boxes; knows no picture.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

@@ -5,8 +5,6 @@ nothing else, and takes at most itself down. It waits while nobody takes its fra
 here and the decoder's few there, however long the film is. Needs OpenCV; the adr on video says why that one.
 """
 
-from __future__ import annotations
-
 import io
 import resource
 import struct
