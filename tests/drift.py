@@ -159,9 +159,8 @@ def describe_plugin(project: pathlib.Path) -> dict[str, list[str]]:
 
     groups = tomllib.loads(project.read_text("utf8"))["project"].get("entry-points", {})
     loaded = {group: [EntryPoint(*named, group) for named in groups[group].items()] for group in groups}
-    models = {}
-    for point in loaded.get("fovea.models", ()):
-        models |= pick_servables(scan(point.module))
+    points = loaded.get("fovea.models", ())
+    models = {name: kind for point in points for name, kind in pick_servables(scan(point.module)).items()}
     probes = {f"/v1/probe/{kind.route}" for kind in models.values() if hasattr(kind, "route")}
     examples = ROOT.glob("services/*/api_examples.json")
     core = {label.partition(" ")[2] for file in examples for label in json.loads(file.read_text("utf8"))}

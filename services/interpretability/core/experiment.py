@@ -220,7 +220,7 @@ class Experiment(Servable[S, Report], Generic[S]):
 
     @classmethod
     def media_types(cls) -> tuple[str, ...]:
-        return rendering_render.MEDIA_TYPES
+        return tuple(rendering_render.FORMATS.values())
 
     def begin(self, spec: S, subject: StudiedModel, run: CallContext | None = None) -> Progress:
         """Start the progress of one run; jobs get the cell cache."""

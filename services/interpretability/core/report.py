@@ -181,14 +181,7 @@ class Artefact(_Part):
     @classmethod
     def of_arrays(cls, name: str, arrays: Mapping[str, np.ndarray]) -> Artefact:
         """Build an artefact that holds arrays as NPZ; equal arrays give equal bytes."""
-        raw = io.BytesIO()
-        with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as archive:
-            for key, array in arrays.items():
-                held = io.BytesIO()
-                np.save(held, array, allow_pickle=False)
-                # An entry without a date: numpy's own writer puts the clock into the file.
-                archive.writestr(zipfile.ZipInfo(f"{key}.npy"), held.getvalue(), zipfile.ZIP_DEFLATED)
-        data = raw.getvalue()
+        data = pack_arrays(arrays)
         digest, text = hashlib.sha256(data).hexdigest(), base64.b64encode(data).decode()
         return cls(name=name, media_type=NPZ, sha256=digest, bytes=len(data), content=text, encoding="base64")
 
@@ -236,6 +229,18 @@ class Report(_Part):
     def grid(self, name: str) -> HeatMap:
         """Return the heat map of that name; `KeyError` if there is none."""
         return {grid.name: grid for grid in self.grids}[name]
+
+
+def pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Return arrays as NPZ; equal arrays give equal bytes."""
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key, array in arrays.items():
+            held = io.BytesIO()
+            np.save(held, array, allow_pickle=False)
+            # An entry without a date: numpy's own writer puts the clock into the file.
+            archive.writestr(zipfile.ZipInfo(f"{key}.npy"), held.getvalue(), zipfile.ZIP_DEFLATED)
+    return raw.getvalue()
 
 
 def canonical_json(content: Any) -> str:

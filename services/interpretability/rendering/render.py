@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import re
+from typing import Any
 
 import numpy as np
 
-from services.interpretability.core.report import NPZ, Report
+from services.interpretability.core.report import NPZ, Report, pack_arrays
 from services.interpretability.rendering.html_page import draw_report, render_page
 from services.interpretability.rendering.svg import Drawing, Text, stack_drawings
 
@@ -16,8 +16,6 @@ ACTIVATIONS = "activations.npz"
 
 FORMATS = {"html": "text/html", "png": "image/png", "svg": "image/svg+xml", "npz": NPZ}
 """Short name → media type."""
-
-MEDIA_TYPES = tuple(FORMATS.values())
 
 
 def render(report: Report, media_type: str) -> bytes | None:
@@ -39,17 +37,11 @@ def to_npz(report: Report) -> bytes:
     for artefact in report.artefacts:
         if artefact.name == ACTIVATIONS:
             return artefact.data()
-    arrays = {f"grid.{_key(grid.name)}": _array(grid.values) for grid in report.grids}
-    arrays |= {f"bars.{_key(bars.name)}": _array([bar.value for bar in bars.bars]) for bars in report.bars}
-    arrays |= {f"strip.{_key(strip.name)}": _array(strip.values) for strip in report.strips}
-    arrays |= {f"scalar.{name}": _array(scalar.value) for name, scalar in report.scalars.items()}
-    out = io.BytesIO()
-    np.savez(out, **arrays)  # type: ignore[arg-type]  # its stub takes the names of its own options only
-    return out.getvalue()
-
-
-def _array(values: object) -> np.ndarray:
-    return np.array(values, dtype=np.float64)
+    values: dict[str, Any] = {f"grid.{_key(grid.name)}": grid.values for grid in report.grids}
+    values |= {f"bars.{_key(bars.name)}": [bar.value for bar in bars.bars] for bars in report.bars}
+    values |= {f"strip.{_key(strip.name)}": strip.values for strip in report.strips}
+    values |= {f"scalar.{name}": scalar.value for name, scalar in report.scalars.items()}
+    return pack_arrays({name: np.array(value, np.float64) for name, value in values.items()})
 
 
 def _key(name: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from fovea.errors import InvalidOption
 from fovea_circuits.activation_cache import run_with_cache
 from fovea_circuits.patching import attribute_logits
 from services.interpretability.attention.head_scores import top_heads
@@ -51,7 +50,8 @@ class LogitAttribution(Experiment[AttributionSpec]):
         return Cost(1, len(subject.encode(spec.text)))
 
     def run(self, spec: AttributionSpec, subject: StudiedModel, progress: Progress) -> Report:
-        answers = [_first_token(subject, spec.correct, "correct"), _first_token(subject, spec.wrong, "wrong")]
+        texts = {"correct": spec.correct, "wrong": spec.wrong}
+        answers = [subject.encode(text, field, special=False)[0] for field, text in texts.items()]
         run = run_with_cache(subject.model, subject.tensor([subject.encode(spec.text)]))
         parts = attribute_logits(run, subject.tensor([answers]))
         strongest = [[head_name(head), float(parts.heads[head])] for head in top_heads(parts.heads, 1.0)[:20]]
@@ -81,10 +81,3 @@ class LogitAttribution(Experiment[AttributionSpec]):
             ],
             bars=[Bars(name="mlps", unit="logits", bars=mlps, caption=f"{directly} layer's MLP to the first answer.")],
         )
-
-
-def _first_token(subject: StudiedModel, text: str, field: str) -> int:
-    ids = subject.tokenizer.encode(text, special=False)
-    if not ids:
-        raise InvalidOption(f"{field} holds no token.", field=field)
-    return ids[0]
