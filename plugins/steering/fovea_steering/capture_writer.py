@@ -38,7 +38,7 @@ class CaptureWriter:
         self._prompts += [tokens] * answers
 
     def write(self, piece: OutputChunk) -> list[Captured]:
-        """What one answer has newly captured, inline until it has outgrown that; at its end where its file is."""
+        """Write new captures of an answer, inline until it has outgrown that; at its end where its file is."""
         index, news = piece.index, piece.captured
         self._taken.setdefault(index, []).extend(news)
         self._numbers[index] = self._numbers.get(index, 0) + sum(v.size for one in news for v in one.values)

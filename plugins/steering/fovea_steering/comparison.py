@@ -50,7 +50,7 @@ class _Recorded(RequestHooks):
 
 
 class MethodComparison(RequestExtension):
-    """What the field `compare` of one request does: each method answers, and the others read the first answer."""
+    """Comparison that one request asks for: each method answers, and the others read the first answer."""
 
     def __init__(self, adapter: TextModelAdapter, request: GenerationOptions, run: CallContext) -> None:
         if not isinstance(adapter, DecoderAdapter):

@@ -21,7 +21,7 @@ SCOPE = "interventions"
 
 
 class InsideRequest(RequestExtension):
-    """What the fields `interventions` and `capture` of one request do."""
+    """Interventions and captures of one request."""
 
     def __init__(self, adapter: TextModelAdapter, request: GenerationOptions, run: CallContext) -> None:
         changes, reads = request.interventions or [], request.capture or []

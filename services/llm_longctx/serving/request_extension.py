@@ -24,7 +24,7 @@ READERS = ("fovea.adapters", GROUP)
 
 
 class RequestExtension:
-    """What a plug-in does for one request that has its field. A subclass overrides what it needs.
+    """Part of a plug-in in one request that has its field. A subclass overrides what it needs.
 
     It is made on the event loop before anything is read, and may refuse the request there.
 
@@ -55,7 +55,7 @@ class RequestExtension:
         """
 
     def capture(self, piece: OutputChunk) -> list[Captured]:
-        """What was captured, in the protocol's form; asked at captures and at the end of an answer. May block."""
+        """Captures in the protocol's form; asked for pieces that have some, and at the end of an answer. May block."""
         return []
 
     async def finish(self, requests: Sequence[GenerationRequest]) -> dict[str, Any]:

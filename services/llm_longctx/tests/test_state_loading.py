@@ -21,12 +21,13 @@ def chat(**more):
 def loaders(monkeypatch):
     found = {}
     monkeypatch.setattr(plugins, "load_all", lambda _group: found)
-    monkeypatch.setattr(plugins, "_read_known", lambda: {"memory": {"fields": list(FIELDS)}})
+    known = {"memory": {"fields": list(FIELDS)}, "steering": {"fields": ["capture"]}}
+    monkeypatch.setattr(plugins, "_read_known", lambda: known)
     return found
 
 
-def schema_of(app):
-    return app.openapi()["components"]["schemas"]["ChatRequest"]["properties"]
+def schema_of(app, name="ChatRequest"):
+    return app.openapi()["components"]["schemas"][name]["properties"]
 
 
 async def test_a_field_of_a_plug_in_that_is_not_installed_names_it_and_others_need_none(loaders):
@@ -70,6 +71,7 @@ def test_the_document_leaves_out_fields_that_nobody_reads(loaders):
         state_loading.hide_missing_fields(app)
         assert [field for field in FIELDS if field in schema_of(app)] == list(installed)
         assert "temperature" in schema_of(app)
+        assert ("capture" in schema_of(app), "capture" in schema_of(app, "Captured")) == (False, True)
 
 
 def test_chats_and_completions_are_affine():

@@ -60,7 +60,7 @@ class DecoderAdapter(TextModelAdapter):
 
     @property
     def tenant_objects(self) -> ObjectStore | None:
-        """What the tenant has stored; None where nothing is."""
+        """Store of the tenant; None where nothing is stored."""
         return None if self.objects is None else self.objects.of_tenant(self.tenant)
 
     @property
