@@ -8,8 +8,6 @@ that a process of the service imports as it starts is imported once, which shows
 bytecode that is read; what is imported later or never stays without. Runs with Python's own library.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import os

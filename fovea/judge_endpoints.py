@@ -1,7 +1,5 @@
 """Endpoints of the relevance judge: builds calls and sends nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

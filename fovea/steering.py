@@ -3,8 +3,6 @@
 A chat uses a vector by name: `client.chat("…", interventions=[{"vector": "calm@1"}])`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote

@@ -1,7 +1,5 @@
 """Modules that are imported when something of theirs is used: for large libraries that few requests need."""
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

@@ -4,8 +4,6 @@ A web page can have its own name lead to a loopback address (DNS rebinding); the
 Knows header values only.
 """
 
-from __future__ import annotations
-
 import ipaddress
 from functools import lru_cache
 

@@ -1,7 +1,5 @@
 """Retry-After of callers that are sent away: when a place is free, by how long places were held lately."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Hashable
 from typing import Final

@@ -3,8 +3,6 @@
 A body of a million wrong values is one sentence, and not a million dictionaries.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 

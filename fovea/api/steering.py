@@ -1,7 +1,5 @@
 """Steering vectors on the wire: what one is computed from, and what is known of a stored one."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """`python -m services.gateway`: runs the HTTP server and the gRPC server in one event loop."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import socket

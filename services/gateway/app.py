@@ -1,7 +1,5 @@
 """`build_gateway(...)`: the gateway as an ASGI app."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import importlib.util

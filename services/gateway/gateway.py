@@ -1,7 +1,5 @@
 """`Gateway`: everything that one gateway process holds."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from fovea.errors import Unauthenticated

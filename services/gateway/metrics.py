@@ -3,8 +3,6 @@
 `shared.telemetry` has those of every process.
 """
 
-from __future__ import annotations
-
 from prometheus_client import Counter, Gauge
 
 AFFINITY_PICKS = Counter(

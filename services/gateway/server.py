@@ -3,8 +3,6 @@
 The metrics port has a server of its own, in the same event loop: the queue is asked for its counts at each scrape.
 """
 
-from __future__ import annotations
-
 import contextlib
 from asyncio import TimerHandle, Transport
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ The generic `POST /v1/probe` names the experiment in `model`; here the path does
 Knows HTTP; the experiments are in `core/experiment`.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, cast

@@ -4,8 +4,6 @@ Callers pass plain numbers; the model is the current context's. `method` is the 
 for models whose attention is their own.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Callable
 from functools import cache

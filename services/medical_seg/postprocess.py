@@ -4,8 +4,6 @@ Knows arrays and the wire type; knows no network and no engine. Memory: three by
 labels, however the map was made.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any

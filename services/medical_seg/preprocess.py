@@ -4,8 +4,6 @@ Down: PIL's antialiased bilinear squash, the aspect is not kept. Up: bilinear, c
 `torch.nn.functional.interpolate` computes it, but without torch: serving an ONNX graph needs none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

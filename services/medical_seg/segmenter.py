@@ -3,8 +3,6 @@
 Knows pictures and the wire type; the networks are in `models`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast

@@ -1,7 +1,5 @@
 """Client of the OpenAI protocol, as small as judging needs. Safe to share between threads; stores no request."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 A subclass says how one pair becomes a verdict. A judge stores nothing of a request.
 """
 
-from __future__ import annotations
-
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence

@@ -3,8 +3,6 @@
 Higher is more relevant; scores of different scorers can't be compared. Knows no HTTP.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec

@@ -5,8 +5,6 @@ neighbourhood the restored copy is about `gain · copy + offset`; both are enlar
 its detail stays (the fast guided filter of He and Sun, 2015, arXiv:1505.00996).
 """
 
-from __future__ import annotations
-
 import math
 
 import cv2

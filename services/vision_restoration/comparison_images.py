@@ -3,8 +3,6 @@
 Works on RGB arrays (h, w, 3), band by band where they may be large. Knows no network and no file.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image
 

@@ -4,8 +4,6 @@ Reading and refusing is `shared.vision.decode`'s; this adds what restoration mus
 samples, which Pillow drops from coloured PNG and TIFF, and what a file says about its picture.
 """
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

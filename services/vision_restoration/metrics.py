@@ -3,8 +3,6 @@
 Knows arrays (h, w, 3) of uint8. Works band by band, so that a picture of 8K takes no gigabytes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

@@ -3,8 +3,6 @@
 Knows files, tiles and the wire type; tiling is `tiled_inference`, files are `image_io`.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence

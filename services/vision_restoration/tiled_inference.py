@@ -3,8 +3,6 @@
 Knows arrays and an engine; memory is the picture, its result (both in the picture's own bits) and one window.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Which of RRFormer's two networks is meant; knows neither."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 Variant = Literal["released", "paper"]

@@ -3,8 +3,6 @@
 Knows weights, graphs and how fast they run; knows no picture.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from dataclasses import dataclass, replace

@@ -3,8 +3,6 @@
 Knows where weights lie and how large their network is; knows no picture.
 """
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

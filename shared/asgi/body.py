@@ -1,7 +1,5 @@
 """Body of a request as it arrives: bounded in size and in the pause between two chunks, and inflated where asked."""
 
-from __future__ import annotations
-
 import asyncio
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping

@@ -3,8 +3,6 @@
 RFC 9457 everywhere, except where a protocol demands its own form: Open Inference, OpenAI and Anthropic.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from typing import Any, Literal

@@ -4,8 +4,6 @@ Parsing and validating takes time and memory by part: an empty list of three byt
 wrong, an error of a hundred bytes. Text costs nothing, so what is inside of quotes does not count.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Final
 

@@ -4,8 +4,6 @@ A front subclasses `Shell` and `HttpCall`: it opens a call, serves it, and turns
 trace, deadline, body limits, disconnect, metrics and spans are here and in the modules of this package.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 import time

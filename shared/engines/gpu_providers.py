@@ -4,8 +4,6 @@ TensorRT builds an engine per graph, card and version, which takes minutes; buil
 shared through the object store. Knows options and files; knows nothing about graphs' contents or sessions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal

@@ -3,8 +3,6 @@
 Inputs and outputs stay as they are. Knows graphs' files; knows nothing about engines.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

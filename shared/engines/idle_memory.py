@@ -4,8 +4,6 @@ ONNX Runtime keeps the memory of its largest run, which makes the next one fast:
 for pictures that nobody sends. One thread serves all engines, and sleeps while none has anything to give back.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from typing import Final, Protocol

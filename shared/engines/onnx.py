@@ -1,7 +1,5 @@
 """ONNX Runtime engine, on the CPU or an NVIDIA GPU."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import math

@@ -1,7 +1,5 @@
 """TensorRT engine, through ONNX Runtime's provider; built engines go into the cache. Needs an NVIDIA GPU."""
 
-from __future__ import annotations
-
 import ctypes
 import importlib.util
 from collections.abc import Sequence

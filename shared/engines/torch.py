@@ -1,7 +1,5 @@
 """PyTorch engine: a network in eval mode, arrays in and out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

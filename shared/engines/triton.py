@@ -4,8 +4,6 @@ Tensors travel as binary data over HTTP, or over gRPC when the URL starts with `
 memory where the server is on this host and can open it. The inputs and outputs come from the server's own metadata.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar

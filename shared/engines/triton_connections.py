@@ -5,8 +5,6 @@ may have a region of shared memory for what is sent, where client and server sha
 nothing about models.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import ipaddress

@@ -1,7 +1,5 @@
 """Translation of failed runs, for all engines. Callers' input is checked before, by `shared.serving.oip.tensors`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

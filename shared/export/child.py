@@ -4,8 +4,6 @@ Models load side by side; one child exports their graphs one after another, and 
 `python -m shared.export.child` is the child: it reads pickled forms and paths, and writes pickled results.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import pickle

@@ -3,8 +3,6 @@
 TensorRT takes the same file through ONNX Runtime.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 import warnings

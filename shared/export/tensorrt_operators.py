@@ -4,8 +4,6 @@
 it records their operators, from which the page of the documentation is generated. Knows graphs; needs no TensorRT.
 """
 
-from __future__ import annotations
-
 import json
 import pathlib
 import re

@@ -3,8 +3,6 @@
 Knows torch; the forms themselves (`artifacts`) do without.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

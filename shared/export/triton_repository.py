@@ -4,8 +4,6 @@
 does not know can't be written. Knows exported graphs and the schema; knows nothing about services.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Sequence

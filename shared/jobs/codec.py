@@ -1,7 +1,5 @@
 """Codec of jobs: Redis fields to and from the job on the wire, its request and its answer."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 Every write names its attempt, so a worker that lost a job changes nothing.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import secrets

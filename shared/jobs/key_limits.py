@@ -3,8 +3,6 @@
 A job carries its key's id and quotas of tokens in a header. Gateway and workers count in the same windows in Redis.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping

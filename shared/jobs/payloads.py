@@ -3,8 +3,6 @@
 A name is `<job id>/<part>`; gateway and workers use the same store. All verbs may be repeated without harm.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 

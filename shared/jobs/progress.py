@@ -4,8 +4,6 @@ A worker writes that of its own attempts. A replica that serves a job for a work
 and attempt that come with the request; Redis ignores an attempt that has lost its job.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable

@@ -4,8 +4,6 @@ A call that was cut off is sent again for a moment, which hides a restart's firs
 may be repeated without harm.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator

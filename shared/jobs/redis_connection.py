@@ -7,8 +7,6 @@ A query sets further options of redis-py, for example `?ssl_ca_certs=/certs/ca.p
 Sentinels. `Settings.redis_url` is the whole URL, with the password and certificates that other settings name.
 """
 
-from __future__ import annotations
-
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 

@@ -22,8 +22,6 @@ may touch several. `states.lua` builds its keys by the same rule from `ROOT`, wh
     stop      service           channel job ids whose attempt has lost its job to a cancel
 """
 
-from __future__ import annotations
-
 from hashlib import sha256
 from typing import Final
 

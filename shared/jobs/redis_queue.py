@@ -3,8 +3,6 @@
 Each change is one verb of `states.lua`: it happens whole or not at all.
 """
 
-from __future__ import annotations
-
 import asyncio
 import re
 import secrets

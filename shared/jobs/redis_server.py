@@ -4,8 +4,6 @@
 Everything here blocks: call it off the event loop.
 """
 
-from __future__ import annotations
-
 import fcntl
 import importlib
 import json

@@ -3,8 +3,6 @@
 Additions are collected and written once a second, so that a request costs no round trip. While Redis is away they wait.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping

@@ -7,8 +7,6 @@ A lease is renewed several times before it ends. A worker that hung for longer, 
 it takes or writes anything. Every write to Redis is fenced by the number of its attempt as well.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from contextlib import suppress

@@ -3,8 +3,6 @@
 Knows names and shapes. Knows nothing about edits, captures or how a decoder computes.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@
 tensors, so that they can be captured and edited. Knows nothing about methods, pages or schedulers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Protocol
 

@@ -3,8 +3,6 @@
 Axes: H query heads, T queries, S keys. Knows tensors only; nothing about models, methods or experiments.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ MPNet (Song et al., 2020, arXiv:2004.09297) is one whose attention also adds a n
 Knows tensors and the names of official files; knows no text and no pooling.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ state-dict keys; norms and products of the Llama-like ones go through `shared.lm
 itself, caches or taps.
 """
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import torch

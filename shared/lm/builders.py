@@ -3,8 +3,6 @@
 Each returns a `Decoder` with small random weights; `sizes` are other fields of `DecoderConfig`. Knows no files.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from shared.lm.config import DecoderConfig

@@ -1,7 +1,5 @@
 """Language models of the environment: of wheels, or packed into it. Imports nothing of the wheels."""
 
-from __future__ import annotations
-
 import sys
 from importlib import metadata
 from pathlib import Path

@@ -3,8 +3,6 @@
 Knows shapes and lengths. Knows nothing about pages, eviction or attention methods.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Self
 

@@ -3,8 +3,6 @@
 A family is a set of facts, not a class: Qwen2 is the Llama path with biases on q, k and v. Knows nothing about tensors.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal

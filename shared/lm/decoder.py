@@ -4,8 +4,6 @@ A call may replace three things: `attend` (attention), `ops` (the arithmetic aro
 activations are read and edited. They belong to the call, never to the module. Knows nothing about their users.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, cast
 

@@ -4,8 +4,6 @@ all-MiniLM-L6-v2 and all-mpnet-base-v2 (Reimers & Gurevych, 2019, arXiv:1908.100
 they are installed (`bundled_models`). Knows text and files; knows nothing about requests.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path

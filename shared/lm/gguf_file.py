@@ -4,8 +4,6 @@ The folder is cached under the file's digest and the dtype, so it is safe to del
 llama.cpp's names and its order of q and k rows; knows nothing about decoders.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

@@ -4,8 +4,6 @@ Byte-level BPE with the splitting rules of the known `tokenizer.ggml.pre` names,
 follow from its scores. Knows nothing about tensors.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

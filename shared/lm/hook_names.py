@@ -4,8 +4,6 @@
 TransformerLens loads weights without processing (its default since 4.0). Knows names; knows no tensor.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection
 from typing import Literal

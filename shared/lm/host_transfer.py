@@ -4,8 +4,6 @@ Tensors are sent through pinned memory, so that the host goes on at once; readin
 must find its tensors on the device: `tests/device` counts what passes here. Knows tensors only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 An edit never writes into its input. Knows sites and shapes; knows nothing about kernels or decoders.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ One forward may hold rows with different adapters and with none: a row without o
 others. Knows decoders and `shared.lm.ops`; knows nothing about files, requests or kernels.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A setting that would change the adapter's result and is not served is refused by
 tensors.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Linux only: elsewhere nothing is given back. Knows files; knows no model.
 """
 
-from __future__ import annotations
-
 import ctypes
 import re
 from collections.abc import Iterator

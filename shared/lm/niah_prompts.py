@@ -4,8 +4,6 @@ A prompt carries the answer and its span in the context. Knows text and token id
 scoring.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import string

@@ -4,8 +4,6 @@ Torch lays a matrix out again in every product, which costs most where blocks ar
 the matrices in memory. Knows linear layers; knows nothing about blocks, texts or attention.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import torch

@@ -4,8 +4,6 @@ A replacement keeps the maths: sums in float32 or wider, the model's dtype out. 
 nothing about layers' order, caches or attention.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Protocol
 

@@ -3,8 +3,6 @@
 Angles are float32 whatever the model's dtype, as in the official models. Knows nothing about heads, caches or layers.
 """
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 

@@ -3,8 +3,6 @@
 Both live for one call. Knows sites, edits and the default attention; knows nothing about models or logits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Protocol
 

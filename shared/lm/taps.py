@@ -4,8 +4,6 @@ A forward without captures and edits is the plain forward, operation for operati
 wanted sites; knows nothing about experiments, text or plots.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal

@@ -4,8 +4,6 @@ Each process holds whole heads and their part of the two matrices behind them; e
 all of them, so every process computes the same logits. Knows decoders; knows nothing about caches or requests.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -4,8 +4,6 @@ Reads a Hugging Face folder with the `tokenizers` library; nothing in the folder
 sandbox. Knows nothing about models, requests or sampling.
 """
 
-from __future__ import annotations
-
 import codecs
 import datetime as dt
 import json

@@ -4,8 +4,6 @@ Tensors of the requested dtype stay mapped from the file, so that a second proce
 unpickled: `.bin`, `.pt` and `.pth` are refused. GGUF files become folders first, in `shared.lm.gguf_file`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Model card: frozen facts about one served model, shown in `/v1/models/{id}`, docs, console and CLI."""
 
-from __future__ import annotations
-
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field

@@ -4,8 +4,6 @@ A module whose library is not installed is skipped; `skipped_modules()` lists th
 found in modules whose source assigns a `card`: a service does not import the networks that it serves as graphs.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import importlib.util

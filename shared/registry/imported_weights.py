@@ -3,8 +3,6 @@
 Where the object store is a folder, that folder is the copy. Knows files; knows no model.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

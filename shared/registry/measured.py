@@ -4,8 +4,6 @@ Weights that were trained or imported here become Servables of their own: a mani
 weights; a checkpoint that was imported is served by the model that names its network. Loads no weights.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ The measured part is a room's `claims.json`, written from the results of `make b
 made all the same, and the lint lists its open rules.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from functools import cache

@@ -7,8 +7,6 @@ Knows files and numpy arrays; knows no framework and no model. Nothing here unpi
     <name>.json             the Manifest: sha256, how to build the network, where the numbers come from
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -4,8 +4,6 @@ The stubs are committed. Needs grpcio-tools of the `dev` extra. Only messages ar
 another name than its package says (docs/adr/0003-open-inference.md), so the handlers are built from the descriptor.
 """
 
-from __future__ import annotations
-
 import importlib.resources
 import re
 import sys

@@ -4,8 +4,6 @@ Uvicorn writes the head as soon as it is known. A second packet for the body cos
 whoever reads it another wake-up: a tenth of a small request.
 """
 
-from __future__ import annotations
-
 from asyncio import AbstractEventLoop, Transport
 from typing import Any
 

@@ -3,8 +3,6 @@
 `oip_json` and `oip_proto` turn bytes and messages into `InferCall` and back, for the REST and gRPC fronts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar

@@ -3,8 +3,6 @@
 Binary tensors are views of the body, so a body that is laid out with `align` costs no copy per tensor.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain

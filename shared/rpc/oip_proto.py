@@ -1,7 +1,5 @@
 """Codec of Open Inference v2 over protobuf messages, with raw or typed contents. Raw requests get raw answers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final

@@ -1,7 +1,5 @@
 """Wire schemas of Open Inference v2 as pydantic models. `tensors` and `oip` check sizes, datatypes and values."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field

@@ -4,8 +4,6 @@ Knows the wire format (varints, lengths), not the messages. Values are stepped o
 message costs what its first few thousand fields cost, whatever its size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ Every failure is a `Malformed` that names the tensor. Decoded arrays are views o
 so they may be read-only.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType

@@ -1,7 +1,5 @@
 """`python -m shared.serving SERVICE`: one replica in a process of its own, until SIGTERM; the image runs it."""
 
-from __future__ import annotations
-
 import asyncio
 import signal
 from typing import Annotated

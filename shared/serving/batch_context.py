@@ -1,7 +1,5 @@
 """Context of a batch: its members seen as one call, and their spans."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

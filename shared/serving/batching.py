@@ -11,8 +11,6 @@ The delay is adaptive. While a batch runs, arrivals gather by themselves; only w
 and ended a moment ago, are its callers likely to come back soon, and the thread waits for them.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import math

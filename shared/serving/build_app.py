@@ -4,8 +4,6 @@ Around a `Host` it adds health, metrics, models, task routes, Open Inference v2,
 plug-ins.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Model catalog of a service: models by name and task, their states, and everything that is known about each."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Loads no deep-learning library unless the NVIDIA driver is there.
 """
 
-from __future__ import annotations
-
 import ctypes
 import importlib.util
 import sys

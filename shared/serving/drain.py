@@ -5,8 +5,6 @@ works without Redis, Ray or a network: a replica writes `replicas/<id>` while it
 `replicas/<id>.drain` asks it to withdraw, and it removes both once it has finished what it had begun.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import time

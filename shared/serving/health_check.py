@@ -4,8 +4,6 @@ A gateway or a replica on its fixed port says itself that it lives. A job worker
 listens on a free port, are known by their metrics port.
 """
 
-from __future__ import annotations
-
 import sys
 import urllib.request
 

@@ -3,8 +3,6 @@
 Without Redis, or while Redis is away, the replica serves on; callers that know its address still reach it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import time

@@ -3,8 +3,6 @@
 REST, gRPC and jobs call it; it depends on none of them.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import math

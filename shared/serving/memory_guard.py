@@ -3,8 +3,6 @@
 Linux only: elsewhere it reads 0 and never acts. Knows nothing about requests and replicas.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import threading

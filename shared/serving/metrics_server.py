@@ -3,8 +3,6 @@
 For a Prometheus that the network lets in. Runs on threads of its own, so that it answers while an event loop is busy.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import sys

@@ -1,7 +1,5 @@
 """Model documentation: one page per served model, from its Card and its request schema."""
 
-from __future__ import annotations
-
 import json
 import mimetypes
 from collections.abc import Callable, Iterator

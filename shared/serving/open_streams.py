@@ -1,7 +1,5 @@
 """Answers that are streamed: how many are open, and each event by its deadline. Knows no models and no transport."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import math

@@ -6,8 +6,6 @@ and makes them known in Redis; request bytes never pass Ray (docs/adr/0002-repli
 `application` is the import path.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import importlib

@@ -3,8 +3,6 @@
 The same class runs in a process of its own, in a Ray actor and in tests. Knows nothing about who started it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import faulthandler

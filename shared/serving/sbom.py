@@ -3,8 +3,6 @@
 `pip inspect | python -m shared.serving.sbom NAME`.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import sys

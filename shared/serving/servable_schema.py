@@ -1,7 +1,5 @@
 """Servable schema: the JSON schema of a model's In, its fields of bytes, and what text values mean for a field."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache

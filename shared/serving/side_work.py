@@ -3,8 +3,6 @@
 A thread of its own for each model; deadline, cancellation, processor time and patience of jobs are those of batches.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 

@@ -3,8 +3,6 @@
 Gateways and workers set a key in Redis for some minutes (`fovea.api.replica.wanted_key`); Ray's policy reads it.
 """
 
-from __future__ import annotations
-
 import time
 from functools import lru_cache
 

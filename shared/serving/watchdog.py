@@ -5,8 +5,6 @@ timer that ends a process whose loop is deaf, also while something holds the int
 memory, for what grows faster than the memory guard looks.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import faulthandler

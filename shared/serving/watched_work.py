@@ -4,8 +4,6 @@ Python can't stop a thread. A call that is over for its caller may still hold on
 Knows nothing about what is done about it.
 """
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Callable, Iterator

@@ -3,8 +3,6 @@
 Holds no models: about 50 MB. What is unfinished when it stops goes to other workers.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -1,7 +1,5 @@
 """Objects that are forgotten: after an age, and the oldest once there are too many, or too many bytes. Calls block."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 

@@ -4,8 +4,6 @@ Each holder creates the object of the next number, which only one can; the highe
 while it works. One that has not changed for `SILENT_S` on a waiter's own clock is dead, so clocks need not agree.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 import time

@@ -9,8 +9,6 @@ reads. Calls block: use them off the event loop. Knows paths and bytes; knows no
     tenants/<digest>/<kind>/…                   what a tenant made: head plans, calibrations, batches, reports …
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import re

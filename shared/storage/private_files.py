@@ -3,8 +3,6 @@
 State holds users' texts, pictures and keys, also in files that libraries write (Ray's folder would be anybody's).
 """
 
-from __future__ import annotations
-
 import os
 from contextlib import suppress
 from pathlib import Path

@@ -3,8 +3,6 @@
 Knows how raw scores become calibrated ones; training fits the constants.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -9,8 +9,6 @@ process-wide limit. Every call has its own state, so any number of threads may d
 base64, HTTP or models.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Works on RGB uint8 arrays (h, w, 3) and never changes the one it is given. Knows no models and no wire types.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable, Sequence
 from typing import Literal

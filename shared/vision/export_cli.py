@@ -3,8 +3,6 @@
 Knows the terminal and which models there are; `shared.export` writes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any

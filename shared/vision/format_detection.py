@@ -1,7 +1,5 @@
 """Format of a file, by its first bytes. Knows signatures, and where a WebP states its canvas; parses nothing."""
 
-from __future__ import annotations
-
 _LEADING = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"\xff\xd8\xff", "JPEG"),

@@ -5,8 +5,6 @@ before it is taken: all models of a process share one budget. A picture that nee
 that needs what others hold at the moment waits for them. Knows nothing about formats.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 import weakref

@@ -4,8 +4,6 @@ A mask is a bool array (h, w); x runs right, y down. Outlines follow the edges b
 whole numbers in 0..w and 0..h, and filling them gives the mask back exactly. Knows arrays only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

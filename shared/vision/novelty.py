@@ -7,8 +7,6 @@ pictures of other kinds are at hand, linear classifiers separate them from the k
 et al., ICLR 2019), and the larger of the two distances counts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self

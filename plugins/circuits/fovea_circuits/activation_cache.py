@@ -4,8 +4,6 @@ Lower layers are never computed twice: a variant starts at the residual stream w
 of a block; knows no task, metric or experiment.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, cast
 

@@ -4,8 +4,6 @@ A case is a clean prompt, a counterfactual of equal length, and right and wrong 
 one batch. Templates and names are our own. Knows text and tokens; knows no model.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Iterable, Sequence

@@ -3,8 +3,6 @@
 "Circuit Component Reuse Across Tasks" (2024), section 4. Knows arrays, reports and HTTP; knows no task.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@
 float32 rounding, to whole forwards with edits; lower layers are reused and heads go on the batch axis. Knows no task.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -3,8 +3,6 @@
 "Deconstructing Attention" (2025). Knows the attention seam; knows no text and no report.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from typing import Literal
 

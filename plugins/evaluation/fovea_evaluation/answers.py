@@ -3,8 +3,6 @@
 Asks a language model through templates, or compares texts without one (`claims`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ halved where a number of the claim is missing.
 It knows no negation and no reasoning: a language model judges better, and this is what there is without one.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

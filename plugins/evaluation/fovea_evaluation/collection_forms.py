@@ -4,8 +4,6 @@ Known are the forms of Cranfield, CISI, MED, CACM and ADI (`.I .T .W`), NPL (a n
 and topics that end in `#`), TIME (`*TEXT`, `*FIND`), TREC (`<DOC>`, `<top>`) and BEIR (JSON lines, a table).
 """
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Pairwise judge: which of two passages answers a query better, asked in both orders."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Two traps of the Cranfield files are handled and reported: relevance lines numbe
 the topics skips numbers; and codes rise as relevance falls.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

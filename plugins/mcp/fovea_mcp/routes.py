@@ -3,8 +3,6 @@
 So a tool may do what its caller's key may do, and no more. Knows the protocol; knows nothing about models.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata

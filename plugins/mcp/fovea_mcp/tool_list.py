@@ -1,7 +1,5 @@
 """MCP tools from the product's OpenAPI document: one for each task that has a route. Knows no HTTP."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """From OpenAI's Responses requests to chats: items become messages. Knows no HTTP and no model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

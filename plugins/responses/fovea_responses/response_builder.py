@@ -1,7 +1,5 @@
 """Response builder: turns the chunks of one chat into events, and keeps the response that they make."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any

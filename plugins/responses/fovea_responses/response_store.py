@@ -5,8 +5,6 @@ tenants/<digest>/openai/responses/<id>.json     the response and the conversatio
 Calls block. Knows no HTTP and no model.
 """
 
-from __future__ import annotations
-
 import re
 from datetime import timedelta
 from typing import Any

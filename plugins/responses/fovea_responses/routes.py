@@ -1,7 +1,5 @@
 """OpenAI's Responses routes, on the chats of the same models: whole or as events, and stored where one asks for it."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any

@@ -3,8 +3,6 @@
 Every refusal names the field, as `interventions[0].vector`. Knows sites, vectors and limits; knows no engine.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 
 import torch

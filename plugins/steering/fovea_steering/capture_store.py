@@ -3,8 +3,6 @@
 tenants/<digest>/captures/<id>.npz
 """
 
-from __future__ import annotations
-
 import io
 import re
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 One per HTTP request; each of its answers has a share of its own. Knows arrays and the protocol's forms.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from typing import Any

@@ -4,8 +4,6 @@ Each method reads the first answer again, token by token, and its next-token dis
 the first answer was drawn from. Knows requests and logits; knows nothing about the protocols' forms.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Requests that look inside a model or change it: the scope of the key, the audit log, taps and captures."""
 
-from __future__ import annotations
-
 from fovea.api.interventions import AddIntervention, Captured
 from fovea.api.text import GenerationOptions
 from fovea.errors import InvalidOption

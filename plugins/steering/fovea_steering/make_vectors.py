@@ -5,8 +5,6 @@ well that direction tells its own prompts apart, and what it does to the perplex
 it. By the last a vector gets the strength that an intervention has by default. Knows nothing about storage.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal

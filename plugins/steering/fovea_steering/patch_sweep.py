@@ -4,8 +4,6 @@ Patches that begin at one token share the keys and values of all before it, and 
 of served prompts. Knows a decoder and token ids; knows nothing about text.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Knows shapes of sites and stored captures; knows no engine.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -3,8 +3,6 @@
 Knows HTTP and the host; vectors are made and sweeps run in modules of their own.
 """
 
-from __future__ import annotations
-
 import asyncio
 from typing import Annotated
 

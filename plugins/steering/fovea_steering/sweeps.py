@@ -3,8 +3,6 @@
 Knows tokens and the grid's form; the patches run in `patch_sweep`.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, softmax
 
 from fovea.api.sweeps import NextTokens, Sweep, SweepRequest, SweptToken

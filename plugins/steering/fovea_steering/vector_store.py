@@ -7,8 +7,6 @@ tenants/<digest>/steering-vectors/<name>/<version>.gone            the highest v
 A version is never given out twice: who wrote down `calm@2` gets that vector or none.
 """
 
-from __future__ import annotations
-
 import re
 
 import torch

@@ -3,8 +3,6 @@
 Knows rows and the wire types; knows no picture and no network.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

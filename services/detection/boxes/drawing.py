@@ -3,8 +3,6 @@
 Works on RGB uint8 arrays (h, w, 3) and never changes the one it is given.
 """
 
-from __future__ import annotations
-
 import colorsys
 import math
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Knows answers and pictures as arrays; knows no network.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -4,8 +4,6 @@ Knows tensors and pixels of the network's input; knows no picture file and no wi
 unless a name says `centred`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

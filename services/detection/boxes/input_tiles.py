@@ -3,8 +3,6 @@
 Knows arrays and the options of a request; knows no engine and no file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Knows uint8 arrays (h, w, 3) and rounding; knows nothing about files.
 """
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 

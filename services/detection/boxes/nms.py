@@ -4,8 +4,6 @@ Knows predictions as a network gives them (centre, size, scores); knows no pictu
 kept apart by moving each class away from the others, in float32, as published code does.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

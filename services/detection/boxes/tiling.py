@@ -4,8 +4,6 @@ An object on a border is seen by several slices, in each of them in part. Parts 
 doubles are suppressed. Knows boxes and sides; knows no picture and no network.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

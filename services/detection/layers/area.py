@@ -3,8 +3,6 @@
 Knows how channels are split and joined, and the key names; knows no network.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -3,8 +3,6 @@
 Knows the maths and the key names; knows no network.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

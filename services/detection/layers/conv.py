@@ -4,8 +4,6 @@ Knows the key names of the YOLO family (`conv`, `bn`, `conv1`, `conv2`); knows n
 dict, so it is for networks that already hold their weights.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Protocol, TypeVar, runtime_checkable
 

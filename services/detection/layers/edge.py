@@ -5,8 +5,6 @@ padding: its output is 0 whatever it sees. `official` keeps that, so that offici
 trained to; `described` takes the slice that the paper means.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

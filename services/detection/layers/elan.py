@@ -3,8 +3,6 @@
 Knows how channels are split and joined, and the key names (`cv1` … `cv5`, `m`); knows no network.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

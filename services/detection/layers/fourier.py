@@ -4,8 +4,6 @@ All compute |ifft2(weights · fft2(x))|. The matrices need no complex numbers an
 runs slowly: that form is exported. The operator's form exists to be measured against. Knows arrays, no network.
 """
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 from typing import Any, Literal, cast

@@ -3,8 +3,6 @@
 Knows how wide the towers are and how their biases start; decoding their maps is `services.detection.boxes.geometry`'.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 Knows the layout of the official module, dead parts included.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

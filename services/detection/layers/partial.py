@@ -3,8 +3,6 @@
 Knows the layout of both official checkpoints; the blocks are the networks' own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Knows the maths of each (PATNet, section 3) and nothing about stages. The table 
 size of the map: it is built once per size.
 """
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 

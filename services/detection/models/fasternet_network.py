@@ -1,7 +1,5 @@
 """FasterNet: the baseline of PATNet, and a plain fast backbone. Knows the published sizes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """HieraEdgeNet on blood smears: what there is to say about weights that were trained on real pictures."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from services.detection.models.hieraedgenet import HieraEdgeNetBoxDetector

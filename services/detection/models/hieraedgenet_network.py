@@ -4,8 +4,6 @@ Knows the modules of the official release, key for key. The file that wires them
 here is an assumption, built of two public configurations with the same modules, and an import compares every key.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping, Sequence

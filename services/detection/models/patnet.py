@@ -1,7 +1,5 @@
 """PATNet as it is served. The network is in `patnet_network`."""
 
-from __future__ import annotations
-
 from services.detection.servables.classifier import FEATURE_MAPS_NOTE, Classifier, claim_idle_channels
 from shared.registry import Card, Metric, Paper
 from shared.registry.measured import measured_card

@@ -4,8 +4,6 @@ Stages 1 to 3 weigh channels (PAT_ch), stage 4 attends among places (PAT_sf); si
 follows each block (PAT_sp). The published code is that of its successor PartialNet, whose layout this is, key for key.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal

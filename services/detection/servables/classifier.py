@@ -3,8 +3,6 @@
 Knows pictures and the wire type; the networks are in `models`.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 Knows arrays and the wire type; knows no network and no engine.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from collections import Counter

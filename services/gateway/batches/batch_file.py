@@ -1,7 +1,5 @@
 """Lines of a batch: requests in, answers out, one JSON object a line. Knows OpenAI's form; knows no jobs."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 from uuid import uuid4

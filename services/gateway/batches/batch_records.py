@@ -9,8 +9,6 @@ the jobs, are replaced.
     tenants/<digest>/openai/batches/<id>/end.json       the batch as it ended
 """
 
-from __future__ import annotations
-
 import re
 
 from pydantic import BaseModel, TypeAdapter

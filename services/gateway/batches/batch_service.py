@@ -3,8 +3,6 @@
 State is looked up when somebody asks, from the jobs themselves, by whichever gateway is asked. Knows no HTTP.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

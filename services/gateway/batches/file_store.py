@@ -4,8 +4,6 @@ tenants/<digest>/openai/files/<id>.data     the bytes
 tenants/<digest>/openai/files/<id>.json     the facts; there is a file as long as there are these
 """
 
-from __future__ import annotations
-
 import re
 import threading
 import time

@@ -1,7 +1,5 @@
 """Web console: server-rendered pages with native custom elements; it uses the gateway only through its HTTP routes."""
 
-from __future__ import annotations
-
 from starlette.routing import BaseRoute
 
 from services.gateway.console.gateway_client import InProcessClient

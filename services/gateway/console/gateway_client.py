@@ -3,8 +3,6 @@
 So the console shows what its reader may see, and knows nothing about how the gateway works.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from starlette.requests import Request

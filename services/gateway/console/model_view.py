@@ -1,7 +1,5 @@
 """View of a model: the facts of its card as text, in the order in which a page shows them. Renders no HTML."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

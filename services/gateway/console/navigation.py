@@ -1,7 +1,5 @@
 """Navigation of the console: every page in groups, with the pages of plug-ins and of the tasks that are served."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """`Page`: a page that a plug-in adds to the console, as an entry point of group `fovea.pages`: NAME is in its URL."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path

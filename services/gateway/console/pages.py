@@ -3,8 +3,6 @@
 A reader without a valid key gets the page that asks for one; every other error is a page that says what to try.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial

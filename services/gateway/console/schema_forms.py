@@ -1,7 +1,5 @@
 """Form fields from a request's JSON Schema, so that a new model needs no new page. Renders no HTML."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ The browser keeps the verifier and goes to the provider; the gateway exchanges t
 another host. The rights of a token are checked with each request that carries it (`policy.oidc`).
 """
 
-from __future__ import annotations
-
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 

@@ -1,7 +1,5 @@
 """Code snippets: how to call a model with curl, `openai`, `tritonclient` and the `fovea` client."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 The same files are also at `/console/static/…` without the digest, for links from elsewhere; these are revalidated.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Options of a task's page, from a model's card: form fields, first questions and downloads. Renders no HTML."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

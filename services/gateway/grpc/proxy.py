@@ -3,8 +3,6 @@
 Knows nothing about methods and messages; they are bytes here.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """How the gRPC server observes its calls and ends them: metrics, span, ids, and errors as status codes."""
 
-from __future__ import annotations
-
 import math
 import time
 from typing import Any, Final, NoReturn

@@ -4,8 +4,6 @@ A message waits for a place at its service before it is sent on, and holds it un
 order. Knows nothing about keys.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator

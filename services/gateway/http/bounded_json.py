@@ -3,8 +3,6 @@
 The parser holds the interpreter until it is done, also in another thread, and takes a second for 20 MB of brackets.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 from typing import Any

@@ -4,8 +4,6 @@ Under `/v2` that is Open Inference's `{"error": …}`, on OpenAI's and Anthropic
 Knows nothing about how requests are routed or checked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -3,8 +3,6 @@
 So a page shows, and a tool does, what its user may, and no more. Knows nothing about routes.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

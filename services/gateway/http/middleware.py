@@ -3,8 +3,6 @@
 Plain ASGI, so that proxied requests pass through no web framework. Each decision is made elsewhere; this calls them.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import MutableMapping
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress

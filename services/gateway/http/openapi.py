@@ -4,8 +4,6 @@ Services describe themselves. Schemas that share a name but not a meaning get th
 Knows nothing about how the document is shown.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import time

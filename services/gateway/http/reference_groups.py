@@ -3,8 +3,6 @@
 A path of a plug-in that no group knows is listed under the name of its service.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

@@ -1,7 +1,5 @@
 """Operations of the API reference: what the page shows of each, read from the OpenAPI document. Knows no HTML page."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping

@@ -3,8 +3,6 @@
 Knows nothing about where the document comes from.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json

@@ -3,8 +3,6 @@
 Knows nothing about upstreams, queues or pages.
 """
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Audit log: who changed what, one JSON object a line, appended to a file that only its owner reads."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

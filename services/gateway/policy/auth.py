@@ -3,8 +3,6 @@
 Knows nothing about counting requests (`quotas`) and nothing about HTTP beyond two header names.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hmac
 import json

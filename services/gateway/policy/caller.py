@@ -1,7 +1,5 @@
 """Caller: who a request is served for, with what permissions and limits. Knows no keys, no tokens and no HTTP."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final, Literal
 

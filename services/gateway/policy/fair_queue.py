@@ -6,8 +6,6 @@ for its weight (start-time fair queueing, Goyal et al., SIGCOMM 1996). So a floo
 Counts for this gateway alone. Knows nothing about keys and transports.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections import deque

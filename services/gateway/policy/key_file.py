@@ -4,8 +4,6 @@ A key reads `fovea_<id>_<secret>`; the file holds the id in clear and the SHA-25
 random bits, so a plain hash is enough: there is nothing to guess.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

@@ -3,8 +3,6 @@
 A plug-in of the command line (entry-point group `fovea.commands`). Works on the key file; needs no running gateway.
 """
 
-from __future__ import annotations
-
 import getpass
 import json
 import re

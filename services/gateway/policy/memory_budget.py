@@ -5,8 +5,6 @@ some is left for the next one. gRPC does not say how large a message will be bef
 reserved while one is read, and all but its real size released afterwards. Knows nothing about transports.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator

@@ -5,8 +5,6 @@ provider may rotate them; not more often than every few seconds, whatever tokens
 issuer, the audience and the times. Knows nothing about API keys.
 """
 
-from __future__ import annotations
-
 import asyncio
 import re
 import time

@@ -4,8 +4,6 @@ While Redis is away each gateway counts for itself, so that requests are served 
 the library `limits`; this file says what is counted under which name. Knows nothing about keys and routes.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import dataclass, replace

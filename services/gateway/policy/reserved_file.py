@@ -4,8 +4,6 @@ Next to the file is a spare of the same size. New content is written into the sp
 change places: nothing is allocated. Assumes that line feeds at the end of the content mean nothing.
 """
 
-from __future__ import annotations
-
 import os
 from contextlib import suppress
 from pathlib import Path

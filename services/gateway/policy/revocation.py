@@ -4,8 +4,6 @@ The ids of revoked keys are in Redis, where there is one: all gateways refuse th
 queued, also while a key file can't be written. Knows nothing about HTTP and gRPC.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress

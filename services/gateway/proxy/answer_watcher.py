@@ -1,7 +1,5 @@
 """Work on a request and its answer besides answering it."""
 
-from __future__ import annotations
-
 from fovea import plugins
 from services.gateway.http.request_context import RequestContext
 from services.gateway.proxy.http_client import UpstreamClient

@@ -3,8 +3,6 @@
 Knows nothing about retries or about where answers go.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import math

@@ -4,8 +4,6 @@ A lost replica is handled by the retry policy until the first byte of an answer 
 hangs up, so does the connection to the replica, which stops the work. Knows nothing about keys, limits and jobs.
 """
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import sys

@@ -4,8 +4,6 @@ Arrived chunks are kept while a memory budget lasts, so that an upload survives 
 to. A body of more than `MAX_BUFFERED_BYTES` is streamed while it arrives. Knows nothing about upstreams.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Callable
 
 from fovea.errors import Cancelled, FoveaError, QueueFull

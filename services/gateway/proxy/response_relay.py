@@ -3,8 +3,6 @@
 Knows nothing about which replica answered and whether another could.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

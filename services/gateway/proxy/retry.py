@@ -4,8 +4,6 @@ A request that may be sent twice goes to another replica or, with growing pauses
 that appears. Knows nothing about how a request is sent.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Admin routes: API keys, tenants, replicas and the audit log. All need the scope `admin`; every change is audited."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,5 @@
 """Dependencies of the gateway's own routes: context, caller and body of a request, and the job queue."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fastapi import Request

@@ -1,7 +1,5 @@
 """OpenAI's files and batches: uploads, lists and answers, and batches of requests that run as jobs."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator
 from functools import partial

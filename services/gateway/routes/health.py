@@ -1,7 +1,5 @@
 """Health routes: `/livez`, `/readyz`, `/health`, `/ping`, `/version` and the gateway's own `/metrics`."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata

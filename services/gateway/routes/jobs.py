@@ -3,8 +3,6 @@
 Knows nothing about how jobs are run.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated

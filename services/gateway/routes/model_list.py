@@ -5,8 +5,6 @@ A tenant's own LoRA adapters are listed for that tenant alone, with `parent`.
 `/v1/models/{id}` and its example are proxied to the service that has the model (`routing.route_table`).
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import time

@@ -3,8 +3,6 @@
 REST routes are here; the gRPC server calls the same functions. Knows nothing about tensors.
 """
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Usage route: what a tenant consumed, by day and model, as JSON or CSV."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Read from the path and from the first bytes of a JSON body, without parsing it. 
 never meet. Knows nothing about replicas.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator

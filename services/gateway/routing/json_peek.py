@@ -4,8 +4,6 @@ For large bodies: a JSON parser holds the interpreter until it is done, and a ho
 This goes token by token, so that other threads run in between, and gives up after a bounded number of tokens.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Collection, Iterator

@@ -7,8 +7,6 @@ Hashing with Bounded Loads", SODA 2018): what is beyond goes to the next in the 
 loaded. Counts for this gateway alone.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import random

@@ -3,8 +3,6 @@
 Reads `model` from the query, a JSON body or a multipart form.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

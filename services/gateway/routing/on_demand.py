@@ -4,8 +4,6 @@ A gateway that has a request for such a service and no replica sets a key in Red
 reads (`shared.serving.wanted`). Redis holds the routes and models of the last replica, so that new gateways know them.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress

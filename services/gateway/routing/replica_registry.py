@@ -6,8 +6,6 @@ for as long again after it is back, the last known list stands. `load_balancer` 
 Knows nothing about requests and their retries.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence

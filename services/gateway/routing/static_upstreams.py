@@ -4,8 +4,6 @@ Models are learned from the Open Inference repository index and from `/v1/models
 there is one. Knows nothing about Redis and nothing about requests in flight.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from typing import Any

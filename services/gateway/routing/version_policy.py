@@ -1,7 +1,5 @@
 """Which versions of a service answer. Knows nothing about requests."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from redis.asyncio import Redis

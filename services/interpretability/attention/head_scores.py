@@ -1,7 +1,5 @@
 """Head scores: pattern scores on a repeated sequence, and the top fraction of heads. Knows arrays and a decoder."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

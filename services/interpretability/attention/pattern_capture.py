@@ -4,8 +4,6 @@ Values are mixed by the fused kernel, so logits are those of the plain forward. 
 knows no experiment.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 
 import torch

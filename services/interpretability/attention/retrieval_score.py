@@ -3,8 +3,6 @@
 "Retrieval Head Mechanistically Explains Long-Context Factuality" (2024), sections 2 and 3. Knows no model.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Next-token losses of a decoder: plain, with heads masked, with edits, or with another `attend`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any

@@ -4,8 +4,6 @@ A model is loaded on first use, from files that other processes may have mapped,
 in a process; a second one is refused with the list. Small models are not limited.
 """
 
-from __future__ import annotations
-
 import hashlib
 import threading
 from functools import cache

@@ -3,8 +3,6 @@
 Knows text, tokens and sizes. Knows nothing about where models come from, and nothing about experiments.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 As many random heads are the control. Knows one text.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable
 from typing import Any, Literal

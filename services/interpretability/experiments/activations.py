@@ -3,8 +3,6 @@
 The arrays load with `numpy.load`, without pickles. Knows one text; measures nothing.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

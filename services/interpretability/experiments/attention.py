@@ -3,8 +3,6 @@
 Answers that are too large are refused before they are computed, with the sizes and the ways out. Knows one text.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import numpy as np

@@ -3,8 +3,6 @@
 Only the analysis is here; calibrating sinks away is a method of llm-longctx. Knows patterns and texts.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

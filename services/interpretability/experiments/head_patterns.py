@@ -4,8 +4,6 @@ A random sequence comes twice, so that nothing but its repetition can be used ("
 Transformer Circuits", 2021). Knows tokens; knows no text.
 """
 
-from __future__ import annotations
-
 import random
 
 from pydantic import Field

@@ -5,8 +5,6 @@ finds it at once. Work is cut into cells, so a killed run resumes. The kinds are
 specs, stores and reports.
 """
 
-from __future__ import annotations
-
 from typing import Self
 
 import numpy as np

@@ -3,8 +3,6 @@
 The final norm and the output matrix are applied to the stream after every block. Knows one text.
 """
 
-from __future__ import annotations
-
 import torch
 from pydantic import Field
 

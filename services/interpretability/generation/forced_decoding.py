@@ -3,8 +3,6 @@
 Knows prompts, caches and pattern rows; knows no experiment and no report.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal

@@ -6,8 +6,6 @@ other rows, blocks are multiplied together and only attend one by one. Knows tok
 answers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -5,8 +5,6 @@ functions of a seed. Heads without sinks are left out first; each of the others 
 stream of its layer. Knows the decoder's attention seam; knows no experiment and nothing about serving.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

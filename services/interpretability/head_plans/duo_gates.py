@@ -5,8 +5,6 @@ by the gates. Training can be saved between any two steps and resumes bit for bi
 how plans are used.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass

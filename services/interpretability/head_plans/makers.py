@@ -4,8 +4,6 @@ A maker reads its own options of the spec. Knows cells, plans and parts of repor
 stored.
 """
 
-from __future__ import annotations
-
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping

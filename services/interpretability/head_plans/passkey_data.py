@@ -3,8 +3,6 @@
 Pure functions of a seed. Knows text and token ids; knows no model.
 """
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 

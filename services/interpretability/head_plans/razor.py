@@ -4,8 +4,6 @@
 their whole history. Knows the decoder's attention seam; knows nothing about experiments or how plans are used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

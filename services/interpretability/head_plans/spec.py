@@ -1,7 +1,5 @@
 """Spec of the head-plans experiment: the kind of plan, its name and share, and the options of each kind."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from pydantic import Field

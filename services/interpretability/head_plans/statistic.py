@@ -5,8 +5,6 @@ section 5). Only a head's preference for positions is left then: heads that look
 stream, heads that look far retrieve. Knows nothing about experiments or how plans are used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import cast
 

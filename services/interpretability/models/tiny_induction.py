@@ -1,7 +1,5 @@
 """The tiny model of the examples: a Llama over bytes, small enough to be part of the package, and its tokenizer."""
 
-from __future__ import annotations
-
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 

@@ -4,8 +4,6 @@ The one style sheet in its head applies where the page is opened alone, not wher
 `POLICY` allows that sheet, by its digest, and nothing else.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

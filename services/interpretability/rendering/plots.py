@@ -3,8 +3,6 @@
 Knows data and shapes; knows no experiment. Head maps may link every cell to that head's pattern on a text.
 """
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """Rendering of a report as a page, a picture or arrays; the plots are in `plots`."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

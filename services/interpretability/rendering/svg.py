@@ -1,7 +1,5 @@
 """Vector drawing of rectangles, lines and texts, with SVG and PNG output. Knows shapes; knows no report."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

@@ -3,8 +3,6 @@
 A protocol's names are a mapping: field of the chat → what the protocol calls it.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """OpenAI's embeddings route: the embedding model by default, or any decoder by name. Knows HTTP and the host."""
 
-from __future__ import annotations
-
 import asyncio
 
 from fastapi import APIRouter, Request

@@ -1,7 +1,5 @@
 """Errors with a code of their own in OpenAI's API."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from fovea.errors import BadInput, NotFound

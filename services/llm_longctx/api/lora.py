@@ -3,8 +3,6 @@
 Knows HTTP and the host; adapters are checked and stored in `serving.lora`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import binascii

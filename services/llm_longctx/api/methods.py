@@ -3,8 +3,6 @@
 All follows from the classes. Knows HTTP and the registry of methods; knows no engine.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path

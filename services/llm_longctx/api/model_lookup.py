@@ -1,7 +1,5 @@
 """Model lookup: the language model that a request names, ready to serve it. Knows the host."""
 
-from __future__ import annotations
-
 import asyncio
 
 from fastapi import Request

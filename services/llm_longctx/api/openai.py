@@ -3,8 +3,6 @@
 Errors take OpenAI's form because the routes ask for it. Knows HTTP and the host; models produce the answers.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import AsyncIterator

@@ -3,8 +3,6 @@
 A plug-in's entry in the group `fovea.adapters` has the name of the request field that it reads, such as `session_id`.
 """
 
-from __future__ import annotations
-
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request

@@ -3,8 +3,6 @@
 Admission counts the pages that a sequence will hold under its method. Knows nothing about whose turn it is.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
 from typing import Generic

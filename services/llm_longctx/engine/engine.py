@@ -3,8 +3,6 @@
 One pool of pages serves all sequences, each under its own method. Knows token ids; knows nothing about text or HTTP.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal

@@ -3,8 +3,6 @@
 Knows nothing about the decoder, other sequences, sampling or scheduling.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Self
 

@@ -3,8 +3,6 @@
 Knows the decoder and its attention seams; knows nothing about sampling or scheduling.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType

@@ -4,8 +4,6 @@ A prefix of whole pages holds them by reference; those of one prompt form a chai
 longest prefix that was used longest ago goes first. Knows nothing about scheduling.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 Each answer has a generator of its own, so that its draws do not depend on its neighbours. Knows nothing about models.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -5,8 +5,6 @@ nobody by more than a chunk. Higher priority first, then first come, first serve
 memory runs out the last admitted lose theirs. Knows sequences; what they hold and how they are run, a backend knows.
 """
 
-from __future__ import annotations
-
 import contextvars
 import threading
 from collections.abc import Generator, Iterable

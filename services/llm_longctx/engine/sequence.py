@@ -3,8 +3,6 @@
 Knows a request's rules (stop tokens, longest answer, log-probabilities); knows nothing about other sequences.
 """
 
-from __future__ import annotations
-
 import time
 from contextvars import Context
 from functools import partial

@@ -4,8 +4,6 @@ In its flash-compatible form: dense output, its log-sum-exp and the few sink col
 frozen when the prompt ends, and the same formula serves decoding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 

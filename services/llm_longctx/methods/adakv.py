@@ -1,7 +1,5 @@
 """Ada-KV (2024): SnapKV's scores; the heads of a layer compete for its entries."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from pydantic import Field

@@ -4,8 +4,6 @@
 change what a part computes are refused with the reason. Knows the contract only, no method by name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Self

@@ -1,7 +1,5 @@
 """CriticalKV (2025): SnapKV's scores, and a second choice by how much an entry's value would change the output."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from pydantic import Field

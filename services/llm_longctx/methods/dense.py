@@ -1,7 +1,5 @@
 """Dense causal attention: every query reads everything before it. The baseline of all ratios."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 import torch

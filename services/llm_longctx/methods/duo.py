@@ -1,7 +1,5 @@
 """DuoAttention (2024): full heads keep everything, streaming heads the first `sink` and the last `recent` entries."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """FlexPrefill (2025): each head picks its key blocks by what its last queries attend to."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """KeyDiff (2025): keys unlike the mean direction of all keys matter."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """L2-norm eviction (2024): keys of small norm attract attention."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 

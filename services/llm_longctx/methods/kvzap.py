@@ -1,7 +1,5 @@
 """KVzap (2026): a small map from the attention input to the logarithm of what KVzip+ would score."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache

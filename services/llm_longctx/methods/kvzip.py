@@ -1,7 +1,5 @@
 """KVzip (2025): the model repeats its prompt, and what it reads for that is what stays."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal

@@ -1,7 +1,5 @@
 """LagKV (2025): entries that vary much, measured by the partition that lags behind theirs, carry information."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """PowerAttention (2025): blocks at power-of-two distances, next to a window and sinks; a static pattern."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import Any, ClassVar
 

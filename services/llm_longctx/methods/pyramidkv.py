@@ -1,7 +1,5 @@
 """PyramidKV (2024): SnapKV's scores; lower layers keep more."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from pydantic import Field

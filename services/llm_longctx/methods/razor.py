@@ -3,8 +3,6 @@
 Written from the paper's algorithm; `variant="capacity"` is a third party's reading, in which the window counts all.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, ClassVar, Literal
 

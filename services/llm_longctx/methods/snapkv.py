@@ -1,7 +1,5 @@
 """SnapKV (2024): what the prompt's last queries read, pooled over neighbours; the window itself stays."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal

@@ -1,7 +1,5 @@
 """StreamingLLM (2023): attention sinks at the text's begin, and the newest entries; what lies between is dropped."""
 
-from __future__ import annotations
-
 import math
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """TOVA (2024): what the last query reads, averaged over a layer's heads, is what stays."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar

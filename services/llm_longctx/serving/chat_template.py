@@ -1,7 +1,5 @@
 """Chat templates of requests: which one renders a conversation, with which names, and where the prompt ends."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

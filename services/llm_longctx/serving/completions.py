@@ -3,8 +3,6 @@
 Knows the protocol's chunks; knows nothing about HTTP or the engine.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, cast
 

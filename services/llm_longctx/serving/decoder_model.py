@@ -3,8 +3,6 @@
 Subclasses say which files; `text_model` answers requests. Knows nothing about HTTP.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import AsyncGenerator
 from functools import cached_property

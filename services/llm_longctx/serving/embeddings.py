@@ -3,8 +3,6 @@
 Both read one request in the same form. Knows the protocol's request; knows no HTTP.
 """
 
-from __future__ import annotations
-
 import base64
 import threading
 from collections.abc import Sequence

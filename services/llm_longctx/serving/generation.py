@@ -3,8 +3,6 @@
 Thoughts and tool calls are taken out of their text here. Knows nothing about the protocol's forms.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections import deque

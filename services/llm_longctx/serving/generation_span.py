@@ -3,8 +3,6 @@
 No text of prompts and answers is recorded.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Any

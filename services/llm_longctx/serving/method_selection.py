@@ -3,8 +3,6 @@
 Memory budgets become knobs here. Knows methods by their contract and engines by their sizes; knows nothing about text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 

@@ -4,8 +4,6 @@ Each has a device of its own: the replica's first, and those that follow it. Kno
 nothing about requests.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -4,8 +4,6 @@ Parts shared by chat and text completion: stamps, the chunk held back for the ex
 Subclasses know the chunks of theirs. Knows nothing about HTTP or the engine.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from abc import ABC, abstractmethod

@@ -4,8 +4,6 @@ An entry in the group `fovea.extensions` has the name of a request field, such a
 `RequestExtension`. A class that is named for several fields is made once per request.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

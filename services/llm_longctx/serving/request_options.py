@@ -1,7 +1,5 @@
 """Request options: what is checked before a model is asked, and what they mean for prompts and texts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Knows neither where it is stored nor what a model makes of it.
 """
 
-from __future__ import annotations
-
 from typing import Protocol
 
 

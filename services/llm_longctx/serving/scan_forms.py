@@ -1,7 +1,5 @@
 """Scan for forms: subclasses of a base that a package and plug-ins have, a file each."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from inspect import isabstract
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """Stop strings across token borders: text is held back while a stop string may be beginning in it. Knows only text."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 

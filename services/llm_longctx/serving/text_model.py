@@ -3,8 +3,6 @@
 An adapter answers for the model, whatever family it is of. Knows the protocol's requests; knows no HTTP and no weights.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import ClassVar

@@ -5,8 +5,6 @@ are what torch multiplies with where no kernel serves: for long prompts on a dev
 knows nothing about engines or requests.
 """
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Mapping

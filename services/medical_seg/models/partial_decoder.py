@@ -3,8 +3,6 @@
 Knows features at 1/8, 1/16 and 1/32; knows nothing about backbones or reverse attention.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -3,8 +3,6 @@
 Knows the order and the names of the official checkpoints; the attention is written by the two networks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar
 

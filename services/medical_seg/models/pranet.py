@@ -1,7 +1,5 @@
 """Cards of PraNet and PraNet-V2. The networks are in `pranet_network`, serving in `segmenter`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from services.medical_seg.segmenter import Segmenter

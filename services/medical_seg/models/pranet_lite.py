@@ -3,8 +3,6 @@
 Knows which backbone stands in for Res2Net-50; the maths is PraNet's own.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from services.medical_seg.models.polyp_network import PolypNetwork

@@ -4,8 +4,6 @@ Knows the maths of both papers and the layout of both official checkpoints, key 
 inputs are normalised tensors, outputs raw logits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar
 

@@ -3,8 +3,6 @@
 Knows the layout of the official checkpoint, key for key, at any width; knows nothing about segmentation.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

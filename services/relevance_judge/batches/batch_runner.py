@@ -4,8 +4,6 @@ Each distinct (judge, templates, model, settings, query, passage) is judged once
 often the batch is sent. A pair that an endpoint refuses fails alone and is tried again the next time.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import threading

@@ -1,7 +1,5 @@
 """Batch store: manifests and label logs of one tenant, and summaries of what became of each batch."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -7,8 +7,6 @@ were under way at the very moment are asked again. One process writes at a time,
     <settings>/lease/<number>                   who writes
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import secrets

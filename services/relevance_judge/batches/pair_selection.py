@@ -3,8 +3,6 @@
 Parses the text of files, TREC lines or JSON lines.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 

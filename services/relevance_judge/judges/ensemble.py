@@ -3,8 +3,6 @@
 Members are found by the package scan, so a judge in a new file can vote at once.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar

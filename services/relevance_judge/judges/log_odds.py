@@ -1,7 +1,5 @@
 """Log-odds judge: the grade follows from the next token's log-probabilities, over digits or of yes against no."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar

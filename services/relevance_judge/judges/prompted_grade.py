@@ -1,7 +1,5 @@
 """Prompted-grade judge: a chat model states the grade in its answer. Works with any OpenAI-compatible endpoint."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar

@@ -4,8 +4,6 @@ A passage longer than the embedder's window is read in overlapping windows, and 
 (MaxP: Dai & Callan, 2019, arXiv:1905.09217).
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """Word-overlap judge: the share of the query's words that the passage holds. The baseline, and a voter in ensembles."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from services.relevance_judge.judge import EXAMPLE, PAPER, Judge, apply_calibration

@@ -4,8 +4,6 @@ Definitions after Cohen (1960, 1968) and Krippendorff (2011); conventions of the
 alpha) after LLMJudge (2025).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 

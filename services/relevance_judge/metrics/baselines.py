@@ -1,7 +1,5 @@
 """Lexical baselines: word overlap and BM25, which a judge has to beat to be worth its cost."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter

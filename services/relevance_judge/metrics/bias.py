@@ -3,8 +3,6 @@
 Needs the texts, unlike agreement itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

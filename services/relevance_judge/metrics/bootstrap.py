@@ -1,7 +1,5 @@
 """Bootstrap over whole queries: pairs of one query are not independent, so queries are what is drawn again."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

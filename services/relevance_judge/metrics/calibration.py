@@ -4,8 +4,6 @@ Evaluated by leaving whole queries out. A calibration is a versioned resource th
 scale; a judgement names the one it used.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import math

@@ -4,8 +4,6 @@ Rounding and tie rules are part of the API. Votes are [judges][items], None wher
 grade per item, −1 where nobody voted.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections import Counter

@@ -1,7 +1,5 @@
 """How alike two orders are: pairs of passages that a signal ranks as their labels do, and rank correlations."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 

@@ -5,8 +5,6 @@ another of the same query is the logistic of the weighted difference of their st
 negative, so a judge that orders pairs the wrong way gets none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

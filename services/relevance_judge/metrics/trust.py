@@ -4,8 +4,6 @@ Pair order, τ and κ each come with an interval from a bootstrap over queries, 
 better than what costs nothing. Computes from signals; asks no model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

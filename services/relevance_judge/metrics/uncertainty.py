@@ -1,7 +1,5 @@
 """Confidence interval of kappa: a bootstrap over whole queries, since pairs of one query are not independent."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -10,8 +10,6 @@ An answer without a valid grade is invalid and says why; it is never 0. Total on
 nests quantifiers.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import unicodedata

@@ -1,7 +1,5 @@
 """Label formats: a judge's labels as TREC qrels, JSON lines or CSV; JSON lines with their number in errors."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

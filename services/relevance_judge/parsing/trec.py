@@ -1,7 +1,5 @@
 """TREC files: reads and writes qrels, runs and topics, plain or gzipped. Ids are opaque strings."""
 
-from __future__ import annotations
-
 import gzip
 import math
 import zlib

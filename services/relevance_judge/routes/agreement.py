@@ -1,7 +1,5 @@
 """`POST /v1/judge/agreement`: compare a judge's labels with reference labels. Stores nothing."""
 
-from __future__ import annotations
-
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 

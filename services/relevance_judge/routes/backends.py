@@ -1,7 +1,5 @@
 """`GET /v1/judge/backends`: the endpoint that judges ask, and what it can do, without its key; lookup of judges."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 

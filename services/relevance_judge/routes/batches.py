@@ -1,7 +1,5 @@
 """`/v1/judge/batches`: label many pairs, and get the labels. `Prefer: respond-async` makes it a job."""
 
-from __future__ import annotations
-
 import time
 from typing import Annotated, Any, Literal
 

@@ -1,7 +1,5 @@
 """`/v1/judge/calibrations`: fit cuts on labelled signals, and store them under a name in numbered versions."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request

@@ -1,7 +1,5 @@
 """`GET /v1/judge/collection`: the graded mini-collection as text, ready to send to the other routes."""
 
-from __future__ import annotations
-
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 

@@ -1,7 +1,5 @@
 """`POST /v1/judge/ensembles`: label sets become one; `…/weights`: signals are weighed by labelled pairs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -3,8 +3,6 @@
 The scorers are the judges, sentence embeddings and BM25. Knows HTTP and the host.
 """
 
-from __future__ import annotations
-
 import asyncio
 from typing import Annotated, Any, Literal
 from uuid import uuid4

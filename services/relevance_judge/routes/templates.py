@@ -1,7 +1,5 @@
 """`/v1/judge/templates`: the prompts that judges use, and what they look like filled in. Asks no model."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from fastapi import APIRouter, Path

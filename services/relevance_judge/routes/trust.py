@@ -1,7 +1,5 @@
 """`POST /v1/judge/trust`: a judge against lexical and embedding baselines on a labelled sample. Stores nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Mini-collection: 24 graded topics that come with the service, with passages, two passes of labels, and runs."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from importlib import resources

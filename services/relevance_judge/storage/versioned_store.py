@@ -3,8 +3,6 @@
 The parts of a judgement must still be there, unchanged, a year later.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The discriminator of RRFormer's adversarial loss, key for key with `netD` of the official checkpoints."""
 
-from __future__ import annotations
-
 from typing import ClassVar, cast
 
 from torch import Tensor, nn

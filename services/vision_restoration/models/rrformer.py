@@ -1,7 +1,5 @@
 """RRFormer's card. The network is in `rrformer_network`, serving in `restorer`."""
 
-from __future__ import annotations
-
 from services.vision_restoration.restorer import Restorer
 from services.vision_restoration.weights_loading import WHOLE
 from shared.registry import Card, Metric, Paper

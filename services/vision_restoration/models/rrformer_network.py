@@ -7,8 +7,6 @@ Two networks share one layout. The released code computes the transformer body a
 `released` leaves the body out, which changes no bit; `paper` goes on with the body's result.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 

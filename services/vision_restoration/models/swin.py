@@ -4,8 +4,6 @@ Knows the layout of SwinIR's body (Liang et al., 2021) as RRFormer's checkpoints
 from its size and is made once per call; the masks in checkpoints are for one training size and are kept for the layout.
 """
 
-from __future__ import annotations
-
 from typing import cast
 
 import torch

@@ -4,8 +4,6 @@ Knows the layout of torchvision's VGG19 `features`, key for key; knows nothing a
 go in as they are, unless the caller normalises them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import ClassVar

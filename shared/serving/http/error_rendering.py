@@ -3,8 +3,6 @@
 A route asks for it with `openapi_extra={"x-error-form": "openai"}`; the protocols' own paths are known here.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, MutableMapping, Sequence
 from http import HTTPStatus

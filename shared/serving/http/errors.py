@@ -1,7 +1,5 @@
 """Errors of the HTTP front, and unexpected exceptions made safe to show."""
 
-from __future__ import annotations
-
 import errno
 
 from fovea.errors import BadInput, Fault, FoveaError, NotReady, StorageFull

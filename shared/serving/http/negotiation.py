@@ -1,7 +1,5 @@
 """Content negotiation: chooses a response's media type from the `Accept` header."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from shared.serving.http.errors import NotAcceptable

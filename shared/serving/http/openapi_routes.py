@@ -1,7 +1,5 @@
 """OpenAPI of the task routes, from the schemas of the Servables behind them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ Two steps, because the body names the model and the model decides what the body 
 apart, `build_requests` builds one `In` per picture.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager

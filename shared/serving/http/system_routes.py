@@ -1,7 +1,5 @@
 """System routes of every service: health, metrics and models."""
 
-from __future__ import annotations
-
 import asyncio
 from importlib import metadata
 from typing import Annotated, Any

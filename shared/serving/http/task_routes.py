@@ -4,8 +4,6 @@ Pictures come as multipart files, base64 in JSON or a raw body; answers go out a
 model renders. Chat and completion are OpenAI's protocol and have routes of their own.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """Tenant of a request: who it is for, as the gateway says, and the store of what that tenant made."""
 
-from __future__ import annotations
-
 from starlette.requests import HTTPConnection
 
 from shared.storage import ObjectStore

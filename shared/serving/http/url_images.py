@@ -5,8 +5,6 @@ checked: a name that resolves differently the second time, a redirect into the n
 form of a private one leads nowhere. Bytes are counted while they arrive.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import ipaddress

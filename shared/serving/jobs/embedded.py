@@ -1,7 +1,5 @@
 """Embedded jobs: a replica runs the jobs of its service itself, next to its requests and on the same models."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 

@@ -4,8 +4,6 @@ A task (`POST /v1/segment`, `/v1/detect` …) needs the host only. Jobs for rout
 experiments, studies) go to the replicas of the service.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import Iterator, Mapping

@@ -3,8 +3,6 @@
 The same in a replica and in a worker process; they differ in the handler only.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 

@@ -1,7 +1,5 @@
 """Replica directory: the replicas of one service as a worker sees them, and which of them gets the next job."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections import Counter

@@ -3,8 +3,6 @@
 Progress does not come this way: the replica writes it to Redis under the job's id (`shared.jobs.progress`).
 """
 
-from __future__ import annotations
-
 import asyncio
 
 import httpx2

@@ -1,7 +1,5 @@
 """HTTP bodies of Open Inference v2: read with their tensors aligned; written in parts, compressed on request."""
 
-from __future__ import annotations
-
 import asyncio
 import gzip
 import zlib

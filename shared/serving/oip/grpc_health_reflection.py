@@ -4,8 +4,6 @@ Reflection shows our messages under the public package `inference`, from a descr
 not clash with a client library in the same process.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Final

@@ -3,8 +3,6 @@
 REST sends it as it is, gRPC as the same messages.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping
 from importlib.metadata import version as installed_version

@@ -4,8 +4,6 @@ Errors take the protocol's form in `error_rendering`. Routes call their function
 without dependency solving, since inference lies on the hot path and reads its body raw.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Coroutine
 from inspect import signature

@@ -1,7 +1,5 @@
 """Tensor batches: checks feeds against an engine's specs, joins and splits them along the batch axis."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np

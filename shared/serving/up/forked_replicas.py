@@ -4,8 +4,6 @@
 and start sooner by the time that it took. This process has one thread, and waits for nothing but signals.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import importlib

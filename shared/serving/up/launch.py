@@ -4,8 +4,6 @@ It shows progress, sends one real request to each service, prints the URLs, and 
 order.
 """
 
-from __future__ import annotations
-
 import asyncio
 import importlib.util
 import secrets

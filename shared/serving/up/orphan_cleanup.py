@@ -4,8 +4,6 @@ The supervisor holds the standard input and writes the sessions it starts (`+pid
 the input ends, the cleanup ends the sessions that are left. It imports little, so it costs little.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

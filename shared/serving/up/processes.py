@@ -1,7 +1,5 @@
 """Managed processes of `fovea up`: each in a session of its own, with a log, restarted with back-off when it dies."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import signal

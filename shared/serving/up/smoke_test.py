@@ -1,7 +1,5 @@
 """Smoke test: one real request to each service through the gateway, with the answers written to `out/`."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import AsyncIterator, Collection, Mapping

@@ -1,7 +1,5 @@
 """Startup progress: which services are placed and ready, from Redis, the replicas and the gateway."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence

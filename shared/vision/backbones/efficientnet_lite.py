@@ -3,8 +3,6 @@
 Knows the layout (timm's key names, TensorFlow's padding); knows no task.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Pooled features: what a whole picture is to a network, as one row of numbers. Knows tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

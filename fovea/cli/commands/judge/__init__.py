@@ -1,7 +1,5 @@
 """`fovea judge …`: labels passages for queries, and measures how far the labels can be trusted."""
 
-from __future__ import annotations
-
 from fovea.cli.commands.judge import labelling, metrics, trust
 from fovea.cli.option_groups import CommandApp
 from fovea.cli.plugins import PluginGroup

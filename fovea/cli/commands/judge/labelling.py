@@ -1,7 +1,5 @@
 """Commands of `fovea judge` that label pairs, one or many; prompt templates and calibrations."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Commands of `fovea judge` that compute from labels: agreement and ensembles."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

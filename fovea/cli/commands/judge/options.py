@@ -1,7 +1,5 @@
 """Shared parts of the commands of `fovea judge`: options, sending a body, figures and intervals as text."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

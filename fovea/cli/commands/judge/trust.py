@@ -1,7 +1,5 @@
 """Commands of `fovea judge` about a judge's worth: against baselines, and among other judges."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ Values of the corrupt run replace those of the clean one, a position or head at 
 studied by circuits.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import numpy as np

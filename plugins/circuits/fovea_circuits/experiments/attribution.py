@@ -4,8 +4,6 @@ Exact with the final norm frozen ("Interpretability in the Wild", 2022, appendix
 studied by circuits.
 """
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from fovea_circuits.activation_cache import run_with_cache

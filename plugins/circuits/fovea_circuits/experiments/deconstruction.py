@@ -4,8 +4,6 @@
 how much this model depends on a part, not whether another could be trained without it.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import numpy as np

@@ -4,8 +4,6 @@ Each model gets random tokens of its own that come twice ("In-context Learning a
 compared by relative depth, so the models may differ in size. Knows tokens; knows no text.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -3,8 +3,6 @@
 "Deconstructing Attention" (2025), section 3 of our notes on it. Knows one text.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Commands of `fovea judge` about answers: the facts that they hold, and what supports them."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`fovea judge import`: a public test collection becomes topics, passages, qrels and a BM25 run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

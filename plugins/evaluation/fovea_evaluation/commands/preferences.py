@@ -1,7 +1,5 @@
 """`fovea judge preferences`: a pairwise judge, asked in both orders."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -3,8 +3,6 @@
 Wherever there are runs, kappa and tau are shown side by side, because one says nothing about the other.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any

@@ -4,8 +4,6 @@ Weights and names after the nugget evaluations of TREC (Voorhees, 2003; AutoNugg
 arXiv:2504.15068): facts are vital or okay, an answer supports one, supports it in part, or does not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Literal
 

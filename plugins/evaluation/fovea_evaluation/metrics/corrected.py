@@ -5,8 +5,6 @@ Angelopoulos et al. (2023, arXiv:2301.09633) with the tuned weight λ of PPI++ (
 average; a judge that is worth nothing gets λ = 0, and what remains is the human sample alone.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

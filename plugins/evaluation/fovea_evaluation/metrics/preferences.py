@@ -1,7 +1,5 @@
 """Order and length bias of a pairwise judge, from preferences that were asked in both orders."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

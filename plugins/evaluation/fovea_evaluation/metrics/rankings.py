@@ -4,8 +4,6 @@ A run is sorted by score as float32, descending, ties by passage id descending; 
 judged counts as 0.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal

@@ -3,8 +3,6 @@
 After Smucker, Allan & Carterette (2007) on randomisation tests, and Carterette (2012) on comparing many systems.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal

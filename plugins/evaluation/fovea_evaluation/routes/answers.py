@@ -1,7 +1,5 @@
 """`/v1/judge/nuggets…` and `/v1/judge/support`: facts of an answer, and what supports it. Stores nothing."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request

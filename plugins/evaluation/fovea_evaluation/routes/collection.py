@@ -1,7 +1,5 @@
 """`POST /v1/judge/collection`: a public test collection as the text that other routes take. Stores nothing."""
 
-from __future__ import annotations
-
 import json
 
 from fastapi import APIRouter

@@ -3,8 +3,6 @@
 The unit is the query, since pairs of one query hang together. Stores nothing.
 """
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`/v1/judge/leaderboard`: compare judges, by labels that are sent, or stored, or of the mini-collection."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Annotated
 

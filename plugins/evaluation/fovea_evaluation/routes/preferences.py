@@ -1,7 +1,5 @@
 """`POST /v1/judge/preferences`: a pairwise judge, asked in both orders, and its order and length bias."""
 
-from __future__ import annotations
-
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 

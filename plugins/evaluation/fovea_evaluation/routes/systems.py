@@ -1,7 +1,5 @@
 """`POST /v1/judge/rankings` and `/significance`: systems under two label sets, and those that differ."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from fastapi import APIRouter

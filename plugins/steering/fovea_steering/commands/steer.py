@@ -3,8 +3,6 @@
 Knows the SDK and the terminal; vectors are computed and stored behind the gateway.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -3,8 +3,6 @@
 Knows numbers and names; computes nothing about models.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any

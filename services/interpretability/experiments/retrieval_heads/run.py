@@ -4,8 +4,6 @@
 second protocol. Produces the evidence (`retrieval-report/1`) and, from it, a HeadPlan.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from dataclasses import asdict

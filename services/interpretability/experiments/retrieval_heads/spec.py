@@ -1,7 +1,5 @@
 """Spec of the retrieval-heads experiment, the prompts of its two protocols, and what their cells depend on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal

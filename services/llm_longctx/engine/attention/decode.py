@@ -4,8 +4,6 @@ Every (sequence, key/value head) is one problem over a view of its own entries, 
 whatever the methods. Knows nothing about linear layers, sampling or scheduling.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import overload
 

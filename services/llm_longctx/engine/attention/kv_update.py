@@ -3,8 +3,6 @@
 Refuses updates that a method has no right to. Knows nothing about why.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -4,8 +4,6 @@ The attention input is the residual stream behind the layer's first norm; the ou
 decoder's blocks; knows no method.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn

@@ -4,8 +4,6 @@ Whole heads are written first and read from pages. Heads that are cut read what 
 and only what they keep is ever written: a streaming head holds no dense prompt. Knows nothing about scheduling.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -3,8 +3,6 @@
 Axes: H query heads, G key/value heads, T queries at positions offset …, S keys. Knows nothing about memory.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate

@@ -3,8 +3,6 @@
 Nothing of a replay is cached. Knows the decoder and methods' hooks; knows nothing about scheduling.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -4,8 +4,6 @@ Built once per step as arrays on the host; a device gets them, with tokens and p
 about attention itself, methods or the decoder.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field

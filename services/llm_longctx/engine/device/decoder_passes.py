@@ -4,8 +4,6 @@ Its matrices may have few bits, adapters, or parts in other processes. Knows for
 nothing about methods or whose turn it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 

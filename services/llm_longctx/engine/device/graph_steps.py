@@ -5,8 +5,6 @@ recorded. A step that can't be recorded runs unrecorded from then on. Knows shap
 nor how a device records.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Sequence

@@ -5,8 +5,6 @@ with their part. All hold as many pages at any time, because methods that cut he
 messages; knows neither a model nor how processes are started.
 """
 
-from __future__ import annotations
-
 import contextvars
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Sums go through NCCL between GPUs and through gloo between processors; messages 
 torch.distributed; knows nothing about what is sent.
 """
 
-from __future__ import annotations
-
 from datetime import timedelta
 from typing import Any
 

@@ -3,8 +3,6 @@
 Knows rows of logits and their settings; knows nothing about answers, penalties or grammars.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ The decoder verifies drafts, so logits behind tokens that came true need no step
 and their decoder; knows nothing about whose turn it is.
 """
 
-from __future__ import annotations
-
 import time
 from collections import deque
 

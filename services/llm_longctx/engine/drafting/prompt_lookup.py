@@ -5,8 +5,6 @@ Source: A. Saxena, Prompt Lookup Decoding, 2023; verification as in Leviathan et
 and seconds; knows nothing about decoders.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 _NGRAM = 3

@@ -4,8 +4,6 @@ Every step ends in a `yield`, so that a scheduler can serve requests in between.
 what happens with logits is up to the sequences.
 """
 
-from __future__ import annotations
-
 from collections.abc import Generator, Sequence
 from typing import Protocol
 

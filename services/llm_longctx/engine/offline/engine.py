@@ -3,8 +3,6 @@
 Knows token ids; knows nothing about text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from weakref import WeakSet

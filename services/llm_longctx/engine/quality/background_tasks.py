@@ -1,7 +1,5 @@
 """Background tasks: work in pieces for the moments in which no request waits, such as comparisons with dense."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Generator
 

@@ -4,8 +4,6 @@ Findings lose weight with time and are forgotten in the end, so a verdict is abo
 what was found and when; knows no model and no clock.
 """
 
-from __future__ import annotations
-
 from collections import deque
 
 WINDOW = 50

@@ -4,8 +4,6 @@ Work comes in small pieces, so that whoever serves can do something else in betw
 logits; knows nothing about when it is worth the time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 

@@ -5,8 +5,6 @@ While one is held back, it is still tried on the dense answers, so that it can c
 when there is time for a comparison, the scheduler knows.
 """
 
-from __future__ import annotations
-
 import random
 import threading
 import time

@@ -3,8 +3,6 @@
 A stage is observed when it ends, in the context of the request. Knows sequences; knows no backend.
 """
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Failures of requests: what a caller may know of them."""
 
-from __future__ import annotations
-
 from fovea.errors import Fault, FoveaError, TooLarge
 from shared import telemetry
 

@@ -3,8 +3,6 @@
 Knows logits and tokens; knows nothing about draws or grammars.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -3,8 +3,6 @@
 A prompt that is read again is not scored again. Knows a request and its logits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

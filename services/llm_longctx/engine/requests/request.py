@@ -1,7 +1,5 @@
 """Generation requests: a prompt and the answers wanted, the hooks that receive tokens, and what the request cost."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal

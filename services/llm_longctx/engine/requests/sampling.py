@@ -1,7 +1,5 @@
 """Sampling options, drawn tokens, and grammars that constrain an answer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self

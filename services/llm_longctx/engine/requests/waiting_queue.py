@@ -3,8 +3,6 @@
 It is what the threads of requests and the scheduler's thread share, so all locking is here.
 """
 
-from __future__ import annotations
-
 import threading
 from bisect import insort
 from collections import deque

@@ -4,8 +4,6 @@ Both look at a layer before its new entries are written: in a chunk they do not 
 are taken and stale. So the new ones always come from the forward itself.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

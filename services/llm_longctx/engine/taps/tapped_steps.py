@@ -1,7 +1,5 @@
 """Tapped steps: taps of one forward pass, and which sequences of a decode step in C++ must step alone for theirs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor

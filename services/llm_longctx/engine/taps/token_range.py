@@ -1,7 +1,5 @@
 """Token ranges: which tokens of a sequence an edit or a capture is for, prompt and answer counted through."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Products with few-bit matrices by the C++ kernel next to this file, on a CPU."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

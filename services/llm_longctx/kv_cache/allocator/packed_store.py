@@ -3,8 +3,6 @@
 Knows nothing about sequences, layers or heads.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -3,8 +3,6 @@
 Knows nothing about sequences, layers or heads.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

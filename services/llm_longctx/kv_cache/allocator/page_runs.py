@@ -4,8 +4,6 @@ All state is arrays over [L,G], so that a decode step moves every head of a sequ
 nothing about what entries mean.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import numpy as np

@@ -5,8 +5,6 @@ cheaper than memory: more are handed out than pages may be held, and a page cost
 stores share one budget of bytes. Knows nothing about what a page holds, nor about sequences, layers or heads.
 """
 
-from __future__ import annotations
-
 import mmap
 import sys
 from dataclasses import dataclass

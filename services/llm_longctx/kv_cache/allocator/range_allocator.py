@@ -3,8 +3,6 @@
 Knows nothing about what they number.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left, insort
 
 

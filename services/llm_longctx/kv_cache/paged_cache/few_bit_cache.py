@@ -5,8 +5,6 @@ A head's order is `fixed` (the first page, where attention sinks lie, and a virt
 reads stay whole. Knows nothing about who decides what is kept.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Self
 

@@ -4,8 +4,6 @@ Between steps a full ring has one stale slot, the hole, into which the next entr
 one run without gaps. Knows slots by number, not what lies in them.
 """
 
-from __future__ import annotations
-
 from copy import deepcopy
 from typing import Self
 

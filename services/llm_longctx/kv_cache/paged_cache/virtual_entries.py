@@ -3,8 +3,6 @@
 Knows tensors only.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Block means: queries or keys averaged over blocks of tokens. Knows positions, not methods."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

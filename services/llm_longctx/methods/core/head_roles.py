@@ -1,7 +1,5 @@
 """Head roles, full or cut, from a head plan or a knob. Knows nothing about what is kept."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from fovea.errors import InvalidOption

@@ -4,8 +4,6 @@ Queries and keys are rotated already; tensors may be views into pages and are ne
 `hook_results`. Knows nothing about pages or requests.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Reference attention under any mask, in float64; the oracles of methods end in it. Obvious rather than fast."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

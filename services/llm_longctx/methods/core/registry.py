@@ -1,7 +1,5 @@
 """Registry of attention methods, found by scanning `methods` and plug-ins: a class with a `name` per file or folder."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from functools import cache

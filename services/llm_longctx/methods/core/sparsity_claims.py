@@ -4,8 +4,6 @@ The measured part lies next to this file as `claims.json`, written from the resu
 method that was not measured claims all the same, and the lint lists the gaps. Knows claims; knows no method.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal

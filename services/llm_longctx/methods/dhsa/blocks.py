@@ -3,8 +3,6 @@
 Each rule has the release's form; `topk` also has a causal one that is safe to serve. Knows tensors only.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

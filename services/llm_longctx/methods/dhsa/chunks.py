@@ -3,8 +3,6 @@
 Selections are shared by all heads. Knows tensors; nothing about plans or engines.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -3,8 +3,6 @@
 `chunks` is the abstract's algorithm, made causal-safe; `topk`, `a`, `vs` and `vsb` are the masks of the later code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 

@@ -5,8 +5,6 @@ is read: by a decoder under an attention method, or by a session of a model with
 of answers, or about where models come from.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence

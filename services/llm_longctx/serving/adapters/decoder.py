@@ -3,8 +3,6 @@
 Knows engines and methods; what all adapters share is in `base`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property

@@ -1,7 +1,5 @@
 """From a request's `response_format` or `structured_outputs` to the source of its grammar. Knows no tokens."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

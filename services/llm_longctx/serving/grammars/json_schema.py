@@ -3,8 +3,6 @@
 Knows the keywords that nest schemas; what each keyword allows, the compiler knows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Refuses what would take long to compile or could never end. Knows no tokens.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Structural tags: free text whose parts between tags meet a schema, written in llguidance's Lark. Knows no tokens."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 Knows grammar sources and token ids; knows nothing about models or sampling.
 """
 
-from __future__ import annotations
-
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 To the engine's sampler a rule is a grammar, so that answers without rules cost nothing. Knows token ids; knows no text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol

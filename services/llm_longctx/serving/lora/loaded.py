@@ -1,7 +1,5 @@
 """Adapters in memory: those in use, and as many of the latest as fit. Knows digests and bytes."""
 
-from __future__ import annotations
-
 import threading
 from collections import OrderedDict
 from collections.abc import Callable

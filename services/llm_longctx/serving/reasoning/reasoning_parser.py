@@ -3,8 +3,6 @@
 Forms that models were trained on are subclasses, one file each in this package. Knows text; knows no tokens.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import ClassVar
 

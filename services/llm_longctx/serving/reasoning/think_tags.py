@@ -1,7 +1,5 @@
 """Thoughts between `<think>` and `</think>` before the answer: Qwen 3, QwQ, DeepSeek-R1."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from services.llm_longctx.serving.reasoning.reasoning_parser import ReasoningParser

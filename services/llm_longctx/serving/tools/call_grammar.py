@@ -3,8 +3,6 @@
 While it is free its tokens are drawn as without tools, but for those that would begin a call with what none may hold.
 """
 
-from __future__ import annotations
-
 from typing import Self
 
 import torch

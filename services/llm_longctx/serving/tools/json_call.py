@@ -1,7 +1,5 @@
 """JSON of one tool call, read while it is written: `{"name": …, "arguments": {…}}`. Knows JSON; knows no tags."""
 
-from __future__ import annotations
-
 import json
 import re
 

@@ -3,8 +3,6 @@
 Forms that models were trained on are subclasses, one file each in `parsers`. Knows text; knows no tokens.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass

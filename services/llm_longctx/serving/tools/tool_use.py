@@ -4,8 +4,6 @@ The form is the one that the model's chat template teaches, or Hermes' under ins
 protocol's fields; knows no tokens.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Every cell depends on its batch of prompts and its part alone, so it can be cached. Knows tensors; knows no report.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

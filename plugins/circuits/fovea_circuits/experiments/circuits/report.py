@@ -3,8 +3,6 @@
 Knows numbers and names; computes nothing about models.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

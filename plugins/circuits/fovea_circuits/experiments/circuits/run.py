@@ -4,8 +4,6 @@
 The measurements are in `causal/patching` and `attention/head_scores`, the tasks in `causal/circuit_tasks`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from fovea.errors import InvalidOption

@@ -1,7 +1,5 @@
 """Spec of the circuits experiment: the task, the patching method, the thresholds and the controls."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

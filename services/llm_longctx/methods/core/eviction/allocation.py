@@ -4,8 +4,6 @@ Higher scores stay; +inf protects. Equal scores: the newer entry stays, then tha
 positions, not what they were computed from.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

@@ -3,8 +3,6 @@
 Knows counts; knows no score.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 

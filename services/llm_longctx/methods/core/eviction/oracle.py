@@ -1,7 +1,5 @@
 """The oracle of eviction: what every row of a prompt and its answer sees, cut by cut. Knows no particular score."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise

@@ -3,8 +3,6 @@
 Knows no engine and no hook; `method` holds the class that methods derive from.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 

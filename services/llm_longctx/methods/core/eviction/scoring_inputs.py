@@ -3,8 +3,6 @@
 Knows tensors; knows no score and no cut.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

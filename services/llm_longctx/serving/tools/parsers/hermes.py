@@ -1,7 +1,5 @@
 """Hermes' form of tool calls, also Qwen 2.5's and Qwen 3's: JSON between `<tool_call>` tags."""
 
-from __future__ import annotations
-
 import json
 from typing import ClassVar
 

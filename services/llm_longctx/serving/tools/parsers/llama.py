@@ -1,7 +1,5 @@
 """Llama 3's form of tool calls: an answer that is nothing but JSON, several with `;` between them."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Collection

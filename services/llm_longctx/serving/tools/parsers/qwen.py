@@ -1,7 +1,5 @@
 """Qwen 3 Coder's form of tool calls: tags for the function and each parameter, values as they are."""
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Any, ClassVar
