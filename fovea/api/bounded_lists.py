@@ -1,4 +1,4 @@
-"""Lists on the wire. Those of requests have a largest length, and the first wrong item ends their validation."""
+"""Lists on the wire. A request's list has a largest length, and its first wrong item ends its validation."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar

@@ -6,7 +6,7 @@ While tracing is on, samples of histograms name a trace as their exemplar, where
 """
 
 import time
-from functools import cache
+from functools import lru_cache
 from typing import Any, Literal
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram
@@ -129,7 +129,7 @@ def observe_queue_time(seconds: float) -> None:
     record_span("queue", seconds)
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _find(metric: Any, *labels: str) -> Any:
     return metric.labels(*labels)
 

@@ -106,11 +106,10 @@ def test_the_tree_has_none_but_those_of_the_exceptions_each_of_which_is_needed()
 
 FEW = {
     "_batch_size": "services and models", "_card": "GPUs of the machine", "_chosen": "back ends, types and devices",
-    "_absent": "back ends", "_kernel": "operators, back ends and why one was passed over",
+    "_absent": "back ends",
     "_load_model": "names of weights that come with the product",
     "_load_network": "names of weights that come with the product", "_mini_leaderboard": "columns",
-    "_queue_timer": "services and models",
-    "_timer": "services, models and stages", "count": "lives as long as the one group of samples that it is made for",
+    "count": "lives as long as the one group of samples that it is made for",
     "entries": "groups of entry points and services", "inline_refs": "types of this code",
     "read_measurements": "files that come with the product", "shared_memory": "settings of the process",
     "words_of": "kinds of words",
