@@ -9,12 +9,12 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from fovea_rollouts.plan import PLANS
+from fovea_rollouts.traffic_plans import PLANS
 from services.llm_longctx import generation_metrics
-from shared import telemetry
 from shared.serving.metrics_server import GpuMemory
 from shared.serving.tests.test_metrics_server import TwoDevices
 from shared.settings import Settings
+from shared.telemetry import metrics
 from tests.deploy.tools import ROOT, helm, needs_helm, run
 
 CHART = ROOT / "deploy/helm/fovea"
@@ -330,7 +330,7 @@ def test_schema_describes_exactly_the_values():
 
 
 def test_dashboard_asks_only_for_metrics_that_exist():
-    names = {m._name for room in (telemetry, generation_metrics) for m in vars(room).values() if hasattr(m, "_name")}
+    names = {m._name for room in (metrics, generation_metrics) for m in vars(room).values() if hasattr(m, "_name")}
     names |= {family.name for family in GpuMemory(TwoDevices()).collect()}
     panels = json.loads((CHART / "dashboards/fovea.json").read_text("utf8"))["panels"]
     asked = {w for p in panels for t in p["targets"] for w in re.findall(r"fovea_[a-z0-9_]+", t["expr"])}

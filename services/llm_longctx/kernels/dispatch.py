@@ -4,6 +4,8 @@ A back end that is not there or can't take a call is passed over with a reason, 
 name, it runs or says why it can't. Knows nothing about what the operations compute.
 """
 
+from __future__ import annotations
+
 import importlib.util
 from functools import cache
 from typing import Literal

@@ -4,6 +4,8 @@ A problem is one (sequence, layer, kv head), its rows the query heads of the gro
 consecutive rows of a pool's stores, or as pages. One file per back end; `reference` is the oracle.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Decode steps by the C++ kernel next to this file, float32 or bfloat16 on a CPU, without gradients."""
 
+from __future__ import annotations
+
 import weakref
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType

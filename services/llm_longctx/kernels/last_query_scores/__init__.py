@@ -1,5 +1,7 @@
 """Attention of a prompt's last queries, summed per key and per distance. One file per back end."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 
 from torch import Tensor

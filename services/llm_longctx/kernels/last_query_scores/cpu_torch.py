@@ -1,5 +1,7 @@
 """Last-query scores in plain torch, through the whole map: float32 or wider, on any device."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 

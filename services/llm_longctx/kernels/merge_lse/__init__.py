@@ -4,6 +4,8 @@ What makes methods compose: far and near blocks, pages and compact copies, kept 
 the same row. Knows nothing about where parts come from.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 

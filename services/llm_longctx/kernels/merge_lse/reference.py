@@ -1,5 +1,7 @@
 """The oracle of `merge`: one softmax over everything, in float64."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 

@@ -1,5 +1,7 @@
 """ctypes bindings of the C++ library: loaded once, or the reason why there is none. Knows pointers, not their use."""
 
+from __future__ import annotations
+
 import ctypes
 import math
 from collections.abc import Sequence

@@ -4,6 +4,8 @@ One library per level of instructions, so that what was built on one machine ser
 by the machine that loads it. Knows compilers and files; knows nothing about kernels.
 """
 
+from __future__ import annotations
+
 import shutil
 import subprocess
 from pathlib import Path

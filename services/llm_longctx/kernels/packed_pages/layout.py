@@ -5,6 +5,8 @@ holds are the codes of the next 32 / bits channels or entries. Three bits are tw
 bits in 32, then, behind all of these, their upper bits in lanes of 16.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Literal, TypeGuard
 

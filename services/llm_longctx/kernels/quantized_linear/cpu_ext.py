@@ -1,5 +1,7 @@
 """Products with few-bit matrices by the C++ kernel next to this file, on a CPU."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import torch

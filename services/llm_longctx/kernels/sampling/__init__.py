@@ -5,6 +5,8 @@ row's share of all of it. The share comes from the caller, so a row's token does
 same on every back end but for rounding. Knows logits; knows nothing about answers.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 
 from torch import Tensor
