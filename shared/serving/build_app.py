@@ -21,7 +21,6 @@ from starlette.types import ASGIApp
 
 from fovea import plugins
 from fovea.api.examples import attach_examples
-from fovea.errors import FoveaError
 from shared.registry import Servable
 from shared.registry.discovery import servables as discover
 from shared.registry.imported_weights import fetch_weights
@@ -118,11 +117,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    return render(request.scope, _find_plugin(request, error) or translate(error), getattr(error, "headers", None))
-
-
-def _find_plugin(request: Request, error: Exception) -> FoveaError | None:
-    """The error that names the plug-in of a route which is not here; a path may have other methods without it."""
-    path = request.url.path[:200]
-    name = {404: path, 405: f"{request.method} {path}"}.get(getattr(error, "status_code", 0))
-    return plugins.explain_missing("paths", name, name) if name else None
+    path = request.url.path[:200]  # of a known plug-in that is missing, perhaps with its method
+    name = {404: path, 405: f"{request.method} {path}"}.get(getattr(error, "status_code", 0), "")
+    missing = plugins.explain_missing("paths", name, name)
+    return render(request.scope, missing or translate(error), getattr(error, "headers", None))
