@@ -44,6 +44,17 @@ async def test_a_tenant_alone_has_all_places(fair):
     assert max(taken) == 5
 
 
+async def test_requests_are_counted_whether_they_are_served_or_wait(fair):
+    assert fair.count_requests("svc") == 0
+    async with fair.place("svc", "alice", capacity=1, share=1, deadline=soon()):
+        others = [asyncio.create_task(work(fair, [], name, capacity=1)) for name in ("alice", "alice", "bob")]
+        await asyncio.sleep(0)
+        assert fair.count_requests("svc") == 4
+        assert fair.count_requests("other") == 0
+    await asyncio.gather(*others)
+    assert fair.count_requests("svc") == 0
+
+
 async def test_what_waits_too_long_or_too_many_is_refused(fair):
     async with fair.place("svc", "alice", capacity=1, share=1, deadline=soon()):
         waiting = [asyncio.create_task(work(fair, [], "alice", capacity=1)) for _ in range(5)]

@@ -1,6 +1,7 @@
 """The batcher loses nothing, mixes nothing, keeps order, and never runs what nobody waits for."""
 
 import asyncio
+import re
 import threading
 import time
 from collections import Counter
@@ -282,6 +283,9 @@ async def test_queue_stage_batch_size_and_depth_are_counted():
     await made.submit(1, CallContext())
     text = telemetry.render_metrics()[0].decode()
     assert 'fovea_request_queue_time_seconds_count{model="m",service="counted"} 1.0' in text
+    waited = re.search(r'fovea_request_queue_time_seconds_sum\{model="m",service="counted"\} (\S+)', text)
+    assert waited
+    assert float(waited[1]) < 5
     assert 'fovea_batch_size_count{model="m",service="counted"} 1.0' in text
     assert 'fovea_queue_depth{model="m",service="counted"} 0.0' in text
 
@@ -314,6 +318,7 @@ def test_batch_stops_when_all_its_members_have_and_has_their_last_deadline_progr
     assert told == [(0.5, "half")] * 2
     ann, bob = CallContext(tenant="ann"), CallContext(tenant="bob")
     assert BatchContext([ann, CallContext(tenant="ann")]).tenant == "ann"
+    assert BatchContext([ann]).tenant == "ann"
     assert BatchContext([ann, bob]).tenant == ""
 
 
