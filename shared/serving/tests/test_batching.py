@@ -551,8 +551,13 @@ async def test_threads_have_the_model_s_name_and_do_not_keep_the_process_alive(b
 
 
 async def test_members_of_a_batch_have_spans_that_link_the_others(batcher, recorded_spans):  # noqa: F811
-    work = Doubler()
-    made = batcher(work)
+    work, parent_of_what_runs = Doubler(), []
+
+    def run(key, items, context):
+        parent_of_what_runs.append(telemetry.context().traceparent)
+        return work(key, items, context)
+
+    made = batcher(run)
     parents = [telemetry.span("member", parent="") for _ in range(2)]
     first = await hold(work, made)
     tasks = []
@@ -564,6 +569,7 @@ async def test_members_of_a_batch_have_spans_that_link_the_others(batcher, recor
     await made.close(1)
     spans = recorded_spans.named("batch")
     traces = [parent.traceparent.split("-")[1] for parent in parents]
+    assert [one.split("-")[1] for one in parent_of_what_runs[-1].split(",")] == traces
     assert [f"{span.context.trace_id:032x}" for span in spans] == traces
     for span, other in zip(spans, reversed(traces), strict=True):
         assert dict(span.attributes) == {"fovea.batch.size": 2, "fovea.batch.rows": 6}

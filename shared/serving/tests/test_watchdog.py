@@ -102,7 +102,7 @@ async def test_callers_of_a_batch_that_breaks_off_are_answered_and_the_thread_go
         return items
 
     batcher: Batcher[int, int] = Batcher(work, BatchOptions(), service="toy", model="broken")
-    with pytest.raises(FoveaError):
+    with pytest.raises(FoveaError, match="The model broken"):
         await asyncio.wait_for(batcher.submit(1, CallContext()), 10)
     assert await asyncio.wait_for(batcher.submit(2, CallContext()), 10) == 2
     assert not batcher.is_dead
@@ -127,8 +127,9 @@ async def test_a_thread_that_dies_leaves_nobody_waiting(monkeypatch):
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     go.set()
     assert await asyncio.wait_for(first, 10) == 1
-    with pytest.raises(NotReady, match="has ended"):
+    with pytest.raises(NotReady, match="has ended") as ended:
         await asyncio.wait_for(second, 10)
+    assert ended.value.hint == "Send the request again."
     batcher._threads[0].join(10)
     assert batcher.is_dead
     with pytest.raises(NotReady):
