@@ -1,1 +1,1 @@
-"""Jobs: the JobQueue contract, its Redis implementation, large payloads in the object store and the worker loop."""
+"""Jobs: the queue in Redis, large payloads in the object store and the worker loop."""
