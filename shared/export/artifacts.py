@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from fovea.api.tensors import TensorSpec
 from fovea.errors import FoveaError, NotReady
 from shared.engines import ModelArtifacts, open_engine
-from shared.export.child import EXPORT_CHILD, Parity
+from shared.export.child import EXPORT_CHILD
+from shared.export.parity import Parity
 from shared.registry import Card, Engine, LoadContext
 from shared.registry.weights import Weights
 from shared.storage import ObjectStore

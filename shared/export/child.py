@@ -11,26 +11,11 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
 from fovea.errors import Fault, FoveaError
-
-
-@dataclass(frozen=True, slots=True)
-class Parity:
-    """How far ONNX Runtime is from torch, over all outputs and probes.
-
-    Attributes:
-        max_difference: Largest absolute difference.
-        max_value: Largest absolute value that torch gave, for scale.
-        shapes: Input shapes that were compared, one tuple per probe.
-    """
-
-    max_difference: float
-    max_value: float
-    shapes: tuple[tuple[tuple[int, ...], ...], ...]
+from shared.export.parity import Parity
 
 
 class ExportChild:

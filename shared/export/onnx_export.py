@@ -1,7 +1,4 @@
-"""ONNX export of torch networks, with the parity of both measured before the file is in place.
-
-TensorRT takes the same file through ONNX Runtime.
-"""
+"""ONNX export of torch networks, for TensorRT too; a file is in place once its parity with the network is measured."""
 
 import os
 import threading
@@ -16,9 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fovea.errors import Fault
-from shared.export.child import Parity
-
-__all__ = ["OPSET", "Parity", "export_onnx"]
+from shared.export.parity import Parity
 
 OPSET = 17
 

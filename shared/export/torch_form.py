@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fovea.api.tensors import TensorSpec
 from shared.export.artifacts import ExportedForms, Shapes
-from shared.export.child import Parity
 from shared.export.onnx_export import export_onnx
+from shared.export.parity import Parity
 from shared.registry import network
 
 

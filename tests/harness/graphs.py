@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from shared.export.artifacts import ExportedForms
-from shared.export.child import Parity
+from shared.export.parity import Parity
 from shared.registry import networks
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,8 @@ from fovea_recipes.training.recipe import predict_in_batches
 from services.medical_seg.models.polyp_network import PolypNetwork
 from services.medical_seg.preprocess import MEAN, STD
 from services.medical_seg.segmenter import TENSOR_NAMES
-from shared.export.onnx_export import Parity, export_onnx
+from shared.export.onnx_export import export_onnx
+from shared.export.parity import Parity
 
 Maps = NDArray[np.float32]
 Masks = NDArray[np.bool_]

@@ -23,7 +23,7 @@ from fovea_recipes.medical_seg.losses import deep_supervision, dual_supervision
 from fovea_recipes.medical_seg.polyps import PolypFrames, frames
 from fovea_recipes.training.data.synthetic import DrawnRecipe, Split
 from fovea_recipes.training.recipe import Batch, MultiScale, Schedule
-from shared.export.onnx_export import Parity
+from shared.export.parity import Parity
 
 
 class PraNetDemo(

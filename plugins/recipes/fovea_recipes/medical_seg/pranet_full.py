@@ -24,7 +24,7 @@ from fovea_recipes.medical_seg.evaluation import (
 from fovea_recipes.medical_seg.losses import Form, deep_supervision, dual_supervision
 from fovea_recipes.training.data.mask_folders import MaskSet, find_masks
 from fovea_recipes.training.recipe import Batch, MultiScale, Recipe, Schedule
-from shared.export.onnx_export import Parity
+from shared.export.parity import Parity
 
 
 class PraNetFull(Recipe, name="pranet-full", weights="pranet"):

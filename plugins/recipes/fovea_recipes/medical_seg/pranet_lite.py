@@ -35,7 +35,7 @@ from fovea_recipes.training.recipe import Batch, MultiScale, Schedule
 from fovea_recipes.training.score_calibration import fit_temperature
 from services.medical_seg.models.pranet_lite import PraNetLite
 from services.medical_seg.preprocess import MEAN, STD, resize_and_normalise
-from shared.export.onnx_export import Parity
+from shared.export.parity import Parity
 from shared.vision.backbones.efficientnet_lite import EfficientNetLite0
 from shared.vision.novelty import InDistributionModel
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from fovea.errors import NotFound
 from fovea.plugins import entries
 from fovea_recipes.training.calibrate import ServingFacts
-from shared.export.onnx_export import Parity
+from shared.export.parity import Parity
 from shared.registry.discovery import network, scan
 from shared.registry.weights import Dtype
 
