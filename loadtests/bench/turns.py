@@ -1,4 +1,4 @@
-"""Lets functions take turns, round after round, so that the machine's mood hits all alike. Knows clocks and threads."""
+"""Time functions in alternating rounds, so that changes of the machine affect all alike. Knows clocks and threads."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +35,7 @@ def milliseconds(
 
 @contextmanager
 def threads(count: int = 2) -> Iterator[None]:
-    """So many threads of torch meanwhile."""
+    """Run a block with this many threads of torch."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
