@@ -371,6 +371,12 @@ def test_what_explodes_is_refused_in_time(compiler):
     assert time.perf_counter() - begun < 5
 
 
+def test_without_strict_what_can_not_be_enforced_is_left_to_the_model(codec, compiler):
+    schema = {"type": "array", "uniqueItems": True, "items": {"type": "boolean"}}
+    grammar = compile_options(compiler, response_format=json_schema(schema, strict=False))
+    assert isinstance(json.loads(write_answer(codec, grammar)), list)
+
+
 @pytest.mark.parametrize("form", [{"json_object": True}, {"choice": ["red"]}, {"regex": "[0-9]+"}])
 def test_a_form_that_no_token_begins_is_refused(form):
     with pytest.raises(InvalidOption, match="No token of this model"):

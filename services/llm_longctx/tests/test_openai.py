@@ -72,6 +72,26 @@ def test_without_a_limit_the_answer_ends_with_the_context(client):
     assert say(client, max_tokens=10_000).usage.total_tokens == CONTEXT
 
 
+def test_greedy_and_seeded_answers_repeat_and_others_vary(client):
+    assert say(client).choices == say(client).choices
+    seeded = [say(client, temperature=1.0, seed=7).choices for _ in range(2)]
+    assert seeded[0] == seeded[1] != say(client, temperature=1.0, seed=8).choices
+    free = {text_of(client, temperature=1.5) for _ in range(3)}
+    assert len(free) > 1
+
+
+def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(client):
+    text = text_of(client, max_tokens=30)
+    stop = text[5:8]
+    for stops in (stop, [stop, "never"], ["never", text[6:9], stop]):
+        answer = say(client, max_tokens=30, stop=stops)
+        assert answer.choices[0].message.content == text[: text.index(stop)]
+        assert answer.choices[0].finish_reason == "stop"
+        assert answer.usage.completion_tokens < 30
+        chunks = say(client, max_tokens=30, stop=stops, stream=True)
+        assert "".join(c.choices[0].delta.content or "" for c in chunks) == answer.choices[0].message.content
+
+
 def test_log_probabilities_belong_to_the_shown_text(client):
     text = text_of(client, max_tokens=30)
     answer = say(client, max_tokens=30, stop=text[5:8], logprobs=True, top_logprobs=4).choices[0]

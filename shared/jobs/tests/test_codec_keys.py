@@ -5,6 +5,7 @@ import contextlib
 import json
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
@@ -12,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis import exceptions as gone
 
-from fovea.errors import Fault, NotFound, NotReady, StorageFull
+from fovea.errors import Cancelled, Fault, InvalidOption, NotFound, NotReady, StorageFull, TooLarge
 from shared.jobs import codec, redis_keys
-from shared.jobs.queue import Result
+from shared.jobs.queue import Payload, Result
 from shared.jobs.redis_client import (
     ChangeListener,
     RedisClient,
@@ -22,6 +23,8 @@ from shared.jobs.redis_client import (
     retry_until_connected,
     translate_redis_errors,
 )
+
+PAYLOAD = Payload("svc", "/v1/x", b"body", {"Content-Type": "image/png", "traceparent": "a"})
 
 
 def test_lua_and_python_name_the_same_keys():
@@ -35,6 +38,32 @@ def test_lua_and_python_name_the_same_keys():
     described = set(re.findall(table, redis_keys.__doc__ or "", re.MULTILINE))
     assert used == described
     assert redis_keys.key("job", "x") == "{fovea:jobs}:job:x"
+
+
+def test_a_fingerprint_ignores_the_case_of_names_and_what_is_only_told():
+    same = replace(PAYLOAD, headers={"content-type": "image/png", "x-request-id": "b"}, priority=1, tenant="bob")
+    assert codec.fingerprint(PAYLOAD) == codec.fingerprint(same)
+
+
+@pytest.mark.parametrize("change", [{"service": "s"}, {"path": "/"}, {"body": b""}, {"headers": {"accept": "x"}}])
+def test_a_fingerprint_tells_different_requests_apart(change):
+    assert codec.fingerprint(PAYLOAD) != codec.fingerprint(replace(PAYLOAD, **change))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [
+        (Result(404, "", b""), 404), (InvalidOption("x"), 422), (ValueError("x"), 500),
+        (asyncio.CancelledError(), 499), (Cancelled("x"), 499),
+    ],
+)  # fmt: skip
+def test_every_outcome_has_a_status(outcome, status):
+    assert codec.get_status(outcome) == status
+
+
+def test_the_words_of_our_own_failures_are_not_shown():
+    assert "secret" not in codec.encode_problem(ValueError("secret"))
+    assert json.loads(codec.encode_problem(TooLarge("Big.", hint="Shrink it.")))["hint"] == "Shrink it."
 
 
 @given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))

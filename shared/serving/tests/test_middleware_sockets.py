@@ -176,6 +176,15 @@ async def test_requests_are_counted_by_service_model_route_and_status(client):
     assert 'fovea_in_flight{service="toy"} 1.0' in text
 
 
+async def test_full_queue_is_a_429_with_a_time_to_come_back(start_client):
+    client = await start_client(max_queue_size=1, max_batch_size=1)
+    answers = await asyncio.gather(*(client.post("/v1/echo", json={"text": f"{n}", "sleep": 0.1}) for n in range(6)))
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert refused
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+    assert any(answer.status_code == 200 for answer in answers)
+
+
 async def test_stop_finishes_the_request_in_flight_and_accepts_no_more(replica):
     async with httpx2.AsyncClient(base_url=replica.http) as client:
         answer = asyncio.create_task(client.post("/v1/echo", json={"text": "x", "sleep": 0.4}))
