@@ -1,5 +1,7 @@
 """Significance, prediction-powered inference and label budgets, against SciPy, statsmodels and ppi-python."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -171,6 +173,13 @@ def test_no_number_of_labels_is_enough_where_the_wish_is_too_narrow():
     assert (found.with_judge, found.without_judge) == (None, None)
     with pytest.raises(InvalidOption, match="in the pilot"):
         plan_labels(human, judge, total=10, half_width=0.1)
+
+
+def test_every_pair_of_systems_is_tested_once():
+    scores = np.random.default_rng(0).random((4, 9))
+    tests = compare_systems(list("abcd"), scores, draws=50)
+    pairs = {frozenset((test.first, test.second)) for test in tests}
+    assert pairs == {frozenset(pair) for pair in itertools.combinations("abcd", 2)}
 
 
 def test_all_signs_are_tried_up_to_fourteen_queries():

@@ -213,6 +213,13 @@ def test_what_no_datatype_fits_is_a_fault_of_the_model(array):
         assert caught.value.field == "t"
 
 
+@pytest.mark.parametrize("array", [np.array([np.nan], np.float16), np.array([np.inf]), np.array([b"\xff"], object)])
+def test_json_says_which_output_it_cannot_carry_and_what_to_do(array):
+    with pytest.raises(Malformed, match="Tensor 'mask'") as caught:
+        to_values("mask", array)
+    assert "binary" in str(caught.value.hint)
+
+
 def test_feeds_are_refused_by_name_where_they_are_not_finite():
     require_finite({"a": np.float32([1, 2]), "b": np.array([b"x"], object), "c": np.float16([3])})
     for datatype in FLOATS:

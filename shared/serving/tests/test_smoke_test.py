@@ -91,6 +91,13 @@ def test_up_on_a_port_in_use_says_so_and_ends(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
+async def test_only_the_services_that_are_named_are_asked(start_replica, tmp_path):
+    made = await start_replica({"toy/echo": toys.Echo})
+    assert [light async for light in run_smoke_test(made.http, tmp_path, services={"other"})] == []
+    (result,) = [light async for light in run_smoke_test(made.http, tmp_path, services={"toy"})]
+    assert result.is_ok
+
+
 def test_up_takes_a_model_and_adapters_from_disk(tmp_path, monkeypatch):
     started = []
 
