@@ -1,10 +1,12 @@
 """The judge's console, also over evidence."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from playwright.sync_api import expect
 
 from services.gateway.tests.browsing import MARKS, check_page, figure
 from services.relevance_judge.parsing.trec import format_qrels, parse_qrels
@@ -32,7 +34,7 @@ def _within(page: Any, element: str) -> Any:
 def test_one_pair_is_graded_with_what_the_model_said(judge):
     part = _within(judge, "pair")
     part.get_by_role("button", name="Use an example").click()
-    judge.wait_for_function("document.querySelector('#pair-passage').value.length > 40")
+    expect(part.locator("#pair-passage")).to_have_value(re.compile(".{40}"))
     part.get_by_role("button", name="Judge", exact=True).click()
     part.locator("[data-part=result]").wait_for()
     assert figure(part, "grade") in {"0", "1", "2", "3"}

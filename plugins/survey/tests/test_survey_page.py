@@ -5,6 +5,8 @@ import re
 import zipfile
 from pathlib import Path
 
+from playwright.sync_api import expect
+
 from plugins.survey.tests.test_survey import PAVEMENT, photograph
 from services.gateway.tests.browsing import MARKS, check_page, figure
 
@@ -112,5 +114,5 @@ def test_another_merge_radius_counts_again_without_another_search(page, tmp_path
     survey = run_survey(page, *(tmp_path / f"{number}.jpg" for number in range(3)))
     apart = figure(survey, "damage")
     page.get_by_label("Merge duplicates within (m)").fill("100")
-    page.wait_for_function("before => document.querySelector('[data-part=damage]').textContent !== before", arg=apart)
+    expect(survey.locator("[data-part=damage]")).not_to_have_text(apart)
     assert sum(map(int, re.findall(r"\d+", figure(survey, "damage")))) < sum(map(int, re.findall(r"\d+", apart)))
