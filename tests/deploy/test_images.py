@@ -92,7 +92,8 @@ def test_images_run_without_root_and_hold_the_graphs_that_services_look_for():
 @pytest.mark.release
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(
-    not shutil.which("buildah"), reason="no buildah: `apt-get install buildah podman mmdebstrap` to build images"
+    not all(map(shutil.which, ("buildah", "podman", "runc"))),
+    reason="no buildah, podman or runc: `apt-get install buildah podman runc mmdebstrap` to build images",
 )
 @pytest.mark.parametrize(("service", "flavour", "said"), [
     ("gateway", "cpu", "First answer"),

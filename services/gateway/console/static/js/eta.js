@@ -22,7 +22,10 @@ export function noteServerTime(text) {
 
 /** Seconds until a running job ends; null where nobody can tell. */
 export function estimateEnd(job, now = Date.now() - skew) {
-  if (job.status !== "running" || !job.started || !(job.progress >= LEAST_PROGRESS && job.progress < 1)) return null;
+  if (job.status !== "running" || !job.started || !(job.progress >= LEAST_PROGRESS && job.progress < 1)) {
+    seen.delete(job.id);
+    return null;
+  }
   const last = seen.get(job.id);
   const isSame = last?.progress === job.progress && last.started === job.started;
   const mark = isSame ? last : { progress: job.progress, started: job.started, at: now };
