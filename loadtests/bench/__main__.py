@@ -36,10 +36,10 @@ def main() -> None:
         suite = importlib.import_module(f"{suites.__name__}.{name}")
         more = {"data": asked.data} if asked.data and "data" in signature(suite.measure).parameters else {}
         table = (suite.measure(rounds=2, count=200, **more) if asked.quick else suite.measure(**more)).as_dict()
+        table["measures"] = identify(name)
         print(rendered(table))
         if not asked.quick:
             RESULTS.mkdir(exist_ok=True)
-            table["measures"] = identify(name)
             (RESULTS / f"{name}.json").write_text(json.dumps(table, indent=1) + "\n", "utf8")
     if not asked.quick:
         write_page()
