@@ -93,7 +93,8 @@ def build_segmentation(
             series_description=f"{label}, {model}",
         )
     if not is_placed:
-        remove_geometry(found, keep_size=find_pixel_size(sources[0]) is not None)
+        sizes = {find_pixel_size(one, index) for one in sources for index in range(count_frames(one))}
+        remove_geometry(found, keep_size=len(sizes) == 1 and None not in sizes)
     if corrects is not None:
         purpose = hd.sr.CodedConcept("corrects", "99FOVEA", "Version that this one corrects")
         found.ReferencedInstanceSequence = [

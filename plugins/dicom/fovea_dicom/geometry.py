@@ -63,7 +63,7 @@ def find_pixel_size(dataset: Dataset, index: int = 0) -> PixelSize | None:
     names: tuple[Source, ...] = ("PixelSpacing", "NominalScannedPixelSpacing", "ImagerPixelSpacing")
     for item in filter(None, (measures, dataset)):
         for name in names:
-            numbers = _numbers(item.get(name), 2)
+            numbers = read_numbers(item.get(name), 2)
             if numbers is not None and min(numbers) > 0:
                 return PixelSize(numbers[0], numbers[1], name)
     return _ultrasound(dataset)
@@ -75,7 +75,7 @@ def find_edges(dataset: Dataset, index: int = 0) -> dict[str, str] | None:
     From the direction cosines, or from PatientOrientation; None where there is neither.
     """
     plane = find_functional_item(dataset, "PlaneOrientationSequence", index) or dataset
-    cosines = _numbers(plane.get("ImageOrientationPatient"), 6)
+    cosines = read_numbers(plane.get("ImageOrientationPatient"), 6)
     if cosines is not None:
         across, down = _letters(cosines[:3]), _letters(cosines[3:])
         against = [_letters([-value for value in part]) for part in (cosines[:3], cosines[3:])]
@@ -98,13 +98,14 @@ def _ultrasound(dataset: Dataset) -> PixelSize | None:
     sizes = set()
     for region in dataset.get("SequenceOfUltrasoundRegions") or ():
         units = region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection")
-        deltas = _numbers([region.get("PhysicalDeltaY"), region.get("PhysicalDeltaX")], 2)
+        deltas = read_numbers([region.get("PhysicalDeltaY"), region.get("PhysicalDeltaX")], 2)
         if units == (CENTIMETRES, CENTIMETRES) and deltas is not None and all(deltas):
             sizes.add((abs(deltas[0]) * 10, abs(deltas[1]) * 10))
     return PixelSize(*sizes.pop(), "UltrasoundRegion") if len(sizes) == 1 else None
 
 
-def _numbers(value: object, count: int) -> list[float] | None:
+def read_numbers(value: object, count: int) -> list[float] | None:
+    """So many finite numbers, None where a file holds anything else."""
     try:
         found = [float(part) for part in value]  # type: ignore[attr-defined]  # whatever a file holds
     except (TypeError, ValueError):

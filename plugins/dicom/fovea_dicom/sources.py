@@ -5,6 +5,7 @@ get a made-up one, and `remove_geometry` takes it out of the finished segmentati
 """
 
 import copy
+import datetime as dt
 import re
 from collections.abc import Sequence
 
@@ -13,15 +14,20 @@ from pydicom.tag import Tag
 from pydicom.uid import generate_uid
 from pydicom.valuerep import DSfloat
 
-from fovea_dicom.geometry import count_frames, find_functional_item, find_pixel_size
+from fovea_dicom.geometry import count_frames, find_functional_item, find_pixel_size, read_numbers
 
 EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
     "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
 """Attributes of type 2: they must be there, and may be empty."""
-DATES = {"PatientBirthDate": r"\d{8}", "StudyDate": r"\d{8}", "StudyTime": r"\d{2,6}(\.\d{1,6})?"}
-"""Forms of dates and times; values of another form are left out, as no derived object may repeat them."""
+FORMS = {
+    "PatientBirthDate": r"\d{8}", "StudyDate": r"\d{8}", "PatientSex": "[FMO]",
+    "StudyTime": r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?",
+}  # fmt: skip
+"""Forms of values that no derived object may repeat otherwise: others are left out."""
+UNICODE = "ISO_IR 192"
+"""Of derived objects: it holds any patient's name, whatever character set the source has, and any corrector's."""
 STACK = "1"
 """All frames of a series without geometry form one stack, in the order of the segmentation's frames."""
 UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
@@ -36,20 +42,36 @@ def fill_identity(sources: Sequence[Dataset]) -> list[Dataset]:
         for name in EMPTY:
             if name not in one:
                 setattr(one, name, "")
-        for name, form in DATES.items():
-            if not re.fullmatch(form, str(one.get(name) or "")):
+        for name, form in FORMS.items():
+            text = str(one.get(name) or "")
+            if not re.fullmatch(form, text) or (name.endswith("Date") and not _is_date(text)):
                 setattr(one, name, "")
         for name in UIDS:
             if not one.get(name):
                 setattr(one, name, made.get(name) or generate_uid())
+        one.SpecificCharacterSet = UNICODE
         found.append(one)
     return found
 
 
+def _is_date(text: str) -> bool:
+    try:
+        return bool(dt.date(int(text[:4]), int(text[4:6]), int(text[6:])))
+    except ValueError:
+        return False
+
+
 def has_geometry(sources: Sequence[Dataset]) -> bool:
-    """Whether every frame of the sources has its place in one frame of reference."""
+    """Whether a segmentation can say where the frames lie.
+
+    All must be in one frame of reference, turned alike, with pixels of one size, and no two at the same position, as
+    those of planes that cross and of a plane seen several times are.
+    """
     references = {str(one.get("FrameOfReferenceUID") or "") for one in sources}
-    return len(references) == 1 and "" not in references and all(map(_is_placed, sources))
+    planes = [_find_plane(one, index) for one in sources for index in range(count_frames(one))]
+    positions, shapes = ({plane[part] for plane in planes} for part in (slice(1), slice(1, 3)))
+    is_known = all(number is not None for plane in planes for number in plane)
+    return len(references) == len(shapes) == 1 and "" not in references and is_known and len(positions) == len(planes)
 
 
 def make_geometry(sources: Sequence[Dataset]) -> list[Dataset]:
@@ -107,17 +129,19 @@ def _copy(source: Dataset) -> Dataset:
     return one
 
 
-def _is_placed(source: Dataset) -> bool:
-    is_single = count_frames(source) == 1
-    for name, attribute in (
-        ("PlanePositionSequence", "ImagePositionPatient"),
-        ("PlaneOrientationSequence", "ImageOrientationPatient"),
-        ("PixelMeasuresSequence", "PixelSpacing"),
+def _find_plane(source: Dataset, index: int) -> tuple[tuple[float, ...] | None, ...]:
+    """Position, orientation and pixel size of a frame, each None where it is not said; of many only by groups."""
+    found = []
+    for name, attribute, count in (
+        ("PlanePositionSequence", "ImagePositionPatient", 3),
+        ("PlaneOrientationSequence", "ImageOrientationPatient", 6),
+        ("PixelMeasuresSequence", "PixelSpacing", 2),
     ):
-        item = find_functional_item(source, name, 0)
-        if not (item is not None and item.get(attribute)) and not (is_single and source.get(attribute)):
-            return False
-    return True
+        item = find_functional_item(source, name, index)
+        own = source.get(attribute) if count_frames(source) == 1 else None
+        numbers = read_numbers((item.get(attribute) if item is not None else None) or own, count)
+        found.append(None if numbers is None else tuple(round(number, 4) for number in numbers))
+    return tuple(found)
 
 
 def make_item(**values: object) -> Dataset:

@@ -2,6 +2,7 @@
 
 import io
 import types
+from collections.abc import Sequence
 from typing import Any
 
 import highdicom as hd
@@ -61,6 +62,13 @@ def film(*pictures: NDArray[np.uint8], **facts: Any) -> FileDataset:
     for name, value in facts.items():
         setattr(one, name, value)
     return one
+
+
+def holding(**values: Any) -> Dataset:
+    found = Dataset()
+    for name, value in values.items():
+        setattr(found, name, value)
+    return found
 
 
 def to_file(one: FileDataset) -> bytes:
@@ -276,6 +284,102 @@ async def test_objects_that_no_segmentation_can_repeat_are_answered_without_one(
     assert series.warnings == ["The objects lack what a DICOM segmentation must repeat of them (AttributeError)."]
 
 
+@pytest.mark.parametrize(
+    ("characters", "name"),
+    [
+        ("ISO_IR 100", "Müller^Jürgen"), ("ISO_IR 192", "山田^太郎"), ("", "Plain^Name"), ("ISO 2022 IR 100", "Müller"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+    ],
+)  # fmt: skip
+async def test_a_patient_keeps_the_name_in_any_character_set(characters, name):
+    one = film(picture((2, 2, 4)), SpecificCharacterSet=characters, PatientName=name, PatientID="7")
+    (series,) = (await segment(one)).series
+    names = [dcmread(io.BytesIO(data)).PatientName for data in (series.segmentation, series.report)]
+    assert names == [name, name]
+
+
+@pytest.mark.parametrize(
+    ("facts", "repeated"),
+    [
+        ({"PatientSex": "X"}, ""), ({"PatientSex": "F"}, "F"), ({"StudyDate": "20260230"}, ""),
+        ({"StudyTime": "2500"}, ""),
+        ({"PatientBirthDate": "00000000"}, ""), ({"PatientBirthDate": "19700229"}, ""), ({"StudyTime": "0815"}, "0815"),
+    ],
+)  # fmt: skip
+async def test_values_that_no_derived_object_may_repeat_are_left_out(facts, repeated):
+    (series,) = (await segment(film(picture((2, 2, 4)), **facts))).series
+    ((name, _),) = facts.items()
+    made = [dcmread(io.BytesIO(data)) for data in (series.segmentation, series.report)]
+    assert [one.get(name) for one in made] == [repeated, repeated]
+
+
+async def test_of_an_object_that_is_there_twice_the_first_counts():
+    one, other = film(picture((2, 2, 3)), picture((2, 2, 4))), film(picture((2, 2, 5)))
+    found = await segment(one, other, one)
+    assert found.skipped == ["File 3: the same object as File 1."]
+    assert sorted(len(read_report(series)) for series in found.series) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"VOILUTSequence": []}, None), ({"RescaleSlope": None}, None), ({"RescaleIntercept": None}, None),
+        ({"WindowCenter": "nan", "WindowWidth": "9"}, None), ({"Modality": ["CT", "MR"]}, None),
+        ({"VOILUTSequence": [Dataset()]}, "can't be decoded"), ({"Columns": None}, "how large"), ({}, "how large"),
+    ],
+)  # fmt: skip
+async def test_one_odd_object_does_not_stop_the_others(facts, told):
+    pixels = picture((2, 2, 4))[..., 0]
+    odd = film(pixels, SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2", RescaleSlope=1, RescaleIntercept=0)
+    del odd.PlanarConfiguration
+    for name, value in facts.items():
+        setattr(odd, name, value)
+    if not facts:
+        del odd.Columns
+    found = await segment(film(picture((2, 2, 3))), odd)
+    assert [text.partition(":")[0] for text in found.skipped] == (["File 2"] if told else [])
+    assert told is None or told in found.skipped[0]
+    areas = sorted(frame.area for series in found.series for one in series.instances for frame in one.frames)
+    assert areas == ([9] if told else [9, 16])
+
+
+def placed(
+    side: int, where: Sequence[float], turn: Sequence[float] = (1, 0, 0, 0, 1, 0), mm: float = 0.5
+) -> FileDataset:
+    facts = {"FrameOfReferenceUID": "1.2.9", "PositionReferenceIndicator": "", "SliceThickness": 5.0}
+    facts |= {"ImagePositionPatient": list(where), "ImageOrientationPatient": list(turn), "PixelSpacing": [mm, mm]}
+    return film(picture((2, 2, side)), InstanceNumber=side, **facts)
+
+
+def ultrasound(side: int, centimetres: float) -> FileDataset:
+    units = {"PhysicalUnitsXDirection": 3, "PhysicalUnitsYDirection": 3}
+    seen = holding(PhysicalDeltaX=centimetres, PhysicalDeltaY=centimetres, **units)
+    return film(picture((2, 2, side)), InstanceNumber=side, SequenceOfUltrasoundRegions=[seen])
+
+
+@pytest.mark.parametrize(
+    ("objects", "areas", "is_placed", "size"),
+    [
+        ([placed(2, (0, 0, 0)), placed(4, (0, 0, 5))], [1, 4], True, [0.5, 0.5]),
+        ([placed(2, (0, 0, 0)), placed(4, (0, 0, 0))], [1, 4], False, [0.5, 0.5]),
+        ([placed(2, (0, 0, 0)), placed(4, (0, 0, 5), (0, 1, 0, 0, 0, -1))], [1, 4], False, [0.5, 0.5]),
+        ([placed(2, (0, 0, 0)), placed(4, (0, 0, 5), mm=1)], [1, 16], False, None),
+        ([ultrasound(2, 0.01), ultrasound(4, 0.02)], [0.04, 0.64], False, None),
+    ],
+    ids=["stack", "same place", "crossing planes", "other size", "ultrasound of two depths"],
+)
+async def test_a_segmentation_states_no_geometry_that_not_all_its_frames_have(objects, areas, is_placed, size):
+    (series,) = (await segment(*objects)).series
+    assert [numbers["Area"] for numbers in read_report(series)] == pytest.approx(areas)
+    check_references(series)
+    seg = dcmread(io.BytesIO(series.segmentation))
+    shared = seg.SharedFunctionalGroupsSequence[0]
+    assert ("FrameOfReferenceUID" in seg, "PlaneOrientationSequence" in shared) == (is_placed, is_placed)
+    stated = shared.get("PixelMeasuresSequence")
+    assert (stated and list(stated[0].PixelSpacing)) == size
+
+
 async def test_progress_is_told_and_a_cancelled_run_stops():
     told: list[tuple[float, str | None]] = []
     run = CallContext(report=lambda *news: told.append(news))
@@ -318,13 +422,6 @@ async def test_derived_objects_name_what_made_them():
     (series,) = (await segment(film(picture((2, 2, 4))))).series
     kind = dcmread(io.BytesIO(series.segmentation)).SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0]
     assert (kind.CodeValue, kind.CodingSchemeDesignator, kind.CodeMeaning) == ("41329004", "SCT", "Polyp")
-
-
-def holding(**values: Any) -> Dataset:
-    found = Dataset()
-    for name, value in values.items():
-        setattr(found, name, value)
-    return found
 
 
 @pytest.mark.parametrize(("said", "frames"), [(None, 1), (0, 1), (1, 1), (7, 7), (-3, 1), ("two", 1), ([2, 3], 1)])
