@@ -77,7 +77,7 @@ def _drop_unreadable(dataset: Dataset) -> None:
 
 def has_pixels(dataset: FileDataset) -> bool:
     """Whether an object is a picture: reports, plans and waveforms have none, and dose grids are no pictures."""
-    return "PixelData" in dataset and "Rows" in dataset and dataset.get("Modality") not in {"SEG", "RTDOSE"}
+    return "PixelData" in dataset and "Rows" in dataset and str(dataset.get("Modality")) not in {"SEG", "RTDOSE"}
 
 
 def read_frame(
@@ -98,16 +98,16 @@ def read_frame(
             photometric = str(dataset.PhotometricInterpretation)
             if photometric == "PALETTE COLOR":
                 raw = np.asarray(apply_color_lut(raw, _with_little_endian_palette(dataset)))
+            grey = None if raw.ndim == 3 else to_grey(raw, dataset, index, window)
     except Exception as error:  # pydicom raises whatever a damaged file trips over
         syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
         name = getattr(syntax, "name", "an unnamed transfer syntax")
         hint = GPL_HINT if syntax == JPEGExtended12Bit else "The file may be damaged."
         raise UnsupportedMedia(f"Frame {index} can't be decoded ({name}).", hint=hint, field="files") from error
-    if raw.ndim == 3:
+    if grey is None:
         return _eight_bits(raw[..., :3], dataset, is_palette=photometric == "PALETTE COLOR")
     if raw.shape != (layout.rows, layout.columns):
         raise UnsupportedMedia(f"Frame {index} is not {layout.columns} × {layout.rows} as its header says.")
-    grey = to_grey(raw, dataset, index, window)
     if photometric == "MONOCHROME1":
         grey = 255 - grey
     return np.ascontiguousarray(np.broadcast_to(grey[..., None], (*grey.shape, 3)))

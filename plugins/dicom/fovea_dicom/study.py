@@ -78,7 +78,7 @@ class StudySegmenter:
 
         for name, one in objects:
             ids = ["StudyInstanceUID", "SeriesInstanceUID", *(["SOPInstanceUID"] if count_frames(one) > 1 else [])]
-            key = (f"{one.Rows}x{one.Columns}", *(str(one.get(name)) for name in ids))
+            key = tuple(str(one.get(name)) for name in ("Rows", "Columns", *ids))
             try:
                 await self._segment_object(name, one, groups.setdefault(key, _Series()), options, window, advance)
             except FoveaError as error:
@@ -226,16 +226,23 @@ def _refuse(skipped: Sequence[str]) -> UnsupportedMedia:
 
 
 def sort_out(files: Sequence[NamedFile]) -> tuple[list[tuple[str, FileDataset]], list[str]]:
-    """Return pictures with their names in the order of series and instances, and why the others were skipped."""
-    pictures, skipped = list[tuple[str, FileDataset]](), list[str]()
+    """Return pictures with their names in the order of series and instances, and why the others were skipped.
+
+    Of an object that is there twice, as copies in folders are, the first counts.
+    """
+    pictures, skipped, known = list[tuple[str, FileDataset]](), list[str](), dict[str, str]()
     for name, data in files:
         try:
             found = read_object(data)
         except FoveaError as error:
             skipped.append(f"{name}: {error.detail}")
             continue
-        if has_pixels(found):
+        instance = str(found.get("SOPInstanceUID") or "")
+        if has_pixels(found) and instance in known:
+            skipped.append(f"{name}: the same object as {known[instance]}.")
+        elif has_pixels(found):
             pictures.append((name, found))
+            known |= {instance: name} if instance else {}
         elif "DirectoryRecordSequence" in found:
             skipped.append(f"{name}: an index of files (DICOMDIR) without a picture.")
         else:

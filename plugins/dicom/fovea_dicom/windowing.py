@@ -51,8 +51,8 @@ def to_grey(raw: NDArray[Any], dataset: Dataset, index: int, window: GreyWindow 
     """Shades (h, w) uint8 of one frame's stored values."""
     values = _rescale(raw, dataset, index)
     used = window or find_window(dataset, index)
-    if used is None and "VOILUTSequence" in dataset:
-        shades = _apply_table(values, dataset.VOILUTSequence[0])
+    if used is None and (tables := dataset.get("VOILUTSequence")):
+        shades = _apply_table(values, tables[0])
     elif used is None:
         shades = _stretch(values, _padding_mask(raw, dataset))
     else:
@@ -71,11 +71,11 @@ def find_window(dataset: Dataset, index: int) -> GreyWindow | None:
 
 
 def _rescale(raw: NDArray[Any], dataset: Dataset, index: int) -> Floats:
-    item = find_functional_item(dataset, "PixelValueTransformationSequence", index)
-    if item is not None:
-        slope, intercept = (_first_number(item.get(name)) for name in ("RescaleSlope", "RescaleIntercept"))
-        return raw.astype(np.float64) * (1.0 if slope is None else slope) + (intercept or 0.0)
-    return np.asarray(apply_modality_lut(raw, dataset), np.float64)
+    item = find_functional_item(dataset, "PixelValueTransformationSequence", index) or dataset
+    if item.get("ModalityLUTSequence"):
+        return np.asarray(apply_modality_lut(raw, dataset), np.float64)
+    slope, intercept = (_first_number(item.get(name)) for name in ("RescaleSlope", "RescaleIntercept"))
+    return raw.astype(np.float64) * (1.0 if slope is None else slope) + (intercept or 0.0)
 
 
 def _apply_table(values: Floats, item: Dataset) -> Floats:
@@ -108,9 +108,9 @@ def _padding_mask(raw: NDArray[Any], dataset: Dataset) -> NDArray[np.bool_]:
 
 
 def _first_number(value: Any) -> float | None:
-    """The first of one or several numbers, None where there is none."""
+    """The first of one or several numbers, None where there is none or it is not finite."""
     try:
         first = value[0] if not isinstance(value, str | bytes) and hasattr(value, "__len__") else value
-        return None if first is None or first == "" else float(first)
+        return float(first) if np.isfinite(float(first)) else None
     except (TypeError, ValueError, IndexError):
         return None
