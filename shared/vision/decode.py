@@ -86,8 +86,8 @@ class DecodedImage:
         return int(self.pixels.shape[0])
 
 
-def decode(data: bytes, bounds: DecodeBounds = DEFAULT_BOUNDS) -> DecodedImage:
-    """Read a picture.
+def decode(data: bytes, bounds: DecodeBounds = DEFAULT_BOUNDS, *, page: str = "white") -> DecodedImage:
+    """Read a picture; what is transparent shows the colour `page`.
 
     Raises:
         UnsupportedMedia: No format that is read here, or samples that have no place in 8-bit RGB.
@@ -102,7 +102,7 @@ def decode(data: bytes, bounds: DecodeBounds = DEFAULT_BOUNDS) -> DecodedImage:
         width, height = _claimed(image)
         check_size(width, height, bounds)
         with bounds.memory.reserve(width * height * _decoded_bytes(image), f"A picture of {width:,}×{height:,} pixels"):
-            return _read(image, kind, data)
+            return _read(image, kind, data, page)
     except FoveaError:
         raise
     except Image.DecompressionBombError as error:
@@ -142,14 +142,14 @@ def _decoded_bytes(image: ImageFile) -> int:
     return 4 + 4 + 3 + (8 if image.has_transparency_data or image.mode.startswith("I") else 0)
 
 
-def _read(image: ImageFile, kind: str, data: bytes) -> DecodedImage:
+def _read(image: ImageFile, kind: str, data: bytes, page: str) -> DecodedImage:
     # Pillow itself turns a TIFF upright while loading, and drops the tag.
     turned = int(image.tag_v2.get(_ORIENTATION, 1)) if isinstance(image, TiffImageFile) else 1
     mode, depth = image.mode, _bit_depth(image, kind, data)
     image.load()
     orientation = _orientation(image)
     upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-    pixels = np.asarray(_rgb(upright))
+    pixels = np.asarray(_rgb(upright, page))
     icc = image.info.get("icc_profile")
     return DecodedImage(
         pixels,
@@ -181,8 +181,8 @@ def _bit_depth(image: ImageFile, kind: str, data: bytes) -> int:
     return 1 if image.mode == "1" else 8
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any samples → RGB: 16 bits keep the high byte, alpha is flattened on white."""
+def _rgb(image: Image.Image, page: str) -> Image.Image:
+    """Any samples → RGB: 16 bits keep the high byte, alpha is flattened on a colour."""
     if image.mode.startswith("I;16"):
         high = (np.asarray(image) >> 8).astype(np.uint8)
         return Image.fromarray(high).convert("RGB")
@@ -194,6 +194,6 @@ def _rgb(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
     layer = image.convert("RGBA")
-    page = Image.new("RGB", layer.size, "white")
-    page.paste(layer, mask=layer.getchannel("A"))
-    return page
+    flat = Image.new("RGB", layer.size, page)
+    flat.paste(layer, mask=layer.getchannel("A"))
+    return flat

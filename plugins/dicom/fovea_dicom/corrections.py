@@ -77,7 +77,7 @@ def correct_segmentation(
 def read_masks(segmentation: Dataset) -> dict[Frame, Mask]:
     """Return the masks of a segmentation by the frames that they derive from; segments of one frame are united.
 
-    Raises Malformed: its pixels or references can't be read.
+    Raises Malformed: its pixels or references can't be read; InvalidOption: it has no references.
     """
     found: dict[Frame, Mask] = {}
     try:
@@ -93,6 +93,9 @@ def read_masks(segmentation: Dataset) -> dict[Frame, Mask]:
     except Exception as error:  # pydicom raises whatever a damaged file trips over
         detail = "The segmentation's masks can't be read."
         raise Malformed(detail, hint="Export it again as a DICOM segmentation.", field="segmentation") from error
+    if not found:
+        detail = "The segmentation does not say which frames its masks are of (Derivation Image Sequence)."
+        raise InvalidOption(detail, hint="Export it with references to its pictures.", field="segmentation")
     return found
 
 
@@ -100,6 +103,9 @@ def _read_segmentation(file: NamedFile) -> FileDataset:
     found = read_object(file.data)
     if found.get("Modality") != "SEG" or not found.get("SegmentSequence") or "PixelData" not in found:
         raise InvalidOption(f"{file.name} is not a DICOM segmentation.", field="segmentation")
+    if missing := [name for name in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID") if not found.get(name)]:
+        detail = f"{file.name} lacks {missing[0]}, which a new version refers to."
+        raise Malformed(detail, hint="Export it again as a DICOM segmentation.", field="segmentation")
     return found
 
 
@@ -110,7 +116,8 @@ def _find_sources(pictures: Sequence[NamedFile], before: Dataset) -> tuple[list[
     own = [one for _, one in rows if str(one.get("SeriesInstanceUID")) in series]
     skipped += [f"{name}: of another series." for name, one in rows if str(one.get("SeriesInstanceUID")) not in series]
     instances = {instance for instance, _ in read_masks(before)}
-    sized = [one for one in own if (one.Rows, one.Columns) == (before.Rows, before.Columns)]
+    size = before.Rows, before.Columns
+    sized = [one for one in own if (one.get("Rows"), one.get("Columns")) == size]
     if any(count_frames(one) > 1 for one in sized):
         sized = [one for one in sized if str(one.get("SOPInstanceUID")) in instances]
     if missing := instances - {str(one.get("SOPInstanceUID")) for one in sized}:
@@ -132,11 +139,11 @@ def _read_corrections(
             # A viewer leaves frames without a mask out: what it saves is the whole of its segmentation.
             found |= {frame: given.get(frame, np.zeros(shape, bool)) for frame in frames} | given
             continue
-        named = re.fullmatch(r"([0-9.]+)\.([0-9]+)\.png", PurePosixPath(file.name).name)
+        named = re.fullmatch(r"([0-9.]+)\.([0-9]+)\.png", PurePosixPath(file.name).name, re.IGNORECASE)
         if named is None:
             raise InvalidOption(f"{file.name} is not named INSTANCE.FRAME.png.", field="corrected")
         try:
-            pixels = decode(file.data, bounds).pixels
+            pixels = decode(file.data, bounds, page="black").pixels  # an eraser may leave a hole, which is no mask
         except Malformed as error:
             raise Malformed(f"{file.name}: {error.detail}", field="corrected") from error
         found[named[1], int(named[2])] = pixels.max(axis=-1) > 127

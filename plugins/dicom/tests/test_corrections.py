@@ -120,5 +120,24 @@ async def test_parts_that_do_not_belong_together_are_named():
     nothing = [png(np.zeros((H, W)), f"{uid}.{frame}.png") for frame in (1, 3)]
     refuse("Nothing is left", InvalidOption, masks=nothing)
     broken = dcmread(io.BytesIO(series.segmentation))
+    del broken.SeriesInstanceUID
+    refuse("lacks SeriesInstanceUID", Malformed, seg=corrections.to_bytes(broken))
+    broken = dcmread(io.BytesIO(series.segmentation))
+    for group in broken.PerFrameFunctionalGroupsSequence:
+        del group.DerivationImageSequence
+    refuse("does not say which frames", InvalidOption, seg=corrections.to_bytes(broken))
     del broken.PerFrameFunctionalGroupsSequence
     refuse("masks can't be read", Malformed, seg=corrections.to_bytes(broken))
+
+
+async def test_what_an_eraser_left_transparent_is_no_mask_and_any_corrector_is_named():
+    source, series = await make_film()
+    uid = series.instances[0].instance
+    kept = square(3, 3, 5)
+    layers = np.full((H, W, 4), 255, np.uint8)
+    layers[~kept] = 0
+    edited = NamedFile(f"{uid}.1.PNG", encode(layers))
+    found = correct_segmentation([source], series.segmentation, [edited], DEFAULT_BOUNDS, "山田^太郎")
+    after = dcmread(io.BytesIO(found.segmentation))
+    assert (corrections.read_masks(after)[uid, 1] == kept).all()
+    assert after.ContentCreatorName == "山田^太郎"
