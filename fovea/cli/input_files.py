@@ -55,7 +55,7 @@ def find_images(names: Iterable[str]) -> list[ImageSource]:
     taken: set[str] = set()
     found = []
     for path in (path for name in names for path in _expand(name)):
-        stem = _make_unique(_stem_of(path), taken)
+        stem = make_unique(_stem_of(path), taken)
         taken.add(stem)
         found.append(ImageSource(path, stem))
     return found
@@ -103,7 +103,8 @@ def _stem_of(name: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in stem) or "picture"
 
 
-def _make_unique(stem: str, taken: set[str]) -> str:
+def make_unique(stem: str, taken: set[str]) -> str:
+    """Return the name, or with the first number from 2 on that makes it another than those that are taken."""
     if stem not in taken:
         return stem
     return next(name for number in range(2, len(taken) + 3) if (name := f"{stem}-{number}") not in taken)

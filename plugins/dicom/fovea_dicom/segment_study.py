@@ -7,6 +7,7 @@ reads nothing of them except their mark.
 import base64
 import io
 import json
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from rich.markup import escape
 
 from fovea.call import Call, read_json
 from fovea.cli.common_options import Connection
-from fovea.cli.input_files import split_by_size
+from fovea.cli.input_files import make_unique, split_by_size
 from fovea.cli.job_progress import run_as_job
 from fovea.cli.output import Screen
 from fovea_dicom import bodies
@@ -38,23 +39,26 @@ def run(
 ) -> None:
     """Segment studies as jobs, and save SEG, report, strip, masks and facts of each series to a folder."""
     known = {name: str(value) for name, value in options.items() if name in _OPTIONS and value is not None}
-    params = {**known, "include": "segmentation,report,strip,masks"}
+    params, taken = {**known, "include": "segmentation,report,strip,masks"}, set[str]()
     with connection.open() as client:
         for source in sources:
             for name, path in list_files(source):
                 if not is_dicom(path):
                     reason = "is empty" if path.stat().st_size == 0 else "is not a DICOM file"
                     screen.note(f"[yellow]skipped: {escape(name)} {reason}.[/]")
-            for call in _build_calls(source, params):
-                save_series(run_as_job(client, screen, call, source), output, screen)
+            for call in _build_calls(source, params, screen):
+                save_series(run_as_job(client, screen, call, source), output, screen, taken)
 
 
-def _build_calls(source: str, params: Mapping[str, str]) -> Iterator[Call[Any]]:
+def _build_calls(source: str, params: Mapping[str, str], screen: Screen) -> Iterator[Call[Any]]:
     if source.startswith(PACS):
         yield Call("POST", PATH, read_json, params={**params, "study": source.removeprefix(PACS)})
         return
     # Archives of files, each below the limit.
-    for part in split_by_size([row for row in list_files(source) if is_dicom(row[1])], MAX_ARCHIVE_BYTES):
+    parts = list(split_by_size([row for row in list_files(source) if is_dicom(row[1])], MAX_ARCHIVE_BYTES))
+    if len(parts) > 1:
+        screen.note(f"{escape(source)} goes in {len(parts)} parts; a series in two of them is answered twice.")
+    for part in parts:
         headers = {"content-type": "application/zip"}
         yield Call("POST", PATH, read_json, content=zip_files(part), params=dict(params), headers=headers)
 
@@ -82,11 +86,16 @@ def zip_files(files: Sequence[tuple[str, Path]]) -> bytes:
     return out.getvalue()
 
 
-def save_series(found: dict[str, Any], output: Path, screen: Screen) -> None:
-    """Write what was found in a study to a folder, and print it with all its warnings."""
+def save_series(found: dict[str, Any], output: Path, screen: Screen, taken: set[str]) -> None:
+    """Write what was found in a study to a folder, and print it with all its warnings.
+
+    Several films of a series, and pictures of several sizes, are answered apart: those after the first get a number,
+    where `taken` has the names of this command so far.
+    """
     output.mkdir(parents=True, exist_ok=True)
     for series in found["series"]:
-        stem, written = f"series-{series['series']}", list[str]()
+        stem, written = make_unique(re.sub(r"[^\w.-]", "_", f"series-{series['series']}"), taken), list[str]()
+        taken.add(stem)
         for name, suffix in (("segmentation", "seg.dcm"), ("report", "sr.dcm"), ("strip", "strip.jpg")):
             if series.get(name) is not None:
                 (output / f"{stem}.{suffix}").write_bytes(base64.b64decode(series.pop(name)))

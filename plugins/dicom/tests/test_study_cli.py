@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 
 import httpx2
+import pytest
 from pydicom import dcmread
 
+from fovea_dicom import segment_study
 from fovea_dicom.bodies import build_related
 from plugins.dicom.tests.test_dicom_objects import raw
 from plugins.dicom.tests.test_dicom_routes import endoscopy
@@ -51,6 +53,22 @@ def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, tmp_path):
     assert dcmread(tmp_path / "new" / f"{stem.name}.v2.seg.dcm").InstanceNumber == 2
     code, _, err = fovea("segment", "pacs:1.2.3", "-o", tmp_path / "out")
     assert (code, "No PACS is configured" in err) == (3, True)
+
+
+@pytest.mark.parametrize("limit", [segment_study.MAX_ARCHIVE_BYTES, 1])
+def test_films_of_one_series_are_written_apart_also_when_sent_apart(fovea, tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(segment_study, "MAX_ARCHIVE_BYTES", limit)
+    (tmp_path / "study").mkdir()
+    for frames in (1, 2, 3):
+        one = dcmread(io.BytesIO(endoscopy(frames)))
+        one.SeriesInstanceUID = "1.2.3"
+        one.save_as(tmp_path / "study" / f"{frames}.dcm")
+    code, _, err = fovea("segment", tmp_path / "study", "-o", tmp_path / "out")
+    assert (code, "3 parts" in err) == (0, limit == 1), err
+    written = {file.name.removeprefix("series-1.2.3"): file for file in (tmp_path / "out").glob("*.seg.dcm")}
+    assert set(written) == {".seg.dcm", "-2.seg.dcm", "-3.seg.dcm"}
+    assert {int(dcmread(file).NumberOfFrames) for file in written.values()} == {1, 2, 3}
+    assert len(list((tmp_path / "out").glob("*.masks/*.png"))) == 6
 
 
 def test_what_a_pacs_stores_is_accepted_as_a_job_and_segmented(url):
