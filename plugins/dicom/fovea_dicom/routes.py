@@ -74,9 +74,10 @@ class StoredAsJob(Conflict):
 async def segment_study(request: Request) -> StudyOut:
     """Segment a study: DICOM files as a form, one file, a zip archive, or a UID to fetch from the PACS."""
     options, files = await _read_request(request, StudyOptions)
-    if options.study is not None:
-        files = await _fetch(options.study, options.series)
-    elif not files:
+    if options.store:
+        _open_pacs().close()  # where there is none, this ends before minutes of work and not after them
+    files = await _fetch_named(options, files)
+    if not files:
         raise InvalidOption("There is no file.", hint="Send DICOM files, or name a study of the PACS.", field="files")
     return await _segment(request, files, options)
 
@@ -114,9 +115,7 @@ async def correct(request: Request) -> CorrectionOut:
         raise InvalidOption(f"There is no file field {min(unknown)!r}.", hint=hint, field=min(unknown))
     if len(parts["segmentation"]) != 1:
         raise InvalidOption("Send one segmentation, the version to correct.", field="segmentation")
-    pictures = parts["files"]
-    if options.study is not None:
-        pictures = await _fetch(options.study, options.series)
+    pictures = await _fetch_named(options, parts["files"])
     bounds = platform_bounds(request.app.state.host.settings)
     make = _import_dicom("corrections").correct_segmentation
     before = parts["segmentation"][0].data
@@ -234,9 +233,20 @@ def _open_pacs() -> DicomWebClient:
     return DicomWebClient(settings.url, authorization=secret.get_secret_value() if secret else None)
 
 
-async def _fetch(study: str, series: str | None) -> list[NamedFile]:
+async def _fetch_named(options: StudyOptions | CorrectionOptions, files: list[NamedFile]) -> list[NamedFile]:
+    """The files that were sent, or those of the study of the PACS that the options name.
+
+    Raises InvalidOption: there are both, or a series is named without its study.
+    """
+    if options.study is None:
+        if options.series is not None:
+            hint = "Name its study too, or send the files of that series only."
+            raise InvalidOption("`series` is one of a `study` in the PACS.", hint=hint, field="series")
+        return files
+    if files:
+        raise InvalidOption("Send files, or name a study of the PACS, not both.", field="study")
     with closing(_open_pacs()) as client:
-        return number_files(await asyncio.to_thread(client.retrieve, study, series))
+        return number_files(await asyncio.to_thread(client.retrieve, options.study, options.series))
 
 
 async def _store(files: Sequence[bytes]) -> list[str]:

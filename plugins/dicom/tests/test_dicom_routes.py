@@ -162,6 +162,9 @@ def test_frames_are_rendered_as_the_network_sees_them(client, monkeypatch):
         ({"files": {}}, 422, "no file"),
         ({"params": {"study": "1.2.3"}}, 409, "No PACS"),
         ({"params": {"nope": "1"}}, 422, "nope"),
+        ({"params": {"series": "1.2"}, "files": {"files": ("a", b"x")}}, 422, "is one of a `study`"),
+        ({"params": {"study": "1.2"}, "files": {"files": ("a", b"x")}}, 422, "not both"),
+        ({"params": {"store": "true"}, "files": {"files": ("a", b"x")}}, 409, "No PACS"),
         ({"params": {"window": "x"}, "files": [("files", ("a", b"x"))]}, 422, "window"),
     ],
 )
