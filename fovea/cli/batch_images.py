@@ -6,11 +6,12 @@ failed alike.
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -24,6 +25,7 @@ from fovea.cli.output import Screen
 from fovea.cli.schema_options import parse_options, split_arguments
 from fovea.errors import FoveaError, InvalidOption
 
+Found = TypeVar("Found")
 Concurrency = Annotated[int, typer.Option("--concurrency", "-c", min=1, max=64, help="Pictures at a time.")]
 
 
@@ -132,6 +134,12 @@ async def run_concurrently(
             progress.advance(row)
 
         await asyncio.gather(*map(run_limited, actions))
+
+
+def shorten_names(found: Mapping[str, Found]) -> dict[str, Found]:
+    """What was found by the file names of its sources; names that several share stay as given, with their folders."""
+    counts = Counter(Path(name).name for name in found)
+    return {Path(name).name if counts[Path(name).name] == 1 else name: value for name, value in found.items()}
 
 
 def write_files(folder: Path, stem: str, files: Mapping[str, bytes | str | None]) -> list[str]:

@@ -218,6 +218,18 @@ def test_detections_of_many_pictures_are_one_coco_file(gateway, folder):
     assert [row["image_id"] for row in held["annotations"]] == [1, 1, 2, 2]
 
 
+def test_pictures_of_one_name_in_several_folders_are_all_in_the_coco_file(gateway, folder):
+    for day in ("one", "two"):
+        (folder / day).mkdir()
+        (folder / day / "a.jpg").write_bytes(photograph())
+    (folder / "two" / "b.jpg").write_bytes(photograph())
+    call("detect", folder / "*" / "*.jpg", output=folder / "out", also=["coco"])
+    held = json.loads((folder / "out" / "coco.json").read_text())
+    shared = [str(folder / day / "a.jpg") for day in ("one", "two")]
+    assert [image["file_name"] for image in held["images"]] == [*shared, "b.jpg"]
+    assert [row["image_id"] for row in held["annotations"]] == [1, 1, 2, 2, 3, 3]
+
+
 @pytest.mark.parametrize(("also", "output"), [(["pdf"], "out"), (["csv"], None)])
 def test_a_form_that_there_is_not_or_no_folder_is_refused(gateway, folder, also, output):
     with pytest.raises(InvalidOption) as refused:

@@ -11,7 +11,7 @@ import typer
 from fovea.api.boxes import DetectIn, DetectOut
 from fovea.api.coco import CocoDataset
 from fovea.async_client import AsyncClient
-from fovea.cli.batch_images import Concurrency, ImageBatch, ImageResult
+from fovea.cli.batch_images import Concurrency, ImageBatch, ImageResult, shorten_names
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
 from fovea.cli.option_groups import add_request_options
@@ -63,7 +63,7 @@ class _DetectBatch(ImageBatch):
     async def answer(self, client: AsyncClient, picture: bytes, image: ImageSource) -> ImageResult:
         answer = DetectOut.model_validate(await self.run_task(client, picture))
         if self.in_coco is not None:
-            self.in_coco[Path(image.name).name] = answer
+            self.in_coco[image.name] = answer
         facts = answer.model_dump(mode="json")
         if self.output is not None:
             files = {end: await self.run_task(client, picture, accept=media) for end, media in self.formats.items()}
@@ -72,7 +72,7 @@ class _DetectBatch(ImageBatch):
 
     def finish(self) -> None:
         if self.in_coco:
-            self.save_coco(build_dataset(self.in_coco))
+            self.save_coco(build_dataset(shorten_names(self.in_coco)))
 
 
 def _choose_formats(also: Sequence[str], output: Path | None) -> dict[str, str]:

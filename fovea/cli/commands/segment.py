@@ -12,7 +12,7 @@ from fovea import endpoints
 from fovea.api.coco import CocoDataset
 from fovea.api.mask import Contour, Form, SegmentIn, SegmentOut
 from fovea.async_client import AsyncClient
-from fovea.cli.batch_images import Concurrency, ImageBatch, ImageResult
+from fovea.cli.batch_images import Concurrency, ImageBatch, ImageResult, shorten_names
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import ImageSource
 from fovea.cli.option_groups import add_request_options
@@ -58,7 +58,7 @@ class _SegmentBatch(ImageBatch):
     async def answer(self, client: AsyncClient, picture: bytes, image: ImageSource) -> ImageResult:
         answer = await client.send(endpoints.segment(picture, **self.options, include=_INCLUDE))
         if self.class_name is not None:
-            self.in_coco[Path(image.name).name] = answer.model_copy(update={"mask": None, "overlay": None})
+            self.in_coco[image.name] = answer.model_copy(update={"mask": None, "overlay": None})
         facts = build_facts(answer)
         files = {"json": _format_facts(facts), "mask.png": answer.mask, "overlay.jpg": answer.overlay}
         written = await self.save(image, files)
@@ -66,7 +66,7 @@ class _SegmentBatch(ImageBatch):
 
     def finish(self) -> None:
         if self.class_name is not None and self.in_coco:
-            self.save_coco(build_dataset(self.in_coco, self.class_name))
+            self.save_coco(build_dataset(shorten_names(self.in_coco), self.class_name))
 
 
 def build_dataset(answers: Mapping[str, SegmentOut], class_name: str) -> CocoDataset:
