@@ -124,9 +124,10 @@ def cut_segments(
     where = {(one.name, *_degrees(one)): place for place, one in enumerate(driven)}
     found = [where.get((damage.pictures[0], damage.latitude, damage.longitude)) for damage in damages]
     counts = Counter(keys[place] for place in found if place is not None)
-    segments = []
-    for key in dict.fromkeys(keys):
-        places = [place for place, own in enumerate(keys) if own == key]
+    segments, members = [], dict[tuple[int, int], list[int]]()
+    for place, key in enumerate(keys):
+        members.setdefault(key, []).append(place)
+    for key, places in members.items():
         last = places[-1]
         if last + 1 < len(driven) and steps[last + 1] is not None:
             places.append(last + 1)  # up to the first picture of the next segment

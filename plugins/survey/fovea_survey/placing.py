@@ -1,5 +1,7 @@
 """Which pictures of a survey have a place that can be believed, and which names tell them apart."""
 
+import re
+import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,15 +31,22 @@ class Placed:
 
 
 def drive_in_order(observations: Sequence[Observation]) -> list[Observation]:
-    """Return pictures with a place in order of time; those without a time follow, by name."""
+    """Return pictures with a place in order of time; those without a time follow, by name: `9.jpg` before `10.jpg`."""
     placed = [one for one in observations if one.latitude is not None and one.longitude is not None]
-    return sorted(placed, key=lambda one: (one.time is None, one.time.timestamp() if one.time else 0.0, one.name))
+    return sorted(placed, key=lambda one: (one.time is None, one.time.timestamp() if one.time else 0.0, *_by_name(one)))
+
+
+def _by_name(one: Observation) -> tuple[list[tuple[int, str]], str]:
+    """A name's place among others, its numbers by their values."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", one.name)
+    return [(int(part), "") if part[0] in string.digits else (-1, part) for part in parts], one.name
 
 
 def place_pictures(observations: Sequence[Observation], far_m: float) -> Placed:
     """Sort out which pictures have a place: a position that is far from nearly all others is not believed."""
     stated = [n for n, one in enumerate(observations) if one.latitude is not None and one.longitude is not None]
-    problems = {n: one.place_problem or NO_PLACE for n, one in enumerate(observations) if n not in set(stated)}
+    known = set(stated)
+    problems = {n: one.place_problem or NO_PLACE for n, one in enumerate(observations) if n not in known}
     points = [(observations[n].latitude or 0.0, observations[n].longitude or 0.0) for n in stated]
     groups = group_near(points, far_m) if far_m and len(points) > 1 else np.zeros(len(points), np.intp)
     sizes = Counter(groups.tolist())

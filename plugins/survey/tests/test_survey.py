@@ -5,6 +5,7 @@ import datetime as dt
 import io
 import json
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from fovea_survey.counting import build_geojson, cut_segments, measure_road, mer
 from fovea_survey.geodesy import RADIUS_M, distances, to_metres
 from fovea_survey.gpx import parse_gpx
 from fovea_survey.places import _read_time, find_place, heic_to_png, read_time
-from fovea_survey.placing import drive_in_order
+from fovea_survey.placing import drive_in_order, place_pictures
 from fovea_survey.schemas import Observation, SeenObject
 from plugins.survey.tests.films import write_film
 from services.detection.models.yolo9tr import Yolo9trBoxDetector as Detector
@@ -167,6 +168,21 @@ def test_kilometres_and_segments_follow_the_drive_without_its_gaps():
     assert {one["geometry"]["coordinates"][0] for one in features[: len(damages)]} == {8.0}
 
 
+def test_a_drive_without_times_is_in_the_order_of_its_numbers():
+    names = [f"frame_{n}.jpg" for n in (1, 2, 9, 10, 11, 100)]
+    timeless = [Observation(name=name, latitude=50, longitude=8) for name in (*sorted(names), "a.jpg", "²")]
+    assert [one.name for one in drive_in_order(timeless)] == ["a.jpg", *names, "²"]
+
+
+def test_a_long_drive_is_placed_and_cut_in_seconds():
+    drive = [seen(str(n), 5 * n, second=n) for n in range(30_000)]
+    began = time.process_time()
+    driven = place_pictures(drive, 10_000).driven
+    segments = cut_segments(driven, measure_road(driven, 500), [], 20)
+    assert len(segments) == 7500
+    assert time.process_time() - began < 10  # by pairs of pictures it would take a minute
+
+
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
     servables = {"yolo9tr": Detector, "planner": FoveaPlanner}
@@ -196,6 +212,15 @@ def test_photographs_become_a_map_with_damage_per_kilometre_and_a_route(client):
     assert found["route"]["length_m"] == pytest.approx(np.linalg.norm(np.diff(tour, axis=0), axis=1).sum(), abs=0.1)
     kinds = {feature["properties"]["kind"] for feature in found["geojson"]["features"]}
     assert kinds == {"damage", "segment", "route"}
+
+
+def test_an_option_that_no_picture_can_be_searched_with_is_refused_and_a_long_name_is_not(client):
+    files = [("images", (f"{'x' * 600}.jpg", photograph(50, 8)))]
+    refused = client.post("/v1/detect/survey", files=files, params={"classes": "nope"})
+    assert (refused.status_code, refused.json().get("field")) == (422, "classes"), refused.text
+    found = ok(client.post("/v1/detect/survey", files=files))
+    assert found["damages"][0]["pictures"] == [found["observations"][0]["name"]]
+    assert found["observations"][0]["name"].endswith("x.jpg")
 
 
 def test_observations_are_counted_again_and_go_out_as_geojson_svg_and_csv(client):
