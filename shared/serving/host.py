@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from fovea.api.tensors import TensorSpec
-from fovea.errors import FoveaError, InvalidOption, TooLarge
+from fovea.errors import FoveaError, InvalidOption, QueueFull, TooLarge
 from shared import telemetry
 from shared.registry import CallContext, Engine, Servable
 from shared.rpc.oip import InferAnswer, InferCall, build_answer, check_outputs
@@ -31,6 +31,9 @@ from shared.serving.open_streams import OpenStreams
 from shared.serving.side_work import SideWork
 from shared.serving.watched_work import WatchedWork
 from shared.settings import Settings
+
+_RETRY_S = 0.05
+"""Seconds until a request is tried again when other calls fill the model's queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,12 +227,32 @@ class Host(Catalog):
 
         Raises FoveaError: the model's error for this request, or QueueFull, DeadlineExceeded, Cancelled, NotReady.
         """
+        batcher = await self._admit(name, request, run)
+        answer: BaseModel = await batcher.submit(request, run, key=run.media)
+        return answer
+
+    async def predict_when_free(self, name: str, request: BaseModel, run: CallContext) -> BaseModel:
+        """Answer one of many requests of a call as `predict` does, but wait where others fill the model's queue.
+
+        Raises FoveaError: the model's error for this request, or DeadlineExceeded, Cancelled, NotReady.
+        """
+        batcher = await self._admit(name, request, run)
+        while True:
+            try:
+                answer: BaseModel = await batcher.submit(request, run, key=run.media)
+            except QueueFull:
+                run.check()
+                await asyncio.sleep(_RETRY_S)
+            else:
+                return answer
+
+    async def _admit(self, name: str, request: BaseModel, run: CallContext) -> Batcher[BaseModel, Any]:
+        """The batcher of a model that is awake; the request's pictures are counted."""
         await self.wake(name)
         _, batcher = self.find_loaded(name)
         if pictures := servable_schema.count_pictures(request):
             run.consume(pictures=pictures)
-        answer: BaseModel = await batcher.submit(request, run, key=run.media)
-        return answer
+        return batcher
 
     async def infer(
         self, name: str, feeds: Mapping[str, np.ndarray], run: CallContext, version: str = ""

@@ -164,7 +164,7 @@ async def _segment(request: Request, files: Sequence[NamedFile], options: StudyO
     card = host.servable(model, "segment").card
 
     async def predict(request: SegmentIn) -> SegmentOut:
-        return cast("SegmentOut", await host.predict(model, request, run))
+        return cast("SegmentOut", await host.predict_when_free(model, request, run))
 
     bounds = platform_bounds(host.settings)
     found = await segmenter(predict, model, card.version, bounds).segment(files, options, run)

@@ -12,7 +12,7 @@ from PIL import Image
 from pydicom.dataset import FileDataset
 
 from fovea.api.mask import SegmentIn, SegmentOut
-from fovea.errors import FoveaError, TooLarge, UnsupportedMedia
+from fovea.errors import BadInput, FoveaError, TooLarge, UnsupportedMedia
 from fovea_dicom import derived_objects, schemas
 from fovea_dicom.bodies import NamedFile
 from fovea_dicom.burnt_in import inspect_text
@@ -81,7 +81,7 @@ class StudySegmenter:
             key = tuple(str(one.get(name)) for name in ("Rows", "Columns", *ids))
             try:
                 await self._segment_object(name, one, groups.setdefault(key, _Series()), options, window, advance)
-            except FoveaError as error:
+            except BadInput as error:  # of this object; others, such as a deadline, end the whole study
                 if not groups[key].objects:
                     groups.pop(key)
                 skipped.append(f"{name}: {error.detail}")

@@ -21,7 +21,7 @@ from pydicom.uid import (
 
 from fovea.api.image import Times
 from fovea.api.mask import Component, SegmentIn, SegmentOut
-from fovea.errors import UnsupportedMedia
+from fovea.errors import Cancelled, UnsupportedMedia
 from fovea_dicom.bodies import number_files
 from fovea_dicom.geometry import PixelSize, count_frames, find_edges, find_functional_item, find_pixel_size
 from fovea_dicom.schemas import SeriesOut, StudyOptions
@@ -388,6 +388,11 @@ async def test_progress_is_told_and_a_cancelled_run_stops():
     assert told == [(0.0, "0 of 7 frames"), (1 / 7, "1 of 7 frames"), (5 / 7, "5 of 7 frames")]
     with pytest.raises(UnsupportedMedia):
         await StudySegmenter(Bright(), "bright", "7", DecodeBounds(pixels=100)).segment(files, StudyOptions(), run)
+    told.clear()
+    run = CallContext(report=lambda *news: [told.append(news), run.cancel()])
+    with pytest.raises(Cancelled):
+        await StudySegmenter(Bright(), "bright", "7", DEFAULT_BOUNDS).segment(files, StudyOptions(), run)
+    assert told == [(0.0, "0 of 7 frames")]
 
 
 async def test_derived_objects_name_what_made_them():

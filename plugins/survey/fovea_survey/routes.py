@@ -32,6 +32,8 @@ from shared.validation_errors import describe_query, parse_fields
 router = APIRouter(tags=["domain"])
 
 MAX_ROUTE_POINTS = 2000
+MAX_NAME = 400
+"""Letters of a file's name that are kept, its last ones; numbers of frames and of doubles follow."""
 AnyDamage = TypeVar("AnyDamage", bound=FoundDamage)
 
 _FILE = {"type": "string", "format": "binary"}
@@ -70,7 +72,7 @@ async def survey_road(request: Request) -> Response:
             texts = {name: value for name, value in form.multi_items() if isinstance(value, str)}
             options = parse_fields(SurveyOptions, {**dict(request.query_params), **texts})
             uploads = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
-            files = [(name, value.filename or name, await value.read()) for name, value in uploads]
+            files = [(name, (value.filename or name)[-MAX_NAME:], await value.read()) for name, value in uploads]
         if media == forms.ZIP:  # an archive holds the pictures that its map links to
             options = options.model_copy(update={"boxed": True})
         await host.wake(host.resolve(options.model, "detect"))

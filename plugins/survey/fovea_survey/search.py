@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from fovea.api.boxes import DEFAULT_CONFIDENCE, DetectIn, Detection, DetectOut
-from fovea.errors import FoveaError, InvalidOption
+from fovea.errors import BadInput, InvalidOption
 from fovea_survey.gpx import Track, parse_gpx
 from fovea_survey.places import Place, find_place, heic_to_png, read_time
 from fovea_survey.placing import make_unique
@@ -93,7 +93,7 @@ class Search:
         options = self.options
         asked: dict[str, Any] = {"model": self.model, "iou": options.iou, "classes": options.classes}
         request = DetectIn(image=picture, confidence=confidence, **asked)
-        return cast("DetectOut", await self.host.predict(self.model, request, self.run))
+        return cast("DetectOut", await self.host.predict_when_free(self.model, request, self.run))
 
     async def draw(self, picture: bytes, found: Sequence[Detection]) -> bytes | None:
         """Return the picture with its boxes as base64 of a JPEG, if the options ask for it and there are any."""
@@ -109,11 +109,18 @@ class Search:
         try:
             picture = await asyncio.to_thread(heic_to_png, data, self.bounds)
             found = await self.detect(picture, self.options.confidence)
-        except FoveaError as error:
-            return Observation(name=name, **facts, problem=error.detail)
+        except BadInput as error:
+            return Observation(name=name, **facts, problem=_problem_of(error))
         seen = [see(one, found) for one in found.detections]
         boxed = await self.draw(picture, found.detections)
         return Observation(name=name, **facts, detections=seen, boxed=boxed)
+
+
+def _problem_of(error: BadInput) -> str:
+    """What is wrong with a picture; an error that is about the options is raised, as no picture would be searched."""
+    if error.field not in {None, "image", "images"}:
+        raise error
+    return error.detail
 
 
 def see(one: Detection, found: DetectOut, track: str | None = None) -> SeenObject:
@@ -201,8 +208,8 @@ class _FilmSearch:
         facts |= {"time": time}
         try:
             found = await self.search.detect(picture, min(tracker.certain, TRACKING_CONFIDENCE))
-        except FoveaError as error:
-            return Observation(name=name, **facts, problem=error.detail)
+        except BadInput as error:
+            return Observation(name=name, **facts, problem=_problem_of(error))
         rows = np.array([[*one.box, one.score, one.class_id] for one in found.detections], np.float64).reshape(-1, 6)
         tracked = [
             (one, f"{prefix}-{track}")

@@ -126,6 +126,17 @@ async def test_requests_that_come_together_run_together_and_equal_their_singles(
     assert max(answer.together for answer in answers) > 1
 
 
+async def test_one_of_many_requests_of_a_call_waits_while_others_fill_the_queue(start):
+    host = await start({"toy/echo": Echo}, max_queue_size=1, max_batch_size=1, max_batch_delay_ms=0)
+    calls = [Text(text=f"{n}", sleep=0.05) for n in range(6)]
+    tried = await asyncio.gather(
+        *(host.predict("toy/echo", call, CallContext()) for call in calls), return_exceptions=True
+    )
+    assert QueueFull in {type(answer) for answer in tried}
+    answers = await asyncio.gather(*(host.predict_when_free("toy/echo", call, CallContext()) for call in calls))
+    assert [answer.text for answer in answers] == [str(n) for n in range(6)]
+
+
 async def test_tensors_are_joined_by_shape_and_a_model_without_says_where_to_go_instead(host):
     answers = await asyncio.gather(
         *(host.infer("toy/echo", feeds(rows, rows), CallContext()) for rows in (1, 2, 3)),

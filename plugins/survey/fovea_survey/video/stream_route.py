@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from fovea.api.boxes import DetectedFrame, DetectIn, DetectOut
 from fovea.api.problem import problem
 from fovea.api.replica import ENDLESS
-from fovea.errors import Cancelled, FoveaError, InvalidOption, Malformed, QueueFull
+from fovea.errors import Cancelled, FoveaError, InvalidOption, Malformed
 from fovea_survey.video.frame_parsers import FrameParser, choose_parser
 from fovea_survey.video.stream_pipeline import DetectStreamOptions, detect_frames
 from services.detection.boxes.drawing import draw_boxes
@@ -38,8 +38,6 @@ NDJSON, MULTIPART = "application/x-ndjson", "multipart/x-mixed-replace"
 _TAKEN = ("video/x-motion-jpeg", "multipart/x-mixed-replace", "video/mp4", "video/webm")
 
 _BOUNDARY = "frame"
-_RETRY_S = 0.05
-"""Seconds until a frame is tried again when other calls fill the model's queue."""
 
 router = APIRouter(tags=["domain"])
 
@@ -104,12 +102,7 @@ def _detector(host: Host, name: str, whole: CallContext) -> Callable[[DetectIn],
         if whole.cancelled:
             raise Cancelled("The stream was cancelled.")
         run = CallContext(deadline=time.monotonic() + host.settings.request_timeout_s, tenant=whole.tenant)
-        while True:
-            try:
-                return cast("DetectOut", await host.predict(name, call, run))
-            except QueueFull:
-                run.check()
-                await asyncio.sleep(_RETRY_S)
+        return cast("DetectOut", await host.predict_when_free(name, call, run))
 
     return detect
 
