@@ -67,7 +67,7 @@ class SurveyOptions(BaseModel, extra="forbid", frozen=True):
     route: bool = Field(True, description="Plan an inspection route through the damage.")
     every: int = Field(10, ge=1, le=1000, description="Search every N-th frame of a film; others only move the boxes.")
     fps: float | None = Field(
-        None, gt=0, le=1000, description="Frames per second of a film; left out, as it says itself, or else 30."
+        None, gt=0, le=1000, description="Frames per second of a film; left out, its frames' own times, or else 30."
     )
     start: dt.datetime | None = Field(None, description="When a film starts; left out, the track's first point.")
 

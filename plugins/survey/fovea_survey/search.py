@@ -175,7 +175,7 @@ class _FilmSearch:
         tracker = Tracker(least, max(1, MAX_FRAMES_AWAY // options.every))
         prefix = hashlib.sha256(data).hexdigest()[:8]
         film = await asyncio.to_thread(VideoFile, data, self.search.bounds)
-        start, fps = options.start or self.track.start, options.fps or film.fps or USUAL_FPS
+        start = options.start or self.track.start
         with contextlib.closing(film):
             if film.count > MAX_FRAMES * options.every:
                 detail = f"{film.count // options.every:,} frames would be searched; at most {MAX_FRAMES:,} are."
@@ -187,7 +187,9 @@ class _FilmSearch:
                 if number % options.every == 0 and len(found) < MAX_FRAMES:
                     run.check()
                     run.progress(number / film.count if film.count else 0.0, f"frame {number} of {film.count or '?'}")
-                    time = time_frame(start, number / fps)
+                    known = None if options.fps else film.seconds
+                    seconds = number / (options.fps or film.fps or USUAL_FPS) if known is None else known
+                    time = time_frame(start, seconds)
                     found.append(await self._look(number, len(found), picture, time, tracker, prefix))
                 number += 1
         for _, place, boxed in self.best.values():

@@ -21,7 +21,7 @@ from fovea_survey.gpx import parse_gpx
 from fovea_survey.places import _read_time, find_place, heic_to_png, read_time
 from fovea_survey.placing import drive_in_order, place_pictures
 from fovea_survey.schemas import Observation, SeenObject
-from plugins.survey.tests.films import write_film
+from plugins.survey.tests.films import slow_down, write_film
 from services.detection.models.yolo9tr import Yolo9trBoxDetector as Detector
 from shared.vision.limits import DecodeBounds
 from tests.harness.models import client_of, ok
@@ -251,6 +251,9 @@ def test_a_film_is_placed_by_its_track(client, tmp_path, monkeypatch):
     assert [one["latitude"] for one in found] == pytest.approx([10.0, 10.0001, 10.0002])
     slow = client.post("/v1/detect/survey", files=files, params={"every": 10, "fps": 5}).json()["observations"]
     assert [one["latitude"] for one in slow] == pytest.approx([10.0, 10.0002, 10.0004])
+    files[0] = ("video", ("telephone.mp4", slow_down(film, 10)))
+    own = client.post("/v1/detect/survey", files=files, params={"every": 10}).json()["observations"]
+    assert [one["latitude"] for one in own] == pytest.approx([10.0, 10.0001, 10.0006])
     later = {"every": 20, "start": "2026-05-04T10:00:01Z"}
     assert client.post("/v1/detect/survey", files=files, params=later).json()["observations"][0]["latitude"] > 10
     for beyond in ({"start": "9999-12-31T23:59:59Z"}, {"start": "9999-12-31T23:59:59-01:00"}, {"fps": 1e-300}):

@@ -6,6 +6,7 @@ here and the decoder's few there, however long the film is. Needs OpenCV; the ad
 """
 
 import io
+import math
 import resource
 import struct
 import subprocess
@@ -30,8 +31,8 @@ MAX_FPS = 1000.0
 _HEAD = struct.Struct("<IIId")
 """Before the frames: width, height, how many there should be, frames per second. Before each `_MARK`."""
 
-_MARK = struct.Struct("<B")
-"""1 before a frame, 0 at the end, 2 where the film breaks off."""
+_MARK = struct.Struct("<Bd")
+"""1 before a frame, 0 at the end, 2 where the film breaks off; and the frame's seconds, not a number where unknown."""
 _FRAME, _END, _BROKEN = 1, 0, 2
 
 
@@ -46,6 +47,8 @@ class VideoFile:
     Attributes:
         count: How many frames the file says it has; 0 where it does not say.
         fps: Frames per second, as the file says; 0 where it does not, or where it says what can't be.
+        seconds: From the start to the frame that was taken last; None where the file does not say. Telephones' films
+            have no constant rate, so that the number of a frame tells no time.
 
     Raises:
         Malformed: It can't be opened: broken, cut off, or of a codec that is not read.
@@ -54,6 +57,7 @@ class VideoFile:
 
     def __init__(self, data: bytes, bounds: DecodeBounds) -> None:
         """Open the file; the child lives until the frames have been taken or let go."""
+        self.seconds: float | None = None
         self._file = tempfile.NamedTemporaryFile(prefix="fovea-film-")  # noqa: SIM115  # it lives as long as we do
         self._file.write(data)
         self._file.flush()
@@ -85,15 +89,20 @@ class VideoFile:
 
     def __iter__(self) -> Iterator[bytes]:
         """Frame after frame; the child stops with the iteration."""
+        mark = _BROKEN
         try:
-            while (mark := self._out.read(1)) == _MARK.pack(_FRAME):
+            while len(head := self._out.read(_MARK.size)) == _MARK.size:
+                mark, seconds = _MARK.unpack(head)
+                if mark != _FRAME:
+                    break
+                self.seconds = None if math.isnan(seconds) else seconds
                 pixels = self._out.read(self._width * self._height * 3)
                 if len(pixels) < self._width * self._height * 3:
                     break
                 out = io.BytesIO()
                 Image.frombytes("RGB", (self._width, self._height), pixels, "raw", "BGR").save(out, "BMP")
                 yield out.getvalue()
-            if mark != _MARK.pack(_END):
+            if mark != _END:
                 yield b"broken frame"
         finally:
             self.close()
@@ -128,16 +137,17 @@ def main() -> None:
     if not 0 < width <= MAX_SIDE or not 0 < height <= MAX_SIDE:
         return
     out.write(_HEAD.pack(width, height, max(stated, 0), film.get(cv2.CAP_PROP_FPS)))
-    done = 0
+    done, before = 0, -1.0
     while width * height <= most:
         good, frame = film.read()
         if not good:
             break
         if frame.shape != (height, width, 3):
             frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
-        out.write(_MARK.pack(_FRAME) + frame.tobytes())
-        done += 1
-    out.write(_MARK.pack(_BROKEN if done < 0.9 * stated else _END))
+        seconds = film.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        out.write(_MARK.pack(_FRAME, seconds if before < seconds else math.nan) + frame.tobytes())
+        done, before = done + 1, max(before, seconds)
+    out.write(_MARK.pack(_BROKEN if done < 0.9 * stated else _END, math.nan))
     out.flush()
 
 
