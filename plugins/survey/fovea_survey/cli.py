@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -20,7 +21,7 @@ from fovea.cli.input_files import split_by_size
 from fovea.cli.job_progress import follow_job, run_as_job
 from fovea.cli.output import Screen
 from fovea.client import Client
-from fovea.errors import NotFound
+from fovea.errors import InvalidOption, NotFound
 
 PHOTOGRAPHS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".heic", ".heif"})
 FILMS = frozenset({".mp4", ".webm", ".mkv", ".mov"})
@@ -66,6 +67,9 @@ def survey(
     files = list(_find_files(sources))
     if not files:
         raise NotFound("There is no photograph and no film among the sources.")
+    if len(films := [name for name, file in files if file.suffix.lower() in FILMS]) > 1:
+        hint = "Survey one film at a time, each with its --start."
+        raise InvalidOption(f"{films[0]} and {films[1]} can't begin at the same place of a track.", hint=hint)
     output.mkdir(parents=True, exist_ok=True)
     with gateway.open() as client:
         observations: list[Any] = []
@@ -78,12 +82,15 @@ def survey(
 
 
 def _find_files(sources: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    """Photographs and films with their names: below a folder, its path from there."""
-    for source in sources:
-        inside = sorted(source.rglob("*")) if source.is_dir() else [source]
-        for path in inside:
-            if path.suffix.lower() in PHOTOGRAPHS | FILMS and path.is_file():
-                yield path.relative_to(source).as_posix() if source.is_dir() else path.name, path
+    """Photographs and films with their names: below a folder, its path from there; as given where several share one."""
+    found = [
+        (path.relative_to(source).as_posix() if source.is_dir() else path.name, path)
+        for source in sources
+        for path in (sorted(source.rglob("*")) if source.is_dir() else [source])
+        if path.suffix.lower() in PHOTOGRAPHS | FILMS and path.is_file()
+    ]
+    counts = Counter(name for name, _ in found)
+    return ((name if counts[name] == 1 else path.as_posix(), path) for name, path in found)
 
 
 def _measure(file: Path) -> int:

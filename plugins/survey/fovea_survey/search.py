@@ -65,7 +65,7 @@ class Search:
     async def observe(self, files: Sequence[File]) -> list[Observation]:
         """Return what the files show, each picture with its place.
 
-        Raises InvalidOption: there is no picture, or a film without a track.
+        Raises InvalidOption: there is no picture, a film without a track, or more than one film or track.
         """
         names = make_unique([name for _, name, _ in files])
         named = [(field, name, data) for (field, _, data), name in zip(files, names, strict=True)]
@@ -78,6 +78,11 @@ class Search:
             raise InvalidOption("There is no picture.", hint=hint, field="images")
         if films and track is None:
             raise InvalidOption("A film has no places of its own.", hint="Send its track as `gpx`.", field="gpx")
+        if len(films) > 1:
+            hint = "Send each alone with its `start`, and then the `observations` of all answers together."
+            raise InvalidOption("Several films can't begin at the same place of a track.", hint=hint, field="video")
+        if len(tracks) > 1:
+            raise InvalidOption("There are several tracks.", hint="Join them in one GPX file.", field="gpx")
         found: list[Observation] = []
         for begin in range(0, len(pictures), AT_ONCE):
             self.run.check()

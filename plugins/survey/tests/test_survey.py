@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, TiffImagePlugin
 
 from fovea.errors import Malformed, TooLarge
 from fovea_planning.models.planner import FoveaPlanner
+from fovea_survey.cli import _find_files
 from fovea_survey.counting import build_geojson, cut_segments, measure_road, merge_damage
 from fovea_survey.geodesy import RADIUS_M, distances, to_metres
 from fovea_survey.gpx import parse_gpx
@@ -262,7 +263,9 @@ def test_a_film_is_placed_by_its_track(client, tmp_path, monkeypatch):
     monkeypatch.setattr("fovea_survey.search.MAX_FRAMES", 2)
     much = client.post("/v1/detect/survey", files=files, params={"every": 7})
     assert (much.status_code, "at most 2" in much.text) == (422, True)  # rather than a survey that ends too early
-    assert client.post("/v1/detect/survey", files=files[:1]).status_code == 422
+    for parts, field in ((files[:1], "gpx"), ([files[0], *files], "video"), ([*files, files[1]], "gpx")):
+        refused = client.post("/v1/detect/survey", files=parts)
+        assert (refused.status_code, refused.json()["field"]) == (422, field)
 
 
 @pytest.mark.parametrize(
@@ -301,3 +304,14 @@ def test_a_folder_of_photographs_becomes_a_map(fovea, tmp_path):
     assert all((tmp_path / "out" / one["picture"]).read_bytes()[:3] == b"\xff\xd8\xff" for one in damages)
     assert (tmp_path / "out" / "survey.svg").read_text().startswith("<svg")
     assert (tmp_path / "out" / "survey.csv").read_text().startswith("label,place,latitude")
+
+
+def test_files_of_one_name_keep_their_folders_and_two_films_are_refused(fovea, tmp_path):
+    for name in ("one/p.jpg", "two/p.jpg", "two/q.jpg", "one/a.mp4", "two/b.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    shared = [(tmp_path / day / "p.jpg").as_posix() for day in ("one", "two")]
+    folders = [tmp_path / "one", tmp_path / "two"]
+    assert [name for name, _ in _find_files(folders)] == ["a.mp4", shared[0], "b.mp4", shared[1], "q.jpg"]
+    code, _, err = fovea("survey", *folders, "-o", tmp_path / "out")
+    assert (code, "a.mp4 and b.mp4 can't begin at the same place" in err) == (2, True), err
