@@ -290,6 +290,13 @@ async def test_a_film_is_answered_frame_by_frame_and_a_job_hears_how_far_it_is(c
     assert heard == [(0.1, "frame 1 of 10"), (0.5, "frame 5 of 10"), (0.9, "frame 9 of 10")]
 
 
+async def test_a_stream_counts_from_the_score_at_which_the_weights_count_best(client, monkeypatch):
+    monkeypatch.setattr(Watching, "details", lambda _: {"confidence": 0.95})  # the toy is sure by 0.9
+    for query, count in (("", 0), ("?confidence=0.5", 1)):
+        answer = await client.post(f"/v1/detect/stream{query}", content=_jpeg(), headers=MJPEG)
+        assert len(answer.json()["detections"]) == count
+
+
 async def test_dropped_frames_are_counted(client):
     answer = await client.post("/v1/detect/stream?drop=oldest&queue=1", content=_jpeg() * 15, headers=MJPEG)
     dropped = json.loads(answer.text.splitlines()[-1])["dropped_total"]

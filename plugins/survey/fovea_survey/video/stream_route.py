@@ -60,7 +60,9 @@ async def detect_stream(request: Request) -> Response:
     name = host.resolve(options.model, "detect")
     request.scope["fovea.model"] = name
     await host.wake(name)
-    host.servable(name)
+    best = host.servable(name).details().get("confidence")
+    if options.confidence is None:
+        options = options.model_copy(update={"confidence": best})
     media = choose(request.headers.get("accept"), [NDJSON, MULTIPART])
     bounds = platform_bounds(host.settings)
     parser = choose_parser(request.headers.get("content-type", ""), bounds)
