@@ -3,7 +3,6 @@
 Of a task's annotations one counts: the ground truth, else the newest; skipped ones never do.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,14 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fovea.api.coco import CocoDataset
-from fovea.errors import Malformed, TooLarge, UnsupportedMedia
+from fovea.errors import Malformed
 from fovea_labelstudio.brush_codec import decode_brush
 from fovea_labelstudio.label_config import ControlTag
+from shared.vision.decode import decode
+from shared.vision.limits import DecodeBounds
 
 Region = Mapping[str, Any]
 
@@ -44,10 +45,10 @@ class TrainingSet:
         """Add a labelled picture; False where its labels say nothing that can be trained on.
 
         Raises:
-            UnsupportedMedia, TooLarge: The picture can't be decoded, or has too many pixels.
-            Malformed: A region can't be read, or a brush does not fit its picture.
+            UnsupportedMedia, TooLarge: The picture is of no format that models read, or has too many pixels.
+            Malformed: It is broken, a region can't be read, or a brush does not fit its picture.
         """
-        upright = self._decode(picture)
+        upright = Image.fromarray(decode(picture, DecodeBounds(pixels=self._max_pixels)).pixels)
         own = [each for each in regions if each.get("from_name") == self._control.name]
         writers = {"rectanglelabels": self._write_boxes, "choices": self._write_choice}
         write = writers.get(self._control.kind, self._write_mask)
@@ -64,16 +65,6 @@ class TrainingSet:
         if self._control.kind == "rectanglelabels":
             (self._folder / "annotations.json").write_text(self._coco.to_json(), "utf8")
 
-    def _decode(self, picture: bytes) -> Image.Image:
-        """A picture as people saw it: upright, RGB."""
-        try:
-            with Image.open(io.BytesIO(picture)) as opened:
-                if opened.width * opened.height > self._max_pixels:
-                    raise TooLarge(f"The picture has more than {self._max_pixels:,} pixels.")
-                return ImageOps.exif_transpose(opened).convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UnsupportedMedia("The picture can't be decoded.") from error
-
     def _write_boxes(self, stem: str, picture: Image.Image, regions: Sequence[Region]) -> bool:
         name = self._save(picture, "images", stem)
         image = self._coco.add_image(name, picture.width, picture.height)
@@ -86,7 +77,10 @@ class TrainingSet:
     def _write_mask(self, stem: str, picture: Image.Image, regions: Sequence[Region]) -> bool:
         mask = np.zeros((picture.height, picture.width), np.uint8)
         for region in regions:
-            _draw(mask, region.get("value") or {})
+            value = region.get("value") or {}
+            given = value.get(self._control.kind)
+            if not given or set(self._control.labels[:1]) <= set(given):  # the label that a mask's prediction has
+                _draw(mask, value)
         self._save(picture, "images", stem)
         self._save(Image.fromarray(mask), "masks", stem)
         return True

@@ -238,10 +238,23 @@ def test_outlines_and_brushes_become_masks_and_choices_folders(tmp_path):
     half = read_mask(pairs.masks[1]) > 0
     assert half[:, :20].all()
     assert not half[:, 22:].any()
+    labels = data._control.labels
+    other = region("b", "tag", rle=encode_brush(~drawn), brushlabels=["Instrument"])
+    assert data.add(3, png(), [other, region("b", "tag", rle=encode_brush(drawn), brushlabels=[labels[0]])])
+    assert ((np.asarray(Image.open(tmp_path / "a" / "masks" / "task-000003.png")) > 0) == drawn).all()
     folders = TrainingSet(tmp_path / "b", find_control(CHOICES, "classify"), 10_000)
     assert folders.add(1, png(), [region("choices", "c", choices=["crack"])])
     assert not folders.add(2, png(), [region("choices", "c", choices=["unheard of"])])
     assert find_classes(tmp_path / "b")[0].names == ("crack",)
+
+
+def test_a_picture_of_16_bits_is_trained_on_as_it_is_served(tmp_path):
+    out, shades = io.BytesIO(), np.linspace(0, 65_535, 800).astype(np.uint16).reshape(20, 40)
+    Image.fromarray(shades).save(out, "PNG")
+    data = TrainingSet(tmp_path, find_control(BOXES, "detect"), 10_000)
+    assert data.add(1, out.getvalue(), [])
+    kept = np.asarray(Image.open(tmp_path / "images" / "task-000001.png"))
+    assert (kept[..., 0] == shades >> 8).all()
 
 
 @pytest.mark.parametrize("value", [{"points": [[1, "x"]]}, {"points": [[1]]}, {"points": [[float("nan"), 1]] * 3}, "x"])
