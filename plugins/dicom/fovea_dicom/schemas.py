@@ -20,7 +20,16 @@ class StudyOptions(PictureOptions):
 
     model: str | None = Field(None, description="Which model; left out, the default one.")
     threshold: float = Field(0.5, ge=0, le=1, description="Probability from which a pixel belongs to the mask.")
+    normalise: Literal["none", "minmax"] = Field(
+        "none", description="`minmax` stretches each frame's probabilities to 0..1 before the threshold."
+    )
     min_area: int = Field(0, ge=0, description="Components with fewer pixels are dropped.")
+    min_peak: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Components in which no pixel is this probable are dropped; left out, as is best for the weights.",
+    )
     keep_largest: bool = Field(False, description="Keep the largest component only.")
     include: Words[StudyForm] = Field(
         ("segmentation", "report"),

@@ -26,7 +26,6 @@ from fovea_dicom import bodies
 PACS = "pacs:"
 PATH = "/v1/segment/dicom"
 MAX_ARCHIVE_BYTES = 48 * 2**20
-_OPTIONS = frozenset({"model", "threshold", "min_area", "keep_largest"})
 
 
 def accepts(source: str) -> bool:
@@ -38,26 +37,29 @@ def run(
     sources: Sequence[str], options: Mapping[str, Any], output: Path, screen: Screen, connection: Connection
 ) -> None:
     """Segment studies as jobs, and save SEG, report, strip, masks and facts of each series to a folder."""
-    known = {name: str(value) for name, value in options.items() if name in _OPTIONS and value is not None}
+    known = {name: str(value) for name, value in options.items() if value is not None}
     params, taken = {**known, "include": "segmentation,report,strip,masks"}, set[str]()
+    single = [source for source in sources if Path(source).is_file()]  # as a shell lists those of one series
     with connection.open() as client:
-        for source in sources:
-            for name, path in list_files(source):
-                if not is_dicom(path):
-                    reason = "is empty" if path.stat().st_size == 0 else "is not a DICOM file"
-                    screen.note(f"[yellow]skipped: {escape(name)} {reason}.[/]")
-            for call in _build_calls(source, params, screen):
-                save_series(run_as_job(client, screen, call, source), output, screen, taken)
+        for group in [single, *([source] for source in sources if source not in single)]:
+            for call in _build_calls(group, params, screen):
+                save_series(run_as_job(client, screen, call, group[0]), output, screen, taken)
 
 
-def _build_calls(source: str, params: Mapping[str, str], screen: Screen) -> Iterator[Call[Any]]:
-    if source.startswith(PACS):
-        yield Call("POST", PATH, read_json, params={**params, "study": source.removeprefix(PACS)})
+def _build_calls(sources: Sequence[str], params: Mapping[str, str], screen: Screen) -> Iterator[Call[Any]]:
+    """The requests for one folder, one study of the PACS, or single files together."""
+    if sources and sources[0].startswith(PACS):
+        yield Call("POST", PATH, read_json, params={**params, "study": sources[0].removeprefix(PACS)})
         return
+    files = [row for source in sources for row in list_files(source)]
+    for name, path in files:
+        if not is_dicom(path):
+            reason = "is empty" if path.stat().st_size == 0 else "is not a DICOM file"
+            screen.note(f"[yellow]skipped: {escape(name)} {reason}.[/]")
     # Archives of files, each below the limit.
-    parts = list(split_by_size([row for row in list_files(source) if is_dicom(row[1])], MAX_ARCHIVE_BYTES))
+    parts = list(split_by_size([row for row in files if is_dicom(row[1])], MAX_ARCHIVE_BYTES))
     if len(parts) > 1:
-        screen.note(f"{escape(source)} goes in {len(parts)} parts; a series in two of them is answered twice.")
+        screen.note(f"The files go in {len(parts)} parts; a series in two of them is answered twice.")
     for part in parts:
         headers = {"content-type": "application/zip"}
         yield Call("POST", PATH, read_json, content=zip_files(part), params=dict(params), headers=headers)

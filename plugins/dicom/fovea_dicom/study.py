@@ -32,6 +32,8 @@ Predict = Callable[[SegmentIn], Awaitable[SegmentOut]]
 Masks = NDArray[np.bool_]
 
 AT_ONCE = 4
+MASK_OPTIONS = {"threshold", "normalise", "min_area", "min_peak", "keep_largest"}
+"""Options that each frame's request has too."""
 SHARED_FACTS = {"empty", "area", "component_count", "max_probability", "mean_probability", "warnings"}
 """Fields of a frame's answer that say what the model's do."""
 STRIP_HEIGHT, STRIP_FRAMES = 160, 24
@@ -102,7 +104,7 @@ class StudySegmenter:
     ) -> None:
         indices, frames = range(count_frames(one)), list[FrameOut]()
         masks, findings, tiles = list[Masks](), list[MaskFinding](), list[NDArray[np.uint8]]()
-        asked: dict[str, Any] = options.model_dump(include={"threshold", "min_area", "keep_largest"})
+        asked: dict[str, Any] = options.model_dump(include=MASK_OPTIONS)
         asked |= {"model": self.model, "include": ("mask",)}
         text = await asyncio.to_thread(lambda: inspect_text(one, read_frame(one, 0, window, self.bounds)))
         parts = [indices[begin : begin + AT_ONCE] for begin in range(0, len(indices), AT_ONCE)]

@@ -232,14 +232,13 @@ async def test_what_is_no_picture_is_skipped_and_says_why():
 
 async def test_options_go_to_the_model_and_choose_the_forms():
     model, frames = Bright(), [picture((x, 2, 3)) for x in range(5)]
-    found = await segment(film(*frames), model=model, threshold=0.3, min_area=7, keep_largest=True, include="strip")
+    options = {"threshold": 0.3, "min_area": 7, "keep_largest": True, "min_peak": 0.8, "normalise": "minmax"}
+    found = await segment(film(*frames), model=model, include="strip", **options)
     (series,) = found.series
     assert (series.segmentation, series.report) == (None, None)
     strip = Image.open(io.BytesIO(series.strip))
     assert (strip.format, strip.size) == ("JPEG", (5 * round(W * 160 / H), 160))
-    assert {(one.model, one.threshold, one.min_area, one.keep_largest) for one in model.asked} == {
-        ("bright", 0.3, 7, True)
-    }
+    assert [one.model_dump(include={"model", *options}) for one in model.asked] == [{"model": "bright", **options}] * 5
     assert {one.include for one in model.asked} == {("mask",)}
     assert [decode(one.image, DEFAULT_BOUNDS).pixels.tolist() for one in model.asked] == [
         one.tolist() for one in frames

@@ -71,6 +71,19 @@ def test_films_of_one_series_are_written_apart_also_when_sent_apart(fovea, tmp_p
     assert len(list((tmp_path / "out").glob("*.masks/*.png"))) == 6
 
 
+def test_slices_that_a_shell_lists_are_one_segmentation(fovea, tmp_path):
+    slices = [tmp_path / f"{number}.dcm" for number in (1, 2, 3)]
+    for number, file in enumerate(slices):
+        one = dcmread(io.BytesIO(endoscopy(1)))
+        one.StudyInstanceUID, one.SeriesInstanceUID, one.InstanceNumber = "1.2", "1.2.4", number
+        one.save_as(file)
+    code, _, err = fovea("segment", *slices, "-o", tmp_path / "out", "--normalise", "minmax")
+    assert code == 0, err
+    assert int(dcmread(tmp_path / "out" / "series-1.2.4.seg.dcm").NumberOfFrames) == 3
+    (instance, *_) = json.loads((tmp_path / "out" / "series-1.2.4.json").read_text())["instances"]
+    assert instance["frames"][0]["max_probability"] == 1  # as only stretched probabilities are
+
+
 def test_what_a_pacs_stores_is_accepted_as_a_job_and_segmented(url):
     kind, body = build_related([endoscopy(frames=1)])
     answer = httpx2.post(f"{url}/v1/dicomweb/studies", content=body, headers={"content-type": kind}, timeout=60)

@@ -9,7 +9,7 @@ import { buildZip } from "../../js/zip.js";
 const PATH = "/v1/segment/dicom";
 
 /** Options of a study, among those of the page. */
-const OPTIONS = ["threshold", "min_area", "keep_largest"];
+const OPTIONS = ["threshold", "normalise", "min_area", "min_peak", "keep_largest"];
 
 /** A DICOM file has its mark after 128 bytes. */
 export const accepts = async (file) => (await file.slice(128, 132).text()) === "DICM";
