@@ -30,7 +30,7 @@ def build_chat(request: ResponsesRequest, earlier: Sequence[InputItem] = ()) -> 
     if request.previous_response_id is not None and request.session_id is not None:
         hint = "A session remembers by itself; leave previous_response_id out."
         raise InvalidOption("session_id and previous_response_id exclude each other.", hint=hint, field="session_id")
-    same = ChatRequest.model_fields.keys() & request.model_fields_set
+    same = ChatRequest.model_fields.keys() & ResponsesRequest.model_fields.keys() & request.model_fields_set
     fields: dict[str, Any] = {name: getattr(request, name) for name in same}
     fields |= {
         "messages": _build_messages(request, earlier),

@@ -67,6 +67,15 @@ def test_a_turn_with_several_calls_is_one_message_as_in_its_chat(client):
     assert answer.output_text == chat.choices[0].message.content
 
 
+def test_what_only_chats_have_is_ignored_as_the_warning_says(client):
+    plain, more = (
+        client.responses.create(model=MODEL, input="Hello", max_output_tokens=6, temperature=0, extra_body=extra)
+        for extra in ({}, {"n": 2, "logprobs": True})
+    )
+    assert (more.output_text, more.usage.output_tokens) == (plain.output_text, 6)
+    assert [warning.split("'")[1] for warning in more.warnings] == ["n", "logprobs"]
+
+
 def test_the_events_of_a_stream_make_the_same_response(client):
     whole = client.responses.create(model=MODEL, input="Hello", max_output_tokens=12)
     with client.responses.stream(model=MODEL, input="Hello", max_output_tokens=12) as stream:

@@ -65,7 +65,7 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
         if (request.prompt is None) == (request.messages is None):
             raise InvalidOption("Give either prompt or messages.", field="prompt")
         if request.messages is not None:
-            same = ChatRequest.model_fields.keys() & request.model_fields_set
+            same = ChatRequest.model_fields.keys() & TokenizeRequest.model_fields.keys() & request.model_fields_set
             text = render_prompt(self.adapter, ChatRequest(**{name: getattr(request, name) for name in same}))
             ids = self.adapter.tokenize(text, "messages", special=bool(request.add_special_tokens))
         else:

@@ -190,8 +190,11 @@ def test_a_conversation_has_the_tokens_that_its_chat_reads(roomy, more):
 
 
 def test_fields_that_change_no_token_are_named(server):
-    told = server.http.post("/tokenize", json={"messages": HELLO, "tolls": []}).json()
-    assert told["warnings"] == ["There is no field 'tolls' (did you mean 'tools'?): it was ignored."]
+    told = server.http.post("/tokenize", json={"messages": HELLO, "tolls": [], "n": "x"}).json()
+    assert told["warnings"] == [
+        "There is no field 'tolls' (did you mean 'tools'?): it was ignored.",
+        "There is no field 'n': it was ignored.",
+    ]
     for bad in ({"messages": []}, {"messages": HELLO, "tool_choice": "required"}, {"prompt": "a", "messages": HELLO}):
         assert server.http.post("/tokenize", json=bad).status_code == 400
 
