@@ -152,6 +152,11 @@ def test_a_budget_that_pages_can_meet_is_met_and_used(deep, name, ratio, new, dt
     assert ratio - 0.06 < held <= ratio
 
 
+def test_grammars_are_compiled_once_for_the_requests_of_all_tenants(server):
+    adapter = server.app.state.host.servable(MODEL).adapter
+    assert adapter.of_tenant("ann").grammars is adapter.of_tenant("bob", "mine").grammars is adapter.grammars
+
+
 def test_borders_of_a_prompt_that_is_read_in_parts_are_taken(roomy):
     knobs = {"method": "dhsa", "budget": 64, "global_tokens": 8, "local_tokens": 8, "instruction": 8}
     prompt = [(7 * i + i * i) % 250 for i in range(1100)]
