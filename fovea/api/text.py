@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, model_validator
 from fovea.api.bounded_lists import Messages, Texts, Tokens, Tools
 from fovea.api.interventions import MAX_CAPTURES, MAX_INTERVENTIONS, Capture, Captured, Intervention
 from fovea.api.longctx import ComparedAnswer, LongctxAnswer, LongctxOptions, LongctxUsage
-from fovea.api.sampling import SamplingOptions, TokenId
+from fovea.api.sampling import NullIsAbsent, SamplingOptions, TokenId
 from fovea.api.structured import ResponseFormat
 from fovea.api.tools import Tool, ToolCall, ToolCallDelta, ToolChoice
 
@@ -297,14 +297,24 @@ class Completion(_Answer):
     usage: Usage | None = None
 
 
-class TokenizeRequest(BaseModel, json_schema_extra={"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]}):
-    """Ours: a text, or a conversation under the model's template, to be cut into tokens."""
+class TokenizeRequest(
+    NullIsAbsent, json_schema_extra={"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]}
+):
+    """Ours: a text, or a conversation as the chat with these fields reads it, to be cut into tokens."""
 
     model: str | None = None
     prompt: str | None = None
-    messages: Messages[ChatMessage] | None = None
-    add_generation_prompt: bool = True
-    add_special_tokens: bool = Field(True, description="Put the model's first token in front of a plain text.")
+    messages: Messages[ChatMessage] | None = Field(None, min_length=1)
+    tools: Tools[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    add_special_tokens: bool | None = Field(
+        None, description="Put the model's first token in front; left out, of a plain text."
+    )
     return_token_strs: bool = Field(False, description="Whether the answer has each token's text, too.")
 
 
@@ -316,6 +326,7 @@ class Tokenized(BaseModel):
     prompt: str
     max_model_len: int
     token_strs: list[str] | None = Field(None, description="Text of each token, if asked for.")
+    warnings: list[str] | None = Field(None, description="Fields that were ignored, a sentence each.")
 
 
 class TokenizerInfo(BaseModel):

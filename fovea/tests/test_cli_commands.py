@@ -186,7 +186,10 @@ def test_a_chats_method_takes_the_knobs_that_the_service_describes(fovea, stage)
     assert "longctx" not in stage.stub.seen[-1]
 
 
-def test_a_conversation_remembers_clears_and_ends(fovea, stage, monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "second"), [((), ["S", "first", "You said: first", "second"]), (("--session", "s"), ["second"])]
+)
+def test_a_conversation_remembers_clears_and_ends(fovea, stage, monkeypatch, options, second):
     typed = iter(["first", "", "second", "/clear", "third"])
 
     def read(_prompt):
@@ -198,10 +201,10 @@ def test_a_conversation_remembers_clears_and_ends(fovea, stage, monkeypatch):
     monkeypatch.setattr("builtins.input", read)
     monkeypatch.setattr(chat_verb, "_at_terminal", lambda: True)
     before = len(stage.stub.seen)
-    code, out, _ = fovea("chat", "--system", "S")
+    code, out, _ = fovea("chat", "--system", "S", *options)
     turns = [[turn["content"] for turn in body["messages"]] for body in stage.stub.seen[before:]]
     assert (code, out.splitlines()) == (0, ["You said: first", "You said: second", "You said: third"])
-    assert turns == [["S", "first"], ["S", "first", "You said: first", "second"], ["S", "third"]]
+    assert turns == [["S", "first"], second, ["S", "third"]]
 
 
 def test_any_task_takes_files_and_its_answer_can_be_a_picture(fovea, folder, stage):

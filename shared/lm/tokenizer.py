@@ -128,7 +128,8 @@ class Tokenizer:
         """Render the prompt of a conversation; an answer begins where it ends if `add_generation_prompt` is set.
 
         `tools` are functions for templates that take them, `template` Jinja source in place of the model's own, `names`
-        more names for it. Raises InvalidOption if there is no template, or it refuses the messages.
+        more names for it. What all of them say is text, also where it reads like a special token. `show` gives the text
+        as people read it. Raises InvalidOption if there is no template, or it refuses the messages.
         """
         with in_field("chat_template"):
             compiled = self._template if template is None else compile_template(template)
@@ -141,11 +142,15 @@ class Tokenizer:
                 self.names | self._shield(dict(names)),
                 messages=[dict(m) for m in messages],
                 add_generation_prompt=add_generation_prompt,
-                tools=None if tools is None else [dict(tool) for tool in tools],
+                tools=None if tools is None else self._shield(tools),
             )
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
             detail = f"The model's chat template refuses these messages: {error}."
             raise InvalidOption(detail, field="messages") from error
+
+    def show(self, text: str) -> str:
+        """Return the prompt of a conversation without the marks by which `encode` knows what is text."""
+        return "".join(self._split_shielded(text))
 
     def _shield(self, value: Any) -> Any:
         """Text of a message in which names of special tokens are broken, so that `encode` reads them as plain text."""
@@ -154,7 +159,7 @@ class Tokenizer:
                 value = value.replace(name, name[0] + _SHIELD + name[1:])
             return value
         if isinstance(value, Mapping):
-            return {key: self._shield(each) for key, each in value.items()}
+            return {self._shield(key): self._shield(each) for key, each in value.items()}
         return [self._shield(each) for each in value] if isinstance(value, list | tuple) else value
 
     def _split_shielded(self, text: str) -> Iterator[str]:

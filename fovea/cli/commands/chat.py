@@ -96,16 +96,17 @@ class _Conversation:
 
     def ask(self, question: str) -> None:
         """Send a question and print the answer as it arrives."""
-        # A session has the earlier messages in its memory: only the new one is sent.
-        earlier = [] if self._options.get("session_id") else self._messages
-        messages = [*earlier, ChatMessage(role="user", content=question)]
+        messages = [*self._messages, ChatMessage(role="user", content=question)]
         if self._screen.as_json:
             answer = self._client.chat(messages, model=self._model, **self._options)
             self._screen.line(answer)
             text = answer.text
         else:
             text = self._print_stream(messages)
-        self._messages = [*messages, ChatMessage(role="assistant", content=text)]
+        # A session has these in its memory: only new messages are sent.
+        self._messages = (
+            [] if self._options.get("session_id") else [*messages, ChatMessage(role="assistant", content=text)]
+        )
 
     def run(self) -> None:
         """Read questions until the end of input; `/clear` starts over."""

@@ -17,8 +17,7 @@ from fovea_messages.message_builder import MessageBuilder
 from fovea_messages.wire import AnthropicError, AnthropicMessage, Conversation, MessagesRequest, TokenCount
 from services.llm_longctx.api.chat_chunks import Event, name_fields, send_events, stream_chunks
 from services.llm_longctx.api.model_lookup import find_model
-from services.llm_longctx.serving.chat_template import read_template_options
-from services.llm_longctx.serving.tools.tool_use import read_tool_use
+from services.llm_longctx.serving.chat import render_prompt
 from shared import telemetry
 from shared.serving.host import Host
 from shared.serving.http.system_routes import host_of
@@ -58,9 +57,7 @@ async def count_tokens(body: Conversation, request: Request, host: HostDep) -> T
     with name_fields(NAMES):
         chat = build_chat(body)
         adapter = (await find_model(host, chat.model, request)).adapter
-        form = read_template_options(chat, adapter.tokenizer.chat_template, may_bring=False)
-        tools = read_tool_use(chat, adapter.tokenizer.chat_template)
-        text = await asyncio.to_thread(adapter.render_chat, chat.messages, form, tools=tools)
+        text = await asyncio.to_thread(render_prompt, adapter, chat)
         return TokenCount(input_tokens=len(adapter.tokenize(text, "messages", special=False)))
 
 

@@ -30,7 +30,7 @@ def build_chat(request: ResponsesRequest, earlier: Sequence[InputItem] = ()) -> 
     if request.previous_response_id is not None and request.session_id is not None:
         hint = "A session remembers by itself; leave previous_response_id out."
         raise InvalidOption("session_id and previous_response_id exclude each other.", hint=hint, field="session_id")
-    same = ChatRequest.model_fields.keys() & request.model_fields_set
+    same = ChatRequest.model_fields.keys() & ResponsesRequest.model_fields.keys() & request.model_fields_set
     fields: dict[str, Any] = {name: getattr(request, name) for name in same}
     fields |= {
         "messages": _build_messages(request, earlier),
@@ -57,7 +57,11 @@ def _build_messages(request: ResponsesRequest, earlier: Sequence[InputItem]) -> 
         found.append({"role": "system", "content": request.instructions})
     # Items before this request's own have indices below 0, which no error ever names: they were answered before.
     for index, item in enumerate((*earlier, *list_input(request)), -len(earlier)):
-        if (message := _build_message(item, index)) is not None:
+        if (message := _build_message(item, index)) is None:
+            continue
+        if item.type == "function_call" and found and found[-1]["role"] == "assistant":  # of the same turn
+            found[-1].setdefault("tool_calls", []).extend(message["tool_calls"])
+        else:
             found.append(message)
     if not any(message["role"] not in {"system", "developer"} for message in found):
         raise InvalidOption("input holds no message.", field="input")

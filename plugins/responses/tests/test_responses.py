@@ -53,6 +53,29 @@ def test_a_text_is_answered_like_the_same_chat(client):
     assert answer.id.startswith("resp_")
 
 
+def test_a_turn_with_several_calls_is_one_message_as_in_its_chat(client):
+    names = ("one", "two")
+    items = [*HELLO, {"role": "assistant", "content": "Wait."}]
+    items += [{"type": "function_call", "call_id": name, "name": name, "arguments": "{}"} for name in names]
+    items += [{"type": "function_call_output", "call_id": name, "output": "done"} for name in names]
+    answer = client.responses.create(model=MODEL, input=items, max_output_tokens=6, temperature=0)
+    calls = [{"id": name, "type": "function", "function": {"name": name, "arguments": "{}"}} for name in names]
+    turns = [*HELLO, {"role": "assistant", "content": "Wait.", "tool_calls": calls}]
+    turns += [{"role": "tool", "tool_call_id": name, "content": "done"} for name in names]
+    chat = say(client, messages=turns, max_tokens=6)
+    assert answer.usage.input_tokens == chat.usage.prompt_tokens
+    assert answer.output_text == chat.choices[0].message.content
+
+
+def test_what_only_chats_have_is_ignored_as_the_warning_says(client):
+    plain, more = (
+        client.responses.create(model=MODEL, input="Hello", max_output_tokens=6, temperature=0, extra_body=extra)
+        for extra in ({}, {"n": 2, "logprobs": True})
+    )
+    assert (more.output_text, more.usage.output_tokens) == (plain.output_text, 6)
+    assert [warning.split("'")[1] for warning in more.warnings] == ["n", "logprobs"]
+
+
 def test_the_events_of_a_stream_make_the_same_response(client):
     whole = client.responses.create(model=MODEL, input="Hello", max_output_tokens=12)
     with client.responses.stream(model=MODEL, input="Hello", max_output_tokens=12) as stream:

@@ -79,7 +79,7 @@ class MethodComparison(RequestExtension):
                     self._adapter.scheduler.abort(one.request)
         found = [ComparedAnswer(index=0, longctx=self._adapter.usage([first]))]
         for i, (request, one) in enumerate(zip(others, replays, strict=True), 1):
-            mean, agreement = sum(one.kl) / max(len(one.kl), 1), sum(one.agrees) / max(len(one.agrees), 1)
+            mean, agreement = ((sum(each) / len(each) if each else None) for each in (one.kl, one.agrees))
             usage = self._adapter.usage([request])
             found.append(ComparedAnswer(index=i, longctx=usage, kl=one.kl, mean_kl=mean, agreement=agreement))
         return {"comparison": found}
@@ -103,11 +103,12 @@ class _Replay(RequestHooks):
             priority=asked.priority,
             run=asked.run,
             taps=taps,
+            adapter=asked.adapter,
             hooks=self,
         )
 
     def open_grammar(self, answer: int) -> Grammar | None:
-        return _Forced(self._first.tokens, len(self._first.logprobs[0]))
+        return _Forced(self._first.tokens, len(self._first.logprobs[0])) if self._first.tokens else None
 
     def on_logits(self, answer: int, logits: Tensor) -> None:
         p, q = self._first.logprobs[len(self.kl)], to_host(logits.float().log_softmax(-1))

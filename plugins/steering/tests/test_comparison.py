@@ -7,6 +7,7 @@ from services.llm_longctx.engine import Engine
 from services.llm_longctx.methods import method
 from services.llm_longctx.tests.conftest import go_on, say, tiny_decoder
 from services.llm_longctx.tests.test_openai_longctx import DUO, LONG, ROLES, ask
+from services.llm_longctx.tests.test_openai_lora import body as make_adapter
 
 
 def test_methods_are_compared_on_one_request(client, codec):
@@ -46,6 +47,19 @@ def test_a_compared_chat_streams_every_answer_and_counts_the_tokens_that_are_hel
     assert list(texts.values()) == [one.message.content for one in whole.choices]
     assert (compared[0].get("kl"), whole.comparison[0]["kl"], len(compared[1]["kl"])) == (None, None, 4)
     assert compared[1]["kl"] == pytest.approx(whole.comparison[1]["kl"], abs=1e-5)  # batches may be rounded apart
+
+
+def test_methods_are_compared_in_the_adapted_model(server, client):
+    server.http.post("/v1/lora-adapters", json=make_adapter("compared", 4))
+    found = go_on(client, LONG[:120], model="compared", extra_body={"compare": ["dense", "dense"]}, max_tokens=6)
+    assert found.comparison[1]["kl"] == pytest.approx([0.0] * 6, abs=1e-5)
+
+
+def test_answers_without_a_token_are_not_compared(client):
+    found = go_on(client, LONG[:120], extra_body={"compare": ["dense", DUO]}, max_tokens=0)
+    assert [(one["kl"], one["mean_kl"], one["agreement"]) for one in found.comparison] == [
+        (None, None, None), ([], None, None),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -31,19 +31,20 @@ def parse_lines(data: bytes, endpoint: str) -> list[BatchLine]:
 
     Raises InvalidOption: it holds none or too many, a line that is not a request or goes elsewhere, or an id twice.
     """
-    rows = [row for row in data.split(b"\n") if row.strip()]
+    rows = [(number, row) for number, row in enumerate(data.split(b"\n"), 1) if row.strip()]
     if not 1 <= len(rows) <= MAX_LINES:
         detail = f"The file holds {len(rows)} requests; 1 to {MAX_LINES} are taken."
         raise InvalidOption(detail, field="input_file_id")
-    lines = [_parse_line(row, number) for number, row in enumerate(rows, 1)]
-    for number, line in enumerate(lines, 1):
+    lines, first = [_parse_line(row, number) for number, row in rows], dict[str, int]()
+    for (number, _), line in zip(rows, lines, strict=True):
         if line.method != "POST" or line.url != endpoint:
             detail = f"Line {number} is {line.method} {line.url[:80]}; all must be POST {endpoint}."
             raise InvalidOption(detail, field="input_file_id")
         if line.body.get("stream"):
             raise InvalidOption(f"Line {number} asks for a stream.", field="input_file_id")
-    if len({line.custom_id for line in lines}) < len(lines):
-        raise InvalidOption("A custom_id is there twice.", field="input_file_id")
+        if (before := first.setdefault(line.custom_id, number)) != number:
+            detail = f"The custom_id {line.custom_id[:80]!r} is there twice: in lines {before} and {number}."
+            raise InvalidOption(detail, field="input_file_id")
     return lines
 
 

@@ -89,8 +89,11 @@ def test_a_batch_answers_each_request_in_a_file(client):
     ("data", "told"),
     [
         (b"", "0 requests"), (b"{", "Line 1"), (jsonl({"custom_id": "a"}), "Line 1"),
-        (jsonl(line("a"), line("a")), "twice"), (jsonl(line("a", url="/v1/embeddings")), "all must be"),
+        (jsonl(line("a"), line("b"), line("a")), "'a' is there twice: in lines 1 and 3"),
+        (jsonl(line("a", url="/v1/embeddings")), "all must be"),
         (jsonl(line("a", body={"stream": True})), "stream"), (b"\n".join([jsonl(line("a"))] * 501), "501"),
+        (b"\r\n\n" + jsonl(line("a"), {"custom_id": "b"}), "Line 4"),
+        (b"\n" + jsonl(line("a"), line("b", url="/v1/embeddings")), "Line 3 is"),
     ],
 )  # fmt: skip
 def test_files_that_hold_no_requests_are_refused(client, data, told):

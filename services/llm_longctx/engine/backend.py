@@ -123,7 +123,9 @@ class PagedBackend(SequenceBackend[PagedState]):
         if request.taps is not None and sequence.taps is None:
             sequence.taps = SequenceTaps(request.taps, self.runner.model)
         sequence.state = state = self.runner.open(request.policy or self.policy, request.adapter)
-        sequence.num_computed = request.stats.cached_tokens = self.prefix_cache.attach(state, request)
+        sequence.num_computed = self.prefix_cache.attach(state, request)
+        if not request.stats.preempted:  # what is read again was not in the cache when the prompt was read
+            request.stats.cached_tokens = sequence.num_computed
         state.reserve(len(request.prompt_ids), min(request.max_tokens, _RESERVED_NEW))
 
     def next_size(self, sequence: Sequence[PagedState], limit: int) -> int:
@@ -172,10 +174,11 @@ class PagedBackend(SequenceBackend[PagedState]):
         self._drafter.end(sequence.state)
         states = [s.state for s in running if s.request is request]
         stats.kv_bytes = max(stats.kv_bytes, count_bytes(s.cache for s in states))
-        # The last token drawn was never fed, so nothing of it is held.
-        tokens = len(request.prompt_ids) + max(len(sequence.output_ids) - 1, 0)
-        pool = self.runner.pool
-        stats.kv_bytes_dense = max(stats.kv_bytes_dense, self.runner.dense.nbytes(tokens, 0, pool))
+        dense, pool = self.runner.dense, self.runner.pool
+        shared = len(request.prompt_ids) // pool.page * pool.page  # dense answers hold these together, too
+        nbytes = sum(dense.nbytes(s.cache.length, 0, pool) for s in states)
+        nbytes -= (len(states) - 1) * dense.nbytes(shared, 0, pool)
+        stats.kv_bytes_dense = max(stats.kv_bytes_dense, nbytes)
         stats.full_steps = max(stats.full_steps, max((s.full_steps for s in states), default=0))
         if self.monitor is not None:
             self.monitor.watch(self.runner, sequence, self.background_tasks)

@@ -45,6 +45,7 @@ class Scheduler(Generic[S]):
         self.prefilling: Sequence[S] | None = None
         self.running: list[Sequence[S]] = []
         self.prefill_tokens = prefill_tokens
+        self._most_running: int | None = None  # until one ends, where one more ran out of room in a step
         self._arrivals = count()
         self._threads = threads  # intra-op threads of torch on the scheduler's; 0 leaves the library's default
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
@@ -128,13 +129,16 @@ class Scheduler(Generic[S]):
         return [*self.waiting, *([self.prefilling] if self.prefilling else ()), *self.running]
 
     def _preempt_for_room(self) -> None:
-        """Take memory until all that run can go on: of the prompt in hand, then of the youngest that may lose it."""
+        """Take memory until all that run can go on: of the prompt in hand, then of the last in rank that may lose it.
+
+        Of the answers to one request the last admitted is the last, so that the others come to their end.
+        """
         while self.running and not self.backend.can_append(self.running):
             if self.prefilling is not None:
                 self._requeue_prefill(self.prefilling)
             elif len(self.running) > 1:
                 may_lose = [s for s in self.running if self.backend.is_preemptible(s)]
-                self._requeue_preempted(max(may_lose or self.running, key=lambda s: s.arrival))
+                self._requeue_preempted(max(reversed(may_lose or self.running), key=lambda s: s.rank))
             else:
                 self._end(self.running[0], too_large())
 
@@ -143,13 +147,21 @@ class Scheduler(Generic[S]):
         try:
             logits = self.backend.decode_batch(batch)
         except PoolExhausted:
+            if self._most_running == 0 and len(batch) == 1:  # alone, and not for the first time
+                self._end(batch[0], too_large())
+                return
             for sequence in batch:
                 self._requeue_preempted(sequence)
+            # As many would come to the same step again, and lose all again: from now on one less.
+            self._most_running = len(batch) - 1
+            self.backend.reclaim()
         else:
             self._append_tokens(batch, logits)
 
     def _admit(self) -> None:
         """Take the first that waits in hand, if it fits."""
+        if self.running and self._most_running is not None and len(self.running) >= self._most_running:
+            return
         sequence = self.waiting.pop_if(lambda s: self.backend.fits(s, self.running))
         if sequence is not None:
             self.prefilling = sequence
@@ -221,6 +233,7 @@ class Scheduler(Generic[S]):
             self.prefilling = None
         elif sequence in self.running:
             self.running.remove(sequence)
+            self._most_running = None
         else:
             self.waiting.discard(sequence)
         told = to_safe_error(reason) if isinstance(reason, Exception) else reason

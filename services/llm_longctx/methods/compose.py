@@ -91,6 +91,10 @@ class Composed(AttentionMethod):
         return max(p.min_uncached_tokens for p in self._parts)
 
     @property
+    def frees_memory(self) -> bool:
+        return self.heads.frees_memory
+
+    @property
     def shares_layer_budget(self) -> bool:
         return self.heads.shares_layer_budget
 

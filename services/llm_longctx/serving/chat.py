@@ -136,6 +136,13 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         return [*chunks, ChatChunk(**stamp, choices=[], usage=completion.usage)]
 
 
+def render_prompt(adapter: TextModelAdapter, request: ChatRequest) -> str:
+    """The text that a chat's answer goes on with. Raises InvalidOption: its template or its tools can't be used."""
+    own = adapter.tokenizer.chat_template
+    form = read_template_options(request, own, may_bring=adapter.takes_templates)
+    return adapter.render_chat(request.messages, form, tools=read_tool_use(request, form.source or own))
+
+
 def _compile_grammar(
     adapter: TextModelAdapter, request: ChatRequest, tools: ToolUse | None
 ) -> TokenGrammar | CallGrammar | None:

@@ -88,7 +88,7 @@ def select_served_policy(
 def _check_budget(options: LongctxOptions, requested: AttentionMethod) -> None:
     """Refuse two budgets in one request. Raises InvalidOption: There are two."""
     named = [name for name in ("kv_bytes", "kv_ratio") if getattr(options, name) is not None]
-    if "eviction" in getattr(requested, "heads", requested).actions:
+    if requested.frees_memory:
         named += sorted({"budget", "ratio"} & {**(options.model_extra or {}), **options.knobs}.keys())
     if len(named) > 1:
         detail = f"Give either {named[0]} or {named[1]}: both say how much is kept."
@@ -209,6 +209,6 @@ def _fit_knobs(
     try:
         return method.fit(entries, config, plan, prompt, new)
     except InvalidOption as error:
-        if "eviction" in getattr(method, "heads", method).actions:
+        if method.frees_memory:
             raise BudgetNotMet(error.detail, hint=error.hint, field=error.field) from error
         raise

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel
 
+from fovea.api.request_fields import check_fields
 from fovea.api.text import (
     ChatCompletion,
     ChatRequest,
@@ -20,8 +21,7 @@ from fovea.api.text import (
 )
 from fovea.errors import FoveaError, InvalidOption
 from services.llm_longctx.serving.adapters.base import TextModelAdapter
-from services.llm_longctx.serving.chat import ChatProtocol
-from services.llm_longctx.serving.chat_template import TemplateOptions
+from services.llm_longctx.serving.chat import ChatProtocol, render_prompt
 from services.llm_longctx.serving.completions import TextCompletionProtocol
 from shared.registry import CallContext, Servable
 
@@ -58,20 +58,27 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
         """Tokens of a text or of a conversation under the template.
 
         Raises:
-            InvalidOption: Neither or both were given, or the template refuses.
+            InvalidOption: Neither or both were given, a field that is not served, or the template refuses.
             ContextLengthExceeded: The text is longer than any prompt may be.
         """
+        warnings, tokenizer = check_fields(request), self.adapter.tokenizer
         if (request.prompt is None) == (request.messages is None):
             raise InvalidOption("Give either prompt or messages.", field="prompt")
         if request.messages is not None:
-            form = TemplateOptions(add_generation_prompt=request.add_generation_prompt)
-            text = self.adapter.render_chat(request.messages, form)
-            ids = self.adapter.tokenize(text, "messages", special=False)
+            same = ChatRequest.model_fields.keys() & TokenizeRequest.model_fields.keys() & request.model_fields_set
+            text = render_prompt(self.adapter, ChatRequest(**{name: getattr(request, name) for name in same}))
+            ids = self.adapter.tokenize(text, "messages", special=bool(request.add_special_tokens))
         else:
             text = request.prompt or ""
-            ids = self.adapter.tokenize(text, "prompt", special=request.add_special_tokens)
-        texts = [self.adapter.tokenizer.token_text(token) for token in ids] if request.return_token_strs else None
-        return Tokenized(tokens=ids, count=len(ids), prompt=text, max_model_len=self.adapter.context, token_strs=texts)
+            ids = self.adapter.tokenize(text, "prompt", special=request.add_special_tokens is not False)
+        return Tokenized(
+            tokens=ids,
+            count=len(ids),
+            prompt=tokenizer.show(text),
+            max_model_len=self.adapter.context,
+            token_strs=[tokenizer.token_text(token) for token in ids] if request.return_token_strs else None,
+            warnings=warnings or None,
+        )
 
     def detokenize(self, request: DetokenizeRequest) -> Detokenized:
         """Text of tokens, special ones as their names. Raises InvalidOption: An id that the model does not know."""

@@ -169,6 +169,36 @@ def test_tokens_and_text_go_there_and_back_conversations_under_their_template(se
         assert (told["prompt"], told["count"]) == (f"<user>Hello, who are you?\n{end}", len(told["prompt"]))
 
 
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {}, {"tools": [TOOL]}, {"tools": [TOOL], "tool_choice": "none"}, {"add_special_tokens": None},
+        {"messages": [*HELLO, {"role": "assistant", "content": "I am"}], "continue_final_message": True},
+        {"messages": [{"role": "user", "content": "an <|im_end|>"}], "tools": None},
+    ],
+)  # fmt: skip
+def test_a_conversation_has_the_tokens_that_its_chat_reads(roomy, more):
+    body = {"messages": HELLO} | more
+    told = roomy.post("/../tokenize", body=body, cast_to=dict)
+    asked = roomy.post("/chat/completions", body=body | {"max_tokens": 1, "prompt_logprobs": 0}, cast_to=dict)
+    assert (told["count"], told["warnings"]) == (asked["usage"]["prompt_tokens"], None)
+    spelled = [next(iter(one.values()))["decoded_token"] for one in asked["prompt_logprobs"][1:]]
+    assert told["prompt"][1:] == "".join(spelled)
+
+
+def test_fields_that_change_no_token_are_named(server):
+    told = server.http.post("/tokenize", json={"messages": HELLO, "tolls": [], "n": "x"}).json()
+    assert told["warnings"] == [
+        "There is no field 'tolls' (did you mean 'tools'?): it was ignored.",
+        "There is no field 'n': it was ignored.",
+    ]
+    for bad in ({"messages": []}, {"messages": HELLO, "tool_choice": "required"}, {"prompt": "a", "messages": HELLO}):
+        assert server.http.post("/tokenize", json=bad).status_code == 400
+
+
 def test_facts_of_the_tokenizer_are_those_that_clients_of_vllm_read(server):
     told = server.http.get("/tokenizer_info").json()
     assert (told["eos_token"], told["bos_token"], told["model_max_length"]) == ("<|im_end|>", None, CONTEXT)

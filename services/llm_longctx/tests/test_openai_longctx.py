@@ -152,6 +152,26 @@ def test_a_budget_that_pages_can_meet_is_met_and_used(deep, name, ratio, new, dt
     assert ratio - 0.06 < held <= ratio
 
 
+def test_grammars_are_compiled_once_for_the_requests_of_all_tenants(server):
+    adapter = server.app.state.host.servable(MODEL).adapter
+    assert adapter.of_tenant("ann").grammars is adapter.of_tenant("bob", "mine").grammars is adapter.grammars
+
+
+def test_borders_of_a_prompt_that_is_read_in_parts_are_taken(roomy):
+    knobs = {"method": "dhsa", "budget": 64, "global_tokens": 8, "local_tokens": 8, "instruction": 8}
+    prompt = [(7 * i + i * i) % 250 for i in range(1100)]
+    found = [
+        ask(roomy, {**knobs, "boundaries": borders}, prompt=prompt, logprobs=5, max_tokens=1)
+        for borders in (None, [*range(0, 1100, 32), 1100], [0, 3, 600, 1100])
+    ]
+    own, same, other = (choice.logprobs.top_logprobs for choice in (one.choices[0] for one in found))
+    assert own == same != other
+    for bad in ([], [0, 1099], [0, 9, 5, 1100], [0, 0, 1100], [5, 1100], [0, 2000, 1100]):
+        with pytest.raises(openai.BadRequestError, match="1,100 tokens") as caught:
+            ask(roomy, {"method": "dhsa", "boundaries": bad}, prompt=prompt)
+        assert caught.value.param == "longctx.boundaries"
+
+
 def test_nothing_asked_is_the_engines_own_and_knobs_may_stand_beside_or_apart(engine):
     assert select_policy(engine, None, {}, 10, 5) is engine.policy
     beside = select_policy(engine, LongctxOptions.model_validate({"method": "power", "block": 64}), {}, 10, 5)

@@ -39,7 +39,8 @@ CHAT = {
 LONGCTX = [
     ({"method": "denser"}, ".method"), ({"method": "dense", "sink": 4}, ".sink"), ({"method": "duo"}, ".roles"),
     ({"method": "duo", "plan": "mine"}, ".plan"), ({"method": "duo", "share": 0.5, "knobs": {"share": 1}}, ".share"),
-    ({"method": "power", "kv_ratio": 0.5}, ""), ({"kv_ratio": 0.5, "kv_bytes": 5}, ".kv_ratio"),
+    ({"method": "power", "kv_ratio": 0.5}, ""), ({"method": "act", "heads": [[0, 1]], "kv_ratio": 0.5}, ""),
+    ({"kv_ratio": 0.5, "kv_bytes": 5}, ".kv_ratio"),
     ({"method": "snapkv", "kv_ratio": 0.5, "budget": 10}, ".budget"), ({"kv_ratio": 0}, ".kv_ratio"),
     ({"method": "snapkv", "kv_ratio": 0.5, "knobs": {"ratio": 0.3}}, ".ratio"), ({"prefill": "recycled"}, ""),
 ]  # fmt: skip

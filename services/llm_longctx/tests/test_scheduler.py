@@ -105,6 +105,25 @@ def test_a_prefix_that_was_read_is_not_read_again_and_changes_no_bit_of_the_prom
     assert [t.logprob for t in later_cold] == pytest.approx([t.logprob for t in later_warm], abs=1e-5)
 
 
+@pytest.mark.parametrize("n", [15, 16, 33])
+def test_answers_that_share_a_prompt_are_compared_with_dense_ones_that_do(long, n):
+    engine = Engine(long)
+    dense, streaming = ask(engine, [5] * n, n=4, new=40), ask(engine, [5] * n, Window(sink=2, recent=5), n=4, new=40)
+    run(engine, dense, streaming)
+    assert dense[0].stats.kv_ratio == 1
+    assert streaming[0].stats.kv_bytes_dense == dense[0].stats.kv_bytes
+    assert streaming[0].stats.kv_ratio < 1
+
+
+def test_what_is_read_again_after_a_preemption_does_not_count_as_cached_or_not(long):
+    engine = Engine(long, kv_bytes=1)
+    run(engine, ask(engine, [5] * 500, new=1))
+    asked = [ask(engine, [5] * 500 + [i], new=1200) for i in range(4)]
+    run(engine, *asked, limit=12_000)
+    assert sum(request.stats.preempted for request, _ in asked) > 0, "the pool is too large for this test"
+    assert {request.stats.cached_tokens for request, _ in asked} == {496}
+
+
 def test_prefixes_of_another_tenant_are_never_met(long):
     ids = [(7 * i) % 64 for i in range(700)]
     engine = Engine(long)

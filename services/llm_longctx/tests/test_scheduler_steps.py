@@ -181,6 +181,18 @@ def test_the_youngest_that_may_lose_its_memory_does(scheduler, backend):
     assert [ear.ids for _, ear in asked.values()] == [[4] * 9] * 3
 
 
+@pytest.mark.parametrize(
+    ("requests", "lost"), [([{"letter": "a", "n": 2}], "A"), ([{"letter": "a", "priority": -1}, {"letter": "b"}], "a")]
+)
+def test_the_last_answer_of_a_request_and_batches_lose_their_memory_first(scheduler, backend, requests, lost):
+    asked = [ask(**facts, new=9) for facts in requests]
+    for request, *_ in asked:
+        scheduler.add_request(request)
+        step(scheduler)
+    backend.room = sum(backend.held.values())
+    assert step(scheduler)[0] == f"release {lost}"
+
+
 def test_a_prompt_in_hand_gives_way_first_and_is_read_again(scheduler, backend):
     running, prompt = ask("a", new=9), ask("b", length=20)
     for request, _ in (running, prompt):
@@ -241,6 +253,23 @@ def test_a_batch_that_runs_out_of_room_is_read_again(scheduler, backend):
     assert [request.stats.preempted for request, _ in asked] == [1, 1]
     step(scheduler, 9)
     assert [ear.ids for _, ear in asked] == [[4, 4, 4], [4, 4, 4]]
+
+
+@pytest.mark.parametrize(("most", "reasons"), [(2, ["length"] * 3), (0, [TooLarge] * 3)])
+def test_as_many_do_not_run_out_of_room_for_ever(scheduler, backend, monkeypatch, most, reasons):
+    decode = backend.decode_batch
+
+    def run_out(batch):
+        if len(batch) > most:
+            raise PoolExhausted
+        return decode(batch)
+
+    monkeypatch.setattr(backend, "decode_batch", run_out)
+    asked = [ask(letter, new=9) for letter in "abc"]
+    for request, _ in asked:
+        scheduler.add_request(request)
+    step(scheduler, 40)
+    assert [ear.reason if most else type(ear.reason) for _, ear in asked] == reasons
 
 
 def test_one_that_fails_fails_alone(scheduler, backend):

@@ -121,6 +121,25 @@ def test_the_template_says_which_form(template, parser):
 
 
 @pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize("city", ["", "i < n", "vector<int>\n</div>\n", "a </parameter> b", "\n</parameter", '"\\\n"'])
+def test_a_text_may_hold_what_tags_are_made_of(parser, city):
+    written = parser.write_call("get_weather", json.dumps({"city": city, "days": 2}))
+    use = ToolUse((WEATHER,), parser, is_native=True, is_forced=True, is_parallel=True)
+    grammar = GrammarCompiler(ByteTokenizer(), 256).compile(use.grammar_source(), "tools")
+    assert grammar.accepts(list(f"{written}\n{written}".encode()))
+    assert [json.loads(arguments) for _, arguments in read(parser, [written])[1]] == [{"city": city, "days": 2}]
+
+
+@pytest.mark.parametrize("parser", [HermesParser, LlamaParser])
+@pytest.mark.parametrize("name", [r"a\q", "a\nb", r"\u12"])
+def test_a_name_that_is_no_json_is_text(parser, name):
+    written = parser.write_call("NAME", "{}").replace("NAME", name)
+    content, calls = read(parser, [written])
+    assert (content.split(), calls) == (written.replace("\n</", "</").split(), [])
+    assert LlamaParser.find_opening(written, {"a"}) is None
+
+
+@pytest.mark.parametrize("parser", PARSERS)
 @pytest.mark.parametrize("is_parallel", [False, True])
 def test_a_forced_call_is_what_the_parser_reads(parser, is_parallel):
     """The grammar accepts what `write_call` writes, and an answer that is over holds one call, or may hold more."""

@@ -23,7 +23,7 @@ def byte_level(**facts) -> Tokenizer:
     return Tokenizer(library, **facts)
 
 
-BYTES = byte_level()
+BYTES, END = byte_level(), "<|im_end|>"
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
@@ -137,6 +137,14 @@ def test_names_of_special_tokens_in_a_message_stay_text(around):
     assert ids[-1] == end
     assert tokenizer.decode(ids) == f"<user>{content}<|im_end|>"
     assert tokenizer.encode("<|im_end|>") == [end], "a raw prompt may hold special tokens"
+
+
+def test_names_of_special_tokens_in_a_function_stay_text():
+    tokenizer, name = byte_level(chat_template="{{ tools | tojson }}{{ eos_token }}", names={"eos_token": END}), END
+    text = tokenizer.chat([], tools=[{"name": name, "parameters": {"properties": {name: {"enum": [name]}}}}])
+    assert tokenizer.encode(text).count(*tokenizer.special) == 1, "the template's own"
+    assert tokenizer.decode(tokenizer.encode(text)) == tokenizer.show(text)
+    assert tokenizer.show(text).count(END) == 4
 
 
 def test_a_model_without_template_does_not_chat():

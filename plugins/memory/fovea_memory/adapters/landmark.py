@@ -42,6 +42,7 @@ class _LandmarkSource:
         document: The document before the prompt, if there is one.
         max_bytes: Most bytes of a session.
         is_counted: Whether metrics count what it fetched.
+        is_scored: Whether the prompt's log-probabilities are wanted, for which all of it is read.
         finished: Sessions of the answers that ended well.
     """
 
@@ -52,11 +53,12 @@ class _LandmarkSource:
     document: StoredDocument | None
     max_bytes: int
     is_counted: bool = True
+    is_scored: bool = False
     finished: list[LandmarkRequestSession] = field(default_factory=list)
 
     def open(self) -> LandmarkRequestSession:
         """A session behind the cached prefix of the document."""
-        return self.adapter.open_session(self.ids, self.options, self.document)
+        return self.adapter.open_session(self.ids, self.options, self.document, is_scored=self.is_scored)
 
     def on_finish(self, session: LandmarkRequestSession, last: Sequence[int]) -> None:
         """Keep the session with its votes."""
@@ -100,7 +102,8 @@ class LandmarkAdapter(SessionAdapter):
         self.check_length(whole, field)
         offsets = _BlockOffsets(self.tokenizer, document, text, len(ids))
         limit = self.limit_tokens(whole, max_tokens)
-        source = _LandmarkSource(self, whole, knobs, offsets, document, self.max_bytes(len(whole) + limit))
+        most, is_scored = self.max_bytes(len(whole) + limit), options.prompt_logprobs is not None
+        source = _LandmarkSource(self, whole, knobs, offsets, document, most, is_scored=is_scored)
         return self.build_session_request(whole, limit, options, source)
 
     def build_prefill_request(self, document: StoredDocument) -> GenerationRequest:
@@ -118,13 +121,13 @@ class LandmarkAdapter(SessionAdapter):
         return await asyncio.to_thread(self._describe, source)
 
     def open_session(
-        self, ids: Sequence[int], options: LandmarkOptions, document: StoredDocument | None
+        self, ids: Sequence[int], options: LandmarkOptions, document: StoredDocument | None, *, is_scored: bool = False
     ) -> LandmarkRequestSession:
-        """Open a session behind the longest cached prefix of the document. Runs on the scheduler's thread."""
+        """Open a session behind the longest cached prefix of the document, or before it. On the scheduler's thread."""
         muted = [self.net.landmark_id]
         if document is None:
             return LandmarkRequestSession(self.new_session(options), 0, len(ids), muted)
-        base_key, most = self.base_key(document), min(len(document.ids), len(ids) - 1)
+        base_key, most = self.base_key(document), 0 if is_scored else min(len(document.ids), len(ids) - 1)
         if (found := self.cache.find_longest(base_key, document.ids, most)) is None:
             session, num_read = self.new_session(options), 0
         else:

@@ -49,6 +49,16 @@ def test_question_about_a_document_is_answered_as_if_all_had_been_sent(http):
     assert whole["usage"]["longctx"]["cached_tokens"] == 0
 
 
+def test_a_prompt_behind_a_document_is_scored_as_if_all_had_been_sent(http):
+    document = _store(http)
+    whole = _complete(http, f"{TEXT} ? dog", prompt_logprobs=0)["choices"][0]["prompt_logprobs"]
+    asked = _complete(http, "? dog", document_id=document["id"], prompt_logprobs=0)["choices"][0]["prompt_logprobs"]
+    assert [list(one or ()) for one in asked] == [list(one or ()) for one in whole]
+    for ours, theirs in zip(asked[1:], whole[1:], strict=True):
+        values = [[one["logprob"] for one in each.values()] for each in (ours, theirs)]
+        assert values[0] == pytest.approx(values[1], abs=1e-3)
+
+
 def test_stored_twice_it_is_one_document_and_a_shared_beginning_is_shared(http):
     first, again = _store(http, name="first"), _store(http, name="again")
     assert first["id"] == again["id"]

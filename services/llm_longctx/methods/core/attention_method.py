@@ -116,6 +116,11 @@ class AttentionMethod(BaseModel):
         return 1
 
     @property
+    def frees_memory(self) -> bool:
+        """Whether it holds fewer entries than dense attention, so that a budget of bytes means something."""
+        return "eviction" in self.actions
+
+    @property
     def shares_layer_budget(self) -> bool:
         """Whether `estimate` is right for a layer's cut heads together, and the text decides how they share it."""
         return False
@@ -193,7 +198,7 @@ class AttentionMethod(BaseModel):
         footprint = self.estimate(config, self.head_plan(config, plan), prompt, new)
         held = sum(map(sum, footprint.entries)) + sum(map(sum, footprint.compact or ()))
         if entries < held:
-            why = "can't be fitted" if "eviction" in self.actions else "frees no memory"
+            why = "can't be fitted" if self.frees_memory else "frees no memory"
             detail = f"{self.name} {why}: it holds {held:,} entries, more than the {entries:,} of the budget."
             raise InvalidOption(detail, hint="Ask for duo or razor, or leave the budget out.", field="longctx")
         return self

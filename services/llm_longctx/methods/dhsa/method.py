@@ -111,8 +111,10 @@ class Dhsa(AttentionMethod):
         end = max(N - (self.instruction if chunk.last else 0), chunk.offset)
         if end == chunk.offset or (self.budget >= N and self.dedupe):
             return Dense()
-        queries = chunk.q[:, : end - chunk.offset]
-        chosen = self._tokens(queries, chunk.k, chunk.offset, end, chunk.boundaries)
+        queries, borders = chunk.q[:, : end - chunk.offset], chunk.boundaries
+        if borders is not None:  # those of the whole prompt, of which N tokens are read
+            borders = (*(border for border in borders if border < N), N)
+        chosen = self._tokens(queries, chunk.k, chunk.offset, end, borders)
         rows, first = [], chunk.offset // self.block
         for row, tokens in enumerate(chosen, first):
             until = min((row + 1) * self.block, end)

@@ -9,7 +9,6 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Self
 
 from fovea.api.longctx import LongctxAnswer, LongctxUsage
@@ -42,6 +41,7 @@ class TextModelAdapter(ABC):
         vocab: Token ids are below this.
         sampling: How tokens are drawn where a request does not say.
         takes_templates: Whether requests may bring a chat template.
+        compilers: Its grammar compiler by vocabulary, once there is one: the same for all tenants.
     """
 
     name: str
@@ -52,6 +52,7 @@ class TextModelAdapter(ABC):
     vocab: int
     sampling: SamplingDefaults = dataclasses.field(default_factory=SamplingDefaults, kw_only=True)
     takes_templates: bool = dataclasses.field(default=False, kw_only=True)
+    compilers: dict[int, GrammarCompiler] = dataclasses.field(default_factory=dict, kw_only=True, compare=False)
 
     def tokenize(self, text: str, field: str, *, special: bool = True) -> list[int]:
         """Tokenize a text; one that can't fit is refused before the tokenizer sees it.
@@ -143,10 +144,12 @@ class TextModelAdapter(ABC):
         request.top_prompt_logprobs = options.prompt_logprobs or 0
         return request
 
-    @cached_property
+    @property
     def grammars(self) -> GrammarCompiler:
         """Compiles grammars for this model's tokens; made when the first is asked for."""
-        return GrammarCompiler(self.tokenizer, self.vocab)
+        if (made := self.compilers.get(self.vocab)) is None:
+            made = self.compilers.setdefault(self.vocab, GrammarCompiler(self.tokenizer, self.vocab))
+        return made
 
     def compile_grammar(self, options: GenerationOptions) -> TokenGrammar | None:
         """The grammar that a request asks for; None where its answer is free.

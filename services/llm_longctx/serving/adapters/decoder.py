@@ -11,6 +11,7 @@ from typing import Self
 
 from fovea.api.longctx import LongctxUsage
 from fovea.api.text import GenerationOptions
+from fovea.errors import InvalidOption
 from services.llm_longctx.api.errors import ModelNotFound
 from services.llm_longctx.engine import Engine, GenerationRequest, RequestStats
 from services.llm_longctx.serving.adapters.base import TextModelAdapter, priority_of
@@ -95,13 +96,17 @@ class DecoderAdapter(TextModelAdapter):
         planned = min(most, DEFAULT_BUDGET_TOKENS) if max_tokens is None else most
         policy, unmet, missed = select_served_policy(self.engine, longctx, self.plans, len(ids), planned)
         monitor = self.engine.monitor
+        boundaries = None if longctx is None else longctx.boundaries
+        if boundaries is not None and boundaries != sorted({0, *boundaries, len(ids)}):
+            detail = f"boundaries must ascend from 0 to the end of the prompt, which has {len(ids):,} tokens."
+            raise InvalidOption(detail, hint="Count them with /tokenize.", field="longctx.boundaries")
         held_back = None if monitor is None else monitor.held_back_reason(policy)
         return GenerationRequest(
             ids,
             max_tokens=most,
             policy=policy if held_back is None else self.engine.dense,
             fallback_from=None if held_back is None else policy,
-            boundaries=None if longctx is None else longctx.boundaries,
+            boundaries=boundaries,
             stop_token_ids=self.tokenizer.eos,
             priority=priority_of(options),
             stats=RequestStats(fallback=unmet or held_back, budget_missed=None if held_back else missed),

@@ -36,6 +36,7 @@ class ToolParser(ABC):
         name: Name of the form.
         last_sign: The last character of what opens a call.
         is_first: Whether a call stands at the beginning of an answer, or behind another call, only.
+        rules: Rules in Lark that `call_rule` refers to.
 
     Attributes:
         num_calls: Calls that were read so far.
@@ -44,6 +45,7 @@ class ToolParser(ABC):
     name: ClassVar[str]
     last_sign: ClassVar[str]
     is_first: ClassVar[bool] = False
+    rules: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
         """Read an answer that may call these functions."""

@@ -67,7 +67,7 @@ class ToolUse:
         rules = [f"call_{i}: {call}" for i, call in enumerate(calls)]
         choice = " | ".join(f"call_{i}" for i in range(len(calls)))
         more = f' ("\\n" call){{0,{MAX_CALLS - 1}}}' if self.is_parallel else ""
-        return "\n".join([f"{HEADER}start: call{more}", f"call: {choice}", *rules])
+        return "\n".join([f"{HEADER}start: call{more}", f"call: {choice}", *rules, *self.parser.rules])
 
     @property
     def unenforced(self) -> list[str]:

@@ -12,7 +12,7 @@ from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRul
 _TAG = "<|python_tag|>"
 """Stands before a call in some versions; where it is a special token it never shows."""
 
-_NAME = rf'[ \n;]*(?:{re.escape(_TAG)})?\s*\{{\s*"name"\s*:\s*("[^"\\]*")'
+_NAME = rf'[ \n;]*(?:{re.escape(_TAG)})?\s*\{{\s*"name"\s*:\s*("[^"\\\x00-\x1f]*")'
 _HEAD = re.compile(rf'{_NAME}\s*,\s*"(?:parameters|arguments)"\s*:')
 _HALF_HEAD = re.compile(rf'{_NAME}\s*(?:,\s*(?:"\w*"?)?\s*)?')
 

@@ -9,15 +9,16 @@ from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRul
 
 _OPEN, _CLOSE = TaggedParser.opening, TaggedParser.closing
 _LINE = "\n"
-_TEXT_RULE = r"/[^<]*\n<\/parameter>\n/"
+_TEXT_RULE = "parameter_text"
 _FUNCTION = re.compile(r"\s*<function=([^>\n]+)>(.*?)(?:</function>\s*)?", re.DOTALL)
-_PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
+_PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>(?=\s*(?:<parameter=|\Z))", re.DOTALL)
 
 
 class QwenParser(TaggedParser[str]):
     """Reads `<tool_call><function=f><parameter=p>value</parameter></function></tool_call>`, a call at a time."""
 
     name: ClassVar[str] = "qwen"
+    rules: ClassVar[tuple[str, ...]] = (rf"{_TEXT_RULE}[lazy]: /(.|\n)*\n<\/parameter>\n/",)
 
     @classmethod
     def detects(cls, template: str) -> bool:
