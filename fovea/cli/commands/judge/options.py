@@ -57,8 +57,8 @@ def read_json(path: Path, kind: type[Kind]) -> Kind:
 
 
 def read_runs(paths: list[Path] | None) -> str:
-    """Read run files as one text."""
-    return "".join(map(read_text, paths or ()))
+    """Read run files as one text; a file may end without a line break."""
+    return "\n".join(map(read_text, paths or ()))
 
 
 def name_judge(path: Path) -> str:
