@@ -93,8 +93,7 @@ def build_trust_report(
 
     judge, *others = map(describe, range(len(raters)))
     is_better, statement = _conclude(judge, others, sum(total > 0 for _, total in orders[0].values()))
-    count = len(set(queries))
-    return TrustReport(statement=statement, is_better=is_better, queries=count, judge=judge, baselines=others)
+    return TrustReport(statement=statement, is_better=is_better, queries=len({*queries}), judge=judge, baselines=others)
 
 
 def _lead(judge: Counts, other: Counts, drawn: NDArray[np.float64]) -> dict[str, Any]:

@@ -62,6 +62,8 @@ def test_weights_make_an_ensemble_that_can_be_asked(client):
         ("agreement", {"reference": ""}, 422, "judge"),
         ("ensembles", {"judges": ["1 0 a 7\n"]}, 422, "outside"),
         ("ensembles", {"judges": ["1 0 a 1\n"], "combine": "average", "weights": [1, 2]}, 422, "weights"),
+        ("ensembles", {"judges": ["1 0 a 1\n"], "weights": [2]}, 422, "majority has no weights"),
+        ("ensembles", {"judges": ["1 0 a 3\n"], "combine": "average", "weights": [1e308]}, 422, "weights"),
         ("ensembles", {"judges": []}, 422, "judges"),
         ("calibrations", {"signals": [1], "grades": [0, 1], "queries": ["a"]}, 422, "one each"),
         ("calibrations", {"signals": [1], "grades": [9], "queries": ["a"]}, 422, "outside"),
