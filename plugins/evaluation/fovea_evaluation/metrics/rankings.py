@@ -1,7 +1,7 @@
 """Rankings of systems under labels, and how alike two rankings are. Measures have trec_eval's semantics.
 
 A run is sorted by score as float32, descending, ties by passage id descending; the rank column is ignored; what nobody
-judged counts as 0.
+judged gains nothing and is not relevant, at whatever level.
 """
 
 import math
@@ -76,7 +76,7 @@ def find_measure(name: str) -> Rule:
 
 
 def _ranked(scores: Mapping[str, float], labels: Mapping[str, int]) -> list[int]:
-    return [labels.get(passage, 0) for passage in order_passages(scores)]
+    return [labels.get(passage, -1) for passage in order_passages(scores)]
 
 
 def _gain(grades: Iterable[int]) -> float:
