@@ -291,6 +291,8 @@ def test_a_peers_answers_are_scored_here(tiny, tmp_path):
     cell = next(c for c in report.cells if c.method == "kvpress snapkv")
     assert (cell.mean, cell.better) == (1, 2)
     assert next(x for x in report.leaderboards if x.method == "kvpress snapkv").nominal
+    with pytest.raises(InvalidOption, match=r"kvpress snapkv .* no sample of this run"):
+        run_ruler(tiny, asked(methods=[], seed=7), extra=found)
 
 
 @pytest.mark.parametrize(
