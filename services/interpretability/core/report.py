@@ -291,8 +291,7 @@ def heat_map(
 
 def head_map(name: str, values: Any, caption: str, kind: str = "head", **more: Any) -> HeatMap:
     """Return a heat map of all heads of a kind from values [L,H]."""
-    axes = ("layer", range(len(values))), (kind, range(len(values[0])))
-    return heat_map(name, values, *axes, caption, **more)
+    return heat_map(name, values, ("layer", range(len(values))), (kind, range(len(values[0]))), caption, **more)
 
 
 def needle_map(
