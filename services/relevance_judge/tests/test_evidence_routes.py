@@ -92,6 +92,15 @@ def test_agreement_of_two_passes_has_its_interval_and_undefined_is_null(client):
     assert (found["pairs"], found["bias"]) == (0, None)
 
 
+def test_disagreements_are_those_of_the_scale_the_widest_first(client):
+    body = {"reference": "1 0 a -2\n1 0 b 1\n1 0 c 9\n1 0 d 0\n", "judge": "1 0 a 0\n1 0 b 2\n1 0 c 3\n1 0 d 3\n"}
+    found = post(client, "agreement", body)
+    assert found["confusion"] == [[1, 0, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+    assert [(one["docid"], one["reference"], one["judge"]) for one in found["disagreements"]] == [
+        ("d", 0, 3), ("b", 1, 2),
+    ]  # fmt: skip
+
+
 def test_ensembles_count_who_votes_and_state_their_rule(client):
     judges = ["1 0 a 0\n1 0 b 3\n", "1 0 a 1\n", "1 0 c 2\n"]
     found = client.post("/v1/judge/ensembles", json={"judges": judges}).json()
