@@ -61,6 +61,17 @@ def system_scores(
     return scores
 
 
+def check_queries(runs: Mapping[str, Run], qrels: Qrels) -> None:
+    """Refuse a run that has none of the labelled queries, whose ids are others then: InvalidOption."""
+    labelled = dict.fromkeys(query for query, _ in qrels)
+    for tag, run in runs.items():
+        if labelled and not labelled.keys() & run.keys():
+            detail = (
+                f"The run {tag} has no labelled query: it has {next(iter(run))}, and {next(iter(labelled))} is one."
+            )
+            raise InvalidOption(detail, hint="Compare the ids of runs and labels.", field="runs")
+
+
 Rule = Callable[[Sequence[int], Mapping[str, int], int], float]
 
 

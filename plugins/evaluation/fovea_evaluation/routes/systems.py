@@ -73,6 +73,8 @@ def rank(body: RankingsIn) -> RankingsOut:
         raise InvalidOption(detail, field="families")
     options = body.model_dump(include={"measure", "relevance_level", "missing"})
     rankings.find_measure(body.measure)  # also without systems
+    for labels in (reference, judge):
+        rankings.check_queries(runs, labels)
     truth, estimate = (rankings.system_scores(runs, labels, **options) for labels in (reference, judge))
     rows = _rows(truth, estimate, body.families)
     agreement = agree(reference, judge)
