@@ -20,7 +20,7 @@ def read_text(path: Path | None) -> str:
     if str(path) == "-":
         return sys.stdin.read()
     try:
-        return _read(path).decode("utf8")
+        return _read(path).decode("utf-8-sig")
     except FileNotFoundError as error:
         raise NotFound(f"There is no file {path}.") from error
     except (OSError, EOFError, UnicodeDecodeError) as error:
@@ -33,7 +33,7 @@ def read_old_text(path: Path) -> tuple[str, str]:
     Raises NotFound, Malformed: as `read_text`.
     """
     try:
-        return read_text(path).removeprefix("\ufeff"), "UTF-8"
+        return read_text(path), "UTF-8"
     except Malformed as error:
         if not isinstance(error.__cause__, UnicodeDecodeError):
             raise

@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 
+from fovea.cli.commands.judge.labelling import _build_training
+from fovea.cli.commands.judge.options import read_judges, read_runs
+from fovea.cli.text_files import write_text
+from fovea.errors import Malformed
 from services.relevance_judge.parsing.trec import format_qrels, parse_qrels, read_qrels
 from services.relevance_judge.storage.mini_collection import load_mini_collection
 
@@ -82,6 +86,26 @@ def test_signals_of_a_batch_are_calibrated_kept_and_used(fovea, files, tmp_path)
         "judge", "pair", "moon tides", "the moon", "-j", "query-likelihood", "--calibration", "words@1"
     )
     assert (code, "words@1" in out) == (0, True), out
+
+
+def test_labels_that_cuts_are_fitted_to_are_read_as_they_are():
+    rows = [{"qid": 7, "docid": d, "signal": s, "answer": "a\u2028b"} for d, s in (("a", 0.1), ("b", 0.9), ("c", 0.5))]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    found = _build_training(lines, "7 0 a -2\r\n\n7 0 b 4\n")
+    assert (found["signals"], found["grades"]) == ([0.1, 0.9], [0, 3])
+    assert (found["queries"], found["pairs"]) == (["7", "7"], ["7 a", "7 b"])
+    with pytest.raises(Malformed, match="Line 2"):
+        _build_training(lines, "7 0 a 1\n7 b 3\n")
+
+
+def test_judges_of_one_file_name_and_files_with_marks_and_without_last_line_breaks_stay_apart(tmp_path):
+    paths = [tmp_path / name for name in ("one/labels.jsonl", "two/labels.jsonl", "other.jsonl.gz")]
+    for path in paths:
+        write_text(path, f"\ufeff1 0 {path.parent.name} 1".encode())
+    found = read_judges(paths)
+    assert list(found) == [str(paths[0]), str(paths[1]), "other"]
+    assert [*found.values()] == ["1 0 one 1", "1 0 two 1", f"1 0 {tmp_path.name} 1"]
+    assert read_runs(paths[:2]).split("\n") == ["1 0 one 1", "1 0 two 1"]
 
 
 def test_agreement_and_rankings_show_kappa_alpha_tau_and_bias(fovea, files):

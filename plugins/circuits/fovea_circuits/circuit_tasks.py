@@ -195,36 +195,47 @@ class _PairLine(BaseModel):
 
     clean: str = Field(min_length=1)
     corrupt: str = Field(min_length=1)
-    correct: str | list[str]
+    correct: str
     wrong: str | list[str]
 
 
 def parse_pairs(subject: StudiedModel, lines: str) -> list[Case]:
-    """Parse user pairs: JSON lines of `clean`, `corrupt`, `correct` and `wrong` (a text, or a list of texts).
+    """Parse user pairs: JSON lines of `clean`, `corrupt`, `correct` and `wrong`, which may be a list of texts.
 
-    Raises Malformed for another line, InvalidOption for prompts of different length or an answer without a token; both
-    name the line.
+    Raises Malformed for another line, InvalidOption for prompts of different length, or answers that have no token or
+    begin with the same one; both name the line.
     """
     cases = []
-    for number, line in enumerate(filter(str.strip, lines.splitlines()), 1):
+    for number, line in enumerate(lines.split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             pair = _PairLine.model_validate(json.loads(line))
         except (ValueError, ValidationError) as error:
-            detail = f"Line {number} of pairs is not an object of clean, corrupt, correct and wrong."
+            detail = f"Line {number} of pairs is not an object of clean, corrupt, correct (a text each) and wrong."
             raise Malformed(detail, field="pairs") from error
         clean, corrupt = subject.encode(pair.clean, "pairs"), subject.encode(pair.corrupt, "pairs")
         if len(clean) != len(corrupt):
             lengths = f"clean has {len(clean)} tokens, corrupt {len(corrupt)}"
             detail = f"Line {number} of pairs: {lengths}; they must be equal."
             raise InvalidOption(detail, hint="Exchange words of as many tokens.", field="pairs")
-        right, *_ = _first_tokens(subject, pair.correct, number)
-        wrong = _first_tokens(subject, pair.wrong, number)
+        texts = [pair.correct, *([pair.wrong] if isinstance(pair.wrong, str) else pair.wrong)]
+        right, *wrong = first_tokens(subject, texts, f"Line {number} of pairs: ", "pairs")
         cases.append(Case(clean, corrupt, right, wrong, "", {"END": [len(clean) - 1]}, pair.clean))
     return cases
 
 
-def _first_tokens(subject: StudiedModel, texts: str | list[str], number: int) -> list[int]:
-    ids = [subject.tokenizer.encode(text, special=False)[:1] for text in ([texts] if isinstance(texts, str) else texts)]
-    if not ids or [] in ids:
-        raise InvalidOption(f"Line {number} of pairs has an answer without a token.", field="pairs")
-    return [one for (one,) in ids]
+def first_tokens(subject: StudiedModel, texts: Sequence[str], where: str = "", field: str = "wrong") -> list[int]:
+    """First tokens of the right answer and of the wrong ones, which are all that counts.
+
+    Raises InvalidOption, in `field`: there is no wrong answer, one has no token, or one begins as the right one does.
+    """
+    ids = [subject.tokenizer.encode(text, special=False)[:1] for text in texts]
+    if len(ids) < 2 or [] in ids:
+        raise InvalidOption(f"{where}an answer is missing or has no token.", field=field)
+    right, *wrong = (one for (one,) in ids)
+    if right in wrong:
+        token = subject.tokenizer.token_text(right)
+        detail = f"{where}a right and a wrong answer begin with the token {token!r}, and only first tokens count."
+        raise InvalidOption(detail, hint="End the prompt with what they share.", field=field)
+    return [right, *wrong]

@@ -105,7 +105,7 @@ def _overlap_map(shared: Overlap, shape: tuple[int, ...], fraction: float) -> He
         for head in heads:
             values[head] = value
     caption = "Heads of both circuits: 1 is in both, 0.5 in the first only, −0.5 in the second only."
-    return head_map(f"top {fraction:.0%}", values, caption, scale="diverging")
+    return head_map(f"top {100 * fraction:g}%", values, caption, scale="diverging")
 
 
 def _resolve_report(side: str | dict[str, Any], results: TenantResults, field: str) -> Report:

@@ -40,11 +40,13 @@ def test_own_pairs_become_cases_or_are_refused_where_the_tokenizer_cannot_hold_t
     [
         ({**LINE, "corrupt": "abcd"}, InvalidOption), ({**LINE, "wrong": []}, InvalidOption),
         ({**LINE, "correct": ""}, InvalidOption), ({"clean": "a"}, Malformed), ([1], Malformed),
+        ({**LINE, "wrong": ["y", "xy"]}, InvalidOption), ({**LINE, "correct": ["x", "y"]}, Malformed),
     ],
 )  # fmt: skip
 def test_bad_line_is_refused_by_its_number(tiny, line, error):
-    with pytest.raises(error, match="Line 2") as caught:
-        parse_pairs(tiny, json.dumps(LINE) + "\n" + json.dumps(line))
+    first = {**LINE, "clean": "a\u2028c", "corrupt": "a\u2028d"}  # ends no line of JSON
+    with pytest.raises(error, match="Line 3") as caught:
+        parse_pairs(tiny, json.dumps(first, ensure_ascii=False) + "\n\n" + json.dumps(line))
     assert caught.value.field == "pairs"
 
 
@@ -92,6 +94,8 @@ def test_a_model_is_itself_and_others_are_compared_by_depth(context, smollm2):
     ("study", "options", "field"),
     [
         (ActivationPatching, {"corrupt": "longer than that"}, "corrupt"),
+        (ActivationPatching, {"correct": "12", "wrong": "15"}, "wrong"),
+        (LogitAttribution, {"correct": "12", "wrong": "15"}, "wrong"),
         (Deconstruction, {"kinds": ["average"], "corpus": "short"}, "corpus"),
         (Indicators, {"layers": [3]}, "layers"),
         (Indicators, {"text": "x" * 1100}, "text"),
@@ -127,9 +131,12 @@ def test_patching_reaches_the_other_prompt(context):
     assert np.allclose(effect[0, 1:], 0, atol=1e-4), "before the first block, other positions are equal"
 
 
-@pytest.mark.parametrize(("site", "places"), [("z", 4), ("k", 2), ("mlp_out", 12)])
-def test_sites_with_heads_are_exchanged_by_head(context, site, places):
-    assert np.array(ask(ActivationPatching, context, site=site).grid("effect").values).shape == (3, places)
+@pytest.mark.parametrize(
+    ("site", "places", "axis"), [("z", 4, "head"), ("k", 2, "key/value head"), ("mlp_out", 12, "position")]
+)
+def test_sites_with_heads_are_exchanged_by_head(context, site, places, axis):
+    found = ask(ActivationPatching, context, site=site).grid("effect")
+    assert (np.array(found.values).shape, found.columns.label) == ((3, places), axis)
 
 
 @pytest.mark.parametrize("back", [1, 2])
@@ -164,6 +171,9 @@ async def test_circuits_are_compared_at_several_thresholds(client):
     answer = await client.post("/v1/probe/circuits/compare", json={"first": report, "second": other})
     assert answer.status_code == 422, "models of different size can't share heads"
     assert {value for row in told["grids"][0]["values"] for value in row} == {0.0, 1.0}
+    both = {"first": report, "second": report, "fractions": [0.005, 0.015, 0.02]}
+    told = (await client.post("/v1/probe/circuits/compare", json=both)).json()
+    assert [grid["name"] for grid in told["grids"]] == ["top 0.5%", "top 1.5%", "top 2%"]
 
 
 @pytest.mark.parametrize(

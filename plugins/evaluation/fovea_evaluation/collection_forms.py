@@ -129,16 +129,16 @@ def parse_relevance(text: str) -> list[Row]:
     if rows and rows[0][1][0] in {"query-id", "query_id", "qid"}:
         return [(qid, docid, str(_integer(grade, number))) for number, (qid, docid, grade) in _wide(rows[1:], 3)]
     if any(len(fields) > 4 for _, fields in rows) and all(one.isdecimal() for _, fields in rows for one in fields):
-        return [(plain_id(fields[0]), docid, RELEVANT) for _, fields in rows for docid in fields[1:]]
+        return [(fields[0], docid, RELEVANT) for _, fields in rows for docid in fields[1:]]
     if all(len(fields) >= 4 and _is_zero(fields[3]) and _is_zero(fields[2]) for _, fields in rows):
-        return [(plain_id(fields[0]), fields[1], RELEVANT) for _, fields in rows]
+        return [(fields[0], fields[1], RELEVANT) for _, fields in rows]
     found: list[Row] = []
     for number, fields in rows:
         if len(fields) == 4:
-            found.append((plain_id(fields[0]), fields[2], str(_integer(fields[3], number))))
+            found.append((fields[0], fields[2], str(_integer(fields[3], number))))
         else:
             ((_, (qid, docid, code)),) = _wide([(number, fields)], 3)
-            found.append((plain_id(qid), docid, _integer(code, number)))
+            found.append((qid, docid, _integer(code, number)))
     return found
 
 
@@ -157,7 +157,7 @@ def _blocks(rows: list[tuple[int, list[str]]]) -> list[Row]:
             topic = fields[0]
         else:
             documents = [one for one in fields if one not in {"/", "-1"}]
-            found += [(plain_id(topic), str(_integer(one, number)), RELEVANT) for one in documents]
+            found += [(topic, str(_integer(one, number)), RELEVANT) for one in documents]
     return found
 
 
@@ -184,8 +184,3 @@ def _is_zero(text: str) -> bool:
         return float(text) == 0
     except ValueError:
         return False
-
-
-def plain_id(qid: str) -> str:
-    """An id without zeros in front."""
-    return qid.lstrip("0") or qid

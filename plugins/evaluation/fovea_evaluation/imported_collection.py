@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fovea.errors import Malformed
-from fovea_evaluation.collection_forms import parse_records, parse_relevance, plain_id
+from fovea_evaluation.collection_forms import parse_records, parse_relevance
 
 CRANFIELD_GRADES: Mapping[int, int] = {1: 3, 2: 2, 3: 1, 4: 1, 5: 0}
 """Code of the collection's own readme → grade: complete answer, high relevance, background, minimum interest, none."""
@@ -83,18 +83,22 @@ def _texts(text: str, source: str, notes: list[str]) -> dict[str, str]:
 
 
 def _topic_names(used: list[str], queries: dict[str, str], notes: list[str], *, may_count: bool) -> dict[str, str]:
-    """Topic id of each id in the relevance lines: itself, or by position where the topics' own ids skip numbers."""
+    """Topic id of each id in the relevance lines: itself, or without zeros in front, or by position."""
     ids = list(queries)
-    plain = {plain_id(name): name for name in ids}
-    is_consecutive = [plain_id(name) for name in ids] == [str(place) for place in range(1, len(ids) + 1)]
+    plain = {_drop_zeros(name): name for name in ids}
+    is_consecutive = [_drop_zeros(name) for name in ids] == [str(place) for place in range(1, len(ids) + 1)]
     is_place = all(qid.isdecimal() and len(qid) < 10 and 0 < int(qid) <= len(ids) for qid in used)
     if may_count and is_place and not is_consecutive:
         notes.append("The topics' ids skip numbers, so the relevance lines were read as counting topics by position.")
         renamed = {str(place): text for place, text in enumerate(queries.values(), 1)}
         queries.clear()
         queries.update(renamed)
-        return {qid: qid for qid in used}
-    unknown = sorted({qid for qid in used if qid not in plain})
-    if unknown:
+        return {qid: _drop_zeros(qid) for qid in used}
+    names = {qid: qid if qid in queries else plain.get(_drop_zeros(qid), "") for qid in used}
+    if unknown := sorted(qid for qid, name in names.items() if not name):
         raise Malformed(f"The relevance lines name the topic {unknown[0]!r}, which the topics do not hold.")
-    return {qid: plain[qid] for qid in used}
+    return names
+
+
+def _drop_zeros(qid: str) -> str:
+    return qid.lstrip("0") or qid

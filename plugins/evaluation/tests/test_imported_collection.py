@@ -51,6 +51,9 @@ def test_topics_numbered_without_gaps_or_used_by_relevance_lines_keep_their_ids(
     topics = '{"_id": "1", "text": "a"}\n{"_id": "3", "text": "b"}\n{"_id": "5", "text": "c"}\n'
     found = parse_collection(BEIR, topics, "query-id\tcorpus-id\tscore\n3\t4983\t1\n")
     assert (found.labels, found.topics["3"]) == ({("3", "4983"): 1}, "b")
+    topics = '{"_id": "007", "text": "a"}\n{"_id": "0a1", "text": "b"}\n{"_id": "a1", "text": "c"}\n'
+    found = parse_collection(BEIR, topics, "query-id\tcorpus-id\tscore\n007\t4983\t1\n0a1\t4983\t2\na1\t4983\t3\n")
+    assert found.labels == {("007", "4983"): 1, ("0a1", "4983"): 2, ("a1", "4983"): 3}
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,12 @@ def test_a_query_without_a_relevant_passage_scores_zero_and_one_without_a_run_do
     assert system_scores({"s": {"q9": {"a": 1.0}}}, labels) == {}
 
 
+def test_what_nobody_judged_is_not_relevant_even_where_grade_zero_is():
+    run = {"q": {"new": 3.0, "a": 2.0, "other": 1.0}}
+    found = evaluate(run, {("q", "a"): 0}, measures=["map", "recall_3", "recip_rank", "P_1"], relevance_level=0)
+    assert found == {"q": {"map": 0.5, "recall_3": 1.0, "recip_rank": 0.5, "P_1": 0.0}}
+
+
 @pytest.mark.parametrize("name", ["bpref", "P_0", "ndcg_cut_x", "map_10", ""])
 def test_an_unknown_measure_is_refused(name):
     with pytest.raises(InvalidOption, match="no measure"):

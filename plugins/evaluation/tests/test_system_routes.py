@@ -109,6 +109,9 @@ def test_a_family_that_gains_ranks_is_preferred(client):
         ("collection", {"documents": "x", "topics": "y", "relevance": ""}, 400, "outside a record"),
         ("rankings", {"reference": "", "judge": "", "runs": "", "measure": "bpref"}, 422, "no measure"),
         ("rankings", {"reference": "", "judge": "", "runs": "1 Q0 a 1 x t"}, 400, "not a number"),
+        ("rankings", {"reference": "Q1 0 a 1", "judge": "", "runs": RUNS}, 422, "has no labelled query: it has 1"),
+        ("significance", {"labels": "Q1 0 a 1\nQ2 0 a 1", "runs": RUNS}, 422, "Q1 is one"),
+        ("rankings", {"reference": "", "judge": "", "runs": RUNS, "families": {"bm52": "llm"}}, 422, "no run 'bm52'"),
     ],
 )
 def test_bad_input_is_a_problem_with_a_reason(client, path, body, status, told):

@@ -15,7 +15,7 @@ from fovea.cli.option_groups import expand_options
 from fovea.errors import FoveaError, InvalidOption
 from fovea_lab.ruler import cli, leaderboard, plots
 from fovea_lab.ruler.answer_store import read_predictions
-from fovea_lab.ruler.method_variants import MethodVariant
+from fovea_lab.ruler.method_variants import MethodVariant, list_variants
 from fovea_lab.ruler.report import Leader
 from fovea_lab.ruler.run import EvaluatedModel, export_samples, measure_costs, run_ruler
 from fovea_lab.ruler.samples.generation import generate
@@ -291,6 +291,24 @@ def test_a_peers_answers_are_scored_here(tiny, tmp_path):
     cell = next(c for c in report.cells if c.method == "kvpress snapkv")
     assert (cell.mean, cell.better) == (1, 2)
     assert next(x for x in report.leaderboards if x.method == "kvpress snapkv").nominal
+    with pytest.raises(InvalidOption, match=r"kvpress snapkv .* no sample of this run"):
+        run_ruler(tiny, asked(methods=[], seed=7), extra=found)
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [
+        [{"method": "snapkv", "window": 8}, {"method": "snapkv", "window": 32}],
+        [{"method": "dense", "kv_cache_dtype": "q8"}],
+        [{"method": "knorm", "label": "truncate"}],
+    ],
+)
+def test_two_methods_of_one_name_are_not_taken_for_one(methods):
+    given = [LongctxOptions.model_validate(one) for one in methods]
+    with pytest.raises(InvalidOption, match="Two methods are called"):
+        list_variants(given, [0.5])
+    labelled = [one.model_copy(update={"label": f"variant {i}"}) for i, one in enumerate(given)]
+    assert [one.name for one in list_variants(labelled, [0.5, 0.5])][3:] == [f"variant {i}" for i in range(len(given))]
 
 
 @pytest.mark.parametrize(("page", "recent", "full"), [(64, 128, 5), (16, 128, 9), (1, 128, 10), (64, 47, 17)])

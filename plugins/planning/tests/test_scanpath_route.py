@@ -99,6 +99,12 @@ def test_a_reference_is_compared(client, plain):
     assert other.paths[0].likeness.sequence_score < 1
     assert other.paths[0].likeness.sim < alike.sim
     assert other.paths[0].likeness.nss < alike.nss
+    ragged = {**SHELF, "objects": [BOXES[i] for i in (0, 1, 9)], "target": 1}  # and a cell without an object
+    path = answered(client.post("/v1/scanpath", json=ragged), ScanpathOut).paths[0]
+    ragged["reference"] = [f.id for f in path.fixations]
+    alike = answered(client.post("/v1/scanpath", json=ragged), ScanpathOut).paths[0].likeness
+    chances = np.mean([f.probability for f in path.fixations])
+    assert (alike.sim, alike.nss <= np.sqrt(2)) == (pytest.approx(chances, abs=0.01), True), "of three objects no more"
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,9 @@ from shared.registry import CallContext
 
 LAYER_SITES = tuple(site for site in SERVED_SITES if site not in UNLAYERED_SITES)
 
+MIN_WAY = 1e-6
+"""Distance of two logit differences below which no share of it has a meaning."""
+
 MAX_FORWARD_TOKENS = 65_536
 """Tokens that one sweep runs through the model, next to other requests."""
 
@@ -126,4 +129,6 @@ def _recover(
     if differences is None or source is None or prompt.logit_difference is None or source.logit_difference is None:
         return None
     begin, way = prompt.logit_difference, source.logit_difference - prompt.logit_difference
-    return [[(one - begin) / way if way else 0.0 for one in row] for row in differences]
+    if abs(way) < MIN_WAY:
+        return None
+    return [[(one - begin) / way for one in row] for row in differences]

@@ -182,6 +182,7 @@ def test_a_sweep_is_its_patches_one_by_one(client, server, codec):
     part = sweep(server, **few, prompt=codec.encode(CORRUPT, special=False), tokens=[B, A]).json()
     assert (part["layers"], part["positions"], part["site"]) == ([1], [N - 1, 3], "resid_post")
     assert part["logits"][0] == [pytest.approx(found["logits"][1][at], abs=1e-4) for at in (N - 1, 3)]
+    assert sweep(server, **few, source=CORRUPT).json()["recovered"] is None, "no way, and no share of it"
 
 
 @pytest.mark.parametrize(

@@ -289,10 +289,9 @@ def heat_map(
     return HeatMap(name=name, values=to_matrix(values), rows=row_axis, columns=column_axis, caption=caption, **more)
 
 
-def head_map(name: str, values: Any, caption: str, **more: Any) -> HeatMap:
-    """Return a heat map of all heads from values [L,H]."""
-    axes = ("layer", range(len(values))), ("head", range(len(values[0])))
-    return heat_map(name, values, *axes, caption, **more)
+def head_map(name: str, values: Any, caption: str, kind: str = "head", **more: Any) -> HeatMap:
+    """Return a heat map of all heads of a kind from values [L,H]."""
+    return heat_map(name, values, ("layer", range(len(values))), (kind, range(len(values[0]))), caption, **more)
 
 
 def needle_map(

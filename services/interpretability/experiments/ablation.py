@@ -113,7 +113,9 @@ def _build_edits(spec: AblationSpec, heads: Iterable[Head], tokens: int, z: dict
         return mask_heads(heads, where)
     if spec.kind == "override":
         keys = resolve_indices(spec.keys, tokens, "keys")
-        queries = range(max(keys), tokens) if where is None else where
+        queries = resolve_indices(list(range(max(keys), tokens)) if where is None else where, tokens, "positions")
+        if queries[0] < max(keys):
+            raise InvalidOption(f"Position {queries[0]} can't look ahead at {max(keys)}.", field="positions")
         return [Attend(l, h, query, keys, 1 / len(keys)) for l, h in heads for query in queries]
     if spec.kind in {"mean", "resample"}:
         return [Replace(f"z.{l}", z[f"z.{l}"], heads=h, positions=where) for l, h in heads]
@@ -148,9 +150,9 @@ def _loss_scalars(losses: dict[str, Tensor], control: list[float]) -> dict[str, 
 
 
 def _answer_scalars(spec: AblationSpec, subject: StudiedModel, logits: dict[str, Tensor]) -> dict[str, Scalar]:
-    if not (spec.correct and spec.wrong):
+    if not (spec.correct or spec.wrong):
         return {}
-    right, wrong = (subject.encode(text, "correct", special=False)[0] for text in (spec.correct, spec.wrong))
+    right, wrong = (subject.encode(getattr(spec, one) or "", one, special=False)[0] for one in ("correct", "wrong"))
     differences = {name: float(of[0, -1, right] - of[0, -1, wrong]) for name, of in logits.items()}
     return {f"logit_diff_{name}": Scalar(value=value, unit="logits") for name, value in differences.items()}
 

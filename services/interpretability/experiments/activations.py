@@ -67,14 +67,11 @@ class Activations(Experiment[ActivationsSpec]):
         _check_size(named, subject, len(ids))
         traced = trace(subject.model, subject.tensor([ids]), capture=named, keep=1)
         arrays = {name: traced[site].float().cpu().numpy() for site, name in named.items()}
+        sizes = {"tokens": len(ids), "arrays": len(named), "bytes": sum(array.nbytes for array in arrays.values())}
         rows = [[name, site, "×".join(map(str, arrays[name].shape))] for site, name in named.items()]
         return Report(
             title="Activations",
-            scalars={
-                "tokens": Scalar(value=len(ids)),
-                "arrays": Scalar(value=len(named)),
-                "bytes": Scalar(value=sum(array.nbytes for array in arrays.values())),
-            },
+            scalars={name: Scalar(value=value) for name, value in sizes.items()},
             tables=[Table(name="arrays", columns=["name", "site", "shape"], rows=rows, caption="Arrays of the file.")],
             grids=[
                 heat_map(

@@ -74,10 +74,9 @@ class AttentionPatterns(Experiment[AttentionPatternsSpec]):
             layers, kept = list(range(subject.layers)), list(range(len(ids)))
         _check_size(len(layers), len(heads), len(kept), len(ids))
         rows, tokens = read_rows(subject, ids, layers, heads, kept), subject.token_spans(ids)
-        caption = "Each token, shaded by the mean attention that it gets from the rows that were asked for."
-        how = "A row is one query: how its attention is spread over what came before; it adds up to 1."
-        if spec.reduce == "rollout":
-            how = f"Attention through all layers. {how}"
+        seen = "Each token, shaded by the mean attention that it gets from the rows that were asked for."
+        through = "Attention through all layers. " if spec.reduce == "rollout" else ""
+        how = f"{through}A row is one query: how its attention is spread over what came before; it adds up to 1."
         ticks = [f"{t} {token.text}" for t, token in enumerate(tokens)]
         axes = ("query", [ticks[q] for q in queries]), ("key", ticks)
         maps = _name_maps(spec, rows, layers, heads, queries)
@@ -85,7 +84,7 @@ class AttentionPatterns(Experiment[AttentionPatternsSpec]):
             title="Attention",
             scalars={"tokens": Scalar(value=len(ids)), "queries": Scalar(value=len(queries))},
             grids=[heat_map(name, values, *axes, how) for name, values in maps.items()],
-            strips=[Strip(name="seen", tokens=tokens, values=rows.mean((0, 1, 2)).tolist(), caption=caption)],
+            strips=[Strip(name="seen", tokens=tokens, values=np.mean([*maps.values()], (0, 1)).tolist(), caption=seen)],
         )
 
 

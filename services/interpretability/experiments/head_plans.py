@@ -79,13 +79,15 @@ class HeadPlans(Experiment[HeadPlansSpec]):
 def _report(spec: HeadPlansSpec, subject: StudiedModel, result: PlanResult) -> Report:
     """The plan's evidence and its roles, as maps and numbers, with what its maker reports."""
     plan, maps, scalars = result.plan, list[HeatMap](), dict[str, Scalar]()
+    kinds = {subject.model.config.kv_heads: "key/value head", subject.heads: "head"}
     if plan is not None:
         evidence = "Evidence of each head; larger values are kept first."
-        maps += [head_map(name, table, evidence) for name, table in plan.scores.items()]
+        maps += [head_map(name, of, evidence, kinds.get(len(of[0]), "head")) for name, of in plan.scores.items()]
     if plan is not None and plan.roles is not None:
         note = f"of {sum(map(len, plan.roles))} key/value heads"
         scalars["full_heads"] = Scalar(value=sum(map(sum, plan.roles)), note=note)
-        maps.append(head_map("roles", plan.roles, f"1: the head keeps its whole history. {plan.rule or 'As given'}."))
+        caption = f"1: the head keeps its whole history. {plan.rule or 'As given'}."
+        maps.append(head_map("roles", plan.roles, caption, kinds.get(len(plan.roles[0]), "head")))
     if plan is not None and plan.heads is not None:
         scalars["calibrated_heads"] = Scalar(
             value=len(plan.heads), note=f"of {subject.layers * subject.heads} query heads"

@@ -55,7 +55,7 @@ def render_page(report: Report) -> str:
 
 def permalink(experiment: str, spec: dict[str, object]) -> str:
     """Return the address of the console's page of an experiment, filled in with a spec."""
-    options = {key: value for key, value in spec.items() if value not in (None, [], False)}
+    options = {key: value for key, value in spec.items() if value not in (None, [])}
     return f"/console/probe?model={quote(experiment)}&spec={quote(json.dumps(options, ensure_ascii=False))}"
 
 

@@ -34,7 +34,8 @@ def draw_heat_map(data: HeatMap, link: Link | None = None) -> Drawing:
     turned = max((len(tick) for tick in data.columns.ticks), default=0) > 4
     foot = 84 if turned else 30
     height = max(rows * cell_h + foot, COLOUR_BAR_HEIGHT + 14)
-    drawing = _start_drawing(data.name, data.caption, MARGIN_TOP + height, data.alt)
+    bar_x = MARGIN_LEFT + columns * cell_w + 18
+    drawing = _start_drawing(data.name, data.caption, MARGIN_TOP + height, data.alt, max(WIDTH, bar_x + 72))
     largest = max((abs(v) for row in data.values for v in row if v is not None), default=0.0) or 1.0
     paint = svg.diverging if data.scale == "diverging" else svg.sequential
     for r, row in enumerate(data.values):
@@ -45,7 +46,7 @@ def draw_heat_map(data: HeatMap, link: Link | None = None) -> Drawing:
             drawing.add(Rect(*box, fill, title, link(data, r, c) if link else ""))
     _add_row_ticks(drawing, data, cell_h)
     _add_column_ticks(drawing, data, cell_w, MARGIN_TOP + rows * cell_h, turned=turned)
-    _add_colour_bar(drawing, data, largest, MARGIN_LEFT + columns * cell_w + 18)
+    _add_colour_bar(drawing, data, largest, bar_x)
     return _add_caption(drawing, data.caption)
 
 
@@ -176,8 +177,8 @@ def draw_graph(data: Graph) -> Drawing:
     return _add_caption(drawing, data.caption)
 
 
-def _start_drawing(name: str, caption: str, height: float, alt: str) -> Drawing:
-    drawing = Drawing(WIDTH, height + 16 * len(_wrap(caption)) + 8, f"{alt} {caption}")
+def _start_drawing(name: str, caption: str, height: float, alt: str, width: float = WIDTH) -> Drawing:
+    drawing = Drawing(width, height + 16 * len(_wrap(caption)) + 8, f"{alt} {caption}")
     drawing.add(Text(12, 24, name.replace("_", " "), 15))
     return drawing
 

@@ -189,6 +189,8 @@ def test_the_same_spec_makes_the_same_plan_and_it_fits_the_model(study, tiny, op
     assert plan_of(made(other, **options)).digest == first.digest
     first.check(tiny.model.config, tiny.weights_sha256)
     assert (first.model.name, first.made_by.seed) == (TINY, options.get("seed", 0))
+    axes = {grid.columns.label: len(grid.columns.ticks) for grid in made(study, **options).grids}
+    assert axes.items() <= {"head": 4, "key/value head": 2}.items()
 
 
 def test_a_plan_with_a_name_is_stored_where_it_is_served_from(study, context):

@@ -3,8 +3,10 @@
 import base64
 import hashlib
 import io
+import json
 import os
 import re
+from urllib.parse import parse_qs
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -108,7 +110,19 @@ def test_permalinks_hold_what_is_given_and_arrays_the_numbers_of_the_json():
         assert np.array_equal(found["grid.scores"], [[0.1, np.nan], [0.3, -2.0]], equal_nan=True)
         assert (found["bars.b"].tolist(), found["scalar.n"]) == ([-1, 2], 3)
     link = permalink("attention", {"text": "a & b", "heads": [], "lm": None, "layers": [1]})
+    assert json.loads(parse_qs(permalink("sinks", {"remove": 0, "teacher_forced": False}))["spec"][0]) == {
+        "remove": 0,
+        "teacher_forced": False,
+    }
     assert link.endswith("?model=attention&spec=%7B%22text%22%3A%20%22a%20%26%20b%22%2C%20%22layers%22%3A%20%5B1%5D%7D")
+
+
+def test_maps_of_long_texts_are_drawn_to_their_last_token():
+    (wide,) = patterns(1, 400)
+    drawing = plots.draw_heat_map(wide)
+    cells = [shape for shape in drawing.shapes if isinstance(shape, Rect)]
+    assert max(cell.x + cell.w for cell in cells) < drawing.width
+    assert plots.draw_heat_map(patterns(1)[0]).width == plots.WIDTH
 
 
 def test_empty_and_extreme_data_are_drawn_and_long_pictures_scaled_down():

@@ -37,6 +37,8 @@ from shared.lm.taps import trace
         (HeadPatterns, {"half": 2000}, "half"),
         (Ablation, {"kind": "override", "continuation": 0}, "keys"),
         (Ablation, {"kind": "override", "keys": [2], "continuation": 3}, "continuation"),
+        (Ablation, {"kind": "override", "keys": [9], "positions": [2, 12], "continuation": 0}, "positions"),
+        (Ablation, {"correct": "m"}, "wrong"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_by_name(context, study, options, field):
@@ -63,6 +65,8 @@ def test_reduced_rows_follow_the_whole_ones(context, reduce):
     report = ask(AttentionPatterns, context, layers=[1], reduce=reduce)
     expected = {"mean": rows[1].mean(0), "max": rows[1].max(0), "rollout": rollout(rows.mean(1))}[reduce]
     assert np.allclose(report.grids[0].values, expected, atol=1e-5)
+    sliced = ask(AttentionPatterns, context, layers=[1], reduce=reduce, queries=[3])
+    assert np.allclose(sliced.strips[0].values, expected[3], atol=1e-5), "nobody sees what comes after it"
 
 
 def test_dump_over_four_million_cells_is_refused_and_rows_of_a_long_text_never_make_a_whole_map(context, tiny):

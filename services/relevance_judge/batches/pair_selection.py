@@ -3,13 +3,13 @@
 Parses the text of files, TREC lines or JSON lines.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fovea.errors import InvalidOption, Malformed
 from services.relevance_judge.metrics.agreement import Qrels
 from services.relevance_judge.parsing import trec
-from services.relevance_judge.parsing.label_formats import parse_object
+from services.relevance_judge.parsing.label_formats import number_lines, parse_object
 
 MAX_BATCH_PAIRS = 200_000
 
@@ -30,9 +30,8 @@ def parse_texts(lines: str, source: str) -> dict[str, str]:
     Raises Malformed: a line in neither form, or an id that comes again with another text.
     """
     found: dict[str, str] = {}
-    for number, line in _numbered_lines(lines):
-        parse_line = _parse_text_object if line.startswith("{") else _parse_tabbed
-        name, text = parse_line(line, number, source)
+    for number, line in number_lines(lines):
+        name, text = (_parse_text_object if line.startswith("{") else _parse_tabbed)(line, number, source)
         _check_id(name, number, source)
         if found.setdefault(name, text) != text:
             raise Malformed(f"Line {number} of {source}: the id {name} comes again with another text.")
@@ -47,7 +46,7 @@ def parse_collection(topics: str, passages: str) -> tuple[dict[str, str], dict[s
 def parse_pairs(text: str) -> list[BatchPair]:
     """Pairs from JSON lines `{"qid", "docid", "query", "passage"}`; `Malformed` if a line is not such an object."""
     found = []
-    for number, line in _numbered_lines(text):
+    for number, line in number_lines(text):
         row = parse_object(line, number, "pairs")
         fields = [row.get(name) for name in ("qid", "docid", "query", "passage")]
         if not all(isinstance(field, str | int) and str(field).strip() for field in fields):
@@ -114,9 +113,3 @@ def _parse_text_object(line: str, number: int, source: str) -> tuple[str, str]:
     if not isinstance(name, str | int) or not text.strip():
         raise Malformed(f"Line {number} of {source} has no id, or no text.")
     return str(name), text
-
-
-def _numbered_lines(text: str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield number, line.strip("\r")

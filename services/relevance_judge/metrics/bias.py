@@ -43,9 +43,9 @@ def measure_bias(reference: Qrels, judge: Qrels, topics: Mapping[str, str], pass
 
 
 def invalid_share(reference: Qrels, invalid: Sequence[tuple[str, str]]) -> list[float | None]:
-    """Share of pairs of each reference grade to which the judge gave no valid grade; None where there are none."""
+    """Share of pairs of each clamped reference grade that the judge gave no valid grade; None where there are none."""
     missed = set(invalid)
-    rows = [[pair in missed for pair, grade in reference.items() if grade == wanted] for wanted in GRADES]
+    rows = [[pair in missed for pair, grade in reference.items() if min(max(grade, 0), 3) == one] for one in GRADES]
     return [sum(row) / len(row) if row else None for row in rows]
 
 

@@ -69,32 +69,31 @@ def build_trust_report(
     pairs = [pair for pair in reference if pair in signals and all(pair in one for one in baselines.values())]
     truth = np.clip(np.asarray([reference[pair] for pair in pairs], int), GRADES[0], GRADES[-1])
     labels, queries = dict(zip(pairs, truth.tolist(), strict=True)), [qid for qid, _ in pairs]
-    everyone = {name: signals, **baselines}
-    values = {key: np.asarray([one[pair] for pair in pairs], float) for key, one in everyone.items()}
-    orders = {key: order_counts(x, truth, queries) for key, x in values.items()}
-    drawn = dict(zip(orders, draw_ratios([*orders.values()], draws=draws, seed=seed), strict=True))
+    raters = [(name, signals), *baselines.items()]  # by place: a judge may have the name of a baseline
+    values = [np.asarray([one[pair] for pair in pairs], float) for _, one in raters]
+    orders = [order_counts(x, truth, queries) for x in values]
+    drawn = draw_ratios(orders, draws=draws, seed=seed)
 
-    def describe(key: str) -> RaterRow:
-        taus = _taus(pairs, values[key], truth)
-        graded = grades if key == name and grades is not None else _grade(pairs, values[key], truth)
+    def describe(place: int) -> RaterRow:
+        taus = _taus(pairs, values[place], truth)
+        graded = grades if place == 0 and grades is not None else _grade(pairs, values[place], truth)
         shared = [pair for pair in pairs if pair in graded]
         judged = np.clip(np.asarray([graded[pair] for pair in shared], int), GRADES[0], GRADES[-1])
         return RaterRow(
-            name=key,
+            name=raters[place][0],
             pairs=len(pairs),
-            pair_order=divide_sums(orders[key]),
-            pair_order_interval=percentile_interval(drawn[key]),
+            pair_order=divide_sums(orders[place]),
+            pair_order_interval=percentile_interval(drawn[place]),
             tau=divide_sums(taus),
             tau_interval=percentile_interval(draw_ratios([taus], draws=draws, seed=seed)[0]) if taus else None,
             kappa=cohen_kappa([labels[pair] for pair in shared], judged),
             kappa_interval=kappa_interval(labels, graded, draws=draws, seed=seed),
-            **({} if key == name else _lead(orders[name], orders[key], drawn[name] - drawn[key])),
+            **({} if place == 0 else _lead(orders[0], orders[place], drawn[0] - drawn[place])),
         )
 
-    judge, *others = map(describe, everyone)
-    is_better, statement = _conclude(judge, others, sum(total > 0 for _, total in orders[name].values()))
-    count = len(set(queries))
-    return TrustReport(statement=statement, is_better=is_better, queries=count, judge=judge, baselines=others)
+    judge, *others = map(describe, range(len(raters)))
+    is_better, statement = _conclude(judge, others, sum(total > 0 for _, total in orders[0].values()))
+    return TrustReport(statement=statement, is_better=is_better, queries=len({*queries}), judge=judge, baselines=others)
 
 
 def _lead(judge: Counts, other: Counts, drawn: NDArray[np.float64]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def parse_labels(text: str, source: str) -> LabelSet:
 
     Raises Malformed: a line is in neither form, or a pair comes again with another grade.
     """
-    if not text.lstrip().startswith("{"):
+    if not text.lstrip("\ufeff \t\r\n").startswith("{"):
         return LabelSet(trec.parse_qrels(text, source))
     labels: dict[tuple[str, str], int] = {}
     invalid, rows = [], list(parse_json_lines(text, source))
@@ -96,7 +96,7 @@ def parse_signals(text: str, source: str) -> SignalSet:
     Raises Malformed: a line is in none of the forms, a run file holds several systems, or a signal is not finite.
     """
     first = next((line for line in text.splitlines() if line.strip()), "")
-    if not first.lstrip().startswith("{"):
+    if not first.lstrip("\ufeff \t").startswith("{"):
         if len(first.split()) != RUN_FIELDS:
             labels = trec.parse_qrels(text, source)
             return SignalSet({pair: float(grade) for pair, grade in labels.items()}, labels)
@@ -141,10 +141,15 @@ def format_labels(rows: Iterable[dict[str, Any]], form: str) -> str:
 
 
 def parse_json_lines(text: str, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and the object of each line that is not empty; see `parse_object`."""
+    """The number and the object of each line that is not empty; see `parse_object`."""
+    return ((number, parse_object(line, number, source)) for number, line in number_lines(text))
+
+
+def number_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the number and the text of each line that is not empty, less blanks and byte-order marks at its ends."""
     for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield number, parse_object(line, number, source)
+        if line := line.strip("\ufeff \t\r"):
+            yield number, line
 
 
 def parse_object(line: str, number: int, source: str) -> dict[str, Any]:

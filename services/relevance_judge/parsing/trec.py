@@ -24,8 +24,7 @@ def read_qrels(path: str | Path) -> dict[tuple[str, str], int]:
 def parse_qrels(text: str, source: str = "qrels") -> dict[tuple[str, str], int]:
     """Labels of `qid iteration docid grade` lines: {(qid, docid): grade}.
 
-    Raises Malformed for a line without four fields, a grade that is not an integer, or a pair with two grades; the
-    detail names the lines.
+    Raises Malformed, with the lines: one without four fields, a grade that is no integer, or a pair with two grades.
     """
     labels: dict[tuple[str, str], int] = {}
     first_lines: dict[tuple[str, str], int] = {}
@@ -53,7 +52,7 @@ def check_grade(grade: int, number: int, source: str) -> None:
 def parse_runs(text: str, source: str = "runs") -> Runs:
     """Runs of `qid Q0 docid rank score tag` lines: {tag: {qid: {docid: score}}}. The rank column is ignored.
 
-    Raises Malformed: a line without six fields, or a score that is not a finite number.
+    Raises Malformed: a line without six fields, a score that is not finite, or two scores of one pair under one tag.
     """
     runs: Runs = {}
     for number, fields in _split_lines(text, source, 6, "qid Q0 docid rank score tag"):
@@ -64,7 +63,9 @@ def parse_runs(text: str, source: str = "runs") -> Runs:
             raise Malformed(f"Line {number} of {source}: the score {text_score[:40]!r} is not a number.") from error
         if not math.isfinite(score):
             raise Malformed(f"Line {number} of {source}: the score {text_score[:40]!r} is not a finite number.")
-        runs.setdefault(tag, {}).setdefault(query, {})[passage] = score
+        if runs.setdefault(tag, {}).setdefault(query, {}).setdefault(passage, score) != score:
+            detail = f"Line {number} of {source}: the run {tag} has {query} {passage} again, with another score."
+            raise Malformed(detail, hint="Each system needs a tag of its own, the last field of its lines.")
     return runs
 
 
@@ -109,7 +110,7 @@ def _split_lines(text: str, source: str, count: int, form: str) -> Iterator[tupl
 
 
 def _numbered_lines(text: str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.replace("\ufeff", "").splitlines(), 1):
         if line.strip():
             yield number, line
 

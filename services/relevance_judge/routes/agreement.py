@@ -65,9 +65,9 @@ def agreement(body: AgreementIn) -> AgreementOut:
 
 
 def _widest(reference: Qrels, judge: Qrels) -> list[Disagreement]:
-    differ = [pair for pair in reference if pair in judge and reference[pair] != judge[pair]]
-    differ.sort(key=lambda pair: -abs(reference[pair] - judge[pair]))
+    ours, theirs = ({p: min(max(grade, 0), 3) for p, grade in side.items()} for side in (judge, reference))
+    gaps = {pair: gap for pair, grade in theirs.items() if pair in ours and (gap := abs(grade - ours[pair]))}
     return [
         Disagreement(qid=qid, docid=docid, reference=reference[qid, docid], judge=judge[qid, docid])
-        for qid, docid in differ[:MAX_DISAGREEMENTS]
+        for qid, docid in sorted(gaps, key=gaps.__getitem__, reverse=True)[:MAX_DISAGREEMENTS]
     ]

@@ -1,6 +1,6 @@
 """`POST /v1/judge/ensembles`: label sets become one; `…/weights`: signals are weighed by labelled pairs."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter
@@ -28,7 +28,7 @@ class EnsemblesIn(StrictModel):
     combine: EnsembleRule = Field("majority", description="How votes become one grade.")
     tie: Tie = Field("average", description="Which grade wins a tied majority.")
     rounding: Rounding = Field("half_up", description="How an average becomes a grade.")
-    weights: list[float] | None = Field(None, description="Weights of an average, one per judge.")
+    weights: list[Annotated[float, Field(ge=0, le=1e6)]] | None = Field(None, description="Of an average, per judge.")
     seed: int = Field(0, ge=0, description="For random ties.")
 
 
@@ -46,6 +46,8 @@ def combine(body: EnsemblesIn) -> EnsemblesOut:
     label_sets = [parse_labels(text, f"judges[{place}]").labels for place, text in enumerate(body.judges)]
     pairs = list(dict.fromkeys(pair for labels in label_sets for pair in labels))
     options = body.model_dump(include={"tie", "rounding", "weights", "seed"})
+    if body.weights and body.combine != "average":
+        raise InvalidOption(f"The {body.combine} has no weights.", hint="Combine by average.", field="weights")
     votes = [[labels.get(pair) for pair in pairs] for labels in label_sets]
     if outside := [vote for labels in label_sets for vote in labels.values() if not 0 <= vote <= 3]:
         raise InvalidOption(f"A vote of {outside[0]} lies outside the grades 0–3.")

@@ -38,6 +38,12 @@ def test_few_pairs_are_no_crash_and_invalid_answers_are_told_per_grade():
     assert (only.bias, only.kappa) == (2.0, 0.0)
     reference = {("1", "a"): 0, ("1", "b"): 0, ("1", "c"): 3}
     assert invalid_share(reference, [("1", "a"), ("9", "z")]) == [0.5, None, None, 0.0]
+    assert invalid_share(reference | {("1", "d"): -2, ("1", "e"): 4}, [("1", "d"), ("1", "e")]) == [
+        1 / 3,
+        None,
+        None,
+        0.5,
+    ]
 
 
 def test_labels_go_out_and_come_in_again_in_both_forms():

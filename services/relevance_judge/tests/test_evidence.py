@@ -141,6 +141,17 @@ def test_its_figures_are_those_of_the_definitions():
     assert (found.baselines[0].lead, found.baselines[0].lead_interval) == (0.0, (0.0, 0.0))
 
 
+def test_a_judge_that_has_the_name_of_a_baseline_keeps_its_own_figures():
+    labels = collection()
+    signals, baselines = noisy(labels, 1.5, 4), {"bm25": noisy(labels, 4, 2)}
+    mine, same = (build_trust_report(name, signals, labels, baselines, draws=200) for name in ("mine", "bm25"))
+    assert (same.judge.model_dump(exclude={"name"}), same.baselines) == (
+        mine.judge.model_dump(exclude={"name"}),
+        mine.baselines,
+    )
+    assert same.statement == mine.statement
+
+
 def test_pair_order_of_two_grades_is_the_area_under_the_curve():
     draw = np.random.default_rng(0)
     y, x = draw.integers(0, 2, 60), draw.integers(0, 9, 60) / 3

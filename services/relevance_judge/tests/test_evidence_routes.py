@@ -62,6 +62,8 @@ def test_weights_make_an_ensemble_that_can_be_asked(client):
         ("agreement", {"reference": ""}, 422, "judge"),
         ("ensembles", {"judges": ["1 0 a 7\n"]}, 422, "outside"),
         ("ensembles", {"judges": ["1 0 a 1\n"], "combine": "average", "weights": [1, 2]}, 422, "weights"),
+        ("ensembles", {"judges": ["1 0 a 1\n"], "weights": [2]}, 422, "majority has no weights"),
+        ("ensembles", {"judges": ["1 0 a 3\n"], "combine": "average", "weights": [1e308]}, 422, "weights"),
         ("ensembles", {"judges": []}, 422, "judges"),
         ("calibrations", {"signals": [1], "grades": [0, 1], "queries": ["a"]}, 422, "one each"),
         ("calibrations", {"signals": [1], "grades": [9], "queries": ["a"]}, 422, "outside"),
@@ -88,6 +90,15 @@ def test_agreement_of_two_passes_has_its_interval_and_undefined_is_null(client):
     assert (found["kappa"], found["alpha"], found["kappa_interval"]) == (None, None, None)
     found = client.post("/v1/judge/agreement", json={"reference": "", "judge": ""}).json()
     assert (found["pairs"], found["bias"]) == (0, None)
+
+
+def test_disagreements_are_those_of_the_scale_the_widest_first(client):
+    body = {"reference": "1 0 a -2\n1 0 b 1\n1 0 c 9\n1 0 d 0\n", "judge": "1 0 a 0\n1 0 b 2\n1 0 c 3\n1 0 d 3\n"}
+    found = post(client, "agreement", body)
+    assert found["confusion"] == [[1, 0, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+    assert [(one["docid"], one["reference"], one["judge"]) for one in found["disagreements"]] == [
+        ("d", 0, 3), ("b", 1, 2),
+    ]  # fmt: skip
 
 
 def test_ensembles_count_who_votes_and_state_their_rule(client):

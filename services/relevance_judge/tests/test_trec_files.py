@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from fovea.errors import Malformed
 from loadtests.mini_judgements import RANKERS, build_run
+from services.relevance_judge.batches.pair_selection import parse_texts
 from services.relevance_judge.metrics.baselines import bm25, overlap, tokenize
+from services.relevance_judge.parsing.label_formats import parse_labels, parse_signals
 from services.relevance_judge.parsing.trec import Runs, format_qrels, parse_runs, read_qrels, read_topics
 from services.relevance_judge.storage.mini_collection import load_mini_collection
 
@@ -28,6 +30,19 @@ def test_white_space_blank_lines_opaque_ids_and_repeated_pairs_are_taken(tmp_pat
     assert read_qrels(_file(tmp_path, "1\t0  d1 3\n\n  1 Q0 d2\t-1 \n")) == {("1", "d1"): 3, ("1", "d2"): -1}
     assert read_qrels(_file(tmp_path, "007 0 1e5 1\n")) == {("007", "1e5"): 1}
     assert read_qrels(_file(tmp_path, "1 0 d 2\n1 0 d 2\n")) == {("1", "d"): 2}
+    assert _read_runs(_file(tmp_path, "1 Q0 d 1 2 t\n1 Q0 d 1 2 t\n")) == {"t": {"1": {"d": 2.0}}}
+
+
+def test_byte_order_marks_of_windows_are_no_part_of_an_id(tmp_path):
+    mark = "\ufeff"
+    assert read_qrels(_file(tmp_path, f"{mark}1 0 a 3\r\n{mark}2 0 a 1\r\n")) == {("1", "a"): 3, ("2", "a"): 1}
+    assert _read_runs(_file(tmp_path, f"{mark}1 Q0 a 1 2 t\n{mark}2 Q0 a 1 2 t\n")) == {
+        "t": {"1": {"a": 2}, "2": {"a": 2}}
+    }
+    lines = f'{mark}{{"qid": "1", "docid": "a", "grade": 2, "signal": 0.5}}\r\n'
+    assert parse_labels(lines, "judge").labels == {("1", "a"): 2}
+    assert parse_signals(lines, "judge").signals == {("1", "a"): 0.5}
+    assert parse_texts(f"{mark}1\twhat\r\n{mark}2\twhy\n", "topics") == {"1": "what", "2": "why"}
 
 
 @pytest.mark.parametrize(
@@ -41,6 +56,7 @@ def test_white_space_blank_lines_opaque_ids_and_repeated_pairs_are_taken(tmp_pat
         (_read_runs, "1 Q0 a 1 x t\n", "'x' is not a number"),
         (_read_runs, "1 Q0 a 1 0.5\n", "5 fields"),
         *((_read_runs, f"1 Q0 a 1 {score} t\n", "finite number") for score in ("nan", "inf", "-inf", "1e999")),
+        (_read_runs, "1 Q0 a 1 2 t\n1 Q0 a 1 2 other\n1 Q0 a 2 1 t\n", "Line 3 .*run t has 1 a again"),
         (read_topics, "1 what\n", "no tab"),
     ],
 )

@@ -111,10 +111,8 @@ def batch(
     with gateway.open() as client:
         done = run_as_job(client, screen, judge_endpoints.compute("batches", body))
         if output is not None:
-            file_format = _FORMATS.get(
-                output.with_suffix("").suffix if output.suffix == ".gz" else output.suffix, "qrels"
-            )
-            write_text(output, client.send(judge_endpoints.labels(done["id"], file_format)))
+            suffix = output.with_suffix("").suffix if output.suffix == ".gz" else output.suffix
+            write_text(output, client.send(judge_endpoints.labels(done["id"], _FORMATS.get(suffix, "qrels"))))
     if not screen.wrote(done):
         _print_summary(screen, done, output)
     if done["failed"] or done["left"]:
@@ -173,21 +171,24 @@ def calibrate(
 def _build_training(lines: str, qrels: str) -> dict[str, Any]:
     """Build training data of those labelled pairs that have a reference label."""
     truth = {}
-    for line in qrels.splitlines():
-        if len(fields := line.split()) == 4 and fields[3].lstrip("-").isdigit():
-            truth[fields[0], fields[2]] = int(fields[3])
+    for number, line in enumerate(qrels.splitlines(), 1):
+        if fields := line.split():
+            if len(fields) != 4 or not fields[3].removeprefix("-").isdecimal():
+                raise Malformed(f"Line {number} of the labels to fit to is not `qid 0 docid grade`.")
+            truth[fields[0], fields[2]] = min(max(int(fields[3]), 0), 3)  # onto the scale, as measures of judges do
     try:
-        rows = [json.loads(line) for line in lines.splitlines() if line.strip()]
-        labelled = [row for row in rows if row.get("signal") is not None and (row["qid"], row["docid"]) in truth]
+        rows = [json.loads(line) for line in lines.split("\n") if line.strip()]
+        signals = {(str(row["qid"]), str(row["docid"])): row for row in rows if row.get("signal") is not None}
+        labelled = {pair: row for pair, row in signals.items() if pair in truth}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise Malformed("The labels of the batch are not JSON lines.", hint="Write them with -o x.jsonl.") from error
-    owner = {field: {row.get(field) for row in labelled} for field in ("template", "llm")}
+    owner = {field: {row.get(field) for row in labelled.values()} for field in ("template", "llm")}
     one = {field: next(iter(values)) if len(values) == 1 else None for field, values in owner.items()}
     return {
-        "signals": [row["signal"] for row in labelled],
-        "grades": [truth[row["qid"], row["docid"]] for row in labelled],
-        "queries": [row["qid"] for row in labelled],
-        "pairs": [f"{row['qid']} {row['docid']}" for row in labelled],
+        "signals": [row["signal"] for row in labelled.values()],
+        "grades": [truth[pair] for pair in labelled],
+        "queries": [qid for qid, _ in labelled],
+        "pairs": [" ".join(pair) for pair in labelled],
         "template": one["template"],
         "model": one["llm"],
     }

@@ -1,7 +1,7 @@
 """Shared parts of the commands of `fovea judge`: options, sending a body, figures and intervals as text."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -40,11 +40,6 @@ def _build_call(what: str, options: dict[str, Any]) -> Call[Any]:
     return judge_endpoints.compute(what, options | texts)
 
 
-def format_figures(found: Mapping[str, Any], *names: str) -> dict[str, str]:
-    """Format figures of an answer under their names."""
-    return {name.replace("_", " "): format_figure(found[name]) for name in names}
-
-
 def read_json(path: Path, kind: type[Kind]) -> Kind:
     """Read a JSON file of an object or a list; Malformed if it holds something else."""
     try:
@@ -57,13 +52,15 @@ def read_json(path: Path, kind: type[Kind]) -> Kind:
 
 
 def read_runs(paths: list[Path] | None) -> str:
-    """Read run files as one text."""
-    return "".join(map(read_text, paths or ()))
+    """Read run files as one text; a file may end without a line break."""
+    return "\n".join(map(read_text, paths or ()))
 
 
-def name_judge(path: Path) -> str:
-    """Name a judge after its file."""
-    return path.name.removesuffix(".gz").rsplit(".", 1)[0]
+def read_judges(paths: Sequence[Path]) -> dict[str, str]:
+    """Read judges' labels, each named after its file, or by the whole path where two files have one name."""
+    names = [path.name.removesuffix(".gz").rsplit(".", 1)[0] for path in paths]
+    kept = [name if names.count(name) == 1 else str(path)[-120:] for name, path in zip(names, paths, strict=True)]
+    return dict(zip(kept, map(read_text, paths), strict=True))
 
 
 def format_figure(value: float | None) -> str:

@@ -18,10 +18,10 @@ from fovea.cli.commands.judge.options import (
     compute_as_job,
     format_figure,
     format_interval,
-    name_judge,
+    read_judges,
 )
 from fovea.cli.common_options import GatewayOptions
-from fovea.cli.text_files import read_text, write_text
+from fovea.cli.text_files import write_text
 from fovea.errors import InvalidOption
 
 
@@ -35,8 +35,9 @@ def trust(
     gateway: GatewayOptions,
 ) -> None:
     """Say whether a judge is better than BM25 and embeddings on a labelled sample; exit code 1 if it is not."""
-    screen, files = gateway.screen, {"reference": reference, "judge": judge, "topics": topics, "passages": passages}
-    found = compute_as_job("trust", gateway, name=name_judge(judge)[:60], embedding=embedding, **files)
+    screen, files = gateway.screen, {"reference": reference, "topics": topics, "passages": passages}
+    ((name, labels),) = read_judges([judge]).items()
+    found = compute_as_job("trust", gateway, name=name[:60], judge=labels, embedding=embedding, **files)
     if not screen.wrote(found):
         screen.out.print(f"[bold]{escape(found['statement'])}[/]")
         rows = [found["judge"], *found["baselines"]]
@@ -57,8 +58,8 @@ def weights(
     gateway: GatewayOptions,
 ) -> None:
     """Fit weights of several judges' signals; -o gets the options for `fovea judge batch -j ensemble --options`."""
-    screen, named = gateway.screen, {name_judge(path): read_text(path) for path in judges}
-    found = compute("ensembles/weights", gateway, reference=reference, judges=named)
+    screen = gateway.screen
+    found = compute("ensembles/weights", gateway, reference=reference, judges=read_judges(judges))
     if not screen.wrote(found):
         facts = {
             "pairs": str(found["pairs"]),

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from fovea.errors import InvalidOption, TooLarge
+from fovea_circuits.circuit_tasks import first_tokens
 from fovea_circuits.patching import logit_difference
 from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
 from services.interpretability.core.report import Report, Scalar, heat_map
@@ -63,8 +64,7 @@ class ActivationPatching(Experiment[ActivationPatchingSpec]):
 
     def run(self, spec: ActivationPatchingSpec, subject: StudiedModel, progress: Progress) -> Report:
         clean, corrupt = _encode_pair(spec, subject)
-        first = [subject.encode(text, "correct", special=False)[0] for text in (spec.correct, spec.wrong)]
-        answers = subject.tensor([first])
+        answers = subject.tensor([first_tokens(subject, [spec.correct, spec.wrong])])
         names = [f"{spec.site}.{l}" for l in range(subject.layers)]
         corrupt_run = trace(subject.model, subject.tensor([corrupt]), capture=names, keep=1)
         ids = subject.tensor([clean])
@@ -80,6 +80,7 @@ class ActivationPatching(Experiment[ActivationPatchingSpec]):
         effect = (patched - low) / span if abs(span) >= 1e-6 else np.full_like(patched, np.nan)
         tokens = [f"{t} {token.text}" for t, token in enumerate(subject.token_spans(clean))]
         by_head = spec.site in _BY_HEAD
+        heads = "head" if places == subject.heads else "key/value head"
         return Report(
             title=f"Patching {spec.site}",
             warnings=[] if abs(span) >= 1e-6 else ["Both prompts have one logit difference: effects are undefined."],
@@ -92,7 +93,7 @@ class ActivationPatching(Experiment[ActivationPatchingSpec]):
                     "effect",
                     effect,
                     ("layer", range(subject.layers)),
-                    ("head", range(places)) if by_head else ("position", tokens),
+                    (heads, range(places)) if by_head else ("position", tokens),
                     "How far the corrupt value at this place moves the answer: 0 not at all, 1 all the way.",
                     scale="diverging",
                     text=spec.clean if by_head else None,

@@ -7,6 +7,7 @@ studied by circuits.
 from pydantic import Field
 
 from fovea_circuits.activation_cache import run_with_cache
+from fovea_circuits.circuit_tasks import first_tokens
 from fovea_circuits.patching import attribute_logits
 from services.interpretability.attention.head_scores import top_heads
 from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
@@ -48,8 +49,7 @@ class LogitAttribution(Experiment[AttributionSpec]):
         return Cost(1, len(subject.encode(spec.text)))
 
     def run(self, spec: AttributionSpec, subject: StudiedModel, progress: Progress) -> Report:
-        texts = {"correct": spec.correct, "wrong": spec.wrong}
-        answers = [subject.encode(text, field, special=False)[0] for field, text in texts.items()]
+        answers = first_tokens(subject, [spec.correct, spec.wrong])
         run = run_with_cache(subject.model, subject.tensor([subject.encode(spec.text)]))
         parts = attribute_logits(run, subject.tensor([answers]))
         strongest = [[head_name(head), float(parts.heads[head])] for head in top_heads(parts.heads, 1.0)[:20]]

@@ -1,14 +1,15 @@
 """Commands of `fovea judge` about answers: the facts that they hold, and what supports them."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from fovea.cli.commands.judge.options import Llm, Passages, compute_as_job, format_figures, read_json
+from fovea.cli.commands.judge.options import Llm, Passages, compute_as_job, format_figure, read_json
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.text_files import read_text, write_text
 from fovea.errors import Malformed
@@ -53,7 +54,7 @@ def nuggets(
     if screen.wrote(found):
         return
     names = ("vital_recall", "strict_vital_recall", "all_recall", "strict_all_recall", "precision", "f1")
-    screen.facts(format_figures(found, *names))
+    screen.facts(_format_figures(found, *names))
     rows = (
         (support.replace("_", " "), one["importance"], escape(one["text"]))
         for support, one in zip(found["supports"], known, strict=True)
@@ -75,7 +76,7 @@ def support(
     found = compute_as_job("support", gateway, answer=answer, **options)
     if screen.wrote(found):
         return
-    screen.facts(format_figures(found, "citation_precision", "citation_recall", "faithfulness"))
+    screen.facts(_format_figures(found, "citation_precision", "citation_recall", "faithfulness"))
     rows = (
         (
             one["best"].replace("_", " "),
@@ -88,11 +89,15 @@ def support(
     screen.table(("best", "passage", "cited", "sentence"), rows)
 
 
+def _format_figures(found: Mapping[str, Any], *names: str) -> dict[str, str]:
+    return {name.replace("_", " "): format_figure(found[name]) for name in names}
+
+
 def _passages(path: Path | None) -> dict[str, str]:
     if path is None:
         raise typer.BadParameter("Give --passages, or --nuggets with --answer.")
     try:
-        rows = [json.loads(line) for line in read_text(path).splitlines() if line.strip()]
+        rows = [json.loads(line) for line in read_text(path).split("\n") if line.strip()]
     except ValueError as error:
         raise Malformed(f"{path.name} is not JSON.") from error
     if not all(isinstance(row, dict) and {"id", "text"} <= set(row) for row in rows):

@@ -17,11 +17,10 @@ from fovea.cli.commands.judge.options import (
     compute_as_job,
     format_figure,
     format_interval,
-    name_judge,
+    read_judges,
     read_runs,
 )  # fmt: skip
 from fovea.cli.common_options import GatewayOptions
-from fovea.cli.text_files import read_text
 
 Measure = Annotated[str, typer.Option(help="ndcg_cut_10, map, P_5, recip_rank, recall_100 …")]
 Runs = Annotated[list[Path], typer.Option("--run", help="TREC run; may be repeated.")]
@@ -162,7 +161,7 @@ def leaderboard(
     screen = gateway.screen
     if labels:
         reference, *judges = labels
-        labelled = [{"judge": name_judge(path), "labels": read_text(path)} for path in judges]
+        labelled = [{"judge": judge, "labels": text} for judge, text in read_judges(judges).items()]
         files = {"reference": reference, "runs": read_runs(runs), "judges": labelled}
         found = compute("leaderboard", gateway, measure=measure, sort=sort, name=name, **files)
     else:

@@ -1,7 +1,7 @@
 """Rankings of systems under labels, and how alike two rankings are. Measures have trec_eval's semantics.
 
 A run is sorted by score as float32, descending, ties by passage id descending; the rank column is ignored; what nobody
-judged counts as 0.
+judged gains nothing and is not relevant, at whatever level.
 """
 
 import math
@@ -61,6 +61,17 @@ def system_scores(
     return scores
 
 
+def check_queries(runs: Mapping[str, Run], qrels: Qrels) -> None:
+    """Refuse a run that has none of the labelled queries, whose ids are others then: InvalidOption."""
+    labelled = dict.fromkeys(query for query, _ in qrels)
+    for tag, run in runs.items():
+        if labelled and not labelled.keys() & run.keys():
+            detail = (
+                f"The run {tag} has no labelled query: it has {next(iter(run))}, and {next(iter(labelled))} is one."
+            )
+            raise InvalidOption(detail, hint="Compare the ids of runs and labels.", field="runs")
+
+
 Rule = Callable[[Sequence[int], Mapping[str, int], int], float]
 
 
@@ -76,7 +87,7 @@ def find_measure(name: str) -> Rule:
 
 
 def _ranked(scores: Mapping[str, float], labels: Mapping[str, int]) -> list[int]:
-    return [labels.get(passage, 0) for passage in order_passages(scores)]
+    return [labels.get(passage, -1) for passage in order_passages(scores)]
 
 
 def _gain(grades: Iterable[int]) -> float:

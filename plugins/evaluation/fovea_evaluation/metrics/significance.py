@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from fovea_evaluation.metrics.rankings import Run, evaluate
+from fovea_evaluation.metrics.rankings import Run, check_queries, evaluate
 from services.relevance_judge.metrics.agreement import Qrels
 from services.relevance_judge.metrics.bootstrap import CHUNK, mean_interval
 
@@ -39,7 +39,11 @@ class PairTest(BaseModel):
 def tabulate_scores(
     runs: Mapping[str, Run], qrels: Qrels, *, measure: str, relevance_level: int = 1
 ) -> tuple[list[str], list[str], Floats]:
-    """Systems, queries, and scores [systems, queries]; a labelled query that a run lacks counts 0."""
+    """Systems, queries, and scores [systems, queries]; a labelled query that a run lacks counts 0.
+
+    Raises InvalidOption: a run lacks all of them.
+    """
+    check_queries(runs, qrels)
     queries = list(dict.fromkeys(query for query, _ in qrels))
     rows = []
     for run in runs.values():

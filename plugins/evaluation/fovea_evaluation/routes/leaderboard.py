@@ -8,6 +8,7 @@ from pydantic import Field
 
 from fovea.errors import InvalidOption
 from fovea_evaluation.metrics.leaderboard import Leaderboard, LeaderboardEntry, Sort, build_leaderboard
+from fovea_evaluation.metrics.rankings import check_queries
 from fovea_evaluation.routes.options import Measure, RelevanceLevel, Seed
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import parse_labels
@@ -54,6 +55,7 @@ def compare(request: Request, body: LeaderboardIn) -> Leaderboard:
         for place, one in enumerate(body.judges)
     ]
     reference, runs = trec.parse_qrels(body.reference, "reference"), trec.parse_runs(body.runs)
+    check_queries(runs, reference)
     options = body.model_dump(include={"measure", "relevance_level", "draws", "seed", "sort"})
     table = build_leaderboard(reference, entries, runs, **options)
     if body.name is None:

@@ -68,8 +68,13 @@ def rank(body: RankingsIn) -> RankingsOut:
     """Rank systems under two label sets, with trec_eval's semantics."""
     reference, judge = trec.parse_qrels(body.reference, "reference"), parse_labels(body.judge, "judge").labels
     runs = trec.parse_runs(body.runs)
+    if unknown := [tag for tag in body.families if tag not in runs]:
+        detail = f"There is no run {unknown[0]!r} to be of a family; there are {', '.join(runs) or 'none'}."
+        raise InvalidOption(detail, field="families")
     options = body.model_dump(include={"measure", "relevance_level", "missing"})
     rankings.find_measure(body.measure)  # also without systems
+    for labels in (reference, judge):
+        rankings.check_queries(runs, labels)
     truth, estimate = (rankings.system_scores(runs, labels, **options) for labels in (reference, judge))
     rows = _rows(truth, estimate, body.families)
     agreement = agree(reference, judge)

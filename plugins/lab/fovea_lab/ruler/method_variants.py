@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fovea.api.longctx import LongctxOptions
+from fovea.errors import InvalidOption
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.serving.cache_dtype import read_cache_dtype
@@ -50,8 +51,11 @@ class MethodVariant:
 
 
 def list_variants(methods: Sequence[LongctxOptions], budgets: Sequence[float]) -> list[MethodVariant]:
-    """Dense first, then baselines, then each method at each budget; those that free nothing once."""
-    dense = LongctxOptions()
+    """Dense first, then baselines, then each method at each budget; those that free nothing once.
+
+    Raises InvalidOption: two methods have one name, and their answers would be taken for those of one.
+    """
+    dense, budgets = LongctxOptions(), list(dict.fromkeys(budgets))
     found = [MethodVariant("dense", None, dense), MethodVariant("empty", None, dense)]
     found += [MethodVariant("truncate", budget, dense) for budget in budgets]
     for options in methods:
@@ -59,6 +63,9 @@ def list_variants(methods: Sequence[LongctxOptions], budgets: Sequence[float]) -
         label = facts.pop("label", None)
         plain = LongctxOptions.model_validate(facts)
         wanted = build_method(plain)
-        shares = budgets if "eviction" in wanted.actions else (None,)
-        found += [MethodVariant(str(label or wanted.name), budget, plain) for budget in shares]
+        shares, name = budgets if "eviction" in wanted.actions else (None,), str(label or wanted.name)
+        if name in {one.name for one in found}:
+            detail = f"Two methods are called {name!r}; dense, {' and '.join(BASELINES)} are always measured."
+            raise InvalidOption(detail, hint="Give each a `label` of its own.", field="methods")
+        found += [MethodVariant(name, budget, plain) for budget in shares]
     return found

@@ -83,11 +83,12 @@ def run_ruler(
         extra: Predictions of others on the same samples (peers).
 
     Raises:
-        InvalidOption: A task or method is unknown, or a length is too short or too long.
+        InvalidOption: A task or method is unknown, a length is too short or too long, or a peer had other samples.
     """
-    samples = _generate_all(on, spec, qa, corpus)
+    samples, found = _generate_all(on, spec, qa, corpus), list(extra)
+    _check_peers(found, samples)
     jobs, refused = _list_jobs(on, spec, samples)
-    known, found = read_answers(store), list(extra)
+    known = read_answers(store)
     found += [known[job.key] for job in jobs if job.key in known]
     todo = [job for job in jobs if job.key not in known]
     left = len(todo)
@@ -102,6 +103,16 @@ def run_ruler(
             found += answered
             left -= len(block)
     return build_report(found, spec=spec.model_dump(mode="json"), manifest=_manifest(on, samples), refused=refused)
+
+
+def _check_peers(found: Sequence[Prediction], samples: Mapping[tuple[int, str], Sequence[RulerSample]]) -> None:
+    """Refuse a peer that answered none of the samples of a task: nothing can be paired with dense."""
+    digests = {one.digest for rows in samples.values() for one in rows}
+    paired = {(one.method, one.length, one.task) for one in found if one.digest in digests}
+    for one in found:
+        if (one.length, one.task) in samples and (one.method, one.length, one.task) not in paired:
+            detail = f"The answers of {one.method} to {one.task} at {one.length:,} tokens are on no sample of this run."
+            raise InvalidOption(detail, hint="Export samples with the same seed, n and questions.", field="score")
 
 
 def measure_costs(on: EvaluatedModel, spec: RulerSpec, rounds: int = 3) -> dict[str, float]:

@@ -275,16 +275,16 @@ def _likeness(item: _Search, ids: list[int], expected: np.ndarray) -> ScanpathSi
     reference = list(item.request.reference)
     ours, theirs = ([_centre(item.objects, index) for index in path] for path in (ids, reference))
     vector, direction, length, position, _ = multimatch(ours, theirs, (float(item.size[0]), float(item.size[1])))
-    cells = [item.objects.ids.index(index) for index in reference]
-    pairs = list(zip(expected, cells, strict=True))
+    cells = [item.objects.ids.index(index) for index in range(len(item.crops))]  # those of objects, by id
+    pairs = list(zip(expected[:, cells], reference, strict=True))
     return ScanpathSimilarity(
         sequence_score=_r(sequence_score(ids, reference)),
         vector=_r(vector),
         direction=_r(direction),
         length=_r(length),
         position=_r(position),
-        sim=_r(float(np.mean([similarity(row[:-1], cell) for row, cell in pairs]))),
-        nss=_r(float(np.mean([nss(row[:-1], cell) for row, cell in pairs]))),
+        sim=_r(float(np.mean([similarity(row, index) for row, index in pairs]))),
+        nss=_r(float(np.mean([nss(row, index) for row, index in pairs]))),
     )
 
 
