@@ -18,10 +18,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
-from fovea.errors import Conflict, InvalidOption
+from fovea.errors import Conflict
 from services.gateway.policy.caller import TENANT_PATTERN, KeyLimits, KeyScope
 from services.gateway.policy.reserved_file import replace_reserved
-from shared.validation_errors import list_errors
+from shared.validation_errors import parse_fields
 
 
 def in_utc(moment: datetime) -> datetime:
@@ -67,17 +67,7 @@ def make_key(fields: Mapping[str, Any]) -> tuple[Key, str]:
     """Make a key with these fields; returns its entry and its text. Raises InvalidOption: a field is out of range."""
     name = secrets.token_hex(4)
     text = f"fovea_{name}_{secrets.token_hex(20)}"
-    return build_key({**fields, "id": name, "sha256": hash_key(text), "created": datetime.now(UTC)}), text
-
-
-def build_key(fields: Mapping[str, Any]) -> Key:
-    """Build an entry; raises InvalidOption where a field is out of range."""
-    try:
-        return Key.model_validate(fields)
-    except ValidationError as error:
-        first = list_errors(error)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise InvalidOption(f"{field}: {first['msg']}.", field=field) from error
+    return parse_fields(Key, {**fields, "id": name, "sha256": hash_key(text), "created": datetime.now(UTC)}), text
 
 
 def read_keys(path: Path) -> list[Key]:
