@@ -1,6 +1,8 @@
 """Asynchronous client: `Client`, method for method, for asyncio."""
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -14,9 +16,10 @@ from fovea.call import Answer, AsyncPart, Call, Item, StreamCall
 from fovea.chat import ChatOptions, ChatPiece, Messages
 from fovea.client import ClientMethods, JobMethods
 from fovea.error_responses import parse_error, translate_errors
+from fovea.errors import NotReady
 from fovea.lora import AsyncLoraAdapters
 from fovea.picture import PictureLike
-from fovea.retry import STREAM_RESUME_S, JobWatcher, RetryPolicy, iterate_pauses
+from fovea.retry import AWAY_S, STREAM_RESUME_S, RetryPolicy, iterate_pauses
 from fovea.steering import AsyncCaptures, AsyncSteeringVectors
 from fovea.transport import LOCAL, build_client_options
 
@@ -127,11 +130,18 @@ class AsyncJobs(JobMethods, AsyncPart):
 
     async def events(self, job_id: str) -> AsyncIterator[Job]:
         """See `Jobs.events`."""
+        until = -math.inf
         while True:
-            async for job in self._stream(endpoints.job_events(job_id)):
-                yield job
-                if job.status in FINAL:
-                    return
+            try:
+                async for job in self._stream(endpoints.job_events(job_id)):
+                    until = math.inf
+                    yield job
+                    if job.status in FINAL:
+                        return
+            except NotReady:
+                until = min(until, time.monotonic() + AWAY_S)
+                if time.monotonic() >= until:
+                    raise
             await asyncio.sleep(STREAM_RESUME_S)
 
     async def wait(
@@ -142,8 +152,12 @@ class AsyncJobs(JobMethods, AsyncPart):
         on_change: Callable[[Job], None] | None = None,
     ) -> Job:
         """See `Jobs.wait`."""
-        pauses, watcher = iterate_pauses(timeout), JobWatcher(on_change)
+        pauses, told = iterate_pauses(timeout), None
         while True:
-            if watcher.update(job := await self.get(job_id)):
+            job = await self.get(job_id)
+            if on_change is not None and job != told:
+                on_change(job)
+            if job.status in FINAL:
                 return job
+            told = job
             await asyncio.sleep(next(pauses))

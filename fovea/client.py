@@ -1,5 +1,6 @@
 """Synchronous client: sends the calls of `fovea.endpoints` with httpx2."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,9 +14,10 @@ from fovea.api.job import FINAL, Job
 from fovea.call import Answer, Call, Item, Part, Sends, StreamCall
 from fovea.chat import ChatOptions, ChatPiece, Messages
 from fovea.error_responses import parse_error, translate_errors
+from fovea.errors import NotReady
 from fovea.lora import LoraAdapters
 from fovea.picture import PictureLike
-from fovea.retry import STREAM_RESUME_S, JobWatcher, RetryPolicy, iterate_pauses
+from fovea.retry import AWAY_S, STREAM_RESUME_S, RetryPolicy, iterate_pauses
 from fovea.steering import Captures, SteeringVectors
 from fovea.transport import LOCAL, build_client_options
 
@@ -180,12 +182,19 @@ class Jobs(JobMethods, Part):
         self._stream = client.stream
 
     def events(self, job_id: str) -> Iterator[Job]:
-        """Follow a job: its state now and after every change, until it is final; a broken stream is resumed."""
+        """Follow a job: its state now and after every change, until it is final; a broken stream is taken up again."""
+        until = -math.inf
         while True:
-            for job in self._stream(endpoints.job_events(job_id)):
-                yield job
-                if job.status in FINAL:
-                    return
+            try:
+                for job in self._stream(endpoints.job_events(job_id)):
+                    until = math.inf
+                    yield job
+                    if job.status in FINAL:
+                        return
+            except NotReady:
+                until = min(until, time.monotonic() + AWAY_S)
+                if time.monotonic() >= until:
+                    raise
             time.sleep(STREAM_RESUME_S)
 
     def wait(self, job_id: str, *, timeout: float | None = None, on_change: Callable[[Job], None] | None = None) -> Job:
@@ -193,8 +202,12 @@ class Jobs(JobMethods, Part):
 
         Raises DeadlineExceeded: it has not ended after `timeout` seconds; it goes on running.
         """
-        pauses, watcher = iterate_pauses(timeout), JobWatcher(on_change)
+        pauses, told = iterate_pauses(timeout), None
         while True:
-            if watcher.update(job := self.get(job_id)):
+            job = self.get(job_id)
+            if on_change is not None and job != told:
+                on_change(job)
+            if job.status in FINAL:
                 return job
+            told = job
             time.sleep(next(pauses))

@@ -19,7 +19,7 @@ def read_picture(source: PictureLike) -> tuple[str, bytes, str]:
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
     elif isinstance(source, str | os.PathLike):
-        name, data = source, _read_path(Path(source))
+        name, data = source, read_path(Path(source))
     else:
         name, data = getattr(source, "name", name), source.read()
     if not isinstance(data, bytes):
@@ -41,10 +41,11 @@ def detect_media_type(data: bytes) -> str:
     return next((name for start, name in signatures if data.startswith(start)), "application/octet-stream")
 
 
-def _read_path(path: Path) -> bytes:
+def read_path(path: Path) -> bytes:
+    """Read a file. Raises NotFound: there is none, or it can't be read."""
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
         raise NotFound(f"There is no file {str(path)!r}.") from error
-    except (IsADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise NotFound(f"{str(path)!r} can't be read: {error.strerror}.") from error

@@ -5,17 +5,19 @@ Only 429 and 503 are tried again: both say that nothing was done, so that a seco
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import httpx2
 
-from fovea.api.job import FINAL, Job
 from fovea.error_responses import read_retry_after
 from fovea.errors import DeadlineExceeded
 
 STREAM_RESUME_S = 0.5
 """Seconds before a broken stream of events is resumed."""
+
+AWAY_S = 60.0
+"""How long a gateway that was there may be away, as when it restarts, before a stream of events is given up."""
 
 _RETRYABLE = frozenset({429, 503})
 
@@ -55,18 +57,3 @@ def iterate_pauses(timeout: float | None) -> Iterator[float]:
         yield min(pause, left)
         pause = min(1.0, pause * 1.5)
     raise DeadlineExceeded(f"The job has not ended after {timeout:g} s.", hint="It goes on; check again later.")
-
-
-class JobWatcher:
-    """Calls a listener once for each change of a job."""
-
-    def __init__(self, listener: Callable[[Job], None] | None) -> None:
-        self._listener = listener
-        self._last: Job | None = None
-
-    def update(self, job: Job) -> bool:
-        """Take the newest state of the job; returns whether it has ended."""
-        if self._listener is not None and job != self._last:
-            self._listener(job)
-        self._last = job
-        return job.status in FINAL

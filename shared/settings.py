@@ -6,6 +6,8 @@ process and passed on by value.
 
 import logging
 import os
+import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -13,8 +15,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.validation_errors import list_errors
 
 RENAMED = {
     "replica_host": "bind",
@@ -39,6 +43,8 @@ RENAMED = {
     "job_inline_max_bytes": "job_inline_bytes",
 }
 """Field → its old name, which works in the environment for one more release."""
+
+_UPSTREAM = r"[^=,|\s]+=https?://[^,|\s]+(\|(grpc://)?[^,|\s]+)?"
 
 
 class Settings(BaseSettings):
@@ -86,7 +92,7 @@ class Settings(BaseSettings):
     on_demand_services: str = ""
     """Comma-separated services that may have no replica until a request or a job comes (in the chart: `replicas.min:
     0`); the gateway holds requests until one answers. Needs Redis."""
-    static_upstreams: str = ""
+    static_upstreams: str = Field("", pattern=rf"^\s*({_UPSTREAM}\s*,\s*)*({_UPSTREAM}\s*)?$")
     """Fixed upstreams, `service=http://host:port[|grpc://host:port]`, comma-separated; they win over replicas that
     announce themselves (a Kubernetes Service, a Triton server)."""
 
@@ -140,7 +146,7 @@ class Settings(BaseSettings):
     triton_url: str | None = Field(None, description="host:port of an Open Inference v2 server for `engine=triton`.")
     triton_timeout_s: float = Field(60, gt=0, description="Seconds after which a call to `triton_url` is given up.")
     triton_connections: int = Field(8, ge=1, description="Calls to `triton_url` at once, per model.")
-    device: str = Field("auto", description="cpu, cuda, cuda:0 … or auto.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="cpu, cuda, cuda:0 … or auto.")
     intra_op_threads: int = Field(0, ge=0, description="Intra-op threads of one model; 0 means all cores.")
     max_batch_size: int = Field(8, ge=1, description="Largest micro-batch.")
     preload: str = "all"
@@ -220,7 +226,9 @@ class Settings(BaseSettings):
     """Payloads above this go to the object store, not to Redis."""
 
     # Logs, metrics and traces.
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_level: str = Field(
+        "INFO", pattern=r"^(?i:debug|info|warning|error|critical)$", description="DEBUG, INFO, WARNING or ERROR."
+    )
     log_format: Literal["json", "console"] = Field("console", description="json in production.")
     otlp_endpoint: str | None = Field(None, validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
     """OpenTelemetry collector that spans are sent to over OTLP/HTTP, such as `http://collector:4318`; unset, nothing is
@@ -248,6 +256,8 @@ class Settings(BaseSettings):
         url = self.redis_url or (self.redis_url_file and self.redis_url_file.read_text("utf-8").strip())
         if not url:
             return self
+        if not re.match(r"(rediss?|unix|rediss?\+sentinel)://", url):
+            raise ValueError("FOVEA_REDIS_URL must begin with redis://, rediss:// or redis+sentinel://")
         password = self.redis_password.get_secret_value() if self.redis_password else None
         if self.redis_password_file:
             password = self.redis_password_file.read_text("utf-8").strip()
@@ -330,8 +340,20 @@ def _split_names(names: str) -> tuple[str, ...]:
 
 @cache
 def settings() -> Settings:
-    """The settings of this process, read once."""
-    return Settings()
+    """The settings of this process, read once; it ends with a sentence where one of them is wrong."""
+    try:
+        return Settings()
+    except OSError as error:
+        problem = f"A file that they name can't be read: {error}."
+    except ValidationError as error:
+        first = list_errors(error)[0]
+        field = "".join(map(str, first["loc"][:1]))
+        known = Settings.model_fields.get(field)
+        msg = "It has another form" if first["type"] == "string_pattern_mismatch" else first["msg"]
+        problem = f"{_variable(field) if known else field}: {msg}. {known.description if known else ''}"
+    problem = " ".join(problem.removeprefix(": Value error, ").split())
+    sys.stderr.write(f"The settings can't be used. {problem}\n")
+    sys.exit(2)
 
 
 def environment(**more: str) -> dict[str, str]:

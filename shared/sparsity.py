@@ -1,8 +1,7 @@
 """SparsityClaim: what a model or method must state before it may call itself sparse, and the lint that reads it.
 
 The rules follow the axes of *Ten Lessons We Have Learned in the New "Sparseland"* (2023): what is sparse, when, how it
-was counted, and against which dense baseline it was measured. Pure data: tensors are touched only through their own
-methods, so a Card can hold a claim without torch.
+was counted, and against which dense baseline it was measured. Pure data: a Card can hold a claim without torch.
 
     S0 the record validates              S6 N:M runs on a sparse kernel, or is "masked dense"
     S1 kind and granularity              S7 quality against three dense baselines, 3 seeds or an interval
@@ -12,7 +11,7 @@ methods, so a Card can hold a claim without torch.
     S5 unstructured states its bytes
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -236,35 +235,5 @@ def _retrieval(c: SparsityClaim) -> Iterator[str]:
         yield "Attention needs retrieval at three depths or more; averages hide lost long-range access."
 
 
-_RULES: Mapping[str, Callable[[SparsityClaim], Iterator[str]]] = {
-    "S1": _what,
-    "S2": _when,
-    "S3": _layers,
-    "S4": _speed,
-    "S5": _bytes,
-    "S6": _n_of_m,
-    "S7": _quality,
-    "S8": _phases,
-    "S9": _memory,
-    "S10": _retrieval,
-}
-
-
-def sparsity_of(tensor: Any) -> float:
-    """Share of exact zeros in a tensor or array."""
-    total = int(tensor.numel()) if callable(getattr(tensor, "numel", None)) else int(tensor.size)
-    return float((tensor == 0).sum()) / total if total else 0.0
-
-
-def sparsity_by_layer(state_dict: Mapping[str, Any]) -> dict[str, float]:
-    """Share of zeros per tensor with two dimensions or more (biases and norms are left out)."""
-    return {name: sparsity_of(tensor) for name, tensor in state_dict.items() if len(tensor.shape) >= 2}
-
-
-def verify_nm(tensor: Any, n: int, m: int) -> bool:
-    """Whether every group of m along the last axis has at most n non-zeros; False where m does not divide the axis."""
-    width = tensor.shape[-1]
-    if m <= 0 or width % m:
-        return False
-    groups = (tensor != 0).reshape(-1, m).sum(-1)
-    return bool((groups <= n).all())
+_CHECKS = (_what, _when, _layers, _speed, _bytes, _n_of_m, _quality, _phases, _memory, _retrieval)
+_RULES = {f"S{number}": check for number, check in enumerate(_CHECKS, 1)}

@@ -30,7 +30,8 @@ def parse_fields(kind: type[Model], values: Mapping[str, Any]) -> Model:
         return kind.model_validate(values)
     except ValidationError as error:
         first = list_errors(error)[0]
-        raise InvalidOption(first["msg"], field=".".join(map(str, first["loc"]))) from error
+        field = ".".join(map(str, first["loc"])) or "body"
+        raise InvalidOption(f"{field}: {first['msg']}.", field=field) from error
 
 
 def describe_query(options: type[BaseModel]) -> list[dict[str, Any]]:

@@ -1,12 +1,13 @@
 """Files and batches on the wire, in OpenAI's form."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
 from fovea.api.bounded_lists import ItemList
 
 BatchStatus = Literal["in_progress", "completed", "cancelled"]
+ShortText = Annotated[str, Field(max_length=512)]
 
 
 class FileObject(BaseModel):
@@ -41,7 +42,7 @@ class BatchRequest(BaseModel, extra="allow"):
     input_file_id: str
     endpoint: str = Field(description="Where the requests go, for example `/v1/chat/completions`.")
     completion_window: str = Field("24h", description="Taken and ignored: jobs run as soon as they can.")
-    metadata: dict[str, Any] | None = None
+    metadata: dict[ShortText, ShortText] | None = Field(None, max_length=16)
 
 
 class BatchCounts(BaseModel):

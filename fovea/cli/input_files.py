@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from fovea.errors import Malformed, NotFound, TooLarge
+from fovea.picture import read_path
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 """Suffixes of the files in a folder that are pictures."""
@@ -41,7 +42,7 @@ class ImageSource:
         elif _is_url(self.name):
             data = await _fetch(self.name)
         else:
-            data = await asyncio.to_thread(_read, Path(self.name))
+            data = await asyncio.to_thread(read_path, Path(self.name))
         if not data:
             raise Malformed("The picture is empty.")
         return data
@@ -112,15 +113,6 @@ def make_unique(stem: str, taken: set[str]) -> str:
 
 def _is_url(name: str) -> bool:
     return name.startswith(("http://", "https://"))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise NotFound("There is no such file.") from error
-    except OSError as error:
-        raise NotFound(f"The file can't be read: {error.strerror}.") from error
 
 
 async def _fetch(url: str) -> bytes:

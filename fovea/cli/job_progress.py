@@ -45,19 +45,14 @@ def follow_job(
                 if on_change is not None:
                     on_change(job)
         except (FoveaError, KeyboardInterrupt) as error:
-            explain_how_to_go_on(job_id, error)
+            follow, fetch = f"fovea jobs watch {job_id}", f"fovea jobs result {job_id} -o FILE"
+            text = f"The job {job_id} goes on. Follow it: {follow}. Fetch its answer: {fetch}."
+            if isinstance(error, FoveaError):
+                error.hint = text
+            else:
+                Screen().note(f"{text} Cancel it: fovea jobs cancel {job_id}.")
             raise
     return job
-
-
-def explain_how_to_go_on(job_id: str, error: BaseException) -> None:
-    """Say on standard error that a job goes on without us, and how to get its answer."""
-    follow, fetch = f"fovea jobs watch {job_id}", f"fovea jobs result {job_id} -o FILE"
-    text = f"The job {job_id} goes on. Follow it: {follow}. Fetch its answer: {fetch}."
-    if isinstance(error, FoveaError):
-        error.hint = text
-    else:
-        Screen().note(f"{text} Cancel it: fovea jobs cancel {job_id}.")
 
 
 def run_as_job(client: Client, screen: Screen, call: Call[Any], title: str | None = None) -> Any:

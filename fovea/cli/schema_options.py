@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -40,13 +40,13 @@ def is_picture(part: Schema, root: Schema) -> bool:
     return any(named.startswith("image/") or named == "application/octet-stream" for named in media)
 
 
-def split_arguments(arguments: Sequence[str], schema: Schema) -> tuple[list[str], dict[str, str]]:
+def split_arguments(arguments: Sequence[str], schema: Schema) -> tuple[list[str], list[tuple[str, str]]]:
     """Split a command line into plain arguments and options with their texts.
 
-    `--name value`, `--name=value`, and for booleans `--name` and `--no-name`.
+    `--name value`, `--name=value`, and for booleans `--name` and `--no-name`. Raises InvalidOption: a value is missing.
     """
     plain: list[str] = []
-    texts: dict[str, str] = {}
+    texts: list[tuple[str, str]] = []
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -56,29 +56,33 @@ def split_arguments(arguments: Sequence[str], schema: Schema) -> tuple[list[str]
         flag, equals, text = argument.removeprefix("--").partition("=")
         name = flag.replace("-", "_")
         if equals:
-            texts[name] = text
+            texts.append((name, text))
         elif name.startswith("no_") and _is_switch(name.removeprefix("no_"), schema):
-            texts[name.removeprefix("no_")] = "false"
+            texts.append((name.removeprefix("no_"), "false"))
+        elif _is_switch(name, schema):
+            texts.append((name, "true"))
+        elif not rest and name in _properties(schema):
+            raise InvalidOption(f"--{flag} has no value.", hint=f"Write --{flag} VALUE.", field=name)
         else:
-            takes_value = not _is_switch(name, schema) and rest
-            texts[name] = rest.pop(0) if takes_value else "true"
+            texts.append((name, rest.pop(0) if rest else "true"))
     return plain, texts
 
 
-def parse_options(texts: Mapping[str, str], schema: Schema) -> dict[str, Any]:
-    """Parse texts into the values that the schema wants.
+def parse_options(texts: Iterable[tuple[str, str]], schema: Schema) -> dict[str, Any]:
+    """Parse texts into the values that the schema wants; a list may be given entry by entry.
 
     Raises InvalidOption: there is no such option; the hint lists the known ones.
     """
     known = _properties(schema)
-    values = {}
-    for name, text in texts.items():
+    values: dict[str, Any] = {}
+    for name, text in texts:
         if known and name not in known:
             near = get_close_matches(name, known, 1)
             options = ", ".join(f"--{option.replace('_', '-')}" for option, _ in describe_options(schema))
             hint = f"Did you mean --{near[0].replace('_', '-')}?" if near else f"Options: {options or 'none'}."
             raise InvalidOption(f"The model has no option --{name.replace('_', '-')}.", hint=hint, field=name)
-        values[name] = _parse_value(text, _kinds(known.get(name, {}), schema))
+        value, before = _parse_value(text, _kinds(known.get(name, {}), schema)), values.get(name)
+        values[name] = [*before, *value] if isinstance(value, list) and isinstance(before, list) else value
     return values
 
 
@@ -102,9 +106,12 @@ def _parse_value(text: str, kinds: Sequence[Schema]) -> Any:
         value = json.loads(text)
     except ValueError:
         return [part.strip() for part in text.split(",")] if "array" in types else text
-    # One entry of a list needs no brackets.
+    # One entry of a list needs no brackets, and no quotes in a list of texts.
     alone = value is not None and not isinstance(value, list | dict)
-    return [value] if alone and types <= {"array", "null", None} and "array" in types else value
+    if not alone or not types <= {"array", "null", None} or "array" not in types:
+        return value
+    is_text = any("items" in kind and kind["items"].get("type") == "string" for kind in kinds)
+    return [text if is_text and not isinstance(value, str) else value]
 
 
 def _is_switch(name: str, schema: Schema) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fovea import endpoints, errors
+from fovea import AsyncClient, Client, endpoints, errors
 from fovea.api.job import Job
 from fovea.api.mask import SegmentOut
 from fovea.api.model import ModelEntry
@@ -22,7 +22,7 @@ from fovea.chat import ChatPiece, build_messages
 from fovea.error_responses import parse_error, parse_stream_error, read_retry_after, translate_errors
 from fovea.picture import detect_media_type, read_picture
 from fovea.results import JobResult, ModelCard
-from fovea.retry import JobWatcher, RetryPolicy, iterate_pauses
+from fovea.retry import RetryPolicy, iterate_pauses
 from fovea.transport import build_client_options
 
 KINDS = [errors.by_status(status) for status in (400, 401, 403, 404, 409, 413, 415, 422, 429, 499, 500, 503, 504, 507)]
@@ -192,16 +192,19 @@ def test_waits_of_its_own_grow_and_stay_bounded(attempt):
     assert min(5, 0.2 * 2 ** (attempt - 1)) / 2 <= wait <= min(5, 0.2 * 2 ** (attempt - 1))
 
 
-def test_pauses_end_with_the_deadline_and_a_watch_tells_each_state_once():
+def test_pauses_end_with_the_deadline():
     assert next(iterate_pauses(None)) == 0.05
     with pytest.raises(errors.DeadlineExceeded, match="0 s"):
         next(iterate_pauses(0))
-    heard: list[str] = []
-    job = Job(id="1", service="s", path="/", status="running", created=datetime.now(UTC))
-    watch = JobWatcher(lambda told: heard.append(told.status))
-    assert [watch.update(job), watch.update(job)] == [False, False]
-    assert watch.update(job.model_copy(update={"status": "succeeded"}))
-    assert heard == ["running", "succeeded"]
+
+
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+def test_a_key_from_a_file_has_a_line_break_and_what_can_not_be_a_key_is_not_shown(client):
+    assert client(key="fovea_1_s3cret\n")._http.headers["authorization"] == "Bearer fovea_1_s3cret"
+    for key in ("fovea_1_s3cret\nX: 1", "fovea_1_s3cret\u2026"):
+        with pytest.raises(errors.Unauthenticated) as refused:
+            client(key=key)
+        assert "s3cret" not in str(refused.value)
 
 
 def test_media_type_is_what_the_first_bytes_say():

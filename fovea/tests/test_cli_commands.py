@@ -79,7 +79,7 @@ def test_one_bad_picture_does_not_stop_the_others_in_words_or_json_lines(fovea, 
     assert code == 1
     assert "2 of 4 failed" in err
     assert "broken.png: The bytes are not a picture." in err
-    assert "none.png: There is no such file." in err
+    assert "none.png: There is no file" in err
     assert out.count("10.7 % in 1 region") == 2
     code, out, err = fovea("segment", folder / "*.*g", "-o", folder / "out", "--json")
     told = {line["file"].rpartition("/")[2]: line for line in lines(out)}

@@ -1,7 +1,9 @@
 """Both clients against a real gateway on real sockets, deed for deed."""
 
 import inspect
+import json
 import threading
+from collections.abc import AsyncIterator, Iterator
 
 import httpx2
 import pytest
@@ -151,6 +153,59 @@ def test_a_broken_stream_of_events_is_taken_up_again():
     with Client(transport=httpx2.MockTransport(gateway)) as client:
         assert [seen.status for seen in client.jobs.events("1")] == ["running", "succeeded"]
     assert asked == ["/v1/jobs/1/events"] * 2
+
+
+class Restarting:
+    """A gateway that breaks off after the first state of a job, is away for three connections, and goes on."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def answer(self, _: httpx2.Request) -> httpx2.Response:
+        self.asked += 1
+        if 1 < self.asked < 5:
+            raise httpx2.ConnectError("refused")
+        status = "running" if self.asked == 1 else "succeeded"
+        return httpx2.Response(200, content=self.stream(status), headers={"content-type": "text/event-stream"})
+
+    def stream(self, status: str) -> Iterator[bytes]:
+        job = {"id": "1", "service": "s", "path": "/", "created": "2026-01-01T00:00:00Z", "status": status}
+        yield b"data: %b\n\n" % json.dumps(job).encode()
+        if status == "running":
+            raise httpx2.RemoteProtocolError("peer closed connection without sending complete message body")
+
+
+def test_events_go_on_after_a_restart_of_the_gateway_but_not_for_ever(monkeypatch):
+    monkeypatch.setattr("fovea.client.STREAM_RESUME_S", 0)
+    gateway = Restarting()
+    with Client(transport=httpx2.MockTransport(gateway.answer)) as client:
+        assert [seen.status for seen in client.jobs.events("1")] == ["running", "succeeded"]
+        assert gateway.asked == 5
+        gateway.asked = 1
+        with pytest.raises(errors.NotReady):  # it was not there at all
+            next(client.jobs.events("1"))
+        monkeypatch.setattr("fovea.client.AWAY_S", 0)
+        gateway.asked = 0
+        with pytest.raises(errors.NotReady):
+            list(client.jobs.events("1"))
+
+
+async def test_the_async_client_follows_a_job_over_a_restart(monkeypatch):
+    monkeypatch.setattr("fovea.async_client.STREAM_RESUME_S", 0)
+    gateway = Restarting()
+
+    async def answer(request: httpx2.Request) -> httpx2.Response:
+        found = gateway.answer(request)
+        pieces = found.stream
+
+        async def stream() -> AsyncIterator[bytes]:
+            for piece in pieces:  # type: ignore[union-attr]
+                yield piece
+
+        return httpx2.Response(200, content=stream(), headers=found.headers)
+
+    async with AsyncClient(transport=httpx2.MockTransport(answer)) as client:
+        assert [seen.status async for seen in client.jobs.events("1")] == ["running", "succeeded"]
 
 
 @pytest.mark.parametrize(("one", "other"), [(Client, AsyncClient), (Jobs, AsyncJobs)])

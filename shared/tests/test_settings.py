@@ -6,7 +6,7 @@ import re
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from shared.settings import RENAMED, Settings, environment
+from shared.settings import RENAMED, Settings, environment, settings
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -19,12 +19,42 @@ def test_defaults_bind_to_loopback_and_need_no_key(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("FOVEA_HTTP_PORT", "70000"), ("FOVEA_MAX_BATCH_SIZE", "0"), ("FOVEA_AUTH", "off")]
-)
-def test_nonsense_is_refused(monkeypatch, name, value):
+    ("name", "value"),
+    [
+        ("FOVEA_HTTP_PORT", "70000"), ("FOVEA_MAX_BATCH_SIZE", "0"), ("FOVEA_AUTH", "off"), ("FOVEA_HTTP_PORT", "web"),
+        ("FOVEA_LOG_LEVEL", "loud"), ("FOVEA_DEVICE", "gpu"), ("FOVEA_STATIC_UPSTREAMS", "detection"),
+        ("FOVEA_STATIC_UPSTREAMS", "detection=triton:8000"), ("FOVEA_REDIS_URL", "cache:6379"),
+        ("OTEL_SDK_DISABLED", "perhaps"),
+    ],
+)  # fmt: skip
+def test_nonsense_ends_a_process_with_the_name_of_the_setting(monkeypatch, capsys, name, value):
     monkeypatch.setenv(name, value)
-    with pytest.raises(ValidationError):
-        Settings()
+    settings.cache_clear()
+    with pytest.raises(SystemExit) as ended:
+        settings()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert name in line
+
+
+def test_a_missing_file_of_a_setting_is_named(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("FOVEA_REDIS_URL_FILE", str(tmp_path / "none"))
+    settings.cache_clear()
+    with pytest.raises(SystemExit):
+        settings()
+    assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("log_level", "debug"), ("device", "cuda:3"), ("redis_url", "redis+sentinel://a:1,b:2/m/0"),
+        ("redis_url", "rediss://:p@h:1/0"), ("static_upstreams", "a=https://b"), ("static_upstreams", ""),
+        ("static_upstreams", " a=http://b:1|c:2 , d=http://e ,"),
+    ],
+)  # fmt: skip
+def test_settings_in_each_of_their_forms_are_taken(field, value):
+    assert getattr(Settings(**{field: value}), field) == value
 
 
 def test_static_upstreams_carry_http_and_grpc():
@@ -38,7 +68,8 @@ def test_static_upstreams_carry_http_and_grpc():
 @pytest.mark.parametrize("new", RENAMED)
 def test_old_name_of_a_setting_still_works_and_names_the_new_one(monkeypatch, caplog, new):
     old, default = RENAMED[new], Settings.model_fields[new].get_default()
-    value = {bool: True, int: 7, float: 0.25}.get(type(default), "s3cret")
+    text = "a=http://s3cret" if new == "static_upstreams" else "s3cret"
+    value = {bool: True, int: 7, float: 0.25}.get(type(default), text)
     monkeypatch.setenv(f"FOVEA_{old.upper()}", str(value))
     with pytest.warns(DeprecationWarning, match=f"FOVEA_{old.upper()} .*FOVEA_{new.upper()}"):
         made = Settings()

@@ -3,17 +3,15 @@
 Requests to llm-longctx can use it at once: `"longctx": {"method": "duo", "plan": NAME}`.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from fovea.cli.commands.probe import print_report, run_study, save_report
+from fovea.cli.commands.probe import print_report, read_artefact, run_study, save_report
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.option_groups import CommandApp
 from fovea.cli.schema_options import parse_options, parse_pair
-from fovea.errors import InvalidOption
 
 app = CommandApp(no_args_is_help=True)
 
@@ -53,11 +51,12 @@ def calibrate(
     request |= {} if share is None else {"share": share}
     with gateway.open() as client:
         study = "retrieval-heads" if kind == "retrieval" else "head-plans"
-        options = parse_options(dict(parse_pair(text) for text in option or ()), client.model(study).request_schema)
+        options = parse_options(map(parse_pair, option or ()), client.model(study).request_schema)
         if kind == "retrieval":
             evidence = run_study(client, screen, {"model": study, **lm_option, **options})
             save_report(evidence, study, output, screen)
-            request["report"] = _read_evidence(evidence)
+            hint = "Try more samples, shorter texts, or --kind razor."
+            request["report"] = read_artefact(evidence, EVIDENCE, "retrieval heads to make a plan of", hint, "kind")
         else:
             request |= options
         report = run_study(client, screen, request)
@@ -65,11 +64,3 @@ def calibrate(
     print_report(screen, report)
     method = {"act": "act", "centres": "triattention"}.get(kind, "duo")
     screen.note(f'"longctx": {{"method": "{method}", "plan": "{name}"}}')
-
-
-def _read_evidence(report: dict[str, Any]) -> Any:
-    found = next((one for one in report["artefacts"] if one["name"] == EVIDENCE), None)
-    if found is None:
-        detail = "The study found no retrieval heads to make a plan of."
-        raise InvalidOption(detail, hint="Try more samples, shorter texts, or --kind razor.", field="kind")
-    return json.loads(found["content"])

@@ -49,7 +49,7 @@ def build_longctx(client: Client, name: str | None, knobs: Sequence[str]) -> dic
         "properties": {**own["properties"], **card.knobs.get("properties", {})},
         "$defs": {**own.get("$defs", {}), **card.knobs.get("$defs", {})},
     }
-    return {"method": card.name, **parse_options(dict(parse_pair(knob, "--knob") for knob in knobs), schema)}
+    return {"method": card.name, **parse_options((parse_pair(knob, "--knob") for knob in knobs), schema)}
 
 
 def _fetch_method(client: Client, name: str) -> MethodCard:

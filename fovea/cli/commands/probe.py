@@ -74,9 +74,8 @@ def probe(
             return
         _check_name(experiment, [one.id for one in experiments])
         schema = client.model(experiment).request_schema
-        texts = dict(parse_pair(text) for text in option or ())
         lm_option = {"lm": lm} if lm else {}
-        request = {"model": experiment, **lm_option, **parse_options(texts, schema)}
+        request = {"model": experiment, **lm_option, **parse_options(map(parse_pair, option or ()), schema)}
         report = run_study(client, screen, request)
         save_report(report, experiment, output, screen)
         save_figures(client, request, report, output, screen)
@@ -89,7 +88,9 @@ def probe(
             "depths": _parse_numbers(follow_up.depths),
             **lm_option,
         }
-        for method in ({"method": "dense"}, {"method": follow_up.then, "plan": _read_plan(report)}):
+        hint = "retrieval-heads and head-plans make one."
+        plan = read_artefact(report, PLAN_FILE, "head plan", hint, "then")
+        for method in ({"method": "dense"}, {"method": follow_up.then, "plan": plan}):
             grid_report = run_study(client, screen, {**grid, "longctx": method})
             save_report(grid_report, f"needle-{method['method']}", output, screen)
             save_figures(client, {**grid, "longctx": method}, grid_report, output, screen, f"needle-{method['method']}")
@@ -192,11 +193,11 @@ def save_figures(
         screen.note(f"wrote {escape(' and '.join(written))}")
 
 
-def _read_plan(report: dict[str, Any]) -> Any:
-    found = next((one for one in report["artefacts"] if one["name"] == PLAN_FILE), None)
+def read_artefact(report: dict[str, Any], name: str, what: str, hint: str, field: str) -> Any:
+    """Read the JSON of a report's artefact. Raises InvalidOption, with the hint and the field: there is none."""
+    found = next((one for one in report["artefacts"] if one["name"] == name), None)
     if found is None:
-        detail = f"{report['title']} made no head plan."
-        raise InvalidOption(detail, hint="retrieval-heads and head-plans make one.", field="then")
+        raise InvalidOption(f"{report['title']} found no {what}.", hint=hint, field=field)
     return json.loads(found["content"])
 
 

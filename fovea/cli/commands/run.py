@@ -49,8 +49,7 @@ def run(
         name = model or client.default_model(task)
         schema = client.model(name).request_schema
         files, texts = split_arguments(arguments or [], schema)
-        texts |= dict(parse_pair(text) for text in option or ())
-        request = {"model": name, **parse_options(texts, schema)}
+        request = {"model": name, **parse_options([*texts, *map(parse_pair, option or ())], schema)}
         pictures = dict(zip(_match_fields(schema, files), files, strict=True))
         if form.job:
             screen.line(client.jobs.submit(task, request, pictures=pictures, accept=form.accept))

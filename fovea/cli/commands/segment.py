@@ -59,7 +59,7 @@ class _SegmentBatch(ImageBatch):
         answer = await client.send(endpoints.segment(picture, **self.options, include=_INCLUDE))
         if self.class_name is not None:
             self.in_coco[image.name] = answer.model_copy(update={"mask": None, "overlay": None})
-        facts = build_facts(answer)
+        facts = answer.model_dump(mode="json", exclude={"mask", "overlay", "probability"}, exclude_none=True)
         files = {"json": _format_facts(facts), "mask.png": answer.mask, "overlay.jpg": answer.overlay}
         written = await self.save(image, files)
         return ImageResult({**facts, "written": written}, f"{_summarise(answer)} → {self.output}/{image.stem}.*")
@@ -89,11 +89,6 @@ def build_dataset(answers: Mapping[str, SegmentOut], class_name: str) -> CocoDat
 def _box_of(outline: Contour) -> tuple[int, int, int, int]:
     across, down = zip(*outline.points, strict=True)
     return min(across), min(down), max(across), max(down)
-
-
-def build_facts(answer: SegmentOut) -> dict[str, Any]:
-    """The facts of an answer, without its pictures."""
-    return answer.model_dump(mode="json", exclude={"mask", "overlay", "probability"}, exclude_none=True)
 
 
 def _format_facts(facts: dict[str, Any]) -> str:

@@ -11,12 +11,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from hashlib import sha256
 from uuid import uuid4
 
-from fovea.api.batches import Batch, BatchCounts, BatchRequest
+from fovea.api.batches import Batch, BatchCounts, BatchList, BatchRequest
 from fovea.api.job import FINAL
 from fovea.errors import Conflict, FoveaError, NotFound
 from services.gateway.batches.batch_file import BatchLine, parse_lines, write_answer, write_failure
 from services.gateway.batches.batch_records import BatchEntry, BatchLineOut, BatchRecord, BatchRecords, Lines
-from services.gateway.batches.file_store import FileStore
+from services.gateway.batches.file_store import FileStore, find_page
 from services.gateway.policy.audit_log import STEERING_FIELDS
 from services.gateway.policy.caller import INSIDE_PATHS, Caller
 from shared.jobs.queue import Payload
@@ -106,10 +106,12 @@ class BatchService:
         await _cancel_all(record.entries, tenant, queue)
         return await self.get(tenant, batch_id, queue)
 
-    async def list_batches(self, tenant: str, limit: int) -> list[Batch]:
-        """The tenant's batches as they were when somebody last asked for each, newest first."""
+    async def list_batches(self, tenant: str, limit: int, after: str | None = None) -> BatchList:
+        """The tenant's batches as they were when somebody last asked for each, newest first; `after` one of them."""
         ids = await asyncio.to_thread(self._records.list_ids, tenant)
-        return await asyncio.gather(*(self._load(tenant, batch_id) for batch_id in ids[:limit]))
+        ids = ids[find_page(ids, after) :]
+        found = await asyncio.gather(*(self._load(tenant, batch_id) for batch_id in ids[:limit]))
+        return BatchList(data=found, has_more=len(ids) > limit)
 
     async def _load(self, tenant: str, batch_id: str) -> Batch:
         """A batch without a look at its jobs."""

@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
@@ -22,6 +23,13 @@ _ID = re.compile(r"file-[0-9a-f]{32}")
 
 _READERS = 16
 """Facts that are read at a time: a list asks the store once for each file."""
+
+
+def find_page(ids: Sequence[str], after: str | None) -> int:
+    """Where the page after an id begins. Raises NotFound: `after` is none of the ids."""
+    if after is None or after in ids:
+        return 0 if after is None else ids.index(after) + 1
+    raise NotFound(f"The list has no {after[:80]!r}.", hint="Give the last id of the page before.", field="after")
 
 
 class FileStore:

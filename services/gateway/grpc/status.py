@@ -50,10 +50,11 @@ class ObservedCall:
             self._record(kind)
 
     def _record(self, kind: type[BaseException] | None) -> None:
+        status = "OK" if kind is None else _name_status(self._context)
         IN_FLIGHT.labels("gateway").dec()
-        REQUESTS.labels("gateway", "", self._route, "OK" if kind is None else "ERROR").inc()
+        REQUESTS.labels("gateway", "", self._route, status).inc()
         observe(REQUEST_LATENCY.labels("gateway", self._route), time.perf_counter() - self._started)
-        finish_rpc_span(self._span, "OK" if kind is None else _name_status(self._context))
+        finish_rpc_span(self._span, status)
         self._span.__exit__(None, None, None)
 
 

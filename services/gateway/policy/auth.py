@@ -17,8 +17,9 @@ from typing import Any
 
 from fovea.errors import Conflict, InvalidOption, NotFound, RateLimited, Unauthenticated
 from services.gateway.policy.caller import TENANT_PATTERN, Caller, KeyScope
-from services.gateway.policy.key_file import Key, build_key, edit_keys, hash_key, make_key, read_keys, replace_file
+from services.gateway.policy.key_file import Key, edit_keys, hash_key, make_key, read_keys, replace_file
 from shared.telemetry import log
+from shared.validation_errors import parse_fields
 
 RELOAD_INTERVAL_S = 0.5
 """Seconds between two checks of the key file."""
@@ -145,7 +146,7 @@ class KeyRing:
         """
         with self._edit() as keys:
             old = _find(keys, key_id)
-            keys[keys.index(old)] = new = build_key({**old.model_dump(), **changes})
+            keys[keys.index(old)] = new = parse_fields(Key, {**old.model_dump(), **changes})
             return new
 
     def read_last_used(self) -> dict[str, datetime]:

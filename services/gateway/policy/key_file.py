@@ -14,14 +14,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
-from fovea.errors import Conflict, InvalidOption
+from fovea.errors import Conflict
 from services.gateway.policy.caller import TENANT_PATTERN, KeyLimits, KeyScope
 from services.gateway.policy.reserved_file import replace_reserved
-from shared.validation_errors import list_errors
+from shared.validation_errors import parse_fields
+
+
+def in_utc(moment: datetime) -> datetime:
+    """The moment in UTC, which one without an offset is taken to be in. Raises ValueError: it is out of range."""
+    try:
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except OverflowError as error:
+        raise ValueError(str(error)) from error
+
+
+Expiry = Annotated[datetime, AfterValidator(in_utc), Field(description="In UTC, unless it states an offset.")]
 
 
 class KeyFacts(KeyLimits):
@@ -31,7 +42,7 @@ class KeyFacts(KeyLimits):
     tenant: str = Field(pattern=TENANT_PATTERN, description="Whose jobs and quotas these are.")
     scopes: tuple[KeyScope, ...] = ("infer", "jobs")
     created: datetime
-    expires: datetime | None = None
+    expires: Expiry | None = None
 
 
 class Key(KeyFacts):
@@ -56,17 +67,7 @@ def make_key(fields: Mapping[str, Any]) -> tuple[Key, str]:
     """Make a key with these fields; returns its entry and its text. Raises InvalidOption: a field is out of range."""
     name = secrets.token_hex(4)
     text = f"fovea_{name}_{secrets.token_hex(20)}"
-    return build_key({**fields, "id": name, "sha256": hash_key(text), "created": datetime.now(UTC)}), text
-
-
-def build_key(fields: Mapping[str, Any]) -> Key:
-    """Build an entry; raises InvalidOption where a field is out of range."""
-    try:
-        return Key.model_validate(fields)
-    except ValidationError as error:
-        first = list_errors(error)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise InvalidOption(f"{field}: {first['msg']}.", field=field) from error
+    return parse_fields(Key, {**fields, "id": name, "sha256": hash_key(text), "created": datetime.now(UTC)}), text
 
 
 def read_keys(path: Path) -> list[Key]:

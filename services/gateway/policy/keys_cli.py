@@ -6,23 +6,20 @@ A plug-in of the command line (entry-point group `fovea.commands`). Works on the
 import getpass
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
 from redis.exceptions import RedisError
-from rich.console import Console
-from rich.table import Table
 
 from fovea.cli.option_groups import expand_options
-from fovea.errors import Conflict, FoveaError, InvalidOption
+from fovea.cli.output import Screen
+from fovea.errors import Conflict, InvalidOption
 from services.gateway.policy.audit_log import AuditLog
 from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.caller import SCOPES, KeyScope
-from services.gateway.policy.key_file import Key
+from services.gateway.policy.key_file import Key, in_utc
 from shared.jobs.key_limits import REVOKED_KEYS
 from shared.jobs.redis_connection import open_redis
 from shared.settings import settings
@@ -61,47 +58,44 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Make a key. It is shown only now; the file keeps its hash."""
-    with _refusals_told():
-        key, secret = _open_key_ring().add(
-            tenant, _parse_scopes(scope), rate_per_minute=limits.rate, quota_per_day=limits.quota,
-            tokens_per_minute=limits.tokens, tokens_per_day=limits.tokens_per_day, weight=limits.weight,
-            expires=_parse_expiry(expires),
-        )  # fmt: skip
-        _audit("key made", key)
+    key, secret = _open_key_ring().add(
+        tenant, _parse_scopes(scope), rate_per_minute=limits.rate, quota_per_day=limits.quota,
+        tokens_per_minute=limits.tokens, tokens_per_day=limits.tokens_per_day, weight=limits.weight,
+        expires=_parse_expiry(expires),
+    )  # fmt: skip
+    _audit("key made", key)
     _show(key, secret, f"of {key.tenant}; it is not shown again. Send it as: Authorization: Bearer …", as_json=as_json)
 
 
 @keys.command(name="list")
 def list_keys(as_json: AsJson = False) -> None:
     """Show all keys, without their secrets."""
-    with _refusals_told():
-        ring = _open_key_ring()
-        known, used = ring.list_keys(), ring.read_last_used()
+    ring = _open_key_ring()
+    known, used = ring.list_keys(), ring.read_last_used()
     if as_json:
         typer.echo(json.dumps([_describe(key) for key in known]))
         return
-    table = Table("id", "tenant", "scopes", "per minute", "per day", "created", "expires", "last used")
+    rows = []
     for key in known:
         limits = (str(key.rate_per_minute or "common"), str(key.quota_per_day or "–"))
         expiry = "expired" if key.is_expired else f"{key.expires:%Y-%m-%d %H:%M}" if key.expires else "never"
         last = f"{used[key.id]:%Y-%m-%d %H:%M}" if key.id in used else "–"
-        table.add_row(key.id, key.tenant, " ".join(key.scopes), *limits, f"{key.created:%Y-%m-%d}", expiry, last)
-    Console().print(table)
+        rows.append((key.id, key.tenant, " ".join(key.scopes), *limits, f"{key.created:%Y-%m-%d}", expiry, last))
+    Screen().table(("id", "tenant", "scopes", "per minute", "per day", "created", "expires", "last used"), rows)
 
 
 @keys.command()
 def revoke(key_id: Annotated[str, typer.Argument(help="The id, as `fovea keys list` shows it.")]) -> None:
     """Revoke a key. The gateway refuses it within a second."""
-    with _refusals_told():
-        try:
-            key = _open_key_ring().revoke(key_id)
-        except Conflict as error:
-            if not _publish_revoked(key_id):
-                raise
-            _write_audit("key revoked, but not in the key file", key_id, reason=error.detail)
-            told = f"{error.detail} The key {key_id} is revoked in Redis: gateways and workers refuse it."
-            typer.echo(told, err=True)
-            return
+    try:
+        key = _open_key_ring().revoke(key_id)
+    except Conflict as error:
+        if not _publish_revoked(key_id):
+            raise
+        _write_audit("key revoked, but not in the key file", key_id, reason=error.detail)
+        told = f"{error.detail} The key {key_id} is revoked in Redis: gateways and workers refuse it."
+        typer.echo(told, err=True)
+        return
     _audit("key revoked", key)
     _publish_revoked(key.id)
     typer.echo(f"Key {key.id} of {key.tenant} is revoked.")
@@ -128,10 +122,9 @@ def rotate(
     as_json: AsJson = False,
 ) -> None:
     """Make a key like another, which stays valid for a while next to it."""
-    with _refusals_told():
-        end = _parse_expiry(overlap) or datetime.now(UTC)
-        key, secret = _open_key_ring().rotate(key_id, max(end - datetime.now(UTC), timedelta()))
-        _audit("key rotated", key, old=key_id)
+    end = _parse_expiry(overlap) or datetime.now(UTC)
+    key, secret = _open_key_ring().rotate(key_id, max(end - datetime.now(UTC), timedelta()))
+    _audit("key rotated", key, old=key_id)
     told = f"replaces {key_id}, which stays valid until {end:%Y-%m-%d %H:%M} UTC."
     _show(key, secret, told, as_json=as_json)
 
@@ -168,23 +161,13 @@ def _parse_scopes(names: list[str]) -> tuple[KeyScope, ...]:
 
 
 def _parse_expiry(text: str | None) -> datetime | None:
-    """Parse when a key expires: a span from now, or a date (UTC)."""
+    """Parse when a key expires: a span from now, or a date (UTC unless it states an offset)."""
     if text is None:
         return None
     if match := re.fullmatch(r"(\d{1,4})([hdw])", text):
         return datetime.now(UTC) + timedelta(**{_SPANS[match[2]]: int(match[1])})
     try:
-        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+        return in_utc(datetime.fromisoformat(text))
     except ValueError as error:
         detail = f"{text!r} is neither a span nor a date."
         raise InvalidOption(detail, hint="Write 12h, 30d, 4w or 2027-01-31.", field="expires") from error
-
-
-@contextmanager
-def _refusals_told() -> Iterator[None]:
-    """Print what is wrong and what to try, in one line, and end the command."""
-    try:
-        yield
-    except FoveaError as error:
-        typer.echo(f"{error.detail} {error.hint or ''}".rstrip(), err=True)
-        raise typer.Exit(2) from error

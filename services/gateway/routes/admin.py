@@ -14,7 +14,7 @@ from services.gateway.http.openapi import PROBLEMS
 from services.gateway.policy.audit_log import AuditLog
 from services.gateway.policy.auth import KeyRing
 from services.gateway.policy.caller import TENANT_PATTERN, Caller, KeyLimits, KeyScope
-from services.gateway.policy.key_file import Key, KeyFacts
+from services.gateway.policy.key_file import Expiry, Key, KeyFacts
 from services.gateway.policy.quotas import RateLimiter
 from services.gateway.routes.dependencies import get_caller
 
@@ -29,7 +29,7 @@ class KeyChanges(KeyLimits):
     model_config = ConfigDict(extra="forbid")
 
     scopes: tuple[KeyScope, ...] | None = None
-    expires: datetime | None = None
+    expires: Expiry | None = None
 
 
 class NewKey(KeyChanges):

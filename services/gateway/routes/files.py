@@ -6,18 +6,17 @@ from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from pydantic import ValidationError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from fovea.api.batches import Batch, BatchList, BatchRequest, DeletedFile, FileList, FileObject
 from fovea.errors import InvalidOption, Malformed
 from services.gateway.batches.batch_service import BatchService
-from services.gateway.batches.file_store import FileStore
+from services.gateway.batches.file_store import FileStore, find_page
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.policy.caller import find_scope
 from services.gateway.routes.dependencies import get_caller, get_context, get_queue, read_json, read_whole_body
-from shared.validation_errors import list_errors
+from shared.validation_errors import parse_fields
 
 router = APIRouter(tags=["batches"], responses=PROBLEMS)
 
@@ -41,6 +40,8 @@ _UPLOAD = {
 _CREATE = {"requestBody": {"content": {"application/json": {"schema": BatchRequest.model_json_schema()}}}}
 
 Limit = Annotated[int, Query(ge=1, le=100, description="How many at most.")]
+FilesLimit = Annotated[int, Query(ge=1, le=10_000, description="How many at most.")]
+After = Annotated[str | None, Query(description="Last id of the page before.")]
 
 
 @router.post("/v1/files", openapi_extra=_UPLOAD)
@@ -52,9 +53,13 @@ async def upload_file(request: Request) -> FileObject:
 
 
 @router.get("/v1/files")
-async def list_files(request: Request, purpose: Purpose = None) -> FileList:
+async def list_files(
+    request: Request, purpose: Purpose = None, limit: FilesLimit = 10_000, after: After = None
+) -> FileList:
     """The caller's files, newest first."""
-    return FileList(data=await asyncio.to_thread(_files(request).list_files, _tenant(request), purpose))
+    found = await asyncio.to_thread(_files(request).list_files, _tenant(request), purpose)
+    begin = find_page([file.id for file in found], after)
+    return FileList(data=found[begin : begin + limit], has_more=len(found) > begin + limit)
 
 
 @router.get("/v1/files/{file_id}")
@@ -81,12 +86,7 @@ async def delete_file(request: Request, file_id: FileId) -> DeletedFile:
 async def create_batch(request: Request) -> Batch:
     """Run each request of a file as a job."""
     queue, gateway = get_queue(request), request.app.state.gateway
-    try:
-        body = BatchRequest.model_validate(await read_json(request))
-    except ValidationError as error:
-        first = list_errors(error)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise InvalidOption(f"{field}: {first['msg']}.", field=field) from error
+    body = parse_fields(BatchRequest, await read_json(request))
     route = gateway.registry.routes.find(body.endpoint)
     if route is None or not body.endpoint.startswith("/v1/"):
         raise InvalidOption(f"No service answers {body.endpoint[:80]}.", field="endpoint")
@@ -103,9 +103,9 @@ async def create_batch(request: Request) -> Batch:
 
 
 @router.get("/v1/batches")
-async def list_batches(request: Request, limit: Limit = 20) -> BatchList:
+async def list_batches(request: Request, limit: Limit = 20, after: After = None) -> BatchList:
     """The caller's batches, newest first."""
-    return BatchList(data=await _batches(request).list_batches(_tenant(request), limit))
+    return await _batches(request).list_batches(_tenant(request), limit, after)
 
 
 @router.get("/v1/batches/{batch_id}")

@@ -67,6 +67,19 @@ async def test_a_keys_life(admin, tmp_path):
     assert text not in log.read_text() + (tmp_path / "keys.json").read_text()
 
 
+@pytest.mark.parametrize(
+    ("stated", "meant"),
+    [("2090-01-31T10:00:00", "2090-01-31T10:00:00Z"), ("2090-01-31T10:00:00+02:00", "2090-01-31T08:00:00Z")],
+)
+async def test_a_key_expires_in_utc_unless_an_offset_is_stated(admin, stated, meant):
+    made = await admin("POST", "/v1/admin/keys", {"tenant": "alice", "expires": stated})
+    assert (made.status_code, made.json().get("expires")) == (201, meant)
+    assert (await admin("POST", "/v1/echo", key=made.json()["key"])).status_code == 200
+    (await admin("PATCH", f"/v1/admin/keys/{made.json()['id']}", {"expires": stated})).raise_for_status()
+    for path in ("keys", "tenants"):
+        assert (await admin("GET", f"/v1/admin/{path}")).status_code == 200, path
+
+
 async def test_replicas_are_listed_with_their_load_and_models(admin):
     (replica,) = (await admin("GET", "/v1/admin/replicas")).json()["replicas"]
     assert (replica["id"], replica["service"], replica["ready"], replica["requests"]) == ("r1", "svc", True, 0)
@@ -98,7 +111,8 @@ async def test_what_is_wrong_is_told(admin):
     for path, body in (
         ("keys", {"tenant": "../x"}), ("keys", {"tenant": "a", "scopes": ["root"]}), ("keys/0123abcd/rotate", {}),
         ("keys", {"tenant": "a", "sha256": "0" * 64}), ("keys", {"tenant": "a", "weight": -1}),
-        ("keys/..%2f/rotate", {}), ("keys/0123abcd/rotate", {"overlap_hours": 1e9}),
+        ("keys/..%2f/rotate", {}), ("keys", {"tenant": "a", "expires": "0001-01-01T00:00:00+12:00"}),
+        ("keys/0123abcd/rotate", {"overlap_hours": 1e9}),
     ):  # fmt: skip
         refused = (await admin("POST", f"/v1/admin/{path}", body)).status_code
         assert refused == 422 or (refused, "rotate" in path) == (404, True), path

@@ -85,6 +85,27 @@ def test_a_batch_answers_each_request_in_a_file(client):
         client.batches.cancel(batch.id)
 
 
+def test_the_client_s_pages_reach_the_oldest_file_and_batch(client):
+    files = [upload(client, line("a")).id for _ in range(3)]
+    batches = [create(client, file).id for file in files]
+    for list_all, made in ((client.files.list, files), (client.batches.list, batches)):
+        assert [one.id for one in list_all(limit=1)][:3] == made[::-1]
+        page = list_all(limit=1, after=made[2])
+        assert ([one.id for one in page.data], page.has_more) == ([made[1]], True)
+        with pytest.raises(openai.NotFoundError, match="last id of the page"):
+            list_all(after="batch-1")
+
+
+@pytest.mark.parametrize("metadata", ['{"a": "\\ud800"}', '{"a": ' + "[" * 300 + "]" * 300 + "}", '{"a": 1}'])
+def test_metadata_that_are_no_texts_are_refused_before_a_job_is_queued(stage, client, metadata):
+    before = len(stage.queue.jobs)
+    fields = f'"input_file_id": "{upload(client, line("a")).id}", "endpoint": "/v1/chat/completions"'
+    body = f'{{{fields}, "metadata": {metadata}}}'
+    answer = httpx2.post(f"{stage.url}/v1/batches", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "metadata.a")
+    assert len(stage.queue.jobs) == before
+
+
 @pytest.mark.parametrize(
     ("data", "told"),
     [
@@ -168,7 +189,7 @@ class Gateways:
 async def test_a_batch_of_one_gateway_ends_once_on_another(tmp_path):
     gateways = Gateways(tmp_path)
     batch = await gateways.create("a", "b")
-    assert [one.id for one in await gateways.two.list_batches("ann", 10)] == [batch.id]
+    assert [one.id for one in (await gateways.two.list_batches("ann", 10)).data] == [batch.id]
     await gateways.wait_for_jobs()
     both = (gateways.one, gateways.two)
     ends = await asyncio.gather(*(each.get("ann", batch.id, gateways.queue) for each in both * 4))

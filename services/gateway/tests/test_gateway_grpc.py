@@ -10,6 +10,7 @@ from services.gateway.grpc import proxy, streams
 from services.gateway.grpc.server import SERVICE
 from services.gateway.tests.grpc_front import ANSWER, INFER, call, exchange, open_stream, refused
 from shared.rpc import open_inference_pb2 as pb
+from shared.telemetry import REQUESTS
 from tests.harness.waiting import free_port, until
 
 
@@ -128,6 +129,20 @@ async def test_a_replica_that_is_not_ready_sends_us_to_the_next_and_is_believed_
     _, other, _ = await replica("two")
     scene.announce("http://127.0.0.1:1", name="two", grpc=other).in_flight = 1
     assert (await call(channel, "ModelInfer", INFER)).startswith(b"two|")
+
+
+async def test_calls_are_counted_by_their_status(fronted):
+    scene, channel = await fronted()
+
+    def count(status: str) -> float:
+        return REQUESTS.labels("gateway", "", "grpc ModelInfer", status)._value.get()
+
+    before = [count(status) for status in ("OK", "NOT_FOUND", "UNAVAILABLE")]
+    await call(channel, "ModelInfer", INFER)
+    await refused(call(channel, "ModelInfer", pb.ModelInferRequest(model_name="nobody").SerializeToString()))
+    scene.replica.fails = [grpc.StatusCode.UNAVAILABLE] * 2
+    await refused(call(channel, "ModelInfer", INFER, timeout=3))
+    assert [count(status) for status in ("OK", "NOT_FOUND", "UNAVAILABLE")] == [one + 1 for one in before]
 
 
 async def test_a_replica_that_is_gone_is_replaced_by_another_or_the_next(fronted, replica):

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fovea.api.job import Job
-from fovea.errors import RateLimited, Unauthenticated
+from fovea.errors import Conflict, RateLimited, Unauthenticated
 from services.gateway.policy import auth, revocation
 from services.gateway.policy.key_file import read_keys
 from services.gateway.policy.keys_cli import keys
@@ -125,7 +125,7 @@ async def test_the_command_revokes_in_redis_where_the_file_is_corrupt(served, ri
     ring._path.write_text("{")
     monkeypatch.setenv("FOVEA_DATA_DIR", str(tmp_path))
     settings.cache_clear()
-    assert CliRunner().invoke(keys, ["revoke", key.id]).exit_code == 2
+    assert isinstance(CliRunner().invoke(keys, ["revoke", key.id]).exception, Conflict)
     monkeypatch.setenv("FOVEA_REDIS_URL", redis_url)
     settings.cache_clear()
     assert CliRunner().invoke(keys, ["revoke", key.id]).exit_code == 0

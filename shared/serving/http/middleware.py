@@ -79,7 +79,7 @@ class ServiceCall(HttpCall):
         if self.body.complete and self.body.error is None:
             return await self.watch.wait()
         if is_endless(getattr(self.scope.get("route"), "openapi_extra", None)):
-            self.body.limit = sys.maxsize
+            self.body.limit = sys.maxsize - 1  # what is inflated at a time may be one more
         message = await self.body.read()
         try:
             self._parts.feed(message.get("body", b""))

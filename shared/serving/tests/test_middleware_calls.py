@@ -3,9 +3,11 @@
 import asyncio
 import gzip
 import zlib
+from types import SimpleNamespace
 
 import pytest
 
+from fovea.api.replica import ENDLESS
 from fovea.errors import InvalidOption
 from shared import telemetry
 from shared.registry import CallContext
@@ -70,6 +72,13 @@ async def test_compressed_bodies_are_inflated_within_the_limit(coding):
         caller = Caller(request(body))
         await through(reads_all, caller, scope(sent={"content-encoding": sent}))
         assert caller.answers[0]["status"] == status
+
+
+async def test_a_compressed_body_that_may_never_end_is_inflated_beyond_the_limit():
+    caller = Caller(request(gzip.compress(b"film" * 500)))
+    where = scope(sent={"content-encoding": "gzip"}, route=SimpleNamespace(path="/x", openapi_extra=ENDLESS))
+    await through(reads_all, caller, where, max_body_bytes=1024)
+    assert caller.answers[-1]["body"] == b"film" * 500
 
 
 async def test_calls_of_a_tenant_use_its_own_caches():

@@ -15,7 +15,7 @@ from shared.serving.tests import toys
 from shared.serving.tests.toys import PNG
 from shared.serving.up import launch
 from shared.serving.up.smoke_test import _failure, run_smoke_test
-from shared.settings import environment
+from shared.settings import Settings, environment
 from tests.harness.scripted import scripted
 
 
@@ -89,6 +89,13 @@ def test_up_on_a_port_in_use_says_so_and_ends(tmp_path):
     (line,) = ended.stdout.splitlines()
     assert "Set FOVEA_HTTP_PORT to another port." in line
     assert "Traceback" not in ended.stderr
+
+
+def test_up_refuses_a_service_that_there_is_not(tmp_path):
+    config = Settings(data_dir=tmp_path, enabled_services="medical-seg,detecton")
+    with pytest.raises(NotFound, match="'detecton'") as refused:
+        launch._Product(config)._check()
+    assert "FOVEA_ENABLED_SERVICES may name vision-restoration, medical-seg, detection" in refused.value.hint
 
 
 async def test_only_the_services_that_are_named_are_asked(start_replica, tmp_path):

@@ -21,7 +21,7 @@ from rich.markup import escape
 from fovea.errors import FoveaError, NotFound, NotReady
 from shared import telemetry
 from shared.jobs.redis_server import RedisServer, free_port
-from shared.registry.discovery import services_with_models
+from shared.registry.discovery import SERVICES, services_with_models
 from shared.serving.up import forked_replicas
 from shared.serving.up.processes import ProcessDied, ProcessGroup
 from shared.serving.up.smoke_test import SmokeResult, run_smoke_test
@@ -55,13 +55,10 @@ def up(
 
 def _read_models(lm: str | None, adapters: Path | None) -> dict[str, object]:
     """Settings of `--lm` and `--adapters`, with whole paths. Raises NotFound: there is no such file or folder."""
-    found: dict[str, object] = {}
-    if lm is not None:
-        is_path = Path(lm).exists() or "/" in lm or lm.endswith(".gguf")
-        found["llm_model"] = str(_require_path(Path(lm))) if is_path else lm
-    if adapters is not None:
-        found["llm_adapters"] = _require_path(adapters)
-    return found
+    is_path = lm is not None and (Path(lm).exists() or "/" in lm or lm.endswith(".gguf"))
+    model = str(_require_path(Path(lm or ""))) if is_path else lm
+    found = {"llm_model": model, "llm_adapters": adapters and _require_path(adapters)}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _require_path(path: Path) -> Path:
@@ -200,6 +197,9 @@ class _Product:
         config = self._settings
         if not self._services:
             raise NotReady("No service has a model.", hint="`fovea doctor` says which rooms were left out, and why.")
+        if unknown := [name for name in self._services if name not in SERVICES]:
+            hint = f"FOVEA_ENABLED_SERVICES may name {', '.join(SERVICES)}."
+            raise NotFound(f"There is no service {unknown[0]!r}.", hint=hint)
         if config.placement == "ray" and importlib.util.find_spec("ray") is None:
             hint = "Try: pip install 'fovea-platform[cluster]'."
             raise NotReady("FOVEA_PLACEMENT is ray, which is not installed.", hint=hint)

@@ -74,3 +74,22 @@ def count_stored_bytes(state: Mapping[str, Tensor], itemsize: int = 2) -> tuple[
     matrices = [tensor for tensor in state.values() if tensor.dim() >= 2]
     values = sum(int(tensor.count_nonzero()) for tensor in matrices) * itemsize
     return values, sum(-(-tensor.numel() // 8) for tensor in matrices)
+
+
+def sparsity_of(tensor: Tensor) -> float:
+    """Share of exact zeros in a tensor; 0 of an empty one."""
+    return float((tensor == 0).sum()) / max(tensor.numel(), 1)
+
+
+def sparsity_by_layer(state_dict: Mapping[str, Tensor]) -> dict[str, float]:
+    """Share of zeros per tensor with two dimensions or more (biases and norms are left out)."""
+    return {name: sparsity_of(tensor) for name, tensor in state_dict.items() if len(tensor.shape) >= 2}
+
+
+def verify_nm(tensor: Tensor, n: int, m: int) -> bool:
+    """Whether every group of m along the last axis has at most n non-zeros; False where m does not divide the axis."""
+    width = tensor.shape[-1]
+    if m <= 0 or width % m:
+        return False
+    groups = (tensor != 0).reshape(-1, m).sum(-1)
+    return bool((groups <= n).all())

@@ -7,9 +7,16 @@ from hypothesis import strategies as st
 
 from fovea.errors import InvalidOption
 from fovea_recipes.interpretability.experiments.sparsity import SparsityStudy
-from fovea_recipes.interpretability.pruning import PruningPattern, count_stored_bytes, prune
+from fovea_recipes.interpretability.pruning import (
+    PruningPattern,
+    count_stored_bytes,
+    prune,
+    sparsity_by_layer,
+    sparsity_of,
+    verify_nm,
+)
 from shared.registry import CallContext
-from shared.sparsity import SparsityClaim, lint, sparsity_of, verify_nm
+from shared.sparsity import SparsityClaim, lint
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.floats(0.05, 0.95), st.integers(0, 99))
@@ -58,3 +65,19 @@ def test_other_shipped_networks_are_pruned_too(context):
     (report,) = study.predict([study.In.model_validate({**study.card.example, "lm": "fasternet"})], CallContext())
     assert [row[0] for row in report.tables[0].rows] == ["0.9", "2:4"]
     assert report.tables[0].rows[0][1] == pytest.approx(0.9, abs=0.01)
+
+
+def test_zeros_are_counted_per_matrix():
+    state = {"a.weight": torch.tensor([[0.0, 1.0], [0.0, 2.0]]), "a.bias": torch.zeros(2)}
+    assert sparsity_by_layer(state) == {"a.weight": 0.5}
+    assert sparsity_of(torch.zeros((0, 3))) == 0.0
+    assert sparsity_of(torch.tensor([[0.0, 1.0, 0.0, 0.0]])) == 0.75
+
+
+def test_one_extra_non_zero_breaks_two_of_four():
+    tensor = torch.zeros((3, 8))
+    tensor[:, [0, 1, 4, 5]] = 1
+    assert verify_nm(tensor, 2, 4)
+    tensor[1, 2] = 1
+    assert not verify_nm(tensor, 2, 4)
+    assert not verify_nm(torch.zeros((2, 6)), 2, 4)

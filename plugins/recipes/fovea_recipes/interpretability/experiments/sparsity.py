@@ -19,7 +19,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fovea.errors import NotFound
-from fovea_recipes.interpretability.pruning import PruningPattern, count_stored_bytes, prune
+from fovea_recipes.interpretability.pruning import (
+    PruningPattern,
+    count_stored_bytes,
+    prune,
+    sparsity_by_layer,
+    verify_nm,
+)
 from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec
 from services.interpretability.core.report import Report, Scalar, Table, heat_map, json_digest
 from services.interpretability.core.studied_model import StudiedModel
@@ -28,7 +34,7 @@ from shared.registry import Card, Paper, network
 from shared.registry.discovery import shipped_weights
 from shared.registry.sparsity_claims import build_claim
 from shared.registry.weights import read_manifest, read_weights
-from shared.sparsity import SparsityClaim, lint, sparsity_by_layer, verify_nm
+from shared.sparsity import SparsityClaim, lint
 
 DEFAULT_NETWORK = "pranet"
 
