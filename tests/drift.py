@@ -22,7 +22,7 @@ def stubs() -> Iterator[tuple[pathlib.Path, str]]:
 
 
 def model_pages() -> Iterator[tuple[pathlib.Path, str]]:
-    from shared.serving.model_docs import render_pages
+    from fovea_docs.model_pages import render_pages
 
     yield from render_pages(ROOT / "docs/models", complete_card)
 

@@ -3,7 +3,7 @@
 import json
 import shlex
 
-from shared.serving.model_docs import render_page
+from fovea_docs.model_pages import render_page
 from shared.serving.tests.toys import Echo, Eye
 
 
