@@ -32,9 +32,7 @@ class RequestOptions(SamplingOptions):
     stream: bool = Field(False, description="Answer as server-sent events.")
     longctx: LongctxOptions | None = Field(None, description="Ours: attention method, budget, plan.")
     interventions: list[Intervention] | None = Field(
-        None,
-        max_length=MAX_INTERVENTIONS,
-        description="Ours: changes inside the model, in order.",
+        None, max_length=MAX_INTERVENTIONS, description="Ours: changes inside the model, in order."
     )
     capture: list[Capture] | None = Field(
         None, max_length=MAX_CAPTURES, description="Ours: activations, attention rows and logit lens to return."

@@ -141,11 +141,7 @@ def _triton(context: LoadContext, artifacts: ModelArtifacts) -> Engine:
     timeout = float(context.options.get("triton_timeout_s", 60))
     connections = int(context.options.get("triton_connections", 8))
     engine: Engine = _module("triton").TritonEngine(
-        url,
-        artifacts.name,
-        timeout=timeout,
-        connections=connections,
-        declared=(*artifacts.inputs, *artifacts.outputs),
+        url, artifacts.name, timeout=timeout, connections=connections, declared=(*artifacts.inputs, *artifacts.outputs)
     )
     return engine
 

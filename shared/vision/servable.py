@@ -313,10 +313,7 @@ def add_features(forms: ExportedForms, familiar: InDistributionModel | None) -> 
         return forms
     features = TensorSpec(name="features", datatype="FP32", shape=(-1, len(familiar.mean)))
     return replace(
-        forms,
-        outputs=(*forms.outputs, features),
-        tag=f"{forms.tag}-features",
-        call=f"{forms.call}_and_features",
+        forms, outputs=(*forms.outputs, features), tag=f"{forms.tag}-features", call=f"{forms.call}_and_features"
     )
 
 

@@ -12,13 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fovea_circuits.activation_cache import (
-    final_norm,
-    norm_after_heads,
-    output_weight,
-    project_values,
-    scale_of_norm,
-)
+from fovea_circuits.activation_cache import final_norm, norm_after_heads, output_weight, project_values, scale_of_norm
 from fovea_edges.edge_graph import EdgeGraph
 from shared.lm.attention import DenseAttention
 from shared.lm.blocks import GPT2Block

@@ -36,10 +36,7 @@ StoreDep = Annotated[ResponseStore, Depends(get_response_store)]
 
 
 @router.post(
-    "/v1/responses",
-    responses=ERROR_RESPONSES,
-    openapi_extra={**OPENAI_ERRORS, **AFFINE},
-    response_model=ResponseObject,
+    "/v1/responses", responses=ERROR_RESPONSES, openapi_extra={**OPENAI_ERRORS, **AFFINE}, response_model=ResponseObject
 )
 async def respond(body: ResponsesRequest, request: Request, host: HostDep, store: StoreDep) -> Response:
     """Answer items with items, also after a stored response."""

@@ -42,10 +42,7 @@ def _inside(box: Box, width: int, height: int) -> tuple[float, float, float, flo
 
 
 def _label(
-    pen: ImageDraw.ImageDraw,
-    each: Detection,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    size: tuple[int, int],
+    pen: ImageDraw.ImageDraw, each: Detection, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, size: tuple[int, int]
 ) -> None:
     """Name, track and score on a strip of the class's colour above the box, or inside where there is no room."""
     track = f" #{each.track_id}" if each.track_id is not None else ""

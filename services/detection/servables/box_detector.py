@@ -19,13 +19,7 @@ from fovea.api.boxes import DEFAULT_CONFIDENCE, Crop, DetectIn, Detection, Detec
 from fovea.api.tensors import TensorSpec
 from fovea.errors import InvalidOption
 from services.detection.boxes import formats
-from services.detection.boxes.detections import (
-    build_detections,
-    count_by_class,
-    resolve_classes,
-    summarise,
-    to_columns,
-)
+from services.detection.boxes.detections import build_detections, count_by_class, resolve_classes, summarise, to_columns
 from services.detection.boxes.drawing import crop_box, draw_boxes
 from services.detection.boxes.input_tiles import LetterboxedImage, collect_boxes, letterbox_views
 from shared.export.artifacts import ExportedForms

@@ -97,12 +97,7 @@ class _SnippetWriter:
         if task == "segment":
             call = f'client.segment("picture.jpg", model="{name}")'
         key = ', key="fovea_…"' if self.keys else ""
-        lines = (
-            "from fovea import Client",
-            "",
-            f'with Client("{self.origin}"{key}) as client:',
-            f"    print({call})",
-        )
+        lines = ("from fovea import Client", "", f'with Client("{self.origin}"{key}) as client:', f"    print({call})")
         return "\n".join(lines)
 
     def _curl(self, title: str, path: str, *arguments: str) -> Snippet:

@@ -98,12 +98,7 @@ class KeyRing:
         return read_keys(self._path)
 
     def add(
-        self,
-        tenant: str,
-        scopes: tuple[KeyScope, ...],
-        *,
-        expires: datetime | None = None,
-        **limits: float | None,
+        self, tenant: str, scopes: tuple[KeyScope, ...], *, expires: datetime | None = None, **limits: float | None
     ) -> tuple[Key, str]:
         """Make a key with limits (fields of `KeyLimits`); returns its entry and the secret text, which is not stored.
 

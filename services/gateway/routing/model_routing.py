@@ -14,9 +14,7 @@ from services.gateway.http.request_context import RequestContext
 from services.gateway.routing.json_peek import read_json_field
 from services.gateway.routing.route_table import Route, RouteTable
 
-_FORM_FIELD = re.compile(
-    rb'name="model"[^\r\n]{0,200}\r\n(?:[^\r\n]{1,200}\r\n){0,4}\r\n([^\r\n]{0,300})\r\n',
-)
+_FORM_FIELD = re.compile(rb'name="model"[^\r\n]{0,200}\r\n(?:[^\r\n]{1,200}\r\n){0,4}\r\n([^\r\n]{0,300})\r\n')
 """Bounded in each part, so that a body full of beginnings costs no more than its length."""
 
 _PARSE_BYTES = 2**16

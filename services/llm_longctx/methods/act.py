@@ -50,10 +50,7 @@ class Act(AttentionMethod):
     min_rows: int = Field(0, ge=0, description="Columns that fewer queries can see are no sinks.")
     heads: tuple[tuple[int, int], ...] | None = Field(None, description="(layer, query head) pairs; or from a plan.")
 
-    contract_knobs: ClassVar = (
-        {"beta": 0.3, "threshold": 0.05},
-        {"beta": 0.3, "relative_threshold": 1.5},
-    )
+    contract_knobs: ClassVar = ({"beta": 0.3, "threshold": 0.05}, {"beta": 0.3, "relative_threshold": 1.5})
 
     def reference(
         self,
@@ -83,11 +80,6 @@ class Act(AttentionMethod):
         return Reference(torch.stack(maps) @ repeat_kv(v, H), mask.expand(H, *mask.shape), extras)
 
     def head_plan(self, config: DecoderConfig, plan: HeadPlan | None) -> HeadRoles:
-        """Calibrated heads by the knob or the plan.
-
-        Raises:
-            InvalidOption: Neither names any, or one that the model does not have.
-        """
         pairs = self.heads if self.heads is not None else (plan.heads if plan is not None else None)
         if pairs is None:
             detail = "act needs the heads that it calibrates, and there is no head plan with heads for this model."

@@ -49,10 +49,7 @@ class Duo(AttentionMethod):
     share: float | None = Field(None, ge=0, le=1, description="Share of full heads by the plan's scores.")
     roles: Roles | None = Field(None, description="Per layer and key/value head 1 (full) or 0; instead of a plan.")
 
-    contract_knobs: ClassVar = (
-        {"sink": 2, "recent": 6},
-        {"sink": 3, "recent": 5, "window": "exact"},
-    )
+    contract_knobs: ClassVar = ({"sink": 2, "recent": 6}, {"sink": 3, "recent": 5, "window": "exact"})
 
     def reference(
         self,

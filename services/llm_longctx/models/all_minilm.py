@@ -48,11 +48,6 @@ class AllMiniLM(Servable[EmbeddingsRequest, Embeddings]):
 
     @classmethod
     def load(cls, context: LoadContext) -> Self:
-        """Read the wheel's files.
-
-        Raises:
-            NotFound: The wheel is not installed.
-        """
         return cls(load_embedder())
 
     def predict(self, batch: Sequence[EmbeddingsRequest], run: CallContext) -> list[Embeddings | FoveaError]:

@@ -69,12 +69,7 @@ class DecoderModel(TextModel):
 
     @classmethod
     def load(cls, place: LoadContext) -> Self:
-        """Read the files (a GGUF is unpacked into the cache the first time) and start the engine.
-
-        Raises:
-            NotFound: The files are not there.
-            FoveaError: They are no model that the decoder has a form for.
-        """
+        """Read the files (a GGUF is unpacked into the cache the first time) and start the engine."""
         cache_bits = read_cache_dtype(place.options.get("llm_kv_cache_dtype", "auto"))
         shared_facts = {"prefix_block": _PREFIX_BLOCK, "cache_bits": cache_bits}
         others, wanted = None, place.options.get("llm_weights", "auto")

@@ -90,10 +90,7 @@ class Generation:
             one.extend(request)
 
     def begin(
-        self,
-        request: GenerationRequest,
-        options: TextOptions = _PLAIN,
-        grammar: OpeningGrammar | None = None,
+        self, request: GenerationRequest, options: TextOptions = _PLAIN, grammar: OpeningGrammar | None = None
     ) -> None:
         """Line up a request; a grammar says what its answers may say. Any thread may call it before `read` is called.
 

@@ -138,11 +138,7 @@ class PraNetV2Segmenter(Segmenter):
                     ("dice_at_half", 0.94805, "At 0.5, over frames with a polyp."),
                     ("mean_dice", 0.94339, _OVER),
                     ("mean_iou", 0.89967, _OVER),
-                    (
-                        "empty_with_any_pixel",
-                        0.0,
-                        "Share of polyp-free frames in which any pixel reaches 0.5.",
-                    ),
+                    ("empty_with_any_pixel", 0.0, "Share of polyp-free frames in which any pixel reaches 0.5."),
                 )
             ),
             *_published(

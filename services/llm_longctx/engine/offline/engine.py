@@ -57,10 +57,7 @@ class Engine(EngineCore):
     # By hand.
 
     def open(
-        self,
-        method: str | AttentionMethod | None = None,
-        plan: Plan = None,
-        adapter: LoraAdapter | None = None,
+        self, method: str | AttentionMethod | None = None, plan: Plan = None, adapter: LoraAdapter | None = None
     ) -> OpenSequence:
         """A sequence of its own, under the engine's method and plan unless told otherwise.
 

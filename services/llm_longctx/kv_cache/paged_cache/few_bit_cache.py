@@ -60,10 +60,7 @@ class FewBitCache(PagedCache):
 
     def held_pages(self) -> dict[PageStore, np.ndarray]:
         shared = [part.pages(PAGE) for part in self.shared]
-        return {
-            self.pool: self.pages(),
-            self.store: np.concatenate([self.packed.pages(), self.base.pages(), *shared]),
-        }
+        return {self.pool: self.pages(), self.store: np.concatenate([self.packed.pages(), self.base.pages(), *shared])}
 
     def read_runs(self) -> list[ReadRun]:
         parts = [ReadRun(self.bits, part.start, np.where(part.start < 0, 0, part.n)) for part in self.shared]
@@ -228,11 +225,7 @@ class FewBitCache(PagedCache):
             self.virtual.begin(at, fixed.k[-1], fixed.v[-1], absorbed, slot=first - virtual, weighted=weighted)
 
     def copy_compact(self, layer: int, head: int, positions: Tensor, spare: int) -> None:
-        """Copy the entries at `positions` [K] of a whole head into its compact run, widened, with room for more.
-
-        Raises:
-            PoolExhausted: There is no room.
-        """
+        """Copy the entries at `positions` [K] of a whole head into its compact run, widened, with room for more."""
         chosen = self.entries(layer, head).take(positions)
         self.compact.replace(layer, head, len(positions), len(positions) + spare)
         self._write(int(self.compact.start[layer, head]), chosen)
@@ -254,11 +247,6 @@ class FewBitCache(PagedCache):
         return int(-(-int(packed.sum()) * self.store.page_bytes // self.pool.page_bytes) + max(recent, 0) + chunk)
 
     def begin_step(self, *, mark: bool = True) -> np.ndarray:
-        """See `PagedCache.begin_step`; what has become old is packed first.
-
-        Raises:
-            PoolExhausted: The pool is full.
-        """
         self.pack_old()
         return super().begin_step(mark=mark)
 
