@@ -81,13 +81,13 @@ class Prompt:
 
 
 def even_lengths(start: int, end: int, steps: int = 20) -> list[int]:
-    """Return even steps of context length in tokens, both ends included."""
-    return _even(start, end, steps)
+    """Return even steps, such as of context length in tokens, both ends included."""
+    return [round(start + (end - start) * i / max(steps - 1, 1)) for i in range(steps)]
 
 
 def even_depths(steps: int = 10) -> list[int]:
     """Return even steps of depth, 0 % … 100 %."""
-    return _even(0, 100, steps)
+    return even_lengths(0, 100, steps)
 
 
 def build_needle_prompt(
@@ -183,10 +183,6 @@ def _prompt(codec: Codec, user: str, answer: str, *, chat: bool | None) -> Promp
     alone = (codec.encode(form, special=False) for form in (f" {answer}", answer))
     spans = [needle_span(ids, one) for one in alone]
     return Prompt(text, user, ids, reply, answer_ids, next((span for span in spans if span), None))
-
-
-def _even(start: int, end: int, steps: int) -> list[int]:
-    return [round(start + (end - start) * i / max(steps - 1, 1)) for i in range(steps)]
 
 
 def _key(rng: random.Random, characters: int) -> str:
