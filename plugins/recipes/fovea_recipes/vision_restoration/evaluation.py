@@ -59,5 +59,13 @@ def gain_pairs(restored: Picture, pairs: ReflectionPairs) -> NDArray[np.float64]
     return np.array(gains)
 
 
+def gain_by_darkening(pairs: ReflectionPairs, levels: int) -> float:
+    """Mean gain in PSNR, dB, of pictures that are only made darker by so many of 255 levels.
+
+    Reflections add light, so this is what an answer must beat to have found one.
+    """
+    return float(gain_pairs(np.maximum(pairs.mixed, levels) - np.uint8(levels), pairs).mean())
+
+
 def _scores(first: Picture, second: Picture) -> tuple[float, float]:
     return min(psnr(first, second), _MOST_DB), ssim(first, second)

@@ -4,6 +4,7 @@ Knows how pairs are drawn and scored; the committed weights were made from CC0 a
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -19,7 +20,13 @@ from fovea_recipes.training.data.survey import Survey, near_copies
 from fovea_recipes.training.folder_recipe import FolderRecipe
 from fovea_recipes.training.intervals import mean_interval
 from fovea_recipes.training.recipe import Batch, Schedule
-from fovea_recipes.vision_restoration.evaluation import gain_pairs, restore_pairs, score_pairs, tensor
+from fovea_recipes.vision_restoration.evaluation import (
+    gain_by_darkening,
+    gain_pairs,
+    restore_pairs,
+    score_pairs,
+    tensor,
+)
 from fovea_recipes.vision_restoration.glass import behind_glass
 from fovea_recipes.vision_restoration.identity_init import start_at_identity
 from fovea_recipes.vision_restoration.pairs import ReflectionPairs, to_bits
@@ -30,6 +37,8 @@ Picture = NDArray[np.uint8]
 
 HARM_DB = 0.5
 """A pair that loses more than this is harmed, dB."""
+DARKEST = 16
+"""Levels of 255 below which the best darkening is searched, which is measured beside the network."""
 
 
 class RRFormerPhotographs(FolderRecipe, name="rrformer", weights="rrformer-restorer", serves="rrformer"):
@@ -147,7 +156,9 @@ class RRFormerPhotographs(FolderRecipe, name="rrformer", weights="rrformer-resto
         gains = gain_pairs(restored, held)
         self._intervals = {"psnr_gain": mean_interval(gains)}
         worst = {"psnr_gain_worst": float(gains.min()), "harmed": float((gains < -HARM_DB).mean())}
-        return score_pairs(restored, held) | worst
+        levels = max(range(DARKEST), key=partial(gain_by_darkening, self._held_pairs(seed=11)))
+        darker = {"psnr_gain_darker": gain_by_darkening(held, levels), "darker_levels": float(levels)}
+        return score_pairs(restored, held) | worst | darker
 
     def _held_pairs(self, seed: int) -> ReflectionPairs:
         return self._pairs(self._out, self.test, np.random.default_rng((self.seed, seed)), 0.15)
