@@ -7,7 +7,7 @@ import torch
 from fovea.errors import NotReady
 from fovea_recipes.vision_restoration import losses, synthesis
 from fovea_recipes.vision_restoration import photographs as albums
-from fovea_recipes.vision_restoration.evaluation import restore_pairs, score_pairs, tensor
+from fovea_recipes.vision_restoration.evaluation import gain_by_darkening, restore_pairs, score_pairs, tensor
 from fovea_recipes.vision_restoration.identity_init import start_at_identity
 from fovea_recipes.vision_restoration.pairs import ReflectionPairs, sources
 from fovea_recipes.vision_restoration.photographs import photographs
@@ -129,3 +129,12 @@ def test_scores_of_the_right_answer_are_perfect_and_answers_clipped():
 
     wanted = ((tensor(held.mixed) * 1.5 - 0.2).clamp(0, 1) * 255).numpy().astype(np.uint8).transpose(0, 2, 3, 1)
     assert np.array_equal(restore_pairs(Shifted(1, 1), held.mixed, batch=1), wanted)
+
+
+def test_darker_pictures_are_scored_beside_restored_ones_and_black_stays_black():
+    clean = np.repeat(np.uint8([0, 96]), 32).reshape(1, 8, 8, 1).repeat(3, axis=-1)
+    pairs = ReflectionPairs(np.maximum(clean, 4) + np.uint8(clean > 4) * np.uint8(4), clean, np.array([False]))
+    before = 20 * np.log10(255 / 4)
+    assert gain_by_darkening(pairs, 4) == pytest.approx(60 - before)  # equal pictures count as 60 dB
+    assert gain_by_darkening(pairs, 0) == 0
+    assert gain_by_darkening(pairs, 8) == pytest.approx(20 * np.log10(2**0.5), abs=1e-3)  # half the picture is 4 off
