@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from fovea.errors import InvalidOption
+
 QUESTION_TOKENS = 200
 """Tokens of a prompt that are reserved for the question and the answer."""
 
@@ -80,14 +82,9 @@ class Prompt:
     span: tuple[int, int] | None
 
 
-def even_lengths(start: int, end: int, steps: int = 20) -> list[int]:
-    """Return even steps, such as of context length in tokens, both ends included."""
-    return [round(start + (end - start) * i / max(steps - 1, 1)) for i in range(steps)]
-
-
 def even_depths(steps: int = 10) -> list[int]:
     """Return even steps of depth, 0 % … 100 %."""
-    return even_lengths(0, 100, steps)
+    return [round(100 * i / max(steps - 1, 1)) for i in range(steps)]
 
 
 def build_needle_prompt(
@@ -113,10 +110,13 @@ def build_needle_prompt(
 def build_needle_context(
     codec: Codec, what: Needle, length: int, depth: float, *, corpus: str | None = None, seed: int = 0
 ) -> str:
-    """Build the haystack with the needle in it; see `build_needle_prompt`."""
+    """Build the haystack with the needle in it; see `build_needle_prompt`. `InvalidOption` if `corpus` is too short."""
     needle = codec.encode(f" {what.sentence}", special=False)
     room = max(length - QUESTION_TOKENS - len(needle), 1)
     hay = codec.encode(corpus or build_haystack(room * 6, seed), special=False)[:room]
+    if len(hay) < room:
+        detail = f"The haystack has {len(hay):,} tokens; a prompt of {length:,} needs {room:,}."
+        raise InvalidOption(detail, hint="Give a longer text or shorter lengths.", field="lengths")
     position = len(hay) if depth >= 100 else int(len(hay) * depth / 100)
     while 0 < position < len(hay) and not codec.decode(hay[position - 1 : position]).rstrip().endswith("."):
         position -= 1

@@ -18,6 +18,7 @@ from fovea_lab.interpretability.endpoint import LongctxEndpoint
 from fovea_lab.interpretability.needle_grid import NeedleGrid
 from fovea_lab.method_quality import FidelityRequest, NeedleRequest, run_fidelity, run_needle
 from fovea_lab.text_corpus import load_library_prose
+from services.interpretability.experiments.retrieval_heads.spec import RetrievalHeadsSpec
 from services.interpretability.tests.conftest import ask
 from services.llm_longctx.serving.local_models import make_local_model
 from shared.lm.niah_prompts import build_haystack
@@ -140,6 +141,18 @@ def test_hidden_heads_change_what_comes_back_and_a_length_over_the_window_is_ref
     with pytest.raises(TooLarge) as caught:
         ask(NeedleGrid, context, lengths=[3000])
     assert caught.value.field == "lengths"
+
+
+def test_a_length_or_depth_that_no_prompt_has_gets_no_place_in_the_map(context):
+    with pytest.raises(InvalidOption, match="of 250 tokens has no room"):
+        ask(NeedleGrid, context, lengths=[250, 700])
+    with pytest.raises(InvalidOption, match="The haystack has"):
+        ask(NeedleGrid, context, lengths=[700], corpus="Too short. " * 9)
+    for depth in (-1, 101):
+        with pytest.raises(ValueError, match="depths"):
+            ask(NeedleGrid, context, depths=[depth])
+        with pytest.raises(ValueError, match="depths"):
+            RetrievalHeadsSpec(depths=[depth])
 
 
 def endpoint_that(answer):

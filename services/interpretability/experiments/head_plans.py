@@ -31,7 +31,6 @@ __all__ = [
     "repeat_tokens",
 ]
 
-
 _EXAMPLE = {"kind": "duo", "steps": 20, "lengths": [192, 256], "passkeys": 1, "words": 2, "sink": 4, "recent": 32}
 
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
+from fovea.errors import InvalidOption
 from shared.lm.niah_prompts import (
     NEEDLES,
     build_haystack,
@@ -13,7 +14,6 @@ from shared.lm.niah_prompts import (
     build_needle_context,
     build_needle_prompt,
     even_depths,
-    even_lengths,
     needle_span,
 )
 from shared.lm.tokenizer import Tokenizer
@@ -45,6 +45,8 @@ def test_answer_follows_a_template_at_once_bare_text_after_a_space_and_in_an_own
     assert build_needle_prompt(tokenizer(True), NEEDLES[1], 900, 50).answer == NEEDLES[1].answer
     assert build_needle_prompt(tokenizer(), NEEDLES[1], 900, 50).answer == f" {NEEDLES[1].answer}"
     assert "lorem ipsum" in build_needle_context(tokenizer(), NEEDLES[0], 800, 50, corpus="lorem ipsum. " * 100)
+    with pytest.raises(InvalidOption, match="haystack has 130 tokens; a prompt of 800 needs"):
+        build_needle_context(tokenizer(), NEEDLES[0], 800, 50, corpus="lorem ipsum. " * 10)
 
 
 def test_depth_moves_the_needle_and_full_stops_hold_it():
@@ -73,9 +75,8 @@ def test_seed_decides_everything():
 
 
 def test_steps_are_even_and_include_both_ends():
-    assert even_lengths(100, 500, 5) == [100, 200, 300, 400, 500]
     assert even_depths() == [0, 11, 22, 33, 44, 56, 67, 78, 89, 100]
-    assert even_lengths(100, 500, 1) == [100]
+    assert even_depths(1) == [0]
 
 
 @given(

@@ -10,14 +10,15 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field
 
+from fovea.errors import InvalidOption
 from fovea_lab.interpretability.endpoint import LongctxEndpoint
 from fovea_lab.needles import NeedleCell, map_recall, score_recall
 from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
 from services.interpretability.core.report import Report, Scalar, Table
 from services.interpretability.core.studied_model import StudiedModel
-from services.interpretability.experiments.retrieval_heads.spec import PAPER, NeedleText
+from services.interpretability.experiments.retrieval_heads.spec import PAPER, NeedleText, Percent
 from services.interpretability.generation.forced_decoding import generate_answer, score_known_answer
-from shared.lm.niah_prompts import NEEDLES, Needle, Prompt
+from shared.lm.niah_prompts import NEEDLES, QUESTION_TOKENS, Needle, Prompt
 from shared.registry import Card, LoadContext
 
 
@@ -25,7 +26,7 @@ class NeedleGridSpec(Spec):
     """Lengths, depths and needles; masked heads or an attention method."""
 
     lengths: list[int] = Field([350, 700, 1200], min_length=1, max_length=40, description="Tokens of the prompts.")
-    depths: list[int] = Field([0, 50, 100], min_length=1, max_length=40, description="Percent.")
+    depths: list[Percent] = Field([0, 50, 100], min_length=1, max_length=40, description="Percent.")
     needles: list[NeedleText] = Field(
         default_factory=list, max_length=20, description="Own needles; left out, our first."
     )
@@ -128,7 +129,12 @@ class NeedleGrid(Experiment[NeedleGridSpec]):
 
 def _list_prompts(spec: NeedleGridSpec, subject: StudiedModel) -> list[tuple[NeedleCell, Prompt]]:
     needles = [Needle(n.sentence, n.question, n.answer) for n in spec.needles] or list(NEEDLES[:1])
+    sizes = (len(subject.tokenizer.encode(f" {one.sentence}", special=False)) for one in needles)
+    least = QUESTION_TOKENS + max(sizes) + 1
     for length in spec.lengths:
+        if length < least:
+            detail = f"A prompt of {length} tokens has no room for prose around the needle; {least} are the least."
+            raise InvalidOption(detail, field="lengths")
         subject.check_window(length, "lengths")
     cells = [
         NeedleCell(n, length, depth) for n in range(len(needles)) for length in spec.lengths for depth in spec.depths

@@ -13,6 +13,7 @@ from shared.lm.niah_prompts import NEEDLES, Needle, Prompt, build_key_value_prom
 from shared.registry import Paper
 
 PAPER = Paper.on_arxiv("Retrieval Head Mechanistically Explains Long-Context Factuality", 2025, "2404.15574", "ICLR")
+Percent = Annotated[int, Field(ge=0, le=100)]
 
 
 class NeedleText(BaseModel):
@@ -35,7 +36,7 @@ class RetrievalHeadsSpec(Spec):
     key_chars: int = Field(32, ge=2, le=64, description="Letters and digits of a kv key.")
     value_words: int = Field(8, ge=0, le=40, description="Words of a kv value; 0 means eight random letters.")
     lengths: list[int] = Field([350, 700, 1200], min_length=1, max_length=40, description="Tokens of niah prompts.")
-    depths: list[int] = Field([0, 25, 50, 75, 100], min_length=1, max_length=40, description="Percent, of niah.")
+    depths: list[Percent] = Field([0, 25, 50, 75, 100], min_length=1, max_length=40, description="Percent, of niah.")
     needles: list[NeedleText] = Field(default_factory=list, max_length=20, description="Own needles instead of ours.")
     corpus: str | None = Field(None, max_length=4_000_000, description="Own haystack instead of generated prose.")
     mode: ScoreMode = Field(
