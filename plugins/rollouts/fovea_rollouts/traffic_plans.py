@@ -5,6 +5,7 @@ plan, replicas of all versions answer alike. Knows nothing about requests.
 """
 
 import random
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Self
@@ -79,7 +80,13 @@ class TrafficPlans(VersionPolicy):
         super().__init__(redis)
         self._redis = redis
         text = RolloutSettings().traffic
-        self._stated: dict[str, TrafficPlan] = PLANS.validate_json(text) if text else {}
+        try:
+            self._stated: dict[str, TrafficPlan] = PLANS.validate_json(text) if text else {}
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, ("FOVEA_TRAFFIC", *first["loc"])))
+            sys.stderr.write(f"The settings can't be used. {where}: {first['msg']}.\n")
+            sys.exit(2)
         self._set: dict[str, TrafficPlan] = {}
 
     def find(self, service: str) -> TrafficPlan | None:

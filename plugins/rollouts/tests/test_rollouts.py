@@ -20,7 +20,7 @@ from fovea.errors import InvalidOption
 from fovea_rollouts import shadow
 from fovea_rollouts.answer_agreement import TooLargeToCompare, WholeAnswer, measure_agreement
 from fovea_rollouts.shadow import SHADOW_TENANT
-from fovea_rollouts.traffic_plans import TrafficPlan
+from fovea_rollouts.traffic_plans import TrafficPlan, TrafficPlans
 from services.gateway.policy.auth import KeyRing
 from services.gateway.tests.test_gateway_affinity import LONG, chat, key
 from tests.harness.waiting import until
@@ -46,6 +46,15 @@ def completion(text: str, **more: Any) -> WholeAnswer:
 
 def box(x: float, class_id: int = 0) -> dict[str, Any]:
     return {"box": [x, 0, x + 10, 10], "class_id": class_id, "score": 0.5}
+
+
+@pytest.mark.parametrize("text", ["{bad", '{"detection": {"percent": {"canary": 120}}}', '{"detection": {"share": 5}}'])
+def test_a_setting_that_is_no_plan_ends_the_gateway_with_its_name(monkeypatch, capsys, text):
+    monkeypatch.setenv("FOVEA_TRAFFIC", text)
+    with pytest.raises(SystemExit) as ended:
+        TrafficPlans(None)
+    assert ended.value.code == 2
+    assert "FOVEA_TRAFFIC" in capsys.readouterr().err
 
 
 HALF = np.zeros((8, 8), np.uint8)
