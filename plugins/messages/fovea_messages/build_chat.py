@@ -16,6 +16,9 @@ NAMES = {
     "response_format": "output_config.format",
     "chat_template": "model",
     "stop_token_ids": "stop_sequences",
+    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    ".function.parameters": ".input_schema",
+    ".function": "",
 }
 """Names in chats of fields that these requests name otherwise."""
 

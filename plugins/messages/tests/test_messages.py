@@ -139,6 +139,8 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
         ({"messages": [{"role": "user", "content": [IMAGE]}]}, "BadRequestError", "'image'"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "BadRequestError", "input_schema"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "f"}}, "BadRequestError", "none of the tools"),
+        ({"tools": [TOOL | {"name": "a b"}]}, "BadRequestError", r"tools\.0\.name: "),
+        ({"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}, "BadRequestError", "disable_parallel"),
         ({"messages": [{"role": "user", "content": "x" * 2000}]}, "BadRequestError", "context"),
         ({"stop_sequences": ["a"] * 17}, "BadRequestError", "stop_sequences"),
         ({"extra_body": {"mcp_servers": [{}]}}, "BadRequestError", "mcp_servers is not served"),

@@ -13,6 +13,7 @@ NAMES = {
     "max_completion_tokens": "max_output_tokens",
     "reasoning_effort": "reasoning.effort",
     "messages": "input",
+    ".function": "",
 }
 """Names in chats of fields that these requests name otherwise."""
 

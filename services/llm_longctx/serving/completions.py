@@ -95,6 +95,8 @@ def _build_request(
         hidden = len(ids) - len(adapter.tokenize(prompt, "prompt", special=False))
     text = prompt if isinstance(prompt, str) and not hidden else None
     built = adapter.build_request(ids, request.longest, request, "prompt", text=text, state=state)
+    if request.truncation_side == "left":  # what is hidden goes first
+        hidden = max(hidden - max(len(ids) - len(built.prompt_ids), 0), 0)
     score_from = (request.longctx.logprobs_from if request.longctx else None) or 0
     built.top_logprobs = request.logprobs
     built.score_prompt = built.score_prompt or (request.echo and request.logprobs is not None)

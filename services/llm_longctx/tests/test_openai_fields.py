@@ -147,6 +147,22 @@ def test_long_prompts_are_cut_where_a_request_says_so(client):
 
 
 @pytest.mark.parametrize(
+    ("size", "side", "kept"),
+    [(4, "left", "upon"), (9, "left", "Once upon"), (10, "left", "Once upon"), (4, "right", "Onc")],
+)
+def test_a_cut_prompt_is_echoed_as_it_is_kept(client, server, monkeypatch, size, side, kept):
+    tokenizer = server.app.state.host.servable(MODEL).adapter.tokenizer
+    encode = tokenizer.encode
+    monkeypatch.setattr(
+        tokenizer, "encode", lambda text, *, special=True: [256] * special + encode(text, special=False)
+    )
+    extra = {"truncate_prompt_tokens": size, "truncation_side": side}
+    (choice,) = go_on(client, echo=True, logprobs=0, max_tokens=0, extra_body=extra).choices
+    assert (choice.text, len(choice.logprobs.tokens)) == (kept, size)
+    assert choice.logprobs.text_offset[-1] == len(kept) - 1
+
+
+@pytest.mark.parametrize(
     ("older", "text"),
     [
         ({"guided_choice": ["yes", "no"]}, ("yes", "no")), ({"guided_regex": "a{3}"}, ("aaa",)),

@@ -457,6 +457,7 @@ def test_the_queue_is_by_rank_and_tells_places():
     for each in (early, line((0, 9))):
         queue.discard(each)
     assert [each.rank for each in queue] == [(0, 0), (0, 2)]
+    assert notes[-1] == (0.0, "2 in the queue")
     assert WaitingQueue(3).pop_if(lambda _: True) is None
 
 

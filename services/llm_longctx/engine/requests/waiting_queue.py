@@ -107,6 +107,7 @@ class WaitingQueue(Generic[S]):
         with self._changed:
             if sequence in self._sequences:
                 self._sequences.remove(sequence)
+                self._report_places()
                 self._places.leave(id(sequence))
 
     def _insert(self, sequence: Sequence[S]) -> None:
