@@ -1,7 +1,6 @@
 """Retrieval prompts: needle in a haystack, and key-value lookup in JSON, as pure functions of a seed.
 
-A prompt carries the answer and its span in the context. Knows text and token ids; knows no model, no attention and no
-scoring.
+A prompt carries the answer and its span in the context. Knows text and token ids; knows no model and no scoring.
 """
 
 import json

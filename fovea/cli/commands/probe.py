@@ -82,12 +82,8 @@ def probe(
         print_report(screen, report)
         if follow_up.then is None:
             return
-        grid = {
-            "model": "needle-grid",
-            "lengths": _parse_numbers(follow_up.lengths),
-            "depths": _parse_numbers(follow_up.depths),
-            **lm_option,
-        }
+        lengths, depths = _parse_numbers(follow_up.lengths), _parse_numbers(follow_up.depths)
+        grid = {"model": "needle-grid", "lengths": lengths, "depths": depths, **lm_option}
         hint = "retrieval-heads and head-plans make one."
         plan = read_artefact(report, PLAN_FILE, "head plan", hint, "then")
         for method in ({"method": "dense"}, {"method": follow_up.then, "plan": plan}):
@@ -172,10 +168,7 @@ def save_figures(
     screen: Screen,
     name: str | None = None,
 ) -> None:
-    """Write a report as a page (HTML) and a figure (SVG), where a folder is given.
-
-    A stored report is fetched in these forms. A quick one is not stored; its request is sent again and gives the same.
-    """
+    """Write a report as a page (HTML) and a figure (SVG), where a folder is given; if not stored, it runs again."""
     if folder is None:
         return
     key = report.get("manifest", {}).get("report")
@@ -205,8 +198,7 @@ def _parse_numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        hint = "Write for example 350,700,1200."
-        raise InvalidOption(f"{text!r} is not a list of whole numbers.", hint=hint) from error
+        raise InvalidOption(f"{text!r} is not a list of numbers.", hint="Write for example 350,700,1200.") from error
 
 
 def _format_scalar(one: dict[str, Any]) -> str:

@@ -10,8 +10,8 @@ from fastapi import FastAPI, Request
 from fovea import plugins
 from fovea.api.text import GenerationOptions
 from fovea.errors import InvalidOption
+from services.llm_longctx.serving.adapters.base import RequestState
 from services.llm_longctx.serving.request_extension import find_unread_fields
-from services.llm_longctx.serving.request_state import RequestState
 from shared.serving.host import Host
 
 GROUP = "fovea.adapters"

@@ -18,9 +18,8 @@ from fovea.errors import Cancelled, FoveaError
 from services.llm_longctx.engine.backend import SequenceBackend
 from services.llm_longctx.engine.device.step_draws import Choice, DrawnRow, read_choices
 from services.llm_longctx.engine.quality import observations
-from services.llm_longctx.engine.requests.failures import to_safe_error, too_large
 from services.llm_longctx.engine.requests.prompt_scores import report_scores
-from services.llm_longctx.engine.requests.request import FinishReason, GenerationRequest
+from services.llm_longctx.engine.requests.request import FinishReason, GenerationRequest, to_safe_error, too_large
 from services.llm_longctx.engine.requests.waiting_queue import WaitingQueue
 from services.llm_longctx.engine.sequence import S, Sequence
 from services.llm_longctx.kv_cache import PoolExhausted

@@ -26,7 +26,7 @@ from fovea.api.text import (
 from fovea.api.tools import FunctionCall, FunctionCallDelta, ToolCall, ToolCallDelta
 from fovea.errors import InvalidOption
 from services.llm_longctx.engine import ScoredToken
-from services.llm_longctx.serving.adapters.base import TextModelAdapter
+from services.llm_longctx.serving.adapters.base import RequestState, TextModelAdapter
 from services.llm_longctx.serving.answer_text import OutputChunk
 from services.llm_longctx.serving.chat_template import read_template_options
 from services.llm_longctx.serving.generation import Generation
@@ -35,7 +35,6 @@ from services.llm_longctx.serving.grammars.token_grammar import TokenGrammar
 from services.llm_longctx.serving.protocol import MIN_LOGPROB, CompletionProtocol, join_captured, to_prompt_logprobs
 from services.llm_longctx.serving.reasoning.reasoning_parser import find_reasoning_parser
 from services.llm_longctx.serving.request_options import build_text_options
-from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.tools.call_grammar import CallGrammar
 from services.llm_longctx.serving.tools.tool_parser import CallUpdate
 from services.llm_longctx.serving.tools.tool_use import ToolUse, read_tool_use

@@ -10,13 +10,12 @@ from fovea.api.interventions import Captured
 from fovea.api.text import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from fovea.errors import InvalidOption
 from services.llm_longctx.engine import GenerationRequest, ScoredToken
-from services.llm_longctx.serving.adapters.base import TextModelAdapter
+from services.llm_longctx.serving.adapters.base import RequestState, TextModelAdapter
 from services.llm_longctx.serving.answer_text import OutputChunk, TextOptions
 from services.llm_longctx.serving.generation import Generation
 from services.llm_longctx.serving.grammars.formats import find_unenforced_keywords
 from services.llm_longctx.serving.protocol import MIN_LOGPROB, CompletionProtocol, join_captured, to_prompt_logprobs
 from services.llm_longctx.serving.request_options import build_text_options, check_scores
-from services.llm_longctx.serving.request_state import RequestState
 from shared.lm.tokenizer import Tokenizer
 
 

@@ -24,13 +24,12 @@ from fovea.api.text import (
     Usage,
 )
 from services.llm_longctx.engine import ScoredToken
-from services.llm_longctx.serving.adapters.base import TextModelAdapter, build_usage
+from services.llm_longctx.serving.adapters.base import RequestState, TextModelAdapter, build_usage
 from services.llm_longctx.serving.answer_text import OutputChunk
 from services.llm_longctx.serving.generation import Generation
 from services.llm_longctx.serving.generation_span import GenerationSpan
 from services.llm_longctx.serving.request_extension import open_extensions
 from services.llm_longctx.serving.request_options import check_options
-from services.llm_longctx.serving.request_state import RequestState
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import CallContext
 

@@ -10,7 +10,7 @@ import shared.registry.servable
 from fovea.errors import Cancelled, Fault, InvalidOption, NotReady, QueueFull, TooLarge
 from services.llm_longctx.engine import GenerationRequest, Sampling
 from services.llm_longctx.engine.quality.background_tasks import BackgroundTasks
-from services.llm_longctx.engine.requests.failures import to_safe_error
+from services.llm_longctx.engine.requests.request import to_safe_error
 from services.llm_longctx.engine.requests.waiting_queue import WaitingQueue
 from services.llm_longctx.engine.scheduler import Scheduler
 from services.llm_longctx.kv_cache import PoolExhausted

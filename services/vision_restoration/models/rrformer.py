@@ -42,8 +42,7 @@ class RRFormerRestorer(Restorer):
                 (
                     "Small, trained for few steps, and careful: it takes away what it is sure of, often little. "
                     "psnr_gain is its gain over the picture as it came, harmed the share of pairs that lose more than "
-                    ".5 dB, psnr_clean what a photograph without a reflection keeps. Pictures that are only made a "
-                    "few levels darker gain as much: train weights of your own before you rely on the answers."
+                    ".5 dB, psnr_clean what a photograph without one keeps. Pictures only made darker gain as much."
                 ),
                 (
                     "Photographs are real, reflections on them are made: by the paper's formulas and by a pane that "

@@ -16,11 +16,7 @@ app = CommandApp(
     help="Grade passages for queries, and measure how far the grades can be trusted.",
     no_args_is_help=True,
 )
-app.command()(metrics.agreement)
-app.command()(metrics.ensemble)
-app.command()(trust.trust)
-app.command()(trust.weights)
-app.command()(labelling.pair)
-app.command()(labelling.batch)
-app.command()(labelling.templates)
-app.command()(labelling.calibrate)
+for measure in (metrics.agreement, metrics.ensemble, trust.trust, trust.weights):
+    app.command()(measure)
+for label in (labelling.pair, labelling.batch, labelling.templates, labelling.calibrate):
+    app.command()(label)

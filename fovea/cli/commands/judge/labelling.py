@@ -8,8 +8,17 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from fovea import judge_endpoints
-from fovea.cli.commands.judge.options import Llm, Output, compute, format_figure, read_json, read_runs
+from fovea.call import Call, read_bytes
+from fovea.cli.commands.judge.options import (
+    Llm,
+    Output,
+    build_call,
+    compute,
+    fetch,
+    format_figure,
+    read_json,
+    read_runs,
+)  # fmt: skip
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.job_progress import run_as_job
 from fovea.cli.output import Screen
@@ -109,10 +118,11 @@ def batch(
     }
     screen = gateway.screen
     with gateway.open() as client:
-        done = run_as_job(client, screen, judge_endpoints.compute("batches", body))
+        done = run_as_job(client, screen, build_call("batches", body))
         if output is not None:
             suffix = output.with_suffix("").suffix if output.suffix == ".gz" else output.suffix
-            write_text(output, client.send(judge_endpoints.labels(done["id"], _FORMATS.get(suffix, "qrels"))))
+            params = {"form": _FORMATS.get(suffix, "qrels")}
+            write_text(output, client.send(Call("GET", f"/v1/judge/batches/{done['id']}", read_bytes, params=params)))
     if not screen.wrote(done):
         _print_summary(screen, done, output)
     if done["failed"] or done["left"]:
@@ -134,7 +144,7 @@ def templates(
         if not screen.wrote(shown):
             screen.text("\n\n".join(filter(None, [shown["system"], *("\n".join(turn) for turn in shown["turns"])])))
         return
-    found = gateway.send(judge_endpoints.fetch("templates"))
+    found = fetch("templates", gateway)
     if screen.wrote(*found):
         return
     rows = (

@@ -7,8 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from fovea import judge_endpoints
-from fovea.call import Call
+from fovea import call
 from fovea.cli.common_options import Connection, GatewayOptions
 from fovea.cli.job_progress import run_as_job
 from fovea.cli.text_files import read_text
@@ -26,18 +25,25 @@ Kind = TypeVar("Kind", dict[str, Any], list[Any])
 
 def compute(what: str, gateway: Connection, /, **options: Any) -> Any:
     """Send options to `/v1/judge/<what>`, files as their texts; return the JSON answer."""
-    return gateway.send(_build_call(what, options))
+    return gateway.send(build_call(what, options))
 
 
 def compute_as_job(what: str, gateway: GatewayOptions, /, **options: Any) -> Any:
     """The same as a job with its progress: for what may take longer than a request."""
     with gateway.open() as client:
-        return run_as_job(client, gateway.screen, _build_call(what, options))
+        return run_as_job(client, gateway.screen, build_call(what, options))
 
 
-def _build_call(what: str, options: dict[str, Any]) -> Call[Any]:
-    texts = {name: read_text(value) for name, value in options.items() if isinstance(value, Path)}
-    return judge_endpoints.compute(what, options | texts)
+def build_call(what: str, options: dict[str, Any]) -> call.Call[Any]:
+    """Build the call of `compute`; options that are None are left out."""
+    given = {name: value for name, value in options.items() if value is not None}
+    texts = {name: read_text(value) for name, value in given.items() if isinstance(value, Path)}
+    return call.Call("POST", f"/v1/judge/{what}", call.read_json, json=given | texts)
+
+
+def fetch(what: str, gateway: Connection, /, **params: str | int | None) -> Any:
+    """Fetch something that is stored."""
+    return gateway.send(call.Call("GET", f"/v1/judge/{what}", call.read_json, params=params))
 
 
 def read_json(path: Path, kind: type[Kind]) -> Kind:

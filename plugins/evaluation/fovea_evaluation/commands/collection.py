@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from fovea import judge_endpoints
+from fovea.cli.commands.judge.options import build_call
 from fovea.cli.common_options import Connection
 from fovea.cli.job_progress import run_as_job
 from fovea.cli.output import Screen
@@ -39,7 +39,7 @@ def import_collection(
     }
     screen = Screen(as_json=False)
     with gateway.open() as client:
-        found = run_as_job(client, screen, judge_endpoints.compute("collection", body))
+        found = run_as_job(client, screen, build_call("collection", body))
     output.mkdir(parents=True, exist_ok=True)
     names = {"topics": "topics.tsv", "passages": "passages.jsonl", "qrels": "qrels.txt", "run": "bm25.trec"}
     for field, name in names.items():

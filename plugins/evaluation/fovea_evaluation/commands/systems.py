@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from fovea import judge_endpoints
 from fovea.cli.commands.judge.metrics import Labels, Reference
 from fovea.cli.commands.judge.options import (
     compute,
     compute_as_job,
+    fetch,
     format_figure,
     format_interval,
     read_judges,
@@ -165,7 +165,7 @@ def leaderboard(
         files = {"reference": reference, "runs": read_runs(runs), "judges": labelled}
         found = compute("leaderboard", gateway, measure=measure, sort=sort, name=name, **files)
     else:
-        found = gateway.send(judge_endpoints.fetch("leaderboard", name=name, sort=sort))
+        found = fetch("leaderboard", gateway, name=name, sort=sort)
     if screen.wrote(*found["rows"]):
         return
     cuts = ("0|123", "01|23", "012|3")

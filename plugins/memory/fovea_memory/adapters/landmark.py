@@ -26,7 +26,7 @@ from fovea_memory.request_state import StoredDocument
 from fovea_memory.state.document_cache import DocumentCache, last_checkpoint
 from fovea_memory.toy_tokenizers import OffsetTokenizer
 from services.llm_longctx.engine import GenerationRequest
-from services.llm_longctx.serving.request_state import RequestState
+from services.llm_longctx.serving.adapters.base import RequestState
 
 MAX_CITATIONS = 8
 

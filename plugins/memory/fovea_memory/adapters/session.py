@@ -20,8 +20,7 @@ from fovea_memory.adapters.landmark_options import refuse_knobs
 from fovea_memory.request_session import RequestSession, SessionSource
 from fovea_memory.toy_tokenizers import OffsetTokenizer
 from services.llm_longctx.engine import GenerationRequest, Scheduler
-from services.llm_longctx.serving.adapters.base import TextModelAdapter, priority_of
-from services.llm_longctx.serving.request_state import RequestState
+from services.llm_longctx.serving.adapters.base import RequestState, TextModelAdapter, priority_of
 from shared.lm.host_transfer import to_device
 
 CHUNK_TOKENS = 64

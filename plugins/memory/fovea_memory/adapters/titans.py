@@ -22,7 +22,7 @@ from fovea_memory.adapters.session import NonFinite, SessionAdapter, check_finit
 from fovea_memory.mixers.titans import StateError, StateMismatch, TitansSession
 from fovea_memory.request_state import SessionTransaction, TokenUpdate
 from services.llm_longctx.engine import GenerationRequest
-from services.llm_longctx.serving.request_state import RequestState
+from services.llm_longctx.serving.adapters.base import RequestState
 
 CHUNK_TOKENS = 64
 """Tokens read at a time; outputs do not depend on it."""

@@ -1,4 +1,4 @@
-"""Generation requests: a prompt and the answers wanted, the hooks that receive tokens, and what the request cost."""
+"""Generation requests: a prompt and the answers wanted, hooks that receive tokens, what it cost, how it failed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fovea.errors import Cancelled, FoveaError
+from fovea.errors import Cancelled, Fault, FoveaError, TooLarge
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.requests.sampling import Grammar, Sampling, ScoredToken
 from services.llm_longctx.engine.taps import CapturedTokens, RequestTaps
+from shared import telemetry
 from shared.lm.lora import LoraAdapter
 from shared.registry import CallContext
 
@@ -136,3 +137,17 @@ class GenerationRequest:
             detail = "The request was dropped."
             raise Cancelled(detail)  # ends as if its caller had gone away
         self.run.check()
+
+
+def to_safe_error(error: Exception) -> FoveaError:
+    """Return what a caller may know of a failure of ours; the rest goes to the log."""
+    if isinstance(error, FoveaError):
+        return error
+    telemetry.log().error("engine failed", exc_info=error)
+    detail = "The model failed on this request."
+    return Fault(detail, hint="The log of the service says why.")
+
+
+def too_large() -> TooLarge:
+    """Return the error of a request that does not fit even alone."""
+    return TooLarge("The request needs more memory for keys and values than this model has.")

@@ -9,7 +9,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from fovea.api.longctx import LongctxAnswer, LongctxUsage
 from fovea.api.sampling import SamplingOptions
@@ -22,12 +22,21 @@ from services.llm_longctx.serving.grammars.formats import find_grammar_source
 from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler, TokenGrammar
 from services.llm_longctx.serving.grammars.token_rules import OpeningGrammar, TokenRules
 from services.llm_longctx.serving.request_options import truncate_prompt
-from services.llm_longctx.serving.request_state import RequestState
 from services.llm_longctx.serving.tools.tool_use import ToolUse, has_tools, spell_message, to_plain
 from shared.lm.tokenizer import Tokenizer
 from shared.registry import SamplingDefaults
 
 _PLAIN_TEMPLATE = TemplateOptions()
+
+
+class RequestState(Protocol):
+    """State of one request; the adapter of its model knows the class. A plug-in loads it (`api.state_loading`)."""
+
+    async def commit(self, answer: str) -> None:
+        """Store what the request changed, with its whole answer (JSON), before the end of the answer is sent.
+
+        Raises Conflict: Another request has written since.
+        """
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ from fovea.api.text import GenerationOptions
 from fovea.errors import InvalidOption
 from services.llm_longctx.api.errors import ModelNotFound
 from services.llm_longctx.engine import Engine, GenerationRequest, RequestStats
-from services.llm_longctx.serving.adapters.base import TextModelAdapter, priority_of
+from services.llm_longctx.serving.adapters.base import RequestState, TextModelAdapter, priority_of
 from services.llm_longctx.serving.lora.loaded import LoadedAdapters
 from services.llm_longctx.serving.lora.store import LoraStore
 from services.llm_longctx.serving.method_selection import build_method_usage, select_served_policy
-from services.llm_longctx.serving.request_state import RequestState
 from shared.lm.head_plan_store import HeadPlanStore
 from shared.lm.lora import LoraAdapter
 from shared.storage import ObjectStore

@@ -160,11 +160,8 @@ class EvictionMethod(EvictionRules):
         }
 
     def _remember(self, memo: object, q: Tensor, offset: int, most: int, summary: object) -> _Memo:
-        """The last queries with new ones q [H,T,d] behind them, whose first has position `offset`.
-
-        A memo that came with a cached prefix may be another method's, or reach beyond it: it counts only where it ends
-        right before the new ones.
-        """
+        # A memo that came with a cached prefix may be another method's, or reach beyond it: it counts only where it
+        # ends right before the new queries q [H,T,d], whose first has position `offset`.
         end = offset + q.shape[1]
         if isinstance(memo, _Memo) and memo.end == offset:
             q = torch.cat((memo.q, q), 1)
