@@ -137,7 +137,7 @@ async def run_concurrently(
 
 
 def shorten_names(found: Mapping[str, Found]) -> dict[str, Found]:
-    """What was found by the file names of its sources; names that several share stay as given, with their folders."""
+    """Return findings by the file names of their sources; names several share stay as given, with their folders."""
     counts = Counter(Path(name).name for name in found)
     return {Path(name).name if counts[Path(name).name] == 1 else name: value for name, value in found.items()}
 

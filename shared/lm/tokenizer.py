@@ -128,7 +128,7 @@ class Tokenizer:
         """Render the prompt of a conversation; an answer begins where it ends if `add_generation_prompt` is set.
 
         `tools` are functions for templates that take them, `template` Jinja source in place of the model's own, `names`
-        more names for it. What all of them say is text, also where it reads like a special token. `show` gives the text
+        more names for it. Everything in them is text, also where it reads like a special token. `show` gives the text
         as people read it. Raises InvalidOption if there is no template, or it refuses the messages.
         """
         with in_field("chat_template"):

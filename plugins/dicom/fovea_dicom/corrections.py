@@ -143,7 +143,7 @@ def _read_corrections(
         if named is None:
             raise InvalidOption(f"{file.name} is not named INSTANCE.FRAME.png.", field="corrected")
         try:
-            pixels = decode(file.data, bounds, page="black").pixels  # an eraser may leave a hole, which is no mask
+            pixels = decode(file.data, bounds, page="black").pixels  # an eraser may leave a hole, which is not a mask
         except Malformed as error:
             raise Malformed(f"{file.name}: {error.detail}", field="corrected") from error
         found[named[1], int(named[2])] = pixels.max(axis=-1) > 127

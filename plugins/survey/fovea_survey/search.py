@@ -122,7 +122,7 @@ class Search:
 
 
 def _problem_of(error: BadInput) -> str:
-    """What is wrong with a picture; an error that is about the options is raised, as no picture would be searched."""
+    """Say what is wrong with a picture; an error about the options is raised, as no picture would be searched."""
     if error.field not in {None, "image", "images"}:
         raise error
     return error.detail

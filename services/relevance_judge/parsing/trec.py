@@ -24,7 +24,7 @@ def read_qrels(path: str | Path) -> dict[tuple[str, str], int]:
 def parse_qrels(text: str, source: str = "qrels") -> dict[tuple[str, str], int]:
     """Labels of `qid iteration docid grade` lines: {(qid, docid): grade}.
 
-    Raises Malformed, with the lines: one without four fields, a grade that is no integer, or a pair with two grades.
+    Raises Malformed, with the line: one without four fields, a grade that is not an integer, or two grades of a pair.
     """
     labels: dict[tuple[str, str], int] = {}
     first_lines: dict[tuple[str, str], int] = {}

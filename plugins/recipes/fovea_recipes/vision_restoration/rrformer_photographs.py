@@ -38,7 +38,7 @@ Picture = NDArray[np.uint8]
 HARM_DB = 0.5
 """A pair that loses more than this is harmed, dB."""
 DARKEST = 16
-"""Levels of 255 below which the best darkening is searched, which is measured beside the network."""
+"""Levels of 255 below which the best darkening is searched, with which the network is compared."""
 
 
 class RRFormerPhotographs(FolderRecipe, name="rrformer", weights="rrformer-restorer", serves="rrformer"):

@@ -127,7 +127,7 @@ class TaggedParser(ToolParser, Generic[CallT]):
 
     @abstractmethod
     def begin_call(self) -> CallT:
-        """What is known of a call whose opening tag was met."""
+        """Facts of a call whose opening tag was met."""
 
     @abstractmethod
     def read_call(self, call: CallT, updates: list[CallUpdate]) -> tuple[str, bool]:
