@@ -226,6 +226,7 @@ async def served(gateway, toy):
         upstream, scene = await toy(**(fields or {})), await gateway(queue, **changed)
         scene.upstream = upstream
         scene.known = scene.announce(upstream.url)
+        scene.registry._update_service = lambda *_: None  # Redis has no record of it, and a poll would forget it
         return scene
 
     return start
