@@ -137,7 +137,7 @@ async def run_concurrently(
 
 
 def shorten_names(found: Mapping[str, Found]) -> dict[str, Found]:
-    """Return findings by the file names of their sources; names several share stay as given, with their folders."""
+    """Return findings by the file names of their sources; shared names stay as given, with their folders."""
     counts = Counter(Path(name).name for name in found)
     return {Path(name).name if counts[Path(name).name] == 1 else name: value for name, value in found.items()}
 

@@ -198,7 +198,7 @@ def _parse_numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise InvalidOption(f"{text!r} is not a list of numbers.", hint="Write for example 350,700,1200.") from error
+        raise InvalidOption(f"{text!r} is not a list of integers.", hint="Write for example 350,700,1200.") from error
 
 
 def _format_scalar(one: dict[str, Any]) -> str:

@@ -230,7 +230,7 @@ def _refuse(skipped: Sequence[str]) -> UnsupportedMedia:
 def sort_out(files: Sequence[NamedFile]) -> tuple[list[tuple[str, FileDataset]], list[str]]:
     """Return pictures with their names in the order of series and instances, and why the others were skipped.
 
-    The first of two equal objects counts, as copies in folders are.
+    The first of several copies of an object counts.
     """
     pictures, skipped, known = list[tuple[str, FileDataset]](), list[str](), dict[str, str]()
     for name, data in files:

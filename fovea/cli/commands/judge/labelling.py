@@ -18,7 +18,7 @@ from fovea.cli.commands.judge.options import (
     format_figure,
     read_json,
     read_runs,
-)  # fmt: skip
+)
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.job_progress import run_as_job
 from fovea.cli.output import Screen
