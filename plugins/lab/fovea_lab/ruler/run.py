@@ -238,7 +238,7 @@ def _predict(on: EvaluatedModel, job: _Job, answer: Answer) -> Prediction:
         kv_bytes_dense=on.engine.dense_bytes(job.seen),
         kv_bytes_end=answer.kv_bytes_end,
         prefill_density=answer.density,
-        seconds=answer.seconds,
+        seconds=round(answer.seconds, 4),
     )
 
 
@@ -248,7 +248,7 @@ def _key(on: EvaluatedModel, spec: RulerSpec, protocol: str, variant: MethodVari
         on.engine.runner.weights_sha256, str(on.engine.pool.keys.dtype), protocol, variant.name, variant.budget,
         variant.options.model_dump(mode="json", exclude_unset=True), sample.digest, spec.max_answer,
     ]  # fmt: skip
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _manifest(on: EvaluatedModel, samples: Mapping[tuple[int, str], Sequence[RulerSample]]) -> dict[str, Any]:
