@@ -186,9 +186,9 @@ class BoxRecipe(FolderRecipe):
         Both are chosen on the held-out pictures, and measured by halves: each half with what the other one chose.
         """
         truth, _, found = self.collect_detections(network, self._out)
-        chosen = choose_scores(truth, found, self._out.names)
-        self._intervals |= chosen.intervals
-        return super().calibrate(network) | chosen.calibration
+        chosen, intervals = choose_scores(truth, found, self._out.names)
+        self._intervals |= intervals
+        return super().calibrate(network) | chosen
 
     def facts(self) -> dict[str, str]:
         return {
