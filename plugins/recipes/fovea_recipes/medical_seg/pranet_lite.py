@@ -104,15 +104,19 @@ class PraNetLiteRecipe(FolderRecipe, name="pranet", weights="pranet", builds="pr
         out = self.is_held_out(pairs.pictures)
         train, self._out = pairs.take(np.flatnonzero(~out)), pairs.take(np.flatnonzero(out))
         order = np.random.default_rng(self.seed).permutation(len(train))
-        aside = min(self.choose, len(train) // 4)
-        self._frames = train.pictures
-        self._choose = train.take(order[:aside]).load(self.scale.side)
-        self._train = train.take(order[aside:]).load(self.scale.side)
-        self.require(_count_marked(self._choose[1]), 1, "pictures with a mark to choose weights by", problems)
+        aside = max(1, min(self.choose, len(train) // 4))
+        images, masks = train.take(order).load(self.scale.side)
+        marks = (masks > 128).any(axis=(1, 2))
+        marked = int(marks.sum())
+        self.require(marked, 2, "pictures with a mark to train on", problems)
         self.require(
-            any(_count_marked(read_mask(mask)[None]) for mask in self._out.masks), 1, "held-out marks", problems
+            sum(bool((read_mask(mask) > 128).any()) for mask in self._out.masks), 1, "held-out marks", problems
         )
-        marked = _count_marked(self._train[1]) + _count_marked(self._choose[1])
+        if not marks[:aside].any():  # weights are chosen by pictures with a mark
+            ends = [0, int(marks.argmax())]
+            images[ends], masks[ends] = images[ends[::-1]], masks[ends[::-1]]
+        self._frames = train.pictures
+        self._choose, self._train = (images[:aside], masks[:aside]), (images[aside:], masks[aside:])
         self._survey = Survey(
             len(train),
             len(self._out),
@@ -245,11 +249,6 @@ def _without_polyp(mask: NDArray[np.uint8], warp: Warp, side: int, rng: np.rando
                 ]
             )
     return warp
-
-
-def _count_marked(masks: Pixels) -> int:
-    """How many of soft masks (n, h, w) mark anything."""
-    return int((masks > 128).any(axis=(1, 2)).sum())
 
 
 def _broken(pairs: MaskSet) -> list[FileProblem]:
