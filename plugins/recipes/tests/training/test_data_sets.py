@@ -101,7 +101,7 @@ def test_pictures_of_one_name_in_two_folders_keep_their_own_labels(tmp_path, wri
         home = tmp_path / split
         noise(home / "images" / "a.png", len(split))
         (home / "labels").mkdir()
-        monkeypatch.setattr(f"{__name__}.BOXES", {"a": [(name, 10, 20, 50, 60)]})
+        monkeypatch.setitem(globals(), "BOXES", {"a": [(name, 10, 20, 50, 60)]})
         write(made := tmp_path / split / ("labels" if write is as_voc else ""))
         (made / "data.yaml").unlink(missing_ok=True)
     (tmp_path / "data.yaml").write_text("train: ../x\n\nnames:  # two\n  0: cat\n  1: 'dog'  # pets\nnc: 2\n")

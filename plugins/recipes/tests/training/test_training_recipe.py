@@ -103,14 +103,12 @@ def test_train_without_a_name_lists_recipes_and_with_one_writes_weights(cli, tmp
 
 
 @pytest.mark.parametrize(
-    ("folder", "name", "told"), [("细胞", (), "no letter a to z"), ("shapes", ("--name", "pranet"), "trains another")]
+    ("folder", "name", "told"), [("细胞", None, "no letter a to z"), ("shapes", "pranet", "trains another network")]
 )
 def test_a_training_never_takes_the_name_of_another_network(monkeypatch, tmp_path, folder, name, told):
     monkeypatch.setattr(training_cli, "settings", lambda: Settings(data_dir=tmp_path / "data"))
-    app = CommandApp()
-    app.command()(training_cli.train)
-    ran = CliRunner().invoke(app, ["patnet", "--data", str(tmp_path / folder), *name])
-    assert told in f"{ran.exception} {ran.output}"
+    with pytest.raises(InvalidOption, match=told):
+        training_cli.train("patnet", own=training_cli.OwnData(tmp_path / folder), name=name)
     assert join_names(["E. coli, live", "Pollen"]) == "E. coli live,Pollen"
 
 
