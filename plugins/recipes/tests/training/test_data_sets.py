@@ -120,6 +120,8 @@ def test_classes_of_yolo_are_named_in_every_way(pictures, text):
     as_yolo(pictures)
     (pictures / "data.yaml").write_text(text)
     assert find_boxes(pictures).names == ("cat, wild", "dog")
+    (pictures / "labels" / "classes.txt").write_text("\ufeffkitten\r\npuppy\r\n", "utf8")
+    assert find_boxes(pictures).names == ("kitten", "puppy")
 
 
 def test_outlines_of_yolo_are_boxed_and_other_lines_are_told_by_their_place(pictures):

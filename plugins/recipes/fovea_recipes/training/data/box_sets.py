@@ -27,8 +27,8 @@ from fovea_recipes.training.data.survey import FileProblem, list_pictures, pictu
 Rows = NDArray[np.float32]
 """(m, 5): class, x1, y1, x2, y2 in pixels of the upright picture."""
 
-LABELS = "labels"
-"""Name of the folders of YOLO's texts."""
+LABELS, CLASSES = "labels", "classes.txt"
+"""Name of the folders of YOLO's texts, and of the list of classes in one of them or next to them."""
 
 _NAMES = re.compile(r"^names:\s*(?:#.*\s*)?(?:[\[{]([^\]}]*)[\]}]|((?:\s*(?:-|\d+:).*)+))", re.MULTILINE)
 _IN_LINE = re.compile(r"""(?:"[^"]*"|'[^']*'|[^,])+""")
@@ -83,7 +83,8 @@ def find_boxes(folder: Path, names: Sequence[str] = (), grow: int = 10) -> BoxSe
         return _voc(folder, files, names)
     if held := read_coco_files(folder):
         return _coco(folder, held, names)
-    if files := [file for file in sorted(folder.rglob("*.txt")) if LABELS in file.relative_to(folder).parts[:-1]]:
+    texts = [file for file in sorted(folder.rglob("*.txt")) if file.name != CLASSES]
+    if files := [file for file in texts if LABELS in file.relative_to(folder).parts[:-1]]:
         return _yolo(folder, files, names)
     if names and (masked := _masked_pairs(folder))[0]:
         return _masked(*masked, names, grow)
@@ -221,8 +222,9 @@ def _header(path: Path) -> tuple[int, int]:
 
 def _yolo_names(folder: Path) -> tuple[str, ...]:
     """Classes by `classes.txt` or `data.yaml` (a list or numbered, in one line or several); none without a file."""
-    if (file := folder / "classes.txt").exists():
-        return tuple(filter(None, map(str.strip, file.read_text("utf-8-sig").splitlines())))
+    for file in (folder / CLASSES, folder / LABELS / CLASSES):
+        if file.exists():
+            return tuple(filter(None, map(str.strip, file.read_text("utf-8-sig").splitlines())))
     if not (file := folder / "data.yaml").exists():
         return ()
     found = _NAMES.search(file.read_text("utf-8-sig"))
