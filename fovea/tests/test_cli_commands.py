@@ -81,6 +81,10 @@ def test_one_bad_picture_does_not_stop_the_others_in_words_or_json_lines(fovea, 
     assert "broken.png: The bytes are not a picture." in err
     assert "none.png: There is no file" in err
     assert out.count("10.7 % in 1 region") == 2
+    assert (
+        "a.jpg: [Nothing] is this sure."
+        in fovea("segment", folder / "a.jpg", "-o", folder / "out", "--threshold", "0.99")[2]
+    )
     code, out, err = fovea("segment", folder / "*.*g", "-o", folder / "out", "--json")
     told = {line["file"].rpartition("/")[2]: line for line in lines(out)}
     assert (code, err, told.keys()) == (1, "", {"a.jpg", "b.jpeg", "broken.png"})
