@@ -102,7 +102,7 @@ class AsyncClient(ClientMethods):
     async def _open_stream(self, call: Call[Any]) -> AsyncIterator[httpx2.Response]:
         response = await self._send_with_retries(call, stream=True)
         try:
-            if response.is_error:
+            if not response.is_success:
                 await response.aread()
                 raise parse_error(response)
             yield response

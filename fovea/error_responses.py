@@ -4,7 +4,7 @@ A problem (RFC 9457), OpenAI's `{"error": {…}}` and Open Inference's `{"error"
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -19,6 +19,7 @@ def parse_error(response: httpx2.Response) -> FoveaError:
     answered = f"The gateway answered {response.status_code} {response.reason_phrase}."
     error = _build_error(_parse_problem(_parse_body(response)), response.status_code, answered)
     error.retry_after = read_retry_after(response)
+    error.hint = f"It moved to {response.headers['location']}" if response.has_redirect_location else error.hint
     return error
 
 
@@ -66,7 +67,7 @@ def read_retry_after(response: httpx2.Response) -> float | None:
         return max(0.0, float(value))
     except ValueError:
         pass
-    try:
+    with suppress(ValueError):
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (TypeError, ValueError):
         return None

@@ -110,7 +110,13 @@ def test_an_error_in_no_known_form_still_says_its_status(body):
     assert "502" in error.detail
 
 
-@given(st.binary(max_size=60), st.integers(400, 599))
+def test_a_gateway_that_moved_is_an_error_that_names_its_address():
+    with pytest.raises(errors.BadInput, match="308") as caught:
+        endpoints.report("k", "svg").parse(answer(308, b"", location="https://gateway/v1"))
+    assert "https://gateway/v1" in str(caught.value.hint)
+
+
+@given(st.binary(max_size=60), st.integers(300, 599))
 def test_no_error_body_breaks_the_reader(body, status):
     assert isinstance(parse_error(httpx2.Response(status, content=body)), errors.FoveaError)
 
