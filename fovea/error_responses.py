@@ -55,6 +55,9 @@ def translate_errors(url: str) -> Iterator[None]:
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
         hint = "Write it like http://127.0.0.1:8080."
         raise Malformed(f"{url!r} is not the address of a gateway.", hint=hint) from error
+    except UnicodeEncodeError as error:
+        detail = f"The request holds {error.object[error.start]!r}, which can't be sent as {error.encoding}."
+        raise Malformed(detail, hint="Is the text in another encoding?") from error
     except httpx2.TransportError as error:
         detail = f"The connection to {url} broke: {str(error) or type(error).__name__}."
         raise NotReady(detail, hint="Try again.") from error
@@ -63,11 +66,9 @@ def translate_errors(url: str) -> Iterator[None]:
 def read_retry_after(response: httpx2.Response) -> float | None:
     """Read the `Retry-After` header in seconds, whether it is a number or a date; None where there is none."""
     value = response.headers.get("retry-after", "").strip()
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
     with suppress(ValueError):
+        return max(0.0, float(value))
+    try:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (TypeError, ValueError):
         return None

@@ -75,6 +75,7 @@ def fovea(
 def main() -> None:
     """Run the command line; an error is printed in one line, and its kind is the exit code."""
     try:
+    sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # names of files may be any bytes
         app(prog_name="fovea")
     except FoveaError as error:
         Screen(as_json="--json" in sys.argv).error(error)

@@ -232,6 +232,18 @@ def test_a_picture_that_is_not_there_or_is_text_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(
+def test_what_is_no_adapter_says_so(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{")
+    for path in (tmp_path, tmp_path / "none", tmp_path / "adapter_config.json"):
+        with pytest.raises(errors.NotFound, match="no folder of an adapter"):
+            add_adapter(path)
+
+
+def test_a_picture_whose_name_is_in_another_encoding_is_sent(tmp_path):
+    (tmp_path / "caf\udce9.png").write_bytes(b"x")
+    assert b'filename="caf?.png"' in sent(endpoints.segment(tmp_path / "caf\udce9.png")).read()
+
+
     ("raised", "kind", "words"),
     [
         (httpx2.ConnectError("refused"), errors.NotReady, "No gateway answers"),
@@ -247,6 +259,11 @@ def test_a_broken_connection_is_an_error_of_ours(raised, kind, words):
 
 
 def test_the_default_of_a_task_is_the_first_that_is_ready():
+def test_a_text_in_another_encoding_is_refused_before_it_is_sent():
+    with pytest.raises(errors.Malformed, match="udce9"), translate_errors("http://gateway"):
+        sent(endpoints.chat("caf\udce9"))
+
+
     entries = [
         ModelEntry(id=name, created=1, task=task, service="s", ready=ready)
         for name, task, ready in (("a", "segment", False), ("b", "segment", True), ("c", "chat", False))
