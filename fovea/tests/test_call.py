@@ -20,6 +20,7 @@ from fovea.api.text import ChatMessage
 from fovea.call import Call, StreamCall, read_json
 from fovea.chat import ChatPiece, build_messages
 from fovea.error_responses import parse_error, parse_stream_error, read_retry_after, translate_errors
+from fovea.lora import add_adapter
 from fovea.picture import detect_media_type, read_picture
 from fovea.results import JobResult, ModelCard
 from fovea.retry import RetryPolicy, iterate_pauses
@@ -231,7 +232,6 @@ def test_a_picture_that_is_not_there_or_is_text_says_so(tmp_path):
         read_picture(io.StringIO("x"))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
 def test_what_is_no_adapter_says_so(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{")
     for path in (tmp_path, tmp_path / "none", tmp_path / "adapter_config.json"):
@@ -244,6 +244,7 @@ def test_a_picture_whose_name_is_in_another_encoding_is_sent(tmp_path):
     assert b'filename="caf?.png"' in sent(endpoints.segment(tmp_path / "caf\udce9.png")).read()
 
 
+@pytest.mark.parametrize(
     ("raised", "kind", "words"),
     [
         (httpx2.ConnectError("refused"), errors.NotReady, "No gateway answers"),
@@ -258,12 +259,12 @@ def test_a_broken_connection_is_an_error_of_ours(raised, kind, words):
         raise raised
 
 
-def test_the_default_of_a_task_is_the_first_that_is_ready():
 def test_a_text_in_another_encoding_is_refused_before_it_is_sent():
     with pytest.raises(errors.Malformed, match="udce9"), translate_errors("http://gateway"):
         sent(endpoints.chat("caf\udce9"))
 
 
+def test_the_default_of_a_task_is_the_first_that_is_ready():
     entries = [
         ModelEntry(id=name, created=1, task=task, service="s", ready=ready)
         for name, task, ready in (("a", "segment", False), ("b", "segment", True), ("c", "chat", False))

@@ -52,6 +52,8 @@ def test_an_unknown_model_is_one_line_and_not_found(fovea):
     assert (code, out, len(err.splitlines())) == (4, "", 1)
     assert "nope" in err
     assert "disc" in err
+    for form in (["--json"], ["--format", "json"], ["--format=json"]):
+        assert json.loads(fovea("models", "nope", *form)[1])["error"]["code"] == "not_found"
 
 
 def test_a_folder_is_segmented_and_everything_is_written(fovea, folder):
@@ -88,8 +90,6 @@ def test_one_bad_picture_does_not_stop_the_others_in_words_or_json_lines(fovea, 
     assert told["a.jpg"]["written"][0].endswith("out/a.json")
 
 
-def test_a_dash_reads_standard_input(fovea, tmp_path):
-    code, out, _ = fovea("segment", "-", "-o", tmp_path, stdin=PICTURE)
 def test_a_folder_that_can_not_be_written_is_one_line(fovea, folder):
     code, _, err = fovea("segment", folder / "a.jpg", "-o", folder / "a.jpg/out")
     assert (code, err.count("\n"), "Not a directory" in err) == (2, 1, True)
@@ -102,6 +102,8 @@ def test_a_name_in_another_encoding_is_written_as_it_is(fovea, folder):
     assert (folder / "out/caf_.json").exists()
 
 
+def test_a_dash_reads_standard_input(fovea, tmp_path):
+    code, out, _ = fovea("segment", "-", "-o", tmp_path, stdin=PICTURE)
     assert (code, "stdin" in out) == (0, True)
     assert (tmp_path / "stdin.mask.png").exists()
     assert fovea("segment", "-", "-o", tmp_path)[0] == 3  # it is empty
@@ -162,10 +164,10 @@ def test_a_chat_streams_reads_standard_input_and_is_whole_as_json(fovea):
     assert fovea("chat", "Summarise:", "-", stdin=b"a text")[1] == "You said: Summarise: a text\n"
     code, _, err = fovea("chat")
     assert (code, "There is no prompt" in err) == (3, True)
-    told = lines(fovea("chat", "hi", "--json")[1])
-    assert (told[0]["choices"][0]["message"]["content"], told[0]["usage"]["completion_tokens"]) == ("You said: hi", 3)
     code, _, err = fovea("chat", stdin=b"caf\xe9")
     assert (code, "can't be read as text" in err) == (3, True)
+    told = lines(fovea("chat", "hi", "--json")[1])
+    assert (told[0]["choices"][0]["message"]["content"], told[0]["usage"]["completion_tokens"]) == ("You said: hi", 3)
 
 
 def test_chat_hands_its_options_on_and_leaves_the_others_to_the_model(fovea, stage):
