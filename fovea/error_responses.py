@@ -85,10 +85,8 @@ def _parse_body(response: httpx2.Response) -> dict[str, Any]:
 def _parse_problem(body: Mapping[str, Any]) -> Mapping[str, Any]:
     """Take the fields of a problem from an error body of any format."""
     inner = body.get("error")
-    if isinstance(inner, str):  # Open Inference
-        return {"detail": inner}
-    if not isinstance(inner, dict):
-        return body
+    if not isinstance(inner, dict):  # Open Inference has a text here
+        return {"detail": inner} if isinstance(inner, str) else body
     if "detail" in inner:  # a problem inside an event
         return inner
     return {"detail": inner.get("message"), "field": inner.get("param"), "code": inner.get("code")}

@@ -2,6 +2,7 @@
 
 import sys
 from importlib import metadata
+from io import TextIOWrapper
 from itertools import pairwise
 from typing import Annotated
 
@@ -75,7 +76,8 @@ def fovea(
 
 def main() -> None:
     """Run the command line; an error is printed in one line, and its kind is the exit code."""
-    sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # names of files may be any bytes
+    if isinstance(sys.stdout, TextIOWrapper):  # names of files may be any bytes
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         app(prog_name="fovea")
     except (FoveaError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as failure:
