@@ -265,7 +265,7 @@ class ReplicaRegistry:
 
     def _update_service(self, service: str, raw: Mapping[bytes, bytes]) -> None:
         """Take over a service's records from Redis; what is no longer there is gone, unless the list is frozen."""
-        state = self._services[service]
+        state = self._services.setdefault(service, ServiceState())  # another poll may have forgotten it meanwhile
         for blob in raw.values():
             with suppress(ValidationError):
                 self._update_replica(state, ReplicaRecord.model_validate_json(blob))
