@@ -123,9 +123,11 @@ class GatewayMiddleware(Shell[RequestContext]):
                 if route.is_broadcast:
                     self._gateway.audit.write(f"{ctx.caller.tenant}/{ctx.caller.key}", "model control", ctx.path[:200])
                 ctx.may_queue = self._may_queue(ctx, route)
-                async with self._place(ctx, route):
-                    await proxy.forward(ctx, route, body)
-                await self._charge(ctx)
+                try:
+                    async with self._place(ctx, route):
+                        await proxy.forward(ctx, route, body)
+                finally:  # also where the caller hangs up before the end
+                    await self._charge(ctx)
         except QueueInstead:
             await self._submit(ctx, route, await proxy.read_body(ctx, body))
         finally:
