@@ -1,5 +1,6 @@
 """`Gateway`: everything that one gateway process holds."""
 
+import asyncio
 from collections.abc import Mapping
 
 from fovea.errors import Unauthenticated
@@ -42,6 +43,7 @@ class Gateway:
         objects = open_object_store(settings)
         self.files = FileStore(objects, settings.file_quota_bytes)
         self.batches = BatchService(BatchRecords(objects), self.files, settings.job_ttl_s)
+        self.stopping: list[asyncio.Task[None]] = []
 
     async def authenticate(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
         """Find the caller by the key or the token in the headers of a request from an address.
@@ -64,7 +66,8 @@ class Gateway:
             raise
 
     async def stop(self) -> None:
-        """Close all connections."""
+        """Close all connections, once the gRPC server has stopped."""
+        await asyncio.gather(*self.stopping)
         await self.proxy.watcher.stop()
         await self.registry.stop()
         await self.client.stop()
