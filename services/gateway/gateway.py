@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 from fovea.errors import Unauthenticated
 from services.gateway.batches.batch_records import BatchRecords
@@ -64,6 +65,10 @@ class Gateway:
             if credential is not None:
                 self.bad_keys.note(address)
             raise
+
+    def find_place(self, caller: Caller, service: str, deadline: float) -> AbstractAsyncContextManager[None]:
+        """The caller's place at a service, where it has to wait for one until `deadline`; a local caller needs none."""
+        return nullcontext() if self.settings.auth == "insecure-local" else self.fair.slot(caller, service, deadline)
 
     async def stop(self) -> None:
         """Close all connections, once the gRPC server has stopped."""
