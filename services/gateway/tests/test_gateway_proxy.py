@@ -136,7 +136,7 @@ async def test_requests_are_counted_under_their_route_and_head_is_answered_as_ge
     text = (await scene.client.get("/metrics")).text
     assert 'fovea_requests_total{model="",route="/v1/echo",service="gateway",status="200"}' in text
     assert 'route="/v2/models/{name}/infer",service="gateway"' in text
-    assert "/nobody" not in text
+    assert "nobody" not in text
     for path in ("/livez", "/v1/models", "/v1/echo", "/openapi.json"):
         answer = await scene.client.head(path)
         assert (answer.status_code, answer.content) == (200, b""), path
