@@ -122,6 +122,10 @@ def test_names_that_are_no_text_bombs_and_rows_beyond_the_limit_are_refused():
     assert read_matrices(file.getvalue(), "features")["features"].tolist() == [[1, 1]]
     with pytest.raises(TooLarge):
         read_matrices(npy(np.ones((2, MAX_NUMBERS // 2 + 1), np.int8)), "features")
+    file = io.BytesIO()  # 30 kB that would be 16 times 64 MB
+    np.savez_compressed(file, **{f"a{i}": np.zeros((2, MAX_NUMBERS // 4), np.int8) for i in range(3)})
+    with pytest.raises(TooLarge, match="together"):
+        read_matrices(file.getvalue(), "features")
 
 
 def test_the_wire_type_takes_base64_rows_and_lists_of_one():
