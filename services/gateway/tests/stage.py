@@ -6,7 +6,6 @@ For tests whose client is synchronous (the SDK, the CLI, a browser) and so can't
 import asyncio
 import contextlib
 import itertools
-import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -152,7 +151,7 @@ def fronted(app: Any, service: str, folder: Path, **settings: Any) -> Iterator[t
     config = uvicorn.Config(
         app, port=0, log_config=None, access_log=False, lifespan="auto", ws="none", timeout_graceful_shutdown=1
     )
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))  # stdout is commands'
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # tests read what commands print
     with run_server(uvicorn.Server(config)) as upstream:
         # A page that asks a real service at once would only see that its models load.
         wait_until(lambda: httpx2.get(f"{upstream}/readyz", timeout=60).status_code != 503, 300, "the service's models")
