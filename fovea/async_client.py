@@ -56,12 +56,11 @@ class AsyncClient(ClientMethods):
         """Close the connections."""
         await self._http.aclose()
 
-    async def chat_stream(
+    def chat_stream(
         self, messages: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
     ) -> AsyncIterator[ChatPiece]:
         """See `Client.chat_stream`; use it with `async for`."""
-        async for piece in self.stream(endpoints.chat_stream(messages, model=model, system=system, **options)):
-            yield piece
+        return self.stream(endpoints.chat_stream(messages, model=model, system=system, **options))
 
     async def default_model(self, task: str) -> str:
         """See `Client.default_model`."""
@@ -102,7 +101,7 @@ class AsyncClient(ClientMethods):
     async def _open_stream(self, call: Call[Any]) -> AsyncIterator[httpx2.Response]:
         response = await self._send_with_retries(call, stream=True)
         try:
-            if response.is_error:
+            if not response.is_success:
                 await response.aread()
                 raise parse_error(response)
             yield response

@@ -66,7 +66,7 @@ class Call(Generic[Answer]):
         Raises FoveaError: the gateway answered with an error; `Fault` when this version of the library can't read the
         answer.
         """
-        if response.is_error:
+        if not response.is_success:
             raise parse_error(response)
         try:
             return self.read(response)

@@ -132,7 +132,7 @@ class Client(ClientMethods):
     def _open_stream(self, call: Call[Any]) -> Iterator[httpx2.Response]:
         response = self._send_with_retries(call, stream=True)
         try:
-            if response.is_error:
+            if not response.is_success:
                 response.read()
                 raise parse_error(response)
             yield response

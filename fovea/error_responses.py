@@ -4,7 +4,7 @@ A problem (RFC 9457), OpenAI's `{"error": {…}}` and Open Inference's `{"error"
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -19,6 +19,7 @@ def parse_error(response: httpx2.Response) -> FoveaError:
     answered = f"The gateway answered {response.status_code} {response.reason_phrase}."
     error = _build_error(_parse_problem(_parse_body(response)), response.status_code, answered)
     error.retry_after = read_retry_after(response)
+    error.hint = f"It moved to {response.headers['location']}" if response.has_redirect_location else error.hint
     return error
 
 
@@ -54,6 +55,9 @@ def translate_errors(url: str) -> Iterator[None]:
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
         hint = "Write it like http://127.0.0.1:8080."
         raise Malformed(f"{url!r} is not the address of a gateway.", hint=hint) from error
+    except UnicodeEncodeError as error:
+        detail = f"The request holds {error.object[error.start]!r}, which can't be sent as {error.encoding}."
+        raise Malformed(detail, hint="Is the text in another encoding?") from error
     except httpx2.TransportError as error:
         detail = f"The connection to {url} broke: {str(error) or type(error).__name__}."
         raise NotReady(detail, hint="Try again.") from error
@@ -62,10 +66,8 @@ def translate_errors(url: str) -> Iterator[None]:
 def read_retry_after(response: httpx2.Response) -> float | None:
     """Read the `Retry-After` header in seconds, whether it is a number or a date; None where there is none."""
     value = response.headers.get("retry-after", "").strip()
-    try:
+    with suppress(ValueError):
         return max(0.0, float(value))
-    except ValueError:
-        pass
     try:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (TypeError, ValueError):
@@ -83,10 +85,8 @@ def _parse_body(response: httpx2.Response) -> dict[str, Any]:
 def _parse_problem(body: Mapping[str, Any]) -> Mapping[str, Any]:
     """Take the fields of a problem from an error body of any format."""
     inner = body.get("error")
-    if isinstance(inner, str):  # Open Inference
-        return {"detail": inner}
-    if not isinstance(inner, dict):
-        return body
+    if not isinstance(inner, dict):  # Open Inference has a text here
+        return {"detail": inner} if isinstance(inner, str) else body
     if "detail" in inner:  # a problem inside an event
         return inner
     return {"detail": inner.get("message"), "field": inner.get("param"), "code": inner.get("code")}

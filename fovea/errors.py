@@ -160,7 +160,7 @@ def by_status(status: int) -> type[FoveaError]:
         BadInput, Unauthenticated, PermissionDenied, NotFound, Conflict, TooLarge, UnsupportedMedia, InvalidOption,
         RateLimited, Cancelled, NotReady, DeadlineExceeded, StorageFull,
     )  # fmt: skip
-    fallback: type[FoveaError] = BadInput if 400 <= status < 500 else Fault
+    fallback: type[FoveaError] = BadInput if 300 <= status < 500 else Fault
     return next((kind for kind in kinds if kind.status == status), fallback)
 
 

@@ -29,8 +29,8 @@ def add_adapter(folder: str | Path, name: str | None = None, model: str | None =
     try:
         config = json.loads((folder / "adapter_config.json").read_bytes())
         weights = (folder / "adapter_model.safetensors").read_bytes()
-    except FileNotFoundError as error:
-        detail = f"{folder} has no {Path(error.filename).name}."
+    except (OSError, ValueError) as error:
+        detail = f"{folder} is no folder of an adapter: {error}."
         raise NotFound(detail, hint="Save the adapter with `save_pretrained` of peft.") from error
     body = {"name": name or folder.resolve().name, "config": config, "weights": base64.b64encode(weights).decode()}
     given = body | ({} if model is None else {"model": model})

@@ -24,7 +24,7 @@ def read_picture(source: PictureLike) -> tuple[str, bytes, str]:
         name, data = getattr(source, "name", name), source.read()
     if not isinstance(data, bytes):
         raise UnsupportedMedia("The picture was opened as text.", hint="Open it with mode 'rb'.")
-    return Path(str(name)).name, data, detect_media_type(data)
+    return Path(str(name)).name.encode(errors="replace").decode(), data, detect_media_type(data)
 
 
 def detect_media_type(data: bytes) -> str:

@@ -19,8 +19,6 @@ STREAM_RESUME_S = 0.5
 AWAY_S = 60.0
 """How long a gateway that was there may be away, as when it restarts, before a stream of events is given up."""
 
-_RETRYABLE = frozenset({429, 503})
-
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
@@ -38,7 +36,7 @@ class RetryPolicy:
 
     def wait_s(self, attempt: int, response: httpx2.Response) -> float | None:
         """Seconds to wait after try number `attempt` (from 1); None when its response is final."""
-        if response.status_code not in _RETRYABLE or attempt >= self.tries:
+        if response.status_code not in {429, 503} or attempt >= self.tries:
             return None
         retry_after = read_retry_after(response)
         if retry_after is None:

@@ -33,3 +33,18 @@ def command_runner(monkeypatch: pytest.MonkeyPatch, captured: pytest.CaptureFixt
         return code, out.decode(errors="surrogateescape"), err.decode()
 
     return run
+
+
+def help_runner(monkeypatch: pytest.MonkeyPatch, captured: pytest.CaptureFixture[bytes]) -> Command:
+    """Such a function on a plain terminal of 100 columns, without a gateway or a key; ends of lines are stripped."""
+    command = command_runner(monkeypatch, captured)
+    for name, value in {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("FOVEA_URL", "FOVEA_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*words: Any) -> tuple[int, str, str]:
+        code, out, err = command(*words)
+        return code, "\n".join(line.rstrip() for line in out.splitlines()), err
+
+    return run

@@ -93,7 +93,7 @@ class UsageScanner:
         self._tail = self._tail[-_MAX_EVENT_BYTES:]
         for line in lines:
             if line.startswith(b"data: {"):
-                self._events += b'"choices":[{' in line or b'"choices": [{' in line
+                self._events += b'"choices":[{' in line or b'"choices": [{' in line or b'.delta"' in line
                 if b'"usage"' in line:
                     self._read_usage(line[6:])
 

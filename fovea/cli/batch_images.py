@@ -116,6 +116,8 @@ class ImageBatch(ABC):
             return
         if not self.screen.wrote({"file": image.name, **result.facts}):
             self.screen.text(f"{image.name}: {result.line}")
+            for warning in result.facts.get("warnings", ()):
+                self.screen.err.print(f"{image.name}: {warning}", style="yellow", markup=False)
 
 
 async def run_concurrently(

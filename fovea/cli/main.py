@@ -2,6 +2,8 @@
 
 import sys
 from importlib import metadata
+from io import TextIOWrapper
+from itertools import pairwise
 from typing import Annotated
 
 import typer
@@ -27,7 +29,7 @@ from fovea.cli.option_groups import CommandApp
 from fovea.cli.output import Screen
 from fovea.cli.plugins import PluginGroup
 from fovea.cli.source_handlers import SourcesCommand
-from fovea.errors import FoveaError
+from fovea.errors import FoveaError, InvalidOption
 
 app = CommandApp(
     cls=PluginGroup,
@@ -74,10 +76,14 @@ def fovea(
 
 def main() -> None:
     """Run the command line; an error is printed in one line, and its kind is the exit code."""
+    if isinstance(sys.stdout, TextIOWrapper):  # names of files may be any bytes
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         app(prog_name="fovea")
-    except FoveaError as error:
-        Screen(as_json="--json" in sys.argv).error(error)
+    except (FoveaError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as failure:
+        error = InvalidOption(f"{failure}.") if isinstance(failure, OSError) else failure
+        is_json = not {"--json", "--format=json"}.isdisjoint(sys.argv) or ("--format", "json") in pairwise(sys.argv)
+        Screen(as_json=is_json).error(error)
         sys.exit(choose_exit_code(error))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -100,17 +100,17 @@ def parse_pair(text: str, option: str = "--option") -> tuple[str, str]:
 def _parse_value(text: str, kinds: Sequence[Schema]) -> Any:
     """Keep text where text is wanted, and parse JSON where that works; the gateway checks the rest."""
     types = {kind.get("type") for kind in kinds}
-    if "string" in types and not types & {"array", "object"}:
-        return text
+    is_text = any("items" in kind and kind["items"].get("type") == "string" for kind in kinds)
     try:
         value = json.loads(text)
-    except ValueError:
-        return [part.strip() for part in text.split(",")] if "array" in types else text
+    except (ValueError, RecursionError):
+        value = text if "string" in types or "array" not in types else [part.strip() for part in text.split(",")]
+    if "string" in types and {list: "array", dict: "object"}.get(type(value), "") not in types:
+        return [text] if is_text else text  # its commas are part of it
     # One entry of a list needs no brackets, and no quotes in a list of texts.
     alone = value is not None and not isinstance(value, list | dict)
     if not alone or not types <= {"array", "null", None} or "array" not in types:
         return value
-    is_text = any("items" in kind and kind["items"].get("type") == "string" for kind in kinds)
     return [text if is_text and not isinstance(value, str) else value]
 
 

@@ -17,10 +17,8 @@ def read_text(path: Path | None) -> str:
     """
     if path is None:
         return ""
-    if str(path) == "-":
-        return sys.stdin.read()
     try:
-        return _read(path).decode("utf-8-sig")
+        return (sys.stdin.buffer.read() if str(path) == "-" else _read(path)).decode("utf-8-sig")
     except FileNotFoundError as error:
         raise NotFound(f"There is no file {path}.") from error
     except (OSError, EOFError, UnicodeDecodeError) as error:

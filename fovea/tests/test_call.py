@@ -20,6 +20,7 @@ from fovea.api.text import ChatMessage
 from fovea.call import Call, StreamCall, read_json
 from fovea.chat import ChatPiece, build_messages
 from fovea.error_responses import parse_error, parse_stream_error, read_retry_after, translate_errors
+from fovea.lora import add_adapter
 from fovea.picture import detect_media_type, read_picture
 from fovea.results import JobResult, ModelCard
 from fovea.retry import RetryPolicy, iterate_pauses
@@ -110,7 +111,13 @@ def test_an_error_in_no_known_form_still_says_its_status(body):
     assert "502" in error.detail
 
 
-@given(st.binary(max_size=60), st.integers(400, 599))
+def test_a_gateway_that_moved_is_an_error_that_names_its_address():
+    with pytest.raises(errors.BadInput, match="308") as caught:
+        endpoints.report("k", "svg").parse(answer(308, b"", location="https://gateway/v1"))
+    assert "https://gateway/v1" in str(caught.value.hint)
+
+
+@given(st.binary(max_size=60), st.integers(300, 599))
 def test_no_error_body_breaks_the_reader(body, status):
     assert isinstance(parse_error(httpx2.Response(status, content=body)), errors.FoveaError)
 
@@ -225,6 +232,18 @@ def test_a_picture_that_is_not_there_or_is_text_says_so(tmp_path):
         read_picture(io.StringIO("x"))  # type: ignore[arg-type]
 
 
+def test_what_is_no_adapter_says_so(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{")
+    for path in (tmp_path, tmp_path / "none", tmp_path / "adapter_config.json"):
+        with pytest.raises(errors.NotFound, match="no folder of an adapter"):
+            add_adapter(path)
+
+
+def test_a_picture_whose_name_is_in_another_encoding_is_sent(tmp_path):
+    (tmp_path / "caf\udce9.png").write_bytes(b"x")
+    assert b'filename="caf?.png"' in sent(endpoints.segment(tmp_path / "caf\udce9.png")).read()
+
+
 @pytest.mark.parametrize(
     ("raised", "kind", "words"),
     [
@@ -238,6 +257,11 @@ def test_a_picture_that_is_not_there_or_is_text_says_so(tmp_path):
 def test_a_broken_connection_is_an_error_of_ours(raised, kind, words):
     with pytest.raises(kind, match=words), translate_errors("http://gateway"):
         raise raised
+
+
+def test_a_text_in_another_encoding_is_refused_before_it_is_sent():
+    with pytest.raises(errors.Malformed, match="udce9"), translate_errors("http://gateway"):
+        sent(endpoints.chat("caf\udce9"))
 
 
 def test_the_default_of_a_task_is_the_first_that_is_ready():

@@ -52,6 +52,8 @@ def test_an_unknown_model_is_one_line_and_not_found(fovea):
     assert (code, out, len(err.splitlines())) == (4, "", 1)
     assert "nope" in err
     assert "disc" in err
+    for form in (["--json"], ["--format", "json"], ["--format=json"]):
+        assert json.loads(fovea("models", "nope", *form)[1])["error"]["code"] == "not_found"
 
 
 def test_a_folder_is_segmented_and_everything_is_written(fovea, folder):
@@ -81,11 +83,27 @@ def test_one_bad_picture_does_not_stop_the_others_in_words_or_json_lines(fovea, 
     assert "broken.png: The bytes are not a picture." in err
     assert "none.png: There is no file" in err
     assert out.count("10.7 % in 1 region") == 2
+    assert (
+        "a.jpg: [Nothing] is this sure."
+        in fovea("segment", folder / "a.jpg", "-o", folder / "out", "--threshold", "0.99")[2]
+    )
     code, out, err = fovea("segment", folder / "*.*g", "-o", folder / "out", "--json")
     told = {line["file"].rpartition("/")[2]: line for line in lines(out)}
     assert (code, err, told.keys()) == (1, "", {"a.jpg", "b.jpeg", "broken.png"})
     assert told["broken.png"]["error"]["code"] == "bad_input"
     assert told["a.jpg"]["written"][0].endswith("out/a.json")
+
+
+def test_a_folder_that_can_not_be_written_is_one_line(fovea, folder):
+    code, _, err = fovea("segment", folder / "a.jpg", "-o", folder / "a.jpg/out")
+    assert (code, err.count("\n"), "Not a directory" in err) == (2, 1, True)
+
+
+def test_a_name_in_another_encoding_is_written_as_it_is(fovea, folder):
+    odd = (folder / "a.jpg").rename(folder / "caf\udce9.jpg")
+    code, out, _ = fovea("segment", odd, "-o", folder / "out")
+    assert (code, out.startswith(f"{odd}: ")) == (0, True)
+    assert (folder / "out/caf_.json").exists()
 
 
 def test_a_dash_reads_standard_input(fovea, tmp_path):
@@ -150,6 +168,8 @@ def test_a_chat_streams_reads_standard_input_and_is_whole_as_json(fovea):
     assert fovea("chat", "Summarise:", "-", stdin=b"a text")[1] == "You said: Summarise: a text\n"
     code, _, err = fovea("chat")
     assert (code, "There is no prompt" in err) == (3, True)
+    code, _, err = fovea("chat", stdin=b"caf\xe9")
+    assert (code, "can't be read as text" in err) == (3, True)
     told = lines(fovea("chat", "hi", "--json")[1])
     assert (told[0]["choices"][0]["message"]["content"], told[0]["usage"]["completion_tokens"]) == ("You said: hi", 3)
 

@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from fovea.cli import plugins, source_handlers
-from tests.command import command_runner
+from tests.command import help_runner
 
 PLUGIN = '''"""A module that is heavy to import."""
 import sys
@@ -37,17 +37,7 @@ def two() -> None:
 
 @pytest.fixture
 def fovea(monkeypatch, capfdbinary):
-    command = command_runner(monkeypatch, capfdbinary)
-    for name, value in {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}.items():
-        monkeypatch.setenv(name, value)
-    for name in ("FOVEA_URL", "FOVEA_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*words):
-        code, out, err = command(*words)
-        return code, "\n".join(line.rstrip() for line in out.splitlines()), err
-
-    return run
+    return help_runner(monkeypatch, capfdbinary)
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ class Mixed(BaseModel):
     words: list[str] | None = None
     point: dict[str, int] | None = None
     prompt: str | None = None
+    texts: str | list[str] | list[int] | None = None
 
 
 SCHEMA = Mixed.model_json_schema()
@@ -70,6 +71,8 @@ def test_a_text_becomes_what_the_schema_asks_for_and_the_gateway_checks_the_rest
         ("threshold", "0.4", 0.4), ("top_k", "3", 3), ("keep", "true", True), ("mode", "slow", "slow"),
         ("words", "a, b", ["a", "b"]), ("words", '["a, b"]', ["a, b"]), ("point", '{"x": 1}', {"x": 1}),
         ("prompt", "3", "3"), ("prompt", "null", "null"), ("threshold", "high", "high"), ("top_k", "null", None),
+        ("texts", "Once, there", ["Once, there"]), ("texts", "3", ["3"]), ("texts", ", ", [", "]),
+        ("texts", "[3]", [3]), ("texts", '["a", "b, c"]', ["a", "b, c"]), ("prompt", "[" * 9999, "[" * 9999),
         ("words", "3", ["3"]), ("words", "true", ["true"]), ("words", '"a"', ["a"]), ("words", "a", ["a"]),
     ):  # fmt: skip
         assert parse_options([(name, text)], SCHEMA) == {name: value}

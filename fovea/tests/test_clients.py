@@ -208,6 +208,27 @@ async def test_the_async_client_follows_a_job_over_a_restart(monkeypatch):
         assert [seen.status async for seen in client.jobs.events("1")] == ["running", "succeeded"]
 
 
+async def test_an_answer_that_nobody_reads_on_is_closed_at_once():
+    class Stream(httpx2.AsyncByteStream):
+        is_closed = False
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            chunk = {"id": "1", "created": 1, "model": "m", "choices": [{"index": 0, "delta": {"content": "a"}}]}
+            while True:
+                yield b"data: %b\n\n" % json.dumps(chunk).encode()
+
+        async def aclose(self) -> None:
+            self.is_closed = True
+
+    body = Stream()
+    reply = httpx2.Response(200, stream=body, headers={"content-type": "text/event-stream"})
+    async with AsyncClient(transport=httpx2.MockTransport(lambda _: reply)) as client:
+        pieces = client.chat_stream("hi")
+        assert (await anext(pieces)).text == "a"
+        await pieces.aclose()
+        assert body.is_closed
+
+
 @pytest.mark.parametrize(("one", "other"), [(Client, AsyncClient), (Jobs, AsyncJobs)])
 def test_both_clients_offer_the_same_with_the_same_parameters(one, other):
     def deeds(kind):

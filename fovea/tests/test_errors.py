@@ -1,16 +1,13 @@
-"""Errors, the import of the package, and what a card's headline is."""
+"""Errors, and the import of the package."""
 
 import subprocess
 import sys
 
 import grpc
-import pytest
 
 from fovea import errors
-from fovea.api.model import HeadlineMetric
 from fovea.api.problem import oip_error, openai_error
 from fovea.errors import InvalidOption, by_status
-from shared.registry.discovery import servables
 
 
 def test_each_class_has_a_status_and_a_code_of_grpc():
@@ -25,18 +22,6 @@ def test_other_bodies_are_one_sentence_and_an_unknown_status_a_kind():
     assert oip_error(InvalidOption("bad shape.")) == {"error": "bad shape."}
     assert by_status(418).status == 400
     assert by_status(599).status == 500
-
-
-MADE = {"detection": ["hieraedgenet-synthetic-pollen"]}
-
-
-@pytest.mark.parametrize(("service", "name"), [(service, name) for service, names in MADE.items() for name in names])
-def test_every_figure_on_made_data_is_called_synthetic(service, name):
-    found = servables(service)[name].card.metrics
-    ours = [each for each in found if each.paper is None or each.ours is not None]
-    figures = [HeadlineMetric(each.name, 0.5, None, each.data) for each in ours]
-    assert figures
-    assert [each.name for each in figures if not each.is_synthetic] == []
 
 
 HEAVY = (

@@ -14,9 +14,10 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any, NamedTuple, Self
 
 import httpx2
 
@@ -39,16 +40,31 @@ def serve_config(low: int, high: int, **args: Any) -> dict[str, Any]:
     return {"proxy_location": "Disabled", "applications": [application]}
 
 
-class Load:
-    """Callers that send requests through the gateway one after another, until the block ends."""
+class Answer(NamedTuple):
+    """One request: whose it was, when it was sent, how long it took, its status or its error, the size of its batch."""
 
-    def __init__(self, url: str, callers: int, sleep_s: float = 0.05) -> None:
-        """Prepare `callers` threads; a request takes the replica `sleep_s`."""
-        self.statuses: Counter[str] = Counter()
-        self.seconds: list[float] = []
-        self._url, self._body = url, {"text": "hello", "sleep": sleep_s}
+    tenant: str
+    sent: float
+    seconds: float
+    status: str
+    together: int
+
+
+class Callers:
+    """Threads that send requests through the gateway one after another, until the block ends.
+
+    A request takes the replica `sleep_s`; callers are so many of each tenant, and keys those of tenants that have one.
+    """
+
+    def __init__(
+        self, url: str, callers: Mapping[str, int], sleep_s: float, keys: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        self.answers: list[Answer] = []
+        self._url, self._body, self._keys = url, {"text": "hello", "sleep": sleep_s}, keys
         self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._call) for _ in range(callers)]
+        self._threads = [
+            threading.Thread(target=self._call, args=(name,)) for name, count in callers.items() for _ in range(count)
+        ]
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -62,21 +78,26 @@ class Load:
 
     def figures(self) -> dict[str, Any]:
         """Requests, those that were not answered with 200, median and longest time in seconds."""
-        lost = sum(count for status, count in self.statuses.items() if status != "200")
-        median = round(statistics.median(self.seconds), 3) if self.seconds else None
-        longest = round(max(self.seconds, default=0), 2)
-        return {"requests": self.statuses.total(), "lost": lost, "median_s": median, "longest_s": longest}
+        seconds = [answer.seconds for answer in self.answers]
+        return {
+            "requests": len(seconds),
+            "lost": sum(answer.status != "200" for answer in self.answers),
+            "median_s": round(statistics.median(seconds), 3) if seconds else None,
+            "longest_s": round(max(seconds, default=0), 2),
+        }
 
-    def _call(self) -> None:
-        with httpx2.Client(base_url=self._url, timeout=120) as client:
+    def _call(self, tenant: str) -> None:
+        headers = {"authorization": f"Bearer {self._keys[tenant]}"} if tenant in self._keys else {}
+        with httpx2.Client(base_url=self._url, timeout=120, headers=headers) as client:
             while not self._over.is_set():
-                began = time.perf_counter()
+                sent, together = time.monotonic(), 0
                 try:
-                    status = str(client.post("/v1/echo", json=self._body).status_code)
+                    answer = client.post("/v1/echo", json=self._body)
+                    status = str(answer.status_code)
+                    together = answer.json().get("together", 0) if answer.is_success else 0
                 except httpx2.HTTPError as error:
                     status = type(error).__name__
-                self.statuses[status] += 1
-                self.seconds.append(time.perf_counter() - began)
+                self.answers.append(Answer(tenant, sent, time.monotonic() - sent, status, together))
 
 
 def place(cluster: RayCluster, count: int) -> None:
@@ -149,7 +170,7 @@ def scale_up(cluster: RayCluster, url: str) -> dict[str, Any]:
     """Three times the requests in flight that one replica should have: one more replica per node, seconds to ready."""
     cluster.submit(serve_config(1, 3, busy_per_replica=4, upscale_delay_s=2))
     cluster.wait_replicas(SERVICE, 1, 120)
-    with Load(url, 12, 0.5) as more:
+    with Callers(url, {"more": 12}, 0.5) as more:
         began = time.monotonic()
         cluster.wait_replicas(SERVICE, 3, 300)
         ready_s = time.monotonic() - began
@@ -164,11 +185,12 @@ SCENARIOS: dict[str, Callable[[RayCluster, str], dict[str, Any]]] = {
 
 def run(cluster: RayCluster, url: str, name: str) -> dict[str, Any]:
     """One scenario under load from four callers; what happened, in figures."""
-    with Load(url, 4) as load:
+    with Callers(url, {"load": 4}, 0.05) as load:
         time.sleep(2)
         found = SCENARIOS[name](cluster, url)
         time.sleep(2)
-    return {"scenario": name, **load.figures(), **found, "statuses": dict(load.statuses)}
+    statuses = Counter(answer.status for answer in load.answers)
+    return {"scenario": name, **load.figures(), **found, "statuses": dict(statuses)}
 
 
 def _wait_for_successor(cluster: RayCluster, gone: str) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx2
 
+from fovea.endpoints import task_path
+
 ANSWER_S = 120.0
 _PIECES = (b"", b"\0" * 8, b"\xff" * 4, b"[" * 200, b'"', b"NaN", b"-1", b"9" * 30, b"{}")
 
@@ -64,14 +66,10 @@ class Traffic:
                 continue
             answer = await client.get(f"/v1/models/{entry['id']}/example")
             if answer.status_code == httpx2.codes.OK:
-                found.append((_path(entry["task"]), json.dumps(answer.json()).encode()))
+                found.append((task_path(entry["task"]), json.dumps(answer.json()).encode()))
         if not found:
             raise RuntimeError("no model of this gateway has an example")
         return found
-
-
-def _path(task: str) -> str:
-    return {"chat": "/v1/chat/completions", "complete": "/v1/completions"}.get(task, f"/v1/{task}")
 
 
 def _edit(body: bytes, dice: random.Random) -> bytes:

@@ -13,9 +13,9 @@ from urllib.parse import quote
 
 import httpx2
 
+from fovea.endpoints import task_path
 from loadtests.rehearsal.stage import TENANTS, Stage
 
-_ROUTES = {"chat": "/v1/chat/completions", "complete": "/v1/completions"}
 RAMP, STEP, RESTART, KILL = 0.25, 0.4, 0.5, 0.75
 """When in the course of the rehearsal."""
 
@@ -107,12 +107,12 @@ async def _find_tasks(client: httpx2.AsyncClient, stage: Stage) -> list[tuple[st
     entries = (await client.get("/v1/models", headers=headers)).raise_for_status().json()["data"]
     found: dict[str, tuple[str, dict[str, object]]] = {}
     for entry in entries:
-        route = _ROUTES.get(entry["task"], f"/v1/{entry['task']}")
+        route = task_path(entry["task"])
         if route in found or not entry["ready"]:
             continue
         example = await client.get(f"/v1/models/{quote(entry['id'])}/example", headers=headers)
         body = {**example.raise_for_status().json(), "model": entry["id"]}
-        found[route] = route, {**body, "max_tokens": 8} if entry["task"] in _ROUTES else body
+        found[route] = route, {**body, "max_tokens": 8} if entry["task"] in {"chat", "complete"} else body
     return list(found.values())
 
 

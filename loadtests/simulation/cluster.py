@@ -12,16 +12,15 @@ import secrets
 import signal
 import statistics
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import psutil
 
-from loadtests.chaos.cluster import SERVICE, node_of, serve_config
+from loadtests.chaos.cluster import SERVICE, Answer, Callers, node_of, serve_config
 from services.gateway.policy.auth import KeyRing
 from shared.jobs.redis_server import RedisServer
 from shared.serving.up import orphan_cleanup
@@ -48,40 +47,6 @@ HEAD_REPLICAS = (1, 4, 8, 12)
 HEAD_WINDOW_S = 20.0
 
 
-class Callers:
-    """Threads that send requests one after another; what was answered between two times is kept."""
-
-    def __init__(self, url: str, keys: Mapping[str, str], callers: Mapping[str, int]) -> None:
-        self.answers: list[tuple[str, float, float, int, int]] = []
-        """Tenant, when it was sent, seconds, status, size of the batch."""
-        self._url, self._keys = url, keys
-        self._over = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._call, args=(name,)) for name, count in callers.items() for _ in range(count)
-        ]
-
-    @contextlib.contextmanager
-    def run(self) -> Iterator[None]:
-        """Send while the block runs."""
-        for thread in self._threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self._over.set()
-            for thread in self._threads:
-                thread.join()
-
-    def _call(self, tenant: str) -> None:
-        headers = {"authorization": f"Bearer {self._keys[tenant]}"}
-        with httpx2.Client(base_url=self._url, timeout=120, headers=headers) as client:
-            while not self._over.is_set():
-                sent = time.monotonic()
-                answer = client.post("/v1/echo", json={"text": "hello", "sleep": SLEEP_S})
-                together = answer.json().get("together", 0)
-                self.answers.append((tenant, sent, time.monotonic() - sent, answer.status_code, together))
-
-
 def describe_times(times: Sequence[float], seconds: float) -> dict[str, float]:
     """Figures of the requests of so many seconds by the time that each took."""
     return {
@@ -92,17 +57,17 @@ def describe_times(times: Sequence[float], seconds: float) -> dict[str, float]:
     }
 
 
-def summarise(answers: Sequence[tuple[str, float, float, int, int]], begin: float, end: float) -> dict[str, Any]:
+def summarise(answers: Sequence[Answer], begin: float, end: float) -> dict[str, Any]:
     """Figures of the requests that were answered between two times, by tenant and together."""
-    found: dict[str, Any] = {}
-    for tenant in sorted({one[0] for one in answers}):
-        times = [one[2] for one in answers if one[0] == tenant and begin <= one[1] + one[2] < end and one[3] == 200]
-        found[tenant] = describe_times(times, end - begin)
-    batches = [one[4] for one in answers if begin <= one[1] + one[2] < end and one[3] == 200]
+    ended = [one for one in answers if begin <= one.sent + one.seconds < end and one.status == "200"]
+    tenants = {
+        tenant: describe_times([one.seconds for one in ended if one.tenant == tenant], end - begin)
+        for tenant in sorted({one.tenant for one in answers})
+    }
     return {
-        "tenants": found,
-        "together": round(statistics.fmean(batches), 3),
-        "lost": sum(one[3] != 200 for one in answers),
+        "tenants": tenants,
+        "together": round(statistics.fmean(one.together for one in ended), 3),
+        "lost": sum(one.status != "200" for one in answers),
     }
 
 
@@ -128,8 +93,7 @@ def measure_scenario(
         cluster.wait_replicas(SERVICE, scenario["replicas"], 240)
     time.sleep(2)  # the gateway sees them
     url, metrics = place
-    callers = Callers(url, keys, scenario["callers"])
-    with callers.run():
+    with Callers(url, scenario["callers"], SLEEP_S, keys) as callers:
         time.sleep(WARM_S)
         begin, (waited, asked) = time.monotonic(), read_queue(metrics)
         if kill_at := scenario.get("kill_at"):

@@ -22,6 +22,8 @@ from typing import Any
 import httpx2
 import psutil
 
+from fovea.endpoints import task_path
+
 START_S = 900.0
 READY = "Console http"
 
@@ -96,7 +98,6 @@ def _read_until_ready(product: subprocess.Popen[str]) -> list[str]:
 
 def _run_jobs(gateway: str) -> None:
     """Run the example of a model of each service as a job, one behind the other."""
-    routes = {"chat": "/v1/chat/completions", "complete": "/v1/completions"}
     with httpx2.Client(base_url=gateway, headers={"prefer": "respond-async"}, timeout=60) as client:
 
         def ask(method: str, path: str, **body: Any) -> Any:
@@ -105,7 +106,7 @@ def _run_jobs(gateway: str) -> None:
         entries = sorted(ask("GET", "/v1/models")["data"], key=lambda entry: not entry["ready"])
         for service in dict.fromkeys(entry["service"] for entry in entries):
             entry = next(one for one in entries if one["service"] == service)
-            route, name = routes.get(entry["task"], f"/v1/{entry['task']}"), entry["id"]
+            route, name = task_path(entry["task"]), entry["id"]
             job = ask("POST", route, json={"model": name, **ask("GET", f"/v1/models/{name}/example")})
             while job["status"] in {"queued", "running"}:
                 time.sleep(0.5)

@@ -76,11 +76,14 @@ async def serve(config: Settings) -> None:
         grpc_server, port = await serve_grpc(app.state.gateway, config.host, config.grpc_port)
     except OSError as error:
         raise CannotListen(_describe_bind_error(config.host, config.grpc_port, error, "FOVEA_GRPC_PORT")) from error
+    server, gateway = create_server(app, config), app.state.gateway
+    # Both stop at once: one after the other they would take twice the grace.
+    server.on_stop = lambda: gateway.stopping.append(asyncio.create_task(grpc_server.stop(config.shutdown_grace_s)))
     http = "http://{}:{}".format(*listener.getsockname()[:2])
     log().info("the gateway listens", http=http, grpc=f"{config.host}:{port}", auth=config.auth)
     try:
         async with _serve_metrics(app.state.gateway, config, metrics_listener):
-            await create_server(app, config).serve(sockets=[listener])
+            await server.serve(sockets=[listener])
     finally:
         await grpc_server.stop(config.shutdown_grace_s)
 

@@ -1,6 +1,8 @@
 """`Gateway`: everything that one gateway process holds."""
 
+import asyncio
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 from fovea.errors import Unauthenticated
 from services.gateway.batches.batch_records import BatchRecords
@@ -42,6 +44,7 @@ class Gateway:
         objects = open_object_store(settings)
         self.files = FileStore(objects, settings.file_quota_bytes)
         self.batches = BatchService(BatchRecords(objects), self.files, settings.job_ttl_s)
+        self.stopping: list[asyncio.Task[None]] = []
 
     async def authenticate(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
         """Find the caller by the key or the token in the headers of a request from an address.
@@ -63,8 +66,13 @@ class Gateway:
                 self.bad_keys.note(address)
             raise
 
+    def find_place(self, caller: Caller, service: str, deadline: float) -> AbstractAsyncContextManager[None]:
+        """The caller's place at a service, where it has to wait for one until `deadline`; a local caller needs none."""
+        return nullcontext() if self.settings.auth == "insecure-local" else self.fair.slot(caller, service, deadline)
+
     async def stop(self) -> None:
-        """Close all connections."""
+        """Close all connections, once the gRPC server has stopped."""
+        await asyncio.gather(*self.stopping)
         await self.proxy.watcher.stop()
         await self.registry.stop()
         await self.client.stop()

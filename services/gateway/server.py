@@ -4,8 +4,9 @@ The metrics port has a server of its own, in the same event loop: the queue is a
 """
 
 import contextlib
+import socket
 from asyncio import TimerHandle, Transport
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
@@ -86,11 +87,21 @@ class _HeaderLimitProtocol(JoinedWritesProtocol):
             self.transport.close()
 
 
-def create_server(app: object, settings: Settings) -> uvicorn.Server:
+class _Server(uvicorn.Server):
+    """Uvicorn, which tells when it begins to stop."""
+
+    on_stop: Callable[[], None] = staticmethod(lambda: None)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.on_stop()
+        await super().shutdown(sockets)
+
+
+def create_server(app: object, settings: Settings) -> _Server:
     """Create a server for `app` on the HTTP address of `settings`; it is not started."""
     protocol = type("HeaderLimitProtocol", (_HeaderLimitProtocol,), {"header_timeout_s": settings.body_read_timeout_s})
     grace_s = max(int(settings.shutdown_grace_s), 1)
-    return uvicorn.Server(
+    return _Server(
         _build_config(
             app, settings, port=settings.http_port, http=protocol, lifespan="on", timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=grace_s,

@@ -77,6 +77,7 @@ def read_image(data: bytes, bounds: DecodeBounds) -> PictureFile:
     """Read a picture with all its bits. Raises UnsupportedMedia, TooLarge, Malformed: as `shared.vision.decode`."""
     picture = decode(data, bounds)
     notes = ["Only the first frame was read."] if picture.first_of_many else []
+    notes += ["The alpha channel was left out: what was transparent is white."] if picture.mode.endswith("A") else []
     pixels = picture.pixels
     if picture.bit_depth == 16:
         deep = _deep(data, picture.format)
@@ -106,8 +107,7 @@ def write_image(picture: PictureFile, form: Format, quality: int) -> bytes:
         return deep_png(picture)
     image, out = Image.fromarray(picture.pixels), io.BytesIO()
     knobs = {"png": {"compress_level": _PNG_LEVEL}, "jpeg": {"quality": quality, "subsampling": 0}}
-    more = knobs.get(form, {"quality": quality})
-    image.save(out, form, icc_profile=picture.icc, exif=picture.exif or b"", **more)
+    image.save(out, form, icc_profile=picture.icc, exif=picture.exif or b"", **knobs.get(form, {"quality": quality}))
     return out.getvalue()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fovea.errors import RateLimited
 from shared.jobs import codec, redis_keys
 from shared.jobs.payloads import PayloadStore
 from shared.jobs.queue import Payload, Result, Worker
@@ -92,8 +93,7 @@ class QueueConsumer:
     async def payload(self, delivery: Delivery) -> Payload:
         """The request of a delivery; `Fault` when its stored body is gone."""
         body = await self._payloads.get(f"{delivery.id}/request") if delivery.body is None else delivery.body
-        d = delivery
-        return Payload(d.service, d.path, body, d.headers, d.priority, d.tenant)
+        return Payload(delivery.service, delivery.path, body, delivery.headers, delivery.priority, delivery.tenant)
 
     async def renew(self, attempts: Collection[Attempt]) -> set[Attempt]:
         """Renew the leases of `attempts` and this worker's record; return the attempts that have lost their job."""
@@ -138,9 +138,9 @@ class QueueConsumer:
         return await self._change("fail", delivery, self._settings.job_ttl_s * 1000, size, problem, *answer)
 
     async def retry(self, delivery: Delivery, outcome: Result | BaseException, delay_s: float) -> bool:
-        """Queue for another attempt after `delay_s`, or make it a dead letter when the attempts are used up."""
-        delay_ms, problem = int(delay_s * 1000), codec.encode_problem(outcome)
-        return await self._change("again", delivery, *self._limits, delay_ms, problem)
+        """Queue for another attempt after `delay_s`, if one is left; to wait for its key's quota is not counted."""
+        limits: tuple[str | int, int] = ("", self._limits[1]) if isinstance(outcome, RateLimited) else self._limits
+        return await self._change("again", delivery, *limits, int(delay_s * 1000), codec.encode_problem(outcome))
 
     async def release(self, delivery: Delivery) -> None:
         """Give an unfinished job to the next free worker, before all others; the attempt is not counted."""

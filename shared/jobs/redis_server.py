@@ -273,7 +273,7 @@ def _version(binary: str) -> tuple[int, ...]:
 
 def _without_password(url: str) -> str:
     parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))  # where Sentinels' may be
 
 
 def _describe_running(url: str) -> str:

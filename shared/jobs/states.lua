@@ -347,7 +347,10 @@ function verbs.again(id, fence, attempts, kept, delay, problem)
   if how == 'mine' then
     local service, level, tries = unpack(get(id, 'service', 'level', 'tries'))
     set(id, 'error', problem)
-    if tonumber(tries) >= tonumber(attempts) then
+    if attempts == '' then -- it never began: this is no attempt of it
+      redis.call('HINCRBY', key('job', id), 'tries', -1)
+    end
+    if attempts ~= '' and tonumber(tries) >= tonumber(attempts) then
       bury(id, tonumber(kept))
     else
       drop_entry(id)

@@ -3,7 +3,6 @@
 Knows the terminal and which models there are; `shared.export` writes.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +11,8 @@ from rich.console import Console
 
 from fovea.errors import InvalidOption
 from shared.export.triton_repository import TritonOptions, write_model
-from shared.registry import Servable
 from shared.registry.discovery import servables, services_with_models
+from shared.registry.measured import trained_servables
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.settings import settings
 from shared.vision.servable import DataConfig, VisionServable
@@ -59,7 +58,7 @@ def export_graphs(
     """Write the ONNX graphs of models, compared with torch, for services that have none: FOVEA_GRAPHS_DIR."""
     console = Console()
     kinds = [find_exportable(name) for name in models or ()]
-    kinds += _vision_models(servables(service)).values() if service else ()
+    kinds += _vision_models(service).values() if service else ()
     if not kinds:
         raise InvalidOption("No model is named.", hint="Name some, or a service with --service.", field="models")
     for kind in kinds:
@@ -69,21 +68,21 @@ def export_graphs(
 
 
 def find_exportable(name: str) -> Kind:
-    """The class of a model that has an ONNX form.
+    """The class of a model that has an ONNX form, of those trained here too.
 
     Raises InvalidOption: there is no such vision model; the hint lists those there are.
     """
-    found: dict[str, Kind] = {}
-    for service in services_with_models():
-        found |= _vision_models(servables(service))
+    found = {name: kind for service in services_with_models() for name, kind in _vision_models(service).items()}
     if name not in found:
         hint = f"Models with an ONNX form: {', '.join(sorted(found))}."
         raise InvalidOption(f"{name!r} is not a vision model.", hint=hint, field="models")
     return found[name]
 
 
-def _vision_models(known: Mapping[str, type[Servable[Any, Any]]]) -> dict[str, Kind]:
-    return {name: kind for name, kind in known.items() if issubclass(kind, VisionServable)}
+def _vision_models(service: str) -> dict[str, Kind]:
+    known = servables(service)
+    every = known | trained_servables(known, settings().weights_dir)
+    return {name: kind for name, kind in every.items() if issubclass(kind, VisionServable)}
 
 
 def read_exportable(kind: Kind) -> tuple[Weights, DataConfig]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fovea.api.model import HeadlineMetric
 from shared.registry import Servable, servables
 from shared.registry.discovery import SERVICES, shipped_weights
 from shared.registry.weights import Manifest
@@ -40,6 +41,19 @@ def test_a_card_repeats_its_manifest_and_says_on_which_data_it_was_measured(name
     assert all("(real)" in metric.data or "synthetic" in metric.data for metric in figures)
     real = [metric.note or "" for metric in figures if "(real)" in metric.data]
     assert not real or any("95 % interval" in note for note in real), "of few pictures, how sure the figures are"
+
+
+MADE = (
+    "hieraedgenet-synthetic-pollen", "bmn", "bmn-csa", "fovea-planner", "oat", "fovea-landmark-recall",
+    "fovea-titans-lmm", "fovea-titans-mac", "fovea-titans-mag", "fovea-titans-mal",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_every_figure_on_made_data_is_called_synthetic(name):
+    found = [each for each in FOUND[name].card.metrics if each.paper is None or each.ours is not None]
+    assert found
+    assert [each for each in found if not HeadlineMetric(each.name, 0.5, None, each.data).is_synthetic] == []
 
 
 @pytest.mark.parametrize("name", sorted({one for kind in FOUND.values() for one in names_of(kind)}))

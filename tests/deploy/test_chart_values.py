@@ -74,6 +74,12 @@ def test_a_service_that_may_have_no_replicas_starts_at_zero_pods_and_the_gateway
         assert (args["min_replicas"], group["minReplicas"], group["replicas"]) == (low, low, low)
         assert args.get("idle_s") == (None if low else 120)
     assert env_of(dict(pod_specs(documents))["demo-gateway"])["FOVEA_ON_DEMAND_SERVICES"] == "medical-seg"
+    enabled = env_of(dict(pod_specs(documents))["demo-gateway"])["FOVEA_ENABLED_SERVICES"].split(",")
+    assert {f"demo-{name}" for name in enabled} == {
+        d["metadata"]["name"]
+        for d in documents
+        if d["kind"] == "RayService" and not d["metadata"]["name"].endswith("-next")
+    }
     assert ("PodDisruptionBudget", "demo-medical-seg") not in {(d["kind"], d["metadata"]["name"]) for d in documents}
     assert "without a worker" in refusal(tmp_path, service(replicas=replicas, worker={"enabled": False}))
 

@@ -33,7 +33,8 @@ START_S = 1200.0
 UNLOAD = "/unload"
 
 TINY = {
-    "/v1/probe": ("lm", "tiny-induction"), "/v1/longctx": ("model", "fovea-routing-bytes"),
+    "/v1/probe": ("lm", "tiny-induction"), "/v1/probe/deconstruction/study": ("steps", 2),
+    "/v1/longctx": ("model", "fovea-routing-bytes"),
     "/v1/judge/nuggets": ("how", "similarity"), "/v1/judge/support": ("how", "similarity"),
 }  # fmt: skip
 """Field and value that keep the work of routes small where a request leaves it out."""

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, cast
 
 import typer
@@ -16,6 +17,7 @@ from fovea.chat import ChatOptions
 from fovea.cli.commands.methods import build_longctx
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.output import Screen
+from fovea.cli.text_files import read_text
 from fovea.client import Client
 from fovea.errors import FoveaError, Malformed
 
@@ -79,7 +81,7 @@ def _at_terminal() -> bool:
 
 def read_prompt(words: list[str]) -> str:
     """Join the words of a prompt; a dash is standard input. Malformed if there is no text."""
-    text = " ".join(sys.stdin.read().strip() if word == "-" else word for word in words).strip()
+    text = " ".join(read_text(Path(word)).strip() if word == "-" else word for word in words).strip()
     if not text:
         raise Malformed("There is no prompt.", hint='Try: fovea chat "What is attention?"')
     return text

@@ -97,5 +97,4 @@ def build_dataset(answers: Mapping[str, DetectOut]) -> CocoDataset:
 
 def summarise(answer: DetectOut) -> str:
     """Summarise the number of objects of each class."""
-    counts = ", ".join(f"{count} × {label}" for label, count in answer.counts.items())
-    return counts or "nothing found"
+    return ", ".join(f"{count} × {label}" for label, count in answer.counts.items()) or "nothing found"

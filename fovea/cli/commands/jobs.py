@@ -48,8 +48,7 @@ def watch(job_id: JobId, *, gateway: GatewayOptions) -> None:
     """Follow a job to its end; the exit code says whether it succeeded."""
     screen = gateway.screen
     with gateway.open() as client:
-        on_change = screen.line if gateway.as_json else None
-        last = follow_job(client, screen, client.jobs.get(job_id), on_change=on_change)
+        last = follow_job(client, screen, client.jobs.get(job_id), on_change=screen.line if gateway.as_json else None)
     if not gateway.as_json:
         _print(screen, last)
     if last.status != "succeeded":
@@ -91,7 +90,6 @@ def _print(screen: Screen, job: Job) -> None:
     if screen.wrote(job):
         return
     screen.out.print(f"[bold]{job.id}[/]  {colour_status(job.status)}{' (dead letter)' if job.dead else ''}")
-    error = job.error or {}
     screen.facts(
         {
             "request": f"{job.path} ({job.service})",
@@ -102,8 +100,8 @@ def _print(screen: Screen, job: Job) -> None:
             "created": _format_time(job.created),
             "finished": _format_time(job.finished),
             "expires": _format_time(job.expires),
-            "error": error.get("detail"),
-            "hint": error.get("hint"),
+            "error": (job.error or {}).get("detail"),
+            "hint": (job.error or {}).get("hint"),
         }
     )
 

@@ -37,10 +37,9 @@ def _segment(
 
     For each picture NAME, writes NAME.mask.png, NAME.overlay.jpg and NAME.json. The exit code is 1 if any failed.
     """
-    screen, connection = gateway.screen, gateway
-    if pictures := handle_sources("segment", sources, {**options, "model": model}, output, screen, connection):
-        batch = _SegmentBatch(screen, {**options, "model": model}, output=output, class_name=coco)
-        batch.run(pictures, concurrency, connection)
+    options["model"] = model
+    if pictures := handle_sources("segment", sources, dict(options), output, gateway.screen, gateway):
+        _SegmentBatch(gateway.screen, options, output=output, class_name=coco).run(pictures, concurrency, gateway)
 
 
 segment = add_request_options(_segment, SegmentIn, without=frozenset({"image", "model", "include"}))

@@ -1,4 +1,4 @@
-"""Videos as arrays: their forms, and the route of actions."""
+"""Videos as arrays: their forms, the route of actions, and the command with the files that it reads from the schema."""
 
 import base64
 import io
@@ -9,7 +9,10 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from fovea.cli import main
+from fovea.cli.schema_options import list_picture_fields
 from fovea.errors import FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from fovea_actions.action_detector import _list_proposals, resample
 from fovea_actions.models.bmn import BmnActionDetector, BmnCsaActionDetector
@@ -119,6 +122,10 @@ def test_names_that_are_no_text_bombs_and_rows_beyond_the_limit_are_refused():
     assert read_matrices(file.getvalue(), "features")["features"].tolist() == [[1, 1]]
     with pytest.raises(TooLarge):
         read_matrices(npy(np.ones((2, MAX_NUMBERS // 2 + 1), np.int8)), "features")
+    file = io.BytesIO()  # 30 kB that would be 16 times 64 MB
+    np.savez_compressed(file, **{f"a{i}": np.zeros((2, MAX_NUMBERS // 4), np.int8) for i in range(3)})
+    with pytest.raises(TooLarge, match="together"):
+        read_matrices(file.getvalue(), "features")
 
 
 def test_the_wire_type_takes_base64_rows_and_lists_of_one():
@@ -242,3 +249,8 @@ def test_any_number_of_steps_is_resampled_and_keeps_its_mean_and_straight_lines(
     line = np.arange(8, dtype=np.float32)[None]
     np.testing.assert_allclose(resample(line, 16)[0, 1:-1], (np.arange(1, 15) + 0.5) / 2 - 0.5, atol=1e-6)
     assert resample(matrix, 77) is matrix
+
+
+def test_the_command_takes_the_files_of_the_request():
+    assert "FILE holds its features" in CliRunner().invoke(main.app, ["actions", "--help"]).stdout
+    assert list_picture_fields(ActionsIn.model_json_schema()) == ["features", "semantics", "class_scores"]

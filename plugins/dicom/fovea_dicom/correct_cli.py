@@ -8,11 +8,9 @@ import typer
 from rich.markup import escape
 
 from fovea.call import Call, read_json
-from fovea.cli.common_options import AsJson, Connection, Key, Url
+from fovea.cli.common_options import GatewayOptions
 from fovea.cli.job_progress import run_as_job
-from fovea.cli.output import Screen
 from fovea.errors import NotFound
-from fovea.transport import LOCAL
 from fovea_dicom.segment_study import PACS, PATH, is_dicom, list_files
 
 
@@ -26,12 +24,11 @@ def correct(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("out"),
     creator: Annotated[str, typer.Option(help="Name of the corrector; stored in the segmentation.")] = "",
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """Send corrected masks back: writes a new version of the segmentation, and a report of its areas."""
-    screen, form = Screen(as_json=as_json), {"creator": creator}
+    screen, form = gateway.screen, {"creator": creator}
     parts = {"segmentation": _read(segmentation.name, segmentation)}
     masks = [row for one in corrected for row in list_files(str(one))]
     parts |= {f"corrected{place}": _read(*row) for place, row in enumerate(masks)}
@@ -42,7 +39,7 @@ def correct(
         if not files:
             raise NotFound(f"There is no DICOM file in {pictures}.", hint="Name the study that was segmented.")
         parts |= {f"files{place}": _read(*row) for place, row in enumerate(files)}
-    with Connection(url, key).open() as client:
+    with gateway.open() as client:
         call = Call("POST", f"{PATH}/corrections", read_json, files=parts, form=form)
         found: dict[str, Any] = run_as_job(client, screen, call)
     output.mkdir(parents=True, exist_ok=True)

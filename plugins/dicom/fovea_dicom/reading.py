@@ -8,7 +8,6 @@ import copy
 import io
 import logging
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,14 +32,6 @@ Picture = NDArray[np.uint8]
 config.settings.reading_validation_mode = config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 logging.getLogger("highdicom").setLevel(logging.CRITICAL)
-
-
-@dataclass(frozen=True)
-class _Layout:
-    rows: int
-    columns: int
-    frames: int
-    samples: int
 
 
 def read_object(data: bytes) -> FileDataset:
@@ -90,7 +81,7 @@ def read_frame(
     TooLarge: the header says more pixels or frames than `bounds` and `MAX_FRAMES` allow; UnsupportedMedia: there are no
     pixels, or no plugin decodes them.
     """
-    layout = _check(dataset, bounds)
+    rows, columns = _check(dataset, bounds)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -106,8 +97,8 @@ def read_frame(
         raise UnsupportedMedia(f"Frame {index} can't be decoded ({name}).", hint=hint, field="files") from error
     if grey is None:
         return _eight_bits(raw[..., :3], dataset, is_palette=photometric == "PALETTE COLOR")
-    if raw.shape != (layout.rows, layout.columns):
-        raise UnsupportedMedia(f"Frame {index} is not {layout.columns} × {layout.rows} as its header says.")
+    if raw.shape != (rows, columns):
+        raise UnsupportedMedia(f"Frame {index} is not {columns} × {rows} as its header says.")
     if photometric == "MONOCHROME1":
         grey = 255 - grey
     return np.ascontiguousarray(np.broadcast_to(grey[..., None], (*grey.shape, 3)))
@@ -136,21 +127,20 @@ def _with_little_endian_palette(dataset: FileDataset) -> Dataset:
     return turned
 
 
-def _check(dataset: FileDataset, bounds: DecodeBounds) -> _Layout:
-    """The size that the header says, within bounds."""
+def _check(dataset: FileDataset, bounds: DecodeBounds) -> tuple[int, int]:
+    """Rows and columns that the header says, within bounds."""
     if not has_pixels(dataset):
         raise UnsupportedMedia("The object holds no picture.", field="files")
     try:
-        rows, columns, samples = int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel", 1))
-        layout = _Layout(rows, columns, count_frames(dataset), samples)
+        rows, columns, _ = int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel", 1))
     except (AttributeError, TypeError, ValueError) as error:
         raise Malformed("The object does not say how large its picture is.", field="files") from error
-    if layout.frames > MAX_FRAMES:
-        raise TooLarge(f"The object has {layout.frames} frames; at most {MAX_FRAMES} are read.", field="files")
-    if layout.rows * layout.columns > bounds.pixels:
-        detail = f"A frame has {layout.columns} × {layout.rows} pixels; at most {bounds.pixels} are read."
+    if (frames := count_frames(dataset)) > MAX_FRAMES:
+        raise TooLarge(f"The object has {frames} frames; at most {MAX_FRAMES} are read.", field="files")
+    if rows * columns > bounds.pixels:
+        detail = f"A frame has {columns} × {rows} pixels; at most {bounds.pixels} are read."
         raise TooLarge(detail, field="files")
-    return layout
+    return rows, columns
 
 
 def _eight_bits(raw: NDArray[np.generic], dataset: FileDataset, *, is_palette: bool) -> Picture:

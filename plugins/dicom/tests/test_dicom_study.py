@@ -10,14 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from pydicom import dcmread
+from pydicom import dcmread, uid
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import (
-    ExplicitVRLittleEndian,
-    MultiFrameTrueColorSecondaryCaptureImageStorage,
-    SecondaryCaptureImageStorage,
-    generate_uid,
-)
 
 from fovea.api.image import Times
 from fovea.api.mask import Component, SegmentIn, SegmentOut
@@ -33,7 +27,7 @@ from shared.vision.limits import DEFAULT_BOUNDS, DecodeBounds
 from shared.vision.mask_regions import find_regions
 
 H, W = 24, 36
-SERIES = generate_uid()
+SERIES = uid.generate_uid()
 
 
 def picture(*squares: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -46,9 +40,9 @@ def picture(*squares: tuple[int, int, int]) -> NDArray[np.uint8]:
 def film(*pictures: NDArray[np.uint8], **facts: Any) -> FileDataset:
     """An object of colour frames without a place in space; one frame is a single-frame object."""
     meta, is_film = FileMetaDataset(), len(pictures) > 1
-    kinds = SecondaryCaptureImageStorage, MultiFrameTrueColorSecondaryCaptureImageStorage
+    kinds = uid.SecondaryCaptureImageStorage, uid.MultiFrameTrueColorSecondaryCaptureImageStorage
     meta.MediaStorageSOPClassUID = kinds[is_film]
-    meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = generate_uid(), ExplicitVRLittleEndian
+    meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = uid.generate_uid(), uid.ExplicitVRLittleEndian
     one = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
     one.SOPClassUID, one.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     one.StudyInstanceUID, one.SeriesInstanceUID, one.Modality, one.InstanceNumber = "1.2.3", SERIES, "ES", 1
@@ -276,7 +270,7 @@ async def test_warnings_are_of_text_and_of_sizes_at_the_detector():
 
 
 async def test_objects_that_no_segmentation_can_repeat_are_answered_without_one():
-    odd = film(picture((1, 1, 3)), PixelSpacing=[1, 1], SOPClassUID=MultiFrameTrueColorSecondaryCaptureImageStorage)
+    odd = film(picture((1, 1, 3)), PixelSpacing=[1, 1], SOPClassUID=uid.MultiFrameTrueColorSecondaryCaptureImageStorage)
     (series,) = (await segment(odd)).series
     assert series.instances[0].frames[0].area == 9
     assert (series.segmentation, series.report) == (None, None)
@@ -414,7 +408,7 @@ async def test_derived_objects_name_what_made_them():
     text = str(report)
     for part in ("finding 1", "bright", "Lesion", "Device Observer Manufacturer", "mean-probability", "components"):
         assert part in text, part
-    assert report.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+    assert report.file_meta.TransferSyntaxUID == uid.ExplicitVRLittleEndian
     assert "Algorithm Name" in text
     assert "Algorithm Version" in text
     ids = [one.get(name) for one in (seg, report) for name in ("SeriesInstanceUID", "SOPInstanceUID")]

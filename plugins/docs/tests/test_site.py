@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from fovea.errors import Fault, InvalidOption
 from fovea_docs import reference, site, staging
+from fovea_docs.model_pages import render_page
+from shared.serving.tests.toys import Echo, Eye
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +87,24 @@ def test_versions_stand_beside_each_other_and_are_listed_newest_first(tmp_path, 
     site._add_version(tmp_path / "versions.json", "0.1")
     listed = json.loads((tmp_path / "versions.json").read_text("utf8"))
     assert [(one["version"], one["aliases"]) for one in listed] == [("0.1", ["latest"]), ("0.2", [])]
+
+
+def called(text):
+    block = text.split("```bash\n")[1].split("```")[0].replace("\\\n", "")
+    return [shlex.split(line) for line in block.splitlines()]
+
+
+def test_picture_is_sent_as_a_form_and_once_for_its_rendered_answer():
+    plain, rendered = called(render_page("toy", Eye, Eye.card))
+    assert plain == ["curl", "http://127.0.0.1:8080/v1/segment", "-F", "image=@picture.jpg", "-F", "model=toy/eye"]
+    assert rendered[: len(plain)] == plain
+    assert rendered[-1].startswith("out.")
+
+
+def test_anything_else_is_sent_as_the_cards_example_whose_quotes_survive_the_shell():
+    [words] = called(render_page("toy", Echo, Echo.card))
+    assert words[:2] == ["curl", "http://127.0.0.1:8080/v1/echo"]
+    assert json.loads(words[-1]) == {"model": "toy/echo", **Echo.card.example}
+    kind = type("Quoted", (Echo,), {"card": Echo.card.model_copy(update={"example": {"text": "it's"}})})
+    [words] = called(render_page("toy", kind, kind.card))
+    assert json.loads(words[-1])["text"] == "it's"

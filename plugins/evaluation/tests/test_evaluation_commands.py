@@ -2,16 +2,9 @@
 
 import pytest
 
-from tests.command import command_runner
+from tests.command import help_runner
 
 
 @pytest.mark.parametrize("verb", ["rankings", "leaderboard"])
 def test_help_says_what_it_said(monkeypatch, capfdbinary, snapshot, verb):
-    fovea = command_runner(monkeypatch, capfdbinary)
-    for name, value in {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}.items():
-        monkeypatch.setenv(name, value)
-    for name in ("FOVEA_URL", "FOVEA_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    code, out, err = fovea("judge", verb, "--help")
-    assert (code, err) == (0, "")
-    assert "\n".join(line.rstrip() for line in out.splitlines()) == snapshot
+    assert help_runner(monkeypatch, capfdbinary)("judge", verb, "--help") == (0, snapshot, "")

@@ -5,11 +5,10 @@ from typing import Annotated
 
 import typer
 
-from fovea.cli.common_options import Connection, Key, Url
-from fovea.transport import LOCAL
+from fovea.cli.common_options import Connection
 
 
-def count_words(text: Annotated[str, typer.Argument(help="A text.")], url: Url = LOCAL, key: Key = None) -> None:
+def count_words(text: Annotated[str, typer.Argument(help="A text.")], *, gateway: Connection) -> None:
     """Count the words of a text."""
-    with Connection(url, key).open() as client:
+    with gateway.open() as client:
         typer.echo(json.dumps(client.run("count-words", {"text": text})["words"]))

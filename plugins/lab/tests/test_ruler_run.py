@@ -4,6 +4,7 @@ import io
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -12,12 +13,13 @@ from PIL import Image
 
 from fovea.api.longctx import LongctxOptions
 from fovea.cli.option_groups import expand_options
-from fovea.errors import FoveaError, InvalidOption
+from fovea.errors import FoveaError, InvalidOption, Malformed
 from fovea_lab.ruler import cli, leaderboard, plots
 from fovea_lab.ruler.answer_store import read_predictions
 from fovea_lab.ruler.method_variants import MethodVariant, list_variants
 from fovea_lab.ruler.report import Leader
 from fovea_lab.ruler.run import EvaluatedModel, export_samples, measure_costs, run_ruler
+from fovea_lab.ruler.samples.documents import read_qa
 from fovea_lab.ruler.samples.generation import generate
 from fovea_lab.ruler.samples.placement import DEPTHS, cwe_rule, fit, fwe_counts, place
 from fovea_lab.ruler.samples.sample import render
@@ -165,6 +167,24 @@ def test_questions_of_a_file_stand_among_other_documents(codec, tmp_path):
             assert score("qa_1", f"It is {sample.references[0]}!", sample.references) == 1
 
 
+def test_files_of_others_are_read_as_json_lines_or_refused(tmp_path):
+    file, row = tmp_path / "lines.jsonl", {"question": "Who?", "answers": ["Zoë"], "documents": ["Zo\u2028ë\u0085."]}
+    facts = {"digest": "d", "task": "cwe", "length": 1, "index": 0, "group": 0, "method": "m", "references": ["ë"]}
+    file.write_text(json.dumps(row, ensure_ascii=False), "utf-8-sig")
+    assert (read_qa(file)[0].answers, read_qa(file)[0].documents) == (("Zoë",), ("Zo\u2028ë\u0085.",))
+    file.write_text(json.dumps(facts | {"prediction": "\u2028ë"}, ensure_ascii=False), "utf-8-sig")
+    assert [one.score for one in read_predictions(file, str)] == [1]
+    for raw in (b'{"question": "Zo\xeb"}', b"[1]", b'{"answer_ids": 5}'):
+        file.write_bytes(raw)
+        with pytest.raises(Malformed, match=r"lines\.jsonl"):
+            read_predictions(file, "".join)
+    for part in ({"answers": "Ann"}, {"documents": "Ann is here."}, {"answers": [" "]}):
+        file.write_text(json.dumps(row | part))
+        read_qa.cache_clear()
+        with pytest.raises(Malformed, match=r"lines\.jsonl"):
+            read_qa(file)
+
+
 FEW = {"tasks": ["niah_single_1"], "lengths": [600], "n": 2, "max_answer": 4}
 
 
@@ -182,6 +202,12 @@ def tiny(saved):
 
 def asked(**more):
     return RulerSpec.model_validate(FEW | more)
+
+
+def test_all_tasks_are_those_without_a_file_and_others_may_stand_beside():
+    assert asked(tasks=["qa_1", "all"]).task_names() == [*OFFLINE, "qa_1"]
+    with pytest.raises(InvalidOption, match="niah_single_9"):
+        asked(tasks=["all", "niah_single_9"]).task_names()
 
 
 def test_methods_are_fitted_to_the_bytes_of_dense_and_paired_with_it(tiny):
@@ -274,6 +300,12 @@ def test_a_run_goes_on_where_it_stopped_and_says_the_same(tiny, tmp_path):
     counted.clear()
     run_ruler(count_calls(tiny, counted), spec, store=store)
     assert not counted
+    duo = asked(methods=[{"method": "duo", "plan": "gates", "sink": 2, "recent": 5}], budgets=[0.9])
+    for roles, is_known in (([[1, 0], [0, 1]], False), ([[1, 0], [0, 1]], True), ([[0, 1], [1, 0]], False)):
+        made = replace(tiny, plans={"gates": HeadPlan.parse({"schema": "head-plan/1", "roles": roles})})
+        counted.clear()
+        run_ruler(count_calls(made, counted), duo, store=store)
+        assert is_known is not bool(counted)
 
 
 def test_a_peers_answers_are_scored_here(tiny, tmp_path):
@@ -291,8 +323,10 @@ def test_a_peers_answers_are_scored_here(tiny, tmp_path):
     cell = next(c for c in report.cells if c.method == "kvpress snapkv")
     assert (cell.mean, cell.better) == (1, 2)
     assert next(x for x in report.leaderboards if x.method == "kvpress snapkv").nominal
-    with pytest.raises(InvalidOption, match=r"kvpress snapkv .* no sample of this run"):
-        run_ruler(tiny, asked(methods=[], seed=7), extra=found)
+    other = [one.model_copy(update={"budget": 0.25, "digest": "another seed's"}) for one in found]
+    for spec, extra in ((asked(seed=7), found), (asked(protocol="aware"), found), (asked(), found + other)):
+        with pytest.raises(InvalidOption, match=r"kvpress snapkv .* no sample of this run"):
+            run_ruler(tiny, spec.model_copy(update={"methods": []}), extra=extra)
 
 
 @pytest.mark.parametrize(

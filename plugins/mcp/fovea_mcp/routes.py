@@ -117,7 +117,7 @@ def _answer(message_id: Any, result: bytes = b"", *, error: _RpcError | None = N
     member = b'"result":' + result
     if error is not None:
         member = b'"error":' + _encode({"code": error.code, "message": str(error)})
-    body = b'{"jsonrpc":"2.0","id":%b,%b}' % (_encode(message_id), member)
+    body = b'{"jsonrpc":"2.0","id":%b,%b}' % (json.dumps(message_id).encode(), member)
     return Response(body, status, media_type="application/json")
 
 

@@ -23,6 +23,11 @@ def test_the_handshake_speaks_the_clients_version(stage):
         assert "tools" in result["capabilities"]
     assert call(stage.url, "notifications/initialized", message_id=None).status_code == 202
     assert call(stage.url, "ping").json()["result"] == {}
+    odd = {
+        "content": r'{"jsonrpc": "2.0", "id": "\ud800", "method": "ping"}',
+        "headers": {"content-type": "application/json"},
+    }
+    assert httpx2.post(f"{stage.url}/v1/mcp", **odd).json() == {"jsonrpc": "2.0", "id": "\ud800", "result": {}}
     assert httpx2.get(f"{stage.url}/v1/mcp").status_code == 405
 
 

@@ -3,55 +3,59 @@
 Knows tokens and logits; knows no model.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol, Self, TypeVar
 
 from torch import Tensor
 
+CHUNK_TOKENS = 64
+"""Tokens read at a time, where outputs do not depend on it."""
 
-class RequestSession(Protocol):
-    """Session of one request. Belongs to the scheduler's thread from its opening to its close."""
 
-    @property
-    def num_read(self) -> int:
-        """Tokens of the request that it has read; more than none where it was opened behind a known beginning."""
-        ...
+class RequestSession(ABC):
+    """Session of one request. Belongs to the scheduler's thread from its opening to its close.
+
+    Attributes:
+        num_read: Tokens of the request that it has read; more than none where it was opened behind a known beginning.
+    """
+
+    num_read: int
 
     @property
     def max_chunk(self) -> int:
-        """Most tokens to feed at a time, at least one: up to the next border of its own grid."""
-        ...
+        """Most tokens to feed at a time, at least one: up to the next border of its own grid, where it has one."""
+        return CHUNK_TOKENS
 
     @property
+    @abstractmethod
     def nbytes(self) -> int:
         """Bytes of what it remembers."""
-        ...
 
     @property
+    @abstractmethod
     def dense_nbytes(self) -> int:
         """Bytes that dense attention of the same sizes would remember of as many tokens."""
-        ...
 
     @property
     def density(self) -> float:
         """Share of what it remembered that it looked at while it read."""
-        ...
+        return 1.0
 
+    @abstractmethod
     def feed(self, tokens: Sequence[int]) -> Tensor:
         """Read tokens; their logits [t,V].
 
         Raises:
             FoveaError: It can't go on.
         """
-        ...
 
+    @abstractmethod
     def fork(self) -> Self:
         """A session that goes its own way from here."""
-        ...
 
-    def close(self) -> None:
-        """Give back what it holds."""
-        ...
+    def close(self) -> None:  # noqa: B027  # none holds more than memory
+        """Give back what it holds; nothing, where that is memory alone."""
 
 
 T = TypeVar("T", bound=RequestSession)

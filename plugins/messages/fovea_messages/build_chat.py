@@ -70,7 +70,7 @@ def _read_turn(index: int, turn: Any) -> Iterator[dict[str, Any]]:
         yield {"role": "tool", "tool_call_id": result.tool_use_id or "", "content": content}
     text, calls = _join(by_type.get("text", ()), field), by_type.get("tool_use", ())
     if turn.role == "user":
-        if text or not by_type:
+        if text or not by_type.get("tool_result"):
             yield {"role": "user", "content": text}
         return
     message: dict[str, Any] = {"role": "assistant", "content": text}

@@ -101,6 +101,10 @@ def test_stop_sequences_are_named_and_thinking_is_turned_off(client):
     assert set(json.loads(both(client, output_config=form, max_tokens=100).content[0].text)) == {"on"}
 
 
+def test_a_turn_without_a_word_is_a_turn(client):
+    assert client.messages.create(**ASK | {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}]}]})
+
+
 @pytest.mark.parametrize(
     "choice", [{"type": "any", "disable_parallel_tool_use": True}, {"type": "tool", "name": "switch"}]
 )

@@ -1,4 +1,4 @@
-"""Planning: geometry and solvers, and the pointer network."""
+"""Planning: geometry and solvers, the pointer network, and the commands."""
 
 import zlib
 from pathlib import Path
@@ -9,9 +9,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from fovea.cli import main
+from fovea.cli.schema_options import list_picture_fields
 from fovea.errors import InvalidOption
 from fovea_planning.models.pointer_net import PointerNet
+from fovea_planning.plan_schema import PlanIn
+from fovea_planning.scanpath_schema import ScanpathIn
 from fovea_planning.solvers import InvalidPoints, Pointers, plan, plans
 from fovea_planning.solvers.exact import optimal_tours, tour_lengths
 from fovea_planning.solvers.geometry import area, hull, hull_successors
@@ -281,3 +286,13 @@ def test_points_are_framed_without_changing_their_shape_and_other_forms_refused(
     assert np.isfinite(normalise_points(np.ones((1, 3, 2)), stretch=True)).all()
     with pytest.raises(InvalidOption, match="points must be"):
         ready(published).decode(np.zeros((2, 5, 3), np.float32), 4)
+
+
+@pytest.mark.parametrize("task", ["plan", "scanpath"])
+def test_commands_are_those_of_the_command_line(task):
+    assert f"fovea {task}" in " ".join(CliRunner().invoke(main.app, [task, "--help"], prog_name="fovea").stdout.split())
+
+
+def test_pictures_of_scanpaths_are_found_and_plans_take_none():
+    assert list_picture_fields(PlanIn.model_json_schema()) == []
+    assert list_picture_fields(ScanpathIn.model_json_schema())[0] == "image"

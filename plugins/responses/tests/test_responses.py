@@ -4,29 +4,22 @@ import json
 
 import openai
 import pytest
-from fastapi import FastAPI
 from openai.types.responses import response_create_params
 
-from fovea.api.replica import route_fields
-from fovea_responses import response_store
-from fovea_responses.routes import router
+from fovea_responses import response_store, routes
 from fovea_responses.wire import ResponsesRequest
+from plugins.steering.tests.test_steering import UP, check_scopes
+from services.llm_longctx.tests import test_openai_fields
 from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, app_of, say, write_folder
-from services.llm_longctx.tests.test_openai_fields import (
-    check_fields_of_peers,
-    check_known_fields,
-    check_nested_fields,
-    check_unknown_fields,
-)
 from services.llm_longctx.tests.test_openai_refusals import check_broken, check_refused, part
 from services.llm_longctx.tests.test_openai_small_print import check_deadline
 from services.llm_longctx.tests.test_reasoning import FORCED, QWEN
+from services.llm_longctx.tests.test_state_loading import fields_of
 
 URL = "/v1/responses"
 BODY = {"model": MODEL, "input": "a", "max_output_tokens": 4}
 SWITCH = {"properties": {"on": {"type": "boolean"}}, "required": ["on"], "additionalProperties": False}
 DEEP = json.loads("[" * 300 + "]" * 300)
-UP = {"vector": [3.0] + [0.0] * 30 + [-3.0], "site": "resid_post.0", "scale": 2.0}
 TOOL = {"type": "function", "name": "switch", "parameters": {"type": "object", **SWITCH}, "strict": True}
 
 
@@ -214,15 +207,7 @@ def test_a_response_is_steered_looked_into_streamed_and_stored_as_its_chat_is(cl
 
 
 def test_a_key_without_the_scope_is_refused_and_audit_is_told(server):
-    def ask(scopes: str, **more):
-        return server.http.post(URL, json=BODY | more, headers={"x-fovea-scopes": scopes})
-
-    for fields in ({"interventions": [UP]}, {"capture": [{"type": "logit_lens"}]}):
-        answer = ask("infer,jobs", **fields)
-        assert (answer.status_code, "interventions" in answer.json()["error"]["message"]) == (403, True)
-    plain, steered = ask("infer,jobs"), ask("infer,interventions", interventions=[UP])
-    assert (plain.status_code, "x-fovea-audit" in plain.headers) == (200, False)
-    assert json.loads(steered.headers["x-fovea-audit"])["interventions"] == "add"
+    check_scopes(server, URL, BODY)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -257,9 +242,9 @@ def test_broken_bodies_are_400(server):
 
 
 def test_fields_of_openai_and_vllm_are_served_refused_or_named(client):
-    check_fields_of_peers(URL, ResponsesRequest, response_create_params.ResponseCreateParamsBase)
-    check_known_fields(client, URL, BODY, ResponsesRequest)
-    check_unknown_fields(client, URL, BODY)
+    test_openai_fields.check_fields_of_peers(URL, ResponsesRequest, response_create_params.ResponseCreateParamsBase)
+    test_openai_fields.check_known_fields(client, URL, BODY, ResponsesRequest)
+    test_openai_fields.check_unknown_fields(client, URL, BODY)
 
 
 def test_unknown_fields_of_nested_objects_are_named_too_also_in_a_stream(client):
@@ -269,7 +254,7 @@ def test_unknown_fields_of_nested_objects_are_named_too_also_in_a_stream(client)
         "reasoning": {"effort": None, "mode": "deep", "summary": "auto"},
     }  # fmt: skip
     named = ["input[0].content[0].detial'", "reasoning.mode'", "text.type'"]
-    check_nested_fields(client, URL, BODY | nested, named)
+    test_openai_fields.check_nested_fields(client, URL, BODY | nested, named)
     unknown = {"extra_body": {"frobnicate": 1}, "stream": True}
     events = list(client.responses.create(model=MODEL, input="Hi", max_output_tokens=4, **unknown))
     assert "frobnicate" in events[-1].response.warnings[0]
@@ -279,6 +264,4 @@ def test_unknown_fields_of_nested_objects_are_named_too_also_in_a_stream(client)
 
 
 def test_requests_with_a_session_stay_with_its_replica():
-    app = FastAPI()
-    app.include_router(router)
-    assert route_fields(app.openapi(), lambda path: path.startswith("/v1"))["affine"] == (URL,)
+    assert fields_of(routes)["affine"] == (URL,)

@@ -216,11 +216,11 @@ def test_bad_vectors_are_refused(server, more, status):
     assert "error" in answer.json()
 
 
-def test_a_key_without_the_scope_is_refused_and_audit_is_told(server):
-    body = {"messages": HELLO, "max_tokens": 2}
+def check_scopes(server, url: str, body: dict) -> None:
+    """A key without the scope is refused an intervention and a capture; with it, the audit is told."""
 
     def ask(scopes: str, **more):
-        return server.http.post("/v1/chat/completions", json=body | more, headers={"x-fovea-scopes": scopes})
+        return server.http.post(url, json=body | more, headers={"x-fovea-scopes": scopes})
 
     for fields in ({"interventions": [UP]}, {"capture": [{"type": "logit_lens"}]}):
         answer = ask("infer,jobs", **fields)
@@ -228,6 +228,11 @@ def test_a_key_without_the_scope_is_refused_and_audit_is_told(server):
     plain, steered = ask("infer,jobs"), ask("infer,interventions", interventions=[UP])
     assert (plain.status_code, "x-fovea-audit" in plain.headers) == (200, False)
     assert json.loads(steered.headers["x-fovea-audit"])["interventions"] == "add"
+
+
+def test_a_key_without_the_scope_is_refused_and_audit_is_told(server):
+    body = {"messages": HELLO, "max_tokens": 2}
+    check_scopes(server, "/v1/chat/completions", body)
     assert server.http.get("/v1/steering-vectors", headers={"x-fovea-scopes": "infer"}).status_code == 403
     wrong = server.http.post("/v1/chat/completions", json=body | {"capture": [{"type": "gradient"}]})
     assert wrong.json()["error"]["param"].startswith("capture")

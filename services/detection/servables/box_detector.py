@@ -7,7 +7,7 @@ and sizes in pixels of its input, then scores. NMS is outside of the graph, wher
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -86,9 +86,8 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
     @classmethod
     def data_config(cls, weights: Weights) -> DataConfig:
         manifest = weights.manifest
-        listed = manifest.data.get("names", "")
         count = int(manifest.network.config.get("classes", 0))
-        names = tuple(listed.split(",")) if listed else ()
+        names = tuple(filter(None, manifest.data.get("names", "").split(",")))
         names = names if len(names) >= max(count, 1) else tuple(str(index) for index in range(count))
         return DataConfig(side=int(manifest.recipe.get("side", cls.side)), names=names)
 
@@ -120,8 +119,7 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
 
     def read(self, request: DetectIn, watch: Stopwatch, run: CallContext) -> _Frame:
         if request.confidence is None:
-            least = self.config.constants.get("confidence", DEFAULT_CONFIDENCE)
-            request = request.model_copy(update={"confidence": least})
+            request = request.model_copy(update={"confidence": self.details()["confidence"]})
         classes = resolve_classes(request.classes, self.config.names)
         side = self._side(request)
         image = decode_field(request.image, self.bounds)
@@ -162,8 +160,12 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
 
     def postprocess(self, item: _Frame) -> DetectOut:
         request, picture = item.request, item.picture
-        rows = collect_boxes(picture, item.outputs, request, item.classes, self.sureness)
-        found = item.found = build_detections(rows, self.config.names, request.microns_per_pixel)
+        most = request.max_detections
+        one_more = request.model_copy(update={"max_detections": most + 1})
+        rows = collect_boxes(picture, item.outputs, one_more, item.classes, self.sureness)
+        if len(rows) > most:
+            item.warnings.append(f"There are more than max_detections={most}: only the best are listed and counted.")
+        found = item.found = build_detections(rows[:most], self.config.names, request.microns_per_pixel)
         extras = self._extras(item)
         return DetectOut(
             **self.facts(item),
@@ -210,12 +212,9 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
             return _drawn(item.request, self._pixels(item), item.found, media_type)
         if media_type == formats.CROPS:
             return formats.to_crops_zip(answer, self._pixels(item))
-        texts: Mapping[str, Callable[[], bytes]] = {
-            formats.CSV: lambda: formats.to_csv(answer),
-            formats.COCO: lambda: formats.to_coco(answer, self.config.names),
-            formats.YOLO: lambda: formats.to_yolo(answer),
-        }
-        return texts[media_type]()
+        if media_type == formats.COCO:
+            return formats.to_coco(answer, self.config.names)
+        return formats.to_csv(answer) if media_type == formats.CSV else formats.to_yolo(answer)
 
     def _pixels(self, item: _Frame) -> np.ndarray:
         """The item's picture; decoded anew where there was no memory to keep it."""

@@ -106,7 +106,10 @@ def test_options_choose_what_is_told_and_nothing_found_is_an_answer():
     toy = _toy()
     assert [d.label for d in _one(toy, DetectIn(image=image, classes=("hole",))).detections] == ["hole"]
     assert [d.label for d in _one(toy, DetectIn(image=image, classes=("0",))).detections] == ["crack"]
-    assert len(_one(toy, DetectIn(image=image, max_detections=1)).detections) == 1
+    best, all_of_them = (_one(toy, DetectIn(image=image, max_detections=most)) for most in (1, 2))
+    assert (best.counts, all_of_them.counts) == ({"crack": 1}, {"crack": 1, "hole": 1})
+    assert [text.count("more than max_detections=1") for text in best.warnings] == [1]
+    assert all_of_them.warnings == []
     assert len(_one(toy, DetectIn(image=image, confidence=0.895)).detections) == 1
     assert _one(toy, DetectIn(image=image, size=64)).notes[0].startswith("Letterboxed to 64×64")
     (answer,) = _toy().predict([DetectIn(image=_squares(), classes=("whale",))], CallContext())

@@ -50,7 +50,7 @@ class BatchService:
             body: The caller's request.
             service: Service that answers the endpoint.
             queue: Where the jobs go.
-            admit: Called with the number of requests before one is queued; raises where they are too many.
+            admit: Called with the number of requests, raises where they are too many; below zero, where none is run.
             audit: Called once the jobs are queued, if one of them steers a model or looks inside.
 
         Raises:
@@ -65,9 +65,7 @@ class BatchService:
         now, batch_id = int(time.time()), f"batch-{uuid4().hex}"
         await asyncio.to_thread(self._files.check_room, tenant)
         await admit(len(lines))
-        entries = await _submit_all(lines, batch_id, caller, service, queue)
-        if body.endpoint.startswith(INSIDE_PATHS) or any(line.body.keys() & set(STEERING_FIELDS) for line in lines):
-            audit()
+        entries = list[BatchEntry]()
         batch = Batch(
             id=batch_id,
             endpoint=body.endpoint,
@@ -77,13 +75,20 @@ class BatchService:
             created_at=now,
             in_progress_at=now,
             expires_at=now + self._ttl_s,
-            request_counts=BatchCounts(total=len(entries)),
+            request_counts=BatchCounts(total=len(lines)),
             metadata=body.metadata,
         )
         try:
+            for number, line in enumerate(lines):
+                job, _ = await queue.submit(_build_payload(line, caller, service), f"{batch_id}-{number}")
+                entries.append(BatchEntry(custom_id=line.custom_id, job=job.id))
+            if body.endpoint.startswith(INSIDE_PATHS) or any(line.body.keys() & set(STEERING_FIELDS) for line in lines):
+                audit()
             await asyncio.to_thread(self._records.add, tenant, BatchRecord(batch=batch, entries=entries))
         except FoveaError:
-            await _undo(entries, tenant, queue)
+            with contextlib.suppress(FoveaError):  # why the batch is not accepted matters more
+                await _cancel_all(entries, tenant, queue)
+            await admit(-len(lines))
             raise
         return batch
 
@@ -155,26 +160,9 @@ def _count(record: BatchRecord, lines: Lines) -> Batch:
     return record.batch.model_copy(update={"request_counts": counts})
 
 
-async def _submit_all(
-    lines: Sequence[BatchLine], batch_id: str, caller: Caller, service: str, queue: RedisJobQueue
-) -> list[BatchEntry]:
-    entries, tenant = list[BatchEntry](), caller.tenant
+def _build_payload(line: BatchLine, caller: Caller, service: str) -> Payload:
     headers = {"content-type": "application/json", "accept": "application/json", **caller.job_headers}
-    try:
-        for number, line in enumerate(lines):
-            body = json.dumps(line.body).encode()
-            payload = Payload(service, line.url, body, headers, priority=-1, tenant=tenant)
-            job, _ = await queue.submit(payload, f"{batch_id}-{number}")
-            entries.append(BatchEntry(custom_id=line.custom_id, job=job.id))
-    except FoveaError:
-        await _undo(entries, tenant, queue)
-        raise
-    return entries
-
-
-async def _undo(entries: Sequence[BatchEntry], tenant: str, queue: RedisJobQueue) -> None:
-    with contextlib.suppress(FoveaError):  # why the batch is not accepted matters more
-        await _cancel_all(entries, tenant, queue)
+    return Payload(service, line.url, json.dumps(line.body).encode(), headers, priority=-1, tenant=caller.tenant)
 
 
 async def _cancel_all(entries: Sequence[BatchEntry], tenant: str, queue: RedisJobQueue) -> None:

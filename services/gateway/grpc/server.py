@@ -21,7 +21,7 @@ from services.gateway.grpc.health import AnonymousReader, add_health
 from services.gateway.grpc.proxy import ChannelPool, GrpcCall, GrpcProxy
 from services.gateway.grpc.status import Context, ObservedCall
 from services.gateway.grpc.streams import InferStreams, read_first, read_text_field
-from services.gateway.policy.caller import LOCAL, Caller, KeyScope
+from services.gateway.policy.caller import LOCAL, Caller
 from services.gateway.policy.memory_budget import MessageReader
 from services.gateway.routes import health, oip_server
 from shared.rpc import open_inference_pb2 as pb
@@ -45,9 +45,11 @@ _MAX_CALLS: Final = 4096
 _MAX_CALLS_PER_CONNECTION: Final = 1024
 """Calls that a connection may have open: HTTP/2 clients keep back those beyond it."""
 
+_LOADING: Final = ("RepositoryModelLoad", "RepositoryModelUnload")
+
 _MODEL_FIELDS: Final = {
     **dict.fromkeys(("ModelInfer", "ModelMetadata", "ModelReady", "ModelConfig", "ModelStatistics"), 1),
-    **dict.fromkeys(("RepositoryModelLoad", "RepositoryModelUnload"), 2),
+    **dict.fromkeys(_LOADING, 2),
 }
 """Methods that are passed to a replica, and the number of the field that names the model."""
 
@@ -153,7 +155,7 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         if name not in _ANONYMOUS:
             with span("authenticate"):
                 caller = await gateway.authenticate(headers, _read_address(context))
-                caller.require_scope(_find_scope(name))
+                caller.require_scope("admin" if name in _LOADING else "infer")
                 await gateway.limits.count(caller)
         now, left, settings = asyncio.get_running_loop().time(), context.time_remaining(), gateway.settings
         ends_at = now + min(math.inf if left is None else left, settings.stream_timeout_s or math.inf)
@@ -178,9 +180,9 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         if name.startswith("Repository"):
             self._gateway.audit.write(f"{call.tenant}/{call.caller.key}", name, model)
             return await self._proxy.broadcast(call, message)
-        if self._gateway.settings.auth == "insecure-local" or name != "ModelInfer":
+        if name != "ModelInfer":
             return await self._proxy.call_unary(call, message)
-        async with self._gateway.fair.slot(call.caller, call.service, call.deadline):
+        async with self._gateway.find_place(call.caller, call.service, call.deadline):
             answer = await self._proxy.call_unary(call, message)
         self._gateway.usage.add(call.tenant, model, {})
         return answer
@@ -213,7 +215,3 @@ async def _not_offered(_messages: AsyncIterator[bytes], context: Context) -> Non
 def _read_address(context: Context) -> str:
     """The caller's address without its port, from `ipv4:1.2.3.4:5` or `ipv6:%5B::1%5D:5`."""
     return str(context.peer()).rpartition(":")[0]
-
-
-def _find_scope(name: str) -> KeyScope:
-    return "admin" if name in {"RepositoryModelLoad", "RepositoryModelUnload"} else "infer"

@@ -109,7 +109,6 @@ class _Passage:
 
     def __init__(self, gateway: Gateway, call: GrpcCall, messages: AsyncIterator[bytes]) -> None:
         self._gateway, self._call, self._messages = gateway, call, messages
-        self._is_local = gateway.settings.auth == "insecure-local"
         self._places: deque[tuple[str, AbstractAsyncContextManager[None]]] = deque()
         self._held = 0
 
@@ -122,10 +121,9 @@ class _Passage:
             detail = "There is no memory left to hold this message."
             raise QueueFull(detail, hint="Try again in a moment.", retry_after=1)
         self._held = len(message)
-        if not self._is_local:
-            place = self._gateway.fair.slot(call.caller, call.service, call.deadline)
-            await place.__aenter__()
-            self._places.append((read_text_field(message, _MODEL_FIELD), place))
+        place = self._gateway.find_place(call.caller, call.service, call.deadline)
+        await place.__aenter__()
+        self._places.append((read_text_field(message, _MODEL_FIELD), place))
 
     async def iterate_rest(self) -> AsyncIterator[bytes]:
         """The messages after the first, up to the one that may not pass; the call notes why."""

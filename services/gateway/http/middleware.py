@@ -62,14 +62,9 @@ class GatewayMiddleware(Shell[RequestContext]):
         observed.facts = {"fovea.tenant": ctx.caller.tenant, "fovea.model": ctx.model or None}
         write = self._log.warning if ctx.status >= 500 else self._log.debug
         write(
-            "answered",
-            request_id=ctx.id,
-            method=ctx.method,
-            path=ctx.path,
-            status=ctx.status,
-            seconds=round(observed.seconds, 4),
-            tenant=ctx.caller.tenant,
-        )
+            "answered", request_id=ctx.id, method=ctx.method, path=ctx.path, status=ctx.status,
+            seconds=round(observed.seconds, 4), tenant=ctx.caller.tenant,
+        )  # fmt: skip
 
     async def serve(self, ctx: RequestContext) -> None:
         gateway, path = self._gateway, ctx.path
@@ -123,9 +118,11 @@ class GatewayMiddleware(Shell[RequestContext]):
                 if route.is_broadcast:
                     self._gateway.audit.write(f"{ctx.caller.tenant}/{ctx.caller.key}", "model control", ctx.path[:200])
                 ctx.may_queue = self._may_queue(ctx, route)
-                async with self._place(ctx, route):
-                    await proxy.forward(ctx, route, body)
-                await self._charge(ctx)
+                try:
+                    async with self._place(ctx, route):
+                        await proxy.forward(ctx, route, body)
+                finally:  # also where the caller hangs up before the end
+                    await self._charge(ctx)
         except QueueInstead:
             await self._submit(ctx, route, await proxy.read_body(ctx, body))
         finally:
@@ -156,9 +153,9 @@ class GatewayMiddleware(Shell[RequestContext]):
 
     def _place(self, ctx: RequestContext, route: Route) -> AbstractAsyncContextManager[None]:
         """The caller's place at the service; a local caller, a broadcast and what never ends need none."""
-        if self._local or route.is_broadcast or route.is_endless:
+        if route.is_broadcast or route.is_endless:
             return nullcontext()
-        return self._gateway.fair.slot(ctx.caller, route.services[0], ctx.deadline)
+        return self._gateway.find_place(ctx.caller, route.services[0], ctx.deadline)
 
     def _may_queue(self, ctx: RequestContext, route: Route) -> bool:
         """Whether a replica may have this request queued as a job although the caller wants it answered at once."""

@@ -51,7 +51,7 @@ class AuditLog:
             with self._path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(size - _MAX_READ_BYTES, 0))
-                lines = file.read().splitlines()
+                lines = file.read().splitlines()[size > _MAX_READ_BYTES :]  # the first one has lost its beginning
         except FileNotFoundError:
             return []
         return [json.loads(line) for line in lines[-limit:][::-1] if line.startswith(b"{")]

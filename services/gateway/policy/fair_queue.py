@@ -96,7 +96,9 @@ class FairQueue:
         line.weight, line.last_seen = weight, time.monotonic()
         begun = time.perf_counter()
         await self._enter(state, line, service, deadline)
-        _record_wait(time.perf_counter() - begun)
+        waited_s = time.perf_counter() - begun
+        observe(QUEUE_TIME.labels("gateway", ""), waited_s)
+        record_span("queue", waited_s)
         try:
             yield
         finally:
@@ -159,8 +161,3 @@ class FairQueue:
                 turn.set_result(None)
         if len(state.lines) > 1000:
             state.lines = {tenant: line for tenant, line in state.lines.items() if self._is_active(line)}
-
-
-def _record_wait(seconds: float) -> None:
-    observe(QUEUE_TIME.labels("gateway", ""), seconds)
-    record_span("queue", seconds)

@@ -63,7 +63,7 @@ def add(
         tokens_per_minute=limits.tokens, tokens_per_day=limits.tokens_per_day, weight=limits.weight,
         expires=_parse_expiry(expires),
     )  # fmt: skip
-    _audit("key made", key)
+    _write_audit("key made", key.id, tenant=key.tenant)
     _show(key, secret, f"of {key.tenant}; it is not shown again. Send it as: Authorization: Bearer …", as_json=as_json)
 
 
@@ -96,7 +96,7 @@ def revoke(key_id: Annotated[str, typer.Argument(help="The id, as `fovea keys li
         told = f"{error.detail} The key {key_id} is revoked in Redis: gateways and workers refuse it."
         typer.echo(told, err=True)
         return
-    _audit("key revoked", key)
+    _write_audit("key revoked", key.id, tenant=key.tenant)
     _publish_revoked(key.id)
     typer.echo(f"Key {key.id} of {key.tenant} is revoked.")
 
@@ -124,7 +124,7 @@ def rotate(
     """Make a key like another, which stays valid for a while next to it."""
     end = _parse_expiry(overlap) or datetime.now(UTC)
     key, secret = _open_key_ring().rotate(key_id, max(end - datetime.now(UTC), timedelta()))
-    _audit("key rotated", key, old=key_id)
+    _write_audit("key rotated", key.id, tenant=key.tenant, old=key_id)
     told = f"replaces {key_id}, which stays valid until {end:%Y-%m-%d %H:%M} UTC."
     _show(key, secret, told, as_json=as_json)
 
@@ -135,10 +135,6 @@ def _show(key: Key, secret: str, told: str, *, as_json: bool) -> None:
         return
     typer.echo(secret)
     typer.echo(f"Key {key.id} {told}", err=True)
-
-
-def _audit(act: str, key: Key, **details: str) -> None:
-    _write_audit(act, key.id, tenant=key.tenant, **details)
 
 
 def _write_audit(act: str, key_id: str, **details: str) -> None:

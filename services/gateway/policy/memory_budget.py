@@ -44,22 +44,19 @@ class MemoryBudget:
         # A tenant may hold half of the room that the others leave, and its first piece in any case.
         if self.shared and held and 2 * (held + size) > held + self.left:
             return False
-        self._hold(size, tenant)
+        self.take_arrived(size, tenant)
         return True
 
     def take_arrived(self, size: int, tenant: str) -> None:
         """Count bytes that are in memory already, whether there is room for them or not."""
-        self._hold(size, tenant)
+        self.left -= size
+        self._held[tenant] += size
 
     def release(self, size: int, tenant: str = "") -> None:
         """Return bytes of a tenant."""
-        self._hold(-size, tenant)
+        self.take_arrived(-size, tenant)
         if not self._held[tenant]:
             del self._held[tenant]
-
-    def _hold(self, size: int, tenant: str) -> None:
-        self.left -= size
-        self._held[tenant] += size
 
 
 class MessageReader:

@@ -123,17 +123,21 @@ class RateLimiter:
         ]
 
     async def count_many(self, caller: Caller, requests: int) -> None:
-        """Count requests that come together; all or none of them.
+        """Count requests that come together, all or none of them; a negative number gives them back.
 
         Raises RateLimited: fewer are left of the caller's minute or day.
         """
         if not self._is_limited:
             return
         windows = self._request_windows(caller)
-        for item, name, unit in windows:
-            _require_room(await self._hit(item, name, 0), requests, unit)
-        for item, name, _ in windows:
-            await self._hit(item, name, requests)
+        counted = [(await self._hit(item, name, requests), unit) for item, name, unit in windows]  # others count, too
+        try:
+            for status, unit in counted:
+                _require_room(replace(status, used=status.used - requests), requests, unit)
+        except QuotaSpent:
+            for item, name, _ in windows:
+                await self._hit(item, name, -requests)
+            raise
 
     def _request_windows(self, caller: Caller) -> list[tuple[RateLimitItem, str, str]]:
         """The windows in which a caller's requests are counted: item, name and unit of each."""

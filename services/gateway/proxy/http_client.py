@@ -6,7 +6,7 @@ Knows nothing about retries or about where answers go.
 import asyncio
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import aiohttp
@@ -56,13 +56,14 @@ class UpstreamClient:
         if body.length and not body.complete:
             headers["content-length"] = str(body.length)
         payload = None if body.length == 0 else body.payload()
-        url = URL(replica.record.http + ctx.raw_target, encoded=True)
-        return self._get_session().request(
-            ctx.method, url, headers=headers, data=payload, allow_redirects=False, skip_auto_headers=_NO_AUTO_HEADERS
-        )
+        return self.request_copy(ctx, replica, headers, payload)
 
     def request_copy(
-        self, ctx: RequestContext, replica: Replica, headers: CIMultiDict[str], body: bytes
+        self,
+        ctx: RequestContext,
+        replica: Replica,
+        headers: CIMultiDict[str],
+        body: bytes | AsyncIterator[bytes] | None,
     ) -> _RequestContextManager:
         """Send a copy of a request, with headers of its own; `async with` gives its answer, unread."""
         url = URL(replica.record.http + ctx.raw_target, encoded=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from importlib import metadata
 
 from fastapi import APIRouter, Request, Response
@@ -14,6 +15,7 @@ from starlette.responses import JSONResponse
 from fovea.errors import FoveaError
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.routing.replica_registry import ReplicaRegistry
+from shared.jobs.queue import Counts
 from shared.telemetry import JOBS, METRICS_CONTENT_TYPE, QUEUE_DEPTH, READY_REPLICAS, render_metrics
 
 QUEUE_COUNTS_TIMEOUT_S = 1.0
@@ -78,18 +80,19 @@ async def readyz(request: Request) -> JSONResponse:
 async def metrics(request: Request) -> Response:
     """The gateway's own metrics in the Prometheus text format, or in OpenMetrics where it is asked for."""
     gateway = request.app.state.gateway
+    counts: dict[str, Counts] = {}
+    with suppress(FoveaError, TimeoutError):
+        async with asyncio.timeout(QUEUE_COUNTS_TIMEOUT_S):
+            for service in gateway.registry.services if gateway.queue is not None else ():
+                counts[service] = await gateway.queue.counts(service)
+    READY_REPLICAS.clear()  # what is not known any more has no number: the last one would stand for ever
+    JOBS.clear()
     for service in gateway.registry.services:
         READY_REPLICAS.labels(service).set(len(gateway.registry.list_ready(service)))
-    if gateway.queue is not None:
-        for service in gateway.registry.services:
-            try:
-                async with asyncio.timeout(QUEUE_COUNTS_TIMEOUT_S):
-                    jobs = await gateway.queue.counts(service)
-            except (FoveaError, TimeoutError):
-                break
-            QUEUE_DEPTH.labels(service, "jobs").set(jobs.waiting)
-            JOBS.labels(service, "queued").set(jobs.waiting)
-            JOBS.labels(service, "running").set(jobs.running)
+    for service, jobs in counts.items():
+        QUEUE_DEPTH.labels(service, "jobs").set(jobs.waiting)
+        JOBS.labels(service, "queued").set(jobs.waiting)
+        JOBS.labels(service, "running").set(jobs.running)
     text, content_type = render_metrics(request.headers.get("accept", ""))
     return Response(text, headers={"content-type": content_type})
 

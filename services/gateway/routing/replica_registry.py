@@ -265,15 +265,18 @@ class ReplicaRegistry:
 
     def _update_service(self, service: str, raw: Mapping[bytes, bytes]) -> None:
         """Take over a service's records from Redis; what is no longer there is gone, unless the list is frozen."""
-        state = self._services[service]
+        state = self._services.setdefault(service, ServiceState())  # another poll may have forgotten it meanwhile
         for blob in raw.values():
             with suppress(ValidationError):
                 self._update_replica(state, ReplicaRecord.model_validate_json(blob))
-        now = time.monotonic()
+        now, is_on_demand = time.monotonic(), service in self.on_demand.names
         for replica in list(state.replicas.values()):
             is_gone = replica.id.encode() not in raw and self._frozen_at is None
-            if is_gone or now - replica.changed > FORGET_S:
+            if now - replica.changed > FORGET_S or (is_gone and (len(state.replicas) > 1 or is_on_demand)):
                 del state.replicas[replica.id]
+            elif is_gone and replica.record.ready:  # the last one: requests wait for its successor
+                replica.changed = now - HEARTBEAT_TTL_S
+                replica.record = replica.record.model_copy(update={"ready": False, "trouble": "It was stopped."})
         if not state.replicas and service not in self._wanted:
             del self._services[service]
 

@@ -39,7 +39,7 @@ class Route:
     Attributes:
         services: Which services can answer; with more than one, the request's `model` decides.
         label: The path with its variable parts named, for metrics.
-        model: Model name, where the path carries it.
+        model: Model name, where the path carries one that is known: what callers make up is no label of metrics.
         is_effectful: Whether a POST leaves something behind, so that it is not sent twice.
         is_broadcast: Whether every replica must get it (load, unload).
         is_endless: Whether the body may never end; neither its size nor the time until its end is bounded, pauses are.
@@ -114,8 +114,8 @@ class RouteTable:
             if match := pattern.fullmatch(path):
                 name, verb = match["name"], match["verb"]
                 service = self.find_service(name, may_be_adapter=pattern is _CARD)
-                is_loading = pattern is _LOADING
-                return Route((service,), f"{label}/{{name}}/{verb.lstrip('/')}", name, is_loading, is_loading)
+                is_loading, known = pattern is _LOADING, name if name in self.models else ""
+                return Route((service,), f"{label}/{{name}}/{verb.lstrip('/')}", known, is_loading, is_loading)
         raise NotFound(f"There is no {path[:200]}.")
 
     def _find_parent(self, path: str) -> Route | None:

@@ -36,16 +36,9 @@ class StaticUpstream:
         if not ready and not (self._models or self._routes.get("routes")):
             return None
         return ReplicaRecord(
-            id=f"fixed-{self.service}",
-            service=self.service,
-            http=self._http,
-            grpc=self._grpc,
-            pid=0,
-            ready=ready,
-            models=self._models,
-            seen=time.time(),
-            **self._routes,
-        )
+            id=f"fixed-{self.service}", service=self.service, http=self._http, grpc=self._grpc, pid=0, ready=ready,
+            models=self._models, seen=time.time(), **self._routes,
+        )  # fmt: skip
 
     async def close(self) -> None:
         """Close the connections."""

@@ -6,7 +6,6 @@ For tests whose client is synchronous (the SDK, the CLI, a browser) and so can't
 import asyncio
 import contextlib
 import itertools
-import logging
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -152,7 +151,8 @@ def fronted(app: Any, service: str, folder: Path, **settings: Any) -> Iterator[t
     config = uvicorn.Config(
         app, port=0, log_config=None, access_log=False, lifespan="auto", ws="none", timeout_graceful_shutdown=1
     )
-    with _quiet(), run_server(uvicorn.Server(config)) as upstream:
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # tests read what commands print
+    with run_server(uvicorn.Server(config)) as upstream:
         # A page that asks a real service at once would only see that its models load.
         wait_until(lambda: httpx2.get(f"{upstream}/readyz", timeout=60).status_code != 503, 300, "the service's models")
         chosen = Settings(
@@ -176,14 +176,3 @@ def served(service: str, kinds: dict[str, Any], folder: Path, path: str) -> Iter
 
         wait_until(is_ready, 120, "the service's readiness")
         yield url
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the gateway's log out of standard output, which tests of the command line read."""
-    before = structlog.get_config()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    try:
-        yield
-    finally:
-        structlog.configure(**before)

@@ -300,5 +300,6 @@ def segmented(asked: SegmentIn, model: str = "disc") -> SegmentOut:
         area_percent=100 * area / inside.size, max_probability=float(probability.max()),
         mean_probability=float(probability[inside].mean()) if area else 0.0, components=_components(area),
         component_count=int(area > 0), times=Times(infer=3.5),
+        warnings=["[Nothing] is this sure."] if asked.threshold > 0.98 else [],
         **{form: value for form, value in forms.items() if form in asked.include},
     )  # fmt: skip

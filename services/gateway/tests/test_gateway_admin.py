@@ -14,6 +14,8 @@ from starlette.routing import Route
 from fovea.api.replica import AUDIT_HEADER, SCOPES_HEADER
 from fovea.errors import Unauthenticated
 from services.gateway.http.middleware import _may_steer
+from services.gateway.policy import audit_log
+from services.gateway.policy.audit_log import AuditLog
 from services.gateway.policy.auth import KeyRing
 from services.gateway.tests.stage import ForgetfulQueue
 from services.gateway.tests.stub_service import Stub
@@ -65,6 +67,15 @@ async def test_a_keys_life(admin, tmp_path):
     log = tmp_path / "audit.jsonl"
     assert log.stat().st_mode & 0o777 == 0o600
     assert text not in log.read_text() + (tmp_path / "keys.json").read_text()
+
+
+def test_a_long_audit_log_is_read_from_its_last_whole_line(tmp_path, monkeypatch):
+    log = AuditLog(tmp_path / "audit.jsonl")
+    for number in range(3):
+        log.write("ops/1", f"act {number}", "x", changes={"weight": 1})
+    whole = (tmp_path / "audit.jsonl").read_bytes()
+    monkeypatch.setattr(audit_log, "_MAX_READ_BYTES", len(whole) - whole.index(b'{"weight"'))
+    assert [entry["act"] for entry in log.read(10)] == ["act 2", "act 1"]
 
 
 @pytest.mark.parametrize(

@@ -248,6 +248,7 @@ async def test_a_batch_that_can_not_be_stored_leaves_no_job_running(tmp_path, mo
     with pytest.raises(StorageFull):
         await gateways.create("a", "b")
     assert {job.status for job in gateways.queue.jobs.values()} == {"cancelled"}
+    assert sum(gateways.admitted) == 0, "what is not run is given back to the quota"
 
 
 async def test_the_requests_of_a_batch_are_admitted_together_before_one_is_queued(tmp_path):

@@ -68,6 +68,8 @@ async def test_a_replicas_error_passes_unchanged_and_memory_for_messages_is_give
     budget = scene.app.state.gateway.proxy.budget
     before = budget.left
     await call(channel, "ModelInfer", INFER)
+    (counted,) = scene.app.state.gateway.usage._sums
+    assert counted[::2] == ("local", "pranet"), "without keys, too, as over HTTP"
     await refused(call(channel, "ModelInfer", b"\0" * 1000))
     await until(lambda: budget.left == before)
     scene.replica.fails = [grpc.StatusCode.INVALID_ARGUMENT]

@@ -192,6 +192,13 @@ async def test_jobs_that_wait_and_jobs_that_run_are_in_the_metrics(scene, queue)
     assert 'fovea_queue_depth{model="jobs",service="svc"} 1.0' in text
     assert 'fovea_jobs{service="svc",state="queued"} 1.0' in text
     assert 'fovea_jobs{service="svc",state="running"} 1.0' in text
+    assert 'fovea_ready_replicas{service="svc"} 1.0' in text
+    del scene.registry._services["svc"]  # forgotten
+    text = (await scene.client.get("/metrics")).text
+    assert "fovea_jobs{" not in text
+    assert 'fovea_ready_replicas{service="svc"}' not in text, (
+        "an old number would hide that it is away, or tell so for ever"
+    )
 
 
 async def test_the_real_queue_takes_a_job_and_knows_it(served, redis_url):

@@ -146,16 +146,8 @@ def test_the_verb_prints_a_secret_once_and_lists_without_it(run, tmp_path):
 
 
 def test_the_list_in_a_pipe_has_whole_ids_and_utc(run, tmp_path):
-    run(
-        "add",
-        "a-tenant-of-a-long-name",
-        "--expires",
-        "2090-01-31T10:00:00+02:00",
-        "--scope",
-        "infer",
-        "--scope",
-        "jobs",
-    )
+    expires = "2090-01-31T10:00:00+02:00"
+    run("add", "a-tenant-of-a-long-name", "--expires", expires, "--scope", "infer", "--scope", "jobs")
     (key,) = KeyRing(tmp_path / "keys.json").list_keys()
     _, row = run("list").stdout.splitlines()
     assert row.split("\t")[:3] == [key.id, "a-tenant-of-a-long-name", "infer jobs"]

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import IO
 
+import grpc
 import httpx2
 import pytest
 
@@ -61,6 +62,32 @@ def test_metrics_have_a_port_of_their_own_that_wants_no_key(tmp_path):
         process.send_signal(signal.SIGTERM)
         process.stderr.read()
         assert process.wait(10) in {0, -signal.SIGTERM}
+
+
+async def test_both_fronts_stop_taking_calls_at_once(toy, tmp_path):
+    upstream = await toy(chunks=60, gap_s=0.1, documents={"openapi": DOCUMENT})
+    at = free_port()
+    fixed = {"FOVEA_STATIC_UPSTREAMS": f"svc={upstream.url}", "FOVEA_GRPC_PORT": str(at)}
+    process = start(tmp_path, FOVEA_SHUTDOWN_GRACE_S="20", **fixed)
+    with process, process.stderr:
+        url = await asyncio.to_thread(listens_at, process.stderr)
+        await asyncio.to_thread(wait_until, lambda: httpx2.get(f"{url}/readyz").status_code == 200, 30)
+        async with (
+            grpc.aio.insecure_channel(f"127.0.0.1:{at}") as channel,
+            httpx2.AsyncClient(timeout=30) as client,
+            client.stream("POST", f"{url}/v1/stream", json={}) as answer,
+        ):
+            live, lines = channel.unary_unary("/inference.GRPCInferenceService/ServerLive"), answer.aiter_lines()
+            await anext(lines)
+            await live(b"")
+            process.send_signal(signal.SIGTERM)
+            async for line in lines:
+                if line == "data: 20":
+                    with pytest.raises(grpc.aio.AioRpcError):
+                        await live(b"", timeout=5)
+            assert line in {"", "data: 59"}
+        await asyncio.to_thread(process.stderr.read)
+        assert await asyncio.to_thread(process.wait, 20) in {0, -signal.SIGTERM}
 
 
 DOCUMENT = {"paths": {path: {"post": {}} for path in ("/v1/stream", "/v1/echo")}}

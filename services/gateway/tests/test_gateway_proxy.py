@@ -131,10 +131,12 @@ async def test_requests_are_counted_under_their_route_and_head_is_answered_as_ge
     await scene.client.post("/v1/echo")
     await scene.client.post("/v2/models/pranet/infer")
     await scene.client.get("/nobody/knows/this")
+    scene.announce(scene.upstream.url, service="llm", routes=("/v1/lora-adapters",), models=("smollm",))
+    await scene.client.get("/v1/models/nobody-made-this")
     text = (await scene.client.get("/metrics")).text
     assert 'fovea_requests_total{model="",route="/v1/echo",service="gateway",status="200"}' in text
     assert 'route="/v2/models/{name}/infer",service="gateway"' in text
-    assert "/nobody" not in text
+    assert "nobody" not in text
     for path in ("/livez", "/v1/models", "/v1/echo", "/openapi.json"):
         answer = await scene.client.head(path)
         assert (answer.status_code, answer.content) == (200, b""), path

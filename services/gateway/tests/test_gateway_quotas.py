@@ -123,6 +123,18 @@ async def test_requests_that_come_together_are_counted_whole_or_not_at_all_and_u
     await limits.stop()
 
 
+@pytest.mark.parametrize("shared", [False, True])
+async def test_batches_at_once_do_not_find_the_same_room(redis_url, shared):
+    limits = RateLimiter(Settings(auth="keys", redis_url=redis_url if shared else None))
+    caller = Caller("ann", frozenset(), "k8", KeyLimits(rate_per_minute=10, quota_per_day=100))
+    told = await asyncio.gather(*(limits.count_many(caller, 6) for _ in range(5)), return_exceptions=True)
+    assert sum(error is None for error in told) == 1
+    assert [use.used for use in await limits.read(caller)] == [6, 6]
+    await limits.count_many(caller, -6)
+    assert [use.used for use in await limits.read(caller)] == [0, 0]
+    await limits.stop()
+
+
 async def test_headers_say_where_a_caller_stands_and_when_to_come_back(served, ring):
     _, text = ring.add("ann", ("infer",), rate_per_minute=2)
     scene = await served(auth="keys")

@@ -151,6 +151,48 @@ async def test_records_that_are_old_or_none_are_passed_over_and_one_that_is_take
     assert [t.id for t in registry.list_alive("svc")] == ["r2"]
 
 
+async def test_what_the_last_replica_served_stays_known_until_the_next_one_comes(redis_url, registry, clock):
+    announce(redis_url, "x1", "surprise")
+    await registry.poll_redis()
+    with redis.Redis.from_url(redis_url) as client:
+        client.hdel(replicas_key("surprise"), "x1")
+    for _ in range(2):
+        await registry.poll_redis()
+    assert (registry.list_alive("surprise"), registry.unready_services) == ([], ["surprise", "svc"])
+    assert "It was stopped" in registry.explain_unready("surprise")
+    assert registry.is_recovering("surprise")
+    assert registry.routes.find("/v1/segment").services == ("surprise",)
+    announce(redis_url, "x2", "surprise", routes=("/v1/other",), seen=clock.time())
+    await registry.poll_redis()
+    assert [replica.id for replica in registry.list_ready("surprise")] == ["x2"]
+    assert registry.routes.find("/v1/segment") is None
+    with redis.Redis.from_url(redis_url) as client:
+        client.hdel(replicas_key("surprise"), "x2")
+    await registry.poll_redis()
+    clock.advance(replica_registry.FORGET_S)
+    await registry.poll_redis()
+    assert registry.services == ["svc"]
+
+
+async def test_polls_at_once_do_not_end_each_other_where_a_service_goes(redis_url, registry, monkeypatch, clock):
+    announce(redis_url, "x1", "surprise")
+    await registry.poll_redis()
+    with redis.Redis.from_url(redis_url) as client:
+        client.delete(replicas_key("surprise"))
+    clock.advance(replica_registry.FORGET_S + 1)
+    read, both = registry._redis.hgetall, asyncio.Barrier(2)
+
+    async def read_together(key):
+        found = await read(key)
+        if key == replicas_key("surprise"):
+            await both.wait()  # the loop's poll, and the one for a request that lost a replica
+        return found
+
+    monkeypatch.setattr(registry._redis, "hgetall", read_together)
+    await asyncio.gather(registry.poll_redis(), registry.poll_redis())
+    assert registry.services == ["svc"]
+
+
 async def test_the_last_known_replicas_stand_while_redis_is_away_and_for_a_lease_after(own_redis, clock):
     registry = ReplicaRegistry(Settings(redis_url=own_redis.url, enabled_services="svc"))
     announce(own_redis.url, "gone")

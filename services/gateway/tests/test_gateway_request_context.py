@@ -207,7 +207,7 @@ def test_an_unknown_model_is_told_with_those_there_are_and_its_card_asked_of_the
         TABLE.find("/v2/models/prenet/infer")
     assert "org/pranet" in (refused.value.hint or "")
     route = WITH_ADAPTERS.find("/v1/models/my-adapter")
-    assert (route.services, route.model) == (("llm",), "my-adapter")
+    assert (route.services, route.model) == (("llm",), ""), "what a caller makes up is no label of metrics"
     assert WITH_ADAPTERS.find("/v1/models/pranet").services == ("seg",)
     with pytest.raises(NotFound):
         WITH_ADAPTERS.find("/v2/models/my-adapter/infer")

@@ -1,5 +1,6 @@
 """A tenant's consumption is in the ledger and nobody else sees it; numbers of all replicas are one document."""
 
+import asyncio
 import csv
 import io
 import json
@@ -82,6 +83,31 @@ async def test_tokens_are_counted_against_the_key(gateway, toy, ring):
     assert "12 tokens per minute" in answers[1].text
 
 
+async def test_what_a_caller_read_before_it_hung_up_counts_too(gateway, toy, ring):
+    async def stream(_request: Any) -> StreamingResponse:
+        async def parts() -> Any:
+            for i in range(1000):
+                yield f"data: {json.dumps({'model': 'smol', 'choices': [{'delta': {'content': str(i)}}]})}\n\n".encode()
+                await asyncio.sleep(0.01)
+
+        return StreamingResponse(parts(), media_type="text/event-stream")
+
+    key = ring.add("alice", ("infer",), tokens_per_day=2)[1]
+    scene = await gateway(auth="keys")
+    upstream = await toy(extra=[Route("/v1/stream", stream, methods=["POST"])])
+    scene.announce(upstream.url, routes=("/v1/stream",))
+    scene.client.headers["x-api-key"] = key
+    async with scene.client.stream("POST", "/v1/stream") as answer:
+        lines = answer.aiter_lines()
+        for _ in range(8):
+            await anext(lines)
+    for _ in range(100):
+        if (again := await scene.client.get("/v1/models")).status_code == 429:
+            break
+        await asyncio.sleep(0.02)
+    assert "2 tokens per day" in again.text
+
+
 async def test_the_ledger_survives_an_outage_and_a_restart(own_redis):
     ledger, today = UsageLedger(own_redis.url), datetime.now(UTC).date()
     ledger.add("alice", "m", {"tokens_in": 5})
@@ -111,6 +137,9 @@ def test_what_answers_say_is_read_and_what_they_quote_is_not():
     event = json.dumps({"type": "message_delta", "usage": usage})
     anthropic.feed(f"event: message_delta\ndata: {event}\n\n".encode())
     assert anthropic.sum_up(2.0) == {"tokens_in": 7, "tokens_out": 5, "cached_tokens": 3, "kv_byte_seconds": 0}
+    cut = UsageScanner(is_stream=True)  # of the Responses API, which states its usage at the end
+    cut.feed(b'data: {"type": "response.output_text.delta", "delta": "x"}\n\n' * 3)
+    assert cut.sum_up(1)["tokens_out"] == 3
     for broken in (b"", b"[]", b'{"usage": 5}', b'{"usage": {"prompt_tokens": "x", "completion_tokens": -1}}', b"\xff"):
         scanner = UsageScanner(is_stream=False)
         scanner.feed(broken)

@@ -50,10 +50,8 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
     ) -> Iterator[CompletionChoice]:
         scores = _to_logprobs(piece.tokens, tokenizer) if has_logprobs else None
         more: dict[str, Any] = {"captured": captured} if captured else {}
-        if piece.stop is not None:
-            more["stop_reason"] = piece.stop
-        if piece.scored:
-            more["prompt_logprobs"] = to_prompt_logprobs(piece.scored, tokenizer)
+        more |= {} if piece.stop is None else {"stop_reason": piece.stop}
+        more |= {"prompt_logprobs": to_prompt_logprobs(piece.scored, tokenizer)} if piece.scored else {}
         yield CompletionChoice(index=piece.index, text=piece.text, logprobs=scores, finish_reason=piece.reason, **more)
 
     def gather(self, chunks: Iterable[Completion]) -> Completion:
@@ -74,10 +72,8 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
 
 def _list_prompts(request: CompletionRequest) -> list[str | list[int]]:
     prompt = request.prompt
-    if isinstance(prompt, str):
-        return [prompt]
-    if prompt and isinstance(prompt[0], int):
-        return [prompt]
+    if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+        return [cast("str | list[int]", prompt)]
     if not prompt:
         raise InvalidOption("prompt holds no prompt.", field="prompt")
     return list(cast("list[str] | list[list[int]]", prompt))

@@ -16,7 +16,7 @@ PROMPT, ALL = 48, 60
 LAYERS, KV_HEADS, WIDTH = 3, 2, 48
 GATES = {"weight": [[0.01 * i for i in range(WIDTH)]] * KV_HEADS, "bias": [0.0] * KV_HEADS}
 OPEN = {
-    "act": {"beta": 1.0}, "dense": {}, "dhsa": {"budget": 64}, "duo": {"sink": 64, "recent": 64},
+    "act": {"beta": 1.0}, "dense": {}, "dhsa": {"budget": 256}, "duo": {"sink": 64, "recent": 64},
     "flexprefill": {"block": 8, "min_budget": 64}, "kvzap": {"ratio": 1.0, "surrogates": (GATES,) * LAYERS},
     "power": {"block": 8, "window": 8}, "razor": {"window_min": 64}, "recycled": {"budget": 64, "stride": 4},
 }  # fmt: skip

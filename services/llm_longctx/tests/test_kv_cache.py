@@ -30,7 +30,8 @@ def feed(memory, T, sliding=()):
     k, v = fresh_entries(T, memory.length)
     for layer in range(L):
         whole = [h for h in range(G) if (layer, h) not in sliding]
-        memory.append(layer, whole, k[whole] + 0.5 * layer, v[whole])
+        if whole:
+            memory.append(layer, whole, k[whole] + 0.5 * layer, v[whole])
     for layer, head in sliding:
         held, new = memory.entries(layer, head), torch.arange(memory.length, memory.length + T)
         held = held.take(held.positions.argsort())

@@ -243,3 +243,11 @@ def test_cuts_while_decoding_need_no_pages_in_a_full_pool(tiny):
     pressed = Engine(tiny, page=8, kv_bytes=1).generate(asked)
     for request, answer in zip(asked, pressed, strict=True):
         assert answer.tokens == Engine(tiny, page=8).generate([request])[0].tokens
+
+
+def test_a_model_whose_heads_are_all_full_is_not_cut():
+    engine = Engine(
+        tiny_decoder(), method("kvzip", ratio=0.3), {"schema": "head-plan/1", "roles": [[1, 1], [1, 1]]}, page=4
+    )
+    engine.prefill([1, 2, 3, 4, 5, 6])
+    assert len(engine.entries(1, 0).positions) == 6

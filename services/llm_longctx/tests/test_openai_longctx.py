@@ -170,6 +170,9 @@ def test_borders_of_a_prompt_that_is_read_in_parts_are_taken(roomy):
         with pytest.raises(openai.BadRequestError, match="1,100 tokens") as caught:
             ask(roomy, {"method": "dhsa", "boundaries": bad}, prompt=prompt)
         assert caught.value.param == "longctx.boundaries"
+    with pytest.raises(openai.BadRequestError, match="255") as caught:  # queries would not read their own block
+        ask(roomy, {"prefill": {"method": "dhsa", "budget": 255}}, prompt=prompt)
+    assert caught.value.param == "longctx.budget"
 
 
 def test_nothing_asked_is_the_engines_own_and_knobs_may_stand_beside_or_apart(engine):

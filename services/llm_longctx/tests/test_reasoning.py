@@ -1,5 +1,7 @@
 """Thoughts before an answer: they are apart from its text, whole and streamed."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,8 @@ from services.llm_longctx.tests.conftest import HELLO, Server, app_of, say, writ
 QWEN = (
     "{% for m in messages %}<{{ m.role }}>{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}"
     "{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+    "{% if opens %}<think>\n{% endif %}{% endif %}"
 )
 WROTE = "<think>\nA letter.\n\nThen b?\n</think>\n\nb, I think."
 FORCED = {"structured_outputs": {"regex": WROTE.replace("?", r"\?").replace(".", r"\.")}}
@@ -47,7 +50,7 @@ def test_the_template_says_whether_a_model_thinks():
 
 @pytest.fixture(scope="module")
 def thinker(tmp_path_factory):
-    folder = write_folder(tmp_path_factory.mktemp("models") / "Tiny Llama", template=QWEN, positions=512)
+    folder = write_folder(tmp_path_factory.mktemp("models") / "Tiny Llama", template=QWEN, positions=2048)
     with Server(app_of(folder, tmp_path_factory.mktemp("data"))) as server:
         yield server.client
 
@@ -65,6 +68,25 @@ def test_thoughts_are_apart_in_answers_and_streams(thinker):
     assert (hidden.reasoning_content, hidden.content) == (None, "b, I think.")
     cut = say(thinker, extra_body=FORCED, max_tokens=12).choices[0]
     assert (cut.message.reasoning_content, cut.message.content, cut.finish_reason) == ("A le", None, "length")
+
+
+JSON = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}
+TOOL = [{"type": "function", "function": {"name": "f", "parameters": JSON}}]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": JSON}}},
+        {"extra_body": {"structured_outputs": {"json": JSON}}}, {"tools": TOOL, "tool_choice": "required"},
+    ],
+)  # fmt: skip
+def test_what_a_form_demands_is_no_thought_where_the_prompt_begins_one(thinker, more):
+    extra = more.get("extra_body", {}) | {"chat_template_kwargs": {"opens": True}}
+    message = say(thinker, max_tokens=300, **more | {"extra_body": extra}).choices[0].message
+    assert getattr(message, "reasoning_content", None) is None
+    said = message.tool_calls[0].function.arguments if message.tool_calls else message.content
+    assert json.loads(said).keys() == {"a"}
 
 
 def test_thinking_can_be_turned_off_and_earlier_thoughts_reach_the_template(thinker):

@@ -74,10 +74,15 @@ def test_the_document_leaves_out_fields_that_nobody_reads(loaders):
         assert ("capture" in schema_of(app), "capture" in schema_of(app, "Captured")) == (False, True)
 
 
-def test_chats_and_completions_are_affine():
+def fields_of(*modules):
+    """What a replica announces of the routes of such modules."""
     app = FastAPI()
-    for module in (embeddings, openai):
+    for module in modules:
         app.include_router(module.router)
-    found = route_fields(app.openapi(), lambda path: path.startswith("/v1"))
+    return route_fields(app.openapi(), lambda path: path.startswith("/v1"))
+
+
+def test_chats_and_completions_are_affine():
+    found = fields_of(embeddings, openai)
     assert set(found["affine"]) == {"/v1/chat/completions", "/v1/completions"}
     assert "/v1/embeddings" in found["routes"]

@@ -57,6 +57,14 @@ def test_a_function_without_parameters_takes_none(parser, parameters):
 
 
 @pytest.mark.parametrize("parser", PARSERS)
+def test_a_parameter_may_be_anything(parser):
+    function = FunctionDefinition(name="keep", parameters={"type": "object", "properties": {"it": True}})
+    use = ToolUse((function,), parser, is_native=True, is_forced=True, is_parallel=False)
+    grammar = GrammarCompiler(ByteTokenizer(), 256).compile(use.grammar_source(), "tools")
+    assert grammar.accepts(list(parser.write_call("keep", '{"it": 3}').encode()))
+
+
+@pytest.mark.parametrize("parser", PARSERS)
 @given(places=st.lists(st.integers(0, 500), max_size=30), count=st.integers(1, 3))
 def test_calls_are_read_however_the_answer_is_cut(parser, places, count):
     separator = ";" if parser is LlamaParser else "\n"
@@ -104,7 +112,9 @@ def test_other_orders_and_words_are_understood_and_qwens_values_have_their_types
     call = '<tool_call>{"arguments": {"city": "Rome"}, "name": "get_weather"}</tool_call>'
     assert read(HermesParser, [call])[1] == [("get_weather", '{"city": "Rome"}')]
     assert read(LlamaParser, ['<|python_tag|>{"name": "f", "parameters": {}}'])[1] == [("f", "{}")]
-    assert read(LlamaParser, ['{"temperature": 20}']) == ('{"temperature": 20}', [])
+    for answer in ('{"temperature": 20}', '{"name": "Alice", "email": "a@b.c"}'):
+        assert read(LlamaParser, [answer]) == (answer, [])
+    assert read(LlamaParser, ['{"name": "ping"}'])[1] == [("ping", "{}")]
     written = QwenParser.write_call("get_weather", json.dumps({"city": "5", "days": 2}))
     assert json.loads(read(QwenParser, [written])[1][0][1]) == {"city": "5", "days": 2}
 

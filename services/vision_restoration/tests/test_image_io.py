@@ -54,7 +54,9 @@ def test_16_bits_stay_16_as_rgb_with_exif_and_profile():
     _, data = cv2.imencode(".png", pixels[..., [2, 1, 0, 3]])
     alpha = pixels[..., 3:] / 65_535
     wanted = pixels[..., :3] * alpha + 65_535 * (1 - alpha)
-    assert np.abs(opened(data.tobytes()).pixels - wanted).max() <= 1
+    found = opened(data.tobytes())
+    assert np.abs(found.pixels - wanted).max() <= 1
+    assert found.notes == ["The alpha channel was left out: what was transparent is white."]
     grey = deep(channels=1)[..., 0]
     found = opened(saved("PNG", Image.fromarray(grey)))
     assert np.array_equal(found.pixels, np.repeat(grey[..., None], 3, axis=2))

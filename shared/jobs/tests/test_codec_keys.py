@@ -14,15 +14,8 @@ from hypothesis import strategies as st
 from redis import exceptions as gone
 
 from fovea.errors import Cancelled, Fault, InvalidOption, NotFound, NotReady, StorageFull, TooLarge
-from shared.jobs import codec, redis_keys
+from shared.jobs import codec, redis_client, redis_keys
 from shared.jobs.queue import Payload, Result
-from shared.jobs.redis_client import (
-    ChangeListener,
-    RedisClient,
-    cancel_tasks,
-    retry_until_connected,
-    translate_redis_errors,
-)
 
 PAYLOAD = Payload("svc", "/v1/x", b"body", {"Content-Type": "image/png", "traceparent": "a"})
 
@@ -101,7 +94,7 @@ FULL = (gone.OutOfMemoryError("x"), gone.ResponseError("MISCONF … No space lef
     ],
 )
 def test_an_absent_or_full_redis_is_told_from_our_own_mistakes(error, kind):
-    with pytest.raises(kind) as caught, translate_redis_errors():
+    with pytest.raises(kind) as caught, redis_client.translate_redis_errors():
         raise error
     if kind is StorageFull:
         assert "full" in caught.value.detail
@@ -116,9 +109,9 @@ async def test_patience_outlives_an_outage_and_is_only_for_an_absent_redis():
             raise error
         return "back"
 
-    assert await retry_until_connected(call) == "back"
+    assert await redis_client.retry_until_connected(call) == "back"
     with pytest.raises(Fault):
-        await retry_until_connected(call)
+        await redis_client.retry_until_connected(call)
 
 
 async def test_a_task_that_swallows_a_cancel_is_ended_all_the_same():
@@ -136,14 +129,14 @@ async def test_a_task_that_swallows_a_cancel_is_ended_all_the_same():
     task = asyncio.create_task(stubborn())
     await asyncio.sleep(0)
     async with asyncio.timeout(2):
-        await cancel_tasks(task)
+        await redis_client.cancel_tasks(task)
     assert task.cancelled()
 
 
 @contextlib.asynccontextmanager
-async def listening(redis_url: str) -> AsyncIterator[tuple[RedisClient, ChangeListener]]:
-    link = RedisClient(redis_url)
-    changes = ChangeListener(link, "news")
+async def listening(redis_url: str) -> AsyncIterator[tuple[redis_client.RedisClient, redis_client.ChangeListener]]:
+    link = redis_client.RedisClient(redis_url)
+    changes = redis_client.ChangeListener(link, "news")
     try:
         yield link, changes
     finally:
@@ -151,7 +144,7 @@ async def listening(redis_url: str) -> AsyncIterator[tuple[RedisClient, ChangeLi
         await link.close()
 
 
-async def settled(link: RedisClient) -> None:
+async def settled(link: redis_client.RedisClient) -> None:
     async with asyncio.timeout(5):
         while (await link.client.pubsub_numsub("news"))[0][1] != 1:  # noqa: ASYNC110
             await asyncio.sleep(0.005)

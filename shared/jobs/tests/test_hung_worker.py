@@ -13,7 +13,7 @@ from fovea.errors import Fault
 from shared.jobs import consumer as consumer_module
 from shared.jobs.consumer import NothingToDo, QueueConsumer
 from shared.jobs.queue import Payload, Result, Ticket
-from shared.jobs.tests.running_worker import ended, started, working
+from shared.jobs.tests.running_worker import ended, run_one, started, working
 from shared.settings import Settings
 
 Attempts = Collection[tuple[str, int]]
@@ -118,8 +118,7 @@ async def test_a_worker_that_hung_while_nobody_took_its_job_goes_on_with_it(redi
         return DONE
 
     async with working(redis_url, job_settings, hangs):
-        job, _ = await queue.submit(payload)
-        done = await ended(queue, job)
+        done = await run_one(queue, payload)
     assert (done.status, done.attempts) == ("succeeded", 1)
 
 
@@ -198,7 +197,6 @@ async def test_a_worker_that_takes_its_own_job_again_stops_its_older_attempt(
 
     monkeypatch.setattr(inbox, "renew", renew_none_of_the_first)
     async with working(redis_url, job_settings, handler, inbox):
-        job, _ = await queue.submit(payload)
-        done = await ended(queue, job)
+        done = await run_one(queue, payload)
     assert (done.status, done.attempts, stopped) == ("succeeded", 2, [1])
-    assert (await queue.result(job.id, "ann")).body == b"2"
+    assert (await queue.result(done.id, "ann")).body == b"2"

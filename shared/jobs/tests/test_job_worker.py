@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from fovea.errors import Fault, InvalidOption, NotReady, QueueFull, TooLarge
+from fovea.errors import Fault, InvalidOption, NotReady, QueueFull, RateLimited, TooLarge
 from shared.jobs import consumer as consumer_module
 from shared.jobs import worker as worker_module
 from shared.jobs.consumer import QueueConsumer
@@ -125,6 +125,19 @@ async def test_other_errors_are_tried_again_and_then_buried(queue, payload, outc
         assert dead.error is not None
         assert "ours" not in str(dead.error), "what is not written for callers is not shown to them"
         assert [letter.id for letter in await queue.dead("ann")] == [dead.id]
+
+
+async def test_a_job_that_waits_for_its_keys_quota_uses_up_no_attempt(queue, payload, work):
+    refusals = [RateLimited("20 tokens per minute are allowed, and all are used.", retry_after=0.01)] * 5
+
+    async def handler(_payload: Payload, _ticket: Ticket) -> Result:
+        if refusals:
+            raise refusals.pop()
+        raise Fault("x")
+
+    async with work(handler):
+        dead = await run_one(queue, payload)
+    assert (dead.dead, dead.attempts) == (True, 5 + 3), "it still has all of its attempts then"
 
 
 async def test_no_more_jobs_run_than_allowed(queue, payload, work):

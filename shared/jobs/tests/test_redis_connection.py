@@ -16,16 +16,7 @@ from shared.jobs.consumer import Delivery, QueueConsumer
 from shared.jobs.queue import Payload, Result
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.redis_server import RedisServer, describe_redis
-from shared.jobs.tests.redis_fleet import (
-    PASSWORD,
-    Certificates,
-    find_tls_server,
-    free_port,
-    make_certificates,
-    run_fleet,
-    run_server,
-    wait_for,
-)
+from shared.jobs.tests import redis_fleet
 from shared.jobs.usage_ledger import UsageLedger
 from shared.settings import Settings
 
@@ -48,11 +39,14 @@ async def _run_one_job(settings: Settings, payload: Payload) -> bytes:
 
 def test_url_and_password_come_from_files_as_secrets_are_mounted(tmp_path):
     (tmp_path / "url").write_text("redis://redis:7000/2\n")
-    (tmp_path / "password").write_text(f"{PASSWORD}\n")
+    (tmp_path / "password").write_text(f"{redis_fleet.PASSWORD}\n")
     files = {"redis_url_file": tmp_path / "url", "redis_password_file": tmp_path / "password"}
     assert Settings(**files).redis_url == "redis://:p%40ss%2Fw%3Ard@redis:7000/2"
-    assert Settings(redis_url="redis://me@h", redis_password=PASSWORD).redis_url == "redis://me:p%40ss%2Fw%3Ard@h"
-    assert Settings(redis_url="redis://:own@h", redis_password=PASSWORD).redis_url == "redis://:own@h"
+    assert (
+        Settings(redis_url="redis://me@h", redis_password=redis_fleet.PASSWORD).redis_url
+        == "redis://me:p%40ss%2Fw%3Ard@h"
+    )
+    assert Settings(redis_url="redis://:own@h", redis_password=redis_fleet.PASSWORD).redis_url == "redis://:own@h"
     assert Settings(redis_url="redis://h", redis_ca_file=Path("/ca")).redis_url == "redis://h"
     assert Settings(redis_url="rediss://h", redis_ca_file=Path("/ca")).redis_url == "rediss://h?ssl_ca_certs=/ca"
     assert Settings().redis_url is None
@@ -60,11 +54,11 @@ def test_url_and_password_come_from_files_as_secrets_are_mounted(tmp_path):
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory):
-    return make_certificates(tmp_path_factory.mktemp("tls"))
+    return redis_fleet.make_certificates(tmp_path_factory.mktemp("tls"))
 
 
 @contextlib.asynccontextmanager
-async def _tls_front(certificates: Certificates, port: int) -> AsyncIterator[int]:
+async def _tls_front(certificates: redis_fleet.Certificates, port: int) -> AsyncIterator[int]:
     """TLS in front of a server that was built without: what cloud providers put before theirs."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates.certificate, certificates.key)
@@ -106,20 +100,20 @@ async def test_tls_is_trusted_by_its_own_authority_alone(own_redis, certificates
 
 @pytest.mark.release
 async def test_a_server_with_tls_and_certificates_of_clients(certificates, payload, tmp_path):
-    if (binary := find_tls_server()) is None:
+    if (binary := redis_fleet.find_tls_server()) is None:
         pytest.skip("no Redis with TLS on PATH")
-    port = free_port()
+    port = redis_fleet.free_port()
     lines = [
         "port 0", f"tls-port {port}", f"tls-cert-file {certificates.certificate}",
         f"tls-key-file {certificates.key}", f"tls-ca-cert-file {certificates.authority}", "tls-auth-clients yes",
-        f'requirepass "{PASSWORD}"',
+        f'requirepass "{redis_fleet.PASSWORD}"',
     ]  # fmt: skip
     settings = Settings(
-        redis_url=f"rediss://127.0.0.1:{port}", redis_password=PASSWORD, redis_ca_file=certificates.authority,
-        redis_cert_file=certificates.certificate, redis_key_file=certificates.key, data_dir=tmp_path,
+        redis_url=f"rediss://127.0.0.1:{port}", redis_password=redis_fleet.PASSWORD, data_dir=tmp_path,
+        redis_ca_file=certificates.authority, redis_cert_file=certificates.certificate, redis_key_file=certificates.key,
     )  # fmt: skip
-    with run_server(tmp_path / "server", *lines, binary=binary):
-        await asyncio.to_thread(lambda: wait_for(redis.Redis.from_url(str(settings.redis_url))))
+    with redis_fleet.run_server(tmp_path / "server", *lines, binary=binary):
+        await asyncio.to_thread(lambda: redis_fleet.wait_for(redis.Redis.from_url(str(settings.redis_url))))
         await _check_tls(settings, payload)
         assert "version" in await asyncio.to_thread(describe_redis, settings)
 
@@ -135,11 +129,11 @@ async def _check_ledger(url: str) -> None:
 
 
 async def test_sentinel_leads_to_the_master_also_after_it_died(payload, tmp_path):
-    with run_fleet(tmp_path / "fleet") as fleet:
-        settings = Settings(redis_url=fleet.url, redis_password=PASSWORD, data_dir=tmp_path)
+    with redis_fleet.run_fleet(tmp_path / "fleet") as fleet:
+        settings = Settings(redis_url=fleet.url, redis_password=redis_fleet.PASSWORD, data_dir=tmp_path)
         assert settings.redis_url
         given = await asyncio.to_thread(RedisServer(settings).start)
-        assert PASSWORD not in given.safe_url
+        assert redis_fleet.PASSWORD not in given.safe_url
         assert await _run_one_job(settings, payload) == b"done"
         await _check_ledger(settings.redis_url)
         queue = RedisJobQueue(settings.redis_url, settings)

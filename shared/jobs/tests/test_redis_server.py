@@ -129,6 +129,8 @@ def test_a_given_redis_is_checked_left_alone_and_pointed_out_where_it_is_away_or
     with redis.Redis.from_url(own_redis.url) as client:
         client.config_set("appendonly", "no")
     assert "accepted jobs die with it" in describe_redis(Settings(redis_url=own_redis.url))
-    assert "does not answer" in describe_redis(Settings(redis_url="redis://127.0.0.1:1"))
+    away = describe_redis(Settings(redis_url="redis+sentinel://:s3cret@127.0.0.1:1/main?sentinel_password=s3cret"))
+    assert away.startswith("redis+sentinel://127.0.0.1:1/main: does not answer")
+    assert "s3cret" not in away
     with pytest.raises(NotReady, match="not usable"):
         RedisServer(Settings(redis_url=own_redis.safe_url)).start()

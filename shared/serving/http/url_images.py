@@ -80,9 +80,9 @@ class Fetcher:
         if url.scheme not in {"http", "https"} or not url.host or url.userinfo:
             raise InvalidOption("A picture's URL must be http or https, with a host and without a password.")
         address = await self._resolve(url.host, url.port or (443 if url.scheme == "https" else 80))
-        pinned = url.copy_with(host=str(address))
+        headers = {"host": url.netloc.decode(), "accept-encoding": "identity"}
         client = httpx2.AsyncClient(trust_env=False, timeout=self.seconds)
-        request = client.build_request("GET", pinned, headers={"host": url.netloc.decode()})
+        request = client.build_request("GET", url.copy_with(host=str(address)), headers=headers)
         # The certificate must be the name's, though the address is pinned.
         request.extensions["sni_hostname"] = url.host
         async with client:
@@ -98,7 +98,7 @@ class Fetcher:
         parts, size = [], int(answer.headers.get("content-length", 0))
         if size <= self.limit:
             size = 0
-            async for part in answer.aiter_bytes():
+            async for part in answer.aiter_raw():  # a picture; what a server compressed could be of any size
                 parts.append(part)
                 size += len(part)
                 if size > self.limit:

@@ -1,9 +1,11 @@
-"""Whatever a front raises becomes an error of ours, in the form that callers of the route expect."""
+"""Whatever a front raises becomes an error in the form of its route; Accept headers are read as RFC 9110 says."""
 
 import json
 
 import pytest
 from fastapi.exceptions import RequestValidationError
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -11,6 +13,7 @@ from fovea import errors
 from shared.asgi.body import SlowBody
 from shared.serving.http.error_rendering import render, translate
 from shared.serving.http.errors import NotAcceptable, to_safe_error
+from shared.serving.http.negotiation import choose
 
 
 class Route:
@@ -106,3 +109,41 @@ def test_form_follows_the_route(where, form):
 @pytest.mark.parametrize(("seconds", "header"), [(None, None), (0.1, "1"), (2.0, "2"), (2.1, "3")])
 def test_time_to_come_back_is_told_in_whole_seconds(seconds, header):
     assert render(scope(), errors.QueueFull("x", retry_after=seconds)).headers.get("retry-after") == header
+
+
+OFFERED = ["application/json", "image/png", "image/webp"]
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [
+        (None, "application/json"), ("", "application/json"), ("*/*", "application/json"), ("image/png", "image/png"),
+        ("IMAGE/PNG", "image/png"), ("image/*", "image/png"), ("image/webp, image/png;q=0.5", "image/webp"),
+        ("image/png;q=0.2, application/json;q=0.1", "image/png"), ("image/png;level=1;q=0.7", "image/png"),
+        ("image/*;q=0.9, image/png;q=0.1, */*;q=0.2", "image/webp"), ("application/json;q=0, */*", "image/png"),
+        ("text/html, application/xhtml+xml, */*;q=0.8", "application/json"),
+    ],
+)  # fmt: skip
+def test_best_liked_offer_is_chosen(accept, chosen):
+    assert choose(accept, OFFERED) == chosen
+
+
+@pytest.mark.parametrize("accept", ["text/html", "image/png;q=0", "image/png;q=x", "video/*", "*/*;q=0"])
+def test_nothing_that_fits_is_said_with_what_is_offered(accept):
+    with pytest.raises(NotAcceptable) as refused:
+        choose(accept, OFFERED)
+    assert refused.value.status == 406
+    assert "image/webp" in refused.value.hint
+
+
+@given(accept=st.text(alphabet="abcimage/*pngjson,;q=.0159 ", max_size=60))
+def test_any_header_chooses_an_offer_or_is_refused(accept):
+    try:
+        assert choose(accept, OFFERED) in OFFERED
+    except NotAcceptable:
+        assert accept.strip()
+
+
+@given(order=st.permutations(OFFERED))
+def test_among_equals_the_first_offered_wins(order):
+    assert choose(", ".join(reversed(order)), order) == order[0]

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import ipaddress
 from urllib.parse import quote
 
@@ -42,6 +43,13 @@ async def server(answers):
 
 def ok(body, length=None):
     return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (len(body) if length is None else length) + body
+
+
+def squeezed(body):
+    """An answer whose body is compressed twice: 64 kB on the wire could be 64 GB here."""
+    body = gzip.compress(gzip.compress(body))
+    head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip, gzip\r\ncontent-length: %d\r\n\r\n" % len(body)
+    return head + body
 
 
 def moved(to):
@@ -99,6 +107,12 @@ async def test_redirects_are_followed_and_each_is_checked():
         with pytest.raises(InvalidOption, match="not public"):
             await Fetcher(1000, allowed=only_first).fetch(f"http://127.0.0.1:{port}/a")
     assert sum("GET /b" in head for head in seen) == 1
+
+
+async def test_what_a_server_compressed_is_not_inflated():
+    async with server({"/a": squeezed(bytes(5000))}) as (url, seen):
+        assert len(await Fetcher(1000, allowed=anywhere).fetch(f"{url}/a")) < 1000
+    assert "accept-encoding: identity" in seen[0].lower()
 
 
 @pytest.mark.parametrize("answer", [ok(b"x" * 1001), ok(b"", length=10**9), b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 5000])

@@ -38,7 +38,7 @@ async def test_one_model_of_a_service_is_asked_and_a_ready_one_rather_than_a_fai
     (result,) = await lights(made.http, tmp_path)
     assert (result.model, result.summary) == ("toy/echo", "text hello, together 1")
     assert await lights(made.http, tmp_path, services={"other"}) == []
-    assert len(await lights(made.http, tmp_path, services={"toy"})) == 1
+    assert [light.is_ok for light in await lights(made.http, tmp_path, services={"toy"})] == [True]
 
 
 async def test_service_whose_model_fails_is_told_with_its_sentence(start_replica, tmp_path):
@@ -96,13 +96,6 @@ def test_up_refuses_a_service_that_there_is_not(tmp_path):
     with pytest.raises(NotFound, match="'detecton'") as refused:
         launch._Product(config)._check()
     assert "FOVEA_ENABLED_SERVICES may name vision-restoration, medical-seg, detection" in refused.value.hint
-
-
-async def test_only_the_services_that_are_named_are_asked(start_replica, tmp_path):
-    made = await start_replica({"toy/echo": toys.Echo})
-    assert [light async for light in run_smoke_test(made.http, tmp_path, services={"other"})] == []
-    (result,) = [light async for light in run_smoke_test(made.http, tmp_path, services={"toy"})]
-    assert result.is_ok
 
 
 def test_up_takes_a_model_and_adapters_from_disk(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""`POST /v1/<task>`: every way in, every way out, and a clear 4xx for the rest."""
+"""`POST /v1/<task>`: every way in, every way out, a clear 4xx for the rest, and schemathesis over the document."""
 
 import base64
 import json
@@ -10,8 +10,10 @@ from fovea.errors import Malformed
 from shared.serving.build_app import build
 from shared.serving.http.request_parsing import read_json_object
 from shared.serving.tests import toys
+from shared.serving.tests.oip_mirrors import serving
 from shared.serving.tests.toys import PNG, TOYS
 from shared.settings import Settings
+from tests.harness.openapi_fuzz import fuzz
 
 B64 = base64.b64encode(PNG).decode()
 SEEN = {"bytes": len(PNG), "threshold": 0.5, "classes": None, "invert": False, "label": None}
@@ -215,3 +217,16 @@ def test_a_body_that_is_no_json_object_is_the_callers_mistake_and_an_empty_one_a
     with pytest.raises(Malformed, match="The body is not"):
         read_json_object(body)
     assert (read_json_object(b""), read_json_object(b'{"a": [1]}')) == ({}, {"a": [1]})
+
+
+def awake(body):
+    if isinstance(body, dict):
+        return {name: 0 if name == "sleep" else awake(value) for name, value in body.items()}
+    return [awake(value) for value in body] if isinstance(body, list) else body
+
+
+def test_document_holds_for_every_request_it_allows():
+    document = build("toy", servables=TOYS, settings=Settings()).openapi()
+    with serving(TOYS) as replica:
+        wanted = lambda one: not one.path.startswith("/v2")  # noqa: E731
+        fuzz(document, replica.http, 5, conforms=True, change=awake, change_query=awake, wanted=wanted)

@@ -1,5 +1,6 @@
 """`fovea export triton` writes a repository of real models that Triton's schema and ONNX Runtime read."""
 
+import numpy as np
 import onnxruntime
 import pytest
 from google.protobuf import text_format
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 
 from fovea.errors import InvalidOption
 from shared.registry.discovery import servables
+from shared.registry.weights import Manifest, NetworkSpec, write_weights
 from shared.settings import settings
 from shared.vision.export_cli import export, find_exportable
 
@@ -27,6 +29,18 @@ def test_a_served_model_becomes_a_repository(tmp_path, monkeypatch):
     session = onnxruntime.InferenceSession(place / "1" / "model.onnx")
     assert [each.name for each in config.output] == [each.name for each in session.get_outputs()]
     assert (config.name, config.max_batch_size) == (name, 2)
+
+
+def test_a_model_that_was_trained_here_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("FOVEA_DATA_DIR", str(tmp_path))
+    settings.cache_clear()
+    manifest = Manifest(name="mine", origin="trained", network=NetworkSpec(name="pranet-lite"), serves="pranet")
+    write_weights(settings().weights_dir, {"x": np.zeros(3, np.float32)}, manifest)
+    try:
+        assert find_exportable("mine").card.name == "mine"
+    finally:
+        monkeypatch.undo()
+        settings.cache_clear()
 
 
 def test_a_model_without_a_graph_is_named_with_those_that_have_one():

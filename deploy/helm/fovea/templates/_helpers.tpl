@@ -252,6 +252,13 @@ gcsFaultToleranceOptions:
   {{- end }}
 {{- end }}
 
+{{- /* Services that there are, with commas between. */}}
+{{- define "fovea.enabled" -}}
+{{- $names := list -}}
+{{- range $service, $values := .Values.services }}{{ if $values.enabled }}{{ $names = append $names $service }}{{ end }}{{ end -}}
+{{- join "," $names -}}
+{{- end }}
+
 {{- /* Services that may have no replica until somebody asks, with commas between. */}}
 {{- define "fovea.onDemand" -}}
 {{- $names := list -}}

@@ -13,7 +13,7 @@ import numpy as np
 from fovea.errors import FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
 
 MAX_NUMBERS = 16_000_000
-"""Most numbers in one matrix: 64 MB of float32."""
+"""Most numbers in one matrix, and in all matrices of an archive: 64 MB of float32."""
 
 _ENTRIES = 16
 
@@ -51,11 +51,14 @@ def _from_zip(given: bytes, field: str) -> dict[str, np.ndarray]:
             if not 0 < len(entries) <= _ENTRIES:
                 detail = f"{field} holds {len(entries)} arrays; 1 to {_ENTRIES} are read."
                 raise Malformed(detail, field=field)  # noqa: TRY301  # besides what it is about
-            found = {}
+            found, left = {}, MAX_NUMBERS
             for entry in entries:
                 name = entry.filename.removesuffix(".npy")
                 with archive.open(entry) as stream:
                     found[name] = _checked(_from_npy(stream, name), name)
+                if (left := left - found[name].size) < 0:
+                    detail = f"The arrays of {field} have more than {MAX_NUMBERS:,} numbers together."
+                    raise TooLarge(detail, field=field)  # noqa: TRY301
             return found
     except FoveaError:
         raise

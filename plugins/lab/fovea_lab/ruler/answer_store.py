@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fovea.cli.text_files import read_text
 from fovea.errors import Malformed
 from fovea_lab.ruler.report import Prediction
 from fovea_lab.ruler.scoring import score
@@ -36,9 +37,9 @@ def read_predictions(path: Path, decode: Callable[[list[int]], str]) -> list[Pre
         Malformed: It holds something else.
     """
     try:
-        given = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
+        given = [json.loads(line) for line in read_text(path).split("\n") if line.strip()]
         texts = [decode(one.pop("answer_ids")) if "answer_ids" in one else one.get("prediction") for one in given]
         rows = [Prediction.model_validate(one | {"prediction": text}) for one, text in zip(given, texts, strict=True)]
-    except ValueError as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise Malformed(f"{path.name} holds no predictions: {str(error).splitlines()[0]}.", field="score") from error
     return [one.model_copy(update={"score": score(one.task, one.prediction, one.references)}) for one in rows]

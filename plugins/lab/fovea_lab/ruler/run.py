@@ -28,6 +28,7 @@ from fovea_lab.ruler.samples.task import TASKS
 from fovea_lab.ruler.scoring import score
 from fovea_lab.ruler.spec import RulerSpec
 from services.llm_longctx.engine import Engine
+from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.kv_cache import PoolExhausted
 from shared.lm.head_plan import HeadPlan
 from shared.lm.tokenizer import Tokenizer
@@ -86,7 +87,7 @@ def run_ruler(
         InvalidOption: A task or method is unknown, a length is too short or too long, or a peer had other samples.
     """
     samples, found = _generate_all(on, spec, qa, corpus), list(extra)
-    _check_peers(found, samples)
+    _check_peers(found, samples, spec.protocols)
     jobs, refused = _list_jobs(on, spec, samples)
     known = read_answers(store)
     found += [known[job.key] for job in jobs if job.key in known]
@@ -105,14 +106,26 @@ def run_ruler(
     return build_report(found, spec=spec.model_dump(mode="json"), manifest=_manifest(on, samples), refused=refused)
 
 
-def _check_peers(found: Sequence[Prediction], samples: Mapping[tuple[int, str], Sequence[RulerSample]]) -> None:
+def _check_peers(
+    found: Sequence[Prediction],
+    samples: Mapping[tuple[int, str], Sequence[RulerSample]],
+    protocols: Sequence[str],
+) -> None:
     """Refuse a peer that answered none of the samples of a task: nothing can be paired with dense."""
     digests = {one.digest for rows in samples.values() for one in rows}
-    paired = {(one.method, one.length, one.task) for one in found if one.digest in digests}
+
+    def cell_of(one: Prediction) -> tuple[object, ...]:
+        return one.method, one.budget, one.protocol, one.length, one.task
+
+    paired = {cell_of(one) for one in found if one.digest in digests and one.protocol in protocols}
     for one in found:
-        if (one.length, one.task) in samples and (one.method, one.length, one.task) not in paired:
-            detail = f"The answers of {one.method} to {one.task} at {one.length:,} tokens are on no sample of this run."
-            raise InvalidOption(detail, hint="Export samples with the same seed, n and questions.", field="score")
+        if (one.length, one.task) in samples and cell_of(one) not in paired:
+            detail = (
+                f"The answers of {one.method} to {one.task} at {one.length:,} tokens, {one.protocol}, are on no sample "
+                "of this run."
+            )
+            hint = "Export samples with the same seed, n and questions, and run the same protocol."
+            raise InvalidOption(detail, hint=hint, field="score")
 
 
 def measure_costs(on: EvaluatedModel, spec: RulerSpec, rounds: int = 3) -> dict[str, float]:
@@ -206,7 +219,7 @@ def _build_job(
     most = min(sample.max_new_tokens, spec.max_answer or sample.max_new_tokens)
     policy = variant.policy(on.engine, on.plans, seen)
     prompt = PromptTokens(variant.trim(ids.context_ids, seen), ids.question_ids, policy, most)
-    return _Job(protocol, variant, sample, prompt, seen, _key(on, spec, protocol, variant, sample))
+    return _Job(protocol, variant, sample, prompt, seen, _key(on, spec, protocol, variant, sample, policy))
 
 
 def _answer_jobs(on: EvaluatedModel, jobs: Sequence[_Job], protocol: Literal["agnostic", "aware"]) -> list[Prediction]:
@@ -238,17 +251,20 @@ def _predict(on: EvaluatedModel, job: _Job, answer: Answer) -> Prediction:
         kv_bytes_dense=on.engine.dense_bytes(job.seen),
         kv_bytes_end=answer.kv_bytes_end,
         prefill_density=answer.density,
-        seconds=answer.seconds,
+        seconds=round(answer.seconds, 4),
     )
 
 
-def _key(on: EvaluatedModel, spec: RulerSpec, protocol: str, variant: MethodVariant, sample: RulerSample) -> str:
+def _key(
+    on: EvaluatedModel, spec: RulerSpec, protocol: str, variant: MethodVariant, sample: RulerSample, policy: Policy
+) -> str:
     facts = [
+        policy.cache_bits, None if policy.plan is None else policy.plan.digest,
         on.engine.pool.page,
         on.engine.runner.weights_sha256, str(on.engine.pool.keys.dtype), protocol, variant.name, variant.budget,
         variant.options.model_dump(mode="json", exclude_unset=True), sample.digest, spec.max_answer,
     ]  # fmt: skip
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _manifest(on: EvaluatedModel, samples: Mapping[tuple[int, str], Sequence[RulerSample]]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class RulerSpec(BaseModel):
 
     def task_names(self) -> list[str]:
         """Tasks by name, in the order of reports; InvalidOption if there is no such task."""
-        wanted = set(OFFLINE) if "all" in self.tasks else set(self.tasks)
+        wanted = {name for given in self.tasks for name in (OFFLINE if given == "all" else (given,))}
         if unknown := sorted(wanted - TASKS.keys()):
             detail = f"There is no RULER-form task {unknown[0]!r}; known are {', '.join(TASKS)}, all."
             raise InvalidOption(detail, field="tasks")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fovea_memory.adapters.session import check_finite, read_ids
 from fovea_memory.mixers.landmark import LandmarkSession
+from fovea_memory.request_session import RequestSession
 from fovea_memory.request_state import StoredDocument
 from fovea_memory.state.document_cache import CHECKPOINT_TOKENS, DocumentCache
 
@@ -39,8 +40,8 @@ class Checkpointer:
             self.document.on_prefilled()
 
 
-class LandmarkRequestSession:
-    """A landmark session as the scheduler runs it; see `RequestSession`.
+class LandmarkRequestSession(RequestSession):
+    """A landmark session.
 
     Args:
         session: The session.
@@ -79,12 +80,10 @@ class LandmarkRequestSession:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of blocks, landmarks and tails."""
         return self.session.nbytes
 
     @property
     def dense_nbytes(self) -> int:
-        """Bytes of keys and values of every token in every layer."""
         return self.num_read * dense_token_bytes(self.session)
 
     @property
@@ -98,7 +97,6 @@ class LandmarkRequestSession:
         return self.session.moved_bytes - self._moved_before
 
     def feed(self, tokens: Sequence[int]) -> Tensor:
-        """Read tokens; their logits [t,V]."""
         stored = self.session.num_blocks
         output = self.session.feed(read_ids(self.session.net, tokens))
         self.answer_ids += tokens if self.num_read >= self._prompt_tokens else ()
@@ -131,9 +129,6 @@ class LandmarkRequestSession:
         )
         twin.num_retrieved, twin.num_fetched, twin.num_stored = self.num_retrieved, self.num_fetched, self.num_stored
         return twin
-
-    def close(self) -> None:
-        """Nothing to free."""
 
 
 def dense_token_bytes(session: LandmarkSession) -> int:

@@ -23,9 +23,6 @@ from services.llm_longctx.engine import GenerationRequest, Scheduler
 from services.llm_longctx.serving.adapters.base import RequestState, TextModelAdapter, priority_of
 from shared.lm.host_transfer import to_device
 
-CHUNK_TOKENS = 64
-"""Tokens read at a time; outputs do not depend on it."""
-
 
 class NonFinite(Conflict):
     """The memory of a model is not finite any more; nothing of it is kept."""
@@ -80,47 +77,30 @@ class SessionAdapter(TextModelAdapter):
         )
 
 
-class StatelessRequestSession:
-    """A session with caches as the scheduler runs it; see `RequestSession`."""
+class StatelessRequestSession(RequestSession):
+    """A session with caches, all of which it reads."""
 
     def __init__(self, session: Any, dense_token_bytes: int) -> None:
         self.session, self.num_read, self._dense_token_bytes = session, 0, dense_token_bytes
 
     @property
-    def max_chunk(self) -> int:
-        """Any chunk size gives the same outputs."""
-        return CHUNK_TOKENS
-
-    @property
     def nbytes(self) -> int:
-        """Bytes that all layers cache."""
         held = self.session.nbytes
         return sum(held) if isinstance(held, list) else int(held)
 
     @property
     def dense_nbytes(self) -> int:
-        """Bytes of keys and values of every token in every layer."""
         return self.num_read * self._dense_token_bytes
 
-    @property
-    def density(self) -> float:
-        """It reads all that it caches."""
-        return 1.0
-
     def feed(self, tokens: Sequence[int]) -> Tensor:
-        """Read tokens; their logits [t,V]."""
         logits: Tensor = self.session.feed(read_ids(self.session.net, tokens))[0]
         self.num_read += len(tokens)
         return check_finite(logits)
 
     def fork(self) -> Self:
-        """An independent copy."""
         twin = type(self)(self.session.fork(), self._dense_token_bytes)
         twin.num_read = self.num_read
         return twin
-
-    def close(self) -> None:
-        """Nothing to free."""
 
 
 @dataclass(frozen=True)

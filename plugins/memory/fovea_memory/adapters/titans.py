@@ -20,19 +20,17 @@ from fovea_memory import metrics
 from fovea_memory.adapters.landmark_options import refuse_knobs
 from fovea_memory.adapters.session import NonFinite, SessionAdapter, check_finite, read_ids
 from fovea_memory.mixers.titans import StateError, StateMismatch, TitansSession
+from fovea_memory.request_session import RequestSession
 from fovea_memory.request_state import SessionTransaction, TokenUpdate
 from services.llm_longctx.engine import GenerationRequest
 from services.llm_longctx.serving.adapters.base import RequestState
-
-CHUNK_TOKENS = 64
-"""Tokens read at a time; outputs do not depend on it."""
 
 MAX_UPDATES = 2048
 """Most tokens of a request whose memory updates are kept, the last ones."""
 
 
-class TitansRequestSession:
-    """A Titans session as the scheduler runs it; see `RequestSession`."""
+class TitansRequestSession(RequestSession):
+    """A Titans session, whose memory has a constant size and is read whole."""
 
     def __init__(
         self,
@@ -48,18 +46,11 @@ class TitansRequestSession:
         self._traces = list(traces)
 
     @property
-    def max_chunk(self) -> int:
-        """Any chunk size gives the same outputs."""
-        return CHUNK_TOKENS
-
-    @property
     def nbytes(self) -> int:
-        """Bytes of the memory; constant."""
         return self.session.nbytes
 
     @property
     def dense_nbytes(self) -> int:
-        """Bytes of keys and values of every token that the session has read."""
         return self.session.index * self._dense_token_bytes
 
     @property
@@ -71,13 +62,7 @@ class TitansRequestSession:
             for token, row in zip(tokens, trace.tolist(), strict=True)
         ][-MAX_UPDATES:]
 
-    @property
-    def density(self) -> float:
-        """It reads all that it remembers."""
-        return 1.0
-
     def feed(self, tokens: Sequence[int]) -> Tensor:
-        """Read tokens and update the memory; their logits [t,V]."""
         logits = self.session.feed(read_ids(self.session.net, tokens))[0]
         try:
             check_finite(logits)
@@ -91,12 +76,8 @@ class TitansRequestSession:
         return logits
 
     def fork(self) -> Self:
-        """An independent copy."""
         session, muted, dense = self.session.fork(), self._muted, self._dense_token_bytes
         return type(self)(self._model, session, muted, dense, self.num_read, self._traces)
-
-    def close(self) -> None:
-        """Nothing to free."""
 
 
 @dataclass(eq=False)

@@ -8,12 +8,12 @@ from rich.markup import escape
 
 from fovea import sessions_documents
 from fovea.api.sessions import DocumentInfo
-from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
+from fovea.cli.common_options import GatewayOptions, Model
+from fovea.cli.option_groups import CommandApp
 from fovea.cli.output import Screen
-from fovea.transport import LOCAL
 from fovea_memory.commands.sessions import print_deleted
 
-app = typer.Typer(
+app = CommandApp(
     help="Documents that a model reads once: add, list, show, delete.", no_args_is_help=True, add_completion=False
 )
 
@@ -30,35 +30,28 @@ def add(
         int | None, typer.Option(min=1, help="Number of blocks that a query retrieves.", show_default=False)
     ] = None,
     model: Model = None,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """Add a text; ask about it with `fovea chat --document ID`."""
     knobs = None if blocks is None else {"blocks": blocks}
     call = sessions_documents.store_document(
         file.read_text("utf-8"), model=model, name=name or file.name, longctx=knobs
     )
-    screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
-        _print(screen, client.send(call))
+    _print(gateway.screen, gateway.send(call))
 
 
 @app.command("list")
 def list_(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Most documents to list.")] = 100,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """List documents, newest first."""
-    screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
-        found = client.send(sessions_documents.documents(limit))
-    if as_json:
-        for one in found:
-            screen.line(one)
-    elif not found:
+    screen, found = gateway.screen, gateway.send(sessions_documents.documents(limit))
+    if screen.wrote(*found):
+        return
+    if not found:
         screen.note("No documents. `fovea documents add FILE` adds one.")
     else:
         rows = ((d.id, escape(d.name or "–"), d.model, str(d.tokens), str(d.blocks)) for d in found)
@@ -66,25 +59,22 @@ def list_(
 
 
 @app.command()
-def show(document: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+def show(document: Id, *, gateway: GatewayOptions) -> None:
     """Show a document and its text."""
-    screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
-        found = client.send(sessions_documents.document(document))
+    screen, found = gateway.screen, gateway.send(sessions_documents.document(document))
     _print(screen, found)
-    if not as_json:
+    if not screen.as_json:
         screen.text(found.text)
 
 
 @app.command()
-def delete(document: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+def delete(document: Id, *, gateway: GatewayOptions) -> None:
     """Delete a document."""
-    print_deleted(sessions_documents.delete_document(document), as_json=as_json, url=url, key=key)
+    print_deleted(gateway.screen, gateway.send(sessions_documents.delete_document(document)))
 
 
 def _print(screen: Screen, document: DocumentInfo) -> None:
-    if screen.as_json:
-        screen.line(document)
+    if screen.wrote(document):
         return
     screen.facts(
         {

@@ -2,19 +2,18 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from fovea import sessions_documents
-from fovea.api.sessions import Session
-from fovea.call import Call
-from fovea.cli.common_options import AsJson, Connection, Key, Model, Url
+from fovea.api.sessions import Deleted, Session
+from fovea.cli.common_options import Connection, GatewayOptions, Model
+from fovea.cli.option_groups import CommandApp
 from fovea.cli.output import Screen
-from fovea.transport import LOCAL
 
-app = typer.Typer(
+app = CommandApp(
     help="Sessions of models with a memory: open, list, fork, export, import, roll back, delete.",
     no_args_is_help=True,
     add_completion=False,
@@ -24,9 +23,9 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="As printed by open.")]
 
 
 @app.command("open")
-def open_(model: Model = None, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+def open_(model: Model = None, *, gateway: GatewayOptions) -> None:
     """Open a session; use it with `fovea chat --session ID`."""
-    _print(sessions_documents.open_session(model), as_json=as_json, url=url, key=key)
+    _print(gateway.screen, gateway.send(sessions_documents.open_session(model)))
 
 
 @app.command("list")
@@ -35,17 +34,12 @@ def list_(
     after: Annotated[
         str | None, typer.Option(metavar="ID", help="List those after this one.", show_default=False)
     ] = None,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """List sessions, newest first."""
-    screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
-        found = client.send(sessions_documents.sessions(limit, after))
-    if as_json:
-        for one in found.data:
-            screen.line(one)
+    screen, found = gateway.screen, gateway.send(sessions_documents.sessions(limit, after))
+    if screen.wrote(*found.data):
         return
     if not found.data:
         screen.note("No sessions. `fovea sessions open` opens one.")
@@ -59,39 +53,37 @@ def list_(
 
 
 @app.command()
-def show(session: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+def show(session: Id, *, gateway: GatewayOptions) -> None:
     """Show a session."""
-    _print(sessions_documents.session(session), as_json=as_json, url=url, key=key)
+    _print(gateway.screen, gateway.send(sessions_documents.session(session)))
 
 
 @app.command()
-def fork(session: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+def fork(session: Id, *, gateway: GatewayOptions) -> None:
     """Open a new session with a copy of another's memory."""
-    _print(sessions_documents.fork(session), as_json=as_json, url=url, key=key)
+    _print(gateway.screen, gateway.send(sessions_documents.fork(session)))
 
 
 @app.command()
 def rollback(
     session: Id,
     version: Annotated[int, typer.Argument(min=0, help="One of the kept versions.")],
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """Go back to an earlier version, which becomes the newest."""
-    _print(sessions_documents.rollback(session, version), as_json=as_json, url=url, key=key)
+    _print(gateway.screen, gateway.send(sessions_documents.rollback(session, version)))
 
 
 @app.command("export")
 def export(
     session: Id,
     output: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="File to write the state to.")],
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: Connection,
 ) -> None:
     """Export the memory of a session to a file."""
-    with Connection(url, key).open() as client:
-        state = client.send(sessions_documents.export_state(session))
+    state = gateway.send(sessions_documents.export_state(session))
     output.write_bytes(state)
     Screen().note(f"{len(state):,} bytes → {escape(str(output))}")
 
@@ -102,12 +94,11 @@ def load(
     state: Annotated[
         Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A file that export wrote.")
     ],
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """Import the memory of a session from a file."""
-    _print(sessions_documents.import_state(session, state.read_bytes()), as_json=as_json, url=url, key=key)
+    _print(gateway.screen, gateway.send(sessions_documents.import_state(session, state.read_bytes())))
 
 
 @app.command()
@@ -116,16 +107,12 @@ def surprise(
     version: Annotated[
         int | None, typer.Option(min=0, help="Version; default: the newest.", show_default=False)
     ] = None,
-    as_json: AsJson = False,
-    url: Url = LOCAL,
-    key: Key = None,
+    *,
+    gateway: GatewayOptions,
 ) -> None:
     """Show how much each token of the last request surprised the model and changed its memory."""
-    screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
-        trace = client.send(sessions_documents.surprise(session, version))
-    if as_json:
-        screen.line(trace)
+    screen, trace = gateway.screen, gateway.send(sessions_documents.surprise(session, version))
+    if screen.wrote(trace):
         return
     rows = (
         (escape(t.text.strip() or "␣"), f"{t.loss:.3f}", f"{t.rate:.4f}", f"{t.forgotten:.4f}") for t in trace.tokens
@@ -134,9 +121,9 @@ def surprise(
 
 
 @app.command()
-def delete(session: Id, as_json: AsJson = False, url: Url = LOCAL, key: Key = None) -> None:
+def delete(session: Id, *, gateway: GatewayOptions) -> None:
     """Delete a session: its memory, its versions and its answers."""
-    print_deleted(sessions_documents.delete_session(session), as_json=as_json, url=url, key=key)
+    print_deleted(gateway.screen, gateway.send(sessions_documents.delete_session(session)))
 
 
 def _format_age(at: int) -> str:
@@ -146,23 +133,14 @@ def _format_age(at: int) -> str:
     return f"{ago // size} {unit} ago"
 
 
-def print_deleted(call: Call[Any], *, as_json: bool, url: str, key: str | None) -> None:
-    """Send a call that deletes something, and say that it is gone."""
-    screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
-        answer = client.send(call)
-    if as_json:
-        screen.line(answer)
-    else:
+def print_deleted(screen: Screen, answer: Deleted) -> None:
+    """Say that something is gone."""
+    if not screen.wrote(answer):
         screen.note(f"Deleted {escape(answer.id)}.")
 
 
-def _print(call: Call[Session], *, as_json: bool, url: str, key: str | None) -> None:
-    screen = Screen(as_json=as_json)
-    with Connection(url, key).open() as client:
-        session = client.send(call)
-    if as_json:
-        screen.line(session)
+def _print(screen: Screen, session: Session) -> None:
+    if screen.wrote(session):
         return
     screen.facts(
         {

@@ -24,7 +24,7 @@ from fovea_recipes.training.data.box_sets import BoxSet, check_boxes, find_boxes
 from fovea_recipes.training.data.survey import Survey, near_copies
 from fovea_recipes.training.folder_recipe import FolderRecipe
 from fovea_recipes.training.intervals import bootstrap
-from fovea_recipes.training.recipe import Batch, MultiScale, decay_kernels
+from fovea_recipes.training.recipe import Batch, MultiScale, decay_kernels, join_names
 from services.detection.boxes import letterbox, nms, unletterbox
 from services.detection.boxes.letterbox import GREY
 
@@ -74,6 +74,7 @@ class BoxRecipe(FolderRecipe):
         self.require(len(found), 4, "pictures that can be read", problems)
         out = self.is_held_out(found.pictures)
         train, self._out = found.take(np.flatnonzero(~out)), found.take(np.flatnonzero(out))
+        self.require(sum(map(len, self._out.rows)), 1, "boxes in held-out pictures", problems)
         order, aside = np.random.default_rng(self.seed).permutation(len(train)), min(self.choose, len(train) // 4)
         self._choose, self._train = train.take(np.sort(order[:aside])), train.take(np.sort(order[aside:]))
         self._pixels = {path: self.read(path) for path in self._train.pictures}
@@ -186,15 +187,15 @@ class BoxRecipe(FolderRecipe):
         Both are chosen on the held-out pictures, and measured by halves: each half with what the other one chose.
         """
         truth, _, found = self.collect_detections(network, self._out)
-        chosen = choose_scores(truth, found, self._out.names)
-        self._intervals |= chosen.intervals
-        return super().calibrate(network) | chosen.calibration
+        chosen, intervals = choose_scores(truth, found, self._out.names)
+        self._intervals |= intervals
+        return super().calibrate(network) | chosen
 
     def facts(self) -> dict[str, str]:
         return {
             **self.source_facts(len(self._out)),
             "data": f"{len(self._train)} pictures to train on, {len(self._out)} held out",
-            "names": ",".join(self._train.names),
+            "names": join_names(self._train.names),
             "departures": "AdamW; averaged weights (EMA); mosaics of four",
         }
 

@@ -19,11 +19,11 @@ from fovea_recipes.detection.patnet.recipe import normalise_patches
 from fovea_recipes.training.calibrate import ServingFacts, reliability_facts
 from fovea_recipes.training.data.augment import Augment, warp_picture
 from fovea_recipes.training.data.class_folders import ClassSet, find_classes
-from fovea_recipes.training.data.survey import Survey, near_copies
+from fovea_recipes.training.data.survey import FileProblem, Survey, near_copies
 from fovea_recipes.training.folder_recipe import FolderRecipe
 from fovea_recipes.training.imagenet import load_imagenet
 from fovea_recipes.training.intervals import mean_interval
-from fovea_recipes.training.recipe import Batch, Schedule, decay_kernels, predict_in_batches
+from fovea_recipes.training.recipe import Batch, Schedule, decay_kernels, join_names, predict_in_batches
 from fovea_recipes.training.score_calibration import fit_temperature
 from fovea_recipes.training.trainer import OnStep, fit
 from services.detection.layers.partial import PartialNetwork
@@ -62,6 +62,8 @@ class ClassRecipe(FolderRecipe):
         order = np.random.default_rng(self.seed).permutation(len(train))
         aside = max(len(train.names), round(self.choose * len(train)))
         self._choose, self._train = train.take(order[:aside]), train.take(order[aside:])
+        bare = [name for name, count in self._train.counts.items() if not count]
+        problems += [FileProblem(self.data / name, "has no picture to train on, so it is never found") for name in bare]
         self._pixels = self._train.load(round(self.side * 1.25))
         sizes = [image.shape[:2] for image in self._pixels]
         copies = near_copies(train.pictures, self._out.pictures)
@@ -147,7 +149,7 @@ class ClassRecipe(FolderRecipe):
         return {
             **self.source_facts(len(self._out)),
             "data": f"{len(self._train)} pictures to train on, {len(self._out)} held out",
-            "names": ",".join(self._train.names),
+            "names": join_names(self._train.names),
         }
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:

@@ -4,7 +4,6 @@ Knows rows of truth and of detections; knows no network.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,19 +23,13 @@ CANDIDATES = tuple(np.round(np.arange(0.05, 0.951, 0.025), 3).tolist())
 """Calibrated scores that are tried."""
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreChoice:
-    """The chosen model, and intervals of its metrics."""
-
-    calibration: ServingFacts
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-
-def choose_scores(truth: Sequence[Rows], found: Sequence[Rows], names: Sequence[str]) -> ScoreChoice:
+def choose_scores(
+    truth: Sequence[Rows], found: Sequence[Rows], names: Sequence[str]
+) -> tuple[ServingFacts, dict[str, tuple[float, float]]]:
     """Fit slope, offset and least score by all pictures; measure them by halves, each with what the other half gave.
 
     Truth is class, x1, y1, x2, y2 (m, 5) per picture; found are x1, y1, x2, y2, score, class (n, 6) after suppression,
-    the best first.
+    the best first. Also returns the intervals of the metrics.
     """
     platt, confidence = _choose(truth, found)
     scores, said, hits, rows = [], [], [], list[Rows](found)
@@ -52,7 +45,7 @@ def choose_scores(truth: Sequence[Rows], found: Sequence[Rows], names: Sequence[
     sure_facts = reliability_facts(np.concatenate(scores), np.concatenate(said), np.concatenate(hits))
     errors, intervals = count_errors(truth, rows, names)
     constants = ServingFacts({"slope": platt.slope, "offset": platt.offset, "confidence": confidence}, metrics=errors)
-    return ScoreChoice(sure_facts | constants, intervals)
+    return sure_facts | constants, intervals
 
 
 def count_errors(

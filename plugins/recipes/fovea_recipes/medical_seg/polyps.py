@@ -5,17 +5,12 @@ Frame `index` of a split depends on nothing but (seed, split, index), so any par
 """
 
 import colorsys
-import hashlib
 import io
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
-
-from fovea_recipes.training.data.synthetic import Split, load_or_draw, sample_rng
 
 Pixels = NDArray[np.float32]
 
@@ -24,49 +19,15 @@ OCTAVES = ((80, 0.12), (40, 0.06), (20, 0.03))
 """Cell in pixels and amplitude of each octave of smooth noise."""
 
 
-@dataclass(frozen=True, slots=True)
-class PolypFrame:
-    """One picture (h, w, 3) uint8 and its polyp mask (h, w) bool."""
-
-    image: NDArray[np.uint8]
-    mask: NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class PolypFrames:
-    """A split: pictures (n, h, w, 3) uint8 and masks (n, h, w) bool, with the sha256 over both."""
-
-    images: NDArray[np.uint8]
-    masks: NDArray[np.bool_]
-    digest: str
-
-
-def frames(split: Split, count: int, *, seed: int, size: int = 160, cache: Path | None = None) -> PolypFrames:
-    """The first `count` frames of a split; with `cache` they are drawn once and mapped from disk afterwards."""
-    name, options = f"polyps-{split}-{count}x{size}-seed{seed}", {"seed": seed, "size": size}
-    return load_or_draw(draw_split, PolypFrames, cache, name, split=split, count=count, **options)
-
-
-def draw_split(split: Split, count: int, *, seed: int, size: int = 160) -> PolypFrames:
-    """Draw `count` frames of a split; every tenth is empty."""
-    images = np.empty((count, size, size, 3), dtype=np.uint8)
-    masks = np.empty((count, size, size), dtype=np.bool_)
-    for index in range(count):
-        frame = draw_frame(sample_rng(seed, split, index), size, empty=index % 10 == 9)
-        images[index], masks[index] = frame.image, frame.mask
-    digest = hashlib.sha256(images.tobytes() + masks.tobytes()).hexdigest()
-    return PolypFrames(images, masks, digest)
-
-
-def draw_frame(rng: np.random.Generator, size: int = 160, *, empty: bool = False) -> PolypFrame:
-    """One frame: mucosa, polyps unless `empty`, distractors, vignette, sensor noise and JPEG.
+def draw_frame(rng: np.random.Generator, index: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """One frame and its mask, see `Draw`: mucosa, polyps in nine of ten, distractors, vignette, sensor noise and JPEG.
 
     The mask ends where the vignette does: what is black can't be seen to be a polyp.
     """
     texture = _texture(rng, size)
     picture = _mucosa(rng, texture, size)
     mask = np.zeros((size, size), dtype=np.bool_)
-    if not empty:
+    if index % 10 != 9:
         for _ in range(2 if rng.random() < 0.2 else 1):
             mask |= _polyp(rng, picture, texture)
     if rng.random() < 0.4:
@@ -76,7 +37,7 @@ def draw_frame(rng: np.random.Generator, size: int = 160, *, empty: bool = False
         picture *= seen[..., None]
         mask &= seen
     picture += rng.normal(0, 0.02, picture.shape)
-    return PolypFrame(_jpeg(picture, quality=int(rng.integers(60, 96))), mask)
+    return _jpeg(picture, quality=int(rng.integers(60, 96))), mask[None]
 
 
 def _texture(rng: np.random.Generator, size: int) -> Pixels:

@@ -20,8 +20,8 @@ from fovea_recipes.medical_seg.evaluation import (
     score_frames,
 )
 from fovea_recipes.medical_seg.losses import deep_supervision, dual_supervision
-from fovea_recipes.medical_seg.polyps import PolypFrames, frames
-from fovea_recipes.training.data.synthetic import DrawnRecipe, Split
+from fovea_recipes.medical_seg.polyps import draw_frame
+from fovea_recipes.training.data.synthetic import DrawnPictures, DrawnRecipe, Split
 from fovea_recipes.training.recipe import Batch, MultiScale, Schedule
 from shared.export.parity import Parity
 
@@ -46,15 +46,15 @@ class PraNetDemo(
         slim = {"width": self.width, "decoder": self.decoder, "classifier": False}
         return slim if self.reverse else slim | {"reverse": False}
 
-    def split(self, name: Split) -> PolypFrames:
-        return frames(name, getattr(self, name), seed=self.seed, size=self.scale.side, cache=self._cache)
+    def split(self, name: Split) -> DrawnPictures:
+        return self.draw_once(draw_frame, name, self.scale.side)
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
         data = self.split("train")
         chosen = rng.integers(len(data.images), size=self.schedule.batch)
         image, mask = (
             normalise_frames(data.images[chosen]),
-            torch.from_numpy(data.masks[chosen, None].astype(np.float32)),
+            torch.from_numpy(data.truth[chosen, None].astype(np.float32)),
         )
         for axis in (-1, -2):
             turned = torch.from_numpy(rng.random(self.schedule.batch) < 0.5).view(-1, 1, 1, 1)
@@ -68,11 +68,11 @@ class PraNetDemo(
 
     def score(self, network: nn.Module) -> float:
         data = self.split("valid")
-        return mean_dice_at_half(predict_maps(network, data.images), data.masks)
+        return mean_dice_at_half(predict_maps(network, data.images), data.truth)
 
     def measure(self, network: nn.Module) -> dict[str, float]:
         data = self.split("test")
-        return score_frames(predict_maps(network, data.images), data.masks)
+        return score_frames(predict_maps(network, data.images), data.truth)
 
     def facts(self) -> dict[str, str]:
         return {

@@ -10,7 +10,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import Field, PrivateAttr
 from scipy.special import expit, logit
 from torch import Tensor, nn
@@ -26,8 +25,8 @@ from fovea_recipes.medical_seg.evaluation import (
 from fovea_recipes.medical_seg.losses import deep_supervision
 from fovea_recipes.training.calibrate import ServingFacts, reliability_facts
 from fovea_recipes.training.data.augment import Augment, Warp, warp_mask, warp_picture
-from fovea_recipes.training.data.mask_folders import MaskSet, find_masks
-from fovea_recipes.training.data.survey import FileProblem, Survey, near_copies, unreadable
+from fovea_recipes.training.data.mask_folders import MaskSet, find_masks, read_mask
+from fovea_recipes.training.data.survey import FileProblem, Survey, near_copies, picture_size, unreadable
 from fovea_recipes.training.folder_recipe import FolderRecipe, epoch, is_empty
 from fovea_recipes.training.imagenet import load_imagenet
 from fovea_recipes.training.intervals import mean_interval
@@ -105,16 +104,24 @@ class PraNetLiteRecipe(FolderRecipe, name="pranet", weights="pranet", builds="pr
         out = self.is_held_out(pairs.pictures)
         train, self._out = pairs.take(np.flatnonzero(~out)), pairs.take(np.flatnonzero(out))
         order = np.random.default_rng(self.seed).permutation(len(train))
-        aside = min(self.choose, len(train) // 4)
+        aside = max(1, min(self.choose, len(train) // 4))
+        images, masks = train.take(order).load(self.scale.side)
+        marks = (masks > 128).any(axis=(1, 2))
+        marked = int(marks.sum())
+        self.require(marked, 2, "pictures with a mark to train on", problems)
+        self.require(
+            sum(bool((read_mask(mask) > 128).any()) for mask in self._out.masks), 1, "held-out marks", problems
+        )
+        if not marks[:aside].any():  # weights are chosen by pictures with a mark
+            ends = [0, int(marks.argmax())]
+            images[ends], masks[ends] = images[ends[::-1]], masks[ends[::-1]]
         self._frames = train.pictures
-        self._choose = train.take(order[:aside]).load(self.scale.side)
-        self._train = train.take(order[aside:]).load(self.scale.side)
-        marked = int(sum(mask.any() for mask in (*self._train[1], *self._choose[1])))
+        self._choose, self._train = (images[:aside], masks[:aside]), (images[aside:], masks[aside:])
         self._survey = Survey(
             len(train),
             len(self._out),
             {"marked": marked, "empty": len(train) - marked},
-            _sizes(pairs),
+            [picture_size(path) for path in pairs.pictures],
             problems,
             near_copies(train.pictures, self._out.pictures),
         )
@@ -246,23 +253,14 @@ def _without_polyp(mask: NDArray[np.uint8], warp: Warp, side: int, rng: np.rando
 
 def _broken(pairs: MaskSet) -> list[FileProblem]:
     """Files that can't be decoded, and masks of another shape than their picture's."""
-    problems = unreadable((*pairs.pictures, *pairs.masks))
+    problems = unreadable(pairs.pictures) + unreadable(pairs.masks, read_mask)
     bad = {each.path for each in problems}
     for picture, mask in zip(pairs.pictures, pairs.masks, strict=True):
         if bad & {picture, mask}:
             continue
-        with Image.open(picture) as first, Image.open(mask) as second:
-            (w1, h1), (w2, h2) = first.size, second.size
+        (h1, w1), (h2, w2) = picture_size(picture), picture_size(mask)
         if abs(w1 * h2 - h1 * w2) > 0.02 * w1 * h2:
             problems.append(
                 FileProblem(mask, "has another shape than its picture, left out", f"{w2}×{h2} for {w1}×{h1}")
             )
     return problems
-
-
-def _sizes(pairs: MaskSet) -> list[tuple[int, int]]:
-    sizes = []
-    for path in pairs.pictures:
-        with Image.open(path) as picture:
-            sizes.append((picture.height, picture.width))
-    return sizes

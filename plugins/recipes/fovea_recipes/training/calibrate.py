@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fovea_recipes.training.data.mask_folders import is_mask
-from fovea_recipes.training.data.survey import list_pictures
+from fovea_recipes.training.data.survey import list_pictures, unreadable
 from fovea_recipes.training.novelty import auroc, cross_distances, drop_boundary, fit_boundaries, fit_gaussian
 from fovea_recipes.training.score_calibration import reliability
 
@@ -98,7 +98,7 @@ def reliability_facts(raw: NDArray[Any], calibrated: NDArray[Any], hits: NDArray
 
 
 def sample_pictures(folder: Path, most: int, seed: int = 0) -> list[Path]:
-    """Some pictures below a folder; masks, in folders of their own or as a PNG next to a JPEG, are left out."""
+    """Some pictures below a folder, but no masks (in own folders, or a PNG next to a JPEG) and no broken files."""
     paths = list_pictures(folder)
     photographs = {path.with_suffix("") for path in paths if path.suffix.lower() in {".jpg", ".jpeg"}}
     found = [
@@ -107,4 +107,4 @@ def sample_pictures(folder: Path, most: int, seed: int = 0) -> list[Path]:
         if not is_mask(path, folder) and not (path.suffix.lower() == ".png" and path.with_suffix("") in photographs)
     ]
     order = np.random.default_rng(seed).permutation(len(found))[:most]
-    return [found[index] for index in np.sort(order)]
+    return [found[index] for index in np.sort(order) if not unreadable([found[index]])]

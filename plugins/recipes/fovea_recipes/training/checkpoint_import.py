@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fovea.errors import InvalidOption, Malformed, NotFound, TooLarge, UnsupportedMedia
 from fovea_recipes.training.initializers import FOLDED, read_initializers
 from fovea_recipes.training.publish import arrays_of, code_facts
+from fovea_recipes.training.recipe import join_names
 from fovea_recipes.training.safe_unpickler import CheckpointTensors, read_unpickled
 from shared.registry import network
 from shared.registry.discovery import layouts
@@ -66,7 +67,7 @@ def import_weights(model: str, file: Path, folder: Path) -> Imported:
     net = _official(model, config)
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    names = {"names": ",".join(name.replace(",", " ") for name in held.names)} if held.names else {}
+    names = {"names": join_names(held.names)} if held.names else {}
     wanted = net.state_dict()
     try:
         missing, unexpected = compare(state, wanted, idle=getattr(net, "idle", ()))

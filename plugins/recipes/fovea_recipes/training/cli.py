@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from fovea.errors import InvalidOption
+from shared.registry.discovery import shipped_weights
 from shared.registry.imported_weights import publish_weights
 from shared.settings import settings
 from shared.storage import open_object_store
@@ -91,7 +92,8 @@ def train(
     chosen = configure_recipe(kind, [*own.build(), *(set_ or [])])
     data_dir = settings().data_dir / "training"
     if own.data is not None:
-        name = model_name(name or f"{recipe}-{own.data.resolve().name}")
+        name = model_name(name) if name else f"{recipe}-{model_name(own.data.resolve().name)}"
+        _check_name(name, kind)
     folder = folder or data_dir / (recipe if own.data is None else str(name))
     out = out or (folder / "result" if own.data is None else settings().weights_dir)
     with importlib.import_module("fovea_recipes.training.progress_report").ProgressReport(console) as report:
@@ -115,8 +117,19 @@ def recalibrate(
 
 
 def model_name(text: str) -> str:
-    """A name as models have them: lower case, digits, dots and dashes."""
-    return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-._") or "model"
+    """A name as models have them: lower case, digits, dots and dashes; InvalidOption if nothing of it can be kept."""
+    if not (name := re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-._")):
+        detail = f"{text!r} has no letter a to z and no digit, which names of models are made of."
+        raise InvalidOption(detail, hint="Name the model with --name.", field="name")
+    return name
+
+
+def _check_name(name: str, kind: type[Recipe]) -> None:
+    """See that no model of another network has that name: its service would find these weights in place of its own."""
+    recipes, shipped = importlib.import_module("fovea_recipes.training.recipe").recipes(), shipped_weights()
+    if name in {*shipped, *(each.weights for each in recipes.values())} - {kind.weights, kind.serves}:
+        detail = f"{name} is a model of Fovea's own, and {kind.name} trains another network."
+        raise InvalidOption(detail, hint="Choose another --name.", field="name")
 
 
 def configure_recipe(kind: type[Recipe], assignments: list[str]) -> Recipe:

@@ -11,7 +11,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_serializer
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from fovea.errors import InvalidOption
 from fovea_recipes.training.calibrate import ServingFacts, fit_novelty_detector, sample_pictures
 from fovea_recipes.training.data.ood_images import make_ood_image, scramble
 from fovea_recipes.training.data.splits import held_out
-from fovea_recipes.training.data.survey import FileProblem, Survey
+from fovea_recipes.training.data.survey import FileProblem, Survey, read_picture
 from fovea_recipes.training.recipe import Recipe
 from shared.registry.discovery import shipped_weights
 from shared.registry.weights import find_weights, read_weights
@@ -109,8 +108,7 @@ class FolderRecipe(Recipe):
 
     def read(self, path: Path) -> Pixels:
         """A picture (h, w, 3) as it is trained on and measured."""
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
+        return read_picture(path)
 
     def embedder(self, network: nn.Module) -> Callable[[Pixels], NDArray[np.float32]] | None:
         """Features (c,) of a picture as it is served; None where the network has none to compare by."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -199,6 +199,11 @@ def decay_kernels(network: nn.Module, schedule: Schedule) -> torch.optim.Optimiz
     others = [p for p in network.parameters() if p.ndim <= 1 and p.requires_grad]
     groups = [{"params": kernels, "weight_decay": schedule.decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=schedule.rate, betas=schedule.betas)
+
+
+def join_names(names: Iterable[str]) -> str:
+    """Names of classes as a manifest lists them, with commas between: those within a name become spaces."""
+    return ",".join(" ".join(name.replace(",", " ").split()) for name in names)
 
 
 def recipes() -> dict[str, type[Recipe]]:

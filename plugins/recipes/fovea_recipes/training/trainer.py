@@ -179,7 +179,7 @@ class _Loop:
         mine = self._state()
         if any(state[key] != mine[key] for key in ("recipe", "knobs", "data")):
             detail = f"The checkpoint in {self.folder} was made with another recipe, other knobs or other data."
-            raise Conflict(detail, hint="Use another folder, or delete this one.")
+            raise Conflict(detail, hint="Delete it to train anew, or give another --folder.")
         parts: dict[str, dict[str, Tensor]] = {"live": {}, "average": {}, "optimizer": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition("/")

@@ -16,7 +16,7 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from fovea_recipes.training.data.class_folders import find_classes
-from fovea_recipes.training.data.survey import Survey, near_copies
+from fovea_recipes.training.data.survey import Survey, near_copies, read_picture
 from fovea_recipes.training.folder_recipe import FolderRecipe
 from fovea_recipes.training.intervals import mean_interval
 from fovea_recipes.training.recipe import Batch, Schedule
@@ -96,10 +96,9 @@ class RRFormerPhotographs(FolderRecipe, name="rrformer", weights="rrformer-resto
         return f"train:{train.digest} held-out:{out.digest}"
 
     def _read(self, path: Path) -> Picture:
-        with Image.open(path) as picture:
-            image = picture.convert("RGB")
-            image.thumbnail((self.longest, self.longest), Image.Resampling.LANCZOS)
-            return np.asarray(image)
+        image = Image.fromarray(read_picture(path))
+        image.thumbnail((self.longest, self.longest), Image.Resampling.LANCZOS)
+        return np.asarray(image)
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
         drawn = self._pairs(self._train, self.schedule.batch, rng, self.plain)

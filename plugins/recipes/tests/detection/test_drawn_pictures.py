@@ -22,7 +22,7 @@ def test_a_box_is_tight_around_what_was_drawn(monkeypatch):
     grain = Grain(kind=7, x=90, y=100, a=20, b=17, angle=0.4)
     monkeypatch.setattr("fovea_recipes.detection.hieraedgenet.data._scatter", lambda *_: [grain])
     monkeypatch.setattr("fovea_recipes.detection.hieraedgenet.data._debris", lambda *_: None)
-    with_grain = draw_slide(np.random.default_rng(4)).image.astype(int)
+    with_grain = draw_slide(np.random.default_rng(4), 0, 192)[0].astype(int)
     monkeypatch.setattr("fovea_recipes.detection.hieraedgenet.data._draw", lambda *_: None)
     changed = np.abs(with_grain - np.median(with_grain, axis=(0, 1))).max(axis=2) > 60
     rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))

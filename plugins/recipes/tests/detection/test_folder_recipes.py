@@ -252,7 +252,7 @@ def test_the_true_boxes_score_one_and_count_right(small, monkeypatch):
     def perfect(_net, images):
         made = torch.zeros(len(images), 4 + len(KINDS), 10)
         for index in range(len(images)):
-            for place, (kind, x1, y1, x2, y2) in enumerate(small.split("test").of(index).tolist()):
+            for place, (kind, x1, y1, x2, y2) in enumerate(small.split("test").boxes(index).tolist()):
                 made[index, :4, place] = torch.tensor([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
                 made[index, 4 + int(kind), place] = 0.9
         return made

@@ -92,20 +92,20 @@ def pictures(count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 
 def test_the_chosen_score_counts_right_and_scores_are_calibrated():
-    chosen = choose_scores(*pictures(40), ("square",))
-    metrics = chosen.calibration.metrics
+    chosen, intervals = choose_scores(*pictures(40), ("square",))
+    metrics = chosen.metrics
     assert metrics["calibration_error"] < metrics["calibration_error_raw"]
     assert metrics["count_error_square"] < 0.15
     assert abs(metrics["count_total_square"]) < 0.1
-    low, high = chosen.intervals["count_error_square"]
+    low, high = intervals["count_error_square"]
     assert low <= metrics["count_error_square"] <= high
-    assert 0 < chosen.calibration.constants["confidence"] < 1
+    assert 0 < chosen.constants["confidence"] < 1
 
 
 def test_counts_are_compared_by_class_and_one_picture_is_enough():
     truth, found = pictures(1)
-    assert choose_scores(truth, found, ("square",)).calibration.metrics["count_error_all"] < 1
-    assert choose_scores(truth, [found[0][:0]], ("square",)).calibration.metrics["count_error_all"] == 1
+    assert choose_scores(truth, found, ("square",))[0].metrics["count_error_all"] < 1
+    assert choose_scores(truth, [found[0][:0]], ("square",))[0].metrics["count_error_all"] == 1
     truth = [np.array([[0, 0, 0, 9, 9], [1, 0, 0, 9, 9]], float), np.zeros((0, 5))]
     found = [np.array([[0, 0, 9, 9, 0.9, 0]], float), np.zeros((0, 6))]
     errors, _ = count_errors(truth, found, ("a", "b", "c"))

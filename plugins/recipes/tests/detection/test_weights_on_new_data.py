@@ -10,7 +10,8 @@ from fovea_actions.models.bmn import BmnCsaActionDetector
 from fovea_actions.schema import ActionsOut
 from fovea_actions.segments.proposals import interval_iou
 from fovea_recipes.detection.bmn.data import videos
-from fovea_recipes.detection.hieraedgenet.data import draw_split
+from fovea_recipes.detection.hieraedgenet.data import draw_slide
+from fovea_recipes.training.data.synthetic import draw_split
 from plugins.actions.tests.test_action_route import npz
 from services.detection.models.hieraedgenet import HieraEdgeNetBoxDetector
 from shared.registry import CallContext, LoadContext
@@ -57,13 +58,13 @@ def test_the_served_graph_has_no_fourier_operator_and_takes_one_size(served, pla
 
 
 def test_most_large_spiny_grains_of_new_slides_are_found(served):
-    held = draw_split("test", 24, seed=88)
+    held = draw_split(draw_slide, "test", 24, 88, 192)
     answers = served.predict(
         [DetectIn(image=encode(image), classes=("spiny-large",)) for image in held.images], CallContext()
     )
     hits = []
     for index, answer in enumerate(answers):
-        for kind, *box in held.of(index).tolist():
+        for kind, *box in held.boxes(index).tolist():
             if kind == 7:
                 centre = np.array([box[0] + box[2], box[1] + box[3]]) / 2
                 hits.append(

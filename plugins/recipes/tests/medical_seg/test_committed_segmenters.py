@@ -8,7 +8,8 @@ from PIL import Image
 
 from fovea.api.mask import SegmentIn
 from fovea_recipes.medical_seg.evaluation import mean_dice_at_half
-from fovea_recipes.medical_seg.polyps import draw_split
+from fovea_recipes.medical_seg.polyps import draw_frame
+from fovea_recipes.training.data.synthetic import draw_split
 from services.medical_seg.models.pranet import PraNetSegmenter, PraNetV2Segmenter
 from shared.registry import CallContext, LoadContext
 from shared.registry.weights import read_weights
@@ -36,19 +37,19 @@ def test_a_frame_without_contrast_is_answered_with_a_warning(served, shade):
 
 
 def test_served_masks_of_fresh_frames_are_as_good_as_told_and_the_example_is_found(served):
-    drawn = draw_split("test", 30, seed=77)
+    drawn = draw_split(draw_frame, "test", 30, 77, 160)
     answers = served.predict(
         [SegmentIn(image=encode(image), include=("mask",)) for image in drawn.images], CallContext()
     )
     masks = np.stack([np.asarray(Image.open(io.BytesIO(answer.mask))) > 0 for answer in answers])
     measured = read_weights(PraNetV2Segmenter.folder / "pranet-v2.safetensors").manifest.metrics["dice_at_half"]
-    assert mean_dice_at_half(masks.astype(np.float32), drawn.masks) == pytest.approx(measured, abs=0.02)
+    assert mean_dice_at_half(masks.astype(np.float32), drawn.truth) == pytest.approx(measured, abs=0.02)
     assert [answer.empty for answer in answers][9::10] == [True, True, True]
     request = served.example()
     assert len(request.image) <= 15_000
     (answer,) = served.predict([request], CallContext())
     found = np.asarray(Image.open(io.BytesIO(answer.mask))) > 0
-    truth = draw_split("test", 1, seed=1).masks[0]
+    truth = draw_split(draw_frame, "test", 1, 1, 160).truth[0]
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.9
 
 

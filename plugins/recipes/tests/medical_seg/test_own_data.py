@@ -81,6 +81,8 @@ def test_samples_without_a_polyp_come_from_frames_with_one_and_too_few_are_refus
     assert np.mean(shares) > 0.6
     with pytest.raises(InvalidOption, match="2 pictures with masks"):
         recipe(frames(tmp_path / "few", 2)).prepare(tmp_path)
+    with pytest.raises(InvalidOption, match="0 held-out marks"):
+        recipe(tmp_path / "data").model_copy(update={"held_out": "00|04"}).prepare(tmp_path)
 
 
 DOC = Path(__file__).parents[4] / "docs" / "09-your-own-data.md"

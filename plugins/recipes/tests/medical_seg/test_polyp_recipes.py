@@ -7,10 +7,11 @@ from PIL import Image
 
 from fovea.errors import NotFound
 from fovea_recipes.medical_seg.evaluation import mean_dice_at_half, score_frames
-from fovea_recipes.medical_seg.polyps import draw_split
+from fovea_recipes.medical_seg.polyps import draw_frame
 from fovea_recipes.medical_seg.pranet_demo import PraNetDemo
 from fovea_recipes.medical_seg.pranet_full import PraNetFull, PraNetV2Full
 from fovea_recipes.training.data.mask_folders import find_masks
+from fovea_recipes.training.data.synthetic import draw_split
 from fovea_recipes.training.recipe import MultiScale, Schedule
 from fovea_recipes.training.trainer import fit
 
@@ -22,10 +23,10 @@ SMALL = {**TINY, "schedule": SOON, "train": 12, "valid": 10, "test": 20, "scale"
 @pytest.fixture
 def folder(tmp_path):
     """Pictures and masks as data sets hold them: other sizes, other suffixes."""
-    drawn = draw_split("train", 10, seed=5, size=96)
+    drawn = draw_split(draw_frame, "train", 10, 5, 96)
     for kind in ("images", "masks"):
         (tmp_path / "set" / kind).mkdir(parents=True)
-    for index, (image, mask) in enumerate(zip(drawn.images, drawn.masks, strict=True)):
+    for index, (image, mask) in enumerate(zip(drawn.images, drawn.truth, strict=True)):
         Image.fromarray(image).resize((120, 90)).save(tmp_path / "set" / "images" / f"{index}.jpg")
         Image.fromarray(mask).convert("L").resize((120, 90)).save(tmp_path / "set" / "masks" / f"{index}.png")
     return tmp_path / "set"
@@ -36,13 +37,13 @@ def test_pictures_and_masks_are_flipped_together(tmp_path):
     recipe = PraNetDemo(**{**SMALL, "train": 40, "scale": MultiScale(side=160, rates=(1.0,))})
     recipe.prepare(tmp_path)
     data = recipe.split("train")
-    originals = {mask.tobytes() for mask in data.masks}
+    originals = {mask.tobytes() for mask in data.truth}
     flipped = 0
     for step in range(6):
         (batch,) = recipe.batches(step, np.random.default_rng(step))
         for image, mask in zip(batch["image"], batch["mask"], strict=True):
             flipped += mask[0].numpy().astype(bool).tobytes() not in originals
-            for candidate, truth in zip(data.images, data.masks, strict=True):
+            for candidate, truth in zip(data.images, data.truth, strict=True):
                 turned = [(s, np.flip(truth, s)) for s in ((), (0,), (1,), (0, 1))]
                 match = [s for s, t in turned if t.any() and np.array_equal(t, mask[0].numpy().astype(bool))]
                 if match:

@@ -16,7 +16,7 @@ from fovea_recipes.training.data.box_sets import check_boxes, find_boxes, mask_b
 from fovea_recipes.training.data.class_folders import find_classes
 from fovea_recipes.training.data.mask_folders import find_masks, read_mask
 from fovea_recipes.training.data.splits import group_of, held_out
-from fovea_recipes.training.data.survey import Survey, near_copies, unreadable
+from fovea_recipes.training.data.survey import Survey, near_copies, picture_size, read_picture, unreadable
 from fovea_recipes.training.imagenet import load_imagenet
 from shared.vision.backbones.efficientnet_lite import EfficientNetLite0
 
@@ -59,7 +59,7 @@ def as_coco(folder: Path) -> None:
 
 
 def as_yolo(folder: Path) -> None:
-    (folder / "labels").mkdir()
+    (folder / "labels").mkdir(exist_ok=True)
     (folder / "data.yaml").write_text("names: [cat, dog]\n")
     for stem, boxes in BOXES.items():
         rows = [
@@ -78,6 +78,82 @@ def test_every_format_says_the_same(pictures, write):  # type: ignore[no-untyped
     assert np.allclose(found.rows[0], [[0, 10, 20, 50, 60]], atol=1e-4)
     assert np.allclose(found.rows[1], [[1, 0, 0, 30, 40], [0, 60, 10, 90, 70]], atol=1e-4)
     assert found.counts == {"cat": 2, "dog": 1}
+
+
+def test_pictures_are_read_as_they_are_served(tmp_path):
+    tones = np.linspace(0, 65535, 40 * 20).astype(np.uint16).reshape(20, 40)
+    Image.fromarray(tones).save(tmp_path / "deep.png")
+    assert np.array_equal(read_picture(tmp_path / "deep.png")[..., 0], tones >> 8)
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    clear.save(tmp_path / "clear.png")
+    assert (read_picture(tmp_path / "clear.png") == 255).all()
+    exif = Image.Exif()
+    exif[274] = 6
+    for suffix in ("jpg", "png", "tif", "webp"):
+        Image.new("RGB", (40, 20)).save(tmp_path / f"turned.{suffix}", exif=exif)
+        file = tmp_path / f"turned.{suffix}"
+        assert (picture_size(file), read_picture(file).shape[:2]) == ((40, 20), (40, 20)), suffix
+
+
+@pytest.mark.parametrize("write", [as_voc, as_coco, as_yolo])
+def test_pictures_of_one_name_in_two_folders_keep_their_own_labels(tmp_path, write, monkeypatch):
+    for split, name in (("train", "cat"), ("valid", "dog")):
+        home = tmp_path / split
+        noise(home / "images" / "a.png", len(split))
+        (home / "labels").mkdir()
+        monkeypatch.setitem(globals(), "BOXES", {"a": [(name, 10, 20, 50, 60)]})
+        write(made := tmp_path / split / ("labels" if write is as_voc else ""))
+        (made / "data.yaml").unlink(missing_ok=True)
+    (tmp_path / "data.yaml").write_text("train: ../x\n\nnames:  # two\n  0: cat\n  1: 'dog'  # pets\nnc: 2\n")
+    found = find_boxes(tmp_path)
+    assert found.names == ("cat", "dog")
+    assert [path.parts[-3] for path in found.pictures] == ["train", "valid"]
+    assert [rows[:, 0].tolist() for rows in found.rows] == [[0], [1]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['names: ["cat, wild", dog]', "names:\n- cat, wild\n- dog\n", "nc: 2\nnames: {0: 'cat, wild', 1: dog}\n",
+     "names:\n  0: cat, wild\n  1: dog\npath: x"],
+)  # fmt: skip
+def test_classes_of_yolo_are_named_in_every_way(pictures, text):
+    as_yolo(pictures)
+    (pictures / "data.yaml").write_text(text)
+    assert find_boxes(pictures).names == ("cat, wild", "dog")
+    (pictures / "labels" / "classes.txt").write_text("\ufeffkitten\r\npuppy\r\n", "utf8")
+    assert find_boxes(pictures).names == ("kitten", "puppy")
+
+
+def test_outlines_of_yolo_are_boxed_and_other_lines_are_told_by_their_place(pictures):
+    as_yolo(pictures)
+    label = pictures / "labels" / "a.txt"
+    label.write_text("0 0.1 0.25 0.5 0.3 0.3 0.75\n\n1 0.5 0.5 0.2 0.4 0.87\n")
+    assert np.allclose(find_boxes(pictures).rows[0], [[0, 10, 20, 50, 60], [1, 40, 24, 60, 56]], atol=1e-4)
+    label.write_text("0 0.5 0.5 0.2 0.4\n1 0.5 0.5\n")
+    with pytest.raises(InvalidOption, match=r"Line 2 of .*a\.txt"):
+        find_boxes(pictures)
+
+
+def test_mistakes_in_coco_files_are_named_and_the_rest_is_used(pictures):
+    as_coco(pictures)
+    held = json.loads((pictures / "instances.json").read_text())
+    box = [0, 0, 5, 5]
+    held["annotations"] += [
+        {"id": 7, "image_id": 99, "category_id": 7, "bbox": box},
+        {"id": 8, "image_id": 0, "category_id": 99, "bbox": box},
+        {"id": 9, "image_id": 0, "category_id": 7},
+    ]
+    held["images"].append({"id": 5, "file_name": "gone.png"})
+    (pictures / "instances.json").write_text("\ufeff" + json.dumps(held), "utf8")
+    (pictures / "captions.json").write_text("[]")
+    found, problems, _ = check_boxes(find_boxes(pictures, names=["dog", "cat"]))
+    assert (found.names, found.counts) == (("dog", "cat"), {"dog": 1, "cat": 2})
+    assert sorted(each.detail or each.path.name for each in problems) == ["gone.png", "label 7", "label 8", "label 9"]
+
+
+def test_a_test_folder_is_held_out_next_to_a_validation_folder(tmp_path):
+    paths = [tmp_path / split / "a.png" for split in ("train", "val", "test")]
+    assert held_out(paths, tmp_path).tolist() == [False, True, True]
 
 
 def test_classes_beyond_the_names_and_no_labels_are_refused(pictures):
@@ -120,12 +196,14 @@ def test_parts_of_masks_join_when_they_are_near():
 
 @pytest.mark.parametrize(
     ("mode", "values"),
-    [("1", (0, 1)), ("L", (0, 255)), ("L", (0, 1)), ("P", (0, 3)), ("I;16", (0, 65535)), ("I;16", (0, 1))],
-)
+    [("1", (0, 1)), ("L", (0, 255)), ("L", (0, 1)), ("L", (0, 100)), ("P", (0, 3)), ("I;16", (0, 65535)),
+     ("I;16", (0, 1)), ("RGB", ((0, 0, 0), (250, 50, 83))), ("RGB", ((0, 0, 0), (0, 0, 128))),
+     ("RGBA", ((255, 255, 255, 0), (255, 255, 255, 255))), ("LA", ((0, 255), (255, 255)))],
+)  # fmt: skip
 def test_masks_of_every_depth_mark_the_same(tmp_path, mode, values):
     marked = np.zeros((20, 30), bool)
     marked[5:10, 5:20] = True
-    array = np.where(marked, values[1], values[0])
+    array = np.where(marked if np.ndim(values) == 1 else marked[..., None], values[1], values[0])
     if mode == "1":
         mask = Image.fromarray(marked)
     elif mode == "P":
@@ -180,9 +258,11 @@ def test_class_folders(tmp_path):
         for seed in range(3):
             noise(tmp_path / name / f"{seed}.jpg", 10 * index + seed)
     (tmp_path / "hat" / "bad.jpg").write_bytes(b"no picture")
+    noise(tmp_path / ".cache" / "0.jpg", 9)
+    (tmp_path / "empty").mkdir()
     found, problems = find_classes(tmp_path)
     assert (found.names, found.counts) == (("hat", "shoe"), {"hat": 3, "shoe": 3})
-    assert [problem.path.name for problem in problems] == ["bad.jpg"]
+    assert [problem.path.name for problem in problems] == ["bad.jpg", "empty"]
     assert unreadable(found.pictures) == []
 
 

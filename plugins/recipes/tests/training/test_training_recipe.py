@@ -22,7 +22,7 @@ from fovea_recipes.training import cli as training_cli
 from fovea_recipes.training.cli import configure_recipe
 from fovea_recipes.training.initializers import read_initializers
 from fovea_recipes.training.publish import _round, arrays_of, publish
-from fovea_recipes.training.recipe import recipe_named, recipes
+from fovea_recipes.training.recipe import join_names, recipe_named, recipes
 from fovea_recipes.training.trainer import fit
 from shared.export.onnx_export import export_onnx
 from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
@@ -100,6 +100,16 @@ def test_train_without_a_name_lists_recipes_and_with_one_writes_weights(cli, tmp
     assert "error" in result.output
     assert (tmp_path / "out" / "line.safetensors").exists()
     assert (tmp_path / "data" / "training" / "line" / "last.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "told"), [("细胞", None, "no letter a to z"), ("shapes", "pranet", "trains another network")]
+)
+def test_a_training_never_takes_the_name_of_another_network(monkeypatch, tmp_path, folder, name, told):
+    monkeypatch.setattr(training_cli, "settings", lambda: Settings(data_dir=tmp_path / "data"))
+    with pytest.raises(InvalidOption, match=told):
+        training_cli.train("patnet", own=training_cli.OwnData(tmp_path / folder), name=name)
+    assert join_names(["E. coli, live", "Pollen"]) == "E. coli live,Pollen"
 
 
 def test_verbs_load_no_torch_until_they_run():

@@ -4,12 +4,13 @@
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.kernels import BlockCsr
 from services.llm_longctx.methods.core.attention_method import AttentionMethod, Reference
 from services.llm_longctx.methods.core.hook_inputs import Chunk
@@ -18,6 +19,7 @@ from services.llm_longctx.methods.core.oracle import attention_weights, blocks_t
 from services.llm_longctx.methods.core.sparsity_claims import build_method_claim
 from services.llm_longctx.methods.dhsa.blocks import BlockGrid, select_blocks
 from services.llm_longctx.methods.dhsa.chunks import fixed_boundaries, mass_ratios, select_boundaries, select_tokens
+from shared.lm.head_plan import HeadPlan
 
 __all__ = ["Dhsa", "mass_ratios", "select_boundaries"]
 
@@ -52,15 +54,7 @@ class Dhsa(AttentionMethod):
 
     contract_knobs: ClassVar = (
         {"block": 8, "budget": 14, "global_tokens": 2, "local_tokens": 8, "instruction": 3, "chunk": 4},
-        {
-            "block": 4,
-            "budget": 14,
-            "global_tokens": 6,
-            "local_tokens": 4,
-            "instruction": 3,
-            "chunk": 4,
-            "dedupe": False,
-        },
+        {"block": 4, "budget": 14, "global_tokens": 6, "local_tokens": 4, "instruction": 3, "dedupe": False},
         {"variant": "topk", "block": 8, "key_block": 4, "density": 0.4, "causal_safe": True},
         {"variant": "vs", "block": 8, "key_block": 4, "density": 0.4},
     )
@@ -83,16 +77,21 @@ class Dhsa(AttentionMethod):
             return Reference(attention_weights(q, k, mask) @ repeat_kv(v, H), mask, {"block_mask": kept})
         if indices is None:
             indices = self._tokens(q.double(), k.double(), 0, max(N - self.instruction, 0), boundaries)
-        copies = torch.zeros(N, N, dtype=torch.float64)
+        copies = torch.ones(N, N, dtype=torch.float64)
         rows = torch.arange(max(N - self.instruction, 0))
         listed = torch.zeros(len(indices), N, dtype=torch.float64)
         listed.scatter_add_(1, indices.long(), torch.ones(indices.shape, dtype=torch.float64))
         copies[: len(rows)] = listed[rows // self.block]
-        copies[len(rows) :] = 1
         mask = (copies > 0) & causal_mask(N)
         bias = torch.zeros_like(copies) if self.dedupe else copies.clamp(min=1).log()
         out = attention_weights(q, k, mask, bias) @ repeat_kv(v, H)
         return Reference(out, mask.expand(H, N, N), {"indices": indices}, bias.expand(H, N, N))
+
+    def bind(self, plan: HeadPlan | None) -> Self:
+        if self.variant == "chunks" and self.budget < (least := self.global_tokens + self.local_tokens):
+            detail = f"dhsa's budget must hold global_tokens and local_tokens: {least}, and it is {self.budget}."
+            raise InvalidOption(detail, hint="Tokens would not read their own neighbours.", field="longctx.budget")
+        return self
 
     def prefill_plan(self, chunk: Chunk) -> PrefillPlan:
         N = chunk.k.shape[1]

@@ -36,6 +36,13 @@ def find_grammar_source(options: GenerationOptions) -> GrammarSource | None:
     return None if source is None else (source, "response_format")
 
 
+def asks_for_json(options: GenerationOptions) -> bool:
+    """Whether the answer is JSON from its first character, so that it holds neither thoughts nor calls."""
+    given, form = options.structured_outputs, options.response_format
+    is_json = given is not None and bool(given.json_ is not None or given.json_object)
+    return is_json or (form is not None and form.type.startswith("json_"))
+
+
 def find_unenforced_keywords(options: GenerationOptions) -> tuple[str, ...]:
     """Keywords of the request's schema that are left to the model, because the schema is not strict."""
     given = options.response_format.json_schema if options.response_format is not None else None

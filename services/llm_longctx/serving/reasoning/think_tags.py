@@ -48,10 +48,9 @@ class ThinkTagParser(ReasoningParser):
         if len(start) < len(_OPEN) and _OPEN.startswith(start):
             return False
         self._is_thinking = start.startswith(_OPEN)
+        self._is_begun = not self._is_thinking
         if self._is_thinking:
             self._text = start.removeprefix(_OPEN)
-        else:
-            self._is_begun = True
         return True
 
     def _trim(self, text: str) -> str:

@@ -49,7 +49,8 @@ class JsonCall:
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
             return []
         text = arguments if isinstance(arguments, str) else json.dumps(arguments)
-        return [CallUpdate(self._index, name, text)] if isinstance(name, str) else []
+        is_call = isinstance(name, str) and (len(call) == 1 or "arguments" in call or "parameters" in call)
+        return [CallUpdate(self._index, name, text)] if is_call else []
 
     def _ends_with(self, char: str, place: int) -> bool:
         """Whether the object, or what is none, ends with this character."""

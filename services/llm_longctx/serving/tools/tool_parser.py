@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from fovea.api.tools import FunctionDefinition
 
-SchemaRule = Callable[[Mapping[str, Any]], str]
+SchemaRule = Callable[[Mapping[str, Any] | bool], str]
 """Makes the Lark expression of the JSON texts that meet a schema."""
 
 

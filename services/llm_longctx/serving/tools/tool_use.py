@@ -144,7 +144,7 @@ def find_parser(template: str) -> type[ToolParser]:
     return next((parser for parser in known if parser.detects(template)), HermesParser)
 
 
-def _to_rule(schema: Mapping[str, Any]) -> str:
+def _to_rule(schema: Mapping[str, Any] | bool) -> str:
     return json_expression(schema, "tools", is_strict=False)
 
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from fovea.cli.text_files import read_text
 from fovea.errors import InvalidOption, Malformed
 from fovea_lab.ruler.samples.draft import Draft, Passage, PassageQuestion
 
@@ -34,9 +35,8 @@ def read_qa(path: Path) -> tuple[QaRow, ...]:
     """
     if path.stat().st_size > MAX_QA_BYTES:
         raise InvalidOption(f"{path.name} is larger than {MAX_QA_BYTES:,} bytes.", field="qa")
-    text = path.read_text("utf-8")
     try:
-        rows = _read_rows(text)
+        rows = _read_rows(read_text(path))
     except (KeyError, TypeError, ValueError) as error:
         detail = f"{path.name} is not a file of questions: {error}."
         hint = (
@@ -54,12 +54,14 @@ def _read_rows(text: str) -> list[QaRow]:
         return [_hotpot(one) for one in json.loads(text)]
     if begins == "{" and "\n{" not in text.strip() and "paragraphs" in text:
         return [row for article in json.loads(text)["data"] for row in _squad(article)]
-    given = [json.loads(line) for line in text.splitlines() if line.strip()]
+    given = [json.loads(line) for line in text.split("\n") if line.strip()]
+    if any(not isinstance(x[part], list) for x in given for part in ("answers", "documents")):
+        raise TypeError("answers and documents are lists of texts")
     return [QaRow(str(x["question"]), _answers(x["answers"]), tuple(map(str, x["documents"]))) for x in given]
 
 
 def _answers(given: Any) -> tuple[str, ...]:
-    found = tuple(dict.fromkeys(str(x) for x in given if str(x)))
+    found = tuple(dict.fromkeys(str(x) for x in given if str(x).strip()))
     if not found:
         raise ValueError("a question has no answer")
     return found

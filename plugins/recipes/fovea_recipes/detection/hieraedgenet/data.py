@@ -4,18 +4,14 @@ Knows how grains, debris and a bright field look, roughly; knows nothing about t
 depends on nothing but (seed, split, index), so any part can be drawn alone and in any order.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
-
-from fovea_recipes.training.data.synthetic import Split, load_or_draw, sample_rng
 
 Pixels = NDArray[np.float32]
 
@@ -75,46 +71,8 @@ class Grain:
         return np.clip(corners, 0, size).astype(np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class Slide:
-    """One picture (h, w, 3) uint8, with the class id and the box (x1, y1, x2, y2) of each grain in rows of five."""
-
-    image: NDArray[np.uint8]
-    grains: NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Slides:
-    """A split: pictures (n, h, w, 3) uint8, rows (image, class, x1, y1, x2, y2) of all grains, sha256 over both."""
-
-    images: NDArray[np.uint8]
-    grains: NDArray[np.float32]
-    digest: str
-
-    def of(self, index: int) -> NDArray[np.float32]:
-        """Rows (class, x1, y1, x2, y2) of one picture."""
-        return np.asarray(self.grains[self.grains[:, 0] == index, 1:])
-
-
-def slides(split: Split, count: int, *, seed: int, size: int = 192, cache: Path | None = None) -> Slides:
-    """The first `count` slides of a split; with `cache` they are drawn once and mapped from disk afterwards."""
-    name, options = f"pollen-{split}-{count}x{size}-seed{seed}", {"seed": seed, "size": size}
-    return load_or_draw(draw_split, Slides, cache, name, split=split, count=count, **options)
-
-
-def draw_split(split: Split, count: int, *, seed: int, size: int = 192) -> Slides:
-    """Draw `count` slides of a split."""
-    images, rows = np.empty((count, size, size, 3), np.uint8), []
-    for index in range(count):
-        slide = draw_slide(sample_rng(seed, split, index), size)
-        images[index] = slide.image
-        rows.append(np.column_stack((np.full(len(slide.grains), index, np.float32), slide.grains)))
-    grains = np.concatenate(rows).astype(np.float32)
-    return Slides(images, grains, hashlib.sha256(images.tobytes() + grains.tobytes()).hexdigest())
-
-
-def draw_slide(rng: np.random.Generator, size: int = 192) -> Slide:
-    """One slide: light field, debris, one to six grains, defocus, sensor noise."""
+def draw_slide(rng: np.random.Generator, index: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """One slide: light field, debris, one to six grains, defocus, sensor noise; and the grains' boxes, see `Draw`."""
     picture = _field(rng, size)
     for _ in range(rng.integers(0, 7)):
         _debris(rng, picture)
@@ -124,7 +82,7 @@ def draw_slide(rng: np.random.Generator, size: int = 192) -> Slide:
     picture = gaussian_filter(picture, (*[rng.uniform(0, 1.6)] * 2, 0))
     picture += rng.normal(0, 0.015, picture.shape)
     image = np.rint(picture.clip(0, 1) * 255).astype(np.uint8)
-    return Slide(image, np.array([(grain.kind, *grain.box(size)) for grain in grains], np.float32))
+    return image, np.array([(index, grain.kind, *grain.box(size)) for grain in grains], np.float32)
 
 
 def _field(rng: np.random.Generator, size: int) -> Pixels:

@@ -12,10 +12,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fovea_recipes.detection.box_evaluation import to_centres, to_tensor
-from fovea_recipes.detection.hieraedgenet.data import KINDS, Slides, slides
+from fovea_recipes.detection.hieraedgenet.data import KINDS, draw_slide
 from fovea_recipes.detection.losses import detection_loss
 from fovea_recipes.detection.metrics.boxes import box_average_precision
-from fovea_recipes.training.data.synthetic import DrawnRecipe, Split
+from fovea_recipes.training.data.synthetic import DrawnPictures, DrawnRecipe, Split
 from fovea_recipes.training.recipe import Batch, Schedule, predict_in_batches
 from services.detection.boxes import nms
 from services.detection.layers.edge import Edge
@@ -45,8 +45,8 @@ class HieraEdgeNetDemo(
     def network(self) -> nn.Module:
         return HieraEdgeNet(**self.config())
 
-    def split(self, name: Split) -> Slides:
-        return slides(name, getattr(self, name), seed=self.seed, size=self.side, cache=self._cache)
+    def split(self, name: Split) -> DrawnPictures:
+        return self.draw_once(draw_slide, name, self.side)
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
         held = self.split("train")
@@ -54,7 +54,7 @@ class HieraEdgeNetDemo(
         images, targets = [], []
         for place, index in enumerate(chosen):
             turns, flip = int(rng.integers(4)), bool(rng.random() < 0.5)
-            image, rows = rotate_slides(held.images[index], to_centres(held.of(index), self.side), turns, flip=flip)
+            image, rows = rotate_slides(held.images[index], to_centres(held.boxes(index), self.side), turns, flip=flip)
             images.append(image)
             targets.append(np.column_stack((np.full(len(rows), place, np.float32), rows)))
         yield {"image": to_tensor(np.stack(images)), "targets": torch.from_numpy(np.concatenate(targets))}
@@ -71,7 +71,7 @@ class HieraEdgeNetDemo(
 
     def _metrics(self, network: nn.Module, split: Split) -> dict[str, float]:
         held = self.split(split)
-        truth = [held.of(index) for index in range(len(held.images))]
+        truth = [held.boxes(index) for index in range(len(held.images))]
         made = predict_slides(network, held.images)
         loose = nms(made.numpy(), confidence=0.001, iou=0.7, multi_label=True)
         precision = box_average_precision(truth, loose, THRESHOLDS)

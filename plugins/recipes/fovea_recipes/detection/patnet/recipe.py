@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from fovea_recipes.detection.patnet.data import NAMES, Patches, patches
-from fovea_recipes.training.data.synthetic import DrawnRecipe, Split
+from fovea_recipes.detection.patnet.data import NAMES, draw_patch
+from fovea_recipes.training.data.synthetic import DrawnPictures, DrawnRecipe, Split
 from fovea_recipes.training.recipe import Batch, Schedule, predict_in_batches
 from services.detection.models.fasternet_network import FasterNet
 from services.detection.models.patnet_network import PATNet
@@ -51,8 +51,8 @@ class FasterNetDemo(
     def network(self) -> nn.Module:
         return FasterNet(**self.config())
 
-    def split(self, name: Split) -> Patches:
-        return patches(name, getattr(self, name), seed=self.seed, side=self.side, cache=self._cache)
+    def split(self, name: Split) -> DrawnPictures:
+        return self.draw_once(draw_patch, name, self.side)
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
         held, count = self.split("train"), self.schedule.batch
@@ -62,7 +62,7 @@ class FasterNetDemo(
         for axis in (-1, -2):
             turned = torch.from_numpy(rng.random(count) < 0.5).view(-1, 1, 1, 1)
             image = image.where(~turned, image.flip(axis))
-        yield {"image": image, "label": torch.from_numpy(held.labels[chosen])}
+        yield {"image": image, "label": torch.from_numpy(held.truth[chosen])}
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         image = batch["image"].to(memory_format=torch.channels_last)
@@ -71,21 +71,21 @@ class FasterNetDemo(
     def score(self, network: nn.Module) -> float:
         held = self.split("valid")
         logits = predict_classes(network, held.images)
-        right = float((logits.argmax(1).numpy() == held.labels).mean())
-        return right - 1e-3 * float(F.cross_entropy(logits, torch.from_numpy(held.labels)))
+        right = float((logits.argmax(1).numpy() == held.truth).mean())
+        return right - 1e-3 * float(F.cross_entropy(logits, torch.from_numpy(held.truth)))
 
     def measure(self, network: nn.Module) -> dict[str, float]:
         held = self.split("test")
         right = self._right(network)
         found = {"top_1": float(right.mean()), "patches": float(len(right))}
         return found | {
-            f"recall.{name}": float(right[held.labels == index].mean()) for index, name in enumerate(self.classes)
+            f"recall.{name}": float(right[held.truth == index].mean()) for index, name in enumerate(self.classes)
         }
 
     def _right(self, network: nn.Module) -> NDArray[np.bool_]:
         """Which test patches are classified right."""
         held = self.split("test")
-        return np.asarray(predict_classes(network, held.images).argmax(1).numpy() == held.labels)
+        return np.asarray(predict_classes(network, held.images).argmax(1).numpy() == held.truth)
 
     def facts(self) -> dict[str, str]:
         return {

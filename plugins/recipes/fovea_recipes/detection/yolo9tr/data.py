@@ -4,15 +4,10 @@ Knows what asphalt looks like, roughly, and where damage goes; how damage itself
 a split depends on nothing but (seed, split, index).
 """
 
-import hashlib
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
 from fovea_recipes.detection.crack_synthesis import DAMAGE, SurfaceDamage
-from fovea_recipes.training.data.synthetic import Split, load_or_draw, sample_rng
 
 NAMES = tuple(DAMAGE)
 """Classes, in order of their ids."""
@@ -32,46 +27,8 @@ CLOUDS = 0.04
 Picture = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Scene:
-    """One picture (side, side, 3) uint8 and its boxes (m, 5): class, x1, y1, x2, y2 in pixels."""
-
-    image: NDArray[np.uint8]
-    boxes: NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Scenes:
-    """A split: pictures (n, side, side, 3) uint8, rows scene, class, x1, y1, x2, y2 (m, 6), the sha256 over both."""
-
-    images: NDArray[np.uint8]
-    boxes: NDArray[np.float32]
-    digest: str
-
-    def of(self, index: int) -> NDArray[np.float32]:
-        """The boxes (m, 5) of one scene: class, x1, y1, x2, y2."""
-        return self.boxes[self.boxes[:, 0] == index, 1:]
-
-
-def scenes(split: Split, count: int, *, seed: int, side: int = SIDE, cache: Path | None = None) -> Scenes:
-    """The first `count` scenes of a split; with `cache` they are drawn once and mapped from disk afterwards."""
-    name, options = f"pavement-{split}-{count}x{side}-seed{seed}", {"seed": seed, "side": side}
-    return load_or_draw(draw_split, Scenes, cache, name, split=split, count=count, **options)
-
-
-def draw_split(split: Split, count: int, *, seed: int, side: int = SIDE) -> Scenes:
-    """Draw `count` scenes of a split."""
-    images, rows = np.empty((count, side, side, 3), np.uint8), [np.empty((0, 6), np.float32)]
-    for index in range(count):
-        scene = draw_scene(sample_rng(seed, split, index), side)
-        images[index] = scene.image
-        rows.append(np.insert(scene.boxes, 0, index, axis=1))
-    boxes = np.concatenate(rows).astype(np.float32)
-    return Scenes(images, boxes, hashlib.sha256(images.tobytes() + boxes.tobytes()).hexdigest())
-
-
-def draw_scene(rng: np.random.Generator, side: int = SIDE) -> Scene:
-    """One to four damages on a piece of road; none of them hides another."""
+def draw_scene(rng: np.random.Generator, index: int, side: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """One to four damages on a piece of road, none of which hides another, and their boxes; see `Draw`."""
     picture, boxes = ground(rng, side), np.empty((0, 5), np.float32)
     for _ in range(rng.integers(1, MOST + 1)):
         kind = int(rng.integers(len(NAMES)))
@@ -81,7 +38,7 @@ def draw_scene(rng: np.random.Generator, side: int = SIDE) -> Scene:
             picture *= damage.shade[..., None]
             boxes = np.concatenate([boxes, [[kind, *box]]]).astype(np.float32)
     picture += rng.normal(0, 0.03, (side, side, 1))
-    return Scene((np.clip(picture, 0, 1) * 255).round().astype(np.uint8), boxes)
+    return (np.clip(picture, 0, 1) * 255).round().astype(np.uint8), np.insert(boxes, 0, index, axis=1)
 
 
 def _placed(

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from fovea_recipes.detection.box_evaluation import map50, predict_boxes, to_centres, to_tensor
 from fovea_recipes.detection.losses import dual_detection_loss
 from fovea_recipes.detection.metrics.boxes import box_scores
-from fovea_recipes.detection.yolo9tr.data import NAMES, SIDE, Scenes, scenes
-from fovea_recipes.training.data.synthetic import DrawnRecipe, Split
+from fovea_recipes.detection.yolo9tr.data import NAMES, SIDE, draw_scene
+from fovea_recipes.training.data.synthetic import DrawnPictures, DrawnRecipe, Split
 from fovea_recipes.training.recipe import Batch, Schedule, decay_kernels
 from services.detection.models.yolo9tr_network import Yolo9tr
 from shared.registry import network
@@ -43,14 +43,14 @@ class Yolo9trDemo(
     def strip_training_parts(self, network_: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
         return keep_main_branch(network_, self.config())
 
-    def split(self, name: Split) -> Scenes:
-        return scenes(name, getattr(self, name), seed=self.seed, side=self.side, cache=self._cache)
+    def split(self, name: Split) -> DrawnPictures:
+        return self.draw_once(draw_scene, name, self.side)
 
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
         data = self.split("train")
         chosen = rng.integers(len(data.images), size=self.schedule.batch)
         image = to_tensor(data.images[chosen])
-        rows = [np.insert(data.of(index), 0, at, axis=1) for at, index in enumerate(chosen)]
+        rows = [np.insert(data.boxes(index), 0, at, axis=1) for at, index in enumerate(chosen)]
         targets = torch.from_numpy(to_centres(np.concatenate(rows).astype(np.float32), self.side))
         for axis, column in ((-1, 2), (-2, 3)):
             turned = torch.from_numpy(rng.random(len(chosen)) < 0.5)
@@ -75,7 +75,7 @@ class Yolo9trDemo(
     def _found(self, network: nn.Module, split: Split) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Truth and detections of a split."""
         data, predict = self.split(split), cast("Yolo9tr", network).predictions
-        return [data.of(index) for index in range(len(data.images))], predict_boxes(network, data.images, predict)
+        return [data.boxes(index) for index in range(len(data.images))], predict_boxes(network, data.images, predict)
 
     def facts(self) -> dict[str, str]:
         return {

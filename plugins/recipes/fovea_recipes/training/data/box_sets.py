@@ -6,9 +6,9 @@ Knows files and their formats; knows no model. Pictures are only opened for thei
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,29 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fovea.errors import InvalidOption, NotFound
-from fovea_recipes.training.data.survey import FileProblem, list_pictures, unreadable
+from fovea_recipes.training.data.coco_masks import find_places, read_coco_files
+from fovea_recipes.training.data.mask_folders import folders_of
+from fovea_recipes.training.data.survey import FileProblem, list_pictures, picture_size, unreadable
 
 Rows = NDArray[np.float32]
-"""(m, 5): class, x1, y1, x2, y2 in pixels of the picture."""
+"""(m, 5): class, x1, y1, x2, y2 in pixels of the upright picture."""
+
+LABELS, CLASSES = "labels", "classes.txt"
+"""Name of the folders of YOLO's texts, and of the list of classes in one of them or next to them."""
+
+_NAMES = re.compile(r"^names:\s*(?:#.*\s*)?(?:[\[{]([^\]}]*)[\]}]|((?:\s*(?:-|\d+:).*)+))", re.MULTILINE)
+_IN_LINE = re.compile(r"""(?:"[^"]*"|'[^']*'|[^,])+""")
+_NAME = re.compile(r"""\s*(?:-\s|(\d+)\s*:)?\s*(?:"([^"]*)"|'([^']*)'|(.*?))(?:\s+#.*)?\s*$""")
 
 
 @dataclass(frozen=True, slots=True)
 class BoxSet:
-    """Pictures in the order of their names with their boxes, and the names of classes by id."""
+    """Pictures in the order of their names with their boxes, the names of classes by id, and what was wrong."""
 
     names: tuple[str, ...]
     pictures: tuple[Path, ...]
     rows: tuple[Rows, ...]
+    problems: tuple[FileProblem, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -60,21 +70,24 @@ def find_boxes(folder: Path, names: Sequence[str] = (), grow: int = 10) -> BoxSe
     """The data set in a folder; its files say which format it has.
 
     Args:
-        folder: Holds pictures and, next to or below, `.xml` (VOC), `.json` (COCO), `labels/*.txt` (YOLO) or masks.
+        folder: Holds pictures and, next to or below, `.xml` (VOC), `.json` (COCO), `labels/*.txt` (YOLO) or masks. Of
+            pictures of one name each has the labels that lie as it does, for example in `train/labels`.
         names: Classes, where the format does not name them (YOLO without `data.yaml`, masks), or in another order.
         grow: Pixels by which parts of masks grow before they are joined and boxed.
 
     Raises:
         NotFound: No labels of any of these formats.
+        InvalidOption: A file of labels can't be read.
     """
-    if sorted(folder.rglob("*.xml")):
-        return _voc(folder, names)
-    if found := sorted(folder.rglob("*.json")):
-        return _coco(folder, found[0])
-    if sorted(folder.rglob("*.txt")) and (folder / "labels").is_dir():
-        return _yolo(folder, names)
-    if names and _masks(folder):
-        return _masked(folder, names, grow)
+    if files := sorted(folder.rglob("*.xml")):
+        return _voc(folder, files, names)
+    if held := read_coco_files(folder):
+        return _coco(folder, held, names)
+    texts = [file for file in sorted(folder.rglob("*.txt")) if file.name != CLASSES]
+    if files := [file for file in texts if LABELS in file.relative_to(folder).parts[:-1]]:
+        return _yolo(folder, files, names)
+    if names and (masked := _masked_pairs(folder))[0]:
+        return _masked(*masked, names, grow)
     raise NotFound(
         f"There are no boxes in {folder}.",
         hint="Give a folder with Pascal VOC (.xml), COCO (.json), YOLO (labels/*.txt), or masks and names of classes.",
@@ -83,13 +96,12 @@ def find_boxes(folder: Path, names: Sequence[str] = (), grow: int = 10) -> BoxSe
 
 def check_boxes(found: BoxSet) -> tuple[BoxSet, list[FileProblem], list[tuple[int, int]]]:
     """The pictures that can be read with boxes cut to them; what was wrong; and sizes (height, width)."""
-    problems = unreadable(found.pictures)
+    problems = [*found.problems, *unreadable(found.pictures)]
     bad, stay, rows, sizes = {each.path for each in problems}, [], [], []
     for index, path in enumerate(found.pictures):
         if path in bad:
             continue
-        with Image.open(path) as picture:
-            width, height = picture.size
+        height, width = picture_size(path)
         cut, wrong = _cut(found.rows[index], width, height)
         if wrong:
             problems.append(FileProblem(path, "has labels outside of the picture or without an area, cut", f"{wrong}"))
@@ -120,86 +132,152 @@ def mask_boxes(mask: NDArray[np.uint8], grow: int) -> Rows:
     return np.array(rows, np.float32).reshape(-1, 5)
 
 
-def _voc(folder: Path, names: Sequence[str]) -> BoxSet:
-    pictures, found = [], []
-    images = _by_stem(folder)
-    for file in sorted(folder.rglob("*.xml")):
-        root = ElementTree.parse(file).getroot()
-        boxes = []
-        for each in root.iter("object"):
+def _voc(folder: Path, files: Sequence[Path], names: Sequence[str]) -> BoxSet:
+    pairs, problems = _pair(files, list_pictures(folder), folder)
+    found = {picture: _voc_boxes(file) for picture, file in pairs.items()}
+    problems += [
+        FileProblem(path, "has no label file, left out") for path in list_pictures(folder) if path not in found
+    ]
+    known = tuple(names) or tuple(sorted({name for boxes in found.values() for name, *_ in boxes}))
+    return _named(known, found, problems)
+
+
+def _voc_boxes(file: Path) -> list[tuple[Any, ...]]:
+    boxes = list[tuple[Any, ...]]()
+    try:
+        for each in ElementTree.parse(file).getroot().iter("object"):
             corner = [float(each.findtext(f"bndbox/{side}", "nan")) for side in ("xmin", "ymin", "xmax", "ymax")]
             boxes.append((each.findtext("name", "").strip(), *corner))
-        if file.stem in images:
-            pictures.append(images[file.stem])
-            found.append(boxes)
-    known = tuple(names) or tuple(sorted({box[0] for boxes in found for box in boxes}))
-    rows = [_rows([(known.index(name), *corner) for name, *corner in boxes if name in known]) for boxes in found]
-    return BoxSet(known, tuple(pictures), tuple(rows))
+    except (ElementTree.ParseError, ValueError) as error:
+        raise InvalidOption(f"{file} is no Pascal VOC: {error}.", hint="Mend or remove it.", field="data") from error
+    return boxes
 
 
-def _coco(folder: Path, file: Path) -> BoxSet:
-    held: dict[str, Any] = json.loads(file.read_text())
-    kinds = {kind["id"]: kind["name"] for kind in sorted(held["categories"], key=lambda kind: kind["id"])}
-    ids = {id_: index for index, id_ in enumerate(kinds)}
-    boxes: dict[int, list[tuple[float, ...]]] = {image["id"]: [] for image in held["images"]}
-    for each in held["annotations"]:
-        x, y, w, h = each["bbox"]
-        boxes[each["image_id"]].append((ids[each["category_id"]], x, y, x + w, y + h))
-    images = _by_stem(folder)
-    listed = sorted(held["images"], key=lambda image: str(image["file_name"]))
-    some = [image for image in listed if Path(image["file_name"]).stem in images]
-    pictures = tuple(images[Path(image["file_name"]).stem] for image in some)
-    return BoxSet(tuple(kinds.values()), pictures, tuple(_rows(boxes[image["id"]]) for image in some))
+def _coco(folder: Path, files: dict[Path, dict[str, Any]], names: Sequence[str]) -> BoxSet:
+    kinds = sorted((kind["id"], str(kind["name"])) for held in files.values() for kind in held["categories"])
+    known, pictures = tuple(names) or tuple(dict.fromkeys(name for _, name in kinds)), list_pictures(folder)
+    found, problems = dict[Path, list[tuple[Any, ...]]](), list[FileProblem]()
+    for file, held in files.items():
+        called = {kind["id"]: str(kind["name"]) for kind in held["categories"]}
+        places = dict(find_places(file, held["images"], pictures, problems))
+        listed = {image["id"] for image in held["images"]}
+        found |= {path: found.get(path, []) for path, _ in places.values()}
+        for each in held["annotations"]:
+            name, label = called.get(each["category_id"]), f"label {each.get('id', '?')}"
+            try:
+                x, y, w, h = map(float, each["bbox"])
+            except (KeyError, TypeError, ValueError):
+                problems.append(FileProblem(file, "has labels without a box, left out", label))
+                continue
+            if name is None or each["image_id"] not in listed:
+                kind = "has labels of classes or pictures that it does not list, left out"
+                problems.append(FileProblem(file, kind, label))
+            elif each["image_id"] in places:
+                found[places[each["image_id"]][0]].append((name, x, y, x + w, y + h))
+    return _named(known, dict(sorted(found.items())), problems)
 
 
-def _yolo(folder: Path, names: Sequence[str]) -> BoxSet:
-    labels = {file.stem: file for file in (folder / "labels").rglob("*.txt")}
-    pictures, rows = [], []
-    for stem, picture in sorted(_by_stem(folder).items()):
-        lines = labels[stem].read_text().split("\n") if stem in labels else []
-        with Image.open(picture) as image:
-            width, height = image.size
-        boxes = []
-        for line in filter(str.strip, lines):
-            kind, x, y, w, h = (float(value) for value in line.split()[:5])
-            low, high = ((x - w / 2) * width, (y - h / 2) * height), ((x + w / 2) * width, (y + h / 2) * height)
-            boxes.append((kind, *low, *high))
-        pictures.append(picture)
-        rows.append(_rows(boxes))
+def _yolo(folder: Path, files: Sequence[Path], names: Sequence[str]) -> BoxSet:
+    pictures = list_pictures(folder)
+    labels, problems = _pair(files, pictures, folder)
+    rows = [_rows(_yolo_boxes(labels[path], *_header(path)) if path in labels else ()) for path in pictures]
     count = 1 + max((int(each[:, 0].max()) for each in rows if len(each)), default=-1)
     known = tuple(names) or _yolo_names(folder) or tuple(str(index) for index in range(count))
     if count > len(known):
         detail = f"The labels use class {count - 1}, and only {len(known)} classes are named."
         raise InvalidOption(detail, hint="Name all of them in data.yaml or classes.txt.", field="data")
-    return BoxSet(known, tuple(pictures), tuple(rows))
+    return BoxSet(known, tuple(pictures), tuple(rows), tuple(problems))
+
+
+def _yolo_boxes(file: Path, height: int, width: int) -> list[tuple[float, ...]]:
+    boxes = []
+    for number, line in enumerate(file.read_text("utf-8-sig").splitlines(), 1):
+        if line.strip():
+            try:
+                kind, x1, y1, x2, y2 = _yolo_box([float(word) for word in line.split()])
+            except ValueError as error:
+                detail = f"Line {number} of {file} is no label of YOLO's: {error}."
+                raise InvalidOption(detail, hint="Mend or remove it.", field="data") from error
+            boxes.append((kind, x1 * width, y1 * height, x2 * width, y2 * height))
+    return boxes
+
+
+def _yolo_box(values: Sequence[float]) -> tuple[float, ...]:
+    """Class and corners of a line: class, centre and size, perhaps a score; or class and the corners of an outline."""
+    if len(values) < 5 or values[0] < 0 or values[0] % 1 or (len(values) > 6 and len(values) % 2 == 0):
+        raise ValueError("it is neither a class with a box nor a class with an outline")
+    if len(values) > 6:
+        return (values[0], min(values[1::2]), min(values[2::2]), max(values[1::2]), max(values[2::2]))
+    kind, x, y, w, h = values[:5]
+    return (kind, x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+
+
+def _header(path: Path) -> tuple[int, int]:
+    """Height and width; 0 where it can't be read, which `check_boxes` says."""
+    try:
+        return picture_size(path)
+    except (OSError, Image.DecompressionBombError):
+        return 0, 0
 
 
 def _yolo_names(folder: Path) -> tuple[str, ...]:
-    if (file := folder / "classes.txt").exists():
-        return tuple(filter(None, file.read_text().splitlines()))
-    if (file := folder / "data.yaml").exists():
-        found = re.search(r"^names:\s*\[(.*?)\]", file.read_text(), re.MULTILINE | re.DOTALL)
-        return tuple(name.strip(" '\"\n") for name in found[1].split(",")) if found else ()
-    return ()
+    """Classes by `classes.txt` or `data.yaml` (a list or numbered, in one line or several); none without a file."""
+    for file in (folder / CLASSES, folder / LABELS / CLASSES):
+        if file.exists():
+            return tuple(filter(None, map(str.strip, file.read_text("utf-8-sig").splitlines())))
+    if not (file := folder / "data.yaml").exists():
+        return ()
+    found = _NAMES.search(file.read_text("utf-8-sig"))
+    in_line, block = found.groups() if found else ("", None)
+    items = [each for each in (block.splitlines() if block else _IN_LINE.findall(in_line)) if each.strip()]
+    told = [match.groups() for match in map(_NAME.match, items) if match]
+    named = {int(number or index): "".join(filter(None, name)) for index, (number, *name) in enumerate(told)}
+    if not named or sorted(named) != list(range(len(named))):
+        detail = f"{file} does not name the classes from 0 on."
+        raise InvalidOption(detail, hint="Write `names: [first, second]`, or a classes.txt.", field="data")
+    return tuple(named[index] for index in range(len(named)))
 
 
-def _masks(folder: Path) -> list[tuple[Path, Path]]:
-    """Pairs of a picture and its mask: a JPEG next to a PNG of its name."""
-    masks = {path.stem: path for path in sorted(folder.rglob("*.png"))}
-    pictures = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in {".jpg", ".jpeg"}]
-    return [(path, masks[path.stem]) for path in pictures if path.stem in masks]
+def _masked_pairs(folder: Path) -> tuple[dict[Path, Path], list[FileProblem]]:
+    """Masks by picture: a JPEG next to a PNG of its name."""
+    pictures = [path for path in list_pictures(folder) if path.suffix.lower() in {".jpg", ".jpeg"}]
+    return _pair(sorted(folder.rglob("*.png")), pictures, folder)
 
 
-def _masked(folder: Path, names: Sequence[str], grow: int) -> BoxSet:
-    pairs, rows = _masks(folder), []
-    for _, file in pairs:
+def _masked(pairs: dict[Path, Path], problems: list[FileProblem], names: Sequence[str], grow: int) -> BoxSet:
+    rows = []
+    for file in pairs.values():
         with Image.open(file) as mask:
             rows.append(mask_boxes(np.asarray(mask if mask.mode in {"P", "L"} else mask.convert("L")), grow))
-    return BoxSet(tuple(names), tuple(picture for picture, _ in pairs), tuple(rows))
+    return BoxSet(tuple(names), tuple(pairs), tuple(rows), tuple(problems))
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for path in list_pictures(folder)}
+def _pair(labels: Iterable[Path], pictures: Sequence[Path], folder: Path) -> tuple[dict[Path, Path], list[FileProblem]]:
+    """The label file of each picture, in the order of pictures, and label files without one.
+
+    Both have one name and lie alike; else a name that only one picture without labels has decides.
+    """
+    there = {(path.stem, folders_of(path, folder)): path for path in reversed(pictures)}
+    places = {(label.stem, folders_of(label, folder)): label for label in labels}
+    first = {there[place]: label for place, label in places.items() if place in there}
+    alone, problems = Counter(path.stem for path in pictures if path not in first), list[FileProblem]()
+    by_stem = {path.stem: path for path in pictures if path not in first}
+    for label in sorted(set(labels) - set(first.values())):
+        if alone[label.stem] == 1:
+            first.setdefault(by_stem[label.stem], label)
+        else:
+            problems.append(FileProblem(label, "has no picture, left out"))
+    return {path: first[path] for path in pictures if path in first}, problems
+
+
+def _named(names: tuple[str, ...], found: dict[Path, list[tuple[Any, ...]]], problems: list[FileProblem]) -> BoxSet:
+    """A set of boxes that begin with their class's name; those of other names are left out."""
+    rows = []
+    for path, boxes in found.items():
+        rows.append(_rows([(names.index(name), *corner) for name, *corner in boxes if name in names]))
+        if other := " and ".join(sorted({name for name, *_ in boxes if name not in names})):
+            problems.append(FileProblem(path, "has labels of classes that are not named, left out", other))
+    return BoxSet(names, tuple(found), tuple(rows), tuple(problems))
 
 
 def _rows(boxes: Sequence[tuple[float, ...]]) -> Rows:

@@ -13,11 +13,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from fovea.errors import NotFound
 from fovea_recipes.training.data.splits import HELD_OUT, TRAIN
-from fovea_recipes.training.data.survey import FileProblem, list_pictures, unreadable
+from fovea_recipes.training.data.survey import FileProblem, list_pictures, read_picture, unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,25 +62,23 @@ def find_classes(folder: Path) -> tuple[ClassSet, list[FileProblem]]:
     """
     tops = [folder / name for name in (TRAIN, *HELD_OUT) if (folder / name).is_dir()]
     homes = tops if (folder / TRAIN).is_dir() else [folder]
-    names = tuple(sorted({each.name for home in homes for each in home.iterdir() if each.is_dir()}))
-    pictures, labels = [], []
-    for home in homes:
-        for index, name in enumerate(names):
-            found = list_pictures(home / name)
-            pictures += found
-            labels += [index] * len(found)
-    if not pictures:
+    classes = [each for home in homes for each in sorted(home.iterdir()) if each.is_dir() and each.name[0] != "."]
+    found = {path: each.name for each in classes for path in list_pictures(each)}
+    if not found:
         hint = "Give a folder that holds one folder of pictures per class, or train/ and validation/ of that kind."
         raise NotFound(f"There are no class folders with pictures in {folder}.", hint=hint)
-    problems = unreadable(pictures)
-    bad = {each.path for each in problems}
-    whole = ClassSet(names, tuple(pictures), np.array(labels, np.int64))
-    return whole.take([index for index, path in enumerate(pictures) if path not in bad]), problems
+    problems = unreadable(list(found))
+    kept = {path: found[path] for path in found.keys() - {each.path for each in problems}}
+    names = sorted({*kept.values()})
+    empty = [each for each in classes if each.name not in names]
+    problems += [FileProblem(each, "has no picture, so it is no class") for each in empty]
+    pictures = tuple(path for path in found if path in kept)
+    labels = np.array([names.index(kept[path]) for path in pictures], np.int64)
+    return ClassSet(tuple(names), pictures, labels), problems
 
 
 def _read(path: Path, shorter: int) -> NDArray[np.uint8]:
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB"))
+    pixels = read_picture(path)
     ratio = shorter / min(pixels.shape[:2])
     if ratio >= 1:
         return pixels

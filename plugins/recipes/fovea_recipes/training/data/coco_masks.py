@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fovea.errors import InvalidOption
-from fovea_recipes.training.data.survey import FileProblem
+from fovea_recipes.training.data.survey import FileProblem, picture_size
 
 Mask = NDArray[np.bool_]
 NEEDED = {"images": {"id", "file_name"}, "categories": {"id", "name"}, "annotations": {"image_id", "category_id"}}
@@ -32,7 +32,7 @@ def draw_coco_masks(folder: Path, pictures: Sequence[Path], drawn: Path, names: 
     Raises:
         InvalidOption: A file is not JSON, lacks a part, or has no class of a name.
     """
-    files = {file: held for file in sorted(folder.rglob("*.json")) if (held := _read(file)) is not None}
+    files = read_coco_files(folder)
     known = {str(kind["name"]) for held in files.values() for kind in held["categories"]}
     if files and (gone := sorted(set(names) - known)):
         detail = f"The COCO files in {folder} have no class {', '.join(gone)}."
@@ -47,10 +47,19 @@ def draw_coco_masks(folder: Path, pictures: Sequence[Path], drawn: Path, names: 
     return pairs, problems
 
 
+def read_coco_files(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Content of the COCO files below a folder; other JSON is left out.
+
+    Raises:
+        InvalidOption: A file is not JSON, or lacks a part.
+    """
+    return {file: held for file in sorted(folder.rglob("*.json")) if (held := _read(file)) is not None}
+
+
 def _read(file: Path) -> dict[str, Any] | None:
     """Content of a COCO file; None for any other JSON."""
     try:
-        held = json.loads(file.read_text("utf8"))
+        held = json.loads(file.read_text("utf-8-sig"))
     except ValueError as error:
         raise InvalidOption(f"{file} is no JSON: {error}.", hint="Mend or remove it.", field="data") from error
     if not isinstance(held, dict) or not all(isinstance(held.get(part), list) for part in NEEDED):
@@ -72,7 +81,7 @@ def _draw(
 ) -> None:
     """Add the labels of one file to the masks of its pictures."""
     kinds = {kind["id"]: str(kind["name"]) for kind in held["categories"]}
-    places = dict(_places(file, held["images"], pictures, problems))
+    places = dict(find_places(file, held["images"], pictures, problems))
     for path, (height, width) in places.values():
         masks.setdefault(path, np.zeros((height, width), bool))
     listed = {image["id"] for image in held["images"]}
@@ -90,7 +99,7 @@ def _draw(
                 problems.append(FileProblem(file, "has labels that can't be drawn, left out", f"{name}, {error}"))
 
 
-def _places(
+def find_places(
     file: Path, images: Sequence[Mapping[str, Any]], pictures: Sequence[Path], problems: list[FileProblem]
 ) -> Iterator[tuple[Any, tuple[Path, tuple[int, int]]]]:
     """Path and (height, width) of every picture that is there and has the size that the file says, by its id."""
@@ -104,8 +113,7 @@ def _places(
         ends = {each: each.parts[-len(named.parts) :] != named.parts for each in alike}
         path = min(alike, key=lambda each: (ends[each], not each.is_relative_to(file.parent)))
         try:
-            with Image.open(path) as picture:
-                width, height = picture.size
+            height, width = picture_size(path)
         except (OSError, Image.DecompressionBombError) as error:
             problems.append(FileProblem(path, "can't be read, left out", str(error).partition(":")[0][:80]))
             continue

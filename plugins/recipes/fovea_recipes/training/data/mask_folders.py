@@ -16,12 +16,15 @@ from PIL import Image
 
 from fovea.errors import NotFound
 from fovea_recipes.training.data.coco_masks import draw_coco_masks
-from fovea_recipes.training.data.survey import FileProblem, list_pictures
+from fovea_recipes.training.data.survey import FileProblem, list_pictures, read_picture
 
 Pixels = NDArray[np.uint8]
 
 MASKS = ("masks", "mask", "labels", "annotations")
 """Names of folders of masks; pictures are in any other folder."""
+
+IMAGES = ("images", "image", "img", "imgs", "jpegimages")
+"""Names of folders of pictures that say no more than that."""
 
 ENDINGS = ("_mask", "-mask", "_seg", "_label")
 """Endings of a mask's name after that of its picture."""
@@ -59,7 +62,7 @@ class MaskSet:
         """
         if not len(self):
             return np.empty((0, side, side, 3), np.uint8), np.empty((0, side, side), np.uint8)
-        pictures = [_squashed(_opened(path), side) for path in self.pictures]
+        pictures = [_squashed(Image.fromarray(read_picture(path)), side) for path in self.pictures]
         return np.stack(pictures), np.stack([_squashed(Image.fromarray(read_mask(path)), side) for path in self.masks])
 
 
@@ -90,16 +93,25 @@ def find_masks(folder: Path, drawn: Path | None = None, names: Sequence[str] = (
 def read_mask(path: Path) -> Pixels:
     """A mask (h, w) as 0 to 255: marked pixels are 255, grey levels between are shares.
 
-    Palettes, and masks with few small numbers, hold classes: whatever is not 0 is marked. 16 bits are scaled down.
+    Palettes, masks of two values, and those with few small numbers, hold classes: whatever is not 0 is marked. So is
+    what has a colour; what is transparent is not. 16 bits are scaled down.
     """
     with Image.open(path) as picture:
         mode = picture.mode
-        values = np.asarray(picture if mode in {"1", "P", "L", "I", "I;16", "F"} else picture.convert("L"))
-    if mode in {"1", "P"} or values.max(initial=0) <= FEW:
+        values = np.asarray(picture if mode in {"1", "P", "L", "I", "I;16", "F"} else _levels(picture))
+    if mode in {"1", "P"} or values.max(initial=0) <= FEW or len(np.unique(values)) <= 2:
         return np.where(values > 0, 255, 0).astype(np.uint8)
     if values.dtype != np.uint8:
         return np.clip(values.astype(np.float64) / (257 if values.max() > 255 else 1), 0, 255).round().astype(np.uint8)
     return values
+
+
+def _levels(picture: Image.Image) -> Pixels:
+    """Grey levels (h, w) of a mask in colour on black: 255 for all colours but shades of grey."""
+    layers = np.asarray(picture.convert("RGBA"))
+    colour, alpha = layers[..., :3], layers[..., 3]
+    dark, light = colour.min(axis=2), colour.max(axis=2)
+    return np.where(alpha < 128, 0, np.where(light - dark > FEW, 255, light)).astype(np.uint8)
 
 
 def is_mask(path: Path, folder: Path) -> bool:
@@ -107,16 +119,15 @@ def is_mask(path: Path, folder: Path) -> bool:
     return any(part.lower() in MASKS for part in path.relative_to(folder).parts[:-1]) or path.stem.endswith(ENDINGS)
 
 
+def folders_of(path: Path, folder: Path) -> tuple[str, ...]:
+    """Folders below `folder` that a picture and its labels share: all but for `images`, `masks` and the like."""
+    return tuple(part for part in path.relative_to(folder).parts[:-1] if part.lower() not in {*MASKS, *IMAGES})
+
+
 def _place(path: Path, folder: Path) -> tuple[str, ...]:
-    """Name shared by a picture and its mask: folders but for `images` and `masks`, and the name without its ending."""
-    parts = path.relative_to(folder).parts[:-1]
+    """Name shared by a picture and its mask: folders, and the name without its ending."""
     stem = next((path.stem.removesuffix(end) for end in ENDINGS if path.stem.endswith(end)), path.stem)
-    return (*(part for part in parts if part.lower() not in {*MASKS, "images", "image", "img", "imgs"}), stem)
-
-
-def _opened(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+    return (*folders_of(path, folder), stem)
 
 
 def _squashed(picture: Image.Image, side: int) -> Pixels:

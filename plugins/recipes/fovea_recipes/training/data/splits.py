@@ -15,7 +15,7 @@ from fovea.errors import InvalidOption
 TRAIN = "train"
 
 HELD_OUT = ("validation", "valid", "val", "test")
-"""Names of a folder next to `train`, or of a list `<name>.txt`; the first that is there."""
+"""Names of folders next to `train`, or of lists `<name>.txt`: all that are there are held out."""
 
 
 def held_out(
@@ -58,13 +58,13 @@ def _decided(paths: Sequence[Path], folder: Path, pattern: str) -> NDArray[np.bo
         compiled = _compiled(pattern, "held_out")
         return np.array([bool(compiled.search(path.name)) for path in paths])
     tops = [path.relative_to(folder).parts for path in paths]
-    for name in HELD_OUT:
-        if any(name in parts[:-1] for parts in tops) and any(TRAIN in parts[:-1] for parts in tops):
-            return np.array([name in parts[:-1] for parts in tops])
-    for name in HELD_OUT:
-        if (file := folder / f"{name}.txt").exists():
-            listed = {Path(line.strip()).stem for line in file.read_text().splitlines() if line.strip()}
-            return np.array([path.stem in listed for path in paths])
+    out = [not {*HELD_OUT}.isdisjoint(parts[:-1]) for parts in tops]
+    if any(out) and any(TRAIN in parts[:-1] for parts in tops):
+        return np.array(out)
+    if lists := [file for name in HELD_OUT if (file := folder / f"{name}.txt").exists()]:
+        lines = [line.strip() for file in lists for line in file.read_text("utf-8-sig").splitlines()]
+        listed = {Path(line).stem for line in lines if line}
+        return np.array([path.stem in listed for path in paths])
     return None
 
 

@@ -4,13 +4,21 @@ Knows files and pixels; knows no model. Files that it names are left out or clip
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from fovea.errors import FoveaError
+from shared.vision.decode import decode
+from shared.vision.limits import DecodeBounds, PictureMemory
+
+BOUNDS = DecodeBounds(bytes=2**31, pixels=178_000_000, max_side=2**20, memory=PictureMemory(2**33))
+"""Of a picture that is trained on: scans are larger than what a service takes. Pillow's headers go as far."""
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 """Of the files that count as pictures."""
@@ -25,6 +33,24 @@ SHOWN = 5
 def list_pictures(folder: Path) -> list[Path]:
     """Pictures in a folder and below, in the order of their names."""
     return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """A picture (h, w, 3) as services read it: upright, the high byte of 16 bits, transparent parts white.
+
+    Raises:
+        FoveaError: It can't be read.
+    """
+    return decode(path.read_bytes(), BOUNDS).pixels
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Height and width of a picture as `read_picture` gives it, from its header; OSError if that can't be read."""
+    with Image.open(path) as picture:
+        width, height = picture.size
+        # Pillow itself swaps the sides of a TIFF.
+        sideways = picture.format != "TIFF" and picture.getexif().get(ExifTags.Base.Orientation, 1) in {5, 6, 7, 8}
+    return (width, height) if sideways else (height, width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +97,21 @@ class Survey:
             )
 
 
-def unreadable(paths: Sequence[Path]) -> list[FileProblem]:
-    """Pictures that can't be decoded whole."""
+def unreadable(paths: Sequence[Path], read: Callable[[Path], object] = read_picture) -> list[FileProblem]:
+    """Pictures that `read` can't decode whole."""
     found = []
     for path in paths:
         try:
-            with Image.open(path) as picture:
-                picture.load()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            found.append(FileProblem(path, "can't be read, left out", str(error).partition(":")[0][:80]))
+            read(path)
+        except (FoveaError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            found.append(FileProblem(path, "can't be read, left out", str(error).partition(": ")[0][:80]))
     return found
 
 
 def fingerprint(path: Path) -> int:
     """64 bits that near copies share, a difference hash: each cell of 8×8 brighter than its left neighbour?."""
-    with Image.open(path) as picture:
-        small = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
+    picture = Image.fromarray(read_picture(path))
+    small = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
     bits = (small[:, 1:] > small[:, :-1]).ravel()
     return int.from_bytes(np.packbits(bits).tobytes())
 

@@ -104,7 +104,7 @@ class EvictionMethod(EvictionRules):
                 kept += self.keep_entries(own, at, counts[layer], weights)
             scores += own
             norms += weights or []
-        if self.allocation == "model":
+        if where and self.allocation == "model":
             at = [head.positions.sort().values for _, _, head in where]
             kept = self.keep_entries(scores, at, counts[0], norms or None, tokens=view.tokens)
         return where, kept

@@ -33,12 +33,12 @@ class QwenParser(TaggedParser[str]):
     @classmethod
     def call_rule(cls, function: FunctionDefinition, to_rule: SchemaRule) -> str:
         schema = function.parameters or {}
-        required = schema.get("required", ())
         parts = [json.dumps(f"{_OPEN}\n<function={function.name}>\n")]
         for name, part in schema.get("properties", {}).items():
-            value = to_rule({**part, "$defs": schema.get("$defs", {})}) + ' "\\n</parameter>\\n"'
+            whole = part if isinstance(part, bool) else {**part, "$defs": schema.get("$defs", {})}
+            value = to_rule(whole) + ' "\\n</parameter>\\n"'
             rule = f"{json.dumps(f'<parameter={name}>{_LINE}')} {_TEXT_RULE if _is_text(part) else value}"
-            parts.append(rule if name in required else f"({rule})?")
+            parts.append(rule if name in schema.get("required", ()) else f"({rule})?")
         return " ".join([*parts, json.dumps(f"</function>\n{_CLOSE}")])
 
     def begin_call(self) -> str:
