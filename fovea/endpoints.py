@@ -139,7 +139,8 @@ def methods() -> Call[list[MethodCard]]:
 def as_job(call: Call[Any], idempotency_key: str | None = None) -> Call[Job]:
     """Turn any POST into one that is queued as a job."""
     headers = {**call.headers, "prefer": "respond-async"}
-    headers |= {} if idempotency_key is None else {"idempotency-key": idempotency_key}
+    if idempotency_key is not None:
+        headers["idempotency-key"] = idempotency_key
     return replace(call, headers=headers, read=parse_as(Job))
 
 

@@ -63,11 +63,6 @@ def wanted_key(service: str) -> str:
     return f"fovea:wanted:{service}"
 
 
-def last_served_key(service: str) -> str:
-    """Redis hash of what a service on demand served when it last had a replica: `record`, `models` and `openapi`."""
-    return f"fovea:last_served:{service}"
-
-
 class ReplicaRecord(BaseModel, frozen=True):
     """Where one replica listens and what it serves."""
 

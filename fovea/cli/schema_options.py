@@ -105,7 +105,8 @@ def _parse_value(text: str, kinds: Sequence[Schema]) -> Any:
         value = json.loads(text)
     except (ValueError, RecursionError):
         value = text if "string" in types or "array" not in types else [part.strip() for part in text.split(",")]
-    if "string" in types and {list: "array", dict: "object"}.get(type(value), "") not in types:
+    form = "array" if isinstance(value, list) else "object" if isinstance(value, dict) else ""
+    if "string" in types and form not in types:
         return [text] if is_text else text  # its commas are part of it
     # One entry of a list needs no brackets, and no quotes in a list of texts.
     alone = value is not None and not isinstance(value, list | dict)

@@ -13,11 +13,14 @@ from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from fovea.api.replica import WANTED_S, ReplicaRecord, last_served_key, wanted_key
+from fovea.api.replica import WANTED_S, ReplicaRecord, wanted_key
 from services.gateway.metrics import WAITING_REQUESTS
 
 WANT_INTERVAL_S = 5.0
 """Seconds between two writes of the key while requests wait."""
+
+_LAST_SERVED = "fovea:last_served:"
+"""Redis hash, by service, of what it served when it last had a replica: `record`, `models` and `openapi`."""
 
 
 class OnDemandServices:
@@ -66,10 +69,10 @@ class OnDemandServices:
             if name in ready:
                 self.keep(name, "record", _normalise(ready[name]))
             elif not self.is_known(name):
-                found: Mapping[Any, Any] = await self._redis.hgetall(last_served_key(name))
+                found: Mapping[Any, Any] = await self._redis.hgetall(_LAST_SERVED + name)
                 self._served[name] = {field.decode(): text.decode() for field, text in found.items()}
         for service, field in list(self._unsaved):
-            await self._redis.hset(last_served_key(service), field, self._served[service][field])
+            await self._redis.hset(_LAST_SERVED + service, field, self._served[service][field])
             self._unsaved.discard((service, field))
 
     @contextmanager

@@ -39,7 +39,7 @@ class Route:
     Attributes:
         services: Which services can answer; with more than one, the request's `model` decides.
         label: The path with its variable parts named, for metrics.
-        model: Model name, where the path carries one that is known: what callers make up is no label of metrics.
+        model: Model name, where the path carries a known one: metrics have no labels that callers make up.
         is_effectful: Whether a POST leaves something behind, so that it is not sent twice.
         is_broadcast: Whether every replica must get it (load, unload).
         is_endless: Whether the body may never end; neither its size nor the time until its end is bounded, pauses are.

@@ -50,20 +50,19 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
     ) -> Iterator[CompletionChoice]:
         scores = _to_logprobs(piece.tokens, tokenizer) if has_logprobs else None
         more: dict[str, Any] = {"captured": captured} if captured else {}
-        more |= {} if piece.stop is None else {"stop_reason": piece.stop}
-        more |= {"prompt_logprobs": to_prompt_logprobs(piece.scored, tokenizer)} if piece.scored else {}
+        if piece.stop is not None:
+            more["stop_reason"] = piece.stop
+        if piece.scored:
+            more["prompt_logprobs"] = to_prompt_logprobs(piece.scored, tokenizer)
         yield CompletionChoice(index=piece.index, text=piece.text, logprobs=scores, finish_reason=piece.reason, **more)
 
     def gather(self, chunks: Iterable[Completion]) -> Completion:
-        whole: dict[int, CompletionChoice] = {}
-        last: Completion | None = None
-        for chunk in chunks:
-            last = chunk
-            for choice in chunk.choices:
-                whole[choice.index] = _join(whole[choice.index], choice) if choice.index in whole else choice
-        if last is None or last.usage is None:
+        whole, received = dict[int, CompletionChoice](), list(chunks)
+        for choice in [choice for chunk in received for choice in chunk.choices]:
+            whole[choice.index] = _join(whole[choice.index], choice) if choice.index in whole else choice
+        if not received or received[-1].usage is None:
             raise ValueError("a whole answer ends with its usage")
-        return last.model_copy(update={"choices": [whole[i] for i in sorted(whole)]})
+        return received[-1].model_copy(update={"choices": [whole[i] for i in sorted(whole)]})
 
     def replay(self, answer: str) -> list[Completion]:
         completion = Completion.model_validate_json(answer)
@@ -73,7 +72,7 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
 def _list_prompts(request: CompletionRequest) -> list[str | list[int]]:
     prompt = request.prompt
     if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
-        return [cast("str | list[int]", prompt)]
+        return [prompt]
     if not prompt:
         raise InvalidOption("prompt holds no prompt.", field="prompt")
     return list(cast("list[str] | list[list[int]]", prompt))

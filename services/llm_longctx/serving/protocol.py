@@ -176,7 +176,8 @@ class _ChunkBuilder(Generic[ChunkT]):
         usage = self._count() if self._has_usage else None
         chunks = [self._protocol.chunk_type(**stamp, choices=[choice], usage=usage) for choice in choices]
         if self._held is not None and chunks:
-            chunks, self._held = [self._held, *chunks], None
+            chunks.insert(0, self._held)
+            self._held = None
         if piece.reason is not None and chunks:  # only what may be the last of all waits for the end
             self._held = chunks.pop()
         return chunks

@@ -34,8 +34,8 @@ class StopStringFilter:
     def _partial_stop(self) -> int:
         """Length of the longest tail that begins a stop."""
         longest = max((len(stop) for stop in self._stops), default=1) - 1
-        sizes = range(min(longest, len(self._held_back)), 0, -1)
-        return next((n for n in sizes if any(stop.startswith(self._held_back[-n:]) for stop in self._stops)), 0)
+        tails = (self._held_back[-size:] for size in range(min(longest, len(self._held_back)), 0, -1))
+        return next((len(tail) for tail in tails if any(stop.startswith(tail) for stop in self._stops)), 0)
 
     def _release(self, size: int, *, forget: bool = False) -> str:
         shown, self._held_back = self._held_back[:size], "" if forget else self._held_back[size:]

@@ -75,7 +75,7 @@ def test_the_document_leaves_out_fields_that_nobody_reads(loaders):
 
 
 def fields_of(*modules):
-    """What a replica announces of the routes of such modules."""
+    """List what a replica announces of the routes of such modules."""
     app = FastAPI()
     for module in modules:
         app.include_router(module.router)

@@ -106,7 +106,7 @@ class PraNetLiteRecipe(FolderRecipe, name="pranet", weights="pranet", builds="pr
         order = np.random.default_rng(self.seed).permutation(len(train))
         aside = max(1, min(self.choose, len(train) // 4))
         images, masks = train.take(order).load(self.scale.side)
-        marks = (masks > 128).any(axis=(1, 2))
+        marks = np.any(masks > 128, axis=(1, 2))
         marked = int(marks.sum())
         self.require(marked, 2, "pictures with a mark to train on", problems)
         self.require(

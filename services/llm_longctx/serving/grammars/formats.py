@@ -38,9 +38,9 @@ def find_grammar_source(options: GenerationOptions) -> GrammarSource | None:
 
 def asks_for_json(options: GenerationOptions) -> bool:
     """Whether the answer is JSON from its first character, so that it holds neither thoughts nor calls."""
-    given, form = options.structured_outputs, options.response_format
-    is_json = given is not None and bool(given.json_ is not None or given.json_object)
-    return is_json or (form is not None and form.type.startswith("json_"))
+    if (given := options.structured_outputs) is not None and (given.json_ is not None or given.json_object):
+        return True
+    return options.response_format is not None and options.response_format.type.startswith("json_")
 
 
 def find_unenforced_keywords(options: GenerationOptions) -> tuple[str, ...]:

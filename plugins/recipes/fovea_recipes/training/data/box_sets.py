@@ -190,7 +190,7 @@ def _yolo(folder: Path, files: Sequence[Path], names: Sequence[str]) -> BoxSet:
 
 
 def _yolo_boxes(file: Path, height: int, width: int) -> list[tuple[float, ...]]:
-    boxes = []
+    boxes = list[tuple[float, ...]]()
     for number, line in enumerate(file.read_text("utf-8-sig").splitlines(), 1):
         if line.strip():
             try:
