@@ -9,7 +9,7 @@ from typing import Any, Literal
 from fovea.api.longctx import LongctxOptions, LongctxUsage
 from fovea.errors import InvalidOption
 from services.llm_longctx.engine import Engine, GenerationRequest
-from services.llm_longctx.engine.attention.method_policy import Policy
+from services.llm_longctx.engine.attention.method_policy import Policy, windows_of
 from services.llm_longctx.kv_cache import CacheBits
 from services.llm_longctx.methods import AttentionMethod, compose, method
 from services.llm_longctx.serving.cache_dtype import name_cache_dtype, read_cache_dtype
@@ -171,11 +171,11 @@ def fit_policy(
         InvalidOption: The method frees no memory.
     """
     bits = engine.policy.cache_bits if cache_bits is None else cache_bits
-    config = engine.model.config
-    # In few bits, a budget may hold more than there is.
-    too_few, too_many = -1, engine.dense_bytes(prompt + new) // engine.pool.entry_bytes + 1
+    config, page = engine.model.config, engine.pool.page
+    # In few bits a budget may hold more than there is, and beside layers that slide the others more than their share.
+    too_few, too_many = -1, config.layers * config.kv_heads * -(-(prompt + new) // page) * page + 1
     pages = engine.pool if bits == 16 else engine.pool.open_packed(bits)
-    entries = start = min(budget // (pages.page_bytes // pages.page), too_many - 1)
+    entries = start = min(budget // (pages.page_bytes // page), too_many - 1)
     found: dict[int, Policy] = {}
     reason: InvalidOption | None = None
     while too_many - too_few > config.layers * config.kv_heads or not found:
@@ -185,7 +185,7 @@ def fit_policy(
             reason, too_few = error, entries
         else:
             held = policy.nbytes(prompt, new, engine.pool)
-            if held <= budget and entries == start:
+            if held <= budget and entries == start and not any(windows_of(config)):
                 return policy
             found[held] = policy
             too_few, too_many = (entries, too_many) if held <= budget else (too_few, entries)

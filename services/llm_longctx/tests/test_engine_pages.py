@@ -10,6 +10,7 @@ from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.methods import method
 from services.llm_longctx.methods.core.hook_results import CacheUpdate, RetentionPolicy
 from services.llm_longctx.serving.decoder_model import choose_room
+from services.llm_longctx.serving.method_selection import fit_policy
 from services.llm_longctx.tests.test_decode_step import IDS, ROLES, build
 
 DUO, RAZOR = method("duo", sink=2, recent=5), method("razor", sink=2, window_min=6, window_div=8)
@@ -184,3 +185,12 @@ def test_sliding_layers_hold_their_window_and_dense_is_the_decoder(how, chunks, 
     assert max(found[0] + found[1]) <= 9
     sequence.close()
     assert engine.kv_bytes() == 0
+
+
+@pytest.mark.parametrize("how", ["keydiff", "snapkv", "adakv", "pyramidkv", "streamingllm"])
+@pytest.mark.parametrize("share", [0.9, 0.5])
+def test_a_budget_beside_sliding_layers_is_used_up(how, share):
+    engine = Engine(build("gemma3", torch.float64), page=4)
+    budget = int(share * engine.dense_bytes(400))
+    held = fit_policy(engine, method(how), None, budget, 400, 0).nbytes(400, 0, engine.pool)
+    assert 0.95 * budget <= held <= budget
