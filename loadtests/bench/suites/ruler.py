@@ -2,11 +2,10 @@
 
 vLLM's dense answers stand beside ours as a check.
 
-SmolLM2 and Gemma 3 270M in bfloat16; Gemma's package is installed by hand, and without it its part is skipped loudly.
-`PARTS` says which lengths and protocols are measured, and on how many samples. Predictions are kept beside the results,
-so that a run that was cut short goes on where it stopped, and a larger one answers only what is new. One sample is
-always answered again by every method of the first model, and where an answer has changed all of ours are. kvpress has
-an environment of its own, which is made once and kept, and is skipped loudly where that fails.
+SmolLM2 in bfloat16. `PARTS` says which lengths and protocols are measured, and on how many samples.
+Predictions are kept beside the results, so that a run that was cut short goes on where it stopped, and a larger one
+answers only what is new. One sample is always answered again by every method, and where an answer has changed all of
+ours are. kvpress has an environment of its own, which is made once and kept, and is skipped loudly where that fails.
 """
 
 import json
@@ -21,7 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fovea.errors import NotReady
+import torch
+
 from fovea_lab.ruler import plots
 from fovea_lab.ruler.answer_store import read_predictions
 from fovea_lab.ruler.leaderboard import write_page
@@ -31,11 +31,11 @@ from fovea_lab.ruler.spec import RulerSpec
 from loadtests.bench.longctx import gguf
 from loadtests.bench.peers.environment import PeerMissing, prepare_environment
 from loadtests.bench.result import Row, Table, machine
-from loadtests.bench.suites.longctx_gemma import gemma_file
 from services.llm_longctx.engine import Engine
-from services.llm_longctx.serving.weight_format import load_weights
+from shared.lm.gguf_file import unpack
 from shared.lm.head_plan import HeadPlan
 from shared.lm.tokenizer import Tokenizer
+from shared.lm.weights import load_decoder
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "loadtests/bench/results"
@@ -62,7 +62,7 @@ BUDGETS = (0.75, 0.5, 0.25, 0.125)
 NEEDLES = ("niah_single_1", "niah_single_2", "niah_multivalue", "niah_multikey_1")
 """Tasks that small models can do at 1,024 tokens; at 4,096 they can do the first."""
 
-MODEL, GEMMA = "SmolLM2-135M-Instruct", "Gemma 3 270M"
+MODEL = "SmolLM2-135M-Instruct"
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,11 @@ class Part:
     tasks: tuple[str, ...]
     n: int
     presses: Mapping[str, int] = field(default_factory=dict)
-    model: str = MODEL
-    methods: Sequence[Mapping[str, Any]] = METHODS
-    budgets: Sequence[float] = BUDGETS
 
     @property
     def spec(self) -> RulerSpec:
         """What is evaluated."""
-        facts = {"methods": self.methods, "budgets": self.budgets, "lengths": [self.length], "tasks": self.tasks}
+        facts = {"methods": METHODS, "budgets": BUDGETS, "lengths": [self.length], "tasks": self.tasks}
         return RulerSpec.model_validate({**facts, "n": self.n, "protocol": self.protocol, "max_answer": 32})
 
 
@@ -102,32 +99,24 @@ PARTS = (
 def measure(rounds: int = 0, count: int = 0) -> Table:
     """Evaluate all parts and write page and picture; for a look, `rounds` samples of the first part, `count` tokens."""
     parts = [replace(PARTS[0], n=rounds, length=max(count, 256), presses={})] if rounds else PARTS
-    reports, costs = list[RulerReport](), dict[str, float]()
     with tempfile.TemporaryDirectory() as folder, _unpacked() as store:
-        for name in dict.fromkeys(part.model for part in parts):
-            try:
-                on, files = _open_model(name, Path(folder))
-            except NotReady as reason:
-                print(f"{name} is SKIPPED: {reason} {reason.hint}", file=sys.stderr)
-                continue
-            mine = [part for part in parts if part.model == name]
-            if not reports:
-                _forget_changed(on, mine[0].spec, store)
-            for part in mine:
-                run_ruler(on, part.spec, store=store, progress=_say)
-            reports += [_report(part, on, files, store) for part in mine]
-            costs = costs or measure_costs(on, mine[0].spec)
+        on, files = _open_model(Path(folder))
+        _forget_changed(on, parts[0].spec, store)
+        for part in parts:
+            run_ruler(on, part.spec, store=store, progress=_say)
+        reports = [_report(part, on, files, store) for part in parts]
+        costs = measure_costs(on, parts[0].spec)
     if not rounds:
         _write_pages(reports, costs)
     return _table(reports[0])
 
 
-def _open_model(name: str, folder: Path) -> tuple[EvaluatedModel, Path]:
-    """A model in bfloat16 with its head plans, and the folder of its files; NotReady if it is not installed."""
-    loaded = load_weights(gemma_file(folder) if name == GEMMA else gguf(), folder, "bf16")
-    engine = Engine(loaded.model, kv_bytes=POOL_BYTES)
-    plans = {file.stem: HeadPlan.read(file) for file in PLANS.glob("*.json")} if name == MODEL else {}
-    return EvaluatedModel(engine, Tokenizer.from_folder(loaded.folder), plans, name), loaded.folder
+def _open_model(folder: Path) -> tuple[EvaluatedModel, Path]:
+    """The model in bfloat16, and the folder of its files."""
+    files = unpack(gguf(), folder, torch.bfloat16)
+    engine = Engine(load_decoder(files, torch.bfloat16, "cpu"), kv_bytes=POOL_BYTES)
+    plans = {file.stem: HeadPlan.read(file) for file in PLANS.glob("*.json")}
+    return EvaluatedModel(engine, Tokenizer.from_folder(files), plans, MODEL), files
 
 
 def _forget_changed(on: EvaluatedModel, spec: RulerSpec, store: Path) -> None:
