@@ -172,7 +172,7 @@ def fit_policy(
     """
     bits = engine.policy.cache_bits if cache_bits is None else cache_bits
     config, page = engine.model.config, engine.pool.page
-    # In few bits a budget may hold more than there is, and beside layers that slide the others more than their share.
+    # In few bits a budget may hold more than there is, and layers next to sliding ones more than an even share.
     too_few, too_many = -1, config.layers * config.kv_heads * -(-(prompt + new) // page) * page + 1
     pages = engine.pool if bits == 16 else engine.pool.open_packed(bits)
     entries = start = min(budget // (pages.page_bytes // page), too_many - 1)
