@@ -10,37 +10,22 @@ from services.interpretability.tests.conftest import read
 from shared.registry import CallContext
 
 
-def losses_of(golden, heads):
-    """Losses of the golden documents, without and with hidden heads."""
-    docs = golden.facts["attention_influence"]["docs"]
-    return [[influences.token_loss(golden.model, doc["ids"], hidden) for hidden in ((), heads)] for doc in docs]
-
-
-def choose(rows, **options):
-    """Ids that are selected of each domain, best first."""
-    spec = influences.InfluenceSpec.model_validate({"lm": "tiny", "documents": "-", "heads": [[1, 0]], **options})
-    chosen = {}
-    for row in sorted(influences.rank_rows(rows, spec), key=lambda row: row.get("rank", 0)):
-        if row.get("selected"):
-            chosen.setdefault(row["domain"], []).append(row["id"])
-    return chosen
+def golden_documents(golden):
+    return [influences.Document(d["id"], d["domain"], d["ids"]) for d in golden.facts["attention_influence"]["docs"]]
 
 
 def test_losses_and_selection_equal_the_golden_ones(golden):
     facts = golden.facts["attention_influence"]
-    rows = []
-    losses = losses_of(golden, [tuple(head) for head in facts["masked_heads"]])
-    for (base, masked), expected in zip(losses, facts["docs"], strict=True):
-        score = (masked - base) / base
-        assert base == pytest.approx(expected["loss_base"], abs=1e-4)
-        assert masked == pytest.approx(expected["loss_masked"], abs=1e-4)
-        assert score == pytest.approx(expected["score"], abs=1e-4)
-        rows.append({"id": expected["id"], "domain": expected["domain"], "tokens": 16, "score": score})
-    assert choose(rows) == facts["selected_top20pct_per_domain_ceil"]
+    rows = list(influences.influence(golden.model, golden_documents(golden), [tuple(h) for h in facts["masked_heads"]]))
+    for row, expected in zip(rows, facts["docs"], strict=True):
+        assert (row.id, row.base) == (expected["id"], pytest.approx(expected["loss_base"], abs=1e-4))
+        assert row.masked == pytest.approx(expected["loss_masked"], abs=1e-4)
+        assert row.score == pytest.approx(expected["score"], abs=1e-4)
+    assert influences.select(rows) == facts["selected_top20pct_per_domain_ceil"]
 
 
 def test_nothing_hidden_scores_zero_one_token_is_refused_and_long_text_is_a_weighted_mean(golden):
-    assert all(base == masked for base, masked in losses_of(golden, []))
+    assert {row.score for row in influences.influence(golden.model, golden_documents(golden), [])} == {0.0}
     window = golden.model.config.positions
     tokens = [i % 60 for i in range(window + 10)]
     parts = (influences.token_loss(golden.model, tokens[:window]), influences.token_loss(golden.model, tokens[window:]))
@@ -52,8 +37,8 @@ def test_nothing_hidden_scores_zero_one_token_is_refused_and_long_text_is_a_weig
 
 
 def test_selection_keeps_one_at_least_and_follows_input_order_on_ties():
-    rows = [{"id": i, "domain": "a", "tokens": 16, "score": score} for i, score in enumerate((0.5, 0.7, 0.7, None))]
-    assert (choose(rows, select=0.01), choose(rows, select=1.0)) == ({"a": [1]}, {"a": [1, 2, 0]})
+    rows = [influences.Influence(i, "a", 1.0, 2.0, score) for i, score in enumerate((0.5, 0.7, 0.7, None))]
+    assert (influences.select(rows, 0.01), influences.select(rows, 1.0)) == ({"a": [1]}, {"a": [1, 2, 0]})
 
 
 LINES = [

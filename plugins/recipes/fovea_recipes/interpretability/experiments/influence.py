@@ -7,6 +7,7 @@ are ranked inside a domain only, with as many random heads as control.
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -53,6 +54,26 @@ _EXAMPLE = (
 _COLUMNS = "id, domain, tokens, base, masked, score, control_score, rank, percentile, selected, error"
 
 
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Tokenised document."""
+
+    id: Any
+    domain: str
+    tokens: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Influence:
+    """Losses of a document and its score (masked − base) / base, None where the base loss is almost 0."""
+
+    id: Any
+    domain: str
+    base: float
+    masked: float
+    score: float | None
+
+
 @torch.no_grad()
 def token_loss(model: Decoder, tokens: Sequence[int], masked: Iterable[Head] = ()) -> float:
     """Return the mean loss of tokens 2…n in nats, some heads masked, long ones in windows; `InvalidOption` if n < 2."""
@@ -64,6 +85,27 @@ def token_loss(model: Decoder, tokens: Sequence[int], masked: Iterable[Head] = (
         losses = token_losses(model, ids, masked=heads)
         total, count = total + float(losses.double().sum()), count + losses.numel()
     return total / count
+
+
+def influence(model: Decoder, documents: Iterable[Document], masked: Iterable[Head]) -> Iterator[Influence]:
+    """Yield losses and scores of documents, in input order."""
+    heads = list(masked)
+    for document in documents:
+        base, with_mask = token_loss(model, document.tokens), token_loss(model, document.tokens, heads)
+        yield Influence(document.id, document.domain, base, with_mask, _score(base, with_mask))
+
+
+def select(rows: Iterable[Influence], fraction: float = 0.2) -> dict[str, list[Any]]:
+    """Return the best max(1, ceil(fraction·n)) of each domain, best first, ties in input order; never unscored rows."""
+    domains: dict[str, list[Influence]] = {}
+    for row in rows:
+        domains.setdefault(row.domain, []).append(row)
+    return {domain: [row.id for row in _best(of, fraction)] for domain, of in domains.items()}
+
+
+def _best(rows: Sequence[Influence], fraction: float) -> list[Influence]:
+    scored = [row for row in rows if row.score is not None]
+    return sorted(scored, key=lambda row: -(row.score or 0.0))[: max(1, math.ceil(fraction * len(scored)))]
 
 
 def _score(base: float, masked: float) -> float | None:
@@ -143,7 +185,7 @@ class AttentionInfluence(Experiment[InfluenceSpec]):
         # Measured, or too short to be; others were not reached before a stop.
         reported = [pair for pair in documents if id(pair[0]) in losses or len(pair[1]) < MIN_TOKENS]
         rows = [_row(line, ids, losses.get(id(line))) for line, ids in reported]
-        return _report(rank_rows(rows, spec), heads, control)
+        return _report(_rank_rows(rows, spec), heads, control)
 
 
 def draw_control_heads(subject: StudiedModel, heads: Sequence[Head], seed: int) -> list[Head]:
@@ -175,7 +217,7 @@ def _row(line: _DocumentLine, ids: Sequence[int], losses: dict[str, float] | Non
     return {**row, "score": _score(base, masked), "control_score": _score(base, control)}
 
 
-def rank_rows(rows: list[dict[str, Any]], spec: InfluenceSpec) -> list[dict[str, Any]]:
+def _rank_rows(rows: list[dict[str, Any]], spec: InfluenceSpec) -> list[dict[str, Any]]:
     """Rank, percentile and choice inside each domain (and length, where asked for)."""
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
