@@ -132,7 +132,8 @@ def _check(dataset: FileDataset, bounds: DecodeBounds) -> tuple[int, int]:
     if not has_pixels(dataset):
         raise UnsupportedMedia("The object holds no picture.", field="files")
     try:
-        rows, columns, _ = int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel", 1))
+        rows, columns = int(dataset.Rows), int(dataset.Columns)
+        int(dataset.get("SamplesPerPixel", 1))  # the decoder multiplies by it
     except (AttributeError, TypeError, ValueError) as error:
         raise Malformed("The object does not say how large its picture is.", field="files") from error
     if (frames := count_frames(dataset)) > MAX_FRAMES:

@@ -87,7 +87,7 @@ class BoxDetector(VisionServable[DetectIn, DetectOut, _Frame]):
     def data_config(cls, weights: Weights) -> DataConfig:
         manifest = weights.manifest
         count = int(manifest.network.config.get("classes", 0))
-        names = tuple(filter(None, manifest.data.get("names", "").split(",")))
+        names = tuple(listed.split(",")) if (listed := manifest.data.get("names")) else ()
         names = names if len(names) >= max(count, 1) else tuple(str(index) for index in range(count))
         return DataConfig(side=int(manifest.recipe.get("side", cls.side)), names=names)
 

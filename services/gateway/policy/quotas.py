@@ -130,7 +130,7 @@ class RateLimiter:
         if not self._is_limited:
             return
         windows = self._request_windows(caller)
-        counted = [(await self._hit(item, name, requests), unit) for item, name, unit in windows]  # others count, too
+        counted = [(await self._hit(item, name, requests), unit) for item, name, unit in windows]  # before any check
         try:
             for status, unit in counted:
                 _require_room(replace(status, used=status.used - requests), requests, unit)

@@ -149,7 +149,7 @@ def _voc_boxes(file: Path) -> list[tuple[Any, ...]]:
             corner = [float(each.findtext(f"bndbox/{side}", "nan")) for side in ("xmin", "ymin", "xmax", "ymax")]
             boxes.append((each.findtext("name", "").strip(), *corner))
     except (ElementTree.ParseError, ValueError) as error:
-        raise InvalidOption(f"{file} is no Pascal VOC: {error}.", hint="Mend or remove it.", field="data") from error
+        raise InvalidOption(f"{file} is not Pascal VOC: {error}.", hint="Mend or remove it.", field="data") from error
     return boxes
 
 
@@ -196,7 +196,7 @@ def _yolo_boxes(file: Path, height: int, width: int) -> list[tuple[float, ...]]:
             try:
                 kind, x1, y1, x2, y2 = _yolo_box([float(word) for word in line.split()])
             except ValueError as error:
-                detail = f"Line {number} of {file} is no label of YOLO's: {error}."
+                detail = f"Line {number} of {file} is not a YOLO label: {error}."
                 raise InvalidOption(detail, hint="Mend or remove it.", field="data") from error
             boxes.append((kind, x1 * width, y1 * height, x2 * width, y2 * height))
     return boxes
@@ -255,7 +255,7 @@ def _masked(pairs: dict[Path, Path], problems: list[FileProblem], names: Sequenc
 def _pair(labels: Iterable[Path], pictures: Sequence[Path], folder: Path) -> tuple[dict[Path, Path], list[FileProblem]]:
     """The label file of each picture, in the order of pictures, and label files without one.
 
-    Both have one name and lie alike; else a name that only one picture without labels has decides.
+    The two have the same name and the same folders. Otherwise the name decides, if only one unlabelled picture has it.
     """
     there = {(path.stem, folders_of(path, folder)): path for path in reversed(pictures)}
     places = {(label.stem, folders_of(label, folder)): label for label in labels}
