@@ -5,6 +5,7 @@ A suite's result records both when it is measured. docs/benchmarks.md marks a ta
 
 import ast
 import hashlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,13 @@ def dump_code(source: str) -> str:
         body = getattr(node, "body", None)
         if isinstance(body, list):
             node.body = [one for one in body if not _is_idle(one)]  # type: ignore[attr-defined]
-    return ast.dump(tree) if tree.body else ""
+    return dump_tree(tree) if tree.body else ""
+
+
+def dump_tree(tree: ast.AST) -> str:
+    """`ast.dump` as Python 3.11 writes it: 3.12 knows parameters of types, and 3.13 leaves out what is empty."""
+    more: dict[str, Any] = {"show_empty": True} if sys.version_info >= (3, 13) else {}
+    return ast.dump(tree, **more).replace(", type_params=[]", "")
 
 
 def _is_idle(node: ast.AST) -> bool:

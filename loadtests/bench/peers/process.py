@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,8 @@ class EngineProcess:
         except (BrokenPipeError, ProcessLookupError):
             line = b""
         if not line:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)  # its last words come behind the end of its answers
             said = self._log.read_text("utf8", errors="replace").strip().splitlines() or ["nothing"]
             message = f"{self.name} ended; it last said: {' / '.join(said[-6:])}"
             raise PeerMissing(message)

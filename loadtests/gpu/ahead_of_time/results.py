@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loadtests.bench.freshness import dump_tree
 from services.llm_longctx.kernels.device.cards import CARDS
 
 OPERATIONS = (
@@ -49,7 +50,7 @@ def digest_sources(operation: str) -> str:
             body = getattr(node, "body", None)
             if isinstance(body, list):
                 node.body = [one for one in body if not _is_idle(one)]  # type: ignore[attr-defined]
-        whole.update(ast.dump(tree).encode())
+        whole.update(dump_tree(tree).encode())
     return whole.hexdigest()[:16]
 
 
