@@ -206,7 +206,7 @@ def _launch(dtype: torch.dtype, G: int, d: int, *, page: int, unit: int, weighte
         "PRECISION": precision(dtype),
         "WIDEN": is_interpreted(),  # the interpreter multiplies bfloat16 as if it were whole numbers
     }
-    return Launch(_decode, constants)
+    return Launch(_decode, constants, stages=2 if dtype == torch.float32 else 3)
 
 
 def variants(card: GpuCard) -> Iterator[Variant]:

@@ -56,6 +56,5 @@ def _narrow(card: GpuCard, d: int) -> tuple[int, int, int, int]:
 
 def _wide(card: GpuCard, d: int) -> tuple[int, int, int, int]:
     """The same for float32: three products of TF32 take three times the registers of one."""
-    if d > 128:
-        return 16, 32 if card.shared > 110_000 else 16, 8, 2
-    return 16, 64, 4, 2
+    keys = 32 if d > 128 else 64
+    return 16, keys if card.shared > 110_000 else keys // 2, 8, 2
