@@ -87,6 +87,29 @@ def test_new_name_of_a_setting_wins_over_the_old_one(monkeypatch):
         assert Settings().max_batch_size == 5
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("FOVEA_MAX_BATCHSIZE", "FOVEA_MAX_BATCH_SIZE"), ("fovea_loglevel", "FOVEA_LOG_LEVEL"),
+        ("FOVEA_DEADLINE", "FOVEA_REQUEST_TIMEOUT_S"), ("FOVEA_MODEL", "FOVEA_LLM_MODEL"),
+    ],
+)  # fmt: skip
+def test_a_variable_that_is_nearly_a_setting_is_warned_of(monkeypatch, caplog, typed, meant):
+    monkeypatch.setenv(typed, "s3cret")
+    settings.cache_clear()
+    settings()
+    assert f"{typed.upper()} is not a setting: did you mean {meant}?" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["FOVEA_URL", "FOVEA_TRAFFIC", "FOVEA_DICOMWEB_URL", "FOVEA_HTTP_PORT"])
+def test_variables_of_clients_and_plugins_are_not_warned_of(monkeypatch, caplog, name):
+    monkeypatch.setenv(name, "8080")
+    settings.cache_clear()
+    settings()
+    assert "is not a setting" not in caplog.text
+
+
 def test_child_processes_are_given_the_new_names(monkeypatch):
     monkeypatch.setenv("FOVEA_DRAIN_S", "3")
     assert environment(FOVEA_X="1") == {**environment(), "FOVEA_X": "1"}
