@@ -33,6 +33,8 @@ RENAMED = {
 }  # fmt: skip
 """Field → its old name, which works in the environment for one more release."""
 
+_ADDRESS = r"([^@/?#:,\[\]]+|\[[^]]*\])(:\d+)?"
+_REDIS_URL = rf"unix://.*|rediss?(\+sentinel)?://([^/?#]*@)?({_ADDRESS}(,{_ADDRESS})*)?([/?].*)?"
 _UPSTREAM = r"[^=,|\s]+=https?://[^,|\s]+(\|(grpc://)?[^,|\s]+)?"
 
 
@@ -242,8 +244,9 @@ class Settings(BaseSettings):
         url = self.redis_url or (self.redis_url_file and self.redis_url_file.read_text("utf-8").strip())
         if not url:
             return self
-        if not re.match(r"(rediss?|unix|rediss?\+sentinel)://", url):
-            raise ValueError("FOVEA_REDIS_URL must begin with redis://, rediss:// or redis+sentinel://")
+        if not re.fullmatch(_REDIS_URL, url):
+            hint = "a password with other signs than letters and digits goes into FOVEA_REDIS_PASSWORD"
+            raise ValueError(f"FOVEA_REDIS_URL must be redis://, rediss:// or redis+sentinel:// and host:port; {hint}")
         password = self.redis_password.get_secret_value() if self.redis_password else None
         if self.redis_password_file:
             password = self.redis_password_file.read_text("utf-8").strip()
@@ -368,7 +371,8 @@ def _complete_url(url: str, password: str | None, files: Mapping[str, Path | Non
     query = dict(parse_qsl(parts.query))
     if parts.scheme.startswith("rediss"):
         query = {**{name: str(file) for name, file in files.items() if file}, **query}
-    return urlunsplit(parts._replace(netloc=f"{login}{at}{host}", query=urlencode(query, safe="/")))
+    netloc = f"{login}{at}{host}"  # a socket's file has none, and what is joined without one is no URL for Redis
+    return urlunsplit(parts._replace(netloc=netloc, query=urlencode(query, safe="/"))) if netloc else url
 
 
 def _variable(name: str) -> str:

@@ -24,6 +24,7 @@ def test_defaults_bind_to_loopback_and_need_no_key(monkeypatch):
         ("FOVEA_HTTP_PORT", "70000"), ("FOVEA_MAX_BATCH_SIZE", "0"), ("FOVEA_AUTH", "off"), ("FOVEA_HTTP_PORT", "web"),
         ("FOVEA_LOG_LEVEL", "loud"), ("FOVEA_DEVICE", "gpu"), ("FOVEA_STATIC_UPSTREAMS", "detection"),
         ("FOVEA_STATIC_UPSTREAMS", "detection=triton:8000"), ("FOVEA_REDIS_URL", "cache:6379"),
+        ("FOVEA_REDIS_URL", "redis://:s3/cret@cache:6379/0"), ("FOVEA_REDIS_URL", "redis://:s3#cret@cache:6379/0"),
         ("OTEL_SDK_DISABLED", "perhaps"),
     ],
 )  # fmt: skip
@@ -49,7 +50,8 @@ def test_a_missing_file_of_a_setting_is_named(monkeypatch, capsys, tmp_path):
     ("field", "value"),
     [
         ("log_level", "debug"), ("device", "cuda:3"), ("redis_url", "redis+sentinel://a:1,b:2/m/0"),
-        ("redis_url", "rediss://:p@h:1/0"), ("static_upstreams", "a=https://b"), ("static_upstreams", ""),
+        ("redis_url", "rediss://:p@h:1/0"), ("redis_url", "redis://[::1]:6379?db=2"), ("redis_url", "unix:///r.sock"),
+        ("static_upstreams", "a=https://b"), ("static_upstreams", ""),
         ("static_upstreams", " a=http://b:1|c:2 , d=http://e ,"),
     ],
 )  # fmt: skip
