@@ -1,5 +1,6 @@
 """The command line as people use it: against a real gateway, with files, pipes, JSON and mistakes."""
 
+import errno
 import http.server
 import json
 import threading
@@ -97,6 +98,16 @@ def test_one_bad_picture_does_not_stop_the_others_in_words_or_json_lines(fovea, 
 def test_a_folder_that_can_not_be_written_is_one_line(fovea, folder):
     code, _, err = fovea("segment", folder / "a.jpg", "-o", folder / "a.jpg/out")
     assert (code, err.count("\n"), "Not a directory" in err) == (2, 1, True)
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_full_disk_is_one_line_on_standard_error(fovea, folder, monkeypatch, form):
+    def fill(path, _):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", fill)
+    code, out, err = fovea("segment", folder / "a.jpg", "-o", folder / "out", *form)
+    assert (code, out, err.count("\n"), "No space left on device" in err) == (6, "", 1, True)
 
 
 def test_a_name_in_another_encoding_is_written_as_it_is(fovea, folder):
