@@ -77,8 +77,9 @@ def fovea(
 
 def main() -> None:
     """Run the command line; an error is printed in one line, and its kind is the exit code."""
-    if isinstance(sys.stdout, TextIOWrapper):  # names of files may be any bytes
-        sys.stdout.reconfigure(errors="surrogateescape")
+    if isinstance(sys.stdout, TextIOWrapper):  # names of files may be any bytes, and an old encoding lacks signs
+        is_utf8 = sys.stdout.encoding.lower() in {"utf-8", "utf8"}
+        sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
     try:
         app(prog_name="fovea")
     except (FoveaError, OSError) as failure:

@@ -3,6 +3,7 @@
 import errno
 import http.server
 import json
+import sys
 import threading
 
 import pytest
@@ -115,6 +116,12 @@ def test_a_name_in_another_encoding_is_written_as_it_is(fovea, folder):
     code, out, _ = fovea("segment", odd, "-o", folder / "out")
     assert (code, out.startswith(f"{odd}: ")) == (0, True)
     assert (folder / "out/caf_.json").exists()
+
+
+def test_signs_that_an_old_encoding_lacks_are_written_as_escapes(fovea):
+    sys.stdout.reconfigure(encoding="latin-1")
+    code, out, _ = fovea("models")
+    assert (code, "0.873 synthetic / \\u2013" in out) == (0, True)
 
 
 def test_a_dash_reads_standard_input(fovea, tmp_path):
