@@ -144,7 +144,7 @@ class GatewayMiddleware(Shell[RequestContext]):
             self._audit(ctx, act, **ctx.audit)
         scanner = ctx.scanner
         tokens = scanner.sum_up(ctx.observed.seconds) if scanner else {}
-        model = ctx.model or (scanner.model if scanner else "")
+        model = ctx.model or (scanner.model if scanner else "") or ctx.told_model
         self._gateway.usage.add(ctx.caller.tenant, model, {**ctx.usage, **tokens})
         spent = tokens.get("tokens_in", 0) + tokens.get("tokens_out", 0)
         await self._gateway.limits.spend_tokens(ctx.caller, int(spent))
