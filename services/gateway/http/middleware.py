@@ -178,7 +178,7 @@ class GatewayMiddleware(Shell[RequestContext]):
     async def _send_error(self, ctx: RequestContext, error: FoveaError) -> None:
         ctx.observed.error = error.code
         if ctx.status:
-            await abort_response(ctx)
+            await abort_response(ctx, error)
         elif error.status == 499:
             ctx.status = 499
         else:
