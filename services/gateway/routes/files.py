@@ -99,7 +99,9 @@ async def create_batch(request: Request) -> Batch:
 
     ctx.caller.require_scope("jobs")
     admit = partial(gateway.limits.count_many, ctx.caller)
-    return await _batches(request).create(ctx.caller, body, route.services[0], queue, admit=admit, audit=audit)
+    models = {name: one for name, one in gateway.registry.routes.models.items() if one in route.services}
+    service = route.services[0]
+    return await _batches(request).create(ctx.caller, body, service, queue, admit=admit, audit=audit, models=models)
 
 
 @router.get("/v1/batches")

@@ -281,6 +281,15 @@ async def test_a_batch_that_steers_is_audited(tmp_path, more, path):
     assert audited == ["queued"] * (bool(more) or "steering" in path)
 
 
+async def test_each_line_goes_to_the_service_that_has_its_model(tmp_path):
+    gateways, bodies = Gateways(tmp_path), [{"model": "a"}, {"model": "b"}, {}, {"model": 3}]
+    stored = gateways.files[0].add(
+        "ann", "x", "batch", jsonl(*(line(str(n), {"x": 1} | b) for n, b in enumerate(bodies)))
+    )
+    await gateways.begin(stored.id, models={"a": "stub", "b": "other"})
+    assert [each.service for each in gateways.queue.payloads.values()] == ["stub", "other", "stub", "stub"]
+
+
 async def test_a_batch_counts_its_lines_against_rate_and_quota(served, ring):
     few, day = (ring.add("ann", ("infer", "jobs"), **limit)[1] for limit in FEW)
     scene = await served(ForgetfulQueue(Stub().app), auth="keys")
