@@ -94,6 +94,7 @@ def test_the_client_s_pages_reach_the_oldest_file_and_batch(client):
         assert ([one.id for one in page.data], page.has_more) == ([made[1]], True)
         with pytest.raises(openai.NotFoundError, match="last id of the page"):
             list_all(after="batch-1")
+    assert [one.id for one in client.files.list(order="asc", limit=2)][-3:] == files
 
 
 @pytest.mark.parametrize("metadata", ['{"a": "\\ud800"}', '{"a": ' + "[" * 300 + "]" * 300 + "}", '{"a": 1}'])
