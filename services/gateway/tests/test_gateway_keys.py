@@ -58,6 +58,13 @@ async def test_a_plugins_route_outside_v1_needs_a_key_too(gateway, ring, monkeyp
     assert answers[-1].json() == "ann"
 
 
+def test_a_key_file_with_a_mistake_names_the_place(ring, tmp_path):
+    ring.add("ann", ("infer",))
+    (tmp_path / "keys.json").write_text((tmp_path / "keys.json").read_text().replace('"infer"', '"infra"'))
+    with pytest.raises(Conflict, match=r"keys\.0\.scopes\.0: Input should be 'infer'"):
+        ring.list_keys()
+
+
 def test_the_last_use_is_the_newest_that_any_gateway_saw(tmp_path):
     one, two = KeyRing(tmp_path / "keys.json"), KeyRing(tmp_path / "keys.json")
     key, text = one.add("ann", ("infer",))
