@@ -118,7 +118,7 @@ ENV PATH=/opt/fovea/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     OMP_WAIT_POLICY=PASSIVE \
     HOME=/data \
-    FOVEA_SERVICE=${SERVICE} \
+    SERVICE=${SERVICE} \
     FOVEA_HOST=0.0.0.0 \
     FOVEA_REPLICA_HOST=0.0.0.0 \
     FOVEA_METRICS_PORT=9464 \
@@ -131,4 +131,4 @@ EXPOSE 8080 8081 9464
 HEALTHCHECK --interval=30s --timeout=20s --start-period=120s \
   CMD ["python", "-m", "shared.serving.health_check"]
 # `gateway` starts the gateway; any other name starts that service under uvicorn and grpc.aio.
-CMD ["/bin/sh", "-c", "if [ \"$FOVEA_SERVICE\" = gateway ]; then exec python -m services.gateway; fi; exec python -m shared.serving \"$FOVEA_SERVICE\" --http-port 8080 --grpc-port 8081"]
+CMD ["/bin/sh", "-c", "if [ \"$SERVICE\" = gateway ]; then exec python -m services.gateway; fi; exec python -m shared.serving \"$SERVICE\" --http-port 8080 --grpc-port 8081"]

@@ -50,15 +50,10 @@ class Call(Generic[Answer]):
     def build_request(self, client: httpx2.Client | httpx2.AsyncClient) -> httpx2.Request:
         """Build the HTTP request, with the client's base URL, key and timeouts."""
         return client.build_request(
-            self.method,
-            self.path,
-            json=self.json,
-            content=self.content,
-            files=self.files or None,
-            data=self.form or None,
+            self.method, self.path, json=self.json, content=self.content, files=self.files or None,
+            data=self.form or None, headers=self.headers,
             params={name: value for name, value in self.params.items() if value is not None},
-            headers=self.headers,
-        )
+        )  # fmt: skip
 
     def parse(self, response: httpx2.Response) -> Answer:
         """Parse a response whose body was read.

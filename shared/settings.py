@@ -10,6 +10,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -21,29 +22,19 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from shared.validation_errors import list_errors
 
 RENAMED = {
-    "replica_host": "bind",
-    "replica_advertised_host": "advertise",
-    "enabled_services": "services",
-    "static_upstreams": "upstreams",
-    "up_api_key": "api_key",
-    "rate_limit_rpm": "rate_per_minute",
-    "request_timeout_s": "deadline_s",
-    "body_read_timeout_s": "body_timeout_s",
-    "shutdown_grace_s": "drain_s",
-    "allow_image_urls": "fetch_urls",
-    "intra_op_threads": "threads",
-    "max_batch_size": "batch_max",
-    "max_batch_delay_ms": "batch_wait_ms",
-    "max_queue_size": "queue_max",
-    "llm_fidelity_sample_rate": "llm_watch",
-    "llm_fidelity_min_agreement": "llm_floor",
-    "document_cache_max_bytes": "document_blocks_bytes",
-    "job_max_attempts": "job_attempts",
-    "job_dead_letter_max": "job_dead_max",
+    "replica_host": "bind", "replica_advertised_host": "advertise", "enabled_services": "services",
+    "static_upstreams": "upstreams", "up_api_key": "api_key", "rate_limit_rpm": "rate_per_minute",
+    "request_timeout_s": "deadline_s", "body_read_timeout_s": "body_timeout_s", "shutdown_grace_s": "drain_s",
+    "allow_image_urls": "fetch_urls", "intra_op_threads": "threads", "max_batch_size": "batch_max",
+    "max_batch_delay_ms": "batch_wait_ms", "max_queue_size": "queue_max", "llm_fidelity_sample_rate": "llm_watch",
+    "llm_fidelity_min_agreement": "llm_floor", "document_cache_max_bytes": "document_blocks_bytes",
+    "job_max_attempts": "job_attempts", "job_dead_letter_max": "job_dead_max",
     "job_inline_max_bytes": "job_inline_bytes",
-}
+}  # fmt: skip
 """Field → its old name, which works in the environment for one more release."""
 
+_ADDRESS = r"([^@/?#:,\[\]]+|\[[^]]*\])(:\d+)?"
+_REDIS_URL = rf"unix://.*|rediss?(\+sentinel)?://([^/?#]*@)?({_ADDRESS}(,{_ADDRESS})*)?([/?].*)?"
 _UPSTREAM = r"[^=,|\s]+=https?://[^,|\s]+(\|(grpc://)?[^,|\s]+)?"
 
 
@@ -61,7 +52,6 @@ class Settings(BaseSettings):
     replica_host: str = Field("127.0.0.1", description="Address on which replicas listen.")
     replica_advertised_host: str | None = None
     """Address under which replicas are reached; unset, `replica_host`."""
-
     metrics_port: int = Field(0, ge=0, le=65535)
     """Port for `/metrics` alone, without a key, on `host` or `replica_host`, for a Prometheus that the network lets in;
     0 opens none."""
@@ -174,12 +164,10 @@ class Settings(BaseSettings):
     llm_adapters: Path | None = None
     """Folder of LoRA adapters (one folder each, as peft saves them), which all tenants may use by name."""
     llm_model: str = Field("smollm2", description="Default chat model: a served name, an HF folder or a GGUF file.")
-
     llm_fidelity_sample_rate: float = Field(0.01, ge=0, le=1)
     """Share of answers under an attention method that is run again densely, off-peak."""
     llm_fidelity_min_agreement: float = Field(0.5, ge=0, le=1)
     """Median agreement with dense attention below which a method with its knobs is held back; 0 never."""
-
     judge_base_url: str = "http://127.0.0.1:8080"
     """OpenAI-compatible endpoint that judges ask; by default our own gateway."""
     judge_api_key: SecretStr | None = Field(None, description="Key that judges send to it.")
@@ -256,8 +244,9 @@ class Settings(BaseSettings):
         url = self.redis_url or (self.redis_url_file and self.redis_url_file.read_text("utf-8").strip())
         if not url:
             return self
-        if not re.match(r"(rediss?|unix|rediss?\+sentinel)://", url):
-            raise ValueError("FOVEA_REDIS_URL must begin with redis://, rediss:// or redis+sentinel://")
+        if not re.fullmatch(_REDIS_URL, url):
+            hint = "a password with other signs than letters and digits goes into FOVEA_REDIS_PASSWORD"
+            raise ValueError(f"FOVEA_REDIS_URL must be redis://, rediss:// or redis+sentinel:// and host:port; {hint}")
         password = self.redis_password.get_secret_value() if self.redis_password else None
         if self.redis_password_file:
             password = self.redis_password_file.read_text("utf-8").strip()
@@ -341,6 +330,7 @@ def _split_names(names: str) -> tuple[str, ...]:
 @cache
 def settings() -> Settings:
     """The settings of this process, read once; it ends with a sentence where one of them is wrong."""
+    _warn_of_typos()
     try:
         return Settings()
     except OSError as error:
@@ -354,6 +344,15 @@ def settings() -> Settings:
     problem = " ".join(problem.removeprefix(": Value error, ").split())
     sys.stderr.write(f"The settings can't be used. {problem}\n")
     sys.exit(2)
+
+
+def _warn_of_typos() -> None:
+    """Warn of variables that set nothing and are spelt nearly like a setting."""
+    named = {_variable(name): _variable(name) for name in Settings.model_fields}
+    named |= {_variable(old): _variable(new) for new, old in RENAMED.items()}
+    for name in sorted({name.upper() for name in os.environ} - named.keys()):
+        if name.startswith("FOVEA_") and (near := get_close_matches(name, named, n=1, cutoff=0.8)):
+            logging.getLogger(__name__).warning("%s is not a setting: did you mean %s?", name, named[near[0]])
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -372,7 +371,8 @@ def _complete_url(url: str, password: str | None, files: Mapping[str, Path | Non
     query = dict(parse_qsl(parts.query))
     if parts.scheme.startswith("rediss"):
         query = {**{name: str(file) for name, file in files.items() if file}, **query}
-    return urlunsplit(parts._replace(netloc=f"{login}{at}{host}", query=urlencode(query, safe="/")))
+    netloc = f"{login}{at}{host}"  # a socket's file has none, and what is joined without one is no URL for Redis
+    return urlunsplit(parts._replace(netloc=netloc, query=urlencode(query, safe="/"))) if netloc else url
 
 
 def _variable(name: str) -> str:

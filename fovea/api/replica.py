@@ -68,7 +68,7 @@ class ReplicaRecord(BaseModel, frozen=True):
 
     id: str
     service: str
-    http: str = Field(description="Base URL, for example http://127.0.0.1:40123.")
+    http: str = Field(description="Base URL, for example http://127.0.0.1:40123; empty of one that can't start.")
     grpc: str | None = Field(None, description="host:port of its Open Inference gRPC server.")
     pid: int
     ready: bool = Field(description="Whether it can answer: nothing is loading, and not every model failed to load.")

@@ -9,7 +9,8 @@ from typing import Any, Final
 from pydantic import BaseModel, Field
 
 USAGE_HEADER: Final = "x-fovea-usage"
-"""Response header of a replica: what the request consumed there, as a JSON object of numbers. Callers don't get it."""
+"""Response header of a replica: what the request consumed there, as a JSON object of numbers, and the `model` that
+answered. Callers don't get it."""
 
 USAGE_FIELDS: Final = (
     "requests", "tokens_in", "tokens_out", "cached_tokens", "kv_byte_seconds", "pictures", "cpu_seconds",

@@ -26,7 +26,7 @@ _KINDS: dict[int, tuple[type[errors.FoveaError], ...]] = {
     REFUSED: (errors.BadInput, errors.Conflict),
     NOT_FOUND: (errors.NotFound,),
     NOT_ALLOWED: (errors.Unauthenticated, errors.PermissionDenied, errors.RateLimited),
-    UNAVAILABLE: (errors.QueueFull, errors.NotReady),
+    UNAVAILABLE: (errors.QueueFull, errors.NotReady, errors.StorageFull),
     TIMED_OUT: (errors.DeadlineExceeded,),
     INTERRUPTED: (errors.Cancelled,),
 }

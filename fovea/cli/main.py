@@ -1,5 +1,6 @@
 """The command `fovea`: its own commands talk to a gateway, plug-in commands act on this machine."""
 
+import errno
 import sys
 from importlib import metadata
 from io import TextIOWrapper
@@ -29,7 +30,7 @@ from fovea.cli.option_groups import CommandApp
 from fovea.cli.output import Screen
 from fovea.cli.plugins import PluginGroup
 from fovea.cli.source_handlers import SourcesCommand
-from fovea.errors import FoveaError, InvalidOption
+from fovea.errors import FoveaError, InvalidOption, StorageFull
 
 app = CommandApp(
     cls=PluginGroup,
@@ -76,14 +77,17 @@ def fovea(
 
 def main() -> None:
     """Run the command line; an error is printed in one line, and its kind is the exit code."""
-    if isinstance(sys.stdout, TextIOWrapper):  # names of files may be any bytes
-        sys.stdout.reconfigure(errors="surrogateescape")
+    if isinstance(sys.stdout, TextIOWrapper):  # names of files may be any bytes, and an old encoding lacks signs
+        is_utf8 = sys.stdout.encoding.lower() in {"utf-8", "utf8"}
+        sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
     try:
         app(prog_name="fovea")
-    except (FoveaError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as failure:
-        error = InvalidOption(f"{failure}.") if isinstance(failure, OSError) else failure
+    except (FoveaError, OSError) as failure:
+        is_full = isinstance(failure, OSError) and failure.errno in {errno.ENOSPC, errno.EDQUOT}
+        kind = StorageFull if is_full else InvalidOption
+        error = kind(f"{failure}.") if isinstance(failure, OSError) else failure
         is_json = not {"--json", "--format=json"}.isdisjoint(sys.argv) or ("--format", "json") in pairwise(sys.argv)
-        Screen(as_json=is_json).error(error)
+        Screen(as_json=is_json and not is_full).error(error)  # what is full may be standard output
         sys.exit(choose_exit_code(error))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

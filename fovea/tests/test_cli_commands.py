@@ -1,7 +1,9 @@
 """The command line as people use it: against a real gateway, with files, pipes, JSON and mistakes."""
 
+import errno
 import http.server
 import json
+import sys
 import threading
 
 import pytest
@@ -99,11 +101,27 @@ def test_a_folder_that_can_not_be_written_is_one_line(fovea, folder):
     assert (code, err.count("\n"), "Not a directory" in err) == (2, 1, True)
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_full_disk_is_one_line_on_standard_error(fovea, folder, monkeypatch, form):
+    def fill(path, _):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", fill)
+    code, out, err = fovea("segment", folder / "a.jpg", "-o", folder / "out", *form)
+    assert (code, out, err.count("\n"), "No space left on device" in err) == (6, "", 1, True)
+
+
 def test_a_name_in_another_encoding_is_written_as_it_is(fovea, folder):
     odd = (folder / "a.jpg").rename(folder / "caf\udce9.jpg")
     code, out, _ = fovea("segment", odd, "-o", folder / "out")
     assert (code, out.startswith(f"{odd}: ")) == (0, True)
     assert (folder / "out/caf_.json").exists()
+
+
+def test_signs_that_an_old_encoding_lacks_are_written_as_escapes(fovea):
+    sys.stdout.reconfigure(encoding="latin-1")
+    code, out, _ = fovea("models")
+    assert (code, "0.873 synthetic / \\u2013" in out) == (0, True)
 
 
 def test_a_dash_reads_standard_input(fovea, tmp_path):

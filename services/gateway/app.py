@@ -35,21 +35,17 @@ def build_gateway(settings: Settings, queue: RedisJobQueue | None = None) -> Fas
     polls the replicas and closes what was opened.
     """
     app = FastAPI(
-        title="Fovea",
-        version="1",
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        lifespan=_lifespan,
+        title="Fovea", version="1", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan,
         description="Attention-based research models, served: pictures, text, tensors, experiments and judgements.",
-        exception_handlers={HTTPException: _on_http, RequestValidationError: _on_invalid},
-        redirect_slashes=False,
-    )
+        exception_handlers={HTTPException: _on_http, RequestValidationError: _on_invalid}, redirect_slashes=False,
+    )  # fmt: skip
     app.state.gateway = Gateway(settings, queue)
-    for router in (*_ROUTERS, *plugins.load_all(ROUTES, "gateway").values()):
+    added = plugins.load_all(ROUTES, "gateway").values()
+    for router in (*_ROUTERS, *added):
         app.include_router(router)
     app.router.routes.extend(_console_routes(settings))
-    app.add_middleware(GatewayMiddleware, gateway=app.state.gateway)
+    guarded = [route.path_regex for router in added for route in router.routes if isinstance(route, Route)]
+    app.add_middleware(GatewayMiddleware, gateway=app.state.gateway, guarded=guarded)
     attach_examples(app.openapi(), ["services.gateway", *plugins.packages("gateway")])
     return app
 

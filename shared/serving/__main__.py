@@ -9,6 +9,7 @@ import uvloop
 
 from shared import telemetry
 from shared.registry.discovery import SERVICES
+from shared.serving.heartbeat import tell_failed_start
 from shared.serving.replica import ReplicaServer, load_app
 from shared.settings import Settings, settings
 from shared.storage.private_files import make_files_private
@@ -45,8 +46,10 @@ async def _serve(service: str, config: Settings, http_port: int, grpc_port: int)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    replica = ReplicaServer(load_app(service), config, http_port=http_port, grpc_port=grpc_port, owns_process=True)
-    await replica.start()
+    with tell_failed_start(service, config):
+        ports = {"http_port": http_port, "grpc_port": grpc_port}
+        replica = ReplicaServer(load_app(service), config, **ports, owns_process=True)
+        await replica.start()
     telemetry.log().info("serving", service=service, http=replica.http, grpc=replica.grpc)
     await stopping.wait()
     telemetry.log().info("stopping", service=service)

@@ -62,15 +62,10 @@ def build(
     host = Host(service, {**known, **trained_servables(known, config.weights_dir)}, config)
     bound_validation()
     app = _App(
-        title=f"Fovea {service}",
-        version="1",
-        docs_url=None,
-        redoc_url=None,
-        lifespan=_lifespan,
-        redirect_slashes=False,
-        telemetry={"tracing": False, "metrics": False, "logs": False},
+        title=f"Fovea {service}", version="1", docs_url=None, redoc_url=None, lifespan=_lifespan,
+        redirect_slashes=False, telemetry={"tracing": False, "metrics": False, "logs": False},
         exception_handlers={HTTPException: _on_error, RequestValidationError: _on_error},
-    )
+    )  # fmt: skip
     app.state.host = host
     app.state.settings = config
     app.state.objects = objects

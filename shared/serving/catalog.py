@@ -184,27 +184,17 @@ class Catalog:
     def _entry(self, name: str, slot: ModelSlot) -> ModelEntry:
         facts = slot.card.model_dump(mode="json", exclude={"name", "task", "example", "limits"})
         return ModelEntry(
-            id=name,
-            created=self._created,
-            task=slot.card.task,
-            service=self.service,
-            ready=slot.state in {"ready", "on_demand"},
-            state=slot.state,
-            reason=slot.reason,
-            mode=slot.kind.mode,
-            **facts,
-        )
+            id=name, created=self._created, task=slot.card.task, service=self.service, state=slot.state,
+            ready=slot.state in {"ready", "on_demand"}, reason=slot.reason, mode=slot.kind.mode, **facts,
+        )  # fmt: skip
 
     def _limits(self, slot: ModelSlot) -> dict[str, Any]:
         settings = self.settings
         own = slot.card.limits
         return {
-            **own.model_dump(mode="json"),
-            "max_body_bytes": settings.max_body_bytes,
+            **own.model_dump(mode="json"), "max_body_bytes": settings.max_body_bytes,
             "max_pixels": min(settings.max_pixels, own.max_pixels or settings.max_pixels),
             "max_side": min(settings.max_side, own.max_side or settings.max_side),
-            "max_images": settings.max_images,
-            "micro_batch": self.batch_options(slot).size,
-            "queue": settings.max_queue_size,
-            "deadline_s": settings.request_timeout_s,
-        }
+            "max_images": settings.max_images, "micro_batch": self.batch_options(slot).size,
+            "queue": settings.max_queue_size, "deadline_s": settings.request_timeout_s,
+        }  # fmt: skip

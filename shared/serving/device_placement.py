@@ -30,15 +30,10 @@ def load_context(settings: Settings) -> LoadContext:
         options["judge_api_key"] = settings.judge_api_key.get_secret_value()
     installed = Path(sys.prefix) / "graphs"  # those that were exported into this environment when it was installed
     return LoadContext(
-        device=choose_device(settings.device),
-        engine=settings.engine,
-        cache=settings.cache_dir,
-        weights=settings.weights_dir,
-        graphs=settings.graphs_dir or (installed if installed.is_dir() else None),
-        threads=settings.intra_op_threads,
-        objects=open_object_store(settings),
-        options=options,
-    )
+        device=choose_device(settings.device), engine=settings.engine, cache=settings.cache_dir,
+        weights=settings.weights_dir, graphs=settings.graphs_dir or (installed if installed.is_dir() else None),
+        threads=settings.intra_op_threads, objects=open_object_store(settings), options=options,
+    )  # fmt: skip
 
 
 def choose_device(device: str) -> str:

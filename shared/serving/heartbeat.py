@@ -5,8 +5,9 @@ Without Redis, or while Redis is away, the replica serves on; callers that know 
 
 import asyncio
 import contextlib
+import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,6 +16,10 @@ from redis.exceptions import RedisError
 from fovea.api.replica import HEARTBEAT_TTL_S, RENEW_S, ReplicaRecord, replicas_key
 from shared import telemetry
 from shared.jobs.redis_connection import open_async_redis, open_redis
+from shared.settings import Settings
+
+MAX_TROUBLE = 500
+"""Characters of what a replica says about its trouble."""
 
 _REMOVE_AFTER_S = 60 * HEARTBEAT_TTL_S  # records this old are removed by the next replica of the service
 
@@ -53,9 +58,7 @@ class Heartbeat:
     def announce_last(self, record: ReplicaRecord) -> None:
         """Write a record from another thread, on a connection of its own, as the last act of a process."""
         self._stopping.set()
-        last = open_redis(self._url, socket_timeout=0.5, socket_connect_timeout=0.5)
-        with contextlib.suppress(RedisError, OSError):
-            last.hset(replicas_key(record.service), record.id, record.model_dump_json())
+        _write_last(self._url, record)
 
     async def _renew(self) -> None:
         is_away = False
@@ -86,6 +89,30 @@ class Heartbeat:
         old = [name for name, value in found.items() if time.time() - _last_seen(value) > _REMOVE_AFTER_S]
         if old:
             await self._redis.hdel(key, *old)
+
+
+@contextlib.contextmanager
+def tell_failed_start(service: str, settings: Settings) -> Iterator[None]:
+    """Have a block that fails to start a replica leave a record, without an address, that says why."""
+    try:
+        yield
+    except Exception as error:
+        is_safe = isinstance(error, (ImportError, OSError, SyntaxError))  # others may tell secrets to everybody
+        told = f"{type(error).__name__}: {error if is_safe else 'its log says more'}"
+        trouble = f"It can't start: {getattr(error, 'detail', told)}"[:MAX_TROUBLE]
+        record = ReplicaRecord(
+            id=f"{service}-start", service=service, http="", pid=os.getpid(), ready=False, models=(), trouble=trouble,
+            version=settings.service_version, seen=time.time(),
+        )  # fmt: skip
+        if settings.redis_url:
+            _write_last(settings.redis_url, record)
+        raise
+
+
+def _write_last(url: str, record: ReplicaRecord) -> None:
+    last = open_redis(url, socket_timeout=0.5, socket_connect_timeout=0.5)
+    with contextlib.suppress(RedisError, OSError):
+        last.hset(replicas_key(record.service), record.id, record.model_dump_json())
 
 
 def _last_seen(value: bytes) -> float:

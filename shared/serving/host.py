@@ -118,8 +118,9 @@ class Host(Catalog):
 
         Raises NotFound: no such model or version; NotReady: it does not; the detail says why.
         """
-        if self.slot(name).state != "on_demand":
-            self.find_loaded(name, version)
+        slot = self.slot(name)
+        if slot.state != "on_demand" or version not in {"", slot.card.version}:
+            super().find_loaded(name, version)
 
     async def wake(self, name: str) -> None:
         """Load a model that its first request loads; return at once where it is loaded, or failed to be."""

@@ -26,6 +26,7 @@ from pydantic import BaseModel
 
 from shared import telemetry
 from shared.registry.discovery import SERVICES, services_with_models
+from shared.serving.heartbeat import tell_failed_start
 from shared.serving.host import Host
 from shared.serving.replica import ReplicaServer, load_app
 from shared.serving.wanted import is_wanted
@@ -104,11 +105,12 @@ class _Replica:
 
     async def _serve(self, placement: Placement, config: Settings) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        app = load_app(placement.service, placement.app)
-        server = ReplicaServer(
-            app, config, before_withdrawal=lambda: _leave_node(config.shutdown_grace_s / 2), owns_process=True
-        )
-        await server.start()
+        with tell_failed_start(placement.service, config):
+            app = load_app(placement.service, placement.app)
+            server = ReplicaServer(
+                app, config, before_withdrawal=lambda: _leave_node(config.shutdown_grace_s / 2), owns_process=True
+            )
+            await server.start()
         self._started.set_result(server)
         await self._stopping.wait()
         await server.stop()

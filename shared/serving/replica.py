@@ -25,7 +25,7 @@ from shared.rpc.joined_writes import JoinedWritesProtocol
 from shared.serving.auth_guard import GatewayOnlyMiddleware
 from shared.serving.build_app import build
 from shared.serving.drain import DrainFiles
-from shared.serving.heartbeat import Heartbeat
+from shared.serving.heartbeat import MAX_TROUBLE, Heartbeat
 from shared.serving.host import Host
 from shared.serving.jobs.embedded import EmbeddedJobs
 from shared.serving.memory_guard import EXIT_STATUS, MemoryGuard, build_guard, read_resident_bytes
@@ -40,7 +40,6 @@ from shared.telemetry import log
 # Longer than any client keeps an idle connection, so that it is never we who close one that is about to be used.
 _KEEP_ALIVE_S = 75
 _DRAIN_POLL_S = 0.2  # between two looks whether somebody asks to drain, and whether something is in flight
-_MAX_TROUBLE = 500  # characters of what a replica says about its trouble
 # Where every service answers: the gateway does so itself, or routes by the model's name.
 _EVERYWHERE = ("/v2", "/v1/models", "/livez", "/readyz", "/health", "/version", "/metrics")
 
@@ -171,25 +170,16 @@ class ReplicaServer:
     def record(self) -> ReplicaRecord:
         """Record for the gateway."""
         return ReplicaRecord(
-            id=self.id,
-            service=self.host.service,
-            http=self.http,
-            grpc=self.grpc,
-            pid=os.getpid(),
-            ready=self.host.settled,
-            models=tuple(self.host.names()),
-            slots=self.host.places,
-            version=self._settings.service_version,
-            memory=round(self._guard.share, 3) if self._guard else 0.0,
-            trouble=self._describe_trouble(),
-            seen=time.time(),
-            **self._routes,
-        )
+            id=self.id, service=self.host.service, http=self.http, grpc=self.grpc, pid=os.getpid(),
+            ready=self.host.settled, models=tuple(self.host.names()), slots=self.host.places,
+            version=self._settings.service_version, memory=round(self._guard.share, 3) if self._guard else 0.0,
+            trouble=self._describe_trouble(), seen=time.time(), **self._routes,
+        )  # fmt: skip
 
     def _describe_trouble(self) -> str:
         if self.host.is_loading or self.host.settled:
             return ""
-        return " ".join(f"{name}: {reason}" for name, reason in self.host.missing().items())[:_MAX_TROUBLE]
+        return " ".join(f"{name}: {reason}" for name, reason in self.host.missing().items())[:MAX_TROUBLE]
 
     async def _drain_when_asked(self) -> None:
         """Withdraw when somebody asks this machine's replicas to drain, and report it once nothing is in flight."""
@@ -245,16 +235,10 @@ class _Server(uvicorn.Server):
 
 def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
-        app,
-        http=JoinedWritesProtocol,
-        lifespan="on",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        app, http=JoinedWritesProtocol, lifespan="on", log_config=None, log_level="warning", access_log=False,
+        server_header=False, timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_s)),
-    )
+    )  # fmt: skip
 
 
 def _listen(bind: str, port: int) -> socket.socket:

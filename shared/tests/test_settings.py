@@ -24,6 +24,7 @@ def test_defaults_bind_to_loopback_and_need_no_key(monkeypatch):
         ("FOVEA_HTTP_PORT", "70000"), ("FOVEA_MAX_BATCH_SIZE", "0"), ("FOVEA_AUTH", "off"), ("FOVEA_HTTP_PORT", "web"),
         ("FOVEA_LOG_LEVEL", "loud"), ("FOVEA_DEVICE", "gpu"), ("FOVEA_STATIC_UPSTREAMS", "detection"),
         ("FOVEA_STATIC_UPSTREAMS", "detection=triton:8000"), ("FOVEA_REDIS_URL", "cache:6379"),
+        ("FOVEA_REDIS_URL", "redis://:s3/cret@cache:6379/0"), ("FOVEA_REDIS_URL", "redis://:s3#cret@cache:6379/0"),
         ("OTEL_SDK_DISABLED", "perhaps"),
     ],
 )  # fmt: skip
@@ -49,7 +50,8 @@ def test_a_missing_file_of_a_setting_is_named(monkeypatch, capsys, tmp_path):
     ("field", "value"),
     [
         ("log_level", "debug"), ("device", "cuda:3"), ("redis_url", "redis+sentinel://a:1,b:2/m/0"),
-        ("redis_url", "rediss://:p@h:1/0"), ("static_upstreams", "a=https://b"), ("static_upstreams", ""),
+        ("redis_url", "rediss://:p@h:1/0"), ("redis_url", "redis://[::1]:6379?db=2"), ("redis_url", "unix:///r.sock"),
+        ("static_upstreams", "a=https://b"), ("static_upstreams", ""),
         ("static_upstreams", " a=http://b:1|c:2 , d=http://e ,"),
     ],
 )  # fmt: skip
@@ -85,6 +87,29 @@ def test_new_name_of_a_setting_wins_over_the_old_one(monkeypatch):
     monkeypatch.setenv("FOVEA_MAX_BATCH_SIZE", "5")
     with pytest.warns(DeprecationWarning, match="FOVEA_MAX_BATCH_SIZE"):
         assert Settings().max_batch_size == 5
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("FOVEA_MAX_BATCHSIZE", "FOVEA_MAX_BATCH_SIZE"), ("fovea_loglevel", "FOVEA_LOG_LEVEL"),
+        ("FOVEA_DEADLINE", "FOVEA_REQUEST_TIMEOUT_S"), ("FOVEA_MODEL", "FOVEA_LLM_MODEL"),
+    ],
+)  # fmt: skip
+def test_a_variable_that_is_nearly_a_setting_is_warned_of(monkeypatch, caplog, typed, meant):
+    monkeypatch.setenv(typed, "s3cret")
+    settings.cache_clear()
+    settings()
+    assert f"{typed.upper()} is not a setting: did you mean {meant}?" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["FOVEA_URL", "FOVEA_TRAFFIC", "FOVEA_DICOMWEB_URL", "FOVEA_HTTP_PORT"])
+def test_variables_of_clients_and_plugins_are_not_warned_of(monkeypatch, caplog, name):
+    monkeypatch.setenv(name, "8080")
+    settings.cache_clear()
+    settings()
+    assert "is not a setting" not in caplog.text
 
 
 def test_child_processes_are_given_the_new_names(monkeypatch):

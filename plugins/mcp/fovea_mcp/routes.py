@@ -14,7 +14,8 @@ from starlette.responses import Response
 from fovea_mcp.tool_list import list_tools
 from services.gateway.http.in_process import send_in_process
 from services.gateway.http.openapi import PROBLEMS
-from services.gateway.routes.dependencies import read_json
+from services.gateway.proxy.proxy import DisconnectGuard
+from services.gateway.routes.dependencies import get_context, read_json
 
 VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 """Versions of the protocol that are spoken, the newest first."""
@@ -109,7 +110,8 @@ async def _call_tool(params: Mapping[str, Any], request: Request) -> dict[str, A
     if not isinstance(arguments, dict):
         raise _RpcError(_BAD_PARAMS, "arguments is an object.")
     body = {**arguments, "stream": False} if tool.name == "chat" else arguments
-    answer = await send_in_process(request, tool.path, body)
+    async with DisconnectGuard(get_context(request)):  # an assistant that hangs up stops its tool
+        answer = await send_in_process(request, tool.path, body)
     return {"content": [{"type": "text", "text": answer.text}], "isError": answer.is_error}
 
 

@@ -1,5 +1,6 @@
 """MCP over Streamable HTTP: handshake, tools from the joined document, calls with the caller's key, and refusals."""
 
+import asyncio
 import json
 
 import httpx2
@@ -84,6 +85,16 @@ async def test_tasks_are_tools_with_whole_schemas_which_are_run_and_whose_errors
     scene.upstream.status = 400
     assert (await scene.ask("tools/call", params))["result"]["isError"] is True
     assert (await scene.ask("tools/call", {"name": "chat", "arguments": [1]}))["error"]["code"] == -32602
+
+
+async def test_a_caller_that_leaves_stops_its_tool(gateway, toy):
+    models, document = [{**MODELS[0], "task": "slow"}], {**DOCUMENT, "paths": {"/v1/slow": operation("In")}}
+    upstream, scene = await toy(documents={"models": {"data": models}, "openapi": document}), await gateway()
+    scene.announce(upstream.url, models=("smollm2",), routes=("/v1/slow",))
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "slow", "arguments": {}}}
+    with pytest.raises(httpx2.ReadTimeout):
+        await scene.client.post("/v1/mcp", json=body, timeout=0.5)
+    await asyncio.wait_for(upstream.gone.wait(), 3)
 
 
 @pytest.mark.parametrize(

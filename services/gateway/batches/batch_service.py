@@ -7,8 +7,9 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import sha256
+from types import MappingProxyType
 from uuid import uuid4
 
 from fovea.api.batches import Batch, BatchCounts, BatchList, BatchRequest
@@ -42,6 +43,7 @@ class BatchService:
         *,
         admit: Callable[[int], Awaitable[None]],
         audit: Callable[[], None] = lambda: None,
+        models: Mapping[str, str] = MappingProxyType({}),
     ) -> Batch:
         """Queue a job for each request of the input file.
 
@@ -52,6 +54,7 @@ class BatchService:
             queue: Where the jobs go.
             admit: Called with the number of requests, raises where they are too many; below zero, where none is run.
             audit: Called once the jobs are queued, if one of them steers a model or looks inside.
+            models: Model → service, where several answer the endpoint.
 
         Raises:
             NotFound: There is no such file.
@@ -67,20 +70,14 @@ class BatchService:
         await admit(len(lines))
         entries = list[BatchEntry]()
         batch = Batch(
-            id=batch_id,
-            endpoint=body.endpoint,
-            input_file_id=body.input_file_id,
-            completion_window=body.completion_window,
-            status="in_progress",
-            created_at=now,
-            in_progress_at=now,
-            expires_at=now + self._ttl_s,
-            request_counts=BatchCounts(total=len(lines)),
-            metadata=body.metadata,
-        )
+            id=batch_id, endpoint=body.endpoint, input_file_id=body.input_file_id, metadata=body.metadata,
+            completion_window=body.completion_window, status="in_progress", created_at=now, in_progress_at=now,
+            expires_at=now + self._ttl_s, request_counts=BatchCounts(total=len(lines)),
+        )  # fmt: skip
         try:
             for number, line in enumerate(lines):
-                job, _ = await queue.submit(_build_payload(line, caller, service), f"{batch_id}-{number}")
+                payload = _build_payload(line, caller, models.get(str(line.body.get("model")), service))
+                job, _ = await queue.submit(payload, f"{batch_id}-{number}")
                 entries.append(BatchEntry(custom_id=line.custom_id, job=job.id))
             if body.endpoint.startswith(INSIDE_PATHS) or any(line.body.keys() & set(STEERING_FIELDS) for line in lines):
                 audit()

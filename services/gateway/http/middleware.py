@@ -4,7 +4,8 @@ Plain ASGI, so that proxied requests pass through no web framework. Each decisio
 """
 
 import asyncio
-from collections.abc import MutableMapping
+import re
+from collections.abc import MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import Any
 
@@ -37,10 +38,10 @@ _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 class GatewayMiddleware(Shell[RequestContext]):
     """The gateway's side of the ASGI shell, around the gateway's own app."""
 
-    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
-        """Serve the replicas' routes here, and everything else from `app`."""
+    def __init__(self, app: ASGIApp, gateway: Gateway, guarded: Sequence[re.Pattern[str]] = ()) -> None:
+        """Serve the replicas' routes here, and everything else from `app`; `guarded` are paths that need a key, too."""
         super().__init__(app)
-        self._gateway = gateway
+        self._gateway, self._guarded = gateway, guarded
         self._local = gateway.settings.auth == "insecure-local"
         self._log = log()
 
@@ -70,7 +71,8 @@ class GatewayMiddleware(Shell[RequestContext]):
         gateway, path = self._gateway, ctx.path
         if self._local:
             require_local_request(ctx, gateway.settings.host)
-        is_guarded = path.startswith(_GUARDED_PATHS) and path not in _OPEN_PATHS
+        is_guarded = path.startswith(_GUARDED_PATHS) or any(each.match(path) for each in self._guarded)
+        is_guarded = is_guarded and path not in _OPEN_PATHS
         route = None if is_guarded else gateway.registry.routes.find(path)
         if is_guarded or route is not None:
             with span("authenticate"):
@@ -142,7 +144,7 @@ class GatewayMiddleware(Shell[RequestContext]):
             self._audit(ctx, act, **ctx.audit)
         scanner = ctx.scanner
         tokens = scanner.sum_up(ctx.observed.seconds) if scanner else {}
-        model = ctx.model or (scanner.model if scanner else "")
+        model = ctx.model or (scanner.model if scanner else "") or ctx.told_model
         self._gateway.usage.add(ctx.caller.tenant, model, {**ctx.usage, **tokens})
         spent = tokens.get("tokens_in", 0) + tokens.get("tokens_out", 0)
         await self._gateway.limits.spend_tokens(ctx.caller, int(spent))
@@ -176,7 +178,7 @@ class GatewayMiddleware(Shell[RequestContext]):
     async def _send_error(self, ctx: RequestContext, error: FoveaError) -> None:
         ctx.observed.error = error.code
         if ctx.status:
-            await abort_response(ctx)
+            await abort_response(ctx, error)
         elif error.status == 499:
             ctx.status = 499
         else:

@@ -105,14 +105,10 @@ def _render_page(document: dict[str, Any], settings: Settings) -> StaticDocument
     )
     environment.filters["prose"] = render_prose
     text = environment.get_template("page.html").render(
-        info=document["info"],
-        guide=_GUIDE,
-        groups=group_operations(document),
-        keys="security" in document,
-        errors=sorted(_list_errors(FoveaError)),
+        info=document["info"], guide=_GUIDE, groups=group_operations(document), keys="security" in document,
+        errors=sorted(_list_errors(FoveaError)), limits=_list_limits(settings),
         problem=json.dumps(problem(_PROBLEM, "18aa831b4895662d").model_dump(exclude_none=True), indent=2),
-        limits=_list_limits(settings),
-    )
+    )  # fmt: skip
     return StaticDocument.build(text.encode(), "text/html; charset=utf-8")
 
 

@@ -72,6 +72,7 @@ class RequestContext(HttpCall):
         caller: The caller that sent it.
         route: Label for metrics: a template, never the raw path.
         model: Name of the model that answers, or empty.
+        told_model: The same as its replica tells it.
         extra_headers: Headers for the answer (request id, rate limits).
         streams_events: Whether the answer is an event stream.
         timer: Ends the request after its deadline; None where it may take any time.
@@ -87,7 +88,7 @@ class RequestContext(HttpCall):
         self.receive = receive
         self.caller: Caller = LOCAL
         self.route = "other"
-        self.model = ""
+        self.model = self.told_model = ""
         self.extra_headers: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
         self.streams_events = False
         self.timer: asyncio.Timeout | None = None

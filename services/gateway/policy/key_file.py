@@ -16,12 +16,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fovea.errors import Conflict
 from services.gateway.policy.caller import TENANT_PATTERN, KeyLimits, KeyScope
 from services.gateway.policy.reserved_file import replace_reserved
-from shared.validation_errors import parse_fields
+from shared.validation_errors import list_errors, parse_fields
 
 
 def in_utc(moment: datetime) -> datetime:
@@ -58,6 +58,9 @@ class Key(KeyFacts):
         return self.expires is not None and self.expires <= datetime.now(UTC)
 
 
+_KEYS = TypeAdapter(list[Key])
+
+
 def hash_key(key: str) -> str:
     """Hash a whole key."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
@@ -74,12 +77,16 @@ def read_keys(path: Path) -> list[Key]:
     """Read all keys, oldest first; a file that is not there holds none. Raises Conflict: the file is not a key file."""
     try:
         document = json.loads(path.read_text())
-        return [Key.model_validate(entry) for entry in document["keys"]]
+        return _KEYS.validate_python(document["keys"])
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        detail = f"{path} is not a key file: {type(error).__name__}."
-        raise Conflict(detail, hint="Restore it, or move it away and make new keys.") from error
+        why = type(error).__name__
+        if isinstance(error, ValidationError):
+            first = list_errors(error)[0]
+            why = f"{'.'.join(map(str, ('keys', *first['loc'])))}: {first['msg']}"
+        detail = f"{path} is not a key file: {why}."
+        raise Conflict(detail, hint="Correct it, or restore it.") from error
 
 
 @contextmanager

@@ -57,14 +57,9 @@ class TokenVerifier:
         try:
             key = await self._find_key(str(jwt.get_unverified_header(token).get("kid", "")))
             claims: dict[str, Any] = jwt.decode(
-                token,
-                key,
-                algorithms=_ALGORITHMS,
-                audience=settings.oidc_audience,
-                issuer=settings.oidc_issuer,
-                leeway=_LEEWAY_S,
-                options={"require": ["exp", "iss", "aud"]},
-            )
+                token, key, algorithms=_ALGORITHMS, audience=settings.oidc_audience, issuer=settings.oidc_issuer,
+                leeway=_LEEWAY_S, options={"require": ["exp", "iss", "aud"]},
+            )  # fmt: skip
         except _BAD_TOKEN as error:
             raise Unauthenticated(f"The bearer token is not valid: {error}.", hint="Sign in again.") from error
         return self._caller_of(claims)

@@ -10,7 +10,7 @@ import json
 import aiohttp
 
 from fovea.api.replica import AUDIT_HEADER
-from fovea.api.usage import USAGE_HEADER, UsageScanner, read_header
+from fovea.api.usage import USAGE_HEADER, UsageScanner, find_model, read_header
 from fovea.errors import Fault, FoveaError
 from services.gateway.http.errors import add_security_headers, find_error_format
 from services.gateway.http.request_context import RequestContext, build_response_headers
@@ -84,7 +84,8 @@ async def _send_start(ctx: RequestContext, response: aiohttp.ClientResponse) -> 
     ctx.streams_events = response.content_type == "text/event-stream"
     if ctx.recorder is not None:
         ctx.recorder.content_type = response.content_type
-    ctx.usage = read_header(response.headers.get(USAGE_HEADER))
+    told = response.headers.get(USAGE_HEADER, "")
+    ctx.usage, ctx.told_model = read_header(told), find_model(told.encode())
     ctx.audit = _read_audit(response.headers.get(AUDIT_HEADER))
     if ctx.streams_events or response.content_type == "application/json":
         ctx.scanner = UsageScanner(is_stream=ctx.streams_events)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.datastructures import Headers, UploadFile
@@ -41,6 +41,7 @@ _CREATE = {"requestBody": {"content": {"application/json": {"schema": BatchReque
 
 Limit = Annotated[int, Query(ge=1, le=100, description="How many at most.")]
 FilesLimit = Annotated[int, Query(ge=1, le=10_000, description="How many at most.")]
+Order = Annotated[Literal["asc", "desc"], Query(description="By the time of creation.")]
 After = Annotated[str | None, Query(description="Last id of the page before.")]
 
 
@@ -54,10 +55,11 @@ async def upload_file(request: Request) -> FileObject:
 
 @router.get("/v1/files")
 async def list_files(
-    request: Request, purpose: Purpose = None, limit: FilesLimit = 10_000, after: After = None
+    request: Request, purpose: Purpose = None, limit: FilesLimit = 10_000, after: After = None, order: Order = "desc"
 ) -> FileList:
-    """The caller's files, newest first."""
+    """The caller's files, newest first unless `order` is `asc`."""
     found = await asyncio.to_thread(_files(request).list_files, _tenant(request), purpose)
+    found = found[::-1] if order == "asc" else found
     begin = find_page([file.id for file in found], after)
     return FileList(data=found[begin : begin + limit], has_more=len(found) > begin + limit)
 
@@ -99,7 +101,9 @@ async def create_batch(request: Request) -> Batch:
 
     ctx.caller.require_scope("jobs")
     admit = partial(gateway.limits.count_many, ctx.caller)
-    return await _batches(request).create(ctx.caller, body, route.services[0], queue, admit=admit, audit=audit)
+    models = {name: one for name, one in gateway.registry.routes.models.items() if one in route.services}
+    service = route.services[0]
+    return await _batches(request).create(ctx.caller, body, service, queue, admit=admit, audit=audit, models=models)
 
 
 @router.get("/v1/batches")

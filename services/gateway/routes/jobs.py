@@ -61,14 +61,10 @@ async def submit_job(ctx: RequestContext, queue: RedisJobQueue | None, service: 
     answer = job.model_dump_json().encode()
     ctx.status = 202
     response_headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(answer)),
-        (b"location", f"/v1/jobs/{job.id}".encode()),
-        (b"preference-applied", b"respond-async"),
-        *([] if is_new else [(b"idempotency-replayed", b"true")]),
-        *SECURITY_HEADERS,
-        *ctx.extra_headers,
-    ]
+        (b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer)),
+        (b"location", f"/v1/jobs/{job.id}".encode()), (b"preference-applied", b"respond-async"),
+        *([] if is_new else [(b"idempotency-replayed", b"true")]), *SECURITY_HEADERS, *ctx.extra_headers,
+    ]  # fmt: skip
     await ctx.send({"type": "http.response.start", "status": 202, "headers": response_headers})
     await ctx.send({"type": "http.response.body", "body": answer})
 

@@ -63,14 +63,15 @@ class Replica:
 
 @dataclass(slots=True)
 class ServiceState:
-    """The replicas of one service, and when one of them was last ready."""
+    """The replicas of one service, those that could not start, and when one was last ready."""
 
     replicas: dict[str, Replica] = field(default_factory=dict)
+    failed: dict[str, Replica] = field(default_factory=dict)
     last_ready: float = float("-inf")
 
     def explain_silence(self, now: float, *, is_alive: bool) -> str:
         """Explain in half a sentence why no replica is ready, by the last record of one."""
-        last = max(self.replicas.values(), key=lambda replica: replica.changed)
+        last = max((*self.replicas.values(), *self.failed.values()), key=lambda replica: replica.changed)
         silent_s = now - last.changed
         if last.record.trouble:
             return f"the last one reported {last.record.trouble.removesuffix('.')!r} {max(silent_s, 0):.0f} s ago"

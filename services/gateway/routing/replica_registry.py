@@ -166,7 +166,7 @@ class ReplicaRegistry:
     def explain_unready(self, service: str) -> str:
         """Explain in half a sentence why a service has no ready replica, by the last record that it wrote."""
         state = self._services.get(service)
-        if state is None or not state.replicas:
+        if state is None or not (state.replicas or state.failed):
             return "one is being started" if self.on_demand.is_known(service) else "none has announced itself"
         return state.explain_silence(time.monotonic(), is_alive=bool(self.list_alive(service)))
 
@@ -235,7 +235,7 @@ class ReplicaRegistry:
     async def _poll_upstream(self, upstream: StaticUpstream) -> None:
         record = await upstream.fetch_record()
         if record is not None:
-            self._update_replica(self._services[upstream.service], record)
+            self._update_replica(self._services[upstream.service].replicas, record)
         self._update_routes()
 
     def _note_redis_failure(self, error: Exception) -> None:
@@ -268,7 +268,8 @@ class ReplicaRegistry:
         state = self._services.setdefault(service, ServiceState())  # another poll may have forgotten it meanwhile
         for blob in raw.values():
             with suppress(ValidationError):
-                self._update_replica(state, ReplicaRecord.model_validate_json(blob))
+                record = ReplicaRecord.model_validate_json(blob)
+                self._update_replica(state.replicas if record.http else state.failed, record)
         now, is_on_demand = time.monotonic(), service in self.on_demand.names
         for replica in list(state.replicas.values()):
             is_gone = replica.id.encode() not in raw and self._frozen_at is None
@@ -280,13 +281,13 @@ class ReplicaRegistry:
         if not state.replicas and service not in self._wanted:
             del self._services[service]
 
-    def _update_replica(self, state: ServiceState, record: ReplicaRecord) -> None:
+    def _update_replica(self, replicas: dict[str, Replica], record: ReplicaRecord) -> None:
         now = time.monotonic()
-        replica = state.replicas.get(record.id)
+        replica = replicas.get(record.id)
         if replica is None:
             # An old record is a dead replica's, or a live one's whose clock is behind: the next renewal shows which.
             age = min(max(time.time() - record.seen, 0.0), 2 * HEARTBEAT_TTL_S)
-            state.replicas[record.id] = Replica(record, changed=now - age)
+            replicas[record.id] = Replica(record, changed=now - age)
         elif record.seen != replica.record.seen:
             replica.record, replica.changed, replica.suspect_until = record, now, 0.0
 

@@ -94,6 +94,7 @@ def test_the_client_s_pages_reach_the_oldest_file_and_batch(client):
         assert ([one.id for one in page.data], page.has_more) == ([made[1]], True)
         with pytest.raises(openai.NotFoundError, match="last id of the page"):
             list_all(after="batch-1")
+    assert [one.id for one in client.files.list(order="asc", limit=2)][-3:] == files
 
 
 @pytest.mark.parametrize("metadata", ['{"a": "\\ud800"}', '{"a": ' + "[" * 300 + "]" * 300 + "}", '{"a": 1}'])
@@ -279,6 +280,15 @@ async def test_a_batch_that_steers_is_audited(tmp_path, more, path):
     stored = gateways.files[0].add("ann", "x", "batch", jsonl(line("a", {"prompt": "x", **more}, url=path)))
     await gateways.begin(stored.id, path, audit=lambda: audited.append("queued"))
     assert audited == ["queued"] * (bool(more) or "steering" in path)
+
+
+async def test_each_line_goes_to_the_service_that_has_its_model(tmp_path):
+    gateways, bodies = Gateways(tmp_path), [{"model": "a"}, {"model": "b"}, {}, {"model": 3}]
+    stored = gateways.files[0].add(
+        "ann", "x", "batch", jsonl(*(line(str(n), {"x": 1} | b) for n, b in enumerate(bodies)))
+    )
+    await gateways.begin(stored.id, models={"a": "stub", "b": "other"})
+    assert [each.service for each in gateways.queue.payloads.values()] == ["stub", "other", "stub", "stub"]
 
 
 async def test_a_batch_counts_its_lines_against_rate_and_quota(served, ring):

@@ -7,16 +7,20 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from fastapi import APIRouter, Request
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
+from fovea import plugins
 from fovea.cli.exit_codes import choose_exit_code
 from fovea.errors import Conflict, NotFound, PermissionDenied, Unauthenticated
+from services.gateway.app import ROUTES
 from services.gateway.policy import auth, reserved_file
 from services.gateway.policy.audit_log import AuditLog
 from services.gateway.policy.auth import KeyRing, read_credentials
 from services.gateway.policy.keys_cli import keys
 from services.gateway.policy.reserved_file import replace_reserved
+from services.gateway.routes.dependencies import get_caller
 from shared.settings import settings
 
 
@@ -36,6 +40,29 @@ def test_a_key_names_its_tenant_scopes_and_limits(ring):
     caller.require_scope("infer")
     with pytest.raises(PermissionDenied, match="jobs"):
         caller.require_scope("jobs")
+
+
+async def test_a_plugins_route_outside_v1_needs_a_key_too(gateway, ring, monkeypatch):
+    router, load_all = APIRouter(prefix="/hooks"), plugins.load_all
+
+    @router.get("/a")
+    async def hook(request: Request) -> str:
+        return get_caller(request).tenant
+
+    monkeypatch.setattr(plugins, "load_all", lambda *of: {"gateway.x": router} if of[0] == ROUTES else load_all(*of))
+    scene = await gateway(auth="keys")
+    _, text = ring.add("ann", ("infer",))
+    _, other = ring.add("ann", ("jobs",))
+    answers = [await scene.client.get("/hooks/a", headers={"x-api-key": key}) for key in ("", other, text)]
+    assert [answer.status_code for answer in answers] == [401, 403, 200]
+    assert answers[-1].json() == "ann"
+
+
+def test_a_key_file_with_a_mistake_names_the_place(ring, tmp_path):
+    ring.add("ann", ("infer",))
+    (tmp_path / "keys.json").write_text((tmp_path / "keys.json").read_text().replace('"infer"', '"infra"'))
+    with pytest.raises(Conflict, match=r"keys\.0\.scopes\.0: Input should be 'infer'"):
+        ring.list_keys()
 
 
 def test_the_last_use_is_the_newest_that_any_gateway_saw(tmp_path):

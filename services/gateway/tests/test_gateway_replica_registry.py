@@ -126,6 +126,23 @@ async def test_what_a_replica_said_of_its_end_is_the_reason(redis_url, registry,
     assert told in registry.explain_unready("svc")
 
 
+async def test_a_replica_that_cannot_start_is_a_reason_and_nothing_else(redis_url, registry):
+    failed = {"name": "svc-start", "http": "", "ready": False, "models": (), "routes": ()}
+    announce(redis_url, **failed, trouble="It can't start: SyntaxError.")
+    await registry.poll_redis()
+    assert "It can't start: SyntaxError" in registry.explain_unready("svc")
+    assert (registry.list_alive("svc"), registry.is_complete) == ([], False)
+    announce(redis_url)
+    await registry.poll_redis()
+    assert registry.pick("svc").id == "r1"
+    with redis.Redis.from_url(redis_url) as client:
+        client.hdel(replicas_key("svc"), "r1")
+    announce(redis_url, **failed, trouble="It can't start: ValueError.")
+    await registry.poll_redis()
+    assert registry.routes.find("/v1/segment").services == ("svc",)  # it is away, and not unknown
+    assert "ValueError" in registry.explain_unready("svc")
+
+
 async def test_a_clock_that_is_ahead_or_behind_does_not_kill_a_replica(redis_url, registry, clock):
     for turn in range(4):
         announce(redis_url, "behind", seen=time.time() - 3600 + turn)

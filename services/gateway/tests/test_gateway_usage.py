@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from redis.exceptions import RedisError
-from starlette.responses import JSONResponse, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from fovea.api.usage import USAGE_HEADER, UsageScanner, find_model, read_header
@@ -40,7 +40,10 @@ def chatting() -> list[Route]:
 
         return StreamingResponse(parts(), media_type="text/event-stream")
 
-    return [Route("/v1/chat", chat, methods=["POST"]), Route("/v1/stream", stream, methods=["POST"])]
+    async def drawn(_request: Any) -> Response:
+        return Response(b"\x89PNG", headers={USAGE_HEADER: '{"model": "smol"}'}, media_type="image/png")
+
+    return [Route(f"/v1/{each.__name__}", each, methods=["POST"]) for each in (chat, stream, drawn)]
 
 
 async def test_a_tenant_sees_what_it_consumed(gateway, toy, ring):
@@ -48,7 +51,7 @@ async def test_a_tenant_sees_what_it_consumed(gateway, toy, ring):
     admin = ring.add("ops", ("infer", "admin"))[1]
     scene = await gateway(auth="keys")
     upstream = await toy(extra=chatting())
-    scene.announce(upstream.url, routes=("/v1/chat", "/v1/stream"))
+    scene.announce(upstream.url, routes=("/v1/chat", "/v1/stream", "/v1/drawn"))
 
     async def ask(path: str, key: str, method: str = "GET", **more: Any) -> Any:
         return await scene.client.request(method, path, headers={"x-api-key": key, **more})
@@ -57,9 +60,10 @@ async def test_a_tenant_sees_what_it_consumed(gateway, toy, ring):
     assert answer.json() == ANSWER
     assert USAGE_HEADER not in answer.headers
     await ask("/v1/stream", alice, "POST")
+    await ask("/v1/drawn", alice, "POST")  # a picture names no model: its replica does
     (record,) = (await ask("/v1/usage", alice)).json()["usage"]
     assert record["day"] == datetime.now(UTC).date().isoformat()
-    assert (record["tenant"], record["model"], record["requests"]) == ("alice", "smol", 2)
+    assert (record["tenant"], record["model"], record["requests"]) == ("alice", "smol", 3)
     assert (record["tokens_in"], record["tokens_out"], record["cached_tokens"]) == (7, 5 + 4, 3)
     assert (record["pictures"], record["cpu_seconds"]) == (2, 0.25)
     assert record["kv_byte_seconds"] > 0

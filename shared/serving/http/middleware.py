@@ -158,7 +158,8 @@ def _read_timeout(deadline_ms: str) -> float | None:
 def build_facts_headers(request_id: str, run: CallContext) -> RawHeaders:
     """Build the headers that every answer has: the request's id, what it consumed, and what the audit log is to say."""
     headers = [(b"x-request-id", request_id.encode("latin-1", "replace"))]
-    for name, facts in ((USAGE_HEADER, run.usage), (AUDIT_HEADER, run.audit)):
+    usage = {**run.usage, **({"model": run.model} if run.model else {})}
+    for name, facts in ((USAGE_HEADER, usage), (AUDIT_HEADER, run.audit)):
         if facts:
             headers.append((name.encode(), json.dumps(facts).encode()))
     return headers

@@ -36,15 +36,10 @@ def build_router(host: Host) -> APIRouter:
     for task in host.tasks():
         if task not in _PROTOCOL_TASKS:
             routes.add_api_route(
-                f"/v1/{task}",
-                _endpoint(host, task),
-                methods=["POST"],
-                name=task,
-                operation_id=task,
+                f"/v1/{task}", _endpoint(host, task), methods=["POST"], name=task, operation_id=task,
                 openapi_extra=openapi_routes.describe_operation(host, task),
-                response_class=Response,
-                responses=openapi_routes.describe_responses(host, task),
-            )
+                response_class=Response, responses=openapi_routes.describe_responses(host, task),
+            )  # fmt: skip
     return routes
 
 

@@ -6,7 +6,7 @@ The same in a replica and in a worker process; they differ in the handler only.
 import asyncio
 import time
 
-from fovea.api.usage import USAGE_HEADER, UsageScanner, read_header
+from fovea.api.usage import USAGE_HEADER, UsageScanner, find_model, read_header
 from fovea.errors import FoveaError
 from shared.jobs.consumer import QueueConsumer
 from shared.jobs.key_limits import JobKeyLimits
@@ -61,7 +61,8 @@ def charge_jobs(handler: Handler, ledger: UsageLedger, limits: JobKeyLimits) -> 
             scanner = UsageScanner(is_stream=result.content_type.startswith("text/event-stream"))
             scanner.feed(result.body)
             spent = scanner.sum_up(time.monotonic() - started)
-            ledger.add(payload.tenant, scanner.model, read_header(result.headers.get(USAGE_HEADER)) | spent)
+            told = result.headers.get(USAGE_HEADER, "")
+            ledger.add(payload.tenant, scanner.model or find_model(told.encode()), read_header(told) | spent)
             await limits.spend(payload.headers, int(spent.get("tokens_in", 0) + spent.get("tokens_out", 0)))
         return result
 

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
@@ -68,6 +69,12 @@ def test_rooms_that_are_left_out_or_broken_are_findings_and_hide_nothing(machine
     assert found(machine(), "rooms") == [
         Diagnosis("rooms", "note", "services.detection.models.x left out: needs shapely")
     ]
+
+    typo = EntryPoint("detecton.mine", "mine.models", discovery.MODELS)
+    real = room.plugins.entries
+    monkeypatch.setattr(room.plugins, "entries", lambda *of: (*real(*of), *([typo] if of == (typo.group,) else [])))
+    (finding,) = found(machine(), "rooms")[1:]
+    assert "its entry point 'detecton.mine' begins with no service" in finding.detail
 
     def broken():
         raise SyntaxError("in a model")

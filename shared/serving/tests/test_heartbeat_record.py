@@ -9,11 +9,12 @@ import pytest
 import redis
 
 from fovea.api.replica import AFFINE, EFFECTFUL, ENDLESS, RENEW_S, ReplicaRecord, replicas_key, route_fields
-from shared.serving.heartbeat import Heartbeat
+from shared.serving.heartbeat import Heartbeat, tell_failed_start
 from shared.serving.replica import load_app
 from shared.serving.tests import toys
 from shared.serving.tests.toys import TOYS
 from shared.serving.up.startup_progress import ServiceProgress, StartupProgress
+from shared.settings import Settings
 from tests.harness.serving import serve_in_thread
 from tests.harness.waiting import until
 
@@ -139,6 +140,19 @@ async def test_service_with_a_failed_model_is_as_ready_as_it_gets(serving, redis
     await serving(redis_url, {"toy/broken": toys.Broken, "toy/echo": toys.Echo})
     *_, last = await asyncio.wait_for(follow(redis_url, url), 5)
     assert (last.stage, last.models, list(last.reasons)) == ("incomplete", ("toy/echo",), ["toy/broken"])
+
+
+async def test_service_that_cannot_start_says_why(redis_url, link, gateway):
+    following = asyncio.create_task(follow(redis_url, gateway[1]))
+    await asyncio.sleep(0)
+    for error in (ValueError("password=s3cret"), SyntaxError("invalid syntax (net.py, line 3)")):
+        with pytest.raises(type(error)), tell_failed_start("toy", Settings(redis_url=redis_url)):
+            raise error
+    (record,) = records(link)
+    told = "It can't start: SyntaxError: invalid syntax (net.py, line 3)"
+    assert (record.http, record.ready, record.trouble) == ("", False, told)
+    assert "s3cret" not in record.trouble
+    assert await asyncio.wait_for(following, 5) == [ServiceProgress("toy", "incomplete", reasons={"service": told})]
 
 
 def test_marks_are_read_from_any_operation_of_a_path_and_bad_documents_have_none():

@@ -318,6 +318,8 @@ async def test_models_wait_for_their_first_request_which_all_that_come_meanwhile
     assert host.ready
     assert all(entry.ready for entry in host.entries())
     host.check_ready("two")
+    with pytest.raises(NotFound, match="has version"):
+        host.check_ready("two", "7")
     with pytest.raises(NotReady, match="loaded by its first request") as caught:
         host.servable("two")  # a route that does not wait for it
     assert caught.value.retry_after == 2

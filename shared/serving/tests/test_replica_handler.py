@@ -75,7 +75,7 @@ async def test_a_replica_answers_as_at_once(replica, handler):
     answer = await handler(payload(text="ab", times=2), Ticket())
     assert (answer.status, answer.content_type) == (200, "application/json")
     assert (json.loads(answer.body)["text"], answer.headers["x-request-id"]) == ("abab", "r-1")
-    assert json.loads(answer.headers["x-fovea-usage"]).keys() == {"cpu_seconds"}
+    assert json.loads(answer.headers["x-fovea-usage"]).keys() == {"cpu_seconds", "model"}
     assert not {"content-length", "date", "server", "connection"} & set(answer.headers)
     refused = await handler(payload(text="bad"), Ticket())
     assert (refused.status, json.loads(refused.body)["field"]) == (422, "text")

@@ -49,6 +49,13 @@ async def test_service_whose_model_fails_is_told_with_its_sentence(start_replica
     assert not list(tmp_path.iterdir())
 
 
+async def test_answer_that_cannot_be_kept_is_told(start_replica, tmp_path):
+    made = await start_replica({"toy/echo": toys.Echo})
+    (tmp_path / "out").touch()
+    (result,) = await lights(made.http, tmp_path / "out")
+    assert (result.is_ok, "Not a directory" in result.summary) == (False, True)
+
+
 async def test_key_is_sent_where_there_is_one(tmp_path):
     seen = []
 
@@ -58,8 +65,8 @@ async def test_key_is_sent_where_there_is_one(tmp_path):
 
     async with scripted(refuse) as url:
         for key in (None, "fovea_secret"):
-            with pytest.raises(httpx2.HTTPStatusError, match="401"):
-                await lights(url, tmp_path, key=key)
+            (result,) = await lights(url, tmp_path, key=key, services={"toy"})
+            assert (result.service, result.is_ok, "401" in result.summary) == ("toy", False, True)
     assert ["authorization: bearer fovea_secret" in head for head in seen] == [False, True]
 
 

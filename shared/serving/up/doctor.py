@@ -138,8 +138,11 @@ def _findings(_: Settings) -> list[Diagnosis]:
 
 
 def _rooms(_: Settings) -> list[Diagnosis]:
-    left = discovery.skipped_modules()
-    return [Diagnosis("rooms", "note", f"{room} left out: needs {library}") for room, library in left.items()]
+    left = [f"{room} left out: needs {library}" for room, library in discovery.skipped_modules().items()]
+    points = (*plugins.entries(discovery.MODELS), *plugins.entries("fovea.routes"))
+    lost = [one for one in points if one.name.partition(".")[0] not in {*discovery.SERVICES, "gateway"}]
+    left += [f"{plugins.owner(one)} left out: its entry point {one.name!r} begins with no service" for one in lost]
+    return [Diagnosis("rooms", "note", told) for told in left]
 
 
 def _models(_: Settings) -> list[Diagnosis]:

@@ -18,17 +18,9 @@ from shared import telemetry
 from shared.settings import Settings, settings
 
 SHARED_MODULES = (
-    "shared.serving.__main__",
-    "numpy",
-    "onnxruntime",
-    "scipy.ndimage",
-    "scipy.special",
-    "scipy.spatial",
-    "shared.engines.onnx",
-    "shared.serving.oip.grpc",
-    "shared.vision.draw",
-    "shared.vision.servable",
-)
+    "shared.serving.__main__", "numpy", "onnxruntime", "scipy.ndimage", "scipy.special", "scipy.spatial",
+    "shared.engines.onnx", "shared.serving.oip.grpc", "shared.vision.draw", "shared.vision.servable",
+)  # fmt: skip
 """Imported by most services; those that an installation lacks are left out."""
 
 TORCH_SERVICES = ("llm-longctx", "interpretability")

@@ -36,7 +36,11 @@ async def run_smoke_test(
     """
     headers = {"authorization": f"Bearer {key}"} if key else {}
     async with httpx2.AsyncClient(base_url=gateway, timeout=_TIMEOUT_S, headers=headers) as client:
-        entries = (await client.get("/v1/models")).raise_for_status().json()["data"]
+        entries: list[dict[str, Any]] = []
+        try:
+            entries = (await client.get("/v1/models")).raise_for_status().json()["data"]
+        except (httpx2.HTTPError, ValueError) as error:
+            yield SmokeResult(", ".join(services or ()), "models", False, 0.0, _failure(error))
         first: dict[str, Mapping[str, Any]] = {}
         for entry in sorted(entries, key=lambda entry: not entry["ready"]):
             if services is None or entry["service"] in services:
@@ -56,7 +60,7 @@ async def _send(client: httpx2.AsyncClient, entry: Mapping[str, Any], folder: Pa
         answer.raise_for_status()
         files = [_write(folder / f"{name.replace('/', '-')}.json", json.dumps(answer.json(), indent=1).encode())]
         files += await _save_picture(client, name, route, example, folder)
-    except (httpx2.HTTPError, ValueError) as error:
+    except (httpx2.HTTPError, ValueError, OSError) as error:
         return SmokeResult(entry["service"], name, False, time.perf_counter() - started, _failure(error))
     return SmokeResult(entry["service"], name, True, seconds, _summary(answer.json()), tuple(files))
 

@@ -37,6 +37,7 @@ class StartupProgress:
         self._gateway = gateway
         self._credentials = dict(credentials or {})
         self._stages: dict[str, str] = {}
+        self._began = time.time()
 
     async def news(self) -> AsyncIterator[ServiceProgress]:
         """Yield each step of each service once; ready is one to which the gateway routes. Ends when all are done."""
@@ -59,7 +60,8 @@ class StartupProgress:
         if not replicas:
             return []
         now = await _progress_of(client, replicas[0], self._credentials)
-        found = [ServiceProgress(service, "placed", replicas[0].models)] if stage is None else []
+        is_new = stage is None and replicas[0].http
+        found = [ServiceProgress(service, "placed", replicas[0].models)] if is_new else []
         if now.models and service not in routed:
             now = replace(now, stage="placed")
         if now.stage != "placed":
@@ -74,7 +76,8 @@ class StartupProgress:
             return []
         found = [ReplicaRecord.model_validate_json(record) for record in records]
         living = [replica for replica in found if time.time() - replica.seen < HEARTBEAT_TTL_S]
-        return sorted(living, key=lambda replica: not replica.ready)
+        living = [replica for replica in living if replica.http or replica.seen > self._began]  # not a run's before
+        return sorted(living, key=lambda replica: (not replica.ready, not replica.http))
 
     async def _routed(self, client: httpx2.AsyncClient) -> set[str]:
         try:
@@ -87,7 +90,9 @@ class StartupProgress:
 async def _progress_of(
     client: httpx2.AsyncClient, replica: ReplicaRecord, credentials: Mapping[str, str]
 ) -> ServiceProgress:
-    """Ready, still loading, or done loading with some models failed."""
+    """Ready, still loading, or done: with some models failed, or because it can't start."""
+    if not replica.http:
+        return ServiceProgress(replica.service, "incomplete", reasons={"service": replica.trouble})
     try:
         entries = (await client.get(f"{replica.http}/v1/models", headers=credentials)).json()["data"]
     except (httpx2.HTTPError, ValueError, KeyError):
