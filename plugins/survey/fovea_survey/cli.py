@@ -46,6 +46,9 @@ class SearchOptions:
     start: Annotated[
         datetime | None, typer.Option(help="When a film starts, UTC; left out, with the track's first point.")
     ] = None
+    zone: Annotated[
+        str | None, typer.Option(help="Offset of cameras' clocks that state none, such as +02:00.", metavar="OFFSET")
+    ] = None
 
     def build(self) -> dict[str, Any]:
         """Return the options that were given, as fields of a request."""

@@ -75,7 +75,7 @@ def test_no_place_an_impossible_one_and_no_picture_are_none():
     exif[ExifTags.Base.DateTime] = "2026:05:04 12:00:00"
     Image.new("RGB", (8, 8)).save(out, "JPEG", exif=exif)
     assert isinstance(find_place(out.getvalue()), str)
-    assert read_time(out.getvalue()) == dt.datetime(2026, 5, 4, 12, tzinfo=dt.UTC)
+    assert read_time(out.getvalue()) == dt.datetime(2026, 5, 4, 12)  # noqa: DTZ001  # it states no zone
 
 
 @pytest.mark.parametrize("hours", [1e300, 2e7])
@@ -266,6 +266,23 @@ def test_a_film_is_placed_by_its_track(client, tmp_path, monkeypatch):
     for parts, field in ((files[:1], "gpx"), ([files[0], *files], "video"), ([*files, files[1]], "gpx")):
         refused = client.post("/v1/detect/survey", files=parts)
         assert (refused.status_code, refused.json()["field"]) == (422, field)
+
+
+@pytest.mark.parametrize(
+    ("stated", "zone", "latitude"),
+    [("", None, None), ("", "+02:00", 10.0005), ("+02:00", None, 10.0005), ("+02:00", "+05:00", 10.0005)],
+)
+def test_a_track_places_a_photograph_by_the_zone_of_its_clock(client, stated, zone, latitude):
+    exif, tags, out = Image.Exif(), ExifTags.Base, io.BytesIO()
+    exif.get_ifd(ExifTags.IFD.Exif).update({tags.DateTimeOriginal: "2026:05:04 12:00:05", tags.OffsetTime: stated})
+    Image.open(PAVEMENT).convert("RGB").save(out, "JPEG", exif=exif)
+    track = GPX if latitude else GPX.replace("T10:", "T12:").replace("T11:", "T13:")  # as if the clock showed UTC
+    files = [("images", ("old.jpg", out.getvalue())), ("gpx", ("a.gpx", track.encode()))]
+    found = ok(client.post("/v1/detect/survey", files=files, data={"zone": zone} if zone else {}))
+    (one,) = found["observations"]
+    assert one["latitude"] == (latitude and pytest.approx(latitude))
+    assert one["time"] == ("2026-05-04T10:00:05Z" if latitude else "2026-05-04T12:00:05")
+    assert ["its time has no zone" in text for text in found["place_problems"]] == ([] if latitude else [True])
 
 
 @pytest.mark.parametrize(
