@@ -67,9 +67,12 @@ def survey(
 ) -> None:
     """Survey a road: writes survey.json, survey.geojson, survey.svg, survey.csv and pictures of the damage."""
     given, screen = search.build(), gateway.screen
-    files = list(_find_files(sources))
+    files, skipped = list(_find_files(sources)), _count_others(sources)
     if not files:
-        raise NotFound("There is no photograph and no film among the sources.")
+        hint = f"Read are {', '.join(sorted(PHOTOGRAPHS | FILMS))}."
+        raise NotFound("There is no photograph and no film among the sources.", hint=hint)
+    if skipped:
+        screen.note(f"[yellow]skipped, as neither photographs nor films that are read: {escape(skipped)}.[/]")
     if len(films := [name for name, file in files if file.suffix.lower() in FILMS]) > 1:
         hint = "Survey one film at a time, each with its --start."
         raise InvalidOption(f"{films[0]} and {films[1]} can't begin at the same place of a track.", hint=hint)
@@ -94,6 +97,14 @@ def _find_files(sources: Sequence[Path]) -> Iterator[tuple[str, Path]]:
     ]
     counts = Counter(name for name, _ in found)
     return ((name if counts[name] == 1 else path.as_posix(), path) for name, path in found)
+
+
+def _count_others(sources: Sequence[Path]) -> str:
+    """Count by suffix the files among the sources that are not read, such as `.dng 3, .avi 1`."""
+    files = (path for source in sources for path in (source.rglob("*") if source.is_dir() else [source]))
+    suffixes = Counter(path.suffix.lower() or path.name for path in files if path.is_file())
+    others = {name: count for name, count in suffixes.most_common() if name not in PHOTOGRAPHS | FILMS | {".gpx"}}
+    return _list_counts(others)
 
 
 def _measure(file: Path) -> int:

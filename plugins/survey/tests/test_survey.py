@@ -308,8 +308,11 @@ def test_a_folder_of_photographs_becomes_a_map(fovea, tmp_path):
         (drive / str(number)).mkdir(parents=True)
         (drive / str(number) / "p.jpg").write_bytes(photograph(50 + number * 0.0004, 8, number))
     (drive / "plain.jpg").write_bytes(PAVEMENT.read_bytes())
+    for name in ("a.AVI", "b.dng", "c.dng"):
+        (drive / name).write_bytes(b"x")
     code, out, err = fovea("survey", drive, "-o", tmp_path / "out")
     assert not code, err
+    assert "skipped, as neither photographs nor films that are read: .dng 2, .avi 1." in " ".join(err.split())
     assert "0.089 km" in out
     assert "found, not placed" in out
     assert "plain.jpg: The file states no GPS position." in err
