@@ -16,7 +16,15 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from fovea_dicom.geometry import count_frames, find_pixel_size
-from fovea_dicom.sources import has_geometry, make_geometry, make_item, remove_geometry
+from fovea_dicom.sources import (
+    STILL,
+    has_geometry,
+    make_geometry,
+    make_item,
+    name_still,
+    remove_geometry,
+    restore_classes,
+)
 
 MANUFACTURER = "Fovea"
 POLYP = hd.sr.CodedConcept("41329004", "SCT", "Polyp")
@@ -94,7 +102,7 @@ def build_segmentation(
         )
     if not is_placed:
         sizes = {find_pixel_size(one, index) for one in sources for index in range(count_frames(one))}
-        remove_geometry(found, keep_size=len(sizes) == 1 and None not in sizes)
+        remove_geometry(found, sources, keep_size=len(sizes) == 1 and None not in sizes)
     if corrects is not None:
         purpose = hd.sr.CodedConcept("corrects", "99FOVEA", "Version that this one corrects")
         found.ReferencedInstanceSequence = [
@@ -133,8 +141,8 @@ def build_report(
             imaging_measurements=groups,
             title=codes.DCM.ImagingMeasurementReport,
         )
-        return hd.sr.ComprehensiveSR(
-            evidence=[*sources, segmentation],
+        report = hd.sr.ComprehensiveSR(
+            evidence=[*name_still(sources), segmentation],
             content=content,
             series_instance_uid=hd.UID(),
             series_number=REPORT_SERIES,
@@ -142,6 +150,8 @@ def build_report(
             instance_number=1,
             manufacturer=MANUFACTURER,
             is_complete=True,
+    restore_classes(report, sources)
+    return report
             series_description=f"Areas, {model}",
         )
 
@@ -213,7 +223,7 @@ def _refer(segmentation: Dataset, place: int) -> hd.sr.ReferencedSegmentationFra
         frame_number=place,
         segment_number=1,
         source_image=hd.sr.SourceImageForSegmentation(
-            referenced_sop_class_uid=source.ReferencedSOPClassUID,
+            referenced_sop_class_uid=STILL,
             referenced_sop_instance_uid=source.ReferencedSOPInstanceUID,
             referenced_frame_numbers=None if frame is None else [int(frame)],
         ),

@@ -270,7 +270,8 @@ async def test_warnings_are_of_text_and_of_sizes_at_the_detector():
 
 
 async def test_objects_that_no_segmentation_can_repeat_are_answered_without_one():
-    odd = film(picture((1, 1, 3)), PixelSpacing=[1, 1], SOPClassUID=uid.MultiFrameTrueColorSecondaryCaptureImageStorage)
+    odd = film(picture((1, 1, 3)), PixelSpacing=[1, 1])
+    del odd.SOPClassUID
     (series,) = (await segment(odd)).series
     assert series.instances[0].frames[0].area == 9
     assert (series.segmentation, series.report) == (None, None)
@@ -280,6 +281,31 @@ async def test_objects_that_no_segmentation_can_repeat_are_answered_without_one(
 @pytest.mark.parametrize(
     ("characters", "name"),
     [
+@pytest.mark.parametrize("sides", [(3,), (3, 4, 2)], ids=["still", "film"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        uid.UltrasoundMultiFrameImageStorage, uid.UltrasoundImageStorage, uid.VideoEndoscopicImageStorage,
+        "1.2.840.10008.5.1.4.1.1.6", "1.2.840.113619.4.2",
+    ],
+    ids=["films", "stills", "video", "retired", "private"],
+)  # fmt: skip
+async def test_stills_and_films_of_any_class_are_segmented_and_referred_to_by_it(kind, sides):
+    one = film(*[picture((2, 2, side)) for side in sides], SOPClassUID=kind, NumberOfFrames=len(sides))
+    (series,) = (await segment(one)).series
+    areas = [side**2 for side in sides]
+    check_references(series)
+    assert [numbers["Area"] for numbers in read_report(series)] == areas
+    assert {key: int(mask.sum()) for key, mask in read_masks(series).items()} == {
+        (one.SOPInstanceUID, number): area for number, area in enumerate(areas, 1)
+    }
+    seg, report = (dcmread(io.BytesIO(data)) for data in (series.segmentation, series.report))
+    (named,) = seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert named.ReferencedSOPClassUID == kind
+    assert f'"{uid.SecondaryCaptureImageStorage}"' not in seg.to_json() + report.to_json()
+    hd.seg.segread(io.BytesIO(series.segmentation))
+
+
         ("ISO_IR 100", "Müller^Jürgen"), ("ISO_IR 192", "山田^太郎"), ("", "Plain^Name"), ("ISO 2022 IR 100", "Müller"),
         (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
         (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
