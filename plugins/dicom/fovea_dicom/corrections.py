@@ -160,12 +160,12 @@ def _check_frames(masks: Mapping[Frame, Mask], frames: Sequence[Frame], shape: t
 
 
 def _measure(sources: Sequence[Dataset], masks: Mask) -> list[MaskFinding]:
-    """The components of all masks; nobody knows a probability of what a person drew."""
+    """Measure masks; nobody knows a probability of what a person drew."""
     owners = [(one, number) for one in sources for number in range(count_frames(one))]
     found = []
     for place, ((one, number), mask) in enumerate(zip(owners, masks, strict=True)):
-        size = find_pixel_size(one, number)
-        for region in find_regions(mask)[0]:
-            area_mm2 = region.area * size.area_mm2 if size else None
-            found.append(MaskFinding(place, region.area, area_mm2, None))
+        if area := int(mask.sum()):
+            size = find_pixel_size(one, number)
+            area_mm2 = area * size.area_mm2 if size else None
+            found.append(MaskFinding(place, area, area_mm2, len(find_regions(mask)[0]), None))
     return found

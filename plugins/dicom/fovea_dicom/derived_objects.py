@@ -35,7 +35,7 @@ Masks = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class MaskFinding:
-    """A component of a mask: pixels, and mm² where the pixels' size is known.
+    """A frame's mask that is not empty: pixels, mm² where the pixels' size is known, and how many components.
 
     `frame` is 0-based, over all frames of the series' objects in order; `probability` is the mean over its pixels, None
     where a person drew it.
@@ -44,6 +44,7 @@ class MaskFinding:
     frame: int
     area: int
     area_mm2: float | None
+    components: int
     probability: float | None
 
 
@@ -131,10 +132,7 @@ def build_report(
     places = _find_places(sources, segmentation)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        groups = [
-            _measure_frame(segmentation, places[frame], [one for one in findings if one.frame == frame], model, version)
-            for frame in sorted({finding.frame for finding in findings})
-        ]
+        groups = [_measure_frame(segmentation, places[one.frame], one, model, version) for one in findings]
         content = hd.sr.MeasurementReport(
             observation_context=hd.sr.ObservationContext(observer_device_context=observer),
             procedure_reported=codes.SCT.ImagingProcedure,
@@ -150,10 +148,10 @@ def build_report(
             instance_number=1,
             manufacturer=MANUFACTURER,
             is_complete=True,
-    restore_classes(report, sources)
-    return report
             series_description=f"Areas, {model}",
         )
+    restore_classes(report, sources)
+    return report
 
 
 def to_bytes(dataset: Dataset) -> bytes:
@@ -165,28 +163,25 @@ def to_bytes(dataset: Dataset) -> bytes:
 
 
 def _measure_frame(
-    segmentation: Dataset, place: int, findings: Sequence[MaskFinding], model: str, version: str
+    segmentation: Dataset, place: int, finding: MaskFinding, model: str, version: str
 ) -> hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations:
     """The measurements of one frame of the segmentation, 1-based."""
-    area, sizes = sum(one.area for one in findings), [one.area_mm2 for one in findings]
-    is_sized = all(size is not None for size in sizes)
+    if finding.area_mm2 is None:
+        value, unit = float(finding.area), hd.sr.CodedConcept("{pixels}", "UCUM", "pixels")
+    else:
+        value, unit = round(finding.area_mm2, 4), codes.UCUM.SquareMillimeter
     measured = [
-        hd.sr.Measurement(
-            name=codes.SCT.Area,
-            value=round(sum(size or 0.0 for size in sizes), 4) if is_sized else float(area),
-            unit=codes.UCUM.SquareMillimeter if is_sized else hd.sr.CodedConcept("{pixels}", "UCUM", "pixels"),
-        ),
+        hd.sr.Measurement(name=codes.SCT.Area, value=value, unit=unit),
         hd.sr.Measurement(
             name=hd.sr.CodedConcept("components", "99FOVEA", "Components of the mask"),
-            value=float(len(findings)),
+            value=float(finding.components),
             unit=codes.UCUM.NoUnits,
         ),
     ]
-    weighted = [one.probability * one.area for one in findings if one.probability is not None]
-    if len(weighted) == len(findings):
+    if finding.probability is not None:
         probability = hd.sr.Measurement(
             name=hd.sr.CodedConcept("mean-probability", "99FOVEA", "Mean probability of the mask"),
-            value=round(sum(weighted) / area, 6),
+            value=round(finding.probability, 6),
             unit=codes.UCUM.NoUnits,
         )
         measured.insert(1, probability)

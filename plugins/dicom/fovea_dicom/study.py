@@ -123,13 +123,14 @@ class StudySegmenter:
                 mask = decode(answer.mask or b"", self.bounds).pixels[..., 0] > 0
                 size = find_pixel_size(one, index)
                 place = sum(map(len, group.masks)) + index
-                for found in answer.components:
-                    area = found.area * size.area_mm2 if size else None
-                    findings.append(MaskFinding(place, found.area, area, found.probability))
+                area = round(answer.area * size.area_mm2, 4) if size else None
+                if answer.area:
+                    findings.append(
+                        MaskFinding(place, answer.area, area, answer.component_count, answer.mean_probability)
+                    )
                 facts = answer.model_dump(include=SHARED_FACTS)
                 if "masks" in options.include:
                     facts["mask"] = answer.mask
-                area = round(answer.area * size.area_mm2, 4) if size else None
                 frames.append(FrameOut.model_construct(frame=index + 1, area_mm2=area, **facts))
                 masks.append(mask)
                 if "strip" in options.include and len(group.tiles) + len(tiles) < STRIP_FRAMES:
