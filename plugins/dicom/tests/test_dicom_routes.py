@@ -19,8 +19,8 @@ from pydicom.uid import generate_uid
 from starlette.testclient import TestClient
 
 from fovea.errors import InvalidOption, NotFound, NotReady
-from fovea_dicom import study
-from fovea_dicom.bodies import build_related
+from fovea_dicom import routes, study
+from fovea_dicom.bodies import build_related, parse_related
 from fovea_dicom.reading import read_frame
 from fovea_dicom.web_client import DicomWebClient
 from plugins.dicom.tests.test_dicom_objects import raw
@@ -204,6 +204,25 @@ def test_a_pacs_that_fails_is_a_problem_with_a_reason():
         nobody.store([b"x"])
     nobody.close()
     pacs.close()
+
+
+@pytest.mark.parametrize("status", [202, 409])
+def test_what_a_pacs_does_not_take_is_told_with_its_reason(client, monkeypatch, status):
+    def takes_reports_only(request: httpx2.Request) -> httpx2.Response:
+        made = [dcmread(io.BytesIO(part)) for part in parse_related(request.headers["content-type"], request.content)]
+        rows = {one.Modality: {"00081155": {"vr": "UI", "Value": [one.SOPInstanceUID]}} for one in made}
+        rows["SEG"]["00081197"] = {"vr": "US", "Value": [0x0122]}
+        body = {"00081198": {"vr": "SQ", "Value": [rows["SEG"]]}}
+        return httpx2.Response(status, json=body | ({"00081199": {"Value": [rows["SR"]]}} if status == 202 else {}))
+
+    transport = httpx2.MockTransport(takes_reports_only)
+    monkeypatch.setattr(routes, "_open_pacs", lambda: DicomWebClient("http://pacs.test", transport=transport))
+    found = client.post("/v1/segment/dicom?store=true", files={"files": endoscopy(1)}).json()
+    (series,) = found["series"]
+    seg, report = (dcmread(io.BytesIO(base64.b64decode(series[name]))) for name in ("segmentation", "report"))
+    assert found["stored"] == ([report.SOPInstanceUID] if status == 202 else [])
+    told = f"The PACS refused {seg.SOPInstanceUID} with the reason 0122 (it does not take objects of this class)."
+    assert found["warnings"] == [told]
 
 
 @pytest.fixture(scope="module")
