@@ -77,12 +77,16 @@ def correct_segmentation(
 def read_masks(segmentation: Dataset) -> dict[Frame, Mask]:
     """Return the masks of a segmentation by the frames that they derive from; segments of one frame are united.
 
+    Of fractions, such as probabilities, those from a half belong to the mask.
+
     Raises Malformed: its pixels or references can't be read; InvalidOption: it has no references.
     """
     found: dict[Frame, Mask] = {}
     try:
-        pixels = np.asarray(segmentation.pixel_array).astype(bool)
-        masks = pixels.reshape(-1, *pixels.shape[-2:])
+        pixels = np.asarray(segmentation.pixel_array)
+        is_fractional = segmentation.get("SegmentationType") == "FRACTIONAL"
+        least = int(segmentation.MaximumFractionalValue) / 2 if is_fractional else 1
+        masks = (pixels >= least).reshape(-1, *pixels.shape[-2:])
         for group, mask in zip(segmentation.PerFrameFunctionalGroupsSequence, masks, strict=True):
             for item in group.get("DerivationImageSequence") or ():
                 for source in item.get("SourceImageSequence") or ():
