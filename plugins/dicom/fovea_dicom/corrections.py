@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset
 
 from fovea.errors import InvalidOption, Malformed
-from fovea_dicom.bodies import NamedFile, is_dicom
+from fovea_dicom.bodies import MAX_UNPACKED_BYTES, NamedFile, is_dicom
 from fovea_dicom.derived_objects import MaskFinding, build_report, build_segmentation, to_bytes
 from fovea_dicom.geometry import count_frames, find_pixel_size
-from fovea_dicom.reading import read_object
+from fovea_dicom.reading import count_inflated, read_object
 from fovea_dicom.schemas import CorrectionOut
 from fovea_dicom.sources import fill_identity
 from fovea_dicom.study import sort_out
@@ -104,6 +104,7 @@ def read_masks(segmentation: Dataset) -> dict[Frame, Mask]:
 
 
 def _read_segmentation(file: NamedFile) -> FileDataset:
+    count_inflated(file.data, MAX_UNPACKED_BYTES)
     found = read_object(file.data)
     if found.get("Modality") != "SEG" or not found.get("SegmentSequence") or "PixelData" not in found:
         raise InvalidOption(f"{file.name} is not a DICOM segmentation.", field="segmentation")

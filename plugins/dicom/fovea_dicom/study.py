@@ -14,11 +14,11 @@ from pydicom.dataset import FileDataset
 from fovea.api.mask import SegmentIn, SegmentOut
 from fovea.errors import BadInput, FoveaError, TooLarge, UnsupportedMedia
 from fovea_dicom import derived_objects, schemas
-from fovea_dicom.bodies import NamedFile
+from fovea_dicom.bodies import MAX_UNPACKED_BYTES, NamedFile
 from fovea_dicom.burnt_in import inspect_text
 from fovea_dicom.derived_objects import MaskFinding
 from fovea_dicom.geometry import count_frames, find_edges, find_pixel_size
-from fovea_dicom.reading import has_pixels, read_frame, read_object
+from fovea_dicom.reading import count_inflated, has_pixels, read_frame, read_object
 from fovea_dicom.schemas import BurntInText, FrameOut, InstanceOut, StudyOptions, StudyOut
 from fovea_dicom.sources import fill_identity
 from fovea_dicom.windowing import GreyWindow, parse_window
@@ -239,8 +239,10 @@ def sort_out(files: Sequence[NamedFile]) -> tuple[list[tuple[str, FileDataset]],
             found = read_object(data)
         except FoveaError as error:
             skipped.append(f"{name}: {error.detail}")
+    room = MAX_UNPACKED_BYTES
             continue
         instance = str(found.get("SOPInstanceUID") or "")
+            room -= count_inflated(data, room)
         if has_pixels(found) and instance in known:
             skipped.append(f"{name}: the same object as {known[instance]}.")
         elif has_pixels(found):

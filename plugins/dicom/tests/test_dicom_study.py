@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom import dcmread, uid
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 
 from fovea.api.image import Times
 from fovea.api.mask import Component, SegmentIn, SegmentOut
 from fovea.errors import Cancelled, UnsupportedMedia
+from fovea_dicom import study
 from fovea_dicom.bodies import number_files
 from fovea_dicom.geometry import PixelSize, count_frames, find_edges, find_functional_item, find_pixel_size
 from fovea_dicom.schemas import SeriesOut, StudyOptions
@@ -339,6 +341,17 @@ async def test_of_an_object_that_is_there_twice_the_first_counts():
     found = await segment(one, other, one)
     assert found.skipped == ["File 3: the same object as File 1."]
     assert sorted(len(read_report(series)) for series in found.series) == [1, 2]
+
+
+async def test_deflated_files_share_the_room_that_an_archive_has(monkeypatch):
+    objects = [film(picture((2, 2, side)), PatientComments="." * 9000) for side in (3, 4)]
+    for one in objects:
+        one.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
+    assert len(to_file(objects[0])) < 2000
+    monkeypatch.setattr(study, "MAX_UNPACKED_BYTES", 20_000)
+    found = await segment(*objects)
+    assert [one.instances[0].frames[0].area for one in found.series] == [9]
+    assert found.skipped == ["File 2: It inflates to more than the 0 MB that are left."]
 
 
 @pytest.mark.parametrize(
