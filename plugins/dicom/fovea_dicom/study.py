@@ -79,7 +79,12 @@ class StudySegmenter:
             done += frames
 
         for name, one in objects:
-            ids = ["StudyInstanceUID", "SeriesInstanceUID", *(["SOPInstanceUID"] if count_frames(one) > 1 else [])]
+            ids = [
+                "PatientID",
+                "StudyInstanceUID",
+                "SeriesInstanceUID",
+                *(["SOPInstanceUID"] if count_frames(one) > 1 else []),
+            ]
             key = tuple(str(one.get(name)) for name in ("Rows", "Columns", *ids))
             try:
                 await self._segment_object(name, one, groups.setdefault(key, _Series()), options, window, advance)

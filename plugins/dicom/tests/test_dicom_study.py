@@ -306,6 +306,18 @@ async def test_stills_and_films_of_any_class_are_segmented_and_referred_to_by_it
     (named,) = seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence
     assert named.ReferencedSOPClassUID == kind
     assert f'"{uid.SecondaryCaptureImageStorage}"' not in seg.to_json() + report.to_json()
+async def test_patients_are_apart_where_series_have_no_ids():
+    objects = [film(picture((2, 2, side)), PatientID=f"patient {side}") for side in (2, 3)]
+    for one in objects:
+        del one.StudyInstanceUID, one.SeriesInstanceUID
+    found = await segment(*objects)
+    made = {dcmread(io.BytesIO(one.segmentation)).PatientID: read_report(one)[0]["Area"] for one in found.series}
+    assert made == {"patient 2": 4, "patient 3": 9}
+
+
+@pytest.mark.parametrize(
+    ("characters", "name"),
+    [
     hd.seg.segread(io.BytesIO(series.segmentation))
 
 
