@@ -122,8 +122,9 @@ def read_frame(
     except Exception as error:  # pydicom raises whatever a damaged file trips over
         syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
         name = getattr(syntax, "name", "an unnamed transfer syntax")
-        hint = GPL_HINT if syntax == JPEGExtended12Bit else "The file may be damaged."
-        raise UnsupportedMedia(f"Frame {index} can't be decoded ({name}).", hint=hint, field="files") from error
+        hints: dict[str, str] = {JPEGExtended12Bit: GPL_HINT, **dict.fromkeys(MPEGTransferSyntaxes, FILM_HINT)}
+        detail = f"Frame {index} can't be decoded ({name}). {hints.get(str(syntax), 'The file may be damaged.')}"
+        raise UnsupportedMedia(detail, field="files") from error
     if grey is None:
         return _eight_bits(raw[..., :3], dataset, is_palette=photometric == "PALETTE COLOR")
     if raw.shape != (rows, columns):

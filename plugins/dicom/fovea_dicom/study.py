@@ -239,15 +239,15 @@ def sort_out(files: Sequence[NamedFile]) -> tuple[list[tuple[str, FileDataset]],
     The first of several copies of an object counts.
     """
     pictures, skipped, known = list[tuple[str, FileDataset]](), list[str](), dict[str, str]()
+    room = MAX_UNPACKED_BYTES
     for name, data in files:
         try:
+            room -= count_inflated(data, room)
             found = read_object(data)
         except FoveaError as error:
             skipped.append(f"{name}: {error.detail}")
-    room = MAX_UNPACKED_BYTES
             continue
         instance = str(found.get("SOPInstanceUID") or "")
-            room -= count_inflated(data, room)
         if has_pixels(found) and instance in known:
             skipped.append(f"{name}: the same object as {known[instance]}.")
         elif has_pixels(found):

@@ -281,9 +281,6 @@ async def test_objects_that_no_segmentation_can_repeat_are_answered_without_one(
     assert series.warnings == ["The objects lack what a DICOM segmentation must repeat of them (AttributeError)."]
 
 
-@pytest.mark.parametrize(
-    ("characters", "name"),
-    [
 @pytest.mark.parametrize("sides", [(3,), (3, 4, 2)], ids=["still", "film"])
 @pytest.mark.parametrize(
     "kind",
@@ -306,6 +303,9 @@ async def test_stills_and_films_of_any_class_are_segmented_and_referred_to_by_it
     (named,) = seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence
     assert named.ReferencedSOPClassUID == kind
     assert f'"{uid.SecondaryCaptureImageStorage}"' not in seg.to_json() + report.to_json()
+    hd.seg.segread(io.BytesIO(series.segmentation))
+
+
 async def test_patients_are_apart_where_series_have_no_ids():
     objects = [film(picture((2, 2, side)), PatientID=f"patient {side}") for side in (2, 3)]
     for one in objects:
@@ -318,9 +318,6 @@ async def test_patients_are_apart_where_series_have_no_ids():
 @pytest.mark.parametrize(
     ("characters", "name"),
     [
-    hd.seg.segread(io.BytesIO(series.segmentation))
-
-
         ("ISO_IR 100", "Müller^Jürgen"), ("ISO_IR 192", "山田^太郎"), ("", "Plain^Name"), ("ISO 2022 IR 100", "Müller"),
         (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
         (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
@@ -364,6 +361,14 @@ async def test_deflated_files_share_the_room_that_an_archive_has(monkeypatch):
     found = await segment(*objects)
     assert [one.instances[0].frames[0].area for one in found.series] == [9]
     assert found.skipped == ["File 2: It inflates to more than the 0 MB that are left."]
+
+
+async def test_films_in_mpeg_are_named_as_what_they_are():
+    one = film(picture(), NumberOfFrames=9, PixelData=encapsulate([bytes(200)]))
+    one.file_meta.TransferSyntaxUID = uid.MPEG4HP41
+    one["PixelData"].VR = "OB"
+    found = await segment(film(picture()), one)
+    assert found.skipped[0].endswith("Films in MPEG are not read. Export their frames, or the film as JPEG.")
 
 
 @pytest.mark.parametrize(
