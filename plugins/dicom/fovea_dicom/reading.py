@@ -122,7 +122,7 @@ def read_frame(
     except Exception as error:  # pydicom raises whatever a damaged file trips over
         syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
         name = getattr(syntax, "name", "an unnamed transfer syntax")
-        hints: dict[str, str] = {JPEGExtended12Bit: GPL_HINT, **dict.fromkeys(MPEGTransferSyntaxes, FILM_HINT)}
+        hints = {str(JPEGExtended12Bit): GPL_HINT} | {str(one): FILM_HINT for one in MPEGTransferSyntaxes}
         detail = f"Frame {index} can't be decoded ({name}). {hints.get(str(syntax), 'The file may be damaged.')}"
         raise UnsupportedMedia(detail, field="files") from error
     if grey is None:

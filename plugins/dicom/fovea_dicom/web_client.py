@@ -28,6 +28,9 @@ FIELDS = {
     "NumberOfStudyRelatedInstances": "00201208",
 }
 
+LISTED = {"ModalitiesInStudy"}
+"""Attributes of several values."""
+
 
 class PacsSettings(BaseSettings):
     """The PACS, from the environment: `FOVEA_DICOMWEB_URL` and `FOVEA_DICOMWEB_AUTHORIZATION`."""
@@ -52,7 +55,7 @@ class DicomWebClient:
         )
 
     def search_studies(self, filters: Mapping[str, str] | None = None, *, limit: int = 50) -> list[dict[str, Any]]:
-        """Studies, by attributes such as `StudyDate` or `ModalitiesInStudy`: UID, date, modalities and counts.
+        """Studies, by attributes such as `StudyDate`: UID, date, modalities (always a list) and counts.
 
         Raises NotReady: the PACS can't be reached, or refuses.
         """
@@ -62,7 +65,13 @@ class DicomWebClient:
             return []
         try:
             rows = answer.json()
-            return [{name: _value(row.get(tag)) for name, tag in FIELDS.items()} for row in rows]
+            return [
+                {
+                    name: _values(row.get(tag)) if name in LISTED else _value(row.get(tag))
+                    for name, tag in FIELDS.items()
+                }
+                for row in rows
+            ]
         except (ValueError, AttributeError, TypeError) as error:
             raise Fault("The PACS answered a search in a form that is not DICOM JSON.") from error
 
@@ -143,7 +152,12 @@ def _unreachable() -> NotReady:
     return NotReady("The PACS can't be reached.", hint="Look at FOVEA_DICOMWEB_URL.", retry_after=5)
 
 
+def _values(attribute: Any) -> list[Any]:
+    """The values of an attribute in DICOM JSON."""
+    values: list[Any] = (attribute or {}).get("Value") or []
+    return values
+
+
 def _value(attribute: Any) -> Any:
-    """The value of an attribute in DICOM JSON: alone, or a list where there are several."""
-    values = (attribute or {}).get("Value") or []
-    return values[0] if len(values) == 1 else values or None
+    """The only value of an attribute, or the first; None where there is none."""
+    return next(iter(_values(attribute)), None)

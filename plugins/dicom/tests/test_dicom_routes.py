@@ -206,6 +206,20 @@ def test_a_pacs_that_fails_is_a_problem_with_a_reason():
     pacs.close()
 
 
+def test_found_studies_have_the_fields_of_the_example_and_modalities_are_always_a_list(client, monkeypatch):
+    kinds = {"0020000D": ["1.2"], "00080020": ["20260102"], "00080061": ["US"], "00201206": [1], "00201208": [2]}
+    rows = [{tag: {"Value": values} for tag, values in kinds.items()}, {"00080061": {"Value": ["US", "SR"]}}, {}]
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, json=rows))
+    monkeypatch.setattr(routes, "_open_pacs", lambda: DicomWebClient("http://pacs.test", transport=transport))
+    found = client.get("/v1/dicomweb/studies").json()
+    assert [one["ModalitiesInStudy"] for one in found] == [["US"], ["US", "SR"], []]
+    examples = json.loads((Path(routes.__file__).parent / "api_examples.json").read_text())
+    (shown,) = examples["GET /v1/dicomweb/studies"]["answer"]
+    assert {name: type(value) for name, value in found[0].items()} == {
+        name: type(value) for name, value in shown.items()
+    }
+
+
 @pytest.mark.parametrize("status", [202, 409])
 def test_what_a_pacs_does_not_take_is_told_with_its_reason(client, monkeypatch, status):
     def takes_reports_only(request: httpx2.Request) -> httpx2.Response:
@@ -264,7 +278,8 @@ LOGIN = "Basic " + base64.b64encode(b"fovea:secret").decode()
 def test_a_study_goes_from_orthanc_to_a_segmentation_in_orthanc(orthanc, tmp_path, monkeypatch):
     pacs, film = DicomWebClient(orthanc, authorization=LOGIN), endoscopy()
     ct = raw("CT_small.dcm")
-    assert len(pacs.store([film, ct])) == 2
+    taken, refused = pacs.store([film, ct])
+    assert (len(taken), refused) == (2, [])
     study = str(dcmread(io.BytesIO(film)).StudyInstanceUID)
     stranger = DicomWebClient(orthanc)
     with pytest.raises(NotReady, match="401"):
@@ -276,10 +291,8 @@ def test_a_study_goes_from_orthanc_to_a_segmentation_in_orthanc(orthanc, tmp_pat
         listed = client.get("/v1/dicomweb/studies").json()
         assert {row["StudyInstanceUID"] for row in listed} == {study, str(dcmread(io.BytesIO(ct)).StudyInstanceUID)}
         assert "SECRET" not in json.dumps(listed)
-        assert (
-            client.get("/v1/dicomweb/studies", params={"StudyInstanceUID": study}).json()[0]["ModalitiesInStudy"]
-            == "ES"
-        )
+        (row,) = client.get("/v1/dicomweb/studies", params={"StudyInstanceUID": study}).json()
+        assert row["ModalitiesInStudy"] == ["ES"]
         assert client.get("/v1/dicomweb/studies", params={"PatientName": "x"}).status_code == 422
         found = ok(client.post("/v1/segment/dicom", params={"study": study, "store": True}))
         assert (found["frames"], len(found["stored"])) == (2, 2)
