@@ -51,6 +51,8 @@ def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, tmp_path):
     assert code == 0, err
     assert "0 frames changed" in out
     assert dcmread(tmp_path / "new" / f"{stem.name}.v2.seg.dcm").InstanceNumber == 2
+    code, _, err = fovea("correct", "nope.seg.dcm", masks, "-p", study)
+    assert (code, "There is no file 'nope.seg.dcm'" in err) == (4, True)
     code, _, err = fovea("segment", "pacs:1.2.3", "-o", tmp_path / "out")
     assert (code, "No PACS is configured" in err) == (3, True)
 

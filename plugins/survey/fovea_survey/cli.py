@@ -22,6 +22,7 @@ from fovea.cli.job_progress import follow_job, run_as_job
 from fovea.cli.output import Screen
 from fovea.client import Client
 from fovea.errors import InvalidOption, NotFound
+from fovea.picture import read_path
 
 PHOTOGRAPHS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".heic", ".heif"})
 FILMS = frozenset({".mp4", ".webm", ".mkv", ".mov"})
@@ -121,7 +122,7 @@ def _observe(
         field = "video" if file.suffix.lower() in FILMS else f"image{place}"
         parts[field] = (name, file.read_bytes(), "application/octet-stream")
     if gpx is not None:
-        parts["gpx"] = (gpx.name, gpx.read_bytes(), "application/gpx+xml")
+        parts["gpx"] = (gpx.name, read_path(gpx), "application/gpx+xml")
     form = {name: str(value) for name, value in options.items()}
     found = run_as_job(client, screen, Call("POST", PATH, read_json, files=parts, form=form))
     observations: list[Any] = found["observations"]

@@ -335,3 +335,5 @@ def test_files_of_one_name_keep_their_folders_and_two_films_are_refused(fovea, t
     assert [name for name, _ in _find_files(folders)] == ["a.mp4", shared[0], "b.mp4", shared[1], "q.jpg"]
     code, _, err = fovea("survey", *folders, "-o", tmp_path / "out")
     assert (code, "a.mp4 and b.mp4 can't begin at the same place" in err) == (2, True), err
+    code, _, err = fovea("survey", tmp_path / "one" / "p.jpg", "--gpx", "nope.gpx", "-o", tmp_path / "out")
+    assert (code, "There is no file 'nope.gpx'" in err) == (4, True), err
