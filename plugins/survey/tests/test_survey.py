@@ -226,7 +226,7 @@ def test_an_option_that_no_picture_can_be_searched_with_is_refused_and_a_long_na
 
 def test_observations_are_counted_again_and_go_out_as_geojson_svg_and_csv(client):
     body = {
-        "observations": [json.loads(seen(f"<{n}>", 30 * n, "D40", second=n).model_dump_json()) for n in range(5)],
+        "observations": [json.loads(seen(f"<{n} a>", 30 * n, "D40", second=n).model_dump_json()) for n in range(5)],
         "merge_m": 1,
     }
     forms = {
@@ -242,6 +242,9 @@ def test_observations_are_counted_again_and_go_out_as_geojson_svg_and_csv(client
     assert "http" not in forms["image/svg+xml"].text.replace("http://www.w3.org/2000/svg", "")
     rows = list(csv.DictReader(io.StringIO(forms["text/csv"].text)))
     assert {row["label"] for row in rows} == {"D40"}
+    merged = client.post("/v1/detect/survey", json=body | {"merge_m": 200}, headers={"accept": "text/csv"})
+    (row,) = csv.DictReader(io.StringIO(merged.text))
+    assert row["pictures"].split("; ") == [f"<{n} a>" for n in (4, 3, 2, 1, 0)]
 
 
 def test_a_film_is_placed_by_its_track(client, tmp_path, monkeypatch):
