@@ -42,6 +42,15 @@ class SearchOptions:
     merge_m: Annotated[
         float, typer.Option("--merge", help="Merge detections of different pictures within N metres.", metavar="N")
     ] = 3.0
+    far_m: Annotated[
+        float | None, typer.Option("--far", help="Leave out pictures N metres from nearly all others.", metavar="N")
+    ] = None
+    max_gap_m: Annotated[
+        float | None, typer.Option("--max-gap", help="Join no pictures N metres apart by a road.", metavar="N")
+    ] = None
+    segment_m: Annotated[
+        float | None, typer.Option("--segment", help="Count damage by segments of N metres.", metavar="N")
+    ] = None
     every: Annotated[int, typer.Option(min=1, help="Search every N-th frame of a film.", metavar="N")] = 10
     fps: Annotated[float | None, typer.Option(help="Frames per second of a film; left out, its own.")] = None
     start: Annotated[

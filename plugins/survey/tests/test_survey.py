@@ -327,6 +327,10 @@ def test_a_folder_of_photographs_becomes_a_map(fovea, tmp_path):
     assert all((tmp_path / "out" / one["picture"]).read_bytes()[:3] == b"\xff\xd8\xff" for one in damages)
     assert (tmp_path / "out" / "survey.svg").read_text().startswith("<svg")
     assert (tmp_path / "out" / "survey.csv").read_text().startswith("label,place,latitude")
+    code, out, err = fovea(
+        "survey", drive / "0", drive / "1", "-o", tmp_path / "gap", "--max-gap", 30, "--far", 0, "--segment", 9
+    )
+    assert (code, "further apart than 30 m (option `max_gap_m`)" in " ".join(err.split())) == (0, True), out + err
 
 
 def test_files_of_one_name_keep_their_folders_and_two_films_are_refused(fovea, tmp_path):
