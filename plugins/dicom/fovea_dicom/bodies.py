@@ -13,7 +13,7 @@ DICOM = "application/dicom"
 
 MAX_FILES = 2000
 MAX_UNPACKED_BYTES = 2**30
-"""Of an archive."""
+"""Bytes that an archive, or the deflated files of a request together, may hold."""
 
 
 MIN_BYTES = 16

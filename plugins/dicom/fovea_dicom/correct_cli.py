@@ -11,6 +11,7 @@ from fovea.call import Call, read_json
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.job_progress import run_as_job
 from fovea.errors import NotFound
+from fovea.picture import read_path
 from fovea_dicom.segment_study import PACS, PATH, is_dicom, list_files
 
 
@@ -54,4 +55,4 @@ def correct(
 
 
 def _read(name: str, path: Path) -> tuple[str, bytes, str]:
-    return name, path.read_bytes(), "application/octet-stream"
+    return name, read_path(path), "application/octet-stream"

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset
 
 from fovea.errors import InvalidOption, Malformed
-from fovea_dicom.bodies import NamedFile, is_dicom
+from fovea_dicom.bodies import MAX_UNPACKED_BYTES, NamedFile, is_dicom
 from fovea_dicom.derived_objects import MaskFinding, build_report, build_segmentation, to_bytes
 from fovea_dicom.geometry import count_frames, find_pixel_size
-from fovea_dicom.reading import read_object
+from fovea_dicom.reading import count_inflated, read_object
 from fovea_dicom.schemas import CorrectionOut
 from fovea_dicom.sources import fill_identity
 from fovea_dicom.study import sort_out
@@ -77,12 +77,16 @@ def correct_segmentation(
 def read_masks(segmentation: Dataset) -> dict[Frame, Mask]:
     """Return the masks of a segmentation by the frames that they derive from; segments of one frame are united.
 
+    Of fractions, such as probabilities, those from a half belong to the mask.
+
     Raises Malformed: its pixels or references can't be read; InvalidOption: it has no references.
     """
     found: dict[Frame, Mask] = {}
     try:
-        pixels = np.asarray(segmentation.pixel_array).astype(bool)
-        masks = pixels.reshape(-1, *pixels.shape[-2:])
+        pixels = np.asarray(segmentation.pixel_array)
+        is_fractional = segmentation.get("SegmentationType") == "FRACTIONAL"
+        least = int(segmentation.MaximumFractionalValue) / 2 if is_fractional else 1
+        masks = (pixels >= least).reshape(-1, *pixels.shape[-2:])
         for group, mask in zip(segmentation.PerFrameFunctionalGroupsSequence, masks, strict=True):
             for item in group.get("DerivationImageSequence") or ():
                 for source in item.get("SourceImageSequence") or ():
@@ -100,6 +104,7 @@ def read_masks(segmentation: Dataset) -> dict[Frame, Mask]:
 
 
 def _read_segmentation(file: NamedFile) -> FileDataset:
+    count_inflated(file.data, MAX_UNPACKED_BYTES)
     found = read_object(file.data)
     if found.get("Modality") != "SEG" or not found.get("SegmentSequence") or "PixelData" not in found:
         raise InvalidOption(f"{file.name} is not a DICOM segmentation.", field="segmentation")
@@ -160,12 +165,12 @@ def _check_frames(masks: Mapping[Frame, Mask], frames: Sequence[Frame], shape: t
 
 
 def _measure(sources: Sequence[Dataset], masks: Mask) -> list[MaskFinding]:
-    """The components of all masks; nobody knows a probability of what a person drew."""
+    """Measure masks; nobody knows a probability of what a person drew."""
     owners = [(one, number) for one in sources for number in range(count_frames(one))]
     found = []
     for place, ((one, number), mask) in enumerate(zip(owners, masks, strict=True)):
-        size = find_pixel_size(one, number)
-        for region in find_regions(mask)[0]:
-            area_mm2 = region.area * size.area_mm2 if size else None
-            found.append(MaskFinding(place, region.area, area_mm2, None))
+        if area := int(mask.sum()):
+            size = find_pixel_size(one, number)
+            area_mm2 = area * size.area_mm2 if size else None
+            found.append(MaskFinding(place, area, area_mm2, len(find_regions(mask)[0]), None))
     return found

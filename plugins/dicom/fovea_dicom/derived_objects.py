@@ -16,7 +16,15 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from fovea_dicom.geometry import count_frames, find_pixel_size
-from fovea_dicom.sources import has_geometry, make_geometry, make_item, remove_geometry
+from fovea_dicom.sources import (
+    STILL,
+    has_geometry,
+    make_geometry,
+    make_item,
+    name_still,
+    remove_geometry,
+    restore_classes,
+)
 
 MANUFACTURER = "Fovea"
 POLYP = hd.sr.CodedConcept("41329004", "SCT", "Polyp")
@@ -27,7 +35,7 @@ Masks = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class MaskFinding:
-    """A component of a mask: pixels, and mm² where the pixels' size is known.
+    """A frame's mask that is not empty: pixels, mm² where the pixels' size is known, and how many components.
 
     `frame` is 0-based, over all frames of the series' objects in order; `probability` is the mean over its pixels, None
     where a person drew it.
@@ -36,6 +44,7 @@ class MaskFinding:
     frame: int
     area: int
     area_mm2: float | None
+    components: int
     probability: float | None
 
 
@@ -94,7 +103,7 @@ def build_segmentation(
         )
     if not is_placed:
         sizes = {find_pixel_size(one, index) for one in sources for index in range(count_frames(one))}
-        remove_geometry(found, keep_size=len(sizes) == 1 and None not in sizes)
+        remove_geometry(found, sources, keep_size=len(sizes) == 1 and None not in sizes)
     if corrects is not None:
         purpose = hd.sr.CodedConcept("corrects", "99FOVEA", "Version that this one corrects")
         found.ReferencedInstanceSequence = [
@@ -123,18 +132,15 @@ def build_report(
     places = _find_places(sources, segmentation)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        groups = [
-            _measure_frame(segmentation, places[frame], [one for one in findings if one.frame == frame], model, version)
-            for frame in sorted({finding.frame for finding in findings})
-        ]
+        groups = [_measure_frame(segmentation, places[one.frame], one, model, version) for one in findings]
         content = hd.sr.MeasurementReport(
             observation_context=hd.sr.ObservationContext(observer_device_context=observer),
             procedure_reported=codes.SCT.ImagingProcedure,
             imaging_measurements=groups,
             title=codes.DCM.ImagingMeasurementReport,
         )
-        return hd.sr.ComprehensiveSR(
-            evidence=[*sources, segmentation],
+        report = hd.sr.ComprehensiveSR(
+            evidence=[*name_still(sources), segmentation],
             content=content,
             series_instance_uid=hd.UID(),
             series_number=REPORT_SERIES,
@@ -144,6 +150,8 @@ def build_report(
             is_complete=True,
             series_description=f"Areas, {model}",
         )
+    restore_classes(report, sources)
+    return report
 
 
 def to_bytes(dataset: Dataset) -> bytes:
@@ -155,28 +163,25 @@ def to_bytes(dataset: Dataset) -> bytes:
 
 
 def _measure_frame(
-    segmentation: Dataset, place: int, findings: Sequence[MaskFinding], model: str, version: str
+    segmentation: Dataset, place: int, finding: MaskFinding, model: str, version: str
 ) -> hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations:
     """The measurements of one frame of the segmentation, 1-based."""
-    area, sizes = sum(one.area for one in findings), [one.area_mm2 for one in findings]
-    is_sized = all(size is not None for size in sizes)
+    if finding.area_mm2 is None:
+        value, unit = float(finding.area), hd.sr.CodedConcept("{pixels}", "UCUM", "pixels")
+    else:
+        value, unit = round(finding.area_mm2, 4), codes.UCUM.SquareMillimeter
     measured = [
-        hd.sr.Measurement(
-            name=codes.SCT.Area,
-            value=round(sum(size or 0.0 for size in sizes), 4) if is_sized else float(area),
-            unit=codes.UCUM.SquareMillimeter if is_sized else hd.sr.CodedConcept("{pixels}", "UCUM", "pixels"),
-        ),
+        hd.sr.Measurement(name=codes.SCT.Area, value=value, unit=unit),
         hd.sr.Measurement(
             name=hd.sr.CodedConcept("components", "99FOVEA", "Components of the mask"),
-            value=float(len(findings)),
+            value=float(finding.components),
             unit=codes.UCUM.NoUnits,
         ),
     ]
-    weighted = [one.probability * one.area for one in findings if one.probability is not None]
-    if len(weighted) == len(findings):
+    if finding.probability is not None:
         probability = hd.sr.Measurement(
             name=hd.sr.CodedConcept("mean-probability", "99FOVEA", "Mean probability of the mask"),
-            value=round(sum(weighted) / area, 6),
+            value=round(finding.probability, 6),
             unit=codes.UCUM.NoUnits,
         )
         measured.insert(1, probability)
@@ -213,7 +218,7 @@ def _refer(segmentation: Dataset, place: int) -> hd.sr.ReferencedSegmentationFra
         frame_number=place,
         segment_number=1,
         source_image=hd.sr.SourceImageForSegmentation(
-            referenced_sop_class_uid=source.ReferencedSOPClassUID,
+            referenced_sop_class_uid=STILL,
             referenced_sop_instance_uid=source.ReferencedSOPInstanceUID,
             referenced_frame_numbers=None if frame is None else [int(frame)],
         ),

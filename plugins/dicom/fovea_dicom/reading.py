@@ -8,15 +8,24 @@ import copy
 import io
 import logging
 import warnings
+import zlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import config, dcmread
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.filereader import read_dataset
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGExtended12Bit
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGExtended12Bit,
+    MPEGTransferSyntaxes,
+)
 
 from fovea.errors import Malformed, TooLarge, UnsupportedMedia
 from fovea_dicom.bodies import is_dicom
@@ -25,7 +34,10 @@ from fovea_dicom.windowing import GreyWindow, to_grey
 from shared.vision.limits import DEFAULT_BOUNDS, DecodeBounds
 
 MAX_FRAMES = 2000
-GPL_HINT = "The plugin pylibjpeg-libjpeg reads it; its licence is GPL-3.0, so install it yourself."
+PIECE = 2**16
+"""Bytes of a deflated file that are inflated at once, into at most 256 times as many."""
+FILM_HINT = "Films in MPEG are not read. Export their frames, or the film as JPEG."
+GPL_HINT = "The plugin pylibjpeg-libjpeg reads 12 bits; its licence is GPL-3.0, so install it yourself."
 
 Picture = NDArray[np.uint8]
 
@@ -52,6 +64,23 @@ def read_object(data: bytes) -> FileDataset:
         explicit = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
         found.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
     return found
+
+
+def count_inflated(data: bytes, most: int) -> int:
+    """Bytes that a deflated file inflates to; 0 of any other. Raises TooLarge: they are more than `most`."""
+    file, count = io.BytesIO(data), 0
+    file.seek(132 if is_dicom(data) else 0)
+    try:
+        meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag >> 16 != 2)
+        is_deflated = meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+        stream = zlib.decompressobj(-zlib.MAX_WBITS)
+        while is_deflated and count <= most and (piece := stream.unconsumed_tail or file.read(PIECE)):
+            count += len(stream.decompress(piece, 256 * PIECE))
+    except Exception:  # noqa: BLE001  # see read_object, which says what is wrong
+        return 0
+    if count > most:
+        raise TooLarge(f"It inflates to more than the {most // 2**20} MB that are left.", field="files")
+    return count
 
 
 def _drop_unreadable(dataset: Dataset) -> None:
@@ -93,8 +122,9 @@ def read_frame(
     except Exception as error:  # pydicom raises whatever a damaged file trips over
         syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
         name = getattr(syntax, "name", "an unnamed transfer syntax")
-        hint = GPL_HINT if syntax == JPEGExtended12Bit else "The file may be damaged."
-        raise UnsupportedMedia(f"Frame {index} can't be decoded ({name}).", hint=hint, field="files") from error
+        hints = {str(JPEGExtended12Bit): GPL_HINT} | {str(one): FILM_HINT for one in MPEGTransferSyntaxes}
+        detail = f"Frame {index} can't be decoded ({name}). {hints.get(str(syntax), 'The file may be damaged.')}"
+        raise UnsupportedMedia(detail, field="files") from error
     if grey is None:
         return _eight_bits(raw[..., :3], dataset, is_palette=photometric == "PALETTE COLOR")
     if raw.shape != (rows, columns):

@@ -121,7 +121,8 @@ async def correct(request: Request) -> CorrectionOut:
     before = parts["segmentation"][0].data
     found: CorrectionOut = await asyncio.to_thread(make, pictures, before, parts["corrected"], bounds, options.creator)
     if options.store:
-        found = found.model_copy(update={"stored": await _store([found.segmentation, found.report])})
+        stored, refused = await _store([found.segmentation, found.report])
+        found = found.model_copy(update={"stored": stored, "skipped": [*found.skipped, *refused]})
     return found
 
 
@@ -152,6 +153,8 @@ async def store_instances(request: Request) -> JSONResponse:
         hint = "Send it through a gateway that has a queue, or use POST /v1/segment/dicom."
         raise StoredAsJob("A stored study is segmented as a job, and there is no queue.", hint=hint)
     found = await _segment(request, files, StudyOptions(store=PacsSettings().url is not None))
+    if found.warnings and not found.stored:  # nobody else has the results
+        raise Conflict(found.warnings[0], hint="Let the PACS take segmentations and comprehensive reports.")
     return JSONResponse(_stow_answer(found), media_type="application/dicom+json")
 
 
@@ -170,7 +173,8 @@ async def _segment(request: Request, files: Sequence[NamedFile], options: StudyO
     found = await segmenter(predict, model, card.version, bounds).segment(files, options, run)
     if options.store:
         made = [data for series in found.series for data in (series.segmentation, series.report) if data is not None]
-        return found.model_copy(update={"stored": await _store(made)})
+        stored, refused = await _store(made)
+        return found.model_copy(update={"stored": stored, "warnings": [*found.warnings, *refused]})
     return found
 
 
@@ -249,9 +253,9 @@ async def _fetch_named(options: StudyOptions | CorrectionOptions, files: list[Na
         return number_files(await asyncio.to_thread(client.retrieve, options.study, options.series))
 
 
-async def _store(files: Sequence[bytes]) -> list[str]:
+async def _store(files: Sequence[bytes]) -> tuple[list[str], list[str]]:
     with closing(_open_pacs()) as client:
-        return await asyncio.to_thread(client.store, files) if files else []
+        return await asyncio.to_thread(client.store, files) if files else ([], [])
 
 
 def _stow_answer(found: StudyOut) -> dict[str, Any]:

@@ -56,8 +56,9 @@ def _build_calls(sources: Sequence[str], params: Mapping[str, str], screen: Scre
         if not is_dicom(path):
             reason = "is empty" if path.stat().st_size == 0 else "is not a DICOM file"
             screen.note(f"[yellow]skipped: {escape(name)} {reason}.[/]")
-    # Archives of files, each below the limit.
-    parts = list(split_by_size([row for row in files if is_dicom(row[1])], MAX_ARCHIVE_BYTES))
+    # Archives of files, each below the limits.
+    sized = split_by_size([row for row in files if is_dicom(row[1])], MAX_ARCHIVE_BYTES)
+    parts = [part[at : at + bodies.MAX_FILES] for part in sized for at in range(0, len(part), bodies.MAX_FILES)]
     if len(parts) > 1:
         screen.note(f"The files go in {len(parts)} parts; a series in two of them is answered twice.")
     for part in parts:

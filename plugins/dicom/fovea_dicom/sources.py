@@ -9,9 +9,14 @@ import datetime as dt
 import re
 from collections.abc import Sequence
 
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
-from pydicom.uid import generate_uid
+from pydicom.uid import (
+    MultiFrameTrueColorSecondaryCaptureImageStorage,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
 from pydicom.valuerep import DSfloat
 
 from fovea_dicom.geometry import count_frames, find_functional_item, find_pixel_size, read_numbers
@@ -30,6 +35,8 @@ UNICODE = "ISO_IR 192"
 """Of derived objects: it holds any patient's name, whatever character set the source has, and any corrector's."""
 STACK = "1"
 """All frames of a series without geometry form one stack, in the order of the segmentation's frames."""
+STILL, FILM = SecondaryCaptureImageStorage, MultiFrameTrueColorSecondaryCaptureImageStorage
+"""Classes that stand in for those of sources while highdicom builds an object."""
 UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 
 
@@ -78,7 +85,7 @@ def make_geometry(sources: Sequence[Dataset]) -> list[Dataset]:
     """Copies whose frames lie behind each other in a made-up frame of reference.
 
     highdicom orders frames from the highest position to the lowest, so positions fall: a segmentation keeps the order
-    of its sources.
+    of its sources. Copies are of a class that it knows and that fits their frames, which `restore_classes` takes back.
     """
     reference, found = generate_uid(), []
     for place, source in enumerate(sources):
@@ -89,7 +96,9 @@ def make_geometry(sources: Sequence[Dataset]) -> list[Dataset]:
         one.ImageOrientationPatient, one.PixelSpacing = [1, 0, 0, 0, 1, 0], spacing
         one.ImagePositionPatient, one.SliceThickness = [0, 0, -place], 1.0
         frames = count_frames(one)
+        one.SOPClassUID = STILL
         if frames > 1:
+            one.SOPClassUID = FILM
             one.SharedFunctionalGroupsSequence = [_shared(spacing)]
             one.PerFrameFunctionalGroupsSequence = [
                 make_item(PlanePositionSequence=[make_item(ImagePositionPatient=[0, 0, -number])])
@@ -99,8 +108,9 @@ def make_geometry(sources: Sequence[Dataset]) -> list[Dataset]:
     return found
 
 
-def remove_geometry(segmentation: Dataset, *, keep_size: bool) -> None:
-    """Take the made-up frame of reference out of a segmentation; frames then differ by what they derive from."""
+def remove_geometry(segmentation: Dataset, sources: Sequence[Dataset], *, keep_size: bool) -> None:
+    """Take what `make_geometry` made up out of a segmentation; frames then differ by what they derive from."""
+    restore_classes(segmentation, sources)
     for name in ("FrameOfReferenceUID", "PositionReferenceIndicator"):
         if name in segmentation:
             delattr(segmentation, name)
@@ -120,6 +130,29 @@ def remove_geometry(segmentation: Dataset, *, keep_size: bool) -> None:
     index.FunctionalGroupPointer = Tag("FrameContentSequence")
     index.DimensionDescriptionLabel = "In-Stack Position Number"
     segmentation.DimensionIndexSequence = [segment, index]
+
+
+def name_still(sources: Sequence[Dataset]) -> list[Dataset]:
+    """Copies of the class `STILL`, which `restore_classes` takes back."""
+    found = [_copy(source) for source in sources]
+    for one in found:
+        one.SOPClassUID = STILL
+    return found
+
+
+def restore_classes(made: Dataset, sources: Sequence[Dataset]) -> None:
+    """Write the sources' own classes into all references to them.
+
+    highdicom knows no old and private classes, and takes those of films to have groups for each frame, while devices
+    store stills in them.
+    """
+    classes = {str(one.SOPInstanceUID): one.SOPClassUID for one in sources}
+
+    def name_class(item: Dataset, element: DataElement) -> None:
+        if element.keyword == "ReferencedSOPClassUID":
+            element.value = classes.get(str(item.ReferencedSOPInstanceUID), element.value)
+
+    made.walk(name_class)
 
 
 def _copy(source: Dataset) -> Dataset:

@@ -14,11 +14,11 @@ from pydicom.dataset import FileDataset
 from fovea.api.mask import SegmentIn, SegmentOut
 from fovea.errors import BadInput, FoveaError, TooLarge, UnsupportedMedia
 from fovea_dicom import derived_objects, schemas
-from fovea_dicom.bodies import NamedFile
+from fovea_dicom.bodies import MAX_UNPACKED_BYTES, NamedFile
 from fovea_dicom.burnt_in import inspect_text
 from fovea_dicom.derived_objects import MaskFinding
 from fovea_dicom.geometry import count_frames, find_edges, find_pixel_size
-from fovea_dicom.reading import has_pixels, read_frame, read_object
+from fovea_dicom.reading import count_inflated, has_pixels, read_frame, read_object
 from fovea_dicom.schemas import BurntInText, FrameOut, InstanceOut, StudyOptions, StudyOut
 from fovea_dicom.sources import fill_identity
 from fovea_dicom.windowing import GreyWindow, parse_window
@@ -79,7 +79,12 @@ class StudySegmenter:
             done += frames
 
         for name, one in objects:
-            ids = ["StudyInstanceUID", "SeriesInstanceUID", *(["SOPInstanceUID"] if count_frames(one) > 1 else [])]
+            ids = [
+                "PatientID",
+                "StudyInstanceUID",
+                "SeriesInstanceUID",
+                *(["SOPInstanceUID"] if count_frames(one) > 1 else []),
+            ]
             key = tuple(str(one.get(name)) for name in ("Rows", "Columns", *ids))
             try:
                 await self._segment_object(name, one, groups.setdefault(key, _Series()), options, window, advance)
@@ -123,13 +128,14 @@ class StudySegmenter:
                 mask = decode(answer.mask or b"", self.bounds).pixels[..., 0] > 0
                 size = find_pixel_size(one, index)
                 place = sum(map(len, group.masks)) + index
-                for found in answer.components:
-                    area = found.area * size.area_mm2 if size else None
-                    findings.append(MaskFinding(place, found.area, area, found.probability))
+                area = round(answer.area * size.area_mm2, 4) if size else None
+                if answer.area:
+                    findings.append(
+                        MaskFinding(place, answer.area, area, answer.component_count, answer.mean_probability)
+                    )
                 facts = answer.model_dump(include=SHARED_FACTS)
                 if "masks" in options.include:
                     facts["mask"] = answer.mask
-                area = round(answer.area * size.area_mm2, 4) if size else None
                 frames.append(FrameOut.model_construct(frame=index + 1, area_mm2=area, **facts))
                 masks.append(mask)
                 if "strip" in options.include and len(group.tiles) + len(tiles) < STRIP_FRAMES:
@@ -233,8 +239,10 @@ def sort_out(files: Sequence[NamedFile]) -> tuple[list[tuple[str, FileDataset]],
     The first of several copies of an object counts.
     """
     pictures, skipped, known = list[tuple[str, FileDataset]](), list[str](), dict[str, str]()
+    room = MAX_UNPACKED_BYTES
     for name, data in files:
         try:
+            room -= count_inflated(data, room)
             found = read_object(data)
         except FoveaError as error:
             skipped.append(f"{name}: {error.detail}")

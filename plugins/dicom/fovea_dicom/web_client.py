@@ -17,6 +17,9 @@ TIMEOUT_S = 60.0
 MAX_STUDY_BYTES = 2**30
 """Most bytes that are fetched of a study."""
 
+CLASS_NOT_TAKEN = 0x0122
+"""Failure Reason of many PACS for segmentations and reports."""
+
 FIELDS = {
     "StudyInstanceUID": "0020000D",
     "StudyDate": "00080020",
@@ -24,6 +27,9 @@ FIELDS = {
     "NumberOfStudyRelatedSeries": "00201206",
     "NumberOfStudyRelatedInstances": "00201208",
 }
+
+LISTED = {"ModalitiesInStudy"}
+"""Attributes of several values."""
 
 
 class PacsSettings(BaseSettings):
@@ -49,7 +55,7 @@ class DicomWebClient:
         )
 
     def search_studies(self, filters: Mapping[str, str] | None = None, *, limit: int = 50) -> list[dict[str, Any]]:
-        """Studies, by attributes such as `StudyDate` or `ModalitiesInStudy`: UID, date, modalities and counts.
+        """Studies, by attributes such as `StudyDate`: UID, date, modalities (always a list) and counts.
 
         Raises NotReady: the PACS can't be reached, or refuses.
         """
@@ -59,7 +65,13 @@ class DicomWebClient:
             return []
         try:
             rows = answer.json()
-            return [{name: _value(row.get(tag)) for name, tag in FIELDS.items()} for row in rows]
+            return [
+                {
+                    name: _values(row.get(tag)) if name in LISTED else _value(row.get(tag))
+                    for name, tag in FIELDS.items()
+                }
+                for row in rows
+            ]
         except (ValueError, AttributeError, TypeError) as error:
             raise Fault("The PACS answered a search in a form that is not DICOM JSON.") from error
 
@@ -86,31 +98,40 @@ class DicomWebClient:
         except httpx2.HTTPError as error:
             raise _unreachable() from error
 
-    def store(self, files: Sequence[bytes]) -> list[str]:
-        """Store files; the UIDs of the objects that the PACS took.
+    def store(self, files: Sequence[bytes]) -> tuple[list[str], list[str]]:
+        """Store files; the UIDs of the objects that the PACS took, and why it refused others.
 
-        Raises NotReady: it can't be reached, or takes none of them.
+        Raises NotReady: it can't be reached, or refuses the request.
         """
         content_type, body = build_related(files)
         headers = {"content-type": content_type, "accept": "application/dicom+json"}
-        answer = self._send("POST", "/studies", content=body, headers=headers)
+        answer = self._send("POST", "/studies", content=body, headers=headers, allowed=409)  # 409: it took none
         try:
-            items = (answer.json().get("00081199") or {}).get("Value", [])
-            return [str(_value(item.get("00081155"))) for item in items]
+            taken, refused = ((answer.json().get(tag) or {}).get("Value", []) for tag in ("00081199", "00081198"))
+            return [str(_value(item.get("00081155"))) for item in taken], [_tell_refusal(item) for item in refused]
         except (ValueError, AttributeError, TypeError) as error:
+            _check(answer.status_code)
             raise Fault("The PACS answered a store in a form that is not DICOM JSON.") from error
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
-    def _send(self, method: str, path: str, **more: Any) -> httpx2.Response:
+    def _send(self, method: str, path: str, allowed: int = 200, **more: Any) -> httpx2.Response:
         try:
             answer = self._client.request(method, path, **more)
         except httpx2.HTTPError as error:
             raise _unreachable() from error
-        _check(answer.status_code)
+        if answer.status_code != allowed:
+            _check(answer.status_code)
         return answer
+
+
+def _tell_refusal(item: Mapping[str, Any]) -> str:
+    """Why the PACS did not take an object (PS3.18, table I.2-2)."""
+    reason = int(_value(item.get("00081197")) or 0)
+    why = " (it does not take objects of this class)" if reason == CLASS_NOT_TAKEN else ""
+    return f"The PACS refused {_value(item.get('00081155'))} with the reason {reason:04X}{why}."
 
 
 def _check_uid(uid: str) -> str:
@@ -122,7 +143,7 @@ def _check_uid(uid: str) -> str:
 def _check(status: int) -> None:
     if status == 404:
         raise NotFound("The PACS has no such study.", field="study")
-    if status >= 400:
+    if status >= 300:  # also a redirect, which is not followed: it would take the credentials elsewhere
         hint = "Look at FOVEA_DICOMWEB_URL and FOVEA_DICOMWEB_AUTHORIZATION."
         raise NotReady(f"The PACS refused with the status {status}.", hint=hint)
 
@@ -131,7 +152,12 @@ def _unreachable() -> NotReady:
     return NotReady("The PACS can't be reached.", hint="Look at FOVEA_DICOMWEB_URL.", retry_after=5)
 
 
+def _values(attribute: Any) -> list[Any]:
+    """The values of an attribute in DICOM JSON."""
+    values: list[Any] = (attribute or {}).get("Value") or []
+    return values
+
+
 def _value(attribute: Any) -> Any:
-    """The value of an attribute in DICOM JSON: alone, or a list where there are several."""
-    values = (attribute or {}).get("Value") or []
-    return values[0] if len(values) == 1 else values or None
+    """The only value of an attribute, or the first; None where there is none."""
+    return next(iter(_values(attribute)), None)

@@ -101,6 +101,19 @@ async def test_what_a_viewer_saved_replaces_all_masks_also_of_single_slices(tmp_
     check_with_dciodvfy(tmp_path, found.segmentation, found.report)
 
 
+async def test_of_fractions_that_a_program_saved_those_from_a_half_are_the_mask():
+    source, series = await make_film()
+    saved = dcmread(io.BytesIO(series.segmentation))
+    shares = np.stack([square(3, 3, 9) * 10 + square(4, 4, 3) * 90, square(1, 1, 4) * 50 + square(9, 9, 5) * 49])
+    saved.SegmentationType, saved.SegmentationFractionalType = "FRACTIONAL", "PROBABILITY"
+    saved.MaximumFractionalValue, saved.BitsAllocated, saved.BitsStored, saved.HighBit = 100, 8, 8, 7
+    saved.PixelData = shares.astype(np.uint8).tobytes()
+    given = [NamedFile("saved.dcm", corrections.to_bytes(saved))]
+    found = correct_segmentation([source], series.segmentation, given, DEFAULT_BOUNDS)
+    masks = read_masks(SeriesOut.model_construct(segmentation=found.segmentation)).values()
+    assert [int(mask.sum()) for mask in masks] == [9, 16]
+
+
 async def test_parts_that_do_not_belong_together_are_named():
     source, series = await make_film()
     uid = series.instances[0].instance

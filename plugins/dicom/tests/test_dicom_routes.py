@@ -19,8 +19,8 @@ from pydicom.uid import generate_uid
 from starlette.testclient import TestClient
 
 from fovea.errors import InvalidOption, NotFound, NotReady
-from fovea_dicom import study
-from fovea_dicom.bodies import build_related
+from fovea_dicom import routes, study
+from fovea_dicom.bodies import build_related, parse_related
 from fovea_dicom.reading import read_frame
 from fovea_dicom.web_client import DicomWebClient
 from plugins.dicom.tests.test_dicom_objects import raw
@@ -206,6 +206,39 @@ def test_a_pacs_that_fails_is_a_problem_with_a_reason():
     pacs.close()
 
 
+def test_found_studies_have_the_fields_of_the_example_and_modalities_are_always_a_list(client, monkeypatch):
+    kinds = {"0020000D": ["1.2"], "00080020": ["20260102"], "00080061": ["US"], "00201206": [1], "00201208": [2]}
+    rows = [{tag: {"Value": values} for tag, values in kinds.items()}, {"00080061": {"Value": ["US", "SR"]}}, {}]
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, json=rows))
+    monkeypatch.setattr(routes, "_open_pacs", lambda: DicomWebClient("http://pacs.test", transport=transport))
+    found = client.get("/v1/dicomweb/studies").json()
+    assert [one["ModalitiesInStudy"] for one in found] == [["US"], ["US", "SR"], []]
+    examples = json.loads((Path(routes.__file__).parent / "api_examples.json").read_text())
+    (shown,) = examples["GET /v1/dicomweb/studies"]["answer"]
+    assert {name: type(value) for name, value in found[0].items()} == {
+        name: type(value) for name, value in shown.items()
+    }
+
+
+@pytest.mark.parametrize("status", [202, 409])
+def test_what_a_pacs_does_not_take_is_told_with_its_reason(client, monkeypatch, status):
+    def takes_reports_only(request: httpx2.Request) -> httpx2.Response:
+        made = [dcmread(io.BytesIO(part)) for part in parse_related(request.headers["content-type"], request.content)]
+        rows = {one.Modality: {"00081155": {"vr": "UI", "Value": [one.SOPInstanceUID]}} for one in made}
+        rows["SEG"]["00081197"] = {"vr": "US", "Value": [0x0122]}
+        body = {"00081198": {"vr": "SQ", "Value": [rows["SEG"]]}}
+        return httpx2.Response(status, json=body | ({"00081199": {"Value": [rows["SR"]]}} if status == 202 else {}))
+
+    transport = httpx2.MockTransport(takes_reports_only)
+    monkeypatch.setattr(routes, "_open_pacs", lambda: DicomWebClient("http://pacs.test", transport=transport))
+    found = client.post("/v1/segment/dicom?store=true", files={"files": endoscopy(1)}).json()
+    (series,) = found["series"]
+    seg, report = (dcmread(io.BytesIO(base64.b64decode(series[name]))) for name in ("segmentation", "report"))
+    assert found["stored"] == ([report.SOPInstanceUID] if status == 202 else [])
+    told = f"The PACS refused {seg.SOPInstanceUID} with the reason 0122 (it does not take objects of this class)."
+    assert found["warnings"] == [told]
+
+
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory):
     if ORTHANC is None or not PLUGIN.exists():
@@ -245,7 +278,8 @@ LOGIN = "Basic " + base64.b64encode(b"fovea:secret").decode()
 def test_a_study_goes_from_orthanc_to_a_segmentation_in_orthanc(orthanc, tmp_path, monkeypatch):
     pacs, film = DicomWebClient(orthanc, authorization=LOGIN), endoscopy()
     ct = raw("CT_small.dcm")
-    assert len(pacs.store([film, ct])) == 2
+    taken, refused = pacs.store([film, ct])
+    assert (len(taken), refused) == (2, [])
     study = str(dcmread(io.BytesIO(film)).StudyInstanceUID)
     stranger = DicomWebClient(orthanc)
     with pytest.raises(NotReady, match="401"):
@@ -257,10 +291,8 @@ def test_a_study_goes_from_orthanc_to_a_segmentation_in_orthanc(orthanc, tmp_pat
         listed = client.get("/v1/dicomweb/studies").json()
         assert {row["StudyInstanceUID"] for row in listed} == {study, str(dcmread(io.BytesIO(ct)).StudyInstanceUID)}
         assert "SECRET" not in json.dumps(listed)
-        assert (
-            client.get("/v1/dicomweb/studies", params={"StudyInstanceUID": study}).json()[0]["ModalitiesInStudy"]
-            == "ES"
-        )
+        (row,) = client.get("/v1/dicomweb/studies", params={"StudyInstanceUID": study}).json()
+        assert row["ModalitiesInStudy"] == ["ES"]
         assert client.get("/v1/dicomweb/studies", params={"PatientName": "x"}).status_code == 422
         found = ok(client.post("/v1/segment/dicom", params={"study": study, "store": True}))
         assert (found["frames"], len(found["stored"])) == (2, 2)

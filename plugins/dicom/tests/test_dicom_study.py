@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom import dcmread, uid
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 
 from fovea.api.image import Times
 from fovea.api.mask import Component, SegmentIn, SegmentOut
 from fovea.errors import Cancelled, UnsupportedMedia
+from fovea_dicom import study
 from fovea_dicom.bodies import number_files
 from fovea_dicom.geometry import PixelSize, count_frames, find_edges, find_functional_item, find_pixel_size
 from fovea_dicom.schemas import SeriesOut, StudyOptions
@@ -88,7 +90,8 @@ class Bright:
         area, height, width = int(mask.sum()), *mask.shape
         return SegmentOut(
             model="bright", version="1", engine="torch", width=width, height=height, empty=not area, area=area,
-            area_percent=0.0, max_probability=0.75, mean_probability=0.6, components=parts, component_count=len(parts),
+            area_percent=0.0, max_probability=0.75, mean_probability=round(0.5 + area / 100, 2), components=parts[:1],
+            component_count=len(parts),  # of many components an answer lists the largest only
             mask=encode(mask.astype(np.uint8) * 255), times=Times.model_construct(), warnings=[f"{area} pixels"],
         )  # fmt: skip
 
@@ -147,7 +150,7 @@ async def test_every_frame_of_a_film_has_its_own_area_in_answer_segmentation_and
     assert [frame.component_count for frame in instance.frames] == [1, 0, 2, 1, 1]
     assert [frame.empty for frame in instance.frames] == [False, True, False, False, False]
     assert [frame.warnings for frame in instance.frames][:2] == [["16 pixels"], ["0 pixels"]]
-    assert {(frame.max_probability, frame.mean_probability) for frame in instance.frames} == {(0.75, 0.6)}
+    assert {frame.max_probability for frame in instance.frames} == {0.75}
     assert (instance.instance, instance.modality, instance.rows, instance.columns) == (one.SOPInstanceUID, "ES", H, W)
     assert instance.pixel_size is not None
     assert instance.pixel_size.model_dump() == {"row_mm": 0.5, "column_mm": 0.2, "source": "PixelSpacing"}
@@ -163,8 +166,8 @@ async def test_every_frame_of_a_film_has_its_own_area_in_answer_segmentation_and
     rows = read_report(series)
     assert [numbers["Area"] for numbers in rows] == [1.6, 4.5, 0.4, 2.5]
     assert [numbers["Components of the mask"] for numbers in rows] == [1, 2, 1, 1]
-    means = [0.66, round((0.86 * 36 + 0.59 * 9) / 45, 6), 0.54, 0.75]
-    assert [numbers["Mean probability of the mask"] for numbers in rows] == pytest.approx(means)
+    means = [frame.mean_probability for frame in instance.frames if not frame.empty]
+    assert [numbers["Mean probability of the mask"] for numbers in rows] == means == [0.66, 0.95, 0.54, 0.75]
 
 
 async def test_single_frames_of_a_series_are_one_segmentation_in_the_order_of_their_numbers():
@@ -270,11 +273,46 @@ async def test_warnings_are_of_text_and_of_sizes_at_the_detector():
 
 
 async def test_objects_that_no_segmentation_can_repeat_are_answered_without_one():
-    odd = film(picture((1, 1, 3)), PixelSpacing=[1, 1], SOPClassUID=uid.MultiFrameTrueColorSecondaryCaptureImageStorage)
+    odd = film(picture((1, 1, 3)), PixelSpacing=[1, 1])
+    del odd.SOPClassUID
     (series,) = (await segment(odd)).series
     assert series.instances[0].frames[0].area == 9
     assert (series.segmentation, series.report) == (None, None)
     assert series.warnings == ["The objects lack what a DICOM segmentation must repeat of them (AttributeError)."]
+
+
+@pytest.mark.parametrize("sides", [(3,), (3, 4, 2)], ids=["still", "film"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        uid.UltrasoundMultiFrameImageStorage, uid.UltrasoundImageStorage, uid.VideoEndoscopicImageStorage,
+        "1.2.840.10008.5.1.4.1.1.6", "1.2.840.113619.4.2",
+    ],
+    ids=["films", "stills", "video", "retired", "private"],
+)  # fmt: skip
+async def test_stills_and_films_of_any_class_are_segmented_and_referred_to_by_it(kind, sides):
+    one = film(*[picture((2, 2, side)) for side in sides], SOPClassUID=kind, NumberOfFrames=len(sides))
+    (series,) = (await segment(one)).series
+    areas = [side**2 for side in sides]
+    check_references(series)
+    assert [numbers["Area"] for numbers in read_report(series)] == areas
+    assert {key: int(mask.sum()) for key, mask in read_masks(series).items()} == {
+        (one.SOPInstanceUID, number): area for number, area in enumerate(areas, 1)
+    }
+    seg, report = (dcmread(io.BytesIO(data)) for data in (series.segmentation, series.report))
+    (named,) = seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert named.ReferencedSOPClassUID == kind
+    assert f'"{uid.SecondaryCaptureImageStorage}"' not in seg.to_json() + report.to_json()
+    hd.seg.segread(io.BytesIO(series.segmentation))
+
+
+async def test_patients_are_apart_where_series_have_no_ids():
+    objects = [film(picture((2, 2, side)), PatientID=f"patient {side}") for side in (2, 3)]
+    for one in objects:
+        del one.StudyInstanceUID, one.SeriesInstanceUID
+    found = await segment(*objects)
+    made = {dcmread(io.BytesIO(one.segmentation)).PatientID: read_report(one)[0]["Area"] for one in found.series}
+    assert made == {"patient 2": 4, "patient 3": 9}
 
 
 @pytest.mark.parametrize(
@@ -312,6 +350,25 @@ async def test_of_an_object_that_is_there_twice_the_first_counts():
     found = await segment(one, other, one)
     assert found.skipped == ["File 3: the same object as File 1."]
     assert sorted(len(read_report(series)) for series in found.series) == [1, 2]
+
+
+async def test_deflated_files_share_the_room_that_an_archive_has(monkeypatch):
+    objects = [film(picture((2, 2, side)), PatientComments="." * 9000) for side in (3, 4)]
+    for one in objects:
+        one.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
+    assert len(to_file(objects[0])) < 2000
+    monkeypatch.setattr(study, "MAX_UNPACKED_BYTES", 20_000)
+    found = await segment(*objects)
+    assert [one.instances[0].frames[0].area for one in found.series] == [9]
+    assert found.skipped == ["File 2: It inflates to more than the 0 MB that are left."]
+
+
+async def test_films_in_mpeg_are_named_as_what_they_are():
+    one = film(picture(), NumberOfFrames=9, PixelData=encapsulate([bytes(200)]))
+    one.file_meta.TransferSyntaxUID = uid.MPEG4HP41
+    one["PixelData"].VR = "OB"
+    found = await segment(film(picture()), one)
+    assert found.skipped[0].endswith("Films in MPEG are not read. Export their frames, or the film as JPEG.")
 
 
 @pytest.mark.parametrize(

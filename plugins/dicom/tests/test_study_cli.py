@@ -51,20 +51,25 @@ def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, tmp_path):
     assert code == 0, err
     assert "0 frames changed" in out
     assert dcmread(tmp_path / "new" / f"{stem.name}.v2.seg.dcm").InstanceNumber == 2
+    code, _, err = fovea("correct", "nope.seg.dcm", masks, "-p", study)
+    assert (code, "There is no file 'nope.seg.dcm'" in err) == (4, True)
     code, _, err = fovea("segment", "pacs:1.2.3", "-o", tmp_path / "out")
     assert (code, "No PACS is configured" in err) == (3, True)
 
 
-@pytest.mark.parametrize("limit", [segment_study.MAX_ARCHIVE_BYTES, 1])
-def test_films_of_one_series_are_written_apart_also_when_sent_apart(fovea, tmp_path, monkeypatch, limit):
-    monkeypatch.setattr(segment_study, "MAX_ARCHIVE_BYTES", limit)
+@pytest.mark.parametrize(
+    ("limit", "is_split"), [({}, False), ({"MAX_ARCHIVE_BYTES": 1}, True), ({"MAX_FILES": 1}, True)]
+)
+def test_films_of_one_series_are_written_apart_also_when_sent_apart(fovea, tmp_path, monkeypatch, limit, is_split):
+    for name, most in limit.items():
+        monkeypatch.setattr(segment_study if name == "MAX_ARCHIVE_BYTES" else segment_study.bodies, name, most)
     (tmp_path / "study").mkdir()
     for frames in (1, 2, 3):
         one = dcmread(io.BytesIO(endoscopy(frames)))
         one.SeriesInstanceUID = "1.2.3"
         one.save_as(tmp_path / "study" / f"{frames}.dcm")
     code, _, err = fovea("segment", tmp_path / "study", "-o", tmp_path / "out")
-    assert (code, "3 parts" in err) == (0, limit == 1), err
+    assert (code, "3 parts" in err) == (0, is_split), err
     written = {file.name.removeprefix("series-1.2.3"): file for file in (tmp_path / "out").glob("*.seg.dcm")}
     assert set(written) == {".seg.dcm", "-2.seg.dcm", "-3.seg.dcm"}
     assert {int(dcmread(file).NumberOfFrames) for file in written.values()} == {1, 2, 3}

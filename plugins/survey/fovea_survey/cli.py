@@ -22,6 +22,7 @@ from fovea.cli.job_progress import follow_job, run_as_job
 from fovea.cli.output import Screen
 from fovea.client import Client
 from fovea.errors import InvalidOption, NotFound
+from fovea.picture import read_path
 
 PHOTOGRAPHS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".heic", ".heif"})
 FILMS = frozenset({".mp4", ".webm", ".mkv", ".mov"})
@@ -41,10 +42,22 @@ class SearchOptions:
     merge_m: Annotated[
         float, typer.Option("--merge", help="Merge detections of different pictures within N metres.", metavar="N")
     ] = 3.0
+    far_m: Annotated[
+        float | None, typer.Option("--far", help="Leave out pictures N metres from nearly all others.", metavar="N")
+    ] = None
+    max_gap_m: Annotated[
+        float | None, typer.Option("--max-gap", help="Join no pictures N metres apart by a road.", metavar="N")
+    ] = None
+    segment_m: Annotated[
+        float | None, typer.Option("--segment", help="Count damage by segments of N metres.", metavar="N")
+    ] = None
     every: Annotated[int, typer.Option(min=1, help="Search every N-th frame of a film.", metavar="N")] = 10
     fps: Annotated[float | None, typer.Option(help="Frames per second of a film; left out, its own.")] = None
     start: Annotated[
         datetime | None, typer.Option(help="When a film starts, UTC; left out, with the track's first point.")
+    ] = None
+    zone: Annotated[
+        str | None, typer.Option(help="Offset of cameras' clocks that state none, such as +02:00.", metavar="OFFSET")
     ] = None
 
     def build(self) -> dict[str, Any]:
@@ -64,9 +77,12 @@ def survey(
 ) -> None:
     """Survey a road: writes survey.json, survey.geojson, survey.svg, survey.csv and pictures of the damage."""
     given, screen = search.build(), gateway.screen
-    files = list(_find_files(sources))
+    files, skipped = list(_find_files(sources)), _count_others(sources)
     if not files:
-        raise NotFound("There is no photograph and no film among the sources.")
+        hint = f"Read are {', '.join(sorted(PHOTOGRAPHS | FILMS))}."
+        raise NotFound("There is no photograph and no film among the sources.", hint=hint)
+    if skipped:
+        screen.note(f"[yellow]skipped, as neither photographs nor films that are read: {escape(skipped)}.[/]")
     if len(films := [name for name, file in files if file.suffix.lower() in FILMS]) > 1:
         hint = "Survey one film at a time, each with its --start."
         raise InvalidOption(f"{films[0]} and {films[1]} can't begin at the same place of a track.", hint=hint)
@@ -93,6 +109,14 @@ def _find_files(sources: Sequence[Path]) -> Iterator[tuple[str, Path]]:
     return ((name if counts[name] == 1 else path.as_posix(), path) for name, path in found)
 
 
+def _count_others(sources: Sequence[Path]) -> str:
+    """Count by suffix the files among the sources that are not read, such as `.dng 3, .avi 1`."""
+    files = (path for source in sources for path in (source.rglob("*") if source.is_dir() else [source]))
+    suffixes = Counter(path.suffix.lower() or path.name for path in files if path.is_file())
+    others = {name: count for name, count in suffixes.most_common() if name not in PHOTOGRAPHS | FILMS | {".gpx"}}
+    return _list_counts(others)
+
+
 def _measure(file: Path) -> int:
     """Bytes of a photograph; a film goes alone."""
     return MAX_REQUEST_BYTES + 1 if file.suffix.lower() in FILMS else file.stat().st_size
@@ -107,7 +131,7 @@ def _observe(
         field = "video" if file.suffix.lower() in FILMS else f"image{place}"
         parts[field] = (name, file.read_bytes(), "application/octet-stream")
     if gpx is not None:
-        parts["gpx"] = (gpx.name, gpx.read_bytes(), "application/gpx+xml")
+        parts["gpx"] = (gpx.name, read_path(gpx), "application/gpx+xml")
     form = {name: str(value) for name, value in options.items()}
     found = run_as_job(client, screen, Call("POST", PATH, read_json, files=parts, form=form))
     observations: list[Any] = found["observations"]

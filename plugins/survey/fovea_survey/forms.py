@@ -50,7 +50,7 @@ def _row(one: FoundDamage, place: str, latitude: float | str, longitude: float |
         "" if one.size is None else one.size,
         one.time.isoformat() if one.time else "",
         _plain(one.picture or ""),
-        _plain(" ".join(one.pictures)),
+        _plain("; ".join(one.pictures)),
     )
 
 

@@ -1,5 +1,6 @@
 """Where and when a photograph was taken, from its EXIF; HEIC as PNG."""
 
+import contextlib
 import datetime as dt
 import io
 import math
@@ -56,7 +57,7 @@ def find_place(data: bytes) -> Place | str:
 
 
 def read_time(data: bytes) -> dt.datetime | None:
-    """When a photograph was taken; None where it does not say."""
+    """When a photograph was taken, without a zone where it states none; None where it does not say."""
     exif = _read_exif(data)
     return None if exif is None else _read_time(exif.get_ifd(ExifTags.IFD.GPSInfo), exif)
 
@@ -129,19 +130,30 @@ def _number(value: Any) -> float | None:
 
 
 def _read_time(gps: Mapping[int, Any], exif: Image.Exif) -> dt.datetime | None:
-    """The satellites' time, or the camera's, as UTC where its offset is known and else as it stands."""
-    tags = ExifTags.GPS
+    """The satellites' time, or the camera's, as UTC where its offset is known and else without a zone."""
     try:
-        clock = [float(part) for part in gps[tags.GPSTimeStamp]]
-        day = dt.datetime.strptime(str(gps[tags.GPSDateStamp]).strip("\0 "), "%Y:%m:%d").replace(tzinfo=dt.UTC)
+        clock = [float(part) for part in gps[ExifTags.GPS.GPSTimeStamp]]
+        day = dt.datetime.strptime(str(gps[ExifTags.GPS.GPSDateStamp]).strip("\0 "), "%Y:%m:%d").replace(tzinfo=dt.UTC)
         return day + dt.timedelta(hours=clock[0], minutes=clock[1], seconds=clock[2])
     except (KeyError, TypeError, ValueError, IndexError, ArithmeticError):
         pass
-    own = exif.get_ifd(ExifTags.IFD.Exif)
-    text = own.get(ExifTags.Base.DateTimeOriginal) or exif.get(ExifTags.Base.DateTime)
-    offset = str(own.get(ExifTags.Base.OffsetTimeOriginal) or "+00:00").strip("\0 ")
+    own, tags = exif.get_ifd(ExifTags.IFD.Exif), ExifTags.Base
+    zone = str(own.get(tags.OffsetTimeOriginal) or own.get(tags.OffsetTime) or "").strip("\0 ")
+    for text in (own.get(tags.DateTimeOriginal), exif.get(tags.DateTime)):
+        with contextlib.suppress(ValueError):
+            found = dt.datetime.strptime(str(text).strip("\0 "), "%Y:%m:%d %H:%M:%S")  # noqa: DTZ007  # see in_zone
+            return in_zone(found, zone)
+    return None
+
+
+def in_zone(time: dt.datetime, zone: str) -> dt.datetime | None:
+    """A clock's time as UTC, where `zone` is its offset, such as +02:00, and as it stands where it is none.
+
+    None where it leaves the years that there are.
+    """
     try:
-        found = dt.datetime.strptime(f"{str(text).strip(chr(0) + ' ')} {offset}", "%Y:%m:%d %H:%M:%S %z")
-        return found.astimezone(dt.UTC)
-    except (ValueError, OverflowError):
+        return time.replace(tzinfo=dt.datetime.strptime(zone, "%z").tzinfo).astimezone(dt.UTC)
+    except ValueError:
+        return time
+    except OverflowError:
         return None

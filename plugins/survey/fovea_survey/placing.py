@@ -1,5 +1,6 @@
 """Which pictures of a survey have a place that can be believed, and which names tell them apart."""
 
+import datetime as dt
 import re
 import string
 from collections import Counter
@@ -33,7 +34,12 @@ class Placed:
 def drive_in_order(observations: Sequence[Observation]) -> list[Observation]:
     """Return pictures with a place in order of time; those without a time follow, by name: `9.jpg` before `10.jpg`."""
     placed = [one for one in observations if one.latitude is not None and one.longitude is not None]
-    return sorted(placed, key=lambda one: (one.time is None, one.time.timestamp() if one.time else 0.0, *_by_name(one)))
+    return sorted(placed, key=lambda one: (one.time is None, _stamp(one.time) if one.time else 0.0, *_by_name(one)))
+
+
+def _stamp(time: dt.datetime) -> float:
+    """Seconds since 1970; a time without a zone counts as UTC."""
+    return (time if time.tzinfo else time.replace(tzinfo=dt.UTC)).timestamp()
 
 
 def _by_name(one: Observation) -> tuple[list[tuple[int, str]], str]:

@@ -100,6 +100,10 @@ async def _count(observations: list[Observation], options: SurveyOptions, host: 
     counts = counting.count_by_class(damages)
     if any(one.time is None for one in driven):
         notes.append("Some pictures state no time; they follow the others, ordered by name.")
+    if len(driven) > 1 and all(step is None for step in steps):
+        notes.append(f"There is no road: pictures lie further apart than {options.max_gap_m:g} m (option `max_gap_m`).")
+    if len({one.time.tzinfo is None for one in driven if one.time is not None}) > 1:
+        notes.append("Some pictures state a time without its zone; it counts as UTC (option `zone`).")
     return SurveyOut(
         model=options.model or (host.resolve(None, "detect") if "detect" in host.tasks() else None),
         pictures=len(observations),

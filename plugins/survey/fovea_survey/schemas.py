@@ -70,6 +70,11 @@ class SurveyOptions(BaseModel, extra="forbid", frozen=True):
         None, gt=0, le=1000, description="Frames per second of a film; left out, its frames' own times, or else 30."
     )
     start: dt.datetime | None = Field(None, description="When a film starts; left out, the track's first point.")
+    zone: str | None = Field(
+        None,
+        pattern=r"^[+-](0[0-9]|1[0-4]):[0-5][0-9]$",
+        description="Offset of clocks of cameras that state none, such as +02:00; a track places by it.",
+    )
 
 
 class SurveyIn(SurveyOptions):

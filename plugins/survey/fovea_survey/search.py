@@ -8,7 +8,7 @@ import contextlib
 import datetime as dt
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +17,7 @@ from PIL import Image
 from fovea.api.boxes import DEFAULT_CONFIDENCE, DetectIn, Detection, DetectOut
 from fovea.errors import BadInput, InvalidOption
 from fovea_survey.gpx import Track, parse_gpx
-from fovea_survey.places import Place, find_place, heic_to_png, read_time
+from fovea_survey.places import Place, find_place, heic_to_png, in_zone, read_time
 from fovea_survey.placing import make_unique
 from fovea_survey.schemas import Observation, SeenObject, SurveyOptions
 from fovea_survey.video.flow import BoxCarrier
@@ -108,8 +108,10 @@ class Search:
 
     async def _look(self, name: str, data: bytes, track: Track | None) -> Observation:
         place, time = await asyncio.to_thread(lambda: (find_place(data), read_time(data)))
+        if time is not None and time.tzinfo is None and self.options.zone is not None:
+            time = in_zone(time, self.options.zone)
         if isinstance(place, str) and track is not None and time is not None:
-            place = track.locate(time) or f"{place[:-1]}, and the track has no place at its time."
+            place = self._place_by(track, time, place)
         facts = {"time": time, **_place_facts(place)}
         try:
             picture = await asyncio.to_thread(heic_to_png, data, self.bounds)
@@ -119,6 +121,13 @@ class Search:
         seen = [see(one, found) for one in found.detections]
         boxed = await self.draw(picture, found.detections)
         return Observation(name=name, **facts, detections=seen, boxed=boxed)
+
+    @staticmethod
+    def _place_by(track: Track, time: dt.datetime, problem: str) -> Place | str:
+        """The place of a track at a time, or why there is none; a time without a zone could be hours off."""
+        if time.tzinfo is None:
+            return f"{problem[:-1]}, and its time has no zone, so the track can't place it (option `zone`)."
+        return track.locate(time) or f"{problem[:-1]}, and the track has no place at its time."
 
 
 def _problem_of(error: BadInput) -> str:
@@ -211,7 +220,7 @@ class _FilmSearch:
         self, number: int, place: int, picture: bytes, time: dt.datetime, tracker: Tracker, prefix: str
     ) -> Observation:
         name, located = f"{self.name}#{number}", self.track.locate(time)
-        facts = _place_facts(replace(located, time=time) if located else "The track has no place at its time.")
+        facts = _place_facts(located or "The track has no place at its time.")
         facts |= {"time": time}
         try:
             found = await self.search.detect(picture, min(tracker.certain, TRACKING_CONFIDENCE))
@@ -234,5 +243,4 @@ def _place_facts(place: Place | str) -> dict[str, Any]:
     """Fields of an observation: its place, or why it has none."""
     if isinstance(place, str):
         return {"place_problem": place}
-    timed = {"time": place.time} if place.time else {}
-    return {"latitude": place.latitude, "longitude": place.longitude, **timed}
+    return {"latitude": place.latitude, "longitude": place.longitude}

@@ -75,7 +75,7 @@ def test_no_place_an_impossible_one_and_no_picture_are_none():
     exif[ExifTags.Base.DateTime] = "2026:05:04 12:00:00"
     Image.new("RGB", (8, 8)).save(out, "JPEG", exif=exif)
     assert isinstance(find_place(out.getvalue()), str)
-    assert read_time(out.getvalue()) == dt.datetime(2026, 5, 4, 12, tzinfo=dt.UTC)
+    assert read_time(out.getvalue()) == dt.datetime(2026, 5, 4, 12)  # noqa: DTZ001  # it states no zone
 
 
 @pytest.mark.parametrize("hours", [1e300, 2e7])
@@ -226,7 +226,7 @@ def test_an_option_that_no_picture_can_be_searched_with_is_refused_and_a_long_na
 
 def test_observations_are_counted_again_and_go_out_as_geojson_svg_and_csv(client):
     body = {
-        "observations": [json.loads(seen(f"<{n}>", 30 * n, "D40", second=n).model_dump_json()) for n in range(5)],
+        "observations": [json.loads(seen(f"<{n} a>", 30 * n, "D40", second=n).model_dump_json()) for n in range(5)],
         "merge_m": 1,
     }
     forms = {
@@ -242,6 +242,9 @@ def test_observations_are_counted_again_and_go_out_as_geojson_svg_and_csv(client
     assert "http" not in forms["image/svg+xml"].text.replace("http://www.w3.org/2000/svg", "")
     rows = list(csv.DictReader(io.StringIO(forms["text/csv"].text)))
     assert {row["label"] for row in rows} == {"D40"}
+    merged = client.post("/v1/detect/survey", json=body | {"merge_m": 200}, headers={"accept": "text/csv"})
+    (row,) = csv.DictReader(io.StringIO(merged.text))
+    assert row["pictures"].split("; ") == [f"<{n} a>" for n in (4, 3, 2, 1, 0)]
 
 
 def test_a_film_is_placed_by_its_track(client, tmp_path, monkeypatch):
@@ -269,6 +272,23 @@ def test_a_film_is_placed_by_its_track(client, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("stated", "zone", "latitude"),
+    [("", None, None), ("", "+02:00", 10.0005), ("+02:00", None, 10.0005), ("+02:00", "+05:00", 10.0005)],
+)
+def test_a_track_places_a_photograph_by_the_zone_of_its_clock(client, stated, zone, latitude):
+    exif, tags, out = Image.Exif(), ExifTags.Base, io.BytesIO()
+    exif.get_ifd(ExifTags.IFD.Exif).update({tags.DateTimeOriginal: "2026:05:04 12:00:05", tags.OffsetTime: stated})
+    Image.open(PAVEMENT).convert("RGB").save(out, "JPEG", exif=exif)
+    track = GPX if latitude else GPX.replace("T10:", "T12:").replace("T11:", "T13:")  # as if the clock showed UTC
+    files = [("images", ("old.jpg", out.getvalue())), ("gpx", ("a.gpx", track.encode()))]
+    found = ok(client.post("/v1/detect/survey", files=files, data={"zone": zone} if zone else {}))
+    (one,) = found["observations"]
+    assert one["latitude"] == (latitude and pytest.approx(latitude))
+    assert one["time"] == ("2026-05-04T10:00:05Z" if latitude else "2026-05-04T12:00:05")
+    assert ["its time has no zone" in text for text in found["place_problems"]] == ([] if latitude else [True])
+
+
+@pytest.mark.parametrize(
     ("more", "status", "told"),
     [
         ({"json": {}}, 422, "observations"),
@@ -291,8 +311,11 @@ def test_a_folder_of_photographs_becomes_a_map(fovea, tmp_path):
         (drive / str(number)).mkdir(parents=True)
         (drive / str(number) / "p.jpg").write_bytes(photograph(50 + number * 0.0004, 8, number))
     (drive / "plain.jpg").write_bytes(PAVEMENT.read_bytes())
+    for name in ("a.AVI", "b.dng", "c.dng"):
+        (drive / name).write_bytes(b"x")
     code, out, err = fovea("survey", drive, "-o", tmp_path / "out")
     assert not code, err
+    assert "skipped, as neither photographs nor films that are read: .dng 2, .avi 1." in " ".join(err.split())
     assert "0.089 km" in out
     assert "found, not placed" in out
     assert "plain.jpg: The file states no GPS position." in err
@@ -304,6 +327,10 @@ def test_a_folder_of_photographs_becomes_a_map(fovea, tmp_path):
     assert all((tmp_path / "out" / one["picture"]).read_bytes()[:3] == b"\xff\xd8\xff" for one in damages)
     assert (tmp_path / "out" / "survey.svg").read_text().startswith("<svg")
     assert (tmp_path / "out" / "survey.csv").read_text().startswith("label,place,latitude")
+    code, out, err = fovea(
+        "survey", drive / "0", drive / "1", "-o", tmp_path / "gap", "--max-gap", 30, "--far", 0, "--segment", 9
+    )
+    assert (code, "further apart than 30 m (option `max_gap_m`)" in " ".join(err.split())) == (0, True), out + err
 
 
 def test_files_of_one_name_keep_their_folders_and_two_films_are_refused(fovea, tmp_path):
@@ -315,3 +342,5 @@ def test_files_of_one_name_keep_their_folders_and_two_films_are_refused(fovea, t
     assert [name for name, _ in _find_files(folders)] == ["a.mp4", shared[0], "b.mp4", shared[1], "q.jpg"]
     code, _, err = fovea("survey", *folders, "-o", tmp_path / "out")
     assert (code, "a.mp4 and b.mp4 can't begin at the same place" in err) == (2, True), err
+    code, _, err = fovea("survey", tmp_path / "one" / "p.jpg", "--gpx", "nope.gpx", "-o", tmp_path / "out")
+    assert (code, "There is no file 'nope.gpx'" in err) == (4, True), err
