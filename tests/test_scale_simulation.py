@@ -176,7 +176,7 @@ def test_the_same_fleet_answers_the_same_twice_at_the_cost_of_its_parts():
 
 def test_a_burst_a_kill_a_rollout_and_jobs_in_one_hour(monkeypatch):
     course = {
-        "BURST_EVERY_S": 900.0, "BURST_S": 300.0, "BURST_RATE": 40.0, "KILL_EVERY_S": 1500.0, "ROLLOUT_AT": 2100.0,
+        "BURST_EVERY_S": 900.0, "BURST_S": 150.0, "BURST_RATE": 40.0, "KILL_EVERY_S": 1500.0, "ROLLOUT_AT": 1800.0,
         "NIGHT_AT": 300.0,
     }  # fmt: skip
     for name, value in {**course, "BUCKET_S": 600.0, "NIGHT_JOBS": 40}.items():

@@ -81,10 +81,8 @@ def path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plugins")
     shutil.copytree(EXAMPLE, folder / "source", ignore=shutil.ignore_patterns("*.egg-info", "build", "__pycache__"))
     # This environment's setuptools builds it: an isolated build would need an index.
-    pip = ("pip", "--quiet", "--disable-pip-version-check")
-    _run(*pip, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", folder, folder / "source")
-    (wheel,) = folder.glob("fovea_example-*.whl")
-    _run(*pip, "install", "--no-deps", "--no-index", "--target", folder / "site", wheel)
+    words = "pip -q --disable-pip-version-check install --no-deps --no-index --no-build-isolation --no-compile --target"
+    _run(*words.split(), folder / "site", folder / "source")
     _install_toys(folder / "site")
     return os.pathsep.join((str(ROOT), str(folder / "site")))
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from importlib import metadata
 
 import pytest
@@ -123,11 +124,13 @@ CASES = [
 ]  # fmt: skip
 
 
+find_owners = cache(metadata.packages_distributions)
+
+
 def hidden_modules(extras):
     """Top-level modules that only packages bring which these extras do not need."""
     kept = needed(extras) | {"fovea-serve", "fovea-platform", "pip", "setuptools"}
-    found = metadata.packages_distributions()
-    return sorted(name for name, owners in found.items() if not kept & {hashes.normalise(one) for one in owners})
+    return sorted(name for name, owners in find_owners().items() if kept.isdisjoint(map(hashes.normalise, owners)))
 
 
 @pytest.mark.parametrize(("service", "flavour", "program"), CASES, ids=[f"{s}-{f}" for s, f, _ in CASES])

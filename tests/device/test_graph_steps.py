@@ -32,9 +32,12 @@ def graph():
 
 
 def answers(how, bits: int, recorder: StandInGraph | None, device: PretendCuda, rank: int = 0) -> list[list[int]]:
-    """Three answers of different lengths; the third shares a prefix, and with a rank the first has an adapter."""
-    model = to_cuda(copy.deepcopy(net()), device)
-    engine = Engine(model, how, PLAN, page=16, backend="triton", cache_bits=bits, kv_bytes=1 << 20, prefix_block=16)
+    """Three answers of different lengths; the third shares a prefix, and with a rank the first has an adapter.
+
+    Triton's kernels run under a recorder alone: interpreted they are slow, and `test_triton.py` compares them.
+    """
+    model, backend = to_cuda(copy.deepcopy(net()), device), "cpu_torch" if recorder is None else "triton"
+    engine = Engine(model, how, PLAN, page=16, backend=backend, cache_bits=bits, kv_bytes=1 << 20, prefix_block=16)
     passes = engine.runner.passes
     if recorder is not None:
         passes.graphs = GraphSteps(passes.run_fixed, engine.pool, recorder, "triton", batches=(1, 3))

@@ -126,9 +126,9 @@ def test_a_cached_beginning_leads_to_the_tokens_of_a_cold_run(tiny, alone, which
     engine = Engine(tiny, page=8)
     for seed, own in enumerate((26, 30, 30)):
         ids = (*STEMS[1], *prompt(own, 5))
-        one, (ear,) = asked(engine, which, ids, 12, [seed])
+        one, (ear,) = asked(engine, which, ids, 8, [seed])
         run_checked(engine, one)
-        assert ear.ids == alone(which, ids, 12, seed), "also behind a prompt that ended, and was cut, on the grid"
+        assert ear.ids == alone(which, ids, 8, seed), "also behind a prompt that ended, and was cut, on the grid"
     reuses = MIX[which].supports.prefix_reuse
     assert (one.stats.cached_tokens > 0) == reuses, "the third time most of it was read before"
     if reuses and not MIX[which].chunk_invariant:

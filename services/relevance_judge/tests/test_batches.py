@@ -353,10 +353,9 @@ def test_a_batch_killed_in_the_middle_is_finished_without_asking_again(tmp_path,
             kept = [line["pair"] for line in label_log.read_label_log(ObjectStore.open(log.as_uri()))]
             assert len(kept) == len(set(kept)) < PAIRS
             assert len(kept) >= enough - 2 * AT_ONCE  # what the model had answered is there
-        service = Service(tmp_path, url)
-        done = service.post()
-        labels = httpx2.get(f"{service.url}{done['files']['jsonl']}").text.splitlines()
-        service.kill()
+        with serve_judges(tmp_path, {"prompted-grade": answered_by(model, PromptedGrade)}) as client:
+            done = client.post("/v1/judge/batches", json=BODY).json()
+            labels = client.get(done["files"]["jsonl"]).text.splitlines()
     finally:
         server.shutdown()
         server.server_close()

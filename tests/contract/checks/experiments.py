@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from services.interpretability.core.report import Report
 from shared.lm.decoder import Decoder
 from shared.registry import CallContext, LoadContext
 from tests.contract.checks.loaded import Loaded
-from tests.contract.checks.requests import option_values, options_of, updated
+from tests.contract.checks.requests import brief, option_values, options_of, updated
 from tests.contract.checks.weights import disturbed, weights_file
 from tests.contract.sameness import differences
 
@@ -42,9 +43,6 @@ DEARER = 1.5
 
 ALIKE = 1e-3
 """Tolerance of numbers that two models of the same function have."""
-
-FEWER = {"samples": 3, "hide_samples": 2, "controls": 10, "prompts": 4, "runs": 1, "passkeys": 1}
-"""Counts with which a run has all parts of its Card's example, and less work."""
 
 
 @dataclass
@@ -73,11 +71,7 @@ class Machines:
 
     @property
     def example(self) -> Any:
-        spec = self.fresh().example()
-        for name, count in FEWER.items():
-            if hasattr(spec, name):
-                spec = updated(spec, **{name: min(count, getattr(spec, name))}) or spec
-        return spec
+        return brief(self.fresh().example())
 
     def undisturbed(self) -> Report:
         """The example's report; what its run took and where its random numbers came from are noted, too."""
@@ -363,7 +357,7 @@ def check_cells_of_other_specs_are_not_taken(machines: Machines) -> None:
             made = (updated(spec, **{name: value}) for value in option_values(view, name, spec)[:1])
             others += [one for one in made if one is not None]
     most = _tokens(study, spec) * DEARER
-    for other in [one for one in others if _tokens(study, one) <= most][:2]:
+    for other in islice((one for one in others if _tokens(study, one) <= most), 2):
         here, there = (_or_none(one, other) for one in (study, machines.fresh()))
         assert (here is None) == (there is None)
         if here is not None and there is not None:

@@ -137,9 +137,9 @@ def check_grade_is_on_the_scale(bench: Bench) -> None:
     """Whatever the model says: a grade of the template's scale, or none and the reason."""
     for text in ("7", "-1", "##final score: 99", "Score: 4", "2.5", "", "nonsense", "3 out of 100", '{"O": 12}', "2"):
         with bench.before(Oracle(lambda _, text=text: text)) as judge:
-            found = _judged(judge, bench.request(judge, _pairs()[:3], retries=0))
+            found = _judged(judge, bench.request(judge, _pairs()[:2], retries=0))
             _consistent(found)
-            imputed = _judged(judge, bench.request(judge, _pairs()[:3], retries=0, impute=1))
+            imputed = _judged(judge, bench.request(judge, _pairs()[:2], retries=0, impute=1))
             assert imputed.invalid == found.invalid
             for plain, verdict in zip(found.results, imputed.results, strict=True):
                 assert verdict.valid == plain.valid

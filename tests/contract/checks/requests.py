@@ -16,8 +16,8 @@ from tests.contract.sameness import differences
 MOST = 3
 """Requests about different things that are looked for."""
 
-SHORT = 6
-"""Tokens of an answer that are enough to tell answers apart."""
+SHORT = {"max_tokens": 6, "samples": 3, "hide_samples": 2, "controls": 10, "prompts": 4, "runs": 1, "passkeys": 1}
+"""Lengths and counts that are enough to tell answers apart, and to have all parts of an example."""
 
 SMALL = 16
 """Largest bound of an integer that is tried as it is: larger ones may be days of work."""
@@ -74,11 +74,13 @@ def about_other_things(example: BaseModel) -> Iterator[BaseModel]:
 
 
 def brief(request: BaseModel) -> BaseModel:
-    """The request for a short answer, where it says how long one may be, and a repeatable one."""
-    longest, changes = getattr(request, "max_tokens", None), dict[str, Any]()
-    changes |= {"max_tokens": min(longest, SHORT)} if longest else {}
-    changes |= {"seed": 1} if getattr(request, "seed", 1) is None else {}
-    return updated(request, **changes) or request
+    """The request for a short answer from little work, where it says how long and how much, and a repeatable one."""
+    if getattr(request, "seed", 1) is None:
+        request = updated(request, seed=1) or request
+    for name, most in SHORT.items():
+        if (count := getattr(request, name, None)) and count > most:
+            request = updated(request, **{name: most}) or request
+    return request
 
 
 def _twisted(value: Any, turn: int) -> Any:

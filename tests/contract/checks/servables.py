@@ -356,13 +356,10 @@ def _beyond(prop: dict[str, Any]) -> list[Any]:
 @kinds.applies_to(kinds.is_no_judge)
 def check_every_option_matters(loaded: Loaded) -> None:
     """For each declared option some value changes the answer, a form of it, or is refused."""
-    asked = _asked_of(loaded)
-    idle = [
-        name
-        for name, _ in options_of(loaded)
-        if (loaded.card.task, name) not in FREE
-        and not any(_matters(loaded, name, request) for request in [*_where_it_shows(loaded, name), *asked])
-    ]
+    names = [name for name, _ in options_of(loaded) if (loaded.card.task, name) not in FREE]
+    idle = [name for name in names if all(_idle(loaded, [name], one) for one in _where_it_shows(loaded, name))]
+    for request in _asked_of(loaded):
+        idle = _idle(loaded, idle, request)
     assert idle == [], f"options that change nothing: {', '.join(idle)}"
 
 
@@ -384,13 +381,16 @@ def _where_it_shows(loaded: Loaded, option: str) -> list[BaseModel]:
     return [request for request in made if request is not None]
 
 
-def _matters(loaded: Loaded, name: str, request: BaseModel) -> bool:
+def _idle(loaded: Loaded, names: list[str], request: BaseModel) -> list[str]:
+    """Those of the options that change nothing about the answer to a request."""
+    before = loaded.outcomes([request])[0] if names else None
+    return [name for name in names if isinstance(before, FoveaError) or not _matters(loaded, name, request, before)]
+
+
+def _matters(loaded: Loaded, name: str, request: BaseModel, before: Any) -> bool:
     values = [*told_values(loaded.card.task, name, request), *option_values(loaded, name, request)]
     changed = [one for one in (updated(request, **{name: value}) for value in values) if one is not None]
     if not changed:
-        return False
-    before = loaded.outcomes([request])[0]
-    if isinstance(before, FoveaError):
         return False
     for one in changed:
         after = loaded.outcomes([one])[0]

@@ -58,8 +58,10 @@ def _prune_matrix(weight: Tensor, pattern: PruningPattern) -> Tensor:
     flat = weight.flatten(1)
     if not pattern.m:
         count = round(pattern.share * flat.numel())
-        least = flat.abs().flatten().argsort(stable=True)[:count]
-        kept = torch.ones(flat.numel(), dtype=torch.bool).index_fill(0, least, value=False)
+        sizes = flat.abs().flatten()
+        limit = sizes.kthvalue(count).values if count else -1.0
+        equal, larger = sizes == limit, sizes > limit
+        kept = larger | (equal & (equal.cumsum(0) > count - (len(sizes) - int(larger.sum() + equal.sum()))))
         return (flat.flatten() * kept).view_as(weight)
     if flat.shape[1] % pattern.m:
         return weight

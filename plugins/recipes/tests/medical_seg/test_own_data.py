@@ -144,7 +144,7 @@ def test_a_folder_becomes_a_served_model(home):
     assert "17 pictures to train on, 3 held out" in ran.output
     assert "dice_at_half" in ran.output
     frame = (home / "discs" / "images" / "01.png").read_bytes()
-    with ready_client(build("medical-seg", settings=Settings())) as client:
+    with ready_client(build("medical-seg", settings=Settings(preload="my-discs"))) as client:
         listed = {model["id"]: model for model in client.get("/v1/models").json()["data"]}
         assert {"pranet", "my-discs"} <= listed.keys()
         answer = client.post("/v1/segment", params={"model": "my-discs"}, files={"image": frame})

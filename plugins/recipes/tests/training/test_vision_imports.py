@@ -52,7 +52,8 @@ def test_a_checkpoint_of_an_official_layout_is_imported_key_by_key(tmp_path, nam
     assert stored.keys() - {key for key in state if key not in told} == told
     assert all(torch.equal(torch.from_numpy(stored[key]).to(state[key].dtype), state[key]) for key in told)
     spec = found.manifest.network
-    assert network(spec.name, **spec.config).state_dict().keys() == state.keys()
+    with torch.device("meta"):  # names alone
+        assert network(spec.name, **spec.config).state_dict().keys() == state.keys()
 
 
 def test_an_official_checkpoint_is_imported_with_its_classes_and_names(tmp_path):

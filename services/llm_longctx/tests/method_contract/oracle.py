@@ -162,7 +162,7 @@ def _play(how, ids, fed, chunks, boundaries, page, plan) -> Played:
     def look():
         held.append([[_copy(s.entries(layer, g)) for g in range(G)] for layer in range(net.config.layers)])
         pages.append(s.kv_bytes() // engine.pool.page_bytes)
-        foreseen.append(engine.estimate(how, plan, prompt=len(ids), new=len(pages) - 1) // engine.pool.page_bytes)
+        foreseen.append(s.policy.nbytes(len(ids), len(pages) - 1, engine.pool) // engine.pool.page_bytes)
 
     logits = [s.prefill(ids, chunks, boundaries)]
     look()

@@ -6,6 +6,7 @@ dense"). Nothing is trained again, so quality stays open. Knows networks by thei
 `shared.sparsity`'s.
 """
 
+import copy
 import platform
 import statistics
 import time
@@ -129,8 +130,8 @@ def _parse_patterns(spec: SparsityStudySpec) -> list[str]:
 def _measure_pattern(subject: StudiedModel, pattern: PruningPattern, inputs: Tensor, runs: int) -> dict[str, Any]:
     """Measure the fields of a claim, and how far the answer moved."""
     state = prune({name: weight.detach() for name, weight in subject.model.named_parameters()}, pattern)
-    thin = _build_network(subject.name)
-    thin.load_state_dict({**subject.model.state_dict(), **state})
+    thin = copy.deepcopy(subject.model)
+    thin.load_state_dict(state, strict=False)
     layers = sparsity_by_layer(state)
     total = sum(state[name].numel() for name in layers)
     share = sum(layers[name] * state[name].numel() for name in layers) / total
