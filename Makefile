@@ -20,6 +20,8 @@ RUNNABLE := $(VENV)/.runnable-$(if $(SERVICES),$(subst $(comma),-,$(SERVICES)),a
 # Seconds for each decoder: with 24 of them ten minutes in all; 600 is ten minutes each.
 FUZZ_S ?= 25
 SHELL  := /bin/bash
+# A run of tests starts hundreds of processes: without kept bytecode each compiles what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help run test check test-all lint format setup bench gpu scale chaos rehearse fuzz weight leaks mutants gallery images release generate clean
 

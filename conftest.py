@@ -7,10 +7,12 @@ from each other.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import pathlib
 
+import httpcore2
 import pytest
 
 pytest_plugins = [
@@ -32,6 +34,9 @@ PLATFORMS = ("tests/e2e/", "tests/deploy/")
 
 SLOW = frozenset((ROOT / "tests/slow.txt").read_text("utf8").split())
 """Test functions and whole files that `make check` leaves out, as `python -m tests.slow` found them."""
+
+# Every client of httpx2 reads the machine's certificates, 10 ms of a processor; here they are read once a process.
+httpcore2.default_ssl_context = functools.cache(httpcore2.default_ssl_context)
 
 
 def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) -> bool | None:

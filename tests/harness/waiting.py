@@ -12,6 +12,11 @@ Found = TypeVar("Found")
 POLL_S = 0.01
 
 
+def pause(waited_s: float, least_s: float = POLL_S) -> float:
+    """Seconds until the next look: the longer it has taken, the rarer, since a look may ask a server."""
+    return max(least_s, min(waited_s / 40, 0.25))
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -34,10 +39,11 @@ def wait_until(
     Raises:
         AssertionError: There was none in time.
     """
-    end = time.monotonic() + seconds
+    began = time.monotonic()
     while not (found := condition()):
-        assert time.monotonic() < end, f"{what} did not come about in {seconds} s"
-        time.sleep(pause_s)
+        waited = time.monotonic() - began
+        assert waited < seconds, f"{what} did not come about in {seconds} s"
+        time.sleep(pause(waited, pause_s))
     return found
 
 
@@ -47,8 +53,9 @@ async def until(condition: Callable[[], Found], seconds: float = 20, what: str =
     Raises:
         AssertionError: There was none in time.
     """
-    end = time.monotonic() + seconds
+    began = time.monotonic()
     while not (found := condition()):
-        assert time.monotonic() < end, f"{what} did not come about in {seconds} s"
-        await asyncio.sleep(POLL_S)
+        waited = time.monotonic() - began
+        assert waited < seconds, f"{what} did not come about in {seconds} s"
+        await asyncio.sleep(pause(waited))
     return found
