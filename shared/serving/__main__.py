@@ -47,8 +47,8 @@ async def _serve(service: str, config: Settings, http_port: int, grpc_port: int)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     with tell_failed_start(service, config):
-        ports = {"http_port": http_port, "grpc_port": grpc_port}
-        replica = ReplicaServer(load_app(service), config, **ports, owns_process=True)
+        app = load_app(service)
+        replica = ReplicaServer(app, config, http_port=http_port, grpc_port=grpc_port, owns_process=True)
         await replica.start()
     telemetry.log().info("serving", service=service, http=replica.http, grpc=replica.grpc)
     await stopping.wait()

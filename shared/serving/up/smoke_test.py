@@ -41,7 +41,7 @@ async def run_smoke_test(
             entries = (await client.get("/v1/models")).raise_for_status().json()["data"]
         except (httpx2.HTTPError, ValueError) as error:
             yield SmokeResult(", ".join(services or ()), "models", False, 0.0, _failure(error))
-        first: dict[str, Mapping[str, Any]] = {}
+        first: dict[str, dict[str, Any]] = {}
         for entry in sorted(entries, key=lambda entry: not entry["ready"]):
             if services is None or entry["service"] in services:
                 first.setdefault(entry["service"], entry)
