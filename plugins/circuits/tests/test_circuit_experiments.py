@@ -52,6 +52,12 @@ def test_bad_line_is_refused_by_its_number(tiny, line, error):
     assert caught.value.field == "pairs"
 
 
+def test_a_knock_out_of_most_heads_has_no_control(context):
+    report = ask(Circuits, context, knockout=7)
+    assert [bar.value is None for bar in report.bars[0].bars] == [False, False, True]
+    assert "no control" in report.bars[0].caption
+
+
 def test_unsolved_tasks_warn_and_overrides_without_wrong_answers_are_refused(context):
     report = ask(Circuits, context, pairs=json.dumps({**LINE, "correct": "~", "wrong": "a"}), knockout=0)
     assert any("Task not solved" in warning for warning in report.warnings)

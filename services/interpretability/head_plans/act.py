@@ -98,10 +98,8 @@ class _CalibratedAttention(DenseAttention):
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
         keys, values = self.remember(layer, k, v, offset)
-        z, group = super().__call__(layer, q, k, v, offset), q.shape[2] // keys.shape[1]
+        z, group = super().__call__(layer, q, k, v, offset).clone(), q.shape[2] // keys.shape[1]
         calibrated = [(row, head) for row, heads in enumerate(self._heads) for l, head in heads if l == layer]
-        if calibrated:
-            z = z.clone()
         mask = causal_mask(torch.arange(q.shape[1], device=q.device), q.shape[1], None)
         for row, head in calibrated:
             seen = scores(q[row : row + 1, :, head : head + 1], keys[row : row + 1, head // group, None], mask)
