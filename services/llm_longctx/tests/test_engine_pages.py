@@ -43,6 +43,15 @@ def test_usage_tells_bytes_density_and_full_steps(tiny):
     assert copying.kv_bytes > dense.kv_bytes
 
 
+def test_answers_behind_a_cached_prefix_hold_what_they_would_hold_without():
+    engine, drawn = Engine(tiny_decoder(), page=8), [Sampling(1.0, seed=i) for i in range(3)]
+    asked = [GenerationRequest(prompt(96), drawn, max_tokens=20) for _ in range(2)]
+    for one in asked:
+        drain(engine.scheduler, one)
+    assert [one.stats.cached_tokens for one in asked] == [0, 88]
+    assert asked[1].stats.kv_bytes == asked[0].stats.kv_bytes == asked[0].stats.kv_bytes_dense
+
+
 @pytest.mark.parametrize("dense_layers", [(), (0,)])
 def test_density_is_that_of_all_pairs_however_many_chunks_they_came_in(dense_layers):
     power = method("power", block=16, window=1, dense_layers=dense_layers)
