@@ -52,6 +52,6 @@ def held_entries(net: torch.nn.Module, how: AttentionMethod, tokens: int) -> int
     engine = Engine(net, page=PAGE)  # type: ignore[arg-type]
     s = engine.open(how)
     read(s, [i % 64 for i in range(tokens)], chunk=2048)
-    held = engine.kv_bytes() // engine.pool.entry_bytes
+    held = engine.kv_bytes() * engine.pool.page // engine.pool.page_bytes
     s.close()
     return held

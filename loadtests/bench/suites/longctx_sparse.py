@@ -6,7 +6,7 @@ kernels would do. Density is of causal blocks; agreement is the share of positio
 
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ def measure(rounds: int = 1, count: int = 7500) -> Table:
                         s = Engine(smol.net).open(how)
                         taken[f"{name} {kind}"].append(cpu_seconds(lambda s=s: read(s, smol.ids[:count])))
                         if at == 0 and dtype == torch.bfloat16:
-                            known, notes[f"{name} {kind}"] = noted(smol, how, known, count, s.state.densities)
+                            known, notes[f"{name} {kind}"] = noted(smol, how, known, count, s.state.prefill_density)
                         s.close()
                 if dtype == torch.bfloat16:
                     s = Engine(smol.net, backend="cpu_torch").open()
@@ -63,14 +63,12 @@ def measure(rounds: int = 1, count: int = 7500) -> Table:
     return Table("longctx_sparse", f"Reading {count:,} tokens sparsely", how, DENSE, rows, targets)
 
 
-def noted(
-    smol: Smol, how: AttentionMethod, known: Tensor | None, count: int, densities: Sequence[float]
-) -> tuple[Tensor, str]:
+def noted(smol: Smol, how: AttentionMethod, known: Tensor | None, count: int, density: float) -> tuple[Tensor, str]:
     """The tokens foreseen densely, and a note on how a method's differ."""
     if known is None:
         return foreseen(smol, how, count), ""
     agreed = float((foreseen(smol, how, count) == known).float().mean())
-    return known, f"density {statistics.mean(densities):.3f}, top-1 agreement {agreed:.3f}"
+    return known, f"density {density:.3f}, top-1 agreement {agreed:.3f}"
 
 
 def foreseen(smol: Smol, how: AttentionMethod, count: int) -> Tensor:

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import pytest_asyncio
 import torch
+from scipy.stats import spearmanr
 
 from fovea.errors import InvalidOption, Malformed, TooLarge
 from fovea_circuits.activation_cache import run_with_cache
 from fovea_circuits.circuit_tasks import group_by_length, make_coloured_objects, make_indirect_objects, parse_pairs
+from fovea_circuits.experiments import head_comparison
 from fovea_circuits.experiments.activation_patching import ActivationPatching
 from fovea_circuits.experiments.attribution import LogitAttribution
 from fovea_circuits.experiments.circuits import Circuits, logit_difference
@@ -50,6 +52,12 @@ def test_bad_line_is_refused_by_its_number(tiny, line, error):
     assert caught.value.field == "pairs"
 
 
+def test_a_knock_out_of_most_heads_has_no_control(context):
+    report = ask(Circuits, context, knockout=7)
+    assert [bar.value is None for bar in report.bars[0].bars] == [False, False, True]
+    assert "no control" in report.bars[0].caption
+
+
 def test_unsolved_tasks_warn_and_overrides_without_wrong_answers_are_refused(context):
     report = ask(Circuits, context, pairs=json.dumps({**LINE, "correct": "~", "wrong": "a"}), knockout=0)
     assert any("Task not solved" in warning for warning in report.warnings)
@@ -88,6 +96,14 @@ def test_a_model_is_itself_and_others_are_compared_by_depth(context, smollm2):
     report = ask(HeadComparison, context, lm=smollm2.name)
     assert "same_place_induction" not in report.scalars
     assert {(row[0], row[1]): row for row in report.tables[0].rows}["induction", smollm2.name][2] > 3
+
+
+def test_heads_that_score_alike_have_one_rank():
+    """Of windows shorter than the sequence all heads score 0: their numbers say nothing."""
+    one, other = np.zeros((4, 5)), np.zeros((4, 5))
+    one[0, :2], other[3, 3:] = 0.5, (0.2, 0.9)
+    assert head_comparison._correlate(one, other) == pytest.approx(spearmanr(one, other, axis=None).statistic)
+    assert np.isnan(head_comparison._correlate(one, 0 * other))
 
 
 @pytest.mark.parametrize(

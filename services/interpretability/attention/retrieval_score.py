@@ -132,9 +132,7 @@ def rank_heads(scores: np.ndarray) -> list[Head]:
 
 def split_half(scores: np.ndarray) -> float | None:
     """Correlate the mean maps of even and odd samples [samples, L, H]; None for fewer than two samples."""
-    if len(scores) < 2:
-        return None
-    halves = [scores[i::2].mean(0).ravel() for i in range(2)]
-    if min(half.std() for half in halves) == 0:
+    halves = [scores[i::2].mean(0).ravel() for i in range(2)] if len(scores) > 1 else []
+    if min((half.std() for half in halves), default=0) == 0:
         return None
     return float(np.corrcoef(*halves)[0, 1])

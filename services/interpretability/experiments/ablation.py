@@ -92,7 +92,7 @@ class Ablation(Experiment[AblationSpec]):
 def _draw_controls(spec: AblationSpec, subject: StudiedModel) -> list[list[Head]]:
     ablated = set(subject.check_heads(spec.heads))
     others, rng = subject.complement(ablated), random.Random(f"ablation/{spec.seed}")
-    return [sorted(rng.sample(others, min(len(ablated), len(others)))) for _ in range(spec.controls)] if others else []
+    return [sorted(rng.sample(others, len(ablated))) for _ in range(spec.controls * (len(ablated) <= len(others)))]
 
 
 def _replacement_values(spec: AblationSpec, subject: StudiedModel, row: Tensor) -> dict[str, Tensor]:
@@ -131,7 +131,7 @@ def _divergence(before: Tensor, after: Tensor) -> np.ndarray:
 
 def _warnings(losses: dict[str, Tensor], control: list[float]) -> list[str]:
     if not control:
-        return ["All heads are ablated: there are none left for a control."]
+        return ["More than half of all heads are ablated: too few are left for a control."]
     if losses["after"].numel() and float(losses["after"].mean()) <= max(control):
         return ["Some random draw hurts as much as these heads do: the text does not single them out."]
     return []

@@ -15,7 +15,7 @@ from torch import Tensor
 from fovea.errors import InvalidOption
 from services.interpretability.attention.pattern_capture import run_blocks
 from services.interpretability.attention.retrieval_score import Head
-from shared.lm.attention import causal_mask, patterns, scores, sdpa
+from shared.lm.attention import DenseAttention, causal_mask, patterns, scores
 from shared.lm.attention_math import calibrate, column_mean, excuse_sink
 from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import take_rows, to_device
@@ -89,19 +89,17 @@ def _question(codec: Codec, first: dict[str, int], lead: str, facts: int, rng: r
     return Question(ids, [first[o] for o in options], options.index(owned[target]))
 
 
-class _CalibratedAttention:
+class _CalibratedAttention(DenseAttention):
     """The decoder's `attend` on one text: row i of the batch has the sinks of the heads `heads[i]` calibrated."""
 
-    def __init__(self, rule: SinkCalibration, heads: Sequence[Collection[Head]]) -> None:
+    def __init__(self, model: Decoder, rule: SinkCalibration, heads: Sequence[Collection[Head]]) -> None:
+        super().__init__(windows=model.config.windows)
         self._rule, self._heads = rule, heads
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
-        """Mix values; see `shared.lm.attention.AttentionFn`."""
-        keys, values = k.transpose(1, 2), v.transpose(1, 2)
-        z, group = sdpa(q, keys, values), q.shape[2] // keys.shape[1]
+        keys, values = self.remember(layer, k, v, offset)
+        z, group = super().__call__(layer, q, k, v, offset).clone(), q.shape[2] // keys.shape[1]
         calibrated = [(row, head) for row, heads in enumerate(self._heads) for l, head in heads if l == layer]
-        if calibrated:
-            z = z.clone()
         mask = causal_mask(torch.arange(q.shape[1], device=q.device), q.shape[1], None)
         for row, head in calibrated:
             seen = scores(q[row : row + 1, :, head : head + 1], keys[row : row + 1, head // group, None], mask)
@@ -112,10 +110,12 @@ class _CalibratedAttention:
 
 
 def count_sinks(model: Decoder, question: Question, rule: SinkCalibration) -> list[list[int]]:
-    """Count the sinks that each head would calibrate on one question: [L][H]; one forward."""
-    names = [f"pattern.{l}" for l in range(model.config.layers)]
+    """Count the sinks that each head would calibrate on one question: [L][H], none under a window; one forward."""
+    L, windows = model.config.layers, model.config.windows
+    names = [f"pattern.{l}" for l in range(L) if windows is None or windows[l] is None]
     run = trace(model, _prompt(model, question), capture=names, keep=1)
-    return [[len(rule.sinks(pattern)) for pattern in run[name][0]] for name in names]
+    counts = {name: [len(rule.sinks(pattern)) for pattern in run[name][0]] for name in names}
+    return [counts.get(f"pattern.{l}", [0] * model.config.heads) for l in range(L)]
 
 
 @torch.no_grad()
@@ -130,7 +130,7 @@ def try_heads_alone(model: Decoder, question: Question, rule: SinkCalibration, h
     for layer in layers:
         here = [head for head in heads if head[0] == layer]
         x = traced[f"resid_pre.{layer}"].expand(len(here), -1, -1)
-        attend = _CalibratedAttention(rule, [[head] for head in here])
+        attend = _CalibratedAttention(model, rule, [[head] for head in here])
         verdict |= zip(here, _is_right(run_blocks(model, layer, x, attend), question), strict=True)
     return list(verdict.values())
 
@@ -138,7 +138,7 @@ def try_heads_alone(model: Decoder, question: Question, rule: SinkCalibration, h
 @torch.no_grad()
 def try_heads_together(model: Decoder, question: Question, rule: SinkCalibration, heads: Collection[Head]) -> bool:
     """Return whether the answer is right with all of `heads` calibrated together, as when served; one forward."""
-    logits = model(_prompt(model, question), attend=_CalibratedAttention(rule, [heads]), keep=1)
+    logits = model(_prompt(model, question), attend=_CalibratedAttention(model, rule, [heads]), keep=1)
     return _is_right(logits[:, -1], question)[0]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from services.interpretability.head_plans.razor import model_id
+from shared.lm.attention import DenseAttention
 from shared.lm.attention_math import streaming_mask
 from shared.lm.decoder import Decoder
 from shared.lm.head_plan import HeadPlan, ModelId, Origin
@@ -48,9 +49,11 @@ def duo_gate_loss(
     device = net.output_matrix.device
     tokens, answer = to_device(ids, device).view(1, -1), to_device(answer, device)
     teacher = trace(net, tokens, capture=[*(f"z.{l}" for l in range(net.config.layers)), "normed"], keep=1)
-    mask = streaming_mask(tokens.shape[1], sink, recent, device)
+    mask, dense = streaming_mask(tokens.shape[1], sink, recent, device), DenseAttention(windows=net.config.windows)
 
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:  # noqa: ARG001  # an AttentionFn
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
+        if dense.window(layer) is not None:  # such a layer keeps its window, whatever a plan says
+            return dense(layer, q, k, v, offset)
         share = gates[layer].clamp(0, 1).to(q.dtype).repeat_interleave(net.config.heads // net.config.kv_heads)
         heads = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         streaming = functional.scaled_dot_product_attention(

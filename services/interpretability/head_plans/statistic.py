@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from fovea.errors import InvalidOption
-from shared.lm.config import DecoderConfig
 from shared.lm.decoder import Decoder
 from shared.lm.head_plan import QueryCentres
 from shared.lm.host_transfer import to_device, to_host
@@ -32,13 +31,10 @@ def mean_reach(net: Decoder, ids: Tensor | Sequence[int], positions: int = POSIT
     heads, is the reach. Raises InvalidOption for a GPT-2, whose positions are trained.
     """
     config, device = net.config, net.output_matrix.device
-    _check_rotary(config)
-    layers = range(config.layers)
-    run = trace(net, to_device(ids, device)[None], capture=[f"{part}.{l}" for part in "qk" for l in layers], keep=1)
     turns = cast("list[Rotation]", net.rotations(torch.arange(positions, device=device), torch.float64))
     reach = []
-    for l, turn in enumerate(turns):
-        means = (run[f"{part}.{l}"].double().mean(1, keepdim=True) for part in "qk")
+    for turn, parts in zip(turns, _read_unrotated(net, ids), strict=True):
+        means = (part.double().mean(1, keepdim=True) for part in parts)
         queries, keys = (rotate(mean.expand(-1, positions, -1, -1), turn)[0] for mean in means)
         last = queries[-1]
         grouped = last.view(config.kv_heads, -1, last.shape[-1])
@@ -55,13 +51,10 @@ def query_centres(net: Decoder, texts: Sequence[Sequence[int]]) -> QueryCentres:
     mean of q, its size the mean of |q|. Raises InvalidOption for a GPT-2, whose positions are trained.
     """
     config, device = net.config, net.output_matrix.device
-    _check_rotary(config)
-    names = [f"q.{l}" for l in range(config.layers)]
     sums = torch.zeros(3, config.layers, config.heads, config.head_dim // 2, dtype=torch.float64, device=device)
     for ids in texts:
-        run = trace(net, to_device(ids, device)[None], capture=names, keep=1)
-        for l, name in enumerate(names):
-            pairs = run[name][0].double().reshape(len(ids), config.heads, 2, -1)
+        for l, (q, _) in enumerate(_read_unrotated(net, ids)):
+            pairs = q[0].double().reshape(len(ids), config.heads, 2, -1)
             sums[:, l] += torch.stack((*pairs.sum(0).unbind(1), pairs.norm(dim=-2).sum(0)))
     means = to_host(sums / max(sum(map(len, texts)), 1)).float()
     real, imag, size = (
@@ -70,7 +63,11 @@ def query_centres(net: Decoder, texts: Sequence[Sequence[int]]) -> QueryCentres:
     return QueryCentres(real=real, imag=imag, size=size)
 
 
-def _check_rotary(config: DecoderConfig) -> None:
-    if config.path == "gpt2":
+def _read_unrotated(net: Decoder, ids: Tensor | Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """Queries [1,S,H,d] and keys [1,S,G,d] of each layer, behind the norm per head that Qwen 3 and Gemma 3 have."""
+    if net.config.path == "gpt2":
         detail = "This kind turns mean queries and keys, and this model's positions are not rotary."
         raise InvalidOption(detail, hint="Use kind=razor.", field="kind")
+    names = [f"{part}.{l}" for l in range(net.config.layers) for part in "qk"]
+    run = trace(net, to_device(ids, net.output_matrix.device)[None], capture=names, keep=1)
+    return [block.apply_positions(run[f"q.{l}"], run[f"k.{l}"], None) for l, block in enumerate(net.blocks)]

@@ -15,7 +15,7 @@ from services.interpretability.head_plans.passkey_data import PasskeyTexts, make
 from services.interpretability.head_plans.statistic import mean_reach
 from shared.lm.attention import sdpa
 from shared.lm.attention_math import calibrate, column_mean, excuse_sink
-from shared.lm.builders import gpt2
+from shared.lm.builders import gemma3, gpt2
 from shared.lm.head_plan import HeadPlan, grouped_max
 from shared.lm.head_plan_store import HeadPlanStore
 from shared.lm.rope import frequencies, rotation
@@ -61,6 +61,36 @@ def test_reach_is_that_of_an_attention_that_is_written_down(net):
             distance = torch.arange(29, -1, -1)  # mass at a distance is missing from so many sums
             wanted[layer, head // 2] += (p * distance).sum() / 30 / 2
     assert torch.allclose(mean_reach(net, ids, 30), wanted, atol=1e-6)
+
+
+@pytest.fixture
+def windowed():
+    """A Gemma 3 whose first layer sees four tokens, and its second all."""
+    torch.manual_seed(0)
+    sizes = {"vocab": 128, "width": 24, "layers": 2, "heads": 4, "kv_heads": 2, "hidden": 32, "positions": 256}
+    made = gemma3(**sizes, head_dim=8, window=4, every=2).double().requires_grad_(requires_grad=False).eval()
+    for parameter in made.parameters():
+        parameter.data = 0.4 * torch.randn_like(parameter)
+    return made
+
+
+def test_gates_and_sinks_are_those_of_layers_without_a_window_of_their_own(windowed):
+    ids, answer = torch.arange(60) % 64, torch.arange(40, 60)
+    gates = torch.tensor([[0.2, 0.7], [0.3, 0.6]], requires_grad=True)
+    loss = head_plans.duo_gate_loss(windowed, ids, answer, gates, sink=2, recent=4, reg=0)
+    loss.total.backward()
+    assert (gates.grad[0] == 0).all()
+    assert (gates.grad[1] != 0).all()
+    open_gates = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    assert float(head_plans.duo_gate_loss(windowed, ids, answer, open_gates, sink=2, recent=4).distill) < 1e-20
+    rule, question = act.SinkCalibration(threshold=0.01), act.Question(ids.tolist(), [1, 2, 3, 4], 0)
+    below, above = act.count_sinks(windowed, question, rule)
+    assert below == [0] * 4
+    assert min(above) > 0
+    last = windowed(ids[None])[0, -1, [1, 2, 3, 4]]
+    for right in range(4):
+        asked = act.Question(ids.tolist(), [1, 2, 3, 4], right)
+        assert act.try_heads_together(windowed, asked, rule, []) == (int(last.argmax()) == right)
 
 
 def test_a_model_without_rotary_positions_has_no_reach():

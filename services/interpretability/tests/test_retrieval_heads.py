@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from services.interpretability.attention.pattern_capture import visit_patterns
 from services.interpretability.attention.retrieval_score import score_copies, split_half
 from services.interpretability.experiments import attention_sinks, retrieval_heads
+from services.interpretability.experiments.retrieval_heads.run import draw_controls
 from services.interpretability.generation.forced_decoding import generate_answer, score_known_answer, trace_known_answer
 from services.interpretability.generation.prefix_reader import BLOCK_TOKENS, PrefixReader, plan_pieces
 from services.interpretability.tests.conftest import GOLDEN, WEIGHTS, ask, read
@@ -150,6 +151,13 @@ def test_generating_sees_one_row_per_token_and_stops_at_a_line_break(tiny, promp
 def test_no_fewer_than_one_head_is_hidden(size):
     with pytest.raises(ValidationError, match="hide"):
         retrieval_heads.RetrievalHeadsSpec(hide=[size])
+
+
+@pytest.mark.parametrize(("size", "heads", "draws"), [(2, 12, 10), (6, 12, 1), (7, 12, 0), (60, 270, 10)])
+def test_controls_are_as_many_heads_none_of_which_is_hidden(size, heads, draws):
+    found = draw_controls(retrieval_heads.RetrievalHeadsSpec(hide=[size]), size, heads)
+    assert [len(ranks) for ranks in found] == [size] * draws
+    assert all(size <= rank < heads for ranks in found for rank in ranks)
 
 
 def test_texts_that_begin_alike_are_read_from_where_they_part():

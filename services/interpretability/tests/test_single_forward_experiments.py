@@ -105,6 +105,12 @@ def test_ablation_moves_the_text_and_shows_ten_controls(context, kind):
     assert {"logit_diff_before", "logit_diff_after"} <= report.scalars.keys()
 
 
+def test_fewer_other_heads_than_are_ablated_are_no_control(context):
+    report = ask(Ablation, context, heads=[[l, h] for l in (0, 1) for h in range(4)], continuation=0)
+    assert "nll_control" not in report.scalars
+    assert "too few are left for a control" in report.warnings[0]
+
+
 def test_ablation_moves_nothing_before_its_position(context):
     report = ask(Ablation, context, positions=[9], continuation=0)
     assert max(report.strips[0].values[:9]) == pytest.approx(0, abs=1e-6)

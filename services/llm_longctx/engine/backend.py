@@ -150,8 +150,7 @@ class PagedBackend(SequenceBackend[PagedState]):
         sequence.num_computed = end
         if not sequence.is_last_try:
             self.prefix_cache.add(state, request)
-        if sequence.is_prefilled and state.densities:
-            request.stats.prefill_density = sum(state.densities) / len(state.densities)
+        request.stats.prefill_density = state.prefill_density
         return logits.float()
 
     def can_append(self, running: Collection[Sequence[PagedState]]) -> bool:

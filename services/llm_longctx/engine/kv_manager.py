@@ -21,7 +21,7 @@ class PagedState:
         memos: The method's memory, per layer.
         prompt_length: Tokens of the prompt.
         max_length: Tokens that prompt and answer are expected to have together.
-        densities: Of block-sparse prefills, per layer and chunk.
+        densities: Per layer and chunk the share that was read of the causal pairs, and how many these are.
         full_steps: Steps whose scores the method asked for.
         read_ids: The prompt so far, for methods that replay it.
     """
@@ -33,9 +33,14 @@ class PagedState:
         self.memos: list[object] = [None] * layers
         self.prompt_length = 0
         self.max_length = 0
-        self.densities: list[float] = []
+        self.densities: list[tuple[float, float]] = []
         self.full_steps = 0
         self.read_ids: list[int] = []
+
+    @property
+    def prefill_density(self) -> float:
+        """Share of causal pairs that was read, of the part of the prompt that was not known before."""
+        return sum(x * n for x, n in self.densities) / sum(n for _, n in self.densities) if self.densities else 1.0
 
     def reserve(self, prompt: int, new: int) -> None:
         """Reserve addresses for a prompt of so many tokens and an answer, so that nothing need move later.

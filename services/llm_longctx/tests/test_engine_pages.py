@@ -4,14 +4,16 @@ import pytest
 import torch
 
 from fovea.errors import BadInput, InvalidOption
-from services.llm_longctx.engine import Engine, Request
+from services.llm_longctx.engine import Engine, GenerationRequest, Request, Sampling
 from services.llm_longctx.engine.offline.decode_loop import decode, read_prompt
 from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.methods import method
 from services.llm_longctx.methods.core.hook_results import CacheUpdate, RetentionPolicy
 from services.llm_longctx.serving.decoder_model import choose_room
 from services.llm_longctx.serving.method_selection import fit_policy
+from services.llm_longctx.tests.hooks import drain, serve
 from services.llm_longctx.tests.test_decode_step import IDS, ROLES, build
+from services.llm_longctx.tests.tiny_models import tiny_decoder
 
 DUO, RAZOR = method("duo", sink=2, recent=5), method("razor", sink=2, window_min=6, window_div=8)
 RECYCLED, POWER = method("recycled", budget=4, stride=3), method("power", block=4, window=2)
@@ -39,6 +41,30 @@ def test_usage_tells_bytes_density_and_full_steps(tiny):
     assert 0.3 < striding.prefill_density < 0.9
     assert copying.full_steps == 8 // 3
     assert copying.kv_bytes > dense.kv_bytes
+
+
+def test_answers_behind_a_cached_prefix_hold_what_they_would_hold_without():
+    engine, drawn = Engine(tiny_decoder(), page=8), [Sampling(1.0, seed=i) for i in range(3)]
+    asked = [GenerationRequest(prompt(96), drawn, max_tokens=20) for _ in range(2)]
+    for one in asked:
+        drain(engine.scheduler, one)
+    assert [one.stats.cached_tokens for one in asked] == [0, 88]
+    assert asked[1].stats.kv_bytes == asked[0].stats.kv_bytes == asked[0].stats.kv_bytes_dense
+
+
+@pytest.mark.parametrize("dense_layers", [(), (0,)])
+def test_density_is_that_of_all_pairs_however_many_chunks_they_came_in(dense_layers):
+    power = method("power", block=16, window=1, dense_layers=dense_layers)
+    engine = Engine(tiny_decoder(positions=2100), power, page=16)
+    rows = torch.arange(2048) // 16
+    near = rows[:, None] - rows
+    seen = torch.ones(2048, 2048, dtype=torch.bool).tril()
+    read = seen & ((near & (near - 1) == 0) | (rows == 0))
+    share = float(read.sum() / seen.sum())
+    shares = [1.0 if layer in dense_layers else share for layer in range(2)]
+    first, again = (serve(engine, Request(prompt(2048), max_tokens=1)).usage for _ in range(2))
+    assert first.prefill_density == pytest.approx(sum(shares) / 2, abs=0.01)
+    assert (again.cached_tokens, 0 < again.prefill_density < first.prefill_density) == (2032, True)
 
 
 @pytest.mark.parametrize(
@@ -100,9 +126,10 @@ def test_a_budget_of_bytes_is_met_by_heads_and_not_by_rounding(tiny):
     engine = Engine(tiny, method("duo", sink=16, recent=128, share=0.0), plan)
     s = engine.open()
     s.prefill([i % 30 for i in range(190)])
-    kept = sum(len(s.entries(layer, g).positions) for layer in range(2) for g in range(2)) * engine.pool.entry_bytes
-    assert kept == 4 * 144 * engine.pool.entry_bytes
-    assert s.kv_bytes() <= 1.12 * kept, "of pages of 64 entries it would be 1.33"
+    kept = sum(len(s.entries(layer, g).positions) for layer in range(2) for g in range(2))
+    assert kept == 4 * 144
+    held = s.kv_bytes() // engine.pool.page_bytes * engine.pool.page
+    assert held <= 1.12 * kept, "of pages of 64 entries it would be 1.33"
     s.close()
 
 

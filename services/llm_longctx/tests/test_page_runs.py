@@ -205,7 +205,7 @@ def test_a_move_needs_no_room_for_what_it_leaves_but_does_for_what_others_hold()
 
 def test_a_store_counts_who_holds_its_pages():
     pool = open_pool(4)
-    assert (pool.addresses, pool.free, pool.entry_bytes, pool.page_bytes, pool.capacity) == (12, 4, 16, 64, 4)
+    assert (pool.addresses, pool.free, pool.page_bytes, pool.capacity) == (12, 4, 64, 4)
     assert [pool.pages_for(entries) for entries in (0, 1, 4, 5)] == [0, 1, 1, 2]
     pages = np.arange(4) + pool.reserve(4)
     pool.commit(pages)

@@ -11,8 +11,9 @@ from services.interpretability.head_plans.statistic import query_centres
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.methods import method
 from services.llm_longctx.methods.core.hook_inputs import ScoringView
-from services.llm_longctx.tests.conftest import tiny_decoder
+from services.llm_longctx.tests.tiny_models import random_decoder, tiny_decoder
 from shared.lm.attention import sdpa
+from shared.lm.builders import llama
 from shared.lm.head_plan import HeadPlan
 
 BUNDLED = Path(__file__).parents[1] / "weights/heads/smollm2-135m-instruct"
@@ -69,8 +70,15 @@ def net():
     return tiny_decoder()
 
 
-def test_calibration_averages_queries_before_their_rotation(net):
-    config, seen = net.config, {}
+def normed_decoder():
+    """A Qwen 3, whose queries have a norm per head before they are rotated."""
+    sizes = {"vocab": 272, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "hidden": 48, "positions": 192}
+    return random_decoder(lambda: llama(**sizes, qk_norm=True))
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_calibration_averages_queries_before_their_rotation(qk_norm):
+    config, seen = (net := normed_decoder() if qk_norm else tiny_decoder()).config, {}
     texts = [[(7 * i + 3) % config.vocab for i in range(40)], [(5 * i + 1) % config.vocab for i in range(23)]]
 
     def attend(layer, q, k, v, _offset):

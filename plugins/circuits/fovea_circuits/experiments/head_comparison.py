@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from pydantic import Field
+from scipy.stats import rankdata
 
 from services.interpretability.attention.head_scores import head_patterns, top_heads
 from services.interpretability.core.experiment import EXAMPLE_LM, Cost, Experiment, Progress, Spec, probe_card
@@ -92,9 +93,9 @@ def _score(subject: StudiedModel, spec: HeadComparisonSpec) -> dict[str, np.ndar
 
 
 def _correlate(one: np.ndarray, other: np.ndarray) -> float:
-    """Rank correlation of two maps; NaN where there is one head only."""
-    first, second = (np.argsort(np.argsort(table, axis=None, kind="stable")) for table in (one, other))
-    return float(np.corrcoef(first, second)[0, 1]) if one.size > 1 else float("nan")
+    """Rank correlation of two maps, equal scores of equal rank; NaN where all heads of a map score alike."""
+    first, second = (rankdata(table) for table in (one, other))
+    return float(np.corrcoef(first, second)[0, 1]) if min(first.std(), second.std()) else float("nan")
 
 
 def _by_depth(table: np.ndarray) -> list[float]:

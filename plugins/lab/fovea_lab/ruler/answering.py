@@ -122,8 +122,7 @@ def _read(
     one.state.reserve(len(ids), len(one.fed) + one.left)
     logits = yield from read_prompt(runner, one.state, ids, start=start, prefixes=prefixes)
     one.answer.kv_bytes = one.state.cache.nbytes
-    if one.state.densities:
-        one.answer.density = sum(one.state.densities) / len(one.state.densities)
+    one.answer.density = one.state.prefill_density
     if len(logits):
         one.take(logits[-1])
 

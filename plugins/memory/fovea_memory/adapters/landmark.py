@@ -61,9 +61,9 @@ class _LandmarkSource:
         return self.adapter.open_session(self.ids, self.options, self.document, is_scored=self.is_scored)
 
     def on_finish(self, session: LandmarkRequestSession, last: Sequence[int]) -> None:
-        """Keep the session with its votes."""
+        """Keep the session with its votes: in front that of the first answer, the others are its forks."""
         session.answer_ids += last
-        self.finished.append(session)
+        self.finished.insert(len(self.finished) if session.is_fork else 0, session)
         if self.is_counted:
             metrics.count_fetched_blocks(self.adapter.name, session.num_retrieved, session.moved_bytes)
 

@@ -55,7 +55,10 @@ class LandmarkRequestSession(RequestSession):
         answer_ids: Tokens of the answer.
         loaded_blocks: Numbers of all blocks that were retrieved.
         num_retrieved: Blocks retrieved by all tokens, heads and layers.
+        is_fork: Whether it is of an answer behind the request's first.
     """
+
+    is_fork = False
 
     def __init__(
         self,
@@ -127,6 +130,7 @@ class LandmarkRequestSession(RequestSession):
             list(self.answer_ids),
             set(self.loaded_blocks),
         )
+        twin.is_fork = True
         twin.num_retrieved, twin.num_fetched, twin.num_stored = self.num_retrieved, self.num_fetched, self.num_stored
         return twin
 

@@ -90,6 +90,15 @@ def test_citations_point_at_what_was_read(http):
     assert (told["state_version"], _complete(http, "? dog", longctx={"cite": False})["longctx"]["citations"]) == (1, [])
 
 
+def test_cited_tokens_are_those_of_the_first_choice_also_where_the_second_ended_before(http):
+    how = {"n": 2, "temperature": 2, "seed": 1, "max_tokens": 6, "logprobs": 0}
+    first, second = (one["logprobs"]["tokens"] for one in _complete(http, f"{TEXT} ? dog", **how)["choices"])
+    stop = next(token for token in second[:3] if token.strip() not in "".join(first))
+    told = _complete(http, f"{TEXT} ? dog", stop=[stop.strip()], **how)
+    assert [one["finish_reason"] for one in told["choices"]] == ["length", "stop"]
+    assert [one["token"] for one in told["longctx"]["cited_tokens"]] == first
+
+
 def test_stream_carries_its_citations_in_the_last_chunk(http):
     body = {"model": MODEL, "messages": [{"role": "user", "content": f"{TEXT} ? dog"}], "max_tokens": 2, "stream": True}
     for usage in (False, True):

@@ -49,7 +49,7 @@ LINES = [
 
 
 def ask(context, lines, **options):
-    text = "\n".join(json.dumps(line) for line in lines)
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
     spec = influences.InfluenceSpec.model_validate({"lm": "tiny", "documents": text, "heads": [[1, 0]], **options})
     return influences.AttentionInfluence.load(context).predict([spec], CallContext())[0]
 
@@ -69,12 +69,16 @@ def test_rows_come_in_input_order_and_ranks_are_among_equals(context):
     assert sorted(row["rank"] for row in rows_of(ask(context, lines, by_length=True))) == [1, 1, 2, 2]
 
 
+def test_texts_hold_other_line_breaks_than_those_between_documents(context):
+    assert [row["id"] for row in rows_of(ask(context, [{**LINES[0], "text": "kqzwxm\u2028hjvbtp\x85" * 3}]))] == ["a"]
+
+
 @pytest.mark.parametrize("line", ['{"id": 1}', "[]", "nonsense"])
 def test_a_bad_line_is_refused_by_its_number_and_an_unknown_head_by_its_field(context, line):
-    spec = influences.InfluenceSpec(lm="tiny", documents=json.dumps(LINES[0]) + "\n" + line, heads=[[0, 0]])
+    spec = influences.InfluenceSpec(lm="tiny", documents=json.dumps(LINES[0]) + "\n\n" + line, heads=[[0, 0]])
     (error,) = influences.AttentionInfluence.load(context).predict([spec], CallContext())
     assert isinstance(error, Malformed)
-    assert "Line 2" in error.detail
+    assert "Line 3" in error.detail
     spec = spec.model_copy(update={"documents": json.dumps(LINES[0]), "heads": [[7, 0]]})
     (error,) = influences.AttentionInfluence.load(context).predict([spec], CallContext())
     assert isinstance(error, InvalidOption)

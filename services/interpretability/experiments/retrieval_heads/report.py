@@ -105,6 +105,8 @@ def _warnings(spec: RetrievalHeadsSpec, scored: list[tuple[Sample, dict[str, Any
     if 0 < len(scores.kept) < 8:
         few = f"{len(scores.kept)} samples are few"
         warnings.append(f"{few}: compare the split-half correlation before you trust a rank.")
+    if any(2 * size > scores.mean.size for size in spec.hide):
+        warnings.append("More than half of all heads are hidden: too few are left for a control.")
     if spec.hide and spec.hide_samples < 4:
         warnings.append("Fewer than four samples were masked; random controls scatter widely on small models.")
     return warnings

@@ -102,13 +102,12 @@ def _score_sample(spec: RetrievalHeadsSpec, reader: PrefixReader, sample: Sample
 
 
 def draw_controls(spec: RetrievalHeadsSpec, size: int, heads: int) -> list[tuple[int, ...]]:
-    """Draw different sets of `size` ranks among `heads`, as controls; fewer where there are not so many.
+    """Draw different sets of `size` ranks among `heads`, as controls; fewer, or none, where there are not so many.
 
-    Section 4: from outside the top 100, in small models from outside the top 15 %.
+    Section 4: from outside the top 100, in small models from outside the top 15 %; never one that is hidden.
     """
-    outside = range(min(100, round(0.15 * heads)), heads)
+    outside = range(max(size, min(100, round(0.15 * heads))), heads)
     rng, draws = random.Random(f"{spec.seed}/{size}"), set[tuple[int, ...]]()
-    size = min(size, len(outside))
     while len(draws) < min(spec.controls, math.comb(len(outside), size)):
         draws.add(tuple(sorted(rng.sample(outside, size))))
     return sorted(draws)

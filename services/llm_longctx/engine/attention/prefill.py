@@ -72,7 +72,7 @@ class ChunkAttention:
         keys, values = self._s.cache.whole_heads(layer, heads)
         plans = self._plans(layer, q, keys, values, offset, heads, evicting=False)
         if not isinstance(plans, list):
-            self._record_density(plans)
+            self._record_density(plans, q.shape[1] * (2 * offset + q.shape[1] + 1) / 2)
             return over_history(q, keys, values, plans, self._backend)
         R = q.shape[0] // len(heads)
         parts = [
@@ -129,10 +129,11 @@ class ChunkAttention:
         plans = s.policy.layers[layer].prefill_plan(view)
         return list(plans) if isinstance(plans, Sequence) else plans
 
-    def _record_density(self, plan: PrefillPlan) -> None:
-        """Remember how dense the reading was, for `usage`."""
+    def _record_density(self, plan: PrefillPlan, causal: float) -> None:
+        """Remember how dense the reading was of so many causal pairs, for `usage`."""
+        share = 1.0
         if isinstance(plan, Blocks):
-            self._s.densities.append(plan.csr.density() if plan.density is None else plan.density)
+            share = plan.csr.density() if plan.density is None else plan.density
         elif isinstance(plan, TokenLists):
             seen = sum(
                 (row.end - row.begin) * (row.begin + row.end + 1) / 2
@@ -140,8 +141,8 @@ class ChunkAttention:
                 else float((row.tokens <= torch.arange(row.begin, row.end, device=row.tokens.device)[:, None]).sum())
                 for row in plan.rows
             )
-            causal = sum((row.end - row.begin) * (row.begin + row.end + 1) / 2 for row in plan.rows)
-            self._s.densities.append(seen / causal)
+            share = seen / causal
+        self._s.densities.append((share, causal))
 
     def _calibrate(
         self, layer: int, q: Tensor, out: Tensor, lse: Tensor, offset: int, heads: tuple[int, ...]

@@ -40,11 +40,6 @@ class PagePool(PageStore):
         self.log_weights = self.storage((entries,), wide)
         self._packed: dict[int, PackedStore] = {}
 
-    @property
-    def entry_bytes(self) -> int:
-        """Bytes of one entry, key and value."""
-        return self.page_bytes // self.page
-
     def open_packed(self, bits: CacheBits) -> PackedStore:
         """The store of pages of so many bits, made when it is asked for first.
 

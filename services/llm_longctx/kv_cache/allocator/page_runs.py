@@ -4,6 +4,8 @@ All state is arrays over [L,G], so that a decode step moves every head of a sequ
 nothing about what entries mean.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -116,6 +118,14 @@ class PageRuns:
         self._room[layer, head] = room
         self._commit(layer, head, self.pool.pages_for(entries))
         self.n[layer, head] = entries
+
+    def copy(self, other: PageRuns, first: np.ndarray) -> None:
+        """Copy the runs of another sequence, less the `first` entries of each [L,G]. Raises PoolExhausted: No room."""
+        for layer, head in np.argwhere(other.n > first).tolist():
+            count, begin = int(other.n[layer, head] - first[layer, head]), int(first[layer, head])
+            self.extend(layer, (head,), count)
+            source = int(other.start[layer, head]) + begin
+            self.pool.copy(slice(source, source + count), int(self.start[layer, head]), count)
 
     def drop_front(self, layer: int, head: int, pages: int) -> None:
         """Give back the first pages of one head, addresses and all; the run begins behind them."""

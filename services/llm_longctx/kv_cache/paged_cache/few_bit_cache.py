@@ -289,8 +289,8 @@ class FewBitCache(PagedCache):
         self.own.reserve(np.maximum(other.own.n + PAGE, self.windows.capacity()))
         runs = (self.own, self.compact, self.fixed, self.base), (other.own, other.compact, other.fixed, other.base)
         for mine, its in zip(*runs, strict=True):
-            _copy_runs(mine, its, none)
-        _copy_runs(self.packed, other.packed, skip)
+            mine.copy(its, none)
+        self.packed.copy(other.packed, skip)
 
     def close(self) -> None:
         super().close()
@@ -373,12 +373,3 @@ def _positions_of(held: Entries, pages: Sequence[int]) -> Tensor:
     order, device = torch.argsort(held.origin), held.origin.device
     first = torch.searchsorted(held.origin[order], to_device(pages, device) * PAGE)
     return held.positions[order][first[:, None] + torch.arange(PAGE, device=device)]
-
-
-def _copy_runs(mine: PageRuns, its: PageRuns, first: np.ndarray) -> None:
-    """Runs of another sequence, less the first entries of each [L,G]."""
-    for layer, head in np.argwhere(its.n - first > 0).tolist():
-        count, begin = int(its.n[layer, head] - first[layer, head]), int(first[layer, head])
-        mine.extend(layer, (head,), count)
-        source = int(its.start[layer, head]) + begin
-        mine.pool.copy(slice(source, source + count), int(mine.start[layer, head]), count)

@@ -376,13 +376,10 @@ class PagedCache:
     def copy(self, other: PagedCache, taken: int) -> None:
         """Own runs less the first `taken` entries of whole heads, and compact runs, of another sequence."""
         skip = np.where(self.cut, 0, taken)
-        self.own.reserve(np.maximum(other.own.n - skip + self.pool.page, self.windows.capacity()))
-        for mine, its, first in ((self.own, other.own, skip), (self.compact, other.compact, np.zeros_like(skip))):
-            for layer, head in np.argwhere(its.n - first > 0).tolist():
-                count, begin = int(its.n[layer, head] - first[layer, head]), int(first[layer, head])
-                mine.extend(layer, (head,), count)
-                source = int(its.start[layer, head]) + begin
-                self.pool.copy(slice(source, source + count), int(mine.start[layer, head]), count)
+        left = other.own.n - skip  # where nothing is, addresses can still be reserved for all that will come
+        self.own.reserve(np.maximum((left + self.pool.page) * (left > 0), self.windows.capacity()))
+        self.own.copy(other.own, skip)
+        self.compact.copy(other.compact, np.zeros_like(skip))
 
     def prefix(self, count: int) -> Self:
         """The first `count` tokens (a multiple of the page) of a sequence without cut heads, as a sequence that shares.

@@ -182,12 +182,15 @@ def pattern_period(subject: StudiedModel) -> int:
 
 
 def draw_controls(spec: CircuitsSpec, subject: StudiedModel) -> list[tuple[int, ...]]:
-    """Draw different random sets of ranks by attribution, outside the top 15 %: the controls of a knock-out."""
+    """Draw different random sets of ranks by attribution, outside the top 15 %: the controls of a knock-out.
+
+    There are none where fewer heads are left than are knocked out.
+    """
     size = subject.layers * subject.heads
     outside = range(max(spec.knockout, round(0.15 * size)), size)
     rng, draws = random.Random(f"knockout/{spec.seed}"), set[tuple[int, ...]]()
-    for _ in range(100 * spec.controls):
-        draws.add(tuple(sorted(rng.sample(outside, min(spec.knockout, len(outside))))))
+    for _ in range(100 * spec.controls if len(outside) >= spec.knockout else 0):
+        draws.add(tuple(sorted(rng.sample(outside, spec.knockout))))
         if len(draws) == spec.controls:
             break
     return sorted(draws)

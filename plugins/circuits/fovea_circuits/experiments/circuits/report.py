@@ -206,8 +206,6 @@ def _knockout_bars(spec: CircuitsSpec, findings: CircuitFindings) -> list[Bars]:
         Bar(label=top, value=findings.knockout[top]["logit_diff"]),
         Bar.of_draws(f"random {spec.knockout}", draws),
     ]
-    caption = (
-        f"Logit difference with heads zeroed: those of largest attribution, and {len(draws)} random draws of as many "
-        "others (mean ± sd)."
-    )
+    drawn = f"{len(draws)} random draws of as many others (mean ± sd)" if draws else "no control: too few are left"
+    caption = f"Logit difference with heads zeroed: those of largest attribution, and {drawn}."
     return [Bars(name="knockout", unit="logits", bars=bars, caption=caption)]

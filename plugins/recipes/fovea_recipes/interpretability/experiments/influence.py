@@ -196,7 +196,9 @@ def draw_control_heads(subject: StudiedModel, heads: Sequence[Head], seed: int) 
 
 def _parse_documents(spec: InfluenceSpec, subject: StudiedModel) -> list[tuple[_DocumentLine, list[int]]]:
     lines = []
-    for number, text in enumerate(filter(str.strip, spec.documents.splitlines()), 1):
+    for number, text in enumerate(spec.documents.split("\n"), 1):  # texts may hold other line breaks, such as U+2028
+        if not text.strip():
+            continue
         try:
             line = _DocumentLine.model_validate_json(text)
         except ValidationError as error:
