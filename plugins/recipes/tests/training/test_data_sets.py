@@ -151,6 +151,23 @@ def test_mistakes_in_coco_files_are_named_and_the_rest_is_used(pictures):
     assert sorted(each.detail or each.path.name for each in problems) == ["gone.png", "label 7", "label 8", "label 9"]
 
 
+@pytest.mark.parametrize(
+    ("write", "ending", "label"), [(as_voc, "xml", "a"), (as_coco, "json", "instances"), (as_yolo, "txt", "labels/a")]
+)
+def test_hidden_files_are_left_out_and_labels_of_another_encoding_are_named(pictures, write, ending, label):
+    write(pictures)
+    file = pictures / f"{label}.{ending}"
+    for hidden in (pictures / "._a.png", file.with_name(f"._{file.name}")):  # by the Finder of macOS
+        hidden.write_bytes(b"\0\5\x16\7\xb0")
+    found, problems, _ = check_boxes(find_boxes(pictures))
+    assert (len(found), problems) == (2, [])
+    file = file.rename(file.with_suffix(f".{ending.upper()}"))  # of a camera, or Windows
+    assert find_boxes(pictures).counts == found.counts
+    file.write_bytes("Schlaglöcher".encode("utf-16"))
+    with pytest.raises(InvalidOption, match=file.name):
+        find_boxes(pictures)
+
+
 def test_a_test_folder_is_held_out_next_to_a_validation_folder(tmp_path):
     paths = [tmp_path / split / "a.png" for split in ("train", "val", "test")]
     assert held_out(paths, tmp_path).tolist() == [False, True, True]
