@@ -151,6 +151,17 @@ def test_mistakes_in_coco_files_are_named_and_the_rest_is_used(pictures):
     assert sorted(each.detail or each.path.name for each in problems) == ["gone.png", "label 7", "label 8", "label 9"]
 
 
+def test_crowds_are_no_objects_and_names_of_windows_are_found(pictures):
+    as_coco(pictures)
+    held = json.loads((pictures / "instances.json").read_text())
+    held["images"][0]["file_name"] = "images\\a.png"
+    held["annotations"].append({"id": 4, "image_id": 0, "category_id": 7, "bbox": [0, 0, 80, 70], "iscrowd": 1})
+    (pictures / "instances.json").write_text(json.dumps(held))
+    found = find_boxes(pictures)
+    assert found.counts == {"cat": 2, "dog": 1}
+    assert [(each.kind.split(",")[0], each.detail) for each in found.problems] == [("has labels of crowds", "label 4")]
+
+
 @pytest.mark.parametrize(
     ("write", "ending", "label"), [(as_voc, "xml", "a"), (as_coco, "json", "instances"), (as_yolo, "txt", "labels/a")]
 )

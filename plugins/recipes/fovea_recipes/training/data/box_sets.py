@@ -176,7 +176,9 @@ def _coco(folder: Path, files: dict[Path, dict[str, Any]], names: Sequence[str])
             except (KeyError, TypeError, ValueError):
                 problems.append(FileProblem(file, "has labels without a box, left out", label))
                 continue
-            if name is None or each["image_id"] not in listed:
+            if each.get("iscrowd"):
+                problems.append(FileProblem(file, "has labels of crowds, which are no one object, left out", label))
+            elif name is None or each["image_id"] not in listed:
                 kind = "has labels of classes or pictures that it does not list, left out"
                 problems.append(FileProblem(file, kind, label))
             elif each["image_id"] in places:

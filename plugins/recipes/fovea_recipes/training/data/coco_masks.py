@@ -104,7 +104,7 @@ def find_places(
 ) -> Iterator[tuple[Any, tuple[Path, tuple[int, int]]]]:
     """Path and (height, width) of every picture that is there and has the size that the file says, by its id."""
     for image in images:
-        named = Path(str(image["file_name"]))
+        named = Path(str(image["file_name"]).replace("\\", "/"))
         alike = [path for path in pictures if path.name == named.name]
         if not alike:
             problems.append(FileProblem(file.parent / named, "is not there, left out"))
