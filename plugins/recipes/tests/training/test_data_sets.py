@@ -268,6 +268,26 @@ def test_lists_and_patterns_say_what_is_held_out_or_are_refused(tmp_path):
     assert held_out([tmp_path / "a.png", tmp_path / "b.png"], tmp_path).tolist() == [False, True]
 
 
+def test_lists_name_pictures_by_their_folders_whatever_made_them(tmp_path):
+    paths = [tmp_path / "images" / f"cam{cam}" / f"road_1.{place}m.png" for cam in range(3) for place in range(2)]
+    for lines in ("cam1/road_1.0m", "/other/place/images/cam1/road_1.0m.png", r"images\cam1\road_1.0m.jpg"):
+        (tmp_path / "val.txt").write_text(f"{lines}\n\nroad_9.png\n")
+        assert np.flatnonzero(held_out(paths, tmp_path)).tolist() == [2], lines
+    (tmp_path / "val.txt").write_text("road_1.1m\n")
+    assert np.flatnonzero(held_out(paths, tmp_path)).tolist() == [1, 3, 5]
+
+
+def test_folders_of_a_split_may_be_capital_and_train_may_be_a_class(tmp_path):
+    for side in ("Train", "Test"):
+        for kind in ("car", "train"):
+            noise(tmp_path / "split" / side / kind / "0.png", len(side + kind))
+            noise(tmp_path / "vehicles" / kind / f"{side}.png", len(side + kind))
+    found, _ = find_classes(tmp_path / "split")
+    assert (found.counts, found.pictures[0].parts[-3]) == ({"car": 2, "train": 2}, "Train")
+    assert held_out(found.pictures, tmp_path / "split").tolist() == [False, False, True, True]
+    assert find_classes(tmp_path / "vehicles")[0].counts == {"car": 2, "train": 2}
+
+
 def test_near_copies_across_a_split_are_found(tmp_path):
     for seed in range(8):
         noise(tmp_path / f"{seed}.png", seed)
