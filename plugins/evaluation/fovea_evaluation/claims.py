@@ -15,8 +15,10 @@ from fovea_evaluation.metrics.answers import Support
 from services.relevance_judge.embeddings import load_embedder
 from services.relevance_judge.metrics.baselines import overlap
 
-_END = re.compile(r"(?<=[.!?])(?:(?:\s*\[\w[\w.,\s-]*\])*)\s+(?=[A-Z0-9\"'(\[])")
-_CITATION = re.compile(r"\[([\w.-]+(?:\s*,\s*[\w.-]+)*)\]")
+_ID = r"[^\s\[\],]+"  # as TREC's `msmarco_v2.1_doc_29_12#3_56`
+_CITED = rf"\[({_ID}(?:\s*,\s*{_ID})*)\]"
+_END = re.compile(rf"(?<=[.!?])(?:\s*{_CITED})*\s+(?=[A-Z0-9\"'(\[])")
+_CITATION = re.compile(_CITED)
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 FULL, PARTIAL = 0.7, 0.45

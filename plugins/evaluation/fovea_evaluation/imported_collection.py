@@ -58,7 +58,10 @@ def parse_collection(
         if docid not in passages:
             absent[docid] = absent.get(docid, 0) + 1
         pair = (names[qid], docid)
-        labels[pair] = max(labels.get(pair, 0), int(grade))
+        labels[pair] = max(labels.get(pair, int(grade)), int(grade))
+    if used := sorted({code for _, _, code in rows if isinstance(code, int) and code in grades}):
+        became = ", ".join(f"{code} → {grades[code]}" for code in used)
+        notes.append(f"Codes of the relevance lines became grades: {became}. Give others if yours rise with relevance.")
     for code, count in sorted(odd.items()):
         notes.append(f"{count} relevance lines have the code {code}, which has no grade; they were left out.")
     if absent:

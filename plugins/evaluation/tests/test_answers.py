@@ -21,6 +21,9 @@ def test_sentences_keep_their_citations_and_what_is_said_twice_is_kept_once():
     assert (found[0], claims.read_citations(found[1])) == ("The moon makes tides. [1]", ["2", "m3"])
     assert (claims.strip_citations(found[1]), found[-1]) == ("The sun helps, by 46 %.", "Is it 3.5 m high?")
     assert claims.split_sentences("  ") == []
+    (first, _) = claims.split_sentences("It is so. [msmarco_v2.1_doc_29_12#3_56, doi:10.1/x] Next.")
+    assert claims.read_citations(first) == ["msmarco_v2.1_doc_29_12#3_56", "doi:10.1/x"]
+    assert claims.strip_citations(first) == "It is so."
     assert claims.split_sentences("Why is it so? [1]. Because. [2]") == ["Why is it so? [1].", "Because. [2]"]
     said = ["The moon causes tides.", "Yeast makes dough rise.", "Tides are caused by the moon."]
     assert claims.drop_repetitions(said) == [0, 1]

@@ -40,6 +40,7 @@ def test_records_become_texts_codes_become_grades_and_what_was_decided_is_said()
     assert found.labels == {("1", "1"): 3, ("3", "2"): 1, ("2", "2"): 2}
     notes = " ".join(parse_collection(DOCUMENTS, TOPICS, "1 1 1\n3 2 -1\n").notes)
     assert "by position" in notes
+    assert "became grades: 1 → 3." in notes
     assert "1 relevance lines have the code -1" in notes
     assert "1 of the documents have no text" in notes
 
@@ -61,6 +62,7 @@ def test_topics_numbered_without_gaps_or_used_by_relevance_lines_keep_their_ids(
     [
         ("1 1 4\n3 2 -1\n", {4: 3, -1: 0}, {("1", "1"): 3, ("3", "2"): 0}),  # another reading of the codes
         ("01 2  0 0\n", None, {("1", "2"): 2}),  # no grade, as in CACM
+        ("1 0 2 -2\n2 0 1 -1\n2 0 1 0\n", None, {("1", "2"): -2, ("2", "1"): 0}),  # spam, in TREC's web tracks
         ("1 0 2 3\n2 0 1 0\n", None, {("1", "2"): 3, ("2", "1"): 0}),  # TREC's lines keep their grades
     ],
 )

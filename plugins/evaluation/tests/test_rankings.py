@@ -91,7 +91,7 @@ def test_what_nobody_judged_is_not_relevant_even_where_grade_zero_is():
     assert found == {"q": {"map": 0.5, "recall_3": 1.0, "recip_rank": 0.5, "P_1": 0.0}}
 
 
-@pytest.mark.parametrize("name", ["bpref", "P_0", "ndcg_cut_x", "map_10", ""])
+@pytest.mark.parametrize("name", ["bpref", "P_0", "P_²", "P_" + "9" * 5000, "ndcg_cut_x", "map_10", ""])
 def test_an_unknown_measure_is_refused(name):
     with pytest.raises(InvalidOption, match="no measure"):
         evaluate({}, {}, measures=[name])

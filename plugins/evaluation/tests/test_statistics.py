@@ -167,6 +167,15 @@ def test_the_planned_number_of_labels_gives_the_wished_width():
     assert [n for n, _, _ in found.curve] == sorted(n for n, _, _ in found.curve)
 
 
+def test_a_judge_whose_scores_spread_less_is_planned_with_the_weight_that_it_gets():
+    human = np.random.default_rng(0).normal(0, 1, 4000)
+    judge = 0.4 * human + np.random.default_rng(1).normal(0, 0.02, 4000)
+    found = plan_labels(human[:400], judge[:400], total=4000, half_width=0.04)
+    assert found.with_judge is not None
+    low, high = correct_mean(human[: found.with_judge], judge[: found.with_judge], judge[found.with_judge :]).interval
+    assert (high - low) / 2 == pytest.approx(0.04, rel=0.1)
+
+
 def test_no_number_of_labels_is_enough_where_the_wish_is_too_narrow():
     human, judge = pilot(30, 0.5, 1)
     found = plan_labels(human, judge, total=60, half_width=0.01)

@@ -29,6 +29,10 @@ def test_systems_are_compared_with_a_sentence_each(client):
         assert ("is better" in row["statement"]) == row["is_significant"]
     found = post(client, "significance", {"labels": FIRST, "runs": RUNS, "baseline": "bm25"})
     assert {row["second"] for row in found["comparisons"]} == {"bm25"}
+    found = post(client, "significance", {"labels": FIRST, "runs": RUNS, "baseline": "query-likelihood"})
+    for row in found["comparisons"]:  # the baseline is better, so that differences are negative
+        low, high = row["interval"]
+        assert f"interval {-high:+.4f} to {-low:+.4f}" in row["statement"]
 
 
 def collection(queries: int, seed: int = 0) -> tuple[str, str, dict[str, float]]:

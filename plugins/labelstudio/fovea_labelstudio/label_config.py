@@ -50,6 +50,12 @@ class ControlTag:
         return self.aliases.get(class_name.casefold())
 
 
+def folder_name(label: str) -> str:
+    """Name of the folder for pictures of a choice, and so of the trained class: less what no folder's name may hold."""
+    kept = "".join(letter if letter.isprintable() and letter not in '/\\:*?"<>|' else "-" for letter in label)
+    return kept.strip(" .")[:60] or "-"
+
+
 def parse_label_config(text: str) -> list[ControlTag]:
     """The tags of a configuration that label pictures, in its order.
 
@@ -88,7 +94,7 @@ def _read_control(tag: Element, pictures: dict[str, str]) -> ControlTag:
     aliases: dict[str, str] = {}
     for entry in entries:
         value = str(entry.get("value"))
-        names = (value, entry.get("alias", ""), *entry.get("predicted_values", "").split(","))
+        names = (folder_name(value), value, entry.get("alias", ""), *entry.get("predicted_values", "").split(","))
         aliases |= {name.strip().casefold(): value for name in names if name.strip()}
     labels = tuple(str(entry.get("value")) for entry in entries)
     return ControlTag(_KINDS[tag.tag], tag.get("name", ""), to_name, pictures[to_name], labels, aliases)

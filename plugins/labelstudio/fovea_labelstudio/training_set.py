@@ -15,7 +15,7 @@ from PIL import Image
 from fovea.api.coco import CocoDataset
 from fovea.errors import Malformed
 from fovea_labelstudio.brush_codec import decode_brush
-from fovea_labelstudio.label_config import ControlTag
+from fovea_labelstudio.label_config import ControlTag, folder_name
 from shared.vision.decode import decode
 from shared.vision.limits import DecodeBounds
 
@@ -89,7 +89,7 @@ class TrainingSet:
         chosen = [str(label) for region in regions for label in (region.get("value") or {}).get("choices") or ()]
         if not chosen or chosen[0] not in self._control.labels:
             return False
-        self._save(picture, _safe(chosen[0]), stem)
+        self._save(picture, folder_name(chosen[0]), stem)
         return True
 
     def _save(self, picture: Image.Image, room: str, stem: str) -> str:
@@ -124,7 +124,3 @@ def _finite(places: NDArray[np.float64]) -> NDArray[np.float64]:
     if not np.isfinite(places).all():
         raise ValueError("a place is not a number")
     return places
-
-
-def _safe(label: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in label)[:60]

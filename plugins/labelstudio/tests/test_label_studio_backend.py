@@ -193,6 +193,16 @@ def test_detections_become_rectangles_and_the_first_class_that_is_a_choice_is_ch
     assert (region["value"], region["score"]) == ({"choices": ["crack"]}, 0.3)
 
 
+def test_a_class_that_was_trained_on_a_choice_is_that_choice(tmp_path):
+    control = find_control(CHOICES.replace("sound", "not / sure (yet)").replace("crack", "train"), "classify")
+    data = TrainingSet(tmp_path, control, 10_000)
+    for number, choice in enumerate(control.labels):
+        assert data.add(number, png(), [region("choices", "c", choices=[choice])])
+    names = find_classes(tmp_path)[0].names
+    assert names == ("not - sure (yet)", "train")
+    assert tuple(map(control.label_of, names)) == control.labels
+
+
 def png(width: int = 40, height: int = 20, **exif: int) -> bytes:
     out = io.BytesIO()
     tags = Image.Exif()

@@ -113,8 +113,10 @@ def plan_labels(human: Any, judge: Any, *, total: int, half_width: float, confid
 
     def half(n: int, *, helped: bool) -> float:
         rest = total - n
-        gain = max(shared, 0.0) ** 2 / spread / (1 + n / rest) if helped and rest > 0 and spread > 0 else 0.0
-        return float(stats.t.ppf(0.5 + confidence / 2, n - 1) * math.sqrt(max(variance - gain, 0.0) / n))
+        whole = spread * (1 + n / rest) if helped and rest > 0 else 0.0
+        weight = min(max(shared / whole, 0.0), 1.0) if whole > 0 else 0.0  # as `tune_weight` keeps it
+        left = variance - weight * (2 * shared - weight * whole)
+        return float(stats.t.ppf(0.5 + confidence / 2, n - 1) * math.sqrt(max(left, 0.0) / n))
 
     steps = sorted({min(max(round(total * share), 2), total) for share in (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)})
     return LabelBudget(

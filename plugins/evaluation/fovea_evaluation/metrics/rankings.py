@@ -80,7 +80,7 @@ def find_measure(name: str) -> Rule:
     stem, _, cut = name.rpartition("_")
     if name in {"ndcg", "map", "recip_rank"}:
         return {"ndcg": _ndcg(None), "map": _average_precision, "recip_rank": _reciprocal_rank}[name]
-    if stem in {"ndcg_cut", "P", "recall"} and cut.isdigit() and int(cut) > 0:
+    if stem in {"ndcg_cut", "P", "recall"} and cut.isdecimal() and len(cut) < 10 and int(cut) > 0:
         return {"ndcg_cut": _ndcg, "P": _precision, "recall": _recall}[stem](int(cut))
     detail = f"There is no measure {name!r}; known are ndcg, ndcg_cut_k, map, P_k, recip_rank, recall_k."
     raise InvalidOption(detail, field="measure")

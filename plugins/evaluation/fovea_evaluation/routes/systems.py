@@ -175,7 +175,7 @@ def compare_runs(body: SignificanceIn) -> SignificanceOut:
 
 def _describe(test: PairTest, body: SignificanceIn, tests: int, queries: int) -> PairOut:
     is_significant = test.p_corrected <= body.level
-    low, high = test.interval
+    low, high = test.interval if test.difference >= 0 else (-test.interval[1], -test.interval[0])  # of the better one
     evidence = (
         f"{abs(test.difference):.4f} {body.measure} over {queries} queries ({1 - body.level:.0%} interval "
         f"{low:+.4f} to {high:+.4f}; permutation p {test.p:.4g}"

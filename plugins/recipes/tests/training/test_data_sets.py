@@ -151,6 +151,34 @@ def test_mistakes_in_coco_files_are_named_and_the_rest_is_used(pictures):
     assert sorted(each.detail or each.path.name for each in problems) == ["gone.png", "label 7", "label 8", "label 9"]
 
 
+def test_crowds_are_no_objects_and_names_of_windows_are_found(pictures):
+    as_coco(pictures)
+    held = json.loads((pictures / "instances.json").read_text())
+    held["images"][0]["file_name"] = "images\\a.png"
+    held["annotations"].append({"id": 4, "image_id": 0, "category_id": 7, "bbox": [0, 0, 80, 70], "iscrowd": 1})
+    (pictures / "instances.json").write_text(json.dumps(held))
+    found = find_boxes(pictures)
+    assert found.counts == {"cat": 2, "dog": 1}
+    assert [(each.kind.split(",")[0], each.detail) for each in found.problems] == [("has labels of crowds", "label 4")]
+
+
+@pytest.mark.parametrize(
+    ("write", "ending", "label"), [(as_voc, "xml", "a"), (as_coco, "json", "instances"), (as_yolo, "txt", "labels/a")]
+)
+def test_hidden_files_are_left_out_and_labels_of_another_encoding_are_named(pictures, write, ending, label):
+    write(pictures)
+    file = pictures / f"{label}.{ending}"
+    for hidden in (pictures / "._a.png", file.with_name(f"._{file.name}")):  # by the Finder of macOS
+        hidden.write_bytes(b"\0\5\x16\7\xb0")
+    found, problems, _ = check_boxes(find_boxes(pictures))
+    assert (len(found), problems) == (2, [])
+    file = file.rename(file.with_suffix(f".{ending.upper()}"))  # of a camera, or Windows
+    assert find_boxes(pictures).counts == found.counts
+    file.write_bytes("Schlaglöcher".encode("utf-16"))
+    with pytest.raises(InvalidOption, match=file.name):
+        find_boxes(pictures)
+
+
 def test_a_test_folder_is_held_out_next_to_a_validation_folder(tmp_path):
     paths = [tmp_path / split / "a.png" for split in ("train", "val", "test")]
     assert held_out(paths, tmp_path).tolist() == [False, True, True]
@@ -238,6 +266,26 @@ def test_lists_and_patterns_say_what_is_held_out_or_are_refused(tmp_path):
         held_out([tmp_path / "a.png"], tmp_path, pattern="(")
     (tmp_path / "val.txt").write_text("b\n")
     assert held_out([tmp_path / "a.png", tmp_path / "b.png"], tmp_path).tolist() == [False, True]
+
+
+def test_lists_name_pictures_by_their_folders_whatever_made_them(tmp_path):
+    paths = [tmp_path / "images" / f"cam{cam}" / f"road_1.{place}m.png" for cam in range(3) for place in range(2)]
+    for lines in ("cam1/road_1.0m", "/other/place/images/cam1/road_1.0m.png", r"images\cam1\road_1.0m.jpg"):
+        (tmp_path / "val.txt").write_text(f"{lines}\n\nroad_9.png\n")
+        assert np.flatnonzero(held_out(paths, tmp_path)).tolist() == [2], lines
+    (tmp_path / "val.txt").write_text("road_1.1m\n")
+    assert np.flatnonzero(held_out(paths, tmp_path)).tolist() == [1, 3, 5]
+
+
+def test_folders_of_a_split_may_be_capital_and_train_may_be_a_class(tmp_path):
+    for side in ("Train", "Test"):
+        for kind in ("car", "train"):
+            noise(tmp_path / "split" / side / kind / "0.png", len(side + kind))
+            noise(tmp_path / "vehicles" / kind / f"{side}.png", len(side + kind))
+    found, _ = find_classes(tmp_path / "split")
+    assert (found.counts, found.pictures[0].parts[-3]) == ({"car": 2, "train": 2}, "Train")
+    assert held_out(found.pictures, tmp_path / "split").tolist() == [False, False, True, True]
+    assert find_classes(tmp_path / "vehicles")[0].counts == {"car": 2, "train": 2}
 
 
 def test_near_copies_across_a_split_are_found(tmp_path):

@@ -22,7 +22,14 @@ from PIL import Image
 from fovea.errors import InvalidOption, NotFound
 from fovea_recipes.training.data.coco_masks import find_places, read_coco_files
 from fovea_recipes.training.data.mask_folders import folders_of
-from fovea_recipes.training.data.survey import FileProblem, list_pictures, picture_size, unreadable
+from fovea_recipes.training.data.survey import (
+    FileProblem,
+    list_files,
+    list_pictures,
+    picture_size,
+    read_text,
+    unreadable,
+)
 
 Rows = NDArray[np.float32]
 """(m, 5): class, x1, y1, x2, y2 in pixels of the upright picture."""
@@ -79,11 +86,11 @@ def find_boxes(folder: Path, names: Sequence[str] = (), grow: int = 10) -> BoxSe
         NotFound: No labels of any of these formats.
         InvalidOption: A file of labels can't be read.
     """
-    if files := sorted(folder.rglob("*.xml")):
+    if files := list_files(folder, {".xml"}):
         return _voc(folder, files, names)
     if held := read_coco_files(folder):
         return _coco(folder, held, names)
-    texts = [file for file in sorted(folder.rglob("*.txt")) if file.name != CLASSES]
+    texts = [file for file in list_files(folder, {".txt"}) if file.name != CLASSES]
     if files := [file for file in texts if LABELS in file.relative_to(folder).parts[:-1]]:
         return _yolo(folder, files, names)
     if names and (masked := _masked_pairs(folder))[0]:
@@ -169,7 +176,9 @@ def _coco(folder: Path, files: dict[Path, dict[str, Any]], names: Sequence[str])
             except (KeyError, TypeError, ValueError):
                 problems.append(FileProblem(file, "has labels without a box, left out", label))
                 continue
-            if name is None or each["image_id"] not in listed:
+            if each.get("iscrowd"):
+                problems.append(FileProblem(file, "has labels of crowds, which are no one object, left out", label))
+            elif name is None or each["image_id"] not in listed:
                 kind = "has labels of classes or pictures that it does not list, left out"
                 problems.append(FileProblem(file, kind, label))
             elif each["image_id"] in places:
@@ -191,7 +200,7 @@ def _yolo(folder: Path, files: Sequence[Path], names: Sequence[str]) -> BoxSet:
 
 def _yolo_boxes(file: Path, height: int, width: int) -> list[tuple[float, ...]]:
     boxes = list[tuple[float, ...]]()
-    for number, line in enumerate(file.read_text("utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(read_text(file).splitlines(), 1):
         if line.strip():
             try:
                 kind, x1, y1, x2, y2 = _yolo_box([float(word) for word in line.split()])
@@ -224,10 +233,10 @@ def _yolo_names(folder: Path) -> tuple[str, ...]:
     """Classes by `classes.txt` or `data.yaml` (a list or numbered, in one line or several); none without a file."""
     for file in (folder / CLASSES, folder / LABELS / CLASSES):
         if file.exists():
-            return tuple(filter(None, map(str.strip, file.read_text("utf-8-sig").splitlines())))
+            return tuple(filter(None, map(str.strip, read_text(file).splitlines())))
     if not (file := folder / "data.yaml").exists():
         return ()
-    found = _NAMES.search(file.read_text("utf-8-sig"))
+    found = _NAMES.search(read_text(file))
     in_line, block = found.groups() if found else ("", None)
     items = [each for each in (block.splitlines() if block else _IN_LINE.findall(in_line)) if each.strip()]
     told = [match.groups() for match in map(_NAME.match, items) if match]
@@ -241,7 +250,7 @@ def _yolo_names(folder: Path) -> tuple[str, ...]:
 def _masked_pairs(folder: Path) -> tuple[dict[Path, Path], list[FileProblem]]:
     """Masks by picture: a JPEG next to a PNG of its name."""
     pictures = [path for path in list_pictures(folder) if path.suffix.lower() in {".jpg", ".jpeg"}]
-    return _pair(sorted(folder.rglob("*.png")), pictures, folder)
+    return _pair(list_files(folder, {".png"}), pictures, folder)
 
 
 def _masked(pairs: dict[Path, Path], problems: list[FileProblem], names: Sequence[str], grow: int) -> BoxSet:

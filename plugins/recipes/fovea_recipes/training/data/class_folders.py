@@ -60,9 +60,10 @@ def find_classes(folder: Path) -> tuple[ClassSet, list[FileProblem]]:
     Raises:
         NotFound: No class folders, or none with pictures.
     """
-    tops = [folder / name for name in (TRAIN, *HELD_OUT) if (folder / name).is_dir()]
-    homes = tops if (folder / TRAIN).is_dir() else [folder]
-    classes = [each for home in homes for each in sorted(home.iterdir()) if each.is_dir() and each.name[0] != "."]
+    sides = {each.name.lower(): each for each in _folders(folder)}
+    is_split = TRAIN in sides and bool(_folders(sides[TRAIN]))  # else `train` is a class, as of vehicles
+    homes = [sides[name] for name in (TRAIN, *HELD_OUT) if name in sides] if is_split else [folder]
+    classes = [each for home in homes for each in _folders(home)]
     found = {path: each.name for each in classes for path in list_pictures(each)}
     if not found:
         hint = "Give a folder that holds one folder of pictures per class, or train/ and validation/ of that kind."
@@ -75,6 +76,11 @@ def find_classes(folder: Path) -> tuple[ClassSet, list[FileProblem]]:
     pictures = tuple(path for path in found if path in kept)
     labels = np.array([names.index(kept[path]) for path in pictures], np.int64)
     return ClassSet(tuple(names), pictures, labels), problems
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Folders in a folder that are not hidden, in the order of their names."""
+    return [each for each in sorted(folder.iterdir()) if each.is_dir() and each.name[0] != "."]
 
 
 def _read(path: Path, shorter: int) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fovea.errors import InvalidOption
-from fovea_recipes.training.data.survey import FileProblem, picture_size
+from fovea_recipes.training.data.survey import FileProblem, list_files, picture_size, read_text
 
 Mask = NDArray[np.bool_]
 NEEDED = {"images": {"id", "file_name"}, "categories": {"id", "name"}, "annotations": {"image_id", "category_id"}}
@@ -53,13 +53,13 @@ def read_coco_files(folder: Path) -> dict[Path, dict[str, Any]]:
     Raises:
         InvalidOption: A file is not JSON, or lacks a part.
     """
-    return {file: held for file in sorted(folder.rglob("*.json")) if (held := _read(file)) is not None}
+    return {file: held for file in list_files(folder, {".json"}) if (held := _read(file)) is not None}
 
 
 def _read(file: Path) -> dict[str, Any] | None:
     """Content of a COCO file; None for any other JSON."""
     try:
-        held = json.loads(file.read_text("utf-8-sig"))
+        held = json.loads(read_text(file))
     except ValueError as error:
         raise InvalidOption(f"{file} is no JSON: {error}.", hint="Mend or remove it.", field="data") from error
     if not isinstance(held, dict) or not all(isinstance(held.get(part), list) for part in NEEDED):
@@ -104,7 +104,7 @@ def find_places(
 ) -> Iterator[tuple[Any, tuple[Path, tuple[int, int]]]]:
     """Path and (height, width) of every picture that is there and has the size that the file says, by its id."""
     for image in images:
-        named = Path(str(image["file_name"]))
+        named = Path(str(image["file_name"]).replace("\\", "/"))
         alike = [path for path in pictures if path.name == named.name]
         if not alike:
             problems.append(FileProblem(file.parent / named, "is not there, left out"))

@@ -5,12 +5,14 @@ Knows file names; knows no label and no model.
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fovea.errors import InvalidOption
+from fovea_recipes.training.data.survey import read_text
 
 TRAIN = "train"
 
@@ -57,15 +59,32 @@ def _decided(paths: Sequence[Path], folder: Path, pattern: str) -> NDArray[np.bo
     if pattern:
         compiled = _compiled(pattern, "held_out")
         return np.array([bool(compiled.search(path.name)) for path in paths])
-    tops = [path.relative_to(folder).parts for path in paths]
-    out = [not {*HELD_OUT}.isdisjoint(parts[:-1]) for parts in tops]
-    if any(out) and any(TRAIN in parts[:-1] for parts in tops):
+    homes = [{part.lower() for part in path.relative_to(folder).parts[:-1]} for path in paths]
+    out = [not home.isdisjoint(HELD_OUT) for home in homes]
+    if any(out) and any(TRAIN in home for home in homes):
         return np.array(out)
     if lists := [file for name in HELD_OUT if (file := folder / f"{name}.txt").exists()]:
-        lines = [line.strip() for file in lists for line in file.read_text("utf-8-sig").splitlines()]
-        listed = {Path(line).stem for line in lines if line}
-        return np.array([path.stem in listed for path in paths])
+        return _listed(paths, [line.strip() for file in lists for line in read_text(file).splitlines()])
     return None
+
+
+def _listed(paths: Sequence[Path], lines: Sequence[str]) -> NDArray[np.bool_]:
+    """Which pictures the lines of a list name, with or without ending; of one name those whose folders fit best."""
+    places: dict[str, list[int]] = {}
+    for index, path in enumerate(paths):
+        places.setdefault(path.stem, []).append(index)
+    found = np.zeros(len(paths), bool)
+    for named in (Path(line.replace("\\", "/")) for line in lines if line):
+        alike = places.get(named.name) or places.get(named.stem, [])
+        shared = [_shared_folders(paths[index], named) for index in alike]
+        found[[index for index, count in zip(alike, shared, strict=True) if count == max(shared)]] = True
+    return found
+
+
+def _shared_folders(first: Path, second: Path) -> int:
+    """How many folders two paths have in common, from the file upwards."""
+    pairs = zip(first.parts[-2::-1], second.parts[-2::-1], strict=False)
+    return len([*takewhile(lambda pair: pair[0] == pair[1], pairs)])
 
 
 def _drawn(groups: Sequence[str], share: float, seed: int) -> NDArray[np.bool_]:

@@ -4,7 +4,7 @@ Knows files and pixels; knows no model. Files that it names are left out or clip
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from fovea.errors import FoveaError
+from fovea.errors import FoveaError, InvalidOption
 from shared.vision.decode import decode
 from shared.vision.limits import DecodeBounds, PictureMemory
 
@@ -30,9 +30,23 @@ SHOWN = 5
 """Files that a line names before it only counts."""
 
 
+def list_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Files with these endings in a folder and below, in the order of their names; what is hidden is left out."""
+    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in suffixes]
+    return [path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts)]
+
+
 def list_pictures(folder: Path) -> list[Path]:
     """Pictures in a folder and below, in the order of their names."""
-    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    return list_files(folder, SUFFIXES)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of labels; InvalidOption if it is not in UTF-8."""
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidOption(f"{path} is no text in UTF-8.", hint="Save it in UTF-8.", field="data") from error
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
