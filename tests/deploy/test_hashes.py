@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from importlib import metadata
 
 import pytest
@@ -78,6 +79,8 @@ def test_a_version_without_hashes_ends_the_build():
         hashes.select(report, KNOWN)
 
 
+find_owners = cache(metadata.packages_distributions)
+
 HIDDEN = """
 import importlib.abc, importlib.metadata, json, sys
 
@@ -126,7 +129,7 @@ CASES = [
 def hidden_modules(extras):
     """Top-level modules that only packages bring which these extras do not need."""
     kept = needed(extras) | {"fovea-serve", "fovea-platform", "pip", "setuptools"}
-    found = metadata.packages_distributions()
+    found = find_owners()
     return sorted(name for name, owners in found.items() if not kept & {hashes.normalise(one) for one in owners})
 
 
