@@ -371,7 +371,7 @@ def _complete_url(url: str, password: str | None, files: Mapping[str, Path | Non
     query = dict(parse_qsl(parts.query))
     if parts.scheme.startswith("rediss"):
         query = {**{name: str(file) for name, file in files.items() if file}, **query}
-    netloc = f"{login}{at}{host}"  # a socket's file has none, and what is joined without one is no URL for Redis
+    netloc = f"{login}{at}{host}"  # empty of a socket's file, whose URL Redis takes as it stands
     return urlunsplit(parts._replace(netloc=netloc, query=urlencode(query, safe="/"))) if netloc else url
 
 

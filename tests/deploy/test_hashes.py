@@ -79,6 +79,8 @@ def test_a_version_without_hashes_ends_the_build():
         hashes.select(report, KNOWN)
 
 
+find_owners = cache(metadata.packages_distributions)
+
 HIDDEN = """
 import importlib.abc, importlib.metadata, json, sys
 

@@ -79,14 +79,14 @@ def test_a_replica_without_a_node_asks_for_one_until_it_is_there(cluster):
     add_nodes(cluster, NODES[0])
     cluster.submit(serve_config(2, 2))
     cluster.wait_replicas(SERVICE, 1, WAIT_S)
-    asked = wait_until(lambda: (found := ask_autoscaler(cluster))["pending"] and found, WAIT_S, "a replica waits")
+    asked = wait_until(lambda: (found := ask_autoscaler(cluster))["pending"] and found, WAIT_S, "a replica waits", 1)
     [demand] = asked["pending"]
     assert {name for name in demand if name.startswith(PER_NODE)}, demand
     assert demand["CPU"] < POD["CPU"]  # the node has room by CPU: it is the rule of one per node that asks
     assert asked["nodes"] == 1
     add_nodes(cluster, NODES[1])  # what the operator makes of it
     cluster.wait_replicas(SERVICE, 2, WAIT_S)
-    wait_until(lambda: ask_autoscaler(cluster) == {"pending": [], "nodes": 0}, WAIT_S, "nothing waits any more")
+    wait_until(lambda: ask_autoscaler(cluster) == {"pending": [], "nodes": 0}, WAIT_S, "nothing waits any more", 1)
 
 
 def test_a_service_without_replicas_starts_one_for_a_request_and_loses_it_when_nobody_asks(cluster):

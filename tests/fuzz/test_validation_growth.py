@@ -16,7 +16,6 @@ from tests.fuzz.__main__ import FOUND
 from tests.fuzz.harnesses import HARNESSES
 from tests.fuzz.request_models import list_request_models
 
-MODELS = list_request_models()
 SIZES = (1_000, 2_000, 4_000)
 FLOOR_S = 0.1
 """Processor seconds below which a ratio says nothing on a busy machine."""
@@ -57,35 +56,39 @@ def validate(model: type[BaseModel], body: dict[str, Any]) -> float:
     return time.process_time() - begun
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_validation_grows_no_faster_than_the_body(name):
-    model = MODELS[name]
-    for what, make in list_makers(model):
-        if validate(model, make(SIZES[-1])) > FLOOR_S:  # once more, all three: a collection of garbage is not growth
-            first, second, third = (min(validate(model, body) for _ in range(2)) for body in map(make, SIZES))
-            assert third <= max(6 * first, 3 * second, FLOOR_S), f"{what}: {first:.3f}, {second:.3f}, {third:.3f} s"
+@pytest.fixture(scope="module")
+def models():
+    return list_request_models()
+
+
+def test_validation_grows_no_faster_than_the_body(models):
+    for name, model in models.items():
+        for what, make in list_makers(model):
+            if validate(model, make(SIZES[-1])) > FLOOR_S:  # once more, all: a collection of garbage is not growth
+                first, second, third = (min(validate(model, body) for _ in range(2)) for body in map(make, SIZES))
+                told = f"{name} {what}: {first:.3f}, {second:.3f}, {third:.3f} s"
+                assert third <= max(6 * first, 3 * second, FLOOR_S), told
 
 
 @pytest.mark.release
-@pytest.mark.parametrize("name", MODELS)
-def test_the_widest_body_that_is_let_through_is_validated_in_bounded_time(name):
-    model = MODELS[name]
-    widest = max(model.model_fields, key=lambda field: "list" in str(model.model_fields[field].annotation))
-    for body in ({widest: [[]] * (MAX_PARTS // 2 - 1)}, {f"k{i}": 0 for i in range(MAX_PARTS - 2)}):
-        PartsCounter("/v1/x", "application/json").feed(json.dumps(body).encode())
-        assert validate(model, body) < MOST_S
+def test_the_widest_body_that_is_let_through_is_validated_in_bounded_time(models):
+    for name, model in models.items():
+        widest = max(model.model_fields, key=lambda field: "list" in str(model.model_fields[field].annotation))
+        for body in ({widest: [[]] * (MAX_PARTS // 2 - 1)}, {f"k{i}": 0 for i in range(MAX_PARTS - 2)}):
+            PartsCounter("/v1/x", "application/json").feed(json.dumps(body).encode())
+            assert validate(model, body) < MOST_S, name
 
 
-def test_every_service_has_request_models_and_a_route_refuses_many_fields_by_the_first():
-    (name,) = [name for name in MODELS if name.endswith("SegmentIn")][:1] or [next(iter(MODELS))]
+def test_every_service_has_request_models_and_a_route_refuses_many_fields_by_the_first(models):
+    (name,) = [name for name in models if name.endswith("SegmentIn")][:1] or [next(iter(models))]
     begun = time.process_time()
     with pytest.raises(FoveaError, match="no option"):
-        build_requests(ParsedRequest(options={f"k{i}": 0 for i in range(MAX_PARTS)}), MODELS[name], 10)
+        build_requests(ParsedRequest(options={f"k{i}": 0 for i in range(MAX_PARTS)}), models[name], 10)
     assert time.process_time() - begun < MOST_S
-    services = {name.split(".")[1] for name in MODELS if name.startswith("services.")}
+    services = {name.split(".")[1] for name in models if name.startswith("services.")}
     assert {"interpretability", "relevance_judge"} <= services
-    assert "fovea.api.text.ChatRequest" in MODELS
-    assert len(MODELS) > 20
+    assert "fovea.api.text.ChatRequest" in models
+    assert len(models) > 20
 
 
 # Starlette leaves the file of a part that breaks off to the garbage collector.

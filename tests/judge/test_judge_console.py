@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from playwright.sync_api import expect
 
@@ -189,11 +188,13 @@ def rows(part: Any, name: str) -> list[list[str]]:
     return [row.locator("th,td").all_inner_texts() for row in part.locator(f"[data-part={name}] tr").all()]
 
 
-def test_a_trust_report_says_whether_the_judge_is_better_and_shows_why(page, judging):
-    part, given = shown(page, "trust"), texts()
+def test_a_trust_report_says_whether_the_judge_is_better_and_shows_why(page):
+    with page.expect_response("**/v1/judge/trust", timeout=PATIENCE_MS) as told:
+        part, given = shown(page, "trust"), texts()
     body = {"reference": given["qrels.txt"], "judge": given["judgements/query-lift.jsonl"],
             "topics": given["topics.tsv"], "passages": given["passages.jsonl"]}  # fmt: skip
-    answer = httpx2.post(f"{judging.url}/v1/judge/trust", json=body, timeout=120).json()
+    assert told.value.request.post_data_json.items() >= body.items()
+    answer = told.value.json()
     assert figure(part, "statement") == answer["statement"]
     table = rows(part, "rows")
     assert [row[0] for row in table] == ["judge", *(one["name"] for one in answer["baselines"])]

@@ -8,7 +8,7 @@ from tests.harness.public_rule import one_thread  # noqa: F401  # fixture
 
 @pytest.fixture(scope="package", autouse=True)
 def _few_strange_pictures():
-    """What recipes know of strange pictures decides on no test here."""
+    """Strange pictures that recipes know decide no test here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder_recipe, "STRANGE", 6)
         yield

@@ -217,7 +217,7 @@ def test_bad_vectors_are_refused(server, more, status):
 
 
 def check_scopes(server, url: str, body: dict) -> None:
-    """A key without the scope is refused an intervention and a capture; with it, the audit is told."""
+    """A key without the scope is refused an intervention and a capture; with it, the audit log has them."""
 
     def ask(scopes: str, **more):
         return server.http.post(url, json=body | more, headers={"x-fovea-scopes": scopes})

@@ -50,10 +50,11 @@ def watched(started: Any, url: str, complaints: list[str]) -> Iterator[Any]:
 
 def check_page(page: Any, *widths: int) -> None:
     """Check with axe, at widths of a desk and a phone, and that nothing is wider than the screen."""
+    page.evaluate(AXE)
     for width in widths or (1280, 390):
         page.set_viewport_size({"width": width, "height": 844})
         drawn(page)
-        found = page.evaluate(AXE + ";axe.run().then(({ violations }) => violations)")
+        found = page.evaluate("axe.run({ resultTypes: ['violations'] }).then(({ violations }) => violations)")
         wrong = [f"{one['id']}: {node['html'][:120]}" for one in found for node in one["nodes"]]
         assert not wrong, "\n".join(wrong)
         assert page.locator("html").evaluate("element => element.scrollWidth") <= width
