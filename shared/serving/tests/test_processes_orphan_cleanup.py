@@ -74,14 +74,14 @@ async def children(modules):
 
 async def test_child_has_its_environment_its_session_and_its_log(children):
     child = await children.add("the child", "shows")
-    await until(child.log.read_text)
+    await until(lambda: "\n" in child.log.read_text())
     assert child.log.name == "the-child.log"
     assert child.log.read_text() == "given True\n"
 
 
 async def test_child_that_ends_is_started_again_and_said(children):
     child = await children.add("once", "once")
-    await until(lambda: "again" in child.log.read_text())
+    await until(lambda: "again\n" in child.log.read_text())
     assert child.log.read_text() == "first\nagain\n"
     assert children.said == [f"once ended (exit code 3); starting it again in 0.5 s. Log: {child.log}"]
 
@@ -109,7 +109,7 @@ async def test_all_are_stopped_the_last_started_first(children):
 
 async def test_what_ignores_sigterm_is_killed_after_the_grace(children):
     child = await children.add("stubborn", "stubborn")
-    await until(child.log.read_text)
+    await until(lambda: "\n" in child.log.read_text())
     begun = time.monotonic()
     await asyncio.wait_for(children.stop(), 60)
     assert time.monotonic() - begun > 0.9, "it had its grace"
@@ -118,7 +118,7 @@ async def test_what_ignores_sigterm_is_killed_after_the_grace(children):
 
 async def test_grandchildren_are_ended_in_whatever_group_they_are(children):
     child = await children.add("family", "family")
-    await until(child.log.read_text)
+    await until(lambda: "\n" in child.log.read_text())
     pids = [int(word) for word in child.log.read_text().split()]
     assert all(alive(pid) for pid in pids)
     await children.stop()
