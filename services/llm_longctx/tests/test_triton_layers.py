@@ -178,11 +178,11 @@ def rows_of(limits: dict, shares) -> SamplingRows:
 def test_draws_are_those_of_the_oracle(limits, backend, monkeypatch):
     monkeypatch.setattr(importlib.import_module(f"{KERNELS}sampling.triton"), "_BLOCK", 32)  # a row is several blocks
     torch.manual_seed(len(str(limits)))
-    logits = torch.randn(6, 77) * 3
+    logits = torch.randn(12, 77) * 3
     logits[0] = 1.5  # all alike: those with lower numbers come first
     logits[1, ::2] = -torch.inf
     logits[2] = logits[2].round()
-    rows = rows_of(limits, np.random.default_rng(len(str(limits))).random(6))
+    rows = rows_of(limits, np.random.default_rng(len(str(limits))).random(12))
     assert torch.equal(sample(logits, rows, backend=backend), sample(logits, rows, backend="reference"))
 
 
