@@ -149,8 +149,8 @@ class BoxRecipe(FolderRecipe):
         truth, loose, served = self.collect_detections(network, self._out)
         ways = {"map50": loose, "map50_served": served}
         self._intervals = {name: bootstrap(len(truth), resampled_map50(truth, rows)) for name, rows in ways.items()}
-        as_served = {"map50_served": map50(truth, served), "pictures": float(len(truth))}
-        return box_scores(truth, loose, self._out.names) | as_served
+        scores = box_scores(truth, loose, self._out.names)
+        return scores | {"map50_served": map50(truth, served), "pictures": float(len(truth))}
 
     @torch.no_grad()
     def collect_detections(self, network: nn.Module, held: BoxSet) -> tuple[list[Rows], list[Rows], list[Rows]]:

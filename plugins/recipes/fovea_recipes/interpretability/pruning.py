@@ -60,8 +60,8 @@ def _prune_matrix(weight: Tensor, pattern: PruningPattern) -> Tensor:
         count = round(pattern.share * flat.numel())
         sizes = flat.abs().flatten()
         limit = sizes.kthvalue(count).values if count else -1.0
-        equal, larger = sizes == limit, sizes > limit
-        kept = larger | (equal & (equal.cumsum(0) > count - (len(sizes) - int(larger.sum() + equal.sum()))))
+        equal, smaller = sizes == limit, sizes < limit
+        kept = ~smaller & (~equal | (equal.cumsum(0) > count - smaller.sum()))  # of equal ones the first go
         return (flat.flatten() * kept).view_as(weight)
     if flat.shape[1] % pattern.m:
         return weight

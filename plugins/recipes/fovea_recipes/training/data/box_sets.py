@@ -177,7 +177,7 @@ def _coco(folder: Path, files: dict[Path, dict[str, Any]], names: Sequence[str])
                 problems.append(FileProblem(file, "has labels without a box, left out", label))
                 continue
             if each.get("iscrowd"):
-                problems.append(FileProblem(file, "has labels of crowds, which are no one object, left out", label))
+                problems.append(FileProblem(file, "has labels of crowds, which are several objects, left out", label))
             elif name is None or each["image_id"] not in listed:
                 kind = "has labels of classes or pictures that it does not list, left out"
                 problems.append(FileProblem(file, kind, label))

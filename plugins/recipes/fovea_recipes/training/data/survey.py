@@ -46,7 +46,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidOption(f"{path} is no text in UTF-8.", hint="Save it in UTF-8.", field="data") from error
+        raise InvalidOption(f"{path} is not UTF-8 text.", hint="Save it in UTF-8.", field="data") from error
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
