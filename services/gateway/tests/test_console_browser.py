@@ -160,18 +160,26 @@ def test_every_kind_of_option_reaches_the_model_with_its_type_and_an_answer_of_a
     see(answer.locator("pre")).to_contain_text('"score": 0.123456')
 
 
-def test_a_button_is_shown_once_its_script_is_there(page, see):
+def test_buttons_are_shown_once_their_script_is_there_and_send_once_the_example_is(page, see):
     held = []
 
     def hold(route):
         held.append(route)
 
+    go, example = page.locator("[data-part=go]"), page.locator("[data-part=example]")
     page.route("**/run.js*", hold)
+    page.route("**/example", hold)
     page.goto("/console/run/judge", wait_until="commit")
     see(page.locator("#option-prompt")).to_be_visible()
-    see(page.locator("[data-part=go]")).to_be_hidden()
+    see(go).to_be_hidden()
+    see(example).to_be_hidden()
     held.pop().continue_()
-    see(page.locator("[data-part=go]")).to_be_visible()
+    see(go).to_be_enabled()
+    example.click()
+    see(go).to_be_disabled()
+    held.pop().fulfill(json={"model": "judge", "prompt": "a heron"})
+    see(go).to_be_enabled()
+    see(page.locator("#option-prompt")).to_have_value("a heron")
 
 
 def test_events_are_read_whole_however_they_are_cut(page):

@@ -33,7 +33,7 @@ export class RunForm extends CustomElement {
       this.part("progress")?.scrollIntoView({ block: "nearest" }); // on a phone it is far from the button
     });
     this.on("click", "stop", () => this.running?.abort());
-    this.on("click", "example", () => this.attempt(() => this.useExample()));
+    this.on("click", "example", () => this.attempt(() => this.fillWithExample()));
     this.attempt(() => this.openStored());
   }
 
@@ -55,6 +55,18 @@ export class RunForm extends CustomElement {
 
   /** Fill the form with the model's example. */
   async useExample() {}
+
+  /** Fill the form, which can't be sent before its example has come. */
+  async fillWithExample() {
+    const go = this.part("go");
+    const waits = go && !go.disabled;
+    if (waits) go.disabled = true;
+    try {
+      await this.useExample();
+    } finally {
+      if (waits) go.disabled = false;
+    }
+  }
 
   /** Send the form and show the answer. */
   async request(signal) {}
