@@ -157,9 +157,8 @@ def render_models() -> str:
     for name, (metric, label) in MODELS.items():
         manifest = _pick(manifests(), name)
         model = SERVED_AS.get(name, name)
-        figure = f"{label} {manifest.metrics[metric]:.2f}"
-        if metric in manifest.intervals:
-            figure += " ({:.2f} to {:.2f})".format(*manifest.intervals[metric])
+        low, high = manifest.intervals[metric]
+        figure = f"{label} {manifest.metrics[metric]:.2f} ({low:.2f} to {high:.2f})"
         link = f"[{model}](docs/models/{model}.md)"
         cells = (link, _cards()[model].task, *_describe_data(manifest.data), figure)
         lines.append("| " + " | ".join(cells) + " |")

@@ -53,7 +53,7 @@ def _interval(manifest: Manifest, name: str) -> str | None:
     if name not in manifest.intervals:
         return None
     low, high = manifest.intervals[name]
-    return f"95 % interval {low:.3f} to {high:.3f}, by bootstrap over pictures."
+    return f"95 % interval {low:.3f} to {high:.3f}, by bootstrap over samples."
 
 
 def trained_servables(

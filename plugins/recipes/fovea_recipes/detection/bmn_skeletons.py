@@ -3,16 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr
-from torch import nn
 
 from fovea_recipes.detection.bmn.data import Split, Videos
-from fovea_recipes.detection.bmn.recipe import THRESHOLDS, BmnCsaDemo, BmnDemo
-from fovea_recipes.detection.metrics.temporal import resampled_precision, resampled_recall
+from fovea_recipes.detection.bmn.recipe import BmnCsaDemo, BmnDemo
 from fovea_recipes.detection.skeletons import CHANNELS, Recording, recordings, windows
-from fovea_recipes.training.intervals import bootstraps
 from fovea_recipes.training.recipe import Schedule
 
 
@@ -43,20 +38,6 @@ class _Skeletons(BmnDemo):
             count = {"train": self.train, "valid": 16, "test": 0}[split]
             self._data[split] = windows(mine, teachers, count, self.length, len(self._names), self.seed)
         return self._data[split]
-
-    def measure(self, network: nn.Module) -> dict[str, float]:
-        truth, found, bare = self.proposals(network, "test")
-        precision = resampled_precision(truth, found, THRESHOLDS)
-        recalls = {count: resampled_recall(truth, bare, count, THRESHOLDS) for count in (10, 100)}
-
-        def scores(videos: NDArray[np.int64]) -> dict[str, float]:
-            of_level = precision(videos).mean(0)
-            parts = {"average_map": float(of_level.mean()), "map_50": float(of_level[0]), "map_75": float(of_level[5])}
-            return parts | {f"ar_{count}": recall(videos) for count, recall in recalls.items()}
-
-        count = len(self.videos("test").features)
-        self._intervals = bootstraps(count, scores)
-        return scores(np.arange(count))
 
     def facts(self) -> dict[str, str]:
         return {

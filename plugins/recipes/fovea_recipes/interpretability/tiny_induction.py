@@ -6,6 +6,7 @@ gaps its heads would look back by one period and find nothing further away.
 
 import string
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fovea_recipes.training.intervals import Indices, bootstrap
 from fovea_recipes.training.recipe import Batch, Recipe, Schedule
 from services.interpretability.models.tiny_induction import byte_tokenizer
 
@@ -64,23 +66,26 @@ class TinyInduction(Recipe, name="tiny-induction", weights="tiny-induction"):
         return functional.cross_entropy(network(batch["ids"][:, :-1])[known], batch["ids"][:, 1:][known])
 
     def score(self, network: nn.Module) -> float:
-        return self._accuracy(network, HELD_OUT, 32, self.strings)
+        return _share(*self._count(network, HELD_OUT, 32, self.strings))
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        return {
-            "copied": self._accuracy(network, HELD_OUT + 1, 256, 1),
-            "returned": self._accuracy(network, HELD_OUT + 2, 256, self.strings),
-        }
+        found = {}
+        for name, seed, most in (("copied", HELD_OUT + 1, 1), ("returned", HELD_OUT + 2, self.strings)):
+            right, asked = self._count(network, seed, 256, most)
+            found[name] = _share(right, asked)
+            self._intervals[name] = bootstrap(256, partial(_share, right, asked))
+        return found
 
     def facts(self) -> dict[str, str]:
         return {"data": self.prepare(Path())}
 
-    def _accuracy(self, network: nn.Module, seed: int, samples: int, most: int) -> float:
+    def _count(self, network: nn.Module, seed: int, samples: int, most: int) -> tuple[Tensor, Tensor]:
+        """How many tokens of each sample are right, and how many are determined."""
         batch = self._draw(np.random.default_rng(seed), samples, most)
         known = batch["known"][:, 1:]
         with torch.no_grad():
             right = network(batch["ids"][:, :-1]).argmax(-1) == batch["ids"][:, 1:]
-        return float(right[known].double().mean())
+        return (right & known).sum(1), known.sum(1)
 
     def _draw(self, rng: np.random.Generator, samples: int, most: int) -> Batch:
         rows = [self._returning(rng, most) for _ in range(samples)]
@@ -100,3 +105,8 @@ class TinyInduction(Recipe, name="tiny-induction", weights="tiny-induction"):
             text += strings[chosen]
             seen.add(chosen)
         return _TOKENIZER.encode(text)[: self.tokens], known[: self.tokens]
+
+
+def _share(right: Tensor, asked: Tensor, samples: Indices | slice = slice(None)) -> float:
+    """Share of the asked tokens of some samples that are right."""
+    return float(right[samples].sum() / asked[samples].sum())

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fovea_memory.mixers.deconstructed.mixers import Variant
 from fovea_memory.mixers.routing.networks import ClusterAssignment, RoutingLM
-from fovea_recipes.training.byte_recipe import BYTES, ByteRecipe, bits_of, bits_per_byte
+from fovea_recipes.training.byte_recipe import BYTES, ByteRecipe, bits_of, bits_of_windows
 from fovea_recipes.training.recipe import Batch, Schedule, language_schedule
 
 
@@ -59,11 +59,11 @@ class RoutingBytesRecipe(
         net, held_out = cast("RoutingLM", network), self.test_windows()
         session = net.session(8)
         stream = session.feed(held_out[:8, :-1])
-        found = {
-            "bits_teacher_forced": bits_per_byte(net, held_out),
-            "bits_incremental": bits_of(stream, held_out[:8, 1:]),
-            "bits_teacher_forced_same": bits_per_byte(net, held_out[:8]),
-        }
+        found = self.average(
+            bits_teacher_forced=bits_of_windows(net, held_out),
+            bits_incremental=bits_of(stream, held_out[:8, 1:]),
+            bits_teacher_forced_same=bits_of_windows(net, held_out[:8]),
+        )
         if self.routing:
             filled = torch.stack(session.occupancy).double() / self.context
             found |= {"occupancy_min": float(filled.min()), "occupancy_max": float(filled.max())}
@@ -116,7 +116,7 @@ class HybridBytesRecipe(
         held_out = self.test_windows()
         session = cast("Any", network).session(1)
         session.feed(held_out[:1, :-1])
-        found = {"bits_per_byte": bits_per_byte(network, held_out), "state_bytes": float(sum(session.nbytes))}
+        bits = {"bits_per_byte": bits_of_windows(network, held_out)}
         if self.layout == "hybrid":
-            found["bits_skip"] = bits_per_byte(network, held_out, skip=True)
-        return found
+            bits["bits_skip"] = bits_of_windows(network, held_out, skip=True)
+        return self.average(**bits) | {"state_bytes": float(sum(session.nbytes))}

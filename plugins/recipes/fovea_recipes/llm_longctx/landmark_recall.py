@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
@@ -98,24 +99,24 @@ class LandmarkRecallRecipe(Recipe, name="landmark-recall", weights="fovea-landma
         return functional.cross_entropy(logits.flatten(0, 1), targets) + self.gate * gates
 
     def score(self, network: nn.Module) -> float:
-        return self._whole(network, 52, VALID_SEED)
+        return float(self._whole(network, 52, VALID_SEED).mean())
 
     def measure(self, network: nn.Module) -> dict[str, float]:
         lengths = (64, 512, 1024, 2048)
         if self.form == "plain":
-            return {f"recall_{n}": self._whole(network, n - 12, TEST_SEED) for n in lengths}
+            return self.average(**{f"recall_{n}": self._whole(network, n - 12, TEST_SEED) for n in lengths})
         # Read at once, a landmark network costs the square of the length: beyond 512 tokens it is only streamed.
-        found = {f"recall_{n}": self._whole(network, n - 12, TEST_SEED) for n in (64, 512)}
-        net = cast("LandmarkGPT", network)
+        recalls = {f"recall_{n}": self._whole(network, n - 12, TEST_SEED) for n in (64, 512)}
+        net, shares = cast("LandmarkGPT", network), dict[str, float]()
         for n in lengths:
             for k in (1, 2, 3):
-                found[f"recall_{n}_k{k}"], cited = self._streamed(net, n - 12, k)
+                recalls[f"recall_{n}_k{k}"], cited = self._streamed(net, n - 12, k)
                 if (n, k) == (1024, 2):
-                    found["cited_key_1024_k2"] = cited
+                    shares["cited_key_1024_k2"] = cited
             if n > 64:
-                found[f"recall_{n}_k2_mean_gate"] = self._streamed(net, n - 12, 2, "mean")[0]
-        found["kept_1024_k2"] = found["recall_1024_k2"] / max(found["recall_64"], 1e-9)
-        return found
+                recalls[f"recall_{n}_k2_mean_gate"] = self._streamed(net, n - 12, 2, "mean")[0]
+        found = self.average(**recalls)
+        return found | shares | {"kept_1024_k2": found["recall_1024_k2"] / max(found["recall_64"], 1e-9)}
 
     def facts(self) -> dict[str, str]:
         return {
@@ -161,15 +162,17 @@ class LandmarkRecallRecipe(Recipe, name="landmark-recall", weights="fovea-landma
         return net.logits(x)[:, asked], right.mean()
 
     @torch.no_grad()
-    def _whole(self, network: nn.Module, body: int, seed: int) -> float:
-        """Recall when all is read at once."""
+    def _whole(self, network: nn.Module, body: int, seed: int) -> NDArray[np.float64]:
+        """Recall of each text when all is read at once."""
         drawn = self._held_out(body, seed)
         found = [self._answers(network, part, drawn.answers).argmax(-1) for part in torch.split(drawn.ids, 16)]
-        return float((torch.cat(found) == drawn.expected).double().mean())
+        return (torch.cat(found) == drawn.expected).double().mean(1).numpy()
 
     @torch.no_grad()
-    def _streamed(self, net: LandmarkGPT, body: int, k: int, gate: Gate = "landmark") -> tuple[float, float]:
-        """Recall of a stream, and how often the asked key's block was fetched."""
+    def _streamed(
+        self, net: LandmarkGPT, body: int, k: int, gate: Gate = "landmark"
+    ) -> tuple[NDArray[np.float64], float]:
+        """Recall of each text as a stream, and how often the asked key's block was fetched."""
         drawn = self._held_out(body, TEST_SEED)
         session = net.session(len(drawn.ids), blocks=k, gate=gate)
         logits, fetched = [], []
@@ -181,7 +184,7 @@ class LandmarkRecallRecipe(Recipe, name="landmark-recall", weights="fovea-landma
         hits = (
             torch.cat([part for part in fetched if part is not None]) if any(p is not None for p in fetched) else None
         )
-        recall = float((found == drawn.expected).double().mean())
+        recall = (found == drawn.expected).double().mean(1).numpy()
         return recall, float("nan") if hits is None else float(hits.double().mean())
 
     def _fetched(self, blocks: list[Tensor | None], kept: Tensor, drawn: RecallBatch, start: int) -> Tensor | None:

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
@@ -70,12 +71,11 @@ class _TitansRecipe(Recipe):
         return functional.cross_entropy(logits.flatten(0, 1), ids[:, answers].flatten())
 
     def score(self, network: nn.Module) -> float:
-        return (
-            self._recall(network, self.longest, VALID_SEED) + self._recall(network, 4 * self.longest, VALID_SEED)
-        ) / 2
+        lengths = (self.longest, 4 * self.longest)
+        return float(np.mean([self._recall(network, length, VALID_SEED) for length in lengths]))
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        return {f"recall_{n}": self._recall(network, n - 12, TEST_SEED) for n in LENGTHS}
+        return self.average(**{f"recall_{n}": self._recall(network, n - 12, TEST_SEED) for n in LENGTHS})
 
     def facts(self) -> dict[str, str]:
         return {
@@ -90,10 +90,11 @@ class _TitansRecipe(Recipe):
         return draw(rng, self.schedule.batch, body, self.questions)
 
     @torch.no_grad()
-    def _recall(self, network: nn.Module, body: int, seed: int) -> float:
+    def _recall(self, network: nn.Module, body: int, seed: int) -> NDArray[np.float64]:
+        """Share of answers that are right, of each text."""
         drawn: RecallBatch = draw(np.random.default_rng((seed, body)), self.answers // 4, body)
         found = torch.cat([network(part)[:, drawn.answers - 1].argmax(-1) for part in torch.split(drawn.ids, 16)])
-        return float((found == drawn.expected).double().mean())
+        return (found == drawn.expected).double().mean(1).numpy()
 
 
 @torch.no_grad()

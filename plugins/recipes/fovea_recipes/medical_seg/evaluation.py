@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fovea_recipes.medical_seg.metrics import dataset_scores
+from fovea_recipes.medical_seg.metrics import curves, dataset_scores
 from fovea_recipes.training.recipe import predict_in_batches
 from services.medical_seg.models.polyp_network import PolypNetwork
 from services.medical_seg.preprocess import MEAN, STD
@@ -53,6 +53,13 @@ def score_frames(maps: Maps, masks: Masks) -> dict[str, float]:
     if (~some).any():
         scores["empty_with_any_pixel"] = float((maps[~some] >= 0.5).any(axis=(1, 2)).mean())
     return scores | {"frames": float(len(masks)), "empty_frames": float((~some).sum())}
+
+
+def score_thresholds(maps: Maps, masks: Masks) -> list[float]:
+    """Dice of each frame that has a polyp, averaged over the thresholds: the values behind `mean_dice`."""
+    some = masks.any(axis=(1, 2))
+    frames = zip((maps[some] * 255).round().astype(np.uint8), masks[some], strict=True)
+    return [float(curves(frame, mask).dice.mean()) for frame, mask in frames]
 
 
 def export_graph(network: nn.Module, path: Path) -> Parity:

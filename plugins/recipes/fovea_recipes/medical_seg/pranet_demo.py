@@ -18,6 +18,7 @@ from fovea_recipes.medical_seg.evaluation import (
     normalise_frames,
     predict_maps,
     score_frames,
+    score_thresholds,
 )
 from fovea_recipes.medical_seg.losses import deep_supervision, dual_supervision
 from fovea_recipes.medical_seg.polyps import draw_frame
@@ -72,7 +73,8 @@ class PraNetDemo(
 
     def measure(self, network: nn.Module) -> dict[str, float]:
         data = self.split("test")
-        return score_frames(predict_maps(network, data.images), data.truth)
+        maps = predict_maps(network, data.images)
+        return score_frames(maps, data.truth) | self.average(mean_dice=score_thresholds(maps, data.truth))
 
     def facts(self) -> dict[str, str]:
         return {

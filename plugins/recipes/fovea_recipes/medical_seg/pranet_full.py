@@ -20,6 +20,7 @@ from fovea_recipes.medical_seg.evaluation import (
     normalise_frames,
     predict_maps,
     score_frames,
+    score_thresholds,
 )
 from fovea_recipes.medical_seg.losses import Form, deep_supervision, dual_supervision
 from fovea_recipes.training.data.mask_folders import MaskSet, find_masks
@@ -75,7 +76,8 @@ class PraNetFull(Recipe, name="pranet-full", weights="pranet"):
     def measure(self, network: nn.Module) -> dict[str, float]:
         pairs = self._valid if self.held_out is None else _find_pairs(self.held_out)
         images, masks = pairs.load(self.scale.side)
-        return score_frames(predict_maps(network, images), masks > 128)
+        maps, marked = predict_maps(network, images), masks > 128
+        return score_frames(maps, marked) | self.average(mean_dice=score_thresholds(maps, marked))
 
     def facts(self) -> dict[str, str]:
         measured = (

@@ -21,6 +21,7 @@ from fovea_recipes.medical_seg.evaluation import (
     normalise_frames,
     predict_maps,
     score_frames,
+    score_thresholds,
 )
 from fovea_recipes.medical_seg.losses import deep_supervision
 from fovea_recipes.training.calibrate import ServingFacts, reliability_facts
@@ -29,7 +30,6 @@ from fovea_recipes.training.data.mask_folders import MaskSet, find_masks, read_m
 from fovea_recipes.training.data.survey import FileProblem, Survey, near_copies, picture_size, unreadable
 from fovea_recipes.training.folder_recipe import FolderRecipe, epoch, is_empty
 from fovea_recipes.training.imagenet import load_imagenet
-from fovea_recipes.training.intervals import mean_interval
 from fovea_recipes.training.recipe import Batch, MultiScale, Schedule
 from fovea_recipes.training.score_calibration import fit_temperature
 from services.medical_seg.models.pranet_lite import PraNetLite
@@ -163,8 +163,8 @@ class PraNetLiteRecipe(FolderRecipe, name="pranet", weights="pranet", builds="pr
         dice = np.array(
             [mean_dice_at_half(maps[i : i + 1], marked[i : i + 1]) for i in np.flatnonzero(marked.any((1, 2)))]
         )
-        self._intervals = {"dice_at_half": mean_interval(dice)}
-        return score_frames(maps, marked) | {"median_dice_at_half": float(np.median(dice))}
+        averages = self.average(mean_dice=score_thresholds(maps, marked), dice_at_half=dice)
+        return score_frames(maps, marked) | averages | {"median_dice_at_half": float(np.median(dice))}
 
     def embedder(self, network: nn.Module) -> Callable[[Pixels], NDArray[np.float32]]:
         run, side = cast("PraNetLite", network).prediction_and_features, self.scale.side

@@ -68,13 +68,18 @@ class ByteRecipe(Recipe):
         return self.split("train")
 
 
-@torch.no_grad()
 def bits_per_byte(network: nn.Module, ids: Tensor, **options: bool) -> float:
     """Bits per byte of windows [N,L+1], each byte told by those before it in the window."""
+    return float(bits_of_windows(network, ids, **options).mean())
+
+
+@torch.no_grad()
+def bits_of_windows(network: nn.Module, ids: Tensor, **options: bool) -> Tensor:
+    """Bits per byte [N] of each window of `bits_per_byte`."""
     logits = torch.cat([cast("Tensor", network(part[:, :-1], **options)) for part in torch.split(ids, 8)])
     return bits_of(logits, ids[:, 1:])
 
 
-def bits_of(logits: Tensor, ids: Tensor) -> float:
-    """Bits per byte that logits [N,L,V] give to ids [N,L]."""
-    return float(functional.cross_entropy(logits.flatten(0, 1), ids.flatten())) / math.log(2)
+def bits_of(logits: Tensor, ids: Tensor) -> Tensor:
+    """Bits per byte [N] that logits [N,L,V] give to ids [N,L]."""
+    return functional.cross_entropy(logits.mT, ids, reduction="none").mean(1) / math.log(2)

@@ -17,13 +17,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from torch import Tensor, nn
 
 from fovea.errors import NotFound
 from fovea.plugins import entries
 from fovea_recipes.training.calibrate import ServingFacts
+from fovea_recipes.training.intervals import mean_interval
 from shared.export.parity import Parity
 from shared.registry.discovery import network, scan
 from shared.registry.weights import Dtype
@@ -153,6 +154,11 @@ class Recipe(_Knobs, ABC):
     @abstractmethod
     def measure(self, network: nn.Module) -> dict[str, float]:
         """All metrics on held-out data that nothing else has seen."""
+
+    def average(self, **values: ArrayLike) -> dict[str, float]:
+        """Means of metrics of which there is one value a held-out sample; `intervals` has how sure they are."""
+        self._intervals |= {name: mean_interval(each) for name, each in values.items()}
+        return {name: float(np.asarray(each, np.float64).mean()) for name, each in values.items()}
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Ends of the 95 % intervals of what `measure` last gave, where they are known."""

@@ -9,13 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from fovea_actions.segments.proposals import boundary_labels, classify_proposals, score_proposals, soft_nms
 from fovea_recipes.detection.bmn.data import CLASSES, FEATURES, LENGTH, Split, Videos, videos
 from fovea_recipes.detection.bmn.loss import boundary_matching_loss
-from fovea_recipes.detection.metrics import average_recall, temporal_average_precision
+from fovea_recipes.detection.metrics.temporal import (
+    resampled_precision,
+    resampled_recall,
+    temporal_average_precision,
+)
+from fovea_recipes.training.intervals import bootstraps
 from fovea_recipes.training.recipe import Batch, Recipe, Schedule
 
 Row = tuple[Any, ...]
@@ -75,22 +81,22 @@ class BmnDemo(Recipe, name="bmn-demo", weights="bmn"):
         return maps
 
     def score(self, network: nn.Module) -> float:
-        return self.metrics(network, "valid")["average_map"]
+        truth, found, _ = self.proposals(network, "valid")
+        return float(temporal_average_precision(truth, found, THRESHOLDS).mean())
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        return self.metrics(network, "test")
+        truth, found, bare = self.proposals(network, "test")
+        precision = resampled_precision(truth, found, THRESHOLDS)
+        recalls = {count: resampled_recall(truth, bare, count, THRESHOLDS) for count in (10, 100)}
 
-    def metrics(self, network: nn.Module, split: Split) -> dict[str, float]:
-        """All measures on a split."""
-        truth, found, bare = self.proposals(network, split)
-        precision = temporal_average_precision(truth, found, THRESHOLDS).mean(0)
-        return {
-            "average_map": float(precision.mean()),
-            "map_50": float(precision[0]),
-            "map_75": float(precision[5]),
-            "ar_10": average_recall(truth, bare, 10, THRESHOLDS),
-            "ar_100": average_recall(truth, bare, 100, THRESHOLDS),
-        }
+        def scores(videos: NDArray[np.int64]) -> dict[str, float]:
+            of_level = precision(videos).mean(0)
+            parts = {"average_map": float(of_level.mean()), "map_50": float(of_level[0]), "map_75": float(of_level[5])}
+            return parts | {f"ar_{count}": recall(videos) for count, recall in recalls.items()}
+
+        count = len(self.videos("test").features)
+        self._intervals = bootstraps(count, scores)
+        return scores(np.arange(count))
 
     def proposals(self, network: nn.Module, split: Split) -> tuple[list[Row], list[Row], list[Row]]:
         """Rows of a split: truth (video, start, end, label), what was found with label and score, and without label.

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from fovea_recipes.detection.box_evaluation import to_centres, to_tensor
 from fovea_recipes.detection.hieraedgenet.data import KINDS, draw_slide
 from fovea_recipes.detection.losses import detection_loss
-from fovea_recipes.detection.metrics.boxes import box_average_precision
+from fovea_recipes.detection.metrics.boxes import box_average_precision, resampled_map50
 from fovea_recipes.training.data.synthetic import DrawnPictures, DrawnRecipe, Split
+from fovea_recipes.training.intervals import bootstrap
 from fovea_recipes.training.recipe import Batch, Schedule, predict_in_batches
 from services.detection.boxes import nms
 from services.detection.layers.edge import Edge
@@ -77,6 +78,8 @@ class HieraEdgeNetDemo(
         precision = box_average_precision(truth, loose, THRESHOLDS)
         counts = [len(found) for found in nms(made.numpy())]
         off = np.abs(np.array(counts) - np.array([len(rows) for rows in truth]))
+        if split == "test":
+            self._intervals = {"map_50": bootstrap(len(truth), resampled_map50(truth, loose))}
         present = np.unique(np.concatenate(truth)[:, 0]).astype(int)
         by_class = {f"ap_50.{self.classes[k]}": float(v) for k, v in zip(present, precision[:, 0], strict=True)}
         found = {"map_50": float(precision[:, 0].mean()), "map_50_95": float(precision.mean())}

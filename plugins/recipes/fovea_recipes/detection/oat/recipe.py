@@ -77,14 +77,15 @@ class OatDemo(Recipe, name="oat-demo", weights="oat", dtype="int8"):
         return {
             "behaviour_delta": behaviour_delta(seen, truth),
             "behaviour_delta_policy": behaviour_delta(policy, truth),
-            "sequence_score": _agreement(greedy, true),
-            "sequence_score_drawn": _agreement(drawn, true),
-            "sequence_score_policy": _agreement(second, true),
-            "found": float(np.mean([row[0] for row in seen])),
-            "found_policy": float(np.mean([row[0] for row in truth])),
-            "length": float(np.mean([row[1] for row in seen])),
-            "length_policy": float(np.mean([row[1] for row in truth])),
-        }
+        } | self.average(
+            sequence_score=list(map(sequence_score, greedy, true)),
+            sequence_score_drawn=list(map(sequence_score, drawn, true)),
+            sequence_score_policy=list(map(sequence_score, second, true)),
+            found=[row[0] for row in seen],
+            found_policy=[row[0] for row in truth],
+            length=[row[1] for row in seen],
+            length_policy=[row[1] for row in truth],
+        )
 
     @torch.no_grad()
     def _walked(self, net: ObjectAttention, held: Trials, draw: np.random.Generator | None) -> list[DecodedScanpath]:
@@ -119,8 +120,3 @@ def _batch(held: Trials, pictures: np.ndarray, items: np.ndarray) -> Batch:
 def _pictures(arrays: np.ndarray) -> Tensor:
     """Pictures (m, h, w, 3) as (m, 3, h, w)."""
     return torch.from_numpy(np.ascontiguousarray(arrays.transpose(0, 3, 1, 2)))
-
-
-def _agreement(paths: list[list[int]], true: list[list[int]]) -> float:
-    """Mean sequence score."""
-    return float(np.mean([sequence_score(one, other) for one, other in zip(paths, true, strict=True)]))

@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
@@ -84,27 +85,24 @@ class PointerHull(_Pointer, name="pointer-hull", weights="fovea-pointer-hull", d
         }
 
     def score(self, network: nn.Module) -> float:
-        return self._exact(cast("PointerNet", network), self.instances(1, 10, 1000))[0]
+        return float(np.mean(self._exact(cast("PointerNet", network), self.instances(1, 10, 1000))[0]))
 
     def measure(self, network: nn.Module) -> dict[str, float]:
         found: dict[str, float] = {}
         for points in (5, 8, 10, 15, 20):
-            exact, shared, invalid = self._exact(cast("PointerNet", network), self.instances(2, points, self.test))
-            found |= {f"exact_n{points}": exact, f"area_n{points}": shared, f"invalid_n{points}": invalid}
+            exact, shares, valid = self._exact(cast("PointerNet", network), self.instances(2, points, self.test))
+            parts = (("exact", exact), ("area", shares or [0.0]), ("invalid", [not is_valid for is_valid in valid]))
+            found |= self.average(**{f"{name}_n{points}": values for name, values in parts})
         return found
 
-    def _exact(self, net: PointerNet, points: np.ndarray) -> tuple[float, float, float]:
-        """Shares of exact polygons, of the true area (over valid ones), and of invalid polygons."""
+    def _exact(self, net: PointerNet, points: np.ndarray) -> tuple[list[bool], list[float], list[bool]]:
+        """Which polygons are exact, the share of the true area of those that are valid, and which are."""
         orders, _ = predict_hulls(_ready(net), points)
-        exact, shares, invalid = 0, list[float](), 0
-        for instance, order in zip(points, orders, strict=True):
-            if not polygon_is_valid(instance, order):
-                invalid += 1
-                continue
-            true = hull(instance)
-            exact += canonical_hull(order) == true
-            shares.append(area(instance, order) / area(instance, true))
-        return exact / len(points), float(np.mean(shares or [0.0])), invalid / len(points)
+        valid = list(map(polygon_is_valid, points, orders))
+        pairs = [(instance, order, hull(instance)) for instance, order in zip(points, orders, strict=True)]
+        exact = [ok and canonical_hull(order) == true for ok, (_, order, true) in zip(valid, pairs, strict=True)]
+        whole = [pair for ok, pair in zip(valid, pairs, strict=True) if ok]
+        return exact, [area(instance, order) / area(instance, true) for instance, order, true in whole], valid
 
 
 class PointerTour(_Pointer, name="pointer-tour", weights="fovea-pointer-tour", dtype="int8"):
@@ -140,7 +138,7 @@ class PointerTour(_Pointer, name="pointer-tour", weights="fovea-pointer-tour", d
         }
 
     def score(self, network: nn.Module) -> float:
-        return -self._ratio(cast("PointerNet", network), self.instances(1, 10, 500), 8)
+        return -float(self._ratio(cast("PointerNet", network), self.instances(1, 10, 500), 8).mean())
 
     def measure(self, network: nn.Module) -> dict[str, float]:
         found = {}
@@ -148,11 +146,12 @@ class PointerTour(_Pointer, name="pointer-tour", weights="fovea-pointer-tour", d
             held = self.instances(2, points, self.test)
             for name, width in (("greedy", 1), ("beam8", 8)):
                 found[f"ratio_{name}_n{points}"] = self._ratio(cast("PointerNet", network), held, width)
-        return found
+        return self.average(**found)
 
-    def _ratio(self, net: PointerNet, points: np.ndarray, width: int) -> float:
+    def _ratio(self, net: PointerNet, points: np.ndarray, width: int) -> NDArray[np.float64]:
+        """Length of each tour over that of the shortest."""
         lengths = tour_lengths(points, predict_tours(_ready(net), points, width))
-        return float((lengths / optimal_tours(points)[1]).mean())
+        return np.asarray(lengths / optimal_tours(points)[1])
 
 
 def _ready(net: PointerNet) -> PointerInference:
