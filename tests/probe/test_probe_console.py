@@ -42,11 +42,6 @@ def url(tmp_path_factory):
         yield address
 
 
-@pytest.fixture(autouse=True)
-def _patient(page):
-    page.set_default_timeout(30_000)
-
-
 def spec_page(model, **spec):
     return f"/console/probe?model={model}&spec={quote(json.dumps(spec))}"
 

@@ -33,8 +33,8 @@ PROMPT, LAYER, BASELINE = 128, 14, "nothing"
 ALL = TokenRange()
 
 
-def measure(rounds: int = 40, calls: int = 8) -> Table:
-    """Alternate steps with and without taps at 128 tokens and beyond."""
+def measure(rounds: int = 40, count: int = 8) -> Table:
+    """Alternate `count` steps with and without taps at 128 tokens and beyond."""
     with tempfile.TemporaryDirectory() as cache, threads(1), torch.inference_mode():
         weights = load_weights(gguf(), Path(cache), "auto")
         engine = Engine(weights.model, packed=weights.packed)
@@ -51,12 +51,12 @@ def measure(rounds: int = 40, calls: int = 8) -> Table:
             "lens on one layer": RequestTaps(captures=(LensCapture((LAYER,), 5, ALL),)),
         }
         contenders = {name: _stepper(engine, one) for name, one in taps.items()}
-        taken = milliseconds(contenders, rounds, calls, time.process_time)
+        taken = milliseconds(contenders, rounds, count, time.process_time)
     base = statistics.median(taken[BASELINE])
     rows = [row(name, "CPU ms / step", times, base) for name, times in taken.items()]
     ratios = [one / other for one, other in zip(taken["one vector"], taken[BASELINE], strict=True)]
     targets = {"one vector: median of its rounds over the baseline's": (statistics.median(ratios), 1.03)}
-    how = f"SmolLM2-135M-Instruct, batch 1, from {PROMPT} tokens on, one thread, CPU clock, {rounds} rounds of {calls}"
+    how = f"SmolLM2-135M-Instruct, batch 1, from {PROMPT} tokens on, one thread, CPU clock, {rounds} rounds of {count}"
     return Table("longctx_steering", "Interventions and captures in a decode step", how, BASELINE, rows, targets)
 
 

@@ -28,8 +28,9 @@ PICTURE = {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photograph()}
 @contextlib.contextmanager
 def browser() -> Iterator[Any]:
     # Imported here: without Chromium these tests are skipped, and need no Playwright either.
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=15_000)
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
         yield started
@@ -40,7 +41,7 @@ def browser() -> Iterator[Any]:
 def watched(started: Any, url: str, complaints: list[str]) -> Iterator[Any]:
     """A page of its own context; what it reports to the console is added to `complaints`."""
     context = started.new_context(base_url=url, viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(30_000)
     page = context.new_page()
     page.on("console", lambda said: said.type in {"error", "warning"} and complaints.append(said.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))

@@ -51,15 +51,15 @@ def test_a_snippet_can_be_copied(page, see):
 
 
 def test_a_job_is_seen_moving_until_its_result_can_be_opened(page, stage, see):
-    stage.queue.step_s = 0.9
+    stage.queue.last_step = 3
     page.goto("/console/jobs")
     job = submit(stage)
     row = page.locator(f'[data-job="{job}"]')
     row.wait_for()
     see(row).to_contain_text("Running")
     see(row).to_contain_text("step 3 of 5 · 60 %")
+    stage.queue.last_step = 4
     see(row).to_contain_text("Succeeded")
-    stage.queue.step_s = 0.05
     row.get_by_role("button", name="Result").click()
     see(row.locator("fovea-result img")).to_be_visible()
     see(row.locator("fovea-result")).to_contain_text("area percent")
@@ -69,13 +69,13 @@ def test_a_job_is_seen_moving_until_its_result_can_be_opened(page, stage, see):
 
 
 def test_a_running_job_can_be_cancelled_and_retried(page, stage, see):
-    stage.queue.step_s = 1
+    stage.queue.last_step = 1
     job = submit(stage)
     page.goto("/console/jobs")
     row = page.locator(f'[data-job="{job}"]')
     row.get_by_role("button", name="Cancel").click()
     see(row).to_contain_text("Cancelled")
-    stage.queue.step_s = 0.05
+    stage.queue.last_step = 4
     row.get_by_role("button", name="Retry").click()
     see(row).to_contain_text("Succeeded")
 
