@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import httpx2
 import pytest
 
 from services.gateway.tests.stage import ForgetfulQueue, fronted
@@ -14,7 +13,6 @@ from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 from shared.settings import Settings
-from tests.harness.waiting import wait_until
 
 
 @dataclass
@@ -43,14 +41,7 @@ def judging(tmp_path_factory):
         "relevance-judge", routers=[router], servables=ordered, settings=Settings(_env_file=None, data_dir=folder)
     )
     with fronted(app, "relevance-judge", folder) as (url, queue, _):
-        wait_until(lambda: _serves(url), 60, "the service's readiness")
         yield Judging(url, model, queue)
-
-
-def _serves(url: str) -> bool:
-    """Whether the judges are ready, and the gateway knows the service's own routes."""
-    ready = any(entry["ready"] for entry in httpx2.get(f"{url}/v1/models").json()["data"])
-    return ready and httpx2.get(f"{url}/v1/judge/leaderboard", timeout=30).status_code == 200
 
 
 @pytest.fixture

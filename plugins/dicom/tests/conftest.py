@@ -10,5 +10,5 @@ from tests.harness.public_rule import one_thread  # noqa: F401  # fixture
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    with served("medical-seg", {"pranet": PraNetSegmenter}, folder, "/v1/dicomweb/studies") as found:
+    with served("medical-seg", {"pranet": PraNetSegmenter}, folder) as found:
         yield found

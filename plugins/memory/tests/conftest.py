@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
 from services.gateway.tests.stage import fronted
@@ -12,7 +11,6 @@ from shared.jobs.redis_server import RedisServer
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 from shared.settings import Settings
-from tests.harness.waiting import wait_until
 
 KINDS = {name: kind for name, kind in servables("llm-longctx").items() if name.startswith("fovea-")}
 
@@ -29,11 +27,4 @@ def url(tmp_path_factory):
         RedisServer(Settings(_env_file=None, data_dir=folder / "redis")) as redis,
         fronted(mixers_app(folder, redis.url), "llm-longctx", folder, auth="insecure-local") as (found, _, _),
     ):
-        wait_until(lambda: _serves(found), 60, "the service's readiness")
         yield found
-
-
-def _serves(url: str) -> bool:
-    """Whether the models are ready, and the gateway knows the service's own routes."""
-    ready = all(entry["ready"] for entry in httpx2.get(f"{url}/v1/models").json()["data"])
-    return ready and httpx2.get(f"{url}/v1/documents", timeout=30).status_code == 200

@@ -11,7 +11,6 @@ from playwright.sync_api import expect
 from services.gateway.tests.browsing import MARKS
 from services.gateway.tests.stage import fronted
 from services.llm_longctx.tests.conftest import app_of, write_folder
-from tests.harness.waiting import wait_until
 
 pytestmark = MARKS
 
@@ -28,8 +27,6 @@ def steerable(request, tmp_path_factory):
         if request.param == "keys":
             headers["may"] = {"x-api-key": keys.add("may", ("infer", "interventions"))[1]}
             headers["may not"] = {"x-api-key": keys.add("may-not", ("infer",))[1]}
-        vectors = f"{url}/v1/steering-vectors"  # until the gateway knows the service's own routes
-        wait_until(lambda: httpx2.get(vectors, headers=headers["may"], timeout=60).status_code == 200, 60, vectors)
         yield url, headers
 
 

@@ -11,5 +11,5 @@ from tests.harness.public_rule import one_thread  # noqa: F401  # fixture
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     kinds = {"yolo9tr": Yolo9trBoxDetector, "planner": FoveaPlanner}
-    with served("detection", kinds, tmp_path_factory.mktemp("survey"), "/v1/detect/survey") as address:
+    with served("detection", kinds, tmp_path_factory.mktemp("survey")) as address:
         yield address

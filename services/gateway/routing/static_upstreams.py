@@ -11,8 +11,8 @@ from typing import Any
 from fovea.api.replica import ReplicaRecord, route_fields
 from services.gateway.proxy.http_client import UpstreamClient
 
-RELEARN_INTERVAL_S = 5.0
-"""Seconds between two readings of what an upstream serves; its readiness is checked at every poll."""
+RELEARN_INTERVAL_S, RETRY_INTERVAL_S = 5.0, 1.0
+"""Seconds between two readings of what an upstream serves, and after one without routes; polls check its readiness."""
 
 _COMMON = ("/livez", "/readyz", "/health", "/version", "/metrics", "/openapi.json", "/docs", "/v1/models", "/v2")
 
@@ -31,8 +31,7 @@ class StaticUpstream:
         """Fetch its record, as if it had announced itself; None before it was reached for the first time."""
         ready = await self._answers("/v2/health/ready") or await self._answers("/readyz")
         if ready and time.monotonic() >= self._due:
-            await self._learn()
-            self._due = time.monotonic() + RELEARN_INTERVAL_S
+            self._due = time.monotonic() + (RELEARN_INTERVAL_S if await self._learn() else RETRY_INTERVAL_S)
         if not ready and not (self._models or self._routes.get("routes")):
             return None
         return ReplicaRecord(
@@ -44,14 +43,17 @@ class StaticUpstream:
         """Close the connections."""
         await self._client.stop()
 
-    async def _learn(self) -> None:
+    async def _learn(self) -> bool:
+        """Learn what it serves; what a busy upstream doesn't tell stays as it was. Returns whether routes came."""
         fetch = self._client.fetch_json
         index = await fetch(self._http, "/v2/repository/index", method="POST")
-        model_list, document = await fetch(self._http, "/v1/models"), await fetch(self._http, "/openapi.json")
+        listed, document = await fetch(self._http, "/v1/models"), await fetch(self._http, "/openapi.json")
         names = [m.get("name") for m in _only_objects(index)]
-        names += [m.get("id") for m in _only_objects(model_list.get("data") if isinstance(model_list, dict) else None)]
-        self._models = tuple(dict.fromkeys(n for n in names if isinstance(n, str)))
-        self._routes = route_fields(document if isinstance(document, dict) else {}, _is_own)
+        names += [m.get("id") for m in _only_objects(listed.get("data") if isinstance(listed, dict) else None)]
+        if index is not None or listed is not None:
+            self._models = tuple(dict.fromkeys(n for n in names if isinstance(n, str)))
+        self._routes = route_fields(document, _is_own) if isinstance(document, dict) else self._routes
+        return isinstance(document, dict)
 
     async def _answers(self, path: str) -> bool:
         return await self._client.fetch_text(self._http, path) is not None
@@ -59,9 +61,7 @@ class StaticUpstream:
 
 def _is_own(path: str) -> bool:
     """Whether the gateway may route by this path: not one that every service answers."""
-    return path == "/v2/rerank" or (
-        path != "/" and not any(path == place or path.startswith(place + "/") for place in _COMMON)
-    )
+    return path == "/v2/rerank" or (path != "/" and not f"{path}/".startswith(tuple(f"{one}/" for one in _COMMON)))
 
 
 def _only_objects(value: Any) -> list[dict[str, Any]]:

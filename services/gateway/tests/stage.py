@@ -149,7 +149,7 @@ def running(folder: Path, stub: Stub | None = None, **settings: Any) -> Iterator
 
 @contextlib.contextmanager
 def fronted(app: Any, service: str, folder: Path, **settings: Any) -> Iterator[tuple[str, ForgetfulQueue, KeyRing]]:
-    """A gateway in front of one service's app: its URL, its queue and its keys."""
+    """A gateway in front of one service's app, once it knows the service's routes: its URL, its queue and its keys."""
     queue = ForgetfulQueue(app)
     config = uvicorn.Config(
         app, port=0, log_config=None, access_log=False, lifespan="auto", ws="none", timeout_graceful_shutdown=1
@@ -162,20 +162,16 @@ def fronted(app: Any, service: str, folder: Path, **settings: Any) -> Iterator[t
             data_dir=folder, http_port=0, grpc_port=0, shutdown_grace_s=1, static_upstreams=f"{service}={upstream}",
             **settings,
         )  # fmt: skip
-        with run_server(create_server(build_gateway(chosen, queue), chosen)) as url:
+        front = build_gateway(chosen, queue)
+        with run_server(create_server(front, chosen)) as url:
+            replicas = front.state.gateway.registry.list_alive
+            wait_until(lambda: any(one.record.routes for one in replicas(service)), 120, "the service's routes")
             yield url, queue, KeyRing(chosen.keys_path)
 
 
 @contextlib.contextmanager
-def served(service: str, kinds: dict[str, Any], folder: Path, path: str) -> Iterator[str]:
-    """A gateway in front of a service: its URL, once the models are ready and the gateway knows the route `path`."""
+def served(service: str, kinds: dict[str, Any], folder: Path) -> Iterator[str]:
+    """A gateway in front of a service with these models: its URL."""
     settings = Settings(_env_file=None, data_dir=folder, intra_op_threads=1)
     with fronted(build(service, servables=kinds, settings=settings), service, folder) as (url, *_):
-
-        def is_ready() -> bool:
-            entries = httpx2.get(f"{url}/v1/models").json()["data"]
-            known = bool(entries) and all(one["ready"] for one in entries)
-            return known and httpx2.post(f"{url}{path}").status_code != 404
-
-        wait_until(is_ready, 120, "the service's readiness")
         yield url

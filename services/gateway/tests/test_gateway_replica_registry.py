@@ -8,8 +8,9 @@ import pytest
 import redis
 
 from fovea.api.replica import HEARTBEAT_TTL_S, ReplicaRecord, replicas_key
-from services.gateway.routing import replica_registry
+from services.gateway.routing import replica_registry, static_upstreams
 from services.gateway.routing.replica_registry import ReplicaRegistry
+from services.gateway.routing.static_upstreams import StaticUpstream
 from shared.settings import Settings
 
 
@@ -261,6 +262,27 @@ async def test_a_fixed_upstream_is_asked_what_it_serves_and_wins_over_records(re
     assert (record.http, record.grpc) == (upstream.url, "127.0.0.1:7")
     assert (record.models, record.routes) == (("pranet",), ("/v1/segment",))
     await registry.stop()
+
+
+async def test_what_a_busy_fixed_upstream_does_not_tell_stays_as_it_was(toy, clock, monkeypatch):
+    clock.govern(static_upstreams)
+    upstream = await toy(documents={"models": {"data": [{"id": "pranet"}]}, "openapi": {"paths": {"/v1/segment": {}}}})
+    fixed, silent = StaticUpstream("svc", upstream.url, None), {"/openapi.json"}
+    fetch = fixed._client.fetch_text
+
+    async def fetch_text(http, path, *rest):
+        return None if path in silent else await fetch(http, path, *rest)
+
+    monkeypatch.setattr(fixed._client, "fetch_text", fetch_text)
+    assert (await fixed.fetch_record()).routes == ()
+    silent.clear()
+    clock.advance(1.1)
+    assert (await fixed.fetch_record()).routes == ("/v1/segment",)
+    silent |= {"/openapi.json", "/v1/models", "/v2/repository/index"}
+    clock.advance(6)
+    record = await fixed.fetch_record()
+    assert (record.models, record.routes) == (("pranet",), ("/v1/segment",))
+    await fixed.close()
 
 
 async def test_watching_ends_though_the_client_of_redis_swallows_the_cancellation(registry, monkeypatch):
