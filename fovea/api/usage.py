@@ -17,6 +17,7 @@ USAGE_FIELDS: Final = (
 )  # fmt: skip
 
 _MODEL: Final = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
+_PIECES: Final = (b'"choices":[{', b'"choices": [{', b'.delta"', b'"content_block_delta"')
 _MAX_EVENT_BYTES: Final = 2**16
 
 
@@ -94,7 +95,7 @@ class UsageScanner:
         self._tail = self._tail[-_MAX_EVENT_BYTES:]
         for line in lines:
             if line.startswith(b"data: {"):
-                self._events += b'"choices":[{' in line or b'"choices": [{' in line or b'.delta"' in line
+                self._events += any(sign in line for sign in _PIECES)
                 if b'"usage"' in line:
                     self._read_usage(line[6:])
 
@@ -105,7 +106,7 @@ class UsageScanner:
         found = {
             # An answer without tokens of its own, such as a rerank, states only their total.
             "tokens_in": usage.get("prompt_tokens", usage.get("input_tokens", usage.get("total_tokens", 0))),
-            "tokens_out": usage.get("completion_tokens", usage.get("output_tokens", 0 if usage else self._events)),
+            "tokens_out": usage.get("completion_tokens", usage.get("output_tokens") or self._events),
             "cached_tokens": details.get("cached_tokens", 0)
             if isinstance(details, Mapping)
             else usage.get("cache_read_input_tokens", 0),
