@@ -126,6 +126,15 @@ def test_prompts_are_scored_in_chats_and_completions(client):
         say(client, stream=True, extra_body={"prompt_logprobs": 0})
 
 
+def test_likely_tokens_of_one_text_stay_apart(client, server, monkeypatch):
+    """As `A` and the byte `<0x41>` of SentencePiece."""
+    tops = [go_on(client, max_tokens=1, logprobs=4).choices[0].logprobs.top_logprobs[0]]
+    monkeypatch.setattr(type(server.app.state.host.servable(MODEL).adapter.tokenizer), "token_text", lambda *_: "A")
+    tops += [go_on(client, max_tokens=1, logprobs=4).choices[0].logprobs.top_logprobs[0]]
+    assert list(tops[1].values()) == list(tops[0].values()) == sorted(tops[0].values(), reverse=True)
+    assert [name.partition(":")[0] for name in tops[1]] == ["A", *["token_id"] * 3]
+
+
 def test_a_final_message_is_gone_on_with(client):
     messages = [*HELLO, {"role": "assistant", "content": "I am a "}]
     rendered = "<user>Hello, who are you?\n<assistant>I am a "
