@@ -17,7 +17,7 @@ USAGE_FIELDS: Final = (
 )  # fmt: skip
 
 _MODEL: Final = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
-_PIECES: Final = (b'"choices":[{', b'"choices": [{', b'.delta"', b'"content_block_delta"')
+_PIECE: Final = re.compile(rb'"choices": ?\[\{|\.delta"|"content_block_delta"')
 _MAX_EVENT_BYTES: Final = 2**16
 
 
@@ -62,8 +62,7 @@ class CallerLimits(BaseModel):
 
 def find_model(body: bytes) -> str:
     """The model that an answer names near its beginning; empty where it names none."""
-    found = _MODEL.search(body, 0, 4096)
-    return found[1].decode("utf-8", "replace") if found else ""
+    return found[1].decode("utf-8", "replace") if (found := _MODEL.search(body, 0, 4096)) else ""
 
 
 def read_header(text: str | None) -> dict[str, float]:
@@ -95,7 +94,7 @@ class UsageScanner:
         self._tail = self._tail[-_MAX_EVENT_BYTES:]
         for line in lines:
             if line.startswith(b"data: {"):
-                self._events += any(sign in line for sign in _PIECES)
+                self._events += _PIECE.search(line) is not None
                 if b'"usage"' in line:
                     self._read_usage(line[6:])
 
@@ -120,8 +119,7 @@ class UsageScanner:
         return known
 
     def _read_usage(self, document: bytes) -> None:
-        at = document.rfind(b'"usage"')
-        if at < 0:
+        if (at := document.rfind(b'"usage"')) < 0:
             return
         try:
             found, _ = json.JSONDecoder().raw_decode(document[at + 7 :].decode("utf-8", "replace").lstrip(" :"))
