@@ -38,12 +38,13 @@ LABELS = read_golden(GOLDEN / "combinatorial_labels.arrays")
 @pytest.mark.parametrize("task", ["hull", "delaunay"])
 def test_a_table_of_a_batch_has_the_plans_of_all_its_sets(task):
     batch = [[(0, 0), (4, 0), (0, 3)], [(9, 9), (8, 9), (8, 8), (9, 8)]]
-    for given in ({"points": batch[1]}, {"batch": batch}):
-        request = PlanIn(task=task, **given)
-        (answer,) = Planner(FoveaPlanner.card, None).predict([request], CallContext())
-        table = (Planner.render(None, request, answer, "text/csv") or b"").decode().splitlines()
+    planner = Planner(FoveaPlanner.card, None)
+    for form in ({"points": batch[1]}, {"batch": batch}):
+        request = PlanIn(task=task, **form)
+        (answer,) = planner.predict([request], CallContext())
+        table = (planner.render(request, answer, "text/csv") or b"").decode().splitlines()
         sizes = [len(one.order or one.triangles or ()) for one in answer.plans or [answer]]
-        assert (table[0].startswith("set,"), len(table)) == ("batch" in given, 1 + sum(sizes))
+        assert (table[0].startswith("set,"), len(table)) == ("batch" in form, 1 + sum(sizes))
     assert [row.split(",")[0] for row in table[1:]] == [str(i) for i, size in enumerate(sizes) for _ in range(size)]
     assert task == "delaunay" or table[-1].split(",")[3:] == [
         str(float(x)) for x in batch[1][answer.plans[1].order[-1]]
