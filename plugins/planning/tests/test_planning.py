@@ -18,7 +18,6 @@ from fovea_planning.models.planner import FoveaPlanner
 from fovea_planning.models.pointer_net import PointerNet
 from fovea_planning.plan_schema import PlanIn
 from fovea_planning.scanpath_schema import ScanpathIn
-from fovea_planning.servables.planner import Planner
 from fovea_planning.solvers import InvalidPoints, Pointers, plan, plans
 from fovea_planning.solvers.exact import optimal_tours, tour_lengths
 from fovea_planning.solvers.geometry import area, hull, hull_successors
@@ -38,7 +37,7 @@ LABELS = read_golden(GOLDEN / "combinatorial_labels.arrays")
 @pytest.mark.parametrize("task", ["hull", "delaunay"])
 def test_a_table_of_a_batch_has_the_plans_of_all_its_sets(task):
     batch = [[(0, 0), (4, 0), (0, 3)], [(9, 9), (8, 9), (8, 8), (9, 8)]]
-    planner = Planner(FoveaPlanner.card, None)
+    planner = FoveaPlanner(FoveaPlanner.card, None)
     for form in ({"points": batch[1]}, {"batch": batch}):
         request = PlanIn(task=task, **form)
         (answer,) = planner.predict([request], CallContext())
