@@ -174,8 +174,7 @@ class PagedBackend(SequenceBackend[PagedState]):
         states = [s.state for s in running if s.request is request]
         stats.kv_bytes = max(stats.kv_bytes, count_bytes(s.cache for s in states))
         dense, pool = self.runner.dense, self.runner.pool
-        # Dense answers hold the whole pages of a prompt together, but for heads that slide.
-        shared = len(request.prompt_ids) // pool.page * int(dense.full.sum()) * pool.page_bytes
+        shared = len(request.prompt_ids) // pool.page * int(dense.full.sum()) * pool.page_bytes  # but what slides
         nbytes = sum(dense.nbytes(s.cache.length, 0, pool) for s in states) - (len(states) - 1) * shared
         stats.kv_bytes_dense = max(stats.kv_bytes_dense, nbytes)
         stats.full_steps = max(stats.full_steps, max((s.full_steps for s in states), default=0))
