@@ -225,7 +225,7 @@ class HeadPlan(BaseModel):
             detail = f"The head plan has no score {score or 'per key/value head'} to rank heads by."
             raise BadInput(detail, hint="Use a plan with scores, or give roles.", field="plan")
         plan = self.from_scores(self.scores, score, share, model=self.model, made_by=self.made_by)
-        return plan.model_copy(update={"heads": self.heads})
+        return plan.model_copy(update={"heads": self.heads, "centres": self.centres})
 
 
 def top_share(scores: Sequence[Sequence[float]], share: float) -> list[list[Literal[0, 1]]]:
