@@ -113,6 +113,20 @@ def test_another_share_of_the_same_evidence():
         HeadPlan.parse({"schema": "head-plan/1", "roles": ROLES}).with_share(0.5)
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"scores": [["a", "b"]]}, {"scores": [1, 2]}, {"scores": {"a": 1}}, {"scores": [[1, 2, 3]]}, {"model": 5},
+        {"scores": [[1, 2], [1]]}, {"scores": [[]]}, {"seed": "x"}, {"model": {"kv_heads": "x"}, "scores": [[1, 2]] * 2},
+    ],
+)  # fmt: skip
+def test_a_broken_retrieval_report_is_refused(bad):
+    report = {"schema": "retrieval-report/1", "scores": [[0.1, 0.2]] * 2, **bad}
+    for given in (report, [report]):
+        with pytest.raises(Malformed, match="retrieval report"):
+            HeadPlan.from_retrieval(given, 0.5, kv_heads=None if "model" in bad else 2)
+
+
 def test_a_retrieval_report_becomes_a_plan_by_its_groups():
     scores = [[0.1, 0.0, 0.3, 0.9], [0.0, 0.2, 0.2, 0.0]]
     model = {"name": "m", "weights_sha256": "ff"}
