@@ -117,14 +117,14 @@ def test_another_share_of_the_same_evidence():
     "bad",
     [
         {"scores": [["a", "b"]]}, {"scores": [1, 2]}, {"scores": {"a": 1}}, {"scores": [[1, 2, 3]]}, {"model": 5},
-        {"scores": [[1, 2], [1]]}, {"scores": [[]]}, {"seed": "x"}, {"model": {"kv_heads": "x"}, "scores": [[1, 2]] * 2},
+        {"scores": [[1, 2], [1]]}, {"scores": [[]]}, {"seed": "x"}, {"model": {"kv_heads": "x"}},
     ],
 )  # fmt: skip
 def test_a_broken_retrieval_report_is_refused(bad):
     report = {"schema": "retrieval-report/1", "scores": [[0.1, 0.2]] * 2, **bad}
-    for given in (report, [report]):
+    for broken in (report, [report]):
         with pytest.raises(Malformed, match="retrieval report"):
-            HeadPlan.from_retrieval(given, 0.5, kv_heads=None if "model" in bad else 2)
+            HeadPlan.from_retrieval(broken, 0.5, kv_heads=None if "model" in bad else 2)
 
 
 def test_a_retrieval_report_becomes_a_plan_by_its_groups():
