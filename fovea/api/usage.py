@@ -17,6 +17,7 @@ USAGE_FIELDS: Final = (
 )  # fmt: skip
 
 _MODEL: Final = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
+_PIECE: Final = re.compile(rb'"choices": ?\[\{|\.delta"|"content_block_delta"')
 _MAX_EVENT_BYTES: Final = 2**16
 
 
@@ -61,8 +62,7 @@ class CallerLimits(BaseModel):
 
 def find_model(body: bytes) -> str:
     """The model that an answer names near its beginning; empty where it names none."""
-    found = _MODEL.search(body, 0, 4096)
-    return found[1].decode("utf-8", "replace") if found else ""
+    return found[1].decode("utf-8", "replace") if (found := _MODEL.search(body, 0, 4096)) else ""
 
 
 def read_header(text: str | None) -> dict[str, float]:
@@ -94,7 +94,7 @@ class UsageScanner:
         self._tail = self._tail[-_MAX_EVENT_BYTES:]
         for line in lines:
             if line.startswith(b"data: {"):
-                self._events += b'"choices":[{' in line or b'"choices": [{' in line or b'.delta"' in line
+                self._events += _PIECE.search(line) is not None
                 if b'"usage"' in line:
                     self._read_usage(line[6:])
 
@@ -105,7 +105,7 @@ class UsageScanner:
         found = {
             # An answer without tokens of its own, such as a rerank, states only their total.
             "tokens_in": usage.get("prompt_tokens", usage.get("input_tokens", usage.get("total_tokens", 0))),
-            "tokens_out": usage.get("completion_tokens", usage.get("output_tokens", 0 if usage else self._events)),
+            "tokens_out": usage.get("completion_tokens", usage.get("output_tokens") or self._events),
             "cached_tokens": details.get("cached_tokens", 0)
             if isinstance(details, Mapping)
             else usage.get("cache_read_input_tokens", 0),
@@ -119,8 +119,7 @@ class UsageScanner:
         return known
 
     def _read_usage(self, document: bytes) -> None:
-        at = document.rfind(b'"usage"')
-        if at < 0:
+        if (at := document.rfind(b'"usage"')) < 0:
             return
         try:
             found, _ = json.JSONDecoder().raw_decode(document[at + 7 :].decode("utf-8", "replace").lstrip(" :"))

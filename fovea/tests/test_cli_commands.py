@@ -5,12 +5,14 @@ import http.server
 import json
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from fovea.api.longctx import LongctxUsage
 from fovea.api.text import PromptTokensDetails, Usage
+from fovea.call import Call
 from fovea.cli.commands import chat as chat_verb
 from fovea.cli.commands.chat import list_deviations, summarise_usage
 from services.gateway.tests.stage import running
@@ -239,10 +241,15 @@ def test_a_conversation_remembers_clears_and_ends(fovea, stage, monkeypatch, opt
     monkeypatch.setattr("builtins.input", read)
     monkeypatch.setattr(chat_verb, "_at_terminal", lambda: True)
     before = len(stage.stub.seen)
-    code, out, _ = fovea("chat", "--system", "S", *options)
+    opened = Call("GET", "/v1/models", lambda _answer: SimpleNamespace(id="new"))
+    monkeypatch.setattr(chat_verb, "open_session", lambda _model: opened)
+    code, out, err = fovea("chat", "--system", "S", *options)
     turns = [[turn["content"] for turn in body["messages"]] for body in stage.stub.seen[before:]]
     assert (code, out.splitlines()) == (0, ["You said: first", "You said: second", "You said: third"])
     assert turns == [["S", "first"], second, ["S", "third"]]
+    asked = [body.get("session_id") for body in stage.stub.seen[before:]]
+    assert asked == (["s", "s", "new"] if options else [None] * 3)
+    assert ("session new" in err) is bool(options)
 
 
 def test_any_task_takes_files_and_its_answer_can_be_a_picture(fovea, folder, stage):

@@ -157,20 +157,20 @@ class HeadPlan(BaseModel):
 
         G is `kv_heads`, or what the report's model says, or H. Raises Malformed if it is not a retrieval report.
         """
-        if report.get("schema") != "retrieval-report/1" or not report.get("scores"):
-            raise Malformed(f"This is not a retrieval report: its schema is {report.get('schema')!r}.", field="report")
-        facts, scores = dict(report.get("model") or {}), report["scores"]
-        L, H = len(scores), len(scores[0])
-        G = kv_heads or int(facts.get("kv_heads") or H)
-        named = {name: str(facts.get(name, "")) for name in ("name", "weights_sha256")}
-        model = ModelId(**named, layers=L, query_heads=H, kv_heads=G)
-        origin = Origin(
-            experiment="retrieval_heads",
-            spec={"report_sha256": _digest(report), "share": share},
-            seed=report.get("seed"),
-            created=str(report.get("created", "")),
-        )
-        return cls.from_scores({"retrieval": grouped_max(scores, G)}, "retrieval", share, model=model, made_by=origin)
+        try:
+            if (schema := report.get("schema")) != "retrieval-report/1" or not report.get("scores"):
+                raise Malformed(f"This is not a retrieval report: its schema is {schema!r}.", field="report")
+            facts, scores = dict(report.get("model") or {}), report["scores"]
+            L, H = len(scores), len(scores[0])
+            G = kv_heads or int(facts.get("kv_heads") or H)
+            named = {name: str(facts.get(name, "")) for name in ("name", "weights_sha256")}
+            model = ModelId(**named, layers=L, query_heads=H, kv_heads=G)
+            spec, created = {"report_sha256": _digest(report), "share": share}, str(report.get("created", ""))
+            origin = Origin(experiment="retrieval_heads", spec=spec, seed=report.get("seed"), created=created)
+            tables = {"retrieval": grouped_max(scores, G)}
+            return cls.from_scores(tables, "retrieval", share, model=model, made_by=origin)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise Malformed("A retrieval report needs numbers [layers][heads] as scores.", field="report") from error
 
     @property
     def digest(self) -> str:
@@ -225,7 +225,7 @@ class HeadPlan(BaseModel):
             detail = f"The head plan has no score {score or 'per key/value head'} to rank heads by."
             raise BadInput(detail, hint="Use a plan with scores, or give roles.", field="plan")
         plan = self.from_scores(self.scores, score, share, model=self.model, made_by=self.made_by)
-        return plan.model_copy(update={"heads": self.heads})
+        return plan.model_copy(update={"heads": self.heads, "centres": self.centres})
 
 
 def top_share(scores: Sequence[Sequence[float]], share: float) -> list[list[Literal[0, 1]]]:

@@ -20,6 +20,7 @@ from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text
 from fovea.client import Client
 from fovea.errors import FoveaError, Malformed
+from fovea.sessions_documents import open_session
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +101,13 @@ class _Conversation:
         """Send a question and print the answer as it arrives."""
         messages = [*self._messages, ChatMessage(role="user", content=question)]
         if self._screen.as_json:
-            answer = self._client.chat(messages, model=self._model, **self._options)
-            self._screen.line(answer)
+            self._screen.line(answer := self._client.chat(messages, model=self._model, **self._options))
             text = answer.text
         else:
             text = self._print_stream(messages)
         # A session has these in its memory: only new messages are sent.
-        self._messages = (
-            [] if self._options.get("session_id") else [*messages, ChatMessage(role="assistant", content=text)]
-        )
+        said = ChatMessage(role="assistant", content=text)
+        self._messages = [] if self._options.get("session_id") else [*messages, said]
 
     def run(self) -> None:
         """Read questions until the end of input; `/clear` starts over."""
@@ -117,11 +116,14 @@ class _Conversation:
             importlib.import_module("readline")
         self._screen.note(f"[bold]{escape(self._model)}[/] [dim]· /clear starts over, Ctrl-D ends[/]")
         for question in self._read_questions():
-            if question == "/clear":
-                self._messages = list(self._start)
-                continue
             try:
-                self.ask(question)
+                if question != "/clear":
+                    self.ask(question)
+                    continue
+                self._messages = list(self._start)
+                if self._options.get("session_id"):  # it remembers what was said, so that a new one goes on
+                    self._options["session_id"] = begun = self._client.send(open_session(self._model)).id
+                    self._screen.note(f"[dim]session {begun}[/]")
             except FoveaError as error:
                 self._screen.error(error)
             except KeyboardInterrupt:
@@ -160,8 +162,7 @@ class _Conversation:
 
 def list_deviations(usage: Usage) -> list[str]:
     """Sentences on how the answer was served otherwise than asked: densely, or beyond its budget."""
-    longctx = usage.longctx
-    return [] if longctx is None else [told for told in (longctx.fallback, longctx.budget_missed) if told]
+    return [told for told in (longctx.fallback, longctx.budget_missed) if told] if (longctx := usage.longctx) else []
 
 
 def summarise_usage(usage: Usage, seconds: float) -> str:

@@ -42,7 +42,8 @@ def build_chat(request: Conversation) -> ChatRequest:
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}
     if isinstance(request, MessagesRequest):
         fields |= {name: getattr(request, name) for name in ("max_tokens", "temperature", "top_k", "top_p", "longctx")}
-        fields |= {"stop": request.stop_sequences, "stream": True, "stream_options": {"include_usage": True}}
+        told = {"include_usage": True, "continuous_usage_stats": True}
+        fields |= {"stop": request.stop_sequences, "stream": True, "stream_options": told}
     return read_chat(fields)
 
 

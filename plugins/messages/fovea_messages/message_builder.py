@@ -29,13 +29,14 @@ class MessageBuilder:
 
     def feed(self, chunk: ChatChunk) -> Iterator[Event]:
         """The events of one more chunk."""
+        if chunk.usage is not None:
+            self.message.usage = _to_usage(chunk.usage)
         if not self.message.model:
             self.message.model = chunk.model
+            self.message.usage.output_tokens = 0  # the tokens of an answer are told at its end
             yield {"type": "message_start", "message": self.message.model_dump(mode="json", exclude={"warnings"})}
         for choice in chunk.choices:
             yield from self._feed_choice(choice)
-        if chunk.usage is not None:
-            self.message.usage = _to_usage(chunk.usage)
 
     def end(self) -> Iterator[Event]:
         """The events after the last chunk; before them the message is whole."""

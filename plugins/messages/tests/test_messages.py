@@ -50,8 +50,11 @@ def client(url):
 def both(client, **more):
     whole = client.messages.create(**ASK | more)
     with client.messages.stream(**ASK | more) as stream:
-        kinds = [event.type for event in stream]
+        begin, *events = stream
         streamed = stream.get_final_message()
+    kinds = [event.type for event in (begin, *events)]
+    used, read = begin.message.usage, whole.usage.input_tokens + whole.usage.cache_read_input_tokens
+    assert (used.input_tokens, used.output_tokens) == (read, 0)  # who hangs up later has paid for what was read
     assert (kinds[0], kinds[-2:]) == ("message_start", ["message_delta", "message_stop"])
     for name in ("stop_reason", "stop_sequence", "model", "role", "type"):
         assert getattr(streamed, name) == getattr(whole, name)

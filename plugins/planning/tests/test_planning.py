@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from fovea.cli import main
 from fovea.cli.schema_options import list_picture_fields
 from fovea.errors import InvalidOption
+from fovea_planning.models.planner import FoveaPlanner
 from fovea_planning.models.pointer_net import PointerNet
 from fovea_planning.plan_schema import PlanIn
 from fovea_planning.scanpath_schema import ScanpathIn
@@ -25,12 +26,28 @@ from fovea_planning.solvers.heuristic import improve_tour
 from fovea_planning.solvers.lower_bound import tour_bound
 from fovea_planning.solvers.pointer_inference import PointerInference
 from fovea_planning.solvers.pointer_solver import left_turn_mask, normalise_points, predict_hulls
-from shared.registry import network
+from shared.registry import CallContext, network
 from tests.golden import read_golden
 
 GOLDEN = Path(__file__).parent / "golden"
 
 LABELS = read_golden(GOLDEN / "combinatorial_labels.arrays")
+
+
+@pytest.mark.parametrize("task", ["hull", "delaunay"])
+def test_a_table_of_a_batch_has_the_plans_of_all_its_sets(task):
+    batch = [[(0, 0), (4, 0), (0, 3)], [(9, 9), (8, 9), (8, 8), (9, 8)]]
+    planner = FoveaPlanner(FoveaPlanner.card, None)
+    for form in ({"points": batch[1]}, {"batch": batch}):
+        request = PlanIn(task=task, **form)
+        (answer,) = planner.predict([request], CallContext())
+        table = (planner.render(request, answer, "text/csv") or b"").decode().splitlines()
+        sizes = [len(one.order or one.triangles or ()) for one in answer.plans or [answer]]
+        assert (table[0].startswith("set,"), len(table)) == ("batch" in form, 1 + sum(sizes))
+    assert [row.split(",")[0] for row in table[1:]] == [str(i) for i, size in enumerate(sizes) for _ in range(size)]
+    assert task == "delaunay" or table[-1].split(",")[3:] == [
+        str(float(x)) for x in batch[1][answer.plans[1].order[-1]]
+    ]
 
 
 @pytest.mark.parametrize("n", [5, 10, 20, 50])

@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import uuid4
 
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic_core import PydanticSerializationError
 from starlette.responses import Response
 
@@ -13,7 +13,7 @@ from fovea.api.replica import AFFINE, HOLDS_HEADER
 from fovea.api.request_fields import check_fields
 from fovea.api.sessions import Deleted
 from fovea.api.text import ChatChunk
-from fovea.errors import FoveaError, Malformed
+from fovea.errors import FoveaError, Malformed, NotFound
 from fovea_responses.build_chat import NAMES, build_chat, list_input
 from fovea_responses.response_builder import ResponseBuilder
 from fovea_responses.response_store import ResponseStore, StoredResponse
@@ -24,6 +24,9 @@ from shared.serving.http.tenant import tenant_store
 
 router = APIRouter(tags=["openai"])
 
+Limit = Annotated[int, Query(ge=1, le=10_000, description="How many at most.")]
+Order = Annotated[Literal["asc", "desc"], Query(description="By their place in the conversation.")]
+After = Annotated[str | None, Query(description="Last id of the page before.")]
 ResponseId = Annotated[str, Path(description="Id of a response that was asked for with `store: true`.")]
 
 
@@ -70,11 +73,17 @@ def show(response_id: ResponseId, store: StoreDep) -> ResponseObject:
 
 
 @router.get("/v1/responses/{response_id}/input_items", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS)
-def list_input_items(response_id: ResponseId, store: StoreDep) -> InputItemList:
-    """List what a stored response was made from: the conversation before it, oldest first."""
-    items = store.get(response_id).input
-    ids = [item["id"] for item in items]
-    return InputItemList(data=items, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None)
+def list_input_items(
+    response_id: ResponseId, store: StoreDep, limit: Limit = 10_000, after: After = None, order: Order = "asc"
+) -> InputItemList:
+    """List what a stored response was made from: the conversation before it, oldest first unless `order` is `desc`."""
+    items = store.get(response_id).input[:: -1 if order == "desc" else 1]
+    begin = 0 if after is None else max((i for i, item in enumerate(items, 1) if item["id"] == after), default=0)
+    if after is not None and not begin:
+        raise NotFound(f"The list has no {after[:80]!r}.", hint="Give the last id of the page before.", field="after")
+    page = items[begin : begin + limit]
+    ids = [item["id"] for item in page] or [None]
+    return InputItemList(data=page, first_id=ids[0], last_id=ids[-1], has_more=len(items) > begin + limit)
 
 
 @router.delete("/v1/responses/{response_id}", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS)

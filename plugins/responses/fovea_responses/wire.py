@@ -117,7 +117,7 @@ class ResponseObject(BaseModel):
 
 
 class InputItemList(ItemList[dict[str, Any]]):
-    """The items that a stored response was made from, oldest first."""
+    """A page of the items that a stored response was made from."""
 
     first_id: str | None
     last_id: str | None

@@ -115,6 +115,14 @@ def test_a_stored_response_is_gone_on_from(client):
     assert [(item.role, item.content[0].type) for item in items] == [
         ("user", "input_text"), ("assistant", "output_text"), ("user", "input_text"),
     ]  # fmt: skip
+    listed = client.responses.input_items.list
+    assert [item.id for item in listed(second.id, limit=2)] == [item.id for item in items]  # two pages
+    assert listed(second.id, limit=2).data == items[:2]
+    assert listed(second.id, after=items[0].id, order="asc").data == items[1:]
+    assert listed(second.id, after=items[1].id, order="desc").data == items[:1]
+    for bad in ({"after": "nothing"}, {"limit": 0}, {"order": "newest"}):
+        with pytest.raises((openai.BadRequestError, openai.NotFoundError)):
+            listed(second.id, **bad)
     with pytest.raises(openai.BadRequestError, match="exclude each other"):
         client.responses.create(**went_on, extra_body={"session_id": "s"})
     client.responses.delete(first.id)

@@ -92,15 +92,14 @@ class AttentionSinks(Experiment[SinksSpec]):
 
 def column_masses(subject: StudiedModel, ids: list[int]) -> np.ndarray:
     """Measure the column mass of every head over a text: float64 [L,H,T]."""
-    T = len(ids)
-    sums = np.zeros((subject.layers, subject.heads, T))
+    sums = np.zeros((subject.layers, subject.heads, T := len(ids)))
 
     def visit(layer: int, _start: int, rows: Tensor) -> None:
         sums[layer, :, : rows.shape[-1]] += rows[0].double().sum(1).cpu().numpy()
 
     visit_patterns(subject.model, subject.tensor([ids]), visit)
-    mass: np.ndarray = sums / np.arange(T, 0, -1)
-    return mass
+    windows = [T if window is None else window for window in subject.model.config.windows or [None] * subject.layers]
+    return np.asarray(sums / np.minimum(np.arange(T, 0, -1), np.array(windows)[:, None])[:, None])
 
 
 def _encode_text(spec: SinksSpec, subject: StudiedModel) -> list[int]:

@@ -241,6 +241,15 @@ def test_masses_in_blocks_equal_those_of_the_whole_pattern(tiny):
     assert np.abs(attention_sinks.column_masses(tiny, ids) - expected).max() < 1e-6
 
 
+def test_masses_of_sliding_layers_are_means_of_the_queries_whose_window_holds_the_token(tiny):
+    sizes = {"vocab": 256, "width": 32, "heads": 4, "kv_heads": 2, "hidden": 48, "positions": 128}
+    model = gemma3(**sizes, layers=3, head_dim=8, window=9, every=3, query_scale=8.0).eval()
+    mass, at = attention_sinks.column_masses(replace(tiny, model=model), list(range(60))), np.arange(60)
+    for layer, window in enumerate((9, 9, 60)):
+        readers = np.minimum(60 - at, window)
+        assert np.allclose((mass[layer] * readers).sum(-1), 60)  # the rows of attention sum to 1
+
+
 def test_hiding_a_position_from_no_head_of_a_layer_changes_only_what_it_says(context):
     report = ask(attention_sinks.AttentionSinks, context, text="the reeds wait for the wind", remove=0, heads=[[2, 1]])
     found = {name: scalar.value for name, scalar in report.scalars.items()}

@@ -111,6 +111,11 @@ def test_fewer_other_heads_than_are_ablated_are_no_control(context):
     assert "too few are left for a control" in report.warnings[0]
 
 
+def test_a_head_that_is_named_twice_is_scaled_once(context):
+    once, twice = (ask(Ablation, context, kind="scale", heads=[[1, 1]] * n, continuation=0) for n in (1, 2))
+    assert twice.scalars == once.scalars
+
+
 def test_ablation_moves_nothing_before_its_position(context):
     report = ask(Ablation, context, positions=[9], continuation=0)
     assert max(report.strips[0].values[:9]) == pytest.approx(0, abs=1e-6)

@@ -174,9 +174,8 @@ class PagedBackend(SequenceBackend[PagedState]):
         states = [s.state for s in running if s.request is request]
         stats.kv_bytes = max(stats.kv_bytes, count_bytes(s.cache for s in states))
         dense, pool = self.runner.dense, self.runner.pool
-        shared = len(request.prompt_ids) // pool.page * pool.page  # dense answers hold these together, too
-        nbytes = sum(dense.nbytes(s.cache.length, 0, pool) for s in states)
-        nbytes -= (len(states) - 1) * dense.nbytes(shared, 0, pool)
+        shared = len(request.prompt_ids) // pool.page * int(dense.full.sum()) * pool.page_bytes  # but what slides
+        nbytes = sum(dense.nbytes(s.cache.length, 0, pool) for s in states) - (len(states) - 1) * shared
         stats.kv_bytes_dense = max(stats.kv_bytes_dense, nbytes)
         stats.full_steps = max(stats.full_steps, max((s.full_steps for s in states), default=0))
         if self.monitor is not None:

@@ -155,7 +155,8 @@ def _compile_grammar(
         call = adapter.grammars.compile(tools.grammar_source(), "tools")
     except InvalidOption:  # functions that are too many for one grammar: their calls are read as they come
         return None
-    return CallGrammar(call, tools.parser, frozenset(f.name for f in tools.functions), adapter.grammars)
+    names, is_single = frozenset(f.name for f in tools.functions), request.parallel_tool_calls is False
+    return CallGrammar(call, tools.parser, names, adapter.grammars, is_single=is_single)
 
 
 def _to_delta(update: CallUpdate) -> ToolCallDelta:

@@ -100,18 +100,15 @@ def _build_request(
 
 
 def _to_logprobs(tokens: Sequence[ScoredToken], tokenizer: Tokenizer) -> CompletionLogprobs:
-    text = tokenizer.token_text
-    top = [
-        {text(i): max(logprob, MIN_LOGPROB) for i, logprob in one.top} if one.logprob is not None else None
-        for one in tokens
-    ]
+    top: list[dict[str, float] | None] = []
+    for one in tokens:
+        named: dict[str, float] = {}
+        for i, logprob in one.top:  # the likeliest first; a text that is taken already leaves a token its id
+            named[f"token_id:{i}" if (text := tokenizer.token_text(i)) in named else text] = max(logprob, MIN_LOGPROB)
+        top.append(None if one.logprob is None else named)
     logprobs = [None if one.logprob is None else max(one.logprob, MIN_LOGPROB) for one in tokens]
-    return CompletionLogprobs(
-        tokens=[text(one.id) for one in tokens],
-        token_logprobs=logprobs,
-        top_logprobs=top,
-        text_offset=[one.offset for one in tokens],
-    )
+    spelled, offsets = [tokenizer.token_text(one.id) for one in tokens], [one.offset for one in tokens]
+    return CompletionLogprobs(tokens=spelled, token_logprobs=logprobs, top_logprobs=top, text_offset=offsets)
 
 
 def _join(begun: CompletionChoice, more: CompletionChoice) -> CompletionChoice:

@@ -52,6 +52,14 @@ def test_answers_behind_a_cached_prefix_hold_what_they_would_hold_without():
     assert asked[1].stats.kv_bytes == asked[0].stats.kv_bytes == asked[0].stats.kv_bytes_dense
 
 
+@pytest.mark.parametrize("length", [6, 20, 96])
+def test_dense_answers_of_one_request_beside_sliding_layers_hold_what_dense_holds(length):
+    engine, drawn = Engine(build("gemma3"), page=4), [Sampling(1.0, seed=i) for i in range(3)]
+    asked = GenerationRequest(IDS[:length], drawn, max_tokens=14)
+    drain(engine.scheduler, asked)
+    assert asked.stats.kv_bytes == asked.stats.kv_bytes_dense
+
+
 @pytest.mark.parametrize("dense_layers", [(), (0,)])
 def test_density_is_that_of_all_pairs_however_many_chunks_they_came_in(dense_layers):
     power = method("power", block=16, window=1, dense_layers=dense_layers)

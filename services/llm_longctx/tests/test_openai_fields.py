@@ -75,8 +75,9 @@ def test_bad_words_and_allowed_tokens_bound_what_is_drawn(client):
     assert set(text) <= set("abcdefghijklmnop")
     for word in (text[2:5], text[4]):
         assert word not in answer(client, max_tokens=30, extra={**letters, "bad_words": [word, "never"]})[0]
-    letters = answer(client, max_tokens=30, temperature=2, seed=1, extra={"allowed_token_ids": [64, 65]})[0]
-    assert set(letters) == {"a", "b"}
+    for hot in (2, 1e300):
+        letters = answer(client, max_tokens=30, temperature=hot, seed=1, extra={"allowed_token_ids": [64, 65]})[0]
+        assert set(letters) == {"a", "b"}
     forced = {"structured_outputs": {"regex": "[abc]{9}"}, "bad_words": ["a", "bb"]}
     assert set(answer(client, extra=forced)[0]) <= set("bc")
     assert "bb" not in answer(client, extra=forced)[0]
@@ -124,6 +125,15 @@ def test_prompts_are_scored_in_chats_and_completions(client):
         go_on(client, [list(range(150))] * 672, extra_body={"prompt_logprobs": 20})
     with pytest.raises(openai.BadRequestError, match="whole answers"):
         say(client, stream=True, extra_body={"prompt_logprobs": 0})
+
+
+def test_likely_tokens_of_one_text_stay_apart(client, server, monkeypatch):
+    """As `A` and the byte `<0x41>` of SentencePiece."""
+    tops = [go_on(client, max_tokens=1, logprobs=4).choices[0].logprobs.top_logprobs[0]]
+    monkeypatch.setattr(type(server.app.state.host.servable(MODEL).adapter.tokenizer), "token_text", lambda *_: "A")
+    tops += [go_on(client, max_tokens=1, logprobs=4).choices[0].logprobs.top_logprobs[0]]
+    assert list(tops[1].values()) == list(tops[0].values()) == sorted(tops[0].values(), reverse=True)
+    assert [name.partition(":")[0] for name in tops[1]] == ["A", *["token_id"] * 3]
 
 
 def test_a_final_message_is_gone_on_with(client):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fovea.errors import BadInput, Conflict, InvalidOption, Malformed, TooLarge
 from shared.lm import head_plan
 from shared.lm.builders import llama
-from shared.lm.head_plan import HeadPlan, ModelId, grouped_max, top_share
+from shared.lm.head_plan import HeadPlan, ModelId, QueryCentres, grouped_max, top_share
 from shared.lm.head_plan_store import HeadPlanStore, save_plan
 from shared.storage import ObjectStore
 
@@ -105,10 +105,26 @@ def test_another_share_of_the_same_evidence():
     assert plan.with_share(1 / 3).roles == [[1, 0], [1, 0], [0, 0]]
     assert plan.with_share(1 / 3).heads == [(2, 3)]
     assert plan.with_share(0).roles == [[0, 0]] * 3
+    centres = QueryCentres(real=[[[1.0]]], imag=[[[0.0]]], size=[[[1.0]]])
+    assert plan.model_copy(update={"centres": centres}).with_share(0).centres == centres
     with pytest.raises(BadInput, match="no score ours"):
         plan.with_share(0.5, by="ours")
     with pytest.raises(BadInput, match="no score"):
         HeadPlan.parse({"schema": "head-plan/1", "roles": ROLES}).with_share(0.5)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"scores": [["a", "b"]]}, {"scores": [1, 2]}, {"scores": {"a": 1}}, {"scores": [[1, 2, 3]]}, {"model": 5},
+        {"scores": [[1, 2], [1]]}, {"scores": [[]]}, {"seed": "x"}, {"model": {"kv_heads": "x"}},
+    ],
+)  # fmt: skip
+def test_a_broken_retrieval_report_is_refused(bad):
+    report = {"schema": "retrieval-report/1", "scores": [[0.1, 0.2]] * 2, **bad}
+    for broken in (report, [report]):
+        with pytest.raises(Malformed, match="retrieval report"):
+            HeadPlan.from_retrieval(broken, 0.5, kv_heads=None if "model" in bad else 2)
 
 
 def test_a_retrieval_report_becomes_a_plan_by_its_groups():

@@ -67,7 +67,7 @@ class Planner(Servable[PlanIn, PlanOut]):
 
     def render(self, request: PlanIn, answer: PlanOut, media_type: str) -> bytes | None:
         if media_type == "text/csv":
-            return _csv(answer)
+            return _csv(_sets(request), answer)
         return encode(draw_plan(answer)) if media_type == "image/png" else None
 
     @classmethod
@@ -131,16 +131,16 @@ def _together(sets: list[np.ndarray], request: PlanIn) -> list[list[np.ndarray]]
     return [sets] if small else [[points] for points in sets]
 
 
-def _csv(answer: PlanOut) -> bytes:
-    """One row a step with its point; of triangles one row each."""
+def _csv(sets: Sequence[np.ndarray], answer: PlanOut) -> bytes:
+    """One row a step with its point; of triangles one row each; of a batch, the set of each in front."""
     page = io.StringIO()
     writer = csv.writer(page)
-    if answer.order is None:
-        writer.writerow(["a", "b", "c"])
-        writer.writerows(answer.triangles or [])
-    else:
-        writer.writerow(["step", "index", "x", "y"])
-        writer.writerows([step, index, *answer.points[index]] for step, index in enumerate(answer.order))
+    columns = ["a", "b", "c"] if answer.task == "delaunay" else ["step", "index", "x", "y"]
+    writer.writerow([*(["set"] if answer.plans else []), *columns])
+    for number, (points, plan) in enumerate(zip(sets, answer.plans or [answer], strict=True)):
+        steps = ([step, index, *points[index].tolist()] for step, index in enumerate(plan.order or ()))
+        rows = steps if plan.triangles is None else plan.triangles
+        writer.writerows([*([number] if answer.plans else []), *row] for row in rows)
     return page.getvalue().encode()
 
 

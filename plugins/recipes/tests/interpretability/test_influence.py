@@ -69,6 +69,14 @@ def test_rows_come_in_input_order_and_ranks_are_among_equals(context):
     assert sorted(row["rank"] for row in rows_of(ask(context, lines, by_length=True))) == [1, 1, 2, 2]
 
 
+def test_fewer_other_heads_than_are_hidden_are_no_control(context):
+    heads = [[layer, head] for layer in range(2) for head in range(4)]
+    report = ask(context, LINES, heads=heads[:-1])
+    assert [row["control_score"] for row in rows_of(report)[:2]] == [None] * 2
+    control = next(table for table in report.tables if table.name == "control")
+    assert (control.rows, "too few are left for a control" in report.warnings[0]) == ([], True)
+
+
 def test_texts_hold_other_line_breaks_than_those_between_documents(context):
     assert [row["id"] for row in rows_of(ask(context, [{**LINES[0], "text": "kqzwxm\u2028hjvbtp\x85" * 3}]))] == ["a"]
 

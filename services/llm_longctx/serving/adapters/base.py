@@ -230,7 +230,7 @@ def build_samplings(options: GenerationOptions, defaults: SamplingDefaults) -> l
     """
     given = {name: getattr(options, name) for name in SamplingDefaults.model_fields}
     drawn = {name: getattr(defaults, name) if value is None else value for name, value in given.items()}
-    drawn["top_k"] = max(drawn["top_k"], 0)
+    drawn |= {"top_k": max(drawn["top_k"], 0), "temperature": min(drawn["temperature"], 1e30)}  # which float32 holds
     return [
         Sampling(
             **drawn,

@@ -26,12 +26,20 @@ class CallGrammar:
         parser: The form of calls, which says where one begins.
         names: The functions.
         compiler: Knows the model's tokens.
+        is_single: Whether the answer ends with its first call; else text may follow.
     """
 
     def __init__(
-        self, call: TokenGrammar, parser: type[ToolParser], names: frozenset[str], compiler: GrammarCompiler
+        self,
+        call: TokenGrammar,
+        parser: type[ToolParser],
+        names: frozenset[str],
+        compiler: GrammarCompiler,
+        *,
+        is_single: bool = False,
     ) -> None:
         self._start, self._parser, self._names, self._compiler = call, parser, names, compiler
+        self._is_single, self.is_finished = is_single, False
         self._texts = compiler.texts
         compiler.spell(parser.last_sign)  # builds its tables here, not in the scheduler's thread
         self._text = ""  # what came since the answer, or the last call, ended
@@ -61,16 +69,11 @@ class CallGrammar:
             if len(self._text) > _KEPT:
                 self._text = _PROSE if self._parser.is_first else self._text[-_KEPT:]
         if self._call is not None and self._call.is_accepting:
-            self._call, self._text = None, ""
-
-    @property
-    def is_finished(self) -> bool:
-        """Never: text may follow a call."""
-        return False
+            self._call, self._text, self.is_finished = None, "", self._is_single
 
     def fork(self) -> Self:
         """The same, for another answer that has not begun."""
-        return type(self)(self._start, self._parser, self._names, self._compiler)
+        return type(self)(self._start, self._parser, self._names, self._compiler, is_single=self._is_single)
 
     def _is_allowed(self, text: str) -> bool:
         """Whether a token, if it begins a call, begins a valid one."""

@@ -119,6 +119,9 @@ def _windows(tokens: Sequence[int], size: int) -> Iterator[Sequence[int]]:
             yield window
 
 
+_NO_CONTROL = "More than half of all heads are hidden: too few are left for a control."
+
+
 class _DocumentLine(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -178,7 +181,7 @@ class AttentionInfluence(Experiment[InfluenceSpec]):
             return {"id": pair[0].id, "text": json_digest(pair[0].text), "heads": sorted(heads), "control": control}
 
         def work(pair: tuple[_DocumentLine, list[int]]) -> dict[str, float]:
-            sets = {"base": [], "masked": heads, "control": control}
+            sets = {"base": [], "masked": heads} | ({"control": control} if control else {})
             return {name: token_loss(subject.model, pair[1], hidden) for name, hidden in sets.items()}
 
         losses = {id(pair[0]): value for pair, value in progress.each(long_enough, content, work)}
@@ -189,9 +192,9 @@ class AttentionInfluence(Experiment[InfluenceSpec]):
 
 
 def draw_control_heads(subject: StudiedModel, heads: Sequence[Head], seed: int) -> list[Head]:
-    """Draw as many random heads that are not masked, the same for all documents."""
+    """Draw as many random heads that are not masked, the same for all documents; none where too few are left."""
     others = subject.complement(heads)
-    return sorted(random.Random(f"influence/{seed}").sample(others, min(len(heads), len(others))))
+    return sorted(random.Random(f"influence/{seed}").sample(others, len(heads))) if len(others) >= len(heads) else []
 
 
 def _parse_documents(spec: InfluenceSpec, subject: StudiedModel) -> list[tuple[_DocumentLine, list[int]]]:
@@ -214,9 +217,9 @@ def _row(line: _DocumentLine, ids: Sequence[int], losses: dict[str, float] | Non
     row: dict[str, Any] = {"id": line.id, "domain": line.domain, "tokens": len(ids)}
     if losses is None:
         return {**row, "error": f"{len(ids)} tokens; below {MIN_TOKENS} the ratio of losses is noise."}
-    base, masked, control = (losses[name] for name in ("base", "masked", "control"))
-    row |= {"base": base, "masked": masked}
-    return {**row, "score": _score(base, masked), "control_score": _score(base, control)}
+    base, masked, control = losses["base"], losses["masked"], losses.get("control")
+    row |= {"base": base, "masked": masked, "score": _score(base, masked)}
+    return {**row, "control_score": None if control is None else _score(base, control)}
 
 
 def _rank_rows(rows: list[dict[str, Any]], spec: InfluenceSpec) -> list[dict[str, Any]]:
@@ -243,7 +246,7 @@ def _report(rows: list[dict[str, Any]], heads: Sequence[Head], control: Sequence
     rank_note = "Per domain; the last column is the rank correlation of score and length."
     return Report(
         title="Attention influence",
-        warnings=_warnings(scored, rows),
+        warnings=([] if control else [_NO_CONTROL]) + _warnings(scored, rows),
         scalars={
             "documents": Scalar(value=len(rows)),
             "scored": Scalar(value=len(scored)),
@@ -272,7 +275,8 @@ def _domain_row(name: str, rows: list[dict[str, Any]]) -> list[Any]:
     scores = np.array([row["score"] for row in rows])
     cut = min((row["score"] for row in rows if row["selected"]), default=None)
     lengths = np.array([row["tokens"] for row in rows], float)
-    control = float(np.mean([row["control_score"] for row in rows]))
+    controls = [row["control_score"] for row in rows if row["control_score"] is not None]
+    control = float(np.mean(controls)) if controls else None
     return [name, len(rows), float(scores.mean()), control, cut, _spearman(scores, lengths)]
 
 
