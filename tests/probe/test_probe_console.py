@@ -126,8 +126,8 @@ def test_an_experiment_is_a_notebook_that_runs_and_a_figure_is_csv(page, see):
 def test_a_permalink_and_a_notebook_are_of_the_report_that_is_shown(page):
     page.goto(spec_page("attention", lm="tiny", text="kqzwxm kqzwx", layers=[1], heads=[2]))
     page.locator(".report svg").first.wait_for()
-    page.locator("#model").select_option("sinks")
-    page.wait_for_url("**model=sinks*")
+    page.locator("#model").select_option("ablation")
+    page.wait_for_url("**model=ablation*")
     notebook = json.loads(kept(page, "Notebook", "attention.ipynb"))
     assert "model=attention" in "".join(notebook["cells"][0]["source"])
     page.get_by_role("button", name="Copy permalink").click()
