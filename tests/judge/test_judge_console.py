@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from services.gateway.tests.browsing import MARKS, check_page, figure
+from services.gateway.tests.browsing import MARKS, check_page, figure, hold
 from services.relevance_judge.parsing.trec import format_qrels, parse_qrels
 from services.relevance_judge.storage.mini_collection import load_mini_collection
+from tests.harness.waiting import wait_until
 
 pytestmark = MARKS
 
@@ -138,10 +139,58 @@ def test_a_collection_is_uploaded_once_serves_all_steps_and_is_deleted(judge, tm
     see(nuggets.get_by_label("Query")).not_to_have_value("")
     see(nuggets.get_by_label("Passages")).not_to_have_value("")
     check_page(judge)
-    part.get_by_role("button", name="Delete").click()
+    part.get_by_role("button", name="Delete").dblclick()  # asks once
+    part.get_by_label("Collection", exact=True).select_option("mini")
+    part.get_by_label("Collection", exact=True).select_option(index=2)
+    part.get_by_role("button", name="Delete", exact=True).click()
     part.get_by_role("button", name="Delete for good").click()
     see(part.get_by_label("Collection", exact=True).locator("option")).to_have_count(2)
     see(_within(judge, "agreement").get_by_text("From Autumn.")).to_have_count(0)
+
+
+def test_of_two_collections_the_last_choice_counts_and_a_step_waits_for_it(judge, see):
+    held = hold(judge, "**/v1/judge/collection")
+    chosen, about = judge.get_by_label("Collection", exact=True), judge.locator("fovea-collections [data-part=about]")
+    chosen.select_option("mini")
+    chosen.select_option("")
+    wait_until(lambda: judge.wait_for_timeout(20) or held, 10, "the request")
+    held.pop().continue_()
+    judge.wait_for_timeout(500)
+    see(chosen).to_have_value("")
+    see(about).to_have_text("Each step asks for its own files.")
+    chosen.select_option("mini")
+    step = _within(judge, "agreement")
+    step.get_by_role("button", name="Compare").click()
+    wait_until(lambda: judge.wait_for_timeout(20) or held, 10, "the request")
+    held.pop().continue_()
+    see(step.locator("[data-part=statement]")).to_contain_text("agreement: kappa")
+    see(step.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_file_of_one_step_takes_nothing_of_the_collection_from_another(judge, tmp_path, see):
+    (tmp_path / "other.run").write_text(next(MINI.folder.glob("runs/*")).read_text())
+    judge.get_by_label("Collection", exact=True).select_option("mini")
+    batch = _within(judge, "batch")
+    note = batch.locator("[data-text-note=runs]")
+    see(note).to_have_text("From the mini-collection. ")
+    _within(judge, "rankings").get_by_label("Runs").set_input_files(tmp_path / "other.run")
+    _within(judge, "batch")
+    see(note).to_have_text("From the mini-collection. ")
+    with judge.expect_request("**/v1/judge/batches") as sent:
+        batch.get_by_role("button", name="Start").click()
+    assert sent.value.post_data_json["runs"].count("\n") > (tmp_path / "other.run").read_text().count("\n")
+
+
+@pytest.mark.parametrize("tab", ["Rankings", "Significance", "Correct", "Nuggets", "Leaderboard"])
+def test_a_step_without_its_plugin_says_how_to_install_it_in_place_of_its_form(judge, see, complaints, tab):
+    problem = {"title": "Not found", "detail": "It is not installed.", "hint": "Try: pip install fovea-evaluation"}
+    judge.route("**/v1/judge/leaderboard", lambda route: route.fulfill(status=404, json=problem))
+    judge.get_by_role("tab", name=tab).click()
+    panel = judge.get_by_role("tabpanel")
+    see(panel).to_contain_text("comes with the plug-in evaluation")
+    see(panel).to_contain_text("pip install fovea-evaluation")
+    see(panel.locator("form, table").locator("visible=true")).to_have_count(0)
+    complaints.clear()
 
 
 def test_systems_are_plotted_and_listed_with_tau_and_kappa(judge):

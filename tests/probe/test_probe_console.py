@@ -118,6 +118,17 @@ def test_an_experiment_is_a_notebook_that_runs_and_a_figure_is_csv(page, see):
     compile("".join(notebook["cells"][3]["source"]), "plot", "exec")
 
 
+def test_a_permalink_and_a_notebook_are_of_the_report_that_is_shown(page):
+    page.goto(spec_page("attention", lm="tiny", text="kqzwxm kqzwx", layers=[1], heads=[2]))
+    page.locator(".report svg").first.wait_for()
+    page.locator("#model").select_option("ablation")
+    page.wait_for_url("**model=ablation*")
+    notebook = json.loads(kept(page, "Notebook", "attention.ipynb"))
+    assert "model=attention" in "".join(notebook["cells"][0]["source"])
+    page.get_by_role("button", name="Copy permalink").click()
+    page.wait_for_url("**model=attention*")
+
+
 def test_pinned_runs_stay_and_are_compared(page, see):
     for heads in ([[1, 1]], [[1, 1], [1, 2], [1, 3]]):
         page.goto(spec_page("ablation", lm="tiny", text="kqzwxm kqzwxm kqzwxm", heads=heads))

@@ -86,6 +86,17 @@ def test_rankings_come_with_kappa_beside_them_and_shifts_per_system(client):
     assert sum(row["shift"] for row in found["systems"]) == 0
 
 
+def test_tied_systems_share_their_rank_in_whatever_order_they_come(client):
+    lines = {
+        tag: f"1 Q0 m01-1 0 {first} {tag}\n1 Q0 m01-4 0 1 {tag}\n" for tag, first in zip("abc", "202", strict=True)
+    }
+    for order in ("abc", "cba"):
+        runs = "".join(lines[tag] for tag in order)
+        body = {"reference": FIRST, "judge": "1 0 m01-1 1\n1 0 m01-4 1\n", "runs": runs}
+        shifts = {row["system"]: row["shift"] for row in post(client, "rankings", body)["systems"]}
+        assert shifts == {"a": -0.5, "b": 1.0, "c": -0.5}
+
+
 def test_a_family_that_gains_ranks_is_preferred(client):
     runs = "1 Q0 m01-1 0 2 ours\n1 Q0 m01-4 0 1 ours\n1 Q0 m01-1 0 1 theirs\n1 Q0 m01-4 0 2 theirs\n"
     ranked = {"reference": FIRST, "judge": "1 0 m01-1 0\n1 0 m01-4 3\n", "runs": runs, "families": {"theirs": "llm"}}

@@ -65,6 +65,13 @@ def choose(page: Any, *files: dict[str, Any]) -> None:
     page.locator("[data-part=file]").set_input_files(list(files or [PICTURE]))
 
 
+def hold(page: Any, address: str) -> list[Any]:
+    """Hold requests to an address back, in the list that is returned."""
+    held: list[Any] = []
+    page.route(address, lambda route: held.append(route) or None)
+    return held
+
+
 def submit(stage: Any, path: str = "/v1/segment", **request: Any) -> str:
     """Queue a request as a job; returns its id. It is a picture to be segmented, unless another is given."""
     given = request or {"content": PICTURE["buffer"], "headers": {"content-type": "image/jpeg"}}

@@ -5,9 +5,10 @@ import re
 
 import pytest
 
-from services.gateway.tests.browsing import MARKS, PICTURE, check_page, choose, kept, open_with_picture, submit
+from services.gateway.tests.browsing import MARKS, PICTURE, check_page, choose, hold, kept, open_with_picture, submit
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
+from tests.harness.waiting import wait_until
 
 pytestmark = MARKS
 
@@ -277,3 +278,116 @@ def test_the_front_page_follows_readiness_in_place_and_links_to_itself(page, sta
         see(page.get_by_role("link", name=name, exact=True)).to_have_attribute("aria-current", "page")
     page.goto("/console/classify")
     assert page.locator("#menu [aria-current=page]").all_inner_texts() == ["Classify"]
+
+
+def test_stop_also_ends_a_job_whose_number_has_not_come_yet(page, stage, see):
+    page.goto("/console/run/judge")
+    page.locator("#option-prompt").fill("x")
+    page.locator("#as-job").check()
+    held = hold(page, "**/v1/judge")
+    page.get_by_role("button", name="Run", exact=True).click()
+    see(page.get_by_role("button", name="Stop")).to_be_visible()
+    wait_until(lambda: page.wait_for_timeout(20) or held, 10, "the request")
+    page.get_by_role("button", name="Stop").click()
+    with page.expect_request("**/v1/jobs/*/cancel"):
+        held.pop().continue_()
+    see(page.get_by_role("alert")).to_be_hidden()
+    page.unroute("**/v1/judge")
+    page.locator("#as-job").uncheck()
+    page.evaluate("addEventListener('fovea-run-stored', ({ detail }) => (window.stored = detail))")
+    page.get_by_role("button", name="Run", exact=True).click()
+    wait_until(lambda: page.wait_for_timeout(20) or page.evaluate("window.stored"), 10, "the run")
+    assert page.evaluate("window.stored.job ?? null") is None
+
+
+def test_a_job_is_followed_through_a_break_of_the_connection(page, stage, see, complaints):
+    breaks = []
+    page.route("**/events", lambda route: route.continue_() if len(breaks) > 1 else (breaks.append(1), route.abort()))
+    page.goto("/console/run/judge")
+    page.locator("#option-prompt").fill("x")
+    page.locator("#as-job").check()
+    page.get_by_role("button", name="Run", exact=True).click()
+    see(page.locator("fovea-result")).to_contain_text("0.1235", timeout=10_000)
+    see(page.get_by_role("alert")).to_be_hidden()
+    assert len(breaks) == 2
+    complaints.clear()
+
+
+def test_of_two_choices_of_a_model_the_last_counts_and_a_failed_one_is_taken_back(page, stage, see, complaints):
+    page.goto("/console/segment?model=disc")
+    model = page.locator("#model")
+    held = hold(page, "**/console/segment?model=disc-large")
+    model.select_option("disc-large")
+    see(page.locator("[data-part=go]")).to_be_disabled()
+    wait_until(lambda: page.wait_for_timeout(20) or held, 10, "the page")
+    model.select_option("disc")
+    page.wait_for_timeout(500)
+    held.pop().continue_()
+    page.wait_for_timeout(500)
+    see(model).to_have_value("disc")
+    assert page.url.endswith("model=disc")
+    page.unroute("**/console/segment?model=disc-large")
+    page.route("**/console/segment?model=disc-large", lambda route: route.fulfill(status=503, json={"detail": "Away."}))
+    model.select_option("disc-large")
+    see(page.get_by_role("alert")).to_contain_text("Away.")
+    see(model).to_have_value("disc")
+    complaints.clear()
+
+
+def test_the_example_of_a_model_does_not_come_into_the_form_of_another(page, see):
+    held = hold(page, "**/disc/example")
+    page.goto("/console/run/segment?model=disc")
+    page.get_by_role("button", name="Use the example").click()
+    wait_until(lambda: page.wait_for_timeout(20) or held, 10, "the example")
+    page.locator("#model").select_option("disc-large")
+    page.wait_for_url("**model=disc-large")
+    held.pop().fulfill(json={"model": "disc", "min_area": 99})
+    page.wait_for_timeout(300)
+    see(page.locator("#option-min_area")).to_have_value("0")
+
+
+def test_large_matrices_and_numbers_are_shown(page, see):
+    grid = [list(range(400)) for _ in range(400)]
+    answer = {"grid": grid, "whole": 123456.75, "small": 1e-7, "zero": -0.0, "rows": [{"n": 98765.4}]}
+    page.route("**/v1/judge", lambda route: route.fulfill(json=answer))
+    page.goto("/console/run/judge")
+    page.locator("#option-prompt").fill("x")
+    page.get_by_role("button", name="Run", exact=True).click()
+    result = page.locator("fovea-result")
+    see(result.locator("figcaption")).to_have_text("grid, 0 to 399")
+    see(result.locator("dl")).to_have_text("whole123456.8small1.000e-7zero0")
+    see(result.locator("td")).to_have_text("98765.4")
+
+
+def test_a_double_click_on_run_does_not_stop_it_and_keys_find_the_button_again(page, see):
+    held = hold(page, "**/v1/judge")
+    page.goto("/console/run/judge")
+    page.locator("#option-prompt").fill("x")
+    go, stop = page.locator("[data-part=go]"), page.get_by_role("button", name="Stop")
+    go.dblclick()
+    wait_until(lambda: page.wait_for_timeout(20) or held, 10, "the request")
+    see(stop).to_be_visible()
+    held.pop().continue_()
+    see(page.locator("fovea-result")).to_contain_text("0.1235")
+    page.locator("#option-prompt").focus()
+    while not go.evaluate("button => button === document.activeElement"):
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    see(stop).to_be_focused()
+    wait_until(lambda: page.wait_for_timeout(20) or held, 10, "the request")
+    held.pop().continue_()
+    see(go).to_be_focused()
+
+
+def test_a_stored_answer_that_comes_late_does_not_replace_a_newer_one(page, stage, see):
+    job = submit(stage, "/v1/judge", json={"prompt": "old"})
+    wait_until(lambda: stage.queue.jobs[job].finished, 10, "the job")
+    held = hold(page, f"**/v1/jobs/{job}/result")
+    page.goto(f"/console/run/judge?job={job}")
+    page.locator("#option-prompt").fill("new")
+    page.get_by_role("button", name="Run", exact=True).click()
+    see(page.locator("fovea-result")).to_contain_text("new")
+    held.pop().continue_()
+    page.wait_for_timeout(500)
+    see(page.locator("fovea-result")).to_contain_text("new")
+    see(page.locator("#option-prompt")).to_have_value("new")

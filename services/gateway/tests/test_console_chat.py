@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from services.gateway.tests.browsing import MARKS
 
 pytestmark = MARKS
@@ -217,3 +219,72 @@ def test_the_wait_for_the_first_token_is_counted_and_escape_ends_it(page, stage,
     page.keyboard.press("Escape")
     stage.stub.wait_s = 0
     see(page.get_by_role("button", name="Send")).to_be_visible()
+
+
+@pytest.mark.parametrize("again", ["Another answer", "Edit the question"])
+def test_a_branch_that_fails_leaves_the_conversation_as_it_was(page, stage, see, complaints, again):
+    page.goto("/console/chat")
+    ask(page, "first")
+    turns = page.locator(".turn")
+    see(turns.nth(1)).to_contain_text("You said: first")
+    see(page.get_by_role("button", name="Send")).to_be_visible()
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=503, json={"error": {"message": "Full."}}))
+    turns.get_by_role("button", name=again).locator("visible=true").last.click()
+    if again == "Edit the question":
+        ask(page, "edited")
+    see(page.get_by_role("alert")).to_contain_text("Full.")
+    see(turns).to_have_count(2)
+    see(turns.nth(1)).to_contain_text("You said: first")
+    page.unroute("**/v1/chat/completions")
+    page.get_by_role("alert").get_by_role("button", name="Try again").click()
+    see(turns.nth(1).locator("[data-part=branch]" if again == "Another answer" else ".turn-text")).to_have_text(
+        "2 of 2" if again == "Another answer" else "You said: edited"
+    )
+    ask(page, "last")
+    see(turns.nth(3)).to_contain_text("You said: last")
+    assert len(stage.stub.seen[-1]["messages"]) == 3
+    complaints.clear()
+
+
+def test_a_conversation_that_is_left_while_an_answer_is_written_is_in_the_history(page, stage, see):
+    stage.stub.token_s = 0.2
+    page.goto("/console/chat")
+    ask(page, "a b c d e f g h")
+    see(page.locator(".turn").nth(1)).to_contain_text("You said:")
+    page.get_by_role("button", name="New conversation").click()
+    stage.stub.token_s = 0.01
+    page.get_by_text("History", exact=True).click()
+    page.locator(".history-entry a").click()
+    see(page.locator(".turn").nth(1)).to_contain_text("You said:")
+    see(page.locator(".turn").nth(1)).to_contain_text("(stopped)")
+
+
+def test_two_tabs_of_one_conversation_keep_both_continuations(page, see):
+    page.goto("/console/chat")
+    ask(page, "common")
+    page.wait_for_url(re.compile("chat="))
+    other = page.context.new_page()
+    other.goto(page.url)
+    see(other.locator(".turn").nth(1)).to_contain_text("You said: common")
+    for tab, text in ((page, "left"), (other, "right")):
+        ask(tab, text)
+        see(tab.locator(".turn").nth(3)).to_contain_text(f"You said: {text}")
+        see(tab.get_by_role("button", name="Send")).to_be_visible()
+    page.get_by_text("History", exact=True).click()
+    see(page.locator(".history-entry")).to_have_count(2)
+    for text in ("left", "right"):
+        page.get_by_label("Search the history").fill(f"common {text}")
+        see(page.locator(".history-entry")).to_have_count(1)
+
+
+def test_a_run_of_a_chat_opens_as_the_conversation_that_it_was(page, see):
+    page.goto("/console/chat")
+    page.evaluate("addEventListener('fovea-run-stored', ({ detail }) => (window.stored = detail.id))")
+    ask(page, "one more time")
+    see(page.locator(".turn").nth(1)).to_contain_text("You said: one")
+    while not page.evaluate("window.stored"):
+        page.wait_for_timeout(20)
+    page.goto(f"/runs/{page.evaluate('window.stored')}")
+    page.get_by_role("link", name="Open in its page").click()
+    see(page.locator(".turn").nth(0)).to_contain_text("one more time")
+    see(page.locator(".turn").nth(1)).to_contain_text("You said: one more time")

@@ -42,6 +42,21 @@ def test_jobs_are_searched_filtered_and_deleted_together(page, stage, see):
     see(rows).to_have_count(0)
 
 
+def test_what_a_button_of_a_job_could_not_do_stays_told_while_the_list_goes_on(page, stage, see, complaints):
+    submit(stage, "/v1/segment", content=photograph(), headers={"content-type": "image/jpeg"})
+    page.goto("/console/jobs")
+    page.route("**/v1/jobs/*", lambda route: route.fulfill(status=409, json={"title": "Conflict", "detail": "Busy."}))
+    page.locator("[data-job]").first.wait_for()
+    page.get_by_role("button", name="Delete finished ones shown").click()
+    alert = page.get_by_role("alert")
+    see(alert).to_contain_text("Busy.")
+    with page.expect_response("**/v1/jobs"):
+        pass
+    page.wait_for_timeout(200)
+    see(alert).to_contain_text("Busy.")
+    complaints.clear()
+
+
 def test_a_job_from_elsewhere_opens_in_the_page_of_its_task_and_takes_its_image_there(page, stage, see):
     job = submit(
         stage, "/v1/segment?include=mask&include=probability&min_area=7",
@@ -111,6 +126,14 @@ def test_each_section_of_operators_has_an_address_and_passes_axe(admin, name):
     check_page(admin)
 
 
+def test_services_are_looked_at_again_after_a_failure(admin, see):
+    admin.route("**/readyz", lambda route: route.fulfill(body="no JSON"))
+    alert = admin.locator("fovea-admin-services").get_by_role("alert")
+    see(alert).to_be_visible(timeout=10_000)
+    admin.unroute("**/readyz")
+    see(alert).to_be_hidden(timeout=10_000)
+
+
 def test_operators_see_each_replica_with_its_load_and_search_them(admin, see):
     admin.get_by_role("tab", name="Replicas").click()
     row = admin.locator("fovea-admin-replicas tbody tr")
@@ -146,6 +169,43 @@ def test_an_operator_makes_rotates_and_revokes_keys_and_reads_the_log(admin, loc
     admin.get_by_role("tab", name="Audit log").click()
     see(admin.locator("fovea-admin-audit tbody tr").first).to_contain_text("key revoked")
     see(admin.locator("fovea-admin-audit tbody tr").first).to_contain_text("tenant: lab")
+
+
+def test_a_double_click_makes_one_key_and_revokes_none(admin, see):
+    admin.get_by_role("tab", name="Keys").click()
+    rows = admin.locator("fovea-admin-keys tbody tr")
+    rows.first.wait_for()
+    before = rows.count()
+    admin.get_by_text("New key", exact=True).click()
+    admin.get_by_label("Tenant", exact=True).fill("twice")
+    admin.get_by_role("button", name="Make a key").dblclick()
+    see(rows.filter(has_text="twice")).to_have_count(1)
+    rows.filter(has_text="twice").get_by_role("button", name="Rotate").dblclick()
+    see(rows.filter(has_text="twice")).to_have_count(2)
+    rows.filter(has_text="twice").last.get_by_role("button", name="Revoke").dblclick()
+    see(rows.filter(has_text="twice").get_by_role("button", name="Revoke for good")).to_have_count(1)
+    admin.wait_for_timeout(300)
+    assert rows.count() == before + 2
+
+
+def test_the_usage_of_the_days_chosen_last_is_shown(admin, see):
+    held = []
+
+    def answer(route, count):
+        row = {"day": "2026-11-01", "tenant": "lab", "model": "disc", "requests": count, "tokens_in": 0}
+        route.fulfill(json={"usage": [{**row, "tokens_out": 0, "pictures": 0, "cpu_seconds": 1}]})
+
+    admin.get_by_role("tab", name="Usage").click()
+    part = admin.locator("fovea-admin-usage")
+    part.locator("[data-part=requests]").get_by_text(re.compile("^[0-9]")).wait_for()
+    admin.route("**/v1/usage?*", lambda route: answer(route, 7) if held else held.append(route))
+    part.get_by_label("Days").select_option("90")
+    wait_until(lambda: admin.wait_for_timeout(20) or held, 10, "the request")
+    part.get_by_label("Days").select_option("7")
+    see(part.locator("[data-part=requests]")).to_have_text("7")
+    answer(held[0], 90)
+    admin.wait_for_timeout(300)
+    see(part.locator("[data-part=requests]")).to_have_text("7")
 
 
 def test_usage_is_a_chart_with_sums_that_follow_the_search(admin, see):

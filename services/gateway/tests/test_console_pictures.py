@@ -148,12 +148,16 @@ def test_a_report_and_matrices_of_a_job_are_shown_as_such(page, stage, see):
     row = page.locator(f'[data-job="{job}"]')
     row.get_by_role("button", name="Result").click()
     see(row.get_by_role("img", name="Logit lens: 2 × 2 numbers from 0.1000 to 0.9000")).to_be_visible()
-    style, main = "<style>p { color: red }</style>", "<main><h1>Lens</h1><p>Drawn</p></main>"
+    numbers = (
+        "<table><tr><th>tokens</th><td>57 </td><td></td></tr><tr><th>cells</th><td>9 </td><td>All</td></tr></table>"
+    )
+    style, main = "<style>p { color: red }</style>", f"<main><h1>Lens</h1><p>Drawn</p>{numbers}</main>"
     report = f"<html><head>{style}</head><body>{main}</body></html>"
     page.route(f"**/v1/jobs/{job}/result", lambda route: route.fulfill(body=report, content_type="text/html"))
     page.reload()
     row.get_by_role("button", name="Result").click()
     see(row.locator("h2")).to_have_text("Lens")
+    assert kept(page, "Table 1 as CSV", "table-1.csv") == b"name,value,note\ntokens,57,\ncells,9,All\n"
 
 
 def test_all_pictures_are_exported_together_without_what_was_rejected(page, see):
@@ -222,3 +226,67 @@ def test_a_model_that_fails_in_a_comparison_says_so_in_its_pane(page, see, two_m
     page.get_by_role("region", name="Models side by side").get_by_role("button", name="Compare").click()
     see(page.locator(".pane").nth(1)).to_contain_text("Failed: No replica is ready.")
     complaints.clear()
+
+
+def test_the_error_of_a_picture_stays_while_others_run_and_is_shown_again(page, see, complaints):
+    held = []
+    page.route("**/v1/segment", lambda route: held.append(route) or (len(held) == 1 and route.continue_()))
+    page.goto("/console/segment")
+    choose(page, _file("c.txt", b"nope", "text/plain"), _file("a.jpg"), _file("b.jpg", photograph(200, 100)))
+    frames = page.get_by_role("listbox", name="Images").get_by_role("option")
+    see(frames.nth(1)).to_have_attribute("aria-label", "a.jpg, runs")
+    alert = page.get_by_role("alert")
+    see(alert).to_contain_text("The bytes are not a picture.")
+    frames.nth(2).click()
+    see(alert).to_be_hidden()
+    frames.nth(0).click()
+    see(alert).to_contain_text("The bytes are not a picture.")
+    see(frames.nth(1)).to_have_attribute("aria-label", "a.jpg, runs")
+    held[1].continue_()
+    see(frames.nth(2)).to_have_attribute("aria-label", "b.jpg, runs")
+    see(alert).to_contain_text("The bytes are not a picture.")
+    held[2].continue_()
+    see(frames.nth(2)).to_have_attribute("aria-label", "b.jpg, done")
+    complaints.clear()
+
+
+SLOW = """(() => {
+    const decode = createImageBitmap;
+    const held = [];
+    window.release = () => { window.holds = false; held.splice(0).forEach((go) => go()); };
+    window.heldCount = () => held.length;
+    window.createImageBitmap = async (source, ...rest) => {
+        const picture = await decode(source, ...rest);
+        if (window.holds && picture.width === 320) await new Promise((go) => held.push(go));
+        return picture;
+    };
+})()"""
+
+
+def test_a_mask_that_is_read_late_is_not_drawn_on_another_picture(page, see):
+    page.add_init_script(SLOW)
+    page.goto("/console/segment")
+    choose(page, _file("a.jpg"), _file("b.jpg", photograph(200, 100)))
+    frames = page.get_by_role("listbox", name="Images").get_by_role("option")
+    see(frames.nth(1)).to_have_attribute("aria-label", "b.jpg, done")
+    image = "document.querySelector('[data-part=canvas]').toDataURL()"
+    frames.nth(1).click()
+    see(page.locator("[data-part=name]")).to_contain_text("b.jpg")
+    see(page.locator("[data-part=result]")).to_be_visible()
+    page.wait_for_timeout(200)
+    before = page.evaluate(image)
+    frames.nth(0).click()
+    see(page.locator("[data-part=name]")).to_contain_text("a.jpg")
+    frames.nth(1).click()
+    see(page.locator("[data-part=name]")).to_contain_text("b.jpg")
+    page.evaluate("window.holds = true")
+    frames.nth(0).click()
+    page.wait_for_timeout(100)
+    page.evaluate("window.release(); window.holds = true")  # the picture is there, its mask is not
+    see(page.locator("[data-part=name]")).to_contain_text("a.jpg")
+    frames.nth(1).click()
+    see(page.locator("[data-part=name]")).to_contain_text("b.jpg")
+    page.wait_for_timeout(200)
+    page.evaluate("window.release()")
+    page.wait_for_timeout(300)
+    assert page.evaluate(image) == before

@@ -70,6 +70,7 @@ def test_threshold_moves_on_the_client_alone_and_another_model_runs_again(segmen
     see(segmented).to_have_url(re.compile("model=disc-large"))
     see(segmented.get_by_text("Card, licence and limits")).to_have_attribute("href", "/console/models/disc-large")
     wait_until(lambda: stage.stub.seen[-1]["options"]["model"] == "disc-large")
+    see(segmented.locator("[data-part=go]")).to_be_enabled()
 
 
 def test_a_chosen_picture_is_sent_with_the_options_of_the_form(page, stage, see):

@@ -14,7 +14,17 @@ from fovea.api.boxes import DetectIn, Detection, DetectOut
 from fovea.api.classes import Candidate, Classified, ClassifyIn, ClassifyOut
 from fovea.api.image import Times
 from fovea.api.restore import Estimate, RestoreIn, RestoreOut, RestoreTimes
-from services.gateway.tests.browsing import MARKS, check_page, drawn, figure, kept, open_with_picture, run_example
+from services.gateway.tests.browsing import (
+    MARKS,
+    PICTURE,
+    check_page,
+    choose,
+    drawn,
+    figure,
+    kept,
+    open_with_picture,
+    run_example,
+)
 from services.gateway.tests.stub_service import Stub, card, photograph
 
 pytestmark = MARKS
@@ -208,6 +218,19 @@ def test_confidence_moves_on_the_client_until_it_falls_below_what_was_asked(dete
         detected.locator("#live-iou").fill("0.7")
     see(detected.locator("[data-part=stop]")).to_be_hidden()
     assert [each["iou"] for each in stage.stub.seen[asked + 1 :]] == ["0.7"]
+
+
+def test_another_request_for_the_shown_picture_drops_none_of_those_that_wait(page, see):
+    held = []
+    page.goto("/console/detect?model=road")
+    page.route("**/v1/detect", lambda route: held.append(route) or (len(held) == 1 and route.continue_()))
+    choose(page, *({**PICTURE, "name": f"{name}.jpg"} for name in "abc"))
+    frames = page.get_by_role("listbox", name="Images").get_by_role("option")
+    see(frames.nth(1)).to_have_attribute("aria-label", "b.jpg, runs")
+    page.unroute("**/v1/detect")
+    page.locator("#live-iou").fill("0.6")
+    for name, frame in zip("abc", range(3), strict=True):
+        see(frames.nth(frame)).to_have_attribute("aria-label", f"{name}.jpg, done")
 
 
 def test_files_come_from_the_service_with_what_is_shown_and_without_a_hidden_class(detected, stage, see):

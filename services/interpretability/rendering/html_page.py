@@ -21,7 +21,7 @@ MAX_TABLE_ROWS = 200
 """Rows of a table that the page shows; all are in the JSON."""
 
 MAX_PICTURES = 64
-"""Charts of one report."""
+"""Charts of a report that are shown; all are in the JSON."""
 
 MAX_LARGE_PATTERNS = 2
 """Up to so many patterns are drawn large."""
@@ -45,9 +45,8 @@ def escape(text: str) -> str:
 
 def render_page(report: Report) -> str:
     """Return the whole HTML document."""
-    title = escape(report.title)
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(report.title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>'
         f"<body><main>{''.join(_parts(report))}</main></body></html>"
     )
@@ -67,9 +66,10 @@ def draw_report(report: Report) -> list[Drawing]:
         drawings.append(plots.draw_panels(patterns, lambda data: _enlarge_link(report, data)))
     rest = [data for data in report.grids if len(patterns) <= MAX_LARGE_PATTERNS or data not in patterns]
     drawings += [plots.draw_heat_map(data, head_map_link(report, data)) for data in rest]
-    drawings += [plots.draw_bars(data) for data in report.bars]
-    drawings += [plots.draw_strip(data) for data in report.strips]
-    return drawings[:MAX_PICTURES]
+    drawings += [*map(plots.draw_bars, report.bars), *map(plots.draw_strip, report.strips)]
+    if (left := len(drawings) - MAX_PICTURES) > 0:
+        drawings[MAX_PICTURES:] = [plots.draw_words(f"{left} more charts are in the JSON.")]
+    return drawings
 
 
 def head_map_link(report: Report, data: HeatMap) -> plots.Link | None:
@@ -105,9 +105,8 @@ def _parts(report: Report) -> Iterator[str]:
     for table in report.tables:
         yield _table(table)
     for artefact in report.artefacts:
-        href = f"/v1/probe/artefacts/{artefact.sha256}"
-        label = f"{escape(artefact.name)}, {artefact.bytes:,} bytes, sha256 {artefact.sha256[:12]}…"
-        yield f'<p>Artefact: <a href="{href}" data-artefact="{artefact.sha256}">{label}</a></p>'
+        label = f"{escape(artefact.name)}, {artefact.bytes:,} bytes, sha256 {(digest := artefact.sha256)[:12]}…"
+        yield f'<p>Artefact: <a href="/v1/probe/artefacts/{digest}" data-artefact="{digest}">{label}</a></p>'
     yield _manifest_section(report)
 
 

@@ -25,6 +25,11 @@ MAX_LABELLED_TICKS = 40
 """Rows or columns up to which every tick is written."""
 
 
+def draw_words(words: str) -> Drawing:
+    """Draw a sentence."""
+    return Drawing(480, 60, words, [Text(12, 34, words, 13)])
+
+
 def draw_heat_map(data: HeatMap, link: Link | None = None) -> Drawing:
     """Draw a heat map: darker is more; diverging ones are blue above zero and orange below."""
     rows, columns = len(data.values), len(data.values[0]) if data.values else 0

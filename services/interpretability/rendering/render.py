@@ -7,7 +7,8 @@ import numpy as np
 
 from services.interpretability.core.report import NPZ, Report, pack_arrays
 from services.interpretability.rendering.html_page import draw_report, render_page
-from services.interpretability.rendering.svg import Drawing, Text, stack_drawings
+from services.interpretability.rendering.plots import draw_words
+from services.interpretability.rendering.svg import Drawing, stack_drawings
 
 ACTIVATIONS = "activations.npz"
 """Name of the artefact that is a report's arrays."""
@@ -47,9 +48,4 @@ def _key(name: str) -> str:
 
 
 def _draw_all(report: Report) -> Drawing:
-    drawings = draw_report(report)
-    if not drawings:
-        nothing = Drawing(480, 60, f"{report.title}: no picture.")
-        nothing.add(Text(12, 34, f"{report.title}: numbers only, see the JSON.", 13))
-        return nothing
-    return stack_drawings(drawings)
+    return stack_drawings(draw_report(report) or [draw_words(f"{report.title}: numbers only, see the JSON.")])

@@ -87,6 +87,15 @@ def test_patterns_of_many_heads_are_small_maps_of_the_largest_neighbours():
     assert (found.shape, found[0, 0], found[23, 23]) == ((24, 24), 1.0, pytest.approx(1 / 70))
 
 
+def test_charts_that_are_left_out_are_told_on_the_page_and_in_the_picture():
+    bars = [whole_report().bars[0].model_copy(update={"name": f"b{number}"}) for number in range(70)]
+    report = whole_report().model_copy(update={"bars": bars, "grids": [], "graphs": [], "strips": []})
+    made = render_page(report)
+    assert (made.count("<figure>"), "6 more charts are in the JSON." in made) == (65, True)
+    assert "6 more charts are in the JSON." in render(report, "image/svg+xml").decode()
+    assert "more charts" not in render_page(report.model_copy(update={"bars": bars[:64]}))
+
+
 def test_page_is_honest_about_parts_text_of_strangers_stays_text_and_its_policy_allows_one_style_sheet():
     made = render_page(whole_report())
     (sheet,) = re.findall(r"<style>(.*?)</style>", made, re.DOTALL)

@@ -44,19 +44,19 @@ def parse_collection(topics: str, passages: str) -> tuple[dict[str, str], dict[s
 
 
 def parse_pairs(text: str) -> list[BatchPair]:
-    """Pairs from JSON lines `{"qid", "docid", "query", "passage"}`; `Malformed` if a line is not such an object."""
-    found = []
+    """Pairs from JSON lines `{"qid", "docid", "query", "passage"}`; `Malformed` for others, or two texts of a pair."""
+    found: dict[tuple[str, str], BatchPair] = {}
     for number, line in number_lines(text):
-        row = parse_object(line, number, "pairs")
-        fields = [row.get(name) for name in ("qid", "docid", "query", "passage")]
+        fields = [*map(parse_object(line, number, "pairs").get, ("qid", "docid", "query", "passage"))]
         if not all(isinstance(field, str | int) and str(field).strip() for field in fields):
             raise Malformed(f"Line {number} of pairs lacks qid, docid, query or passage.")
-        qid, docid, query, passage = map(str, fields)
-        _check_id(qid, number, "pairs")
-        _check_id(docid, number, "pairs")
-        found.append(BatchPair(qid, docid, query, passage))
+        pair = BatchPair(*map(str, fields))
+        _check_id(pair.qid, number, "pairs")
+        _check_id(pair.docid, number, "pairs")
+        if found.setdefault((pair.qid, pair.docid), pair) != pair:
+            raise Malformed(f"Line {number} of pairs has {pair.qid} {pair.docid} again, with another text.")
     _check_count(len(found))
-    return found
+    return list(found.values())
 
 
 def cross_pairs(topics: Mapping[str, str], passages: Mapping[str, str]) -> list[BatchPair]:

@@ -93,7 +93,7 @@ class SignalSet:
 def parse_signals(text: str, source: str) -> SignalSet:
     """Signals from JSON lines of batches, from run lines (their scores), or from qrels (their grades).
 
-    Raises Malformed: a line is in none of the forms, a run file holds several systems, or a signal is not finite.
+    Raises Malformed: a line of another form, several systems in a run file, a signal that is not finite, two of a pair.
     """
     first = next((line for line in text.splitlines() if line.strip()), "")
     if not first.lstrip("\ufeff \t").startswith("{"):
@@ -104,18 +104,19 @@ def parse_signals(text: str, source: str) -> SignalSet:
         if len(runs) > 1:
             raise Malformed(f"{source} holds the runs {', '.join(runs)}; one judge is one run.")
         return SignalSet({(q, d): score for run in runs.values() for q, one in run.items() for d, score in one.items()})
-    signals, grades, kept = {}, {}, []
+    signals: dict[tuple[str, str], float] = {}
+    grades, kept = {}, []
     for number, row in parse_json_lines(text, source):
-        pair, grade = _pair(row, number, source), row.get("grade")
-        signal = row.get("signal") if row.get("signal") is not None else grade
+        pair, grade, signal = _pair(row, number, source), row.get("grade"), row.get("signal")
         if isinstance(grade, int) and not isinstance(grade, bool):
             trec.check_grade(grade, number, source)
             grades[pair] = grade
-        if signal is None:
+        if (signal := grade if signal is None else signal) is None:
             continue
         if not _is_number(signal):
             raise Malformed(f"Line {number} of {source}: the signal {str(signal)[:40]!r} is not a finite number.")
-        signals[pair] = float(signal)
+        if signals.setdefault(pair, float(signal)) != float(signal):
+            raise Malformed(f"Line {number} of {source} has the pair {' '.join(pair)} again, with another signal.")
         kept.append(row)
     return SignalSet(signals, grades, _common(kept, "template"), _common(kept, "llm"), kept)
 
@@ -123,8 +124,7 @@ def parse_signals(text: str, source: str) -> SignalSet:
 def _common(rows: Iterable[dict[str, Any]], name: str) -> str | None:
     """The value that all rows share."""
     values = [row.get(name) for row in rows]
-    is_same = bool(values) and all(value == values[0] for value in values)
-    return values[0] if is_same and isinstance(values[0], str) else None
+    return values[0] if values and isinstance(values[0], str) and values.count(values[0]) == len(values) else None
 
 
 def format_labels(rows: Iterable[dict[str, Any]], form: str) -> str:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fovea.errors import Malformed
 from loadtests.mini_judgements import RANKERS, build_run
-from services.relevance_judge.batches.pair_selection import parse_texts
+from services.relevance_judge.batches.pair_selection import parse_pairs, parse_texts
 from services.relevance_judge.metrics.baselines import bm25, overlap, tokenize
 from services.relevance_judge.parsing.label_formats import parse_labels, parse_signals
 from services.relevance_judge.parsing.trec import Runs, format_qrels, parse_runs, read_qrels, read_topics
@@ -43,6 +43,17 @@ def test_byte_order_marks_of_windows_are_no_part_of_an_id(tmp_path):
     assert parse_labels(lines, "judge").labels == {("1", "a"): 2}
     assert parse_signals(lines, "judge").signals == {("1", "a"): 0.5}
     assert parse_texts(f"{mark}1\twhat\r\n{mark}2\twhy\n", "topics") == {"1": "what", "2": "why"}
+
+
+def test_a_pair_that_comes_again_has_the_same_signal_and_the_same_text():
+    row = '{"qid": "1", "docid": "a", "signal": %s}\n'
+    assert parse_signals(row % 0.5 * 2, "judge").signals == {("1", "a"): 0.5}
+    with pytest.raises(Malformed, match="Line 2 of judge has the pair 1 a again"):
+        parse_signals(row % 0.5 + row % 0.7, "judge")
+    pair = '{"qid": "1", "docid": "a", "query": "q", "passage": "%s"}\n'
+    assert len(parse_pairs(pair % "text" * 2)) == 1
+    with pytest.raises(Malformed, match="Line 2 of pairs has 1 a again"):
+        parse_pairs(pair % "text" + pair % "another")
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def rankings(
     screen.facts({label: format_figure(found[name]) for label, name in figures.items()})
     screen.out.print()
     rows = (
-        (escape(row["system"]), format_figure(row["reference"]), format_figure(row["judge"]), f"{row['shift']:+d}")
+        (escape(row["system"]), format_figure(row["reference"]), format_figure(row["judge"]), f"{row['shift']:+g}")
         for row in found["systems"]
     )
     screen.table(("system", "reference", "judge", "shift"), rows)

@@ -33,13 +33,13 @@ class RankingsIn(StrictModel):
 
 
 class SystemRow(BaseModel):
-    """One system under both label sets; `shift` is how many ranks it gains under the judge."""
+    """One system under both label sets; `shift` is how many ranks it gains under the judge, tied ones at their mean."""
 
     system: str
     family: str | None = None
     reference: float
     judge: float
-    shift: int
+    shift: float
 
 
 class FamilyRow(BaseModel):
@@ -90,12 +90,16 @@ def rank(body: RankingsIn) -> RankingsOut:
 
 def _rows(truth: Mapping[str, float], estimate: Mapping[str, float], families: Mapping[str, str]) -> list[SystemRow]:
     shared = [tag for tag in sorted(truth, key=lambda tag: -truth[tag]) if tag in estimate]
-    judge_ranks = {tag: place for place, tag in enumerate(sorted(shared, key=lambda tag: -estimate[tag]))}
-    found = []
-    for place, tag in enumerate(shared):
-        scores = {"reference": truth[tag], "judge": estimate[tag]}
-        found.append(SystemRow(system=tag, family=families.get(tag), **scores, shift=place - judge_ranks[tag]))
-    return found
+    before, after = (_rank([scores[tag] for tag in shared]) for scores in (truth, estimate))
+    return [
+        SystemRow(system=tag, family=families.get(tag), reference=truth[tag], judge=estimate[tag], shift=old - new)
+        for tag, old, new in zip(shared, before, after, strict=True)
+    ]
+
+
+def _rank(scores: list[float]) -> list[float]:
+    """The rank of each score, the highest first; equal ones share the mean of their ranks, whatever their order."""
+    return [sum(other > own for other in scores) + (scores.count(own) + 1) / 2 for own in scores]
 
 
 def _families(rows: list[SystemRow]) -> list[FamilyRow]:

@@ -122,8 +122,10 @@ class Survey extends FolderForm {
 
   /** Merge the same observations again, within another radius. */
   async showMerged() {
-    const boxed = this.found.observations.map((one) => one.boxed);
+    const [{ found }, { value }] = [this, this.part("merge")];
+    const boxed = found.observations.map((one) => one.boxed);
     const merged = await (await this.fetchAs("application/json")).json();
+    if (this.found !== found || this.part("merge").value !== value) return; // another radius, or survey, came meanwhile
     merged.observations?.forEach((one, at) => (one.boxed ??= boxed[at]));
     this.found = { ...this.found, ...merged, observations: merged.observations ?? this.found.observations };
     this.showFigures();

@@ -30,6 +30,7 @@ export class AdminTable extends CustomElement {
   fill(rows) {
     const heads = [...this.querySelectorAll("thead th")];
     const createCell = (cell, at) => createNode(at ? "td" : "th", heads[at].className, cell ?? "–");
+    this.showError(null);
     this.part("rows").replaceChildren(...rows.map((cells) => createNode("tr", "", ...cells.map(createCell))));
     this.show(rows.length === 0, "nothing");
     this.find();
@@ -50,21 +51,21 @@ export class AdminTable extends CustomElement {
 
 class AdminServices extends AdminTable {
   async load() {
+    this.loadAgain();
     const { services, redis, reasons } = await fetch("/readyz").then((answer) => answer.json());
     this.fill(Object.entries(services).map(([name, { ready, alive, requests }]) => [name, String(ready), String(alive), String(requests), reasons[name] ?? ""]));
     this.setText("about", `Redis: ${redis}.`);
-    this.loadAgain();
   }
 }
 
 class AdminReplicas extends AdminTable {
   async load() {
+    this.loadAgain();
     const { replicas } = await fetchJson("/v1/admin/replicas");
     this.fill(replicas.map((one) => [
       one.service, one.id, one.version || "stable", one.ready ? "ready" : one.trouble || "loading", `${one.requests} of ${one.slots}`,
       one.memory ? `${Math.round(100 * one.memory)} %` : "–", formatTime(one.seen), describeModels(one.models),
     ]));
-    this.loadAgain();
   }
 }
 
@@ -75,7 +76,7 @@ class AdminKeys extends AdminTable {
     super.connectedCallback();
     this.on("submit", "form", (event) => {
       event.preventDefault();
-      this.attempt(() => this.make());
+      this.makeOnce(() => this.make());
     });
   }
 
@@ -88,8 +89,8 @@ class AdminKeys extends AdminTable {
   }
 
   createActions({ id }) {
-    const rotate = createButton("Rotate", () => this.attempt(async () => this.showMade(await fetchJson(`/v1/admin/keys/${id}/rotate`, { method: "POST", json: {} }))), "quiet small");
-    const revoke = createButton("Revoke", () => this.revoke(id, revoke), "quiet small");
+    const rotate = createButton("Rotate", () => this.makeOnce(() => fetchJson(`/v1/admin/keys/${id}/rotate`, { method: "POST", json: {} })), "quiet small");
+    const revoke = createButton("Revoke", ({ detail }) => detail < 2 && this.revoke(id, revoke), "quiet small"); // a double click asks only
     return createNode("span", "", rotate, revoke);
   }
 
@@ -113,8 +114,15 @@ class AdminKeys extends AdminTable {
       tenant: tenant.value.trim(), scopes: [...scopes].filter((box) => box.checked).map((box) => box.value),
       ...(expires.value && { expires: new Date(expires.value).toISOString() }), ...Object.fromEntries(numbers.map((name) => [name, limits[name].valueAsNumber])),
     };
-    this.showError(null);
-    await this.showMade(await fetchJson("/v1/admin/keys", { method: "POST", json }));
+    return fetchJson("/v1/admin/keys", { method: "POST", json });
+  }
+
+  /** Make a key and show it; a second click meanwhile would make another one, and hide the first for good. */
+  makeOnce(make) {
+    this.making ??= this.attempt(async () => {
+      this.showError(null);
+      await this.showMade(await make());
+    }).finally(() => (this.making = null));
   }
 
   /** Show the text of a new key, which nobody can read again. */
@@ -138,7 +146,9 @@ class AdminUsage extends AdminTable {
 
   async load() {
     const since = new Date(Date.now() - 86_400_000 * Number(this.part("days").value)).toISOString().slice(0, 10);
+    const days = this.part("days").value;
     const { usage } = await fetchJson(`/v1/usage?tenant=*&since=${since}`);
+    if (this.part("days").value !== days) return; // other days were chosen meanwhile
     this.usage = usage.sort((a, b) => b.day.localeCompare(a.day));
     this.fill(this.usage.map((one) => [
       one.day, one.tenant, one.model || "–", formatNumber(one.requests), formatNumber(one.tokens_in), formatNumber(one.tokens_out), formatNumber(one.pictures), one.cpu_seconds.toFixed(1),

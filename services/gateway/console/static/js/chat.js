@@ -23,6 +23,7 @@ class Chat extends RunForm {
     super.connectedCallback();
     this.conversation = new Conversation();
     this.turns = new ChatTurns(this);
+    this.again = () => this.run();
     this.on("submit", "options", (event) => event.preventDefault());
     this.on("keydown", "message", (event) => this.onKey(event));
     this.on("click", "clear", () => this.clear());
@@ -71,8 +72,12 @@ class Chat extends RunForm {
     const answers = this.turns.begin(node, this.listVariants());
     const problems = await this.writeAnswers(answers, node, signal);
     const problem = problems.find((one) => one.name !== "AbortError");
-    if (this.conversation !== conversation) return; // a new one was begun meanwhile
     Object.assign(node, { contents: answers.map(({ text }) => text), labels: answers.map(({ label }) => label) });
+    if (this.conversation !== conversation) {
+      node.cut = "stopped"; // a new one was begun meanwhile
+      return void (await this.history?.keep(conversation, answers[0].model));
+    }
+    this.again = () => this.run();
     if (problem && !node.contents.some(Boolean)) this.giveBack(node);
     else await this.keep(node, answers, problems);
     if (problem) throw problem;
@@ -152,28 +157,37 @@ class Chat extends RunForm {
     await this.history?.keep(this.conversation, selectedModel(this));
     const url = new URL(location.href);
     url.searchParams.set("chat", this.conversation.id);
+    url.searchParams.delete("run");
     history.replaceState(null, "", url);
     const [{ request, text, usage }] = answers;
     this.remember({ path: this.dataset.path, request, answer: { model: request.model, choices: [{ message: { content: text } }], usage } }).catch(() => {});
   }
 
-  /** Put a question that got no answer back into the input, so that nothing typed is lost. */
+  /** Put a question that got no answer back into the input, so that nothing typed is lost; one that has others keeps them. */
   giveBack(node) {
-    const question = this.conversation.find(node.parent);
-    this.conversation.drop(node);
-    const isFirst = this.conversation.siblings(question).length === 1 || this.conversation.nodes.at(-1) === question;
-    if (isFirst) this.conversation.drop(question);
-    this.part("message").value ||= question.content;
+    const { conversation } = this;
+    const question = conversation.find(node.parent);
+    conversation.drop(node);
+    const other = conversation.nodes.findLast(({ parent }) => parent === question.id);
+    if (other) {
+      this.again = () => this.retry(other);
+      conversation.choose(other);
+    } else {
+      conversation.drop(question);
+      this.part("message").value ||= question.content;
+      this.edited = conversation.siblings(question).at(-1) ?? null;
+      if (this.edited) conversation.choose(this.edited);
+    }
     this.turns.draw();
   }
 
   actionsFor(problem, wantsJob) {
     const last = this.conversation.path().at(-1);
-    const actions = last?.cut ? [["Continue", () => this.answer(last)], ["Try again", () => this.retry(last)]] : [["Try again", () => this.run()]];
+    const actions = last?.cut ? [["Continue", () => this.answer(last)], ["Try again", () => this.retry(last)]] : [["Try again", () => this.again()]];
     if (!this.runsAsJob && (wantsJob || problem.status !== 422)) {
       actions.push(["Run as a job", () => {
         this.part("as-job").checked = true;
-        return last?.cut ? this.retry(last) : this.run();
+        return last?.cut ? this.retry(last) : this.again();
       }]);
     }
     return [400, 401, 403, 422].includes(problem.status) ? [] : actions;
@@ -207,9 +221,21 @@ class Chat extends RunForm {
     this.showError(null);
     this.setText("usage", "\u00a0");
     const url = new URL(location.href);
-    url.searchParams.delete("chat");
+    for (const name of ["chat", "run"]) url.searchParams.delete(name);
     history.replaceState(null, "", url);
     this.part("message").focus();
+  }
+
+  /** Show a run: its messages and the answer, as a conversation of its own. */
+  async showStored({ request, answer }) {
+    const text = answer?.choices?.[0]?.message?.content;
+    if (typeof text !== "string" || !request?.messages || this.conversation.nodes.length) return;
+    for (const { role, content } of [...request.messages, { role: "assistant", content: text }]) {
+      if (role === "user") this.conversation.add(role, { content });
+      else if (role === "system") this.part("system").value = content;
+      else this.conversation.add(role, { contents: [content], labels: [request.model] });
+    }
+    this.turns.draw();
   }
 
   /** Show the conversation of the page's address. */

@@ -1,6 +1,7 @@
 /** The drawer of earlier conversations: a list with a search, kept in this browser; each can be opened and deleted. */
 
 import { createButton, createNode, CustomElement } from "./custom_element.js";
+import { createId } from "./chat_tree.js";
 import { records } from "./database.js";
 
 const MOST = 200;
@@ -14,9 +15,15 @@ class ChatHistory extends CustomElement {
     this.part("history-drawer").addEventListener("toggle", () => this.refresh());
   }
 
-  /** Store a conversation. A browser that keeps nothing (a private window) only has no history. */
+  /**
+   * Store a conversation; one that another tab has gone on with meanwhile becomes a conversation of its own. A browser
+   * that keeps nothing (a private window) only has no history.
+   */
   async keep(conversation, model) {
-    await store.put({ ...conversation, model, time: new Date().toISOString() }).catch(() => {});
+    const stored = await store.get(conversation.id).catch(() => null);
+    if (stored && stored.time !== conversation.time) conversation.id = createId();
+    conversation.time = new Date().toISOString();
+    await store.put({ ...conversation, model }).catch(() => {});
     await this.refresh();
   }
 

@@ -1,8 +1,10 @@
 /** A conversation as a tree: editing a question or asking for another answer begins a branch, and nothing is lost. */
 
+export const createId = () => crypto.randomUUID?.() ?? String(Math.random()).slice(2);
+
 export class Conversation {
   constructor(stored) {
-    Object.assign(this, stored ?? { id: crypto.randomUUID?.() ?? String(Math.random()).slice(2), title: "", time: new Date().toISOString(), nodes: [], leaf: null });
+    Object.assign(this, stored ?? { id: createId(), title: "", time: new Date().toISOString(), nodes: [], leaf: null });
   }
 
   find(id) {
@@ -11,7 +13,7 @@ export class Conversation {
 
   /** Add a turn behind the present one and make it the present one. */
   add(role, facts) {
-    const node = { id: this.nodes.length, parent: this.leaf, role, ...facts };
+    const node = { id: (this.nodes.at(-1)?.id ?? -1) + 1, parent: this.leaf, role, ...facts };
     this.nodes.push(node);
     this.leaf = node.id;
     if (role === "user" && !this.title) this.title = facts.content.slice(0, 80);

@@ -5,7 +5,7 @@
 
 import { CustomElement } from "./custom_element.js";
 import { call } from "./gateway.js";
-import { COLLECTED, indexById, readFile, useCollection } from "./texts.js";
+import { awaitCollection, COLLECTED, indexById, readFile, useCollection } from "./texts.js";
 
 const PURPOSE = "collection";
 const MINI = "mini";
@@ -17,30 +17,48 @@ export let current = null;
 class Collections extends CustomElement {
   connectedCallback() {
     this.on("change", "chosen", () => this.attempt(() => this.choose(this.part("chosen").value)));
-    this.on("click", "delete", (_, button) => this.attempt(() => this.deleteChosen(button)));
+    this.on("click", "delete", ({ detail }, button) => detail < 2 && this.attempt(() => this.deleteChosen(button)));
     this.on("submit", "form", (event) => {
       event.preventDefault();
-      this.attempt(() => this.save());
+      this.saving ??= this.attempt(() => this.save()).finally(() => (this.saving = null));
     });
     this.attempt(() => this.load());
   }
 
   async load() {
+    const { asked } = this;
     const { data } = await (await call(`/v1/files?purpose=${PURPOSE}`)).json();
     const choice = this.part("chosen");
     choice.replaceChildren(...[...choice.options].slice(0, 2), ...data.map(({ id, filename, bytes }) => new Option(`${filename} (${formatBytes(bytes)})`, id)));
     const known = localStorage.getItem(CHOSEN);
-    if ([...choice.options].some(({ value }) => value === known)) await this.choose(known);
+    if (this.asked !== asked) return; // another one was chosen meanwhile
+    if ([...choice.options].some(({ value }) => value === known)) await this.choose(known, true);
   }
 
-  async choose(id) {
+  /** Choose a collection. The last choice counts, forms wait for it, and one that can't be had is taken back. */
+  async choose(id, isRestored = false) {
     this.showError(null);
-    const texts = id && (id === MINI ? await fetchMini() : await (await call(`/v1/files/${id}/content`)).json());
+    this.confirm(false);
+    const asked = (this.asked = {});
+    const coming = id === MINI ? fetchMini() : id ? call(`/v1/files/${id}/content`).then((answer) => answer.json()) : Promise.resolve(null);
+    const used = coming.then((texts) => this.asked === asked && this.use(id, texts, isRestored));
+    awaitCollection(used);
+    try {
+      await used;
+    } catch (problem) {
+      if (this.asked !== asked) return;
+      this.part("chosen").value = this.used ?? "";
+      throw problem;
+    }
+  }
+
+  use(id, texts, isRestored) {
+    this.used = id;
     this.part("chosen").value = id;
     localStorage.setItem(CHOSEN, id);
     current = texts || null;
     const name = id === MINI ? "the mini-collection" : this.part("chosen").selectedOptions[0].textContent.replace(/ \([^)]*\)$/, "");
-    useCollection(name, current);
+    useCollection(name, current, isRestored);
     this.setText("about", current ? describe(current) : "Each step asks for its own files.");
     this.show(Boolean(id) && id !== MINI, "delete");
     document.dispatchEvent(new CustomEvent("fovea-collection", { detail: current }));
@@ -48,16 +66,18 @@ class Collections extends CustomElement {
 
   /** Deleting can't be undone: the first click asks, the second does it. */
   async deleteChosen(button) {
-    if (!button.dataset.confirming) {
-      button.dataset.confirming = "yes";
-      button.textContent = "Delete for good";
-      return;
-    }
-    delete button.dataset.confirming;
-    button.textContent = "Delete";
-    await call(`/v1/files/${this.part("chosen").value}`, { method: "DELETE" });
+    if (!button.dataset.confirming) return this.confirm(true);
+    this.confirm(false);
+    await call(`/v1/files/${this.used}`, { method: "DELETE" });
     await this.choose("");
-    await this.load();
+    return this.load();
+  }
+
+  /** Whether the next click deletes. */
+  confirm(isAsked) {
+    const button = this.part("delete");
+    button.dataset.confirming = isAsked ? "yes" : "";
+    button.textContent = isAsked ? "Delete for good" : "Delete";
   }
 
   /** Store the files of the form under its name. */

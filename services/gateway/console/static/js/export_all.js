@@ -10,8 +10,13 @@ import { buildZip } from "./zip.js";
 /** Rows of values as CSV. */
 export function writeCsv(rows) {
   const columns = [...new Set(rows.flatMap(Object.keys))];
+  return writeCells([columns, ...rows.map((row) => columns.map((column) => row[column] ?? ""))]);
+}
+
+/** Rows of cells as CSV, in their order. */
+export function writeCells(rows) {
   const quote = (value) => (/[",\n]/.test(String(value)) ? `"${String(value).replaceAll('"', '""')}"` : String(value));
-  return `${[columns, ...rows.map((row) => columns.map((column) => row[column] ?? ""))].map((cells) => cells.map(quote).join(",")).join("\n")}\n`;
+  return `${rows.map((cells) => cells.map(quote).join(",")).join("\n")}\n`;
 }
 
 /** Findings of one picture as rows with its file, their verdicts and what was corrected; last those that were deleted. */

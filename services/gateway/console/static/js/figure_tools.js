@@ -1,7 +1,7 @@
 /** Tools of a report's figures: the value under the pointer or finger in words, and each figure as SVG, PNG or CSV. */
 
 import { createButton, createNode } from "./custom_element.js";
-import { writeCsv } from "./export_all.js";
+import { writeCells, writeCsv } from "./export_all.js";
 import { save } from "./save.js";
 
 const PNG_SCALE = 2;
@@ -68,7 +68,8 @@ async function toPng(svg) {
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 }
 
+/** A table as CSV; the one of a report's numbers has no head. */
 function readTable(table) {
-  const [head, ...rows] = [...table.rows].map((row) => [...row.cells].map((cell) => cell.textContent.trim()));
-  return writeCsv(rows.map((row) => Object.fromEntries(row.map((text, at) => [head[at] || `column ${at + 1}`, text]))));
+  const rows = [...table.rows].map((row) => [...row.cells].map((cell) => cell.textContent.trim()));
+  return writeCells(table.tHead ? rows : [["name", "value", "note"], ...rows]);
 }

@@ -15,6 +15,7 @@ const MAX_FOLLOWED = 3;
 export class Jobs extends CustomElement {
   connectedCallback() {
     this.followed = new Map();
+    this.addEventListener("click", ({ target }) => target.closest("button") && this.showError(null));
     this.on("input", "filters", () => this.filter());
     this.on("submit", "filters", (event) => event.preventDefault());
     this.on("click", "cancel-all", () => this.runOnShown("cancel", (row) => !FINAL.has(row.dataset.status)));
@@ -34,10 +35,12 @@ export class Jobs extends CustomElement {
   async refresh() {
     try {
       const found = await jobs.list();
-      this.showError(null);
+      if (this.isUnreachable) this.showError(null); // what a button could not do stays told
+      this.isUnreachable = false;
       this.draw(found);
       found.filter((job) => !FINAL.has(job.status)).forEach((job) => this.follow(job.id));
     } catch (problem) {
+      this.isUnreachable = true;
       this.showError(problem);
     }
   }

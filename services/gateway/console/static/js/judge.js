@@ -13,6 +13,24 @@ function readText(form) {
   return Object.fromEntries(entries);
 }
 
+/** Do something once an element is first seen. */
+export function whenSeen(element, act) {
+  const seen = new IntersectionObserver(([{ isIntersecting }]) => {
+    if (!isIntersecting) return;
+    seen.disconnect();
+    act();
+  });
+  seen.observe(element);
+}
+
+let missing;
+
+/** Why steps of the plug-in evaluation can't be taken, asked once; null where it is installed. */
+export function findMissing() {
+  missing ??= call("/v1/judge/leaderboard").then(() => null, ({ hint }) => (/pip install/.test(hint) ? { title: "Not installed", message: "This step comes with the plug-in evaluation, which the judge’s service does not have.", hint } : null));
+  return missing;
+}
+
 /** Base class of the judge's elements. */
 export class JudgeForm extends RunForm {
   static answerParts = ["nothing", "result"];
@@ -45,6 +63,16 @@ export class JudgeForm extends RunForm {
       this.isDescribing = false;
     }
     return null;
+  }
+
+  /** Once this is seen: where the plug-in of this step is not installed, say so in place of its form. */
+  needsPlugin() {
+    whenSeen(this, async () => {
+      const problem = await findMissing();
+      if (!problem) return;
+      this.show(false, "form", "nothing");
+      this.showError(problem);
+    });
   }
 
   async fetchCollection() {

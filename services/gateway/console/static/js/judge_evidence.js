@@ -8,7 +8,11 @@ import { fillTexts, indexById, readTexts } from "./texts.js";
 /** Corrected p below which two systems are said to differ. */
 const SIGNIFICANT = 0.05;
 
-const formatSigned = (value, digits = 4) => (Number.isFinite(value) ? `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}` : "–");
+function formatSigned(value, digits = 4) {
+  if (!Number.isFinite(value)) return "–";
+  const text = Math.abs(value).toFixed(digits);
+  return Number(text) === 0 ? text : `${value < 0 ? "−" : "+"}${text}`;
+}
 
 const inWords = (support) => support.replace("_", " ");
 
@@ -53,6 +57,11 @@ export class JudgeTrust extends EvidenceForm {
 }
 
 export class JudgeSignificance extends EvidenceForm {
+  connectedCallback() {
+    super.connectedCallback();
+    this.needsPlugin();
+  }
+
   async useExample() {
     const { qrels, runs } = await this.fetchCollection();
     await this.fillWith({ labels: qrels, runs });
@@ -76,6 +85,11 @@ export class JudgeSignificance extends EvidenceForm {
 }
 
 export class JudgeCorrected extends EvidenceForm {
+  connectedCallback() {
+    super.connectedCallback();
+    this.needsPlugin();
+  }
+
   /** The labels of every third topic stand for what people labelled. */
   async useExample() {
     const { qrels, judgements, runs } = await this.fetchCollection();
@@ -104,6 +118,7 @@ export class JudgeCorrected extends EvidenceForm {
 export class JudgeNuggets extends EvidenceForm {
   connectedCallback() {
     super.connectedCallback();
+    this.needsPlugin();
     document.addEventListener("fovea-collection", ({ detail }) => this.listTopics(detail));
     this.on("change", "topic", () => this.fillTopic());
   }

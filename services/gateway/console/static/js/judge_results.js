@@ -1,6 +1,6 @@
 /** Judge page, results: agreement with its disagreements, rankings of systems, the leaderboard. */
 
-import { JudgeForm } from "./judge.js";
+import { findMissing, JudgeForm, whenSeen } from "./judge.js";
 import { indexById, fillTexts, readTexts } from "./texts.js";
 import { call } from "./gateway.js";
 import { CustomElement } from "./custom_element.js";
@@ -72,6 +72,11 @@ export class JudgeAgreement extends JudgeForm {
 }
 
 export class JudgeRankings extends JudgeForm {
+  connectedCallback() {
+    super.connectedCallback();
+    this.needsPlugin();
+  }
+
   async useExample() {
     const { qrels, judgements, runs } = await this.fetchCollection();
     fillTexts(this.part("form"), { reference: qrels, judge: firstJudge(judgements), runs }, "the mini-collection");
@@ -97,15 +102,13 @@ export class JudgeRankings extends JudgeForm {
 export class JudgeBoard extends CustomElement {
   /** The board is fetched when its tab is opened. */
   connectedCallback() {
-    const seen = new IntersectionObserver(([{ isIntersecting }]) => {
-      if (!isIntersecting) return;
-      seen.disconnect();
-      this.attempt(() => this.load());
-    });
-    seen.observe(this);
+    whenSeen(this, () => this.attempt(() => this.load()));
   }
 
   async load() {
+    const problem = await findMissing();
+    this.show(!problem, "board");
+    if (problem) throw problem;
     const board = await (await call("/v1/judge/leaderboard")).json();
     const best = [...board.rows].sort((a, b) => b.kappa - a.kappa)[0];
     if (best) this.setText("statement", `${best.judge} agrees best with people: kappa ${formatFigure(best.kappa, 2)} (${formatInterval(best.kappa_interval)}), tau-b ${formatFigure(best.tau_b, 2)}.`);

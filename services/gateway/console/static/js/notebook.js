@@ -19,12 +19,12 @@ for bars in report["bars"]:
     plt.title(bars["name"])
 plt.show()`;
 
-/** Save the notebook of an experiment. */
-export function saveNotebook(title, request) {
+/** Save the notebook of an experiment, which its permalink opens in the console. */
+export function saveNotebook(title, request, permalink) {
   const code = (source) => ({ cell_type: "code", execution_count: null, metadata: {}, outputs: [], source: toLines(source) });
   const text = (source) => ({ cell_type: "markdown", metadata: {}, source: toLines(source) });
   const cells = [
-    text(`# ${title}\n\nInstall the package with \`pip install fovea-serve matplotlib\`. Set \`FOVEA_API_KEY\` if the server asks for a key.\n\nPermalink: ${location.href}`),
+    text(`# ${title}\n\nInstall the package with \`pip install fovea-serve matplotlib\`. Set \`FOVEA_API_KEY\` if the server asks for a key.\n\nPermalink: ${permalink}`),
     code(`import os\n\nfrom fovea import Client\n\nclient = Client("${location.origin}", key=os.environ.get("FOVEA_API_KEY"))`),
     code(`report = client.run("probe", ${toPython(request)})\n{name: scalar["value"] for name, scalar in report["scalars"].items()}`),
     code(PLOT),

@@ -20,17 +20,31 @@ export async function replacePage(fetched) {
 /** The choice of a model: redraws its options and keeps everything else, such as the picture. */
 class ModelChoice extends HTMLElement {
   connectedCallback() {
+    this.shown = this.querySelector("select").value;
     this.addEventListener("change", () => this.redraw());
   }
 
+  /** Only the last choice counts; until its options are there, nothing can be sent, and without them it is taken back. */
   async redraw() {
+    const select = this.querySelector("select");
+    const [form, model] = [this.closest("form"), select.value];
+    const go = form.querySelector('[data-part="go"]');
+    const isOld = () => !this.isConnected || select.value !== model;
+    this.couldGo ??= go ? !go.disabled : false;
+    if (go) go.disabled = true;
     const url = new URL(location.href);
-    url.searchParams.set("model", this.querySelector("select").value);
+    url.searchParams.set("model", model);
     for (const name of ["session", "run"]) url.searchParams.delete(name); // they belong to the other model
-    const form = this.closest("form");
-    const newForm = (await fetchPage(url)).querySelector('form[data-part="options"]');
+    const newForm = await fetchPage(url).then((page) => page.querySelector('form[data-part="options"]'), (problem) => {
+      if (isOld()) return;
+      select.value = this.shown;
+      if (go) go.disabled = !this.couldGo;
+      this.closest("[data-path]").showError(problem);
+    });
+    if (!newForm || isOld()) return;
     history.replaceState(null, "", url);
     form.replaceChildren(...document.adoptNode(newForm).childNodes);
+    if (this.couldGo) form.querySelector('[data-part="go"]').disabled = false; // its picture is still there
     form.querySelector("fovea-model select").focus();
     form.dispatchEvent(new CustomEvent("fovea-model", { bubbles: true }));
   }

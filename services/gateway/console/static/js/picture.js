@@ -35,7 +35,7 @@ export class PicturePage extends RunForm {
     this.strip = new Filmstrip(this.part("filmstrip"), this);
     this.addEventListener("fovea-pictures", (event) => this.addFiles(event.detail));
     this.on("click", "choose", () => this.part("file").click());
-    this.on("click", "stop", () => this.items.forEach((item) => item.status === "waiting" && (item.status = "stopped")));
+    this.on("click", "stop", ({ detail }) => detail < 2 && this.items.forEach((item) => item.status === "waiting" && (item.status = "stopped")));
     this.on("click", "compare", () => this.attempt(async () => (await import("./compare.js")).open(this)));
     this.on("click", "edit", () => this.attempt(async () => {
       this.editor ??= (await import(this.constructor.editor)).create(this);
@@ -99,7 +99,7 @@ export class PicturePage extends RunForm {
     this.part("go").disabled = Boolean(item.lacksFile);
     this.showPicture();
     if (item.answer) await this.receive(item.answer, item.milliseconds);
-    else if (item.problem) this.showProblem(item.problem);
+    else if (item.problem) this.showFailure(item.problem);
     this.editor?.refresh();
   }
 
@@ -119,6 +119,7 @@ export class PicturePage extends RunForm {
   /** Send the present picture again. */
   run() {
     if (!this.current || this.current.lacksFile) return undefined;
+    if (this.target?.status === "running") this.target.status = "waiting"; // what runs gives way, and comes next
     this.current.status = "waiting";
     this.running?.abort();
     return this.runWaiting();
@@ -199,7 +200,11 @@ export class PicturePage extends RunForm {
   showProblem(problem) {
     const { target } = this;
     if (problem.name !== "AbortError" && target?.status === "running") Object.assign(target, { status: "failed", problem, answer: null });
-    if (target && target !== this.current && target.problem === problem) return;
+    if (target === this.current) this.showFailure(problem);
+  }
+
+  /** Show what went wrong with the present picture. */
+  showFailure(problem) {
     super.showProblem(problem);
     if (!this.picture && problem.status === 415) this.rejectFile();
   }
@@ -279,6 +284,7 @@ export class PicturePage extends RunForm {
   setBusy(on) {
     const [target, left] = [this.target, this.items.filter(({ status }) => status === "waiting").length];
     super.setBusy(on);
+    if (on && target !== this.current && this.current.problem) this.showFailure(this.current.problem); // that was hidden
     if (on && this.items.length > 1) this.setText("progress-note", `${this.constructor.progressLabel} ${target.file.name}${left ? `, ${left} more` : ""}`);
   }
 }

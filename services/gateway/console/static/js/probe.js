@@ -22,7 +22,7 @@ class Probe extends RunTask {
     this.on("click", "link", () => this.updatePermalink());
     this.on("click", "then", () => this.runNeedleGrid());
     this.on("click", "pin", () => this.attempt(() => this.pin()));
-    this.on("click", "notebook", () => this.attempt(async () => (await import("./notebook.js")).saveNotebook(this.part("answer").querySelector("h2")?.textContent ?? "Experiment", { model: this.experiment, ...this.spec })));
+    this.on("click", "notebook", () => this.attempt(async () => (await import("./notebook.js")).saveNotebook(this.part("answer").querySelector("h2")?.textContent ?? "Experiment", { model: this.experiment, ...this.spec }, new URL(this.permalink, location.href))));
     this.bench = new HeadBench(this);
     this.addEventListener("fovea-model", () => this.offerModels().catch(() => {}));
     this.offerModels().catch(() => {}); // without the list the field takes a name, as before
@@ -125,10 +125,14 @@ class Probe extends RunTask {
     this.part("then").disabled = false;
   }
 
-  /** Put the spec into the address, copy it, and say which of it was done. */
+  /** The address of the experiment whose report is shown, whatever the form says by now. */
+  get permalink() {
+    return `/console/probe?${new URLSearchParams({ model: this.experiment, spec: JSON.stringify(this.spec) })}`;
+  }
+
+  /** Put the permalink into the address, copy it, and say which of it was done. */
   async updatePermalink() {
-    const query = new URLSearchParams({ model: selectedModel(this), spec: JSON.stringify(this.spec) });
-    history.replaceState(null, "", `/console/probe?${query}`);
+    history.replaceState(null, "", this.permalink);
     const isCopied = await navigator.clipboard?.writeText(location.href).then(() => true, () => false);
     this.setText("link", isCopied ? "Permalink copied" : "Permalink is in the address bar");
   }

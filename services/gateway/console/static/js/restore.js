@@ -44,7 +44,10 @@ class Restore extends PicturePage {
   async receive(answer, milliseconds) {
     this.answer = answer;
     this.restored = answer.restored && decodeBase64(answer.restored, detectPictureType(answer.restored));
-    this.restoredPicture = this.restored && (await decodePicture(this.restored));
+    const item = this.current;
+    const picture = this.restored && (await decodePicture(this.restored));
+    if (this.current !== item || this.answer !== answer) return; // another picture was chosen meanwhile
+    this.restoredPicture = picture;
     const { tiles, seconds, memory_mib: memory } = answer.estimate;
     this.setText("size", `${answer.width} × ${answer.height}`);
     this.setText("variant", answer.variant);

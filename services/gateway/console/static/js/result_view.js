@@ -91,7 +91,7 @@ function findMatrices(value, name = "") {
 /** A matrix as a picture: the larger a number, the darker its cell. */
 function createHeatMap({ name, rows }) {
   const numbers = rows.flat().filter((cell) => cell !== null);
-  const [low, high] = [Math.min(...numbers), Math.max(...numbers)];
+  const [low, high] = [numbers.reduce((a, b) => Math.min(a, b)), numbers.reduce((a, b) => Math.max(a, b))];
   const context = createContext(rows[0].length, rows.length);
   rows.forEach((row, y) => row.forEach((cell, x) => {
     context.fillStyle = cell === null ? "#fff" : `hsl(172 60% ${Math.round(95 - (70 * (cell - low)) / (high - low || 1))}%)`;
@@ -106,7 +106,7 @@ const createCell = (text) => createNode("td", text.length > 40 ? "figures answer
 
 function formatValue(value) {
   if (value === null || value === undefined) return "–";
-  if (typeof value === "number") return Number.isInteger(value) ? String(value) : value.toPrecision(4);
+  if (typeof value === "number") return Number.isInteger(value) ? String(value) : Math.abs(value) < 1000 ? value.toPrecision(4) : value.toFixed(1);
   if (isTable(value)) return shorten(value.map((row) => Object.values(row).filter((part) => part !== null).map(formatValue).join(" ")).join(" · "));
   if (typeof value === "object") return shorten(JSON.stringify(value));
   return String(value);

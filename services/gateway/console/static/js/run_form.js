@@ -32,7 +32,7 @@ export class RunForm extends CustomElement {
       this.run();
       this.part("progress")?.scrollIntoView({ block: "nearest" }); // on a phone it is far from the button
     });
-    this.on("click", "stop", () => this.running?.abort());
+    this.on("click", "stop", ({ detail }) => detail < 2 && this.running?.abort()); // a double click on Run ends here
     this.on("click", "example", () => this.attempt(() => this.fillWithExample()));
     this.attempt(() => this.openStored());
   }
@@ -48,6 +48,7 @@ export class RunForm extends CustomElement {
     if (!this.showStored || !(run ?? job)) return;
     const { load, loadJob } = await import("./runs.js");
     const found = await (run ? load(run) : loadJob(job));
+    if (this.running) return; // something newer was started meanwhile
     if (found && found.answer === undefined && !found.html) this.showError({ title: "The result is a file", message: "Download it from the page Jobs." });
     else if (found) await this.showStored(found);
     else this.showError({ title: "This run is not here", message: "It was deleted, or it belongs to another browser.", hint: "Runs without an API key stay in the browser that started them." });
@@ -97,6 +98,7 @@ export class RunForm extends CustomElement {
   /** Send a request to a path and wait for its answer. */
   async send(path, { signal, asJob = this.runsAsJob, ...request }) {
     this.started = performance.now();
+    this.job = null;
     const onJob = (job) => {
       this.job = job;
       this.showProgress(job.status === "queued" ? undefined : job.progress, [jobNote(job), describeEta(job)].filter(Boolean).join(" · "));
@@ -152,8 +154,11 @@ export class RunForm extends CustomElement {
     if (on) this.startClock();
     this.classList.toggle("busy", on);
     markTitle(on ? "… " : document.hidden && !this.running?.signal.aborted ? "✓ " : "");
+    const [last, next] = (on ? ["go", "stop"] : ["stop", "go"]).map((name) => this.part(name));
+    const hasFocus = last?.matches(":focus-visible"); // a hidden button would lose the place of who goes by keys
     this.show(on, "stop");
     this.show(!on, "go");
+    if (hasFocus) next?.focus({ preventScroll: true });
   }
 
   /** Show the elapsed time, and after some seconds what else the service has to do. */
@@ -172,9 +177,12 @@ export class RunForm extends CustomElement {
     clearInterval(this.clock);
   }
 
-  /** The example request of the selected model. */
+  /** The example request of the selected model; it ends as aborted where another model was chosen meanwhile. */
   async fetchExample() {
-    return (await call(`/v1/models/${selectedModel(this)}/example`)).json();
+    const model = selectedModel(this);
+    const example = await (await call(`/v1/models/${model}/example`)).json();
+    if (selectedModel(this) !== model) throw new DOMException("Another model was chosen.", "AbortError");
+    return example;
   }
 }
 

@@ -60,7 +60,9 @@ class Segment extends PicturePage {
 
   async receive(answer, milliseconds) {
     this.answer = answer;
-    const map = this.current.map ?? (await this.readAnswer(this.current));
+    const item = this.current;
+    const map = item.map ?? (await this.readAnswer(item));
+    if (this.current !== item || this.answer !== answer) return; // another picture was chosen meanwhile
     this.fullSize = { map, width: answer.width, height: answer.height };
     this.show(true, "result");
     this.setText("time", `${Math.round(milliseconds)} ms`);

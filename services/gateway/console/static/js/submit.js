@@ -7,6 +7,11 @@ import { call, events, noteUse, Problem } from "./gateway.js";
 
 export const FINAL = new Set(["succeeded", "failed", "cancelled"]);
 
+const RESUME_MS = 1000;
+
+/** Statuses after which it helps nothing to ask for a job again. */
+const REFUSALS = new Set([400, 401, 403, 404, 410, 422]);
+
 export const jobs = {
   list: async () => {
     const response = await call("/v1/jobs");
@@ -18,16 +23,20 @@ export const jobs = {
   retry: (id) => call(`/v1/jobs/${encodeURIComponent(id)}/retry`, { method: "POST" }),
   result: (id) => call(`/v1/jobs/${encodeURIComponent(id)}/result`),
 
-  /** The job now and after every change, until it is final; a broken stream is resumed. */
+  /** The job now and after every change, until it is final; a broken stream, or connection, is resumed. */
   async *follow(id, signal) {
     for (;;) {
-      const response = await call(`/v1/jobs/${encodeURIComponent(id)}/events`, { signal, headers: { Accept: "text/event-stream" } });
-      for await (const data of events(response)) {
-        const job = JSON.parse(data);
-        yield job;
-        if (FINAL.has(job.status)) return;
+      try {
+        const response = await call(`/v1/jobs/${encodeURIComponent(id)}/events`, { signal, headers: { Accept: "text/event-stream" } });
+        for await (const data of events(response)) {
+          const job = JSON.parse(data);
+          yield job;
+          if (FINAL.has(job.status)) return;
+        }
+      } catch (problem) {
+        if (signal?.aborted || REFUSALS.has(problem.status)) throw problem;
       }
-      await new Promise((resolve) => setTimeout(resolve, 500));
+      await new Promise((resolve) => setTimeout(resolve, RESUME_MS));
     }
   },
 };
@@ -48,6 +57,8 @@ export async function submit(path, { asJob, onJob, signal, ...request }) {
   if (answer.status !== 202) return answer;
   let job = await answer.json();
   const cancel = () => jobs.cancel(job.id).catch(() => {});
+  if (signal?.aborted) cancel(); // it was stopped before it had a number
+  signal?.throwIfAborted();
   signal?.addEventListener("abort", cancel, { once: true });
   onJob?.(job);
   noteUse();

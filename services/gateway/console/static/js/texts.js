@@ -5,28 +5,33 @@
 
 const examples = new WeakMap();
 
-/** Files that were chosen in any form of the page, by what they are: a collection is chosen once. */
-const chosen = new Map();
+/** Files that were chosen in any form of the page, by what they are, and those of the chosen collection. */
+const [chosen, collected] = [new Map(), new Map()];
+
+/** A collection that is still under way: forms wait for it. */
+let arriving = Promise.resolve();
+
+export const awaitCollection = (collection) => (arriving = collection.catch(() => {}));
 
 /** Texts of a collection. */
 export const COLLECTED = ["topics", "passages", "runs", "labels", "judge"];
 
 const KINDS = { topics: "topics", passages: "passages", runs: "runs", reference: "labels", labels: "labels", human: "labels", judge: "judge" };
 
-/** The file of another form, or of the collection, that a control without one uses. */
+/** The file of the collection, or of another form, that a control without one uses. */
 function sharedFile(input) {
   const { text: name, needed } = input.dataset;
-  const file = chosen.get(KINDS[name]);
-  return needed || name === "topics" || name === "passages" || file?.isCollected ? file : undefined;
+  const isShared = needed || name === "topics" || name === "passages";
+  return collected.get(KINDS[name]) ?? (isShared ? chosen.get(KINDS[name]) : undefined);
 }
 
-/** Use the texts of a collection, by kind, in every form of the page; null uses none. */
-export function useCollection(name, texts) {
-  for (const [kind, file] of chosen) if (file.isCollected) chosen.delete(kind);
-  for (const kind of COLLECTED) if (texts?.[kind]) chosen.set(kind, Object.assign(new File([texts[kind]], name), { isCollected: true }));
+/** Use the texts of a collection, by kind, in every form of the page, in place of examples unless they stay; null uses none. */
+export function useCollection(name, texts, keepsExamples = false) {
+  collected.clear();
+  for (const kind of COLLECTED) if (texts?.[kind]) collected.set(kind, new File([texts[kind]], kind));
   for (const input of document.querySelectorAll("[data-text]")) {
-    examples.delete(input);
-    if (!input.files.length) setNote(input.form, input, sharedFile(input) ? `From ${name}. ` : "");
+    if (!keepsExamples) examples.delete(input);
+    if (!input.files.length && !examples.has(input)) setNote(input.form, input, collected.has(KINDS[input.dataset.text]) ? `From ${name}. ` : describeShared(input));
   }
 }
 
@@ -34,10 +39,12 @@ document.addEventListener("change", ({ target }) => {
   if (!target.files?.length || !KINDS[target.dataset.text]) return;
   chosen.set(KINDS[target.dataset.text], target.files[0]);
   for (const input of document.querySelectorAll("[data-text]")) {
-    const file = input.files.length || examples.has(input) ? undefined : sharedFile(input);
-    if (file) setNote(input.form, input, `Uses ${file.name}. `);
+    if (!input.files.length && !examples.has(input) && !collected.has(KINDS[input.dataset.text])) setNote(input.form, input, describeShared(input));
   }
 });
+
+/** What a control without a file of its own or of a collection uses, in words. */
+const describeShared = (input) => (sharedFile(input) ? `Uses ${sharedFile(input).name}. ` : "");
 
 const textInputs = (form) => [...form.querySelectorAll("[data-text]")];
 
@@ -48,13 +55,14 @@ export function fillTexts(form, texts, origin) {
     if (text === undefined) continue;
     input.value = "";
     examples.set(input, text);
-    setNote(form, input, `From ${origin}: ${text.split("\n").length - 1} lines. `);
+    setNote(form, input, `From ${origin}: ${listLines(text).length} lines. `);
   }
 }
 
 /** Read the texts of a form by name. Throws an error for `showError` when one is missing or can't be unpacked. */
 export async function readTexts(form) {
   const result = {};
+  await arriving;
   for (const input of textInputs(form)) {
     const file = input.files[0] ?? (examples.has(input) ? undefined : sharedFile(input));
     const text = file ? await readFile(file) : examples.get(input);
@@ -65,10 +73,12 @@ export async function readTexts(form) {
   return result;
 }
 
+/** The lines of a text that are not empty, whatever ends them. */
+const listLines = (text) => (text ?? "").split(/\r?\n/).filter((line) => line.trim());
+
 /** Texts by id, from `id<TAB>text` lines or JSON lines with `id` and `text`. */
 export function indexById(text) {
-  const rows = (text ?? "").split("\n").filter((line) => line.trim());
-  return new Map(rows.map((line) => (line.startsWith("{") ? jsonLine(line) : line.split("\t"))));
+  return new Map(listLines(text).map((line) => (line.startsWith("{") ? jsonLine(line) : line.split("\t"))));
 }
 
 function jsonLine(line) {
