@@ -284,15 +284,11 @@ class JobWorker:
 def _begin_span(delivery: Delivery) -> Span:
     """Begin the span of an attempt: a trace of its own, linked to the request that was accepted."""
     attributes = {
-        "messaging.system": "redis",
-        "messaging.operation.type": "process",
-        "messaging.operation.name": "process",
-        "messaging.destination.name": delivery.service,
-        "messaging.message.id": delivery.id,
-        "fovea.job.attempt": delivery.attempt,
-        "fovea.tenant": delivery.tenant,
+        "messaging.system": "redis", "messaging.operation.type": "process", "messaging.operation.name": "process",
+        "messaging.destination.name": delivery.service, "messaging.message.id": delivery.id,
+        "fovea.job.attempt": delivery.attempt, "fovea.tenant": delivery.tenant,
         "url.path": delivery.path.partition("?")[0][:200],
-    }
+    }  # fmt: skip
     links = (delivery.headers.get("traceparent", ""),)
     return span(f"process {delivery.service}", attributes, kind="consumer", parent="", links=links)
 
