@@ -4,7 +4,7 @@ Knows nothing about how jobs are run.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -33,10 +33,10 @@ Limit = Annotated[int, Query(ge=1, le=500, description="How many at most.")]
 Dead = Annotated[bool, Query(description="Only jobs that failed on every attempt.")]
 
 
-def prefers_async(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether `Prefer` contains `respond-async` (RFC 7240)."""
-    preferences = headers.get(b"prefer", b"").lower().replace(b";", b",").split(b",")
-    return any(preference.strip() == b"respond-async" for preference in preferences)
+def prefers_async(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether `Prefer`, which may come several times, contains `respond-async` (RFC 7240)."""
+    preferences = b",".join(value for name, value in headers if name == b"prefer").lower().replace(b";", b",")
+    return any(preference.strip() == b"respond-async" for preference in preferences.split(b","))
 
 
 async def submit_job(ctx: RequestContext, queue: RedisJobQueue | None, service: str, body: bytes) -> None:

@@ -88,7 +88,8 @@ async def test_a_post_that_prefers_it_becomes_a_job(scene, queue):
 def test_the_wish_is_read_as_the_standard_says():
     wishes = (b"respond-async", b"respond-async, wait=10", b"return=minimal; foo, Respond-Async")
     others = (b"wait=10", b"respond-asynchronously", b"")
-    assert [jobs.prefers_async({b"prefer": text}) for text in wishes + others] == [True] * 3 + [False] * 3
+    assert [jobs.prefers_async([(b"prefer", text)]) for text in wishes + others] == [True] * 3 + [False] * 3
+    assert jobs.prefers_async([(b"prefer", b"respond-async"), (b"prefer", b"wait=10")])
 
 
 async def test_a_key_seen_before_returns_the_first_job(scene, queue):
