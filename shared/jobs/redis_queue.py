@@ -4,9 +4,10 @@ Each change is one verb of `states.lua`: it happens whole or not at all.
 """
 
 import asyncio
+import json
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -110,14 +111,15 @@ class RedisJobQueue:
         await self._redis.run_script("delete", job_id, tenant)
         return job
 
-    async def retry(self, job_id: str, tenant: str) -> Job:
-        """Queue a failed, dead or cancelled job again; `Conflict` otherwise."""
-        how = await self._redis.run_script("retry", _check_id(job_id), tenant, self._settings.job_queue_max)
+    async def retry(self, job_id: str, tenant: str, caller: Mapping[str, str] | None = None) -> Job:
+        """Queue a failed, dead or cancelled job again, with a caller's headers (see Caller); `Conflict` otherwise."""
+        limit, headers = self._settings.job_queue_max, json.dumps(dict(caller or {}))
+        how = await self._redis.run_script("retry", _check_id(job_id), tenant, limit, headers)
         if how == b"missing":
             raise _unknown_job(job_id)
         job = await self.get(job_id, tenant)
         if how == b"full":
-            raise _queue_full(job.service, self._settings.job_queue_max)
+            raise _queue_full(job.service, limit)
         if how != b"again":
             detail = f"The job is {how.decode()}: only a failed or cancelled job can be tried again."
             raise Conflict(detail, hint="Submit the request again for a new job.")

@@ -241,11 +241,18 @@ function verbs.delete(id, tenant)
   return 'deleted'
 end
 
-function verbs.retry(id, tenant, limit)
+-- caller: the headers of whoever asks, as JSON; they replace those of whoever asked first.
+function verbs.retry(id, tenant, limit, caller)
   if not visible(id, tenant) then return 'missing' end
   local status, service, level = unpack(get(id, 'status', 'service', 'level'))
   if status ~= 'failed' and status ~= 'cancelled' then return status end
   if is_full(service, tenant, tonumber(limit)) then return 'full' end
+  if caller ~= '{}' then
+    local headers = cjson.decode(get(id, 'headers')[1])
+    headers['x-fovea-key'] = nil
+    for name, value in pairs(cjson.decode(caller)) do headers[name] = value end
+    set(id, 'headers', cjson.encode(headers))
+  end
   redis.call('ZREM', key('dead', tenant), id)
   redis.call('ZREM', key('expiring'), id)
   unset(id, 'dead', 'error', 'started', 'finished', 'expires',

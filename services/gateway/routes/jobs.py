@@ -6,6 +6,7 @@ Knows nothing about how jobs are run.
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from typing import Annotated
+from urllib.parse import unquote
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.responses import StreamingResponse
@@ -15,6 +16,7 @@ from fovea.errors import FoveaError, InvalidOption
 from services.gateway.http.errors import SECURITY_HEADERS
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.http.request_context import RequestContext, build_response_headers
+from services.gateway.policy.caller import find_scope
 from services.gateway.routes.dependencies import get_caller, get_queue, require_queue
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
@@ -117,8 +119,11 @@ async def delete(request: Request, job_id: JobId) -> Job:
 
 @router.post("/{job_id}/retry")
 async def retry(request: Request, job_id: JobId) -> Job:
-    """Queue a failed, dead or cancelled job again."""
-    return await get_queue(request).retry(job_id, get_caller(request).tenant)
+    """Queue a failed, dead or cancelled job again, with the scopes and limits of the key that asks."""
+    queue, caller = get_queue(request), get_caller(request)
+    job = await queue.get(job_id, caller.tenant)
+    caller.require_scope(find_scope(unquote(job.path.partition("?")[0])))
+    return await queue.retry(job_id, caller.tenant, caller.job_headers)
 
 
 async def _format_events(jobs: AsyncIterator[Job], heartbeat_s: float) -> AsyncIterator[bytes]:

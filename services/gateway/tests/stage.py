@@ -6,7 +6,7 @@ For tests whose client is synchronous (the SDK, the CLI, a browser) and so can't
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,7 +85,7 @@ class ForgetfulQueue:
         job = await self.get(job_id, tenant)
         return self.jobs.pop(job_id) if job.status in FINAL else await self.cancel(job_id, tenant)
 
-    async def retry(self, job_id: str, tenant: str) -> Job:
+    async def retry(self, job_id: str, tenant: str, caller: Mapping[str, str] | None = None) -> Job:
         job = await self.get(job_id, tenant)
         if job.status not in {"failed", "cancelled"}:
             raise Conflict(f"The job is {job.status}.")

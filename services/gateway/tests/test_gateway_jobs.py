@@ -173,6 +173,16 @@ async def test_cancel_retry_and_delete(scene, queue):
         assert answer.headers["content-type"] == "application/problem+json"
 
 
+async def test_a_key_tries_again_only_what_it_may_queue_itself(served, queue, ring):
+    scene = await served(queue, auth="keys")
+    whole, jobs_only = (ring.add("ann", scopes)[1] for scopes in (("infer", "jobs"), ("jobs",)))
+    await scene.client.post("/v1/ec%68o", content=b"x", headers={**ASYNC, "x-api-key": whole})
+    queue.change("job-1", status="failed")
+    refused = await scene.client.post("/v1/jobs/job-1/retry", headers={"x-api-key": jobs_only})
+    assert (refused.status_code, "'infer'" in refused.json()["detail"]) == (403, True)
+    assert (await scene.client.post("/v1/jobs/job-1/retry", headers={"x-api-key": whole})).status_code == 200
+
+
 async def test_lists_are_newest_first_and_dead_letters_apart(scene, queue):
     for _ in range(3):
         await scene.client.post("/v1/echo", content=b"x", headers=ASYNC)

@@ -161,6 +161,15 @@ async def test_a_failed_job_can_be_tried_again(queue, inbox, payload):
     assert (await inbox.payload(delivery)).body == b"body"
 
 
+async def test_a_job_tried_again_is_run_for_the_key_that_asks(queue, inbox, payload):
+    first = {"x-fovea-tenant": "ann", "x-fovea-scopes": "infer,interventions,jobs", "x-fovea-key": '{"id": "a"}'}
+    job, _ = await queue.submit(replace(payload, headers={"accept": 'text/plain; q="é/1"', **first}))
+    await inbox.fail(await take(inbox), InvalidOption("No."))
+    second = {"x-fovea-tenant": "ann", "x-fovea-scopes": "infer,jobs"}
+    await queue.retry(job.id, "ann", second)
+    assert (await take(inbox)).headers == {"accept": 'text/plain; q="é/1"', **second}
+
+
 async def test_only_unsuccessful_jobs_can_be_tried_again_and_only_finished_ones_have_a_result(queue, inbox, payload):
     job, _ = await queue.submit(payload)
     for call in (queue.retry, queue.result):
