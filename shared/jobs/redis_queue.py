@@ -9,7 +9,6 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
-from typing import Any
 
 from fovea.api.job import FINAL, Job
 from fovea.errors import Conflict, NotFound, QueueFull, RateLimited
@@ -73,13 +72,13 @@ class RedisJobQueue:
             raise _unknown_job(job_id)
         return codec.decode_job(job_id, *found)
 
-    async def recent(self, tenant: str, limit: int = 50) -> list[Job]:
-        """The tenant's jobs, newest first."""
-        return await self._list("tenant", tenant, limit)
+    async def recent(self, tenant: str, limit: int = 50, after: str | None = None) -> list[Job]:
+        """The tenant's jobs, newest first; those behind the job `after`, or `NotFound` where the list lacks it."""
+        return await self._list("tenant", tenant, limit, after)
 
-    async def dead(self, tenant: str, limit: int = 50) -> list[Job]:
-        """Dead letters, newest first."""
-        return await self._list("dead", tenant, limit)
+    async def dead(self, tenant: str, limit: int = 50, after: str | None = None) -> list[Job]:
+        """Dead letters, as `recent`."""
+        return await self._list("dead", tenant, limit, after)
 
     async def result(self, job_id: str, tenant: str) -> Result:
         """The answer of a finished job; `Conflict` while it is not finished."""
@@ -154,9 +153,12 @@ class RedisJobQueue:
         await self._changes.close()
         await self._redis.close()
 
-    async def _list(self, kind: str, tenant: str, limit: int) -> list[Job]:
+    async def _list(self, kind: str, tenant: str, limit: int, after: str | None) -> list[Job]:
         most = max(1, min(limit, 1000))
-        found: list[Any] = await self._redis.run_script("list", kind, tenant, most, *codec.JOB_FIELDS)
+        found = await self._redis.run_script("list", kind, tenant, most, after or "", *codec.JOB_FIELDS)
+        if found is None:
+            hint = "Give the last id of the page before; it may have expired."
+            raise NotFound(f"The list has no job {after!r:.80}.", hint=hint, field="after")
         return [codec.decode_job(job_id.decode(), *row) for job_id, row in found]
 
 

@@ -209,12 +209,23 @@ function verbs.look(id, tenant, ...)
   return { redis.call('ZRANK', key('waiting', get(id, 'service')[1]), id) or -1, get(id, ...) }
 end
 
-function verbs.list(kind, tenant, limit, ...)
-  local found = {}
-  for _, id in ipairs(redis.call('ZREVRANGE', key(kind, tenant), 0, limit - 1)) do
-    local row = verbs.look(id, tenant, ...)
-    if row then found[#found + 1] = { id, row } end
+-- Up to `limit` jobs that may be seen, behind the job `after` where one is named; false where that is not in the list.
+function verbs.list(kind, tenant, limit, after, ...)
+  local found, place = {}, 0
+  if after ~= '' then
+    local rank = redis.call('ZREVRANK', key(kind, tenant), after)
+    if not rank then return false end
+    place = rank + 1
   end
+  limit = tonumber(limit)
+  repeat
+    local ids = redis.call('ZREVRANGE', key(kind, tenant), place, place + limit - 1)
+    for _, id in ipairs(ids) do
+      local row = #found < limit and verbs.look(id, tenant, ...)
+      if row then found[#found + 1] = { id, row } end
+    end
+    place = place + limit
+  until #ids < limit or #found == limit
   return found
 end
 

@@ -36,6 +36,7 @@ Dead = Annotated[bool, Query(description="Only jobs that failed on every attempt
 
 
 def prefers_async(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+After = Annotated[str | None, Query(max_length=128, description="Last id of the page before.")]
     """Whether `Prefer`, which may come several times, contains `respond-async` (RFC 7240)."""
     preferences = b",".join(value for name, value in headers if name == b"prefer").lower().replace(b";", b",")
     return any(preference.strip() == b"respond-async" for preference in preferences.split(b","))
@@ -72,10 +73,11 @@ async def submit_job(ctx: RequestContext, queue: RedisJobQueue | None, service: 
 
 
 @router.get("")
-async def recent(request: Request, limit: Limit = 50, dead: Dead = False) -> JobList:
+async def recent(request: Request, limit: Limit = 50, dead: Dead = False, after: After = None) -> JobList:
     """The caller's jobs, newest first; with `dead=true` its dead letters."""
     queue, tenant = get_queue(request), get_caller(request).tenant
-    return JobList(jobs=await (queue.dead(tenant, limit) if dead else queue.recent(tenant, limit)))
+    found = await (queue.dead if dead else queue.recent)(tenant, limit + 1, after)
+    return JobList(jobs=found[:limit], has_more=len(found) > limit)
 
 
 @router.get("/{job_id}")

@@ -60,11 +60,13 @@ class ForgetfulQueue:
             raise NotFound(f"There is no job {job_id!r}.")
         return self.jobs[job_id]
 
-    async def recent(self, tenant: str, limit: int = 50) -> list[Job]:
-        return list(self.jobs.values())[::-1][:limit]
+    async def recent(self, tenant: str, limit: int = 50, after: str | None = None) -> list[Job]:
+        found = list(self.jobs.values())[::-1]
+        begin = [job.id for job in found].index(after) + 1 if after else 0
+        return found[begin : begin + limit]
 
-    async def dead(self, tenant: str, limit: int = 50) -> list[Job]:
-        return [job for job in await self.recent(tenant) if job.dead][:limit]
+    async def dead(self, tenant: str, limit: int = 50, after: str | None = None) -> list[Job]:
+        return [job for job in await self.recent(tenant, after=after) if job.dead][:limit]
 
     async def result(self, job_id: str, tenant: str) -> Result:
         job = await self.get(job_id, tenant)

@@ -96,6 +96,14 @@ async def test_recent_lists_newest_first_up_to_the_limit(queue, payload):
         ids.append((await queue.submit(payload))[0].id)
         await asyncio.sleep(0.002)
     assert [job.id for job in await queue.recent("ann", 3)] == ids[:0:-1]
+    for job_id in ids[1:3]:
+        await queue.cancel(job_id, "ann")
+        await queue.delete(job_id, "ann")  # hidden, and in the list until the next sweep
+    assert [job.id for job in await queue.recent("ann", 2)] == [ids[3], ids[0]]
+    assert [job.id for job in await queue.recent("ann", 2, after=ids[2])] == [ids[0]]
+    assert await queue.recent("ann", 2, after=ids[0]) == []
+    with pytest.raises(NotFound, match="no job 'x'"):
+        await queue.recent("ann", after="x")
 
 
 async def test_a_full_queue_refuses_and_leaves_nothing_behind(queue, payload, job_settings):
