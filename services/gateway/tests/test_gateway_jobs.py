@@ -157,6 +157,20 @@ async def test_events_tell_every_change_and_end(scene, queue, monkeypatch):
     assert answer.content.count(b": still here\n\n") >= 2
 
 
+async def test_a_tenant_follows_so_many_jobs_at_a_time(scene, queue, monkeypatch):
+    monkeypatch.setattr(jobs, "MAX_FOLLOWED", 1)
+    await scene.client.post("/v1/echo", content=b"x", headers=ASYNC)
+    async with scene.client.stream("GET", "/v1/jobs/job-1/events") as answer:
+        states = answer.aiter_raw()
+        await anext(states)
+        refused = await scene.client.get("/v1/jobs/job-1/events")
+        queue.finish("job-1", Result(200, "text/plain", b""))
+        assert [parsed(state)[0]["status"] async for state in states] == ["succeeded"]
+    assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
+    answer = await scene.client.get("/v1/jobs/job-1/events")
+    assert (answer.status_code, scene.app.state.gateway.followed.total()) == (200, 0)
+
+
 async def test_cancel_retry_and_delete(scene, queue):
     client = scene.client
     await client.post("/v1/echo", content=b"x", headers=ASYNC)
@@ -189,6 +203,9 @@ async def test_lists_are_newest_first_and_dead_letters_apart(scene, queue):
     queue.change("job-2", status="failed", dead=True)
     listed = await scene.client.get("/v1/jobs?limit=2")
     assert [job["id"] for job in listed.json()["jobs"]] == ["job-3", "job-2"]
+    last = await scene.client.get("/v1/jobs?limit=2&after=job-2")
+    assert [job["id"] for job in last.json()["jobs"]] == ["job-1"]
+    assert (listed.json()["has_more"], last.json()["has_more"]) == (True, False)
     dead = await scene.client.get("/v1/jobs?dead=true")
     assert [job["id"] for job in dead.json()["jobs"]] == ["job-2"]
     wrong = await scene.client.get("/v1/jobs?limit=0")
