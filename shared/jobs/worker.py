@@ -230,7 +230,8 @@ class JobWorker:
     async def _work(self, delivery: Delivery, ticket: JobTicket) -> Result:
         if not await retry_until_connected(lambda: self._leases.holds(ticket)):
             raise asyncio.CancelledError  # it hung between the taking and here
-        return await self._handler(await self._consumer.payload(delivery), ticket)
+        payload = await retry_until_connected(lambda: self._consumer.payload(delivery))  # an outage is no attempt
+        return await self._handler(payload, ticket)
 
     async def _write_progress(self, delivery: Delivery, ticket: JobTicket, fraction: float, note: str | None) -> None:
         if await self._leases.holds(ticket):
