@@ -1,8 +1,6 @@
 """Asynchronous client: `Client`, method for method, for asyncio."""
 
 import asyncio
-import math
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -16,10 +14,9 @@ from fovea.call import Answer, AsyncPart, Call, Item, StreamCall
 from fovea.chat import ChatOptions, ChatPiece, Messages
 from fovea.client import ClientMethods, JobMethods
 from fovea.error_responses import parse_error, translate_errors
-from fovea.errors import NotReady
 from fovea.lora import AsyncLoraAdapters
 from fovea.picture import PictureLike
-from fovea.retry import AWAY_S, STREAM_RESUME_S, RetryPolicy, iterate_pauses
+from fovea.retry import STREAM_RESUME_S, Absence, RetryPolicy, iterate_pauses
 from fovea.steering import AsyncCaptures, AsyncSteeringVectors
 from fovea.transport import LOCAL, build_client_options
 
@@ -129,18 +126,14 @@ class AsyncJobs(JobMethods, AsyncPart):
 
     async def events(self, job_id: str) -> AsyncIterator[Job]:
         """See `Jobs.events`."""
-        until = -math.inf
+        absence = Absence()
         while True:
-            try:
+            with absence.bear():
                 async for job in self._stream(endpoints.job_events(job_id)):
-                    until = math.inf
+                    absence.end()
                     yield job
                     if job.status in FINAL:
                         return
-            except NotReady:
-                until = min(until, time.monotonic() + AWAY_S)
-                if time.monotonic() >= until:
-                    raise
             await asyncio.sleep(STREAM_RESUME_S)
 
     async def wait(
@@ -151,12 +144,15 @@ class AsyncJobs(JobMethods, AsyncPart):
         on_change: Callable[[Job], None] | None = None,
     ) -> Job:
         """See `Jobs.wait`."""
-        pauses, told = iterate_pauses(timeout), None
+        pauses, absence = iterate_pauses(timeout), Absence()
+        job: Job | None = None
         while True:
-            job = await self.get(job_id)
-            if on_change is not None and job != told:
-                on_change(job)
-            if job.status in FINAL:
-                return job
-            told = job
+            last = job
+            with absence.bear():
+                job = await self.get(job_id)
+            if job is not None and job != last:
+                if on_change is not None:
+                    on_change(job)
+                if job.status in FINAL:
+                    return job
             await asyncio.sleep(next(pauses))

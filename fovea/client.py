@@ -1,6 +1,5 @@
 """Synchronous client: sends the calls of `fovea.endpoints` with httpx2."""
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,10 +13,9 @@ from fovea.api.job import FINAL, Job
 from fovea.call import Answer, Call, Item, Part, Sends, StreamCall
 from fovea.chat import ChatOptions, ChatPiece, Messages
 from fovea.error_responses import parse_error, translate_errors
-from fovea.errors import NotReady
 from fovea.lora import LoraAdapters
 from fovea.picture import PictureLike
-from fovea.retry import AWAY_S, STREAM_RESUME_S, RetryPolicy, iterate_pauses
+from fovea.retry import STREAM_RESUME_S, Absence, RetryPolicy, iterate_pauses
 from fovea.steering import Captures, SteeringVectors
 from fovea.transport import LOCAL, build_client_options
 
@@ -183,31 +181,30 @@ class Jobs(JobMethods, Part):
 
     def events(self, job_id: str) -> Iterator[Job]:
         """Follow a job: its state now and after every change, until it is final; a broken stream is taken up again."""
-        until = -math.inf
+        absence = Absence()
         while True:
-            try:
+            with absence.bear():
                 for job in self._stream(endpoints.job_events(job_id)):
-                    until = math.inf
+                    absence.end()
                     yield job
                     if job.status in FINAL:
                         return
-            except NotReady:
-                until = min(until, time.monotonic() + AWAY_S)
-                if time.monotonic() >= until:
-                    raise
             time.sleep(STREAM_RESUME_S)
 
     def wait(self, job_id: str, *, timeout: float | None = None, on_change: Callable[[Job], None] | None = None) -> Job:
-        """Wait until a job has ended, successfully or not.
+        """Wait until a job has ended, successfully or not, also over a restart of the gateway.
 
         Raises DeadlineExceeded: it has not ended after `timeout` seconds; it goes on running.
         """
-        pauses, told = iterate_pauses(timeout), None
+        pauses, absence = iterate_pauses(timeout), Absence()
+        job: Job | None = None
         while True:
-            job = self.get(job_id)
-            if on_change is not None and job != told:
-                on_change(job)
-            if job.status in FINAL:
-                return job
-            told = job
+            last = job
+            with absence.bear():
+                job = self.get(job_id)
+            if job is not None and job != last:
+                if on_change is not None:
+                    on_change(job)
+                if job.status in FINAL:
+                    return job
             time.sleep(next(pauses))

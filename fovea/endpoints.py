@@ -144,9 +144,9 @@ def as_job(call: Call[Any], idempotency_key: str | None = None) -> Call[Job]:
     return replace(call, headers=headers, read=parse_as(Job))
 
 
-def jobs(limit: int = 50, *, dead: bool = False) -> Call[list[Job]]:
-    """List the caller's jobs, newest first; with `dead` only dead letters."""
-    params = {"limit": limit, "dead": "true" if dead else None}
+def jobs(limit: int = 50, *, dead: bool = False, after: str | None = None) -> Call[list[Job]]:
+    """List the caller's jobs, newest first, behind the id `after`; with `dead` only dead letters."""
+    params = {"limit": limit, "dead": "true" if dead else None, "after": after}
     return Call("GET", "/v1/jobs", lambda answer: parse_as(JobList)(answer).jobs, params=params)
 
 

@@ -3,21 +3,23 @@
 Only 429 and 503 are tried again: both say that nothing was done, so that a second try does no harm.
 """
 
+import math
 import random
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx2
 
 from fovea.error_responses import read_retry_after
-from fovea.errors import DeadlineExceeded
+from fovea.errors import DeadlineExceeded, NotReady, RateLimited
 
 STREAM_RESUME_S = 0.5
 """Seconds before a broken stream of events is resumed."""
 
 AWAY_S = 60.0
-"""How long a gateway that was there may be away, as when it restarts, before a stream of events is given up."""
+"""How long a gateway that was there may be away, or turn its caller away, before a job is no longer followed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,28 @@ class RetryPolicy:
         if retry_after is None:
             return min(self.longest, self.first * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
         return retry_after if retry_after <= self.longest else None
+
+
+class Absence:
+    """The absence of a gateway while a job is followed: of one that was there it is borne, as when it restarts."""
+
+    def __init__(self) -> None:
+        self._until = -math.inf
+
+    def end(self) -> None:
+        """Note that the gateway answered."""
+        self._until = math.inf
+
+    @contextmanager
+    def bear(self) -> Iterator[None]:
+        """Bear that it does not answer in the block, or that a rate is used up, unless that lasts or it never did."""
+        try:
+            yield
+            self.end()
+        except (NotReady, RateLimited):
+            self._until = min(self._until, time.monotonic() + AWAY_S)
+            if time.monotonic() >= self._until:
+                raise
 
 
 def iterate_pauses(timeout: float | None) -> Iterator[float]:

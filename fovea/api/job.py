@@ -34,3 +34,4 @@ class JobList(BaseModel):
     """Newest first."""
 
     jobs: list[Job]
+    has_more: bool = Field(False, description="Whether there is a page after the last id.")

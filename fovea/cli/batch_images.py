@@ -99,12 +99,8 @@ class ImageBatch(ABC):
                 hint = "Give files, folders, patterns, URLs, or - for standard input."
                 raise InvalidOption("No picture was given.", hint=hint)
             self.total = len(images)
-            await run_concurrently(
-                [partial(self._process, client, image) for image in images],
-                concurrency,
-                self.screen,
-                self.progress_label,
-            )
+            actions = [partial(self._process, client, image) for image in images]
+            await run_concurrently(actions, concurrency, self.screen, self.progress_label)
 
     async def _process(self, client: AsyncClient, image: ImageSource) -> None:
         try:

@@ -33,13 +33,9 @@ from fovea.cli.source_handlers import SourcesCommand
 from fovea.errors import FoveaError, InvalidOption, StorageFull
 
 app = CommandApp(
-    cls=PluginGroup,
-    no_args_is_help=True,
-    epilog=HELP,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-)
+    cls=PluginGroup, no_args_is_help=True, epilog=HELP, rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]}, pretty_exceptions_enable=False,
+)  # fmt: skip
 app.command("models")(models.models)
 app.command("methods")(methods.methods)
 app.command("segment", cls=SourcesCommand, no_args_is_help=True, context_settings=MODEL_OPTIONS)(segment.segment)

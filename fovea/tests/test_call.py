@@ -264,6 +264,11 @@ def test_a_text_in_another_encoding_is_refused_before_it_is_sent():
         sent(endpoints.chat("caf\udce9"))
 
 
+def test_a_number_that_json_lacks_is_refused_before_it_is_sent():
+    with pytest.raises(errors.Malformed, match="JSON"), Client() as client:
+        client.chat("Hi", temperature=float("nan"))
+
+
 def test_the_default_of_a_task_is_the_first_that_is_ready():
     entries = [
         ModelEntry(id=name, created=1, task=task, service="s", ready=ready)

@@ -3,7 +3,7 @@
 import inspect
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import httpx2
 import pytest
@@ -184,10 +184,37 @@ def test_events_go_on_after_a_restart_of_the_gateway_but_not_for_ever(monkeypatc
         gateway.asked = 1
         with pytest.raises(errors.NotReady):  # it was not there at all
             next(client.jobs.events("1"))
-        monkeypatch.setattr("fovea.client.AWAY_S", 0)
+        monkeypatch.setattr("fovea.retry.AWAY_S", 0)
         gateway.asked = 0
         with pytest.raises(errors.NotReady):
             list(client.jobs.events("1"))
+
+
+def answer_polls(asked: list[str]) -> Callable[[httpx2.Request], httpx2.Response]:
+    """A gateway that tells a job's state, is away, then has its caller's rate used up, and goes on."""
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request.url.path)
+        if len(asked) == 2:
+            raise httpx2.ConnectError("refused")
+        if len(asked) == 3:
+            return httpx2.Response(429, headers={"retry-after": "50"})
+        job = {"id": "1", "service": "s", "path": "/", "created": "2026-01-01T00:00:00Z"}
+        return httpx2.Response(200, json={**job, "status": "running" if len(asked) == 1 else "succeeded"})
+
+    return answer
+
+
+async def test_waiting_outlasts_a_restart_of_the_gateway_and_a_rate_that_is_used_up():
+    heard: list[str] = []
+    with Client(transport=httpx2.MockTransport(answer_polls([]))) as client:
+        client.jobs.wait("1", on_change=lambda job: heard.append(job.status))
+    async with AsyncClient(transport=httpx2.MockTransport(answer_polls([]))) as aclient:
+        await aclient.jobs.wait("1", on_change=lambda job: heard.append(job.status))
+    assert heard == ["running", "succeeded"] * 2
+    away = httpx2.MockTransport(answer_polls(["away from the start"]))
+    with Client(transport=away) as client, pytest.raises(errors.NotReady):
+        client.jobs.wait("1")
 
 
 async def test_the_async_client_follows_a_job_over_a_restart(monkeypatch):

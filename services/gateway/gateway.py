@@ -1,6 +1,7 @@
 """`Gateway`: everything that one gateway process holds."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 
@@ -45,6 +46,7 @@ class Gateway:
         self.files = FileStore(objects, settings.file_quota_bytes)
         self.batches = BatchService(BatchRecords(objects), self.files, settings.job_ttl_s)
         self.stopping: list[asyncio.Task[None]] = []
+        self.followed: Counter[str] = Counter()  # streams of jobs' events, by tenant
 
     async def authenticate(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
         """Find the caller by the key or the token in the headers of a request from an address.

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -22,14 +23,17 @@ REQUEST_FIELDS: Final = ("service", "path", "tenant", "headers", "priority", "tr
 ANSWER_FIELDS: Final = ("answer_status", "answer_type", "answer_headers", "answer", "answer_blob")
 """Fields of the Result; exactly one of the last two is there."""
 
-_FINGERPRINT_HEADERS: Final = ("content-type", "accept")  # headers that make two requests different; trace ids do not
+_BOUNDARY: Final = re.compile(r'(?<=boundary=)("?)([^";, ]+)\1', re.IGNORECASE)  # clients draw one for each sending
 
 
 def fingerprint(payload: Payload) -> str:
-    """Digest of what makes a request the same request, for idempotency keys."""
+    """Digest of what makes a request the same request, for idempotency keys; trace ids and a form's boundary do not."""
     headers = {name.lower(): value for name, value in payload.headers.items()}
-    parts = [payload.service, payload.path, *(headers.get(name, "") for name in _FINGERPRINT_HEADERS)]
-    return sha256(json.dumps(parts).encode() + payload.body).hexdigest()
+    media, body = headers.get("content-type", ""), payload.body
+    if media.lower().startswith("multipart/") and (found := _BOUNDARY.search(media)):
+        media, body = _BOUNDARY.sub("", media), body.replace(b"--" + found[2].encode("latin-1"), b"--")
+    parts = [payload.service, payload.path, media, headers.get("accept", "")]
+    return sha256(json.dumps(parts).encode() + body).hexdigest()
 
 
 def size_of(payload: Payload) -> int:

@@ -98,14 +98,9 @@ class QueueConsumer:
     async def renew(self, attempts: Collection[Attempt]) -> set[Attempt]:
         """Renew the leases of `attempts` and this worker's record; return the attempts that have lost their job."""
         record = Worker(
-            id=self.consumer,
-            service=self.service,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            started=self._started,
-            seen=time.time(),
-            running=tuple(dict.fromkeys(job_id for job_id, _ in attempts)),
-        )
+            id=self.consumer, service=self.service, host=socket.gethostname(), pid=os.getpid(), started=self._started,
+            seen=time.time(), running=tuple(dict.fromkeys(job_id for job_id, _ in attempts)),
+        )  # fmt: skip
         pairs = [part for attempt in attempts for part in attempt]
         lost = await self._redis.run_script("renew", self.service, self.consumer, record.model_dump_json(), *pairs)
         return {(job_id.decode(), int(number)) for job_id, number in lost}

@@ -4,11 +4,11 @@ Each change is one verb of `states.lua`: it happens whole or not at all.
 """
 
 import asyncio
+import json
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
-from typing import Any
 
 from fovea.api.job import FINAL, Job
 from fovea.errors import Conflict, NotFound, QueueFull, RateLimited
@@ -72,13 +72,13 @@ class RedisJobQueue:
             raise _unknown_job(job_id)
         return codec.decode_job(job_id, *found)
 
-    async def recent(self, tenant: str, limit: int = 50) -> list[Job]:
-        """The tenant's jobs, newest first."""
-        return await self._list("tenant", tenant, limit)
+    async def recent(self, tenant: str, limit: int = 50, after: str | None = None) -> list[Job]:
+        """The tenant's jobs, newest first; those behind the job `after`, or `NotFound` where the list lacks it."""
+        return await self._list("tenant", tenant, limit, after)
 
-    async def dead(self, tenant: str, limit: int = 50) -> list[Job]:
-        """Dead letters, newest first."""
-        return await self._list("dead", tenant, limit)
+    async def dead(self, tenant: str, limit: int = 50, after: str | None = None) -> list[Job]:
+        """Dead letters, as `recent`."""
+        return await self._list("dead", tenant, limit, after)
 
     async def result(self, job_id: str, tenant: str) -> Result:
         """The answer of a finished job; `Conflict` while it is not finished."""
@@ -110,14 +110,15 @@ class RedisJobQueue:
         await self._redis.run_script("delete", job_id, tenant)
         return job
 
-    async def retry(self, job_id: str, tenant: str) -> Job:
-        """Queue a failed, dead or cancelled job again; `Conflict` otherwise."""
-        how = await self._redis.run_script("retry", _check_id(job_id), tenant, self._settings.job_queue_max)
+    async def retry(self, job_id: str, tenant: str, caller: Mapping[str, str] | None = None) -> Job:
+        """Queue a failed, dead or cancelled job again, with a caller's headers (see Caller); `Conflict` otherwise."""
+        limit, headers = self._settings.job_queue_max, json.dumps(dict(caller or {}))
+        how = await self._redis.run_script("retry", _check_id(job_id), tenant, limit, headers)
         if how == b"missing":
             raise _unknown_job(job_id)
         job = await self.get(job_id, tenant)
         if how == b"full":
-            raise _queue_full(job.service, self._settings.job_queue_max)
+            raise _queue_full(job.service, limit)
         if how != b"again":
             detail = f"The job is {how.decode()}: only a failed or cancelled job can be tried again."
             raise Conflict(detail, hint="Submit the request again for a new job.")
@@ -152,9 +153,12 @@ class RedisJobQueue:
         await self._changes.close()
         await self._redis.close()
 
-    async def _list(self, kind: str, tenant: str, limit: int) -> list[Job]:
+    async def _list(self, kind: str, tenant: str, limit: int, after: str | None) -> list[Job]:
         most = max(1, min(limit, 1000))
-        found: list[Any] = await self._redis.run_script("list", kind, tenant, most, *codec.JOB_FIELDS)
+        found = await self._redis.run_script("list", kind, tenant, most, after or "", *codec.JOB_FIELDS)
+        if found is None:
+            hint = "Give the last id of the page before; it may have expired."
+            raise NotFound(f"The list has no job {after!r:.80}.", hint=hint, field="after")
         return [codec.decode_job(job_id.decode(), *row) for job_id, row in found]
 
 

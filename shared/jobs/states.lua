@@ -209,12 +209,23 @@ function verbs.look(id, tenant, ...)
   return { redis.call('ZRANK', key('waiting', get(id, 'service')[1]), id) or -1, get(id, ...) }
 end
 
-function verbs.list(kind, tenant, limit, ...)
-  local found = {}
-  for _, id in ipairs(redis.call('ZREVRANGE', key(kind, tenant), 0, limit - 1)) do
-    local row = verbs.look(id, tenant, ...)
-    if row then found[#found + 1] = { id, row } end
+-- Up to `limit` jobs that may be seen, behind the job `after` where one is named; false where that is not in the list.
+function verbs.list(kind, tenant, limit, after, ...)
+  local found, place = {}, 0
+  if after ~= '' then
+    local rank = redis.call('ZREVRANK', key(kind, tenant), after)
+    if not rank then return false end
+    place = rank + 1
   end
+  limit = tonumber(limit)
+  repeat
+    local ids = redis.call('ZREVRANGE', key(kind, tenant), place, place + limit - 1)
+    for _, id in ipairs(ids) do
+      local row = #found < limit and verbs.look(id, tenant, ...)
+      if row then found[#found + 1] = { id, row } end
+    end
+    place = place + limit
+  until #ids < limit or #found == limit
   return found
 end
 
@@ -241,11 +252,18 @@ function verbs.delete(id, tenant)
   return 'deleted'
 end
 
-function verbs.retry(id, tenant, limit)
+-- caller: the headers of whoever asks, as JSON; they replace those of whoever asked first.
+function verbs.retry(id, tenant, limit, caller)
   if not visible(id, tenant) then return 'missing' end
   local status, service, level = unpack(get(id, 'status', 'service', 'level'))
   if status ~= 'failed' and status ~= 'cancelled' then return status end
   if is_full(service, tenant, tonumber(limit)) then return 'full' end
+  if caller ~= '{}' then
+    local headers = cjson.decode(get(id, 'headers')[1])
+    headers['x-fovea-key'] = nil
+    for name, value in pairs(cjson.decode(caller)) do headers[name] = value end
+    set(id, 'headers', cjson.encode(headers))
+  end
   redis.call('ZREM', key('dead', tenant), id)
   redis.call('ZREM', key('expiring'), id)
   unset(id, 'dead', 'error', 'started', 'finished', 'expires',

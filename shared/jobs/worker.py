@@ -230,7 +230,8 @@ class JobWorker:
     async def _work(self, delivery: Delivery, ticket: JobTicket) -> Result:
         if not await retry_until_connected(lambda: self._leases.holds(ticket)):
             raise asyncio.CancelledError  # it hung between the taking and here
-        return await self._handler(await self._consumer.payload(delivery), ticket)
+        payload = await retry_until_connected(lambda: self._consumer.payload(delivery))  # an outage is no attempt
+        return await self._handler(payload, ticket)
 
     async def _write_progress(self, delivery: Delivery, ticket: JobTicket, fraction: float, note: str | None) -> None:
         if await self._leases.holds(ticket):
@@ -284,15 +285,11 @@ class JobWorker:
 def _begin_span(delivery: Delivery) -> Span:
     """Begin the span of an attempt: a trace of its own, linked to the request that was accepted."""
     attributes = {
-        "messaging.system": "redis",
-        "messaging.operation.type": "process",
-        "messaging.operation.name": "process",
-        "messaging.destination.name": delivery.service,
-        "messaging.message.id": delivery.id,
-        "fovea.job.attempt": delivery.attempt,
-        "fovea.tenant": delivery.tenant,
+        "messaging.system": "redis", "messaging.operation.type": "process", "messaging.operation.name": "process",
+        "messaging.destination.name": delivery.service, "messaging.message.id": delivery.id,
+        "fovea.job.attempt": delivery.attempt, "fovea.tenant": delivery.tenant,
         "url.path": delivery.path.partition("?")[0][:200],
-    }
+    }  # fmt: skip
     links = (delivery.headers.get("traceparent", ""),)
     return span(f"process {delivery.service}", attributes, kind="consumer", parent="", links=links)
 

@@ -99,7 +99,7 @@ def _split_body(body: bytes | memoryview, header_length: int | None) -> tuple[In
         detail = f"The body has {size} bytes of JSON; at most {_MAX_JSON} are read."
         raise TooLarge(detail, hint="Send large tensors as binary data.")
     try:
-        raw = pydantic_core.from_json(bytes(view[:size]), allow_inf_nan=False)
+        raw = pydantic_core.from_json(bytes(view[:size]).removeprefix(b"\xef\xbb\xbf"), allow_inf_nan=False)  # no BOM
     except ValueError as error:  # also too deep, or not UTF-8
         detail = f"The body is not JSON: {error}."
         raise Malformed(detail, hint="Binary tensors need the header Inference-Header-Content-Length.") from error

@@ -240,16 +240,33 @@ def test_a_password_in_the_url_of_redis_is_refused(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("gateway.replicas", {"gateway": {"maxReplicas": 1}}),
+        ("services.medical-seg.replicas.min", service(replicas={"min": 9})),
+        ("services.medical-seg.worker.min", service(worker={"min": 9})),
+        ("services.medical-seg.versions[next].min", service(versions=[{"name": "next", "min": 9, "percent": 5}])),
+    ],
+)
+def test_a_least_number_above_the_most_is_refused(tmp_path, name, values):
+    assert f"{name} is" in refusal(tmp_path, values)
+
+
 def test_an_ingress_and_further_objects_are_part_of_the_release(tmp_path):
     values = {
         "ingress": {"enabled": True, "host": "fovea.example", "tlsSecret": "tls", "className": "nginx"},
-        "extraObjects": [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "{{ .Release.Name }}-more"}}],
+        "extraObjects": [
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "{{ .Release.Name }}-more"}},
+            "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: {{ .Release.Name }}-text\n",
+        ],
     }
     documents = render_file(tmp_path, values)
     ingress = named(documents, "Ingress", "demo-gateway")["spec"]
     assert ingress["rules"][0]["host"] == "fovea.example"
     assert ingress["tls"] == [{"secretName": "tls", "hosts": ["fovea.example"]}]
     assert named(documents, "ConfigMap", "demo-more")
+    assert named(documents, "ConfigMap", "demo-text")
     assert not [d for d in render() if d["kind"] == "Ingress"]
 
 

@@ -137,6 +137,8 @@ def scene(tmp_path_factory):
 def test_prometheus_reads_every_pod_although_keys_are_on(scene):
     wait_until(lambda: scene.value("sum(up)") == 3, 30, "all three are up")
     assert httpx2.get(f"{scene.urls[0]}/metrics").status_code == 401
+    # The first scrape may come before a gateway has looked for replicas.
+    wait_until(lambda: scene.query("fovea_ready_replicas"), 30, "the gateways know a replica")
     assert {sample["metric"]["service"] for sample in scene.query("fovea_ready_replicas")} == {"toy"}
 
 

@@ -24,11 +24,12 @@ JobId = Annotated[str, typer.Argument(metavar="ID", help="Id of the job, as `fov
 def list_(
     limit: Annotated[int, typer.Option(min=1, max=500, help="Maximum number of jobs.")] = 20,
     dead: Annotated[bool, typer.Option("--dead", help="Only jobs that failed on every attempt.")] = False,
+    after: Annotated[str | None, typer.Option(help="Only those behind the job of this id: the next page.")] = None,
     *,
     gateway: GatewayOptions,
 ) -> None:
     """List jobs, newest first."""
-    screen, found = gateway.screen, gateway.send(endpoints.jobs(limit, dead=dead))
+    screen, found = gateway.screen, gateway.send(endpoints.jobs(limit, dead=dead, after=after))
     if screen.wrote(*found):
         return
     if found:
@@ -90,31 +91,18 @@ def _print(screen: Screen, job: Job) -> None:
     if screen.wrote(job):
         return
     screen.out.print(f"[bold]{job.id}[/]  {colour_status(job.status)}{' (dead letter)' if job.dead else ''}")
-    screen.facts(
-        {
-            "request": f"{job.path} ({job.service})",
-            "progress": f"{job.progress:.0%}",
-            "note": job.note,
-            "ahead": job.position,
-            "deliveries": job.attempts,
-            "created": _format_time(job.created),
-            "finished": _format_time(job.finished),
-            "expires": _format_time(job.expires),
-            "error": (job.error or {}).get("detail"),
-            "hint": (job.error or {}).get("hint"),
-        }
-    )
+    error = job.error or {}
+    screen.facts({
+        "request": f"{job.path} ({job.service})", "progress": f"{job.progress:.0%}", "note": job.note,
+        "ahead": job.position, "deliveries": job.attempts, "created": _format_time(job.created),
+        "finished": _format_time(job.finished), "expires": _format_time(job.expires),
+        "error": error.get("detail"), "hint": error.get("hint"),
+    })  # fmt: skip
 
 
 def _row(job: Job) -> tuple[str, ...]:
-    return (
-        job.id,
-        colour_status(job.status),
-        escape(job.path),
-        f"{job.progress:.0%}",
-        _format_age(job.created),
-        escape(describe_state(job)),
-    )
+    facts = job.id, colour_status(job.status), escape(job.path), f"{job.progress:.0%}", _format_age(job.created)
+    return (*facts, escape(describe_state(job)))
 
 
 def _format_time(moment: datetime | None) -> str:

@@ -73,7 +73,7 @@ def test_reference_pages_follow_the_code():
     assert "--min-area" in pages["reference/cli.md"]
     assert "::: fovea.client.Client" in pages["reference/sdk.md"]
     assert "### `client.segment(image, *, model=None, **options)`" in pages["reference/sdk.md"]
-    assert "### `client.jobs.list(limit=50, *, dead=False)`" in pages["reference/sdk.md"]
+    assert "### `client.jobs.list(limit=50, *, dead=False, after=None)`" in pages["reference/sdk.md"]
     assert re.search(r"\| 429 \| `RateLimited` \|", pages["reference/errors.md"])
 
 

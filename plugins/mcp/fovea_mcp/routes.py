@@ -110,7 +110,9 @@ async def _call_tool(params: Mapping[str, Any], request: Request) -> dict[str, A
     if not isinstance(arguments, dict):
         raise _RpcError(_BAD_PARAMS, "arguments is an object.")
     body = {**arguments, "stream": False} if tool.name == "chat" else arguments
-    async with DisconnectGuard(get_context(request)):  # an assistant that hangs up stops its tool
+    ctx = get_context(request)
+    await request.app.state.gateway.limits.count_many(ctx.caller, -1)  # the tool's own request is counted instead
+    async with DisconnectGuard(ctx):  # an assistant that hangs up stops its tool
         answer = await send_in_process(request, tool.path, body)
     return {"content": [{"type": "text", "text": answer.text}], "isError": answer.is_error}
 

@@ -1,3 +1,3 @@
 """Gateways with the plug-in: the core's fixtures."""
 
-from services.gateway.tests.conftest import gateway, gateway_settings, stage, toy  # noqa: F401  # fixtures
+from services.gateway.tests.conftest import gateway, gateway_settings, ring, stage, toy  # noqa: F401  # fixtures

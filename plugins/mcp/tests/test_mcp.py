@@ -87,6 +87,17 @@ async def test_tasks_are_tools_with_whole_schemas_which_are_run_and_whose_errors
     assert (await scene.ask("tools/call", {"name": "chat", "arguments": [1]}))["error"]["code"] == -32602
 
 
+async def test_a_call_of_a_tool_counts_once_against_its_key(gateway, toy, ring):
+    upstream, scene = await toy(documents={"models": {"data": MODELS}, "openapi": DOCUMENT}), await gateway(auth="keys")
+    scene.announce(upstream.url, models=("smollm2", "pranet"), routes=tuple(DOCUMENT["paths"]))
+    headers = {"x-api-key": ring.add("ann", ("infer",), rate_per_minute=3)[1]}
+    params = {"name": "chat", "arguments": {"messages": "hi"}}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+    answers = [await scene.client.post("/v1/mcp", json=body, headers=headers) for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert [answer.json()["result"]["isError"] for answer in answers[:3]] == [False] * 3
+
+
 async def test_a_caller_that_leaves_stops_its_tool(gateway, toy):
     models, document = [{**MODELS[0], "task": "slow"}], {**DOCUMENT, "paths": {"/v1/slow": operation("In")}}
     upstream, scene = await toy(documents={"models": {"data": models}, "openapi": document}), await gateway()

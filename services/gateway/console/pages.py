@@ -227,25 +227,15 @@ class Console:
         model = _select_model(models, request.query_params.get("model"))
         card = await self._client.card(request, model.id) if model else None
         return self._render(
-            template or f"{task}.html",
-            request,
-            page=task,
-            task=task,
-            title=title_task(task),
-            path=task_path(task),
-            models=models,
-            chosen=card,
-            spec=spec,
-            starters=starters,
-            methods=methods,
-            steering=steering,
+            template or f"{task}.html", request, page=task, task=task, title=title_task(task), path=task_path(task),
+            models=models, chosen=card, spec=spec, starters=starters, methods=methods, steering=steering,
             options=task_options.build_options(card, "" if template else task, spec) if card else [],
             threshold=task_options.read_default(card or {}, "threshold", 0.5),
             confidence=((card or {}).get("details") or {}).get("confidence", 0.25),
             iou=task_options.read_default(card or {}, "iou", 0.45),
             sibling_tasks=model_view.list_sibling_tasks(entries, model.service) if model else [],
             downloads=task_options.list_downloads(card or {}),
-        )
+        )  # fmt: skip
 
     def _with_errors(self, page: _Handler) -> _Handler:
         async def handle(request: Request) -> Response:

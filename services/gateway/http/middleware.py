@@ -103,7 +103,7 @@ class GatewayMiddleware(Shell[RequestContext]):
 
     async def _forward(self, ctx: RequestContext, route: Route) -> None:
         proxy = self._gateway.proxy
-        as_job = ctx.method == "POST" and not route.is_broadcast and jobs.prefers_async(ctx.headers)
+        as_job = ctx.method == "POST" and not route.is_broadcast and jobs.prefers_async(ctx.scope["headers"])
         body = proxy.open_body(ctx, is_endless=route.is_endless and not as_job)
         try:
             if as_job:

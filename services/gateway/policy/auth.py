@@ -124,10 +124,12 @@ class KeyRing:
     def rotate(self, key_id: str, overlap: timedelta) -> tuple[Key, str]:
         """Make a key that may do what another may; the other is valid for `overlap` longer.
 
-        Raises NotFound: there is no such key.
+        Raises NotFound: there is no such key; Conflict: its time is over, and so would be that of the new one.
         """
         with self._edit() as keys:
             old = _find(keys, key_id)
+            if old.is_expired:
+                raise Conflict(f"The key {key_id} expired at {old.expires:%Y-%m-%d %H:%M} UTC.", hint="Make a new one.")
             new, text = make_key({**dict(old), "expires": old.expires})
             end = datetime.now(UTC) + overlap
             keys[keys.index(old)] = old.model_copy(update={"expires": min(old.expires or end, end)})

@@ -38,9 +38,7 @@ _SPANS = {"h": "hours", "d": "days", "w": "weeks"}
 class LimitOptions:
     """How much a key allows."""
 
-    rate: Annotated[int | None, typer.Option(min=1, help="Requests per minute; unset, the tenant's common rate.")] = (
-        None
-    )
+    rate: Annotated[int | None, typer.Option(min=1, help="Requests per minute; unset, the common rate.")] = None
     quota: Annotated[int | None, typer.Option(min=1, help="Requests per day.")] = None
     tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per minute.")] = None
     tokens_per_day: Annotated[int | None, typer.Option(min=1, help="Tokens per day.")] = None
@@ -124,6 +122,7 @@ def rotate(
     """Make a key like another, which stays valid for a while next to it."""
     end = _parse_expiry(overlap) or datetime.now(UTC)
     key, secret = _open_key_ring().rotate(key_id, max(end - datetime.now(UTC), timedelta()))
+    end = min(key.expires or end, end)  # no later than it would have been without
     _write_audit("key rotated", key.id, tenant=key.tenant, old=key_id)
     told = f"replaces {key_id}, which stays valid until {end:%Y-%m-%d %H:%M} UTC."
     _show(key, secret, told, as_json=as_json)

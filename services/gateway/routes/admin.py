@@ -153,7 +153,8 @@ async def rotate_key(request: Request, key_id: KeyId, how: Rotation | None = Non
     ring, audit, actor = _parts(request)
     overlap = timedelta(hours=(how or Rotation(overlap_hours=24.0)).overlap_hours)
     key, text = await asyncio.to_thread(ring.rotate, key_id, overlap)
-    audit.write(actor, "key rotated", key_id, tenant=key.tenant, new=key.id, until=datetime.now(UTC) + overlap)
+    end = datetime.now(UTC) + overlap
+    audit.write(actor, "key rotated", key_id, tenant=key.tenant, new=key.id, until=min(key.expires or end, end))
     return MadeKey(**_describe(key, None).model_dump(), key=text)
 
 

@@ -24,19 +24,10 @@ FileId = Annotated[str, Path(description="Id of a file, from `POST /v1/files` or
 BatchId = Annotated[str, Path(description="Id of a batch, from `POST /v1/batches`.")]
 Purpose = Annotated[str | None, Query(description="Only files of this purpose, for example `batch`.")]
 
-_UPLOAD = {
-    "requestBody": {
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file", "purpose"],
-                    "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"type": "string"}},
-                }
-            }
-        }
-    }
-}
+_UPLOAD = {"requestBody": {"content": {"multipart/form-data": {"schema": {
+    "type": "object", "required": ["file", "purpose"],
+    "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"type": "string"}},
+}}}}}  # fmt: skip
 _CREATE = {"requestBody": {"content": {"application/json": {"schema": BatchRequest.model_json_schema()}}}}
 
 Limit = Annotated[int, Query(ge=1, le=100, description="How many at most.")]

@@ -4,17 +4,20 @@ Knows nothing about how jobs are run.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
 from typing import Annotated
+from urllib.parse import unquote
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from fovea.api.job import Job, JobList
-from fovea.errors import FoveaError, InvalidOption
+from fovea.errors import FoveaError, InvalidOption, QueueFull
 from services.gateway.http.errors import SECURITY_HEADERS
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.http.request_context import RequestContext, build_response_headers
+from services.gateway.policy.caller import find_scope
 from services.gateway.routes.dependencies import get_caller, get_queue, require_queue
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
@@ -23,6 +26,9 @@ from shared.telemetry import span
 EVENT_HEARTBEAT_S = 10.0
 """Seconds between comments in a silent event stream, so that no proxy on the way closes it."""
 
+MAX_FOLLOWED = 256
+"""Streams of events that a tenant may have open at one gateway; each asks Redis every two seconds."""
+
 _KEPT_HEADERS = b"content-type content-encoding accept inference-header-content-length tracestate".split()
 """Request headers that a job keeps."""
 
@@ -30,13 +36,14 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS)
 
 JobId = Annotated[str, Path(description="As in the answer to the POST.", max_length=128)]
 Limit = Annotated[int, Query(ge=1, le=500, description="How many at most.")]
+After = Annotated[str | None, Query(max_length=128, description="Last id of the page before.")]
 Dead = Annotated[bool, Query(description="Only jobs that failed on every attempt.")]
 
 
-def prefers_async(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether `Prefer` contains `respond-async` (RFC 7240)."""
-    preferences = headers.get(b"prefer", b"").lower().replace(b";", b",").split(b",")
-    return any(preference.strip() == b"respond-async" for preference in preferences)
+def prefers_async(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether `Prefer`, which may come several times, contains `respond-async` (RFC 7240)."""
+    preferences = b",".join(value for name, value in headers if name == b"prefer").lower().replace(b";", b",")
+    return any(preference.strip() == b"respond-async" for preference in preferences.split(b","))
 
 
 async def submit_job(ctx: RequestContext, queue: RedisJobQueue | None, service: str, body: bytes) -> None:
@@ -70,10 +77,11 @@ async def submit_job(ctx: RequestContext, queue: RedisJobQueue | None, service: 
 
 
 @router.get("")
-async def recent(request: Request, limit: Limit = 50, dead: Dead = False) -> JobList:
+async def recent(request: Request, limit: Limit = 50, dead: Dead = False, after: After = None) -> JobList:
     """The caller's jobs, newest first; with `dead=true` its dead letters."""
     queue, tenant = get_queue(request), get_caller(request).tenant
-    return JobList(jobs=await (queue.dead(tenant, limit) if dead else queue.recent(tenant, limit)))
+    found = await (queue.dead if dead else queue.recent)(tenant, limit + 1, after)
+    return JobList(jobs=found[:limit], has_more=len(found) > limit)
 
 
 @router.get("/{job_id}")
@@ -88,8 +96,12 @@ async def get(request: Request, job_id: JobId) -> Job:
 async def events(request: Request, job_id: JobId) -> StreamingResponse:
     """The job now and after every change, as server-sent events whose data is the job; ends with its final state."""
     queue, tenant = get_queue(request), get_caller(request).tenant
+    followed: Counter[str] = request.app.state.gateway.followed
+    if followed[tenant] >= MAX_FOLLOWED:
+        detail = f"{MAX_FOLLOWED} jobs of this tenant are followed at a time, which is the limit."
+        raise QueueFull(detail, hint="Ask for each job's state instead: GET /v1/jobs/{id}.", retry_after=1)
     await queue.get(job_id, tenant)
-    stream = _format_events(queue.events(job_id, tenant), EVENT_HEARTBEAT_S)
+    stream = _format_events(queue.events(job_id, tenant), EVENT_HEARTBEAT_S, followed, tenant)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
@@ -117,14 +129,20 @@ async def delete(request: Request, job_id: JobId) -> Job:
 
 @router.post("/{job_id}/retry")
 async def retry(request: Request, job_id: JobId) -> Job:
-    """Queue a failed, dead or cancelled job again."""
-    return await get_queue(request).retry(job_id, get_caller(request).tenant)
+    """Queue a failed, dead or cancelled job again, with the scopes and limits of the key that asks."""
+    queue, caller = get_queue(request), get_caller(request)
+    job = await queue.get(job_id, caller.tenant)
+    caller.require_scope(find_scope(unquote(job.path.partition("?")[0])))
+    return await queue.retry(job_id, caller.tenant, caller.job_headers)
 
 
-async def _format_events(jobs: AsyncIterator[Job], heartbeat_s: float) -> AsyncIterator[bytes]:
-    """Format each state of a job as a server-sent event; comments while nothing happens."""
+async def _format_events(
+    jobs: AsyncIterator[Job], heartbeat_s: float, followed: Counter[str], tenant: str
+) -> AsyncIterator[bytes]:
+    """Format each state of a job as a server-sent event; comments while nothing happens. Counts while it is open."""
     source = aiter(jobs)
     pending: asyncio.Future[Job] | None = None
+    followed[tenant] += 1
     try:
         while True:
             pending = pending or asyncio.ensure_future(anext(source))
@@ -137,6 +155,7 @@ async def _format_events(jobs: AsyncIterator[Job], heartbeat_s: float) -> AsyncI
     except (StopAsyncIteration, FoveaError):
         return
     finally:
+        followed -= Counter({tenant: 1})
         if pending is not None:
             pending.cancel()
 

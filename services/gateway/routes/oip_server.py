@@ -14,11 +14,8 @@ from services.gateway.http.openapi import PROBLEMS
 from services.gateway.routes.dependencies import read_whole_body
 from services.gateway.routes.health import is_ready
 
-SERVER_METADATA = {
-    "name": "fovea",
-    "version": "1",
-    "extensions": ["binary_tensor_data", "model_repository", "statistics"],
-}
+_EXTENSIONS = ["binary_tensor_data", "model_repository", "statistics"]
+SERVER_METADATA = {"name": "fovea", "version": "1", "extensions": _EXTENSIONS}
 """Server metadata."""
 
 _STATES = {"ready": "READY", "on_demand": "READY", "loading": "LOADING", "waiting": "LOADING"}
@@ -63,9 +60,8 @@ async def server_ready(request: Request) -> dict[str, bool]:
     """Every service has a ready replica."""
     registry = request.app.state.gateway.registry
     if not is_ready(registry):
-        raise NotReady(
-            f"Not ready: {', '.join(registry.unready_services) or 'no service is known yet'}.", retry_after=2
-        )
+        missing = ", ".join(registry.unready_services) or "no service is known yet"
+        raise NotReady(f"Not ready: {missing}.", retry_after=2)
     return {"ready": True}
 
 

@@ -6,7 +6,7 @@ For tests whose client is synchronous (the SDK, the CLI, a browser) and so can't
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,11 +61,13 @@ class ForgetfulQueue:
             raise NotFound(f"There is no job {job_id!r}.")
         return self.jobs[job_id]
 
-    async def recent(self, tenant: str, limit: int = 50) -> list[Job]:
-        return list(self.jobs.values())[::-1][:limit]
+    async def recent(self, tenant: str, limit: int = 50, after: str | None = None) -> list[Job]:
+        found = list(self.jobs.values())[::-1]
+        begin = [job.id for job in found].index(after) + 1 if after else 0
+        return found[begin : begin + limit]
 
-    async def dead(self, tenant: str, limit: int = 50) -> list[Job]:
-        return [job for job in await self.recent(tenant) if job.dead][:limit]
+    async def dead(self, tenant: str, limit: int = 50, after: str | None = None) -> list[Job]:
+        return [job for job in await self.recent(tenant, after=after) if job.dead][:limit]
 
     async def result(self, job_id: str, tenant: str) -> Result:
         job = await self.get(job_id, tenant)
@@ -86,7 +88,7 @@ class ForgetfulQueue:
         job = await self.get(job_id, tenant)
         return self.jobs.pop(job_id) if job.status in FINAL else await self.cancel(job_id, tenant)
 
-    async def retry(self, job_id: str, tenant: str) -> Job:
+    async def retry(self, job_id: str, tenant: str, caller: Mapping[str, str] | None = None) -> Job:
         job = await self.get(job_id, tenant)
         if job.status not in {"failed", "cancelled"}:
             raise Conflict(f"The job is {job.status}.")

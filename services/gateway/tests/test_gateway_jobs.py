@@ -88,7 +88,8 @@ async def test_a_post_that_prefers_it_becomes_a_job(scene, queue):
 def test_the_wish_is_read_as_the_standard_says():
     wishes = (b"respond-async", b"respond-async, wait=10", b"return=minimal; foo, Respond-Async")
     others = (b"wait=10", b"respond-asynchronously", b"")
-    assert [jobs.prefers_async({b"prefer": text}) for text in wishes + others] == [True] * 3 + [False] * 3
+    assert [jobs.prefers_async([(b"prefer", text)]) for text in wishes + others] == [True] * 3 + [False] * 3
+    assert jobs.prefers_async([(b"prefer", b"respond-async"), (b"prefer", b"wait=10")])
 
 
 async def test_a_key_seen_before_returns_the_first_job(scene, queue):
@@ -156,6 +157,20 @@ async def test_events_tell_every_change_and_end(scene, queue, monkeypatch):
     assert answer.content.count(b": still here\n\n") >= 2
 
 
+async def test_a_tenant_follows_so_many_jobs_at_a_time(scene, queue, monkeypatch):
+    monkeypatch.setattr(jobs, "MAX_FOLLOWED", 1)
+    await scene.client.post("/v1/echo", content=b"x", headers=ASYNC)
+    async with scene.client.stream("GET", "/v1/jobs/job-1/events") as answer:
+        states = answer.aiter_raw()
+        await anext(states)
+        refused = await scene.client.get("/v1/jobs/job-1/events")
+        queue.finish("job-1", Result(200, "text/plain", b""))
+        assert [parsed(state)[0]["status"] async for state in states] == ["succeeded"]
+    assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
+    answer = await scene.client.get("/v1/jobs/job-1/events")
+    assert (answer.status_code, scene.app.state.gateway.followed.total()) == (200, 0)
+
+
 async def test_cancel_retry_and_delete(scene, queue):
     client = scene.client
     await client.post("/v1/echo", content=b"x", headers=ASYNC)
@@ -172,12 +187,25 @@ async def test_cancel_retry_and_delete(scene, queue):
         assert answer.headers["content-type"] == "application/problem+json"
 
 
+async def test_a_key_tries_again_only_what_it_may_queue_itself(served, queue, ring):
+    scene = await served(queue, auth="keys")
+    whole, jobs_only = (ring.add("ann", scopes)[1] for scopes in (("infer", "jobs"), ("jobs",)))
+    await scene.client.post("/v1/ec%68o", content=b"x", headers={**ASYNC, "x-api-key": whole})
+    queue.change("job-1", status="failed")
+    refused = await scene.client.post("/v1/jobs/job-1/retry", headers={"x-api-key": jobs_only})
+    assert (refused.status_code, "'infer'" in refused.json()["detail"]) == (403, True)
+    assert (await scene.client.post("/v1/jobs/job-1/retry", headers={"x-api-key": whole})).status_code == 200
+
+
 async def test_lists_are_newest_first_and_dead_letters_apart(scene, queue):
     for _ in range(3):
         await scene.client.post("/v1/echo", content=b"x", headers=ASYNC)
     queue.change("job-2", status="failed", dead=True)
     listed = await scene.client.get("/v1/jobs?limit=2")
     assert [job["id"] for job in listed.json()["jobs"]] == ["job-3", "job-2"]
+    last = await scene.client.get("/v1/jobs?limit=2&after=job-2")
+    assert [job["id"] for job in last.json()["jobs"]] == ["job-1"]
+    assert (listed.json()["has_more"], last.json()["has_more"]) == (True, False)
     dead = await scene.client.get("/v1/jobs?dead=true")
     assert [job["id"] for job in dead.json()["jobs"]] == ["job-2"]
     wrong = await scene.client.get("/v1/jobs?limit=0")

@@ -181,6 +181,17 @@ def test_the_list_in_a_pipe_has_whole_ids_and_utc(run, tmp_path):
     assert "2090-01-31 08:00" in row
 
 
+def test_rotating_says_when_the_old_key_ends_and_makes_none_that_has_expired(run, tmp_path):
+    run("add", "ann", "--expires", "2090-01-31")
+    ring = KeyRing(tmp_path / "keys.json")
+    (key,) = ring.list_keys()
+    assert "stays valid until 2090-01-31 00:00 UTC" in run("rotate", key.id, "--overlap", "2091-01-01").stderr
+    ring.update(key.id, {"expires": datetime(2026, 1, 31, tzinfo=UTC)})
+    refused = run("rotate", key.id).exception
+    assert (type(refused), "expired at 2026-01-31" in refused.detail) == (Conflict, True)
+    assert len(ring.list_keys()) == 2
+
+
 @pytest.mark.parametrize(
     ("words", "told", "code"),
     [

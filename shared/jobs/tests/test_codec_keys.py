@@ -38,6 +38,16 @@ def test_a_fingerprint_ignores_the_case_of_names_and_what_is_only_told():
     assert codec.fingerprint(PAYLOAD) == codec.fingerprint(same)
 
 
+def test_a_form_sent_again_is_the_same_request_though_clients_draw_a_new_boundary():
+    def sent(boundary: str, value: str = "1", *, quote: str = "") -> str:
+        headers = {"content-type": f"multipart/form-data; boundary={quote}{boundary}{quote}"}
+        part = f'--{boundary}\r\ncontent-disposition: form-data; name="a"\r\n\r\n{value}\r\n--{boundary}--\r\n'
+        return codec.fingerprint(replace(PAYLOAD, headers=headers, body=part.encode()))
+
+    assert sent("one") == sent("t.wo+?") == sent("3", quote='"')
+    assert sent("one") != sent("one", "2")
+
+
 @pytest.mark.parametrize("change", [{"service": "s"}, {"path": "/"}, {"body": b""}, {"headers": {"accept": "x"}}])
 def test_a_fingerprint_tells_different_requests_apart(change):
     assert codec.fingerprint(PAYLOAD) != codec.fingerprint(replace(PAYLOAD, **change))

@@ -96,6 +96,14 @@ async def test_recent_lists_newest_first_up_to_the_limit(queue, payload):
         ids.append((await queue.submit(payload))[0].id)
         await asyncio.sleep(0.002)
     assert [job.id for job in await queue.recent("ann", 3)] == ids[:0:-1]
+    for job_id in ids[1:3]:
+        await queue.cancel(job_id, "ann")
+        await queue.delete(job_id, "ann")  # hidden, and in the list until the next sweep
+    assert [job.id for job in await queue.recent("ann", 2)] == [ids[3], ids[0]]
+    assert [job.id for job in await queue.recent("ann", 2, after=ids[2])] == [ids[0]]
+    assert await queue.recent("ann", 2, after=ids[0]) == []
+    with pytest.raises(NotFound, match="no job 'x'"):
+        await queue.recent("ann", after="x")
 
 
 async def test_a_full_queue_refuses_and_leaves_nothing_behind(queue, payload, job_settings):
@@ -159,6 +167,15 @@ async def test_a_failed_job_can_be_tried_again(queue, inbox, payload):
     delivery = await take(inbox)
     assert (delivery.id, delivery.attempt, delivery.tries) == (job.id, 2, 1)
     assert (await inbox.payload(delivery)).body == b"body"
+
+
+async def test_a_job_tried_again_is_run_for_the_key_that_asks(queue, inbox, payload):
+    first = {"x-fovea-tenant": "ann", "x-fovea-scopes": "infer,interventions,jobs", "x-fovea-key": '{"id": "a"}'}
+    job, _ = await queue.submit(replace(payload, headers={"accept": 'text/plain; q="é/1"', **first}))
+    await inbox.fail(await take(inbox), InvalidOption("No."))
+    second = {"x-fovea-tenant": "ann", "x-fovea-scopes": "infer,jobs"}
+    await queue.retry(job.id, "ann", second)
+    assert (await take(inbox)).headers == {"accept": 'text/plain; q="é/1"', **second}
 
 
 async def test_only_unsuccessful_jobs_can_be_tried_again_and_only_finished_ones_have_a_result(queue, inbox, payload):

@@ -12,6 +12,7 @@ from fovea.errors import Fault, InvalidOption, NotReady, QueueFull, RateLimited,
 from shared.jobs import consumer as consumer_module
 from shared.jobs import worker as worker_module
 from shared.jobs.consumer import QueueConsumer
+from shared.jobs.payloads import PayloadStore
 from shared.jobs.queue import Handler, Payload, Result, Ticket
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.tests.running_worker import ended, run_one, started, working
@@ -125,6 +126,20 @@ async def test_other_errors_are_tried_again_and_then_buried(queue, payload, outc
         assert dead.error is not None
         assert "ours" not in str(dead.error), "what is not written for callers is not shown to them"
         assert [letter.id for letter in await queue.dead("ann")] == [dead.id]
+
+
+async def test_an_object_store_that_is_away_uses_up_no_attempt(queue, payload, work, job_settings, monkeypatch):
+    fetch, away = PayloadStore.get, [NotReady("The object store can't be reached.")] * 5
+
+    async def get(store: PayloadStore, name: str) -> bytes:
+        if away:
+            raise away.pop()
+        return await fetch(store, name)
+
+    monkeypatch.setattr(PayloadStore, "get", get)
+    async with work(always(DONE)):
+        done = await run_one(queue, replace(payload, body=b"x" * (job_settings.job_inline_max_bytes + 1)))
+    assert (done.status, done.attempts, away) == ("succeeded", 1, [])
 
 
 async def test_a_job_that_waits_for_its_keys_quota_uses_up_no_attempt(queue, payload, work):

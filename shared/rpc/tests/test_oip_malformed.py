@@ -112,6 +112,11 @@ def test_more_json_than_is_read_is_too_large():
     assert "binary" in str(caught.value.hint)
 
 
+def test_a_byte_order_mark_before_the_json_is_ignored():
+    text = json.dumps(request({**X, "data": [1, 2]})).encode()
+    assert decode(b"\xef\xbb\xbf" + text).feeds["x"].tolist() == [1, 2]
+
+
 def test_nested_data_is_read_as_its_shape_says_and_json_and_binary_inputs_mix():
     call = decode(request({**X, "shape": [2, 1, 2], "data": [[[1, 2]], [[3, 4]]]}))
     assert call.feeds["x"].tolist() == [[[1, 2]], [[3, 4]]]

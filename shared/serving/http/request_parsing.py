@@ -126,7 +126,7 @@ async def open_form(request: Request | JobRequest, *, max_files: int, max_fields
 
 def _parse_object(body: bytes) -> dict[str, Any]:
     try:
-        found = pydantic_core.from_json(body, allow_inf_nan=False)
+        found = pydantic_core.from_json(body.removeprefix(b"\xef\xbb\xbf"), allow_inf_nan=False)  # no byte-order mark
     except ValueError as error:
         raise Malformed(f"The body is not JSON: {error}.") from error
     if not isinstance(found, dict):

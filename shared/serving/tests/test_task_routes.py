@@ -55,6 +55,7 @@ def problem(answer, status):
         {"content": PNG, "headers": {"content-type": "application/octet-stream"}},
         {"content": PNG},
         {"content": json.dumps({"image": B64})},
+        {"content": b"\xef\xbb\xbf" + json.dumps({"image": B64}).encode(), **AS_JSON},
     ],
 )
 async def test_picture_comes_as_multipart_base64_or_raw_bytes(client, how):

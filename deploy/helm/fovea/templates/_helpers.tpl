@@ -49,6 +49,14 @@ helm.sh/chart: {{ $root.Chart.Name }}-{{ $root.Chart.Version }}
 {{- if and (kindIs "float64" .) (eq . (floor .)) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
 {{- end }}
 
+{{/* Refuses a least number above the most: a cluster does, once half of the release is there. */}}
+{{- define "fovea.requireOrder" -}}
+{{- $least := index . 1 -}}{{- $most := index . 3 -}}
+{{- if gt (int $least) (int $most) -}}
+{{- fail (printf "%s is %v, above %s, which is %v" (index . 0) $least (index . 2) $most) -}}
+{{- end -}}
+{{- end }}
+
 {{/* Name of a RayService; KubeRay refuses a longer one, by an event that nobody reads. */}}
 {{- define "fovea.rayService" -}}
 {{- $name := join "-" (compact .) -}}
