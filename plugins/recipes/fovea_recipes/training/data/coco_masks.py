@@ -145,11 +145,11 @@ def _region(segmentation: Any, height: int, width: int) -> Mask:
         corners = np.asarray(outline, float)
         if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2 or not np.isfinite(corners).all():
             raise ValueError("an outline has fewer than three corners")
-        region |= _fill(corners.reshape(-1, 2) - 0.5, height, width)
+        region |= fill_outline(corners.reshape(-1, 2) - 0.5, height, width)
     return region
 
 
-def _fill(corners: NDArray[np.float64], height: int, width: int) -> Mask:
+def fill_outline(corners: NDArray[np.float64], height: int, width: int) -> Mask:
     """Pixels (height, width) from whose centres a ray to the left crosses the outline an odd number of times."""
     inside = np.zeros((height, width), bool)
     rows, columns = np.arange(height), np.arange(width)
