@@ -21,7 +21,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from fovea.errors import InvalidOption
-from shared.vision.decode import decode
+from shared.vision.decode import decode, is_negative
 from shared.vision.limits import DecodeBounds
 
 Format = Literal["png", "jpeg", "webp"]
@@ -147,7 +147,7 @@ def _deep(data: bytes, kind: str) -> np.ndarray | None:
     high = _PARSERS[kind](io.BytesIO(data))
     if high.mode.startswith("I;16"):
         grey = np.asarray(ImageOps.exif_transpose(high)).astype(np.uint16)
-        return np.repeat(grey[..., None], 3, axis=2)
+        return np.repeat((~grey if is_negative(high) else grey)[..., None], 3, axis=2)
     low = _PARSERS[kind](io.BytesIO(data))
     if not all(_rawmode(tile[3]) in _LOW for tile in high.tile):
         return None

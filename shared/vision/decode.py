@@ -50,7 +50,7 @@ _UPRIGHT = {
 }
 """EXIF orientation → what makes the picture upright."""
 
-_TIFF_BITS, _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 258, 322, 323
+_TIFF_BITS, _TIFF_WHITE, _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 258, 262, 322, 323
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,10 +149,10 @@ def _read(image: ImageFile, kind: str, data: bytes, page: str) -> DecodedImage:
     image.load()
     orientation = _orientation(image)
     upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-    pixels = np.asarray(_rgb(upright, page))
+    pixels = np.asarray(_rgb(upright, page, depth))
     icc = image.info.get("icc_profile")
     return DecodedImage(
-        pixels,
+        ~pixels if is_negative(image) else pixels,
         kind,
         mode,
         depth,
@@ -176,15 +176,19 @@ def _bit_depth(image: ImageFile, kind: str, data: bytes) -> int:
     if kind == "PNG":
         return data[24]
     if isinstance(image, TiffImageFile):
-        bits = image.tag_v2.get(_TIFF_BITS, 1)
-        return int(max(bits) if isinstance(bits, tuple) else bits)
+        return int(np.max(image.tag_v2.get(_TIFF_BITS, 1)))
     return 1 if image.mode == "1" else 8
 
 
-def _rgb(image: Image.Image, page: str) -> Image.Image:
-    """Any samples → RGB: 16 bits keep the high byte, alpha is flattened on a colour."""
+def is_negative(image: ImageFile) -> bool:
+    """Whether white is 0: of the TIFFs of which that is true, Pillow turns those around that have at most 8 bits."""
+    return image.mode.startswith("I;16") and isinstance(image, TiffImageFile) and image.tag_v2.get(_TIFF_WHITE) == 0
+
+
+def _rgb(image: Image.Image, page: str, depth: int) -> Image.Image:
+    """Any samples → RGB: of 12 and 16 bits the highest 8 are kept, alpha is flattened on a colour."""
     if image.mode.startswith("I;16"):
-        high = (np.asarray(image) >> 8).astype(np.uint8)
+        high = (np.asarray(image) >> depth - 8).astype(np.uint8)
         return Image.fromarray(high).convert("RGB")
     if image.mode in {"F", "I", "LAB"}:
         raise UnsupportedMedia(

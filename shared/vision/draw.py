@@ -29,17 +29,15 @@ def encode(pixels: np.ndarray, media_type: str = "image/png", *, quality: int = 
 
     Raises ValueError: the content type is not one of `ENCODINGS`.
     """
-    image, out = Image.fromarray(pixels), io.BytesIO()
-    if media_type == "image/png":
-        image.save(out, "PNG", compress_level=_PNG_LEVEL, icc_profile=icc)
-    elif media_type == "image/jpeg":
-        # Full chroma: half of it would smear thin coloured lines.
-        image.save(out, "JPEG", quality=quality, subsampling=0, icc_profile=icc)
-    elif media_type == "image/webp":
-        image.save(out, "WEBP", quality=quality, icc_profile=icc)
-    else:
-        message = f"{media_type} is not one of {', '.join(ENCODINGS)}"
-        raise ValueError(message)
+    knobs = {
+        "image/png": {"compress_level": _PNG_LEVEL},
+        "image/jpeg": {"quality": quality, "subsampling": 0},  # full chroma: half would smear thin coloured lines
+        "image/webp": {"quality": quality},
+    }
+    if media_type not in knobs:
+        raise ValueError(f"{media_type} is not one of {', '.join(ENCODINGS)}")
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, media_type.removeprefix("image/"), icc_profile=icc, **knobs[media_type])
     return out.getvalue()
 
 
@@ -86,8 +84,7 @@ def draw_label(
 def side_by_side(pictures: Sequence[np.ndarray], gap: int = 8) -> np.ndarray:
     """Pictures in one row on white, in their own sizes, aligned at the top. Raises ValueError: there is no picture."""
     if not pictures:
-        message = "there is no picture to put into the row"
-        raise ValueError(message)
+        raise ValueError("there is no picture to put into the row")
     height = max(picture.shape[0] for picture in pictures)
     width = sum(picture.shape[1] for picture in pictures) + gap * (len(pictures) - 1)
     page, left = np.full((height, width, 3), 255, np.uint8), 0

@@ -99,8 +99,7 @@ def tiled(
             whole = answer.new_empty((*answer.shape[:2], height, width))
         whole[:, :, window.rows, window.columns] = answer[(..., *window.core)]
     if whole is None:
-        message = f"the picture has no pixels: {height}×{width}"
-        raise ValueError(message)
+        raise ValueError(f"the picture has no pixels: {height}×{width}")
     return whole
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from fovea.api.tensors import TensorSpec
 from fovea.errors import InvalidOption
-from fovea_actions.schema import ActionsIn, ActionsOut, Curves, Proposal
+from fovea_actions.schema import LONGEST_S, ActionsIn, ActionsOut, Curves, Proposal
 from fovea_actions.segments.npy_inputs import read_matrices
 from fovea_actions.segments.plot import draw_timeline
 from fovea_actions.segments.proposals import classify_proposals, score_proposals, soft_nms
@@ -152,7 +152,10 @@ def _duration(request: ActionsIn, steps: int) -> tuple[float, list[str]]:
     if request.duration is not None:
         return request.duration, []
     if request.fps is not None:
-        return steps / request.fps, []
+        if (found := steps / request.fps) > LONGEST_S:
+            detail = f"{steps} steps at fps={request.fps:g} are longer than {LONGEST_S:,.0f} s."
+            raise InvalidOption(detail, hint="fps is steps per second.", field="fps")
+        return found, []
     return float(steps), ["Neither duration nor fps was given: each step of the features counts as one second."]
 
 

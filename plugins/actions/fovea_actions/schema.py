@@ -14,6 +14,9 @@ from fovea.api.image import Drawable, split_commas
 Form = Literal["curves", "confidence", "activitynet"]
 """Parts of an answer besides its proposals."""
 
+LONGEST_S = 1e6
+"""Longest video."""
+
 
 class ActionsIn(BaseModel):
     """A video as features, and how to search it."""
@@ -34,7 +37,7 @@ class ActionsIn(BaseModel):
     class_names: Annotated[tuple[str, ...], BeforeValidator(split_commas)] = Field(
         (), description="Names of the classes, in the order of class_scores."
     )
-    duration: float | None = Field(None, gt=0, le=1e6, description="Length of the video, seconds.")
+    duration: float | None = Field(None, gt=0, le=LONGEST_S, description="Length of the video, seconds.")
     fps: float | None = Field(
         None, gt=0, le=1e6, description="Steps of the features per second, in place of the duration."
     )

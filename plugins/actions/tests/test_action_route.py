@@ -221,6 +221,7 @@ def test_challenge_form_curves_and_map(client, held):
         ({"features": [[1.0] * 32] * 64, "model": "bmn-csa", "semantics": [[1.0] * 31] * 8}, 422, "semantics"),
         ({"features": [[1.0] * 32] * 64, "duration": 0}, 422, "duration"),
         ({"features": [[1.0] * 32] * 64, "duration": 3, "fps": 2}, 422, "fps"),
+        ({"features": [[1.0] * 32] * 64, "fps": 1e-320}, 422, "fps"),
         ({"features": [[1.0] * 32] * 64, "alpha": 0}, 422, "alpha"),
         ({"features": [[1.0] * 32] * 64, "class_scores": [1, 2], "class_names": ["a"]}, 422, "class_names"),
         ({"features": [[1.0] * 32] * 64, "speed": 2}, 422, "speed"),

@@ -129,15 +129,19 @@ def read_frame(
         return _eight_bits(raw[..., :3], dataset, is_palette=photometric == "PALETTE COLOR")
     if raw.shape != (rows, columns):
         raise UnsupportedMedia(f"Frame {index} is not {columns} × {rows} as its header says.")
-    if photometric == "MONOCHROME1":
-        grey = 255 - grey
     return np.ascontiguousarray(np.broadcast_to(grey[..., None], (*grey.shape, 3)))
 
 
 def _decode(dataset: FileDataset, index: int) -> NDArray[Any]:
     """Pixels of a frame as they are stored; a panic of the plug-in for run lengths, in Rust, becomes a ValueError."""
+    stored, high, allocated = (int(dataset.get(name) or 0) for name in ("BitsStored", "HighBit", "BitsAllocated"))
+    shift = 0 if dataset.file_meta.TransferSyntaxUID.is_encapsulated else high + 1 - stored
+    if is_shifted := 0 < shift <= allocated - stored:  # pydicom takes the lowest bits of each word
+        dataset = copy.copy(dataset)
+        dataset.BitsStored = high + 1
     try:
-        return np.asarray(pixel_array(dataset, index=index))
+        raw = np.asarray(pixel_array(dataset, index=index))
+        return raw >> shift if is_shifted else raw
     except BaseException as error:
         # A panic is not an Exception, so it would bypass the error handlers, and its class can't be imported.
         if type(error).__name__ != "PanicException":

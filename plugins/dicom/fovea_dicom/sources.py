@@ -47,7 +47,7 @@ def fill_identity(sources: Sequence[Dataset]) -> list[Dataset]:
     for source in sources:
         one = _copy(source)
         for name in EMPTY:
-            if name not in one:
+            if name not in one or one[name].VM > 1:  # bytes of an unknown character set may look like the separator
                 setattr(one, name, "")
         for name, form in FORMS.items():
             text = str(one.get(name) or "")

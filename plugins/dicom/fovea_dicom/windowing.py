@@ -48,16 +48,18 @@ def parse_window(text: str | None) -> GreyWindow | None:
 
 
 def to_grey(raw: NDArray[Any], dataset: Dataset, index: int, window: GreyWindow | None) -> NDArray[np.uint8]:
-    """Shades (h, w) uint8 of one frame's stored values."""
-    values = _rescale(raw, dataset, index)
+    """Shades (h, w) uint8 of one frame's stored values: MONOCHROME1 is inverted, and padding is black."""
+    values, padding = _rescale(raw, dataset, index), _padding_mask(raw, dataset)
     used = window or find_window(dataset, index)
     if used is None and (tables := dataset.get("VOILUTSequence")):
         shades = _apply_table(values, tables[0])
     elif used is None:
-        shades = _stretch(values, _padding_mask(raw, dataset))
+        shades = _stretch(values, values[~padding])
     else:
         shades = used.apply(values)
-    return np.asarray(np.rint(shades * 255), np.uint8)
+    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+        shades = 1 - shades
+    return np.asarray(np.rint(np.where(padding, 0, shades) * 255), np.uint8)
 
 
 def find_window(dataset: Dataset, index: int) -> GreyWindow | None:
@@ -89,13 +91,11 @@ def _apply_table(values: Floats, item: Dataset) -> Floats:
     return np.asarray(table[np.minimum(places, len(table) - 1)] / (2**bits - 1)).clip(0, 1)
 
 
-def _stretch(values: Floats, padding: NDArray[np.bool_]) -> Floats:
-    """Least to greatest value over black to white; padding is black and does not count."""
-    known = values[~padding]
+def _stretch(values: Floats, known: Floats) -> Floats:
+    """The least to the greatest of the known values over black to white."""
     if not known.size or known.max() <= known.min():
         return np.zeros(values.shape)
-    shades = (values - known.min()) / (known.max() - known.min())
-    return np.where(padding, 0.0, shades.clip(0, 1))
+    return np.asarray(((values - known.min()) / (known.max() - known.min())).clip(0, 1))
 
 
 def _padding_mask(raw: NDArray[Any], dataset: Dataset) -> NDArray[np.bool_]:
@@ -103,8 +103,10 @@ def _padding_mask(raw: NDArray[Any], dataset: Dataset) -> NDArray[np.bool_]:
     if low is None:
         return np.zeros(raw.shape, bool)
     high = _first_number(dataset.get("PixelPaddingRangeLimit"))
-    ends = sorted((low, low if high is None else high))
-    return np.asarray((raw >= ends[0]) & (raw <= ends[1]))
+    ends = np.asarray((low, low if high is None else high))
+    if raw.itemsize == 2:  # devices state it unsigned where their pixels are signed, and the other way round
+        ends = ends.astype(np.int64).astype(raw.dtype)
+    return np.asarray((raw >= ends.min()) & (raw <= ends.max()))
 
 
 def _first_number(value: Any) -> float | None:

@@ -105,8 +105,22 @@ def test_a_window_is_applied_to_rescaled_values_as_the_standard_writes_it():
 def test_monochrome1_is_inverted_and_padding_does_not_count():
     plain = read_frame(grey([[0, 10], [20, 30]]))
     assert (read_frame(grey([[0, 10], [20, 30]], PhotometricInterpretation="MONOCHROME1")) == 255 - plain).all()
-    padded = read_frame(grey([[-2000, 0], [50, 100]], PixelPaddingValue=-2000))
+    stored = [[-2000, 0], [50, 100]]
+    padded = read_frame(grey(stored, PixelPaddingValue=-2000))
     assert padded[..., 0].tolist() == [[0, 0], [128, 255]]
+    unsigned = grey(stored)
+    unsigned.add_new("PixelPaddingValue", "US", 2**16 - 2000)
+    assert (read_frame(unsigned) == padded).all()
+    inverted = grey(stored, PixelPaddingValue=-2000, PhotometricInterpretation="MONOCHROME1")
+    assert read_frame(inverted)[..., 0].tolist() == [[0, 255], [128, 0]]
+    assert read_frame(inverted, window=GreyWindow(0, 2000))[0, 0].tolist() == [0, 0, 0]
+
+
+def test_twelve_bits_are_read_from_the_upper_end_of_their_words_too():
+    stored = np.asarray([[0, 1000], [2000, 4095]], np.uint16)
+    low, high = (grey((stored << shift).view(np.int16), PixelRepresentation=0, BitsStored=12) for shift in (0, 4))
+    low.HighBit, high.HighBit = 11, 15
+    assert (read_frame(high) == read_frame(low)).all()
 
 
 def test_the_window_of_an_enhanced_object_stands_in_its_functional_groups():

@@ -334,7 +334,7 @@ async def test_a_patient_keeps_the_name_in_any_character_set(characters, name):
     ("facts", "repeated"),
     [
         ({"PatientSex": "X"}, ""), ({"PatientSex": "F"}, "F"), ({"StudyDate": "20260230"}, ""),
-        ({"StudyTime": "2500"}, ""),
+        ({"StudyTime": "2500"}, ""), ({"PatientName": "A\\B"}, ""),
         ({"PatientBirthDate": "00000000"}, ""), ({"PatientBirthDate": "19700229"}, ""), ({"StudyTime": "0815"}, "0815"),
     ],
 )  # fmt: skip

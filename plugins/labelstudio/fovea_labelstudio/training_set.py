@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -16,6 +15,7 @@ from fovea.api.coco import CocoDataset
 from fovea.errors import Malformed
 from fovea_labelstudio.brush_codec import decode_brush
 from fovea_labelstudio.label_config import ControlTag, folder_name
+from fovea_recipes.training.data.coco_masks import fill_outline
 from shared.vision.decode import decode
 from shared.vision.limits import DecodeBounds
 
@@ -55,7 +55,7 @@ class TrainingSet:
         try:
             if not write(f"task-{task_id:06d}", upright, own):
                 return False
-        except (ArithmeticError, AttributeError, TypeError, ValueError, cv2.error) as error:
+        except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
             raise Malformed("A region of it can't be read.") from error
         self.pictures += 1
         return True
@@ -114,7 +114,7 @@ def _draw(mask: NDArray[np.uint8], value: Region) -> None:
     height, width = mask.shape
     if value.get("points"):
         shares = _finite(np.asarray(value["points"], float).reshape(-1, 2) / 100).clip(-1, 2)
-        cv2.fillPoly(mask, [np.rint(shares * (width, height)).astype(np.int32)], 255)
+        mask[fill_outline(shares * (width, height) - 0.5, height, width)] = 255
     elif value.get("rle"):
         mask[decode_brush(value["rle"], height, width)] = 255
 

@@ -247,7 +247,7 @@ def test_outlines_and_brushes_become_masks_and_choices_folders(tmp_path):
     assert ((read_mask(pairs.masks[0]) > 0) == drawn).all()
     half = read_mask(pairs.masks[1]) > 0
     assert half[:, :20].all()
-    assert not half[:, 22:].any()
+    assert not half[:, 20:].any()
     labels = data._control.labels
     other = region("b", "tag", rle=encode_brush(~drawn), brushlabels=["Instrument"])
     assert data.add(3, png(), [other, region("b", "tag", rle=encode_brush(drawn), brushlabels=[labels[0]])])

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from statistics import fmean
 from typing import Any
 
 from PIL import Image, ImageChops, ImageStat
@@ -64,6 +65,8 @@ def measure_agreement(ours: WholeAnswer, theirs: WholeAnswer) -> dict[str, float
 
 
 def _compare_objects(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, float]:
+    if left.keys() == right.keys() == {"results"} and len(left["results"]) == len(right["results"]):
+        return _compare_several(left["results"], right["results"])
     found = {}
     texts = _find_text(left), _find_text(right)
     if texts[0] is not None and texts[1] is not None:
@@ -75,6 +78,15 @@ def _compare_objects(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[
             compare = _compare_masks if kind == "mask" else _compare_pictures
             found[kind] = compare(base64.b64decode(left[field]), base64.b64decode(right[field]))
     return found or {"json": _compare_leaves(left, right)}
+
+
+def _compare_several(left: Sequence[Mapping[str, Any]], right: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean agreement by kind of the answers to several pictures; those that failed are compared as JSON."""
+    found: dict[str, list[float]] = {}
+    for ours, theirs in zip(left, right, strict=True):
+        for kind, agreement in _compare_objects(ours, theirs).items():
+            found.setdefault(kind, []).append(agreement)
+    return {kind: fmean(agreements) for kind, agreements in found.items()}
 
 
 def _find_text(answer: Mapping[str, Any]) -> str | None:

@@ -76,6 +76,11 @@ EVENTS = "".join(
         (of_json(mask=png(HALF)), of_json(mask=png(HALF)), {"mask": 1.0}),
         (of_json(mask=png(HALF)), of_json(mask=png(HALF[::-1])), {"mask": 0.0}),
         (of_json(mask=png(HALF)), of_json(mask=png(np.full((8, 8), 255))), {"mask": 2 / 3}),
+        (
+            of_json(results=[{"mask": png(HALF)}, {"mask": png(HALF)}, {"status": 415}]),
+            of_json(results=[{"mask": png(HALF)}, {"mask": png(HALF[::-1])}, {"status": 415}]),
+            {"mask": 0.5, "json": 1.0},
+        ),
         (of_json(restored=png(HALF)), of_json(restored=png(HALF[:4])), {"picture": 0.0}),
         (of_json(a=1, b=[1, 2], times={"x": 1}), of_json(a=1.001, b=[1, 3], times={"x": 2}), {"json": 2 / 3}),
         (WholeAnswer("text/event-stream", EVENTS.encode()), WholeAnswer("text/event-stream", b""), {"text": 0.0}),

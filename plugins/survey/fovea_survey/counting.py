@@ -1,8 +1,10 @@
 """Counts of a survey: damage merged over pictures, per kilometre and per segment of the driven road, as GeoJSON."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from scipy.spatial import cKDTree
@@ -174,12 +176,11 @@ def build_geojson(
     ]
     for one in segments:
         facts = {"kind": "segment", **one.model_dump(exclude={"line"})}
-        is_line = len(one.line) > 1
-        features.append(_feature("LineString" if is_line else "Point", one.line if is_line else one.line[0], facts))
+        features.append(_draw_line(one.line, facts) if len(one.line) > 1 else _feature("Point", one.line[0], facts))
     if route is not None and len(route.order) > 1:
         tour = [_round(damages[place]) for place in [*route.order, route.order[0]]]
         facts = {"kind": "route", "length_m": route.length_m, "certified": route.certified}
-        features.append(_feature("LineString", tour, facts))
+        features.append(_draw_line(tour, facts))
     return {"type": "FeatureCollection", "features": features}
 
 
@@ -204,6 +205,21 @@ def _round(one: Observation | DamagePoint) -> tuple[float, float]:
     """Longitude and latitude, as GeoJSON wants them."""
     latitude, longitude = _degrees(one)
     return round(longitude, FIGURES), round(latitude, FIGURES)
+
+
+def _draw_line(points: Sequence[tuple[float, float]], properties: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of longitudes and latitudes, in two where it crosses the date line (RFC 7946, 3.1.9)."""
+    parts = [[points[0]]]
+    for (west, south), (east, north) in pairwise(points):
+        if abs(east - west) > 180:
+            side = math.copysign(180.0, west)
+            share = (side - west) / (east + 2 * side - west)
+            middle = round(south + share * (north - south), FIGURES)
+            parts[-1].append((side, middle))
+            parts.append([(-side, middle)])
+        parts[-1].append((east, north))
+    is_cut = len(parts) > 1
+    return _feature("MultiLineString" if is_cut else "LineString", parts if is_cut else parts[0], properties)
 
 
 def _feature(kind: str, coordinates: Any, properties: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from fovea.api.boxes import DetectIn
 from fovea_survey.counting import build_geojson, cut_segments, list_unplaced, merge_damage
 from fovea_survey.places import find_place
 from fovea_survey.placing import make_unique, place_pictures
-from fovea_survey.schemas import Observation, SeenObject
+from fovea_survey.schemas import Observation, RoadSegment, SeenObject
 from fovea_survey.video.flow import BoxCarrier
 from plugins.survey.tests.films import write_film
 from plugins.survey.tests.test_stream_route import Watching
@@ -110,6 +110,16 @@ def test_the_segments_of_the_map_sum_to_the_damage():
     drawn = [one for one in features if one["properties"]["kind"] == "segment"]
     assert sum(one["properties"]["damages"] for one in drawn) == sum(one.damages for one in segments) == 6
     assert [one["geometry"]["type"] for one in drawn] == ["LineString", "LineString", "Point"]
+
+
+def test_a_road_over_the_date_line_is_drawn_in_two_parts():
+    sides = [RoadSegment(start_m=0, end_m=9, line=line, damages=0, per_km=0) for line in (
+        [(179.9, 0.0), (-179.7, 0.004), (-179.6, 0.004)], [(-179.9, 0.0), (180.0, 0.001)],
+    )]  # fmt: skip
+    east, west = (one["geometry"] for one in build_geojson([], sides, None)["features"])
+    assert east["type"] == west["type"] == "MultiLineString"
+    assert east["coordinates"] == [[(179.9, 0.0), (180.0, 0.001)], [(-180.0, 0.001), (-179.7, 0.004), (-179.6, 0.004)]]
+    assert west["coordinates"] == [[(-179.9, 0.0), (-180.0, 0.001)], [(180.0, 0.001), (180.0, 0.001)]]
 
 
 def tracked(name: str, north_m: float, *tracks: str) -> Observation:

@@ -73,6 +73,9 @@ def test_16_bit_tiff_keeps_all_bits(compression, order):
     out = io.BytesIO()
     tifffile.imwrite(out, deep(), photometric="rgb", compression=compression, byteorder=order)
     assert np.array_equal(opened(out.getvalue()).pixels, deep())
+    out, grey = io.BytesIO(), deep(channels=1)
+    tifffile.imwrite(out, grey[..., 0], photometric="miniswhite", byteorder="<")
+    assert np.array_equal(opened(out.getvalue()).pixels, np.repeat(~grey, 3, axis=2))
 
 
 @pytest.mark.parametrize("turn", range(1, 9))

@@ -1,10 +1,13 @@
 """Every picture that users send is read upright in RGB, and every bad one is refused for the reason it has."""
 
+import io
+import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -122,6 +125,16 @@ def test_sixteen_bits_keep_their_high_byte():
     for kind in ("PNG", "TIFF"):
         found = decode(encoded(deep, kind))
         assert (found.pixels[0].tolist(), found.bit_depth) == ([[1, 1, 1], [255, 255, 255]], 16)
+
+
+def test_twelve_bits_are_spread_over_all_shades_and_a_deep_negative_is_turned_around():
+    facts = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 273: 110, 277: 1, 279: 3}
+    tags = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in facts.items())
+    packed = struct.pack("<2sHIH", b"II", 42, 8, len(facts)) + tags + bytes(4) + b"\x10\x2f\xff"
+    assert decode(packed).pixels[0].tolist() == [[16] * 3, [255] * 3]
+    out = io.BytesIO()
+    tifffile.imwrite(out, np.array([[0x0102, 0xFFFF]], np.uint16), photometric="miniswhite")
+    assert decode(out.getvalue()).pixels[0].tolist() == [[254] * 3, [0] * 3]
 
 
 def test_facts_of_the_file_are_kept_and_broken_exif_does_not_cost_the_picture():

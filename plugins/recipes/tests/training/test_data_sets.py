@@ -1,6 +1,7 @@
 """Data sets: readers, augmentation, masks of COCO, folders of ImageNet."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +47,10 @@ def as_voc(folder: Path) -> None:
         (folder / f"{stem}.xml").write_text(f"<annotation>{objects}</annotation>")
 
 
-def as_coco(folder: Path) -> None:
-    kinds = [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}]
-    ids = {"cat": 7, "dog": 9}
-    images = [{"id": index, "file_name": f"{stem}.png"} for index, stem in enumerate(BOXES)]
+def as_coco(folder: Path, kind: Callable[[int], object] = int) -> None:
+    kinds = [{"id": kind(7), "name": "cat"}, {"id": 10, "name": "dog"}]
+    ids = {"cat": 7, "dog": 10}
+    images = [{"id": kind(index), "file_name": f"{stem}.png"} for index, stem in enumerate(BOXES)]
     notes = [
         {"image_id": index, "category_id": ids[name], "bbox": [x1, y1, x2 - x1, y2 - y1]}
         for index, boxes in enumerate(BOXES.values())
@@ -149,6 +150,13 @@ def test_mistakes_in_coco_files_are_named_and_the_rest_is_used(pictures):
     found, problems, _ = check_boxes(find_boxes(pictures, names=["dog", "cat"]))
     assert (found.names, found.counts) == (("dog", "cat"), {"dog": 1, "cat": 2})
     assert sorted(each.detail or each.path.name for each in problems) == ["gone.png", "label 7", "label 8", "label 9"]
+
+
+@pytest.mark.parametrize("kind", [str, float])
+def test_an_id_is_the_same_however_it_is_written(pictures, kind):
+    as_coco(pictures, kind)
+    found = find_boxes(pictures)
+    assert (found.counts, found.problems) == ({"cat": 2, "dog": 1}, ())
 
 
 def test_crowds_are_no_objects_and_names_of_windows_are_found(pictures):

@@ -161,8 +161,8 @@ def _voc_boxes(file: Path) -> list[tuple[Any, ...]]:
 
 
 def _coco(folder: Path, files: dict[Path, dict[str, Any]], names: Sequence[str]) -> BoxSet:
-    kinds = sorted((kind["id"], str(kind["name"])) for held in files.values() for kind in held["categories"])
-    known, pictures = tuple(names) or tuple(dict.fromkeys(name for _, name in kinds)), list_pictures(folder)
+    kinds = [(len(kind["id"]), kind["id"], str(kind["name"])) for held in files.values() for kind in held["categories"]]
+    known, pictures = tuple(names) or tuple(dict.fromkeys(name for *_, name in sorted(kinds))), list_pictures(folder)
     found, problems = dict[Path, list[tuple[Any, ...]]](), list[FileProblem]()
     for file, held in files.items():
         called = {kind["id"]: str(kind["name"]) for kind in held["categories"]}

@@ -19,6 +19,7 @@ from fovea_recipes.training.data.survey import FileProblem, list_files, picture_
 Mask = NDArray[np.bool_]
 NEEDED = {"images": {"id", "file_name"}, "categories": {"id", "name"}, "annotations": {"image_id", "category_id"}}
 """Parts of a COCO file, and what each of their entries has."""
+IDS = {"id", "image_id", "category_id"}
 
 Found = tuple[list[tuple[Path, Path]], list[FileProblem]]
 
@@ -68,6 +69,8 @@ def _read(file: Path) -> dict[str, Any] | None:
         if any(not isinstance(each, dict) or needed - each.keys() for each in held[part]):
             detail = f"Not all {part} of {file} have {' and '.join(sorted(needed))}."
             raise InvalidOption(detail, hint="Write it again with the tool it is from.", field="data")
+        for each in held[part]:  # tools write 1, 1.0 and "1" for one id, in one file
+            each |= {name: str(each[name]).removesuffix(".0") for name in IDS & each.keys()}
     return held
 
 
@@ -103,10 +106,12 @@ def find_places(
     file: Path, images: Sequence[Mapping[str, Any]], pictures: Sequence[Path], problems: list[FileProblem]
 ) -> Iterator[tuple[Any, tuple[Path, tuple[int, int]]]]:
     """Path and (height, width) of every picture that is there and has the size that the file says, by its id."""
+    by_name: dict[str, list[Path]] = {}
+    for path in pictures:
+        by_name.setdefault(path.name, []).append(path)
     for image in images:
         named = Path(str(image["file_name"]).replace("\\", "/"))
-        alike = [path for path in pictures if path.name == named.name]
-        if not alike:
+        if not (alike := by_name.get(named.name)):
             problems.append(FileProblem(file.parent / named, "is not there, left out"))
             continue
         # Of pictures of one name the one is meant that ends as the file says, and lies below it.
@@ -140,11 +145,11 @@ def _region(segmentation: Any, height: int, width: int) -> Mask:
         corners = np.asarray(outline, float)
         if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2 or not np.isfinite(corners).all():
             raise ValueError("an outline has fewer than three corners")
-        region |= _fill(corners.reshape(-1, 2) - 0.5, height, width)
+        region |= fill_outline(corners.reshape(-1, 2) - 0.5, height, width)
     return region
 
 
-def _fill(corners: NDArray[np.float64], height: int, width: int) -> Mask:
+def fill_outline(corners: NDArray[np.float64], height: int, width: int) -> Mask:
     """Pixels (height, width) from whose centres a ray to the left crosses the outline an odd number of times."""
     inside = np.zeros((height, width), bool)
     rows, columns = np.arange(height), np.arange(width)
