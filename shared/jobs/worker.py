@@ -230,7 +230,7 @@ class JobWorker:
     async def _work(self, delivery: Delivery, ticket: JobTicket) -> Result:
         if not await retry_until_connected(lambda: self._leases.holds(ticket)):
             raise asyncio.CancelledError  # it hung between the taking and here
-        payload = await retry_until_connected(lambda: self._consumer.payload(delivery))  # an outage is no attempt
+        payload = await retry_until_connected(lambda: self._consumer.payload(delivery))  # an outage uses up no attempt
         return await self._handler(payload, ticket)
 
     async def _write_progress(self, delivery: Delivery, ticket: JobTicket, fraction: float, note: str | None) -> None:

@@ -33,7 +33,7 @@ class MessageBuilder:
             self.message.usage = _to_usage(chunk.usage)
         if not self.message.model:
             self.message.model = chunk.model
-            self.message.usage.output_tokens = 0  # the tokens of an answer are told at its end
+            self.message.usage.output_tokens = 0  # the tokens of an answer come at its end
             yield {"type": "message_start", "message": self.message.model_dump(mode="json", exclude={"warnings"})}
         for choice in chunk.choices:
             yield from self._feed_choice(choice)
