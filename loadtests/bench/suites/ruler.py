@@ -177,7 +177,7 @@ def _unpacked() -> Iterator[Path]:
             store.write_bytes(lzma.decompress(packed.read_bytes()))
     yield stores[0]
     for store in filter(Path.is_file, stores):
-        store.with_suffix(".jsonl.xz").write_bytes(lzma.compress(store.read_bytes(), preset=9))
+        store.with_suffix(".jsonl.xz").write_bytes(lzma.compress(store.read_bytes(), preset=9 | lzma.PRESET_EXTREME))
         store.unlink()
 
 

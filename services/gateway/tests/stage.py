@@ -63,7 +63,9 @@ class ForgetfulQueue:
 
     async def recent(self, tenant: str, limit: int = 50, after: str | None = None) -> list[Job]:
         found = list(self.jobs.values())[::-1]
-        begin = [job.id for job in found].index(after) + 1 if after else 0
+        if after and after not in self.jobs:
+            raise NotFound(f"The list has no job {after!r}.")
+        begin = found.index(self.jobs[after]) + 1 if after else 0
         return found[begin : begin + limit]
 
     async def dead(self, tenant: str, limit: int = 50, after: str | None = None) -> list[Job]:
