@@ -14,7 +14,10 @@ from services.relevance_judge.metrics.agreement import agree
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import parse_labels
 from services.relevance_judge.schemas import StrictModel
+from shared.lazy_module import LazyModule
 from shared.serving.http.openapi_routes import problems
+
+stats = LazyModule("scipy.stats")
 
 router = APIRouter(prefix="/v1/judge", tags=["judge"])
 
@@ -90,16 +93,12 @@ def rank(body: RankingsIn) -> RankingsOut:
 
 def _rows(truth: Mapping[str, float], estimate: Mapping[str, float], families: Mapping[str, str]) -> list[SystemRow]:
     shared = [tag for tag in sorted(truth, key=lambda tag: -truth[tag]) if tag in estimate]
-    before, after = (_rank([scores[tag] for tag in shared]) for scores in (truth, estimate))
+    # The highest is first; equal ones share the mean of their ranks, whatever their order.
+    before, after = (stats.rankdata([-scores[tag] for tag in shared]).tolist() for scores in (truth, estimate))
     return [
         SystemRow(system=tag, family=families.get(tag), reference=truth[tag], judge=estimate[tag], shift=old - new)
         for tag, old, new in zip(shared, before, after, strict=True)
     ]
-
-
-def _rank(scores: list[float]) -> list[float]:
-    """The rank of each score, the highest first; equal ones share the mean of their ranks, whatever their order."""
-    return [sum(other > own for other in scores) + (scores.count(own) + 1) / 2 for own in scores]
 
 
 def _families(rows: list[SystemRow]) -> list[FamilyRow]:

@@ -35,6 +35,20 @@ export function findMissing() {
 export class JudgeForm extends RunForm {
   static answerParts = ["nothing", "result"];
 
+  /** Whether this step comes with the plug-in evaluation. */
+  static needsPlugin = false;
+
+  /** A step whose plug-in is not installed says so, once it is seen, in place of its form. */
+  connectedCallback() {
+    super.connectedCallback();
+    if (this.constructor.needsPlugin) whenSeen(this, async () => {
+      const problem = await findMissing();
+      if (!problem) return;
+      this.show(false, "form", "nothing");
+      this.showError(problem);
+    });
+  }
+
   async request(signal) {
     this.sent = null;
     await this.requestForm(this.form, signal);
@@ -63,16 +77,6 @@ export class JudgeForm extends RunForm {
       this.isDescribing = false;
     }
     return null;
-  }
-
-  /** Once this is seen: where the plug-in of this step is not installed, say so in place of its form. */
-  needsPlugin() {
-    whenSeen(this, async () => {
-      const problem = await findMissing();
-      if (!problem) return;
-      this.show(false, "form", "nothing");
-      this.showError(problem);
-    });
   }
 
   async fetchCollection() {

@@ -57,10 +57,7 @@ export class JudgeTrust extends EvidenceForm {
 }
 
 export class JudgeSignificance extends EvidenceForm {
-  connectedCallback() {
-    super.connectedCallback();
-    this.needsPlugin();
-  }
+  static needsPlugin = true;
 
   async useExample() {
     const { qrels, runs } = await this.fetchCollection();
@@ -85,10 +82,7 @@ export class JudgeSignificance extends EvidenceForm {
 }
 
 export class JudgeCorrected extends EvidenceForm {
-  connectedCallback() {
-    super.connectedCallback();
-    this.needsPlugin();
-  }
+  static needsPlugin = true;
 
   /** The labels of every third topic stand for what people labelled. */
   async useExample() {
@@ -116,9 +110,10 @@ export class JudgeCorrected extends EvidenceForm {
 }
 
 export class JudgeNuggets extends EvidenceForm {
+  static needsPlugin = true;
+
   connectedCallback() {
     super.connectedCallback();
-    this.needsPlugin();
     document.addEventListener("fovea-collection", ({ detail }) => this.listTopics(detail));
     this.on("change", "topic", () => this.fillTopic());
   }

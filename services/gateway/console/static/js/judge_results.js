@@ -72,10 +72,7 @@ export class JudgeAgreement extends JudgeForm {
 }
 
 export class JudgeRankings extends JudgeForm {
-  connectedCallback() {
-    super.connectedCallback();
-    this.needsPlugin();
-  }
+  static needsPlugin = true;
 
   async useExample() {
     const { qrels, judgements, runs } = await this.fetchCollection();
