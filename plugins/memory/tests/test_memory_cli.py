@@ -35,7 +35,7 @@ def test_document_from_the_command_line(fovea, tmp_path):
     assert json.loads(again)["id"] == stored["id"]
     (tmp_path / "old.txt").write_text("Köln", "latin1")
     code, _, err = fovea("documents", "add", tmp_path / "old.txt", "-m", LANDMARK)
-    assert (code, "old.txt can't be read as text" in err) == (2, True)
+    assert (code, "old.txt can't be read as text" in err) == (3, True)
     code, out, err = fovea("chat", "? dog", "-m", LANDMARK, "--document", stored["id"], "-n", "1", "-t", "0")
     assert (code, len(out.split())) == (0, 1)
     assert "block " in err
