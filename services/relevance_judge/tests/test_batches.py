@@ -270,6 +270,8 @@ def test_two_batches_of_one_judge_write_one_after_the_other(tmp_path):
 def test_texts_come_as_tabbed_or_json_lines():
     assert pair_selection.parse_texts('1\tone\n\n{"qid": 2, "query": "two"}\n', "topics") == {"1": "one", "2": "two"}
     assert pair_selection.parse_texts('{"id": "a", "text": "x y"}\r\n', "passages") == {"a": "x y"}
+    for head in ("id\ttext", '"query_id"\t"query"', "\ufeffDocID\tPassage"):  # as tables are exported
+        assert pair_selection.parse_texts(f"{head}\n1\tone\nid\ttext\n", "topics") == {"1": "one", "id": "text"}
 
 
 def test_a_judge_that_asks_no_model_needs_no_endpoint_and_an_uncalibrated_one_is_not_called_invalid(tmp_path):
