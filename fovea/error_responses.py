@@ -58,8 +58,9 @@ def translate_errors(url: str) -> Iterator[None]:
     except UnicodeEncodeError as error:
         detail = f"The request holds {error.object[error.start]!r}, which can't be sent as {error.encoding}."
         raise Malformed(detail, hint="Is the text in another encoding?") from error
-    except ValueError as error:  # NaN and infinities
-        raise Malformed(f"The request can't be written as JSON: {error}.") from error
+    except (ValueError, TypeError) as error:  # NaN and infinities; a picture among the options
+        advice = "Give pictures as `pictures`." if isinstance(error, TypeError) else None
+        raise Malformed(f"The request can't be written as JSON: {error}.", hint=advice) from error
     except httpx2.TransportError as error:
         detail = f"The connection to {url} broke: {str(error) or type(error).__name__}."
         raise NotReady(detail, hint="Try again.") from error

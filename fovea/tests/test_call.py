@@ -4,6 +4,7 @@ import io
 import json
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -267,6 +268,9 @@ def test_a_text_in_another_encoding_is_refused_before_it_is_sent():
 def test_a_number_that_json_lacks_is_refused_before_it_is_sent():
     with pytest.raises(errors.Malformed, match="JSON"), Client() as client:
         client.chat("Hi", temperature=float("nan"))
+    with pytest.raises(errors.Malformed, match="PosixPath") as caught, Client() as client:
+        client.run("segment", {"image": Path("frame.png")})
+    assert caught.value.hint == "Give pictures as `pictures`."
 
 
 def test_the_default_of_a_task_is_the_first_that_is_ready():

@@ -1,5 +1,6 @@
 """Client of the OpenAI protocol, as small as judging needs. Safe to share between threads; stores no request."""
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -133,9 +134,8 @@ def _protocol_error() -> Fault:
 def _refusal_error(status: int, found: Any) -> FoveaError:
     error = found.get("error", found) if isinstance(found, dict) else {}
     error = error if isinstance(error, dict) else {"message": str(error)}
-    detail = (
-        f"The language model's endpoint refused: {str(error.get('message') or error.get('detail') or status)[:300]}"
-    )
-    if error.get("code") == "context_length_exceeded":
+    message = str(error.get("message") or error.get("detail") or status)[:300]
+    detail = f"The language model's endpoint refused: {message}"
+    if error.get("code") == "context_length_exceeded" or re.search("(context|model) (length|size)", message):  # vLLM's
         return PromptTooLong(detail)
     return NotReady(detail) if status in {401, 403} or status >= 500 else by_status(status)(detail)

@@ -50,8 +50,7 @@ _LOW = {
 """How Pillow unpacks the high bytes of 16-bit samples → the layout as which it unpacks the low ones."""
 
 _LONGEST_EXIF = 65_000
-_WEBP_SIDE, _JPEG_SIDE = 16_383, 65_535
-_PNG_LEVEL = 1
+_WEBP_SIDE, _JPEG_SIDE, _PNG_LEVEL = 16_383, 65_535, 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +76,8 @@ def read_image(data: bytes, bounds: DecodeBounds) -> PictureFile:
     """Read a picture with all its bits. Raises UnsupportedMedia, TooLarge, Malformed: as `shared.vision.decode`."""
     picture = decode(data, bounds)
     notes = ["Only the first frame was read."] if picture.first_of_many else []
-    notes += ["The alpha channel was left out: what was transparent is white."] if picture.mode.endswith("A") else []
+    has_alpha = _PARSERS[picture.format](io.BytesIO(data)).has_transparency_data  # also of a palette
+    notes += ["The alpha channel was left out: what was transparent is white."] if has_alpha else []
     pixels = picture.pixels
     if picture.bit_depth == 16:
         deep = _deep(data, picture.format)

@@ -107,6 +107,12 @@ def test_a_file_is_chosen_once_for_all_steps(judge, tmp_path):
     trust.get_by_role("button", name="Rank", exact=True).click()
     trust.locator("[data-part=result]").wait_for()
     assert figure(trust, "kappa") == "1.0000"
+    (tmp_path / "old.qrels").write_text("Müller 0 a 1", "cp1252")
+    part = _within(judge, "agreement")
+    part.get_by_label("Reference labels").set_input_files(tmp_path / "old.qrels")
+    part.get_by_role("button", name="Compare", exact=True).click()
+    part.locator("[data-part=fault]").wait_for()
+    assert "old.qrels is not text in UTF-8." in figure(part, "fault-detail")
 
 
 def test_a_collection_is_uploaded_once_serves_all_steps_and_is_deleted(judge, tmp_path, see):

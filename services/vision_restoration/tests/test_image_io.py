@@ -57,6 +57,8 @@ def test_16_bits_stay_16_as_rgb_with_exif_and_profile():
     found = opened(data.tobytes())
     assert np.abs(found.pixels - wanted).max() <= 1
     assert found.notes == ["The alpha channel was left out: what was transparent is white."]
+    palette = Image.fromarray(np.eye(4, dtype=np.uint8) * 255).quantize(2)
+    assert opened(saved("PNG", palette, transparency=0)).notes == found.notes
     grey = deep(channels=1)[..., 0]
     found = opened(saved("PNG", Image.fromarray(grey)))
     assert np.array_equal(found.pixels, np.repeat(grey[..., None], 3, axis=2))

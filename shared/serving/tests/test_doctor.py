@@ -70,11 +70,14 @@ def test_rooms_that_are_left_out_or_broken_are_findings_and_hide_nothing(machine
         Diagnosis("rooms", "note", "services.detection.models.x left out: needs shapely")
     ]
 
-    typo = EntryPoint("detecton.mine", "mine.models", discovery.MODELS)
+    typos = [EntryPoint(f"{name}.mine", "mine.models", discovery.MODELS) for name in ("detecton", "detection")]
     real = room.plugins.entries
-    monkeypatch.setattr(room.plugins, "entries", lambda *of: (*real(*of), *([typo] if of == (typo.group,) else [])))
-    (finding,) = found(machine(), "rooms")[1:]
-    assert "its entry point 'detecton.mine' begins with no service" in finding.detail
+    monkeypatch.setattr(
+        room.plugins, "entries", lambda *of: (*real(*of), *(typos if of == (discovery.MODELS,) else []))
+    )
+    no_service, no_package = found(machine(), "rooms")[1:]
+    assert "its entry point 'detecton.mine' begins with no service" in no_service.detail
+    assert "there is no package 'mine.models'" in no_package.detail
 
     def broken():
         raise SyntaxError("in a model")
