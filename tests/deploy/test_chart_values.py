@@ -204,7 +204,10 @@ def test_networks_of_identity_providers_name_servers_and_clouds_are_reached(tmp_
     assert {"port": 5353, "protocol": "UDP"} in names["ports"]
     assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in names["to"]
     assert egress(plain, "demo-gateway") == []
-    for issuer, port in (("https://id.example/realm", 443), ("https://id.example:8443/x", 8443)):
+    for issuer, port in (
+        ("https://id.example/realm", 443), ("https://id.example:8443/x", 8443), ("https://10.0.0.5/x", 443),
+        ("http://keycloak2/x", 80),
+    ):  # fmt: skip
         documents = render_file(tmp_path, {"settings": {"OIDC_ISSUER": issuer}})
         assert egress(documents, "demo-gateway") == [{"ports": [{"port": port}]}]
     rules = egress(render("objectStore.url=s3://b/p", "objectStore.serviceAccount=fovea"), "demo-inside")
