@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 import torch
+from pydantic import ValidationError
 from scipy.stats import spearmanr
 
 from fovea.errors import InvalidOption, Malformed, TooLarge
@@ -200,3 +201,8 @@ async def test_what_is_no_report_of_circuits_is_a_problem_that_names_its_side(cl
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"].startswith("application/problem+json")
     assert field in answer.text
+
+
+def test_a_patch_nowhere_is_refused_as_it_would_say_that_nothing_carries_the_answer():
+    with pytest.raises(ValidationError, match="positions"):
+        ActivationPatching.In(clean="ab", corrupt="cd", correct="a", wrong="b", site="z", positions=[])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from fovea.errors import InvalidOption, TooLarge
 from services.interpretability.attention.pattern_capture import ColumnMaskedAttention, visit_patterns
@@ -164,3 +165,8 @@ async def test_arrays_come_back_as_bytes(tmp_path):
         assert answer.headers["content-type"] == "application/x-npz"
         assert "blocks.1.attn.hook_pattern" in arrays(answer.content)
         assert (await client.post("/v1/probe/activations?format=npz", json=body)).content == answer.content
+
+
+def test_an_ablation_nowhere_is_refused_as_it_would_say_that_heads_do_nothing():
+    with pytest.raises(ValidationError, match="positions"):
+        Ablation.In(text="ab", heads=[[0, 0]], positions=[])
