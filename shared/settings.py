@@ -38,11 +38,11 @@ _REDIS_URL = rf"unix://.*|rediss?(\+sentinel)?://([^/?#]*@)?({_ADDRESS}(,{_ADDRE
 _UPSTREAM = r"[^=,|\s]+=https?://[^,|\s]+(\|(grpc://)?[^,|\s]+)?"
 
 
-class Settings(BaseSettings):
+class Settings(BaseSettings, extra="forbid"):
     """Everything that differs between a laptop, a container and a cluster."""
 
     model_config = SettingsConfigDict(
-        env_prefix="FOVEA_", frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True
+        env_prefix="FOVEA_", env_ignore_empty=True, frozen=True, populate_by_name=True, use_attribute_docstrings=True
     )
 
     # Where we listen.
@@ -382,7 +382,7 @@ def _variable(name: str) -> str:
 def _old_values() -> Iterator[tuple[str, str]]:
     """Fields that the environment sets by their old names, and the values."""
     known = {name.upper(): value for name, value in os.environ.items()}
-    return ((field, known[_variable(old)]) for field, old in RENAMED.items() if _variable(old) in known)
+    return ((field, known[_variable(old)]) for field, old in RENAMED.items() if known.get(_variable(old)))
 
 
 def export(**values: str) -> None:

@@ -120,6 +120,15 @@ def test_child_processes_are_given_the_new_names(monkeypatch):
     assert environment(FOVEA_SHUTDOWN_GRACE_S="4")["FOVEA_SHUTDOWN_GRACE_S"] == "4"
 
 
+def test_an_empty_variable_counts_as_unset_as_compose_passes_what_nobody_set(monkeypatch, tmp_path):
+    for name in ("OBJECT_STORE", "LLM_ADAPTERS", "KEYS_FILE", "JUDGE_API_KEY", "REDIS_URL", "HTTP_PORT", "BIND"):
+        monkeypatch.setenv(f"FOVEA_{name}", "")
+    made = Settings(data_dir=tmp_path)
+    assert (made.keys_path, made.weights_dir) == (tmp_path / "keys.json", tmp_path / "weights")
+    assert (made.llm_adapters, made.judge_api_key, made.redis_url) == (None, None, None)
+    assert (made.http_port, made.replica_host) == (8080, "127.0.0.1")
+
+
 def test_misspelt_field_is_refused():
     with pytest.raises(ValidationError, match="bind"):
         Settings(bind="0.0.0.0")
