@@ -129,7 +129,8 @@ def test_a_slice_of_a_gpu_is_tolerated_and_seen():
 
 
 @pytest.mark.parametrize(
-    ("gpus", "pods", "per_pod"), [(0.25, (1, 3), 4), (0.5, (2, 5), 2), (0, (3, 10), 1), (1, (3, 10), 1)]
+    ("gpus", "pods", "per_pod"),
+    [(0.25, (1, 3), 4), (0.5, (2, 5), 2), (0.3, (1, 4), 3), (0, (3, 10), 1), (1, (3, 10), 1)],
 )
 def test_replicas_with_a_part_of_a_gpu_share_the_gpu_of_a_pod(tmp_path, gpus, pods, per_pod):
     documents = render_file(tmp_path, service(gpus=gpus, replicas={"min": 3, "max": 10}))
