@@ -231,7 +231,7 @@ class Settings(BaseSettings, extra="forbid"):
     def _take_old_names(cls, given: dict[str, Any]) -> dict[str, Any]:
         """Values under old names, where the new one is not set; each is warned of."""
         found = dict(_old_values())
-        for field in found:
+        for field in found.keys() - {"up_api_key"}:  # FOVEA_API_KEY goes on being the clients' variable
             old, new = _variable(RENAMED[field]), _variable(field)
             message = f"The setting {old} is called {new} now; the old name works for one more release."
             warnings.warn(message, DeprecationWarning, stacklevel=2)
