@@ -24,6 +24,13 @@ async def lights(url, out, **more):
     return [light async for light in run_smoke_test(url, out, **more)]
 
 
+async def test_no_proxy_is_asked_for_this_machine_and_sees_its_key(start_replica, tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    made = await start_replica({"toy/eye": toys.Eye})
+    (result,) = await lights(made.http, tmp_path)
+    assert result.is_ok, result.summary
+
+
 async def test_answer_and_picture_are_kept_under_the_service(start_replica, tmp_path):
     made = await start_replica({"toy/eye": toys.Eye})
     (result,) = await lights(made.http, tmp_path)
