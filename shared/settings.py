@@ -38,12 +38,12 @@ _REDIS_URL = rf"unix://.*|rediss?(\+sentinel)?://([^/?#]*@)?({_ADDRESS}(,{_ADDRE
 _UPSTREAM = r"[^=,|\s]+=https?://[^,|\s]+(\|(grpc://)?[^,|\s]+)?"
 
 
-class Settings(BaseSettings, extra="forbid"):
+class Settings(BaseSettings):
     """Everything that differs between a laptop, a container and a cluster."""
 
     model_config = SettingsConfigDict(
-        env_prefix="FOVEA_", env_ignore_empty=True, frozen=True, populate_by_name=True, use_attribute_docstrings=True
-    )
+        extra="forbid", env_prefix="FOVEA_", env_ignore_empty=True, frozen=True, populate_by_name=True,
+        use_attribute_docstrings=True)  # fmt: skip
 
     # Where we listen.
     host: str = Field("127.0.0.1", description="Address the gateway binds to; loopback unless told otherwise.")
