@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 
 from fovea.errors import Fault, FoveaError, InvalidOption, NotReady, TooLarge, by_status
+from fovea.transport import build_client_options
 from shared.registry import CallContext
 
 Message = Mapping[str, str]
@@ -36,8 +37,7 @@ class ChatClient:
     """One server of chat models."""
 
     def __init__(self, url: str, *, key: str | None = None, transport: httpx2.BaseTransport | None = None) -> None:
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx2.Client(base_url=url.rstrip("/"), headers=headers, transport=transport)
+        self._client = httpx2.Client(**build_client_options(url, key), transport=transport)
 
     def chat(
         self,

@@ -296,6 +296,17 @@ def test_facts_of_passages_are_looked_for_in_an_answer_and_its_citations_checked
     assert float(figure(part, "citation_precision")) < float(figure(part, "faithfulness"))
 
 
+@pytest.mark.parametrize("element", ["trust", "agreement", "corrected"])
+def test_a_stored_run_opens_in_its_step_again(page, element):
+    page.add_init_script("addEventListener('fovea-run-stored', ({ detail }) => (window.stored = detail.id))")
+    told = figure(shown(page, element), "statement")
+    wait_until(lambda: page.evaluate("window.stored"))
+    page.goto(f"/console/judge?run={page.evaluate('window.stored')}")
+    part = page.locator(f"fovea-judge-{element}")
+    part.locator("[data-part=result]").wait_for(timeout=PATIENCE_MS)
+    assert figure(part, "statement") == told
+
+
 @pytest.mark.parametrize("element", ["trust", "significance", "corrected"])
 def test_what_is_missing_is_named(page, element):
     opened(page, element)

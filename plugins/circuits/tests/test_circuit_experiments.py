@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 import torch
+from pydantic import ValidationError
 from scipy.stats import spearmanr
 
 from fovea.errors import InvalidOption, Malformed, TooLarge
@@ -215,3 +216,8 @@ def test_what_only_paths_have_is_refused_for_whole_effects(context, method, opti
     with pytest.raises(InvalidOption, match="path") as caught:
         ask(Circuits, context, method=method, **options)
     assert caught.value.field == next(iter(options))
+
+
+def test_a_patch_nowhere_is_refused_as_it_would_say_that_nothing_carries_the_answer():
+    with pytest.raises(ValidationError, match="positions"):
+        ActivationPatching.In(clean="ab", corrupt="cd", correct="a", wrong="b", site="z", positions=[])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from torch.nn.functional import kl_div
 
 from fovea.errors import InvalidOption, TooLarge
@@ -196,3 +197,8 @@ def test_probabilities_of_a_long_text_are_held_some_positions_at_a_time(context,
     monkeypatch.setattr(ablation.functional, "kl_div", spy)
     moved = ask(Ablation, context, text=text, continuation=0).strips[0].values
     assert (max(held), sum(held)) == (256, len(tiny.encode(text))) == (256, len(moved))
+
+
+def test_an_ablation_nowhere_is_refused_as_it_would_say_that_heads_do_nothing():
+    with pytest.raises(ValidationError, match="positions"):
+        Ablation.In(text="ab", heads=[[0, 0]], positions=[])

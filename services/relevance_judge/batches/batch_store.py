@@ -24,7 +24,7 @@ class BatchOut(BaseModel):
 
     id: str = Field(description="Digest of judge, options, models and pairs: the same request is the same batch.")
     judge: str
-    templates: list[str] = Field(description="`id@digest`.")
+    templates: list[str] = Field(description="`id@digest`, and the embedders of `similarity`.")
     llm: str | None = Field(description="The language model that was asked for.")
     answered_by: list[str] = Field(description="Models named in the answers; more than one deserves a look.")
     pairs: int

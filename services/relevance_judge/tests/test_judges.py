@@ -167,3 +167,11 @@ def test_what_the_endpoint_refuses_is_an_error_of_ours(status, body, kind):
 def test_a_broken_request_is_refused(broken):
     with pytest.raises(ValidationError):
         JudgeIn.model_validate(broken)
+
+
+@pytest.mark.parametrize(("url", "is_remote"), [("http://127.0.0.1:8080", False), ("https://models.example/x/", True)])
+def test_a_model_on_this_machine_is_asked_without_a_proxy(url, is_remote):
+    client = ChatClient(url, key="k")
+    assert client._client.trust_env is is_remote
+    assert client._client.headers["authorization"] == "Bearer k"
+    client.close()

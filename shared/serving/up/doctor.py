@@ -95,7 +95,6 @@ def _ports(config: Settings) -> list[Diagnosis]:
 
 
 def _redis(config: Settings) -> list[Diagnosis]:
-    redis_server.find_redis(config)
     return [Diagnosis("redis", "good", redis_server.describe_redis(config))]
 
 
