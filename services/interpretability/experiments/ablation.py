@@ -37,9 +37,7 @@ class AblationSpec(Spec):
     )
     factor: float = Field(0.5, ge=-10, le=10, description="Of scale.")
     keys: list[int] = Field(default_factory=list, max_length=64, description="Positions that override looks at, alike.")
-    positions: list[int] | None = Field(
-        None, min_length=1, max_length=32_768, description="Where; left out, everywhere."
-    )
+    positions: list[int] | None = Field(None, min_length=1, max_length=32_768, description="Where; else everywhere.")
     continuation: int = Field(0, ge=0, le=64, description="Go on with the text for so many tokens, with and without.")
     correct: str | None = Field(None, max_length=200, description="One next token, for a logit difference.")
     wrong: str | None = Field(None, max_length=200, description="The other.")
@@ -122,7 +120,8 @@ def _build_edits(spec: AblationSpec, heads: Iterable[Head], tokens: int, z: dict
         return [Attend(l, h, query, keys, 1 / len(keys)) for l, h in heads for query in queries]
     if spec.kind in {"mean", "resample"}:
         return [Replace(f"z.{l}", z[f"z.{l}"], heads=h, positions=where) for l, h in heads]
-    return [Scale(f"z.{l}", spec.factor * (spec.kind != "zero"), heads=h, positions=where) for l, h in heads]
+    factor = 0.0 if spec.kind == "zero" else spec.factor
+    return [Scale(f"z.{l}", factor, heads=h, positions=where) for l, h in heads]
 
 
 def _divergence(before: Tensor, after: Tensor) -> np.ndarray:
