@@ -251,15 +251,6 @@ def test_outlines_and_brushes_become_masks_and_choices_folders(tmp_path):
     assert find_classes(tmp_path / "b")[0].names == ("crack",)
 
 
-def test_a_picture_of_16_bits_is_trained_on_as_it_is_served(tmp_path):
-    out, shades = io.BytesIO(), np.linspace(0, 65_535, 800).astype(np.uint16).reshape(20, 40)
-    Image.fromarray(shades).save(out, "PNG")
-    data = TrainingSet(tmp_path, find_control(BOXES, "detect"), 10_000)
-    assert data.add(1, out.getvalue(), [])
-    kept = np.asarray(Image.open(tmp_path / "images" / "task-000001.png"))
-    assert (kept[..., 0] == shades >> 8).all()
-
-
 @pytest.mark.parametrize("value", [{"points": [[1, "x"]]}, {"points": [[1]]}, {"points": [[float("nan"), 1]] * 3}, "x"])
 def test_a_region_that_can_not_be_read_leaves_its_task_out(tmp_path, value):
     data = TrainingSet(tmp_path, find_control(BRUSH, "segment"), 10_000)

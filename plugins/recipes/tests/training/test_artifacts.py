@@ -81,7 +81,9 @@ def test_graph_is_exported_once_its_parity_kept_and_fetched_by_the_next_process(
     monkeypatch.setattr(ExportedForms, "_export", lambda _: pytest.fail("was exported again"))
     assert artefacts.graph() == path
     assert weights.manifest.sha256 in path.name
-    assert artefacts.parity().max_difference == json.loads(path.with_suffix(".json").read_text())["max_difference"]
+    parity = artefacts.parity()
+    assert parity.max_difference == json.loads(path.with_suffix(".json").read_text())["max_difference"]
+    assert (parity.shapes, parity.max_difference < 1e-5 < parity.max_value) == ((((1, 2, 7),), ((2, 2, 9),)), True)
     other = made(weights, tmp_path / "two")
     assert other.graph(objects).read_bytes() == first.read_bytes()
     assert other.parity() == made(weights, tmp_path / "one").parity()
