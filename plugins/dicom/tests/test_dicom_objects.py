@@ -51,24 +51,19 @@ def load(name: str) -> FileDataset:
 
 
 @pytest.mark.parametrize(
-    ("coded", "plain"),
+    ("coded", "plain", "most"),
     [
-        ("MR_small_RLE.dcm", "MR_small.dcm"), ("MR_small_jp2klossless.dcm", "MR_small.dcm"),
-        ("MR_small_jpeg_ls_lossless.dcm", "MR_small.dcm"), ("MR_small_bigendian.dcm", "MR_small.dcm"),
-        ("MR_small_implicit.dcm", "MR_small.dcm"), ("SC_rgb_rle.dcm", "SC_rgb.dcm"),
-        ("emri_small_RLE.dcm", "emri_small.dcm"), ("OBXXXX1A_expb.dcm", "OBXXXX1A.dcm"),
+        ("MR_small_RLE", "MR_small", 0), ("MR_small_jp2klossless", "MR_small", 0),
+        ("MR_small_jpeg_ls_lossless", "MR_small", 0), ("MR_small_bigendian", "MR_small", 0),
+        ("MR_small_implicit", "MR_small", 0), ("SC_rgb_rle", "SC_rgb", 0), ("emri_small_RLE", "emri_small", 0),
+        ("OBXXXX1A_expb", "OBXXXX1A", 0), ("SC_rgb_jpeg_dcmtk", "SC_rgb", 3), ("SC_rgb_dcmtk_+eb+cy+np", "SC_rgb", 3),
+        ("SC_ybr_full_422_uncompressed", "SC_rgb", 3),
     ],
 )  # fmt: skip
-def test_a_transfer_syntax_without_loss_changes_no_pixel(coded, plain):
-    assert (read_frame(load(coded)) == read_frame(load(plain))).all()
-    assert np.ptp(read_frame(load(plain))) > 50
-
-
-@pytest.mark.parametrize(
-    "name", ["SC_rgb_jpeg_dcmtk.dcm", "SC_rgb_dcmtk_+eb+cy+np.dcm", "SC_ybr_full_422_uncompressed.dcm"]
-)
-def test_colours_are_right_however_they_were_coded(name):
-    assert np.abs(read_frame(load(name)).astype(int) - read_frame(load("SC_rgb.dcm"))).mean() < 3
+def test_no_transfer_syntax_changes_a_pixel_but_those_with_loss_a_little(coded, plain, most):
+    found, wanted = (read_frame(load(f"{name}.dcm")).astype(int) for name in (coded, plain))
+    assert np.abs(found - wanted).mean() <= most
+    assert np.ptp(wanted) > 50
 
 
 @pytest.mark.parametrize("name", ["JPGLosslessP14SV1_1s_1f_8b.dcm", "JPGExtended.dcm"])
