@@ -1,4 +1,4 @@
-"""Recipes on synthetic frames and on folders, and the weights that they made: what is drawn, learnt and told."""
+"""Recipes on synthetic frames and on folders, and committed weights: masks, training, scores and warnings."""
 
 import io
 
