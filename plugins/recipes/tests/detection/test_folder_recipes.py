@@ -1,8 +1,8 @@
 """Recipes of boxes and classes: folders of own data, and drawn pictures."""
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from fovea_recipes.training.recipe import MultiScale, Schedule
 from fovea_recipes.training.trainer import fit
 from services.detection.models.yolo9tr_network import Yolo9tr
 from shared.registry import network
-from shared.registry.weights import Manifest, read_weights
+from shared.registry.weights import read_weights
 
 SHORT = Schedule(steps=2, batch=4, rate=1e-3, validate_every=2)
 
@@ -103,23 +103,15 @@ def test_a_rare_class_is_drawn_as_often_as_any_other_and_is_in_view(tmp_path):
     assert len(batch["targets"][:, 0].unique()) > 55
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A recipe that was fitted and published, and where its weights are."""
-
-    recipe: ClassRecipe
-    data: Path
-    file: Path
-    manifest: Manifest
-
-
 def _small(kind: type[ClassRecipe], folder: Path, **more: Any) -> ClassRecipe:
     return kind(data=folder, side=64, schedule=SHORT, **more)
 
 
-def _train(recipe: ClassRecipe, data: Path, home: Path) -> Trained:
+def _train(recipe: ClassRecipe, data: Path, home: Path) -> SimpleNamespace:
+    """A recipe that is fitted and published, its data, and where its weights are."""
     manifest = publish(recipe, fit(recipe, home / "run"), home / "out")
-    return Trained(recipe, data, home / "out" / f"{recipe.weights}.safetensors", manifest)
+    file = home / "out" / f"{recipe.weights}.safetensors"
+    return SimpleNamespace(recipe=recipe, data=data, file=file, manifest=manifest)
 
 
 @pytest.fixture(scope="module")
