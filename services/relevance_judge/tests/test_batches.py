@@ -11,11 +11,11 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import pytest
-from starlette.testclient import TestClient
 
 from fovea.errors import Cancelled
 from services.relevance_judge.batches import batch_runner, label_log, pair_selection
@@ -42,22 +42,15 @@ def _graded_by_number(body: dict[str, Any]) -> str:
     return str(int(body["messages"][-1]["content"].split("passage number ")[1][0]) % 4)
 
 
-class Stage:
-    def __init__(self, client: TestClient, model: FakeModel) -> None:
-        self.client, self.model = client, model
-
-    def post(self, **body: Any) -> Any:
-        return self.client.post("/v1/judge/batches", json=body)
-
-    def asked(self) -> int:
-        return sum("messages" in body for body in self.model.asked)
-
-
 @pytest.fixture
 def stage(tmp_path):
+    """A service before a model that grades by number: `post` sends it a batch, `asked` counts what the model heard."""
     model = FakeModel(_graded_by_number)
     with serve_judges(tmp_path, {"prompted-grade": answered_by(model, PromptedGrade)}) as client:
-        yield Stage(client, model)
+        yield SimpleNamespace(
+            client=client, model=model, post=lambda **body: client.post("/v1/judge/batches", json=body),
+            asked=lambda: sum("messages" in body for body in model.asked),
+        )  # fmt: skip
 
 
 def test_topics_times_passages_are_labelled_and_come_as_qrels_json_lines_csv_and_text(stage):

@@ -15,6 +15,7 @@ from torch import nn
 from fovea.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from fovea_recipes.training import checkpoint_import
 from fovea_recipes.training.safe_unpickler import read_unpickled
+from plugins.recipes.tests.training.conftest import Line
 from shared.registry.weights import read_weights
 
 
@@ -169,19 +170,13 @@ def test_a_state_dict_beside_notes_of_its_training_or_of_a_wrapped_module_is_fou
     assert all(torch.equal(torch.from_numpy(arrays[key]).view(value.shape), value) for key, value in state.items())
 
 
-class Sized(nn.Module):
-    def __init__(self, width: int = 2) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(3, width), nn.Linear(width, 1)
-
-
 def test_of_several_official_layouts_the_one_that_fits_is_taken_and_the_nearest_compared(bring, monkeypatch):
-    monkeypatch.setattr(checkpoint_import, "network", lambda _name, **config: Sized(**config))
+    monkeypatch.setattr(checkpoint_import, "network", lambda _name, **config: Line(**config))
     monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({"width": 2}, {"width": 5}))
     for width in (2, 5):
-        assert bring(Sized(width).state_dict()).manifest.network.config == {"width": width}
-    with pytest.raises(InvalidOption, match=r"second.bias is \[2\], \[1\] is needed"):
-        bring(Sized(5).state_dict() | {"second.bias": torch.zeros(2)})
+        assert bring(Line(width).state_dict()).manifest.network.config == {"width": width}
+    with pytest.raises(InvalidOption, match=r"norm.bias is \[2\], \[1\] is needed"):
+        bring(Line(5).state_dict() | {"norm.bias": torch.zeros(2)})
 
 
 class Small(nn.Module):

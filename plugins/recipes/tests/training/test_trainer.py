@@ -72,22 +72,15 @@ def test_a_checkpoint_of_other_knobs_or_data_is_not_continued(line, tmp_path, kn
         fit(line(**knobs), tmp_path)
 
 
-def test_the_weights_with_the_best_score_are_kept_and_patience_ends_a_fit(line, tmp_path):
-    class Worsening(line):
-        def score(self, network):
-            return -float(network.norm.num_batches_tracked)
-
-    fitted = fit(Worsening(), tmp_path)
+def test_the_weights_with_the_best_score_are_kept_and_patience_ends_a_fit(line, tmp_path, monkeypatch):
+    monkeypatch.setattr(line, "score", lambda _, network: -float(network.norm.num_batches_tracked))
+    fitted = fit(line(), tmp_path)
     assert fitted.progress.best_step == 20
     last, _ = read_checkpoint(tmp_path / "last.safetensors")
     assert not torch.equal(last["average/layer.weight"], weights(fitted)["layer.weight"])
-
-    class Flat(line):
-        def score(self, network):
-            return 0.0
-
+    monkeypatch.setattr(line, "score", lambda _recipe, _network: 0.0)
     schedule = Schedule(steps=60, batch=4, rate=0.1, validate_every=5, patience=3)
-    assert fit(Flat(schedule=schedule), tmp_path / "flat").progress.step == 20
+    assert fit(line(schedule=schedule), tmp_path / "flat").progress.step == 20
 
 
 def test_gradients_are_clipped_by_their_common_norm_or_clamped_element_by_element(line, tmp_path):
@@ -120,15 +113,11 @@ def test_averaged_weights_are_smoother_than_the_last_ones(line, tmp_path):
     assert last["average/norm.num_batches_tracked"] == 40
 
 
-def test_a_loss_that_is_not_finite_stops_the_fit_and_a_score_that_is_no_number_does_not(line, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_fit_and_a_score_that_is_no_number_does_not(line, tmp_path, monkeypatch):
     with pytest.raises(InvalidOption, match="nan at step 7"):
         fit(line(poison=7), tmp_path)
-
-    class Unscored(line):
-        def score(self, network):
-            return math.nan
-
-    fitted = fit(Unscored(), tmp_path / "unscored")
+    monkeypatch.setattr(line, "score", lambda _recipe, _network: math.nan)
+    fitted = fit(line(), tmp_path / "unscored")
     assert fitted.progress.best_step == 20
     assert weights(fitted)
 
