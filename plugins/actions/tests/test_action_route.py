@@ -54,9 +54,9 @@ def test_npz_gives_its_arrays_by_name(save):
     assert {name: array.shape for name, array in found.items()} == {"features": (3, 4), "semantics": (2, 4)}
 
 
-def _archive(**entries: bytes) -> bytes:
+def _archive(kind: int = zipfile.ZIP_DEFLATED, /, **entries: bytes) -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(file, "w", kind) as archive:
         for name, data in entries.items():
             archive.writestr(f"{name}.npy", data)
     return file.getvalue()
@@ -97,10 +97,7 @@ def test_what_is_no_matrix_is_refused(name):
 
 @pytest.mark.parametrize("kind", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
 def test_an_archive_of_broken_bytes_is_refused(kind):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", kind) as archive:
-        archive.writestr("a.npy", npy(MATRIX))
-    data = file.getvalue()
+    data = _archive(kind, a=npy(MATRIX))
     for at in range(35, len(data) - 22, 5):
         for piece in (b"\xff" * 4, b"\0" * 4):
             try:
@@ -110,16 +107,11 @@ def test_an_archive_of_broken_bytes_is_refused(kind):
 
 
 def test_names_that_are_no_text_bombs_and_rows_beyond_the_limit_are_refused():
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("ö.npy", npy(MATRIX))
     with pytest.raises(Malformed):
-        read_matrices(file.getvalue().replace("ö".encode(), b"\xff\xff"), "features")
+        read_matrices(_archive(ö=npy(MATRIX)).replace("ö".encode(), b"\xff\xff"), "features")
     # The header says two numbers: the gigabyte behind it is never read.
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("features.npy", npy(np.ones((1, 2), np.float32)) + bytes(50_000_000))
-    assert read_matrices(file.getvalue(), "features")["features"].tolist() == [[1, 1]]
+    bomb = _archive(features=npy(np.ones((1, 2), np.float32)) + bytes(50_000_000))
+    assert read_matrices(bomb, "features")["features"].tolist() == [[1, 1]]
     with pytest.raises(TooLarge):
         read_matrices(npy(np.ones((2, MAX_NUMBERS // 2 + 1), np.int8)), "features")
     file = io.BytesIO()  # 30 kB that would be 16 times 64 MB
@@ -158,19 +150,16 @@ def npz(held: SimpleNamespace, video: int) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("form", ["multipart", "raw", "json rows", "json base64", "npy and fields"])
+@pytest.mark.parametrize("form", ["raw", "json rows", "json base64", "npy and fields"])
 def test_every_form_of_features_gives_the_same_answer(client, held, form):
-    raw, rows = npz(held, 0), {name: getattr(held, name)[0].tolist() for name in ("features", "semantics")}
-    rows["class_scores"] = held.scores[0].tolist()
-    query = "/v1/actions?model=bmn-csa&duration=32"
-    fields = {"features": held.features, "semantics": held.semantics, "class_scores": held.scores}
-    body = {"model": "bmn-csa", "duration": 32}
+    raw, query, body = npz(held, 0), "/v1/actions?model=bmn-csa&duration=32", {"model": "bmn-csa", "duration": 32}
+    arrays = {"features": held.features[0], "semantics": held.semantics[0], "class_scores": held.scores[0]}
+    rows = {name: array.tolist() for name, array in arrays.items()}
     sent = {
-        "multipart": lambda: client.post(query, files={"features": raw}),
         "raw": lambda: client.post(query, content=raw, headers={"content-type": "application/octet-stream"}),
         "json rows": lambda: client.post("/v1/actions", json={**body, **rows}),
         "json base64": lambda: client.post("/v1/actions", json={**body, "features": base64.b64encode(raw).decode()}),
-        "npy and fields": lambda: client.post(query, files={name: npy(one[0]) for name, one in fields.items()}),
+        "npy and fields": lambda: client.post(query, files={name: npy(array) for name, array in arrays.items()}),
     }
     wanted = answered(client.post(query, files={"features": raw}), ActionsOut)
     assert differences(wanted, answered(sent[form](), ActionsOut)) == []
@@ -222,7 +211,6 @@ def test_challenge_form_curves_and_map(client, held):
         ({"features": [[1.0] * 32] * 64, "duration": 0}, 422, "duration"),
         ({"features": [[1.0] * 32] * 64, "duration": 3, "fps": 2}, 422, "fps"),
         ({"features": [[1.0] * 32] * 64, "fps": 1e-320}, 422, "fps"),
-        ({"features": [[1.0] * 32] * 64, "alpha": 0}, 422, "alpha"),
         ({"features": [[1.0] * 32] * 64, "class_scores": [1, 2], "class_names": ["a"]}, 422, "class_names"),
         ({"features": [[1.0] * 32] * 64, "speed": 2}, 422, "speed"),
     ],
@@ -233,17 +221,14 @@ def test_mistakes_are_named(client, body, status, field):
 
 
 def test_any_number_of_steps_is_resampled_and_keeps_its_mean_and_straight_lines(client, held):
-    once = answered(
-        client.post("/v1/actions", json={"model": "bmn", "features": held.features[4].tolist()}), ActionsOut
-    )
-    thrice = np.repeat(held.features[4], 3, axis=1)
-    again = answered(
-        client.post("/v1/actions", json={"model": "bmn", "features": thrice.tolist(), "duration": 32}), ActionsOut
+    once, thrice = held.features[4], np.repeat(held.features[4], 3, axis=1)
+    bodies = ({"features": once.tolist()}, {"features": thrice.tolist(), "duration": 32}, {"features": [[1.0]] * 64})
+    plain, again, single = (
+        answered(client.post("/v1/actions", json={"model": "bmn", **body}), ActionsOut) for body in bodies
     )
     assert "96 steps resampled" in again.notes[0]
-    assert again.proposals[0].start == once.proposals[0].start
-    assert again.proposals[0].score == pytest.approx(once.proposals[0].score, abs=1e-4)
-    single = answered(client.post("/v1/actions", json={"model": "bmn", "features": [[1.0]] * 64}), ActionsOut)
+    assert again.proposals[0].start == plain.proposals[0].start
+    assert again.proposals[0].score == pytest.approx(plain.proposals[0].score, abs=1e-4)
     assert single.proposals
     matrix = np.random.default_rng(0).standard_normal((3, 77)).astype(np.float32)
     np.testing.assert_allclose(resample(matrix, 32).mean(1), matrix.mean(1), atol=1e-5)

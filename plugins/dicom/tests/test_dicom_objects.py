@@ -3,8 +3,10 @@
 import copy
 import io
 import logging
+import math
 import shutil
 import subprocess
+import types
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -25,10 +27,12 @@ from fovea.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from fovea_dicom.bodies import build_related, parse_related, unpack_zip
 from fovea_dicom.burnt_in import find_text_lines, inspect_text
 from fovea_dicom.derived_objects import MaskFinding, build_report, build_segmentation, to_bytes
-from fovea_dicom.geometry import PixelSize, count_frames, find_edges, find_pixel_size
+from fovea_dicom.geometry import PixelSize, count_frames, find_edges, find_functional_item, find_pixel_size
 from fovea_dicom.reading import has_pixels, read_frame, read_object
+from fovea_dicom.schemas import SeriesOut
 from fovea_dicom.sources import fill_identity, has_geometry
 from fovea_dicom.windowing import GreyWindow, parse_window
+from plugins.dicom.tests.test_dicom_study import check_references, holding, read_report
 from shared.vision.limits import DecodeBounds
 
 
@@ -47,37 +51,24 @@ def load(name: str) -> FileDataset:
 
 
 @pytest.mark.parametrize(
-    ("coded", "plain"),
+    ("coded", "plain", "most"),
     [
-        ("MR_small_RLE.dcm", "MR_small.dcm"), ("MR_small_jp2klossless.dcm", "MR_small.dcm"),
-        ("MR_small_jpeg_ls_lossless.dcm", "MR_small.dcm"), ("MR_small_bigendian.dcm", "MR_small.dcm"),
-        ("MR_small_implicit.dcm", "MR_small.dcm"), ("SC_rgb_rle.dcm", "SC_rgb.dcm"),
-        ("emri_small_RLE.dcm", "emri_small.dcm"), ("OBXXXX1A_expb.dcm", "OBXXXX1A.dcm"),
+        ("MR_small_RLE", "MR_small", 0), ("MR_small_jp2klossless", "MR_small", 0),
+        ("MR_small_jpeg_ls_lossless", "MR_small", 0), ("MR_small_bigendian", "MR_small", 0),
+        ("MR_small_implicit", "MR_small", 0), ("SC_rgb_rle", "SC_rgb", 0), ("emri_small_RLE", "emri_small", 0),
+        ("OBXXXX1A_expb", "OBXXXX1A", 0), ("SC_rgb_jpeg_dcmtk", "SC_rgb", 3), ("SC_rgb_dcmtk_+eb+cy+np", "SC_rgb", 3),
+        ("SC_ybr_full_422_uncompressed", "SC_rgb", 3),
     ],
 )  # fmt: skip
-def test_a_transfer_syntax_without_loss_changes_no_pixel(coded, plain):
-    assert (read_frame(load(coded)) == read_frame(load(plain))).all()
-    assert np.ptp(read_frame(load(plain))) > 50
+def test_no_transfer_syntax_changes_a_pixel_but_those_with_loss_a_little(coded, plain, most):
+    found, wanted = (read_frame(load(f"{name}.dcm")).astype(int) for name in (coded, plain))
+    assert np.abs(found - wanted).mean() <= most
+    assert np.ptp(wanted) > 50
 
 
-@pytest.mark.parametrize(
-    "name", ["SC_rgb_jpeg_dcmtk.dcm", "SC_rgb_dcmtk_+eb+cy+np.dcm", "SC_ybr_full_422_uncompressed.dcm"]
-)
-def test_colours_are_right_however_they_were_coded(name):
-    assert np.abs(read_frame(load(name)).astype(int) - read_frame(load("SC_rgb.dcm"))).mean() < 3
-
-
-def test_lossless_jpeg_and_twelve_bits_are_decoded():
-    assert np.ptp(read_frame(load("JPGLosslessP14SV1_1s_1f_8b.dcm"))) > 100
-    assert np.ptp(read_frame(load("JPGExtended.dcm"))) > 100
-
-
-def test_frames_of_a_film_come_in_order_and_differ():
-    film = load("examples_ybr_color.dcm")
-    frames = [read_frame(film), read_frame(film, 29)]
-    assert count_frames(film) == 30
-    assert frames[0].shape == (240, 320, 3)
-    assert (frames[0] != frames[1]).any()
+@pytest.mark.parametrize("name", ["JPGLosslessP14SV1_1s_1f_8b.dcm", "JPGExtended.dcm"])
+def test_lossless_jpeg_and_twelve_bits_are_decoded(name):
+    assert np.ptp(read_frame(load(name))) > 100
 
 
 def grey(values: Any, **more: Any) -> FileDataset:
@@ -142,22 +133,91 @@ def test_pixel_sizes_and_sides_are_read_where_each_kind_states_them():
     ct = load("CT_small.dcm")
     assert find_pixel_size(ct) == PixelSize(0.661468, 0.661468, "PixelSpacing")
     assert find_edges(ct) == {"left": "R", "right": "L", "top": "A", "bottom": "P"}
-    ultrasound = find_pixel_size(load("examples_palette.dcm"))
-    assert ultrasound is not None
+    ultrasound, enhanced = (find_pixel_size(load(f"{name}.dcm")) for name in ("examples_palette", "eCT_Supplemental"))
     assert (ultrasound.source, ultrasound.row_mm) == ("UltrasoundRegion", pytest.approx(0.2623, abs=1e-4))
-    enhanced = find_pixel_size(load("eCT_Supplemental.dcm"))
-    assert enhanced is not None
     assert enhanced.row_mm == pytest.approx(0.388672)
     plate = Dataset()
-    plate.ImagerPixelSpacing, plate.PatientOrientation = [0.2, 0.1], ["L", "FP"]
+    plate.ImagerPixelSpacing = [0.2, 0.1]
     size = find_pixel_size(plate)
-    assert size is not None
     assert (size.is_at_detector, size.area_mm2) == (True, pytest.approx(0.02))
-    assert find_edges(plate) == {"left": "R", "right": "L", "top": "HA", "bottom": "FP"}
-    oblique = Dataset()
-    oblique.ImageOrientationPatient = [0.8, 0.6, 0, 0, 0, -1]
-    assert find_edges(oblique) == {"left": "RA", "right": "LP", "top": "H", "bottom": "F"}
     assert find_pixel_size(Dataset()) is None
+
+
+@pytest.mark.parametrize(("said", "frames"), [(None, 1), (0, 1), (1, 1), (7, 7), (-3, 1), ("two", 1), ([2, 3], 1)])
+def test_frames_are_counted_whatever_an_object_says(said, frames):
+    assert count_frames(types.SimpleNamespace(get={"NumberOfFrames": said}.get)) == frames
+
+
+def test_a_frame_s_own_item_counts_before_the_shared_one():
+    def measured(row: float) -> Dataset:
+        return holding(PixelMeasuresSequence=[holding(PixelSpacing=[row, 1])])
+
+    one = holding(PerFrameFunctionalGroupsSequence=[measured(1), Dataset(), measured(3)])
+    one.SharedFunctionalGroupsSequence = [measured(9), measured(8)]
+    sizes = [find_pixel_size(one, index) for index in range(4)]
+    assert [size.row_mm for size in sizes if size] == [1, 9, 3, 9]
+    assert find_pixel_size(one) == sizes[0]
+    assert find_functional_item(one, "PlaneOrientationSequence", 0) is None
+    assert find_functional_item(Dataset(), "PixelMeasuresSequence", 0) is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "size"),
+    [
+        ({"PixelSpacing": [0.5, 0.2], "ImagerPixelSpacing": [9, 9]}, PixelSize(0.5, 0.2, "PixelSpacing")),
+        ({"NominalScannedPixelSpacing": [3, 4]}, PixelSize(3, 4, "NominalScannedPixelSpacing")),
+        ({"ImagerPixelSpacing": [0.5, 0.5]}, PixelSize(0.5, 0.5, "ImagerPixelSpacing")),
+        *(({"PixelSpacing": no}, None) for no in ([0, 1], [-1, 1], [1], [1, 1, 1], 1.0, ["x", "y"], [math.inf, 1])),
+        ({"PixelSpacing": [0, 1], "ImagerPixelSpacing": [2, 3]}, PixelSize(2, 3, "ImagerPixelSpacing")),
+    ],
+)
+def test_a_size_is_two_positive_numbers(facts, size):
+    assert find_pixel_size(types.SimpleNamespace(get=facts.get)) == size
+
+
+def region(x: object = 0.01, y: object = 0.02, units: tuple[int, int] = (3, 3)) -> types.SimpleNamespace:
+    facts = {"PhysicalUnitsXDirection": units[0], "PhysicalUnitsYDirection": units[1]}
+    return types.SimpleNamespace(get={**facts, "PhysicalDeltaX": x, "PhysicalDeltaY": y}.get)
+
+
+@pytest.mark.parametrize(
+    ("regions", "size"),
+    [
+        ([region()], (0.2, 0.1)), ([region(-0.01, -0.02)], (0.2, 0.1)),
+        ([region(), region(), region(units=(4, 3))], (0.2, 0.1)), ([region(units=(3, 4))], None),
+        ([region(), region(0.03)], None), ([region(0.0)], None), ([region(None)], None), ([], None),
+    ],
+)  # fmt: skip
+def test_ultrasound_has_a_size_where_its_regions_agree(regions, size):
+    found = find_pixel_size(types.SimpleNamespace(get={"SequenceOfUltrasoundRegions": regions}.get))
+    assert (found and (found.row_mm, found.column_mm, found.source)) == (size and (*size, "UltrasoundRegion"))
+
+
+@pytest.mark.parametrize(
+    ("cosines", "right", "left", "bottom", "top"),
+    [
+        ([1, 0, 0, 0, 1, 0], "L", "R", "P", "A"), ([0, 1, 0, 0, 0, -1], "P", "A", "F", "H"),
+        ([-0.6, 0, 0.8, 0, -1, 0], "HR", "FL", "A", "P"), ([1, 0.08, 0.09, 0, 1, 0], "LH", "RF", "P", "A"),
+        ([0.6, -0.6, 0.5, 0, 1, 0], "LAH", "RPF", "P", "A"), ([1, 0.087, 0, 0, 1, 0], "L", "R", "P", "A"),
+    ],
+)  # fmt: skip
+def test_edges_are_named_by_the_nearest_axes_first(cosines, right, left, bottom, top):
+    expected = {"left": left, "right": right, "top": top, "bottom": bottom}
+    assert find_edges(holding(ImageOrientationPatient=cosines)) == expected
+    own = holding(PlaneOrientationSequence=[holding(ImageOrientationPatient=cosines)])
+    enhanced = holding(PerFrameFunctionalGroupsSequence=[Dataset(), own])
+    assert (find_edges(enhanced, 1), find_edges(enhanced)) == (expected, None)
+
+
+@pytest.mark.parametrize(
+    ("named", "edges"),
+    [
+        (["L", "FP"], {"left": "R", "right": "L", "top": "HA", "bottom": "FP"}),
+        *((odd, None) for odd in ([], ["L"], ["L", ""], ["L", "P", "F"])),
+    ],
+)
+def test_edges_are_those_that_are_named_and_unknown_where_not_both_are(named, edges):
+    assert find_edges(types.SimpleNamespace(get={"PatientOrientation": named}.get)) == edges
 
 
 def test_text_in_pixels_is_seen_where_it_is_and_not_where_it_is_not():
@@ -219,22 +279,10 @@ def segmented(request):
 
 
 def test_each_area_of_a_report_is_that_of_the_frame_it_refers_to(segmented):
-    sources, masks, seg, report = segmented
-    frames = [(one.SOPInstanceUID, number) for one in sources for number in range(1, count_frames(one) + 1)]
-    objects = dcmread(io.BytesIO(seg))
-    stored = objects.pixel_array.reshape(-1, *masks.shape[1:])
-    groups = hd.sr.srread(io.BytesIO(report)).content.get_planar_roi_measurement_groups()
-    seen = set()
-    for group in groups:
-        reference = group.referenced_segmentation_frame[0].ReferencedSOPSequence[0]
-        source = group.referenced_segmentation_frame[1].ReferencedSOPSequence[0]
-        frame = frames.index((source.ReferencedSOPInstanceUID, int(source.get("ReferencedFrameNumber") or 1)))
-        (area,) = [one.value for one in group.get_measurements() if one.name.meaning == "Area"]
-        assert reference.ReferencedSOPInstanceUID == objects.SOPInstanceUID
-        assert area == masks[frame].sum()
-        assert (stored[reference.ReferencedFrameNumber - 1] == masks[frame]).all()
-        seen.add(frame)
-    assert seen == {frame for frame in range(len(masks)) if frame != 1}
+    _, masks, seg, report = segmented
+    series = SeriesOut.model_construct(segmentation=seg, report=report)
+    check_references(series)
+    assert [row["Area"] for row in read_report(series)] == [area for area in masks.sum((1, 2)).tolist() if area]
 
 
 def test_highdicom_finds_each_mask_by_its_source(segmented):
@@ -242,23 +290,22 @@ def test_highdicom_finds_each_mask_by_its_source(segmented):
     back = hd.seg.segread(io.BytesIO(seg))
     frames = [index for index in range(len(masks)) if index != 1]
     if count_frames(sources[0]) > 1:
-        pixels = back.get_pixels_by_source_frame(
-            sources[0].SOPInstanceUID, [index + 1 for index in frames], combine_segments=True
-        )
+        read, named = back.get_pixels_by_source_frame, (sources[0].SOPInstanceUID, [index + 1 for index in frames])
     else:
-        pixels = back.get_pixels_by_source_instance(
-            [sources[index].SOPInstanceUID for index in frames], combine_segments=True
-        )
-    assert (pixels.astype(bool) == masks[frames]).all()
+        read, named = back.get_pixels_by_source_instance, ([sources[index].SOPInstanceUID for index in frames],)
+    assert (read(*named, combine_segments=True).astype(bool) == masks[frames]).all()
+
+
+def check_with_dciodvfy(folder: Path, *files: bytes) -> None:
+    for place, data in enumerate(files):
+        (folder / f"{place}.dcm").write_bytes(data)
+        said = subprocess.run(["dciodvfy", folder / f"{place}.dcm"], capture_output=True, text=True, check=False)
+        assert "Error" not in said.stderr + said.stdout
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy is not installed")
 def test_dciodvfy_finds_no_error(segmented, tmp_path):
-    for name, data in zip(("seg", "report"), segmented[2:], strict=True):
-        path = tmp_path / f"{name}.dcm"
-        path.write_bytes(data)
-        said = subprocess.run(["dciodvfy", path], capture_output=True, text=True, check=False)
-        assert "Error" not in said.stderr + said.stdout
+    check_with_dciodvfy(tmp_path, *segmented[2:])
 
 
 def test_geometry_is_kept_where_there_is_one_and_not_made_up_where_there_is_none(segmented):

@@ -32,13 +32,8 @@ def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, tmp_path):
     skipped = ("IM1: SR without a picture", "readme.txt is not a DICOM file", "empty.dcm is empty", "skipped: cut.dcm:")
     assert [told for told in skipped if told not in err] == []
     films = [one for one in (tmp_path / "out").glob("*.json") if "series1/IM0" in one.read_text()]
-    (facts,), others = films, set((tmp_path / "out").glob("*.json")) - set(films)
-    told = {
-        text
-        for one in others
-        for frame in json.loads(one.read_text())["instances"][0]["frames"]
-        for text in frame["warnings"]
-    }
+    (facts,), (other,) = films, set((tmp_path / "out").glob("*.json")) - set(films)
+    told = [text for frame in json.loads(other.read_text())["instances"][0]["frames"] for text in frame["warnings"]]
     assert told
     assert all(text.split(".")[0][:60] in " ".join(err.split()) for text in told)
     stem = facts.with_suffix("")
@@ -97,4 +92,3 @@ def test_what_a_pacs_stores_is_accepted_as_a_job_and_segmented(url):
     ends = {"done", "failed", "succeeded"}
     wait_until(lambda: httpx2.get(f"{url}{job}").json()["status"] in ends, 60, "the job's end")
     assert len(ok(httpx2.get(f"{url}{job}/result"))["00081199"]["Value"]) == 1
-    assert dcmread(io.BytesIO(endoscopy(frames=1))).Modality == "ES"

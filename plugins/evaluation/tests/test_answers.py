@@ -6,7 +6,7 @@ import pytest
 from fovea_evaluation import claims
 from fovea_evaluation.metrics.answers import score_answer
 from fovea_evaluation.metrics.preferences import Preference, measure_order_bias
-from plugins.evaluation.tests.test_system_routes import MINI
+from plugins.evaluation.tests.test_systems import MINI
 from services.relevance_judge.parsing.trec import format_qrels
 from services.relevance_judge.tests.conftest import post
 
@@ -37,19 +37,14 @@ def test_a_claim_is_covered_by_its_source_and_not_by_another_nor_with_another_nu
         "High water comes about every twelve hours, because the moon's gravity stretches the oceans. Ships wait.",
         "Bread rises because yeast makes gas in warm dough.",
     ]
-    found = claims.cover_claims(
-        ["The moon's gravity stretches the oceans.", "High water comes every 9 hours."], sources
-    )
-    assert (claims.classify_coverage(found[0, 0]), claims.classify_coverage(found[0, 1])) == ("support", "not_support")
-    assert claims.classify_coverage(found[1, 0]) == "not_support"
+    said = ["The moon's gravity stretches the oceans.", "High water comes every 9 hours."]
+    told = [[claims.classify_coverage(share) for share in row] for row in claims.cover_claims(said, sources)]
+    assert (told[0], told[1][0]) == (["support", "not_support"], "not_support")
 
 
 def test_nugget_scores_follow_their_definitions():
-    found = score_answer(
-        ["vital", "vital", "okay", "okay"],
-        ["support", "partial_support", "support", "not_support"],
-        [True, True, False, False],
-    )
+    supports = ["support", "partial_support", "support", "not_support"]
+    found = score_answer(["vital", "vital", "okay", "okay"], supports, [True, True, False, False])
     assert (found.vital_recall, found.strict_vital_recall) == (pytest.approx(0.75), pytest.approx(0.5))
     assert found.all_recall == pytest.approx((1 + 0.5 + 0.5) / 3)
     assert (found.strict_all_recall, found.precision) == (pytest.approx((1 + 0.5) / 3), pytest.approx(0.5))
@@ -62,37 +57,33 @@ def test_nugget_scores_follow_their_definitions():
 def test_answers_are_judged_by_a_model(client):
     body = {"query": "what causes tides", "passages": {"1": "The moon makes tides.", "2": "Bread rises."}}
     found = post(client, "nuggets", body)["nuggets"]
-    assert [(one["text"], one["importance"]) for one in found] == [
-        ("The moon pulls the oceans.", "vital"),
-        ("The sun helps.", "okay"),
-    ]
+    told = [(one["text"], one["importance"]) for one in found]
+    assert told == [("The moon pulls the oceans.", "vital"), ("The sun helps.", "okay")]
     answer = "The moon pulls the oceans [1]. The moon is old [2]. Bread is baked [9]."
     assigned = post(client, "nuggets/assign", {"query": body["query"], "answer": answer, "nuggets": found})
     assert assigned["supports"] == ["support", "not_support"]
     assert (assigned["vital_recall"], assigned["all_recall"]) == (1, pytest.approx(2 / 3))
     support = post(client, "support", {**body, "answer": answer})
-    assert [one["cited"] for one in support["sentences"]] == [
-        {"1": "support"}, {"2": "not_support"}, {"9": "not_support"},
-    ]  # fmt: skip
+    cited = [one["cited"] for one in support["sentences"]]
+    assert cited == [{"1": "support"}, {"2": "not_support"}, {"9": "not_support"}]
     assert support["unknown"] == ["9"]
     assert support["citation_precision"] == support["citation_recall"] == pytest.approx(1 / 3)
     assert support["faithfulness"] == pytest.approx(2 / 3)
 
 
-def preferences(first: float, length: float, count: int = 200, seed: int = 0) -> list[Preference]:
-    """A judge whose log-odds lean to what is shown first, and to what is longer; passages are equally good."""
-    draw = np.random.default_rng(seed)
-    found = []
+def preferences(first: float, length: float = 0, truth: float = 0, count: int = 200) -> list[Preference]:
+    """A judge whose log-odds lean to what is shown first, to what is longer, and to what is better."""
+    draw, found = np.random.default_rng(0), []
     for _ in range(count):
-        words = draw.integers(20, 200, 2)
-        lean = length * (int(words[0]) - int(words[1])) / 100 + float(draw.normal(0, 0.5))
+        words, label = draw.integers(20, 200, 2), int(draw.choice((-1, 1))) if truth else 0
+        lean = truth * label + length * (int(words[0]) - int(words[1])) / 100 + float(draw.normal(0, 0.5))
         forward, backward = (1 / (1 + np.exp(-(lean + side * first))) for side in (1, -1))
-        found.append(Preference(float(forward), float(backward), int(words[0]), int(words[1]), 0))
+        found.append(Preference(float(forward), float(backward), int(words[0]), int(words[1]), label))
     return found
 
 
 def test_judges_that_lean_to_the_first_or_to_length_are_found_out():
-    found = measure_order_bias(preferences(first=1.0, length=0))
+    found = measure_order_bias(preferences(first=1.0))
     assert found.shown_first.share == 1
     assert found.shown_first.p < 1e-6
     assert found.consistent.share < 0.5
@@ -105,14 +96,7 @@ def test_judges_that_lean_to_the_first_or_to_length_are_found_out():
 
 
 def test_asking_in_both_orders_is_more_accurate_than_in_one():
-    draw = np.random.default_rng(2)
-    asked = []
-    for _ in range(300):
-        label = int(draw.choice((-1, 1)))
-        lean = label * 1.0 + float(draw.normal(0, 0.5))
-        forward, backward = (1 / (1 + np.exp(-(lean + side * 1.5))) for side in (1, -1))
-        asked.append(Preference(float(forward), float(backward), 50, 50, label))
-    found = measure_order_bias(asked)
+    found = measure_order_bias(preferences(first=1.5, truth=1.0, count=300))
     assert found.accuracy.share > found.single_order_accuracy.share + 0.2
     assert measure_order_bias([]).consistent is None
 

@@ -1,7 +1,5 @@
 """Significance, prediction-powered inference and label budgets, against SciPy, statsmodels and ppi-python."""
 
-import itertools
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -15,29 +13,21 @@ from services.relevance_judge.metrics.bootstrap import mean_interval
 DRAW = np.random.default_rng(5)
 
 
-def pilot(n: int, noise: float, seed: int, shift: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+def pilot(n: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     draw = np.random.default_rng(seed)
     human = draw.normal(2, 1, n)
-    return human, human + shift + noise * draw.normal(size=n)
+    return human, human + 0.5 + noise * draw.normal(size=n)
 
 
-def test_exact_permutation_is_scipys():
+def test_permutation_is_scipys_and_sampled_near_the_exact_one_and_never_zero(monkeypatch):
     gaps = np.asarray([0.3, -0.1, 0.2, 0.25, 0.0, 0.4, -0.05, 0.31])
     oracle = stats.permutation_test((gaps,), np.mean, permutation_type="samples", n_resamples=np.inf)
     assert permutation_p(gaps) == pytest.approx(oracle.pvalue)
-
-
-def test_sampled_permutation_is_near_the_exact_one_and_never_zero(monkeypatch):
     gaps = np.random.default_rng(1).normal(0.25, 1, 13)
     exact = permutation_p(gaps)
     monkeypatch.setattr(significance, "EXACT_QUERIES", 5)
     assert permutation_p(gaps, draws=20_000) == pytest.approx(exact, abs=0.01)
     assert permutation_p(np.ones(40), draws=1000) == pytest.approx(1 / 1001)
-
-
-def test_p_values_are_uniform_where_systems_do_not_differ():
-    p = [permutation_p(np.random.default_rng(seed).normal(0, 1, 12)) for seed in range(200)]
-    assert stats.kstest(p, "uniform").pvalue > 0.01
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("bonferroni", "bonferroni"), ("holm", "holm"), ("fdr", "fdr_bh")])
@@ -48,17 +38,16 @@ def test_corrections_are_those_of_statsmodels(ours, theirs):
 
 
 def test_many_equal_systems_yield_few_findings_only_with_a_correction():
-    def findings(correction: significance.Correction) -> int:
+    def count_findings(correction: significance.Correction) -> int:
         found = 0
         for seed in range(12):
             scores = np.random.default_rng(seed).normal(size=(8, 20))
-            names = [str(place) for place in range(8)]
-            tests = compare_systems(names, scores, correction=correction, draws=300, seed=seed)
+            tests = compare_systems(list("abcdefgh"), scores, correction=correction, draws=300, seed=seed)
             found += any(test.p_corrected <= 0.05 for test in tests)
         return found
 
-    assert findings("none") >= 5
-    assert findings("max-t") <= 2
+    assert count_findings("none") >= 5
+    assert count_findings("max-t") <= 2
 
 
 def test_systems_are_compared_better_one_first_and_against_a_baseline():
@@ -85,27 +74,6 @@ def test_scores_per_query_are_those_of_ir_measures():
             assert row == pytest.approx([oracle[query] for query in queries]), (ours, name)
 
 
-@pytest.mark.filterwarnings("ignore:unsafe cast")  # numba, on first use
-def test_paired_tests_agree_with_ranx():
-    ranx = pytest.importorskip("ranx", reason="pip install ranx")
-    draw = np.random.default_rng(3)
-    qrels = {(f"q{q}", f"d{d}"): int(draw.integers(0, 2)) for q in range(40) for d in range(15)}
-    runs = {
-        name: {f"q{q}": {f"d{d}": qrels[f"q{q}", f"d{d}"] * lift + draw.random() for d in range(15)} for q in range(40)}
-        for name, lift in (("a", 0.5), ("b", 0.2))
-    }
-    nested: dict[str, dict[str, int]] = {}
-    for (q, d), grade in qrels.items():
-        nested.setdefault(q, {})[d] = grade
-    found = ranx.compare(
-        ranx.Qrels(nested), [ranx.Run(run, name=name) for name, run in runs.items()], ["map"], stat_test="fisher"
-    )
-    names, _, scores = tabulate_scores(runs, qrels, measure="map")
-    (test,) = compare_systems(names, scores, correction="none")
-    assert scores.mean(1) == pytest.approx([found.results[name]["map"] for name in names], abs=1e-3)
-    assert test.p == pytest.approx(found.comparisons[frozenset(("a", "b"))]["map"]["p_value"], abs=0.02)
-
-
 @pytest.mark.parametrize(("noise", "rest"), [(0.3, 500), (1.0, 80), (20.0, 300)])
 def test_corrected_means_are_those_of_ppi_python(noise, rest):
     ppi_py = pytest.importorskip("ppi_py", reason="pip install ppi-python")
@@ -115,15 +83,6 @@ def test_corrected_means_are_those_of_ppi_python(noise, rest):
         found = correct_mean(human, judge, unlabelled, weight=weight, small_sample=False)
         low, high = ppi_py.ppi_mean_ci(human, judge, unlabelled, alpha=0.05, lam=weight)
         assert found.interval == pytest.approx((float(low[0]), float(high[0])), abs=1e-9)
-
-
-def test_a_biased_judge_is_corrected_and_a_good_one_narrows_the_interval():
-    human, judge = pilot(50, 0.2, 1, shift=3)
-    _, unlabelled = pilot(2000, 0.2, 2, shift=3)
-    found, alone = correct_mean(human, judge, unlabelled), human_mean(human)
-    assert unlabelled.mean() > 4.5
-    assert found.interval[0] < 2 < found.interval[1]
-    assert found.interval[1] - found.interval[0] < 0.5 * (alone.interval[1] - alone.interval[0])
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
@@ -144,11 +103,6 @@ def test_a_judge_that_guesses_gets_little_weight_and_costs_little():
     width, alone = (one.interval[1] - one.interval[0] for one in (found, human_mean(human)))
     assert width <= alone * 1.01
     assert tune_weight(human, np.ones(100), np.ones(500)) == 0
-
-
-def test_too_few_human_labels_are_refused():
-    with pytest.raises(InvalidOption, match="3 are the least"):
-        correct_mean([1.0, 2.0], [1.0, 2.0], [1.0])
 
 
 def test_the_planned_number_of_labels_gives_the_wished_width():
@@ -176,19 +130,14 @@ def test_a_judge_whose_scores_spread_less_is_planned_with_the_weight_that_it_get
     assert (high - low) / 2 == pytest.approx(0.04, rel=0.1)
 
 
-def test_no_number_of_labels_is_enough_where_the_wish_is_too_narrow():
+def test_no_number_of_labels_is_enough_where_the_wish_is_too_narrow_and_too_few_are_refused():
     human, judge = pilot(30, 0.5, 1)
     found = plan_labels(human, judge, total=60, half_width=0.01)
     assert (found.with_judge, found.without_judge) == (None, None)
     with pytest.raises(InvalidOption, match="in the pilot"):
         plan_labels(human, judge, total=10, half_width=0.1)
-
-
-def test_every_pair_of_systems_is_tested_once():
-    scores = np.random.default_rng(0).random((4, 9))
-    tests = compare_systems(list("abcd"), scores, draws=50)
-    pairs = {frozenset((test.first, test.second)) for test in tests}
-    assert pairs == {frozenset(pair) for pair in itertools.combinations("abcd", 2)}
+    with pytest.raises(InvalidOption, match="3 are the least"):
+        correct_mean([1.0, 2.0], [1.0, 2.0], [1.0])
 
 
 def test_all_signs_are_tried_up_to_fourteen_queries():

@@ -51,32 +51,23 @@ def test_a_table_of_a_batch_has_the_plans_of_all_its_sets(task):
 
 
 @pytest.mark.parametrize("n", [5, 10, 20, 50])
-def test_hulls_equal_the_golden_ones(n):
+def test_hulls_and_triangles_equal_the_golden_ones(n):
     for points, order, size in zip(*(LABELS[f"hull{n}_{k}"] for k in ("points", "seq", "area")), strict=True):
         found = plan("hull", points)
         assert found.order == [index for index in order.tolist() if index >= 0]
-        assert found.objective == pytest.approx(size)
-        assert found.certified
+        assert (found.objective, found.certified) == (pytest.approx(size), True)
+    if n != 20:
+        for points, corners in zip(LABELS[f"del{n}_points"], LABELS[f"del{n}_triangles"], strict=True):
+            found = plan("delaunay", points)
+            assert found.triangles == [tuple(row) for row in corners.tolist() if row[0] >= 0]
+            assert found.certified
 
 
 def test_small_polygons_have_their_area_and_crossings_are_told():
-    square = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * 1e-3 + [1000, -1000]
-    assert area(square, range(4)) == pytest.approx(1e-6, rel=1e-7)
-    assert area(square, range(3, -1, -1)) < 0
     square = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
-    assert valid(square, [0, 1, 2, 3])
-    assert not valid(square, [0, 2, 1, 3])
-    assert not valid(square, [0, 1])
-    assert not valid(square, [0, 1, 1])
+    assert area(square * 1e-3 + [1000, -1000], range(4)) == pytest.approx(1e-6, rel=1e-7)
     assert area(square, [0, 3, 2, 1]) == -1
-
-
-@pytest.mark.parametrize("n", [5, 10, 50])
-def test_triangles_equal_the_golden_ones(n):
-    for points, corners in zip(LABELS[f"del{n}_points"], LABELS[f"del{n}_triangles"], strict=True):
-        found = plan("delaunay", points)
-        assert found.triangles == [tuple(row) for row in corners.tolist() if row[0] >= 0]
-        assert found.certified
+    assert [valid(square, order) for order in ([0, 1, 2, 3], [0, 2, 1, 3], [0, 1], [0, 1, 1])] == [True, *[False] * 3]
 
 
 @pytest.mark.parametrize("n", [5, 8, 10])
@@ -131,11 +122,9 @@ def test_successors_of_many_instances_follow_the_hull(n, seed):
 
 
 def test_points_on_an_edge_are_no_corners_and_far_places_lose_nothing():
-    square = [[0, 0], [1, 0], [2, 0], [2, 2], [0, 2], [1, 1]]
-    assert plan("hull", square).order == [0, 2, 3, 4]
-    moved = np.array(square) + 1e6
-    assert plan("hull", moved).order == [0, 2, 3, 4]
-    assert plan("hull", moved).objective == pytest.approx(4, rel=1e-3)
+    square = np.array([[0, 0], [1, 0], [2, 0], [2, 2], [0, 2], [1, 1]])
+    for found in (plan("hull", square), plan("hull", square + 1e6)):
+        assert (found.order, found.objective) == ([0, 2, 3, 4], pytest.approx(4, rel=1e-3))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -305,11 +294,7 @@ def test_points_are_framed_without_changing_their_shape_and_other_forms_refused(
         ready(published).decode(np.zeros((2, 5, 3), np.float32), 4)
 
 
-@pytest.mark.parametrize("task", ["plan", "scanpath"])
-def test_commands_are_those_of_the_command_line(task):
+@pytest.mark.parametrize(("task", "asked", "pictures"), [("plan", PlanIn, 0), ("scanpath", ScanpathIn, 2)])
+def test_commands_are_those_of_the_command_line_and_only_scanpaths_take_pictures(task, asked, pictures):
     assert f"fovea {task}" in " ".join(CliRunner().invoke(main.app, [task, "--help"], prog_name="fovea").stdout.split())
-
-
-def test_pictures_of_scanpaths_are_found_and_plans_take_none():
-    assert list_picture_fields(PlanIn.model_json_schema()) == []
-    assert list_picture_fields(ScanpathIn.model_json_schema())[0] == "image"
+    assert list_picture_fields(asked.model_json_schema()) == ["image", "crops"][:pictures]

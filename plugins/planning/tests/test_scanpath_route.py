@@ -125,7 +125,6 @@ def test_a_reference_is_compared(client, plain):
         ({"crops": [text(CROPS[0])], "target": 0}, 422, "grid"),
         ({"crops": [text(CROPS[0])], "grid": [2, 2], "target": 0}, 422, "grid"),
         ({"crops": [text(b"no picture")], "grid": [1, 1], "target": 0}, 415, "crops"),
-        ({**SHELF, "samples": 1000}, 422, "samples"),
         ({**SHELF, "eyes": 2}, 422, "eyes"),
     ],
 )
@@ -170,8 +169,6 @@ def test_a_batch_is_answered_set_by_set(client):
         ({"task": "tsp", "points": [[0, 0], [1, 1]], "batch": [[[0, 0]]]}, "batch"),
         ({"task": "tsp", "points": [[0, 0, 0]]}, "points"),
         ({"task": "tsp", "points": [[0, 0]] * 2001}, "points"),
-        ({"task": "tsp", "points": [[0, 0]], "time_limit": 0}, "time_limit"),
-        ({"task": "tsp", "points": [[0, 0]], "solver": "oracle"}, "solver"),
         ({"task": "tsp", "points": [[0, 0]], "speed": 1}, "speed"),
     ],
 )

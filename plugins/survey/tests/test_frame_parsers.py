@@ -167,6 +167,8 @@ def test_the_frames_of_a_film_come_out_in_order_and_what_is_none_is_malformed(fi
     assert (first.shape, int(first[:, :30].max()) < 12) == ((120, 160, 3), True)
     with pytest.raises(Malformed, match="can't be opened"):
         VideoFile(films[ending][:40] + bytes(200), BOUNDS)
+    with pytest.raises(TooLarge, match="160×120"):  # before any frame is taken
+        VideoFile(films[ending], DecodeBounds(pixels=19_199))
 
 
 def test_a_film_is_turned_upright(films):
@@ -186,11 +188,6 @@ def test_a_film_that_breaks_off_and_a_dead_decoder_end_with_a_broken_frame(films
     film = VideoFile(films["mp4"], BOUNDS)
     film._child.kill()
     assert list(film)[-1] == b"broken frame"
-
-
-def test_frames_over_the_limit_are_refused_before_any_is_taken(films):
-    with pytest.raises(TooLarge, match="160×120"):
-        VideoFile(films["mp4"], DecodeBounds(pixels=19_199))
 
 
 def test_the_decoder_ends_with_the_iteration(films):

@@ -8,6 +8,7 @@ import math
 import time
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 from defusedxml import ElementTree
@@ -22,7 +23,6 @@ from fovea_survey.gpx import parse_gpx
 from fovea_survey.places import _read_time, find_place, heic_to_png, read_time
 from fovea_survey.placing import drive_in_order, place_pictures
 from fovea_survey.schemas import Observation, SeenObject
-from plugins.survey.tests.films import slow_down, write_film
 from services.detection.models.yolo9tr import Yolo9trBoxDetector as Detector
 from shared.vision.limits import DecodeBounds
 from tests.harness.models import client_of, ok
@@ -225,50 +225,23 @@ def test_an_option_that_no_picture_can_be_searched_with_is_refused_and_a_long_na
 
 
 def test_observations_are_counted_again_and_go_out_as_geojson_svg_and_csv(client):
-    body = {
-        "observations": [json.loads(seen(f"<{n} a>", 30 * n, "D40", second=n).model_dump_json()) for n in range(5)],
-        "merge_m": 1,
-    }
-    forms = {
-        media: client.post("/v1/detect/survey", json=body, headers={"accept": media})
-        for media in ("application/geo+json", "image/svg+xml", "text/csv")
-    }
-    assert {answer.status_code for answer in forms.values()} == {200}
-    kinds = [one["properties"]["kind"] for one in forms["application/geo+json"].json()["features"]]
+    observations = [json.loads(seen(f"<{n} a>", 30 * n, "D40", second=n).model_dump_json()) for n in range(5)]
+
+    def counted(media: str, merge_m: int = 1) -> httpx2.Response:
+        body = {"observations": observations, "merge_m": merge_m}
+        answer = client.post("/v1/detect/survey", json=body, headers={"accept": media})
+        assert answer.status_code == 200, answer.text
+        return answer
+
+    kinds = [one["properties"]["kind"] for one in counted("application/geo+json").json()["features"]]
     assert kinds.count("damage") == 5
-    svg = ElementTree.fromstring(forms["image/svg+xml"].text)
-    space = "{http://www.w3.org/2000/svg}"
-    assert len([c for c in svg.iter(f"{space}circle") if c.find(f"{space}title") is not None]) == 5
-    assert "http" not in forms["image/svg+xml"].text.replace("http://www.w3.org/2000/svg", "")
-    rows = list(csv.DictReader(io.StringIO(forms["text/csv"].text)))
-    assert {row["label"] for row in rows} == {"D40"}
-    merged = client.post("/v1/detect/survey", json=body | {"merge_m": 200}, headers={"accept": "text/csv"})
-    (row,) = csv.DictReader(io.StringIO(merged.text))
+    svg, space = counted("image/svg+xml").text, "{http://www.w3.org/2000/svg}"
+    circles = ElementTree.fromstring(svg).iter(f"{space}circle")
+    assert len([c for c in circles if c.find(f"{space}title") is not None]) == 5
+    assert "http" not in svg.replace("http://www.w3.org/2000/svg", "")
+    assert {row["label"] for row in csv.DictReader(io.StringIO(counted("text/csv").text))} == {"D40"}
+    (row,) = csv.DictReader(io.StringIO(counted("text/csv", merge_m=200).text))
     assert row["pictures"].split("; ") == [f"<{n} a>" for n in (4, 3, 2, 1, 0)]
-
-
-def test_a_film_is_placed_by_its_track(client, tmp_path, monkeypatch):
-    film = write_film(tmp_path / "drive.mp4", [np.asarray(Image.open(PAVEMENT).convert("RGB"))[..., ::-1]] * 21)
-    files = [("video", ("drive.mp4", film)), ("gpx", ("drive.gpx", GPX.encode()))]
-    found = ok(client.post("/v1/detect/survey", files=files, params={"every": 10}))["observations"]
-    assert [one["name"] for one in found] == ["drive.mp4#0", "drive.mp4#10", "drive.mp4#20"]
-    assert [one["latitude"] for one in found] == pytest.approx([10.0, 10.0001, 10.0002])
-    slow = client.post("/v1/detect/survey", files=files, params={"every": 10, "fps": 5}).json()["observations"]
-    assert [one["latitude"] for one in slow] == pytest.approx([10.0, 10.0002, 10.0004])
-    files[0] = ("video", ("telephone.mp4", slow_down(film, 10)))
-    own = client.post("/v1/detect/survey", files=files, params={"every": 10}).json()["observations"]
-    assert [one["latitude"] for one in own] == pytest.approx([10.0, 10.0001, 10.0006])
-    later = {"every": 20, "start": "2026-05-04T10:00:01Z"}
-    assert client.post("/v1/detect/survey", files=files, params=later).json()["observations"][0]["latitude"] > 10
-    for beyond in ({"start": "9999-12-31T23:59:59Z"}, {"start": "9999-12-31T23:59:59-01:00"}, {"fps": 1e-300}):
-        late = client.post("/v1/detect/survey", files=files, params={"every": 20, **beyond})
-        assert (late.status_code, "leaves the years" in late.text) == (422, True)
-    monkeypatch.setattr("fovea_survey.search.MAX_FRAMES", 2)
-    much = client.post("/v1/detect/survey", files=files, params={"every": 7})
-    assert (much.status_code, "at most 2" in much.text) == (422, True)  # rather than a survey that ends too early
-    for parts, field in ((files[:1], "gpx"), ([files[0], *files], "video"), ([*files, files[1]], "gpx")):
-        refused = client.post("/v1/detect/survey", files=parts)
-        assert (refused.status_code, refused.json()["field"]) == (422, field)
 
 
 @pytest.mark.parametrize(

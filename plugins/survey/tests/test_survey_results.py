@@ -20,7 +20,7 @@ from fovea_survey.places import find_place
 from fovea_survey.placing import make_unique, place_pictures
 from fovea_survey.schemas import Observation, RoadSegment, SeenObject
 from fovea_survey.video.flow import BoxCarrier
-from plugins.survey.tests.films import write_film
+from plugins.survey.tests.films import slow_down, write_film
 from plugins.survey.tests.test_stream_route import Watching
 from plugins.survey.tests.test_survey import DEGREE_M, GPX, PAVEMENT, photograph, seen
 from shared.vision.draw import encode
@@ -181,6 +181,30 @@ def test_a_film_counts_each_hole_once_though_it_moves_further_than_its_size(clie
     assert all(one["severity"] == "low" for one in found["damages"])
     again = client.post("/v1/detect/survey", json={"observations": found["observations"]}).json()
     assert again["damages"] == found["damages"]
+
+
+def test_a_film_is_placed_by_its_track(client, tmp_path, monkeypatch):
+    film = write_film(tmp_path / "drive.mp4", [road()] * 21)
+    files = [("video", ("drive.mp4", film)), ("gpx", ("drive.gpx", GPX.encode()))]
+    found = ok(client.post("/v1/detect/survey", files=files, params={"every": 10}))["observations"]
+    assert [one["name"] for one in found] == ["drive.mp4#0", "drive.mp4#10", "drive.mp4#20"]
+    assert [one["latitude"] for one in found] == pytest.approx([10.0, 10.0001, 10.0002])
+    slow = client.post("/v1/detect/survey", files=files, params={"every": 10, "fps": 5}).json()["observations"]
+    assert [one["latitude"] for one in slow] == pytest.approx([10.0, 10.0002, 10.0004])
+    files[0] = ("video", ("telephone.mp4", slow_down(film, 10)))
+    own = client.post("/v1/detect/survey", files=files, params={"every": 10}).json()["observations"]
+    assert [one["latitude"] for one in own] == pytest.approx([10.0, 10.0001, 10.0006])
+    later = {"every": 20, "start": "2026-05-04T10:00:01Z"}
+    assert client.post("/v1/detect/survey", files=files, params=later).json()["observations"][0]["latitude"] > 10
+    for beyond in ({"start": "9999-12-31T23:59:59Z"}, {"start": "9999-12-31T23:59:59-01:00"}, {"fps": 1e-300}):
+        late = client.post("/v1/detect/survey", files=files, params={"every": 20, **beyond})
+        assert (late.status_code, "leaves the years" in late.text) == (422, True)
+    monkeypatch.setattr("fovea_survey.search.MAX_FRAMES", 2)
+    much = client.post("/v1/detect/survey", files=files, params={"every": 7})
+    assert (much.status_code, "at most 2" in much.text) == (422, True)  # rather than a survey that ends too early
+    for parts, field in ((files[:1], "gpx"), ([files[0], *files], "video"), ([*files, files[1]], "gpx")):
+        refused = client.post("/v1/detect/survey", files=parts)
+        assert (refused.status_code, refused.json()["field"]) == (422, field)
 
 
 def test_boxes_follow_a_picture_that_moves_and_grows_and_leave_with_it():

@@ -83,14 +83,10 @@ def _one(detector: BoxDetector, request: DetectIn) -> DetectOut:
 
 def test_boxes_are_pixels_of_the_original_also_scaled_and_turned():
     answer = _one(_toy(), DetectIn(image=_squares((20, 30, 0), (80, 60, 50))))
-    assert [(d.box, d.label, d.class_id) for d in answer.detections] == [
-        ((20, 30, 36, 46), "crack", 0),
-        ((80, 60, 96, 76), "hole", 1),
-    ]
-    assert answer.counts == {"crack": 1, "hole": 1}
-    assert (answer.width, answer.height, answer.slices) == (128, 96, 0)
-    assert answer.detections[0].radius == 8
-    assert answer.detections[0].microns is None
+    assert [(d.box, d.label, d.class_id, d.radius, d.microns) for d in answer.detections] == [
+        ((20, 30, 36, 46), "crack", 0, 8, None), ((80, 60, 96, 76), "hole", 1, 8, None),
+    ]  # fmt: skip
+    assert (answer.width, answer.height, answer.slices, answer.counts) == (128, 96, 0, {"crack": 1, "hole": 1})
     pixels = np.full((192, 256, 3), 200, np.uint8)
     pixels[60:92, 40:72] = 0
     (found,) = _one(_toy(), DetectIn(image=_png(pixels))).detections
@@ -124,15 +120,11 @@ def test_options_choose_what_is_told_and_nothing_found_is_an_answer():
 def test_sizes_in_the_world_follow_the_scale_and_extras_are_there_when_asked_for():
     answer = _one(_toy(), DetectIn(image=_squares((20, 30, 0)), microns_per_pixel=0.5))
     microns = answer.detections[0].microns
-    assert microns is not None
     assert (microns.width, microns.height, microns.radius, microns.area) == (8, 8, 4, 64)
     assert (answer.summary["crack"].mean_radius_um, answer.summary["crack"].percent) == (4, 100)
     answer = _one(_toy(), DetectIn(image=_squares((20, 30, 0)), include=("columns", "crops", "letterbox", "overlay")))
-    assert answer.columns is not None
-    assert answer.crops is not None
-    assert answer.letterbox is not None
-    assert (answer.detections, answer.columns.xyxy) == ([], [(20, 30, 36, 46)])
-    assert answer.columns.class_names == {0: "crack"}
+    columns = answer.columns
+    assert (answer.detections, columns.xyxy, columns.class_names) == ([], [(20, 30, 36, 46)], {0: "crack"})
     assert np.asarray(Image.open(io.BytesIO(answer.crops[0].image))).shape == (16, 16, 3)
     assert (answer.letterbox.ratio, answer.letterbox.height) == (1, 96)
 
@@ -161,9 +153,9 @@ def test_an_object_on_the_border_of_slices_is_told_once_and_too_many_are_refused
     assert answer.field == "tile"
 
 
-def _render(media: str, **options: Any) -> bytes:
-    toy, request = _toy(), DetectIn(image=_squares((20, 30, 0), (80, 60, 50)), **options)
-    _, made = predict_as(toy, request, media)
+def _render(media: str, detector: BoxDetector | None = None, **options: Any) -> bytes:
+    request = DetectIn(image=_squares((20, 30, 0), (80, 60, 50)), **options)
+    _, made = predict_as(detector or _toy(), request, media)
     assert made is not None
     return made
 
@@ -181,17 +173,12 @@ def test_tables_have_a_row_per_detection_and_coco_ids_categories_and_boxes_by_si
     assert [row["label"] for row in rows] == ["crack", "hole"]
     names = ("x1", "y1", "x2", "y2", "radius_px", "radius_um")
     assert [float(rows[0][name]) for name in names] == [20, 30, 36, 46, 8, 16]
-    toy = Toy(CARD, Blobs(), DataConfig(128, ("=1+1", "b", "c")))
-    _, table = predict_as(toy, DetectIn(image=_squares((20, 30, 0))), "text/csv")
-    assert table is not None
-    assert b"'=1+1" in table
+    assert b"'=1+1" in _render("text/csv", Toy(CARD, Blobs(), DataConfig(128, ("=1+1", "b", "c"))))
     assert len(_render("text/csv", include=("columns",)).splitlines()) == 3
     found = json.loads(_render("application/vnd.coco+json"))
     assert [c["name"] for c in found["categories"]] == list(NAMES)
-    assert [(a["id"], a["category_id"], a["bbox"]) for a in found["annotations"]] == [
-        (1, 0, [20, 30, 16, 16]),
-        (2, 1, [80, 60, 16, 16]),
-    ]
+    told = [(a["id"], a["category_id"], a["bbox"]) for a in found["annotations"]]
+    assert told == [(1, 0, [20, 30, 16, 16]), (2, 1, [80, 60, 16, 16])]
     assert (found["images"][0]["width"], found["images"][0]["height"]) == (128, 96)
 
 

@@ -17,6 +17,7 @@ from services.medical_seg.postprocess import MAX_COMPONENTS, encode_forms, extra
 from services.medical_seg.preprocess import resize_and_normalise, upsample, upsample_in_strips
 from shared.vision.decode import decode
 from shared.vision.mask_regions import decode_run_lengths
+from shared.vision.tests.test_mask_regions import area
 
 
 def by_torch(values, height, width):
@@ -126,12 +127,7 @@ def test_all_forms_hold_the_same_mask(height, width, threshold, largest):
     assert ((decode(made["mask"]).pixels[..., 0] == 255) == found.mask).all()
     assert (decode_run_lengths(made["rle"].counts, *made["rle"].size) == found.mask).all()
     assert (decode(made["probability"]).pixels[..., 0] == found.shades).all()
-    assert sum(_area(contour.points) for contour in made["contours"]) == found.mask.sum()
-
-
-def _area(points):
-    x, y = np.array(points).T
-    return int((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) / 2
+    assert sum(area(np.array(contour.points)) for contour in made["contours"]) == found.mask.sum()
 
 
 def test_components_are_dropped_by_size_number_and_peak():

@@ -12,26 +12,13 @@ from shared.registry import network
 SLIM = {"width": 0.25, "decoder": 16, "classifier": False}
 
 
-@pytest.fixture
-def slim(fill):
-    return fill(network("pranet", **SLIM))
-
-
 @pytest.mark.parametrize(("height", "width"), [(33, 64), (64, 40)])
-def test_sizes_off_the_grid_are_refused_with_the_size(slim, height, width):
+def test_sizes_off_the_grid_are_refused_with_the_size(height, width):
     with pytest.raises(InvalidOption, match=f"{height}x{width}"):
-        slim(torch.zeros(1, 3, height, width))
+        network("pranet", **SLIM)(torch.zeros(1, 3, height, width))
 
 
-def test_attention_is_silent_where_the_map_above_is_certain_and_reverse_is_its_only_difference(slim, fill, picture):
-    # A = 0 leaves the path of the biases plus the crop, whatever the features show.
-    certain, unsure = torch.full((1, 1, 2, 2), 100.0), torch.zeros(1, 1, 2, 2)
-    some, other = torch.randn(2, 1, 512, 2, 2)
-    with torch.no_grad():
-        silenced = slim._attend(4, some, certain)
-        assert torch.equal(silenced, slim._attend(4, other, certain))
-        assert torch.equal(silenced, slim._refine(4, torch.zeros_like(some))[0] + certain)
-        assert not torch.equal(slim._attend(4, some, unsure), slim._attend(4, other, unsure))
+def test_without_reverse_attention_only_the_maps_below_it_differ(fill, picture):
     with_it, without = (fill(network("pranet", **SLIM, reverse=reverse)) for reverse in (True, False))
     with torch.no_grad():
         ours, ablated = with_it(picture(1, 64, 64)), without(picture(1, 64, 64))
@@ -39,27 +26,16 @@ def test_attention_is_silent_where_the_map_above_is_certain_and_reverse_is_its_o
     assert not torch.allclose(ours[1], ablated[1], atol=1e-3)
 
 
-def coarse_maps_disturbed(net, x):
-    """All maps with and without a shift of the source of the first attention."""
+@pytest.mark.parametrize(("classes", "still"), [(1, (0, 1, 2)), (2, ())])
+def test_v2_sums_four_foreground_maps_and_its_attention_source_matters_with_two_classes(fill, picture, classes, still):
+    net, x = fill(network("pranet-v2", classes=classes, **SLIM)), picture(1, 64, 64)
     with torch.no_grad():
         before = net(x)
-        handle = net.agg1.register_forward_hook(lambda _m, _i, out: tuple(o + torch.randn_like(o) for o in out))
+        torch.testing.assert_close(net.prediction(x), sum(before[:4]))
+        net.agg1.register_forward_hook(lambda _m, _i, out: tuple(o + torch.randn_like(o) for o in out))
         after = net(x)
-        handle.remove()
-    return before, after
-
-
-def test_v2_sums_four_foreground_maps_and_its_attention_source_matters_with_two_classes(fill, picture):
-    before, after = coarse_maps_disturbed(fill(network("pranet-v2", classes=1, **SLIM)), picture(1, 64, 64))
-    assert all(torch.equal(before[i], after[i]) for i in (0, 1, 2))
-    assert not torch.equal(before[3], after[3])
-    before, after = coarse_maps_disturbed(fill(network("pranet-v2", classes=2, **SLIM)), picture(1, 64, 64))
-    assert before[0].shape == (1, 2, 64, 64)
-    assert all(not torch.equal(before[i], after[i]) for i in (0, 1, 2))
-    net = fill(network("pranet-v2", **SLIM))
-    with torch.no_grad():
-        maps = net(picture(1, 64, 64))
-        torch.testing.assert_close(net.prediction(picture(1, 64, 64)), sum(maps[:4]))
+    assert before[0].shape == (1, classes, 64, 64)
+    assert [torch.equal(before[i], after[i]) for i in range(4)] == [i in still for i in range(4)]
 
 
 LATERAL = [f"lateral_map_{level}" for level in (5, 4, 3, 2)]

@@ -50,12 +50,6 @@ def test_released_label_sets_agree_with_one_of_them_as_the_oracles_say(golden, r
         assert found.alpha_by_cut == pytest.approx(row["alpha_by_cut"], abs=1e-9)
 
 
-def test_published_label_counts_are_those_of_the_raw_labels_inside_the_scale(golden, released):
-    for name, row in golden("llmjudge/published_rows.json")["rows"].items():
-        values = list(released(name).values())
-        assert [values.count(grade) for grade in range(4)] == [row[f"n{grade}"] for grade in range(4)], name
-
-
 def test_a_judge_is_joined_on_pairs_and_its_gaps_and_extras_are_counted():
     reference = {("q1", "a"): 0, ("q1", "b"): 3, ("q2", "a"): 1}
     found = agree(reference, {("q1", "b"): 10, ("q1", "a"): -1, ("q9", "a"): 2})
@@ -74,40 +68,16 @@ def test_nothing_in_common_is_undefined_everywhere_and_no_crash():
     assert set(found.kappa_by_cut.values()) == {None}
 
 
-def test_labels_outside_the_scale_and_unequal_lists_are_refused():
-    with pytest.raises(ValueError, match="outside"):
-        cohen_kappa([4], [0])
-    with pytest.raises(ValueError, match="1 labels against 2"):
-        cohen_kappa([1], [0, 1])
-    with pytest.raises(ValueError, match="outside"):
-        krippendorff_alpha([[0, 7], [0, 1]])
-    with pytest.raises(ValueError, match="raters"):
-        krippendorff_alpha([])
-
-
-@given(Pairs, st.sampled_from([None, "linear", "quadratic"]))
-def test_kappa_is_symmetric_and_at_most_one(pairs, weights):
-    a, b = zip(*pairs, strict=True)
-    found = cohen_kappa(a, b, weights=weights)
-    assert _same(found, cohen_kappa(b, a, weights=weights))
-    assert found is None or found <= 1 + 1e-12
-
-
-@given(Pairs, st.integers(2, 4))
-def test_repeating_all_units_changes_nothing_for_kappa(pairs, times):
-    a, b = zip(*pairs, strict=True)
-    assert _same(cohen_kappa(a, b), cohen_kappa(a * times, b * times))
-
-
-@given(st.data(), st.sampled_from(["nominal", "ordinal", "interval"]))
-def test_alpha_does_not_change_when_raters_or_units_change_places(data, level):
-    grade = st.one_of(st.none(), st.integers(0, 3))
-    units = data.draw(st.lists(st.tuples(grade, grade, grade), min_size=1, max_size=25))
-    moved = data.draw(st.permutations(units))
-    order = data.draw(st.permutations(range(3)))
-    found = krippendorff_alpha(list(zip(*units, strict=True)), level=level)
-    rows = list(zip(*moved, strict=True))
-    assert _same(found, krippendorff_alpha([rows[rater] for rater in order], level=level))
+@pytest.mark.parametrize(
+    ("measure", "labels", "told"),
+    [
+        (cohen_kappa, ([4], [0]), "outside"), (cohen_kappa, ([1], [0, 1]), "1 labels against 2"),
+        (krippendorff_alpha, ([[0, 7], [0, 1]],), "outside"), (krippendorff_alpha, ([],), "raters"),
+    ],
+)  # fmt: skip
+def test_labels_outside_the_scale_and_unequal_lists_are_refused(measure, labels, told):
+    with pytest.raises(ValueError, match=told):
+        measure(*labels)
 
 
 @given(Pairs, st.lists(st.integers(1, 50), min_size=4, max_size=4))
@@ -118,19 +88,10 @@ def test_ordinal_alpha_does_not_change_under_a_monotone_relabelling(pairs, steps
     assert _same(krippendorff_alpha([a, b]), krippendorff_alpha(renamed, grades=scale))
 
 
-def test_kappa_of_independent_raters_is_about_zero():
-    draw = np.random.default_rng(7)
-    assert cohen_kappa(draw.integers(0, 4, 20_000), draw.integers(0, 4, 20_000)) == pytest.approx(0, abs=0.02)
-
-
 def test_weighted_kappa_weighs_by_the_values_of_the_scale_also_when_a_grade_is_absent():
     # By ranks among the grades that occur, 1 against 3 would weigh as 1 against 2 does.
-    absent, present = (
-        cohen_kappa([0, 1, 3], [0, 3, 3], weights="linear"),
-        cohen_kappa([0, 1, 2], [0, 2, 2], weights="linear"),
-    )
-    assert absent == pytest.approx(1 - 2 / (14 / 3))
-    assert present == pytest.approx(1 - 1 / (9 / 3))
+    assert cohen_kappa([0, 1, 3], [0, 3, 3], weights="linear") == pytest.approx(1 - 2 / (14 / 3))
+    assert cohen_kappa([0, 1, 2], [0, 2, 2], weights="linear") == pytest.approx(1 - 1 / (9 / 3))
 
 
 def test_the_interval_of_a_mean_is_near_scipys_bootstrap():

@@ -1,5 +1,6 @@
 """Batches of judgements, also after a kill."""
 
+import contextlib
 import csv
 import io
 import json
@@ -10,11 +11,11 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import pytest
-from starlette.testclient import TestClient
 
 from fovea.errors import Cancelled
 from services.relevance_judge.batches import batch_runner, label_log, pair_selection
@@ -24,13 +25,12 @@ from services.relevance_judge.judges.word_overlap import WordOverlap
 from services.relevance_judge.parsing.trec import parse_qrels
 from services.relevance_judge.schemas import JudgeIn
 from services.relevance_judge.storage.mini_collection import load_mini_collection
-from services.relevance_judge.tests.conftest import serve_judges
+from services.relevance_judge.tests.conftest import post, serve_judges
 from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
 from shared.registry import CallContext
 from shared.settings import environment
 from shared.storage import ObjectStore
-from tests.harness.models import ok
-from tests.harness.waiting import free_port, wait_until
+from tests.harness.waiting import free_port, is_ready, wait_until
 
 MINI = load_mini_collection()
 TOPICS = "1\twhy is the sky blue\n2\thow do bees make honey\n"
@@ -42,42 +42,30 @@ def _graded_by_number(body: dict[str, Any]) -> str:
     return str(int(body["messages"][-1]["content"].split("passage number ")[1][0]) % 4)
 
 
-class Stage:
-    def __init__(self, client: TestClient, model: FakeModel) -> None:
-        self.client, self.model = client, model
-
-    def post(self, **body: Any) -> Any:
-        return self.client.post("/v1/judge/batches", json=body)
-
-    def asked(self) -> int:
-        return sum("messages" in body for body in self.model.asked)
-
-
 @pytest.fixture
 def stage(tmp_path):
+    """A service before a model that grades by number: `post` sends it a batch, `asked` counts what the model heard."""
     model = FakeModel(_graded_by_number)
     with serve_judges(tmp_path, {"prompted-grade": answered_by(model, PromptedGrade)}) as client:
-        yield Stage(client, model)
+        yield SimpleNamespace(
+            client=client, model=model, post=lambda **body: client.post("/v1/judge/batches", json=body),
+            asked=lambda: sum("messages" in body for body in model.asked),
+        )  # fmt: skip
 
 
-def test_topics_times_passages_are_labelled_and_come_as_qrels_json_lines_and_csv(stage):
+def test_topics_times_passages_are_labelled_and_come_as_qrels_json_lines_csv_and_text(stage):
     found = stage.post(topics=TOPICS, passages=PASSAGES).json()
     assert (found["pairs"], found["graded"], found["left"], found["failed"]) == (10, 10, 0, 0)
     assert (found["counts"], found["llm"]) == ([4, 2, 2, 2], "fake")
-    labels = parse_qrels(stage.client.get(found["files"]["qrels"]).text)
-    assert labels == {(qid, f"p{n}"): n % 4 for qid in ("1", "2") for n in range(5)}
-    lines = stage.client.get(found["files"]["jsonl"]).text.splitlines()
-    assert {(row["qid"], row["docid"]): row["grade"] for row in map(json.loads, lines)} == labels
-    rows = list(csv.DictReader(io.StringIO(stage.client.get(found["files"]["csv"]).text)))
-    assert {(row["qid"], row["docid"]): int(row["grade"]) for row in rows} == labels
-
-
-def test_the_answer_to_the_post_may_be_the_labels_themselves(stage):
-    told = stage.client.post(
-        "/v1/judge/batches", json={"topics": TOPICS, "passages": PASSAGES}, headers={"accept": "text/plain"}
-    )
+    qrels, lines, table = (stage.client.get(found["files"][form]).text for form in ("qrels", "jsonl", "csv"))
+    labels = {(qid, f"p{n}"): n % 4 for qid in ("1", "2") for n in range(5)}
+    assert parse_qrels(qrels) == labels
+    assert {(row["qid"], row["docid"]): row["grade"] for row in map(json.loads, lines.splitlines())} == labels
+    assert {(row["qid"], row["docid"]): int(row["grade"]) for row in csv.DictReader(io.StringIO(table))} == labels
+    body = {"topics": TOPICS, "passages": PASSAGES}
+    told = stage.client.post("/v1/judge/batches", json=body, headers={"accept": "text/plain"})
     assert told.headers["content-type"].startswith("text/plain")
-    assert len(parse_qrels(told.text)) == 10
+    assert parse_qrels(told.text) == labels
 
 
 def test_a_run_has_its_holes_filled_and_equal_texts_are_asked_once(stage):
@@ -145,8 +133,8 @@ def test_the_budget_stops_with_what_there_is_and_counts_over_all_attempts(stage)
 
 def test_the_rate_limit_paces_the_pairs(stage):
     begun = time.monotonic()
-    stage.post(topics="1\tq\n", passages=PASSAGES, per_minute=600)
-    assert time.monotonic() - begun >= 0.4
+    stage.post(topics="1\tq\n", passages=PASSAGES, per_minute=1200)
+    assert time.monotonic() - begun >= 0.2
 
 
 def test_invalid_answers_are_counted_and_not_zero(stage):
@@ -239,14 +227,10 @@ def test_half_a_line_counts_for_nothing_and_a_spoilt_one_costs_its_own_pair(tmp_
 
 
 def test_two_batches_of_one_judge_write_one_after_the_other(tmp_path):
-    order: list[str] = []
-    path = ObjectStore.open(tmp_path.as_uri())
-
-    waits = threading.Event()
-    second_run = CallContext(report=lambda _share, _note: waits.set())
+    order, waits, path = [], threading.Event(), ObjectStore.open(tmp_path.as_uri())
 
     def second() -> None:
-        with label_log.open_label_log(path, second_run) as log:
+        with label_log.open_label_log(path, CallContext(report=lambda *_: waits.set())) as log:
             order.append(f"second sees {log.has_verdict('a')}")
 
     with label_log.open_label_log(path, CallContext()) as log:
@@ -257,13 +241,9 @@ def test_two_batches_of_one_judge_write_one_after_the_other(tmp_path):
         order.append("first")
     thread.join(5)
     assert order == ["first", "second sees True"]
-    waiting = CallContext()
-    waiting.cancel()
-    with (
-        label_log.open_label_log(path, CallContext()),
-        pytest.raises(Cancelled),
-        label_log.open_label_log(path, waiting),
-    ):
+    gone = CallContext()
+    gone.cancel()
+    with label_log.open_label_log(path, CallContext()), pytest.raises(Cancelled), label_log.open_label_log(path, gone):
         pass
 
 
@@ -275,18 +255,13 @@ def test_texts_come_as_tabbed_or_json_lines():
 
 
 def test_a_judge_that_asks_no_model_needs_no_endpoint_and_an_uncalibrated_one_is_not_called_invalid(tmp_path):
+    body = {"model": "word-overlap", "topics": TOPICS, "passages": PASSAGES}
+    cuts = {"calibration": {**WordOverlap.card.example["calibration"], "cuts": [0.1, 0.3, 0.6]}}
     with serve_judges(tmp_path, {"word-overlap": WordOverlap}, judge_base_url="http://127.0.0.1:9") as client:
-        body = {"model": "word-overlap", "topics": TOPICS, "passages": PASSAGES}
-        found = ok(client.post("/v1/judge/batches", json=body))
-        again = client.post(
-            "/v1/judge/batches",
-            json={
-                **body,
-                "options": {"calibration": {**WordOverlap.card.example["calibration"], "cuts": [0.1, 0.3, 0.6]}},
-            },
-        ).json()
+        found = post(client, "batches", body)
+        again = post(client, "batches", {**body, "options": cuts})
         labels = {"reference": "1 0 p0 2\n", "judge": client.get(found["files"]["jsonl"]).text}
-        report = client.post("/v1/judge/agreement", json=labels).json()
+        report = post(client, "agreement", labels)
     assert (found["pairs"], found["failed"], found["uncalibrated"], found["invalid"]) == (10, 0, 10, 0)
     assert (found["tokens"], "not calibrated" in found["notes"][0]) == (0, True)
     assert (report["uncalibrated"], report["invalid"], report["invalid_by_grade"][2]) == (10, 0, 0.0)
@@ -314,20 +289,12 @@ class Service:
         command = [sys.executable, "-m", "shared.serving", "relevance-judge", "--http-port", str(port)]
         told = environment(FOVEA_DATA_DIR=str(folder), FOVEA_JUDGE_BASE_URL=model_url, FOVEA_REDIS_URL="")
         self.process = subprocess.Popen(command, env=told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_until(lambda: self._ready() or self.process.poll() is not None, 60, "the service's readiness")
+        wait_until(lambda: is_ready(self.url) or self.process.poll() is not None, 60, "the service's readiness")
         assert self.process.poll() is None
 
-    def _ready(self) -> bool:
-        try:
-            return httpx2.get(f"{self.url}/readyz").status_code == 200
-        except httpx2.HTTPError:
-            return False
-
-    def post(self) -> Any:
-        try:
-            return httpx2.post(f"{self.url}/v1/judge/batches", json=BODY, timeout=60).json()
-        except httpx2.HTTPError:
-            return None
+    def post(self) -> None:
+        with contextlib.suppress(httpx2.HTTPError):
+            httpx2.post(f"{self.url}/v1/judge/batches", json=BODY, timeout=60)
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)

@@ -107,12 +107,6 @@ def test_query_and_passage_arrive_as_they_are_and_between_the_marks(name, text):
     assert text not in rest or not one.system
 
 
-@given(st.text(max_size=80), st.text(max_size=80))
-def test_nothing_inside_the_texts_is_interpreted(query, passage):
-    one = Template(id="t", summary="s", turns=("{query}|{passage}|{fence}",))
-    assert render_prompt(one, query, passage, mark="M").turns == (f"{query}|{passage}|M",)
-
-
 def test_marks_follow_the_seed_and_what_varies_stands_last():
     assert make_fence("q", "p") != make_fence("q", "p")
     assert make_fence("q", "p", 1) == make_fence("q", "p", 1)
@@ -135,10 +129,9 @@ def test_words_are_read_by_the_templates_map_and_numbers_still_by_the_parser():
 
 
 def test_a_template_must_show_the_pair_and_keep_it_out_of_the_system_text():
-    with pytest.raises(ValidationError, match="passage"):
-        Template(id="t", summary="s", turns=("{query}",))
-    with pytest.raises(ValidationError, match="query"):
-        Template(id="t", summary="s", turns=("{passage}",))
-    with pytest.raises(ValidationError, match="shared"):
-        Template(id="t", summary="s", system="{query}", turns=("{query}{passage}",))
+    for turn, system, told in (
+        ("{query}", "", "passage"), ("{passage}", "", "query"), ("{query}{passage}", "{query}", "shared"),
+    ):  # fmt: skip
+        with pytest.raises(ValidationError, match=told):
+            Template(id="t", summary="s", system=system, turns=(turn,))
     assert Template(id="t", summary="s", kind="query-likelihood", turns=("{passage}",)).kind == "query-likelihood"

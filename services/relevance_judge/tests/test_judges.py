@@ -1,4 +1,4 @@
-"""Judges grade pairs with evidence, count what is invalid, and keep no request."""
+"""Judges grade pairs with evidence, count what is invalid and keep no request; and `POST /v1/judge`."""
 
 import math
 from typing import Any
@@ -16,9 +16,15 @@ from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
 from services.relevance_judge.metrics.calibration import fit
 from services.relevance_judge.prompt_template import get_template
+from services.relevance_judge.routes import router
 from services.relevance_judge.schemas import JudgeIn, JudgeOut
-from services.relevance_judge.tests.fake_endpoint import FakeModel
+from services.relevance_judge.tests.conftest import serve_judges
+from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
 from shared.registry import CallContext
+from shared.serving.build_app import build
+from shared.settings import Settings
+from tests.harness.openapi_fuzz import fuzz
+from tests.harness.serving import is_loaded, serve_in_thread
 
 PAIR = {"query": "what causes tides", "passage": "The moon causes tides."}
 DIGITS = {"0": -4.0, "1": -2.0, "2": -0.5, "3": -1.5}
@@ -120,14 +126,10 @@ def test_a_signal_without_a_calibration_has_no_grade_and_with_one_it_has():
 
 
 def test_query_likelihood_is_the_mean_over_the_querys_tokens_alone():
-    judge = QueryLikelihood(FakeModel().client())
-    pairs = [
-        {"query": "moon tides", "passage": "the moon makes tides"},
-        {"query": "moon tides", "passage": "the moon is far"},
-        {"query": "moon tides", "passage": "bread is baked"},
-    ]
-    found = [verdict.signal for verdict in _one(judge, pairs=pairs, template="query-likelihood").results]
-    assert found == [pytest.approx(-1.0), pytest.approx(-3.0), pytest.approx(-5.0)]
+    passages = ["the moon makes tides", "the moon is far", "bread is baked"]
+    pairs = [{"query": "moon tides", "passage": passage} for passage in passages]
+    found = _one(QueryLikelihood(FakeModel().client()), pairs=pairs, template="query-likelihood").results
+    assert [verdict.signal for verdict in found] == pytest.approx([-1.0, -3.0, -5.0])
 
 
 def test_an_ensemble_shows_its_votes_and_leaves_invalid_ones_out():
@@ -175,3 +177,44 @@ def test_a_model_on_this_machine_is_asked_without_a_proxy(url, is_remote):
     assert client._client.trust_env is is_remote
     assert client._client.headers["authorization"] == "Bearer k"
     client.close()
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    kinds = {kind.card.name: answered_by(FakeModel(), kind) for kind in (PromptedGrade, LogOdds)}  # it always says 2
+    with serve_judges(tmp_path_factory.mktemp("fovea"), kinds) as made:
+        yield made
+
+
+def test_one_query_with_its_passages_is_judged(client):
+    body = {"model": "prompted-grade", "query": "q", "passages": ["a", {"doc": {"segment": "b"}}]}
+    answer = client.post("/v1/judge", json=body)
+    assert answer.status_code == 200, answer.text
+    assert ([row["grade"] for row in answer.json()["results"]], answer.json()["model"]) == ([2, 2], "prompted-grade")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        ({}, 422, None),
+        ({"pairs": [{"query": "q"}]}, 422, "pairs"),
+        ({"query": "q", "passages": ["p"], "template": "nope"}, 404, "template"),
+        ({"query": "q", "passages": ["p"], "template": "yes-no"}, 422, "template"),
+        ({"query": "q", "passages": ["p"], "surprise": 1}, 422, "surprise"),
+        ({"query": "q", "passages": ["p"], "model": "log-odds"}, 422, "llm"),
+        ({"query": "q", "passages": ["p"], "model": "oracle"}, 404, "model"),
+    ],
+)
+def test_a_bad_request_is_a_problem_that_names_its_field(client, body, status, field):
+    answer = client.post("/v1/judge", json={"model": "prompted-grade", **body})
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"].startswith("application/problem+json")
+    assert field is None or answer.json()["field"] == field
+
+
+def test_no_request_that_the_document_allows_is_a_server_error(tmp_path):
+    settings = Settings(_env_file=None, shutdown_grace_s=1, data_dir=tmp_path)
+    judges = {"query-likelihood": answered_by(FakeModel(lambda _: "A"), QueryLikelihood)}
+    app = build("relevance-judge", routers=[router], servables=judges, settings=settings)
+    with serve_in_thread(app, is_loaded) as url:
+        fuzz(app.openapi(), url, 5, "/v1/judge")

@@ -1,4 +1,4 @@
-"""Collections: TREC files and the small one in the tree."""
+"""Collections: TREC files and files of labels, and the small collection in the tree."""
 
 import gzip
 from pathlib import Path
@@ -11,7 +11,7 @@ from fovea.errors import Malformed
 from loadtests.mini_judgements import RANKERS, build_run
 from services.relevance_judge.batches.pair_selection import parse_pairs, parse_texts
 from services.relevance_judge.metrics.baselines import bm25, overlap, tokenize
-from services.relevance_judge.parsing.label_formats import parse_labels, parse_signals
+from services.relevance_judge.parsing.label_formats import MEDIA_TYPES, format_labels, parse_labels, parse_signals
 from services.relevance_judge.parsing.trec import Runs, format_qrels, parse_runs, read_qrels
 from services.relevance_judge.storage.mini_collection import load_mini_collection
 
@@ -42,7 +42,9 @@ def test_byte_order_marks_of_windows_are_no_part_of_an_id(tmp_path):
     lines = f'{mark}{{"qid": "1", "docid": "a", "grade": 2, "signal": 0.5}}\r\n'
     assert parse_labels(lines, "judge").labels == {("1", "a"): 2}
     assert parse_signals(lines, "judge").signals == {("1", "a"): 0.5}
-    assert parse_texts(f"{mark}1\twhat\r\n{mark}2\twhy\n", "topics") == {"1": "what", "2": "why"}
+    topics = f'{mark}1\twhat\r\n\n{mark}{{"qid": 2, "query": "why"}}\n'
+    assert parse_texts(topics, "topics") == {"1": "what", "2": "why"}
+    assert parse_texts('{"id": "a", "text": "x y"}\r\n', "passages") == {"a": "x y"}
 
 
 def test_a_pair_that_comes_again_has_the_same_signal_and_the_same_text():
@@ -144,3 +146,43 @@ def test_scores_are_never_negative_and_overlap_is_a_share(query, passages):
 )
 def test_words_of_any_script_are_found(text, words):
     assert tokenize(text) == words
+
+
+def test_labels_go_out_and_come_in_again_in_both_forms():
+    rows = [
+        {"qid": "1", "docid": "a", "grade": 2, "valid": True},
+        {"qid": "1", "docid": "b", "grade": None, "valid": False},
+        {"qid": "1", "docid": "c", "error": "gone"},
+    ]
+    assert parse_labels(format_labels(rows, "qrels"), "x").labels == {("1", "a"): 2}
+    found = parse_labels(format_labels(rows, "jsonl"), "x")
+    assert (found.labels, found.invalid) == ({("1", "a"): 2}, [("1", "b")])
+    assert format_labels(rows, "csv").splitlines()[0].startswith("qid,docid,grade")
+    assert set(MEDIA_TYPES) == {"qrels", "jsonl", "csv"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"qid": "1"}', '{"qid": "1", "docid": "a", "grade": 1.5}', "{]", '{"qid": "1", "docid": "a", "grade": true}',
+        '{"qid": 1, "docid": "a", "grade": 1}\n{"qid": 1, "docid": "a", "grade": 2}', '{"a": 1}\n[1]',
+        '{"qid": 1, "docid": "a", "grade": 1000000000000000000000000000000}',
+    ],
+)  # fmt: skip
+def test_broken_json_lines_are_named_by_their_number(text):
+    with pytest.raises(Malformed, match=r"Line [12] of judge"):
+        parse_labels(text, "judge")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 400])
+def test_numbers_that_are_none_do_not_count_and_are_no_signal(number):
+    row = f'{{"qid": 1, "docid": "a", "grade": 1, "tokens": {number}, "latency_ms": {number}, "cost": {number}}}'
+    found = parse_labels(row, "judge")
+    assert (found.tokens, found.seconds, found.cost) == (0, 0.0, None)
+    with pytest.raises(Malformed, match="not a finite number"):
+        parse_signals(row.replace('"tokens"', '"signal"'), "judge")
+
+
+def test_a_template_that_is_no_text_is_none():
+    rows = '{"qid": 1, "docid": "a", "signal": 1, "template": ["x"], "llm": {}}\n' * 2
+    assert parse_signals(rows, "judge").template is None

@@ -27,18 +27,15 @@ def pictures(height: int = 64, width: int = 48, noise: int = 20) -> tuple[np.nda
 
 
 def test_psnr_is_that_of_its_formula_ssim_of_an_independent_implementation_and_bands_change_nothing(monkeypatch):
-    first = np.full((20, 30, 3), 100, np.uint8)
-    assert psnr(first, first + 5) == pytest.approx(10 * math.log10(255**2 / 25))
-    first, _ = pictures()
-    assert psnr(first, first) == math.inf
-    assert ssim(first, first) == pytest.approx(1)
+    plain = np.full((20, 30, 3), 100, np.uint8)
+    assert psnr(plain, plain + 5) == pytest.approx(10 * math.log10(255**2 / 25))
     first, second = pictures()
+    assert (psnr(first, first), ssim(first, first)) == (math.inf, pytest.approx(1))
     full = structural_similarity(
         first, second, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255,
         full=True,
     )[1]  # fmt: skip
     assert ssim(first, second) == pytest.approx(full[5:-5, 5:-5].mean(), abs=1e-7)
-    first, second = pictures()
     whole = psnr(first, second), ssim(first, second)
     monkeypatch.setattr(metrics, "_BAND", 7 * 48)
     assert (psnr(first, second), ssim(first, second)) == pytest.approx(whole, abs=1e-9)
@@ -69,10 +66,9 @@ def test_a_reflection_taken_out_of_a_copy_is_taken_out_of_the_picture(white):
     copy, restored = (shrink(one, (120, 180)) for one in (seen, wanted))
     result = carry_over(seen, copy, restored)
     assert (result.dtype, result.shape) == (kind, seen.shape)
-    before, after, enlarged = (
-        psnr(np.uint8(one.astype(np.float32) * (255 / white)), np.uint8(wanted.astype(np.float32) * (255 / white)))
-        for one in (seen, result, cv2.resize(restored, (720, 480)))
-    )
+    pages = (seen, result, cv2.resize(restored, (720, 480)), wanted)
+    *others, ideal = (np.uint8(page.astype(np.float32) * (255 / white)) for page in pages)
+    before, after, enlarged = (psnr(page, ideal) for page in others)
     assert after > before + 8
     assert after > enlarged + 8, "the picture's own detail is lost"
 

@@ -75,16 +75,11 @@ def test_progress_is_told_per_tile_and_cancelling_stops_between_two(served):
     served.predict([request, request], CallContext(report=lambda *news: told.append(news)))
     assert [note for _, note in told] == [f"tile {n} of 3" for n in (1, 2, 3)] * 2
     assert [fraction for fraction, _ in told] == pytest.approx([n / 6 for n in range(1, 7)])
-    run, seen = CallContext(), []
-
-    def stop(fraction: float, note: str | None) -> None:
-        seen.append(note)
-        run.cancel()
-
-    run._report = stop
+    told.clear()
+    run = CallContext(report=lambda *news: [told.append(news), run.cancel()])
     with pytest.raises(Cancelled):
         restored(served, photo(150, 60), run, **PIECES)
-    assert seen == ["tile 1 of 3"]
+    assert [note for _, note in told] == ["tile 1 of 3"]
 
 
 def test_what_can_not_end_in_time_is_refused_at_once(served):
@@ -101,10 +96,10 @@ def test_what_can_not_end_in_time_is_refused_at_once(served):
 def test_dry_run_restores_nothing_and_estimates_by_the_pace_of_earlier_tiles(served):
     told: list[float] = []
     answer = restored(served, photo(150, 60), CallContext(report=lambda f, _: told.append(f)), dry_run=True, **PIECES)
+    estimate = answer.estimate
     assert (answer.restored, told) == (None, [])
-    assert (answer.estimate.tiles, answer.estimate.tile_core, answer.estimate.tile_context) == (3, 64, 128)
-    assert answer.estimate.seconds > 0
-    assert answer.estimate.memory_mib > 0
+    assert (estimate.tiles, estimate.tile_core, estimate.tile_context) == (3, 64, 128)
+    assert min(estimate.seconds, estimate.memory_mib) > 0
     restored(served, photo(150, 60))
     pace = served.engines.open("paper").pace
     estimate = restored(served, photo(150, 60), dry_run=True).estimate
@@ -165,10 +160,9 @@ def test_arithmetic_of_both_depths_agrees():
     given, result = photo(seed=1), photo(seed=2)
     assert np.array_equal(to_8_bits(to_16_bits(given)), given)
     assert to_16_bits(np.full((1, 1, 3), 255, np.uint8)).max() == 65_535
-    assert np.array_equal(
-        to_8_bits(subtract_result(to_16_bits(given), to_16_bits(result))), subtract_result(given, result)
-    )
-    assert mean_change(to_16_bits(given), to_16_bits(result)) == pytest.approx(mean_change(given, result))
+    deep = to_16_bits(given), to_16_bits(result)
+    assert np.array_equal(to_8_bits(subtract_result(*deep)), subtract_result(given, result))
+    assert mean_change(*deep) == pytest.approx(mean_change(given, result))
 
 
 def test_deep_pictures_stay_deep_and_other_depths_and_forms_are_refused(served):
@@ -228,9 +222,8 @@ def client(stored, tmp_path_factory):
     ],
 )
 def test_accept_gives_the_restored_picture_or_what_is_included(client, asked, shown):
-    reply = client.post(
-        f"/v1/restore{asked}", content=EXAMPLE, headers={"content-type": "image/jpeg", "accept": "image/webp"}
-    )
+    headers = {"content-type": "image/jpeg", "accept": "image/webp"}
+    reply = client.post(f"/v1/restore{asked}", content=EXAMPLE, headers=headers)
     assert reply.headers["content-type"] == "image/webp"
     width = np.asarray(Image.open(io.BytesIO(reply.content))).shape[1]
     assert width == (2 * SIZE[0] + 8 if shown == "comparison" else SIZE[0])

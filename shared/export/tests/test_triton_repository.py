@@ -1,5 +1,6 @@
-"""A model repository holds what its `config.pbtxt` says: parsed by Triton's own schema, run by ONNX Runtime."""
+"""Model repositories hold what their `config.pbtxt` says, by Triton's own schema; operators that TensorRT lacks."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,14 @@ import numpy as np
 import onnxruntime
 import pytest
 from google.protobuf import text_format
+from onnx import TensorProto, helper, save
 from torch import Tensor, nn
 from tritonclient.grpc import model_config_pb2 as schema
 
 from fovea.api.tensors import TensorSpec
 from fovea.errors import InvalidOption
 from shared.export.artifacts import ExportedForms
+from shared.export.tensorrt_operators import RECORD, find_lacking, main, read_operators
 from shared.export.triton_repository import TritonOptions, _datatype, write_model
 from shared.registry.weights import Manifest, NetworkSpec, Weights
 from shared.rpc.tensors import DTYPES
@@ -100,3 +103,31 @@ def test_every_datatype_is_one_of_tritons():
 def test_a_name_that_leaves_the_repository_is_refused(tmp_path):
     with pytest.raises(InvalidOption, match="can't be the name"):
         write_model(tmp_path, "../net", forms(tmp_path), (), TritonOptions())
+
+
+def branch(operator: str):
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, [1])
+    return helper.make_graph([helper.make_node(operator, ["x"], ["out"])], operator, [], [out])
+
+
+@pytest.fixture
+def graph(tmp_path):
+    facts = (("x", TensorProto.FLOAT, [1]), ("flag", TensorProto.BOOL, []), ("y", TensorProto.FLOAT, [1]))
+    x, flag, out = (helper.make_tensor_value_info(*one) for one in facts)
+    chosen = helper.make_node("If", ["flag"], ["y"], then_branch=branch("Relu"), else_branch=branch("Det"))
+    path = tmp_path / f"net-{'0' * 64}-v1.onnx"
+    save(helper.make_model(helper.make_graph([chosen], "g", [x, flag], [out])), path)
+    return path
+
+
+def test_operators_of_branches_are_found(graph, capsys):
+    assert read_operators(graph) == ["Det", "If", "Relu"]
+    assert find_lacking(["Relu", "Det", "Conv"]) == ["Det"]
+    assert main([str(graph.parent)]) == 1
+    assert capsys.readouterr().out == "net, v1: Det\n"
+
+
+def test_tensorrt_has_all_operators_of_the_recorded_graphs():
+    record = json.loads(RECORD.read_text("utf8"))
+    assert len(record) >= 11
+    assert {name: find_lacking(operators) for name, operators in record.items() if find_lacking(operators)} == {}

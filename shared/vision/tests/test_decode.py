@@ -110,13 +110,11 @@ def test_alpha_and_transparent_colours_are_flattened_on_white():
     half = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
     for kind, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True}), ("TIFF", {})):
         assert np.abs(decode(encoded(half, kind, **options)).pixels.astype(int) - 127).max() <= 1
-    gone = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
-    assert (decode(encoded(gone, "PNG")).pixels == 255).all()
-    palette = quadrants().quantize(4)
+    gone, grey, palette = Image.new("RGBA", (4, 4), (255, 0, 0, 0)), Image.new("L", (4, 4), 9), quadrants().quantize(4)
+    for data in (encoded(gone, "PNG"), encoded(grey, "PNG", transparency=9)):
+        assert (decode(data).pixels == 255).all()
     data = encoded(palette, "PNG", transparency=palette.getpixel((0, 0)))
     assert (decode(data).pixels[0, 0] == 255).all()
-    grey = encoded(Image.new("L", (4, 4), 9), "PNG", transparency=9)
-    assert (decode(grey).pixels == 255).all()
 
 
 def test_sixteen_bits_keep_their_high_byte():

@@ -14,15 +14,18 @@ from shared.settings import settings
 from shared.vision.export_cli import export, find_exportable
 
 
-def test_a_served_model_becomes_a_repository(tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def _folder_of_this_test(tmp_path, monkeypatch):
     monkeypatch.setenv("FOVEA_DATA_DIR", str(tmp_path / "state"))
     settings.cache_clear()
+    yield
+    monkeypatch.undo()
+    settings.cache_clear()
+
+
+def test_a_served_model_becomes_a_repository(tmp_path):
     name = min(servables("medical-seg"))
-    try:
-        ran = CliRunner().invoke(export, ["triton", str(tmp_path / "repository"), name, "--cpu", "--max-batch", "2"])
-    finally:
-        monkeypatch.undo()
-        settings.cache_clear()
+    ran = CliRunner().invoke(export, ["triton", str(tmp_path / "repository"), name, "--cpu", "--max-batch", "2"])
     assert ran.exit_code == 0, ran.output
     place = tmp_path / "repository" / name
     config = text_format.Parse((place / "config.pbtxt").read_text("utf-8"), schema.ModelConfig())
@@ -31,19 +34,10 @@ def test_a_served_model_becomes_a_repository(tmp_path, monkeypatch):
     assert (config.name, config.max_batch_size) == (name, 2)
 
 
-def test_a_model_that_was_trained_here_is_found(tmp_path, monkeypatch):
-    monkeypatch.setenv("FOVEA_DATA_DIR", str(tmp_path))
-    settings.cache_clear()
+def test_a_model_that_was_trained_here_is_found_and_one_without_a_graph_named_with_those_that_have_one():
     manifest = Manifest(name="mine", origin="trained", network=NetworkSpec(name="pranet-lite"), serves="pranet")
     write_weights(settings().weights_dir, {"x": np.zeros(3, np.float32)}, manifest)
-    try:
-        assert find_exportable("mine").card.name == "mine"
-    finally:
-        monkeypatch.undo()
-        settings.cache_clear()
-
-
-def test_a_model_without_a_graph_is_named_with_those_that_have_one():
+    assert find_exportable("mine").card.name == "mine"
     with pytest.raises(InvalidOption) as caught:
         find_exportable("smollm2-135m-instruct")
     assert "pranet" in str(caught.value.hint)

@@ -53,7 +53,7 @@ def test_outlines_hold_the_mask_turn_at_every_corner_and_one_is_outside_of_each_
         assert (np.roll(step, 1, axis=0) != step).any(axis=1).all()
 
 
-def test_ring_has_a_hole_and_parts_that_touch_at_a_corner_share_an_outline():
+def test_ring_has_a_hole_parts_that_touch_at_a_corner_share_an_outline_and_nothing_has_an_empty_window():
     outer, hole = mask_regions.trace_outlines(RING)
     assert outer.points.tolist() == [[1, 1], [5, 1], [5, 4], [1, 4]]
     assert (outer.hole, hole.hole) == (False, True)
@@ -61,6 +61,7 @@ def test_ring_has_a_hole_and_parts_that_touch_at_a_corner_share_an_outline():
     (outline,) = mask_regions.trace_outlines(TOUCHING)
     assert len(outline.points) == 8
     assert len(mask_regions.trace_outlines(np.pad(TOUCHING[::-1], 2))) == 1
+    assert mask_regions.occupied_window(np.zeros((3, 4), bool)) == (slice(0, 0), slice(0, 0))
 
 
 @given(masks)
@@ -81,11 +82,6 @@ def test_keeping_regions_keeps_exactly_their_pixels(mask, least):
     kept = mask_regions.keep_regions(labels, [region for region in found if region.area >= least])
     assert kept.sum() == sum(region.area for region in found if region.area >= least)
     assert not (kept & ~mask).any()
-
-
-def test_window_of_a_mask_is_tight():
-    assert mask_regions.occupied_window(RING) == (slice(1, 4), slice(1, 5))
-    assert mask_regions.occupied_window(np.zeros((3, 4), bool)) == (slice(0, 0), slice(0, 0))
 
 
 @given(masks)

@@ -12,21 +12,22 @@ from pydantic import BaseModel, ConfigDict
 
 from fovea.api.image import Drawable, ImageBytes, Times
 from fovea.api.tensors import TensorSpec
-from fovea.errors import Cancelled, DeadlineExceeded, InvalidOption, TooLarge
+from fovea.errors import Cancelled, DeadlineExceeded, FoveaError, TooLarge
 from shared.export.artifacts import ExportedForms
-from shared.registry import CallContext, Card, Limits, LoadContext, Paper
+from shared.registry import CallContext, Limits, LoadContext
 from shared.registry.weights import Weights
 from shared.settings import Settings
 from shared.vision import servable
 from shared.vision.draw import encode
 from shared.vision.limits import DEFAULT_BOUNDS, DecodeBounds, platform_bounds
+from tests.harness.models import toy_card
 
 
 class GreyIn(BaseModel):
     model_config = ConfigDict(frozen=True)
     image: ImageBytes
     rows: bool = False
-    fail: str = ""
+    fail: type[FoveaError] | None = None
 
 
 class GreyOut(Drawable):
@@ -39,10 +40,7 @@ class GreyOut(Drawable):
     notes: list[str]
 
 
-CARD = Card(
-    name="grey", task="echo", summary="Measures brightness.", paper=Paper(title="None", venue="none", year=2026),
-    licence="none", limits=Limits(max_side=64),
-)  # fmt: skip
+CARD = toy_card("grey", "echo", limits=Limits(max_side=64))
 
 
 class MeanEngine:
@@ -82,8 +80,6 @@ class Grey(servable.VisionServable[GreyIn, GreyOut, servable.VisionItem[GreyIn]]
     def read(self, request: GreyIn, watch: servable.Stopwatch, run: CallContext) -> servable.VisionItem[GreyIn]:
         image = servable.decode_field(request.image, self.bounds)
         watch.lap("decode")
-        if request.fail == "read":
-            raise InvalidOption("Not this one.", field="fail")
         grey = np.asarray(Image.fromarray(image.pixels).convert("L").resize((8, 8)), np.float32)
         return servable.VisionItem(
             request=request, watch=watch, inputs=(grey,), notes=servable.reading_notes("Squashed.", image)
@@ -91,8 +87,6 @@ class Grey(servable.VisionServable[GreyIn, GreyOut, servable.VisionItem[GreyIn]]
 
     def postprocess(self, item: servable.VisionItem[GreyIn]) -> GreyOut:
         mean, rows = item.outputs
-        if item.request.fail == "post":
-            raise InvalidOption("Not this one either.", field="fail")
         time.sleep(0.001)
         return GreyOut(**self.facts(item), mean=float(mean), rows=rows.tolist() if item.request.rows else None)
 
@@ -107,10 +101,8 @@ class OneByOne(Grey):
 
     def infer(self, items: Sequence[servable.VisionItem[GreyIn]], run: CallContext) -> None:
         super().infer(items, run)
-        if items[0].request.fail == "infer":
-            raise DeadlineExceeded("Too late.")
-        if items[0].request.fail == "cancel":
-            raise Cancelled("Stop.")
+        if items[0].request.fail:
+            raise items[0].request.fail("Too late.")
         run.progress(0.5, "half")
         run.progress(1.0)
 
@@ -124,26 +116,16 @@ def grey():
     return Grey(CARD, MeanEngine())
 
 
-def test_a_batch_is_one_run_and_each_answer_is_its_own(grey):
+def test_a_batch_is_one_run_each_answer_is_its_own_and_what_nobody_can_read_never_reaches_the_engine(grey):
+    assert (grey.predict([], CallContext()), len(grey.predict([GreyIn(image=b"")], CallContext()))) == ([], 1)
     shades = [10, 200, 90]
     answers = grey.predict([GreyIn(image=picture(shade), rows=shade == 90) for shade in shades], CallContext())
     assert [answer.mean for answer in answers] == shades
     assert [answer.rows for answer in answers] == [None, None, [90.0] * 8]
     assert grey.engine.batches == [3]
-    assert {(a.model, a.version, a.engine, a.notes[0]) for a in answers} == {
-        ("grey", CARD.version, "mean", "Squashed.")
-    }
-
-
-def test_a_batch_that_nobody_can_read_never_reaches_the_engine(grey):
-    grey.predict([GreyIn(image=b"")], CallContext())
-    assert grey.engine.batches == []
-    assert grey.predict([], CallContext()) == []
-
-
-def test_each_stage_is_timed_for_itself(grey):
-    first, second = grey.predict([GreyIn(image=picture(10)), GreyIn(image=picture(20))], CallContext())
-    for times in (first.times, second.times):
+    told = {(a.model, a.version, a.engine, a.notes[0]) for a in answers}
+    assert told == {("grey", CARD.version, "mean", "Squashed.")}
+    for times in (answer.times for answer in answers):
         assert min(times.decode, times.preprocess) > 0
         assert times.infer >= 2
         assert times.post >= 1
@@ -158,10 +140,10 @@ def test_large_items_go_one_at_a_time_and_one_that_is_too_late_leaves_the_others
     assert slow.engine.batches == [1, 1]
     assert told == [(0.25, "half"), (0.5, None), (0.75, "half"), (1.0, None)]
     slow = OneByOne(CARD, MeanEngine())
-    late, good = GreyIn(image=picture(10), fail="infer"), GreyIn(image=picture(20))
+    late, good = GreyIn(image=picture(10), fail=DeadlineExceeded), GreyIn(image=picture(20))
     assert [type(one) for one in slow.predict([late, good], CallContext())] == [DeadlineExceeded, GreyOut]
     with pytest.raises(Cancelled):
-        slow.predict([GreyIn(image=picture(10), fail="cancel"), good], CallContext())
+        slow.predict([GreyIn(image=picture(10), fail=Cancelled), good], CallContext())
 
 
 def test_a_rendering_needs_no_second_run_and_an_answer_in_json_holds_nothing_of_its_making(grey):
@@ -173,7 +155,6 @@ def test_a_rendering_needs_no_second_run_and_an_answer_in_json_holds_nothing_of_
     assert grey.media_types() == ("text/plain",)
     assert grey.engine.batches == [1]
     assert "scene" not in answer.model_dump_json()
-    request = GreyIn(image=picture(30))
     (answer,) = grey.predict([request], CallContext())
     assert answer.scene is None
     assert grey.render(request, answer, "text/plain") is None

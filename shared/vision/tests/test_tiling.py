@@ -1,6 +1,7 @@
 """Tiles add up to the whole: geometry, mirrored borders, exactness given context, and memory of one window."""
 
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
@@ -27,12 +28,6 @@ def test_cores_cover_every_pixel_once_and_windows_stay_on_the_grid(height, width
         assert window.top + window.height <= padded_length(height)
         assert window.left + window.width <= padded_length(width)
     assert (seen == 1).all()
-
-
-@given(height=st.integers(1, 200), width=st.integers(1, 200), core=cores, context=contexts)
-def test_a_network_that_copies_gives_the_picture_back(height, width, core, context):
-    image = torch.rand(1, 2, height, width)
-    assert torch.equal(tiled(lambda x: x, image, core=core, context=context), image)
 
 
 @given(length=st.integers(1, 40), beyond=st.integers(0, 100))
@@ -66,21 +61,12 @@ def test_what_is_not_on_the_grid_is_refused(core, context):
 
 
 def test_windows_run_one_after_another_and_none_is_kept():
+    windows_seen: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
-    live = 0
-
-    class Counted:
-        def __init__(self) -> None:
-            nonlocal live
-            live += 1
-            alive.append(live)
-
-        def __del__(self) -> None:
-            nonlocal live
-            live -= 1
 
     def network(x: torch.Tensor) -> torch.Tensor:
-        x.mark = Counted()
+        windows_seen.append(weakref.ref(x))
+        alive.append(sum(one() is not None for one in windows_seen))
         return x * 2
 
     tiled(network, torch.rand(1, 3, 256, 256), core=32, context=32)

@@ -1,8 +1,9 @@
 """Recipes of boxes and classes: folders of own data, and drawn pictures."""
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from fovea_recipes.training.recipe import MultiScale, Schedule
 from fovea_recipes.training.trainer import fit
 from services.detection.models.yolo9tr_network import Yolo9tr
 from shared.registry import network
-from shared.registry.weights import Manifest, read_weights
+from shared.registry.weights import read_weights
 
 SHORT = Schedule(steps=2, batch=4, rate=1e-3, validate_every=2)
 
@@ -69,9 +70,8 @@ def test_a_folder_of_boxes_becomes_a_detector(kind, tmp_path):
 
 
 def test_boxes_of_a_batch_lie_on_their_squares(tmp_path):
-    made = HieraEdgeNetCells(
-        data=squares(tmp_path / "data", 14), side=96, scale=MultiScale(side=96, rates=(1.0,)), schedule=SHORT, choose=2
-    )
+    scale = MultiScale(side=96, rates=(1.0,))
+    made = HieraEdgeNetCells(data=squares(tmp_path / "data", 14), side=96, scale=scale, schedule=SHORT, choose=2)
     made.prepare(tmp_path)
     inside, outside = [], []
     for step in range(8):
@@ -103,19 +103,15 @@ def test_a_rare_class_is_drawn_as_often_as_any_other_and_is_in_view(tmp_path):
     assert len(batch["targets"][:, 0].unique()) > 55
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A recipe that was fitted and published, and where its weights are."""
-
-    recipe: ClassRecipe
-    data: Path
-    file: Path
-    manifest: Manifest
+def _small(kind: type[ClassRecipe], folder: Path, **more: Any) -> ClassRecipe:
+    return kind(data=folder, side=64, schedule=SHORT, **more)
 
 
-def _train(recipe: ClassRecipe, data: Path, home: Path) -> Trained:
+def _train(recipe: ClassRecipe, data: Path, home: Path) -> SimpleNamespace:
+    """A recipe that is fitted and published, its data, and where its weights are."""
     manifest = publish(recipe, fit(recipe, home / "run"), home / "out")
-    return Trained(recipe, data, home / "out" / f"{recipe.weights}.safetensors", manifest)
+    file = home / "out" / f"{recipe.weights}.safetensors"
+    return SimpleNamespace(recipe=recipe, data=data, file=file, manifest=manifest)
 
 
 @pytest.fixture(scope="module")
@@ -125,25 +121,21 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(folder, tmp_path_factory):
-    recipe = EfficientNetLite0Recipe(data=folder, side=64, schedule=SHORT)
-    return _train(recipe, folder, tmp_path_factory.mktemp("teacher"))
+    return _train(_small(EfficientNetLite0Recipe, folder), folder, tmp_path_factory.mktemp("teacher"))
 
 
-def _taught(kind: type[PATNetRecipe | FasterNetRecipe], folder: Path, home: Path) -> Trained:
-    teacher = EfficientNetLite0Recipe(data=folder, side=64, schedule=SHORT)
-    return _train(kind(data=folder, side=64, schedule=SHORT, teacher=teacher), folder, home)
+@pytest.fixture(scope="module", params=[PATNetRecipe])
+def taught(request, folder, tmp_path_factory):
+    recipe = _small(request.param, folder, teacher=_small(EfficientNetLite0Recipe, folder))
+    return _train(recipe, folder, tmp_path_factory.mktemp("taught"))
 
 
-@pytest.fixture(scope="module")
-def patnet(folder, tmp_path_factory):
-    return _taught(PATNetRecipe, folder, tmp_path_factory.mktemp("patnet"))
-
-
-@pytest.mark.parametrize("kind", ["patnet", pytest.param("fasternet", marks=pytest.mark.release)])
-def test_a_folder_of_classes_becomes_a_classifier(kind, folder, tmp_path, request):
-    made = request.getfixturevalue(kind) if kind == "patnet" else _taught(FasterNetRecipe, folder, tmp_path)
-    assert {"top_1", "teacher_top_1", "recall.blue", "recall.red"} <= made.manifest.metrics.keys()
-    assert made.manifest.data["names"] == "blue,red"
+@pytest.mark.parametrize(
+    "taught", [PATNetRecipe, pytest.param(FasterNetRecipe, marks=pytest.mark.release)], indirect=True
+)
+def test_a_folder_of_classes_becomes_a_classifier(taught):
+    assert {"top_1", "teacher_top_1", "recall.blue", "recall.red"} <= taught.manifest.metrics.keys()
+    assert taught.manifest.data["names"] == "blue,red"
 
 
 def test_a_classifier_starts_from_a_file_and_the_manifest_keeps_only_its_name(teacher, tmp_path):
@@ -156,16 +148,16 @@ def test_a_classifier_starts_from_a_file_and_the_manifest_keeps_only_its_name(te
     assert again.model_dump(mode="json")["start"] == "efficientnet-lite0"
 
 
-def test_warnings_are_learnt_anew_without_touching_the_network(patnet, tmp_path):
+def test_warnings_are_learnt_anew_without_touching_the_network(taught, tmp_path):
     other = squares(tmp_path / "squares", 6)
-    file = Path(shutil.copytree(patnet.file.parent, tmp_path / "out")) / patnet.file.name
+    file = Path(shutil.copytree(taught.file.parent, tmp_path / "out")) / taught.file.name
     arrays = read_weights(file).arrays
-    after = recalibrate(file, patnet.data, foreign=(other,))
+    after = recalibrate(file, taught.data, foreign=(other,))
     again = read_weights(file)
     assert all(np.array_equal(arrays[key], array) for key, array in again.arrays.items())
     assert {"auroc_squares", "warned_squares", "auroc_unlearnt_squares"} <= after.metrics.keys()
-    assert (after.metrics["top_1"], after.recipe["foreign"]) == (patnet.manifest.metrics["top_1"], ["squares"])
-    assert "foreign" not in patnet.manifest.recipe
+    assert (after.metrics["top_1"], after.recipe["foreign"]) == (taught.manifest.metrics["top_1"], ["squares"])
+    assert "foreign" not in taught.manifest.recipe
     assert "familiar.directions" in again.familiar
     with pytest.raises(Conflict, match="is not the data"):
         recalibrate(file, colours(tmp_path / "more", 11))
@@ -176,12 +168,9 @@ def test_a_start_without_a_fitting_layer_and_one_class_alone_are_refused(teacher
     made.gather()
     with pytest.raises(InvalidOption, match="No layer of efficientnet-lite0 has the name and shape of one of patnet"):
         made.network()
-    folder = colours(tmp_path / "data", 4)
-    for path in (folder / "red").iterdir():
-        path.unlink()
-    (folder / "red").rmdir()
+    shutil.rmtree(colours(tmp_path / "data", 4) / "red")
     with pytest.raises(InvalidOption, match="1 classes"):
-        PATNetRecipe(data=folder).prepare(tmp_path)
+        PATNetRecipe(data=tmp_path / "data").prepare(tmp_path)
 
 
 TINY = Yolo9trDemo(
@@ -223,13 +212,6 @@ def test_the_optimiser_lets_only_kernels_decay():
     assert all(p.ndim > 1 for p in groups[0]["params"])
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    recipe = HieraEdgeNetDemo(train=6, valid=2, test=2, side=96)
-    recipe.prepare(tmp_path_factory.mktemp("slides"))
-    return recipe
-
-
 @pytest.mark.parametrize("turns", range(4))
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_turned_box_stays_around_its_grain(turns, flip):
@@ -248,7 +230,10 @@ def test_a_turned_box_stays_around_its_grain(turns, flip):
     assert rows[0, 1] == np.float32(21 / 40)  # the caller's rows are its own
 
 
-def test_the_true_boxes_score_one_and_count_right(small, monkeypatch):
+def test_the_true_boxes_score_one_and_count_right(tmp_path, monkeypatch):
+    small = HieraEdgeNetDemo(train=6, valid=2, test=2, side=96)
+    small.prepare(tmp_path)
+
     def perfect(_net, images):
         made = torch.zeros(len(images), 4 + len(KINDS), 10)
         for index in range(len(images)):

@@ -8,7 +8,6 @@ from fovea.errors import InvalidOption
 from fovea_memory.experiments.routing_clusters import RoutingClusters
 from fovea_recipes.interpretability.experiments.deconstruction_study import DeconstructionStudy
 from fovea_recipes.interpretability.tiny_induction import LETTERS, TinyInduction
-from services.interpretability.attention.head_scores import head_patterns
 from shared.registry import CallContext, LoadContext
 
 SPEC = {
@@ -96,7 +95,3 @@ def test_served_model_copies_strings_that_it_never_saw_across_a_gap_too(tiny, be
         best = tiny.model(tiny.tensor([ids]))[0].argmax(-1).tolist()
         right += [best[i] == ids[i + 1] for i in range(len(ids) - 1 - known, len(ids) - 1)]
     assert np.mean(right) > share
-
-
-def test_served_model_has_induction_heads(tiny):
-    assert head_patterns(tiny.model, tiny.encode("kqzwxmhjvb"))["induction"].max() > 0.4

@@ -38,14 +38,11 @@ def test_a_gap_is_judged_by_the_eight_tokens_around_it_and_ends_never_win():
     torch.manual_seed(0)
     predictor, keys = BoundaryPredictor(8).eval(), torch.randn(40, 8)
     logits = predictor(keys)
-    assert (logits[:7] == -100).all()
-    assert (logits[-8:] == -100).all()
-    far = keys.clone()
-    far[25:] = 9.0
-    assert torch.allclose(predictor(far)[20], logits[20])
-    near = keys.clone()
-    near[24] = 9.0
-    assert not torch.allclose(predictor(near)[20], logits[20])
+    assert (logits[[*range(7), *range(-8, 0)]] == -100).all()
+    for first, is_seen in ((25, False), (24, True)):
+        changed = keys.clone()
+        changed[first:] = 9.0
+        assert torch.allclose(predictor(changed)[20], logits[20]) is not is_seen
 
 
 def test_labels_are_ratios_of_two_and_more_and_the_loss_is_the_focal_one():
@@ -68,10 +65,8 @@ def score(predictor, texts=10):
 
 def test_it_learns_borders_that_its_keys_show():
     torch.manual_seed(0)
-    losses = []
-    predictor = train(
-        BoundaryPredictor(8), (text(seed) for seed in range(150)), rate=5e-3, on_step=lambda _step, x: losses.append(x)
-    )
+    losses, texts = [], (text(seed) for seed in range(150))
+    predictor = train(BoundaryPredictor(8), texts, rate=5e-3, on_step=lambda _step, x: losses.append(x))
     assert sum(losses[-20:]) < sum(losses[:20])
     assert score(predictor) > 0.5
     assert score(BoundaryPredictor(8).eval()) < 0.3

@@ -5,6 +5,7 @@ import re
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ from fovea.errors import InvalidOption
 from fovea_recipes.medical_seg.pranet_lite import PraNetLiteRecipe
 from fovea_recipes.training.cli import configure_recipe, train
 from fovea_recipes.training.progress_report import ProgressReport, format_time
-from fovea_recipes.training.publish import publish
 from fovea_recipes.training.recipe import MultiScale, Schedule, recipe_named, recipes
 from fovea_recipes.training.trainer import FitProgress, fit
 from shared.registry import network
@@ -42,11 +42,9 @@ def frames(folder: Path, count: int) -> Path:
     return folder
 
 
-def recipe(folder: Path, steps: int = 2) -> PraNetLiteRecipe:
-    return PraNetLiteRecipe(
-        data=folder, choose=4, scale=MultiScale(side=96, rates=(1.0,)),
-        schedule=Schedule(steps=steps, batch=4, rate=1e-3, validate_every=steps),
-    )  # fmt: skip
+def recipe(folder: Path, steps: int = 2, **more: Any) -> PraNetLiteRecipe:
+    schedule = Schedule(steps=steps, batch=4, rate=1e-3, validate_every=steps)
+    return PraNetLiteRecipe(data=folder, choose=4, scale=MultiScale(side=96, rates=(1.0,)), schedule=schedule, **more)
 
 
 def test_the_layout_is_pranets_behind_another_backbone():
@@ -58,13 +56,6 @@ def test_the_layout_is_pranets_behind_another_backbone():
     network("pranet-lite", reverse=False).load_state_dict(net.state_dict())
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    home = tmp_path_factory.mktemp("trained")
-    made = recipe(frames(home / "data", 20))
-    return made, publish(made, fit(made, home / "run"), home / "out"), home / "out" / "pranet.safetensors"
-
-
 @pytest.mark.release
 def test_it_learns_to_mark_discs(tmp_path):
     made = recipe(frames(tmp_path / "data", 24), steps=60)
@@ -72,7 +63,7 @@ def test_it_learns_to_mark_discs(tmp_path):
 
 
 def test_samples_without_a_polyp_come_from_frames_with_one_and_too_few_are_refused(tmp_path):
-    made = recipe(frames(tmp_path / "data", 20)).model_copy(update={"empty": 0.9})
+    made = recipe(frames(tmp_path / "data", 20), empty=0.9)
     made.prepare(tmp_path)
     shares = [
         (next(made.batches(step, np.random.default_rng(step)))["mask"].amax(dim=(1, 2, 3)) < 0.5).float().mean()
@@ -82,7 +73,7 @@ def test_samples_without_a_polyp_come_from_frames_with_one_and_too_few_are_refus
     with pytest.raises(InvalidOption, match="2 pictures with masks"):
         recipe(frames(tmp_path / "few", 2)).prepare(tmp_path)
     with pytest.raises(InvalidOption, match="0 held-out marks"):
-        recipe(tmp_path / "data").model_copy(update={"held_out": "00|04"}).prepare(tmp_path)
+        recipe(tmp_path / "data", held_out="00|04").prepare(tmp_path)
 
 
 DOC = Path(__file__).parents[4] / "docs" / "09-your-own-data.md"

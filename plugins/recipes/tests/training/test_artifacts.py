@@ -81,7 +81,10 @@ def test_graph_is_exported_once_its_parity_kept_and_fetched_by_the_next_process(
     monkeypatch.setattr(ExportedForms, "_export", lambda _: pytest.fail("was exported again"))
     assert artefacts.graph() == path
     assert weights.manifest.sha256 in path.name
-    assert artefacts.parity().max_difference == json.loads(path.with_suffix(".json").read_text())["max_difference"]
+    parity = artefacts.parity()
+    assert parity.max_difference == json.loads(path.with_suffix(".json").read_text())["max_difference"]
+    assert parity.max_difference < 1e-5 < parity.max_value
+    assert [shape for (shape,) in parity.shapes] == [[1, 2, 7], [2, 2, 9]]
     other = made(weights, tmp_path / "two")
     assert other.graph(objects).read_bytes() == first.read_bytes()
     assert other.parity() == made(weights, tmp_path / "one").parity()
@@ -89,34 +92,24 @@ def test_graph_is_exported_once_its_parity_kept_and_fetched_by_the_next_process(
 
 def test_network_is_prepared_before_it_is_served(weights, tmp_path):
     def halved(net):
-        with torch.no_grad():
-            net.conv.weight.mul_(0.5)
-            net.conv.bias.mul_(0.5)
+        net.load_state_dict({key: value / 2 for key, value in net.state_dict().items()})
         return net
 
-    x = torch.randn(1, 2, 7)
-    plain, prepared = made(weights, tmp_path).network()(x), made(weights, tmp_path, prepare=halved).network()(x)
-    assert torch.allclose(prepared, plain / 2)
-    assert not made(weights, tmp_path, prepare=halved).network().training
+    x, prepared = torch.randn(1, 2, 7), made(weights, tmp_path, prepare=halved).network()
+    assert torch.allclose(prepared(x), made(weights, tmp_path).network()(x) / 2)
+    assert not prepared.training
 
 
 @pytest.mark.parametrize(
     ("shape", "outputs"), [((-1, 4, -1), (WANTED,)), ((-1, 2, 8), (WANTED,)), ((-1, 2, -1), (WANTED, WANTED))]
 )
 def test_engine_with_other_tensors_is_closed_and_refused(weights, tmp_path, shape, outputs):
-    class Other:
-        name = "triton"
-        inputs = (TensorSpec(name="x", datatype="FP32", shape=shape),)
-        closed = False
-
-        def close(self):
-            self.closed = True
-
-    other = Other()
-    other.outputs = outputs
+    closed: list[bool] = []
+    given = (TensorSpec(name="x", datatype="FP32", shape=shape),)
+    other = SimpleNamespace(name="triton", inputs=given, outputs=outputs, close=lambda: closed.append(True))
     with pytest.raises(NotReady, match="triton engine holds another network"):
         check_tensors(other, made(weights, tmp_path))
-    assert other.closed
+    assert closed == [True]
 
 
 def test_card_tells_what_was_loaded(weights, tmp_path):

@@ -15,6 +15,7 @@ from torch import nn
 from fovea.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from fovea_recipes.training import checkpoint_import
 from fovea_recipes.training.safe_unpickler import read_unpickled
+from plugins.recipes.tests.training.conftest import Line
 from shared.registry.weights import read_weights
 
 
@@ -47,6 +48,17 @@ def out(tmp_path):
     return tmp_path / "weights"
 
 
+@pytest.fixture
+def bring(tmp_path, out):
+    """Saves something with torch, and imports it."""
+
+    def save_and_import(thing):
+        torch.save(thing, tmp_path / "a.pth")
+        return checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
+
+    return save_and_import
+
+
 class Bomb:
     """Writes a file when it is unpickled by anyone who imports what it names."""
 
@@ -69,18 +81,13 @@ def test_both_formats_are_stored_exactly(tmp_path, out, state, suffix):
     assert found.manifest.data["source_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def test_a_leading_module_is_removed(tmp_path, out, state):
-    torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "a.pth")
-    assert checkpoint_import.import_weights("toy", tmp_path / "a.pth", out).unexpected == []
-
-
-def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, out, state):
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, out, state, bring):
     trap = tmp_path / "trap"
-    torch.save(state | {"extra": Bomb(trap)}, tmp_path / "a.pth")
+    with pytest.raises(Malformed, match="run code"):
+        bring(state | {"extra": Bomb(trap)})
     (tmp_path / "b.pth").write_bytes(pickle.dumps({"conv.weight": Bomb(trap)}))
-    for name in ("a.pth", "b.pth"):
-        with pytest.raises(Malformed, match="run code"):
-            checkpoint_import.import_weights("toy", tmp_path / name, out)
+    with pytest.raises(Malformed, match="run code"):
+        checkpoint_import.import_weights("toy", tmp_path / "b.pth", out)
     assert not trap.exists()
     assert not out.exists()
 
@@ -103,35 +110,32 @@ def test_a_file_of_another_kind_is_named_as_such(tmp_path, out):
 
 
 def test_a_file_too_large_or_unpacking_to_a_large_one_is_refused_before_it_is_read(tmp_path, out):
-    (tmp_path / "a.pth").write_bytes(b"\0" * (2 * 2**20))
+    file = tmp_path / "a.pth"
+    file.write_bytes(b"\0" * (2 * 2**20))
     with pytest.raises(TooLarge, match="2,097,152"):
-        checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
-    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        checkpoint_import.import_weights("toy", file, out)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/data.pkl", b"\0" * (8 * 2**20))
-    assert (tmp_path / "a.pth").stat().st_size < 2**20
+    assert file.stat().st_size < 2**20
     with pytest.raises(TooLarge):
-        checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
+        checkpoint_import.import_weights("toy", file, out)
 
 
-def test_what_no_prediction_needs_may_be_missing_and_importing_twice_stores_the_same(tmp_path, out, state):
+def test_what_no_prediction_needs_may_be_missing_and_importing_twice_stores_the_same(out, state, bring):
     for key in ("fc.weight", "fc.bias", "bn.num_batches_tracked"):
         del state[key]
-    torch.save(state | {"more": torch.zeros(1)}, tmp_path / "a.pth")
-    imported = checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
+    imported = bring(state | {"more": torch.zeros(1)})
     assert set(imported.missing) == {"fc.weight", "fc.bias", "bn.num_batches_tracked"}
     assert imported.unexpected == ["more"]
     assert imported.manifest.notes == {"missing": imported.missing, "unexpected": ["more"]}
     assert set(read_weights(out / "toy.safetensors").arrays) == set(Net().state_dict())
-    torch.save(state, tmp_path / "a.pth")
-    first, second = (checkpoint_import.import_weights("toy", tmp_path / "a.pth", out).manifest for _ in range(2))
-    assert first.sha256 == second.sha256
+    assert bring(state).manifest.sha256 == bring(state).manifest.sha256
 
 
-def test_a_network_without_a_layout_of_its_own_is_refused(tmp_path, out, state, monkeypatch):
+def test_a_network_without_a_layout_of_its_own_is_refused(state, bring, monkeypatch):
     monkeypatch.setattr(checkpoint_import, "network", lambda _name: nn.Linear())
-    torch.save(state, tmp_path / "a.pth")
     with pytest.raises(InvalidOption, match="official layout"):
-        checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
+        bring(state)
 
 
 @pytest.mark.parametrize(
@@ -144,44 +148,35 @@ def test_a_network_without_a_layout_of_its_own_is_refused(tmp_path, out, state, 
         (lambda _: {"encoder.weight": torch.zeros(1)}, r"conv\.weight(?s:.*)encoder\.weight"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_named(tmp_path, out, state, change, told):
-    torch.save(change(state), tmp_path / "a.pth")
+def test_what_does_not_fit_is_refused_and_named(out, state, bring, change, told):
     with pytest.raises((InvalidOption, Malformed)) as refused:
-        checkpoint_import.import_weights("toy", tmp_path / "a.pth", out)
+        bring(change(state))
     assert re.search(told, f"{refused.value.detail} {refused.value.hint}")
     assert not out.exists()
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
-def test_a_state_dict_beside_the_notes_of_its_training_is_found(tmp_path, out, state, wrapper):
-    file = tmp_path / "official.pth"
-    torch.save({wrapper: state, "epoch": 300, "optimizer": {"lr": 0.1}}, file)
-    checkpoint_import.import_weights("toy", file, out)
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"state_dict": state, "epoch": 300, "optimizer": {"lr": 0.1}},
+        lambda state: {"model": state, "epoch": 300, "optimizer": {"lr": 0.1}},
+        lambda state: {f"module.{key}": value for key, value in state.items()},
+    ],
+    ids=["state_dict", "model", "module."],
+)
+def test_a_state_dict_beside_notes_of_its_training_or_of_a_wrapped_module_is_found(out, state, bring, wrap):
+    assert bring(wrap(state)).unexpected == []
     arrays = read_weights(out / "toy.safetensors").arrays
     assert all(torch.equal(torch.from_numpy(arrays[key]).view(value.shape), value) for key, value in state.items())
 
 
-class Sized(nn.Module):
-    def __init__(self, width: int = 2) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(3, width), nn.Linear(width, 1)
-
-
-@pytest.mark.parametrize("width", [2, 5])
-def test_of_several_official_layouts_the_one_that_fits_is_taken(tmp_path, out, monkeypatch, width):
-    monkeypatch.setattr(checkpoint_import, "network", lambda _name, **config: Sized(**config))
+def test_of_several_official_layouts_the_one_that_fits_is_taken_and_the_nearest_compared(bring, monkeypatch):
+    monkeypatch.setattr(checkpoint_import, "network", lambda _name, **config: Line(**config))
     monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({"width": 2}, {"width": 5}))
-    torch.save(Sized(width).state_dict(), tmp_path / "official.pt")
-    imported = checkpoint_import.import_weights("sized", tmp_path / "official.pt", out)
-    assert imported.manifest.network.config == {"width": width}
-
-
-def test_a_checkpoint_of_no_layout_is_compared_with_the_nearest(tmp_path, out, monkeypatch):
-    monkeypatch.setattr(checkpoint_import, "network", lambda _name, **config: Sized(**config))
-    monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({"width": 2}, {"width": 5}))
-    torch.save((Sized(5).state_dict() | {"second.bias": torch.zeros(2)}), tmp_path / "official.pt")
-    with pytest.raises(InvalidOption, match=r"second.bias is \[2\], \[1\] is needed"):
-        checkpoint_import.import_weights("sized", tmp_path / "official.pt", out)
+    for width in (2, 5):
+        assert bring(Line(width).state_dict()).manifest.network.config == {"width": width}
+    with pytest.raises(InvalidOption, match=r"norm.bias is \[2\], \[1\] is needed"):
+        bring(Line(5).state_dict() | {"norm.bias": torch.zeros(2)})
 
 
 class Small(nn.Module):

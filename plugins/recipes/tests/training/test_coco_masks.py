@@ -107,10 +107,8 @@ def test_pictures_that_are_missing_broken_or_of_another_size_are_left_out(tmp_pa
     Image.new("RGB", (WIDTH * 2, HEIGHT)).save(folder / "d.png")
     pairs, problems = read(folder)
     assert [path.name for path in pairs.pictures] == ["a.png"]
-    said = {problem.path.name: problem.kind for problem in problems}
-    assert said["b.png"].startswith("is not there")
-    assert said["c.png"].startswith("can't be read")
-    assert said["d.png"].startswith("has another size")
+    said = {problem.path.name: problem.kind.partition(",")[0].partition(" than ")[0] for problem in problems}
+    assert said == {"b.png": "is not there", "c.png": "can't be read", "d.png": "has another size"}
 
 
 def test_files_of_several_splits_name_their_own_pictures_and_two_of_one_add_their_labels(tmp_path):

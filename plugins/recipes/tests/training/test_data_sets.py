@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,16 +48,17 @@ def as_voc(folder: Path) -> None:
         (folder / f"{stem}.xml").write_text(f"<annotation>{objects}</annotation>")
 
 
-def as_coco(folder: Path, kind: Callable[[int], object] = int) -> None:
+def as_coco(folder: Path, kind: Callable[[int], object] = int, images: Any = (), notes: Any = ()) -> None:
+    """COCO's file, with more images and annotations; `kind` is the type of its ids."""
     kinds = [{"id": kind(7), "name": "cat"}, {"id": 10, "name": "dog"}]
-    ids = {"cat": 7, "dog": 10}
-    images = [{"id": kind(index), "file_name": f"{stem}.png"} for index, stem in enumerate(BOXES)]
-    notes = [
-        {"image_id": index, "category_id": ids[name], "bbox": [x1, y1, x2 - x1, y2 - y1]}
+    held = [{"id": kind(index), "file_name": f"{stem}.png"} for index, stem in enumerate(BOXES)]
+    boxes = [
+        {"image_id": index, "category_id": {"cat": 7, "dog": 10}[name], "bbox": [x1, y1, x2 - x1, y2 - y1]}
         for index, boxes in enumerate(BOXES.values())
         for name, x1, y1, x2, y2 in boxes
     ]
-    (folder / "instances.json").write_text(json.dumps({"images": images, "annotations": notes, "categories": kinds}))
+    told = {"images": [*held, *images], "annotations": [*boxes, *notes], "categories": kinds}
+    (folder / "instances.json").write_text(json.dumps(told))
 
 
 def as_yolo(folder: Path) -> None:
@@ -70,29 +72,36 @@ def as_yolo(folder: Path) -> None:
         (folder / "labels" / f"{stem}.txt").write_text("\n".join(rows))
 
 
-@pytest.mark.parametrize("write", [as_voc, as_coco, as_yolo])
-def test_every_format_says_the_same(pictures, write):  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(
+    ("write", "ending", "label"), [(as_voc, "xml", "a"), (as_coco, "json", "instances"), (as_yolo, "txt", "labels/a")]
+)
+def test_every_format_says_the_same_without_hidden_files_and_another_encoding_is_named(pictures, write, ending, label):
     write(pictures)
-    found = find_boxes(pictures)
-    assert found.names == ("cat", "dog")
-    assert [path.stem for path in found.pictures] == ["a", "b"]
+    file = pictures / f"{label}.{ending}"
+    for hidden in (pictures / "._a.png", file.with_name(f"._{file.name}")):  # by the Finder of macOS
+        hidden.write_bytes(b"\0\5\x16\7\xb0")
+    found, problems, _ = check_boxes(find_boxes(pictures))
+    assert (found.names, problems, [path.stem for path in found.pictures]) == (("cat", "dog"), [], ["a", "b"])
     assert np.allclose(found.rows[0], [[0, 10, 20, 50, 60]], atol=1e-4)
     assert np.allclose(found.rows[1], [[1, 0, 0, 30, 40], [0, 60, 10, 90, 70]], atol=1e-4)
     assert found.counts == {"cat": 2, "dog": 1}
+    file = file.rename(file.with_suffix(f".{ending.upper()}"))  # of a camera, or Windows
+    assert find_boxes(pictures).counts == found.counts
+    file.write_bytes("Schlaglöcher".encode("utf-16"))
+    with pytest.raises(InvalidOption, match=file.name):
+        find_boxes(pictures)
 
 
 def test_pictures_are_read_as_they_are_served(tmp_path):
     tones = np.linspace(0, 65535, 40 * 20).astype(np.uint16).reshape(20, 40)
     Image.fromarray(tones).save(tmp_path / "deep.png")
     assert np.array_equal(read_picture(tmp_path / "deep.png")[..., 0], tones >> 8)
-    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
-    clear.save(tmp_path / "clear.png")
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     assert (read_picture(tmp_path / "clear.png") == 255).all()
     exif = Image.Exif()
     exif[274] = 6
     for suffix in ("jpg", "png", "tif", "webp"):
-        Image.new("RGB", (40, 20)).save(tmp_path / f"turned.{suffix}", exif=exif)
-        file = tmp_path / f"turned.{suffix}"
+        Image.new("RGB", (40, 20)).save(file := tmp_path / f"turned.{suffix}", exif=exif)
         assert (picture_size(file), read_picture(file).shape[:2]) == ((40, 20), (40, 20)), suffix
 
 
@@ -136,63 +145,30 @@ def test_outlines_of_yolo_are_boxed_and_other_lines_are_told_by_their_place(pict
 
 
 def test_mistakes_in_coco_files_are_named_and_the_rest_is_used(pictures):
-    as_coco(pictures)
-    held = json.loads((pictures / "instances.json").read_text())
-    box = [0, 0, 5, 5]
-    held["annotations"] += [
-        {"id": 7, "image_id": 99, "category_id": 7, "bbox": box},
-        {"id": 8, "image_id": 0, "category_id": 99, "bbox": box},
+    notes = [
+        {"id": 7, "image_id": 99, "category_id": 7, "bbox": [0, 0, 5, 5]},
+        {"id": 8, "image_id": 0, "category_id": 99, "bbox": [0, 0, 5, 5]},
         {"id": 9, "image_id": 0, "category_id": 7},
     ]
-    held["images"].append({"id": 5, "file_name": "gone.png"})
-    (pictures / "instances.json").write_text("\ufeff" + json.dumps(held), "utf8")
+    as_coco(pictures, images=[{"id": 5, "file_name": "gone.png"}], notes=notes)
+    (pictures / "instances.json").write_text("\ufeff" + (pictures / "instances.json").read_text(), "utf8")
     (pictures / "captions.json").write_text("[]")
     found, problems, _ = check_boxes(find_boxes(pictures, names=["dog", "cat"]))
     assert (found.names, found.counts) == (("dog", "cat"), {"dog": 1, "cat": 2})
     assert sorted(each.detail or each.path.name for each in problems) == ["gone.png", "label 7", "label 8", "label 9"]
 
 
-@pytest.mark.parametrize("kind", [str, float])
-def test_an_id_is_the_same_however_it_is_written(pictures, kind):
-    as_coco(pictures, kind)
-    found = find_boxes(pictures)
-    assert (found.counts, found.problems) == ({"cat": 2, "dog": 1}, ())
-
-
-def test_crowds_are_no_objects_and_names_of_windows_are_found(pictures):
-    as_coco(pictures)
-    held = json.loads((pictures / "instances.json").read_text())
-    held["images"][0]["file_name"] = "images\\a.png"
-    held["annotations"].append({"id": 4, "image_id": 0, "category_id": 7, "bbox": [0, 0, 80, 70], "iscrowd": 1})
-    (pictures / "instances.json").write_text(json.dumps(held))
+@pytest.mark.parametrize("kind", [int, str, float])
+def test_ids_match_however_they_are_written_crowds_are_no_objects_and_names_of_windows_are_found(pictures, kind):
+    as_coco(pictures, kind, notes=[{"id": 4, "image_id": 0, "category_id": 7, "bbox": [0, 0, 80, 70], "iscrowd": 1}])
+    file = pictures / "instances.json"
+    file.write_text(file.read_text().replace("a.png", r"images\\a.png"))
     found = find_boxes(pictures)
     assert found.counts == {"cat": 2, "dog": 1}
     assert [(each.kind.split(",")[0], each.detail) for each in found.problems] == [("has labels of crowds", "label 4")]
 
 
-@pytest.mark.parametrize(
-    ("write", "ending", "label"), [(as_voc, "xml", "a"), (as_coco, "json", "instances"), (as_yolo, "txt", "labels/a")]
-)
-def test_hidden_files_are_left_out_and_labels_of_another_encoding_are_named(pictures, write, ending, label):
-    write(pictures)
-    file = pictures / f"{label}.{ending}"
-    for hidden in (pictures / "._a.png", file.with_name(f"._{file.name}")):  # by the Finder of macOS
-        hidden.write_bytes(b"\0\5\x16\7\xb0")
-    found, problems, _ = check_boxes(find_boxes(pictures))
-    assert (len(found), problems) == (2, [])
-    file = file.rename(file.with_suffix(f".{ending.upper()}"))  # of a camera, or Windows
-    assert find_boxes(pictures).counts == found.counts
-    file.write_bytes("Schlaglöcher".encode("utf-16"))
-    with pytest.raises(InvalidOption, match=file.name):
-        find_boxes(pictures)
-
-
-def test_a_test_folder_is_held_out_next_to_a_validation_folder(tmp_path):
-    paths = [tmp_path / split / "a.png" for split in ("train", "val", "test")]
-    assert held_out(paths, tmp_path).tolist() == [False, True, True]
-
-
-def test_classes_beyond_the_names_and_no_labels_are_refused(pictures):
+def test_no_labels_classes_beyond_the_names_and_xml_that_reads_other_files_are_refused(pictures):
     with pytest.raises(NotFound, match="no boxes") as caught:
         find_boxes(pictures)
     assert "Pascal VOC" in str(caught.value.hint)
@@ -200,12 +176,8 @@ def test_classes_beyond_the_names_and_no_labels_are_refused(pictures):
     (pictures / "data.yaml").write_text("names: [cat]\n")
     with pytest.raises(InvalidOption, match="class 1"):
         find_boxes(pictures)
-
-
-def test_xml_that_reads_other_files_is_refused(pictures):
-    (pictures / "a.xml").write_text(
-        '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><annotation>&e;</annotation>'
-    )
+    entity = '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><annotation>&e;</annotation>'
+    (pictures / "a.xml").write_text(entity)
     with pytest.raises(Exception, match="Entit"):
         find_boxes(pictures)
 
@@ -267,11 +239,12 @@ def test_pictures_find_their_masks_and_groups_are_never_split(tmp_path):
     assert 0.15 < out.mean() < 0.5
 
 
-def test_lists_and_patterns_say_what_is_held_out_or_are_refused(tmp_path):
-    with pytest.raises(InvalidOption, match="Nothing is left to hold out"):
-        held_out([tmp_path / "a.png", tmp_path / "b.png"], tmp_path, pattern="nowhere")
-    with pytest.raises(InvalidOption, match="not a pattern"):
-        held_out([tmp_path / "a.png"], tmp_path, pattern="(")
+def test_lists_patterns_and_folders_say_what_is_held_out_or_are_refused(tmp_path):
+    paths = [tmp_path / split / "a.png" for split in ("train", "val", "test")]
+    assert held_out(paths, tmp_path).tolist() == [False, True, True]
+    for pattern, told in (("nowhere", "Nothing is left to hold out"), ("(", "not a pattern")):
+        with pytest.raises(InvalidOption, match=told):
+            held_out([tmp_path / "a.png", tmp_path / "b.png"], tmp_path, pattern=pattern)
     (tmp_path / "val.txt").write_text("b\n")
     assert held_out([tmp_path / "a.png", tmp_path / "b.png"], tmp_path).tolist() == [False, True]
 
@@ -339,15 +312,12 @@ def test_a_mask_follows_the_picture_and_the_same_draw_gives_the_same():
     warp = Augment().warp(np.random.default_rng(3), (64, 64), (96, 96))
     pixels = warp_picture(np.repeat(mask[..., None], 3, axis=2), warp, (96, 96))
     assert np.abs(pixels[..., 0].astype(int) - warp_mask(mask, warp, (96, 96))).max() <= 1
-    still = Augment(
-        flip_x=0, flip_y=0, turn=0, zoom=(1, 1), stretch=0, shift=0, brightness=0, contrast=0, gamma=0,
-        saturation=0, hue=0, blur=0, noise=0, compress=0,
-    )  # fmt: skip
+    quiet = ("flip_x", "flip_y", "turn", "stretch", "shift", "brightness", "contrast", "gamma", "saturation", "hue")
+    still = Augment(**dict.fromkeys((*quiet, "blur", "noise", "compress"), 0), zoom=(1, 1))
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (40, 50, 3), np.uint8)
     assert np.allclose(still.warp(rng, (40, 50), (40, 50)), [[1, 0, 0], [0, 1, 0]], atol=1e-9)
     assert np.array_equal(still.recolour(pixels, rng), pixels)
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     first, second = (Augment().recolour(pixels, np.random.default_rng(7)) for _ in range(2))
     assert np.array_equal(first, second)
 
@@ -365,16 +335,11 @@ def normalised(x: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...])
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "classes"), [("chelsea", {281, 282, 285}), ("coffee", {504, 967, 968})])
-def test_it_names_photographs(name, classes):
-    network = EfficientNetLite0(1000).eval()
-    load_imagenet(network)
-    assert int(network(normalised(picture(name, 224, 224), (0.5,) * 3, (0.5,) * 3)).argmax()) in classes
-
-
-@torch.no_grad()
-def test_another_normalisation_gives_the_same_features():
-    plain, adapted = EfficientNetLite0().eval(), EfficientNetLite0().eval()
+def test_it_names_photographs_and_another_normalisation_gives_the_same_features():
+    plain, adapted, named = EfficientNetLite0().eval(), EfficientNetLite0().eval(), EfficientNetLite0(1000).eval()
+    load_imagenet(named)
+    for name, classes in (("chelsea", {281, 282, 285}), ("coffee", {504, 967, 968})):
+        assert int(named(normalised(picture(name, 224, 224), (0.5,) * 3, (0.5,) * 3)).argmax()) in classes
     load_imagenet(plain)
     load_imagenet(adapted, IMAGENET_MEAN, IMAGENET_STD)
     x = picture("chelsea", 256, 320)

@@ -7,7 +7,7 @@ from PIL import Image
 from fovea_recipes.training.calibrate import fit_novelty_detector, reliability_facts, sample_pictures
 from fovea_recipes.training.data.ood_images import make_ood_image, scramble
 from fovea_recipes.training.intervals import bootstrap, bootstraps, mean_interval
-from fovea_recipes.training.novelty import auroc, cross_distances, drop_boundary, fit_boundaries, fit_gaussian
+from fovea_recipes.training.novelty import auroc, cross_distances, fit_gaussian
 from fovea_recipes.training.score_calibration import fit_platt, fit_temperature, reliability
 from shared.vision.calibration import Platt
 from shared.vision.novelty import InDistributionModel
@@ -30,26 +30,9 @@ def test_distance_is_that_of_a_full_gaussian_and_survives_half_precision():
     rng = np.random.default_rng(0)
     fitted = fit_gaussian(kind(rng, 100))
     again = InDistributionModel.read({name: array.astype(np.float16) for name, array in fitted.arrays().items()})
-    assert again is not None
     y = kind(rng, 20)
     assert np.allclose(again.distance(y), fitted.distance(y), rtol=0.02)
     assert InDistributionModel.read({"weight": np.zeros(3)}) is None
-
-
-def test_a_kind_that_was_learnt_is_far_where_the_gaussian_finds_it_near():
-    rng = np.random.default_rng(0)
-    known, groups = rng.normal(size=(400, 30)).astype(np.float32), np.arange(400)
-    moved = np.float32(1.2) * (np.arange(30) < 6)
-    other, fitted = (rng.normal(size=(120, 30)) + moved).astype(np.float32), fit_gaussian(known)
-    planes = fit_boundaries(known, groups, [other[::2]], reach=1.5, inside=0.99)
-    both = fitted.beside(planes)
-    assert (both.distance(rng.normal(size=(400, 30)).astype(np.float32)) > 1.5).mean() < 0.04
-    assert (fitted.distance(other[1::2]) > 1.5).mean() < 0.2
-    assert (both.distance(other[1::2]) > 1.5).mean() > 0.6
-    again = InDistributionModel.read(both.arrays())
-    assert again is not None
-    assert np.allclose(again.distance(other), both.distance(other))
-    assert np.allclose(fitted.beside(drop_boundary(planes, 0)).distance(other), fitted.distance(other))
 
 
 @pytest.mark.parametrize("true", [0.5, 1.0, 2.5])
@@ -88,20 +71,22 @@ def test_new_pictures_of_the_kind_pass_and_others_are_warned_of():
     assert found.metrics["auroc_walls"] > 0.99
     assert found.metrics["warned_walls"] > 0.9
     again = InDistributionModel.read(found.arrays)
-    assert again is not None
     assert (again.distance(kind(rng, 100)) > found.constants["novelty"]).mean() < 0.06
 
 
 def test_half_of_a_foreign_kind_is_learnt_and_the_other_half_measured_beside_what_is_found_unlearnt():
     rng = np.random.default_rng(0)
     known, held = (rng.normal(size=(count, 30)).astype(np.float32) for count in (400, 200))
-    walls = {"walls": (rng.normal(size=(120, 30)) + 1.2 * (np.arange(30) < 6)).astype(np.float32)}
-    unlearnt = fit_novelty_detector(known, np.arange(400) // 2, held, walls).metrics
-    learnt = fit_novelty_detector(known, np.arange(400) // 2, held, {}, walls).metrics
+    walls, others = ((rng.normal(size=(120, 30)) + 1.2 * (np.arange(30) < 6)).astype(np.float32) for _ in range(2))
+    unlearnt = fit_novelty_detector(known, np.arange(400) // 2, held, {"walls": walls}).metrics
+    found = fit_novelty_detector(known, np.arange(400) // 2, held, {}, {"walls": walls})
+    learnt = found.metrics
     assert learnt["auroc_walls"] > unlearnt["auroc_walls"] + 0.05
     assert learnt["warned_walls"] > unlearnt["warned_walls"] + 0.3
     assert abs(learnt["auroc_unlearnt_walls"] - unlearnt["auroc_walls"]) < 0.01
     assert learnt["false_warnings"] <= 0.06
+    again = InDistributionModel.read(found.arrays)
+    assert (again.distance(others) > found.constants["novelty"]).mean() > unlearnt["warned_walls"] + 0.3
 
 
 def test_pictures_of_no_kind_are_drawn_and_mixed():
@@ -157,7 +142,6 @@ def test_intervals_cover_the_truth_of_any_statistic_and_several_share_their_draw
     x = np.arange(100.0)
     low, high = bootstrap(100, lambda indices: float(np.median(x[indices])), rounds=400)
     assert 30 < low < 49.5 < high < 70
-    values = np.random.default_rng(0).normal(0, 1, 50)
+    values = rng.normal(0, 1, 50)
     both = bootstraps(50, lambda some: {"mean": float(values[some].mean()), "most": float(values[some].max())})
-    assert both["mean"] == mean_interval(values)
-    assert both["most"][1] == values.max()
+    assert (both["mean"], both["most"][1]) == (mean_interval(values), values.max())

@@ -1,5 +1,6 @@
 """Official checkpoints of vision networks come in key by key, and reach another machine through a real S3 server."""
 
+import functools
 import os
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from fovea_actions.models import boundary_matching
+from fovea_planning.models import object_attention
 from fovea_recipes.training import checkpoint_import
 from fovea_recipes.training import cli as training_cli
 from fovea_recipes.training.checkpoint_import import import_weights
@@ -23,6 +26,13 @@ NETWORKS = tuple(name for name, build in networks().items() if ".models." in bui
 """Every network that has a file of its own in a service's room of models."""
 
 
+@pytest.fixture(autouse=True)
+def _tables_are_made_once(monkeypatch):
+    """Tables that two networks compute when they are built: an import builds each several times."""
+    for module, name in ((object_attention, "fitted_positions"), (boundary_matching, "sampling_mask")):
+        monkeypatch.setattr(module, name, functools.cache(getattr(module, name)))
+
+
 def layout_names() -> list[Any]:
     """The first official layout of one network of each file; before a release, first and last ones of all networks."""
     first = {networks()[name].__module__: name for name in reversed(NETWORKS)}.values()
@@ -36,14 +46,10 @@ def layout_names() -> list[Any]:
     ]  # fmt: skip
 
 
-def state_of(name: str, layout: dict[str, Any]) -> dict[str, torch.Tensor]:
-    torch.manual_seed(1)
-    return {key: value.contiguous().clone() for key, value in network(name, **layout).state_dict().items()}
-
-
 @pytest.mark.parametrize(("name", "layout"), layout_names())
 def test_a_checkpoint_of_an_official_layout_is_imported_key_by_key(tmp_path, name, layout):
-    state = state_of(name, layout)
+    torch.manual_seed(1)
+    state = {key: value.contiguous().clone() for key, value in network(name, **layout).state_dict().items()}
     save_file(state, tmp_path / "official.safetensors")
     found = import_weights(name, tmp_path / "official.safetensors", tmp_path / "weights")
     assert (found.missing, found.unexpected) == ([], [])

@@ -16,6 +16,7 @@ from fovea_recipes.training.trainer import fit
 from fovea_recipes.vision_restoration.evaluation import ReflectionPairs, gain_pairs, restore_pairs, score_pairs
 from fovea_recipes.vision_restoration.glass import behind_glass
 from fovea_recipes.vision_restoration.rrformer_photographs import RRFormerPhotographs
+from plugins.recipes.tests.training.test_data_sets import noise
 from services.vision_restoration.models import rrformer_network as networks
 from services.vision_restoration.models import vgg as towers
 from services.vision_restoration.models.rrformer import RRFormerRestorer
@@ -30,11 +31,8 @@ SMALL = {"levels": (4, 4, 8, 8, 8), "features": 16, "body": 16, "groups": 1, "bl
 @pytest.fixture(autouse=True)
 def _small_official_layout(monkeypatch):
     """The official layout has 33 million numbers; the rules are the same for a small one."""
-    built = {
-        "rrformer": lambda: networks.RRFormer(**SMALL),
-        "vgg19-features": lambda: towers.VggFeatures(SMALL["levels"]),
-    }
-    monkeypatch.setattr(checkpoint_import, "network", lambda name: built[name]())
+    built = {"rrformer": networks.RRFormer(**SMALL), "vgg19-features": towers.VggFeatures(SMALL["levels"])}
+    monkeypatch.setattr(checkpoint_import, "network", built.get)
     monkeypatch.setattr(checkpoint_import, "layouts", lambda _: ({},))
 
 
@@ -62,13 +60,10 @@ def test_a_training_checkpoint_is_read_without_its_classifier_in_torchvisions_na
     assert (found.missing, found.unexpected) == ([], [])
     stored = read_weights(tmp_path / "weights/rrformer.safetensors").arrays
     assert all(np.array_equal(stored[key], value.numpy()) for key, value in net.state_dict().items())
-    tower = towers.VggFeatures(SMALL["levels"])
-    state = {
-        key.replace("vgg_pretrained_features.", "features."): value for key, value in tower.state_dict().items()
-    } | {"classifier.0.weight": torch.zeros(4, 4)}
-    found = checkpoint_import.import_weights(
-        "vgg19-features", saved(tmp_path / "vgg19.pth", state), tmp_path / "weights"
-    )
+    ours = towers.VggFeatures(SMALL["levels"]).state_dict()
+    state = {key.replace("vgg_pretrained_features.", "features."): value for key, value in ours.items()}
+    file = saved(tmp_path / "vgg19.pth", state | {"classifier.0.weight": torch.zeros(4, 4)})
+    found = checkpoint_import.import_weights("vgg19-features", file, tmp_path / "weights")
     assert (found.missing, found.unexpected) == ([], ["classifier.0.weight"])
 
 
@@ -95,10 +90,7 @@ def test_imported_weights_are_served_as_released(net, load_from, stored, tmp_pat
 
 def photographs(folder: Path) -> Path:
     for seed in range(8):
-        coarse = np.random.default_rng(seed).integers(0, 256, (8, 9, 3), np.uint8)
-        place = folder / ("indoors" if seed % 2 else "outdoors")
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(coarse).resize((120, 110), Image.Resampling.BICUBIC).save(place / f"{seed}.png")
+        noise(folder / ("indoors" if seed % 2 else "outdoors") / f"{seed}.png", seed, (120, 110))
     return folder
 
 

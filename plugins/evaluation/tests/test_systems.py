@@ -1,17 +1,89 @@
-"""Routes about systems compute from uploaded labels and runs, and name what is wrong with them."""
+"""Systems: measures are those of trec_eval, comparisons those of SciPy; routes name what is wrong with uploads."""
 
+import json
+import lzma
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fovea.errors import InvalidOption
 from fovea_evaluation.metrics.leaderboard import LeaderboardEntry, build_leaderboard
-from fovea_evaluation.metrics.rankings import system_scores
+from fovea_evaluation.metrics.rankings import compare, evaluate, system_scores
+from plugins.evaluation.tests.conftest import GOLDEN
 from services.relevance_judge.metrics.agreement import agree
 from services.relevance_judge.parsing.label_formats import LabelSet
 from services.relevance_judge.parsing.trec import format_qrels, parse_qrels, parse_runs
 from services.relevance_judge.storage.mini_collection import load_mini_collection
+from services.relevance_judge.tests.conftest import GOLDEN as CORE_GOLDEN
 from services.relevance_judge.tests.conftest import post
+
+
+def _same(found: float | None, expected: float | None) -> bool:
+    return found is expected is None or (None not in (found, expected) and found == pytest.approx(expected, abs=1e-6))
+
+
+def test_measures_match_trec_eval_on_ties_float32_and_unjudged(golden):
+    for case in golden("trec_measures.json")["cases"]:
+        labels = {("q", passage): grade for passage, grade in case["qrels"].items()}
+        measures = list(case["expected"])
+        found = evaluate({"q": case["run"]}, labels, measures=measures, relevance_level=case["relevance_level"])
+        assert found["q"] == pytest.approx(case["expected"], abs=1e-6)
+
+
+def test_synthetic_systems_are_ranked_as_trec_eval_ranks_them(golden, released):
+    told = golden("system_ranking.json")
+    runs = parse_runs(lzma.decompress((GOLDEN / "runs.trec.xz").read_bytes()).decode())
+    labels = {
+        name: {pair: min(max(grade, 0), 3) for pair, grade in released(name).items()}
+        for name in (told["reference"], *told["judges"])
+    }
+    truth = {
+        measure: system_scores(runs, labels[told["reference"]], measure=measure, relevance_level=2)
+        for measure in ("ndcg_cut_10", "map", "P_10", "recip_rank", "recall_20")
+    }
+    for tag, row in told["measures_under_reference"].items():
+        assert {measure: truth[measure][tag] for measure in row} == pytest.approx(row, abs=1e-6)
+    for name, row in told["judges"].items():
+        scores = system_scores(runs, labels[name])
+        assert scores == pytest.approx(row["ndcg_cut_10"], abs=1e-6)
+        found = compare(truth["ndcg_cut_10"], scores)
+        by_map = compare(truth["map"], system_scores(runs, labels[name], measure="map", relevance_level=2))
+        correlations = (row["kendall_tau_b"], row["spearman_rho"], row["map_tau_b"])
+        assert (found.tau_b, found.rho, by_map.tau_b) == pytest.approx(correlations, abs=1e-6)
+
+
+def test_correlations_match_the_oracle_and_are_none_where_undefined():
+    vectors = json.loads((CORE_GOLDEN / "agreement_vectors.json").read_text())
+    for case in vectors["rank_pairs"]:
+        found = compare(*({str(tag): score for tag, score in enumerate(case[one])} for one in ("truth", "estimate")))
+        assert _same(found.tau_b, case["kendall_tau_b"])
+        assert _same(found.rho, case["spearman"])
+        assert _same(found.tau_ap, case["tau_ap"])
+    assert compare({"a": 1.0}, {"a": 2.0, "b": 1.0}).tau_b is None
+
+
+def test_a_query_without_a_relevant_passage_scores_zero_and_one_without_a_run_does_not_count():
+    labels = {("q1", "a"): 0, ("q2", "a"): 3}
+    found = evaluate({"q1": {"a": 1.0}}, labels, measures=["ndcg", "map", "recall_5"])
+    assert found == {"q1": {"ndcg": 0.0, "map": 0.0, "recall_5": 0.0}}
+    assert system_scores({"s": {"q9": {"a": 1.0}}}, labels) == {}
+    runs = {"whole": {"q1": {"a": 1.0}, "q2": {"a": 1.0}}, "part": {"q2": {"a": 1.0}}}
+    assert system_scores(runs, labels, measure="P_1") == {"whole": 0.5, "part": 1.0}
+    assert system_scores(runs, labels, measure="P_1", missing="zero") == {"whole": 0.5, "part": 0.5}
+
+
+def test_what_nobody_judged_is_not_relevant_even_where_grade_zero_is():
+    run = {"q": {"new": 3.0, "a": 2.0, "other": 1.0}}
+    found = evaluate(run, {("q", "a"): 0}, measures=["map", "recall_3", "recip_rank", "P_1"], relevance_level=0)
+    assert found == {"q": {"map": 0.5, "recall_3": 1.0, "recip_rank": 0.5, "P_1": 0.0}}
+
+
+@pytest.mark.parametrize("name", ["bpref", "P_0", "P_²", "P_" + "9" * 5000, "ndcg_cut_x", "map_10", ""])
+def test_an_unknown_measure_is_refused(name):
+    with pytest.raises(InvalidOption, match="no measure"):
+        evaluate({}, {}, measures=[name])
+
 
 MINI = load_mini_collection()
 FIRST, SECOND = format_qrels(MINI.labels), format_qrels(MINI.second)
@@ -103,10 +175,8 @@ def test_a_family_that_gains_ranks_is_preferred(client):
     found = post(client, "rankings", ranked)
     (family,) = found["families"]
     assert (family["family"], family["systems"], family["shift"]) == ("llm", 1, 1.0)
-    assert ([row["family"] for row in found["systems"]], found["self_preference"]) == (
-        [None, "llm"],
-        pytest.approx(2.0),
-    )
+    assert [row["family"] for row in found["systems"]] == [None, "llm"]
+    assert found["self_preference"] == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Layouts of objects and the attention to them, which target-driven search reads of a picture."""
+"""Gaze: layouts of objects and the attention to them, decoding of fixations, and measures of scanpaths."""
 
 import zlib
 from pathlib import Path
@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from fovea.errors import InvalidOption
 from fovea_planning.gaze import object_layout
+from fovea_planning.gaze.metrics import behaviour, behaviour_delta, multimatch, nss, sequence_score, similarity
+from fovea_planning.gaze.scanpaths import decode_scanpaths
 from fovea_planning.models.object_attention import ObjectAttention, grid_cells
 from fovea_planning.models.positions import fitted_positions
 from services.detection.tests.filling import filled, picture
@@ -26,10 +28,8 @@ def test_boxes_become_rows_also_slanted_ones():
     shelf = object_layout.layout_from_boxes(boxes)
     assert (shelf.layout, shelf.grid) == ([[1, 3, None], [2, 0, 4]], (2, 3))
     assert shelf.centres[0].tolist() == [70, 126.5]
-    boxes = [(60 * i, 12 * i, 60 * i + 50, 12 * i + 50) for i in range(6)]
-    assert [
-        len([item for item in row if item is not None]) for row in object_layout.layout_from_boxes(boxes).layout
-    ] == [3, 3]
+    slanted = object_layout.layout_from_boxes([(60 * i, 12 * i, 60 * i + 50, 12 * i + 50) for i in range(6)])
+    assert [sum(item is not None for item in row) for row in slanted.layout] == [3, 3]
 
 
 @given(st.integers(1, 4), st.integers(1, 6), st.randoms())
@@ -84,11 +84,8 @@ SMALL: dict[str, Any] = {"grid": (2, 3), "model": 24, "layers": 1, "heads": 2, "
     "shelf", ["yogurt", *(pytest.param(name, marks=pytest.mark.release) for name in ("wine", "amazon"))]
 )
 def test_keys_logits_and_greedy_path_equal_the_published_network(shelf):
-    keys, golden, grid = (
-        read_golden(GOLDEN / f"oat_{shelf}.keys.json"),
-        read_golden(GOLDEN / f"oat_{shelf}.arrays"),
-        SHELVES[shelf],
-    )
+    keys, golden = (read_golden(GOLDEN / f"oat_{shelf}.{kind}") for kind in ("keys.json", "arrays"))
+    grid = SHELVES[shelf]
     net = network("oat", grid=grid, position_table=golden["pe"])
     found = [[key, list(tensor.shape)] for key, tensor in net.state_dict().items()]
     assert found == [row[:2] for row in keys["keys"]]
@@ -116,16 +113,6 @@ def crops():
     return picture("shelf", (6, 3, 48, 32))
 
 
-def test_later_fixations_and_the_first_step_leave_earlier_logits_and_end_no_path(small, crops):
-    one, other = small(crops, 2, torch.tensor([1, 4, 5])), small(crops, 2, torch.tensor([1, 4, 0]))
-    torch.testing.assert_close(one[:3], other[:3])
-    assert (one[3] - other[3]).abs().max() > 1e-6
-    path = small.scanpath(crops, 0, steps=4)
-    assert path[0] < 6
-    assert len(path) <= 4
-    assert 6 not in path[:-1]
-
-
 def test_objects_renumbered_with_their_places_have_their_logits_renumbered(small, crops):
     order, cells = torch.tensor([3, 0, 5, 1, 2, 4]), grid_cells((2, 3))
     place = order.argsort()
@@ -139,10 +126,8 @@ def test_objects_renumbered_with_their_places_have_their_logits_renumbered(small
 
 
 def test_a_trained_network_serves_another_grid_and_refuses_other_crops_and_tables(small):
-    found = small.logits(
-        picture("other", (4, 3, 48, 32))[None], grid_cells((2, 2))[None], torch.tensor([3]),
-        torch.zeros(1, 1, 0, dtype=torch.long),
-    )  # fmt: skip
+    crops, nothing = picture("other", (4, 3, 48, 32)), torch.zeros(1, 1, 0, dtype=torch.long)
+    found = small.logits(crops[None], grid_cells((2, 2))[None], torch.tensor([3]), nothing)
     assert found.shape == (1, 1, 1, 6)
     with pytest.raises(InvalidOption, match="crops must be"):
         small(torch.zeros(6, 3, 20, 20), 0, torch.zeros(0, dtype=torch.long))
@@ -151,15 +136,81 @@ def test_a_trained_network_serves_another_grid_and_refuses_other_crops_and_table
 
 
 def test_fitted_rows_look_alike_when_near_and_an_extended_table_keeps_its_rows():
-    rows = fitted_positions(9, 22)
-    unit, place = rows / np.linalg.norm(rows, axis=1, keepdims=True), np.arange(9)
-    np.testing.assert_allclose(
-        unit @ unit.T, np.exp(-((place[:, None] - place) ** 2) / 8), atol=4e-3
-    )  # how far Adam gets depends on the processor
-    assert np.linalg.norm(rows, axis=1).std() < 4e-3
-    np.testing.assert_array_equal(rows, fitted_positions(9, 22))
     given = fitted_positions(6, 22)
-    rows = fitted_positions(9, 22, given=given)
+    for rows, near in ((fitted_positions(9, 22), 4e-3), (fitted_positions(9, 22, given=given), 1e-2)):
+        unit, place = rows / np.linalg.norm(rows, axis=1, keepdims=True), np.arange(9)
+        alike = np.exp(-((place[:, None] - place) ** 2) / 8)
+        np.testing.assert_allclose(unit @ unit.T, alike, atol=near)  # how far Adam gets depends on the processor
     np.testing.assert_array_equal(rows[:6], given)
-    unit, place = rows / np.linalg.norm(rows, axis=1, keepdims=True), np.arange(9)
-    np.testing.assert_allclose(unit @ unit.T, np.exp(-((place[:, None] - place) ** 2) / 8), atol=1e-2)
+    np.testing.assert_array_equal(given, fitted_positions(6, 22))
+    assert np.linalg.norm(given, axis=1).std() < 4e-3
+
+
+def chain(fixations: np.ndarray) -> np.ndarray:
+    """After t fixations object t is likeliest; after 3 the end (index 5) is."""
+    logits = np.zeros((len(fixations), 7))
+    logits[:, 5 if fixations.shape[1] >= 3 else fixations.shape[1]] = 9
+    logits[:, 6] = 99  # padding must never win
+    return logits
+
+
+def test_the_likeliest_path_ends_where_the_end_is_likeliest_but_not_at_its_first_step():
+    (found,) = decode_scanpaths(chain, 1, 10)
+    assert (found.objects, found.ended, found.probabilities.shape) == ([0, 1, 2], True, (3, 6))
+    np.testing.assert_allclose(found.probabilities.sum(1), 1)
+    (found,) = decode_scanpaths(lambda fixations: np.eye(7)[[2] * len(fixations)] * 9, 1, 4)
+    assert (found.objects, found.ended) == ([2, 2, 2, 2], False)
+    (found,) = decode_scanpaths(lambda fixations: np.eye(7)[[5] * len(fixations)] * 9, 1, 4)
+    assert (len(found.objects), found.probabilities[0, 5]) == (1, 0)
+
+
+def test_drawn_paths_follow_the_probabilities_and_the_seed():
+    def step(fixations: np.ndarray) -> np.ndarray:
+        return np.log(np.tile([0.5, 0.3, 0.2, 1e-9, 1e-9, 1e-9, 1], (len(fixations), 1)))
+
+    def draw(seed: int) -> list[list[int]]:
+        return [path.objects for path in decode_scanpaths(step, 2000, 1, draw=np.random.default_rng(seed))]
+
+    found = draw(1)
+    assert found == draw(1)
+    assert found != draw(2)
+    shares = np.bincount([path[0] for path in found], minlength=3) / 2000
+    assert shares == pytest.approx([0.5, 0.3, 0.2], abs=0.05)
+
+
+def test_paths_of_different_lengths_are_kept_apart():
+    def step(fixations: np.ndarray) -> np.ndarray:
+        logits = np.zeros((2, 7))
+        logits[0, 5 if fixations.shape[1] == 1 else 1] = 9
+        logits[1, 5 if fixations.shape[1] == 3 else 2] = 9
+        return logits
+
+    short, long = decode_scanpaths(step, 2, 6)
+    assert (short.objects, long.objects) == ([1], [2, 2, 2])
+
+
+CASES = read_golden(GOLDEN / "oat_metrics.json")["cases"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
+def test_measures_equal_the_published_ones(case):
+    assert sequence_score(case["pred"], case["gt"]) == pytest.approx(case["ss"], abs=1e-6)
+    assert behaviour(case["pred"], case["target"]) == pytest.approx(case["behavior_pred"], abs=1e-6)
+    found = multimatch(*case["ab_xy"], screen=(1680, 1050))
+    assert found == pytest.approx(case["multimatch_vec_dir_len_pos_dur"], abs=2e-4)
+
+
+def test_empty_and_short_paths_are_alike_durations_and_deltas_compared_and_saliency_measured():
+    assert sequence_score([], []) == 1
+    assert sequence_score([], [1]) == 0
+    assert behaviour([], 0) == (0, 0, 0, 0, 0)
+    for path in ([(0, 0)], [(300, 59), (0, 50), (0, 50), (600, 86)]):
+        assert multimatch(path, path) == pytest.approx((1, 1, 1, 1, 1))
+    *_, same = multimatch([(0, 0), (9, 9)], [(0, 0), (9, 9)], durations=([2, 2], [2, 2]))
+    *_, half = multimatch([(0, 0), (9, 9)], [(0, 0), (9, 9)], durations=([2, 2], [1, 1]))
+    assert (same, half) == (1, 0.5)
+    true = [(1.0, 4.0, 0.5, 0.5, 0.0)]
+    assert behaviour_delta([(0.5, 4.0, 0.5, 0.25, 0.25)], true) == pytest.approx((0.5 + 0 + 0 + 0.5) / 4)
+    assert similarity([0.2, 0.8], 1) == pytest.approx(0.8)
+    assert nss([0.0, 0.0, 1.0], 2) == pytest.approx(np.sqrt(2))
+    assert nss([0.5, 0.5], 0) == 0

@@ -1,4 +1,4 @@
-"""Networks of this service: PATNet and FasterNet, HieraEdgeNet."""
+"""Networks of this service against the published ones: PATNet and FasterNet, HieraEdgeNet, YOLO9tr."""
 
 import math
 
@@ -8,8 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from fovea.errors import InvalidOption
+from services.detection.boxes.geometry import decode
+from services.detection.layers import AveragedConv, Conv, PositionAttention, RepConv, RepElan, fuse_batch_norms
 from services.detection.layers.edge import EdgeFusion, EdgeModule, SpaceToDepthConv
 from services.detection.layers.fourier import filter_spectrum
 from services.detection.layers.omni import CSPOmniKernel, FrequencyGate, OmniKernel
@@ -39,20 +42,20 @@ FASTERNET = {"t0": 3.905, "t1": 7.595, "t2": 14.983, "s": 31.181}
 
 @pytest.fixture(
     scope="module",
-    params=[("partialnet_t0", "2x224x224"), ("partialnet_t2.sp_h6", "1x160x256"), ("fasternet_t0", "1x160x256")],
+    params=[("partialnet_t0", (2, 224, 224)), ("partialnet_t2.sp_h6", (1, 160, 256)), ("fasternet_t0", (1, 160, 256))],
     ids=lambda pair: pair[0],
 )
 def published(request):
-    stem, size = request.param
+    stem, (n, h, w) = request.param
     net = filled(PUBLISHED[stem](), read(f"{stem}.bnstats.arrays"))
-    n, h, w = map(int, size.split("x"))
-    return net, picture(stem, (n, 3, h, w)), read(f"{stem}.{size}.arrays")
+    return net, picture(stem, (n, 3, h, w)), read(f"{stem}.{n}x{h}x{w}.arrays")
 
 
-@pytest.mark.parametrize("stem", PUBLISHED)
-def test_state_dict_has_the_official_names_order_shapes_and_types(stem):
-    keys = read(f"{stem}.keys.json")
-    net = PUBLISHED[stem]()
+@pytest.mark.parametrize(
+    ("stem", "make"), [*PUBLISHED.items(), ("hieraedgenet_refA.nc120", lambda: network("hieraedgenet"))]
+)
+def test_state_dict_has_the_official_names_order_shapes_and_types(stem, make):
+    keys, net = read(f"{stem}.keys.json"), make()
     assert rows(net) == [row[:3] for row in keys["keys"]]
     assert sum(p.numel() for p in net.parameters()) == keys["n_params"]
 
@@ -71,15 +74,15 @@ def test_logits_and_stages_equal_the_published_models(published):
 
 @pytest.mark.parametrize(("size", "counts"), PARAMETERS.items())
 def test_every_size_has_the_published_parameters(size, counts):
+    def millions(kind, **options):
+        return sum(p.numel() for p in kind(size, **options).parameters()) / 1e6
+
     with torch.device("meta"):
-        found = [sum(p.numel() for p in PATNet(size, spatial=s).parameters()) / 1e6 for s in (False, True)]
-        default = sum(p.numel() for p in PATNet(size).parameters()) / 1e6
-    assert found == pytest.approx(counts, abs=0.005)
-    assert default == found[size == "t1"]  # only T1 was published with the gate
-    if size in FASTERNET:
-        with torch.device("meta"):
-            found = sum(p.numel() for p in FasterNet(size).parameters()) / 1e6
-        assert found == pytest.approx(FASTERNET[size], abs=0.001)
+        found = [millions(PATNet, spatial=spatial) for spatial in (False, True)]
+        assert found == pytest.approx(counts, abs=0.005)
+        assert millions(PATNet) == found[size == "t1"]  # only T1 was published with the gate
+        if size in FASTERNET:
+            assert millions(FasterNet) == pytest.approx(FASTERNET[size], abs=0.001)
 
 
 @pytest.mark.parametrize("make", [PATNet, FasterNet])
@@ -98,11 +101,10 @@ def test_features_are_four_normalised_maps_of_the_stages(make):
 
 
 def test_sizes_that_do_not_fit_are_named_and_flat_channels_have_finite_gradients():
-    with pytest.raises(InvalidOption, match="multiples of 32, got 96x100") as caught:
-        FasterNet("t0")(torch.zeros(1, 3, 96, 100))
-    assert caught.value.field == "x"
-    with pytest.raises(InvalidOption, match="multiples of 32, got 64x90"):
-        HieraEdgeNet(8, "described").eval()(torch.zeros(1, 3, 64, 90))
+    for net, height, width in ((FasterNet("t0"), 96, 100), (HieraEdgeNet(8, "described").eval(), 64, 90)):
+        with pytest.raises(InvalidOption, match=f"multiples of 32, got {height}x{width}") as caught:
+            net(torch.zeros(1, 3, height, width))
+        assert caught.value.field == "x"
     gate, x = ChannelGate(2), torch.ones(1, 2, 4, 4, requires_grad=True)
     gate.eval()(x).sum().backward()
     assert x.grad.isfinite().all()
@@ -158,15 +160,11 @@ def test_modules_alone_equal_the_published_ones(name):
         np.testing.assert_allclose(made[..., ::step, ::step], golden[f"out{index}"], rtol=1e-4, atol=1e-3)
 
 
-def test_edges_and_layout_are_those_of_the_repaired_module():
+def test_edges_are_those_of_the_repaired_module():
     net, golden = filled(EdgeModule(16, [8, 16, 32]), constant=CONSTANT), read("hiera_hem.arrays")
     with torch.no_grad():
         for index, made in enumerate(net(inputs("hiera_hem")[0])):
             np.testing.assert_allclose(made, golden[f"fixed_out{index}"], rtol=1e-4, atol=1e-3)
-    keys = read("hieraedgenet_refA.nc120.keys.json")
-    net = network("hieraedgenet")
-    assert rows(net) == [row[:3] for row in keys["keys"]]
-    assert sum(p.numel() for p in net.parameters()) == keys["n_params"]
 
 
 @pytest.fixture(scope="module", params=FORMS)
@@ -185,13 +183,6 @@ def test_boxes_and_scores_equal_the_published_modules(hiera):
     np.testing.assert_allclose(made[:, 4:].max(1), golden["cls_max"], rtol=0, atol=1e-4)
     np.testing.assert_allclose(made[:, 4:].mean(1), golden["cls_mean"], rtol=0, atol=1e-4)
     np.testing.assert_allclose(made[..., golden["idx"]], golden["pred_at_idx"], rtol=0, atol=0.02)
-
-
-def test_official_edges_do_not_see_the_picture_and_described_ones_do():
-    a, b = torch.randn(2, 1, 8, 16, 16)
-    for edge, seen in (("official", False), ("described", True)):
-        module = EdgeModule(8, [4, 4], edge).eval()
-        assert [bool((x != y).any()) for x, y in zip(module(a), module(b), strict=True)] == [seen, seen], edge
 
 
 @given(st.integers(1, 17), st.integers(1, 17), st.integers(0, 99))
@@ -231,3 +222,67 @@ def test_training_by_fft_gives_the_same_map_and_the_same_gradients():
         found[mode] = [made.detach(), *(getattr(net, f"dw_{k}").weight.grad.clone() for k in (13, 31, 33, 11))]
     for fast, plain in zip(found[True], found[False], strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4)
+
+
+STEM = {"s": "yolov9tr.nc7", "l": "yolov9tr-l.nc7"}
+
+
+@pytest.fixture(scope="module", params=STEM)
+def official(request):
+    size, golden = request.param, read(f"yolo9tr-{request.param}.arrays")
+    statistics = {key.removeprefix("bn:"): value for key, value in golden.items() if key.startswith("bn:")}
+    net = filled(network("yolo9tr", classes=7, size=size), statistics, (".dfl.conv.weight", ".dfl2.conv.weight"))
+    return size, net, golden, picture(STEM[size], (1, 3, 256, 320))
+
+
+def test_keys_are_the_official_ones(official):
+    _, net, golden, _ = official
+    rows = [f"{key} {'x'.join(map(str, value.shape))}" for key, value in net.state_dict().items()]
+    assert rows == golden["keys"].tolist()
+
+
+@torch.no_grad()
+def test_maps_equal_the_published_ones_and_the_served_branch_gives_their_boxes(official):
+    size, net, golden, x = official
+    assert checksum(x) == golden["in_crc"][0]
+    for branch, maps in zip(("main", "aux"), net(x), strict=True):
+        for level, found in enumerate(maps):
+            np.testing.assert_allclose(found[..., ::3, ::3].numpy(), golden[f"raw_{branch}_{level}"], atol=5e-4)
+        _same_boxes(decode(maps, 7), golden[branch])
+    pruned = network("yolo9tr", classes=7, size=size, branch="main").eval()
+    kept = pruned.state_dict().keys()
+    pruned.load_state_dict({key: value for key, value in net.state_dict().items() if key in kept})
+    assert torch.equal(pruned(x)[0][0], net(x)[0][0])
+    assert pruned(x)[1] is None
+    _same_boxes(fuse_batch_norms(pruned).predictions(x), golden["main"])
+
+
+def _same_boxes(found: torch.Tensor, golden: np.ndarray) -> None:
+    np.testing.assert_allclose(found[:, :4, ::7].numpy(), golden[:, :4], atol=0.02)
+    np.testing.assert_allclose(found[:, 4:, ::7].numpy(), golden[:, 4:], atol=1e-4)
+
+
+def test_sides_and_widths_that_do_not_fit_are_refused():
+    net = network("yolo9tr", classes=1, width=0.0625).eval()
+    with pytest.raises(InvalidOption, match="multiples of 32"):
+        net(torch.zeros(1, 3, 40, 64))
+    with pytest.raises(InvalidOption, match="splits channels"):
+        network("yolo9tr", width=0.3)
+
+
+BLOCKS: list[tuple[nn.Module, int]] = [
+    (Conv(8, 8, 3), 8), (Conv(8, 8, 3, groups=8, active=False), 8), (RepConv(8, 12), 8), (AveragedConv(8, 4), 8),
+    (RepElan(8, 12, 8, 4, depth=1), 8), (PositionAttention(16), 16),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("block", "channels"), BLOCKS, ids=lambda value: type(value).__name__)
+@torch.no_grad()
+def test_fusing_changes_nothing_but_the_steps(block, channels):
+    block = filled(block)
+    x = torch.randn(2, channels, 12, 10)
+    once = fuse_batch_norms(block)
+    assert torch.allclose(once(x), block(x), atol=1e-5)
+    assert torch.allclose(fuse_batch_norms(once)(x), once(x))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in once.modules())
+    assert any(isinstance(m, nn.BatchNorm2d) for m in block.modules())
