@@ -1,4 +1,4 @@
-"""The Servable: what is chosen to be served, how it loads, and that a batch equals its singles."""
+"""The Servable: what is chosen to be served and how it loads; folders give transformers' logits under every method."""
 
 import time
 from contextlib import closing
@@ -17,7 +17,7 @@ from services.llm_longctx.serving.chat import ChatProtocol
 from services.llm_longctx.serving.local_models import make_local_model, select_models
 from services.llm_longctx.serving.weight_format import load_weights
 from services.llm_longctx.tests.conftest import HELLO
-from shared.lm.tests.test_lm_parity import ids, theirs
+from shared.lm.tests.test_decoder import ids, theirs
 from shared.registry import CallContext, LoadContext
 from tests.harness.language_model import share_language_model
 from tests.harness.streams import events_of

@@ -1,4 +1,4 @@
-"""From tokens to text: pieces of an answer of a scripted engine, stop texts; metrics that agree with usage, and spans."""
+"""From tokens to text: pieces of an answer of a scripted engine, stop texts; metrics and spans of answers."""
 
 import asyncio
 import gc
@@ -113,10 +113,13 @@ def test_an_echo_shows_what_the_caller_wrote_once_for_each_answer(codec):
     assert joined(pieces) == "a<|im_end|>"
 
 
-def test_an_error_is_raised_where_the_pieces_are_read(codec):
+def test_an_error_is_raised_where_the_pieces_are_read_and_who_leaves_drops_all_requests(codec):
     script = Script(codec.encode("ab"), end=Cancelled("gone"))
     with pytest.raises(Cancelled):
         run(codec, script, ask([1]))
+    assert script.aborted == script.requests
+    script = Script(codec.encode("ab"), codec.encode("cd"))
+    assert len(run(codec, script, ask([1]), ask([1]), most=1)) == 1
     assert script.aborted == script.requests
 
 
@@ -163,12 +166,6 @@ def test_so_many_answers_run_at_a_time(codec, monkeypatch):
 
     asyncio.run(start())
     assert len(script.requests) == 2
-
-
-def test_leaving_early_drops_all_requests(codec):
-    script = Script(codec.encode("ab"), codec.encode("cd"))
-    assert len(run(codec, script, ask([1]), ask([1]), most=1)) == 1
-    assert script.aborted == script.requests
 
 
 def test_pieces_of_a_loop_that_is_closed_are_dropped(codec):

@@ -10,8 +10,8 @@ from fovea.errors import InvalidOption
 from services.llm_longctx.engine import Engine, GenerationRequest, Request
 from services.llm_longctx.engine.device.parallel_backend import check_divisible
 from services.llm_longctx.engine.taps import ActivationCapture, PlacedEdit, RequestTaps
-from services.llm_longctx.kernels import backends
 from services.llm_longctx.methods import methods
+from services.llm_longctx.tests.conftest import native
 from services.llm_longctx.tests.hooks import drain
 from services.llm_longctx.tests.method_contract.oracle import PLAN, trials
 from services.llm_longctx.tests.test_decode_step import IDS, ROLES, build, round_matrices
@@ -121,7 +121,7 @@ def test_steering_and_captures_see_the_adapted_model(backend):
         torch.testing.assert_close(torch.from_numpy(captured(found, i)), oracle[site][0], atol=5e-4, rtol=1e-3)
 
 
-@pytest.mark.skipif("cpu_ext" not in backends(), reason="the C++ kernels are not built")
+@native
 @pytest.mark.parametrize("bits", [4, 8])
 def test_an_adapter_works_next_to_packed_matrices(bits):
     net = build("llama")

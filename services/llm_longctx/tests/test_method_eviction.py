@@ -18,13 +18,11 @@ from services.llm_longctx.methods import method
 from services.llm_longctx.methods.core.eviction.allocation import count_kept, keep_per_layer, pyramid_counts
 from services.llm_longctx.methods.core.eviction.method import EvictionMethod
 from services.llm_longctx.methods.core.hook_inputs import CacheView, ScoringView
-from services.llm_longctx.methods.core.hook_results import RetentionPolicy
 from services.llm_longctx.methods.keydiff import KeyDiff
 from services.llm_longctx.methods.knorm import KNorm
 from services.llm_longctx.methods.snapkv import SnapKv
 from services.llm_longctx.methods.streaming_llm import StreamingLlm
 from services.llm_longctx.methods.tova import Tova
-from services.llm_longctx.tests.conftest import tiny_decoder
 from services.llm_longctx.tests.test_engine_pages import prompt
 from services.llm_longctx.tests.tiny_models import random_decoder, tiny_decoder
 from shared.lm.attention import sdpa
@@ -177,13 +175,6 @@ def test_pyramids_are_the_published_ones(tokens, window, beta, ratio, counts):
     assert SnapKv(window=window, allocation="pyramid", beta=beta, ratio=ratio).counts(tokens, 8) == counts
 
 
-@pytest.mark.parametrize(("n", "kept"), [(3, None), (5, None), (9, [0, 1, 6, 7, 8])])
-def test_keeping_the_ends_cuts_only_what_is_longer(n, kept):
-    order = RetentionPolicy.ends(torch.arange(n), 2, 3, slide=True)
-    assert (None if order.positions is None else order.positions.tolist()) == kept
-    assert (order.sink, order.slide) == (2, 3)
-
-
 def test_the_newer_of_equal_entries_stays():
     assert KNorm(ratio=0.5).keep(torch.zeros(1, 2, 5))[0].tolist() == [[False] * 3 + [True] * 2] * 2
     rows = keep_per_layer([torch.zeros(3)] * 2, [torch.arange(3)] * 2, 1, 0.0, "floor")
@@ -258,7 +249,6 @@ def test_a_model_whose_heads_are_all_full_is_not_cut():
     assert len(engine.entries(1, 0).positions) == 6
 
 
-BUNDLED = Path(__file__).parents[1] / "weights/heads/smollm2-135m-instruct"
 THETA = 1 / 10000.0 ** (torch.arange(0, 16, 2).double() / 16)
 H, G, D, N = 4, 2, 16, 50
 
@@ -369,12 +359,3 @@ def test_decoding_keeps_the_prompt_the_newest_and_the_budget_and_frees_pages(net
     fitted = method("triattention").fit(engine.model.config.layers * config.kv_heads * 30, config, None, 60, 4)
     assert not fitted.protect_prompt
     assert fitted.budget < 30
-
-
-def test_the_plan_that_comes_with_smollm2_has_centres_of_all_its_heads():
-    plan = HeadPlan.read(BUNDLED / "centres.json")
-    assert plan.centres.tables.shape == (3, 30, 9, 32)
-    real, imag, size = plan.centres.tables
-    concentration = np.hypot(real, imag) / size
-    assert 0.6 < concentration.mean() < 0.8  # queries lie near their centres, as the paper says
-    assert (concentration <= 1 + 1e-3).all()

@@ -1,4 +1,4 @@
-"""Every sparse method claims what was measured of it, and the routes tell methods, knobs and claims."""
+"""What others see of methods: claims of what was measured, routes, and methods in one file as docs/07 shows them."""
 
 import json
 import re
@@ -61,8 +61,8 @@ OWN = ("dotted", "heaviest")
 PAGE = Path(__file__).parents[3] / "docs/07-long-contexts.md"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _from_the_page(tmp_path_factory):
+@pytest.fixture(scope="module")
+def own_methods(tmp_path_factory):
     texts = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf8"), re.DOTALL | re.MULTILINE)
     folder = tmp_path_factory.mktemp("room")
     for name, text in zip(OWN, texts, strict=True):
@@ -78,11 +78,13 @@ def _from_the_page(tmp_path_factory):
 
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", OWN)
-def test_they_keep_the_contract(name, check):
+@pytest.mark.usefixtures("own_methods")
+def test_own_methods_keep_the_contract(name, check):
     CHECKS[check](methods()[name])
 
 
-def test_it_is_described_served_and_refused_over_http(server):
+@pytest.mark.usefixtures("own_methods")
+def test_an_own_method_is_described_served_and_refused_over_http(server):
     told = server.http.get("/v1/longctx/methods/dotted").json()
     assert told["summary"] == "Reads a window and a dotted line of the past; frees nothing."
     assert told["knobs"]["properties"]["stride"]["description"] == "One in so many older tokens is read."

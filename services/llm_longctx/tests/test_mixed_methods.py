@@ -1,4 +1,4 @@
-"""All methods and their compositions in one batch, with cached prefixes, preemption and cancellation.
+"""Compositions of methods, and all of them in one batch, with cached prefixes, preemption and cancellation.
 
 Whatever happens around a request, its tokens are those of a run alone, and every page is held exactly as often as
 somebody knows it.
@@ -175,16 +175,6 @@ def test_three_parts_each_act_on_their_own_heads(tiny):
     assert (compact > 0).tolist() == [[True, False], [False, True]], "copies of full heads only"
     assert engine.estimate(prompt=40, new=7) >= engine.kv_bytes()
     assert engine._default.state.prefill_density < 1, "full heads were read in blocks"
-
-
-def test_facts_are_those_of_the_parts():
-    both = compose(prefill=POWER, plan=DUO)
-    assert not both.chunk_invariant
-    assert compose(decode=RECYCLED).chunk_invariant
-    assert (compose(decode=RECYCLED).identity(), set(both.identity())) == ({}, {"prefill", "heads"})
-    assert compose().name == "dense"
-    assert not compose().overrides("decode_plan")
-    assert both.supports.preemption == "recompute"
 
 
 def test_the_part_for_heads_is_fitted_to_a_budget(tiny):

@@ -1,4 +1,4 @@
-"""Tools and structured output: calls under `auto` and forced ones, streams, templates; whatever the pieces of an answer, its calls are read."""
+"""Tools and structured output: calls under `auto` and forced ones, in streams, and what parsers read of any pieces."""
 
 import itertools
 import json
@@ -20,6 +20,7 @@ from services.llm_longctx.serving.tools.parsers.llama import LlamaParser
 from services.llm_longctx.serving.tools.parsers.qwen import QwenParser
 from services.llm_longctx.serving.tools.tool_use import ToolUse, find_parser, read_tool_use
 from services.llm_longctx.tests.conftest import HELLO, go_on, say
+from shared.lm.tokenizer import Tokenizer
 from tests.harness.toy_tokenizers import ByteTokenizer
 
 PARAMETERS = {
@@ -107,10 +108,9 @@ def test_a_plain_answer_beside_tools_keeps_every_bit(roomy, monkeypatch):
     assert (found.message.content, found.logprobs) == (plain.message.content, plain.logprobs)
 
 
-@pytest.mark.parametrize(("parser", "opening"), CASES[:1])
 @pytest.mark.parametrize("is_single", [False, True])
-def test_an_answer_without_parallel_calls_ends_with_its_first(roomy, codec, monkeypatch, parser, opening, is_single):
-    text = parser.write_call("get_time", "{}")
+def test_an_answer_without_parallel_calls_ends_with_its_first(roomy, codec, monkeypatch, is_single):
+    text = HermesParser.write_call("get_time", "{}")
     monkeypatch.setattr(LogitRules, "apply", lambda self, logits: _force(codec.encode(f"{text}\n{text}"), self, logits))
     options = {"tools": TOOLS, "max_tokens": 3 * len(text), "frequency_penalty": 1e-9, "logit_bias": {"256": 1}}
     choice = say(roomy, parallel_tool_calls=not is_single, **options).choices[0]
@@ -137,12 +137,9 @@ def test_a_call_that_a_model_begins_by_itself_is_valid(roomy, codec, monkeypatch
     # A penalty too small to matter: the rules count what was drawn, which `adjust` reads.
     options = {"tools": TOOLS, "temperature": 1.2, "seed": 1, "max_tokens": 400, "frequency_penalty": 1e-9}
     if stream:
-        with roomy.chat.completions.stream(
-            messages=[{"role": "user", "content": "?"}], model="tiny-llama", **options
-        ) as events:
-            kinds = {event.type for event in events}
+        with roomy.chat.completions.stream(messages=HELLO, model="tiny-llama", **options) as events:
+            assert "tool_calls.function.arguments.delta" in {event.type for event in events}
             choice = events.get_final_completion().choices[0]
-        assert "tool_calls.function.arguments.delta" in kinds
     else:
         choice = say(roomy, **options).choices[0]
     call = choice.message.tool_calls[0]
@@ -151,16 +148,16 @@ def test_a_call_that_a_model_begins_by_itself_is_valid(roomy, codec, monkeypatch
 
 
 WEATHER, TIME = TOOLS
+CHOICES = ["required", {"type": "function", "function": {"name": "get_weather"}}]
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+@pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize("temperature", [0, 1.3])
 def test_a_forced_call_is_valid(roomy, choice, temperature):
-    answer = say(
-        roomy, tools=[WEATHER], tool_choice=choice, parallel_tool_calls=False, temperature=temperature, max_tokens=300
-    )
-    (call,) = answer.choices[0].message.tool_calls
-    assert (answer.choices[0].finish_reason, answer.choices[0].message.content) == ("tool_calls", None)
+    options = {"tools": [WEATHER], "tool_choice": choice, "parallel_tool_calls": False, "max_tokens": 300}
+    (choice,) = say(roomy, temperature=temperature, **options).choices
+    (call,) = choice.message.tool_calls
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
     assert (call.id[:5], call.function.name) == ("call_", "get_weather")
     jsonschema.validate(json.loads(call.function.arguments), PARAMETERS)
 
@@ -177,20 +174,15 @@ def test_required_calls_some_tool_and_several_stay_apart(roomy):
 def test_a_stream_brings_the_call_in_pieces(roomy):
     options = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 300}
     whole = say(roomy, **options).choices[0].message.tool_calls[0].function
-    name, arguments, pieces, reason = "", "", 0, None
-    for chunk in say(roomy, stream=True, **options):
-        choice = chunk.choices[0]
-        reason = choice.finish_reason or reason
-        for delta in choice.delta.tool_calls or ():
-            assert delta.index == 0
-            name += delta.function.name or ""
-            arguments += delta.function.arguments or ""
-            pieces += 1
-    assert (name, arguments, reason) == (whole.name, whole.arguments, "tool_calls")
-    assert pieces > 5
+    choices = [chunk.choices[0] for chunk in say(roomy, stream=True, **options)]
+    pieces = [piece for choice in choices for piece in choice.delta.tool_calls or ()]
+    name, arguments = ("".join(getattr(one.function, part) or "" for one in pieces) for part in ("name", "arguments"))
+    assert (name, arguments, choices[-1].finish_reason) == (whole.name, whole.arguments, "tool_calls")
+    assert {piece.index for piece in pieces} == {0}
+    assert len(pieces) > 5
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+@pytest.mark.parametrize("choice", CHOICES)
 def test_a_forced_call_that_is_cut_is_no_error_and_leaves_no_markup(roomy, choice):
     answer = say(roomy, tools=[WEATHER], tool_choice=choice, max_tokens=70).choices[0]
     assert (answer.finish_reason, answer.message.tool_calls[0].function.name) == ("length", "get_weather")
@@ -221,16 +213,11 @@ def test_auto_and_none_leave_the_answer_to_the_model(roomy):
     assert auto.usage.prompt_tokens > none.usage.prompt_tokens + 100
 
 
-def test_a_template_with_tools_gets_them_as_they_are(folder):
-    from shared.lm.tokenizer import Tokenizer
-
-    source = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role }}:{% for c in m.tool_calls or [] %}{{ c.function.arguments.city }}{% endfor %}{{ m.content }};{% endfor %}"  # noqa: E501
-    tokenizer = Tokenizer.from_folder(folder)
-    native = Tokenizer(tokenizer._library, chat_template=source)
-    request = ChatRequest(messages=HELLO, tools=[WEATHER])
-    use = read_tool_use(request, source)
+def test_a_template_with_tools_gets_them_as_they_are(codec):
+    source = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role }}:{% endfor %}"
+    use = read_tool_use(ChatRequest(messages=HELLO, tools=[WEATHER]), source)
     assert use.is_native
-    text = native.chat(HELLO, tools=use.describe())
+    text = Tokenizer(codec._library, chat_template=source).chat(HELLO, tools=use.describe())
     assert json.loads(text.partition("user:")[0])[0]["function"]["name"] == "get_weather"
 
 
@@ -279,22 +266,18 @@ def cut(text, places):
     return [text[a:b] for a, b in itertools.pairwise(borders)]
 
 
+def forced_grammar(parser, function=GET_WEATHER, *, is_parallel=False):
+    use = ToolUse((function,), parser, is_native=True, is_forced=True, is_parallel=is_parallel)
+    return GrammarCompiler(ByteTokenizer(), 256).compile(use.grammar_source(), "tools")
+
+
 @pytest.mark.parametrize("parser", PARSERS)
-@pytest.mark.parametrize("parameters", [None, {"type": "object", "properties": {}}])
-def test_a_function_without_parameters_takes_none(parser, parameters):
-    function = FunctionDefinition(name="ping", parameters=parameters)
-    use = ToolUse((function,), parser, is_native=True, is_forced=True, is_parallel=False)
-    grammar = GrammarCompiler(ByteTokenizer(), 256).compile(use.grammar_source(), "tools")
+@pytest.mark.parametrize("properties", [None, {}, {"it": True}])
+def test_a_function_takes_the_parameters_that_it_has_and_one_may_be_anything(parser, properties):
+    parameters = None if properties is None else {"type": "object", "properties": properties}
+    grammar = forced_grammar(parser, FunctionDefinition(name="ping", parameters=parameters))
     assert grammar.accepts(list(parser.write_call("ping", "{}").encode()))
-    assert not grammar.accepts(list(parser.write_call("ping", '{"name": "ping"}').encode()))
-
-
-@pytest.mark.parametrize("parser", PARSERS)
-def test_a_parameter_may_be_anything(parser):
-    function = FunctionDefinition(name="keep", parameters={"type": "object", "properties": {"it": True}})
-    use = ToolUse((function,), parser, is_native=True, is_forced=True, is_parallel=False)
-    grammar = GrammarCompiler(ByteTokenizer(), 256).compile(use.grammar_source(), "tools")
-    assert grammar.accepts(list(parser.write_call("keep", '{"it": 3}').encode()))
+    assert grammar.accepts(list(parser.write_call("ping", '{"it": 3}').encode())) is bool(properties)
 
 
 @pytest.mark.parametrize("parser", PARSERS)
@@ -367,9 +350,7 @@ def test_the_template_says_which_form(template, parser):
 @pytest.mark.parametrize("city", ["", "i < n", "vector<int>\n</div>\n", "a </parameter> b", "\n</parameter", '"\\\n"'])
 def test_a_text_may_hold_what_tags_are_made_of(parser, city):
     written = parser.write_call("get_weather", json.dumps({"city": city, "days": 2}))
-    use = ToolUse((GET_WEATHER,), parser, is_native=True, is_forced=True, is_parallel=True)
-    grammar = GrammarCompiler(ByteTokenizer(), 256).compile(use.grammar_source(), "tools")
-    assert grammar.accepts(list(f"{written}\n{written}".encode()))
+    assert forced_grammar(parser, is_parallel=True).accepts(list(f"{written}\n{written}".encode()))
     assert [json.loads(arguments) for _, arguments in read(parser, [written])[1]] == [{"city": city, "days": 2}]
 
 
@@ -386,16 +367,9 @@ def test_a_name_that_is_no_json_is_text(parser, name):
 @pytest.mark.parametrize("is_parallel", [False, True])
 def test_a_forced_call_is_what_the_parser_reads(parser, is_parallel):
     """The grammar accepts what `write_call` writes, and an answer that is over holds one call, or may hold more."""
-    use = ToolUse((GET_WEATHER,), parser, is_native=False, is_forced=True, is_parallel=is_parallel)
-    grammar = GrammarCompiler(ByteTokenizer(), 256).compile(use.grammar_source(), "tools")
+    grammar = forced_grammar(parser, is_parallel=is_parallel)
+    assert not grammar.accepts(list(parser.write_call("get_we", "{}").encode())), "no such function is there"
     for byte in parser.write_call("get_weather", '{"city": "Rome", "days": 2}').encode():
         assert grammar.mask()[byte]
         grammar.advance(byte)
     assert grammar.is_finished is not is_parallel
-    refused = GrammarCompiler(ByteTokenizer(), 256).compile(use.grammar_source(), "tools")
-    for byte in parser.write_call("get_we", "{}").encode():
-        if not refused.mask()[byte]:
-            break
-        refused.advance(byte)
-    else:
-        pytest.fail("a function that is not there was accepted")

@@ -27,16 +27,17 @@ from shared.lm.rope import rotate, rotation
 from shared.telemetry import KERNEL_CALLS
 
 pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
+pytestmark = pytest.mark.usefixtures("interpreter")
 
 
-def test_prefill_reads_tensors_that_lie_crosswise(interpreter):
+def test_prefill_reads_tensors_that_lie_crosswise():
     torch.manual_seed(0)
     q, k, v = (torch.randn(40, heads, 16).transpose(0, 1) for heads in (4, 2, 2))
     case = (q, k, v, kernels.BlockCsr.dense(2, 40, 12))
     agree(q, prefill(case, "triton"), prefill(case, "reference"))
 
 
-def test_parts_of_a_long_problem_make_one_softmax(interpreter):
+def test_parts_of_a_long_problem_make_one_softmax():
     case = ragged(torch.float32, 32, 2)
     kernel = importlib.import_module(f"{KERNELS}decode.triton")
     for parts in (kernel.Parts(3, 100), kernel.Parts(5, 64)):
@@ -44,13 +45,13 @@ def test_parts_of_a_long_problem_make_one_softmax(interpreter):
 
 
 @pytest.mark.parametrize("size", [4, 64])
-def test_pages_are_read_where_they_lie(interpreter, size):
+def test_pages_are_read_where_they_lie(size):
     *entries, weights = ragged(torch.float32, 24, 3)
     for logs in (weights, None):
         agree(entries[0], in_pages(*entries, logs, "triton", size), in_tensors(*entries, logs, "reference"))
 
 
-def test_the_interpreter_runs_only_for_who_asks_and_calls_are_counted(interpreter):
+def test_the_interpreter_runs_only_for_who_asks_and_calls_are_counted():
     assert "triton" in kernels.backends()
     (q, k), blocks = torch.randn(2, 1, 2, 4), kernels.BlockCsr.dense(1, 2, 2)
     before = calls("triton"), calls("cpu_ext") + calls("cpu_torch")
@@ -86,7 +87,7 @@ def test_without_a_gpu_the_back_end_is_absent_and_says_what_to_try(monkeypatch):
         ((4, 4), 50, 50, 3, 5, 500),  # a window of more than all keys
     ],
 )
-def test_windows_agree_with_the_oracle(interpreter, dtype, heads, queries, keys, d, sink, window):
+def test_windows_agree_with_the_oracle(dtype, heads, queries, keys, d, sink, window):
     torch.manual_seed(keys)
     q, (k, v) = torch.randn(heads[0], queries, d).to(dtype), torch.randn(2, heads[1], keys, d).to(dtype)
     found, wanted = (kernels.window_prefill(q, k, v, sink, window, backend=name) for name in ("triton", "reference"))
@@ -102,7 +103,7 @@ def test_windows_agree_with_the_oracle(interpreter, dtype, heads, queries, keys,
         ((1, 1), 1, 1, 4, torch.float32),
     ],
 )
-def test_last_query_scores_agree_with_the_oracle(interpreter, heads, b, keys, d, dtype):
+def test_last_query_scores_agree_with_the_oracle(heads, b, keys, d, dtype):
     torch.manual_seed(keys)
     q, k = torch.randn(heads[0], b, d).to(dtype), torch.randn(heads[1], keys, d).to(dtype)
     wanted = kernels.last_query_scores(q, k, backend="reference")
@@ -112,7 +113,7 @@ def test_last_query_scores_agree_with_the_oracle(interpreter, heads, b, keys, d,
         assert (one.double() - oracle).abs().max() < 2e-5
 
 
-def test_runs_whose_numbers_lie_on_the_device_are_the_same_runs(interpreter):
+def test_runs_whose_numbers_lie_on_the_device_are_the_same_runs():
     q, keys, values, weights = ragged(torch.bfloat16, 64, 3)
     n = torch.tensor(LENGTHS)
     start = n.cumsum(0) - n + torch.arange(len(n))  # an entry of nobody lies between two runs
@@ -131,9 +132,9 @@ def test_runs_whose_numbers_lie_on_the_device_are_the_same_runs(interpreter):
 @pytest.mark.parametrize("bits", CACHE_FORMATS)
 @pytest.mark.parametrize(
     ("d", "group", "dtype"),
-    [(64, 3, torch.float32), (80, 4, torch.bfloat16), (24, 1, torch.float32), (128, 2, torch.float32)],
+    [(80, 4, torch.bfloat16), (24, 1, torch.float32), (128, 3, torch.float32)],
 )
-def test_packed_pages_are_read_as_they_lie(interpreter, bits, d, group, dtype):
+def test_packed_pages_are_read_as_they_lie(bits, d, group, dtype):
     torch.manual_seed(d)
     layout = kernels.PackedLayout(bits, d)
     whole = torch.randn(2, 9, 16, d) * torch.tensor([1.0, 30.0])[:, None, None, None] - 2
@@ -150,9 +151,6 @@ def test_packed_pages_are_read_as_they_lie(interpreter, bits, d, group, dtype):
     kernel = importlib.import_module(f"{KERNELS}packed_pages.triton")
     runs = kernels.DeviceRuns(*(torch.from_numpy(x) for x in (start, n, weighted)), longest=90)
     agree(q, kernel.decode_packed(q, (layout, pages, logs), runs, kernel.Parts(4, 32)), wanted, tolerance)
-
-
-pytestmark = pytest.mark.usefixtures("interpreter")
 
 
 def packed(rows, columns, bits):
@@ -202,7 +200,7 @@ def test_a_gate_opens_what_the_second_matrix_gives(parts):
         (65, 33, 3, 1, torch.float32),  # a partial block and a partial line of columns
         (100, 300, 19, 3, torch.bfloat16),  # parts of unequal length
         (1, 1, 1, None, torch.float32),
-        (70, 1100, 70, 2, torch.bfloat16),  # two programs of rows
+        (70, 400, 70, 2, torch.bfloat16),  # two programs of rows
     ],
 )
 def test_fp8_products_agree_with_the_reference(rows, columns, batch, parts, dtype):
@@ -310,11 +308,11 @@ def rows_of(limits: dict, shares) -> SamplingRows:
 def test_draws_are_those_of_the_oracle(limits, backend, monkeypatch):
     monkeypatch.setattr(importlib.import_module(f"{KERNELS}sampling.triton"), "_BLOCK", 32)  # a row is several blocks
     torch.manual_seed(len(str(limits)))
-    logits = torch.randn(12, 77) * 3
+    logits = torch.randn(6, 77) * 3
     logits[0] = 1.5  # all alike: those with lower numbers come first
     logits[1, ::2] = -torch.inf
     logits[2] = logits[2].round()
-    rows = rows_of(limits, np.random.default_rng(len(str(limits))).random(12))
+    rows = rows_of(limits, np.random.default_rng(len(str(limits))).random(6))
     assert torch.equal(sample(logits, rows, backend=backend), sample(logits, rows, backend="reference"))
 
 

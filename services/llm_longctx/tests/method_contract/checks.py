@@ -1,18 +1,27 @@
-"""Results of a method: its reference against plain softmax, the engine against the reference."""
+"""The checks of a method: its description of itself, its results, its bytes, and surroundings that must not show."""
 
 import inspect
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+import pytest
 import torch
+from pydantic import ValidationError
 
+from fovea.errors import InvalidOption
+from services.llm_longctx.engine import Engine, Request, prefix_cache
+from services.llm_longctx.engine.attention import method_policy
 from services.llm_longctx.methods import AttentionMethod, method
 from services.llm_longctx.tests.method_contract.oracle import (
     CLOSE,
     LENGTHS,
     MINE,
     NEW,
+    OTHER_PLAN,
+    PLAN,
     Played,
+    acts_on,
     borders,
     causal,
     default,
@@ -20,10 +29,13 @@ from services.llm_longctx.tests.method_contract.oracle import (
     model,
     near,
     of_layer,
+    parse,
     play,
+    short_model,
     softmax_under,
     tokens,
     trials,
+    usual_plan,
 )
 
 
@@ -181,3 +193,268 @@ def check_effect(cls: type[AttentionMethod]) -> None:
             near(mine, dense, f"{how.name} shares prefixes with dense, and reads prompts differently")
     named = "" if cls.contract_knobs else " on short prompts; small contract_knobs may be missing"
     assert acts == bool(cls.phases or cls.actions), f"{cls.name} says {set(cls.phases)}, and acts: {acts}{named}"
+
+
+def check_estimate(cls: type[AttentionMethod]) -> None:
+    """The forecast is at least the held bytes, and at most a page per run above them, at every moment."""
+    config = model().config
+    for how in (*trials(cls), *default(cls)):
+        footprint = how.estimate(config, how.head_plan(config, parse(usual_plan(how))), 31, NEW)
+        runs = config.layers * config.kv_heads * (2 if footprint.compact is not None else 1)
+        for n in (1, 2, 3, 6, 9, 13, 31) if how in trials(cls) else (1, 31):
+            fed = NEW if n < 14 else 13
+            played = play(how, tokens(n, n), MINE[:fed])
+            for new, (held, foreseen) in enumerate(zip(played.pages, played.foreseen, strict=True)):
+                where = f"{how.name} {how.model_dump_json()}, {n} tokens and {new} more"
+                assert held <= foreseen, f"{where}: {held} pages are held, and {foreseen} were foreseen"
+                most = runs + (2 * _pages(n + new) if footprint.is_bound else held)
+                assert foreseen <= most, f"{where}: {foreseen} pages were foreseen, and {held} are held"
+
+
+def _pages(entries: int, page: int = 4) -> int:
+    return model().config.layers * model().config.kv_heads * -(-entries // page)
+
+
+def check_fit(cls: type[AttentionMethod]) -> None:
+    """Fitted knobs meet their budget in what is held; what fits already is not refused."""
+    config, n = model().config, 47
+    dense = config.layers * config.kv_heads * (n + NEW)
+    for how in trials(cls):
+        own = _entries(how, n)
+        budgets = [int(dense * share) for share in (1.5, 1, 0.9, 0.7, 0.5, 0.3, 0.1)]
+        met = 0
+        for budget in sorted({*budgets, own}, reverse=True):
+            if (fitted := _fitted(how, budget, n)) is None:
+                assert budget < max(own, 1), f"{how.name} holds {own} entries and refuses a budget of {budget}"
+                continue
+            assert isinstance(fitted, cls), f"{how.name} is fitted to {budget} as {type(fitted).__name__}"
+            where = f"{how.name} fitted to {budget} entries is {fitted.model_dump_json()}"
+            assert _entries(fitted, n) <= budget, f"{where}: it foresees {_entries(fitted, n)}"
+            held = max(play(fitted, tokens(n), MINE[:NEW], page=1).pages)
+            assert held <= budget, f"{where}: it holds {held}"
+            met += budget < dense
+        assert met or "eviction" not in how.actions, f"{how.name} evicts, and meets no budget below dense"
+
+
+def _fitted(how: AttentionMethod, budget: int, n: int) -> AttentionMethod | None:
+    try:
+        return how.fit(budget, model().config, parse(usual_plan(how)), n, NEW)
+    except InvalidOption:
+        return None
+
+
+def _entries(how: AttentionMethod, n: int) -> int:
+    config = model().config
+    told = how.estimate(config, how.head_plan(config, parse(usual_plan(how))), n, NEW)
+    return sum(map(sum, told.entries)) + (sum(map(sum, told.compact)) if told.compact is not None else 0)
+
+
+def check_facts(cls: type[AttentionMethod]) -> None:
+    """A name, a help text, a frozen strict schema, and configurations that survive JSON."""
+    assert cls.name == cls.name.lower(), f"the name {cls.name!r} is not lower case"
+    assert inspect.cleandoc(cls.__doc__ or "") != inspect.cleandoc(AttentionMethod.__doc__), f"{cls.name} has no help"
+    assert cls.phases <= {"prefill", "decode"}, f"{cls.name} acts in unknown phases: {set(cls.phases)}"
+    unknown = cls.actions - {"visibility", "eviction", "copy", "transform"}
+    assert not unknown, f"{cls.name} names unknown actions: {unknown}"
+    json.dumps(cls.model_json_schema())
+    with pytest.raises(ValidationError):
+        cls.model_validate({"no_such_knob": 1})
+    for how in trials(cls):
+        before = how.model_dump_json()
+        again = cls.model_validate_json(before)
+        assert again == how, f"{cls.name} does not survive JSON: {before}"
+        read = tokens(31, 31), MINE[:NEW]
+        played, same = play(how, *read), play(again, *read, fresh=True)
+        near(played.logits, same.logits, f"{cls.name} read back from JSON")
+        assert how.model_dump_json() == before, f"{cls.name} changes its own knobs while it runs"
+        for knob in cls.model_fields:
+            with pytest.raises(ValidationError):
+                setattr(how, knob, getattr(how, knob))
+
+
+def check_knobs(cls: type[AttentionMethod]) -> None:
+    """Every knob changes what is computed or held, from one of the contract's settings at least."""
+    bases = trials(cls)
+    ways: list[dict] = [{}]
+    ways += [{"boundaries": borders(61)}] if "boundaries" in inspect.signature(cls.reference).parameters else []
+    ways += [{"chunks": [32, 29]}] if not all(how.chunk_invariant for how in bases) else []
+    for knob in cls.model_fields:
+        changed = knob in cls.optional_knobs
+        for how in bases:
+            for other in _others(how, knob, bases):
+                same = how.identity() == other.identity()
+                assert not (same and how.identity()), f"{cls.name}: prefixes don't depend on {knob}"
+                changed = changed or any(_differ(how, other, way) for way in ways)
+        assert changed, f"{cls.name} ignores {knob}, or contract_knobs has no setting in which it matters"
+
+
+def _differ(how: AttentionMethod, other: AttentionMethod, way: dict) -> bool:
+    """Whether two settings read or hold a prompt differently; not where one refuses to work for the model."""
+    try:
+        a, b = (play(one, tokens(61, 8), MINE[:NEW], **way) for one in (how, other))
+    except InvalidOption:
+        return False
+    return a.positions != b.positions or a.pages != b.pages or float((a.logits - b.logits).abs().max()) > CLOSE
+
+
+def _others(how: AttentionMethod, knob: str, bases: Sequence[AttentionMethod]) -> Iterator[AttentionMethod]:
+    """The method with other values of a knob: those of its other settings, its schema's names, and others nearby."""
+    now = getattr(how, knob)
+    values = [getattr(base, knob) for base in bases]
+    values += _named(type(how).model_json_schema()["properties"][knob])
+    values += [False, True] if isinstance(now, bool) else []
+    number = isinstance(now, int | float) and not isinstance(now, bool)
+    if number:
+        values += [now + 1, now - 1, now * 2, now // 2, now * 0.5, now * 1.5, now + 8, now * 3 + 1, now / 10]
+    values += [1, 2, 3, 0.05, 0.3, 0.5, 0.95] if now is None else []
+    values += [(), (0,), (1,), ((1, 1), (0, 0)), ((0, 1), (1, 1)), ((0, 0), (0, 1))] if not number else []
+    tried = [now]
+    for value in values:
+        if value not in tried:
+            tried.append(value)
+            try:
+                other = how.with_knobs(**{knob: value})
+            except (ValidationError, InvalidOption):
+                continue
+            if getattr(other, knob) != now:
+                yield other
+
+
+def _named(schema: Mapping) -> list:
+    inner = [value for part in schema.get("anyOf", ()) for value in _named(part)]
+    return [*schema.get("enum", ()), *([schema["const"]] if "const" in schema else ()), *inner]
+
+
+def check_plan(cls: type[AttentionMethod]) -> None:
+    """A method that works by a head plan follows it, and refuses to work without one."""
+    config = model().config
+    plain = cls()
+    if cls.needs_plan:
+        with pytest.raises(InvalidOption):
+            plain.head_plan(config, None)
+        told = [plain.head_plan(config, parse(plan)) for plan in (PLAN, OTHER_PLAN)]
+        assert told[0] != told[1], f"{cls.name} needs a head plan and ignores it"
+    for how in trials(cls) if plain.overrides("head_plan") else ():
+        for plan in (PLAN, OTHER_PLAN):
+            heads = how.head_plan(config, parse(plan))
+            same = all(getattr(how, knob, None) == getattr(plain, knob, None) for knob in ("roles", "share", "heads"))
+            if cls.needs_plan and plan is PLAN and same:
+                if heads.full is not None:
+                    assert [list(map(int, row)) for row in heads.full] == plan["roles"], f"{cls.name}: other roles"
+                if heads.calibrated:
+                    assert heads.calibrated == {tuple(x) for x in plan["heads"]}, f"{cls.name}: other heads"
+            played = play(how, tokens(31, 31), MINE[:NEW], plan=plan)
+            for layer, (*_, out) in enumerate(played.layers):
+                wanted, acted = of_layer(how, played, layer).out, acts_on(how, heads, layer, config)
+                for name, rows in (("leaves alone", [not one for one in acted]), ("acts on", acted)):
+                    where = f"{how.name}, layer {layer}, plan {plan}: a head that it {name}"
+                    near(out[rows], wanted[rows], where)
+
+
+GRID = 32  # tokens of a served chunk here: short prompts have several
+
+
+def check_chunks(cls: type[AttentionMethod]) -> None:
+    """Any chunking equals one pass where the method states it; elsewhere the same chunks give the same."""
+    for how in trials(cls):
+        if not how.supports.chunked_prefill:
+            continue
+        for n, splits in ((13, ([1] * 13, [6, 7])), (47, ([16, 16, 15], [46, 1], [1, 46], [5, 37, 5]))):
+            ids = tokens(n, n)
+            whole = play(how, ids, MINE[:NEW])
+            for split in splits:
+                cut = play(how, ids, MINE[:NEW], chunks=split)
+                other = whole if how.chunk_invariant else play(how, ids, MINE[:NEW], chunks=split, fresh=True)
+                where = f"{how.name} {how.model_dump_json()}, {n} tokens in chunks {split}"
+                near(cut.logits, other.logits, where)
+                assert cut.positions == other.positions, f"{where}: other entries are held"
+
+
+def check_neighbours(cls: type[AttentionMethod]) -> None:
+    """In a ragged batch, of its own kind and others, and next to its own forks, each sequence is as it is alone."""
+    for how in trials(cls):
+        engine = Engine(model(), page=8)
+        mix = [(how, 23), (method("dense"), 11), (how, 1), (how, 41), (method("duo", sink=1, recent=4), 29), (how, 2)]
+        open_ones, logits = [], []
+        for i, (one, n) in enumerate(mix):
+            open_ones.append(engine.open(one, PLAN))
+            logits.append([open_ones[-1].prefill(tokens(n, i))])
+        for step in range(NEW):
+            answers = engine.batch({s: MINE[step + i] for i, s in enumerate(open_ones)})
+            for i, s in enumerate(open_ones):
+                logits[i].append(answers[s][None])
+        for i, (one, n) in enumerate(mix):
+            alone = play(one, tokens(n, i), MINE[i : i + NEW], page=8, plan=PLAN)
+            near(torch.cat(logits[i]), alone.logits, f"{one.name} next to {how.name} in a batch, sequence {i}")
+        _check_fork(how, engine)
+
+
+def _check_fork(how: AttentionMethod, engine: Engine) -> None:
+    s = engine.open(how, PLAN)
+    s.prefill(tokens(31))
+    s.step(MINE[0])
+    twin = s.fork()
+    ways = [MINE[:1], MINE[:1]]
+    for step in range(1, NEW):
+        for i, one in enumerate((s, twin)):
+            ways[i] = [*ways[i], MINE[step + 9 * i]]
+            last = one.step(ways[i][-1])
+            if step == NEW - 1:
+                alone = play(how, tokens(31), ways[i], plan=PLAN).logits[-1]
+                near(last, alone, f"{how.name}: one of two answers to a prompt")
+
+
+def check_preemption(cls: type[AttentionMethod]) -> None:
+    """An answer that lost its pages and was read again is the undisturbed one."""
+    for how in trials(cls):
+        # Four that grow leave no page to the youngest before it has ended.
+        asked = [Request(tokens(5, i), "dense", max_tokens=20) for i in range(4)]
+        asked.append(Request(tokens(17, 9), how, PLAN, max_tokens=20, temperature=1.0, seed=5))
+        *_, pressed = Engine(short_model(), page=8, kv_bytes=1).generate(asked)
+        (alone,) = Engine(short_model(), page=8).generate(asked[-1:])
+        may = how.supports.preemption == "recompute"
+        assert (pressed.usage.preempted > 0) == may, f"{how.name}: preempted {pressed.usage.preempted} times"
+        assert pressed.tokens == alone.tokens, f"{how.name} says something else after a preemption"
+
+
+def check_prefixes(cls: type[AttentionMethod]) -> None:
+    """A prompt whose beginning was read before is answered as a cold one, and so are those that share it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (method_policy, prefix_cache):
+            patch.setattr(module, "CHUNK", GRID)
+        _check_prefixes(cls)
+
+
+def _check_prefixes(cls: type[AttentionMethod]) -> None:
+    for how in trials(cls):
+        # Methods that are defined by their chunks meet cached prefixes behind whole chunks only, and heads that are cut
+        # at a prompt's end leave no prefix of its last chunk.
+        cuts = how.head_plan(model().config, parse(PLAN)).full is not None
+        long = not how.chunk_invariant or (cuts and bool(how.identity()))
+        net, stem, page = model(), 2 * GRID if long else 48, 8
+        others = [] if how.identity() else [method("dense")]
+        for first, second in ((how, how), *((how, one) for one in others), *((one, how) for one in others)):
+            asked = [
+                Request([*tokens(stem, 1), *tokens(own, own)], one, PLAN, max_tokens=5, temperature=1.0, seed=3)
+                for one, own in ((first, 5), (second, 17), (second, 2))
+            ]
+            warm = Engine(net, page=page).generate(asked)
+            for request, answer in zip(asked, warm, strict=True):
+                where = f"{request.method.name} behind a prefix that {first.name} read"
+                assert answer.tokens == _cold(net, page, request), f"{where} says something else"
+            reuses = second.supports.prefix_reuse and (first.supports.prefix_reuse or second is not first)
+            hit = warm[-1].usage.cached_tokens > 0
+            assert hit <= second.supports.prefix_reuse, f"{second.name} reuses a prefix, and says it can't"
+            assert hit or not reuses or (cuts and not long and first is how), (
+                f"{second.name} says it reuses prefixes, and does not"
+            )
+
+
+_COLD: dict[tuple, list[int]] = {}
+
+
+def _cold(net, page: int, request: Request) -> list[int]:
+    key = (id(net), type(request.method), repr(dict(request.method)), tuple(request.ids))
+    if key not in _COLD:
+        _COLD[key] = Engine(net, page=page).generate([request])[0].tokens
+    return _COLD[key]
