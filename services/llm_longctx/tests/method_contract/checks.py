@@ -408,8 +408,8 @@ def check_preemption(cls: type[AttentionMethod]) -> None:
     """An answer that lost its pages and was read again is the undisturbed one."""
     for how in trials(cls):
         # Four that grow leave no page to the youngest before it has ended.
-        asked = [Request(tokens(5, i), "dense", max_tokens=20) for i in range(4)]
-        asked.append(Request(tokens(17, 9), how, PLAN, max_tokens=20, temperature=1.0, seed=5))
+        asked = [Request(tokens(5, i), "dense", max_tokens=30) for i in range(4)]
+        asked.append(Request(tokens(17, 9), how, PLAN, max_tokens=30, temperature=1.0, seed=5))
         *_, pressed = Engine(short_model(), page=8, kv_bytes=1).generate(asked)
         (alone,) = Engine(short_model(), page=8).generate(asked[-1:])
         may = how.supports.preemption == "recompute"
