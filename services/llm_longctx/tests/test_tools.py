@@ -235,6 +235,17 @@ def test_a_schema_is_met_under_a_method(client):
         assert (choice.finish_reason, set(json.loads(choice.message.content))) == ("stop", {"on", "level"})
 
 
+def test_descriptions_and_calls_keep_their_letters_where_a_template_knows_no_tools():
+    city = {"name": "wetter", "description": "Wetter für eine Größe 東京"}
+    messages = [{"role": "user", "content": "Hallo"}]
+    request = ChatRequest(messages=messages, tools=[{"type": "function", "function": city}])
+    call = {"id": "1", "type": "function", "function": {"name": "wetter", "arguments": {"ort": "Köln"}}}
+    turns = [*messages, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    text = "".join(turn["content"] for turn in read_tool_use(request, None).instruct(turns))
+    assert "Größe 東京" in text
+    assert "Köln" in text
+
+
 GET_WEATHER = FunctionDefinition(
     name="get_weather",
     parameters={
