@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import shared.registry.servable
+import shared.retry_after
 from fovea.errors import Cancelled, Fault, InvalidOption, NotReady, QueueFull, TooLarge
 from services.llm_longctx.engine import GenerationRequest, Sampling
 from services.llm_longctx.engine.quality.background_tasks import BackgroundTasks
@@ -248,13 +249,16 @@ def test_the_last_that_runs_is_refused_where_it_has_no_room(scheduler, backend):
 
 
 def test_a_batch_that_runs_out_of_room_is_read_again(scheduler, backend):
-    asked = [ask(letter, new=3) for letter in "ab"]
-    start(scheduler, *asked)
+    asked = [ask(letter, new=3) for letter in "abc"]
+    start(scheduler, *asked[:2])
+    scheduler.add_request(asked[2][0])
     backend.failing["decode"] = PoolExhausted()
-    assert step(scheduler)[:3] == ["decode ab", "release a", "release b"]
-    assert [request.stats.preempted for request, _ in asked] == [1, 1]
-    step(scheduler, 9)
-    assert [ear.ids for _, ear in asked] == [[4, 4, 4], [4, 4, 4]]
+    events = [*step(scheduler)]
+    assert events[:3] == ["decode ab", "release a", "release b"]
+    assert [request.stats.preempted for request, _ in asked] == [1, 1, 0]
+    again = [event for event in (*events, *step(scheduler, 9)) if event.startswith("allocate")]
+    assert again == ["allocate a", "allocate b", "allocate c"], "before those who came later"
+    assert [ear.ids for _, ear in asked] == [[4, 4, 4]] * 3
 
 
 @pytest.mark.parametrize(("most", "reasons"), [(2, ["length"] * 3), (0, [TooLarge] * 3)])
@@ -446,6 +450,21 @@ def test_the_queue_is_by_rank_and_tells_places():
     assert [each.rank for each in queue] == [(0, 0), (0, 2)]
     assert notes[-1] == (0.0, "2 in the queue")
     assert WaitingQueue(3).pop_if(lambda _: True) is None
+
+
+def test_who_is_sent_away_is_told_how_long_places_were_held_lately(clock):
+    clock.govern(shared.retry_after)
+    queue, lines = WaitingQueue(2), [line((0, rank)) for rank in range(4)]
+    for each in lines[:2]:
+        queue.add(each)
+    clock.advance(40)
+    assert queue.pop_if(lambda _: True) is lines[0]
+    queue.add(lines[2])
+    queue.discard(lines[1])
+    queue.add(lines[3])
+    with pytest.raises(QueueFull) as full:
+        queue.add(line((0, 9)))
+    assert full.value.retry_after == 20, "two places, each for 40 s"
 
 
 @pytest.mark.parametrize(("how", "is_open"), [("add", True), ("wake", True), ("close", False)])
