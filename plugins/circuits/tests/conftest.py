@@ -1,18 +1,16 @@
 """Tiny models with golden numbers, random models of families, and the models of the service's own tests."""
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from services.interpretability.tests.conftest import WEIGHTS, context, one_thread, smollm2, tiny  # noqa: F401  # fixtures
+from services.interpretability.tests.conftest import context, one_thread, smollm2, tiny  # noqa: F401  # fixtures
 from shared.lm import builders
-from shared.lm.decoder import Decoder
-from tests.golden import read_golden
+from shared.lm.tests.conftest import load_golden as load_model
 
 SIZES = {"vocab": 40, "width": 24, "layers": 3, "heads": 4, "kv_heads": 2, "hidden": 32, "positions": 64}
 
@@ -24,30 +22,12 @@ def read(name: str) -> Any:
     return json.loads((GOLDEN / name).read_text())
 
 
-@dataclass(frozen=True)
-class Golden:
-    """A tiny model with everything that is known about it."""
-
-    model: Decoder = field(repr=False)
-    facts: dict[str, Any] = field(repr=False)
-    clean: Tensor = field(repr=False)
-    corrupt: Tensor = field(repr=False)
-    answers: Tensor = field(repr=False)
-    """Correct and wrong [B,2]; prompts are [B,T]."""
-
-    @property
-    def given(self) -> tuple[Decoder, Tensor, Tensor, Tensor]:
-        """Input of measurements: the model, both prompts and the answers."""
-        return self.model, self.clean, self.corrupt, self.answers
-
-
-def load_golden(family: str) -> Golden:
-    facts = read(f"tiny_{family}_circuit.json")
-    model = getattr(builders, facts["network"]["name"])(**facts["network"]["config"]).eval()
-    weights = read_golden(WEIGHTS / f"tiny_{family}_weights.arrays")
-    model.load_state_dict({key: torch.from_numpy(weights[key]) for key in weights}, strict=False)
-    ids = (torch.tensor(facts[name]) for name in ("clean_ids", "corrupt_ids", "answer_ids_correct_wrong"))
-    return Golden(model, facts, *ids)
+def load_golden(family: str) -> Any:
+    """A tiny model with everything that is known about it; `given` is the input of measurements."""
+    known, facts = load_model(family), read(f"tiny_{family}_circuit.json")
+    answers = torch.tensor(facts["answer_ids_correct_wrong"])  # correct and wrong [B,2]; prompts are [B,T]
+    given = {"model": known.model, "clean": known.clean, "corrupt": known.corrupt, "answers": answers}
+    return SimpleNamespace(**given, facts=facts, given=tuple(given.values()))
 
 
 @pytest.fixture(scope="session", params=["gpt2", "llama"])

@@ -11,7 +11,7 @@ from fovea_circuits.experiments import circuits
 from fovea_circuits.patching import attribute_logits
 from fovea_circuits.simplified_attention import SimplifiedAttention
 from plugins.circuits.tests.conftest import load_golden, read
-from shared.lm.taps import Replace, Scale, Uniform, trace
+from shared.lm.taps import Replace, Uniform, trace
 
 SETTINGS = sorted(read("tiny_gpt2_circuit.json")["path_patching"])
 
@@ -113,16 +113,6 @@ def test_denoising_is_noising_the_other_way_round(golden):
 def test_ablation_equals_the_golden_one(golden, kind, name):
     found = circuits.ablate(golden.model, golden.clean, golden.answers, kind=kind)
     assert np.abs(found - golden.facts[f"{name}_ablation_logit_diff"]).max() < 1e-4
-
-
-def test_group_ablation_equals_the_golden_one(golden):
-    group = golden.facts["group"]
-    for kind, edits in (
-        ("zero", [Scale(f"z.{l}", 0.0, heads=h) for l, h in group["heads"]]),
-        ("uniform", [Uniform(l, h) for l, h in group["heads"]]),
-    ):
-        logits = trace(golden.model, golden.clean, edits=edits).logits[:, -1]
-        assert circuits.logit_difference(logits, golden.answers) == pytest.approx(group[kind], abs=1e-4)
 
 
 def test_attribution_equals_the_golden_one_and_adds_up(golden):

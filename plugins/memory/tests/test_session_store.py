@@ -70,16 +70,6 @@ async def test_repeated_request_is_answered_and_not_written_again(store):
     assert await store.find_answer("ann", head.id, "key") == b'{"told": 1}'
 
 
-async def test_another_tenants_session_is_not_there(store):
-    head = await store.create("ann", "m", "d", b"0")
-    for call in (store.get("bob", head.id), store.read_version("bob", head.id, 0), store.delete("bob", head.id)):
-        with pytest.raises(NotFound):
-            await call
-    with pytest.raises(NotFound):
-        await store.write_version("bob", head, b"x", 1)
-    assert await store.read_version("ann", head.id, 0) == b"0"
-
-
 async def test_sessions_are_listed_newest_first_in_pages_and_only_their_tenants(store):
     heads = [await store.create("cleo", "m", "d", b"0", tokens=n, state_bytes=10 + n) for n in range(5)]
     await store.create("dora", "m", "d", b"0")

@@ -127,8 +127,8 @@ def test_permalinks_hold_what_is_given_and_arrays_the_numbers_of_the_json():
 
 
 def test_maps_of_long_texts_are_drawn_to_their_last_token():
-    (wide,) = patterns(1, 400)
-    drawing = plots.draw_heat_map(wide)
+    axes = ("query", range(4)), ("key", range(400))
+    drawing = plots.draw_heat_map(reports.heat_map("wide", np.eye(4, 400), *axes, "How to read it."))
     cells = [shape for shape in drawing.shapes if isinstance(shape, Rect)]
     assert max(cell.x + cell.w for cell in cells) < drawing.width
     assert plots.draw_heat_map(patterns(1)[0]).width == plots.WIDTH

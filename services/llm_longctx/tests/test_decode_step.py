@@ -104,12 +104,6 @@ def test_a_sequence_does_not_feel_its_neighbours(bits):
     assert torch.equal(together[:, 7], alone[:, 0])
 
 
-@pytest.mark.parametrize("threads", [2, 3, 5])
-def test_threads_change_nothing(threads):
-    net = build("llama")
-    assert torch.equal(decode(net, steps=12, threads=threads), decode(net, steps=12))
-
-
 def test_two_engines_may_step_at_once():
     net = build("llama")
     alone, found = decode(net, steps=20), []

@@ -11,7 +11,7 @@ from services.llm_longctx.kernels.decoder_ops import PackedPass
 from services.llm_longctx.kernels.decoder_ops.cpu_ext import FEW, MANY, NativeOps
 from services.llm_longctx.kernels.native import bindings
 from services.llm_longctx.kernels.quantized_linear import pack
-from services.llm_longctx.tests.conftest import BUILT
+from services.llm_longctx.tests.conftest import native
 from shared.lm.attention import DenseAttention
 from shared.lm.blocks import OffsetRMSNorm, RMSNorm
 from shared.lm.builders import llama
@@ -22,7 +22,6 @@ from shared.lm.rope import rotation
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
 
 pytestmark = pytest.mark.usefixtures("inference")
-native = pytest.mark.skipif(not BUILT, reason="no C++ kernels are built here")
 
 
 @pytest.fixture

@@ -1,19 +1,27 @@
-"""From tokens to text: pieces of an answer, with a scripted engine in the place of a model, and stop texts."""
+"""From tokens to text: pieces of an answer of a scripted engine, stop texts; metrics and spans of answers."""
 
 import asyncio
+import gc
 import time
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from fovea.errors import Cancelled, DeadlineExceeded, QueueFull
-from services.llm_longctx.engine import GenerationRequest, Sampling, ScoredToken
+from services.llm_longctx import generation_metrics
+from services.llm_longctx.engine import Engine, GenerationRequest, Sampling, ScoredToken
+from services.llm_longctx.engine.offline.completion import Request
 from services.llm_longctx.serving import generation
 from services.llm_longctx.serving.answer_text import TextOptions
 from services.llm_longctx.serving.generation import Generation
 from services.llm_longctx.serving.stop_strings import StopStringFilter
+from services.llm_longctx.tests.conftest import HELLO, MODEL, say
+from shared import telemetry
 from shared.registry import CallContext
+from shared.tests.recorded_spans import is_child, recorded_spans  # noqa: F401  # a fixture
+from tests.harness.waiting import wait_until as until
 
 
 class Script:
@@ -105,10 +113,13 @@ def test_an_echo_shows_what_the_caller_wrote_once_for_each_answer(codec):
     assert joined(pieces) == "a<|im_end|>"
 
 
-def test_an_error_is_raised_where_the_pieces_are_read(codec):
+def test_an_error_is_raised_where_the_pieces_are_read_and_who_leaves_drops_all_requests(codec):
     script = Script(codec.encode("ab"), end=Cancelled("gone"))
     with pytest.raises(Cancelled):
         run(codec, script, ask([1]))
+    assert script.aborted == script.requests
+    script = Script(codec.encode("ab"), codec.encode("cd"))
+    assert len(run(codec, script, ask([1]), ask([1]), most=1)) == 1
     assert script.aborted == script.requests
 
 
@@ -157,12 +168,6 @@ def test_so_many_answers_run_at_a_time(codec, monkeypatch):
     assert len(script.requests) == 2
 
 
-def test_leaving_early_drops_all_requests(codec):
-    script = Script(codec.encode("ab"), codec.encode("cd"))
-    assert len(run(codec, script, ask([1]), ask([1]), most=1)) == 1
-    assert script.aborted == script.requests
-
-
 def test_pieces_of_a_loop_that_is_closed_are_dropped(codec):
     async def begin(script):
         Generation(script, codec, CallContext()).begin(ask([1]))
@@ -195,3 +200,76 @@ def test_what_is_shown_is_the_text_before_the_first_stop_that_is_complete(pieces
 def test_only_what_may_begin_a_stop_is_held_back():
     watch = StopStringFilter(["END"])
     assert [watch.feed("one E"), watch.feed("N"), watch.feed("Q E"), watch.end()] == ["one ", "", "ENQ ", "E"]
+
+
+def sample(name, **labels):
+    return REGISTRY.get_sample_value(f"fovea_{name}", labels) or 0.0
+
+
+def sample_all(method):
+    of_method, of_model = {"model": MODEL, "method": method}, {"model": MODEL}
+    return {
+        "first": sample("time_to_first_token_seconds_count", **of_method),
+        "per_token": sample("time_per_output_token_seconds_count", **of_method),
+        "prompt": sample("prompt_tokens_total", **of_method),
+        "written": sample("generation_tokens_total", **of_method),
+        "queries": sample("prefix_cache_queries_total", **of_model),
+        "hits": sample("prefix_cache_hits_total", **of_model),
+        "ratio": sample("kv_ratio_sum", **of_method),
+        "waits": sample("request_queue_time_seconds_count", service="llm-longctx", model=MODEL),
+        "steps": sample("batch_size_count", service="llm-longctx", model=MODEL),
+    }
+
+
+def test_counts_are_those_of_the_answers_usage(client):
+    before = sample_all("streamingllm")
+    answers = [say(client, extra_body={"longctx": {"method": "streamingllm"}}).usage for _ in range(2)]
+    found = {name: value - before[name] for name, value in sample_all("streamingllm").items()}
+    assert found["prompt"] == found["queries"] == sum(one.prompt_tokens for one in answers)
+    assert found["hits"] == sum(one.longctx["cached_tokens"] for one in answers)
+    assert found["written"] == sum(one.completion_tokens for one in answers) == 2 * 16
+    assert (found["first"], found["per_token"], found["waits"]) == (2, 2, 2)
+    assert 0 < found["ratio"] <= 2
+    assert found["steps"] >= 2 * 15 - 1
+
+
+def test_pages_and_answers_in_the_engine_are_asked_at_each_scrape(client, server):
+    adapter = server.app.state.host.servable(MODEL).adapter
+    generation_metrics.watch_scheduler(MODEL, adapter.scheduler)  # another test's app may serve a model of this name
+    used, free = sample("kv_pages_used", model=MODEL), sample("kv_pages_free", model=MODEL)
+    assert used + free == adapter.engine.pool.capacity
+    assert (sample("requests_running", model=MODEL), sample("requests_waiting", model=MODEL)) == (0, 0)
+
+    def read_while_it_answers() -> bool:
+        """Whether the answer is counted; a small model may have ended it before it is read."""
+        with client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=100, stream=True) as stream:
+            next(iter(stream))
+            return sample("requests_running", model=MODEL) == 1
+
+    until(read_while_it_answers)
+
+
+def test_a_model_that_was_unloaded_is_not_kept_by_its_gauges(decoder):
+    engine = Engine(decoder)
+    generation_metrics.watch_pages("gone", engine.pool)
+    assert sample("kv_pages_free", model="gone") > 0
+    del engine
+    gc.collect()
+    assert sample("kv_pages_free", model="gone") == 0
+
+
+def test_a_preempted_answer_has_a_span_of_each_of_its_runs(decoder, recorded_spans):  # noqa: F811
+    engine = Engine(decoder, kv_bytes=1, max_batch=4)
+    requests = [Request(list(range(20 + n, 80 + n)), max_tokens=70) for n in range(3)]
+    before = sample("preemptions_total", model="crowded")
+    with telemetry.bind(model="crowded"), telemetry.span("crowd", parent="") as crowd:
+        answers = engine.generate(requests)
+    preempted = sum(one.usage.preempted for one in answers)
+    assert preempted > 0, "the pool is too large for this test"
+    assert sample("preemptions_total", model="crowded") - before == preempted
+    parent = recorded_spans.one("crowd")
+    runs = recorded_spans.named("decode")
+    assert all(is_child(one, parent) for one in runs)
+    assert crowd.traceparent.split("-")[1] == f"{parent.context.trace_id:032x}"
+    assert len(recorded_spans.named("queue")) == 3 + preempted
+    assert (sum(bool(one.attributes.get("fovea.preempted")) for one in runs), len(runs)) == (preempted, 3 + preempted)

@@ -1,4 +1,4 @@
-"""Every kernel back end against its float64 oracle, on shapes that nothing divides."""
+"""Every kernel back end against its float64 oracle, on odd shapes; how the C++ ones are built and loaded."""
 
 import math
 from functools import partial
@@ -9,14 +9,17 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from fovea.errors import BadInput, NotReady
+from fovea.errors import BadInput, Fault, NotReady
 from services.llm_longctx import kernels
 from services.llm_longctx.engine.attention.prefill_kernels import over_history
 from services.llm_longctx.kernels import sdpa_lse as sdpa_lse_module
-from services.llm_longctx.kernels.block_sparse_prefill.reference import token_mask
+from services.llm_longctx.kernels.block_sparse_prefill import cpu_ext as prefill_ext
 from services.llm_longctx.kernels.merge_lse.reference import softmax_of_all
+from services.llm_longctx.kernels.native import bindings, isa_targets
+from services.llm_longctx.kernels.native import build as building
 from services.llm_longctx.kernels.sdpa_lse import sdpa_lse, sdpa_lse_plain
 from services.llm_longctx.methods.core.hook_results import TokenLists, TokenRows
+from services.llm_longctx.tests.conftest import BUILT, native, torch_threads
 
 FAST = [name for name in kernels.backends() if name not in {"reference", "triton"}]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 4e-2}
@@ -202,18 +205,6 @@ def test_a_probe_sums_what_the_last_queries_see(backend, case):
         assert (found.sum(-1) - q.shape[1]).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("backend", ["reference", *FAST])
-def test_a_virtual_entry_with_weight_ln_n_stands_for_n_equal_keys(backend):
-    torch.manual_seed(0)
-    q, k, v = torch.randn(1, 3, 16), torch.randn(9, 16), torch.randn(9, 16)
-    k[:5], v[:5] = k[0], v[0]
-    many, sums = kernels.decode(q, [k], [v], backend=backend)
-    one = [torch.cat((torch.tensor([math.log(5.0)]), torch.zeros(4)))]
-    few, same = kernels.decode(q, [k[4:]], [v[4:]], log_weights=one, backend=backend)
-    torch.testing.assert_close(few, many, atol=1e-6, rtol=0)
-    torch.testing.assert_close(same, sums, atol=1e-6, rtol=0)
-
-
 @hypothesis.given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.integers(0, 99))
 def test_parts_merge_into_one_softmax_in_any_order(sizes, seed):
     torch.manual_seed(seed)
@@ -277,21 +268,6 @@ def test_the_fused_operator_and_the_plain_product_agree():
             assert differs(found, wanted) < 1e-5
 
 
-def test_blocks_come_back_as_the_mask_they_were_made_of():
-    mask = torch.rand(2, 5, 5, generator=torch.Generator().manual_seed(1)) < 0.5
-    blocks = kernels.BlockCsr.from_mask(mask, 8)
-    kept = mask & torch.ones(5, 5, dtype=torch.bool).tril()
-    assert torch.equal(blocks.mask(5), kept)
-    assert blocks.row_ptr.dtype == blocks.cols.dtype == torch.int32
-    assert (blocks.row_ptr.shape, blocks.row_ptr[0, -1]) == ((2, 6), blocks.row_ptr[1, 0])
-    assert blocks.density() == pytest.approx(float(kept.sum()) / (2 * 15))
-    row = blocks.cols[blocks.row_ptr[1, 3] : blocks.row_ptr[1, 4]]
-    assert row.tolist() == kept[1, 3].nonzero()[:, 0].tolist()
-    blocks = kernels.BlockCsr.dense(2, 37, 8)
-    assert blocks.density() == 1.0
-    assert torch.equal(token_mask(blocks, 37, 37)[0], torch.ones(37, 37, dtype=torch.bool).tril())
-
-
 def test_an_absent_back_end_raises_and_auto_passes_it_over():
     q, k = torch.randn(1, 2, 4), torch.randn(1, 2, 4)
     blocks = kernels.BlockCsr.dense(1, 2, 2)
@@ -351,7 +327,7 @@ def listings(draw: st.DrawFn) -> tuple[int, int, tuple[TokenRows, ...], int]:
     return offset, N, tuple(rows), block
 
 
-@pytest.mark.skipif("cpu_ext" not in kernels.backends(), reason="no C++ kernels are built here")
+@native
 @pytest.mark.parametrize("dtype", DTYPES)
 @hypothesis.given(listings())
 def test_lists_taken_together_are_the_lists_one_by_one(dtype, case):
@@ -362,3 +338,98 @@ def test_lists_taken_together_are_the_lists_one_by_one(dtype, case):
     assert out.dtype == dtype
     torch.testing.assert_close(out.float(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
     torch.testing.assert_close(lse, sums, atol=max(TOLERANCE[dtype], 1e-5), rtol=0)
+
+
+compiled = pytest.mark.skipif(building.shutil.which("g++") is None, reason="no compiler")
+
+
+@native
+def test_threads_share_the_work_without_changing_the_result(native_level):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 300, 64), *torch.randn(2, 1, 300, 64)
+    blocks = kernels.BlockCsr.dense(3, 300, 32)
+    alone = prefill_ext.prefill(q, k, v, blocks)[0]
+    with torch_threads(4):
+        assert torch.equal(prefill_ext.prefill(q, k, v, blocks)[0], alone)
+
+
+def test_libraries_fit_the_processor_best_first():
+    names = [target.name for target in isa_targets.TARGETS]
+    assert [
+        t.name for t in isa_targets.runnable_targets(frozenset().union(*(t.needs for t in isa_targets.TARGETS)))
+    ] == names
+    assert isa_targets.runnable_targets([]) == [t for t in isa_targets.TARGETS if not t.needs]
+
+
+@pytest.fixture
+def unloaded():
+    bindings.load_library.cache_clear()
+    yield
+    bindings.load_library.cache_clear()
+
+
+@pytest.fixture
+def place(monkeypatch, tmp_path):
+    for module in (isa_targets, building):
+        monkeypatch.setattr(module, "PLACE", tmp_path)
+    return tmp_path
+
+
+@native
+def test_an_unbuilt_library_is_told_and_not_an_error(monkeypatch, place, unloaded):
+    assert (bindings.explain_absence(), bindings.describe()[0]) == ("it is not built", "note")
+    assert "fovea build-kernels" in bindings.describe()[1]
+    monkeypatch.undo()
+    bindings.load_library.cache_clear()
+    assert bindings.describe()[0] == "good"
+
+
+@native
+def test_without_a_compiler_nothing_happens_and_what_is_built_is_kept(monkeypatch, capsys):
+    monkeypatch.setattr(building.shutil, "which", lambda _name: None)
+    building.build_kernels(force=True)
+    assert "No C++ compiler" in capsys.readouterr().out
+    assert building.build("no-such-compiler", BUILT[0]) == isa_targets.library_file(BUILT[0])
+
+
+@native
+@compiled
+def test_a_failing_compiler_is_quoted(monkeypatch, place):
+    monkeypatch.setattr(building, "sources", lambda: [place / "gone.cpp"])
+    with pytest.raises(Fault, match="can't build") as caught:
+        building.build(building.shutil.which("g++"), BUILT[0])
+    assert "gone.cpp" in caught.value.hint
+    assert not list(place.iterdir())
+
+
+@native
+@compiled
+def test_a_level_that_the_compiler_does_not_know_is_left_out(monkeypatch, place, capsys):
+    unknown = isa_targets.Target("later", ("-mno-such-instruction",), frozenset())
+    (place / "one.cpp").write_text('extern "C" int fovea_ready() { return 1; }\n')
+    monkeypatch.setattr(building, "sources", lambda: [place / "one.cpp"])
+    monkeypatch.setattr(building, "TARGETS", (unknown, BUILT[-1]))
+    building.build_kernels(force=True)
+    told = capsys.readouterr().out
+    assert "later: left out" in told
+    assert isa_targets.library_file(BUILT[-1]).exists()
+    monkeypatch.setattr(building, "TARGETS", (unknown,))
+    with pytest.raises(Fault, match="can't build"):
+        building.build_kernels(force=True)
+
+
+@native
+def test_a_library_that_the_system_refuses_makes_way_for_the_next(monkeypatch, unloaded):
+    real = bindings.open_library
+    first, *_ = BUILT
+
+    def opened(file):
+        if file == isa_targets.library_file(first):
+            message = "no tiles for this process"
+            raise OSError(message)
+        return real(file)
+
+    monkeypatch.setattr(bindings, "open_library", opened)
+    found, told = bindings.load_library()
+    assert told == (BUILT[1].name if len(BUILT) > 1 else "it can't be loaded: no tiles for this process")
+    assert (found is None) == (len(BUILT) == 1)

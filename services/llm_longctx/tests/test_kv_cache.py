@@ -99,34 +99,6 @@ def test_more_than_the_window_can_not_slide():
         memory.keep(0, 0, memory.entries(0, 0), sink=1, slide=3)
 
 
-def test_a_span_crosses_from_shared_pages_into_own():
-    donor = PagedCache(pool(), L, G)
-    feed(donor, 8)
-    twin = donor.fork()
-    feed(twin, 5)
-    for begin, end in ((0, 13), (2, 6), (7, 9), (8, 13), (5, 5), (9, 12)):
-        keys, values = twin.span(1, 2, begin, end)
-        assert keys[:, 0].tolist() == [2000.5 + i for i in range(begin, end)]
-        assert torch.equal(keys - 0.5, -values)
-
-
-def test_compact_copies_are_copies_counted_and_grow():
-    memory = PagedCache(pool(), L, G)
-    feed(memory, 10)
-    before = memory.nbytes
-    memory.copy_compact(0, 1, torch.tensor([1, 5, 8]), spare=4)
-    assert memory.nbytes == before + memory.pool.page_bytes
-    memory.append_compact(0, [1], torch.full((1, D), 7.0), torch.zeros(1, D))
-    memory.append_compact(0, [1], torch.full((1, D), 8.0), torch.zeros(1, D))
-    view = memory.compact.view(memory.pool.keys, 0, 1)
-    assert view[:, 0].tolist() == [1001, 1005, 1008, 7, 8]
-    memory.copy_compact(0, 1, torch.tensor([0]), spare=0)
-    assert memory.compact.view(memory.pool.keys, 0, 1)[:, 0].tolist() == [1000]
-    assert positions(memory, 0, 1) == list(range(10)), "the head itself is untouched"
-    memory.close()
-    assert memory.pool.held == 0
-
-
 def test_memory_really_goes_back_to_the_system():
     big = PagePool(4096, 64, 64, torch.float32)
     memory = PagedCache(big, 1, 1)

@@ -10,9 +10,9 @@ from fovea.errors import InvalidOption
 from services.llm_longctx.engine import Engine, GenerationRequest, Request
 from services.llm_longctx.engine.device.parallel_backend import check_divisible
 from services.llm_longctx.engine.taps import ActivationCapture, PlacedEdit, RequestTaps
-from services.llm_longctx.kernels import backends
 from services.llm_longctx.methods import methods
-from services.llm_longctx.tests.hooks import drain, serve
+from services.llm_longctx.tests.conftest import native
+from services.llm_longctx.tests.hooks import drain
 from services.llm_longctx.tests.method_contract.oracle import PLAN, trials
 from services.llm_longctx.tests.test_decode_step import IDS, ROLES, build, round_matrices
 from services.llm_longctx.tests.test_fidelity import compare
@@ -109,19 +109,6 @@ def test_one_step_has_different_adapters_and_none_and_neighbours_get_the_same_bi
     assert [token for token, _, _ in mixed[2]] != [token for token, _, _ in plain[2]]
 
 
-def test_prefixes_are_cached_by_adapter():
-    engine = Engine(net_of("llama"), page=16)
-
-    def ask(adapter):
-        found = serve(engine, Request(IDS[:N], max_tokens=5, adapter=adapter))
-        return found.tokens, found.usage.cached_tokens
-
-    one, two = adapter_of("llama"), adapter_of("llama", 1)
-    first = [ask(adapter) for adapter in (one, None, two)]
-    assert [cached for _, cached in first] == [0, 0, 0]
-    assert [ask(adapter) for adapter in (one, None, two)] == [(tokens, 64) for tokens, _ in first]
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_steering_and_captures_see_the_adapted_model(backend):
     edits = [PlacedEdit(Add("resid_post.1", 2 * vector()), ALL)]
@@ -134,7 +121,7 @@ def test_steering_and_captures_see_the_adapted_model(backend):
         torch.testing.assert_close(torch.from_numpy(captured(found, i)), oracle[site][0], atol=5e-4, rtol=1e-3)
 
 
-@pytest.mark.skipif("cpu_ext" not in backends(), reason="the C++ kernels are not built")
+@native
 @pytest.mark.parametrize("bits", [4, 8])
 def test_an_adapter_works_next_to_packed_matrices(bits):
     net = build("llama")

@@ -159,16 +159,3 @@ def test_the_engine_gives_the_published_logits(golden_llama, dtype, name, knobs,
         assert np.abs(read[-8:].numpy() - ENGINE[f"{told}_prefill_tail"]).max() < 2e-4
     decoded = LLAMA if f"{told}_decode" in LLAMA else ENGINE
     assert np.abs(steps.numpy() - decoded[f"{told}_decode"]).max() < 2e-4
-
-
-def test_streaming_heads_hold_the_published_lengths(golden_llama):
-    engine = Engine(golden_llama, method("duo", sink=8, recent=24), ROLES, page=16)
-    sequence = engine.open()
-    sequence.prefill(IDS[:160])
-    for token in IDS[160:]:
-        sequence.step(token)
-    for layer, (full, length, streaming, ends) in enumerate(LLAMA["duo_cache_lens_after"].tolist()):
-        held = [len(sequence.entries(layer, g).positions) for g in range(2)]
-        assert sorted(held) == sorted([length] * full + [ends] * streaming)
-    positions = sequence.entries(0, 1).positions.sort().values.tolist()
-    assert positions == [*range(8), *range(152, 176)]

@@ -70,17 +70,6 @@ def test_every_way_to_ask_for_methods_is_answered(client, longctx):
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs"), [("duo", {"plan": PLAN, "sink": 4, "recent": 8}), ("razor", {"plan": PLAN})]
-)
-def test_a_budget_is_kept_whatever_the_method(client, name, knobs):
-    assert used(ask(client, {"method": "dense", "kv_ratio": 1}))["kv_ratio"] == 1
-    for budget in ({"kv_ratio": 0.85}, {"kv_bytes": 520 * 64}):
-        told = used(ask(client, {"method": name, **knobs, **budget}, prompt=LONG[:150], max_tokens=20))
-        most = budget.get("kv_bytes") or 0.85 * told["kv_bytes_dense"]
-        assert told["kv_bytes"] <= most
-
-
-@pytest.mark.parametrize(
     ("on_miss", "served"), [("nearest", "snapkv"), (None, "snapkv"), ("dense", "dense"), ("error", None)]
 )
 def test_a_budget_that_no_pages_meet_is_handled_as_asked(client, on_miss, served):

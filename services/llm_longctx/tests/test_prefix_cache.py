@@ -103,7 +103,6 @@ def test_whole_blocks_of_what_was_read_are_kept(cache, pool, length, tokens):
         (range(11), {}, 8),
         ([0, 1, 2, 3, 4, 9, 6, 7, 8], {}, 4),
         ([9, 1, 2, 3, 4], {}, 0),
-        (range(13), {"salt": "bob"}, 0),
         (range(13), {"digest": "steered"}, 0),
         (range(13), {"score_prompt": True}, 0),
         (range(13), {"score_prompt": True, "score_from": 9}, 8),
@@ -231,6 +230,11 @@ def test_interventions_count_as_far_as_the_prefix_goes(cache, pool):
     request.taps.digest = lambda count: str(seen.append(count))
     cache.attach(Run(pool), request)
     assert seen == [4], "the first block is unknown, so no longer prefix is looked up"
+
+
+def test_prefixes_of_another_tenant_are_never_met(cache, pool):
+    read(cache, pool, range(8), salt="alice")
+    assert [found(cache, pool, range(9), salt=who) for who in ("alice", "bob", "")] == [8, 0, 0]
 
 
 def test_a_prefix_belongs_to_the_adapter_under_which_it_was_read(cache, pool):

@@ -10,11 +10,10 @@ from safetensors.torch import save
 from services.llm_longctx.kernels import backends
 from services.llm_longctx.kernels.quantized_linear import PackedMatrix, multiply, pack, reference
 from services.llm_longctx.serving.weight_format import load_weights
-from services.llm_longctx.tests.conftest import write_folder
+from services.llm_longctx.tests.conftest import native, write_folder
 from shared.lm import bundled_models
 from shared.lm.quantization import from_gguf_blocks, quantize
 
-native = pytest.mark.skipif("cpu_ext" not in backends(), reason="the C++ kernels are not built")
 SHAPES = [(1, 1), (3, 31), (16, 32), (17, 33), (100, 64), (576, 96), (33, 257)]
 
 

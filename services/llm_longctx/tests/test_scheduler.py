@@ -8,10 +8,10 @@ from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.methods import method
 from services.llm_longctx.tests.conftest import Ear, most_running
 from services.llm_longctx.tests.hooks import Listeners
-from services.llm_longctx.tests.mutants_methods.sound import Window
 from services.llm_longctx.tests.test_engine_pages import ACT, DUO, POWER, RAZOR, RECYCLED, TINY_PLAN, prompt
 from shared.lm.builders import llama
-from shared.registry import CallContext
+
+STREAMING = method("duo", sink=2, recent=5, roles=[[0, 0], [0, 0]])
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +38,6 @@ def run(engine, *requests, limit=4000):
     pytest.fail("the scheduler does not come to an end")
 
 
-def test_a_job_waits_for_all_others_of_its_class(tiny):
-    engine = Engine(tiny, page=8, max_batch=1)
-    job, (late,) = ask(engine, [1, 2, 3], new=4, run=CallContext(job="j1"))
-    other, (soon,) = ask(engine, [4, 5, 6], new=4)
-    for one in (job, other):
-        engine.scheduler.add_request(one)
-    while not soon.ends:
-        assert not late.ids
-        engine.scheduler.step()
-    while not late.ends:
-        engine.scheduler.step()
-
-
 def test_a_pool_admits_more_of_those_who_hold_less(tiny):
     def most(how):
         engine = Engine(tiny, page=8, max_batch=64, kv_bytes=400 * 8 * 2 * 8 * 8)
@@ -61,7 +48,7 @@ def test_a_pool_admits_more_of_those_who_hold_less(tiny):
         assert all(ear.ids for _, (ear,) in asked)
         return peak
 
-    dense, streaming = most(method("dense")), most(Window(sink=2, recent=5))
+    dense, streaming = most(method("dense")), most(STREAMING)
     assert dense <= 7
     assert streaming >= 2.5 * dense
 
@@ -108,7 +95,7 @@ def test_a_prefix_that_was_read_is_not_read_again_and_changes_no_bit_of_the_prom
 @pytest.mark.parametrize("n", [15, 16, 33])
 def test_answers_that_share_a_prompt_are_compared_with_dense_ones_that_do(long, n):
     engine = Engine(long)
-    dense, streaming = ask(engine, [5] * n, n=4, new=40), ask(engine, [5] * n, Window(sink=2, recent=5), n=4, new=40)
+    dense, streaming = ask(engine, [5] * n, n=4, new=40), ask(engine, [5] * n, STREAMING, n=4, new=40)
     run(engine, dense, streaming)
     assert dense[0].stats.kv_ratio == 1
     assert streaming[0].stats.kv_bytes_dense == dense[0].stats.kv_bytes
@@ -122,18 +109,6 @@ def test_what_is_read_again_after_a_preemption_does_not_count_as_cached_or_not(l
     run(engine, *asked, limit=12_000)
     assert sum(request.stats.preempted for request, _ in asked) > 0, "the pool is too large for this test"
     assert {request.stats.cached_tokens for request, _ in asked} == {496}
-
-
-def test_prefixes_of_another_tenant_are_never_met(long):
-    ids = [(7 * i) % 64 for i in range(700)]
-    engine = Engine(long)
-    cached = []
-    for salt in ("alice", "bob", "alice", ""):
-        one = ask(engine, ids, new=1)
-        one[0].run.cache_salt = salt
-        run(engine, one)
-        cached.append(one[0].stats.cached_tokens)
-    assert cached == [0, 0, 688, 0]
 
 
 def test_cached_prefixes_give_way_before_anybody_is_preempted(long):

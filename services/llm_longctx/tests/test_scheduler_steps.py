@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import shared.registry.servable
+import shared.retry_after
 from fovea.errors import Cancelled, Fault, InvalidOption, NotReady, QueueFull, TooLarge
 from services.llm_longctx.engine import GenerationRequest, Sampling
 from services.llm_longctx.engine.quality.background_tasks import BackgroundTasks
@@ -110,6 +111,13 @@ def step(scheduler, times=1):
     return scheduler.backend.events
 
 
+def start(scheduler, *asked):
+    """A step for each request that is added."""
+    for request, *_ in asked:
+        scheduler.add_request(request)
+        step(scheduler)
+
+
 def test_a_step_decodes_all_and_reads_a_budget_of_one_prompt(scheduler, backend):
     for request, _ in (ask("a"), ask("b", length=20), ask("c")):
         scheduler.add_request(request)
@@ -164,31 +172,30 @@ def test_a_sibling_without_room_is_read_later(scheduler, backend):
 
 
 def test_the_youngest_that_may_lose_its_memory_does(scheduler, backend):
-    asked = {letter: ask(letter, new=9) for letter in "abc"}
-    for letter in "abc":
-        scheduler.add_request(asked[letter][0])
-        step(scheduler)
-    backend.stubborn = {"c"}
-    backend.room = sum(backend.held.values())
+    asked = [ask(letter, new=9) for letter in "abc"]
+    start(scheduler, *asked)
+    backend.stubborn, backend.room = {"c"}, sum(backend.held.values())
     assert step(scheduler) == ["release b", "decode ac"]
-    assert [request.stats.preempted for request, _ in asked.values()] == [0, 1, 0]
+    assert [request.stats.preempted for request, _ in asked] == [0, 1, 0]
     assert [backend.name(each) for each in scheduler.waiting] == ["b"]
     backend.stubborn = {"a", "c"}  # where nobody may, the youngest must
     backend.room = sum(backend.held.values()) - 1
     assert step(scheduler) == ["release c", "decode a"]
     backend.room = 100
     step(scheduler, 20)
-    assert [ear.ids for _, ear in asked.values()] == [[4] * 9] * 3
+    assert [ear.ids for _, ear in asked] == [[4] * 9] * 3
 
 
 @pytest.mark.parametrize(
-    ("requests", "lost"), [([{"letter": "a", "n": 2}], "A"), ([{"letter": "a", "priority": -1}, {"letter": "b"}], "a")]
-)
-def test_the_last_answer_of_a_request_and_batches_lose_their_memory_first(scheduler, backend, requests, lost):
-    asked = [ask(**facts, new=9) for facts in requests]
-    for request, *_ in asked:
-        scheduler.add_request(request)
-        step(scheduler)
+    ("requests", "lost"),
+    [
+        ([{"letter": "a", "n": 2}], "A"), ([{"letter": "a", "priority": -1}, {"letter": "b"}], "a"),
+        ([{"letter": "a", "run": CallContext(job="j")}, {"letter": "b"}], "a"),
+        ([{"letter": "a"}, {"letter": "b", "priority": 1, "run": CallContext(job="j")}], "a"),
+    ],
+)  # fmt: skip
+def test_the_last_answer_of_a_request_batches_and_jobs_lose_their_memory_first(scheduler, backend, requests, lost):
+    start(scheduler, *(ask(**facts, new=9) for facts in requests))
     backend.room = sum(backend.held.values())
     assert step(scheduler)[0] == f"release {lost}"
 
@@ -222,8 +229,7 @@ def test_a_prompt_alone_is_tried_once_more_with_all_memory_and_then_refused(sche
 
 
 def test_a_prompt_beside_others_may_fail_for_want_of_room_more_than_once(scheduler, backend):
-    scheduler.add_request(ask("a", new=9)[0])
-    step(scheduler)
+    start(scheduler, ask("a", new=9))
     request, ear = ask("b")
     scheduler.add_request(request)
     for _ in range(2):
@@ -235,8 +241,7 @@ def test_a_prompt_beside_others_may_fail_for_want_of_room_more_than_once(schedul
 
 def test_the_last_that_runs_is_refused_where_it_has_no_room(scheduler, backend):
     request, ear = ask("a", new=9)
-    scheduler.add_request(request)
-    step(scheduler)
+    start(scheduler, (request,))
     backend.room = 3
     assert step(scheduler) == ["release a"]
     assert isinstance(ear.reason, TooLarge)
@@ -244,15 +249,16 @@ def test_the_last_that_runs_is_refused_where_it_has_no_room(scheduler, backend):
 
 
 def test_a_batch_that_runs_out_of_room_is_read_again(scheduler, backend):
-    asked = [ask(letter, new=3) for letter in "ab"]
-    for request, _ in asked:
-        scheduler.add_request(request)
-        step(scheduler)
+    asked = [ask(letter, new=3) for letter in "abc"]
+    start(scheduler, *asked[:2])
+    scheduler.add_request(asked[2][0])
     backend.failing["decode"] = PoolExhausted()
-    assert step(scheduler)[:3] == ["decode ab", "release a", "release b"]
-    assert [request.stats.preempted for request, _ in asked] == [1, 1]
-    step(scheduler, 9)
-    assert [ear.ids for _, ear in asked] == [[4, 4, 4], [4, 4, 4]]
+    events = [*step(scheduler)]
+    assert events[:3] == ["decode ab", "release a", "release b"]
+    assert [request.stats.preempted for request, _ in asked] == [1, 1, 0]
+    again = [event for event in (*events, *step(scheduler, 9)) if event.startswith("allocate")]
+    assert again == ["allocate a", "allocate b", "allocate c"], "before those who came later"
+    assert [ear.ids for _, ear in asked] == [[4, 4, 4]] * 3
 
 
 @pytest.mark.parametrize(("most", "reasons"), [(2, ["length"] * 3), (0, [TooLarge] * 3)])
@@ -273,40 +279,27 @@ def test_as_many_do_not_run_out_of_room_for_ever(scheduler, backend, monkeypatch
 
 
 def test_one_that_fails_fails_alone(scheduler, backend):
-    asked = {letter: ask(letter, new=4) for letter in "abc"}
-    for request, _ in asked.values():
-        scheduler.add_request(request)
-        step(scheduler)
+    asked = [ask(letter, new=4) for letter in "abc"]
+    start(scheduler, *asked)
     backend.failing["decode b"] = InvalidOption("no")
     assert step(scheduler) == ["decode abc", "complete a", "release a", "release b"]
     backend.failing["complete c"] = RuntimeError("a secret")
     step(scheduler, 2)
-    reasons = {letter: ear.reason for letter, (_, ear) in asked.items()}
-    assert reasons["a"] == "length"
-    assert isinstance(reasons["b"], InvalidOption)
-    assert isinstance(reasons["c"], Fault)
+    assert asked[0][1].reason == "length"
+    assert [type(ear.reason) for _, ear in asked[1:]] == [InvalidOption, Fault]
 
 
+@pytest.mark.parametrize(("error", "told"), [(ZeroDivisionError(), Fault), (InvalidOption("no"), InvalidOption)])
 @pytest.mark.parametrize("fails", ["allocate a", "prefill a"])
-def test_a_prompt_that_fails_ends_with_its_siblings_and_the_next_is_served(scheduler, backend, fails):
-    request, *ears = ask("a", n=2)
-    other, ear = ask("b")
-    backend.failing[fails] = ZeroDivisionError("a secret")
+def test_a_prompt_that_fails_ends_with_its_siblings_and_the_next_is_served(scheduler, backend, fails, error, told):
+    (request, *ears), (other, ear) = ask("a", n=2), ask("b")
+    backend.failing[fails] = error
     for one in (request, other):
         scheduler.add_request(one)
     assert step(scheduler)[-2:] == ["release a", "release A"]
-    assert [isinstance(each.reason, Fault) for each in ears] == [True, True]
+    assert [type(each.reason) for each in ears] == [told, told]
     step(scheduler, 2)
     assert ear.ends == [("length", 2)]
-
-
-@pytest.mark.parametrize("fails", ["allocate a", "prefill a"])
-def test_an_error_of_the_caller_s_is_told_as_it_is(scheduler, backend, fails):
-    request, ear = ask("a")
-    backend.failing[fails] = InvalidOption("no")
-    scheduler.add_request(request)
-    step(scheduler)
-    assert isinstance(ear.reason, InvalidOption)
 
 
 def test_the_prompt_is_scored_chunk_by_chunk_and_the_first_token_observed_once(scheduler, monkeypatch):
@@ -324,19 +317,18 @@ def test_the_prompt_is_scored_chunk_by_chunk_and_the_first_token_observed_once(s
 
 
 def test_what_is_dropped_or_cancelled_ends_before_the_step_decodes(scheduler, backend):
-    asked = {letter: ask(letter, length=20, new=9, run=CallContext()) for letter in "abc"}
-    for letter in "ab":
-        scheduler.add_request(asked[letter][0])
+    (a, dropped), (b, cancelled), (c, _) = (ask(letter, length=20, new=9, run=CallContext()) for letter in "abc")
+    for request in (a, b):
+        scheduler.add_request(request)
     step(scheduler, 5)
-    scheduler.add_request(asked["c"][0])
-    scheduler.abort(asked["a"][0])
-    asked["b"][0].run.cancel()
+    scheduler.add_request(c)
+    scheduler.abort(a)
+    b.run.cancel()
     assert step(scheduler) == ["release b", "release a", "allocate c", "prefill c", "prefill c"]
-    reasons = [asked[letter][1].reason for letter in "ab"]
-    assert [type(reason) for reason in reasons] == [Cancelled, Cancelled]
-    assert reasons[0].detail == "The request was dropped."
-    assert scheduler.prefilling.request is asked["c"][0]
-    scheduler.abort(asked["c"][0])
+    assert [type(ear.reason) for ear in (dropped, cancelled)] == [Cancelled, Cancelled]
+    assert dropped.reason.detail == "The request was dropped."
+    assert scheduler.prefilling.request is c
+    scheduler.abort(c)
     assert step(scheduler) == ["release c"]
     assert (scheduler.prefilling, scheduler.in_flight) == (None, 0)
 
@@ -450,7 +442,6 @@ def test_the_queue_is_by_rank_and_tells_places():
     assert full.value.detail == "3 requests wait for this model, and no more may."
     assert (full.value.hint, full.value.retry_after) == ("Try again later.", 1)
     queue.put_back(line((0, 0)))
-    assert len(queue) == 4
     assert queue.pop_if(lambda each: each is not first) is None
     assert queue.pop_if(lambda each: each is first) is first
     assert notes[-1] == (0.0, "3 in the queue")
@@ -461,31 +452,34 @@ def test_the_queue_is_by_rank_and_tells_places():
     assert WaitingQueue(3).pop_if(lambda _: True) is None
 
 
-def test_a_closed_queue_takes_nothing_and_ends_the_wait():
-    queue = WaitingQueue(1)
+def test_who_is_sent_away_is_told_how_long_places_were_held_lately(clock):
+    clock.govern(shared.retry_after)
+    queue, lines = WaitingQueue(2), [line((0, rank)) for rank in range(4)]
+    for each in lines[:2]:
+        queue.add(each)
+    clock.advance(40)
+    assert queue.pop_if(lambda _: True) is lines[0]
+    queue.add(lines[2])
+    queue.discard(lines[1])
+    queue.add(lines[3])
+    with pytest.raises(QueueFull) as full:
+        queue.add(line((0, 9)))
+    assert full.value.retry_after == 20, "two places, each for 40 s"
+
+
+@pytest.mark.parametrize(("how", "is_open"), [("add", True), ("wake", True), ("close", False)])
+def test_whoever_waits_for_work_is_woken_and_a_closed_queue_takes_nothing(how, is_open):
+    queue, work, ended = WaitingQueue(1), [], []
     assert queue.wait_for(lambda: True) is True
-    ended = []
-    thread = threading.Thread(target=lambda: ended.append(queue.wait_for(lambda: len(queue))))
+    thread = threading.Thread(target=lambda: ended.append(queue.wait_for(lambda: work or len(queue))))
     thread.start()
-    queue.close()
+    if how == "wake":
+        work.append(1)
+    getattr(queue, how)(*[line((0, 0))] * (how == "add"))
     thread.join(5)
-    assert ended == [False]
-    for refused in (queue.wake, queue.require_open, lambda: queue.add(line((0, 0)))):
+    assert ended == [is_open]
+    for refused in () if is_open else (queue.wake, queue.require_open, lambda: queue.add(line((0, 0)))):
         with pytest.raises(NotReady) as closed:
             refused()
         assert closed.value.detail == "The model was taken out of service."
-    assert len(queue) == 0
-
-
-@pytest.mark.parametrize("how", ["add", "wake"])
-def test_whoever_waits_for_work_is_woken(how):
-    queue, work, ended = WaitingQueue(1), [], []
-    thread = threading.Thread(target=lambda: ended.append(queue.wait_for(lambda: work or len(queue))))
-    thread.start()
-    if how == "add":
-        queue.add(line((0, 0)))
-    else:
-        work.append(1)
-        queue.wake()
-    thread.join(5)
-    assert ended == [True]
+    assert len(queue) == (how == "add")

@@ -1,22 +1,27 @@
-"""Tools and structured output: calls under `auto` and forced ones, streams, templates; plain answers stay as is."""
+"""Tools and structured output: calls under `auto` and forced ones, in streams, and what parsers read of any pieces."""
 
+import itertools
 import json
-import re
 
 import jsonschema
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fovea.api.text import ChatRequest
 from fovea.api.tools import FunctionDefinition
 from services.llm_longctx.engine.requests.logit_rules import LogitRules
 from services.llm_longctx.serving import chat
+from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler
 from services.llm_longctx.serving.tools.call_grammar import CallGrammar
 from services.llm_longctx.serving.tools.parsers.hermes import HermesParser
 from services.llm_longctx.serving.tools.parsers.llama import LlamaParser
 from services.llm_longctx.serving.tools.parsers.qwen import QwenParser
-from services.llm_longctx.serving.tools.tool_use import ToolUse, read_tool_use
+from services.llm_longctx.serving.tools.tool_use import ToolUse, find_parser, read_tool_use
 from services.llm_longctx.tests.conftest import HELLO, go_on, say
+from shared.lm.tokenizer import Tokenizer
+from tests.harness.toy_tokenizers import ByteTokenizer
 
 PARAMETERS = {
     "type": "object",
@@ -103,10 +108,9 @@ def test_a_plain_answer_beside_tools_keeps_every_bit(roomy, monkeypatch):
     assert (found.message.content, found.logprobs) == (plain.message.content, plain.logprobs)
 
 
-@pytest.mark.parametrize(("parser", "opening"), CASES[:1])
 @pytest.mark.parametrize("is_single", [False, True])
-def test_an_answer_without_parallel_calls_ends_with_its_first(roomy, codec, monkeypatch, parser, opening, is_single):
-    text = parser.write_call("get_time", "{}")
+def test_an_answer_without_parallel_calls_ends_with_its_first(roomy, codec, monkeypatch, is_single):
+    text = HermesParser.write_call("get_time", "{}")
     monkeypatch.setattr(LogitRules, "apply", lambda self, logits: _force(codec.encode(f"{text}\n{text}"), self, logits))
     options = {"tools": TOOLS, "max_tokens": 3 * len(text), "frequency_penalty": 1e-9, "logit_bias": {"256": 1}}
     choice = say(roomy, parallel_tool_calls=not is_single, **options).choices[0]
@@ -133,12 +137,9 @@ def test_a_call_that_a_model_begins_by_itself_is_valid(roomy, codec, monkeypatch
     # A penalty too small to matter: the rules count what was drawn, which `adjust` reads.
     options = {"tools": TOOLS, "temperature": 1.2, "seed": 1, "max_tokens": 400, "frequency_penalty": 1e-9}
     if stream:
-        with roomy.chat.completions.stream(
-            messages=[{"role": "user", "content": "?"}], model="tiny-llama", **options
-        ) as events:
-            kinds = {event.type for event in events}
+        with roomy.chat.completions.stream(messages=HELLO, model="tiny-llama", **options) as events:
+            assert "tool_calls.function.arguments.delta" in {event.type for event in events}
             choice = events.get_final_completion().choices[0]
-        assert "tool_calls.function.arguments.delta" in kinds
     else:
         choice = say(roomy, **options).choices[0]
     call = choice.message.tool_calls[0]
@@ -147,16 +148,16 @@ def test_a_call_that_a_model_begins_by_itself_is_valid(roomy, codec, monkeypatch
 
 
 WEATHER, TIME = TOOLS
+CHOICES = ["required", {"type": "function", "function": {"name": "get_weather"}}]
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+@pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize("temperature", [0, 1.3])
 def test_a_forced_call_is_valid(roomy, choice, temperature):
-    answer = say(
-        roomy, tools=[WEATHER], tool_choice=choice, parallel_tool_calls=False, temperature=temperature, max_tokens=300
-    )
-    (call,) = answer.choices[0].message.tool_calls
-    assert (answer.choices[0].finish_reason, answer.choices[0].message.content) == ("tool_calls", None)
+    options = {"tools": [WEATHER], "tool_choice": choice, "parallel_tool_calls": False, "max_tokens": 300}
+    (choice,) = say(roomy, temperature=temperature, **options).choices
+    (call,) = choice.message.tool_calls
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
     assert (call.id[:5], call.function.name) == ("call_", "get_weather")
     jsonschema.validate(json.loads(call.function.arguments), PARAMETERS)
 
@@ -173,20 +174,15 @@ def test_required_calls_some_tool_and_several_stay_apart(roomy):
 def test_a_stream_brings_the_call_in_pieces(roomy):
     options = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 300}
     whole = say(roomy, **options).choices[0].message.tool_calls[0].function
-    name, arguments, pieces, reason = "", "", 0, None
-    for chunk in say(roomy, stream=True, **options):
-        choice = chunk.choices[0]
-        reason = choice.finish_reason or reason
-        for delta in choice.delta.tool_calls or ():
-            assert delta.index == 0
-            name += delta.function.name or ""
-            arguments += delta.function.arguments or ""
-            pieces += 1
-    assert (name, arguments, reason) == (whole.name, whole.arguments, "tool_calls")
-    assert pieces > 5
+    choices = [chunk.choices[0] for chunk in say(roomy, stream=True, **options)]
+    pieces = [piece for choice in choices for piece in choice.delta.tool_calls or ()]
+    name, arguments = ("".join(getattr(one.function, part) or "" for one in pieces) for part in ("name", "arguments"))
+    assert (name, arguments, choices[-1].finish_reason) == (whole.name, whole.arguments, "tool_calls")
+    assert {piece.index for piece in pieces} == {0}
+    assert len(pieces) > 5
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+@pytest.mark.parametrize("choice", CHOICES)
 def test_a_forced_call_that_is_cut_is_no_error_and_leaves_no_markup(roomy, choice):
     answer = say(roomy, tools=[WEATHER], tool_choice=choice, max_tokens=70).choices[0]
     assert (answer.finish_reason, answer.message.tool_calls[0].function.name) == ("length", "get_weather")
@@ -217,16 +213,11 @@ def test_auto_and_none_leave_the_answer_to_the_model(roomy):
     assert auto.usage.prompt_tokens > none.usage.prompt_tokens + 100
 
 
-def test_a_template_with_tools_gets_them_as_they_are(folder):
-    from shared.lm.tokenizer import Tokenizer
-
-    source = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role }}:{% for c in m.tool_calls or [] %}{{ c.function.arguments.city }}{% endfor %}{{ m.content }};{% endfor %}"  # noqa: E501
-    tokenizer = Tokenizer.from_folder(folder)
-    native = Tokenizer(tokenizer._library, chat_template=source)
-    request = ChatRequest(messages=HELLO, tools=[WEATHER])
-    use = read_tool_use(request, source)
+def test_a_template_with_tools_gets_them_as_they_are(codec):
+    source = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role }}:{% endfor %}"
+    use = read_tool_use(ChatRequest(messages=HELLO, tools=[WEATHER]), source)
     assert use.is_native
-    text = native.chat(HELLO, tools=use.describe())
+    text = Tokenizer(codec._library, chat_template=source).chat(HELLO, tools=use.describe())
     assert json.loads(text.partition("user:")[0])[0]["function"]["name"] == "get_weather"
 
 
@@ -244,14 +235,6 @@ def test_a_schema_is_met_under_a_method(client):
         assert (choice.finish_reason, set(json.loads(choice.message.content))) == ("stop", {"on", "level"})
 
 
-def test_completions_take_the_same_forms(client):
-    text = go_on(client, extra_body={"structured_outputs": {"regex": "[ab]{3}"}}, temperature=1.0).choices[0].text
-    assert re.fullmatch("[ab]{3}", text)
-    several = go_on(client, ["x", "y"], extra_body={"structured_outputs": {"choice": ["ab", "cd"]}}, n=2)
-    assert {choice.text for choice in several.choices} <= {"ab", "cd"}
-    assert json.loads(go_on(client, extra_body={"response_format": FORM}, max_tokens=100).choices[0].text)
-
-
 def test_descriptions_and_calls_keep_their_letters_where_a_template_knows_no_tools():
     city = {"name": "wetter", "description": "Wetter für eine Größe 東京"}
     messages = [{"role": "user", "content": "Hallo"}]
@@ -261,3 +244,143 @@ def test_descriptions_and_calls_keep_their_letters_where_a_template_knows_no_too
     text = "".join(turn["content"] for turn in read_tool_use(request, None).instruct(turns))
     assert "Größe 東京" in text
     assert "Köln" in text
+
+
+GET_WEATHER = FunctionDefinition(
+    name="get_weather",
+    parameters={
+        "type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+        "required": ["city"], "additionalProperties": False,
+    },
+)  # fmt: skip
+PARSERS = [HermesParser, LlamaParser, QwenParser]
+ARGUMENTS = {"city": 'Paris } "x" </tool_call', "days": 3}
+
+
+def read(parser_type, pieces, functions=(GET_WEATHER,)):
+    parser = parser_type(functions)
+    content, calls = "", {}
+    for piece in [*pieces, None]:
+        text, updates = parser.end() if piece is None else parser.feed(piece)
+        content += text
+        for update in updates:
+            if update.name is not None:
+                assert update.index == len(calls)
+                calls[update.index] = [update.name, ""]
+            calls[update.index][1] += update.arguments
+    assert parser.num_calls == len(calls)
+    return content, [(name, arguments) for name, arguments in calls.values()]
+
+
+def cut(text, places):
+    borders = sorted({0, len(text), *(place % (len(text) + 1) for place in places)})
+    return [text[a:b] for a, b in itertools.pairwise(borders)]
+
+
+def forced_grammar(parser, function=GET_WEATHER, *, is_parallel=False):
+    use = ToolUse((function,), parser, is_native=True, is_forced=True, is_parallel=is_parallel)
+    return GrammarCompiler(ByteTokenizer(), 256).compile(use.grammar_source(), "tools")
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize("properties", [None, {}, {"it": True}])
+def test_a_function_takes_the_parameters_that_it_has_and_one_may_be_anything(parser, properties):
+    parameters = None if properties is None else {"type": "object", "properties": properties}
+    grammar = forced_grammar(parser, FunctionDefinition(name="ping", parameters=parameters))
+    assert grammar.accepts(list(parser.write_call("ping", "{}").encode()))
+    assert grammar.accepts(list(parser.write_call("ping", '{"it": 3}').encode())) is bool(properties)
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@given(places=st.lists(st.integers(0, 500), max_size=30), count=st.integers(1, 3))
+def test_calls_are_read_however_the_answer_is_cut(parser, places, count):
+    separator = ";" if parser is LlamaParser else "\n"
+    written = separator.join(parser.write_call("get_weather", json.dumps(ARGUMENTS)) for _ in range(count))
+    content, calls = read(parser, cut(written, places))
+    assert content == ""
+    assert [(name, json.loads(arguments)) for name, arguments in calls] == [("get_weather", ARGUMENTS)] * count
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@given(text=st.text(alphabet='<tool_cal>{}"name:f,=/ \n', max_size=60), places=st.lists(st.integers(0, 60), max_size=9))
+def test_text_without_a_call_comes_through_whole(parser, text, places):
+    content, calls = read(parser, cut(text, places))
+    if not calls:
+        assert content == text
+
+
+@pytest.mark.parametrize("text", [" {", '\n {"name": 3}', '<|python_tag|> {"a": 1}', ';{"a'])
+def test_what_stands_before_braces_that_are_no_call_is_kept(text):
+    assert (read(LlamaParser, [text]), read(LlamaParser, list(text))) == ((text, []), (text, []))
+
+
+@pytest.mark.parametrize("parser", [HermesParser, QwenParser])
+def test_text_before_a_call_is_content(parser):
+    content, calls = read(parser, ["Let me look.\n", parser.write_call("get_weather", '{"city": "Rome"}')])
+    assert (content, calls) == ("Let me look.\n", [("get_weather", '{"city": "Rome"}')])
+
+
+@pytest.mark.parametrize("parser", [HermesParser, LlamaParser])
+def test_arguments_stream_as_they_come(parser):
+    written = parser.write_call("get_weather", json.dumps({"city": "x" * 50}))
+    one = parser((GET_WEATHER,))
+    assert sum(bool(one.feed(char)[1]) for char in written) > 50
+
+
+@pytest.mark.parametrize("parser", [HermesParser, LlamaParser])
+def test_a_call_that_is_cut_off_keeps_what_came(parser):
+    written = parser.write_call("get_weather", json.dumps(ARGUMENTS))
+    place = written.index("Paris") + 3
+    content, calls = read(parser, [written[:place]])
+    assert (content, calls) == ("", [("get_weather", '{"city": "Par')])
+
+
+def test_other_orders_and_words_are_understood_and_qwens_values_have_their_types():
+    call = '<tool_call>{"arguments": {"city": "Rome"}, "name": "get_weather"}</tool_call>'
+    assert read(HermesParser, [call])[1] == [("get_weather", '{"city": "Rome"}')]
+    assert read(LlamaParser, ['<|python_tag|>{"name": "f", "parameters": {}}'])[1] == [("f", "{}")]
+    for answer in ('{"temperature": 20}', '{"name": "Alice", "email": "a@b.c"}'):
+        assert read(LlamaParser, [answer]) == (answer, [])
+    assert read(LlamaParser, ['{"name": "ping"}'])[1] == [("ping", "{}")]
+    written = QwenParser.write_call("get_weather", json.dumps({"city": "5", "days": 2}))
+    assert json.loads(read(QwenParser, [written])[1][0][1]) == {"city": "5", "days": 2}
+
+
+@pytest.mark.parametrize(
+    ("template", "parser"),
+    [
+        ('… <tool_call>\n{"name" …', HermesParser), ("… <tool_call>\n<function=…", QwenParser),
+        ('… {"name": function name, "parameters": dictionary of …', LlamaParser), ("nothing known", HermesParser),
+    ],
+)  # fmt: skip
+def test_the_template_says_which_form(template, parser):
+    assert find_parser(template) is parser
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize("city", ["", "i < n", "vector<int>\n</div>\n", "a </parameter> b", "\n</parameter", '"\\\n"'])
+def test_a_text_may_hold_what_tags_are_made_of(parser, city):
+    written = parser.write_call("get_weather", json.dumps({"city": city, "days": 2}))
+    assert forced_grammar(parser, is_parallel=True).accepts(list(f"{written}\n{written}".encode()))
+    assert [json.loads(arguments) for _, arguments in read(parser, [written])[1]] == [{"city": city, "days": 2}]
+
+
+@pytest.mark.parametrize("parser", [HermesParser, LlamaParser])
+@pytest.mark.parametrize("name", [r"a\q", "a\nb", r"\u12"])
+def test_a_name_that_is_no_json_is_text(parser, name):
+    written = parser.write_call("NAME", "{}").replace("NAME", name)
+    content, calls = read(parser, [written])
+    assert (content.split(), calls) == (written.replace("\n</", "</").split(), [])
+    assert LlamaParser.find_opening(written, {"a"}) is None
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize("is_parallel", [False, True])
+def test_a_forced_call_is_what_the_parser_reads(parser, is_parallel):
+    """The grammar accepts what `write_call` writes, and an answer that is over holds one call, or may hold more."""
+    grammar = forced_grammar(parser, is_parallel=is_parallel)
+    assert not grammar.accepts(list(parser.write_call("get_we", "{}").encode())), "no such function is there"
+    for byte in parser.write_call("get_weather", '{"city": "Rome", "days": 2}').encode():
+        assert grammar.mask()[byte]
+        grammar.advance(byte)
+    assert grammar.is_finished is not is_parallel

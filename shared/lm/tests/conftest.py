@@ -1,8 +1,8 @@
 """Tiny models with golden numbers, and tiny random models, for the tests of `shared.lm`."""
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -13,35 +13,27 @@ from torch import Tensor
 
 from shared.lm import builders
 from shared.lm.config import DecoderConfig
-from shared.lm.decoder import Decoder
 from tests.golden import read_golden
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
-@dataclass(frozen=True)
-class Golden:
+def load_golden(family: str) -> Any:
     """A tiny model with everything that is known about it."""
-
-    family: str
-    model: Decoder = field(repr=False)
-    facts: dict[str, Any] = field(repr=False)
-    clean: Tensor = field(repr=False)
-    corrupt: Tensor = field(repr=False)
-
-    def logit_diff(self, logits: Tensor) -> float:
-        """Mean over prompts of correct minus wrong answer at the last position."""
-        answers = torch.tensor(self.facts["answer_ids_correct_wrong"])
-        correct, wrong = logits[:, -1].gather(1, answers).unbind(1)
-        return float((correct - wrong).mean())
-
-
-def load_golden(family: str) -> Golden:
     facts = json.loads((GOLDEN / f"tiny_{family}.json").read_text())
     model = getattr(builders, family)(**facts["network"]["config"]).eval()
     weights = read_golden(GOLDEN / f"tiny_{family}_weights.arrays")
     model.load_state_dict({key: torch.from_numpy(weights[key]) for key in weights}, strict=False)
-    return Golden(family, model, facts, torch.tensor(facts["clean_ids"]), torch.tensor(facts["corrupt_ids"]))
+    ids = ("clean_ids", "corrupt_ids", "answer_ids_correct_wrong")
+    clean, corrupt, answers = (torch.tensor(facts[name]) for name in ids)
+
+    def logit_diff(logits: Tensor) -> float:
+        """Mean over prompts of correct minus wrong answer at the last position."""
+        correct, wrong = logits[:, -1].gather(1, answers).unbind(1)
+        return float((correct - wrong).mean())
+
+    given = {"family": family, "model": model, "clean": clean, "corrupt": corrupt}
+    return SimpleNamespace(**given, facts=facts, logit_diff=logit_diff)
 
 
 def write_gguf(file: Path, arch: str, c: DecoderConfig, more: dict[str, Any], tensors: dict[str, np.ndarray], **facts):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.lm.attention import causal_mask, eager, ignore_taps, patterns, scores, sdpa
+from shared.lm.attention import causal_mask, eager, patterns, scores, sdpa
 from shared.lm.cache import KVCache
 from shared.lm.config import DecoderConfig
 
@@ -53,20 +53,6 @@ def test_hidden_scores_are_minus_infinity_and_blind_rows_are_zero():
     assert pattern[0, :, 0].eq(0).all()
     assert pattern[0, :, 1].tolist() == [[0, 1], [0, 1]]
     assert patterns(scored.half()).dtype == torch.half
-
-
-def test_a_tap_may_change_scores_and_patterns():
-    q, keys, values = inputs(1, 3, 0, 1, 2, 6)
-    heard = []
-
-    def tap(site, layer, x):
-        heard.append((site, layer, tuple(x.shape)))
-        return torch.full_like(x, 1 / 3) if site == "pattern" else x
-
-    z = eager(q, keys, values, layer=5, tap=tap)
-    assert heard == [("scores", 5, (1, 2, 3, 3)), ("pattern", 5, (1, 2, 3, 3))]
-    torch.testing.assert_close(z[0, 0, 0], values[0, 0].mean(0))
-    assert ignore_taps("z", 0, q) is q
 
 
 @pytest.mark.parametrize("T", [1, 4, 9])

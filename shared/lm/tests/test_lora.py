@@ -12,7 +12,7 @@ from shared.lm.builders import gpt2
 from shared.lm.lora import LoraAdapter, LoraOps, build_adapter
 from shared.lm.lora_config import parse_lora_config
 from shared.lm.ops import TORCH
-from shared.lm.tests.test_lm_parity import ids, ours, theirs
+from shared.lm.tests.test_decoder import ids, ours, theirs
 
 FOLDER = Path(__file__).parent / "golden/lora"
 KNOWN = json.loads((FOLDER / "logits.json").read_text())
@@ -47,18 +47,6 @@ def test_an_adapter_equals_peft(model, name):
     while len(said) < 22:
         said = [*said, int(model(torch.tensor([said]), ops=ops)[0, -1].argmax())]
     assert said[6:] == known["greedy"]
-
-
-@torch.no_grad()
-def test_rows_of_one_batch_have_different_adapters_and_none(model):
-    one, two = read("plain", model), read("patterns", model)
-    rows = torch.tensor([KNOWN["ids"]] * 5)
-    found = model(rows, ops=LoraOps(TORCH, [None, one, one, two, None]))
-    plain = model(rows)
-    assert torch.equal(found[0], plain[0])
-    assert torch.equal(found[4], plain[4])
-    for row, adapter in ((1, one), (2, one), (3, two)):
-        torch.testing.assert_close(found[row], model(rows, ops=LoraOps(TORCH, [adapter]))[row], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -145,8 +145,3 @@ def test_names_of_special_tokens_in_a_function_stay_text():
     assert tokenizer.encode(text).count(*tokenizer.special) == 1, "the template's own"
     assert tokenizer.decode(tokenizer.encode(text)) == tokenizer.show(text)
     assert tokenizer.show(text).count(END) == 4
-
-
-def test_a_model_without_template_does_not_chat():
-    with pytest.raises(InvalidOption, match="no chat template"):
-        BYTES.chat([])

@@ -65,19 +65,6 @@ def test_regular_form_equals_the_general_one(T, block):
     assert (first - second).abs().max() < 1e-12
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=14), st.integers(0, 2**16))
-def test_rows_sum_to_one_landmarks_weigh_nothing_and_nobody_looks_ahead(pattern, seed):
-    draw = torch.Generator().manual_seed(seed)
-    landmark, T = torch.tensor([pattern]), len(pattern)
-    weights = landmark_softmax(3 * torch.randn(1, 2, T, T, generator=draw), landmark)[0, 0]
-    assert (weights[:, landmark[0]] == 0).all()
-    assert (weights.triu(1) == 0).all()
-    sums = weights.sum(-1)
-    assert ((sums - 1).abs() < 1e-5).logical_or(sums == 0).all()
-    # a row is empty only where no ordinary token can be reached through any landmark or in the own block
-    assert all(sums[i] > 0 for i in range(T) if not all(pattern[: i + 1]))
-
-
 def test_released_form_loses_attention_in_empty_blocks_and_ours_does_not():
     scores, landmark = torch.zeros(1, 1, 5, 5), torch.tensor([[False, True, True, True, False]])
     kept = landmark_softmax(scores, landmark, empty="keep")[0, 0, -1]

@@ -1,13 +1,44 @@
-"""Sessions take turns like decoders' answers: fair, cancellable, bounded, and each the same as alone."""
+"""Sessions take turns like decoders' answers: fair, cancellable, bounded, the same as alone, and on any device."""
+
+import copy
 
 import pytest
 import torch
 
+from fovea_memory.adapters.landmark_session import LandmarkRequestSession
+from fovea_memory.adapters.session import StatelessRequestSession
+from fovea_memory.adapters.titans import TitansRequestSession
+from fovea_memory.mixers.deconstructed.networks import DeconstructedLM
+from fovea_memory.mixers.landmark.networks import LandmarkGPT
+from fovea_memory.mixers.routing.networks import RoutingLM
+from fovea_memory.mixers.titans.networks import titans_mac
 from fovea_memory.session_backend import SessionBackend
-from plugins.memory.tests.small_mixers import MIXERS, VOCAB
 from services.llm_longctx.engine import GenerationRequest, Sampling, Scheduler
 from services.llm_longctx.tests.conftest import Ear, most_running
 from services.llm_longctx.tests.hooks import Listeners, drain
+from tests.device.pretend_cuda import PretendCuda, to_cuda
+
+VOCAB = 42
+
+
+def _stateless(net, _length):
+    return StatelessRequestSession(net.session(1), 256)
+
+
+MIXERS = {
+    "landmark": (
+        lambda: LandmarkGPT(VOCAB, 16, 2, 2, 4, 41, 64),
+        lambda net, length: LandmarkRequestSession(net.session(1, blocks=2), 0, length, [41]),
+    ),
+    "titans": (
+        lambda: titans_mac(VOCAB, 16, 2, 2, segment=8),
+        lambda net, _: TitansRequestSession("m", net.session(1), [41], 256),
+    ),
+    "routing": (lambda: RoutingLM(VOCAB, 16, 2, 2, 8, 1, 8, 8, 128), _stateless),
+    "approximate": (lambda: DeconstructedLM(VOCAB, 16, 2, 2, "approximate", "hybrid", 128), _stateless),
+    "nonapproximate": (lambda: DeconstructedLM(VOCAB, 16, 2, 2, "nonapproximate", "hybrid", 128), _stateless),
+}
+"""Small random mixers: each with its network, and how it opens the session of a prompt of some length."""
 
 
 @pytest.fixture(params=MIXERS)
@@ -68,3 +99,64 @@ def test_forks_of_a_prompt_do_not_disturb_each_other(opens):
             one.feed(_ids(20)[begin : begin + 4])
     stream.fork().feed([1, 2, 3])
     assert torch.equal(stream.feed([5]), alone.feed([5]))
+
+
+PROMPT, STEPS = 40, 4
+IDS = [(5 * i + i * i) % 41 for i in range(PROMPT + STEPS)]
+
+
+def play(open_session, net) -> torch.Tensor:
+    session, rows, read = open_session(net, PROMPT), [], 0
+    with torch.inference_mode():
+        while read < PROMPT:
+            size = min(session.max_chunk, PROMPT - read)
+            logits = session.feed(IDS[read : read + size])
+            read += size
+        rows.append(logits[-1])
+        twin = session.fork()
+        rows += [twin.feed([token])[-1] for token in IDS[PROMPT:]]
+    assert session.nbytes > 0
+    twin.close()
+    session.close()
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_mixers_answer_as_on_a_cpu(name):
+    make, open_session = MIXERS[name]
+    torch.manual_seed(0)
+    net = make().eval().requires_grad_(requires_grad=False)
+    wanted, device = play(open_session, net), PretendCuda()
+    with device.active():
+        found = play(open_session, to_cuda(copy.deepcopy(net), device))
+        assert found.device.type == "cuda"
+        close = torch.allclose(found.cpu(), wanted, atol=1e-4)
+    assert close
+
+
+def _restore_landmark(net, ids, offload):
+    first, second = (net.session(1, blocks=2, offload=offload) for _ in range(2))
+    first.feed(ids[:, :PROMPT])
+    second.restore(first.state(), PROMPT)
+    return second.feed(ids[:, PROMPT:]).logits
+
+
+def _restore_titans(net, ids, _offload):
+    session = net.session(1)
+    session.feed(ids[:, :PROMPT])
+    return net.restore(session.export()).feed(ids[:, PROMPT:])
+
+
+@pytest.mark.parametrize(
+    ("name", "offload"), [("landmark", "none"), ("landmark", "cpu"), ("landmark", "disk"), ("titans", "none")]
+)
+def test_sessions_are_restored_and_keep_blocks_elsewhere(name, offload):
+    restore = _restore_landmark if name == "landmark" else _restore_titans
+    torch.manual_seed(0)
+    net = MIXERS[name][0]().eval().requires_grad_(requires_grad=False)
+    ids = torch.tensor([IDS])
+    wanted, device = restore(net, ids, offload), PretendCuda()
+    with device.active():
+        found = restore(to_cuda(copy.deepcopy(net), device), ids.cuda(), offload)
+        close = found.is_cuda and torch.allclose(found.cpu(), wanted, atol=1e-4)
+    assert close

@@ -7,8 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fovea.errors import NotFound
+from fovea_memory.experiments.routing_clusters import RoutingClusters
 from fovea_memory.mixers.routing import attention as routing
-from shared.registry import network
+from shared.registry import CallContext, LoadContext, network
 
 
 @pytest.fixture
@@ -189,3 +191,9 @@ def test_reading_never_moves_centroids(file):
     net(file["lm_tokens"])
     net.session(2).feed(file["lm_tokens"][:, :5])
     assert all(torch.equal(a.means, b) for (_, a, _, _), b in zip(net.blocks, before, strict=True))
+
+
+def test_an_experiment_on_clusters_refuses_a_model_that_does_not_route(tmp_path):
+    experiment = RoutingClusters.load(LoadContext(cache=tmp_path, weights=tmp_path, threads=1))
+    (answer,) = experiment.predict([experiment.example().model_copy(update={"lm": "smollm2"})], CallContext())
+    assert isinstance(answer, NotFound)

@@ -1,12 +1,17 @@
-"""A landmark model behind OpenAI's routes: documents are read once, answers are cited, knobs are checked."""
+"""Landmark and byte models behind OpenAI's routes: documents are read once, answers cited, knobs checked."""
 
 import json
 
 import pytest
 
+from fovea_memory.routes import documents, sessions
 from fovea_memory.state.document_cache import CHECKPOINT_TOKENS
 from fovea_memory.toy_tokenizers import FILLERS
 from plugins.memory.tests.served.conftest import metric
+from services.llm_longctx.tests.test_state_loading import fields_of
+from shared.serving.build_app import build
+from shared.settings import Settings
+from tests.harness.openapi_fuzz import fuzz
 
 MODEL = "fovea-landmark-recall"
 FILL = " ".join([FILLERS] * 20)
@@ -143,3 +148,47 @@ def test_document_of_one_model_is_no_others(http):
     asked = {"prompt": "? dog", "document_id": _store(http)["id"]}
     assert _refused(http, "completions", **asked, model="fovea-titans-mac")["param"] == "model"
     assert _refused(http, "completions", **asked, longctx={"offload": "cpu"})["param"] == "longctx.offload"
+
+
+BYTES = ("fovea-routing-bytes", "fovea-hybrid-nonapproximate")
+PROGRAM = "def main() -> None:\n    print('ä')\n"
+
+
+@pytest.mark.parametrize("model", BYTES)
+def test_context_is_the_limit_of_what_it_reads_and_says(http, adapter, model):
+    context = adapter(model).context
+    answer = http.post("/v1/completions", json={"model": model, "prompt": "x" * (context - 2), "max_tokens": 50})
+    assert answer.json()["usage"]["completion_tokens"] == 2
+    answer = http.post("/v1/completions", json={"model": model, "prompt": "x" * (context + 1)})
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_hybrid_shows_its_layers_beside_the_dense_twin(http):
+    card = http.get("/v1/models/fovea-hybrid-nonapproximate").json()["details"]
+    assert card["layout"] == ["nonapproximate", "standard"] * 2
+    assert card["cache_bytes"][0] < card["cache_bytes"][1] / 100
+    assert card["cache_bytes_per_token_total"] < 0.51 * card["dense_twin"]["cache_bytes_per_token_total"]
+
+
+def test_states_and_clusters_are_measured(http):
+    for model in BYTES:
+        http.post("/v1/completions", json={"model": model, "prompt": PROGRAM, "max_tokens": 4})
+    lines = [x for x in http.get("/metrics").text.splitlines() if x.startswith("mixer_state_bytes{")]
+    held = {line.partition('variant="')[2].partition('"')[0]: float(line.rpartition(" ")[2]) for line in lines}
+    assert 0 < held["nonapproximate"] < held["standard"]
+    assert metric(http, "routing_cluster_occupancy") > 0
+    assert 0 < metric(http, "routing_alone_ratio") <= 1
+
+
+def test_documents_are_affine_and_sessions_are_not():
+    assert set(fields_of(documents, sessions)["affine"]) == {"/v1/documents/{document_id}"}
+
+
+def change(body):
+    """Without a model of its own, or nearly every request would stop at an unknown one."""
+    return body | {"model": None} if isinstance(body, dict) and "model" in body else body
+
+
+def test_no_request_that_the_document_allows_is_a_server_error(mixers):
+    app = build("llm-longctx", servables={}, settings=Settings())
+    fuzz(app.openapi(), mixers.url, 3, "/v1/sessions", "/v1/documents", change=change)

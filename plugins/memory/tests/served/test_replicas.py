@@ -176,9 +176,6 @@ def _tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]
 
 BROKEN: dict[str, Callable[[bytes, str], bytes]] = {
     "a byte is another": lambda encrypted, _: encrypted[:900] + bytes([encrypted[900] ^ 1]) + encrypted[901:],
-    "cut off": lambda encrypted, _: encrypted[:-20],
-    "nothing": lambda _sealed, _place: b"",
-    "no file": _resealed(lambda _: b"not a file of tensors"),
     "another beginning": _resealed(lambda data: re.sub(rb'("beginning":")\w', rb"\1x", data)),
     "no words": _resealed(lambda data: save(load(data))),
     "a tensor less": _tensors(lambda t: {k: v for k, v in t.items() if k != "layers.1.tail"}),

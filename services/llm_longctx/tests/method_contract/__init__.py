@@ -4,11 +4,6 @@ A check takes the class and asserts; `CHECKS` has them all. It runs the method u
 random decoder and knows no method by name.
 """
 
-from services.llm_longctx.tests.method_contract import configuration, maths, memory, surroundings
+from services.llm_longctx.tests.method_contract import checks
 
-CHECKS = {
-    name: check
-    for module in (configuration, maths, memory, surroundings)
-    for name, check in vars(module).items()
-    if name.startswith("check_")
-}
+CHECKS = {name: check for name, check in vars(checks).items() if name.startswith("check_")}

@@ -1,14 +1,22 @@
-"""The decoder against the official implementations, on random models of odd sizes."""
+"""The decoder against official implementations; its builders and angles, weights nobody reads, the layout of oneDNN."""
 
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shared.lm.config import from_official
+from shared.lm import builders
+from shared.lm.builders import gpt2, llama
+from shared.lm.config import DecoderConfig, from_official
 from shared.lm.decoder import Decoder
+from shared.lm.mapped_weights import release_clean_pages
+from shared.lm.onednn_ops import PackedOps, is_packable, pack_ops
+from shared.lm.ops import TORCH
+from shared.lm.rope import frequencies, rotation
+from shared.lm.taps import Scale, trace
 from shared.lm.weights import load_decoder, to_official_keys
 
 LLAMA = {
@@ -140,3 +148,101 @@ def test_bfloat16_rounds_no_more_than_the_official_model():
         return float((narrow.float() - wide).norm() / wide.norm())
 
     assert error(decoder.bfloat16()(text)) < 1.1 * error(model.bfloat16()(text).logits)
+
+
+SIZES = {"vocab": 20, "width": 12, "layers": 2, "heads": 3, "hidden": 16, "positions": 32}
+
+
+def test_gpt2_has_no_position_behind_its_table():
+    model = builders.gpt2(**SIZES)
+    assert model(torch.zeros(1, 32, dtype=torch.long)).shape == (1, 32, 20)
+    with pytest.raises(ValueError, match="32 positions, not 33"):
+        model(torch.zeros(1, 33, dtype=torch.long))
+
+
+def test_only_the_last_logits_are_computed_when_only_they_are_kept():
+    model = builders.llama(**SIZES, kv_heads=1)
+    ids = torch.arange(10)[None]
+    torch.testing.assert_close(model(ids, keep=2), model(ids)[:, -2:])
+    assert model(ids, keep=0).shape == (1, 0, 20)
+
+
+def test_angles_are_float32_in_every_dtype():
+    theta = frequencies(DecoderConfig("llama", 8, 12, 2, 4, 2, 8, 8, 64, 1e-5, tied=True, rope_theta=100.0))
+    assert theta.dtype == torch.float32
+    far = torch.tensor([60_001])
+    narrow, wide = (rotation(theta, far, dtype)[0].flatten() for dtype in (torch.bfloat16, torch.float32))
+    torch.testing.assert_close(narrow.float(), wide, atol=4e-3, rtol=0)
+    assert rotation(theta, far, torch.float64)[0].dtype == torch.float64
+
+
+SIZE = 4 * 2**20
+
+
+def test_clean_pages_are_given_back_and_read_again_and_written_ones_stay(tmp_path):
+    for name, value in (("clean", 3.0), ("written", 5.0)):
+        save_file({"w": torch.full((SIZE // 4,), value)}, tmp_path / name)
+    clean, written = (load_file(tmp_path / name)["w"] for name in ("clean", "written"))
+    assert float(clean.sum() + written.sum()) == 8.0 * SIZE / 4
+    written[7] = 11.0
+    assert SIZE <= release_clean_pages(tmp_path) < 2 * SIZE
+    assert release_clean_pages(tmp_path) == 0
+    assert (float(clean[7]), float(written[7]), float(written[8])) == (3.0, 11.0, 5.0)
+    assert release_clean_pages(tmp_path / "elsewhere") == 0
+
+
+PACKABLE = {"vocab": 50, "width": 48, "layers": 3, "heads": 4, "hidden": 80, "positions": 256}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+EXACT, LAST_BIT = {"atol": 0.0, "rtol": 0.0}, {"atol": 1e-5, "rtol": 2**-7}
+TILED = torch.cpu._is_amx_tile_supported()
+
+
+def small(dtype=torch.float32):
+    torch.manual_seed(0)
+    return llama(**PACKABLE, kv_heads=2).to(dtype).requires_grad_(requires_grad=False).eval()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("rows", [1, 7, 64, 65, 200])
+def test_a_packed_decoder_has_the_logits_of_the_plain_one(dtype, rows):
+    model, ids = small(dtype), torch.randint(50, (1, rows))
+    ops = pack_ops(model)
+    assert isinstance(ops, PackedOps)
+    torch.testing.assert_close(model(ids, ops=ops), model(ids), atol=TOLERANCE[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(576, 192), (576, 1536), (1536, 576), (64, 96)])
+def test_a_row_does_not_depend_on_how_many_others_there_are(dtype, shape):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(*shape, bias=shape[0] == 64).to(dtype).requires_grad_(requires_grad=False)
+    ops, x = PackedOps([layer]), torch.randn(1, 600, shape[0]).to(dtype)
+    (whole,) = ops.products(x, [layer])
+    torch.testing.assert_close(whole, layer(x), atol=TOLERANCE[dtype], rtol=0)
+    for size in (64, 77, 128, 448):
+        (part,) = ops.products(x[:, :size], [layer])
+        torch.testing.assert_close(part, whole[:, :size], **(LAST_BIT if TILED and dtype == torch.bfloat16 else EXACT))
+        assert (part != whole[:, :size]).float().mean() < 1e-3, "roundings, no other sums"
+
+
+def test_what_onednn_does_not_serve_is_left_to_torch():
+    assert pack_ops(small(torch.float64)) is TORCH
+    assert not is_packable(small(torch.float64))
+    assert is_packable(small())
+    model = gpt2(vocab=50, width=48, layers=2, heads=4, hidden=80, positions=64).eval()
+    assert pack_ops(model) is TORCH, "its products are not behind the seam"
+
+
+def test_a_reading_that_keeps_no_logits_fills_the_cache_and_is_tapped_as_any_other():
+    model, ids = small(), torch.randint(50, (1, 30))
+    caches = [model.new_cache() for _ in range(2)]
+    assert model(ids, cache=caches[0], keep=0).shape == (1, 0, 50)
+    model(ids, cache=caches[1])
+    for layer in range(3):
+        for one, other in zip(
+            *(cache.write(layer, *[torch.zeros(1, 0, 2, 12)] * 2, 30) for cache in caches), strict=True
+        ):
+            assert torch.equal(one, other)
+    model, ids = small(), torch.randint(50, (1, 9))
+    found = trace(model, ids, capture=["mlp_out.2"], edits=[Scale("z.2", 0.0)], keep=0)
+    assert found["mlp_out.2"].shape == (1, 9, 48)

@@ -1,11 +1,16 @@
-"""Every sparse method claims what was measured of it, and the routes tell methods, knobs and claims."""
+"""What others see of methods: claims of what was measured, routes, and methods in one file as docs/07 shows them."""
 
 import json
+import re
+import sys
+from pathlib import Path
 
 import pytest
 
+from services.llm_longctx import methods as room
 from services.llm_longctx.methods import methods
 from services.llm_longctx.methods.core import sparsity_claims
+from services.llm_longctx.tests.method_contract import CHECKS
 from shared.registry.discovery import claims as found_claims
 from shared.sparsity import OPEN, blocking, lint
 
@@ -50,3 +55,43 @@ def test_methods_and_their_claims_are_told_over_http(server):
     assert claim["claim"]["phases"] == {"prefill": "dense", "decode": "sparse", "training": "dense"}
     assert http.get("/v1/longctx/methods/dense/sparsity").status_code == 404
     assert "known are act" in http.get("/v1/longctx/methods/none").text
+
+
+OWN = ("dotted", "heaviest")
+PAGE = Path(__file__).parents[3] / "docs/07-long-contexts.md"
+
+
+@pytest.fixture(scope="module")
+def own_methods(tmp_path_factory):
+    texts = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf8"), re.DOTALL | re.MULTILINE)
+    folder = tmp_path_factory.mktemp("room")
+    for name, text in zip(OWN, texts, strict=True):
+        (folder / f"{name}.py").write_text(text, "utf8")
+    room.__path__.append(str(folder))
+    methods.cache_clear()
+    yield
+    room.__path__.remove(str(folder))
+    for name in OWN:
+        sys.modules.pop(f"{room.__name__}.{name}", None)
+    methods.cache_clear()
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.usefixtures("own_methods")
+def test_own_methods_keep_the_contract(name, check):
+    CHECKS[check](methods()[name])
+
+
+@pytest.mark.usefixtures("own_methods")
+def test_an_own_method_is_described_served_and_refused_over_http(server):
+    told = server.http.get("/v1/longctx/methods/dotted").json()
+    assert told["summary"] == "Reads a window and a dotted line of the past; frees nothing."
+    assert told["knobs"]["properties"]["stride"]["description"] == "One in so many older tokens is read."
+    ask = {"prompt": "Once upon a time there was a mill by the river", "max_tokens": 3}
+    body = ask | {"longctx": {"method": "dotted", "stride": 2, "window": 4}}
+    used = server.http.post("/v1/completions", json=body).json()["usage"]["longctx"]
+    assert (used["method"], used["knobs"]) == ("dotted", {"stride": 2, "window": 4})
+    assert used["prefill_density"] < 1
+    refused = server.http.post("/v1/completions", json=ask | {"longctx": {"method": "dotted", "stride": 0}})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "longctx.stride")
