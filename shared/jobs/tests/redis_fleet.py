@@ -20,54 +20,36 @@ from tests.harness.waiting import free_port, wait_until
 
 PASSWORD = "p@ss/w:rd"
 
-Key = ec.EllipticCurvePrivateKey
-
 
 @dataclass(frozen=True)
-class Certificates:
-    """Files of an authority, and of a certificate for 127.0.0.1 that it signed."""
+class Certificate:
+    """Files of a certificate for 127.0.0.1 that is its own authority, and of its key."""
 
-    authority: Path
     certificate: Path
     key: Path
 
 
-def make_certificates(folder: Path) -> Certificates:
-    folder.mkdir(parents=True, exist_ok=True)
-    top, own = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    made = Certificates(folder / "ca.pem", folder / "own.pem", folder / "own.key")
-    made.authority.write_bytes(_sign("authority", top, "authority", top, is_authority=True))
-    made.certificate.write_bytes(_sign("redis", own, "authority", top, is_authority=False))
-    made.key.write_bytes(
-        own.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return made
-
-
-def _sign(subject: str, key: Key, issuer: str, signer: Key, *, is_authority: bool) -> bytes:
-    now = dt.datetime.now(dt.UTC)
-    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in (subject, issuer)]
-    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    builder = (
+def make_certificate(folder: Path) -> Certificate:
+    made, key = Certificate(folder / "own.pem", folder / "own.key"), ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "redis")])
+    address, now = x509.IPAddress(ipaddress.ip_address("127.0.0.1")), dt.datetime.now(dt.UTC)
+    signed = (
         x509.CertificateBuilder()
-        .subject_name(names[0])
-        .issuer_name(names[1])
+        .subject_name(name)
+        .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(minutes=5))
         .not_valid_after(now + dt.timedelta(hours=1))
-        .add_extension(address, critical=False)
-        .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
     )
-    if is_authority:
-        usage = x509.KeyUsage(
-            key_cert_sign=True, crl_sign=True, digital_signature=True, content_commitment=False, key_encipherment=False,
-            data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
-        )  # fmt: skip
-        builder = builder.add_extension(usage, critical=True)
-    return builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    made.certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    made.key.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return made
 
 
 def find_tls_server() -> str | None:

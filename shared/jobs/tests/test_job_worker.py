@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -77,16 +76,6 @@ def always(outcome: Result | BaseException) -> Handler:
         return outcome
 
     return handler
-
-
-@pytest.mark.timed("A doorbell that rings late differs from one that rings in time by the time alone.")
-async def test_a_waiting_worker_begins_a_job_at_once(queue, payload, monkeypatch, work):
-    monkeypatch.setattr(consumer_module, "_BLOCK_MS", 3000)
-    async with work(always(DONE)):
-        await run_one(queue, payload)
-        begun = time.monotonic()
-        await run_one(queue, replace(payload, priority=-3))
-        assert time.monotonic() - begun < 2
 
 
 @pytest.mark.parametrize("outcome", [InvalidOption("Too wide.", field="width"), "problem", "openai", "oip", "html"])
@@ -262,17 +251,6 @@ async def test_workers_forget_finished_jobs_by_themselves(redis_url, payload, jo
             while folder.exists() or await queue._redis.client.keys("*:job:*"):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
     await queue.close()
-
-
-async def test_a_worker_waits_for_a_redis_that_is_away(job_settings):
-    inbox = QueueConsumer("redis://127.0.0.1:1", "svc", job_settings)
-    worker = JobWorker(inbox, always(DONE), job_settings)
-    running = asyncio.create_task(worker.run())
-    await asyncio.sleep(0.7)
-    assert not running.done()
-    worker.stop()
-    await asyncio.wait_for(running, 5)
-    await inbox.close()
 
 
 async def test_a_broken_loop_ends_the_worker_loudly(redis_url, job_settings, monkeypatch):

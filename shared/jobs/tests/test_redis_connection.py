@@ -53,15 +53,15 @@ def test_url_and_password_come_from_files_as_secrets_are_mounted(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory):
-    return redis_fleet.make_certificates(tmp_path_factory.mktemp("tls"))
+def own(tmp_path_factory):
+    return redis_fleet.make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @contextlib.asynccontextmanager
-async def _tls_front(certificates: redis_fleet.Certificates, port: int) -> AsyncIterator[int]:
+async def _tls_front(own: redis_fleet.Certificate, port: int) -> AsyncIterator[int]:
     """TLS in front of a server that was built without: what cloud providers put before theirs."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificates.certificate, certificates.key)
+    context.load_cert_chain(own.certificate, own.key)
 
     async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, ssl.SSLError):
@@ -86,31 +86,25 @@ async def _check_tls(settings: Settings, payload: Payload) -> None:
         await _run_one_job(strange, payload)
 
 
-async def test_tls_is_trusted_by_its_own_authority_alone(own_redis, certificates, payload, tmp_path):
+async def test_tls_is_trusted_by_its_own_authority_alone(own_redis, own, payload, tmp_path):
     assert own_redis._port
-    async with _tls_front(certificates, own_redis._port) as port:
-        settings = Settings(
-            redis_url=f"rediss://127.0.0.1:{port}",
-            redis_password=own_redis._password,
-            redis_ca_file=certificates.authority,
-            data_dir=tmp_path,
-        )
-        await _check_tls(settings, payload)
+    async with _tls_front(own, own_redis._port) as port:
+        secret = {"redis_password": own_redis._password, "redis_ca_file": own.certificate}
+        await _check_tls(Settings(redis_url=f"rediss://127.0.0.1:{port}", data_dir=tmp_path, **secret), payload)
 
 
 @pytest.mark.release
-async def test_a_server_with_tls_and_certificates_of_clients(certificates, payload, tmp_path):
+async def test_a_server_with_tls_and_certificates_of_clients(own, payload, tmp_path):
     if (binary := redis_fleet.find_tls_server()) is None:
         pytest.skip("no Redis with TLS on PATH")
     port = redis_fleet.free_port()
     lines = [
-        "port 0", f"tls-port {port}", f"tls-cert-file {certificates.certificate}",
-        f"tls-key-file {certificates.key}", f"tls-ca-cert-file {certificates.authority}", "tls-auth-clients yes",
-        f'requirepass "{redis_fleet.PASSWORD}"',
+        "port 0", f"tls-port {port}", f"tls-cert-file {own.certificate}", f"tls-key-file {own.key}",
+        f"tls-ca-cert-file {own.certificate}", "tls-auth-clients yes", f'requirepass "{redis_fleet.PASSWORD}"',
     ]  # fmt: skip
     settings = Settings(
         redis_url=f"rediss://127.0.0.1:{port}", redis_password=redis_fleet.PASSWORD, data_dir=tmp_path,
-        redis_ca_file=certificates.authority, redis_cert_file=certificates.certificate, redis_key_file=certificates.key,
+        redis_ca_file=own.certificate, redis_cert_file=own.certificate, redis_key_file=own.key,
     )  # fmt: skip
     with redis_fleet.run_server(tmp_path / "server", *lines, binary=binary):
         await asyncio.to_thread(lambda: redis_fleet.wait_for(redis.Redis.from_url(str(settings.redis_url))))
