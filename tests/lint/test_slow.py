@@ -1,6 +1,7 @@
 """The list of slow tests names what exists, and leaves out the most expensive first."""
 
 import ast
+from functools import cache
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ def row(test: str, seconds: float, phase: str = "call", **more: Any) -> dict[str
     return {"test": test, "phase": phase, "seconds": seconds, "outcome": "passed", **more}
 
 
+@cache
 def functions(file: str) -> set[str]:
     body = ast.parse((slow.ROOT / file).read_text("utf8")).body
     classes = [(f"{one.name}::", one.body) for one in body if isinstance(one, ast.ClassDef)]
