@@ -1,10 +1,9 @@
 """A language model behind a real socket, whose every answer follows from its prompt: judges are tested against it."""
 
-import contextlib
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -46,13 +45,3 @@ class Oracle(FakeModel):
 
 def _drawn(body: dict[str, Any]) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps(body["messages"]).encode()).digest()[:7])
-
-
-@contextlib.contextmanager
-def endpoint() -> Iterator[str]:
-    server = Oracle().serve()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -5,7 +5,6 @@ earlier requests, and never from nothing.
 """
 
 import json
-import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ import httpx2
 import pytest
 
 from fovea.errors import Cancelled, FoveaError
-from services.relevance_judge.judge import Judge
+from services.relevance_judge.judge import MAX_CONCURRENT_PAIRS, Judge
 from services.relevance_judge.prompt_template import get_template, load_templates
 from services.relevance_judge.schemas import JudgeOut, Verdict
 from services.relevance_judge.tests.fake_endpoint import FakeModel
@@ -80,13 +79,10 @@ def check_list_of_pairs_equals_its_singles(bench: Bench) -> None:
     pairs = _pairs()
     with bench.before(Oracle()) as judge:
         alone = [_judged(judge, bench.request(judge, [pair])).results[0] for pair in pairs]
-        for seed in range(2):
-            order = random.Random(seed).sample(range(len(pairs)), len(pairs))
-            together = _judged(judge, bench.request(judge, [pairs[place] for place in order]))
-            assert len(together.results) == len(pairs)
-            for place, verdict in zip(order, together.results, strict=True):
-                apart = differences(alone[place], verdict, tolerance=0)
-                assert apart == [], f"pair {place} of {order}: {apart[:3]}"
+        together = _judged(judge, bench.request(judge, [*pairs[1:], pairs[0]])).results
+        for place, (one, verdict) in enumerate(zip([*alone[1:], alone[0]], together, strict=True)):
+            apart = differences(one, verdict, tolerance=0)
+            assert apart == [], f"pair {place}: {apart[:3]}"
 
 
 def check_batch_of_requests_equals_its_singles(bench: Bench) -> None:
@@ -99,10 +95,9 @@ def check_batch_of_requests_equals_its_singles(bench: Bench) -> None:
             bench.request(judge, pairs[5:9], passage_chars=200, seed=2),
         ]
         alone = [_judged(judge, request) for request in requests]
-        for order in ((2, 0, 1), (1, 2, 0)):
-            together = judge.predict([requests[place] for place in order], CallContext())
-            for place, answer in zip(order, together, strict=True):
-                assert differences(alone[place], answer, tolerance=0) == []
+        together = judge.predict([*requests[1:], requests[0]], CallContext())
+        for one, answer in zip([*alone[1:], alone[0]], together, strict=True):
+            assert differences(one, answer, tolerance=0) == []
 
 
 def check_nothing_is_kept_between_requests(bench: Bench) -> None:
@@ -113,7 +108,7 @@ def check_nothing_is_kept_between_requests(bench: Bench) -> None:
         others = [
             bench.request(judge, pairs[4:6]), bench.request(judge, pairs[:4], seed=9),
             bench.request(judge, pairs[:1], passage_chars=200, retries=0, impute=3, rationale=True, price=1.0),
-            bench.request(judge, [(pairs[0][0], pairs[1][1] * 40)]), bench.request(judge, pairs[:2], llm="other"),
+            bench.request(judge, [(pairs[0][0], pairs[1][1] * 20)]), bench.request(judge, pairs[:2], llm="other"),
         ]  # fmt: skip
         answer = _judged(judge, first)
         known = [_judged(judge, other) for other in others]
@@ -292,18 +287,18 @@ class _Strange(Oracle):
 def check_cancelled_request_stops_asking(bench: Bench) -> None:
     model, run = Oracle(), CallContext()
     with bench.before(model) as judge:
-        whole = len(model.asked)
         run.cancel()
         refused = refused_by(lambda: judge.predict([bench.request(judge, _pairs())], run))
         assert isinstance(refused, Cancelled)
-        assert len(model.asked) == whole, "asks for a run that was cancelled"
-        pairs = [(f"{QUERY} {number}", PASSAGES[0]) for number in range(100)]
+        assert model.asked == [], "asks for a run that was cancelled"
+        if not bench.kind.asks_model:
+            return
+        pairs = [(f"{QUERY} {number}", PASSAGES[0]) for number in range(4 * MAX_CONCURRENT_PAIRS)]
         late = CallContext()
         model.heard = late.cancel
         refused = refused_by(lambda: judge.predict([bench.request(judge, pairs)], late))
-        if late.cancelled:  # it asks a language model
-            assert isinstance(refused, Cancelled)
-            assert len(model.asked) < len(pairs), "goes on asking after it was cancelled"
+        assert isinstance(refused, Cancelled)
+        assert len(model.asked) < len(pairs), "goes on asking after it was cancelled"
 
 
 def check_options_count(bench: Bench) -> None:

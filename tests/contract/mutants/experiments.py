@@ -1,6 +1,5 @@
-"""Experiments that are wrong, and for each the checks that must refuse it; and one that is new and right."""
+"""Experiments that are wrong, and for each the checks that must refuse it."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,9 +15,7 @@ from services.interpretability.experiments.head_patterns import HeadPatterns
 from services.interpretability.experiments.logit_lens import LogitLens
 from shared.registry import CallContext
 from tests.contract.checks import experiments as checks
-from tests.contract.checks.weights import disturbed
 from tests.contract.mutants import wrong
-from tests.contract.plugins.experiment import ToySurprise
 
 
 def runs(name: str, base: type[Experiment[Any]], run: Callable[..., Report]) -> type[Experiment[Any]]:
@@ -41,11 +38,6 @@ def _read_digest(self: Any, spec: Any, subject: StudiedModel, progress: Progress
     return _with(LogitLens.run(self, spec, subject, progress), int(subject.weights_sha256[:8], 16) / 2**32)
 
 
-def _read_nothing(self: Any, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
-    LogitLens.run(self, spec, subject, progress)
-    return Report(title="Nothing", scalars={"length": Scalar(value=len(spec.text))})
-
-
 def _study_own(self: Any, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
     with torch.no_grad():
         subject.model(subject.tensor([subject.encode(spec.text)]))
@@ -62,22 +54,14 @@ def _work_beforehand(self: Any, spec: Any, subject: StudiedModel, progress: Prog
     return Deconstruction.run(self, spec, subject, progress)
 
 
-def _change_the_model(self: Any, spec: Any, subject: StudiedModel, progress: Progress) -> Report:
-    if getattr(self, "noise", None) is not None:
-        subject = StudiedModel(subject.name, self.noise, subject.tokenizer, "0" * 64, "0" * 64)
-    self.noise = disturbed(subject.model, 0.1)
-    return LogitLens.run(self, spec, subject, progress)
+class _WithoutText(Progress):
+    """Cells whose content leaves out the text."""
 
-
-class _Renamed(Progress):
-    """Cells whose content is what `name` makes of it."""
-
-    def __init__(self, inner: Progress, name: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
+    def __init__(self, inner: Progress) -> None:
         vars(self).update(vars(inner))
-        self.name = name
 
     def cell(self, content: Mapping[str, Any], work: Callable[[], Any], note: str = "") -> Any:
-        return super().cell(self.name(content), work, note)
+        return super().cell({key: value for key, value in content.items() if key != "ids"}, work, note)
 
 
 def keeps(name: str, begin: Callable[..., Progress]) -> type[Experiment[Any]]:
@@ -88,14 +72,8 @@ def _no_cell(self: Any, spec: Any, subject: StudiedModel, run: CallContext | Non
     return Progress(run, cells=self.cost(spec, subject).cells)
 
 
-def _never_found(self: Any, spec: Any, subject: StudiedModel, run: CallContext | None = None) -> Progress:
-    inner = Deconstruction.begin(self, spec, subject, run)
-    return _Renamed(inner, lambda content: {**content, "at": time.time_ns()})
-
-
 def _without_text(self: Any, spec: Any, subject: StudiedModel, run: CallContext | None = None) -> Progress:
-    inner = Deconstruction.begin(self, spec, subject, run)
-    return _Renamed(inner, lambda content: {key: value for key, value in content.items() if key != "ids"})
+    return _WithoutText(Deconstruction.begin(self, spec, subject, run))
 
 
 _goes_on = wrong("goes-on", Deconstruction, under=lambda _: CallContext(), route="goes-on")
@@ -106,19 +84,13 @@ WRONG_EXPERIMENTS: Mapping[type[Experiment[Any]], Sequence[Any]] = {
     keeps("does-not-resume", _no_cell): [
         checks.check_killed_job_goes_on_where_it_was, checks.check_cancelled_job_says_where_its_report_is,
     ],
-    keeps("never-finds-cells", _never_found): [checks.check_killed_job_goes_on_where_it_was],
     keeps("takes-other-cells", _without_text): [checks.check_cells_of_other_specs_are_not_taken],
     runs("works-beforehand", Deconstruction, _work_beforehand): [
         checks.check_killed_job_goes_on_where_it_was, checks.check_estimate_is_what_a_run_takes,
     ],
     runs("studies-its-own", LogitLens, _study_own): [checks.check_report_follows_from_the_model],
     runs("reads-the-digest", LogitLens, _read_digest): [checks.check_report_follows_from_what_the_model_computes],
-    runs("reads-nothing", LogitLens, _read_nothing): [checks.check_report_follows_from_the_model],
     _goes_on: [checks.check_cancelled_job_says_where_its_report_is],
     runs("underestimates-itself", LogitLens, _run_twice): [checks.check_estimate_is_what_a_run_takes],
-    runs("changes-the-model", LogitLens, _change_the_model): [checks.check_same_seed_has_the_same_report],
 }  # fmt: skip
 """Each mutant with the checks that must refuse it."""
-
-RIGHT_EXPERIMENTS: Sequence[type[Experiment[Any]]] = (ToySurprise,)
-"""New plug-ins that no check may refuse."""

@@ -1,4 +1,4 @@
-"""Judges that are wrong, and for each the checks that must refuse it; and one that is new and right."""
+"""Judges that are wrong, and for each the checks that must refuse it."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -85,21 +85,12 @@ def _to_ten(one: Verdict) -> Verdict:
     return one if one.grade is None else one.model_copy(update={"grade": one.grade * 3 + 1})
 
 
-def _any_number(one: Verdict) -> Verdict:
-    told = "".join(letter for letter in (one.answer or "")[-2:] if letter.isdigit())
-    return one.model_copy(update={"grade": int(told), "valid": True, "reason": None}) if told else one
-
-
 def _zero_for_none(one: Verdict) -> Verdict:
     return one if one.valid else one.model_copy(update={"grade": 0})
 
 
 def _always_two(one: Verdict) -> Verdict:
     return one.model_copy(update={"grade": 2}) if one.valid else one
-
-
-def _one_less(one: Verdict) -> Verdict:
-    return one.model_copy(update={"grade": max(one.grade - 1, 0)}) if one.grade is not None else one
 
 
 def _first_options(batch: Sequence[JudgeIn]) -> list[JudgeIn]:
@@ -119,7 +110,6 @@ WRONG_JUDGES: Mapping[type[Judge], Sequence[Any]] = {
         checks.check_passage_and_query_are_asked_about
     ],
     judges("GradesToTen", verdict=_to_ten): [checks.check_grade_is_on_the_scale],
-    judges("BelievesAnyNumber", verdict=_any_number): [checks.check_grade_is_on_the_scale],
     judges("GuessesGrades", verdict=_zero_for_none): [checks.check_grade_is_on_the_scale],
     judges("AlwaysTwo", verdict=_always_two): [checks.check_grades_follow_what_the_model_says],
     judges("IgnoresSeed", request=changed(seed=0)): [checks.check_seed_makes_verdicts_repeatable],
@@ -130,6 +120,3 @@ WRONG_JUDGES: Mapping[type[Judge], Sequence[Any]] = {
     wrong("AsksOn", PromptedGrade, under=lambda _: CallContext()): [checks.check_cancelled_request_stops_asking],
 }
 """Each mutant with the checks that must refuse it."""
-
-RIGHT_JUDGES: Sequence[type[Judge]] = (judges("cautious", verdict=_one_less),)
-"""New plug-ins that no check may refuse."""

@@ -1,10 +1,9 @@
-"""Servables that are wrong, and for each the checks that must refuse it; and one that is new and right."""
+"""Servables that are wrong, and for each the checks that must refuse it."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
-import numpy as np
 from pydantic import BaseModel
 
 from fovea.api.mask import SegmentIn, SegmentOut
@@ -106,27 +105,6 @@ class CountsRequests(_Segmenter):
         return each(changed(notes=[f"request {self.count}"]))(super().predict(batch, run))
 
 
-class Smooths(_Actions):
-    """Mixes each answer with the one before."""
-
-    last: Any = None
-
-    @classmethod
-    def load(cls, place: LoadContext) -> Self:
-        found = super().load(place)
-        run = found.engine.run
-
-        def smoothed(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            now = run(feeds)
-            if found.last is not None and all(found.last[name].shape == now[name].shape for name in now):
-                now = {name: 0.8 * array + 0.2 * found.last[name] for name, array in now.items()}
-            found.last = now
-            return now
-
-        found.engine.run = smoothed
-        return found
-
-
 class AlwaysTheSame(_Classifier):
     """Has one answer for every picture."""
 
@@ -171,29 +149,15 @@ WRONG_SERVABLES: Mapping[type[Servable[Any, Any]], Sequence[Any]] = {
     OneSession: [checks.check_same_request_has_the_same_answer, checks.check_batch_equals_its_singles],
     AnswersLate: [checks.check_nothing_of_earlier_requests_remains, checks.check_batch_equals_its_singles],
     wrong("SpeaksOn", TitansMAG, stream=_speak_on): [checks.check_cancelled_run_stops],
-    segments("ReversesBatches", tell=lambda many: many[::-1]): [checks.check_batch_equals_its_singles],
     segments("OneForAll", ask=lambda batch: [batch[0]] * len(batch)): [checks.check_batch_equals_its_singles],
     segments("SharesOptions", ask=_share_threshold): [checks.check_batch_equals_its_singles],
-    segments("IgnoresOptions", ask=each(lambda one: SegmentIn(image=one.image))): [checks.check_every_option_matters],
     segments("IgnoresOneOption", ask=_any_area): [checks.check_every_option_matters],
     segments("ForgetsParts", tell=each(changed(rle=None))): [checks.check_include_adds_what_it_names],
     RemembersOptions: [checks.check_nothing_of_earlier_requests_remains],
     CountsRequests: [checks.check_same_request_has_the_same_answer],
-    Smooths: [checks.check_nothing_of_earlier_requests_remains],
     segments("DoesNotValidate", tell=_invalid): [checks.check_example_is_answered_validly],
-    segments("IgnoresCancellation", under=lambda _: CallContext()): [checks.check_cancelled_run_stops],
     segments("LooksOnlyBefore", under=_check_once): [checks.check_cancelled_run_stops],
     segments("BadPictureFailsAll", tell=_fail_all): [checks.check_bad_picture_costs_its_own_request_only],
     AlwaysTheSame: [checks.check_answer_depends_on_what_is_asked_about],
 }  # fmt: skip
 """Each mutant with the checks that must refuse it."""
-
-
-class NewSegmenter(_OtherSegmenter):
-    """A new name for weights that are there, honestly named."""
-
-    card = _OtherSegmenter.card.model_copy(update={"name": "new-segmenter"})
-
-
-RIGHT_SERVABLES: Sequence[type[Servable[Any, Any]]] = (NewSegmenter,)
-"""New plug-ins that no check may refuse."""

@@ -1,1 +1,1 @@
-"""One plug-in of each kind, as somebody writes it: one file that goes into one room, and no edited file."""
+"""Plug-ins as somebody writes them: one file that goes into one room, and no edited file."""
