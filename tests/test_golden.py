@@ -1,13 +1,12 @@
 """Files of golden arrays give back every bit, and the tree of tracked files stays small."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.golden import pack, read_golden, unpack
+from tests.golden import pack, unpack
 
 ROOT = Path(__file__).parents[1]
 MOST_BYTES = 56_000_000
@@ -31,18 +30,6 @@ def test_arrays_come_back_bit_by_bit_and_can_be_written_to(arrays):
         assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
         assert found[name].tobytes() == array.tobytes(), name
         assert found[name].flags.writeable, name
-
-
-def test_the_command_converts_both_ways(arrays, tmp_path):
-    np.savez(tmp_path / "a.npz", **arrays)
-    command = [sys.executable, "-m", "tests.golden"]
-    subprocess.run([*command, tmp_path / "a.npz"], cwd=ROOT, check=True)
-    (tmp_path / "a.npz").unlink()
-    subprocess.run([*command, tmp_path / "a.arrays"], cwd=ROOT, check=True)
-    with np.load(tmp_path / "a.npz") as again:
-        assert {name: again[name].tobytes() for name in again} == {name: x.tobytes() for name, x in arrays.items()}
-    (tmp_path / "facts.json").write_text('{"a": 1}')
-    assert read_golden(tmp_path / "facts.json") == {"a": 1}
 
 
 def test_tracked_files_are_small_enough():

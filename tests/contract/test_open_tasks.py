@@ -1,11 +1,14 @@
 """A task that nothing here knows, with an endless route next to it: one file in a service, and no edited file anywhere.
 
-A real replica serves it; it must be routed, listed, shown and run by its own record and schema alone.
+The task is that of `plugins/example`. A real replica serves it; it must be routed, listed, shown and run by its own
+record and schema alone.
 """
 
 import asyncio
+import importlib
 import json
 import socket
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -19,9 +22,8 @@ from fovea.cli.main import app as command
 from services.gateway.tests.stage import fronted
 from shared.serving.build_app import build
 from shared.settings import Settings
-from tests.contract.plugins.task import ToyWordCounter
 
-TASK = ToyWordCounter.card.task
+TASK = "count-words"
 LIMIT = 100_000
 
 router = APIRouter()
@@ -51,7 +53,10 @@ async def stream(request: Request) -> Response:
 def url(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gateway")
     settings = Settings(data_dir=folder, redis_url=None, max_body_bytes=LIMIT)
-    app = build("cells", routers=(router,), servables={ToyWordCounter.card.name: ToyWordCounter}, settings=settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[2] / "plugins/example")
+        kind = importlib.import_module("fovea_example.models.word_counter").WordCounter
+        app = build("cells", routers=(router,), servables={kind.card.name: kind}, settings=settings)
     with fronted(app, "cells", folder, max_body_bytes=LIMIT) as (address, _, _):
         yield address
 
@@ -74,15 +79,14 @@ def test_the_endless_route_answers_while_its_body_arrives_and_has_no_limit(url):
 
 def test_the_console_shows_it_with_a_title_a_form_and_the_generic_result_view(url):
     assert "Count words" in httpx2.get(url).text
-    assert f"/console/run/{TASK}?model=toy-word-counter" in httpx2.get(f"{url}/console/models").text
+    assert f"/console/run/{TASK}?model=word-counter" in httpx2.get(f"{url}/console/models").text
     page = httpx2.get(f"{url}/console/run/{TASK}").text
     assert "<h1>Count words</h1>" in page
     assert 'name="text"' in page
-    assert 'name="least"' in page
     assert "<fovea-result" in page
     assert f'data-path="/v1/{TASK}"' in page
-    card = httpx2.get(f"{url}/console/models/toy-word-counter").text
-    assert "Split at white space." in card
+    card = httpx2.get(f"{url}/console/models/word-counter").text
+    assert "It is split at white space." in card
     assert f"curl {url}/v1/{TASK}" in card
 
 
@@ -93,8 +97,8 @@ def test_the_command_lists_and_runs_it(url):
         return result.output
 
     assert TASK in run("models")
-    assert "--least" in run("models", "toy-word-counter")
-    assert json.loads(run("run", TASK, "--text", "a b a", "--least", "2", "--json"))["words"] == {"a": 2}
+    assert "--text" in run("models", "word-counter")
+    assert json.loads(run("run", TASK, "--text", "a b a", "--json"))["words"] == {"a": 2, "b": 1}
 
 
 async def test_both_clients_run_it(url):

@@ -12,11 +12,11 @@ import pytest
 from services.interpretability.core.experiment import Experiment
 from shared.registry import LoadContext, servables
 from shared.registry.discovery import SERVICES
+from tests.contract.checks.judges import Oracle
 from tests.contract.checks.kinds import applicable, case, cases
 from tests.contract.checks.loaded import Loaded
 from tests.contract.checks.servables import SERVABLE_CHECKS, SMOKE_CHECKS, check_batch_equals_its_singles
 from tests.contract.checks.text import TEXT_CHECKS
-from tests.contract.language_model import Oracle
 from tests.contract.toys import TOYS, write_toys
 from tests.harness.language_model import share_language_model
 

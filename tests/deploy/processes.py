@@ -7,16 +7,14 @@ from collections.abc import Mapping, Sequence
 
 from shared.jobs.redis_server import RedisServer
 from shared.settings import Settings
-from tests.deploy.otlp_collector import Collector
 from tests.harness.waiting import wait_until
 
 
 @contextlib.contextmanager
 def run_platform(folders, make):
-    """Start a platform, `make` of a folder, a Redis and a collector, and give it once it `is_ready`."""
-    redis = RedisServer(Settings(data_dir=folders.mktemp("redis"), redis_url=None))
-    with redis as server, Collector().serve() as collector:
-        made = make(folders.mktemp("platform"), server.url, collector)
+    """Start a platform, `make` of a folder and a Redis, and give it once it `is_ready`."""
+    with RedisServer(Settings(data_dir=folders.mktemp("redis"), redis_url=None)) as server:
+        made = make(folders.mktemp("platform"), server.url)
         try:
             wait_until(made.is_ready, 120, "the gateways see their services")
             yield made

@@ -58,8 +58,8 @@ def scrape_config(monitor, targets):
 class Scene:
     """Two gateways with keys, a replica, and a Prometheus that scrapes their metrics ports."""
 
-    def __init__(self, folder, redis_url, collector):
-        self.folder, self.redis_url, self.collector = folder, redis_url, collector
+    def __init__(self, folder, redis_url):
+        self.folder, self.redis_url = folder, redis_url
         self.processes = Processes(folder)
         fovea = pathlib.Path(sys.executable).parent / "fovea"
         secret = run(fovea, "keys", "add", "me", env=self._env(), check=True).stdout.strip()
@@ -73,8 +73,7 @@ class Scene:
     def _env(self, **variables):
         return environment(
             FOVEA_REDIS_URL=self.redis_url, FOVEA_DATA_DIR=str(self.folder), FOVEA_AUTH="keys", FOVEA_GRPC_PORT="0",
-            FOVEA_RATE_LIMIT_RPM="100000", OTEL_EXPORTER_OTLP_ENDPOINT=self.collector.endpoint,
-            OTEL_BSP_SCHEDULE_DELAY="200", PYTHONPATH=os.pathsep.join(sys.path), **variables,
+            FOVEA_RATE_LIMIT_RPM="100000", PYTHONPATH=os.pathsep.join(sys.path), **variables,
         )  # fmt: skip
 
     def _start(self, command, **variables):
@@ -94,7 +93,6 @@ class Scene:
             [
                 "prometheus", f"--config.file={self.folder}/prometheus.yml",
                 f"--storage.tsdb.path={self.folder}/tsdb", f"--web.listen-address=127.0.0.1:{port}",
-                "--enable-feature=exemplar-storage",
             ]
         )  # fmt: skip
         return f"http://127.0.0.1:{port}"
@@ -183,19 +181,3 @@ def test_each_panel_of_the_dashboard_shows_the_true_number(scene):
     assert {s["metric"]["state"]: float(s["value"][1]) for s in seen["Jobs"]} == {"queued": 5, "running": 0}
     assert [float(s["value"][1]) for s in seen["Ready replicas"]] == [1.0]
     assert {float(s["value"][1]) for s in seen["Requests that wait in replicas"]} == {0.0}
-
-
-@pytest.mark.release
-@needs_prometheus
-def test_an_exemplar_of_prometheus_names_a_trace_of_the_collector(scene):
-    with httpx2.Client(headers=scene.headers) as client:
-        assert client.post(f"{scene.urls[0]}/v1/echo", json={"text": "hello"}).status_code == 200
-    now = time.time()
-    window = {"query": "fovea_request_seconds_bucket", "start": now - 600, "end": now + 60}
-
-    def ask():
-        answer = httpx2.get(f"{scene.prometheus}/api/v1/query_exemplars", params=window, timeout=10).json()
-        return {one["labels"]["trace_id"] for series in answer["data"] for one in series["exemplars"]}
-
-    traces = wait_until(ask, 30, "Prometheus has exemplars")
-    wait_until(lambda: traces & {span.trace for span in scene.collector.spans}, 30, "the collector has their traces")

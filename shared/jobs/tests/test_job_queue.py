@@ -92,8 +92,9 @@ async def test_recent_lists_newest_first_up_to_the_limit(queue, payload):
     assert [job.id for job in await queue.recent("ann", 2)] == [ids[3], ids[0]]
     assert [job.id for job in await queue.recent("ann", 2, after=ids[2])] == [ids[0]]
     assert await queue.recent("ann", 2, after=ids[0]) == []
-    with pytest.raises(NotFound, match="no job 'x'"):
+    with pytest.raises(NotFound, match="no job 'x'") as caught:
         await queue.recent("ann", after="x")
+    assert caught.value.field == "after"
 
 
 async def test_a_full_queue_refuses_and_leaves_nothing_behind(queue, payload, job_settings):
@@ -164,19 +165,13 @@ async def test_only_unsuccessful_jobs_can_be_tried_again_and_only_finished_ones_
         await queue.retry(job.id, "ann")
 
 
-async def die(queue: RedisJobQueue, inbox: QueueConsumer, payload: Payload, attempts: int) -> str:
-    job, _ = await queue.submit(payload)
-    for _ in range(attempts):
-        await inbox.retry(await take(inbox), Fault("Out of luck."), 0)
-    return job.id
-
-
 async def test_the_oldest_of_too_many_dead_letters_are_let_go(redis_url, queue, job_settings, payload):
     settings = job_settings.model_copy(update={"job_dead_letter_max": 2, "job_max_attempts": 1})
     inbox = QueueConsumer(redis_url, "svc", settings)
     ids = []
     for _ in range(3):
-        ids.append(await die(queue, inbox, payload, 1))
+        ids.append((await queue.submit(payload))[0].id)
+        await inbox.retry(await take(inbox), Fault("Out of luck."), 0)
         await asyncio.sleep(0.002)
     assert [job.id for job in await queue.dead("ann")] == [ids[2], ids[1]]
     with pytest.raises(NotFound):
@@ -204,9 +199,12 @@ async def test_large_bodies_stay_out_of_redis_and_leave_with_the_job(redis_url, 
     await short.close()
 
 
-async def test_a_body_of_exactly_the_limit_stays_in_redis(queue, inbox, payload):
+async def test_bodies_of_exactly_the_limit_stay_in_redis(queue, inbox, payload):
     await queue.submit(replace(payload, body=b"q" * 1000))
-    assert (await take(inbox)).body == b"q" * 1000
+    delivery = await take(inbox)
+    assert delivery.body == b"q" * 1000
+    await inbox.succeed(delivery, replace(DONE, body=b"a" * 1000))
+    assert await queue._payloads.older_than(-60) == []
 
 
 async def test_finished_jobs_are_forgotten_after_their_time(redis_url, payload, job_settings):

@@ -79,11 +79,6 @@ def lines(ledger: Path, what: str) -> list[str]:
     return [row[0] for row in rows if row[3] == what]
 
 
-def runner(ledger: Path, job: Job) -> int:
-    rows = [line.split() for line in ledger.read_text().splitlines()]
-    return int([row[2] for row in rows if row[0] == job.id and row[3] == "begin"][-1])
-
-
 ended = partial(running_worker.ended, tenant="local")
 
 
@@ -94,7 +89,8 @@ async def begun(queue: RedisJobQueue, ledger: Path, *jobs: Job) -> None:
 async def begin_one(queue, ledger, workers, *seconds: float):
     job, _ = await queue.submit(work(*seconds))
     await begun(queue, ledger, job)
-    return job, next(child for child in workers if child.pid == runner(ledger, job))
+    (_, _, pid, _), *_ = (line.split() for line in ledger.read_text().splitlines() if line.endswith("begin"))
+    return job, next(child for child in workers if child.pid == int(pid))
 
 
 @pytest.mark.timed("The product promises the second attempt within ten seconds, under its own settings.")

@@ -167,17 +167,11 @@ async def test_a_late_answer_of_an_attempt_that_was_handed_back_leaves_the_reque
     assert await queue._payloads.older_than(-60) == [job.id]
 
 
-async def test_a_lost_body_is_a_fault_that_says_why(queue, inbox, payload, job_settings):
-    job, _ = await queue.submit(replace(payload, body=b"x" * 2000))
-    (job_settings.data_dir / "blobs" / job.id / "request").unlink()
-    with pytest.raises(Fault, match="gone"):
-        await inbox.payload(await take(inbox))
-
-
 async def test_what_is_asked_of_redis_names_worker_attempt_and_limits(job_settings):
     inbox = QueueConsumer("redis://127.0.0.1:1", "svc", job_settings)
     host, pid, number = inbox.consumer.rsplit("-", 2)
     assert (host, int(pid), len(number)) == (socket.gethostname(), os.getpid(), 8)
+    assert (inbox.stops._redis, inbox.stops._channel) == (inbox._redis, redis_keys.key("stop", "svc"))
     nothing = [b"none", b"-1", [b"0-0", b"1-0", b"2-0", b"3-0"]]
     inbox._redis = script = Script(nothing, nothing, None, b"ok", b"lost", b"ok", None, None)
     found = [await inbox.take(reclaim=reclaim) for reclaim in (False, True)]

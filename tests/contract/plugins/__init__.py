@@ -1,1 +1,1 @@
-"""Plug-ins as somebody writes them: one file that goes into one room, and no edited file."""
+"""A plug-in as somebody writes it: one file that goes into one room, and no edited file."""

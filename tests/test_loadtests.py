@@ -1,11 +1,67 @@
-"""The report of a rehearsal says what happened, and an objective that was missed is missed."""
+"""Tools of `loadtests`: engines of peers that are stopped while they are not asked, and reports of rehearsals."""
 
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
+from loadtests.bench.peers.environment import PeerMissing
+from loadtests.bench.peers.process import EngineProcess
+from loadtests.bench.suites import longctx_peers
 from loadtests.rehearsal.report import SLOS, check_slos, summarise
 from loadtests.rehearsal.traffic import Call, Record, Sample
+from tests.harness.waiting import wait_until
+
+TOY = """
+import sys
+import time
+sys.path.insert(0, {loop!r})
+from answer_loop import serve
+
+def load(options):
+    print("loading", options["threads"])
+    if options.get("broken"):
+        raise SystemExit("no such model")
+    def generate(prompts, tokens, method):
+        yield 0
+        for _ in range(tokens):
+            time.sleep(0.001)
+            yield len(prompts)
+    return "toy 1.0", generate
+
+serve(load)
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    file = tmp_path / "toy.py"
+    file.write_text(TOY.format(loop=str(longctx_peers.PEERS_ROOM / "engines")))
+    return file
+
+
+def stops(process):
+    return wait_until(lambda: process.status() == psutil.STATUS_STOPPED, 30, "the pause")
+
+
+def test_an_engine_says_its_build_and_when_tokens_came(script):
+    engine = EngineProcess("toy", sys.executable, script, {}, threads=1)
+    try:
+        assert engine.build == "toy 1.0"
+        found = engine.generate([[1, 2], [3, 4]], 3)
+        assert [count for _, _, count in found.marks] == [2, 2, 2]
+        assert engine.memory() > 0
+        assert stops(psutil.Process(engine._process.pid))
+    finally:
+        engine.close()
+    assert engine.is_over
+
+
+def test_an_engine_that_dies_is_missing_and_its_last_words_are_told(script):
+    with pytest.raises(PeerMissing, match="no such model"):
+        EngineProcess("toy", sys.executable, script, {"broken": True}, threads=1)
+
 
 KEPT = """
 [all]
