@@ -9,9 +9,8 @@ import pytest
 
 from loadtests.simulation import page, predict
 from loadtests.simulation.clock import START_S, Processor, SimulatedClock, simulate
-from loadtests.simulation.fleet import Autoscaler, Fleet, read_costs, simulated_time
+from loadtests.simulation.fleet import Fleet, read_costs, simulated_time
 from loadtests.simulation.replicas import Model, Work
-from loadtests.simulation.workers import Workers
 from services.gateway.policy.caller import Caller, KeyLimits
 
 # Ray's own use of pydantic, which it has to mend.
@@ -119,34 +118,6 @@ def test_no_request_is_lost_to_a_killed_replica_a_rollout_or_a_redis_that_is_awa
     assert sum(one.retried for one in answers) >= 3, "those that the killed replica had"
     assert alive == [3, 3]
     assert sum(each.hits for each in replicas) > sum(each.misses for each in replicas), "sessions go where they were"
-
-
-def test_replicas_follow_the_load_with_rays_delays():
-    scaler, target, seen = Autoscaler(2, 16, 8), 2, []
-    for second in range(0, 900, 10):
-        target = scaler.decide(50.0 if 100 <= second < 200 else 3.0, target, 1000.0 + second)
-        seen.append(target)
-    assert (seen[9], seen[10], seen[11]) == (2, 2, 7), "more after ten seconds of load"
-    assert (seen[70], seen[-1]) == (7, 2), "fewer after ten minutes without"
-
-
-def test_workers_start_for_jobs_and_end_when_there_are_none():
-    async def work(_clock):
-        workers = Workers(lambda: asyncio.sleep(30), per_worker=2, most=4, at_once=2)
-        scaling = asyncio.create_task(workers.scale())
-        await asyncio.sleep(100)
-        for _ in range(20):
-            workers.submit()
-        await asyncio.sleep(3600)
-        busy = workers.pod_seconds
-        await asyncio.sleep(3600)
-        scaling.cancel()
-        return workers.waits, busy, workers.pod_seconds
-
-    waits, busy, later = run(work)
-    assert len(waits) == 20
-    assert 8 < min(waits) < 55, "a scrape, a poll and a pod"
-    assert busy == later < 4 * 900, "no pod stays"
 
 
 def test_a_part_that_costs_twice_is_full_at_half_the_replicas():

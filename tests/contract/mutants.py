@@ -55,8 +55,8 @@ def wrong(name: str, base: Any, ask: Change = same, tell: Change = same, under: 
     return type(base)(name, (base,), {"predict": predict, **facts, **parts})
 
 
-_Actions, _Classifier, _Segmenter, _OtherSegmenter = (
-    VISION_TOYS[f"family-{name}"] for name in ("actions", "classifier", "segmenter", "other-segmenter")
+_Actions, _Segmenter, _OtherSegmenter = (
+    VISION_TOYS[f"family-{name}"] for name in ("actions", "segmenter", "other-segmenter")
 )
 
 
@@ -122,14 +122,6 @@ class RemembersOptions(_Segmenter):
         return super().predict([one.model_copy(update={"threshold": self.threshold}) for one in batch], run)
 
 
-class AlwaysTheSame(_Classifier):
-    """Has one answer for every picture."""
-
-    def predict(self, batch: Sequence[Any], run: CallContext) -> list[Any]:
-        image = self.example().image
-        return super().predict([one.model_copy(update={"image": image}) for one in batch], run)
-
-
 def segments(name: str, **otherwise: Any) -> type[Servable[Any, Any]]:
     return wrong(name, _Segmenter, **otherwise)
 
@@ -173,7 +165,6 @@ WRONG_SERVABLES: Mapping[type[Servable[Any, Any]], Sequence[Any]] = {
     segments("DoesNotValidate", tell=_invalid): [servables.check_example_is_answered_validly],
     segments("LooksOnlyBefore", under=_check_once): [servables.check_cancelled_run_stops],
     segments("BadPictureFailsAll", tell=_fail_all): [servables.check_bad_picture_costs_its_own_request_only],
-    AlwaysTheSame: [servables.check_answer_depends_on_what_is_asked_about],
 }  # fmt: skip
 
 
@@ -287,16 +278,6 @@ class ForeignEvidence(PromptedGrade):
         return found.model_copy(update={"answer": vars(self).setdefault("first", found).answer})
 
 
-class LabelsFailures(PromptedGrade):
-    """Has a grade for everybody, even where no model answered."""
-
-    def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
-        try:
-            return super().verdict(pair, request, run)
-        except FoveaError:
-            return Verdict(grade=0, valid=True, template=self.select_template(request.template).pinned_id)
-
-
 class IgnoresTemplate(PromptedGrade):
     """Names the template that was asked for and uses its own."""
 
@@ -317,10 +298,6 @@ def _zero_for_none(one: Verdict) -> Verdict:
     return one if one.valid else one.model_copy(update={"grade": 0})
 
 
-def _always_two(one: Verdict) -> Verdict:
-    return one.model_copy(update={"grade": 2}) if one.valid else one
-
-
 def _first_options(batch: Sequence[JudgeIn]) -> list[JudgeIn]:
     return [batch[0].model_copy(update={"pairs": one.pairs}) for one in batch]
 
@@ -330,7 +307,6 @@ _backwards = each(lambda told: told.model_copy(update={"results": told.results[:
 WRONG_JUDGES: Mapping[type[Judge], Sequence[Any]] = {
     RemembersQueries: [judging.check_passage_and_query_are_asked_about, judging.check_nothing_is_kept_between_requests],
     ForeignEvidence: [judging.check_evidence_belongs_to_its_pair],
-    LabelsFailures: [judging.check_failing_endpoint_is_an_error_and_no_label],
     IgnoresTemplate: [judging.check_template_is_used],
     judges("IgnoresPassages", pair=changed(passage="-")): [judging.check_passage_and_query_are_asked_about],
     judges("IgnoresQueries", QueryLikelihood, changed(query="a question")): [
@@ -338,7 +314,6 @@ WRONG_JUDGES: Mapping[type[Judge], Sequence[Any]] = {
     ],
     judges("GradesToTen", verdict=_to_ten): [judging.check_grade_is_on_the_scale],
     judges("GuessesGrades", verdict=_zero_for_none): [judging.check_grade_is_on_the_scale],
-    judges("AlwaysTwo", verdict=_always_two): [judging.check_grades_follow_what_the_model_says],
     judges("IgnoresSeed", request=changed(seed=0)): [judging.check_seed_makes_verdicts_repeatable],
     judges("NeverSeeded", request=changed(seed=None)): [judging.check_seed_makes_verdicts_repeatable],
     judges("NamesNoModel", request=changed(llm=None)): [judging.check_options_count],

@@ -13,7 +13,7 @@ from services.interpretability.core.experiment import Experiment
 from shared.registry import LoadContext, servables
 from shared.registry.discovery import SERVICES
 from tests.contract.checks.judges import Oracle
-from tests.contract.checks.kinds import applicable, case, cases
+from tests.contract.checks.kinds import applicable, case, cases_of
 from tests.contract.checks.loaded import Loaded
 from tests.contract.checks.servables import SERVABLE_CHECKS, SMOKE_CHECKS, check_batch_equals_its_singles
 from tests.contract.checks.text import TEXT_CHECKS
@@ -76,9 +76,7 @@ def loaded(request, home, judge_base_url):
         yield Loaded(servable, place)
 
 
-@pytest.mark.parametrize(
-    ("loaded", "check"), cases({name: applicable(CHECKS, kind) for name, kind in TOYS.items()}), indirect=["loaded"]
-)
+@pytest.mark.parametrize(("loaded", "check"), cases_of(TOYS, CHECKS), indirect=["loaded"])
 def test_family(loaded, check):
     check(loaded)
 

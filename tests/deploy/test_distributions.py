@@ -14,8 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from shared.registry.weights import PACKAGES, read_manifest
-from tests.core_alone.environment import ROOT, link_libraries, run_alone
-from tests.core_alone.test_core_alone import check_core, examine
+from tests.core_alone.test_core_alone import ROOT, check_core, examine, link_libraries, run_alone
 from tests.harness.serving import serve_in_thread
 
 FOLDERS = {"fovea-serve": "fovea", "fovea-platform": ".", **{name: f"weights/{name}" for name in PACKAGES.values()}}

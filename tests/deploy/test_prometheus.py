@@ -13,9 +13,8 @@ import pytest
 import yaml
 
 from shared.settings import environment
-from tests.deploy.processes import Processes, run_platform
 from tests.deploy.test_chart import CHART, named, render
-from tests.deploy.tools import helm, run
+from tests.deploy.tools import Processes, helm, run, run_platform
 from tests.harness.waiting import free_port, is_ready, wait_until
 
 HERE = pathlib.Path(__file__).parent
@@ -132,17 +131,9 @@ def scene(tmp_path_factory):
 
 @pytest.mark.release
 @needs_prometheus
-def test_prometheus_reads_every_pod_although_keys_are_on(scene):
+def test_prometheus_reads_every_pod_although_keys_are_on_and_kedas_query_counts_the_jobs_once(scene):
     wait_until(lambda: scene.value("sum(up)") == 3, 30, "all three are up")
     assert httpx2.get(f"{scene.urls[0]}/metrics").status_code == 401
-    # The first scrape may come before a gateway has looked for replicas.
-    wait_until(lambda: scene.query("fovea_ready_replicas"), 30, "the gateways know a replica")
-    assert {sample["metric"]["service"] for sample in scene.query("fovea_ready_replicas")} == {"toy"}
-
-
-@pytest.mark.release
-@needs_prometheus
-def test_kedas_query_counts_the_jobs_once(scene):
     [trigger] = named(render(), "ScaledObject", "demo-medical-seg-worker")["spec"]["triggers"]
     query = trigger["metadata"]["query"].replace("medical-seg", "toy")
     wait_until(lambda: scene.value(query) == 0, 30, "no job is an answer, too")

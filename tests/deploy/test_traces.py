@@ -27,7 +27,7 @@ from starlette.routing import Route
 from services.llm_longctx.tests.conftest import MODEL, write_folder
 from shared.rpc import open_inference_pb2 as pb
 from shared.settings import environment
-from tests.deploy.processes import Processes, run_platform
+from tests.deploy.tools import Processes, run_platform
 from tests.harness.serving import serve_in_thread
 from tests.harness.waiting import free_port, wait_until
 

@@ -30,17 +30,11 @@ def test_the_checks_of_kernels_hold_for_plain_ones(dtype):
     assert engine.runner.passes.graphs is None
 
 
-@pytest.mark.parametrize(
-    ("error", "note"),
-    [
-        (RuntimeError("CUDA out of memory\nmore"), "RuntimeError: CUDA out of memory"),
-        (AssertionError(), "AssertionError: no message"),
-    ],
-)
-def test_a_case_that_fails_is_a_row_that_says_why(monkeypatch, error, note):
+def test_a_case_that_fails_is_a_row_that_says_why(monkeypatch):
     def fail(*_, **__):
-        raise error
+        raise RuntimeError("CUDA out of memory\nmore")
 
+    note = "RuntimeError: CUDA out of memory"
     assert row_of("kernels", "a", "b", fail, CPU).note == note
     monkeypatch.setattr("loadtests.gpu.decode.Engine", fail)
     shape = ModelShape("tiny", 2, 32, 4, 2, 16, 48, 64)

@@ -1,32 +1,25 @@
-"""`python -m tests.e2e.schema_pass [URL] [--examples 10]`: sends what the OpenAPI document allows to the whole product.
+"""`python -m tests.e2e.schema_pass URL [--examples 10]`: sends what the OpenAPI document allows to the whole product.
 
-Every operation is asked, by schemathesis's requests; no answer may be a 5xx. Without URL a product is started for it.
-Work is kept small, so that no request rightly passes its deadline: answers of a few tokens, studies of tiny models.
-Models are unloaded last, and loaded again.
+Every operation is asked, by schemathesis's requests; no answer may be a 5xx. Work is kept small, so that no request
+rightly passes its deadline: answers of a few tokens, studies of tiny models. Models are unloaded last, and loaded again.
 """
 
 import argparse
 import itertools
 import re
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import schemathesis
 from hypothesis import strategies as st
 
-from tests.e2e.conftest import start, stop
 from tests.harness.openapi_fuzz import fuzz
 from tests.harness.waiting import is_ready, wait_until
 
 ANSWER_S = 180.0
 """Longer than the product's own deadline."""
 
-START_S = 1200.0
 UNLOAD = "/unload"
 
 TINY = {
@@ -98,26 +91,10 @@ def _keep_small(case: Any) -> None:
             case.body["max_output_tokens" if case.path == "/v1/responses" else "max_tokens"] = 4
 
 
-@contextmanager
-def _product(url: str | None) -> Iterator[str]:
-    if url is not None:
-        yield url
-        return
-    with tempfile.TemporaryDirectory(prefix="fovea-schema-") as folder:
-        product = start(Path(folder))
-        try:
-            product.wait_for(product.is_ready, START_S)
-            yield product.url
-        finally:
-            if product.process.poll() is None:
-                stop(product)
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tests.e2e.schema_pass", description=__doc__)
-    parser.add_argument("url", nargs="?", help="a running product; default: one is started")
+    parser.add_argument("url", help="a running product")
     parser.add_argument("--examples", type=int, default=10, help="requests of each operation; default 10")
     given = parser.parse_args()
-    with _product(given.url) as where:
-        operations, requests = ask_all(where, given.examples)
+    operations, requests = ask_all(given.url, given.examples)
     print(f"{operations} operations, {requests} requests, no 5xx.")

@@ -15,8 +15,7 @@ from shared.registry.discovery import SERVICES
 from shared.serving.http.request_parsing import ParsedRequest, build_requests
 from shared.serving.replica import load_app
 from shared.validation_errors import MAX_ERRORS, list_errors
-from tests.fuzz.__main__ import FOUND
-from tests.fuzz.harnesses import HARNESSES
+from tests.fuzz.__main__ import FOUND, HARNESSES
 
 SIZES = (1_000, 2_000, 4_000)
 FLOOR_S = 0.1

@@ -28,20 +28,9 @@ def fuzz(
 ) -> None:
     """Send one in `share` of the profile's examples to each operation; none may answer with a server error.
 
-    Args:
-        document: The OpenAPI document.
-        url: Address of the server.
-        share: Divides the examples of the profile.
-        prefixes: Beginnings of the paths to test; without any, all paths are tested.
-        examples: Requests of each operation, whatever the profile has.
-        conforms: Whether answers must also be those that the document promises.
-        prepare: Changes a request that was drawn, in place.
-        change: The body to send instead of the one that was drawn.
-        change_query: The same for the query.
-        wanted: Whether to test an operation.
-        allowed: Statuses that are always accepted.
-        headers: Headers of all requests.
-        timeout: Longest wait for an answer, seconds.
+    It asks operations that are `wanted`, below one of the `prefixes` if there are any, each with so many `examples` if
+    that is given. `prepare` changes a request in place; `change` and `change_query` return another body and query.
+    Statuses that are `allowed` are always accepted. If it `conforms`, an answer must be one that the document promises.
     """
     import schemathesis
     from schemathesis.checks import not_a_server_error

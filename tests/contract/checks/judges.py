@@ -23,6 +23,7 @@ from services.relevance_judge.prompt_template import get_template, load_template
 from services.relevance_judge.schemas import JudgeOut, Verdict
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.registry import CallContext, LoadContext
+from tests.contract.checks.kinds import applies_to, asks_model
 from tests.contract.checks.loaded import refused_by
 from tests.contract.checks.requests import updated
 from tests.contract.sameness import differences
@@ -231,6 +232,7 @@ def check_passage_and_query_are_asked_about(bench: Bench) -> None:
         assert len(told) > 1, "every passage, or every query, has the same verdict"
 
 
+@applies_to(asks_model)
 def check_seed_makes_verdicts_repeatable(bench: Bench) -> None:
     """Under one seed the model is asked the same to the letter; under another one, otherwise."""
     asked = []
@@ -244,6 +246,7 @@ def check_seed_makes_verdicts_repeatable(bench: Bench) -> None:
     assert asked[0] != asked[2], "another seed asks the same"
 
 
+@applies_to(asks_model)
 def check_template_is_used(bench: Bench) -> None:
     """A verdict's template is the one that the model was shown, word for word, and a caller's choice counts."""
     for name in (None, *load_templates()):
@@ -269,6 +272,7 @@ def _words(one: Any) -> list[str]:
     return [part for part in (one.system, *parts) if len(part) > 20]
 
 
+@applies_to(asks_model)
 def check_failing_endpoint_is_an_error_and_no_label(bench: Bench) -> None:
     """A model that breaks, talks something else or is not there costs the request; nobody gets a grade for it."""
     healthy = Oracle()
@@ -338,6 +342,7 @@ def check_cancelled_request_stops_asking(bench: Bench) -> None:
         assert len(model.asked) < len(pairs), "goes on asking after it was cancelled"
 
 
+@applies_to(asks_model)
 def check_options_count(bench: Bench) -> None:
     """The named model is asked, long passages are cut on request, tries and prices are reported."""
     model = Oracle()
@@ -362,15 +367,5 @@ def check_options_count(bench: Bench) -> None:
             assert verdict.reason not in PARSED or verdict.attempts == retries + 1
 
 
-MODEL_CHECKS = (
-    check_seed_makes_verdicts_repeatable, check_template_is_used, check_failing_endpoint_is_an_error_and_no_label,
-    check_options_count,
-)  # fmt: skip
-"""Checks of judges that ask a language model."""
-
 JUDGE_CHECKS = tuple(check for name, check in list(globals().items()) if name.startswith("check_"))
 """All of them, in the order in which they stand here."""
-
-
-def judge_checks(kind: type[Judge]) -> list[Callable[[Bench], None]]:
-    return [check for check in JUDGE_CHECKS if kind.asks_model or check not in MODEL_CHECKS]
