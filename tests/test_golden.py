@@ -4,7 +4,6 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from tests.golden import pack, unpack
 
@@ -13,17 +12,13 @@ MOST_BYTES = 56_000_000
 """Of all tracked files together. Look for what can go before you raise it."""
 
 
-@pytest.fixture
-def arrays():
+def test_arrays_come_back_bit_by_bit_and_can_be_written_to():
     rng = np.random.default_rng(5)
-    return {
+    arrays = {
         "half": rng.normal(size=(3, 5)).astype(np.float16), "nan": np.array([np.nan, -0.0, np.inf]),
         "single": np.float32(rng.normal(size=(2, 1, 4))), "empty": np.zeros((0, 3), np.float32), "count": np.array(7),
         "mask": rng.random((4, 4)) > 0.5, "names": np.array(["ä", "bcd"]), "bytes": np.arange(9, dtype=np.uint8),
     }  # fmt: skip
-
-
-def test_arrays_come_back_bit_by_bit_and_can_be_written_to(arrays):
     found = unpack(pack(arrays))
     assert found.keys() == arrays.keys()
     for name, array in arrays.items():

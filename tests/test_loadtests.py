@@ -1,7 +1,6 @@
 """Tools of `loadtests`: engines of peers that are stopped while they are not asked, and reports of rehearsals."""
 
 import sys
-from pathlib import Path
 
 import psutil
 import pytest
@@ -41,10 +40,6 @@ def script(tmp_path):
     return file
 
 
-def stops(process):
-    return wait_until(lambda: process.status() == psutil.STATUS_STOPPED, 30, "the pause")
-
-
 def test_an_engine_says_its_build_and_when_tokens_came(script):
     engine = EngineProcess("toy", sys.executable, script, {}, threads=1)
     try:
@@ -52,7 +47,8 @@ def test_an_engine_says_its_build_and_when_tokens_came(script):
         found = engine.generate([[1, 2], [3, 4]], 3)
         assert [count for _, _, count in found.marks] == [2, 2, 2]
         assert engine.memory() > 0
-        assert stops(psutil.Process(engine._process.pid))
+        process = psutil.Process(engine._process.pid)
+        wait_until(lambda: process.status() == psutil.STATUS_STOPPED, 30, "the pause")
     finally:
         engine.close()
     assert engine.is_over
@@ -94,10 +90,6 @@ def slos(tmp_path):
     return file
 
 
-def missed(found: Record, slos: Path) -> set[str]:
-    return {each["objective"] for each in check_slos(summarise(found, 100, 8), slos) if not each["is_kept"]}
-
-
 def test_figures_are_those_of_the_calls():
     figures = summarise(record(200, 200, 429, 503, 0), 100, 8)
     assert (figures["requests"], figures["failed"], figures["refused"]) == (6, 2, 1)
@@ -119,7 +111,8 @@ def test_figures_are_those_of_the_calls():
     ],
 )
 def test_what_is_missed_is_told(found, wanted, slos):
-    assert missed(found, slos) - {"cpu_seconds_per_request"} == wanted
+    missed = {each["objective"] for each in check_slos(summarise(found, 100, 8), slos) if not each["is_kept"]}
+    assert missed - {"cpu_seconds_per_request"} == wanted
 
 
 def test_the_objectives_of_the_repository_name_figures_that_there_are():

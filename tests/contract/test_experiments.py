@@ -20,9 +20,10 @@ def machines(tmp_path_factory):
     return {name: Machines(kind, tmp_path_factory.mktemp(name)) for name, kind in FOUND.items()}
 
 
-def test_no_two_experiments_share_a_path():
-    assert FOUND
+def test_experiments_are_probes_each_with_a_path_of_its_own():
+    assert {kind.card.task for kind in FOUND.values()} == {"probe"}
     routes = [kind.route for kind in FOUND.values()]
+    assert all(routes)
     assert len(set(routes)) == len(routes)
 
 

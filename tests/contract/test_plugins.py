@@ -12,8 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "plugins/example"
 TOYS = Path(__file__).parent / "plugins"
@@ -47,22 +45,17 @@ def _install_toys(site: Path) -> None:
     (facts / "entry_points.txt").write_text("[fovea.models]\nrelevance-judge.toys = fovea_toys.judges\n", "utf8")
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    """A path with the tree and a folder into which the example's wheel and the toys were installed."""
-    folder = tmp_path_factory.mktemp("plugins")
-    shutil.copytree(EXAMPLE, folder / "source", ignore=shutil.ignore_patterns("*.egg-info", "build", "__pycache__"))
+def test_plug_ins_keep_the_contracts_and_the_short_examples_wheel_brings_all(tmp_path):
+    source, site = tmp_path / "source", tmp_path / "site"
+    shutil.copytree(EXAMPLE, source, ignore=shutil.ignore_patterns("*.egg-info", "build", "__pycache__"))
     # This environment's setuptools builds it: an isolated build would need an index.
-    words = "pip -q --disable-pip-version-check install --no-deps --no-index --no-build-isolation --no-compile --target"
-    _run(*words.split(), folder / "site", folder / "source")
-    _install_toys(folder / "site")
-    return os.pathsep.join((str(ROOT), str(folder / "site")))
-
-
-def test_plug_ins_keep_the_contracts_and_the_short_examples_wheel_brings_all(path):
+    pip = "pip -q --disable-pip-version-check install --no-deps --no-index --no-build-isolation --no-compile --target"
+    _run(*pip.split(), site, source)
+    _install_toys(site)
     chosen = "toy-strict or word-counter or novel-keys or test_example"
     words = ("pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", chosen, "-rpf", *SUITES, EXAMPLE / "tests")
-    passed = re.findall("^PASSED .*", _run(*words, path=path), re.MULTILINE)
+    said = _run(*words, path=os.pathsep.join((str(ROOT), str(site))))
+    passed = re.findall("^PASSED .*", said, re.MULTILINE)
     assert sum(line.startswith("PASSED plugins/example/") for line in passed) == 5
     for name in JOINED:
         assert any(re.search(rf"[\[-]{name}[\]-]", line) for line in passed), name

@@ -28,25 +28,20 @@ VISION = {
 
 
 @pytest.fixture(scope="module")
-def kind():
-    return servables("medical-seg")[NAME]
-
-
-@pytest.fixture(scope="module")
-def replica(kind, tmp_path_factory):
+def replica(tmp_path_factory):
     settings = Settings(
         data_dir=tmp_path_factory.mktemp("fovea"), intra_op_threads=1, shutdown_grace_s=1, redis_url=None
     )
-    with serving({NAME: kind}, settings) as running:
+    with serving({NAME: VISION[NAME]}, settings) as running:
         assert running.host.ready, running.host.missing()
         yield running
 
 
 @pytest.fixture(scope="module", params=["http", "grpc"])
-def remote(request, kind, replica, tmp_path_factory):
+def remote(request, replica, tmp_path_factory):
     url = replica.http if request.param == "http" else f"grpc://{replica.grpc}"
     place = LoadContext(engine="triton", cache=tmp_path_factory.mktemp("cache"), options={"triton_url": url})
-    servable = kind.load(place)
+    servable = VISION[NAME].load(place)
     yield servable
     servable.close()
 

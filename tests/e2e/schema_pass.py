@@ -1,7 +1,8 @@
 """`python -m tests.e2e.schema_pass URL [--examples 10]`: sends what the OpenAPI document allows to the whole product.
 
 Every operation is asked, by schemathesis's requests; no answer may be a 5xx. Work is kept small, so that no request
-rightly passes its deadline: answers of a few tokens, studies of tiny models. Models are unloaded last, and loaded again.
+rightly passes its deadline: answers of a few tokens, studies of tiny models. Models are unloaded last, and loaded
+again.
 """
 
 import argparse

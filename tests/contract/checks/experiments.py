@@ -110,11 +110,6 @@ def found_in(report: Report) -> dict[str, Any]:
     return {key: value for key, value in told.items() if key not in {"spec", "manifest", "artefacts"}}
 
 
-def check_has_a_path_of_its_own(machines: Machines) -> None:
-    assert machines.kind.card.task == "probe"
-    assert machines.kind.route
-
-
 def check_unknown_model_is_refused_with_the_list(machines: Machines) -> None:
     with pytest.raises(NotFound, match=str(machines.example.lm)) as caught:
         answered(machines.fresh(), machines.example.model_copy(update={"lm": "nobody"}))
