@@ -76,11 +76,7 @@ def loaded(request, home, judge_base_url):
         yield Loaded(servable, place)
 
 
-@pytest.mark.parametrize(("loaded", "check"), cases_of(TOYS, CHECKS), indirect=["loaded"])
-def test_family(loaded, check):
-    check(loaded)
-
-
-@pytest.mark.parametrize(("loaded", "check"), _real_cases(), indirect=["loaded"])
+# One test for all: pytest would put those of several in turns, and each would be loaded anew.
+@pytest.mark.parametrize(("loaded", "check"), [*cases_of(TOYS, CHECKS), *_real_cases()], indirect=["loaded"])
 def test_servable(loaded, check):
     check(loaded)

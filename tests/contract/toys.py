@@ -42,6 +42,7 @@ class Toy:
     config: Mapping[str, Any]
     facts: Mapping[str, Any] = field(default_factory=dict)
     example: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, Any] = field(default_factory=dict)
     card: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 4
     call: str = ""
@@ -105,7 +106,7 @@ def _describe(name: str) -> type[VisionServable[Any, Any, Any]]:
     toy = RECIPES[name]
     card = toy_card(name, toy.task, example=dict(toy.example), **toy.card)
     parts = {"card": card, "weights": name, "__doc__": f"A toy {toy.base.__name__}.", "__module__": __name__}
-    made: Kind = type(toy.base)(f"Toy{toy.base.__name__}", (toy.base,), parts)
+    made: Kind = type(toy.base)(f"Toy{toy.base.__name__}", (toy.base,), {**parts, **toy.parts})
     return made
 
 
