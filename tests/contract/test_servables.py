@@ -4,7 +4,6 @@ A new model is tested by existing. The whole matrix runs on real models, too, be
 """
 
 from collections.abc import Callable
-from contextlib import closing
 from typing import Any
 
 import pytest
@@ -65,18 +64,30 @@ def judge_base_url():
 
 
 @pytest.fixture(scope="module")
-def loaded(request, home, judge_base_url):
-    """A Servable loaded as on a fresh machine; cases are grouped by Servable, so that each is loaded once."""
-    name, own = request.param, home / request.param
-    if name == SMOLLM2:
-        share_language_model(own / "cache")
+def load(home, judge_base_url):
+    """Loads a Servable as on a fresh machine; cases are grouped by Servable, so it is kept until another is wanted."""
     options = {"llm_model": "smollm2", "llm_dtype": "float32", "llm_weights": "fp32", "judge_base_url": judge_base_url}
-    place = LoadContext(cache=own / "cache", weights=own / "weights", threads=1, options=options)
-    with closing({**TOYS, **FOUND}[name].load(place)) as servable:
-        yield Loaded(servable, place)
+    kept: dict[str, Loaded] = {}
+
+    def clear() -> None:
+        while kept:
+            kept.popitem()[1].servable.close()
+
+    def get(name: str) -> Loaded:
+        if name not in kept:
+            clear()
+            if name == SMOLLM2:
+                share_language_model(home / name / "cache")
+            place = LoadContext(
+                cache=home / name / "cache", weights=home / name / "weights", threads=1, options=options
+            )
+            kept[name] = Loaded({**TOYS, **FOUND}[name].load(place), place)
+        return kept[name]
+
+    yield get
+    clear()
 
 
-# One test for all: pytest would put those of several in turns, and each would be loaded anew.
-@pytest.mark.parametrize(("loaded", "check"), [*cases_of(TOYS, CHECKS), *_real_cases()], indirect=["loaded"])
-def test_servable(loaded, check):
-    check(loaded)
+@pytest.mark.parametrize(("name", "check"), [*cases_of(TOYS, CHECKS), *_real_cases()])
+def test_servable(name, check, load):
+    check(load(name))
