@@ -47,19 +47,20 @@ def translate_errors(url: str) -> Iterator[None]:
     try:
         yield
     except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-        hint = "Start one with `make run`, or give another address with --url."
-        raise NotReady(f"No gateway answers at {url}.", hint=hint) from error
+        why = str(error) or type(error).__name__
+        hint = "Set SSL_CERT_FILE to its authority." if "[SSL" in why else "Start one with `make run`, or set --url."
+        raise NotReady(f"No gateway answers at {url}: {why}.", hint=hint) from error
     except httpx2.TimeoutException as error:
         hint = "Allow more time, or send the request as a job."
         raise DeadlineExceeded(f"{url} did not answer in time.", hint=hint) from error
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-        hint = "Write it like http://127.0.0.1:8080."
-        raise Malformed(f"{url!r} is not the address of a gateway.", hint=hint) from error
+        raise Malformed(f"{url!r} is not the address of a gateway.", hint="Write it like http://HOST:8080.") from error
     except UnicodeEncodeError as error:
         detail = f"The request holds {error.object[error.start]!r}, which can't be sent as {error.encoding}."
         raise Malformed(detail, hint="Is the text in another encoding?") from error
-    except ValueError as error:  # NaN and infinities
-        raise Malformed(f"The request can't be written as JSON: {error}.") from error
+    except (ValueError, TypeError) as error:  # NaN and infinities; a picture among the options
+        advice = "Give pictures as `pictures`." if isinstance(error, TypeError) else None
+        raise Malformed(f"The request can't be written as JSON: {error}.", hint=advice) from error
     except httpx2.TransportError as error:
         detail = f"The connection to {url} broke: {str(error) or type(error).__name__}."
         raise NotReady(detail, hint="Try again.") from error

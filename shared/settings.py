@@ -42,8 +42,8 @@ class Settings(BaseSettings):
     """Everything that differs between a laptop, a container and a cluster."""
 
     model_config = SettingsConfigDict(
-        env_prefix="FOVEA_", frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True
-    )
+        extra="forbid", env_prefix="FOVEA_", env_ignore_empty=True, frozen=True, populate_by_name=True,
+        use_attribute_docstrings=True)  # fmt: skip
 
     # Where we listen.
     host: str = Field("127.0.0.1", description="Address the gateway binds to; loopback unless told otherwise.")
@@ -231,7 +231,7 @@ class Settings(BaseSettings):
     def _take_old_names(cls, given: dict[str, Any]) -> dict[str, Any]:
         """Values under old names, where the new one is not set; each is warned of."""
         found = dict(_old_values())
-        for field in found:
+        for field in found.keys() - {"up_api_key"}:  # FOVEA_API_KEY goes on being the clients' variable
             old, new = _variable(RENAMED[field]), _variable(field)
             message = f"The setting {old} is called {new} now; the old name works for one more release."
             warnings.warn(message, DeprecationWarning, stacklevel=2)
@@ -382,7 +382,7 @@ def _variable(name: str) -> str:
 def _old_values() -> Iterator[tuple[str, str]]:
     """Fields that the environment sets by their old names, and the values."""
     known = {name.upper(): value for name, value in os.environ.items()}
-    return ((field, known[_variable(old)]) for field, old in RENAMED.items() if _variable(old) in known)
+    return ((field, known[_variable(old)]) for field, old in RENAMED.items() if known.get(_variable(old)))
 
 
 def export(**values: str) -> None:

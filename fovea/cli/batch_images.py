@@ -16,7 +16,6 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fovea.api.coco import CocoDataset
 from fovea.async_client import AsyncClient
 from fovea.cli.common_options import Connection
 from fovea.cli.exit_codes import OUTCOME, choose_exit_code
@@ -62,26 +61,20 @@ class ImageBatch(ABC):
         """Return the JSON answer to one picture, or its bytes in another form."""
         return await client.run(self.task, self.options, pictures={"image": picture}, accept=accept)
 
-    async def save(self, image: ImageSource, files: Mapping[str, bytes | str | None]) -> list[str]:
-        """Write the files of one picture, where there is a folder; return them."""
-        return [] if self.output is None else await asyncio.to_thread(write_files, self.output, image.stem, files)
-
-    def save_coco(self, dataset: CocoDataset) -> None:
-        """Write one file of all pictures, where there is a folder."""
-        if self.output is not None:
-            (self.output / "coco.json").write_text(dataset.to_json(), "utf8")
+    async def save(self, stem: str, files: Mapping[str, bytes | str | None]) -> list[str]:
+        """Write files of one stem, such as a picture's, where there is a folder; return them."""
+        return [] if self.output is None else await asyncio.to_thread(write_files, self.output, stem, files)
 
     def run(self, arguments: Sequence[str], concurrency: int, connection: Connection) -> None:
         """Process all pictures that the arguments name; ends the program with an exit code if any failed."""
         asyncio.run(self._run(list(arguments), concurrency, connection))
-        self.finish()
         if self.failed:
             if not self.screen.as_json:
                 self.screen.note(f"[red]{self.failed} of {self.total} failed.[/]")
             alike = self.failed == self.total and len(self.exit_codes) == 1
             raise typer.Exit(self.exit_codes.pop() if alike else OUTCOME)
 
-    def finish(self) -> None:  # noqa: B027  # most commands write a picture at a time
+    async def finish(self) -> None:  # noqa: B027  # most commands write a picture at a time
         """Write what belongs to all pictures together."""
 
     async def parse_arguments(self, client: AsyncClient, arguments: list[str]) -> list[str]:
@@ -101,6 +94,7 @@ class ImageBatch(ABC):
             self.total = len(images)
             actions = [partial(self._process, client, image) for image in images]
             await run_concurrently(actions, concurrency, self.screen, self.progress_label)
+            await self.finish()
 
     async def _process(self, client: AsyncClient, image: ImageSource) -> None:
         try:

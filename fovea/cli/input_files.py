@@ -83,7 +83,7 @@ def _expand(name: str) -> Iterator[str]:
     if name == "-" or _is_url(name):
         yield name
     elif Path(name).is_dir():
-        pictures = sorted(file for file in Path(name).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        pictures = sorted(f for f in Path(name).iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != ".")
         if not pictures:
             hint = f"Pictures end in {', '.join(sorted(IMAGE_SUFFIXES))}."
             raise NotFound(f"The folder {name} has no picture.", hint=hint)

@@ -14,9 +14,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from fovea.cli.option_groups import CommandApp
-from fovea.errors import FoveaError, NotReady
-from fovea.plugins import entries, explain_missing, owner
+from fovea.cli.option_groups import CommandApp, expand_options
+from fovea.errors import Fault, NotReady
+from fovea.plugins import entries, explain_missing, load, owner
 
 GROUP = "fovea.commands"
 """Entry-point group; a value is a `typer.Typer` or a function."""
@@ -59,32 +59,33 @@ class PluginGroup(TyperGroup):
 def load_plugin(point: EntryPoint) -> Any:
     """Load the command of an entry point.
 
-    Raises NotReady: a library that it needs is not installed; the hint says how to install it.
+    Raises NotReady: a library that it needs is not installed; the hint says how to install it; Fault: it is broken.
     """
     try:
-        value = point.load()
-    except ModuleNotFoundError as error:
-        raise build_missing_error(point, error) from error
+        value = load(point)
+    except Fault as fault:
+        missing, own = fault.__cause__, point.module.partition(".")[0]
+        if not isinstance(missing, ModuleNotFoundError) or str(missing.name).partition(".")[0] == own:
+            raise
+        package = f"fovea-platform[{','.join(point.extras)}]" if point.extras else owner(point)
+        detail = f"`fovea {point.name.replace('.', ' ')}` needs the library {missing.name!r}, which is not installed."
+        raise NotReady(detail, hint=f"Try: pip install '{package}'") from missing
     if isinstance(value, typer.Typer):
+        for info in value.registered_commands:
+            info.callback = info.callback and expand_options(info.callback)
         return get_command(value)
     app = CommandApp(add_completion=False)
     app.command(point.name)(value)
     return get_command(app)
 
 
-def build_missing_error(point: EntryPoint, error: ModuleNotFoundError) -> FoveaError:
-    """Build the error for a command whose library is not installed."""
-    extras = f"fovea-platform[{','.join(point.extras) or 'all'}]"
-    detail = f"`fovea {point.name.replace('.', ' ')}` needs the library {error.name!r}, which is not installed."
-    return NotReady(detail, hint=f"Try: pip install '{extras}'")
-
-
 def read_first_line(point: EntryPoint) -> str:
     """Read the first line of a plug-in's docstring from its source; empty when there is none."""
     file = _find_source(point.module)
-    if file is None:
+    try:
+        tree = ast.parse(file.read_text("utf8") if file else "")
+    except (SyntaxError, ValueError):  # the command itself says what is wrong
         return ""
-    tree = ast.parse(file.read_text("utf8"))
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     texts = (ast.get_docstring(node) for node in functions if node.name == point.attr)
     text = next(filter(None, texts), ast.get_docstring(tree))
@@ -95,9 +96,6 @@ def _find_source(module: str) -> Path | None:
     """Find the file of a module. Only its top package is looked up, because that imports nothing."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        base = Path(place, *rest)
-        for file in (base.with_suffix(".py"), base / "__init__.py"):
-            if file.is_file():
-                return file
-    return None
+    places = [Path(place, *rest) for place in (spec.submodule_search_locations or ())] if spec else []
+    files = (file for place in places for file in (place.with_suffix(".py"), place / "__init__.py"))
+    return next(filter(Path.is_file, files), None)

@@ -2,8 +2,10 @@
 
 import io
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -247,16 +249,18 @@ def test_a_picture_whose_name_is_in_another_encoding_is_sent(tmp_path):
 @pytest.mark.parametrize(
     ("raised", "kind", "words"),
     [
-        (httpx2.ConnectError("refused"), errors.NotReady, "No gateway answers"),
-        (httpx2.ConnectTimeout("slow"), errors.NotReady, "No gateway answers"),
+        (httpx2.ConnectError("refused"), errors.NotReady, "No gateway answers at http://gateway: refused. Start"),
+        (httpx2.ConnectError("[SSL: VERIFY_FAILED] x"), errors.NotReady, r"VERIFY_FAILED\] x\. Set SSL_CERT_FILE"),
+        (httpx2.ConnectTimeout(""), errors.NotReady, "No gateway answers at http://gateway: ConnectTimeout"),
         (httpx2.ReadTimeout("slow"), errors.DeadlineExceeded, "in time"),
         (httpx2.ReadError(""), errors.NotReady, "broke: ReadError"),
         (httpx2.RemoteProtocolError("cut"), errors.NotReady, "broke: cut"),
     ],
 )
 def test_a_broken_connection_is_an_error_of_ours(raised, kind, words):
-    with pytest.raises(kind, match=words), translate_errors("http://gateway"):
+    with pytest.raises(kind) as caught, translate_errors("http://gateway"):
         raise raised
+    assert re.search(words, f"{caught.value.detail} {caught.value.hint}")
 
 
 def test_a_text_in_another_encoding_is_refused_before_it_is_sent():
@@ -267,6 +271,9 @@ def test_a_text_in_another_encoding_is_refused_before_it_is_sent():
 def test_a_number_that_json_lacks_is_refused_before_it_is_sent():
     with pytest.raises(errors.Malformed, match="JSON"), Client() as client:
         client.chat("Hi", temperature=float("nan"))
+    with pytest.raises(errors.Malformed, match="PosixPath") as caught, Client() as client:
+        client.run("segment", {"image": Path("frame.png")})
+    assert caught.value.hint == "Give pictures as `pictures`."
 
 
 def test_the_default_of_a_task_is_the_first_that_is_ready():

@@ -22,12 +22,14 @@ def dig(depth: int = 1, fail: bool = False) -> None:
     """
     typer.echo(f"dug {{depth}}")
 
+from fovea.cli.common_options import Connection
+
 app = typer.Typer(help="Several verbs.")
 
 @app.command()
-def one() -> None:
+def one(*, gateway: Connection) -> None:
     """The first."""
-    typer.echo("one")
+    typer.echo(f"one {{gateway.url}}")
 
 @app.command()
 def two() -> None:
@@ -88,7 +90,7 @@ def test_a_plug_in_function_or_app_is_a_command(fovea, plug_in):
     assert "--depth" in fovea("dig", "--help")[1]
     assert fovea("dig", "--depth", "x")[0] == 2
     plug_in(("many", "hole_digger.verbs:app"))
-    assert fovea("many", "one")[:2] == (0, "one")
+    assert fovea("many", "one", "--url", "http://a")[:2] == (0, "one http://a")
     assert "The second." in fovea("many", "--help")[1]
     plug_in(("judge.dig", "hole_digger.verbs:dig"))
     assert fovea("judge", "dig", "--depth", "3")[:2] == (0, "dug 3")
@@ -101,6 +103,23 @@ def test_a_plug_in_whose_library_is_missing_says_what_to_install(fovea, plug_in)
     assert code == 6
     assert "a_library_nobody_has" in err
     assert "pip install 'fovea-platform[cpu,vision]'" in err
+    plug_in(("dig", "hole_digger.verbs:dig"), imports="import a_library_nobody_has")
+    assert "fovea-platform" not in fovea("dig")[2]
+
+
+@pytest.mark.parametrize(
+    ("attr", "imports", "told"),
+    [
+        ("dog", "", "has no attribute 'dog'"),
+        ("dig", "def broken(:", "SyntaxError"),
+        ("dig", "import hole_digger.vebs", "No module named 'hole_digger.vebs'"),
+    ],
+)
+def test_a_broken_plug_in_is_told_of_and_leaves_other_commands_alone(fovea, plug_in, attr, imports, told):
+    plug_in(("dig", f"hole_digger.verbs:{attr}"), imports=imports)
+    assert fovea("models", "--help")[0] == 0
+    code, _, err = fovea("dig")
+    assert (code, told in err, "can't be loaded" in err) == (8, True, True)
 
 
 def test_a_plug_in_cannot_take_the_place_of_a_verb_and_misspelt_ones_are_answered(fovea, plug_in):

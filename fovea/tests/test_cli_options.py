@@ -182,7 +182,7 @@ def test_the_wire_types_bounds_are_checked_before_anything_is_sent(verb, words):
 
 
 def test_folders_are_spelled_out_in_order_and_stems_safe(tmp_path):
-    for name in ("b.PNG", "a.jpg", "c.txt", "d.tiff"):
+    for name in ("b.PNG", "a.jpg", "._a.jpg", "c.txt", "d.tiff"):
         (tmp_path / name).touch()
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/e.png").touch()

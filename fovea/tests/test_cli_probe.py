@@ -181,3 +181,11 @@ def test_binary_artefacts_are_written_as_they_are(tmp_path):
     artefact = {"name": "edges.npz", "content": base64.b64encode(b"PK\x00\xff").decode(), "encoding": "base64"}
     probe.save_report({**HEADS, "artefacts": [artefact]}, "edges", tmp_path, Screen(as_json=False))
     assert (tmp_path / "edges.npz").read_bytes() == b"PK\x00\xff"
+
+
+def test_counts_stay_whole_and_a_pipe_gets_all_digits(fovea, monkeypatch):
+    monkeypatch.setitem(HEADS, "scalars", {"edges": {"value": 32491.0, "unit": "", "note": ""}})
+    monkeypatch.setitem(HEADS, "tables", [{"name": "top", "columns": ["score"], "rows": [[0.123456789], [2048.0]]}])
+    for form, told in (("table", ["32491", "0.123", "2048"]), ("csv", ["32491", "0.123456789", "2048"])):
+        words = fovea("retrieval-heads", "--format", form)[1].replace(",", " ").split()
+        assert [word for word in words if word[0].isdigit()] == told

@@ -151,6 +151,8 @@ class AnsweringGateway:
 
     async def run(self, task, options, *, pictures, accept=None):
         self.asked.append((task, dict(options), accept))
+        if accept and "coco" in accept:
+            return json.dumps({"categories": [{"id": 0, "name": "crack"}, {"id": 1, "name": "pothole"}]}).encode()
         if accept:
             return accept.encode()
         if task == "classify":
@@ -228,6 +230,12 @@ def test_pictures_of_one_name_in_several_folders_are_all_in_the_coco_file(gatewa
     shared = [str(folder / day / "a.jpg") for day in ("one", "two")]
     assert [image["file_name"] for image in held["images"]] == [*shared, "b.jpg"]
     assert [row["image_id"] for row in held["annotations"]] == [1, 1, 2, 2, 3, 3]
+
+
+def test_yolo_files_come_with_the_names_of_all_classes_of_the_model(gateway, folder):
+    call("detect", folder / "a.jpg", output=folder / "out", also=["yolo"])
+    assert (folder / "out" / "a.txt").read_bytes() == b"text/plain"
+    assert (folder / "out" / "classes.txt").read_text() == "crack\npothole\n"
 
 
 @pytest.mark.parametrize(("also", "output"), [(["pdf"], "out"), (["csv"], None)])

@@ -1,5 +1,6 @@
 """Client of the OpenAI protocol, as small as judging needs. Safe to share between threads; stores no request."""
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 import httpx2
 
 from fovea.errors import Fault, FoveaError, InvalidOption, NotReady, TooLarge, by_status
+from fovea.transport import build_client_options
 from shared.registry import CallContext
 
 Message = Mapping[str, str]
@@ -35,8 +37,7 @@ class ChatClient:
     """One server of chat models."""
 
     def __init__(self, url: str, *, key: str | None = None, transport: httpx2.BaseTransport | None = None) -> None:
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx2.Client(base_url=url.rstrip("/"), headers=headers, transport=transport)
+        self._client = httpx2.Client(**build_client_options(url, key), transport=transport)
 
     def chat(
         self,
@@ -133,9 +134,8 @@ def _protocol_error() -> Fault:
 def _refusal_error(status: int, found: Any) -> FoveaError:
     error = found.get("error", found) if isinstance(found, dict) else {}
     error = error if isinstance(error, dict) else {"message": str(error)}
-    detail = (
-        f"The language model's endpoint refused: {str(error.get('message') or error.get('detail') or status)[:300]}"
-    )
-    if error.get("code") == "context_length_exceeded":
+    message = str(error.get("message") or error.get("detail") or status)[:300]
+    detail = f"The language model's endpoint refused: {message}"
+    if error.get("code") == "context_length_exceeded" or re.search("(context|model) (length|size)", message):  # vLLM's
         return PromptTooLong(detail)
     return NotReady(detail) if status in {401, 403} or status >= 500 else by_status(status)(detail)

@@ -90,7 +90,7 @@ class Judge(Servable[Request, JudgeOut], Generic[Request]):
         return found
 
     def list_template_ids(self, request: Request) -> tuple[str, ...]:
-        """The templates that a request is judged with, as `id@digest`; `FoveaError` for one that can't be read."""
+        """The templates of a request's verdicts, as `id@digest`, and embedders; `FoveaError` for one of no use here."""
         return (self.select_template(request.template).pinned_id,)
 
     def resolve_calibrations(self, request: Request, tenant: str) -> Request:

@@ -45,8 +45,7 @@ def count_tokens(name: str, texts: Sequence[str]) -> int:
 
 def default_scorer() -> str | None:
     """The scorer of requests that name none: embeddings where they are installed, else the default judge."""
-    has_embedder = find_spec("torch") is not None and bundled_embedder() is not None
-    return MINILM if has_embedder else None
+    return MINILM if find_spec("torch") is not None and bundled_embedder() is not None else None
 
 
 def score_verdict(verdict: Verdict) -> float:

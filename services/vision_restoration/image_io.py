@@ -51,7 +51,7 @@ _LOW = {
 
 _LONGEST_EXIF = 65_000
 _WEBP_SIDE, _JPEG_SIDE = 16_383, 65_535
-_PNG_LEVEL = 1
+_PNG_LEVEL, _SHALLOW = 1, "Samples were read with 8 of their 16 bits."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,13 +77,13 @@ def read_image(data: bytes, bounds: DecodeBounds) -> PictureFile:
     """Read a picture with all its bits. Raises UnsupportedMedia, TooLarge, Malformed: as `shared.vision.decode`."""
     picture = decode(data, bounds)
     notes = ["Only the first frame was read."] if picture.first_of_many else []
-    notes += ["The alpha channel was left out: what was transparent is white."] if picture.mode.endswith("A") else []
-    pixels = picture.pixels
+    is_keyed = picture.bit_depth < 16 and _PARSERS[picture.format](io.BytesIO(data)).has_transparency_data
+    is_clear = is_keyed or picture.mode.endswith("A")  # a transparent colour of 16 bits stays that colour
+    notes += ["The alpha channel was left out: what was transparent is white."] if is_clear else []
+    pixels, icc = picture.pixels, picture.icc
     if picture.bit_depth == 16:
         deep = _deep(data, picture.format)
-        notes += ["Samples were read with 8 of their 16 bits."] if deep is None else []
-        pixels = pixels if deep is None else deep
-    icc = picture.icc
+        pixels, notes = (deep, notes) if deep is not None else (pixels, [*notes, _SHALLOW])
     if icc is not None and icc[16:20] != b"RGB ":
         icc, notes = None, [*notes, "The colour profile is not one of RGB, and was left out."]
     exif = _exif(data, picture.format)

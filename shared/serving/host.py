@@ -100,7 +100,7 @@ class Host(Catalog):
                 slot.servable = await asyncio.to_thread(self._load, slot.kind)
             except Exception as error:  # noqa: BLE001  # a model may fail in any way without taking the others along
                 slot.state = "failed" if slot.kind.is_installed() else "not_installed"
-                safe = to_safe_error(error, f"Loading {name}")
+                safe = to_safe_error(error, f"Loading {name}", loads=True)
                 slot.reason = " ".join(filter(None, (safe.detail, safe.hint)))
                 telemetry.log().warning("model not loaded", reason=slot.reason)
                 return

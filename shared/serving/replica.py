@@ -117,7 +117,7 @@ class ReplicaServer:
             self._presence.start()
             self._files.create()
             self._draining = asyncio.create_task(self._drain_when_asked())
-            if self._settings.jobs_in_replica:
+            if self._settings.jobs_in_replica and not self._settings.service_version:  # they are the stable version's
                 self._jobs = EmbeddedJobs(self._settings.redis_url, self.host, self._settings)
                 self._jobs.start()
         self._metrics.start()

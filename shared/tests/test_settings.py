@@ -67,7 +67,7 @@ def test_static_upstreams_carry_http_and_grpc():
     }
 
 
-@pytest.mark.parametrize("new", RENAMED)
+@pytest.mark.parametrize("new", sorted(RENAMED.keys() - {"up_api_key"}))
 def test_old_name_of_a_setting_still_works_and_names_the_new_one(monkeypatch, caplog, new):
     old, default = RENAMED[new], Settings.model_fields[new].get_default()
     text = "a=http://s3cret" if new == "static_upstreams" else "s3cret"
@@ -80,6 +80,12 @@ def test_old_name_of_a_setting_still_works_and_names_the_new_one(monkeypatch, ca
     assert new in made.model_fields_set
     assert f"FOVEA_{new.upper()}" in caplog.text
     assert "s3cret" not in caplog.text
+
+
+def test_the_key_of_the_command_line_is_taken_by_up_without_a_warning(monkeypatch, caplog):
+    monkeypatch.setenv("FOVEA_API_KEY", "s3cret")
+    assert Settings().up_api_key.get_secret_value() == "s3cret"
+    assert caplog.text == ""
 
 
 def test_new_name_of_a_setting_wins_over_the_old_one(monkeypatch):
@@ -118,6 +124,15 @@ def test_child_processes_are_given_the_new_names(monkeypatch):
     assert environment()["FOVEA_SHUTDOWN_GRACE_S"] == "3"
     assert "FOVEA_DRAIN_S" not in environment()
     assert environment(FOVEA_SHUTDOWN_GRACE_S="4")["FOVEA_SHUTDOWN_GRACE_S"] == "4"
+
+
+def test_an_empty_variable_counts_as_unset_as_compose_passes_what_nobody_set(monkeypatch, tmp_path):
+    for name in ("OBJECT_STORE", "LLM_ADAPTERS", "KEYS_FILE", "JUDGE_API_KEY", "REDIS_URL", "HTTP_PORT", "BIND"):
+        monkeypatch.setenv(f"FOVEA_{name}", "")
+    made = Settings(data_dir=tmp_path)
+    assert (made.keys_path, made.weights_dir) == (tmp_path / "keys.json", tmp_path / "weights")
+    assert (made.llm_adapters, made.judge_api_key, made.redis_url) == (None, None, None)
+    assert (made.http_port, made.replica_host) == (8080, "127.0.0.1")
 
 
 def test_misspelt_field_is_refused():

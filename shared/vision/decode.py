@@ -50,7 +50,7 @@ _UPRIGHT = {
 }
 """EXIF orientation → what makes the picture upright."""
 
-_TIFF_BITS, _TIFF_WHITE, _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 258, 262, 322, 323
+_TIFF_BITS, _TIFF_WHITE, _TIFF_PLANES, _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 258, 262, 284, 322, 323
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,9 +108,8 @@ def decode(data: bytes, bounds: DecodeBounds = DEFAULT_BOUNDS, *, page: str = "w
     except Image.DecompressionBombError as error:
         raise TooLarge(f"The picture is too large: {error}", hint="Send a smaller picture.") from error
     except Exception as error:  # broken bytes lead Pillow's parsers to a dozen unrelated exceptions
-        raise Malformed(
-            f"The {kind} picture is truncated or broken: {error}.", hint="Export it again and check that it opens."
-        ) from error
+        hint = "Export it again, as grey or RGB of 8 or 16 bits, and check that it opens."
+        raise Malformed(f"The {kind} picture is truncated, broken or of an odd kind: {error}.", hint=hint) from error
 
 
 def _kind(data: bytes, bounds: DecodeBounds) -> str:
@@ -146,20 +145,19 @@ def _read(image: ImageFile, kind: str, data: bytes, page: str) -> DecodedImage:
     # Pillow itself turns a TIFF upright while loading, and drops the tag.
     turned = int(image.tag_v2.get(_ORIENTATION, 1)) if isinstance(image, TiffImageFile) else 1
     mode, depth = image.mode, _bit_depth(image, kind, data)
+    if depth == 16 and isinstance(image, TiffImageFile) and image.tag_v2.get(_TIFF_PLANES) == 2:
+        order = "B" if data.startswith(b"MM") else "L"
+        for place, tile in enumerate(image.tile):  # of channels one after another Pillow takes each byte for a sample
+            if tile.codec_name == "raw" and isinstance(tile.args, tuple) and mode in {"RGB", "RGBA"}:
+                image.tile[place] = tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:]))
     image.load()
     orientation = _orientation(image)
     upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
     pixels = np.asarray(_rgb(upright, page, depth))
-    icc = image.info.get("icc_profile")
-    return DecodedImage(
-        ~pixels if is_negative(image) else pixels,
-        kind,
-        mode,
-        depth,
-        orientation if orientation in _UPRIGHT else turned,
-        icc if isinstance(icc, bytes) else None,
-        bool(getattr(image, "is_animated", False)),
-    )
+    pixels = ~pixels if is_negative(image) else pixels
+    icc = icc if isinstance(icc := image.info.get("icc_profile"), bytes) else None
+    turned = orientation if orientation in _UPRIGHT else turned
+    return DecodedImage(pixels, kind, mode, depth, turned, icc, bool(getattr(image, "is_animated", False)))
 
 
 def _orientation(image: Image.Image) -> int:

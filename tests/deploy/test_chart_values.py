@@ -146,7 +146,8 @@ def test_a_slice_of_a_gpu_is_tolerated_and_seen():
 
 
 @pytest.mark.parametrize(
-    ("gpus", "pods", "per_pod"), [(0.25, (1, 3), 4), (0.5, (2, 5), 2), (0, (3, 10), 1), (1, (3, 10), 1)]
+    ("gpus", "pods", "per_pod"),
+    [(0.25, (1, 3), 4), (0.5, (2, 5), 2), (0.3, (1, 4), 3), (0, (3, 10), 1), (1, (3, 10), 1)],
 )
 def test_replicas_with_a_part_of_a_gpu_share_the_gpu_of_a_pod(tmp_path, gpus, pods, per_pod):
     documents = render_file(tmp_path, service(gpus=gpus, replicas={"min": 3, "max": 10}))
@@ -221,7 +222,10 @@ def test_networks_of_identity_providers_name_servers_and_clouds_are_reached(tmp_
     assert {"port": 5353, "protocol": "UDP"} in names["ports"]
     assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in names["to"]
     assert egress(plain, "demo-gateway") == []
-    for issuer, port in (("https://id.example/realm", 443), ("https://id.example:8443/x", 8443)):
+    for issuer, port in (
+        ("https://id.example/realm", 443), ("https://id.example:8443/x", 8443), ("https://10.0.0.5/x", 443),
+        ("http://keycloak2/x", 80),
+    ):  # fmt: skip
         documents = render_file(tmp_path, {"settings": {"OIDC_ISSUER": issuer}})
         assert egress(documents, "demo-gateway") == [{"ports": [{"port": port}]}]
     rules = egress(render("objectStore.url=s3://b/p", "objectStore.serviceAccount=fovea"), "demo-inside")

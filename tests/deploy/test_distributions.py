@@ -163,3 +163,14 @@ def test_wheels_side_by_side_segment_a_picture(wheels, tmp_path):
     done = run_alone(libraries, "-c", SEGMENT, tmp_path / "cache", tree=site)
     assert done.stdout.splitlines()[-1:] == ["pranet-v2 True"], done.stderr[-2000:]
     assert "pranet True" in done.stdout.splitlines()
+
+
+def test_wheels_of_plug_ins_hold_the_files_next_to_their_modules():
+    command = ["git", "ls-files", "plugins/*/fovea_*"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    left_out = []
+    for project in (ROOT / "plugins").glob("*/pyproject.toml"):
+        told = tomllib.loads(project.read_text("utf8"))["tool"]["setuptools"].get("package-data", {}).get("*", [])
+        files = [Path(name) for name in listed if name.startswith(f"plugins/{project.parent.name}/")]
+        left_out += [one for one in files if not any(map(one.match, ("*.py", *told))) and "site/**" not in told]
+    assert left_out == []

@@ -107,6 +107,12 @@ def test_a_file_is_chosen_once_for_all_steps(judge, tmp_path):
     trust.get_by_role("button", name="Rank", exact=True).click()
     trust.locator("[data-part=result]").wait_for()
     assert figure(trust, "kappa") == "1.0000"
+    (tmp_path / "old.qrels").write_text("Müller 0 a 1", "cp1252")
+    part = _within(judge, "agreement")
+    part.get_by_label("Reference labels").set_input_files(tmp_path / "old.qrels")
+    part.get_by_role("button", name="Compare", exact=True).click()
+    part.locator("[data-part=fault]").wait_for()
+    assert "old.qrels is not text in UTF-8." in figure(part, "fault-detail")
 
 
 def test_a_collection_is_uploaded_once_serves_all_steps_and_is_deleted(judge, tmp_path, see):
@@ -286,6 +292,17 @@ def test_facts_of_passages_are_looked_for_in_an_answer_and_its_citations_checked
     assert [row[2] for row in sentences] == ["1", "2"]
     assert "[1] support" in sentences[0][1]
     assert float(figure(part, "citation_precision")) < float(figure(part, "faithfulness"))
+
+
+@pytest.mark.parametrize("element", ["trust", "agreement", "corrected"])
+def test_a_stored_run_opens_in_its_step_again(page, element):
+    page.add_init_script("addEventListener('fovea-run-stored', ({ detail }) => (window.stored = detail.id))")
+    told = figure(shown(page, element), "statement")
+    wait_until(lambda: page.evaluate("window.stored"))
+    page.goto(f"/console/judge?run={page.evaluate('window.stored')}")
+    part = page.locator(f"fovea-judge-{element}")
+    part.locator("[data-part=result]").wait_for(timeout=PATIENCE_MS)
+    assert figure(part, "statement") == told
 
 
 def test_what_is_missing_is_named(page):

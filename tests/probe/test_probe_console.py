@@ -3,6 +3,9 @@
 import io
 import json
 import re
+import sys
+from pathlib import Path
+from unittest.mock import MagicMock
 from urllib.parse import quote
 
 import httpx2
@@ -13,6 +16,7 @@ from PIL import Image
 from services.gateway.tests.browsing import MARKS, check_page, kept
 from services.gateway.tests.stage import fronted
 from services.interpretability.core.experiment import EXAMPLE_LM
+from services.interpretability.core.report import heat_map
 from services.interpretability.routes import build_router
 from shared.lm.head_plan import HeadPlan
 from shared.registry import servables
@@ -216,3 +220,18 @@ def test_report_fits_a_narrow_screen(page):
     page.goto(spec_page("head-patterns", lm="tiny", half=12))
     page.locator(".report svg").first.wait_for()
     assert page.locator("html").evaluate("element => element.scrollWidth") <= 360
+
+
+def test_a_notebooks_maps_are_white_at_zero_and_named_by_their_ticks(monkeypatch):
+    source = (Path(__file__).parents[2] / "services/gateway/console/static/js/notebook.js").read_text("utf8")
+    drawn = MagicMock()
+    monkeypatch.setitem(sys.modules, "matplotlib", drawn)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", drawn.pyplot)
+    grid = heat_map(
+        "effect", [[-0.1, 2], [float("nan"), 1]], ("layer", [3, 7]), ("head", [0, 5]), "How.", scale="diverging"
+    )
+    report = {"grids": [grid.model_dump()], "bars": []}
+    exec(re.search("const PLOT = `([^`]*)`", source)[1], {"report": report})  # noqa: S102 - it is our own text
+    plot = drawn.pyplot
+    assert [plot.imshow.call_args.kwargs[end] for end in ("vmin", "vmax")] == [-2, 2]
+    assert (plot.yticks.call_args.args, plot.xticks.call_args.args[1]) == ((range(2), ["3", "7"]), ["0", "5"])

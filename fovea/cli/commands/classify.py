@@ -48,7 +48,7 @@ class _ClassifyBatch(ImageBatch):
         facts = answer.model_dump(mode="json")
         if self.output is not None:
             tinted = await self.run_task(client, picture, accept="image/jpeg")
-            await self.save(image, {"json": json.dumps(facts, indent=1) + "\n", "classes.jpg": tinted})
+            await self.save(image.stem, {"json": json.dumps(facts, indent=1) + "\n", "classes.jpg": tinted})
         return ImageResult(facts, summarise(answer))
 
 

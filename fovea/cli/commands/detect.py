@@ -59,6 +59,7 @@ class _DetectBatch(ImageBatch):
 
     formats: dict[str, str] = field(default_factory=dict)
     in_coco: dict[str, DetectOut] | None = None
+    classes: list[str] = field(default_factory=list)
 
     async def answer(self, client: AsyncClient, picture: bytes, image: ImageSource) -> ImageResult:
         answer = DetectOut.model_validate(await self.run_task(client, picture))
@@ -67,12 +68,17 @@ class _DetectBatch(ImageBatch):
         facts = answer.model_dump(mode="json")
         if self.output is not None:
             files = {end: await self.run_task(client, picture, accept=media) for end, media in self.formats.items()}
-            await self.save(image, {**files, "json": json.dumps(facts, indent=1) + "\n"})
+            await self.save(image.stem, {**files, "json": json.dumps(facts, indent=1) + "\n"})
+            if "txt" in self.formats and not self.classes:  # YOLO's lines have numbers of classes
+                held = json.loads(await self.run_task(client, picture, accept="application/vnd.coco+json"))
+                self.classes = [category["name"] for category in held["categories"]]
         return ImageResult(facts, summarise(answer))
 
-    def finish(self) -> None:
+    async def finish(self) -> None:
         if self.in_coco:
-            self.save_coco(build_dataset(shorten_names(self.in_coco)))
+            await self.save("coco", {"json": build_dataset(shorten_names(self.in_coco)).to_json()})
+        if self.classes:
+            await self.save("classes", {"txt": "".join(f"{name}\n" for name in self.classes)})
 
 
 def _choose_formats(also: Sequence[str], output: Path | None) -> dict[str, str]:

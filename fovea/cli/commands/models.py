@@ -7,6 +7,7 @@ import typer
 from rich.markup import escape
 
 from fovea.api.model import ModelEntry, pick_headline, sparsity_in_words
+from fovea.cli.commands.probe import format_figure
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import describe_options
@@ -44,11 +45,7 @@ def _format_headline(entry: ModelEntry) -> str:
     if metric is None:
         return "[dim]–[/]"
     made = " [yellow]synthetic[/]" if metric.is_synthetic else ""
-    return f"{_format_figure(metric.ours)}{made} / {_format_figure(metric.paper)} [dim]{escape(metric.name)}[/]"
-
-
-def _format_figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+    return f"{format_figure(metric.ours)}{made} / {format_figure(metric.paper)} [dim]{escape(metric.name)}[/]"
 
 
 def _print_card(screen: Screen, card: ModelCard) -> None:
@@ -72,7 +69,7 @@ def _list_facts(card: ModelCard) -> Iterator[tuple[str, Any]]:
     yield "variant", extra.get("variant")
     yield "licence", card.licence
     for metric in extra.get("metrics") or ():
-        ours, paper = _format_figure(metric.get("ours")), _format_figure(metric.get("paper"))
+        ours, paper = format_figure(metric.get("ours")), format_figure(metric.get("paper"))
         yield metric["name"], f"{ours} here, {paper} in the paper ({metric['data']})"
     limits = (extra.get("limits") or {}).items()
     yield "limits", ", ".join(f"{name} {value}" for name, value in limits if value is not None)

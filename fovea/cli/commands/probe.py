@@ -121,27 +121,34 @@ def print_report(screen: Screen, report: dict[str, Any]) -> None:
     screen.out.print(f"[bold]{escape(report['title'])}[/]")
     for warning in report["warnings"]:
         screen.note(f"[yellow]{escape(warning)}[/]")
-    screen.facts({name.replace("_", " "): _format_scalar(one) for name, one in report["scalars"].items()})
+    digits = 16 if screen.is_tsv else 3
+    screen.facts({name.replace("_", " "): _format_scalar(one, digits) for name, one in report["scalars"].items()})
     for table in report["tables"]:
         rows = table["rows"]
         if len(report["tables"]) > 1:
             screen.note(f"\n[bold]{escape(table['name'].replace('_', ' '))}[/]")
         shown = rows if screen.is_tsv else rows[:MAX_ROWS]
-        screen.table(table["columns"], ([escape(_format_figure(cell)) for cell in row] for row in shown))
+        screen.table(table["columns"], ([escape(format_figure(cell, digits)) for cell in row] for row in shown))
         if len(shown) < len(rows):
             screen.note(f"{len(shown)} of {len(rows)} rows are shown. --format tsv or -o FOLDER gives all.")
     if grids := [escape(str(grid["name"]).replace("_", " ")) for grid in report["grids"] if "name" in grid]:
         screen.note(f"[dim]Figures: {', '.join(grids)}. -o FOLDER writes them as a page and as SVG.[/]")
 
 
+def format_figure(value: Any, digits: int = 3) -> str:
+    """A number to so many digits; all before the point stay, as of counts."""
+    if not isinstance(value, float):
+        return "–" if value is None else str(value)
+    return f"{value:.{digits}g}" if abs(value) < 10**digits - 0.5 else f"{value:.0f}"
+
+
 def _print_grid(screen: Screen, method: str, report: dict[str, Any]) -> None:
     if screen.wrote(report):
         return
-    grid = report["grids"][0]
-    recall = report["scalars"]["recall"]["value"]
-    screen.out.print(f"[bold]needle grid with {escape(method)}[/]: mean recall {_format_figure(recall)}")
+    grid, recall = report["grids"][0], format_figure(report["scalars"]["recall"]["value"])
+    screen.out.print(f"[bold]needle grid with {escape(method)}[/]: mean recall {recall}")
     rows = (
-        [f"{tick} %", *(f"{_choose_shade(value)} {_format_figure(value)}" for value in values)]
+        [f"{tick} %", *(f"{_choose_shade(value)} {format_figure(value)}" for value in values)]
         for tick, values in zip(grid["rows"]["ticks"], grid["values"], strict=True)
     )
     screen.table(("depth", *(f"{tick} tokens" for tick in grid["columns"]["ticks"])), rows)
@@ -201,13 +208,9 @@ def _parse_numbers(text: str) -> list[int]:
         raise InvalidOption(f"{text!r} is not a list of integers.", hint="Write for example 350,700,1200.") from error
 
 
-def _format_scalar(one: dict[str, Any]) -> str:
-    note = f" ({one['note']})" if one["note"] else ""
-    return f"{_format_figure(one['value'])} {one['unit']}{note}".strip()
-
-
-def _format_figure(value: Any) -> str:
-    return "–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+def _format_scalar(one: dict[str, Any], digits: int) -> str:
+    note = one["note"] and f"({one['note']})"
+    return " ".join(filter(None, (format_figure(one["value"], digits), one["unit"], note)))
 
 
 def _choose_shade(value: float | None) -> str:

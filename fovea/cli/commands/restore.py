@@ -61,7 +61,7 @@ class _RestoreBatch(ImageBatch):
 
     async def answer(self, client: AsyncClient, picture: bytes, image: ImageSource) -> ImageResult:
         answer = await self._send(client, self.build_call(picture))
-        written = await self.save(image, list_files(answer))
+        written = await self.save(image.stem, list_files(answer))
         return ImageResult({**build_facts(answer), "written": written}, summarise(answer))
 
     async def _send(self, client: AsyncClient, call: Call[RestoreOut]) -> RestoreOut:

@@ -60,12 +60,12 @@ class _SegmentBatch(ImageBatch):
             self.in_coco[image.name] = answer.model_copy(update={"mask": None, "overlay": None})
         facts = answer.model_dump(mode="json", exclude={"mask", "overlay", "probability"}, exclude_none=True)
         files = {"json": _format_facts(facts), "mask.png": answer.mask, "overlay.jpg": answer.overlay}
-        written = await self.save(image, files)
+        written = await self.save(image.stem, files)
         return ImageResult({**facts, "written": written}, f"{_summarise(answer)} → {self.output}/{image.stem}.*")
 
-    def finish(self) -> None:
+    async def finish(self) -> None:
         if self.class_name is not None and self.in_coco:
-            self.save_coco(build_dataset(shorten_names(self.in_coco), self.class_name))
+            await self.save("coco", {"json": build_dataset(shorten_names(self.in_coco), self.class_name).to_json()})
 
 
 def build_dataset(answers: Mapping[str, SegmentOut], class_name: str) -> CocoDataset:

@@ -203,15 +203,18 @@ def patch_heads(
     return patched
 
 
-def attribution_patch(model: Decoder, clean: Tensor, corrupt: Tensor, answers: Tensor) -> np.ndarray:
+def attribution_patch(
+    model: Decoder, clean: Tensor, corrupt: Tensor, answers: Tensor, *, positions: Positions = "all"
+) -> np.ndarray:
     """Estimate to first order what activation patching changes, (z' − z)·∂LD/∂z from one backward: [L,H]."""
+    where = _resolve_positions(positions, clean.shape[1])
     names = [f"z.{l}" for l in range(model.config.layers)]
     other = trace(model, corrupt, capture=names, keep=1)
     run = trace(model, clean, capture=names, keep=1, grad=True)
     total = logit_differences(run.logits[:, -1], answers).mean()
     gradients = torch.autograd.grad(total, [run[name] for name in names])
-    moved = [((other[n] - run[n].detach()) * g).sum((0, 1, 3)) for n, g in zip(names, gradients, strict=True)]
-    return torch.stack(moved).double().cpu().numpy()
+    moved = [(other[n] - run[n].detach()) * g for n, g in zip(names, gradients, strict=True)]
+    return torch.stack([take_rows(one, where, 1).sum((0, 1, 3)) for one in moved]).double().cpu().numpy()
 
 
 def ablate(

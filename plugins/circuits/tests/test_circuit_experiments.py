@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 import torch
+from pydantic import ValidationError
 from scipy.stats import spearmanr
 
 from fovea.errors import InvalidOption, Malformed, TooLarge
@@ -200,3 +201,23 @@ async def test_what_is_no_report_of_circuits_is_a_problem_that_names_its_side(cl
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"].startswith("application/problem+json")
     assert field in answer.text
+
+
+def test_attribution_counts_the_positions_that_are_asked_for(context):
+    """Prompts differ before the end: there, the first layer's heads attend almost alike."""
+    found = [ask(Circuits, context, method="attribution", positions=at) for at in ("end", "all")]
+    end, everywhere = (np.array(report.grid("effect on final").values[0]) for report in found)
+    assert np.abs(end).max() < 1e-4 < np.abs(everywhere).max()
+
+
+@pytest.mark.parametrize("method", ["activation", "attribution"])
+@pytest.mark.parametrize("options", [{"receivers": [[2, "q", 1]]}, {"freeze_mlps": True}])
+def test_what_only_paths_have_is_refused_for_whole_effects(context, method, options):
+    with pytest.raises(InvalidOption, match="path") as caught:
+        ask(Circuits, context, method=method, **options)
+    assert caught.value.field == next(iter(options))
+
+
+def test_a_patch_nowhere_is_refused_as_it_would_say_that_nothing_carries_the_answer():
+    with pytest.raises(ValidationError, match="positions"):
+        ActivationPatching.In(clean="ab", corrupt="cd", correct="a", wrong="b", site="z", positions=[])

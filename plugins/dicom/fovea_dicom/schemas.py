@@ -74,7 +74,7 @@ class InstanceOut(BaseModel):
     """One object."""
 
     file: str = Field(description="Name of the file that it came in.")
-    instance: str = Field(description="Its SOP Instance UID.")
+    instance: str = Field(description="Its SOP Instance UID; made from its bytes where it has none.")
     modality: str
     rows: int
     columns: int

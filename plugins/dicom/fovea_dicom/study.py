@@ -1,6 +1,7 @@
 """A study: reads its files, segments every frame with a served model, and makes SEG and SR of each series."""
 
 import asyncio
+import hashlib
 import io
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import FileDataset
+from pydicom.uid import generate_uid
 
 from fovea.api.mask import SegmentIn, SegmentOut
 from fovea.errors import BadInput, FoveaError, TooLarge, UnsupportedMedia
@@ -247,12 +249,14 @@ def sort_out(files: Sequence[NamedFile]) -> tuple[list[tuple[str, FileDataset]],
         except FoveaError as error:
             skipped.append(f"{name}: {error.detail}")
             continue
-        instance = str(found.get("SOPInstanceUID") or "")
+        if not found.get("SOPInstanceUID"):  # by its bytes, so that masks that come back belong to the same object
+            found.SOPInstanceUID = generate_uid(entropy_srcs=[hashlib.sha256(data).hexdigest()])
+        instance = str(found.SOPInstanceUID)
         if has_pixels(found) and instance in known:
             skipped.append(f"{name}: the same object as {known[instance]}.")
         elif has_pixels(found):
             pictures.append((name, found))
-            known |= {instance: name} if instance else {}
+            known[instance] = name
         elif "DirectoryRecordSequence" in found:
             skipped.append(f"{name}: an index of files (DICOMDIR) without a picture.")
         else:

@@ -35,7 +35,7 @@ LISTED = {"ModalitiesInStudy"}
 class PacsSettings(BaseSettings):
     """The PACS, from the environment: `FOVEA_DICOMWEB_URL` and `FOVEA_DICOMWEB_AUTHORIZATION`."""
 
-    model_config = SettingsConfigDict(env_prefix="FOVEA_DICOMWEB_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="FOVEA_DICOMWEB_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     url: str | None = Field(None, description="DICOMweb root, which `/studies` follows.")
     authorization: SecretStr | None = Field(

@@ -143,6 +143,19 @@ async def test_parts_that_do_not_belong_together_are_named():
     refuse("masks can't be read", Malformed, seg=corrections.to_bytes(broken))
 
 
+async def test_objects_without_an_id_have_masks_of_different_names_that_are_taken_back():
+    stills = [film(picture((2, 2, side)), SOPInstanceUID="") for side in (3, 4)]
+    (series,) = (await segment(*stills)).series
+    first, second = (one.instance for one in series.instances)
+    assert first != second
+    back = corrections.read_masks(dcmread(io.BytesIO(series.segmentation)))
+    assert [int(back[uid, 1].sum()) for uid in (first, second)] == [9, 16]
+    sources = [NamedFile(f"{place}.dcm", to_file(one)) for place, one in enumerate(stills)]
+    edited = png(square(3, 3, 5), f"{second}.1.png")
+    found = correct_segmentation(sources, series.segmentation, [edited], DEFAULT_BOUNDS)
+    assert found.changed == [f"{second}.1"]
+
+
 async def test_what_an_eraser_left_transparent_is_no_mask_and_any_corrector_is_named():
     source, series = await make_film()
     uid = series.instances[0].instance

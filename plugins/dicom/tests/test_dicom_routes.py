@@ -22,7 +22,7 @@ from fovea.errors import InvalidOption, NotFound, NotReady
 from fovea_dicom import routes, study
 from fovea_dicom.bodies import build_related, parse_related
 from fovea_dicom.reading import read_frame
-from fovea_dicom.web_client import DicomWebClient
+from fovea_dicom.web_client import DicomWebClient, PacsSettings
 from plugins.dicom.tests.test_dicom_objects import raw
 from plugins.dicom.tests.test_dicom_study import film, to_file
 from services.medical_seg.models.pranet import PraNetSegmenter
@@ -218,6 +218,11 @@ def test_found_studies_have_the_fields_of_the_example_and_modalities_are_always_
     assert {name: type(value) for name, value in found[0].items()} == {
         name: type(value) for name, value in shown.items()
     }
+
+
+def test_an_empty_address_is_no_pacs(monkeypatch):
+    monkeypatch.setenv("FOVEA_DICOMWEB_URL", "")
+    assert PacsSettings().url is None
 
 
 @pytest.mark.parametrize("status", [202, 409])

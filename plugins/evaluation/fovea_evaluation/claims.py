@@ -17,7 +17,8 @@ from services.relevance_judge.metrics.baselines import overlap
 
 _ID = r"[^\s\[\],]+"  # as TREC's `msmarco_v2.1_doc_29_12#3_56`
 _CITED = rf"\[({_ID}(?:\s*,\s*{_ID})*)\]"
-_END = re.compile(rf"(?<=[.!?])(?:\s*{_CITED})*\s+(?=[A-Z0-9\"'(\[])")
+_BEGIN = r"(?=[^\W_a-zß-öø-ÿά-ώа-џ]|[\"'„“«»¿¡(\[])"  # no small letter
+_END = re.compile(rf"(?:(?<=[.!?])(?:\s*{_CITED})*\s+|(?<=[。！？])(?:\s*{_CITED})*\s*){_BEGIN}")
 _CITATION = re.compile(_CITED)
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 

@@ -80,6 +80,8 @@ def _texts(text: str, source: str, notes: list[str]) -> dict[str, str]:
             found[name] = joined
         else:
             empty.append(name)
+    if not found:
+        raise Malformed(f"None of the {source} has a text.", hint="JSON lines have it in `text` or `title`.")
     if empty:
         notes.append(f"{len(empty)} of the {source} have no text and were left out: {', '.join(empty[:5])}.")
     return found

@@ -25,6 +25,9 @@ def test_sentences_keep_their_citations_and_what_is_said_twice_is_kept_once():
     assert claims.read_citations(first) == ["msmarco_v2.1_doc_29_12#3_56", "doi:10.1/x"]
     assert claims.strip_citations(first) == "It is so."
     assert claims.split_sentences("Why is it so? [1]. Because. [2]") == ["Why is it so? [1].", "Because. [2]"]
+    for text in ("Es war so [1]. Überall Wasser [2].", "大坝决口[1]。到处都是水[2]。", "Так было [1]. Вода [2]."):
+        assert [claims.read_citations(one) for one in claims.split_sentences(text)] == [["1"], ["2"]]
+    assert len(claims.split_sentences("Das gilt u. a. für ältere Dämme, и т. д. ниже.")) == 1
     said = ["The moon causes tides.", "Yeast makes dough rise.", "Tides are caused by the moon."]
     assert claims.drop_repetitions(said) == [0, 1]
 

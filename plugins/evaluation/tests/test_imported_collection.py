@@ -84,6 +84,7 @@ def test_relevance_lines_of_relatives_are_read(relevance, grades, labels):
         ('{"_id": 1, "text": "a"}\n["b"]\n', "1 1 1", "Line 2 of documents is not a JSON object"),
         ('{"_id": 1, "text": "a"}\n{\n', "1 1 1", "Line 2 of documents is not JSON"),
         (DOCUMENTS, "1 1 x", "Line 1 of the relevance lines"),
+        ('{"id": "1", "contents": "a"}\n', "1 0 1 1", "None of the documents has a text"),
     ],
 )
 def test_what_is_wrong_is_named(documents, relevance, told):

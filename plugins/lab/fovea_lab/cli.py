@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
+from fovea.cli.text_files import read_text
 from fovea.errors import InvalidOption, Malformed
 from fovea_lab.heatmap import draw_heatmap
 
@@ -109,7 +110,7 @@ def parse_numbers(given: str) -> list[float]:
 
 
 def _request(tested: MethodOptions, text: Path | None) -> dict[str, Any]:
-    return {"longctx": tested.build(), "text": None if text is None else text.read_text("utf-8")}
+    return {"longctx": tested.build(), "text": None if text is None else read_text(text)}
 
 
 def parse_knob(text: str) -> tuple[str, Any]:

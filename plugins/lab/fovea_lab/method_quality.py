@@ -244,10 +244,10 @@ def _sample_prose(adapter: DecoderAdapter, spec: FidelityRequest, length: int) -
 def _sample_copies(adapter: DecoderAdapter, spec: FidelityRequest, length: int) -> tuple[list[int], list[int]]:
     """Random tokens whose second copy has begun, and the tokens that follow."""
     rng = random.Random(spec.seed)
-    period = max(length - 8, 8)
+    period = max(length - 8, 9)  # of the shortest prompt two tokens are left
     once = [rng.randrange(adapter.vocab) for _ in range(period)]
     twice = [*once, *once]
-    steps = min(spec.steps, 2 * period - length) or 1
+    steps = min(spec.steps, 2 * period - length)
     return twice[:length], twice[length : length + steps]
 
 

@@ -76,7 +76,8 @@ async def ruler(body: RulerSpec, request: Request, host: HostDep) -> Response:
     Numbers compare methods here, never with published RULER tables.
     """
     model = _find_decoder(host, body.model)
-    report = await asyncio.to_thread(run_served, model.adapter, body, request.scope["fovea.run"])
+    run: CallContext = request.scope["fovea.run"]
+    report = await asyncio.to_thread(run_served, model.adapter.of_tenant(run.tenant), body, run)
     if "image/png" in request.headers.get("accept", ""):
         return Response(draw_means(report), media_type="image/png")
     return Response(report.model_dump_json(by_alias=True), media_type="application/json")

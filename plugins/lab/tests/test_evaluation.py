@@ -41,6 +41,8 @@ def test_fidelity_of_prose_and_copies(model):
         ("text", 40, 12), ("text", 80, 12), ("copy", 40, 12), ("copy", 80, 12),
     ]  # fmt: skip
     assert all(r.kl > 0 and 0 <= r.agreement <= 1 and r.perplexity > 1 for r in report.rows)
+    shortest = run_fidelity(model.adapter, FidelityRequest(lengths=[16], steps=5), CallContext())
+    assert [(r.task, r.length, r.tokens) for r in shortest.rows] == [("text", 16, 5), ("copy", 16, 2)]
     dense = run_fidelity(model.adapter, FidelityRequest(lengths=[40], steps=5), CallContext())
     assert all(r.agreement == 1 and r.kl < 1e-6 for r in dense.rows)
     assert [r.perplexity for r in dense.rows] == pytest.approx([r.perplexity_dense for r in dense.rows])
@@ -173,6 +175,7 @@ def test_method_is_asked_over_the_openai_protocol(context):
     (report,) = study.predict([spec], CallContext())
     assert 0.3 < report.scalars["recall"].value < 0.7
     assert (asked[0]["longctx"], asked[0]["temperature"]) == (method, 0)
+    assert asked[0]["model"] == "tiny-induction", "the model that the map is said to be of"
 
 
 def gone(_request):

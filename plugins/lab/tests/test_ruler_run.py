@@ -33,7 +33,9 @@ from services.llm_longctx.tests.conftest import Server, app_of, tiny_decoder, wr
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN
 from shared.lm.builders import llama
 from shared.lm.head_plan import HeadPlan
+from shared.lm.head_plan_store import save_plan
 from shared.lm.tokenizer import Tokenizer
+from shared.storage import ObjectStore
 
 GOLDEN = Path(__file__).parent / "golden/ruler"
 
@@ -411,3 +413,15 @@ def test_a_plot_shows_the_best_of_the_methods_measured_at_most_budgets():
     ]
     assert plots.list_best(shown) == ["b", "a", "once"]
     assert plots.list_best(shown, 1) == ["b"]
+
+
+def test_a_tenant_compares_by_its_own_head_plans_and_by_nobody_elses(saved, tmp_path):
+    store = ObjectStore.open(tmp_path.as_uri()).of_tenant("team")
+    save_plan(HeadPlan.parse(TINY_PLAN), store, "tiny-llama", "ours")
+    duo = {"method": "duo", "plan": "ours", "sink": 2, "recent": 8}
+    body, told = FEW | {"n": 1, "methods": [duo], "budgets": [0.9]}, {}
+    with Server(app_of(saved, tmp_path)) as server, httpx2.Client(base_url=server.url, timeout=120) as http:
+        for tenant in ("team", "local"):
+            told[tenant] = http.post("/v1/longctx/ruler", json=body, headers={"x-fovea-tenant": tenant}).text
+    assert "no head plan" not in told["team"]
+    assert "no head plan 'ours'" in told["local"]

@@ -30,6 +30,12 @@ def test_document_from_the_command_line(fovea, tmp_path):
     (tmp_path / "animals.txt").write_text(TEXT)
     stored = json.loads(fovea("documents", "add", tmp_path / "animals.txt", "-m", LANDMARK, "--json")[1])
     assert stored["name"] == "animals.txt"
+    (tmp_path / "marked.txt").write_text(TEXT, "utf-8-sig")
+    again = fovea("documents", "add", tmp_path / "marked.txt", "-m", LANDMARK, "--json")[1]
+    assert json.loads(again)["id"] == stored["id"]
+    (tmp_path / "old.txt").write_text("Köln", "latin1")
+    code, _, err = fovea("documents", "add", tmp_path / "old.txt", "-m", LANDMARK)
+    assert (code, "old.txt can't be read as text" in err) == (3, True)
     code, out, err = fovea("chat", "? dog", "-m", LANDMARK, "--document", stored["id"], "-n", "1", "-t", "0")
     assert (code, len(out.split())) == (0, 1)
     assert "block " in err

@@ -12,6 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 from fovea.cli.main import app
+from fovea.errors import FoveaError
+from fovea_steering.commands import steer
 from fovea_steering.make_vectors import PROSE, STRENGTHS
 from services.llm_longctx.tests.conftest import HELLO, MODEL, go_on, say, text_of
 from shared.lm.taps import Add, trace
@@ -281,3 +283,11 @@ def test_a_vector_comes_with_a_layer_a_strength_and_its_side_effects(client, ser
     ):
         assert what in refusal(client, interventions=[fields])["message"]
     server.http.delete("/v1/steering-vectors/both")
+
+
+def test_prompts_of_a_file_with_a_byte_order_mark_are_the_texts_alone(tmp_path):
+    (tmp_path / "calm.txt").write_bytes(b"\xef\xbb\xbfcalm\r\n\r\nat ease\r\n")
+    assert steer._read_texts([f"@{tmp_path / 'calm.txt'}", "so quiet"], "--positive") == ["calm", "at ease", "so quiet"]
+    with pytest.raises(FoveaError) as caught:
+        steer._read_texts([f"@{tmp_path / 'gone.txt'}"], "--positive")
+    assert caught.value.field == "--positive"

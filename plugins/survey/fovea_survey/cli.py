@@ -103,7 +103,7 @@ def _find_files(sources: Sequence[Path]) -> Iterator[tuple[str, Path]]:
         (path.relative_to(source).as_posix() if source.is_dir() else path.name, path)
         for source in sources
         for path in (sorted(source.rglob("*")) if source.is_dir() else [source])
-        if path.suffix.lower() in PHOTOGRAPHS | FILMS and path.is_file()
+        if path.suffix.lower() in PHOTOGRAPHS | FILMS and path.is_file() and path.name[0] != "."
     ]
     counts = Counter(name for name, _ in found)
     return ((name if counts[name] == 1 else path.as_posix(), path) for name, path in found)

@@ -334,7 +334,7 @@ def test_a_folder_of_photographs_becomes_a_map(fovea, tmp_path):
 
 
 def test_files_of_one_name_keep_their_folders_and_two_films_are_refused(fovea, tmp_path):
-    for name in ("one/p.jpg", "two/p.jpg", "two/q.jpg", "one/a.mp4", "two/b.mp4"):
+    for name in ("one/p.jpg", "one/._p.jpg", "two/p.jpg", "two/q.jpg", "one/a.mp4", "two/b.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     shared = [(tmp_path / day / "p.jpg").as_posix() for day in ("one", "two")]

@@ -90,12 +90,12 @@ class ChannelPool:
 
     def __init__(self, registry: ReplicaRegistry, max_bytes: int) -> None:
         """Messages may have up to `max_bytes` on the way there, and any size on the way back."""
-        self._registry = registry
-        self._open: dict[str, grpc.aio.Channel] = {}
+        self._registry, self._open = registry, dict[str, grpc.aio.Channel]()
         self._options = [
             ("grpc.max_send_message_length", max_bytes), ("grpc.max_receive_message_length", -1),
             ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000), ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.enable_http_proxy", 0),  # as over HTTP: a proxy of the environment is for the world outside
         ]  # fmt: skip
 
     async def connect(self, address: str) -> grpc.aio.Channel:

@@ -5,6 +5,7 @@ A plug-in of the command line (entry-point group `fovea.commands`). Works on the
 
 import getpass
 import json
+import os
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -56,7 +57,7 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Make a key. It is shown only now; the file keeps its hash."""
-    key, secret = _open_key_ring().add(
+    key, secret = KeyRing(settings().keys_path).add(
         tenant, _parse_scopes(scope), rate_per_minute=limits.rate, quota_per_day=limits.quota,
         tokens_per_minute=limits.tokens, tokens_per_day=limits.tokens_per_day, weight=limits.weight,
         expires=_parse_expiry(expires),
@@ -68,7 +69,7 @@ def add(
 @keys.command(name="list")
 def list_keys(as_json: AsJson = False) -> None:
     """Show all keys, without their secrets."""
-    ring = _open_key_ring()
+    ring = KeyRing(settings().keys_path)
     known, used = ring.list_keys(), ring.read_last_used()
     if as_json:
         typer.echo(json.dumps([_describe(key) for key in known]))
@@ -86,13 +87,12 @@ def list_keys(as_json: AsJson = False) -> None:
 def revoke(key_id: Annotated[str, typer.Argument(help="The id, as `fovea keys list` shows it.")]) -> None:
     """Revoke a key. The gateway refuses it within a second."""
     try:
-        key = _open_key_ring().revoke(key_id)
+        key = KeyRing(settings().keys_path).revoke(key_id)
     except Conflict as error:
         if not _publish_revoked(key_id):
             raise
         _write_audit("key revoked, but not in the key file", key_id, reason=error.detail)
-        told = f"{error.detail} The key {key_id} is revoked in Redis: gateways and workers refuse it."
-        typer.echo(told, err=True)
+        typer.echo(f"{error.detail} The key {key_id} is revoked in Redis: gateways and workers refuse it.", err=True)
         return
     _write_audit("key revoked", key.id, tenant=key.tenant)
     _publish_revoked(key.id)
@@ -121,7 +121,7 @@ def rotate(
 ) -> None:
     """Make a key like another, which stays valid for a while next to it."""
     end = _parse_expiry(overlap) or datetime.now(UTC)
-    key, secret = _open_key_ring().rotate(key_id, max(end - datetime.now(UTC), timedelta()))
+    key, secret = KeyRing(settings().keys_path).rotate(key_id, max(end - datetime.now(UTC), timedelta()))
     end = min(key.expires or end, end)  # no later than it would have been without
     _write_audit("key rotated", key.id, tenant=key.tenant, old=key_id)
     told = f"replaces {key_id}, which stays valid until {end:%Y-%m-%d %H:%M} UTC."
@@ -137,11 +137,11 @@ def _show(key: Key, secret: str, told: str, *, as_json: bool) -> None:
 
 
 def _write_audit(act: str, key_id: str, **details: str) -> None:
-    AuditLog(settings().audit_path).write(f"command/{getpass.getuser()}", act, key_id, **details)
-
-
-def _open_key_ring() -> KeyRing:
-    return KeyRing(settings().keys_path)
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user has no name
+        user = str(os.getuid())
+    AuditLog(settings().audit_path).write(f"command/{user}", act, key_id, **details)
 
 
 def _describe(key: Key) -> dict[str, object]:

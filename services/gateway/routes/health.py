@@ -85,8 +85,8 @@ async def metrics(request: Request) -> Response:
         async with asyncio.timeout(QUEUE_COUNTS_TIMEOUT_S):
             for service in gateway.registry.services if gateway.queue is not None else ():
                 counts[service] = await gateway.queue.counts(service)
-    READY_REPLICAS.clear()  # what is not known any more has no number: the last one would stand for ever
-    JOBS.clear()
+    for gauge in (READY_REPLICAS, JOBS, QUEUE_DEPTH):
+        gauge.clear()  # what is not known any more has no number: the last one would stand for ever
     for service in gateway.registry.services:
         READY_REPLICAS.labels(service).set(len(gateway.registry.list_ready(service)))
     for service, jobs in counts.items():

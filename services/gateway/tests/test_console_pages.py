@@ -9,7 +9,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from fovea import plugins
 from services.gateway import console
+from services.gateway.console.page import Page
 from services.gateway.console.snippets import build_snippets
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import CARDS, photograph
@@ -234,3 +236,10 @@ def test_text_has_enough_contrast(scheme):
     ]  # fmt: skip
     contrasts = {pair: [0.05 + light[name] for name in pair] for pair in pairs}
     assert {pair: both for pair, both in contrasts.items() if max(both) / min(both) < 4.5} == {}
+
+
+def test_a_page_of_a_plug_in_whose_icon_there_is_none_of_breaks_no_page(tmp_path, monkeypatch):
+    mine, load_all = {"mine": Page("Mine", tmp_path, icon="none-such")}, plugins.load_all
+    monkeypatch.setattr(plugins, "load_all", lambda *of: mine if of == ("fovea.pages",) else load_all(*of))
+    with running(tmp_path) as stage:
+        assert "/console/mine" in httpx2.get(f"{stage.url}/").raise_for_status().text

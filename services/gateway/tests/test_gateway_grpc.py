@@ -30,6 +30,12 @@ async def test_a_message_passes_untouched_to_the_model_that_it_names(fronted, re
     assert (await call(channel, "ModelMetadata", by_name)).startswith(b"two|")
 
 
+async def test_replicas_are_reached_without_the_proxy_of_the_environment(fronted, monkeypatch):
+    _, channel = await fronted()
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    assert await call(channel, "ModelInfer", INFER) == ANSWER
+
+
 async def test_an_unknown_model_is_told_with_those_there_are_and_bytes_that_are_no_request_are_the_callers_fault(front):
     scene, channel = await front()
     scene.announce("http://127.0.0.1:1", grpc="127.0.0.1:1")

@@ -224,6 +224,7 @@ async def test_jobs_that_wait_and_jobs_that_run_are_in_the_metrics(scene, queue)
     del scene.registry._services["svc"]  # forgotten
     text = (await scene.client.get("/metrics")).text
     assert "fovea_jobs{" not in text
+    assert "fovea_queue_depth{" not in text
     assert 'fovea_ready_replicas{service="svc"}' not in text, (
         "an old number would hide that it is away, or tell so for ever"
     )

@@ -5,6 +5,7 @@ import json
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from fastapi import APIRouter, Request
@@ -170,6 +171,14 @@ def test_the_verb_prints_a_secret_once_and_lists_without_it(run, tmp_path):
     assert secret.rpartition("_")[2] not in run("list").output
     assert run("revoke", listed[0]["id"]).exit_code == 0
     assert json.loads(run("list", "--json").stdout) == []
+
+
+@pytest.mark.parametrize("lack", [KeyError("getpwuid(): uid not found: 65532"), OSError("No username set")])
+def test_a_user_without_a_name_as_in_a_container_gets_its_key(run, tmp_path, monkeypatch, lack):
+    monkeypatch.setattr("getpass.getuser", Mock(side_effect=lack))
+    made = run("add", "acme")
+    assert (made.exit_code, made.output.startswith("fovea_")) == (0, True)
+    assert f'"command/{os.getuid()}"' in (tmp_path / "audit.jsonl").read_text()
 
 
 def test_the_list_in_a_pipe_has_whole_ids_and_utc(run, tmp_path):

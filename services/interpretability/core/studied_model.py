@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from services.interpretability.core.report import TokenSpan
 from shared.lm.decoder import Decoder
 from shared.lm.onednn_ops import is_packable, pack_ops
 from shared.lm.ops import Ops
-from shared.lm.tokenizer import Tokenizer
+from shared.lm.tokenizer import Detokenizer, Tokenizer
 
 _TIMED_TOKENS = 64
 """Tokens of the forward that measures the speed of this replica."""
@@ -114,17 +115,10 @@ class StudiedModel:
         return torch.tensor(rows, dtype=torch.long, device=self.device)
 
     def token_spans(self, ids: Sequence[int]) -> list[TokenSpan]:
-        """Each id as text, with its span in the decoded text; pieces of one character share a span."""
-        spans, start, pending = [], 0, b""
-        for i in ids:
-            raw = pending + self.tokenizer.token_bytes(i)
-            try:
-                text, pending = raw.decode(), b""
-            except UnicodeDecodeError:
-                text, pending = "", raw if len(raw) < 4 else b""
-            spans.append(TokenSpan(text=self.tokenizer.token_text(i), start=start, end=start + len(text)))
-            start += len(text)
-        return spans
+        """Each id as text, with its span in the decoded text; a character belongs to the last of its pieces."""
+        reader, texts = Detokenizer(self.tokenizer, special=True), map(self.tokenizer.token_text, ids)
+        ends = [*accumulate(len(reader.feed(i)) for i in ids)]
+        return [TokenSpan(text=t, start=start, end=end) for t, start, end in zip(texts, [0, *ends], ends, strict=False)]
 
     def complement(self, heads: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """Return all other heads, ascending: those that controls are drawn from."""

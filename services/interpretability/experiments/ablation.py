@@ -23,6 +23,9 @@ from services.interpretability.experiments.attention import resolve_indices
 from shared.lm.taps import Attend, Edit, Replace, Scale, trace
 from shared.registry import Paper
 
+ROWS_AT_ONCE = 256
+"""Positions that are compared at a time: a copy of all probabilities of a long text takes gigabytes."""
+
 
 class AblationSpec(Spec):
     """Text, heads and kind of ablation."""
@@ -34,7 +37,7 @@ class AblationSpec(Spec):
     )
     factor: float = Field(0.5, ge=-10, le=10, description="Of scale.")
     keys: list[int] = Field(default_factory=list, max_length=64, description="Positions that override looks at, alike.")
-    positions: list[int] | None = Field(None, max_length=32_768, description="Where; left out, everywhere.")
+    positions: list[int] | None = Field(None, min_length=1, max_length=32_768, description="Where; else everywhere.")
     continuation: int = Field(0, ge=0, le=64, description="Go on with the text for so many tokens, with and without.")
     correct: str | None = Field(None, max_length=200, description="One next token, for a logit difference.")
     wrong: str | None = Field(None, max_length=200, description="The other.")
@@ -67,13 +70,11 @@ class Ablation(Experiment[AblationSpec]):
         ids, heads = subject.encode(spec.text), subject.check_heads(spec.heads)
         row = subject.tensor([ids])
         z = _replacement_values(spec, subject, row)
-        logits = {
-            "before": trace(subject.model, row).logits,
-            "after": trace(subject.model, row, edits=_build_edits(spec, heads, len(ids), z)).logits,
-        }
+        drawn = [_build_edits(spec, others, len(ids), z) for others in _draw_controls(spec, subject)]
+        control = [float(token_losses(subject.model, row, edits=of).mean()) for of in drawn]
+        edits = {"before": [], "after": _build_edits(spec, heads, len(ids), z)}
+        logits = {name: trace(subject.model, row, edits=of).logits for name, of in edits.items()}
         losses = {name: position_losses(of, row)[0] for name, of in logits.items()}
-        edited = [_build_edits(spec, drawn, len(ids), z) for drawn in _draw_controls(spec, subject)]
-        control = [float(token_losses(subject.model, row, edits=edits).mean()) for edits in edited]
         moved = _divergence(logits["before"], logits["after"])
         kl = Scalar(value=float(moved.mean()), unit="nats", note="Mean over positions.")
         bars = [Bar(label=name, value=float(of.mean()) if len(ids) > 1 else None) for name, of in losses.items()]
@@ -108,7 +109,7 @@ def _replacement_values(spec: AblationSpec, subject: StudiedModel, row: Tensor) 
 
 
 def _build_edits(spec: AblationSpec, heads: Iterable[Head], tokens: int, z: dict[str, Tensor]) -> list[Edit]:
-    where = spec.positions
+    where = None if spec.positions is None else resolve_indices(spec.positions, tokens, "positions")
     if spec.kind == "uniform":
         return mask_heads(heads, where)
     if spec.kind == "override":
@@ -125,8 +126,11 @@ def _build_edits(spec: AblationSpec, heads: Iterable[Head], tokens: int, z: dict
 
 def _divergence(before: Tensor, after: Tensor) -> np.ndarray:
     """KL(before ‖ after) at each position, in nats: [T]."""
-    p, q = (logits[0].float().log_softmax(-1) for logits in (before, after))
-    return np.asarray(functional.kl_div(q, p, log_target=True, reduction="none").sum(-1).clamp(min=0).cpu())
+    moved = []
+    for logits in zip(torch.split(before[0], ROWS_AT_ONCE), torch.split(after[0], ROWS_AT_ONCE), strict=True):
+        p, q = (rows.float().log_softmax(-1) for rows in logits)
+        moved.append(functional.kl_div(q, p, log_target=True, reduction="none").sum(-1))
+    return np.asarray(torch.cat(moved).clamp(min=0).cpu())
 
 
 def _warnings(losses: dict[str, Tensor], control: list[float]) -> list[str]:
@@ -153,6 +157,8 @@ def _answer_scalars(spec: AblationSpec, subject: StudiedModel, logits: dict[str,
     if not (spec.correct or spec.wrong):
         return {}
     right, wrong = (subject.encode(getattr(spec, one) or "", one, special=False)[0] for one in ("correct", "wrong"))
+    if right == wrong:
+        raise InvalidOption("correct and wrong begin with the same token, so they never differ.", field="wrong")
     differences = {name: float(of[0, -1, right] - of[0, -1, wrong]) for name, of in logits.items()}
     return {f"logit_diff_{name}": Scalar(value=value, unit="logits") for name, value in differences.items()}
 

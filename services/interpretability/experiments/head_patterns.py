@@ -56,7 +56,6 @@ class HeadPatterns(Experiment[HeadPatternsSpec]):
         half = _make_half(spec, subject)
         scores = head_patterns(subject.model, half)
         text = subject.tokenizer.decode(half * 2) if spec.text else None
-        units = {"entropy": "nats"}
         strongest = [
             [kind, head_name(head), float(scores[kind][head])]
             for kind in ("previous", "duplicate", "induction", "first")
@@ -66,8 +65,8 @@ class HeadPatterns(Experiment[HeadPatternsSpec]):
             title="Head patterns",
             scalars={"tokens": Scalar(value=2 * len(half))},
             grids=[
-                head_map(name, table, _CAPTIONS[name], text=text, unit=units.get(name, "mean attention"))
-                for name, table in scores.items()
+                head_map(name, grid, _CAPTIONS[name], text=text, unit="nats" if name == "entropy" else "mean attention")
+                for name, grid in scores.items()
             ],
             tables=[Table.of("strongest", "kind, head, score", strongest, "The heads that do each most.")],
         )

@@ -162,7 +162,7 @@ class DuoPlanMaker(PlanMaker):
 
 def _training_table(losses: list[list[float]]) -> Table:
     means = [np.mean(losses[i : i + STEPS_PER_CELL], axis=0) for i in range(0, len(losses), STEPS_PER_CELL)]
-    rows = [[(i + 1) * STEPS_PER_CELL, float(d), float(g)] for i, (d, g) in enumerate(means)]
+    rows = [[min((i + 1) * STEPS_PER_CELL, len(losses)), float(d), float(g)] for i, (d, g) in enumerate(means)]
     caption = f"Means over {STEPS_PER_CELL} steps: how far the stream is from its teacher, and how open the gates are."
     return Table.of("training", "step, distillation, mean gate", rows, caption)
 

@@ -125,8 +125,7 @@ def _table(table: Table) -> str:
         "<tr>" + "".join(f"<td>{escape(_format_value(value))}</td>" for value in row) + "</tr>"
         for row in table.rows[:MAX_TABLE_ROWS]
     )
-    left = len(table.rows) - MAX_TABLE_ROWS
-    more = f"<p>{left} more rows are in the JSON.</p>" if left > 0 else ""
+    more = f"<p>{left} more rows are in the JSON.</p>" if (left := len(table.rows) - MAX_TABLE_ROWS) > 0 else ""
     heading = f"<h3>{escape(table.name.replace('_', ' '))}</h3><p>{escape(table.caption)}</p>"
     return f"{heading}<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{more}"
 

@@ -10,7 +10,7 @@ from fovea.errors import Cancelled, Conflict, FoveaError, InvalidOption, NotFoun
 from services.interpretability.core.model_registry import TINY
 from services.interpretability.core.result_store import ResultStore
 from services.interpretability.experiments import head_plans
-from services.interpretability.head_plans import act
+from services.interpretability.head_plans import act, makers
 from services.interpretability.head_plans.passkey_data import PasskeyTexts, make_passkey_text
 from services.interpretability.head_plans.statistic import mean_reach
 from shared.lm.attention import sdpa
@@ -279,3 +279,7 @@ def test_plans_from_evidence_and_from_published_tables(study, tiny):
     ):
         with pytest.raises(error):
             made(study, **options)
+
+
+def test_the_training_table_ends_at_the_last_step():
+    assert [row[0] for row in makers._training_table([[0.0, 1.0]] * 25).rows] == [10, 20, 25]

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fovea.errors import InvalidOption
 from services.interpretability.attention.pattern_capture import visit_patterns
 from services.interpretability.attention.retrieval_score import score_copies, split_half
 from services.interpretability.experiments import attention_sinks, retrieval_heads
 from services.interpretability.experiments.retrieval_heads.run import draw_controls
+from services.interpretability.experiments.retrieval_heads.spec import draw_samples
 from services.interpretability.generation.forced_decoding import generate_answer, score_known_answer, trace_known_answer
 from services.interpretability.generation.prefix_reader import BLOCK_TOKENS, PrefixReader, plan_pieces
 from services.interpretability.tests.conftest import GOLDEN, WEIGHTS, ask, read
@@ -151,6 +153,14 @@ def test_generating_sees_one_row_per_token_and_stops_at_a_line_break(tiny, promp
 def test_no_fewer_than_one_head_is_hidden(size):
     with pytest.raises(ValidationError, match="hide"):
         retrieval_heads.RetrievalHeadsSpec(hide=[size])
+
+
+@pytest.mark.parametrize("length", [1, 200])
+def test_a_length_without_room_for_prose_around_its_needle_is_refused(tiny, length):
+    spec = retrieval_heads.RetrievalHeadsSpec(protocol="niah", lengths=[length])
+    with pytest.raises(InvalidOption, match="no room for prose") as refused:
+        next(draw_samples(spec, tiny))
+    assert refused.value.field == "lengths"
 
 
 @pytest.mark.parametrize(("size", "heads", "draws"), [(2, 12, 10), (6, 12, 1), (7, 12, 0), (60, 270, 10)])

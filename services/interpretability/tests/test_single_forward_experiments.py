@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
+from torch.nn.functional import kl_div
 
 from fovea.errors import InvalidOption, TooLarge
 from services.interpretability.attention.pattern_capture import ColumnMaskedAttention, visit_patterns
+from services.interpretability.experiments import ablation
 from services.interpretability.experiments.ablation import Ablation
 from services.interpretability.experiments.activations import Activations
 from services.interpretability.experiments.attention import AttentionPatterns, rollout
@@ -39,6 +42,8 @@ from shared.lm.taps import trace
         (Ablation, {"kind": "override", "keys": [2], "continuation": 3}, "continuation"),
         (Ablation, {"kind": "override", "keys": [9], "positions": [2, 12], "continuation": 0}, "positions"),
         (Ablation, {"correct": "m"}, "wrong"),
+        (Ablation, {"correct": "12", "wrong": "15"}, "wrong"),
+        (Ablation, {"positions": [99], "continuation": 0}, "positions"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_by_name(context, study, options, field):
@@ -164,3 +169,36 @@ async def test_arrays_come_back_as_bytes(tmp_path):
         assert answer.headers["content-type"] == "application/x-npz"
         assert "blocks.1.attn.hook_pattern" in arrays(answer.content)
         assert (await client.post("/v1/probe/activations?format=npz", json=body)).content == answer.content
+
+
+def test_tokens_behind_a_character_of_several_keep_their_places(smollm2):
+    text = "A party 🎉 at noon 日本語 ends"
+    spans = smollm2.token_spans(smollm2.encode(text))
+    assert "".join(text[span.start : span.end] for span in spans) == text
+    assert text[spans[-1].start : spans[-1].end] == spans[-1].text == " ends"
+
+
+def test_the_last_position_of_a_text_stays_that_while_it_goes_on(context, tiny):
+    text = "kqzwxm kqzwxm kqzwxm"
+    last = len(tiny.encode(text)) - 1
+    found = [ask(Ablation, context, kind="zero", positions=[at], continuation=6) for at in (-1, last)]
+    assert found[0].tables == found[1].tables
+
+
+def test_probabilities_of_a_long_text_are_held_some_positions_at_a_time(context, tiny, monkeypatch):
+    """Of 8,000 tokens of SmolLM2 each copy would take 1.6 GB."""
+    held = []
+
+    def spy(q, *args, **options):
+        held.append(q.shape[0])
+        return kl_div(q, *args, **options)
+
+    text = "kqzwxm " * 100
+    monkeypatch.setattr(ablation.functional, "kl_div", spy)
+    moved = ask(Ablation, context, text=text, continuation=0).strips[0].values
+    assert (max(held), sum(held)) == (256, len(tiny.encode(text))) == (256, len(moved))
+
+
+def test_an_ablation_nowhere_is_refused_as_it_would_say_that_heads_do_nothing():
+    with pytest.raises(ValidationError, match="positions"):
+        Ablation.In(text="ab", heads=[[0, 0]], positions=[])

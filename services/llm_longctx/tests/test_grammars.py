@@ -131,7 +131,10 @@ def test_classes_are_ascii(write, pattern, met, missed):
         ({"const": 2**63}, 2**63),
         ({"type": "integer", "minimum": 5, "maximum": 2**63 - 1}, None),
         ({"enum": [{"a": [-(2**63) + 1]}]}, {}),  # did so, too
-        ({"enum": [2**63 - 1, -(2**63) + 2000]}, None),
+        ({"enum": [2**63 - 1, -(2**63) + 2048]}, None),
+        ({"const": 1234567890123456789}, 1234567890123456789),  # became 1234567890123456768
+        ({"properties": {"id": {"enum": [2**53 + 1]}}}, {}),
+        ({"type": "integer", "maximum": 2**53 + 1}, 2**53 + 1),
     ],
 )
 def test_numbers_beyond_64_bits_are_refused(schema, value):

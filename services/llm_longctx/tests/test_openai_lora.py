@@ -207,3 +207,15 @@ def test_adapters_in_memory_are_those_in_use_and_the_latest():
     with pytest.raises(QueueFull, match="in use"):
         get("d")
     assert (used.digest, also.digest) == ("a", "b")
+
+
+def test_another_configuration_of_a_shared_adapter_counts_at_once(client, shared):
+    """Its scale is alpha over rank: with alpha 0 the adapter adds nothing."""
+    ask = {"model": "house-style", "temperature": 0}
+    adapted = text_of(client, **ask)
+    file = shared / "house-style" / "adapter_config.json"
+    file.write_text(json.dumps(CONFIG | {"lora_alpha": 0}))
+    try:
+        assert text_of(client, **ask) == text_of(client, temperature=0) != adapted
+    finally:
+        file.write_text(json.dumps(CONFIG))

@@ -250,3 +250,14 @@ def test_completions_take_the_same_forms(client):
     several = go_on(client, ["x", "y"], extra_body={"structured_outputs": {"choice": ["ab", "cd"]}}, n=2)
     assert {choice.text for choice in several.choices} <= {"ab", "cd"}
     assert json.loads(go_on(client, extra_body={"response_format": FORM}, max_tokens=100).choices[0].text)
+
+
+def test_descriptions_and_calls_keep_their_letters_where_a_template_knows_no_tools():
+    city = {"name": "wetter", "description": "Wetter für eine Größe 東京"}
+    messages = [{"role": "user", "content": "Hallo"}]
+    request = ChatRequest(messages=messages, tools=[{"type": "function", "function": city}])
+    call = {"id": "1", "type": "function", "function": {"name": "wetter", "arguments": {"ort": "Köln"}}}
+    turns = [*messages, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    text = "".join(turn["content"] for turn in read_tool_use(request, None).instruct(turns))
+    assert "Größe 東京" in text
+    assert "Köln" in text

@@ -24,7 +24,7 @@ class BatchOut(BaseModel):
 
     id: str = Field(description="Digest of judge, options, models and pairs: the same request is the same batch.")
     judge: str
-    templates: list[str] = Field(description="`id@digest`.")
+    templates: list[str] = Field(description="`id@digest`, and the embedders of `similarity`.")
     llm: str | None = Field(description="The language model that was asked for.")
     answered_by: list[str] = Field(description="Models named in the answers; more than one deserves a look.")
     pairs: int
@@ -103,7 +103,9 @@ def summarise_batch(
     failed = [row["error"] for row in rows if "error" in row]
     verdicts = [row for row in rows if "error" not in row]
     grades = [row["grade"] for row in verdicts if row["grade"] is not None]
-    costs = [row["cost"] for row in verdicts if row.get("cost") is not None]
+    keys = {(qid, docid): key for qid, docid, key in manifest["pairs"]}
+    asked = {keys[row["qid"], row["docid"]]: row for row in verdicts}.values()  # pairs of equal texts were asked once
+    costs = [row["cost"] for row in asked if row.get("cost") is not None]
     models = list(dict.fromkeys(row["llm"] for row in verdicts if row.get("llm")))
     notes = list((manifest["options"].get("calibration") or {}).get("warnings", ()))
     uncalibrated = sum(row["reason"] == UNCALIBRATED for row in verdicts)
@@ -128,7 +130,7 @@ def summarise_batch(
         left=len(manifest["pairs"]) - len(rows),
         reused=reused,
         counts=[grades.count(grade) for grade in range(4)],
-        tokens=sum(row["tokens"] for row in verdicts),
+        tokens=sum(row["tokens"] for row in asked),
         cost=sum(costs) if costs else None,
         stopped=stopped,
         errors=dict(Counter(failed).most_common(5)),

@@ -3,6 +3,7 @@
 Parses the text of files, TREC lines or JSON lines.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import number_lines, parse_object
 
 MAX_BATCH_PAIRS = 200_000
+_HEAD = re.compile(r"(?i)\W?(|q|p|query[_-]?|doc[_-]?)id\W?\t\W?(text|query|passage|question)\W?")  # of a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +29,12 @@ class BatchPair:
 def parse_texts(lines: str, source: str) -> dict[str, str]:
     """Texts by id, from `id<TAB>text` lines or from JSON lines `{"id", "text"}`; for topics also `{"qid", "query"}`.
 
-    Raises Malformed: a line in neither form, or an id that comes again with another text.
+    A head of a table is skipped. Raises Malformed: a line in neither form, or an id that comes again with another text.
     """
     found: dict[str, str] = {}
     for number, line in number_lines(lines):
+        if number == 1 and _HEAD.fullmatch(line):
+            continue
         name, text = (_parse_text_object if line.startswith("{") else _parse_tabbed)(line, number, source)
         _check_id(name, number, source)
         if found.setdefault(name, text) != text:

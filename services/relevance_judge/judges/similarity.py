@@ -49,6 +49,9 @@ class Similarity(Judge):
     kinds: ClassVar[tuple[str, ...]] = ("similarity",)
     asks_model: ClassVar[bool] = False
 
+    def list_template_ids(self, request: JudgeIn) -> tuple[str, ...]:
+        return (*super().list_template_ids(request), *judging_embedders())
+
     def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
         template = self.select_template(request.template)
         passage = pair.passage[: request.passage_chars]

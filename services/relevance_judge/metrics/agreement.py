@@ -101,7 +101,7 @@ class Agreement(BaseModel):
     pairs: int
     missing: int = Field(description="Pairs of the reference that the judge lacks.")
     extra: int = Field(description="Pairs of the judge that the reference lacks.")
-    clamped: int = Field(description="Labels of the judge that were moved onto the scale.")
+    clamped: int = Field(description="Labels, of the judge or the reference, that were moved onto the scale.")
     kappa: float | None
     alpha: float | None = Field(description="Krippendorff's, ordinal.")
     kappa_linear: float | None
@@ -122,9 +122,8 @@ def agree(reference: Qrels, judge: Qrels) -> Agreement:
     Both map (query, passage) to a grade; grades outside the scale are clamped onto it, as the challenge did.
     """
     shared = [pair for pair in reference if pair in judge]
-    raw = np.asarray([judge[pair] for pair in shared], int)
-    a = np.clip(np.asarray([reference[pair] for pair in shared], int), GRADES[0], GRADES[-1])
-    b = np.clip(raw, GRADES[0], GRADES[-1])
+    raw = np.asarray([[side[pair] for pair in shared] for side in (reference, judge)], int)
+    a, b = np.clip(raw, GRADES[0], GRADES[-1])
     table = confusion(a, b)
     difference = (b - a).astype(float)
     halves = {name: ((a >= low).astype(int), (b >= low).astype(int)) for name, low in CUTS.items()}
@@ -132,7 +131,7 @@ def agree(reference: Qrels, judge: Qrels) -> Agreement:
         pairs=len(shared),
         missing=len(reference) - len(shared),
         extra=sum(pair not in reference for pair in judge),
-        clamped=int((raw != b).sum()),
+        clamped=int((raw != (a, b)).sum()),
         kappa=cohen_kappa(a, b),
         alpha=krippendorff_alpha([a, b]),
         kappa_linear=cohen_kappa(a, b, weights="linear"),

@@ -2,8 +2,10 @@
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
+from itertools import pairwise
 
 Scores = dict[str, float]
 
@@ -13,12 +15,19 @@ there this to was what when where which who why with you
 """
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 """English words that say nothing about the subject: they are left out of queries and passages."""
+# Thai, Lao, Burmese, Khmer, Chinese, Japanese, Korean; and signs of words that `\w` leaves out, as in Hindi.
+_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"
+_SIGNS = r"\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0900-\u0963\u0966-\u0dff"
+_RUN, _WORD = re.compile(f"[{_UNSPACED}]+"), re.compile(rf"(?:[^\W_]+|[{_UNSPACED}{_SIGNS}]+)+")
 
 
 def tokenize(text: str) -> list[str]:
-    """Lower-case runs of letters and digits, without function words and without the s of plurals."""
-    found = re.findall(r"[^\W_]+", text.casefold())
-    return [_singular(word) for word in found if word not in FUNCTION_WORDS]
+    """Lower-case words, less function words and the s of plurals; pairs of characters where words have no spaces."""
+    spaced = _RUN.sub(
+        lambda run: f" {' '.join(map(''.join, pairwise(run[0]))) or run[0]} ",
+        unicodedata.normalize("NFKC", text).casefold(),
+    )
+    return [_singular(word) for word in _WORD.findall(spaced) if word not in FUNCTION_WORDS]
 
 
 def _singular(word: str) -> str:

@@ -11,8 +11,6 @@ from pydantic import BaseModel, Field
 from services.relevance_judge.metrics.agreement import GRADES, Qrels, cohen_kappa
 from services.relevance_judge.metrics.baselines import overlap
 
-THIRDS = 3
-
 
 class Tercile(BaseModel):
     """A third of the pairs, by one measure of their texts."""
@@ -52,7 +50,7 @@ def invalid_share(reference: Qrels, invalid: Sequence[tuple[str, str]]) -> list[
 def _terciles(measure: Sequence[float], labels: np.ndarray) -> list[Tercile]:
     """Thirds of equal size by a measure; equal values stay in input order, so ties may be parted."""
     rows = np.argsort(np.asarray(measure), kind="stable")
-    thirds = [part for part in np.array_split(rows, THIRDS) if part.size]
+    thirds = [part for part in np.array_split(rows, 3) if part.size]
     return [_tercile([measure[row] for row in part], labels[part]) for part in thirds]
 
 

@@ -29,9 +29,8 @@ def _tables(reference: Qrels, judge: Qrels) -> Mapping[str, NDArray[np.int64]]:
     labels: dict[str, tuple[list[int], list[int]]] = {}
     for pair, grade in reference.items():
         if pair in judge:
-            first, second = labels.setdefault(pair[0], ([], []))
-            first.append(min(max(grade, GRADES[0]), GRADES[-1]))
-            second.append(min(max(judge[pair], GRADES[0]), GRADES[-1]))
+            for side, label in zip(labels.setdefault(pair[0], ([], [])), (grade, judge[pair]), strict=True):
+                side.append(min(max(label, GRADES[0]), GRADES[-1]))
     return {query: confusion(*sides) for query, sides in labels.items()}
 
 

@@ -76,17 +76,6 @@ def order_passages(scores: Mapping[str, float]) -> list[str]:
     return found
 
 
-def read_topics(path: str | Path) -> dict[str, str]:
-    """Topics of `qid<TAB>text` lines: {qid: text}; `Malformed` if a line has no tab."""
-    topics: dict[str, str] = {}
-    for number, line in _numbered_lines(_read_text(path)):
-        query, tab, text = line.partition("\t")
-        if not tab:
-            raise Malformed(f"Line {number} of {Path(path).name} has no tab between topic id and text.")
-        topics[query.strip()] = text.strip()
-    return topics
-
-
 def format_qrels(labels: Mapping[tuple[str, str], int]) -> str:
     """Labels as qrels lines."""
     return "".join(f"{query} 0 {passage} {grade}\n" for (query, passage), grade in labels.items())

@@ -1,11 +1,11 @@
 """Mini-collection: 24 graded topics that come with the service, with passages, two passes of labels, and runs."""
 
-import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from services.relevance_judge.parsing.trec import read_qrels, read_topics
+from services.relevance_judge.batches.pair_selection import parse_texts
+from services.relevance_judge.parsing.trec import read_qrels
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,9 @@ class Collection:
 def load_mini_collection() -> Collection:
     """The mini-collection: 24 queries, eight passages each, two of every grade."""
     folder = Path(str(resources.files("services.relevance_judge").joinpath("data", "mini")))
-    lines = (folder / "passages.jsonl").read_text("utf8").splitlines()
-    rows = [json.loads(line) for line in lines]
     return Collection(
-        topics=read_topics(folder / "topics.tsv"),
-        passages={row["id"]: row["text"] for row in rows},
+        topics=parse_texts((folder / "topics.tsv").read_text("utf8"), "topics"),
+        passages=parse_texts((folder / "passages.jsonl").read_text("utf8"), "passages"),
         labels=read_qrels(folder / "qrels.txt"),
         second=read_qrels(folder / "qrels_second.txt"),
         folder=folder,

@@ -22,6 +22,7 @@ class FakeModel:
     ) -> None:
         self.say, self.first, self.window = say, first, window
         self.asked: list[dict[str, Any]] = []
+        self.too_long: dict[str, Any] = {"message": "too long", "code": "context_length_exceeded"}
         self._vocabulary: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -67,8 +68,7 @@ class FakeModel:
 
     def _chat(self, body: dict[str, Any]) -> httpx2.Response:
         if sum(len(m["content"].split()) for m in body["messages"]) > self.window:
-            error = {"message": "too long", "code": "context_length_exceeded"}
-            return httpx2.Response(400, json={"error": error})
+            return httpx2.Response(400, json={"error": self.too_long})
         choice: dict[str, Any] = {"message": {"role": "assistant", "content": self.say(body)}}
         if body.get("logprobs") and self.first is not None:
             top = [{"token": token, "logprob": value} for token, value in self.first.items()]

@@ -85,8 +85,9 @@ def test_a_run_has_its_holes_filled_and_equal_texts_are_asked_once(stage):
     found = stage.post(topics=TOPICS, passages=PASSAGES, runs=runs, depth=3, qrels="1 0 p4 2\n").json()
     assert set(parse_qrels(stage.client.get(found["files"]["qrels"]).text)) == {("1", p) for p in ("p3", "p2", "p0")}
     rows = [{"qid": q, "docid": d, "query": "same", "passage": "passage number 3"} for q, d in ("ab", "cd", "ef")]
-    found = stage.post(pairs="\n".join(map(json.dumps, rows))).json()
+    found = stage.post(pairs="\n".join(map(json.dumps, rows)), options={"price": 1e6}).json()
     assert (found["pairs"], found["distinct"], found["graded"], stage.asked()) == (3, 1, 3, 3 + 1)
+    assert (found["tokens"], found["cost"]) == (7, 7.0)
 
 
 def test_nothing_is_asked_twice_unless_options_template_or_model_differ(stage):
@@ -269,6 +270,8 @@ def test_two_batches_of_one_judge_write_one_after_the_other(tmp_path):
 def test_texts_come_as_tabbed_or_json_lines():
     assert pair_selection.parse_texts('1\tone\n\n{"qid": 2, "query": "two"}\n', "topics") == {"1": "one", "2": "two"}
     assert pair_selection.parse_texts('{"id": "a", "text": "x y"}\r\n', "passages") == {"a": "x y"}
+    for head in ("id\ttext", '"query_id"\t"query"', "\ufeffDocID\tPassage"):  # as tables are exported
+        assert pair_selection.parse_texts(f"{head}\n1\tone\nid\ttext\n", "topics") == {"1": "one", "id": "text"}
 
 
 def test_a_judge_that_asks_no_model_needs_no_endpoint_and_an_uncalibrated_one_is_not_called_invalid(tmp_path):

@@ -9,16 +9,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fovea.errors import FoveaError, InvalidOption, NotFound
+from services.relevance_judge import embeddings
 from services.relevance_judge.batches import batch_runner, pair_selection
 from services.relevance_judge.judge import Judge, open_calibrations
 from services.relevance_judge.judges.ensemble import Ensemble
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
+from services.relevance_judge.judges.similarity import Similarity
 from services.relevance_judge.metrics.agreement import agree
 from services.relevance_judge.metrics.calibration import Calibration
 from services.relevance_judge.metrics.ensembles import average, majority, median
 from services.relevance_judge.prompt_template import get_template
 from services.relevance_judge.schemas import EnsembleIn, JudgeOut, Verdict
 from services.relevance_judge.tests.fake_endpoint import FakeModel
+from shared.lm.bundled_models import MINILM, MPNET
 from shared.registry import CallContext
 from shared.storage import ObjectStore
 
@@ -190,6 +193,16 @@ def test_a_batch_of_an_ensemble_is_named_by_all_its_templates():
     ]
     assert [len(plan.templates) for plan in made] == [1, 2]
     assert made[0].settings != made[1].settings
+
+
+@pytest.mark.parametrize(("judge", "more"), [(Similarity, {}), (Ensemble, {"members": ["direct", "similarity"]})])
+def test_labels_of_other_embedders_are_not_taken_for_those_of_todays(monkeypatch, judge, more):
+    request = judge.In.model_validate({"query": "-", "passages": ["-"], **more})
+    plans = []
+    for known in ({MINILM}, {MINILM, MPNET}):
+        monkeypatch.setattr(embeddings, "bundled_embedder", known.__contains__)
+        plans.append(batch_runner.plan_batch(judge(FakeModel().client()), request, [], None))
+    assert plans[0].settings != plans[1].settings
 
 
 def test_the_lift_takes_off_what_the_query_is_without_a_passage():

@@ -72,8 +72,17 @@ def test_turns_carry_the_models_words_on():
     assert [m["role"] for m in model.asked[1]["messages"]] == ["system", "user", "assistant", "user"]
 
 
-def test_an_overlong_passage_is_cut_until_it_fits_and_flagged():
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        {"message": "too long", "code": "context_length_exceeded"},
+        {"message": "This model's maximum context length is 400 tokens. You requested 1016 tokens.", "code": 400},
+        {"message": "The prompt (length 1000) is longer than the maximum model length of 400.", "code": 400},
+    ],
+)
+def test_an_overlong_passage_is_cut_until_it_fits_and_flagged(refusal):
     model = FakeModel(window=400)
+    model.too_long = refusal
     (verdict,) = _one(PromptedGrade(model.client()), pairs=[{"query": "q", "passage": "word " * 1000}]).results
     assert (verdict.grade, verdict.flags) == (2, ["cut"])
 
@@ -158,3 +167,11 @@ def test_what_the_endpoint_refuses_is_an_error_of_ours(status, body, kind):
 def test_a_broken_request_is_refused(broken):
     with pytest.raises(ValidationError):
         JudgeIn.model_validate(broken)
+
+
+@pytest.mark.parametrize(("url", "is_remote"), [("http://127.0.0.1:8080", False), ("https://models.example/x/", True)])
+def test_a_model_on_this_machine_is_asked_without_a_proxy(url, is_remote):
+    client = ChatClient(url, key="k")
+    assert client._client.trust_env is is_remote
+    assert client._client.headers["authorization"] == "Bearer k"
+    client.close()

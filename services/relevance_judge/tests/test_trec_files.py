@@ -12,7 +12,7 @@ from loadtests.mini_judgements import RANKERS, build_run
 from services.relevance_judge.batches.pair_selection import parse_pairs, parse_texts
 from services.relevance_judge.metrics.baselines import bm25, overlap, tokenize
 from services.relevance_judge.parsing.label_formats import parse_labels, parse_signals
-from services.relevance_judge.parsing.trec import Runs, format_qrels, parse_runs, read_qrels, read_topics
+from services.relevance_judge.parsing.trec import Runs, format_qrels, parse_runs, read_qrels
 from services.relevance_judge.storage.mini_collection import load_mini_collection
 
 
@@ -68,7 +68,6 @@ def test_a_pair_that_comes_again_has_the_same_signal_and_the_same_text():
         (_read_runs, "1 Q0 a 1 0.5\n", "5 fields"),
         *((_read_runs, f"1 Q0 a 1 {score} t\n", "finite number") for score in ("nan", "inf", "-inf", "1e999")),
         (_read_runs, "1 Q0 a 1 2 t\n1 Q0 a 1 2 other\n1 Q0 a 2 1 t\n", "Line 3 .*run t has 1 a again"),
-        (read_topics, "1 what\n", "no tab"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, read, text, told):
@@ -79,7 +78,7 @@ def test_a_broken_line_is_named(tmp_path, read, text, told):
 def test_runs_are_read_by_tag_and_topics_keep_their_text(tmp_path):
     path = _file(tmp_path, "1 Q0 a 9 0.5 bm25\n1 Q0 b 1 2e-1 bm25\n2 Q0 a 1 7 other\n")
     assert _read_runs(path) == {"bm25": {"1": {"a": 0.5, "b": 0.2}}, "other": {"2": {"a": 7.0}}}
-    assert read_topics(_file(tmp_path, "1\twhat is  a tab\n")) == {"1": "what is  a tab"}
+    assert parse_texts("1\twhat is  a tab\n", "topics") == {"1": "what is  a tab"}
 
 
 @pytest.mark.parametrize(
@@ -132,3 +131,16 @@ def test_words_are_letters_and_digits_and_bm25_prefers_rare_repeated_ones():
 def test_scores_are_never_negative_and_overlap_is_a_share(query, passages):
     assert all(score >= 0 for score in bm25(query, passages).values())
     assert all(0 <= score <= 1 for score in overlap(query, passages).values())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("洪水の原因、2024年", ["洪水", "水の", "の原", "原因", "2024", "年"]),
+        ("น้ำท่วม", ["น้", "้ํ", "ํา", "าท", "ท่", "่ว", "วม"]),
+        ("हिन्दी में", ["हिन्दी", "में"]),
+        ("Cafe\u0301 Mu\u0308ller ﬁle", ["café", "müller", "file"]),
+    ],
+)
+def test_words_of_any_script_are_found(text, words):
+    assert tokenize(text) == words

@@ -57,6 +57,8 @@ def test_16_bits_stay_16_as_rgb_with_exif_and_profile():
     found = opened(data.tobytes())
     assert np.abs(found.pixels - wanted).max() <= 1
     assert found.notes == ["The alpha channel was left out: what was transparent is white."]
+    palette = Image.fromarray(np.eye(4, dtype=np.uint8) * 255).quantize(2)
+    assert opened(saved("PNG", palette, transparency=0)).notes == found.notes
     grey = deep(channels=1)[..., 0]
     found = opened(saved("PNG", Image.fromarray(grey)))
     assert np.array_equal(found.pixels, np.repeat(grey[..., None], 3, axis=2))
@@ -65,6 +67,15 @@ def test_16_bits_stay_16_as_rgb_with_exif_and_profile():
     assert again.icc == profile
     assert Image.Exif().tobytes() != again.exif
     assert Image.open(io.BytesIO(deep_png(again))).getexif()[MAKE] == "Retina"
+
+
+@pytest.mark.parametrize(("mode", "key"), [("P", 0), ("L", 7), ("RGB", (7, 7, 7))])
+def test_a_transparent_colour_is_white_and_said(mode, key):
+    plain = Image.new(mode, (9, 8), key)
+    found = opened(saved("PNG", plain, transparency=key))
+    assert (found.pixels == 255).all()
+    assert found.notes == ["The alpha channel was left out: what was transparent is white."]
+    assert opened(saved("PNG", plain)).notes == []
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])

@@ -225,6 +225,13 @@ def test_one_output_without_typed_form_makes_the_answer_raw():
     assert {name: array.tolist() for name, array in decode_message(told).items()} == {"a": [1], "b": [2]}
 
 
+@pytest.mark.parametrize("dtype", [object, np.str_])
+def test_typed_answers_carry_text_as_utf8(dtype):
+    call = oip_proto.decode_request(message(contents=contents(fp32_contents=[1, 2])))
+    told = oip_proto.encode_answer(build_answer(call, {"y": np.array([["pølyp", ""]], dtype)}, "1"), call)
+    assert list(told.outputs[0].contents.bytes_contents) == ["pølyp".encode(), b""]
+
+
 def test_parameters_of_every_kind_pass_through_messages():
     given = {"flag": True, "count": -3, "share": 0.5, "text": "ä"}
     call = InferCall("m", {"x": np.float32([1])}, parameters=given)

@@ -12,11 +12,10 @@ class NotAcceptable(BadInput):
     status, title = 406, "Not acceptable"
 
 
-def to_safe_error(error: BaseException, what: str) -> FoveaError:
+def to_safe_error(error: BaseException, what: str, *, loads: bool = False) -> FoveaError:
     """A FoveaError as it is; any other exception is logged, and becomes a `Fault` without its text.
 
-    A full or a read-only disk is said so: whoever runs the service can help. `what` failed, as the subject of a
-    sentence: `The model pranet`.
+    A full or a read-only disk is said so. `what` failed, as a sentence's subject; a model that `loads` has no request.
     """
     if isinstance(error, FoveaError):
         return error
@@ -25,4 +24,5 @@ def to_safe_error(error: BaseException, what: str) -> FoveaError:
         return StorageFull("The disk of the service is full.", hint="Free space in FOVEA_DATA_DIR, or give it more.")
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         return NotReady("The disk of the service is read-only.", hint="Let FOVEA_DATA_DIR be written.")
-    return Fault(f"{what} failed on this request.", hint="The log of the service says why, under the request id.")
+    when, where = (f" ({type(error).__name__})", "") if loads else (" on this request", ", under the request id")
+    return Fault(f"{what} failed{when}.", hint=f"The log of the service says why{where}.")

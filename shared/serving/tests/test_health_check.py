@@ -46,3 +46,8 @@ def test_who_listens_on_the_main_port_says_it_himself_and_a_worker_is_known_by_i
     assert is_healthy(answering(None), answering(200)) is False, "one that hangs"
     assert is_healthy(free_port(), answering(200)) is True
     assert is_healthy(free_port(), free_port()) is False
+
+
+def test_a_proxy_of_the_container_is_not_asked_for_its_own_loopback(answering, monkeypatch):
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    assert is_healthy(answering(200), answering(200)) is True

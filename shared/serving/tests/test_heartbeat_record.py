@@ -134,6 +134,14 @@ async def test_start_is_followed_until_all_is_ready_and_routed_to(serving, redis
     assert await asyncio.wait_for(following, 5) == stages
 
 
+async def test_a_start_is_followed_without_the_proxy_of_the_environment(serving, redis_url, gateway, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    app, url = gateway
+    app.known["toy"] = True
+    await serving(redis_url)
+    assert (await asyncio.wait_for(follow(redis_url, url), 10))[-1].stage == "ready"
+
+
 async def test_service_with_a_failed_model_is_as_ready_as_it_gets(serving, redis_url, gateway):
     app, url = gateway
     app.known["toy"] = True

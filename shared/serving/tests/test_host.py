@@ -68,7 +68,7 @@ async def test_failing_model_stays_listed_with_its_reason_and_the_others_serve(s
     host = await start({"toy/broken": toys.Broken, "toy/echo": Echo})
     assert not host.ready
     assert list(host.missing()) == ["toy/broken"]
-    assert "secret" not in host.missing()["toy/broken"]
+    assert host.missing()["toy/broken"] == "Loading toy/broken failed (RuntimeError). The log of the service says why."
     entry = next(entry for entry in host.entries() if entry.id == "toy/broken")
     assert (entry.ready, entry.state) == (False, "failed")
     with pytest.raises(NotReady, match="not available"):

@@ -129,6 +129,16 @@ async def replica(start_replica, chosen):
     return await start_replica(must_load=False, **chosen.model_dump(exclude_unset=True))
 
 
+async def test_jobs_are_those_of_the_stable_version(start_replica, chosen, queue):
+    settings = chosen.model_dump(exclude_unset=True)
+    await start_replica(**settings, service_version="next")
+    job, _ = await queue.submit(ask("/v1/echo", text="ab"))
+    await asyncio.sleep(1)
+    assert (await queue.get(job.id, "local")).status == "queued", "a shadow answers nobody"
+    await start_replica(**settings)
+    assert (await last_state(queue, job)).status == "succeeded"
+
+
 def ask(path, **body):
     return Payload("toy", path, json.dumps(body).encode(), {"content-type": "application/json"})
 

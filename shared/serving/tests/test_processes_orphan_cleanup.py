@@ -77,6 +77,8 @@ async def test_child_has_its_environment_its_session_and_its_log(children):
     await until(lambda: "\n" in child.log.read_text())
     assert child.log.name == "the-child.log"
     assert child.log.read_text() == "given True\n"
+    child = await children.add("own", "shows", FOVEA_X="own")
+    await until(lambda: "own True\n" in child.log.read_text())
 
 
 async def test_child_that_ends_is_started_again_and_said(children):

@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import httpx2
 import pytest
@@ -21,6 +22,13 @@ from tests.harness.scripted import scripted
 
 async def lights(url, out, **more):
     return [light async for light in run_smoke_test(url, out, **more)]
+
+
+async def test_no_proxy_is_asked_for_this_machine_and_sees_its_key(start_replica, tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    made = await start_replica({"toy/eye": toys.Eye})
+    (result,) = await lights(made.http, tmp_path)
+    assert result.is_ok, result.summary
 
 
 async def test_answer_and_picture_are_kept_under_the_service(start_replica, tmp_path):
@@ -126,3 +134,19 @@ def test_up_takes_a_model_and_adapters_from_disk(tmp_path, monkeypatch):
     for words in (["--lm", "./gone"], ["--adapters", "gone"]):
         assert isinstance(CliRunner().invoke(app, words).exception, NotFound)
     assert len(started) == 2
+
+
+@pytest.mark.parametrize("placement", ["processes", "ray"])
+async def test_only_the_gateway_of_up_has_the_port_of_metrics_which_all_would_want(tmp_path, placement):
+    added = {}
+
+    async def add(name, *_arguments, **env):
+        added[name] = env.get("FOVEA_METRICS_PORT")
+        if name == "gateway":
+            raise launch.ProcessDied("that is enough")
+
+    config = Settings(data_dir=tmp_path, enabled_services="medical-seg,llm-longctx", placement=placement)
+    with pytest.raises(launch.ProcessDied):
+        await launch._Product(config)._work(None, SimpleNamespace(add=add), once=True)
+    assert added.pop("gateway") is None
+    assert set(added.values()) == {"0"}

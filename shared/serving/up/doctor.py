@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -77,8 +76,7 @@ def _can_run(found: list[Diagnosis]) -> bool:
 
 
 def _python(_: Settings) -> list[Diagnosis]:
-    good: Verdict = "good" if sys.version_info >= (3, 11) else "bad"
-    return [Diagnosis("python", good, f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores")]
+    return [Diagnosis("python", "good", f"{platform.python_version()}, {platform.platform()}, {os.cpu_count()} cores")]
 
 
 def _memory(config: Settings) -> list[Diagnosis]:
@@ -97,7 +95,6 @@ def _ports(config: Settings) -> list[Diagnosis]:
 
 
 def _redis(config: Settings) -> list[Diagnosis]:
-    redis_server.find_redis(config)
     return [Diagnosis("redis", "good", redis_server.describe_redis(config))]
 
 
@@ -109,15 +106,14 @@ def _ray(config: Settings) -> list[Diagnosis]:
 
 
 def _compilers(_: Settings) -> list[Diagnosis]:
-    found = [name for name in ("gcc", "g++", "clang", "nvcc") if shutil.which(name)]
-    detail = ", ".join(found) or "none; nothing needs one, torch.compile would"
-    return [Diagnosis("compilers", "good" if found else "note", detail)]
+    found = ", ".join(filter(shutil.which, ("gcc", "g++", "clang", "nvcc")))
+    return [Diagnosis("compilers", "good" if found else "note", found or "none; torch.compile alone needs one")]
 
 
 def _gpus(config: Settings) -> list[Diagnosis]:
-    found, device = list_gpus(), choose_device(config.device)
-    detail = ", ".join(found) if found else "none (no NVIDIA driver)"
-    return [Diagnosis("gpus", "good" if found else "note", f"{detail}; models load on {device}")]
+    found, device = ", ".join(list_gpus()), choose_device(config.device)
+    told = f"{found or 'none (no NVIDIA driver)'}; models load on {device}"
+    return [Diagnosis("gpus", "good" if found else "note", told)]
 
 
 def _engines(config: Settings) -> Iterator[Diagnosis]:
@@ -139,9 +135,12 @@ def _findings(_: Settings) -> list[Diagnosis]:
 
 def _rooms(_: Settings) -> list[Diagnosis]:
     left = [f"{room} left out: needs {library}" for room, library in discovery.skipped_modules().items()]
-    points = (*plugins.entries(discovery.MODELS), *plugins.entries("fovea.routes"))
-    lost = [one for one in points if one.name.partition(".")[0] not in {*discovery.SERVICES, "gateway"}]
-    left += [f"{plugins.owner(one)} left out: its entry point {one.name!r} begins with no service" for one in lost]
+    models = plugins.entries(discovery.MODELS)
+    for one in (*models, *plugins.entries("fovea.routes")):
+        if one.name.partition(".")[0] not in {*discovery.SERVICES, "gateway"}:
+            left.append(f"{plugins.owner(one)} left out: its entry point {one.name!r} begins with no service")
+        elif one in models and not discovery.module_names(one.module):
+            left.append(f"{plugins.owner(one)} left out: there is no package {one.module!r}")
     return [Diagnosis("rooms", "note", told) for told in left]
 
 

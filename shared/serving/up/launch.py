@@ -139,11 +139,12 @@ class _Product:
 
     async def _work(self, server: RedisServer, children: ProcessGroup, *, once: bool) -> None:
         """Start the children, follow them until they are ready, and send the first requests."""
+        shared = {"FOVEA_METRICS_PORT": "0"}  # a machine has one such port, and it is the gateway's
         if self._settings.placement == "ray":
-            await children.add("ray", "shared.serving.ray")
+            await children.add("ray", "shared.serving.ray", **shared)
         else:
             for name, services in self._groups().items():
-                await children.add(name, forked_replicas.__name__, *services)
+                await children.add(name, forked_replicas.__name__, *services, **shared)
         await children.add("gateway", "services.gateway")
         if self._settings.auth == "keys" and self._settings.up_api_key is None:
             self._warn("FOVEA_AUTH=keys and FOVEA_UP_API_KEY is not set: no first requests are sent.")

@@ -72,13 +72,13 @@ class ProcessGroup:
                 self._reaper.stdin.write(f"{'-' if gone else '+'}{pid}\n".encode())
                 self._reaper.stdin.flush()
 
-    async def add(self, name: str, *arguments: str) -> ManagedProcess:
-        """Start `python -m ARGUMENTS` and keep it alive."""
+    async def add(self, name: str, *arguments: str, **env: str) -> ManagedProcess:
+        """Start `python -m ARGUMENTS` and keep it alive; `env` are variables of this child alone."""
         log = self._logs / f"{name.replace(' ', '-')}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(b"")
-        child = ManagedProcess(name, log, await self._start(log, arguments))
-        child.task = asyncio.create_task(self._restart(child, arguments))
+        child = ManagedProcess(name, log, await self._start(log, arguments, env))
+        child.task = asyncio.create_task(self._restart(child, arguments, env))
         self._all.append(child)
         return child
 
@@ -97,18 +97,17 @@ class ProcessGroup:
         if self.failed.done():
             self.failed.exception()
 
-    async def _start(self, log: Path, arguments: Sequence[str]) -> asyncio.subprocess.Process:
+    async def _start(self, log: Path, arguments: Sequence[str], own: Mapping[str, str]) -> asyncio.subprocess.Process:
         """Start a process in a session of its own, so that Ctrl-C reaches the supervisor alone."""
-        env, no_input = environment(**self._env), subprocess.DEVNULL
-        command = [sys.executable, "-m", *arguments]
+        command, env = [sys.executable, "-m", *arguments], environment(**{**self._env, **own})
         with log.open("ab") as out:
             started = await asyncio.create_subprocess_exec(
-                *command, stdin=no_input, stdout=out, stderr=out, env=env, start_new_session=True
+                *command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, start_new_session=True
             )
         self.watch(started.pid)
         return started
 
-    async def _restart(self, child: ManagedProcess, arguments: Sequence[str]) -> None:
+    async def _restart(self, child: ManagedProcess, arguments: Sequence[str], own: Mapping[str, str]) -> None:
         """Start a child again whenever it ends, until it has done so too often."""
         deaths: list[float] = []
         while True:
@@ -127,4 +126,4 @@ class ProcessGroup:
             self._say(f"{child.name} ended ({reason}); starting it again in {pause:g} s. Log: {child.log}")
             await asyncio.sleep(pause)
             async with child.starting:
-                child.process = await self._start(child.log, arguments)
+                child.process = await self._start(child.log, arguments, own)

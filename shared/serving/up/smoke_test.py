@@ -35,7 +35,7 @@ async def run_smoke_test(
     The API `key` is sent where the gateway demands one; `services` None asks all.
     """
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    async with httpx2.AsyncClient(base_url=gateway, timeout=_TIMEOUT_S, headers=headers) as client:
+    async with httpx2.AsyncClient(base_url=gateway, timeout=_TIMEOUT_S, headers=headers, trust_env=False) as client:
         entries: list[dict[str, Any]] = []
         try:
             entries = (await client.get("/v1/models")).raise_for_status().json()["data"]

@@ -42,7 +42,7 @@ class StartupProgress:
     async def news(self) -> AsyncIterator[ServiceProgress]:
         """Yield each step of each service once; ready is one to which the gateway routes. Ends when all are done."""
         redis: Any = open_async_redis(self._url, socket_timeout=2.0, socket_connect_timeout=1.0)
-        async with redis as redis_client, httpx2.AsyncClient(timeout=2.0) as client:
+        async with redis as redis_client, httpx2.AsyncClient(timeout=2.0, trust_env=False) as client:
             while any(self._stages.get(service) not in {"ready", "incomplete"} for service in self._services):
                 routed = await self._routed(client)
                 for service in self._services:

@@ -167,3 +167,14 @@ def test_damaged_bytes_are_read_or_refused_but_never_crash(name, edits, end):
     except BadInput:
         return
     assert found.pixels.shape[2] == 3
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("options", [{}, {"byteorder": ">"}, {"compression": "zlib"}, {"tile": (16, 16)}], ids=str)
+def test_channels_of_16_bits_that_are_stored_apart_are_read_as_those_side_by_side(options, channels):
+    pixels, out = np.random.default_rng(5).integers(0, 65_536, (channels, 20, 33), np.uint16), io.BytesIO()
+    pixels[3:] = 65_535
+    tifffile.imwrite(
+        out, pixels, photometric="rgb", planarconfig="separate", extrasamples=[2][: channels - 3], **options
+    )
+    assert np.array_equal(decode(out.getvalue()).pixels, (pixels[:3] >> 8).transpose(1, 2, 0))

@@ -13,7 +13,7 @@ from services.llm_longctx.serving.grammars.formats import find_grammar_source
 from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler
 from services.relevance_judge.parsing import parse
 from services.relevance_judge.parsing.label_formats import parse_labels, parse_signals
-from services.relevance_judge.parsing.trec import format_qrels, parse_qrels, parse_runs, read_qrels, read_topics
+from services.relevance_judge.parsing.trec import format_qrels, parse_qrels, parse_runs, read_qrels
 from services.relevance_judge.routes.agreement import AgreementIn, agreement
 from tests.fuzz.harness import Harness, ask, with_file
 from tests.harness.toy_tokenizers import ByteTokenizer
@@ -101,7 +101,7 @@ HARNESSES: dict[str, Harness] = {
         ),
     ),
     "trec-file": Harness(
-        with_file(lambda file: [ask(read_qrels, file), ask(read_topics, file)], ".gz"),
+        with_file(lambda file: ask(read_qrels, file), ".gz"),
         (gzip.compress(b"1 0 d1 2\n1 0 d2 0\n", mtime=0), b"1\ttext\n"),
     ),
     "judgements": Harness(

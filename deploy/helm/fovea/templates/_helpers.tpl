@@ -15,7 +15,7 @@
 {{/* Pods that so many replicas take: several share the GPU of a pod where each has a part of it. */}}
 {{- define "fovea.pods" -}}
 {{- $gpus := float64 (index . 1) -}}
-{{- if and (gt $gpus 0.0) (lt $gpus 1.0) }}{{ ceil (mulf (index . 0) $gpus) }}{{ else }}{{ index . 0 }}{{ end -}}
+{{- if and (gt $gpus 0.0) (lt $gpus 1.0) }}{{ ceil (divf (index . 0) (floor (divf 1 $gpus))) }}{{ else }}{{ index . 0 }}{{ end -}}
 {{- end }}
 
 {{- define "fovea.release" -}}

@@ -37,7 +37,7 @@ class ActivationPatchingSpec(Spec):
         "resid_pre", description="z, q, k, v are exchanged per head, the others per position."
     )
     positions: list[int] | None = Field(
-        None, max_length=MAX_TOKENS, description="Of z, q, k, v: where; left out, everywhere."
+        None, min_length=1, max_length=MAX_TOKENS, description="Of z, q, k, v: where; left out, everywhere."
     )
 
 

@@ -118,7 +118,8 @@ class NeedleGrid(Experiment[NeedleGridSpec]):
         self, spec: NeedleGridSpec, subject: StudiedModel, prompt: Prompt, heads: list[tuple[int, int]]
     ) -> Any:
         if spec.longctx is not None:
-            text = self.endpoint.chat(prompt.user, max_tokens=spec.steps, longctx=spec.longctx)
+            model = subject.name if spec.lm else None
+            text = self.endpoint.chat(prompt.user, max_tokens=spec.steps, longctx=spec.longctx, model=model)
         elif spec.teacher_forced:
             return {"recall": score_known_answer(subject, prompt, heads, spec.phase).accuracy, "answer": None}
         else:

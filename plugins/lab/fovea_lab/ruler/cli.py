@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fovea.cli.text_files import read_text
 from fovea_lab.cli import Knobs, Model, parse_knob, parse_numbers, save_report
 
 Out = Annotated[Path | None, typer.Option(help="Report as JSON; predictions (JSONL) and a PNG lie next to.")]
@@ -53,7 +54,7 @@ class Texts:
 
     def read(self) -> str | None:
         """Read the prose; None where none is given."""
-        return None if self.text is None else self.text.read_text("utf-8")
+        return None if self.text is None else read_text(self.text)
 
 
 def ruler(

@@ -30,7 +30,13 @@ MAX_UPDATES = 2048
 
 
 class TitansRequestSession(RequestSession):
-    """A Titans session, whose memory has a constant size and is read whole."""
+    """A Titans session, whose memory has a constant size and is read whole.
+
+    Attributes:
+        is_fork: Whether it is of an answer behind the request's first.
+    """
+
+    is_fork = False
 
     def __init__(
         self,
@@ -77,7 +83,9 @@ class TitansRequestSession(RequestSession):
 
     def fork(self) -> Self:
         session, muted, dense = self.session.fork(), self._muted, self._dense_token_bytes
-        return type(self)(self._model, session, muted, dense, self.num_read, self._traces)
+        twin = type(self)(self._model, session, muted, dense, self.num_read, self._traces)
+        twin.is_fork = True
+        return twin
 
 
 @dataclass(eq=False)
@@ -109,7 +117,8 @@ class _TitansSource:
         """Keep the session; a stored one must have read the whole answer."""
         if self.transaction is not None and last:
             session.feed(last)
-        self.finished = self.finished or session
+        if self.finished is None or not session.is_fork:
+            self.finished = session
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from fovea.api.sessions import DocumentInfo
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.option_groups import CommandApp
 from fovea.cli.output import Screen
+from fovea.cli.text_files import read_text
 from fovea_memory.commands.sessions import print_deleted
 
 app = CommandApp(
@@ -35,9 +36,7 @@ def add(
 ) -> None:
     """Add a text; ask about it with `fovea chat --document ID`."""
     knobs = None if blocks is None else {"blocks": blocks}
-    call = sessions_documents.store_document(
-        file.read_text("utf-8"), model=model, name=name or file.name, longctx=knobs
-    )
+    call = sessions_documents.store_document(read_text(file), model=model, name=name or file.name, longctx=knobs)
     _print(gateway.screen, gateway.send(call))
 
 

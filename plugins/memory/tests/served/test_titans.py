@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from fovea_memory.adapters.titans import _TitansSource
 from fovea_memory.mixers.titans.state import SessionState, pack_state, unpack_state
 from plugins.memory.tests.conftest import KINDS
 from plugins.memory.tests.served.conftest import metric
@@ -200,3 +201,14 @@ def test_what_a_session_can_not_do_is_400(http, path, body, param):
     said = SAID if path.startswith("chat") else {"model": MODEL}
     answer = http.post(f"/v1/{path}", json={**said, "session_id": _open(http), **body})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_surprise_is_of_the_first_answer_whichever_ends_first(adapter):
+    source = _TitansSource(adapter(MODEL), adapter(MODEL).net.session(1), None)
+    first = source.open()
+    first.feed([1, 2, 3])
+    second = first.fork()
+    second.feed([4])
+    source.on_finish(second, [])
+    source.on_finish(first, [])
+    assert source.finished is first

@@ -15,7 +15,8 @@ from fovea.chat import ChatOptions
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.option_groups import CommandApp
 from fovea.cli.output import Screen
-from fovea.errors import Malformed
+from fovea.cli.text_files import read_text
+from fovea.errors import Malformed, in_field
 
 app = CommandApp(no_args_is_help=True, help=(__doc__ or "").partition("\n")[0])
 
@@ -129,11 +130,8 @@ def _read_texts(given: list[str], option: str) -> list[str]:
         if not one.startswith("@"):
             texts.append(one)
             continue
-        try:
-            lines = Path(one[1:]).read_text("utf8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise Malformed(f"{one[1:]} can't be read: {error}.", field=option) from error
-        texts += [line for line in lines if line.strip()]
+        with in_field(option):
+            texts += [line for line in read_text(Path(one[1:])).splitlines() if line.strip()]
     if not texts:
         raise Malformed("There are no texts.", hint='Try: -p "a cheerful text" -n "a gloomy text".', field=option)
     return texts

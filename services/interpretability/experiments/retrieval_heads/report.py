@@ -77,10 +77,9 @@ def build_report(
         "Mean share of the answer that a head copied: the head looked most at a token of the answer in the context, "
         "and that token came next. 0.1 and more is called a retrieval head."
     )
-    often = "Share of samples in which the head copied at all."
     grids = [
         head_map("retrieval_score", scores.mean, copied, text=text),
-        head_map("frequency", scores.frequency, often, text=text),
+        head_map("frequency", scores.frequency, "Share of samples in which the head copied at all.", text=text),
     ]
     if spec.protocol == "niah" and scored:
         cells = [(sample.facts, value["accuracy"]) for sample, value in scored]
@@ -116,10 +115,9 @@ def _scalars(
     spec: RetrievalHeadsSpec, scored: list[tuple[Sample, dict[str, Any]]], scores: Aggregate
 ) -> dict[str, Scalar]:
     kept = [scored[i][1] for i in scores.kept]
-    dropped = len(scored) - len(kept)
     scalars = {
         "kept": Scalar(value=len(kept), note="Samples that count."),
-        "dropped": Scalar(value=dropped, note="Answer not found in the prompt, or not given."),
+        "dropped": Scalar(value=len(scored) - len(kept), note="Answer not found in the prompt, or not given."),
     }
     if not kept:
         return scalars

@@ -6,10 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fovea.errors import InvalidOption
 from services.interpretability.attention.retrieval_score import ScoreMode
 from services.interpretability.core.experiment import Spec
 from services.interpretability.core.studied_model import StudiedModel
-from shared.lm.niah_prompts import NEEDLES, Needle, Prompt, build_key_value_prompt, build_needle_prompt
+from shared.lm.niah_prompts import NEEDLES, QUESTION_TOKENS, Needle, Prompt, build_key_value_prompt, build_needle_prompt
 from shared.registry import Paper
 
 PAPER = Paper.on_arxiv("Retrieval Head Mechanistically Explains Long-Context Factuality", 2025, "2404.15574", "ICLR")
@@ -72,8 +73,12 @@ def draw_samples(spec: RetrievalHeadsSpec, subject: StudiedModel) -> Iterator[Sa
         return
     needles = [Needle(n.sentence, n.question, n.answer) for n in spec.needles] or NEEDLES
     for n, what in enumerate(needles):
+        least = QUESTION_TOKENS + len(codec.encode(f" {what.sentence}", special=False)) + 1
         for length in spec.lengths:
             subject.check_window(length, "lengths")
+            if length < least:
+                detail = f"A prompt of {length} tokens has no room for prose around the needle; {least} are the least."
+                raise InvalidOption(detail, field="lengths")
             for depth in spec.depths:
                 prompt = build_needle_prompt(codec, what, length, depth, corpus=spec.corpus, seed=spec.seed + n)
                 yield Sample(prompt, {"needle": n, "length": length, "depth": depth})

@@ -67,8 +67,8 @@ def _check_numbers(part: Mapping[str, Any], field: str) -> None:
     while values:
         value = values.pop()
         values += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        if isinstance(value, int | float) and abs(value) > _EXACT and value != _LARGEST - 1:
-            detail = f"The schema holds {str(value)[:40]}; numbers in it must fit 64 bits."
+        if isinstance(value, int | float) and (abs(value) > _EXACT or float(value) != value) and value != _LARGEST - 1:
+            detail = f"The schema holds {str(value)[:40]}; numbers in it must fit 64 bits, beyond 2^53 as floats do."
             raise InvalidOption(detail, hint="Use smaller numbers, or describe them as strings.", field=field)
 
 

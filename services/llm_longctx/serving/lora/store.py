@@ -186,10 +186,10 @@ class LoraStore:
     def _shared(self, name: str) -> LoraAdapterEntry | None:
         if self._folder is None or not re.fullmatch(LORA_NAME, name):
             return None
-        weights = self._folder / name / _WEIGHTS
+        folder = self._folder / name
         try:
-            facts = weights.stat()
-            return _describe_folder(self._folder / name, self._model, facts.st_mtime_ns, facts.st_size)
+            facts = [(folder / file).stat() for file in (_CONFIG, _WEIGHTS)]
+            return _describe_folder(folder, self._model, tuple(one.st_mtime_ns for one in facts), facts[1].st_size)
         except (OSError, NotFound, TooLarge, Malformed):
             return None
 
@@ -223,15 +223,15 @@ def describe(name: str, model: str, files: AdapterFiles, built: LoraAdapter) -> 
 
 
 @lru_cache(maxsize=256)
-def _describe_folder(folder: Path, model: str, changed_ns: int, size: int) -> LoraAdapterEntry:
-    """The facts of a folder, read anew when its file changes; what is in it is checked when it is used."""
+def _describe_folder(folder: Path, model: str, changed_ns: tuple[int, ...], size: int) -> LoraAdapterEntry:
+    """The facts of a folder, read anew when a file changes; what is in it is checked when it is used."""
     files = AdapterFiles.read(folder)
     facts: Mapping[str, Any] = files.config if isinstance(files.config, Mapping) else {}
     ranks = [facts.get("r"), *dict(facts.get("rank_pattern") or {}).values()]
     return LoraAdapterEntry(
         id=folder.name,
         parent=model,
-        created=datetime.fromtimestamp(changed_ns / 1e9, UTC),
+        created=datetime.fromtimestamp(max(changed_ns) / 1e9, UTC),
         rank=max((r for r in ranks if isinstance(r, int)), default=0),
         modules=files.weights[: 2**20].count(b".lora_A.weight"),
         nbytes=size,

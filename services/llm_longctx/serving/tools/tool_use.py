@@ -83,7 +83,7 @@ class ToolUse:
 
     def instruct(self, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """A conversation for a template that knows no tools: instructions, calls and results become text."""
-        tools = "\n".join(json.dumps(tool["function"]) for tool in self.describe())
+        tools = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in self.describe())
         told = _INSTRUCTIONS.format(tools=tools)
         turns = [spell_message(message, self.parser) for message in messages]
         if turns and turns[0]["role"] == "system":
@@ -97,7 +97,7 @@ def spell_message(message: Mapping[str, Any], parser: type[ToolParser] = HermesP
     if role == "tool":
         return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
     calls = [
-        parser.write_call(call["function"]["name"], json.dumps(call["function"]["arguments"]))
+        parser.write_call(call["function"]["name"], json.dumps(call["function"]["arguments"], ensure_ascii=False))
         for call in message.get("tool_calls") or ()
     ]
     thoughts = {"reasoning_content": message["reasoning_content"]} if message.get("reasoning_content") else {}

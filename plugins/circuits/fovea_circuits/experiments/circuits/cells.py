@@ -6,7 +6,7 @@ Every cell depends on its batch of prompts and its part alone, so it can be cach
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -51,7 +51,8 @@ class CircuitCells:
         """Return the effects of all senders on these receivers [L,H], over all prompts together."""
         size = (self.subject.layers, self.subject.heads)
         if self.spec.method == "attribution":
-            moved = self._over_batches({"part": "attribution-patching"}, self._attribution_effects)
+            content = {"part": "attribution-patching", "positions": self.spec.positions}
+            moved = self._over_batches(content, self._attribution_effects)
             changed = self._average([np.array(v, float) for v in moved], size)
         else:
             patched = [self._patch_batch(i, receivers) for i in range(len(self.batches))]
@@ -107,7 +108,7 @@ class CircuitCells:
     def _patch_batch(self, i: int, receivers: Receivers) -> np.ndarray:
         """Patched logit differences of one batch [L,H], a cell per sender layer."""
         top = self.subject.layers
-        if receivers != "final" and self.spec.method != "activation":
+        if receivers != "final":
             top = min(layer for layer, _, _ in receivers)
         patched = np.full((self.subject.layers, self.subject.heads), np.nan)
         how = {"method": self.spec.method, "receivers": receivers, "positions": self.spec.positions}
@@ -120,19 +121,19 @@ class CircuitCells:
 
     def _patch_layer(self, i: int, receivers: Receivers, layer: int) -> list[float]:
         (clean, corrupt), answers = self._caches_of(i), self._answers(i)
-        where: Any = "all" if self.spec.positions == "all" else -1
         senders = range(layer, layer + 1)
         if self.spec.method == "activation":
-            patched = patch_heads(clean, corrupt.z, answers, positions=where, senders=senders)
+            patched = patch_heads(clean, corrupt.z, answers, positions=self._where, senders=senders)
         else:
-            how: Any = {"receivers": receivers, "positions": where, "freeze_mlps": self.spec.freeze_mlps}
+            how: Any = {"receivers": receivers, "positions": self._where, "freeze_mlps": self.spec.freeze_mlps}
             patched = patch_paths(clean, corrupt, answers, senders=senders, **how).patched
         row: list[float] = patched[layer].tolist()
         return row
 
     def _attribution_effects(self, i: int) -> Any:
         clean, corrupt = (self.subject.tensor(ids) for ids in (self.batches[i].clean, self.batches[i].corrupt))
-        return to_matrix(attribution_patch(self.subject.model, clean, corrupt, self._answers(i)))
+        found = attribution_patch(self.subject.model, clean, corrupt, self._answers(i), positions=self._where)
+        return to_matrix(found)
 
     def _zero_heads(self, i: int, sets: Sequence[Sequence[Head]]) -> list[dict[str, float]]:
         variants: list[list[Edit]] = [[Scale(f"z.{l}", 0.0, heads=h) for l, h in heads] for heads in sets]
@@ -154,6 +155,10 @@ class CircuitCells:
         return _score_task(logits, self.subject.tensor(batch.answers))
 
     # Shared by all batches.
+
+    @property
+    def _where(self) -> Literal["all", -1]:
+        return "all" if self.spec.positions == "all" else -1
 
     def _over_batches(self, content: Mapping[str, Any], work: Callable[[int], Any]) -> list[Any]:
         numbered = range(len(self.batches))

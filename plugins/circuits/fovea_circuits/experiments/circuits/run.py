@@ -37,6 +37,10 @@ class Circuits(Experiment[CircuitsSpec]):
     )
 
     def cost(self, spec: CircuitsSpec, subject: StudiedModel) -> Cost:
+        of_paths = {"receivers": spec.receivers, "freeze_mlps": spec.freeze_mlps}
+        if spec.method != "path" and (field := next((name for name, asked in of_paths.items() if asked), None)):
+            detail = f"{field} belongs to path patching; {spec.method} measures a head's whole effect on the answer."
+            raise InvalidOption(detail, hint="Leave it out, or choose the method path.", field=field)
         batches = circuit_tasks.group_by_length(make_cases(spec, subject))
         tokens = sum(batch.tokens for batch in batches)
         total = Cost(2 * len(batches), 2 * tokens, len(batches))

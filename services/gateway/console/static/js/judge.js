@@ -35,6 +35,9 @@ export function findMissing() {
 export class JudgeForm extends RunForm {
   static answerParts = ["nothing", "result"];
 
+  /** Path of its request; a stored run of it is shown again by `draw(answer, request)`. */
+  static path = null;
+
   /** Whether this step comes with the plug-in evaluation. */
   static needsPlugin = false;
 
@@ -57,6 +60,18 @@ export class JudgeForm extends RunForm {
 
   /** Read the form, send it with `ask` and show the answer. */
   async requestForm(form, signal) {}
+
+  /** Send a request to `path` and show its answer. */
+  async askAndDraw(json, signal, asJob) {
+    this.draw(await this.ask(this.constructor.path, json, signal, asJob), json);
+  }
+
+  async showStored({ path, request, answer }) {
+    if (!path || path !== this.constructor.path || !answer) return;
+    document.getElementById(this.closest("[role=tabpanel]").getAttribute("aria-labelledby")).click();
+    this.draw(answer, request);
+    this.show(false, "nothing");
+  }
 
   /** Send JSON and return the answer; while the request is only described, end with it. */
   async ask(path, json, signal, asJob = false) {
@@ -85,6 +100,8 @@ export class JudgeForm extends RunForm {
 }
 
 class JudgePair extends JudgeForm {
+  static path = "/v1/judge";
+
   async useExample() {
     const { pairs } = await (await call(`/v1/models/${this.part("form").elements.model.value}/example`)).json();
     Object.assign(this.part("form").elements.query, { value: pairs[0].query });
@@ -93,11 +110,10 @@ class JudgePair extends JudgeForm {
 
   async requestForm(form, signal) {
     const { query, passage, ...rest } = readText(form);
-    const json = { ...rest, pairs: [{ query, passage }], rationale: true };
-    this.draw((await this.ask("/v1/judge", json, signal)).results[0]);
+    await this.askAndDraw({ ...rest, pairs: [{ query, passage }], rationale: true }, signal);
   }
 
-  draw(verdict) {
+  draw({ results: [verdict] }) {
     this.setText("grade", verdict.grade ?? "–");
     this.setText("grade-words", verdict.grade === null ? `No grade: ${verdict.reason}` : GRADE_TEXTS[verdict.grade]);
     const facts = {
@@ -121,6 +137,8 @@ class JudgePair extends JudgeForm {
 }
 
 class JudgeBatch extends JudgeForm {
+  static path = "/v1/judge/batches";
+
   connectedCallback() {
     super.connectedCallback();
     this.on("click", "keep", (_, button) => this.attempt(() => this.saveLabels(button.dataset.form)));
@@ -139,13 +157,7 @@ class JudgeBatch extends JudgeForm {
       model, ...(await readTexts(form)), depth: Number(depth ?? 10), options: template ? { template } : {},
       ...(budget_tokens ? { budget_tokens: Number(budget_tokens) } : {}),
     };
-    this.draw(await this.ask("/v1/judge/batches", json, signal, true));
-  }
-
-  async showStored({ path, answer }) {
-    if (path !== "/v1/judge/batches" || !answer) return;
-    this.draw(answer);
-    this.show(false, "nothing");
+    await this.askAndDraw(json, signal, true);
   }
 
   draw(batch) {

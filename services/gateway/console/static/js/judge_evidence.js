@@ -35,13 +35,18 @@ class EvidenceForm extends JudgeForm {
 }
 
 export class JudgeTrust extends EvidenceForm {
+  static path = "/v1/judge/trust";
+
   async useExample() {
     const { qrels, topics, passages, judgements } = await this.fetchCollection();
     await this.fillWith({ reference: qrels, judge: firstJudge(judgements), topics, passages });
   }
 
   async requestForm(form, signal) {
-    const found = await this.ask("/v1/judge/trust", await readTexts(form), signal);
+    await this.askAndDraw(await readTexts(form), signal);
+  }
+
+  draw(found) {
     const raters = [found.judge, ...found.baselines];
     this.setText("statement", found.statement);
     this.part("statement").classList.toggle("verdict-good", found.is_better);
@@ -57,6 +62,8 @@ export class JudgeTrust extends EvidenceForm {
 }
 
 export class JudgeSignificance extends EvidenceForm {
+  static path = "/v1/judge/significance";
+
   static needsPlugin = true;
 
   async useExample() {
@@ -66,7 +73,10 @@ export class JudgeSignificance extends EvidenceForm {
 
   async requestForm(form, signal) {
     const { measure, correction } = form.elements;
-    const found = await this.ask("/v1/judge/significance", { ...(await readTexts(form)), measure: measure.value, correction: correction.value }, signal);
+    await this.askAndDraw({ ...(await readTexts(form)), measure: measure.value, correction: correction.value }, signal);
+  }
+
+  draw(found) {
     const name = (pair) => `${pair.first} − ${pair.second}`;
     this.fillRows("pairs", found.comparisons.map((pair) => [
       name(pair), formatSigned(pair.difference), formatInterval(pair.interval), pair.p.toPrecision(2), pair.p_corrected.toPrecision(2),
@@ -82,6 +92,8 @@ export class JudgeSignificance extends EvidenceForm {
 }
 
 export class JudgeCorrected extends EvidenceForm {
+  static path = "/v1/judge/corrected";
+
   static needsPlugin = true;
 
   /** The labels of every third topic stand for what people labelled. */
@@ -94,7 +106,10 @@ export class JudgeCorrected extends EvidenceForm {
   }
 
   async requestForm(form, signal) {
-    const found = await this.ask("/v1/judge/corrected", { ...(await readTexts(form)), measure: form.elements.measure.value }, signal);
+    await this.askAndDraw({ ...(await readTexts(form)), measure: form.elements.measure.value }, signal);
+  }
+
+  draw(found) {
     const best = [...found.systems].sort((a, b) => b.corrected - a.corrected)[0];
     const gain = found.systems.reduce((sum, one) => sum + one.gain, 0) / (found.systems.length || 1);
     this.setText("statement", `${best.system} is best after correction: ${formatFigure(best.corrected, 3)} (${formatInterval(best.interval)}). The judge makes ${found.labelled} topics labelled by people worth ${(gain * found.labelled).toFixed(0)}.`);

@@ -16,6 +16,8 @@ export const formatInterval = (ends) => (ends ? `${ends[0].toFixed(3)} … ${end
 export const firstJudge = (judgements) => judgements["query-lift"] ?? Object.values(judgements)[0];
 
 export class JudgeAgreement extends JudgeForm {
+  static path = "/v1/judge/agreement";
+
   async useExample() {
     const { topics, passages, qrels, judgements } = await this.fetchCollection();
     this.compareLabels({ reference: qrels, judge: firstJudge(judgements), topics, passages }, "the mini-collection");
@@ -30,8 +32,10 @@ export class JudgeAgreement extends JudgeForm {
   }
 
   async requestForm(form, signal) {
-    const labels = await readTexts(form);
-    const found = await this.ask("/v1/judge/agreement", labels, signal);
+    await this.askAndDraw(await readTexts(form), signal);
+  }
+
+  draw(found, labels) {
     const numbers = {
       kappa: formatFigure(found.kappa), interval: formatInterval(found.kappa_interval), alpha: formatFigure(found.alpha),
       quadratic: formatFigure(found.kappa_quadratic), bias: formatFigure(found.bias, 3), pairs: found.pairs,
@@ -72,6 +76,8 @@ export class JudgeAgreement extends JudgeForm {
 }
 
 export class JudgeRankings extends JudgeForm {
+  static path = "/v1/judge/rankings";
+
   static needsPlugin = true;
 
   async useExample() {
@@ -81,7 +87,10 @@ export class JudgeRankings extends JudgeForm {
   }
 
   async requestForm(form, signal) {
-    const found = await this.ask("/v1/judge/rankings", { ...(await readTexts(form)), measure: form.elements.measure.value }, signal);
+    await this.askAndDraw({ ...(await readTexts(form)), measure: form.elements.measure.value }, signal);
+  }
+
+  draw(found) {
     const numbers = { tau: found.tau_b, rho: found.rho, "tau-ap": found.tau_ap, kappa: found.kappa, alpha: found.alpha };
     for (const [name, value] of Object.entries(numbers)) this.setText(name, formatFigure(value));
     this.setText("statement", describeRanking(found));

@@ -5,10 +5,19 @@ import { save } from "./save.js";
 
 const PLOT = `import matplotlib.pyplot as plt
 
+def ticks(axis):
+    every = max(-(-len(axis["ticks"]) // 40), 1)
+    return range(len(axis["ticks"]))[::every], axis["ticks"][::every]
+
 for grid in report["grids"][:12]:
     values = [[float("nan") if value is None else value for value in row] for row in grid["values"]]
+    most = max((abs(value) for row in values for value in row if value == value), default=1.0)
+    # As in the console: blue above zero, red below.
+    colours = {"cmap": "RdBu", "vmin": -most, "vmax": most} if grid["scale"] == "diverging" else {"cmap": "viridis"}
     plt.figure()
-    plt.imshow(values, aspect="auto", cmap="RdBu" if grid["scale"] == "diverging" else "viridis")
+    plt.imshow(values, aspect="auto", **colours)
+    plt.xticks(*ticks(grid["columns"]), rotation=90)
+    plt.yticks(*ticks(grid["rows"]))
     plt.title(grid["name"])
     plt.xlabel(grid["columns"]["label"])
     plt.ylabel(grid["rows"]["label"])

@@ -86,13 +86,17 @@ function jsonLine(line) {
   return [String(row.id ?? row.qid ?? row.docid), row.text ?? row.query ?? row.passage];
 }
 
-/** The text of a file, unpacked if it is gzipped. */
+/** The text of a file, unpacked if it is gzipped. Throws an error for `showError` where it is no text. */
 export async function readFile(file) {
-  if (!file.name.endsWith(".gz")) return file.text();
+  const isPacked = file.name.endsWith(".gz");
+  const source = isPacked ? new Response(file.stream().pipeThrough(new DecompressionStream("gzip"))) : file;
+  let form = isPacked ? "a gzip file" : "a file that can be read";
   try {
-    return await new Response(file.stream().pipeThrough(new DecompressionStream("gzip"))).text();
+    const bytes = await source.arrayBuffer();
+    form = "text in UTF-8";
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
   } catch {
-    throw Object.assign(new Error(`${file.name} is not a gzip file.`), { title: "Bad input" });
+    throw Object.assign(new Error(`${file.name} is not ${form}.`), { title: "Bad input" });
   }
 }
 
