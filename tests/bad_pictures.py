@@ -92,20 +92,12 @@ def _bmp_claiming(width: int, height: int) -> bytes:
     return b"BM" + struct.pack("<IIIIiiHHIIiiII", 54, 0, 54, 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
 
 
-def _text_bomb() -> bytes:
-    return png(8, 8, bytes(200), extra=((b"zTXt", b"key\0\0" + zlib.compress(bytes(8_000_000))),))
-
-
-def _deep_png(width: int, height: int) -> bytes:
-    return png(width, height, (b"\0" + b"\x40\x07\x80\x07\xc0\x07" * width) * height, depth=16)
-
-
 @cache
 def refused() -> tuple[RefusedPicture, ...]:
     """Everything that must be refused, each with the status of its problem."""
     page, noise = quadrants(), np.random.default_rng(7).integers(0, 256, 4096, dtype=np.uint8).tobytes()
     whole = {kind: encoded(page, kind) for kind in ("PNG", "JPEG", "WEBP", "TIFF", "BMP")}
-    swapped = bytearray(whole["PNG"])
+    swapped, text = bytearray(whole["PNG"]), b"key\0\0" + zlib.compress(bytes(8_000_000))
     swapped[60] ^= 0xFF
     cut = tuple(RefusedPicture(f"truncated-{k.lower()}", data[: len(data) // 2], 400) for k, data in whole.items())
     headers = tuple(RefusedPicture(f"header-only-{k.lower()}", data[:20], 400) for k, data in whole.items())
@@ -121,7 +113,7 @@ def refused() -> tuple[RefusedPicture, ...]:
         RefusedPicture("bomb-tiff", _tiff(100_000), 413),
         RefusedPicture("bomb-tiff-tile", _tiff(8, tile=60_000), 413),
         RefusedPicture("bomb-bmp", _bmp_claiming(50_000, 50_000), 413),
-        RefusedPicture("bomb-text-chunk", _text_bomb(), 400),
+        RefusedPicture("bomb-text-chunk", png(8, 8, bytes(200), extra=((b"zTXt", text),)), 400),
         RefusedPicture("no-pixels-png", png(0, 0, b""), 400),
         RefusedPicture("text-as-png", b"This is not a picture, whatever its name says.\n" * 20, 415),
         RefusedPicture("html-as-jpeg", b"<!DOCTYPE html><html><body>404</body></html>", 415),
@@ -146,6 +138,7 @@ def _turned(page: Image.Image, orientation: int) -> tuple[Image.Image, Image.Exi
 @cache
 def odd() -> tuple[OddPicture, ...]:
     page, size = quadrants(), (64, 48)
+    deep = b"\0" + b"\x40\x07\x80\x07\xc0\x07" * size[0]  # a row of 16 bits a colour
     clear = page.convert("RGBA")
     clear.putalpha(255)
     sixteen = Image.fromarray((np.asarray(page.convert("L")).astype(np.uint16) << 8) + 77)
@@ -175,7 +168,7 @@ def odd() -> tuple[OddPicture, ...]:
         OddPicture("two-colour-png", encoded(page.convert("1"), "PNG"), size, plain=True),
         OddPicture("16-bit-png", encoded(sixteen, "PNG"), size, plain=True),
         OddPicture("16-bit-tiff", encoded(sixteen, "TIFF"), size, plain=True),
-        OddPicture("16-bit-rgb-png", _deep_png(*size), size, plain=True),
+        OddPicture("16-bit-rgb-png", png(*size, deep * size[1], depth=16), size, plain=True),
         OddPicture("one-pixel", encoded(Image.new("RGB", (1, 1)), "PNG"), (1, 1), plain=True),
         OddPicture("thin", encoded(Image.new("RGB", (3000, 1)), "PNG"), (3000, 1), plain=True),
     )

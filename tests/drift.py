@@ -15,16 +15,28 @@ from tests.figures import complete_card, copied_by_hand, included_figures
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def stubs() -> Iterator[tuple[pathlib.Path, str]]:
+def pages_of_packages() -> Iterator[tuple[pathlib.Path, str]]:
+    """Files whose generators stand where their subjects are."""
+    from fovea_docs.model_pages import render_pages
+    from loadtests.bench.__main__ import PAGE, render_page
+    from loadtests.gpu import cost_model
+    from loadtests.gpu.ahead_of_time import results
+    from loadtests.simulation import page
+    from shared.export import tensorrt_operators
     from shared.rpc.generate import generate_stubs
+    from tests.device import paths
+    from tests.mutation.results import mutation_page
 
     yield from generate_stubs()
-
-
-def model_pages() -> Iterator[tuple[pathlib.Path, str]]:
-    from fovea_docs.model_pages import render_pages
-
     yield from render_pages(ROOT / "docs/models", complete_card)
+    yield PAGE, render_page()
+    yield from page.render_page()
+    yield from mutation_page()
+    yield from included_figures()
+    yield ROOT / "docs/gpu-methods.md", paths.render_page()
+    yield ROOT / "docs/gpu-kernels.md", results.render_page()
+    yield ROOT / "docs/gpu-cost.md", cost_model.render_page()
+    yield ROOT / "docs/tensorrt-operators.md", tensorrt_operators.render_page()
 
 
 def settings_page() -> Iterator[tuple[pathlib.Path, str]]:
@@ -103,19 +115,6 @@ def _default(value: object) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
-def gpu_pages() -> Iterator[tuple[pathlib.Path, str]]:
-    """Kernels compiled ahead of time and operators of graphs, from their records, and the computed cost of a step."""
-    from loadtests.gpu import cost_model
-    from loadtests.gpu.ahead_of_time import results
-    from shared.export import tensorrt_operators
-    from tests.device import paths
-
-    yield ROOT / "docs/gpu-methods.md", paths.render_page()
-    yield ROOT / "docs/gpu-kernels.md", results.render_page()
-    yield ROOT / "docs/gpu-cost.md", cost_model.render_page()
-    yield ROOT / "docs/tensorrt-operators.md", tensorrt_operators.render_page()
-
-
 def claims() -> Iterator[tuple[pathlib.Path, str]]:
     """The measured parts of sparsity claims, from the benches' results: images hold services, not benches."""
     for room, suite in CLAIMS.items():
@@ -177,27 +176,6 @@ def describe_plugin(project: pathlib.Path) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-def mutation_page() -> Iterator[tuple[pathlib.Path, str]]:
-    """The mutation scores of the core modules, from the last runs' results."""
-    from tests.mutation.results import mutation_page as pages
-
-    yield from pages()
-
-
-def benchmark_page() -> Iterator[tuple[pathlib.Path, str]]:
-    """The results of `make bench`, those marked as stale whose code or weights have changed."""
-    from loadtests.bench.__main__ import PAGE, render_page
-
-    yield PAGE, render_page()
-
-
-def scale_page() -> Iterator[tuple[pathlib.Path, str]]:
-    """Limits of a fleet, as measured and simulated."""
-    from loadtests.simulation.page import render_page
-
-    yield from render_page()
-
-
 def notices() -> Iterator[tuple[pathlib.Path, str]]:
     """Attribution of the data that the weights of each package were trained on."""
     from shared.registry.discovery import shipped_weights
@@ -214,11 +192,6 @@ def notices() -> Iterator[tuple[pathlib.Path, str]]:
         yield ROOT / "weights" / package / "NOTICE", "\n".join([head, *lines]) + "\n"
 
 
-def figures() -> Iterator[tuple[pathlib.Path, str]]:
-    """Pages that include figures by key."""
-    yield from included_figures()
-
-
 CLAIMS = {
     "services/llm_longctx/methods/core": "sparsity",
     "plugins/memory/fovea_memory/models": "sparsity_mixers",
@@ -227,8 +200,7 @@ CLAIMS = {
 """Room → the suite whose `claims` it ships."""
 
 GENERATORS: tuple[Callable[[], Iterator[tuple[pathlib.Path, str]]], ...] = (
-    stubs, judge_figures, model_pages, settings_page, compatibility_page, claims, gpu_pages, known_plugins,
-    mutation_page, benchmark_page, scale_page, notices, figures,
+    pages_of_packages, judge_figures, settings_page, compatibility_page, claims, known_plugins, notices,
 )  # fmt: skip
 
 

@@ -83,7 +83,10 @@ def look_up(key: str) -> str:
     if name.startswith("bench/"):
         return format(_benchmark(*name.split("/")[1:]), form or ".2f")
     if name.startswith("claims/"):
-        return format(_walk(published_claims(), name.split("/")[1:]), form or ".2f")
+        found: Any = {name: claim.model_dump() for name, claim in claims().items()}
+        for step in name.split("/")[1:]:
+            found = _pick(found, step)
+        return format(float(found), form or ".2f")
     weights, _, metric = name.partition(".")
     manifest = _pick(manifests(), weights)
     if form == "interval":
@@ -95,22 +98,13 @@ def look_up(key: str) -> str:
 def _benchmark(suite: str, part: str, name: str, column: str = "median") -> float:
     file = RESULTS / f"{suite}.json"
     if not file.exists():
-        raise KeyError(f"there is no result of the suite {suite!r}. Available: {', '.join(sorted(_suites()))}.")
+        known = ", ".join(sorted(one.stem for one in RESULTS.glob("*.json")))
+        raise KeyError(f"there is no result of the suite {suite!r}. Available: {known}.")
     table = json.loads(file.read_text("utf8"))
     if part == "targets":
         return float(_pick(table["targets"], name)[0])
     rows = {row["name"]: row for row in table["rows"]} | {f"{row['name']}, {row['unit']}": row for row in table["rows"]}
     return float(_pick(_pick(rows, name), column))
-
-
-def _suites() -> list[str]:
-    return [file.stem for file in RESULTS.glob("*.json")]
-
-
-def _walk(tree: Any, path: list[str]) -> float:
-    for step in path:
-        tree = _pick(tree, step)
-    return float(tree)
 
 
 def _pick(among: Mapping[str, Any], name: str) -> Any:
@@ -122,16 +116,6 @@ def _pick(among: Mapping[str, Any], name: str) -> Any:
 @cache
 def manifests() -> Mapping[str, Manifest]:
     return {name: read_manifest(file) for name, file in shipped_weights().items()}
-
-
-@cache
-def published_claims() -> Mapping[str, Any]:
-    return {name: claim.model_dump() for name, claim in claims().items()}
-
-
-@cache
-def _cards() -> Mapping[str, Card]:
-    return {name: kind.card for service in SERVICES for name, kind in servables(service).items()}
 
 
 def complete_card(card: Card) -> Card:
@@ -153,6 +137,7 @@ def _without_unlike_paper(metric: Metric) -> Metric:
 
 def render_models() -> str:
     """The models that come with weights, what they were measured on, and under which terms they may be used."""
+    cards = {name: kind.card for service in SERVICES for name, kind in servables(service).items()}
     lines = ["| model | task | trained on | terms of the data | measured, 95 % interval |", "|---|---|---|---|---|"]
     for name, (metric, label) in MODELS.items():
         manifest = _pick(manifests(), name)
@@ -160,7 +145,7 @@ def render_models() -> str:
         low, high = manifest.intervals[metric]
         figure = f"{label} {manifest.metrics[metric]:.2f} ({low:.2f} to {high:.2f})"
         link = f"[{model}](docs/models/{model}.md)"
-        cells = (link, _cards()[model].task, *_describe_data(manifest.data), figure)
+        cells = (link, cards[model].task, *_describe_data(manifest.data), figure)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -63,23 +63,12 @@ def read_costs(rows: Iterable[Mapping[str, Any]]) -> Costs:
     return costs
 
 
-def pick_quick(costs: Costs, budget: float) -> set[str]:
-    """The functions that fit into the budget when the cheapest are taken first."""
-    picked, paid, spent, share = set[str](), set[str](), 0.0, costs.share()
-    for function in sorted(costs.own.keys() - costs.left_out, key=lambda one: (share[one], one)):
-        fixtures = costs.uses[function] - paid
-        cost = costs.own[function] + sum(costs.fixtures[name] for name in fixtures)
-        if spent + cost > budget:
-            continue
-        picked.add(function)
-        paid |= fixtures
-        spent += cost
-    return picked
-
-
 def list_slow(costs: Costs, budget: float) -> list[str]:
-    """The functions that do not fit, by name; a file of which none fits, by its own."""
-    quick = pick_quick(costs, budget)
+    """The functions that do not fit when the cheapest are taken first; a file of which none fits, by its own name."""
+    quick, spent, share = set[str](), 0.0, costs.share()
+    for function in sorted(costs.own.keys() - costs.left_out, key=lambda one: (share[one], one)):
+        if (spent := spent + share[function]) <= budget:
+            quick.add(function)
     kept = {name.partition("::")[0] for name in quick | costs.left_out}
     slow = costs.own.keys() - costs.left_out - quick
     return sorted({name if name.partition("::")[0] in kept else name.partition("::")[0] for name in slow})

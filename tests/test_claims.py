@@ -15,10 +15,6 @@ from tests import claims
 MODELS = ("fasternet", "fovea-landmark-recall", "fovea-routing-bytes", "patnet")
 
 
-def changed(name, **fields):
-    return published()[name].model_copy(update=fields)
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_every_sparse_model_carries_a_measured_claim_with_nothing_but_studies_open(name):
     claim = published()[name]
@@ -41,7 +37,7 @@ def test_every_sparse_model_carries_a_measured_claim_with_nothing_but_studies_op
     ],
 )
 def test_a_bad_record_is_blocked(name, fields, rule, capsys):
-    assert claims.read({name: changed(name, **fields)}) == 1
+    assert claims.read({name: published()[name].model_copy(update=fields)}) == 1
     assert f"{rule} blocks" in capsys.readouterr().out
 
 

@@ -7,11 +7,10 @@ import time
 
 import pytest
 
-from loadtests.simulation import days, grid, page, predict
+from loadtests.simulation import page, predict
 from loadtests.simulation.clock import START_S, Processor, SimulatedClock, simulate
-from loadtests.simulation.fleet import Autoscaler, Fleet, read_costs, simulated_time
-from loadtests.simulation.replicas import ContinuousEngine, Model, Work
-from loadtests.simulation.workers import Workers
+from loadtests.simulation.fleet import Fleet, read_costs, simulated_time
+from loadtests.simulation.replicas import Model, Work
 from services.gateway.policy.caller import Caller, KeyLimits
 
 # Ray's own use of pydantic, which it has to mend.
@@ -51,22 +50,6 @@ def test_days_pass_in_no_time_and_a_core_does_one_thing_at_a_time():
     assert time.monotonic() - began < 30
     with pytest.raises(RuntimeError, match="stuck"):
         simulate(clock, asyncio.Event().wait())
-
-
-def test_requests_share_the_time_of_an_engine():
-    async def work(clock):
-        loop, ends = asyncio.get_running_loop(), {}
-        engine = ContinuousEngine(TEXT, loop)
-        for seconds in (1.0, 3.0):
-            done = loop.create_future()
-            done.add_done_callback(lambda _, seconds=seconds: ends.update({seconds: clock.now - START_S}))
-            engine.begin(seconds, done)
-        await asyncio.sleep(60)
-        assert engine.busy == 0
-        return ends
-
-    # Two at a time take 1.25 times as long; the second is alone after the first.
-    assert run(work) == {1.0: pytest.approx(1.25), 3.0: pytest.approx(1.25 + 2)}
 
 
 def test_what_is_predicted_holds_on_the_real_cluster():
@@ -135,60 +118,6 @@ def test_no_request_is_lost_to_a_killed_replica_a_rollout_or_a_redis_that_is_awa
     assert sum(one.retried for one in answers) >= 3, "those that the killed replica had"
     assert alive == [3, 3]
     assert sum(each.hits for each in replicas) > sum(each.misses for each in replicas), "sessions go where they were"
-
-
-def test_replicas_follow_the_load_with_rays_delays():
-    scaler, target, seen = Autoscaler(2, 16, 8), 2, []
-    for second in range(0, 900, 10):
-        target = scaler.decide(50.0 if 100 <= second < 200 else 3.0, target, 1000.0 + second)
-        seen.append(target)
-    assert (seen[9], seen[10], seen[11]) == (2, 2, 7), "more after ten seconds of load"
-    assert (seen[70], seen[-1]) == (7, 2), "fewer after ten minutes without"
-
-
-def test_workers_start_for_jobs_and_end_when_there_are_none():
-    async def work(_clock):
-        workers = Workers(lambda: asyncio.sleep(30), per_worker=2, most=4, at_once=2)
-        scaling = asyncio.create_task(workers.scale())
-        await asyncio.sleep(100)
-        for _ in range(20):
-            workers.submit()
-        await asyncio.sleep(3600)
-        busy = workers.pod_seconds
-        await asyncio.sleep(3600)
-        scaling.cancel()
-        return workers.waits, busy, workers.pod_seconds
-
-    waits, busy, later = run(work)
-    assert len(waits) == 20
-    assert 8 < min(waits) < 55, "a scrape, a poll and a pod"
-    assert busy == later < 4 * 900, "no pod stays"
-
-
-def test_the_same_fleet_answers_the_same_twice_at_the_cost_of_its_parts():
-    first, again = (grid.run(COSTS, 40, 4) for _ in range(2))
-    assert first == again
-    assert first["answered_per_second"] == pytest.approx(first["asked_per_second"], rel=0.25)
-    redis, asked = RESULTS["units"]["redis"], first["asked_per_second"]
-    renewals, reads = 40 * redis["renewal_s"], 40 * 2 * 4 * redis["record_s"]
-    assert first["redis_share"] == pytest.approx(renewals + reads + asked * redis["count_s"], rel=0.25)
-
-
-def test_a_burst_a_kill_a_rollout_and_jobs_in_one_hour(monkeypatch):
-    course = {
-        "BURST_EVERY_S": 900.0, "BURST_S": 150.0, "BURST_RATE": 40.0, "KILL_EVERY_S": 1500.0, "ROLLOUT_AT": 1800.0,
-        "NIGHT_AT": 300.0,
-    }  # fmt: skip
-    for name, value in {**course, "BUCKET_S": 600.0, "NIGHT_JOBS": 40}.items():
-        monkeypatch.setattr(days, name, value)
-    found = days.run(COSTS, 1 / 24)
-    assert [what for _, what in found["events"]][:4] == ["burst", "kill", "rollout", "burst"]
-    assert found["statuses"]["200"] > 10_000
-    late = {status: count for status, count in found["statuses"].items() if status not in {"200", "429"}}
-    assert set(late) <= {"504"}
-    assert sum(late.values()) < 100, "what the burst found before replicas were added"
-    assert max(bucket["replicas"] for bucket in found["buckets"]) > 4, "the burst has more replicas started"
-    assert found["jobs"]["count"] == 40
 
 
 def test_a_part_that_costs_twice_is_full_at_half_the_replicas():

@@ -1,7 +1,7 @@
 """Examples of an API: one real request and its answer for each operation, in `api_examples.json` next to the code.
 
-Each package has a file of its own, so that a plug-in brings the examples of its routes. `python -m tests.reference`
-writes the files from a running platform. A text that begins with `@` stands for a file.
+Each package has a file of its own, so that a plug-in brings the examples of its routes. A text that begins with `@`
+stands for a file.
 """
 
 import json

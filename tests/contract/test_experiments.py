@@ -6,9 +6,9 @@ import torch
 from services.interpretability.core.experiment import Experiment
 from services.relevance_judge.judge import Judge
 from shared.registry import servables
-from tests.contract.checks.experiments import Machines, experiment_checks
-from tests.contract.checks.judges import Bench, judge_checks
-from tests.contract.checks.kinds import cases
+from tests.contract.checks.experiments import EXPERIMENT_CHECKS, Machines
+from tests.contract.checks.judges import JUDGE_CHECKS, Bench
+from tests.contract.checks.kinds import cases_of
 
 FOUND = {name: kind for name, kind in servables("interpretability").items() if issubclass(kind, Experiment)}
 
@@ -20,13 +20,14 @@ def machines(tmp_path_factory):
     return {name: Machines(kind, tmp_path_factory.mktemp(name)) for name, kind in FOUND.items()}
 
 
-def test_no_two_experiments_share_a_path():
-    assert FOUND
+def test_experiments_are_probes_each_with_a_path_of_its_own():
+    assert {kind.card.task for kind in FOUND.values()} == {"probe"}
     routes = [kind.route for kind in FOUND.values()]
+    assert all(routes)
     assert len(set(routes)) == len(routes)
 
 
-@pytest.mark.parametrize(("name", "check"), cases({name: experiment_checks(kind) for name, kind in FOUND.items()}))
+@pytest.mark.parametrize(("name", "check"), cases_of(FOUND, EXPERIMENT_CHECKS))
 def test_experiment(name, check, machines):
     check(machines[name])
 
@@ -34,6 +35,6 @@ def test_experiment(name, check, machines):
 JUDGES = {name: kind for name, kind in servables("relevance-judge").items() if issubclass(kind, Judge)}
 
 
-@pytest.mark.parametrize(("name", "check"), cases({name: judge_checks(kind) for name, kind in JUDGES.items()}))
+@pytest.mark.parametrize(("name", "check"), cases_of(JUDGES, JUDGE_CHECKS))
 def test_judge(name, check):
     check(Bench(JUDGES[name]))

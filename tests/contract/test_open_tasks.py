@@ -1,13 +1,14 @@
 """A task that nothing here knows, with an endless route next to it: one file in a service, and no edited file anywhere.
 
-A real replica serves it; it must be routed, listed, shown and run by its own record and schema alone.
+The task is that of `plugins/example`. A real replica serves it; it must be routed, listed, shown and run by its own
+record and schema alone.
 """
 
 import asyncio
+import importlib
 import json
 import socket
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
@@ -16,17 +17,14 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from typer.testing import CliRunner
 
-from fovea.api.replica import EFFECTFUL, ENDLESS, ReplicaRecord
+from fovea.api.replica import ENDLESS
 from fovea.cli.main import app as command
 from services.gateway.tests.stage import fronted
 from shared.serving.build_app import build
-from shared.serving.replica import ReplicaServer
 from shared.settings import Settings
-from tests.contract.plugins.task import ToyWordCounter
 
-TASK = ToyWordCounter.card.task
+TASK = "count-words"
 LIMIT = 100_000
-
 
 router = APIRouter()
 
@@ -51,52 +49,24 @@ async def stream(request: Request) -> Response:
     return Echo(request)
 
 
-@router.post("/v1/notes", openapi_extra=dict(EFFECTFUL))
-async def note() -> dict[str, str]:
-    return {"id": "1"}
-
-
-@router.get("/v1/notes")
-async def notes() -> list[str]:
-    return []
-
-
-def service(settings: Settings) -> Any:
-    return build("cells", routers=(router,), servables={ToyWordCounter.card.name: ToyWordCounter}, settings=settings)
-
-
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    folder: Path = tmp_path_factory.mktemp("gateway")
-    app = service(Settings(data_dir=folder, redis_url=None, max_body_bytes=LIMIT))
+    folder = tmp_path_factory.mktemp("gateway")
+    settings = Settings(data_dir=folder, redis_url=None, max_body_bytes=LIMIT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[2] / "plugins/example")
+        kind = importlib.import_module("fovea_example.models.word_counter").WordCounter
+        app = build("cells", routers=(router,), servables={kind.card.name: kind}, settings=settings)
     with fronted(app, "cells", folder, max_body_bytes=LIMIT) as (address, _, _):
         yield address
 
 
-async def test_a_replica_announces_its_routes_and_their_marks():
-    settings = Settings(redis_url=None, shutdown_grace_s=0.1)
-    replica = ReplicaServer(service(settings), settings)
-    await replica.start()
-    record = ReplicaRecord.model_validate_json(replica.record().model_dump_json())
-    await replica.stop()
-    assert set(record.routes) == {f"/v1/{TASK}", f"/v1/{TASK}/stream", "/v1/notes"}
-    assert (record.endless, record.effectful) == ((f"/v1/{TASK}/stream",), ("/v1/notes",))
-
-
-def test_the_task_is_proxied_and_listed(url):
-    answer = httpx2.post(f"{url}/v1/{TASK}", json={"text": "a b a", "least": 2})
-    assert (answer.status_code, answer.json()["words"]) == (200, {"a": 2})
-    (entry,) = httpx2.get(f"{url}/v1/models", params={"task": TASK}).json()["data"]
-    assert (entry["id"], entry["task"], entry["ready"]) == ("toy-word-counter", TASK, True)
-
-
 def test_the_endless_route_answers_while_its_body_arrives_and_has_no_limit(url):
     host, _, port = url.removeprefix("http://").partition(":")
-    piece, sent = b"z" * 60_000, 0
+    piece, sent, read = b"z" * 60_000, 0, b""
     with socket.create_connection((host, int(port)), timeout=20) as caller:
         head = f"POST /v1/{TASK}/stream HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n"
         caller.sendall(head.encode())
-        read = b""
         for _ in range(4):  # more than the limit in all, and each answered before the next is sent
             caller.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
             sent += len(piece)
@@ -107,22 +77,16 @@ def test_the_endless_route_answers_while_its_body_arrives_and_has_no_limit(url):
     assert sent > 2 * LIMIT
 
 
-def test_a_route_without_the_mark_has_the_limit(url):
-    answer = httpx2.post(f"{url}/v1/{TASK}", content=b"x" * (LIMIT + 1), headers={"content-type": "application/json"})
-    assert answer.status_code == 413
-
-
 def test_the_console_shows_it_with_a_title_a_form_and_the_generic_result_view(url):
     assert "Count words" in httpx2.get(url).text
-    assert f"/console/run/{TASK}?model=toy-word-counter" in httpx2.get(f"{url}/console/models").text
+    assert f"/console/run/{TASK}?model=word-counter" in httpx2.get(f"{url}/console/models").text
     page = httpx2.get(f"{url}/console/run/{TASK}").text
     assert "<h1>Count words</h1>" in page
     assert 'name="text"' in page
-    assert 'name="least"' in page
     assert "<fovea-result" in page
     assert f'data-path="/v1/{TASK}"' in page
-    card = httpx2.get(f"{url}/console/models/toy-word-counter").text
-    assert "Split at white space." in card
+    card = httpx2.get(f"{url}/console/models/word-counter").text
+    assert "It is split at white space." in card
     assert f"curl {url}/v1/{TASK}" in card
 
 
@@ -133,8 +97,8 @@ def test_the_command_lists_and_runs_it(url):
         return result.output
 
     assert TASK in run("models")
-    assert "--least" in run("models", "toy-word-counter")
-    assert json.loads(run("run", TASK, "--text", "a b a", "--least", "2", "--json"))["words"] == {"a": 2}
+    assert "--text" in run("models", "word-counter")
+    assert json.loads(run("run", TASK, "--text", "a b a", "--json"))["words"] == {"a": 2, "b": 1}
 
 
 async def test_both_clients_run_it(url):

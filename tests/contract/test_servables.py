@@ -4,89 +4,90 @@ A new model is tested by existing. The whole matrix runs on real models, too, be
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shared.registry import LoadContext, Servable, servables
+from services.interpretability.core.experiment import Experiment
+from shared.registry import LoadContext, servables
 from shared.registry.discovery import SERVICES
-from tests.contract.checks.kinds import applicable, case, cases
+from tests.contract.checks.judges import Oracle
+from tests.contract.checks.kinds import applicable, case, cases_of
 from tests.contract.checks.loaded import Loaded
-from tests.contract.checks.servables import SERVABLE_CHECKS, SMOKE_CHECKS
+from tests.contract.checks.servables import SERVABLE_CHECKS, SMOKE_CHECKS, check_batch_equals_its_singles
 from tests.contract.checks.text import TEXT_CHECKS
-from tests.contract.language_model import endpoint
 from tests.contract.toys import TOYS, write_toys
 from tests.harness.language_model import share_language_model
 
-Kind = type[Servable[Any, Any]]
 Check = Callable[[Loaded], None]
 
 FOUND = {f"{service}/{name}": kind for service in SERVICES for name, kind in servables(service).items()}
 
 SMOLLM2 = "llm-longctx/smollm2-135m-instruct"
 
-SMALL = ("detection/fovea-planner", "llm-longctx/fovea-titans-mag", "relevance-judge/log-odds")
+SMALL = (
+    "detection/fovea-planner", "interpretability/logit-lens", "llm-longctx/fovea-titans-mag",
+    "relevance-judge/log-odds",
+)  # fmt: skip
 """Real models that are as small as toys: each stands for its family."""
 
 CHECKS = (*SERVABLE_CHECKS, *TEXT_CHECKS)
 
 
+def _runs_always(name: str, check: Check) -> bool:
+    """Whether a real model has a check in each run; the class of all experiments makes their batches."""
+    is_shared = check is check_batch_equals_its_singles and issubclass(FOUND[name], Experiment)
+    return name in SMALL or (check in SMOKE_CHECKS and not is_shared)
+
+
 def _real_cases() -> list[Any]:
     return [
-        case(name, check, *[] if check in SMOKE_CHECKS or name in SMALL else [pytest.mark.release])
+        case(name, check, *[] if _runs_always(name, check) else [pytest.mark.release])
         for name, kind in FOUND.items()
         for check in applicable(CHECKS, kind)
     ]
 
 
-class Shelf:
-    """Loads a Servable as a fresh machine would, and keeps it until another one is asked for."""
-
-    def __init__(self, home: Path, judge_base_url: str) -> None:
-        self._home, self._url = home, judge_base_url
-        self._name, self._loaded = "", None
-
-    def take(self, name: str, kind: Kind) -> Loaded:
-        """The loaded Servable; cases are grouped by Servable, so that each is loaded once."""
-        if self._name != name or self._loaded is None:
-            self.clear()
-            home = self._home / name
-            if name == SMOLLM2:
-                share_language_model(home / "cache")
-            options = {"llm_model": "smollm2", "llm_dtype": "float32", "llm_weights": "fp32"}
-            options["judge_base_url"] = self._url
-            place = LoadContext(cache=home / "cache", weights=home / "weights", threads=1, options=options)
-            self._name, self._loaded = name, Loaded(kind.load(place), place)
-        return self._loaded
-
-    def clear(self) -> None:
-        if self._loaded is not None:
-            self._loaded.servable.close()
-        self._loaded = None
-
-
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory):
-    with endpoint() as url:
-        made = Shelf(tmp_path_factory.mktemp("fovea"), url)
-        yield made
-        made.clear()
-
-
-@pytest.fixture(scope="module")
-def toys(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("toys")
-    write_toys(folder)
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fovea")
+    write_toys(folder / "toys")
     return folder
 
 
-@pytest.mark.usefixtures("toys")
-@pytest.mark.parametrize(("name", "check"), cases({name: applicable(CHECKS, kind) for name, kind in TOYS.items()}))
-def test_family(name, check, shelf):
-    check(shelf.take(name, TOYS[name]))
+@pytest.fixture(scope="module")
+def judge_base_url():
+    server = Oracle().serve()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
 
 
-@pytest.mark.parametrize(("name", "check"), _real_cases())
-def test_servable(name, check, shelf):
-    check(shelf.take(name, FOUND[name]))
+@pytest.fixture(scope="module")
+def load(home, judge_base_url):
+    """Loads a Servable as on a fresh machine; cases are grouped by Servable, so it is kept until another is wanted."""
+    options = {"llm_model": "smollm2", "llm_dtype": "float32", "llm_weights": "fp32", "judge_base_url": judge_base_url}
+    kept: dict[str, Loaded] = {}
+
+    def clear() -> None:
+        while kept:
+            kept.popitem()[1].servable.close()
+
+    def get(name: str) -> Loaded:
+        if name not in kept:
+            clear()
+            if name == SMOLLM2:
+                share_language_model(home / name / "cache")
+            place = LoadContext(
+                cache=home / name / "cache", weights=home / name / "weights", threads=1, options=options
+            )
+            kept[name] = Loaded({**TOYS, **FOUND}[name].load(place), place)
+        return kept[name]
+
+    yield get
+    clear()
+
+
+@pytest.mark.parametrize(("name", "check"), [*cases_of(TOYS, CHECKS), *_real_cases()])
+def test_servable(name, check, load):
+    check(load(name))

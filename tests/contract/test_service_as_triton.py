@@ -8,7 +8,7 @@ import importlib
 import numpy as np
 import pytest
 
-from fovea.errors import NotFound, NotReady
+from fovea.errors import NotFound
 from shared.registry import CallContext, LoadContext, servables
 from shared.registry.discovery import services_with_models
 from shared.rpc.tensors import DTYPES
@@ -28,25 +28,20 @@ VISION = {
 
 
 @pytest.fixture(scope="module")
-def kind():
-    return servables("medical-seg")[NAME]
-
-
-@pytest.fixture(scope="module")
-def replica(kind, tmp_path_factory):
+def replica(tmp_path_factory):
     settings = Settings(
         data_dir=tmp_path_factory.mktemp("fovea"), intra_op_threads=1, shutdown_grace_s=1, redis_url=None
     )
-    with serving({NAME: kind}, settings) as running:
+    with serving({NAME: VISION[NAME]}, settings) as running:
         assert running.host.ready, running.host.missing()
         yield running
 
 
 @pytest.fixture(scope="module", params=["http", "grpc"])
-def remote(request, kind, replica, tmp_path_factory):
+def remote(request, replica, tmp_path_factory):
     url = replica.http if request.param == "http" else f"grpc://{replica.grpc}"
     place = LoadContext(engine="triton", cache=tmp_path_factory.mktemp("cache"), options={"triton_url": url})
-    servable = kind.load(place)
+    servable = VISION[NAME].load(place)
     yield servable
     servable.close()
 
@@ -63,18 +58,6 @@ def test_pictures_batches_and_threads_are_answered_as_the_model_itself_answers(r
     for row in range(3):
         for name, array in replica.host.servable(NAME).engine.run({spec.name: x[row : row + 1]}).items():
             assert np.allclose(together[name][row], array[0], atol=1e-4)
-
-
-async def test_model_that_is_unloaded_there_is_not_ready_here(replica, kind, tmp_path):
-    place = LoadContext(engine="triton", cache=tmp_path, options={"triton_url": replica.http})
-    slot = replica.host.slot(NAME)
-    kept, slot.servable, slot.state = slot.servable, None, "unloaded"
-    try:
-        with pytest.raises((NotReady, NotFound)):
-            kind.load(place)
-    finally:
-        slot.servable, slot.state = kept, "ready"
-    assert replica.host.servable(NAME) is kept
 
 
 @pytest.mark.parametrize("name", VISION)

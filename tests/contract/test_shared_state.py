@@ -102,24 +102,6 @@ def test_a_file_that_one_gateway_took_is_on_another(machine):
         assert one.get(f"/v1/files/{files[0]['id']}").status_code == 404
 
 
-def test_a_service_whose_disk_is_full_or_read_only_says_what_to_do(tmp_path):
-    with mount_small_disk(tmp_path / "disk") as place:
-        settings = Settings(data_dir=place / "data", shutdown_grace_s=1)
-        judges = {"log-odds": answered_by(FakeModel(first={"0": -0.5, "3": -1.0}), LogOdds)}
-        app = build("relevance-judge", routers=[judge_router], servables=judges, settings=settings)
-        with ready_client(app, raise_server_exceptions=False) as client:
-            assert client.post("/v1/judge/calibrations", json={**TRAINING, "name": "small"}).status_code == 200
-            ids = [f"{n} {'x' * 9000}" for n in range(12)]
-            full = client.post("/v1/judge/calibrations", json={**TRAINING, "pairs": ids, "name": "large"})
-            assert (full.status_code, full.json()["code"]) == (507, "storage_full")
-            assert full.json()["hint"]
-            make_read_only(place)
-            closed = client.post("/v1/judge/calibrations", json={**TRAINING, "name": "more"})
-            assert (closed.status_code, closed.json()["code"]) == (503, "not_ready")
-            assert "read-only" in closed.json()["detail"]
-            assert [row["name"] for row in client.get("/v1/judge/calibrations").json()] == ["small"]
-
-
 def test_a_gateway_whose_disk_is_full_or_read_only_keeps_the_files_it_has(tmp_path):
     with mount_small_disk(tmp_path / "disk") as place:
         app = build_gateway(Settings(data_dir=place / "data", redis_url=None))

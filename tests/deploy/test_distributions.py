@@ -1,21 +1,21 @@
 """The distributions: the client alone, the platform without weights, and weights by licence, alone and side by side."""
 
-import http.server
-import json
 import re
 import shutil
 import subprocess
 import sys
-import threading
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from shared.registry.weights import PACKAGES, read_manifest
-from tests.core_alone.environment import ROOT, link_libraries, run_alone
-from tests.core_alone.test_core_alone import check_core, examine
+from tests.core_alone.test_core_alone import ROOT, check_core, examine, link_libraries, run_alone
+from tests.harness.serving import serve_in_thread
 
 FOLDERS = {"fovea-serve": "fovea", "fovea-platform": ".", **{name: f"weights/{name}" for name in PACKAGES.values()}}
 """Distribution → folder of its project."""
@@ -109,21 +109,6 @@ def test_wheels_hold_what_their_names_say(wheels):
     assert len(attributed) == 2
 
 
-class Stub(http.server.BaseHTTPRequestHandler):
-    """Answers the list of models."""
-
-    def do_GET(self):
-        entry = {"id": "eye", "created": 1, "task": "segment", "service": "stub", "ready": True}
-        body = json.dumps({"data": [entry]}).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.mark.release
 def test_the_client_installs_alone_and_small_and_calls_a_server(wheels, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path], check=True)
@@ -136,16 +121,15 @@ def test_the_client_installs_alone_and_small_and_calls_a_server(wheels, tmp_path
     assert own == {"fovea", "fovea_serve"}
     assert sum(file.stat().st_size for file in site.rglob("*") if file.is_file()) < CLIENT_BYTES
     version = PROJECTS["fovea-serve"]["project"]["version"]
-    with http.server.HTTPServer(("127.0.0.1", 0), Stub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
+    listed = {"data": [{"id": "eye", "created": 1, "task": "segment", "service": "stub", "ready": True}]}
+    app = Starlette(routes=[Route("/v1/models", lambda _: JSONResponse(listed))])
+    with serve_in_thread(app) as url:
         commands = (
             [python, "-c", f"import fovea; print([model.id for model in fovea.Client({url!r}).models()])"],
             [tmp_path / "bin/fovea", "--version"],
             [tmp_path / "bin/fovea", "models", "--url", url],
         )
         run = [subprocess.run(one, cwd=tmp_path, check=True, capture_output=True, text=True).stdout for one in commands]
-        server.shutdown()
     assert run[:2] == ["['eye']\n", f"fovea {version}\n"]
     assert "eye" in run[2]
 

@@ -13,9 +13,8 @@ import pytest
 import yaml
 
 from shared.settings import environment
-from tests.deploy.processes import Processes, run_platform
 from tests.deploy.test_chart import CHART, named, render
-from tests.deploy.tools import helm, run
+from tests.deploy.tools import Processes, helm, run, run_platform
 from tests.harness.waiting import free_port, is_ready, wait_until
 
 HERE = pathlib.Path(__file__).parent
@@ -58,8 +57,8 @@ def scrape_config(monitor, targets):
 class Scene:
     """Two gateways with keys, a replica, and a Prometheus that scrapes their metrics ports."""
 
-    def __init__(self, folder, redis_url, collector):
-        self.folder, self.redis_url, self.collector = folder, redis_url, collector
+    def __init__(self, folder, redis_url):
+        self.folder, self.redis_url = folder, redis_url
         self.processes = Processes(folder)
         fovea = pathlib.Path(sys.executable).parent / "fovea"
         secret = run(fovea, "keys", "add", "me", env=self._env(), check=True).stdout.strip()
@@ -73,8 +72,7 @@ class Scene:
     def _env(self, **variables):
         return environment(
             FOVEA_REDIS_URL=self.redis_url, FOVEA_DATA_DIR=str(self.folder), FOVEA_AUTH="keys", FOVEA_GRPC_PORT="0",
-            FOVEA_RATE_LIMIT_RPM="100000", OTEL_EXPORTER_OTLP_ENDPOINT=self.collector.endpoint,
-            OTEL_BSP_SCHEDULE_DELAY="200", PYTHONPATH=os.pathsep.join(sys.path), **variables,
+            FOVEA_RATE_LIMIT_RPM="100000", PYTHONPATH=os.pathsep.join(sys.path), **variables,
         )  # fmt: skip
 
     def _start(self, command, **variables):
@@ -94,7 +92,6 @@ class Scene:
             [
                 "prometheus", f"--config.file={self.folder}/prometheus.yml",
                 f"--storage.tsdb.path={self.folder}/tsdb", f"--web.listen-address=127.0.0.1:{port}",
-                "--enable-feature=exemplar-storage",
             ]
         )  # fmt: skip
         return f"http://127.0.0.1:{port}"
@@ -134,17 +131,9 @@ def scene(tmp_path_factory):
 
 @pytest.mark.release
 @needs_prometheus
-def test_prometheus_reads_every_pod_although_keys_are_on(scene):
+def test_prometheus_reads_every_pod_although_keys_are_on_and_kedas_query_counts_the_jobs_once(scene):
     wait_until(lambda: scene.value("sum(up)") == 3, 30, "all three are up")
     assert httpx2.get(f"{scene.urls[0]}/metrics").status_code == 401
-    # The first scrape may come before a gateway has looked for replicas.
-    wait_until(lambda: scene.query("fovea_ready_replicas"), 30, "the gateways know a replica")
-    assert {sample["metric"]["service"] for sample in scene.query("fovea_ready_replicas")} == {"toy"}
-
-
-@pytest.mark.release
-@needs_prometheus
-def test_kedas_query_counts_the_jobs_once(scene):
     [trigger] = named(render(), "ScaledObject", "demo-medical-seg-worker")["spec"]["triggers"]
     query = trigger["metadata"]["query"].replace("medical-seg", "toy")
     wait_until(lambda: scene.value(query) == 0, 30, "no job is an answer, too")
@@ -183,19 +172,3 @@ def test_each_panel_of_the_dashboard_shows_the_true_number(scene):
     assert {s["metric"]["state"]: float(s["value"][1]) for s in seen["Jobs"]} == {"queued": 5, "running": 0}
     assert [float(s["value"][1]) for s in seen["Ready replicas"]] == [1.0]
     assert {float(s["value"][1]) for s in seen["Requests that wait in replicas"]} == {0.0}
-
-
-@pytest.mark.release
-@needs_prometheus
-def test_an_exemplar_of_prometheus_names_a_trace_of_the_collector(scene):
-    with httpx2.Client(headers=scene.headers) as client:
-        assert client.post(f"{scene.urls[0]}/v1/echo", json={"text": "hello"}).status_code == 200
-    now = time.time()
-    window = {"query": "fovea_request_seconds_bucket", "start": now - 600, "end": now + 60}
-
-    def ask():
-        answer = httpx2.get(f"{scene.prometheus}/api/v1/query_exemplars", params=window, timeout=10).json()
-        return {one["labels"]["trace_id"] for series in answer["data"] for one in series["exemplars"]}
-
-    traces = wait_until(ask, 30, "Prometheus has exemplars")
-    wait_until(lambda: traces & {span.trace for span in scene.collector.spans}, 30, "the collector has their traces")

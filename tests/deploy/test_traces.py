@@ -5,23 +5,96 @@ they come to a collector over OTLP.
 """
 
 import contextlib
+import gzip
 import os
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import httpx2
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from services.llm_longctx.tests.conftest import MODEL, write_folder
 from shared.rpc import open_inference_pb2 as pb
 from shared.settings import environment
-from tests.deploy.processes import Processes, run_platform
+from tests.deploy.tools import Processes, run_platform
+from tests.harness.serving import serve_in_thread
 from tests.harness.waiting import free_port, wait_until
 
 SERVER, CLIENT, PRODUCER, CONSUMER = 2, 3, 4, 5
 CALLER = ("c" * 32, "d" * 16)
 METHOD = "streamingllm"
 SAY = {"messages": [{"role": "user", "content": "Hello, who are you?"}], "max_tokens": 12}
+PROTOBUF = "application/x-protobuf"
+
+
+@dataclass(frozen=True)
+class CollectedSpan:
+    """One span as it came over the wire; `service` is of its resource."""
+
+    service: str
+    name: str
+    kind: int
+    trace: str
+    id: str
+    parent: str
+    links: tuple[tuple[str, str], ...]
+    attributes: dict[str, Any]
+    seconds: float
+
+
+class Collector:
+    def __init__(self) -> None:
+        self.spans: list[CollectedSpan] = []
+        self.endpoint = ""
+
+    async def _take(self, request: Request) -> Response:
+        assert request.headers["content-type"] == PROTOBUF
+        body = await request.body()
+        if request.headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
+        self.spans += read_spans(ExportTraceServiceRequest.FromString(body))
+        return Response(ExportTraceServiceResponse().SerializeToString(), media_type=PROTOBUF)
+
+    def of_trace(self, trace: str) -> list[CollectedSpan]:
+        return sorted((one for one in self.spans if one.trace == trace), key=lambda one: -one.seconds)
+
+    @contextlib.contextmanager
+    def serve(self) -> Iterator["Collector"]:
+        app = Starlette(routes=[Route("/v1/traces", self._take, methods=["POST"])])
+        with serve_in_thread(app) as self.endpoint:
+            yield self
+
+
+def read_spans(request: ExportTraceServiceRequest) -> Iterator[CollectedSpan]:
+    for resource in request.resource_spans:
+        service = _plain(resource.resource.attributes).get("service.name", "")
+        for span in (span for scope in resource.scope_spans for span in scope.spans):
+            yield CollectedSpan(
+                service=service, name=span.name, kind=span.kind, trace=span.trace_id.hex(), id=span.span_id.hex(),
+                parent=span.parent_span_id.hex(),
+                links=tuple((link.trace_id.hex(), link.span_id.hex()) for link in span.links),
+                attributes=_plain(span.attributes), seconds=(span.end_time_unix_nano - span.start_time_unix_nano) / 1e9,
+            )  # fmt: skip
+
+
+def _plain(attributes: Any) -> dict[str, Any]:
+    return {one.key: _value(one.value) for one in attributes}
+
+
+def _value(value: Any) -> Any:
+    kind = value.WhichOneof("value")
+    return [_value(one) for one in value.array_value.values] if kind == "array_value" else getattr(value, kind)
 
 
 class Platform:
@@ -69,7 +142,10 @@ class Platform:
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory):
-    with run_platform(tmp_path_factory, Platform) as made:
+    with (
+        Collector().serve() as collector,
+        run_platform(tmp_path_factory, lambda *where: Platform(*where, collector)) as made,
+    ):
         yield made
 
 

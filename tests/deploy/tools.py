@@ -1,5 +1,6 @@
-"""Programs that tests of `deploy` run: its scripts, and helm from PATH or from a wheel (unpacked once, by the venv)."""
+"""Programs that tests of `deploy` run: its scripts, helm from PATH or from a wheel (unpacked once), and processes."""
 
+import contextlib
 import importlib.util
 import io
 import pathlib
@@ -8,8 +9,13 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Mapping, Sequence
 
 import pytest
+
+from shared.jobs.redis_server import RedisServer
+from shared.settings import Settings
+from tests.harness.waiting import wait_until
 
 ROOT = pathlib.Path(__file__).parents[2]
 CARRIER = "aws_cdk"
@@ -51,3 +57,37 @@ def _layer() -> bytes | None:
 
 
 needs_helm = pytest.mark.skipif(helm() is None, reason="no helm: neither on PATH nor in the carrier wheel")
+
+
+@contextlib.contextmanager
+def run_platform(folders, make):
+    """Start a platform, `make` of a folder and a Redis, and give it once it `is_ready`."""
+    with RedisServer(Settings(data_dir=folders.mktemp("redis"), redis_url=None)) as server:
+        made = make(folders.mktemp("platform"), server.url)
+        try:
+            wait_until(made.is_ready, 120, "the gateways see their services")
+            yield made
+        finally:
+            made.processes.stop()
+
+
+class Processes:
+    """Starts processes that write into files of one folder."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._folder = folder
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, command: Sequence[str], env: Mapping[str, str]) -> None:
+        with (self._folder / f"{len(self._started)}.log").open("wb") as log:
+            self._started.append(subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT))
+
+    def stop(self) -> None:
+        for process in self._started:
+            process.terminate()
+        for process in self._started:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

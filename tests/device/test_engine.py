@@ -46,11 +46,15 @@ def play(model, how, bits, device: PretendCuda | None = None) -> torch.Tensor:
     return torch.stack(rows)
 
 
+@cache
+def plain(name: str, which: int, bits: int) -> torch.Tensor:
+    """Logits of a CPU."""
+    return play(net(), method(name, **knobs_of(name)[which]), bits)
+
+
 @pytest.mark.parametrize(("name", "which", "bits"), CASES)
 def test_every_method_runs_as_on_a_cpu(name, which, bits):
-    how = method(name, **knobs_of(name)[which])
-    wanted = play(net(), how, bits)
-    device = PretendCuda()
+    how, wanted, device = method(name, **knobs_of(name)[which]), plain(name, which, bits), PretendCuda()
     with device.active():
         found = play(on_cuda(device), how, bits, device)
         assert found.device.type == "cuda"

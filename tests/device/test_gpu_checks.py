@@ -8,12 +8,10 @@ import sys
 import psutil
 import pytest
 import torch
-from torch import nn
 
 from loadtests.gpu import __main__ as command
 from loadtests.gpu.decode import LLAMA, fit_batch, time_decode
 from loadtests.gpu.timing import Row, card_named, row_of
-from services.llm_longctx.kernels import sample
 from services.llm_longctx.kernels.device.shapes import ModelShape
 from tests.device.test_engine import net
 from tests.gpu import checks
@@ -28,48 +26,15 @@ def test_the_checks_of_kernels_hold_for_plain_ones(dtype):
     checks.check_prefill(CPU, "cpu_torch", dtype, 150, 16)
     checks.check_merge(CPU, "cpu_torch", dtype)
     checks.check_sampling(CPU, "cpu_torch", 50)
-
-
-def test_the_checks_of_kernels_find_a_wrong_one(monkeypatch):
-    def broken(logits, *a, **b):
-        return sample(logits, *a, **b) if b.get("backend") == "reference" else logits.argmax(1)
-
-    monkeypatch.setattr(checks, "sample", broken)
-    with pytest.raises(AssertionError):
-        checks.check_sampling(CPU, "cpu_torch", 50)
-    monkeypatch.setattr(checks, "merge", lambda *parts, **_: parts[0])
-    with pytest.raises(AssertionError):
-        checks.check_merge(CPU, "cpu_torch", torch.float32)
-
-
-def test_the_check_of_an_engine_compares_tokens():
     engine = checks.check_engine(lambda model: model, net(), "cpu_torch", 16, 4)
     assert engine.runner.passes.graphs is None
 
-    def broken(model: nn.Module) -> nn.Module:
-        model.lm_head.weight.data.neg_()
-        return model
 
-    with pytest.raises(AssertionError):
-        checks.check_engine(broken, net(), "cpu_torch", 16, 4)
-
-
-class OutOfResources(Exception):
-    """As Triton's, it is of no kind that others know."""
-
-
-@pytest.mark.parametrize(
-    ("error", "note"),
-    [
-        (RuntimeError("CUDA out of memory\nmore"), "RuntimeError: CUDA out of memory"),
-        (OutOfResources("shared memory"), "OutOfResources: shared memory"),
-        (AssertionError(), "AssertionError: no message"),
-    ],
-)
-def test_a_case_that_fails_is_a_row_that_says_why(monkeypatch, error, note):
+def test_a_case_that_fails_is_a_row_that_says_why(monkeypatch):
     def fail(*_, **__):
-        raise error
+        raise RuntimeError("CUDA out of memory\nmore")
 
+    note = "RuntimeError: CUDA out of memory"
     assert row_of("kernels", "a", "b", fail, CPU).note == note
     monkeypatch.setattr("loadtests.gpu.decode.Engine", fail)
     shape = ModelShape("tiny", 2, 32, 4, 2, 16, 48, 64)

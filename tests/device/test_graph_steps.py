@@ -17,7 +17,7 @@ from services.llm_longctx.tests.hooks import Listeners
 from tests.device.paths import RECORDED, is_recorded, knobs_of
 from tests.device.pretend_cuda import PretendCuda, to_cuda
 from tests.device.stand_in_graph import StandInGraph
-from tests.device.test_engine import CASES, IDS, PLAN, PROMPT, STEPS, adapter, net, on_cuda, play
+from tests.device.test_engine import CASES, IDS, PLAN, PROMPT, STEPS, adapter, net, on_cuda, plain
 from tests.device.test_triton import interpreted_launches
 
 KNOBS = [{}, {"temperature": 1.1, "seed": 3, "top_p": 0.9}, {"temperature": 0.9, "seed": 5, "repetition_penalty": 1.3}]
@@ -122,7 +122,7 @@ class Plain:
 @pytest.mark.parametrize(("name", "which"), [case[:2] for case in CASES if case[2] == 16])
 def test_each_method_is_recorded_or_not_and_answers_alike(name, which):
     how, device, recorder = method(name, **knobs_of(name)[which]), PretendCuda(), Plain()
-    wanted = play(net(), how, 16)
+    wanted = plain(name, which, 16)
     with device.active():
         engine = Engine(on_cuda(device), how, PLAN, page=16, backend="cpu_torch", kv_bytes=1 << 20)
         passes = engine.runner.passes

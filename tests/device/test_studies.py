@@ -28,28 +28,27 @@ def answer(study_type, folder: Path, device: str, **options):
     return study.predict([spec], CallContext())[0]
 
 
+def answers_alike(study_type, folder: Path, **options):
+    """The report of a pretended device, which says the same as a CPU's."""
+    wanted = answer(study_type, folder / "cpu", "cpu", **options)
+    with PretendCuda().active():
+        found = answer(study_type, folder / "cuda", "cuda", **options)
+    assert not isinstance(wanted, Exception), wanted
+    assert not isinstance(found, Exception), found
+    assert not differences(found_in(wanted), found_in(found), tolerance=1e-3)
+    return found
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_answers_as_on_a_cpu(name, tmp_path):
-    wanted = answer(STUDIES[name], tmp_path / "cpu", "cpu")
-    with PretendCuda().active():
-        found = answer(STUDIES[name], tmp_path / "cuda", "cuda")
-    assert not isinstance(wanted, Exception)
-    assert not isinstance(found, Exception), found
+    found = answers_alike(STUDIES[name], tmp_path)
     assert found.manifest.device == ("cpu" if name in ON_CPU else str(CUDA))
-    assert not differences(found_in(wanted), found_in(found), tolerance=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["razor", "act", "statistic"])
 def test_every_kind_of_head_plan_is_made_as_on_a_cpu(kind, tmp_path):
-    options = {
-        "kind": kind, "period": 40, "repeats": 2, "samples": 3, "check": 3, "candidates": 3, "skip": 0, "facts": 4,
-    }  # fmt: skip
-    wanted = answer(STUDIES["head-plans"], tmp_path / "cpu", "cpu", **options)
-    with PretendCuda().active():
-        found = answer(STUDIES["head-plans"], tmp_path / "cuda", "cuda", **options)
-    assert not isinstance(wanted, Exception), wanted
-    assert not isinstance(found, Exception), found
-    assert not differences(found_in(wanted), found_in(found), tolerance=1e-3)
+    size = {"period": 40, "repeats": 2, "samples": 3, "check": 3, "candidates": 3, "skip": 0, "facts": 4}
+    answers_alike(STUDIES["head-plans"], tmp_path, kind=kind, **size)
 
 
 def predict(kind, folder: Path, device: str):

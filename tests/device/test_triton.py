@@ -16,7 +16,7 @@ from services.llm_longctx.tests.interpreted import interpreted
 from shared.lm.quantization import quantize
 from tests.device.paths import TRITON, knobs_of
 from tests.device.pretend_cuda import PretendCuda, to_cuda
-from tests.device.test_engine import IDS, PLAN, PROMPT, net, on_cuda, play
+from tests.device.test_engine import IDS, PLAN, PROMPT, net, on_cuda, plain, play
 
 pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
 interpreter = importlib.import_module("triton.runtime.interpreter")
@@ -50,8 +50,7 @@ def launches():
 
 @pytest.mark.parametrize(("name", "bits"), TRITON)
 def test_a_step_is_sent_once_and_answers_as_on_a_cpu(launches, name, bits):
-    how, device = method(name, **knobs_of(name)[0]), PretendCuda()
-    wanted = play(net(), how, bits)[: STEPS + 1]
+    how, device, wanted = method(name, **knobs_of(name)[0]), PretendCuda(), plain(name, 0, bits)[: STEPS + 1]
     with device.active():
         engine = Engine(on_cuda(device), how, PLAN, page=16, backend="triton", cache_bits=bits, kv_bytes=1 << 20)
         s = engine.open()

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import psutil
 import pytest
@@ -78,13 +78,6 @@ class Product:
             except psutil.Error:
                 continue
         return found
-
-
-class Start(Protocol):
-    """Starts `fovea up` in a folder of its own."""
-
-    def __call__(self, folder: pathlib.Path, *flags: str, **settings: str) -> Product:
-        """Start it; `settings` are variables of its environment."""
 
 
 def start(folder: pathlib.Path, *flags: str, **settings: str) -> Product:

@@ -1,35 +1,25 @@
-"""`python -m tests.e2e.schema_pass [URL] [--examples 10]`: sends what the OpenAPI document allows to the whole product.
+"""`python -m tests.e2e.schema_pass URL [--examples 10]`: sends what the OpenAPI document allows to the whole product.
 
-Every operation is asked, by schemathesis's requests; no answer may be a 5xx. Without URL a product is started for it.
-Work is kept small, so that no request rightly passes its deadline: answers of a few tokens, studies of tiny models.
-Models are unloaded last, and loaded again.
+Every operation is asked, by schemathesis's requests; no answer may be a 5xx. Work is kept small, so that no request
+rightly passes its deadline: answers of a few tokens, studies of tiny models. Models are unloaded last, and loaded
+again.
 """
 
 import argparse
-import json
 import re
-import sys
-import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from requests.exceptions import RequestException
 
-from tests.e2e.conftest import start, stop
+from tests.harness.openapi_fuzz import fuzz
+from tests.harness.waiting import is_ready, wait_until
 
 ANSWER_S = 180.0
 """Longer than the product's own deadline."""
 
-START_S = 1200.0
 UNLOAD = "/unload"
 
 TINY = {
@@ -55,67 +45,35 @@ for _media in ("multipart/related", "multipart/x-mixed-replace", "video/x-motion
     schemathesis.openapi.media_type(_media, st.binary(max_size=2000))  # it can't write these by itself
 
 
-@dataclass
-class Asked:
-    """Result of one operation: answers by status, and the requests that found a fault or no answer."""
+def ask_all(url: str, examples: int) -> tuple[int, int]:
+    """Ask every operation so often; return how many operations there are, and how many requests were sent.
 
-    label: str
-    statuses: Counter[int] = field(default_factory=Counter)
-    faults: list[str] = field(default_factory=list)
+    Raises:
+        AssertionError: An answer was a 5xx, or did not come.
+    """
+    document = httpx2.get(f"{url}/openapi.json").json()
+    names = [entry["id"] for entry in httpx2.get(f"{url}/v1/models").json()["data"]]
+    asked = Counter[str]()
 
-    @property
-    def total(self) -> int:
-        return self.statuses.total()
-
-
-def list_operations(url: str) -> list[Any]:
-    """All operations of the product's document; those that unload models come last."""
-    document = schemathesis.openapi.from_url(f"{url}/openapi.json")
-    found: list[Any] = [each.ok() for each in document.get_all_operations()]  # type: ignore[union-attr]  # it raises
-    return sorted(found, key=lambda operation: operation.path.endswith(UNLOAD))
-
-
-def ask_all(
-    url: str, examples: int, tell: Callable[[Asked], object] = lambda _: None, only: Sequence[str] = ()
-) -> list[Asked]:
-    """Ask every operation (those whose label holds one of `only`), `examples` requests each; `tell` hears of each."""
-    asked, models = [], [entry["id"] for entry in httpx2.get(f"{url}/v1/models").json()["data"]]
-    for operation in list_operations(url):
-        if only and not any(words in operation.label for words in only):
-            continue
-        asked.append(_ask(operation, examples, models))
-        tell(asked[-1])
-        if operation.path.endswith(UNLOAD):
-            _load_all(url)
-    return asked
-
-
-def _ask(operation: Any, examples: int, models: Sequence[str]) -> Asked:
-    asked = Asked(operation.label)
-
-    # Failures are noted, not raised: shrinking them would ask a running product for minutes.
-    @settings(
-        max_examples=examples, deadline=None, derandomize=True, database=None,
-        phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
-    @given(case=operation.as_strategy())
-    def fuzz(case: Any) -> None:
+    def prepare(case: Any) -> None:
+        label = case.operation.label
+        if MODEL_PATH.match(case.operation.path) and asked[label] % 2 == 0:
+            case.path_parameters["name"] = names[asked[label] // 2 % len(names)]
+        asked[label] += 1
         _keep_small(case)
-        if MODEL_PATH.match(operation.path) and asked.total % 2 == 0:
-            case.path_parameters["name"] = models[asked.total // 2 % len(models)]
-        try:
-            answer = case.call(timeout=ANSWER_S)
-        except RequestException as error:
-            asked.statuses[0] += 1
-            asked.faults.append(f"no answer: {error!r}\n{case.as_curl_command()[:2000]}")
-            return
-        asked.statuses[answer.status_code] += 1
-        if answer.status_code >= 500:
-            text = answer.content[:500].decode("utf8", "replace")
-            asked.faults.append(f"{answer.status_code}: {text}\n{case.as_curl_command()[:2000]}")
 
-    fuzz()
-    return asked
+    def is_last(operation: Any) -> bool:
+        return bool(operation.path.endswith(UNLOAD))
+
+    how: dict[str, Any] = {"examples": examples, "prepare": prepare, "timeout": ANSWER_S}
+    fuzz(document, url, 1, wanted=lambda operation: not is_last(operation), **how)
+    try:
+        fuzz(document, url, 1, wanted=is_last, **how)
+    finally:
+        for name in names:
+            httpx2.post(f"{url}/v2/repository/models/{name}/load", json={}, timeout=ANSWER_S)
+        wait_until(lambda: is_ready(url), ANSWER_S, "all models are loaded again")
+    return len(asked), asked.total()
 
 
 def _keep_small(case: Any) -> None:
@@ -133,55 +91,10 @@ def _keep_small(case: Any) -> None:
             case.body["max_output_tokens" if case.path == "/v1/responses" else "max_tokens"] = 4
 
 
-def _load_all(url: str) -> None:
-    with httpx2.Client(base_url=url, timeout=ANSWER_S) as client:
-        for entry in client.get("/v1/models").json()["data"]:
-            client.post(f"/v2/repository/models/{entry['id']}/load", json={})
-        until = time.monotonic() + ANSWER_S
-        while client.get("/readyz").status_code != httpx2.codes.OK and time.monotonic() < until:
-            time.sleep(0.5)
-
-
-@contextmanager
-def _product(url: str | None) -> Iterator[str]:
-    if url is not None:
-        yield url
-        return
-    with tempfile.TemporaryDirectory(prefix="fovea-schema-") as folder:
-        product = start(Path(folder))
-        try:
-            product.wait_for(product.is_ready, START_S)
-            yield product.url
-        finally:
-            if product.process.poll() is None:
-                stop(product)
-
-
-def _tell(asked: Asked) -> None:
-    print(f"{asked.label:55} {dict(sorted(asked.statuses.items()))}", flush=True)
-    for fault in asked.faults:
-        print(f"    {fault}", flush=True)
-
-
-def main() -> int:
-    """Ask; the exit status says whether any answer was a 5xx."""
-    parser = argparse.ArgumentParser(prog="python -m tests.e2e.schema_pass", description=__doc__)
-    parser.add_argument("url", nargs="?", help="a running product; default: one is started")
-    parser.add_argument("--examples", type=int, default=10, help="requests of each operation; default 10")
-    parser.add_argument("--only", nargs="*", default=(), metavar="LABEL", help="operations whose label holds this")
-    parser.add_argument("--out", type=Path, help="file for what was asked, as JSON")
-    asked = parser.parse_args()
-    begun = time.monotonic()
-    with _product(asked.url) as url:
-        found = ask_all(url, asked.examples, _tell, asked.only)
-    statuses = sum((each.statuses for each in found), Counter[int]())
-    faults = sum(len(each.faults) for each in found)
-    print(f"{len(found)} operations, {statuses.total()} requests in {time.monotonic() - begun:.0f} s, {faults} faults:")
-    print(dict(sorted(statuses.items())))
-    if asked.out is not None:
-        asked.out.write_text(json.dumps([vars(each) for each in found], indent=1) + "\n")
-    return 1 if faults else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    parser = argparse.ArgumentParser(prog="python -m tests.e2e.schema_pass", description=__doc__)
+    parser.add_argument("url", help="a running product")
+    parser.add_argument("--examples", type=int, default=10, help="requests of each operation; default 10")
+    given = parser.parse_args()
+    operations, requests = ask_all(given.url, given.examples)
+    print(f"{operations} operations, {requests} requests, no 5xx.")

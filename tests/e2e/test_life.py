@@ -2,7 +2,6 @@
 
 import io
 import json
-import pathlib
 
 import httpx2
 import psutil
@@ -16,8 +15,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("ignore")]
 
 DRAWN = {"vision-restoration", "medical-seg", "detection", "interpretability"}
 """Services whose first answer is also a picture."""
-
-FRAME = pathlib.Path(__file__).parents[2] / "services/medical_seg/models/example.jpg"
 
 
 def test_first_requests_write_json_for_each_service_and_a_picture_where_it_draws(product):
@@ -59,25 +56,11 @@ def http(product):
         yield client
 
 
-def post_frame(http, **kwargs):
-    return http.post("/v1/segment", files={"image": ("frame.jpg", FRAME.read_bytes(), "image/jpeg")}, **kwargs)
-
-
 def finished(http, job):
     with http.stream("GET", f"/v1/jobs/{job}/events", timeout=WAIT_S) as events:
         *_, last = (json.loads(line[5:]) for line in events.iter_lines() if line.startswith("data:"))
     assert last["status"] in {"succeeded", "failed", "cancelled"}
     return last
-
-
-def test_job_answers_what_the_call_answers(http):
-    direct = post_frame(http).json()
-    accepted = post_frame(http, headers={"prefer": "respond-async"})
-    assert accepted.status_code == 202
-    job = accepted.json()["id"]
-    assert accepted.headers["location"].endswith(f"/v1/jobs/{job}")
-    assert finished(http, job)["status"] == "succeeded"
-    assert http.get(f"/v1/jobs/{job}/result").json()["mask"] == direct["mask"]
 
 
 def test_needle_grid_and_fidelity_run_as_jobs(http):

@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
 from fovea.errors import FoveaError
 from shared.asgi.json_bounds import MAX_PARTS, PartsCounter
+from shared.registry.discovery import SERVICES
 from shared.serving.http.request_parsing import ParsedRequest, build_requests
+from shared.serving.replica import load_app
 from shared.validation_errors import MAX_ERRORS, list_errors
-from tests.fuzz.__main__ import FOUND
-from tests.fuzz.harnesses import HARNESSES
-from tests.fuzz.request_models import list_request_models
+from tests.fuzz.__main__ import FOUND, HARNESSES
 
 SIZES = (1_000, 2_000, 4_000)
 FLOOR_S = 0.1
@@ -56,9 +57,24 @@ def validate(model: type[BaseModel], body: dict[str, Any]) -> float:
     return time.process_time() - begun
 
 
+def walk(routes: Any) -> Iterator[APIRoute]:
+    for route in routes:
+        if isinstance(route, APIRoute):
+            yield route
+        elif (inner := getattr(route, "original_router", None)) is not None:
+            yield from walk(inner.routes)
+
+
 @pytest.fixture(scope="module")
 def models():
-    return list_request_models()
+    """Name → request model of the typed routes, and of every model that a task route serves."""
+    found: set[Any] = set()
+    for app in map(load_app, SERVICES):
+        host = app.state.host
+        found |= {route.body_field.field_info.annotation for route in walk(app.routes) if route.body_field}
+        found |= {host.servable_type(name).In for name in host.names()}
+    kinds = [kind for kind in found if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return {f"{kind.__module__}.{kind.__qualname__}": kind for kind in kinds}
 
 
 def test_validation_grows_no_faster_than_the_body(models):

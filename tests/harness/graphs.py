@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from functools import cache, partialmethod
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -70,15 +70,12 @@ def digest_code(modules: tuple[str, ...]) -> str:
 def name_graph(forms: ExportedForms) -> str:
     """Name of a graph without its ending: the product's name for it, how it was asked for, and the code."""
     manifest, changes = forms.weights.manifest, [one for one in (forms.prepare, forms.sample) if one is not None]
-    asked = [manifest.network, forms.inputs, forms.outputs, forms.call, forms.shapes, *map(_name, changes)]
+    names = [getattr(one, "__qualname__", type(one).__qualname__) for one in changes]
+    asked = [manifest.network, forms.inputs, forms.outputs, forms.call, forms.shapes, *names]
     modules = {networks()[manifest.network.name].__module__, *(one.__module__ for one in changes)}
     code = digest_code(("shared.export.torch_form", *sorted(modules)))
     key = hashlib.sha256(f"{asked} {code}".encode()).hexdigest()
     return f"{manifest.name}-{manifest.sha256[:16]}-{forms.tag}-{key[:16]}"
-
-
-def _name(thing: object) -> str:
-    return str(getattr(thing, "__qualname__", type(thing).__qualname__))
 
 
 @contextmanager
@@ -128,10 +125,6 @@ class GraphFolder:
         return Parity(**json.loads(facts.read_text("utf8")))
 
 
-def _export_once(forms: ExportedForms, folder: GraphFolder) -> Parity:
-    return folder.export(forms)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def graph_folder(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GraphFolder]:
     """The folder; every export in this process is answered from it while the session lasts."""
@@ -141,7 +134,7 @@ def graph_folder(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathF
     found = GraphFolder(Path(place))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER, place)
-        patch.setattr(ExportedForms, "_export", partialmethod(_export_once, found))
+        patch.setattr(ExportedForms, "_export", lambda forms: found.export(forms))  # noqa: PLW0108  # becomes a method
         yield found
 
 

@@ -6,7 +6,7 @@ It is imported where it is used: its import takes a second of each process that 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.harness.hypothesis_profiles import fewer
 
@@ -16,26 +16,21 @@ def fuzz(
     url: str,
     share: int,
     *prefixes: str,
+    examples: int | None = None,
     conforms: bool = False,
+    prepare: Callable[[Any], None] = lambda _case: None,
     change: Callable[[Any], Any] = lambda body: body,
     change_query: Callable[[Any], Any] = lambda query: query,
     wanted: Callable[[Any], bool] = lambda _operation: True,
     allowed: Collection[int] = (),
     headers: Mapping[str, str] | None = None,
+    timeout: float = 60,
 ) -> None:
     """Send one in `share` of the profile's examples to each operation; none may answer with a server error.
 
-    Args:
-        document: The OpenAPI document.
-        url: Address of the server.
-        share: Divides the examples of the profile.
-        prefixes: Beginnings of the paths to test; without any, all paths are tested.
-        conforms: Whether answers must also be those that the document promises.
-        change: The body to send instead of the one that was drawn.
-        change_query: The same for the query.
-        wanted: Whether to test an operation.
-        allowed: Statuses that are always accepted.
-        headers: Headers of all requests.
+    It asks operations that are `wanted`, below one of the `prefixes` if there are any, each with so many `examples` if
+    that is given. `prepare` changes a request in place; `change` and `change_query` return another body and query.
+    Statuses that are `allowed` are always accepted. If it `conforms`, an answer must be one that the document promises.
     """
     import schemathesis
     from schemathesis.checks import not_a_server_error
@@ -50,12 +45,16 @@ def fuzz(
     assert operations
     failures = {}
     for operation in operations:
-
-        @settings(max_examples=fewer(share), suppress_health_check=list(HealthCheck), database=None)
+        # Shrinking would ask the server for minutes.
+        @settings(
+            max_examples=examples or fewer(share), suppress_health_check=list(HealthCheck), database=None,
+            phases=[Phase.explicit, Phase.generate],
+        )  # fmt: skip
         @given(case=operation.as_strategy())
         def send(case: Any) -> None:
+            prepare(case)
             case.body, case.query = change(case.body), change_query(case.query)
-            answer = case.call(base_url=url, headers=headers, timeout=60)
+            answer = case.call(base_url=url, headers=headers, timeout=timeout)
             if answer.status_code not in allowed:
                 case.validate_response(answer, checks=checks)
 

@@ -4,7 +4,6 @@ The report lists each test that was run again with its reason, since a test that
 """
 
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
@@ -19,43 +18,22 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(RerunLedger(), "rerun-ledger")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_pycollect_makeitem() -> Iterator[
-    pytest.Item | pytest.Collector | list[pytest.Item | pytest.Collector] | None
-]:
-    """Refuse a mark without a reason, and reruns without the mark, as an error of collection.
-
-    Raises:
-        CollectError: A test asks for reruns in the wrong way.
-    """
-    made = yield
-    for item in made if isinstance(made, list) else [made]:
-        if isinstance(item, pytest.Item):
-            check_marks(item)
-    return made
-
-
-def check_marks(item: pytest.Item) -> None:
-    """Raise `CollectError` for a mark without a reason, and for reruns without the mark."""
-    mark = item.get_closest_marker("timed")
-    if mark and not find_reason(mark):
-        raise pytest.Collector.CollectError(f"{item.nodeid} gives no reason. {HOW}")
-    if item.get_closest_marker("flaky"):
-        raise pytest.Collector.CollectError(f"{item.nodeid} is marked `flaky`. {HOW}")
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let timed tests be run again.
+
+    Raises:
+        UsageError: A mark has no reason, or a test asks for reruns by another mark.
+    """
     for item in items:
-        if (mark := item.get_closest_marker("timed")) and (reason := find_reason(mark)):
+        if item.get_closest_marker("flaky"):
+            raise pytest.UsageError(f"{item.nodeid} is marked `flaky`. {HOW}")
+        if mark := item.get_closest_marker("timed"):
+            reason = mark.args[0] if mark.args else None
+            if not isinstance(reason, str) or not reason.strip():
+                raise pytest.UsageError(f"{item.nodeid} gives no reason. {HOW}")
             item.add_marker(pytest.mark.flaky(reruns=1))
             item.user_properties.append(("timed", reason))
-
-
-def find_reason(mark: pytest.Mark) -> str:
-    """The reason of a mark; empty if there is none."""
-    given = mark.args[0] if mark.args else mark.kwargs.get("reason")
-    return given.strip() if isinstance(given, str) else ""
 
 
 class RerunLedger:

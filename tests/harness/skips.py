@@ -1,12 +1,10 @@
 """A skip is allowed only where `tests/skips.toml` names it, with its reason and how to run the test after all.
 
-Any other skip fails the run, and so do more skips than an entry allows: a green run leaves out what the list says and
-nothing else.
+Any other skip fails the run: a green run leaves out what the list says and nothing else.
 """
 
 import fnmatch
 import tomllib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +25,6 @@ class AllowedSkip:
     """The way to enable the tests."""
     where: str = ""
     """Environment marker (PEP 508) of the machines that may skip; empty: all."""
-    most: int | None = None
-    """How many tests may be skipped so; None: any number."""
 
     def covers(self, test: str, message: str) -> bool:
         """Whether this entry names a test and its reason, on this machine."""
@@ -57,17 +53,12 @@ class SkipLedger:
         self._skipped: dict[str, str] = {}
 
     def refused(self) -> list[tuple[str, str]]:
-        """Each test that no entry covers, or that is one too many for its entry, with its message."""
-        counts, found = Counter[AllowedSkip](), []
-        for test, message in sorted(self._skipped.items()):
-            entry = next((one for one in self._allowed if one.covers(test, message)), None)
-            if entry is None:
-                found.append((test, message))
-                continue
-            counts[entry] += 1
-            if entry.most is not None and counts[entry] > entry.most:
-                found.append((test, f"{message} (more than the {entry.most} that are allowed)"))
-        return found
+        """Each test that no entry covers, with its message."""
+        return [
+            (test, message)
+            for test, message in sorted(self._skipped.items())
+            if not any(one.covers(test, message) for one in self._allowed)
+        ]
 
     def _note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
         if (message := skip_message(report)) is not None:

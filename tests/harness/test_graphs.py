@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from shared.registry import servables
 from shared.registry.weights import read_weights
 from tests.contract.toys import write_toy
 from tests.harness import graphs
@@ -39,11 +38,3 @@ def test_other_wishes_and_code_have_another_name_and_code_is_what_a_network_impo
     }
     assert {"services/medical_seg/models/res2net.py", "services/medical_seg/models/pranet_network.py"} <= found
     assert not found & {"shared/settings.py", "services/medical_seg/segmenter.py"}
-
-
-@pytest.mark.release
-def test_products_find_the_graphs_of_all_packaged_models(exported_graphs):
-    for service in ("medical-seg", "vision-restoration", "detection"):
-        for kind in servables(service).values():
-            if isinstance(getattr(kind, "weights", None), str):
-                assert list(exported_graphs.glob(f"*{kind.card.weights}*.onnx")), kind.card.name

@@ -1,11 +1,11 @@
 """The gateway in front of the real relevance-judge, whose language model answers by rule: no weights, no network."""
 
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from services.gateway.tests.stage import ForgetfulQueue, fronted
+from services.gateway.tests.stage import fronted
 from services.relevance_judge.metrics.baselines import overlap
 from services.relevance_judge.routes import router
 from services.relevance_judge.storage.mini_collection import load_mini_collection
@@ -13,13 +13,6 @@ from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
 from shared.registry.discovery import servables
 from shared.serving.build_app import build
 from shared.settings import Settings
-
-
-@dataclass
-class Judging:
-    url: str
-    model: FakeModel
-    queue: ForgetfulQueue
 
 
 def by_overlap(body: dict[str, Any]) -> str:
@@ -40,8 +33,8 @@ def judging(tmp_path_factory):
     app = build(
         "relevance-judge", routers=[router], servables=ordered, settings=Settings(_env_file=None, data_dir=folder)
     )
-    with fronted(app, "relevance-judge", folder) as (url, queue, _):
-        yield Judging(url, model, queue)
+    with fronted(app, "relevance-judge", folder) as (url, _, _):
+        yield SimpleNamespace(url=url, model=model)
 
 
 @pytest.fixture

@@ -187,15 +187,15 @@ def test_a_file_of_one_step_takes_nothing_of_the_collection_from_another(judge, 
     assert sent.value.post_data_json["runs"].count("\n") > (tmp_path / "other.run").read_text().count("\n")
 
 
-@pytest.mark.parametrize("tab", ["Rankings", "Significance", "Correct", "Nuggets", "Leaderboard"])
-def test_a_step_without_its_plugin_says_how_to_install_it_in_place_of_its_form(judge, see, complaints, tab):
+def test_a_step_without_its_plugin_says_how_to_install_it_in_place_of_its_form(judge, see, complaints):
     problem = {"title": "Not found", "detail": "It is not installed.", "hint": "Try: pip install fovea-evaluation"}
     judge.route("**/v1/judge/leaderboard", lambda route: route.fulfill(status=404, json=problem))
-    judge.get_by_role("tab", name=tab).click()
     panel = judge.get_by_role("tabpanel")
-    see(panel).to_contain_text("comes with the plug-in evaluation")
-    see(panel).to_contain_text("pip install fovea-evaluation")
-    see(panel.locator("form, table").locator("visible=true")).to_have_count(0)
+    for tab in ("Rankings", "Significance", "Correct", "Nuggets", "Leaderboard"):
+        judge.get_by_role("tab", name=tab).click()
+        see(panel).to_contain_text("comes with the plug-in evaluation")
+        see(panel).to_contain_text("pip install fovea-evaluation")
+        see(panel.locator("form, table").locator("visible=true")).to_have_count(0)
     complaints.clear()
 
 
@@ -222,11 +222,6 @@ def test_the_leaderboard_shows_kappa_with_its_interval_beside_tau(judge):
 PATIENCE_MS = 240_000
 
 
-def texts() -> dict[str, str]:
-    names = ("topics.tsv", "passages.jsonl", "qrels.txt", "judgements/query-lift.jsonl")
-    return {name: (MINI.folder / name).read_text("utf8") for name in names}
-
-
 def opened(page: Any, element: str) -> None:
     page.goto(f"/console/judge#{'correct' if element == 'corrected' else element}")
 
@@ -245,9 +240,12 @@ def rows(part: Any, name: str) -> list[list[str]]:
 
 def test_a_trust_report_says_whether_the_judge_is_better_and_shows_why(page):
     with page.expect_response("**/v1/judge/trust", timeout=PATIENCE_MS) as told:
-        part, given = shown(page, "trust"), texts()
-    body = {"reference": given["qrels.txt"], "judge": given["judgements/query-lift.jsonl"],
-            "topics": given["topics.tsv"], "passages": given["passages.jsonl"]}  # fmt: skip
+        part = shown(page, "trust")
+    files = {
+        "reference": "qrels.txt", "judge": "judgements/query-lift.jsonl", "topics": "topics.tsv",
+        "passages": "passages.jsonl",
+    }  # fmt: skip
+    body = {name: (MINI.folder / file).read_text("utf8") for name, file in files.items()}
     assert told.value.request.post_data_json.items() >= body.items()
     answer = told.value.json()
     assert figure(part, "statement") == answer["statement"]
@@ -307,10 +305,10 @@ def test_a_stored_run_opens_in_its_step_again(page, element):
     assert figure(part, "statement") == told
 
 
-@pytest.mark.parametrize("element", ["trust", "significance", "corrected"])
-def test_what_is_missing_is_named(page, element):
-    opened(page, element)
-    part = page.locator(f"fovea-judge-{element}")
-    part.locator("[data-part=go]").click()
-    part.locator("[data-part=fault]").wait_for()
-    assert "is required" in figure(part, "fault-detail")
+def test_what_is_missing_is_named(page):
+    for element in ("trust", "significance", "corrected"):
+        opened(page, element)
+        part = page.locator(f"fovea-judge-{element}")
+        part.locator("[data-part=go]").click()
+        part.locator("[data-part=fault]").wait_for()
+        assert "is required" in figure(part, "fault-detail")

@@ -71,19 +71,12 @@ def iter_factories(tree: ast.AST, function: str = "<module>", *, moves: bool = F
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             inner = node.name
         if isinstance(node, ast.Call):
-            owned = moves or _is_owner(node)
-            if not owned and _is_factory(node) and not any(k.arg == "device" for k in node.keywords):
+            room, _, name = ast.unparse(node.func).rpartition(".")
+            owned = moves or name in {"Parameter", "register_buffer"}
+            is_factory = room == "torch" and name in FACTORIES
+            if not owned and is_factory and not any(k.arg == "device" for k in node.keywords):
                 yield function, node
         yield from iter_factories(node, inner, moves=owned)
-
-
-def _is_factory(call: ast.Call) -> bool:
-    at = call.func
-    return isinstance(at, ast.Attribute) and at.attr in FACTORIES and ast.unparse(at.value) == "torch"
-
-
-def _is_owner(call: ast.Call) -> bool:
-    return ast.unparse(call.func).rpartition(".")[2] in {"Parameter", "register_buffer"}
 
 
 def main() -> None:

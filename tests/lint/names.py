@@ -40,7 +40,9 @@ VERBS = frozenset(("embed", "feed", "need", "proceed", "seed", "shed", "speed", 
 
 
 def is_participle(name: str) -> bool:
-    return name in IRREGULAR or (name not in VERBS and re.fullmatch(r"[a-z]+ed", name) is not None)
+    if name in NAMED_SO or name in VERBS:
+        return False
+    return name in IRREGULAR or re.fullmatch(r"[a-z]+ed", name) is not None
 
 
 def iter_definitions(root: pathlib.Path) -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
@@ -54,11 +56,6 @@ def iter_definitions(root: pathlib.Path) -> Iterator[tuple[str, ast.ClassDef | a
                     yield f"{file.relative_to(root)}:{node.lineno}", node
 
 
-def is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether a method is read like a field, so that a participle tells a fact about its owner."""
-    return any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
-
-
 def list_complaints(root: pathlib.Path = ROOT) -> list[str]:
     classes: dict[str, list[str]] = collections.defaultdict(list)
     found: list[str] = []
@@ -67,7 +64,7 @@ def list_complaints(root: pathlib.Path = ROOT) -> list[str]:
             continue
         if isinstance(node, ast.ClassDef):
             classes[node.name].append(place)
-        elif is_participle(node.name) and node.name not in NAMED_SO and not is_property(node):
+        elif is_participle(node.name) and not any("property" in ast.unparse(one) for one in node.decorator_list):
             found.append(f"{place}: {node.name}() is a bare participle; name what it does, as a verb")
     for name, places in classes.items():
         if len(places) > 1 and name not in SHARED_NAMES:

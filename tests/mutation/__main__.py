@@ -7,7 +7,7 @@ import sys
 import time
 
 from tests.mutation.mutants import sample_mutants
-from tests.mutation.results import TARGET, Measurement, read_results, save, score, summarize
+from tests.mutation.results import TARGET, Measurement, save, summarize
 from tests.mutation.workspace import ROOT, Module, Workspace, load_modules
 
 
@@ -28,24 +28,6 @@ def measure(module: Module, count: int, *, as_baseline: bool) -> float:
     return killed / len(mutants)
 
 
-def retry_survivors(module: Module) -> float:
-    """Run a module's surviving mutants again, to see whether new tests kill them; return the new score."""
-    row = read_results()[module.name]["now"]
-    alive = {each["name"] for each in row["survivors"]}
-    workspace = Workspace(module)
-    with workspace.configured():
-        mutants, total = sample_mutants(module.files, row["sampled"])
-    again = [mutant for mutant in mutants if mutant.name in alive]
-    if not again:
-        return score(row)
-    workspace.run([mutant.name for mutant in again])
-    killed, survivors = summarize(again, workspace.outcomes(module.files))
-    row |= {**_stamp(), "mutants": total, "killed": row["killed"] + killed, "survivors": survivors}
-    save(module.name, Measurement(**row), as_baseline=False)
-    print(f"{module.name}: {killed} of {len(again)} survivors killed now; score {score(row):.3f}")
-    return score(row)
-
-
 def _stamp() -> dict[str, str]:
     command = ("git", "rev-parse", "--short=8", "HEAD")
     commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -57,16 +39,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
     parser.add_argument("module", nargs="*", help=f"default: all of {', '.join(modules)}")
     parser.add_argument("--sample", type=int, default=120, help="mutants to run of each module (default: 120)")
-    parser.add_argument("--survivors", action="store_true", help="run only the survivors of the last run")
     parser.add_argument("--baseline", action="store_true", help="later runs are compared with this one")
     options = parser.parse_args()
     if unknown := set(options.module) - set(modules):
         parser.error(f"Unknown module {', '.join(sorted(unknown))}. Available: {', '.join(modules)}.")
     chosen = [modules[name] for name in options.module or modules]
-    if options.survivors:
-        scores = [retry_survivors(module) for module in chosen]
-    else:
-        scores = [measure(module, options.sample, as_baseline=options.baseline) for module in chosen]
+    scores = [measure(module, options.sample, as_baseline=options.baseline) for module in chosen]
     return int(min(scores) < TARGET)
 
 

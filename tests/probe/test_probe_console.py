@@ -36,12 +36,8 @@ pytestmark = [*MARKS]
 def url(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     found = servables("interpretability")
-    app = build(
-        "interpretability",
-        routers=[build_router(found)],
-        servables=found,
-        settings=Settings(data_dir=folder, intra_op_threads=1),
-    )
+    settings = Settings(data_dir=folder, intra_op_threads=1)
+    app = build("interpretability", routers=[build_router(found)], servables=found, settings=settings)
     with fronted(app, "interpretability", folder) as (address, *_):
         yield address
 
@@ -50,18 +46,15 @@ def spec_page(model, **spec):
     return f"/console/probe?model={model}&spec={quote(json.dumps(spec))}"
 
 
-def test_permalink_of_one_forward_runs_and_draws_without_a_complaint(page):
-    page.goto(spec_page("attention", lm="tiny", text="kqzwxm kqzwx", layers=[1], heads=[2]))
-    page.locator(".report svg").first.wait_for()
-    assert page.locator(".report h2").inner_text() == "Attention"
-    assert page.locator(".report svg title").first.text_content()
-    assert page.locator("#option-text").input_value() == "kqzwxm kqzwx"
+ATTENTION = spec_page("attention", lm="tiny", text="kqzwxm kqzwx", layers=[1], heads=[2])
 
 
-def test_a_figure_tells_its_values_and_is_saved_as_a_picture(page):
-    page.goto(spec_page("attention", lm="tiny", text="kqzwxm kqzwx", layers=[1], heads=[2]))
+def test_permalink_of_one_forward_draws_a_figure_that_tells_its_values_and_is_saved_as_a_picture(page):
+    page.goto(ATTENTION)
     cell = page.locator(".report svg g:has(> title), .report svg rect:has(> title), .report svg a:has(> title)").first
     cell.wait_for()
+    assert page.locator(".report h2").inner_text() == "Attention"
+    assert page.locator("#option-text").input_value() == "kqzwxm kqzwx"
     words = cell.locator("> title").first.text_content()
     cell.dispatch_event("pointerover")
     assert page.locator(".figure-tools output").first.inner_text().strip() == words.strip()
@@ -107,7 +100,7 @@ def test_chosen_heads_are_ablated_or_kept(page, see):
 
 
 def test_an_experiment_is_a_notebook_that_runs_and_a_figure_is_csv(page, see):
-    page.goto(spec_page("attention", lm="tiny", text="kqzwxm kqzwx", layers=[1], heads=[2]))
+    page.goto(ATTENTION)
     page.locator(".report svg").first.wait_for()
     rows = kept(page, "figure 1 as CSV", "figure-1.csv").decode().splitlines()
     assert rows[0] == "row,column,value"
@@ -123,7 +116,7 @@ def test_an_experiment_is_a_notebook_that_runs_and_a_figure_is_csv(page, see):
 
 
 def test_a_permalink_and_a_notebook_are_of_the_report_that_is_shown(page):
-    page.goto(spec_page("attention", lm="tiny", text="kqzwxm kqzwx", layers=[1], heads=[2]))
+    page.goto(ATTENTION)
     page.locator(".report svg").first.wait_for()
     page.locator("#model").select_option("ablation")
     page.wait_for_url("**model=ablation*")
@@ -199,16 +192,10 @@ def test_job_reports_and_offers_the_loop_where_there_is_a_plan(page):
         "**/v1/probe",
         lambda route: (asked.append(route.request.post_data_json), route.fulfill(status=202, json=QUEUED)),
     )
-    page.route(
-        "**/v1/jobs/j/events",
-        lambda route: route.fulfill(
-            content_type="text/event-stream", body='data: {"id":"j","status":"succeeded","progress":1}\n\n'
-        ),
-    )
-    page.route(
-        "**/v1/jobs/j/result",
-        lambda route: route.fulfill(content_type="text/html", body="<main><h1>Needle grid</h1><p>recall</p></main>"),
-    )
+    events = {"content_type": "text/event-stream", "body": 'data: {"id":"j","status":"succeeded","progress":1}\n\n'}
+    grid = {"content_type": "text/html", "body": "<main><h1>Needle grid</h1><p>recall</p></main>"}
+    page.route("**/v1/jobs/j/events", lambda route: route.fulfill(**events))
+    page.route("**/v1/jobs/j/result", lambda route: route.fulfill(**grid))
     page.get_by_role("button", name="Needle grid with these heads").click()
     page.get_by_role("heading", name="Needle grid with duo").wait_for()
     assert page.locator("[data-part=loop] [data-part=progress]").count() == 1, "how far it is stands next to the button"

@@ -69,6 +69,18 @@ def test_the_words_of_our_own_failures_are_not_shown():
     assert json.loads(codec.encode_problem(TooLarge("Big.", hint="Shrink it.")))["hint"] == "Shrink it."
 
 
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b'{"title":"T","status":422,"detail":"Too wide.","code":"invalid_option","limit":9}', "Too wide."),
+        (b'{"error": {"message": "Too wide.", "code": "x"}}', "Too wide."), (b'{"error": "Too wide."}', "Too wide."),
+        (b"<h1>Too wide.</h1>", "The service answered 422."),
+    ],
+)  # fmt: skip
+def test_a_problem_says_what_the_body_of_any_of_our_protocols_says(body, detail):
+    assert json.loads(codec.encode_problem(Result(422, "", body)))["detail"] == detail
+
+
 @given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))
 def test_no_tenant_can_reach_anothers_idempotency_key(one, other):
     assert (redis_keys.idempotency_name(*one) == redis_keys.idempotency_name(*other)) == (one == other)

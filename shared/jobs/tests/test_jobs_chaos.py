@@ -79,22 +79,18 @@ def lines(ledger: Path, what: str) -> list[str]:
     return [row[0] for row in rows if row[3] == what]
 
 
-def runner(ledger: Path, job: Job) -> int:
-    rows = [line.split() for line in ledger.read_text().splitlines()]
-    return int([row[2] for row in rows if row[0] == job.id and row[3] == "begin"][-1])
-
-
 ended = partial(running_worker.ended, tenant="local")
 
 
-async def begun(queue: RedisJobQueue, ledger: Path, *jobs: Job) -> None:
+async def begun(ledger: Path, *jobs: Job) -> None:
     await until(lambda: {job.id for job in jobs} <= set(lines(ledger, "begin")))
 
 
 async def begin_one(queue, ledger, workers, *seconds: float):
     job, _ = await queue.submit(work(*seconds))
-    await begun(queue, ledger, job)
-    return job, next(child for child in workers if child.pid == runner(ledger, job))
+    await begun(ledger, job)
+    (_, _, pid, _), *_ = (line.split() for line in ledger.read_text().splitlines() if line.endswith("begin"))
+    return job, next(child for child in workers if child.pid == int(pid))
 
 
 @pytest.mark.timed("The product promises the second attempt within ten seconds, under its own settings.")
@@ -117,7 +113,7 @@ async def test_accepted_jobs_survive_an_outage_longer_than_the_lease_and_run_onc
     start_worker(), start_worker()
     running = [(await far_queue.submit(work(3.0)))[0] for _ in range(2)]
     waiting = [(await far_queue.submit(work(0.05, size=size)))[0] for size in (0, 2_000_000) * 10]
-    await begun(far_queue, ledger, *running)
+    await begun(ledger, *running)
     own_redis.kill()
     await asyncio.sleep(1.2 * short_lease)
     with pytest.raises(NotReady):
@@ -147,7 +143,7 @@ async def test_a_cancel_reaches_another_process_within_a_second(far_queue, start
     monkeypatch.delenv("FOVEA_JOB_LEASE_S")
     start_worker()
     job, _ = await far_queue.submit(work(60))
-    await begun(far_queue, ledger, job)
+    await begun(ledger, job)
     asked = time.monotonic()
     await far_queue.cancel(job.id, "local")
     await until(lambda: lines(ledger, "stop") == [job.id])

@@ -6,7 +6,6 @@ before, not from where a run was stopped. Finished cells are never computed agai
 
 import copy
 import hashlib
-import random
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,18 +14,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from fovea.errors import Cancelled, FoveaError, NotFound
-from services.interpretability.core.experiment import Experiment, Progress
+from services.interpretability.core.experiment import Experiment
 from services.interpretability.core.report import Report
 from shared.lm.decoder import Decoder
 from shared.registry import CallContext, LoadContext
+from tests.contract.checks.kinds import applies_to, is_job
 from tests.contract.checks.loaded import Loaded
 from tests.contract.checks.requests import brief, option_values, options_of, updated
 from tests.contract.checks.weights import disturbed, weights_file
@@ -74,13 +73,12 @@ class Machines:
         return brief(self.fresh().example())
 
     def undisturbed(self) -> Report:
-        """The example's report; what its run took and where its random numbers came from are noted, too."""
+        """The example's report; what its run took is noted, too."""
         if "report" not in self.known:
             study, spec = self.at(self.home / "undisturbed"), self.example
-            model = study.load_model(spec.lm).model  # its random weights, before the real ones, are no numbers of it
-            with _draws() as draws, _calls_of(model) as calls:
+            with _calls_of(study.load_model(spec.lm).model) as calls:
                 work = _work(lambda: self.known.update(report=answered(study, spec)))
-            self.known |= {"calls": work, "draws": draws, "forwards": calls.forwards, "tokens": calls.tokens}
+            self.known |= {"calls": work, "forwards": calls.forwards, "tokens": calls.tokens}
         report: Report = self.known["report"]
         return report
 
@@ -110,20 +108,6 @@ def found_in(report: Report) -> dict[str, Any]:
     """Findings: a report without its spec, its manifest and artefacts, which name the model and the seed."""
     told = timeless(report)
     return {key: value for key, value in told.items() if key not in {"spec", "manifest", "artefacts"}}
-
-
-def check_has_a_path_of_its_own(machines: Machines) -> None:
-    assert machines.kind.card.task == "probe"
-    assert machines.kind.route
-    for name, prop in machines.kind.In.model_json_schema()["properties"].items():
-        assert prop.get("description"), name
-
-
-def check_spec_is_frozen_and_knows_its_options(machines: Machines) -> None:
-    with pytest.raises(ValidationError, match="frozen"):
-        machines.example.seed = 3
-    with pytest.raises(ValidationError, match="nonsense"):
-        machines.kind.In.model_validate({**machines.kind.card.example, "nonsense": 1})
 
 
 def check_unknown_model_is_refused_with_the_list(machines: Machines) -> None:
@@ -164,18 +148,6 @@ def check_every_picture_says_how_to_read_it(machines: Machines) -> None:
         assert "Largest" in grid.alt
 
 
-def check_report_has_numbers(machines: Machines) -> None:
-    assert list(_numbers(found_in(machines.undisturbed()))), "there is no number in the report"
-
-
-def _numbers(thing: Any) -> Iterator[float]:
-    if isinstance(thing, dict | list):
-        for part in thing.values() if isinstance(thing, dict) else thing:
-            yield from _numbers(part)
-    elif isinstance(thing, int | float) and not isinstance(thing, bool):
-        yield float(thing)
-
-
 def check_same_seed_has_the_same_report(machines: Machines) -> None:
     """On two fresh machines, to the last digit; and twice on one, to the byte."""
     study = machines.fresh()
@@ -184,69 +156,38 @@ def check_same_seed_has_the_same_report(machines: Machines) -> None:
     assert answered(study, machines.example).model_dump_json() == first.model_dump_json()
 
 
+class _Killed(BaseException):
+    """The process is gone."""
+
+
 def check_another_seed_has_another_report(machines: Machines) -> None:
     """Where numbers are drawn at random, a seed of the spec decides on them."""
     spec, report = machines.example, machines.undisturbed()
-    draws = machines.known["draws"]
-    for _ in range(4):
-        if draws != [GLOBAL]:  # else another thread of this process may have moved it: see whether it moves again
-            break
-        draws = _watch_draws(machines, spec)
-    says_so = "seed" in vars(machines.kind.In).get("__annotations__", {})
-    if not draws and not says_so:
+    if not _draws(machines.fresh(), spec):
         return
     for name in [name for name in machines.kind.In.model_fields if "seed" in name]:
         for seed in SEEDS:
             other = updated(spec, **{name: ([seed + 100] if isinstance(getattr(spec, name), list) else seed)})
             if other is not None and differences(found_in(report), found_in(answered(machines.fresh(), other))):
                 return
-    raise AssertionError(f"numbers are drawn at random {draws[:3]}, but every seed gives the same report")
+    raise AssertionError("numbers are drawn at random, but every seed gives the same report")
 
 
-GLOBAL = "a global generator"
+def _draws(study: Experiment[Any], spec: Any) -> bool:
+    """Whether a run makes a generator: what global ones draw without a seed differs from run to run."""
+    study.load_model(spec.lm)  # its random weights, before the real ones, are no numbers of the run
 
+    def end(*_: Any, **__: Any) -> None:
+        raise _Killed
 
-def _watch_draws(machines: Machines, spec: Any) -> list[str]:
-    """Where the random numbers of a run on a fresh machine come from."""
-    study = machines.fresh()
-    study.load_model(spec.lm)
-    with _draws() as draws:
-        answered(study, spec)
-    return draws
-
-
-@dataclass(frozen=True, eq=False)
-class _Watched:
-    """Something that makes generators, and notes that it did."""
-
-    found: list[str]
-    name: str
-    make: Callable[..., Any]
-
-    def __call__(self, *args: Any, **more: Any) -> Any:
-        self.found.append(f"{self.name}{args}")
-        return self.make(*args, **more)
-
-    def __or__(self, other: Any) -> Any:
-        """As in an annotation of a module that is imported meanwhile: `random.Random | None`."""
-        return self.make | other
-
-
-@contextmanager
-def _draws() -> Iterator[list[str]]:
-    """Where random numbers come from meanwhile: generators that are made, and global ones that move on."""
-    found: list[str] = []
-
-    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(random, "Random", _Watched(found, "random.Random", random.Random))
-        patch.setattr(np.random, "default_rng", _Watched(found, "default_rng", np.random.default_rng))
-        patch.setattr(torch, "Generator", _Watched(found, "torch.Generator", torch.Generator))
-        patch.setattr(torch, "manual_seed", _Watched(found, "torch.manual_seed", torch.manual_seed))
-        yield found
-    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
-    if before[0] != after[0] or before[1] != after[1] or not torch.equal(before[2], after[2]):
-        found.append(GLOBAL)
+        for name in ("random.Random", "numpy.random.default_rng", "torch.Generator", "torch.manual_seed"):
+            patch.setattr(name, end)
+        try:
+            answered(study, spec)
+        except _Killed:
+            return True
+    return False
 
 
 def check_report_follows_from_the_model(machines: Machines) -> None:
@@ -295,10 +236,6 @@ def _reordered(model: Decoder) -> nn.Module | None:
     return other if found else None
 
 
-class _Killed(BaseException):
-    """The process is gone."""
-
-
 class _EndsAfter(CallContext):
     """A run that is stopped once a share of its cells is done: cancelled, or its process killed."""
 
@@ -314,28 +251,27 @@ class _EndsAfter(CallContext):
         self.cancel()
 
 
+@applies_to(is_job)
 def check_killed_job_goes_on_where_it_was(machines: Machines) -> None:
     """A new process ends with the report of an undisturbed run, and computes nothing that was finished."""
     spec, undisturbed = machines.example, machines.undisturbed()
     whole = machines.known["calls"]
     cells = int(answered(machines.fresh(), spec.model_copy(update={"dry_run": True})).scalars["cells"].value or 1)
-    for after in sorted({1, max(cells // 2, 1)}):
-        machines._count += 1
-        folder = machines.home / str(machines._count)
-        begun = _work(lambda folder=folder, after=after: _killed(machines.at(folder), spec, after / cells))
-        rest = _work(lambda folder=folder: machines.known.update(resumed=answered(machines.at(folder), spec)))
-        resumed = machines.known.pop("resumed")
-        assert differences(timeless(undisturbed), timeless(resumed), tolerance=0) == []
-        assert rest < whole or not whole, "it began anew"
-        # A recorded run, which cells share, may be made once more.
-        assert begun + rest <= SHARED * whole, f"{begun} and {rest} calls instead of {whole}: cells are computed twice"
+    folder, share = machines.home / "killed", max(cells // 2, 1) / cells
+
+    def be_killed() -> None:
+        with pytest.raises(_Killed):
+            answered(machines.at(folder), spec, _EndsAfter(share, killed=True))
+
+    begun = _work(be_killed)
+    rest = _work(lambda: machines.known.update(resumed=answered(machines.at(folder), spec)))
+    assert differences(timeless(undisturbed), timeless(machines.known["resumed"]), tolerance=0) == []
+    assert rest < whole or not whole, "it began anew"
+    # A recorded run, which cells share, may be made once more.
+    assert begun + rest <= SHARED * whole, f"{begun} and {rest} calls instead of {whole}: cells are computed twice"
 
 
-def _killed(study: Experiment[Any], spec: BaseModel, share: float) -> None:
-    with pytest.raises(_Killed):
-        answered(study, spec, _EndsAfter(share, killed=True))
-
-
+@applies_to(is_job)
 def check_cancelled_job_says_where_its_report_is(machines: Machines) -> None:
     """It stops after the cell in hand; sent again it goes on, and then repeats nothing."""
     study, spec = machines.fresh(), machines.example
@@ -348,6 +284,7 @@ def check_cancelled_job_says_where_its_report_is(machines: Machines) -> None:
     assert _work(lambda: answered(study, spec)) == 0, "a finished job computes something"
 
 
+@applies_to(is_job)
 def check_cells_of_other_specs_are_not_taken(machines: Machines) -> None:
     """On a machine that has computed much, every spec has the report that it has on a fresh one."""
     study, spec, others = machines.used(), machines.example, []
@@ -363,14 +300,6 @@ def check_cells_of_other_specs_are_not_taken(machines: Machines) -> None:
         if here is not None and there is not None:
             apart = differences(timeless(here), timeless(there), tolerance=0)
             assert apart == [], f"a cell of another spec was taken: {apart[:2]}"
-
-
-def check_run_without_a_cache_has_the_same_numbers(machines: Machines) -> None:
-    """Numbers are those that `run` computes: nothing is added on the way out or in."""
-    study, spec = machines.fresh(), machines.example
-    subject = study.load_model(spec.lm)
-    report = study.run(spec, subject, Progress(cells=study.cost(spec, subject).cells))
-    assert differences(found_in(machines.undisturbed()), found_in(report), 1e-6) == []
 
 
 def _tokens(study: Experiment[Any], spec: BaseModel) -> float:
@@ -423,14 +352,3 @@ def _calls_of(model: nn.Module) -> Iterator[_Calls]:
 
 EXPERIMENT_CHECKS = tuple(check for name, check in list(globals().items()) if name.startswith("check_"))
 """All of them, in the order in which they stand here."""
-
-JOB_CHECKS = (
-    check_killed_job_goes_on_where_it_was,
-    check_cancelled_job_says_where_its_report_is,
-    check_cells_of_other_specs_are_not_taken,
-)
-"""Checks of experiments that do not answer at once."""
-
-
-def experiment_checks(kind: type[Experiment[Any]]) -> list[Callable[[Machines], None]]:
-    return [check for check in EXPERIMENT_CHECKS if kind.mode == "job" or check not in JOB_CHECKS]

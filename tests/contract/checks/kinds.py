@@ -41,6 +41,11 @@ def cases(checks: Mapping[Any, Iterable[Callable[..., None]]]) -> list[Any]:
     return [case(subject, check) for subject, some in checks.items() for check in some]
 
 
+def cases_of(kinds: Mapping[str, Kind], checks: Iterable[Callable[..., None]]) -> list[Any]:
+    """Each class, by its name, with those of the checks that apply to it."""
+    return cases({name: applicable(checks, kind) for name, kind in kinds.items()})
+
+
 def has_engine(kind: Kind) -> bool:
     return issubclass(kind, VisionServable)
 
@@ -56,6 +61,15 @@ def is_no_judge(kind: Kind) -> bool:
 
 def is_called_by_threads(kind: Kind) -> bool:
     return kind.mode == "stream" or kind.card.task == "judge"
+
+
+def is_job(kind: Kind) -> bool:
+    return kind.mode == "job"
+
+
+def asks_model(kind: Kind) -> bool:
+    """Whether a judge asks a language model."""
+    return bool(getattr(kind, "asks_model", False))
 
 
 def has_parts(kind: Kind) -> bool:

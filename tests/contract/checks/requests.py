@@ -139,12 +139,9 @@ def options_of(loaded: Loaded) -> list[tuple[str, dict[str, Any]]]:
 
 
 def with_everything(loaded: Loaded, request: BaseModel) -> BaseModel:
-    every = _enum(dict(options_of(loaded)).get("include") or {}, loaded)
+    items = dict(options_of(loaded)).get("include", {}).get("items", {})
+    every = list(_resolved(items, loaded.servable.In.model_json_schema()).get("enum", ()))
     return (updated(request, include=every) if every else None) or request
-
-
-def _enum(prop: dict[str, Any], loaded: Loaded) -> list[str]:
-    return list(_resolved(prop.get("items", {}), loaded.servable.In.model_json_schema()).get("enum", ()))
 
 
 def option_values(loaded: Loaded, name: str, request: BaseModel) -> list[Any]:

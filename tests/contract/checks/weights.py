@@ -72,7 +72,9 @@ def same_as_engine(loaded: Loaded, net: nn.Module, feeds: Arrays) -> str | None:
     engine = loaded.servable.engine
     assert engine is not None
     wanted = engine.run(feeds)
-    for name in _methods(net):
+    own = [kind for kind in type(net).__mro__ if issubclass(kind, nn.Module) and kind is not nn.Module]
+    names = {name for kind in own for name, thing in vars(kind).items() if callable(thing) and not name.startswith("_")}
+    for name in sorted(names - {"train", "load_state_dict", "prepare"}, key=lambda name: (name != "forward", name)):
         found = _run(net, name, loaded, feeds)
         if found is not None and _close(found, wanted):
             return name
@@ -88,13 +90,6 @@ def computed(loaded: Loaded, net: nn.Module, method: str) -> Callable[[Arrays], 
         return found
 
     return run
-
-
-def _methods(net: nn.Module) -> list[str]:
-    """Public methods of a network's own classes that may be what is served; `forward` first."""
-    own = [kind for kind in type(net).__mro__ if issubclass(kind, nn.Module) and kind is not nn.Module]
-    names = {name for kind in own for name, thing in vars(kind).items() if callable(thing) and not name.startswith("_")}
-    return sorted(names - {"train", "load_state_dict", "prepare"}, key=lambda name: (name != "forward", name))
 
 
 def _run(net: nn.Module, method: str, loaded: Loaded, feeds: Arrays) -> dict[str, np.ndarray] | None:

@@ -27,15 +27,14 @@ _ROWS = (
 _LABELS = b"1 0 d1 2\n1 0 d2 0\n2 0 d1 1\n2 0 d2 3\n"
 
 
-def _each(data: bytes, *parsers: Callable[[str], object]) -> list[object]:
-    return [ask(parser, data.decode("utf-8", "replace")) for parser in parsers]
+_PARSERS: tuple[Callable[[str], object], ...] = (
+    lambda text: format_qrels(parse_qrels(text)), parse_runs, parse, lambda text: parse_labels(text, "labels"),
+    lambda text: parse_signals(text, "signals"),
+)  # fmt: skip
 
 
 def _trec(data: bytes) -> object:
-    return _each(
-        data, lambda text: format_qrels(parse_qrels(text)), parse_runs, parse,
-        lambda text: parse_labels(text, "labels"), lambda text: parse_signals(text, "signals"),
-    )  # fmt: skip
+    return [ask(parser, data.decode("utf-8", "replace")) for parser in _PARSERS]
 
 
 def _compare(data: bytes) -> object:

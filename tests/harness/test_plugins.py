@@ -1,10 +1,14 @@
-"""The suite's own plug-ins: reruns, phases, reports."""
+"""The suite's own plug-ins: reruns, phases, reports, and skips, which fail the run unless the list names them."""
 
 import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.markers import Marker
 
+from tests.harness.skips import read_allowed_skips
 from tests.report import read_run
 
 FAILS_ONCE = """
@@ -19,19 +23,17 @@ def lost_in_one_of_two_runs():
     assert runs % 2, "a request was lost"
 """
 TIMED = '@pytest.mark.timed("the bell rings at once")'
-EACH = pytest.mark.parametrize("workers", [0, 2])
 
 
-@EACH
-def test_a_request_that_is_lost_in_one_of_two_runs_fails_the_run(workers, run_suite):
-    result = run_suite("reruns", workers=workers, test_chaos=FAILS_ONCE.format(mark=""))
+def test_a_request_that_is_lost_in_one_of_two_runs_fails_the_run(run_suite):
+    result = run_suite("reruns", test_chaos=FAILS_ONCE.format(mark=""))
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*a request was lost*"])
     result.stdout.no_fnmatch_line("*timed tests*")
 
 
-@EACH
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_timed_test_may_fail_once_and_is_listed(workers, run_suite):
     result = run_suite("reruns", workers=workers, test_bell=FAILS_ONCE.format(mark=TIMED))
     assert result.ret == pytest.ExitCode.OK
@@ -45,21 +47,11 @@ def test_a_timed_test_may_not_fail_twice(run_suite):
     assert (result.ret, result.parseoutcomes()) == (pytest.ExitCode.TESTS_FAILED, {"failed": 1, "rerun": 1})
 
 
-@EACH
-def test_a_mark_without_a_reason_refuses_the_run(workers, run_suite):
-    marks = ["timed", "timed()", 'timed("")', 'timed("  ")', "timed(3)"]
-    files = {f"test_{i}": f"import pytest\n@pytest.mark.{mark}\ndef test_one(): pass" for i, mark in enumerate(marks)}
-    result = run_suite("reruns", workers=workers, test_good="def test_two(): pass", **files)
-    assert result.ret != pytest.ExitCode.OK
-    assert result.parseoutcomes()["errors"] == 5
-    for name in files:
-        result.stdout.fnmatch_lines([f"{name}.py::test_one gives no reason. Mark it `timed(*"])
-
-
-def test_reruns_by_another_mark_are_refused(run_suite):
-    result = run_suite("reruns", test_chaos=FAILS_ONCE.format(mark="@pytest.mark.flaky(reruns=3)"))
-    assert result.ret == pytest.ExitCode.INTERRUPTED
-    result.stdout.fnmatch_lines(["test_chaos.py::test_one is marked `flaky`. Mark it `timed(*"])
+@pytest.mark.parametrize("mark", ["timed", "timed()", 'timed("  ")', "timed(3)", "flaky(reruns=3)"])
+def test_a_mark_without_a_reason_and_another_mark_refuse_the_run(mark, run_suite):
+    result = run_suite("reruns", test_chaos=FAILS_ONCE.format(mark=f"@pytest.mark.{mark}"))
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*test_chaos.py::test_one *Mark it `timed(*"])
 
 
 @pytest.mark.parametrize("option", ["--reruns=1", "--force-reruns=1"])
@@ -83,11 +75,10 @@ def test_third(): pytest.skip("no tool")
 """
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_each_phase_has_its_own_seconds(workers, run_suite, tmp_path):
+def test_each_phase_has_its_own_seconds(run_suite, tmp_path):
     path = tmp_path / "all.phases"
     run_suite(
-        "phases", f"--phases={path}", workers=workers, test_one=FILE,
+        "phases", f"--phases={path}", workers=1, test_one=FILE,
         test_two="import pytest\npytest.skip('no', allow_module_level=True)",
     )  # fmt: skip
     rows = [json.loads(line) for line in path.read_text("utf8").splitlines()]
@@ -103,7 +94,7 @@ def test_each_phase_has_its_own_seconds(workers, run_suite, tmp_path):
     assert "paid" not in setups["test_second"]
     skipped = [(row["test"], row["phase"], row["message"]) for row in rows if row["outcome"] == "skipped"]
     assert skipped == [("test_two.py", "collection", "no"), ("test_one.py::test_third", "call", "no tool")]
-    assert {row["worker"] for row in rows if "::" in row["test"]} == {"gw0" if workers else "master"}
+    assert {row["worker"] for row in rows if "::" in row["test"]} == {"gw0"}
     whole = {row["phase"]: row for row in rows if not row["test"]}
     assert whole["run"]["seconds"] >= 0.6 + whole["collection"]["seconds"]
     assert whole["run"]["outcome"] == "passed"
@@ -134,3 +125,60 @@ def test_a_test_counts_once_by_its_worst_phase():
         "b.py": "skipped", "c.py::known": "xfailed", "c.py::bell": "passed",
     }  # fmt: skip
     assert (run.seconds, run.collection, run.reruns) == (600, 21.4, {"c.py::bell": 1})
+
+
+ROOT = Path(__file__).parents[2]
+WAYS = {
+    "module": "import pytest\npytest.importorskip('no_such_module')\ndef test_a(): pass",
+    "condition": "import pytest\n@pytest.mark.skipif(True, reason='no_such_module is missing')\ndef test_a(): pass",
+    "fixture": "import pytest\n@pytest.fixture\ndef tool(): pytest.skip('no_such_module')\ndef test_a(tool): pass",
+    "call": "import pytest\ndef test_a(): pytest.skip('no_such_module')", "parameter": (
+    "import pytest\n@pytest.mark.parametrize('x', "
+    "[1, pytest.param(2, marks=pytest.mark.skip(reason='no_such_module'))])\ndef test_a(x): pass" ),
+}  # fmt: skip
+PASSES = "def test_b(): pass"
+
+
+def allow(pytester: pytest.Pytester, **entry: str) -> str:
+    """Write a list with one entry; gives the option that names it."""
+    lines = [f"{key} = {value!r}" for key, value in ({"enable": "install it"} | entry).items()]
+    return f"--allowed-skips={pytester.makefile('.toml', allowed='[[skip]]' + chr(10) + chr(10).join(lines))}"
+
+
+@pytest.mark.parametrize(("named", "workers"), [("test_*", 0), ("test_[mc]*", 2), ("none", 0)])
+def test_a_skip_that_is_not_listed_fails_the_run(named, workers, run_suite, pytester):
+    files = {f"test_{way}": text for way, text in WAYS.items()}
+    option = allow(pytester, test=named, reason="no_such_module")
+    result = run_suite("skips", option, workers=workers, test_two=PASSES, **files)
+    allowed = {way for way in WAYS if named == "test_*" or (named == "test_[mc]*" and way[0] in "mc")}
+    assert result.ret == (pytest.ExitCode.OK if allowed == WAYS.keys() else pytest.ExitCode.TESTS_FAILED)
+    lines = result.stdout.lines
+    assert {way for way in WAYS if any(line.startswith(f"test_{way}.py:") for line in lines)} == WAYS.keys() - allowed
+    result.assert_outcomes(skipped=5, passed=2)
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"reason": "needs a GPU"}, pytest.ExitCode.TESTS_FAILED),
+        ({"reason": "no_such_module", "where": "python_version < '3'"}, pytest.ExitCode.TESTS_FAILED),
+        ({"reason": "no_such_module", "where": "python_version > '3'"}, pytest.ExitCode.OK),
+    ],
+)
+def test_an_entry_holds_for_its_reason_and_where_its_marker_does(entry, expected, run_suite, pytester):
+    assert run_suite("skips", allow(pytester, test="*", **entry), test_one=WAYS["call"]).ret == expected
+
+
+def test_each_entry_of_the_list_is_needed_and_says_how_to_run_the_tests():
+    files = subprocess.run(["git", "ls-files", "*tests/*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    texts = {name: (ROOT / name).read_text("utf8") for name in files.stdout.split() if "harness" not in name}
+    for entry in read_allowed_skips():
+        file, _, name = entry.test.partition("::")
+        name = name.partition("(")[0].rstrip("*")
+        assert any(Path(one).match(file) and f"def {name}" in texts[one] for one in texts), (
+            f"{entry.test}: no such test"
+        )
+        assert any(entry.reason in text for text in texts.values()), f"{entry.test}: no test says {entry.reason!r}"
+        assert len(entry.reason) > 5, f"{entry.test}: the reason would cover anything"
+        assert len(entry.enable) > 10, entry.test
+        assert not entry.where or Marker(entry.where)

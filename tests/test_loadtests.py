@@ -1,11 +1,63 @@
-"""The report of a rehearsal says what happened, and an objective that was missed is missed."""
+"""Tools of `loadtests`: engines of peers that are stopped while they are not asked, and reports of rehearsals."""
 
-from pathlib import Path
+import sys
 
+import psutil
 import pytest
 
+from loadtests.bench.peers.environment import PeerMissing
+from loadtests.bench.peers.process import EngineProcess
+from loadtests.bench.suites import longctx_peers
 from loadtests.rehearsal.report import SLOS, check_slos, summarise
 from loadtests.rehearsal.traffic import Call, Record, Sample
+from tests.harness.waiting import wait_until
+
+TOY = """
+import sys
+import time
+sys.path.insert(0, {loop!r})
+from answer_loop import serve
+
+def load(options):
+    print("loading", options["threads"])
+    if options.get("broken"):
+        raise SystemExit("no such model")
+    def generate(prompts, tokens, method):
+        yield 0
+        for _ in range(tokens):
+            time.sleep(0.001)
+            yield len(prompts)
+    return "toy 1.0", generate
+
+serve(load)
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    file = tmp_path / "toy.py"
+    file.write_text(TOY.format(loop=str(longctx_peers.PEERS_ROOM / "engines")))
+    return file
+
+
+def test_an_engine_says_its_build_and_when_tokens_came(script):
+    engine = EngineProcess("toy", sys.executable, script, {}, threads=1)
+    try:
+        assert engine.build == "toy 1.0"
+        found = engine.generate([[1, 2], [3, 4]], 3)
+        assert [count for _, _, count in found.marks] == [2, 2, 2]
+        assert engine.memory() > 0
+        process = psutil.Process(engine._process.pid)
+        wait_until(lambda: process.status() == psutil.STATUS_STOPPED, 30, "the pause")
+    finally:
+        engine.close()
+    assert engine.is_over
+
+
+def test_an_engine_that_dies_is_missing_and_its_last_words_are_told(script):
+    with pytest.raises(PeerMissing, match="no such model"):
+        EngineProcess("toy", sys.executable, script, {"broken": True}, threads=1)
+
 
 KEPT = """
 [all]
@@ -38,10 +90,6 @@ def slos(tmp_path):
     return file
 
 
-def missed(found: Record, slos: Path) -> set[str]:
-    return {each["objective"] for each in check_slos(summarise(found, 100, 8), slos) if not each["is_kept"]}
-
-
 def test_figures_are_those_of_the_calls():
     figures = summarise(record(200, 200, 429, 503, 0), 100, 8)
     assert (figures["requests"], figures["failed"], figures["refused"]) == (6, 2, 1)
@@ -63,7 +111,8 @@ def test_figures_are_those_of_the_calls():
     ],
 )
 def test_what_is_missed_is_told(found, wanted, slos):
-    assert missed(found, slos) - {"cpu_seconds_per_request"} == wanted
+    missed = {each["objective"] for each in check_slos(summarise(found, 100, 8), slos) if not each["is_kept"]}
+    assert missed - {"cpu_seconds_per_request"} == wanted
 
 
 def test_the_objectives_of_the_repository_name_figures_that_there_are():

@@ -1,1 +1,0 @@
-"""Examples of the API reference, recorded from a running platform."""
