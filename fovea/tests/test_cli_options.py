@@ -1,8 +1,11 @@
-"""Options from schemas and wire types, sources from words, and what the screen writes."""
+"""Texts of `--help`, options from schemas and wire types, plug-in verbs, and what the screen writes."""
 
 import json
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
+from importlib.metadata import EntryPoint
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -15,6 +18,7 @@ from typer.testing import CliRunner
 from fovea.api.image import ImageBytes
 from fovea.api.mask import SegmentIn
 from fovea.api.text import ChatRequest
+from fovea.cli import plugins, source_handlers
 from fovea.cli.commands import run
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.input_files import find_images
@@ -22,6 +26,7 @@ from fovea.cli.option_groups import add_request_options, expand_options
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import describe_options, is_picture, list_picture_fields, parse_options, split_arguments
 from fovea.errors import InvalidOption, NotFound, TooLarge
+from tests.command import help_runner
 
 
 class Mixed(BaseModel):
@@ -224,3 +229,116 @@ def test_what_a_model_says_is_never_markup(capsys):
     assert "[red]name" in out
     assert "[blink]value" in out
     assert "empty" not in out
+
+
+PLUGIN = '''"""A module that is heavy to import."""
+import sys
+import typer
+sys.modules["plugin_was_loaded"] = sys
+{imports}
+
+def dig(depth: int = 1, fail: bool = False) -> None:
+    """Dig a hole.
+
+    As deep as wanted.
+    """
+    typer.echo(f"dug {{depth}}")
+
+app = typer.Typer(help="Several verbs.")
+
+@app.command()
+def one() -> None:
+    """The first."""
+    typer.echo("one")
+
+@app.command()
+def two() -> None:
+    """The second."""
+'''
+
+
+@pytest.fixture
+def fovea(monkeypatch, capfdbinary):
+    return help_runner(monkeypatch, capfdbinary)
+
+
+@pytest.fixture
+def plug_in(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "plugin_was_loaded", raising=False)
+
+    def install(*points, imports=""):
+        (tmp_path / "hole_digger").mkdir(exist_ok=True)
+        (tmp_path / "hole_digger/__init__.py").write_text("")
+        (tmp_path / "hole_digger/verbs.py").write_text(PLUGIN.format(imports=imports))
+        made = [EntryPoint(name, value, plugins.GROUP) for name, value in points]
+        monkeypatch.setattr(plugins, "entries", lambda group: made if group == plugins.GROUP else [])
+        monkeypatch.setattr(source_handlers, "entries", lambda *_: [])
+        for name in [name for name in sys.modules if name.startswith("hole_digger")]:
+            monkeypatch.delitem(sys.modules, name)
+
+    return install
+
+
+JOBS = [f"jobs {verb}" for verb in ("list", "get", "watch", "cancel", "retry", "result")]
+JUDGED = ("pair", "batch", "agreement", "ensemble", "templates", "calibrate")
+VERBS = ["", "models", "segment", "chat", "run", "jobs", *JOBS, "judge", *(f"judge {verb}" for verb in JUDGED)]
+
+
+@pytest.mark.parametrize("words", VERBS, ids=lambda words: words or "fovea")
+def test_help_says_what_it_said(fovea, plug_in, snapshot, words):
+    plug_in()
+    code, out, err = fovea(*words.split(), "--help")
+    assert (code, err) == (0, "")
+    assert out == snapshot
+
+
+def test_plug_ins_are_named_with_their_first_line_and_not_loaded(fovea, plug_in):
+    plug_in(("dig", "hole_digger.verbs:dig"), ("many", "hole_digger.verbs:app"), ("gone", "not_there.at_all:x"))
+    code, out, _ = fovea("--help")
+    assert code == 0
+    panel = out.partition("Plug-ins")[2]
+    assert "Dig a hole." in panel
+    assert "A module that is heavy to import." in panel
+    assert "gone" in panel
+    assert "plugin_was_loaded" not in sys.modules
+
+
+def test_a_plug_in_function_or_app_is_a_command(fovea, plug_in):
+    plug_in(("dig", "hole_digger.verbs:dig"))
+    assert fovea("dig", "--depth", "3")[:2] == (0, "dug 3")
+    assert "--depth" in fovea("dig", "--help")[1]
+    assert fovea("dig", "--depth", "x")[0] == 2
+    plug_in(("many", "hole_digger.verbs:app"))
+    assert fovea("many", "one")[:2] == (0, "one")
+    assert "The second." in fovea("many", "--help")[1]
+    plug_in(("judge.dig", "hole_digger.verbs:dig"))
+    assert fovea("judge", "dig", "--depth", "3")[:2] == (0, "dug 3")
+    assert ["Dig a hole." in fovea(*words, "--help")[1] for words in (["judge"], [])] == [True, False]
+
+
+def test_a_plug_in_whose_library_is_missing_says_what_to_install(fovea, plug_in):
+    plug_in(("dig", "hole_digger.verbs:dig [cpu,vision]"), imports="import a_library_nobody_has")
+    code, _, err = fovea("dig")
+    assert code == 6
+    assert "a_library_nobody_has" in err
+    assert "pip install 'fovea-platform[cpu,vision]'" in err
+
+
+def test_a_plug_in_cannot_take_the_place_of_a_verb_and_misspelt_ones_are_answered(fovea, plug_in):
+    plug_in(("models", "hole_digger.verbs:dig"))
+    assert "served models" in fovea("models", "--help")[1]
+    plug_in(("dig", "hole_digger.verbs:dig"))
+    code, _, err = fovea("segmnt", "x.png")
+    assert (code, "segment" in err) == (2, True)
+    assert "dig" in fovea("digg")[2]
+    assert fovea("--version") == (0, f"fovea {metadata.version('fovea-serve')}", "")
+
+
+def test_the_shell_completes_commands_and_those_of_plug_ins(fovea, plug_in, monkeypatch):
+    plug_in(("many", "hole_digger.verbs:app"))
+    monkeypatch.setenv("_FOVEA_COMPLETE", "complete_bash")
+    for typed, wanted in (("fovea jo", "jobs"), ("fovea jobs wa", "watch"), ("fovea many o", "one")):
+        monkeypatch.setenv("COMP_WORDS", typed)
+        monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+        assert fovea()[1] == wanted

@@ -1,4 +1,4 @@
-"""Jobs and the operators' pages in a real browser: results in the page of their task, keys, replicas, usage, log."""
+"""Jobs, the operators' pages and signing in (code with PKCE, exchanged by the gateway), in a real browser."""
 
 import json
 import re
@@ -11,6 +11,7 @@ from services.gateway.tests import browsing
 from services.gateway.tests.browsing import MARKS, PICTURE, check_page, choose, kept, watched
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
+from services.gateway.tests.test_gateway_keys import issuer  # noqa: F401
 from tests.harness.waiting import wait_until
 
 pytestmark = MARKS
@@ -287,3 +288,63 @@ def test_the_list_and_the_tray_tell_it(page, see):
     see(page.locator("[data-job=a]")).to_contain_text(told)
     page.get_by_role("button", name="Jobs").click()
     see(page.locator(".tray-job")).to_contain_text(re.compile(r"Running · about (2 min 5\d|3 min 0\d) s left"))
+
+
+pytestmark = MARKS
+
+
+@pytest.fixture
+def signing(tmp_path, issuer):  # noqa: F811
+    with running(tmp_path, auth="keys", oidc_issuer=issuer, oidc_client_id="fovea-console") as made:
+        yield made
+
+
+@pytest.fixture
+def reader(chromium, signing):
+    complaints: list[str] = []
+    with watched(chromium, signing.url, complaints) as page:
+        yield page
+    assert not [said for said in complaints if "401" not in said]  # the page that asks for a key is one
+
+
+def test_a_reader_signs_in_and_sees_the_page_that_was_asked_for(reader, see):
+    reader.goto("/console/models/disc")
+    check_page(reader)
+    reader.get_by_role("button", name="Sign in with your organisation").click()
+    see(reader.get_by_role("heading", level=1)).to_have_text("disc")
+    assert reader.url.endswith("/console/models/disc")
+    stored = reader.evaluate("[sessionStorage.getItem('fovea-key'), localStorage.getItem('fovea-key')]")
+    assert (stored[0].count("."), stored[1]) == (2, None)
+    reader.get_by_role("button", name="Account").click()
+    see(reader.locator("#account dl")).to_contain_text("alice")
+    reader.get_by_role("button", name="Sign out").click()
+    see(reader.get_by_role("button", name="Sign in with your organisation")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("?error=access_denied&error_description=Nobody%20may", "The identity provider refused: Nobody may."),
+        ("?code=code-1&state=forged", "This sign-in was not started in this tab"),
+    ],
+)
+def test_a_sign_in_that_failed_or_was_not_asked_for_says_so(reader, see, query, words):
+    reader.goto(f"/console/sign-in{query}")
+    see(reader.locator("[data-part=message]")).to_contain_text(words)
+    assert reader.url.endswith("/console/sign-in")
+    assert reader.evaluate("sessionStorage.getItem('fovea-key')") is None
+
+
+def test_codes_are_exchanged_only_as_the_provider_allows(signing, issuer, tmp_path):  # noqa: F811
+    address = f"{signing.url}/console/sign-in"
+    sent = httpx2.get(f"{address}/start", params={"state": "s", "challenge": "c", "scheme": "http"})
+    assert sent.status_code == 302
+    assert sent.headers["location"].startswith(f"{issuer}/authorization?response_type=code&client_id=fovea-console&")
+    refused = httpx2.post(f"{address}/token?scheme=http", data={"code": "code-1", "verifier": "other"})
+    assert (refused.status_code, "invalid_grant" in refused.text) == (401, True)
+    assert httpx2.get(f"{address}/start?scheme=javascript").status_code == 422
+    with running(tmp_path / "gone", auth="keys", oidc_issuer="http://127.0.0.1:9", oidc_client_id="x") as other:
+        assert httpx2.get(f"{other.url}/console/sign-in/start?scheme=http").status_code == 503
+    with running(tmp_path / "plain", auth="keys", oidc_issuer=issuer) as plain:
+        assert httpx2.get(f"{plain.url}/console/sign-in").status_code == 404
+        assert not re.search("Sign in", httpx2.get(plain.url).text)

@@ -1,23 +1,29 @@
-"""A request that continues a session, a document or a prompt goes to its replica, unless that one is overloaded."""
+"""Which replicas count, by their records in a real Redis, and which of them a request goes to."""
 
+import asyncio
 import json
 import math
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import httpx2
 import pytest
+import redis
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as ToyRoute
 
-from fovea.api.replica import HOLDS_HEADER
-from services.gateway.routing import load_balancer
+from fovea.api.replica import HEARTBEAT_TTL_S, HOLDS_HEADER, ReplicaRecord, replicas_key
+from services.gateway.routing import load_balancer, replica_registry, static_upstreams
 from services.gateway.routing.affinity import BLOCK_BYTES, MAX_TOKENS, AffinityKey, _find_key_in_body, held_key
 from services.gateway.routing.load_balancer import FREE_SLOTS, LOAD_FACTOR, LoadBalancer
+from services.gateway.routing.replica_registry import ReplicaRegistry
+from services.gateway.routing.static_upstreams import StaticUpstream
+from shared.settings import Settings
 
 
 @dataclass
@@ -173,3 +179,290 @@ async def test_requests_reach_the_replica_of_their_beginning_or_document_and_the
 async def test_least_loaded_is_still_there(gateway, toy):
     scene = await four(gateway, toy, load_balancing="least-loaded")
     assert len({await replica_of(scene.client, chat(LONG)) for _ in range(30)}) > 1
+
+
+@pytest.fixture
+async def registry(redis_url, clock):
+    clock.govern(replica_registry)
+    watching = ReplicaRegistry(Settings(redis_url=redis_url, enabled_services="svc"))
+    yield watching
+    await watching.stop()
+
+
+def announce(url: str, name: str = "r1", service: str = "svc", **changed: Any) -> None:
+    facts: dict[str, Any] = {
+        "id": name, "service": service, "http": "http://127.0.0.1:1", "pid": 1, "ready": True,
+        "models": ("pranet",), "routes": ("/v1/segment",), "seen": time.time(), **changed,
+    }  # fmt: skip
+    with redis.Redis.from_url(url) as client:
+        client.hset(replicas_key(service), name, ReplicaRecord(**facts).model_dump_json())
+
+
+async def test_a_replica_that_announces_itself_is_found_with_its_routes(redis_url, registry):
+    await registry.poll_redis()
+    assert registry.unready_services == ["svc"]
+    assert not registry.is_complete
+    announce(redis_url)
+    announce(redis_url, "x1", "surprise", models=("other",), routes=())
+    registry._scan_due = 0
+    await registry.poll_redis()
+    assert registry.services == ["surprise", "svc"]
+    assert registry.is_complete
+    assert registry.pick("svc").id == "r1"
+    assert registry.routes.find("/v1/segment").services == ("svc",)
+    assert registry.routes.find_service("other") == "surprise"
+
+
+async def test_a_replica_that_is_not_ready_or_suspected_is_alive_but_not_chosen(redis_url, registry):
+    announce(redis_url, ready=False)
+    await registry.poll_redis()
+    assert registry.pick("svc") is None
+    assert [t.id for t in registry.list_alive("svc")] == ["r1"]
+    assert not registry.is_recovering("svc")
+    announce(redis_url, ready=True)
+    await registry.poll_redis()
+    assert registry.pick("svc").id == "r1"
+    assert registry.is_recovering("svc")
+    registry.mark_suspect(registry.pick("svc"))
+    assert registry.pick("svc") is None
+    announce(redis_url)
+    await registry.poll_redis()
+    assert registry.pick("svc").id == "r1"
+
+
+async def test_silence_ends_a_replica_and_its_routes_stay_known(redis_url, registry, clock):
+    announce(redis_url)
+    await registry.poll_redis()
+    clock.advance(HEARTBEAT_TTL_S - 0.1)
+    await registry.poll_redis()
+    assert registry.pick("svc").id == "r1"
+    clock.advance(0.2)
+    await registry.poll_redis()
+    assert registry.pick("svc") is None
+    assert registry.unready_services == ["svc"]
+    assert registry.routes.find("/v1/segment") is not None
+    announce(redis_url)
+    await registry.poll_redis()
+    assert registry.pick("svc").id == "r1"
+
+
+async def test_a_starved_replica_keeps_its_place_as_long_as_it_answers(redis_url, registry, clock):
+    starved, asked = {"r1"}, []
+
+    async def ask(replica):
+        asked.append(replica.id)
+        return replica.id in starved
+
+    registry.ask = ask
+    announce(redis_url)
+    announce(redis_url, "loading", ready=False)
+    for _ in range(9):
+        await registry.poll_redis()
+        await asyncio.sleep(0)
+        assert registry.pick("svc").id == "r1"
+        clock.advance(HEARTBEAT_TTL_S / 3)
+    assert set(asked) == {"r1"}
+    starved.clear()
+    clock.advance(HEARTBEAT_TTL_S)
+    await registry.poll_redis()
+    await asyncio.sleep(0)
+    assert registry.pick("svc") is None
+    assert "fell silent" in registry.explain_unready("svc")
+    announce(redis_url, "r2", seen=clock.time())
+    await registry.poll_redis()
+    asked.clear()
+    await registry.poll_redis()
+    assert (registry.pick("svc").id, asked) == ("r2", []), "who has another need not ask"
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        (None, "none has announced itself"),
+        ({}, "its replicas are still loading"),
+        ({"trouble": "It outgrew its memory (9 of 8 bytes).", "out_of_memory": True}, "outgrew its memory"),
+    ],
+)
+async def test_what_a_replica_said_of_its_end_is_the_reason(redis_url, registry, facts, told):
+    if facts is not None:
+        announce(redis_url, ready=False, **facts)
+    await registry.poll_redis()
+    assert told in registry.explain_unready("svc")
+
+
+async def test_a_replica_that_cannot_start_is_a_reason_and_nothing_else(redis_url, registry):
+    failed = {"name": "svc-start", "http": "", "ready": False, "models": (), "routes": ()}
+    announce(redis_url, **failed, trouble="It can't start: SyntaxError.")
+    await registry.poll_redis()
+    assert "It can't start: SyntaxError" in registry.explain_unready("svc")
+    assert (registry.list_alive("svc"), registry.is_complete) == ([], False)
+    announce(redis_url)
+    await registry.poll_redis()
+    assert registry.pick("svc").id == "r1"
+    with redis.Redis.from_url(redis_url) as client:
+        client.hdel(replicas_key("svc"), "r1")
+    announce(redis_url, **failed, trouble="It can't start: ValueError.")
+    await registry.poll_redis()
+    assert registry.routes.find("/v1/segment").services == ("svc",)  # it is away, and not unknown
+    assert "ValueError" in registry.explain_unready("svc")
+
+
+async def test_a_clock_that_is_ahead_or_behind_does_not_kill_a_replica(redis_url, registry, clock):
+    for turn in range(4):
+        announce(redis_url, "behind", seen=time.time() - 3600 + turn)
+        announce(redis_url, "ahead", seen=time.time() + 3600 + turn)
+        await registry.poll_redis()
+        clock.advance(HEARTBEAT_TTL_S / 2)
+    assert {t.id for t in registry.list_ready("svc")} == {"behind", "ahead"}
+
+
+async def test_records_that_are_old_or_none_are_passed_over_and_one_that_is_taken_back_ends_its_replica(
+    redis_url, registry
+):
+    announce(redis_url)
+    announce(redis_url, "r2")
+    announce(redis_url, "old", seen=time.time() - 100)
+    with redis.Redis.from_url(redis_url) as client:
+        client.hset(replicas_key("svc"), "bad", "{}")
+        client.hset(replicas_key("svc"), "worse", b"\xff")
+        await registry.poll_redis()
+        assert {t.id for t in registry.list_ready("svc")} == {"r1", "r2"}
+        client.hdel(replicas_key("svc"), "r1")
+    await registry.poll_redis()
+    assert [t.id for t in registry.list_alive("svc")] == ["r2"]
+
+
+async def test_what_the_last_replica_served_stays_known_until_the_next_one_comes(redis_url, registry, clock):
+    announce(redis_url, "x1", "surprise")
+    await registry.poll_redis()
+    with redis.Redis.from_url(redis_url) as client:
+        client.hdel(replicas_key("surprise"), "x1")
+    for _ in range(2):
+        await registry.poll_redis()
+    assert (registry.list_alive("surprise"), registry.unready_services) == ([], ["surprise", "svc"])
+    assert "It was stopped" in registry.explain_unready("surprise")
+    assert registry.is_recovering("surprise")
+    assert registry.routes.find("/v1/segment").services == ("surprise",)
+    announce(redis_url, "x2", "surprise", routes=("/v1/other",), seen=clock.time())
+    await registry.poll_redis()
+    assert [replica.id for replica in registry.list_ready("surprise")] == ["x2"]
+    assert registry.routes.find("/v1/segment") is None
+    with redis.Redis.from_url(redis_url) as client:
+        client.hdel(replicas_key("surprise"), "x2")
+    await registry.poll_redis()
+    clock.advance(replica_registry.FORGET_S)
+    await registry.poll_redis()
+    assert registry.services == ["svc"]
+
+
+async def test_polls_at_once_do_not_end_each_other_where_a_service_goes(redis_url, registry, monkeypatch, clock):
+    announce(redis_url, "x1", "surprise")
+    await registry.poll_redis()
+    with redis.Redis.from_url(redis_url) as client:
+        client.delete(replicas_key("surprise"))
+    clock.advance(replica_registry.FORGET_S + 1)
+    read, both = registry._redis.hgetall, asyncio.Barrier(2)
+
+    async def read_together(key):
+        found = await read(key)
+        if key == replicas_key("surprise"):
+            await both.wait()  # the loop's poll, and the one for a request that lost a replica
+        return found
+
+    monkeypatch.setattr(registry._redis, "hgetall", read_together)
+    await asyncio.gather(registry.poll_redis(), registry.poll_redis())
+    assert registry.services == ["svc"]
+
+
+async def test_the_last_known_replicas_stand_while_redis_is_away_and_for_a_lease_after(own_redis, clock):
+    clock.govern(replica_registry)
+    registry = ReplicaRegistry(Settings(redis_url=own_redis.url, enabled_services="svc"))
+    announce(own_redis.url, "gone")
+    await registry.poll_redis()
+    clock.advance(HEARTBEAT_TTL_S + 0.1)
+    announce(own_redis.url, "r1", seen=clock.time())
+    await registry.poll_redis()
+    own_redis.kill()
+    clock.advance(HEARTBEAT_TTL_S + 0.1)
+    await registry.poll_redis()
+    assert registry.redis_up is False
+    assert [t.id for t in registry.list_ready("svc")] == ["r1"]
+    own_redis.start()
+    with redis.Redis.from_url(own_redis.url) as client:
+        client.flushall()
+    await registry.poll_redis()
+    assert registry.redis_up is True
+    assert [t.id for t in registry.list_ready("svc")] == ["r1"]
+    clock.advance(HEARTBEAT_TTL_S - 0.1)
+    await registry.poll_redis()
+    assert [t.id for t in registry.list_ready("svc")] == ["r1"]
+    clock.advance(0.2)
+    await registry.poll_redis()
+    await registry.poll_redis()
+    assert registry.list_ready("svc") == []
+    await registry.stop()
+
+
+async def test_a_gateway_whose_redis_or_fixed_upstream_is_not_there_yet_starts():
+    registry = ReplicaRegistry(Settings(redis_url="redis://127.0.0.1:1"))
+    await registry.start()
+    assert (registry.redis_up, registry.services) == (False, [])
+    await registry.stop()
+    registry = ReplicaRegistry(Settings(static_upstreams="medical-seg=http://127.0.0.1:1"))
+    await registry.start()
+    known = (registry.services, registry.unready_services, registry.is_complete)
+    assert known == (["medical-seg"], ["medical-seg"], False)
+    await registry.stop()
+
+
+async def test_a_fixed_upstream_is_asked_what_it_serves_and_wins_over_records(redis_url, toy):
+    paths = {"/v1/segment": {}, "/livez": {}, "/v2/models/{name}": {}, "/": {}}
+    upstream = await toy(documents={"models": {"data": [{"id": "pranet"}]}, "openapi": {"paths": paths}})
+    announce(redis_url)
+    where = f"svc={upstream.url}|grpc://127.0.0.1:7"
+    registry = ReplicaRegistry(Settings(redis_url=redis_url, static_upstreams=where))
+    await registry.start()
+    (record,) = [replica.record for replica in registry.list_ready("svc")]
+    assert (record.http, record.grpc) == (upstream.url, "127.0.0.1:7")
+    assert (record.models, record.routes) == (("pranet",), ("/v1/segment",))
+    await registry.stop()
+
+
+async def test_what_a_busy_fixed_upstream_does_not_tell_stays_as_it_was(toy, clock, monkeypatch):
+    clock.govern(static_upstreams)
+    upstream = await toy(documents={"models": {"data": [{"id": "pranet"}]}, "openapi": {"paths": {"/v1/segment": {}}}})
+    fixed, silent = StaticUpstream("svc", upstream.url, None), {"/openapi.json"}
+    fetch = fixed._client.fetch_text
+
+    async def fetch_text(http, path, *rest):
+        return None if path in silent else await fetch(http, path, *rest)
+
+    monkeypatch.setattr(fixed._client, "fetch_text", fetch_text)
+    assert (await fixed.fetch_record()).routes == ()
+    silent.clear()
+    clock.advance(1.1)
+    assert (await fixed.fetch_record()).routes == ("/v1/segment",)
+    silent |= {"/openapi.json", "/v1/models", "/v2/repository/index"}
+    clock.advance(6)
+    record = await fixed.fetch_record()
+    assert (record.models, record.routes) == (("pranet",), ("/v1/segment",))
+    await fixed.close()
+
+
+async def test_watching_ends_though_the_client_of_redis_swallows_the_cancellation(registry, monkeypatch):
+    asked, swallowed = asyncio.Event(), asyncio.Event()
+
+    async def poll():
+        asked.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            if swallowed.is_set():
+                raise
+            swallowed.set()
+
+    monkeypatch.setattr(replica_registry, "POLL_INTERVAL_S", 0)
+    monkeypatch.setattr(registry, "_tasks", [asyncio.create_task(replica_registry._repeat(poll))])
+    await asked.wait()
+    await asyncio.wait_for(registry.stop(), 10)
+    assert swallowed.is_set()

@@ -1,11 +1,17 @@
-"""API keys: what is kept, what is refused, the verb that makes them, and keys on a full disk."""
+"""Who calls: API keys, the verb that makes them and keys on a full disk; tokens of a real identity provider."""
 
+import asyncio
+import base64
 import errno
 import json
 import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 from fastapi import APIRouter, Request
 from structlog.testing import capture_logs
@@ -15,7 +21,7 @@ from fovea import plugins
 from fovea.cli.exit_codes import choose_exit_code
 from fovea.errors import Conflict, NotFound, PermissionDenied, Unauthenticated
 from services.gateway.app import ROUTES
-from services.gateway.policy import auth, reserved_file
+from services.gateway.policy import auth, oidc, reserved_file
 from services.gateway.policy.audit_log import AuditLog
 from services.gateway.policy.auth import KeyRing, read_credentials
 from services.gateway.policy.keys_cli import keys
@@ -24,17 +30,12 @@ from services.gateway.routes.dependencies import get_caller
 from shared.settings import settings
 
 
-def test_only_a_hash_is_kept_and_only_the_owner_can_read_it(ring, tmp_path):
-    key, text = ring.add("ann", ("infer",))
+def test_a_key_names_its_tenant_scopes_and_limits_and_only_a_hash_is_kept_that_the_owner_alone_can_read(ring, tmp_path):
+    key, text = ring.add("ann", ("infer",), rate_per_minute=5, quota_per_day=100)
     kept = (tmp_path / "keys.json").read_text()
-    assert text.rpartition("_")[2] not in kept
-    assert key.sha256 in kept
+    assert (text.rpartition("_")[2] in kept, key.sha256 in kept) == (False, True)
     assert (tmp_path / "keys.json").stat().st_mode & 0o077 == 0
     assert {p.name for p in tmp_path.iterdir()} == {"keys.json", "keys.json.lock", "keys.json.spare"}
-
-
-def test_a_key_names_its_tenant_scopes_and_limits(ring):
-    _, text = ring.add("ann", ("infer",), rate_per_minute=5, quota_per_day=100)
     caller = ring.authenticate(text)
     assert (caller.tenant, caller.limits.rate_per_minute, caller.limits.quota_per_day) == ("ann", 5, 100)
     caller.require_scope("infer")
@@ -158,27 +159,23 @@ def run(tmp_path, monkeypatch):
     settings.cache_clear()
 
 
-def test_the_verb_prints_a_secret_once_and_lists_without_it(run, tmp_path):
-    added = run("add", "ann", "--scope", "infer", "--scope", "admin", "--expires", "2d", "--quota", "7")
+def test_the_verb_prints_a_secret_once_and_lists_without_it_with_whole_ids_and_utc(run, tmp_path):
+    limits = ("--expires", "2090-01-31T10:00:00+02:00", "--quota", "7")
+    added = run("add", "a-tenant-of-a-long-name", "--scope", "infer", "--scope", "admin", *limits)
     secret = added.stdout.strip()
-    assert added.exit_code == 0
-    assert secret.startswith("fovea_")
-    assert KeyRing(tmp_path / "keys.json").authenticate(secret).scopes == {"infer", "admin"}
-    listed = json.loads(run("list", "--json").stdout)
-    assert (listed[0]["tenant"], listed[0]["quota_per_day"]) == ("ann", 7)
-    assert "sha256" not in listed[0]
-    assert secret.rpartition("_")[2] not in run("list").output
-    assert run("revoke", listed[0]["id"]).exit_code == 0
-    assert json.loads(run("list", "--json").stdout) == []
-
-
-def test_the_list_in_a_pipe_has_whole_ids_and_utc(run, tmp_path):
-    expires = "2090-01-31T10:00:00+02:00"
-    run("add", "a-tenant-of-a-long-name", "--expires", expires, "--scope", "infer", "--scope", "jobs")
-    (key,) = KeyRing(tmp_path / "keys.json").list_keys()
+    assert (added.exit_code, secret.startswith("fovea_")) == (0, True)
+    ring = KeyRing(tmp_path / "keys.json")
+    assert ring.authenticate(secret).scopes == {"infer", "admin"}
+    (key,) = ring.list_keys()
+    (listed,) = json.loads(run("list", "--json").stdout)
+    assert (listed["tenant"], listed["quota_per_day"], "sha256" in listed) == ("a-tenant-of-a-long-name", 7, False)
     _, row = run("list").stdout.splitlines()
-    assert row.split("\t")[:3] == [key.id, "a-tenant-of-a-long-name", "infer jobs"]
-    assert "2090-01-31 08:00" in row
+    assert row.split("\t")[:3] == [key.id, "a-tenant-of-a-long-name", "infer admin"]
+    assert ("2090-01-31 08:00" in row, secret.rpartition("_")[2] in row) == (True, False)
+    run("add", "soon", "--expires", "2d")
+    assert timedelta(1) < ring.list_keys()[1].expires - datetime.now(UTC) < timedelta(2)
+    assert [run("revoke", each.id).exit_code for each in ring.list_keys()] == [0, 0]
+    assert json.loads(run("list", "--json").stdout) == []
 
 
 def test_rotating_says_when_the_old_key_ends_and_makes_none_that_has_expired(run, tmp_path):
@@ -285,3 +282,101 @@ def test_an_act_that_the_audit_log_has_no_room_for_is_not_undone(tmp_path, full_
     assert [entry["target"] for entry in audit.read(10)] == ["a"]
     assert "key revoked" in str(lines)
     assert "No space left" in str(lines)
+
+
+@pytest.fixture(scope="module")
+def issuer():
+    command = [sys.executable, "-m", "services.gateway.tests.issuer"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.kill()
+
+
+def token(issuer: str, **claims: str) -> str:
+    params = {"tenant": "alice", "scope": "infer fovea:jobs", **claims}
+    text: str = httpx2.get(f"{issuer}/token", params=params).json()["token"]
+    return text
+
+
+@pytest.fixture
+async def ask(served, issuer):
+    scene = await served(auth="keys", oidc_issuer=issuer)
+
+    async def send(bearer: str, path: str = "/v1/echo", method: str = "POST") -> Any:
+        answer = await scene.client.request(method, path, headers={"authorization": f"Bearer {bearer}"})
+        return answer.status_code, scene.upstream.seen[-1] if scene.upstream.seen else None
+
+    return send
+
+
+async def test_a_token_names_tenant_and_scopes_and_a_forged_one_is_refused(ask, issuer):
+    status, seen = await ask(token(issuer))
+    assert status == 200
+    assert seen["headers"]["x-fovea-tenant"] == "alice"
+    assert (await ask(token(issuer, scope="metrics")))[0] == 403
+    assert (await ask(token(issuer), "/v1/admin/keys", "GET"))[0] == 403
+    assert (await ask(token(issuer, scope="admin"), "/v1/admin/keys", "GET"))[0] == 200
+    good = token(issuer)
+    head, body, signature = good.split(".")
+    claims = json.loads(base64.urlsafe_b64decode(body + "=="))
+    other = base64.urlsafe_b64encode(json.dumps({**claims, "tenant": "bob"}).encode()).decode().rstrip("=")
+    none = base64.urlsafe_b64encode(json.dumps({"alg": "none"}).encode()).decode().rstrip("=")
+    for forged in (f"{head}.{other}.{signature}", f"{none}.{body}.", f"{head}.{body}.", "a.b.c", "..", f"{good}x"):
+        assert (await ask(forged))[0] == 401
+
+
+async def test_other_tokens_are_refused(ask, issuer):
+    for claims in (
+        {"exp": "1700000000"}, {"nbf": "9999999999"}, {"iss": "http://evil.example"}, {"aud": "another"},
+        {"tenant": ""}, {"tenant": "../alice"}, {"kid": "unknown"}, {"tenant": "local"}, {"raw": '{"exp": 1e999}'},
+        {"raw": '{"aud": 7}'},
+        *({"raw": json.dumps({"scope": odd})} for odd in (None, 7, {"infer": 1}, [["infer"]], True)),
+    ):  # fmt: skip
+        assert (await ask(token(issuer, **claims)))[0] == 401, claims
+
+
+async def test_odd_headers_of_tokens_are_refused(ask):
+    for header in ("[" * 8_000, "7", "null", '{"alg":"ES256","kid":[1]}', '{"alg":7}', "\x00"):
+        odd = base64.urlsafe_b64encode(header.encode()).decode().rstrip("=")
+        assert (await ask(f"{odd}.{odd}.{odd}"))[0] == 401, header[:40]
+
+
+async def test_a_known_key_does_not_wait_for_a_slow_issuer(ask, issuer, monkeypatch):
+    good = token(issuer)
+    assert (await ask(good))[0] == 200
+    monkeypatch.setattr(oidc, "_REFETCH_S", 0.0)
+    stranger = token(issuer, kid="unknown")
+    httpx2.get(f"{issuer}/pause?2")
+    try:
+        asking = asyncio.create_task(ask(stranger))
+        await asyncio.sleep(0.2)
+        assert (await ask(good))[0] == 200
+        assert not asking.done(), "it was answered while the issuer was still being asked"
+        assert (await asking)[0] == 401
+    finally:
+        httpx2.get(f"{issuer}/pause?0")
+
+
+async def test_the_issuer_may_rotate_its_key(ask, issuer, monkeypatch):
+    old = token(issuer)
+    assert (await ask(old))[0] == 200
+    httpx2.get(f"{issuer}/rotate")
+    new = token(issuer)
+    monkeypatch.setattr(oidc, "_REFETCH_S", 0.0)
+    assert (await ask(new))[0] == 200
+    assert (await ask(old))[0] == 401
+    monkeypatch.setattr(oidc, "_REFETCH_S", 5.0)
+    before = httpx2.get(f"{issuer}/fetches").json()["fetches"]
+    for number in range(20):
+        assert (await ask(token(issuer, kid=f"made-up-{number}")))[0] == 401
+    assert httpx2.get(f"{issuer}/fetches").json()["fetches"] <= before + 1
+
+
+async def test_an_issuer_that_is_away_is_no_reason_to_refuse_keys(served, issuer):
+    scene = await served(auth="keys", oidc_issuer="http://127.0.0.1:9")
+    text = scene.app.state.gateway.keys.add("bob", ("infer",))[1]
+    for _ in range(2):  # the second time nothing is fetched, as that has just failed
+        answer = await scene.client.post("/v1/echo", headers={"authorization": f"Bearer {token(issuer)}"})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert (await scene.client.post("/v1/echo", headers={"authorization": f"Bearer {text}"})).status_code == 200

@@ -1,7 +1,9 @@
-"""The watchdog notices stuck parts: work past its deadline, a dead thread, a deaf loop, memory that runs away."""
+"""What watches a process: work past its deadline, a deaf loop, memory that runs away; its metrics and HEALTHCHECK."""
 
 import asyncio
+import http.server
 import math
+import socket
 import subprocess
 import sys
 import textwrap
@@ -9,14 +11,23 @@ import threading
 import time
 from typing import Any
 
+import httpx2
 import pytest
+import redis
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 
+from fovea.api.replica import ReplicaRecord, replicas_key
 from fovea.errors import FoveaError, NotReady
 from shared.registry import CallContext
-from shared.serving import watchdog, watched_work
+from shared.serving import health_check, metrics_server, watchdog, watched_work
 from shared.serving.batching import Batcher, BatchOptions
-from shared.serving.watchdog import EXIT_STATUS, RESTART_AFTER_S, Watchdog
+from shared.serving.health_check import is_healthy
+from shared.serving.memory_guard import EXIT_STATUS, find_memory_limit, read_resident_bytes
+from shared.serving.metrics_server import GpuMemory, MetricsServer
+from shared.serving.watchdog import RESTART_AFTER_S, Watchdog
 from shared.serving.watched_work import CURRENT_RUN, OVERDUE_S, WatchedExecutor, WatchedWork
+from shared.settings import Settings
+from tests.harness.waiting import free_port, until
 
 
 async def test_work_past_its_deadline_makes_a_replica_not_ready_until_it_ends(start_client, tmp_path, clock):
@@ -224,6 +235,186 @@ asyncio.run(main())
 
 def test_a_replica_that_does_not_recover_ends_itself_and_shows_where_it_is_stuck(tmp_path):
     done = run_until_it_ends(STUCK, str(tmp_path))
-    assert done.returncode == EXIT_STATUS, done.stderr
+    assert done.returncode == watchdog.EXIT_STATUS, done.stderr
     assert "never_ends" in done.stderr
     assert "takes no new work" in done.stdout + done.stderr
+
+
+GREEDY = textwrap.dedent(
+    """
+    import asyncio, sys, threading
+    from shared.serving.build_app import build
+    from shared.serving.memory_guard import read_resident_bytes
+    from shared.serving.replica import ReplicaServer
+    from shared.settings import Settings
+
+    async def main():
+        limit = read_resident_bytes() + 300 * 2**20
+        settings = Settings(redis_url=sys.argv[1], replica_memory_bytes=limit, shutdown_grace_s=0.5)
+        server = ReplicaServer(build("toy", servables={}, settings=settings), settings)
+        await server.start()
+        threading.Thread(target=grow, daemon=True).start()
+        await asyncio.sleep(30)
+
+    def grow():
+        import time
+        held = []
+        while True:
+            held.append(bytearray(b"x") * 2**23)
+            time.sleep(0.002)
+
+    asyncio.run(main())
+    """
+)
+
+
+def test_a_replica_that_outgrows_its_memory_says_so_in_its_last_record(redis_url):
+    done = subprocess.run([sys.executable, "-c", GREEDY, redis_url], capture_output=True, text=True, check=False)
+    with redis.Redis.from_url(redis_url) as client:
+        (last,) = map(ReplicaRecord.model_validate_json, client.hvals(replicas_key("toy")))
+    assert done.returncode == EXIT_STATUS, done.stderr
+    assert last.out_of_memory
+    assert not last.ready
+    assert last.memory > 1
+    assert "FOVEA_REPLICA_MEMORY_BYTES" in last.trouble
+    assert last.trouble in done.stdout + done.stderr
+
+
+def test_memory_is_limited_even_where_nobody_says_so():
+    assert find_memory_limit(Settings(replica_memory_bytes=5)) == 5
+    assert find_memory_limit(Settings(replica_memory_bytes=0)) == 0
+    assert find_memory_limit(Settings()) > read_resident_bytes() > 2**20
+
+
+SHARING = """
+import os, pathlib, sys, time
+from shared.serving.memory_guard import MemoryGuard, MemoryShares
+
+shares = MemoryShares(pathlib.Path(sys.argv[1]), int(sys.argv[2]) * 2**20)
+guard = MemoryGuard(2**40, lambda: os._exit(137), shares)
+held = bytearray(b"x") * (int(sys.argv[3]) * 2**20)
+time.sleep(20)
+"""
+
+
+def test_of_processes_that_take_too_much_together_the_largest_ends_itself(tmp_path):
+    def start(folder, bound, size):
+        return subprocess.Popen([sys.executable, "-c", SHARING, str(folder), str(bound), str(size)])
+
+    small, large, alone = start(tmp_path, 500, 120), start(tmp_path, 500, 450), start(tmp_path / "other", 500, 200)
+    try:
+        assert large.wait(15) == EXIT_STATUS
+        assert (small.poll(), alone.poll()) == (None, None)
+        later = start(tmp_path, 500, 130)  # what the dead one had is free again
+        with pytest.raises(subprocess.TimeoutExpired):
+            later.wait(4)
+    finally:
+        for process in (small, large, alone, later):
+            process.kill()
+            process.wait()
+
+
+async def read(port):
+    async with httpx2.AsyncClient() as client:
+        return (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+
+
+async def test_replica_counts_its_requests_there(start_replica, tmp_path):
+    port = free_port()
+    replica = await start_replica(data_dir=tmp_path, metrics_port=port)
+    async with httpx2.AsyncClient() as client:
+        assert (await client.post(f"{replica.http}/v1/echo", json={"text": "hello"})).status_code == 200
+    assert 'fovea_batch_size_count{model="toy/echo",service="toy"}' in await read(port)
+    await replica.stop()
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+@pytest.fixture
+def tries(monkeypatch):
+    found = []
+
+    def start(port, host):
+        found.append(port)
+        return start_http_server(port, host)
+
+    monkeypatch.setattr(metrics_server, "start_http_server", start)
+    monkeypatch.setattr(metrics_server, "_RETRY_S", 0.01)
+    return found
+
+
+async def test_port_that_a_predecessor_still_has_is_waited_for(tries):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = MetricsServer("127.0.0.1", port)
+        server.start()
+        await until(lambda: len(tries) >= 3, 60)
+    await asyncio.wait_for(server._starting, 60)
+    assert "python_info" in await read(port)
+    await server.stop()
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+def scrape(collector):
+    registry = CollectorRegistry()
+    registry.register(collector)
+    return generate_latest(registry).decode()
+
+
+class TwoDevices:
+    def is_available(self):
+        return True
+
+    def device_count(self):
+        return 2
+
+    def mem_get_info(self, device):
+        return (10 * (device + 1), 100)
+
+    def memory_allocated(self, device):
+        return 7 * device
+
+
+def test_each_device_has_used_free_and_allocated_bytes_and_none_without_a_gpu():
+    text = scrape(GpuMemory(TwoDevices()))
+    assert 'fovea_gpu_memory_used_bytes{device="0"} 90.0' in text
+    assert 'fovea_gpu_memory_free_bytes{device="1"} 20.0' in text
+    assert 'fovea_gpu_memory_allocated_bytes{device="1"} 7.0' in text
+    assert scrape(GpuMemory()) == ""
+
+
+@pytest.fixture
+def answering():
+    """Starts servers that answer every GET with a status; `None` never answers."""
+    servers, over = [], threading.Event()
+
+    def start(status):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                if status is None:
+                    over.wait(20)
+                else:
+                    self.send_response(status)
+                    self.end_headers()
+
+            def log_message(self, *_):
+                """Say nothing."""
+
+        made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=made.serve_forever, args=(0.05,), daemon=True).start()
+        servers.append(made)
+        return made.server_address[1]
+
+    yield start
+    over.set()
+    for made in servers:
+        made.shutdown()
+        made.server_close()
+
+
+def test_who_listens_on_the_main_port_says_it_himself_and_a_worker_is_known_by_its_metrics(answering, monkeypatch):
+    monkeypatch.setattr(health_check, "_TIMEOUT_S", 0.5)
+    assert is_healthy(answering(200), answering(200)) is True
+    assert is_healthy(answering(503), answering(200)) is False
+    assert is_healthy(answering(None), answering(200)) is False, "one that hangs"
+    assert is_healthy(free_port(), answering(200)) is True
+    assert is_healthy(free_port(), free_port()) is False

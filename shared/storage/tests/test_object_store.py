@@ -1,7 +1,9 @@
-"""Objects are whole or absent, durable and private in a folder and in S3; the newest that expire stay."""
+"""Objects are whole or absent, durable and private; one holder of a lock at a time, in a folder and in S3."""
 
 import os
 import stat
+import subprocess
+import sys
 import threading
 import time
 from datetime import timedelta
@@ -10,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from fovea.errors import NotReady, StorageFull
-from shared.storage import ExpiringObjects, ObjectStore, object_store
+from fovea.errors import Cancelled, NotReady, StorageFull
+from shared.jobs.redis_server import RedisServer
+from shared.settings import Settings, environment
+from shared.storage import ExpiringObjects, ObjectLock, ObjectStore, object_lock, object_store
 from shared.storage.tests.small_disk import make_read_only, mount_small_disk
 
 
@@ -171,3 +175,107 @@ def test_the_oldest_make_room_by_number_and_by_bytes(tmp_path):
     assert small.objects.list_names() == ["large"]
     small.delete("large")
     assert small.get("large") is None
+
+
+def _hold(store: ObjectStore, log: list[str], name: str) -> None:
+    with ObjectLock(store, lambda: None, poll_s=0.01):
+        log.append(f"{name} in")
+        time.sleep(0.02)
+        log.append(f"{name} out")
+
+
+def test_holders_follow_one_another(store):
+    log: list[str] = []
+    threads = [threading.Thread(target=_hold, args=(store, log, str(n))) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(log) == 12
+    assert all(first.split()[0] == second.split()[0] for first, second in zip(log[::2], log[1::2], strict=True))
+    assert len(store.list_names()) == 1, "numbers of the past are removed"
+
+
+def test_whoever_waits_may_give_up(store):
+    def give_up() -> None:
+        detail = "enough"
+        raise Cancelled(detail)
+
+    with ObjectLock(store, lambda: None), pytest.raises(Cancelled), ObjectLock(store, give_up):
+        pass
+    with ObjectLock(store, give_up):
+        pass
+
+
+def test_a_holder_that_lives_keeps_its_lease(store, monkeypatch):
+    monkeypatch.setattr(object_lock, "SILENT_S", 0.4)
+    monkeypatch.setattr(object_lock, "_RENEW_S", 0.05)
+    log: list[str] = []
+    with ObjectLock(store, lambda: None) as held:
+        other = threading.Thread(target=_hold, args=(store, log, "other"))
+        other.start()
+        time.sleep(0.8)  # two leases
+        assert held.is_held()
+        assert log == []
+    other.join(10)
+    assert log == ["other in", "other out"]
+
+
+def test_a_holder_that_was_killed_is_followed(store, monkeypatch):
+    monkeypatch.setattr(object_lock, "SILENT_S", 0.5)
+    program = (
+        "import sys, time\nfrom shared.storage import ObjectLock, ObjectStore\n"
+        "store = ObjectStore.open(sys.argv[1]).under('l')\n"
+        "with ObjectLock(store, lambda: None):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    )
+    url = str(store._root.url)
+    with subprocess.Popen([sys.executable, "-c", program, url], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        assert child.stdout.readline() == "held\n"
+        child.kill()
+    begun = time.monotonic()
+    with ObjectLock(store.under("l"), lambda: None) as held:
+        assert held.is_held()
+    assert time.monotonic() - begun > 0.4
+
+
+PROGRAM = """
+import subprocess, sys
+from pathlib import Path
+from shared.storage.private_files import make_files_private
+folder = Path(sys.argv[1])
+make_files_private(folder)
+(folder / "own").write_text("secret")
+subprocess.run(["sh", "-c", f"mkdir {folder}/deep && echo secret > {folder}/deep/child"], check=True)
+"""
+
+
+def _open_to_others(folder: Path) -> list[Path]:
+    return [path for path in (folder, *folder.rglob("*")) if stat.S_IMODE(path.lstat().st_mode) & 0o077]
+
+
+def test_files_of_a_process_and_its_children_are_private(tmp_path):
+    folder = tmp_path / "state"
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
+    subprocess.run([sys.executable, "-c", PROGRAM, str(folder)], check=True)
+    assert len(list(folder.rglob("*"))) == 3
+    assert _open_to_others(folder) == []
+
+
+def test_a_replica_and_its_redis_write_nothing_that_others_read(tmp_path):
+    """The real entry points: a worker, which starts and stops, and the Redis of `fovea up`."""
+    before = os.umask(0o077)
+    try:
+        with RedisServer(Settings(data_dir=tmp_path / "state")) as server:
+            variables = environment(FOVEA_REDIS_URL=server.url, FOVEA_DATA_DIR=str(tmp_path / "state"))
+            command = [sys.executable, "-m", "shared.serving.worker", "medical-seg"]
+            with subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True, umask=0o022) as worker:
+                assert worker.stderr
+                while "working" not in (line := worker.stderr.readline()):
+                    assert line, "the worker ended"
+                worker.terminate()
+    finally:
+        os.umask(before)
+    assert list((tmp_path / "state").rglob("*"))
+    assert _open_to_others(tmp_path / "state") == []
