@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import time
+import types
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -305,6 +306,22 @@ async def test_a_replica_that_cannot_start_is_a_reason_and_nothing_else(redis_ur
     await registry.poll_redis()
     assert registry.routes.find("/v1/segment").services == ("svc",)  # it is away, and not unknown
     assert "ValueError" in registry.explain_unready("svc")
+
+
+async def test_what_is_under_way_to_a_silent_replica_is_ended_once_another_can_take_it(redis_url, registry, clock):
+    announce(redis_url)
+    await registry.poll_redis()
+    ended: list[str] = []
+    registry.pick("svc").attempts.add(types.SimpleNamespace(abort=lambda: ended.append("r1")))
+    for seconds, is_ready, found in (
+        (replica_registry.ABORT_AFTER_S - 1, True, []),
+        (1.1, False, []),
+        (0, True, ["r1"]),
+    ):
+        clock.advance(seconds)
+        announce(redis_url, "r2", ready=is_ready, seen=clock.time())
+        await registry.poll_redis()
+        assert ended == found
 
 
 async def test_a_clock_that_is_ahead_or_behind_does_not_kill_a_replica(redis_url, registry, clock):

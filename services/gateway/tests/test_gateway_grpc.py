@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import math
 import socket
 import struct
 import threading
@@ -173,6 +174,18 @@ async def test_a_replica_that_is_gone_is_replaced_by_another_or_the_next(fronted
     assert not asking.done()
     await replica("again", int(scene.known.record.grpc.rpartition(":")[2]))
     assert (await asking).startswith(b"again|")
+
+
+async def test_a_call_to_a_replica_that_is_silent_and_hangs_is_answered_by_another(fronted, replica):
+    scene, channel = await fronted()
+    scene.replica.sleep_s = 60
+    asking = asyncio.create_task(call(channel, "ModelInfer", INFER, timeout=20))
+    await until(lambda: scene.known.attempts)
+    scene.known.changed = -math.inf
+    _, other, _ = await replica("two")
+    scene.announce("http://127.0.0.1:1", name="two", grpc=other)
+    scene.registry._abort_hung()
+    assert (await asking).startswith(b"two|")
 
 
 async def test_no_replica_is_unavailable_and_a_deadline_is_kept(front, replica):

@@ -1,31 +1,21 @@
-"""Replicas die, hang (SIGSTOP) or are still to be started; requests are not lost."""
+"""Replicas die, hang or are still to be started; requests are not lost. Connections are really cut."""
 
 import asyncio
 import contextlib
-import os
-import signal
-import subprocess
-import sys
+import math
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc
-import httpx2
 import pytest
 import redis
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
-from fovea.api.replica import HEARTBEAT_TTL_S, WANTED_S, ReplicaRecord, replicas_key, wanted_key
-from services.gateway.app import build_gateway
-from services.gateway.grpc.server import serve_grpc
-from services.gateway.routing import replica_registry
-from services.gateway.server import create_server
-from services.gateway.tests.conftest import listening
+from fovea.api.replica import WANTED_S, ReplicaRecord, replicas_key, wanted_key
 from services.gateway.tests.grpc_front import INFER, call
-from shared.rpc import open_inference_pb2 as pb
-from shared.settings import Settings, environment
 from tests.harness.scripted import scripted
-from tests.harness.waiting import free_port, until, wait_until
+from tests.harness.waiting import free_port, until
 
 
 @contextlib.asynccontextmanager
@@ -136,92 +126,32 @@ async def test_nobody_waits_longer_than_the_deadline_or_for_a_service_that_never
     assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
 
 
-@pytest.fixture
-def replicas(redis_url, tmp_path):
-    """Two replica processes by their process ids, ready and known to Redis."""
-    env = environment(FOVEA_REDIS_URL=redis_url, FOVEA_DATA_DIR=str(tmp_path), PYTHONPATH=os.pathsep.join(sys.path))
-    started = [subprocess.Popen([sys.executable, "-m", "shared.serving.tests.toy_replica"], env=env) for _ in range(2)]
-    with redis.Redis.from_url(redis_url) as link:
+async def test_requests_under_way_to_a_replica_that_is_silent_and_hangs_are_answered_by_another(gateway, toy):
+    async def hang(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reader.read(2**16)
+        await asyncio.Event().wait()
 
-        def known():
-            return map(ReplicaRecord.model_validate_json, link.hvals(replicas_key("toy")))
-
-        wait_until(lambda: sum(one.ready for one in known()) == 2, 90, "the replicas' start")
-    yield {process.pid: process for process in started}
-    for process in started:
-        process.kill()
-        process.wait()
-
-
-@pytest.fixture
-async def app(redis_url, tmp_path, monkeypatch, replicas):
-    monkeypatch.setattr(replica_registry, "ABORT_AFTER_S", 3.0)
-    made = build_gateway(Settings(redis_url=redis_url, data_dir=tmp_path, http_port=0, grpc_port=0))
-    registry = made.state.gateway.registry
-    await registry.start()
-    yield made
-    await made.state.gateway.stop()
-
-
-def stop_busiest(app: Any, replicas: dict[int, subprocess.Popen[bytes]]) -> int:
-    """SIGSTOP the replica with the most requests under way; returns how many those are."""
-    busiest = max(app.state.gateway.registry.list_ready("toy"), key=lambda replica: len(replica.attempts))
-    os.kill(busiest.record.pid, signal.SIGSTOP)
-    assert busiest.record.pid in replicas
-    return len(busiest.attempts)
-
-
-async def test_requests_under_way_to_a_replica_that_hangs_are_answered_by_another(app, replicas):
-    server = create_server(app, app.state.gateway.settings)
-    async with listening(server) as url, httpx2.AsyncClient(base_url=url, timeout=60) as client:
-        ask = [client.post("/v1/echo", json={"text": str(n), "sleep": 1}) for n in range(6)]
-        asking = [asyncio.create_task(call) for call in ask]
-        known = app.state.gateway.registry.list_alive("toy")
-        await until(lambda: sum(len(replica.attempts) for replica in known) == 6, 60)
-        assert stop_busiest(app, replicas) >= 2
+    upstream, scene = await toy(), await gateway()
+    async with scripted(hang) as url:
+        hung = scene.announce(url, name="hung")
+        asking = [asyncio.create_task(scene.client.post("/v1/echo", content=b"%d" % n)) for n in range(3)]
+        await until(lambda: len(hung.attempts) == 3)
+        hung.changed = -math.inf
+        scene.announce(upstream.url, name="good")
+        scene.registry._abort_hung()
         answers = await asyncio.gather(*asking)
-        assert [answer.status_code for answer in answers] == [200] * 6
-        assert [answer.json()["text"] for answer in answers] == [str(n) for n in range(6)]
+    assert [(answer.status_code, answer.content) for answer in answers] == [(200, b"0"), (200, b"1"), (200, b"2")]
 
 
-async def test_replicas_whose_records_are_not_renewed_are_asked_and_serve_on(app, replicas, monkeypatch):
-    registry = app.state.gateway.registry
-    known = registry.list_ready("toy")
-    monkeypatch.setattr(registry, "_update_service", lambda *_: None)  # as if no renewal came through
-    for replica in known:
-        replica.changed -= HEARTBEAT_TTL_S - 0.2
-    await asyncio.sleep(2)
-    assert set(registry.list_ready("toy")) == set(known)
-    for pid in replicas:
-        os.kill(pid, signal.SIGKILL)
-    for replica in known:
-        replica.changed -= HEARTBEAT_TTL_S
-    await asyncio.sleep(1)
-    assert registry.list_ready("toy") == []
+async def test_a_replica_that_is_asked_whether_it_serves_on_says_so_itself(gateway, toy, monkeypatch):
+    async def readyz(_request: Any) -> JSONResponse:
+        return JSONResponse({"service": "svc"})
 
-
-async def test_a_call_over_grpc_is_answered_by_another(app, replicas):
-    server, port = await serve_grpc(app.state.gateway, "127.0.0.1", 0)
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = channel.unary_unary(
-                "/inference.GRPCInferenceService/ModelMetadata",
-                request_serializer=pb.ModelMetadataRequest.SerializeToString,
-                response_deserializer=pb.ModelMetadataResponse.FromString,
-            )
-            for _ in range(20):  # both have a connection
-                await call(pb.ModelMetadataRequest(name="toy/echo"), timeout=20)
-            for pid in replicas:
-                os.kill(pid, signal.SIGSTOP)
-            asking = asyncio.ensure_future(call(pb.ModelMetadataRequest(name="toy/echo"), timeout=60))
-            known = app.state.gateway.registry.list_alive("toy")
-            await until(lambda: asking.done() or any(replica.attempts for replica in known), 60)
-            assert not asking.done(), asking
-            [idle] = [replica for replica in known if not replica.attempts]
-            os.kill(idle.record.pid, signal.SIGCONT)
-            assert (await asking).name == "toy/echo"
-    finally:
-        await server.stop(0)
+    scene = await gateway()
+    known = scene.announce((await toy(extra=[Route("/readyz", readyz)])).url)
+    assert await scene.registry.ask(known)
+    for http, service in ((known.record.http, "other"), (f"http://127.0.0.1:{free_port()}", "svc")):
+        assert not await scene.registry.ask(scene.announce(http, service=service))
 
 
 MODELS = {"data": [{"id": "pranet", "task": "segment", "ready": True, "service": "svc", "object": "model"}]}
