@@ -51,34 +51,27 @@ def test_stopping_keeps_what_was_written_and_nothing_is_sent_twice(page, stage, 
     assert len(stage.stub.seen) == asked + 1
 
 
-def test_sampling_options_and_the_system_prompt_reach_the_model(page, stage, see):
+def test_options_the_system_prompt_and_the_knobs_of_an_attention_method_reach_the_model(page, stage, see):
     page.goto("/console/chat")
     page.locator("[data-part=system]").fill("Be brief.")
     page.locator("#option-temperature").fill("0")
     page.get_by_text("more options").locator("visible=true").click()
     page.locator("#option-seed").fill("5")
     page.locator("#option-max_tokens").fill("2")
-    page.get_by_text("Write a haiku about retinas.").click()
-    see(page.locator(".turn").nth(1)).to_contain_text("You said:")
-    sent = stage.stub.seen[-1]
-    assert sent["messages"][0] == {"role": "system", "content": "Be brief."}
-    assert (sent["temperature"], sent["seed"], sent["max_tokens"], sent["stream"]) == (0, 5, 2, True)
-    assert "n" not in sent
-
-
-def test_an_attention_methods_knobs_are_a_form_made_of_its_schema(page, stage, see):
-    page.goto("/console/chat")
     see(page.locator("#nearby-near")).to_be_hidden()
     page.get_by_label("Attention", exact=True).select_option("nearby")
     page.locator("#nearby-near").fill("3")
     page.locator("#nearby-echo").check()
     page.get_by_text("Write a haiku about retinas.").click()
     see(page.locator(".turn").nth(1)).to_contain_text("You said:")
-    assert stage.stub.seen[-1]["longctx"] == {"method": "nearby", "near": 3, "echo": True}
+    sent = stage.stub.seen[-1]
+    assert sent["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert (sent["temperature"], sent["seed"], sent["max_tokens"], sent["stream"]) == (0, 5, 2, True)
+    assert sent["longctx"] == {"method": "nearby", "near": 3, "echo": True}
+    assert "n" not in sent
     see(page.get_by_role("button", name="Send")).to_be_visible()  # while an answer is written nothing is sent
     page.get_by_label("Attention", exact=True).select_option("dense")
-    page.locator("[data-part=message]").fill("again")
-    page.locator("[data-part=message]").press("Enter")
+    ask(page, "again")
     see(page.locator(".turn").nth(3)).to_contain_text("You said:")
     assert "longctx" not in stage.stub.seen[-1]
 

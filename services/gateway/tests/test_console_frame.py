@@ -5,7 +5,7 @@ import re
 import httpx2
 import pytest
 
-from services.gateway.tests.browsing import MARKS, PICTURE, check_page, choose, open_with_picture, watched
+from services.gateway.tests.browsing import MARKS, PICTURE, check_page, choose, hasten, open_with_picture, watched
 from services.gateway.tests.stage import running
 from tests.harness.waiting import wait_until
 
@@ -16,6 +16,11 @@ PLACES = (
     "/console/judge", "/console/jobs", "/console/admin", "/console/classify", "/console/run/classify",
     "/console/run/judge", "/console/nope", "/docs",
 )  # fmt: skip
+
+
+@pytest.fixture
+def page(page):
+    return hasten(page)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -116,7 +121,7 @@ def test_without_a_network_a_banner_says_so_what_was_typed_stays_and_it_goes_by_
 
 def test_during_an_outage_cards_stay_and_pages_open_by_themselves(chromium, tmp_path, see):
     with running(tmp_path) as stage, watched(chromium, stage.url, []) as page:
-        page.goto("/console/models/disc")
+        hasten(page).goto("/console/models/disc")
         stage.stub.down = True
         wait_until(lambda: httpx2.get(f"{stage.url}/readyz").status_code == 503, 30, "the outage")
         page.goto("/console/models/disc")

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from services.gateway.tests import browsing
-from services.gateway.tests.browsing import MARKS, PICTURE, check_page, choose, kept, watched
+from services.gateway.tests.browsing import MARKS, PICTURE, check_page, choose, hasten, kept, watched
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
 from services.gateway.tests.test_gateway_keys import issuer  # noqa: F401
@@ -21,6 +21,11 @@ def submit(stage, path, **request):
     job = browsing.submit(stage, path, **request)
     wait_until(lambda: stage.queue.jobs[job].finished, 10, "the job")
     return job
+
+
+@pytest.fixture
+def page(page):
+    return hasten(page)
 
 
 def test_jobs_are_searched_filtered_and_deleted_together(page, stage, see):
@@ -109,7 +114,7 @@ def admin(chromium, locked):
     _, text = locked.keys.add("ops", ("infer", "jobs", "admin"))
     complaints: list[str] = []
     with watched(chromium, locked.url, complaints) as page:
-        page.goto("/console/admin")
+        hasten(page).goto("/console/admin")
         page.locator("#key").fill(text)
         page.get_by_role("button", name="Continue").click()
         page.locator("fovea-admin-services tbody tr").wait_for()
@@ -130,9 +135,9 @@ def test_each_section_of_operators_has_an_address_and_passes_axe(admin, name):
 def test_services_are_looked_at_again_after_a_failure(admin, see):
     admin.route("**/readyz", lambda route: route.fulfill(body="no JSON"))
     alert = admin.locator("fovea-admin-services").get_by_role("alert")
-    see(alert).to_be_visible(timeout=10_000)
+    see(alert).to_be_visible()
     admin.unroute("**/readyz")
-    see(alert).to_be_hidden(timeout=10_000)
+    see(alert).to_be_hidden()
 
 
 def test_operators_see_each_replica_with_its_load_and_search_them(admin, see):

@@ -50,16 +50,6 @@ async def test_hop_by_hop_and_credential_headers_stay_behind(served):
     assert len(answer.headers.get_list("x-content-type-options")) == 1
 
 
-async def test_events_arrive_while_they_are_made(served):
-    scene = await served(fields={"chunks": 3, "gap_s": 0.15})
-    loop = asyncio.get_running_loop()
-    async with scene.client.stream("POST", "/v1/stream") as answer:
-        times = [loop.time() async for _ in answer.aiter_bytes()]
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    assert len(times) == 3
-    assert times[-1] - times[0] > 0.25
-
-
 @pytest.mark.parametrize(
     ("settings", "headers", "gap_s", "told"),
     [
@@ -82,15 +72,6 @@ async def test_a_live_stream_is_not_cut(served, monkeypatch, settings, headers, 
         assert told in json.loads(last.removeprefix("data: "))["error"]["detail"]
 
 
-@pytest.mark.parametrize(("headers", "longest"), [({}, 0), ({"x-fovea-deadline-ms": "500000"}, 500_000)])
-async def test_a_replica_knows_how_long_a_stream_may_last(served, headers, longest):
-    scene = await served()
-    await scene.client.post("/v1/echo", content=b"x", headers=headers)
-    got = scene.upstream.seen[0]["headers"]
-    assert int(got["x-fovea-deadline-ms"]) <= 120_000
-    assert longest - 1_000 < int(got["x-fovea-stream-ms"]) <= longest
-
-
 @pytest.mark.parametrize("path", ["/v1/stream", "/v1/slow"])
 async def test_a_caller_that_leaves_in_a_stream_or_before_the_answer_stops_the_replica(served, path):
     scene = await served(fields={"chunks": 1000, "gap_s": 0.02})
@@ -103,19 +84,16 @@ async def test_a_caller_that_leaves_in_a_stream_or_before_the_answer_stops_the_r
     assert scene.known.in_flight == 0
 
 
-async def test_a_deadline_of_the_caller_is_passed_on_and_kept(served):
+async def test_a_deadline_of_the_caller_is_passed_on_and_kept_and_refused_where_it_is_no_number(served):
     scene = await served()
-    await scene.client.post("/v1/echo", headers={"x-fovea-deadline-ms": "700"})
-    assert 500 < int(scene.upstream.seen[0]["headers"]["x-fovea-deadline-ms"]) <= 700
-    await scene.client.post("/v1/echo", headers={"x-fovea-deadline-ms": "999999999"})
-    assert int(scene.upstream.seen[1]["headers"]["x-fovea-deadline-ms"]) <= 120_000
+    for sent, longest, stream in ((None, 120_000, 0), ("700", 700, 700), ("500000", 120_000, 500_000)):
+        await scene.client.post("/v1/echo", content=b"x", headers={"x-fovea-deadline-ms": sent} if sent else {})
+        got = scene.upstream.seen[-1]["headers"]
+        assert longest - 200 < int(got["x-fovea-deadline-ms"]) <= longest
+        assert stream - 1_000 < int(got["x-fovea-stream-ms"]) <= stream
     late = await scene.client.post("/v1/slow", headers={"x-fovea-deadline-ms": "50"})
     assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
     await asyncio.wait_for(scene.upstream.gone.wait(), 3)
-
-
-async def test_a_deadline_that_is_no_number_is_refused(served):
-    scene = await served()
     for text in ("0", "-5", "soon", "1e3", "9" * 40):
         answer = await scene.client.post("/v1/echo", headers={"x-fovea-deadline-ms": text})
         assert (answer.status_code, answer.json()["field"]) == (422, "x-fovea-deadline-ms"), text

@@ -7,17 +7,16 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
 from pathlib import Path
 
 import pytest
-import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.generate import PROTOS, STUBS, generate_stubs
 from shared.rpc.joined_writes import JoinedTransport, JoinedWritesProtocol
+from tests.harness.serving import serve_in_thread
 
 
 def describe(files, methods):
@@ -150,29 +149,8 @@ async def test_close_sends_what_was_written():
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_answers_and_streams_arrive(loop):
-    """Over a real socket: small answers come whole, the first part of a stream before the second is made."""
-    with asyncio.Runner(loop_factory=uvicorn.Config("", loop=loop).get_loop_factory()) as runner:
-        runner.run(_exchange())
-
-
-async def _exchange() -> None:
-    seen = asyncio.Event()
-    async with asyncio.timeout(30), _served(_build_app(seen)) as port:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for _ in range(3):
-            writer.write(b"GET /whole HTTP/1.1\r\nhost: a\r\n\r\n")
-            assert (await reader.read(65536)).endswith(b"\r\n\r\nwhole")
-        writer.write(b"GET /stream HTTP/1.1\r\nhost: a\r\n\r\n")
-        assert b"two" not in await reader.readuntil(b"one")
-        seen.set()
-        await reader.readuntil(b"two")
-        writer.close()
-        await writer.wait_closed()
-
-
-def _build_app(seen: asyncio.Event) -> ASGIApp:
-    """`/whole` answers at once; `/stream` sends its second part once the reader has seen the first."""
+def test_small_answers_come_whole_and_the_first_part_of_a_stream_before_the_second_is_made(loop):
+    seen = threading.Event()
 
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:
         is_stream = scope["path"] == "/stream"
@@ -180,18 +158,17 @@ def _build_app(seen: asyncio.Event) -> ASGIApp:
         await send({"type": "http.response.start", "status": 200, "headers": size})
         if is_stream:
             await send({"type": "http.response.body", "body": b"one", "more_body": True})
-            await seen.wait()
+            await asyncio.to_thread(seen.wait, 30)
         await send({"type": "http.response.body", "body": b"two" if is_stream else b"whole"})
 
-    return app
-
-
-@asynccontextmanager
-async def _served(app: ASGIApp) -> AsyncIterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, http=JoinedWritesProtocol, lifespan="off", log_config=None)
-        server = uvicorn.Server(config)
-        serving = asyncio.create_task(server.serve([listener]))
-        yield listener.getsockname()[1]
-        server.should_exit = True
-        await serving
+    with serve_in_thread(app, http=JoinedWritesProtocol, lifespan="off", loop=loop) as url:
+        port = int(url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), 30) as link, link.makefile("rb") as answers:
+            for _ in range(3):
+                link.sendall(b"GET /whole HTTP/1.1\r\nhost: a\r\n\r\n")
+                assert answers.read1().endswith(b"\r\n\r\nwhole")
+            link.sendall(b"GET /stream HTTP/1.1\r\nhost: a\r\n\r\n")
+            for part in (b"one", b"two"):
+                while part not in (came := answers.read1()):
+                    assert b"two" not in came
+                seen.set()

@@ -6,7 +6,7 @@ from typing import Any
 from shared.serving.build_app import build
 from shared.serving.tests.toys import Echo
 
-LOAD_S = 4.0
+LOAD_S = 2.0
 
 
 class Slow(Echo):

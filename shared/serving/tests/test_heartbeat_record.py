@@ -1,4 +1,4 @@
-"""A replica is known while it lives, also while Redis is away, withdraws before it stops, and starts where it is wanted."""
+"""A replica is known while it lives, also while Redis is away, withdraws before it stops, and starts when wanted."""
 
 import asyncio
 import importlib

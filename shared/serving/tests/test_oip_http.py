@@ -1,4 +1,4 @@
-"""Open Inference v2 over bare HTTP: the protocol's errors, encodings, bombs and routes, without a client to be kind."""
+"""Open Inference v2 over bare HTTP, without a client to be kind: errors, encodings, bombs, routes, tensors."""
 
 import asyncio
 import gzip
@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
+from fovea.api.tensors import TensorSpec
+from fovea.errors import InvalidOption
 from shared import telemetry
 from shared.rpc.oip_json import HEADER_LENGTH, EncodedBody
 from shared.serving.build_app import build
 from shared.serving.oip import body as oip_body
-from shared.serving.oip import rest
+from shared.serving.oip import rest, tensors
 from shared.serving.tests.oip_mirrors import MIRRORS, Gate, limited
 from shared.serving.tests.ready_client import ready_client
 
@@ -173,20 +177,10 @@ def test_an_answer_is_not_compressed_for_a_client_that_lists_codings_by_habit(ac
     assert "content-encoding" not in told.headers
 
 
-def as_request(*chunks: bytes, **headers: str) -> Request:
-    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
-    messages.append({"type": "http.request", "body": b"", "more_body": False})
-
-    async def receive() -> Any:
-        return messages.pop(0)
-
-    sent = [(k.replace("_", "-").encode(), v.encode()) for k, v in headers.items()]
-    return Request({"type": "http", "headers": sent}, receive)
-
-
 async def test_a_large_response_is_sent_in_its_parts_and_not_joined():
     array = np.zeros(100_000, np.float32)
-    told = await oip_body.build_response(as_request(), EncodedBody([b"{}", array.data.cast("B")], 2))
+    request = Request({"type": "http", "headers": []})
+    told = await oip_body.build_response(request, EncodedBody([b"{}", array.data.cast("B")], 2))
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -233,3 +227,51 @@ async def test_a_caller_that_goes_away_is_not_served_when_its_turn_comes():
     await asyncio.gather(first, second)
     await host.stop()
     assert gate.engine.runs == [(1, 2)]
+
+
+SPECS = (TensorSpec(name="a", datatype="FP32", shape=(-1, 2)), TensorSpec(name="b", datatype="BYTES", shape=(-1,)))
+
+
+def good():
+    return {"a": np.zeros((2, 2), np.float32), "b": np.array([b"x", b"y"], object)}
+
+
+def test_exactly_the_stated_tensors_pass_and_batch_sizes_that_differ_are_named():
+    tensors.check_feeds(good(), SPECS)
+    with pytest.raises(InvalidOption, match="a 2, b 1"):
+        tensors.check_feeds({**good(), "b": np.array([b"x"], object)}, SPECS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"a": None}, "a"), ({"z": np.zeros(1)}, "z"), ({"a": np.zeros((2, 2), np.float64)}, "a"),
+        ({"a": np.zeros((2, 3), np.float32)}, "a"), ({"a": np.zeros(2, np.float32)}, "a"),
+        ({"a": np.zeros((0, 2), np.float32)}, "a"),
+    ],
+)  # fmt: skip
+def test_a_tensor_that_does_not_fit_is_named(changes, field):
+    feeds = {name: array for name, array in {**good(), **changes}.items() if array is not None}
+    with pytest.raises(InvalidOption) as caught:
+        tensors.check_feeds(feeds, SPECS)
+    assert caught.value.field == field
+
+
+def test_signature_ignores_the_batch_axis_and_the_order_of_names():
+    one, many = np.zeros((1, 2), np.float32), np.zeros((5, 2), np.float32)
+    assert tensors.signature({"a": one, "b": many}) == tensors.signature({"b": one, "a": many})
+    assert tensors.signature({"a": one}) != tensors.signature({"a": one.astype(np.float64)})
+    assert tensors.signature({"a": one}) != tensors.signature({"a": one[:, :1]})
+
+
+@given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=6))
+def test_split_undoes_join(sizes):
+    requests = [{"a": np.full((size, 2), place, np.float32)} for place, size in enumerate(sizes)]
+    parts = tensors.split_rows(tensors.join_rows(requests), [tensors.count_rows(feeds) for feeds in requests])
+    for request, part in zip(requests, parts, strict=True):
+        np.testing.assert_array_equal(part["a"], request["a"])
+
+
+def test_output_without_one_row_per_input_row_can_t_be_split():
+    with pytest.raises(ValueError, match="3 rows"):
+        tensors.split_rows({"y": np.zeros((1, 2))}, [1, 2])

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import httpx2
+import psutil
 import pytest
 import redis
 
@@ -47,11 +48,7 @@ time.sleep(60)
 
 
 def alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as facts:  # noqa: PTH123
-            return facts.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def ignores(pid, number):
@@ -356,22 +353,12 @@ def ready(link):
 
 
 def listening(session):
-    inodes = set()
+    addresses = set()
     for pid in orphan_cleanup.session_members(session):
-        folder = f"/proc/{pid}/fd"
-        for name in os.listdir(folder):  # noqa: PTH208
-            try:
-                inodes.add(os.readlink(f"{folder}/{name}"))  # noqa: PTH115
-            except FileNotFoundError:
-                continue
-    found = set()
-    for table in ("tcp", "tcp6"):
-        with open(f"/proc/net/{table}") as rows:  # noqa: PTH123
-            for row in list(rows)[1:]:
-                cells = row.split()
-                if cells[3] == "0A" and f"socket:[{cells[9]}]" in inodes:
-                    found.add(cells[1].split(":")[0])
-    return found
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found = psutil.Process(pid).net_connections("inet")
+            addresses |= {one.laddr.ip for one in found if one.status == psutil.CONN_LISTEN}
+    return addresses
 
 
 def test_replicas_are_placed_on_loopback_healed_and_ended(cluster, data_dir):
@@ -387,7 +374,7 @@ def test_replicas_are_placed_on_loopback_healed_and_ended(cluster, data_dir):
     assert {os.getpriority(os.PRIO_PROCESS, replica.pid) for replica in (first, second)} == {NICENESS}
     ours = listening(driver.pid)
     assert ours
-    assert ours <= {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+    assert ours <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     os.kill(first.pid, signal.SIGKILL)
     (third,) = wait_until(lambda: [r for r in ready(link) if r.id not in {first.id, second.id}], 60)
     assert httpx2.post(f"{third.http}/v1/echo", json={"text": "b"}).json()["text"] == "b"

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from pydantic import Base64Bytes, BaseModel, Field
 
 from fovea.api.image import ImageBytes
-from fovea.errors import BadInput, Malformed
+from fovea.errors import BadInput
 from shared.serving import servable_schema
 from shared.serving.build_app import build
-from shared.serving.http.request_parsing import ParsedRequest, build_requests, read_json_object
+from shared.serving.http.request_parsing import ParsedRequest, build_requests
 from shared.serving.tests import toys
 from shared.serving.tests.oip_mirrors import serving
 from shared.serving.tests.toys import PNG, TOYS
@@ -218,13 +218,6 @@ async def test_model_that_is_not_ready_is_said_before_the_body_is_looked_at():
         answer = await made.post("/v1/segment", json={"image": "§"})
     assert problem(answer, 503)["code"] == "not_ready"
     assert answer.headers["retry-after"] == "2"
-
-
-@pytest.mark.parametrize("body", [b"no JSON", b"[1]", b"null", b'{"a": ' + b"[" * 200_000, b"\xff{}"])
-def test_a_body_that_is_no_json_object_is_the_callers_mistake_and_an_empty_one_an_object(body):
-    with pytest.raises(Malformed, match="The body is not"):
-        read_json_object(body)
-    assert (read_json_object(b""), read_json_object(b'{"a": [1]}')) == ({}, {"a": [1]})
 
 
 def awake(body):
