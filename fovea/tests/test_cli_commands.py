@@ -1,14 +1,15 @@
 """The command line as people use it: against a real gateway, with files, pipes, JSON and mistakes."""
 
 import errno
-import http.server
 import json
 import sys
-import threading
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
 
 from fovea.api.longctx import LongctxUsage
 from fovea.api.text import PromptTokensDetails, Usage
@@ -17,6 +18,7 @@ from fovea.cli.commands import chat as chat_verb
 from fovea.cli.commands.chat import list_deviations, summarise_usage
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
+from tests.harness.serving import serve_in_thread
 
 PICTURE = photograph()
 
@@ -135,21 +137,11 @@ def test_a_dash_reads_standard_input(fovea, tmp_path):
 
 @pytest.fixture
 def site():
-    class Page(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            found = self.path.partition("?")[0] == "/dir/polyp.jpg"
-            self.send_response(200 if found else 404)
-            self.end_headers()
-            self.wfile.write(PICTURE if found else b"")
+    async def find_picture(_request):
+        return Response(PICTURE)
 
-        def log_message(self, *_):
-            """Say nothing."""
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serve_in_thread(Starlette(routes=[Route("/dir/polyp.jpg", find_picture)])) as url:
+        yield url
 
 
 def test_a_url_is_fetched_here_and_one_that_holds_nothing_reported(fovea, site, stage, tmp_path):

@@ -300,7 +300,7 @@ pytestmark = MARKS
 
 @pytest.fixture
 def signing(tmp_path, issuer):  # noqa: F811
-    with running(tmp_path, auth="keys", oidc_issuer=issuer, oidc_client_id="fovea-console") as made:
+    with running(tmp_path, auth="keys", oidc_issuer=issuer.url, oidc_client_id="fovea-console") as made:
         yield made
 
 
@@ -344,12 +344,14 @@ def test_codes_are_exchanged_only_as_the_provider_allows(signing, issuer, tmp_pa
     address = f"{signing.url}/console/sign-in"
     sent = httpx2.get(f"{address}/start", params={"state": "s", "challenge": "c", "scheme": "http"})
     assert sent.status_code == 302
-    assert sent.headers["location"].startswith(f"{issuer}/authorization?response_type=code&client_id=fovea-console&")
+    assert sent.headers["location"].startswith(
+        f"{issuer.url}/authorization?response_type=code&client_id=fovea-console&"
+    )
     refused = httpx2.post(f"{address}/token?scheme=http", data={"code": "code-1", "verifier": "other"})
     assert (refused.status_code, "invalid_grant" in refused.text) == (401, True)
     assert httpx2.get(f"{address}/start?scheme=javascript").status_code == 422
     with running(tmp_path / "gone", auth="keys", oidc_issuer="http://127.0.0.1:9", oidc_client_id="x") as other:
         assert httpx2.get(f"{other.url}/console/sign-in/start?scheme=http").status_code == 503
-    with running(tmp_path / "plain", auth="keys", oidc_issuer=issuer) as plain:
+    with running(tmp_path / "plain", auth="keys", oidc_issuer=issuer.url) as plain:
         assert httpx2.get(f"{plain.url}/console/sign-in").status_code == 404
         assert not re.search("Sign in", httpx2.get(plain.url).text)

@@ -18,6 +18,7 @@ from services.gateway.tests.browsing import (
     choose,
     drawn,
     figure,
+    hasten,
     kept,
     open_with_picture,
     run_example,
@@ -156,7 +157,7 @@ def test_the_viewer_zooms_by_key_fits_again_and_the_wipe_uncovers_the_picture_it
 
 def test_a_report_and_matrices_of_a_job_are_shown_as_such(page, stage, see):
     matrix = {"values": [[0.1, 0.9], [0.4, 0.2]], "title": "Logit lens"}
-    page.goto("/console/jobs")
+    hasten(page).goto("/console/jobs")
     job = submit(stage)
     page.route(f"**/v1/jobs/{job}/result", lambda route: route.fulfill(json=matrix))
     row = page.locator(f'[data-job="{job}"]')

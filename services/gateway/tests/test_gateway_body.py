@@ -247,7 +247,7 @@ async def test_a_caller_that_stops_sending_its_body_is_given_up(served, length):
 
 async def test_a_caller_that_drips_its_body_is_given_up_at_the_deadline(served):
     scene = await served(body_read_timeout_s=5, request_timeout_s=0.2)
-    drops = [b"x", 0.1] * 12
+    drops = [b"x", 0.1] * 6
     answer = await raw(scene.url, head("/v1/echo", "Content-Length: 100"), *drops)
     assert answer.startswith(b"HTTP/1.1 408 ")
 

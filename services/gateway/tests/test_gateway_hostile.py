@@ -269,7 +269,7 @@ def test_metrics_have_a_port_of_their_own_that_wants_no_key(tmp_path):
 
 
 async def test_both_fronts_stop_taking_calls_at_once(toy, tmp_path):
-    upstream = await toy(chunks=60, gap_s=0.1, documents={"openapi": DOCUMENT})
+    upstream = await toy(chunks=30, gap_s=0.1, documents={"openapi": DOCUMENT})
     at = free_port()
     fixed = {"FOVEA_STATIC_UPSTREAMS": f"svc={upstream.url}", "FOVEA_GRPC_PORT": str(at)}
     process = start(tmp_path, FOVEA_SHUTDOWN_GRACE_S="20", **fixed)
@@ -286,10 +286,10 @@ async def test_both_fronts_stop_taking_calls_at_once(toy, tmp_path):
             await live(b"")
             process.send_signal(signal.SIGTERM)
             async for line in lines:
-                if line == "data: 20":
+                if line == "data: 10":
                     with pytest.raises(grpc.aio.AioRpcError):
                         await live(b"", timeout=5)
-            assert line in {"", "data: 59"}
+            assert line in {"", "data: 29"}
         await asyncio.to_thread(process.stderr.read)
         assert await asyncio.to_thread(process.wait, 20) in {0, -signal.SIGTERM}
 
@@ -299,7 +299,7 @@ DOCUMENT = {"paths": {path: {"post": {}} for path in ("/v1/stream", "/v1/echo")}
 
 @pytest.mark.parametrize(("grace_s", "is_whole"), [("20", True), ("1", False)])
 async def test_a_stream_ends_by_itself_within_the_grace_and_is_cut_after_it(toy, tmp_path, grace_s, is_whole):
-    upstream = await toy(name="r", chunks=40, gap_s=0.1, documents={"openapi": DOCUMENT})
+    upstream = await toy(name="r", chunks=25, gap_s=0.1, documents={"openapi": DOCUMENT})
     process = start(tmp_path, FOVEA_STATIC_UPSTREAMS=f"svc={upstream.url}", FOVEA_SHUTDOWN_GRACE_S=grace_s)
     with process, process.stderr:
         url = await asyncio.to_thread(listens_at, process.stderr)
@@ -316,6 +316,6 @@ async def test_a_stream_ends_by_itself_within_the_grace_and_is_cut_after_it(toy,
                             process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGTERM)
         rest = await asyncio.to_thread(process.stderr.read)
-        assert (events == 40) is is_whole, rest
+        assert (events == 25) is is_whole, rest
         assert not is_whole or "Traceback" not in rest
         assert await asyncio.to_thread(process.wait, 20) in {0, -signal.SIGTERM}

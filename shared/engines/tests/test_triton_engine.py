@@ -86,11 +86,11 @@ class Stub(BaseHTTPRequestHandler):
         return self.answer(200, b"{}")
 
     def linger(self):
-        """Compute for a second; not counted while it answers, because its reader sends the next call at once."""
+        """Compute for half a second; not counted while it answers, because its reader sends the next call at once."""
         with self.server.lock:
             self.server.busy += 1
             self.server.most_busy = max(self.server.most_busy, self.server.busy)
-        time.sleep(1.0)
+        time.sleep(0.5)
         with self.server.lock:
             self.server.busy -= 1
 

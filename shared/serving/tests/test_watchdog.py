@@ -1,7 +1,7 @@
 """What watches a process: work past its deadline, a deaf loop, memory that runs away; its metrics and HEALTHCHECK."""
 
 import asyncio
-import http.server
+import contextlib
 import math
 import socket
 import subprocess
@@ -15,6 +15,7 @@ import httpx2
 import pytest
 import redis
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from starlette.responses import Response
 
 from fovea.api.replica import ReplicaRecord, replicas_key
 from fovea.errors import FoveaError, NotReady
@@ -27,6 +28,7 @@ from shared.serving.metrics_server import GpuMemory, MetricsServer
 from shared.serving.watchdog import RESTART_AFTER_S, Watchdog
 from shared.serving.watched_work import CURRENT_RUN, OVERDUE_S, WatchedExecutor, WatchedWork
 from shared.settings import Settings
+from tests.harness.serving import serve_in_thread
 from tests.harness.waiting import free_port, until
 
 
@@ -307,7 +309,7 @@ def test_of_processes_that_take_too_much_together_the_largest_ends_itself(tmp_pa
         assert (small.poll(), alone.poll()) == (None, None)
         later = start(tmp_path, 500, 130)  # what the dead one had is free again
         with pytest.raises(subprocess.TimeoutExpired):
-            later.wait(4)
+            later.wait(2)
     finally:
         for process in (small, large, alone, later):
             process.kill()
@@ -382,39 +384,11 @@ def test_each_device_has_used_free_and_allocated_bytes_and_none_without_a_gpu():
     assert scrape(GpuMemory()) == ""
 
 
-@pytest.fixture
-def answering():
-    """Starts servers that answer every GET with a status; `None` never answers."""
-    servers, over = [], threading.Event()
-
-    def start(status):
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                if status is None:
-                    over.wait(20)
-                else:
-                    self.send_response(status)
-                    self.end_headers()
-
-            def log_message(self, *_):
-                """Say nothing."""
-
-        made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=made.serve_forever, args=(0.05,), daemon=True).start()
-        servers.append(made)
-        return made.server_address[1]
-
-    yield start
-    over.set()
-    for made in servers:
-        made.shutdown()
-        made.server_close()
-
-
-def test_who_listens_on_the_main_port_says_it_himself_and_a_worker_is_known_by_its_metrics(answering, monkeypatch):
+def test_who_listens_on_the_main_port_says_it_himself_and_a_worker_is_known_by_its_metrics(monkeypatch):
     monkeypatch.setattr(health_check, "_TIMEOUT_S", 0.5)
-    assert is_healthy(answering(200), answering(200)) is True
-    assert is_healthy(answering(503), answering(200)) is False
-    assert is_healthy(answering(None), answering(200)) is False, "one that hangs"
-    assert is_healthy(free_port(), answering(200)) is True
+    with contextlib.ExitStack() as stack:
+        made = (serve_in_thread(Response(status_code=status), lifespan="off") for status in (200, 503))
+        good, bad = (int(stack.enter_context(one).rpartition(":")[2]) for one in made)
+        hangs = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+        assert [is_healthy(main, good) for main in (good, bad, hangs, free_port())] == [True, False, False, True]
     assert is_healthy(free_port(), free_port()) is False
