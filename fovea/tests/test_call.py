@@ -42,12 +42,9 @@ def answer(status: int, body: Any = None, **headers: str) -> httpx2.Response:
     return httpx2.Response(status, content=content, headers={k.replace("_", "-"): v for k, v in headers.items()})
 
 
-def test_options_without_pictures_go_out_as_json_without_the_unset_ones():
+def test_options_go_out_as_json_and_pictures_as_multipart_with_their_bytes_as_they_are():
     request = sent(endpoints.task("classify", {"top_k": 3, "model": None}, {}))
     assert (request.method, request.url.path, json.loads(request.content)) == ("POST", "/v1/classify", {"top_k": 3})
-
-
-def test_pictures_go_out_as_multipart_with_their_bytes_as_they_are():
     png = b"\x89PNG\r\n\x1a\n\x00\xff"
     request = sent(endpoints.segment(png, model="disc", threshold=0.25, include=["mask", "rle"], keep_largest=True))
     body = request.read()
@@ -178,13 +175,16 @@ def test_a_failed_job_is_an_event_like_any_other():
     assert StreamCall(endpoints.job("1"), Job.model_validate_json).parse_event(event(job.model_dump_json())) == job
 
 
-def test_seconds_and_dates_of_retry_after_are_both_read():
+def test_seconds_and_dates_of_retry_after_are_both_read_and_pauses_end_with_the_deadline():
     assert read_retry_after(answer(429, retry_after="2.5")) == 2.5
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
     assert read_retry_after(answer(429, retry_after=soon)) == pytest.approx(60, abs=2)
     assert read_retry_after(answer(429, retry_after="soon")) is None
     assert read_retry_after(answer(429)) is None
     assert read_retry_after(answer(429, retry_after="-3")) == 0
+    assert next(iterate_pauses(None)) == 0.05
+    with pytest.raises(errors.DeadlineExceeded, match="0 s"):
+        next(iterate_pauses(0))
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -201,12 +201,6 @@ def test_only_busy_and_not_ready_are_waited_for_as_long_as_asked_and_given_up_af
 def test_waits_of_its_own_grow_and_stay_bounded(attempt):
     wait = RetryPolicy(tries=99, longest=5, first=0.2).wait_s(attempt, answer(503))
     assert min(5, 0.2 * 2 ** (attempt - 1)) / 2 <= wait <= min(5, 0.2 * 2 ** (attempt - 1))
-
-
-def test_pauses_end_with_the_deadline():
-    assert next(iterate_pauses(None)) == 0.05
-    with pytest.raises(errors.DeadlineExceeded, match="0 s"):
-        next(iterate_pauses(0))
 
 
 @pytest.mark.parametrize("client", [Client, AsyncClient])
@@ -227,16 +221,13 @@ def test_media_type_is_what_the_first_bytes_say():
     assert {start: detect_media_type(start) for start in kinds} == kinds
 
 
-def test_a_picture_that_is_not_there_or_is_text_says_so(tmp_path):
+def test_a_picture_or_an_adapter_that_is_none_says_so(tmp_path):
     with pytest.raises(errors.NotFound, match="no file"):
         read_picture(tmp_path / "none.png")
     with pytest.raises(errors.NotFound, match="can't be read"):
         read_picture(tmp_path)
     with pytest.raises(errors.UnsupportedMedia, match="as text"):
         read_picture(io.StringIO("x"))  # type: ignore[arg-type]
-
-
-def test_what_is_no_adapter_says_so(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{")
     for path in (tmp_path, tmp_path / "none", tmp_path / "adapter_config.json"):
         with pytest.raises(errors.NotFound, match="no folder of an adapter"):
@@ -263,12 +254,9 @@ def test_a_broken_connection_is_an_error_of_ours(raised, kind, words):
         raise raised
 
 
-def test_a_text_in_another_encoding_is_refused_before_it_is_sent():
+def test_a_text_in_another_encoding_and_a_number_that_json_lacks_are_refused_before_they_are_sent():
     with pytest.raises(errors.Malformed, match="udce9"), translate_errors("http://gateway"):
         sent(endpoints.chat("caf\udce9"))
-
-
-def test_a_number_that_json_lacks_is_refused_before_it_is_sent():
     with pytest.raises(errors.Malformed, match="JSON"), Client() as client:
         client.chat("Hi", temperature=float("nan"))
 
@@ -285,12 +273,9 @@ def test_the_default_of_a_task_is_the_first_that_is_ready():
     assert "chat, segment" in (caught.value.hint or "")
 
 
-def test_each_class_has_a_status_and_a_code_of_grpc():
+def test_each_class_has_a_status_and_a_code_of_grpc_and_other_bodies_are_one_sentence():
     for cls in [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.FoveaError)]:
         assert (400 <= cls.status < 600, cls.grpc in grpc.StatusCode.__members__) == (True, True), cls
-
-
-def test_other_bodies_are_one_sentence_and_an_unknown_status_a_kind():
     body = openai_error(InvalidOption("top_p is 3.", hint="Use 0 to 1.", field="top_p"), "r1")["error"]
     assert (body["param"], body["message"]) == ("top_p", "top_p is 3. Use 0 to 1.")
     assert body["type"] == "invalid_request_error"

@@ -62,7 +62,7 @@ def test_an_unknown_model_is_one_line_and_not_found(fovea):
         assert json.loads(fovea("models", "nope", *form)[1])["error"]["code"] == "not_found"
 
 
-def test_a_folder_is_segmented_and_everything_is_written(fovea, folder):
+def test_a_folder_is_segmented_with_options_as_the_schema_types_them_and_everything_is_written(fovea, folder, stage):
     code, _, _ = fovea("segment", folder, "-o", folder / "out", "--threshold", "0.4")
     assert code == 0
     written = {f"{stem}.{kind}" for stem in "ab" for kind in ("json", "mask.png", "overlay.jpg")}
@@ -73,9 +73,6 @@ def test_a_folder_is_segmented_and_everything_is_written(fovea, folder):
     with Image.open(folder / "out/a.mask.png") as mask:
         assert mask.size == (320, 240)
         assert set(mask.get_flattened_data() if hasattr(mask, "get_flattened_data") else mask.getdata()) == {0, 255}
-
-
-def test_options_reach_the_model_as_its_schema_types_them(fovea, folder, stage):
     fovea("segment", folder / "a.jpg", "-o", folder, "--threshold", "0.25", "--keep-largest", "--min-area=7")
     sent = stage.stub.seen[-1]["options"]
     assert (sent["threshold"], sent["keep_largest"], sent["min_area"], sent["model"]) == ("0.25", "true", "7", "disc")
@@ -115,14 +112,11 @@ def test_a_full_disk_is_one_line_on_standard_error(fovea, folder, monkeypatch, f
     assert (code, out, err.count("\n"), "No space left on device" in err) == (6, "", 1, True)
 
 
-def test_a_name_in_another_encoding_is_written_as_it_is(fovea, folder):
+def test_a_name_in_another_encoding_is_written_as_it_is_and_signs_that_an_old_one_lacks_as_escapes(fovea, folder):
     odd = (folder / "a.jpg").rename(folder / "caf\udce9.jpg")
     code, out, _ = fovea("segment", odd, "-o", folder / "out")
     assert (code, out.startswith(f"{odd}: ")) == (0, True)
     assert (folder / "out/caf_.json").exists()
-
-
-def test_signs_that_an_old_encoding_lacks_are_written_as_escapes(fovea):
     sys.stdout.reconfigure(encoding="latin-1")
     code, out, _ = fovea("models")
     assert (code, "0.873 synthetic / \\u2013" in out) == (0, True)

@@ -83,17 +83,11 @@ def test_a_text_becomes_what_the_schema_asks_for_and_the_gateway_checks_the_rest
         assert parse_options([(name, text)], SCHEMA) == {name: value}
 
 
-def test_a_list_is_given_entry_by_entry_and_of_another_option_the_last_counts():
+def test_a_list_is_given_entry_by_entry_and_an_option_without_its_value_or_unknown_is_refused():
     pairs = [("words", "a"), ("threshold", "0.1"), ("words", "b, c"), ("threshold", "0.2"), ("words", '["d, e"]')]
     assert parse_options(pairs, SCHEMA) == {"words": ["a", "b", "c", "d, e"], "threshold": 0.2}
-
-
-def test_an_option_without_its_value_is_refused():
     with pytest.raises(InvalidOption, match="--prompt has no value"):
         split_arguments(["a.png", "--prompt"], SCHEMA)
-
-
-def test_an_unknown_option_is_answered_with_the_nearest_or_with_all():
     with pytest.raises(InvalidOption, match="--thresold") as caught:
         parse_options([("thresold", "1")], SCHEMA)
     assert caught.value.hint == "Did you mean --threshold?"
@@ -186,7 +180,7 @@ def test_the_wire_types_bounds_are_checked_before_anything_is_sent(verb, words):
     assert (code, called) == (2, {})
 
 
-def test_folders_are_spelled_out_in_order_and_stems_safe(tmp_path):
+def test_folders_are_spelled_out_in_order_stems_safe_and_a_name_with_a_bracket_is_first_a_file(tmp_path):
     for name in ("b.PNG", "a.jpg", "c.txt", "d.tiff"):
         (tmp_path / name).touch()
     (tmp_path / "deep").mkdir()
@@ -195,19 +189,16 @@ def test_folders_are_spelled_out_in_order_and_stems_safe(tmp_path):
     assert names == ["a.jpg", "b.PNG", "d.tiff", "e.png"]
     found = find_images(["x/a.png", "y/a.jpg", "-", "http://h/p/a.png?q=/etc/x", "http://h/", "z/a b$.png"])
     assert [source.stem for source in found] == ["a", "a-2", "stdin", "a-3", "picture", "a_b_"]
+    (tmp_path / "a[1].png").touch()
+    assert [source.stem for source in find_images([str(tmp_path / "a[1].png")])] == ["a_1_"]
+    with pytest.raises(NotFound, match="No file matches"):
+        find_images([str(tmp_path / "b[1].png")])
 
 
 @given(st.lists(st.sampled_from(["a.png", "a-2.png", "b/a.png", "a.jpg"]), max_size=8))
 def test_nothing_that_is_written_overwrites_anything_else(names):
     stems = [source.stem for source in find_images(names)]
     assert len(stems) == len(set(stems)) == len(names)
-
-
-def test_a_name_with_a_bracket_is_a_file_before_it_is_a_pattern(tmp_path):
-    (tmp_path / "a[1].png").touch()
-    assert [source.stem for source in find_images([str(tmp_path / "a[1].png")])] == ["a_1_"]
-    with pytest.raises(NotFound, match="No file matches"):
-        find_images([str(tmp_path / "b[1].png")])
 
 
 def test_errors_are_one_line_for_people_and_one_object_for_programs(capsys):

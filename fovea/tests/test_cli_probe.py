@@ -139,11 +139,15 @@ def test_loop_hands_the_plan_to_the_method_and_shows_both_grids(study, tmp_path)
     assert (tmp_path / "out" / "needle-duo.svg").read_text() == "needle-grid as image/svg+xml"
 
 
-def test_study_without_a_plan_ends_the_loop_in_words(study):
+def test_a_study_without_a_plan_or_without_heads_ends_in_words(study, monkeypatch):
     code, _, err, client = study("needle-grid", "--then", "duo")
     assert code == 2
     assert "no head plan" in err
     assert len(client.asked) == 1
+    monkeypatch.setitem(HEADS, "artefacts", [])
+    code, _, err, _ = study("calibrate", "mine", verb="heads")
+    assert code == 2
+    assert "no retrieval heads" in err
 
 
 @pytest.mark.parametrize("words", [["-O", "samples"], ["--then", "duo", "--lengths", "many"]])
@@ -172,13 +176,6 @@ def test_a_plan_by_name_is_made_of_what_retrieval_finds(study, tmp_path):
     ]
     assert '"plan": "mine"' in err
     assert (tmp_path / "head-plan.json").exists()
-
-
-def test_calibration_that_finds_nothing_says_so(study, monkeypatch):
-    monkeypatch.setitem(HEADS, "artefacts", [])
-    code, _, err, _ = study("calibrate", "mine", verb="heads")
-    assert code == 2
-    assert "no retrieval heads" in err
 
 
 def test_binary_artefacts_are_written_as_they_are(tmp_path):

@@ -120,12 +120,9 @@ def test_child_processes_are_given_the_new_names(monkeypatch):
     assert environment(FOVEA_SHUTDOWN_GRACE_S="4")["FOVEA_SHUTDOWN_GRACE_S"] == "4"
 
 
-def test_misspelt_field_is_refused():
+def test_misspelt_field_is_refused_and_every_field_says_what_it_is_for():
     with pytest.raises(ValidationError, match="bind"):
         Settings(bind="0.0.0.0")
-
-
-def test_every_field_says_what_it_is_for():
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
 
 

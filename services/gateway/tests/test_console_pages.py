@@ -88,24 +88,11 @@ def test_a_page_is_sound_has_nothing_inline_and_its_controls_have_names(site, pa
             assert found.get("id") in labelled or "aria-label" in found, found
 
 
-def test_everything_that_pages_load_or_link_to_is_there(site):
+def test_everything_that_pages_load_or_link_to_is_there_with_its_type_under_the_strict_policy(site):
     pages = [Sound(site.get(path).text) for path in PAGES]
     for place in {place for page in pages for name in ("href", "src") for place in page.all(name)}:
         if place.startswith("/") and not place.startswith(("/readyz", "/metrics", "/docs")):
             assert site.get(place).status_code == 200, place
-
-
-@pytest.mark.parametrize("file", sorted((STATIC / "js").glob("*.js")), ids=lambda file: file.name)
-def test_a_module_writes_no_html_evaluates_no_text_and_imports_modules_that_are_there(file):
-    text = file.read_text("utf8")
-    assert all((file.parent / name).exists() for name in re.findall(r'from "\./([^"]+)"', text))
-    forbidden = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|\.style\b"
-    assert not re.search(forbidden, text)
-    assert text.startswith("/**"), "a module says what it knows"
-    assert len(text.splitlines()) <= 300
-
-
-def test_pages_carry_the_strict_policy_and_static_files_their_types(site):
     answer = site.get("/")
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
@@ -118,6 +105,16 @@ def test_pages_carry_the_strict_policy_and_static_files_their_types(site):
     assert site.get("/console/static/favicon.svg").headers["content-type"] == "image/svg+xml"
     assert site.get("/console/static/../pages.py").status_code == 404
     assert site.get("/console/static/%2e%2e/pages.py").status_code == 404
+
+
+@pytest.mark.parametrize("file", sorted((STATIC / "js").glob("*.js")), ids=lambda file: file.name)
+def test_a_module_writes_no_html_evaluates_no_text_and_imports_modules_that_are_there(file):
+    text = file.read_text("utf8")
+    assert all((file.parent / name).exists() for name in re.findall(r'from "\./([^"]+)"', text))
+    forbidden = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|\.style\b"
+    assert not re.search(forbidden, text)
+    assert text.startswith("/**"), "a module says what it knows"
+    assert len(text.splitlines()) <= 300
 
 
 def test_home_shows_each_model_with_its_readiness_and_the_papers_number_beside_ours(site):
@@ -139,16 +136,13 @@ def test_the_model_of_the_address_is_chosen_and_otherwise_the_first_that_is_read
     assert chosen("/console/segment?model=nope") == "disc"
 
 
-def test_a_card_shows_numbers_notes_facts_tensors_and_snippets(site):
+def test_a_card_shows_facts_and_snippets_lists_only_limits_that_apply_and_what_it_says_is_never_markup(site, stage):
     text = site.get("/console/models/disc").text
     for words in (
         "60 held-out synthetic frames", "Not a medical device.", "also available: as-described", "1,234,567",
         "sha256", "FP32 [-1, 3, 352, 352]", "tritonclient", "-F image=@picture.jpg", "<code>minmax</code> stretches",
     ):  # fmt: skip
         assert words in text
-
-
-def test_a_card_lists_only_limits_that_apply_and_what_it_says_is_never_markup(stage, site):
     limits = {"max_batch": 8, "max_side": 4096, "max_pixels": 9_000_000}
     for name, are_shown in (("disc", True), ("parrot", False)):
         before, stage.stub.cards[name]["limits"] = stage.stub.cards[name]["limits"], limits

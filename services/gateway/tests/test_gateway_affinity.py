@@ -45,12 +45,15 @@ def key(*texts: str, tenant: str = "a", **more: Any) -> AffinityKey:
 LONG = "".join(chr(97 + place * place % 26) for place in range(4000))
 
 
-def test_keys_begin_alike_for_alike_prompts_of_one_tenant_and_model():
+def test_keys_begin_alike_for_alike_prompts_of_one_tenant_and_model_and_what_names_nothing_has_none():
     one, two = key(LONG + "?"), key(LONG + " more", "and more", stream=True, max_tokens=3)
     assert (one.home, one.chain[:6], len(one.chain)) == (two.home, two.chain[:6], 4000 // BLOCK_BYTES)
     assert key(LONG).home != key(LONG, tenant="b").home
     assert key(LONG).home != key(LONG, model="other").home
     assert held_key("a", "doc").home != held_key("b", "doc").home
+    odd = (b"", b"{", b"[]", b'{"messages": []}', chat("short"), b'{"a":' * 5, b'"messages": "x"', b'{"prompt": 3}')
+    for body in (*odd, b"\xff" * 999, b'{"prompt": "%b", "x": [' % (b"a" * 4096) + b"[]," * MAX_TOKENS):
+        assert _find_key_in_body("a", body) is None
 
 
 @pytest.mark.parametrize("name", ["session_id", "document_id", "previous_response_id"])
@@ -58,12 +61,6 @@ def test_a_session_or_a_document_stands_for_its_request_wherever_it_is_named(nam
     assert key(LONG, **{name: "s-1"}) == held_key("a", "s-1")
     assert key(LONG, **{name: None}) == key(LONG)
     assert _find_key_in_body("a", b'{"%b": "s-1", "messages": [' % name.encode()) == held_key("a", "s-1")
-
-
-def test_what_names_nothing_and_a_body_of_very_many_parts_have_no_key():
-    odd = (b"", b"{", b"[]", b'{"messages": []}', chat("short"), b'{"a":' * 5, b'"messages": "x"', b'{"prompt": 3}')
-    for body in (*odd, b"\xff" * 999, b'{"prompt": "%b", "x": [' % (b"a" * 4096) + b"[]," * MAX_TOKENS):
-        assert _find_key_in_body("a", body) is None
 
 
 @given(st.binary(max_size=300))
@@ -81,7 +78,7 @@ def test_homes_are_agreed_on_and_spread_and_a_replica_that_leaves_moves_only_its
     assert all(old == new for old, new in zip(before, after, strict=True) if old != "r3")
 
 
-def test_a_conversation_stays_where_it_began_though_its_home_would_move():
+def test_a_conversation_stays_where_it_began_and_a_shared_system_prompt_does_not_draw_all_to_one_replica():
     balancer, replicas = LoadBalancer(), [Stand(f"r{i}") for i in range(8)]
     for number in range(30):
         texts = [f"{number}" + LONG[:600]]
@@ -89,9 +86,6 @@ def test_a_conversation_stays_where_it_began_though_its_home_would_move():
         for turn in range(6):
             texts += [f"{turn}" + LONG[:400]]
             assert balancer.pick("svc", replicas, key(*texts)) is begun
-
-
-def test_a_shared_system_prompt_does_not_draw_all_documents_to_one_replica():
     balancer, replicas = LoadBalancer(), [Stand(f"r{i}") for i in range(4)]
     picked = Counter(balancer.pick("svc", replicas, key(LONG[:700], f"{n}" + LONG)).id for n in range(80))
     assert len(picked) == 4

@@ -232,15 +232,12 @@ async def test_a_stream_begins_on_a_replica_that_can_be_reached(fronted, monkeyp
     await stream.done_writing()
 
 
-async def test_loading_reaches_every_replica(fronted, replica):
+async def test_loading_reaches_every_replica_and_statistics_of_all_models_are_joined(fronted, replica, front):
     scene, channel = await fronted()
     two, second, _ = await replica("two")
     scene.announce("http://127.0.0.1:1", name="two", grpc=second)
     await call(channel, "RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name="pranet").SerializeToString())
     assert len(scene.replica.seen) == len(two.seen) == 1
-
-
-async def test_statistics_of_all_models_are_joined(front, replica):
     scene, channel = await front()
     for name in ("one", "two"):
         made, address, _ = await replica(name)
@@ -427,7 +424,7 @@ async def test_each_message_of_a_stream_passes_budget_place_and_ledger(fronted, 
     assert sums["alice", "pranet"] == 2.0
 
 
-async def test_a_message_of_a_stream_that_finds_no_memory_ends_it(fronted, ring):
+async def test_a_message_of_a_stream_that_finds_no_memory_or_does_not_come_ends_it(fronted, ring, front):
     (_, alice), (_, bob) = ring.add("alice", ("infer",)), ring.add("bob", ("infer",))
     scene, channel = await fronted(auth="keys", max_body_bytes=4096)
     budget = scene.app.state.gateway.proxy.budget
@@ -437,9 +434,6 @@ async def test_a_message_of_a_stream_that_finds_no_memory_ends_it(fronted, ring)
     await stream.write(pb.ModelInferRequest(model_name="pranet", raw_input_contents=[b"x" * 4000]).SerializeToString())
     await refused(stream.read(), "no memory left")
     assert await call(channel, "ModelInfer", INFER, metadata=(("x-api-key", bob),), timeout=SOON_S) == ANSWER
-
-
-async def test_a_first_message_that_does_not_come_ends_a_stream(front):
     scene, channel = await front(body_read_timeout_s=0.1)
     await refused(open_stream(channel).read(), "did not arrive in time")
     assert scene.app.state.gateway.proxy.budget.left == 8 * 64 * 2**20

@@ -242,7 +242,7 @@ async def test_an_answer_has_the_length_that_it_has(before, method, sent, status
     assert ("transfer-encoding" in answer.headers) is (method == "POST")
 
 
-async def test_packed_answers_are_not_unpacked_on_the_way(before):
+async def test_packed_answers_are_not_unpacked_and_one_that_breaks_off_is_not_passed_for_whole(before):
     packed = gzip.compress(b"mask" * 1000)
     start = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(packed)
     scene = await before(answering(start + packed))
@@ -250,9 +250,6 @@ async def test_packed_answers_are_not_unpacked_on_the_way(before):
         raw = b"".join([piece async for piece in answer.aiter_raw()])
     assert raw == packed
     assert answer.headers["content-encoding"] == "gzip"
-
-
-async def test_a_begun_answer_that_breaks_off_is_not_passed_for_whole(before):
     scene = await before(answering(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n"))
     async with connected(scene.url) as (reader, writer):
         writer.write(head(0))

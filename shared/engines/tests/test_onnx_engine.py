@@ -294,7 +294,7 @@ def test_wished_engine_is_opened(forms, wish, got):
     engine.close()
 
 
-def test_auto_goes_on_to_torch_when_the_graph_does_not_open_or_the_export_is_wrong(tmp_path):
+def test_auto_goes_on_to_torch_when_the_graph_does_not_open_and_says_what_was_tried_when_nothing_does(tmp_path):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no graph")
 
@@ -304,9 +304,6 @@ def test_auto_goes_on_to_torch_when_the_graph_does_not_open_or_the_export_is_wro
     assert [open_engine(place(), artifacts(graph)).name for graph in (lambda: broken, wrong)] == ["torch"] * 2
     with pytest.raises(Fault):
         open_engine(place("onnx"), ModelArtifacts("net", graph=wrong))
-
-
-def test_auto_says_what_was_tried_when_nothing_opens():
     with pytest.raises(NotReady, match=r"onnx: 'net' has no ONNX form\. torch: 'net' has no torch form\."):
         open_engine(place(), ModelArtifacts("net"))
 

@@ -137,13 +137,10 @@ def test_a_header_longer_than_the_body_is_malformed(length):
         decode(request(RAW), bytes(8), length)
 
 
-def test_more_json_than_is_read_is_too_large():
+def test_a_byte_order_mark_is_ignored_and_more_json_than_is_read_is_too_large():
     with pytest.raises(TooLarge, match="bytes of JSON") as caught:
         decode(b" " * (32 * 2**20 + 1))
     assert "binary" in str(caught.value.hint)
-
-
-def test_a_byte_order_mark_before_the_json_is_ignored():
     text = json.dumps(request({**X, "data": [1, 2]})).encode()
     assert decode(b"\xef\xbb\xbf" + text).feeds["x"].tolist() == [1, 2]
 
@@ -189,10 +186,14 @@ def test_timeout_is_in_microseconds(timeout, seconds):
     assert InferCall("m", {}, parameters={"timeout": timeout}).timeout_s == seconds
 
 
-def test_an_answer_keeps_nan_for_the_client():
+def test_nan_stays_in_an_answer_of_bytes_and_is_named_where_json_can_not_carry_it():
     call = InferCall("m", {}, binary=True)
     body = oip_json.encode_answer(InferAnswer("m", "1", {"y": np.float32([np.nan])}), call)
     assert np.isnan(decode_json(body)["y"]).all()
+    call = InferCall("m", {}, requested={"y": False})
+    with pytest.raises(Malformed, match=r"^Tensor 'y'") as caught:
+        oip_json.encode_answer(InferAnswer("m", "1", {"y": np.float32([np.nan])}), call)
+    assert caught.value.field == "y"
 
 
 def message(raw: list[bytes] | None = None, **tensor: Any) -> pb.ModelInferRequest:
@@ -271,13 +272,6 @@ def test_a_request_is_decoded_with_its_parameters():
     assert (back.id, back.binary, dict(back.requested)) == ("7", True, {"a": True, "b": True})
     assert back.parameters == parameters | {"binary_data_output": True}
     assert {name: array.tolist() for name, array in back.feeds.items()} == {"x": [1, 2], "y": [b"t"]}
-
-
-def test_outputs_that_json_can_not_carry_are_named():
-    call = InferCall("m", {}, requested={"y": False})
-    with pytest.raises(Malformed, match=r"^Tensor 'y'") as caught:
-        oip_json.encode_answer(InferAnswer("m", "1", {"y": np.float32([np.nan])}), call)
-    assert caught.value.field == "y"
 
 
 FLOATS = ("FP16", "FP32", "FP64", "BF16")

@@ -68,11 +68,8 @@ def test_message_has_the_names_numbers_and_types_of_tritonclient(name, theirs):
     assert mine == other
 
 
-def test_enum_has_the_values_of_tritonclient(theirs):
+def test_the_enum_has_the_values_and_the_service_the_methods_of_tritonclient_but_those_into_the_machine(theirs):
     assert OURS["enums"]["DataType"] == theirs["enums"]["DataType"]
-
-
-def test_service_has_the_methods_of_tritonclient_but_those_that_reach_into_the_machine(theirs):
     mine = OURS["methods"]
     assert mine.items() <= theirs["methods"].items()
     refused = theirs["methods"].keys() - mine.keys()
@@ -85,13 +82,10 @@ def test_stubs_and_tritonclient_live_in_one_process():
         subprocess.run([sys.executable, "-c", order], check=True)
 
 
-def test_stubs_are_those_of_their_protos():
+def test_stubs_are_those_of_their_protos_and_a_broken_proto_is_said_so(tmp_path, monkeypatch):
     for path, text in generate_stubs():
         assert path.read_text("utf8") == text, f"{path.name}: run `python -m shared.rpc.generate`"
     assert {p.stem for p in PROTOS.glob("*.proto")} == {p.name.removesuffix("_pb2.py") for p in STUBS.glob("*_pb2.py")}
-
-
-def test_a_broken_proto_is_said_so(tmp_path, monkeypatch):
     (tmp_path / "broken.proto").write_text('syntax = "proto3"; message {')
     monkeypatch.setattr("shared.rpc.generate.PROTOS", tmp_path)
     with pytest.raises(RuntimeError, match=r"broken\.proto"):

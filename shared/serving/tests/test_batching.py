@@ -89,10 +89,14 @@ def over():
     return run
 
 
-async def test_single_item_is_answered_off_the_loop_s_thread(doubler):
+async def test_lone_caller_is_answered_off_the_loop_s_thread_and_never_waits_for_company(doubler):
     work = doubler()
     assert await work.call(21) == 42
     assert threading.get_ident() not in work.threads
+    work = doubler(wait=3600)
+    async with asyncio.timeout(60):
+        for item in range(5):
+            await work.call(item)
 
 
 @pytest.mark.parametrize(
@@ -106,13 +110,6 @@ async def test_what_gathers_during_a_run_runs_together_and_an_item_larger_than_a
     await work.hold(*items, rows=rows)
     assert await work.finish() == [2 * item for item in items]
     assert work.ran == [[0], *batches]
-
-
-async def test_lone_caller_never_waits_for_company(doubler):
-    work = doubler(wait=3600)
-    async with asyncio.timeout(60):
-        for item in range(5):
-            await work.call(item)
 
 
 async def test_callers_that_come_back_are_gathered_again(doubler):
@@ -138,14 +135,12 @@ async def test_after_company_has_left_a_lone_caller_waits_no_more(doubler, clock
         await work.call()
 
 
-async def test_error_of_one_item_stays_with_it(doubler):
+async def test_error_of_one_item_stays_with_it_and_a_batch_that_fails_is_run_again_one_by_one(doubler):
     work = doubler()
     await work.hold(1, -1, 3)
     first, second, third = await work.finish()
     assert (first, type(second), third) == (2, InvalidOption, 6)
 
-
-async def test_batch_that_fails_as_a_whole_is_run_again_one_by_one_and_too_few_answers_are_a_fault_of_ours(doubler):
     def fail(key, items, run):
         if 13 in items:
             raise ZeroDivisionError("a secret")
@@ -238,13 +233,19 @@ async def test_several_threads_run_side_by_side(doubler):
     assert await asyncio.gather(*map(work.call, range(3))) == [0, 1, 2]
 
 
-async def test_close_finishes_what_waits_and_refuses_what_comes(doubler):
+async def test_close_finishes_what_waits_and_refuses_what_comes_and_cancels_what_runs_once_it_gives_up(doubler):
     work = doubler(seconds=0.01, size=1)
     await work.add(*range(4))
     await work.made.close(2)
     assert await asyncio.gather(*work.tasks) == [0, 2, 4, 6]
     with pytest.raises(NotReady):
         await work.call()
+    work, run = doubler(), CallContext()
+    await work.hold(first=run)
+    assert work.made.busy == 1
+    await work.made.close(0.01)
+    assert run.cancelled
+    await work.finish()
 
 
 async def test_queue_stage_batch_size_and_depth_are_counted():
@@ -384,15 +385,6 @@ async def test_a_deadline_that_passes_says_what_to_do_and_stops_the_alarm_otherw
         await doubler(seconds=0.2).call(1, CallContext(deadline=time.monotonic() + 0.03))
     assert await work.call(4, CallContext(deadline=time.monotonic() + 30)) == 8
     assert not [alarm for alarm in asyncio.get_running_loop()._scheduled if not alarm.cancelled()]
-
-
-async def test_close_cancels_what_runs_once_it_gives_up(doubler):
-    work, run = doubler(), CallContext()
-    await work.hold(first=run)
-    assert work.made.busy == 1
-    await work.made.close(0.01)
-    assert run.cancelled
-    await work.finish()
 
 
 async def test_members_share_the_processor_time_and_batches_are_averaged(doubler, clock):

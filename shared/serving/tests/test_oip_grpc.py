@@ -162,7 +162,7 @@ async def test_a_cancelled_stream_leaves_the_queue_without_having_run():
     assert gate.engine.runs == [(1, 1)]
 
 
-async def test_a_stream_shares_batches_and_keeps_order():
+async def test_a_stream_shares_batches_keeps_order_and_names_the_request_of_an_error():
     async with started() as (host, channel):
         stream = method(channel, "ModelStreamInfer", pb.ModelStreamInferResponse, "stream_stream")
         call = stream(iter([asks("slow", i, id=str(i)) for i in range(6)]))
@@ -170,9 +170,6 @@ async def test_a_stream_shares_batches_and_keeps_order():
         runs = host.servable("slow").engine.runs  # type: ignore[union-attr]
     assert told == list("012345")
     assert len(runs) < 6
-
-
-async def test_an_error_in_a_stream_names_its_request():
     async with started() as (_, channel):
         stream = method(channel, "ModelStreamInfer", pb.ModelStreamInferResponse, "stream_stream")
         told = [answer async for answer in stream(iter([asks("nobody", id="a"), b"\xff\xff", asks(id="b")]))]

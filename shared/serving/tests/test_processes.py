@@ -82,14 +82,11 @@ async def children(modules):
     await made.stop()
 
 
-async def test_child_has_its_environment_its_session_and_its_log(children):
+async def test_child_has_its_environment_session_and_log_and_is_started_again_when_it_ends(children):
     child = await children.add("the child", "shows")
     await until(lambda: "\n" in child.log.read_text())
     assert child.log.name == "the-child.log"
     assert child.log.read_text() == "given True\n"
-
-
-async def test_child_that_ends_is_started_again_and_said(children):
     child = await children.add("once", "once")
     await until(lambda: "again\n" in child.log.read_text())
     assert child.log.read_text() == "first\nagain\n"

@@ -30,7 +30,7 @@ async def lights(url, out, **more):
     return [light async for light in run_smoke_test(url, out, **more)]
 
 
-async def test_answer_and_picture_are_kept_under_the_service(start_replica, tmp_path):
+async def test_answer_and_picture_of_one_ready_model_are_kept_under_the_service(start_replica, tmp_path):
     made = await start_replica({"toy/eye": toys.Eye})
     (result,) = await lights(made.http, tmp_path)
     assert (result.service, result.model, result.is_ok) == ("toy", "toy/eye", True)
@@ -38,9 +38,6 @@ async def test_answer_and_picture_are_kept_under_the_service(start_replica, tmp_
     assert json.loads(result.files[0].read_text())["threshold"] == 0.25
     assert result.files[1].read_bytes() == PNG
     assert result.summary == "bytes 70, threshold 0.25, invert False"
-
-
-async def test_one_model_of_a_service_is_asked_and_a_ready_one_rather_than_a_failed(start_replica, tmp_path):
     made = await start_replica({"toy/broken": toys.Broken, "toy/echo": toys.Echo, "toy/eye": toys.Eye})
     (result,) = await lights(made.http, tmp_path)
     assert (result.model, result.summary) == ("toy/echo", "text hello, together 1")
@@ -48,15 +45,12 @@ async def test_one_model_of_a_service_is_asked_and_a_ready_one_rather_than_a_fai
     assert [light.is_ok for light in await lights(made.http, tmp_path, services={"toy"})] == [True]
 
 
-async def test_service_whose_model_fails_is_told_with_its_sentence(start_replica, tmp_path):
+async def test_a_model_that_fails_and_an_answer_that_cannot_be_kept_are_told(start_replica, tmp_path):
     made = await start_replica({"toy/broken": toys.Broken})
     (result,) = await lights(made.http, tmp_path)
     assert not result.is_ok
     assert "not available" in result.summary
     assert not list(tmp_path.iterdir())
-
-
-async def test_answer_that_cannot_be_kept_is_told(start_replica, tmp_path):
     made = await start_replica({"toy/echo": toys.Echo})
     (tmp_path / "out").touch()
     (result,) = await lights(made.http, tmp_path / "out")

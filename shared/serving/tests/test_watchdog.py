@@ -201,15 +201,6 @@ def test_the_kernel_refuses_memory_beyond_the_limit_in_one_piece_or_many():
     assert done.stdout.split() == ["True", "True"], done.stderr
 
 
-def test_memory_is_not_bounded_where_there_is_no_limit_or_a_gpu(monkeypatch):
-    asked = []
-    monkeypatch.setattr(watchdog.resource, "setrlimit", lambda *given: asked.append(given))
-    watchdog.bound_memory(0)
-    monkeypatch.setattr(watchdog.Path, "exists", lambda _: True)
-    watchdog.bound_memory(2**30)
-    assert asked == []
-
-
 STUCK = """
 import asyncio, sys, threading, time
 from shared.registry import CallContext
@@ -282,10 +273,16 @@ def test_a_replica_that_outgrows_its_memory_says_so_in_its_last_record(redis_url
     assert last.trouble in done.stdout + done.stderr
 
 
-def test_memory_is_limited_even_where_nobody_says_so():
+def test_memory_is_limited_even_where_nobody_says_so_but_not_where_there_is_no_limit_or_a_gpu(monkeypatch):
     assert find_memory_limit(Settings(replica_memory_bytes=5)) == 5
     assert find_memory_limit(Settings(replica_memory_bytes=0)) == 0
     assert find_memory_limit(Settings()) > read_resident_bytes() > 2**20
+    asked = []
+    monkeypatch.setattr(watchdog.resource, "setrlimit", lambda *given: asked.append(given))
+    watchdog.bound_memory(0)
+    monkeypatch.setattr(watchdog.Path, "exists", lambda _: True)
+    watchdog.bound_memory(2**30)
+    assert asked == []
 
 
 SHARING = """

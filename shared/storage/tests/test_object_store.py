@@ -57,7 +57,7 @@ def test_of_many_creators_one_wins_and_nothing_is_replaced(store):
     assert store.get("x") == str(won[0]).encode()
 
 
-def test_a_store_below_another_sees_its_own_objects_alone(store):
+def test_a_store_below_another_or_of_a_tenant_sees_its_own_objects_alone(store):
     inner = store.under("one", "two")
     inner.put("a", b"1")
     inner.put("b/c", b"22")
@@ -68,9 +68,6 @@ def test_a_store_below_another_sees_its_own_objects_alone(store):
     assert store.get("one/two/a") == b"1"
     inner.delete_all()
     assert [facts.path for facts in store.list_objects()] == ["onerous"]
-
-
-def test_tenants_share_nothing_whatever_they_are_called(store):
     names = ["alice", "Alice", "../alice", "alice/../bob", "", "\ud800", "a" * 4000]
     for name in names:
         assert store.of_tenant(name).create("secret", name.encode("utf8", "surrogatepass"))
