@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import httpx2
@@ -128,16 +127,6 @@ def test_a_full_queue_is_waited_for(stage):
     with Client(stage.url, retry_policy=RetryPolicy(tries=3, longest=2)) as client:
         assert client.segment(PICTURE).width == 320
     assert stage.stub.busy == 0
-
-
-def test_one_client_serves_several_threads(client):
-    found: list[int] = []
-    threads = [threading.Thread(target=lambda: found.append(client.segment(PICTURE).area)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (len(found), len(set(found))) == (4, 1)
 
 
 def test_a_broken_stream_of_events_is_taken_up_again():

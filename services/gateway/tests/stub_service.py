@@ -27,10 +27,9 @@ from fovea.api.image import ImageBytes, Times, decode_base64
 from fovea.api.mask import Component, SegmentIn, SegmentOut
 from fovea.api.model import ModelEntry
 from fovea.api.problem import PROBLEM_CONTENT_TYPE, openai_error, problem
-from fovea.api.replica import SCOPES_HEADER
 from fovea.api.restore import Estimate, RestoreIn, RestoreOut, RestoreTimes
 from fovea.api.text import ChatRequest
-from fovea.errors import FoveaError, InvalidOption, Malformed, NotFound, PermissionDenied, QueueFull
+from fovea.errors import FoveaError, InvalidOption, Malformed, NotFound, QueueFull
 
 PAPER = {"title": "A Paper about Discs", "venue": "CVPR", "year": 2021, "url": "https://example.org/discs"}
 DICE = {"name": "dice_at_half", "ours": 0.8731, "paper": 0.912, "data": "60 held-out synthetic frames", "note": None}
@@ -125,9 +124,7 @@ class Stub:
             },
         ]  # fmt: skip
 
-    async def steering_vectors(self, request: Request) -> dict[str, Any]:
-        if "interventions" not in request.headers.get(SCOPES_HEADER, "interventions"):
-            raise PermissionDenied("The key lacks the scope.")
+    async def steering_vectors(self) -> dict[str, Any]:
         layer = {"layer": 3, "norm": 2.0, "activation_norm": 8.0, "separation": 0.9}
         facts = {"version": 1, "tokens": "mean", "positive": 2, "negative": 2, "layers": [layer]}
         models = {"louder@1": "parrot", "slower@1": "turtle"}

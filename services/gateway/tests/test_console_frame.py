@@ -262,3 +262,12 @@ def test_with_a_key_runs_are_on_the_server_for_the_tenants_other_browsers(chromi
                 page.locator(".run-link").click()
                 see(page.locator("[data-part=options]")).to_contain_text("shared words")
             page.context.close()
+
+
+def test_a_link_opens_its_operation_and_the_search_shows_those_with_all_words(page, see):
+    page.goto("/docs#GET-v1-jobs")
+    see(page.locator("[id='GET-v1-jobs'] h3").first).to_be_visible()
+    page.fill("#search", "keys ROTATE")
+    see(page.locator("#found")).to_contain_text("1 of ")
+    see(page.locator("details.operation:visible code").first).to_have_text("/v1/admin/keys/{key_id}/rotate")
+    see(page.locator("nav li[data-operation]:visible")).to_have_count(1)

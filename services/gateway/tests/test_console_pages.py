@@ -179,19 +179,9 @@ def test_without_a_service_the_home_page_says_what_to_do(tmp_path):
             assert "No chat model is served" in site.get("/console/chat").text
 
 
-def test_the_chat_page_has_the_vectors_of_its_model_and_says_what_a_key_lacks(tmp_path):
-    with running(tmp_path, auth="keys") as stage, httpx2.Client(base_url=stage.url) as site:
-        keys = [stage.keys.add("lab", scopes) for scopes in (("infer", "interventions"), ("infer",))]
-        texts = [site.get("/console/chat", headers={"authorization": f"Bearer {text}"}).text for _, text in keys]
-        pages = dict(zip(("interventions", "infer"), map(Sound, texts), strict=True))
-        (vectors,) = (json.loads(text) for text in pages["interventions"].all("data-vectors"))
-        assert [one["id"] for one in vectors] == ["louder@1"]
-        assert "vector-positive" in pages["interventions"].all("id")
-        assert "fovea-heads" in [tag for tag, _ in pages["interventions"].tags]
-        assert pages["infer"].all("data-vectors") == ["[]"]
-        assert "fovea-heads" not in [tag for tag, _ in pages["infer"].tags]
-        assert "This key may not steer a model or look inside it" in texts[1]
-        assert "vector-positive" not in pages["infer"].all("id")
+def test_the_chat_page_has_the_vectors_of_its_model(site):
+    (vectors,) = Sound(site.get("/console/chat").text).all("data-vectors")
+    assert [one["id"] for one in json.loads(vectors)] == ["louder@1"]
 
 
 def test_with_keys_a_page_asks_for_one_and_opens_with_it(tmp_path):

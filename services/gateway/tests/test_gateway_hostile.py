@@ -203,18 +203,10 @@ def resident_megabytes(pid: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
-def test_a_field_and_the_name_are_found_wherever_they_stand_and_however_they_are_written():
+def test_a_field_is_there_however_it_is_written_and_very_many_parts_are_refused():
     there = [b'{"a": [], "store" : true}', b'{"st\\u006fre": {}}', b'{"store": "null"}', b'{"a":' + b"[]," * MAX_TOKENS]
     away = [b"", b"store", b'["store"]', b'{"store": false}', b'{"store":null}', b'{"a": {"store": 1}}', b'{"\\x": 1}']
     assert [has_json_field(body, {"store"}) for body in there + away] == [True] * len(there) + [False] * len(away)
-    for body in (
-        b'{"model": "x"}',
-        b'{"a": {"model": "no"}, "b": ["model"], "c": "\\"model\\": \\"no\\"", "model" : "x"}',
-        b'{"t": "model", "model":"\\u0078"}',
-    ):
-        assert read_json_field(body, "model") == "x"
-    for body in (b"", b"[1]", b'["model", "x"]', b'{"model": 1}', b'{"model": ["x"]}', b'{"model": {"model": "x"}}'):
-        assert read_json_field(body, "model") is None
     with pytest.raises(Malformed, match="too many parts"):
         read_json_field(b'{"a":' + b"[]," * MAX_TOKENS, "model")
 

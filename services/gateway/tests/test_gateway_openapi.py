@@ -240,12 +240,3 @@ async def test_a_service_without_a_document_is_not_asked_at_every_request(scene)
     for _ in range(5):
         assert (await scene.client.get("/openapi.json")).status_code == 200
     assert sorted(asked) == sorted([scene.seg.url, scene.llm.url])
-
-
-def test_a_link_opens_its_operation_and_the_search_shows_those_with_all_words(page, stage, see):
-    page.goto(f"{stage.url}/docs#GET-v1-jobs")
-    see(page.locator("[id='GET-v1-jobs'] h3").first).to_be_visible()
-    page.fill("#search", "keys ROTATE")
-    see(page.locator("#found")).to_contain_text("1 of ")
-    see(page.locator("details.operation:visible code").first).to_have_text("/v1/admin/keys/{key_id}/rotate")
-    see(page.locator("nav li[data-operation]:visible")).to_have_count(1)

@@ -97,19 +97,6 @@ async def test_a_burst_waits_for_connections_and_is_not_an_outage(redis_url):
     await limits.stop()
 
 
-async def test_tokens_are_counted_when_they_are_known(redis_url):
-    limits = RateLimiter(Settings(auth="keys", redis_url=redis_url))
-    caller = Caller("ann", frozenset(), "k5", KeyLimits(tokens_per_minute=100, tokens_per_day=150))
-    await limits.count(caller)
-    await limits.spend_tokens(caller, 99)
-    await limits.count(caller)
-    await limits.spend_tokens(caller, 60)
-    with pytest.raises(QuotaSpent, match="100 tokens per minute") as refused:
-        await limits.count(caller)
-    assert refused.value.code == "rate_limited"
-    await limits.stop()
-
-
 @pytest.mark.parametrize("shared", [False, True])
 async def test_requests_that_come_together_are_counted_whole_or_not_at_all_and_uses_are_read(redis_url, shared):
     limits = RateLimiter(Settings(auth="keys", redis_url=redis_url if shared else None))

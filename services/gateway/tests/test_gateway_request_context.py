@@ -130,6 +130,10 @@ CLASSIFIERS = RouteTable.from_records(
     [
         (b"application/json", b'{"model": "m2"}', b"", "b"),
         (b"application/json; charset=utf-8", b'{"x": {"model": "m1"}, "model": "m2"}', b"", "b"),
+        (b"application/json", b'{"a": ["model"], "c": "\\"model\\": \\"m1\\"", "model" : "m2"}', b"", "b"),
+        (b"application/json", b'{"t": "model", "model":"\\u006d2"}', b"", "b"),
+        (b"application/json", b'["model", "m2"]', b"", "a"), (b"application/json", b'{"model": ["m2"]}', b"", "a"),
+        (b"application/json", b'{"model": {"model": "m2"}}', b"", "a"), (b"application/json", b"", b"", "a"),
         (b"application/json", b'{"model": 7}', b"", "a"), (b"application/json", b"[1]", b"", "a"),
         (b"application/json", b"{broken", b"", "a"), (b"application/json", b"[" * 100_000, b"", "a"),
         (b"image/png", b'{"model": "m2"}', b"", "a"), (b"image/png", b"\x89PNG", b"model=m2", "b"),

@@ -21,7 +21,7 @@ from shared.rpc.oip_json import HEADER_LENGTH, EncodedBody
 from shared.serving.build_app import build
 from shared.serving.oip import body as oip_body
 from shared.serving.oip import rest, tensors
-from shared.serving.tests.oip_mirrors import MIRRORS, Gate, limited
+from shared.serving.tests.oip_mirrors import MIRRORS, Gate, limited, serving
 from shared.serving.tests.ready_client import ready_client
 
 ONE = {"inputs": [{"name": "in", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
@@ -193,39 +193,19 @@ async def test_a_large_response_is_sent_in_its_parts_and_not_joined():
 
 
 async def test_a_caller_that_goes_away_is_not_served_when_its_turn_comes():
-    app = build("mirrors", servables={"slow": MIRRORS["slow"]}, settings=limited(max_batch_size=1))
-    host = app.state.host
-    await host.start()
-    body = json.dumps(ONE).encode()
-    gone, told = asyncio.Event(), asyncio.Event()
-
-    def call(until: asyncio.Event | None) -> asyncio.Task[None]:
-        messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def receive() -> Any:
-            if messages:
-                return messages.pop()
-            await (until or asyncio.Event()).wait()
-            told.set()
-            return {"type": "http.disconnect"}
-
-        async def send(_message: Any) -> None:
-            return None
-
-        scope = {"type": "http", "method": "POST", "path": "/v2/models/slow/infer", "headers": []}
-        return asyncio.create_task(app({**scope, "query_string": b"", "app": app}, receive, send))
-
-    gate = Gate(host, "slow")
-    first = call(None)
-    await gate.holds(running=1, waiting=0)
-    second = call(gone)
-    await gate.holds(running=1, waiting=1)
-    gone.set()
-    await asyncio.wait_for(told.wait(), 10)
-    await asyncio.sleep(0.01)
-    gate.open()
-    await asyncio.gather(first, second)
-    await host.stop()
+    with serving({"slow": MIRRORS["slow"]}, limited(max_batch_size=1)) as replica:
+        gate, body = Gate(replica.host, "slow"), json.dumps(ONE).encode()
+        head = b"POST /v2/models/slow/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body)
+        callers = []
+        for waiting in (0, 1):
+            callers.append(await asyncio.open_connection("127.0.0.1", int(replica.http.rpartition(":")[2])))
+            callers[-1][1].write(head + body)
+            await gate.holds(running=1, waiting=waiting)
+        callers[1][1].close()
+        await gate.holds(running=1, waiting=0)
+        gate.open()
+        assert (await callers[0][0].readline()).startswith(b"HTTP/1.1 200")
+        callers[0][1].close()
     assert gate.engine.runs == [(1, 2)]
 
 

@@ -18,10 +18,8 @@ import psutil
 import pytest
 import redis
 
-from fovea.api.job import Job
 from fovea.api.replica import HEARTBEAT_TTL_S, ReplicaRecord, replicas_key
 from shared.jobs.queue import Payload
-from shared.jobs.redis_queue import RedisJobQueue
 from shared.serving.up import orphan_cleanup
 from shared.serving.up.processes import ProcessDied, ProcessGroup
 from shared.settings import environment
@@ -220,28 +218,18 @@ def ask(path: str, **body: object) -> Payload:
     return Payload("toy", path, json.dumps(body).encode(), {"content-type": "application/json"})
 
 
-async def story(queue: RedisJobQueue, job: Job) -> list[Job]:
-    async with asyncio.timeout(90):
-        return [now async for now in queue.events(job.id, "local")]
-
-
-async def running(queue: RedisJobQueue, job: Job, note: str) -> None:
-    async with asyncio.timeout(90):
-        async for now in queue.events(job.id, "local"):
-            if now.note == note:
-                return
-
-
 async def test_jobs_go_through_worker_and_replica_and_come_back_at_sigterm(queue, start):
     worker, _ = start(), start("shared.serving.tests.toy_replica")
     first, _ = await queue.submit(ask("/v1/probe", text="ab", sleep=1.0, times=2))
-    told = [(now.status, now.note) for now in await story(queue, first)]
+    async with asyncio.timeout(90):
+        told = [(now.status, now.note) async for now in queue.events(first.id, "local")]
     assert told[0] == ("queued", None)
     assert ("running", "step 3") in told
     assert told[-1] == ("succeeded", None)
     assert json.loads((await queue.result(first.id, "local")).body)["text"] == "abab"
     last, _ = await queue.submit(ask("/v1/probe", text="a", sleep=30))
-    await running(queue, last, "step 0")
+    async with asyncio.timeout(90):
+        await anext(now async for now in queue.events(last.id, "local") if now.note == "step 0")
     worker.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(worker.wait, 60) == 0
     back = await queue.get(last.id, "local")
