@@ -35,7 +35,7 @@ def lines(out):
     return [json.loads(line) for line in out.splitlines()]
 
 
-def test_models_are_listed_narrowed_and_read_by_programs(fovea):
+def test_models_are_listed_narrowed_and_read_by_programs_and_a_card_names_facts_and_options(fovea):
     code, out, _ = fovea("models")
     assert code == 0
     row = next(line for line in out.splitlines() if line.startswith("disc\t"))
@@ -43,9 +43,6 @@ def test_models_are_listed_narrowed_and_read_by_programs(fovea):
     code, out, _ = fovea("models", "--task", "segment", "--json")
     assert code == 0
     assert [(entry["id"], entry["ready"]) for entry in lines(out)] == [("disc", True), ("disc-large", False)]
-
-
-def test_a_card_names_facts_limits_notes_and_the_models_own_options(fovea):
     _, out, _ = fovea("models", "disc")
     for words in ("as-released", "Not a medical device.", "0.873 here, 0.912 in the paper", "--min-area", "CVPR 2021"):
         assert words in out
@@ -180,7 +177,7 @@ def test_a_chat_streams_reads_standard_input_and_is_whole_as_json(fovea):
     assert (told[0]["choices"][0]["message"]["content"], told[0]["usage"]["completion_tokens"]) == ("You said: hi", 3)
 
 
-def test_chat_hands_its_options_on_and_leaves_the_others_to_the_model(fovea, stage):
+def test_chat_hands_its_options_and_the_knobs_of_a_method_on_and_leaves_the_others_to_the_model(fovea, stage):
     fovea("chat", "hi", "-s", "Be brief.", "-t", "0", "-n", "2", "--seed", "5", "--model", "parrot")
     sent = stage.stub.seen[-1]
     assert [turn["role"] for turn in sent["messages"]] == ["system", "user"]
@@ -188,6 +185,13 @@ def test_chat_hands_its_options_on_and_leaves_the_others_to_the_model(fovea, sta
         "temperature": 0, "max_tokens": 2, "seed": 5, "model": "parrot", "stream": True,
     }  # fmt: skip
     assert "top_p" not in sent
+    fovea("chat", "hi", "--method", "nearby", "-K", "near=3", "-K", "echo=true", "-K", "kv_ratio=0.5")
+    assert stage.stub.seen[-1]["longctx"] == {"method": "nearby", "near": 3, "echo": True, "kv_ratio": 0.5}
+    code, _, err = fovea("chat", "hi", "--method", "nearby", "-K", "neer=3")
+    assert code == 2
+    assert "Did you mean --near?" in err
+    fovea("chat", "hi")
+    assert "longctx" not in stage.stub.seen[-1]
 
 
 def test_methods_are_listed_and_one_shows_its_knobs_as_flags(fovea):
@@ -200,16 +204,6 @@ def test_methods_are_listed_and_one_shows_its_knobs_as_flags(fovea):
     assert "Words that are heard. [8]" in out
     assert lines(fovea("methods", "--json")[1])[1]["name"] == "nearby"
     assert "Methods: dense, nearby." in fovea("methods", "far")[2]
-
-
-def test_a_chats_method_takes_the_knobs_that_the_service_describes(fovea, stage):
-    fovea("chat", "hi", "--method", "nearby", "-K", "near=3", "-K", "echo=true", "-K", "kv_ratio=0.5")
-    assert stage.stub.seen[-1]["longctx"] == {"method": "nearby", "near": 3, "echo": True, "kv_ratio": 0.5}
-    code, _, err = fovea("chat", "hi", "--method", "nearby", "-K", "neer=3")
-    assert code == 2
-    assert "Did you mean --near?" in err
-    fovea("chat", "hi")
-    assert "longctx" not in stage.stub.seen[-1]
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ def test_nothing_that_is_written_overwrites_anything_else(names):
     assert len(stems) == len(set(stems)) == len(names)
 
 
-def test_errors_are_one_line_for_people_and_one_object_for_programs(capsys):
+def test_errors_are_one_line_or_one_object_and_what_a_model_says_is_never_markup(capsys):
     error = TooLarge("It has [3] bytes.", hint="Send fewer.", field="image")
     Screen().error(error, about="a[b].png")
     Screen(as_json=True).error(error, about="a[b].png")
@@ -209,9 +209,6 @@ def test_errors_are_one_line_for_people_and_one_object_for_programs(capsys):
     assert err.strip() == "a[b].png: It has [3] bytes. Send fewer."
     told = json.loads(out)
     assert (told["file"], told["error"]["status"], told["error"]["field"]) == ("a[b].png", 413, "image")
-
-
-def test_what_a_model_says_is_never_markup(capsys):
     screen = Screen()
     screen.text("[bold]x[/] [/]")
     screen.facts({"[red]name": "[blink]value", "empty": "", "none": None})
@@ -308,15 +305,7 @@ def test_a_plug_in_function_or_app_is_a_command(fovea, plug_in):
     assert ["Dig a hole." in fovea(*words, "--help")[1] for words in (["judge"], [])] == [True, False]
 
 
-def test_a_plug_in_whose_library_is_missing_says_what_to_install(fovea, plug_in):
-    plug_in(("dig", "hole_digger.verbs:dig [cpu,vision]"), imports="import a_library_nobody_has")
-    code, _, err = fovea("dig")
-    assert code == 6
-    assert "a_library_nobody_has" in err
-    assert "pip install 'fovea-platform[cpu,vision]'" in err
-
-
-def test_a_plug_in_cannot_take_the_place_of_a_verb_and_misspelt_ones_are_answered(fovea, plug_in):
+def test_a_plug_in_cannot_take_the_place_of_a_verb_and_one_that_lacks_a_library_says_what_to_install(fovea, plug_in):
     plug_in(("models", "hole_digger.verbs:dig"))
     assert "served models" in fovea("models", "--help")[1]
     plug_in(("dig", "hole_digger.verbs:dig"))
@@ -324,6 +313,11 @@ def test_a_plug_in_cannot_take_the_place_of_a_verb_and_misspelt_ones_are_answere
     assert (code, "segment" in err) == (2, True)
     assert "dig" in fovea("digg")[2]
     assert fovea("--version") == (0, f"fovea {metadata.version('fovea-serve')}", "")
+    plug_in(("dig", "hole_digger.verbs:dig [cpu,vision]"), imports="import a_library_nobody_has")
+    code, _, err = fovea("dig")
+    assert code == 6
+    assert "a_library_nobody_has" in err
+    assert "pip install 'fovea-platform[cpu,vision]'" in err
 
 
 def test_the_shell_completes_commands_and_those_of_plug_ins(fovea, plug_in, monkeypatch):

@@ -209,7 +209,7 @@ def test_one_failure_is_counted_and_what_takes_too_long_is_a_job(fovea, stage, h
     assert not (here / "out").exists()
     stage.stub.fails = [DeadlineExceeded("too long")]
     code, _, err = fovea("restore", "a.jpg", "-o", "out")
-    assert (code, "Continues as job job-1." in err) == (0, True)
+    assert (code, "Continues as job job-" in err) == (0, True)
     assert (here / "out/a.restored.png").exists()
 
 

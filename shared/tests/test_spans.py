@@ -29,14 +29,11 @@ def test_spans_nest_by_the_context(recorded_spans):  # noqa: F811
     assert telemetry.context().traceparent == ""
 
 
-def test_a_stage_of_a_batch_is_in_the_traces_of_all_members(recorded_spans):  # noqa: F811
+def test_a_stage_is_in_the_traces_of_all_members_and_an_error_of_ours_fails_its_span_by_its_code(recorded_spans):  # noqa: F811
     members = [telemetry.span("member", parent="") for _ in range(3)]
     with telemetry.bind(traceparent=",".join(one.traceparent for one in members)), telemetry.stage("run"):
         pass
     assert len({one.context.trace_id for one in recorded_spans.named("inference")}) == 3
-
-
-def test_an_error_of_ours_fails_its_span_by_its_code(recorded_spans):  # noqa: F811
     with pytest.raises(NotFound), telemetry.span("look"):
         raise NotFound("There is none.")
     span = recorded_spans.one("look")

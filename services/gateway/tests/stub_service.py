@@ -390,7 +390,7 @@ class Seeing(Stub):
     async def detect(self, request: Request) -> Response:
         """The boxes that score more than was asked for, or a file that names its form."""
         asked = await self.note_form(request)
-        if (accept := request.headers["accept"]) not in {"*/*", FORMS[0]}:
+        if not (accept := request.headers["accept"]).startswith((FORMS[0], "*/*")):
             return Response(f"a file of {accept}".encode(), media_type=accept)
         found = [
             Detection(box=box, score=score, label=label, class_id=kind, area=1.0, radius=12.5)

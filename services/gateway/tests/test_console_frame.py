@@ -81,7 +81,7 @@ def test_the_theme_is_kept_and_drawn_by_the_server(page, see):
     see(page.get_by_role("button", name="Theme: dark")).to_be_visible()
 
 
-def test_a_first_visit_of_the_front_page_is_light_and_static_files_stay_in_the_browser(page):
+def test_a_first_visit_is_light_static_files_stay_in_the_browser_and_others_are_revalidated(page, stage):
     answers = []
     page.on("response", lambda answer: answers.append(answer))  # noqa: PLW0108 - Playwright marks what it is given
     page.goto("/", wait_until="networkidle")
@@ -93,9 +93,6 @@ def test_a_first_visit_of_the_front_page_is_light_and_static_files_stay_in_the_b
     texts = [answer for answer in static if answer.url.endswith((".js", ".css"))]
     assert {answer.headers["content-encoding"] for answer in texts} == {"gzip"}
     assert all(answer.url.startswith(page.url) for answer in answers)
-
-
-def test_static_files_without_the_digest_are_revalidated(stage):
     url = f"{stage.url}/console/static/js/frame.js"
     answer = httpx2.get(url)
     assert answer.headers["cache-control"] == "no-cache"

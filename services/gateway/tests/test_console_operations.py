@@ -132,15 +132,12 @@ def test_each_section_of_operators_has_an_address_and_passes_axe(admin, name):
     check_page(admin)
 
 
-def test_services_are_looked_at_again_after_a_failure(admin, see):
+def test_services_are_looked_at_again_after_a_failure_and_each_replica_is_seen_with_its_load(admin, see):
     admin.route("**/readyz", lambda route: route.fulfill(body="no JSON"))
     alert = admin.locator("fovea-admin-services").get_by_role("alert")
     see(alert).to_be_visible()
     admin.unroute("**/readyz")
     see(alert).to_be_hidden()
-
-
-def test_operators_see_each_replica_with_its_load_and_search_them(admin, see):
     admin.get_by_role("tab", name="Replicas").click()
     row = admin.locator("fovea-admin-replicas tbody tr")
     see(row).to_contain_text("parrot, disc, disc-large and 2 more")

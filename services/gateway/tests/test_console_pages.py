@@ -117,7 +117,7 @@ def test_a_module_writes_no_html_evaluates_no_text_and_imports_modules_that_are_
     assert len(text.splitlines()) <= 300
 
 
-def test_home_shows_each_model_with_its_readiness_and_the_papers_number_beside_ours(site):
+def test_home_shows_each_model_with_our_number_and_the_papers_and_unknown_ones_are_pages_that_help(site):
     assert "4 of 5 models ready in 1 service." in " ".join(site.get("/").text.split())
     text = site.get("/console/models").text
     for name in CARDS:
@@ -125,6 +125,13 @@ def test_home_shows_each_model_with_its_readiness_and_the_papers_number_beside_o
     for words in ("0.873", "0.912", 'href="/console/classify?model=patches/tiny"'):
         assert words in text
     assert text.count("Not ready") == 1
+    assert "No model does this" in site.get("/console/run/paint").text
+    assert "<script" not in re.sub(r"<script type=.module. src=[^>]+>", "", site.get("/console/run/%3Cscript%3E").text)
+    answer = site.get("/console/models/nope")
+    assert answer.status_code == 404
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "nope" in answer.text
+    assert "All models" in answer.text
 
 
 def test_the_model_of_the_address_is_chosen_and_otherwise_the_first_that_is_ready(site):
@@ -158,16 +165,6 @@ def test_a_card_shows_facts_and_snippets_lists_only_limits_that_apply_and_what_i
     assert "&lt;img" in text
     assert "<code>&lt;b&gt;</code>" in text
     assert "javascript:" not in text
-
-
-def test_unknown_tasks_and_models_are_pages_that_help(site):
-    assert "No model does this" in site.get("/console/run/paint").text
-    assert "<script" not in re.sub(r"<script type=.module. src=[^>]+>", "", site.get("/console/run/%3Cscript%3E").text)
-    answer = site.get("/console/models/nope")
-    assert answer.status_code == 404
-    assert answer.headers["content-type"].startswith("text/html")
-    assert "nope" in answer.text
-    assert "All models" in answer.text
 
 
 def test_without_a_service_the_home_page_says_what_to_do(tmp_path):

@@ -4,7 +4,6 @@ import asyncio
 import json
 import math
 import time
-import types
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -306,7 +305,7 @@ async def test_what_is_under_way_to_a_silent_replica_is_ended_once_another_can_t
     announce(redis_url)
     await registry.poll_redis()
     ended: list[str] = []
-    registry.pick("svc").attempts.add(types.SimpleNamespace(abort=lambda: ended.append("r1")))
+    registry.pick("svc").attempts.add(type("Attempt", (), {"abort": lambda _: ended.append("r1")})())
     for seconds, is_ready, found in (
         (replica_registry.ABORT_AFTER_S - 1, True, []),
         (1.1, False, []),

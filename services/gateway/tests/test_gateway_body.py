@@ -291,13 +291,10 @@ async def test_what_is_not_there_is_told_in_the_familys_form_and_an_unknown_mode
     assert len(answer.json()["error"]["message"]) < 100
 
 
-async def test_nothing_is_unknown_before_everybody_has_announced_himself(gateway):
+async def test_nothing_is_unknown_before_all_have_announced_themselves_and_a_wrong_method_says_which_are_right(gateway):
     scene = await gateway(enabled_services="medical-seg")
     answer = await scene.client.post("/v1/segment", content=b"x")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
-
-
-async def test_a_wrong_method_says_which_are_right(gateway):
     scene = await gateway()
     answer = await scene.client.put("/v1/jobs/1")
     assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")

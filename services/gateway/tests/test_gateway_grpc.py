@@ -96,7 +96,7 @@ async def test_a_replicas_error_passes_unchanged_and_memory_for_messages_is_give
     assert ("retry-after", "3") in tuple(error.trailing_metadata())
 
 
-async def test_the_server_speaks_for_the_whole_fleet(front, toy):
+async def test_the_server_speaks_for_the_whole_fleet_and_its_health_follows_readiness(front, toy):
     scene, channel = await front()
     assert pb.ServerLiveResponse.FromString(await call(channel, "ServerLive")).live
     assert not pb.ServerReadyResponse.FromString(await call(channel, "ServerReady")).ready
@@ -105,10 +105,6 @@ async def test_the_server_speaks_for_the_whole_fleet(front, toy):
     assert pb.ServerMetadataResponse.FromString(await call(channel, "ServerMetadata")).name == "fovea"
     index = pb.RepositoryIndexResponse.FromString(await call(channel, "RepositoryIndex"))
     assert [(m.name, m.state) for m in index.models] == [("pranet", "READY")]
-
-
-async def test_health_follows_readiness(front):
-    scene, channel = await front()
     stub = health_pb2_grpc.HealthStub(channel)
     kinds = health_pb2.HealthCheckResponse
     assert (await stub.Check(health_pb2.HealthCheckRequest())).status == kinds.NOT_SERVING
@@ -142,13 +138,20 @@ async def test_calls_need_a_key_with_the_scope(fronted, ring):
     assert codes[-1] is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_a_replica_that_is_not_ready_sends_us_to_the_next_and_is_believed_when_alone(fronted, replica):
+async def test_a_replica_that_is_not_ready_or_gone_is_replaced_by_another_or_the_next(fronted, replica):
     scene, channel = await fronted()
     scene.replica.fails = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAVAILABLE]
     await refused(call(channel, "ModelInfer", INFER), "does not want")
     _, other, _ = await replica("two")
     scene.announce("http://127.0.0.1:1", name="two", grpc=other).in_flight = 1
     assert (await call(channel, "ModelInfer", INFER)).startswith(b"two|")
+    assert await call(channel, "ModelInfer", INFER) == ANSWER
+    await scene.server.stop(None)
+    asking = asyncio.create_task(call(channel, "ModelInfer", INFER, timeout=8))
+    await asyncio.sleep(0.4)
+    assert not asking.done()
+    await replica("again", int(scene.known.record.grpc.rpartition(":")[2]))
+    assert (await asking).startswith(b"again|")
 
 
 async def test_calls_are_counted_by_their_status(fronted):
@@ -163,17 +166,6 @@ async def test_calls_are_counted_by_their_status(fronted):
     scene.replica.fails = [grpc.StatusCode.UNAVAILABLE] * 2
     await refused(call(channel, "ModelInfer", INFER, timeout=3))
     assert [count(status) for status in ("OK", "NOT_FOUND", "UNAVAILABLE")] == [one + 1 for one in before]
-
-
-async def test_a_replica_that_is_gone_is_replaced_by_another_or_the_next(fronted, replica):
-    scene, channel = await fronted()
-    assert await call(channel, "ModelInfer", INFER) == ANSWER
-    await scene.server.stop(None)
-    asking = asyncio.create_task(call(channel, "ModelInfer", INFER, timeout=8))
-    await asyncio.sleep(0.4)
-    assert not asking.done()
-    await replica("again", int(scene.known.record.grpc.rpartition(":")[2]))
-    assert (await asking).startswith(b"again|")
 
 
 async def test_a_call_to_a_replica_that_is_silent_and_hangs_is_answered_by_another(fronted, replica):

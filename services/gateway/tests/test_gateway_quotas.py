@@ -40,16 +40,7 @@ async def spend(limits: RateLimiter, caller: Caller) -> int:
     return count
 
 
-async def test_nothing_is_limited_or_counted_unless_told_to():
-    assert await RateLimiter(Settings()).count(LOCAL) is None
-    assert await spend(RateLimiter(Settings(rate_limit_rpm=4)), LOCAL) == 4
-    limits = RateLimiter(Settings())
-    await limits.spend_tokens(Caller("ann", frozenset(), "k1", KeyLimits(tokens_per_day=1)), 5)
-    assert limits._windows == {}
-    assert RateLimiter(Settings(redis_url="redis://127.0.0.1:1"))._shared is None
-
-
-async def test_a_keys_own_rate_wins_over_the_common_one_which_keys_of_a_tenant_share():
+async def test_a_keys_own_rate_wins_over_the_common_one_and_nothing_is_limited_unless_told_to():
     limits = RateLimiter(Settings(auth="keys", rate_limit_rpm=5))
     assert await spend(limits, ANN) == 3
     assert await spend(limits, Caller("bob", frozenset(), "k2")) == 5
@@ -57,6 +48,12 @@ async def test_a_keys_own_rate_wins_over_the_common_one_which_keys_of_a_tenant_s
     await limits.count(Caller("bob", frozenset(), "k2"))
     await limits.count(Caller("bob", frozenset(), "k3"))
     assert await spend(limits, Caller("bob", frozenset(), "k2")) == 3
+    assert await RateLimiter(Settings()).count(LOCAL) is None
+    assert await spend(RateLimiter(Settings(rate_limit_rpm=4)), LOCAL) == 4
+    limits = RateLimiter(Settings())
+    await limits.spend_tokens(Caller("ann", frozenset(), "k1", KeyLimits(tokens_per_day=1)), 5)
+    assert limits._windows == {}
+    assert RateLimiter(Settings(redis_url="redis://127.0.0.1:1"))._shared is None
 
 
 async def test_gateways_agree_through_redis(redis_url):

@@ -74,7 +74,7 @@ async def test_what_leaves_something_behind_or_took_too_much_memory_is_not_sent_
     assert answer.headers.get("retry-after") == {503: "1"}.get(status)
 
 
-async def test_a_refused_connection_is_no_reason_not_to_send_it_elsewhere(gateway, toy):
+async def test_a_refused_connection_or_a_replica_that_is_not_ready_sends_us_to_the_next(gateway, toy, served):
     upstream = await toy(name="good")
     scene = await gateway()
     dead = scene.announce(f"http://127.0.0.1:{free_port()}", name="dead")
@@ -82,6 +82,11 @@ async def test_a_refused_connection_is_no_reason_not_to_send_it_elsewhere(gatewa
     assert (await scene.client.post("/v1/sessions", content=b"{}")).status_code == 200
     assert scene.registry.pick("svc").id == "good"
     assert dead.in_flight == 0
+    scene = await served(fields={"name": "draining", "status": 503})
+    answer = await scene.client.post("/v1/echo", content=b"why")
+    assert (answer.status_code, answer.content, len(scene.upstream.seen)) == (503, b"why", 1)
+    scene.announce((await toy(name="good")).url, name="good").in_flight = 1
+    assert (await scene.client.post("/v1/echo")).headers["x-replica"] == "good"
 
 
 async def test_a_request_that_kills_every_replica_is_given_up_and_others_there_may_send_again(gateway):
@@ -94,14 +99,6 @@ async def test_a_request_that_kills_every_replica_is_given_up_and_others_there_m
         only.in_flight = 1
         answer = await scene.client.post("/v1/echo", content=b"picture")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-
-
-async def test_a_replica_that_is_not_ready_sends_us_to_the_next_and_is_believed_when_alone(served, toy):
-    scene = await served(fields={"name": "draining", "status": 503})
-    answer = await scene.client.post("/v1/echo", content=b"why")
-    assert (answer.status_code, answer.content, len(scene.upstream.seen)) == (503, b"why", 1)
-    scene.announce((await toy(name="good")).url, name="good").in_flight = 1
-    assert (await scene.client.post("/v1/echo")).headers["x-replica"] == "good"
 
 
 async def test_a_request_waits_for_the_next_replica_of_a_service_that_lost_its_last(gateway, toy):

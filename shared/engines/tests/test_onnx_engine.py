@@ -44,20 +44,34 @@ def test_every_datatype_goes_in_and_comes_out_unchanged(datatype):
     engine.close()
 
 
-def test_array_that_is_not_in_one_piece_is_taken():
+def test_read_only_and_strided_arrays_are_taken_by_either_engine():
     x = np.arange(18, dtype=np.float32).reshape(6, 3)
     engine = OnnxEngine(identity("FP32"), threads=1)
     assert (engine.run({"x": x[::2]})["y"] == x[::2]).all()
     wide = np.arange(12).astype(ml_dtypes.bfloat16).reshape(2, 6)[:, ::2]
     assert (OnnxEngine(identity("BF16"), threads=1).run({"x": wide})["y"] == wide).all()
+    frozen = np.ones((4, 3), np.float32)
+    frozen.flags.writeable = False
+    engine = TorchEngine(nn.Identity(), [spec()], [spec("y")])
+    assert (engine.run({"x": frozen[::2]})["y"] == 1).all()
+    assert engine.run({"x": np.ones((2, 6), np.float32)[:, ::2]})["y"].shape == (2, 3)
+    half = TorchEngine(nn.Identity(), [spec(datatype="BF16")], [spec("y", "BF16")])
+    wide = np.arange(12).astype(ml_dtypes.bfloat16).reshape(2, 6)[:, ::2]
+    assert (half.run({"x": wide})["y"] == wide).all()
 
 
-def test_sizes_that_the_graph_cannot_take_are_the_callers_mistake(capfd):
+def test_sizes_that_the_graph_or_the_network_cannot_take_are_the_callers_mistake(capfd):
     engine = OnnxEngine(adder(), threads=1)
     with pytest.raises(InvalidOption, match=r"can't run a FP32 \[2, 3\], b FP32 \[2, 4\]"):
         engine.run({"a": np.zeros((2, 3), np.float32), "b": np.zeros((2, 4), np.float32)})
     assert capfd.readouterr().err == ""  # no native log lines for a caller's mistake
     assert engine.run({"a": np.ones((2, 3), np.float32), "b": np.ones((2, 3), np.float32)})["sum"].shape == (2, 3)
+    engine = TorchEngine(nn.Linear(3, 3), [spec(shape=(-1, -1))], [spec("y")])
+    with pytest.raises(InvalidOption, match=r"can't run x FP32 \[2, 5\]"):
+        engine.run({"x": np.zeros((2, 5), np.float32)})
+    with pytest.raises(InvalidOption) as caught:
+        engine.run({"x": np.zeros((2, 5), np.int32)})
+    assert caught.value.field == "x"
 
 
 @pytest.mark.parametrize(
@@ -214,32 +228,12 @@ def test_several_outputs_are_named_in_order_and_one_method_may_be_called_instead
     engine.close()
 
 
-def test_read_only_and_strided_arrays_are_taken():
-    frozen = np.ones((4, 3), np.float32)
-    frozen.flags.writeable = False
-    engine = TorchEngine(nn.Identity(), [spec()], [spec("y")])
-    assert (engine.run({"x": frozen[::2]})["y"] == 1).all()
-    assert engine.run({"x": np.ones((2, 6), np.float32)[:, ::2]})["y"].shape == (2, 3)
-    half = TorchEngine(nn.Identity(), [spec(datatype="BF16")], [spec("y", "BF16")])
-    wide = np.arange(12).astype(ml_dtypes.bfloat16).reshape(2, 6)[:, ::2]
-    assert (half.run({"x": wide})["y"] == wide).all()
-
-
 def test_network_is_in_eval_mode_and_keeps_no_gradients():
     network = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.9))
     engine = TorchEngine(network, [spec()], [spec("y")])
     x = np.ones((1, 3), np.float32)
     assert (engine.run({"x": x})["y"] == engine.run({"x": x})["y"]).all()
     assert not network.training
-
-
-def test_sizes_that_the_network_cannot_take_are_the_callers_mistake():
-    engine = TorchEngine(nn.Linear(3, 3), [spec(shape=(-1, -1))], [spec("y")])
-    with pytest.raises(InvalidOption, match=r"can't run x FP32 \[2, 5\]"):
-        engine.run({"x": np.zeros((2, 5), np.float32)})
-    with pytest.raises(InvalidOption) as caught:
-        engine.run({"x": np.zeros((2, 5), np.int32)})
-    assert caught.value.field == "x"
 
 
 def refuse():
@@ -319,16 +313,13 @@ def test_only_the_form_that_is_needed_is_made_and_triton_needs_an_address(forms)
     assert "FOVEA_TRITON_URL" in caught.value.hint
 
 
-def test_missing_library_is_named(forms, monkeypatch):
+def test_missing_library_is_named_and_importing_the_package_loads_none(forms, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "shared.engines.torch", raising=False)
     with pytest.raises(NotReady, match="needs the library torch"):
         factory.open_engine(place("torch"), forms)
     monkeypatch.setattr(factory.importlib.util, "find_spec", lambda _: None)
     assert factory.missing_parts()["onnx"] == "the library onnxruntime is not installed"
-
-
-def test_importing_the_package_loads_no_engine_library():
     script = (
         "import sys, shared.engines;"
         "print([n for n in ('torch', 'onnxruntime', 'tritonclient', 'onnx') if n in sys.modules])"

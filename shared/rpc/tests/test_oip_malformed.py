@@ -250,14 +250,11 @@ def test_typed_contents_are_read_and_answered_in_kind(datatype, field, values):
     assert decode_message(told)["y"].tolist() == values
 
 
-def test_one_output_without_typed_form_makes_the_answer_raw():
+def test_one_output_without_typed_form_makes_the_answer_raw_and_parameters_of_every_kind_pass():
     call = oip_proto.decode_request(message(contents=contents(fp32_contents=[1, 2])))
     told = oip_proto.encode_answer(build_answer(call, {"a": np.float16([1]), "b": np.float32([2])}, "1"), call)
     assert [len(raw) for raw in told.raw_output_contents] == [2, 4]
     assert {name: array.tolist() for name, array in decode_message(told).items()} == {"a": [1], "b": [2]}
-
-
-def test_parameters_of_every_kind_pass_through_messages():
     given = {"flag": True, "count": -3, "share": 0.5, "text": "ä"}
     call = InferCall("m", {"x": np.float32([1])}, parameters=given)
     assert oip_proto.decode_request(encode_message(call)).parameters == given
@@ -335,12 +332,15 @@ def test_impossible_tensors_are_refused_before_anything_is_allocated(datatype, s
     assert caught.value.field == "weights"
 
 
-def test_text_elements_without_letters_need_their_lengths_only_and_too_many_are_too_large():
+def test_text_elements_need_their_lengths_only_and_arrays_of_fixed_width_are_bytes():
     with pytest.raises(TooLarge, match="1048577") as caught:
         tensors.from_raw("t", "BYTES", [2**20 + 1], bytes(4 * 2**20 + 4))
     assert caught.value.field == "t"
     assert tensors.from_raw("t", "BYTES", [2], bytes(8)).tolist() == [b"", b""]
     assert tensors.from_raw("t", "BYTES", [0], b"").tolist() == []
+    for array in (np.array(["a", "äö"]), np.array([b"a", b"\xc3\xa4\xc3\xb6"]), np.array(["a", "äö"], object)):
+        assert tensors.from_raw("t", "BYTES", [2], tensors.to_raw("t", array)).tolist() == [b"a", "äö".encode()]
+        assert tensors.to_values("t", array) == ["a", "äö"]
 
 
 @pytest.mark.parametrize("datatype", FLOATS)
@@ -434,12 +434,6 @@ def test_arrays_of_any_layout_are_written_little_endian_and_row_major(array):
     np.testing.assert_array_equal(tensors.to_values("t", array), array.reshape(-1))
 
 
-def test_text_arrays_of_fixed_width_are_bytes():
-    for array in (np.array(["a", "äö"]), np.array([b"a", b"\xc3\xa4\xc3\xb6"]), np.array(["a", "äö"], object)):
-        assert tensors.from_raw("t", "BYTES", [2], tensors.to_raw("t", array)).tolist() == [b"a", "äö".encode()]
-        assert tensors.to_values("t", array) == ["a", "äö"]
-
-
 @pytest.mark.parametrize(
     "array", [np.array([1j]), np.array(["2026-01-01"], "M8[D]"), np.array([object()]), np.array([3], object)]
 )
@@ -450,15 +444,7 @@ def test_what_no_datatype_fits_is_a_fault_of_the_model(array):
         assert caught.value.field == "t"
 
 
-def test_feeds_are_refused_by_name_where_they_are_not_finite():
-    tensors.require_finite({"a": np.float32([1, 2]), "b": np.array([b"x"], object), "c": np.float16([3])})
-    for datatype in FLOATS:
-        with pytest.raises(Malformed, match=rf"^Tensor 'b' of {datatype} holds NaN") as caught:
-            tensors.require_finite({"a": np.float32([1]), "b": np.array([np.inf], tensors.DTYPES[datatype])})
-        assert caught.value.field == "b"
-
-
-def test_refusals_name_the_tensor_and_say_what_to_do():
+def test_refusals_and_feeds_that_are_not_finite_name_the_tensor_and_say_what_to_do():
     with pytest.raises(Malformed) as unknown:
         tensors.element_count("t", "FP8", [1])
     assert (unknown.value.field, unknown.value.hint) == ("t", f"Known are {', '.join(tensors.DTYPES)}.")
@@ -467,3 +453,8 @@ def test_refusals_name_the_tensor_and_say_what_to_do():
         with pytest.raises(Malformed, match=rf"^Tensor 't' holds .*{told}") as refused:
             tensors.to_values("t", array)
         assert (refused.value.field, refused.value.hint) == ("t", "Ask for it as binary data.")
+    tensors.require_finite({"a": np.float32([1, 2]), "b": np.array([b"x"], object), "c": np.float16([3])})
+    for datatype in FLOATS:
+        with pytest.raises(Malformed, match=rf"^Tensor 'b' of {datatype} holds NaN") as caught:
+            tensors.require_finite({"a": np.float32([1]), "b": np.array([np.inf], tensors.DTYPES[datatype])})
+        assert caught.value.field == "b"

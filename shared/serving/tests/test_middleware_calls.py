@@ -278,15 +278,9 @@ def head(length, path="/v1/segment", more=""):
     return f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/png\r\n{length}\r\n{more}\r\n".encode()
 
 
-async def test_health_says_what_is_missing(client, replica):
-    assert (await client.get("/readyz")).json() == {"status": "ready", "service": "toy", "missing": {}}
-    replica.host.slot("toy/eye").state = "loading"
-    answer = await client.get("/readyz")
-    assert (answer.status_code, answer.json()["missing"]) == (503, {"toy/eye": "loading"})
-    assert (await client.get("/livez")).status_code == 200
-
-
-async def test_models_are_listed_in_openai_s_form_and_by_task(client):
+async def test_models_are_listed_by_task_with_cards_examples_and_what_claims_of_sparsity_still_owe(
+    client, replica, monkeypatch
+):
     listed = (await client.get("/v1/models")).json()
     assert listed["object"] == "list"
     assert [entry["id"] for entry in listed["data"]] == list(TOYS)
@@ -297,9 +291,6 @@ async def test_models_are_listed_in_openai_s_form_and_by_task(client):
     assert (card["id"], card["licence"], card["limits"]["max_body_bytes"]) == ("toy/eye", "Apache-2.0", LIMIT)
     example = (await client.get("/v1/models/toy/eye/example")).json()
     assert (await client.post("/v1/segment", json=example)).json()["bytes"] == len(PNG)
-
-
-async def test_claim_of_sparsity_comes_with_what_it_still_owes(client, replica, monkeypatch):
     plain = await client.get("/v1/models/toy/eye/sparsity")
     assert (plain.status_code, plain.json()["code"]) == (404, "not_found")
     facts = {"sparsity_global": 0.5, "counted_in": "artefact", "theoretical_flops_ratio": 0.5}
@@ -330,12 +321,19 @@ async def test_unknown_routes_methods_and_models_and_wrong_fields_are_problems(c
     assert (await client.post("/extra?size=2", json={"number": 1})).json() == {"sum": 3}
 
 
-async def test_error_of_any_kind_keeps_its_status_and_ours_keep_their_secret(client):
+async def test_error_of_any_kind_keeps_its_status_ours_keep_their_secret_and_health_says_what_is_missing(
+    client, replica
+):
     teapot = await client.get("/teapot")
     assert (teapot.status_code, teapot.json()["detail"]) == (400, "short and stout")
     answer = await client.get("/bug")
     assert (answer.status_code, answer.json()["code"]) == (500, "fault")
     assert "secret" not in answer.text
+    assert (await client.get("/readyz")).json() == {"status": "ready", "service": "toy", "missing": {}}
+    replica.host.slot("toy/eye").state = "loading"
+    answer = await client.get("/readyz")
+    assert (answer.status_code, answer.json()["missing"]) == (503, {"toy/eye": "loading"})
+    assert (await client.get("/livez")).status_code == 200
 
 
 async def test_refusal_is_ours_where_the_framework_reads_the_body_and_one_that_trickles_is_read(replica):

@@ -78,7 +78,7 @@ async def server(answer):
         yield url, sent
 
 
-async def test_a_replica_answers_as_at_once(replica, handler):
+async def test_a_replica_answers_as_at_once_and_a_cancelled_job_hangs_up_and_so_ends_the_run(replica, handler):
     answer = await handler(payload(text="ab", times=2), Ticket())
     assert (answer.status, answer.content_type) == (200, "application/json")
     assert (json.loads(answer.body)["text"], answer.headers["x-request-id"]) == ("abab", "r-1")
@@ -86,9 +86,6 @@ async def test_a_replica_answers_as_at_once(replica, handler):
     assert not {"content-length", "date", "server", "connection"} & set(answer.headers)
     refused = await handler(payload(text="bad"), Ticket())
     assert (refused.status, json.loads(refused.body)["field"]) == (422, "text")
-
-
-async def test_a_cancelled_job_hangs_up_and_so_ends_the_run(replica, handler):
     ticket = Ticket()
     running = asyncio.create_task(handler(payload("/v1/probe", sleep=600), ticket))
     await until(lambda: replica.host.busy)
@@ -284,16 +281,7 @@ async def test_progress_reaches_the_ticket_and_jobs_are_counted_as_requests_of_t
     assert counter.get() == before + 1
 
 
-async def test_a_cancel_stops_the_model_and_is_a_499(run, client):
-    ticket = Ticket()
-    running = asyncio.create_task(run("/v1/probe", b'{"text": "x", "sleep": 600}', ticket))
-    await until(lambda: ticket.told)
-    ticket.stop.set()
-    assert (await asyncio.wait_for(running, 5)).status == 499
-    assert client.app.state.host.busy == 0
-
-
-async def test_the_model_sees_job_and_tenant_and_no_deadline(client, run, monkeypatch):
+async def test_the_model_sees_job_and_tenant_and_no_deadline_and_a_cancel_stops_it(client, run, monkeypatch):
     seen = []
     host = client.app.state.host
     predict = host.predict
@@ -305,6 +293,12 @@ async def test_the_model_sees_job_and_tenant_and_no_deadline(client, run, monkey
     monkeypatch.setattr(host, "predict", look)
     await run("/v1/echo", b"{}", tenant="bob", x_fovea_scopes="infer,jobs", x_fovea_deadline_ms="1")
     assert seen == [("toy/echo", Ticket.id, "bob", None, frozenset({"infer", "jobs"}), "bob")]
+    ticket = Ticket()
+    running = asyncio.create_task(run("/v1/probe", b'{"text": "x", "sleep": 600}', ticket))
+    await until(lambda: ticket.told)
+    ticket.stop.set()
+    assert (await asyncio.wait_for(running, 5)).status == 499
+    assert client.app.state.host.busy == 0
 
 
 @pytest.fixture

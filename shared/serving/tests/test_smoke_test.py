@@ -99,14 +99,11 @@ def test_up_on_a_port_in_use_says_so_and_ends(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
-def test_up_refuses_a_service_that_there_is_not(tmp_path):
+def test_up_refuses_a_service_that_there_is_not_and_takes_a_model_and_adapters_from_disk(tmp_path, monkeypatch):
     config = Settings(data_dir=tmp_path, enabled_services="medical-seg,detecton")
     with pytest.raises(NotFound, match="'detecton'") as refused:
         launch._Product(config)._check()
     assert "FOVEA_ENABLED_SERVICES may name vision-restoration, medical-seg, detection" in refused.value.hint
-
-
-def test_up_takes_a_model_and_adapters_from_disk(tmp_path, monkeypatch):
     started = []
 
     class Product:

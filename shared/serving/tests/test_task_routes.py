@@ -206,13 +206,10 @@ async def test_error_inside_a_stream_is_its_last_record_and_before_it_a_status_a
     assert (await client.post("/v1/plan", json={"text": "a b"})).json() == {"text": "a b", "together": 1}
 
 
-async def test_chat_has_no_domain_route():
+async def test_chat_has_no_domain_route_and_a_model_that_is_not_ready_is_said_before_the_body_is_looked_at():
     kind = type("Chat", (toys.Echo,), {"card": toys.card("c", "chat")})
     app = build("toy", servables={"c": kind}, settings=Settings())
     assert "/v1/chat" not in app.openapi()["paths"]
-
-
-async def test_model_that_is_not_ready_is_said_before_the_body_is_looked_at():
     app = build("toy", servables=TOYS, settings=Settings())
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://toy") as made:
         answer = await made.post("/v1/segment", json={"image": "§"})

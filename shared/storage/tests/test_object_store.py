@@ -30,20 +30,6 @@ def test_what_was_put_is_there_until_it_is_deleted(store):
     assert store.get("a/b") is None
 
 
-def test_an_object_that_another_writer_removes_at_once_was_stored(tmp_path, monkeypatch):
-    store = ObjectStore.open((tmp_path / "objects").as_uri())
-
-    def put_and_remove(*args: Any, **kwargs: Any) -> None:
-        original(*args, **kwargs)
-        store.delete("x")
-
-    original = object_store.obstore.put
-    monkeypatch.setattr(object_store.obstore, "put", put_and_remove)
-    store.put("x", b"1")
-    assert store.create("x", b"2")
-    assert store.get("x") is None
-
-
 def test_of_many_creators_one_wins_and_nothing_is_replaced(store):
     won: list[int] = []
     threads = [
@@ -108,13 +94,25 @@ def test_readers_never_see_half_an_object(store):
     writer.join()
 
 
-def test_a_folder_is_private_and_leaves_no_empty_folders(tmp_path):
+def test_a_folder_is_private_and_empty_ones_go_and_what_another_writer_removes_at_once_was_stored(
+    tmp_path, monkeypatch
+):
     store = ObjectStore.open((tmp_path / "objects").as_uri())
     assert not (tmp_path / "objects").exists()
     store.put("jobs/1/request", b"x")
     assert stat.S_IMODE((tmp_path / "objects").stat().st_mode) == 0o700
     store.delete("jobs/1/request")
     assert list((tmp_path / "objects").iterdir()) == []
+
+    def put_and_remove(*args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        store.delete("x")
+
+    original = object_store.obstore.put
+    monkeypatch.setattr(object_store.obstore, "put", put_and_remove)
+    store.put("x", b"1")
+    assert store.create("x", b"2")
+    assert store.get("x") is None
 
 
 def test_a_full_and_a_read_only_disk_say_what_to_do(tmp_path):
