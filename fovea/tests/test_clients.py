@@ -47,8 +47,10 @@ def test_segments_bytes_a_path_and_a_file_alike(client, tmp_path):
     assert (len({answer.area for answer in answers}), answers[0].width, answers[0].height) == (1, 320, 240)
 
 
-def test_forms_come_as_bytes_and_an_example_can_be_sent(client):
-    answer = client.segment(PICTURE, include=["overlay", "probability"])
+def test_options_arrive_forms_come_as_bytes_and_an_example_can_be_sent(client, stage):
+    answer = client.segment(PICTURE, threshold=0.25, include=["overlay", "probability"], keep_largest=True)
+    told = {"threshold": "0.25", "include": '["overlay", "probability"]', "keep_largest": "true"}
+    assert (stage.stub.seen[-1]["options"], stage.stub.seen[-1]["bytes"]) == (told, len(PICTURE))
     assert answer.mask is None
     assert (answer.overlay or b"").startswith(b"\xff\xd8\xff")
     assert (answer.probability or b"").startswith(b"\x89PNG")

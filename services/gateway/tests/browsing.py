@@ -76,6 +76,11 @@ def choose(page: Any, *files: dict[str, Any]) -> None:
     page.locator("[data-part=file]").set_input_files(list(files or [PICTURE]))
 
 
+def press(page: Any, *keys: str) -> None:
+    for key in keys:
+        page.keyboard.press(key)
+
+
 def hold(page: Any, address: str) -> list[Any]:
     """Hold requests to an address back, in the list that is returned."""
     held: list[Any] = []

@@ -13,7 +13,7 @@ pytestmark = MARKS
 
 PLACES = (
     "/", "/runs", "/console/probe", "/console/models", "/console/models/disc", "/console/segment", "/console/chat",
-    "/console/judge", "/console/jobs", "/console/admin", "/console/classify", "/console/run/classify",
+    "/console/judge", "/console/jobs", "/console/classify",
     "/console/run/judge", "/console/nope", "/docs",
 )  # fmt: skip
 

@@ -122,14 +122,13 @@ def admin(chromium, locked):
     assert not [said for said in complaints if "401" not in said]  # a page that asks for the key is one
 
 
-@pytest.mark.parametrize("name", ["Services", "Replicas", "Keys", "Usage", "Audit log"])
-def test_each_section_of_operators_has_an_address_and_passes_axe(admin, name):
-    admin.get_by_role("tab", name=name).click()
-    address = admin.url
-    assert "#" in address
-    admin.reload()
-    assert admin.get_by_role("tab", name=name).get_attribute("aria-selected") == "true"
-    check_page(admin)
+def test_each_section_of_operators_has_an_address_and_passes_axe(admin):
+    for name in ("Services", "Replicas", "Keys", "Usage", "Audit log"):
+        admin.get_by_role("tab", name=name).click()
+        assert "#" in admin.url
+        admin.reload()
+        assert admin.get_by_role("tab", name=name).get_attribute("aria-selected") == "true"
+        check_page(admin)
 
 
 def test_services_are_looked_at_again_after_a_failure_and_each_replica_is_seen_with_its_load(admin, see):

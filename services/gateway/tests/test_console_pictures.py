@@ -21,6 +21,7 @@ from services.gateway.tests.browsing import (
     hasten,
     kept,
     open_with_picture,
+    press,
     run_example,
     submit,
 )
@@ -128,9 +129,7 @@ def test_findings_are_chosen_judged_by_key_and_exported(page, see):
     page.keyboard.press("j")
     see(findings.get_by_role("listitem").first).to_have_attribute("aria-current", "true")
     page.wait_for_function("before => document.querySelector('[data-part=canvas]').toDataURL() !== before", arg=before)
-    page.keyboard.press("a")
-    page.keyboard.press("j")
-    page.keyboard.press("x")
+    press(page, "a", "j", "x")
     lines = kept(page, "Findings as CSV", "a.findings.csv").decode().splitlines()
     assert lines[0] == "file,region,area,x1,y1,x2,y2,probability,verdict,by_hand"
     assert [line.split(",")[0] + line.split(",")[-2] for line in lines[1:]] == ["a.jpgaccepted", "a.jpgrejected"]
@@ -141,8 +140,7 @@ def test_the_viewer_zooms_by_key_fits_again_and_the_wipe_uncovers_the_picture_it
     width = "document.querySelector('[data-part=canvas]').clientWidth"
     fitted = page.evaluate(width)
     page.locator("fovea-viewer").focus()
-    page.keyboard.press("+")
-    page.keyboard.press("+")
+    press(page, "+", "+")
     assert page.evaluate(width) > 1.9 * fitted
     page.get_by_role("button", name="Fit").click()
     assert page.evaluate(width) == fitted
@@ -180,8 +178,7 @@ def test_all_pictures_are_exported_together_without_what_was_rejected(page, see)
     choose(page, _file("a.jpg"), _file("b.jpg", photograph(200, 100)))
     see(page.get_by_role("option", name="b.jpg, done")).to_be_visible()
     page.get_by_role("list", name="Findings").focus()
-    page.keyboard.press("j")
-    page.keyboard.press("x")
+    press(page, "j", "x")
     coco = json.loads(kept(page, "All as COCO", "coco.json"))
     assert [image["file_name"] for image in coco["images"]] == ["a.jpg", "b.jpg"]
     assert [(one["image_id"], one["bbox"]) for one in coco["annotations"]] == [
@@ -221,8 +218,7 @@ def test_two_models_on_one_picture_show_their_difference_and_zoom_together(page,
     see(part.locator("tbody tr").first).to_contain_text("Region 1: 4,122 px")
     views = part.locator("fovea-viewer")
     views.nth(1).focus()
-    page.keyboard.press("+")
-    page.keyboard.press("+")
+    press(page, "+", "+")
     see(views.nth(2)).to_have_attribute("data-zoom", "2")
     views.nth(1).evaluate("view => { view.scrollLeft = 90; view.scrollTop = 40; }")
     page.wait_for_function("() => document.querySelectorAll('.pane fovea-viewer')[0].scrollLeft === 90")

@@ -21,6 +21,7 @@ from services.gateway.tests.browsing import (
     figure,
     kept,
     open_with_picture,
+    press,
     run_example,
 )
 from services.gateway.tests.stub_service import AFTER, BEFORE, FORMS, Seeing, Stub, plain
@@ -275,13 +276,11 @@ def test_boxes_are_drawn_moved_resized_renamed_and_deleted_with_the_pointer(boxe
 
 def test_boxes_are_corrected_by_keys_with_undo_and_redo(boxes, see):
     see(boxes.locator("fovea-viewer").first).to_be_focused()
-    for key in ("j", "ArrowRight", "ArrowRight", "Shift+ArrowDown", "Alt+ArrowRight", "2"):
-        boxes.keyboard.press(key)
+    press(boxes, "j", "ArrowRight", "ArrowRight", "Shift+ArrowDown", "Alt+ArrowRight", "2")
     expected = [{"label": "hole", "x1": "22", "y1": "30", "x2": "123", "y2": "70", "by_hand": "changed"}]
     assert [{name: row[name] for name in expected[0]} for row in table(boxes, "example")[:1]] == expected
     boxes.locator("fovea-viewer").first.focus()
-    boxes.keyboard.press("Control+z")
-    boxes.keyboard.press("Control+z")
+    press(boxes, "Control+z", "Control+z")
     see(boxes.locator(".finding").first).to_contain_text("crack 0.90, changed by hand")
     for _ in range(3):
         boxes.keyboard.press("Control+z")
@@ -291,10 +290,7 @@ def test_boxes_are_corrected_by_keys_with_undo_and_redo(boxes, see):
         boxes.keyboard.press("Control+Shift+z")
     assert float(table(boxes, "example")[0]["y1"]) == 30
     boxes.locator("fovea-viewer").first.focus()
-    boxes.keyboard.press("n")
-    boxes.keyboard.press("Delete")
-    boxes.keyboard.press("j")
-    boxes.keyboard.press("Delete")
+    press(boxes, "n", "Delete", "j", "Delete")
     assert len(findings(boxes)) == 1
     boxes.get_by_role("button", name="Reset").click()
     assert findings(boxes) == ["crack 0.90", "crack 0.60"]
@@ -307,8 +303,7 @@ def test_every_export_has_the_corrected_boxes_without_the_rejected(boxes, stage,
     drag(boxes, (20, 110), (60, 150), 240, 160)
     boxes.locator("#edit-class").select_option("patch")
     boxes.locator(".findings-list").focus()
-    boxes.keyboard.press("ArrowDown")
-    boxes.keyboard.press("ArrowDown")
+    press(boxes, "ArrowDown", "ArrowDown")
     boxes.keyboard.press("x")  # the second of the model
     see(boxes.locator(".finding").nth(1)).to_have_attribute("data-state", "rejected")
     coco = json.loads(kept(boxes, "COCO", "example.coco.json"))
@@ -329,8 +324,7 @@ def test_every_export_has_the_corrected_boxes_without_the_rejected(boxes, stage,
 
 
 def test_corrections_outlive_a_new_result_and_a_reload(boxes, see):
-    boxes.keyboard.press("j")
-    boxes.keyboard.press("Delete")
+    press(boxes, "j", "Delete")
     assert findings(boxes) == ["crack 0.60"]
     with boxes.expect_response("**/v1/detect"):
         boxes.locator("#live-iou").fill("0.7")
@@ -339,8 +333,7 @@ def test_corrections_outlive_a_new_result_and_a_reload(boxes, see):
     boxes.get_by_role("button", name="Undo").click()
     see(boxes.locator(".finding")).to_have_count(1)
     boxes.locator("fovea-viewer").first.focus()
-    boxes.keyboard.press("j")
-    boxes.keyboard.press("2")
+    press(boxes, "j", "2")
     see(boxes.locator(".finding")).to_contain_text("hole 0.60, changed by hand")
     boxes.wait_for_timeout(1600)  # a run is amended a moment after the last correction
     boxes.reload()
@@ -400,8 +393,7 @@ def test_a_mask_is_painted_and_erased_with_undo_and_exported(mask, see):
 def test_a_mask_is_corrected_by_keys_and_a_region_is_deleted(mask, see):
     mask.locator("fovea-viewer").first.focus()
     before = area(mask)
-    for key in ("e", "]", "]", "Space", "Shift+ArrowLeft", "Space"):
-        mask.keyboard.press(key)
+    press(mask, "e", "]", "]", "Space", "Shift+ArrowLeft", "Space")
     see(mask.locator("[data-part=edit-note]")).to_contain_text("Erased.")
     assert area(mask) < before
     mask.keyboard.press("Control+y")

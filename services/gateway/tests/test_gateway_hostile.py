@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -90,23 +90,17 @@ def make_http_inputs():
     }  # fmt: skip
 
 
-@contextlib.asynccontextmanager
-async def process(folder: Path) -> AsyncIterator[tuple[str, str, str, int]]:
+@contextlib.contextmanager
+def process(folder: Path) -> Iterator[tuple[str, str, str, int]]:
     """A gateway with keys in a process of its own: HTTP URL, gRPC address, a key and the process id.
 
     It writes how long its event loop was held into the file `loop` of the folder.
     """
     _, key = KeyRing(folder / "keys.json").add("alice", ("infer", "jobs"), rate_per_minute=1_000_000)
     made = start(folder, "-c", _START, str(folder / "loop"), FOVEA_AUTH="keys")
-    try:
-        for line in made.stderr:
-            if found := re.search(r"grpc=(\S+) http=(http://\S+)", line):
-                break
-        yield found[2], found[1], key, made.pid  # type: ignore[index]
-    finally:
+    with made, made.stderr:  # type: ignore[union-attr]
+        yield (*listens_at(made.stderr), key, made.pid)  # type: ignore[arg-type]
         made.kill()
-        made.wait()
-        made.stderr.close()
 
 
 _START = """
@@ -138,9 +132,9 @@ sys.exit(gateway.main())
 """
 
 
-async def live_through(url: str, attack: Any, refused: set[Any]) -> None:
+async def live_through(url: str, attack: Callable[[], Any], refused: set[Any]) -> None:
     """Ask `/livez` while an attack runs, and for a moment after: it always answers, and the attack is refused."""
-    attacking = asyncio.create_task(attack)
+    attacking = asyncio.create_task(asyncio.to_thread(attack))
     async with httpx2.AsyncClient(timeout=30) as client:
         quiet = 0
         while quiet < 5:
@@ -150,31 +144,25 @@ async def live_through(url: str, attack: Any, refused: set[Any]) -> None:
     assert await attacking in refused
 
 
-async def send_grpc(address: str, key: str, method: str, messages: list[bytes]) -> grpc.StatusCode | None:
-    def run() -> grpc.StatusCode | None:
-        with grpc.insecure_channel(address, options=[("grpc.max_send_message_length", -1)]) as channel:
-            call = channel.stream_stream(f"/{SERVICE}/{method}")
-            try:
-                list(call(iter(messages), metadata=(("x-api-key", key),), timeout=30))
-            except grpc.RpcError as error:
-                code: grpc.StatusCode = error.code()  # type: ignore[attr-defined]
-                return code
-            return None
-
-    return await asyncio.to_thread(run)
+def send_grpc(address: str, key: str, method: str, messages: list[bytes]) -> grpc.StatusCode | None:
+    with grpc.insecure_channel(address, options=[("grpc.max_send_message_length", -1)]) as channel:
+        call = channel.stream_stream(f"/{SERVICE}/{method}")
+        try:
+            list(call(iter(messages), metadata=(("x-api-key", key),), timeout=30))
+        except grpc.RpcError as error:
+            code: grpc.StatusCode = error.code()  # type: ignore[attr-defined]
+            return code
+        return None
 
 
-async def send_http(url: str, key: str, path: str, headers: dict[str, str], body: bytes) -> int:
-    def run() -> int:
-        answer = httpx2.post(url + path, headers={"x-api-key": key, **headers}, content=body, timeout=30)
-        return answer.status_code
-
-    return await asyncio.to_thread(run)
+def send_http(url: str, key: str, path: str, headers: dict[str, str], body: bytes) -> int:
+    answer = httpx2.post(url + path, headers={"x-api-key": key, **headers}, content=body, timeout=30)
+    return answer.status_code
 
 
 async def test_livez_waits_for_no_hostile_input(tmp_path):
     held, grpc, http = {}, make_grpc_inputs(), make_http_inputs()
-    async with process(tmp_path) as (url, address, key, _pid):
+    with process(tmp_path) as (url, address, key, _pid):
         watch = LoopWatch(tmp_path / "loop")
         attacks: dict[str, tuple[Callable[[], Any], set[Any]]] = {
             **{f"grpc {name}": (partial(send_grpc, address, key, *sent), GRPC_REFUSALS) for name, sent in grpc.items()},
@@ -183,17 +171,18 @@ async def test_livez_waits_for_no_hostile_input(tmp_path):
         for name, (attack, refusals) in attacks.items():
             watch.take()
             unread = {None} if "metadata" in name else set()  # answered without a look at its message
-            await live_through(url, attack(), refusals | unread)
+            await live_through(url, attack, refusals | unread)
             held[name] = watch.take()
     assert min(held.values()) > 0, "the loop was not watched"
     assert {name: seconds for name, seconds in held.items() if seconds > LONGEST_S} == {}
 
 
 async def test_twenty_large_messages_without_a_key_take_no_memory(tmp_path):
-    async with process(tmp_path) as (_, address, _key, pid):
+    with process(tmp_path) as (_, address, _key, pid):
         before = resident_megabytes(pid)
         large = [b"\x0a\x01x" + b"\0" * 60_000_000]
-        codes = await asyncio.gather(*(send_grpc(address, "wrong", "ModelInfer", large) for _ in range(20)))
+        sending = (asyncio.to_thread(send_grpc, address, "wrong", "ModelInfer", large) for _ in range(20))
+        codes = await asyncio.gather(*sending)
         assert set(codes) == {grpc.StatusCode.UNAUTHENTICATED}
         assert resident_megabytes(pid) - before < 100
 
@@ -218,18 +207,17 @@ def start(folder: Path, *program: str, **changed: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, *words], env=env, text=True, stderr=subprocess.PIPE)
 
 
-def listens_at(stderr: IO[str]) -> str:
+def listens_at(stderr: IO[str]) -> tuple[str, str]:
+    """URL and gRPC address of a gateway, once it has said them."""
     for line in stderr:
-        if found := re.search(r"http=(http://\S+)", line):
-            return found[1]
+        if found := re.search(r"grpc=(\S+) http=(http://\S+)", line):
+            return found[2], found[1]
     raise AssertionError("the gateway never said where it listens")
 
 
 @pytest.mark.parametrize("setting", ["FOVEA_HTTP_PORT", "FOVEA_GRPC_PORT", "FOVEA_HOST"])
 def test_a_port_in_use_and_an_open_address_without_keys_are_one_clear_line(tmp_path, setting):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         process = start(tmp_path, **{setting: "0.0.0.0" if setting == "FOVEA_HOST" else str(port)})
         _, told = process.communicate(timeout=20)
@@ -244,7 +232,7 @@ def test_metrics_have_a_port_of_their_own_that_wants_no_key(tmp_path):
     port = free_port()
     process = start(tmp_path, FOVEA_AUTH="keys", FOVEA_METRICS_PORT=str(port))
     with process, process.stderr:
-        url = listens_at(process.stderr)
+        url, _ = listens_at(process.stderr)
         for _ in range(50):
             with contextlib.suppress(httpx2.TransportError):
                 if (answer := httpx2.get(f"http://127.0.0.1:{port}/metrics")).status_code == 200:
@@ -257,44 +245,24 @@ def test_metrics_have_a_port_of_their_own_that_wants_no_key(tmp_path):
         assert process.wait(10) in {0, -signal.SIGTERM}
 
 
-async def test_both_fronts_stop_taking_calls_at_once(toy, tmp_path):
-    upstream = await toy(chunks=30, gap_s=0.1, documents={"openapi": DOCUMENT})
-    at = free_port()
-    fixed = {"FOVEA_STATIC_UPSTREAMS": f"svc={upstream.url}", "FOVEA_GRPC_PORT": str(at)}
-    process = start(tmp_path, FOVEA_SHUTDOWN_GRACE_S="20", **fixed)
-    with process, process.stderr:
-        url = await asyncio.to_thread(listens_at, process.stderr)
-        await asyncio.to_thread(wait_until, lambda: httpx2.get(f"{url}/readyz").status_code == 200, 30)
-        async with (
-            grpc.aio.insecure_channel(f"127.0.0.1:{at}") as channel,
-            httpx2.AsyncClient(timeout=30) as client,
-            client.stream("POST", f"{url}/v1/stream", json={}) as answer,
-        ):
-            live, lines = channel.unary_unary("/inference.GRPCInferenceService/ServerLive"), answer.aiter_lines()
-            await anext(lines)
-            await live(b"")
-            process.send_signal(signal.SIGTERM)
-            async for line in lines:
-                if line == "data: 10":
-                    with pytest.raises(grpc.aio.AioRpcError):
-                        await live(b"", timeout=5)
-            assert line in {"", "data: 29"}
-        await asyncio.to_thread(process.stderr.read)
-        assert await asyncio.to_thread(process.wait, 20) in {0, -signal.SIGTERM}
-
-
 DOCUMENT = {"paths": {path: {"post": {}} for path in ("/v1/stream", "/v1/echo")}}
 
 
 @pytest.mark.parametrize(("grace_s", "is_whole"), [("20", True), ("1", False)])
-async def test_a_stream_ends_by_itself_within_the_grace_and_is_cut_after_it(toy, tmp_path, grace_s, is_whole):
-    upstream = await toy(name="r", chunks=25, gap_s=0.1, documents={"openapi": DOCUMENT})
-    process = start(tmp_path, FOVEA_STATIC_UPSTREAMS=f"svc={upstream.url}", FOVEA_SHUTDOWN_GRACE_S=grace_s)
+async def test_both_fronts_stop_taking_calls_and_a_stream_ends_within_the_grace_and_is_cut_after_it(
+    toy, tmp_path, grace_s, is_whole
+):
+    upstream, at = await toy(name="r", chunks=30, gap_s=0.1, documents={"openapi": DOCUMENT}), free_port()
+    fixed = {"FOVEA_STATIC_UPSTREAMS": f"svc={upstream.url}", "FOVEA_GRPC_PORT": str(at)}
+    process = start(tmp_path, FOVEA_SHUTDOWN_GRACE_S=grace_s, **fixed)
     with process, process.stderr:
-        url = await asyncio.to_thread(listens_at, process.stderr)
-        async with httpx2.AsyncClient(base_url=url, timeout=30) as client:
+        url, _ = await asyncio.to_thread(listens_at, process.stderr)
+        async with (
+            grpc.aio.insecure_channel(f"127.0.0.1:{at}") as channel,
+            httpx2.AsyncClient(base_url=url, timeout=30) as client,
+        ):
             await asyncio.to_thread(wait_until, lambda: httpx2.get(f"{url}/readyz").status_code == 200, 30)
-            events = 0
+            live, events = channel.unary_unary("/inference.GRPCInferenceService/ServerLive"), 0
             with contextlib.suppress(httpx2.RemoteProtocolError):
                 async with client.stream("POST", "/v1/stream", json={}) as answer:
                     async for line in answer.aiter_lines():
@@ -302,9 +270,13 @@ async def test_a_stream_ends_by_itself_within_the_grace_and_is_cut_after_it(toy,
                         if line == "data: 0":
                             await asyncio.sleep(0.5)  # the chart's `preStop`
                             assert (await client.post("/v1/echo", content=b"x")).status_code == 200
+                            await live(b"")
                             process.send_signal(signal.SIGTERM)
+                        if line == "data: 20":
+                            with pytest.raises(grpc.aio.AioRpcError):
+                                await live(b"", timeout=5)
         process.send_signal(signal.SIGTERM)
         rest = await asyncio.to_thread(process.stderr.read)
-        assert (events == 25) is is_whole, rest
+        assert (events == 30) is is_whole, rest
         assert not is_whole or "Traceback" not in rest
         assert await asyncio.to_thread(process.wait, 20) in {0, -signal.SIGTERM}

@@ -76,10 +76,14 @@ async def test_compressed_bodies_are_inflated_within_the_limit(coding):
     bomb = Caller(request(packed(bytes(50_000_000))))
     await through(echo, bomb, scope(sent={"content-encoding": coding}), max_body_bytes=100_000)
     assert bomb.answers[0]["status"] == 413
-    for sent, body, status in ((coding, b"no", 400), ("br", b"x", 415)):
+    whole = packed(b"x" * 1000)
+    for sent, body, status in (
+        *((coding, broken, 400) for broken in (b"no", b"", whole[:-9], whole + b"more", whole * 2)),
+        ("deflate", gzip.compress(b"{}"), 400), (f"{coding}, {coding}", packed(whole), 415), ("br", b"x", 415),
+    ):  # fmt: skip
         caller = Caller(request(body))
         await through(reads_all, caller, scope(sent={"content-encoding": sent}))
-        assert caller.answers[0]["status"] == status
+        assert caller.answers[0]["status"] == status, (sent, body[:20])
 
 
 async def test_a_compressed_body_that_may_never_end_is_inflated_beyond_the_limit():

@@ -282,9 +282,7 @@ def test_unknown_service_and_port_in_use_are_one_clear_line():
     assert process.returncode == 2
     assert "medical-seg" in said
     assert "Traceback" not in said
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         process = run("relevance-judge", "--http-port", str(taken.getsockname()[1]))
         said, _ = process.communicate(timeout=120)
     assert process.returncode == 1

@@ -85,9 +85,7 @@ def test_failure_is_told_in_every_error_form(body, words):
 
 
 def test_up_on_a_port_in_use_says_so_and_ends(tmp_path):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         env = environment(FOVEA_HTTP_PORT=str(taken.getsockname()[1]), FOVEA_DATA_DIR=str(tmp_path))
         code = "import typer; from shared.serving.up.launch import up; typer.run(up)"
         ended = subprocess.run(
@@ -153,9 +151,7 @@ def test_a_good_machine_can_run_and_one_with_a_port_in_use_can_not(machine):
         "python", "memory", "ports", "redis", "objects", "ray", "compilers", "gpus", "engine", "models", "kernels",
     }  # fmt: skip
     assert room._can_run(examine(machine()))
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         chosen = machine(grpc_port=taken.getsockname()[1])
         (finding,) = found(chosen, "ports")
         assert finding.verdict == "bad"
