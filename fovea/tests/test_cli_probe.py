@@ -265,7 +265,7 @@ def test_detections_of_many_pictures_some_of_one_name_are_one_coco_file(fovea, h
         (here / name).write_bytes((here / "a.jpg").read_bytes())
     fovea("detect", "*/*.jpg", "-o", "out", "--also", "coco", "--confidence", "0.4")
     held = json.loads((here / "out/coco.json").read_text())
-    assert [image["file_name"] for image in held["images"]] == ["one/a.jpg", "two/a.jpg", "b.jpg"]
+    assert [image["file_name"] for image in held["images"]] == ["b.jpg", "one/a.jpg", "two/a.jpg"]
     assert held["annotations"][0] == {
         "id": 1, "image_id": 1, "category_id": 1, "bbox": [20, 20, 100, 40], "area": 4000, "iscrowd": 0,
         "segmentation": [], "score": 0.9,

@@ -303,7 +303,7 @@ folder = ray.start(settings())
 signal.signal(signal.SIGTERM, lambda *_: over.set())
 app = "shared.serving.tests.toy_app:app"
 ray.application({"service": "toy", "app": app, "max_replicas": 2, "max_per_node": 1})  # a Serve config is a mapping
-slow = ray.Placement(service="slow", app="shared.serving.tests.slow_app:app")
+slow = ray.Placement(service="slow", app="shared.serving.tests.toy_app:slow")
 ray.deploy([ray.Placement(service="toy", app=app), ray.Placement(service="two", app=app, max_replicas=2), slow])
 print("placed", flush=True)
 over.wait()
