@@ -240,27 +240,35 @@ async def test_jobs_go_through_worker_and_replica_and_come_back_at_sigterm(queue
     assert await queue.workers("toy") == []
 
 
-def test_an_idle_worker_holds_no_framework_and_one_without_a_redis_says_what_to_set():
+def test_an_idle_worker_holds_no_framework():
     look = "import sys, shared.serving.worker; print({'torch', 'numpy', 'fastapi', 'starlette'} & set(sys.modules))"
     said = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "set()"
-    env = {name: value for name, value in os.environ.items() if name != "FOVEA_REDIS_URL"}
-    command = [sys.executable, "-m", "shared.serving.worker", "toy"]
-    said = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=30)
-    assert said.returncode == 2
-    assert "FOVEA_REDIS_URL" in said.stderr
-    assert "Traceback" not in said.stderr
 
 
-def run(*arguments):
+def run(*module):
     env = environment(FOVEA_LOG_FORMAT="json", FOVEA_SHUTDOWN_GRACE_S="1")
-    command = [sys.executable, "-m", "shared.serving", *arguments]
+    env.pop("FOVEA_REDIS_URL", None)
+    command = [sys.executable, "-m", *module]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_what_can_not_start_ends_in_a_clear_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for words, code, told in (
+            (("shared.serving.worker", "toy"), 2, "FOVEA_REDIS_URL"),
+            (("shared.serving", "nope"), 2, "medical-seg"),
+            (("shared.serving", "relevance-judge", "--http-port", port), 1, "--http-port"),
+        ):
+            process = run(*words)
+            said, _ = process.communicate(timeout=120)
+            assert (process.returncode, told in said, "Traceback" in said) == (code, True, False), words
 
 
 def test_it_serves_on_the_stated_ports_until_sigterm():
     http, grpc = free_port(), free_port()
-    process = run("relevance-judge", "--http-port", str(http), "--grpc-port", str(grpc))
+    process = run("shared.serving", "relevance-judge", "--http-port", str(http), "--grpc-port", str(grpc))
 
     def ask():
         with contextlib.suppress(httpx2.ConnectError):
@@ -275,23 +283,6 @@ def test_it_serves_on_the_stated_ports_until_sigterm():
     assert '"serving"' in said
     assert "Traceback" not in said
 
-
-def test_unknown_service_and_port_in_use_are_one_clear_line():
-    process = run("nope")
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert "medical-seg" in said
-    assert "Traceback" not in said
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        process = run("relevance-judge", "--http-port", str(taken.getsockname()[1]))
-        said, _ = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "--http-port" in said
-    assert "Traceback" not in said
-
-
-# Ray's own use of pydantic, which it has to mend.
-pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
 
 DRIVER = """
 import signal, threading
@@ -388,6 +379,7 @@ class Loading:
         return {"echo": "no weights"}
 
 
+@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # Ray's own use of pydantic
 def test_a_replica_is_made_when_its_models_are_loaded(monkeypatch):
     from shared.serving import ray
 

@@ -16,6 +16,7 @@ import pytest
 import redis
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 from starlette.responses import Response
+from structlog.testing import capture_logs
 
 from fovea.api.replica import ReplicaRecord, replicas_key
 from fovea.errors import FoveaError, NotReady
@@ -233,44 +234,19 @@ def test_a_replica_that_does_not_recover_ends_itself_and_shows_where_it_is_stuck
     assert "takes no new work" in done.stdout + done.stderr
 
 
-GREEDY = textwrap.dedent(
-    """
-    import asyncio, sys, threading
-    from shared.serving.build_app import build
-    from shared.serving.memory_guard import read_resident_bytes
-    from shared.serving.replica import ReplicaServer
-    from shared.settings import Settings
-
-    async def main():
-        limit = read_resident_bytes() + 300 * 2**20
-        settings = Settings(redis_url=sys.argv[1], replica_memory_bytes=limit, shutdown_grace_s=0.5)
-        server = ReplicaServer(build("toy", servables={}, settings=settings), settings)
-        await server.start()
-        threading.Thread(target=grow, daemon=True).start()
-        await asyncio.sleep(30)
-
-    def grow():
-        import time
-        held = []
-        while True:
-            held.append(bytearray(b"x") * 2**23)
-            time.sleep(0.002)
-
-    asyncio.run(main())
-    """
-)
-
-
-def test_a_replica_that_outgrows_its_memory_says_so_in_its_last_record(redis_url):
-    done = subprocess.run([sys.executable, "-c", GREEDY, redis_url], capture_output=True, text=True, check=False)
+async def test_a_replica_that_outgrows_its_memory_says_so_in_its_last_record(start_replica, redis_url, monkeypatch):
+    ends: list[int] = []
+    monkeypatch.setattr("shared.serving.replica.os._exit", ends.append)
+    with capture_logs() as lines:
+        made = await start_replica({}, redis_url=redis_url, replica_memory_bytes=read_resident_bytes() + 2**30)
+        made._guard.limit = 2**20
+        await until(lambda: ends)
     with redis.Redis.from_url(redis_url) as client:
         (last,) = map(ReplicaRecord.model_validate_json, client.hvals(replicas_key("toy")))
-    assert done.returncode == EXIT_STATUS, done.stderr
-    assert last.out_of_memory
-    assert not last.ready
+    assert (ends, last.out_of_memory, last.ready) == ([EXIT_STATUS], True, False)
     assert last.memory > 1
     assert "FOVEA_REPLICA_MEMORY_BYTES" in last.trouble
-    assert last.trouble in done.stdout + done.stderr
+    assert last.trouble in [line.get("reason") for line in lines]
 
 
 def test_memory_is_limited_even_where_nobody_says_so_but_not_where_there_is_no_limit_or_a_gpu(monkeypatch):
