@@ -175,29 +175,47 @@ async def test_least_loaded_is_still_there(gateway, toy):
     assert len({await replica_of(scene.client, chat(LONG)) for _ in range(30)}) > 1
 
 
+class Watching(ReplicaRegistry):
+    """A registry of the service `svc`, and Redis, where replicas announce themselves."""
+
+    def __init__(self, url: str, **settings: Any) -> None:
+        super().__init__(Settings(**{"redis_url": url, "enabled_services": "svc", **settings}))
+        self.redis = redis.Redis.from_url(url)
+
+    async def stop(self) -> None:
+        self.redis.close()
+        await super().stop()
+
+    def announce(self, name: str = "r1", service: str = "svc", **changed: Any) -> None:
+        facts: dict[str, Any] = {
+            "id": name, "service": service, "http": "http://127.0.0.1:1", "pid": 1, "ready": True,
+            "models": ("pranet",), "routes": ("/v1/segment",), "seen": time.time(), **changed,
+        }  # fmt: skip
+        self.redis.hset(replicas_key(service), name, ReplicaRecord(**facts).model_dump_json())
+
+    async def hear(self, *names: str, **facts: Any) -> None:
+        self.announce(*names, **facts)
+        await self.poll_redis()
+
+    async def lose(self, name: str, service: str = "svc") -> None:
+        self.redis.hdel(replicas_key(service), name)
+        await self.poll_redis()
+
+
 @pytest.fixture
 async def registry(redis_url, clock):
     clock.govern(replica_registry)
-    watching = ReplicaRegistry(Settings(redis_url=redis_url, enabled_services="svc"))
+    watching = Watching(redis_url)
     yield watching
     await watching.stop()
 
 
-def announce(url: str, name: str = "r1", service: str = "svc", **changed: Any) -> None:
-    facts: dict[str, Any] = {
-        "id": name, "service": service, "http": "http://127.0.0.1:1", "pid": 1, "ready": True,
-        "models": ("pranet",), "routes": ("/v1/segment",), "seen": time.time(), **changed,
-    }  # fmt: skip
-    with redis.Redis.from_url(url) as client:
-        client.hset(replicas_key(service), name, ReplicaRecord(**facts).model_dump_json())
-
-
-async def test_a_replica_that_announces_itself_is_found_with_its_routes(redis_url, registry):
+async def test_a_replica_that_announces_itself_is_found_with_its_routes(registry):
     await registry.poll_redis()
     assert registry.unready_services == ["svc"]
     assert not registry.is_complete
-    announce(redis_url)
-    announce(redis_url, "x1", "surprise", models=("other",), routes=())
+    registry.announce()
+    registry.announce("x1", "surprise", models=("other",), routes=())
     registry._scan_due = 0
     await registry.poll_redis()
     assert registry.services == ["surprise", "svc"]
@@ -207,26 +225,22 @@ async def test_a_replica_that_announces_itself_is_found_with_its_routes(redis_ur
     assert registry.routes.find_service("other") == "surprise"
 
 
-async def test_a_replica_that_is_not_ready_or_suspected_is_alive_but_not_chosen(redis_url, registry):
-    announce(redis_url, ready=False)
-    await registry.poll_redis()
+async def test_a_replica_that_is_not_ready_or_suspected_is_alive_but_not_chosen(registry):
+    await registry.hear(ready=False)
     assert registry.pick("svc") is None
     assert [t.id for t in registry.list_alive("svc")] == ["r1"]
     assert not registry.is_recovering("svc")
-    announce(redis_url, ready=True)
-    await registry.poll_redis()
+    await registry.hear(ready=True)
     assert registry.pick("svc").id == "r1"
     assert registry.is_recovering("svc")
     registry.mark_suspect(registry.pick("svc"))
     assert registry.pick("svc") is None
-    announce(redis_url)
-    await registry.poll_redis()
+    await registry.hear()
     assert registry.pick("svc").id == "r1"
 
 
-async def test_silence_ends_a_replica_and_its_routes_stay_known(redis_url, registry, clock):
-    announce(redis_url)
-    await registry.poll_redis()
+async def test_silence_ends_a_replica_and_its_routes_stay_known(registry, clock):
+    await registry.hear()
     clock.advance(HEARTBEAT_TTL_S - 0.1)
     await registry.poll_redis()
     assert registry.pick("svc").id == "r1"
@@ -235,12 +249,11 @@ async def test_silence_ends_a_replica_and_its_routes_stay_known(redis_url, regis
     assert registry.pick("svc") is None
     assert registry.unready_services == ["svc"]
     assert registry.routes.find("/v1/segment") is not None
-    announce(redis_url)
-    await registry.poll_redis()
+    await registry.hear()
     assert registry.pick("svc").id == "r1"
 
 
-async def test_a_starved_replica_keeps_its_place_as_long_as_it_answers(redis_url, registry, clock):
+async def test_a_starved_replica_keeps_its_place_as_long_as_it_answers(registry, clock):
     starved, asked = {"r1"}, []
 
     async def ask(replica):
@@ -248,8 +261,8 @@ async def test_a_starved_replica_keeps_its_place_as_long_as_it_answers(redis_url
         return replica.id in starved
 
     registry.ask = ask
-    announce(redis_url)
-    announce(redis_url, "loading", ready=False)
+    registry.announce()
+    registry.announce("loading", ready=False)
     for _ in range(9):
         await registry.poll_redis()
         await asyncio.sleep(0)
@@ -262,8 +275,7 @@ async def test_a_starved_replica_keeps_its_place_as_long_as_it_answers(redis_url
     await asyncio.sleep(0)
     assert registry.pick("svc") is None
     assert "fell silent" in registry.explain_unready("svc")
-    announce(redis_url, "r2", seen=clock.time())
-    await registry.poll_redis()
+    await registry.hear("r2", seen=clock.time())
     asked.clear()
     await registry.poll_redis()
     assert (registry.pick("svc").id, asked) == ("r2", []), "who has another need not ask"
@@ -277,33 +289,27 @@ async def test_a_starved_replica_keeps_its_place_as_long_as_it_answers(redis_url
         ({"trouble": "It outgrew its memory (9 of 8 bytes).", "out_of_memory": True}, "outgrew its memory"),
     ],
 )
-async def test_what_a_replica_said_of_its_end_is_the_reason(redis_url, registry, facts, told):
+async def test_what_a_replica_said_of_its_end_is_the_reason(registry, facts, told):
     if facts is not None:
-        announce(redis_url, ready=False, **facts)
-    await registry.poll_redis()
+        await registry.hear(ready=False, **facts)
     assert told in registry.explain_unready("svc")
 
 
-async def test_a_replica_that_cannot_start_is_a_reason_and_nothing_else(redis_url, registry):
+async def test_a_replica_that_cannot_start_is_a_reason_and_nothing_else(registry):
     failed = {"name": "svc-start", "http": "", "ready": False, "models": (), "routes": ()}
-    announce(redis_url, **failed, trouble="It can't start: SyntaxError.")
-    await registry.poll_redis()
+    await registry.hear(**failed, trouble="It can't start: SyntaxError.")
     assert "It can't start: SyntaxError" in registry.explain_unready("svc")
     assert (registry.list_alive("svc"), registry.is_complete) == ([], False)
-    announce(redis_url)
-    await registry.poll_redis()
+    await registry.hear()
     assert registry.pick("svc").id == "r1"
-    with redis.Redis.from_url(redis_url) as client:
-        client.hdel(replicas_key("svc"), "r1")
-    announce(redis_url, **failed, trouble="It can't start: ValueError.")
-    await registry.poll_redis()
+    await registry.lose("r1")
+    await registry.hear(**failed, trouble="It can't start: ValueError.")
     assert registry.routes.find("/v1/segment").services == ("svc",)  # it is away, and not unknown
     assert "ValueError" in registry.explain_unready("svc")
 
 
-async def test_what_is_under_way_to_a_silent_replica_is_ended_once_another_can_take_it(redis_url, registry, clock):
-    announce(redis_url)
-    await registry.poll_redis()
+async def test_what_is_under_way_to_a_silent_replica_is_ended_once_another_can_take_it(registry, clock):
+    await registry.hear()
     ended: list[str] = []
     registry.pick("svc").attempts.add(type("Attempt", (), {"abort": lambda _: ended.append("r1")})())
     for seconds, is_ready, found in (
@@ -312,64 +318,51 @@ async def test_what_is_under_way_to_a_silent_replica_is_ended_once_another_can_t
         (0, True, ["r1"]),
     ):
         clock.advance(seconds)
-        announce(redis_url, "r2", ready=is_ready, seen=clock.time())
-        await registry.poll_redis()
+        await registry.hear("r2", ready=is_ready, seen=clock.time())
         assert ended == found
 
 
-async def test_a_clock_that_is_ahead_or_behind_does_not_kill_a_replica(redis_url, registry, clock):
+async def test_a_clock_that_is_ahead_or_behind_does_not_kill_a_replica(registry, clock):
     for turn in range(4):
-        announce(redis_url, "behind", seen=time.time() - 3600 + turn)
-        announce(redis_url, "ahead", seen=time.time() + 3600 + turn)
-        await registry.poll_redis()
+        registry.announce("behind", seen=time.time() - 3600 + turn)
+        await registry.hear("ahead", seen=time.time() + 3600 + turn)
         clock.advance(HEARTBEAT_TTL_S / 2)
     assert {t.id for t in registry.list_ready("svc")} == {"behind", "ahead"}
 
 
 async def test_records_that_are_old_or_none_are_passed_over_and_one_that_is_taken_back_ends_its_replica(
-    redis_url, registry
+    registry,
 ):
-    announce(redis_url)
-    announce(redis_url, "r2")
-    announce(redis_url, "old", seen=time.time() - 100)
-    with redis.Redis.from_url(redis_url) as client:
-        client.hset(replicas_key("svc"), "bad", "{}")
-        client.hset(replicas_key("svc"), "worse", b"\xff")
-        await registry.poll_redis()
-        assert {t.id for t in registry.list_ready("svc")} == {"r1", "r2"}
-        client.hdel(replicas_key("svc"), "r1")
+    registry.announce()
+    registry.announce("r2")
+    registry.announce("old", seen=time.time() - 100)
+    registry.redis.hset(replicas_key("svc"), mapping={"bad": "{}", "worse": b"\xff"})
     await registry.poll_redis()
+    assert {t.id for t in registry.list_ready("svc")} == {"r1", "r2"}
+    await registry.lose("r1")
     assert [t.id for t in registry.list_alive("svc")] == ["r2"]
 
 
-async def test_what_the_last_replica_served_stays_known_until_the_next_one_comes(redis_url, registry, clock):
-    announce(redis_url, "x1", "surprise")
+async def test_what_the_last_replica_served_stays_known_until_the_next_one_comes(registry, clock):
+    await registry.hear("x1", "surprise")
+    await registry.lose("x1", "surprise")
     await registry.poll_redis()
-    with redis.Redis.from_url(redis_url) as client:
-        client.hdel(replicas_key("surprise"), "x1")
-    for _ in range(2):
-        await registry.poll_redis()
     assert (registry.list_alive("surprise"), registry.unready_services) == ([], ["surprise", "svc"])
     assert "It was stopped" in registry.explain_unready("surprise")
     assert registry.is_recovering("surprise")
     assert registry.routes.find("/v1/segment").services == ("surprise",)
-    announce(redis_url, "x2", "surprise", routes=("/v1/other",), seen=clock.time())
-    await registry.poll_redis()
+    await registry.hear("x2", "surprise", routes=("/v1/other",), seen=clock.time())
     assert [replica.id for replica in registry.list_ready("surprise")] == ["x2"]
     assert registry.routes.find("/v1/segment") is None
-    with redis.Redis.from_url(redis_url) as client:
-        client.hdel(replicas_key("surprise"), "x2")
-    await registry.poll_redis()
+    await registry.lose("x2", "surprise")
     clock.advance(replica_registry.FORGET_S)
     await registry.poll_redis()
     assert registry.services == ["svc"]
 
 
-async def test_polls_at_once_do_not_end_each_other_where_a_service_goes(redis_url, registry, monkeypatch, clock):
-    announce(redis_url, "x1", "surprise")
-    await registry.poll_redis()
-    with redis.Redis.from_url(redis_url) as client:
-        client.delete(replicas_key("surprise"))
+async def test_polls_at_once_do_not_end_each_other_where_a_service_goes(registry, monkeypatch, clock):
+    await registry.hear("x1", "surprise")
+    registry.redis.delete(replicas_key("surprise"))
     clock.advance(replica_registry.FORGET_S + 1)
     read, both = registry._redis.hgetall, asyncio.Barrier(2)
 
@@ -386,20 +379,17 @@ async def test_polls_at_once_do_not_end_each_other_where_a_service_goes(redis_ur
 
 async def test_the_last_known_replicas_stand_while_redis_is_away_and_for_a_lease_after(own_redis, clock):
     clock.govern(replica_registry)
-    registry = ReplicaRegistry(Settings(redis_url=own_redis.url, enabled_services="svc"))
-    announce(own_redis.url, "gone")
-    await registry.poll_redis()
+    registry = Watching(own_redis.url)
+    await registry.hear("gone")
     clock.advance(HEARTBEAT_TTL_S + 0.1)
-    announce(own_redis.url, "r1", seen=clock.time())
-    await registry.poll_redis()
+    await registry.hear("r1", seen=clock.time())
     own_redis.kill()
     clock.advance(HEARTBEAT_TTL_S + 0.1)
     await registry.poll_redis()
     assert registry.redis_up is False
     assert [t.id for t in registry.list_ready("svc")] == ["r1"]
     own_redis.start()
-    with redis.Redis.from_url(own_redis.url) as client:
-        client.flushall()
+    registry.redis.flushall()
     await registry.poll_redis()
     assert registry.redis_up is True
     assert [t.id for t in registry.list_ready("svc")] == ["r1"]
@@ -428,9 +418,9 @@ async def test_a_gateway_whose_redis_or_fixed_upstream_is_not_there_yet_starts()
 async def test_a_fixed_upstream_is_asked_what_it_serves_and_wins_over_records(redis_url, toy):
     paths = {"/v1/segment": {}, "/livez": {}, "/v2/models/{name}": {}, "/": {}}
     upstream = await toy(documents={"models": {"data": [{"id": "pranet"}]}, "openapi": {"paths": paths}})
-    announce(redis_url)
     where = f"svc={upstream.url}|grpc://127.0.0.1:7"
-    registry = ReplicaRegistry(Settings(redis_url=redis_url, static_upstreams=where))
+    registry = Watching(redis_url, enabled_services="", static_upstreams=where)
+    registry.announce()
     await registry.start()
     (record,) = [replica.record for replica in registry.list_ready("svc")]
     assert (record.http, record.grpc) == (upstream.url, "127.0.0.1:7")
