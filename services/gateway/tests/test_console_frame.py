@@ -81,18 +81,19 @@ def test_the_theme_is_kept_and_drawn_by_the_server(page, see):
     see(page.get_by_role("button", name="Theme: dark")).to_be_visible()
 
 
-def test_a_first_visit_is_light_static_files_stay_in_the_browser_and_others_are_revalidated(page, stage):
+def test_a_first_visit_is_light_static_files_stay_in_the_browser_and_others_are_revalidated(chromium, stage):
     answers = []
-    page.on("response", lambda answer: answers.append(answer))  # noqa: PLW0108 - Playwright marks what it is given
-    page.goto("/", wait_until="networkidle")
-    sizes = [answer.request.sizes()["responseBodySize"] for answer in answers]
+    with watched(chromium, stage.url, []) as page:
+        page.on("response", lambda answer: answers.append(answer))  # noqa: PLW0108 - Playwright marks what it is given
+        page.goto("/", wait_until="networkidle")
+        sizes = [answer.request.sizes()["responseBodySize"] for answer in answers]
     assert len(answers) <= 12, [answer.url for answer in answers]
     assert sum(sizes) <= 80_000
     static = [answer for answer in answers if "/console/static/" in answer.url]
     assert all("immutable" in answer.headers["cache-control"] for answer in static)
     texts = [answer for answer in static if answer.url.endswith((".js", ".css"))]
     assert {answer.headers["content-encoding"] for answer in texts} == {"gzip"}
-    assert all(answer.url.startswith(page.url) for answer in answers)
+    assert all(answer.url.startswith(stage.url) for answer in answers)
     url = f"{stage.url}/console/static/js/frame.js"
     answer = httpx2.get(url)
     assert answer.headers["cache-control"] == "no-cache"

@@ -291,9 +291,6 @@ def test_the_list_and_the_tray_tell_it(page, see):
     see(page.locator(".tray-job")).to_contain_text(re.compile(r"Running · about (2 min 5\d|3 min 0\d) s left"))
 
 
-pytestmark = MARKS
-
-
 @pytest.fixture
 def signing(tmp_path, issuer):  # noqa: F811
     with running(tmp_path, auth="keys", oidc_issuer=issuer.url, oidc_client_id="fovea-console") as made:

@@ -303,9 +303,6 @@ def test_a_mask_that_is_read_late_is_not_drawn_on_another_picture(page, see):
     assert page.evaluate(image) == before
 
 
-pytestmark = MARKS
-
-
 @pytest.fixture
 def segmented(page):
     run_example(page, "segment")

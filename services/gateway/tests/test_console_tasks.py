@@ -171,7 +171,7 @@ def test_models_are_compared_box_by_box_and_the_other_tasks_are_one_click_away(d
     ]  # fmt: skip
     check_page(detected)
     tasks = detected.get_by_role("navigation", name="Tasks of this service")
-    assert tasks.get_by_role("link").all_inner_texts() == ["Segment", "Restore", "Detect", "Classify", "Actions"]
+    assert tasks.get_by_role("link").all_inner_texts() == ["Restore", "Segment", "Detect", "Classify", "Actions"]
     tasks.get_by_role("link", name="Classify").click()
     see(detected.get_by_role("heading", name="Classify")).to_be_visible()
     see(tasks.get_by_role("link", name="Classify")).to_have_attribute("aria-current", "page")
@@ -220,9 +220,6 @@ def test_a_file_of_numbers_is_sent_as_bytes(page, stage, see):
     page.get_by_role("button", name="Run", exact=True).click()
     see(page.locator("fovea-result tbody tr")).to_have_count(1)
     assert base64.b64decode(stage.stub.seen[-1]["features"]) == MATRIX
-
-
-pytestmark = MARKS
 
 
 @pytest.fixture
