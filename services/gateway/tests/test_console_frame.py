@@ -117,7 +117,8 @@ def test_without_a_network_a_banner_says_so_what_was_typed_stays_and_it_goes_by_
     complaints.clear()
 
 
-def test_during_an_outage_cards_stay_and_pages_open_by_themselves(chromium, tmp_path, see):
+def test_during_an_outage_cards_stay_and_pages_open_by_themselves(chromium, tmp_path, see, monkeypatch):
+    monkeypatch.setattr("services.gateway.console.gateway_client._DEADLINE_S", 0.5)
     with running(tmp_path) as stage, watched(chromium, stage.url, []) as page:
         hasten(page).goto("/console/models/disc")
         stage.stub.down = True
