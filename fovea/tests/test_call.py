@@ -53,13 +53,15 @@ def test_unset_options_stay_behind_and_turns_of_a_chat_may_be_mixed():
     assert build_messages(turns) == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
-def test_a_picture_goes_out_with_its_type_and_bytes_also_as_a_job_and_names_are_quoted():
+def test_a_picture_goes_out_with_its_type_and_bytes_also_as_a_job_and_odd_names_are_quoted(tmp_path):
     png = b"\x89PNG\r\n\x1a\n\x00\xff"
     request = sent(endpoints.as_job(endpoints.segment(png), "once"))
     assert (request.headers["prefer"], request.headers["idempotency-key"]) == ("respond-async", "once")
     assert b"Content-Type: image/png\r\n\r\n" + png in request.read()
     assert sent(endpoints.model("patches/a b")).url.raw_path == b"/v1/models/patches/a%20b"
     assert sent(endpoints.job("a/../b")).url.raw_path == b"/v1/jobs/a%2F..%2Fb"
+    (tmp_path / "caf\udce9.png").write_bytes(b"x")
+    assert b'filename="caf?.png"' in sent(endpoints.segment(tmp_path / "caf\udce9.png")).read()
 
 
 def test_keys_are_bearer_tokens_and_this_machine_has_no_proxy():
@@ -97,18 +99,10 @@ def test_an_error_in_no_known_form_still_says_its_status(body):
     assert "502" in error.detail
 
 
-def test_a_gateway_that_moved_is_an_error_that_names_its_address():
+def test_nonsense_is_a_fault_a_gateway_that_moved_names_its_address_and_unnamed_facts_ride_along():
     with pytest.raises(errors.BadInput, match="308") as caught:
         endpoints.report("k", "svg").parse(answer(308, b"", location="https://gateway/v1"))
     assert "https://gateway/v1" in str(caught.value.hint)
-
-
-@given(st.binary(max_size=60), st.integers(300, 599))
-def test_no_error_body_breaks_the_reader(body, status):
-    assert isinstance(parse_error(httpx2.Response(status, content=body)), errors.FoveaError)
-
-
-def test_answers_without_sense_are_a_fault_and_unnamed_facts_ride_along():
     with pytest.raises(errors.Fault, match="can't be read"):
         endpoints.models().parse(answer(200, {"data": "x"}))
     with pytest.raises(errors.Fault, match="can't be read"):
@@ -122,16 +116,9 @@ def test_answers_without_sense_are_a_fault_and_unnamed_facts_ride_along():
     assert (card.request_schema, card.model_extra) == ({"a": 1}, {"paper": {"year": 2020}})
 
 
-def test_a_job_result_is_typed_and_a_piece_says_what_it_adds():
-    found = endpoints.result("1").parse(answer(200, {"id": "x"}, content_type="application/json"))
-    assert isinstance(found, JobResult)
-    assert (found.content_type, found.json()) == ("application/json", {"id": "x"})
-    with pytest.raises(ValueError, match="model"):
-        found.parse(SegmentOut)
-    stream = StreamCall(endpoints.chat([]), ChatPiece.model_validate_json)
-    both = [{"index": 1, "delta": {"content": "no"}}, {"index": 0, "delta": {"content": "yes"}}]
-    assert (stream.parse_event(event(chunk(choices=both))).text, stream.parse_event(event(chunk())).text) == ("yes", "")
-    assert stream.is_end(event("[DONE]"))
+@given(st.binary(max_size=60), st.integers(300, 599))
+def test_no_error_body_breaks_the_reader(body, status):
+    assert isinstance(parse_error(httpx2.Response(status, content=body)), errors.FoveaError)
 
 
 def event(data: str) -> httpx2.ServerSentEvent:
@@ -154,10 +141,19 @@ def test_an_event_that_says_the_answer_broke_off_is_raised(told):
         StreamCall(endpoints.job("1"), Job.model_validate_json).parse_event(event(json.dumps(told)))
 
 
-def test_a_failed_job_is_an_event_like_any_other():
+def test_a_job_result_is_typed_a_failed_job_an_event_like_any_other_and_a_piece_says_what_it_adds():
     job = Job(id="1", service="s", path="/", status="failed", error={"detail": "x"}, created=datetime.now(UTC))
     assert parse_stream_error(json.loads(job.model_dump_json())) is None
     assert StreamCall(endpoints.job("1"), Job.model_validate_json).parse_event(event(job.model_dump_json())) == job
+    found = endpoints.result("1").parse(answer(200, {"id": "x"}, content_type="application/json"))
+    assert isinstance(found, JobResult)
+    assert (found.content_type, found.json()) == ("application/json", {"id": "x"})
+    with pytest.raises(ValueError, match="model"):
+        found.parse(SegmentOut)
+    stream = StreamCall(endpoints.chat([]), ChatPiece.model_validate_json)
+    both = [{"index": 1, "delta": {"content": "no"}}, {"index": 0, "delta": {"content": "yes"}}]
+    assert (stream.parse_event(event(chunk(choices=both))).text, stream.parse_event(event(chunk())).text) == ("yes", "")
+    assert stream.is_end(event("[DONE]"))
 
 
 def test_seconds_and_dates_of_retry_after_are_both_read_and_pauses_end_with_the_deadline():
@@ -217,11 +213,6 @@ def test_a_picture_or_an_adapter_that_is_none_says_so(tmp_path):
     for path in (tmp_path, tmp_path / "none", tmp_path / "adapter_config.json"):
         with pytest.raises(errors.NotFound, match="no folder of an adapter"):
             add_adapter(path)
-
-
-def test_a_picture_whose_name_is_in_another_encoding_is_sent(tmp_path):
-    (tmp_path / "caf\udce9.png").write_bytes(b"x")
-    assert b'filename="caf?.png"' in sent(endpoints.segment(tmp_path / "caf\udce9.png")).read()
 
 
 @pytest.mark.parametrize(

@@ -50,13 +50,17 @@ def test_models_are_listed_narrowed_and_read_by_programs_and_a_card_names_facts_
     assert lines(out)[0]["schema"]["properties"]["threshold"]["default"] == 0.5
 
 
-def test_an_unknown_model_is_one_line_and_not_found(fovea):
+def test_an_unknown_model_and_a_gateway_that_is_not_there_are_one_line(fovea):
     code, out, err = fovea("models", "nope")
     assert (code, out, len(err.splitlines())) == (4, "", 1)
     assert "nope" in err
     assert "disc" in err
     for form in (["--json"], ["--format", "json"], ["--format=json"]):
         assert json.loads(fovea("models", "nope", *form)[1])["error"]["code"] == "not_found"
+    code, out, err = fovea("models", "--url", "http://127.0.0.1:9")
+    assert (code, out, len(err.splitlines())) == (6, "", 1)
+    assert "make run" in err
+    assert lines(fovea("models", "--url", "http://127.0.0.1:9", "--json")[1])[0]["error"]["code"] == "not_ready"
 
 
 def test_a_folder_is_segmented_with_options_as_the_schema_types_them_and_everything_is_written(fovea, folder, stage):
@@ -119,11 +123,21 @@ def test_a_name_in_another_encoding_is_written_as_it_is_and_signs_that_an_old_on
     assert (code, "0.873 synthetic / \\u2013" in out) == (0, True)
 
 
-def test_a_dash_reads_standard_input(fovea, tmp_path):
+def test_a_dash_reads_standard_input_a_url_is_fetched_here_and_one_that_holds_nothing_reported(
+    fovea, tmp_path, site, stage
+):
     code, out, _ = fovea("segment", "-", "-o", tmp_path, stdin=PICTURE)
     assert (code, "stdin" in out) == (0, True)
     assert (tmp_path / "stdin.mask.png").exists()
     assert fovea("segment", "-", "-o", tmp_path)[0] == 3  # it is empty
+    code, _, _ = fovea("segment", f"{site}/dir/polyp.jpg?x=1", "-o", tmp_path)
+    assert code == 0
+    assert (tmp_path / "polyp.json").exists()
+    assert stage.stub.seen[-1]["bytes"] == len(PICTURE)
+    code, _, err = fovea("segment", f"{site}/none", "http://127.0.0.1:9/x.png", "-o", tmp_path)
+    assert code == 4  # both failed alike
+    assert "answered 404" in err
+    assert "can't be downloaded" in err
 
 
 @pytest.fixture
@@ -133,17 +147,6 @@ def site():
 
     with serve_in_thread(Starlette(routes=[Route("/dir/polyp.jpg", find_picture)])) as url:
         yield url
-
-
-def test_a_url_is_fetched_here_and_one_that_holds_nothing_reported(fovea, site, stage, tmp_path):
-    code, _, _ = fovea("segment", f"{site}/dir/polyp.jpg?x=1", "-o", tmp_path)
-    assert code == 0
-    assert (tmp_path / "polyp.json").exists()
-    assert stage.stub.seen[-1]["bytes"] == len(PICTURE)
-    code, _, err = fovea("segment", f"{site}/none", "http://127.0.0.1:9/x.png", "-o", tmp_path)
-    assert code == 4  # both failed alike
-    assert "answered 404" in err
-    assert "can't be downloaded" in err
 
 
 @pytest.mark.parametrize(
@@ -286,13 +289,6 @@ def test_watching_a_job_that_fails_ends_with_exit_code_one(fovea, folder, stage,
     assert lines(fovea("jobs", "cancel", job, "--json")[1])[0]["status"] == "cancelled"
     assert lines(fovea("jobs", "get", job, "--json")[1])[0]["status"] == "cancelled"
     assert job in {told["id"] for told in lines(fovea("jobs", "list", "--json")[1])}
-
-
-def test_no_gateway_is_one_line_that_names_make_run(fovea):
-    code, out, err = fovea("models", "--url", "http://127.0.0.1:9")
-    assert (code, out, len(err.splitlines())) == (6, "", 1)
-    assert "make run" in err
-    assert lines(fovea("models", "--url", "http://127.0.0.1:9", "--json")[1])[0]["error"]["code"] == "not_ready"
 
 
 def test_the_key_comes_from_the_environment_or_the_flag(fovea, tmp_path, monkeypatch):

@@ -60,7 +60,7 @@ def test_options_arrive_forms_come_as_bytes_and_an_example_can_be_sent(client, s
     assert client.run("segment", pictures={"image": PICTURE}, accept="image/png").startswith(b"\x89PNG")
 
 
-def test_what_a_service_makes_a_job_of_is_waited_for_and_answered_alike(client, stage):
+def test_what_a_service_makes_a_job_of_is_waited_for_and_answered_alike_and_so_is_a_full_queue(client, stage):
     asked = {"query": "q", "passage": "p"}
     at_once = client.run("judge", asked)
     stage.stub.long = 1
@@ -68,6 +68,10 @@ def test_what_a_service_makes_a_job_of_is_waited_for_and_answered_alike(client, 
     assert [(job.path, job.status) for job in client.jobs.list(1)] == [("/v1/judge", "succeeded")]
     stage.stub.long = 1
     assert client.run("judge", asked, accept="text/html").startswith(b"{")
+    stage.stub.busy = 2
+    with Client(stage.url, retry_policy=RetryPolicy(tries=3, longest=2)) as patient:
+        assert patient.segment(PICTURE).width == 320
+    assert stage.stub.busy == 0
 
 
 def test_chat_answers_whole_and_streamed_and_a_refused_stream_raises_first(client):
@@ -122,13 +126,6 @@ def test_the_same_key_twice_is_one_job_and_a_cancelled_one_stays_cancelled(clien
     job = client.jobs.submit("segment", pictures={"image": PICTURE})
     assert client.jobs.cancel(job.id).status == "cancelled"
     assert [event.status for event in client.jobs.events(job.id)] == ["cancelled"]
-
-
-def test_a_full_queue_is_waited_for(stage):
-    stage.stub.busy = 2
-    with Client(stage.url, retry_policy=RetryPolicy(tries=3, longest=2)) as client:
-        assert client.segment(PICTURE).width == 320
-    assert stage.stub.busy == 0
 
 
 JOB = {"id": "1", "service": "s", "path": "/", "created": "2026-01-01T00:00:00Z"}

@@ -134,13 +134,15 @@ def test_home_shows_each_model_with_our_number_and_the_papers_and_unknown_ones_a
     assert "All models" in answer.text
 
 
-def test_the_model_of_the_address_is_chosen_and_otherwise_the_first_that_is_ready(site):
+def test_the_model_of_the_address_is_chosen_or_the_first_that_is_ready_and_the_chat_has_the_vectors_of_its_model(site):
     def chosen(path):
         return re.search(r'<option value="([^"]+)" selected', site.get(path).text).group(1)
 
     assert chosen("/console/segment") == "disc"
     assert chosen("/console/segment?model=disc-large") == "disc-large"
     assert chosen("/console/segment?model=nope") == "disc"
+    (vectors,) = Sound(site.get("/console/chat").text).all("data-vectors")
+    assert [one["id"] for one in json.loads(vectors)] == ["louder@1"]
 
 
 def test_a_card_shows_facts_and_snippets_lists_only_limits_that_apply_and_what_it_says_is_never_markup(site, stage):
@@ -174,11 +176,6 @@ def test_without_a_service_the_home_page_says_what_to_do(tmp_path):
             assert "No model is ready yet" in site.get("/").text
             assert "No segmentation model is served" in site.get("/console/segment").text
             assert "No chat model is served" in site.get("/console/chat").text
-
-
-def test_the_chat_page_has_the_vectors_of_its_model(site):
-    (vectors,) = Sound(site.get("/console/chat").text).all("data-vectors")
-    assert [one["id"] for one in json.loads(vectors)] == ["louder@1"]
 
 
 def test_with_keys_a_page_asks_for_one_and_opens_with_it(tmp_path):

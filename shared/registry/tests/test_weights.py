@@ -187,16 +187,13 @@ def test_weights_reach_another_machine_and_follow_changes(objects, tmp_path):
     assert json.loads((two / ".fetched.json").read_text()) == {}
 
 
-def test_a_store_that_is_away_is_no_reason_for_demo_weights(monkeypatch, tmp_path):
+def test_a_folder_is_its_own_copy_and_a_store_that_is_away_no_reason_for_demo_weights(tmp_path, monkeypatch):
+    objects = ObjectStore.open(tmp_path.as_uri())
+    fetch_weights(objects, tmp_path / "weights")
+    publish_weights(objects, tmp_path / "weights", "net")
+    assert list(tmp_path.iterdir()) == []
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
     with pytest.raises(NotReady):
         fetch_weights(ObjectStore.open("s3://fovea"), tmp_path)
-
-
-def test_a_folder_is_its_own_copy(tmp_path):
-    objects = ObjectStore.open(tmp_path.as_uri())
-    fetch_weights(objects, tmp_path / "weights")
-    publish_weights(objects, tmp_path / "weights", "net")
-    assert list(tmp_path.iterdir()) == []
