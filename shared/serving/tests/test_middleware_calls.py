@@ -78,7 +78,7 @@ async def test_compressed_bodies_are_inflated_within_the_limit(coding):
     assert bomb.answers[0]["status"] == 413
     whole = packed(b"x" * 1000)
     for sent, body, status in (
-        *((coding, broken, 400) for broken in (b"no", b"", whole[:-9], whole + b"more", whole * 2)),
+        *((coding, broken, 400) for broken in (b"no", whole[:-9], whole + b"more", whole * 2)),
         ("deflate", gzip.compress(b"{}"), 400), (f"{coding}, {coding}", packed(whole), 415), ("br", b"x", 415),
     ):  # fmt: skip
         caller = Caller(request(body))
