@@ -2,19 +2,8 @@
 
 import pytest
 
-from services.gateway.tests.stage import running
+from services.gateway.tests.conftest import stage, url  # noqa: F401  # fixtures
 from services.gateway.tests.stub_service import photograph
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("gateway")) as made:
-        yield made
-
-
-@pytest.fixture
-def url(stage):
-    return stage.url
 
 
 @pytest.fixture

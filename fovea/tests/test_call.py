@@ -1,13 +1,16 @@
-"""Requests of the SDK and its reading of answers, without a socket: calls, errors, retries, pictures, options."""
+"""Requests of the SDK and its reading of answers, without a socket; its errors and its import."""
 
 import io
 import json
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx2
 import pytest
 from hypothesis import given
@@ -22,6 +25,7 @@ from fovea.api.text import ChatMessage
 from fovea.call import Call, StreamCall, read_json
 from fovea.chat import ChatPiece, build_messages
 from fovea.error_responses import parse_error, parse_stream_error, read_retry_after, translate_errors
+from fovea.errors import InvalidOption, by_status
 from fovea.lora import add_adapter
 from fovea.picture import detect_media_type, read_picture
 from fovea.results import JobResult, ModelCard
@@ -40,26 +44,8 @@ def answer(status: int, body: Any = None, **headers: str) -> httpx2.Response:
     return httpx2.Response(status, content=content, headers={k.replace("_", "-"): v for k, v in headers.items()})
 
 
-def test_options_without_pictures_go_out_as_json_without_the_unset_ones():
-    request = sent(endpoints.task("classify", {"top_k": 3, "model": None}, {}))
-    assert (request.method, request.url.path, json.loads(request.content)) == ("POST", "/v1/classify", {"top_k": 3})
-
-
-def test_pictures_go_out_as_multipart_with_their_bytes_as_they_are():
-    png = b"\x89PNG\r\n\x1a\n\x00\xff"
-    request = sent(endpoints.segment(png, model="disc", threshold=0.25, include=["mask", "rle"], keep_largest=True))
-    body = request.read()
-    assert request.headers["content-type"].startswith("multipart/form-data")
-    assert png in body
-    assert b"Content-Type: image/png" in body
-    for text in (b'"threshold"\r\n\r\n0.25', b'"include"\r\n\r\n["mask", "rle"]', b'"keep_largest"\r\n\r\ntrue'):
-        assert text in body
-    assert b'"model"\r\n\r\ndisc' in body
-
-
-def test_chat_is_at_openais_path_mixes_turns_and_asks_for_the_usage_of_streams():
-    stream = endpoints.chat_stream("Hi", system="Be brief.", temperature=0, seed=None)
-    request = sent(stream.call)
+def test_unset_options_stay_behind_and_turns_of_a_chat_may_be_mixed():
+    request = sent(endpoints.chat_stream("Hi", system="Be brief.", temperature=0, seed=None).call)
     assert request.url.path == "/v1/chat/completions"
     assert json.loads(request.content) == {
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}], "temperature": 0,
@@ -69,13 +55,15 @@ def test_chat_is_at_openais_path_mixes_turns_and_asks_for_the_usage_of_streams()
     assert build_messages(turns) == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
-def test_calls_become_jobs_untouched_and_names_are_quoted():
-    call = endpoints.task("segment", {"threshold": 0.4}, {"image": b"\xff\xd8\xff"})
-    request = sent(endpoints.as_job(call, "once"))
+def test_a_picture_goes_out_with_its_type_and_bytes_also_as_a_job_and_odd_names_are_quoted(tmp_path):
+    png = b"\x89PNG\r\n\x1a\n\x00\xff"
+    request = sent(endpoints.as_job(endpoints.segment(png), "once"))
     assert (request.headers["prefer"], request.headers["idempotency-key"]) == ("respond-async", "once")
-    assert b"\xff\xd8\xff" in request.read()
+    assert b"Content-Type: image/png\r\n\r\n" + png in request.read()
     assert sent(endpoints.model("patches/a b")).url.raw_path == b"/v1/models/patches/a%20b"
     assert sent(endpoints.job("a/../b")).url.raw_path == b"/v1/jobs/a%2F..%2Fb"
+    (tmp_path / "caf\udce9.png").write_bytes(b"x")
+    assert b'filename="caf?.png"' in sent(endpoints.segment(tmp_path / "caf\udce9.png")).read()
 
 
 def test_keys_are_bearer_tokens_and_this_machine_has_no_proxy():
@@ -113,18 +101,10 @@ def test_an_error_in_no_known_form_still_says_its_status(body):
     assert "502" in error.detail
 
 
-def test_a_gateway_that_moved_is_an_error_that_names_its_address():
+def test_nonsense_is_a_fault_a_gateway_that_moved_names_its_address_and_unnamed_facts_ride_along():
     with pytest.raises(errors.BadInput, match="308") as caught:
         endpoints.report("k", "svg").parse(answer(308, b"", location="https://gateway/v1"))
     assert "https://gateway/v1" in str(caught.value.hint)
-
-
-@given(st.binary(max_size=60), st.integers(300, 599))
-def test_no_error_body_breaks_the_reader(body, status):
-    assert isinstance(parse_error(httpx2.Response(status, content=body)), errors.FoveaError)
-
-
-def test_answers_without_sense_are_a_fault_and_unnamed_facts_ride_along():
     with pytest.raises(errors.Fault, match="can't be read"):
         endpoints.models().parse(answer(200, {"data": "x"}))
     with pytest.raises(errors.Fault, match="can't be read"):
@@ -138,16 +118,9 @@ def test_answers_without_sense_are_a_fault_and_unnamed_facts_ride_along():
     assert (card.request_schema, card.model_extra) == ({"a": 1}, {"paper": {"year": 2020}})
 
 
-def test_a_job_result_is_typed_and_a_piece_says_what_it_adds():
-    found = endpoints.result("1").parse(answer(200, {"id": "x"}, content_type="application/json"))
-    assert isinstance(found, JobResult)
-    assert (found.content_type, found.json()) == ("application/json", {"id": "x"})
-    with pytest.raises(ValueError, match="model"):
-        found.parse(SegmentOut)
-    stream = StreamCall(endpoints.chat([]), ChatPiece.model_validate_json)
-    both = [{"index": 1, "delta": {"content": "no"}}, {"index": 0, "delta": {"content": "yes"}}]
-    assert (stream.parse_event(event(chunk(choices=both))).text, stream.parse_event(event(chunk())).text) == ("yes", "")
-    assert stream.is_end(event("[DONE]"))
+@given(st.binary(max_size=60), st.integers(300, 599))
+def test_no_error_body_breaks_the_reader(body, status):
+    assert isinstance(parse_error(httpx2.Response(status, content=body)), errors.FoveaError)
 
 
 def event(data: str) -> httpx2.ServerSentEvent:
@@ -170,19 +143,31 @@ def test_an_event_that_says_the_answer_broke_off_is_raised(told):
         StreamCall(endpoints.job("1"), Job.model_validate_json).parse_event(event(json.dumps(told)))
 
 
-def test_a_failed_job_is_an_event_like_any_other():
+def test_a_job_result_is_typed_a_failed_job_an_event_like_any_other_and_a_piece_says_what_it_adds():
     job = Job(id="1", service="s", path="/", status="failed", error={"detail": "x"}, created=datetime.now(UTC))
     assert parse_stream_error(json.loads(job.model_dump_json())) is None
     assert StreamCall(endpoints.job("1"), Job.model_validate_json).parse_event(event(job.model_dump_json())) == job
+    found = endpoints.result("1").parse(answer(200, {"id": "x"}, content_type="application/json"))
+    assert isinstance(found, JobResult)
+    assert (found.content_type, found.json()) == ("application/json", {"id": "x"})
+    with pytest.raises(ValueError, match="model"):
+        found.parse(SegmentOut)
+    stream = StreamCall(endpoints.chat([]), ChatPiece.model_validate_json)
+    both = [{"index": 1, "delta": {"content": "no"}}, {"index": 0, "delta": {"content": "yes"}}]
+    assert (stream.parse_event(event(chunk(choices=both))).text, stream.parse_event(event(chunk())).text) == ("yes", "")
+    assert stream.is_end(event("[DONE]"))
 
 
-def test_seconds_and_dates_of_retry_after_are_both_read():
+def test_seconds_and_dates_of_retry_after_are_both_read_and_pauses_end_with_the_deadline():
     assert read_retry_after(answer(429, retry_after="2.5")) == 2.5
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
     assert read_retry_after(answer(429, retry_after=soon)) == pytest.approx(60, abs=2)
     assert read_retry_after(answer(429, retry_after="soon")) is None
     assert read_retry_after(answer(429)) is None
     assert read_retry_after(answer(429, retry_after="-3")) == 0
+    assert next(iterate_pauses(None)) == 0.05
+    with pytest.raises(errors.DeadlineExceeded, match="0 s"):
+        next(iterate_pauses(0))
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -199,12 +184,6 @@ def test_only_busy_and_not_ready_are_waited_for_as_long_as_asked_and_given_up_af
 def test_waits_of_its_own_grow_and_stay_bounded(attempt):
     wait = RetryPolicy(tries=99, longest=5, first=0.2).wait_s(attempt, answer(503))
     assert min(5, 0.2 * 2 ** (attempt - 1)) / 2 <= wait <= min(5, 0.2 * 2 ** (attempt - 1))
-
-
-def test_pauses_end_with_the_deadline():
-    assert next(iterate_pauses(None)) == 0.05
-    with pytest.raises(errors.DeadlineExceeded, match="0 s"):
-        next(iterate_pauses(0))
 
 
 @pytest.mark.parametrize("client", [Client, AsyncClient])
@@ -225,25 +204,17 @@ def test_media_type_is_what_the_first_bytes_say():
     assert {start: detect_media_type(start) for start in kinds} == kinds
 
 
-def test_a_picture_that_is_not_there_or_is_text_says_so(tmp_path):
+def test_a_picture_or_an_adapter_that_is_none_says_so(tmp_path):
     with pytest.raises(errors.NotFound, match="no file"):
         read_picture(tmp_path / "none.png")
     with pytest.raises(errors.NotFound, match="can't be read"):
         read_picture(tmp_path)
     with pytest.raises(errors.UnsupportedMedia, match="as text"):
         read_picture(io.StringIO("x"))  # type: ignore[arg-type]
-
-
-def test_what_is_no_adapter_says_so(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{")
     for path in (tmp_path, tmp_path / "none", tmp_path / "adapter_config.json"):
         with pytest.raises(errors.NotFound, match="no folder of an adapter"):
             add_adapter(path)
-
-
-def test_a_picture_whose_name_is_in_another_encoding_is_sent(tmp_path):
-    (tmp_path / "caf\udce9.png").write_bytes(b"x")
-    assert b'filename="caf?.png"' in sent(endpoints.segment(tmp_path / "caf\udce9.png")).read()
 
 
 @pytest.mark.parametrize(
@@ -263,12 +234,9 @@ def test_a_broken_connection_is_an_error_of_ours(raised, kind, words):
     assert re.search(words, f"{caught.value.detail} {caught.value.hint}")
 
 
-def test_a_text_in_another_encoding_is_refused_before_it_is_sent():
+def test_a_text_in_another_encoding_and_a_number_that_json_lacks_are_refused_before_they_are_sent():
     with pytest.raises(errors.Malformed, match="udce9"), translate_errors("http://gateway"):
         sent(endpoints.chat("caf\udce9"))
-
-
-def test_a_number_that_json_lacks_is_refused_before_it_is_sent():
     with pytest.raises(errors.Malformed, match="JSON"), Client() as client:
         client.chat("Hi", temperature=float("nan"))
     with pytest.raises(errors.Malformed, match="PosixPath") as caught, Client() as client:
@@ -286,3 +254,43 @@ def test_the_default_of_a_task_is_the_first_that_is_ready():
     with pytest.raises(errors.NotFound, match="paint") as caught:
         endpoints.pick_default_model("paint", entries)
     assert "chat, segment" in (caught.value.hint or "")
+
+
+def test_each_class_has_a_status_and_a_code_of_grpc_and_other_bodies_are_one_sentence():
+    for cls in [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.FoveaError)]:
+        assert (400 <= cls.status < 600, cls.grpc in grpc.StatusCode.__members__) == (True, True), cls
+    body = openai_error(InvalidOption("top_p is 3.", hint="Use 0 to 1.", field="top_p"), "r1")["error"]
+    assert (body["param"], body["message"]) == ("top_p", "top_p is 3. Use 0 to 1.")
+    assert body["type"] == "invalid_request_error"
+    assert oip_error(InvalidOption("bad shape.")) == {"error": "bad shape."}
+    assert by_status(418).status == 400
+    assert by_status(599).status == 500
+
+
+HEAVY = (
+    "torch", "numpy", "onnxruntime", "transformers", "ray", "fastapi", "starlette", "aiohttp", "redis", "grpc",
+    "PIL", "jinja2", "prometheus_client", "structlog", "shared.settings", "shared.telemetry", "shared.registry",
+)  # fmt: skip
+
+PROBE = """
+import sys, time
+begun = time.perf_counter()
+import {module}
+print(time.perf_counter() - begun)
+print(",".join(name for name in {heavy!r} if name in sys.modules))
+"""
+
+
+def probe(module: str) -> tuple[float, str]:
+    code = PROBE.format(module=module, heavy=HEAVY)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    seconds, loaded = ran.stdout.splitlines()
+    return float(seconds), loaded
+
+
+def test_the_client_and_the_command_load_nothing_heavy():
+    attempts = [probe("fovea") for _ in range(3)]
+    assert {loaded for _, loaded in attempts} == {""}
+    # The best of three, with room for a busy machine; a torch import alone takes longer.
+    assert min(seconds for seconds, _ in attempts) < 1.0
+    assert probe("fovea.cli.main")[1] == ""

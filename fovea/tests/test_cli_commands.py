@@ -1,14 +1,15 @@
 """The command line as people use it: against a real gateway, with files, pipes, JSON and mistakes."""
 
 import errno
-import http.server
 import json
 import sys
-import threading
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
 
 from fovea.api.longctx import LongctxUsage
 from fovea.api.text import PromptTokensDetails, Usage
@@ -17,6 +18,7 @@ from fovea.cli.commands import chat as chat_verb
 from fovea.cli.commands.chat import list_deviations, summarise_usage
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
+from tests.harness.serving import serve_in_thread
 
 PICTURE = photograph()
 
@@ -33,7 +35,7 @@ def lines(out):
     return [json.loads(line) for line in out.splitlines()]
 
 
-def test_models_are_listed_narrowed_and_read_by_programs(fovea):
+def test_models_are_listed_narrowed_and_read_by_programs_and_a_card_names_facts_and_options(fovea):
     code, out, _ = fovea("models")
     assert code == 0
     row = next(line for line in out.splitlines() if line.startswith("disc\t"))
@@ -41,9 +43,6 @@ def test_models_are_listed_narrowed_and_read_by_programs(fovea):
     code, out, _ = fovea("models", "--task", "segment", "--json")
     assert code == 0
     assert [(entry["id"], entry["ready"]) for entry in lines(out)] == [("disc", True), ("disc-large", False)]
-
-
-def test_a_card_names_facts_limits_notes_and_the_models_own_options(fovea):
     _, out, _ = fovea("models", "disc")
     for words in ("as-released", "Not a medical device.", "0.873 here, 0.912 in the paper", "--min-area", "CVPR 2021"):
         assert words in out
@@ -51,16 +50,20 @@ def test_a_card_names_facts_limits_notes_and_the_models_own_options(fovea):
     assert lines(out)[0]["schema"]["properties"]["threshold"]["default"] == 0.5
 
 
-def test_an_unknown_model_is_one_line_and_not_found(fovea):
+def test_an_unknown_model_and_a_gateway_that_is_not_there_are_one_line(fovea):
     code, out, err = fovea("models", "nope")
     assert (code, out, len(err.splitlines())) == (4, "", 1)
     assert "nope" in err
     assert "disc" in err
     for form in (["--json"], ["--format", "json"], ["--format=json"]):
         assert json.loads(fovea("models", "nope", *form)[1])["error"]["code"] == "not_found"
+    code, out, err = fovea("models", "--url", "http://127.0.0.1:9")
+    assert (code, out, len(err.splitlines())) == (6, "", 1)
+    assert "make run" in err
+    assert lines(fovea("models", "--url", "http://127.0.0.1:9", "--json")[1])[0]["error"]["code"] == "not_ready"
 
 
-def test_a_folder_is_segmented_and_everything_is_written(fovea, folder):
+def test_a_folder_is_segmented_with_options_as_the_schema_types_them_and_everything_is_written(fovea, folder, stage):
     code, _, _ = fovea("segment", folder, "-o", folder / "out", "--threshold", "0.4")
     assert code == 0
     written = {f"{stem}.{kind}" for stem in "ab" for kind in ("json", "mask.png", "overlay.jpg")}
@@ -71,9 +74,6 @@ def test_a_folder_is_segmented_and_everything_is_written(fovea, folder):
     with Image.open(folder / "out/a.mask.png") as mask:
         assert mask.size == (320, 240)
         assert set(mask.get_flattened_data() if hasattr(mask, "get_flattened_data") else mask.getdata()) == {0, 255}
-
-
-def test_options_reach_the_model_as_its_schema_types_them(fovea, folder, stage):
     fovea("segment", folder / "a.jpg", "-o", folder, "--threshold", "0.25", "--keep-largest", "--min-area=7")
     sent = stage.stub.seen[-1]["options"]
     assert (sent["threshold"], sent["keep_largest"], sent["min_area"], sent["model"]) == ("0.25", "true", "7", "disc")
@@ -113,46 +113,23 @@ def test_a_full_disk_is_one_line_on_standard_error(fovea, folder, monkeypatch, f
     assert (code, out, err.count("\n"), "No space left on device" in err) == (6, "", 1, True)
 
 
-def test_a_name_in_another_encoding_is_written_as_it_is(fovea, folder):
+def test_a_name_in_another_encoding_is_written_as_it_is_and_signs_that_an_old_one_lacks_as_escapes(fovea, folder):
     odd = (folder / "a.jpg").rename(folder / "caf\udce9.jpg")
     code, out, _ = fovea("segment", odd, "-o", folder / "out")
     assert (code, out.startswith(f"{odd}: ")) == (0, True)
     assert (folder / "out/caf_.json").exists()
-
-
-def test_signs_that_an_old_encoding_lacks_are_written_as_escapes(fovea):
     sys.stdout.reconfigure(encoding="latin-1")
     code, out, _ = fovea("models")
     assert (code, "0.873 synthetic / \\u2013" in out) == (0, True)
 
 
-def test_a_dash_reads_standard_input(fovea, tmp_path):
+def test_a_dash_reads_standard_input_a_url_is_fetched_here_and_one_that_holds_nothing_reported(
+    fovea, tmp_path, site, stage
+):
     code, out, _ = fovea("segment", "-", "-o", tmp_path, stdin=PICTURE)
     assert (code, "stdin" in out) == (0, True)
     assert (tmp_path / "stdin.mask.png").exists()
     assert fovea("segment", "-", "-o", tmp_path)[0] == 3  # it is empty
-
-
-@pytest.fixture
-def site():
-    class Page(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            found = self.path.partition("?")[0] == "/dir/polyp.jpg"
-            self.send_response(200 if found else 404)
-            self.end_headers()
-            self.wfile.write(PICTURE if found else b"")
-
-        def log_message(self, *_):
-            """Say nothing."""
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_url_is_fetched_here_and_one_that_holds_nothing_reported(fovea, site, stage, tmp_path):
     code, _, _ = fovea("segment", f"{site}/dir/polyp.jpg?x=1", "-o", tmp_path)
     assert code == 0
     assert (tmp_path / "polyp.json").exists()
@@ -161,6 +138,15 @@ def test_a_url_is_fetched_here_and_one_that_holds_nothing_reported(fovea, site, 
     assert code == 4  # both failed alike
     assert "answered 404" in err
     assert "can't be downloaded" in err
+
+
+@pytest.fixture
+def site():
+    async def find_picture(_request):
+        return Response(PICTURE)
+
+    with serve_in_thread(Starlette(routes=[Route("/dir/polyp.jpg", find_picture)])) as url:
+        yield url
 
 
 @pytest.mark.parametrize(
@@ -194,7 +180,7 @@ def test_a_chat_streams_reads_standard_input_and_is_whole_as_json(fovea):
     assert (told[0]["choices"][0]["message"]["content"], told[0]["usage"]["completion_tokens"]) == ("You said: hi", 3)
 
 
-def test_chat_hands_its_options_on_and_leaves_the_others_to_the_model(fovea, stage):
+def test_chat_hands_its_options_and_the_knobs_of_a_method_on_and_leaves_the_others_to_the_model(fovea, stage):
     fovea("chat", "hi", "-s", "Be brief.", "-t", "0", "-n", "2", "--seed", "5", "--model", "parrot")
     sent = stage.stub.seen[-1]
     assert [turn["role"] for turn in sent["messages"]] == ["system", "user"]
@@ -202,6 +188,13 @@ def test_chat_hands_its_options_on_and_leaves_the_others_to_the_model(fovea, sta
         "temperature": 0, "max_tokens": 2, "seed": 5, "model": "parrot", "stream": True,
     }  # fmt: skip
     assert "top_p" not in sent
+    fovea("chat", "hi", "--method", "nearby", "-K", "near=3", "-K", "echo=true", "-K", "kv_ratio=0.5")
+    assert stage.stub.seen[-1]["longctx"] == {"method": "nearby", "near": 3, "echo": True, "kv_ratio": 0.5}
+    code, _, err = fovea("chat", "hi", "--method", "nearby", "-K", "neer=3")
+    assert code == 2
+    assert "Did you mean --near?" in err
+    fovea("chat", "hi")
+    assert "longctx" not in stage.stub.seen[-1]
 
 
 def test_methods_are_listed_and_one_shows_its_knobs_as_flags(fovea):
@@ -214,16 +207,6 @@ def test_methods_are_listed_and_one_shows_its_knobs_as_flags(fovea):
     assert "Words that are heard. [8]" in out
     assert lines(fovea("methods", "--json")[1])[1]["name"] == "nearby"
     assert "Methods: dense, nearby." in fovea("methods", "far")[2]
-
-
-def test_a_chats_method_takes_the_knobs_that_the_service_describes(fovea, stage):
-    fovea("chat", "hi", "--method", "nearby", "-K", "near=3", "-K", "echo=true", "-K", "kv_ratio=0.5")
-    assert stage.stub.seen[-1]["longctx"] == {"method": "nearby", "near": 3, "echo": True, "kv_ratio": 0.5}
-    code, _, err = fovea("chat", "hi", "--method", "nearby", "-K", "neer=3")
-    assert code == 2
-    assert "Did you mean --near?" in err
-    fovea("chat", "hi")
-    assert "longctx" not in stage.stub.seen[-1]
 
 
 @pytest.mark.parametrize(
@@ -306,13 +289,6 @@ def test_watching_a_job_that_fails_ends_with_exit_code_one(fovea, folder, stage,
     assert lines(fovea("jobs", "cancel", job, "--json")[1])[0]["status"] == "cancelled"
     assert lines(fovea("jobs", "get", job, "--json")[1])[0]["status"] == "cancelled"
     assert job in {told["id"] for told in lines(fovea("jobs", "list", "--json")[1])}
-
-
-def test_no_gateway_is_one_line_that_names_make_run(fovea):
-    code, out, err = fovea("models", "--url", "http://127.0.0.1:9")
-    assert (code, out, len(err.splitlines())) == (6, "", 1)
-    assert "make run" in err
-    assert lines(fovea("models", "--url", "http://127.0.0.1:9", "--json")[1])[0]["error"]["code"] == "not_ready"
 
 
 def test_the_key_comes_from_the_environment_or_the_flag(fovea, tmp_path, monkeypatch):

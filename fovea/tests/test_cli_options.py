@@ -1,8 +1,11 @@
-"""Options from schemas and wire types, sources from words, and what the screen writes."""
+"""Texts of `--help`, options from schemas and wire types, plug-in verbs, and what the screen writes."""
 
 import json
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
+from importlib.metadata import EntryPoint
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -15,6 +18,7 @@ from typer.testing import CliRunner
 from fovea.api.image import ImageBytes
 from fovea.api.mask import SegmentIn
 from fovea.api.text import ChatRequest
+from fovea.cli import plugins, source_handlers
 from fovea.cli.commands import run
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.input_files import find_images
@@ -22,6 +26,7 @@ from fovea.cli.option_groups import add_request_options, expand_options
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import describe_options, is_picture, list_picture_fields, parse_options, split_arguments
 from fovea.errors import InvalidOption, NotFound, TooLarge
+from tests.command import help_runner
 
 
 class Mixed(BaseModel):
@@ -78,17 +83,11 @@ def test_a_text_becomes_what_the_schema_asks_for_and_the_gateway_checks_the_rest
         assert parse_options([(name, text)], SCHEMA) == {name: value}
 
 
-def test_a_list_is_given_entry_by_entry_and_of_another_option_the_last_counts():
+def test_a_list_is_given_entry_by_entry_and_an_option_without_its_value_or_unknown_is_refused():
     pairs = [("words", "a"), ("threshold", "0.1"), ("words", "b, c"), ("threshold", "0.2"), ("words", '["d, e"]')]
     assert parse_options(pairs, SCHEMA) == {"words": ["a", "b", "c", "d, e"], "threshold": 0.2}
-
-
-def test_an_option_without_its_value_is_refused():
     with pytest.raises(InvalidOption, match="--prompt has no value"):
         split_arguments(["a.png", "--prompt"], SCHEMA)
-
-
-def test_an_unknown_option_is_answered_with_the_nearest_or_with_all():
     with pytest.raises(InvalidOption, match="--thresold") as caught:
         parse_options([("thresold", "1")], SCHEMA)
     assert caught.value.hint == "Did you mean --threshold?"
@@ -181,7 +180,7 @@ def test_the_wire_types_bounds_are_checked_before_anything_is_sent(verb, words):
     assert (code, called) == (2, {})
 
 
-def test_folders_are_spelled_out_in_order_and_stems_safe(tmp_path):
+def test_folders_are_spelled_out_in_order_stems_safe_and_a_name_with_a_bracket_is_first_a_file(tmp_path):
     for name in ("b.PNG", "a.jpg", "._a.jpg", "c.txt", "d.tiff"):
         (tmp_path / name).touch()
     (tmp_path / "deep").mkdir()
@@ -190,6 +189,10 @@ def test_folders_are_spelled_out_in_order_and_stems_safe(tmp_path):
     assert names == ["a.jpg", "b.PNG", "d.tiff", "e.png"]
     found = find_images(["x/a.png", "y/a.jpg", "-", "http://h/p/a.png?q=/etc/x", "http://h/", "z/a b$.png"])
     assert [source.stem for source in found] == ["a", "a-2", "stdin", "a-3", "picture", "a_b_"]
+    (tmp_path / "a[1].png").touch()
+    assert [source.stem for source in find_images([str(tmp_path / "a[1].png")])] == ["a_1_"]
+    with pytest.raises(NotFound, match="No file matches"):
+        find_images([str(tmp_path / "b[1].png")])
 
 
 @given(st.lists(st.sampled_from(["a.png", "a-2.png", "b/a.png", "a.jpg"]), max_size=8))
@@ -198,14 +201,7 @@ def test_nothing_that_is_written_overwrites_anything_else(names):
     assert len(stems) == len(set(stems)) == len(names)
 
 
-def test_a_name_with_a_bracket_is_a_file_before_it_is_a_pattern(tmp_path):
-    (tmp_path / "a[1].png").touch()
-    assert [source.stem for source in find_images([str(tmp_path / "a[1].png")])] == ["a_1_"]
-    with pytest.raises(NotFound, match="No file matches"):
-        find_images([str(tmp_path / "b[1].png")])
-
-
-def test_errors_are_one_line_for_people_and_one_object_for_programs(capsys):
+def test_errors_are_one_line_or_one_object_and_what_a_model_says_is_never_markup(capsys):
     error = TooLarge("It has [3] bytes.", hint="Send fewer.", field="image")
     Screen().error(error, about="a[b].png")
     Screen(as_json=True).error(error, about="a[b].png")
@@ -213,9 +209,6 @@ def test_errors_are_one_line_for_people_and_one_object_for_programs(capsys):
     assert err.strip() == "a[b].png: It has [3] bytes. Send fewer."
     told = json.loads(out)
     assert (told["file"], told["error"]["status"], told["error"]["field"]) == ("a[b].png", 413, "image")
-
-
-def test_what_a_model_says_is_never_markup(capsys):
     screen = Screen()
     screen.text("[bold]x[/] [/]")
     screen.facts({"[red]name": "[blink]value", "empty": "", "none": None})
@@ -224,3 +217,132 @@ def test_what_a_model_says_is_never_markup(capsys):
     assert "[red]name" in out
     assert "[blink]value" in out
     assert "empty" not in out
+
+
+PLUGIN = '''"""A module that is heavy to import."""
+import sys
+import typer
+sys.modules["plugin_was_loaded"] = sys
+{imports}
+
+def dig(depth: int = 1, fail: bool = False) -> None:
+    """Dig a hole.
+
+    As deep as wanted.
+    """
+    typer.echo(f"dug {{depth}}")
+
+from fovea.cli.common_options import Connection
+
+app = typer.Typer(help="Several verbs.")
+
+@app.command()
+def one(*, gateway: Connection) -> None:
+    """The first."""
+    typer.echo(f"one {{gateway.url}}")
+
+@app.command()
+def two() -> None:
+    """The second."""
+'''
+
+
+@pytest.fixture
+def fovea(monkeypatch, capfdbinary):
+    return help_runner(monkeypatch, capfdbinary)
+
+
+@pytest.fixture
+def plug_in(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "plugin_was_loaded", raising=False)
+
+    def install(*points, imports=""):
+        (tmp_path / "hole_digger").mkdir(exist_ok=True)
+        (tmp_path / "hole_digger/__init__.py").write_text("")
+        (tmp_path / "hole_digger/verbs.py").write_text(PLUGIN.format(imports=imports))
+        made = [EntryPoint(name, value, plugins.GROUP) for name, value in points]
+        monkeypatch.setattr(plugins, "entries", lambda group: made if group == plugins.GROUP else [])
+        monkeypatch.setattr(source_handlers, "entries", lambda *_: [])
+        for name in [name for name in sys.modules if name.startswith("hole_digger")]:
+            monkeypatch.delitem(sys.modules, name)
+
+    return install
+
+
+JOBS = [f"jobs {verb}" for verb in ("list", "get", "watch", "cancel", "retry", "result")]
+JUDGED = ("pair", "batch", "agreement", "ensemble", "templates", "calibrate")
+VERBS = ["", "models", "segment", "chat", "run", "jobs", *JOBS, "judge", *(f"judge {verb}" for verb in JUDGED)]
+
+
+@pytest.mark.parametrize("words", VERBS, ids=lambda words: words or "fovea")
+def test_help_says_what_it_said(fovea, plug_in, snapshot, words):
+    plug_in()
+    code, out, err = fovea(*words.split(), "--help")
+    assert (code, err) == (0, "")
+    assert out == snapshot
+
+
+def test_plug_ins_are_named_with_their_first_line_and_not_loaded(fovea, plug_in):
+    plug_in(("dig", "hole_digger.verbs:dig"), ("many", "hole_digger.verbs:app"), ("gone", "not_there.at_all:x"))
+    code, out, _ = fovea("--help")
+    assert code == 0
+    panel = out.partition("Plug-ins")[2]
+    assert "Dig a hole." in panel
+    assert "A module that is heavy to import." in panel
+    assert "gone" in panel
+    assert "plugin_was_loaded" not in sys.modules
+
+
+def test_a_plug_in_function_or_app_is_a_command(fovea, plug_in):
+    plug_in(("dig", "hole_digger.verbs:dig"))
+    assert fovea("dig", "--depth", "3")[:2] == (0, "dug 3")
+    assert "--depth" in fovea("dig", "--help")[1]
+    assert fovea("dig", "--depth", "x")[0] == 2
+    plug_in(("many", "hole_digger.verbs:app"))
+    assert fovea("many", "one", "--url", "http://a")[:2] == (0, "one http://a")
+    assert "The second." in fovea("many", "--help")[1]
+    plug_in(("judge.dig", "hole_digger.verbs:dig"))
+    assert fovea("judge", "dig", "--depth", "3")[:2] == (0, "dug 3")
+    assert ["Dig a hole." in fovea(*words, "--help")[1] for words in (["judge"], [])] == [True, False]
+
+
+def test_a_plug_in_cannot_take_the_place_of_a_verb_and_one_that_lacks_a_library_says_what_to_install(fovea, plug_in):
+    plug_in(("models", "hole_digger.verbs:dig"))
+    assert "served models" in fovea("models", "--help")[1]
+    plug_in(("dig", "hole_digger.verbs:dig"))
+    code, _, err = fovea("segmnt", "x.png")
+    assert (code, "segment" in err) == (2, True)
+    assert "dig" in fovea("digg")[2]
+    assert fovea("--version") == (0, f"fovea {metadata.version('fovea-serve')}", "")
+    plug_in(("dig", "hole_digger.verbs:dig [cpu,vision]"), imports="import a_library_nobody_has")
+    code, _, err = fovea("dig")
+    assert code == 6
+    assert "a_library_nobody_has" in err
+    assert "pip install 'fovea-platform[cpu,vision]'" in err
+    plug_in(("dig", "hole_digger.verbs:dig"), imports="import a_library_nobody_has")
+    assert "fovea-platform" not in fovea("dig")[2]
+
+
+@pytest.mark.parametrize(
+    ("attr", "imports", "told"),
+    [
+        ("dog", "", "has no attribute 'dog'"),
+        ("dig", "def broken(:", "SyntaxError"),
+        ("dig", "import hole_digger.vebs", "No module named 'hole_digger.vebs'"),
+    ],
+)
+def test_a_broken_plug_in_is_told_of_and_leaves_other_commands_alone(fovea, plug_in, attr, imports, told):
+    plug_in(("dig", f"hole_digger.verbs:{attr}"), imports=imports)
+    assert fovea("models", "--help")[0] == 0
+    code, _, err = fovea("dig")
+    assert (code, told in err, "can't be loaded" in err) == (8, True, True)
+
+
+def test_the_shell_completes_commands_and_those_of_plug_ins(fovea, plug_in, monkeypatch):
+    plug_in(("many", "hole_digger.verbs:app"))
+    monkeypatch.setenv("_FOVEA_COMPLETE", "complete_bash")
+    for typed, wanted in (("fovea jo", "jobs"), ("fovea jobs wa", "watch"), ("fovea many o", "one")):
+        monkeypatch.setenv("COMP_WORDS", typed)
+        monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+        assert fovea()[1] == wanted

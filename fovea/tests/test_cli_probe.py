@@ -1,5 +1,6 @@
-"""`fovea probe` and `fovea heads`: a study as a job, its artefacts, plans by name, and the loop to a needle grid."""
+"""Verbs that run a study as a job (`probe`, `heads`) or send many pictures (`restore`, `detect`, `classify`)."""
 
+import asyncio
 import base64
 import json
 from types import SimpleNamespace
@@ -7,10 +8,13 @@ from types import SimpleNamespace
 import pytest
 
 from fovea.api.model import ModelEntry
-from fovea.cli.commands import probe
+from fovea.api.restore import ImageSimilarity
+from fovea.cli.batch_images import run_concurrently, write_files
+from fovea.cli.commands import probe, restore
 from fovea.cli.common_options import Connection
 from fovea.cli.output import Screen
-from fovea.errors import NotReady
+from fovea.errors import DeadlineExceeded, NotReady, TooLarge
+from services.gateway.tests.stub_service import AFTER, Seeing, plain, restored
 from tests.command import command_runner
 
 EVIDENCE = {"schema": "retrieval-report/1", "scores": [[0.5, 0.0]]}
@@ -73,7 +77,7 @@ class FakeClient:
 
 
 @pytest.fixture
-def fovea(monkeypatch, capfdbinary):
+def study(monkeypatch, capfdbinary):
     client = FakeClient({"retrieval-heads": HEADS, "head-plans": HEADS, "needle-grid": GRID})
     monkeypatch.setattr(Connection, "open", lambda _: client)
     monkeypatch.setenv("NO_COLOR", "1")
@@ -81,47 +85,47 @@ def fovea(monkeypatch, capfdbinary):
     return lambda *words, verb="probe": (*run(verb, *words), client)
 
 
-def test_experiments_are_listed_and_a_study_told_with_its_warnings(fovea):
-    code, out, _, _ = fovea()
+def test_experiments_are_listed_and_a_study_told_with_its_warnings(study):
+    code, out, _, _ = study()
     assert (code, out.splitlines()[0]) == (0, "retrieval-heads\tStudies retrieval-heads.")
-    code, _, err, client = fovea("retrieval-head")
+    code, _, err, client = study("retrieval-head")
     assert (code, "Did you mean retrieval-heads?" in err, client.asked) == (4, True, [])
-    assert "Experiments: retrieval-heads, head-plans, needle-grid." in fovea("yolo9tr")[2]
-    code, out, err, client = fovea("retrieval-heads", "-O", "samples=4", "--lm", "tiny")
+    assert "Experiments: retrieval-heads, head-plans, needle-grid." in study("yolo9tr")[2]
+    code, out, err, client = study("retrieval-heads", "-O", "samples=4", "--lm", "tiny")
     assert (code, client.asked) == (0, [("probe", {"model": "retrieval-heads", "lm": "tiny", "samples": 4})])
     assert "1-0" in out
     assert "Few samples." in err
 
 
-def test_a_long_table_says_how_much_is_shown_and_a_pipe_gets_all(fovea, monkeypatch):
+def test_a_long_table_says_how_much_is_shown_and_a_pipe_gets_all(study, monkeypatch):
     rows = [[f"{n}-0", n / 100] for n in range(100)]
     monkeypatch.setitem(HEADS, "tables", [{"name": "top", "columns": ["head", "score"], "rows": rows}])
-    _, out, err, _ = fovea("retrieval-heads", "--format", "table")
+    _, out, err, _ = study("retrieval-heads", "--format", "table")
     assert ("59-0" in out, "60-0" in out, "60 of 100 rows" in err) == (True, False, True)
-    assert len(fovea("retrieval-heads")[1].splitlines()) == 104  # a title, two numbers, a head and the rows
+    assert len(study("retrieval-heads")[1].splitlines()) == 104  # a title, two numbers, a head and the rows
 
 
-def test_a_stored_report_is_fetched_as_page_and_figure(fovea, monkeypatch, tmp_path):
+def test_a_stored_report_is_fetched_as_page_and_figure(study, monkeypatch, tmp_path):
     monkeypatch.setitem(HEADS, "manifest", {"report": "abc"})
-    fovea("retrieval-heads", "-o", tmp_path)
+    study("retrieval-heads", "-o", tmp_path)
     assert (tmp_path / "retrieval-heads.html").read_text() == "/v1/probe/reports/abc as html"
 
 
 @pytest.mark.parametrize("error", [NotReady("The connection broke.", hint="Try again."), KeyboardInterrupt()])
-def test_a_lost_connection_names_the_job_and_how_to_go_on(fovea, monkeypatch, error):
+def test_a_lost_connection_names_the_job_and_how_to_go_on(study, monkeypatch, error):
     def events(self, job_id):
         yield SimpleNamespace(progress=0.5, note="1 of 2 cells", status="running")
         raise error
 
     monkeypatch.setattr(FakeClient, "events", events)
-    code, _, err, _ = fovea("retrieval-heads")
+    code, _, err, _ = study("retrieval-heads")
     assert code == (130 if isinstance(error, KeyboardInterrupt) else 6)
     assert "The job retrieval-heads goes on. Follow it: fovea jobs watch retrieval-heads." in err
     assert "fovea jobs result retrieval-heads -o FILE" in err
 
 
-def test_loop_hands_the_plan_to_the_method_and_shows_both_grids(fovea, tmp_path):
-    code, out, _, client = fovea("retrieval-heads", "--then", "duo", "--lengths", "350", "-o", str(tmp_path / "out"))
+def test_loop_hands_the_plan_to_the_method_and_shows_both_grids(study, tmp_path):
+    code, out, _, client = study("retrieval-heads", "--then", "duo", "--lengths", "350", "-o", str(tmp_path / "out"))
     assert code == 0
     methods = [request.get("longctx") for _, request in client.asked]
     assert methods == [None, {"method": "dense"}, {"method": "duo", "plan": PLAN}]
@@ -135,32 +139,36 @@ def test_loop_hands_the_plan_to_the_method_and_shows_both_grids(fovea, tmp_path)
     assert (tmp_path / "out" / "needle-duo.svg").read_text() == "needle-grid as image/svg+xml"
 
 
-def test_study_without_a_plan_ends_the_loop_in_words(fovea):
-    code, _, err, client = fovea("needle-grid", "--then", "duo")
+def test_a_study_without_a_plan_or_without_heads_ends_in_words(study, monkeypatch):
+    code, _, err, client = study("needle-grid", "--then", "duo")
     assert code == 2
     assert "no head plan" in err
     assert len(client.asked) == 1
+    monkeypatch.setitem(HEADS, "artefacts", [])
+    code, _, err, _ = study("calibrate", "mine", verb="heads")
+    assert code == 2
+    assert "no retrieval heads" in err
 
 
 @pytest.mark.parametrize("words", [["-O", "samples"], ["--then", "duo", "--lengths", "many"]])
-def test_bad_words_are_told(fovea, words):
-    code, _, err, _ = fovea("retrieval-heads", *words)
+def test_bad_words_are_told(study, words):
+    code, _, err, _ = study("retrieval-heads", *words)
     assert code == 2
     assert err
 
 
-def test_programs_get_json_lines_and_other_kinds_take_the_options(fovea):
-    code, _, _, client = fovea("calibrate", "mine", "--kind", "duo", "-O", "samples=30", verb="heads")
+def test_programs_get_json_lines_and_other_kinds_take_the_options(study):
+    code, _, _, client = study("calibrate", "mine", "--kind", "duo", "-O", "samples=30", verb="heads")
     assert code == 0
     asked = {"model": "head-plans", "kind": "duo", "name": "mine", "samples": 30}
     assert [request for _, request in client.asked] == [asked]
-    _, out, _, _ = fovea("retrieval-heads", "--json")
+    _, out, _, _ = study("retrieval-heads", "--json")
     assert json.loads(out)["title"] == "Retrieval heads"
 
 
-def test_a_plan_by_name_is_made_of_what_retrieval_finds(fovea, tmp_path):
+def test_a_plan_by_name_is_made_of_what_retrieval_finds(study, tmp_path):
     words = ("calibrate", "mine", "--lm", "tiny", "-O", "samples=4", "--share", "0.25", "-o", str(tmp_path))
-    code, _, err, client = fovea(*words, verb="heads")
+    code, _, err, client = study(*words, verb="heads")
     assert code == 0
     assert [request for _, request in client.asked] == [
         {"model": "retrieval-heads", "lm": "tiny", "samples": 4},
@@ -170,22 +178,131 @@ def test_a_plan_by_name_is_made_of_what_retrieval_finds(fovea, tmp_path):
     assert (tmp_path / "head-plan.json").exists()
 
 
-def test_calibration_that_finds_nothing_says_so(fovea, monkeypatch):
-    monkeypatch.setitem(HEADS, "artefacts", [])
-    code, _, err, _ = fovea("calibrate", "mine", verb="heads")
-    assert code == 2
-    assert "no retrieval heads" in err
-
-
 def test_binary_artefacts_are_written_as_they_are(tmp_path):
     artefact = {"name": "edges.npz", "content": base64.b64encode(b"PK\x00\xff").decode(), "encoding": "base64"}
     probe.save_report({**HEADS, "artefacts": [artefact]}, "edges", tmp_path, Screen(as_json=False))
     assert (tmp_path / "edges.npz").read_bytes() == b"PK\x00\xff"
 
 
-def test_counts_stay_whole_and_a_pipe_gets_all_digits(fovea, monkeypatch):
+def test_counts_stay_whole_and_a_pipe_gets_all_digits(study, monkeypatch):
     monkeypatch.setitem(HEADS, "scalars", {"edges": {"value": 32491.0, "unit": "", "note": ""}})
     monkeypatch.setitem(HEADS, "tables", [{"name": "top", "columns": ["score"], "rows": [[0.123456789], [2048.0]]}])
     for form, told in (("table", ["32491", "0.123", "2048"]), ("csv", ["32491", "0.123456789", "2048"])):
-        words = fovea("retrieval-heads", "--format", form)[1].replace(",", " ").split()
+        words = study("retrieval-heads", "--format", form)[1].replace(",", " ").split()
         assert [word for word in words if word[0].isdigit()] == told
+
+
+SERVICE = Seeing
+
+
+@pytest.fixture
+def here(folder, monkeypatch):
+    """The current folder, with a picture `a.jpg`."""
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_a_picture_is_sent_with_the_options_and_written_with_its_facts(fovea, stage, here):
+    told = fovea("restore", "a.jpg", "--variant", "paper", "-o", "out")[:2]
+    assert told == (0, "a.jpg: 320×240, paper, changed by 25.0 % of white\n")
+    assert stage.stub.seen[-1] == {"variant": "paper"}
+    assert (here / "out/a.restored.png").read_bytes() == plain(AFTER)
+    assert json.loads((here / "out/a.json").read_text())["estimate"]["tiles"] == 6
+
+
+def test_one_failure_is_counted_and_what_takes_too_long_is_a_job(fovea, stage, here):
+    stage.stub.fails = [TooLarge("The picture is too large.")]
+    _, _, err = fovea("restore", "a.jpg", "-o", "out")
+    assert ("a.jpg: The picture is too large." in err, "1 of 1 failed." in err) == (True, True)
+    assert not (here / "out").exists()
+    stage.stub.fails = [DeadlineExceeded("too long")]
+    code, _, err = fovea("restore", "a.jpg", "-o", "out")
+    assert (code, "Continues as job job-" in err) == (0, True)
+    assert (here / "out/a.restored.png").exists()
+
+
+def test_a_reference_goes_along_and_all_layers_that_came_are_written_with_cost_and_likeness(here):
+    sent = restore._RestoreBatch(Screen(), {"model": None}, reference=here / "a.jpg").build_call(b"x")
+    assert set(sent.files) == {"image", "reference"}
+    files = write_files(here, "a", restore.list_files(restored(reflection=b"r", comparison=b"c")))
+    assert {file.rpartition("/")[2] for file in files} == {
+        "a.restored.png", "a.reflection.png", "a.comparison.jpg", "a.json",
+    }  # fmt: skip
+    assert restore.summarise(restored(restored=None)) == "320×240 in 6 tiles would take about 2.5 s and 1,234 MiB"
+    before, after = ImageSimilarity(psnr=20, ssim=0.8), ImageSimilarity(psnr=None, ssim=1)
+    assert restore.summarise(restored(input_likeness=before, likeness=after)).endswith("20.0 dB → equal")
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "told", "sent"),
+    [
+        ("classify", [], "boot 80.0%, dress 40.0%, hat 20.0%", {"model": "first"}),
+        ("classify", ["--tile", "96"], "1 × boot, 1 × dress, 1 × hat, 1 × shoe", {"tile": "96", "model": "first"}),
+        ("classify", ["--model", "second"], "shoe 60.0%, boot 30.0%, dress 15.0%", {"model": "second"}),
+        ("detect", ["--confidence", "0.4"], "2 × crack", {"confidence": "0.4", "model": "road"}),
+    ],
+)
+def test_a_picture_is_told_in_a_line_and_options_reach_the_model(fovea, stage, here, verb, options, told, sent):
+    assert fovea(verb, "a.jpg", *options)[:2] == (0, f"a.jpg: {told}\n")
+    assert stage.stub.seen[-1] == sent
+
+
+@pytest.mark.parametrize(
+    ("verb", "also", "files"),
+    [
+        ("classify", [], {"a.classes.jpg": "image/jpeg"}),
+        (
+            "detect",
+            ["csv", "crops"],
+            {"a.boxes.jpg": "image/jpeg", "a.csv": "text/csv", "a.crops.zip": "application/zip"},
+        ),
+    ],
+)
+def test_answer_and_further_forms_are_written_where_asked(fovea, here, verb, also, files):
+    _, out, _ = fovea(verb, "a.jpg", "-o", "out", "--json", *(word for form in also for word in ("--also", form)))
+    answer = json.loads((here / "out/a.json").read_text())
+    assert (answer.get("results") or answer["detections"])[0]["label"] in {"boot", "crack"}
+    written = {path.name: path.read_text() for path in (here / "out").iterdir() if path.suffix != ".json"}
+    assert written == {name: f"a file of {kind}" for name, kind in files.items()}
+    assert json.loads(out)["file"] == "a.jpg"
+
+
+def test_detections_of_many_pictures_some_of_one_name_are_one_coco_file(fovea, here):
+    for name in ("one/a.jpg", "two/a.jpg", "two/b.jpg"):
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).write_bytes((here / "a.jpg").read_bytes())
+    fovea("detect", "*/*.jpg", "-o", "out", "--also", "coco", "--confidence", "0.4")
+    held = json.loads((here / "out/coco.json").read_text())
+    assert [image["file_name"] for image in held["images"]] == ["b.jpg", "one/a.jpg", "two/a.jpg"]
+    assert held["annotations"][0] == {
+        "id": 1, "image_id": 1, "category_id": 1, "bbox": [20, 20, 100, 40], "area": 4000, "iscrowd": 0,
+        "segmentation": [], "score": 0.9,
+    }  # fmt: skip
+    assert [category["name"] for category in held["categories"]] == ["crack"]
+    assert [row["image_id"] for row in held["annotations"]] == [1, 1, 2, 2, 3, 3]
+
+
+def test_yolo_files_come_with_the_names_of_all_classes_of_the_model(fovea, here):
+    fovea("detect", "a.jpg", "-o", "out", "--also", "yolo")
+    assert (here / "out/a.txt").read_text().startswith("a file of text/plain")
+    assert (here / "out/classes.txt").read_text() == "crack\nhole\n"
+
+
+@pytest.mark.parametrize("words", [["--also", "pdf", "-o", "out"], ["--also", "csv"]])
+def test_a_form_that_there_is_not_or_no_folder_is_refused(fovea, stage, here, words):
+    asked = len(stage.stub.seen)
+    assert (fovea("detect", "a.jpg", *words)[0], len(stage.stub.seen)) == (2, asked)
+
+
+def test_deeds_never_run_more_than_so_many_at_a_time():
+    running, most = 0, 0
+
+    async def deed():
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+
+    asyncio.run(run_concurrently([deed] * 9, 3, Screen(as_json=True), "doing"))
+    assert (running, most) == (0, 3)

@@ -2,8 +2,7 @@
 
 import inspect
 import json
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import httpx2
 import pytest
@@ -48,8 +47,10 @@ def test_segments_bytes_a_path_and_a_file_alike(client, tmp_path):
     assert (len({answer.area for answer in answers}), answers[0].width, answers[0].height) == (1, 320, 240)
 
 
-def test_forms_come_as_bytes_and_an_example_can_be_sent(client):
-    answer = client.segment(PICTURE, include=["overlay", "probability"])
+def test_options_arrive_forms_come_as_bytes_and_an_example_can_be_sent(client, stage):
+    answer = client.segment(PICTURE, threshold=0.25, include=["overlay", "probability"], keep_largest=True)
+    told = {"threshold": "0.25", "include": '["overlay", "probability"]', "keep_largest": "true"}
+    assert (stage.stub.seen[-1]["options"], stage.stub.seen[-1]["bytes"]) == (told, len(PICTURE))
     assert answer.mask is None
     assert (answer.overlay or b"").startswith(b"\xff\xd8\xff")
     assert (answer.probability or b"").startswith(b"\x89PNG")
@@ -59,7 +60,7 @@ def test_forms_come_as_bytes_and_an_example_can_be_sent(client):
     assert client.run("segment", pictures={"image": PICTURE}, accept="image/png").startswith(b"\x89PNG")
 
 
-def test_what_a_service_makes_a_job_of_is_waited_for_and_answered_alike(client, stage):
+def test_what_a_service_makes_a_job_of_is_waited_for_and_answered_alike_and_so_is_a_full_queue(client, stage):
     asked = {"query": "q", "passage": "p"}
     at_once = client.run("judge", asked)
     stage.stub.long = 1
@@ -67,6 +68,10 @@ def test_what_a_service_makes_a_job_of_is_waited_for_and_answered_alike(client, 
     assert [(job.path, job.status) for job in client.jobs.list(1)] == [("/v1/judge", "succeeded")]
     stage.stub.long = 1
     assert client.run("judge", asked, accept="text/html").startswith(b"{")
+    stage.stub.busy = 2
+    with Client(stage.url, retry_policy=RetryPolicy(tries=3, longest=2)) as patient:
+        assert patient.segment(PICTURE).width == 320
+    assert stage.stub.busy == 0
 
 
 def test_chat_answers_whole_and_streamed_and_a_refused_stream_raises_first(client):
@@ -123,116 +128,85 @@ def test_the_same_key_twice_is_one_job_and_a_cancelled_one_stays_cancelled(clien
     assert [event.status for event in client.jobs.events(job.id)] == ["cancelled"]
 
 
-def test_a_full_queue_is_waited_for(stage):
-    stage.stub.busy = 2
-    with Client(stage.url, retry_policy=RetryPolicy(tries=3, longest=2)) as client:
-        assert client.segment(PICTURE).width == 320
-    assert stage.stub.busy == 0
+JOB = {"id": "1", "service": "s", "path": "/", "created": "2026-01-01T00:00:00Z"}
+AWAY = httpx2.ConnectError("refused")
+CUT = httpx2.RemoteProtocolError("peer closed connection without sending complete message body")
 
 
-def test_one_client_serves_several_threads(client):
-    found: list[int] = []
-    threads = [threading.Thread(target=lambda: found.append(client.segment(PICTURE).area)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (len(found), len(set(found))) == (4, 1)
+class Events(httpx2.SyncByteStream, httpx2.AsyncByteStream):
+    """One event for each state; an error cuts the stream."""
+
+    def __init__(self, *told: str | Exception) -> None:
+        self.told = told
+
+    def __iter__(self) -> Iterator[bytes]:
+        for each in self.told:
+            if isinstance(each, Exception):
+                raise each
+            yield b"data: %b\n\n" % json.dumps({**JOB, "status": each}).encode()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for each in self:
+            yield each
 
 
-def test_a_broken_stream_of_events_is_taken_up_again():
-    job = {"id": "1", "service": "s", "path": "/", "created": "2026-01-01T00:00:00Z"}
-    asked = []
+class Scripted(httpx2.MockTransport):
+    """A gateway that gives these answers to what it is asked of a job, one after the other."""
 
-    def gateway(request: httpx2.Request) -> httpx2.Response:
-        asked.append(request.url.path)
-        status = "running" if len(asked) == 1 else "succeeded"
-        body = httpx2.Response(200, json={**job, "status": status}).content
-        return httpx2.Response(200, content=b"data: %b\n\n" % body, headers={"content-type": "text/event-stream"})
+    def __init__(self, *steps: httpx2.Response | Exception) -> None:
+        super().__init__(self.answer)
+        self.steps = list(steps)
 
-    with Client(transport=httpx2.MockTransport(gateway)) as client:
+    def answer(self, request: httpx2.Request) -> httpx2.Response:
+        assert request.url.path.startswith("/v1/jobs/1")
+        step = self.steps.pop(0)
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+
+def stream(*told: str | Exception) -> httpx2.Response:
+    return httpx2.Response(200, stream=Events(*told), headers={"content-type": "text/event-stream"})
+
+
+@pytest.mark.parametrize("lost", [(), (CUT, AWAY, AWAY, AWAY)], ids=["ended", "restarted"])
+async def test_events_that_end_early_go_on_also_over_a_restart_of_the_gateway(monkeypatch, lost):
+    for kind in ("client", "async_client"):
+        monkeypatch.setattr(f"fovea.{kind}.STREAM_RESUME_S", 0)
+
+    def gateway() -> Scripted:
+        return Scripted(stream("running", *lost[:1]), *lost[1:], stream("succeeded"))
+
+    with Client(transport=gateway()) as client:
         assert [seen.status for seen in client.jobs.events("1")] == ["running", "succeeded"]
-    assert asked == ["/v1/jobs/1/events"] * 2
+    async with AsyncClient(transport=gateway()) as aclient:
+        assert [seen.status async for seen in aclient.jobs.events("1")] == ["running", "succeeded"]
 
 
-class Restarting:
-    """A gateway that breaks off after the first state of a job, is away for three connections, and goes on."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-
-    def answer(self, _: httpx2.Request) -> httpx2.Response:
-        self.asked += 1
-        if 1 < self.asked < 5:
-            raise httpx2.ConnectError("refused")
-        status = "running" if self.asked == 1 else "succeeded"
-        return httpx2.Response(200, content=self.stream(status), headers={"content-type": "text/event-stream"})
-
-    def stream(self, status: str) -> Iterator[bytes]:
-        job = {"id": "1", "service": "s", "path": "/", "created": "2026-01-01T00:00:00Z", "status": status}
-        yield b"data: %b\n\n" % json.dumps(job).encode()
-        if status == "running":
-            raise httpx2.RemoteProtocolError("peer closed connection without sending complete message body")
-
-
-def test_events_go_on_after_a_restart_of_the_gateway_but_not_for_ever(monkeypatch):
+def test_events_of_a_gateway_that_was_never_there_or_stays_away_do_not_go_on_for_ever(monkeypatch):
     monkeypatch.setattr("fovea.client.STREAM_RESUME_S", 0)
-    gateway = Restarting()
-    with Client(transport=httpx2.MockTransport(gateway.answer)) as client:
-        assert [seen.status for seen in client.jobs.events("1")] == ["running", "succeeded"]
-        assert gateway.asked == 5
-        gateway.asked = 1
-        with pytest.raises(errors.NotReady):  # it was not there at all
-            next(client.jobs.events("1"))
-        monkeypatch.setattr("fovea.retry.AWAY_S", 0)
-        gateway.asked = 0
-        with pytest.raises(errors.NotReady):
-            list(client.jobs.events("1"))
-
-
-def answer_polls(asked: list[str]) -> Callable[[httpx2.Request], httpx2.Response]:
-    """A gateway that tells a job's state, is away, then has its caller's rate used up, and goes on."""
-
-    def answer(request: httpx2.Request) -> httpx2.Response:
-        asked.append(request.url.path)
-        if len(asked) == 2:
-            raise httpx2.ConnectError("refused")
-        if len(asked) == 3:
-            return httpx2.Response(429, headers={"retry-after": "50"})
-        job = {"id": "1", "service": "s", "path": "/", "created": "2026-01-01T00:00:00Z"}
-        return httpx2.Response(200, json={**job, "status": "running" if len(asked) == 1 else "succeeded"})
-
-    return answer
+    with Client(transport=Scripted(AWAY)) as client, pytest.raises(errors.NotReady):
+        next(client.jobs.events("1"))
+    monkeypatch.setattr("fovea.retry.AWAY_S", 0)
+    gateway = Scripted(stream("running", CUT), AWAY, AWAY)
+    with Client(transport=gateway) as client, pytest.raises(errors.NotReady):
+        list(client.jobs.events("1"))
 
 
 async def test_waiting_outlasts_a_restart_of_the_gateway_and_a_rate_that_is_used_up():
     heard: list[str] = []
-    with Client(transport=httpx2.MockTransport(answer_polls([]))) as client:
+
+    def gateway() -> Scripted:
+        running, succeeded = (httpx2.Response(200, json={**JOB, "status": each}) for each in ("running", "succeeded"))
+        return Scripted(running, AWAY, httpx2.Response(429, headers={"retry-after": "50"}), succeeded)
+
+    with Client(transport=gateway()) as client:
         client.jobs.wait("1", on_change=lambda job: heard.append(job.status))
-    async with AsyncClient(transport=httpx2.MockTransport(answer_polls([]))) as aclient:
+    async with AsyncClient(transport=gateway()) as aclient:
         await aclient.jobs.wait("1", on_change=lambda job: heard.append(job.status))
     assert heard == ["running", "succeeded"] * 2
-    away = httpx2.MockTransport(answer_polls(["away from the start"]))
-    with Client(transport=away) as client, pytest.raises(errors.NotReady):
+    with Client(transport=Scripted(AWAY)) as client, pytest.raises(errors.NotReady):
         client.jobs.wait("1")
-
-
-async def test_the_async_client_follows_a_job_over_a_restart(monkeypatch):
-    monkeypatch.setattr("fovea.async_client.STREAM_RESUME_S", 0)
-    gateway = Restarting()
-
-    async def answer(request: httpx2.Request) -> httpx2.Response:
-        found = gateway.answer(request)
-        pieces = found.stream
-
-        async def stream() -> AsyncIterator[bytes]:
-            for piece in pieces:  # type: ignore[union-attr]
-                yield piece
-
-        return httpx2.Response(200, content=stream(), headers=found.headers)
-
-    async with AsyncClient(transport=httpx2.MockTransport(answer)) as client:
-        assert [seen.status async for seen in client.jobs.events("1")] == ["running", "succeeded"]
 
 
 async def test_an_answer_that_nobody_reads_on_is_closed_at_once():

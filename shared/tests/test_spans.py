@@ -29,14 +29,11 @@ def test_spans_nest_by_the_context(recorded_spans):  # noqa: F811
     assert telemetry.context().traceparent == ""
 
 
-def test_a_stage_of_a_batch_is_in_the_traces_of_all_members(recorded_spans):  # noqa: F811
+def test_a_stage_is_in_the_traces_of_all_members_and_an_error_of_ours_fails_its_span_by_its_code(recorded_spans):  # noqa: F811
     members = [telemetry.span("member", parent="") for _ in range(3)]
     with telemetry.bind(traceparent=",".join(one.traceparent for one in members)), telemetry.stage("run"):
         pass
     assert len({one.context.trace_id for one in recorded_spans.named("inference")}) == 3
-
-
-def test_an_error_of_ours_fails_its_span_by_its_code(recorded_spans):  # noqa: F811
     with pytest.raises(NotFound), telemetry.span("look"):
         raise NotFound("There is none.")
     span = recorded_spans.one("look")
@@ -66,14 +63,6 @@ def test_histograms_name_the_trace_of_a_sample_in_openmetrics(recorded_spans):  
     plain, kind = telemetry.render_metrics("text/plain")
     assert kind.startswith("text/plain")
     assert trace.encode() not in plain
-
-
-def test_log_lines_carry_trace_and_span(recorded_spans, capsys):  # noqa: F811
-    telemetry.configure_logs("INFO", "json")
-    with telemetry.span("logged", parent="") as span:
-        telemetry.log().info("served")
-    assert span.traceparent.split("-")[2] in capsys.readouterr().err
-    logging.getLogger().handlers.clear()
 
 
 def test_off_it_makes_no_span_and_costs_less_than_two_microseconds():
@@ -135,46 +124,30 @@ def test_an_endpoint_that_does_not_answer_holds_nobody_up():
     assert not telemetry.is_tracing()
 
 
-def test_incoming_trace_is_continued_with_a_span_of_ours():
-    sent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-    passed = telemetry.traceparent(sent)
-    assert passed.split("-")[1] == sent.split("-")[1]
-    assert passed.split("-")[2] != sent.split("-")[2]
-
-
 @pytest.mark.parametrize(
     "bad", [None, "", "xx", "00-zz-1-01", "00-" + "0" * 32 + "-00f067aa0ba902b7-01", "ff-" + "1" * 32 + "-1"]
 )
-def test_broken_trace_is_replaced(bad):
+def test_broken_trace_is_replaced_and_another_continued_with_a_span_of_ours(bad):
     version, trace, span, flags = telemetry.traceparent(bad).split("-")
     assert (version, len(trace), len(span), flags) == ("00", 32, 16, "01")
+    _, trace, span, _ = telemetry.traceparent(PARENT).split("-")
+    assert (trace, span == "b" * 16) == ("a" * 32, False)
 
 
-def test_hostile_request_id_is_replaced():
-    made = telemetry.fresh_context("a\nb", None, "medical-seg")
-    assert "\n" not in made.request_id
-    assert telemetry.fresh_context("mine-1", None, "medical-seg").request_id == "mine-1"
-
-
-def test_context_is_bound_for_a_block_only():
-    with telemetry.bind(service="medical-seg", model="pranet"):
-        assert telemetry.context().model == "pranet"
-    assert telemetry.context().model == ""
-
-
-def test_stage_lands_in_the_histogram_of_service_and_model():
+def test_stage_lands_in_the_histogram_of_the_service_and_model_that_are_bound_for_a_block():
     with telemetry.bind(service="s", model="m"), telemetry.stage("pre"):
-        pass
+        assert telemetry.context().model == "m"
+    assert telemetry.context().model == ""
     text = telemetry.render_metrics()[0].decode()
     assert 'fovea_stage_seconds_count{model="m",service="s",stage="pre"} 1.0' in text
 
 
-def test_json_log_line_carries_the_context(capsys):
+def test_json_log_line_carries_the_context_trace_and_span(recorded_spans, capsys):  # noqa: F811
     telemetry.configure_logs("INFO", "json")
-    with telemetry.bind(request_id="r1", service="s", model="m"):
+    with telemetry.bind(request_id="r1", service="s", model="m"), telemetry.span("logged", parent="") as span:
         telemetry.log().info("served", ms=3)
     line = json.loads(capsys.readouterr().err.strip().splitlines()[-1])
-    assert (line["request_id"], line["service"], line["model"], line["event"], line["ms"]) == (
-        "r1", "s", "m", "served", 3,
-    )  # fmt: skip
+    told = {"request_id": "r1", "service": "s", "model": "m", "event": "served", "ms": 3}
+    assert line.items() >= told.items()
+    assert span.traceparent.split("-")[2] in str(line)
     logging.getLogger().handlers.clear()

@@ -22,13 +22,10 @@ def test_claim_and_its_json_lint_alike(claim):
     assert lint(record) == lint(json.loads(record.model_dump_json())) == []
 
 
-def test_rules_are_independent_and_each_is_named_once():
+def test_rules_are_independent_and_an_invalid_record_is_the_only_finding():
     broken = dict(GOOD[2], kind="attention", when=None, phases=None, retrieval=None, quality=None, counted_in="config")
     rules = [finding.rule for finding in lint(broken)]
     assert rules == ["S2", "S3", "S7", "S8", "S10"]
-
-
-def test_invalid_record_is_the_only_finding_and_names_the_field():
     [finding] = lint(dict(GOOD[0], sparsity_global=1.4, kind=None))
     assert finding.rule == "S0"
     assert "sparsity_global" in finding.message

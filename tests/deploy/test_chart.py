@@ -12,7 +12,7 @@ import yaml
 from fovea_rollouts.traffic_plans import PLANS
 from services.llm_longctx import generation_metrics
 from shared.serving.metrics_server import GpuMemory
-from shared.serving.tests.test_metrics_server import TwoDevices
+from shared.serving.tests.test_watchdog import TwoDevices
 from shared.settings import Settings
 from shared.telemetry import metrics
 from tests.deploy.tools import ROOT, helm, needs_helm, run

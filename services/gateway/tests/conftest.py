@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -183,6 +184,16 @@ def gateway_settings(tmp_path):
 @pytest.fixture
 def ring(tmp_path):
     return KeyRing(tmp_path / "keys.json")
+
+
+@pytest.fixture
+def read_only_keys(monkeypatch):
+    """From its call on the file of keys can not be written."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    return lambda: monkeypatch.setattr("services.gateway.policy.key_file.replace_reserved", refuse)
 
 
 @pytest.fixture

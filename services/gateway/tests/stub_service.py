@@ -1,6 +1,7 @@
 """A service that says the right things without a model: what SDK, CLI and console are tried on, behind a real gateway.
 
-It segments by drawing a soft disc, chats by repeating, and lists one model of a task that no page knows by name.
+`Stub` segments by drawing a soft disc, chats by repeating, and lists one model of a task that no page knows by name.
+`Seeing` has the other tasks of pictures, too.
 """
 
 import asyncio
@@ -9,22 +10,26 @@ import copy
 import io
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 import numpy as np
 from fastapi import FastAPI, Request
 from PIL import Image
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from fovea.api.arrays import ArrayBytes
+from fovea.api.boxes import DetectIn, Detection, DetectOut
+from fovea.api.classes import Candidate, Classified, ClassifyIn, ClassifyOut
 from fovea.api.image import ImageBytes, Times, decode_base64
 from fovea.api.mask import Component, SegmentIn, SegmentOut
 from fovea.api.model import ModelEntry
 from fovea.api.problem import PROBLEM_CONTENT_TYPE, openai_error, problem
-from fovea.api.replica import SCOPES_HEADER
+from fovea.api.restore import Estimate, RestoreIn, RestoreOut, RestoreTimes
 from fovea.api.text import ChatRequest
-from fovea.errors import FoveaError, InvalidOption, Malformed, NotFound, PermissionDenied, QueueFull
+from fovea.errors import FoveaError, InvalidOption, Malformed, NotFound, QueueFull
 
 PAPER = {"title": "A Paper about Discs", "venue": "CVPR", "year": 2021, "url": "https://example.org/discs"}
 DICE = {"name": "dice_at_half", "ours": 0.8731, "paper": 0.912, "data": "60 held-out synthetic frames", "note": None}
@@ -119,9 +124,7 @@ class Stub:
             },
         ]  # fmt: skip
 
-    async def steering_vectors(self, request: Request) -> dict[str, Any]:
-        if "interventions" not in request.headers.get(SCOPES_HEADER, "interventions"):
-            raise PermissionDenied("The key lacks the scope.")
+    async def steering_vectors(self) -> dict[str, Any]:
         layer = {"layer": 3, "norm": 2.0, "activation_norm": 8.0, "separation": 0.9}
         facts = {"version": 1, "tokens": "mean", "positive": 2, "negative": 2, "layers": [layer]}
         models = {"louder@1": "parrot", "slower@1": "turtle"}
@@ -303,3 +306,117 @@ def segmented(asked: SegmentIn, model: str = "disc") -> SegmentOut:
         warnings=["[Nothing] is this sure."] if asked.threshold > 0.98 else [],
         **{form: value for form, value in forms.items() if form in asked.include},
     )  # fmt: skip
+
+
+FOUND = (
+    ("crack", 0, (20, 20, 120, 60), 0.9), ("crack", 0, (150, 30, 200, 90), 0.6), ("hole", 1, (40, 90, 90, 130), 0.2),
+)  # fmt: skip
+FORMS = ["application/json", "image/png", "text/csv", "application/vnd.coco+json"]
+BEFORE, AFTER = (200, 40, 40), (40, 40, 200)
+
+
+def plain(colour: tuple[int, int, int], width: int = 320, height: int = 240) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(out, "PNG")
+    return out.getvalue()
+
+
+def restored(**changed: Any) -> RestoreOut:
+    facts = {
+        "model": "pane", "version": "1", "engine": "onnx", "variant": "paper", "width": 320, "height": 240,
+        "format": "png", "bit_depth": 8, "restored": plain(AFTER), "mean_change": 0.25, "times": RestoreTimes(),
+        "estimate": Estimate(seconds=2.5, memory_mib=1234, tiles=6, tile_core=64, tile_context=128),
+    }  # fmt: skip
+    return RestoreOut(**{**facts, **changed})
+
+
+class Matrices(BaseModel):
+    """A request of a task without a page of its own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    features: ArrayBytes
+    model: str | None = None
+    semantics: ArrayBytes | None = None
+    fps: float | None = None
+    duration: float | None = None
+
+
+class Seeing(Stub):
+    """Classes by the place of a patch, boxes of a road, a restored picture, and one action in every video.
+
+    The model `second` is less sure, and takes boots for shoes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fails: list[FoveaError] = []
+        self.cards = {name: card(name, "detect", DetectIn, media_types=FORMS) for name in ("road", "slide")}
+        self.cards |= {name: card(name, "classify", ClassifyIn) for name in ("first", "second")}
+        self.cards |= {name: card(name, "actions", Matrices, media_types=FORMS[:2]) for name in ("bmn", "oat")}
+        self.cards["pane"] = card("pane", "restore", RestoreIn, notes=["Takes reflections away."])
+        for name in ("detect", "restore", "actions"):
+            self.app.add_api_route(f"/v1/{name}", getattr(self, name), methods=["POST"], response_model=None)
+
+    async def example(self, name: str) -> dict[str, object]:
+        if self.cards[name]["task"] == "actions":
+            return {"model": None, "features": [[0.5, 1.0]], "semantics": None, "fps": None, "duration": 8}
+        picture = plain(BEFORE) if name == "pane" else plain((90, 90, 90), 240, 160)
+        return {"model": None, "image": base64.b64encode(picture).decode()}
+
+    async def classify(self, request: Request) -> Response:
+        asked = await self.note_form(request)
+        names = ["boot", "dress", "hat", "shoe"]
+        sure, turn = (0.8, 0) if asked["model"] == "first" else (0.6, 3)
+        sides = 2 if "tile" in asked else 1
+        results = []
+        for place in range(sides * sides):
+            order = names[(place + turn) % 4 :] + names[: (place + turn) % 4]
+            row, column = divmod(place, sides)
+            top = [
+                Candidate(label=name, class_id=names.index(name), probability=sure / 2**at)
+                for at, name in enumerate(order[:3])
+            ]
+            box = (column * 160, row * 120, column * 160 + 320 // sides, row * 120 + 240 // sides)
+            results.append(Classified(**top[0].model_dump(), box=box, top=top))
+        if request.headers["accept"].startswith("image/"):
+            return Response(f"a file of {request.headers['accept']}".encode(), media_type="image/jpeg")
+        answer = ClassifyOut(
+            model=asked["model"], version="1", engine="onnx", width=320, height=240, rows=sides, columns=sides,
+            results=results, counts={one.label: 1 for one in results}, times=Times(),
+        )  # fmt: skip
+        return JSONResponse(answer.model_dump(mode="json"))
+
+    async def detect(self, request: Request) -> Response:
+        """The boxes that score more than was asked for, or a file that names its form."""
+        asked = await self.note_form(request)
+        if "coco" in (accept := request.headers["accept"]):
+            return JSONResponse({"categories": [{"id": at, "name": name} for at, name in enumerate(("crack", "hole"))]})
+        if not accept.startswith((FORMS[0], "*/*")):
+            return Response(f"a file of {accept}".encode(), media_type=accept)
+        found = [
+            Detection(box=box, score=score, label=label, class_id=kind, area=1.0, radius=12.5)
+            for label, kind, box, score in FOUND
+            if score > float(asked.get("confidence", 0.25)) and not (asked["model"] == "slide" and label == "hole")
+        ]
+        answer = DetectOut(
+            model=asked["model"], version="1", engine="onnx", width=240, height=160, detections=found,
+            counts=Counter(one.label for one in found), times=Times(),
+        )  # fmt: skip
+        return JSONResponse(answer.model_dump(mode="json"))
+
+    async def restore(self, request: Request) -> JSONResponse:
+        if self.fails:
+            raise self.fails.pop()
+        asked = await self.note_form(request)
+        changed = {"restored": None} if asked.get("dry_run") == "true" else {}
+        return JSONResponse(restored(**changed).model_dump(mode="json"))
+
+    async def actions(self, request: Request) -> Response:
+        asked = await request.json()
+        self.seen.append({"accept": request.headers["accept"], **asked})
+        Matrices.model_validate(asked)
+        if request.headers["accept"] == "image/png":
+            return Response(photograph(64, 48), media_type="image/jpeg")
+        top = [{"label": "run", "score": 0.5}, {"label": "jump", "score": 0.25}]
+        return JSONResponse({"model": asked["model"], "proposals": [{"start": 1.0, "end": 2.5, "top": top}]})

@@ -5,7 +5,7 @@ import re
 import httpx2
 import pytest
 
-from services.gateway.tests.browsing import MARKS, PICTURE, check_page, choose, open_with_picture, watched
+from services.gateway.tests.browsing import MARKS, PICTURE, check_page, choose, hasten, open_with_picture, watched
 from services.gateway.tests.stage import running
 from tests.harness.waiting import wait_until
 
@@ -13,9 +13,14 @@ pytestmark = MARKS
 
 PLACES = (
     "/", "/runs", "/console/probe", "/console/models", "/console/models/disc", "/console/segment", "/console/chat",
-    "/console/judge", "/console/jobs", "/console/admin", "/console/classify", "/console/run/classify",
+    "/console/judge", "/console/jobs", "/console/classify",
     "/console/run/judge", "/console/nope", "/docs",
 )  # fmt: skip
+
+
+@pytest.fixture
+def page(page):
+    return hasten(page)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -76,21 +81,19 @@ def test_the_theme_is_kept_and_drawn_by_the_server(page, see):
     see(page.get_by_role("button", name="Theme: dark")).to_be_visible()
 
 
-def test_a_first_visit_of_the_front_page_is_light_and_static_files_stay_in_the_browser(page):
+def test_a_first_visit_is_light_static_files_stay_in_the_browser_and_others_are_revalidated(chromium, stage):
     answers = []
-    page.on("response", lambda answer: answers.append(answer))  # noqa: PLW0108 - Playwright marks what it is given
-    page.goto("/", wait_until="networkidle")
-    sizes = [answer.request.sizes()["responseBodySize"] for answer in answers]
+    with watched(chromium, stage.url, []) as page:
+        page.on("response", lambda answer: answers.append(answer))  # noqa: PLW0108 - Playwright marks what it is given
+        page.goto("/", wait_until="networkidle")
+        sizes = [answer.request.sizes()["responseBodySize"] for answer in answers]
     assert len(answers) <= 12, [answer.url for answer in answers]
     assert sum(sizes) <= 80_000
     static = [answer for answer in answers if "/console/static/" in answer.url]
     assert all("immutable" in answer.headers["cache-control"] for answer in static)
     texts = [answer for answer in static if answer.url.endswith((".js", ".css"))]
     assert {answer.headers["content-encoding"] for answer in texts} == {"gzip"}
-    assert all(answer.url.startswith(page.url) for answer in answers)
-
-
-def test_static_files_without_the_digest_are_revalidated(stage):
+    assert all(answer.url.startswith(stage.url) for answer in answers)
     url = f"{stage.url}/console/static/js/frame.js"
     answer = httpx2.get(url)
     assert answer.headers["cache-control"] == "no-cache"
@@ -114,9 +117,10 @@ def test_without_a_network_a_banner_says_so_what_was_typed_stays_and_it_goes_by_
     complaints.clear()
 
 
-def test_during_an_outage_cards_stay_and_pages_open_by_themselves(chromium, tmp_path, see):
+def test_during_an_outage_cards_stay_and_pages_open_by_themselves(chromium, tmp_path, see, monkeypatch):
+    monkeypatch.setattr("services.gateway.console.gateway_client._DEADLINE_S", 0.5)
     with running(tmp_path) as stage, watched(chromium, stage.url, []) as page:
-        page.goto("/console/models/disc")
+        hasten(page).goto("/console/models/disc")
         stage.stub.down = True
         wait_until(lambda: httpx2.get(f"{stage.url}/readyz").status_code == 503, 30, "the outage")
         page.goto("/console/models/disc")
@@ -257,3 +261,12 @@ def test_with_a_key_runs_are_on_the_server_for_the_tenants_other_browsers(chromi
                 page.locator(".run-link").click()
                 see(page.locator("[data-part=options]")).to_contain_text("shared words")
             page.context.close()
+
+
+def test_a_link_opens_its_operation_and_the_search_shows_those_with_all_words(page, see):
+    page.goto("/docs#GET-v1-jobs")
+    see(page.locator("[id='GET-v1-jobs'] h3").first).to_be_visible()
+    page.fill("#search", "keys ROTATE")
+    see(page.locator("#found")).to_contain_text("1 of ")
+    see(page.locator("details.operation:visible code").first).to_have_text("/v1/admin/keys/{key_id}/rotate")
+    see(page.locator("nav li[data-operation]:visible")).to_have_count(1)

@@ -1,4 +1,4 @@
-"""Jobs and the operators' pages in a real browser: results in the page of their task, keys, replicas, usage, log."""
+"""Jobs, the operators' pages and signing in (code with PKCE, exchanged by the gateway), in a real browser."""
 
 import json
 import re
@@ -8,9 +8,10 @@ import httpx2
 import pytest
 
 from services.gateway.tests import browsing
-from services.gateway.tests.browsing import MARKS, PICTURE, check_page, choose, kept, watched
+from services.gateway.tests.browsing import MARKS, PICTURE, check_page, choose, hasten, kept, watched
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
+from services.gateway.tests.test_gateway_keys import issuer  # noqa: F401
 from tests.harness.waiting import wait_until
 
 pytestmark = MARKS
@@ -20,6 +21,11 @@ def submit(stage, path, **request):
     job = browsing.submit(stage, path, **request)
     wait_until(lambda: stage.queue.jobs[job].finished, 10, "the job")
     return job
+
+
+@pytest.fixture
+def page(page):
+    return hasten(page)
 
 
 def test_jobs_are_searched_filtered_and_deleted_together(page, stage, see):
@@ -108,7 +114,7 @@ def admin(chromium, locked):
     _, text = locked.keys.add("ops", ("infer", "jobs", "admin"))
     complaints: list[str] = []
     with watched(chromium, locked.url, complaints) as page:
-        page.goto("/console/admin")
+        hasten(page).goto("/console/admin")
         page.locator("#key").fill(text)
         page.get_by_role("button", name="Continue").click()
         page.locator("fovea-admin-services tbody tr").wait_for()
@@ -116,25 +122,21 @@ def admin(chromium, locked):
     assert not [said for said in complaints if "401" not in said]  # a page that asks for the key is one
 
 
-@pytest.mark.parametrize("name", ["Services", "Replicas", "Keys", "Usage", "Audit log"])
-def test_each_section_of_operators_has_an_address_and_passes_axe(admin, name):
-    admin.get_by_role("tab", name=name).click()
-    address = admin.url
-    assert "#" in address
-    admin.reload()
-    assert admin.get_by_role("tab", name=name).get_attribute("aria-selected") == "true"
-    check_page(admin)
+def test_each_section_of_operators_has_an_address_and_passes_axe(admin):
+    for name in ("Services", "Replicas", "Keys", "Usage", "Audit log"):
+        admin.get_by_role("tab", name=name).click()
+        assert "#" in admin.url
+        admin.reload()
+        assert admin.get_by_role("tab", name=name).get_attribute("aria-selected") == "true"
+        check_page(admin)
 
 
-def test_services_are_looked_at_again_after_a_failure(admin, see):
+def test_services_are_looked_at_again_after_a_failure_and_each_replica_is_seen_with_its_load(admin, see):
     admin.route("**/readyz", lambda route: route.fulfill(body="no JSON"))
     alert = admin.locator("fovea-admin-services").get_by_role("alert")
-    see(alert).to_be_visible(timeout=10_000)
+    see(alert).to_be_visible()
     admin.unroute("**/readyz")
-    see(alert).to_be_hidden(timeout=10_000)
-
-
-def test_operators_see_each_replica_with_its_load_and_search_them(admin, see):
+    see(alert).to_be_hidden()
     admin.get_by_role("tab", name="Replicas").click()
     row = admin.locator("fovea-admin-replicas tbody tr")
     see(row).to_contain_text("parrot, disc, disc-large and 2 more")
@@ -287,3 +289,62 @@ def test_the_list_and_the_tray_tell_it(page, see):
     see(page.locator("[data-job=a]")).to_contain_text(told)
     page.get_by_role("button", name="Jobs").click()
     see(page.locator(".tray-job")).to_contain_text(re.compile(r"Running · about (2 min 5\d|3 min 0\d) s left"))
+
+
+@pytest.fixture
+def signing(tmp_path, issuer):  # noqa: F811
+    with running(tmp_path, auth="keys", oidc_issuer=issuer.url, oidc_client_id="fovea-console") as made:
+        yield made
+
+
+@pytest.fixture
+def reader(chromium, signing):
+    complaints: list[str] = []
+    with watched(chromium, signing.url, complaints) as page:
+        yield page
+    assert not [said for said in complaints if "401" not in said]  # the page that asks for a key is one
+
+
+def test_a_reader_signs_in_and_sees_the_page_that_was_asked_for(reader, see):
+    reader.goto("/console/models/disc")
+    check_page(reader)
+    reader.get_by_role("button", name="Sign in with your organisation").click()
+    see(reader.get_by_role("heading", level=1)).to_have_text("disc")
+    assert reader.url.endswith("/console/models/disc")
+    stored = reader.evaluate("[sessionStorage.getItem('fovea-key'), localStorage.getItem('fovea-key')]")
+    assert (stored[0].count("."), stored[1]) == (2, None)
+    reader.get_by_role("button", name="Account").click()
+    see(reader.locator("#account dl")).to_contain_text("alice")
+    reader.get_by_role("button", name="Sign out").click()
+    see(reader.get_by_role("button", name="Sign in with your organisation")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("?error=access_denied&error_description=Nobody%20may", "The identity provider refused: Nobody may."),
+        ("?code=code-1&state=forged", "This sign-in was not started in this tab"),
+    ],
+)
+def test_a_sign_in_that_failed_or_was_not_asked_for_says_so(reader, see, query, words):
+    reader.goto(f"/console/sign-in{query}")
+    see(reader.locator("[data-part=message]")).to_contain_text(words)
+    assert reader.url.endswith("/console/sign-in")
+    assert reader.evaluate("sessionStorage.getItem('fovea-key')") is None
+
+
+def test_codes_are_exchanged_only_as_the_provider_allows(signing, issuer, tmp_path):  # noqa: F811
+    address = f"{signing.url}/console/sign-in"
+    sent = httpx2.get(f"{address}/start", params={"state": "s", "challenge": "c", "scheme": "http"})
+    assert sent.status_code == 302
+    assert sent.headers["location"].startswith(
+        f"{issuer.url}/authorization?response_type=code&client_id=fovea-console&"
+    )
+    refused = httpx2.post(f"{address}/token?scheme=http", data={"code": "code-1", "verifier": "other"})
+    assert (refused.status_code, "invalid_grant" in refused.text) == (401, True)
+    assert httpx2.get(f"{address}/start?scheme=javascript").status_code == 422
+    with running(tmp_path / "gone", auth="keys", oidc_issuer="http://127.0.0.1:9", oidc_client_id="x") as other:
+        assert httpx2.get(f"{other.url}/console/sign-in/start?scheme=http").status_code == 503
+    with running(tmp_path / "plain", auth="keys", oidc_issuer=issuer.url) as plain:
+        assert httpx2.get(f"{plain.url}/console/sign-in").status_code == 404
+        assert not re.search("Sign in", httpx2.get(plain.url).text)

@@ -1,18 +1,31 @@
-"""Pages as the server draws them: what they say, that they are sound HTML, and that they keep the security policy."""
+"""Pages as the server draws them: what they say, sound HTML, the security policy, and forms from schemas."""
 
 import itertools
 import json
 import re
+from enum import Enum
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Annotated, Literal
 
 import httpx2
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field
 
 from fovea import plugins
+from fovea.api.arrays import ArrayBytes
+from fovea.api.image import ImageBytes
+from fovea.api.mask import SegmentIn
+from fovea.api.model import pick_headline
+from fovea.api.text import ChatRequest
 from services.gateway import console
+from services.gateway.console import model_view
 from services.gateway.console.page import Page
+from services.gateway.console.schema_forms import build_fields
 from services.gateway.console.snippets import build_snippets
+from services.gateway.console.task_options import build_options
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import CARDS, photograph
 
@@ -77,24 +90,11 @@ def test_a_page_is_sound_has_nothing_inline_and_its_controls_have_names(site, pa
             assert found.get("id") in labelled or "aria-label" in found, found
 
 
-def test_everything_that_pages_load_or_link_to_is_there(site):
+def test_everything_that_pages_load_or_link_to_is_there_with_its_type_under_the_strict_policy(site):
     pages = [Sound(site.get(path).text) for path in PAGES]
     for place in {place for page in pages for name in ("href", "src") for place in page.all(name)}:
         if place.startswith("/") and not place.startswith(("/readyz", "/metrics", "/docs")):
             assert site.get(place).status_code == 200, place
-
-
-@pytest.mark.parametrize("file", sorted((STATIC / "js").glob("*.js")), ids=lambda file: file.name)
-def test_a_module_writes_no_html_evaluates_no_text_and_imports_modules_that_are_there(file):
-    text = file.read_text("utf8")
-    assert all((file.parent / name).exists() for name in re.findall(r'from "\./([^"]+)"', text))
-    forbidden = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|\.style\b"
-    assert not re.search(forbidden, text)
-    assert text.startswith("/**"), "a module says what it knows"
-    assert len(text.splitlines()) <= 300
-
-
-def test_pages_carry_the_strict_policy_and_static_files_their_types(site):
     answer = site.get("/")
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
@@ -109,7 +109,17 @@ def test_pages_carry_the_strict_policy_and_static_files_their_types(site):
     assert site.get("/console/static/%2e%2e/pages.py").status_code == 404
 
 
-def test_home_shows_each_model_with_its_readiness_and_the_papers_number_beside_ours(site):
+@pytest.mark.parametrize("file", sorted((STATIC / "js").glob("*.js")), ids=lambda file: file.name)
+def test_a_module_writes_no_html_evaluates_no_text_and_imports_modules_that_are_there(file):
+    text = file.read_text("utf8")
+    assert all((file.parent / name).exists() for name in re.findall(r'from "\./([^"]+)"', text))
+    forbidden = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|\.style\b"
+    assert not re.search(forbidden, text)
+    assert text.startswith("/**"), "a module says what it knows"
+    assert len(text.splitlines()) <= 300
+
+
+def test_home_shows_each_model_with_our_number_and_the_papers_and_unknown_ones_are_pages_that_help(site):
     assert "4 of 5 models ready in 1 service." in " ".join(site.get("/").text.split())
     text = site.get("/console/models").text
     for name in CARDS:
@@ -117,27 +127,33 @@ def test_home_shows_each_model_with_its_readiness_and_the_papers_number_beside_o
     for words in ("0.873", "0.912", 'href="/console/classify?model=patches/tiny"'):
         assert words in text
     assert text.count("Not ready") == 1
+    assert "No model does this" in site.get("/console/run/paint").text
+    assert "<script" not in re.sub(r"<script type=.module. src=[^>]+>", "", site.get("/console/run/%3Cscript%3E").text)
+    answer = site.get("/console/models/nope")
+    assert answer.status_code == 404
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "nope" in answer.text
+    assert "All models" in answer.text
 
 
-def test_the_model_of_the_address_is_chosen_and_otherwise_the_first_that_is_ready(site):
+def test_the_model_of_the_address_is_chosen_or_the_first_that_is_ready_and_the_chat_has_the_vectors_of_its_model(site):
     def chosen(path):
         return re.search(r'<option value="([^"]+)" selected', site.get(path).text).group(1)
 
     assert chosen("/console/segment") == "disc"
     assert chosen("/console/segment?model=disc-large") == "disc-large"
     assert chosen("/console/segment?model=nope") == "disc"
+    (vectors,) = Sound(site.get("/console/chat").text).all("data-vectors")
+    assert [one["id"] for one in json.loads(vectors)] == ["louder@1"]
 
 
-def test_a_card_shows_numbers_notes_facts_tensors_and_snippets(site):
+def test_a_card_shows_facts_and_snippets_lists_only_limits_that_apply_and_what_it_says_is_never_markup(site, stage):
     text = site.get("/console/models/disc").text
     for words in (
         "60 held-out synthetic frames", "Not a medical device.", "also available: as-described", "1,234,567",
         "sha256", "FP32 [-1, 3, 352, 352]", "tritonclient", "-F image=@picture.jpg", "<code>minmax</code> stretches",
     ):  # fmt: skip
         assert words in text
-
-
-def test_a_card_lists_only_limits_that_apply_and_what_it_says_is_never_markup(stage, site):
     limits = {"max_batch": 8, "max_side": 4096, "max_pixels": 9_000_000}
     for name, are_shown in (("disc", True), ("parrot", False)):
         before, stage.stub.cards[name]["limits"] = stage.stub.cards[name]["limits"], limits
@@ -155,16 +171,6 @@ def test_a_card_lists_only_limits_that_apply_and_what_it_says_is_never_markup(st
     assert "javascript:" not in text
 
 
-def test_unknown_tasks_and_models_are_pages_that_help(site):
-    assert "No model does this" in site.get("/console/run/paint").text
-    assert "<script" not in re.sub(r"<script type=.module. src=[^>]+>", "", site.get("/console/run/%3Cscript%3E").text)
-    answer = site.get("/console/models/nope")
-    assert answer.status_code == 404
-    assert answer.headers["content-type"].startswith("text/html")
-    assert "nope" in answer.text
-    assert "All models" in answer.text
-
-
 def test_without_a_service_the_home_page_says_what_to_do(tmp_path):
     with running(tmp_path) as stage:
         stage.stub.cards.clear()
@@ -172,21 +178,6 @@ def test_without_a_service_the_home_page_says_what_to_do(tmp_path):
             assert "No model is ready yet" in site.get("/").text
             assert "No segmentation model is served" in site.get("/console/segment").text
             assert "No chat model is served" in site.get("/console/chat").text
-
-
-def test_the_chat_page_has_the_vectors_of_its_model_and_says_what_a_key_lacks(tmp_path):
-    with running(tmp_path, auth="keys") as stage, httpx2.Client(base_url=stage.url) as site:
-        keys = [stage.keys.add("lab", scopes) for scopes in (("infer", "interventions"), ("infer",))]
-        texts = [site.get("/console/chat", headers={"authorization": f"Bearer {text}"}).text for _, text in keys]
-        pages = dict(zip(("interventions", "infer"), map(Sound, texts), strict=True))
-        (vectors,) = (json.loads(text) for text in pages["interventions"].all("data-vectors"))
-        assert [one["id"] for one in vectors] == ["louder@1"]
-        assert "vector-positive" in pages["interventions"].all("id")
-        assert "fovea-heads" in [tag for tag, _ in pages["interventions"].tags]
-        assert pages["infer"].all("data-vectors") == ["[]"]
-        assert "fovea-heads" not in [tag for tag, _ in pages["infer"].tags]
-        assert "This key may not steer a model or look inside it" in texts[1]
-        assert "vector-positive" not in pages["infer"].all("id")
 
 
 def test_with_keys_a_page_asks_for_one_and_opens_with_it(tmp_path):
@@ -236,6 +227,140 @@ def test_text_has_enough_contrast(scheme):
     ]  # fmt: skip
     contrasts = {pair: [0.05 + light[name] for name in pair] for pair in pairs}
     assert {pair: both for pair, both in contrasts.items() if max(both) / min(both) < 4.5} == {}
+
+
+class Colour(Enum):
+    """A choice by reference."""
+
+    RED = "red"
+    BLUE = "blue"
+
+
+class Point(BaseModel):
+    """Something that has no control of its own."""
+
+    x: int = 0
+
+
+class Everything(BaseModel):
+    """One option of each kind."""
+
+    share: float = Field(0.25, ge=0, le=1, description="A part of `all`.")
+    free: float | None = None
+    count: int = Field(3, ge=1, le=50)
+    flag: bool = True
+    word: str = "hello"
+    prompt: str | None = Field(None, description="Kind of object to find.")
+    essay: Annotated[str, Field(max_length=5000)] = ""
+    colour: Colour = Colour.BLUE
+    mode: Literal["a", "b"] | None = None
+    fixed: Literal["only"] = "only"
+    names: tuple[str, ...] = ("x", "y")
+    ids: list[int] | None = None
+    forms: tuple[Literal["mask", "rle"], ...] = ("mask",)
+    where: Point = Point()
+    bias: dict[int, float] | None = None
+    either: int | str = 3
+    picture: ImageBytes
+    more: list[ImageBytes] = Field(default_factory=list)
+    maybe: ImageBytes | None = None
+    table: ArrayBytes | None = None
+
+
+FOUND = {field.name: field for field in build_fields(Everything.model_json_schema())}
+
+
+def test_each_type_has_its_control_shows_its_default_as_one_would_type_it_and_is_told_in_words():
+    assert {name: field.kind for name, field in FOUND.items()} == {
+        "share": "number", "free": "number", "count": "integer", "flag": "switch", "word": "text",
+        "prompt": "prose", "essay": "prose", "colour": "choice", "mode": "choice", "fixed": "choice",
+        "names": "list", "ids": "list", "forms": "choices", "where": "json", "bias": "json", "either": "text",
+        "picture": "picture", "more": "pictures", "maybe": "picture", "table": "file",
+    }  # fmt: skip
+    shown = {"share": "0.25", "flag": "true", "names": "x, y", "forms": "mask", "where": '{"x": 0}', "free": ""}
+    assert {name: FOUND[name].default_text for name in shown} == shown
+    words = {
+        "share": "number, 0 to 1", "count": "integer, 1 to 50", "flag": "yes or no", "colour": "red · blue",
+        "forms": "any of mask · rle", "ids": "list of integers", "where": "JSON", "word": "text",
+    }  # fmt: skip
+    assert {name: model_view.describe_type(FOUND[name]) for name in words} == words
+
+
+def test_the_required_come_first_and_bounds_choices_defaults_and_descriptions_are_carried_over():
+    assert next(iter(FOUND)) == "picture"
+    assert [field.name for field in FOUND.values() if field.required] == ["picture"]
+    share, colour, forms = FOUND["share"], FOUND["colour"], FOUND["forms"]
+    assert (share.low, share.high, share.step, share.default, share.is_slider) == (0, 1, 0.01, 0.25, True)
+    assert share.help == "A part of `all`."
+    assert (colour.choices, colour.default) == (("red", "blue"), "blue")
+    assert (forms.choices, forms.default) == (("mask", "rle"), ["mask"])
+    assert (FOUND["ids"].items, FOUND["prompt"].help) == ("integer", "Kind of object to find.")
+    assert not FOUND["free"].is_slider
+
+
+def test_an_example_stands_for_the_defaults_and_a_page_may_keep_options_to_itself():
+    schema = SegmentIn.model_json_schema()
+    found = build_fields(schema, without=frozenset({"image", "model"}), values={"threshold": 0.7})
+    names = [field.name for field in found]
+    assert names == ["threshold", "normalise", "min_area", "min_peak", "keep_largest", "include"]
+    assert found[0].default == 0.7
+
+
+@pytest.mark.parametrize(
+    ("card", "option", "words"),
+    [
+        ({"details": {"defaults": {"min_peak": 0.71}}}, "min_peak", "Default: 0.71"),
+        ({}, "min_peak", "Not set"),
+        ({"task": "chat", "sampling": {"top_p": 0.9}}, "top_p", "Default: 0.9"),
+        ({"task": "chat"}, "max_tokens", "Default: as many as fit"),
+    ],
+)
+def test_an_empty_option_shows_what_it_stands_for(card, option, words):
+    schema = (ChatRequest if "task" in card else SegmentIn).model_json_schema()
+    options = build_options({"schema": schema, **card}, card.get("task", "segment"))
+    found = {field.name: field.placeholder for field in options}
+    assert found[option] == words
+
+
+@pytest.mark.parametrize(
+    ("metrics", "told"),
+    [
+        # Of two numbers the one with both sides is the headline.
+        ([("dice", 0.9, None, "ours"), ("iou", 0.8, 0.7, "both")], ("iou", 0.8, 0.7, "both", False)),
+        # A number of the paper's own data does not stand next to ours, and none next to a synthetic one.
+        ([("dice", 0.9, None, "ours"), ("dice.kvasir", None, 0.898, "Kvasir")], ("dice", 0.9, None, "ours", False)),
+        ([("map", 0.57, 0.95, "400 synthetic slides")], ("map", 0.57, None, "400 synthetic slides", True)),
+        # Without a measurement the paper's number stands alone.
+        ([("dice", None, 0.9, "Kvasir")], ("dice", None, 0.9, "Kvasir", False)),
+    ],
+)
+def test_a_headline_compares_only_what_was_measured_alike(metrics, told):
+    found = pick_headline([dict(zip(("name", "ours", "paper", "data"), one, strict=True)) for one in metrics])
+    assert (found.name, found.ours, found.paper, found.data, found.is_synthetic) == told
+    assert pick_headline([]) is None
+
+
+_PART = st.recursive(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.sampled_from(["string", "number", "integer", "boolean", "array", "object", "null", "odd"]),
+            "default": st.none() | st.booleans() | st.integers(),
+            "enum": st.lists(st.text(max_size=3), max_size=3),
+            "$ref": st.sampled_from(["#/$defs/A", "#/$defs/none", "elsewhere"]),
+            "minimum": st.floats(-5, 5),
+            "maximum": st.floats(-5, 5),
+        },
+    ),
+    lambda part: st.fixed_dictionaries({}, optional={"anyOf": st.lists(part, max_size=3), "items": part}),
+    max_leaves=4,
+)
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=5), _PART, max_size=4))
+def test_no_schema_breaks_the_form(properties):
+    schema = {"type": "object", "properties": properties, "$defs": {"A": {"type": "integer"}}}
+    assert {field.name for field in build_fields(schema)} == properties.keys()
 
 
 def test_a_page_of_a_plug_in_whose_icon_there_is_none_of_breaks_no_page(tmp_path, monkeypatch):

@@ -1,23 +1,29 @@
-"""A request that continues a session, a document or a prompt goes to its replica, unless that one is overloaded."""
+"""Which replicas count, by their records in a real Redis, and which of them a request goes to."""
 
+import asyncio
 import json
 import math
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import httpx2
 import pytest
+import redis
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as ToyRoute
 
-from fovea.api.replica import HOLDS_HEADER
-from services.gateway.routing import load_balancer
+from fovea.api.replica import HEARTBEAT_TTL_S, HOLDS_HEADER, ReplicaRecord, replicas_key
+from services.gateway.routing import load_balancer, replica_registry, static_upstreams
 from services.gateway.routing.affinity import BLOCK_BYTES, MAX_TOKENS, AffinityKey, _find_key_in_body, held_key
 from services.gateway.routing.load_balancer import FREE_SLOTS, LOAD_FACTOR, LoadBalancer
+from services.gateway.routing.replica_registry import ReplicaRegistry
+from services.gateway.routing.static_upstreams import StaticUpstream
+from shared.settings import Settings
 
 
 @dataclass
@@ -38,12 +44,15 @@ def key(*texts: str, tenant: str = "a", **more: Any) -> AffinityKey:
 LONG = "".join(chr(97 + place * place % 26) for place in range(4000))
 
 
-def test_keys_begin_alike_for_alike_prompts_of_one_tenant_and_model():
+def test_keys_begin_alike_for_alike_prompts_of_one_tenant_and_model_and_what_names_nothing_has_none():
     one, two = key(LONG + "?"), key(LONG + " more", "and more", stream=True, max_tokens=3)
     assert (one.home, one.chain[:6], len(one.chain)) == (two.home, two.chain[:6], 4000 // BLOCK_BYTES)
     assert key(LONG).home != key(LONG, tenant="b").home
     assert key(LONG).home != key(LONG, model="other").home
     assert held_key("a", "doc").home != held_key("b", "doc").home
+    odd = (b"", b"{", b"[]", b'{"messages": []}', chat("short"), b'{"a":' * 5, b'"messages": "x"', b'{"prompt": 3}')
+    for body in (*odd, b"\xff" * 999, b'{"prompt": "%b", "x": [' % (b"a" * 4096) + b"[]," * MAX_TOKENS):
+        assert _find_key_in_body("a", body) is None
 
 
 @pytest.mark.parametrize("name", ["session_id", "document_id", "previous_response_id"])
@@ -51,12 +60,6 @@ def test_a_session_or_a_document_stands_for_its_request_wherever_it_is_named(nam
     assert key(LONG, **{name: "s-1"}) == held_key("a", "s-1")
     assert key(LONG, **{name: None}) == key(LONG)
     assert _find_key_in_body("a", b'{"%b": "s-1", "messages": [' % name.encode()) == held_key("a", "s-1")
-
-
-def test_what_names_nothing_and_a_body_of_very_many_parts_have_no_key():
-    odd = (b"", b"{", b"[]", b'{"messages": []}', chat("short"), b'{"a":' * 5, b'"messages": "x"', b'{"prompt": 3}')
-    for body in (*odd, b"\xff" * 999, b'{"prompt": "%b", "x": [' % (b"a" * 4096) + b"[]," * MAX_TOKENS):
-        assert _find_key_in_body("a", body) is None
 
 
 @given(st.binary(max_size=300))
@@ -74,7 +77,7 @@ def test_homes_are_agreed_on_and_spread_and_a_replica_that_leaves_moves_only_its
     assert all(old == new for old, new in zip(before, after, strict=True) if old != "r3")
 
 
-def test_a_conversation_stays_where_it_began_though_its_home_would_move():
+def test_a_conversation_stays_where_it_began_and_a_shared_system_prompt_does_not_draw_all_to_one_replica():
     balancer, replicas = LoadBalancer(), [Stand(f"r{i}") for i in range(8)]
     for number in range(30):
         texts = [f"{number}" + LONG[:600]]
@@ -82,9 +85,6 @@ def test_a_conversation_stays_where_it_began_though_its_home_would_move():
         for turn in range(6):
             texts += [f"{turn}" + LONG[:400]]
             assert balancer.pick("svc", replicas, key(*texts)) is begun
-
-
-def test_a_shared_system_prompt_does_not_draw_all_documents_to_one_replica():
     balancer, replicas = LoadBalancer(), [Stand(f"r{i}") for i in range(4)]
     picked = Counter(balancer.pick("svc", replicas, key(LONG[:700], f"{n}" + LONG)).id for n in range(80))
     assert len(picked) == 4
@@ -173,3 +173,296 @@ async def test_requests_reach_the_replica_of_their_beginning_or_document_and_the
 async def test_least_loaded_is_still_there(gateway, toy):
     scene = await four(gateway, toy, load_balancing="least-loaded")
     assert len({await replica_of(scene.client, chat(LONG)) for _ in range(30)}) > 1
+
+
+class Watching(ReplicaRegistry):
+    """A registry of the service `svc`, and Redis, where replicas announce themselves."""
+
+    def __init__(self, url: str, **settings: Any) -> None:
+        super().__init__(Settings(**{"redis_url": url, "enabled_services": "svc", **settings}))
+        self.redis = redis.Redis.from_url(url)
+
+    async def stop(self) -> None:
+        self.redis.close()
+        await super().stop()
+
+    def announce(self, name: str = "r1", service: str = "svc", **changed: Any) -> None:
+        facts: dict[str, Any] = {
+            "id": name, "service": service, "http": "http://127.0.0.1:1", "pid": 1, "ready": True,
+            "models": ("pranet",), "routes": ("/v1/segment",), "seen": time.time(), **changed,
+        }  # fmt: skip
+        self.redis.hset(replicas_key(service), name, ReplicaRecord(**facts).model_dump_json())
+
+    async def hear(self, *names: str, **facts: Any) -> None:
+        self.announce(*names, **facts)
+        await self.poll_redis()
+
+    async def lose(self, name: str, service: str = "svc") -> None:
+        self.redis.hdel(replicas_key(service), name)
+        await self.poll_redis()
+
+
+@pytest.fixture
+async def registry(redis_url, clock):
+    clock.govern(replica_registry)
+    watching = Watching(redis_url)
+    yield watching
+    await watching.stop()
+
+
+async def test_a_replica_that_announces_itself_is_found_with_its_routes(registry):
+    await registry.poll_redis()
+    assert registry.unready_services == ["svc"]
+    assert not registry.is_complete
+    registry.announce()
+    registry.announce("x1", "surprise", models=("other",), routes=())
+    registry._scan_due = 0
+    await registry.poll_redis()
+    assert registry.services == ["surprise", "svc"]
+    assert registry.is_complete
+    assert registry.pick("svc").id == "r1"
+    assert registry.routes.find("/v1/segment").services == ("svc",)
+    assert registry.routes.find_service("other") == "surprise"
+
+
+async def test_a_replica_that_is_not_ready_or_suspected_is_alive_but_not_chosen(registry):
+    await registry.hear(ready=False)
+    assert registry.pick("svc") is None
+    assert [t.id for t in registry.list_alive("svc")] == ["r1"]
+    assert not registry.is_recovering("svc")
+    await registry.hear(ready=True)
+    assert registry.pick("svc").id == "r1"
+    assert registry.is_recovering("svc")
+    registry.mark_suspect(registry.pick("svc"))
+    assert registry.pick("svc") is None
+    await registry.hear()
+    assert registry.pick("svc").id == "r1"
+
+
+async def test_silence_ends_a_replica_and_its_routes_stay_known(registry, clock):
+    await registry.hear()
+    clock.advance(HEARTBEAT_TTL_S - 0.1)
+    await registry.poll_redis()
+    assert registry.pick("svc").id == "r1"
+    clock.advance(0.2)
+    await registry.poll_redis()
+    assert registry.pick("svc") is None
+    assert registry.unready_services == ["svc"]
+    assert registry.routes.find("/v1/segment") is not None
+    await registry.hear()
+    assert registry.pick("svc").id == "r1"
+
+
+async def test_a_starved_replica_keeps_its_place_as_long_as_it_answers(registry, clock):
+    starved, asked = {"r1"}, []
+
+    async def ask(replica):
+        asked.append(replica.id)
+        return replica.id in starved
+
+    registry.ask = ask
+    registry.announce()
+    registry.announce("loading", ready=False)
+    for _ in range(9):
+        await registry.poll_redis()
+        await asyncio.sleep(0)
+        assert registry.pick("svc").id == "r1"
+        clock.advance(HEARTBEAT_TTL_S / 3)
+    assert set(asked) == {"r1"}
+    starved.clear()
+    clock.advance(HEARTBEAT_TTL_S)
+    await registry.poll_redis()
+    await asyncio.sleep(0)
+    assert registry.pick("svc") is None
+    assert "fell silent" in registry.explain_unready("svc")
+    await registry.hear("r2", seen=clock.time())
+    asked.clear()
+    await registry.poll_redis()
+    assert (registry.pick("svc").id, asked) == ("r2", []), "who has another need not ask"
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        (None, "none has announced itself"),
+        ({}, "its replicas are still loading"),
+        ({"trouble": "It outgrew its memory (9 of 8 bytes).", "out_of_memory": True}, "outgrew its memory"),
+    ],
+)
+async def test_what_a_replica_said_of_its_end_is_the_reason(registry, facts, told):
+    if facts is not None:
+        await registry.hear(ready=False, **facts)
+    assert told in registry.explain_unready("svc")
+
+
+async def test_a_replica_that_cannot_start_is_a_reason_and_nothing_else(registry):
+    failed = {"name": "svc-start", "http": "", "ready": False, "models": (), "routes": ()}
+    await registry.hear(**failed, trouble="It can't start: SyntaxError.")
+    assert "It can't start: SyntaxError" in registry.explain_unready("svc")
+    assert (registry.list_alive("svc"), registry.is_complete) == ([], False)
+    await registry.hear()
+    assert registry.pick("svc").id == "r1"
+    await registry.lose("r1")
+    await registry.hear(**failed, trouble="It can't start: ValueError.")
+    assert registry.routes.find("/v1/segment").services == ("svc",)  # it is away, and not unknown
+    assert "ValueError" in registry.explain_unready("svc")
+
+
+async def test_what_is_under_way_to_a_silent_replica_is_ended_once_another_can_take_it(registry, clock):
+    await registry.hear()
+    ended: list[str] = []
+    registry.pick("svc").attempts.add(type("Attempt", (), {"abort": lambda _: ended.append("r1")})())
+    for seconds, is_ready, found in (
+        (replica_registry.ABORT_AFTER_S - 1, True, []),
+        (1.1, False, []),
+        (0.1, True, ["r1"]),
+    ):
+        clock.advance(seconds)
+        await registry.hear("r2", ready=is_ready, seen=clock.time())
+        assert ended == found
+
+
+async def test_a_clock_that_is_ahead_or_behind_does_not_kill_a_replica(registry, clock):
+    for turn in range(4):
+        registry.announce("behind", seen=time.time() - 3600 + turn)
+        await registry.hear("ahead", seen=time.time() + 3600 + turn)
+        clock.advance(HEARTBEAT_TTL_S / 2)
+    assert {t.id for t in registry.list_ready("svc")} == {"behind", "ahead"}
+
+
+async def test_records_that_are_old_or_none_are_passed_over_and_one_that_is_taken_back_ends_its_replica(
+    registry,
+):
+    registry.announce()
+    registry.announce("r2")
+    registry.announce("old", seen=time.time() - 100)
+    registry.redis.hset(replicas_key("svc"), mapping={"bad": "{}", "worse": b"\xff"})
+    await registry.poll_redis()
+    assert {t.id for t in registry.list_ready("svc")} == {"r1", "r2"}
+    await registry.lose("r1")
+    assert [t.id for t in registry.list_alive("svc")] == ["r2"]
+
+
+async def test_what_the_last_replica_served_stays_known_until_the_next_one_comes(registry, clock):
+    await registry.hear("x1", "surprise")
+    await registry.lose("x1", "surprise")
+    await registry.poll_redis()
+    assert (registry.list_alive("surprise"), registry.unready_services) == ([], ["surprise", "svc"])
+    assert "It was stopped" in registry.explain_unready("surprise")
+    assert registry.is_recovering("surprise")
+    assert registry.routes.find("/v1/segment").services == ("surprise",)
+    await registry.hear("x2", "surprise", routes=("/v1/other",), seen=clock.time())
+    assert [replica.id for replica in registry.list_ready("surprise")] == ["x2"]
+    assert registry.routes.find("/v1/segment") is None
+    await registry.lose("x2", "surprise")
+    clock.advance(replica_registry.FORGET_S)
+    await registry.poll_redis()
+    assert registry.services == ["svc"]
+
+
+async def test_polls_at_once_do_not_end_each_other_where_a_service_goes(registry, monkeypatch, clock):
+    await registry.hear("x1", "surprise")
+    registry.redis.delete(replicas_key("surprise"))
+    clock.advance(replica_registry.FORGET_S + 1)
+    read, both = registry._redis.hgetall, asyncio.Barrier(2)
+
+    async def read_together(key):
+        found = await read(key)
+        if key == replicas_key("surprise"):
+            await both.wait()  # the loop's poll, and the one for a request that lost a replica
+        return found
+
+    monkeypatch.setattr(registry._redis, "hgetall", read_together)
+    await asyncio.gather(registry.poll_redis(), registry.poll_redis())
+    assert registry.services == ["svc"]
+
+
+async def test_the_last_known_replicas_stand_while_redis_is_away_and_for_a_lease_after(own_redis, clock):
+    clock.govern(replica_registry)
+    registry = Watching(own_redis.url)
+    await registry.hear("gone")
+    clock.advance(HEARTBEAT_TTL_S + 0.1)
+    await registry.hear("r1", seen=clock.time())
+    own_redis.kill()
+    clock.advance(HEARTBEAT_TTL_S + 0.1)
+    await registry.poll_redis()
+    assert registry.redis_up is False
+    assert [t.id for t in registry.list_ready("svc")] == ["r1"]
+    own_redis.start()
+    registry.redis.flushall()
+    await registry.poll_redis()
+    assert registry.redis_up is True
+    assert [t.id for t in registry.list_ready("svc")] == ["r1"]
+    clock.advance(HEARTBEAT_TTL_S - 0.1)
+    await registry.poll_redis()
+    assert [t.id for t in registry.list_ready("svc")] == ["r1"]
+    clock.advance(0.2)
+    await registry.poll_redis()
+    await registry.poll_redis()
+    assert registry.list_ready("svc") == []
+    await registry.stop()
+
+
+async def test_a_gateway_whose_redis_or_fixed_upstream_is_not_there_yet_starts():
+    registry = ReplicaRegistry(Settings(redis_url="redis://127.0.0.1:1"))
+    await registry.start()
+    assert (registry.redis_up, registry.services) == (False, [])
+    await registry.stop()
+    registry = ReplicaRegistry(Settings(static_upstreams="medical-seg=http://127.0.0.1:1"))
+    await registry.start()
+    known = (registry.services, registry.unready_services, registry.is_complete)
+    assert known == (["medical-seg"], ["medical-seg"], False)
+    await registry.stop()
+
+
+async def test_a_fixed_upstream_is_asked_what_it_serves_and_wins_over_records(redis_url, toy):
+    paths = {"/v1/segment": {}, "/livez": {}, "/v2/models/{name}": {}, "/": {}}
+    upstream = await toy(documents={"models": {"data": [{"id": "pranet"}]}, "openapi": {"paths": paths}})
+    where = f"svc={upstream.url}|grpc://127.0.0.1:7"
+    registry = Watching(redis_url, enabled_services="", static_upstreams=where)
+    registry.announce()
+    await registry.start()
+    (record,) = [replica.record for replica in registry.list_ready("svc")]
+    assert (record.http, record.grpc) == (upstream.url, "127.0.0.1:7")
+    assert (record.models, record.routes) == (("pranet",), ("/v1/segment",))
+    await registry.stop()
+
+
+async def test_what_a_busy_fixed_upstream_does_not_tell_stays_as_it_was(toy, clock, monkeypatch):
+    clock.govern(static_upstreams)
+    upstream = await toy(documents={"models": {"data": [{"id": "pranet"}]}, "openapi": {"paths": {"/v1/segment": {}}}})
+    fixed, silent = StaticUpstream("svc", upstream.url, None), {"/openapi.json"}
+    fetch = fixed._client.fetch_text
+
+    async def fetch_text(http, path, *rest):
+        return None if path in silent else await fetch(http, path, *rest)
+
+    monkeypatch.setattr(fixed._client, "fetch_text", fetch_text)
+    assert (await fixed.fetch_record()).routes == ()
+    silent.clear()
+    clock.advance(1.1)
+    assert (await fixed.fetch_record()).routes == ("/v1/segment",)
+    silent |= {"/openapi.json", "/v1/models", "/v2/repository/index"}
+    clock.advance(6)
+    record = await fixed.fetch_record()
+    assert (record.models, record.routes) == (("pranet",), ("/v1/segment",))
+    await fixed.close()
+
+
+async def test_watching_ends_though_the_client_of_redis_swallows_the_cancellation(registry, monkeypatch):
+    asked, swallowed = asyncio.Event(), asyncio.Event()
+
+    async def poll():
+        asked.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            if swallowed.is_set():
+                raise
+            swallowed.set()
+
+    monkeypatch.setattr(replica_registry, "POLL_INTERVAL_S", 0)
+    monkeypatch.setattr(registry, "_tasks", [asyncio.create_task(replica_registry._repeat(poll))])
+    await asked.wait()
+    await asyncio.wait_for(registry.stop(), 10)
+    assert swallowed.is_set()

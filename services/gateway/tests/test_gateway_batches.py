@@ -17,14 +17,14 @@ from services.gateway.batches.batch_file import parse_lines
 from services.gateway.batches.batch_records import BatchRecords
 from services.gateway.batches.batch_service import BatchService
 from services.gateway.batches.file_store import FileStore
-from services.gateway.policy.caller import Caller, KeyLimits
+from services.gateway.policy.caller import Caller
 from services.gateway.tests.stage import ForgetfulQueue
 from services.gateway.tests.stub_service import Stub
 from shared.storage import ObjectStore
 from tests.harness.waiting import wait_until
 
-FEW = ({"rate_per_minute": 6}, {"quota_per_day": 20})
-ANN = Caller("ann", frozenset({"infer", "jobs"}), "0123abcd", KeyLimits(tokens_per_day=20))
+FEW = ({"rate_per_minute": 6, "tokens_per_day": 20}, {"quota_per_day": 20})
+ANN = Caller("ann", frozenset({"infer", "jobs"}), "0123abcd")
 
 
 def line(custom_id, body=None, **more):
@@ -97,16 +97,6 @@ def test_the_client_s_pages_reach_the_oldest_file_and_batch(client):
     assert [one.id for one in client.files.list(order="asc", limit=2)][-3:] == files
 
 
-@pytest.mark.parametrize("metadata", ['{"a": "\\ud800"}', '{"a": ' + "[" * 300 + "]" * 300 + "}", '{"a": 1}'])
-def test_metadata_that_are_no_texts_are_refused_before_a_job_is_queued(stage, client, metadata):
-    before = len(stage.queue.jobs)
-    fields = f'"input_file_id": "{upload(client, line("a")).id}", "endpoint": "/v1/chat/completions"'
-    body = f'{{{fields}, "metadata": {metadata}}}'
-    answer = httpx2.post(f"{stage.url}/v1/batches", content=body, headers={"content-type": "application/json"})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "metadata.a")
-    assert len(stage.queue.jobs) == before
-
-
 @pytest.mark.parametrize(
     ("data", "told"),
     [
@@ -133,17 +123,22 @@ def test_a_line_of_millions_of_parts_is_refused_before_it_is_parsed():
     assert time.process_time() - begun < 0.3  # parsing it takes more than a second
 
 
-def test_bad_calls_are_refused(stage, client):
-    stored = upload(client, line("a"))
-    for body, status in (
-        ({"input_file_id": stored.id, "endpoint": "/v1/nothing"}, 400),
-        ({"input_file_id": stored.id}, 400),
-        ({"input_file_id": "file-" + "0" * 32, "endpoint": "/v1/chat/completions"}, 404),
-        ({"input_file_id": "../../keys", "endpoint": "/v1/chat/completions"}, 404),
-    ):
-        answer = httpx2.post(f"{stage.url}/v1/batches", json=body)
-        assert answer.status_code == status, answer.text
-        assert answer.json()["error"]["message"]
+def test_bad_calls_are_refused_before_a_job_is_queued(stage, client):
+    file, chat, queued = upload(client, line("a")).id, "/v1/chat/completions", len(stage.queue.jobs)
+    body = f'{{"input_file_id": "{file}", "endpoint": "{chat}", "metadata": %s}}'
+    for content, status, field in (
+        (json.dumps({"input_file_id": file, "endpoint": "/v1/nothing"}), 400, None),
+        (json.dumps({"input_file_id": file}), 400, None),
+        (json.dumps({"input_file_id": "file-" + "0" * 32, "endpoint": chat}), 404, None),
+        (json.dumps({"input_file_id": "../../keys", "endpoint": chat}), 404, None),
+        (body % '{"a": "\\ud800"}', 400, "metadata.a"), (body % '{"a": 1}', 400, "metadata.a"),
+        (body % ('{"a": ' + "[" * 300 + "]" * 300 + "}"), 400, "metadata.a"),
+    ):  # fmt: skip
+        answer = httpx2.post(f"{stage.url}/v1/batches", content=content, headers={"content-type": "application/json"})
+        error = answer.json()["error"]
+        assert (answer.status_code, field in {None, error["param"]}) == (status, True), content
+        assert error["message"]
+    assert len(stage.queue.jobs) == queued
     for upload_body in ({"content": b"x"}, {"files": {"file": b"x"}}, {"data": {"purpose": "batch"}}):
         assert httpx2.post(f"{stage.url}/v1/files", **upload_body).status_code == 400
     assert httpx2.get(f"{stage.url}/v1/files/..%2F..%2Fkeys/content").status_code == 404
@@ -252,22 +247,6 @@ async def test_a_batch_that_can_not_be_stored_leaves_no_job_running(tmp_path, mo
     assert sum(gateways.admitted) == 0, "what is not run is given back to the quota"
 
 
-async def test_the_requests_of_a_batch_are_admitted_together_before_one_is_queued(tmp_path):
-    gateways = Gateways(tmp_path)
-    await gateways.create("a", "b")
-    assert gateways.admitted == [2]
-    carried = [json.loads(payload.headers["x-fovea-key"]) for payload in gateways.queue.payloads.values()]
-    assert carried == [{"id": "0123abcd", "tokens_per_minute": None, "tokens_per_day": 20}] * 2
-
-    async def refuse(_requests):
-        raise RateLimited("too many")
-
-    gateways.admit = refuse
-    with pytest.raises(RateLimited):
-        await gateways.create("c")
-    assert len(gateways.queue.jobs) == 2
-
-
 @pytest.mark.parametrize(
     ("more", "path"),
     [
@@ -291,9 +270,10 @@ async def test_each_line_goes_to_the_service_that_has_its_model(tmp_path):
     assert [each.service for each in gateways.queue.payloads.values()] == ["stub", "other", "stub", "stub"]
 
 
-async def test_a_batch_counts_its_lines_against_rate_and_quota(served, ring):
-    few, day = (ring.add("ann", ("infer", "jobs"), **limit)[1] for limit in FEW)
-    scene = await served(ForgetfulQueue(Stub().app), auth="keys")
+async def test_the_lines_of_a_batch_are_counted_together_against_rate_and_quota_before_one_is_queued(served, ring):
+    (kept, few), (_, day) = (ring.add("ann", ("infer", "jobs"), **limit) for limit in FEW)
+    queue = ForgetfulQueue(Stub().app)
+    scene = await served(queue, auth="keys")
     scene.announce(scene.upstream.url, name="c", service="chat", routes=("/v1/chat/completions",))
 
     async def create(key, lines):
@@ -304,12 +284,13 @@ async def test_a_batch_counts_its_lines_against_rate_and_quota(served, ring):
         return await scene.client.post("/v1/batches", json=body, headers={"x-api-key": key})
 
     refused = await create(few, 5)
-    assert refused.status_code == 429
+    assert (refused.status_code, queue.jobs) == (429, {})
     assert "5 requests; 4 of 6 requests per minute are left" in refused.text
     assert (await create(few, 2)).status_code == 200, "the refused batch counted only itself"
+    carried = [json.loads(payload.headers["x-fovea-key"]) for payload in queue.payloads.values()]
+    assert carried == [{"id": kept.id, "tokens_per_minute": None, "tokens_per_day": 20}] * 2
     assert (await scene.client.get("/v1/files", headers={"x-api-key": few})).status_code == 429
-    assert (await create(day, 19)).status_code == 429
-    assert (await create(day, 3)).status_code == 200
+    assert [(await create(day, lines)).status_code for lines in (19, 3)] == [429, 200]
 
 
 def test_uploads_at_once_do_not_pass_the_quota_together(tmp_path, monkeypatch):

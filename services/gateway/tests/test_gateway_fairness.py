@@ -1,8 +1,6 @@
 """A flood of one tenant waits behind itself: another is served as if it were quiet."""
 
 import asyncio
-import statistics
-import time
 import types
 from typing import Any
 
@@ -15,8 +13,8 @@ from services.gateway.policy.fair_queue import FairQueue
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from shared.settings import Settings
 from shared.telemetry import QUEUE_TIME
-
-SERVICE_S = 0.02
+from tests.harness.scripted import scripted
+from tests.harness.waiting import until
 
 
 @pytest.fixture
@@ -37,14 +35,9 @@ async def work(fair: FairQueue, order: list[str], tenant: str, *, capacity: int 
         return fair._services["svc"].in_flight
 
 
-async def test_a_tenant_alone_has_all_places(fair):
-    order: list[str] = []
-    taken = await asyncio.gather(*(work(fair, order, "alice", capacity=5) for _ in range(10)))
-    assert len(order) == 10
-    assert max(taken) == 5
-
-
-async def test_requests_are_counted_whether_they_are_served_or_wait(fair):
+async def test_requests_are_counted_whether_they_are_served_or_wait_and_a_tenant_alone_has_all_places(fair):
+    taken = await asyncio.gather(*(work(fair, [], "alice", capacity=5) for _ in range(10)))
+    assert (len(taken), max(taken)) == (10, 5)
     assert fair.count_requests("svc") == 0
     async with fair.place("svc", "alice", capacity=1, share=1, deadline=soon()):
         others = [asyncio.create_task(work(fair, [], name, capacity=1)) for name in ("alice", "alice", "bob")]
@@ -55,67 +48,28 @@ async def test_requests_are_counted_whether_they_are_served_or_wait(fair):
     assert fair.count_requests("svc") == 0
 
 
-async def test_what_waits_too_long_or_too_many_is_refused(fair):
-    async with fair.place("svc", "alice", capacity=1, share=1, deadline=soon()):
-        waiting = [asyncio.create_task(work(fair, [], "alice", capacity=1)) for _ in range(5)]
-        await asyncio.sleep(0)
-        with pytest.raises(QueueFull, match="5 of your requests"):
-            await work(fair, [], "alice", capacity=1)
-        waiting.pop().cancel()
-        await asyncio.sleep(0)
-        with pytest.raises(DeadlineExceeded):
-            async with fair.place("svc", "alice", capacity=1, share=1, deadline=soon(0.01)):
-                pass
-    await asyncio.gather(*waiting)
-    assert fair._services["svc"].in_flight == 0
-
-
-@pytest.mark.timed("A latency is a time: the median under a flood is compared with that of quiet.")
-async def test_a_flood_of_one_leaves_another_its_quiet_latency(gateway, ring):
-    keys = {name: ring.add(name, ("infer",), rate_per_minute=1_000_000)[1] for name in ("alice", "bob")}
-    scene = await gateway(auth="keys")
-    busy = asyncio.Lock()
+async def test_a_flood_of_one_waits_behind_itself_and_another_is_served_at_once(gateway, ring):
+    keys = {name: ring.add(name, ("infer",))[1] for name in ("alice", "bob")}
+    scene, arrived, over = await gateway(auth="keys", max_batch_size=1), [], asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.readuntil(b"\r\n\r\n"):
-            async with busy:  # one after the other, as a model does
-                await asyncio.sleep(SERVICE_S)
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        head = await reader.readuntil(b"\r\n\r\n")
+        arrived.extend(name for name in keys if f"x-fovea-tenant: {name}" in head.decode().lower())
+        await over.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
 
-    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await serve(reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            writer.close()
+    def ask(name: str) -> asyncio.Task[httpx2.Response]:
+        return asyncio.create_task(scene.client.get("/v1/echo", headers={"x-api-key": keys[name]}))
 
-    server = await asyncio.start_server(listen, "127.0.0.1", 0)
-    scene.announce(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-
-    async def median(count: int) -> float:
-        times = []
-        for _ in range(count):
-            begun = time.perf_counter()
-            assert (await scene.client.get("/v1/echo", headers={"x-api-key": keys["bob"]})).status_code == 200
-            times.append(time.perf_counter() - begun)
-            await asyncio.sleep(0.03)
-        return statistics.median(times)
-
-    quiet = await median(10)
-    async with httpx2.AsyncClient(base_url=scene.url, timeout=20, limits=httpx2.Limits(max_connections=60)) as other:
-
-        async def flood() -> None:
-            while True:
-                await other.get("/v1/echo", headers={"x-api-key": keys["alice"]})
-
-        flooding = [asyncio.create_task(flood()) for _ in range(50)]
-        await median(3)  # the places that alice had to herself are given back meanwhile
-        loud = await median(20)
-        for task in flooding:
-            task.cancel()
-        await asyncio.gather(*flooding, return_exceptions=True)
-    server.close()
-    # Half of a request of the other's is in the way on average, and the machine of this test serves both.
-    assert loud < 1.5 * quiet + 0.01, (loud, quiet)
+    async with scripted(serve) as url:
+        scene.announce(url, slots=1)
+        asking = [ask("alice") for _ in range(20)]
+        await until(lambda: scene.app.state.gateway.fair.count_requests("svc") == 20)
+        asking.append(ask("bob"))
+        await until(lambda: "bob" in arrived)
+        assert arrived == ["alice", "bob"]
+        over.set()
+        assert {answer.status_code for answer in await asyncio.gather(*asking)} == {200}
 
 
 class Places:
@@ -213,7 +167,7 @@ async def serve_in_turn(places: Places, requests: list[tuple[str, float]]) -> li
 
 
 async def test_who_was_served_least_for_its_weight_is_next(fair):
-    requests = [("ann1", 1.0), ("ann2", 1.0), ("ann3", 1.0), ("bob1", 2.0), ("bob2", 2.0), ("bob3", 2.0), ("bob4", 2.0)]
+    requests = [*((f"ann{number}", 1.0) for number in (1, 2, 3)), *((f"bob{number}", 2.0) for number in (1, 2, 3, 4))]
     order = await serve_in_turn(Places(fair), requests)
     assert order == ["ann1", "bob1", "bob2", "ann2", "bob3", "bob4", "ann3"]
 
@@ -245,7 +199,7 @@ async def test_a_place_given_to_a_request_that_is_cancelled_goes_to_the_next(fai
     assert fair._services["svc"].in_flight == 0
 
 
-async def test_refusals_say_what_to_do(fair):
+async def test_what_waits_too_long_or_too_many_is_refused_and_told_what_to_do(fair):
     places = Places(fair)
     for number in range(6):
         await places.ask(f"ann{number}")
@@ -253,15 +207,21 @@ async def test_refusals_say_what_to_do(fair):
         await places._hold("ann6", {})
     assert full.value.detail == "5 of your requests wait for svc; the limit is 5."
     assert (full.value.hint, full.value.retry_after) == ("Send fewer at a time, or send them as jobs.", 1)
-    await places.leave_all()
-    await places.ask("bob1")
+    places._tasks.pop("ann5").cancel()
+    await settle()
     with pytest.raises(DeadlineExceeded) as late:
-        async with fair.place("svc", "bob", capacity=1, share=1, deadline=soon(-1)):
+        async with fair.place("svc", "ann", capacity=1, share=1, deadline=soon(0.01)):
             pass
     assert late.value.detail == "No place at svc was free before the deadline (FOVEA_REQUEST_TIMEOUT_S)."
     assert late.value.hint == "Send it as a job, or allow more time."
+    await places.leave_all()
+    await places.ask("bob1")
+    with pytest.raises(DeadlineExceeded):
+        async with fair.place("svc", "bob", capacity=1, share=1, deadline=soon(-1)):
+            pass
     assert not fair._services["svc"].lines["bob"].waiting
     await places.leave("bob1")
+    assert fair._services["svc"].in_flight == 0
 
 
 async def test_tenants_that_have_gone_are_forgotten(fair, clock):

@@ -1,31 +1,34 @@
-"""Whatever one client sends, `/livez` waits for no more than 200 ms; nothing is read before the key is checked.
+"""The gateway as a process: it starts, stops when told, and answers `/livez` within 200 ms whatever one client sends.
 
-The measure is how long the gateway holds its event loop, which no load of the machine makes longer; see `loop_watch`.
+The measure is how long it holds its event loop, which no load of the machine makes longer; see `loop_watch`.
 """
 
 import asyncio
 import contextlib
 import gzip
 import json
+import os
 import re
-import time
-from collections.abc import AsyncIterator, Callable
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import grpc
 import httpx2
 import pytest
 
-from fovea.errors import Malformed, QueueFull
+from fovea.errors import Malformed
 from services.gateway.grpc.server import SERVICE
 from services.gateway.policy.auth import KeyRing
-from services.gateway.policy.memory_budget import MAX_READS_PER_TENANT, MemoryBudget, MessageReader
 from services.gateway.routing.json_peek import MAX_TOKENS, has_json_field, read_json_field
 from services.gateway.tests.loop_watch import LoopWatch
-from services.gateway.tests.test_gateway_process import start
 from shared.rpc import open_inference_pb2 as pb
+from tests.harness.waiting import free_port, wait_until
 
 LONGEST_S = 0.2
 GRPC_REFUSALS = {grpc.StatusCode[name] for name in ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "UNAVAILABLE")}
@@ -87,23 +90,17 @@ def make_http_inputs():
     }  # fmt: skip
 
 
-@contextlib.asynccontextmanager
-async def process(folder: Path) -> AsyncIterator[tuple[str, str, str, int]]:
+@contextlib.contextmanager
+def process(folder: Path) -> Iterator[tuple[str, str, str, int]]:
     """A gateway with keys in a process of its own: HTTP URL, gRPC address, a key and the process id.
 
     It writes how long its event loop was held into the file `loop` of the folder.
     """
     _, key = KeyRing(folder / "keys.json").add("alice", ("infer", "jobs"), rate_per_minute=1_000_000)
     made = start(folder, "-c", _START, str(folder / "loop"), FOVEA_AUTH="keys")
-    try:
-        for line in made.stderr:
-            if found := re.search(r"grpc=(\S+) http=(http://\S+)", line):
-                break
-        yield found[2], found[1], key, made.pid  # type: ignore[index]
-    finally:
+    with made, made.stderr:  # type: ignore[union-attr]
+        yield (*listens_at(made.stderr), key, made.pid)  # type: ignore[arg-type]
         made.kill()
-        made.wait()
-        made.stderr.close()
 
 
 _START = """
@@ -135,9 +132,9 @@ sys.exit(gateway.main())
 """
 
 
-async def live_through(url: str, attack: Any, refused: set[Any]) -> None:
+async def live_through(url: str, attack: Callable[[], Any], refused: set[Any]) -> None:
     """Ask `/livez` while an attack runs, and for a moment after: it always answers, and the attack is refused."""
-    attacking = asyncio.create_task(attack)
+    attacking = asyncio.create_task(asyncio.to_thread(attack))
     async with httpx2.AsyncClient(timeout=30) as client:
         quiet = 0
         while quiet < 5:
@@ -147,31 +144,25 @@ async def live_through(url: str, attack: Any, refused: set[Any]) -> None:
     assert await attacking in refused
 
 
-async def send_grpc(address: str, key: str, method: str, messages: list[bytes]) -> grpc.StatusCode | None:
-    def run() -> grpc.StatusCode | None:
-        with grpc.insecure_channel(address, options=[("grpc.max_send_message_length", -1)]) as channel:
-            call = channel.stream_stream(f"/{SERVICE}/{method}")
-            try:
-                list(call(iter(messages), metadata=(("x-api-key", key),), timeout=30))
-            except grpc.RpcError as error:
-                code: grpc.StatusCode = error.code()  # type: ignore[attr-defined]
-                return code
-            return None
-
-    return await asyncio.to_thread(run)
+def send_grpc(address: str, key: str, method: str, messages: list[bytes]) -> grpc.StatusCode | None:
+    with grpc.insecure_channel(address, options=[("grpc.max_send_message_length", -1)]) as channel:
+        call = channel.stream_stream(f"/{SERVICE}/{method}")
+        try:
+            list(call(iter(messages), metadata=(("x-api-key", key),), timeout=30))
+        except grpc.RpcError as error:
+            code: grpc.StatusCode = error.code()  # type: ignore[attr-defined]
+            return code
+        return None
 
 
-async def send_http(url: str, key: str, path: str, headers: dict[str, str], body: bytes) -> int:
-    def run() -> int:
-        answer = httpx2.post(url + path, headers={"x-api-key": key, **headers}, content=body, timeout=30)
-        return answer.status_code
-
-    return await asyncio.to_thread(run)
+def send_http(url: str, key: str, path: str, headers: dict[str, str], body: bytes) -> int:
+    answer = httpx2.post(url + path, headers={"x-api-key": key, **headers}, content=body, timeout=30)
+    return answer.status_code
 
 
 async def test_livez_waits_for_no_hostile_input(tmp_path):
     held, grpc, http = {}, make_grpc_inputs(), make_http_inputs()
-    async with process(tmp_path) as (url, address, key, _pid):
+    with process(tmp_path) as (url, address, key, _pid):
         watch = LoopWatch(tmp_path / "loop")
         attacks: dict[str, tuple[Callable[[], Any], set[Any]]] = {
             **{f"grpc {name}": (partial(send_grpc, address, key, *sent), GRPC_REFUSALS) for name, sent in grpc.items()},
@@ -180,43 +171,18 @@ async def test_livez_waits_for_no_hostile_input(tmp_path):
         for name, (attack, refusals) in attacks.items():
             watch.take()
             unread = {None} if "metadata" in name else set()  # answered without a look at its message
-            await live_through(url, attack(), refusals | unread)
+            await live_through(url, attack, refusals | unread)
             held[name] = watch.take()
     assert min(held.values()) > 0, "the loop was not watched"
     assert {name: seconds for name, seconds in held.items() if seconds > LONGEST_S} == {}
 
 
-async def test_a_loop_that_is_held_is_seen_and_one_that_waits_is_not(tmp_path):
-    watch = LoopWatch(tmp_path / "loop")
-    watching = asyncio.create_task(watch.run())
-    await asyncio.sleep(0.05)
-    watch.take()
-    until = time.thread_time() + LONGEST_S
-    while time.thread_time() < until:
-        pass
-    await asyncio.sleep(0.05)
-    assert watch.take() >= LONGEST_S
-    text = "[" + "[]," * 1_000_000 + "[]]"
-
-    def parse() -> float:
-        """Hold the interpreter, not the loop's thread; by this thread's time, since others of the process may work."""
-        begun = time.thread_time()
-        json.loads(text)
-        return time.thread_time() - begun
-
-    parsing = await asyncio.to_thread(parse)
-    await asyncio.sleep(0.05)
-    assert watch.take() > min(parsing, LONGEST_S) / 4  # of long waits a busy machine hides a part
-    await asyncio.sleep(0.3)
-    assert watch.take() < LONGEST_S / 2
-    watching.cancel()
-
-
 async def test_twenty_large_messages_without_a_key_take_no_memory(tmp_path):
-    async with process(tmp_path) as (_, address, _key, pid):
+    with process(tmp_path) as (_, address, _key, pid):
         before = resident_megabytes(pid)
         large = [b"\x0a\x01x" + b"\0" * 60_000_000]
-        codes = await asyncio.gather(*(send_grpc(address, "wrong", "ModelInfer", large) for _ in range(20)))
+        sending = (asyncio.to_thread(send_grpc, address, "wrong", "ModelInfer", large) for _ in range(20))
+        codes = await asyncio.gather(*sending)
         assert set(codes) == {grpc.StatusCode.UNAUTHENTICATED}
         assert resident_megabytes(pid) - before < 100
 
@@ -226,33 +192,91 @@ def resident_megabytes(pid: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
-async def test_messages_are_read_in_turns_within_the_budget():
-    budget = MemoryBudget(100)
-    reader = MessageReader(budget, 10)
-    async with contextlib.AsyncExitStack() as stack:
-        for _ in range(MAX_READS_PER_TENANT):
-            await stack.enter_async_context(reader.turn("alice", 0))
-        with pytest.raises(QueueFull):
-            await stack.enter_async_context(reader.turn("alice", 0.01))
-        await stack.enter_async_context(reader.turn("bob", 0))
-        assert budget.left == 100 - 10 * (MAX_READS_PER_TENANT + 1)
-    assert budget.left == 100
-
-
-def test_a_field_is_there_however_it_is_written():
+def test_a_field_is_there_however_it_is_written_and_very_many_parts_are_refused():
     there = [b'{"a": [], "store" : true}', b'{"st\\u006fre": {}}', b'{"store": "null"}', b'{"a":' + b"[]," * MAX_TOKENS]
     away = [b"", b"store", b'["store"]', b'{"store": false}', b'{"store":null}', b'{"a": {"store": 1}}', b'{"\\x": 1}']
     assert [has_json_field(body, {"store"}) for body in there + away] == [True] * len(there) + [False] * len(away)
-
-
-def test_the_name_is_found_wherever_it_stands():
-    for body in (
-        b'{"model": "x"}',
-        b'{"a": {"model": "no"}, "b": ["model"], "c": "\\"model\\": \\"no\\"", "model" : "x"}',
-        b'{"t": "model", "model":"\\u0078"}',
-    ):
-        assert read_json_field(body, "model") == "x"
-    for body in (b"", b"[1]", b'["model", "x"]', b'{"model": 1}', b'{"model": ["x"]}', b'{"model": {"model": "x"}}'):
-        assert read_json_field(body, "model") is None
     with pytest.raises(Malformed, match="too many parts"):
         read_json_field(b'{"a":' + b"[]," * MAX_TOKENS, "model")
+
+
+def start(folder: Path, *program: str, **changed: str) -> subprocess.Popen[str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("FOVEA_")}
+    env = {**kept, "FOVEA_DATA_DIR": str(folder), "FOVEA_HTTP_PORT": "0", "FOVEA_GRPC_PORT": "0", **changed}
+    words = program or ("-m", "services.gateway")
+    return subprocess.Popen([sys.executable, *words], env=env, text=True, stderr=subprocess.PIPE)
+
+
+def listens_at(stderr: IO[str]) -> tuple[str, str]:
+    """URL and gRPC address of a gateway, once it has said them."""
+    for line in stderr:
+        if found := re.search(r"grpc=(\S+) http=(http://\S+)", line):
+            return found[2], found[1]
+    raise AssertionError("the gateway never said where it listens")
+
+
+@pytest.mark.parametrize("setting", ["FOVEA_HTTP_PORT", "FOVEA_GRPC_PORT", "FOVEA_HOST"])
+def test_a_port_in_use_and_an_open_address_without_keys_are_one_clear_line(tmp_path, setting):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = start(tmp_path, **{setting: "0.0.0.0" if setting == "FOVEA_HOST" else str(port)})
+        _, told = process.communicate(timeout=20)
+    assert process.returncode == 2
+    in_use = f"The gateway can't listen on 127.0.0.1:{port}: Address already in use. Set {setting} to a free port."
+    assert ("FOVEA_AUTH=keys" if setting == "FOVEA_HOST" else in_use) in told.strip().splitlines()[-1]
+    assert "Traceback" not in told
+    assert len(told.strip().splitlines()) == 1 or setting != "FOVEA_HOST"
+
+
+def test_metrics_have_a_port_of_their_own_that_wants_no_key(tmp_path):
+    port = free_port()
+    process = start(tmp_path, FOVEA_AUTH="keys", FOVEA_METRICS_PORT=str(port))
+    with process, process.stderr:
+        url, _ = listens_at(process.stderr)
+        for _ in range(50):
+            with contextlib.suppress(httpx2.TransportError):
+                if (answer := httpx2.get(f"http://127.0.0.1:{port}/metrics")).status_code == 200:
+                    break
+        assert "python_info" in answer.text
+        assert httpx2.get(f"{url}/metrics").status_code == 401
+        assert httpx2.get(f"http://127.0.0.1:{port}/v1/models").status_code == 404
+        process.send_signal(signal.SIGTERM)
+        process.stderr.read()
+        assert process.wait(10) in {0, -signal.SIGTERM}
+
+
+DOCUMENT = {"paths": {path: {"post": {}} for path in ("/v1/stream", "/v1/echo")}}
+
+
+@pytest.mark.parametrize(("grace_s", "is_whole"), [("20", True), ("1", False)])
+async def test_both_fronts_stop_taking_calls_and_a_stream_ends_within_the_grace_and_is_cut_after_it(
+    toy, tmp_path, grace_s, is_whole
+):
+    upstream, at = await toy(name="r", chunks=30, gap_s=0.1, documents={"openapi": DOCUMENT}), free_port()
+    fixed = {"FOVEA_STATIC_UPSTREAMS": f"svc={upstream.url}", "FOVEA_GRPC_PORT": str(at)}
+    process = start(tmp_path, FOVEA_SHUTDOWN_GRACE_S=grace_s, **fixed)
+    with process, process.stderr:
+        url, _ = await asyncio.to_thread(listens_at, process.stderr)
+        async with (
+            grpc.aio.insecure_channel(f"127.0.0.1:{at}") as channel,
+            httpx2.AsyncClient(base_url=url, timeout=30) as client,
+        ):
+            await asyncio.to_thread(wait_until, lambda: httpx2.get(f"{url}/readyz").status_code == 200, 30)
+            live, events = channel.unary_unary("/inference.GRPCInferenceService/ServerLive"), 0
+            with contextlib.suppress(httpx2.RemoteProtocolError):
+                async with client.stream("POST", "/v1/stream", json={}) as answer:
+                    async for line in answer.aiter_lines():
+                        events += line.startswith("data: ") and line.removeprefix("data: ").isdecimal()
+                        if line == "data: 0":
+                            await asyncio.sleep(0.5)  # the chart's `preStop`
+                            assert (await client.post("/v1/echo", content=b"x")).status_code == 200
+                            await live(b"")
+                            process.send_signal(signal.SIGTERM)
+                        if line == "data: 20":
+                            with pytest.raises(grpc.aio.AioRpcError):
+                                await live(b"", timeout=5)
+        process.send_signal(signal.SIGTERM)
+        rest = await asyncio.to_thread(process.stderr.read)
+        assert (events == 30) is is_whole, rest
+        assert not is_whole or "Traceback" not in rest
+        assert await asyncio.to_thread(process.wait, 20) in {0, -signal.SIGTERM}

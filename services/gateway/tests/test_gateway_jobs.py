@@ -1,4 +1,4 @@
-"""Jobs over HTTP, on a queue that keeps the contract in memory; and once on the real one."""
+"""Jobs over HTTP, on a queue that keeps the contract in memory."""
 
 import asyncio
 import json
@@ -228,14 +228,3 @@ async def test_jobs_that_wait_and_jobs_that_run_are_in_the_metrics(scene, queue)
     assert 'fovea_ready_replicas{service="svc"}' not in text, (
         "an old number would hide that it is away, or tell so for ever"
     )
-
-
-async def test_the_real_queue_takes_a_job_and_knows_it(served, redis_url):
-    scene = await served(redis_url=redis_url)
-    headers = {**ASYNC, "idempotency-key": "k"}
-    first = await scene.client.post("/v1/echo?x=1", content=b"picture", headers=headers)
-    again = await scene.client.post("/v1/echo?x=1", content=b"picture", headers=headers)
-    assert (first.status_code, again.json()["id"]) == (202, first.json()["id"])
-    known = await scene.client.get(first.headers["location"])
-    assert (known.json()["status"], known.json()["path"]) == ("queued", "/v1/echo?x=1")
-    assert (await scene.client.post(first.headers["location"] + "/cancel")).json()["status"] == "cancelled"

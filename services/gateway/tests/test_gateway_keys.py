@@ -1,10 +1,15 @@
-"""API keys: what is kept, what is refused, the verb that makes them, and keys on a full disk."""
+"""Who calls: API keys, the verb that makes them and keys on a full disk; tokens of a real identity provider."""
 
+import asyncio
+import base64
 import errno
 import json
+import math
 import os
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -16,26 +21,22 @@ from fovea import plugins
 from fovea.cli.exit_codes import choose_exit_code
 from fovea.errors import Conflict, NotFound, PermissionDenied, Unauthenticated
 from services.gateway.app import ROUTES
-from services.gateway.policy import auth, reserved_file
+from services.gateway.policy import auth, oidc, reserved_file
 from services.gateway.policy.audit_log import AuditLog
 from services.gateway.policy.auth import KeyRing, read_credentials
 from services.gateway.policy.keys_cli import keys
 from services.gateway.policy.reserved_file import replace_reserved
 from services.gateway.routes.dependencies import get_caller
+from services.gateway.tests.issuer import Issuer
 from shared.settings import settings
 
 
-def test_only_a_hash_is_kept_and_only_the_owner_can_read_it(ring, tmp_path):
-    key, text = ring.add("ann", ("infer",))
+def test_a_key_names_its_tenant_scopes_and_limits_and_only_a_hash_is_kept_that_the_owner_alone_can_read(ring, tmp_path):
+    key, text = ring.add("ann", ("infer",), rate_per_minute=5, quota_per_day=100)
     kept = (tmp_path / "keys.json").read_text()
-    assert text.rpartition("_")[2] not in kept
-    assert key.sha256 in kept
+    assert (text.rpartition("_")[2] in kept, key.sha256 in kept) == (False, True)
     assert (tmp_path / "keys.json").stat().st_mode & 0o077 == 0
     assert {p.name for p in tmp_path.iterdir()} == {"keys.json", "keys.json.lock", "keys.json.spare"}
-
-
-def test_a_key_names_its_tenant_scopes_and_limits(ring):
-    _, text = ring.add("ann", ("infer",), rate_per_minute=5, quota_per_day=100)
     caller = ring.authenticate(text)
     assert (caller.tenant, caller.limits.rate_per_minute, caller.limits.quota_per_day) == ("ann", 5, 100)
     caller.require_scope("infer")
@@ -74,17 +75,6 @@ def test_the_last_use_is_the_newest_that_any_gateway_saw(tmp_path):
     assert one.read_last_used() == two.read_last_used() == {key.id: two._used[key.id]}
 
 
-def test_no_key_near_misses_and_an_expired_one_are_refused(ring):
-    _, text = ring.add("ann", ("infer",))
-    odd = (None, "", "fovea_", "fovea_00000000_x", "\udcff", "ключ")
-    for wrong in (*odd, text[:-1], text + "0", text[:14] + "_" + "0" * 40):
-        with pytest.raises(Unauthenticated):
-            ring.authenticate(wrong)
-    _, old = ring.add("ann", ("infer",), expires=datetime.now(UTC) - timedelta(seconds=1))
-    with pytest.raises(Unauthenticated, match="expired"):
-        ring.authenticate(old)
-
-
 def test_a_revoked_key_is_refused_by_a_gateway_that_knew_it_and_a_broken_file_keeps_the_others_in_force(
     ring, tmp_path, clock
 ):
@@ -107,17 +97,26 @@ def test_a_revoked_key_is_refused_by_a_gateway_that_knew_it_and_a_broken_file_ke
         ring.add("bob", ("infer",))
 
 
-def test_a_key_is_found_in_two_headers():
+def test_a_key_is_found_in_two_headers_and_near_misses_and_an_expired_one_are_refused(ring):
     for text, key in {b"Bearer abc": "abc", b"bearer  abc ": "abc", b"Basic abc": None, b"Bearer": None}.items():
         assert read_credentials({b"authorization": text}) == key, text
     assert read_credentials({b"x-api-key": b"abc", b"authorization": b"Bearer def"}) == "abc"
     assert read_credentials({}) is None
-
-
-async def test_calls_need_a_key_and_pages_do_not(served, ring):
     _, text = ring.add("ann", ("infer",))
+    odd = (None, "", "fovea_", "fovea_00000000_x", "\udcff", "ключ")
+    for wrong in (*odd, text[:-1], text + "0", text[:14] + "_" + "0" * 40):
+        with pytest.raises(Unauthenticated):
+            ring.authenticate(wrong)
+    _, old = ring.add("ann", ("infer",), expires=datetime.now(UTC) - timedelta(seconds=1))
+    with pytest.raises(Unauthenticated, match="expired"):
+        ring.authenticate(old)
+
+
+async def test_calls_need_a_key_with_the_scope_of_their_door_and_pages_do_not(served, ring):
+    scopes = ("infer", "jobs", "admin", "metrics", "interventions")
+    without = {scope: ring.add("ann", tuple(one for one in scopes if one != scope))[1] for scope in scopes}
+    only = {scope: ring.add("ann", (scope,))[1] for scope in scopes}
     scene = await served(auth="keys")
-    upstream = scene.upstream
     for path in ("/livez", "/docs", "/docs/style.css", "/docs/search.js", "/openapi.json", "/v2/health/live"):
         assert (await scene.client.get(path)).status_code == 200, path
     assert (await scene.client.get("/")).headers["content-type"].startswith("text/html")
@@ -126,17 +125,10 @@ async def test_calls_need_a_key_and_pages_do_not(served, ring):
         assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated"), path
     assert answer.headers["www-authenticate"].startswith("Bearer")
     assert (await scene.client.post("/v1/echo", headers={"x-api-key": "no"})).status_code == 401
-    good = await scene.client.post("/v1/echo", headers={"authorization": f"Bearer {text}"})
+    good = await scene.client.post("/v1/echo", headers={"authorization": f"Bearer {only['infer']}"})
     assert good.status_code == 200
-    assert upstream.seen[-1]["headers"]["x-fovea-tenant"] == "ann"
-    assert text not in json.dumps(upstream.seen[-1]["headers"])
-
-
-async def test_each_door_needs_its_scope(served, ring):
-    scopes = ("infer", "jobs", "admin", "metrics", "interventions")
-    without = {scope: ring.add("ann", tuple(one for one in scopes if one != scope))[1] for scope in scopes}
-    only = {scope: ring.add("ann", (scope,))[1] for scope in scopes}
-    scene = await served(auth="keys")
+    assert scene.upstream.seen[-1]["headers"]["x-fovea-tenant"] == "ann"
+    assert only["infer"] not in json.dumps(scene.upstream.seen[-1]["headers"])
     for method, path, scope in (
         ("POST", "/v1/echo", "infer"), ("GET", "/v1/models", "infer"), ("GET", "/v1/jobs", "jobs"),
         ("GET", "/metrics", "metrics"), ("POST", "/v2/repository/models/pranet/unload", "admin"),
@@ -159,35 +151,23 @@ def run(tmp_path, monkeypatch):
     settings.cache_clear()
 
 
-def test_the_verb_prints_a_secret_once_and_lists_without_it(run, tmp_path):
-    added = run("add", "ann", "--scope", "infer", "--scope", "admin", "--expires", "2d", "--quota", "7")
+def test_the_verb_prints_a_secret_once_and_lists_without_it_with_whole_ids_and_utc(run, tmp_path):
+    limits = ("--expires", "2090-01-31T10:00:00+02:00", "--quota", "7")
+    added = run("add", "a-tenant-of-a-long-name", "--scope", "infer", "--scope", "admin", *limits)
     secret = added.stdout.strip()
-    assert added.exit_code == 0
-    assert secret.startswith("fovea_")
-    assert KeyRing(tmp_path / "keys.json").authenticate(secret).scopes == {"infer", "admin"}
-    listed = json.loads(run("list", "--json").stdout)
-    assert (listed[0]["tenant"], listed[0]["quota_per_day"]) == ("ann", 7)
-    assert "sha256" not in listed[0]
-    assert secret.rpartition("_")[2] not in run("list").output
-    assert run("revoke", listed[0]["id"]).exit_code == 0
-    assert json.loads(run("list", "--json").stdout) == []
-
-
-@pytest.mark.parametrize("lack", [KeyError("getpwuid(): uid not found: 65532"), OSError("No username set")])
-def test_a_user_without_a_name_as_in_a_container_gets_its_key(run, tmp_path, monkeypatch, lack):
-    monkeypatch.setattr("getpass.getuser", Mock(side_effect=lack))
-    made = run("add", "acme")
-    assert (made.exit_code, made.output.startswith("fovea_")) == (0, True)
-    assert f'"command/{os.getuid()}"' in (tmp_path / "audit.jsonl").read_text()
-
-
-def test_the_list_in_a_pipe_has_whole_ids_and_utc(run, tmp_path):
-    expires = "2090-01-31T10:00:00+02:00"
-    run("add", "a-tenant-of-a-long-name", "--expires", expires, "--scope", "infer", "--scope", "jobs")
-    (key,) = KeyRing(tmp_path / "keys.json").list_keys()
+    assert (added.exit_code, secret.startswith("fovea_")) == (0, True)
+    ring = KeyRing(tmp_path / "keys.json")
+    assert ring.authenticate(secret).scopes == {"infer", "admin"}
+    (key,) = ring.list_keys()
+    (listed,) = json.loads(run("list", "--json").stdout)
+    assert (listed["tenant"], listed["quota_per_day"], "sha256" in listed) == ("a-tenant-of-a-long-name", 7, False)
     _, row = run("list").stdout.splitlines()
-    assert row.split("\t")[:3] == [key.id, "a-tenant-of-a-long-name", "infer jobs"]
-    assert "2090-01-31 08:00" in row
+    assert row.split("\t")[:3] == [key.id, "a-tenant-of-a-long-name", "infer admin"]
+    assert ("2090-01-31 08:00" in row, secret.rpartition("_")[2] in row) == (True, False)
+    run("add", "soon", "--expires", "2d")
+    assert timedelta(1) < ring.list_keys()[1].expires - datetime.now(UTC) < timedelta(2)
+    assert [run("revoke", each.id).exit_code for each in ring.list_keys()] == [0, 0]
+    assert json.loads(run("list", "--json").stdout) == []
 
 
 def test_rotating_says_when_the_old_key_ends_and_makes_none_that_has_expired(run, tmp_path):
@@ -294,3 +274,100 @@ def test_an_act_that_the_audit_log_has_no_room_for_is_not_undone(tmp_path, full_
     assert [entry["target"] for entry in audit.read(10)] == ["a"]
     assert "key revoked" in str(lines)
     assert "No space left" in str(lines)
+
+
+@pytest.fixture(scope="module")
+def issuer():
+    with Issuer() as made:
+        thread = threading.Thread(target=made.serve_forever, args=(0.05,))
+        thread.start()
+        yield made
+        made.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+async def ask(served, issuer):
+    scene = await served(auth="keys", oidc_issuer=issuer.url)
+
+    async def send(bearer: str, path: str = "/v1/echo", method: str = "POST") -> Any:
+        answer = await scene.client.request(method, path, headers={"authorization": f"Bearer {bearer}"})
+        return answer.status_code, scene.upstream.seen[-1] if scene.upstream.seen else None
+
+    return send
+
+
+async def test_a_token_names_tenant_and_scopes_and_a_forged_one_is_refused(ask, issuer):
+    status, seen = await ask(issuer.token())
+    assert status == 200
+    assert seen["headers"]["x-fovea-tenant"] == "alice"
+    assert (await ask(issuer.token(scope="metrics")))[0] == 403
+    assert (await ask(issuer.token(), "/v1/admin/keys", "GET"))[0] == 403
+    assert (await ask(issuer.token(scope="admin"), "/v1/admin/keys", "GET"))[0] == 200
+    good = issuer.token()
+    head, body, signature = good.split(".")
+    claims = json.loads(base64.urlsafe_b64decode(body + "=="))
+    other = base64.urlsafe_b64encode(json.dumps({**claims, "tenant": "bob"}).encode()).decode().rstrip("=")
+    none = base64.urlsafe_b64encode(json.dumps({"alg": "none"}).encode()).decode().rstrip("=")
+    for forged in (f"{head}.{other}.{signature}", f"{none}.{body}.", f"{head}.{body}.", "a.b.c", "..", f"{good}x"):
+        assert (await ask(forged))[0] == 401
+
+
+async def test_tokens_with_other_claims_or_odd_headers_are_refused(ask, issuer):
+    others = (
+        {"exp": 1_700_000_000}, {"nbf": 9_999_999_999}, {"iss": "http://evil.example"}, {"aud": "another"},
+        {"tenant": ""}, {"tenant": "../alice"}, {"kid": "unknown"}, {"tenant": "local"}, {"exp": math.inf},
+        {"aud": 7}, *({"scope": odd} for odd in (None, 7, {"infer": 1}, [["infer"]], True)),
+    )  # fmt: skip
+    headers = ("[" * 8_000, "7", "null", '{"alg":"ES256","kid":[1]}', '{"alg":7}', "\x00")
+    odd = [base64.urlsafe_b64encode(header.encode()).decode().rstrip("=") for header in headers]
+    for text in (*(issuer.token(**claims) for claims in others), *(f"{one}.{one}.{one}" for one in odd)):
+        assert (await ask(text))[0] == 401, text[:200]
+
+
+async def test_a_known_key_does_not_wait_for_a_slow_issuer(ask, issuer, monkeypatch):
+    good = issuer.token()
+    assert (await ask(good))[0] == 200
+    monkeypatch.setattr(oidc, "_REFETCH_S", 0.0)
+    stranger = issuer.token(kid="unknown")
+    issuer.pause_s = 1.0
+    try:
+        asking = asyncio.create_task(ask(stranger))
+        await asyncio.sleep(0.2)
+        assert (await ask(good))[0] == 200
+        assert not asking.done(), "it was answered while the issuer was still being asked"
+        assert (await asking)[0] == 401
+    finally:
+        issuer.pause_s = 0.0
+
+
+async def test_the_issuer_may_rotate_its_key(ask, issuer, monkeypatch):
+    old = issuer.token()
+    assert (await ask(old))[0] == 200
+    issuer.rotate()
+    new = issuer.token()
+    monkeypatch.setattr(oidc, "_REFETCH_S", 0.0)
+    assert (await ask(new))[0] == 200
+    assert (await ask(old))[0] == 401
+    monkeypatch.setattr(oidc, "_REFETCH_S", 5.0)
+    before = issuer.fetches
+    for number in range(20):
+        assert (await ask(issuer.token(kid=f"made-up-{number}")))[0] == 401
+    assert issuer.fetches <= before + 1
+
+
+async def test_an_issuer_that_is_away_is_no_reason_to_refuse_keys(served, issuer):
+    scene = await served(auth="keys", oidc_issuer="http://127.0.0.1:9")
+    text = scene.app.state.gateway.keys.add("bob", ("infer",))[1]
+    for _ in range(2):  # the second time nothing is fetched, as that has just failed
+        answer = await scene.client.post("/v1/echo", headers={"authorization": f"Bearer {issuer.token()}"})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert (await scene.client.post("/v1/echo", headers={"authorization": f"Bearer {text}"})).status_code == 200
+
+
+@pytest.mark.parametrize("lack", [KeyError("getpwuid(): uid not found: 65532"), OSError("No username set")])
+def test_a_user_without_a_name_as_in_a_container_gets_its_key(run, tmp_path, monkeypatch, lack):
+    monkeypatch.setattr("getpass.getuser", Mock(side_effect=lack))
+    made = run("add", "acme")
+    assert (made.exit_code, made.output.startswith("fovea_")) == (0, True)
+    assert f'"command/{os.getuid()}"' in (tmp_path / "audit.jsonl").read_text()

@@ -55,13 +55,20 @@ async def test_all_models_are_one_list_that_is_asked_for_at_most_once_a_second_a
     assert [s["path"] for s in scene.llm.seen] == ["/v1/models/smollm2/example"]
 
 
-async def test_a_model_whose_service_is_away_stays_listed_as_not_ready(scene, monkeypatch):
+async def test_a_model_whose_service_is_away_and_one_of_an_upstream_without_a_list_are_listed(
+    scene, monkeypatch, gateway, toy
+):
     monkeypatch.setattr("services.gateway.routes.model_list.MAX_AGE_S", 0)
     await scene.client.get("/v1/models")
     replica = scene.registry.pick("seg")
     replica.changed = float("-inf")
     listed = (await scene.client.get("/v1/models")).json()["data"]
     assert {m["id"]: m["ready"] for m in listed} == {"smollm2": True, "pranet": False}
+    upstream = await toy(documents={"models": {"detail": "a Triton server knows no such list"}})
+    scene = await gateway()
+    scene.announce(upstream.url, service="triton", models=("densenet",), routes=())
+    entry = (await scene.client.get("/v1/models")).json()["data"][0]
+    assert (entry["id"], entry["object"], entry["service"], entry["ready"]) == ("densenet", "model", "triton", True)
 
 
 async def test_adapters_are_listed_for_their_tenant_alone(scene):
@@ -75,14 +82,6 @@ async def test_adapters_are_listed_for_their_tenant_alone(scene):
     assert [(m["id"], m.get("parent")) for m in listed] == [
         ("smollm2", None), ("local-style", "smollm2"), ("pranet", None),
     ]  # fmt: skip
-
-
-async def test_an_upstream_without_a_list_is_listed_by_its_models_names(gateway, toy):
-    upstream = await toy(documents={"models": {"detail": "a Triton server knows no such list"}})
-    scene = await gateway()
-    scene.announce(upstream.url, service="triton", models=("densenet",), routes=())
-    entry = (await scene.client.get("/v1/models")).json()["data"][0]
-    assert (entry["id"], entry["object"], entry["service"], entry["ready"]) == ("densenet", "model", "triton", True)
 
 
 async def test_readiness_names_who_is_not_ready(scene):
@@ -111,7 +110,7 @@ async def test_open_inference_speaks_for_the_whole_fleet(scene):
     assert sorted(stats["name"] for stats in told) == ["llm", "seg"]
 
 
-async def test_the_index_can_be_of_the_ready_only_and_says_why_others_are_not(served):
+async def test_the_index_can_be_of_the_ready_only_and_says_why_others_are_not_and_what_makes_no_sense(served):
     failed = {**SEG, "ready": False, "state": "failed", "reason": "There are no weights."}
     loading = {**SEG, "id": "hardnet", "ready": False, "state": "loading"}
     scene = await served(fields={"documents": {"models": {"data": [CHAT, failed, loading]}}})
@@ -120,9 +119,6 @@ async def test_the_index_can_be_of_the_ready_only_and_says_why_others_are_not(se
     assert everything["hardnet"]["state"] == "LOADING"
     only = (await scene.client.post("/v2/repository/index", json={"ready": True})).json()
     assert [m["name"] for m in only] == ["smollm2"]
-
-
-async def test_an_index_request_that_makes_no_sense_is_refused(scene):
     for body in (b"{", b"[]", b'{"ready": 1}', b"\xff", b"[" * 200_000):
         answer = await scene.client.post("/v2/repository/index", content=body)
         assert (answer.status_code, list(answer.json())) == (400, ["error"]), body[:20]
@@ -244,12 +240,3 @@ async def test_a_service_without_a_document_is_not_asked_at_every_request(scene)
     for _ in range(5):
         assert (await scene.client.get("/openapi.json")).status_code == 200
     assert sorted(asked) == sorted([scene.seg.url, scene.llm.url])
-
-
-def test_a_link_opens_its_operation_and_the_search_shows_those_with_all_words(page, stage, see):
-    page.goto(f"{stage.url}/docs#GET-v1-jobs")
-    see(page.locator("[id='GET-v1-jobs'] h3").first).to_be_visible()
-    page.fill("#search", "keys ROTATE")
-    see(page.locator("#found")).to_contain_text("1 of ")
-    see(page.locator("details.operation:visible code").first).to_have_text("/v1/admin/keys/{key_id}/rotate")
-    see(page.locator("nav li[data-operation]:visible")).to_have_count(1)

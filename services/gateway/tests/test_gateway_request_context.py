@@ -58,7 +58,7 @@ def test_all_other_headers_cross_unchanged_and_in_order(headers):
     ]  # fmt: skip
 
 
-def test_these_headers_stay_behind():
+def test_these_headers_stay_behind_and_answers_lose_what_concerns_one_connection():
     names = (
         b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"proxy-authorization",
         b"host", b"authorization", b"x-api-key", b"cookie", b"x-fovea-tenant", b"x-fovea-any", b"prefer", b"expect",
@@ -66,6 +66,11 @@ def test_these_headers_stay_behind():
     )  # fmt: skip
     passed = [build_request_headers(make_context([(name, b"somebody")])) for name in names]
     assert "somebody" not in [value for headers in passed for value in headers.values()]
+    raw = [
+        (b"Connection", b"close"), (b"Server", b"x"), (b"Set-Cookie", b"a"), (b"Set-Cookie", b"b"),
+        (b"Date", b"now"),
+    ]  # fmt: skip
+    assert build_response_headers(raw) == [(b"set-cookie", b"a"), (b"set-cookie", b"b")]
 
 
 def test_every_attempt_at_a_request_has_one_idempotency_key_and_callers_may_choose_it():
@@ -98,21 +103,10 @@ def test_any_deadline_is_taken_or_refused(text):
         assert made.deadline <= before
 
 
-def test_answers_lose_what_concerns_one_connection():
-    raw = [
-        (b"Connection", b"close"), (b"Server", b"x"), (b"Set-Cookie", b"a"), (b"Set-Cookie", b"b"),
-        (b"Date", b"now"),
-    ]  # fmt: skip
-    assert build_response_headers(raw) == [(b"set-cookie", b"a"), (b"set-cookie", b"b")]
-
-
-def test_loopback_is_known_by_name_and_address():
+def test_loopback_is_known_by_name_and_address_and_reading_is_open_to_any_origin():
     ours = ("127.0.0.1", "127.8.8.8", "localhost", "LOCALHOST", "a.localhost", "::1", "[::1]")
     others = ("0.0.0.0", "10.0.0.1", "localhost.evil.example", "", "127.0.0.1.nip.io", "::ffff:10.0.0.1")
     assert [host for host in ours + others if is_loopback(host)] == [*ours]
-
-
-def test_names_of_ours_are_loopback_and_what_we_listen_on_and_reading_is_open_to_any_origin():
     require_local_request(make_context([(b"host", b"fovea.test:8080")]), "fovea.test")
     with pytest.raises(PermissionDenied, match=r"fovea\.test"):
         require_local_request(make_context([(b"host", b"fovea.test:8080")]), "127.0.0.1")
@@ -136,6 +130,10 @@ CLASSIFIERS = RouteTable.from_records(
     [
         (b"application/json", b'{"model": "m2"}', b"", "b"),
         (b"application/json; charset=utf-8", b'{"x": {"model": "m1"}, "model": "m2"}', b"", "b"),
+        (b"application/json", b'{"a": ["model"], "c": "\\"model\\": \\"m1\\"", "model" : "m2"}', b"", "b"),
+        (b"application/json", b'{"t": "model", "model":"\\u006d2"}', b"", "b"),
+        (b"application/json", b'["model", "m2"]', b"", "a"), (b"application/json", b'{"model": ["m2"]}', b"", "a"),
+        (b"application/json", b'{"model": {"model": "m2"}}', b"", "a"), (b"application/json", b"", b"", "a"),
         (b"application/json", b'{"model": 7}', b"", "a"), (b"application/json", b"[1]", b"", "a"),
         (b"application/json", b"{broken", b"", "a"), (b"application/json", b"[" * 100_000, b"", "a"),
         (b"image/png", b'{"model": "m2"}', b"", "a"), (b"image/png", b"\x89PNG", b"model=m2", "b"),
@@ -149,11 +147,19 @@ def test_the_model_is_read_wherever_callers_put_it(kind, body, query, service):
     assert found.services == (service,)
 
 
-def test_a_model_of_another_path_is_told_with_those_of_this_one():
+def test_a_model_of_another_path_or_of_nobody_is_told_with_those_there_are_and_an_adapter_found():
     made = make_context([(b"content-type", b"application/json")])
     with pytest.raises(NotFound) as refused:
         asyncio.run(resolve_service(made, CLASSIFIERS.find("/v1/classify"), b'{"model": "m3"}', CLASSIFIERS))
     assert "m1, m2" in (refused.value.hint or "")
+    with pytest.raises(NotFound) as refused:
+        TABLE.find("/v2/models/prenet/infer")
+    assert "org/pranet" in (refused.value.hint or "")
+    route = WITH_ADAPTERS.find("/v1/models/my-adapter")
+    assert (route.services, route.model) == (("llm",), ""), "what a caller makes up is no label of metrics"
+    assert WITH_ADAPTERS.find("/v1/models/pranet").services == ("seg",)
+    with pytest.raises(NotFound):
+        WITH_ADAPTERS.find("/v2/models/my-adapter/infer")
 
 
 def replica(service, routes=(), models=(), name="r1", **marks: Any):
@@ -200,17 +206,6 @@ def test_a_path_leads_to_its_service(path, service, label):
 )
 def test_paths_of_our_own_and_of_nobody_lead_nowhere(path):
     assert TABLE.find(path) is None
-
-
-def test_an_unknown_model_is_told_with_those_there_are_and_its_card_asked_of_the_service_with_adapters():
-    with pytest.raises(NotFound) as refused:
-        TABLE.find("/v2/models/prenet/infer")
-    assert "org/pranet" in (refused.value.hint or "")
-    route = WITH_ADAPTERS.find("/v1/models/my-adapter")
-    assert (route.services, route.model) == (("llm",), ""), "what a caller makes up is no label of metrics"
-    assert WITH_ADAPTERS.find("/v1/models/pranet").services == ("seg",)
-    with pytest.raises(NotFound):
-        WITH_ADAPTERS.find("/v2/models/my-adapter/infer")
 
 
 def test_routes_are_effectful_or_endless_where_one_replica_marks_them_and_never_by_their_name():

@@ -1,29 +1,21 @@
-"""Replicas die or hang; requests do not. Connections are really cut, and processes killed and stopped (SIGSTOP)."""
+"""Replicas die, hang or are still to be started; requests are not lost. Connections are really cut."""
 
 import asyncio
 import contextlib
-import os
-import signal
-import subprocess
-import sys
+import math
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc
-import httpx2
 import pytest
 import redis
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
-from fovea.api.replica import HEARTBEAT_TTL_S, ReplicaRecord, replicas_key
-from services.gateway.app import build_gateway
-from services.gateway.grpc.server import serve_grpc
-from services.gateway.routing import replica_registry
-from services.gateway.server import create_server
-from services.gateway.tests.conftest import listening
-from shared.rpc import open_inference_pb2 as pb
-from shared.settings import Settings, environment
+from fovea.api.replica import WANTED_S, ReplicaRecord, replicas_key, wanted_key
+from services.gateway.tests.grpc_front import INFER, call
 from tests.harness.scripted import scripted
-from tests.harness.waiting import free_port, until, wait_until
+from tests.harness.waiting import free_port, until
 
 
 @contextlib.asynccontextmanager
@@ -82,7 +74,7 @@ async def test_what_leaves_something_behind_or_took_too_much_memory_is_not_sent_
     assert answer.headers.get("retry-after") == {503: "1"}.get(status)
 
 
-async def test_a_refused_connection_is_no_reason_not_to_send_it_elsewhere(gateway, toy):
+async def test_a_refused_connection_or_a_replica_that_is_not_ready_sends_us_to_the_next(gateway, toy, served):
     upstream = await toy(name="good")
     scene = await gateway()
     dead = scene.announce(f"http://127.0.0.1:{free_port()}", name="dead")
@@ -90,6 +82,11 @@ async def test_a_refused_connection_is_no_reason_not_to_send_it_elsewhere(gatewa
     assert (await scene.client.post("/v1/sessions", content=b"{}")).status_code == 200
     assert scene.registry.pick("svc").id == "good"
     assert dead.in_flight == 0
+    scene = await served(fields={"name": "draining", "status": 503})
+    answer = await scene.client.post("/v1/echo", content=b"why")
+    assert (answer.status_code, answer.content, len(scene.upstream.seen)) == (503, b"why", 1)
+    scene.announce((await toy(name="good")).url, name="good").in_flight = 1
+    assert (await scene.client.post("/v1/echo")).headers["x-replica"] == "good"
 
 
 async def test_a_request_that_kills_every_replica_is_given_up_and_others_there_may_send_again(gateway):
@@ -102,14 +99,6 @@ async def test_a_request_that_kills_every_replica_is_given_up_and_others_there_m
         only.in_flight = 1
         answer = await scene.client.post("/v1/echo", content=b"picture")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-
-
-async def test_a_replica_that_is_not_ready_sends_us_to_the_next_and_is_believed_when_alone(served, toy):
-    scene = await served(fields={"name": "draining", "status": 503})
-    answer = await scene.client.post("/v1/echo", content=b"why")
-    assert (answer.status_code, answer.content, len(scene.upstream.seen)) == (503, b"why", 1)
-    scene.announce((await toy(name="good")).url, name="good").in_flight = 1
-    assert (await scene.client.post("/v1/echo")).headers["x-replica"] == "good"
 
 
 async def test_a_request_waits_for_the_next_replica_of_a_service_that_lost_its_last(gateway, toy):
@@ -134,89 +123,139 @@ async def test_nobody_waits_longer_than_the_deadline_or_for_a_service_that_never
     assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
 
 
-@pytest.fixture
-def replicas(redis_url, tmp_path):
-    """Two replica processes by their process ids, ready and known to Redis."""
-    env = environment(FOVEA_REDIS_URL=redis_url, FOVEA_DATA_DIR=str(tmp_path), PYTHONPATH=os.pathsep.join(sys.path))
-    started = [subprocess.Popen([sys.executable, "-m", "shared.serving.tests.toy_replica"], env=env) for _ in range(2)]
-    with redis.Redis.from_url(redis_url) as link:
+async def test_requests_under_way_to_a_replica_that_is_silent_and_hangs_are_answered_by_another(gateway, toy):
+    async def hang(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reader.read(2**16)
+        await asyncio.Event().wait()
 
-        def known():
-            return map(ReplicaRecord.model_validate_json, link.hvals(replicas_key("toy")))
-
-        wait_until(lambda: sum(one.ready for one in known()) == 2, 90, "the replicas' start")
-    yield {process.pid: process for process in started}
-    for process in started:
-        process.kill()
-        process.wait()
-
-
-@pytest.fixture
-async def app(redis_url, tmp_path, monkeypatch, replicas):
-    monkeypatch.setattr(replica_registry, "ABORT_AFTER_S", 3.0)
-    made = build_gateway(Settings(redis_url=redis_url, data_dir=tmp_path, http_port=0, grpc_port=0))
-    registry = made.state.gateway.registry
-    await registry.start()
-    yield made
-    await made.state.gateway.stop()
-
-
-def stop_busiest(app: Any, replicas: dict[int, subprocess.Popen[bytes]]) -> int:
-    """SIGSTOP the replica with the most requests under way; returns how many those are."""
-    busiest = max(app.state.gateway.registry.list_ready("toy"), key=lambda replica: len(replica.attempts))
-    os.kill(busiest.record.pid, signal.SIGSTOP)
-    assert busiest.record.pid in replicas
-    return len(busiest.attempts)
-
-
-async def test_requests_under_way_to_a_replica_that_hangs_are_answered_by_another(app, replicas):
-    server = create_server(app, app.state.gateway.settings)
-    async with listening(server) as url, httpx2.AsyncClient(base_url=url, timeout=60) as client:
-        ask = [client.post("/v1/echo", json={"text": str(n), "sleep": 1}) for n in range(6)]
-        asking = [asyncio.create_task(call) for call in ask]
-        known = app.state.gateway.registry.list_alive("toy")
-        await until(lambda: sum(len(replica.attempts) for replica in known) == 6, 60)
-        assert stop_busiest(app, replicas) >= 2
+    upstream, scene = await toy(), await gateway()
+    async with scripted(hang) as url:
+        hung = scene.announce(url, name="hung")
+        asking = [asyncio.create_task(scene.client.post("/v1/echo", content=b"%d" % n)) for n in range(3)]
+        await until(lambda: len(hung.attempts) == 3)
+        hung.changed = -math.inf
+        scene.announce(upstream.url, name="good")
+        scene.registry._abort_hung()
         answers = await asyncio.gather(*asking)
-        assert [answer.status_code for answer in answers] == [200] * 6
-        assert [answer.json()["text"] for answer in answers] == [str(n) for n in range(6)]
+    assert [(answer.status_code, answer.content) for answer in answers] == [(200, b"0"), (200, b"1"), (200, b"2")]
 
 
-async def test_replicas_whose_records_are_not_renewed_are_asked_and_serve_on(app, replicas, monkeypatch):
-    registry = app.state.gateway.registry
-    known = registry.list_ready("toy")
-    monkeypatch.setattr(registry, "_update_service", lambda *_: None)  # as if no renewal came through
-    for replica in known:
-        replica.changed -= HEARTBEAT_TTL_S - 0.2
-    await asyncio.sleep(2)
-    assert set(registry.list_ready("toy")) == set(known)
-    for pid in replicas:
-        os.kill(pid, signal.SIGKILL)
-    for replica in known:
-        replica.changed -= HEARTBEAT_TTL_S
-    await asyncio.sleep(1)
-    assert registry.list_ready("toy") == []
+async def test_a_replica_that_is_asked_whether_it_serves_on_says_so_itself(gateway, toy, monkeypatch):
+    async def readyz(_request: Any) -> JSONResponse:
+        return JSONResponse({"service": "svc"})
+
+    scene = await gateway()
+    known = scene.announce((await toy(extra=[Route("/readyz", readyz)])).url)
+    assert await scene.registry.ask(known)
+    for http, service in ((known.record.http, "other"), (f"http://127.0.0.1:{free_port()}", "svc")):
+        assert not await scene.registry.ask(scene.announce(http, service=service))
 
 
-async def test_a_call_over_grpc_is_answered_by_another(app, replicas):
-    server, port = await serve_grpc(app.state.gateway, "127.0.0.1", 0)
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = channel.unary_unary(
-                "/inference.GRPCInferenceService/ModelMetadata",
-                request_serializer=pb.ModelMetadataRequest.SerializeToString,
-                response_deserializer=pb.ModelMetadataResponse.FromString,
-            )
-            for _ in range(20):  # both have a connection
-                await call(pb.ModelMetadataRequest(name="toy/echo"), timeout=20)
-            for pid in replicas:
-                os.kill(pid, signal.SIGSTOP)
-            asking = asyncio.ensure_future(call(pb.ModelMetadataRequest(name="toy/echo"), timeout=60))
-            known = app.state.gateway.registry.list_alive("toy")
-            await until(lambda: asking.done() or any(replica.attempts for replica in known), 60)
-            assert not asking.done(), asking
-            [idle] = [replica for replica in known if not replica.attempts]
-            os.kill(idle.record.pid, signal.SIGCONT)
-            assert (await asking).name == "toy/echo"
-    finally:
-        await server.stop(0)
+MODELS = {"data": [{"id": "pranet", "task": "segment", "ready": True, "service": "svc", "object": "model"}]}
+
+
+class Replicas:
+    """Announces replicas of `svc` in Redis and takes them away, as Ray's autoscaling would."""
+
+    def __init__(self, url: str) -> None:
+        self.link = redis.Redis.from_url(url)
+
+    def start(self, url: str, **changed: object) -> None:
+        record = ReplicaRecord(
+            id="r1", service="svc", http=url, pid=1, ready=True, models=("pranet",), routes=("/v1/echo",),
+            seen=time.time(),
+        )  # fmt: skip
+        self.link.hset(replicas_key("svc"), "r1", record.model_copy(update=changed).model_dump_json())
+
+    def stop(self) -> None:
+        self.link.delete(replicas_key("svc"))
+
+    def is_wanted(self) -> bool:
+        return bool(self.link.exists(wanted_key("svc")))
+
+
+@pytest.fixture
+def announced(redis_url):
+    made = Replicas(redis_url)
+    yield made
+    made.link.close()
+
+
+@pytest.fixture
+async def start(gateway, redis_url):
+    async def started(**changed):
+        return await gateway(redis_url=redis_url, on_demand_services="svc", **changed)
+
+    return started
+
+
+@pytest.fixture
+async def asleep(start, toy, announced):
+    """A gateway whose service was there once and has no replica now; and the upstream that it will have."""
+    upstream = await toy(documents={"models": MODELS})
+    announced.start(upstream.url)
+    scene = await start()
+    await scene.client.get("/v1/models")
+    announced.stop()
+    await until(lambda: not scene.registry.list_ready("svc"), 10, "the replica is gone")
+    return scene, upstream
+
+
+async def test_a_service_without_replicas_is_ready_and_lists_its_models(asleep, start):
+    old, _ = asleep
+    await until(lambda: old.registry.on_demand.is_known("svc"), 10, "what it served is kept")
+    for scene in (old, await start()):  # one that starts meanwhile reads from Redis what the other kept
+        ready = await scene.client.get("/readyz")
+        assert (ready.status_code, ready.json()["services"]["svc"]["ready"]) == (200, 0)
+        assert ready.json()["services"]["svc"]["on_demand"] is True
+        [entry] = (await scene.client.get("/v1/models")).json()["data"]
+        assert (entry["id"], entry["task"], entry["ready"]) == ("pranet", "segment", True)
+
+
+async def test_a_request_is_held_starts_a_replica_and_is_answered_by_it(asleep, announced):
+    scene, upstream = asleep
+    assert not announced.is_wanted()
+    asking = [asyncio.create_task(scene.client.post("/v1/echo", content=b"picture %d" % n)) for n in range(3)]
+    await until(announced.is_wanted, 5, "the service is wanted")
+    assert 0 < announced.link.ttl(wanted_key("svc")) <= WANTED_S
+    assert 'fovea_waiting_requests{service="svc"} 3.0' in (await scene.client.get("/metrics")).text
+    announced.start(upstream.url, ready=False)  # loading
+    await asyncio.sleep(0.7)
+    assert not any(task.done() for task in asking)
+    announced.start(upstream.url)
+    assert [(await task).content for task in asking] == [b"picture 0", b"picture 1", b"picture 2"]
+    assert 'fovea_waiting_requests{service="svc"} 0.0' in (await scene.client.get("/metrics")).text
+
+
+async def test_a_request_whose_replica_is_late_gets_503_and_when_to_retry(asleep, announced):
+    scene, _ = asleep
+    answer = await scene.client.post("/v1/echo", headers={"x-fovea-deadline-ms": "400"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert answer.json()["detail"] == "No replica of svc is ready: one is being started."
+    assert announced.is_wanted()
+
+
+async def test_more_requests_of_a_tenant_than_may_wait_are_refused_at_once(start, toy, announced):
+    upstream = await toy()
+    announced.start(upstream.url)
+    scene = await start(auth="keys", max_queue_size=2, max_batch_size=1, rate_limit_rpm=1000)
+    _, key = scene.app.state.gateway.keys.add("alice", ("infer",))
+    announced.stop()
+    await until(lambda: not scene.registry.list_ready("svc"), 10, "the replica is gone")
+    send = {"headers": {"authorization": f"Bearer {key}", "x-fovea-deadline-ms": "1500"}}
+    answers = await asyncio.gather(*(scene.client.post("/v1/echo", **send) for _ in range(6)))
+    assert {429, 503} <= {a.status_code for a in answers} <= {429, 503, 504}
+    assert sum(a.status_code == 429 for a in answers) == 3
+    assert all("retry-after" in a.headers for a in answers if a.status_code in {429, 503})
+
+
+async def test_grpc_is_held_likewise(front, redis_url, replica, announced):
+    _, address, _ = await replica("late")
+    announced.start("http://127.0.0.1:1", grpc=address)
+    _, channel = await front(redis_url=redis_url, on_demand_services="svc")
+    announced.stop()
+    await asyncio.sleep(1.2)
+    asking = asyncio.create_task(call(channel, "ModelInfer", INFER))
+    await until(announced.is_wanted, 5, "the service is wanted")
+    announced.start("http://127.0.0.1:1", grpc=address)
+    assert await asking == b"late|" + INFER

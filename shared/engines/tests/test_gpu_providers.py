@@ -95,7 +95,7 @@ def card(monkeypatch):
     return Card(monkeypatch)
 
 
-def test_a_run_binds_tensors_on_the_card_and_keeps_memory_of_one_shape(card):
+def test_a_run_binds_tensors_on_the_card_keeps_memory_of_one_shape_and_leaves_text_with_the_host(card, monkeypatch):
     engine = OnnxEngine(identity("FP32"), device="cuda:1")
     for rows in (2, 2, 3):
         x = np.random.default_rng(rows).normal(size=(rows, 3)).astype(np.float32)
@@ -103,9 +103,6 @@ def test_a_run_binds_tensors_on_the_card_and_keeps_memory_of_one_shape(card):
     assert (card.sent, card.outputs) == ([("cuda:1", (2, 3)), ("cuda:1", (3, 3))], [("y", "cuda", 1)] * 3)
     assert engine.provider == "CUDAExecutionProvider"
     assert dict(card.wanted)["CUDAExecutionProvider"]["device_id"] == 1
-
-
-def test_text_stays_with_the_host(card, monkeypatch):
     monkeypatch.setattr(onnx_engine.OnnxEngine, "_run_on_gpu", lambda *_: pytest.fail("text on a card"))
     engine = OnnxEngine(identity("BYTES"), device="cuda")
     engine._session.run = lambda _, feeds: [feeds["x"]]
@@ -179,14 +176,14 @@ def test_half_precision_keeps_the_tensors_outside_and_the_answer(tmp_path):
     assert kinds == [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.FLOAT16]
 
 
-def test_auto_on_a_card_takes_half_precision_and_says_why(card, file, tmp_path):
+def test_auto_on_a_card_takes_half_precision_and_a_graph_that_can_not_be_halved_is_not_ready(
+    card, file, tmp_path, monkeypatch
+):
     context = LoadContext(device="cuda", cache=tmp_path / "cache", options={"vision_precision": "fp16"})
     engine = open_engine(context, ModelArtifacts("net", (FIXED,), (FIXED,), graph=lambda: file))
     assert (tmp_path / "cache/net-0123-fp16.onnx").exists()
     assert "auto takes the first of onnx, torch that opens" in engine.reason
 
-
-def test_a_graph_that_can_not_be_halved_is_not_ready(file, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise ValueError
 

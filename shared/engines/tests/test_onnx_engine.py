@@ -1,18 +1,27 @@
-"""ONNX Runtime takes and gives every datatype, any batch, from any thread, and says clearly what it can't run."""
+"""ONNX Runtime and Torch take and give every datatype, from any thread; `auto` takes the fastest that opens."""
 
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import onnxruntime
 import pytest
+import torch
+from torch import nn
 
+from fovea.api.tensors import TensorSpec
 from fovea.errors import Fault, InvalidOption, Malformed, NotReady, TooLarge
+from shared.engines import ModelArtifacts, factory, open_engine
 from shared.engines.idle_memory import IdleShrinker
 from shared.engines.onnx import OnnxEngine, session_options
 from shared.engines.tensorrt import TensorRTEngine, missing
 from shared.engines.tests.graphs import NUMBERS, adder, graph, identity
+from shared.engines.torch import TORCH_DATATYPES, TorchEngine
+from shared.registry import LoadContext
 from shared.rpc.tensors import DTYPES
 from shared.serving.memory_guard import read_resident_bytes
 
@@ -35,20 +44,34 @@ def test_every_datatype_goes_in_and_comes_out_unchanged(datatype):
     engine.close()
 
 
-def test_array_that_is_not_in_one_piece_is_taken():
+def test_read_only_and_strided_arrays_are_taken_by_either_engine():
     x = np.arange(18, dtype=np.float32).reshape(6, 3)
     engine = OnnxEngine(identity("FP32"), threads=1)
     assert (engine.run({"x": x[::2]})["y"] == x[::2]).all()
     wide = np.arange(12).astype(ml_dtypes.bfloat16).reshape(2, 6)[:, ::2]
     assert (OnnxEngine(identity("BF16"), threads=1).run({"x": wide})["y"] == wide).all()
+    frozen = np.ones((4, 3), np.float32)
+    frozen.flags.writeable = False
+    engine = TorchEngine(nn.Identity(), [spec()], [spec("y")])
+    assert (engine.run({"x": frozen[::2]})["y"] == 1).all()
+    assert engine.run({"x": np.ones((2, 6), np.float32)[:, ::2]})["y"].shape == (2, 3)
+    half = TorchEngine(nn.Identity(), [spec(datatype="BF16")], [spec("y", "BF16")])
+    wide = np.arange(12).astype(ml_dtypes.bfloat16).reshape(2, 6)[:, ::2]
+    assert (half.run({"x": wide})["y"] == wide).all()
 
 
-def test_sizes_that_the_graph_cannot_take_are_the_callers_mistake(capfd):
+def test_sizes_that_the_graph_or_the_network_cannot_take_are_the_callers_mistake(capfd):
     engine = OnnxEngine(adder(), threads=1)
     with pytest.raises(InvalidOption, match=r"can't run a FP32 \[2, 3\], b FP32 \[2, 4\]"):
         engine.run({"a": np.zeros((2, 3), np.float32), "b": np.zeros((2, 4), np.float32)})
     assert capfd.readouterr().err == ""  # no native log lines for a caller's mistake
     assert engine.run({"a": np.ones((2, 3), np.float32), "b": np.ones((2, 3), np.float32)})["sum"].shape == (2, 3)
+    engine = TorchEngine(nn.Linear(3, 3), [spec(shape=(-1, -1))], [spec("y")])
+    with pytest.raises(InvalidOption, match=r"can't run x FP32 \[2, 5\]"):
+        engine.run({"x": np.zeros((2, 5), np.float32)})
+    with pytest.raises(InvalidOption) as caught:
+        engine.run({"x": np.zeros((2, 5), np.int32)})
+    assert caught.value.field == "x"
 
 
 @pytest.mark.parametrize(
@@ -88,15 +111,19 @@ def test_broken_graph_is_not_ready(source, tmp_path):
         OnnxEngine(tmp_path / "absent.onnx")
 
 
-def test_threads_share_an_engine():
-    inputs = {"a": ("FP32", ["n", 64]), "b": ("FP32", [64, 64])}
-    engine = OnnxEngine(graph([("MatMul", ["a", "b"], ["y"])], inputs, {"y": ("FP32", ["n", 64])}), threads=1)
-    rng = np.random.default_rng(3)
-    b = rng.standard_normal((64, 64)).astype(np.float32)
-    jobs = [rng.standard_normal((1 + i % 5, 64)).astype(np.float32) for i in range(64)]
-    alone = [engine.run({"a": a, "b": b})["y"] for a in jobs]
+def multiply() -> OnnxEngine:
+    inputs = {"x": ("FP32", ["n", 3]), "w": ("FP32", [3, 3])}
+    return OnnxEngine(graph([("MatMul", ["x", "w"], ["y"])], inputs, {"y": ("FP32", ["n", 3])}), threads=1)
+
+
+@pytest.mark.parametrize("open_one", [multiply, lambda: TorchEngine(nn.Linear(3, 3), [spec()], [spec("y")], threads=1)])
+def test_threads_share_an_engine(open_one):
+    engine, rng = open_one(), np.random.default_rng(3)
+    common = {"w": rng.standard_normal((3, 3)).astype(np.float32)} if engine.name == "onnx" else {}
+    jobs = [{"x": rng.standard_normal((1 + i % 5, 3)).astype(np.float32), **common} for i in range(64)]
+    alone = [engine.run(job)["y"] for job in jobs]
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda a: engine.run({"a": a, "b": b})["y"], jobs))
+        together = list(pool.map(lambda job: engine.run(job)["y"], jobs))
     assert all((x == y).all() for x, y in zip(alone, together, strict=True))
 
 
@@ -164,3 +191,138 @@ def test_idle_engines_are_shrunk_once_and_those_in_use_are_not():
     shrinker.note_run(idle)
     time.sleep(0.6)
     assert (idle.times, busy.times) == (2, 1)
+
+
+torch.set_num_threads(1)
+
+
+def spec(name="x", datatype="FP32", shape=(-1, 3)):
+    return TensorSpec(name=name, datatype=datatype, shape=shape)
+
+
+class Doubled(nn.Module):
+    def forward(self, x):
+        return x, x + x
+
+    def only_double(self, x):
+        return (x + x,)
+
+
+@pytest.mark.parametrize("datatype", TORCH_DATATYPES.values())
+def test_torch_takes_every_datatype_and_gives_it_back_unchanged(datatype):
+    engine = TorchEngine(nn.Identity(), [spec(datatype=datatype)], [spec("y", datatype)])
+    x = (np.arange(6).reshape(2, 3) % 2).astype(DTYPES[datatype])
+    y = engine.run({"x": x})["y"]
+    assert y.dtype == DTYPES[datatype]
+    assert (y == x).all()
+
+
+def test_several_outputs_are_named_in_order_and_one_method_may_be_called_instead_of_the_network():
+    engine = TorchEngine(Doubled(), [spec()], [spec("same"), spec("twice")])
+    found = engine.run({"x": np.ones((2, 3), np.float32)})
+    assert list(found) == ["same", "twice"]
+    assert (found["twice"] == 2).all()
+    network = Doubled()
+    engine = TorchEngine(network, [spec()], [spec("twice")], call=network.only_double)
+    assert (engine.run({"x": np.ones((1, 3), np.float32)})["twice"] == 2).all()
+    engine.close()
+
+
+def test_network_is_in_eval_mode_and_keeps_no_gradients():
+    network = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.9))
+    engine = TorchEngine(network, [spec()], [spec("y")])
+    x = np.ones((1, 3), np.float32)
+    assert (engine.run({"x": x})["y"] == engine.run({"x": x})["y"]).all()
+    assert not network.training
+
+
+def refuse():
+    raise InvalidOption("multiples of 32 only")
+
+
+@pytest.mark.parametrize(
+    ("fail", "kind", "told"),
+    [(lambda: torch.empty(2**60), TooLarge, "not enough memory"), (refuse, InvalidOption, "multiples of 32")],
+)
+def test_memory_that_runs_out_is_too_large_and_errors_of_ours_pass_through(fail, kind, told):
+    class Failing(nn.Module):
+        def forward(self, x):
+            return fail()
+
+    with pytest.raises(kind, match=told):
+        TorchEngine(Failing(), [spec()], [spec("y")]).run({"x": np.zeros((2, 3), np.float32)})
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "no-such-device"])
+def test_missing_device_is_said(device):
+    with pytest.raises(NotReady, match=device):
+        TorchEngine(nn.Linear(3, 3), [spec()], [spec("y")], device=device)
+
+
+torch.set_num_threads(1)
+
+SPEC = TensorSpec(name="x", datatype="FP32", shape=(-1, 3))
+
+
+@pytest.fixture
+def forms(tmp_path):
+    path = tmp_path / "g.onnx"
+    path.write_bytes(identity("FP32"))
+    return artifacts(lambda: path)
+
+
+def artifacts(graph):
+    return ModelArtifacts("net", (SPEC,), (SPEC,), graph=graph, network=lambda: (nn.Identity(), None))
+
+
+def place(engine="auto", **more):
+    return LoadContext(engine=engine, threads=1, **more)
+
+
+@pytest.mark.parametrize(("wish", "got"), [("auto", "onnx"), ("onnx", "onnx"), ("torch", "torch")])
+def test_wished_engine_is_opened(forms, wish, got):
+    engine = open_engine(place(wish), forms)
+    assert engine.name == got
+    x = np.ones((2, 3), np.float32)
+    assert (next(iter(engine.run({"x": x}).values())) == x).all()
+    engine.close()
+
+
+def test_auto_goes_on_to_torch_when_the_graph_does_not_open_and_says_what_was_tried_when_nothing_does(tmp_path):
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no graph")
+
+    def wrong():
+        raise Fault("The ONNX graph differs from the network.")
+
+    assert [open_engine(place(), artifacts(graph)).name for graph in (lambda: broken, wrong)] == ["torch"] * 2
+    with pytest.raises(Fault):
+        open_engine(place("onnx"), ModelArtifacts("net", graph=wrong))
+    with pytest.raises(NotReady, match=r"onnx: 'net' has no ONNX form\. torch: 'net' has no torch form\."):
+        open_engine(place(), ModelArtifacts("net"))
+
+
+def test_only_the_form_that_is_needed_is_made_and_triton_needs_an_address(forms):
+    def never():
+        pytest.fail("was made")
+
+    open_engine(place("torch"), artifacts(never))
+    open_engine(place("onnx"), ModelArtifacts("net", graph=forms.graph, network=never))
+    with pytest.raises(NotReady, match="No Triton server is named") as caught:
+        open_engine(place("triton"), forms)
+    assert "FOVEA_TRITON_URL" in caught.value.hint
+
+
+def test_missing_library_is_named_and_importing_the_package_loads_none(forms, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "shared.engines.torch", raising=False)
+    with pytest.raises(NotReady, match="needs the library torch"):
+        factory.open_engine(place("torch"), forms)
+    monkeypatch.setattr(factory.importlib.util, "find_spec", lambda _: None)
+    assert factory.missing_parts()["onnx"] == "the library onnxruntime is not installed"
+    script = (
+        "import sys, shared.engines;"
+        "print([n for n in ('torch', 'onnxruntime', 'tritonclient', 'onnx') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path.cwd())
+    assert done.stdout.strip() == "[]"

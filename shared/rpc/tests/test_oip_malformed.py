@@ -1,16 +1,22 @@
-"""A refusal is a sentence that names the tensor: JSON with its binary part, and protobuf."""
+"""JSON with its binary part, protobuf and single tensors: round trips, views, and refusals that name the tensor."""
 
 import json
 import re
-from typing import Any
+from typing import Any, get_args
 
+import hypothesis.extra.numpy as hnp
+import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from fovea.api.tensors import Datatype
 from fovea.errors import Fault, Malformed, TooLarge
-from shared.rpc import oip_json, oip_proto
+from shared.rpc import oip_json, oip_proto, tensors
 from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.oip import InferAnswer, InferCall, build_answer, check_outputs
+from shared.rpc.oip_json import align
 from shared.rpc.tests.oip_client import decode_json, decode_message, encode_json, encode_message
 
 X = {"name": "x", "datatype": "FP32", "shape": [2]}
@@ -34,7 +40,11 @@ def decode(head: Any, raw: bytes | None = None, header_length: int | None = None
 BAD_JSON: dict[str, tuple[Any, bytes | None, str]] = {
     "no JSON": (b"\x89PNG", None, "not JSON"),
     "empty": (b"", None, "not JSON"),
-    "cut off": (b'{"inputs": [', None, "not JSON"),
+    "cut off": (
+        b'{"inputs": [',
+        None,
+        r"^None: .*not JSON.*Binary tensors need the header Inference-Header-Content-Length\.$",
+    ),
     "two documents": (b"{}{}", None, "not JSON"),
     "not UTF-8": (b'{"inputs": "\xff"}', None, "not JSON"),
     "lone surrogate": (b'{"id": "\\ud800", "inputs": []}', None, "not JSON"),
@@ -43,15 +53,19 @@ BAD_JSON: dict[str, tuple[Any, bytes | None, str]] = {
     "deep array": (b"[" * 100_000, None, "not JSON"),
     "deep object": (b'{"a":' * 100_000, None, "not JSON"),
     "deep data": (b'{"inputs": [{"name": "x", "data": ' + b"[" * 100_000, None, "not JSON"),
-    "a list": ([], None, "not an inference message"),
+    "a list": ([], None, r"^None: .*message: top: "),
     "a number": (1, None, "not an inference message"),
     "no inputs": ({}, None, "inputs"),
     "empty inputs": (request(), None, "inputs"),
-    "inputs an object": ({"inputs": {}}, None, "inputs"),
-    "input a string": (request("x"), None, r"inputs\[0\]"),
+    "inputs an object": ({"inputs": {}}, None, r"^inputs: .*message: inputs: "),
+    "input a string": (request("x"), None, r"^inputs\[0\]: .*message: inputs\[0\]: "),
     "no name": (request({"datatype": "FP32", "shape": [1], "data": [1]}), None, r"inputs\[0\]\.name"),
     "empty name": (request({**X, "name": "", "data": [1, 2]}), None, "no name"),
-    "no shape": (request({"name": "x", "datatype": "FP32", "data": [1]}), None, r"inputs\[0\]\.shape \(tensor 'x'\)"),
+    "no shape": (
+        request({"name": "x", "datatype": "FP32", "data": [1]}),
+        None,
+        r"^x: .*message: inputs\[0\]\.shape \(tensor 'x'\): ",
+    ),
     "shape of text": (request({**X, "shape": ["2"], "data": [1, 2]}), None, r"inputs\[0\]\.shape\[0\] \(tensor 'x'\)"),
     "shape of true": (request({**X, "shape": [True], "data": [1]}), None, r"shape\[0\] \(tensor 'x'\)"),
     "shape of floats": (request({**X, "shape": [2.0], "data": [1, 2]}), None, r"shape\[0\] \(tensor 'x'\)"),
@@ -82,20 +96,37 @@ BAD_JSON: dict[str, tuple[Any, bytes | None, str]] = {
     "bytes left over": (request(RAW), bytes(9), "1 bytes follow"),
     "size against shape": (request({**RAW, "shape": [3]}), bytes(8), "'x'.*takes 12 bytes, but 8"),
     "BYTES overrun": (request({**RAW, "datatype": "BYTES", "shape": [1]}), b"\xff\0\0\0abcd", "'x' of BYTES"),
-    "shared memory": (request({**X, "parameters": {"shared_memory_region": "r"}}), None, "'x'.*shared memory"),
-    "classification": (request(GOOD, outputs=[asked("y", classification=3)]), None, "'y'.*classification"),
-    "sequence": (request(GOOD, parameters={"sequence_id": 7}), None, "Sequences"),
+    "shared memory": (
+        request({**X, "parameters": {"shared_memory_region": "r"}}),
+        None,
+        r"^x: .*'x'.*shared memory.*Send the bytes with the request\.$",
+    ),
+    "classification": (
+        request(GOOD, outputs=[asked("y", classification=3)]),
+        None,
+        "^y: .*'y'.*classification.*model's own route",
+    ),
+    "sequence": (request(GOOD, parameters={"sequence_id": 7}), None, "^sequence_id: .*Sequences"),
     "binary_data of text": (request(GOOD, outputs=[asked("y", binary_data="yes")]), None, "'binary_data' of 'y'"),
     "binary_data_output of 1": (request(GOOD, parameters={"binary_data_output": 1}), None, "'binary_data_output'"),
     "id a number": (request(GOOD, id=7), None, "id: "),
+    "output without a name": (
+        request(GOOD, outputs=[{}]),
+        None,
+        r"^outputs\[0\]\.name: .*message: outputs\[0\]\.name: ",
+    ),
+    "long name": (request({**GOOD, "name": "n" * 513}), None, r"^inputs\[0\]\.name: .*message: inputs\[0\]\.name: "),
+    "longest name": (request({**X, "name": "n" * 512}), None, "^n{512}: .*'n{512}' has neither"),
 }
+"""Head, binary part, and what is told of it: `field: detail hint`."""
 
 
 @pytest.mark.parametrize(("head", "raw", "told"), BAD_JSON.values(), ids=BAD_JSON.keys())
 def test_a_bad_body_is_malformed_and_says_where(head, raw, told):
     with pytest.raises(Malformed) as caught:
         decode(head, raw)
-    assert re.search(told, caught.value.detail), caught.value.detail
+    said = f"{caught.value.field}: {caught.value.detail} {caught.value.hint}"
+    assert re.search(told, said), said
     if "'x'" in told:
         assert caught.value.field == "x"
 
@@ -106,13 +137,10 @@ def test_a_header_longer_than_the_body_is_malformed(length):
         decode(request(RAW), bytes(8), length)
 
 
-def test_more_json_than_is_read_is_too_large():
+def test_a_byte_order_mark_is_ignored_and_more_json_than_is_read_is_too_large():
     with pytest.raises(TooLarge, match="bytes of JSON") as caught:
         decode(b" " * (32 * 2**20 + 1))
     assert "binary" in str(caught.value.hint)
-
-
-def test_a_byte_order_mark_before_the_json_is_ignored():
     text = json.dumps(request({**X, "data": [1, 2]})).encode()
     assert decode(b"\xef\xbb\xbf" + text).feeds["x"].tolist() == [1, 2]
 
@@ -158,10 +186,14 @@ def test_timeout_is_in_microseconds(timeout, seconds):
     assert InferCall("m", {}, parameters={"timeout": timeout}).timeout_s == seconds
 
 
-def test_an_answer_keeps_nan_for_the_client():
+def test_nan_stays_in_an_answer_of_bytes_and_is_named_where_json_can_not_carry_it():
     call = InferCall("m", {}, binary=True)
     body = oip_json.encode_answer(InferAnswer("m", "1", {"y": np.float32([np.nan])}), call)
     assert np.isnan(decode_json(body)["y"]).all()
+    call = InferCall("m", {}, requested={"y": False})
+    with pytest.raises(Malformed, match=r"^Tensor 'y'") as caught:
+        oip_json.encode_answer(InferAnswer("m", "1", {"y": np.float32([np.nan])}), call)
+    assert caught.value.field == "y"
 
 
 def message(raw: list[bytes] | None = None, **tensor: Any) -> pb.ModelInferRequest:
@@ -218,21 +250,11 @@ def test_typed_contents_are_read_and_answered_in_kind(datatype, field, values):
     assert decode_message(told)["y"].tolist() == values
 
 
-def test_one_output_without_typed_form_makes_the_answer_raw():
+def test_one_output_without_typed_form_makes_the_answer_raw_and_parameters_of_every_kind_pass():
     call = oip_proto.decode_request(message(contents=contents(fp32_contents=[1, 2])))
     told = oip_proto.encode_answer(build_answer(call, {"a": np.float16([1]), "b": np.float32([2])}, "1"), call)
     assert [len(raw) for raw in told.raw_output_contents] == [2, 4]
     assert {name: array.tolist() for name, array in decode_message(told).items()} == {"a": [1], "b": [2]}
-
-
-@pytest.mark.parametrize("dtype", [object, np.str_])
-def test_typed_answers_carry_text_as_utf8(dtype):
-    call = oip_proto.decode_request(message(contents=contents(fp32_contents=[1, 2])))
-    told = oip_proto.encode_answer(build_answer(call, {"y": np.array([["pølyp", ""]], dtype)}, "1"), call)
-    assert list(told.outputs[0].contents.bytes_contents) == ["pølyp".encode(), b""]
-
-
-def test_parameters_of_every_kind_pass_through_messages():
     given = {"flag": True, "count": -3, "share": 0.5, "text": "ä"}
     call = InferCall("m", {"x": np.float32([1])}, parameters=given)
     assert oip_proto.decode_request(encode_message(call)).parameters == given
@@ -249,43 +271,197 @@ def test_a_request_is_decoded_with_its_parameters():
     assert {name: array.tolist() for name, array in back.feeds.items()} == {"x": [1, 2], "y": [b"t"]}
 
 
-def test_outputs_that_json_can_not_carry_are_named():
-    call = InferCall("m", {}, requested={"y": False})
-    with pytest.raises(Malformed, match=r"^Tensor 'y'") as caught:
-        oip_json.encode_answer(InferAnswer("m", "1", {"y": np.float32([np.nan])}), call)
-    assert caught.value.field == "y"
+FLOATS = ("FP16", "FP32", "FP64", "BF16")
+SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
+
+
+@st.composite
+def arrays(draw: st.DrawFn) -> np.ndarray:
+    datatype, shape = draw(st.sampled_from(sorted(tensors.DTYPES))), draw(SHAPES)
+    if datatype == "BYTES":
+        return draw(hnp.arrays(object, shape, elements=st.binary(max_size=20), fill=st.nothing()))
+    if datatype == "BF16":
+        wide = draw(hnp.arrays(np.float32, shape, elements=st.floats(-(2.0**99), 2.0**99, width=32)))
+        return wide.astype(ml_dtypes.bfloat16)
+    finite = {"allow_nan": False, "allow_infinity": False} if datatype in FLOATS else {}
+    return draw(hnp.arrays(tensors.DTYPES[datatype], shape, elements=finite or None))
+
+
+def test_the_codec_knows_every_datatype_of_the_contract():
+    assert set(tensors.DTYPES) == set(get_args(Datatype))
+
+
+@given(arrays())
+def test_raw_bytes_come_back_as_the_same_array(array):
+    datatype = tensors.datatype_of("t", array)
+    back = tensors.from_raw("t", datatype, array.shape, tensors.to_raw("t", array))
+    assert back.dtype == array.dtype
+    np.testing.assert_array_equal(back, array)
+
+
+@given(arrays())
+def test_values_come_back_as_the_same_array(array):
+    datatype = tensors.datatype_of("t", array)
+    values = array.reshape(-1).tolist() if datatype in {"BYTES", "BF16"} else tensors.to_values("t", array)
+    if datatype == "BF16":
+        values = tensors.to_values("t", array)
+    np.testing.assert_array_equal(tensors.from_values("t", datatype, array.shape, values), array)
+
+
+@given(array=arrays(), data=st.data())
+def test_a_wrong_number_of_bytes_is_refused(array, data):
+    raw = bytes(tensors.to_raw("t", array))
+    cut = data.draw(st.integers(0, max(len(raw) - 1, 0)))
+    for wrong in (raw[:cut], raw + b"\0"):
+        if wrong != raw:
+            with pytest.raises(Malformed, match="'t'"):
+                tensors.from_raw("t", tensors.datatype_of("t", array), array.shape, wrong)
 
 
 @pytest.mark.parametrize(
-    ("head", "where", "field"),
+    ("datatype", "shape"),
     [
-        ({"inputs": {}}, "inputs: ", "inputs"),
-        (request("x"), "inputs[0]: ", "inputs[0]"),
-        (request({"name": "x", "datatype": "FP32"}), "inputs[0].shape (tensor 'x'): ", "x"),
-        ([], "top: ", None),
-        (request(GOOD, outputs=[{}]), "outputs[0].name: ", "outputs[0].name"),
-        (request({"name": "n" * 513, "datatype": "FP32"}), "inputs[0].name: ", "inputs[0].name"),
-        (request({"name": "n" * 512, "datatype": "FP32"}), f"inputs[0].shape (tensor {'n' * 512!r}): ", "n" * 512),
+        ("FP32", [-1]), ("FP32", [2, -3]), ("FP32", [2**31]), ("FP32", [2**63, 2]),
+        ("UINT8", [2**30, 2**30, 2**30]), ("UINT8", [0, 2**31 - 1, 2**31 - 1, 2**31 - 1]), ("FP32", [1] * 33),
+        ("FP8", [1]), ("fp32", [1]), ("", []),
     ],
-)
-def test_an_error_of_the_json_says_where_it_is(head, where, field):
-    with pytest.raises(Malformed) as caught:
-        decode(head)
-    assert caught.value.detail.startswith(f"The JSON of the body is not an inference message: {where}")
-    assert caught.value.field == field
+)  # fmt: skip
+def test_impossible_tensors_are_refused_before_anything_is_allocated(datatype, shape):
+    with pytest.raises(Malformed, match="Tensor 'weights'") as caught:
+        tensors.element_count("weights", datatype, shape)
+    assert caught.value.field == "weights"
+
+
+def test_text_elements_need_their_lengths_only_and_arrays_of_fixed_width_are_bytes():
+    with pytest.raises(TooLarge, match="1048577") as caught:
+        tensors.from_raw("t", "BYTES", [2**20 + 1], bytes(4 * 2**20 + 4))
+    assert caught.value.field == "t"
+    assert tensors.from_raw("t", "BYTES", [2], bytes(8)).tolist() == [b"", b""]
+    assert tensors.from_raw("t", "BYTES", [0], b"").tolist() == []
+    for array in (np.array(["a", "äö"]), np.array([b"a", b"\xc3\xa4\xc3\xb6"]), np.array(["a", "äö"], object)):
+        assert tensors.from_raw("t", "BYTES", [2], tensors.to_raw("t", array)).tolist() == [b"a", "äö".encode()]
+        assert tensors.to_values("t", array) == ["a", "äö"]
+
+
+@pytest.mark.parametrize("datatype", FLOATS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_are_refused_unless_let_through(datatype, value):
+    raw = np.array([0.0, value, 1.0], tensors.DTYPES[datatype]).tobytes()
+    with pytest.raises(Malformed, match=r"'t' of .* NaN, infinite"):
+        tensors.from_raw("t", datatype, [3], raw)
+    np.testing.assert_equal(tensors.from_raw("t", datatype, [3], raw, finite=False).astype(float), [0.0, value, 1.0])
+
+
+@pytest.mark.parametrize("datatype", FLOATS)
+def test_the_largest_and_smallest_finite_values_pass(datatype):
+    limits = ml_dtypes.finfo(tensors.DTYPES[datatype])
+    array = np.array([limits.max, limits.min, limits.smallest_subnormal, -0.0], tensors.DTYPES[datatype])
+    np.testing.assert_array_equal(tensors.from_raw("t", datatype, [4], array.tobytes()), array)
 
 
 @pytest.mark.parametrize(
-    ("head", "field", "hint"),
+    ("datatype", "raw", "told"),
     [
-        (request(GOOD, outputs=[asked("y", classification=3)]), "y", ".*model's own route"),
-        (request({**X, "parameters": {"shared_memory_region": "r"}}), "x", r"Send the bytes with the request\.$"),
-        (request(GOOD, parameters={"sequence_id": 7}), "sequence_id", ""),
-        (b"{", None, r"Binary tensors need the header Inference-Header-Content-Length\.$"),
+        ("BYTES", b"\x05\0\0\0abc", "don't hold 1 length-prefixed"),  # longer than what is left
+        ("BYTES", b"\xff\xff\xff\xff", "don't hold 1 length-prefixed"),  # far longer
+        ("BYTES", b"\x01\0\0", "don't hold 1 length-prefixed"),  # no whole length
+        ("BYTES", b"\x01\0\0\0ab", "don't hold 1 length-prefixed"),  # something is left over
+        ("BYTES", b"", "don't hold 1 length-prefixed"),
+        ("BOOL", b"\2", "other than 0 and 1"),
     ],
 )
-def test_what_is_not_offered_is_named_with_a_way_out(head, field, hint):
-    with pytest.raises(Malformed) as caught:
-        decode(head)
-    assert caught.value.field == field
-    assert re.match(hint, str(caught.value.hint))
+def test_bytes_that_are_no_values_of_their_tensor_are_refused(datatype, raw, told):
+    with pytest.raises(Malformed, match=told) as caught:
+        tensors.from_raw("t", datatype, [1], raw)
+    assert caught.value.field == "t"
+
+
+@pytest.mark.parametrize(
+    ("datatype", "values"),
+    [
+        ("INT32", [1.5]), ("INT32", [1.0]), ("INT32", [True]), ("INT32", ["1"]), ("INT32", [None]),
+        ("INT32", [[1]]), ("UINT8", [256]), ("UINT8", [-1]), ("UINT64", [2**64]), ("INT64", [2**63]),
+        ("INT8", [10**4000]), ("BOOL", [1]), ("BOOL", ["true"]), ("FP32", [True]), ("FP32", ["1.0"]),
+        ("FP32", [1e39]), ("FP16", [65520.0]), ("BF16", [1e39]), ("FP64", [10**4000]), ("BF16", [10**4000]),
+        ("BYTES", [1]), ("FP32", []), ("FP32", [1.0, 2.0]),
+    ],
+)  # fmt: skip
+def test_values_of_another_kind_range_or_number_are_refused(datatype, values):
+    with pytest.raises(Malformed, match=r"^Tensor 't'") as caught:
+        tensors.from_values("t", datatype, [1], values)
+    assert caught.value.field == "t"
+
+
+def test_raw_tensors_are_views_of_the_bytes_that_they_came_in_or_aligned_copies():
+    body = align([b"header!", np.arange(6, dtype="<f4").tobytes()], 7)
+    array = tensors.from_raw("t", "FP32", [2, 3], body[7:])
+    assert np.shares_memory(array, np.frombuffer(body, np.uint8))
+    assert array.flags.aligned
+    assert array.flags.writeable
+    assert array.ctypes.data % 64 == 0
+    body = align([b"header!", np.arange(6, dtype="<f8").tobytes()], None)
+    array = tensors.from_raw("t", "FP64", [6], body[7:])
+    assert array.flags.aligned
+    assert not np.shares_memory(array, np.frombuffer(body, np.uint8))
+    assert array.tolist() == [0, 1, 2, 3, 4, 5]
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert np.shares_memory(np.frombuffer(tensors.to_raw("t", array), np.uint8), array)
+
+
+@given(st.lists(st.binary(max_size=50), max_size=5), st.integers(0, 300))
+def test_aligning_keeps_the_bytes(chunks, header_length):
+    whole = b"".join(chunks)
+    body = align(chunks, header_length)
+    assert bytes(body) == whole
+    if whole:
+        assert (np.frombuffer(body, np.uint8).ctypes.data + header_length) % 64 == 0
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(12, dtype=">f4").reshape(3, 4),
+        np.arange(12, dtype=np.float32).reshape(3, 4).T,
+        np.arange(12, dtype=np.float32).reshape(3, 4)[:, ::2],
+        np.arange(12, dtype=">i2").reshape(3, 4),
+    ],
+    ids=["big-endian", "transposed", "strided", "big-endian-int"],
+)
+def test_arrays_of_any_layout_are_written_little_endian_and_row_major(array):
+    datatype = tensors.datatype_of("t", array)
+    back = tensors.from_raw("t", datatype, array.shape, tensors.to_raw("t", array))
+    np.testing.assert_array_equal(back, array)
+    np.testing.assert_array_equal(tensors.to_values("t", array), array.reshape(-1))
+
+
+@pytest.mark.parametrize(
+    "array", [np.array([1j]), np.array(["2026-01-01"], "M8[D]"), np.array([object()]), np.array([3], object)]
+)
+def test_what_no_datatype_fits_is_a_fault_of_the_model(array):
+    for write in (tensors.to_raw, tensors.to_values):
+        with pytest.raises(Fault, match=r"^Tensor 't'") as caught:
+            write("t", array)
+        assert caught.value.field == "t"
+
+
+def test_refusals_and_feeds_that_are_not_finite_name_the_tensor_and_say_what_to_do():
+    with pytest.raises(Malformed) as unknown:
+        tensors.element_count("t", "FP8", [1])
+    assert (unknown.value.field, unknown.value.hint) == ("t", f"Known are {', '.join(tensors.DTYPES)}.")
+    numbers = (np.float32([np.nan]), np.array([np.nan], np.float16), np.array([np.inf]))
+    for array, told in ((np.array([b"\xff"], object), "not UTF-8"), *((each, "NaN or infinite") for each in numbers)):
+        with pytest.raises(Malformed, match=rf"^Tensor 't' holds .*{told}") as refused:
+            tensors.to_values("t", array)
+        assert (refused.value.field, refused.value.hint) == ("t", "Ask for it as binary data.")
+    tensors.require_finite({"a": np.float32([1, 2]), "b": np.array([b"x"], object), "c": np.float16([3])})
+    for datatype in FLOATS:
+        with pytest.raises(Malformed, match=rf"^Tensor 'b' of {datatype} holds NaN") as caught:
+            tensors.require_finite({"a": np.float32([1]), "b": np.array([np.inf], tensors.DTYPES[datatype])})
+        assert caught.value.field == "b"
+
+
+@pytest.mark.parametrize("dtype", [object, np.str_])
+def test_typed_answers_carry_text_as_utf8(dtype):
+    call = oip_proto.decode_request(message(contents=contents(fp32_contents=[1, 2])))
+    told = oip_proto.encode_answer(build_answer(call, {"y": np.array([["pølyp", ""]], dtype)}, "1"), call)
+    assert list(told.outputs[0].contents.bytes_contents) == ["pølyp".encode(), b""]

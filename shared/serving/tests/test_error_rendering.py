@@ -1,24 +1,43 @@
-"""Whatever a front raises becomes an error in the form of its route; Accept headers are read as RFC 9110 says."""
+"""What is raised becomes an error in the form of its route; parts, strangers and URLs are refused early."""
 
+import asyncio
+import contextlib
+import gzip
+import ipaddress
+import itertools
 import json
+import time
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import quote
 
+import grpc
+import httpx2
 import pytest
+from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from fovea import errors
+from fovea.api.replica import SECRET_HEADER
+from fovea.api.text import ChatRequest
+from fovea.errors import InvalidOption, TooLarge
 from shared.asgi.body import SlowBody
+from shared.asgi.json_bounds import MAX_PARTS, PartsCounter
+from shared.rpc import open_inference_pb2 as pb
 from shared.serving.http.error_rendering import render, translate
 from shared.serving.http.errors import NotAcceptable, to_safe_error
 from shared.serving.http.negotiation import choose
-
-
-class Route:
-    def __init__(self):
-        self.openapi_extra = {"x-error-form": "openai"}
+from shared.serving.http.url_images import Fetcher, is_public
+from shared.serving.oip.grpc_health_reflection import SERVICE
+from shared.serving.tests.toys import PNG
+from shared.settings import Settings
+from shared.validation_errors import MAX_ERRORS, list_errors
+from tests.harness.scripted import scripted
 
 
 def scope(path="/v1/segment", **more):
@@ -45,38 +64,31 @@ def invalid(**first):
 
 
 @pytest.mark.parametrize(
-    ("raised", "kind", "field"),
+    ("raised", "kind", "field", "told"),
     [
-        (invalid(), errors.InvalidOption, "a.0"),
-        (invalid(loc=("query", "size")), errors.InvalidOption, "size"),
-        (invalid(loc=("body",)), errors.InvalidOption, "body"),
-        (invalid(type="json_invalid", ctx={"error": "Expecting value"}), errors.Malformed, None),
-        (invalid(type="json_invalid"), errors.Malformed, None),
-        (HTTPException(404), errors.NotFound, None),
-        (HTTPException(404, "No such document."), errors.NotFound, None),
-        (HTTPException(405, headers={"Allow": "GET"}), errors.MethodNotAllowed, None),
-        (HTTPException(406, "x"), NotAcceptable, None),
-        (HTTPException(408, "x"), SlowBody, None),
-        (HTTPException(413, "x"), errors.TooLarge, None),
-        (HTTPException(401, "x"), errors.Unauthenticated, None),
-        (HTTPException(500, "x"), errors.Fault, None),
-        (ClientDisconnect(), errors.Cancelled, None),
-        (ZeroDivisionError("/etc/secret"), errors.Fault, None),
-        (errors.Conflict("as it is"), errors.Conflict, None),
+        (invalid(), errors.InvalidOption, "a.0", "is wrong"),
+        (invalid(loc=("query", "size")), errors.InvalidOption, "size", "is wrong"),
+        (invalid(loc=("body",)), errors.InvalidOption, "body", "is wrong"),
+        (invalid(type="json_invalid", ctx={"error": "Expecting value"}), errors.Malformed, None, "Expecting value"),
+        (invalid(type="json_invalid"), errors.Malformed, None, ""),
+        (HTTPException(404), errors.NotFound, None, "There is no such route here."),
+        (HTTPException(404, "No such document."), errors.NotFound, None, "No such document."),
+        (HTTPException(405, headers={"Allow": "GET"}), errors.MethodNotAllowed, None, "It takes GET."),
+        (HTTPException(406, "x"), NotAcceptable, None, ""), (HTTPException(408, "x"), SlowBody, None, ""),
+        (HTTPException(413, "x"), errors.TooLarge, None, ""), (HTTPException(500, "x"), errors.Fault, None, ""),
+        (HTTPException(401, "x"), errors.Unauthenticated, None, ""), (ClientDisconnect(), errors.Cancelled, None, ""),
+        (ZeroDivisionError("/etc/secret"), errors.Fault, None, ""),
+        (errors.Conflict("as it is"), errors.Conflict, None, "as it is"),
     ],
-)
-def test_anything_raised_becomes_an_error_of_ours(raised, kind, field):
-    told = translate(raised)
-    assert type(told) is kind
-    assert told.field == field
-    assert "secret" not in told.detail
+)  # fmt: skip
+def test_anything_raised_becomes_an_error_of_ours_and_words_of_routers_are_kept(raised, kind, field, told):
+    error = translate(raised)
+    assert (type(error), error.field) == (kind, field)
+    assert told in f"{error.detail} {error.hint}"
+    assert "secret" not in error.detail
 
 
-def test_words_of_routers_and_our_errors_are_kept_and_those_of_others_are_not():
-    assert translate(HTTPException(404, "No such document.")).detail == "No such document."
-    assert translate(HTTPException(404)).detail == "There is no such route here."
-    assert translate(HTTPException(405, headers={"Allow": "GET"})).hint == "It takes GET."
-    assert "Expecting value" in translate(invalid(type="json_invalid", ctx={"error": "Expecting value"})).detail
+def test_an_error_of_ours_is_as_it_was_and_another_names_what_failed():
     ours = errors.NotFound("x")
     assert to_safe_error(ours, "The model") is ours
     told = to_safe_error(RuntimeError("/etc/secret"), "The model pranet")
@@ -89,7 +101,8 @@ def test_words_of_routers_and_our_errors_are_kept_and_those_of_others_are_not():
     [
         (scope("/v1/segment"), "problem"), (scope("/v2/models/x/infer"), "oip"),
         (scope("/v1/chat/completions"), "openai"), (scope("/v1/completions"), "openai"),
-        (scope("/anything", route=Route()), "openai"), (scope("/anything", route=object()), "problem"),
+        (scope("/anything", route=SimpleNamespace(openapi_extra={"x-error-form": "openai"})), "openai"),
+        (scope("/anything", route=object()), "problem"),
     ],
 )  # fmt: skip
 def test_form_follows_the_route(where, form):
@@ -147,3 +160,301 @@ def test_any_header_chooses_an_offer_or_is_refused(accept):
 @given(order=st.permutations(OFFERED))
 def test_among_equals_the_first_offered_wins(order):
     assert choose(", ".join(reversed(order)), order) == order[0]
+
+
+JSON = "application/json"
+
+values = st.recursive(
+    st.none() | st.integers() | st.text('"\\,[{ab', max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text('"\\,[{ab', max_size=4), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+def count(value: Any) -> int:
+    """Commas and opening brackets of a value's JSON outside of texts."""
+    if isinstance(value, list):
+        return 1 + max(len(value) - 1, 0) + sum(map(count, value))
+    return 1 + max(len(value) - 1, 0) + sum(map(count, value.values())) if isinstance(value, dict) else 0
+
+
+@given(value=values, cuts=st.lists(st.integers(0, 200), max_size=6), is_ascii=st.booleans())
+def test_parts_are_counted_outside_of_texts_however_a_body_is_cut(value, cuts, is_ascii):
+    data, counter = json.dumps(value, ensure_ascii=is_ascii).encode(), PartsCounter("/v1/x", JSON)
+    edges = sorted({0, len(data), *(min(cut, len(data)) for cut in cuts)})
+    for begin, end in itertools.pairwise(edges):
+        counter.feed(data[begin:end])
+    assert counter.count == count(value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"messages":[' + b"[]," * 7_000_000 + b"[]]}",
+        b'{"a":' + b"{" * 300_000,
+        b"[" + b'"",' * 300_000 + b"1]",
+        b'{"' + b'\\"' * 10_000_000 + b'":1' + b",1" * 300_000 + b"}",
+    ],
+    ids=["lists", "depth", "texts", "escapes"],
+)
+def test_a_body_of_many_parts_is_refused_in_little_time(body):
+    begun = time.process_time()
+    with pytest.raises(TooLarge, match="250,000 parts"):
+        PartsCounter("/v1/x", "").feed(body)
+    assert time.process_time() - begun < 1.0
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type", "body"),
+    [
+        ("/v1/x", JSON, b'{"text":"' + b"[,{" * 300_000 + b'"}'),
+        ("/v1/x", "image/png", b"{" + b"," * 300_000),
+        ("/v1/x", "", b"\x89PNG" + b"," * 300_000),
+        ("/v2/models/x/infer", JSON, b"[" + b"1," * 300_000),
+        ("/v1/x", JSON, b"[" + b"1," * (MAX_PARTS - 1) + b"1]"),
+    ],
+    ids=["text", "picture", "no type", "tensors", "limit"],
+)
+def test_what_is_no_json_or_one_long_text_is_not_counted(path, content_type, body):
+    PartsCounter(path, content_type).feed(body)
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    numbers: list[int]
+
+
+routes = APIRouter()
+
+
+@routes.post("/v1/strict")
+async def take(body: Strict) -> int:
+    return len(body.numbers)
+
+
+@routes.post("/v1/chatting")
+async def chat(body: ChatRequest) -> int:
+    return len(body.messages)
+
+
+@pytest.fixture
+async def client(start_client, tmp_path):
+    return await start_client({}, routers=[routes], data_dir=tmp_path)
+
+
+async def test_a_flood_of_parts_is_413_and_the_first_wrong_message_ends_validation(client):
+    body = b'{"numbers":[' + b"[]," * MAX_PARTS + b"1]}"
+    answer = await client.post("/v1/strict", content=body, headers={"content-type": JSON})
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+    answer = await client.post(
+        "/v1/strict", content=body, headers={"content-type": "application/x+json; charset=utf-8"}
+    )
+    assert answer.status_code == 413
+    answer = await client.post("/v1/chatting", json={"model": "x", "messages": [[]] * 9_000})
+    assert (answer.status_code, answer.json()["field"]) == (422, "messages.0")
+    many = await client.post("/v1/chatting", json={"messages": [{"role": "user", "content": ""}] * 10_001})
+    assert "10000" in many.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "body", [{"numbers": ["x"] * 200_000}, {f"k{n}": 1 for n in range(200_000)}], ids=["items", "fields"]
+)
+async def test_many_errors_are_one_sentence(client, body):
+    begun = time.process_time()
+    answer = await client.post("/v1/strict", json=body)
+    assert answer.status_code == 422
+    assert "200,00" in answer.json()["detail"]
+    assert time.process_time() - begun < 3.0
+    few = await client.post("/v1/strict", json={"numbers": ["x", "y"]})
+    assert few.json()["detail"].startswith("numbers.0: Input should be a valid integer")
+
+
+def test_errors_are_listed_up_to_a_limit():
+    for wrong in (MAX_ERRORS, MAX_ERRORS + 1):
+        with pytest.raises(ValidationError) as failed:
+            Strict.model_validate({"numbers": ["x"] * wrong})
+        assert len(list_errors(failed.value)) == (wrong if wrong == MAX_ERRORS else 1)
+
+
+async def test_who_does_not_know_the_secret_can_be_no_tenant(start_replica):
+    made = await start_replica(must_load=False, replica_secret="new,old")
+    async with httpx2.AsyncClient(base_url=made.http) as client:
+        for headers in ({}, {SECRET_HEADER: "wrong"}, {SECRET_HEADER: "new,old"}, {SECRET_HEADER: ""}):
+            answer = await client.get("/v1/models", headers={"x-fovea-tenant": "alice", **headers})
+            assert answer.status_code == 401
+            assert "gateway only" in answer.json()["detail"]
+        for secret in ("new", "old"):
+            assert (await client.get("/v1/models", headers={SECRET_HEADER: secret})).status_code == 200
+        assert (await client.get("/livez")).status_code == 200
+
+
+@pytest.mark.parametrize(("host", "status"), [("evil.example", 403), ("evil.example:80", 403), ("localhost:1", 200)])
+async def test_without_a_secret_the_name_must_be_ours(start_replica, host, status):
+    made = await start_replica(must_load=False)
+    async with httpx2.AsyncClient(base_url=made.http) as client:
+        assert (await client.get("/v1/models", headers={"host": host})).status_code == status
+        assert (await client.get("/v1/models")).status_code == 200
+
+
+async def test_grpc_asks_for_the_secret_too(start_replica):
+    made = await start_replica(must_load=False, replica_secret="s3cret")
+    async with grpc.aio.insecure_channel(made.grpc) as channel:
+        call = channel.unary_unary(f"/{SERVICE}/ServerLive")
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await call(b"")
+        assert failed.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        answer = await call(b"", metadata=((SECRET_HEADER, "s3cret"),))
+        assert pb.ServerLiveResponse.FromString(answer).live
+        assert await channel.unary_unary("/grpc.health.v1.Health/Check")(b"")
+
+
+def test_the_gateway_sends_the_first_of_its_secrets():
+    assert Settings(replica_secret="new, old").replica_credentials == {SECRET_HEADER: "new"}
+    assert Settings().replica_credentials == {}
+
+
+def anywhere(_):
+    return True
+
+
+@contextlib.asynccontextmanager
+async def server(answers):
+    """A small web server; `answers` maps a path to raw bytes of a whole HTTP answer, or to None for silence."""
+    seen, done = [], asyncio.Event()
+
+    async def serve(reader, writer):
+        done.clear()
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        seen.append(head)
+        answer = answers[head.split()[1]]
+        with contextlib.suppress(ConnectionError):
+            if answer is None:
+                await reader.read()  # until the caller goes away
+            else:
+                writer.write(answer)
+                await writer.drain()
+        done.set()
+
+    async with scripted(serve) as url:
+        yield url, seen
+        await done.wait()
+
+
+def ok(body, length=None):
+    return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (len(body) if length is None else length) + body
+
+
+def squeezed(body):
+    """An answer whose body is compressed twice: 64 kB on the wire could be 64 GB here."""
+    body = gzip.compress(gzip.compress(body))
+    head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip, gzip\r\ncontent-length: %d\r\n\r\n" % len(body)
+    return head + body
+
+
+def moved(to):
+    return f"HTTP/1.1 302 Found\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n".encode()
+
+
+PUBLIC = ("8.8.8.8", "2001:4860:4860::8888", "::ffff:8.8.8.8", "64:ff9b::808:808")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1", "10.1.2.3", "192.168.0.1", "172.16.0.9", "169.254.169.254", "100.64.0.1", "0.0.0.0",
+        "224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fd00::1", "ff02::1", "::ffff:127.0.0.1",
+        "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2002:0a00:0001::", *PUBLIC,
+    ],
+)  # fmt: skip
+def test_only_public_addresses_are_public_in_any_dress(address):
+    assert is_public(ipaddress.ip_address(address)) is (address in PUBLIC)
+
+
+OF_OTHER_KINDS = ("ftp://example.org/a", "http://user:pass@8.8.8.8/a", "http:///a", "https://")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1/a", "http://localhost/a", "http://2130706433/a", "http://0x7f.1/a", "http://[::1]/a",
+        "http://[::ffff:127.0.0.1]/a", "https://169.254.169.254/latest/meta-data", *OF_OTHER_KINDS,
+    ],
+)  # fmt: skip
+async def test_private_host_in_any_spelling_and_url_of_another_kind_is_refused_without_its_address(url):
+    with pytest.raises(InvalidOption, match="http or https" if url in OF_OTHER_KINDS else "not public|no host"):
+        await Fetcher(1000).fetch(url)
+
+
+async def test_file_is_fetched_under_its_own_host_name_and_not_inflated():
+    async with server({"/a?b=c": ok(PNG)}) as (url, seen):
+        assert await Fetcher(1000, allowed=anywhere).fetch(f"{url}/a?b=c") == PNG
+    assert f"host: {url.removeprefix('http://')}".lower() in seen[0].lower()
+    async with server({"/a": squeezed(bytes(5000))}) as (url, seen):
+        assert len(await Fetcher(1000, allowed=anywhere).fetch(f"{url}/a")) < 1000
+    assert "accept-encoding: identity" in seen[0].lower()
+
+
+async def test_redirects_are_followed_and_each_is_checked():
+    async with server({"/a": moved("/b"), "/b": ok(PNG), "/loop": moved("/loop")}) as (url, seen):
+        assert await Fetcher(1000, allowed=anywhere).fetch(f"{url}/a") == PNG
+        with pytest.raises(InvalidOption, match="redirects more than 4"):
+            await Fetcher(1000, allowed=anywhere).fetch(f"{url}/loop")
+        port = int(url.rpartition(":")[2])
+        asked = []
+
+        def only_first(address):
+            asked.append(address)
+            return len(asked) == 1
+
+        with pytest.raises(InvalidOption, match="not public"):
+            await Fetcher(1000, allowed=only_first).fetch(f"http://127.0.0.1:{port}/a")
+    assert sum("GET /b" in head for head in seen) == 1
+
+
+@pytest.mark.parametrize("answer", [ok(b"x" * 1001), ok(b"", length=10**9), b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 5000])
+async def test_file_over_the_limit_is_refused_while_it_arrives(answer):
+    async with server({"/a": answer}) as (url, _):
+        with pytest.raises(TooLarge, match="more than 1,000 bytes"):
+            await Fetcher(1000, allowed=anywhere).fetch(f"{url}/a")
+
+
+async def test_what_is_wrong_with_the_other_side_is_said():
+    gone = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"
+    async with server({"/gone": gone, "/slow": None, "/odd": b"nonsense\r\n\r\n"}) as (url, _):
+        with pytest.raises(InvalidOption, match="answered 404"):
+            await Fetcher(1000, allowed=anywhere).fetch(f"{url}/gone")
+        with pytest.raises(InvalidOption, match=r"within 0\.2 s"):
+            await Fetcher(1000, 0.2, anywhere).fetch(f"{url}/slow")
+        with pytest.raises(InvalidOption, match="could not be read"):
+            await Fetcher(1000, allowed=anywhere).fetch(f"{url}/odd")
+
+
+@pytest.fixture
+async def fetching(start_client):
+    return await start_client(allow_image_urls=True, max_body_bytes=100_000)
+
+
+@pytest.fixture
+def open_doors(monkeypatch):
+    monkeypatch.setattr("shared.serving.http.task_routes.Fetcher", lambda limit: Fetcher(limit, allowed=anywhere))
+
+
+async def test_routes_take_urls_in_json_and_query_and_one_bad_url_of_a_list_fails_alone(open_doors, fetching):
+    async with server({"/a.png": ok(PNG)}) as (url, _):
+        in_json = await fetching.post("/v1/segment", json={"image": f"{url}/a.png"})
+        in_query = await fetching.post(f"/v1/segment?image={quote(url + '/a.png', safe='')}")
+    bodies = [in_json, in_query]
+    assert [(answer.status_code, answer.json()["bytes"]) for answer in bodies] == [(200, len(PNG))] * 2
+    missing = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"
+    async with server({"/a": ok(PNG), "/b": missing}) as (url, _):
+        answer = await fetching.post("/v1/segment", json={"images": [f"{url}/a", f"{url}/b"]})
+    first, second = answer.json()["results"]
+    assert first["bytes"] == len(PNG)
+    assert (second["problem"]["status"], second["problem"]["field"]) == (422, "image")
+
+
+async def test_private_url_is_a_422_that_names_the_field(fetching):
+    answer = await fetching.post("/v1/segment", json={"image": "http://127.0.0.1:1/a"})
+    assert (answer.status_code, answer.json()["field"]) == (422, "image")
+    assert "not public" in answer.json()["detail"]

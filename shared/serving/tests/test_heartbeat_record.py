@@ -1,20 +1,29 @@
-"""A replica is known while it lives: announced, renewed, forgotten, and untroubled by a Redis that goes away."""
+"""A replica is known while it lives, also while Redis is away, withdraws before it stops, and starts when wanted."""
 
 import asyncio
+import importlib
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
+from types import SimpleNamespace
 
 import httpx2
 import pytest
 import redis
 
-from fovea.api.replica import AFFINE, EFFECTFUL, ENDLESS, RENEW_S, ReplicaRecord, replicas_key, route_fields
+from fovea.api.replica import AFFINE, EFFECTFUL, ENDLESS, RENEW_S, ReplicaRecord, replicas_key, route_fields, wanted_key
+from shared.serving import wanted
+from shared.serving.build_app import build
+from shared.serving.drain import DrainFiles, drain
 from shared.serving.heartbeat import Heartbeat, tell_failed_start
-from shared.serving.replica import load_app
+from shared.serving.replica import ReplicaServer, load_app
 from shared.serving.tests import toys
 from shared.serving.tests.toys import TOYS
 from shared.serving.up.startup_progress import ServiceProgress, StartupProgress
-from shared.settings import Settings
+from shared.settings import Settings, environment, settings
 from tests.harness.serving import serve_in_thread
 from tests.harness.waiting import until
 
@@ -200,3 +209,130 @@ def test_marks_are_read_from_any_operation_of_a_path_and_bad_documents_have_none
 def test_services_mark_their_own_routes(service, effectful, endless):
     fields = route_fields(load_app(service).openapi(), lambda path: path.startswith("/v1/"))
     assert (set(fields["effectful"]), set(fields["endless"])) == (effectful, endless)
+
+
+@pytest.fixture
+async def replica(start_replica, redis_url, tmp_path):
+    return await start_replica(redis_url=redis_url, data_dir=tmp_path, shutdown_grace_s=1)
+
+
+def pre_stop(data_dir, grace="20"):
+    env = environment(FOVEA_DATA_DIR=str(data_dir), FOVEA_SHUTDOWN_GRACE_S=grace)
+    return subprocess.Popen([sys.executable, "-m", "shared.serving.drain"], env=env)
+
+
+async def test_requests_in_flight_end_before_the_hook_returns_and_no_new_ones_are_sent(replica, redis_url, tmp_path):
+    with redis.Redis.from_url(redis_url) as link:
+        await until(lambda: link.hlen(replicas_key("toy")), 60)
+        client = httpx2.AsyncClient(base_url=replica.http, timeout=30)
+        how = {"json": {"text": "…"}, "headers": {"accept": "text/event-stream"}}
+        async with client, client.stream("POST", "/v1/plan", **how) as endless:
+            assert endless.status_code == 200
+            assert replica.in_flight == 1
+            hook = pre_stop(tmp_path)
+            await until(lambda: not link.hlen(replicas_key("toy")), 20)
+            # Sent before word got round:
+            assert (await client.post("/v1/echo", json={"text": "late"})).status_code == 200
+            with pytest.raises(subprocess.TimeoutExpired):
+                await asyncio.to_thread(hook.wait, 0.5)
+        assert await asyncio.to_thread(hook.wait, 10) == 0
+        assert not link.hlen(replicas_key("toy"))
+    assert list((tmp_path / "replicas").iterdir()) == []
+
+
+async def test_what_comes_before_the_withdrawal_is_waited_for(redis_url, tmp_path):
+    settings = Settings(redis_url=redis_url, data_dir=tmp_path, shutdown_grace_s=1)
+    moved, asked = asyncio.Event(), []
+
+    async def move():
+        asked.append(True)
+        await moved.wait()
+
+    made = ReplicaServer(build("toy", servables=TOYS, settings=settings), settings, before_withdrawal=move)
+    await made.start()
+    with redis.Redis.from_url(redis_url) as link:
+        await until(lambda: link.hlen(replicas_key("toy")), 60)
+        hook = pre_stop(tmp_path)
+        await until(lambda: asked, 20)
+        assert link.hlen(replicas_key("toy"))
+        moved.set()
+        await until(lambda: not link.hlen(replicas_key("toy")), 60)
+    assert await asyncio.to_thread(hook.wait, 10) == 0
+    await made.stop()
+
+
+@pytest.mark.timed("The hook gives up after seconds that the pod is given: only a clock tells that.")
+def test_hook_gives_up_when_the_time_is_over(tmp_path):
+    files = DrainFiles(tmp_path, "busy")
+    files.create()
+    began = time.monotonic()
+    assert drain(tmp_path, 0.5) is False
+    assert 0.5 <= time.monotonic() - began < 2
+    assert files.is_requested()
+
+
+def test_replica_that_was_killed_is_not_waited_for_nor_that_of_the_next_start_drained(tmp_path):
+    killed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    (tmp_path / "replicas").mkdir()
+    (tmp_path / "replicas" / "gone").write_text(str(killed.pid))
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert drain(tmp_path, 5) is True
+    DrainFiles(tmp_path, "first").create()
+    drain(tmp_path, 0.2)
+    second = DrainFiles(tmp_path, "second")
+    second.create()
+    assert not second.is_requested()
+
+
+@pytest.fixture
+def now(redis_url, monkeypatch, clock):
+    clock.govern(wanted)
+    monkeypatch.setenv("FOVEA_REDIS_URL", redis_url)
+    settings.cache_clear()
+    wanted._open.cache_clear()
+    clock.advance(1)
+    yield clock
+    settings.cache_clear()
+
+
+def test_who_waits_is_read_once_a_second_and_stays_wanted_while_redis_is_away(now, redis_url, monkeypatch):
+    link = redis.Redis.from_url(redis_url)
+    assert not wanted.is_wanted("svc")
+    link.set(wanted_key("svc"), "1")
+    assert not wanted.is_wanted("svc")
+    now.advance(1.01)
+    assert wanted.is_wanted("svc")
+    assert not wanted.is_wanted("other")
+    monkeypatch.setattr(wanted._open(redis_url, "svc")._redis, "exists", _refuse)
+    now.advance(1.01)
+    assert wanted.is_wanted("svc")
+    link.close()
+
+
+def _refuse(_key: str) -> int:
+    raise redis.ConnectionError("away")
+
+
+@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
+@pytest.mark.parametrize(
+    ("low", "target", "busy", "is_wanted", "replicas"),
+    [
+        (0, 0, {}, False, 0), (0, 0, {}, True, 1), (0, 1, {}, False, 1), (0, 1, {"r1": 0}, False, 0),
+        (0, 1, {"r1": 0}, True, 1), (0, 1, {"r1": 1}, False, 1), (0, 1, {"r1": 17}, True, 3), (1, 1, {}, True, 1),
+        (1, 1, {}, False, 1), (1, 1, {"r1": 0}, False, 1), (1, 1, {"r1": 8}, False, 1), (1, 1, {"r1": 9}, False, 2),
+        (1, 1, {"r1": 8, "r2": 8, "r3": 8}, False, 3), (1, 1, {"r1": 99}, False, 4),
+    ],
+)  # fmt: skip
+def test_replicas_grow_with_requests_in_flight_and_a_service_without_has_one_while_it_is_wanted_or_starts(
+    monkeypatch, low, target, busy, is_wanted, replicas
+):
+    ours = importlib.import_module("shared.serving.ray")
+    monkeypatch.setattr(ours, "is_wanted", lambda service: is_wanted and service == "svc")
+    context = SimpleNamespace(
+        aggregated_metrics={"busy": busy} if busy else {},
+        target_num_replicas=target,
+        capacity_adjusted_min_replicas=low,
+        capacity_adjusted_max_replicas=4,
+    )
+    assert ours.scale(context, 8, "svc") == (replicas, {})

@@ -91,15 +91,6 @@ async def test_model_whose_own_example_fails_is_not_ready_and_is_closed(start):
     assert made[0].closed
 
 
-async def test_example_warms_every_model_but_jobs_and_an_unknown_model_is_answered_with_the_known_ones(host):
-    assert host.servable("toy/echo").seen == ["hello"]
-    assert host.servable("toy/long").seen == []
-    with pytest.raises(NotFound, match="toy/echo"):
-        host.servable("nope")
-    with pytest.raises(NotFound, match="no model for detect"):
-        host.servable(None, "detect")
-
-
 async def test_default_is_the_configured_model_then_real_weights_then_the_first_that_did_not_fail(start):
     bare, real = named(Echo, "bare", weights=None), named(Echo, "real")
     assert Host("toy", {"bare": bare, "real": real}, Settings()).resolve(None, "echo") == "real"
@@ -109,35 +100,27 @@ async def test_default_is_the_configured_model_then_real_weights_then_the_first_
     assert host.resolve(None, "echo") == "plain"
 
 
-async def test_card_holds_tensors_limits_in_force_and_schema(host):
+async def test_card_holds_tensors_limits_and_schema_and_the_example_warms_every_model_but_jobs(host):
     card = host.card("toy/echo")
     assert card["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
     assert (card["limits"]["max_batch"], card["limits"]["max_images"]) == (8, host.settings.max_images)
     assert card["schema"]["properties"]["times"]["maximum"] == 5
     assert host.card("toy/eye")["media_types"] == ["application/json", "image/png"]
     assert host.card("toy/eye")["inputs"] == []
+    assert host.servable("toy/echo").seen == ["hello"]
+    assert host.servable("toy/long").seen == []
+    with pytest.raises(NotFound, match="toy/echo"):
+        host.servable("nope")
+    with pytest.raises(NotFound, match="no model for detect"):
+        host.servable(None, "detect")
 
 
-async def test_requests_that_come_together_run_together_and_equal_their_singles(host):
+async def test_requests_and_tensors_that_come_together_run_together_and_equal_their_singles(host):
     requests = [Text(text=f"t{n}", times=n % 3 + 1) for n in range(6)]
     singles = [(await host.predict("toy/echo", request, CallContext())).text for request in requests]
     answers = await asyncio.gather(*(host.predict("toy/echo", request, CallContext()) for request in requests))
     assert [answer.text for answer in answers] == singles
     assert max(answer.together for answer in answers) > 1
-
-
-async def test_one_of_many_requests_of_a_call_waits_while_others_fill_the_queue(start):
-    host = await start({"toy/echo": Echo}, max_queue_size=1, max_batch_size=1, max_batch_delay_ms=0)
-    calls = [Text(text=f"{n}", sleep=0.05) for n in range(6)]
-    tried = await asyncio.gather(
-        *(host.predict("toy/echo", call, CallContext()) for call in calls), return_exceptions=True
-    )
-    assert QueueFull in {type(answer) for answer in tried}
-    answers = await asyncio.gather(*(host.predict_when_free("toy/echo", call, CallContext()) for call in calls))
-    assert [answer.text for answer in answers] == [str(n) for n in range(6)]
-
-
-async def test_tensors_are_joined_by_shape_and_a_model_without_says_where_to_go_instead(host):
     answers = await asyncio.gather(
         *(host.infer("toy/echo", feeds(rows, rows), CallContext()) for rows in (1, 2, 3)),
         host.infer("toy/echo", feeds(), CallContext()),
@@ -151,15 +134,23 @@ async def test_tensors_are_joined_by_shape_and_a_model_without_says_where_to_go_
     assert refused.value.hint == "Use POST /v1/segment."
 
 
-async def test_job_runs_alone_on_its_thread_and_tells_its_progress(host):
+async def test_one_of_many_requests_of_a_call_waits_while_others_fill_the_queue(start):
+    host = await start({"toy/echo": Echo}, max_queue_size=1, max_batch_size=1, max_batch_delay_ms=0)
+    calls = [Text(text=f"{n}", sleep=0.05) for n in range(6)]
+    tried = await asyncio.gather(
+        *(host.predict("toy/echo", call, CallContext()) for call in calls), return_exceptions=True
+    )
+    assert QueueFull in {type(answer) for answer in tried}
+    answers = await asyncio.gather(*(host.predict_when_free("toy/echo", call, CallContext()) for call in calls))
+    assert [answer.text for answer in answers] == [str(n) for n in range(6)]
+
+
+async def test_job_runs_alone_and_tells_its_progress_and_stream_hands_out_events_as_they_come(host):
     told = []
     run = CallContext(report=lambda *news: told.append(news))
     await asyncio.gather(*(host.predict("toy/long", Text(text=f"{n}", sleep=0.02), run) for n in range(3)))
     assert (told[:2], len(told)) == ([(0.0, "step 0"), (0.2, "step 1")], 15)
     assert len(host.servable("toy/long").threads) == 1
-
-
-async def test_stream_hands_out_events_as_they_come_and_counts_as_busy(host):
     words = []
     async for event in host.stream("toy/story", Text(text="a b c"), CallContext()):
         words.append(event.text)

@@ -1,18 +1,26 @@
-"""The front, message by message: what it passes on, what it keeps back, and what it makes of an app that misbehaves."""
+"""The front around every request, message by message and on real sockets: ids, limits, slow callers, metrics, stops."""
 
 import asyncio
 import gzip
+import json
 import zlib
 from types import SimpleNamespace
+from typing import Annotated
 
+import httpx2
 import pytest
+from fastapi import APIRouter, HTTPException, Query
+from pydantic import BaseModel
 
 from fovea.api.replica import ENDLESS
 from fovea.errors import InvalidOption
 from shared import telemetry
 from shared.registry import CallContext
 from shared.serving.http.middleware import ServiceMiddleware
+from shared.serving.tests.toys import PNG, TOYS
 from shared.settings import Settings
+from shared.sparsity import SparsityClaim
+from tests.harness.waiting import until
 
 START = {"type": "http.response.start", "status": 200, "headers": [(b"x-own", b"1")]}
 BODY = {"type": "http.response.body", "body": b"ok"}
@@ -68,10 +76,14 @@ async def test_compressed_bodies_are_inflated_within_the_limit(coding):
     bomb = Caller(request(packed(bytes(50_000_000))))
     await through(echo, bomb, scope(sent={"content-encoding": coding}), max_body_bytes=100_000)
     assert bomb.answers[0]["status"] == 413
-    for sent, body, status in ((coding, b"no", 400), ("br", b"x", 415)):
+    whole = packed(b"x" * 1000)
+    for sent, body, status in (
+        *((coding, broken, 400) for broken in (b"no", whole[:-9], whole + b"more", whole * 2)),
+        ("deflate", gzip.compress(b"{}"), 400), (f"{coding}, {coding}", packed(whole), 415), ("br", b"x", 415),
+    ):  # fmt: skip
         caller = Caller(request(body))
         await through(reads_all, caller, scope(sent={"content-encoding": sent}))
-        assert caller.answers[0]["status"] == status
+        assert caller.answers[0]["status"] == status, (sent, body[:20])
 
 
 async def test_a_compressed_body_that_may_never_end_is_inflated_beyond_the_limit():
@@ -118,26 +130,18 @@ async def test_what_is_no_request_passes_untouched(kind):
     assert where == {"type": kind}
 
 
-async def test_answer_keeps_its_headers_and_gains_the_request_id():
-    async def app(scope, receive, send):
-        await send(dict(START))
-        await send(BODY)
-
-    caller = Caller(request())
-    await through(app, caller, scope(sent={"x-request-id": "r-1"}))
-    start, body = caller.answers
-    assert start["headers"] == [(b"x-own", b"1"), (b"x-request-id", b"r-1")]
-    assert body == BODY
-
-
-async def test_app_sees_the_context_and_a_run_with_the_deadline():
+async def test_app_sees_the_context_and_a_run_with_the_deadline_and_its_answer_gains_the_request_id():
     seen = {}
 
     async def app(scope, receive, send):
         seen.update(context=telemetry.context(), run=scope["fovea.run"])
         await send(dict(START))
+        await send(BODY)
 
-    await through(app, Caller(request()), scope(sent={"x-request-id": "r-1"}), request_timeout_s=60)
+    caller = Caller(request())
+    await through(app, caller, scope(sent={"x-request-id": "r-1"}), request_timeout_s=60)
+    start, body = caller.answers
+    assert (start["headers"], body) == ([(b"x-own", b"1"), (b"x-request-id", b"r-1")], BODY)
     assert (seen["context"].request_id, seen["context"].service) == ("r-1", "test")
     assert isinstance(seen["run"], CallContext)
     assert seen["run"].deadline is not None
@@ -221,3 +225,175 @@ async def test_refused_request_whose_body_was_read_keeps_the_connection():
     await through(app, caller)
     assert caller.answers[0]["status"] == 422
     assert (b"connection", b"close") not in caller.answers[0]["headers"]
+
+
+LIMIT = 50_000
+BROKEN_JSON = {"content": "{", "headers": {"content-type": "application/json"}}
+
+
+class Body(BaseModel):
+    number: int
+
+
+def extra_routes() -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/extra")
+    async def extra(body: Body, size: Annotated[int, Query(le=10)] = 1) -> dict[str, int]:
+        return {"sum": body.number + size}
+
+    @router.get("/teapot")
+    async def teapot() -> None:
+        raise HTTPException(418, "short and stout")
+
+    @router.get("/bug")
+    async def bug() -> None:
+        raise ZeroDivisionError("a secret path /etc/secret")
+
+    return router
+
+
+@pytest.fixture
+async def replica(start_replica):
+    limits = {"max_body_bytes": LIMIT, "body_read_timeout_s": 0.3, "shutdown_grace_s": 2}
+    return await start_replica(routers=[extra_routes()], **limits)
+
+
+@pytest.fixture
+async def client(replica):
+    async with httpx2.AsyncClient(base_url=replica.http, timeout=5) as made:
+        yield made
+
+
+async def raw(replica, *pieces, pause=0.0):
+    """Send bytes over a socket of our own; return the answer up to the end of the connection."""
+    host, port = replica.http.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    for piece in pieces:
+        writer.write(piece)
+        await writer.drain()
+        await asyncio.sleep(pause)
+    answer = await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+    return answer
+
+
+def head(length, path="/v1/segment", more=""):
+    return f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/png\r\n{length}\r\n{more}\r\n".encode()
+
+
+async def test_models_are_listed_by_task_with_cards_examples_and_what_claims_of_sparsity_still_owe(
+    client, replica, monkeypatch
+):
+    listed = (await client.get("/v1/models")).json()
+    assert listed["object"] == "list"
+    assert [entry["id"] for entry in listed["data"]] == list(TOYS)
+    assert listed["data"][0]["object"] == "model"
+    only = (await client.get("/v1/models", params={"task": "segment"})).json()["data"]
+    assert [entry["id"] for entry in only] == ["toy/eye"]
+    card = (await client.get("/v1/models/toy/eye")).json()
+    assert (card["id"], card["licence"], card["limits"]["max_body_bytes"]) == ("toy/eye", "Apache-2.0", LIMIT)
+    example = (await client.get("/v1/models/toy/eye/example")).json()
+    assert (await client.post("/v1/segment", json=example)).json()["bytes"] == len(PNG)
+    plain = await client.get("/v1/models/toy/eye/sparsity")
+    assert (plain.status_code, plain.json()["code"]) == (404, "not_found")
+    facts = {"sparsity_global": 0.5, "counted_in": "artefact", "theoretical_flops_ratio": 0.5}
+    kind = replica.host.servable_type("toy/eye")
+    claiming = kind.card.model_copy(update={"sparsity": SparsityClaim(model="toy/eye", **facts)})
+    monkeypatch.setattr(kind, "card", claiming)
+    told = (await client.get("/v1/models/toy/eye/sparsity")).json()
+    assert told["claim"]["sparsity_global"] == 0.5
+    assert [finding["rule"] for finding in told["findings"]] == ["S1", "S2", "S3", "S7"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "how", "status", "told"),
+    [
+        ("GET", "/nope", {}, 404, {"code": "not_found"}),
+        ("DELETE", "/v1/models", {}, 405, {"code": "method_not_allowed", "hint": "It takes GET."}),
+        ("GET", "/v1/models/none", {}, 404, {"code": "not_found"}),
+        ("POST", "/extra", {"json": {"number": "x"}}, 422, {"field": "number"}),
+        ("POST", "/extra?size=11", {"json": {"number": 1}}, 422, {"field": "size"}),
+        ("POST", "/extra", BROKEN_JSON, 400, {"code": "malformed"}),
+    ],
+)
+async def test_unknown_routes_methods_and_models_and_wrong_fields_are_problems(client, method, path, how, status, told):
+    answer = await client.request(method, path, **how)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert answer.json().items() >= told.items()
+    assert (answer.headers.get("allow") == "GET") is (status == 405)
+    assert (await client.post("/extra?size=2", json={"number": 1})).json() == {"sum": 3}
+
+
+async def test_error_of_any_kind_keeps_its_status_ours_keep_their_secret_and_health_says_what_is_missing(
+    client, replica
+):
+    teapot = await client.get("/teapot")
+    assert (teapot.status_code, teapot.json()["detail"]) == (400, "short and stout")
+    answer = await client.get("/bug")
+    assert (answer.status_code, answer.json()["code"]) == (500, "fault")
+    assert "secret" not in answer.text
+    assert (await client.get("/readyz")).json() == {"status": "ready", "service": "toy", "missing": {}}
+    replica.host.slot("toy/eye").state = "loading"
+    answer = await client.get("/readyz")
+    assert (answer.status_code, answer.json()["missing"]) == (503, {"toy/eye": "loading"})
+    assert (await client.get("/livez")).status_code == 200
+
+
+async def test_refusal_is_ours_where_the_framework_reads_the_body_and_one_that_trickles_is_read(replica):
+    chunk = b"%x\r\n%s\r\n" % (20_000, bytes(20_000))
+    json_head = head("transfer-encoding: chunked", "/extra").replace(b"image/png", b"application/json")
+    answer = await raw(replica, json_head, chunk, chunk, chunk, pause=0.02)
+    assert answer.startswith(b"HTTP/1.1 413")
+    slow = head("content-length: 100", "/extra").replace(b"image/png", b"application/json")
+    assert (await raw(replica, slow, b"{")).startswith(b"HTTP/1.1 408")
+    halves = PNG[:30], PNG[30:]
+    answer = await raw(replica, head(f"content-length: {len(PNG)}", more="connection: close\r\n"), *halves, pause=0.15)
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+async def test_caller_that_goes_away_cancels_its_run_and_ends_its_stream(replica, client):
+    host, port = replica.http.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    sent = b'{"text": "x", "sleep": 600}'
+    writer.write(head(f"content-length: {len(sent)}", "/v1/echo").replace(b"image/png", b"application/json") + sent)
+    await writer.drain()
+    await until(lambda: replica.host.busy)
+    writer.close()
+    await until(lambda: not replica.host.busy, 60)
+    how = {"json": {"text": "…"}, "headers": {"accept": "application/x-ndjson"}}
+    async with client.stream("POST", "/v1/plan", **how) as answer:
+        assert json.loads(await anext(answer.aiter_lines()))["text"] == "…"
+        assert replica.host.busy == 1
+    await until(lambda: replica.host.busy == 0)
+
+
+@pytest.mark.parametrize("sent", ["80", "80.5", "soon", "", "nan", "-1e999"])
+async def test_deadline_of_the_caller_is_kept_where_it_is_a_number(client, sent):
+    how, is_number = {"headers": {"x-fovea-deadline-ms": sent}, "timeout": 60}, sent.startswith("80")
+    answer = await client.post("/v1/echo", json={"text": "x", "sleep": 600 if is_number else 0}, **how)
+    assert answer.status_code == (504 if is_number else 200)
+
+
+async def test_requests_are_counted_by_service_model_route_and_status(client):
+    await client.post("/v1/echo", json={"text": "x"})
+    await client.post("/v1/echo", json={"text": "x", "times": 99})
+    text = (await client.get("/metrics")).text
+    good = 'fovea_requests_total{model="toy/echo",route="/v1/echo",service="toy",status="200"}'
+    bad = 'fovea_requests_total{model="toy/echo",route="/v1/echo",service="toy",status="422"}'
+    assert good in text
+    assert bad in text
+    assert 'fovea_request_seconds_count{route="/v1/echo",service="toy"}' in text
+    assert 'fovea_errors_total{code="invalid_option",model="toy/echo",service="toy"}' in text
+    assert 'fovea_in_flight{service="toy"} 1.0' in text
+
+
+async def test_stop_finishes_the_request_in_flight_and_accepts_no_more(replica):
+    async with httpx2.AsyncClient(base_url=replica.http) as client:
+        answer = asyncio.create_task(client.post("/v1/echo", json={"text": "x", "sleep": 0.4}))
+        await until(lambda: replica.host.busy)
+        await replica.stop()
+        assert (await answer).json()["text"] == "x"
+        with pytest.raises(httpx2.ConnectError):
+            await client.get("/livez")
+    assert not replica.alive

@@ -1,6 +1,7 @@
 """Open Inference v2 over bare gRPC: health, reflection, ids, deadlines, cancellation, streams and refusals."""
 
 import asyncio
+import contextlib
 import errno
 import socket
 from collections.abc import AsyncIterator
@@ -116,24 +117,17 @@ def test_the_gateways_deadline_is_kept_and_nonsense_is_ignored(sent, channel):
     assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-class started:  # noqa: N801  # reads as a statement
-    """`async with started(Host) as (host, channel)`: a server of our own with two models."""
-
-    def __init__(self, kind: type[Host] = Host, **more: Any) -> None:
-        settings = limited(**more)
-        self.host = kind("mirrors", {name: MIRRORS[name] for name in ("mirror/fp32", "slow")}, settings)
-        self.settings = settings
-
-    async def __aenter__(self) -> tuple[Host, grpc.aio.Channel]:
-        self.server, port = await serve_grpc(self.host, "127.0.0.1", 0, self.settings)
-        await self.host.start()
-        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
-        return self.host, self.channel
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.channel.close()
-        await self.server.stop(0)
-        await self.host.stop()
+@contextlib.asynccontextmanager
+async def started(kind: type[Host] = Host, **more: Any) -> AsyncIterator[tuple[Host, grpc.aio.Channel]]:
+    """A server of our own with two models: its host, and a channel to it."""
+    settings = limited(**more)
+    host = kind("mirrors", {name: MIRRORS[name] for name in ("mirror/fp32", "slow")}, settings)
+    server, port = await serve_grpc(host, "127.0.0.1", 0, settings)
+    await host.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield host, channel
+    await server.stop(0)
+    await host.stop()
 
 
 async def test_a_cancelled_call_leaves_the_queue_without_having_run():
@@ -168,7 +162,7 @@ async def test_a_cancelled_stream_leaves_the_queue_without_having_run():
     assert gate.engine.runs == [(1, 1)]
 
 
-async def test_a_stream_shares_batches_and_keeps_order():
+async def test_a_stream_shares_batches_keeps_order_and_names_the_request_of_an_error():
     async with started() as (host, channel):
         stream = method(channel, "ModelStreamInfer", pb.ModelStreamInferResponse, "stream_stream")
         call = stream(iter([asks("slow", i, id=str(i)) for i in range(6)]))
@@ -176,9 +170,6 @@ async def test_a_stream_shares_batches_and_keeps_order():
         runs = host.servable("slow").engine.runs  # type: ignore[union-attr]
     assert told == list("012345")
     assert len(runs) < 6
-
-
-async def test_an_error_in_a_stream_names_its_request():
     async with started() as (_, channel):
         stream = method(channel, "ModelStreamInfer", pb.ModelStreamInferResponse, "stream_stream")
         told = [answer async for answer in stream(iter([asks("nobody", id="a"), b"\xff\xff", asks(id="b")]))]

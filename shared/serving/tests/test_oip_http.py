@@ -1,23 +1,26 @@
-"""Open Inference v2 over bare HTTP: the protocol's errors, encodings, bombs and routes, without a client to be kind."""
+"""Open Inference v2 over bare HTTP, without a client to be kind: errors, encodings, bombs, routes, tensors."""
 
 import asyncio
-import gzip
 import json
 import threading
-import zlib
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
+from fovea.api.tensors import TensorSpec
+from fovea.errors import InvalidOption
 from shared import telemetry
+from shared.registry import CallContext
 from shared.rpc.oip_json import HEADER_LENGTH, EncodedBody
 from shared.serving.build_app import build
 from shared.serving.oip import body as oip_body
-from shared.serving.oip import rest
-from shared.serving.tests.oip_mirrors import MIRRORS, Gate, limited
+from shared.serving.oip import rest, tensors
+from shared.serving.tests.oip_mirrors import MIRRORS, Gate, limited, serving
 from shared.serving.tests.ready_client import ready_client
 
 ONE = {"inputs": [{"name": "in", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
@@ -147,46 +150,16 @@ def test_stages_and_requests_are_counted_under_the_model_and_invented_names_are_
     assert b"invented-by-a-caller" not in telemetry.render_metrics()[0]
 
 
-@pytest.mark.parametrize(
-    ("coding", "body", "status"),
-    [
-        ("gzip", b"no gzip", 400),
-        ("gzip", gzip.compress(b"x" * 1000, mtime=0)[:-9], 400),
-        ("gzip", gzip.compress(b"{}", mtime=0) + b"more", 400),
-        ("gzip", gzip.compress(b"{}", mtime=0) * 2, 400),
-        ("deflate", gzip.compress(b"{}", mtime=0), 400),
-        ("gzip", b"", 400),
-        ("br", b"{}", 415),
-        ("gzip, gzip", gzip.compress(gzip.compress(b"{}", mtime=0), mtime=0), 415),
-        ("gzip", gzip.compress(bytes(2**20 + 1), mtime=0), 413),
-        ("deflate", zlib.compress(bytes(200 * 2**20)), 413),
-    ],
-)
-def test_broken_encodings_and_bombs_are_refused(coding, body, status, client):
-    told = infer(client, body, content_encoding=coding)
-    assert (told.status_code, list(told.json())) == (status, ["error"])
-
-
 @pytest.mark.parametrize("accepted", ["gzip, deflate, br", "identity", "*", "br", ""])
 def test_an_answer_is_not_compressed_for_a_client_that_lists_codings_by_habit(accepted, client):
     told = infer(client, ONE, accept_encoding=accepted)
     assert "content-encoding" not in told.headers
 
 
-def as_request(*chunks: bytes, **headers: str) -> Request:
-    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
-    messages.append({"type": "http.request", "body": b"", "more_body": False})
-
-    async def receive() -> Any:
-        return messages.pop(0)
-
-    sent = [(k.replace("_", "-").encode(), v.encode()) for k, v in headers.items()]
-    return Request({"type": "http", "headers": sent}, receive)
-
-
 async def test_a_large_response_is_sent_in_its_parts_and_not_joined():
     array = np.zeros(100_000, np.float32)
-    told = await oip_body.build_response(as_request(), EncodedBody([b"{}", array.data.cast("B")], 2))
+    request = Request({"type": "http", "headers": []})
+    told = await oip_body.build_response(request, EncodedBody([b"{}", array.data.cast("B")], 2))
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -198,38 +171,68 @@ async def test_a_large_response_is_sent_in_its_parts_and_not_joined():
     assert np.shares_memory(np.frombuffer(sent[2]["body"], np.uint8), array)
 
 
-async def test_a_caller_that_goes_away_is_not_served_when_its_turn_comes():
-    app = build("mirrors", servables={"slow": MIRRORS["slow"]}, settings=limited(max_batch_size=1))
-    host = app.state.host
-    await host.start()
-    body = json.dumps(ONE).encode()
-    gone, told = asyncio.Event(), asyncio.Event()
-
-    def call(until: asyncio.Event | None) -> asyncio.Task[None]:
-        messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def receive() -> Any:
-            if messages:
-                return messages.pop()
-            await (until or asyncio.Event()).wait()
-            told.set()
-            return {"type": "http.disconnect"}
-
-        async def send(_message: Any) -> None:
-            return None
-
-        scope = {"type": "http", "method": "POST", "path": "/v2/models/slow/infer", "headers": []}
-        return asyncio.create_task(app({**scope, "query_string": b"", "app": app}, receive, send))
-
-    gate = Gate(host, "slow")
-    first = call(None)
-    await gate.holds(running=1, waiting=0)
-    second = call(gone)
-    await gate.holds(running=1, waiting=1)
-    gone.set()
-    await asyncio.wait_for(told.wait(), 10)
-    await asyncio.sleep(0.01)
-    gate.open()
-    await asyncio.gather(first, second)
-    await host.stop()
+async def test_a_caller_that_goes_away_is_not_served_when_its_turn_comes(monkeypatch):
+    cancel, gone = CallContext.cancel, threading.Event()
+    monkeypatch.setattr(CallContext, "cancel", lambda run: (cancel(run), gone.set()))
+    with serving({"slow": MIRRORS["slow"]}, limited(max_batch_size=1)) as replica:
+        gate, body = Gate(replica.host, "slow"), json.dumps(ONE).encode()
+        head = b"POST /v2/models/slow/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body)
+        callers = []
+        for waiting in (0, 1):
+            callers.append(await asyncio.open_connection("127.0.0.1", int(replica.http.rpartition(":")[2])))
+            callers[-1][1].write(head + body)
+            await gate.holds(running=1, waiting=waiting)
+        callers[1][1].close()
+        assert await asyncio.to_thread(gone.wait, 10)
+        gate.open()
+        assert (await callers[0][0].readline()).startswith(b"HTTP/1.1 200")
+        callers[0][1].close()
     assert gate.engine.runs == [(1, 2)]
+
+
+SPECS = (TensorSpec(name="a", datatype="FP32", shape=(-1, 2)), TensorSpec(name="b", datatype="BYTES", shape=(-1,)))
+
+
+def good():
+    return {"a": np.zeros((2, 2), np.float32), "b": np.array([b"x", b"y"], object)}
+
+
+def test_exactly_the_stated_tensors_pass_and_batch_sizes_that_differ_are_named():
+    tensors.check_feeds(good(), SPECS)
+    with pytest.raises(InvalidOption, match="a 2, b 1"):
+        tensors.check_feeds({**good(), "b": np.array([b"x"], object)}, SPECS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"a": None}, "a"), ({"z": np.zeros(1)}, "z"), ({"a": np.zeros((2, 2), np.float64)}, "a"),
+        ({"a": np.zeros((2, 3), np.float32)}, "a"), ({"a": np.zeros(2, np.float32)}, "a"),
+        ({"a": np.zeros((0, 2), np.float32)}, "a"),
+    ],
+)  # fmt: skip
+def test_a_tensor_that_does_not_fit_is_named(changes, field):
+    feeds = {name: array for name, array in {**good(), **changes}.items() if array is not None}
+    with pytest.raises(InvalidOption) as caught:
+        tensors.check_feeds(feeds, SPECS)
+    assert caught.value.field == field
+
+
+def test_signature_ignores_the_batch_axis_and_the_order_of_names():
+    one, many = np.zeros((1, 2), np.float32), np.zeros((5, 2), np.float32)
+    assert tensors.signature({"a": one, "b": many}) == tensors.signature({"b": one, "a": many})
+    assert tensors.signature({"a": one}) != tensors.signature({"a": one.astype(np.float64)})
+    assert tensors.signature({"a": one}) != tensors.signature({"a": one[:, :1]})
+
+
+@given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=6))
+def test_split_undoes_join(sizes):
+    requests = [{"a": np.full((size, 2), place, np.float32)} for place, size in enumerate(sizes)]
+    parts = tensors.split_rows(tensors.join_rows(requests), [tensors.count_rows(feeds) for feeds in requests])
+    for request, part in zip(requests, parts, strict=True):
+        np.testing.assert_array_equal(part["a"], request["a"])
+
+
+def test_output_without_one_row_per_input_row_can_t_be_split():
+    with pytest.raises(ValueError, match="3 rows"):
+        tensors.split_rows({"y": np.zeros((1, 2))}, [1, 2])

@@ -148,22 +148,19 @@ def test_what_is_wrong_is_said_in_one_sentence(model, datatype, array, told, sta
 def test_unknown_versions_inputs_and_outputs_are_refused(triton):
     client, module = triton
     good = feed(module, sample("FP32"))
-    with pytest.raises(InferenceServerException, match="version 3, not '9'"):
-        client.infer("mirror/fp32", good, model_version="9")
-    with pytest.raises(InferenceServerException, match="no output 'heat'"):
-        client.infer("mirror/fp32", good, outputs=[module.InferRequestedOutput("heat")])
-    with pytest.raises(InferenceServerException, match="classification"):
-        client.infer("mirror/fp32", good, outputs=[module.InferRequestedOutput("out", class_count=3)])
-    with pytest.raises(InferenceServerException, match="Sequences"):
-        client.infer("mirror/fp32", good, sequence_id=7, sequence_start=True)
-    other = module.InferInput("out", [2, 3], "FP32")
+    other, shared = module.InferInput("out", [2, 3], "FP32"), module.InferInput("in", [2, 3], "FP32")
     other.set_data_from_numpy(sample("FP32"))
-    with pytest.raises(InferenceServerException, match=r"no input 'out'|input 'in' is missing"):
-        client.infer("mirror/fp32", [other])
-    shared = module.InferInput("in", [2, 3], "FP32")
     shared.set_shared_memory("region", 24)
-    with pytest.raises(InferenceServerException, match="shared memory"):
-        client.infer("mirror/fp32", [shared])
+    for told, tensors, how in (
+        ("version 3, not '9'", good, {"model_version": "9"}),
+        ("no output 'heat'", good, {"outputs": [module.InferRequestedOutput("heat")]}),
+        ("classification", good, {"outputs": [module.InferRequestedOutput("out", class_count=3)]}),
+        ("Sequences", good, {"sequence_id": 7, "sequence_start": True}),
+        (r"no input 'out'|input 'in' is missing", [other], {}),
+        ("shared memory", [shared], {}),
+    ):
+        with pytest.raises(InferenceServerException, match=told):
+            client.infer("mirror/fp32", tensors, **how)
 
 
 def test_extensions_that_are_not_offered_answer_with_a_sentence(triton):

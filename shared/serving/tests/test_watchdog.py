@@ -1,7 +1,9 @@
-"""The watchdog notices stuck parts: work past its deadline, a dead thread, a deaf loop, memory that runs away."""
+"""What watches a process: work past its deadline, a deaf loop, memory that runs away; its metrics and HEALTHCHECK."""
 
 import asyncio
+import contextlib
 import math
+import socket
 import subprocess
 import sys
 import textwrap
@@ -9,14 +11,26 @@ import threading
 import time
 from typing import Any
 
+import httpx2
 import pytest
+import redis
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from starlette.responses import Response
+from structlog.testing import capture_logs
 
+from fovea.api.replica import ReplicaRecord, replicas_key
 from fovea.errors import FoveaError, NotReady
 from shared.registry import CallContext
-from shared.serving import watchdog, watched_work
+from shared.serving import health_check, metrics_server, watchdog, watched_work
 from shared.serving.batching import Batcher, BatchOptions
-from shared.serving.watchdog import EXIT_STATUS, RESTART_AFTER_S, Watchdog
+from shared.serving.health_check import is_healthy
+from shared.serving.memory_guard import EXIT_STATUS, find_memory_limit, read_resident_bytes
+from shared.serving.metrics_server import GpuMemory, MetricsServer
+from shared.serving.watchdog import RESTART_AFTER_S, Watchdog
 from shared.serving.watched_work import CURRENT_RUN, OVERDUE_S, WatchedExecutor, WatchedWork
+from shared.settings import Settings
+from tests.harness.serving import serve_in_thread
+from tests.harness.waiting import free_port, until
 
 
 async def test_work_past_its_deadline_makes_a_replica_not_ready_until_it_ends(start_client, tmp_path, clock):
@@ -188,15 +202,6 @@ def test_the_kernel_refuses_memory_beyond_the_limit_in_one_piece_or_many():
     assert done.stdout.split() == ["True", "True"], done.stderr
 
 
-def test_memory_is_not_bounded_where_there_is_no_limit_or_a_gpu(monkeypatch):
-    asked = []
-    monkeypatch.setattr(watchdog.resource, "setrlimit", lambda *given: asked.append(given))
-    watchdog.bound_memory(0)
-    monkeypatch.setattr(watchdog.Path, "exists", lambda _: True)
-    watchdog.bound_memory(2**30)
-    assert asked == []
-
-
 STUCK = """
 import asyncio, sys, threading, time
 from shared.registry import CallContext
@@ -224,6 +229,141 @@ asyncio.run(main())
 
 def test_a_replica_that_does_not_recover_ends_itself_and_shows_where_it_is_stuck(tmp_path):
     done = run_until_it_ends(STUCK, str(tmp_path))
-    assert done.returncode == EXIT_STATUS, done.stderr
+    assert done.returncode == watchdog.EXIT_STATUS, done.stderr
     assert "never_ends" in done.stderr
     assert "takes no new work" in done.stdout + done.stderr
+
+
+async def test_a_replica_that_outgrows_its_memory_says_so_in_its_last_record(start_replica, redis_url, monkeypatch):
+    ends: list[int] = []
+    monkeypatch.setattr("shared.serving.replica.os._exit", ends.append)
+    with capture_logs() as lines:
+        made = await start_replica({}, redis_url=redis_url, replica_memory_bytes=read_resident_bytes() + 2**30)
+        made._guard.limit = 2**20
+        await until(lambda: ends)
+    with redis.Redis.from_url(redis_url) as client:
+        (last,) = map(ReplicaRecord.model_validate_json, client.hvals(replicas_key("toy")))
+    assert (ends, last.out_of_memory, last.ready) == ([EXIT_STATUS], True, False)
+    assert last.memory > 1
+    assert "FOVEA_REPLICA_MEMORY_BYTES" in last.trouble
+    assert last.trouble in [line.get("reason") for line in lines]
+
+
+def test_memory_is_limited_even_where_nobody_says_so_but_not_where_there_is_no_limit_or_a_gpu(monkeypatch):
+    assert find_memory_limit(Settings(replica_memory_bytes=5)) == 5
+    assert find_memory_limit(Settings(replica_memory_bytes=0)) == 0
+    assert find_memory_limit(Settings()) > read_resident_bytes() > 2**20
+    asked = []
+    monkeypatch.setattr(watchdog.resource, "setrlimit", lambda *given: asked.append(given))
+    watchdog.bound_memory(0)
+    monkeypatch.setattr(watchdog.Path, "exists", lambda _: True)
+    watchdog.bound_memory(2**30)
+    assert asked == []
+
+
+SHARING = """
+import os, pathlib, sys, time
+from shared.serving.memory_guard import MemoryGuard, MemoryShares
+
+shares = MemoryShares(pathlib.Path(sys.argv[1]), int(sys.argv[2]) * 2**20)
+guard = MemoryGuard(2**40, lambda: os._exit(137), shares)
+held = bytearray(b"x") * (int(sys.argv[3]) * 2**20)
+time.sleep(20)
+"""
+
+
+def test_of_processes_that_take_too_much_together_the_largest_ends_itself(tmp_path):
+    def start(folder, bound, size):
+        return subprocess.Popen([sys.executable, "-c", SHARING, str(folder), str(bound), str(size)])
+
+    small, large, alone = start(tmp_path, 500, 120), start(tmp_path, 500, 450), start(tmp_path / "other", 500, 200)
+    try:
+        assert large.wait(15) == EXIT_STATUS
+        assert (small.poll(), alone.poll()) == (None, None)
+        later = start(tmp_path, 500, 130)  # what the dead one had is free again
+        with pytest.raises(subprocess.TimeoutExpired):
+            later.wait(2)
+    finally:
+        for process in (small, large, alone, later):
+            process.kill()
+            process.wait()
+
+
+async def read(port):
+    async with httpx2.AsyncClient() as client:
+        return (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+
+
+async def test_replica_counts_its_requests_there(start_replica, tmp_path):
+    port = free_port()
+    replica = await start_replica(data_dir=tmp_path, metrics_port=port)
+    async with httpx2.AsyncClient() as client:
+        assert (await client.post(f"{replica.http}/v1/echo", json={"text": "hello"})).status_code == 200
+    assert 'fovea_batch_size_count{model="toy/echo",service="toy"}' in await read(port)
+    await replica.stop()
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+@pytest.fixture
+def tries(monkeypatch):
+    found = []
+
+    def start(port, host):
+        found.append(port)
+        return start_http_server(port, host)
+
+    monkeypatch.setattr(metrics_server, "start_http_server", start)
+    monkeypatch.setattr(metrics_server, "_RETRY_S", 0.01)
+    return found
+
+
+async def test_port_that_a_predecessor_still_has_is_waited_for(tries):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = MetricsServer("127.0.0.1", port)
+        server.start()
+        await until(lambda: len(tries) >= 3, 60)
+    await asyncio.wait_for(server._starting, 60)
+    assert "python_info" in await read(port)
+    await server.stop()
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+def scrape(collector):
+    registry = CollectorRegistry()
+    registry.register(collector)
+    return generate_latest(registry).decode()
+
+
+class TwoDevices:
+    def is_available(self):
+        return True
+
+    def device_count(self):
+        return 2
+
+    def mem_get_info(self, device):
+        return (10 * (device + 1), 100)
+
+    def memory_allocated(self, device):
+        return 7 * device
+
+
+def test_each_device_has_used_free_and_allocated_bytes_and_none_without_a_gpu():
+    text = scrape(GpuMemory(TwoDevices()))
+    assert 'fovea_gpu_memory_used_bytes{device="0"} 90.0' in text
+    assert 'fovea_gpu_memory_free_bytes{device="1"} 20.0' in text
+    assert 'fovea_gpu_memory_allocated_bytes{device="1"} 7.0' in text
+    assert scrape(GpuMemory()) == ""
+
+
+def test_who_listens_on_the_main_port_says_it_himself_and_a_worker_is_known_by_its_metrics(monkeypatch):
+    monkeypatch.setattr(health_check, "_TIMEOUT_S", 0.5)
+    with contextlib.ExitStack() as stack:
+        made = (serve_in_thread(Response(status_code=status), lifespan="off") for status in (200, 503))
+        good, bad = (int(stack.enter_context(one).rpartition(":")[2]) for one in made)
+        hangs = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+        assert [is_healthy(main, good) for main in (good, bad, hangs, free_port())] == [True, False, False, True]
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")  # is not asked for the loopback
+        assert is_healthy(good, good) is True
+    assert is_healthy(free_port(), free_port()) is False

@@ -1,7 +1,9 @@
-"""Objects are whole or absent, durable and private in a folder and in S3; the newest that expire stay."""
+"""Objects are whole or absent, durable and private; one holder of a lock at a time, in a folder and in S3."""
 
 import os
 import stat
+import subprocess
+import sys
 import threading
 import time
 from datetime import timedelta
@@ -10,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from fovea.errors import NotReady, StorageFull
-from shared.storage import ExpiringObjects, ObjectStore, object_store
+from fovea.errors import Cancelled, NotReady, StorageFull
+from shared.jobs.redis_server import RedisServer
+from shared.settings import Settings, environment
+from shared.storage import ExpiringObjects, ObjectLock, ObjectStore, object_lock, object_store
 from shared.storage.tests.small_disk import make_read_only, mount_small_disk
 
 
@@ -24,20 +28,6 @@ def test_what_was_put_is_there_until_it_is_deleted(store):
     assert store.get("a/b") == b""
     store.delete("a/b", "a/other")
     assert store.get("a/b") is None
-
-
-def test_an_object_that_another_writer_removes_at_once_was_stored(tmp_path, monkeypatch):
-    store = ObjectStore.open((tmp_path / "objects").as_uri())
-
-    def put_and_remove(*args: Any, **kwargs: Any) -> None:
-        original(*args, **kwargs)
-        store.delete("x")
-
-    original = object_store.obstore.put
-    monkeypatch.setattr(object_store.obstore, "put", put_and_remove)
-    store.put("x", b"1")
-    assert store.create("x", b"2")
-    assert store.get("x") is None
 
 
 def test_of_many_creators_one_wins_and_nothing_is_replaced(store):
@@ -53,7 +43,7 @@ def test_of_many_creators_one_wins_and_nothing_is_replaced(store):
     assert store.get("x") == str(won[0]).encode()
 
 
-def test_a_store_below_another_sees_its_own_objects_alone(store):
+def test_a_store_below_another_or_of_a_tenant_sees_its_own_objects_alone(store):
     inner = store.under("one", "two")
     inner.put("a", b"1")
     inner.put("b/c", b"22")
@@ -64,9 +54,6 @@ def test_a_store_below_another_sees_its_own_objects_alone(store):
     assert store.get("one/two/a") == b"1"
     inner.delete_all()
     assert [facts.path for facts in store.list_objects()] == ["onerous"]
-
-
-def test_tenants_share_nothing_whatever_they_are_called(store):
     names = ["alice", "Alice", "../alice", "alice/../bob", "", "\ud800", "a" * 4000]
     for name in names:
         assert store.of_tenant(name).create("secret", name.encode("utf8", "surrogatepass"))
@@ -107,13 +94,25 @@ def test_readers_never_see_half_an_object(store):
     writer.join()
 
 
-def test_a_folder_is_private_and_leaves_no_empty_folders(tmp_path):
+def test_a_folder_is_private_and_empty_ones_go_and_what_another_writer_removes_at_once_was_stored(
+    tmp_path, monkeypatch
+):
     store = ObjectStore.open((tmp_path / "objects").as_uri())
     assert not (tmp_path / "objects").exists()
     store.put("jobs/1/request", b"x")
     assert stat.S_IMODE((tmp_path / "objects").stat().st_mode) == 0o700
     store.delete("jobs/1/request")
     assert list((tmp_path / "objects").iterdir()) == []
+
+    def put_and_remove(*args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        store.delete("x")
+
+    original = object_store.obstore.put
+    monkeypatch.setattr(object_store.obstore, "put", put_and_remove)
+    store.put("x", b"1")
+    assert store.create("x", b"2")
+    assert store.get("x") is None
 
 
 def test_a_full_and_a_read_only_disk_say_what_to_do(tmp_path):
@@ -171,3 +170,107 @@ def test_the_oldest_make_room_by_number_and_by_bytes(tmp_path):
     assert small.objects.list_names() == ["large"]
     small.delete("large")
     assert small.get("large") is None
+
+
+def _hold(store: ObjectStore, log: list[str], name: str) -> None:
+    with ObjectLock(store, lambda: None, poll_s=0.01):
+        log.append(f"{name} in")
+        time.sleep(0.02)
+        log.append(f"{name} out")
+
+
+def test_holders_follow_one_another(store):
+    log: list[str] = []
+    threads = [threading.Thread(target=_hold, args=(store, log, str(n))) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(log) == 12
+    assert all(first.split()[0] == second.split()[0] for first, second in zip(log[::2], log[1::2], strict=True))
+    assert len(store.list_names()) == 1, "numbers of the past are removed"
+
+
+def test_whoever_waits_may_give_up(store):
+    def give_up() -> None:
+        detail = "enough"
+        raise Cancelled(detail)
+
+    with ObjectLock(store, lambda: None), pytest.raises(Cancelled), ObjectLock(store, give_up):
+        pass
+    with ObjectLock(store, give_up):
+        pass
+
+
+def test_a_holder_that_lives_keeps_its_lease(store, monkeypatch):
+    monkeypatch.setattr(object_lock, "SILENT_S", 0.4)
+    monkeypatch.setattr(object_lock, "_RENEW_S", 0.05)
+    log: list[str] = []
+    with ObjectLock(store, lambda: None) as held:
+        other = threading.Thread(target=_hold, args=(store, log, "other"))
+        other.start()
+        time.sleep(0.8)  # two leases
+        assert held.is_held()
+        assert log == []
+    other.join(10)
+    assert log == ["other in", "other out"]
+
+
+def test_a_holder_that_was_killed_is_followed(store, monkeypatch):
+    monkeypatch.setattr(object_lock, "SILENT_S", 0.5)
+    program = (
+        "import sys, time\nfrom shared.storage import ObjectLock, ObjectStore\n"
+        "store = ObjectStore.open(sys.argv[1]).under('l')\n"
+        "with ObjectLock(store, lambda: None):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    )
+    url = str(store._root.url)
+    with subprocess.Popen([sys.executable, "-c", program, url], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        assert child.stdout.readline() == "held\n"
+        child.kill()
+    begun = time.monotonic()
+    with ObjectLock(store.under("l"), lambda: None) as held:
+        assert held.is_held()
+    assert time.monotonic() - begun > 0.4
+
+
+PROGRAM = """
+import subprocess, sys
+from pathlib import Path
+from shared.storage.private_files import make_files_private
+folder = Path(sys.argv[1])
+make_files_private(folder)
+(folder / "own").write_text("secret")
+subprocess.run(["sh", "-c", f"mkdir {folder}/deep && echo secret > {folder}/deep/child"], check=True)
+"""
+
+
+def _open_to_others(folder: Path) -> list[Path]:
+    return [path for path in (folder, *folder.rglob("*")) if stat.S_IMODE(path.lstat().st_mode) & 0o077]
+
+
+def test_files_of_a_process_and_its_children_are_private(tmp_path):
+    folder = tmp_path / "state"
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
+    subprocess.run([sys.executable, "-c", PROGRAM, str(folder)], check=True)
+    assert len(list(folder.rglob("*"))) == 3
+    assert _open_to_others(folder) == []
+
+
+def test_a_replica_and_its_redis_write_nothing_that_others_read(tmp_path):
+    """The real entry points: a worker, which starts and stops, and the Redis of `fovea up`."""
+    before = os.umask(0o077)
+    try:
+        with RedisServer(Settings(data_dir=tmp_path / "state")) as server:
+            variables = environment(FOVEA_REDIS_URL=server.url, FOVEA_DATA_DIR=str(tmp_path / "state"))
+            command = [sys.executable, "-m", "shared.serving.worker", "medical-seg"]
+            with subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True, umask=0o022) as worker:
+                assert worker.stderr
+                while "working" not in (line := worker.stderr.readline()):
+                    assert line, "the worker ended"
+                worker.terminate()
+    finally:
+        os.umask(before)
+    assert list((tmp_path / "state").rglob("*"))
+    assert _open_to_others(tmp_path / "state") == []
