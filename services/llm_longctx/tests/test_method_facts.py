@@ -1,4 +1,4 @@
-"""What others see of methods: claims of what was measured, routes, and methods in one file as docs/07 shows them."""
+"""Methods as others see them: measured claims, routes, and methods in one file as docs/07 shows them."""
 
 import json
 import re

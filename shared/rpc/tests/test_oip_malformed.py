@@ -118,7 +118,7 @@ BAD_JSON: dict[str, tuple[Any, bytes | None, str]] = {
     "long name": (request({**GOOD, "name": "n" * 513}), None, r"^inputs\[0\]\.name: .*message: inputs\[0\]\.name: "),
     "longest name": (request({**X, "name": "n" * 512}), None, "^n{512}: .*'n{512}' has neither"),
 }
-"""Head, binary part, and what is told of it: `field: detail hint`."""
+"""Head, binary part, and the error: `field: detail hint`."""
 
 
 @pytest.mark.parametrize(("head", "raw", "told"), BAD_JSON.values(), ids=BAD_JSON.keys())

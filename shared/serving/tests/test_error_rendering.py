@@ -1,4 +1,4 @@
-"""What is raised becomes an error in the form of its route; parts, strangers and URLs are refused early."""
+"""Errors have the form of their route; parts, strangers and URLs are refused early."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What watches a process: work past its deadline, a deaf loop, memory that runs away; its metrics and HEALTHCHECK."""
+"""Watching a process: work past its deadline, a deaf loop, memory that runs away; its metrics and HEALTHCHECK."""
 
 import asyncio
 import contextlib

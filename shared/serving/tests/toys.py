@@ -169,7 +169,7 @@ class Eye(Servable[Picture, Seen]):
         return [
             Seen(bytes=len(request.image), **request.model_dump(exclude={"image"}))
             if request.image.startswith(b"\x89PNG")
-            else Malformed("The picture is no PNG.", field="image")
+            else Malformed("The picture is not a PNG.", field="image")
             for request in batch
         ]
 

@@ -357,7 +357,7 @@ def _where_it_shows(loaded: Loaded, option: str) -> list[BaseModel]:
 
 
 def _idle(loaded: Loaded, names: list[str], request: BaseModel) -> list[str]:
-    """Those of the options that change nothing about the answer to a request."""
+    """Options that change nothing about the answer to a request."""
     before = loaded.outcomes([request])[0] if names else None
     return [name for name in names if isinstance(before, FoveaError) or not _matters(loaded, name, request, before)]
 
