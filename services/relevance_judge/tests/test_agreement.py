@@ -50,6 +50,15 @@ def test_released_label_sets_agree_with_one_of_them_as_the_oracles_say(golden, r
         assert found.alpha_by_cut == pytest.approx(row["alpha_by_cut"], abs=1e-9)
 
 
+def test_alpha_of_all_released_sets_is_the_oracles(released, golden):
+    told = golden("llmjudge/agreement_with_one_judge.json")
+    names = [told["reference"], *told["judges"]]
+    pairs = list(released(names[0]))
+    ratings = [[min(max(released(name)[pair], 0), 3) for pair in pairs] for name in names]
+    for level, expected in told["alpha_all_33"].items():
+        assert _same(krippendorff_alpha(ratings, level=level), expected)
+
+
 def test_a_judge_is_joined_on_pairs_and_its_gaps_and_extras_are_counted():
     reference = {("q1", "a"): 0, ("q1", "b"): 3, ("q2", "a"): 1}
     found = agree(reference, {("q1", "b"): 10, ("q1", "a"): -1, ("q9", "a"): 2})

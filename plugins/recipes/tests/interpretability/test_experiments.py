@@ -11,6 +11,7 @@ from fovea.errors import InvalidOption, Malformed
 from fovea_recipes.interpretability import pruning
 from fovea_recipes.interpretability.experiments import influence as influences
 from fovea_recipes.interpretability.experiments.sparsity import SparsityStudy
+from services.interpretability.tests.conftest import read
 from shared.registry import CallContext
 from shared.sparsity import SparsityClaim, lint
 
@@ -27,6 +28,16 @@ def test_losses_and_selection_equal_the_golden_ones(golden):
         assert row.masked == pytest.approx(expected["loss_masked"], abs=1e-4)
         assert row.score == pytest.approx(expected["score"], abs=1e-4)
     assert influences.select(rows) == facts["selected_top20pct_per_domain_ceil"]
+
+
+def test_losses_of_the_real_model_equal_the_golden_ones(smollm2):
+    facts = read("smollm2_attention_influence.json")
+    case = facts["docs"][4]  # the shortest
+    tokens = smollm2.encode(case["text"])
+    assert len(tokens) == case["tokens"]
+    for name, heads in (("base", []), ("top14", facts["masked_heads"])):
+        found = influences.token_loss(smollm2.model, tokens, [tuple(head) for head in heads])
+        assert found == pytest.approx(case[name], abs=0.01)
 
 
 def test_nothing_hidden_scores_zero_one_token_is_refused_and_long_text_is_a_weighted_mean(golden):
