@@ -147,7 +147,7 @@ def test_files_come_from_the_service_with_what_is_shown_and_without_a_hidden_cla
     detected.locator("#live-names").uncheck()
     assert kept(detected, "Picture", "example.boxes.png") == b"a file of image/png"
     assert (stage.stub.seen[-1]["confidence"], stage.stub.seen[-1]["labels"]) == ("0.25", "false")
-    assert kept(detected, "COCO", "example.coco.json") == b"a file of application/vnd.coco+json"
+    assert b'"categories"' in kept(detected, "COCO", "example.coco.json")
     assert detected.get_by_role("button", name="Crops").count() == 0  # this model has no such form
     detected.locator("#live-confidence").fill("0.1")
     see(detected.locator("[data-part=found]")).to_have_text("3")

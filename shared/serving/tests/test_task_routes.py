@@ -142,7 +142,7 @@ async def test_too_many_pictures_and_a_wrong_option_fail_the_whole_list(client):
         ({"content": PNG, "headers": {"content-type": "video/mp4"}}, 415, None, "video/mp4"),
         ({"content": PNG, "headers": RAW, "params": {"threshold": "much"}}, 422, "threshold", "valid number"),
         ({"content": PNG, "headers": RAW, "params": {"classes": "[1"}}, 422, "classes", "must be JSON"),
-        ({"content": b"GIF89a", "headers": RAW}, 400, "image", "no PNG"),
+        ({"content": b"GIF89a", "headers": RAW}, 400, "image", "not a PNG"),
         ({"content": b"", "headers": RAW}, 422, "image", "required"),
         ({"files": {"image": ("a.png", b"")}}, 400, "image", "empty"),
         ({"files": {"picture": ("a.png", PNG)}}, 422, "picture", "no file field"),
