@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fovea.errors import InvalidOption
 from services.llm_longctx.kv_cache import PagePool, PoolExhausted
 from services.llm_longctx.kv_cache.allocator.page_runs import PageRuns
 from services.llm_longctx.kv_cache.allocator.range_allocator import RangeAllocator
@@ -109,7 +110,7 @@ def test_steps_make_room_a_page_at_a_time():
 def test_growth_is_foreseen_in_pages():
     runs = open_runs(entries=[[20, 20, 20], [0, 0, 0]])
     runs.extend(0, (0, 1), 3)
-    assert runs.pages_needed(np.array([[1, 2, 0], [0, 0, 0]])) == 1
+    assert runs.pages_needed(np.array([[1, 2, 1], [0, 0, 0]])) == 2
     assert runs.pages_needed(np.array([[5, 6, 4], [5, 0, 0]])) == 1 + 2 + 1 + 2
     runs.retract(0)
     runs.n[0, 0] = 0  # as while a head is rebuilt: it holds more than it needs
@@ -154,16 +155,28 @@ def test_a_head_begins_anew_with_room_to_grow(entries, room, pages, addresses):
 
 
 def test_the_first_pages_of_a_head_go_alone():
-    runs = open_runs(entries=[[12, 0, 0], [0, 0, 0]])
-    runs.extend(0, (0,), 11)
-    fill(runs, 0, 0)
-    runs.drop_front(0, 0, 2)
-    assert read(runs, 0, 0) == [8, 9, 10]
-    assert (runs.start[0, 0], runs.held, runs.pool.held) == (8, 1, 1)
-    assert runs.pool.reserve(2) == 0
-    runs.extend(0, (0,), 2)
-    assert read(runs, 0, 0)[:3] == [8, 9, 10]
-    assert runs.start[0, 0] > 8, "its room went with its pages"
+    runs = open_runs(entries=[[4, 12, 0], [0, 0, 0]])
+    runs.extend(0, (1,), 11)
+    fill(runs, 0, 1)
+    runs.drop_front(0, 1, 2)
+    assert read(runs, 0, 1) == [108, 109, 110]
+    assert (runs.start[0, 1], runs.held, runs.pool.held) == (12, 1, 1)
+    assert runs.pool.reserve(2) == 1
+    runs.extend(0, (1,), 2)
+    assert read(runs, 0, 1)[:3] == [108, 109, 110]
+    assert runs.start[0, 1] > 12, "its room went with its pages"
+
+
+def test_a_copy_of_runs_leaves_out_the_first_entries_of_each_head():
+    runs = open_runs()
+    for layer, head, count in ((0, 0, 6), (0, 1, 6), (1, 2, 3)):
+        runs.extend(layer, (head,), count)
+        fill(runs, layer, head)
+    twin = PageRuns(runs.pool, 2, 3)
+    twin.copy(runs, np.array([[2, 6, 0], [0, 0, 1]]))
+    assert twin.n.tolist() == [[4, 0, 0], [0, 0, 2]]
+    assert (read(twin, 0, 0), read(twin, 1, 2)) == ([2, 3, 4, 5], [201, 202])
+    assert (read(runs, 0, 0), runs.pool.held) == ([0, 1, 2, 3, 4, 5], 2 + 2 + 1 + 1 + 1)
 
 
 def test_heads_lie_together_where_they_are_equally_long_and_spaced():
@@ -271,6 +284,9 @@ def test_stores_of_few_bits_share_the_budget_and_are_made_once():
     store.reserve(1)
     store.commit(np.array([0]))
     assert pool.free == 7
+    with pytest.raises(InvalidOption, match="needs pages of 16 entries, and this engine's have 4") as caught:
+        open_pool().open_packed(4)
+    assert caught.value.field == "kv_cache_dtype"
 
 
 def test_ranges_are_handed_out_first_fit_and_join_where_they_touch():
