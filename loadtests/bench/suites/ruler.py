@@ -90,7 +90,7 @@ PRESSES = {
     "kvzip": 2,
 }
 PARTS = (
-    Part(1024, "agnostic", NEEDLES, 35, presses=PRESSES),
+    Part(1024, "agnostic", NEEDLES, 50, presses=PRESSES),
     Part(1024, "aware", NEEDLES, 5),
     Part(4096, "agnostic", NEEDLES[:1], 3, presses=dict.fromkeys(("keydiff", "knorm"), 3)),
 )
