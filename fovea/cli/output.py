@@ -138,6 +138,13 @@ def _look_up(body: Any, path: str) -> str:
     return body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
 
 
+def format_figure(value: Any, digits: int = 3) -> str:
+    """A number to so many digits; all before the point stay, as of counts."""
+    if not isinstance(value, float):
+        return "–" if value is None else str(value)
+    return f"{value:.{digits}g}" if abs(value) < 10**digits - 0.5 else f"{value:.0f}"
+
+
 def colour_status(status: str) -> str:
     """Give a job's status its colour."""
     return f"[{_STATES.get(status, 'default')}]{status}[/]"

@@ -90,7 +90,7 @@ class Judge(Servable[Request, JudgeOut], Generic[Request]):
         return found
 
     def list_template_ids(self, request: Request) -> tuple[str, ...]:
-        """The templates of a request's verdicts, as `id@digest`, and embedders; `FoveaError` for one of no use here."""
+        """Templates (`id@digest`) and embedders that decide on verdicts; `FoveaError`: no such template."""
         return (self.select_template(request.template).pinned_id,)
 
     def resolve_calibrations(self, request: Request, tenant: str) -> Request:

@@ -59,3 +59,13 @@ async def until(condition: Callable[[], Found], seconds: float = 20, what: str =
         assert waited < seconds, f"{what} did not come about in {seconds} s"
         await asyncio.sleep(pause(waited))
     return found
+
+
+async def sleep_through_a_cancel(swallowed: asyncio.Event) -> None:
+    """Sleep for a minute. The first cancellation is swallowed, as a client of Redis may do, and noted."""
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        if swallowed.is_set():
+            raise
+        swallowed.set()

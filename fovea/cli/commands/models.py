@@ -7,9 +7,8 @@ import typer
 from rich.markup import escape
 
 from fovea.api.model import ModelEntry, pick_headline, sparsity_in_words
-from fovea.cli.commands.probe import format_figure
 from fovea.cli.common_options import GatewayOptions
-from fovea.cli.output import Screen
+from fovea.cli.output import Screen, format_figure
 from fovea.cli.schema_options import describe_options
 from fovea.results import ModelCard
 

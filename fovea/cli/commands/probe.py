@@ -19,7 +19,7 @@ from fovea import endpoints
 from fovea.api.model import ModelEntry
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.job_progress import run_as_job
-from fovea.cli.output import Screen
+from fovea.cli.output import Screen, format_figure
 from fovea.cli.schema_options import parse_options, parse_pair
 from fovea.client import Client
 from fovea.errors import FoveaError, InvalidOption, NotFound
@@ -133,13 +133,6 @@ def print_report(screen: Screen, report: dict[str, Any]) -> None:
             screen.note(f"{len(shown)} of {len(rows)} rows are shown. --format tsv or -o FOLDER gives all.")
     if grids := [escape(str(grid["name"]).replace("_", " ")) for grid in report["grids"] if "name" in grid]:
         screen.note(f"[dim]Figures: {', '.join(grids)}. -o FOLDER writes them as a page and as SVG.[/]")
-
-
-def format_figure(value: Any, digits: int = 3) -> str:
-    """A number to so many digits; all before the point stay, as of counts."""
-    if not isinstance(value, float):
-        return "–" if value is None else str(value)
-    return f"{value:.{digits}g}" if abs(value) < 10**digits - 0.5 else f"{value:.0f}"
 
 
 def _print_grid(screen: Screen, method: str, report: dict[str, Any]) -> None:

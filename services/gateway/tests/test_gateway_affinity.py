@@ -24,6 +24,7 @@ from services.gateway.routing.load_balancer import FREE_SLOTS, LOAD_FACTOR, Load
 from services.gateway.routing.replica_registry import ReplicaRegistry
 from services.gateway.routing.static_upstreams import StaticUpstream
 from shared.settings import Settings
+from tests.harness.waiting import sleep_through_a_cancel
 
 
 @dataclass
@@ -454,12 +455,7 @@ async def test_watching_ends_though_the_client_of_redis_swallows_the_cancellatio
 
     async def poll():
         asked.set()
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            if swallowed.is_set():
-                raise
-            swallowed.set()
+        await sleep_through_a_cancel(swallowed)
 
     monkeypatch.setattr(replica_registry, "POLL_INTERVAL_S", 0)
     monkeypatch.setattr(registry, "_tasks", [asyncio.create_task(replica_registry._repeat(poll))])

@@ -21,16 +21,16 @@ def kappa_interval(reference: Qrels, judge: Qrels, *, draws: int = 2000, seed: i
         return None
     picks = np.random.default_rng(seed).integers(0, len(tables), (draws, len(tables)))
     times = np.stack([np.bincount(row, minlength=len(tables)) for row in picks])
-    kappas = _kappas(np.einsum("dq,qab->dab", times, tables).astype(np.float64))
-    return percentile_interval(kappas)
+    return percentile_interval(_kappas(np.einsum("dq,qab->dab", times, tables).astype(np.float64)))
 
 
 def _tables(reference: Qrels, judge: Qrels) -> Mapping[str, NDArray[np.int64]]:
     labels: dict[str, tuple[list[int], list[int]]] = {}
     for pair, grade in reference.items():
         if pair in judge:
-            for side, label in zip(labels.setdefault(pair[0], ([], [])), (grade, judge[pair]), strict=True):
-                side.append(min(max(label, GRADES[0]), GRADES[-1]))
+            first, second = labels.setdefault(pair[0], ([], []))
+            first.append(min(max(grade, GRADES[0]), GRADES[-1]))
+            second.append(min(max(judge[pair], GRADES[0]), GRADES[-1]))
     return {query: confusion(*sides) for query, sides in labels.items()}
 
 

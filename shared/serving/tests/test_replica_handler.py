@@ -24,7 +24,7 @@ from shared.serving.tests.tickets import Ticket
 from shared.serving.tests.toys import PNG
 from shared.settings import Settings
 from tests.harness.scripted import scripted
-from tests.harness.waiting import until
+from tests.harness.waiting import sleep_through_a_cancel, until
 
 
 @pytest.fixture
@@ -190,12 +190,7 @@ async def test_an_answer_comes_though_the_client_of_redis_swallows_a_cancel(hand
 
     async def watch(self, record):
         while True:
-            try:
-                await asyncio.sleep(60)
-            except asyncio.CancelledError:
-                if swallowed.is_set():
-                    raise
-                swallowed.set()
+            await sleep_through_a_cancel(swallowed)
 
     monkeypatch.setattr(ReplicaDirectory, "wait_until_silent", watch)
     async with asyncio.timeout(20):
