@@ -16,7 +16,18 @@ from fovea_edges.circuit_search import Edge, faithfulness
 from fovea_edges.edge_attribution import Metric
 from fovea_edges.edge_graph import EdgeGraph, EdgeSource
 from services.interpretability.core import report as parts
-from services.interpretability.core.report import Artefact, Bar, Bars, HeatMap, Report, Scalar, Table, canonical_json
+from services.interpretability.core.report import (
+    NPZ,
+    Artefact,
+    Bar,
+    Bars,
+    HeatMap,
+    Report,
+    Scalar,
+    Table,
+    canonical_json,
+    pack_arrays,
+)
 from services.interpretability.core.studied_model import StudiedModel
 
 MAX_DRAWN = 40
@@ -98,7 +109,9 @@ def build_report(task: str, threshold: float, subject: StudiedModel, findings: E
         artefacts=[
             Artefact.of("circuit.json", links),
             Artefact.of("circuit.neuronpedia.json", canonical_json(to_neuronpedia(placed))),
-            Artefact.of_arrays("edges.npz", to_edge_arrays(findings.graph, findings.scores, findings.circuit)),
+            Artefact.of(
+                "edges.npz", pack_arrays(to_edge_arrays(findings.graph, findings.scores, findings.circuit)), NPZ
+            ),
         ],
     )
 

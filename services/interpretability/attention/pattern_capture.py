@@ -20,6 +20,10 @@ ProjectionEdit = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, T
 """`edit(layer, q, k, v) -> q, k, v`: edits queries, keys and values [N,T,heads,d] before they are rotated."""
 
 
+ROWS_AT_ONCE = 128
+"""Positions whose pattern rows or logits are held at a time: those of a long text take gigabytes."""
+
+
 class RowCapturingAttention(DenseAttention):
     """The decoder's `attend`: passes pattern rows to a visitor, and mixes values as always."""
 
@@ -29,23 +33,22 @@ class RowCapturingAttention(DenseAttention):
         *,
         layers: Collection[int] | None = None,
         since: int = 0,
-        block: int = 128,
         cache: KVCache | None = None,
         windows: Sequence[int | None] | None = None,
     ) -> None:
-        """Capture rows of `layers` (None: all), of queries from position `since` on, `block` queries per `visit`.
+        """Capture rows of `layers` (None: all), of queries from position `since` on.
 
         Continues from `cache` where there is one; `windows` says per layer how many tokens a token sees (None: all).
         """
         super().__init__(cache, windows=windows)
-        self._visit, self._layers, self._since, self._block = visit, layers, since, block
+        self._visit, self._layers, self._since = visit, layers, since
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
         keys, values = self.remember(layer, k, v, offset)
         window = self.window(layer)
         if self._layers is None or layer in self._layers:
-            for start in range(max(self._since - offset, 0), q.shape[1], self._block):
-                end = min(start + self._block, q.shape[1])
+            for start in range(max(self._since - offset, 0), q.shape[1], ROWS_AT_ONCE):
+                end = min(start + ROWS_AT_ONCE, q.shape[1])
                 last = offset + end
                 mask = causal_mask(torch.arange(offset + start, last, device=q.device), last, None, window)
                 self._visit(layer, offset + start, patterns(scores(q[:, start:end], keys[:, :, :last], mask)))
@@ -74,9 +77,11 @@ class ColumnMaskedAttention(DenseAttention):
         mask |= torch.eye(*mask.shape, dtype=torch.bool, device=mask.device)
         group = q.shape[2] // keys.shape[1]
         kv_heads = [head // group for head in heads]
-        rows = patterns(scores(q[:, :, heads], keys[:, kv_heads], mask))
         z = z.clone()
-        z[:, :, heads] = (rows @ values[:, kv_heads]).transpose(1, 2)
+        for start in range(0, q.shape[1], ROWS_AT_ONCE):
+            block = slice(start, start + ROWS_AT_ONCE)
+            rows = patterns(scores(q[:, block, heads], keys[:, kv_heads], mask[block]))
+            z[:, block, heads] = (rows @ values[:, kv_heads]).transpose(1, 2)
         return z
 
 

@@ -172,18 +172,15 @@ class Artefact(_Part):
     encoding: Literal["utf-8", "base64"] = Field("utf-8", description="How `content` holds the bytes.")
 
     @classmethod
-    def of(cls, name: str, content: str, media_type: str = "application/json") -> Artefact:
-        """Build an artefact that holds a text."""
-        raw = content.encode()
-        digest = hashlib.sha256(raw).hexdigest()
-        return cls(name=name, media_type=media_type, sha256=digest, bytes=len(raw), content=content)
-
-    @classmethod
-    def of_arrays(cls, name: str, arrays: Mapping[str, np.ndarray]) -> Artefact:
-        """Build an artefact that holds arrays as NPZ; equal arrays give equal bytes."""
-        data = pack_arrays(arrays)
-        digest, text = hashlib.sha256(data).hexdigest(), base64.b64encode(data).decode()
-        return cls(name=name, media_type=NPZ, sha256=digest, bytes=len(data), content=text, encoding="base64")
+    def of(cls, name: str, content: str | builtins.bytes, media_type: str = "application/json") -> Artefact:
+        """Build an artefact that holds a text or bytes."""
+        held: dict[str, Any] = {"content": content}
+        if isinstance(content, str):
+            content = content.encode()
+        else:
+            held = {"content": base64.b64encode(content).decode(), "encoding": "base64"}
+        digest = hashlib.sha256(content).hexdigest()
+        return cls(name=name, media_type=media_type, sha256=digest, bytes=len(content), **held)
 
     def data(self) -> builtins.bytes:
         """The bytes of the content."""

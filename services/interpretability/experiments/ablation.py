@@ -14,17 +14,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from fovea.errors import InvalidOption
+from services.interpretability.attention.pattern_capture import ROWS_AT_ONCE
 from services.interpretability.attention.retrieval_score import Head
 from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
-from services.interpretability.core.losses import mask_heads, position_losses, token_losses
+from services.interpretability.core.losses import mask_heads, stream_losses, token_losses
 from services.interpretability.core.report import Bar, Bars, Report, Scalar, Strip, Table
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.attention import resolve_indices
+from shared.lm.decoder import Decoder
 from shared.lm.taps import Attend, Edit, Replace, Scale, trace
 from shared.registry import Paper
-
-ROWS_AT_ONCE = 256
-"""Positions that are compared at a time: a copy of all probabilities of a long text takes gigabytes."""
 
 
 class AblationSpec(Spec):
@@ -73,9 +72,10 @@ class Ablation(Experiment[AblationSpec]):
         drawn = [_build_edits(spec, others, len(ids), z) for others in _draw_controls(spec, subject)]
         control = [float(token_losses(subject.model, row, edits=of).mean()) for of in drawn]
         edits = {"before": [], "after": _build_edits(spec, heads, len(ids), z)}
-        logits = {name: trace(subject.model, row, edits=of).logits for name, of in edits.items()}
-        losses = {name: position_losses(of, row)[0] for name, of in logits.items()}
-        moved = _divergence(logits["before"], logits["after"])
+        traces = {name: trace(subject.model, row, capture=["final"], edits=of, keep=1) for name, of in edits.items()}
+        losses = {name: stream_losses(subject.model, of["final"], row)[0] for name, of in traces.items()}
+        last = {name: of.logits[0, -1] for name, of in traces.items()}
+        moved = _divergence(subject.model, *(of["final"] for of in traces.values()))
         kl = Scalar(value=float(moved.mean()), unit="nats", note="Mean over positions.")
         bars = [Bar(label=name, value=float(of.mean()) if len(ids) > 1 else None) for name, of in losses.items()]
         caption = f"Mean loss of the text. Control: {len(control)} draws of as many other heads, mean ± sd."
@@ -83,7 +83,7 @@ class Ablation(Experiment[AblationSpec]):
         return Report(
             title="Ablation",
             warnings=_warnings(losses, control),
-            scalars={"kl": kl} | _loss_scalars(losses, control) | _answer_scalars(spec, subject, logits),
+            scalars={"kl": kl} | _loss_scalars(losses, control) | _answer_scalars(spec, subject, last),
             tables=_continuation_tables(spec, subject, ids, heads, z),
             bars=[Bars(name="nll", unit="nats/token", bars=[*bars, Bar.of_draws("control", control)], caption=caption)],
             strips=[Strip(name="kl", tokens=tokens, values=moved.tolist(), caption=f"{how_far} from before, in nats.")],
@@ -124,11 +124,12 @@ def _build_edits(spec: AblationSpec, heads: Iterable[Head], tokens: int, z: dict
     return [Scale(f"z.{l}", factor, heads=h, positions=where) for l, h in heads]
 
 
-def _divergence(before: Tensor, after: Tensor) -> np.ndarray:
-    """KL(before ‖ after) at each position, in nats: [T]."""
+@torch.no_grad()
+def _divergence(model: Decoder, before: Tensor, after: Tensor) -> np.ndarray:
+    """KL(before ‖ after) at each position, in nats, of final streams [1,T,D]: [T]."""
     moved = []
-    for logits in zip(torch.split(before[0], ROWS_AT_ONCE), torch.split(after[0], ROWS_AT_ONCE), strict=True):
-        p, q = (rows.float().log_softmax(-1) for rows in logits)
+    for streams in zip(before[0].split(ROWS_AT_ONCE), after[0].split(ROWS_AT_ONCE), strict=True):
+        p, q = (model.read_logits(rows).float().log_softmax(-1) for rows in streams)
         moved.append(functional.kl_div(q, p, log_target=True, reduction="none").sum(-1))
     return np.asarray(torch.cat(moved).clamp(min=0).cpu())
 
@@ -153,13 +154,13 @@ def _loss_scalars(losses: dict[str, Tensor], control: list[float]) -> dict[str, 
     return scalars
 
 
-def _answer_scalars(spec: AblationSpec, subject: StudiedModel, logits: dict[str, Tensor]) -> dict[str, Scalar]:
+def _answer_scalars(spec: AblationSpec, subject: StudiedModel, last: dict[str, Tensor]) -> dict[str, Scalar]:
     if not (spec.correct or spec.wrong):
         return {}
     right, wrong = (subject.encode(getattr(spec, one) or "", one, special=False)[0] for one in ("correct", "wrong"))
     if right == wrong:
         raise InvalidOption("correct and wrong begin with the same token, so they never differ.", field="wrong")
-    differences = {name: float(of[0, -1, right] - of[0, -1, wrong]) for name, of in logits.items()}
+    differences = {name: float(of[right] - of[wrong]) for name, of in last.items()}
     return {f"logit_diff_{name}": Scalar(value=value, unit="logits") for name, value in differences.items()}
 
 

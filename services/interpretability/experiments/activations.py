@@ -10,7 +10,7 @@ from pydantic import Field
 
 from fovea.errors import InvalidOption, TooLarge
 from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
-from services.interpretability.core.report import Artefact, Report, Scalar, Table, heat_map
+from services.interpretability.core.report import NPZ, Artefact, Report, Scalar, Table, heat_map, pack_arrays
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.rendering.render import ACTIVATIONS
 from shared.lm.activation_names import SITES, UNLAYERED_SITES
@@ -82,7 +82,7 @@ class Activations(Experiment[ActivationsSpec]):
                     "Root mean square of each activation at each token.",
                 )
             ],
-            artefacts=[Artefact.of_arrays(ACTIVATIONS, {"ids": np.array([ids]), **arrays})],
+            artefacts=[Artefact.of(ACTIVATIONS, pack_arrays({"ids": np.array([ids])} | arrays), NPZ)],
         )
 
 

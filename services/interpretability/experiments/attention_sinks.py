@@ -87,7 +87,38 @@ class AttentionSinks(Experiment[SinksSpec]):
 
     def run(self, spec: SinksSpec, subject: StudiedModel, progress: Progress) -> Report:
         ids = _encode_text(spec, subject)
-        return _report(spec, subject, ids, column_masses(subject, ids), _measure_removal(spec, subject, ids))
+        mass = column_masses(subject, ids)
+        sinks_of = [[_positions_above(head, spec.threshold, spec.tail) for head in layer] for layer in mass]
+        counts = Counter(j for layer in sinks_of for head in layer for j in head)
+        everyone, tokens = subject.layers * subject.heads, subject.token_spans(ids)
+        sinking = [counts[j] for j in range(len(ids))]
+        shaded = "Each token, shaded by the number of heads that sink into it."
+        first = sum(0 in head for layer in sinks_of for head in layer)
+        later = sum(any(head) for layer in sinks_of for head in layer)
+        numbers = [[len(head) for head in layer] for layer in sinks_of]
+        maps = {
+            "sinks": (numbers, f"Sinks per head: positions with mean attention above {spec.threshold:g}."),
+            "first_token_mass": (mass[:, :, 0], "Mean attention that each head gives to the first token."),
+        }
+        by_layer = "Attention to the first token per layer: mean of its heads, and their range."
+        bars = [
+            Bar(label=str(l), value=float(m.mean()), low=float(m.min()), high=float(m.max()))
+            for l, m in enumerate(mass[:, :, 0])
+        ]
+        return Report(
+            title="Attention sinks",
+            scalars={
+                "tokens": Scalar(value=len(ids)),
+                "heads_with_sink_at_first": Scalar(value=first, note=f"of {everyone} heads"),
+                "share_with_sink_at_first": Scalar(value=first / everyone),
+                "share_with_later_sink": Scalar(value=later / everyone, note="A sink anywhere but on the first token."),
+                **_measure_removal(spec, subject, ids),
+            },
+            tables=_tables(counts, [token.text for token in tokens]),
+            grids=[head_map(name, values, caption, text=spec.text) for name, (values, caption) in maps.items()],
+            bars=[Bars(name="first_token_mass_by_layer", unit="mean attention", bars=bars, caption=by_layer)],
+            strips=[Strip(name="heads_sinking", tokens=tokens, values=sinking, caption=shaded)],
+        )
 
 
 def column_masses(subject: StudiedModel, ids: list[int]) -> np.ndarray:
@@ -126,42 +157,6 @@ def _measure_removal(spec: SinksSpec, subject: StudiedModel, ids: list[int]) -> 
         "nll_without": Scalar(value=after, unit="nats/token", note=hidden),
         "nll_change": Scalar(value=after - before, unit="nats/token"),
     }
-
-
-def _report(
-    spec: SinksSpec, subject: StudiedModel, ids: list[int], mass: np.ndarray, removed: dict[str, Scalar]
-) -> Report:
-    sinks_of = [[_positions_above(head, spec.threshold, spec.tail) for head in layer] for layer in mass]
-    counts = Counter(j for layer in sinks_of for head in layer for j in head)
-    everyone, tokens = subject.layers * subject.heads, subject.token_spans(ids)
-    sinking = [counts[j] for j in range(len(ids))]
-    shaded = "Each token, shaded by the number of heads that sink into it."
-    first = sum(0 in head for layer in sinks_of for head in layer)
-    later = sum(any(head) for layer in sinks_of for head in layer)
-    numbers = [[len(head) for head in layer] for layer in sinks_of]
-    maps = {
-        "sinks": (numbers, f"Sinks per head: positions with mean attention above {spec.threshold:g}."),
-        "first_token_mass": (mass[:, :, 0], "Mean attention that each head gives to the first token."),
-    }
-    by_layer = "Attention to the first token per layer: mean of its heads, and their range."
-    bars = [
-        Bar(label=str(l), value=float(m.mean()), low=float(m.min()), high=float(m.max()))
-        for l, m in enumerate(mass[:, :, 0])
-    ]
-    return Report(
-        title="Attention sinks",
-        scalars={
-            "tokens": Scalar(value=len(ids)),
-            "heads_with_sink_at_first": Scalar(value=first, note=f"of {everyone} heads"),
-            "share_with_sink_at_first": Scalar(value=first / everyone),
-            "share_with_later_sink": Scalar(value=later / everyone, note="A sink anywhere but on the first token."),
-            **removed,
-        },
-        tables=_tables(counts, [token.text for token in tokens]),
-        grids=[head_map(name, values, caption, text=spec.text) for name, (values, caption) in maps.items()],
-        bars=[Bars(name="first_token_mass_by_layer", unit="mean attention", bars=bars, caption=by_layer)],
-        strips=[Strip(name="heads_sinking", tokens=tokens, values=sinking, caption=shaded)],
-    )
 
 
 def _tables(counts: Counter[int], texts: list[str]) -> list[Table]:

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from torch.nn.functional import kl_div
+from torch.nn.functional import cross_entropy
 
 from fovea.errors import InvalidOption, TooLarge
 from services.interpretability.attention.pattern_capture import ColumnMaskedAttention, visit_patterns
-from services.interpretability.experiments import ablation
 from services.interpretability.experiments.ablation import Ablation
 from services.interpretability.experiments.activations import Activations
 from services.interpretability.experiments.attention import AttentionPatterns, rollout
@@ -16,6 +15,7 @@ from services.interpretability.experiments.head_patterns import HeadPatterns
 from services.interpretability.experiments.logit_lens import LogitLens
 from services.interpretability.rendering.render import render
 from services.interpretability.tests.conftest import arrays, artefact, ask, probing
+from shared.lm.decoder import Decoder
 from shared.lm.taps import trace
 
 
@@ -185,18 +185,21 @@ def test_the_last_position_of_a_text_stays_that_while_it_goes_on(context, tiny):
     assert found[0].tables == found[1].tables
 
 
-def test_probabilities_of_a_long_text_are_held_some_positions_at_a_time(context, tiny, monkeypatch):
-    """Of 8,000 tokens of SmolLM2 each copy would take 1.6 GB."""
-    held = []
+def test_a_long_text_is_read_out_some_positions_at_a_time(context, tiny, monkeypatch):
+    """The logits of 8,000 tokens of SmolLM2 take 1.6 GB."""
+    held, read = [], Decoder.read_logits
 
-    def spy(q, *args, **options):
-        held.append(q.shape[0])
-        return kl_div(q, *args, **options)
+    def spy(model, stream):
+        held.append(len(stream))
+        return read(model, stream)
 
+    monkeypatch.setattr(Decoder, "read_logits", spy)
     text = "kqzwxm " * 100
-    monkeypatch.setattr(ablation.functional, "kl_div", spy)
-    moved = ask(Ablation, context, text=text, continuation=0).strips[0].values
-    assert (max(held), sum(held)) == (256, len(tiny.encode(text))) == (256, len(moved))
+    ids = tiny.tensor([tiny.encode(text)])
+    report = ask(Ablation, context, text=text, continuation=0)
+    assert (max(held), len(report.strips[0].values)) == (128, ids.shape[1])
+    whole = cross_entropy(tiny.model(ids)[0, :-1], ids[0, 1:])
+    assert report.scalars["nll_before"].value == pytest.approx(float(whole), rel=1e-5)
 
 
 def test_an_ablation_nowhere_is_refused_as_it_would_say_that_heads_do_nothing():
