@@ -363,6 +363,8 @@ async def test_a_tenant_sees_what_it_consumed(gateway, toy, ring):
     table = await ask("/v1/usage", alice, accept="text/csv")
     (row,) = csv.DictReader(io.StringIO(table.text))
     assert (row["tenant"], row["tokens_out"]) == ("alice", "9")
+    for day in ("0001-01-01", "9999-12-31"):
+        assert (await ask(f"/v1/usage?until={day}", alice)).json() == {"usage": []}
     for bad in ("since=x", "since=2020-01-01", "since=2026-02-02&until=2026-01-01", "format=xml"):
         assert (await ask(f"/v1/usage?{bad}", alice)).status_code == 422
 

@@ -35,6 +35,9 @@ from tests.harness.waiting import free_port, wait_until
 
 START_S = 120
 
+PATH = [one for one in sys.path if one]
+"""Where Triton's own Python finds numpy and ONNX Runtime."""
+
 BACKEND = '''"""Runs a model's ONNX graph."""
 
 import json
@@ -92,8 +95,7 @@ def run_triton(place: Path, repository: Path, work: Path) -> Iterator[tuple[str,
     runner = Path(shutil.copy(find_stub(place), backends / "python"))
     runner.chmod(0o755)
     (backends / "onnxruntime").mkdir()
-    path = [one for one in sys.path if one]
-    (backends / "onnxruntime" / "model.py").write_text(BACKEND.format(path=path), "utf-8")
+    (backends / "onnxruntime" / "model.py").write_text(BACKEND.format(path=PATH), "utf-8")
     server = work / "tritonserver"
     shutil.copy(place / "pytriton/tritonserver/bin/tritonserver", server)
     server.chmod(0o755)
@@ -134,7 +136,9 @@ MOST = 4
 SLOW_S = 2.0
 
 SLOW = f"""
+import sys
 import time
+sys.path[:0] = {PATH}
 import triton_python_backend_utils as triton
 
 class TritonPythonModel:
