@@ -23,7 +23,7 @@ def mask_heads(heads: Iterable[Head], positions: Any = None) -> list[Edit]:
 @torch.no_grad()
 def stream_losses(model: Decoder, stream: Tensor, ids: Tensor) -> Tensor:
     """Return the loss of each next token in nats: final streams [B,T,D], ids [B,T] → [B,T−1], in float32."""
-    blocks = stream[:, :-1].flatten(0, 1).split(ROWS_AT_ONCE), ids[:, 1:].flatten().split(ROWS_AT_ONCE)
+    blocks = (torch.split(part, ROWS_AT_ONCE) for part in (stream[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
     rows = ((model.read_logits(x).float(), y) for x, y in zip(*blocks, strict=True))
     losses = [functional.cross_entropy(logits, tokens, reduction="none") for logits, tokens in rows]
     return torch.cat(losses).view(ids.shape[0], -1)

@@ -128,7 +128,7 @@ def _build_edits(spec: AblationSpec, heads: Iterable[Head], tokens: int, z: dict
 def _divergence(model: Decoder, before: Tensor, after: Tensor) -> np.ndarray:
     """KL(before ‖ after) at each position, in nats, of final streams [1,T,D]: [T]."""
     moved = []
-    for streams in zip(before[0].split(ROWS_AT_ONCE), after[0].split(ROWS_AT_ONCE), strict=True):
+    for streams in zip(torch.split(before[0], ROWS_AT_ONCE), torch.split(after[0], ROWS_AT_ONCE), strict=True):
         p, q = (model.read_logits(rows).float().log_softmax(-1) for rows in streams)
         moved.append(functional.kl_div(q, p, log_target=True, reduction="none").sum(-1))
     return np.asarray(torch.cat(moved).clamp(min=0).cpu())
