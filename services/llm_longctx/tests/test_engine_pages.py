@@ -173,3 +173,19 @@ def test_a_budget_beside_sliding_layers_is_used_up(how, share):
     budget = int(share * engine.dense_bytes(400))
     held = fit_policy(engine, method(how), None, budget, 400, 0).nbytes(400, 0, engine.pool)
     assert 0.95 * budget <= held <= budget
+
+
+def test_scores_of_a_bfloat16_cache_are_float32(monkeypatch):
+    seen = []
+
+    def after_decode(self, step, scores):
+        for g, (held, found) in enumerate(zip(step.heads, scores, strict=True)):
+            q = step.q.double().unflatten(0, (len(scores), -1))[g]
+            seen.append((found - (q @ held.k.double().T * q.shape[-1] ** -0.5).softmax(-1)).abs().max())
+        return CacheUpdate(memo=step.memo)
+
+    monkeypatch.setattr(type(RECYCLED), "after_decode", after_decode)
+    engine = Engine(tiny_decoder().bfloat16(), method=method("recycled", budget=4, stride=1))
+    engine.prefill(prompt(40))
+    engine.step(1)
+    assert max(seen) < 1e-6
