@@ -443,3 +443,13 @@ def test_no_answers_are_refused_by_name(match):
 
 def test_fitting_ends_where_no_unit_is_the_least():
     assert [fit(lambda units: 10 * units, most, first=0) for most in (5, 10, 35)] == [0, 1, 3]
+
+
+def test_models_that_think_are_told_not_to(tmp_path):
+    switch = "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}<assistant>" + switch
+    codec = Tokenizer.from_folder(write_folder(tmp_path / "model", template=template))
+    [sample] = generate("niah_single_1", codec, length=800, n=1)
+    told = codec.decode(render(codec, sample).question_ids)
+    assert told == f"{sample.question}<assistant><think></think>{sample.answer_prefix}"
+    assert sample.tokens + sample.max_new_tokens <= 800
