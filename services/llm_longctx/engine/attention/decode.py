@@ -157,7 +157,7 @@ class StepAttention:
     def _update(self, layer: int, b: int, rows: Tensor) -> None:
         """Show the method its step's probabilities, and do what follows."""
         s, step = self._states[b], self._view(layer, b, rows)
-        q = step.q.to(self.rows.pool.log_weights.dtype).unflatten(0, (len(step.heads), -1))
+        q = step.q.to(self.rows.pool.log_weights.dtype).reshape(len(step.heads), -1, step.q.shape[1])
         scores = []
         for mine, held in zip(q, step.heads, strict=True):
             logits = mine @ held.k.to(q.dtype).mT * q.shape[-1] ** -0.5
