@@ -20,6 +20,7 @@ SHARED_NAMES: dict[str, str] = {
 """Class names that may stand in several rooms, each with its reason."""
 
 NAMED_SO = {
+    "paired": "a public name of RULER-form statistics: scores, paired with dense's",
     "tiled": "a public name of `shared.vision.tiling` that callers import: a model, tiled",
     "softmax_of_all": "a noun",
 }

@@ -27,7 +27,7 @@ from fovea_lab.ruler.samples.task import OFFLINE, TASKS
 from fovea_lab.ruler.samples.variable_chains import resolve
 from fovea_lab.ruler.scoring import score, string_match_all, string_match_part
 from fovea_lab.ruler.spec import RulerSpec
-from fovea_lab.ruler.statistics import bootstrap, compare_paired
+from fovea_lab.ruler.statistics import bootstrap, paired
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.tests.conftest import Server, app_of, tiny_decoder, write_folder
 from services.llm_longctx.tests.test_engine_pages import TINY_PLAN
@@ -88,7 +88,7 @@ def test_intervals_are_the_published_ones():
         mean = bootstrap(case["values"], groups=case["groups"], draws=4000)
         assert mean.mean == pytest.approx(case["mean"], abs=1e-9)
         assert (mean.low, mean.high) == pytest.approx(case["interval"], abs=0.03)
-        both = compare_paired(case["values"], case["dense"], groups=case["groups"], draws=4000)
+        both = paired(case["values"], case["dense"], groups=case["groups"], draws=4000)
         assert both.difference.mean == pytest.approx(case["difference"], abs=1e-9)
         assert (both.difference.low, both.difference.high) == pytest.approx(case["difference_interval"], abs=0.03)
         assert (both.worse, both.better, both.equal) == (case["worse"], case["better"], case["equal"])
@@ -422,3 +422,34 @@ def test_a_tenant_compares_by_its_own_head_plans_and_by_nobody_elses(saved, tmp_
             told[tenant] = http.post("/v1/longctx/ruler", json=body, headers={"x-fovea-tenant": tenant}).text
     assert "no head plan" not in told["team"]
     assert "no head plan 'ours'" in told["local"]
+
+
+def test_its_public_names_are_found_at_the_package():
+    from fovea_lab import ruler
+
+    names = "TASKS OFFLINE DEPTHS clean score string_match_all string_match_part fwe_counts place cwe_rule resolve fit"
+    names += " generate render bootstrap paired"
+    assert [name for name in names.split() if not hasattr(ruler, name)] == []
+    assert (ruler.TASKS, ruler.paired) == (TASKS, paired)
+    with pytest.raises(AttributeError):
+        ruler.unheard_of  # noqa: B018
+
+
+@pytest.mark.parametrize("match", [string_match_all, string_match_part])
+def test_no_answers_are_refused_by_name(match):
+    with pytest.raises(InvalidOption, match="no answers"):
+        match([], [])
+
+
+def test_fitting_ends_where_no_unit_is_the_least():
+    assert [fit(lambda units: 10 * units, most, first=0) for most in (5, 10, 35)] == [0, 1, 3]
+
+
+def test_models_that_think_are_told_not_to(tmp_path):
+    switch = "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}<assistant>" + switch
+    codec = Tokenizer.from_folder(write_folder(tmp_path / "model", template=template))
+    [sample] = generate("niah_single_1", codec, length=800, n=1)
+    told = codec.decode(render(codec, sample).question_ids)
+    assert told == f"{sample.question}<assistant><think></think>{sample.answer_prefix}"
+    assert sample.tokens + sample.max_new_tokens <= 800

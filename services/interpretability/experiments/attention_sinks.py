@@ -41,7 +41,7 @@ def column_mass(pattern: Any) -> Any:
 
 def sinks(pattern: Any, threshold: float = 0.1, tail: int = 0) -> list[list[int]]:
     """Return, per head of rows [H,T,T], the positions whose mass exceeds the threshold, less the `tail` last."""
-    return [_positions_above(mass, threshold, tail) for mass in np.asarray(column_mass(np.asarray(pattern)))]
+    return [_positions_above(m.numpy(), threshold, tail) for m in torch.as_tensor(column_mass(pattern)).detach().cpu()]
 
 
 def _positions_above(mass: np.ndarray, threshold: float, tail: int) -> list[int]:

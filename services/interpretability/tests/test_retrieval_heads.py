@@ -227,6 +227,12 @@ def test_tails_hide_the_last_positions_and_cached_columns_are_divided_by_all_que
     assert np.allclose(attention_sinks.column_mass(tail)[:, 7:], attention_sinks.column_mass(whole)[:, 7:])
 
 
+def test_sinks_of_tensors_of_any_type_are_found():
+    pattern = torch.from_numpy(_random_pattern(2, 20, 20))
+    for rows in (pattern.bfloat16(), pattern.clone().requires_grad_()):
+        assert attention_sinks.sinks(rows) == attention_sinks.sinks(rows.detach().double().numpy())
+
+
 def test_masses_in_blocks_equal_those_of_the_whole_pattern(tiny):
     ids = tiny.encode("a" * 40 + "bcd" * 60 + "the end of it")
     whole = trace(tiny.model, tiny.tensor([ids]), capture=[f"pattern.{l}" for l in range(tiny.layers)])

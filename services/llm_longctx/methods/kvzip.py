@@ -73,7 +73,7 @@ class KvZip(EvictionMethod):
         made: list[Replay] = []
         for begin in range(min(self.prefix, len(ids)), len(ids), self.chunk):
             end = min(begin + self.chunk, len(ids))
-            ask = self.ask if not made else (*self.ask_next, *ids[max(begin - _OVERLAP, 0) : begin])
+            ask = self.ask if not made else (*self.ask_next, *ids[begin - min(_OVERLAP, self.chunk) : begin])
             made.append(Replay(begin, end, (*ask, *self.suffix, *ids[begin:end])))
         return tuple(made)
 

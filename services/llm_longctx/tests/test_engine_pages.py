@@ -173,3 +173,42 @@ def test_a_budget_beside_sliding_layers_is_used_up(how, share):
     budget = int(share * engine.dense_bytes(400))
     held = fit_policy(engine, method(how), None, budget, 400, 0).nbytes(400, 0, engine.pool)
     assert 0.95 * budget <= held <= budget
+
+
+def test_scores_of_a_bfloat16_cache_are_float32(monkeypatch):
+    seen = []
+
+    def after_decode(self, step, scores):
+        for g, (held, found) in enumerate(zip(step.heads, scores, strict=True)):
+            q = step.q.double().unflatten(0, (len(scores), -1))[g]
+            seen.append((found - (q @ held.k.double().T * q.shape[-1] ** -0.5).softmax(-1)).abs().max())
+        return CacheUpdate(memo=step.memo)
+
+    monkeypatch.setattr(type(RECYCLED), "after_decode", after_decode)
+    engine = Engine(tiny_decoder().bfloat16(), method=method("recycled", budget=4, stride=1))
+    engine.prefill(prompt(40))
+    engine.step(1)
+    assert max(seen) < 1e-6
+
+
+@pytest.mark.parametrize(("window", "between"), [("released", 5), ("exact", 4)])
+def test_a_prompt_that_follows_steps_leaves_a_streaming_head_its_newest_entries(window, between):
+    s = Engine(tiny_decoder(), method("duo", sink=2, recent=5, window=window), TINY_PLAN, page=4).open()
+    ids, read = prompt(40), 0
+    for chunk, steps in ((12, 3), (2, 4), (1, 1), (9, 6)):
+        s.prefill(ids[read : read + chunk])
+        for token in ids[read + chunk : read + chunk + steps]:
+            s.step(token)
+        read += chunk + steps
+        assert sorted(s.entries(0, 1).positions.tolist()) == [0, 1, *range(read - between, read)]
+
+
+def test_a_prompt_that_follows_steps_reads_what_a_sliding_layer_holds():
+    whole = Engine(build("gemma3")).prefill(IDS[:60])
+    s = Engine(build("gemma3")).open()
+    s.prefill(IDS[:30])
+    for token in IDS[30:43]:
+        s.step(token)
+    torch.testing.assert_close(s.prefill(IDS[43:50])[-1], whole[49], atol=1e-4, rtol=1e-4)
+    for at in range(50, 60):
+        torch.testing.assert_close(s.step(IDS[at]), whole[at], atol=1e-4, rtol=1e-4)

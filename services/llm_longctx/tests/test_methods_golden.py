@@ -11,7 +11,7 @@ import torch
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.methods import method
 from services.llm_longctx.methods.core.oracle import attention_weights, causal_mask
-from services.llm_longctx.methods.dhsa.method import mass_ratios, select_boundaries
+from services.llm_longctx.methods.dhsa import mass_ratios, select_boundaries
 from tests.golden import read_golden
 from tests.harness.golden_llama import fill_llama
 

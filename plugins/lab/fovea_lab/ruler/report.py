@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from fovea_lab.ruler.statistics import bootstrap, bootstrap_tasks, compare_paired
+from fovea_lab.ruler.statistics import bootstrap, bootstrap_tasks, paired
 
 INFORMATIVE = 0.2
 """A task tells methods apart at a length where dense's lower bound is at least this."""
@@ -148,7 +148,7 @@ def _build_cell(found: Sequence[Prediction], dense: Mapping[str, Prediction], dr
     first, scores, groups = found[0], [one.score for one in found], [one.group for one in found]
     both = [one for one in found if one.digest in dense]
     twins, own = [dense[one.digest].score for one in both], [one.group for one in both]
-    against = compare_paired([one.score for one in both], twins, groups=own, draws=draws) if both else None
+    against = paired([one.score for one in both], twins, groups=own, draws=draws) if both else None
     return Cell(
         **first.model_dump(include={"task", "length", "method", "knobs", "budget", "protocol"}),
         n=len(found),

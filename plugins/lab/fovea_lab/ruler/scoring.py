@@ -1,7 +1,8 @@
 """Scores of RULER-form answers: the share of the references that stand in an answer, or whether any does."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import starmap
 
 from fovea.errors import InvalidOption
 from fovea_lab.ruler.samples.task import TASKS
@@ -27,15 +28,20 @@ def score(task: str, prediction: str, references: Sequence[str]) -> float:
 
 
 def string_match_all(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Mean share of the references that were found, in percent with two decimals."""
-    scores = [sum(found) / len(found) for found in (_hits(*both) for both in zip(predictions, references, strict=True))]
-    return round(100 * sum(scores) / len(scores), 2)
+    """Mean share of the references that were found, in percent with two decimals. InvalidOption: There is no answer."""
+    return _percent(sum(found) / len(found) for found in starmap(_hits, zip(predictions, references, strict=True)))
 
 
 def string_match_part(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Share of the answers in which any reference was found, in percent with two decimals."""
-    scores = [any(found) for found in (_hits(*both) for both in zip(predictions, references, strict=True))]
-    return round(100 * sum(scores) / len(scores), 2)
+    """Share of the answers in which a reference was found, in percent with two decimals; errors as above."""
+    return _percent(float(any(found)) for found in starmap(_hits, zip(predictions, references, strict=True)))
+
+
+def _percent(scores: Iterable[float]) -> float:
+    given = list(scores)
+    if not given:
+        raise InvalidOption("There are no answers to score.", field="predictions")
+    return round(100 * sum(given) / len(given), 2)
 
 
 def _hits(prediction: str, references: Sequence[str]) -> list[bool]:

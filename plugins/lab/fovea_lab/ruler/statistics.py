@@ -51,7 +51,7 @@ def bootstrap_tasks(
     return Interval(float(np.mean(means)), float(low), float(high))
 
 
-def compare_paired(
+def paired(
     values: Sequence[float],
     dense: Sequence[float],
     *,

@@ -190,6 +190,11 @@ def test_refresh_that_cuts_a_chunk_is_refused():
         network("titans-memory", kernel="library", width=8, chunk=4, refresh=6)
 
 
+def test_the_papers_kernel_is_the_default():
+    net = network("titans-memory", width=8)
+    assert (net.paper, net.refresh, net.chunk) == (True, 16, 1)
+
+
 LAYOUTS = ("mac", "mag", "mal", "lmm", "attention")
 
 

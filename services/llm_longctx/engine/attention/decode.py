@@ -157,12 +157,10 @@ class StepAttention:
     def _update(self, layer: int, b: int, rows: Tensor) -> None:
         """Show the method its step's probabilities, and do what follows."""
         s, step = self._states[b], self._view(layer, b, rows)
-        G = len(step.heads)
-        R, d = step.q.shape[0] // G, step.q.shape[1]
+        q = step.q.to(self.rows.pool.log_weights.dtype).reshape(len(step.heads), -1, step.q.shape[1])
         scores = []
-        for g in range(G):
-            held = step.heads[g]
-            logits = (step.q[g * R : (g + 1) * R] @ held.k.mT).to(self.rows.pool.log_weights.dtype) * d**-0.5
+        for mine, held in zip(q, step.heads, strict=True):
+            logits = mine @ held.k.to(q.dtype).mT * q.shape[-1] ** -0.5
             scores.append((logits if held.log_weight is None else logits + held.log_weight).softmax(-1))
         outcome = s.policy.method.after_decode(step, scores)
         s.memos[layer] = outcome.memo

@@ -249,8 +249,8 @@ class PagedCache:
             PoolExhausted: There is no room.
         """
         fixed = (entries.positions < sink) | (entries.positions < 0)
-        # Kept entries come first, a virtual one last of them; then the ring.
-        held = entries.take(torch.argsort((~fixed).long() * 2 - (entries.positions >= 0).long() * fixed, stable=True))
+        # Kept entries come first, a virtual one last of them; then the ring, whose first entry is the first to leave.
+        held = entries.take(torch.argsort(entries.positions + ((entries.positions < 0) + ~fixed * 2 << 40)))
         n, virtual = len(fixed), int((entries.positions < 0).sum())
         # A short prompt does not fill the sinks: what comes next is one of them, and slides later.
         missing = max(sink - int(entries.positions.max()) - 1, 0) if n > virtual else sink

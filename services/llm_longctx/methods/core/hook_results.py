@@ -185,9 +185,9 @@ class RetentionPolicy:
 
     @classmethod
     def ends(cls, held: Tensor, sink: int, recent: int, *, slide: bool) -> Self:
-        """Of positions `held` [n], ascending: the first `sink` and the last `recent`, sliding in decode or not."""
-        cut = held.numel() > sink + recent
-        kept = torch.cat((held[:sink], held[held.numel() - recent :])) if cut else None
+        """Of positions `held` [n], in any order: the first `sink` and the last `recent`, sliding in decode or not."""
+        at = held.sort().values
+        kept = torch.cat((at[:sink], at[len(at) - recent :])) if len(at) > sink + recent else None
         return cls(positions=kept, sink=sink, slide=recent if slide else None)
 
 

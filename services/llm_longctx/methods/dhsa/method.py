@@ -18,10 +18,8 @@ from services.llm_longctx.methods.core.hook_results import Blocks, Dense, Prefil
 from services.llm_longctx.methods.core.oracle import attention_weights, blocks_to_tokens, causal_mask, repeat_kv
 from services.llm_longctx.methods.core.sparsity_claims import build_method_claim
 from services.llm_longctx.methods.dhsa.blocks import BlockGrid, select_blocks
-from services.llm_longctx.methods.dhsa.chunks import fixed_boundaries, mass_ratios, select_boundaries, select_tokens
+from services.llm_longctx.methods.dhsa.chunks import fixed_boundaries, select_tokens
 from shared.lm.head_plan import HeadPlan
-
-__all__ = ["Dhsa", "mass_ratios", "select_boundaries"]
 
 
 class Dhsa(AttentionMethod):

@@ -42,7 +42,7 @@ def fit(measure: Callable[[int], int], most: int, *, first: int = 1) -> int:
     if (least := measure(first)) > most:
         detail = f"The smallest prompt of this task has {least:,} tokens with its answer, and {most:,} are allowed."
         raise InvalidOption(detail, hint="Ask for a longer length.", field="lengths")
-    low, high = first, 2 * first
+    low, high = first, max(2 * first, 1)
     while measure(high) <= most:
         low, high = high, 2 * high
     while high - low > 1:

@@ -63,7 +63,10 @@ def render(codec: Codec, sample: RulerSample, *, chat: bool | None = None) -> Re
 def render_text(codec: Codec, context: str, question: str, prefix: str, *, chat: bool | None = None) -> RenderedSample:
     """As `render`, of texts."""
     if codec.chat_template is not None if chat is None else chat:
-        whole = codec.chat([{"role": "user", "content": context + _MARK + question}])
+        # An answer has no room for thoughts, and begins with its prefix.
+        has_switch = "enable_thinking" in (codec.chat_template or "")
+        more: dict[str, Any] = {"names": {"enable_thinking": False}} if has_switch else {}
+        whole = codec.chat([{"role": "user", "content": context + _MARK + question}], **more)
         head, _, tail = whole.partition(_MARK)
         context_ids = codec.encode(head, special=False)
     else:

@@ -89,8 +89,8 @@ class _Memory(TitansMemory):
     def __init__(self, config: TitansConfig) -> None:
         super().__init__(
             "paper",
-            config.width,
-            config.heads,
+            width=config.width,
+            heads=config.heads,
             depth=config.depth,
             refresh=config.refresh,
             max_rate=_MAX_RATE,

@@ -82,7 +82,8 @@ class TitansMemory(nn.Module):
 
     def __init__(
         self,
-        kernel: Kernel,
+        kernel: Kernel = "paper",
+        *,
         width: int,
         heads: int = 1,
         head_dim: int | None = None,
@@ -90,7 +91,6 @@ class TitansMemory(nn.Module):
         expansion: float = 2.0,
         chunk: int = 1,
         refresh: int | None = None,
-        *,
         momentum: bool = True,
         residual_norm: bool = True,
         input_norm: bool = True,
